@@ -1,0 +1,129 @@
+"""What the kernel should have, or has, as plain data: one frozenset for each kind of thing.
+
+A kind is a NamedTuple; the fields that `key` returns say which thing it is, the others how it should be. Addresses are
+text in their canonical form (``10.99.1.2``, ``fd00::2``) and prefixes as ``10.99.1.1/24``; both families use the same kinds.
+``netns`` is the name below /run/netns, and ``""`` is the host.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Element(NamedTuple):
+    """One element of an nftables set (``value`` empty) or map; ``comment`` names the service or network that owns it."""
+
+    table: str  # "inet niso" or "bridge niso"
+    container: str
+    element: str  # as nft writes it: "tcp . 8080"
+    value: str
+    comment: str
+
+    def key(self) -> tuple[str, ...]:
+        return (self.table, self.container, self.element)
+
+
+class Ruleset(NamedTuple):
+    """The two tables with their chains, sets and maps, without elements; ``digest`` names the text (render/nft.py)."""
+
+    digest: str
+
+    def key(self) -> tuple[str, ...]:
+        return ()
+
+
+class Bridge(NamedTuple):
+    name: str
+    mtu: int  # bytes
+    alias: str
+
+    def key(self) -> tuple[str, ...]:
+        return (self.name,)
+
+
+class Netns(NamedTuple):
+    """A named network namespace whose ``lo`` is up and carries ``alias``."""
+
+    name: str
+    alias: str
+
+    def key(self) -> tuple[str, ...]:
+        return (self.name,)
+
+
+class Veth(NamedTuple):
+    """A veth pair: ``name`` on the host, a port of ``bridge``; ``peer`` in ``netns``. Both ends are up."""
+
+    name: str
+    netns: str
+    peer: str
+    mac: str  # of the peer
+    mtu: int
+    bridge: str
+    hairpin: bool
+    alias: str
+
+    def key(self) -> tuple[str, ...]:
+        return (self.name,)
+
+
+class Address(NamedTuple):
+    netns: str
+    link: str
+    address: str
+
+    def key(self) -> tuple[str, ...]:
+        return tuple(self)
+
+
+class Route(NamedTuple):
+    """A unicast route of the main table. ``destination`` is a prefix; ``default`` is written ``0.0.0.0/0`` or ``::/0``."""
+
+    netns: str
+    destination: str
+    gateway: str
+    link: str
+
+    def key(self) -> tuple[str, ...]:
+        return (self.netns, self.destination)
+
+
+class Sysctl(NamedTuple):
+    netns: str
+    name: str  # below /proc/sys: "net/ipv4/ip_forward"
+    value: str
+
+    def key(self) -> tuple[str, ...]:
+        return (self.netns, self.name)
+
+
+class HostsFile(NamedTuple):
+    folder: str
+    text: str
+
+    def key(self) -> tuple[str, ...]:
+        return (self.folder,)
+
+
+Thing = Element | Ruleset | Bridge | Netns | Veth | Address | Route | Sysctl | HostsFile
+
+
+class State(NamedTuple):
+    """All kinds, in the order in which they are made; they are taken away in reverse.
+
+    Rules come before anything that could carry a packet and go after it, so that what exists half-way is never wider
+    than what was declared.
+    """
+
+    rulesets: frozenset[Ruleset] = frozenset()
+    elements: frozenset[Element] = frozenset()
+    bridges: frozenset[Bridge] = frozenset()
+    netns: frozenset[Netns] = frozenset()
+    veths: frozenset[Veth] = frozenset()
+    addresses: frozenset[Address] = frozenset()
+    routes: frozenset[Route] = frozenset()
+    sysctls: frozenset[Sysctl] = frozenset()
+    hosts_files: frozenset[HostsFile] = frozenset()
+
+    def union(self, other: State) -> State:
+        return State(*(a | b for a, b in zip(self, other, strict=True)))
