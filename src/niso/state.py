@@ -98,14 +98,26 @@ class Sysctl(NamedTuple):
 
 
 class HostsFile(NamedTuple):
+    """The file that all services with one ordered list of networks read; ``folder`` names the list (names.hosts_folder)."""
+
     folder: str
-    text: str
 
     def key(self) -> tuple[str, ...]:
         return (self.folder,)
 
 
-Thing = Element | Ruleset | Bridge | Netns | Veth | Address | Route | Sysctl | HostsFile
+class HostsLine(NamedTuple):
+    """One service's line in one hosts file; ``names`` as they stand behind the address."""
+
+    folder: str
+    address: str
+    names: str
+
+    def key(self) -> tuple[str, ...]:
+        return tuple(self)
+
+
+Thing = Element | Ruleset | Bridge | Netns | Veth | Address | Route | Sysctl | HostsFile | HostsLine
 
 
 class State(NamedTuple):
@@ -119,11 +131,14 @@ class State(NamedTuple):
     elements: frozenset[Element] = frozenset()
     bridges: frozenset[Bridge] = frozenset()
     netns: frozenset[Netns] = frozenset()
+    sysctls: frozenset[Sysctl] = frozenset()
     veths: frozenset[Veth] = frozenset()
     addresses: frozenset[Address] = frozenset()
     routes: frozenset[Route] = frozenset()
-    sysctls: frozenset[Sysctl] = frozenset()
     hosts_files: frozenset[HostsFile] = frozenset()
+    hosts_lines: frozenset[HostsLine] = frozenset()
 
-    def union(self, other: State) -> State:
-        return State(*(a | b for a, b in zip(self, other, strict=True)))
+
+def union(one: State, other: State) -> State:
+    """All things of both; a thing that both have with different fields is in it twice."""
+    return State(*(a | b for a, b in zip(one, other, strict=True)))

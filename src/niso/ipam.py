@@ -1,0 +1,68 @@
+"""Which address an endpoint gets. Pure: numbers in, numbers out; the store holds the leases.
+
+An address is handled by its number within its subnet (0 is the network's own), so both families are alike.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def usable(subnet: Network, gateway: int) -> int:
+    """How many addresses a subnet has for services: all but network, broadcast and gateway."""
+    return last(subnet) - 1 if 0 < gateway <= last(subnet) else last(subnet)
+
+
+def last(subnet: Network) -> int:
+    """The highest number that an endpoint may have (IPv4: not the broadcast address, RFC 919)."""
+    return subnet.num_addresses - (2 if subnet.version == 4 else 1)
+
+
+def first_free(subnet: Network, gateway: int, used: Iterable[int]) -> int | None:
+    """The lowest number that is not the network's, the gateway's, the broadcast or in ``used`` (ascending); None if full."""
+    candidate = 1
+    for number in used:
+        while candidate == gateway:
+            candidate += 1
+        if number > candidate:
+            break
+        if number == candidate:
+            candidate += 1
+    while candidate == gateway:
+        candidate += 1
+    return candidate if candidate <= last(subnet) else None
+
+
+def refusal(subnet: Network, gateway: int, number: int) -> str | None:
+    """Why a static address cannot be an endpoint's, in words; None if it can."""
+    if number == 0:
+        return "it is the address of the network itself"
+    if number == gateway:
+        return "it is the gateway"
+    if subnet.version == 4 and number == subnet.num_addresses - 1:
+        return "it is the broadcast address"
+    return None
+
+
+def free_prefix(pool: Network, length: int, taken: Iterable[Network], kept: Network | None = None) -> Network | None:
+    """The lowest prefix of ``length`` in ``pool`` that overlaps none of ``taken`` and is not ``kept``; None if there is none."""
+    size = 1 << (pool.max_prefixlen - length)
+    spans = sorted(
+        (int(net.network_address), int(net.broadcast_address)) for net in taken if net.version == pool.version
+    )
+    if kept is not None:
+        spans = sorted([*spans, (int(kept.network_address), int(kept.broadcast_address))])
+    start = int(pool.network_address)
+    end = int(pool.broadcast_address)
+    for low, high in spans:
+        if high < start:
+            continue
+        if low > start + size - 1:
+            break
+        start = (high // size + 1) * size
+    if start + size - 1 > end:
+        return None
+    return ipaddress.ip_network((start, length)) if pool.version == 4 else ipaddress.IPv6Network((start, length))

@@ -1,0 +1,242 @@
+"""Netlink: messages in one sendmsg, acknowledgements with the kernel's own words, dumps (netlink(7), linux/netlink.h).
+
+The only place where an errno becomes a `KernelError`: see `refused`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import NamedTuple, Self
+
+from niso import failpoint
+from niso.errors import KernelError
+
+ROUTE = 0  # NETLINK_ROUTE
+SOCK_DIAG = 4  # NETLINK_SOCK_DIAG
+NETFILTER = 12  # NETLINK_NETFILTER
+
+REQUEST = 0x1
+ACK = 0x4
+DUMP = 0x300
+EXCL = 0x200
+CREATE = 0x400
+
+_NLMSG_ERROR = 2
+_NLMSG_DONE = 3
+_DUMP_INTR = 0x10
+_CAPPED = 0x100
+_ACK_TLVS = 0x200
+_SOL_NETLINK = 270
+_CAP_ACK = 10
+_EXT_ACK = 11
+_GET_STRICT_CHK = 12
+_NESTED = 0x8000
+_KIND_MASK = 0x3FFF
+
+_BUFFER = 1 << 17  # bytes; the kernel packs dumps into at most 32 KiB
+_DUMP_TRIES = 10
+
+_header = struct.Struct("=IHHII")  # struct nlmsghdr
+_attribute = struct.Struct("=HH")  # struct nlattr
+
+
+class Message(NamedTuple):
+    """One request that changes something. ``what`` is the step in words; errnos in ``fine`` count as done."""
+
+    what: str
+    kind: int
+    flags: int
+    body: bytes
+    fine: tuple[int, ...] = ()
+
+
+class _Reply(NamedTuple):
+    kind: int
+    flags: int
+    sequence: int
+    body: bytes
+
+
+def refused(what: str, number: int, words: str = "") -> KernelError:
+    """The error for the step ``what`` that failed with errno ``number``; ``words`` are the kernel's own, if it had any."""
+    reason = os.strerror(number) if number else ""
+    reason = reason[:1].lower() + reason[1:]
+    if words:
+        reason = f"{reason} ({words})" if reason else words
+    hint = "run it as root (sudo niso ...)" if number in (errno.EPERM, errno.EACCES) else None
+    return KernelError(f"cannot {what}: {reason}", hint, number)
+
+
+def attribute(kind: int, payload: bytes) -> bytes:
+    """One attribute, padded to four bytes."""
+    return _attribute.pack(4 + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
+
+
+def text(kind: int, value: str) -> bytes:
+    """A string attribute with its final NUL."""
+    return attribute(kind, value.encode() + b"\0")
+
+
+def u32(kind: int, value: int) -> bytes:
+    return attribute(kind, struct.pack("=I", value))
+
+
+def nested(kind: int, *parts: bytes) -> bytes:
+    """An attribute that holds attributes."""
+    return attribute(kind | _NESTED, b"".join(parts))
+
+
+def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
+    """The attributes from ``offset`` to the end of ``data``: payload by kind (the last one of a kind wins)."""
+    found = {}
+    end = len(data)
+    while offset + 4 <= end:
+        length, kind = _attribute.unpack_from(data, offset)
+        if length < 4:
+            break
+        found[kind & _KIND_MASK] = data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+    return found
+
+
+def string(payload: bytes) -> str:
+    """The text of a NUL-terminated attribute."""
+    return payload.split(b"\0", 1)[0].decode("utf-8", "replace")
+
+
+class Netlink:
+    """A socket to one netlink family. It belongs to the network namespace in which it was opened, for all its life."""
+
+    def __init__(self, protocol: int) -> None:
+        try:
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        except OSError as error:
+            raise refused(f"open a netlink socket (protocol {protocol})", error.errno or 0) from error
+        self._sequence = 0
+        for option in (_EXT_ACK, _CAP_ACK, *((_GET_STRICT_CHK,) if protocol == ROUTE else ())):
+            self._socket.setsockopt(_SOL_NETLINK, option, 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def transact(self, *messages: Message) -> None:
+        """Send ``messages`` in one sendmsg, which the kernel works through before it returns: a kill cannot part them.
+
+        It does not stop at an error, so the later ones must be harmless where an earlier one failed. Raises KernelError
+        for the first that failed and is not ``fine``.
+        """
+        first = self._sequence + 1
+        packet = b"".join(self._pack(message.kind, message.flags | ACK, message.body) for message in messages)
+        results: dict[int, tuple[int, str]] = {}
+        try:
+            failpoint.hit(messages[0].what)
+            self._socket.sendto(packet, (0, 0))
+            while len(results) < len(messages):
+                for reply in self._receive():
+                    if reply.kind == _NLMSG_ERROR and reply.sequence >= first:
+                        results[reply.sequence] = _result(reply, 20)
+        except OSError as error:
+            raise refused(messages[0].what, error.errno or 0) from error
+        for sequence, message in enumerate(messages, first):
+            number, words = results[sequence]
+            if number and number not in message.fine:
+                raise refused(message.what, number, words)
+
+    def get(self, what: str, kind: int, body: bytes, absent: tuple[int, ...]) -> bytes | None:
+        """The body of the one answer to a request; None where the kernel answers with an errno in ``absent``."""
+        try:
+            self._socket.sendto(self._pack(kind, 0, body), (0, 0))
+            while True:
+                for reply in self._receive():
+                    if reply.sequence != self._sequence:
+                        continue
+                    if reply.kind != _NLMSG_ERROR:
+                        return reply.body
+                    number, words = _result(reply, 20)
+                    if number in absent:
+                        return None
+                    raise refused(what, number, words)
+        except OSError as error:
+            raise refused(what, error.errno or 0) from error
+
+    def dump[T](
+        self, what: str, kind: int, body: bytes, parse: Callable[[bytes], T | None], absent: tuple[int, ...] = ()
+    ) -> list[T]:
+        """All that ``parse`` makes of the bodies of a dump, without None; empty where it ends with an errno in ``absent``.
+
+        A dump that something else's changes interrupted, or that overran the socket, is asked for again.
+        """
+        for _ in range(_DUMP_TRIES):
+            try:
+                found = self._dump_once(what, kind, body, parse, absent)
+            except OSError as error:
+                if error.errno not in (errno.ENOBUFS, errno.EBUSY):
+                    raise refused(what, error.errno or 0) from error
+                self._drain()
+                continue
+            if found is not None:
+                return found
+        raise refused(what, errno.EBUSY, f"it changed each of the {_DUMP_TRIES} times it was read")
+
+    def _dump_once[T](
+        self, what: str, kind: int, body: bytes, parse: Callable[[bytes], T | None], absent: tuple[int, ...]
+    ) -> list[T] | None:
+        self._socket.sendto(self._pack(kind, DUMP, body), (0, 0))
+        found: list[T] = []
+        whole = True
+        while True:
+            for reply in self._receive():
+                if reply.sequence != self._sequence:
+                    continue
+                whole = whole and not reply.flags & _DUMP_INTR
+                if reply.kind in (_NLMSG_DONE, _NLMSG_ERROR):
+                    number, words = _result(reply, 4 if reply.kind == _NLMSG_DONE else 20)
+                    if number and number not in absent:
+                        raise refused(what, number, words)
+                    return found if whole else None
+                thing = parse(reply.body)
+                if thing is not None:
+                    found.append(thing)
+
+    def _pack(self, kind: int, flags: int, body: bytes) -> bytes:
+        self._sequence += 1
+        return _header.pack(16 + len(body), kind, flags | REQUEST, self._sequence, 0) + body + b"\0" * (-len(body) % 4)
+
+    def _receive(self) -> list[_Reply]:
+        data = self._socket.recv(_BUFFER)
+        replies = []
+        offset = 0
+        while offset + 16 <= len(data):
+            length, kind, flags, sequence, _ = _header.unpack_from(data, offset)
+            replies.append(_Reply(kind, flags, sequence, data[offset + 16 : offset + length]))
+            offset += (length + 3) & ~3
+        return replies
+
+    def _drain(self) -> None:
+        """Drop what an abandoned dump left in the socket; more of it is told by its sequence number."""
+        try:
+            while self._socket.recv(_BUFFER, socket.MSG_DONTWAIT):
+                pass
+        except OSError:
+            return
+
+
+def _result(reply: _Reply, offset: int) -> tuple[int, str]:
+    """errno (0 for success) and the extended acknowledgement's text, which starts at ``offset`` (struct nlmsgerr)."""
+    number = -struct.unpack_from("=i", reply.body)[0] if len(reply.body) >= 4 else 0
+    words = ""
+    if reply.flags & _ACK_TLVS:
+        if reply.kind == _NLMSG_ERROR and not reply.flags & _CAPPED:
+            offset = 4 + (int(struct.unpack_from("=I", reply.body, 4)[0]) + 3 & ~3)
+        words = string(attributes(reply.body, offset).get(1, b""))  # NLMSGERR_ATTR_MSG
+    return number, words

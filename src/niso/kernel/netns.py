@@ -1,0 +1,168 @@
+"""Named network namespaces below /run/netns, as iproute2's ``ip netns`` makes them (ip-netns(8), network_namespaces(7)).
+
+`create` and `inside` change the network namespace of the calling thread and come back. They are for programs of one
+thread: another thread would stay where it is, and code that runs between (a callback, a finaliser) sees the wrong
+namespace. If the way back fails the process ends at once, since all it did from there on would hit the wrong host.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from fcntl import ioctl
+
+from niso import failpoint, paths
+from niso.errors import KernelError
+from niso.kernel.netlink import refused
+from niso.kernel.rtnetlink import Rtnl
+
+_MS_BIND, _MS_REC, _MS_SHARED = 0x1000, 0x4000, 0x100000
+_MNT_DETACH = 2
+_NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
+_OWN = "/proc/thread-self/ns/net"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def create(name: str, *, alias: str = "") -> None:
+    """Make the namespace ``name`` with ``lo`` up and, if given, marked with ``alias``.
+
+    It gets its name last, so that a namespace of this name always carries its mark. What a kill leaves is an empty file,
+    which counts as absent and is used again. Raises KernelError (EEXIST where there is one of that name).
+    """
+    path = _path(name)
+    what = f"create network namespace '{name}'"
+    if exists(name):
+        raise refused(what, errno.EEXIST)
+    try:
+        _make_directory()
+        failpoint.hit(what)
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0))
+        try:
+            with _Elsewhere(None):
+                with Rtnl() as rtnl:
+                    rtnl.set_link("lo", up=True, alias=alias)
+                failpoint.hit(f"name network namespace '{name}'")
+                _mount(_OWN, path, _MS_BIND)
+        except BaseException:
+            os.unlink(path)
+            raise
+    except OSError as error:
+        raise refused(what, error.errno or 0) from error
+
+
+def delete(name: str) -> None:
+    """Take the name away; the namespace itself goes with its last process. A missing one is fine."""
+    path = _path(name)
+    what = f"delete network namespace '{name}'"
+    try:
+        failpoint.hit(what)
+        if _libc.umount2(path.encode(), _MNT_DETACH) and ctypes.get_errno() not in (errno.EINVAL, errno.ENOENT):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise refused(what, error.errno or 0) from error
+
+
+def exists(name: str) -> bool:
+    """Whether a network namespace has this name. A plain file, as a killed `create` leaves, is none."""
+    try:
+        fd = os.open(_path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise refused(f"open network namespace '{name}'", error.errno or 0) from error
+    try:
+        return ioctl(fd, _NS_GET_NSTYPE) == os.CLONE_NEWNET
+    except OSError:  # not a file of nsfs
+        return False
+    finally:
+        os.close(fd)
+
+
+def names() -> list[str]:
+    """All that have a name, sorted, whoever made them."""
+    try:
+        found = os.listdir(paths.NETNS_DIR)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise refused(f"list {paths.NETNS_DIR}", error.errno or 0) from error
+    return sorted(name for name in found if exists(name))
+
+
+def open_fd(name: str) -> int:
+    """A descriptor (close-on-exec) that keeps and names the namespace; the caller closes it. Raises KernelError."""
+    if not exists(name):
+        raise refused(f"open network namespace '{name}'", errno.ENOENT)
+    try:
+        return os.open(_path(name), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise refused(f"open network namespace '{name}'", error.errno or 0) from error
+
+
+def inside(name: str) -> _Elsewhere:
+    """``with inside(name):`` runs the block in the namespace ``name``. Raises KernelError where it cannot enter."""
+    return _Elsewhere(name)
+
+
+class _Elsewhere:
+    """A context in another network namespace: the one named, or a new one for None."""
+
+    def __init__(self, name: str | None) -> None:
+        self._name = name
+        self._home = -1
+
+    def __enter__(self) -> None:
+        target = open_fd(self._name) if self._name is not None else -1
+        try:
+            self._home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if target >= 0:
+                    os.setns(target, os.CLONE_NEWNET)
+                else:
+                    os.unshare(os.CLONE_NEWNET)
+            except OSError:
+                os.close(self._home)
+                raise
+        except OSError as error:
+            raise refused(f"enter network namespace '{self._name or '(new)'}'", error.errno or 0) from error
+        finally:
+            if target >= 0:
+                os.close(target)
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            os.setns(self._home, os.CLONE_NEWNET)
+        except BaseException:
+            os.write(2, b"niso: cannot return from a network namespace\n")
+            os._exit(1)
+        os.close(self._home)
+
+
+def _path(name: str) -> str:
+    if not name or "/" in name or "\0" in name or name in (".", ".."):
+        raise KernelError(f"'{name}' cannot be the name of a network namespace")
+    return os.path.join(paths.NETNS_DIR, name)
+
+
+def _mount(source: str, target: str, flags: int) -> None:
+    if _libc.mount(source.encode(), target.encode(), b"none", flags, None):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), target)
+
+
+def _make_directory() -> None:
+    """/run/netns as a shared mount, so that namespaces that go here go in all mount namespaces (iproute2, ipnetns.c)."""
+    os.makedirs(paths.NETNS_DIR, 0o755, exist_ok=True)
+    try:
+        _mount("", paths.NETNS_DIR, _MS_SHARED | _MS_REC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # Not a mount yet.
+        failpoint.hit(f"make {paths.NETNS_DIR} a mount")
+        _mount(paths.NETNS_DIR, paths.NETNS_DIR, _MS_BIND | _MS_REC)
+        _mount("", paths.NETNS_DIR, _MS_SHARED | _MS_REC)

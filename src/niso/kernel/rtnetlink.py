@@ -1,0 +1,422 @@
+"""Links, addresses and routes by NETLINK_ROUTE (rtnetlink(7), linux/rtnetlink.h, linux/if_link.h).
+
+A link that niso makes is never without its alias, not even if niso is killed: creation and alias are two messages of one
+sendmsg. The second must miss a foreign link that already has the name, so both name the link by an index that is chosen
+here, from a range that the kernel's own counter does not reach. (A temporary name would do too, but a rename waits for RCU.)
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from typing import NamedTuple
+
+from niso.kernel import netlink
+from niso.kernel.netlink import Message, attribute, attributes, nested, refused, text, u32
+
+MAIN = 254  # RT_TABLE_MAIN
+STATIC = 4  # RTPROT_STATIC
+UNICAST = 1  # RTN_UNICAST
+
+_NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
+_NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
+_NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
+
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
+_IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 18, 20, 26, 28, 29
+_IFLA_LINK_NETNSID = 37
+_INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
+_BR_FORWARD_DELAY, _BR_STP_STATE, _BR_MCAST_SNOOPING = 1, 5, 23
+_BR_NF_CALL_IPTABLES, _BR_NF_CALL_IP6TABLES = 36, 37
+_BRPORT_MODE = 4  # hairpin
+_VETH_INFO_PEER = 1
+_INET6_ADDR_GEN_MODE, _ADDR_GEN_MODE_NONE = 8, 1
+_SKIP_STATS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
+
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
+_IFA_F_NODAD = 0x02
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE = 1, 4, 5, 15
+_SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
+
+_IFF_UP = 1
+_OWN_INDEX = 1 << 20  # the first index of links made here; the kernel counts up from 1
+_INDEX_TRIES = 16
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+_ifinfomsg = struct.Struct("=BxHiII")
+_ifaddrmsg = struct.Struct("=BBBBI")
+_rtmsg = struct.Struct("=BBBBBBBBI")
+
+
+class Link(NamedTuple):
+    """A network interface of the namespace that was asked.
+
+    ``kind`` is "bridge", "veth", or "" for those without a driver of their own (lo, hardware); ``mtu`` in bytes; ``master``
+    the index of its bridge, 0 for none; ``peer_index`` IFLA_LINK (a veth's other end, 0 for none) and ``peer_netnsid`` that
+    end's namespace, -1 for this one; ``hairpin`` of a bridge port; ``call_iptables``, ``call_ip6tables`` of a bridge.
+    """
+
+    index: int
+    name: str
+    kind: str
+    mtu: int
+    mac: str
+    up: bool
+    master: int
+    alias: str
+    peer_index: int
+    peer_netnsid: int
+    hairpin: bool
+    call_iptables: bool
+    call_ip6tables: bool
+
+
+class LinkAddress(NamedTuple):
+    """An address of a link: ``family`` AF_INET or AF_INET6, ``address`` as "10.99.1.1/24", ``flags`` IFA_F_*."""
+
+    index: int
+    family: int
+    address: str
+    scope: int
+    flags: int
+
+
+class LinkRoute(NamedTuple):
+    """A route: ``destination`` a prefix ("0.0.0.0/0" for default), ``gateway`` "" for none, ``index`` of its link or 0."""
+
+    destination: str
+    gateway: str
+    index: int
+    table: int
+    protocol: int
+    type: int
+
+
+class Rtnl(netlink.Netlink):
+    """A rtnetlink socket in the network namespace that the caller is in when it opens it. A context manager.
+
+    Every method raises KernelError, which names the object and has the kernel's own words.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(netlink.ROUTE)
+
+    def link(self, name: str) -> Link | None:
+        """The link ``name``, or None."""
+        return self._link(f"read link '{name}'", 0, text(_IFLA_IFNAME, name))
+
+    def links(self) -> list[Link]:
+        """All links, in the kernel's order."""
+        body = _ifinfo() + u32(_IFLA_EXT_MASK, _SKIP_STATS)
+        return self.dump("list links", _GETLINK, body, _parse_link)
+
+    def add_bridge(self, name: str, *, mtu: int, alias: str, mac: str | None = None) -> None:
+        """A bridge, up, without STP, multicast snooping and link-local address.
+
+        Its MAC is ``mac`` or a random one, and stays: left to itself the kernel takes over the lowest of its ports' and
+        so changes it under the services' neighbour tables.
+        """
+        index = self._free_index()
+        data = (
+            u32(_BR_FORWARD_DELAY, 0),
+            u32(_BR_STP_STATE, 0),
+            attribute(_BR_MCAST_SNOOPING, b"\0"),
+        )
+        own = _packed_mac(mac) if mac else bytes([0x0A, *os.urandom(5)])
+        what = f"create bridge '{name}'"
+        self._create(
+            index,
+            Message(
+                what,
+                _NEWLINK,
+                netlink.CREATE | netlink.EXCL,
+                _ifinfo(index)
+                + text(_IFLA_IFNAME, name)
+                + attribute(_IFLA_ADDRESS, own)
+                + nested(_IFLA_LINKINFO, text(_INFO_KIND, "bridge"), nested(_INFO_DATA, *data)),
+            ),
+            # The MTU after creation: only a change counts as the user's choice, which outlives the last port.
+            Message(what, _NEWLINK, 0, _ifinfo(index) + _alias(alias) + u32(_IFLA_MTU, mtu)),
+            _no_link_local(what, index),
+            Message(f"set bridge '{name}' up", _NEWLINK, 0, _ifinfo(index, _IFF_UP, _IFF_UP)),
+        )
+
+    def add_veth(
+        self,
+        name: str,
+        *,
+        peer: str,
+        peer_netns_fd: int,
+        peer_mac: str,
+        mtu: int,
+        bridge: str,
+        hairpin: bool,
+        alias: str,
+    ) -> None:
+        """A veth pair: ``name`` here, up, a port of ``bridge``; ``peer``, down, in the namespace of ``peer_netns_fd``."""
+        master = self._master(bridge)
+        index = self._free_index()
+        what = f"create veth '{name}'"
+        far = (
+            _ifinfo()
+            + text(_IFLA_IFNAME, peer)
+            + attribute(_IFLA_ADDRESS, _packed_mac(peer_mac))
+            + u32(_IFLA_MTU, mtu)
+            + u32(_IFLA_NET_NS_FD, peer_netns_fd)
+        )
+        self._create(
+            index,
+            Message(
+                what,
+                _NEWLINK,
+                netlink.CREATE | netlink.EXCL,
+                _ifinfo(index)
+                + text(_IFLA_IFNAME, name)
+                + u32(_IFLA_MTU, mtu)
+                + nested(
+                    _IFLA_LINKINFO, text(_INFO_KIND, "veth"), nested(_INFO_DATA, attribute(_VETH_INFO_PEER, far))
+                ),
+            ),
+            Message(what, _NEWLINK, 0, _ifinfo(index) + _alias(alias)),
+            _no_link_local(what, index),
+            Message(f"attach '{name}' to bridge '{bridge}'", _NEWLINK, 0, _ifinfo(index) + u32(_IFLA_MASTER, master)),
+            Message(f"set hairpin of '{name}'", _NEWLINK, 0, _ifinfo(index) + _hairpin(hairpin)),
+            Message(f"set link '{name}' up", _NEWLINK, 0, _ifinfo(index, _IFF_UP, _IFF_UP)),
+        )
+
+    def set_link(
+        self,
+        name: str,
+        *,
+        up: bool | None = None,
+        mtu: int | None = None,
+        alias: str | None = None,
+        master: str | None = None,
+        hairpin: bool | None = None,
+        mac: str | None = None,
+    ) -> None:
+        """Change what is not None of the link ``name``; ``master`` "" takes it off its bridge, ``alias`` "" clears it."""
+        flags = _IFF_UP if up else 0
+        changes = text(_IFLA_IFNAME, name)
+        words = []
+        if mtu is not None:
+            changes += u32(_IFLA_MTU, mtu)
+            words.append(f"mtu {mtu}")
+        if alias is not None:
+            changes += _alias(alias)
+            words.append(f"alias '{alias}'")
+        if mac is not None:
+            changes += attribute(_IFLA_ADDRESS, _packed_mac(mac))
+            words.append(f"mac {mac}")
+        if master is not None:
+            changes += u32(_IFLA_MASTER, self._master(master) if master else 0)
+            words.append(f"master {master or 'none'}")
+        if up is not None:
+            words.append("up" if up else "down")
+        messages = []
+        if words:
+            what = f"set link '{name}' {', '.join(words)}"
+            messages.append(Message(what, _NEWLINK, 0, _ifinfo(0, flags, 0 if up is None else _IFF_UP) + changes))
+        if hairpin is not None:
+            what = f"set hairpin of '{name}' {'on' if hairpin else 'off'}"
+            messages.append(Message(what, _NEWLINK, 0, _ifinfo() + text(_IFLA_IFNAME, name) + _hairpin(hairpin)))
+        if messages:
+            self.transact(*messages)
+
+    def delete_link(self, name: str) -> None:
+        """Delete the link ``name`` (and a veth's other end); one that is not there is fine."""
+        body = _ifinfo() + text(_IFLA_IFNAME, name)
+        self.transact(Message(f"delete link '{name}'", _DELLINK, 0, body, (errno.ENODEV,)))
+
+    def addresses(self, link_index: int | None = None) -> list[LinkAddress]:
+        """The addresses of one link, or of all, of both families."""
+        found = []
+        for family in _FAMILIES:
+            body = _ifaddrmsg.pack(family, 0, 0, 0, link_index or 0)
+            for address in self.dump("list addresses", _GETADDR, body, _parse_address, (errno.ENODEV,)):
+                # Without IPv6 the kernel answers for all families.
+                if address.family == family:
+                    found.append(address)
+        return found
+
+    def add_address(self, link_index: int, cidr: str) -> None:
+        """Give a link an address with its prefix length; one that it has is fine.
+
+        IPv6 without duplicate address detection: IPAM gives no address twice, and it would keep the service waiting.
+        """
+        family, packed, length = _parse_cidr(cidr)
+        flags = _IFA_F_NODAD if family == socket.AF_INET6 else 0
+        body = _ifaddrmsg.pack(family, length, flags, _SCOPE_UNIVERSE, link_index)
+        body += attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
+        what = f"add address {cidr} to link {link_index}"
+        self.transact(Message(what, _NEWADDR, netlink.CREATE | netlink.EXCL, body, (errno.EEXIST,)))
+
+    def delete_address(self, link_index: int, cidr: str) -> None:
+        """Take an address from a link; a missing one is fine."""
+        family, packed, length = _parse_cidr(cidr)
+        body = _ifaddrmsg.pack(family, length, 0, _SCOPE_UNIVERSE, link_index) + attribute(_IFA_LOCAL, packed)
+        what = f"delete address {cidr} from link {link_index}"
+        self.transact(Message(what, _DELADDR, 0, body, (errno.EADDRNOTAVAIL, errno.ENODEV)))
+
+    def routes(self, link_index: int | None = None, table: int = MAIN) -> list[LinkRoute]:
+        """The routes of a table, of both families, by one link or by any."""
+        found = []
+        for family in _FAMILIES:
+            body = _rtmsg.pack(family, 0, 0, 0, table, 0, 0, 0, 0)
+            body += u32(_RTA_OIF, link_index) if link_index else b""
+            absent = (errno.ENOENT, errno.ENODEV)  # no such table yet; no such link
+            for kind, route in self.dump("list routes", _GETROUTE, body, _parse_route, absent):
+                if kind == family and route.table == table:
+                    found.append(route)
+        return found
+
+    def add_route(self, destination: str, gateway: str, index: int) -> None:
+        """A static unicast route of the main table. Fine if it is there; another one to ``destination`` is an error."""
+        what = f"add route {destination} via {gateway or 'link'} {index}"
+        message = Message(what, _NEWROUTE, netlink.CREATE | netlink.EXCL, _route(destination, gateway, index, STATIC))
+        try:
+            self.transact(message)
+        except netlink.KernelError as error:
+            wanted = (_canonical(destination), gateway, index)
+            if error.errno != errno.EEXIST or all(route[:3] != wanted for route in self.routes(index)):
+                raise
+
+    def delete_route(self, destination: str, gateway: str, index: int) -> None:
+        """Delete a route of the main table; a missing one is fine."""
+        what = f"delete route {destination} via {gateway or 'link'} {index}"
+        body = _route(destination, gateway, index, 0)
+        self.transact(Message(what, _DELROUTE, 0, body, (errno.ESRCH, errno.ENODEV)))
+
+    def _link(self, what: str, index: int, attribute_: bytes = b"") -> Link | None:
+        body = _ifinfo(index) + attribute_ + u32(_IFLA_EXT_MASK, _SKIP_STATS)
+        answer = self.get(what, _GETLINK, body, (errno.ENODEV,))
+        return _parse_link(answer) if answer is not None else None
+
+    def _master(self, name: str) -> int:
+        link = self.link(name)
+        if link is None:
+            raise refused(f"attach a link to bridge '{name}'", errno.ENODEV)
+        return link.index
+
+    def _free_index(self) -> int:
+        for _ in range(_INDEX_TRIES):
+            index = _OWN_INDEX + int.from_bytes(os.urandom(4), "big") % (1 << 29)
+            if self._link(f"read link {index}", index) is None:
+                return index
+        raise refused("find a free link index", errno.EBUSY)
+
+    def _create(self, index: int, *messages: Message) -> None:
+        """Send them; where one fails nothing is left of the new link."""
+        try:
+            self.transact(*messages)
+        except netlink.KernelError:
+            self.transact(Message("delete the unfinished link", _DELLINK, 0, _ifinfo(index), (errno.ENODEV,)))
+            raise
+
+
+def _ifinfo(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
+    return _ifinfomsg.pack(socket.AF_UNSPEC, 0, index, flags, change)
+
+
+def _alias(alias: str) -> bytes:
+    return attribute(_IFLA_IFALIAS, alias.encode())
+
+
+def _hairpin(on: bool) -> bytes:
+    data = nested(_INFO_SLAVE_DATA, attribute(_BRPORT_MODE, bytes([on])))
+    return nested(_IFLA_LINKINFO, text(_INFO_SLAVE_KIND, "bridge"), data)
+
+
+def _no_link_local(what: str, index: int) -> Message:
+    """No IPv6 link-local address of its own. A kernel without IPv6 (or an MTU too small for it) has nothing to turn off."""
+    mode = attribute(_INET6_ADDR_GEN_MODE, bytes([_ADDR_GEN_MODE_NONE]))
+    body = _ifinfo(index) + nested(_IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
+    return Message(what, _NEWLINK, 0, body, (errno.EAFNOSUPPORT,))
+
+
+def _route(destination: str, gateway: str, index: int, protocol: int) -> bytes:
+    family, packed, length = _parse_cidr(destination)
+    # IPv4 refuses a gateway in a route of link scope, and needs "nowhere" to delete one of either; IPv6 has no scopes.
+    scope = _SCOPE_UNIVERSE if gateway or family == socket.AF_INET6 else _SCOPE_LINK
+    scope = scope if protocol else _SCOPE_NOWHERE
+    body = _rtmsg.pack(family, length, 0, 0, MAIN, protocol, scope, UNICAST, 0)
+    body += attribute(_RTA_DST, packed) if length else b""
+    if gateway:
+        body += attribute(_RTA_GATEWAY, socket.inet_pton(family, gateway))
+    return body + u32(_RTA_OIF, index)
+
+
+def _packed_mac(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
+
+
+def _parse_cidr(cidr: str) -> tuple[int, bytes, int]:
+    address, _, length = cidr.partition("/")
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return family, socket.inet_pton(family, address), int(length)
+
+
+def _canonical(cidr: str) -> str:
+    family, packed, length = _parse_cidr(cidr)
+    return f"{socket.inet_ntop(family, packed)}/{length}"
+
+
+def _number(attributes_: dict[int, bytes], kind: int, default: int) -> int:
+    payload = attributes_.get(kind)
+    return int.from_bytes(payload, "little" if _LITTLE else "big", signed=default < 0) if payload else default
+
+
+_LITTLE = struct.pack("=H", 1) == b"\1\0"
+
+
+def _parse_link(body: bytes) -> Link:
+    _, _, index, flags, _ = _ifinfomsg.unpack_from(body)
+    found = attributes(body, 16)
+    info = attributes(found.get(_IFLA_LINKINFO, b""))
+    kind = netlink.string(info.get(_INFO_KIND, b""))
+    own = attributes(info.get(_INFO_DATA, b"")) if kind == "bridge" else {}
+    is_port = netlink.string(info.get(_INFO_SLAVE_KIND, b"")) == "bridge"
+    port = attributes(info.get(_INFO_SLAVE_DATA, b"")) if is_port else {}
+    return Link(
+        index=index,
+        name=netlink.string(found[_IFLA_IFNAME]),
+        kind=kind,
+        mtu=_number(found, _IFLA_MTU, 0),
+        mac=found.get(_IFLA_ADDRESS, b"").hex(":"),
+        up=bool(flags & _IFF_UP),
+        master=_number(found, _IFLA_MASTER, 0),
+        alias=netlink.string(found.get(_IFLA_IFALIAS, b"")),
+        peer_index=_number(found, _IFLA_LINK, 0),
+        peer_netnsid=_number(found, _IFLA_LINK_NETNSID, -1),
+        hairpin=port.get(_BRPORT_MODE, b"\0") != b"\0",
+        call_iptables=own.get(_BR_NF_CALL_IPTABLES, b"\0") != b"\0",
+        call_ip6tables=own.get(_BR_NF_CALL_IP6TABLES, b"\0") != b"\0",
+    )
+
+
+def _parse_address(body: bytes) -> LinkAddress:
+    family, length, flags, scope, index = _ifaddrmsg.unpack_from(body)
+    found = attributes(body, 8)
+    # IFA_LOCAL is the address itself, where a point-to-point link has its peer in IFA_ADDRESS; IPv6 mostly has the latter only.
+    packed = found.get(_IFA_LOCAL) or found[_IFA_ADDRESS]
+    return LinkAddress(
+        index, family, f"{socket.inet_ntop(family, packed)}/{length}", scope, _number(found, _IFA_FLAGS, flags)
+    )
+
+
+def _parse_route(body: bytes) -> tuple[int, LinkRoute]:
+    family, length, _, _, table, protocol, _, kind, _ = _rtmsg.unpack_from(body)
+    found = attributes(body, 12)
+    packed = found.get(_RTA_DST) or bytes(16 if family == socket.AF_INET6 else 4)
+    gateway = found.get(_RTA_GATEWAY)
+    route = LinkRoute(
+        destination=f"{socket.inet_ntop(family, packed)}/{length}",
+        gateway=socket.inet_ntop(family, gateway) if gateway else "",
+        index=_number(found, _RTA_OIF, 0),
+        table=_number(found, _RTA_TABLE, table),
+        protocol=protocol,
+        type=kind,
+    )
+    return family, route

@@ -1,0 +1,65 @@
+"""One lock per service: who holds it may start, stop or replace that service's process."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+
+from niso import paths
+from niso.errors import Conflict
+
+_RETRY_S = 0.02
+
+
+class service_lock:  # noqa: N801 - used as a verb: ``with service_lock("api"):``
+    """Hold ``<run>/locks/<service>.lock`` (flock(2)); it goes with the process, so no crash leaves it behind.
+
+    ``timeout_s``: seconds to wait, None for as long as it takes. Raises `Conflict` when time is up.
+    The descriptor is close-on-exec: no service or conmon ever inherits it.
+    """
+
+    def __init__(self, service: str, timeout_s: float | None = None) -> None:
+        self._service = service
+        self._timeout_s = timeout_s
+        self._fd = -1
+
+    def __enter__(self) -> service_lock:
+        self._fd = open_lock(self._service)
+        try:
+            if self._timeout_s is None:
+                fcntl.flock(self._fd, fcntl.LOCK_EX)
+            else:
+                self._wait(time.monotonic() + self._timeout_s)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def _wait(self, deadline: float) -> None:
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError as error:
+                if error.errno != errno.EWOULDBLOCK:
+                    raise
+            if time.monotonic() >= deadline:
+                raise Conflict(
+                    f"{self._service}: another niso command is starting or stopping it", "wait for it to end and try again"
+                )
+            time.sleep(_RETRY_S)
+
+
+def open_lock(name: str) -> int:
+    """Open (and create, 0600) the lock file ``name``.lock; the descriptor of it. Raises OSError."""
+    folder = paths.lock_dir()
+    try:
+        return os.open(os.path.join(folder, f"{name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        os.makedirs(folder, 0o700, exist_ok=True)
+        return os.open(os.path.join(folder, f"{name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

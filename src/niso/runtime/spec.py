@@ -1,0 +1,84 @@
+"""What a service's process is, as plain data: everything that the runtime needs and nothing that it must look up."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import NamedTuple
+
+from niso import paths
+
+APP = "/app"
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class ProcessSpec(NamedTuple):
+    """One activation of a service. All paths of the host are absolute."""
+
+    service: str
+    state_id: str
+    generation: int
+    package: str
+    """The copy of the package, shown read-only at /app."""
+    rootfs: str | None
+    """The service's own root file system, never written to; None: assembled from the host's /usr."""
+    argv: list[str]
+    """The entrypoint as a path inside the service, then its arguments."""
+    working_dir: str
+    environment: dict[str, str]
+    uid: int
+    gid: int
+    groups: list[int]
+    user_name: str
+    home: str
+    capabilities: list[str]
+    """Names without ``CAP_``."""
+    read_only: bool
+    hostname: str
+    hosts_folder: str
+    """The folder that holds the file ``hosts``."""
+    resolv_conf: str
+    """The text of /etc/resolv.conf."""
+    netns: str
+    restart: str
+    """no, on-failure or always."""
+    restart_delay_s: float
+    stop_timeout_s: float
+
+
+def path_env(environment: dict[str, str]) -> str:
+    """The PATH that the service sees."""
+    return environment.get("PATH", DEFAULT_PATH)
+
+
+def save(spec: ProcessSpec) -> None:
+    """Write spec.json into the service's folder, whole or not at all. Raises OSError."""
+    write_json(os.path.join(paths.service_dir(spec.service), "spec.json"), spec._asdict())
+
+
+def load(service: str) -> ProcessSpec | None:
+    """The spec of a service's present activation; None where there is none."""
+    found = read_json(os.path.join(paths.service_dir(service), "spec.json"))
+    return None if found is None else ProcessSpec(**found)
+
+
+def write_json(path: str, value: object) -> None:
+    """Replace ``path`` by ``value`` as JSON (0600), whole or not at all. Raises OSError."""
+    draft = f"{path}.new"
+    with open(draft, "w", encoding="utf-8", opener=_private) as file:
+        json.dump(value, file)
+    os.rename(draft, path)
+
+
+def read_json(path: str) -> dict[str, object] | None:
+    """The JSON object in ``path``; None where there is no such file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            found: dict[str, object] = json.load(file)
+    except FileNotFoundError:
+        return None
+    return found
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

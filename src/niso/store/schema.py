@@ -1,0 +1,81 @@
+"""The tables of state.db and their versions."""
+
+from __future__ import annotations
+
+VERSION = 1
+
+TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE network (
+    name TEXT PRIMARY KEY,
+    bridge TEXT NOT NULL UNIQUE,
+    mtu INTEGER NOT NULL,
+    created_at REAL NOT NULL
+) STRICT;
+CREATE TABLE subnet (
+    network TEXT NOT NULL REFERENCES network ON DELETE CASCADE,
+    family INTEGER NOT NULL CHECK (family IN (4, 6)),
+    cidr TEXT NOT NULL UNIQUE,
+    gateway TEXT NOT NULL,
+    PRIMARY KEY (network, family)
+) STRICT;
+CREATE TABLE service (
+    name TEXT PRIMARY KEY,
+    manifest_path TEXT NOT NULL,
+    manifest TEXT NOT NULL,
+    rootfs TEXT,
+    package TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    uid INTEGER NOT NULL UNIQUE,
+    active INTEGER NOT NULL CHECK (active IN (0, 1)),
+    generation INTEGER NOT NULL,
+    networks TEXT NOT NULL,
+    spec TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    activated_at REAL
+) STRICT;
+CREATE INDEX service_active ON service (active);
+CREATE TABLE host_name (
+    name TEXT PRIMARY KEY,
+    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
+    position INTEGER NOT NULL
+) STRICT;
+CREATE INDEX host_name_service ON host_name (service, position);
+CREATE TABLE endpoint (
+    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    network TEXT NOT NULL REFERENCES network,
+    PRIMARY KEY (service, position),
+    UNIQUE (network, service)
+) STRICT;
+CREATE TABLE lease (
+    network TEXT NOT NULL REFERENCES network,
+    family INTEGER NOT NULL CHECK (family IN (4, 6)),
+    number BLOB NOT NULL,
+    address TEXT NOT NULL UNIQUE,
+    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
+    static INTEGER NOT NULL CHECK (static IN (0, 1)),
+    PRIMARY KEY (network, family, number),
+    UNIQUE (service, network, family)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE port (
+    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    host_ip TEXT NOT NULL,
+    host_port INTEGER NOT NULL,
+    container_port INTEGER NOT NULL,
+    proto TEXT NOT NULL,
+    PRIMARY KEY (service, position)
+) STRICT;
+CREATE INDEX port_host ON port (proto, host_port);
+CREATE TABLE intent (
+    service TEXT PRIMARY KEY,
+    action TEXT NOT NULL,
+    undo TEXT NOT NULL,
+    created_at REAL NOT NULL
+) STRICT;
+CREATE TABLE sysctl (name TEXT PRIMARY KEY, before TEXT NOT NULL) STRICT;
+"""
+
+MIGRATIONS: dict[int, str] = {}
+"""Version reached -> the SQL that brings a database of the version before it there."""

@@ -1,0 +1,467 @@
+"""The store: what niso knows, in SQLite. It holds no kernel state; what the kernel should have follows from it (plan.py).
+
+Writers hold niso's lock (apply.lock) and one transaction; readers need neither. WAL keeps both apart and survives kill -9.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from niso import failpoint, paths
+from niso.errors import NisoError, NotFound
+from niso.plan import Endpoint, Network, Port, Service, Snapshot, Subnet
+from niso.store import schema
+
+ROW_TABLES = ("service", "host_name", "endpoint", "lease", "port")
+"""The tables that hold a service, parents first; the column with its name is ``name`` in the first, else ``service``."""
+
+
+class Scope(NamedTuple):
+    """What one command touches. None is all."""
+
+    services: tuple[str, ...] | None = None
+    networks: tuple[str, ...] | None = None
+
+
+ALL = Scope()
+
+
+class ServiceRow(NamedTuple):
+    name: str
+    manifest_path: str
+    manifest: str  # JSON, model.manifest.encode
+    rootfs: str | None
+    package: str
+    fingerprint: str
+    uid: int
+    active: bool
+    generation: int
+    networks: tuple[str, ...]
+    spec: str  # JSON, the process spec of the last activation
+    created_at: float
+    activated_at: float | None
+
+
+class Intent(NamedTuple):
+    """A change that was begun: what to do if its process is gone."""
+
+    service: str
+    action: str  # activate | deactivate | remove
+    undo: str  # JSON: {"rows": {table: [row, ...]}, "networks": [created]}
+
+
+class Store:
+    """One connection. ``with store.transaction():`` for every change; a failure inside changes nothing."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db = connection
+
+    # --- opening -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, create: bool = True) -> Store:
+        """Open state.db of the state folder. Without ``create`` a store that is not there reads as an empty one."""
+        path = paths.database()
+        exists = os.path.exists(path)
+        try:
+            if not exists and not create:
+                connection = sqlite3.connect(":memory:", isolation_level=None)
+            else:
+                if not exists:
+                    failpoint.hit("create the state folder")
+                    os.makedirs(paths.state_dir(), mode=0o700, exist_ok=True)
+                    os.chmod(paths.state_dir(), 0o700)
+                connection = sqlite3.connect(path, timeout=10, isolation_level=None)
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("PRAGMA foreign_keys=ON")
+            store = cls(connection)
+            store._migrate()
+        except sqlite3.DatabaseError as error:
+            raise damaged(path, error) from error
+        except OSError as error:
+            raise NisoError(f"{error.filename}: {error.strerror}", "check NISO_STATE_DIR") from error
+        return store
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _migrate(self) -> None:
+        version = self._version()
+        if version == schema.VERSION:
+            return
+        if version > schema.VERSION:
+            raise NisoError(
+                f"{paths.database()} is of version {version}, this niso knows {schema.VERSION}", "use the newer niso"
+            )
+        with self.transaction():
+            version = self._version()  # another process may have been first
+            if version == 0:
+                for statement in schema.TABLES.split(";"):
+                    self._db.execute(statement)
+                self._db.execute("INSERT INTO meta VALUES ('state_id', ?)", (os.urandom(4).hex(),))
+                version = schema.VERSION
+            while version < schema.VERSION:
+                version += 1
+                for statement in schema.MIGRATIONS[version].split(";"):
+                    self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version={schema.VERSION}")
+
+    def _version(self) -> int:
+        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
+
+    def transaction(self) -> Transaction:
+        return Transaction(self._db)
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    def state_id(self) -> str:
+        return str(self._db.execute("SELECT value FROM meta WHERE key='state_id'").fetchone()[0])
+
+    def service(self, name: str) -> ServiceRow | None:
+        row = self._db.execute("SELECT * FROM service WHERE name=?", (name,)).fetchone()
+        return _service_row(row) if row else None
+
+    def services(self) -> list[ServiceRow]:
+        return [_service_row(row) for row in self._db.execute("SELECT * FROM service ORDER BY name")]
+
+    def active_services(self) -> list[str]:
+        return [row[0] for row in self._db.execute("SELECT name FROM service WHERE active=1 ORDER BY name")]
+
+    def resolve(self, name: str) -> str:
+        """The service that answers to ``name`` (its name, hostname or an alias). NotFound names near ones."""
+        row = self._db.execute("SELECT service FROM host_name WHERE name=?", (name,)).fetchone()
+        if row:
+            return str(row[0])
+        known = [each[0] for each in self._db.execute("SELECT name FROM host_name ORDER BY name")]
+        raise NotFound(f"no service {name!r}", _suggest(name, known, "niso ps lists the services"))
+
+    def name_holder(self, name: str) -> str | None:
+        row = self._db.execute("SELECT service FROM host_name WHERE name=?", (name,)).fetchone()
+        return str(row[0]) if row else None
+
+    def names(self, service: str) -> tuple[str, ...]:
+        rows = self._db.execute("SELECT name FROM host_name WHERE service=? ORDER BY position", (service,))
+        return tuple(row[0] for row in rows)
+
+    def ports(self, service: str | None = None) -> list[tuple[str, Port]]:
+        where, values = ("WHERE service=?", (service,)) if service else ("", ())
+        rows = self._db.execute(
+            f"SELECT service, host_ip, host_port, container_port, proto FROM port {where} ORDER BY service, position",
+            values,
+        )
+        return [(row[0], Port(*row[1:])) for row in rows]
+
+    def active_ports(self) -> list[tuple[str, Port]]:
+        rows = self._db.execute(
+            "SELECT port.service, host_ip, host_port, container_port, proto FROM port JOIN service s ON s.name=port.service"
+            " WHERE s.active=1 ORDER BY service, position"
+        )
+        return [(row[0], Port(*row[1:])) for row in rows]
+
+    def port_holders(self, proto: str, host_port: int) -> list[tuple[str, str]]:
+        """(service, host address) of all active services that publish this host port."""
+        return self._db.execute(
+            "SELECT port.service, host_ip FROM port JOIN service s ON s.name=port.service"
+            " WHERE proto=? AND host_port=? AND s.active=1",
+            (proto, host_port),
+        ).fetchall()
+
+    def leases(self, network: str, family: int = 4) -> list[tuple[str, str, bool]]:
+        """(address, service, service is active) of a network, ascending."""
+        rows = self._db.execute(
+            "SELECT address, service, active FROM lease JOIN service s ON s.name=lease.service"
+            " WHERE network=? AND family=? ORDER BY number",
+            (network, family),
+        )
+        return [(row[0], row[1], bool(row[2])) for row in rows]
+
+    def addresses(self, service: str) -> list[tuple[str, str]]:
+        """(network, address) of a service's leases, in the order of its endpoints."""
+        return self._db.execute(
+            "SELECT e.network, l.address FROM endpoint e JOIN lease l ON l.service=e.service AND l.network=e.network"
+            " WHERE e.service=? ORDER BY e.position, l.family",
+            (service,),
+        ).fetchall()
+
+    def network(self, name: str) -> Network | None:
+        found = self._networks((name,))
+        return found[0] if found else None
+
+    def networks(self) -> list[Network]:
+        return self._networks(None)
+
+    def network_names(self) -> list[str]:
+        return [row[0] for row in self._db.execute("SELECT name FROM network ORDER BY name")]
+
+    def require_network(self, name: str) -> Network:
+        found = self.network(name)
+        if found is None:
+            raise NotFound(f"no network {name!r}", _suggest(name, self.network_names(), "niso net list lists them"))
+        return found
+
+    def bridge_holder(self, bridge: str) -> str | None:
+        row = self._db.execute("SELECT name FROM network WHERE bridge=?", (bridge,)).fetchone()
+        return str(row[0]) if row else None
+
+    def members(self, network: str) -> list[tuple[str, bool]]:
+        """(service, active) of the known services on a network, by their addresses."""
+        rows = self._db.execute(
+            "SELECT s.name, s.active FROM lease l JOIN service s ON s.name=l.service"
+            " WHERE l.network=? GROUP BY s.name ORDER BY MIN(l.family), MIN(l.number)",
+            (network,),
+        )
+        return [(row[0], bool(row[1])) for row in rows]
+
+    def member_counts(self) -> dict[str, int]:
+        """Active services on each network that has any."""
+        return dict(
+            self._db.execute(
+                "SELECT network, COUNT(*) FROM endpoint e JOIN service s ON s.name=e.service AND s.active=1 GROUP BY network"
+            )
+        )
+
+    def sysctls_before(self) -> dict[str, str]:
+        return dict(self._db.execute("SELECT name, before FROM sysctl"))
+
+    def intents(self) -> list[Intent]:
+        rows = self._db.execute("SELECT service, action, undo FROM intent ORDER BY created_at")
+        return [Intent(*row) for row in rows]
+
+    def intent(self, service: str) -> Intent | None:
+        row = self._db.execute("SELECT service, action, undo FROM intent WHERE service=?", (service,)).fetchone()
+        return Intent(*row) if row else None
+
+    def _networks(self, only: tuple[str, ...] | None) -> list[Network]:
+        where, values = ("", ()) if only is None else (f"WHERE n.name IN ({_marks(only)})", only)
+        rows = self._db.execute(
+            "SELECT n.name, n.bridge, n.mtu, family, cidr, gateway,"
+            " EXISTS(SELECT 1 FROM endpoint e JOIN service v ON v.name=e.service AND v.active=1"
+            "  JOIN port p ON p.service=e.service WHERE e.network=n.name AND e.position=0)"
+            f" FROM network n JOIN subnet s ON s.network=n.name {where} ORDER BY n.name, family",
+            values,
+        )
+        found: dict[str, Network] = {}
+        for name, bridge, mtu, family, cidr, gateway, publishes in rows:
+            subnets = found[name].subnets if name in found else ()
+            found[name] = Network(name, bridge, mtu, (*subnets, Subnet(family, cidr, gateway)), bool(publishes))
+        return list(found.values())
+
+    def _active(self, names: Iterable[str]) -> Iterator[Service]:
+        """The services of ``names`` that are active, as the plan sees them."""
+        for name in names:
+            row = self._db.execute("SELECT generation FROM service WHERE name=? AND active=1", (name,)).fetchone()
+            if row is None:
+                continue
+            endpoints: dict[str, tuple[str, ...]] = {}
+            for network, address in self.addresses(name):
+                endpoints[network] = (*endpoints.get(network, ()), address)
+            yield Service(
+                name=name,
+                generation=row[0],
+                endpoints=tuple(Endpoint(network, addresses) for network, addresses in endpoints.items()),
+                ports=tuple(port for _, port in self.ports(name)),
+                names=self.names(name),
+            )
+
+    def snapshot(self, scope: Scope) -> Snapshot:
+        """The part of the store that ``scope`` needs, for plan.desired."""
+        everything = scope.services is None
+        services = tuple(self._active(self.active_services() if scope.services is None else scope.services))
+        wanted = None
+        if scope.services is not None:
+            mine = {endpoint.network for service in services for endpoint in service.endpoints}
+            wanted = tuple(sorted(mine | set(scope.networks or ())))
+        lists: dict[tuple[str, ...], list[str]] = {}
+        for text, count, name in self._db.execute(
+            "SELECT networks, COUNT(*), MIN(name) FROM service WHERE active=1 GROUP BY networks"
+        ):
+            lists[tuple(json.loads(text))] = [name] if count == 1 else [name, ""]
+        if wanted is not None:
+            lists = {reader: first for reader, first in lists.items() if set(reader) & set(wanted)}
+        in_scope = {service.name for service in services}
+        # a file that has no reader yet outside the scope is written whole
+        fresh = frozenset(r for r, first in lists.items() if everything or (len(first) == 1 and first[0] in in_scope))
+        neighbours = services if everything else tuple(self._active(self._on({n for r in fresh for n in r})))
+        return Snapshot(
+            state_id=self.state_id(),
+            networks=tuple(self._networks(wanted)),
+            services=services,
+            readers=frozenset(lists),
+            fresh=fresh,
+            neighbours=neighbours,
+            any_active=self._db.execute("SELECT 1 FROM service WHERE active=1 LIMIT 1").fetchone() is not None,
+            sysctls_before=tuple(sorted(self.sysctls_before().items())),
+        )
+
+    def _on(self, networks: set[str]) -> list[str]:
+        names = tuple(networks)
+        rows = self._db.execute(
+            f"SELECT DISTINCT service FROM endpoint WHERE network IN ({_marks(names)}) ORDER BY service",
+            names,
+        )
+        return [row[0] for row in rows]
+
+    # --- writing; inside a transaction ---------------------------------------------------------------------------
+
+    def add_network(self, network: Network, now: float) -> None:
+        self._db.execute("INSERT INTO network VALUES (?, ?, ?, ?)", (network.name, network.bridge, network.mtu, now))
+        self._db.executemany("INSERT INTO subnet VALUES (?, ?, ?, ?)", [(network.name, *s) for s in network.subnets])
+
+    def drop_network(self, name: str) -> None:
+        self._db.execute("DELETE FROM network WHERE name=?", (name,))
+
+    def put_service(self, row: ServiceRow) -> None:
+        """Insert a service, or replace its own columns; what hangs on it stays."""
+        values = (*row[:7], int(row.active), row.generation, json.dumps(row.networks), *row[10:])
+        marks = ", ".join("?" * len(values))
+        updates = ", ".join(f"{field}=excluded.{field}" for field in ServiceRow._fields[1:])
+        self._db.execute(
+            f"INSERT INTO service VALUES ({marks}) ON CONFLICT (name) DO UPDATE SET {updates}",
+            values,
+        )
+
+    def set_active(self, name: str, active: bool) -> None:
+        self._db.execute("UPDATE service SET active=? WHERE name=?", (int(active), name))
+
+    def set_names(self, service: str, names: tuple[str, ...]) -> None:
+        self._db.execute("DELETE FROM host_name WHERE service=?", (service,))
+        self._db.executemany("INSERT INTO host_name VALUES (?, ?, ?)", [(n, service, i) for i, n in enumerate(names)])
+
+    def set_ports(self, service: str, ports: Iterable[Port]) -> None:
+        self._db.execute("DELETE FROM port WHERE service=?", (service,))
+        self._db.executemany(
+            "INSERT INTO port VALUES (?, ?, ?, ?, ?, ?)", [(service, i, *p) for i, p in enumerate(ports)]
+        )
+
+    def set_endpoints(self, service: str, networks: tuple[str, ...]) -> None:
+        """The ordered networks of a service; leases on networks that it left go."""
+        self._db.execute("DELETE FROM endpoint WHERE service=?", (service,))
+        self._db.executemany(
+            "INSERT INTO endpoint VALUES (?, ?, ?)", [(service, i, network) for i, network in enumerate(networks)]
+        )
+        self._db.execute(
+            f"DELETE FROM lease WHERE service=? AND network NOT IN ({_marks(networks)})",
+            (service, *networks),
+        )
+
+    def lease_of(self, service: str, network: str, family: int) -> tuple[str, bool] | None:
+        row = self._db.execute(
+            "SELECT address, static FROM lease WHERE service=? AND network=? AND family=?", (service, network, family)
+        ).fetchone()
+        return (row[0], bool(row[1])) if row else None
+
+    def lease_holder(self, address: str) -> str | None:
+        row = self._db.execute("SELECT service FROM lease WHERE address=?", (address,)).fetchone()
+        return str(row[0]) if row else None
+
+    def used_numbers(self, network: str, family: int) -> Iterator[int]:
+        """The numbers of all leases of a subnet, ascending."""
+        rows = self._db.execute(
+            "SELECT number FROM lease WHERE network=? AND family=? ORDER BY number", (network, family)
+        )
+        return (int.from_bytes(row[0]) for row in rows)
+
+    def add_lease(self, service: str, network: str, family: int, number: int, address: str, static: bool) -> None:
+        self._db.execute(
+            "INSERT INTO lease VALUES (?, ?, ?, ?, ?, ?)",
+            (network, family, number.to_bytes(16), address, service, int(static)),
+        )
+
+    def drop_lease(self, service: str, network: str, family: int) -> None:
+        self._db.execute("DELETE FROM lease WHERE service=? AND network=? AND family=?", (service, network, family))
+
+    def free_uid(self, first: int) -> int:
+        row = self._db.execute(
+            "SELECT COALESCE(MIN(uid + 1), ?) FROM service s WHERE NOT EXISTS (SELECT 1 FROM service WHERE uid=s.uid+1)"
+            " AND EXISTS (SELECT 1 FROM service WHERE uid=?)",
+            (first, first),
+        ).fetchone()
+        return int(row[0])
+
+    def forget(self, service: str) -> None:
+        self._db.execute("DELETE FROM service WHERE name=?", (service,))
+
+    def set_sysctl_before(self, name: str, before: str) -> None:
+        self._db.execute("INSERT OR IGNORE INTO sysctl VALUES (?, ?)", (name, before))
+
+    def clear_sysctls_before(self) -> None:
+        self._db.execute("DELETE FROM sysctl")
+
+    def begin_intent(self, service: str, action: str, created_networks: Iterable[str], now: float) -> None:
+        """Note, before a change, what the service's rows were, so that whoever finds it unfinished can undo it."""
+        undo = json.dumps({"rows": self._rows(service), "networks": sorted(created_networks)})
+        self._db.execute("INSERT OR REPLACE INTO intent VALUES (?, ?, ?, ?)", (service, action, undo, now))
+
+    def end_intent(self, service: str) -> None:
+        self._db.execute("DELETE FROM intent WHERE service=?", (service,))
+
+    def undo(self, intent: Intent) -> list[str]:
+        """Put the service's rows back as the intent found them; gives the networks that it had created and that go."""
+        saved = json.loads(intent.undo)
+        self.forget(intent.service)
+        for table in ROW_TABLES:
+            for row in saved["rows"][table]:
+                values = [bytes.fromhex(value["hex"]) if isinstance(value, dict) else value for value in row]
+                self._db.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(values))})", values)
+        empty = [name for name in saved["networks"] if self.network(name) and not self._on({name})]
+        for name in empty:
+            self.drop_network(name)
+        return empty
+
+    def _rows(self, service: str) -> dict[str, list[list[object]]]:
+        rows = {}
+        for table in ROW_TABLES:
+            column = "name" if table == "service" else "service"
+            found = self._db.execute(f"SELECT * FROM {table} WHERE {column}=?", (service,)).fetchall()
+            rows[table] = [[{"hex": v.hex()} if isinstance(v, bytes) else v for v in row] for row in found]
+        return rows
+
+
+class Transaction:
+    """``BEGIN IMMEDIATE`` … ``COMMIT``, or ``ROLLBACK`` after an error or `cancel`."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db = connection
+        self._cancelled = False
+
+    def __enter__(self) -> Transaction:
+        self._db.execute("BEGIN IMMEDIATE")
+        return self
+
+    def cancel(self) -> None:
+        """Change nothing after all (``--dry-run``)."""
+        self._cancelled = True
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is None and not self._cancelled:
+            failpoint.hit("commit to the store")
+            self._db.execute("COMMIT")
+        else:
+            self._db.execute("ROLLBACK")
+
+
+def damaged(path: str, error: Exception) -> NisoError:
+    return NisoError(
+        f"{path}: {error}", "move it away and run niso net repair; services can be activated again from their manifests"
+    )
+
+
+def _service_row(row: tuple[object, ...]) -> ServiceRow:
+    fields = ServiceRow(*row)  # type: ignore[arg-type]
+    return fields._replace(active=bool(fields.active), networks=tuple(json.loads(str(fields.networks))))
+
+
+def _marks(values: Iterable[object]) -> str:
+    return ", ".join("?" for _ in values)
+
+
+def _suggest(name: str, known: list[str], otherwise: str) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]!r}?" if near else otherwise

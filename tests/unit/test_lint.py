@@ -1,0 +1,50 @@
+"""The code's form: ruff, mypy and shellcheck have nothing to say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CODE = (".ci", "examples", "src", "tests", "dev")
+
+
+def scripts(word: bytes) -> list[str]:
+    """Files of the project that start with ``#!`` and name ``word`` there, below ROOT."""
+    found = []
+    for top in CODE:
+        path = ROOT / top
+        for file in [path] if path.is_file() else sorted(path.rglob("*")):
+            if "pgsql" in file.parts or not file.is_file() or not os.access(file, os.X_OK):
+                continue
+            with file.open("rb") as stream:
+                first = stream.readline()
+            if first.startswith(b"#!") and word in first:
+                found.append(str(file.relative_to(ROOT)))
+    return found
+
+
+SHELL = scripts(b"sh")
+PYTHON = ["src", "tests", *scripts(b"python")]
+
+COMMANDS = {
+    "ruff check": [sys.executable, "-m", "ruff", "check", *PYTHON],
+    "ruff format": [sys.executable, "-m", "ruff", "format", "--check", *PYTHON],
+    "mypy": [sys.executable, "-m", "mypy"],
+    "shellcheck": ["shellcheck", *SHELL],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_lint_has_nothing_to_say(name: str) -> None:
+    done = subprocess.run(COMMANDS[name], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{name}:\n{done.stdout}{done.stderr}"
+
+
+def test_lint_sees_the_scripts() -> None:
+    assert {"dev", ".ci/run", "examples/shop/demo", "examples/shop/postgres/bin/start"} <= set(SHELL)
+    assert "examples/shop/api/bin/api" in PYTHON
