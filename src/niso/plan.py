@@ -1,15 +1,13 @@
 """Desired state: from what the store holds to what the kernel should have. Pure: no I/O, no clock, no chance.
 
-`Snapshot` is the part of the store that one command needs (one service, one network, or everything); `desired` turns it
-into a `State` of the same extent.
+A `Snapshot` is the part of the store that one command needs (one service, one network, or everything); `desired` turns
+it into a `State` of the same extent.
 """
 
 from __future__ import annotations
 
-import ipaddress
-from typing import NamedTuple
-
 from niso import names
+from niso.records import Network, Snapshot
 from niso.render import hosts, nft
 from niso.state import (
     Address,
@@ -28,63 +26,10 @@ from niso.state import (
 FORWARDING = "net/ipv4/ip_forward"
 
 
-class Subnet(NamedTuple):
-    family: int  # 4 or 6
-    cidr: str
-    gateway: str
-
-
-class Network(NamedTuple):
-    name: str
-    bridge: str
-    mtu: int
-    subnets: tuple[Subnet, ...]
-    publishes: bool  # an active service on it has a published port
-
-
-class Port(NamedTuple):
-    host_ip: str  # "" is every address of each family that the network has; "0.0.0.0" every IPv4 one
-    host_port: int
-    container_port: int
-    proto: str
-
-
-class Endpoint(NamedTuple):
-    network: str
-    addresses: tuple[str, ...]  # one for each subnet of the network
-
-
-class Service(NamedTuple):
-    """An active service."""
-
-    name: str
-    generation: int
-    endpoints: tuple[Endpoint, ...]
-    ports: tuple[Port, ...]
-    names: tuple[str, ...]  # hostname first
-
-
-class Snapshot(NamedTuple):
-    """``services`` and ``networks`` are those in scope; every network that a service in scope is on is there too.
-
-    ``readers`` are the ordered lists of networks of all active services that see one in scope; for those in ``fresh``
-    the whole file is in scope, so ``neighbours`` holds all services that stand in it.
-    """
-
-    state_id: str
-    networks: tuple[Network, ...] = ()
-    services: tuple[Service, ...] = ()
-    readers: frozenset[tuple[str, ...]] = frozenset()
-    fresh: frozenset[tuple[str, ...]] = frozenset()
-    neighbours: tuple[Service, ...] = ()
-    any_active: bool = False
-    sysctls_before: tuple[tuple[str, str], ...] = ()
-
-
 def desired(snapshot: Snapshot) -> State:
     """What the kernel should have of all that is in the snapshot's scope."""
     alias = names.alias(snapshot.state_id)
-    elements: set[Element] = set(nft.owner(snapshot.state_id))
+    elements: set[Element] = set(nft.owner(snapshot.state_id)) if snapshot.any_network else set()
     bridges: set[Bridge] = set()
     namespaces: set[Netns] = set()
     veths: set[Veth] = set()
@@ -116,7 +61,8 @@ def desired(snapshot: Snapshot) -> State:
             host_end = names.veth(service.name, network.name, service.generation)
             mac = names.mac(service.name, network.name, snapshot.state_id)
             inner = f"eth{position}"
-            veths.add(Veth(host_end, netns, inner, mac, network.mtu, network.bridge, True, alias))
+            hairpin = position == 0 and bool(service.ports)
+            veths.add(Veth(host_end, netns, inner, mac, network.mtu, network.bridge, hairpin, alias))
             for subnet, address in zip(network.subnets, endpoint.addresses, strict=True):
                 length = subnet.cidr.rpartition("/")[2]
                 addresses.add(Address(netns, inner, f"{address}/{length}"))
@@ -137,7 +83,7 @@ def desired(snapshot: Snapshot) -> State:
             )
 
     return State(
-        rulesets=frozenset({Ruleset(nft.DIGEST)}),
+        rulesets=frozenset({Ruleset(nft.DIGEST)} if snapshot.any_network else ()),
         elements=frozenset(elements),
         bridges=frozenset(bridges),
         netns=frozenset(namespaces),
@@ -180,8 +126,3 @@ def _hosts_lines(snapshot: Snapshot) -> list[HostsLine]:
                 text = hosts.line_names(service.names)
                 lines.extend(HostsLine(names.hosts_folder(reader), each, text) for each in by_network[shared])
     return lines
-
-
-def canonical(address: str) -> str:
-    """The one text form of an address that State uses (RFC 5952 for IPv6)."""
-    return str(ipaddress.ip_address(address))

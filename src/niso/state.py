@@ -24,9 +24,13 @@ class Element(NamedTuple):
 
 
 class Ruleset(NamedTuple):
-    """The two tables with their chains, sets and maps, without elements; ``digest`` names the text (render/nft.py)."""
+    """The two tables with their chains, sets and maps, without elements.
+
+    ``digest`` names the text (render/nft.py); ``wrong`` the chains and sets that are not as the text has them.
+    """
 
     digest: str
+    wrong: tuple[str, ...] = ()
 
     def key(self) -> tuple[str, ...]:
         return ()
@@ -36,6 +40,7 @@ class Bridge(NamedTuple):
     name: str
     mtu: int  # bytes
     alias: str
+    up: bool = True
 
     def key(self) -> tuple[str, ...]:
         return (self.name,)
@@ -52,7 +57,7 @@ class Netns(NamedTuple):
 
 
 class Veth(NamedTuple):
-    """A veth pair: ``name`` on the host, a port of ``bridge``; ``peer`` in ``netns``. Both ends are up."""
+    """A veth pair: ``name`` on the host, a port of ``bridge``; ``peer`` in ``netns``. ``up`` is both ends."""
 
     name: str
     netns: str
@@ -62,6 +67,7 @@ class Veth(NamedTuple):
     bridge: str
     hairpin: bool
     alias: str
+    up: bool = True
 
     def key(self) -> tuple[str, ...]:
         return (self.name,)
@@ -139,6 +145,11 @@ class State(NamedTuple):
     hosts_lines: frozenset[HostsLine] = frozenset()
 
 
+def kinds(state: State) -> list[frozenset[Thing]]:
+    """The sets of a state, in the order of its fields."""
+    return list(state)
+
+
 def union(one: State, other: State) -> State:
     """All things of both; a thing that both have with different fields is in it twice."""
-    return State(*(a | b for a, b in zip(one, other, strict=True)))
+    return State(*(a | b for a, b in zip(one, other, strict=True)))  # type: ignore[arg-type]

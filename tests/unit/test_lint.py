@@ -19,7 +19,7 @@ def scripts(word: bytes) -> list[str]:
     for top in CODE:
         path = ROOT / top
         for file in [path] if path.is_file() else sorted(path.rglob("*")):
-            if "pgsql" in file.parts or not file.is_file() or not os.access(file, os.X_OK):
+            if "server" in file.parts or not file.is_file() or not os.access(file, os.X_OK):
                 continue
             with file.open("rb") as stream:
                 first = stream.readline()

@@ -152,22 +152,30 @@ class Netlink:
             if number and number not in message.fine:
                 raise refused(message.what, number, words)
 
-    def get(self, what: str, kind: int, body: bytes, absent: tuple[int, ...]) -> bytes | None:
+    def get_one(self, what: str, kind: int, body: bytes, absent: tuple[int, ...]) -> bytes | None:
         """The body of the one answer to a request; None where the kernel answers with an errno in ``absent``."""
+        return self.get_all(what, kind, [body], absent)[0]
+
+    def get_all(self, what: str, kind: int, bodies: list[bytes], absent: tuple[int, ...]) -> list[bytes | None]:
+        """As `get_one` for each of ``bodies``, in one sendmsg. Their answers must fit the socket's buffer together."""
+        first = self._sequence + 1
+        packet = b"".join(self._pack(kind, 0, body) for body in bodies)
+        answers: dict[int, bytes | None] = {}
         try:
-            self._socket.sendto(self._pack(kind, 0, body), (0, 0))
-            while True:
+            self._socket.sendto(packet, (0, 0))
+            while len(answers) < len(bodies):
                 for reply in self._receive():
-                    if reply.sequence != self._sequence:
+                    if reply.sequence < first:
                         continue
-                    if reply.kind != _NLMSG_ERROR:
-                        return reply.body
-                    number, words = _result(reply, 20)
-                    if number in absent:
-                        return None
-                    raise refused(what, number, words)
+                    answers[reply.sequence] = reply.body
+                    if reply.kind == _NLMSG_ERROR:
+                        number, words = _result(reply, 20)
+                        if number not in absent:
+                            raise refused(what, number, words)
+                        answers[reply.sequence] = None
         except OSError as error:
             raise refused(what, error.errno or 0) from error
+        return [answers[sequence] for sequence in range(first, self._sequence + 1)]
 
     def dump[T](
         self, what: str, kind: int, body: bytes, parse: Callable[[bytes], T | None], absent: tuple[int, ...] = ()

@@ -40,7 +40,7 @@ def create(name: str, *, alias: str = "") -> None:
         failpoint.hit(what)
         os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0))
         try:
-            with _Elsewhere(None):
+            with unnamed():
                 with Rtnl() as rtnl:
                     rtnl.set_link("lo", up=True, alias=alias)
                 failpoint.hit(f"name network namespace '{name}'")
@@ -104,12 +104,17 @@ def open_fd(name: str) -> int:
         raise refused(f"open network namespace '{name}'", error.errno or 0) from error
 
 
-def inside(name: str) -> _Elsewhere:
+def inside(name: str) -> Elsewhere:
     """``with inside(name):`` runs the block in the namespace ``name``. Raises KernelError where it cannot enter."""
-    return _Elsewhere(name)
+    return Elsewhere(name)
 
 
-class _Elsewhere:
+def unnamed() -> Elsewhere:
+    """``with unnamed():`` runs the block in a new namespace, which goes with it (and with what the block left open)."""
+    return Elsewhere(None)
+
+
+class Elsewhere:
     """A context in another network namespace: the one named, or a new one for None."""
 
     def __init__(self, name: str | None) -> None:

@@ -13,11 +13,12 @@ import socket
 import struct
 from typing import NamedTuple
 
+from niso.errors import KernelError
 from niso.kernel import netlink
 from niso.kernel.netlink import Message, attribute, attributes, nested, refused, text, u32
 
 MAIN = 254  # RT_TABLE_MAIN
-STATIC = 4  # RTPROT_STATIC
+BOOT = 3  # RTPROT_BOOT: routes added by hand, as iproute2 does
 UNICAST = 1  # RTN_UNICAST
 
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
@@ -58,7 +59,7 @@ class Link(NamedTuple):
     end's namespace, -1 for this one; ``hairpin`` of a bridge port; ``call_iptables``, ``call_ip6tables`` of a bridge.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
     name: str
     kind: str
     mtu: int
@@ -76,7 +77,7 @@ class Link(NamedTuple):
 class LinkAddress(NamedTuple):
     """An address of a link: ``family`` AF_INET or AF_INET6, ``address`` as "10.99.1.1/24", ``flags`` IFA_F_*."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
     family: int
     address: str
     scope: int
@@ -88,7 +89,7 @@ class LinkRoute(NamedTuple):
 
     destination: str
     gateway: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
     table: int
     protocol: int
     type: int
@@ -175,9 +176,7 @@ class Rtnl(netlink.Netlink):
                 _ifinfo(index)
                 + text(_IFLA_IFNAME, name)
                 + u32(_IFLA_MTU, mtu)
-                + nested(
-                    _IFLA_LINKINFO, text(_INFO_KIND, "veth"), nested(_INFO_DATA, attribute(_VETH_INFO_PEER, far))
-                ),
+                + nested(_IFLA_LINKINFO, text(_INFO_KIND, "veth"), nested(_INFO_DATA, attribute(_VETH_INFO_PEER, far))),
             ),
             Message(what, _NEWLINK, 0, _ifinfo(index) + _alias(alias)),
             _no_link_local(what, index),
@@ -273,12 +272,12 @@ class Rtnl(netlink.Netlink):
         return found
 
     def add_route(self, destination: str, gateway: str, index: int) -> None:
-        """A static unicast route of the main table. Fine if it is there; another one to ``destination`` is an error."""
+        """A unicast route of the main table. Fine if it is there; another one to ``destination`` is an error."""
         what = f"add route {destination} via {gateway or 'link'} {index}"
-        message = Message(what, _NEWROUTE, netlink.CREATE | netlink.EXCL, _route(destination, gateway, index, STATIC))
+        message = Message(what, _NEWROUTE, netlink.CREATE | netlink.EXCL, _route(destination, gateway, index, BOOT))
         try:
             self.transact(message)
-        except netlink.KernelError as error:
+        except KernelError as error:
             wanted = (_canonical(destination), gateway, index)
             if error.errno != errno.EEXIST or all(route[:3] != wanted for route in self.routes(index)):
                 raise
@@ -291,7 +290,7 @@ class Rtnl(netlink.Netlink):
 
     def _link(self, what: str, index: int, attribute_: bytes = b"") -> Link | None:
         body = _ifinfo(index) + attribute_ + u32(_IFLA_EXT_MASK, _SKIP_STATS)
-        answer = self.get(what, _GETLINK, body, (errno.ENODEV,))
+        answer = self.get_one(what, _GETLINK, body, (errno.ENODEV,))
         return _parse_link(answer) if answer is not None else None
 
     def _master(self, name: str) -> int:
@@ -311,7 +310,7 @@ class Rtnl(netlink.Netlink):
         """Send them; where one fails nothing is left of the new link."""
         try:
             self.transact(*messages)
-        except netlink.KernelError:
+        except KernelError:
             self.transact(Message("delete the unfinished link", _DELLINK, 0, _ifinfo(index), (errno.ENODEV,)))
             raise
 

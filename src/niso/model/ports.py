@@ -28,25 +28,56 @@ class Port(NamedTuple):
 
 
 def parse_port(text: str, key: str) -> Port:
-    """The port that ``text`` asks for. Raises `InvalidInput` for what is no port form and for forms not supported yet."""
-    rest, slash, proto = text.partition("/")
-    host_ip: str | None = None
-    if rest.startswith("["):
-        host_ip, bracket, rest = rest[1:].partition("]:")
-        if not (bracket and ":" in rest and values.is_ipv6(host_ip)):
-            raise _wrong(text, key, "it has no IPv6 address in brackets before HOST:CONTAINER")
-    elif rest.count(":") == 2:
-        host_ip, _, rest = rest.partition(":")
-        if not values.is_ipv4(host_ip):
-            raise _wrong(text, key, f"{values.shown(host_ip)} is no IPv4 address")
-    host, colon, container = rest.partition(":")
+    """The port that ``text`` asks for. Raises `InvalidInput` for what is no port and for forms not supported yet."""
+    address, rest = _split_address(text, key)
+    rest, slash, proto = rest.partition("/")
     if slash and proto not in PROTOCOLS:
         raise _wrong(text, key, f"{values.shown(proto)} is no protocol")
-    first, last = _range(host or "0", text, key) if host_ip is None and colon and not host else _ports(host, text, key)
-    inner, inner_last = _ports(container, text, key) if colon else (first, last)
-    if first and last - first != inner_last - inner or not first and inner != inner_last:
+    host, colon, container = rest.partition(":")
+    if colon and not host and address is None:
+        inner, last_inner = _range(container, text, key)
+        first, last = 0, last_inner - inner
+    else:
+        first, last = _range(host, text, key)
+        inner, last_inner = _range(container if colon or address is not None else host, text, key)
+    if last - first != last_inner - inner:
         raise _wrong(text, key, "its ranges are not equally long")
-    port = Port(host_ip, first, inner, proto or "tcp", last)
+    port = Port(address, first, inner, proto or "tcp", last)
     if later.is_later_port(text, port):
         raise _wrong(text, key, "that form is not supported yet: only HOST:CONTAINER over TCP")
     return port
+
+
+def _split_address(text: str, key: str) -> tuple[str | None, str]:
+    """The host address, None where there is none, and what follows it."""
+    if text.startswith("["):
+        address, bracket, rest = text[1:].partition("]:")
+        if not (bracket and values.is_ipv6(address)):
+            raise _wrong(text, key, "it does not start with an IPv6 address in brackets")
+        return address, rest
+    if text.count(":") == 2:
+        address, _, rest = text.partition(":")
+        if not values.is_ipv4(address):
+            raise _wrong(text, key, f"{values.shown(address)} is no IPv4 address")
+        return address, rest
+    return None, text
+
+
+def _range(part: str, text: str, key: str) -> tuple[int, int]:
+    """First and last port of ``8000-8010``, or twice the port of ``8080``."""
+    low, dash, high = part.partition("-")
+    first = values.port_number(low)
+    last = values.port_number(high) if dash else first
+    if first is None or last is None or last < first:
+        raise _wrong(text, key, f"{values.shown(part)} is no port")
+    return first, last
+
+
+def _wrong(text: str, key: str, reason: str) -> InvalidInput:
+    return values.wrong(key, text, reason, RIGHT, EXAMPLE)
+
+
+def distinct(ports: tuple[Port, ...]) -> tuple[Port, ...]:
+    """Each port once, in order; one on all of IPv4 is left out where the same is published on all addresses."""
+    known = dict.fromkeys(ports)
+    return tuple(p for p in known if p.host_ip != ALL_IPV4 or p._replace(host_ip=None) not in known)

@@ -23,10 +23,12 @@ CAPABILITIES = tuple(
     """CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE
     NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN
     SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE
-    MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE""".split()
+    MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE""".split()  # noqa: SIM905
 )
 
-NAME_RIGHT = "a name of a-z, 0-9 and - that starts with a letter, ends with a letter or digit and has at most 63 characters"
+NAME_RIGHT = (
+    "a name of a-z, 0-9 and - that starts with a letter, ends with a letter or digit and has at most 63 characters"
+)
 NETWORK_RIGHT = "a name of a-z, 0-9 and - that starts with a letter and has at most 63 characters"
 
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -319,7 +321,7 @@ def rootfs(text: str, key: str) -> str:
 def argument(text: str, key: str) -> str:
     """One argument or value that execve(2) can pass on: no NUL and not too long."""
     reason = "it has a NUL character" if "\0" in text else None
-    if reason is None and len(text.encode()) > MAX_STRING:
+    if reason is None and len(text.encode(errors="surrogatepass")) > MAX_STRING:
         reason = f"it is longer than {MAX_STRING} bytes"
     if reason:
         raise wrong(key, text, reason, f"text without NUL of at most {MAX_STRING} bytes")

@@ -85,6 +85,7 @@ table inet niso {{
 table bridge niso {{
 	comment "made by niso; see niso net rules"
 
+	set owner {{ type ifname; }}
 	set ports {{ type ifname; }}
 	set sources4 {{ type ifname . ether_addr . ipv4_addr; }}
 	set sources6 {{ type ifname . ether_addr . ipv6_addr; }}
@@ -127,7 +128,7 @@ CONTAINERS = {
         "publish_any4",
         "publish_any6",
     ),
-    BRIDGE: ("ports", "sources4", "sources6"),
+    BRIDGE: ("owner", "ports", "sources4", "sources6"),
 }
 """Every set and map, so that a reader can list them."""
 
@@ -142,8 +143,9 @@ def _quoted(ifname: str) -> str:
 def owner(state_id: str) -> list[Element]:
     """Whose tables these are, and which text made them: what a fresh process reads first."""
     return [
-        Element(INET, "owner", _quoted(f"id-{state_id}"), "", ""),
-        Element(INET, "owner", _quoted(f"rules-{DIGEST}"), "", ""),
+        Element(table, "owner", _quoted(text), "", "")
+        for table in CONTAINERS
+        for text in (f"id-{state_id}", f"rules-{DIGEST}")
     ]
 
 
@@ -180,7 +182,7 @@ def published(
     elements = []
     for address in addresses:
         family = "6" if ":" in address else "4"
-        if host_ip == "0.0.0.0" and family == "6":  # noqa: S104 - a value that is compared, nothing is bound
+        if host_ip == "0.0.0.0" and family == "6":
             continue
         key = f"{proto} . {host_port}"
         elements.append(Element(INET, f"publish_any{family}", key, f"{address} . {container_port}", service))

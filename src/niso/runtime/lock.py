@@ -13,7 +13,7 @@ from niso.errors import Conflict
 _RETRY_S = 0.02
 
 
-class service_lock:  # noqa: N801 - used as a verb: ``with service_lock("api"):``
+class service_lock:
     """Hold ``<run>/locks/<service>.lock`` (flock(2)); it goes with the process, so no crash leaves it behind.
 
     ``timeout_s``: seconds to wait, None for as long as it takes. Raises `Conflict` when time is up.
@@ -50,7 +50,8 @@ class service_lock:  # noqa: N801 - used as a verb: ``with service_lock("api"):`
                     raise
             if time.monotonic() >= deadline:
                 raise Conflict(
-                    f"{self._service}: another niso command is starting or stopping it", "wait for it to end and try again"
+                    f"{self._service}: another niso command is starting or stopping it",
+                    "wait for it to end and try again",
                 )
             time.sleep(_RETRY_S)
 

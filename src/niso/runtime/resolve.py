@@ -5,6 +5,7 @@ Links are followed inside the service's own root, never the host's: `open_inside
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -13,6 +14,8 @@ from niso.runtime.spec import APP
 
 MAX_DATABASE_BYTES = 4 << 20
 _MAX_LINKS = 40
+_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_NOFOLLOW = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 MAX_ID = 4_294_967_294
 
 
@@ -23,49 +26,58 @@ def open_inside(mounts: dict[str, str], path: str) -> tuple[int, str]:
     Out: the descriptor, which the caller closes, and the path inside the service with all links followed.
     Raises OSError (ENOENT, ENOTDIR, ELOOP ...).
     """
-    todo = [part for part in path.split("/") if part not in ("", ".")]
-    todo.reverse()
+    todo = _parts(path)
     done: list[str] = []
     links = 0
-    fd = os.open(mounts[""], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = _open_real(mounts, done)
     try:
         while todo:
             part = todo.pop()
-            if part in ("", "."):
-                continue
             if part == "..":
-                # '..' of a folder may lie outside the root, so go down again from the top.
-                todo.extend(reversed(done[:-1]))
-                done.clear()
-                target: str | None = mounts[""]
-                part = ""
+                # '..' of a mounted folder lies on the host, so go down again from the top.
+                done = done[:-1]
+                following = _open_real(mounts, done)
             else:
                 target = mounts.get("/" + "/".join([*done, part]))
-            if target is None:
-                following = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-            else:
-                following = os.open(target, os.O_PATH | os.O_CLOEXEC)
+                following = os.open(target, _FOLDER) if target else os.open(part, _NOFOLLOW, dir_fd=fd)
+                if not stat.S_ISLNK(os.fstat(following).st_mode):
+                    done.append(part)
+                else:
+                    links += 1
+                    link = os.readlink("", dir_fd=following)
+                    os.close(following)
+                    if links > _MAX_LINKS:
+                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+                    todo.extend(_parts(link))
+                    if not link.startswith("/"):
+                        continue
+                    done = []
+                    following = _open_real(mounts, done)
             os.close(fd)
             fd = following
-            if not part:
-                continue
-            if not stat.S_ISLNK(os.fstat(fd).st_mode):
-                done.append(part)
-                continue
-            links += 1
-            if links > _MAX_LINKS:
-                raise OSError(40, os.strerror(40), path)
-            link = os.readlink("", dir_fd=fd)
-            todo.extend(reversed(link.split("/")))
-            if not link.startswith("/"):
-                todo.extend(reversed(done))
-            done.clear()
-            os.close(fd)
-            fd = os.open(mounts[""], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if path.endswith("/") and not stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
     except BaseException:
         os.close(fd)
         raise
     return fd, "/" + "/".join(done)
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in reversed(path.split("/")) if part not in ("", ".")]
+
+
+def _open_real(mounts: dict[str, str], parts: list[str]) -> int:
+    """Open a folder whose path inside the service has no links left in it."""
+    fd = os.open(mounts[""], _FOLDER)
+    for i, part in enumerate(parts):
+        target = mounts.get("/" + "/".join(parts[: i + 1]))
+        try:
+            following = os.open(target, _FOLDER) if target else os.open(part, _NOFOLLOW, dir_fd=fd)
+        finally:
+            os.close(fd)
+        fd = following
+    return fd
 
 
 def mounts_of(package: str, rootfs: str | None) -> dict[str, str]:
@@ -104,7 +116,9 @@ def resolve_user(
     elif group:
         found = next((line for line in groups if line[0] == group), None)
         if found is None:
-            raise _bad_user(user, f"names a group that is not in /etc/group of {where}", "use a name of it, or a number")
+            raise _bad_user(
+                user, f"names a group that is not in /etc/group of {where}", "use a name of it, or a number"
+            )
         gid = int(found[2])
     account = entry[0] if entry else service
     more = [] if group or not entry else [int(line[2]) for line in groups if account in line[3].split(",")]
@@ -136,9 +150,9 @@ def read_inside(mounts: dict[str, str], path: str) -> bytes:
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
-            raise OSError(22, "not a regular file", path)
+            raise OSError(errno.EINVAL, "not a regular file", path)
         if found.st_size > MAX_DATABASE_BYTES:
-            raise OSError(27, os.strerror(27), path)
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
         with open(f"/proc/self/fd/{fd}", "rb") as file:
             return file.read(MAX_DATABASE_BYTES)
     finally:
@@ -165,7 +179,9 @@ def resolve_entrypoint(package: str, rootfs: str | None, entrypoint: str, path_e
             raise _bad_entrypoint(entrypoint, "lies outside the package", "")
         found = search(mounts, entrypoint, path_env)
         if found is None:
-            raise _bad_entrypoint(entrypoint, f"is neither a file of the package nor on the service's PATH ({path_env})", "")
+            raise _bad_entrypoint(
+                entrypoint, f"is neither a file of the package nor on the service's PATH ({path_env})", ""
+            )
         inside = found
     else:
         inside = entrypoint
@@ -195,7 +211,11 @@ def problem_with(mounts: dict[str, str], path: str, depth: int = 0) -> str | Non
     try:
         fd, real = open_inside(mounts, path)
     except OSError as error:
-        return "does not exist" if error.errno in (2, 20) else f"cannot be opened ({os.strerror(error.errno or 0)})"
+        return (
+            "does not exist"
+            if error.errno in (errno.ENOENT, errno.ENOTDIR)
+            else f"cannot be opened ({os.strerror(error.errno or 0)})"
+        )
     try:
         found = os.fstat(fd)
         if mounts[""] == "/" and not real.startswith(("/usr/", f"{APP}/")):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from niso import paths
 
@@ -70,11 +70,11 @@ def write_json(path: str, value: object) -> None:
     os.rename(draft, path)
 
 
-def read_json(path: str) -> dict[str, object] | None:
+def read_json(path: str) -> dict[str, Any] | None:
     """The JSON object in ``path``; None where there is no such file."""
     try:
         with open(path, encoding="utf-8") as file:
-            found: dict[str, object] = json.load(file)
+            found: dict[str, Any] = json.load(file)
     except FileNotFoundError:
         return None
     return found

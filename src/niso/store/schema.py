@@ -10,6 +10,7 @@ CREATE TABLE network (
     name TEXT PRIMARY KEY,
     bridge TEXT NOT NULL UNIQUE,
     mtu INTEGER NOT NULL,
+    implicit INTEGER NOT NULL CHECK (implicit IN (0, 1)),
     created_at REAL NOT NULL
 ) STRICT;
 CREATE TABLE subnet (

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from niso import failpoint, paths
 from niso.errors import NisoError, NotFound
-from niso.plan import Endpoint, Network, Port, Service, Snapshot, Subnet
+from niso.records import Endpoint, Network, Port, Service, Snapshot, Subnet
 from niso.store import schema
 
 ROW_TABLES = ("service", "host_name", "endpoint", "lease", "port")
@@ -51,7 +51,7 @@ class Intent(NamedTuple):
 
     service: str
     action: str  # activate | deactivate | remove
-    undo: str  # JSON: {"rows": {table: [row, ...]}, "networks": [created]}
+    undo: str  # JSON: {table: [row, ...]}
 
 
 class Store:
@@ -218,12 +218,8 @@ class Store:
         return [(row[0], bool(row[1])) for row in rows]
 
     def member_counts(self) -> dict[str, int]:
-        """Active services on each network that has any."""
-        return dict(
-            self._db.execute(
-                "SELECT network, COUNT(*) FROM endpoint e JOIN service s ON s.name=e.service AND s.active=1 GROUP BY network"
-            )
-        )
+        """How many known services are on each network that has any."""
+        return dict(self._db.execute("SELECT network, COUNT(*) FROM endpoint GROUP BY network"))
 
     def sysctls_before(self) -> dict[str, str]:
         return dict(self._db.execute("SELECT name, before FROM sysctl"))
@@ -294,6 +290,7 @@ class Store:
             readers=frozenset(lists),
             fresh=fresh,
             neighbours=neighbours,
+            any_network=self._db.execute("SELECT 1 FROM network LIMIT 1").fetchone() is not None,
             any_active=self._db.execute("SELECT 1 FROM service WHERE active=1 LIMIT 1").fetchone() is not None,
             sysctls_before=tuple(sorted(self.sysctls_before().items())),
         )
@@ -308,12 +305,28 @@ class Store:
 
     # --- writing; inside a transaction ---------------------------------------------------------------------------
 
-    def add_network(self, network: Network, now: float) -> None:
-        self._db.execute("INSERT INTO network VALUES (?, ?, ?, ?)", (network.name, network.bridge, network.mtu, now))
+    def add_network(self, network: Network, implicit: bool, now: float) -> None:
+        """``implicit``: made by an activation, so it goes with its last known service."""
+        self._db.execute(
+            "INSERT INTO network VALUES (?, ?, ?, ?, ?)",
+            (network.name, network.bridge, network.mtu, int(implicit), now),
+        )
         self._db.executemany("INSERT INTO subnet VALUES (?, ?, ?, ?)", [(network.name, *s) for s in network.subnets])
 
     def drop_network(self, name: str) -> None:
         self._db.execute("DELETE FROM network WHERE name=?", (name,))
+
+    def drop_implicit_networks(self, names: Iterable[str]) -> list[str]:
+        """Drop those of ``names`` that an activation made and that no known service is on; gives their names."""
+        gone = [
+            name
+            for name in sorted(set(names))
+            if not self._on({name})
+            and self._db.execute("SELECT 1 FROM network WHERE name=? AND implicit=1", (name,)).fetchone()
+        ]
+        for name in gone:
+            self.drop_network(name)
+        return gone
 
     def put_service(self, row: ServiceRow) -> None:
         """Insert a service, or replace its own columns; what hangs on it stays."""
@@ -392,26 +405,23 @@ class Store:
     def clear_sysctls_before(self) -> None:
         self._db.execute("DELETE FROM sysctl")
 
-    def begin_intent(self, service: str, action: str, created_networks: Iterable[str], now: float) -> None:
-        """Note, before a change, what the service's rows were, so that whoever finds it unfinished can undo it."""
-        undo = json.dumps({"rows": self._rows(service), "networks": sorted(created_networks)})
+    def begin_intent(self, service: str, action: str, now: float) -> None:
+        """Note, before a change, what the service's rows are, so that whoever finds it unfinished can undo it."""
+        undo = json.dumps(self._rows(service))
         self._db.execute("INSERT OR REPLACE INTO intent VALUES (?, ?, ?, ?)", (service, action, undo, now))
 
     def end_intent(self, service: str) -> None:
         self._db.execute("DELETE FROM intent WHERE service=?", (service,))
 
-    def undo(self, intent: Intent) -> list[str]:
-        """Put the service's rows back as the intent found them; gives the networks that it had created and that go."""
-        saved = json.loads(intent.undo)
+    def undo(self, intent: Intent) -> None:
+        """Put the service's rows back as the intent found them; networks that only it had go."""
+        now = self.service(intent.service)
         self.forget(intent.service)
-        for table in ROW_TABLES:
-            for row in saved["rows"][table]:
+        for table, rows in json.loads(intent.undo).items():
+            for row in rows:
                 values = [bytes.fromhex(value["hex"]) if isinstance(value, dict) else value for value in row]
                 self._db.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(values))})", values)
-        empty = [name for name in saved["networks"] if self.network(name) and not self._on({name})]
-        for name in empty:
-            self.drop_network(name)
-        return empty
+        self.drop_implicit_networks(now.networks if now else ())
 
     def _rows(self, service: str) -> dict[str, list[list[object]]]:
         rows = {}

@@ -1,0 +1,202 @@
+"""Recording in the store what a service will be: its names, networks, leases and ports, or why that cannot be."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import time
+from typing import NamedTuple
+
+from niso import ipam, names, networks, paths, targets
+from niso.errors import Conflict, InvalidInput
+from niso.kernel import host, sockdiag, sysctl
+from niso.model import manifest as model
+from niso.model.manifest import Manifest
+from niso.plan import FORWARDING
+from niso.records import Port
+from niso.runtime import process
+from niso.runtime.spec import ProcessSpec
+from niso.store.store import Scope, ServiceRow, Store
+from niso.targets import Target
+
+
+class Change(NamedTuple):
+    """What one activation does to one service."""
+
+    target: Target
+    before: ServiceRow | None
+    row: ServiceRow
+    restarts: bool  # its process must be started, or ended and started
+
+    @property
+    def name(self) -> str:
+        """The service's."""
+        return self.row.name
+
+
+def scope_of(store: Store, targets: list[Target]) -> Scope:
+    """The services and all networks that they are on or will be on."""
+    on: set[str] = set()
+    for target in targets:
+        on.update(model.networks(target.manifest))
+        row = store.service(target.name)
+        if row is not None:
+            on.update(row.networks)
+    return Scope(tuple(target.name for target in targets), tuple(sorted(on)))
+
+
+def record(store: Store, target: Target, copy: str) -> Change:
+    """Write one service as it will be to the store, with an intent that can undo it. Raises Conflict, InvalidInput."""
+    manifest, name = target.manifest, target.name
+    before = store.service(name)
+    store.begin_intent(name, "activate", time.time())
+    if not store.active_services():
+        store.set_sysctl_before(FORWARDING, sysctl.read(FORWARDING) or "0")
+    _check_names(store, name, manifest)
+    on = model.networks(manifest)
+    for network in on:
+        _ensure_network(store, network, model.static_ips(manifest).get(network))
+    was_active = before is not None and before.active
+    generation = 1 if before is None else before.generation if was_active else before.generation + 1
+    uid = before.uid if before else store.free_uid(targets.FIRST_UID)
+    spec = _spec(store, target, copy, generation, uid)
+    if before is not None and was_active:
+        spec = spec._replace(resolv_conf=json.loads(before.spec)["resolv_conf"])
+    row = ServiceRow(
+        name=name,
+        manifest_path=target.manifest_path,
+        manifest=model.encode(manifest),
+        rootfs=target.rootfs,
+        package=copy,
+        fingerprint=os.path.basename(copy),
+        uid=uid,
+        active=True,
+        generation=generation,
+        networks=on,
+        spec=json.dumps(spec._asdict()),
+        created_at=before.created_at if before else time.time(),
+        activated_at=before.activated_at if before and was_active else time.time(),
+    )
+    ports_before = {port for _, port in store.ports(name)} if was_active else set()
+    store.put_service(row)
+    store.set_names(name, model.names(manifest))
+    store.set_endpoints(name, on)
+    for network in on:
+        _lease(store, name, network, model.static_ips(manifest).get(network))
+    ports = [Port(p.host_ip or "", p.host_port, p.container_port, p.proto) for p in model.ports(manifest)]
+    for position, port in enumerate(ports):
+        if port not in ports_before:
+            _check_port(store, name, port, f"network.ports[{position}]")
+    store.set_ports(name, ports)
+    runs = process.status(name).state in ("running", "starting", "restarting")
+    return Change(target, before, row, not (was_active and runs and before is not None and before.spec == row.spec))
+
+
+def _check_names(store: Store, service: str, manifest: Manifest) -> None:
+    for name in model.names(manifest):
+        holder = store.name_holder(name)
+        if holder is not None and holder != service:
+            key = "network.hostname" if name == manifest.network.hostname else "network.aliases"
+            if name == service:
+                key = "package.name"
+            raise Conflict(
+                f"{key}: the name {name!r} is held by service {holder!r}",
+                f"choose another name, or niso remove {holder}",
+                key,
+            )
+
+
+def _ensure_network(store: Store, name: str, static: str | None) -> None:
+    if store.network(name) is None:
+        network = networks.plan_network(store, name, subnet=None, holds=static)
+        store.add_network(network, implicit=True, now=time.time())
+
+
+def _lease(store: Store, service: str, network_name: str, static: str | None) -> None:
+    """Give the service an address of each subnet: the static one, the one it has, else the lowest free one."""
+    network = store.require_network(network_name)
+    for subnet in network.subnets:
+        net = ipaddress.ip_network(subnet.cidr)
+        gateway = int(ipaddress.ip_address(subnet.gateway)) - int(net.network_address)
+        held = store.lease_of(service, network_name, subnet.family)
+        wanted = static if static is not None and subnet.family == 4 else None
+        if wanted is None:
+            if held is None:
+                number = ipam.first_free(net, gateway, store.used_numbers(network_name, subnet.family))
+                if number is None:
+                    raise _full(store, network_name, subnet.family, subnet.cidr)
+                address = str(net.network_address + number)
+                store.add_lease(service, network_name, subnet.family, number, address, static=False)
+            continue
+        key = "network.ip"
+        if ipaddress.ip_address(wanted) not in net:
+            raise InvalidInput(f"{key}: {wanted} is not in {net}, the subnet of network {network_name!r}", None, key)
+        number = int(ipaddress.ip_address(wanted)) - int(net.network_address)
+        reason = ipam.refusal(net, gateway, number)
+        if reason:
+            raise InvalidInput(f"{key}: {wanted} cannot be a service's address: {reason}", None, key)
+        holder = store.lease_holder(wanted)
+        if holder is not None and holder != service:
+            raise Conflict(
+                f"{key}: {wanted} is leased to service {holder!r}", f"choose another, or niso remove {holder}", key
+            )
+        store.drop_lease(service, network_name, subnet.family)
+        store.add_lease(service, network_name, subnet.family, number, wanted, static=True)
+
+
+def _full(store: Store, network: str, family: int, cidr: str) -> Conflict:
+    idle = [service for _, service, active in store.leases(network, family) if not active]
+    shown = ", ".join(idle[:5]) + (f" and {len(idle) - 5} more" if len(idle) > 5 else "")
+    hint = f"niso remove frees the leases of inactive services: {shown}" if idle else "make a larger network"
+    return Conflict(f"network {network!r} ({cidr}) has no free address", hint)
+
+
+def _check_port(store: Store, service: str, port: Port, key: str) -> None:
+    """Raise Conflict if another service publishes the host port or a process of the host listens on it."""
+    shown = f"{port.host_port}/{port.proto}"
+    for holder, _ in store.port_holders(port.proto, port.host_port):
+        if holder != service:
+            raise Conflict(
+                f"{key}: host port {shown} is published by {holder!r}",
+                f"niso deactivate {holder}, or choose another port",
+                key,
+            )
+    for listener in sockdiag.listeners(port.proto, port.host_port):
+        who = sockdiag.holder(listener.inode)
+        program = f"{who[1]} (pid {who[0]})" if who else "a process that cannot be seen from here"
+        raise Conflict(
+            f"{key}: host port {shown} is used by {program}, which listens on {listener.address}",
+            "stop it, or choose another port",
+            key,
+        )
+
+
+def _spec(store: Store, target: Target, copy: str, generation: int, uid: int) -> ProcessSpec:
+    manifest = target.manifest
+    uid, gid, groups, user_name, home = targets.user(target, uid)
+    resolver, _ = host.resolv_conf()
+    return ProcessSpec(
+        service=target.name,
+        state_id=store.state_id(),
+        generation=generation,
+        package=copy,
+        rootfs=target.rootfs,
+        argv=[targets.entrypoint(target, copy if os.path.isdir(copy) else target.folder), *manifest.binary.args],
+        working_dir=manifest.binary.working_dir,
+        environment=dict(manifest.environment),
+        uid=uid,
+        gid=gid,
+        groups=list(groups),
+        user_name=user_name,
+        home=home,
+        capabilities=list(manifest.isolation.capabilities),
+        read_only=manifest.isolation.read_only,
+        hostname=model.hostname(manifest),
+        hosts_folder=os.path.join(paths.hosts_root(), names.hosts_folder(model.networks(manifest))),
+        resolv_conf=resolver,
+        netns=paths.netns_path(target.name),
+        restart=manifest.service.restart,
+        restart_delay_s=model.restart_delay(manifest),
+        stop_timeout_s=model.stop_timeout(manifest),
+    )

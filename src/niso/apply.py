@@ -1,0 +1,125 @@
+"""Lock, read, diff, write, verify: the one place that sees what should be and what is.
+
+Everything that changes the kernel goes through `converge`, so a command, a repair and the recovery after a crash are the
+same code with another scope.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable
+
+from niso import failpoint, paths
+from niso.diff import AnyStep, HostsEdit, diff
+from niso.errors import ErrorGroup, KernelError, NisoError
+from niso.kernel.read import read, read_all
+from niso.kernel.write import write, write_what_can_be
+from niso.names import alias
+from niso.plan import desired
+from niso.state import State, union
+from niso.store.store import ALL, Scope, Store
+
+Report = Callable[[str], None]
+"""Takes one line of progress, without its newline."""
+
+
+def silent(_: str) -> None:
+    pass
+
+
+class Lock:
+    """niso's lock: one writer at a time. Held over plan and write, never while a process is waited for."""
+
+    def __init__(self) -> None:
+        self._fd = -1
+
+    def __enter__(self) -> Lock:
+        try:
+            os.makedirs(paths.run_dir(), mode=0o755, exist_ok=True)
+            self._fd = os.open(os.path.join(paths.run_dir(), "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+        except OSError as error:
+            raise NisoError(f"{error.filename or paths.run_dir()}: {error.strerror}", "check NISO_RUN_DIR") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
+def planned(store: Store, scope: Scope, before: State) -> list[AnyStep]:
+    """The steps that `converge` would take now. Changes nothing."""
+    return _look(store, scope, before)[0]
+
+
+def converge(
+    store: Store, scope: Scope, before: State, report: Report = silent, teardown: bool = False
+) -> list[AnyStep]:
+    """Make the kernel have what the store says of ``scope``; the caller holds the lock.
+
+    ``before`` is what the kernel had by the store before the change: what is in it and no longer wanted goes. With
+    ``teardown`` a step that fails does not keep the others from being done. Gives the steps taken. Raises KernelError or,
+    from a teardown, an ErrorGroup.
+    """
+    steps, want, candidates = _look(store, scope, before)
+    if not steps:
+        return []
+    for step in steps:
+        report(step.describe())
+    if teardown:
+        errors = write_what_can_be(steps)
+        if errors:
+            raise ErrorGroup(errors)
+    else:
+        write(steps)
+    mark = alias(store.state_id())
+    left = diff(want, read(candidates, mark))
+    if left:
+        raise KernelError(
+            f"the kernel did not keep a change: {left[0].describe().splitlines()[0]}",
+            "another program may be changing niso's objects: niso net check",
+        )
+    failpoint.hit("verified")
+    return steps
+
+
+def desired_now(store: Store, scope: Scope) -> State:
+    """What the kernel should have of ``scope`` by the store as it is."""
+    return desired(store.snapshot(scope))
+
+
+def _look(store: Store, scope: Scope, before: State) -> tuple[list[AnyStep], State, State]:
+    want = desired_now(store, scope)
+    mark = alias(store.state_id())
+    candidates = union(want, before)
+    have = read(candidates, mark)
+    steps = diff(want, have)
+    if scope != ALL and _rebuilds(want, have, steps):
+        # the tables, or a file that others read, are gone: what stood in them is not only this scope's
+        return _look(store, ALL, before)
+    return steps, want, candidates
+
+
+def _rebuilds(want: State, have: State, steps: list[AnyStep]) -> bool:
+    if want.rulesets != have.rulesets:
+        return True
+    return any(isinstance(step, HostsEdit) and step.create for step in steps)
+
+
+def compare(store: Store) -> tuple[list[AnyStep], State, State]:
+    """(steps, want, have) of everything that is niso's in this network namespace. Changes nothing."""
+    want = desired_now(store, ALL)
+    have = read_all(want, alias(store.state_id()))
+    return diff(want, have), want, have
+
+
+def repair(store: Store, report: Report = silent) -> list[AnyStep]:
+    """Put right whatever `compare` finds; the caller holds the lock. A second call takes no step."""
+    steps, _, _ = compare(store)
+    for step in steps:
+        report(step.describe())
+    write(steps)
+    left = compare(store)[0] if steps else []
+    if left:
+        raise KernelError(f"still not as it should be: {left[0].describe().splitlines()[0]}", "niso net check")
+    return steps

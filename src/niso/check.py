@@ -1,0 +1,282 @@
+"""check, repair and sweep: what should be against what is, each thing by its name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from niso import failpoint, paths, services
+from niso.apply import Lock, Report, compare, desired_now, repair, silent
+from niso.errors import ErrorGroup, NisoError
+from niso.kernel import conntrack, netns, sysctl
+from niso.kernel.nftables import Nft
+from niso.kernel.read import read
+from niso.kernel.rtnetlink import Rtnl
+from niso.names import alias
+from niso.package import delete_tree
+from niso.render import nft
+from niso.runtime import process
+from niso.runtime.lock import service_lock
+from niso.state import (
+    Address,
+    Bridge,
+    Element,
+    HostsFile,
+    HostsLine,
+    Netns,
+    Route,
+    Ruleset,
+    State,
+    Sysctl,
+    Thing,
+    Veth,
+    kinds,
+)
+from niso.store.store import Scope, Store
+
+
+class Finding(NamedTuple):
+    """``problem`` is missing, foreign or different; ``what`` names the thing; ``detail`` says how it differs."""
+
+    problem: str
+    what: str
+    detail: str = ""
+
+    def text(self) -> str:
+        """One line."""
+        return f"{self.problem}: {self.what}{f' ({self.detail})' if self.detail else ''}"
+
+
+def check(store: Store, name: str | None = None) -> list[Finding]:
+    """All that is not as it should be: of everything, or of one service or network. Changes nothing.
+
+    Raises NotFound where there is no such service or network.
+    """
+    if name is None:
+        _, want, have = compare(store)
+        return findings(want, have) + _processes(store, store.active_services())
+    if store.network(name) is not None and store.name_holder(name) is None:
+        scope, names = Scope((), (name,)), []
+    else:
+        service = store.resolve(name)
+        row = store.service(service)
+        assert row is not None
+        scope, names = Scope((service,), row.networks), [service] if row.active else []
+    want = desired_now(store, scope)
+    return findings(want, read(want, alias(store.state_id()))) + _processes(store, names)
+
+
+def findings(want: State, have: State) -> list[Finding]:
+    """The differences; what only follows from another one (an address of a missing link) is not named again."""
+    found: list[Finding] = []
+    without: set[str] = set()
+    for wanted, present in zip(kinds(want), kinds(have), strict=True):
+        before: dict[tuple[str, ...], Thing] = {thing.key(): thing for thing in present}
+        for thing in sorted(wanted):
+            was = before.pop(thing.key(), None)
+            if was == thing or any(parent in without for parent in _parents(thing)):
+                continue
+            if was is None:
+                found.append(Finding("missing", _what(thing)))
+                without.add(_identity(thing))
+            elif isinstance(was, Ruleset):
+                found += _ruleset(was)
+            else:
+                found += _different(thing, was, without)
+        for thing in sorted(before.values()):
+            if isinstance(thing, Sysctl) or any(parent in without for parent in _parents(thing)):
+                continue
+            found.append(Finding("foreign", _what(thing)))
+            without.add(_identity(thing))
+    return found
+
+
+def mend(store: Store, report: Report = silent) -> int:
+    """Recover what was left half-way, put everything right and start what should run; gives how much was done."""
+    services.recover(store, report)
+    with Lock():
+        steps = repair(store, report)
+        if steps:
+            # flows that began while a port was away have no NAT, and would keep their client from it
+            for _, port in store.active_ports():
+                conntrack.flush_port(port.proto, port.host_port)
+    done = len(steps)
+    for name in store.active_services():
+        with service_lock(name):
+            row = store.service(name)
+            if row is not None and row.active and process.status(name).state == "none":
+                report(f"start {name}")
+                process.stop(name, 0)
+                process.start(services.stored_spec(row))
+                done += 1
+    return done
+
+
+def sweep(report: Report = silent, dry_run: bool = False) -> int:
+    """Remove all that is niso's from the kernel, whichever state folder made it: no store is needed.
+
+    Processes first, then namespaces and links, tables last. Gives how many things went; raises an ErrorGroup of what could
+    not be done after doing the rest.
+    """
+    errors: list[NisoError] = []
+    gone = 0
+    with Lock():
+        for words, remove in _all_of_niso():
+            report(words)
+            gone += 1
+            if dry_run:
+                continue
+            try:
+                failpoint.hit(words)
+                remove()
+            except OSError as error:
+                errors.append(NisoError(f"{words}: {error.strerror}"))
+            except NisoError as error:
+                errors.append(error)
+        if not dry_run:
+            delete_tree(paths.hosts_root())
+    if errors:
+        raise ErrorGroup(errors)
+    return gone
+
+
+def _all_of_niso() -> list[tuple[str, Callable[[], None]]]:
+    """(words, how to remove it) of everything that carries a mark of niso, in the order in which it can go."""
+    things: list[tuple[str, Callable[[], None]]] = []
+    for name in _listed(os.path.join(paths.run_dir(), "services")):
+        things.append((f"stop {name}", partial(process.stop, name, 0)))
+    for name in netns.names():
+        with netns.inside(name), Rtnl() as rtnl:
+            lo = rtnl.link("lo")
+        if lo is not None and lo.alias.startswith("niso:"):
+            things.append((f"ip netns delete {name}", partial(netns.delete, name)))
+    with Rtnl() as rtnl:
+        links = sorted(rtnl.links(), key=lambda link: link.kind == "bridge")
+    for link in links:
+        if link.alias.startswith("niso:"):
+            things.append((f"ip link delete {link.name}", partial(_delete_link, link.name)))
+    with Nft() as kernel:
+        for table in nft.CONTAINERS:
+            if kernel.elements(table, "owner") is not None:
+                things.append((f"nft destroy table {table}", partial(_destroy_table, table)))
+    return things
+
+
+def _delete_link(name: str) -> None:
+    with Rtnl() as rtnl:
+        rtnl.delete_link(name)
+
+
+def _destroy_table(table: str) -> None:
+    with Nft() as kernel:
+        kernel.run(f"destroy table {table}")
+
+
+def forget_active(store: Store) -> None:
+    """After a sweep: no service is active, and forwarding goes back to what it was."""
+    with Lock(), store.transaction():
+        for name in store.active_services():
+            store.set_active(name, False)
+        for intent in store.intents():
+            store.end_intent(intent.service)
+        for name, before in store.sysctls_before().items():
+            sysctl.write(name, before)
+        store.clear_sysctls_before()
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+
+
+def _processes(store: Store, names: list[str]) -> list[Finding]:
+    return [
+        Finding("missing", f"process of service {name!r}")
+        for name in names
+        if process.status(name).state == "none" and store.intent(name) is None
+    ]
+
+
+def _ruleset(was: Ruleset) -> list[Finding]:
+    if not was.wrong:
+        return [Finding("different", "nftables tables inet niso and bridge niso", "of another version of niso")]
+    return [Finding(problem, f"nftables {what}") for problem, _, what in (text.partition(" ") for text in was.wrong)]
+
+
+def _different(thing: Thing, was: Thing, without: set[str]) -> list[Finding]:
+    """One finding with each field that differs, but those that follow from something missing."""
+    texts = []
+    for field, wanted, present in zip(type(thing)._fields, thing, was, strict=True):
+        if wanted == present:
+            continue
+        if field == "bridge" and f"link //{wanted}" in without:
+            continue
+        if isinstance(thing, Veth) and field in ("netns", "peer", "mac", "up") and f"netns {thing.netns}" in without:
+            continue
+        shown = "not of the pair" if present in ("", -1) else present
+        texts.append(f"{field} is {shown!r}, should be {wanted!r}")
+    return [Finding("different", _what(thing), "; ".join(texts))] if texts else []
+
+
+def _identity(thing: Thing) -> str:
+    """How the things that lie in this one name it as their parent."""
+    if isinstance(thing, Bridge):
+        return f"link //{thing.name}"
+    if isinstance(thing, Veth):
+        return f"link /{thing.netns}/{thing.peer}"
+    if isinstance(thing, Netns):
+        return f"netns {thing.name}"
+    if isinstance(thing, Ruleset):
+        return "ruleset"
+    if isinstance(thing, HostsFile):
+        return f"hosts {thing.folder}"
+    return ""
+
+
+def _parents(thing: Thing) -> list[str]:
+    if isinstance(thing, Element):
+        return ["ruleset"]
+    if isinstance(thing, HostsLine):
+        return [f"hosts {thing.folder}"]
+    if isinstance(thing, Veth):
+        return [f"netns {thing.netns}"]
+    if isinstance(thing, Address | Route):
+        return [f"netns {thing.netns}", f"link /{thing.netns}/{thing.link}"]
+    if isinstance(thing, Sysctl):
+        # net/ipv4/conf/<link>/...
+        parts = thing.name.split("/")
+        return [f"netns {thing.netns}", *([f"link /{thing.netns}/{parts[3]}"] if parts[2:3] == ["conf"] else [])]
+    return []
+
+
+def _what(thing: Thing) -> str:
+    if isinstance(thing, Element):
+        kind = "map element" if thing.value else "set element"
+        value = f" : {thing.value}" if thing.value else ""
+        owner = f" of {thing.comment!r}" if thing.comment else ""
+        return f"nftables {kind} {thing.table} {thing.container} {{ {thing.element}{value} }}{owner}"
+    if isinstance(thing, Ruleset):
+        return "nftables tables inet niso and bridge niso"
+    if isinstance(thing, Bridge):
+        return f"bridge {thing.name}"
+    if isinstance(thing, Netns):
+        return f"network namespace {thing.name}"
+    if isinstance(thing, Veth):
+        return f"veth {thing.name}{f' to {thing.netns} {thing.peer}' if thing.netns else ''}"
+    if isinstance(thing, Address):
+        return f"address {thing.address} on {thing.link}{_in(thing.netns)}"
+    if isinstance(thing, Route):
+        return f"route {thing.destination} via {thing.gateway} on {thing.link}{_in(thing.netns)}"
+    if isinstance(thing, Sysctl):
+        return f"sysctl {thing.name}={thing.value!r}{_in(thing.netns)}"
+    if isinstance(thing, HostsFile):
+        return f"hosts file {os.path.join(paths.hosts_root(), thing.folder, 'hosts')}"
+    return f"line {thing.address} {thing.names} in hosts file of {thing.folder}"
+
+
+def _in(netns: str) -> str:
+    return f" in {netns}" if netns else ""

@@ -1,0 +1,117 @@
+"""activate, deactivate, remove, restart."""
+
+from __future__ import annotations
+
+import argparse
+
+from niso import services, targets
+from niso.apply import Report, silent
+from niso.cli import output
+from niso.errors import UsageError
+from niso.records import Port
+from niso.store.store import Store
+
+EPILOG = {
+    "activate": """\
+examples:
+  niso activate ./api                 a folder with a manifest.toml
+  niso activate ./db ./cache ./api    all or none
+  niso activate api                   a known service, with the manifest of its last activation
+  niso activate --dry-run -v ./api    what it would do
+""",
+    "deactivate": """\
+examples:
+  niso deactivate api      its address stays reserved
+  niso deactivate --all
+""",
+    "remove": "example:\n  niso remove api    frees its address and deletes its logs and copies\n",
+    "restart": "example:\n  niso restart api\n",
+}
+
+
+def configure(name: str, parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG[name]
+    if name == "activate":
+        parser.add_argument("what", nargs="+", metavar="PATH|NAME", help="a manifest, its folder, or a known service")
+        parser.add_argument(
+            "--timeout", default="60s", metavar="TIME", help="how long to wait until it is started (default 60s)"
+        )
+    else:
+        parser.add_argument("names", nargs="*" if name == "deactivate" else "+", metavar="NAME", help="a service")
+    if name == "deactivate":
+        parser.add_argument("--all", action="store_true", help="all active services")
+    if name in ("activate", "deactivate"):
+        parser.add_argument("--dry-run", action="store_true", help="print the steps and change nothing")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print each step")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(name: str, args: argparse.Namespace) -> int:
+    report: Report = output.note if args.verbose else silent
+    if getattr(args, "dry_run", False):
+        report = output.step
+    if name == "activate":
+        return _activate(args, report)
+    store = Store.open()
+    if name == "deactivate" and args.all:
+        if args.names:
+            raise UsageError("--all and names do not go together", "niso deactivate --all")
+        names = store.active_services()
+    elif not args.names:
+        raise UsageError("no service is named", f"niso {name} NAME")
+    else:
+        names = list(dict.fromkeys(store.resolve(each) for each in args.names))
+    if name == "deactivate":
+        outcomes = services.deactivate(store, names, report, args.dry_run)
+        if args.json and not args.dry_run:
+            output.as_json([{"service": service, "changed": changed} for service, changed in outcomes])
+        elif not args.dry_run:
+            for service, changed in outcomes:
+                print(f"{service}: {'inactive' if changed else 'is not active'}")
+        return 0
+    if name == "remove":
+        services.remove(store, names, report)
+    else:
+        services.restart(store, names, report)
+    if args.json:
+        output.as_json([{"service": service, "changed": True} for service in names])
+    else:
+        for service in names:
+            print(f"{service}: {'removed' if name == 'remove' else 'restarted'}")
+    return 0
+
+
+def _activate(args: argparse.Namespace, report: Report) -> int:
+    from niso.kernel import host
+    from niso.model import values
+
+    timeout_s = values.duration(args.timeout, "--timeout")
+    store = Store.open()
+    wanted = targets.find_targets(store, args.what)
+    outcomes = services.activate(store, wanted, timeout_s, report, args.dry_run)
+    if args.dry_run:
+        return 0
+    warning = host.resolv_conf()[1]
+    if warning and any(outcome.changed for outcome in outcomes):
+        output.warn(warning)
+    if args.json:
+        output.as_json(
+            [
+                {
+                    "service": outcome.service,
+                    "changed": outcome.changed,
+                    "address": ", ".join(outcome.addresses),
+                    "ports": [output.port_json(port) for port in outcome.ports],
+                }
+                for outcome in outcomes
+            ]
+        )
+        return 0
+    for outcome in outcomes:
+        state = "active" if outcome.changed else "is active already, nothing to do"
+        print(f"{outcome.service}: {state}  {', '.join(outcome.addresses)}{_ports(outcome.ports)}")
+    return 0
+
+
+def _ports(ports: tuple[Port, ...]) -> str:
+    return f"  ports: {', '.join(output.port_text(port) for port in ports)}" if ports else ""

@@ -1,0 +1,183 @@
+"""The command ``niso``: finds the sub-command, runs it, and turns errors into text and an exit status.
+
+A sub-command's module is imported only when it is used, so that a command costs no more than what it does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from niso.errors import ErrorGroup, NisoError, UsageError
+
+if TYPE_CHECKING:
+    import argparse
+    from types import ModuleType
+
+VERSION = "0.1.0"
+
+COMMANDS = {
+    "activate": ("lifecycle", "set up a service's network and start it"),
+    "deactivate": ("lifecycle", "stop services and take down their networks"),
+    "remove": ("lifecycle", "deactivate services and forget them"),
+    "restart": ("lifecycle", "end and start a service's process; its network stays"),
+    "ps": ("look", "all known services and how they are"),
+    "inspect": ("look", "all that niso knows of a service"),
+    "logs": ("look", "what a service wrote"),
+    "exec": ("execute", "run a command inside a service"),
+    "net": ("net", "networks: create, list, inspect, remove, ports, rules, check, repair"),
+    "schema": ("plain", "the JSON Schema of manifest.toml"),
+    "lab": ("plain", "a throw-away host to try things in"),
+}
+
+WITHOUT_ROOT = ("schema",)
+
+FIRST_SCREEN = """\
+niso {version}: networking for services on Linux, without a daemon and without a userland proxy
+
+usage: niso COMMAND [...]      niso COMMAND --help tells all of one command
+
+{commands}
+
+a first service:  sudo niso activate ./api      (a folder with a manifest.toml)
+                  niso ps; niso net inspect niso-default; niso logs api -f
+without a risk:   sudo niso lab
+"""
+
+
+def main() -> None:
+    """Entry point of the console script; ends the process."""
+    os.umask(0o022)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; gives its exit status. Raises nothing but SystemExit of argparse."""
+    as_json = "--json" in arguments[: arguments.index("--")] if "--" in arguments else "--json" in arguments
+    failed = 125 if arguments[:1] in (["exec"], ["lab"]) else 0
+    try:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            return _help(arguments[1:])
+        if arguments[0] in ("-V", "--version", "version"):
+            print(f"niso {VERSION}")
+            return 0
+        return _command(arguments)
+    except NisoError as error:
+        _report(error, as_json)
+        return failed or error.exit_status
+    except KeyboardInterrupt:
+        _report(NisoError("interrupted"), as_json)
+        return 130
+    except BrokenPipeError:
+        # whoever read our output has gone: nothing to say, and Python must not try again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return failed or 1
+    except Exception as error:
+        if os.environ.get("NISO_TRACEBACK") == "1":
+            raise
+        _report(_explained(error), as_json)
+        return failed or 1
+
+
+def _help(arguments: list[str]) -> int:
+    if arguments:
+        return _command([*arguments, "--help"])
+    commands = "\n".join(f"  {name:<12} {words}" for name, (_, words) in COMMANDS.items())
+    print(FIRST_SCREEN.format(version=VERSION, commands=commands), end="")
+    return 0
+
+
+def _command(arguments: list[str]) -> int:
+    name = arguments[0]
+    if name not in COMMANDS:
+        raise unknown("command", name, list(COMMANDS), "niso --help lists them")
+    parser = new_parser(f"niso {name}", COMMANDS[name][1])
+    module = _module(COMMANDS[name][0])
+    module.configure(name, parser)
+    parsed = parser.parse_args(arguments[1:])
+    if name not in WITHOUT_ROOT and os.geteuid() != 0:
+        raise NisoError("needs root", f"sudo niso {' '.join(arguments)}" if _plain(arguments) else "run it with sudo")
+    _end_on_signals()
+    return int(module.run(name, parsed))
+
+
+def _module(name: str) -> ModuleType:
+    import importlib
+
+    return importlib.import_module(f"niso.cli.{name}")
+
+
+def new_parser(prog: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    """A parser in niso's style: wrong use raises UsageError, and options cannot be shortened."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> None:  # type: ignore[override]
+            raise UsageError(message, f"{self.prog} --help")
+
+    return Parser(
+        prog=prog,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def unknown(kind: str, name: str, known: list[str], otherwise: str) -> UsageError:
+    import difflib
+
+    near = difflib.get_close_matches(name, known, 1)
+    return UsageError(f"no {kind} {name!r}", f"did you mean {near[0]!r}?" if near else otherwise)
+
+
+def _plain(arguments: list[str]) -> bool:
+    """Whether the words can stand in a hint as they are."""
+    return all(word and all(c.isalnum() or c in "-_./:=,@%+" for c in word) for word in arguments)
+
+
+def _end_on_signals() -> None:
+    """TERM and HUP end a command as Ctrl-C does: what it has begun is undone."""
+    import signal
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, interrupt)
+
+
+def _explained(error: Exception) -> NisoError:
+    """An error that no layer translated, in words."""
+    kind = type(error)
+    if kind.__module__ == "sqlite3":
+        from niso import paths
+
+        return NisoError(f"{paths.database()}: {error}", "check the disk's free space and NISO_STATE_DIR")
+    if isinstance(error, OSError):
+        return NisoError(f"{error.filename or 'system call'}: {error.strerror}")
+    return NisoError(
+        f"unexpected {kind.__name__}: {error}", "this is a defect of niso; NISO_TRACEBACK=1 shows where it happened"
+    )
+
+
+def _report(error: NisoError, as_json: bool) -> None:
+    from niso.cli.output import escaped
+
+    errors = error.errors if isinstance(error, ErrorGroup) else [error]
+    try:
+        if as_json:
+            import json
+
+            for each in errors:
+                body = {"message": each.message, "hint": each.hint, "key": each.key}
+                print(json.dumps({"error": body}), file=sys.stderr)
+            return
+        for each in errors:
+            print(f"niso: {escaped(each.message)}", file=sys.stderr)
+            if each.hint:
+                print(f"  hint: {escaped(each.hint)}", file=sys.stderr)
+    except BrokenPipeError:
+        pass

@@ -1,0 +1,91 @@
+"""How results are shown: tables, JSON, ports, times; nothing that a service or a name contains reaches a terminal raw."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+
+from niso.records import Port
+
+
+def escaped(text: str) -> str:
+    """``text`` with control characters (C0, C1, DEL, line separators, bidi overrides) written as \\x1b or \\u202e."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}" for c in text)
+
+
+def arrow() -> str:
+    """``→``, or ``->`` where the output's encoding has none."""
+    try:
+        "→".encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return "->"
+    return "→"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows under their columns, each as wide as its widest value."""
+    lines = [list(columns), *([escaped(value) for value in row] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    for line in lines:
+        print("  ".join(value.ljust(width) for value, width in zip(line, widths, strict=True)).rstrip())
+
+
+def as_json(value: object) -> None:
+    import json
+
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def port_text(port: Port) -> str:
+    """``8080→8080``, ``53→53/udp``, ``127.0.0.1:5432→5432``."""
+    host = f"{port.host_ip}:" if port.host_ip not in ("", "0.0.0.0") else ""
+    proto = "" if port.proto == "tcp" else f"/{port.proto}"
+    return f"{host}{port.host_port}{arrow()}{port.container_port}{proto}"
+
+
+def port_json(port: Port, host_ip: str | None = None) -> dict[str, object]:
+    return {
+        "host_ip": host_ip or port.host_ip or "0.0.0.0",
+        "host_port": port.host_port,
+        "container_port": port.container_port,
+        "proto": port.proto,
+    }
+
+
+def duration(seconds: float) -> str:
+    """``42s``, ``3m12s``, ``5h4m``, ``12d3h``."""
+    whole = int(seconds)
+    for unit, size, smaller, small in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size // small}{smaller}"
+    return f"{whole}s"
+
+
+def time_text(seconds: float | None) -> str | None:
+    """A time (seconds since 1970) as RFC 3339 in UTC; None stays None."""
+    if seconds is None:
+        return None
+    import time
+
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def note(line: str) -> None:
+    """A line about what is being done, to stderr: for ``-v``."""
+    print("\n".join(escaped(each) for each in line.split("\n")), file=sys.stderr)
+
+
+def step(line: str) -> None:
+    """A step that would be taken, to stdout: for ``--dry-run``."""
+    print("\n".join(escaped(each) for each in line.split("\n")))
+
+
+def warn(text: str) -> None:
+    print(f"niso: warning: {escaped(text)}", file=sys.stderr)
+
+
+def is_terminal() -> bool:
+    return os.isatty(1)

@@ -1,0 +1,265 @@
+"""From the state that is wanted and the state that is there to the steps between them. Pure.
+
+The order is data (`State`'s fields): things are made in that order and taken away in reverse, additions before deletions.
+Each step can say what it does in words that also work when pasted into a shell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from niso.render import nft
+from niso.state import (
+    Address,
+    Bridge,
+    Element,
+    HostsFile,
+    HostsLine,
+    Netns,
+    Route,
+    Ruleset,
+    State,
+    Sysctl,
+    Thing,
+    Veth,
+    kinds,
+)
+
+
+class Step(NamedTuple):
+    """``action`` is add, delete or change; for change, ``was`` is the thing as it is now."""
+
+    action: str
+    thing: Thing
+    was: Thing | None = None
+
+    def describe(self) -> str:
+        return _WORDS[type(self.thing)](self)
+
+
+class NftTransaction(NamedTuple):
+    """Statements that the kernel takes as a whole or not at all."""
+
+    statements: tuple[str, ...]
+
+    def describe(self) -> str:
+        if self.statements[-1].startswith("destroy table"):
+            return "nft " + "; ".join(self.statements)
+        if self.statements[0].startswith("destroy table"):
+            return f"nft -f -   # both tables anew, with {len(self.statements) - 3} elements"
+        return "\n".join(f"nft {statement!r}" for statement in self.statements)
+
+
+class HostsEdit(NamedTuple):
+    """One hosts file: made (``create``) or edited, by renaming a new one over it."""
+
+    folder: str
+    create: bool
+    remove: tuple[HostsLine, ...]
+    add: tuple[HostsLine, ...]
+
+    def describe(self) -> str:
+        words = [f"hosts file {self.folder}: {'create' if self.create else 'edit'}"]
+        words += [f"-{line.address} {line.names}" for line in self.remove]
+        words += [f"+{line.address} {line.names}" for line in self.add]
+        return words[0] if len(words) > 4 else ", ".join(words)
+
+
+AnyStep = Step | NftTransaction | HostsEdit
+
+
+def diff(want: State, have: State) -> list[AnyStep]:
+    """The steps that make ``have`` into ``want``. Both must be of the same extent; equal states give no step."""
+    have = _without_replaced(want, have)
+    going = {thing.name for thing in have.netns} - {thing.name for thing in want.netns}
+    going_links = {("", thing.name) for thing in have.bridges} - {("", thing.name) for thing in want.bridges}
+    going_links |= {(veth.netns, veth.peer) for veth in have.veths if veth.key() not in _keys(want.veths)}
+    made: list[AnyStep] = []
+    gone: list[AnyStep] = []
+    for kind, wanted, present in zip(State._fields, kinds(want), kinds(have), strict=True):
+        if kind in ("rulesets", "elements", "hosts_files", "hosts_lines"):
+            continue
+        before = {thing.key(): thing for thing in present}
+        for thing in sorted(wanted):
+            was = before.pop(thing.key(), None)
+            if was is None:
+                made.append(Step("add", thing))
+            elif was != thing:
+                made.append(Step("change", thing, was))
+        for thing in sorted(before.values(), reverse=True):
+            # a sysctl has no end of its own; what lies in or on something that goes, goes with it
+            if isinstance(thing, Sysctl):
+                continue
+            if isinstance(thing, Veth) and thing.netns in going:
+                continue
+            if isinstance(thing, Address | Route) and (
+                thing.netns in going or (thing.netns, thing.link) in going_links
+            ):
+                continue
+            gone.append(Step("delete", thing))
+    first, last = _nft(want, have)
+    edits, files_gone = _hosts(want, have)
+    gone.reverse()
+    return [*first, *_replaced(want, have, made), *edits, *files_gone, *_ordered(gone), *last]
+
+
+def _keys(things: Iterable[Thing]) -> set[tuple[str, ...]]:
+    return {thing.key() for thing in things}
+
+
+def _without_replaced(want: State, have: State) -> State:
+    """``have`` without the addresses and routes of veth pairs that cannot be changed in place and are made anew."""
+    wanted = {veth.key(): veth for veth in want.veths}
+    anew = {
+        (veth.netns, veth.peer)
+        for veth in have.veths
+        if veth.key() in wanted and _fixed(veth) != _fixed(wanted[veth.key()])
+    }
+    if not anew:
+        return have
+    return have._replace(
+        addresses=frozenset(a for a in have.addresses if (a.netns, a.link) not in anew),
+        routes=frozenset(r for r in have.routes if (r.netns, r.link) not in anew),
+    )
+
+
+def _fixed(veth: Veth) -> tuple[str, str, str]:
+    return (veth.netns, veth.peer, veth.mac)
+
+
+def _replaced(want: State, have: State, made: list[AnyStep]) -> list[AnyStep]:
+    """A veth pair whose other end is wrong: delete and add in place of change."""
+    steps: list[AnyStep] = []
+    for step in made:
+        both = (step.thing, step.was) if isinstance(step, Step) else (None, None)
+        if isinstance(both[0], Veth) and isinstance(both[1], Veth) and _fixed(both[0]) != _fixed(both[1]):
+            steps += [Step("delete", both[1]), Step("add", both[0])]
+            continue
+        steps.append(step)
+    return steps
+
+
+def _ordered(gone: list[AnyStep]) -> list[AnyStep]:
+    """Deletions in the reverse of the order in which things are made."""
+    position = {Bridge: 0, Netns: 1, Veth: 2, Address: 3, Route: 4}
+    return sorted(gone, key=lambda step: -position[type(step.thing)] if isinstance(step, Step) else 0)
+
+
+def _nft(want: State, have: State) -> tuple[list[AnyStep], list[AnyStep]]:
+    """The transaction before everything else and the one after it.
+
+    Elements that guard a port or a bridge go only when what they guard is gone; without additions all goes in one.
+    """
+    if want.rulesets != have.rulesets:
+        if not want.rulesets:
+            return [], [NftTransaction(tuple(f"destroy table {table}" for table in nft.CONTAINERS))]
+        tables = tuple(f"destroy table {table}" for table in nft.CONTAINERS)
+        adds = tuple(nft.statement("add", element) for element in sorted(want.elements))
+        return [NftTransaction((*tables, nft.TABLES, *adds))], []
+    before = {element.key(): element for element in have.elements}
+    adds_: list[str] = []
+    early: list[str] = []
+    late: list[str] = []
+    for element in sorted(want.elements):
+        was = before.pop(element.key(), None)
+        if was == element:
+            continue
+        early.append(nft.statement("destroy", element))
+        adds_.append(nft.statement("add", element))
+    for element in sorted(before.values()):
+        (late if element.container in nft.LATE else early).append(nft.statement("destroy", element))
+    if not adds_:
+        early, late = [], sorted(early + late)
+    first = [NftTransaction((*early, *adds_))] if early or adds_ else []
+    return [*first], [NftTransaction(tuple(late))] if late else []
+
+
+def _hosts(want: State, have: State) -> tuple[list[AnyStep], list[AnyStep]]:
+    edits: list[AnyStep] = []
+    for file in sorted(want.hosts_files):
+        create = file not in have.hosts_files
+        wanted = {line for line in want.hosts_lines if line.folder == file.folder}
+        present = set() if create else {line for line in have.hosts_lines if line.folder == file.folder}
+        if create or wanted != present:
+            edits.append(
+                HostsEdit(file.folder, create, tuple(sorted(present - wanted)), tuple(sorted(wanted - present)))
+            )
+    return edits, [Step("delete", file) for file in sorted(have.hosts_files - want.hosts_files)]
+
+
+def _inside(netns: str) -> str:
+    return f"ip -n {netns} " if netns else "ip "
+
+
+def _bridge_words(step: Step) -> str:
+    bridge = step.thing
+    assert isinstance(bridge, Bridge)
+    if step.action == "delete":
+        return f"ip link delete {bridge.name}"
+    if step.action == "add":
+        return f"ip link add {bridge.name} mtu {bridge.mtu} type bridge && ip link set {bridge.name} alias {bridge.alias} up"
+    return f"ip link set {bridge.name} mtu {bridge.mtu} up"
+
+
+def _netns_words(step: Step) -> str:
+    assert isinstance(step.thing, Netns)
+    return f"ip netns {'delete' if step.action == 'delete' else 'add'} {step.thing.name}"
+
+
+def _veth_words(step: Step) -> str:
+    veth = step.thing
+    assert isinstance(veth, Veth)
+    if step.action == "delete":
+        return f"ip link delete {veth.name}"
+    if step.action == "add":
+        return (
+            f"ip link add {veth.name} mtu {veth.mtu} type veth peer {veth.peer} address {veth.mac} netns {veth.netns}"
+            f" && ip link set {veth.name} master {veth.bridge} alias {veth.alias} up"
+        )
+    return f"ip link set {veth.name} mtu {veth.mtu} master {veth.bridge} up"
+
+
+def _address_words(step: Step) -> str:
+    address = step.thing
+    assert isinstance(address, Address)
+    verb = "delete" if step.action == "delete" else "add"
+    return f"{_inside(address.netns)}address {verb} {address.address} dev {address.link}"
+
+
+def _route_words(step: Step) -> str:
+    route = step.thing
+    assert isinstance(route, Route)
+    verb = {"add": "add", "delete": "delete", "change": "replace"}[step.action]
+    return f"{_inside(route.netns)}route {verb} {route.destination} via {route.gateway} dev {route.link}"
+
+
+def _sysctl_words(step: Step) -> str:
+    sysctl = step.thing
+    assert isinstance(sysctl, Sysctl)
+    prefix = f"ip netns exec {sysctl.netns} " if sysctl.netns else ""
+    value = sysctl.value.replace("\t", " ")
+    return f"{prefix}sysctl -w '{sysctl.name}={value}'"
+
+
+def _file_words(step: Step) -> str:
+    assert isinstance(step.thing, HostsFile)
+    return f"hosts file {step.thing.folder}: {step.action}"
+
+
+def _plain_words(step: Step) -> str:
+    return f"{step.action} {type(step.thing).__name__.lower()} {' '.join(step.thing.key())}"
+
+
+_WORDS = {
+    Bridge: _bridge_words,
+    Netns: _netns_words,
+    Veth: _veth_words,
+    Address: _address_words,
+    Route: _route_words,
+    Sysctl: _sysctl_words,
+    HostsFile: _file_words,
+    HostsLine: _plain_words,
+    Element: _plain_words,
+    Ruleset: _plain_words,
+}

@@ -1,0 +1,197 @@
+"""Single elements of nftables sets and maps by netlink (linux/netfilter/nf_tables.h): 10 us each, whatever else is there."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from typing import NamedTuple
+
+from niso.kernel import netlink
+from niso.kernel.netlink import attribute, attributes, nested, string, text
+
+PROTOCOLS = {"icmp": 1, "igmp": 2, "tcp": 6, "udp": 17, "gre": 47, "ipv6-icmp": 58, "sctp": 132, "udplite": 136}
+
+_FAMILIES = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
+_GETSET, _GETSETELEM = 0x0A0A, 0x0A0D  # NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_*
+_SET_TABLE, _SET_NAME, _SET_FLAGS, _SET_KEY_TYPE, _SET_DATA_TYPE = 1, 2, 3, 4, 6
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
+_LIST_ELEM = 1
+_ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA, _ELEM_KEY_END = 1, 2, 6, 10
+_DATA_VALUE, _DATA_VERDICT = 1, 2
+_VERDICT_CODE, _VERDICT_CHAIN = 1, 2
+_UDATA_COMMENT = 0  # NFTNL_UDATA_SET_ELEM_COMMENT, libnftnl/udata.h
+
+_FLAG_INTERVAL, _FLAG_MAP = 0x4, 0x8
+_VERDICT_TYPE = 0xFFFFFF00  # NFT_DATA_VERDICT
+_VERDICTS = {0: "drop", 1: "accept", -1: "continue", -3: "jump", -4: "goto", -5: "return"}
+
+# nftables, include/datatype.h: the number and the width in bytes of each type niso uses.
+_IPV4, _IPV6, _ETHER, _PROTO, _SERVICE, _IFNAME = 7, 8, 9, 12, 13, 41
+_WIDTHS = {_IPV4: 4, _IPV6: 16, _ETHER: 6, _PROTO: 1, _SERVICE: 2, _IFNAME: 16}
+_TYPE_BITS = 6
+
+_CHUNK = 64  # requests in one sendmsg; their answers must fit the socket's buffer
+
+
+class Header(NamedTuple):
+    """What a set or map holds: the types of its key and its value (none in a set, None for a verdict)."""
+
+    family: int
+    table: str
+    name: str
+    interval: bool
+    key: tuple[int, ...]
+    value: tuple[int, ...] | None
+
+    @property
+    def readable(self) -> bool:
+        """Whether `Nfnetlink.get` knows its types. Intervals of one field are stored as two elements: not those."""
+        known = all(kind in _WIDTHS for kind in (*self.key, *(self.value or ())))
+        return known and not (self.interval and len(self.key) == 1)
+
+
+class Nfnetlink(netlink.Netlink):
+    """A socket to nf_tables in the network namespace that the caller is in when it opens it."""
+
+    def __init__(self) -> None:
+        super().__init__(netlink.NETFILTER)
+
+    def header(self, family_table: str, container: str) -> Header | None:
+        """The header of a set or map of the table ("inet niso"); None if there is no such thing. Raises KernelError."""
+        family, _, table = family_table.partition(" ")
+        number = _FAMILIES[family]
+        body = nfgenmsg(number) + text(_SET_TABLE, table) + text(_SET_NAME, container)
+        answer = self.get_one(f"read {family_table} {container}", _GETSET, body, (errno.ENOENT,))
+        if answer is None:
+            return None
+        found = attributes(answer, 4)
+        flags = int.from_bytes(found.get(_SET_FLAGS, b""), "big")
+        data = int.from_bytes(found.get(_SET_DATA_TYPE, b""), "big")
+        value = None if data == _VERDICT_TYPE else _unpack_type(data)
+        return Header(
+            number,
+            table,
+            container,
+            bool(flags & _FLAG_INTERVAL),
+            _unpack_type(int.from_bytes(found[_SET_KEY_TYPE], "big")),
+            value if flags & _FLAG_MAP else (),
+        )
+
+    def get(self, header: Header, keys: list[str]) -> dict[str, tuple[str, str]]:
+        """Those of ``keys`` that are there: key -> (value, comment), both as nft writes them. Raises KernelError."""
+        found = {}
+        prefix = nfgenmsg(header.family) + text(_LIST_TABLE, header.table) + text(_LIST_SET, header.name)
+        for start in range(0, len(keys), _CHUNK):
+            chunk = keys[start : start + _CHUNK]
+            ranges = [_pack_key(header, key) for key in chunk]
+            bodies = [prefix + nested(_LIST_ELEMENTS, nested(_LIST_ELEM, *_key(*ends))) for ends in ranges]
+            answers = self.get_all(f"read {header.table} {header.name}", _GETSETELEM, bodies, (errno.ENOENT,))
+            for key, (first, last), answer in zip(chunk, ranges, answers, strict=True):
+                if answer is None:
+                    continue
+                element = attributes(attributes(attributes(answer, 4)[_LIST_ELEMENTS])[_LIST_ELEM])
+                # An interval map answers with the element that holds the key: it must be this one, not a wider one.
+                if _data(element[_ELEM_KEY]) == first and _data(element.get(_ELEM_KEY_END, b"")) == last:
+                    found[key] = (_value(header, element.get(_ELEM_DATA, b"")), _comment(element))
+        return found
+
+
+def nfgenmsg(family: int) -> bytes:
+    """struct nfgenmsg: family, version, resource."""
+    return bytes([family, 0, 0, 0])
+
+
+def _unpack_type(packed: int) -> tuple[int, ...]:
+    kinds: tuple[int, ...] = ()
+    while packed:
+        kinds = (packed & (1 << _TYPE_BITS) - 1, *kinds)
+        packed >>= _TYPE_BITS
+    return kinds
+
+
+def _key(first: bytes, last: bytes) -> list[bytes]:
+    parts = [nested(_ELEM_KEY, attribute(_DATA_VALUE, first))]
+    if last:
+        parts.append(nested(_ELEM_KEY_END, attribute(_DATA_VALUE, last)))
+    return parts
+
+
+def _data(nest: bytes) -> bytes:
+    return attributes(nest).get(_DATA_VALUE, b"")
+
+
+def _pack_key(header: Header, key: str) -> tuple[bytes, bytes]:
+    """The key's bytes as in a register, and for an interval map the last ones of its range. Fields take whole words."""
+    fields = key.split(" . ")
+    pad = len(header.key) > 1
+    ends: list[bytes] = [b"", b""]
+    for kind, field in zip(header.key, fields, strict=True):
+        for i, packed in enumerate(_pack_range(kind, field)):
+            ends[i] += packed + (b"\0" * (-len(packed) % 4) if pad else b"")
+    return ends[0], ends[1] if header.interval else b""
+
+
+def _pack_range(kind: int, field: str) -> tuple[bytes, bytes]:
+    address, slash, length = field.partition("/")
+    if slash and kind in (_IPV4, _IPV6):
+        first = _pack(kind, address)
+        host = (1 << len(first) * 8 - int(length)) - 1
+        return first, (int.from_bytes(first, "big") | host).to_bytes(len(first), "big")
+    low, dash, high = field.partition("-")
+    if dash and kind in (_IPV4, _IPV6, _SERVICE):
+        return _pack(kind, low), _pack(kind, high)
+    return _pack(kind, field), _pack(kind, field)
+
+
+def _pack(kind: int, field: str) -> bytes:
+    if kind == _IPV4:
+        return socket.inet_pton(socket.AF_INET, field)
+    if kind == _IPV6:
+        return socket.inet_pton(socket.AF_INET6, field)
+    if kind == _ETHER:
+        return bytes.fromhex(field.replace(":", ""))
+    if kind == _SERVICE:
+        return int(field).to_bytes(2, "big")
+    if kind == _PROTO:
+        return bytes([PROTOCOLS[field] if field in PROTOCOLS else int(field)])
+    return field.strip('"').encode().ljust(16, b"\0")
+
+
+def _unpack(kind: int, packed: bytes) -> str:
+    if kind == _IPV4:
+        return socket.inet_ntop(socket.AF_INET, packed)
+    if kind == _IPV6:
+        return socket.inet_ntop(socket.AF_INET6, packed)
+    if kind == _ETHER:
+        return packed.hex(":")
+    if kind == _SERVICE:
+        return str(int.from_bytes(packed, "big"))
+    if kind == _PROTO:
+        return next((name for name, number in PROTOCOLS.items() if number == packed[0]), str(packed[0]))
+    return f'"{string(packed)}"'
+
+
+def _value(header: Header, data: bytes) -> str:
+    if header.value is None:
+        verdict = attributes(attributes(data)[_DATA_VERDICT])
+        code = struct.unpack(">i", verdict[_VERDICT_CODE])[0]
+        return f"{_VERDICTS[code]} {string(verdict.get(_VERDICT_CHAIN, b''))}".rstrip()
+    packed = _data(data)
+    fields = []
+    offset = 0
+    for kind in header.value:
+        fields.append(_unpack(kind, packed[offset : offset + _WIDTHS[kind]]))
+        offset += _WIDTHS[kind] + 3 & ~3
+    return " . ".join(fields)
+
+
+def _comment(element: dict[int, bytes]) -> str:
+    userdata = element.get(_ELEM_USERDATA, b"")
+    offset = 0
+    while offset + 2 <= len(userdata):
+        kind, length = userdata[offset], userdata[offset + 1]
+        if kind == _UDATA_COMMENT:
+            return string(userdata[offset + 2 : offset + 2 + length])
+        offset += 2 + length
+    return ""

@@ -1,0 +1,287 @@
+"""From the kernel to a `State`: of just the things that are asked about, or of everything that is niso's.
+
+What is ours is told from the kernel alone: our two tables, and the alias on our links and on ``lo`` of our namespaces.
+Something of a needed name that is not ours is a Conflict.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from niso import paths
+from niso.errors import Conflict
+from niso.kernel import netns, sysctl
+from niso.kernel.nftables import Nft
+from niso.kernel.rtnetlink import Link, Rtnl
+from niso.render import hosts, nft
+from niso.state import (
+    Address,
+    Bridge,
+    Element,
+    HostsFile,
+    HostsLine,
+    Netns,
+    Route,
+    Ruleset,
+    State,
+    Sysctl,
+    Veth,
+)
+
+OWN_ROUTES = 3  # RTPROT_BOOT: what niso (like iproute2) adds; the kernel's own routes are its business
+
+
+def read(candidates: State, alias: str) -> State:
+    """Which of ``candidates`` the kernel has, with the fields as they are there.
+
+    Its cost depends on ``candidates`` alone. ``alias`` marks what is ours. Raises Conflict where something of a
+    candidate's name is somebody else's, KernelError.
+    """
+    state_id = alias.partition(":")[2]
+    rulesets, elements = _tables(candidates, state_id)
+    bridges: set[Bridge] = set()
+    veths: set[Veth] = set()
+    namespaces: set[Netns] = set()
+    addresses: set[Address] = set()
+    routes: set[Route] = set()
+    sysctls: set[Sysctl] = set()
+
+    with Rtnl() as rtnl:
+        names_of: dict[int, str] = {}
+        for bridge in {thing.name for thing in candidates.bridges}:
+            link = rtnl.link(bridge)
+            if link is None:
+                continue
+            _own(link, alias)
+            names_of[link.index] = link.name
+            bridges.add(Bridge(link.name, link.mtu, link.alias, link.up))
+        _addresses(rtnl, "", _links_of(candidates, ""), addresses, routes)
+        sysctls |= _sysctls(thing for thing in candidates.sysctls if not thing.netns)
+        for name in sorted({thing.name for thing in candidates.netns}):
+            if not netns.exists(name):
+                continue
+            host_ends = {}
+            for veth in candidates.veths:
+                if veth.netns == name and veth.name not in host_ends and (link := rtnl.link(veth.name)):
+                    _own(link, alias)
+                    host_ends[veth.name] = link
+            inner = _inside(candidates, name, alias, addresses, routes, sysctls, namespaces)
+            for link in host_ends.values():
+                veths.add(_veth(link, name, inner, names_of.get(link.master, str(link.master or ""))))
+        for veth in candidates.veths:  # a pair whose namespace has lost its name
+            if not netns.exists(veth.netns) and (link := rtnl.link(veth.name)):
+                _own(link, alias)
+                veths.add(_veth(link, "", {}, names_of.get(link.master, "")))
+
+    files, lines = _hosts_files({thing.folder for thing in candidates.hosts_files})
+    wanted_lines = candidates.hosts_lines
+    return State(
+        rulesets=rulesets,
+        elements=elements,
+        bridges=frozenset(bridges),
+        netns=frozenset(namespaces),
+        sysctls=frozenset(sysctls),
+        veths=frozenset(veths),
+        addresses=frozenset(addresses),
+        routes=frozenset(routes),
+        hosts_files=files,
+        hosts_lines=frozenset(line for line in lines if line in wanted_lines),
+    )
+
+
+def read_all(want: State, alias: str) -> State:
+    """Everything that is ours in the kernel, whether it is in ``want`` or not; ``want`` says which sysctls matter."""
+    with Rtnl() as rtnl:
+        links = rtnl.links()
+    ours = [link for link in links if link.alias == alias]
+    namespaces = {name for name in netns.names() if _lo_alias(name) == alias}
+    candidates = want._replace(
+        bridges=want.bridges | {Bridge(link.name, 0, alias) for link in ours if link.kind == "bridge"},
+        netns=want.netns | {Netns(name, alias) for name in namespaces},
+    )
+    have = read(candidates, alias)
+    by_index = {link.index: link.name for link in links}
+    known = {veth.name for veth in have.veths}
+    strays = frozenset(
+        Veth(link.name, "", "", "", link.mtu, by_index.get(link.master, ""), link.hairpin, alias, link.up)
+        for link in ours
+        if link.kind == "veth" and link.name not in known
+    )
+    addresses, routes = set(have.addresses), set(have.routes)
+    with Rtnl() as rtnl:
+        _addresses(rtnl, "", {bridge.name for bridge in have.bridges}, addresses, routes)
+    for name in sorted(namespaces):
+        with netns.inside(name), Rtnl() as rtnl:
+            inner = {link.name for link in rtnl.links() if link.kind == "veth"}
+            _addresses(rtnl, name, inner, addresses, routes)
+    files, lines = _hosts_files(set(_folders()))
+    rulesets, elements = _all_tables(alias.partition(":")[2])
+    return have._replace(
+        rulesets=rulesets,
+        elements=elements,
+        veths=have.veths | strays,
+        addresses=frozenset(addresses),
+        routes=frozenset(routes),
+        hosts_files=files,
+        hosts_lines=frozenset(lines),
+    )
+
+
+def owners() -> dict[str, set[str]]:
+    """Table -> the state ids that its owner set names; a table that is not there is left out."""
+    found = {}
+    with Nft() as kernel:
+        for table in nft.CONTAINERS:
+            marks = kernel.elements(table, "owner")
+            if marks is not None:
+                found[table] = {mark.strip('"')[3:] for mark in marks if mark.startswith('"id-')}
+    return found
+
+
+def _own(link: Link, alias: str) -> None:
+    if link.alias != alias:
+        whose = f"it carries the alias {link.alias!r}" if link.alias else "it has no alias"
+        raise Conflict(
+            f"link {link.name!r} exists and is not this niso's own ({whose})",
+            f"rename it (ip link set {link.name} down name NEW), or choose another name",
+        )
+
+
+def _tables(candidates: State, state_id: str) -> tuple[frozenset[Ruleset], frozenset[Element]]:
+    with Nft() as kernel:
+        digests = []
+        for table in nft.CONTAINERS:
+            marks = kernel.elements(table, "owner")
+            if marks is None:
+                continue
+            texts = {mark.strip('"') for mark in marks}
+            _owned(table, texts, state_id)
+            digests += [text[6:] for text in texts if text.startswith("rules-")]
+        if len(digests) != len(nft.CONTAINERS) or len(set(digests)) != 1:
+            return (frozenset(), frozenset()) if not digests else (frozenset({Ruleset("incomplete")}), frozenset())
+        elements: set[Element] = set()
+        groups: dict[tuple[str, str], set[str]] = {}
+        for element in candidates.elements:
+            groups.setdefault((element.table, element.container), set()).add(element.element)
+        for (table, container), keys in groups.items():
+            found = kernel.get(table, container, sorted(keys))
+            elements.update(Element(table, container, key, value, comment) for key, (value, comment) in found.items())
+    return frozenset({Ruleset(digests[0])}), frozenset(elements)
+
+
+def _owned(table: str, texts: set[str], state_id: str) -> None:
+    others = {text[3:] for text in texts if text.startswith("id-")} - {state_id}
+    if others or not texts:
+        whose = f"the niso state folder with id {min(others)}" if others else "somebody else"
+        raise Conflict(
+            f"table {table} in this network namespace belongs to {whose}, not to {paths.state_dir()}",
+            "one state folder for each network namespace: set NISO_STATE_DIR to the other one",
+        )
+
+
+def _all_tables(state_id: str) -> tuple[frozenset[Ruleset], frozenset[Element]]:
+    from niso.kernel import ruleset
+
+    with Nft() as kernel:
+        wrong = ruleset.differences(kernel)
+        if wrong is None:
+            return frozenset(), frozenset()
+        elements: set[Element] = set()
+        for table, containers in nft.CONTAINERS.items():
+            for container in containers:
+                found = kernel.elements(table, container) or {}
+                if container == "owner" and found:
+                    _owned(table, {mark.strip('"') for mark in found}, state_id)
+                elements.update(Element(table, container, key, *rest) for key, rest in found.items())
+    return frozenset({Ruleset(nft.DIGEST, wrong)}), frozenset(elements)
+
+
+def _links_of(candidates: State, name: str) -> set[str]:
+    return {thing.link for thing in candidates.addresses | candidates.routes if thing.netns == name}
+
+
+def _addresses(rtnl: Rtnl, name: str, links: Iterable[str], addresses: set[Address], routes: set[Route]) -> None:
+    """Add the addresses (but link-local ones) and, in a namespace, the routes of the named links: all that they have."""
+    for link_name in links:
+        link = rtnl.link(link_name)
+        if link is None:
+            continue
+        addresses |= {
+            Address(name, link_name, found.address) for found in rtnl.addresses(link.index) if found.scope < 253
+        }
+        if name:  # the host's other routes are not ours
+            routes |= {
+                Route(name, found.destination, found.gateway, link_name)
+                for found in rtnl.routes(link.index)
+                if found.protocol == OWN_ROUTES or found.gateway
+            }
+
+
+def _inside(
+    candidates: State,
+    name: str,
+    alias: str,
+    addresses: set[Address],
+    routes: set[Route],
+    sysctls: set[Sysctl],
+    namespaces: set[Netns],
+) -> dict[str, Link]:
+    """Read one namespace; gives its links of candidate veth pairs by name."""
+    peers = {veth.peer for veth in candidates.veths if veth.netns == name}
+    with netns.inside(name):
+        with Rtnl() as rtnl:
+            lo = rtnl.link("lo")
+            mark = lo.alias if lo else ""
+            if mark != alias:
+                raise Conflict(
+                    f"network namespace {name!r} exists and is not this niso's own",
+                    f"remove it (ip netns delete {name}), or choose another name for the service",
+                )
+            namespaces.add(Netns(name, mark))
+            links = {link.name: link for peer in peers if (link := rtnl.link(peer))}
+            _addresses(rtnl, name, peers | _links_of(candidates, name), addresses, routes)
+        sysctls |= _sysctls(thing for thing in candidates.sysctls if thing.netns == name)
+    return links
+
+
+def _lo_alias(name: str) -> str:
+    with netns.inside(name), Rtnl() as rtnl:
+        lo = rtnl.link("lo")
+        return lo.alias if lo else ""
+
+
+def _sysctls(wanted: Iterable[Sysctl]) -> set[Sysctl]:
+    found = ((thing, sysctl.read(thing.name)) for thing in wanted)
+    return {Sysctl(thing.netns, thing.name, value) for thing, value in found if value is not None}
+
+
+def _veth(link: Link, name: str, inner: dict[str, Link], bridge: str) -> Veth:
+    """The pair as it is; its other end is looked for among ``inner``, the links of its namespace."""
+    peer = next((far for far in inner.values() if far.index == link.peer_index and far.peer_index == link.index), None)
+    if peer is None:
+        return Veth(link.name, "", "", "", link.mtu, bridge, link.hairpin, link.alias, link.up)
+    mtu = link.mtu if link.mtu == peer.mtu else -1
+    return Veth(link.name, name, peer.name, peer.mac, mtu, bridge, link.hairpin, link.alias, link.up and peer.up)
+
+
+def _folders() -> list[str]:
+    try:
+        return os.listdir(paths.hosts_root())
+    except FileNotFoundError:
+        return []
+
+
+def _hosts_files(folders: set[str]) -> tuple[frozenset[HostsFile], set[HostsLine]]:
+    """The files that look as niso writes them, and their lines; any other counts as absent."""
+    files, lines = set(), set()
+    for folder in folders:
+        try:
+            with open(os.path.join(paths.hosts_root(), folder, "hosts"), encoding="utf-8") as file:
+                found = hosts.lines(file.read())
+        except (OSError, ValueError):
+            continue
+        if found is not None:
+            files.add(HostsFile(folder))
+            lines |= {HostsLine(folder, address, names) for address, names in found}
+    return frozenset(files), lines

@@ -1,0 +1,60 @@
+"""Whether the two tables in the kernel have the chains, sets and rules that render/nft.py gives.
+
+The kernel itself says how the text looks when it is listed: it is loaded in a network namespace that exists for a moment.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from niso.errors import KernelError
+from niso.kernel import netns
+from niso.kernel.nftables import Nft
+from niso.render import nft
+
+
+def differences(kernel: Nft) -> tuple[str, ...] | None:
+    """Names of chains, sets and maps that are missing, foreign or different; None where both tables are missing."""
+    present = _objects(kernel)
+    if not present:
+        return None
+    with netns.unnamed(), Nft() as scratch:
+        scratch.run(nft.TABLES)
+        expected = _objects(scratch)
+    return tuple(
+        sorted(
+            f"{'missing' if name not in present else 'foreign' if name not in expected else 'different'} {name}"
+            for name in expected.keys() | present.keys()
+            if expected.get(name) != present.get(name)
+        )
+    )
+
+
+def _objects(kernel: Nft) -> dict[str, list[Any]]:
+    """``chain inet niso forward`` -> its definition and rules, without handles, counters' values and elements."""
+    found: dict[str, list[Any]] = {}
+    for table in nft.CONTAINERS:
+        try:
+            objects = kernel.query(f"list table {table}")
+        except KernelError:
+            continue
+        for item in objects:
+            ((kind, fields),) = item.items()
+            if kind == "table":
+                continue
+            name = fields["chain"] if kind == "rule" else fields["name"]
+            owner = "chain" if kind == "rule" else kind
+            found.setdefault(f"{owner} {table} {name}", []).append(_plain(fields))
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: (None if key == "counter" else _plain(inner))
+            for key, inner in value.items()
+            if key not in ("handle", "elem", "index")
+        }
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return value

@@ -1,0 +1,81 @@
+"""Which sockets of the host hold a port, by NETLINK_SOCK_DIAG (sock_diag(7), linux/inet_diag.h), and whose they are."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from typing import NamedTuple
+
+from niso.kernel import netlink
+from niso.kernel.netlink import attributes
+
+_BY_FAMILY = 20  # SOCK_DIAG_BY_FAMILY
+_SKV6ONLY = 11  # INET_DIAG_SKV6ONLY
+_LISTEN, _CLOSE = 10, 7  # TCP_LISTEN; TCP_CLOSE is also a UDP socket that is bound and not connected
+_MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0.0.0.0/96
+
+_request = struct.Struct("=BBBxI")  # struct inet_diag_req_v2, before its socket id
+_id = struct.Struct(">HH16s16s")  # struct inet_diag_sockid, before interface and cookie
+_ID_SIZE = 48
+
+
+class Listener(NamedTuple):
+    """A socket that takes what comes to ``port`` of ``address`` ("0.0.0.0" or "::" for all of its family)."""
+
+    family: int
+    address: str
+    port: int
+    inode: int
+
+
+def listeners(proto: str, port: int | None = None) -> list[Listener]:
+    """Listening sockets ("tcp") or bound ones ("udp") of this network namespace, of one port or of all.
+
+    An IPv6 socket that takes IPv4 too is in the list once for each. Raises KernelError.
+    """
+    number, state = (socket.IPPROTO_TCP, _LISTEN) if proto == "tcp" else (socket.IPPROTO_UDP, _CLOSE)
+    found: list[Listener] = []
+    with netlink.Netlink(netlink.SOCK_DIAG) as kernel:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            body = _request.pack(family, number, 0, 1 << state)
+            body += _id.pack(port or 0, 0, b"", b"").ljust(_ID_SIZE, b"\0")
+            for several in kernel.dump(f"list {proto} sockets", _BY_FAMILY, body, _parse):
+                found += several
+    return [listener for listener in found if listener.port and port in (None, listener.port)]
+
+
+def holder(inode: int) -> tuple[int, str] | None:
+    """(pid, program name) of the process with the lowest pid that has this socket open; None if none can be seen."""
+    wanted = f"socket:[{inode}]"
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+        folder = f"/proc/{pid}/fd"
+        try:
+            if any(_link(f"{folder}/{fd}") == wanted for fd in os.listdir(folder)):
+                with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+                    return pid, file.read().rstrip("\n")
+        except OSError:  # it ended meanwhile, or is not ours to see
+            continue
+    return None
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except FileNotFoundError:
+        return ""
+
+
+def _parse(body: bytes) -> list[Listener]:
+    family = body[0]
+    port, _, source, _ = _id.unpack_from(body, 4)
+    inode: int = struct.unpack_from("=I", body, 4 + _ID_SIZE + 16)[0]
+    if family == socket.AF_INET:
+        return [Listener(family, socket.inet_ntop(socket.AF_INET, source[:4]), port, inode)]
+    if source.startswith(_MAPPED):
+        return [Listener(socket.AF_INET, socket.inet_ntop(socket.AF_INET, source[12:]), port, inode)]
+    found = [Listener(family, socket.inet_ntop(socket.AF_INET6, source), port, inode)]
+    only_v6 = attributes(body, 4 + _ID_SIZE + 20).get(_SKV6ONLY, b"\1") != b"\0"
+    if source == bytes(16) and not only_v6:
+        found.append(Listener(socket.AF_INET, "0.0.0.0", port, inode))  # noqa: S104
+    return found

@@ -1,0 +1,185 @@
+"""From steps to the kernel: the one place that changes it. Nothing here can fail on what a user wrote."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable
+
+from niso import failpoint, paths
+from niso.diff import AnyStep, HostsEdit, NftTransaction, Step
+from niso.errors import KernelError, NisoError
+from niso.kernel import netns, sysctl
+from niso.kernel.nftables import Nft
+from niso.kernel.rtnetlink import Rtnl
+from niso.render import hosts
+from niso.state import Address, Bridge, HostsFile, Netns, Route, Sysctl, Veth
+
+
+def write(steps: Iterable[AnyStep]) -> None:
+    """Do all steps in their order; the first failure ends it. Raises KernelError with the step's words."""
+    for step in steps:
+        _do(step)
+
+
+def write_what_can_be(steps: Iterable[AnyStep]) -> list[NisoError]:
+    """Do all steps, going on after a failure (teardown); gives the errors met."""
+    errors = []
+    for step in steps:
+        try:
+            _do(step)
+        except NisoError as error:
+            errors.append(error)
+    return errors
+
+
+def _do(step: AnyStep) -> None:
+    words = step.describe()
+    try:
+        failpoint.hit(words)
+        if isinstance(step, NftTransaction):
+            with Nft() as kernel:
+                kernel.run("\n".join(step.statements))
+        elif isinstance(step, HostsEdit):
+            _edit_hosts(step)
+        else:
+            _one(step)
+    except OSError as error:
+        raise KernelError(f"{words.splitlines()[0]}: {error.strerror}", errno=error.errno or 0) from error
+
+
+def _one(step: Step) -> None:
+    thing = step.thing
+    if isinstance(thing, Bridge):
+        _bridge(step.action, thing)
+    elif isinstance(thing, Netns):
+        if step.action == "delete":
+            netns.delete(thing.name)
+        else:
+            netns.create(thing.name, alias=thing.alias)
+    elif isinstance(thing, Veth):
+        _veth(step.action, thing)
+    elif isinstance(thing, Address):
+        _address(step.action, thing)
+    elif isinstance(thing, Route):
+        _route(step, thing)
+    elif isinstance(thing, Sysctl):
+        _sysctl(thing)
+    elif isinstance(thing, HostsFile):
+        _remove_hosts(thing.folder)
+    else:
+        raise AssertionError(f"a step of its own for {thing!r}")
+
+
+def _bridge(action: str, bridge: Bridge) -> None:
+    with Rtnl() as rtnl:
+        if action == "delete":
+            rtnl.delete_link(bridge.name)
+        elif action == "add":
+            rtnl.add_bridge(bridge.name, mtu=bridge.mtu, alias=bridge.alias)
+        else:
+            rtnl.set_link(bridge.name, mtu=bridge.mtu, up=True)
+
+
+def _veth(action: str, veth: Veth) -> None:
+    with Rtnl() as rtnl:
+        if action == "delete":
+            rtnl.delete_link(veth.name)
+            return
+        if action == "add":
+            fd = netns.open_fd(veth.netns)
+            try:
+                rtnl.add_veth(
+                    veth.name,
+                    peer=veth.peer,
+                    peer_netns_fd=fd,
+                    peer_mac=veth.mac,
+                    mtu=veth.mtu,
+                    bridge=veth.bridge,
+                    hairpin=veth.hairpin,
+                    alias=veth.alias,
+                )
+            finally:
+                os.close(fd)
+        else:
+            rtnl.set_link(veth.name, mtu=veth.mtu, master=veth.bridge, hairpin=veth.hairpin, up=True)
+    with netns.inside(veth.netns), Rtnl() as rtnl:
+        rtnl.set_link(veth.peer, mtu=veth.mtu, up=True)
+
+
+def _address(action: str, address: Address) -> None:
+    with _at(address.netns), Rtnl() as rtnl:
+        index = _index(rtnl, address.link)
+        if action == "delete":
+            rtnl.delete_address(index, address.address)
+        else:
+            rtnl.add_address(index, address.address)
+
+
+def _route(step: Step, route: Route) -> None:
+    with _at(route.netns), Rtnl() as rtnl:
+        index = _index(rtnl, route.link)
+        gone = route if step.action == "delete" else step.was
+        if isinstance(gone, Route):
+            rtnl.delete_route(gone.destination, gone.gateway, index)
+        if step.action != "delete":
+            rtnl.add_route(route.destination, route.gateway, index)
+
+
+def _sysctl(thing: Sysctl) -> None:
+    with _at(thing.netns):
+        sysctl.write(thing.name, thing.value)
+
+
+def _at(name: str) -> netns.Elsewhere | _Here:
+    return netns.inside(name) if name else _Here()
+
+
+class _Here:
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def _index(rtnl: Rtnl, name: str) -> int:
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        raise KernelError(f"link {name!r} is not there", "niso net repair") from None
+
+
+def _edit_hosts(step: HostsEdit) -> None:
+    folder = os.path.join(paths.hosts_root(), step.folder)
+    path = os.path.join(folder, "hosts")
+    os.makedirs(folder, mode=0o755, exist_ok=True)
+    text = hosts.HEADER
+    if not step.create:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    text = hosts.edit(
+        text,
+        {hosts.line(line.address, line.names) for line in step.remove},
+        {hosts.line(line.address, line.names) for line in step.add},
+    )
+    # a reader sees the old file or the new one; the services see the folder, so that a renamed file reaches them
+    temporary = f"{path}.new"
+    with open(temporary, "w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), 0o644)
+        file.write(text)
+    failpoint.hit(f"rename {path}")
+    os.rename(temporary, path)
+
+
+def _remove_hosts(folder: str) -> None:
+    path = os.path.join(paths.hosts_root(), folder)
+    for name in ("hosts", "hosts.new"):
+        try:
+            os.unlink(os.path.join(path, name))
+        except FileNotFoundError:
+            pass
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        pass

@@ -1,0 +1,262 @@
+"""What is wrong with a manifest, all of it: `walk` finds wrong keys and types, `rules` wrong values.
+
+Both look at what tomllib returned. `walk` only runs after msgspec refused; `rules` skip what has the wrong type.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from niso.errors import InvalidInput
+from niso.model import later, values
+from niso.model.ports import Port, parse_port
+from niso.names import DEFAULT_NETWORK
+
+T = TypeVar("T")
+
+TEXT_RULES: dict[str, Callable[[str, str], object]] = {
+    "package.name": values.service_name,
+    "package.version": values.version,
+    "package.rootfs": values.rootfs,
+    "binary.entrypoint": values.entrypoint,
+    "binary.working_dir": values.working_dir,
+    "service.user": values.user,
+    "service.restart_delay": values.restart_delay,
+    "service.stop_timeout": values.stop_timeout,
+    "network.network": values.network_name,
+    "network.hostname": values.host_label,
+    "network.ip": values.ipv4,
+}
+ARRAY_RULES: dict[str, Callable[[str, str], object]] = {
+    "binary.args": values.argument,
+    "isolation.capabilities": values.capability,
+    "network.networks": values.network_name,
+    "network.aliases": values.host_label,
+}
+_MAX_GUESSES = 20  # unknown keys of one table for which a near one is looked for: difflib is slow
+
+
+def join(base: str, name: str) -> str:
+    """The path of a key as TOML writes it, escaped: ``environment."A B"``."""
+    bare = name and name.isascii() and name.replace("-", "").replace("_", "").isalnum()
+    part = name if bare else values.shown(name)
+    return f"{base}.{part}" if base else part
+
+
+def walk(data: object, kind: Any, key: str = "") -> list[InvalidInput]:
+    """Every unknown or missing key and every wrong type of ``data``, which should be of type ``kind``."""
+    return list(_walk(data, kind, key))
+
+
+def _walk(value: object, kind: Any, key: str) -> Iterator[InvalidInput]:
+    kinds = [part for part in _alternatives(kind) if part is not type(None)]
+    if isinstance(value, dict):
+        kind = next((part for part in kinds if _is_table(part)), kinds[0])
+    elif isinstance(value, list):
+        kind = next((part for part in kinds if get_origin(part) is tuple), kinds[0])
+    if isinstance(value, dict) and _is_struct(kind):
+        yield from _walk_table(value, kind, key)
+    elif isinstance(value, dict) and get_origin(kind) is dict:
+        for name, item in value.items():
+            yield from _walk(item, get_args(kind)[1], join(key, name))
+    elif isinstance(value, list) and get_origin(kind) is tuple:
+        for index, item in enumerate(value):
+            yield from _walk(item, get_args(kind)[0], f"{key}[{index}]")
+    elif key == "network.mode" and isinstance(value, str) and value in later.MODES:
+        yield values.wrong(key, value, "that mode is not supported yet", '"bridge"')
+    elif not any(_fits(value, part) for part in kinds):
+        right = " or ".join(_words(part) for part in kinds)
+        choice = isinstance(value, str) and get_origin(kind) is Literal
+        reason = "it is none of the choices" if choice else f"it is {_kind_of(value)}"
+        yield values.wrong(key, value, reason, right, _example(value, kinds))
+
+
+def _walk_table(table: dict[str, object], struct: Any, key: str) -> Iterator[InvalidInput]:
+    hints = get_type_hints(struct)
+    guesses = 0
+    for name, value in table.items():
+        path = join(key, name)
+        if name in hints:
+            yield from _walk(value, hints[name], path)
+        elif path in later.KEYS:
+            yield InvalidInput(
+                f"{path}: value {values.shown(value)} is wrong because the key is not supported yet; "
+                "right would be to leave it out",
+                f"leave {path} out",
+                path,
+            )
+        else:
+            guesses += 1
+            near = _nearest(name, list(hints)) if guesses <= _MAX_GUESSES else None
+            right = f"{join(key, near)}" if near else f"one of {', '.join(hints)}"
+            yield InvalidInput(
+                f"{path}: value {values.shown(value)} is wrong because the key is unknown; right would be {right}",
+                f"did you mean {join(key, near)}?" if near else f"leave {path} out",
+                path,
+            )
+    for field in msgspec.structs.fields(struct):
+        if field.required and field.name not in table:
+            path = join(key, field.name)
+            table_word = _words(hints[field.name])
+            hint = f"add [{path}]" if _is_struct(hints[field.name]) else f"add {field.name} to [{key}]"
+            yield InvalidInput(f"{path}: is missing; right would be {table_word}", hint, path)
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) not in (None, tuple, dict, Literal) else (kind,)
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def _is_table(kind: Any) -> bool:
+    return _is_struct(kind) or get_origin(kind) is dict
+
+
+def _fits(value: object, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    return isinstance(kind, type) and get_origin(kind) is None and type(value) is kind
+
+
+def _words(kind: Any) -> str:
+    """What a type is called in TOML."""
+    if get_origin(kind) is Literal:
+        return " or ".join(values.shown(choice) for choice in get_args(kind))
+    if _is_table(kind):
+        return "a table"
+    return "an array" if get_origin(kind) is tuple else {str: "a string", bool: "true or false"}[kind]
+
+
+def _kind_of(value: object) -> str:
+    if isinstance(value, dict):
+        return "a table"
+    names = {str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "an array"}
+    return names.get(type(value), "a date or time")
+
+
+def _example(value: object, kinds: list[Any]) -> str:
+    """The same value in quotes where that makes it a string, or in brackets where that makes it an array."""
+    if str in kinds and isinstance(value, int) and abs(value) < 10**9:
+        return values.shown(str(value).lower())
+    if isinstance(value, str) and any(get_origin(kind) is tuple for kind in kinds):
+        return f"[{values.shown(value)}]"
+    return ""
+
+
+def _nearest(name: str, known: list[str]) -> str | None:
+    if len(name) > values.MAX_NAME:
+        return None
+    import difflib
+
+    return next(iter(difflib.get_close_matches(name.lower(), known, 1)), None)
+
+
+def _table(data: dict[str, object], name: str) -> dict[str, Any]:
+    table = data.get(name)
+    return table if isinstance(table, dict) else {}
+
+
+def _texts(items: object, key: str) -> Iterator[tuple[str, str]]:
+    """Path and text of each string of an array or table."""
+    if isinstance(items, list):
+        yield from ((f"{key}[{index}]", item) for index, item in enumerate(items) if isinstance(item, str))
+    elif isinstance(items, dict):
+        yield from ((join(key, name), item) for name, item in items.items() if isinstance(item, str))
+
+
+def rules(data: dict[str, object], folder: str) -> list[InvalidInput]:
+    """Every wrong value of ``data``; ``folder`` is the package's, in which rootfs must be a folder."""
+    errors: list[InvalidInput] = []
+
+    def parse(rule: Callable[[str, str], T], text: str, key: str) -> T | None:
+        try:
+            return rule(text, key)
+        except InvalidInput as error:
+            errors.append(error)
+            return None
+
+    for key, rule in TEXT_RULES.items():
+        section, _, name = key.partition(".")
+        value = _table(data, section).get(name)
+        if isinstance(value, str):
+            parse(rule, value, key)
+    for key, rule in ARRAY_RULES.items():
+        section, _, name = key.partition(".")
+        items = _table(data, section).get(name)
+        for path, text in _texts(items if isinstance(items, list) else None, key):
+            parse(rule, text, path)
+    environment = _table(data, "environment")
+    for name in environment:
+        parse(values.environment_name, name, join("environment", name))
+    for path, text in _texts(environment, "environment"):
+        parse(values.argument, text, path)
+    network = _table(data, "network")
+    if isinstance(ip := network.get("ip"), dict):
+        for path, text in _texts(ip, "network.ip"):
+            parse(values.ipv4, text, path)
+    ports = network.get("ports")
+    known = [
+        (path, text, parse(parse_port, text, path))
+        for path, text in _texts(ports if isinstance(ports, list) else None, "network.ports")
+    ]
+    errors += _contradictions([(path, text, port) for path, text, port in known if port])
+    errors += _networks(network)
+    errors += _repeated(network.get("networks"), "network.networks")
+    errors += _repeated(network.get("aliases"), "network.aliases")
+    rootfs = _table(data, "package").get("rootfs")
+    if isinstance(rootfs, str) and not any(error.key == "package.rootfs" for error in errors):
+        errors += _rootfs(rootfs, folder)
+    return errors
+
+
+def _contradictions(known: list[tuple[str, str, Port]]) -> Iterator[InvalidInput]:
+    """Host ports that are published twice, to different ports."""
+    seen: dict[int, tuple[str, Port]] = {}
+    for path, text, port in known:
+        first, earlier = seen.setdefault(port.host_port, (path, port))
+        if earlier.container_port != port.container_port:
+            reason = f"{first} publishes host port {port.host_port} to container port {earlier.container_port}"
+            yield values.wrong(path, text, reason, "another host port")
+
+
+def _networks(network: dict[str, Any]) -> Iterator[InvalidInput]:
+    several, ip = network.get("networks"), network.get("ip")
+    if "network" in network and "networks" in network:
+        yield values.wrong("network.networks", several, "network.network is there too", "one of the two keys")
+    if several == []:
+        yield values.wrong("network.networks", several, "it is empty", "one network or more", '["backend"]')
+    names = several if isinstance(several, list) else [network.get("network", DEFAULT_NETWORK)]
+    if isinstance(ip, str) and len(names) > 1:
+        example = f"{{ {names[0]} = {values.shown(ip)} }}" if isinstance(names[0], str) else ""
+        yield values.wrong("network.ip", ip, "there are several networks", "a table of network and address", example)
+    if isinstance(ip, dict):
+        known = {name for name in names if isinstance(name, str)}
+        for name in (name for name in ip if name not in known):
+            reason, right = "the service is not on that network", f"one of {values.shown(names)}"
+            yield values.wrong(join("network.ip", name), ip[name], reason, right)
+
+
+def _repeated(items: object, key: str) -> Iterator[InvalidInput]:
+    first: dict[str, int] = {}
+    for path, text in _texts(items if isinstance(items, list) else None, key):
+        index = int(path[len(key) + 1 : -1])
+        if first.setdefault(text, index) != index:
+            yield values.wrong(path, text, f"{key}[{first[text]}] is the same", "each name once")
+
+
+def _rootfs(rootfs: str, folder: str) -> Iterator[InvalidInput]:
+    home = os.path.realpath(folder)
+    path = os.path.realpath(os.path.join(home, rootfs))
+    right, example = "a folder beside the manifest", '"rootfs"'
+    if path == home or os.path.commonpath((path, home)) != home:
+        reason = "it is the package's own folder" if path == home else "it leads out of the package's folder"
+        yield values.wrong("package.rootfs", rootfs, reason, right, example)
+    elif not os.path.isdir(path):
+        reason = "it is no folder" if os.path.lexists(path) else "there is no such folder"
+        yield values.wrong("package.rootfs", rootfs, reason, right, example)

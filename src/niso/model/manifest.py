@@ -1,0 +1,209 @@
+"""A service's manifest as data, and what follows from it: its networks, names, ports and addresses.
+
+The Structs have exactly the keys of manifest.toml with their defaults. `load` reads and checks a file; `encode` and
+`decode` are the form in which the store keeps it. What the text of a key means is said in `niso.model.values`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from niso.errors import ErrorGroup, InvalidInput, NisoError, NotFound
+from niso.model import values
+from niso.model.ports import Port, distinct, parse_port
+from niso.names import DEFAULT_NETWORK
+
+FILE_NAME = "manifest.toml"
+MAX_BYTES = 1024 * 1024
+
+
+class Package(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    name: str
+    version: str
+    rootfs: str | None = None
+
+
+class Binary(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    entrypoint: str
+    args: tuple[str, ...] = ()
+    working_dir: str = "/app"
+
+
+class Service(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    user: str | None = None
+    restart: Literal["on-failure", "no", "always"] = "on-failure"
+    restart_delay: str = "1s"
+    stop_timeout: str = "10s"
+
+
+class Isolation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    capabilities: tuple[str, ...] = ()
+    read_only: bool = True
+
+
+class Network(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    mode: Literal["bridge"] = "bridge"
+    network: str = DEFAULT_NETWORK
+    networks: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()
+    hostname: str | None = None
+    aliases: tuple[str, ...] = ()
+    ip: str | dict[str, str] | None = None
+
+
+class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    package: Package
+    binary: Binary
+    environment: dict[str, str] = {}
+    service: Service = Service()
+    isolation: Isolation = Isolation()
+    network: Network = Network()
+
+
+class Loaded(NamedTuple):
+    """A manifest and where it came from: the absolute path of its file, and the folder, which is the package."""
+
+    manifest: Manifest
+    path: str
+    folder: str
+
+
+def load(path: str) -> Loaded:
+    """Read and check the manifest at ``path``, a manifest's file or the folder that has a manifest.toml.
+
+    Raises `NotFound` where there is none, `NisoError` where it cannot be read, `InvalidInput` where it is no TOML, and an
+    `ErrorGroup` with one `InvalidInput` for each value that is wrong. Every message starts with the file's path.
+    """
+    path = os.path.abspath(path)
+    if os.path.isdir(path):
+        path = os.path.join(path, FILE_NAME)
+    folder = os.path.dirname(path)
+    data = _parse(_read(path), path)
+
+    from niso.model import check
+
+    manifest: Manifest | None = None
+    reason = ""
+    try:
+        manifest = msgspec.convert(data, Manifest)
+        errors = check.rules(data, folder)
+    except msgspec.ValidationError as error:
+        reason = str(error)
+        errors = check.walk(data, Manifest) + check.rules(data, folder)
+    file = values.escaped(path)
+    if manifest is None or errors:
+        errors = errors or [InvalidInput(values.escaped(reason))]
+        raise ErrorGroup([InvalidInput(f"{file}: {error.message}", error.hint, error.key) for error in errors])
+    return Loaded(manifest, path, folder)
+
+
+def _read(path: str) -> bytes:
+    file = values.escaped(path)
+    advice = f"give the path of a {FILE_NAME} or of its folder"
+    try:
+        with open(path, "rb", opener=_open) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise InvalidInput(f"{file}: not a regular file", advice)
+            content = stream.read(MAX_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFound(f"{file}: no such file", advice) from None
+    except OSError as error:
+        raise NisoError(f"{file}: cannot be read: {os.strerror(error.errno or 0).lower()}") from error
+    except ValueError:  # a NUL or a character that the file system's encoding does not have
+        raise InvalidInput(f"{file}: no path can have these characters") from None
+    if len(content) > MAX_BYTES:
+        raise InvalidInput(f"{file}: larger than {MAX_BYTES} bytes", advice)
+    return content
+
+
+def _open(path: str, flags: int) -> int:
+    """Open for reading at once: without O_NONBLOCK a FIFO would wait for a writer."""
+    return os.open(path, flags | 0)
+
+
+def _parse(content: bytes, path: str) -> dict[str, object]:
+    import tomllib
+
+    file = values.escaped(path)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        column = error.start - content.rfind(b"\n", 0, error.start)
+        raise InvalidInput(f"{file}: line {line}, column {column}: not UTF-8", "save the file as UTF-8") from None
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(f"{file}: {_syntax(str(error), text)}", "see https://toml.io for the syntax") from None
+    except RecursionError:
+        raise InvalidInput(f"{file}: nested too deep") from None
+    except ValueError:  # int() of more digits than it takes; every other ValueError is a TOMLDecodeError
+        raise InvalidInput(f"{file}: a number has too many digits") from None
+
+
+def _syntax(message: str, text: str) -> str:
+    """tomllib's ``Invalid value (at line 3, column 5)`` as ``line 3, column 5: invalid value``."""
+    reason, _, place = message.removesuffix(")").rpartition(" (at ")
+    if place == "end of document":
+        place = f"line {text.count(chr(10)) + 1}, column {len(text) - text.rfind(chr(10))}"
+    return values.escaped(f"{place}: {reason[:1].lower()}{reason[1:]}")
+
+
+def encode(manifest: Manifest) -> str:
+    """The manifest as JSON, with every key, so that a change of a default does not change a known service."""
+    return msgspec.json.encode(manifest).decode()
+
+
+def decode(text: str) -> Manifest:
+    """The manifest that `encode` wrote. Raises `NisoError` for what this version of niso cannot understand."""
+    try:
+        return msgspec.json.decode(text, type=Manifest)
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
+        message = f"the stored manifest cannot be understood: {values.escaped(str(error))}"
+        raise NisoError(message, "activate the service again from its manifest.toml") from None
+
+
+def networks(manifest: Manifest) -> tuple[str, ...]:
+    """The networks in order: the n-th is eth<n>, the first gives the default route."""
+    return manifest.network.networks or (manifest.network.network,)
+
+
+def hostname(manifest: Manifest) -> str:
+    return manifest.network.hostname or manifest.package.name
+
+
+def names(manifest: Manifest) -> tuple[str, ...]:
+    """Every name that the service holds in the space all services share: hostname, package's name, aliases."""
+    return tuple(dict.fromkeys((hostname(manifest), manifest.package.name, *manifest.network.aliases)))
+
+
+def ports(manifest: Manifest) -> tuple[Port, ...]:
+    """The published ports, each once."""
+    return distinct(tuple(parse_port(text, f"network.ports[{i}]") for i, text in enumerate(manifest.network.ports)))
+
+
+def static_ips(manifest: Manifest) -> dict[str, str]:
+    """Network to the address that the manifest asks for there; networks without one are left out."""
+    ip = manifest.network.ip
+    if isinstance(ip, str):
+        return {networks(manifest)[0]: ip}
+    return dict(ip or {})
+
+
+def user(manifest: Manifest) -> values.User | None:
+    """Whom the service runs as; None for a uid of its own from niso's range."""
+    return values.user(manifest.service.user, "service.user") if manifest.service.user is not None else None
+
+
+def restart_delay(manifest: Manifest) -> float:
+    """Seconds to the first restart."""
+    return values.restart_delay(manifest.service.restart_delay, "service.restart_delay")
+
+
+def stop_timeout(manifest: Manifest) -> float:
+    """Seconds from TERM to KILL."""
+    return values.stop_timeout(manifest.service.stop_timeout, "service.stop_timeout")

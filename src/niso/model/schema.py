@@ -1,0 +1,110 @@
+"""The JSON Schema (draft 2020-12) of manifest.toml, for editors and for `niso schema`.
+
+Keys, types and defaults come from the Structs; patterns and descriptions are here. What a schema cannot say (folders
+that must exist, names that clash, host ports taken twice) is left to `niso.model.check`, which is never less strict.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from niso.model import values
+from niso.model.manifest import Manifest
+
+_PORT = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+_OCTET = r"(?:[0-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])"
+_LABEL = r"^(?!(?:host|localhost)$|ip6-)[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?$"
+_DURATION = r"^(?:0|[1-9][0-9]{0,8})(?:ms|s|m|h)$"
+_PATH = r"^[^\u0000-\u001f\u007f]+$"
+_NO_CLIMB = r"(?!(?:.*/)?\.\.(?:/|$))"
+_ARGUMENT = r"^[^\u0000]*$"
+# Unicast only: not 0/8, 127/8, 169.254/16, nor 224/4 and above.
+_IPV4 = rf"^(?!0\.|127\.|169\.254\.|22[4-9]\.|2[3-5][0-9]\.){_OCTET}(?:\.{_OCTET}){{3}}$"
+
+_TEXTS: dict[str, tuple[str, str]] = {
+    "Package.name": (_LABEL, f"The service's name: {values.NAME_RIGHT}; not host, localhost or ip6-*."),
+    "Package.version": (r"^[A-Za-z0-9][A-Za-z0-9.+_~-]{0,63}$", "The package's version."),
+    "Package.rootfs": (
+        rf"^(?!/){_NO_CLIMB}{_PATH[1:]}",
+        "A folder beside the manifest: the service's own root file system, never written to.",
+    ),
+    "Binary.entrypoint": (
+        rf"^{_NO_CLIMB}(?!.*/$){_PATH[1:]}",
+        "A file of the package, else an absolute path of the rootfs, else a command on the service's PATH.",
+    ),
+    "Binary.args": (_ARGUMENT, "The entrypoint's arguments."),
+    "Binary.working_dir": (rf"^/{_PATH[1:-2]}*$", "The folder that the service starts in; /app is the package."),
+    "Service.user": (
+        r"^(?:(?:0|[1-9][0-9]{0,9})(?::(?:0|[1-9][0-9]{0,9}))?|[A-Za-z_][A-Za-z0-9_.-]{0,31})$",
+        "A name of the rootfs, or uid[:gid]. Without it the service has a uid of its own.",
+    ),
+    "Service.restart_delay": (
+        _DURATION,
+        "The delay before the first restart, 10ms to 1m. It doubles with each failure up to 1m.",
+    ),
+    "Service.stop_timeout": (_DURATION, "How long the service has from TERM to KILL, up to 1h."),
+    "Network.network": (r"^(?!default$)[a-z][a-z0-9-]{0,62}$", f"The network: {values.NETWORK_RIGHT}; not default."),
+    "Network.networks": (
+        r"^(?!default$)[a-z][a-z0-9-]{0,62}$",
+        "Several networks instead of one: eth0, eth1 and so on. The first gives the default route.",
+    ),
+    "Network.ports": (
+        rf"^(?:0\.0\.0\.0:)?{_PORT}:{_PORT}(?:/tcp)?$",
+        "Published ports, HOST:CONTAINER over TCP.",
+    ),
+    "Network.hostname": (_LABEL, "The name in every peer's /etc/hosts; by default the package's name."),
+    "Network.aliases": (_LABEL, "More names of the service."),
+    "Network.ip": (_IPV4, "A static address; with several networks a table of network and address."),
+}
+_DESCRIPTIONS = {
+    "Manifest.package": "What the service is called.",
+    "Manifest.binary": "What it runs.",
+    "Manifest.environment": "Environment variables of the service.",
+    "Manifest.service": "How its process lives.",
+    "Manifest.isolation": "What it may do.",
+    "Manifest.network": "How it is reached and what it is called there.",
+    "Service.restart": "When the process is started again after its end.",
+    "Isolation.capabilities": "Capabilities that the service keeps, as in capabilities(7) without CAP_.",
+    "Isolation.read_only": "Whether / is read-only; /tmp, /run and /var/tmp are always tmpfs.",
+    "Network.mode": "bridge: a network namespace of its own on a bridge.",
+}
+
+
+def schema() -> dict[str, Any]:
+    """The schema as plain data, for `json.dumps`."""
+    generated = msgspec.json.schema(Manifest)
+    structs = generated["$defs"]
+    for struct, definition in structs.items():
+        for name, field in definition["properties"].items():
+            _describe(f"{struct}.{name}", field)
+    environment = structs["Manifest"]["properties"]["environment"]
+    environment["propertyNames"] = {"pattern": r"^[A-Za-z_][A-Za-z0-9_]{0,254}$"}
+    environment["additionalProperties"]["pattern"] = _ARGUMENT
+    network = structs["Network"]
+    network["not"] = {"required": ["network", "networks"]}
+    network["properties"]["networks"] |= {"minItems": 1, "uniqueItems": True}
+    network["properties"]["aliases"]["uniqueItems"] = True
+    structs["Isolation"]["properties"]["capabilities"]["items"] = {"enum": list(values.CAPABILITIES)}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "niso manifest.toml",
+        **generated,
+    }
+
+
+def _describe(key: str, field: dict[str, Any]) -> None:
+    """Put pattern and description on one field, and take away null, which TOML does not have, and empty defaults."""
+    if "anyOf" in field:
+        choices = [choice for choice in field.pop("anyOf") if choice["type"] != "null"]
+        field.update(choices[0] if len(choices) == 1 else {"anyOf": choices})
+    if "$ref" in field or field.get("default", 0) in (None, (), [], {}):
+        field.pop("default", None)
+    if key in _TEXTS:
+        pattern, field["description"] = _TEXTS[key]
+        for choice in field.get("anyOf", [field]):
+            texts = {"array": "items", "object": "additionalProperties"}.get(choice["type"])
+            (choice[texts] if texts else choice)["pattern"] = pattern
+    else:
+        field["description"] = _DESCRIPTIONS[key]

@@ -1,0 +1,289 @@
+"""From a spec to a running process: mounts in a namespace of their own, conmon, crun create, crun start.
+
+    fork: unshare, mount the root, wait        (its mount namespace goes with it)
+    conmon -r nsenter -- crun create           (enters that namespace, so the host's never sees a mount)
+    crun start
+
+Nothing is composed as a string that something parses, and conmon's working folder is the log folder because its log option knows no
+way to take a ``:``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import resource
+import time
+
+from niso import failpoint, paths
+from niso.errors import ProcessError
+from niso.runtime import cgroup, oci, root
+from niso.runtime.lock import open_lock
+from niso.runtime.spec import ProcessSpec, write_json
+
+LOG_NAME = "service.log"
+LOG_SIZE_MAX = 64 << 20
+"""Bytes after which conmon itself starts the log anew; see `niso.runtime.logs`."""
+
+STOPPING = "stopping"
+EXITED_PID = "exited.pid"
+
+_TOOL_FOLDERS = ("/usr/bin", "/usr/local/bin", "/usr/sbin", "/usr/libexec/podman", "/usr/libexec/catatonit")
+_PROFILE = os.path.join(os.path.dirname(__file__), "seccomp.json")
+
+
+def tool(name: str) -> str:
+    """The absolute path of crun, conmon, catatonit or nsenter. Raises `ProcessError`."""
+    for folder in _TOOL_FOLDERS:
+        path = f"{folder}/{name}"
+        if os.access(path, os.X_OK):
+            return path
+    package = "util-linux" if name == "nsenter" else name
+    raise ProcessError(f"{name} is not installed", f"apt install {package}")
+
+
+def crun_root() -> str:
+    """The folder of crun's own state (``crun --root``)."""
+    return os.path.join(paths.run_dir(), "crun")
+
+
+def nofile_max() -> int:
+    """The most open files that this process may grant: root without CAP_SYS_RESOURCE cannot go beyond its own hard limit."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
+    with open("/proc/sys/fs/nr_open", encoding="ascii") as file:
+        most = int(file.read())
+    if effective & (1 << 24):
+        return most
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return most if hard == resource.RLIM_INFINITY else min(most, hard)
+
+
+def environment() -> dict[str, str]:
+    """What conmon, crun and the exit command see of the environment: nothing but where niso's folders are."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith("NISO_") and "FAILPOINT" not in name}
+    return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **kept}
+
+
+def launch(spec: ProcessSpec, bundle: str) -> int:
+    """Make the new folder ``bundle`` and start the service from it; the pid of its PID 1 on the host.
+
+    The caller holds the service's lock. Raises `ProcessError` in the runtime's words, or OSError; what has been made by then is the
+    caller's to clear (`niso.runtime.process.clear`).
+    """
+    write_bundle(spec, bundle)
+    # Nobody removes the cgroup above ours between crun's making it and the one below it.
+    guard = open_lock("cgroup")
+    try:
+        fcntl.flock(guard, fcntl.LOCK_SH)
+        pid = _create(spec, bundle)
+    finally:
+        os.close(guard)
+    failpoint.hit(f"start the process of {spec.service}")
+    status, words = crun("start", spec.service)
+    if status != 0:
+        raise ProcessError(f"{spec.service}: crun start: {words}")
+    return pid
+
+
+def write_bundle(spec: ProcessSpec, bundle: str) -> None:
+    """Write the OCI bundle: config.json and the folders that the root is made of. Raises OSError."""
+    failpoint.hit(f"write the bundle of {spec.service}")
+    for name in ("", "layer", "lower", "scratch", "root", "exits", "persist"):
+        os.mkdir(os.path.join(bundle, name), 0o700)
+    hosts_at = root.write_layer(spec, f"{bundle}/layer")
+    folders: list[str] = []
+    if spec.rootfs is None:
+        links = [f"/{name}" for name in root.TOP_LINKS if os.path.isdir(f"/{name}") and not os.path.islink(f"/{name}")]
+        folders = ["/usr", *links, *root.etc_folders()]
+    with open(_PROFILE, encoding="utf-8") as file:
+        profile = json.load(file)
+    config = oci.config(spec, f"{bundle}/root", tool("catatonit"), hosts_at, folders, profile, nofile_max())
+    write_json(f"{bundle}/config.json", config)
+
+
+def crun(*args: str) -> tuple[int, str]:
+    """Run crun; its exit status and its words (stderr), stripped."""
+    read, write = os.pipe()
+    try:
+        pid = os.posix_spawn(
+            tool("crun"),
+            ["crun", f"--root={crun_root()}", *args],
+            environment(),
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+                (os.POSIX_SPAWN_DUP2, write, 2),
+            ],
+        )
+    finally:
+        os.close(write)
+    words = read_all(read)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status), plain(words)
+
+
+def plain(words: bytes) -> str:
+    """The runtime's message without its time stamps, on one line."""
+    lines = []
+    for line in words.decode("utf-8", "replace").splitlines():
+        stamp, _, rest = line.partition(": ")
+        lines.append(rest if stamp[:2] == "20" and "T" in stamp and rest else line)
+    return "; ".join(line.strip() for line in lines if line.strip())
+
+
+def read_all(fd: int, most: int = 1 << 16) -> bytes:
+    """Read ``fd`` to its end, keep the first ``most`` bytes, close it."""
+    kept = b""
+    try:
+        while chunk := os.read(fd, 4096):
+            kept += chunk[: most - len(kept)]
+    finally:
+        os.close(fd)
+    return kept
+
+
+def _create(spec: ProcessSpec, bundle: str) -> int:
+    failpoint.hit(f"mount the root of {spec.service}")
+    helper, hold = _mounted(spec, bundle)
+    try:
+        failpoint.hit(f"create the process of {spec.service}")
+        return _conmon(spec, bundle, helper)
+    finally:
+        os.close(hold)
+        os.waitpid(helper, 0)
+
+
+def _mounted(spec: ProcessSpec, bundle: str) -> tuple[int, int]:
+    """Fork a process whose own mount namespace has the service's root; its pid, and the descriptor whose close ends it."""
+    ready, tell = os.pipe()
+    wait, hold = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(hold)
+            os.close(ready)
+            try:
+                os.unshare(os.CLONE_NEWNS)
+                root.assemble(spec, bundle)
+                os.write(tell, b"ok")
+            except OSError as error:
+                os.write(tell, f"{error.strerror}: {error.filename or 'unshare'}".encode())
+            os.close(tell)
+            os.read(wait, 1)
+        finally:
+            os._exit(0)
+    os.close(tell)
+    os.close(wait)
+    answer = read_all(ready)
+    if answer != b"ok":
+        os.close(hold)
+        os.waitpid(pid, 0)
+        raise ProcessError(f"{spec.service}: cannot mount its root: {plain(answer) or 'the mounting process died'}")
+    return pid, hold
+
+
+def _conmon(spec: ProcessSpec, bundle: str, helper: int) -> int:
+    import sys
+
+    logs = paths.log_dir(spec.service)
+    os.makedirs(logs, 0o700, exist_ok=True)
+    exit_command = ["-I", "-m", "niso.runtime.exited", spec.service, bundle]
+    runtime = [
+        f"--mount=/proc/{helper}/ns/mnt",
+        "--",
+        tool("crun"),
+        "--cgroup-manager=cgroupfs",
+        f"--root={crun_root()}",
+    ]
+    argv = [
+        tool("conmon"),
+        *("--api-version", "1"),
+        *("-c", spec.service, "-u", spec.service, "-n", spec.service),
+        *("-r", tool("nsenter"), *(f"--runtime-arg={arg}" for arg in runtime)),
+        *("-b", bundle, "-p", f"{bundle}/pid", "-P", f"{bundle}/conmon.pid"),
+        *("-l", f"k8s-file:{LOG_NAME}", "--log-size-max", str(LOG_SIZE_MAX), "--no-sync-log"),
+        *("--exit-dir", f"{bundle}/exits", "--persist-dir", f"{bundle}/persist", "--full-attach"),
+        *("--exit-command", sys.executable, *(f"--exit-command-arg={arg}" for arg in exit_command)),
+        *("--log-level", "warning"),
+    ]
+    sync_read, sync_write = os.pipe()
+    start_read, start_write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.chdir(logs)
+            null = os.open("/dev/null", os.O_RDWR)
+            words = os.open(f"{bundle}/conmon.err", os.O_WRONLY | os.O_CREAT, 0o600)
+            for fd, target in ((null, 0), (null, 1), (words, 2)):
+                os.dup2(fd, target)
+            os.set_inheritable(sync_write, True)
+            os.set_inheritable(start_read, True)
+            names = {"_OCI_SYNCPIPE": str(sync_write), "_OCI_STARTPIPE": str(start_read)}
+            os.execve(argv[0], argv, {**environment(), **names})  # noqa: S606 - no shell wanted
+        finally:
+            os._exit(127)
+    os.close(sync_write)
+    os.close(start_read)
+    try:
+        os.write(start_write, b"\0")
+    except BrokenPipeError:
+        pass  # conmon died at once; what it said is read below
+    finally:
+        os.close(start_write)
+    os.waitpid(pid, 0)
+    return _created_pid(spec, bundle, sync_read)
+
+
+def _created_pid(spec: ProcessSpec, bundle: str, sync: int) -> int:
+    """What conmon says of crun create (conmon's write_sync_fd): one line of JSON. Its end of the pipe stays open."""
+    line = b""
+    try:
+        while b"\n" not in line:
+            chunk = os.read(sync, 4096)
+            if not chunk:
+                break
+            line += chunk
+    finally:
+        os.close(sync)
+    try:
+        answer = json.loads(line or b"{}")
+    except ValueError:
+        answer = {}
+    pid = answer.get("data", -1)
+    if isinstance(pid, int) and pid > 0:
+        return pid
+    words = plain(str(answer.get("message", "")).encode())
+    if not words:
+        with open(f"{bundle}/conmon.err", "rb") as file:
+            words = plain(file.read(4096)) or "conmon ended without a word"
+    raise ProcessError(f"{spec.service}: {words.removeprefix('; ')}")
+
+
+def remove_cgroups(path: str) -> None:
+    """Remove a service's cgroup, and the one above it when it was the last and nobody is starting one."""
+    cgroup.remove(path)
+    guard = open_lock("cgroup")
+    try:
+        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        cgroup.remove_parent(path)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(guard)
+
+
+def wait_gone(pidfd: int, timeout_s: float) -> bool:
+    """Wait at most ``timeout_s`` for a process to end (pidfd_open(2)); whether it has."""
+    import select
+
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left = deadline - time.monotonic()
+        if poll.poll(max(0, int(left * 1000 + 0.999))):
+            return True
+        if left <= 0:
+            return False

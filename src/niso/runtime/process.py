@@ -1,0 +1,407 @@
+"""A service's process: start, stop, restart, status. Who changes something holds the service's lock (`niso.runtime.lock`).
+
+``<run>/services/<service>/`` holds spec.json, state.json and one folder ``run-N`` per start (bundle, pid files, exit status). What is
+said of a process is always checked against the kernel: its pid counts only while that process is in the service's cgroup.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any, NamedTuple
+
+from niso import failpoint, paths
+from niso.errors import NisoError, ProcessError
+from niso.runtime import cgroup, launch, oci
+from niso.runtime.spec import ProcessSpec, load, read_json, save, write_json
+
+_CONMON_S = 5.0
+"""How long conmon may take to write the last lines and end, once the service has."""
+_KILL_S = 10.0
+
+
+class Status(NamedTuple):
+    """A service's process as it is now."""
+
+    state: str
+    """running, starting, restarting, exited, failed or none."""
+    exit_code: int | None
+    """Of the last end; 128 + N for signal N."""
+    pid: int | None
+    """Of its PID 1, on the host."""
+    started_at: float | None
+    """Seconds since 1970."""
+    restarts: int
+    error: str | None
+    """Why the last attempt to start it again failed."""
+
+
+NONE = Status("none", None, None, None, 0, None)
+
+
+def start(spec: ProcessSpec) -> int:
+    """Start a service; the pid of its PID 1 on the host.
+
+    Whatever is left of an earlier activation is cleared first. Raises `ProcessError` in the runtime's own words and then leaves no process,
+    cgroup, mount or file (but its log).
+    """
+    if status(spec.service).state in ("running", "starting", "restarting"):
+        raise ProcessError(f"{spec.service} runs already", f"niso restart {spec.service}")
+    stop(spec.service)
+    folder = paths.service_dir(spec.service)
+    failpoint.hit(f"write the spec of {spec.service}")
+    os.makedirs(folder, 0o700, exist_ok=True)
+    save(spec)
+    try:
+        return run(spec, 0, {"restarts": 0, "failures": 0})
+    except NisoError:
+        stop(spec.service, 0)
+        raise
+    except OSError as error:
+        stop(spec.service, 0)
+        raise ProcessError(f"{spec.service}: {error.strerror}: {error.filename or 'start'}") from error
+
+
+def run(spec: ProcessSpec, number: int, counts: dict[str, Any]) -> int:
+    """Launch the ``number``-th run of an activation and record it; its pid. ``counts``: restarts and failures so far.
+
+    Raises what `niso.runtime.launch.launch` does.
+    """
+    bundle = bundle_of(spec.service, number)
+    record = {"run": number, "phase": "starting", "launched_at": time.time(), **counts}
+    write_state(spec.service, record)
+    pid = launch.launch(spec, bundle)
+    write_state(
+        spec.service,
+        {**record, "phase": "running", "pid": pid, "started_at": time.time(), "started_monotonic": time.monotonic()},
+    )
+    return pid
+
+
+def started_ok(service: str, within_s: float = 0.2) -> None:
+    """Return when the service has lived ``within_s`` seconds. Raises `ProcessError` with its last lines if it ends before."""
+    now = status(service)
+    pidfd = _open(service, now.pid)
+    if pidfd >= 0:
+        try:
+            if not launch.wait_gone(pidfd, within_s):
+                return
+        finally:
+            os.close(pidfd)
+    code = _exit_code_soon(service)
+    lines = _last_lines(service, 5)
+    said = "".join(f"\n    {line}" for line in lines)
+    raise ProcessError(
+        f"{service}: its process ended at once ({describe_exit(code)})" + (f"; it said:{said}" if said else ""),
+        "see binary.entrypoint and binary.args of its manifest" if not said else None,
+    )
+
+
+def stop(service: str, timeout_s: float | None = None) -> None:
+    """End a service and remove all that is left of its process; nothing there is fine.
+
+    TERM, then after ``timeout_s`` seconds (None: what its spec says) KILL. Its restart policy does not act. Raises `ProcessError` where
+    something could not be ended.
+    """
+    folder = paths.service_dir(service)
+    if not os.path.isdir(folder):
+        return
+    spec = load(service)
+    if timeout_s is None:
+        timeout_s = spec.stop_timeout_s if spec else 0.0
+    _end_all(service, spec, _bundles(folder), timeout_s)
+    failpoint.hit(f"remove the runtime files of {service}")
+    remove_tree(folder)
+
+
+def abandon(spec: ProcessSpec, bundle: str) -> None:
+    """Undo one run that failed to start, and keep the rest of the service's folder. Raises `ProcessError`."""
+    if os.path.isdir(bundle):
+        _end_all(spec.service, spec, [bundle], 0)
+        remove_tree(bundle)
+
+
+def _end_all(service: str, spec: ProcessSpec | None, bundles: list[str], timeout_s: float) -> None:
+    failpoint.hit(f"stop the process of {service}")
+    for bundle in bundles:
+        _touch(f"{bundle}/{launch.STOPPING}")
+    for bundle in bundles:
+        _end(spec, bundle, timeout_s)
+    failpoint.hit(f"remove what is left of the process of {service}")
+    clear(service, spec)
+    for bundle in bundles:
+        _end_conmon(bundle)
+    if spec is not None:
+        launch.remove_cgroups(oci.cgroup(spec))
+
+
+def restart(service: str) -> int:
+    """End the process and start it again from the same spec; the new pid. Raises `ProcessError`, `NotFound` is the caller's."""
+    spec = load(service)
+    if spec is None:
+        raise ProcessError(f"{service} has no process to restart", f"niso activate {service}")
+    stop(service)
+    try:
+        return start(spec)
+    except ProcessError as error:
+        # It stays active, so its status has to say what became of it.
+        os.makedirs(paths.service_dir(service), 0o700, exist_ok=True)
+        save(spec)
+        write_state(service, {"run": 0, "phase": "failed", "restarts": 0, "failures": 0, "error": error.message})
+        raise
+
+
+def status(service: str) -> Status:
+    """How the process is, from files and /proc; no lock, no fork."""
+    record = read_json(os.path.join(paths.service_dir(service), "state.json"))
+    if record is None:
+        return NONE
+    phase = str(record["phase"])
+    bundle = bundle_of(service, int(record["run"]))
+    pid = _number(record.get("pid"))
+    code = _number(record.get("exit_code"))
+    since = record.get("started_at")
+    shown = Status(
+        phase,
+        code,
+        None,
+        since if isinstance(since, float) else None,
+        _number(record["restarts"]) or 0,
+        str(record["error"]) if record.get("error") else None,
+    )
+    if phase == "running":
+        if pid is not None and in_service(service, pid):
+            return shown._replace(pid=pid)
+        code = exit_code(service, bundle)
+        spec = load(service)
+        if code is None:
+            # Its conmon writes the exit status in a moment; without one nobody ever will.
+            return shown._replace(state="running" if conmon_alive(service) else "failed")
+        again = spec is not None and restarts_after(spec.restart, code) and conmon_alive(service)
+        return shown._replace(state="restarting" if again else "exited", exit_code=code)
+    if phase == "restarting" and not _alive_as(_read_pid(f"{bundle}/{launch.EXITED_PID}"), bundle):
+        return shown._replace(state="failed")
+    return shown
+
+
+def restarts_after(policy: str, code: int) -> bool:
+    """Whether a service with this restart policy starts again after exit status ``code``."""
+    return policy == "always" or (policy == "on-failure" and code != 0)
+
+
+def conmon_alive(service: str) -> bool:
+    """Whether the conmon of the service's present run lives."""
+    record = read_json(os.path.join(paths.service_dir(service), "state.json"))
+    if record is None:
+        return False
+    bundle = bundle_of(service, int(record["run"]))
+    return _alive_as(_read_pid(f"{bundle}/conmon.pid"), bundle)
+
+
+def describe_exit(code: int | None) -> str:
+    """``exit status 1``, or the signal's name where ``code`` is 128 + N."""
+    if code is None:
+        return "no exit status"
+    if code > 128:
+        try:
+            return f"killed by {signal.Signals(code - 128).name}"
+        except ValueError:
+            pass
+    return f"exit status {code}"
+
+
+def bundle_of(service: str, number: int) -> str:
+    """The folder of an activation's ``number``-th run."""
+    return os.path.join(paths.service_dir(service), f"run-{number}")
+
+
+def write_state(service: str, record: dict[str, Any]) -> None:
+    """Replace state.json. Raises OSError."""
+    write_json(os.path.join(paths.service_dir(service), "state.json"), record)
+
+
+def exit_code(service: str, bundle: str) -> int | None:
+    """What conmon wrote at the end; None before it, and after a failed create (an empty file)."""
+    try:
+        with open(f"{bundle}/exits/{service}", encoding="ascii") as file:
+            return int(file.read() or "")
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def clear(service: str, spec: ProcessSpec | None) -> None:
+    """Have crun forget the container, whatever its state, and remove its cgroup; nothing there is fine."""
+    if os.path.lexists(os.path.join(launch.crun_root(), service)):
+        status, words = launch.crun("delete", "--force", service)
+        remove_tree(os.path.join(launch.crun_root(), service))
+        if status != 0 and spec is not None and cgroup.pids(oci.cgroup(spec)):
+            raise ProcessError(f"{service}: crun delete: {words}")
+
+
+def remove_tree(path: str) -> None:
+    """Remove a folder of niso's own and all below it; links are removed, not followed. Nothing there is fine."""
+    for folder, folders, files in os.walk(path, topdown=False):
+        for name in files:
+            os.unlink(os.path.join(folder, name))
+        for name in folders:
+            inner = os.path.join(folder, name)
+            if os.path.islink(inner):
+                os.unlink(inner)
+            else:
+                os.rmdir(inner)
+    if os.path.isdir(path):
+        os.rmdir(path)
+
+
+def in_service(service: str, pid: int) -> bool:
+    """Whether ``pid`` is one of the service's processes now, and not another one that got its number."""
+    spec = load(service)
+    return spec is not None and cgroup.holds(oci.cgroup(spec), pid)
+
+
+def _end(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:
+    """TERM, wait, KILL, wait: the PID 1 of a run, with which all its processes go (pid_namespaces(7))."""
+    pid = _read_pid(f"{bundle}/pid")
+    pidfd = _open(spec.service, pid) if spec else -1
+    if pidfd >= 0:
+        try:
+            # A container that was created and never started does not heed TERM.
+            if timeout_s > 0 and _is_init(pid):
+                _signal(pidfd, signal.SIGTERM)
+                if launch.wait_gone(pidfd, timeout_s):
+                    return
+            _signal(pidfd, signal.SIGKILL)
+            if not launch.wait_gone(pidfd, _KILL_S):
+                raise ProcessError(f"{spec.service if spec else bundle}: process {pid} does not end after SIGKILL")
+        finally:
+            os.close(pidfd)
+
+
+def _end_conmon(bundle: str) -> None:
+    """Have the exit command of a run end, then its conmon, which first writes the service's last lines."""
+    conmon = _pidfd(_read_pid(f"{bundle}/conmon.pid"), bundle)
+    if conmon < 0:
+        return
+    try:
+        deadline = time.monotonic() + _CONMON_S
+        while True:
+            # The exit command writes its pid first and looks for the mark after: one of the two sees the other.
+            command = _pidfd(_read_pid(f"{bundle}/{launch.EXITED_PID}"), bundle)
+            if command >= 0:
+                _signal(command, signal.SIGKILL)
+                os.close(command)
+            if launch.wait_gone(conmon, 0.02):
+                return
+            if time.monotonic() >= deadline:
+                _signal(conmon, signal.SIGKILL)
+                launch.wait_gone(conmon, _KILL_S)
+                return
+    finally:
+        os.close(conmon)
+
+
+def _last_lines(service: str, most: int) -> list[str]:
+    """What the present run wrote last; what earlier ones did is no explanation."""
+    from datetime import datetime
+
+    from niso.runtime import logs
+
+    record = read_json(os.path.join(paths.service_dir(service), "state.json")) or {}
+    launched_at = record.get("launched_at", 0.0)
+    lines = []
+    for line in logs.read(service, most, timestamps=True):
+        stamp, _, text = line.decode("utf-8", "replace").rstrip("\n").partition(" ")
+        if datetime.fromisoformat(stamp).timestamp() >= launched_at:
+            lines.append(text)
+    return lines
+
+
+def _exit_code_soon(service: str) -> int | None:
+    """The exit status that conmon is about to write: waits at most a second for it."""
+    deadline = time.monotonic() + 1.0
+    while True:
+        record = read_json(os.path.join(paths.service_dir(service), "state.json")) or {"run": 0}
+        code = _number(record.get("exit_code"))
+        if code is None:
+            code = exit_code(service, bundle_of(service, int(record["run"])))
+        if code is not None or time.monotonic() >= deadline:
+            return code
+        time.sleep(0.01)
+
+
+def _open(service: str, pid: int | None) -> int:
+    """A pidfd of the service's process ``pid``; -1 where that is gone or another's by now."""
+    if pid is None:
+        return -1
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return -1
+    # Checked after the open: from here on the descriptor means this process whatever becomes of the number.
+    if in_service(service, pid):
+        return pidfd
+    os.close(pidfd)
+    return -1
+
+
+def _pidfd(pid: int | None, bundle: str) -> int:
+    """A pidfd of the conmon or exit command of ``bundle``; -1 where that is gone."""
+    if pid is None:
+        return -1
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return -1
+    if _alive_as(pid, bundle):
+        return pidfd
+    os.close(pidfd)
+    return -1
+
+
+def _alive_as(pid: int | None, bundle: str) -> bool:
+    """Whether ``pid`` lives and has ``bundle`` on its command line, as conmon and the exit command do."""
+    if pid is None:
+        return False
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    name = os.fsencode(bundle)
+    return name in words or b"--exit-command-arg=" + name in words
+
+
+def _is_init(pid: int | None) -> bool:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read().startswith(oci.INIT.encode() + b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _signal(pidfd: int, number: int) -> None:
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        return
+
+
+def _bundles(folder: str) -> list[str]:
+    return [os.path.join(folder, name) for name in os.listdir(folder) if name.startswith("run-")]
+
+
+def _touch(path: str) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def _read_pid(path: str) -> int | None:
+    try:
+        with open(path, encoding="ascii") as file:
+            return int(file.read())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _number(value: object) -> int | None:
+    return value if isinstance(value, int) else None

@@ -1,0 +1,230 @@
+"""How a service's root file system is put together.
+
+An own rootfs is the lower layer of an overlay whose upper lower layer is a small folder of ours (mount points, /etc/passwd, /etc/hosts ...): nothing is
+written to it. Without one, that folder is the root and shows the host's /usr read-only. `write_layer` writes the folder; `assemble` mounts, and
+must run in a mount namespace of its own: the host's never holds a mount of ours.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import stat
+
+from niso.runtime import resolve
+from niso.runtime.spec import APP, ProcessSpec
+
+# mount(2), linux/mount.h
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REC, MS_BIND, MS_SLAVE = 0x1, 0x2, 0x4, 0x4000, 0x1000, 0x80000
+
+HOSTS = "niso-hosts"
+"""Below the service's /etc: the folder that holds hosts. A file renamed over is seen through a mounted folder, not through a mounted file."""
+
+# From the host's /etc into an assembled root. No key, password or machine id is among them; folders are mounted, so they stay current.
+ETC_FILES = (
+    "bindresvport.blacklist",
+    "debian_version",
+    "ethertypes",
+    "gai.conf",
+    "host.conf",
+    "inputrc",
+    "ld.so.cache",
+    "ld.so.conf",
+    "locale.alias",
+    "locale.conf",
+    "localtime",
+    "magic",
+    "magic.mime",
+    "mime.types",
+    "netconfig",
+    "networks",
+    "os-release",
+    "protocols",
+    "rpc",
+    "services",
+    "shells",
+    "timezone",
+    "xattr.conf",
+)
+ETC_FOLDERS = ("alternatives", "ca-certificates", "fonts", "ld.so.conf.d", "ssl/certs", "terminfo")
+_ETC_SSL = ("ssl/openssl.cnf",)
+TOP_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+TMPFS = ("/tmp", "/run", "/var/tmp")  # noqa: S108 - inside the service
+_MOUNT_POINTS = ("/proc", "/sys", "/dev", APP, *TMPFS)
+_NSSWITCH = (
+    "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nnetworks: files\nprotocols: files\nservices: files\n"
+)
+
+
+def etc_folders() -> list[str]:
+    """The folders of the host's /etc, as absolute paths, that an assembled root shows read-only."""
+    java = [name for name in os.listdir("/etc") if name.startswith("java-")]
+    return [f"/etc/{name}" for name in (*ETC_FOLDERS, *java) if os.path.isdir(f"/etc/{name}")]
+
+
+def write_layer(spec: ProcessSpec, layer: str) -> str:
+    """Fill the empty folder ``layer`` with what niso adds to the root; the path inside the service of /etc/niso-hosts' mount point.
+
+    Raises OSError.
+    """
+    os.chmod(layer, 0o755)
+    points = list(_MOUNT_POINTS)
+    if spec.rootfs is None:
+        etc = "/etc"
+        _assembled_folders(layer)
+        points += ["/usr", *etc_folders(), *(f"/{name}" for name in TOP_LINKS if _is_folder(f"/{name}"))]
+    else:
+        _copy_owner(spec.rootfs, layer)
+        etc = _place(spec.rootfs, "/etc")
+    points.append(f"{etc}/{HOSTS}")
+    for point in points:
+        _mount_point(spec.rootfs, layer, point)
+    _mount_point(spec.rootfs, layer, etc)
+    _write_etc(spec, layer + etc)
+    return f"{etc}/{HOSTS}"
+
+
+def assemble(spec: ProcessSpec, bundle: str) -> None:
+    """Mount the root at ``bundle``/root. Only in a mount namespace of its own (unshare(2)), which this makes a slave of the host's.
+
+    Layers are named relative to ``bundle`` (the working directory is changed), for overlay's options know no other way to
+    take ``:`` and ``,``. Raises OSError.
+    """
+    os.chdir(bundle)
+    mount(None, "/", None, MS_REC | MS_SLAVE)
+    if os.path.isdir("/sys/fs/cgroup/unified") and os.path.isdir("/sys/fs/cgroup/systemd"):
+        # Hybrid cgroups: crun refuses the unified hierarchy when it lies beside the others.
+        mount("none", "/sys/fs/cgroup/unified", "tmpfs", MS_NOSUID | MS_NODEV)
+    lower = "layer"
+    flags = MS_NOSUID | MS_NODEV
+    if spec.rootfs is not None:
+        mount(spec.rootfs, "lower", None, MS_BIND)
+        lower = "layer:lower"
+    if not spec.read_only:
+        mount("none", "scratch", "tmpfs", flags, "mode=0755")
+        os.mkdir("scratch/upper", 0o755)
+        os.mkdir("scratch/work", 0o700)
+        _copy_owner("layer", "scratch/upper")
+        mount("niso", "root", "overlay", flags, f"lowerdir={lower},upperdir=scratch/upper,workdir=scratch/work")
+    elif spec.rootfs is not None:
+        mount("niso", "root", "overlay", flags | MS_RDONLY, f"lowerdir={lower}")
+    else:
+        mount("layer", "root", None, MS_BIND)
+
+
+def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+    """mount(2). Raises OSError that names the target."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
+    if libc.mount(texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3]) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), target)
+
+
+def _assembled_folders(layer: str) -> None:
+    for name in TOP_LINKS:
+        if os.path.islink(f"/{name}"):
+            os.symlink(os.readlink(f"/{name}"), f"{layer}/{name}")
+    for name in ("etc", "home", "mnt", "opt", "srv", "usr", "var", "var/cache", "var/lib", "var/log"):
+        os.mkdir(f"{layer}/{name}", 0o755)
+    os.mkdir(f"{layer}/root", 0o700)
+    os.symlink("/run", f"{layer}/var/run")
+    os.symlink("/run/lock", f"{layer}/var/lock")
+    os.mkdir(f"{layer}/etc/ssl", 0o755)
+    for name in (*ETC_FILES, *_ETC_SSL):
+        source = f"/etc/{name}"
+        if os.path.islink(source) and os.path.realpath(source).startswith("/usr/"):
+            os.symlink(os.readlink(source), f"{layer}/etc/{name}")
+        elif os.path.isfile(source):
+            with open(source, "rb") as file:
+                _write(f"{layer}/etc/{name}", file.read(resolve.MAX_DATABASE_BYTES))
+    os.symlink("/proc/self/mounts", f"{layer}/etc/mtab")
+
+
+def _write_etc(spec: ProcessSpec, etc: str) -> None:
+    passwd = resolve.read_database(spec.rootfs, "passwd")
+    group = resolve.read_database(spec.rootfs, "group")
+    if spec.rootfs is None:
+        # The host's users are none of the service's business, but for those it is said to be.
+        passwd = [line for line in passwd if line[0] in ("root", "nobody") or line[2] == str(spec.uid)]
+        shown = {0, spec.gid, *spec.groups, *(int(line[3]) for line in passwd)}
+        group = [[*line[:3], ""] for line in group if int(line[2]) in shown]
+    if all(line[2] != str(spec.uid) for line in passwd):
+        passwd.append([_free_name(spec, passwd), "x", str(spec.uid), str(spec.gid), "", spec.home, "/bin/sh"])
+    if all(line[2] != str(spec.gid) for line in group):
+        group.append([_free_name(spec, group), "x", str(spec.gid), ""])
+    _write(f"{etc}/passwd", _lines(passwd))
+    _write(f"{etc}/group", _lines(group))
+    _write(f"{etc}/hostname", f"{spec.hostname}\n".encode())
+    _write(f"{etc}/resolv.conf", spec.resolv_conf.encode())
+    os.symlink(f"{HOSTS}/hosts", f"{etc}/hosts")
+    if spec.rootfs is None or not _exists(spec.rootfs, "/etc/nsswitch.conf"):
+        # Without this file glibc asks DNS before /etc/hosts (nss/nss_database.c).
+        _write(f"{etc}/nsswitch.conf", _NSSWITCH.encode())
+
+
+def _free_name(spec: ProcessSpec, lines: list[list[str]]) -> str:
+    taken = {line[0] for line in lines}
+    return spec.user_name if spec.user_name not in taken else f"{spec.user_name}-{spec.uid}"
+
+
+def _lines(database: list[list[str]]) -> bytes:
+    return "".join(":".join(line) + "\n" for line in database).encode()
+
+
+def _write(path: str, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+    os.chmod(path, 0o644)
+
+
+def _place(rootfs: str, path: str) -> str:
+    """Where in the root ``path`` really is, links followed as far as there is something."""
+    rest = ""
+    while path:
+        try:
+            fd, real = resolve.open_inside({"": rootfs}, path)
+        except OSError:
+            path, _, name = path.rpartition("/")
+            rest = f"/{name}{rest}"
+            continue
+        os.close(fd)
+        return real.rstrip("/") + rest
+    return rest
+
+
+def _exists(rootfs: str, path: str) -> bool:
+    try:
+        fd, _ = resolve.open_inside({"": rootfs}, path)
+    except OSError:
+        return False
+    os.close(fd)
+    return True
+
+
+def _mount_point(rootfs: str | None, layer: str, path: str) -> None:
+    """Make the folder ``path`` in the layer where the rootfs has none; folders above it keep the rootfs's owner and mode."""
+    if rootfs is not None:
+        path = _place(rootfs, path)
+    built = ""
+    for part in path.split("/")[1:]:
+        built += f"/{part}"
+        try:
+            os.mkdir(layer + built, 0o755)
+        except FileExistsError:
+            continue
+        os.chmod(layer + built, 0o755)
+        if rootfs is not None and os.path.isdir(rootfs + built):
+            _copy_owner(rootfs + built, layer + built)
+
+
+def _copy_owner(source: str, target: str) -> None:
+    found = os.lstat(source)
+    if not stat.S_ISDIR(found.st_mode):
+        return
+    os.chown(target, found.st_uid, found.st_gid)
+    os.chmod(target, stat.S_IMODE(found.st_mode))
+
+
+def _is_folder(path: str) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path)

@@ -1,0 +1,107 @@
+"""What the arguments of ``niso activate`` mean, and whether what they name could be started. Changes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from niso import package
+from niso.errors import Conflict, ErrorGroup, InvalidInput, NisoError, NotFound
+from niso.model import manifest as model
+from niso.model.manifest import Manifest
+from niso.runtime import resolve
+from niso.runtime.spec import path_env
+from niso.store.store import Store
+
+FIRST_UID = 1_900_000_000
+"""Own uids of services count up from here: above every range that Debian, systemd and subuid hand out."""
+
+
+class Target(NamedTuple):
+    """A service that is to be active: its checked manifest and where its files are."""
+
+    name: str
+    manifest: Manifest
+    manifest_path: str
+    folder: str  # the package to copy, or the copy itself when only the store knows the service
+    rootfs: str | None
+    fingerprint: str | None  # None: ``folder`` is the copy already
+
+
+def find_targets(store: Store, arguments: Iterable[str]) -> list[Target]:
+    """What the arguments of ``niso activate`` mean: a manifest or its folder, a known service, else a folder here.
+
+    All errors of all arguments come at once. Nothing has changed when it raises.
+    """
+    targets: dict[str, Target] = {}
+    errors: list[NisoError] = []
+    for argument in arguments:
+        try:
+            target = _find_target(store, argument)
+        except ErrorGroup as group:
+            errors += group.errors
+        except NisoError as error:
+            errors.append(error)
+        else:
+            other = targets.setdefault(target.name, target)
+            if other.manifest_path != target.manifest_path:
+                errors.append(
+                    Conflict(f"{other.manifest_path} and {target.manifest_path} are both named {target.name!r}")
+                )
+    if errors:
+        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+    return list(targets.values())
+
+
+def _find_target(store: Store, argument: str) -> Target:
+    if "/" not in argument and not argument.endswith(".toml"):
+        holder = store.name_holder(argument)
+        if holder is not None:
+            row = store.service(holder)
+            assert row is not None
+            if not os.path.isdir(row.package):
+                raise NotFound(
+                    f"{holder}: its package copy {row.package} is gone", f"niso activate {row.manifest_path}"
+                )
+            manifest = model.decode(row.manifest)
+            target = Target(holder, manifest, row.manifest_path, row.package, row.rootfs, None)
+            _check_files(target)
+            return target
+        if not os.path.isdir(argument):
+            store.resolve(argument)
+    loaded = model.load(argument)
+    rootfs = loaded.manifest.package.rootfs
+    root = os.path.realpath(os.path.join(loaded.folder, rootfs)) if rootfs else None
+    target = Target(loaded.manifest.package.name, loaded.manifest, loaded.path, loaded.folder, root, "")
+    _check_files(target)
+    return target._replace(fingerprint=package.fingerprint(loaded.folder, root))
+
+
+def _check_files(target: Target) -> None:
+    """Entrypoint, user and working folder, found before anything is started; all errors at once."""
+    manifest = target.manifest
+    errors: list[NisoError] = []
+    checks = (
+        lambda: entrypoint(target, target.folder),
+        lambda: user(target, FIRST_UID),
+        lambda: resolve.check_working_dir(target.folder, target.rootfs, manifest.binary.working_dir),
+    )
+    for check in checks:
+        try:
+            check()
+        except NisoError as error:
+            errors.append(InvalidInput(f"{target.manifest_path}: {error.message}", error.hint, error.key))
+    if errors:
+        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+
+
+def entrypoint(target: Target, folder: str) -> str:
+    manifest = target.manifest
+    return resolve.resolve_entrypoint(
+        folder, target.rootfs, manifest.binary.entrypoint, path_env(dict(manifest.environment))
+    )
+
+
+def user(target: Target, own_uid: int) -> tuple[int, int, list[int], str, str]:
+    return resolve.resolve_user(target.rootfs, target.manifest.service.user, own_uid, target.name)

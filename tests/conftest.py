@@ -1,0 +1,296 @@
+"""The throw-away host of a test: fixture ``lab``.
+
+Address plan: the lab's host is 192.0.2.1 and 2001:db8::1 on uplink0; ``client`` is 192.0.2.2 and 2001:db8::2, ``neighbour``
+192.0.2.3 and 2001:db8::3, each on its eth0. niso's networks come from 10.99.0.0/16.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+import pytest
+
+TESTS = pathlib.Path(__file__).resolve().parent
+DEADLINE_SECONDS = 120
+START_SECONDS = 30
+NEEDS_ROOT = ("netns", "faults")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    below = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
+    if (below in NEEDS_ROOT or "lab" in getattr(item, "fixturenames", ())) and os.geteuid() != 0:
+        pytest.fail("tests of the real kernel run in labs, which need root: sudo ./dev test", pytrace=False)
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab() as lab:
+        yield lab
+
+
+class LabEnded(Exception):
+    """The lab is gone, or its deadline has passed, before the command ended."""
+
+
+class Process:
+    """A command that runs in a lab; much like subprocess.Popen. ``pid`` is its number inside the lab."""
+
+    def __init__(
+        self, lab: Lab, argv: tuple[str, ...], status: socket.socket, files: list[IO[bytes] | None], text: bool
+    ) -> None:
+        self.args = argv
+        self.stdin, self.stdout, self.stderr = files
+        self.returncode: int | None = None
+        self._lab = lab
+        self._status = status
+        self._text = text
+        self.pid = int(self._receive(START_SECONDS).removeprefix("pid "))
+
+    def _receive(self, timeout: float | None) -> str:
+        if not select.select([self._status], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        message = self._status.recv(100).decode()
+        if not message:
+            raise LabEnded(f"the lab ended before {self.args}")
+        return message
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit status, or -N where signal N ended it."""
+        if self.returncode is None:
+            self.returncode = int(self._receive(timeout).removeprefix("exit "))
+            self._status.close()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """To the command and all of its process group."""
+        self._lab._request({"kill": self.pid, "signal": number}, [])
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, input: str | bytes | None = None, timeout: float | None = None) -> tuple[Any, Any]:
+        """Feed ``input``, read until both outputs are closed by all who hold them, and wait for the end."""
+        deadline = time.monotonic() + (timeout if timeout is not None else DEADLINE_SECONDS)
+        outputs: list[bytes] = [b"", b""]
+
+        def read(which: int, file: IO[bytes]) -> None:
+            with file:
+                outputs[which] = file.read()
+
+        def feed(file: IO[bytes]) -> None:
+            with contextlib.suppress(BrokenPipeError), file:
+                file.write(input.encode() if isinstance(input, str) else input or b"")
+
+        threads = [
+            threading.Thread(target=read, args=(which, file), daemon=True)
+            for which, file in enumerate((self.stdout, self.stderr))
+            if file
+        ]
+        if self.stdin:
+            threads.append(threading.Thread(target=feed, args=(self.stdin,), daemon=True))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                raise subprocess.TimeoutExpired(self.args, timeout or DEADLINE_SECONDS)
+        self.wait(max(0.0, deadline - time.monotonic()))
+        if self._text:
+            return outputs[0].decode(errors="replace"), outputs[1].decode(errors="replace")
+        return outputs[0], outputs[1]
+
+
+class Lab:
+    """A lab that lives for one ``with`` block (or test), at most `DEADLINE_SECONDS`; commands run inside it."""
+
+    def __init__(self, deadline_seconds: int = DEADLINE_SECONDS) -> None:
+        self._deadline_seconds = deadline_seconds
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("NISO_", "PYTEST_"))}
+        own = os.path.join(sys.prefix, "bin")
+        environment["PATH"] = f"{own}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        environment["LC_ALL"] = "C.UTF-8"
+        self.environment = environment | {"NISO_LAB": "1"}
+
+    def __enter__(self) -> Lab:
+        self._control, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        agent = [sys.executable, "-S", "-E", str(TESTS / "lab_agent.py"), str(self._deadline_seconds)]
+        with far:
+            self.outer = subprocess.Popen(
+                [sys.executable, "-m", "niso.lab", "--", *agent],
+                stdin=far,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        try:
+            self.pid = self._hello()
+            for kind in ("net", "mnt", "uts", "ipc"):
+                if os.stat(f"/proc/{self.pid}/ns/{kind}").st_ino == os.stat(f"/proc/self/ns/{kind}").st_ino:
+                    pytest.exit(f"the lab is in the tests' own {kind} namespace: refusing to run anything in it", 3)
+        except BaseException:
+            self.__exit__()
+            raise
+        self.tmp = self.path("/tmp")
+        return self
+
+    def _hello(self) -> int:
+        """The agent's number out here: the kernel translates the sender's credentials (unix(7))."""
+        self._control.settimeout(START_SECONDS)
+        message, ancillary, _, _ = self._control.recvmsg(100, socket.CMSG_SPACE(12))
+        if message != b"ready":
+            assert self.outer.stderr
+            self.outer.kill()
+            raise LabEnded(f"no lab: {self.outer.stderr.read().decode()}")
+        credentials = next(data for _, kind, data in ancillary if kind == socket.SCM_CREDENTIALS)
+        return int(struct.unpack("=iII", credentials)[0])
+
+    def __exit__(self, *_: object) -> None:
+        self._control.close()
+        try:
+            self.outer.wait(20)
+        except subprocess.TimeoutExpired:
+            self.outer.kill()
+            self.outer.wait(20)
+        finally:
+            assert self.outer.stderr
+            self.outer.stderr.close()
+
+    def _request(self, request: dict[str, Any], fds: list[int]) -> None:
+        socket.send_fds(self._control, [json.dumps(request).encode()], fds)
+
+    def popen(
+        self,
+        *argv: str,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.PIPE,
+        stderr: int = subprocess.PIPE,
+        env: dict[str, str | None] | None = None,
+        cwd: str = "/tmp",
+        netns: str | None = None,
+        tty: bool = False,
+        text: bool = True,
+    ) -> Process:
+        """Start a command in the lab, in a session of its own.
+
+        The three descriptors are PIPE, DEVNULL, STDOUT (stderr only) or open ones, as for subprocess. ``env`` is laid over
+        `environment`; None takes a variable away. ``netns`` names one below /run/netns. With ``tty`` stdin, the end of a
+        pty, becomes its controlling terminal. ``text`` says what `Process.communicate` gives.
+        """
+        merged = self.environment | (env or {})
+        passed: list[int] = []
+        files: list[IO[bytes] | None] = [None, None, None]
+        with contextlib.ExitStack() as ours:
+            for which, wanted in enumerate((stdin, stdout, stderr)):
+                if wanted == subprocess.PIPE:
+                    ends = os.pipe()
+                    far, near = ends if which == 0 else ends[::-1]
+                    files[which] = os.fdopen(near, "wb" if which == 0 else "rb", buffering=0 if which == 0 else -1)
+                    ours.callback(os.close, far)
+                elif wanted == subprocess.DEVNULL:
+                    far = os.open(os.devnull, os.O_RDWR)
+                    ours.callback(os.close, far)
+                else:
+                    far = passed[1] if wanted == subprocess.STDOUT else wanted
+                passed.append(far)
+            status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                request = {
+                    "argv": argv,
+                    "env": {key: value for key, value in merged.items() if value is not None},
+                    "cwd": cwd,
+                    "netns": netns,
+                    "tty": tty,
+                }
+                self._request(request, [*passed, theirs.fileno()])
+        return Process(self, argv, status, files, text)
+
+    def run(
+        self,
+        *argv: str,
+        check: bool = True,
+        input: str | bytes | None = None,
+        env: dict[str, str | None] | None = None,
+        timeout: float = 60,
+        netns: str | None = None,
+        cwd: str = "/tmp",
+        text: bool = True,
+    ) -> subprocess.CompletedProcess[Any]:
+        """Run a command in the lab to its end. With ``check`` a status other than 0 fails the test with its output."""
+        stdin = subprocess.DEVNULL if input is None else subprocess.PIPE
+        process = self.popen(*argv, stdin=stdin, env=env, netns=netns, cwd=cwd, text=text)
+        try:
+            out, err = process.communicate(input, timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        assert process.returncode is not None
+        if check and process.returncode != 0:
+            pytest.fail(f"{' '.join(argv)}: exit status {process.returncode}\nstdout: {out}\nstderr: {err}")
+        return subprocess.CompletedProcess(argv, process.returncode, out, err)
+
+    def niso(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[Any]:
+        return self.run("niso", *argv, **options)
+
+    def client(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[Any]:
+        return self.run(*argv, netns="client", **options)
+
+    def neighbour(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[Any]:
+        return self.run(*argv, netns="neighbour", **options)
+
+    def ip_json(self, *argv: str, netns: str | None = None) -> list[dict[str, Any]]:
+        """What ``ip -j`` says: ``lab.ip_json("link")``, ``lab.ip_json("-d", "route", netns="niso-api")``."""
+        out = self.run("ip", "-j", *argv, netns=netns).stdout
+        found: list[dict[str, Any]] = json.loads(out) if out.strip() else []
+        return found
+
+    def nft_json(self, netns: str | None = None) -> list[dict[str, Any]]:
+        """The whole ruleset as ``nft -j`` lists it, without its first object (metainfo)."""
+        found: list[dict[str, Any]] = json.loads(self.run("nft", "-j", "list", "ruleset", netns=netns).stdout)[
+            "nftables"
+        ]
+        return [thing for thing in found if "metainfo" not in thing]
+
+    def path(self, inside: str) -> pathlib.Path:
+        """The path out here of a path in the lab. Absolute links on the way lead out of the lab: do not follow them."""
+        return pathlib.Path(f"/proc/{self.pid}/root{inside}")
+
+    def write(self, inside: str, text: str, mode: int = 0o644) -> str:
+        """Write a file of the lab's /tmp or /run, with its folders; returns ``inside``."""
+        if not inside.startswith(("/tmp/", "/run/")):
+            raise ValueError(f"{inside} would be written to the machine's disk")
+        file = self.path(inside)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        file.chmod(mode)
+        return inside
+
+    def wait_for(self, predicate: Callable[[], Any], timeout: float = 10, what: str = "") -> Any:
+        """Ask every 10 ms until ``predicate`` gives something true, which is returned; fails the test after ``timeout``."""
+        deadline = time.monotonic() + timeout
+        while not (found := predicate()):
+            if time.monotonic() > deadline:
+                pytest.fail(f"not so within {timeout} s: {what or predicate}")
+            time.sleep(0.01)
+        return found

@@ -1,0 +1,177 @@
+"""niso.kernel.netns against ``ip netns``."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+
+import pytest
+from kernel_world import ip, sh, throw_away_host
+
+from niso.errors import KernelError
+from niso.kernel import netns
+
+ALIAS = "niso:0123abcd"
+
+
+def here() -> int:
+    return os.stat("/proc/self/ns/net").st_ino
+
+
+@throw_away_host
+def test_created_namespace_is_one_for_iproute2_with_lo_up_and_marked() -> None:
+    home = here()
+    netns.create("niso-api", alias=ALIAS)
+    assert here() == home
+    assert [entry["name"] for entry in ip("netns list")] == ["niso-api"]
+    (lo,) = ip("-n niso-api link")
+    assert (lo["ifname"], lo["ifalias"]) == ("lo", ALIAS)
+    assert "UP" in lo["flags"]
+    assert sh("ip netns exec niso-api readlink /proc/self/ns/net") != sh("readlink /proc/self/ns/net")
+
+
+@throw_away_host
+def test_directory_is_a_shared_mount_so_that_other_mount_namespaces_let_go() -> None:
+    netns.create("niso-api")
+    lines = [line.split() for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines()]
+    assert [any(word.startswith("shared:") for word in words) for words in lines if words[4] == "/run/netns"] == [True]
+
+
+@throw_away_host
+def test_names_lists_whoevers_namespaces_and_not_other_files() -> None:
+    assert netns.names() == []
+    sh("ip netns add other")
+    netns.create("niso-api")
+    pathlib.Path("/run/netns/file").touch()
+    pathlib.Path("/run/netns/uts").touch()
+    sh("mount --bind /proc/self/ns/uts /run/netns/uts")
+    assert netns.names() == ["niso-api", "other"]
+    assert [netns.exists(name) for name in ("other", "niso-api", "file", "uts", "absent")] == [True, True, *3 * [False]]
+
+
+@throw_away_host
+def test_creating_one_that_is_there_fails_and_leaves_it() -> None:
+    sh("ip netns add niso-api")
+    before = sh("ip netns exec niso-api readlink /proc/self/ns/net")
+    with pytest.raises(KernelError, match="'niso-api': file exists"):
+        netns.create("niso-api", alias=ALIAS)
+    assert sh("ip netns exec niso-api readlink /proc/self/ns/net") == before
+    assert "ifalias" not in ip("-n niso-api link")[0]
+
+
+@throw_away_host
+def test_delete_takes_the_name_and_twice_is_fine() -> None:
+    netns.create("niso-api")
+    netns.delete("niso-api")
+    netns.delete("niso-api")
+    assert ip("netns list") == []
+    assert os.listdir("/run/netns") == []
+
+
+@throw_away_host
+def test_empty_file_of_a_killed_create_can_be_deleted_or_used_again() -> None:
+    os.makedirs("/run/netns")
+    pathlib.Path("/run/netns/niso-a").touch()
+    pathlib.Path("/run/netns/niso-b").touch()
+    netns.delete("niso-a")
+    netns.create("niso-b", alias=ALIAS)
+    assert os.listdir("/run/netns") == ["niso-b"]
+    assert ip("-n niso-b link")[0]["ifalias"] == ALIAS
+
+
+@throw_away_host
+def test_create_killed_at_any_point_leaves_no_unmarked_namespace_and_works_again() -> None:
+    pathlib.Path("/run/niso-lab").touch()
+    os.environ["NISO_LAB"] = "1"
+    for point in range(1, 20):
+        os.environ["NISO_FAILPOINT"] = str(point)
+        pid = os.fork()
+        if pid == 0:
+            netns.create("niso-api", alias=ALIAS)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        assert not netns.exists("niso-api")
+    assert point > 3
+    assert ip("-n niso-api link")[0]["ifalias"] == ALIAS
+
+
+@throw_away_host
+def test_create_that_fails_at_any_point_leaves_no_file() -> None:
+    pathlib.Path("/run/niso-lab").touch()
+    os.environ["NISO_LAB"] = "1"
+    home = here()
+    for point in range(1, 20):
+        os.environ["NISO_FAILPOINT"] = f"{point}:ENOSPC"
+        pid = os.fork()
+        if pid == 0:
+            try:
+                netns.create("niso-api")
+            except KernelError as error:
+                os._exit(2 if here() == home and "no space left" in error.message else 3)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if status == 0:
+            break
+        assert status == 2
+        assert not os.path.exists("/run/netns/niso-api")
+    assert point > 3
+
+
+@throw_away_host
+def test_inside_enters_and_comes_back_also_after_an_error() -> None:
+    home = here()
+    netns.create("niso-api")
+    with netns.inside("niso-api"):
+        inner = here()
+    assert here() == home
+    fd = netns.open_fd("niso-api")
+    assert os.fstat(fd).st_ino == inner != home
+    assert not os.get_inheritable(fd)
+    with pytest.raises(ZeroDivisionError), netns.inside("niso-api"):
+        raise ZeroDivisionError
+    assert here() == home
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(10):
+        with netns.inside("niso-api"), netns.unnamed():
+            assert here() not in (home, inner)
+    assert len(os.listdir("/proc/self/fd")) == before
+    for enter in (netns.inside("absent").__enter__, lambda: netns.open_fd("absent")):
+        with pytest.raises(KernelError, match="'absent'"):
+            enter()
+    assert here() == home
+
+
+@throw_away_host
+def test_process_dies_where_it_cannot_come_back() -> None:
+    netns.create("niso-api")
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(os.open("/dev/null", os.O_WRONLY), 2)
+        place = netns.inside("niso-api")
+        place.__enter__()
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            if fd > 2 and _is_namespace(fd):
+                os.close(fd)
+        place.__exit__()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+
+
+def _is_namespace(fd: int) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}").startswith("net:")
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../../etc/x", "a\0b"])
+@throw_away_host
+def test_name_that_cannot_be_is_refused(name: str) -> None:
+    for use in (netns.create, netns.delete, netns.exists, netns.open_fd):
+        with pytest.raises(KernelError, match="cannot be the name"):
+            use(name)
+    assert not os.path.exists("/run/netns")

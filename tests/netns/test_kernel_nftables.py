@@ -1,0 +1,234 @@
+"""niso.kernel.nftables and nftset against the nft command, which loads what they read and lists what they wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from kernel_world import nft, sh, throw_away_host
+
+from niso.errors import KernelError
+from niso.kernel import netns
+from niso.kernel.nftables import Nft
+
+# container: its definition, and its elements as nft writes them -> (value, comment)
+CONTAINERS = {
+    "publish": (
+        "map publish { type inet_proto . inet_service : ipv4_addr . inet_service; }",
+        {
+            "tcp . 8080": ("10.99.1.2 . 8080", "api"),
+            "udp . 53": ("10.99.1.3 . 5353", "dns"),
+            "sctp . 1": ("10.99.1.4 . 65535", ""),
+            "gre . 2": ("10.99.1.4 . 2", ""),
+            "99 . 3": ("10.99.1.4 . 3", ""),
+        },
+    ),
+    "publish6": (
+        "map publish6 { type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }",
+        {"fd00::1 . tcp . 80": ("fd00:99::2 . 8080", "api")},
+    ),
+    "counted": (
+        "map counted { type inet_service : ipv4_addr; counter; }",
+        {"80": ("10.99.1.2", "api"), "81": ("10.99.1.3", "")},
+    ),
+    "ranges": (
+        "map ranges { type inet_proto . inet_service : ipv4_addr; flags interval; }",
+        {"tcp . 8000-8010": ("10.99.1.2", "api"), "udp . 53": ("10.99.1.3", "dns")},
+    ),
+    "verdicts": (
+        "map verdicts { type ipv4_addr : verdict; }",
+        {
+            "10.99.1.2": ("jump policy_api", "api"),
+            "10.99.1.3": ("goto policy_api", ""),
+            "10.99.1.4": ("accept", ""),
+            "10.99.1.5": ("drop", "x"),
+            "10.99.1.6": ("return", ""),
+            "10.99.1.7": ("continue", ""),
+        },
+    ),
+    "peers": (
+        "map peers { type ipv4_addr . inet_service : verdict; flags interval; }",
+        {"10.0.0.0/8 . 80-90": ("drop", ""), "192.168.1.1-192.168.1.77 . 443": ("accept", "frontend")},
+    ),
+    "bridges": (
+        "set bridges { type ifname; }",
+        {'"niso-backend"': ("", "backend"), '"eth0.7"': ("", ""), '"lo"': ("", "")},
+    ),
+    "owner": ("set owner { typeof meta iifname; }", {'"id-0123abcd"': ("", "")}),
+    "tuples": (
+        "set tuples { type ifname . ether_addr . ipv4_addr; }",
+        {'"niapi-1" . 0a:00:00:00:00:01 . 10.99.1.2': ("", "api")},
+    ),
+    "named": (
+        "map named { typeof meta iifname . ip daddr . meta l4proto . th dport : ip saddr; }",
+        {'"niso-b" . 10.0.0.1 . tcp . 80': ("10.0.0.2", "api")},
+    ),
+    "macs": ("set macs { type ether_addr; }", {"0a:00:00:00:00:01": ("", "")}),
+    "protocols": ("set protocols { type inet_proto; }", {"tcp": ("", ""), "ipv6-icmp": ("", "")}),
+    "subnets": (
+        "set subnets { type ipv4_addr; flags interval; }",
+        {"10.99.1.0/24": ("", "backend"), "10.0.0.1-10.0.0.7": ("", ""), "192.168.0.1": ("", "")},
+    ),
+    "subnets6": (
+        "set subnets6 { type ipv6_addr; flags interval; }",
+        {"fd00:99::/64": ("", "backend"), "fe80::1": ("", "")},
+    ),
+    "empty": ("set empty { type ipv4_addr; }", {}),
+}
+
+
+def load(name: str) -> dict[str, tuple[str, str]]:
+    definition, elements = CONTAINERS[name]
+    written = ",\n".join(
+        element + (f' comment "{comment}"' if comment else "") + (f" : {value}" if value else "")
+        for element, (value, comment) in elements.items()
+    )
+    nft(f"table inet t {{\n chain policy_api {{ }}\n {definition}\n}}\n")
+    if written:
+        nft(f"add element inet t {name} {{ {written} }}")
+    return elements
+
+
+@pytest.mark.parametrize("name", list(CONTAINERS))
+@throw_away_host
+def test_elements_and_get_give_back_what_nft_loaded(name: str) -> None:
+    expected = load(name)
+    with Nft() as kernel:
+        assert kernel.elements("inet t", name) == expected
+        assert kernel.get("inet t", name, list(expected)) == expected
+        for key, value in expected.items():
+            assert kernel.get("inet t", name, [key]) == {key: value}
+
+
+@pytest.mark.parametrize(
+    ("name", "present", "absent"),
+    [
+        ("publish", "tcp . 8080", "tcp . 8081"),
+        ("ranges", "tcp . 8000-8010", "tcp . 8001-8009"),
+        ("ranges", "udp . 53", "tcp . 8005"),
+        ("peers", "10.0.0.0/8 . 80-90", "10.0.0.0/9 . 80-90"),
+        ("subnets", "10.99.1.0/24", "10.99.1.7"),
+        ("verdicts", "10.99.1.2", "10.99.1.8"),
+    ],
+)
+@throw_away_host
+def test_get_leaves_out_what_is_not_there_and_what_is_only_covered(name: str, present: str, absent: str) -> None:
+    expected = load(name)
+    with Nft() as kernel:
+        assert kernel.get("inet t", name, [absent, present, absent]) == {present: expected[present]}
+        assert kernel.get("inet t", name, [absent]) == {}
+        assert kernel.get("inet t", name, []) == {}
+
+
+@throw_away_host
+def test_container_or_table_that_does_not_exist_has_nothing() -> None:
+    load("empty")
+    with Nft() as kernel:
+        for table, name in (("inet t", "absent"), ("inet absent", "empty"), ("bridge t", "empty")):
+            assert kernel.elements(table, name) is None
+            assert kernel.get(table, name, ["10.0.0.1"]) == {}
+
+
+@throw_away_host
+def test_get_and_elements_manage_thousands() -> None:
+    expected = {
+        f"tcp . {number}": (f"10.99.{number % 250}.2 . {number}", f"svc{number}") for number in range(1, 10_001)
+    }
+    nft("table inet t {\n map m { type inet_proto . inet_service : ipv4_addr . inet_service; }\n}\n")
+    written = (f'{key} comment "{comment}" : {value}' for key, (value, comment) in expected.items())
+    nft("add element inet t m { " + ",\n".join(written) + " }")
+    with Nft() as kernel:
+        assert kernel.get("inet t", "m", [*expected, "udp . 1"]) == expected
+        assert kernel.elements("inet t", "m") == expected
+
+
+@throw_away_host
+def test_run_applies_all_lines_as_one_transaction() -> None:
+    with Nft() as kernel:
+        kernel.run("table inet t {\n set s { type ipv4_addr; }\n}\nadd element inet t s { 10.0.0.1 }\n")
+        before = sh("nft list ruleset")
+        assert "10.0.0.1" in before
+        with pytest.raises(KernelError):
+            kernel.run("add element inet t s { 10.0.0.2 }\ndelete element inet t s { 10.0.0.9 }")
+        assert sh("nft list ruleset") == before
+        kernel.run("add element inet t s { 10.0.0.2 }\ndelete element inet t s { 10.0.0.1 }")
+        assert "10.0.0.2" in sh("nft list ruleset") and "10.0.0.1" not in sh("nft list ruleset")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "add element inet t s { 10.0.0.2 }\ndelete element inet t s { 10.0.0.9 }",
+            ("line 2", "'10.0.0.9'", "No such"),
+        ),
+        ("add element inet t s { 10.0.0.2 }\nadd rule inet t absent accept", ("line 2", "'absent'", "No such file")),
+        ("add element inet t s { 10.0.0.2 }\nfoo bar\n", ("line 2", "'foo bar'", "syntax error")),
+        ("foo bar", ("'foo bar'", "syntax error")),
+    ],
+)
+@throw_away_host
+def test_error_has_nfts_words_the_line_and_the_token(text: str, words: tuple[str, ...]) -> None:
+    nft("table inet t {\n set s { type ipv4_addr; }\n}")
+    before = sh("nft list ruleset")
+    with Nft() as kernel:
+        for use in (kernel.run, kernel.check):
+            with pytest.raises(KernelError) as caught:
+                use(text)
+            assert all(word in caught.value.message for word in words), caught.value.message
+            assert "\n" not in caught.value.message
+    assert sh("nft list ruleset") == before
+
+
+@throw_away_host
+def test_check_changes_nothing_and_run_works_after_it() -> None:
+    with Nft() as kernel:
+        kernel.check("table inet t { }")
+        assert sh("nft list ruleset") == ""
+        kernel.run("table inet t { }")
+    assert "table inet t" in sh("nft list ruleset")
+
+
+@throw_away_host
+def test_query_gives_what_nft_j_prints() -> None:
+    load("publish")
+    printed = json.loads(sh("nft -j list table inet t"))["nftables"]
+    with Nft() as kernel:
+        assert kernel.query("list table inet t") == [item for item in printed if "metainfo" not in item]
+        kernel.run("add chain inet t more")
+        assert {item["chain"]["name"] for item in kernel.query("list chains")} == {"policy_api", "more"}
+        with pytest.raises(KernelError, match="'absent'"):
+            kernel.query("list table inet absent")
+
+
+@throw_away_host
+def test_context_stays_in_the_namespace_that_opened_it() -> None:
+    netns.create("niso-api")
+    with netns.inside("niso-api"):
+        kernel = Nft()
+    kernel.run("table inet t { }")
+    kernel.close()
+    assert sh("nft list ruleset") == ""
+    assert "table inet t" in sh("ip netns exec niso-api nft list ruleset")
+
+
+@throw_away_host
+def test_nothing_is_written_to_stdout_or_stderr() -> None:
+    read, write = os.pipe()
+    kept = os.dup(1), os.dup(2)
+    os.dup2(write, 1)
+    os.dup2(write, 2)
+    try:
+        with Nft() as kernel:
+            kernel.run("table inet t {\n set s { type ipv4_addr; elements = { 10.0.0.1 }\n }\n}")
+            kernel.query("list ruleset")
+            kernel.elements("inet t", "s")
+            for use in (kernel.run, kernel.check, kernel.query):
+                with pytest.raises(KernelError):
+                    use("add rule inet absent c accept")
+    finally:
+        os.dup2(kept[0], 1)
+        os.dup2(kept[1], 2)
+        os.close(write)
+    assert os.read(read, 1000) == b""

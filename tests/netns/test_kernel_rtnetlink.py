@@ -1,0 +1,306 @@
+"""niso.kernel.rtnetlink against iproute2's view of the same kernel."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+
+import pytest
+from kernel_world import ip, sh, throw_away_host
+
+from niso.errors import KernelError
+from niso.kernel import netns
+from niso.kernel.rtnetlink import Rtnl
+
+ALIAS = "niso:0123abcd"
+MAC = "0a:00:00:00:00:07"
+
+
+def add_pair(
+    rtnl: Rtnl, name: str = "niapi-1", peer: str = "eth0", bridge: str = "niso-b", hairpin: bool = True
+) -> None:
+    fd = netns.open_fd("niso-api")
+    try:
+        rtnl.add_veth(
+            name, peer=peer, peer_netns_fd=fd, peer_mac=MAC, mtu=1400, bridge=bridge, hairpin=hairpin, alias=ALIAS
+        )
+    finally:
+        os.close(fd)
+
+
+def names() -> set[str]:
+    return {link["ifname"] for link in ip("link")}
+
+
+@throw_away_host
+def test_new_bridge_is_up_and_marked_without_stp_snooping_or_link_local_address() -> None:
+    with Rtnl() as rtnl:
+        rtnl.add_bridge("niso-b", mtu=1400, alias=ALIAS)
+    (link,) = ip("link show niso-b")
+    data = link["linkinfo"]["info_data"]
+    assert link["linkinfo"]["info_kind"] == "bridge"
+    assert "UP" in link["flags"]
+    assert (link["mtu"], link["ifalias"], link["inet6_addr_gen_mode"]) == (1400, ALIAS, "none")
+    assert (data["stp_state"], data["forward_delay"], data["mcast_snooping"], data["mcast_querier"]) == (0, 0, 0, 0)
+    assert ip("address show niso-b")[0]["addr_info"] == []
+
+
+@throw_away_host
+def test_bridge_keeps_its_mac_and_mtu_as_ports_come_and_go() -> None:
+    with Rtnl() as rtnl:
+        rtnl.add_bridge("niso-b", mtu=1400, alias=ALIAS, mac="0e:ff:ff:ff:ff:fe")
+        sh("ip link add low address 02:00:00:00:00:01 mtu 1300 type veth peer lower")
+        rtnl.set_link("low", master="niso-b")
+        assert (ip("link show niso-b")[0]["address"], ip("link show niso-b")[0]["mtu"]) == ("0e:ff:ff:ff:ff:fe", 1400)
+        rtnl.delete_link("low")
+    assert (ip("link show niso-b")[0]["address"], ip("link show niso-b")[0]["mtu"]) == ("0e:ff:ff:ff:ff:fe", 1400)
+
+
+@throw_away_host
+def test_creating_over_a_foreign_link_fails_and_leaves_it_as_it_was() -> None:
+    netns.create("niso-api")
+    with Rtnl() as rtnl:
+        rtnl.add_bridge("niso-b", mtu=1500, alias=ALIAS)
+        sh("ip link add foreign mtu 1280 type bridge")
+        before = ip("link show foreign")[0]
+        creations: tuple[Callable[[], None], ...] = (
+            lambda: rtnl.add_bridge("foreign", mtu=1500, alias=ALIAS),
+            lambda: add_pair(rtnl, "foreign"),
+        )
+        for create in creations:
+            with pytest.raises(KernelError, match="'foreign'") as caught:
+                create()
+            assert caught.value.errno == errno.EEXIST
+            after = ip("link show foreign")[0]
+            assert (after["flags"], after["mtu"], after.get("ifalias"), after.get("master")) == (
+                before["flags"],
+                1280,
+                None,
+                None,
+            )
+    assert names() == {"lo", "niso-b", "foreign"}
+
+
+@throw_away_host
+def test_new_veth_joins_the_bridge_and_the_namespace() -> None:
+    netns.create("niso-api")
+    with Rtnl() as rtnl:
+        rtnl.add_bridge("niso-b", mtu=1400, alias=ALIAS)
+        add_pair(rtnl)
+        add_pair(rtnl, "niapi-2", "eth1", hairpin=False)
+    near, second = ip("link show niapi-1")[0], ip("link show niapi-2")[0]
+    far = ip("-n niso-api link show eth0")[0]
+    assert (near["master"], near["ifalias"], near["mtu"], near["link_netnsid"]) == ("niso-b", ALIAS, 1400, 0)
+    assert (near["inet6_addr_gen_mode"], "UP" in near["flags"]) == ("none", True)
+    assert near["linkinfo"]["info_slave_data"]["hairpin"] is True
+    assert second["linkinfo"]["info_slave_data"]["hairpin"] is False
+    assert (far["address"], far["mtu"], far["link_index"]) == (MAC, 1400, near["ifindex"])
+    assert near["link_index"] == far["ifindex"]
+
+
+@pytest.mark.parametrize(
+    ("options", "number"),
+    [
+        ({"bridge": "absent"}, errno.ENODEV),
+        ({"bridge": "plain"}, errno.EOPNOTSUPP),  # fails after the pair was made
+        ({"peer": "taken"}, errno.EEXIST),
+        ({"name": "sixteen-letters-"}, errno.ERANGE),
+    ],
+)
+@throw_away_host
+def test_veth_that_fails_leaves_nothing(options: dict[str, str], number: int) -> None:
+    netns.create("niso-api")
+    sh("ip link add plain type veth peer plain2")
+    sh("ip -n niso-api link add taken type veth peer taken2")
+    with Rtnl() as rtnl:
+        rtnl.add_bridge("niso-b", mtu=1400, alias=ALIAS)
+        with pytest.raises(KernelError) as caught:
+            add_pair(rtnl, **options)  # type: ignore[arg-type]
+    assert caught.value.errno == number
+    assert names() == {"lo", "plain", "plain2", "niso-b"}
+    assert {link["ifname"] for link in ip("-n niso-api link")} == {"lo", "taken", "taken2"}
+
+
+@throw_away_host
+def test_reader_sees_links_as_iproute2_does() -> None:
+    netns.create("niso-api")
+    with Rtnl() as rtnl:
+        for bridge in ("niso-b", "niso-c"):
+            rtnl.add_bridge(bridge, mtu=1400, alias=ALIAS)
+        sh("ip link set niso-c type bridge nf_call_iptables 1 nf_call_ip6tables 1")
+        add_pair(rtnl)
+        sh("ip link add p1 type veth peer p2")
+        seen = {link.name: link for link in rtnl.links()}
+        shown = {link["ifname"]: link for link in ip("link")}
+        index = {link["ifname"]: link["ifindex"] for link in shown.values()}
+        assert seen.keys() == shown.keys()
+        for name, link in seen.items():
+            there = shown[name]
+            info = there.get("linkinfo", {})
+            data = info.get("info_data", {})
+            assert link == rtnl.link(name)
+            assert link.index == there["ifindex"]
+            assert link.kind == info.get("info_kind", "")
+            assert (link.mtu, link.mac, link.up) == (there["mtu"], there["address"], "UP" in there["flags"])
+            assert link.master == (index[there["master"]] if "master" in there else 0)
+            assert link.alias == there.get("ifalias", "")
+            assert link.peer_index == (index[there["link"]] if "link" in there else there.get("link_index", 0))
+            assert link.peer_netnsid == there.get("link_netnsid", -1)
+            assert link.hairpin == info.get("info_slave_data", {}).get("hairpin", False)
+            assert link.call_iptables == bool(data.get("nf_call_iptables"))
+            assert link.call_ip6tables == bool(data.get("nf_call_ip6tables"))
+        assert seen["niapi-1"].hairpin
+        assert seen["niso-c"].call_iptables and seen["niso-c"].call_ip6tables
+        assert seen["p1"].peer_index and not seen["niso-b"].peer_index
+        assert rtnl.link("absent") is None
+
+
+@throw_away_host
+def test_reader_sees_all_of_many_links() -> None:
+    with Rtnl() as rtnl:
+        for number in range(200):
+            rtnl.add_bridge(f"niso-{number}", mtu=1500, alias=ALIAS)
+        assert [link.name for link in rtnl.links()] == [link["ifname"] for link in ip("link")]
+        assert len(rtnl.links()) == 201
+
+
+@throw_away_host
+def test_set_link_changes_only_what_is_named() -> None:
+    netns.create("niso-api")
+    with Rtnl() as rtnl:
+        rtnl.add_bridge("niso-b", mtu=1400, alias=ALIAS)
+        add_pair(rtnl)
+        first = rtnl.link("niapi-1")
+        assert first
+        rtnl.set_link("niapi-1")
+        assert rtnl.link("niapi-1") == first
+        rtnl.set_link("niapi-1", hairpin=False)
+        assert ip("link show niapi-1")[0]["linkinfo"]["info_slave_data"]["hairpin"] is False
+        assert rtnl.link("niapi-1") == first._replace(hairpin=False)
+        rtnl.set_link("niapi-1", up=False, mtu=1300, alias="", master="", mac="0a:00:00:00:00:99")
+        link = ip("link show niapi-1")[0]
+        assert "UP" not in link["flags"] and "ifalias" not in link and "master" not in link
+        assert (link["mtu"], link["address"]) == (1300, "0a:00:00:00:00:99")
+        rtnl.set_link("niapi-1", up=True, alias="other", master="niso-b", hairpin=True)
+        link = ip("link show niapi-1")[0]
+        assert "UP" in link["flags"]
+        assert (link["ifalias"], link["master"]) == ("other", "niso-b")
+        assert link["linkinfo"]["info_slave_data"]["hairpin"] is True
+
+
+@throw_away_host
+def test_deleting_a_link_takes_both_ends_and_twice_is_fine() -> None:
+    netns.create("niso-api")
+    with Rtnl() as rtnl:
+        rtnl.add_bridge("niso-b", mtu=1400, alias=ALIAS)
+        add_pair(rtnl)
+        for name in ("niapi-1", "niso-b"):
+            rtnl.delete_link(name)
+            rtnl.delete_link(name)
+    assert names() == {"lo"}
+    assert {link["ifname"] for link in ip("-n niso-api link")} == {"lo"}
+
+
+@pytest.mark.parametrize(("cidr", "flag"), [("10.99.1.1/24", ""), ("fd00:99::1/64", "nodad")])
+@throw_away_host
+def test_address_is_added_once_read_and_deleted(cidr: str, flag: str) -> None:
+    def shown() -> set[str]:
+        return {f"{a['local']}/{a['prefixlen']}" for link in ip("address show niso-b") for a in link["addr_info"]}
+
+    with Rtnl() as rtnl:
+        rtnl.add_bridge("niso-b", mtu=1500, alias=ALIAS)
+        link = rtnl.link("niso-b")
+        assert link
+        rtnl.add_address(link.index, cidr)
+        rtnl.add_address(link.index, cidr)
+        assert shown() == {cidr}
+        (entry,) = ip("address show niso-b")[0]["addr_info"]
+        assert not flag or entry[flag] is True
+        (found,) = rtnl.addresses(link.index)
+        family = socket.AF_INET6 if ":" in cidr else socket.AF_INET
+        assert (found.index, found.family, found.address, found.scope) == (link.index, family, cidr, 0)
+        everything = {f"{a['local']}/{a['prefixlen']}" for one in ip("address") for a in one["addr_info"]}
+        assert {address.address for address in rtnl.addresses()} == everything
+        rtnl.delete_address(link.index, cidr)
+        rtnl.delete_address(link.index, cidr)
+        assert shown() == set()
+        assert rtnl.addresses(link.index) == []
+        assert rtnl.addresses(99999) == []
+
+
+@pytest.mark.parametrize(
+    ("own", "everywhere", "gateway", "other", "direct"),
+    [
+        ("10.99.1.2/24", "0.0.0.0/0", "10.99.1.1", "10.99.1.9", "10.5.0.0/16"),
+        ("fd00:99::2/64", "::/0", "fd00:99::1", "fd00:99::9", "fd00:5::/48"),
+    ],
+)
+@throw_away_host
+def test_routes_are_added_once_read_and_deleted(
+    own: str, everywhere: str, gateway: str, other: str, direct: str
+) -> None:
+    def shown() -> set[tuple[str, str, str]]:
+        family = "-6 " if ":" in own else "-4 "
+        listed = ip(f"{family}route show dev niso-b")
+        return {(r["dst"], r.get("gateway", ""), r["protocol"]) for r in listed if r["protocol"] != "kernel"}
+
+    with Rtnl() as rtnl:
+        rtnl.add_bridge("niso-b", mtu=1500, alias=ALIAS)
+        link = rtnl.link("niso-b")
+        assert link
+        rtnl.add_address(link.index, own)
+        for _ in range(2):
+            rtnl.add_route(everywhere, gateway, link.index)
+            rtnl.add_route(direct, "", link.index)
+        assert shown() == {("default", gateway, "boot"), (direct, "", "boot")}
+        read = {(r.destination, r.gateway, r.index) for r in rtnl.routes(link.index) if r.protocol == 3}
+        assert read == {(everywhere, gateway, link.index), (direct, "", link.index)}
+        assert set(rtnl.routes(link.index)) <= set(rtnl.routes())
+        if ":" not in own:  # IPv6 has many routes to one prefix
+            with pytest.raises(KernelError, match=f"route {everywhere} via {other}") as caught:
+                rtnl.add_route(everywhere, other, link.index)
+            assert caught.value.errno == errno.EEXIST
+        for _ in range(2):
+            rtnl.delete_route(everywhere, gateway, link.index)
+            rtnl.delete_route(direct, "", link.index)
+        assert shown() == set()
+
+
+@throw_away_host
+def test_routes_of_other_tables_and_links_are_left_out() -> None:
+    with Rtnl() as rtnl:
+        for name in ("niso-b", "niso-c"):
+            rtnl.add_bridge(name, mtu=1500, alias=ALIAS)
+        sh("ip route add 10.1.0.0/16 dev niso-b table 77")
+        sh("ip route add 10.2.0.0/16 dev niso-b")
+        sh("ip route add 10.3.0.0/16 dev niso-c")
+        sh("ip route add unreachable 10.4.0.0/16")
+        link = rtnl.link("niso-b")
+        assert link
+        assert [route.destination for route in rtnl.routes(link.index)] == ["10.2.0.0/16"]
+        main = {route.destination for route in rtnl.routes() if "." in route.destination}
+        assert main == {"10.2.0.0/16", "10.3.0.0/16", "10.4.0.0/16"}
+        assert [route.destination for route in rtnl.routes(table=77)] == ["10.1.0.0/16"]
+
+
+@throw_away_host
+def test_error_names_the_link_and_has_the_kernels_own_words() -> None:
+    with Rtnl() as rtnl:
+        rtnl.add_bridge("niso-b", mtu=1500, alias=ALIAS)
+        with pytest.raises(KernelError, match=r"'niso-b' mtu 5: .*mtu less than device minimum"):
+            rtnl.set_link("niso-b", mtu=5)
+        with pytest.raises(KernelError, match="'absent' up: no such device"):
+            rtnl.set_link("absent", up=True)
+
+
+@throw_away_host
+def test_socket_stays_in_the_namespace_that_opened_it() -> None:
+    netns.create("niso-api")
+    with netns.inside("niso-api"):
+        rtnl = Rtnl()
+    with rtnl:
+        rtnl.add_bridge("inner", mtu=1500, alias=ALIAS)
+    assert names() == {"lo"}
+    assert {link["ifname"] for link in ip("-n niso-api link")} == {"lo", "inner"}

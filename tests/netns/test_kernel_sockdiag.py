@@ -1,0 +1,78 @@
+"""niso.kernel.sockdiag against sockets of the test itself, and ss."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+
+from kernel_world import sh, throw_away_host
+
+from niso.kernel import netns, sockdiag
+
+
+def opened(family: int, kind: int, address: str, port: int, *, only_v6: bool = False) -> socket.socket:
+    one = socket.socket(family, kind)
+    if family == socket.AF_INET6:
+        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_v6)
+    one.bind((address, port))
+    if kind == socket.SOCK_STREAM:
+        one.listen()
+    return one
+
+
+def inode(one: socket.socket) -> int:
+    return os.fstat(one.fileno()).st_ino
+
+
+@throw_away_host
+def test_listeners_are_those_that_take_what_comes_to_their_port() -> None:
+    for proto, kind in (("tcp", socket.SOCK_STREAM), ("udp", socket.SOCK_DGRAM)):
+        v4 = opened(socket.AF_INET, kind, "127.0.0.1", 8001)
+        all4 = opened(socket.AF_INET, kind, "0.0.0.0", 8002)
+        v6 = opened(socket.AF_INET6, kind, "::1", 8003)
+        only6 = opened(socket.AF_INET6, kind, "::", 8004, only_v6=True)
+        both = opened(socket.AF_INET6, kind, "::", 8005)
+        mapped = opened(socket.AF_INET6, kind, "::ffff:127.0.0.1", 8006)
+        client = socket.socket(socket.AF_INET, kind)
+        client.bind(("127.0.0.1", 8007))
+        client.connect(("127.0.0.1", 8001))
+        expected = {
+            (socket.AF_INET, "127.0.0.1", 8001, inode(v4)),
+            (socket.AF_INET, "0.0.0.0", 8002, inode(all4)),
+            (socket.AF_INET6, "::1", 8003, inode(v6)),
+            (socket.AF_INET6, "::", 8004, inode(only6)),
+            (socket.AF_INET6, "::", 8005, inode(both)),
+            (socket.AF_INET, "0.0.0.0", 8005, inode(both)),
+            (socket.AF_INET, "127.0.0.1", 8006, inode(mapped)),
+        }
+        assert set(sockdiag.listeners(proto)) == expected
+        for port in range(8000, 8009):
+            assert set(sockdiag.listeners(proto, port)) == {row for row in expected if row[2] == port}
+        shown = sh(f"ss -Hln --{proto}").splitlines()
+        assert {int(line.split()[3].rpartition(":")[2]) for line in shown} == {row[2] for row in expected}
+
+
+@throw_away_host
+def test_listeners_of_another_namespace_are_not_listed() -> None:
+    netns.create("niso-api")
+    one = opened(socket.AF_INET, socket.SOCK_STREAM, "0.0.0.0", 8001)
+    with netns.inside("niso-api"):
+        assert sockdiag.listeners("tcp") == []
+    assert [row.inode for row in sockdiag.listeners("tcp")] == [inode(one)]
+
+
+@throw_away_host
+def test_holder_is_the_process_that_has_the_socket_open() -> None:
+    one = opened(socket.AF_INET, socket.SOCK_STREAM, "0.0.0.0", 8001)
+    number = inode(one)
+    child = subprocess.Popen(["sleep", "60"], pass_fds=[one.fileno()])
+    try:
+        with open("/proc/self/comm", encoding="ascii") as file:
+            assert sockdiag.holder(number) == (os.getpid(), file.read().strip())
+        one.close()
+        assert sockdiag.holder(number) == (child.pid, "sleep")
+    finally:
+        child.kill()
+        child.wait()
+    assert sockdiag.holder(number) is None

@@ -1,0 +1,57 @@
+"""niso.kernel.sysctl against the files themselves, seen from another process."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from kernel_world import sh, throw_away_host
+
+from niso.errors import KernelError
+from niso.kernel import netns, sysctl
+
+
+@throw_away_host
+def test_written_value_is_that_namespaces_only() -> None:
+    netns.create("niso-api")
+    before = sh("cat /proc/sys/net/ipv4/ip_forward")
+    with netns.inside("niso-api"):
+        sysctl.write("net/ipv4/ip_forward", "1")
+        assert sysctl.read("net/ipv4/ip_forward") == "1"
+        sysctl.write("net/ipv4/ip_local_port_range", "30000 40000")
+    assert sh("cat /proc/sys/net/ipv4/ip_forward") == before == f"{sysctl.read('net/ipv4/ip_forward')}\n"
+    assert sh("ip netns exec niso-api cat /proc/sys/net/ipv4/ip_forward") == "1\n"
+    assert sh("ip netns exec niso-api cat /proc/sys/net/ipv4/ip_local_port_range") == "30000\t40000\n"
+
+
+@throw_away_host
+def test_interface_with_dots_in_its_name_works() -> None:
+    sh("ip link add a.b.c type bridge")
+    sysctl.write("net/ipv4/conf/a.b.c/route_localnet", "1")
+    assert sh("cat /proc/sys/net/ipv4/conf/a.b.c/route_localnet") == "1\n"
+    assert sysctl.read("net/ipv4/conf/a.b.c/route_localnet") == "1"
+
+
+@throw_away_host
+def test_missing_sysctl_reads_as_none_and_cannot_be_written() -> None:
+    assert sysctl.read("net/ipv4/conf/absent/forwarding") is None
+    assert sysctl.read("net/ipv4/ip_forward/below") is None
+    with pytest.raises(KernelError, match="net/ipv4/conf/absent/forwarding to '1': no such file"):
+        sysctl.write("net/ipv4/conf/absent/forwarding", "1")
+
+
+@throw_away_host
+def test_value_that_the_kernel_refuses_is_an_error_that_names_it() -> None:
+    with pytest.raises(KernelError, match="net/ipv4/ip_unprivileged_port_start to '70000'") as caught:
+        sysctl.write("net/ipv4/ip_unprivileged_port_start", "70000")
+    assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.parametrize(
+    "name", ["kernel/hostname", "/net/ipv4/ip_forward", "net/../kernel/hostname", "net.ipv4.ip_forward"]
+)
+@throw_away_host
+def test_name_outside_net_is_refused(name: str) -> None:
+    for use in (lambda: sysctl.read(name), lambda: sysctl.write(name, "1")):
+        with pytest.raises(KernelError, match="not a sysctl of a network namespace"):
+            use()

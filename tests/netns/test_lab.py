@@ -1,0 +1,385 @@
+"""The lab keeps its promises: what is in it, that nothing gets out of it, and that it leaves the machine as it was.
+
+The machine of the comparing tests is a lab itself, so that other labs beside it do not show; one test compares the real one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import TESTS, Lab, Process
+
+LAB = (sys.executable, "-m", "niso.lab", "--")
+
+NAMESPACES = ("net", "mnt", "pid", "uts", "ipc", "cgroup")
+
+# Prints a JSON object of everything that a lab could have changed outside itself.
+SNAPSHOT = r"""
+import json, os, subprocess
+
+def out(*argv):
+    done = subprocess.run(argv, capture_output=True, text=True)
+    return done.stdout if done.returncode == 0 else f"exit status {done.returncode}"
+
+def sysctls(root):
+    found = {}
+    for folder, _, names in os.walk(root):
+        if folder.endswith("/stat"):
+            continue
+        for name in names:
+            path = f"{folder}/{name}"
+            if name not in ("nf_conntrack_count", "flush"):
+                try:
+                    found[path] = open(path).read()
+                except OSError:
+                    pass
+    return found
+
+def tree(root):
+    return sorted(f"{folder}/{name}" for folder, _, names in os.walk(root) for name in names)
+
+def folders(root):
+    return sorted(folder for folder, _, _ in os.walk(root))
+
+links = json.loads(out("ip", "-j", "link"))
+print(json.dumps({
+    "links": links,
+    "addresses": [[link["ifname"], link["addr_info"]] for link in json.loads(out("ip", "-j", "addr"))],
+    "routes": out("ip", "-j", "route", "show", "table", "all") + out("ip", "-j", "-6", "route", "show", "table", "all"),
+    "rules": out("nft", "-j", "list", "ruleset"),
+    "sysctls": sysctls("/proc/sys/net"),
+    "hostname": open("/proc/sys/kernel/hostname").read(),
+    "run": tree("/run"),
+    "run/netns": sorted(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else None,
+    "tmp": sorted(os.listdir("/tmp")),
+    "shm": sorted(os.listdir("/dev/shm")),
+    "state": sorted(os.listdir("/var/lib/niso")) if os.path.isdir("/var/lib/niso") else None,
+    "var/lib": sorted(os.listdir("/var/lib")),
+    "cgroups": folders("/sys/fs/cgroup"),
+    "mount_points": [line.split(" - ")[0].split(" ")[2:] for line in open("/proc/self/mountinfo")],
+}))
+"""
+
+# Changes all of it, says so, and ends, or waits to be killed.
+CHANGES = """
+set -e
+ip link add niso-x type bridge
+ip link set niso-x up
+ip addr add 10.99.1.1/24 dev niso-x
+ip route add 203.0.113.0/24 via 192.0.2.3
+ip netns add niso-x
+nft add table inet niso
+echo 1 > /proc/sys/net/ipv4/ip_forward
+hostname changed
+mkdir /run/niso /var/lib/niso/logs
+touch /tmp/changed /dev/shm/changed
+for folder in /sys/fs/cgroup /sys/fs/cgroup/*; do
+    if [ -w $folder/cgroup.procs ]; then mkdir -p $folder/niso-x/y; fi
+done
+mount -t tmpfs none /mnt
+(setsid sleep 1000 &)
+echo changed
+"""
+
+
+@pytest.fixture
+def machine(lab: Lab) -> Lab:
+    """A lab that stands for the machine, compared once its link has settled."""
+    lab.wait_for(lambda: lab.ip_json("link", "show", "uplink0")[0]["operstate"] == "UP")
+    return lab
+
+
+def kept_below(folder: str) -> list[str]:
+    """What a lab keeps there because the tests and their Python are below it."""
+    wanted = (TESTS, pathlib.Path(sys.prefix))
+    return sorted({path.relative_to(folder).parts[0] for path in wanted if path.is_relative_to(folder)})
+
+
+def snapshot(machine: Lab) -> dict[str, object]:
+    found: dict[str, object] = json.loads(machine.run(sys.executable, "-c", SNAPSHOT).stdout)
+    return found
+
+
+def children(machine: Lab, pid: int) -> list[int]:
+    return [int(word) for word in machine.path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def sleepers(machine: Lab) -> str:
+    return str(machine.run("pgrep", "-x", "sleep", check=False).stdout)
+
+
+def start_changed_lab(machine: Lab) -> tuple[Process, int]:
+    """A lab in ``machine`` that has changed all it can; the process, and the number of its supervisor."""
+    process = machine.popen(*LAB, "sh", "-c", CHANGES + "exec sleep 1000")
+    assert process.stdout
+    assert process.stdout.readline() == b"changed\n"
+    supervisor = machine.wait_for(lambda: children(machine, process.pid))[0]
+    return process, supervisor
+
+
+def test_lab_has_the_network_of_the_address_plan_and_no_other_link(lab: Lab) -> None:
+    plan = {
+        None: ("uplink0", "192.0.2.1", "2001:db8::1"),
+        "client": ("eth0", "192.0.2.2", "2001:db8::2"),
+        "neighbour": ("eth0", "192.0.2.3", "2001:db8::3"),
+    }
+    for netns, (name, *addresses) in plan.items():
+        links = lab.ip_json("addr", netns=netns)
+        assert [link["ifname"] for link in links] == ["lo", name]
+        assert all("UP" in link["flags"] for link in links)
+        found = {(item["local"], item["prefixlen"]) for item in links[1]["addr_info"] if item["scope"] == "global"}
+        assert found == {(addresses[0], 24), (addresses[1], 64)}
+        assert lab.run("cat", "/proc/sys/net/ipv4/ip_forward", netns=netns).stdout == "0\n"
+    assert [route["gateway"] for route in lab.ip_json("route", "show", "default")] == ["192.0.2.2"]
+    assert [route["gateway"] for route in lab.ip_json("-6", "route", "show", "default")] == ["2001:db8::2"]
+    assert lab.ip_json("route", "show", "default", netns="client") == []
+    assert sorted(lab.run("ls", "/sys/class/net").stdout.split()) == ["lo", "uplink0"]
+
+
+def test_machines_of_the_segment_reach_each_other_by_both_families(lab: Lab) -> None:
+    for netns, address in (
+        ("client", "192.0.2.1"),
+        ("client", "2001:db8::3"),
+        ("neighbour", "2001:db8::1"),
+        (None, "192.0.2.3"),
+    ):
+        lab.run("ping", "-c1", "-W5", address, netns=netns)
+    assert "192.0.2.2" in lab.run("ip", "netns", "exec", "client", "ip", "addr").stdout
+
+
+def test_lab_has_its_own_namespaces_marks_and_folders(lab: Lab) -> None:
+    for kind in NAMESPACES:
+        assert lab.run("readlink", f"/proc/self/ns/{kind}").stdout.strip() != os.readlink(f"/proc/self/ns/{kind}")
+    assert lab.run("hostname").stdout == "niso-lab\n"
+    assert lab.path("/run/niso-lab").exists()
+    assert sorted(lab.run("ls", "/run").stdout.split()) == ["netns", "niso-lab", *kept_below("/run")]
+    for folder in ("/tmp", "/var/lib/niso", "/dev/shm"):
+        assert lab.run("ls", "-A", folder).stdout.split() == kept_below(folder)
+    assert lab.run("stat", "-c", "%a", "/var/lib/niso").stdout == "700\n"
+    assert lab.run("sh", "-c", "echo $NISO_LAB").stdout == "1\n"
+    assert lab.run("cat", "/proc/1/comm").stdout.startswith("python")
+
+
+def test_lab_drops_variables_that_point_out_of_it(lab: Lab) -> None:
+    env: dict[str, str | None] = {
+        "NISO_STATE_DIR": "/x",
+        "NISO_RUN_DIR": "/x",
+        "NISO_POOL": "10.0.0.0/8",
+        "TMPDIR": "/x",
+    }
+    out = lab.run(*LAB, "env", env=env).stdout.splitlines()
+    assert [line for line in out if line.startswith(("NISO_", "TMPDIR"))] == ["NISO_LAB=1"]
+
+
+def test_current_folder_below_tmp_stays_reachable_and_writable(lab: Lab) -> None:
+    lab.write("/tmp/a/b/file", "text")
+    lab.write("/tmp/other", "text")
+    out = lab.run(*LAB, "sh", "-c", "pwd; cat file; echo; touch new; ls /tmp", cwd="/tmp/a/b").stdout.split()
+    assert out == ["/tmp/a/b", "text", *sorted(["a", *kept_below("/tmp")])]
+    assert lab.path("/tmp/a/b/new").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        (("true",), 0),
+        (("sh", "-c", "exit 42"), 42),
+        (("sh", "-c", "kill -9 $$"), 137),
+        (("no-such-command",), 127),
+        (("/etc/passwd",), 126),
+    ],
+)
+def test_exit_status_is_the_commands_own(lab: Lab, command: tuple[str, ...], status: int) -> None:
+    assert lab.run(*LAB, *command, check=False).returncode == status
+
+
+def test_lab_that_cannot_be_made_says_why_with_status_125(lab: Lab) -> None:
+    done = lab.run("setpriv", "--bounding-set", "-sys_admin", *LAB, "true", check=False)
+    assert done.returncode == 125
+    assert done.stderr.startswith("niso: cannot ")
+    assert "Traceback" not in done.stderr
+
+
+def test_lab_in_a_lab_works(lab: Lab) -> None:
+    script = 'import json,subprocess; print(subprocess.run(["ip","-j","link"],capture_output=True,text=True).stdout)'
+    out = lab.run(*LAB, *LAB, sys.executable, "-c", script).stdout
+    assert [link["ifname"] for link in json.loads(out)] == ["lo", "uplink0"]
+
+
+def test_machine_is_as_before_after_a_lab_that_changed_everything(machine: Lab) -> None:
+    before = snapshot(machine)
+    assert machine.run(*LAB, "sh", "-c", CHANGES).stdout == "changed\n"
+    assert snapshot(machine) == before
+    assert sleepers(machine) == ""
+
+
+@pytest.mark.parametrize("victims", ["caller", "supervisor", "caller supervisor"])
+def test_machine_is_as_before_after_a_lab_that_was_killed(machine: Lab, victims: str) -> None:
+    before = snapshot(machine)
+    process, supervisor = start_changed_lab(machine)
+    changed = snapshot(machine)
+    assert {key for key in before if changed[key] != before[key]} == {"cgroups"}, "what a lab leaves behind when killed"
+    pids = [str({"caller": process.pid, "supervisor": supervisor}[victim]) for victim in victims.split()]
+    # Stopped first, so that neither can clean up after the other.
+    machine.run("kill", "-STOP", *pids)
+    machine.run("kill", "-KILL", *pids)
+    machine.wait_for(lambda: sleepers(machine) == "", what="all of the lab's processes are gone")
+    if len(pids) == 2:
+        assert snapshot(machine)["cgroups"] == changed["cgroups"], "somebody cleaned up"
+        machine.run(*LAB, "true")
+    machine.wait_for(lambda: snapshot(machine) == before, what="the machine is as before")
+
+
+def test_real_machine_is_as_before_after_a_lab_that_changed_everything() -> None:
+    def look() -> dict[str, object]:
+        found = json.loads(subprocess.run([sys.executable, "-c", SNAPSHOT], capture_output=True, check=True).stdout)
+        # Others work on this machine meanwhile.
+        return {key: value for key, value in found.items() if key not in ("tmp", "cgroups", "shm")}
+
+    before = look()
+    # A lab that lacks a namespace must fail here, before it changes the machine.
+    guards = [
+        f'[ "$(readlink /proc/self/ns/{kind})" != "{os.readlink(f"/proc/self/ns/{kind}")}" ]' for kind in NAMESPACES
+    ]
+    script = "\n".join(["set -e", *guards, "cat /run/niso-lab", CHANGES])
+    done = subprocess.run(
+        [*LAB, "sh", "-c", script], capture_output=True, text=True, check=True, timeout=60, start_new_session=True
+    )
+    name, word = done.stdout.split()
+    assert word == "changed"
+    assert look() == before
+    assert not [folder for folder, _, _ in os.walk("/sys/fs/cgroup") if name in folder]
+    leaked = [path for path in ("/dev/shm/changed", "/tmp/changed") if os.path.exists(path)]
+    for path in leaked:
+        os.unlink(path)
+    assert not leaked
+
+
+def test_sweep_leaves_a_living_lab_alone(machine: Lab) -> None:
+    process, _ = start_changed_lab(machine)
+    before = snapshot(machine)["cgroups"]
+    machine.run(*LAB, "true")
+    assert snapshot(machine)["cgroups"] == before
+    process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_signal_to_the_caller_reaches_the_command(machine: Lab, number: signal.Signals) -> None:
+    word = number.name.removeprefix("SIG")
+    script = f"trap 'echo got; exit 5' {word}; echo up; while :; do read x < /tmp/fifo; done"
+    process = machine.popen(*LAB, "sh", "-c", "mkfifo /tmp/fifo; " + script)
+    assert process.stdout
+    assert process.stdout.readline() == b"up\n"
+    machine.run("kill", f"-{word}", str(process.pid))
+    assert process.wait(10) == 5
+    assert process.stdout.read() == b"got\n"
+
+
+def test_pid_1_reaps_orphans_and_everything_dies_with_the_command(machine: Lab) -> None:
+    script = """
+    (setsid sh -c 'sleep 0.01 & exit' &)
+    end=$(($(date +%s) + 10))
+    while ps -eo stat,comm | grep -q -e sleep -e '^Z' && [ $(date +%s) -lt $end ]; do :; done
+    ps -eo stat,comm | grep -c '^Z'
+    (setsid sleep 1000 &)
+    """
+    assert machine.run(*LAB, "sh", "-c", script).stdout == "0\n"
+    assert sleepers(machine) == ""
+
+
+def read_until(fd: int, word: bytes, seconds: float = 10) -> bytes:
+    out = b""
+    deadline = time.monotonic() + seconds
+    while word not in out:
+        if not select.select([fd], [], [], max(0, deadline - time.monotonic()))[0]:
+            pytest.fail(f"no {word!r} in {out!r}")
+        out += os.read(fd, 4096)
+    return out
+
+
+def test_terminal_gives_job_control_ctrl_c_and_window_size(machine: Lab) -> None:
+    import fcntl
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 77, 0, 0))
+    prompt: dict[str, str | None] = {"PS1": "ready> ", "TERM": "dumb", "HISTFILE": None}
+    command = (*LAB, "bash", "--norc", "--noprofile", "-i")
+    process = machine.popen(*command, stdin=theirs, stdout=theirs, stderr=theirs, tty=True, env=prompt)
+    os.close(theirs)
+    read_until(ours, b"ready> ")
+    os.write(ours, b"stty size; cat\n")
+    read_until(ours, b"33 77")
+    os.write(ours, b"typed\n")
+    read_until(ours, b"typed\r\ntyped")  # the terminal's echo, then cat's
+    os.write(ours, b"\x1a")
+    assert b"Stopped" in read_until(ours, b"ready> ")
+    os.write(ours, b"fg\n")
+    read_until(ours, b"\ncat\r\n")
+    os.write(ours, b"again\n")
+    read_until(ours, b"again\r\nagain")
+    os.write(ours, b"\x03")
+    read_until(ours, b"ready> ")
+    os.write(ours, b"echo status=$?\n")
+    read_until(ours, b"status=130")
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 44, 88, 0, 0))
+    os.write(ours, b"stty size; exit 7\n")
+    read_until(ours, b"44 88")
+    assert process.wait(10) == 7
+    os.close(ours)
+
+
+@pytest.mark.parametrize(
+    "hierarchies",
+    [
+        "mount -t cgroup2 none /sys/fs/cgroup",
+        "mount -t cgroup2 -o ro none /sys/fs/cgroup",
+        ":",
+    ],
+    ids=["unified", "read-only", "absent"],
+)
+def test_lab_works_without_hybrid_cgroups(machine: Lab, hierarchies: str) -> None:
+    script = f"umount -l /sys/fs/cgroup && {hierarchies} && exec {' '.join(LAB)} sh -c 'cat /proc/self/cgroup; ls /sys/fs/cgroup'"
+    done = machine.run("unshare", "-m", "sh", "-c", script)
+    assert done.stderr == ""
+    if "cgroup2 none" in hierarchies:
+        assert "0::/init\n" in done.stdout
+        assert "\ncgroup.procs\n" in done.stdout
+    assert "niso-lab-" not in json.dumps(snapshot(machine)["cgroups"])
+
+
+def test_agent_passes_input_status_signals_and_environment(lab: Lab) -> None:
+    assert lab.run("cat", input="text").stdout == "text"
+    assert lab.run("sh", "-c", "echo out; echo err >&2; exit 3", check=False).returncode == 3
+    assert lab.run("sh", "-c", "echo $A$HOME", env={"A": "a", "HOME": None}).stdout == "a\n"
+    process = lab.popen("sleep", "1000")
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait(10) == -signal.SIGTERM
+    with pytest.raises(subprocess.TimeoutExpired):
+        lab.run("sleep", "1000", timeout=0.1)
+    assert lab.run("which", "niso").stdout == os.path.join(sys.prefix, "bin", "niso") + "\n"
+
+
+def test_lab_of_a_test_ends_at_its_deadline() -> None:
+    with Lab(deadline_seconds=1) as lab:
+        lab.popen("sleep", "1000")
+        assert lab.outer.wait(30) == 128 + signal.SIGALRM
+
+
+def test_netns_test_without_root_fails_instead_of_passing(machine: Lab) -> None:
+    command = ("setpriv", "--reuid", "65534", "--clear-groups", sys.executable, "-B", "-m", "pytest")
+    test = f"{TESTS}/netns/test_lab.py::test_lab_in_a_lab_works"
+    done = machine.run(*command, "-p", "no:cacheprovider", test, check=False)
+    assert done.returncode == 1
+    assert "need root" in done.stdout

@@ -1,0 +1,156 @@
+"""Whatever stands in a manifest, loading it succeeds or raises a NisoError that is safe to print."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import tempfile
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from niso.errors import ErrorGroup, NisoError
+from niso.model import manifest as model
+from niso.model.schema import schema
+
+VALIDATOR = Draft202012Validator(schema())
+HEAD: dict[str, Any] = {"package": {"name": "api", "version": "1"}, "binary": {"entrypoint": "x"}}
+KEYS = {
+    "package": ["name", "version", "rootfs"],
+    "binary": ["entrypoint", "args", "working_dir"],
+    "environment": ["A", "A B", "PATH"],
+    "service": ["user", "restart", "restart_delay", "stop_timeout"],
+    "isolation": ["capabilities", "read_only", "resources"],
+    "network": ["mode", "share", "network", "networks", "ports", "hostname", "aliases", "ip", "policy"],
+    "volumes": ["data"],
+    "healthcheck": ["tcp"],
+}
+TEXTS = st.one_of(
+    st.text(max_size=10),
+    st.sampled_from(
+        [
+            "api",
+            "a",
+            "backend",
+            "80:80",
+            "80:81",
+            "0.0.0.0:80:80",
+            "53:53/udp",
+            "[::]:1:1",
+            ":80",
+            "1-2:1-2",
+            "10.1.1.1",
+            "fd00::1",
+            "bridge",
+            "host",
+            "no",
+            "always",
+            "1s",
+            "2h",
+            "0ms",
+            "1000:1",
+            "/app",
+            ".",
+            "..",
+            "NET_RAW",
+            "\x1b[31m",
+        ]
+    ),
+)
+SCALARS = st.one_of(
+    TEXTS,
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.dates(datetime.date(1, 1, 1)),
+    st.datetimes(datetime.datetime(1000, 1, 1)),
+    st.times(),
+)
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.lists(TEXTS, max_size=4),
+        st.dictionaries(TEXTS, inner, max_size=3),
+        st.dictionaries(TEXTS, TEXTS, max_size=3),
+    ),
+    max_leaves=6,
+)
+
+
+def table(names: list[str]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.dictionaries(st.one_of(st.sampled_from(names), TEXTS), VALUES, max_size=6)
+
+
+MANIFESTS = st.one_of(
+    st.fixed_dictionaries({}, optional={name: st.one_of(table(keys), VALUES) for name, keys in KEYS.items()}),
+    st.fixed_dictionaries({}, optional={name: table(keys) for name, keys in KEYS.items()}).map(
+        lambda data: HEAD | data
+    ),
+    st.dictionaries(TEXTS, VALUES, max_size=4),
+)
+
+
+def quoted(text: str) -> str:
+    return '"' + "".join(c if c.isascii() and c.isalnum() else f"\\U{ord(c):08x}" for c in text) + '"'
+
+
+def toml(value: Any) -> str:
+    """A value in TOML; tables are inline, so any nesting can be written."""
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{quoted(name)} = {toml(item)}' for name, item in value.items())}}}"
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def load(content: bytes) -> model.Manifest | None:
+    """The manifest of these bytes, or None after an error, which is held to be of niso and printable."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "manifest.toml")
+        with open(path, "wb") as file:
+            file.write(content)
+        try:
+            return model.load(path).manifest
+        except NisoError as error:
+            single = error.errors if isinstance(error, ErrorGroup) else [error]
+            for one in single:
+                assert one.message.startswith(path)
+                assert all(text is None or text.isprintable() for text in (one.message, one.hint, one.key))
+            return None
+
+
+@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@given(MANIFESTS)
+def test_random_structure_loads_or_is_refused_and_what_loads_is_whole(data: dict[str, Any]) -> None:
+    manifest = load("\n".join(f"{quoted(name)} = {toml(value)}" for name, value in data.items()).encode())
+    if manifest is not None:
+        assert VALIDATOR.is_valid(data)
+        assert model.decode(model.encode(manifest)) == manifest
+        assert model.names(manifest)[0] == model.hostname(manifest)
+        assert set(model.static_ips(manifest)) <= set(model.networks(manifest))
+        assert len(set(model.ports(manifest))) == len(model.ports(manifest)) <= len(manifest.network.ports)
+        model.user(manifest)
+        assert 0 < model.restart_delay(manifest) <= 60
+        assert 0 <= model.stop_timeout(manifest) <= 3600
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.one_of(st.binary(), st.text().map(lambda text: text.encode(errors="surrogatepass"))))
+def test_random_bytes_never_raise_anything_but_an_error_of_niso(content: bytes) -> None:
+    load(content)
+
+
+GOOD = b'[package]\nname = "api"\nversion = "1"\n[binary]\nentrypoint = "x"\n[network]\nports = ["80:80"]\n'
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.integers(0, len(GOOD)), st.integers(0, 3), st.binary(max_size=4))
+def test_good_manifest_with_a_few_bytes_changed_loads_or_is_refused(start: int, length: int, patch: bytes) -> None:
+    load(GOOD[:start] + patch + GOOD[start + length :])

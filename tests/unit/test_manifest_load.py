@@ -1,0 +1,384 @@
+"""Manifests as files: what is read from them, and every way in which they can be wrong."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from niso.errors import ErrorGroup, InvalidInput, NisoError, NotFound
+from niso.model import manifest as model
+from niso.model.manifest import Manifest, decode, encode, load
+from niso.model.ports import Port
+from niso.model.values import User
+
+HEAD = '[package]\nname = "api"\nversion = "1.0.0"\n[binary]\nentrypoint = "bin/api"\n'
+FULL = """
+[package]
+name = "api"
+version = "1.0.0"
+rootfs = "rootfs"
+
+[binary]
+entrypoint = "bin/api"
+args = ["--port", "8080"]
+working_dir = "/srv"
+
+[environment]
+LOG_LEVEL = "info"
+
+[service]
+user = "1000:1000"
+restart = "always"
+restart_delay = "200ms"
+stop_timeout = "2m"
+
+[isolation]
+capabilities = ["NET_BIND_SERVICE"]
+read_only = false
+
+[network]
+mode = "bridge"
+networks = ["backend", "frontend"]
+ports = ["8080:8080", "8080:8080/tcp", "0.0.0.0:443:443"]
+hostname = "shop"
+aliases = ["web", "www"]
+ip = { backend = "10.99.1.10" }
+"""
+
+
+def write(folder: Path, text: str | bytes) -> str:
+    path = folder / "manifest.toml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return str(path)
+
+
+def loaded(folder: Path, text: str) -> Manifest:
+    return load(write(folder, text)).manifest
+
+
+def errors(folder: Path, text: str) -> dict[str, InvalidInput]:
+    """Every error of the manifest by its key."""
+    path = write(folder, text)
+    with pytest.raises(ErrorGroup) as caught:
+        load(path)
+    for error in caught.value.errors:
+        assert isinstance(error, InvalidInput)
+        assert error.message.startswith(f"{path}: {error.key}: ")
+        assert error.message.isprintable()
+    found = {str(error.key): error for error in caught.value.errors if isinstance(error, InvalidInput)}
+    assert len(found) == len(caught.value.errors)
+    return found
+
+
+def error(folder: Path, text: str) -> InvalidInput:
+    """The only error of the manifest."""
+    (only,) = errors(folder, text).values()
+    return only
+
+
+def test_every_key_is_read_into_its_place(tmp_path: Path) -> None:
+    (tmp_path / "rootfs").mkdir()
+    manifest = loaded(tmp_path, FULL)
+    assert manifest.package.rootfs == "rootfs"
+    assert manifest.binary == model.Binary("bin/api", ("--port", "8080"), "/srv")
+    assert manifest.environment == {"LOG_LEVEL": "info"}
+    assert manifest.service.restart == "always"
+    assert manifest.isolation == model.Isolation(("NET_BIND_SERVICE",), False)
+    assert model.user(manifest) == User(None, 1000, 1000)
+    assert model.restart_delay(manifest) == 0.2
+    assert model.stop_timeout(manifest) == 120.0
+    assert model.networks(manifest) == ("backend", "frontend")
+    assert model.hostname(manifest) == "shop"
+    assert model.names(manifest) == ("shop", "api", "web", "www")
+    assert model.ports(manifest) == (Port(None, 8080, 8080, "tcp", 8080), Port("0.0.0.0", 443, 443, "tcp", 443))
+    assert model.static_ips(manifest) == {"backend": "10.99.1.10"}
+
+
+def test_smallest_manifest_has_the_defaults(tmp_path: Path) -> None:
+    manifest = loaded(tmp_path, HEAD)
+    assert manifest.binary == model.Binary("bin/api", (), "/app")
+    assert (manifest.service.restart, model.restart_delay(manifest), model.stop_timeout(manifest)) == (
+        "on-failure",
+        1,
+        10,
+    )
+    assert manifest.isolation == model.Isolation((), True)
+    assert (manifest.package.rootfs, model.user(manifest), manifest.environment) == (None, None, {})
+    assert model.networks(manifest) == ("niso-default",)
+    assert model.names(manifest) == ("api",)
+    assert (model.ports(manifest), model.static_ips(manifest)) == ((), {})
+
+
+def test_static_ip_as_text_is_that_of_the_only_network(tmp_path: Path) -> None:
+    manifest = loaded(tmp_path, HEAD + '[network]\nnetwork = "backend"\nip = "10.99.1.10"\n')
+    assert model.static_ips(manifest) == {"backend": "10.99.1.10"}
+    manifest = loaded(tmp_path, HEAD + '[network]\nnetworks = ["backend"]\nip = "10.99.1.10"\n')
+    assert model.static_ips(manifest) == {"backend": "10.99.1.10"}
+
+
+def test_alias_that_repeats_the_name_is_one_name(tmp_path: Path) -> None:
+    assert model.names(loaded(tmp_path, HEAD + '[network]\nhostname = "web"\naliases = ["api", "web"]')) == (
+        "web",
+        "api",
+    )
+
+
+def test_folder_and_file_and_relative_path_load_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, HEAD)
+    monkeypatch.chdir(tmp_path)
+    for argument in (path, str(tmp_path), ".", "manifest.toml", f"{tmp_path}/"):
+        found = load(argument)
+        assert (found.path, found.folder) == (path, str(tmp_path))
+
+
+def test_stored_manifest_is_the_one_that_was_encoded(tmp_path: Path) -> None:
+    (tmp_path / "rootfs").mkdir()
+    for text in (FULL, HEAD):
+        manifest = loaded(tmp_path, text)
+        assert decode(encode(manifest)) == manifest
+    assert '"restart_delay":"1s"' in encode(loaded(tmp_path, HEAD))
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"package": 1}', "[[[[", "\udc80", "[" * 100_000])
+def test_stored_text_that_is_no_manifest_is_an_error_of_niso(text: str) -> None:
+    with pytest.raises(NisoError, match="stored manifest"):
+        decode(text)
+
+
+def test_all_errors_come_at_once_with_their_keys(tmp_path: Path) -> None:
+    text = """
+    [package]
+    name = "Api"
+    [binary]
+    entrypoint = ""
+    args = ["ok", 8080, "a\\u0000"]
+    [environment]
+    "A B" = "x"
+    DEBUG = true
+    [service]
+    restart = "sometimes"
+    restart_delay = "2m"
+    [isolation]
+    capabilities = ["CAP_NET_ADMIN"]
+    read_only = "yes"
+    [network]
+    prots = ["80:80"]
+    ports = ["80:80", "x", 5, "80:81"]
+    networks = ["default", "backend", "backend"]
+    aliases = ["localhost", "web", "web"]
+    ip = { other = "10.99.1.1", backend = 5 }
+    [volumes]
+    data = { mount = "/data" }
+    """
+    assert set(errors(tmp_path, text)) == {
+        *("package.name", "package.version", "binary.entrypoint", "binary.args[1]", "binary.args[2]"),
+        *('environment."A B"', "environment.DEBUG", "service.restart", "service.restart_delay"),
+        *("isolation.capabilities[0]", "isolation.read_only", "network.prots", "network.ports[1]", "network.ports[2]"),
+        *("network.ports[3]", "network.networks[0]", "network.networks[2]", "network.aliases[0]", "network.aliases[2]"),
+        *("network.ip.other", "network.ip.backend", "volumes"),
+    }
+
+
+def test_wrong_values_are_found_also_when_every_type_is_right(tmp_path: Path) -> None:
+    found = errors(tmp_path, HEAD + '[service]\nuser = "a b"\n[network]\nports = ["80:80", "53:53/udp"]\n')
+    assert set(found) == {"service.user", "network.ports[1]"}
+
+
+def test_message_names_file_key_value_reason_and_what_is_right(tmp_path: Path) -> None:
+    only = error(tmp_path, HEAD + '[network]\nports = ["8080:8080", "eighty:80"]\n')
+    assert only.message == (
+        f'{tmp_path}/manifest.toml: network.ports[1]: value "eighty:80" is wrong because "eighty" is no port; right would be '
+        "HOST:CONTAINER or 0.0.0.0:HOST:CONTAINER with ports from 1 to 65535, /tcp where you like"
+    )
+    assert only.hint == 'for example "8080:8080"'
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "near"),
+    [
+        ("[network]\nhostnam = 'x'", "network.hostnam", "network.hostname"),
+        ("[network]\nPORTS = []", "network.PORTS", "network.ports"),
+        ("[enviroment]\nA = 'b'", "enviroment", "environment"),
+        ("[network]\nport = ['80:80']", "network.port", "network.ports"),
+    ],
+)
+def test_unknown_key_suggests_the_nearest(tmp_path: Path, text: str, key: str, near: str) -> None:
+    only = error(tmp_path, HEAD + text)
+    assert (only.key, only.hint) == (key, f"did you mean {near}?")
+    assert "is unknown" in only.message
+
+
+def test_unknown_key_without_a_near_one_lists_what_there_is(tmp_path: Path) -> None:
+    only = error(tmp_path, HEAD + "[isolation]\nzzz = 1")
+    assert "right would be one of capabilities, read_only" in only.message
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("[healthcheck]\ntcp = 8080", "healthcheck"),
+        ("[volumes]\n", "volumes"),
+        ("[isolation.resources]\nmemory_max = '512M'", "isolation.resources"),
+        ("[network.policy]\nallow_from = ['frontend']", "network.policy"),
+        ("[network.policy.egress]\nallow = []", "network.policy"),
+        ("[network]\nshare = 'api'", "network.share"),
+        ("[network]\nmode = 'host'", "network.mode"),
+        ("[network]\nmode = 'none'", "network.mode"),
+        ("[network]\nmode = 'share'", "network.mode"),
+        ("[network]\nip = 'fd00::2'", "network.ip"),
+        ("[network]\nip = { niso-default = 'fd00::2' }", "network.ip.niso-default"),
+        ("[network]\nports = ['53:53/udp']", "network.ports[0]"),
+    ],
+)
+def test_what_comes_later_is_refused_as_not_supported_yet(tmp_path: Path, text: str, key: str) -> None:
+    only = error(tmp_path, HEAD + text)
+    assert only.key == key
+    assert "not supported yet" in only.message
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "words"),
+    [
+        ("[network]\nnetwork = 'a'\nnetworks = ['b']", "network.networks", "network.network is there too"),
+        ("[network]\nnetworks = []", "network.networks", "it is empty"),
+        ("[network]\nnetworks = ['a', 'a']", "network.networks[1]", "network.networks[0] is the same"),
+        ("[network]\naliases = ['a', 'b', 'a']", "network.aliases[2]", "network.aliases[0] is the same"),
+        ("[network]\nnetworks = ['a', 'b']\nip = '10.1.1.1'", "network.ip", "several networks"),
+        ("[network]\nnetwork = 'a'\nip = { b = '10.1.1.1' }", "network.ip.b", 'right would be one of ["a"]'),
+        ("[network]\nip = { a = '10.1.1.1' }", "network.ip.a", '"niso-default"'),
+        (
+            "[network]\nports = ['80:80', '0.0.0.0:80:81']",
+            "network.ports[1]",
+            "network.ports[0] publishes host port 80",
+        ),
+        ("[network]\nmode = 'bridged'", "network.mode", 'right would be "bridge"'),
+        ("[service]\nrestart = 'never'", "service.restart", '"on-failure" or "no" or "always"'),
+        ("[service]\nuser = 1000", "service.user", "right would be a string"),
+        ("[service]\nrestart_delay = 1", "service.restart_delay", "right would be a string"),
+        ("[network]\nports = '80:80'", "network.ports", "right would be an array"),
+        ("[network]\nip = ['10.1.1.1']", "network.ip", "right would be a string or a table"),
+        ("[[network]]\n", "network", "it is an array; right would be a table"),
+        ("[environment]\nA = 1979-05-27", "environment.A", "it is a date or time"),
+        ("[environment]\nA = 0x" + "f" * 9000, "environment.A", "a very large number"),
+        ("[environment]\nA" + ".a" * 2000 + " = 1", "environment.A", "it is a table"),
+    ],
+)
+def test_wrong_part_is_named(tmp_path: Path, text: str, key: str, words: str) -> None:
+    only = error(tmp_path, HEAD + text)
+    assert only.key == key
+    assert words in only.message
+
+
+def test_number_where_text_belongs_is_shown_in_quotes(tmp_path: Path) -> None:
+    assert error(tmp_path, HEAD + "[environment]\nPORT = 8080").hint == 'for example "8080"'
+
+
+def test_missing_table_and_key_say_what_to_add(tmp_path: Path) -> None:
+    found = errors(tmp_path, '[package]\nname = "api"')
+    assert {key: found[key].hint for key in found} == {
+        "package.version": "add version to [package]",
+        "binary": "add [binary]",
+    }
+
+
+def test_table_header_forgotten_is_an_error_of_the_key(tmp_path: Path) -> None:
+    only = error(tmp_path, 'network = "backend"\n' + HEAD)
+    assert only.key == "network"
+    assert "right would be a table" in only.message
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("[package\nname = 1", "line 1, column 9"),
+        ("a = 1\nb = = 2", "line 2, column 5"),
+        ("a = 1\na = 2", "line 2, column 6"),
+        ('a = 1\nb = "', "line 2, column 6"),
+        ('a = "\x1b[31m"', "line 1, column 6"),
+        (b"a = 1\nb = '\xff'", "line 2, column 6: not UTF-8"),
+    ],
+)
+def test_syntax_error_comes_alone_with_line_and_column(tmp_path: Path, text: str | bytes, place: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(InvalidInput) as caught:
+        load(path)
+    assert caught.value.message.startswith(f"{path}: {place}")
+    assert caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a = " + "[" * 20_000, "nested too deep"),
+        ("a = " + "9" * 5000, "too many digits"),
+        (b"#" * (model.MAX_BYTES + 1), "larger than"),
+    ],
+)
+def test_file_that_no_manifest_can_be_is_refused(tmp_path: Path, text: str | bytes, words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        load(write(tmp_path, text))
+
+
+def test_missing_file_and_folder_without_manifest_are_not_found(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "none", tmp_path / "none" / "manifest.toml", tmp_path / "file" / "x"):
+        with pytest.raises(NotFound, match="no such file"):
+            load(str(path))
+
+
+def test_manifest_that_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "manifest.toml").mkdir(parents=True)
+    os.mkfifo(tmp_path / "fifo.toml")
+    (tmp_path / "loop.toml").symlink_to("loop.toml")
+    for name, words in (
+        ("folder", "cannot be read: is a directory"),
+        ("fifo.toml", "not a regular"),
+        ("loop.toml", "be read"),
+    ):
+        with pytest.raises(NisoError, match=words):
+            load(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("path", ["a\x00b", "\ud800.toml", "\x1b[31m.toml"])
+def test_strange_path_is_an_error_that_is_safe_to_print(path: str) -> None:
+    with pytest.raises(NisoError) as caught:
+        load(path)
+    assert caught.value.message.isprintable()
+
+
+def test_file_of_a_strange_name_is_escaped_in_its_errors(tmp_path: Path) -> None:
+    path = tmp_path / "\x1b[31m.toml"
+    path.write_text("[package]", encoding="utf-8")
+    with pytest.raises(ErrorGroup) as caught:
+        load(str(path))
+    assert caught.value.message.isprintable()
+    assert "\\u001b[31m.toml: package.name: is missing" in caught.value.message
+
+
+def test_rootfs_must_be_a_folder_of_the_package(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    (package / "build" / "rootfs").mkdir(parents=True)
+    (package / "file").touch()
+    (package / "inside").symlink_to("build/rootfs")
+    (package / "outside").symlink_to("..")
+    (package / "absolute").symlink_to("/usr")
+    (package / "self").symlink_to(".")
+    (tmp_path / "package-2").mkdir()
+    (package / "sibling").symlink_to("../package-2")
+
+    def with_rootfs(name: str) -> str:
+        return HEAD.replace("[binary]", f'rootfs = "{name}"\n[binary]')
+
+    for name in ("build/rootfs", "inside", "build/rootfs/"):
+        assert loaded(package, with_rootfs(name)).package.rootfs == name
+    for name in ("none", "file", "outside", "absolute", "self", ".", "sibling", "..", "/usr", "build/../..", ""):
+        assert error(package, with_rootfs(name)).key == "package.rootfs"
+
+
+def test_package_folder_that_is_a_link_has_its_rootfs(tmp_path: Path) -> None:
+    (tmp_path / "real" / "rootfs").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real")
+    write(tmp_path / "real", HEAD.replace("[binary]", 'rootfs = "rootfs"\n[binary]'))
+    assert load(str(tmp_path / "link")).folder == str(tmp_path / "link")

@@ -1,0 +1,155 @@
+"""The JSON Schema accepts whatever the manifest's loader accepts, and refuses what a schema can see is wrong."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from niso.errors import InvalidInput
+from niso.model import check
+from niso.model.manifest import Manifest
+from niso.model.ports import parse_port
+from niso.model.schema import schema
+
+VALIDATOR = Draft202012Validator(schema())
+VALID: dict[str, Any] = {
+    "package": {"name": "api", "version": "1.0.0", "rootfs": "rootfs"},
+    "binary": {"entrypoint": "bin/api", "args": ["--port", "8080", ""], "working_dir": "/app"},
+    "environment": {"LOG_LEVEL": "info"},
+    "service": {"user": "1000:1000", "restart": "on-failure", "restart_delay": "1s", "stop_timeout": "10s"},
+    "isolation": {"capabilities": ["NET_RAW"], "read_only": True},
+    "network": {
+        "mode": "bridge",
+        "networks": ["backend", "frontend"],
+        "ports": ["8080:8080", "8080:8080/tcp", "0.0.0.0:443:443"],
+        "hostname": "api",
+        "aliases": ["web", "www"],
+        "ip": {"backend": "10.99.1.10"},
+    },
+}
+RULES: dict[str, Callable[[str, str], object]] = {**check.TEXT_RULES, **check.ARRAY_RULES, "network.ports": parse_port}
+
+
+def with_value(key: str, value: object) -> dict[str, Any]:
+    """The valid manifest with one key changed; None takes the key away."""
+    data = copy.deepcopy(VALID)
+    *tables, last = key.split(".")
+    table = data
+    for name in tables:
+        table = table.setdefault(name, {})
+    if value is None:
+        del table[last]
+    else:
+        table[last] = value
+    return data
+
+
+def test_schema_is_a_schema_and_plain_json() -> None:
+    Draft202012Validator.check_schema(schema())
+    assert json.loads(json.dumps(schema())) == schema()
+    assert "null" not in json.dumps(schema())
+
+
+def test_every_key_has_a_description() -> None:
+    for struct in schema()["$defs"].values():
+        for name, field in struct["properties"].items():
+            assert field.get("description"), name
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("package.name", "api"),
+        ("package.rootfs", None),
+        ("network", {}),
+        ("network", {"network": "backend", "ip": "10.99.1.10"}),
+        ("environment", {}),
+        ("service.user", "www-data"),
+        ("environment.A", "line\nline"),
+    ],
+)
+def test_valid_manifest_passes(key: str, value: object) -> None:
+    data = with_value(key, value)
+    assert list(VALIDATOR.iter_errors(data)) == []
+    assert check.walk(data, Manifest) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("package", None),
+        ("package.name", None),
+        ("package.name", "Api"),
+        ("package.name", "localhost"),
+        ("package.name", "ip6-x"),
+        ("package.name", "a" * 64),
+        ("package.name", 5),
+        ("package.extra", "x"),
+        ("package.rootfs", "../x"),
+        ("package.rootfs", "/x"),
+        ("binary.entrypoint", ""),
+        ("binary.entrypoint", "bin/"),
+        ("binary.args", ["a\x00"]),
+        ("binary.working_dir", "app"),
+        ("environment", {"A B": "x"}),
+        ("environment", {"A": 1}),
+        ("service.restart", "never"),
+        ("service.restart_delay", "1"),
+        ("service.user", "1:2:3"),
+        ("isolation.capabilities", ["CAP_NET_RAW"]),
+        ("isolation.resources", {"pids_limit": 1}),
+        ("network.mode", "host"),
+        ("network.networks", []),
+        ("network.networks", ["a", "a"]),
+        ("network.networks", ["default"]),
+        ("network.network", "backend"),
+        ("network.ports", ["53:53/udp"]),
+        ("network.ports", ["0:80"]),
+        ("network.ports", ["80:65536"]),
+        ("network.ports", ["80"]),
+        ("network.ip", "127.0.0.1"),
+        ("network.ip", "10.0.0.256"),
+        ("network.ip", {"backend": "fd00::1"}),
+        ("network.policy", {}),
+        ("healthcheck", {"tcp": 80}),
+        ("volumes", {}),
+    ],
+)
+def test_invalid_manifest_does_not_pass(key: str, value: object) -> None:
+    assert list(VALIDATOR.iter_errors(with_value(key, value))) != []
+
+
+@pytest.mark.parametrize("port", [1, 9, 10, 9999, 10000, 59999, 60000, 64999, 65000, 65499, 65500, 65529, 65530, 65535])
+def test_port_pattern_takes_the_ends_of_its_parts(port: int) -> None:
+    assert VALIDATOR.is_valid(with_value("network.ports", [f"{port}:{port}"]))
+
+
+SAMPLES = st.one_of(
+    st.text(max_size=8),
+    st.from_regex(r"[a-z0-9./:_~+-]{1,12}", fullmatch=True),
+    st.from_regex(r"(0\.0\.0\.0:)?[0-9]{1,5}:[0-9]{1,5}(/tcp)?", fullmatch=True),
+    st.from_regex(r"[0-9]{1,3}(ms|s|m|h)", fullmatch=True),
+    st.from_regex(r"/?[a-z .]{1,4}/[a-z.]{1,3}/?", fullmatch=True),
+    st.from_regex(r"[0-9]{1,3}(\.[0-9]{1,3}){3}", fullmatch=True),
+    st.sampled_from(["host", "localhost", "default", "ip6-x", "NET_RAW", "1000:1000", "4294967294", "a\nb"]),
+)
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.sampled_from(sorted(RULES)), SAMPLES)
+def test_what_a_rule_accepts_the_schema_accepts(key: str, text: str) -> None:
+    try:
+        RULES[key](text, key)
+    except InvalidInput:
+        assume(False)
+    data = with_value(key, [text] if key in check.ARRAY_RULES or key == "network.ports" else text)
+    if key == "network.network":
+        del data["network"]["networks"]
+    assert list(VALIDATOR.iter_errors(data)) == []

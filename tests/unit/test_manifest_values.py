@@ -1,0 +1,210 @@
+"""Single values of a manifest: what is taken, what is refused and why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from niso.errors import InvalidInput
+from niso.model import values
+from niso.model.ports import Port, distinct, parse_port
+
+Parser = Callable[[str, str], object]
+
+ACCEPTED: list[tuple[Parser, str, object]] = [
+    (values.duration, "200ms", 0.2),
+    (values.duration, "5s", 5.0),
+    (values.duration, "2m", 120.0),
+    (values.duration, "1h", 3600.0),
+    (values.stop_timeout, "0s", 0.0),
+    (values.restart_delay, "10ms", 0.01),
+    (values.restart_delay, "1m", 60.0),
+    (values.size, "64K", 65536),
+    (values.size, "512M", 512 * 1024**2),
+    (values.size, "2G", 2 * 1024**3),
+    (values.service_name, "api", "api"),
+    (values.service_name, "a", "a"),
+    (values.service_name, "a" + "-" * 61 + "9", "a" + "-" * 61 + "9"),
+    (values.service_name, "hosts", "hosts"),
+    (values.host_label, "ip6", "ip6"),
+    (values.network_name, "niso-default", "niso-default"),
+    (values.network_name, "back-", "back-"),
+    (values.user, "1000:1000", values.User(None, 1000, 1000)),
+    (values.user, "0", values.User(None, 0, None)),
+    (values.user, "4294967294", values.User(None, 4294967294, None)),
+    (values.user, "www-data", values.User("www-data", None, None)),
+    (values.user, "_apt", values.User("_apt", None, None)),
+    (values.ipv4, "10.99.1.10", "10.99.1.10"),
+    (values.ipv4_prefix, "10.99.1.0/24", "10.99.1.0/24"),
+    (values.ipv4_prefix, "10.0.0.0/8", "10.0.0.0/8"),
+    (values.version, "1.0.0", "1.0.0"),
+    (values.version, "2", "2"),
+    (values.entrypoint, "bin/api", "bin/api"),
+    (values.entrypoint, "/usr/bin/redis-server", "/usr/bin/redis-server"),
+    (values.entrypoint, "my server..sh", "my server..sh"),
+    (values.working_dir, "/", "/"),
+    (values.environment_name, "_LOG_level9", "_LOG_level9"),
+    (values.capability, "NET_BIND_SERVICE", "NET_BIND_SERVICE"),
+    (values.argument, "", ""),
+    (values.argument, "line\nline", "line\nline"),
+    (values.argument, "x" * values.MAX_STRING, "x" * values.MAX_STRING),
+    (parse_port, "8080:80", Port(None, 8080, 80, "tcp", 8080)),
+    (parse_port, "8080:80/tcp", Port(None, 8080, 80, "tcp", 8080)),
+    (parse_port, "0.0.0.0:65535:1", Port("0.0.0.0", 65535, 1, "tcp", 65535)),
+]
+
+
+@pytest.mark.parametrize(("parser", "text", "value"), ACCEPTED)
+def test_right_value_is_parsed(parser: Parser, text: str, value: object) -> None:
+    assert parser(text, "key") == value
+
+
+REFUSED: list[tuple[Parser, list[str]]] = [
+    (
+        values.duration,
+        ["", "5", "s", "-1s", "1.5s", "5 s", "5S", "1h5m", "1ss", "1sm", "٣s", "05s", "99999999999s", "25h"],
+    ),
+    (values.restart_delay, ["0s", "9ms", "61s", "2m"]),
+    (values.stop_timeout, ["2h"]),
+    (values.size, ["", "K", "0K", "64", "64k", "64KB", "1.5G", "-1K", "9" * 5000 + "K"]),
+    (
+        values.service_name,
+        ["", "Api", "1a", "-a", "a-", "a_b", "a.b", "ä", "a" * 64, "host", "localhost", "ip6-loopback", "a\n", "a b"],
+    ),
+    (values.host_label, ["", "localhost", "host", "ip6-allnodes", "web.", "WEB", "a" * 64]),
+    (values.network_name, ["", "default", "9a", "Backend", "a/b", "a" * 64, "a\x00"]),
+    (values.user, ["", ":", "1000:", ":1000", "1:2:3", "01", "-1", "4294967295", "1:4294967295", "a b", "1a", "a:1"]),
+    (values.user, ["٣", "ä", "-a", ".a", "a" * 33, "9" * 5000]),
+    (values.ipv4, ["", "10.99.1", "10.99.1.256", "10.99.01.1", "10.99.1.1 ", "0.1.2.3", "127.0.0.1", "169.254.1.1"]),
+    (values.ipv4, ["224.0.0.1", "255.255.255.255", "fd00::2", "1.2.3.4.5", "10.99.1.0/24", "api"]),
+    (values.ipv4_prefix, ["10.99.1.0", "10.99.1.1/24", "10.99.1.0/31", "0.0.0.0/0", "fd00::/64", "127.0.0.0/8"]),
+    (values.ipv4_prefix, ["/24", "10.99.1.0/024", "10.99.1.0/", "224.0.0.0/24", "10.99.1.0/-1"]),
+    (values.version, ["", "a b", "-1", "1\n", "v" * 65, "ä"]),
+    (values.entrypoint, ["", "../x", "bin/../../x", "bin/", "a\x00b", "a\nb", "\x1b[31m", "x" * 4096]),
+    (values.working_dir, ["", "app", "./app", "/a\x00"]),
+    (values.rootfs, ["", "/rootfs", "..", "a/../../b", "a\x07"]),
+    (values.environment_name, ["", "A B", "1A", "A-B", "A=B", "Ä", "A\x00"]),
+    (values.capability, ["", "net_admin", "CAP_NET_ADMIN", "ALL"]),
+    (values.argument, ["a\x00b", "x" * (values.MAX_STRING + 1), "ä" * 65536]),
+]
+
+
+@pytest.mark.parametrize(("parser", "text"), [(parser, text) for parser, texts in REFUSED for text in texts])
+def test_wrong_value_is_refused_with_key_and_the_right_form(parser: Parser, text: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parser(text, "some.key")
+    assert caught.value.key == "some.key"
+    assert re.match(r"some\.key: value .* is wrong because .+; right would be .+", caught.value.message)
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 700
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "53:53/udp",
+        "80:80/sctp",
+        "127.0.0.1:5432:5432",
+        "8000-8010:8000-8010",
+        "8000-8010:9000-9010/udp",
+        "8080",
+        ":8080",
+        "[::]:8080:8080",
+        "[::1]:8080:8080",
+        "8080/udp",
+    ],
+)
+def test_port_form_of_the_grammar_is_refused_as_not_supported_yet(text: str) -> None:
+    with pytest.raises(InvalidInput, match="not supported yet: only HOST:CONTAINER over TCP") as caught:
+        parse_port(text, "network.ports[0]")
+    assert caught.value.key == "network.ports[0]"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ":",
+        "::",
+        "a:b",
+        "0:80",
+        "80:0",
+        "80:",
+        "80:65536",
+        "080:80",
+        "-1:80",
+        "80:80/",
+        "80:80/TCP",
+        "80:80/icmp",
+        "80 :80",
+        "1.2.3:80:80",
+        "256.0.0.1:80:80",
+        "[::g]:80:80",
+        "[::1]80:80",
+        "[::1]:80",
+        "[fe80::1%eth0]:80:80",
+        "80-70:80-70",
+        "80-90:80-89",
+        "80-90:80",
+        "1:2:3:4",
+        "٣:80",
+        "9" * 5000 + ":80",
+        "80:80\n",
+        "127.0.0.1::80",
+    ],
+)
+def test_garbage_port_is_refused_with_the_right_form(text: str) -> None:
+    with pytest.raises(InvalidInput, match="right would be HOST:CONTAINER") as caught:
+        parse_port(text, "network.ports[0]")
+    assert "not supported yet" not in caught.value.message
+
+
+def test_equal_ports_are_one_and_all_addresses_include_all_of_ipv4() -> None:
+    texts = ("80:80", "80:80/tcp", "0.0.0.0:80:80", "0.0.0.0:81:81", "82:80")
+    ports = tuple(parse_port(text, "key") for text in texts)
+    assert distinct(ports) == (ports[0], ports[3], ports[4])
+
+
+def test_capabilities_are_those_of_the_kernels_header() -> None:
+    header = Path("/usr/include/linux/capability.h")
+    if not header.exists():
+        pytest.skip("linux/capability.h is not installed")
+    defined = re.findall(r"^#define CAP_([A-Z_]+)\s+\d+$", header.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(defined) == set(values.CAPABILITIES)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ('a"b\\', '"a\\"b\\\\"'),
+        ("\x1b]0;x\x07", '"\\u001b]0;x\\u0007"'),
+        ("\u202e\U000e0001", '"\\u202e\\U000e0001"'),
+        ([True, 1, "x"], '[true, 1, "x"]'),
+        ({"a": 1.5}, '{"a" = 1.5}'),
+        ([1] * 9, "[1, 1, 1, 1, 1, ...]"),
+        ([[[[1]]]], "[[[...]]]"),
+        pytest.param(1 << 40000, "a very large number", id="large"),
+    ],
+)
+def test_value_is_shown_as_toml_without_control_characters(value: object, text: str) -> None:
+    assert values.shown(value) == text
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_escaped_text_is_always_printable(text: str) -> None:
+    assert values.escaped(text).isprintable()
+
+
+@settings(deadline=None)
+@given(st.sampled_from([parser for parser, _ in REFUSED] + [parse_port]), st.text())
+def test_no_text_makes_a_parser_raise_anything_but_invalid_input(parser: Parser, text: str) -> None:
+    try:
+        parser(text, "key")
+    except InvalidInput as error:
+        assert error.message.isprintable()
