@@ -47,7 +47,18 @@ def scope_of(store: Store, targets: list[Target]) -> Scope:
 
 
 def record(store: Store, target: Target, copy: str) -> Change:
-    """Write one service as it will be to the store, with an intent that can undo it. Raises Conflict, InvalidInput."""
+    """Write one service as it will be to the store, with an intent that can undo it.
+
+    Raises Conflict and InvalidInput, which name the manifest and the key.
+    """
+    try:
+        return _record(store, target, copy)
+    except (Conflict, InvalidInput) as error:
+        error.message = f"{target.manifest_path}: {error.message}"
+        raise
+
+
+def _record(store: Store, target: Target, copy: str) -> Change:
     manifest, name = target.manifest, target.name
     before = store.service(name)
     store.begin_intent(name, "activate", time.time())

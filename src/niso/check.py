@@ -106,10 +106,14 @@ def mend(store: Store, report: Report = silent) -> int:
     for name in store.active_services():
         with service_lock(name):
             row = store.service(name)
-            if row is not None and row.active and process.status(name).state == "none":
+            if row is None or not row.active:
+                continue
+            status = process.status(name)
+            if status.state == "none" or (status.state == "running" and not _at_home(name, status.pid)):
+                spec = services.stored_spec(row)
                 report(f"start {name}")
-                process.stop(name, 0)
-                process.start(services.stored_spec(row))
+                process.stop(name, spec.stop_timeout_s)
+                process.start(spec)
                 done += 1
     return done
 
@@ -194,11 +198,24 @@ def _listed(folder: str) -> list[str]:
 
 
 def _processes(store: Store, names: list[str]) -> list[Finding]:
-    return [
-        Finding("missing", f"process of service {name!r}")
-        for name in names
-        if process.status(name).state == "none" and store.intent(name) is None
-    ]
+    found = []
+    for name in names:
+        if store.intent(name) is not None:  # somebody is at it
+            continue
+        status = process.status(name)
+        if status.state == "none":
+            found.append(Finding("missing", f"process of service {name!r}"))
+        elif status.state == "running" and not _at_home(name, status.pid):
+            found.append(Finding("different", f"process of service {name!r}", "it runs in another network namespace"))
+    return found
+
+
+def _at_home(name: str, pid: int | None) -> bool:
+    """Whether a service's process is in the namespace that has its name now; True where that cannot be told."""
+    try:
+        return os.path.samestat(os.stat(f"/proc/{pid}/ns/net"), os.stat(paths.netns_path(name)))
+    except OSError:
+        return True
 
 
 def _ruleset(was: Ruleset) -> list[Finding]:

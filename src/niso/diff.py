@@ -165,10 +165,11 @@ def _nft(want: State, have: State) -> tuple[list[AnyStep], list[AnyStep]]:
         was = before.pop(element.key(), None)
         if was == element:
             continue
-        early.append(nft.statement("destroy", element))
+        if was is not None:
+            early.append(nft.statement("delete", element))
         adds_.append(nft.statement("add", element))
     for element in sorted(before.values()):
-        (late if element.container in nft.LATE else early).append(nft.statement("destroy", element))
+        (late if element.container in nft.LATE else early).append(nft.statement("delete", element))
     if not adds_:
         early, late = [], sorted(early + late)
     first = [NftTransaction((*early, *adds_))] if early or adds_ else []

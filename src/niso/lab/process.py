@@ -234,7 +234,7 @@ def _execute(
             if callable(signal.getsignal(number)):  # or a signal on the way to the command would end here
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        os.execvpe(command[0], command, environment)  # noqa: S606
+        os.execvpe(command[0], command, environment)
     except OSError as error:
         status = NOT_FOUND if error.errno in (errno.ENOENT, errno.ENOTDIR) else NOT_EXECUTABLE
         reason = "not found" if status == NOT_FOUND else f"cannot be executed: {(error.strerror or '').lower()}"

@@ -17,7 +17,7 @@ def is_later_port(text: str, port: Port) -> bool:
     return (
         port.proto != "tcp"
         or port.last_host_port != port.host_port
-        or port.host_ip not in (None, "0.0.0.0")  # noqa: S104
+        or port.host_ip not in (None, "0.0.0.0")
         or port.host_port == 0
         or ":" not in text
     )

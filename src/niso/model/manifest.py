@@ -122,7 +122,7 @@ def _read(path: str) -> bytes:
 
 def _open(path: str, flags: int) -> int:
     """Open for reading at once: without O_NONBLOCK a FIFO would wait for a writer."""
-    return os.open(path, flags | 0)
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _parse(content: bytes, path: str) -> dict[str, object]:

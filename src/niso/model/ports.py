@@ -8,7 +8,7 @@ from niso.errors import InvalidInput
 from niso.model import later, values
 
 PROTOCOLS = ("tcp", "udp", "sctp")
-ALL_IPV4 = "0.0.0.0"  # noqa: S104
+ALL_IPV4 = "0.0.0.0"
 RIGHT = "HOST:CONTAINER or 0.0.0.0:HOST:CONTAINER with ports from 1 to 65535, /tcp where you like"
 EXAMPLE = '"8080:8080"'
 

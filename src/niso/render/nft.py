@@ -190,7 +190,7 @@ def published(
 
 
 def statement(verb: str, element: Element) -> str:
-    """``add`` or ``destroy`` of one element as nft reads it (nft(8)); a missing one is no error for destroy."""
+    """``add`` or ``delete`` of one element as nft reads it (nft(8))."""
     what = element.element
     if verb == "add":
         if element.comment:

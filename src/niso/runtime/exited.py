@@ -21,8 +21,8 @@ LONG_LIFE_S = 60.0
 
 
 def delay_s(first_s: float, failures: int) -> float:
-    """The wait before a start after so many failures in a row: ``first_s``, then twice as long each time, at most a minute."""
-    return float(min(MAX_DELAY_S, first_s * 2 ** min(failures, 32)))
+    """The wait before a start after so many failures in a row: ``first_s``, then twice as long each time, at most a minute (or ``first_s``)."""
+    return float(min(max(MAX_DELAY_S, first_s), first_s * 2 ** min(failures, 32)))
 
 
 def main(service: str, bundle: str) -> None:

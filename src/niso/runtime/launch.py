@@ -218,10 +218,14 @@ def _conmon(spec: ProcessSpec, bundle: str, helper: int) -> int:
             words = os.open(f"{bundle}/conmon.err", os.O_WRONLY | os.O_CREAT, 0o600)
             for fd, target in ((null, 0), (null, 1), (words, 2)):
                 os.dup2(fd, target)
+            # Whatever the caller's shell left open for its children is not for a process that stays.
+            kept = sorted((sync_write, start_read))
+            for low, high in ((3, kept[0]), (kept[0] + 1, kept[1]), (kept[1] + 1, 1 << 20)):
+                os.closerange(low, high)
             os.set_inheritable(sync_write, True)
             os.set_inheritable(start_read, True)
             names = {"_OCI_SYNCPIPE": str(sync_write), "_OCI_STARTPIPE": str(start_read)}
-            os.execve(argv[0], argv, {**environment(), **names})  # noqa: S606 - no shell wanted
+            os.execve(argv[0], argv, {**environment(), **names})
         finally:
             os._exit(127)
     os.close(sync_write)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from niso import failpoint, paths
 from niso.errors import NisoError, ProcessError
-from niso.runtime import cgroup, launch, oci
+from niso.runtime import cgroup, launch, logs, oci
 from niso.runtime.spec import ProcessSpec, load, read_json, save, write_json
 
 _CONMON_S = 5.0
@@ -49,18 +49,17 @@ def start(spec: ProcessSpec) -> int:
     if status(spec.service).state in ("running", "starting", "restarting"):
         raise ProcessError(f"{spec.service} runs already", f"niso restart {spec.service}")
     stop(spec.service)
-    folder = paths.service_dir(spec.service)
-    failpoint.hit(f"write the spec of {spec.service}")
-    os.makedirs(folder, 0o700, exist_ok=True)
-    save(spec)
     try:
+        failpoint.hit(f"write the spec of {spec.service}")
+        os.makedirs(paths.service_dir(spec.service), 0o700, exist_ok=True)
+        save(spec)
         return run(spec, 0, {"restarts": 0, "failures": 0})
     except NisoError:
         stop(spec.service, 0)
         raise
     except OSError as error:
         stop(spec.service, 0)
-        raise ProcessError(f"{spec.service}: {error.strerror}: {error.filename or 'start'}") from error
+        raise _failed(spec.service, "start", error) from error
 
 
 def run(spec: ProcessSpec, number: int, counts: dict[str, Any]) -> int:
@@ -72,6 +71,7 @@ def run(spec: ProcessSpec, number: int, counts: dict[str, Any]) -> int:
     record = {"run": number, "phase": "starting", "launched_at": time.time(), **counts}
     write_state(spec.service, record)
     pid = launch.launch(spec, bundle)
+    logs.rotate_if_large(spec.service)
     write_state(
         spec.service,
         {**record, "phase": "running", "pid": pid, "started_at": time.time(), "started_monotonic": time.monotonic()},
@@ -82,7 +82,8 @@ def run(spec: ProcessSpec, number: int, counts: dict[str, Any]) -> int:
 def started_ok(service: str, within_s: float = 0.2) -> None:
     """Return when the service has lived ``within_s`` seconds. Raises `ProcessError` with its last lines if it ends before."""
     now = status(service)
-    pidfd = _open(service, now.pid)
+    # One that has been started again by now has ended as well.
+    pidfd = _open(service, now.pid) if now.restarts == 0 else -1
     if pidfd >= 0:
         try:
             if not launch.wait_gone(pidfd, within_s):
@@ -110,9 +111,12 @@ def stop(service: str, timeout_s: float | None = None) -> None:
     spec = load(service)
     if timeout_s is None:
         timeout_s = spec.stop_timeout_s if spec else 0.0
-    _end_all(service, spec, _bundles(folder), timeout_s)
-    failpoint.hit(f"remove the runtime files of {service}")
-    remove_tree(folder)
+    try:
+        _end_all(service, spec, _bundles(folder), timeout_s)
+        failpoint.hit(f"remove the runtime files of {service}")
+        remove_tree(folder)
+    except OSError as error:
+        raise _failed(service, "stop", error) from error
 
 
 def abandon(spec: ProcessSpec, bundle: str) -> None:
@@ -120,6 +124,10 @@ def abandon(spec: ProcessSpec, bundle: str) -> None:
     if os.path.isdir(bundle):
         _end_all(spec.service, spec, [bundle], 0)
         remove_tree(bundle)
+
+
+def _failed(service: str, what: str, error: OSError) -> ProcessError:
+    return ProcessError(f"{service}: cannot {what} its process: {error.strerror}: {error.filename}")
 
 
 def _end_all(service: str, spec: ProcessSpec | None, bundles: list[str], timeout_s: float) -> None:
@@ -304,8 +312,6 @@ def _end_conmon(bundle: str) -> None:
 def _last_lines(service: str, most: int) -> list[str]:
     """What the present run wrote last; what earlier ones did is no explanation."""
     from datetime import datetime
-
-    from niso.runtime import logs
 
     record = read_json(os.path.join(paths.service_dir(service), "state.json")) or {}
     launched_at = record.get("launched_at", 0.0)

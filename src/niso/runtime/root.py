@@ -11,6 +11,7 @@ import ctypes
 import os
 import stat
 
+from niso import paths
 from niso.runtime import resolve
 from niso.runtime.spec import APP, ProcessSpec
 
@@ -136,9 +137,22 @@ def _assembled_folders(layer: str) -> None:
         if os.path.islink(source) and os.path.realpath(source).startswith("/usr/"):
             os.symlink(os.readlink(source), f"{layer}/etc/{name}")
         elif os.path.isfile(source):
-            with open(source, "rb") as file:
-                _write(f"{layer}/etc/{name}", file.read(resolve.MAX_DATABASE_BYTES))
+            os.link(_shared(source), f"{layer}/etc/{name}")
     os.symlink("/proc/self/mounts", f"{layer}/etc/mtab")
+
+
+def _shared(source: str) -> str:
+    """A copy of a file of the host's /etc that all layers have as a hard link: /run is memory. A newer original makes a new copy."""
+    found = os.stat(source)
+    folder = os.path.join(paths.run_dir(), "etc")
+    copy = os.path.join(folder, f"{source.replace('/', '%')}@{found.st_mtime_ns}@{found.st_size}")
+    if not os.path.exists(copy):
+        os.makedirs(folder, 0o700, exist_ok=True)
+        draft = f"{copy}.{os.getpid()}"
+        with open(source, "rb") as file:
+            _write(draft, file.read(resolve.MAX_DATABASE_BYTES))
+        os.rename(draft, copy)
+    return copy
 
 
 def _write_etc(spec: ProcessSpec, etc: str) -> None:

@@ -1,0 +1,104 @@
+"""The restart policy: what conmon's exit command does when a service ends, and that a stop always wins."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import Lab
+from runtime_world import FOLDER, NOTHING, PACKAGE, SERVICE, Runtime
+
+
+@pytest.fixture
+def runtime(lab: Lab) -> Runtime:
+    return Runtime(lab)
+
+
+@pytest.mark.parametrize(("policy", "code"), [("no", 0), ("no", 3), ("on-failure", 0)])
+def test_end_that_the_policy_accepts_is_final(runtime: Runtime, lab: Lab, policy: str, code: int) -> None:
+    runtime.start(["/bin/sh", "-c", f"exit {code}"], restart=policy)
+    lab.wait_for(lambda: not runtime.status()["conmon"], what="conmon ends")
+    found = runtime.status()
+    assert (found["state"], found["exit_code"], found["restarts"]) == ("exited", code, 0)
+    assert runtime.leftovers() | {"files": []} == NOTHING
+    runtime.stop()
+    assert runtime.leftovers() == NOTHING
+
+
+@pytest.mark.parametrize(("policy", "code"), [("on-failure", 3), ("always", 0), ("always", 3)])
+def test_end_that_the_policy_does_not_accept_starts_it_again(
+    runtime: Runtime, lab: Lab, policy: str, code: int
+) -> None:
+    lab.write(f"{PACKAGE}/again", f"#!/bin/sh\necho began\nsleep 0.1\nexit {code}\n", 0o755)
+    first = runtime.start(["/app/again"], restart=policy)
+    found = lab.wait_for(lambda: (now := runtime.status())["restarts"] >= 2 and now)
+    assert found["pid"] != first
+    lab.wait_for(lambda: runtime.log().count("began") >= 3)
+    # One conmon however often it has been started: no chain of those before.
+    lab.wait_for(lambda: sum("/usr/bin/conmon" in line for line in runtime.leftovers()["processes"]) == 1)
+    runtime.stop()
+    assert runtime.leftovers() == NOTHING
+
+
+def test_program_ended_by_a_signal_counts_as_failed(runtime: Runtime, lab: Lab) -> None:
+    runtime.start(["/bin/sh", "-c", "sleep 0.1; kill -KILL $$"], restart="on-failure")
+    lab.wait_for(lambda: runtime.status()["restarts"] >= 1)
+    assert runtime.status()["exit_code"] == 137
+    runtime.stop()
+
+
+def test_stop_during_the_delay_cancels_it(runtime: Runtime) -> None:
+    runtime.start(["/bin/false"], restart="on-failure", restart_delay_s=60.0)
+    runtime.wait_for_state("restarting")
+    runtime.stop()
+    assert runtime.leftovers() == NOTHING
+    assert runtime.status()["state"] == "none"
+
+
+def test_stop_in_the_middle_of_restarts_is_the_end(runtime: Runtime, lab: Lab) -> None:
+    for _ in range(10):
+        runtime.start(["/bin/false"], restart="always", restart_delay_s=0.001)
+        lab.wait_for(lambda: runtime.status()["restarts"] >= 1)
+        runtime.stop()
+        assert runtime.leftovers() == NOTHING
+
+
+def test_start_that_fails_is_tried_again_until_it_works(runtime: Runtime, lab: Lab) -> None:
+    runtime.start(["/bin/sh", "-c", "sleep 0.2; exit 1"], restart="on-failure")
+    lab.run("mv", PACKAGE, f"{PACKAGE}-away")
+    found = lab.wait_for(lambda: (now := runtime.status())["error"] and now)
+    assert (found["state"], PACKAGE in found["error"]) == ("restarting", True)
+    lab.run("mv", f"{PACKAGE}-away", PACKAGE)
+    assert runtime.wait_for_state("running")["error"] is None
+    runtime.stop()
+    assert runtime.leftovers() == NOTHING
+
+
+def test_restarter_that_was_killed_shows_as_failed(runtime: Runtime, lab: Lab) -> None:
+    runtime.start(["/bin/false"], restart="on-failure", restart_delay_s=60.0)
+    runtime.wait_for_state("restarting")
+    lab.wait_for(lambda: runtime.status()["state"] == "restarting")
+    lab.run("kill", "-KILL", lab.path(f"{FOLDER}/run-0/exited.pid").read_text())
+    runtime.wait_for_state("failed")
+    runtime.stop()
+    assert runtime.leftovers() == NOTHING
+
+
+def test_exit_while_a_command_holds_the_lock_waits_for_it(runtime: Runtime, lab: Lab) -> None:
+    hold = "import sys\nfrom niso.runtime.lock import service_lock\nwith service_lock('demo'): print('held', flush=True); sys.stdin.read()"
+    runtime.start(["/bin/sh", "-c", "sleep 0.2; exit 1"], restart="on-failure")
+    holder = lab.popen("python", "-c", hold, stdin=-1)
+    assert holder.stdout
+    assert holder.stdout.readline() == b"held\n"
+    assert runtime.wait_for_state("restarting")["restarts"] == 0
+    lab.wait_for(lambda: lab.path(f"{FOLDER}/run-0/exited.pid").exists())
+    assert runtime.status()["restarts"] == 0
+    holder.communicate("")
+    lab.wait_for(lambda: runtime.status()["restarts"] >= 1)
+    runtime.stop()
+
+
+def test_exit_command_of_an_older_run_changes_nothing(runtime: Runtime, lab: Lab) -> None:
+    runtime.start(["/bin/sleep", "1000"], restart="always")
+    pid = runtime.call("restart", SERVICE)
+    lab.run("python", "-I", "-m", "niso.runtime.exited", SERVICE, f"{FOLDER}/run-9")
+    assert runtime.status()["pid"] == pid
+    runtime.stop()

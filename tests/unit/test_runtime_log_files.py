@@ -1,0 +1,186 @@
+"""Reading of conmon's log files, across the files that rotation leaves."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from niso.runtime import logs
+
+STAMP = "2026-01-02T03:04:05.{:09d}+00:00"
+
+
+class Files:
+    """The log folder of the service ``demo``, written as conmon does."""
+
+    def __init__(self, state: pathlib.Path) -> None:
+        self.folder = state / "logs" / "demo"
+        self.folder.mkdir(parents=True)
+        self.count = 0
+
+    def add(self, text: str, tag: str = "F", stream: str = "stdout", name: str = "service.log") -> None:
+        self.count += 1
+        with open(self.folder / name, "a", encoding="utf-8") as file:
+            file.write(f"{STAMP.format(self.count)} {stream} {tag} {text}\n")
+
+
+@pytest.fixture
+def files(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Files:
+    monkeypatch.setenv("NISO_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("NISO_RUN_DIR", str(tmp_path / "run"))
+    return Files(tmp_path / "state")
+
+
+def test_log_of_a_service_that_never_ran_is_empty(files: Files) -> None:
+    assert list(logs.read("other")) == []
+    assert list(logs.read("other", 5)) == []
+
+
+def test_partial_records_are_one_line_also_with_the_other_stream_between(files: Files) -> None:
+    files.add("one ", "P")
+    files.add("other", stream="stderr")
+    files.add("two ", "P")
+    files.add("three")
+    files.add("")
+    assert list(logs.read("demo")) == [b"other\n", b"one two three\n", b"\n"]
+
+
+def test_line_that_was_not_ended_has_no_newline(files: Files) -> None:
+    files.add("whole")
+    files.add("prompt> ", "P")
+    assert list(logs.read("demo")) == [b"whole\n", b"prompt> "]
+    assert list(logs.read("demo", 1)) == [b"prompt> "]
+
+
+def test_timestamp_is_that_of_the_lines_beginning(files: Files) -> None:
+    files.add("a", "P")
+    files.add("b")
+    assert list(logs.read("demo", timestamps=True)) == [f"{STAMP.format(1)} ab\n".encode()]
+
+
+def test_rotated_files_come_first_and_a_kept_one_only_once(files: Files) -> None:
+    files.add("oldest", name="service.log.2")
+    files.add("older", name="service.log.1")
+    files.add("old", name="service.log.kept")
+    files.add("new")
+    assert list(logs.read("demo")) == [b"oldest\n", b"older\n", b"old\n", b"new\n"]
+    os.unlink(files.folder / "service.log.kept")
+    os.link(files.folder / "service.log", files.folder / "service.log.kept")
+    assert list(logs.read("demo")) == [b"oldest\n", b"older\n", b"new\n"]
+
+
+@pytest.mark.parametrize("last", [0, 1, 2, 3, 99, 100, 101, 2999, 3000, 3001, 10_000])
+def test_last_lines_are_the_last_of_all(files: Files, last: int) -> None:
+    for i in range(3000):
+        name = "service.log.2" if i < 500 else "service.log.1" if i < 2900 else "service.log"
+        if i % 7 == 0:
+            files.add("begin ", "P", name=name)
+        files.add(f"{i} {'x' * (i % 300)}", stream="stderr" if i % 7 and i % 5 == 0 else "stdout", name=name)
+    whole = list(logs.read("demo"))
+    assert len(whole) == 3000
+    assert list(logs.read("demo", last)) == (whole[-last:] if last else [])
+
+
+def test_last_lines_read_little_of_a_large_log(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(files.folder / "service.log", "w", encoding="utf-8") as file:
+        for i in range(200_000):
+            file.write(f"{STAMP.format(i)} stdout F line {i}\n")
+    counted = 0
+    pread = os.pread
+
+    def counting(fd: int, length: int, offset: int) -> bytes:
+        nonlocal counted
+        counted += length
+        return pread(fd, length, offset)
+
+    monkeypatch.setattr(os, "pread", counting)
+    assert list(logs.read("demo", 2)) == [b"line 199998\n", b"line 199999\n"]
+    assert counted < 1 << 20
+
+
+@pytest.fixture
+def follower(files: Files) -> Iterator[tuple[list[bytes], threading.Thread]]:
+    files.add("before")
+    files.add("unfinished ", "P")
+    seen: list[bytes] = []
+    thread = threading.Thread(target=lambda: seen.extend(iter_into(seen)), daemon=True)
+    thread.start()
+    yield seen, thread
+    shutil.rmtree(files.folder, ignore_errors=True)
+    thread.join(10)
+
+
+def iter_into(seen: list[bytes]) -> list[bytes]:
+    for line in logs.read("demo", 1, follow=True):
+        seen.append(line)
+    return []
+
+
+def wait_for(seen: list[bytes], expected: list[bytes]) -> None:
+    pause = threading.Event()
+    for _ in range(1000):
+        if seen == expected:
+            return
+        pause.wait(0.01)
+    assert seen == expected
+
+
+def test_follow_goes_on_over_rotation_and_ends_with_the_folder(
+    files: Files, follower: tuple[list[bytes], threading.Thread]
+) -> None:
+    seen, thread = follower
+    files.add("line")
+    wait_for(seen, [b"unfinished line\n"])
+    os.rename(files.folder / "service.log", files.folder / "service.log.1")
+    files.add("late", name="service.log.1")
+    files.add("new")
+    wait_for(seen, [b"unfinished line\n", b"late\n", b"new\n"])
+    shutil.rmtree(files.folder)
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_follow_shows_a_record_only_when_it_is_whole(
+    files: Files, follower: tuple[list[bytes], threading.Thread]
+) -> None:
+    seen, _ = follower
+    with open(files.folder / "service.log", "ab", buffering=0) as file:
+        file.write(f"{STAMP.format(7)} stdout F ha".encode())
+        threading.Event().wait(0.2)
+        assert seen == []
+        file.write(b"lf\n")
+    wait_for(seen, [b"unfinished half\n"])
+
+
+def test_small_log_is_given_its_second_name_and_not_rotated(files: Files) -> None:
+    files.add("line")
+    logs.rotate_if_large("demo")
+    assert sorted(os.listdir(files.folder)) == ["service.log", "service.log.kept"]
+    assert os.path.samefile(files.folder / "service.log", files.folder / "service.log.kept")
+
+
+def test_large_log_is_rotated_and_two_older_ones_are_kept(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "ROTATE_BYTES", 10)
+    for text in ("one", "two", "three", "four"):
+        files.add(text)
+        logs.rotate_if_large("demo")
+    assert list(logs.read("demo")) == [b"three\n", b"four\n"]
+    assert sorted(os.listdir(files.folder)) == ["service.log.1", "service.log.2"]
+
+
+def test_file_that_conmon_replaced_by_itself_lives_on(files: Files) -> None:
+    files.add("first")
+    logs.rotate_if_large("demo")
+    os.unlink(files.folder / "service.log")
+    files.add("second")
+    assert list(logs.read("demo")) == [b"first\n", b"second\n"]
+    logs.rotate_if_large("demo")
+    assert list(logs.read("demo")) == [b"first\n", b"second\n"]
+    os.unlink(files.folder / "service.log")
+    files.add("third")
+    assert list(logs.read("demo")) == [b"first\n", b"second\n", b"third\n"]

@@ -1,0 +1,131 @@
+"""The OCI configuration as a pure function of the spec."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+
+from niso.runtime import exited, oci, process
+from niso.runtime.spec import ProcessSpec
+
+PROFILE: dict[str, Any] = json.loads((pathlib.Path(oci.__file__).parent / "seccomp.json").read_text())
+
+SPEC = ProcessSpec(
+    service="api",
+    state_id="abc",
+    generation=3,
+    package="/var/lib/niso/packages/api/x",
+    rootfs=None,
+    argv=["/app/api", "--port", "80"],
+    working_dir="/app",
+    environment={"A": "1"},
+    uid=5,
+    gid=6,
+    groups=[7],
+    user_name="api",
+    home="/tmp",
+    capabilities=[],
+    read_only=True,
+    hostname="web",
+    hosts_folder="/run/niso/hosts/x",
+    resolv_conf="",
+    netns="/run/netns/niso-api",
+    restart="no",
+    restart_delay_s=1.0,
+    stop_timeout_s=10.0,
+)
+
+
+def config(spec: ProcessSpec = SPEC) -> dict[str, Any]:
+    return oci.config(spec, "/bundle/root", "/usr/bin/catatonit", "/etc/niso-hosts", ["/usr"], PROFILE, 1_048_576)
+
+
+def test_configuration_is_plain_json_and_says_the_same_each_time() -> None:
+    assert json.dumps(config()) == json.dumps(config())
+
+
+def test_program_runs_below_catatonit_with_the_specs_user_and_environment() -> None:
+    found = config()["process"]
+    assert found["args"] == ["/dev/niso-init", "--", "/app/api", "--port", "80"]
+    assert found["user"] == {"uid": 5, "gid": 6, "umask": 0o022, "additionalGids": [7]}
+    assert "A=1" in found["env"]
+    assert found["noNewPrivileges"] is True
+
+
+def test_environment_of_the_manifest_wins() -> None:
+    found = oci.process(SPEC._replace(environment={"PATH": "/x", "HOME": "/y"}), ["a"], 100)
+    assert [entry for entry in found["env"] if entry.startswith(("PATH=", "HOME="))] == ["PATH=/x", "HOME=/y"]
+
+
+def test_limit_of_open_files_is_never_more_than_the_caller_may_grant() -> None:
+    assert oci.process(SPEC, ["a"], 500)["rlimits"][0] == {"type": "RLIMIT_NOFILE", "soft": 500, "hard": 500}
+
+
+def test_namespaces_are_new_but_for_the_network_which_is_joined_by_path() -> None:
+    found = {entry["type"]: entry.get("path") for entry in config()["linux"]["namespaces"]}
+    assert found == {"pid": None, "mount": None, "ipc": None, "uts": None, "network": "/run/netns/niso-api"}
+
+
+def test_capabilities_are_the_same_in_all_five_sets() -> None:
+    found = config(SPEC._replace(capabilities=["NET_RAW"]))["process"]["capabilities"]
+    assert found == {name: ["CAP_NET_RAW"] for name in ("bounding", "effective", "inheritable", "permitted", "ambient")}
+
+
+def test_package_hosts_and_host_folders_are_mounted_read_only() -> None:
+    mounts = {entry["destination"]: set(entry["options"]) for entry in config()["mounts"]}
+    for place in ("/app", "/etc/niso-hosts", "/usr", "/sys", "/dev/niso-init"):
+        assert mounts[place] & {"ro", "rro"}, place
+
+
+def actions(capabilities: list[str], name: str) -> set[tuple[str, bool]]:
+    """(action, whether it depends on arguments) of each rule for a system call."""
+    rules = oci.select_seccomp(PROFILE, capabilities)["syscalls"]
+    return {(rule["action"], bool(rule.get("args"))) for rule in rules if name in rule["names"]}
+
+
+@pytest.mark.parametrize(
+    "name", ["mount", "bpf", "setns", "keyctl", "perf_event_open", "ptrace", "open_by_handle_at", "clone3"]
+)
+def test_filter_denies_what_reaches_beyond_the_service(name: str) -> None:
+    assert actions([], name) == {("SCMP_ACT_ERRNO", False)}
+
+
+@pytest.mark.parametrize("name", ["io_uring_setup", "modify_ldt", "create_module", "socketcall"])
+def test_filter_does_not_know_what_it_does_not_need(name: str) -> None:
+    assert actions([], name) == set()
+
+
+@pytest.mark.parametrize(
+    ("capability", "name"),
+    [
+        ("SYS_ADMIN", "mount"),
+        ("SYS_ADMIN", "unshare"),
+        ("SYS_ADMIN", "clone3"),
+        ("SYS_PTRACE", "ptrace"),
+        ("SYS_TIME", "clock_settime"),
+    ],
+)
+def test_filter_opens_with_the_capability(capability: str, name: str) -> None:
+    assert actions([capability], name) == {("SCMP_ACT_ALLOW", False)}
+
+
+def test_filter_passed_to_the_runtime_has_only_keys_of_the_specification() -> None:
+    for rule in oci.select_seccomp(PROFILE, [])["syscalls"]:
+        assert set(rule) <= {"names", "action", "args", "errnoRet"}
+
+
+def test_restart_delay_doubles_up_to_a_minute() -> None:
+    assert [exited.delay_s(1.0, n) for n in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert exited.delay_s(0.5, 10_000) == 60
+    assert [exited.delay_s(120.0, n) for n in range(3)] == [120, 120, 120]
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(0, "exit status 0"), (137, "killed by SIGKILL"), (255, "exit status 255"), (None, "no exit status")],
+)
+def test_exit_is_described(code: int | None, words: str) -> None:
+    assert process.describe_exit(code) == words

@@ -1,0 +1,190 @@
+"""Users, entrypoints and folders are looked up as the service will see them, and never outside its root."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import pytest
+
+from niso.errors import InvalidInput
+from niso.runtime import resolve
+from niso.runtime.spec import DEFAULT_PATH
+
+OWN_UID = 1_900_000_007
+
+
+@pytest.fixture
+def rootfs(tmp_path: pathlib.Path) -> pathlib.Path:
+    root = tmp_path / "root"
+    (root / "etc").mkdir(parents=True)
+    (root / "usr" / "bin").mkdir(parents=True)
+    (root / "bin").symlink_to("usr/bin")
+    (root / "etc" / "passwd").write_text(
+        "root:x:0:0::/root:/bin/sh\nweb:x:33:44:Web:/srv:/bin/sh\nbroken line\nodd:x:many:1::/:\n"
+    )
+    (root / "etc" / "group").write_text("root:x:0:\nweb:x:44:\nlog:x:55:other,web\nown:x:66:web\n")
+    return root
+
+
+@pytest.fixture
+def package(tmp_path: pathlib.Path) -> pathlib.Path:
+    folder = tmp_path / "package"
+    (folder / "bin").mkdir(parents=True)
+    return folder
+
+
+def script(path: pathlib.Path, text: str = "#!/usr/bin/tool\n", mode: int = 0o755) -> None:
+    path.write_text(text)
+    path.chmod(mode)
+
+
+@pytest.mark.parametrize(
+    ("user", "expected"),
+    [
+        (None, (OWN_UID, OWN_UID, [], "api", "/tmp")),
+        ("web", (33, 44, [55, 66], "web", "/srv")),
+        ("web:log", (33, 55, [], "web", "/srv")),
+        ("web:7", (33, 7, [], "web", "/srv")),
+        ("33", (33, 44, [55, 66], "web", "/srv")),
+        ("1000", (1000, 1000, [], "api", "/tmp")),
+        ("1000:2000", (1000, 2000, [], "api", "/tmp")),
+        ("0", (0, 0, [], "root", "/root")),
+    ],
+)
+def test_user_is_looked_up_in_the_rootfs(rootfs: pathlib.Path, user: str | None, expected: object) -> None:
+    assert resolve.resolve_user(str(rootfs), user, OWN_UID, "api") == expected
+
+
+@pytest.mark.parametrize(
+    "user", ["nobody-here", "web:none", "web:", ":5", "", "-1", "4294967295", "99999999999", "odd", "1:4294967295", "١"]
+)
+def test_user_that_cannot_be_names_key_and_value(rootfs: pathlib.Path, user: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        resolve.resolve_user(str(rootfs), user, OWN_UID, "api")
+    assert caught.value.key == "service.user"
+    assert repr(user) in caught.value.message
+    assert caught.value.hint
+
+
+def test_assembled_root_knows_the_users_of_the_host() -> None:
+    assert resolve.resolve_user(None, "root", OWN_UID, "api")[:2] == (0, 0)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "huge", "loop", "device", "absent"])
+def test_user_database_that_is_no_small_file_counts_as_empty(rootfs: pathlib.Path, kind: str) -> None:
+    passwd = rootfs / "etc" / "passwd"
+    passwd.unlink()
+    if kind == "fifo":
+        os.mkfifo(passwd)
+    elif kind == "folder":
+        passwd.mkdir()
+    elif kind == "huge":
+        with passwd.open("wb") as file:
+            file.truncate(1 << 40)
+    elif kind == "loop":
+        passwd.symlink_to("passwd")
+    elif kind == "device":
+        passwd.symlink_to("/dev/zero")
+    with pytest.raises(InvalidInput):
+        resolve.resolve_user(str(rootfs), "web", OWN_UID, "api")
+
+
+def test_links_of_the_rootfs_lead_nowhere_outside_it(rootfs: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "outside").write_text("root:x:0:0::/:\nhost:x:1:1::/:\n")
+    for target in (str(tmp_path / "outside"), "../../outside", "../../../../../../../" + str(tmp_path / "outside")):
+        passwd = rootfs / "etc" / "passwd"
+        passwd.unlink()
+        passwd.symlink_to(target)
+        assert resolve.read_database(str(rootfs), "passwd") == []
+    passwd.unlink()
+    (rootfs / "usr" / "passwd").write_text("web:x:33:44::/:/bin/sh\n")
+    passwd.symlink_to("/bin/../passwd")
+    assert resolve.read_database(str(rootfs), "passwd")[0][0] == "web"
+
+
+def test_entrypoint_of_the_package_is_below_app(rootfs: pathlib.Path, package: pathlib.Path) -> None:
+    script(rootfs / "usr" / "bin" / "tool", "\x7fELF")
+    script(package / "bin" / "api", "#! /bin/tool -x\n")
+    for name in ("bin/api", "./bin/api", "/app/bin/api"):
+        found = resolve.resolve_entrypoint(str(package), str(rootfs), name, DEFAULT_PATH)
+        assert os.path.normpath(found) == "/app/bin/api"
+
+
+def test_file_of_the_package_goes_before_the_path(rootfs: pathlib.Path, package: pathlib.Path) -> None:
+    script(rootfs / "usr" / "bin" / "tool", "\x7fELF")
+    assert resolve.resolve_entrypoint(str(package), str(rootfs), "tool", DEFAULT_PATH) == "/usr/bin/tool"
+    assert resolve.resolve_entrypoint(str(package), str(rootfs), "tool", "/nowhere:relative:/bin") == "/bin/tool"
+    script(package / "tool", "\x7fELF")
+    assert resolve.resolve_entrypoint(str(package), str(rootfs), "tool", DEFAULT_PATH) == "/app/tool"
+
+
+def test_link_of_the_rootfs_into_the_package_is_followed(rootfs: pathlib.Path, package: pathlib.Path) -> None:
+    script(package / "bin" / "api", "\x7fELF")
+    (rootfs / "usr" / "bin" / "api").symlink_to("/app/bin/../bin/api")
+    assert resolve.resolve_entrypoint(str(package), str(rootfs), "/bin/api", DEFAULT_PATH) == "/bin/api"
+
+
+def test_assembled_root_has_the_hosts_usr_and_its_alternatives(package: pathlib.Path) -> None:
+    assert resolve.resolve_entrypoint(str(package), None, "sh", DEFAULT_PATH) == "/usr/bin/sh"
+    assert resolve.resolve_entrypoint(str(package), None, "/bin/sh", DEFAULT_PATH) == "/bin/sh"
+
+
+@pytest.mark.parametrize("entrypoint", ["/etc/init.d/x", "/root/x", "/var/lib", "/etc/passwd"])
+def test_assembled_root_has_nothing_else_of_the_host(package: pathlib.Path, entrypoint: str) -> None:
+    with pytest.raises(InvalidInput):
+        resolve.resolve_entrypoint(str(package), None, entrypoint, DEFAULT_PATH)
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "words"),
+    [
+        ("bin/none", "does not exist"),
+        ("none", "nor on the service's PATH"),
+        ("/usr/none", "does not exist"),
+        ("bin", "is not a file"),
+        ("bin/plain", "is not executable"),
+        ("bin/fifo", "is not a file"),
+        ("bin/script", "/no/interpreter"),
+        ("bin/empty", "names no interpreter"),
+        ("bin/loop", "cannot be opened"),
+        ("../root/usr/bin/tool", "outside the package"),
+        ("bin/plain/x", "does not exist"),
+    ],
+)
+def test_entrypoint_that_cannot_run_is_found_before_the_start(
+    rootfs: pathlib.Path, package: pathlib.Path, entrypoint: str, words: str
+) -> None:
+    script(rootfs / "usr" / "bin" / "tool", "\x7fELF")
+    script(package / "bin" / "plain", mode=0o644)
+    os.mkfifo(package / "bin" / "fifo")
+    script(package / "bin" / "script", "#!/no/interpreter\n")
+    script(package / "bin" / "empty", "#!\n")
+    (package / "bin" / "loop").symlink_to("loop")
+    with pytest.raises(InvalidInput) as caught:
+        resolve.resolve_entrypoint(str(package), str(rootfs), entrypoint, DEFAULT_PATH)
+    assert caught.value.key == "binary.entrypoint"
+    assert repr(entrypoint) in caught.value.message
+    assert words in caught.value.message
+    assert caught.value.hint
+
+
+def test_package_that_links_out_of_itself_is_resolved_in_the_service(
+    rootfs: pathlib.Path, package: pathlib.Path
+) -> None:
+    (package / "bin" / "sh").symlink_to("/bin/sh")
+    with pytest.raises(InvalidInput, match="does not exist"):
+        resolve.resolve_entrypoint(str(package), str(rootfs), "bin/sh", DEFAULT_PATH)
+    assert resolve.resolve_entrypoint(str(package), None, "bin/sh", DEFAULT_PATH) == "/app/bin/sh"
+
+
+def test_working_dir_must_be_a_folder_of_the_service(rootfs: pathlib.Path, package: pathlib.Path) -> None:
+    for folder in ("/", "/app", "/app/bin", "/tmp", "/run", "/var/tmp"):
+        resolve.check_working_dir(str(package), None, folder)
+        resolve.check_working_dir(str(package), str(rootfs), folder)
+    resolve.check_working_dir(str(package), str(rootfs), "/etc")
+    resolve.check_working_dir(str(package), None, "/usr/share")
+    for root, folder in ((None, "/app/none"), (None, "/root"), (str(rootfs), "/srv"), (str(rootfs), "/etc/passwd")):
+        with pytest.raises(InvalidInput) as caught:
+            resolve.check_working_dir(str(package), root, folder)
+        assert caught.value.key == "binary.working_dir"
