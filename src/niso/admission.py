@@ -62,7 +62,7 @@ def _record(store: Store, target: Target, copy: str) -> Change:
     manifest, name = target.manifest, target.name
     before = store.service(name)
     store.begin_intent(name, "activate", time.time())
-    if not store.active_services():
+    if not store.any_active():
         store.set_sysctl_before(FORWARDING, sysctl.read(FORWARDING) or "0")
     _check_names(store, name, manifest)
     on = model.networks(manifest)

@@ -75,10 +75,12 @@ def activate(
                 package.keep_only(target.name, {kept.package} if kept else set())
             raise
         with Lock(), store.transaction():
-            left = tuple({name for change in changes if change.before for name in change.before.networks})
-            before = desired_now(store, Scope((), left))
-            store.drop_implicit_networks(left)
-            converge(store, Scope((), left), before, report, teardown=True)
+            left = {name for c in changes if c.before for name in set(c.before.networks) - set(c.row.networks)}
+            if left:
+                scope = Scope((), tuple(left))
+                before = desired_now(store, scope)
+                store.drop_implicit_networks(left)
+                converge(store, scope, before, report, teardown=True)
             for change in changes:
                 store.end_intent(change.name)
         for change in changes:
@@ -178,7 +180,7 @@ def _runs_with(name: str, spec_text: str) -> bool:
 
 
 def _forget_sysctls(store: Store) -> None:
-    if not store.active_services():
+    if not store.any_active():
         store.clear_sysctls_before()
 
 

@@ -134,6 +134,10 @@ def test_nothing_of_a_command_is_left(runtime: Runtime, lab: Lab) -> None:
     assert "crun" not in lab.run("ps", "-eo", "comm=").stdout
 
 
+# crun sets the size of a terminal only after it has started the command.
+UNTIL_SIZED = "while [ \"$(stty size)\" = '0 0' ]; do sleep 0.01; done; "
+
+
 class Terminal:
     """The user's side of a terminal in which a command runs."""
 
@@ -173,7 +177,9 @@ def terminals(runtime: Runtime, lab: Lab) -> Iterator[list[Terminal]]:
 def test_terminal_has_the_size_and_type_of_the_users_and_is_given_back(
     runtime: Runtime, lab: Lab, terminals: list[Terminal]
 ) -> None:
-    terminals.append(terminal := Terminal(lab, "sh", "-c", "tty; stty size; echo $TERM; read x; echo got $x; exit 6"))
+    terminals.append(
+        terminal := Terminal(lab, "sh", "-c", UNTIL_SIZED + "tty; stty size; echo $TERM; read x; echo got $x; exit 6")
+    )
     terminal.wait_for(b"vt220")
     assert b"/dev/pts/" in terminal.seen
     assert b"33 99" in terminal.seen
@@ -195,7 +201,11 @@ def test_resize_reaches_the_command(runtime: Runtime, lab: Lab, terminals: list[
 
 
 def test_keys_are_the_commands_own(runtime: Runtime, lab: Lab, terminals: list[Terminal]) -> None:
-    terminals.append(terminal := Terminal(lab, "sh", "-c", "trap 'echo interrupted' INT; echo ready; cat; exit 4"))
+    terminals.append(
+        terminal := Terminal(
+            lab, "sh", "-c", "trap 'echo interrupted; exit 4' INT; echo ready; while :; do sleep 0.02; done"
+        )
+    )
     terminal.wait_for(b"ready")
     terminal.type(b"\x03")
     terminal.wait_for(b"interrupted")

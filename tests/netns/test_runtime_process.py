@@ -328,6 +328,9 @@ def test_start_killed_at_any_step_can_be_cleared_and_repeated(runtime: Runtime, 
                 env={"NISO_FAILPOINT": f"{step}:kill"},
                 check=False,
             )
+            assert runtime.status()["state"] == (
+                "running" if done.returncode == 0 else "failed" if step > 1 else "none"
+            )
         finally:
             runtime.stop(0)
         assert runtime.leftovers() == NOTHING, step

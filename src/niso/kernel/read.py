@@ -74,8 +74,7 @@ def read(candidates: State, alias: str) -> State:
                 _own(link, alias)
                 veths.add(_veth(link, "", {}, names_of.get(link.master, "")))
 
-    files, lines = _hosts_files({thing.folder for thing in candidates.hosts_files})
-    wanted_lines = candidates.hosts_lines
+    files, lines = _hosts_lines(candidates)
     return State(
         rulesets=rulesets,
         elements=elements,
@@ -86,7 +85,7 @@ def read(candidates: State, alias: str) -> State:
         addresses=frozenset(addresses),
         routes=frozenset(routes),
         hosts_files=files,
-        hosts_lines=frozenset(line for line in lines if line in wanted_lines),
+        hosts_lines=lines,
     )
 
 
@@ -272,15 +271,33 @@ def _folders() -> list[str]:
         return []
 
 
+def _hosts_lines(candidates: State) -> tuple[frozenset[HostsFile], frozenset[HostsLine]]:
+    """Which candidate files and lines are there, without taking the files apart: they have a line for each service."""
+    texts = {file: text for file in candidates.hosts_files if (text := _hosts_text(file.folder)) is not None}
+    found = frozenset(
+        line
+        for line in candidates.hosts_lines
+        if f"\n{hosts.line(line.address, line.names)}" in texts.get(HostsFile(line.folder), "")
+    )
+    return frozenset(texts), found
+
+
+def _hosts_text(folder: str) -> str | None:
+    """The text of a hosts file that begins as niso writes it; any other counts as absent."""
+    try:
+        with open(os.path.join(paths.hosts_root(), folder, "hosts"), encoding="utf-8") as file:
+            text = file.read()
+    except (OSError, ValueError):
+        return None
+    return text if text.startswith(hosts.HEADER) and text.endswith("\n") else None
+
+
 def _hosts_files(folders: set[str]) -> tuple[frozenset[HostsFile], set[HostsLine]]:
     """The files that look as niso writes them, and their lines; any other counts as absent."""
     files, lines = set(), set()
     for folder in folders:
-        try:
-            with open(os.path.join(paths.hosts_root(), folder, "hosts"), encoding="utf-8") as file:
-                found = hosts.lines(file.read())
-        except (OSError, ValueError):
-            continue
+        text = _hosts_text(folder)
+        found = hosts.lines(text) if text is not None else None
         if found is not None:
             files.add(HostsFile(folder))
             lines |= {HostsLine(folder, address, names) for address, names in found}

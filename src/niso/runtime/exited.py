@@ -60,7 +60,12 @@ def _current(service: str, bundle: str) -> ProcessSpec | None:
 
 def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
     record = read_json(os.path.join(os.path.dirname(bundle), "state.json")) or {}
-    process.clear(spec.service, spec)
+    for older in process.bundles(os.path.dirname(bundle)):
+        if older != bundle:
+            # Kept until now: whoever stops the service waits for that run's conmon too.
+            process.end_conmon(older)
+            process.remove_tree(older)
+    process.clear(spec.service)
     launch.remove_cgroups(oci.cgroup(spec))
     logs.rotate_if_large(spec.service)
     began = record.get("started_monotonic")
@@ -89,7 +94,6 @@ def _try_again(spec: ProcessSpec, record: dict[str, Any], bundle: str) -> dict[s
         record = {**record, "failures": failures + 1, "error": str(error)}
         process.write_state(spec.service, record)
         return record
-    process.remove_tree(bundle)
     return {"phase": "running"}
 
 

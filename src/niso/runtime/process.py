@@ -46,7 +46,8 @@ def start(spec: ProcessSpec) -> int:
     Whatever is left of an earlier activation is cleared first. Raises `ProcessError` in the runtime's own words and then leaves no process,
     cgroup, mount or file (but its log).
     """
-    if status(spec.service).state in ("running", "starting", "restarting"):
+    # "starting" is no hindrance: under the lock nobody else starts it, so that one died on the way.
+    if status(spec.service).state in ("running", "restarting"):
         raise ProcessError(f"{spec.service} runs already", f"niso restart {spec.service}")
     stop(spec.service)
     try:
@@ -68,7 +69,7 @@ def run(spec: ProcessSpec, number: int, counts: dict[str, Any]) -> int:
     Raises what `niso.runtime.launch.launch` does.
     """
     bundle = bundle_of(spec.service, number)
-    record = {"run": number, "phase": "starting", "launched_at": time.time(), **counts}
+    record = {"run": number, "phase": "starting", "launched_at": time.time(), "starter": os.getpid(), **counts}
     write_state(spec.service, record)
     pid = launch.launch(spec, bundle)
     logs.rotate_if_large(spec.service)
@@ -112,7 +113,7 @@ def stop(service: str, timeout_s: float | None = None) -> None:
     if timeout_s is None:
         timeout_s = spec.stop_timeout_s if spec else 0.0
     try:
-        _end_all(service, spec, _bundles(folder), timeout_s)
+        _end_all(service, spec, bundles(folder), timeout_s)
         failpoint.hit(f"remove the runtime files of {service}")
         remove_tree(folder)
     except OSError as error:
@@ -130,17 +131,19 @@ def _failed(service: str, what: str, error: OSError) -> ProcessError:
     return ProcessError(f"{service}: cannot {what} its process: {error.strerror}: {error.filename}")
 
 
-def _end_all(service: str, spec: ProcessSpec | None, bundles: list[str], timeout_s: float) -> None:
+def _end_all(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s: float) -> None:
     failpoint.hit(f"stop the process of {service}")
-    for bundle in bundles:
+    for bundle in runs:
         _touch(f"{bundle}/{launch.STOPPING}")
-    for bundle in bundles:
+    for bundle in runs:
         _end(spec, bundle, timeout_s)
     failpoint.hit(f"remove what is left of the process of {service}")
-    clear(service, spec)
-    for bundle in bundles:
-        _end_conmon(bundle)
+    for bundle in runs:
+        end_conmon(bundle)
+    # Only now: a conmon that was in the middle of a create could have made it whole behind our back.
+    clear(service)
     if spec is not None:
+        _kill_rest(spec)
         launch.remove_cgroups(oci.cgroup(spec))
 
 
@@ -188,6 +191,8 @@ def status(service: str) -> Status:
             return shown._replace(state="running" if conmon_alive(service) else "failed")
         again = spec is not None and restarts_after(spec.restart, code) and conmon_alive(service)
         return shown._replace(state="restarting" if again else "exited", exit_code=code)
+    if phase == "starting" and not os.path.exists(f"/proc/{record['starter']}"):
+        return shown._replace(state="failed")
     if phase == "restarting" and not _alive_as(_read_pid(f"{bundle}/{launch.EXITED_PID}"), bundle):
         return shown._replace(state="failed")
     return shown
@@ -238,13 +243,13 @@ def exit_code(service: str, bundle: str) -> int | None:
         return None
 
 
-def clear(service: str, spec: ProcessSpec | None) -> None:
-    """Have crun forget the container, whatever its state, and remove its cgroup; nothing there is fine."""
-    if os.path.lexists(os.path.join(launch.crun_root(), service)):
-        status, words = launch.crun("delete", "--force", service)
-        remove_tree(os.path.join(launch.crun_root(), service))
-        if status != 0 and spec is not None and cgroup.pids(oci.cgroup(spec)):
-            raise ProcessError(f"{service}: crun delete: {words}")
+def clear(service: str) -> None:
+    """Have crun forget the container, whatever its state; nothing there is fine."""
+    state = os.path.join(launch.crun_root(), service)
+    if os.path.isdir(state):
+        launch.crun("delete", "--force", service)
+        # A create that was killed half-way leaves what crun itself cannot read.
+        remove_tree(state)
 
 
 def remove_tree(path: str) -> None:
@@ -286,27 +291,55 @@ def _end(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:
             os.close(pidfd)
 
 
-def _end_conmon(bundle: str) -> None:
-    """Have the exit command of a run end, then its conmon, which first writes the service's last lines."""
-    conmon = _pidfd(_read_pid(f"{bundle}/conmon.pid"), bundle)
+def end_conmon(bundle: str) -> None:
+    """Have the exit command of a run end, then its conmon, which has first to write the service's last lines.
+
+    What children conmon still has when the service is gone are its exit command, or a create that was cut off.
+    """
+    pid = _read_pid(f"{bundle}/conmon.pid")
+    conmon = _pidfd(pid, bundle)
     if conmon < 0:
         return
+    pause_s = 0.001
+    deadline = time.monotonic() + _CONMON_S
     try:
-        deadline = time.monotonic() + _CONMON_S
-        while True:
-            # The exit command writes its pid first and looks for the mark after: one of the two sees the other.
-            command = _pidfd(_read_pid(f"{bundle}/{launch.EXITED_PID}"), bundle)
-            if command >= 0:
-                _signal(command, signal.SIGKILL)
-                os.close(command)
-            if launch.wait_gone(conmon, 0.02):
-                return
+        while not launch.wait_gone(conmon, pause_s):
             if time.monotonic() >= deadline:
                 _signal(conmon, signal.SIGKILL)
                 launch.wait_gone(conmon, _KILL_S)
                 return
+            # The exit command writes its pid first and looks for the mark after: one of the two sees the other.
+            for child in (*_children(pid), _read_pid(f"{bundle}/{launch.EXITED_PID}")):
+                command = _pidfd(child, bundle)
+                if command >= 0:
+                    _signal(command, signal.SIGKILL)
+                    os.close(command)
+            pause_s = min(2 * pause_s, 0.02)
     finally:
         os.close(conmon)
+
+
+def _children(pid: int | None) -> list[int]:
+    """The children of a process with one thread (proc_pid_task_tid_children(5)); none where the kernel does not tell."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+            return [int(word) for word in file.read().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _kill_rest(spec: ProcessSpec) -> None:
+    """Kill what is still in the service's cgroup: a create that was cut off may leave its first process."""
+    for pid in cgroup.pids(oci.cgroup(spec)):
+        pidfd = _open(spec.service, pid)
+        if pidfd < 0:
+            continue
+        try:
+            _signal(pidfd, signal.SIGKILL)
+            if not launch.wait_gone(pidfd, _KILL_S):
+                raise ProcessError(f"{spec.service}: process {pid} does not end after SIGKILL")
+        finally:
+            os.close(pidfd)
 
 
 def _last_lines(service: str, most: int) -> list[str]:
@@ -393,7 +426,8 @@ def _signal(pidfd: int, number: int) -> None:
         return
 
 
-def _bundles(folder: str) -> list[str]:
+def bundles(folder: str) -> list[str]:
+    """The folders of all runs that are left in a service's folder."""
     return [os.path.join(folder, name) for name in os.listdir(folder) if name.startswith("run-")]
 
 

@@ -66,7 +66,8 @@ def write_json(path: str, value: object) -> None:
     """Replace ``path`` by ``value`` as JSON (0600), whole or not at all. Raises OSError."""
     draft = f"{path}.new"
     with open(draft, "w", encoding="utf-8", opener=_private) as file:
-        json.dump(value, file)
+        # Not json.dump: only dumps is done in C.
+        file.write(json.dumps(value))
     os.rename(draft, path)
 
 

@@ -132,6 +132,9 @@ class Store:
     def active_services(self) -> list[str]:
         return [row[0] for row in self._db.execute("SELECT name FROM service WHERE active=1 ORDER BY name")]
 
+    def any_active(self) -> bool:
+        return self._db.execute("SELECT 1 FROM service WHERE active=1 LIMIT 1").fetchone() is not None
+
     def resolve(self, name: str) -> str:
         """The service that answers to ``name`` (its name, hostname or an alias). NotFound names near ones."""
         row = self._db.execute("SELECT service FROM host_name WHERE name=?", (name,)).fetchone()
@@ -291,7 +294,7 @@ class Store:
             fresh=fresh,
             neighbours=neighbours,
             any_network=self._db.execute("SELECT 1 FROM network LIMIT 1").fetchone() is not None,
-            any_active=self._db.execute("SELECT 1 FROM service WHERE active=1 LIMIT 1").fetchone() is not None,
+            any_active=self.any_active(),
             sysctls_before=tuple(sorted(self.sysctls_before().items())),
         )
 
