@@ -89,9 +89,13 @@ def _help(arguments: list[str]) -> int:
 
 
 def _command(arguments: list[str]) -> int:
+    from niso.cli import later
+
     name = arguments[0]
     if name not in COMMANDS:
+        later.refuse_command(name)
         raise unknown("command", name, list(COMMANDS), "niso --help lists them")
+    later.refuse_options(name, arguments[1:])
     parser = new_parser(f"niso {name}", COMMANDS[name][1])
     module = _module(COMMANDS[name][0])
     module.configure(name, parser)

@@ -43,13 +43,16 @@ def configure(_: str, parser: argparse.ArgumentParser) -> None:
 
 
 def run(_: str, args: argparse.Namespace) -> int:
+    from niso.cli import later
     from niso.cli.main import new_parser, unknown
 
     if not args.rest:
         raise UsageError("niso net needs an action", f"one of {', '.join(ACTIONS)}")
     action = args.rest[0]
     if action not in ACTIONS:
+        later.refuse_action(action)
         raise unknown("action", f"net {action}", [f"net {name}" for name in ACTIONS], "niso net --help lists them")
+    later.refuse_options(f"net {action}", args.rest[1:])
     parser = new_parser(f"niso net {action}", ACTIONS[action], EPILOG.get(action))
     _configure(action, parser)
     parsed = parser.parse_args(args.rest[1:])

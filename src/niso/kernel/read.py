@@ -175,7 +175,7 @@ def _owned(table: str, texts: set[str], state_id: str) -> None:
         whose = f"the niso state folder with id {min(others)}" if others else "somebody else"
         raise Conflict(
             f"table {table} in this network namespace belongs to {whose}, not to {paths.state_dir()}",
-            "one state folder for each network namespace: set NISO_STATE_DIR to the other one",
+            "set NISO_STATE_DIR to that folder; if it is lost, niso net repair --sweep clears what it left",
         )
 
 

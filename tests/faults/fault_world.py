@@ -1,0 +1,124 @@
+"""A lab with small services whose every command can be made to die or fail at each of its steps."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+from typing import Any
+
+from conftest import Lab
+
+SNAPSHOT = pathlib.Path(__file__).parent / "kernel_snapshot.py"
+LOG = "/tmp/failpoints"
+
+
+class World:
+    """``a`` publishes 8080, ``b`` 8081, ``c`` nothing; all run sleep and are on the network niso-default."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.service("a", ports=["8080:80"])
+        self.service("b", ports=["8081:80"])
+        self.service("c")
+
+    def service(
+        self,
+        name: str,
+        *,
+        folder: str | None = None,
+        ports: list[str] | None = None,
+        environment: dict[str, str] | None = None,
+        network: str | None = None,
+        command: list[str] | None = None,
+        stop_timeout: str = "10s",
+    ) -> str:
+        """Write a package; gives its folder."""
+        argv = command or ["sleep", "1000"]
+        lines = ["[package]", f'name = "{name}"', 'version = "1.0.0"', "[binary]", f'entrypoint = "{argv[0]}"']
+        lines += [f"args = {json.dumps(argv[1:])}", "[environment]"]
+        lines += [f'{key} = "{value}"' for key, value in (environment or {}).items()]
+        lines += ["[service]", f'stop_timeout = "{stop_timeout}"', "[network]", f"ports = {json.dumps(ports or [])}"]
+        if network:
+            lines.append(f'network = "{network}"')
+        path = f"/tmp/{folder or name}"
+        self.lab.write(f"{path}/manifest.toml", "\n".join(lines) + "\n")
+        return path
+
+    def niso(self, *argv: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+        done = self.lab.niso(*argv, check=check, **options)
+        assert "Traceback" not in done.stderr, done.stderr
+        assert "defect of niso" not in done.stderr, done.stderr
+        return done
+
+    def points(self, *argv: str) -> list[str]:
+        """Run a command undisturbed; the steps that it passes."""
+        return self._logged("0", argv)[1]
+
+    def disturbed(self, number: int, action: str, *argv: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+        """Run a command that dies or fails at its ``number``-th step; its result and the steps that it reached."""
+        return self._logged(f"{number}:{action}", argv)
+
+    def _logged(self, failpoint: str, argv: tuple[str, ...]) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+        log = self.lab.path(LOG)
+        log.unlink(missing_ok=True)
+        environment = {"NISO_FAILPOINT": failpoint, "NISO_FAILPOINT_LOG": LOG}
+        done = self.niso(*argv, check=failpoint == "0", env=environment)
+        text = log.read_text() if log.exists() else ""
+        # a step's words can have several lines: only the first begins with its number
+        numbered = [line.split(" ", 1) for line in text.splitlines() if line.split(" ", 1)[0].isdigit()]
+        # one process, counting by one: neither conmon nor what it calls at an end takes part
+        assert [int(number) for number, _ in numbered] == list(range(1, len(numbered) + 1)), text
+        return done, [words for _, words in numbered]
+
+    def snapshot(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.lab.run("python", "-I", "-S", str(SNAPSHOT)).stdout)
+        return found
+
+    def wait_for_snapshot(self, wanted: dict[str, Any], what: str) -> None:
+        """Dying links and processes go in their own time; everything else must be equal at once, and these soon."""
+        last: list[str] = []
+
+        def same() -> bool:
+            last[:] = differences(wanted, self.snapshot())
+            return not last
+
+        try:
+            self.lab.wait_for(same, 5, what)
+        except BaseException:
+            raise AssertionError(f"{what}:\n" + "\n".join(last)) from None
+
+    def known(self) -> list[str]:
+        return [row["service"] for row in json.loads(self.niso("ps", "--json").stdout)]
+
+    def clear(self) -> None:
+        """Remove every service and network by niso's commands."""
+        names = self.known()
+        if names:
+            # what a dead command began may end with the first of these: a name can go by itself
+            done = self.niso("remove", *names, check=False)
+            if done.returncode:
+                for name in self.known():
+                    self.niso("remove", name)
+        networks = [row["name"] for row in json.loads(self.niso("net", "list", "--json").stdout)]
+        if networks:
+            self.niso("net", "remove", *networks)
+
+    def assert_content(self) -> None:
+        done = self.niso("net", "check", check=False)
+        assert (done.returncode, done.stdout) == (0, "everything: as it should be\n"), done.stdout + done.stderr
+
+
+def differences(wanted: Any, found: Any, path: str = "") -> list[str]:
+    """Where two snapshots are not equal, a line each."""
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        lines = []
+        for key in sorted(wanted.keys() | found.keys()):
+            lines += differences(wanted.get(key), found.get(key), f"{path}/{key}")
+        return lines
+    if isinstance(wanted, list) and isinstance(found, list):
+        return [
+            *(f"{path}: missing {each}" for each in wanted if each not in found),
+            *(f"{path}: too much {each}" for each in found if each not in wanted),
+        ]
+    return [] if wanted == found else [f"{path}: wanted {wanted}, found {found}"]

@@ -1,0 +1,118 @@
+"""Everything of a lab that niso could change, as data that can be compared: before a command and after it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from conftest import Lab
+
+Snapshot = dict[str, Any]
+
+_SCRIPT = r"""
+import json, os, re, sqlite3, subprocess
+def run(*argv):
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+VOLATILE = {"stats", "stats64", "ifindex", "link_index", "handle", "flags_counter", "valid_life_time", "preferred_life_time",
+            "bytes", "packets", "gc_timer", "hello_timer", "tcn_timer", "topology_change_timer", "cache", "root_id",
+            "forward_delay_timer", "hold_timer", "message_age_timer"}
+def still(value):
+    if isinstance(value, dict):
+        return {key: still(each) for key, each in value.items() if key not in VOLATILE}
+    if isinstance(value, list):
+        return [still(each) for each in value]
+    return value
+def elements(listing):
+    for thing in listing:
+        for kind in ("set", "map"):
+            if kind in thing and "elem" in thing[kind]:
+                thing[kind]["elem"].sort(key=json.dumps)
+    return listing
+def sysctls(prefix):
+    found = {}
+    code = r'''
+import json, os
+found = {}
+for top in ("/proc/sys/net/ipv4", "/proc/sys/net/ipv6", "/proc/sys/net/bridge"):
+    for folder, _, files in os.walk(top):
+        for name in files:
+            path = os.path.join(folder, name)
+            if name in ("flush", "stat_refresh", "tcp_fastopen_key", "stable_secret", "ip_local_reserved_ports"):
+                continue
+            try:
+                found[path[14:]] = open(path).read().strip()
+            except OSError:
+                pass
+print(json.dumps(found))
+'''
+    found = json.loads(run(*prefix, "python3", "-IS", "-c", code))
+    return {k: v for k, v in found.items() if "neigh" not in k and "route/" not in k}
+found = {}
+names = sorted(os.listdir("/run/netns"))
+found["namespaces"] = names
+for name in ["", *names]:
+    inside = ["ip", "netns", "exec", name] if name else []
+    own = ["-n", name] if name else []
+    view = {}
+    for what in (["link"], ["address"], ["route", "show", "table", "all"], ["-6", "route", "show", "table", "all"], ["rule"]):
+        out = run("ip", *own, "-j", "-d", *what)
+        view[" ".join(what)] = sorted((still(each) for each in json.loads(out or "[]")), key=json.dumps)
+    view["rules"] = elements(still([each for each in json.loads(run(*inside, "nft", "-j", "list", "ruleset"))["nftables"] if "metainfo" not in each]))
+    view["sysctls"] = sysctls(inside)
+    found[f"in {name or 'the host'}"] = view
+found["mounts"] = sorted(" ".join(line.split()[:3]) for line in open("/proc/self/mounts"))
+found["cgroups"] = sorted(folder for folder, _, _ in os.walk("/sys/fs/cgroup"))
+processes = []
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    try:
+        words = open(f"/proc/{pid}/cmdline", "rb").read().replace(b"\0", b" ").decode().strip()
+    except OSError:
+        continue
+    if int(pid) != os.getpid() and words:
+        processes.append(f"{pid} {words}")
+found["processes"] = sorted(processes)
+files = {}
+for top in ("/run", "/var/lib/niso", "/etc"):
+    for folder, folders, names_ in os.walk(top):
+        folders[:] = [each for each in folders if each != "netns"]
+        for name in [*folders, *names_]:
+            path = os.path.join(folder, name)
+            info = os.lstat(path)
+            content = ""
+            if path.startswith("/run/niso/hosts") and os.path.isfile(path):
+                content = open(path).read()
+            if "/state.db" not in path:
+                files[path] = [oct(info.st_mode), info.st_uid, content]
+found["files"] = files
+tables = {}
+if os.path.exists("/var/lib/niso/state.db"):
+    database = sqlite3.connect("file:/var/lib/niso/state.db?mode=ro", uri=True)
+    for (table,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall():
+        tables[table] = sorted(map(repr, database.execute(f"SELECT * FROM {table}")))
+found["store"] = tables
+print(json.dumps(found))
+"""
+
+_STAYS = ("/run/niso/lock", "/run/niso/etc", "/run/niso/crun/.cache", "/etc")
+"""Files that may come with any command: locks (empty), copies of the host's /etc for all services, crun's cache."""
+
+
+def take(lab: Lab) -> Snapshot:
+    """Links, addresses, routes, rules and sysctls of every namespace; mounts, cgroups, processes, files and the store."""
+    found: Snapshot = json.loads(lab.run("python3", "-c", _SCRIPT).stdout)
+    found["files"] = {path: value for path, value in found["files"].items() if not path.startswith(_STAYS)}
+    return found
+
+
+def differences(before: Any, after: Any, at: str = "") -> list[str]:
+    """Every place where two snapshots differ, in words; empty where they are equal."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        found = []
+        for key in sorted({*before, *after}):
+            found += differences(before.get(key), after.get(key), f"{at}/{key}")
+        return found
+    if isinstance(before, list) and isinstance(after, list) and not at.startswith("/files"):
+        gone = [each for each in before if each not in after]
+        come = [each for each in after if each not in before]
+        return [f"{at}: -{each}" for each in gone] + [f"{at}: +{each}" for each in come]
+    return [] if before == after else [f"{at}: {before!r} -> {after!r}"]
