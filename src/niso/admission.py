@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import time
 from typing import NamedTuple
 
-from niso import ipam, names, networks, paths, targets
+from niso import leases, names, networks, paths, targets
 from niso.errors import Conflict, InvalidInput
 from niso.kernel import host, sockdiag, sysctl
 from niso.model import manifest as model
@@ -94,14 +93,14 @@ def _record(store: Store, target: Target, copy: str) -> Change:
     store.set_names(name, model.names(manifest))
     store.set_endpoints(name, on)
     for network in on:
-        _lease(store, name, network, model.static_ips(manifest).get(network))
+        leases.lease(store, name, network, model.static_ips(manifest).get(network))
     ports = [Port(p.host_ip or "", p.host_port, p.container_port, p.proto) for p in model.ports(manifest)]
     for position, port in enumerate(ports):
         if port not in ports_before:
             _check_port(store, name, port, f"network.ports[{position}]")
     store.set_ports(name, ports)
-    runs = process.status(name).state in ("running", "starting", "restarting")
-    return Change(target, before, row, not (was_active and runs and before is not None and before.spec == row.spec))
+    runs = was_active and process.runs(name)
+    return Change(target, before, row, not (runs and before is not None and before.spec == row.spec))
 
 
 def _check_names(store: Store, service: str, manifest: Manifest) -> None:
@@ -122,45 +121,6 @@ def _ensure_network(store: Store, name: str, static: str | None) -> None:
     if store.network(name) is None:
         network = networks.plan_network(store, name, subnet=None, holds=static)
         store.add_network(network, implicit=True, now=time.time())
-
-
-def _lease(store: Store, service: str, network_name: str, static: str | None) -> None:
-    """Give the service an address of each subnet: the static one, the one it has, else the lowest free one."""
-    network = store.require_network(network_name)
-    for subnet in network.subnets:
-        net = ipaddress.ip_network(subnet.cidr)
-        gateway = int(ipaddress.ip_address(subnet.gateway)) - int(net.network_address)
-        held = store.lease_of(service, network_name, subnet.family)
-        wanted = static if static is not None and subnet.family == 4 else None
-        if wanted is None:
-            if held is None:
-                number = ipam.first_free(net, gateway, store.used_numbers(network_name, subnet.family))
-                if number is None:
-                    raise _full(store, network_name, subnet.family, subnet.cidr)
-                address = str(net.network_address + number)
-                store.add_lease(service, network_name, subnet.family, number, address, static=False)
-            continue
-        key = "network.ip"
-        if ipaddress.ip_address(wanted) not in net:
-            raise InvalidInput(f"{key}: {wanted} is not in {net}, the subnet of network {network_name!r}", None, key)
-        number = int(ipaddress.ip_address(wanted)) - int(net.network_address)
-        reason = ipam.refusal(net, gateway, number)
-        if reason:
-            raise InvalidInput(f"{key}: {wanted} cannot be a service's address: {reason}", None, key)
-        holder = store.lease_holder(wanted)
-        if holder is not None and holder != service:
-            raise Conflict(
-                f"{key}: {wanted} is leased to service {holder!r}", f"choose another, or niso remove {holder}", key
-            )
-        store.drop_lease(service, network_name, subnet.family)
-        store.add_lease(service, network_name, subnet.family, number, wanted, static=True)
-
-
-def _full(store: Store, network: str, family: int, cidr: str) -> Conflict:
-    idle = [service for _, service, active in store.leases(network, family) if not active]
-    shown = ", ".join(idle[:5]) + (f" and {len(idle) - 5} more" if len(idle) > 5 else "")
-    hint = f"niso remove frees the leases of inactive services: {shown}" if idle else "make a larger network"
-    return Conflict(f"network {network!r} ({cidr}) has no free address", hint)
 
 
 def _check_port(store: Store, service: str, port: Port, key: str) -> None:

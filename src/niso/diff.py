@@ -45,7 +45,7 @@ class NftTransaction(NamedTuple):
 
     def describe(self) -> str:
         if self.statements[-1].startswith("destroy table"):
-            return "nft " + "; ".join(self.statements)
+            return f"nft '{'; '.join(self.statements)}'"
         if self.statements[0].startswith("destroy table"):
             return f"nft -f -   # both tables anew, with {len(self.statements) - 3} elements"
         return "\n".join(f"nft {statement!r}" for statement in self.statements)
@@ -71,7 +71,9 @@ AnyStep = Step | NftTransaction | HostsEdit
 
 def diff(want: State, have: State) -> list[AnyStep]:
     """The steps that make ``have`` into ``want``. Both must be of the same extent; equal states give no step."""
-    have = _without_replaced(want, have)
+    first, last = _nft(want, have)
+    early = _veths_in_the_way(want, have)
+    have = _without(have, early)
     going = {thing.name for thing in have.netns} - {thing.name for thing in want.netns}
     going_links = {("", thing.name) for thing in have.bridges} - {("", thing.name) for thing in want.bridges}
     going_links |= {(veth.netns, veth.peer) for veth in have.veths if veth.key() not in _keys(want.veths)}
@@ -80,6 +82,8 @@ def diff(want: State, have: State) -> list[AnyStep]:
     for kind, wanted, present in zip(State._fields, kinds(want), kinds(have), strict=True):
         if kind in ("rulesets", "elements", "hosts_files", "hosts_lines"):
             continue
+        if kind == "veths":
+            made += [Step("delete", veth) for veth in sorted(early)]
         before = {thing.key(): thing for thing in present}
         for thing in sorted(wanted):
             was = before.pop(thing.key(), None)
@@ -98,46 +102,35 @@ def diff(want: State, have: State) -> list[AnyStep]:
             ):
                 continue
             gone.append(Step("delete", thing))
-    first, last = _nft(want, have)
     edits, files_gone = _hosts(want, have)
     gone.reverse()
-    return [*first, *_replaced(want, have, made), *edits, *files_gone, *_ordered(gone), *last]
+    return [*first, *made, *edits, *files_gone, *_ordered(gone), *last]
 
 
 def _keys(things: Iterable[Thing]) -> set[tuple[str, ...]]:
     return {thing.key() for thing in things}
 
 
-def _without_replaced(want: State, have: State) -> State:
-    """``have`` without the addresses and routes of veth pairs that cannot be changed in place and are made anew."""
+def _veths_in_the_way(want: State, have: State) -> set[Veth]:
+    """Veth pairs that must go before others come: those whose other end is wrong or has a name that another one needs."""
     wanted = {veth.key(): veth for veth in want.veths}
-    anew = {
-        (veth.netns, veth.peer)
-        for veth in have.veths
-        if veth.key() in wanted and _fixed(veth) != _fixed(wanted[veth.key()])
-    }
-    if not anew:
-        return have
-    return have._replace(
-        addresses=frozenset(a for a in have.addresses if (a.netns, a.link) not in anew),
-        routes=frozenset(r for r in have.routes if (r.netns, r.link) not in anew),
-    )
+    right = {veth for veth in have.veths if veth.key() in wanted and _far_end(veth) == _far_end(wanted[veth.key()])}
+    ends = {(veth.netns, veth.peer) for veth in want.veths}
+    return {veth for veth in have.veths - right if veth.key() in wanted or (veth.netns, veth.peer) in ends}
 
 
-def _fixed(veth: Veth) -> tuple[str, str, str]:
+def _far_end(veth: Veth) -> tuple[str, str, str]:
     return (veth.netns, veth.peer, veth.mac)
 
 
-def _replaced(want: State, have: State, made: list[AnyStep]) -> list[AnyStep]:
-    """A veth pair whose other end is wrong: delete and add in place of change."""
-    steps: list[AnyStep] = []
-    for step in made:
-        both = (step.thing, step.was) if isinstance(step, Step) else (None, None)
-        if isinstance(both[0], Veth) and isinstance(both[1], Veth) and _fixed(both[0]) != _fixed(both[1]):
-            steps += [Step("delete", both[1]), Step("add", both[0])]
-            continue
-        steps.append(step)
-    return steps
+def _without(have: State, veths: set[Veth]) -> State:
+    """``have`` without these pairs, and without the addresses and routes that go with them."""
+    ends = {(veth.netns, veth.peer) for veth in veths}
+    return have._replace(
+        veths=have.veths - veths,
+        addresses=frozenset(a for a in have.addresses if (a.netns, a.link) not in ends),
+        routes=frozenset(r for r in have.routes if (r.netns, r.link) not in ends),
+    )
 
 
 def _ordered(gone: list[AnyStep]) -> list[AnyStep]:
@@ -155,8 +148,10 @@ def _nft(want: State, have: State) -> tuple[list[AnyStep], list[AnyStep]]:
         if not want.rulesets:
             return [], [NftTransaction(tuple(f"destroy table {table}" for table in nft.CONTAINERS))]
         tables = tuple(f"destroy table {table}" for table in nft.CONTAINERS)
-        adds = tuple(nft.statement("add", element) for element in sorted(want.elements))
-        return [NftTransaction((*tables, nft.TABLES, *adds))], []
+        guards = _guards_of_what_goes(want, have)
+        adds = tuple(nft.statement("add", element) for element in sorted(want.elements | guards))
+        drops = tuple(nft.statement("delete", element) for element in sorted(guards))
+        return [NftTransaction((*tables, nft.TABLES, *adds))], [NftTransaction(drops)] if drops else []
     before = {element.key(): element for element in have.elements}
     adds_: list[str] = []
     early: list[str] = []
@@ -174,6 +169,16 @@ def _nft(want: State, have: State) -> tuple[list[AnyStep], list[AnyStep]]:
         early, late = [], sorted(early + late)
     first = [NftTransaction((*early, *adds_))] if early or adds_ else []
     return [*first], [NftTransaction(tuple(late))] if late else []
+
+
+def _guards_of_what_goes(want: State, have: State) -> set[Element]:
+    """New tables know nothing of links that are about to go: until then these let nothing out of them."""
+    guards: set[Element] = set()
+    for name in {veth.name for veth in have.veths} - {veth.name for veth in want.veths}:
+        guards.update(nft.endpoint("", name, "", ()))
+    for name in {bridge.name for bridge in have.bridges} - {bridge.name for bridge in want.bridges}:
+        guards.update(nft.network("", name, ()))
+    return guards
 
 
 def _hosts(want: State, have: State) -> tuple[list[AnyStep], list[AnyStep]]:

@@ -11,11 +11,6 @@ from collections.abc import Iterable
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-def usable(subnet: Network, gateway: int) -> int:
-    """How many addresses a subnet has for services: all but network, broadcast and gateway."""
-    return last(subnet) - 1 if 0 < gateway <= last(subnet) else last(subnet)
-
-
 def last(subnet: Network) -> int:
     """The highest number that an endpoint may have (IPv4: not the broadcast address, RFC 919)."""
     return subnet.num_addresses - (2 if subnet.version == 4 else 1)

@@ -1,7 +1,7 @@
 """Copies of packages: what a service shows at /app is a copy made at activation, so later edits do not reach it.
 
-A copy lies in a folder named after the fingerprint of its source (names, modes, sizes and times of all files), is made
-under another name and renamed when it is whole.
+A copy lies in a folder named after the fingerprint of its source (names, modes, sizes and times of all files but the
+manifest), is made under another name and renamed when it is whole.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ from niso.errors import InvalidInput, NisoError
 MAX_DEPTH = 64
 
 
-def fingerprint(folder: str, rootfs: str | None) -> str:
+def fingerprint(folder: str, rootfs: str | None, manifest: str | None = None) -> str:
     """What identifies the content of a package folder (64 hex digits); the rootfs below it is not part of the package.
+
+    Nor is the file ``manifest``: what changes in it is applied key by key, and most keys need no restart.
 
     Raises InvalidInput where something in it cannot be copied (device, socket, fifo), NisoError where it cannot be read.
     """
     digest = hashlib.sha256()
     for path, relative, info in _walk(folder, rootfs):
+        if path == manifest:
+            continue
         target = os.readlink(path) if stat.S_ISLNK(info.st_mode) else ""
         size = 0 if stat.S_ISDIR(info.st_mode) else info.st_size
         times = 0 if stat.S_ISDIR(info.st_mode) else info.st_mtime_ns
@@ -31,7 +35,7 @@ def fingerprint(folder: str, rootfs: str | None) -> str:
     return digest.hexdigest()
 
 
-def copy(service: str, folder: str, rootfs: str | None, digest: str) -> str:
+def copy(service: str, folder: str, rootfs: str | None, digest: str, manifest: str | None = None) -> str:
     """Copy a package folder to the state folder, unless that very copy is there; gives the copy's path.
 
     Owners become root, and all is readable and nothing writable for others. Raises InvalidInput where the package changes meanwhile, NisoError.
@@ -45,7 +49,7 @@ def copy(service: str, folder: str, rootfs: str | None, digest: str) -> str:
         os.makedirs(temporary, mode=0o755, exist_ok=True)
         for path, relative, info in _walk(folder, rootfs):
             _copy_one(path, os.path.join(temporary, relative), info)
-        if fingerprint(folder, rootfs) != digest:
+        if fingerprint(folder, rootfs, manifest) != digest:
             raise InvalidInput(f"{folder}: changed while it was copied", "activate it again when it is whole")
         failpoint.hit(f"name package copy {target}")
         os.rename(temporary, target)
@@ -58,8 +62,13 @@ def copy(service: str, folder: str, rootfs: str | None, digest: str) -> str:
     return target
 
 
+def is_copied(service: str, digest: str) -> bool:
+    """Whether that very copy is there."""
+    return os.path.isdir(os.path.join(paths.package_dir(service), digest))
+
+
 def keep_only(service: str, copies: set[str]) -> None:
-    """Delete all copies of a service's package but those whose paths are in ``copies``."""
+    """Delete all copies of a service's package but those whose paths are in ``copies``; one that cannot go stays."""
     folder = paths.package_dir(service)
     try:
         found = [os.path.join(folder, name) for name in os.listdir(folder)]
@@ -67,7 +76,10 @@ def keep_only(service: str, copies: set[str]) -> None:
         return
     for path in found:
         if path not in copies:
-            failpoint.hit(f"delete package copy {path}")
+            try:
+                failpoint.hit(f"delete package copy {path}")
+            except OSError:
+                continue
             delete_tree(path)
     if not copies:
         delete_tree(folder)

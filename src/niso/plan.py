@@ -107,6 +107,8 @@ def _service_sysctls(netns: str, networks: list[Network]) -> list[Sysctl]:
     sysctls = [
         Sysctl(netns, "net/ipv4/ip_unprivileged_port_start", "0"),
         Sysctl(netns, "net/ipv4/ping_group_range", "0\t2147483647"),
+        # an address that takes another's place comes before that one goes, and must not go with it (ip-sysctl.rst)
+        Sysctl(netns, "net/ipv4/conf/all/promote_secondaries", "1"),
     ]
     if not any(subnet.family == 6 for network in networks for subnet in network.subnets):
         # set for interfaces that come later: lo, which is there already, keeps ::1

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -51,61 +53,91 @@ def activate(
     if dry_run:
         with Lock(), store.transaction() as transaction:
             transaction.cancel()
-            copies = {t.name: os.path.join(paths.package_dir(t.name), t.fingerprint or "") for t in targets}
-            return _plan_only(store, targets, copies, report)
+            return _plan_only(store, targets, report)
     recover(store, report)
-    with ExitStack() as locks:
-        for target in sorted(targets, key=lambda each: each.name):
-            locks.enter_context(service_lock(target.name))
-        copies = {target.name: _copy(target, report) for target in targets}
+    with _locked([target.name for target in targets]):
         changes: list[Change] = []
         try:
+            _begin_copies(store, targets)
+            copies = {target.name: _copy(target, report) for target in targets}
             with Lock():
                 scope = scope_of(store, targets)
                 with store.transaction():
                     before = desired_now(store, scope)
-                    changes += [record(store, target, copies[target.name]) for target in targets]
+                    recorded = [record(store, target, copies[target.name]) for target in targets]
+                    # what is somebody else's is found before anything is on record or changed
+                    planned(store, scope, before)
+                changes += recorded
                 steps = converge(store, scope, before, report)
                 _flush(before, desired_now(store, scope))
             _run(changes, timeout_s, report)
+            with Lock(), store.transaction():
+                scope, before = _drop_left(store, changes)
+                if scope.networks:
+                    converge(store, scope, before, report, teardown=True)
+                for change in changes:
+                    store.end_intent(change.name)
         except BaseException as error:
-            _undo_all(store, changes, error, report)
+            _undo_all(store, [target.name for target in targets], error, report)
             for target in targets:
-                kept = store.service(target.name)
-                package.keep_only(target.name, {kept.package} if kept else set())
+                _forget_failed(store, target.name)
             raise
-        with Lock(), store.transaction():
-            left = {name for c in changes if c.before for name in set(c.before.networks) - set(c.row.networks)}
-            if left:
-                scope = Scope((), tuple(left))
-                before = desired_now(store, scope)
-                store.drop_implicit_networks(left)
-                converge(store, scope, before, report, teardown=True)
-            for change in changes:
-                store.end_intent(change.name)
         for change in changes:
             package.keep_only(change.name, {change.row.package})
         return [_outcome(store, change, bool(steps)) for change in changes]
 
 
-def _copy(target: Target, report: Report) -> str:
+def _begin_copies(store: Store, targets: list[Target]) -> None:
+    """Note the intent of those whose package must be copied first: whoever finds it removes the copy."""
+    fresh = [t.name for t in targets if t.fingerprint is not None and not package.is_copied(t.name, t.fingerprint)]
+    _begin(store, fresh, "activate")
+
+
+def _copy_path(target: Target, report: Report) -> str:
+    """Where the copy of the package is, or will be."""
     if target.fingerprint is None:
         return target.folder
-    report(f"copy package {target.folder}")
-    return package.copy(target.name, target.folder, target.rootfs, target.fingerprint)
+    if not package.is_copied(target.name, target.fingerprint):
+        report(f"copy package {target.folder}")
+    return os.path.join(paths.package_dir(target.name), target.fingerprint)
 
 
-def _plan_only(store: Store, targets: list[Target], copies: dict[str, str], report: Report) -> list[Outcome]:
+def _copy(target: Target, report: Report) -> str:
+    path = _copy_path(target, report)
+    if target.fingerprint is not None:
+        package.copy(target.name, target.folder, target.rootfs, target.fingerprint, target.manifest_path)
+    return path
+
+
+def _plan_only(store: Store, targets: list[Target], report: Report) -> list[Outcome]:
     scope = scope_of(store, targets)
     before = desired_now(store, scope)
-    changes = [record(store, target, copies[target.name]) for target in targets]
+    changes = [record(store, target, _copy_path(target, report)) for target in targets]
     steps = planned(store, scope, before)
     for step in steps:
         report(step.describe())
     for change in changes:
         if change.restarts:
-            report(f"start {change.name}: {' '.join(json.loads(change.row.spec)['argv'])}")
+            if change.before is not None and change.before.active:
+                report(f"stop {change.name}")
+            report(_start_words(change.row))
+    scope, before = _drop_left(store, changes)
+    for step in planned(store, scope, before) if scope.networks else []:
+        report(step.describe())
     return [_outcome(store, change, bool(steps)) for change in changes]
+
+
+def _drop_left(store: Store, changes: list[Change]) -> tuple[Scope, State]:
+    """Drop from the store the networks that nobody is on any more; the scope that this changed, and its state before."""
+    left = {name for c in changes if c.before for name in set(c.before.networks) - set(c.row.networks)}
+    scope = Scope((), tuple(sorted(left)))
+    before = desired_now(store, scope)
+    store.drop_implicit_networks(left)
+    return scope, before
+
+
+def _start_words(row: ServiceRow) -> str:
+    return f"start {row.name}: {' '.join(stored_spec(row).argv)}"
 
 
 def stored_spec(row: ServiceRow) -> ProcessSpec:
@@ -120,24 +152,26 @@ def _run(changes: list[Change], timeout_s: float, report: Report) -> None:
             if change.before is not None and change.before.active:
                 report(f"stop {change.name}")
                 process.stop(change.name, stored_spec(change.before).stop_timeout_s)
-            report(f"start {change.name}")
+            report(_start_words(change.row))
             process.start(stored_spec(change.row))
     for change in changes:
         if change.restarts:
             process.started_ok(change.name, min(STARTED_WITHIN_S, timeout_s))
 
 
-def _undo_all(store: Store, changes: list[Change], cause: BaseException, report: Report) -> None:
+def _undo_all(store: Store, names: list[str], cause: BaseException, report: Report) -> None:
     """Bring all back as it was; what cannot be undone is added to the error that caused it."""
     errors: list[NisoError] = []
-    for change in reversed(changes):
-        intent = store.intent(change.name)
+    for name in reversed(names):
+        intent = store.intent(name)
         if intent is None:
             continue
         try:
             _undo(store, intent, report)
         except NisoError as error:
             errors.append(error)
+        except (OSError, sqlite3.Error) as error:
+            errors.append(NisoError(f"{name}: its activation is not undone yet: {error}", "niso net repair"))
     if errors and isinstance(cause, NisoError):
         raise ErrorGroup([cause, *errors]) from cause
 
@@ -168,15 +202,19 @@ def _undo(store: Store, intent: Intent, report: Report) -> None:
         process.start(stored_spec(restored))
 
 
+def _forget_failed(store: Store, name: str) -> None:
+    """Delete the copies that a failed activation made, and the log of a service that is not known without it."""
+    kept = store.service(name)
+    package.keep_only(name, {kept.package} if kept else set())
+    if kept is None:
+        package.delete_tree(paths.log_dir(name))
+
+
 def _runs_with(name: str, spec_text: str) -> bool:
     from niso.runtime import spec
 
     saved = spec.load(name)
-    return (
-        saved is not None
-        and json.loads(spec_text) == saved._asdict()
-        and process.status(name).state in ("running", "starting", "restarting")
-    )
+    return saved is not None and json.loads(spec_text) == saved._asdict() and process.runs(name)
 
 
 def _forget_sysctls(store: Store) -> None:
@@ -211,42 +249,42 @@ def deactivate(
                 _plan_deactivation(store, name, report)
         return []
     recover(store, report)
-    outcomes = []
-    for name in services:
-        with service_lock(name):
-            row = store.service(name)
-            active = row is not None and row.active
-            if active:
-                _begin(store, name, "deactivate")
-                _finish(store, name, report, ends=True)
-            outcomes.append((name, active))
-    return outcomes
+    with _locked(services):
+        active = [name for name in services if (row := store.service(name)) is not None and row.active]
+        _begin(store, active, "deactivate")
+        _each(active, lambda name: _finish(store, name, report, ends=True))
+    return [(name, name in active) for name in services]
 
 
 def remove(store: Store, services: list[str], report: Report = silent) -> None:
     """Deactivate services and forget them, their leases, logs and copies. Raises NisoError."""
+
+    def end(name: str) -> None:
+        _finish(store, name, report, ends=False)
+        _forget(store, name, report)
+
     recover(store, report)
-    for name in services:
-        with service_lock(name):
-            if store.service(name) is not None:
-                _begin(store, name, "remove")
-                _finish(store, name, report, ends=False)
-                _forget(store, name, report)
+    with _locked(services):
+        known = [name for name in services if store.service(name) is not None]
+        _begin(store, known, "remove")
+        _each(known, end)
 
 
 def restart(store: Store, services: list[str], report: Report = silent) -> None:
     """End and start the processes of active services; namespace, addresses and ports stay."""
     recover(store, report)
-    for name in services:
-        with service_lock(name):
+    with _locked(services):
+        specs = []
+        for name in services:
             row = store.service(name)
             if row is None or not row.active:
                 raise Conflict(f"service {name!r} is not active", f"niso activate {name}")
-            report(f"restart {name}")
-            spec = stored_spec(row)
-            process.stop(name, spec.stop_timeout_s)
+            specs.append(stored_spec(row))
+        for spec in specs:
+            report(f"restart {spec.service}")
+            process.stop(spec.service, spec.stop_timeout_s)
             process.start(spec)
-            process.started_ok(name, STARTED_WITHIN_S)
+            process.started_ok(spec.service, STARTED_WITHIN_S)
 
 
 def recover(store: Store, report: Report = silent) -> None:
@@ -273,9 +311,32 @@ def recover(store: Store, report: Report = silent) -> None:
             lock.__exit__()
 
 
-def _begin(store: Store, name: str, action: str) -> None:
-    with Lock(), store.transaction():
-        store.begin_intent(name, action, time.time())
+def _locked(services: list[str]) -> ExitStack:
+    """The locks of several services, always taken in the same order."""
+    with ExitStack() as locks:
+        for name in sorted(services):
+            locks.enter_context(service_lock(name))
+        return locks.pop_all()
+
+
+def _begin(store: Store, services: list[str], action: str) -> None:
+    """Note the intent of all at once: if niso dies at the first, the others are finished too."""
+    if services:
+        with Lock(), store.transaction():
+            for name in services:
+                store.begin_intent(name, action, time.time())
+
+
+def _each(services: list[str], end: Callable[[str], None]) -> None:
+    """Do it for all, and raise what went wrong afterwards."""
+    errors: list[NisoError] = []
+    for name in services:
+        try:
+            end(name)
+        except NisoError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
 
 
 def _finish(store: Store, name: str, report: Report, ends: bool) -> None:

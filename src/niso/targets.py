@@ -75,7 +75,7 @@ def _find_target(store: Store, argument: str) -> Target:
     root = os.path.realpath(os.path.join(loaded.folder, rootfs)) if rootfs else None
     target = Target(loaded.manifest.package.name, loaded.manifest, loaded.path, loaded.folder, root, "")
     _check_files(target)
-    return target._replace(fingerprint=package.fingerprint(loaded.folder, root))
+    return target._replace(fingerprint=package.fingerprint(loaded.folder, root, loaded.path))
 
 
 def _check_files(target: Target) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import subprocess
 from typing import Any
 
@@ -69,7 +70,8 @@ class World:
         numbered = [line.split(" ", 1) for line in text.splitlines() if line.split(" ", 1)[0].isdigit()]
         # one process, counting by one: neither conmon nor what it calls at an end takes part
         assert [int(number) for number, _ in numbered] == list(range(1, len(numbered) + 1)), text
-        return done, [words for _, words in numbered]
+        # interfaces' numbers, and their names, which have the activation's in them, differ from run to run
+        return done, [re.sub(r"\bni[a-z]+-[0-9a-f]{7}\b|(?<=link )\d+|\d+$", "N", words) for _, words in numbered]
 
     def snapshot(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.lab.run("python", "-I", "-S", str(SNAPSHOT)).stdout)

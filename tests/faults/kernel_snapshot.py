@@ -35,6 +35,7 @@ def main() -> None:
             "mounts": _mounts(),
             "cgroups": _cgroups(),
             "processes": _processes(),
+            "homes": _homes(),
             "files": _files(),
         },
         sort_keys=True,
@@ -164,6 +165,27 @@ def _processes() -> list[str]:
             kept = [words[0], *(word for word in words[1:] if word.startswith(("/run/niso", "niso.runtime")))]
             found.append(" ".join(kept if "conmon" in words[0] else words))
     return sorted(found)
+
+
+def _homes() -> dict[str, list[str]]:
+    """Service -> the network namespaces that the processes in its cgroup are in, by name."""
+    names = {_inode(f"/run/netns/{name}"): name for name in _own_namespaces()}
+    homes: dict[str, set[str]] = {}
+    for pid in os.listdir("/proc"):
+        if not pid.isdigit():
+            continue
+        found = re.search(r"/niso-[0-9a-f]{8}/([a-z0-9-]+)", _read(f"/proc/{pid}/cgroup") or "")
+        inode = _inode(f"/proc/{pid}/ns/net")
+        if found and inode:
+            homes.setdefault(found[1], set()).add(names.get(inode, "another"))
+    return {service: sorted(found) for service, found in homes.items()}
+
+
+def _inode(path: str) -> int:
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return 0
 
 
 def _files() -> list[str]:

@@ -55,9 +55,10 @@ def package(lab: Lab, name: str, *command: str, files: dict[str, str] | None = N
         lines.append(f"[{section}]")
         lines += [f"{key} = {toml(value)}" for key, value in keys.items()]
     folder = f"/tmp/packages/{name}"
-    for path, text in (files or {}).items():
-        lab.write(f"{folder}/{path}", text, 0o755)
-    lab.write(f"{folder}/manifest.toml", "\n".join(lines) + "\n")
+    for path, text in {**(files or {}), "manifest.toml": "\n".join(lines) + "\n"}.items():
+        there = lab.path(f"{folder}/{path}")
+        if not there.exists() or there.read_text() != text:  # a new time of the same content would be a new package
+            lab.write(f"{folder}/{path}", text, 0o755)
     return folder
 
 

@@ -15,10 +15,13 @@ def run(*argv):
     return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
 VOLATILE = {"stats", "stats64", "ifindex", "link_index", "handle", "flags_counter", "valid_life_time", "preferred_life_time",
             "bytes", "packets", "gc_timer", "hello_timer", "tcn_timer", "topology_change_timer", "cache", "root_id",
-            "forward_delay_timer", "hold_timer", "message_age_timer"}
+            "forward_delay_timer", "hold_timer", "message_age_timer", "operstate"}
 def still(value):
     if isinstance(value, dict):
-        return {key: still(each) for key, each in value.items() if key not in VOLATILE}
+        kept = {key: still(each) for key, each in value.items() if key not in VOLATILE}
+        if isinstance(kept.get("flags"), list):
+            kept["flags"] = [each for each in kept["flags"] if each not in ("LOWER_UP", "NO-CARRIER")]
+        return kept
     if isinstance(value, list):
         return [still(each) for each in value]
     return value

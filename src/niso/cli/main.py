@@ -5,9 +5,10 @@ A sub-command's module is imported only when it is used, so that a command costs
 
 from __future__ import annotations
 
+import io
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from niso.errors import ErrorGroup, NisoError, UsageError
 
@@ -49,6 +50,9 @@ without a risk:   sudo niso lab
 def main() -> None:
     """Entry point of the console script; ends the process."""
     os.umask(0o022)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # a letter that the terminal's encoding does not have is shown by its number
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 
@@ -65,7 +69,7 @@ def run(arguments: list[str]) -> int:
         return _command(arguments)
     except NisoError as error:
         _report(error, as_json)
-        return failed or error.exit_status
+        return max(failed, error.exit_status)
     except KeyboardInterrupt:
         _report(NisoError("interrupted"), as_json)
         return 130
@@ -116,6 +120,11 @@ def new_parser(prog: str, description: str, epilog: str | None = None) -> argpar
     """A parser in niso's style: wrong use raises UsageError, and options cannot be shortened."""
     import argparse
 
+    class Formatter(argparse.RawDescriptionHelpFormatter):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            # argparse would import shutil (with all compressors) for this, and asks at each add_argument
+            super().__init__(*args, **{"width": _columns() - 2, **options})
+
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> None:  # type: ignore[override]
             raise UsageError(message, f"{self.prog} --help")
@@ -124,9 +133,16 @@ def new_parser(prog: str, description: str, epilog: str | None = None) -> argpar
         prog=prog,
         description=description,
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Formatter,
         allow_abbrev=False,
     )
+
+
+def _columns() -> int:
+    try:
+        return int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns)
+    except (OSError, ValueError):
+        return 80
 
 
 def unknown(kind: str, name: str, known: list[str], otherwise: str) -> UsageError:

@@ -36,7 +36,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 def as_json(value: object) -> None:
     import json
 
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(json.dumps(value, indent=2))
 
 
 def port_text(port: Port) -> str:

@@ -36,7 +36,8 @@ def build(name: str, cgroup_mounts: list[Mount], folders: list[Folder]) -> dict[
     environment variables that the lab needs. Raises KernelError.
     """
     current = os.getcwd()
-    _mount("none", "/", "", _REC | _PRIVATE)
+    _leave_chroot()
+    os.chdir(current)
     covered = ["/tmp", "/run"]  # noqa: S108
     overlay = not os.path.isdir(_STATE)
     if overlay:
@@ -65,6 +66,31 @@ def build(name: str, cgroup_mounts: list[Mount], folders: list[Folder]) -> dict[
         file.write(f"{name}\n")
     os.chdir(current if os.path.isdir(current) else "/")
     return environment
+
+
+def _leave_chroot() -> None:
+    """Take the mounts off the machine's; and where this is a chroot, make its folder the root of the mount namespace.
+
+    Whoever joins a mount namespace starts at its root, so in a chroot crun's exec would land outside of it.
+    """
+    own = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    here = os.fstat(own)
+    namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.setns(namespace, os.CLONE_NEWNS)  # to its root, setns(2)
+        _mount("none", "/", "", _REC | _PRIVATE)
+        if os.path.samestat(os.stat("/"), here):
+            return
+        os.fchdir(own)
+        _mount(".", "run", "", _BIND | _REC)
+        os.chdir("run")
+        if _libc.pivot_root(b".", b"."):
+            raise refused("pivot_root", ctypes.get_errno())
+        _libc.umount2(b".", _DETACH)
+        os.chdir("/")
+    finally:
+        os.close(namespace)
+        os.close(own)
 
 
 def _build_state(overlay: bool) -> dict[str, str]:

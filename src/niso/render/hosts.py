@@ -39,11 +39,15 @@ def edit(text: str, remove: set[str], add: set[str]) -> str:
 
 def lines(text: str) -> list[tuple[str, str]] | None:
     """(address, names) of each service's line; None if the file does not look as niso writes it."""
-    if not text.startswith(HEADER):
+    if not text.startswith(HEADER) or not text.endswith("\n"):
         return None
     found = []
-    for each in text[len(HEADER) :].splitlines():
+    for each in text[len(HEADER) : -1].split("\n") if len(text) > len(HEADER) else ():
         address, gap, names = each.partition("  ")
+        try:
+            _order(each)
+        except OSError:
+            return None
         if not gap or not names:
             return None
         found.append((address, names))

@@ -192,6 +192,7 @@ def _conmon(spec: ProcessSpec, bundle: str, helper: int) -> int:
     exit_command = ["-I", "-m", "niso.runtime.exited", spec.service, bundle]
     runtime = [
         f"--mount=/proc/{helper}/ns/mnt",
+        f"--root=/proc/{helper}/root",  # ours, where niso itself runs in a chroot
         "--",
         tool("crun"),
         "--cgroup-manager=cgroupfs",

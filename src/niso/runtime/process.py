@@ -198,6 +198,14 @@ def status(service: str) -> Status:
     return shown
 
 
+def runs(service: str) -> bool:
+    """Whether it runs, or will again by its restart policy, and nobody has begun to stop it."""
+    record = read_json(os.path.join(paths.service_dir(service), "state.json"))
+    if record is None or os.path.exists(f"{bundle_of(service, int(record['run']))}/{launch.STOPPING}"):
+        return False
+    return status(service).state in ("running", "starting", "restarting")
+
+
 def restarts_after(policy: str, code: int) -> bool:
     """Whether a service with this restart policy starts again after exit status ``code``."""
     return policy == "always" or (policy == "on-failure" and code != 0)

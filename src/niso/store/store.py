@@ -451,11 +451,13 @@ class Transaction:
         self._cancelled = True
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is None and not self._cancelled:
-            failpoint.hit("commit to the store")
-            self._db.execute("COMMIT")
-        else:
-            self._db.execute("ROLLBACK")
+        try:
+            if kind is None and not self._cancelled:
+                failpoint.hit("commit to the store")
+                self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:  # which SQLite itself ends after some errors
+                self._db.execute("ROLLBACK")
 
 
 def damaged(path: str, error: Exception) -> NisoError:

@@ -1,0 +1,507 @@
+"""activate, deactivate, remove and restart of real services; the kernel says what became of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import Any
+
+import pytest
+import snapshots
+from conftest import Lab
+from services import (
+    CLIENT,
+    HOST,
+    address,
+    answer,
+    ask,
+    busybox_rootfs,
+    echo,
+    idle,
+    inside,
+    inspect,
+    on,
+    package,
+    ps,
+    refused,
+)
+
+
+def pid_of(lab: Lab, name: str) -> int:
+    """The pid of a service's PID 1 in the lab."""
+    found = inspect(lab, name)["pid"]
+    assert isinstance(found, int)
+    return found
+
+
+def netns_inode(lab: Lab, name: str) -> int:
+    return os.stat(lab.path(f"/run/netns/niso-{name}")).st_ino
+
+
+def host_end(lab: Lab, name: str, link: str = "eth0") -> dict[str, Any]:
+    """The host's end of a service's veth pair, found by the kernel's own index of it."""
+    index = lab.ip_json("link", "show", "dev", link, netns=f"niso-{name}")[0]["link_index"]
+    return next(each for each in lab.ip_json("-d", "link") if each["ifindex"] == index)
+
+
+def sysctl(lab: Lab, name: str) -> str:
+    return lab.run("cat", f"/proc/sys/{name}").stdout.strip()
+
+
+def environment_of(lab: Lab, pid: int) -> list[str]:
+    """The environment of the service below the PID 1 ``pid``."""
+    child = lab.run("cat", f"/proc/{pid}/task/{pid}/children").stdout.split()[0]
+    return lab.run("cat", f"/proc/{child}/environ").stdout.split("\0")
+
+
+# --- the first activation -------------------------------------------------------------------------------------------
+
+
+def test_first_activation_makes_bridge_namespace_veth_address_and_default_route(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "api", network=on("backend")))
+    bridge = lab.ip_json("-d", "address", "show", "dev", "niso-backend")[0]
+    assert bridge["linkinfo"]["info_kind"] == "bridge"
+    assert re.fullmatch("niso:[0-9a-f]{8}", bridge["ifalias"])
+    assert [each["local"] for each in bridge["addr_info"] if each["family"] == "inet"] == ["10.99.1.1"]
+    assert "UP" in bridge["flags"]
+
+    port = host_end(lab, "api")
+    assert (port["master"], port["ifalias"]) == ("niso-backend", bridge["ifalias"])
+    assert port["linkinfo"]["info_kind"] == "veth" and "UP" in port["flags"]
+    link = inside(lab, "api", "eth0")
+    assert [(each["local"], each["prefixlen"]) for each in link["addr_info"]] == [("10.99.1.2", 24)]
+    assert "UP" in link["flags"]
+    routes = lab.ip_json("route", netns="niso-api")
+    assert [(each["dst"], each["dev"], each.get("gateway")) for each in routes] == [
+        ("default", "eth0", "10.99.1.1"),
+        ("10.99.1.0/24", "eth0", None),
+    ]
+    assert [each["ifname"] for each in lab.ip_json("link", netns="niso-api")] == ["lo", "eth0"]
+    assert "UP" in lab.ip_json("link", "show", "dev", "lo", netns="niso-api")[0]["flags"]
+
+
+def test_process_runs_in_the_named_namespace_under_conmon_alone(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "api"))
+    pid = pid_of(lab, "api")
+    assert os.stat(lab.path(f"/proc/{pid}/ns/net")).st_ino == netns_inode(lab, "api")
+    listing = lab.run("ps", "-eo", "comm=,args=").stdout.splitlines()
+    assert not [line for line in listing if "niso" in line and not re.match("conmon |niso-init |.* -m niso.lab ", line)]
+    assert len([line for line in listing if line.startswith("conmon")]) == 1
+
+
+def test_service_may_bind_every_port_and_ping(lab: Lab) -> None:
+    lab.niso("activate", echo(lab, "api", port=1), idle(lab, "worker"))
+    pid = pid_of(lab, "worker")
+    assert answer(lab, address(lab, "api"), 1, "niso-worker") == f"api {address(lab, 'worker')}"
+    status = lab.run("grep", "^CapEff", f"/proc/{pid}/status").stdout
+    assert int(status.split()[1], 16) == 0
+    assert "1 received" in lab.niso("exec", "worker", "--", "ping", "-c1", "-W2", "api").stdout
+
+
+def test_package_is_a_read_only_copy_at_app_made_at_activation(lab: Lab) -> None:
+    folder = package(lab, "api", "bin/run", files={"bin/run": "#!/bin/sh\nexec sleep 1000\n", "data": "first\n"})
+    lab.niso("activate", folder)
+    lab.write(f"{folder}/data", "second\n")
+    assert lab.niso("exec", "api", "--", "cat", "/app/data").stdout == "first\n"
+    done = lab.niso("exec", "api", "--", "sh", "-c", "pwd; echo x >/app/data", check=False)
+    assert done.stdout == "/app\n" and "Read-only" in done.stderr
+
+
+@pytest.mark.parametrize("user", [None, "web", "33:99"])
+def test_service_runs_from_its_own_rootfs_as_the_user_asked_for(lab: Lab, user: str | None) -> None:
+    folder = package(
+        lab, "box", "sh", "-c", "id; exec sleep 1000", package={"rootfs": "rootfs"}, service={"user": user} if user else {}
+    )
+    busybox_rootfs(lab, f"{folder}/rootfs")
+    before = sorted(str(path) for path in lab.path(f"{folder}/rootfs").rglob("*"))
+    lab.niso("activate", folder)
+    said = lab.wait_for(lambda: lab.niso("logs", "box").stdout)
+    if user is None:
+        assert re.match(r"uid=19000000\d\d\(box\) gid=19000000\d\d", said)
+    else:
+        assert said.startswith("uid=33(web) gid=44(web)" if user == "web" else "uid=33(web) gid=99")
+    assert sorted(str(path) for path in lab.path(f"{folder}/rootfs").rglob("*")) == before
+    assert lab.niso("exec", "box", "--", "ls", "/bin/busybox").stdout == "/bin/busybox\n"
+    assert lab.niso("exec", "box", "--", "ls", "/usr", check=False).returncode != 0
+
+
+# --- what an argument means ------------------------------------------------------------------------------------------
+
+
+def test_argument_is_a_manifest_a_folder_or_a_known_service(lab: Lab) -> None:
+    folder = idle(lab, "api")
+    lab.niso("activate", f"{folder}/manifest.toml")
+    lab.niso("remove", "api")
+    lab.niso("activate", "api", cwd="/tmp/packages")
+    lab.niso("deactivate", "api")
+    lab.write(f"{folder}/manifest.toml", "this is no manifest")
+    lab.niso("activate", "api", cwd="/tmp/packages")  # the known service, with the manifest of its last activation
+    assert ps(lab, "api")["status"] == "running"
+    assert "line 1, column 6" in refused(lab, "activate", "./api", cwd="/tmp/packages")
+    assert "'nothing'" in refused(lab, "activate", "nothing")
+
+
+def test_service_is_named_by_its_hostname_too(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "api", network={"hostname": "front"}))
+    assert lab.niso("exec", "front", "--", "hostname").stdout == "front\n"
+    lab.niso("deactivate", "front")
+    assert ps(lab, "api")["status"] == "inactive"
+    lab.niso("activate", "front")
+    assert ps(lab, "api")["status"] == "running"
+
+
+# --- again ------------------------------------------------------------------------------------------------------------
+
+
+def test_unchanged_activation_says_so_and_takes_no_step(lab: Lab) -> None:
+    folder = echo(lab, "api", network={"ports": ["8080:80"]})
+    lab.niso("activate", folder)
+    before = snapshots.take(lab)
+    again = lab.niso("activate", "-v", folder)
+    assert again.stdout.startswith("api: is active already, nothing to do  10.99.0.2")
+    assert again.stderr == ""
+    assert json.loads(lab.niso("activate", "--json", "api").stdout)[0]["changed"] is False
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+
+
+def test_added_and_removed_port_needs_no_restart(lab: Lab) -> None:
+    lab.niso("activate", echo(lab, "api", network={"ports": ["8080:80"]}))
+    answer(lab, HOST, 8080, "client")
+    pid = pid_of(lab, "api")
+    lab.niso("activate", echo(lab, "api", network={"ports": ["8081:80", "8082:80"]}))
+    assert ask(lab, HOST, 8081, "client") == ask(lab, HOST, 8082, "client") == f"api {CLIENT}"
+    assert ask(lab, HOST, 8080, "client") == ""
+    assert pid_of(lab, "api") == pid
+
+
+def test_changed_environment_restarts_the_process_in_the_same_namespace(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "api", environment={"LEVEL": "info"}))
+    pid, inode, link = pid_of(lab, "api"), netns_inode(lab, "api"), inside(lab, "api", "eth0")
+    lab.niso("activate", idle(lab, "api", environment={"LEVEL": "debug"}))
+    assert pid_of(lab, "api") != pid
+    assert netns_inode(lab, "api") == inode
+    assert inside(lab, "api", "eth0") == link
+    assert "LEVEL=debug" in environment_of(lab, pid_of(lab, "api"))
+
+
+def test_changed_package_file_restarts_and_shows_the_new_one(lab: Lab) -> None:
+    command = ("bin/run",)
+    lab.niso("activate", package(lab, "api", *command, files={"bin/run": "#!/bin/sh\nexec sleep 1001\n"}))
+    pid = pid_of(lab, "api")
+    lab.niso("activate", package(lab, "api", *command, files={"bin/run": "#!/bin/sh\nexec sleep 10002\n"}))
+    assert pid_of(lab, "api") != pid
+    assert "10002" in lab.niso("exec", "api", "--", "cat", "/app/bin/run").stdout
+    assert len(os.listdir(lab.path("/var/lib/niso/packages/api"))) == 1
+
+
+def test_changed_network_moves_the_endpoint(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "api", network=on("backend")), idle(lab, "peer", network=on("backend")))
+    lab.niso("activate", idle(lab, "api", network=on("frontend")))
+    assert inside(lab, "api", "eth0")["addr_info"][0]["local"] == "10.99.2.2"
+    assert host_end(lab, "api")["master"] == "niso-frontend"
+    assert lab.ip_json("route", "show", "default", netns="niso-api")[0]["gateway"] == "10.99.2.1"
+    ports = [each["ifname"] for each in lab.ip_json("link", "show", "master", "niso-backend")]
+    assert ports == [host_end(lab, "peer")["ifname"]]
+    assert "api" not in lab.niso("exec", "peer", "--", "cat", "/etc/hosts").stdout
+    assert "peer" not in lab.niso("exec", "api", "--", "cat", "/etc/hosts").stdout
+
+
+def test_second_network_comes_and_goes_as_eth1(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "api", network=on("backend")))
+    lab.niso("activate", idle(lab, "api", network={"networks": ["backend", "frontend"]}))
+    assert inside(lab, "api", "eth1")["addr_info"][0]["local"] == "10.99.2.2"
+    assert host_end(lab, "api", "eth1")["master"] == "niso-frontend"
+    lab.niso("activate", idle(lab, "api", network=on("backend")))
+    assert [each["ifname"] for each in lab.ip_json("link", netns="niso-api")] == ["lo", "eth0"]
+    assert not [each for each in lab.ip_json("link") if each.get("master") == "niso-frontend"]
+
+
+def test_process_that_ended_for_good_leaves_its_service_active(lab: Lab) -> None:
+    lab.niso(
+        "activate",
+        package(lab, "job", "sh", "-c", "echo begin; sleep 0.4; exit 3", service={"restart": "no"}, network={"ports": ["8080:80"]}),
+    )
+    lab.wait_for(lambda: ps(lab, "job")["status"] == "exited (3)")
+    assert inside(lab, "job", "eth0")["addr_info"][0]["local"] == "10.99.0.2"
+    assert lab.niso("net", "ports").stdout.splitlines()[1].split() == ["job", "0.0.0.0:8080", "80", "tcp"]
+    lab.niso("restart", "job")
+    assert lab.niso("logs", "job").stdout == "begin\nbegin\n"
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+_FOLDERS = {"/run/niso", "/run/niso/crun", "/run/niso/hosts", "/run/niso/services"}
+_FOLDERS |= {"/var/lib/niso/logs", "/var/lib/niso/packages"}
+
+
+def test_remove_leaves_the_host_as_before_the_first_activation(lab: Lab) -> None:
+    before = snapshots.take(lab)
+    lab.niso("activate", echo(lab, "api", network={"networks": ["backend", "frontend"], "ports": ["8080:80"]}))
+    lab.niso("activate", idle(lab, "worker", network=on("backend")))
+    answer(lab, HOST, 8080, "client")
+    lab.niso("deactivate", "--all")
+    lab.niso("remove", "api", "worker")
+    after = snapshots.take(lab)
+    store = after.pop("store")
+    assert {table: rows for table, rows in store.items() if rows and table != "meta"} == {}
+    after["files"] = {path: value for path, value in after["files"].items() if path not in _FOLDERS}
+    assert not before.pop("store")
+    assert snapshots.differences(before, after) == []
+
+
+def test_deactivate_takes_all_from_the_kernel_and_keeps_the_lease(lab: Lab) -> None:
+    lab.niso("net", "create", "backend")
+    before = snapshots.take(lab)
+    lab.niso("activate", *(idle(lab, name, network=on("backend", ports=[f"{port}:80"])) for name, port in (("a", 1001), ("b", 1002))))
+    assert (address(lab, "a"), address(lab, "b")) == ("10.99.1.2", "10.99.1.3")
+    said = lab.niso("deactivate", "a", "b").stdout
+    assert said == "a: inactive\nb: inactive\n"
+    after = snapshots.take(lab)
+    before["store"], before["files"] = after["store"], after["files"]
+    assert snapshots.differences(before, after) == []
+    assert lab.niso("deactivate", "a").stdout == "a: is not active\n"
+    lab.niso("activate", "b")
+    lab.niso("activate", idle(lab, "c", network=on("backend")))
+    lab.niso("activate", "a")
+    assert [address(lab, name) for name in "abc"] == ["10.99.1.2", "10.99.1.3", "10.99.1.4"]
+    lab.niso("remove", "a")
+    lab.niso("activate", idle(lab, "d", network=on("backend")))
+    assert address(lab, "d") == "10.99.1.2"
+
+
+def test_deactivate_ends_a_process_that_ignores_term_after_its_stop_timeout(lab: Lab) -> None:
+    script = "trap '' TERM; while :; do sleep 0.1; done"
+    lab.niso("activate", package(lab, "api", "sh", "-c", script, service={"stop_timeout": "300ms"}))
+    pid = pid_of(lab, "api")
+    lab.niso("deactivate", "api")
+    assert not lab.path(f"/proc/{pid}").exists()
+
+
+def test_restart_keeps_namespace_address_and_ports(lab: Lab) -> None:
+    lab.niso("activate", echo(lab, "api", network={"ports": ["8080:80"]}))
+    answer(lab, HOST, 8080, "client")
+    pid, inode, link = pid_of(lab, "api"), netns_inode(lab, "api"), inside(lab, "api", "eth0")
+    assert lab.niso("restart", "api").stdout == "api: restarted\n"
+    assert pid_of(lab, "api") != pid
+    assert (netns_inode(lab, "api"), inside(lab, "api", "eth0")) == (inode, link)
+    assert answer(lab, HOST, 8080, "client") == f"api {CLIENT}"
+    lab.niso("deactivate", "api")
+    assert "'api' is not active" in refused(lab, "restart", "api")
+
+
+def test_forwarding_is_on_while_a_service_is_active_and_then_as_before(lab: Lab) -> None:
+    assert sysctl(lab, "net/ipv4/ip_forward") == "0"
+    lab.niso("net", "create", "backend")
+    assert sysctl(lab, "net/ipv4/ip_forward") == "0"
+    lab.niso("activate", idle(lab, "a"), idle(lab, "b"))
+    lab.niso("deactivate", "a")
+    assert sysctl(lab, "net/ipv4/ip_forward") == "1"
+    lab.niso("deactivate", "b")
+    assert sysctl(lab, "net/ipv4/ip_forward") == "0"
+    lab.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    lab.niso("activate", "a")
+    lab.niso("deactivate", "a")
+    assert sysctl(lab, "net/ipv4/ip_forward") == "1"
+
+
+# --- whole or nothing -------------------------------------------------------------------------------------------------
+
+
+def test_dry_run_prints_the_steps_that_then_run_and_changes_nothing(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "peer"))
+    folder = echo(lab, "api", network={"ports": ["8080:80"]})
+    before = snapshots.take(lab)
+    planned = lab.niso("activate", "--dry-run", folder).stdout
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+    taken = lab.niso("activate", "-v", folder).stderr
+    assert planned == taken
+    assert "ip netns add niso-api" in planned and "8080" in planned
+
+    changed = echo(lab, "api", environment={"A": "b"}, network={"ports": ["8081:80"]})
+    before = snapshots.take(lab)
+    planned = lab.niso("activate", "--dry-run", changed).stdout
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+    assert planned == lab.niso("activate", "-v", changed).stderr
+    assert "stop api" in planned
+
+    before = snapshots.take(lab)
+    planned = lab.niso("deactivate", "--dry-run", "api", "peer").stdout
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+    assert planned == lab.niso("deactivate", "-v", "api", "peer").stderr
+    assert lab.niso("deactivate", "--dry-run", "api").stdout == ""
+
+
+def test_dry_run_on_a_fresh_host_makes_not_even_a_store(lab: Lab) -> None:
+    folder = idle(lab, "api")
+    before = snapshots.take(lab)
+    assert "ip netns add niso-api" in lab.niso("activate", "--dry-run", folder).stdout
+    lab.niso("net", "create", "--dry-run", "backend")
+    after = snapshots.take(lab)
+    after["files"].pop("/run/niso", None)
+    assert snapshots.differences(before, after) == []
+
+
+def test_several_services_are_activated_all_or_none(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "old", environment={"LEVEL": "info"}))
+    pid = pid_of(lab, "old")
+    before = snapshots.take(lab)
+    changed = idle(lab, "old", environment={"LEVEL": "debug"}, network={"ports": ["9000:80"]})
+    dies = package(lab, "bad", "sh", "-c", "echo no luck; exit 7")
+    said = refused(lab, "activate", idle(lab, "one", network=on("backend")), changed, dies)
+    assert "bad: its process ended at once (exit status 7)" in said and "no luck" in said
+    assert "LEVEL=info" in environment_of(lab, pid_of(lab, "old"))
+    after = snapshots.take(lab)
+    for each in (before, after):
+        each["processes"] = [re.sub(r"^\d+ |/proc/\d+", "", line) for line in each["processes"]]
+        each["files"] = {path: v for path, v in each["files"].items() if "/run/niso/services/old" not in path}
+    assert snapshots.differences(before, after) == []
+    assert pid_of(lab, "old") != pid  # it was replaced, and put back
+
+    good = [idle(lab, name) for name in ("one", "two", "three")]
+    lab.niso("activate", *good)
+    assert {ps(lab, name)["status"] for name in ("one", "two", "three")} == {"running"}
+
+
+def _bad_entrypoint(lab: Lab) -> str:
+    return package(lab, "api", "bin/missing", network={"ports": ["8080:80"]})
+
+
+def _not_executable(lab: Lab) -> str:
+    folder = package(lab, "api", "bin/run", files={"bin/run": "#!/bin/sh\n"})
+    lab.path(f"{folder}/bin/run").chmod(0o644)
+    return folder
+
+
+def _bad_user(lab: Lab) -> str:
+    return idle(lab, "api", service={"user": "nobodyhere"})
+
+
+def _dies_at_once(lab: Lab) -> str:
+    return package(lab, "api", "sh", "-c", "echo last words >&2; exit 3", network=on("new", ports=["8080:80"]))
+
+
+def _bad_interpreter(lab: Lab) -> str:
+    return package(lab, "api", "bin/run", files={"bin/run": "#!/no/such/interpreter\n"}, network=on("new"))
+
+
+def _runtime_refuses(lab: Lab) -> str:
+    folder = package(lab, "api", "bin/run", files={"bin/run": "not a program\n"}, network=on("new"))
+    return folder
+
+
+def _no_working_dir(lab: Lab) -> str:
+    return idle(lab, "api", binary={"working_dir": "/nowhere"})
+
+
+def _port_of_service(lab: Lab) -> str:
+    return idle(lab, "api", network=on("new", ports=["7000:80"]))
+
+
+def _static_taken(lab: Lab) -> str:
+    return idle(lab, "api", network={"ip": "10.99.0.2"})
+
+
+def _name_taken(lab: Lab) -> str:
+    return idle(lab, "api", network={"network": "new", "aliases": ["www"]})
+
+
+def _foreign_bridge(lab: Lab) -> str:
+    lab.run("ip", "link", "add", "niso-new", "type", "bridge")
+    return idle(lab, "api", network=on("new"))
+
+
+def _foreign_netns(lab: Lab) -> str:
+    lab.run("ip", "netns", "add", "niso-api")
+    return idle(lab, "api", network=on("new"))
+
+
+def _no_address_left(lab: Lab) -> str:
+    lab.niso("net", "create", "tiny", "--subnet", "10.50.0.0/30")
+    lab.niso("activate", idle(lab, "full", network=on("tiny")))
+    lab.niso("deactivate", "full")
+    return idle(lab, "api", network={"networks": ["new", "tiny"]})
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (_bad_entrypoint, ["binary.entrypoint", "bin/missing"]),
+        (_not_executable, ["binary.entrypoint", "bin/run"]),
+        (_bad_user, ["service.user", "nobodyhere"]),
+        (_dies_at_once, ["api: its process ended at once (exit status 3)", "last words"]),
+        (_bad_interpreter, ["/no/such/interpreter"]),
+        (_runtime_refuses, ["bin/run"]),
+        (_no_working_dir, ["binary.working_dir", "/nowhere"]),
+        (_port_of_service, ["network.ports[0]", "host port 7000/tcp is published by 'base'"]),
+        (_static_taken, ["network.ip", "10.99.0.2 is leased to service 'base'"]),
+        (_name_taken, ["network.aliases", "'www' is held by service 'base'"]),
+        (_foreign_bridge, ["link 'niso-new'", "not this niso's own"]),
+        (_foreign_netns, ["network namespace 'niso-api'", "not this niso's own"]),
+        (_no_address_left, ["network 'tiny' (10.50.0.0/30) has no free address", "niso remove", "full"]),
+    ],
+    ids=lambda value: value.__name__.strip("_") if callable(value) else "",
+)
+def test_failed_activation_leaves_nothing_and_says_why(lab: Lab, make: Any, words: list[str]) -> None:
+    lab.niso("activate", idle(lab, "base", network={"ports": ["7000:80"], "aliases": ["www"]}))
+    folder = make(lab)
+    before = snapshots.take(lab)
+    said = refused(lab, "activate", folder)
+    assert all(word in said for word in words), said
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+    error = json.loads(refused_json(lab, "activate", "--json", folder))["error"]
+    assert set(error) == {"message", "hint", "key"} and words[0] in f"{error['key']} {error['message']}"
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+
+
+def refused_json(lab: Lab, *argv: str) -> str:
+    done = lab.niso(*argv, check=False)
+    assert done.returncode == 1 and done.stdout == ""
+    return str(done.stderr).splitlines()[0]
+
+
+def test_port_of_a_process_of_the_host_is_refused_and_names_it(lab: Lab) -> None:
+    listener = lab.popen("python3", "-ISc", "import socket, time; s = socket.create_server(('', 8080)); print(1, flush=True); time.sleep(60)")
+    assert listener.stdout and listener.stdout.readline() == b"1\n"
+    said = refused(lab, "activate", idle(lab, "api", network={"ports": ["8080:80"]}))
+    assert f"host port 8080/tcp is used by python3 (pid {listener.pid})" in said.replace("python3.13", "python3")
+    listener.kill()
+
+
+def test_second_state_folder_in_one_network_namespace_is_refused(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "api"))
+    before = snapshots.take(lab)
+    other: dict[str, str | None] = {"NISO_STATE_DIR": "/tmp/other", "NISO_RUN_DIR": "/tmp/other-run"}
+    said = refused(lab, "activate", idle(lab, "second"), env=other)
+    assert "/tmp/other" in said and "belongs to the niso state folder with id" in said
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+
+
+def test_all_errors_of_a_manifest_come_at_once_with_their_keys(lab: Lab) -> None:
+    folder = idle(lab, "api", network={"ports": ["80", "x:1"], "mode": "host", "colour": 1}, healthcheck={"tcp": 80})
+    said = refused(lab, "activate", folder)
+    for key in ("network.ports[0]", "network.ports[1]", "network.mode", "network.colour", "healthcheck"):
+        assert key in said, said
+    assert all(f"{folder}/manifest.toml" in line for line in said.splitlines() if line.startswith("niso: "))
+
+
+def test_services_activated_at_the_same_time_get_different_addresses(lab: Lab) -> None:
+    folders = [idle(lab, f"s{number}") for number in range(4)]
+    commands = [lab.popen("niso", "activate", folder) for folder in folders]
+    for command in commands:
+        _, err = command.communicate()
+        assert command.returncode == 0, err
+    assert sorted(address(lab, f"s{number}") for number in range(4)) == [f"10.99.0.{n}" for n in (2, 3, 4, 5)]
+    assert lab.niso("net", "check").returncode == 0
+
+
+def test_interrupted_activation_is_undone(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "base"))
+    folder = package(lab, "api", "sh", "-c", "sleep 1000", network=on("new", ports=["8080:80"]))
+    before = snapshots.take(lab)
+    command = lab.popen("niso", "activate", folder)
+    lab.wait_for(lambda: lab.path("/run/niso/services/api").exists())
+    command.send_signal(2)
+    _, err = command.communicate()
+    assert command.returncode == 130 and "niso: interrupted" in err
+    assert snapshots.differences(before, snapshots.take(lab)) == []

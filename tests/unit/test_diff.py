@@ -1,0 +1,274 @@
+"""diff: steps that a kernel takes in this order, that make what is into what should be, and touch nothing else."""
+
+from __future__ import annotations
+
+import random
+import shlex
+
+from fake_kernel import FakeKernel, Refused
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from snapshots_made import endpoint, everything, network, snapshots
+
+from niso.diff import HostsEdit, NftTransaction, Step, diff
+from niso.plan import desired
+from niso.records import Port, Service
+from niso.render import nft
+from niso.state import Bridge, Netns, Ruleset, State, Sysctl, Veth, kinds
+
+BOUNDED = settings(max_examples=120, deadline=None)
+
+BACKEND, FRONT = network(0), network(1)
+API = Service("api", 1, (endpoint(BACKEND, 2),), (Port("", 8080, 80, "tcp"),), ("api",))
+DB = Service("db", 1, (endpoint(BACKEND, 3),), (), ("db",))
+
+
+def state(*services: Service, networks: tuple = (BACKEND, FRONT)) -> State:
+    return desired(everything(networks, services))
+
+
+def apply(kernel: FakeKernel, want: State) -> list:
+    """Do what diff says, one step after the other, looking at each moment that nothing stands unguarded."""
+    steps = diff(want, kernel.read(want))
+    for step in steps:
+        guarded_so_far = not kernel.unguarded()
+        kernel.do(step)
+        assert not guarded_so_far or not kernel.unguarded(), f"after {step.describe()}"
+    return steps
+
+
+def same(have: State, want: State) -> bool:
+    """Equal but for sysctls, which have no end of their own."""
+    return have._replace(sysctls=want.sysctls) == want and want.sysctls <= have.sysctls
+
+
+@BOUNDED
+@given(snapshots())
+def test_equal_states_give_no_step(snapshot) -> None:
+    assert diff(desired(snapshot), desired(snapshot)) == []
+
+
+@BOUNDED
+@given(snapshots(), snapshots())
+def test_steps_make_what_is_there_into_what_should_be(before, after) -> None:
+    kernel = FakeKernel()
+    apply(kernel, desired(before))
+    want = desired(after)
+    apply(kernel, want)
+    assert same(kernel.read(want), want)
+    assert diff(want, kernel.read(want)) == []
+
+
+@BOUNDED
+@given(st.lists(snapshots(), min_size=2, max_size=6))
+def test_walks_over_many_states_end_where_they_should(walk) -> None:
+    kernel = FakeKernel()
+    for snapshot in walk:
+        want = desired(snapshot)
+        apply(kernel, want)
+        assert same(kernel.read(want), want)
+        assert apply(kernel, want) == []
+
+
+@BOUNDED
+@given(snapshots(), snapshots(), st.integers(0, 200))
+def test_whatever_step_it_dies_after_the_next_run_converges(before, after, stops_after) -> None:
+    kernel = FakeKernel()
+    apply(kernel, desired(before))
+    want = desired(after)
+    for step in diff(want, kernel.read(want))[:stops_after]:
+        kernel.do(step)
+    apply(kernel, want)
+    assert same(kernel.read(want), want)
+
+
+@BOUNDED
+@given(snapshots(), st.randoms(use_true_random=False))
+def test_whatever_is_lost_comes_back_and_nothing_else_is_touched(snapshot, chance: random.Random) -> None:
+    want = desired(snapshot)
+    kernel = FakeKernel()
+    apply(kernel, want)
+    lost: set[str] = set()
+    for name in sorted(kernel.veths):
+        if chance.random() < 0.3:
+            lost.add(name)
+            kernel.lose_veth(name)
+    for name in sorted(kernel.netns):
+        if chance.random() < 0.3:
+            lost |= {veth.name for veth in kernel.veths.values() if veth.netns == name} | {name}
+            kernel.lose_netns(name)
+    gone_elements = [key for key in sorted(kernel.elements) if chance.random() < 0.1 and key[1] != "owner"]
+    for key in gone_elements:
+        del kernel.elements[key]
+    steps = diff(want, kernel.read(want))
+    kernel.write(steps)
+    assert same(kernel.read(want), want)
+    added = {s.thing.name for s in steps if isinstance(s, Step) and isinstance(s.thing, Veth | Netns | Bridge)}
+    # a namespace that is made anew takes all of its pairs with it
+    assert added <= lost | {veth.name for veth in want.veths if veth.netns in lost}
+    statements = [line for s in steps if isinstance(s, NftTransaction) for line in s.statements]
+    assert len(statements) == len(gone_elements)
+
+
+@BOUNDED
+@given(snapshots(), snapshots())
+def test_steps_touch_nothing_that_is_equal(before, after) -> None:
+    have, want = desired(before), desired(after)
+    if have.rulesets != want.rulesets:
+        return
+    equal = {thing for a, b in zip(kinds(have), kinds(want), strict=True) for thing in a & b}
+    ends = {(veth.netns, veth.peer) for veth in have.veths - want.veths}
+    for step in diff(want, have):
+        if isinstance(step, Step):
+            # an address or route of a link that is made anew is made again with it
+            lies_on = (getattr(step.thing, "netns", None), getattr(step.thing, "link", None))
+            assert step.thing not in equal or lies_on in ends
+        elif isinstance(step, HostsEdit):
+            assert step.create or not equal & {*step.remove, *step.add}
+        else:
+            unchanged = {nft.statement("add", e) for e in want.elements & have.elements}
+            assert not unchanged & set(step.statements)
+
+
+@BOUNDED
+@given(snapshots(), snapshots())
+def test_nft_additions_come_before_links_and_guards_go_after_them(before, after) -> None:
+    have, want = desired(before), desired(after)
+    steps = diff(want, have)
+    transactions = [i for i, step in enumerate(steps) if isinstance(step, NftTransaction)]
+    assert len(transactions) <= 2
+    for i in transactions:
+        adds = [s for s in steps[i].statements if s.startswith("add element")]
+        assert not adds or i == 0
+        guards = [s for s in steps[i].statements if s.startswith("delete element") and s.split()[4] in nft.LATE]
+        # a guard whose element only changes is deleted and added in one transaction
+        keys = {s.partition(" comment ")[0].removeprefix("add ").removesuffix(" }") for s in adds}
+        guards = [s for s in guards if s.removeprefix("delete ").removesuffix(" }") not in keys]
+        assert not guards or i == len(steps) - 1
+
+
+def test_first_service_is_made_referents_first_and_taken_away_in_reverse() -> None:
+    empty, one = State(), state(API, networks=(BACKEND,))
+    kind_of = [type(s.thing).__name__ if isinstance(s, Step) else type(s).__name__ for s in diff(one, empty)]
+    assert list(dict.fromkeys(kind_of)) == [
+        *("NftTransaction", "Bridge", "Netns", "Sysctl", "Veth", "Address", "Route", "HostsEdit"),
+    ]
+    kind_of = [type(s.thing).__name__ if isinstance(s, Step) else type(s).__name__ for s in diff(empty, one)]
+    assert kind_of == ["HostsFile", "Netns", "Bridge", "NftTransaction"]
+
+
+def test_service_that_goes_deletes_only_its_namespace_and_elements() -> None:
+    steps = diff(state(DB), state(API, DB))
+    assert [s.thing.name for s in steps if isinstance(s, Step) and s.action == "delete"] == ["niso-api"]
+    (transaction,) = [s for s in steps if isinstance(s, NftTransaction)]
+    assert transaction is steps[-1]
+    assert len(transaction.statements) == len(state(API, DB).elements - state(DB).elements)
+
+
+def test_networks_that_change_places_take_both_pairs_away_before_either_comes_back() -> None:
+    both = API._replace(endpoints=(endpoint(BACKEND, 2), endpoint(FRONT, 2)))
+    turned = API._replace(endpoints=(endpoint(FRONT, 2), endpoint(BACKEND, 2)))
+    actions = [s.action for s in diff(state(turned), state(both)) if isinstance(s, Step) and isinstance(s.thing, Veth)]
+    assert actions == ["delete", "delete", "add", "add"]
+
+
+def test_service_that_moves_to_another_network_frees_eth0_first() -> None:
+    moved = API._replace(endpoints=(endpoint(FRONT, 2),))
+    actions = [s.action for s in diff(state(moved), state(API)) if isinstance(s, Step) and isinstance(s.thing, Veth)]
+    assert actions == ["delete", "add"]
+
+
+def test_new_address_comes_before_the_old_one_goes_and_route_stays() -> None:
+    moved = API._replace(endpoints=(endpoint(BACKEND, 9),))
+    steps = [s for s in diff(state(moved), state(API)) if isinstance(s, Step)]
+    assert [(s.action, s.thing.address) for s in steps] == [("add", "10.99.0.9/24"), ("delete", "10.99.0.2/24")]
+
+
+def test_lost_tables_come_back_with_all_elements_in_one_transaction() -> None:
+    want = state(API, DB)
+    (step,) = diff(want, want._replace(rulesets=frozenset(), elements=frozenset()))
+    assert isinstance(step, NftTransaction)
+    assert step.statements[:3] == ("destroy table inet niso", "destroy table bridge niso", nft.TABLES)
+    assert len(step.statements) == 3 + len(want.elements)
+
+
+def test_rules_of_another_version_are_replaced_in_one_transaction() -> None:
+    want = state(API)
+    (step,) = diff(want, want._replace(rulesets=frozenset({Ruleset("0ld")})))
+    assert isinstance(step, NftTransaction)
+    assert step.statements[2] == nft.TABLES
+
+
+def test_rules_of_another_version_and_a_service_that_goes_at_once_leave_it_guarded_to_its_end() -> None:
+    kernel = FakeKernel()
+    apply(kernel, state(API, DB))
+    kernel.ruleset = "0ld"
+    apply(kernel, state(DB, networks=(BACKEND,)))
+    assert same(kernel.read(state(DB, networks=(BACKEND,))), state(DB, networks=(BACKEND,)))
+
+
+def test_sysctl_that_nobody_wants_is_left_alone() -> None:
+    have = State(sysctls=frozenset({Sysctl("", "net/ipv4/ip_forward", "1")}))
+    assert diff(State(), have) == []
+
+
+def test_pair_whose_namespace_lost_its_name_is_made_anew() -> None:
+    want = state(API)
+    (veth,) = want.veths
+    stray = veth._replace(netns="", peer="", mac="")
+    have = want._replace(
+        netns=frozenset(),
+        veths=frozenset({stray}),
+        addresses=frozenset(a for a in want.addresses if not a.netns),
+        routes=frozenset(),
+        sysctls=frozenset(s for s in want.sysctls if not s.netns),
+    )
+    steps = [(s.action, type(s.thing)) for s in diff(want, have)]
+    assert [s for s in steps if s[1] is Veth] == [("delete", Veth), ("add", Veth)]
+    assert steps[0] == ("add", Netns)
+
+
+@BOUNDED
+@given(snapshots(), snapshots())
+def test_descriptions_are_lines_that_a_shell_reads(before, after) -> None:
+    for step in diff(desired(after), desired(before)):
+        for line in step.describe().splitlines():
+            words = shlex.split(line, comments=True)
+            if isinstance(step, NftTransaction):
+                assert words[0] == "nft"
+                assert ";" not in line or len(words) == 2, "the shell would cut it in two"
+            elif isinstance(step, Step) and words[0] != "hosts":
+                assert words[0] in ("ip", "sysctl")
+                assert "&&" not in words or words[words.index("&&") + 1] == "ip"
+        if isinstance(step, NftTransaction) and step.statements[0].split()[0] in ("add", "delete"):
+            assert [shlex.split(line)[1:] for line in step.describe().splitlines()] == [[s] for s in step.statements]
+        if not isinstance(step, NftTransaction):
+            assert len(step.describe().splitlines()) == 1
+
+
+def test_fake_kernel_refuses_what_the_kernel_refuses() -> None:
+    kernel = FakeKernel()
+    apply(kernel, state(API))
+    key = "tcp . 8080"
+    refused = (
+        NftTransaction((f"add element inet niso publish_any4 {{ {key} : 10.99.0.7 . 80 }}",)),
+        NftTransaction(("delete element inet niso publish_any4 { tcp . 9 }",)),
+        NftTransaction(("add element inet niso nonesuch { 1 }",)),
+        Step("add", next(iter(kernel.bridges.values()))),
+        Step("add", next(iter(kernel.netns.values()))),
+        Step("add", next(iter(kernel.addresses))),
+        Step("delete", Bridge("niso-x", 1500, "")),
+        Step("add", next(iter(kernel.veths.values()))._replace(name="other", netns="niso-none")),
+        Step("add", next(iter(kernel.veths.values()))._replace(name="other")),
+        Step("add", next(iter(kernel.routes.values()))),
+        Step("add", Sysctl("niso-none", "net/ipv4/ip_forward", "1")),
+    )
+    before = kernel.read(state(API))
+    for step in refused:
+        try:
+            kernel.do(step)
+        except Refused:
+            pass
+        else:
+            raise AssertionError(f"taken: {step}")
+        assert kernel.read(state(API)) == before
