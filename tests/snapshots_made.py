@@ -15,11 +15,11 @@ SERVICES = ("api", "db", "cache", "a" + "-9" * 31)
 
 
 def network(number: int, dual: bool = False, mtu: int = 1500, publishes: bool = False) -> Network:
-    """``NETWORKS[number]`` with 10.99.<number>.0/24 and, with ``dual``, fd00:99:<number>::/64."""
+    """``NETWORKS[number]`` with 10.99.<number>.0/24 and, with ``dual``, fd00:99:<number+1>::/64."""
     name = NETWORKS[number]
     subnets = [Subnet(4, f"10.99.{number}.0/24", f"10.99.{number}.1")]
     if dual:
-        subnets.append(Subnet(6, f"fd00:99:{number}::/64", f"fd00:99:{number}::1"))
+        subnets.append(Subnet(6, f"fd00:99:{number + 1}::/64", f"fd00:99:{number + 1}::1"))
     return Network(name, names.bridge(name), mtu, tuple(subnets), publishes)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 from niso import failpoint, paths, services
@@ -16,6 +17,7 @@ from niso.kernel.read import read
 from niso.kernel.rtnetlink import Rtnl
 from niso.names import alias
 from niso.package import delete_tree
+from niso.plan import FORWARDING
 from niso.render import nft
 from niso.runtime import process
 from niso.runtime.lock import service_lock
@@ -127,7 +129,9 @@ def sweep(report: Report = silent, dry_run: bool = False) -> int:
     errors: list[NisoError] = []
     gone = 0
     with Lock():
-        for words, remove in _all_of_niso():
+        for words, remove in chain(_all_of_niso(), _all_rules()):
+            if errors and words.startswith("nft "):  # what they guard may still be there
+                continue
             report(words)
             gone += 1
             if dry_run:
@@ -161,7 +165,15 @@ def _all_of_niso() -> list[tuple[str, Callable[[], None]]]:
     for link in links:
         if link.alias.startswith("niso:"):
             things.append((f"ip link delete {link.name}", partial(_delete_link, link.name)))
+    return things
+
+
+def _all_rules() -> list[tuple[str, Callable[[], None]]]:
+    """The same of the rules; and of forwarding, where the rules say that it was off before."""
+    things: list[tuple[str, Callable[[], None]]] = []
     with Nft() as kernel:
+        if nft.closed(4).element in (kernel.elements(nft.INET, "closed") or ()):
+            things.append((f"sysctl -w {FORWARDING}=0", partial(sysctl.write, FORWARDING, "0")))
         for table in nft.CONTAINERS:
             if kernel.elements(table, "owner") is not None:
                 things.append((f"nft destroy table {table}", partial(_destroy_table, table)))

@@ -26,7 +26,7 @@ from niso.runtime.lock import service_lock
 from niso.runtime.spec import ProcessSpec
 from niso.state import State
 from niso.store.store import Intent, Scope, ServiceRow, Store
-from niso.targets import Target
+from niso.targets import Target, still_so
 
 STARTED_WITHIN_S = 0.2
 """An end within this time is a failed activation: a wrong entrypoint shows only as the end of PID 1's child."""
@@ -56,6 +56,7 @@ def activate(
             return _plan_only(store, targets, report)
     recover(store, report)
     with _locked([target.name for target in targets]):
+        targets = [still_so(store, target) for target in targets]
         changes: list[Change] = []
         try:
             _begin_copies(store, targets)
@@ -244,9 +245,13 @@ def deactivate(
 ) -> list[tuple[str, bool]]:
     """Stop services and take down their networks; leases stay. Gives (service, whether it was active)."""
     if dry_run:
-        with Lock():
+        with Lock(), store.transaction() as transaction:
+            transaction.cancel()
+            lines: dict[str, None] = {}  # what one service's end has done is no step of the next one's
             for name in services:
-                _plan_deactivation(store, name, report)
+                _plan_deactivation(store, name, lambda line: lines.setdefault(line))
+            for line in lines:
+                report(line)
         return []
     recover(store, report)
     with _locked(services):
@@ -301,8 +306,7 @@ def recover(store: Store, report: Report = silent) -> None:
                 continue
             if intent.action == "activate":
                 _undo(store, intent, report)
-                kept = store.service(intent.service)
-                package.keep_only(intent.service, {kept.package} if kept else set())
+                _forget_failed(store, intent.service)
             else:
                 _finish(store, intent.service, report, ends=intent.action == "deactivate")
                 if intent.action == "remove":
@@ -380,12 +384,10 @@ def _plan_deactivation(store: Store, name: str, report: Report) -> None:
         return
     report(f"stop {name}")
     scope = Scope((name,), row.networks)
-    with store.transaction() as transaction:
-        transaction.cancel()
-        before = desired_now(store, scope)
-        store.set_active(name, False)
-        for step in planned(store, scope, before):
-            report(step.describe())
+    before = desired_now(store, scope)
+    store.set_active(name, False)
+    for step in planned(store, scope, before):
+        report(step.describe())
 
 
 def _settle(before: State) -> None:

@@ -54,6 +54,13 @@ def find_targets(store: Store, arguments: Iterable[str]) -> list[Target]:
     return list(targets.values())
 
 
+def still_so(store: Store, target: Target) -> Target:
+    """A known service as the store has it now; the caller holds its lock. Raises NotFound where it has gone meanwhile."""
+    if target.fingerprint is not None:
+        return target
+    return _find_target(store, store.resolve(target.name))
+
+
 def _find_target(store: Store, argument: str) -> Target:
     if "/" not in argument and not argument.endswith(".toml"):
         holder = store.name_holder(argument)

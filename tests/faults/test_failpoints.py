@@ -33,7 +33,7 @@ CASES = {
     "first-activate": Case((), "activate /tmp/a", 30, True),
     "second-activate": Case(("activate /tmp/a",), "activate /tmp/b", 25, True),
     "two-at-once": Case((), "activate /tmp/a /tmp/b", 50, True),
-    "changed-port": Case(("activate /tmp/a",), "activate /tmp/a-port", 10, True),
+    "changed-port": Case(("activate /tmp/a",), "activate /tmp/a-port", 5, True),
     "changed-environment": Case(("activate /tmp/a",), "activate /tmp/a-environment", 10, True),
     "changed-network": Case(("activate /tmp/a",), "activate /tmp/a-network", 20, True),
     "again": Case(("activate /tmp/a", "deactivate a"), "activate a", 20, True),

@@ -15,7 +15,7 @@ def run(*argv):
     return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
 VOLATILE = {"stats", "stats64", "ifindex", "link_index", "handle", "flags_counter", "valid_life_time", "preferred_life_time",
             "bytes", "packets", "gc_timer", "hello_timer", "tcn_timer", "topology_change_timer", "cache", "root_id",
-            "forward_delay_timer", "hold_timer", "message_age_timer", "operstate"}
+            "forward_delay_timer", "hold_timer", "message_age_timer", "operstate", "tso_max_size", "gso_max_size", "gro_max_size"}
 def still(value):
     if isinstance(value, dict):
         kept = {key: still(each) for key, each in value.items() if key not in VOLATILE}
@@ -59,7 +59,8 @@ for name in ["", *names]:
     view = {}
     for what in (["link"], ["address"], ["route", "show", "table", "all"], ["-6", "route", "show", "table", "all"], ["rule"]):
         out = run("ip", *own, "-j", "-d", *what)
-        view[" ".join(what)] = sorted((still(each) for each in json.loads(out or "[]")), key=json.dumps)
+        things = sorted((still(each) for each in json.loads(out or "[]")), key=json.dumps)
+        view[" ".join(what)] = {each["ifname"]: each for each in things} if what[0] in ("link", "address") else things
     view["rules"] = elements(still([each for each in json.loads(run(*inside, "nft", "-j", "list", "ruleset"))["nftables"] if "metainfo" not in each]))
     view["sysctls"] = sysctls(inside)
     found[f"in {name or 'the host'}"] = view
@@ -99,11 +100,16 @@ print(json.dumps(found))
 _STAYS = ("/run/niso/lock", "/run/niso/etc", "/run/niso/crun/.cache", "/etc")
 """Files that may come with any command: locks (empty), copies of the host's /etc for all services, crun's cache."""
 
+_FOLDERS = {"/run/niso", "/run/niso/crun", "/run/niso/hosts", "/run/niso/services"}
+_FOLDERS |= {"/var/lib/niso/logs", "/var/lib/niso/packages"}
+"""Folders of niso's own that the first use makes; what is in them counts."""
+
 
 def take(lab: Lab) -> Snapshot:
     """Links, addresses, routes, rules and sysctls of every namespace; mounts, cgroups, processes, files and the store."""
     found: Snapshot = json.loads(lab.run("python3", "-c", _SCRIPT).stdout)
-    found["files"] = {path: value for path, value in found["files"].items() if not path.startswith(_STAYS)}
+    files = found["files"].items()
+    found["files"] = {path: value for path, value in files if path not in _FOLDERS and not path.startswith(_STAYS)}
     return found
 
 

@@ -142,11 +142,18 @@ def test_lab_has_the_network_of_the_address_plan_and_no_other_link(lab: Lab) -> 
         assert all("UP" in link["flags"] for link in links)
         found = {(item["local"], item["prefixlen"]) for item in links[1]["addr_info"] if item["scope"] == "global"}
         assert found == {(addresses[0], 24), (addresses[1], 64)}
-        assert lab.run("cat", "/proc/sys/net/ipv4/ip_forward", netns=netns).stdout == "0\n"
+        forwards = lab.run("cat", "/proc/sys/net/ipv4/ip_forward", netns=netns).stdout
+        assert forwards == ("1\n" if netns == "client" else "0\n")
     assert [route["gateway"] for route in lab.ip_json("route", "show", "default")] == ["192.0.2.2"]
     assert [route["gateway"] for route in lab.ip_json("-6", "route", "show", "default")] == ["2001:db8::2"]
     assert lab.ip_json("route", "show", "default", netns="client") == []
     assert sorted(lab.run("ls", "/sys/class/net").stdout.split()) == ["lo", "uplink0"]
+
+
+def test_lab_says_at_once_that_there_is_no_way_out(lab: Lab) -> None:
+    said = lab.run("ping", "-c", "1", "-W", "5", "198.51.100.1", check=False)
+    assert said.returncode == 1
+    assert "From 192.0.2.2" in said.stdout, "the gateway refuses; silence would keep name look-ups waiting"
 
 
 def test_machines_of_the_segment_reach_each_other_by_both_families(lab: Lab) -> None:
@@ -235,7 +242,10 @@ def test_machine_is_as_before_after_a_lab_that_was_killed(machine: Lab, victims:
     pids = [str({"caller": process.pid, "supervisor": supervisor}[victim]) for victim in victims.split()]
     # Stopped first, so that neither can clean up after the other.
     machine.run("kill", "-STOP", *pids)
-    machine.run("kill", "-KILL", *pids)
+    for pid in pids:
+        machine.wait_for(lambda pid=pid: machine.path(f"/proc/{pid}/stat").read_text().split()[2] == "T")
+    # The supervisor first: the kernel continues a stopped one whose caller has died.
+    machine.run("kill", "-KILL", *reversed(pids))
     machine.wait_for(lambda: sleepers(machine) == "", what="all of the lab's processes are gone")
     if len(pids) == 2:
         assert snapshot(machine)["cgroups"] == changed["cgroups"], "somebody cleaned up"

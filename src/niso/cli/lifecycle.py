@@ -52,7 +52,7 @@ def run(name: str, args: argparse.Namespace) -> int:
         report = output.step
     if name == "activate":
         return _activate(args, report)
-    store = Store.open()
+    store = Store.open(create=not getattr(args, "dry_run", False))
     if name == "deactivate" and args.all:
         if args.names:
             raise UsageError("--all and names do not go together", "niso deactivate --all")
@@ -86,7 +86,7 @@ def _activate(args: argparse.Namespace, report: Report) -> int:
     from niso.model import values
 
     timeout_s = values.duration(args.timeout, "--timeout")
-    store = Store.open()
+    store = Store.open(create=not args.dry_run)
     wanted = targets.find_targets(store, args.what)
     outcomes = services.activate(store, wanted, timeout_s, report, args.dry_run)
     if args.dry_run:

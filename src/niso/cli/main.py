@@ -173,9 +173,12 @@ def _explained(error: Exception) -> NisoError:
     """An error that no layer translated, in words."""
     kind = type(error)
     if kind.__module__ == "sqlite3":
-        from niso import paths
+        from sqlite3 import DatabaseError, OperationalError
 
-        return NisoError(f"{paths.database()}: {error}", "check the disk's free space and NISO_STATE_DIR")
+        from niso.store.store import unusable
+
+        if isinstance(error, OperationalError) or kind is DatabaseError:
+            return unusable(error)
     if isinstance(error, OSError):
         return NisoError(f"{error.filename or 'system call'}: {error.strerror}")
     return NisoError(

@@ -89,7 +89,7 @@ def _create(args: argparse.Namespace) -> int:
     from niso.model.values import network_name
 
     name = network_name(args.name, "NAME")
-    store = Store.open()
+    store = Store.open(create=not args.dry_run)
     report = _report(args)
     made = networks.create(
         store, name, subnet=args.subnet, gateway=args.gateway, mtu=args.mtu, report=report, dry_run=args.dry_run
@@ -141,7 +141,7 @@ def _inspect(args: argparse.Namespace) -> int:
 def _remove(args: argparse.Namespace) -> int:
     from niso import networks, services
 
-    store = Store.open()
+    store = Store.open(create=not args.dry_run)
     report = _report(args)
     if not args.dry_run:
         services.recover(store, report)
@@ -219,7 +219,7 @@ def _repair(args: argparse.Namespace) -> int:
     report = _report(args)
     if args.sweep:
         return _sweep(args)
-    store = Store.open()
+    store = Store.open(create=not args.dry_run)
     if args.dry_run:
         for step in compare(store)[0]:
             report(step.describe())

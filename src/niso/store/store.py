@@ -82,7 +82,7 @@ class Store:
             store = cls(connection)
             store._migrate()
         except sqlite3.DatabaseError as error:
-            raise damaged(path, error) from error
+            raise unusable(error) from error
         except OSError as error:
             raise NisoError(f"{error.filename}: {error.strerror}", "check NISO_STATE_DIR") from error
         return store
@@ -460,10 +460,19 @@ class Transaction:
                 self._db.execute("ROLLBACK")
 
 
-def damaged(path: str, error: Exception) -> NisoError:
-    return NisoError(
-        f"{path}: {error}", "move it away and run niso net repair; services can be activated again from their manifests"
-    )
+def unusable(error: sqlite3.Error) -> NisoError:
+    """What SQLite says of the store, and the next step: for a damaged file, else for a place that cannot be written."""
+    words = f"{paths.database()}: {error}"
+    if type(error) is sqlite3.DatabaseError:
+        hint = "move it away and run niso net repair --sweep; services can be activated again from their manifests"
+        return NisoError(words, hint)
+    try:
+        found = os.statvfs(paths.state_dir())
+        if found.f_bavail * found.f_frsize < 1 << 16 and "full" not in words:
+            words += " (no space left on its disk)"
+    except OSError:
+        pass
+    return NisoError(words, "check the disk's free space, and that NISO_STATE_DIR can be written")
 
 
 def _service_row(row: tuple[object, ...]) -> ServiceRow:

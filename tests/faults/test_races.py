@@ -1,0 +1,176 @@
+"""Many niso commands at once on the same names: each is done whole or says why not, and nothing is given twice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from conftest import Lab
+from fault_world import World
+
+LONG = os.environ.get("NISO_TEST_LONG") == "1"
+WORKERS = 64 if LONG else 16
+OPERATIONS = 6 if LONG else 4
+DEADLINE = 500 if LONG else 90
+WORKER = pathlib.Path(__file__).parent / "race_worker.py"
+
+EXPECTED = re.compile(
+    r"host port \d+/tcp is published by|no service 's\d'|service 's\d' is not active|no network 'n\d'"
+    r"|network 'n\d' is used by|its package copy .* is gone"
+)
+"""Why a command may refuse when others change the same things."""
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with Lab(600 if LONG else 120) as lab:
+        yield World(lab)
+
+
+def race(world: World, kills: bool) -> list[dict[str, object]]:
+    """Have workers take their operations at the same time; what became of each, in no order."""
+    for number in range(6):
+        # two by two they want the same host port
+        world.service(f"s{number}", ports=[f"{9000 + number // 2}:80"], network=f"n{number % 3}", stop_timeout="1s")
+    workers = [
+        world.lab.popen("python", "-S", str(WORKER), str(number), str(OPERATIONS), str(int(kills)))
+        for number in range(WORKERS)
+    ]
+    results: list[dict[str, object]] = []
+    for worker in workers:
+        out, err = worker.communicate(timeout=DEADLINE)
+        assert (worker.returncode, err) == (0, "")
+        results += [json.loads(line) for line in out.splitlines()]
+    assert len(results) == WORKERS * OPERATIONS
+    return results
+
+
+def assert_all_clear(results: list[dict[str, object]], killed: bool) -> None:
+    for result in results:
+        what = json.dumps(result, indent=1)
+        words = str(result["stderr"])
+        assert result["status"] in ((0, 1, -9) if killed else (0, 1)), what
+        assert "Traceback" not in words, what
+        for line in words.splitlines():
+            if line.startswith("niso: "):
+                assert EXPECTED.search(line), what
+        if result["status"] == 1:
+            assert words.startswith("niso: "), what
+        if result["status"] == 0 and result["argv"] == ["ps", "--json"]:
+            addresses = [row["address"] for row in json.loads(str(result["stdout"])) if row["address"]]
+            assert len(addresses) == len(set(addresses)), what
+
+
+def assert_nothing_twice(world: World) -> None:
+    """The kernel's own view: every active service has its namespace, address and port, and no two have the same."""
+    rows = {row["service"]: row for row in json.loads(world.niso("ps", "--json").stdout)}
+    active = {name: row for name, row in rows.items() if row["status"] != "inactive"}
+    found = world.snapshot()
+    assert sorted(found["namespaces"]) == ["", *sorted(f"niso-{name}" for name in active)]
+    assert found["homes"] == {name: [f"niso-{name}"] for name in active}
+    seen = []
+    for name, row in active.items():
+        mine = [a for a in found["namespaces"][f"niso-{name}"]["addresses"] if a.startswith("eth0 ")]
+        assert mine == [f"eth0 {row['address']}/24"]
+        seen += mine
+    assert len(seen) == len(set(seen))
+    ports = [port["host_port"] for row in active.values() for port in row["ports"]]
+    assert len(ports) == len(set(ports))
+    inet = found["rules"].get("inet niso", {"sets": {"publish_any4": []}})["sets"]
+    assert len(inet["publish_any4"]) == len(ports)
+    bridges = [name for name, link in found["namespaces"][""]["links"].items() if link["kind"] == "bridge"]
+    networks = json.loads(world.niso("net", "list", "--json").stdout)
+    assert sorted(bridges) == sorted(f"niso-{row['name']}" for row in networks)
+    subnets = [row["subnet"] for row in networks]
+    assert len(subnets) == len(set(subnets))
+
+
+def test_commands_at_once_give_nothing_twice_and_end_as_they_say(world: World) -> None:
+    baseline = world.snapshot()
+    results = race(world, kills=False)
+    assert_all_clear(results, killed=False)
+    done = {result["argv"][0] for result in results if result["status"] == 0}  # type: ignore[index]
+    assert {"activate", "ps", "net"} <= done
+    world.assert_content()
+    assert_nothing_twice(world)
+    world.clear()
+    world.wait_for_snapshot(baseline, "after everything is removed")
+
+
+def test_commands_at_once_of_which_some_are_killed_converge(world: World) -> None:
+    baseline = world.snapshot()
+    results = race(world, kills=True)
+    assert_all_clear(results, killed=True)
+    assert any(result["status"] == -9 for result in results)
+    world.niso("net", "repair")
+    world.assert_content()
+    assert_nothing_twice(world)
+    world.clear()
+    world.wait_for_snapshot(baseline, "after everything is removed")
+
+
+def test_nobody_waits_for_a_process_that_takes_long_to_stop(world: World) -> None:
+    script = "trap '' TERM; while :; do sleep 1; done"
+    stubborn = world.service("stubborn", command=["sh", "-c", script], stop_timeout="60s")
+    world.niso("activate", stubborn)
+    stopping = world.lab.popen("niso", "deactivate", "stubborn")
+    world.lab.wait_for(lambda: world.lab.path("/run/niso/services/stubborn/run-0/stopping").exists(), what="TERM")
+    rows = {row["service"]: row["status"] for row in json.loads(world.niso("ps", "--json").stdout)}
+    assert rows == {"stubborn": "running"}
+    world.niso("net", "list")
+    world.niso("net", "ports")
+    world.niso("inspect", "stubborn")
+    world.niso("activate", "/tmp/a")
+    world.niso("net", "create", "other")
+    world.niso("net", "remove", "other")
+    world.niso("restart", "a")
+    world.niso("remove", "a")
+    world.assert_content()
+    assert stopping.poll() is None, "the others waited for it"
+    # who wants the very same service waits for its turn
+    waiting = world.lab.popen("niso", "activate", stubborn)
+    world.lab.run("pkill", "-KILL", "-f", "^/(usr/)?bin/sh -c trap")
+    _, words = stopping.communicate(timeout=30)
+    assert (stopping.returncode, words) == (0, "")
+    _, words = waiting.communicate(timeout=30)
+    assert (waiting.returncode, words) == (0, "")
+    assert world.snapshot()["homes"] == {"stubborn": ["niso-stubborn"]}
+    world.assert_content()
+    world.lab.run("pkill", "-KILL", "-f", "^/(usr/)?bin/sh -c trap")
+
+
+def test_two_stops_of_one_service_are_one(world: World) -> None:
+    world.niso("activate", "/tmp/a")
+    both = [world.lab.popen("niso", "deactivate", "a") for _ in range(2)]
+    words = []
+    for each in both:
+        out, err = each.communicate(timeout=30)
+        assert (each.returncode, err) == (0, "")
+        words.append(out)
+    assert sorted(words) == ["a: inactive\n", "a: is not active\n"]
+
+
+@pytest.mark.parametrize("command", ["activate /tmp/a", "restart a", "deactivate a"])
+def test_command_killed_at_any_moment_converges(world: World, command: str) -> None:
+    """Between two failpoints too: while conmon and crun start, or end, a process."""
+    baseline = world.snapshot()
+    moments = 40 if LONG else 6
+    for moment in range(moments):
+        if not command.startswith("activate"):
+            world.niso("activate", "/tmp/a")
+        victim = world.lab.popen("niso", *command.split())
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            victim.wait(0.06 + moment * (0.3 / moments))
+        world.lab.run("kill", "-KILL", str(victim.pid), check=False)  # niso alone: not the group, which conmon is in
+        victim.communicate(timeout=20)
+        world.niso("activate", "/tmp/a")
+        world.assert_content()
+        assert world.snapshot()["homes"] == {"a": ["niso-a"]}
+        world.niso("remove", "a")
+        world.wait_for_snapshot(baseline, f"killed at moment {moment}")

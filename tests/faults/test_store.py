@@ -1,0 +1,178 @@
+"""The store lost, damaged, newer, read-only or on a full disk: a clear word, nothing half done, and a way back."""
+
+from __future__ import annotations
+
+import json
+from unittest.mock import ANY
+
+import pytest
+from conftest import Lab
+from fault_world import World
+
+STATE = "/var/lib/niso"
+DATABASE = f"{STATE}/state.db"
+
+
+@pytest.fixture
+def world(lab: Lab) -> World:
+    return World(lab)
+
+
+def lose(world: World) -> None:
+    world.lab.run("sh", "-c", f"rm -f {DATABASE} {DATABASE}-wal {DATABASE}-shm")
+
+
+def kernel(found: dict[str, object]) -> dict[str, object]:
+    """A snapshot without niso's files."""
+    return {key: value for key, value in found.items() if key != "files"}
+
+
+def refused(world: World, *argv: str, **options: object) -> str:
+    done = world.niso(*argv, check=False, **options)
+    assert (done.returncode, done.stdout) == (1, ""), done
+    assert done.stderr.startswith("niso: ")
+    return done.stderr
+
+
+def assert_swept(world: World, baseline: dict[str, object]) -> None:
+    done = world.niso("net", "repair", "--sweep")
+    assert done.stdout.startswith("swept: ")
+    assert_after_all(world, baseline)
+    assert world.niso("net", "repair", "--sweep").stdout == "nothing of niso's is in the kernel\n"
+
+
+def test_store_lost_while_services_run_is_told_swept_and_begun_anew(world: World) -> None:
+    baseline = world.snapshot()
+    world.niso("activate", "/tmp/a", "/tmp/b")
+    running = world.snapshot()
+    lose(world)
+    assert json.loads(world.niso("ps", "--json").stdout) == []
+    for command in ("activate /tmp/a", "activate /tmp/c", "net create other", "net check", "net repair"):
+        words = refused(world, *command.split())
+        assert "belongs to the niso state folder with id" in words, (command, words)
+        assert "niso net repair --sweep" in words, (command, words)
+    assert kernel(world.snapshot()) == kernel(running)
+    assert_swept(world, baseline)
+    world.niso("activate", "/tmp/a", "/tmp/b")
+    world.assert_content()
+    world.wait_for_snapshot(running | {"files": world.snapshot()["files"]}, "activated anew")
+    world.clear()
+    assert_after_all(world, baseline)
+
+
+def assert_after_all(world: World, baseline: dict[str, object]) -> None:
+    world.wait_for_snapshot(kernel(baseline) | {"files": ANY}, "all as before")
+
+
+@pytest.mark.parametrize("damage", ["garbage", "truncated", "empty-pages", "a-folder"])
+def test_damaged_store_is_named_swept_and_begun_anew(world: World, damage: str) -> None:
+    baseline = world.snapshot()
+    world.niso("activate", "/tmp/a")
+    running = world.snapshot()
+    world.lab.run("sh", "-c", f"rm -f {DATABASE}-wal {DATABASE}-shm")
+    world.lab.run(
+        "sh",
+        "-c",
+        {
+            "garbage": f"head -c 20000 /dev/urandom > {DATABASE}",
+            "truncated": f"truncate -s 5000 {DATABASE}",
+            # the first page, with the tables' names, is good
+            "empty-pages": f"size=$(stat -c %s {DATABASE}); truncate -s 4096 {DATABASE}; truncate -s $size {DATABASE}",
+            "a-folder": f"rm {DATABASE}; mkdir {DATABASE}",
+        }[damage],
+    )
+    for command in ("ps", "activate /tmp/a", "deactivate a", "net list", "net create other", "net check", "net repair"):
+        words = refused(world, *command.split())
+        assert words.startswith(f"niso: {DATABASE}: "), (command, words)
+        assert len(words.splitlines()) == 2, (command, words)
+    if damage != "a-folder":
+        hint = words.splitlines()[1]
+        assert "move it away" in hint
+        assert "niso net repair --sweep" in hint
+    assert kernel(world.snapshot()) == kernel(running)
+    assert_swept(world, baseline)
+    world.lab.run("mv", DATABASE, f"{DATABASE}-damaged")
+    world.niso("activate", "/tmp/a")
+    world.assert_content()
+    world.clear()
+    assert_after_all(world, baseline)
+
+
+def test_store_of_a_newer_version_is_left_alone(world: World) -> None:
+    baseline = world.snapshot()
+    world.niso("activate", "/tmp/a")
+    running = world.snapshot()
+    world.lab.run("python", "-c", f"import sqlite3; sqlite3.connect('{DATABASE}').execute('PRAGMA user_version=99')")
+    for command in ("ps", "activate /tmp/b", "deactivate a", "net list", "net repair"):
+        words = refused(world, *command.split())
+        assert f"{DATABASE} is of version 99" in words
+        assert "use the newer niso" in words
+    assert world.snapshot() == running
+    assert_swept(world, baseline)
+
+
+def test_read_only_state_folder_is_told_and_nothing_changes(world: World) -> None:
+    world.niso("activate", "/tmp/a")
+    running = world.snapshot()
+    # a mount over it, since the log that is open for writing keeps the folder's own one from becoming read-only
+    world.lab.run("mount", "--bind", STATE, STATE)
+    world.lab.run("mount", "-o", "remount,bind,ro", STATE)
+    for command in ("activate /tmp/b", "deactivate a", "remove a", "net create other", "activate /tmp/a"):
+        words = refused(world, *command.split())
+        assert STATE in words, (command, words)
+        assert "read-only" in words.lower() or "readonly" in words.lower(), (command, words)
+    done = world.niso("ps", "--json", check=False)
+    if done.returncode == 0:
+        assert [row["status"] for row in json.loads(done.stdout)] == ["running"]
+    else:
+        assert STATE in done.stderr
+    world.lab.run("umount", STATE)
+    assert world.snapshot() == running
+    world.niso("activate", "/tmp/b")
+    world.niso("deactivate", "a")
+    world.assert_content()
+
+
+def fill(world: World, folder: str, leave: int) -> None:
+    """Fill a small file system but for ``leave`` KiB."""
+    world.lab.run("sh", "-c", f"dd if=/dev/zero of={folder}/filler bs=1k 2>&1 | grep -q 'No space left'")
+    size = world.lab.path(f"{folder}/filler").stat().st_size
+    world.lab.run("truncate", "-s", str(max(0, size - leave * 1024)), f"{folder}/filler")
+
+
+@pytest.mark.parametrize(
+    ("which", "leave"),
+    [*(("NISO_STATE_DIR", leave) for leave in (0, 16, 64, 160)), *(("NISO_RUN_DIR", leave) for leave in (0, 16, 40))],
+)
+def test_full_disk_is_told_and_leaves_nothing_half_done(world: World, which: str, leave: int) -> None:
+    lab = world.lab
+    folder = "/tmp/small"
+    lab.run("sh", "-c", f"mkdir {folder} && mount -t tmpfs -o size=4m,mode=755 none {folder}")
+    environment = {which: folder}
+    if which == "NISO_STATE_DIR":
+        lab.run("sh", "-c", "head -c 200000 /dev/urandom > /tmp/b/data")
+    baseline = world.snapshot()
+    world.niso("activate", "/tmp/a", env=environment)
+    running = world.snapshot()
+    files = lab.run("find", folder, "-path", "*b*").stdout
+    fill(world, folder, leave)
+    done = world.niso("activate", "/tmp/b", check=False, env=environment)
+    assert done.returncode == 1, done
+    assert done.stderr.startswith("niso: ")
+    assert "no space left" in done.stderr.lower() or "disk is full" in done.stderr, done.stderr
+    lab.run("rm", f"{folder}/filler")
+    # with room again, whatever could not even be undone is
+    world.niso("net", "repair", env=environment)
+    assert world.niso("net", "check", env=environment).returncode == 0
+    assert world.snapshot() == running
+    assert lab.run("find", folder, "-path", "*b*", "-not", "-path", "*/locks/*").stdout == files
+    world.niso("activate", "/tmp/b", env=environment)
+    fill(world, folder, leave)
+    stopped = world.niso("deactivate", "b", check=False, env=environment)
+    assert stopped.returncode in (0, 1)
+    assert "Traceback" not in stopped.stderr
+    lab.run("rm", f"{folder}/filler")
+    world.niso("deactivate", "b", env=environment)
+    assert world.niso("net", "check", env=environment).returncode == 0
+    world.niso("remove", "a", "b", env=environment)
+    assert_after_all(world, baseline)

@@ -1,0 +1,135 @@
+"""Goldens: one folder for each case, from manifests to the words of the steps and the text that nft gets.
+
+`before.toml` and `after.toml` are two worlds: networks, and services by their manifests' own keys. The store is filled with
+the first, then with the second, as activations do. `current.json` says what else is different in the kernel before the
+steps are taken (see `disturb`). What follows is compared: `state.txt`, the desired State, one thing a line; `steps.txt`,
+the words of the steps; `ruleset.nft`, all that nft gets, each transaction behind a comment. UPDATE=1 rewrites these.
+tests/netns/test_golden_nft.py has the kernel judge each ruleset.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_kernel import FakeKernel
+from stored import TemporaryStore, add_network, put
+
+from niso.diff import AnyStep, NftTransaction, diff
+from niso.model import manifest as model
+from niso.names import DEFAULT_NETWORK
+from niso.plan import FORWARDING, desired
+from niso.records import Network, Port, Subnet
+from niso.state import State, kinds
+from niso.store.store import ALL, Store
+
+HERE = Path(__file__).parent
+CASES = sorted(folder.name for folder in HERE.iterdir() if (folder / "after.toml").exists())
+STATE_ID = "0123abcd"
+UPDATE = os.environ.get("UPDATE") == "1"
+
+
+def fill(store: Store, world: dict[str, Any]) -> None:
+    """Make the store know the networks and services of one world, and only those of them that it has."""
+    with store.transaction():
+        store.set_sysctl_before(FORWARDING, "0")
+        for name, fields in world.get("networks", {}).items():
+            if store.network(name) is None:
+                subnets = tuple(Subnet(6 if ":" in cidr else 4, cidr, gateway) for cidr, gateway in fields["subnets"])
+                add_network(store, Network(name, "", fields.get("mtu", 1500), subnets, False))
+        wanted = world.get("services", {})
+        for row in store.services():
+            if row.name not in wanted:
+                store.set_active(row.name, False)
+        for name, network in wanted.items():
+            text = {
+                "package": {"name": name, "version": "1"},
+                "binary": {"entrypoint": "/bin/true"},
+                "network": network,
+            }
+            manifest = model.decode(json.dumps(text))
+            put(
+                store,
+                name,
+                model.networks(manifest),
+                static=model.static_ips(manifest),
+                ports=tuple(
+                    Port(p.host_ip or "", p.host_port, p.container_port, p.proto) for p in model.ports(manifest)
+                ),
+                hostname=model.hostname(manifest),
+            )
+        for name in [name for name in store.network_names() if name not in world.get("networks", {})]:
+            for member, _ in store.members(name):
+                store.forget(member)
+            store.drop_network(name)
+
+
+def disturb(kernel: FakeKernel, what: dict[str, Any]) -> None:
+    """Make the kernel different: rules of another version, files, pairs or namespaces that are lost."""
+    kernel.ruleset = what.get("rules", kernel.ruleset)
+    for folder in what.get("lost_hosts_files", []):
+        del kernel.hosts[folder]
+    for name in what.get("lost_netns", []):
+        kernel.lose_netns(name)
+    for service in what.get("lost_veths_of", []):
+        for veth in [veth.name for veth in kernel.veths.values() if veth.netns == f"niso-{service}"]:
+            kernel.lose_veth(veth)
+
+
+def worked_out(case: str) -> tuple[State, State, list[AnyStep]]:
+    """(what is there, what should be, the steps) of a case; taking the steps has been tried."""
+    folder = HERE / case
+    current = json.loads((folder / "current.json").read_text()) if (folder / "current.json").exists() else {}
+    kernel = FakeKernel()
+    with TemporaryStore() as store:
+        store._db.execute("UPDATE meta SET value=? WHERE key='state_id'", (STATE_ID,))
+        for file in ("before.toml", "after.toml"):
+            if not (folder / file).exists():
+                continue
+            if file == "after.toml":
+                disturb(kernel, current)
+            fill(store, tomllib.loads((folder / file).read_text()))
+            want = desired(store.snapshot(ALL))
+            have = kernel.read(want)
+            steps = diff(want, have)
+            kernel.write(steps)
+    assert diff(want, kernel.read(want)) == []
+    return have, want, steps
+
+
+def written(state: State) -> str:
+    lines = []
+    for kind in kinds(state):
+        for thing in sorted(kind):
+            fields = " ".join(f"{name}={value!r}" for name, value in thing._asdict().items())
+            lines.append(f"{type(thing).__name__} {fields}\n")
+    return "".join(lines)
+
+
+def ruleset(steps: list[AnyStep]) -> str:
+    found = [step.statements for step in steps if isinstance(step, NftTransaction)]
+    return "".join(f"# transaction {i}\n" + "".join(f"{s}\n" for s in each) for i, each in enumerate(found, 1))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden(case: str) -> None:
+    _, want, steps = worked_out(case)
+    found = {
+        "state.txt": written(want),
+        "steps.txt": "".join(f"{step.describe()}\n" for step in steps),
+        "ruleset.nft": ruleset(steps),
+    }
+    for name, text in found.items():
+        path = HERE / case / name
+        if UPDATE:
+            path.write_text(text)
+        assert path.read_text() == text, f"{case}/{name} (UPDATE=1 rewrites it)"
+
+
+def test_cases_are_there() -> None:
+    assert len(CASES) >= 12
+    assert DEFAULT_NETWORK in (HERE / "first-service" / "state.txt").read_text()

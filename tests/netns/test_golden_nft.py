@@ -1,0 +1,33 @@
+"""The kernel judges the goldens: each ruleset is loaded, in a namespace that ends with the test, on what was there before."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kernel_world import throw_away_host
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "golden"))
+from test_golden import CASES, HERE, worked_out
+
+from niso.render import nft
+
+
+def given_to_nft(text: str, *options: str) -> None:
+    done = subprocess.run(["nft", *options, "-f", "-"], input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("case", CASES)
+@throw_away_host
+def test_kernel_takes_each_transaction_of_a_golden(case: str) -> None:
+    have, _, _ = worked_out(case)
+    if have.rulesets:
+        elements = [nft.statement("add", element) for element in sorted(have.elements)]
+        given_to_nft("\n".join([nft.TABLES, *elements]))
+    for transaction in (HERE / case / "ruleset.nft").read_text().split("# transaction ")[1:]:
+        statements = transaction.partition("\n")[2]
+        given_to_nft(statements, "--check")
+        given_to_nft(statements)

@@ -1,0 +1,201 @@
+"""Names: /etc/hosts live in running services, host names, resolv.conf, by the look-ups of glibc and busybox."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import Lab
+from services import BUSYBOX, address, busybox_rootfs, idle, on, package, refused
+
+HEAD = (
+    "# written by niso; changes as services come and go\n127.0.0.1  localhost\n::1  localhost ip6-localhost ip6-loopback\n"
+)
+
+
+def seen(lab: Lab, name: str) -> str:
+    """The services' lines of /etc/hosts as the service sees them."""
+    text = str(lab.niso("exec", name, "--", "cat", "/etc/hosts").stdout)
+    assert text.startswith(HEAD)
+    return text.removeprefix(HEAD)
+
+
+def test_hosts_shows_each_active_service_of_a_shared_network_hostname_first_then_name_then_aliases(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "api", network=on("backend", hostname="front", aliases=["web", "www"])))
+    lab.niso("activate", idle(lab, "postgres", network=on("backend")), idle(lab, "apart", network=on("frontend")))
+    api = "10.99.1.2  front.niso.local front api.niso.local api web.niso.local web www.niso.local www\n"
+    both = api + "10.99.1.3  postgres.niso.local postgres\n"
+    assert seen(lab, "api") == seen(lab, "postgres") == both
+    assert seen(lab, "apart") == "10.99.2.2  apart.niso.local apart\n"
+    lab.niso("deactivate", "api")
+    assert seen(lab, "postgres") == "10.99.1.3  postgres.niso.local postgres\n"
+    lab.niso("activate", "api")
+    assert seen(lab, "postgres") == both
+
+
+def test_service_on_two_networks_is_seen_by_its_address_on_the_readers_first_one(lab: Lab) -> None:
+    lab.niso(
+        "activate",
+        idle(lab, "a", network={"networks": ["one", "two"]}),
+        idle(lab, "b", network={"networks": ["two", "one"]}),
+        idle(lab, "c", network=on("two")),
+    )
+    one, two = "10.99.1.", "10.99.2."
+    assert seen(lab, "a") == f"{one}2  a.niso.local a\n{one}3  b.niso.local b\n{two}4  c.niso.local c\n"
+    assert seen(lab, "b") == f"{two}2  a.niso.local a\n{two}3  b.niso.local b\n{two}4  c.niso.local c\n"
+    assert seen(lab, "c") == seen(lab, "b")
+
+
+def test_names_change_in_a_running_process_that_holds_nothing_open(lab: Lab) -> None:
+    """The same process, started before the others are known, sees them come and go by glibc's look-up."""
+    script = (
+        "import socket, time\nlast = None\nwhile True:\n"
+        "    try:\n        now = socket.gethostbyname('late')\n"
+        "    except OSError:\n        now = 'unknown'\n"
+        "    if now != last:\n        print(now, flush=True)\n        last = now\n    time.sleep(0.02)\n"
+    )
+    lab.niso("activate", package(lab, "reader", "/usr/bin/python3", "-ISu", "/app/look.py", files={"look.py": script}))
+
+    def said(*lines: str) -> None:
+        lab.wait_for(lambda: tuple(lab.niso("logs", "reader").stdout.splitlines()) == lines, 20, str(lines))
+
+    said("unknown")
+    lab.niso("activate", idle(lab, "late"))
+    said("unknown", "10.99.0.3")
+    lab.niso("remove", "late")
+    said("unknown", "10.99.0.3", "unknown")
+
+
+def test_hosts_is_never_half_written(lab: Lab) -> None:
+    """A reader reads all the while as others come and go: each text it gets is a whole one."""
+    script = (
+        "import time\nseen = set()\nwhile True:\n    text = open('/etc/hosts').read()\n"
+        "    if text not in seen:\n        seen.add(text)\n        print(repr(text), flush=True)\n"
+    )
+    folder = package(lab, "reader", "/usr/bin/python3", "-ISu", "/app/read.py", files={"read.py": script})
+    lab.niso("activate", folder, *(idle(lab, f"s{number}") for number in range(3)))
+    for _ in range(3):
+        lab.niso("deactivate", "s0", "s1", "s2")
+        lab.niso("activate", "s0", "s1", "s2")
+    lines = {f"10.99.0.{number + 3}  s{number}.niso.local s{number}\n" for number in range(3)}
+    texts = [eval(line) for line in lab.niso("logs", "reader").stdout.splitlines()]
+    assert len(texts) >= 3
+    for text in texts:
+        assert text.startswith(HEAD + "10.99.0.2  reader.niso.local reader\n") and text.endswith("\n")
+        rest = text.removeprefix(HEAD + "10.99.0.2  reader.niso.local reader\n")
+        assert set(rest.splitlines(keepends=True)) <= lines
+
+
+def test_no_service_can_write_what_another_reads(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "root", service={"user": "0:0"}), idle(lab, "other"))
+    before = seen(lab, "other")
+    tries = (
+        "echo 10.0.0.1 evil >> /etc/hosts; echo x > /etc/niso-hosts/hosts; rm -f /etc/niso-hosts/hosts; "
+        "mv /etc/niso-hosts /etc/x; ln -sf /tmp /etc/niso-hosts/hosts; rm /etc/hosts; touch /etc/niso-hosts/y; "
+        "mount -o remount,rw /etc/niso-hosts; chmod 777 /etc/niso-hosts/hosts; echo done"
+    )
+    done = lab.niso("exec", "root", "--", "sh", "-c", tries)
+    assert done.stdout == "done\n" and done.stderr.count("\n") >= 9
+    assert seen(lab, "other") == seen(lab, "root") == before
+
+
+def test_services_with_the_same_networks_share_one_file(lab: Lab) -> None:
+    lab.niso("activate", *(idle(lab, f"s{number}", network=on("backend")) for number in range(3)))
+    assert os.listdir(lab.path("/run/niso/hosts")) == ["backend"]
+
+
+def test_look_ups_of_glibc_and_busybox_work_forward_and_reverse(lab: Lab) -> None:
+    box = package(lab, "box", "sleep", "1000", package={"rootfs": "rootfs"}, network={"aliases": ["crate"]})
+    busybox_rootfs(lab, f"{box}/rootfs")
+    lab.niso("activate", box, idle(lab, "api", network={"aliases": ["web"]}))
+    there = address(lab, "api")
+    for name in ("api", "api.niso.local", "web", "web.niso.local"):
+        found = lab.niso("exec", "api", "--", "getent", "hosts", name).stdout.split()
+        assert found == [there, "api.niso.local", "api", "web.niso.local", "web"]
+        assert f"PING {name} ({there})" in lab.niso("exec", "box", "--", "ping", "-c1", "-W2", name).stdout
+    assert lab.niso("exec", "api", "--", "getent", "hosts", address(lab, "box")).stdout.split()[1] == "box.niso.local"
+    reverse = "import socket; print(socket.gethostbyaddr(socket.gethostbyname('crate'))[0])"
+    assert lab.niso("exec", "api", "--", "/usr/bin/python3", "-ISc", reverse).stdout == "box.niso.local\n"
+    assert lab.niso("exec", "box", "--", "ping", "-c1", "localhost").stdout.startswith("PING localhost (127.0.0.1)")
+    assert lab.niso("exec", "api", "--", "getent", "ahosts", "localhost").stdout.split()[0] in ("::1", "127.0.0.1")
+    assert lab.niso("exec", "api", "--", "getent", "hosts", "nobody", check=False).returncode == 2
+
+
+@pytest.mark.parametrize("rootfs", [False, True], ids=["assembled", "own rootfs"])
+def test_hostname_is_the_hostname_everywhere(lab: Lab, rootfs: bool) -> None:
+    more = {"rootfs": "rootfs"} if rootfs else {}
+    folder = package(lab, "api", "sleep", "1000", package=more, network={"hostname": "front"})
+    if rootfs:
+        busybox_rootfs(lab, f"{folder}/rootfs")
+    lab.niso("activate", folder)
+    found = lab.niso("exec", "api", "--", "sh", "-c", "hostname; cat /etc/hostname; cat /proc/sys/kernel/hostname").stdout
+    assert found == "front\n" * 3
+
+
+def resolv_conf(lab: Lab, text: str) -> None:
+    """The lab host's /etc/resolv.conf, by a file of the lab's own mounted over it."""
+    lab.write("/tmp/resolv.conf", text)
+    lab.run("mount", "--bind", "/tmp/resolv.conf", "/etc/resolv.conf")
+
+
+def test_resolv_conf_is_the_hosts(lab: Lab) -> None:
+    text = "search example.net\nnameserver 192.0.2.2\noptions timeout:1\n"
+    resolv_conf(lab, text)
+    assert lab.niso("activate", idle(lab, "api")).stderr == ""
+    assert lab.niso("exec", "api", "--", "cat", "/etc/resolv.conf").stdout == text
+
+
+def test_loopback_resolver_is_replaced_by_its_upstreams(lab: Lab) -> None:
+    resolv_conf(lab, "nameserver 127.0.0.53\noptions edns0\n")
+    lab.write("/run/systemd/resolve/resolv.conf", "nameserver 192.0.2.2\nnameserver 192.0.2.3\n")
+    assert lab.niso("activate", idle(lab, "api")).stderr == ""
+    found = lab.niso("exec", "api", "--", "cat", "/etc/resolv.conf").stdout
+    assert [line for line in found.splitlines() if line.startswith("nameserver")] == [
+        "nameserver 192.0.2.2",
+        "nameserver 192.0.2.3",
+    ]
+
+
+def test_loopback_resolver_without_known_upstreams_is_left_out_with_a_warning(lab: Lab) -> None:
+    resolv_conf(lab, "nameserver 127.0.0.1\nnameserver ::1\noptions edns0\n")
+    said = lab.niso("activate", idle(lab, "api"))
+    assert said.stderr.startswith("niso: warning: ") and "loopback" in said.stderr
+    assert lab.niso("exec", "api", "--", "cat", "/etc/resolv.conf").stdout == "options edns0\n"
+    assert lab.niso("exec", "api", "--", "getent", "hosts", "api").stdout.split()[0] == "10.99.0.2"
+
+
+def test_name_of_a_known_service_cannot_be_taken_even_while_it_is_inactive(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "api", network={"hostname": "front", "aliases": ["web"]}))
+    lab.niso("deactivate", "api")
+    for other in ({"hostname": "api"}, {"hostname": "web"}, {"aliases": ["front"]}):
+        said = refused(lab, "activate", idle(lab, "second", network=on("elsewhere", **other)))
+        assert f"network.{next(iter(other))}" in said and "is held by service 'api'" in said
+    assert "package.name: the name 'front' is held by service 'api'" in refused(lab, "activate", idle(lab, "front"))
+    lab.niso("remove", "api")
+    lab.niso("activate", "/tmp/packages/front")
+
+
+def test_changed_alias_shows_in_running_services_without_a_restart(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "api", network={"aliases": ["old"]}), idle(lab, "peer"))
+    before = lab.niso("inspect", "api").stdout.split('"pid": ')[1].split(",")[0]
+    lab.niso("activate", idle(lab, "api", network={"aliases": ["new"]}))
+    assert "10.99.0.2  api.niso.local api new.niso.local new\n" in seen(lab, "peer")
+    assert lab.niso("inspect", "api").stdout.split('"pid": ')[1].split(",")[0] == before
+
+
+@pytest.mark.skipif(os.environ.get("NISO_TEST_LONG") != "1", reason="NISO_TEST_LONG=1 runs it: a minute of debootstrap")
+def test_debian_of_its_own_runs_and_looks_names_up(lab: Lab, tmp_path: Path) -> None:
+    """The bootstrapped tree is made outside the lab, which has no way out."""
+    made = tmp_path / "debian"
+    subprocess.run(
+        ["debootstrap", "--variant=minbase", "trixie", str(made)], check=True, capture_output=True, timeout=600
+    )
+    debian = package(lab, "debian", "sleep", "1000", package={"rootfs": "rootfs"}, service={"user": "www-data"})
+    lab.path(f"{debian}/rootfs").mkdir()
+    subprocess.run(["cp", "-a", f"{made}/.", str(lab.path(f"{debian}/rootfs"))], check=True)
+    lab.niso("activate", debian, idle(lab, "api"))
+    assert lab.niso("exec", "debian", "--", "getent", "hosts", "api").stdout.split() == ["10.99.0.3", "api.niso.local", "api"]
+    assert lab.niso("exec", "debian", "--", "id", "-un").stdout == "www-data\n"
+    assert lab.niso("exec", "api", "--", BUSYBOX, "ping", "-c1", "-W2", "debian").returncode == 0

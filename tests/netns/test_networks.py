@@ -1,0 +1,317 @@
+"""net create, list, inspect, remove; which subnet and which address: on the real kernel."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import snapshots
+from conftest import Lab
+from services import HOST, address, answer, ask, echo, idle, inside, on, package, refused
+
+
+def bridge_addresses(lab: Lab, bridge: str) -> list[str]:
+    found = lab.ip_json("-4", "address", "show", "dev", bridge)[0]["addr_info"]
+    return [f"{each['local']}/{each['prefixlen']}" for each in found]
+
+
+def subnets(lab: Lab) -> dict[str, str]:
+    return {row["name"]: row["subnet"] for row in json.loads(lab.niso("net", "list", "--json").stdout)}
+
+
+def test_create_makes_the_bridge_at_once_and_remove_takes_it_away(lab: Lab) -> None:
+    lab.niso("net", "list")
+    before = snapshots.take(lab)
+    said = lab.niso("net", "create", "backend", "--subnet", "10.99.1.0/24").stdout
+    assert said == "backend: created  10.99.1.0/24  niso-backend\n"
+    link = lab.ip_json("-d", "link", "show", "niso-backend")[0]
+    assert link["linkinfo"]["info_kind"] == "bridge" and "UP" in link["flags"]
+    assert link["ifalias"].startswith("niso:")
+    assert bridge_addresses(lab, "niso-backend") == ["10.99.1.1/24"]
+    tables = {(each["table"]["family"], each["table"]["name"]) for each in lab.nft_json() if "table" in each}
+    assert tables == {("inet", "niso"), ("bridge", "niso")}
+    assert lab.niso("net", "create", "backend").stdout.startswith("backend: is there already")
+
+    assert lab.niso("net", "remove", "backend").stdout == "backend: removed\n"
+    after = snapshots.take(lab)
+    before["store"] = after["store"]
+    before["files"] = {path: v for path, v in after["files"].items() if path in before["files"] or "/niso" in path}
+    assert snapshots.differences(before, after) == []
+    assert "no network 'backend'" in refused(lab, "net", "remove", "backend")
+
+
+def test_list_and_inspect_show_what_the_seed_shows(lab: Lab) -> None:
+    assert lab.niso("net", "list", "--json").stdout == "[]\n"
+    assert lab.niso("net", "list").stdout == "NAME  SUBNET  SERVICES\n"
+    lab.niso("net", "create", "backend", "--subnet", "10.99.1.0/24")
+    lab.niso("activate", idle(lab, "api", network=on("backend", ports=["8080:8080"])))
+    lab.niso("activate", idle(lab, "worker", network=on("backend")), idle(lab, "other"))
+    lab.niso("deactivate", "worker")
+    assert [line.split() for line in lab.niso("net", "list").stdout.splitlines()] == [
+        ["NAME", "SUBNET", "SERVICES"],
+        ["backend", "10.99.1.0/24", "2"],
+        ["niso-default", "10.99.0.0/24", "1"],
+    ]
+    assert json.loads(lab.niso("net", "list", "--json").stdout)[0] == {
+        "name": "backend",
+        "subnet": "10.99.1.0/24",
+        "services": 2,
+    }
+    assert lab.niso("net", "inspect", "backend").stdout == (
+        "Name: backend\nSubnet: 10.99.1.0/24\nBridge: niso-backend\nServices:\n"
+        "  api     10.99.1.2  ports: 8080→8080\n"
+        "  worker  10.99.1.3  ports: none (inactive)\n"
+    )
+    ascii_only: dict[str, str | None] = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    assert "8080->8080" in lab.niso("net", "inspect", "backend", env=ascii_only).stdout
+    found = json.loads(lab.niso("net", "inspect", "backend", "--json").stdout)
+    assert found["services"][0]["ports"] == [
+        {"host_ip": "0.0.0.0", "host_port": 8080, "container_port": 8080, "proto": "tcp"}
+    ]
+    assert "no network 'nothing'" in refused(lab, "net", "inspect", "nothing")
+
+
+def test_ports_and_rules_show_what_is_published(lab: Lab) -> None:
+    assert lab.niso("net", "ports").stdout.split() == ["SERVICE", "HOST", "CONTAINER", "PROTO"]
+    assert lab.niso("net", "ports", "--json").stdout == "[]\n"
+    assert lab.niso("net", "rules").stdout == ""
+    lab.niso("activate", idle(lab, "api", network={"ports": ["8080:80", "8080:80/tcp", "0.0.0.0:443:443"]}))
+    rows = [line.split() for line in lab.niso("net", "ports").stdout.splitlines()[1:]]
+    assert rows == [["api", "0.0.0.0:8080", "80", "tcp"], ["api", "0.0.0.0:443", "443", "tcp"]]
+    row = json.loads(lab.niso("net", "ports", "--json").stdout)[0]
+    assert row | {"service": "api", "container": 80, "proto": "tcp"} == row
+    assert {"host_ip": "0.0.0.0", "host_port": 8080, "container_port": 80, "proto": "tcp"}.items() <= row.items()
+    assert 'tcp . 8080 comment "api" : 10.99.0.2 . 80' in lab.niso("net", "rules").stdout
+    rules = json.loads(lab.niso("net", "rules", "--json").stdout)["nftables"]
+    assert {each["map"]["name"] for each in rules if "map" in each} >= {"publish_any4"}
+    lab.niso("deactivate", "api")
+    assert lab.niso("net", "ports", "--json").stdout == "[]\n"
+
+
+def test_networks_without_subnet_take_the_next_free_24_past_what_the_host_routes(lab: Lab) -> None:
+    lab.run("ip", "route", "add", "10.99.2.128/25", "via", "192.0.2.3")
+    lab.run("ip", "address", "add", "10.99.3.7/32", "dev", "uplink0")
+    for name in ("one", "two", "three"):
+        lab.niso("net", "create", name)
+    lab.niso("activate", idle(lab, "api"))
+    assert subnets(lab) == {
+        "one": "10.99.1.0/24",
+        "two": "10.99.4.0/24",
+        "three": "10.99.5.0/24",
+        "niso-default": "10.99.0.0/24",
+    }
+    lab.niso("net", "remove", "one")
+    lab.niso("net", "create", "four")
+    assert subnets(lab)["four"] == "10.99.1.0/24"
+
+
+def test_default_network_takes_the_next_free_24_where_the_host_uses_its_own(lab: Lab) -> None:
+    lab.run("ip", "route", "add", "10.99.0.0/24", "via", "192.0.2.3")
+    lab.niso("activate", idle(lab, "api"))
+    assert subnets(lab) == {"niso-default": "10.99.1.0/24"}
+    assert address(lab, "api") == "10.99.1.2"
+
+
+def test_pool_is_taken_from_the_environment_and_can_be_used_up(lab: Lab) -> None:
+    pool: dict[str, str | None] = {"NISO_POOL": "172.30.0.0/23"}
+    lab.niso("net", "create", "one", env=pool)
+    assert subnets(lab)["one"] == "172.30.1.0/24"
+    assert "no free /24 is left in the pool 172.30.0.0/23" in refused(lab, "net", "create", "two", env=pool)
+    lab.niso("activate", idle(lab, "api"), env=pool)
+    assert subnets(lab)["niso-default"] == "172.30.0.0/24"
+    for wrong in ("10.0.0.0/25", "nonsense", "fd00::/48"):
+        assert "NISO_POOL" in refused(lab, "net", "create", "two", env={"NISO_POOL": wrong})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--subnet", "10.99.1.128/25"], ["overlaps 10.99.1.0/24", "network 'backend'"]),
+        (["--subnet", "10.0.0.0/8"], ["overlaps", "network 'backend'"]),
+        (["--subnet", "192.0.2.0/28"], ["overlaps 192.0.2.0/24", "uplink0"]),
+        (["--subnet", "198.51.100.64/26"], ["overlaps 198.51.100.0/24", "uplink0"]),
+        (["--subnet", "203.0.113.0/24"], ["overlaps 203.0.113.9/32", "uplink0"]),
+        (["--subnet", "10.50.0.1/24"], ["--subnet", "10.50.0.1/24"]),
+        (["--subnet", "10.50.0.0/31"], ["--subnet", "/8 to /30"]),
+        (["--subnet", "127.1.0.0/24"], ["--subnet", "127.1.0.0/24"]),
+        (["--subnet", "224.1.0.0/24"], ["--subnet", "224.1.0.0/24"]),
+        (["--subnet", "fd00::/64"], ["IPv6"]),
+        (["--subnet", "10.50.0.0/24", "--gateway", "10.51.0.1"], ["--gateway 10.51.0.1", "10.50.0.0/24"]),
+        (["--subnet", "10.50.0.0/24", "--gateway", "10.50.0.0"], ["--gateway 10.50.0.0", "network itself"]),
+        (["--subnet", "10.50.0.0/24", "--gateway", "10.50.0.255"], ["--gateway 10.50.0.255", "broadcast"]),
+        (["--mtu", "100"], ["--mtu 100"]),
+        (["--internal"], ["--internal"]),
+    ],
+)
+def test_network_that_cannot_be_is_refused_and_changes_nothing(
+    lab: Lab, arguments: list[str], words: list[str]
+) -> None:
+    lab.run("ip", "route", "add", "198.51.100.0/24", "via", "192.0.2.3")
+    lab.run("ip", "address", "add", "203.0.113.9/32", "dev", "uplink0")
+    lab.niso("net", "create", "backend", "--subnet", "10.99.1.0/24")
+    before = snapshots.take(lab)
+    said = refused(lab, "net", "create", "new", *arguments, status=2 if "--internal" in arguments else 1)
+    assert all(word in said for word in words), said
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+
+
+@pytest.mark.parametrize("name", ["default", "Backend", "1st", "a_b", "x" * 64, "-a", "a/b", ""])
+def test_network_name_that_cannot_be_is_refused(lab: Lab, name: str) -> None:
+    assert "NAME" in refused(lab, "net", "create", "--", name)
+    assert subnets(lab) == {}
+
+
+def test_foreign_link_of_the_bridge_name_is_an_error_and_untouched(lab: Lab) -> None:
+    lab.run("ip", "link", "add", "niso-backend", "type", "bridge")
+    lab.niso("net", "list")
+    before = snapshots.take(lab)
+    said = refused(lab, "net", "create", "backend")
+    assert "link 'niso-backend' exists and is not this niso's own" in said
+    after = snapshots.take(lab)
+    before["store"] = {table: [] for table in after["store"]} | {"meta": after["store"]["meta"]}
+    before["files"] = after["files"]
+    assert snapshots.differences(before, after) == []
+
+
+def test_long_network_names_get_different_bridges(lab: Lab) -> None:
+    lab.niso("net", "create", "a-rather-long-name")
+    lab.niso("net", "create", "a-rather-long-name-too")
+    bridges = [each["ifname"] for each in lab.ip_json("link", "show", "type", "bridge")]
+    assert len(bridges) == 2 and all(each.startswith("niso-a-ra") and len(each) <= 15 for each in bridges)
+
+
+def test_gateway_is_the_bridge_address_and_given_to_no_service(lab: Lab) -> None:
+    lab.niso("net", "create", "backend", "--subnet", "10.50.0.0/29", "--gateway", "10.50.0.2")
+    assert bridge_addresses(lab, "niso-backend") == ["10.50.0.2/29"]
+    lab.niso("activate", *(idle(lab, f"s{number}", network=on("backend")) for number in range(5)))
+    assert [address(lab, f"s{number}") for number in range(5)] == [f"10.50.0.{n}" for n in (1, 3, 4, 5, 6)]
+    assert lab.ip_json("route", "show", "default", netns="niso-s0")[0]["gateway"] == "10.50.0.2"
+
+
+def test_full_network_is_an_error_that_names_the_inactive_services(lab: Lab) -> None:
+    lab.niso("net", "create", "tiny", "--subnet", "10.50.0.0/29")
+    lab.niso("activate", *(idle(lab, f"s{number}", network=on("tiny")) for number in range(5)))
+    assert "make a larger network" in refused(lab, "activate", idle(lab, "more", network=on("tiny")))
+    lab.niso("deactivate", "s3")
+    said = refused(lab, "activate", idle(lab, "more", network=on("tiny")))
+    assert "network 'tiny' (10.50.0.0/29) has no free address" in said and "s3" in said and "s2" not in said
+    lab.niso("remove", "s3")
+    lab.niso("activate", "/tmp/packages/more")
+    assert address(lab, "more") == "10.50.0.5"
+
+
+def test_mtu_is_that_of_the_default_route_or_as_asked_for(lab: Lab) -> None:
+    lab.run("ip", "link", "set", "uplink0", "mtu", "1400")
+    lab.niso("net", "create", "small", "--mtu", "1300")
+    lab.niso("activate", idle(lab, "api", network={"networks": ["niso-default", "small"]}))
+    for link, mtu in (("eth0", 1400), ("eth1", 1300)):
+        assert lab.ip_json("link", "show", link, netns="niso-api")[0]["mtu"] == mtu
+    ends = {each["ifname"]: (each["mtu"], each.get("master")) for each in lab.ip_json("link")}
+    assert ends["niso-default"][0] == 1400 and ends["niso-small"][0] == 1300
+    assert {mtu for mtu, master in ends.values() if master == "niso-small"} == {1300}
+
+
+def test_networks_remove_refuses_while_a_known_service_is_on_it(lab: Lab) -> None:
+    lab.niso("net", "create", "backend")
+    lab.niso("net", "create", "free")
+    lab.niso("activate", idle(lab, "api", network=on("backend")))
+    lab.niso("deactivate", "api")
+    before = snapshots.take(lab)
+    said = refused(lab, "net", "remove", "free", "backend")
+    assert "network 'backend' is used by api" in said and "niso remove api" in said
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+    lab.niso("remove", "api")
+    lab.niso("net", "remove", "free", "backend")
+    assert subnets(lab) == {}
+
+
+def test_network_made_by_an_activation_goes_with_its_last_service_and_a_created_one_stays(lab: Lab) -> None:
+    lab.niso("net", "create", "kept")
+    lab.niso("activate", idle(lab, "api", network={"networks": ["kept", "made"]}))
+    lab.niso("remove", "api")
+    assert set(subnets(lab)) == {"kept"}
+    assert [each["ifname"] for each in lab.ip_json("link", "show", "type", "bridge")] == ["niso-kept"]
+
+
+def test_dry_run_of_create_and_remove_prints_the_steps_that_then_run(lab: Lab) -> None:
+    lab.niso("net", "create", "backend")
+    before = snapshots.take(lab)
+    planned = lab.niso("net", "create", "--dry-run", "new").stdout
+    assert "ip link add niso-new mtu 1500 type bridge" in planned
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+    assert lab.niso("net", "create", "-v", "new").stderr == planned
+    before = snapshots.take(lab)
+    planned = lab.niso("net", "remove", "--dry-run", "new").stdout
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+    assert lab.niso("net", "remove", "-v", "new").stderr == planned
+
+
+# --- several networks -------------------------------------------------------------------------------------------------
+
+
+def test_service_on_two_networks_has_eth0_and_eth1_and_its_default_route_by_the_first(lab: Lab) -> None:
+    api = echo(lab, "api", network={"networks": ["backend", "frontend"], "ip": {"frontend": "10.77.5.9"}})
+    lab.niso("net", "create", "frontend", "--subnet", "10.77.5.0/24")
+    lab.niso("activate", api, idle(lab, "db", network=on("backend")), idle(lab, "web", network=on("frontend")))
+    assert inside(lab, "api", "eth0")["addr_info"][0]["local"] == "10.99.1.2"
+    assert inside(lab, "api", "eth1")["addr_info"][0]["local"] == "10.77.5.9"
+    assert [each["gateway"] for each in lab.ip_json("route", "show", "default", netns="niso-api")] == ["10.99.1.1"]
+    assert answer(lab, "10.99.1.2", 80, "niso-db") == f"api {address(lab, 'db')}"
+    assert ask(lab, "10.77.5.9", 80, "niso-web") == f"api {address(lab, 'web')}"
+    assert ask(lab, "10.99.1.2", 80, "niso-web") == ""
+    assert ask(lab, HOST, 80, "niso-db") == ""
+
+
+# --- static addresses -------------------------------------------------------------------------------------------------
+
+
+def test_static_address_makes_the_network_that_holds_it_and_is_given_to_nobody_else(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "api", network=on("backend", ip="10.60.7.3")))
+    assert subnets(lab)["backend"] == "10.60.7.0/24"
+    assert address(lab, "api") == "10.60.7.3"
+    lab.niso("deactivate", "api")
+    lab.niso("activate", idle(lab, "one", network=on("backend")), idle(lab, "two", network=on("backend")))
+    assert [address(lab, name) for name in ("one", "two")] == ["10.60.7.2", "10.60.7.4"]
+    said = refused(lab, "activate", idle(lab, "thief", network=on("backend", ip="10.60.7.3")))
+    assert "network.ip: 10.60.7.3 is leased to service 'api'" in said
+
+
+@pytest.mark.parametrize(
+    ("ip", "words"),
+    [
+        ("10.99.1.1", "it is the gateway"),
+        ("10.99.1.0", "network itself"),
+        ("10.99.1.255", "broadcast"),
+        ("10.98.1.5", "10.98.1.5 is not in 10.99.1.0/24"),
+        ("nonsense", "nonsense"),
+        ({"other": "10.99.1.5"}, "other"),
+    ],
+)
+def test_static_address_that_cannot_be_is_refused(lab: Lab, ip: Any, words: str) -> None:
+    lab.niso("net", "create", "backend")
+    before = snapshots.take(lab)
+    said = refused(lab, "activate", idle(lab, "api", network=on("backend", ip=ip)))
+    assert "network.ip" in said and words in said
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+
+
+def test_changed_static_address_moves_the_service_and_its_name(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "api", network={"ip": "10.99.0.50"}), idle(lab, "peer"))
+    lab.niso("activate", idle(lab, "api", network={"ip": "10.99.0.60"}))
+    assert address(lab, "api") == "10.99.0.60"
+    assert len(inside(lab, "api", "eth0")["addr_info"]) == 1
+    assert lab.niso("exec", "peer", "--", "getent", "hosts", "api").stdout.split()[0] == "10.99.0.60"
+    assert "1 received" in lab.niso("exec", "peer", "--", "ping", "-c1", "-W2", "api").stdout
+
+
+def test_address_that_became_free_inherits_no_flow(lab: Lab) -> None:
+    """A UDP flow from outside, not closed by anybody, would live on in conntrack for its 30 s."""
+    talk = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.sendto(b'x', ('192.0.2.2', 9999))"
+    lab.niso("activate", package(lab, "old", "sleep", "1000"))
+    lab.run("python3", "-ISc", talk, netns="niso-old")
+    assert "src=10.99.0.2" in lab.run("conntrack", "-L").stdout
+    lab.niso("remove", "old")
+    lab.niso("activate", idle(lab, "new"))
+    assert address(lab, "new") == "10.99.0.2"
+    assert "10.99.0.2" not in lab.run("conntrack", "-L").stdout

@@ -1,0 +1,235 @@
+"""Imports are a contract: who may import whom, what a pure module may know, and what a short command loads."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[2] / "src" / "niso"
+
+VOCABULARY = {"errors", "names", "paths", "failpoint", "records", "state"}
+"""What every layer may speak."""
+
+LAYERS: dict[str, set[str]] = {
+    # what it is -> which parts of niso it may import, itself and VOCABULARY (as far as it comes before) left out
+    "errors": set(),
+    "names": set(),
+    "paths": set(),
+    "records": set(),
+    "state": set(),
+    "failpoint": {"paths"},
+    "ipam": set(),
+    "render": {"names", "state"},
+    "plan": {"names", "records", "state", "render"},
+    "diff": {"state", "render"},
+    "model": {"errors", "names", "paths"},
+    "kernel": VOCABULARY | {"ipam", "render", "diff"},
+    "runtime": VOCABULARY | {"kernel"},
+    "store": VOCABULARY,
+    "lab": VOCABULARY | {"kernel"},
+    "package": VOCABULARY,
+    "leases": VOCABULARY | {"ipam", "store"},
+    "apply": VOCABULARY | {"plan", "diff", "kernel", "store"},
+    "targets": VOCABULARY | {"model", "runtime", "store", "package"},
+    "networks": VOCABULARY | {"ipam", "plan", "kernel", "store", "apply"},
+    "admission": VOCABULARY
+    | {"leases", "networks", "targets", "kernel", "model", "plan", "runtime", "store", "package"},
+    "services": VOCABULARY
+    | {"admission", "apply", "networks", "targets", "package", "kernel", "model", "plan", "runtime", "store"},
+    "check": VOCABULARY | {"services", "apply", "package", "plan", "diff", "kernel", "render", "runtime", "store"},
+    "cli": VOCABULARY
+    | {"check", "services", "networks", "targets", "apply", "model", "render", "kernel", "runtime", "store", "lab"},
+}
+
+PURE = ("state", "records", "plan", "diff", "ipam", "render", "names", "errors")
+PURE_MAY = {
+    "": {"__future__", "typing", "collections.abc"},
+    "ipam": {"ipaddress"},
+    "names": {"hashlib"},
+    "render": {"hashlib", "bisect", "socket"},  # socket for inet_pton alone, see below
+}
+
+FOUND = ["__future__", "argparse", "json", "os", "re", "signal", "sqlite3", "sys", "time", "typing"]
+HEAVY = {
+    "asyncio",
+    "bz2",
+    "contextlib",
+    "ctypes",
+    "dataclasses",
+    "difflib",
+    "hashlib",
+    "inspect",
+    "ipaddress",
+    "logging",
+    "lzma",
+    "msgspec",
+    "pathlib",
+    "random",
+    "shutil",
+    "socket",
+    "subprocess",
+    "tempfile",
+    "threading",
+    "tomllib",
+    "traceback",
+    "unittest",
+    "urllib",
+    "zlib",
+}
+COMMON = {
+    "niso",
+    "niso.cli",
+    "niso.cli.main",
+    "niso.cli.output",
+    "niso.errors",
+    "niso.failpoint",
+    "niso.paths",
+    "niso.records",
+    "niso.store",
+    "niso.store.schema",
+    "niso.store.store",
+}
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name below niso -> file: ``kernel.read``; packages by their own name."""
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute names of all that a file imports, anywhere in it; ``from niso import x`` counts as niso.x."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            below = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= below if str(node.module).split(".")[0] == "niso" else {str(node.module)}
+    return found
+
+
+def layer(module: str) -> str:
+    """``kernel`` of ``niso.kernel.read.read``; ``errors`` of ``niso.errors.NisoError``."""
+    return module.removeprefix("niso.").partition(".")[0]
+
+
+MODULES = modules()
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name])
+def test_module_imports_only_what_lies_below_it(module) -> None:
+    own = layer(module)
+    assert own in LAYERS, f"{module}: a new part has to say here what it may import"
+    used = {layer(name) for name in imports(MODULES[module]) if name.startswith("niso.")} - {own}
+    assert used <= LAYERS[own], f"{module} imports {used - LAYERS[own]}"
+
+
+def test_table_of_layers_points_down_only() -> None:
+    """There is an order of all parts in which each imports only earlier ones."""
+    left = {name: set(below) for name, below in LAYERS.items()}
+    while left:
+        ready = [name for name, below in left.items() if not below - {name} & left.keys()]
+        assert ready, f"a circle among {sorted(left)}"
+        for name in ready:
+            del left[name]
+        left = {name: below - set(ready) for name, below in left.items()}
+
+
+def test_table_of_layers_has_nothing_that_is_not_there() -> None:
+    assert set(LAYERS) == {layer(module) for module in MODULES if module}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name and layer(name) in PURE])
+def test_pure_module_does_no_io_and_knows_no_time_or_chance(module) -> None:
+    used = {name for name in imports(MODULES[module]) if not name.startswith("niso.")}
+    assert used <= PURE_MAY[""] | PURE_MAY.get(layer(module), set())
+    tree = ast.parse(MODULES[module].read_text())
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert not names & {"open", "print", "input", "exec", "eval", "__import__"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "socket":
+            assert node.attr in {"inet_pton", "inet_ntop", "AF_INET", "AF_INET6"}
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("__init__.py")), ids=lambda path: path.parent.name)
+def test_init_files_are_empty(path) -> None:
+    if path.parent.name == "lab":  # `niso lab` is lab.run
+        return
+    assert path.read_text() == ""
+
+
+def test_only_the_command_line_ends_the_process_or_prints() -> None:
+    for module, path in MODULES.items():
+        if layer(module) in ("cli", "lab") or module in ("runtime.exited", "runtime.logs"):
+            continue
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        assert not [call for call in calls if isinstance(call, ast.Name) and call.id in ("print", "exit")], module
+        assert not [call for call in calls if isinstance(call, ast.Attribute) and ast.unparse(call) == "sys.exit"], (
+            module
+        )
+
+
+def loaded(*arguments: str) -> set[str]:
+    """Modules that a niso command loads over a bare interpreter, in a process of its own."""
+    code = (
+        "import sys, os\n"
+        "before = set(sys.modules)\n"
+        "os.geteuid = lambda: 0\n"
+        "from niso.cli.main import run\n"
+        "status = run(sys.argv[1:])\n"
+        "found = sorted(set(sys.modules) - before)\n"
+        "import json\n"
+        "print(json.dumps([status, found]), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        # -S -I: no site, so that no .pth of the virtual environment counts
+        [sys.executable, "-S", "-I", "-c", f"import sys; sys.path[:0] = {[str(SOURCE.parent)]!r}\n{code}", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={key: value for key, value in os.environ.items() if key.startswith("NISO_")},
+    )
+    status, found = json.loads(done.stderr.splitlines()[-1])
+    assert status == 0, done.stderr
+    assert done.stdout
+    return set(found)
+
+
+@pytest.mark.parametrize(
+    ("command", "own"),
+    [
+        ("net list", {"niso.cli.net"}),
+        ("net ports", {"niso.cli.net"}),
+        ("ps", {"niso.cli.look"}),
+        ("version", set()),
+        ("help", set()),
+    ],
+)
+@pytest.mark.parametrize("filled", [False, True], ids=["no store", "a store"])
+def test_short_command_loads_only_these_modules(command, own, filled) -> None:
+    if filled:
+        from niso.store.store import Store
+
+        Store.open().close()
+    found = loaded(*command.split())
+    ours = {name for name in found if name.partition(".")[0] == "niso"}
+    if own:
+        assert ours == COMMON | own
+    else:
+        assert ours == {"niso", "niso.cli", "niso.cli.main", "niso.errors"}
+    assert not {name.partition(".")[0] for name in found} & HEAVY
+
+
+def test_checker_sees_what_a_command_loads() -> None:
+    assert {"msgspec", "niso.model.schema"} & loaded("schema") or "msgspec" not in sys.modules

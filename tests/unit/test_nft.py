@@ -1,0 +1,157 @@
+"""The ruleset's text: what libnftables makes of it is asked of `nft --check` where that is there, in a namespace of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from niso import names
+from niso.render import nft
+from niso.state import Element
+
+NAME = st.from_regex(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
+ODD_NAMES = (
+    "a",
+    "a0",
+    "a-9",
+    "x" * 63,
+    "a" + "-" * 61 + "z",
+    "n1-2-3",
+    "inet",
+    "table",
+    "set",
+    "add",
+    "comment",
+    "drop",
+)
+CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+
+
+def in_new_namespace() -> None:
+    """For preexec_fn: the child may use netlink there as root of a namespace that nobody else sees."""
+    flags = CLONE_NEWNET if os.geteuid() == 0 else CLONE_NEWNET | CLONE_NEWUSER
+    if ctypes.CDLL(None, use_errno=True).unshare(flags) != 0:
+        os._exit(77)
+
+
+def checked(text: str) -> subprocess.CompletedProcess[str]:
+    """What ``nft --check`` says of a text; nothing is changed, and what it would change is in a namespace of its own."""
+    if shutil.which("nft", path="/usr/sbin:/sbin:/usr/bin") is None:
+        pytest.skip("nft is not installed")
+    done = subprocess.run(
+        ["nft", "--check", "-f", "-"],
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": "/usr/sbin:/sbin:/usr/bin"},
+        preexec_fn=in_new_namespace,
+    )
+    if done.returncode == 77:
+        pytest.skip("no namespaces here")
+    return done
+
+
+def all_elements(service: str, network: str, number: int = 0) -> list[Element]:
+    """Every kind of element that a service on a network can bring, of both families."""
+    link = names.veth(service, network, number + 1)
+    mac = names.mac(service, network, "0123abcd")
+    four, six = f"10.{number}.0.2", f"fd00:{number:x}::2"
+    return [
+        *nft.network(network, names.bridge(network), (f"10.{number}.0.0/24", f"fd00:{number:x}::/64")),
+        *nft.endpoint(service, link, mac, (four, six)),
+        *nft.published(service, "", 1 + number, 65535, "tcp", (four, six)),
+        *nft.published(service, "0.0.0.0", 60000 + number, 1, "udp", (four, six)),
+        *nft.published(service, "", 50000 + number, 1, "sctp", (four,)),
+    ]
+
+
+def test_tables_are_accepted_by_the_kernel() -> None:
+    done = checked(nft.TABLES)
+    assert done.returncode == 0, done.stderr
+
+
+def test_elements_of_odd_but_valid_names_are_accepted_by_the_kernel() -> None:
+    elements = [*nft.owner("0123abcd"), nft.closed(4), nft.closed(6)]
+    for number, name in enumerate(ODD_NAMES):
+        elements += all_elements(name, ODD_NAMES[-1 - number], number)
+    statements = [nft.statement("add", e) for e in elements] + [nft.statement("delete", e) for e in elements]
+    done = checked("\n".join([nft.TABLES, *statements]))
+    assert done.returncode == 0, done.stderr
+
+
+def test_check_sees_what_the_kernel_would_refuse() -> None:
+    assert checked(nft.TABLES + "\nadd element inet niso nonesuch { 1 }").returncode != 0
+    assert checked(nft.TABLES + '\ndelete element inet niso ports { "eth0" }').returncode != 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(NAME, NAME)
+def test_no_name_can_break_out_of_its_place(service, network) -> None:
+    for element in all_elements(service, network):
+        statement = nft.statement("add", element)
+        assert "\n" not in statement
+        assert statement.count("{") == statement.count("}") == 1
+        assert statement.count(";") == 0
+        # outside quotes nothing but what render wrote is left: verbs, set names, keys, values
+        outside = re.sub(r'"[^"]*"', "", statement)
+        assert '"' not in outside
+        assert re.fullmatch(r"add element (inet|bridge) niso \w+ \{ [0-9a-z:./ ]+ \}", outside), outside
+
+
+def test_comment_comes_before_the_value_and_only_where_something_is_added() -> None:
+    element = Element(nft.INET, "publish_any4", "tcp . 1", "10.0.0.2 . 2", "api")
+    assert nft.statement("add", element) == (
+        'add element inet niso publish_any4 { tcp . 1 comment "api" : 10.0.0.2 . 2 }'
+    )
+    assert nft.statement("delete", element) == "delete element inet niso publish_any4 { tcp . 1 }"
+    assert nft.statement("add", nft.closed(4)) == "add element inet niso closed { ipv4 }"
+
+
+def test_list_of_containers_is_that_of_the_text() -> None:
+    found: dict[str, list[str]] = {}
+    table = ""
+    for line in nft.TABLES.splitlines():
+        if heading := re.fullmatch(r"table (\w+ \w+) \{", line):
+            table = heading[1]
+            found[table] = []
+        if container := re.match(r"\t(?:set|map) (\w+) ", line):
+            found[table].append(container[1])
+    assert {name: tuple(each) for name, each in found.items()} == nft.CONTAINERS
+    assert {name for containers in nft.CONTAINERS.values() for name in containers} >= nft.LATE
+
+
+def test_only_published_ports_may_go_before_what_they_lead_to() -> None:
+    early = {name for containers in nft.CONTAINERS.values() for name in containers} - nft.LATE
+    assert early == {"publish_any4", "publish_any6"}
+
+
+def test_every_set_that_is_declared_is_used_by_a_rule() -> None:
+    for containers in nft.CONTAINERS.values():
+        for name in set(containers) - {"owner"}:
+            if name == "sources6":
+                continue  # no network has an IPv6 subnet yet
+            assert re.search(rf"@{name}\b", nft.TABLES), name
+
+
+def test_text_has_both_families() -> None:
+    for container in ("subnets", "publish_any"):
+        for family in "46":
+            assert f"@{container}{family}" in nft.TABLES
+    for words in ("ip saddr @subnets4", "ip6 saddr @subnets6", "dnat ip to", "dnat ip6 to"):
+        assert words in nft.TABLES
+
+
+def test_digest_is_of_the_text() -> None:
+    assert re.fullmatch(r"[0-9a-f]{8}", nft.DIGEST)
+    marks = {element.element for element in nft.owner("0123abcd")}
+    assert marks == {'"id-0123abcd"', f'"rules-{nft.DIGEST}"'}
+    assert {element.table for element in nft.owner("0123abcd")} == set(nft.CONTAINERS)
+    assert all(len(mark.strip('"')) <= 15 for mark in marks), "an ifname holds 15 characters"

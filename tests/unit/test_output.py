@@ -1,0 +1,145 @@
+"""What is printed: tables, escapes, arrows, durations."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from niso.cli import output
+from niso.records import Port
+
+BOUNDED = settings(max_examples=200, deadline=None)
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        ("plain-text_1", "plain-text_1"),
+        ("größe→", "größe→"),
+        ("\x1b[31mred", "\\x1b[31mred"),
+        ("a\nb\tc\r", "a\\x0ab\\x09c\\x0d"),
+        ("\x00\x7f", "\\x00\\x7f"),
+        ("\x9b31m", "\\x9b31m"),
+        ("\u202eevil", "\\u202eevil"),
+        ("\u2066x\u2069", "\\u2066x\\u2069"),
+        ("a\u2028b\u2029", "a\\u2028b\\u2029"),
+        ("\u200b", "\\u200b"),
+        ("\udcff", "\\udcff"),
+    ],
+)
+def test_escaped_shows_what_a_terminal_would_obey(raw, shown) -> None:
+    assert output.escaped(raw) == shown
+
+
+@BOUNDED
+@given(st.text())
+def test_escaped_text_is_printable_and_escaping_it_again_changes_nothing(text) -> None:
+    once = output.escaped(text)
+    assert once.isprintable()
+    assert output.escaped(once) == once
+    once.encode("utf-8")
+
+
+def test_table_columns_are_as_wide_as_their_widest_value(capsys) -> None:
+    output.table(("NAME", "N"), [("a", "1"), ("longer-name", "22")])
+    assert capsys.readouterr().out == "NAME         N\na            1\nlonger-name  22\n"
+
+
+def test_table_without_rows_is_its_columns(capsys) -> None:
+    output.table(("NAME", "SUBNET", "SERVICES"), [])
+    assert capsys.readouterr().out == "NAME  SUBNET  SERVICES\n"
+
+
+def test_table_escapes_values_and_aligns_by_what_is_shown(capsys) -> None:
+    output.table(("A", "B"), [("\x1b", "x"), ("yy", "z")])
+    assert capsys.readouterr().out == "A     B\n\\x1b  x\nyy    z\n"
+
+
+def test_json_is_read_back_and_holds_no_control_bytes(capsys) -> None:
+    value = {"path": "/srv/größe\x1b\u202e\x9b"}
+    output.as_json(value)
+    out = capsys.readouterr().out
+    assert json.loads(out) == value
+    assert all(line.isprintable() for line in out.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("port", "shown"),
+    [
+        (Port("", 8080, 80, "tcp"), "8080→80"),
+        (Port("0.0.0.0", 53, 53, "udp"), "53→53/udp"),
+        (Port("127.0.0.1", 5432, 5432, "tcp"), "127.0.0.1:5432→5432"),
+    ],
+)
+def test_port_text(port, shown, monkeypatch) -> None:
+    monkeypatch.setattr(output, "arrow", lambda: "→")
+    assert output.port_text(port) == shown
+
+
+@pytest.mark.parametrize(("encoding", "arrow"), [("utf-8", "→"), ("ascii", "->"), ("latin-1", "->"), ("cp437", "->")])
+def test_arrow_is_what_the_output_can_show(encoding, arrow) -> None:
+    code = "from niso.cli import output; print(output.arrow())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+    )
+    assert done.stdout.decode(encoding).strip() == arrow
+
+
+def test_output_in_ascii_shows_other_letters_by_number(tmp_path) -> None:
+    """No command ends with an error because a path has a letter that the terminal has not."""
+    code = (
+        "import niso.cli.main as m, niso.cli.output as o\n"
+        "m.run = lambda _: (o.table(('PATH',), [('/srv/gr\\u00f6\\u00dfe',)]), 0)[1]\n"
+        "m.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+    )
+    assert done.stdout.decode("ascii").splitlines() == ["PATH", "/srv/gr\\xf6\\xdfe"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0, "0s"),
+        (0.9, "0s"),
+        (59.99, "59s"),
+        (60, "1m0s"),
+        (192, "3m12s"),
+        (3599, "59m59s"),
+        (3600, "1h0m"),
+        (18240, "5h4m"),
+        (86399, "23h59m"),
+        (86400, "1d0h"),
+        (12 * 86400 + 3 * 3600, "12d3h"),
+    ],
+)
+def test_duration(seconds, shown) -> None:
+    assert output.duration(seconds) == shown
+
+
+def test_times_are_rfc_3339_in_utc() -> None:
+    assert output.time_text(0) == "1970-01-01T00:00:00Z"
+    assert output.time_text(1764000000.5) == "2025-11-24T16:00:00Z"
+    assert output.time_text(None) is None
+
+
+def test_notes_keep_their_lines_and_escape_the_rest(capsys) -> None:
+    output.note("one\ntwo\x1b")
+    output.step("three\nfour\x1b")
+    output.warn("five\nsix")
+    out, err = capsys.readouterr()
+    assert out == "three\nfour\\x1b\n"
+    assert err == "one\ntwo\\x1b\nniso: warning: five\\x0asix\n"

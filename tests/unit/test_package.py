@@ -1,0 +1,303 @@
+"""Copies of packages: what is copied, how, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import stat
+import tempfile
+import traceback
+from pathlib import Path
+
+import pytest
+
+from niso import package, paths
+from niso.errors import InvalidInput, NisoError
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    made = tmp_path / "api"
+    (made / "bin").mkdir(parents=True)
+    (made / "manifest.toml").write_text("[package]\n")
+    (made / "bin" / "api").write_text("#!/bin/sh\n")
+    (made / "bin" / "api").chmod(0o750)
+    (made / "secret").write_text("x")
+    (made / "secret").chmod(0o600)
+    return made
+
+
+def copied(folder: Path, rootfs: Path | None = None) -> Path:
+    root = str(rootfs) if rootfs else None
+    return Path(package.copy("api", str(folder), root, package.fingerprint(str(folder), root)))
+
+
+def names_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def left_over() -> list[str]:
+    """What lies where copies are kept."""
+    top = Path(paths.package_dir("api"))
+    return names_below(top) if top.exists() else []
+
+
+def test_copy_has_the_files_and_lies_under_its_fingerprint(folder) -> None:
+    copy = copied(folder)
+    assert copy == Path(paths.package_dir("api")) / package.fingerprint(str(folder), None)
+    assert names_below(copy) == ["bin", "bin/api", "manifest.toml", "secret"]
+    assert (copy / "bin" / "api").read_text() == "#!/bin/sh\n"
+    assert (copy / "bin" / "api").stat().st_ino != (folder / "bin" / "api").stat().st_ino
+
+
+def test_copy_is_readable_for_all_and_writable_for_nobody_else(folder) -> None:
+    (folder / "bin" / "api").chmod(0o6777)
+    (folder / "bin").chmod(0o777)
+    copy = copied(folder)
+    modes = {name: stat.S_IMODE((copy / name).lstat().st_mode) for name in names_below(copy)}
+    assert modes == {"bin": 0o755, "bin/api": 0o755, "manifest.toml": 0o644, "secret": 0o644}
+
+
+def test_copy_keeps_times_so_that_caches_by_time_stay_true(folder) -> None:
+    os.utime(folder / "secret", ns=(10**18, 10**18 + 7))
+    assert (copied(folder) / "secret").stat().st_mtime_ns == 10**18 + 7
+
+
+def test_same_content_is_copied_once(folder) -> None:
+    first = copied(folder)
+    inode = (first / "secret").stat().st_ino
+    assert copied(folder) == first
+    assert (first / "secret").stat().st_ino == inode
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda folder: (folder / "secret").write_text("longer"),
+        lambda folder: os.utime(folder / "secret", ns=(1, 1)),
+        lambda folder: (folder / "secret").chmod(0o644),
+        lambda folder: (folder / "secret").rename(folder / "other"),
+        lambda folder: (folder / "new").write_text(""),
+        lambda folder: (folder / "bin" / "api").unlink(),
+        lambda folder: (folder / "empty").mkdir(),
+        lambda folder: (folder / "link").symlink_to("bin"),
+    ],
+)
+def test_fingerprint_changes_with(folder, edit) -> None:
+    before = package.fingerprint(str(folder), None)
+    edit(folder)
+    assert package.fingerprint(str(folder), None) != before
+
+
+def test_fingerprint_does_not_change_by_reading_or_by_place(folder) -> None:
+    before = package.fingerprint(str(folder), None)
+    (folder / "secret").read_text()
+    moved = folder.rename(folder.parent / "elsewhere")
+    assert package.fingerprint(str(moved), None) == before
+
+
+def test_fingerprint_tells_links_apart_by_their_targets(folder) -> None:
+    (folder / "link").symlink_to("bin")
+    before = package.fingerprint(str(folder), None)
+    (folder / "link").unlink()
+    (folder / "link").symlink_to("sec")
+    assert package.fingerprint(str(folder), None) != before
+
+
+def test_manifest_is_no_part_of_the_fingerprint_where_it_is_named(folder) -> None:
+    manifest = str(folder / "manifest.toml")
+    before = package.fingerprint(str(folder), None, manifest)
+    (folder / "manifest.toml").write_text("[package]\n# more\n")
+    assert package.fingerprint(str(folder), None, manifest) == before
+    (folder / "secret").write_text("changed")
+    assert package.fingerprint(str(folder), None, manifest) != before
+
+
+def test_symlinks_are_copied_as_they_are_and_none_is_followed(folder) -> None:
+    outside = folder.parent / "outside"
+    outside.mkdir()
+    (outside / "treasure").write_text("x")
+    targets = {"root": "/", "up": "..", "out": str(outside), "dangling": "nowhere/at all", "loop": "loop"}
+    for name, target in targets.items():
+        (folder / name).symlink_to(target)
+    copy = copied(folder)
+    assert {name: os.readlink(copy / name) for name in targets} == targets
+    assert names_below(copy) == sorted(["bin", "bin/api", "manifest.toml", "secret", *targets])
+
+
+def test_deleting_a_copy_follows_no_link(folder) -> None:
+    outside = folder.parent / "outside"
+    outside.mkdir()
+    (outside / "treasure").write_text("x")
+    (folder / "out").symlink_to(outside)
+    package.delete_tree(str(copied(folder)))
+    assert (outside / "treasure").exists()
+
+
+def test_rootfs_below_the_package_is_no_part_of_it(folder) -> None:
+    rootfs = folder / "rootfs"
+    (rootfs / "etc").mkdir(parents=True)
+    os.mkfifo(rootfs / "etc" / "fifo")
+    digest = package.fingerprint(str(folder), str(rootfs))
+    copy = copied(folder, rootfs)
+    assert "rootfs" not in names_below(copy)
+    (rootfs / "etc" / "more").write_text("")
+    assert package.fingerprint(str(folder), str(rootfs)) == digest
+
+
+def test_rootfs_elsewhere_that_a_link_names_is_no_part_of_it(folder) -> None:
+    elsewhere = folder.parent / "debian"
+    elsewhere.mkdir()
+    (folder / "rootfs").symlink_to(elsewhere)
+    assert "rootfs" not in names_below(copied(folder, elsewhere))
+
+
+def test_names_with_newlines_and_odd_bytes_are_copied(folder) -> None:
+    odd = [b"new\nline", b"caf\xe9", b"\xff\xfe", b" space ", b"-rf", "größe".encode(), b"\x1b[31m", b"a" * 255]
+    for name in odd:
+        with open(os.path.join(os.fsencode(folder), name), "wb") as file:
+            file.write(name)
+    copy = os.fsencode(copied(folder))
+    for name in odd:
+        with open(os.path.join(copy, name), "rb") as file:
+            assert file.read() == name
+
+
+def test_names_cannot_be_shifted_into_one_another(folder) -> None:
+    """Two packages whose names and links would give one text without their separators."""
+    found = set()
+    for name, target in (("a", "bc"), ("ab", "c"), ("a\nb", "c")):
+        (folder / name).symlink_to(target)
+        found.add(package.fingerprint(str(folder), None))
+        (folder / name).unlink()
+    assert len(found) == 3
+
+
+def _device(path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("a device needs root")
+    os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+
+
+def _socket(path: Path) -> None:
+    here = os.getcwd()
+    os.chdir(path.parent)  # a socket's path has at most 108 bytes
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, _socket, _device])
+def test_what_is_no_file_folder_or_link_is_refused_by_name_and_nothing_is_left(folder, make) -> None:
+    make(folder / "bin" / "odd")
+    with pytest.raises(InvalidInput, match=r"bin/odd.*files, folders and symlinks only"):
+        package.fingerprint(str(folder), None)
+    with pytest.raises(InvalidInput, match="bin/odd"):
+        package.copy("api", str(folder), None, "0" * 64)
+    assert left_over() == []
+
+
+def test_folders_nested_too_deep_are_refused(folder) -> None:
+    (folder / "/".join("d" * 66)).mkdir(parents=True)
+    with pytest.raises(InvalidInput, match="nested more than 64 deep"):
+        package.fingerprint(str(folder), None)
+
+
+def test_folders_nested_64_deep_are_copied(folder) -> None:
+    deep = folder / "/".join("d" * 64)
+    deep.mkdir(parents=True)
+    (deep / "file").write_text("x")
+    assert (copied(folder) / "/".join("d" * 64) / "file").read_text() == "x"
+
+
+def test_package_that_changes_while_it_is_copied_is_refused_and_nothing_is_left(folder, monkeypatch) -> None:
+    digest = package.fingerprint(str(folder), None)
+    one = package._copy_one
+
+    def and_meanwhile(source, target, info) -> None:
+        one(source, target, info)
+        if source.endswith("/secret"):
+            (folder / "bin" / "api").write_text("#!/bin/other\n")
+
+    monkeypatch.setattr(package, "_copy_one", and_meanwhile)
+    with pytest.raises(InvalidInput, match="changed while it was copied"):
+        package.copy("api", str(folder), None, digest)
+    assert left_over() == []
+
+
+def test_file_that_vanishes_while_it_is_copied_is_an_error_that_names_it(folder, monkeypatch) -> None:
+    digest = package.fingerprint(str(folder), None)
+    one = package._copy_one
+
+    def and_meanwhile(source, target, info) -> None:
+        if source.endswith("/secret"):
+            (folder / "secret").unlink()
+        one(source, target, info)
+
+    monkeypatch.setattr(package, "_copy_one", and_meanwhile)
+    with pytest.raises(NisoError, match=r"secret: No such file"):
+        package.copy("api", str(folder), None, digest)
+    assert left_over() == []
+
+
+def test_folder_that_is_not_there_is_an_error_that_names_it(tmp_path) -> None:
+    with pytest.raises(NisoError, match=r"nowhere/?: No such file"):
+        package.fingerprint(str(tmp_path / "nowhere"), None)
+
+
+def as_nobody(what) -> str:
+    """What ``what`` raises where file modes count: in a child that is not root. "" where it raises nothing."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            what()
+        except NisoError as error:
+            os.write(write, error.message.encode())
+        except BaseException:
+            os.write(write, traceback.format_exc().encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        found = pipe.read()
+    os.waitpid(pid, 0)
+    return found
+
+
+@pytest.mark.parametrize(("path", "words"), [("bin", "cannot read package folder"), ("secret", "cannot copy")])
+def test_what_cannot_be_read_is_an_error_that_names_it(folder, monkeypatch, path, words) -> None:
+    top = Path(tempfile.mkdtemp())  # pytest's own folders are root's alone
+    try:
+        top.chmod(0o755)
+        moved = Path(shutil.copytree(folder, top / "api"))
+        (top / "state").mkdir()
+        (top / "state").chmod(0o777)
+        monkeypatch.setenv("NISO_STATE_DIR", str(top / "state"))
+        (moved / "secret").chmod(0o644)
+        (moved / path).chmod(0)
+        found = as_nobody(lambda: package.copy("api", str(moved), None, "0" * 64))
+        assert words in found
+        assert f"{moved / path}: Permission denied" in found
+        (moved / path).chmod(0o700)
+    finally:
+        shutil.rmtree(top)
+
+
+def test_keep_only_deletes_older_copies_and_the_folder_with_the_last(folder) -> None:
+    first = copied(folder)
+    (folder / "secret").write_text("second")
+    second = copied(folder)
+    assert first != second
+    package.keep_only("api", {str(second)})
+    assert not first.exists()
+    assert second.exists()
+    package.keep_only("api", set())
+    assert not Path(paths.package_dir("api")).exists()
+    package.keep_only("api", set())

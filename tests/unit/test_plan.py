@@ -1,0 +1,233 @@
+"""desired: what the kernel should have of hand-made snapshots, and what holds for all of them."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from hypothesis import given, settings
+from snapshots_made import STATE_ID, endpoint, everything, network, snapshots
+
+from niso import names
+from niso.plan import desired
+from niso.records import Endpoint, Network, Port, Service, Snapshot, Subnet
+from niso.render import nft
+from niso.state import Address, Bridge, Element, HostsFile, HostsLine, Netns, Route, Ruleset, State, Sysctl, Veth, kinds
+
+BOUNDED = settings(max_examples=120, deadline=None)
+ALIAS = "niso:0123abcd"
+BACKEND, FRONT = network(0), network(1)
+API = Service("api", 3, (endpoint(BACKEND, 2),), (Port("", 8080, 80, "tcp"),), ("web", "api"))
+DB = Service("db", 1, (endpoint(BACKEND, 3),), (), ("db",))
+
+
+def elements(state: State, container: str, table: str = nft.INET) -> dict[str, tuple[str, str]]:
+    return {e.element: (e.value, e.comment) for e in state.elements if (e.table, e.container) == (table, container)}
+
+
+def test_empty_store_wants_nothing_but_the_sysctls_as_they_were() -> None:
+    assert desired(Snapshot(STATE_ID)) == State()
+    assert desired(everything((), ())) == State(sysctls=frozenset({Sysctl("", "net/ipv4/ip_forward", "0")}))
+
+
+def test_network_without_services_is_a_bridge_that_lets_nothing_through() -> None:
+    state = desired(everything((BACKEND,), ()))
+    assert state.rulesets == {Ruleset(nft.DIGEST)}
+    assert state.bridges == {Bridge("niso-backend", 1500, ALIAS)}
+    assert state.addresses == {Address("", "niso-backend", "10.99.0.1/24")}
+    assert state.sysctls == {
+        Sysctl("", "net/ipv4/ip_forward", "0"),
+        Sysctl("", "net/ipv4/conf/niso-backend/route_localnet", "0"),
+        Sysctl("", "net/ipv6/conf/niso-backend/disable_ipv6", "1"),
+    }
+    assert elements(state, "bridges") == {'"niso-backend"': ("", "backend")}
+    assert elements(state, "subnets4") == {"10.99.0.0/24": ("", "backend")}
+    assert elements(state, "closed") == {}
+    assert not state.netns | state.veths | state.routes | state.hosts_files | state.hosts_lines
+
+
+def test_service_that_publishes() -> None:
+    state = desired(everything((BACKEND,), (API,)))
+    host_end, mac = names.veth("api", "backend", 3), names.mac("api", "backend", STATE_ID)
+    assert state.netns == {Netns("niso-api", ALIAS)}
+    assert state.veths == {Veth(host_end, "niso-api", "eth0", mac, 1500, "niso-backend", True, ALIAS)}
+    assert Address("niso-api", "eth0", "10.99.0.2/24") in state.addresses
+    assert state.routes == {Route("niso-api", "0.0.0.0/0", "10.99.0.1", "eth0")}
+    assert elements(state, "publish_any4") == {"tcp . 8080": ("10.99.0.2 . 80", "api")}
+    assert elements(state, "publish_any6") == {}
+    assert elements(state, "sources4", nft.BRIDGE) == {f'"{host_end}" . {mac} . 10.99.0.2': ("", "api")}
+    for table in (nft.INET, nft.BRIDGE):
+        assert elements(state, "ports", table) == {f'"{host_end}"': ("", "api")}
+    assert Sysctl("", "net/ipv4/conf/niso-backend/route_localnet", "1") in state.sysctls
+    assert Sysctl("", "net/ipv4/ip_forward", "1") in state.sysctls
+    assert {s.name: s.value for s in state.sysctls if s.netns} == {
+        "net/ipv4/ip_unprivileged_port_start": "0",
+        "net/ipv4/ping_group_range": "0\t2147483647",
+        "net/ipv4/conf/all/promote_secondaries": "1",
+        "net/ipv6/conf/default/disable_ipv6": "1",
+    }
+    assert state.hosts_files == {HostsFile("backend")}
+    assert state.hosts_lines == {HostsLine("backend", "10.99.0.2", "web.niso.local web api.niso.local api")}
+
+
+def test_forwarding_that_was_off_is_closed_for_others_and_goes_back_with_the_last_service() -> None:
+    assert elements(desired(everything((BACKEND,), (API,), "0")), "closed") == {"ipv4": ("", "")}
+    assert elements(desired(everything((BACKEND,), (API,), "1")), "closed") == {}
+    for before in ("0", "1"):
+        after = desired(everything((BACKEND,), (), before))
+        assert Sysctl("", "net/ipv4/ip_forward", before) in after.sysctls
+
+
+def test_service_that_publishes_nothing_has_no_hairpin_and_no_route_localnet() -> None:
+    state = desired(everything((BACKEND,), (DB,)))
+    assert [veth.hairpin for veth in state.veths] == [False]
+    assert Sysctl("", "net/ipv4/conf/niso-backend/route_localnet", "0") in state.sysctls
+
+
+def test_two_networks_are_eth0_and_eth1_and_the_first_has_default_route_and_ports() -> None:
+    both = API._replace(endpoints=(endpoint(FRONT, 5), endpoint(BACKEND, 2)))
+    state = desired(everything((BACKEND, FRONT), (both,)))
+    assert {(v.peer, v.bridge, v.hairpin) for v in state.veths} == {
+        ("eth0", "niso-front", True),
+        ("eth1", "niso-backend", False),
+    }
+    assert state.routes == {Route("niso-api", "0.0.0.0/0", "10.99.1.1", "eth0")}
+    assert elements(state, "publish_any4") == {"tcp . 8080": ("10.99.1.5 . 80", "api")}
+
+
+def test_who_shares_two_networks_is_given_the_address_on_the_readers_first() -> None:
+    both = API._replace(endpoints=(endpoint(FRONT, 5), endpoint(BACKEND, 2)))
+    turned = DB._replace(endpoints=(endpoint(BACKEND, 3), endpoint(FRONT, 6)))
+    lines = desired(everything((BACKEND, FRONT), (both, turned))).hosts_lines
+    seen = {(line.folder, line.names.split()[1]): line.address for line in lines}
+    assert seen == {
+        ("front+backend", "web"): "10.99.1.5",
+        ("front+backend", "db"): "10.99.1.6",
+        ("backend+front", "web"): "10.99.0.2",
+        ("backend+front", "db"): "10.99.0.3",
+    }
+
+
+def test_services_of_other_networks_are_in_no_hosts_file_of_ours() -> None:
+    other = DB._replace(endpoints=(endpoint(FRONT, 3),))
+    lines = desired(everything((BACKEND, FRONT), (API, other))).hosts_lines
+    assert {(line.folder, line.names.split()[1]) for line in lines} == {("backend", "web"), ("front", "db")}
+
+
+def test_dual_stack_has_each_thing_of_both_families() -> None:
+    dual = network(0, dual=True)
+    service = API._replace(endpoints=(endpoint(dual, 2),))
+    state = desired(everything((dual,), (service,)))
+    assert {a.address for a in state.addresses if a.netns} == {"10.99.0.2/24", "fd00:99:1::2/64"}
+    assert {a.address for a in state.addresses if not a.netns} == {"10.99.0.1/24", "fd00:99:1::1/64"}
+    assert {(r.destination, r.gateway) for r in state.routes} == {("0.0.0.0/0", "10.99.0.1"), ("::/0", "fd00:99:1::1")}
+    assert elements(state, "publish_any6") == {"tcp . 8080": ("fd00:99:1::2 . 80", "api")}
+    assert list(elements(state, "subnets6")) == ["fd00:99:1::/64"]
+    assert len(elements(state, "sources6", nft.BRIDGE)) == 1
+    assert not [s for s in state.sysctls if "disable_ipv6" in s.name]
+    assert {line.address for line in state.hosts_lines} == {"10.99.0.2", "fd00:99:1::2"}
+
+
+def test_port_on_every_ipv4_address_is_not_published_on_ipv6() -> None:
+    dual = network(0, dual=True)
+    service = API._replace(endpoints=(endpoint(dual, 2),), ports=(Port("0.0.0.0", 8080, 80, "tcp"),))
+    state = desired(everything((dual,), (service,)))
+    assert elements(state, "publish_any4") != {}
+    assert elements(state, "publish_any6") == {}
+
+
+def test_ipv6_alone() -> None:
+    only = Network("six", "niso-six", 1500, (Subnet(6, "fd00:7::/64", "fd00:7::1"),), False)
+    service = Service("api", 1, (Endpoint("six", ("fd00:7::2",)),), (Port("", 1, 2, "tcp"),), ("api",))
+    state = desired(everything((only,), (service,)))
+    assert {r.destination for r in state.routes} == {"::/0"}
+    assert elements(state, "publish_any4") == {}
+    assert elements(state, "publish_any6") == {"tcp . 1": ("fd00:7::2 . 2", "api")}
+
+
+def test_new_activation_changes_the_link_and_keeps_the_mac() -> None:
+    first = desired(everything((BACKEND,), (API,)))
+    again = desired(everything((BACKEND,), (API._replace(generation=4),)))
+    assert {v.name for v in first.veths}.isdisjoint({v.name for v in again.veths})
+    assert {v.mac for v in first.veths} == {v.mac for v in again.veths}
+
+
+@BOUNDED
+@given(snapshots())
+def test_plan_is_the_same_each_time_and_names_each_thing_once(snapshot) -> None:
+    state = desired(snapshot)
+    assert state == desired(snapshot)
+    for kind in kinds(state):
+        assert len({thing.key() for thing in kind}) == len(kind)
+    assert len({veth.mac for veth in state.veths}) == len(state.veths)
+
+
+@BOUNDED
+@given(snapshots())
+def test_everything_that_a_thing_refers_to_is_there(snapshot) -> None:
+    state = desired(snapshot)
+    bridges, spaces = {b.name for b in state.bridges}, {n.name for n in state.netns}
+    links = {("", name) for name in bridges} | {(v.netns, v.peer) for v in state.veths}
+    for veth in state.veths:
+        assert veth.netns in spaces
+        assert veth.bridge in bridges
+    for thing in (*state.addresses, *state.routes):
+        assert (thing.netns, thing.link) in links
+    for route in state.routes:
+        on = [
+            ipaddress.ip_interface(a.address) for a in state.addresses if (a.netns, a.link) == (route.netns, route.link)
+        ]
+        assert any(ipaddress.ip_address(route.gateway) in each.network for each in on)
+    assert {line.folder for line in state.hosts_lines} <= {file.folder for file in state.hosts_files}
+    if state.elements:
+        assert state.rulesets
+
+
+@BOUNDED
+@given(snapshots())
+def test_each_link_is_guarded_and_each_guard_is_of_a_link(snapshot) -> None:
+    state = desired(snapshot)
+    assert set(elements(state, "bridges")) == {f'"{bridge.name}"' for bridge in state.bridges}
+    for table in (nft.INET, nft.BRIDGE):
+        assert set(elements(state, "ports", table)) == {f'"{veth.name}"' for veth in state.veths}
+    sources = {*elements(state, "sources4", nft.BRIDGE), *elements(state, "sources6", nft.BRIDGE)}
+    own = {
+        f'"{veth.name}" . {veth.mac} . {address.address.partition("/")[0]}'
+        for veth in state.veths
+        for address in state.addresses
+        if (address.netns, address.link) == (veth.netns, veth.peer)
+    }
+    assert sources == own
+
+
+@BOUNDED
+@given(snapshots())
+def test_each_published_port_leads_to_an_address_of_its_owner(snapshot) -> None:
+    state = desired(snapshot)
+    for element in state.elements:
+        if element.value:
+            address = element.value.split(" . ")[0]
+            assert [
+                a
+                for a in state.addresses
+                if a.address.split("/")[0] == address and a.netns == f"niso-{element.comment}"
+            ]
+
+
+@BOUNDED
+@given(snapshots())
+def test_each_service_finds_itself_and_all_its_neighbours_by_name(snapshot) -> None:
+    state = desired(snapshot)
+    for reader in snapshot.services:
+        on = {endpoint.network for endpoint in reader.endpoints}
+        folder = names.hosts_folder(tuple(endpoint.network for endpoint in reader.endpoints))
+        seen = {line.names.split()[1] for line in state.hosts_lines if line.folder == folder}
+        assert seen == {s.names[0] for s in snapshot.services if on & {e.network for e in s.endpoints}}
+
+
+def test_element_of_a_state_says_who_owns_it() -> None:
+    state = desired(everything((BACKEND,), (API,)))
+    owners = {element.comment for element in state.elements}
+    assert owners == {"", "api", "backend"}
+    unowned = {element.container for element in state.elements if not element.comment}
+    assert unowned == {"owner", "closed"}
+    assert Element(nft.INET, "owner", '"id-0123abcd"', "", "") in state.elements

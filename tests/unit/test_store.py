@@ -1,0 +1,397 @@
+"""The store: versions, transactions, undo, and snapshots that are the right part of the whole."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sqlite3
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from snapshots_made import network
+from stored import TemporaryStore, add_network, dump, put
+
+from niso import names, paths
+from niso.errors import Conflict, NisoError, NotFound
+from niso.plan import desired
+from niso.records import Port, Snapshot
+from niso.state import State
+from niso.store import schema
+from niso.store.store import ALL, Scope, Store
+
+BOUNDED = settings(max_examples=60, deadline=None)
+NETWORKS = (network(0), network(1, dual=True), network(2))
+NAMES = tuple(each.name for each in NETWORKS)
+SERVICES = ("api", "db", "cache", "web")
+
+CHANGES = st.lists(
+    st.tuples(
+        st.sampled_from(("put", "put", "put", "deactivate", "forget")),
+        st.sampled_from(SERVICES),
+        st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True).map(tuple),
+        st.lists(st.integers(8000, 8003), max_size=2, unique=True),
+    ),
+    max_size=8,
+)
+
+
+def change(store: Store, changes: list) -> None:
+    """Do them in the transaction of the caller; what cannot be is left out."""
+    for verb, service, on, ports in changes:
+        if verb == "put":
+            put(
+                store, service, on, ports=tuple(Port("", port, 80, "tcp") for port in ports), hostname=f"{service}-host"
+            )
+        elif verb == "deactivate":
+            store.set_active(service, False)
+        else:
+            store.forget(service)
+
+
+def filled(store: Store, changes: list) -> None:
+    with store.transaction():
+        for each in NETWORKS:
+            add_network(store, each)
+        change(store, changes)
+
+
+# --- opening -----------------------------------------------------------------------------------------------------
+
+
+def test_new_store_has_the_version_a_private_folder_and_a_state_id_that_stays() -> None:
+    store = Store.open()
+    assert store._db.execute("PRAGMA user_version").fetchone() == (schema.VERSION,)
+    assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert os.stat(paths.state_dir()).st_mode & 0o777 == 0o700
+    state_id = store.state_id()
+    assert len(bytes.fromhex(state_id)) == 4
+    store.close()
+    assert Store.open().state_id() == state_id
+
+
+def test_two_stores_have_different_ids(monkeypatch, tmp_path) -> None:
+    first = Store.open().state_id()
+    monkeypatch.setenv("NISO_STATE_DIR", str(tmp_path / "other"))
+    assert Store.open().state_id() != first
+
+
+def test_reading_a_store_that_is_not_there_makes_nothing() -> None:
+    store = Store.open(create=False)
+    assert store.services() == []
+    assert store.networks() == []
+    assert desired(store.snapshot(ALL)) == State()
+    assert not os.path.exists(paths.state_dir())
+
+
+def test_store_of_a_newer_niso_is_refused_and_left_as_it_is() -> None:
+    store = Store.open()
+    store._db.execute(f"PRAGMA user_version={schema.VERSION + 1}")
+    store.close()
+    with pytest.raises(NisoError, match=f"version {schema.VERSION + 1}"):
+        Store.open()
+
+
+def test_damaged_store_is_an_error_that_names_the_file() -> None:
+    os.makedirs(paths.state_dir())
+    with open(paths.database(), "wb") as file:
+        file.write(b"this is no database, and it is long enough to be read as one" * 40)
+    with pytest.raises(NisoError, match=r"state\.db"):
+        Store.open()
+
+
+def test_state_folder_that_is_a_file_is_an_error_that_names_it(tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("NISO_STATE_DIR", str(tmp_path / "file"))
+    with pytest.raises(NisoError, match="file"):
+        Store.open()
+
+
+def _open_at_once(barrier, answers) -> None:
+    barrier.wait(20)
+    try:
+        answers.put(Store.open().state_id())
+    except BaseException as error:
+        answers.put(repr(error))
+
+
+def test_processes_that_make_the_store_at_once_agree_on_it() -> None:
+    fork = multiprocessing.get_context("fork")
+    for _ in range(5):
+        barrier, answers = fork.Barrier(6), fork.Queue()
+        processes = [fork.Process(target=_open_at_once, args=(barrier, answers)) for _ in range(6)]
+        for process in processes:
+            process.start()
+        found = {answers.get(timeout=30) for _ in processes}
+        for process in processes:
+            process.join(30)
+        assert found == {Store.open().state_id()}
+        for name in os.listdir(paths.state_dir()):
+            os.unlink(os.path.join(paths.state_dir(), name))
+
+
+# --- transactions ------------------------------------------------------------------------------------------------
+
+
+def test_error_in_a_transaction_leaves_nothing_of_it() -> None:
+    store = Store.open()
+    before = dump(store)
+    with pytest.raises(RuntimeError), store.transaction():
+        filled_without_transaction(store)
+        raise RuntimeError
+    assert dump(store) == before
+
+
+def test_cancelled_transaction_leaves_nothing_of_it() -> None:
+    store = Store.open()
+    before = dump(store)
+    with store.transaction() as transaction:
+        filled_without_transaction(store)
+        transaction.cancel()
+        assert dump(store) != before
+    assert dump(store) == before
+
+
+def filled_without_transaction(store: Store) -> None:
+    add_network(store, NETWORKS[0])
+    put(store, "api", (NAMES[0],), ports=(Port("", 1, 1, "tcp"),))
+    store.set_sysctl_before("net/ipv4/ip_forward", "0")
+
+
+def test_reader_sees_the_last_commit_while_a_writer_is_at_work() -> None:
+    writer = Store.open()
+    filled(writer, [("put", "api", NAMES[:1], [8000])])
+    with writer.transaction():
+        change(writer, [("put", "db", NAMES[:1], []), ("forget", "api", (), [])])
+        reader = Store.open(create=False)
+        reader._db.execute("PRAGMA busy_timeout=0")
+        assert reader.active_services() == ["api"]
+        assert reader.member_counts() == {NAMES[0]: 1}
+        assert [service.name for service in reader.snapshot(ALL).services] == ["api"]
+    assert reader.active_services() == ["db"]
+
+
+def test_second_writer_waits_and_does_not_mix(tmp_path) -> None:
+    one, other = Store.open(), Store.open()
+    other._db.execute("PRAGMA busy_timeout=0")
+    with one.transaction(), pytest.raises(sqlite3.OperationalError, match="locked"), other.transaction():
+        pass
+    with other.transaction():
+        filled_without_transaction(other)
+    assert one.active_services() == ["api"]
+
+
+def test_kernel_of_the_database_refuses_what_must_not_be() -> None:
+    store = Store.open()
+    filled(store, [("put", "api", NAMES[:1], []), ("put", "db", NAMES[:1], [])])
+    (api,) = [address for _, address in store.addresses("api")]
+    for statement in (
+        f"UPDATE lease SET address='{api}' WHERE service='db'",
+        "UPDATE lease SET number=(SELECT number FROM lease WHERE service='api') WHERE service='db'",
+        "UPDATE host_name SET name='api' WHERE service='db'",
+        "UPDATE service SET uid=(SELECT uid FROM service WHERE name='api') WHERE name='db'",
+        f"DELETE FROM network WHERE name='{NAMES[0]}'",
+    ):
+        with pytest.raises(sqlite3.IntegrityError), store.transaction():
+            store._db.execute(statement)
+
+
+# --- what it answers ---------------------------------------------------------------------------------------------
+
+
+def test_service_answers_to_all_its_names_and_near_misses_are_suggested() -> None:
+    store = Store.open()
+    filled(store, [("put", "api", NAMES[:1], [])])
+    assert store.resolve("api") == store.resolve("api-host") == "api"
+    with pytest.raises(NotFound) as missing:
+        store.resolve("appi")
+    assert missing.value.hint == "did you mean 'api'?"
+    with pytest.raises(NotFound) as missing:
+        store.require_network("backed")
+    assert missing.value.hint == "did you mean 'backend'?"
+
+
+def test_uids_fill_gaps_and_never_meet() -> None:
+    store = Store.open()
+    filled(store, [("put", name, NAMES[:1], []) for name in SERVICES])
+    assert [store.service(name).uid for name in SERVICES] == [5000, 5001, 5002, 5003]  # type: ignore[union-attr]
+    with store.transaction():
+        store.forget("db")
+        assert store.free_uid(5000) == 5001
+        store.forget("api")
+        assert store.free_uid(5000) == 5000
+
+
+def test_ports_of_inactive_services_are_nobodys() -> None:
+    store = Store.open()
+    filled(store, [("put", "api", NAMES[:1], [8000])])
+    assert store.port_holders("tcp", 8000) == [("api", "")]
+    assert store.port_holders("udp", 8000) == []
+    with store.transaction():
+        store.set_active("api", False)
+    assert store.port_holders("tcp", 8000) == []
+    assert store.active_ports() == []
+    assert store.ports("api") == [("api", Port("", 8000, 80, "tcp"))]
+
+
+def test_implicit_network_goes_with_its_last_known_service_and_a_made_one_stays() -> None:
+    store = Store.open()
+    with store.transaction():
+        add_network(store, NETWORKS[0], implicit=True)
+        add_network(store, NETWORKS[1])
+        put(store, "api", NAMES[:2])
+        put(store, "db", NAMES[:1])
+        store.forget("api")
+        assert store.drop_implicit_networks(NAMES[:2]) == []
+        store.forget("db")
+        assert store.drop_implicit_networks(NAMES[:2]) == [NAMES[0]]
+    assert store.network_names() == [NAMES[1]]
+
+
+# --- undo --------------------------------------------------------------------------------------------------------
+
+
+@BOUNDED
+@given(CHANGES, st.sampled_from(SERVICES), CHANGES)
+def test_undo_puts_back_exactly_what_was(before, service, after) -> None:
+    with TemporaryStore() as store:
+        filled(store, before)
+        whole = dump(store)
+        with store.transaction():
+            store.begin_intent(service, "activate", 5.0)
+            change(store, [(verb, service, *rest) for verb, _, *rest in after])
+        intent = store.intent(service)
+        assert intent is not None
+        with store.transaction():
+            store.undo(intent)
+            store.end_intent(service)
+        assert dump(store) == whole
+        assert store.intents() == []
+
+
+def test_undo_takes_a_network_that_the_activation_made_with_it() -> None:
+    store = Store.open()
+    before = dump(store)
+    with store.transaction():
+        store.begin_intent("api", "activate", 1.0)
+        add_network(store, NETWORKS[0], implicit=True)
+        put(store, "api", NAMES[:1])
+    (intent,) = store.intents()
+    assert (intent.service, intent.action) == ("api", "activate")
+    with store.transaction():
+        store.undo(intent)
+        store.end_intent("api")
+    assert dump(store) == before
+
+
+# --- scopes ------------------------------------------------------------------------------------------------------
+
+
+def owner_is_in(scope: Scope, thing, snapshot: Snapshot) -> bool:
+    """Whether one thing of the whole state belongs to a scope, told from the thing's own fields."""
+    services = set(scope.services or ())
+    active = [service for service in snapshot.services if service.name in services]
+    networks = set(scope.networks or ()) | {endpoint.network for service in active for endpoint in service.endpoints}
+    kind = type(thing).__name__
+    bridges = {names.bridge(network) for network in networks}
+    folders = {names.hosts_folder(reader) for reader in snapshot.readers if set(reader) & networks}
+    if kind == "Element" and thing.container in ("bridges", "same_bridge", "subnets4", "subnets6"):
+        return thing.comment in networks
+    if kind == "Element":
+        return not thing.comment or thing.comment in services
+    if kind == "Bridge":
+        return thing.name in bridges
+    if kind in ("Address", "Sysctl") and not thing.netns:
+        link = thing.link if kind == "Address" else thing.name.split("/")[3] if "/conf/" in thing.name else None
+        return link is None or link in bridges
+    if kind in ("Netns", "Veth", "Address", "Route", "Sysctl"):
+        netns = thing.name if kind == "Netns" else thing.netns
+        return netns in {names.netns(service) for service in services}
+    if kind == "HostsFile":
+        return thing.folder in folders
+    if kind == "HostsLine":
+        readers = {names.hosts_folder(reader): reader for reader in snapshot.readers}
+        only = [s.name for s in snapshot.services if tuple(e.network for e in s.endpoints) == readers[thing.folder]]
+        whole = set(only) <= services
+        mine = {line_names for service in active for line_names in (f"{service.names[0]}.niso.local",)}
+        return thing.folder in folders and (whole or thing.names.split()[0] in mine)
+    return True
+
+
+@BOUNDED
+@given(
+    CHANGES,
+    st.lists(st.sampled_from(SERVICES), unique=True).map(tuple),
+    st.lists(st.sampled_from(NAMES), unique=True).map(tuple),
+)
+def test_state_of_a_scope_is_the_whole_state_restricted_to_it(changes, services, networks) -> None:
+    with TemporaryStore() as store:
+        filled(store, changes)
+        scope = Scope(services, networks)
+        everything = store.snapshot(ALL)
+        part, whole = desired(store.snapshot(scope)), desired(everything)
+        for kind, found, all_of_kind in zip(State._fields, part, whole, strict=True):
+            expected = {thing for thing in all_of_kind if owner_is_in(scope, thing, everything)}
+            assert found == expected, kind
+
+
+@BOUNDED
+@given(CHANGES, st.lists(st.sampled_from(SERVICES), unique=True).map(tuple))
+def test_snapshot_of_a_scope_is_part_of_the_whole(changes, services) -> None:
+    with TemporaryStore() as store:
+        filled(store, changes)
+        part, whole = store.snapshot(Scope(services)), store.snapshot(ALL)
+        assert set(part.services) == {service for service in whole.services if service.name in services}
+        assert set(part.networks) <= set(whole.networks)
+        assert {e.network for s in part.services for e in s.endpoints} <= {n.name for n in part.networks}
+        assert part.readers <= whole.readers
+        assert part.fresh <= whole.fresh == whole.readers
+        assert set(part.neighbours) <= set(whole.services)
+        assert (part.state_id, part.any_network, part.any_active) == (
+            whole.state_id,
+            whole.any_network,
+            whole.any_active,
+        )
+
+
+def test_snapshot_of_one_service_costs_a_step_along_an_index_for_each_other_and_no_more() -> None:
+    """Instructions of SQLite's virtual machine are counted (its progress handler), not time."""
+    store = Store.open()
+    filled(store, [("put", "api", NAMES[:1], [8000])])
+
+    def instructions(work) -> int:
+        count = 0
+
+        def ten() -> int:
+            nonlocal count
+            count += 10
+            return 0
+
+        store._db.set_progress_handler(ten, 10)
+        work()
+        store._db.set_progress_handler(None, 0)
+        return count
+
+    def one_service() -> int:
+        return instructions(lambda: store.snapshot(Scope(("api",), NAMES[:1])))
+
+    few = one_service()
+    with store.transaction():
+        for number in range(200):
+            put(store, f"other{number}", NAMES[:1])
+    assert (one_service() - few) / 200 < 15
+    assert instructions(lambda: store.snapshot(ALL)) / 200 > 75, "the count counts nothing"
+
+
+def test_full_network_names_no_more_than_five_holders() -> None:
+    store = Store.open()
+    with store.transaction():
+        add_network(store, NETWORKS[0])
+        for number in range(253):
+            put(store, f"s{number}", NAMES[:1])
+        for number in range(7):
+            store.set_active(f"s{number}", False)
+    with pytest.raises(Conflict) as full, store.transaction():
+        put(store, "late", NAMES[:1])
+    assert full.value.hint == "niso remove frees the leases of inactive services: s0, s1, s2, s3, s4 and 2 more"
+    assert store.service("late") is None
