@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
@@ -36,7 +37,7 @@ from niso.state import (
     Veth,
     kinds,
 )
-from niso.store.store import Scope, Store
+from niso.store.store import Scope, Store, unusable
 
 
 class Finding(NamedTuple):
@@ -191,15 +192,18 @@ def _destroy_table(table: str) -> None:
 
 
 def forget_active(store: Store) -> None:
-    """After a sweep: no service is active, and forwarding goes back to what it was."""
-    with Lock(), store.transaction():
-        for name in store.active_services():
-            store.set_active(name, False)
-        for intent in store.intents():
-            store.end_intent(intent.service)
-        for name, before in store.sysctls_before().items():
-            sysctl.write(name, before)
-        store.clear_sysctls_before()
+    """After a sweep: no service is active, and forwarding goes back to what it was. Raises NisoError."""
+    try:
+        with Lock(), store.transaction():
+            for name in store.active_services():
+                store.set_active(name, False)
+            for intent in store.intents():
+                store.end_intent(intent.service)
+            for name, before in store.sysctls_before().items():
+                sysctl.write(name, before)
+            store.clear_sysctls_before()
+    except sqlite3.DatabaseError as error:
+        raise unusable(error) from error
 
 
 def _listed(folder: str) -> list[str]:

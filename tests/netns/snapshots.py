@@ -20,7 +20,7 @@ def still(value):
     if isinstance(value, dict):
         kept = {key: still(each) for key, each in value.items() if key not in VOLATILE}
         if isinstance(kept.get("flags"), list):
-            kept["flags"] = [each for each in kept["flags"] if each not in ("LOWER_UP", "NO-CARRIER")]
+            kept["flags"] = [each for each in kept["flags"] if each not in ("LOWER_UP", "NO-CARRIER", "linkdown")]
         return kept
     if isinstance(value, list):
         return [still(each) for each in value]

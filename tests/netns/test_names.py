@@ -114,11 +114,14 @@ def test_look_ups_of_glibc_and_busybox_work_forward_and_reverse(lab: Lab) -> Non
     for name in ("api", "api.niso.local", "web", "web.niso.local"):
         found = lab.niso("exec", "api", "--", "getent", "hosts", name).stdout.split()
         assert found == [there, "api.niso.local", "api", "web.niso.local", "web"]
-        assert f"PING {name} ({there})" in lab.niso("exec", "box", "--", "ping", "-c1", "-W2", name).stdout
+        # busybox' ping prints what it looked up and then wants a raw socket, which the service may not have
+        looked = lab.niso("exec", "box", "--", "ping", "-c1", "-W2", name, check=False).stdout
+        assert looked.startswith(f"PING {name} ({there})")
     assert lab.niso("exec", "api", "--", "getent", "hosts", address(lab, "box")).stdout.split()[1] == "box.niso.local"
     reverse = "import socket; print(socket.gethostbyaddr(socket.gethostbyname('crate'))[0])"
     assert lab.niso("exec", "api", "--", "/usr/bin/python3", "-ISc", reverse).stdout == "box.niso.local\n"
-    assert lab.niso("exec", "box", "--", "ping", "-c1", "localhost").stdout.startswith("PING localhost (127.0.0.1)")
+    looked = lab.niso("exec", "box", "--", "ping", "-c1", "localhost", check=False).stdout
+    assert looked.startswith("PING localhost (127.0.0.1)")
     assert lab.niso("exec", "api", "--", "getent", "ahosts", "localhost").stdout.split()[0] in ("::1", "127.0.0.1")
     assert lab.niso("exec", "api", "--", "getent", "hosts", "nobody", check=False).returncode == 2
 

@@ -29,7 +29,7 @@ def run(name: str, args: argparse.Namespace) -> int:
 
         as_json(schema())
         return 0
-    from niso import lab
+    from niso.lab import process
 
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
-    return lab.run(command)
+    return process.run(command)

@@ -26,16 +26,20 @@ class service_lock:
         self._fd = -1
 
     def __enter__(self) -> service_lock:
-        self._fd = open_lock(self._service)
-        try:
-            if self._timeout_s is None:
-                fcntl.flock(self._fd, fcntl.LOCK_EX)
-            else:
-                self._wait(time.monotonic() + self._timeout_s)
-        except BaseException:
-            os.close(self._fd)
-            raise
-        return self
+        deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
+        while True:
+            self._fd = open_lock(self._service)
+            try:
+                if deadline is None:
+                    fcntl.flock(self._fd, fcntl.LOCK_EX)
+                else:
+                    self._wait(deadline)
+                if _is_current(self._fd, self._service):
+                    return self
+            except BaseException:
+                os.close(self._fd)
+                raise
+            os.close(self._fd)  # whoever had it removed the file: others hold the new one
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
@@ -56,11 +60,31 @@ class service_lock:
             time.sleep(_RETRY_S)
 
 
+def remove_locks(service: str) -> None:
+    """Remove the lock files of a service that is no longer known; the caller holds its lock."""
+    for name in (f"{service}.log", service):
+        try:
+            os.unlink(_path(name))
+        except FileNotFoundError:
+            pass
+
+
+def _is_current(fd: int, name: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(_path(name)))
+    except FileNotFoundError:
+        return False
+
+
+def _path(name: str) -> str:
+    return os.path.join(paths.lock_dir(), f"{name}.lock")
+
+
 def open_lock(name: str) -> int:
     """Open (and create, 0600) the lock file ``name``.lock; the descriptor of it. Raises OSError."""
-    folder = paths.lock_dir()
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     try:
-        return os.open(os.path.join(folder, f"{name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return os.open(_path(name), flags, 0o600)
     except FileNotFoundError:
-        os.makedirs(folder, 0o700, exist_ok=True)
-        return os.open(os.path.join(folder, f"{name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.makedirs(paths.lock_dir(), 0o700, exist_ok=True)
+        return os.open(_path(name), flags, 0o600)

@@ -460,7 +460,7 @@ class Transaction:
                 self._db.execute("ROLLBACK")
 
 
-def unusable(error: sqlite3.Error) -> NisoError:
+def unusable(error: Exception) -> NisoError:
     """What SQLite says of the store, and the next step: for a damaged file, else for a place that cannot be written."""
     words = f"{paths.database()}: {error}"
     if type(error) is sqlite3.DatabaseError:
@@ -470,6 +470,8 @@ def unusable(error: sqlite3.Error) -> NisoError:
         found = os.statvfs(paths.state_dir())
         if found.f_bavail * found.f_frsize < 1 << 16 and "full" not in words:
             words += " (no space left on its disk)"
+        if found.f_flag & os.ST_RDONLY and "readonly" not in words:
+            words += " (its file system is read-only)"
     except OSError:
         pass
     return NisoError(words, "check the disk's free space, and that NISO_STATE_DIR can be written")
