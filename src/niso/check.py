@@ -86,6 +86,9 @@ def findings(want: State, have: State) -> list[Finding]:
                 without.add(_identity(thing))
             elif isinstance(was, Ruleset):
                 found += _ruleset(was)
+                without.update(text.removeprefix("missing ") for text in was.wrong)
+                if was._replace(wrong=()) != thing:
+                    without.add("ruleset")
             else:
                 found += _different(thing, was, without)
         for thing in sorted(before.values()):
@@ -272,7 +275,7 @@ def _identity(thing: Thing) -> str:
 
 def _parents(thing: Thing) -> list[str]:
     if isinstance(thing, Element):
-        return ["ruleset"]
+        return ["ruleset", f"table {thing.table}"]
     if isinstance(thing, HostsLine):
         return [f"hosts {thing.folder}"]
     if isinstance(thing, Veth):

@@ -22,7 +22,7 @@ from niso.errors import Conflict, ErrorGroup, NisoError
 from niso.kernel import conntrack
 from niso.records import Port
 from niso.runtime import process
-from niso.runtime.lock import service_lock
+from niso.runtime.lock import remove_locks, service_lock
 from niso.runtime.spec import ProcessSpec
 from niso.state import State
 from niso.store.store import Intent, Scope, ServiceRow, Store
@@ -80,8 +80,6 @@ def activate(
                     store.end_intent(change.name)
         except BaseException as error:
             _undo_all(store, [target.name for target in targets], error, report)
-            for target in targets:
-                _forget_failed(store, target.name)
             raise
         for change in changes:
             package.keep_only(change.name, {change.row.package})
@@ -181,11 +179,29 @@ def _undo(store: Store, intent: Intent, report: Report) -> None:
     """Undo a begun activation; the caller holds the service's lock."""
     name = intent.service
     report(f"undo activation of {name}")
+    if not store.is_as_before(intent):
+        _undo_record(store, intent, report)
+    restored = store.service(name)
+    failure: NisoError | None = None
+    if restored is not None and restored.active and process.status(name).state in ("none", "failed"):
+        try:
+            process.start(stored_spec(restored))
+        except NisoError as error:
+            failure = error
+    _forget_failed(name, restored)
+    with Lock(), store.transaction():
+        store.end_intent(name)
+    if failure is not None:
+        raise failure
+
+
+def _undo_record(store: Store, intent: Intent, report: Report) -> None:
+    """Put a service's rows and network back; a process that is not of these ends."""
+    name = intent.service
     now = store.service(name)
     saved = json.loads(intent.undo)["service"]
     old_spec = saved[0][ServiceRow._fields.index("spec")] if saved else None
-    keeps = now is not None and old_spec is not None and _runs_with(name, old_spec)
-    if not keeps:
+    if now is None or old_spec is None or not _runs_with(name, old_spec):
         process.stop(name, 0)
     # the kernel follows inside the transaction: if niso dies here the intent is found again, with all that it is about
     with Lock(), store.transaction():
@@ -196,19 +212,16 @@ def _undo(store: Store, intent: Intent, report: Report) -> None:
         scope = Scope((name,), (*on, *(restored.networks if restored else ())))
         converge(store, scope, before, report, teardown=True)
         _flush(before, desired_now(store, scope))
-        store.end_intent(name)
         _forget_sysctls(store)
     _settle(before)
-    if restored is not None and restored.active and not keeps:
-        process.start(stored_spec(restored))
 
 
-def _forget_failed(store: Store, name: str) -> None:
-    """Delete the copies that a failed activation made, and the log of a service that is not known without it."""
-    kept = store.service(name)
+def _forget_failed(name: str, kept: ServiceRow | None) -> None:
+    """Delete the copies that a failed activation made, and the log and lock of a service that is not known without it."""
     package.keep_only(name, {kept.package} if kept else set())
     if kept is None:
         package.delete_tree(paths.log_dir(name))
+        remove_locks(name)
 
 
 def _runs_with(name: str, spec_text: str) -> bool:
@@ -249,7 +262,7 @@ def deactivate(
             transaction.cancel()
             lines: dict[str, None] = {}  # what one service's end has done is no step of the next one's
             for name in services:
-                _plan_deactivation(store, name, lambda line: lines.setdefault(line))
+                _plan_deactivation(store, name, lines.setdefault)
             for line in lines:
                 report(line)
         return []
@@ -306,7 +319,6 @@ def recover(store: Store, report: Report = silent) -> None:
                 continue
             if intent.action == "activate":
                 _undo(store, intent, report)
-                _forget_failed(store, intent.service)
             else:
                 _finish(store, intent.service, report, ends=intent.action == "deactivate")
                 if intent.action == "remove":
@@ -376,6 +388,7 @@ def _forget(store: Store, name: str, report: Report) -> None:
             store.drop_implicit_networks(on)
             converge(store, scope, before, report, teardown=True)
             store.end_intent(name)
+    remove_locks(name)
 
 
 def _plan_deactivation(store: Store, name: str, report: Report) -> None:

@@ -15,8 +15,8 @@ import sys
 SYSCTLS = ("net/ipv4/ip_forward", "net/ipv4/ip_unprivileged_port_start", "net/ipv4/ping_group_range")
 LINK_SYSCTLS = ("ipv4/conf/{}/route_localnet", "ipv4/conf/{}/forwarding", "ipv6/conf/{}/disable_ipv6")
 GLOBAL_LINKS = ("all", "default")
-KEPT_FILES = re.compile(r"^/(run/niso/(lock|locks/.*|etc/.*|crun/\.cache.*)|var/lib/niso/state\.db.*)$")
-"""What may stay when no service and no network is known: locks, what all services share, the store itself."""
+KEPT_FILES = re.compile(r"^/(run/niso/(lock|locks/cgroup\.lock|etc/.*|crun/\.cache.*)|var/lib/niso/state\.db.*)$")
+"""What may stay when no service and no network is known: the lock, what all services share, the store itself."""
 
 
 def main() -> None:

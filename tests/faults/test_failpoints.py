@@ -6,6 +6,7 @@ the same command again makes it whole.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -170,6 +171,9 @@ def test_command_killed_at_any_step_is_never_wide_and_converges(world: World, na
         assert (done.returncode, reached) == (-9, points[:number]), what
         if "FLUSH" not in case.prepare:
             world.lab.wait_for(lambda: guarded(world.snapshot()) == [], 5, f"{what}: {guarded(world.snapshot())}")
+        homes = world.snapshot()["homes"]
+        for row in json.loads(world.niso("ps", "--json").stdout):
+            assert row["service"] in homes or row["status"] in ("inactive", "failed", "exited (143)"), (what, row)
         list(OTHERS.values())[position % len(OTHERS)](world)
         again(world, case)
         world.wait_for_snapshot(wanted, f"{what}: after the same command again")

@@ -15,7 +15,8 @@ def run(*argv):
     return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
 VOLATILE = {"stats", "stats64", "ifindex", "link_index", "handle", "flags_counter", "valid_life_time", "preferred_life_time",
             "bytes", "packets", "gc_timer", "hello_timer", "tcn_timer", "topology_change_timer", "cache", "root_id",
-            "forward_delay_timer", "hold_timer", "message_age_timer", "operstate", "tso_max_size", "gso_max_size", "gro_max_size"}
+            "forward_delay_timer", "hold_timer", "message_age_timer", "operstate", "tso_max_size", "gso_max_size", "gro_max_size",
+            "fdb_n_learned"}
 def still(value):
     if isinstance(value, dict):
         kept = {key: still(each) for key, each in value.items() if key not in VOLATILE}
@@ -91,8 +92,11 @@ found["files"] = files
 tables = {}
 if os.path.exists("/var/lib/niso/state.db"):
     database = sqlite3.connect("file:/var/lib/niso/state.db?mode=ro", uri=True)
-    for (table,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall():
-        tables[table] = sorted(map(repr, database.execute(f"SELECT * FROM {table}")))
+    try:
+        for (table,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall():
+            tables[table] = sorted(map(repr, database.execute(f"SELECT * FROM {table}")))
+    except sqlite3.DatabaseError as error:
+        tables["error"] = str(error)
 found["store"] = tables
 print(json.dumps(found))
 """

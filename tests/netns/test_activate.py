@@ -111,7 +111,13 @@ def test_package_is_a_read_only_copy_at_app_made_at_activation(lab: Lab) -> None
 @pytest.mark.parametrize("user", [None, "web", "33:99"])
 def test_service_runs_from_its_own_rootfs_as_the_user_asked_for(lab: Lab, user: str | None) -> None:
     folder = package(
-        lab, "box", "sh", "-c", "id; exec sleep 1000", package={"rootfs": "rootfs"}, service={"user": user} if user else {}
+        lab,
+        "box",
+        "sh",
+        "-c",
+        "id; exec sleep 1000",
+        package={"rootfs": "rootfs"},
+        service={"user": user} if user else {},
     )
     busybox_rootfs(lab, f"{folder}/rootfs")
     before = sorted(str(path) for path in lab.path(f"{folder}/rootfs").rglob("*"))
@@ -220,7 +226,15 @@ def test_second_network_comes_and_goes_as_eth1(lab: Lab) -> None:
 def test_process_that_ended_for_good_leaves_its_service_active(lab: Lab) -> None:
     lab.niso(
         "activate",
-        package(lab, "job", "sh", "-c", "echo begin; sleep 0.4; exit 3", service={"restart": "no"}, network={"ports": ["8080:80"]}),
+        package(
+            lab,
+            "job",
+            "sh",
+            "-c",
+            "echo begin; sleep 0.4; exit 3",
+            service={"restart": "no"},
+            network={"ports": ["8080:80"]},
+        ),
     )
     lab.wait_for(lambda: ps(lab, "job")["status"] == "exited (3)")
     assert inside(lab, "job", "eth0")["addr_info"][0]["local"] == "10.99.0.2"
@@ -249,7 +263,10 @@ def test_remove_leaves_the_host_as_before_the_first_activation(lab: Lab) -> None
 def test_deactivate_takes_all_from_the_kernel_and_keeps_the_lease(lab: Lab) -> None:
     lab.niso("net", "create", "backend")
     before = snapshots.take(lab)
-    lab.niso("activate", *(idle(lab, name, network=on("backend", ports=[f"{port}:80"])) for name, port in (("a", 1001), ("b", 1002))))
+    lab.niso(
+        "activate",
+        *(idle(lab, name, network=on("backend", ports=[f"{port}:80"])) for name, port in (("a", 1001), ("b", 1002))),
+    )
     assert (address(lab, "a"), address(lab, "b")) == ("10.99.1.2", "10.99.1.3")
     said = lab.niso("deactivate", "a", "b").stdout
     assert said == "a: inactive\nb: inactive\n"
@@ -456,7 +473,11 @@ def refused_json(lab: Lab, *argv: str) -> str:
 
 
 def test_port_of_a_process_of_the_host_is_refused_and_names_it(lab: Lab) -> None:
-    listener = lab.popen("python3", "-ISc", "import socket, time; s = socket.create_server(('', 8080)); print(1, flush=True); time.sleep(60)")
+    listener = lab.popen(
+        "python3",
+        "-ISc",
+        "import socket, time; s = socket.create_server(('', 8080)); print(1, flush=True); time.sleep(60)",
+    )
     assert listener.stdout and listener.stdout.readline() == b"1\n"
     said = refused(lab, "activate", idle(lab, "api", network={"ports": ["8080:80"]}))
     assert f"host port 8080/tcp is used by python3 (pid {listener.pid})" in said.replace("python3.13", "python3")

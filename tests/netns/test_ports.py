@@ -312,7 +312,9 @@ def test_global_bridge_sysctls_stay_as_found(lab: Lab) -> None:
         lab.niso("activate", echo(lab, "api", network={"ports": ["8080:80"]}), echo(lab, "db"))
         assert answer(lab, HOST, 8080, "client") == f"api {CLIENT}"
         assert answer(lab, address(lab, "db"), 80, "niso-api") == f"db {address(lab, 'api')}"
-        found = lab.run("sysctl", "-n", *(f"net.bridge.bridge-nf-call-{name}" for name in ("iptables", "ip6tables", "arptables")))
+        found = lab.run(
+            "sysctl", "-n", *(f"net.bridge.bridge-nf-call-{name}" for name in ("iptables", "ip6tables", "arptables"))
+        )
         assert found.stdout.split() == [value] * 3
         lab.niso("deactivate", "--all")
 

@@ -149,16 +149,21 @@ def _own(link: Link, alias: str) -> None:
 
 def _tables(candidates: State, state_id: str) -> tuple[frozenset[Ruleset], frozenset[Element]]:
     with Nft() as kernel:
-        digests = []
+        digests, gone = [], []
         for table in nft.CONTAINERS:
             marks = kernel.elements(table, "owner")
             if marks is None:
+                gone.append(f"missing table {table}")
                 continue
             texts = {mark.strip('"') for mark in marks}
             _owned(table, texts, state_id)
             digests += [text[6:] for text in texts if text.startswith("rules-")]
         if len(digests) != len(nft.CONTAINERS) or len(set(digests)) != 1:
-            return (frozenset(), frozenset()) if not digests else (frozenset({Ruleset("incomplete")}), frozenset())
+            return (
+                (frozenset(), frozenset())
+                if not digests
+                else (frozenset({Ruleset("incomplete", tuple(gone))}), frozenset())
+            )
         elements: set[Element] = set()
         groups: dict[tuple[str, str], set[str]] = {}
         for element in candidates.elements:

@@ -14,14 +14,19 @@ from niso.render import nft
 
 
 def differences(kernel: Nft) -> tuple[str, ...] | None:
-    """Names of chains, sets and maps that are missing, foreign or different; None where both tables are missing."""
+    """Names of chains, sets and maps that are missing, foreign or different; None where both tables are missing.
+
+    Of a table that is missing nothing else is named.
+    """
     present = _objects(kernel)
     if not present:
         return None
     with netns.unnamed(), Nft() as scratch:
         scratch.run(nft.TABLES)
         expected = _objects(scratch)
-    return tuple(
+    gone = [table for table in nft.CONTAINERS if not any(f" {table} " in name for name in present)]
+    expected = {name: thing for name, thing in expected.items() if not any(f" {table} " in name for table in gone)}
+    return tuple(f"missing table {table}" for table in gone) + tuple(
         sorted(
             f"{'missing' if name not in present else 'foreign' if name not in expected else 'different'} {name}"
             for name in expected.keys() | present.keys()

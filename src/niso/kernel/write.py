@@ -170,11 +170,17 @@ def _edit_hosts(step: HostsEdit) -> None:
     )
     # a reader sees the old file or the new one; the services see the folder, so that a renamed file reaches them
     temporary = f"{path}.new"
-    with open(temporary, "w", encoding="utf-8") as file:
-        os.fchmod(file.fileno(), 0o644)
-        file.write(text)
-    failpoint.hit(f"rename {path}")
-    os.rename(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write(text)
+        failpoint.hit(f"rename {path}")
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        if step.create and not os.path.exists(path):
+            os.rmdir(folder)
+        raise
 
 
 def _remove_hosts(folder: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -76,7 +77,7 @@ class Store:
                     os.makedirs(paths.state_dir(), mode=0o700, exist_ok=True)
                     os.chmod(paths.state_dir(), 0o700)
                 connection = sqlite3.connect(path, timeout=10, isolation_level=None)
-                connection.execute("PRAGMA journal_mode=WAL")
+                _use_wal(connection)
                 connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA foreign_keys=ON")
             store = cls(connection)
@@ -416,6 +417,10 @@ class Store:
     def end_intent(self, service: str) -> None:
         self._db.execute("DELETE FROM intent WHERE service=?", (service,))
 
+    def is_as_before(self, intent: Intent) -> bool:
+        """Whether the service's rows are as the intent found them."""
+        return bool(json.loads(intent.undo) == self._rows(intent.service))
+
     def undo(self, intent: Intent) -> None:
         """Put the service's rows back as the intent found them; networks that only it had go."""
         now = self.service(intent.service)
@@ -458,6 +463,22 @@ class Transaction:
         finally:
             if self._db.in_transaction:  # which SQLite itself ends after some errors
                 self._db.execute("ROLLBACK")
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Have the database in WAL mode, which its file remembers.
+
+    SQLite does not wait for the lock of the change that makes it so: with two processes at a new database it is asked again,
+    for at most 10 s.
+    """
+    for attempt in range(1000):
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or attempt == 999:
+                raise
+        time.sleep(0.01)
 
 
 def unusable(error: Exception) -> NisoError:
