@@ -37,7 +37,8 @@ from niso.state import (
     Veth,
     kinds,
 )
-from niso.store.store import Scope, Store, unusable
+from niso.store.sqlite import unusable
+from niso.store.store import Scope, Store
 
 
 class Finding(NamedTuple):
@@ -99,6 +100,15 @@ def findings(want: State, have: State) -> list[Finding]:
     return found
 
 
+def plan_mend(store: Store, report: Report) -> None:
+    """Report what `mend` would do now, but for what was left half-way. Changes nothing."""
+    for step in compare(store)[0]:
+        report(step.describe())
+    for name in store.active_services():
+        if _process(name) is not None:
+            report(f"start {name}")
+
+
 def mend(store: Store, report: Report = silent) -> int:
     """Recover what was left half-way, put everything right and start what should run; gives how much was done."""
     services.recover(store, report)
@@ -114,8 +124,7 @@ def mend(store: Store, report: Report = silent) -> int:
             row = store.service(name)
             if row is None or not row.active:
                 continue
-            status = process.status(name)
-            if status.state == "none" or (status.state == "running" and not _at_home(name, status.pid)):
+            if _process(name) is not None:
                 spec = services.stored_spec(row)
                 report(f"start {name}")
                 process.stop(name, spec.stop_timeout_s)
@@ -221,12 +230,25 @@ def _processes(store: Store, names: list[str]) -> list[Finding]:
     for name in names:
         if store.intent(name) is not None:  # somebody is at it
             continue
-        status = process.status(name)
-        if status.state == "none":
-            found.append(Finding("missing", f"process of service {name!r}"))
-        elif status.state == "running" and not _at_home(name, status.pid):
-            found.append(Finding("different", f"process of service {name!r}", "it runs in another network namespace"))
+        finding = _process(name)
+        if finding is not None:
+            found.append(finding)
     return found
+
+
+def _process(name: str) -> Finding | None:
+    """What is wrong with an active service's process; an end that its conmon has seen is not."""
+    what = f"process of service {name!r}"
+    status = process.status(name)
+    if status.state in ("none", "failed"):
+        return Finding("missing", what, status.error or "")
+    if status.state != "running":
+        return None
+    if not _at_home(name, status.pid):
+        return Finding("different", what, "it runs in another network namespace")
+    if not process.conmon_alive(name):
+        return Finding("different", what, "its conmon is gone: nobody keeps its log or restarts it")
+    return None
 
 
 def _at_home(name: str, pid: int | None) -> bool:

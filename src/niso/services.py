@@ -55,7 +55,7 @@ def activate(
             transaction.cancel()
             return _plan_only(store, targets, report)
     recover(store, report)
-    with _locked([target.name for target in targets]):
+    with _locked(store, [target.name for target in targets]):
         targets = [still_so(store, target) for target in targets]
         changes: list[Change] = []
         try:
@@ -217,11 +217,10 @@ def _undo_record(store: Store, intent: Intent, report: Report) -> None:
 
 
 def _forget_failed(name: str, kept: ServiceRow | None) -> None:
-    """Delete the copies that a failed activation made, and the log and lock of a service that is not known without it."""
+    """Delete the copies that a failed activation made, and the log of a service that is not known without it."""
     package.keep_only(name, {kept.package} if kept else set())
     if kept is None:
         package.delete_tree(paths.log_dir(name))
-        remove_locks(name)
 
 
 def _runs_with(name: str, spec_text: str) -> bool:
@@ -267,7 +266,7 @@ def deactivate(
                 report(line)
         return []
     recover(store, report)
-    with _locked(services):
+    with _locked(store, services):
         active = [name for name in services if (row := store.service(name)) is not None and row.active]
         _begin(store, active, "deactivate")
         _each(active, lambda name: _finish(store, name, report, ends=True))
@@ -282,7 +281,7 @@ def remove(store: Store, services: list[str], report: Report = silent) -> None:
         _forget(store, name, report)
 
     recover(store, report)
-    with _locked(services):
+    with _locked(store, services):
         known = [name for name in services if store.service(name) is not None]
         _begin(store, known, "remove")
         _each(known, end)
@@ -291,7 +290,7 @@ def remove(store: Store, services: list[str], report: Report = silent) -> None:
 def restart(store: Store, services: list[str], report: Report = silent) -> None:
     """End and start the processes of active services; namespace, addresses and ports stay."""
     recover(store, report)
-    with _locked(services):
+    with _locked(store, services):
         specs = []
         for name in services:
             row = store.service(name)
@@ -324,15 +323,26 @@ def recover(store: Store, report: Report = silent) -> None:
                 if intent.action == "remove":
                     _forget(store, intent.service, report)
         finally:
+            _remove_lock(store, found.service)
             lock.__exit__()
 
 
-def _locked(services: list[str]) -> ExitStack:
-    """The locks of several services, always taken in the same order."""
+def _locked(store: Store, services: list[str]) -> ExitStack:
+    """The locks of several services, always taken in the same order; at the end those of unknown services are removed."""
     with ExitStack() as locks:
         for name in sorted(services):
             locks.enter_context(service_lock(name))
+            locks.callback(_remove_lock, store, name)
         return locks.pop_all()
+
+
+def _remove_lock(store: Store, name: str) -> None:
+    try:
+        known = store.service(name) is not None
+    except sqlite3.Error:
+        return
+    if not known:
+        remove_locks(name)
 
 
 def _begin(store: Store, services: list[str], action: str) -> None:
@@ -388,7 +398,6 @@ def _forget(store: Store, name: str, report: Report) -> None:
             store.drop_implicit_networks(on)
             converge(store, scope, before, report, teardown=True)
             store.end_intent(name)
-    remove_locks(name)
 
 
 def _plan_deactivation(store: Store, name: str, report: Report) -> None:

@@ -16,8 +16,8 @@ from conftest import Lab
 from fault_world import World, differences
 
 LONG = os.environ.get("NISO_TEST_LONG") == "1"
-KILLS = 6
-REFUSALS = 4
+KILLS = 5
+REFUSALS = 3
 ERRNOS = {"EBUSY": "busy", "ENOSPC": "No space left", "ENOMEM": "Cannot allocate memory", "EIO": "Input/output error"}
 
 
@@ -240,5 +240,38 @@ def test_step_of_a_teardown_that_is_refused_is_told_and_done_next_time(world: Wo
         again(world, case)
         assert differences(wanted["homes"], world.snapshot()["homes"]) == []
         world.wait_for_snapshot(wanted, f"{what}: after the same command again")
+        world.assert_content()
+        as_before(world, baseline, what)
+
+
+@pytest.mark.parametrize("name", ["first-activate", "changed-environment", "changed-network", "deactivate-last"])
+def test_recovery_that_is_killed_too_is_recovered(world: World, name: str) -> None:
+    case = CASES[name]
+    command = case.command.split()
+    baseline = world.snapshot()
+    prepare(world, case)
+    wanted = world.snapshot()
+    steps = world.points(*command)
+    if case.undoes:
+        died = max(i for i, step in enumerate(steps, 1) if step == "commit to the store")
+    else:  # what was begun is finished
+        died = steps.index("remove what is left of the process of a") + 1
+        wanted = world.snapshot()
+    as_before(world, baseline, "undisturbed")
+    prepare(world, case)
+    world.disturbed(died, "kill", *command)
+    points = world.points("net", "repair")
+    assert len(points) >= 5, points
+    world.wait_for_snapshot(wanted, "recovered")
+    as_before(world, baseline, "recovered")
+    for number in sample(len(points), 2):
+        what = f"recovery killed at {number}, before {points[number - 1]!r}"
+        prepare(world, case)
+        world.disturbed(died, "kill", *command)
+        done, _ = world.disturbed(number, "kill", "net", "repair")
+        assert done.returncode == -9, what
+        world.lab.wait_for(lambda: guarded(world.snapshot()) == [], 5, f"{what}: {guarded(world.snapshot())}")
+        world.niso("net", "repair")
+        world.wait_for_snapshot(wanted, what)
         world.assert_content()
         as_before(world, baseline, what)

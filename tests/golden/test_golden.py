@@ -137,8 +137,8 @@ def test_goldens_over_each_other_in_random_order_end_where_they_should(seed: int
     states = [state for case in CASES for state in worked_out(case)[:2]]
     random.Random(seed).shuffle(states)
     kernel = FakeKernel()
-    for want in states:
-        want = want._replace(rulesets=frozenset({Ruleset(nft.DIGEST)} if want.rulesets else ()))
+    for state in states:
+        want = state._replace(rulesets=frozenset({Ruleset(nft.DIGEST)} if state.rulesets else ()))
         kernel.write(diff(want, kernel.read(want)))
         have = kernel.read(want)
         assert have == want

@@ -52,7 +52,7 @@ print(json.dumps(found))
     found = json.loads(run(*prefix, "python3", "-IS", "-c", code))
     return {k: v for k, v in found.items() if "neigh" not in k and "route/" not in k}
 found = {}
-names = sorted(os.listdir("/run/netns"))
+names = sorted(name for name in os.listdir("/run/netns") if name not in ("client", "neighbour"))  # other machines
 found["namespaces"] = names
 for name in ["", *names]:
     inside = ["ip", "netns", "exec", name] if name else []
@@ -110,7 +110,7 @@ _FOLDERS |= {"/var/lib/niso/logs", "/var/lib/niso/packages"}
 
 
 def take(lab: Lab) -> Snapshot:
-    """Links, addresses, routes, rules and sysctls of every namespace; mounts, cgroups, processes, files and the store."""
+    """Links, addresses, routes, rules and sysctls of every namespace of the host; mounts, cgroups, processes, files and the store."""
     found: Snapshot = json.loads(lab.run("python3", "-c", _SCRIPT).stdout)
     files = found["files"].items()
     found["files"] = {path: value for path, value in files if path not in _FOLDERS and not path.startswith(_STAYS)}

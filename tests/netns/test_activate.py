@@ -239,8 +239,24 @@ def test_process_that_ended_for_good_leaves_its_service_active(lab: Lab) -> None
     lab.wait_for(lambda: ps(lab, "job")["status"] == "exited (3)")
     assert inside(lab, "job", "eth0")["addr_info"][0]["local"] == "10.99.0.2"
     assert lab.niso("net", "ports").stdout.splitlines()[1].split() == ["job", "0.0.0.0:8080", "80", "tcp"]
+    assert lab.niso("net", "check").returncode == 0  # an end for good is as it should be
     lab.niso("restart", "job")
     assert lab.niso("logs", "job").stdout == "begin\nbegin\n"
+    lab.wait_for(lambda: ps(lab, "job")["status"] == "exited (3)")
+    assert lab.niso("activate", "job").stdout.startswith("job: active")
+    assert lab.niso("logs", "job").stdout == "begin\n" * 3
+
+
+def test_unchanged_activation_puts_back_what_the_service_has_lost(lab: Lab) -> None:
+    folder = echo(lab, "api", network={"ports": ["8080:80"]})
+    lab.niso("activate", folder)
+    answer(lab, HOST, 8080, "client")
+    pid = pid_of(lab, "api")
+    lab.run("nft", "delete", "element", "inet", "niso", "publish_any4", "{ tcp . 8080 }")
+    lab.run("ip", "-n", "niso-api", "route", "delete", "default")
+    assert lab.niso("activate", folder).stdout.startswith("api: active")
+    assert answer(lab, HOST, 8080, "client") == f"api {CLIENT}"
+    assert pid_of(lab, "api") == pid
 
 
 # --- the end ----------------------------------------------------------------------------------------------------------
@@ -289,6 +305,21 @@ def test_deactivate_ends_a_process_that_ignores_term_after_its_stop_timeout(lab:
     pid = pid_of(lab, "api")
     lab.niso("deactivate", "api")
     assert not lab.path(f"/proc/{pid}").exists()
+
+
+def test_remove_succeeds_and_leaves_nothing_where_much_is_gone_already(lab: Lab) -> None:
+    before = snapshots.take(lab)
+    lab.niso("activate", echo(lab, "api", network={"networks": ["backend", "frontend"], "ports": ["8080:80"]}))
+    lab.run("kill", "-9", str(pid_of(lab, "api")))
+    lab.run("nft", "flush", "ruleset")
+    lab.run("ip", "netns", "delete", "niso-api")
+    lab.run("ip", "link", "delete", "niso-frontend")
+    lab.run("rm", "-r", "/run/niso/hosts", "/tmp/packages/api")
+    lab.niso("remove", "api")
+    after = snapshots.take(lab)
+    assert {table: rows for table, rows in after.pop("store").items() if rows and table != "meta"} == {}
+    assert not before.pop("store")
+    assert snapshots.differences(before, after) == []
 
 
 def test_restart_keeps_namespace_address_and_ports(lab: Lab) -> None:
@@ -509,6 +540,18 @@ def test_services_activated_at_the_same_time_get_different_addresses(lab: Lab) -
         assert command.returncode == 0, err
     assert sorted(address(lab, f"s{number}") for number in range(4)) == [f"10.99.0.{n}" for n in (2, 3, 4, 5)]
     assert lab.niso("net", "check").returncode == 0
+
+
+def test_same_service_activated_at_the_same_time_is_started_once(lab: Lab) -> None:
+    folder = package(lab, "api", "sh", "-c", "echo begin; sleep 1000")
+    commands = [lab.popen("niso", "activate", folder) for _ in range(3)]
+    said = []
+    for command in commands:
+        out, err = command.communicate()
+        assert command.returncode == 0, err
+        said.append("nothing to do" in out)
+    assert sorted(said) == [False, True, True]
+    assert lab.niso("logs", "api").stdout == "begin\n"
 
 
 def test_interrupted_activation_is_undone(lab: Lab) -> None:

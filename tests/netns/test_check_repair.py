@@ -264,10 +264,11 @@ def test_one_damage_is_named_alone_and_mended_alone(shared: World, name: str) ->
     assert shared.connection_lives()
 
 
-def _kill(world: World) -> None:
+def _kill(world: World, process: bool = True) -> None:
+    """Kill api's conmon, and at the same time the service itself."""
     pid = inspect(world.lab, "api")["pid"]
     conmon = world.lab.run("pgrep", "-x", "-f", "/usr/bin/conmon .* -c api .*").stdout.split()
-    world.run("kill", "-9", *conmon, str(pid))
+    world.run("kill", "-9", *conmon, *([str(pid)] if process else []))
 
 
 HARSH: dict[str, tuple[Damage, list[tuple[str, str]]]] = {
@@ -280,6 +281,10 @@ HARSH: dict[str, tuple[Damage, list[tuple[str, str]]]] = {
     "namespace's name gone": (
         lambda w: w.run("ip", "netns", "delete", "niso-api"),
         [("missing", r"network namespace niso-api")],
+    ),
+    "conmon killed": (
+        lambda w: _kill(w, process=False),
+        [("different", r"process of service 'api'")],
     ),
     "conmon and process killed": (_kill, [("missing", r"process of service 'api'")]),
 }

@@ -91,6 +91,7 @@ COMMON = {
     "niso.records",
     "niso.store",
     "niso.store.schema",
+    "niso.store.sqlite",
     "niso.store.store",
 }
 

@@ -52,7 +52,7 @@ def run(name: str, args: argparse.Namespace) -> int:
         report = output.step
     if name == "activate":
         return _activate(args, report)
-    store = Store.open(create=not getattr(args, "dry_run", False))
+    store = Store.open(create=False)
     if name == "deactivate" and args.all:
         if args.names:
             raise UsageError("--all and names do not go together", "niso deactivate --all")

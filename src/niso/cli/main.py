@@ -104,10 +104,16 @@ def _command(arguments: list[str]) -> int:
     module = _module(COMMANDS[name][0])
     module.configure(name, parser)
     parsed = parser.parse_args(arguments[1:])
-    if name not in WITHOUT_ROOT and os.geteuid() != 0:
+    if name not in WITHOUT_ROOT and os.geteuid() != 0 and not (name == "net" and _asks_help(arguments)):
         raise NisoError("needs root", f"sudo niso {' '.join(arguments)}" if _plain(arguments) else "run it with sudo")
     _end_on_signals()
     return int(module.run(name, parsed))
+
+
+def _asks_help(arguments: list[str]) -> bool:
+    """Whether an action's own parser will print its help and end."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return "-h" in options or "--help" in options
 
 
 def _module(name: str) -> ModuleType:
@@ -175,7 +181,7 @@ def _explained(error: Exception) -> NisoError:
     if kind.__module__ == "sqlite3":
         from sqlite3 import DatabaseError, OperationalError
 
-        from niso.store.store import unusable
+        from niso.store.sqlite import unusable
 
         if isinstance(error, OperationalError) or kind is DatabaseError:
             return unusable(error)

@@ -141,7 +141,7 @@ def _inspect(args: argparse.Namespace) -> int:
 def _remove(args: argparse.Namespace) -> int:
     from niso import networks, services
 
-    store = Store.open(create=not args.dry_run)
+    store = Store.open(create=False)
     report = _report(args)
     if not args.dry_run:
         services.recover(store, report)
@@ -214,15 +214,13 @@ def _check(args: argparse.Namespace) -> int:
 
 def _repair(args: argparse.Namespace) -> int:
     from niso import check
-    from niso.apply import compare
 
     report = _report(args)
     if args.sweep:
         return _sweep(args)
-    store = Store.open(create=not args.dry_run)
+    store = Store.open(create=False)
     if args.dry_run:
-        for step in compare(store)[0]:
-            report(step.describe())
+        check.plan_mend(store, report)
         return 0
     done = check.mend(store, report)
     if args.json:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from niso import failpoint, paths
 from niso.errors import NisoError, NotFound
 from niso.records import Endpoint, Network, Port, Service, Snapshot, Subnet
 from niso.store import schema
+from niso.store.sqlite import Transaction, unusable, use_wal
 
 ROW_TABLES = ("service", "host_name", "endpoint", "lease", "port")
 """The tables that hold a service, parents first; the column with its name is ``name`` in the first, else ``service``."""
@@ -77,7 +77,7 @@ class Store:
                     os.makedirs(paths.state_dir(), mode=0o700, exist_ok=True)
                     os.chmod(paths.state_dir(), 0o700)
                 connection = sqlite3.connect(path, timeout=10, isolation_level=None)
-                _use_wal(connection)
+                use_wal(connection)
                 connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA foreign_keys=ON")
             store = cls(connection)
@@ -438,64 +438,6 @@ class Store:
             found = self._db.execute(f"SELECT * FROM {table} WHERE {column}=?", (service,)).fetchall()
             rows[table] = [[{"hex": v.hex()} if isinstance(v, bytes) else v for v in row] for row in found]
         return rows
-
-
-class Transaction:
-    """``BEGIN IMMEDIATE`` … ``COMMIT``, or ``ROLLBACK`` after an error or `cancel`."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._db = connection
-        self._cancelled = False
-
-    def __enter__(self) -> Transaction:
-        self._db.execute("BEGIN IMMEDIATE")
-        return self
-
-    def cancel(self) -> None:
-        """Change nothing after all (``--dry-run``)."""
-        self._cancelled = True
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        try:
-            if kind is None and not self._cancelled:
-                failpoint.hit("commit to the store")
-                self._db.execute("COMMIT")
-        finally:
-            if self._db.in_transaction:  # which SQLite itself ends after some errors
-                self._db.execute("ROLLBACK")
-
-
-def _use_wal(connection: sqlite3.Connection) -> None:
-    """Have the database in WAL mode, which its file remembers.
-
-    SQLite does not wait for the lock of the change that makes it so: with two processes at a new database it is asked again,
-    for at most 10 s.
-    """
-    for attempt in range(1000):
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or attempt == 999:
-                raise
-        time.sleep(0.01)
-
-
-def unusable(error: Exception) -> NisoError:
-    """What SQLite says of the store, and the next step: for a damaged file, else for a place that cannot be written."""
-    words = f"{paths.database()}: {error}"
-    if type(error) is sqlite3.DatabaseError:
-        hint = "move it away and run niso net repair --sweep; services can be activated again from their manifests"
-        return NisoError(words, hint)
-    try:
-        found = os.statvfs(paths.state_dir())
-        if found.f_bavail * found.f_frsize < 1 << 16 and "full" not in words:
-            words += " (no space left on its disk)"
-        if found.f_flag & os.ST_RDONLY and "readonly" not in words:
-            words += " (its file system is read-only)"
-    except OSError:
-        pass
-    return NisoError(words, "check the disk's free space, and that NISO_STATE_DIR can be written")
 
 
 def _service_row(row: tuple[object, ...]) -> ServiceRow:

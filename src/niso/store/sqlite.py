@@ -1,0 +1,68 @@
+"""What SQLite needs from us: transactions, WAL, and its errors in words."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+
+from niso import failpoint, paths
+from niso.errors import NisoError
+
+
+class Transaction:
+    """``BEGIN IMMEDIATE`` … ``COMMIT``, or ``ROLLBACK`` after an error or `cancel`."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db = connection
+        self._cancelled = False
+
+    def __enter__(self) -> Transaction:
+        self._db.execute("BEGIN IMMEDIATE")
+        return self
+
+    def cancel(self) -> None:
+        """Change nothing after all (``--dry-run``)."""
+        self._cancelled = True
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            if kind is None and not self._cancelled:
+                failpoint.hit("commit to the store")
+                self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:  # which SQLite itself ends after some errors
+                self._db.execute("ROLLBACK")
+
+
+def use_wal(connection: sqlite3.Connection) -> None:
+    """Have the database in WAL mode, which its file remembers.
+
+    SQLite does not wait for the lock of the change that makes it so: with two processes at a new database it is asked again,
+    for at most 10 s.
+    """
+    for attempt in range(1000):
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or attempt == 999:
+                raise
+        time.sleep(0.01)
+
+
+def unusable(error: Exception) -> NisoError:
+    """What SQLite says of the store, and the next step: for a damaged file, else for a place that cannot be written."""
+    words = f"{paths.database()}: {error}"
+    if type(error) is sqlite3.DatabaseError:
+        hint = "move it away and run niso net repair --sweep; services can be activated again from their manifests"
+        return NisoError(words, hint)
+    try:
+        found = os.statvfs(paths.state_dir())
+        if found.f_bavail * found.f_frsize < 1 << 16 and "full" not in words:
+            words += " (no space left on its disk)"
+        if found.f_flag & os.ST_RDONLY and "readonly" not in words:
+            words += " (its file system is read-only)"
+    except OSError:
+        pass
+    return NisoError(words, "check the disk's free space, and that NISO_STATE_DIR can be written")

@@ -1,0 +1,317 @@
+"""exec, logs, ps, inspect, schema, help and wrong use: what they print, and with which exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+from pathlib import Path
+
+import pytest
+import snapshots
+from conftest import Lab
+from jsonschema import Draft202012Validator
+from services import CLIENT, HOST, answer, echo, idle, inspect, on, package, ps, refused
+
+COMMANDS = ("activate", "deactivate", "remove", "restart", "ps", "inspect", "logs", "exec", "net", "schema", "lab")
+NET = ("create", "list", "inspect", "remove", "ports", "rules", "check", "repair")
+
+
+# --- ps and inspect ---------------------------------------------------------------------------------------------------
+
+
+def test_ps_shows_all_known_services(lab: Lab) -> None:
+    assert lab.niso("ps").stdout.split() == ["SERVICE", "STATUS", "HEALTH", "MODE", "ADDRESS", "PORTS", "UPTIME"]
+    assert lab.niso("ps", "--json").stdout == "[]\n"
+    lab.niso("activate", idle(lab, "api", network={"ports": ["8080:80", "443:443"]}), idle(lab, "off"))
+    lab.niso("activate", package(lab, "job", "sh", "-c", "sleep 0.3; exit 3", service={"restart": "no"}))
+    lab.niso(
+        "activate",
+        package(lab, "loop", "sh", "-c", "sleep 0.3; exit 1", service={"restart": "always", "restart_delay": "1m"}),
+    )
+    lab.niso("deactivate", "off")
+    wanted = {"api": "running", "job": "exited (3)", "loop": "restarting", "off": "inactive"}
+    rows = lab.wait_for(
+        lambda: (
+            (rows := {row["service"]: row for row in json.loads(lab.niso("ps", "--json").stdout)})
+            and {name: row["status"] for name, row in rows.items()} == wanted
+            and rows
+        ),
+        15,
+    )
+    assert rows["api"]["ports"] == [
+        {"host_ip": "0.0.0.0", "host_port": 8080, "container_port": 80, "proto": "tcp"},
+        {"host_ip": "0.0.0.0", "host_port": 443, "container_port": 443, "proto": "tcp"},
+    ]
+    assert rows["api"]["uptime"] > 0 and rows["off"]["uptime"] is None
+    assert set(rows["api"]) == {"service", "status", "health", "mode", "address", "ports", "uptime"}
+    api = lab.niso("ps").stdout.splitlines()[1]
+    assert re.fullmatch(r"api +running +- +bridge +10\.99\.0\.2 +8080→80, 443→443 +\d+s", api)
+
+
+def test_crashed_process_starts_again_and_failures_are_counted(lab: Lab) -> None:
+    script = "sleep 0.3; exit 5"
+    lab.niso("activate", package(lab, "api", "sh", "-c", script, service={"restart_delay": "10ms"}))
+    lab.wait_for(lambda: inspect(lab, "api")["restarts"] >= 2, 20)
+    lab.niso("deactivate", "api")
+    assert ps(lab, "api")["status"] == "inactive"
+
+
+def test_inspect_tells_what_the_kernel_has(lab: Lab) -> None:
+    lab.niso("activate", echo(lab, "api", network=on("backend", ports=["8080:80"], hostname="front", aliases=["web"])))
+    found = inspect(lab, "front")
+    end = found["endpoints"][0]
+    inner = lab.ip_json("address", "show", "eth0", netns="niso-api")[0]
+    assert end["mac"] == inner["address"] and end["mtu"] == inner["mtu"]
+    assert end["address"] == inner["addr_info"][0]["local"]
+    port = next(each for each in lab.ip_json("link") if each["ifname"] == end["host_interface"])
+    assert port["master"] == end["bridge"] == "niso-backend"
+    assert port["ifindex"] == inner["link_index"]
+    assert found["names"] == ["front", "api", "web"]
+    assert os.stat(lab.path(found["netns"])).st_ino == os.stat(lab.path(f"/proc/{found['pid']}/ns/net")).st_ino
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", found["activated_at"])
+    assert found["manifest"]["network"]["ports"] == ["8080:80"]
+    assert lab.path(found["package"]).is_dir()
+    assert "nothing" in refused(lab, "inspect", "nothing")
+
+
+# --- logs -------------------------------------------------------------------------------------------------------------
+
+
+def test_logs_give_what_it_wrote_to_both_outputs_line_by_line(lab: Lab) -> None:
+    script = "echo one; echo two >&2; printf 'no newline'; sleep 1000"
+    lab.niso("activate", package(lab, "api", "sh", "-c", script))
+    lab.wait_for(lambda: "no newline" in lab.niso("logs", "api").stdout)
+    assert lab.niso("logs", "api").stdout.splitlines() == ["one", "two", "no newline"]
+    assert lab.niso("logs", "api", "-n", "2").stdout.splitlines() == ["two", "no newline"]
+    assert lab.niso("logs", "api", "-n", "0").stdout == ""
+    assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\S* one\n", lab.niso("logs", "-t", "api").stdout)
+    lab.niso("deactivate", "api")
+    assert lab.niso("logs", "api").stdout.startswith("one\n")
+    refused(lab, "logs", "api", "-n", "-1", status=2)
+    lab.niso("remove", "api")
+    assert "'api'" in refused(lab, "logs", "api")
+    assert not lab.path("/var/lib/niso/logs/api").exists()
+
+
+def test_logs_follow_goes_on_over_a_restart(lab: Lab) -> None:
+    lab.niso("activate", package(lab, "api", "sh", "-c", "echo hello; sleep 1000"))
+    follow = lab.popen("niso", "logs", "-f", "api")
+    assert follow.stdout and follow.stdout.readline() == b"hello\n"
+    lab.niso("restart", "api")
+    assert follow.stdout.readline() == b"hello\n"
+    follow.send_signal(2)
+    assert follow.wait(10) == 130
+
+
+def test_control_bytes_of_a_log_are_escaped_on_a_terminal_only(lab: Lab) -> None:
+    lab.niso("activate", package(lab, "api", "sh", "-c", r"printf 'a\033[2Jb\tc\n'; sleep 1000"))
+    lab.wait_for(lambda: lab.niso("logs", "api").stdout)
+    assert lab.niso("logs", "api").stdout == "a\x1b[2Jb\tc\n"
+    near, far = pty.openpty()
+    try:
+        process = lab.popen("niso", "logs", "api", stdin=far, stdout=far, stderr=far, tty=True)
+        os.close(far)
+        assert process.wait(10) == 0
+        assert os.read(near, 1000) == b"a\\x1b[2Jb\tc\r\n"
+    finally:
+        os.close(near)
+
+
+# --- exec -------------------------------------------------------------------------------------------------------------
+
+
+def test_exec_runs_in_the_services_namespaces_root_user_and_environment(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "api", environment={"LEVEL": "info"}))
+    script = "id -u; hostname; pwd; echo $LEVEL; readlink /proc/self/ns/net; grep -h -e CapEff -e NoNewPrivs /proc/self/status"
+    found = lab.niso("exec", "api", "--", "sh", "-c", script).stdout.splitlines()
+    inode = os.stat(lab.path("/run/netns/niso-api")).st_ino
+    assert found[1:5] == ["api", "/app", "info", f"net:[{inode}]"]
+    assert found[0] == lab.run("stat", "-c", "%u", f"/proc/{_child(lab, 'api')}").stdout.strip()
+    assert found[5].split()[1] == "0" * 16 and found[6].split()[1] == "1"
+    assert lab.niso("exec", "api", "echo", "without dashes").stdout == "without dashes\n"
+
+
+def _child(lab: Lab, name: str) -> str:
+    pid = inspect(lab, name)["pid"]
+    return lab.run("cat", f"/proc/{pid}/task/{pid}/children").stdout.split()[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        (["sh", "-c", "exit 42"], 42),
+        (["true"], 0),
+        (["no-such-command"], 127),
+        (["/etc/hosts"], 126),
+        (["sh", "-c", "kill -9 $$"], 137),
+        (["sh", "-c", "kill -15 $$"], 143),
+    ],
+)
+def test_exec_gives_the_commands_exit_status(lab: Lab, command: list[str], status: int) -> None:
+    lab.niso("activate", idle(lab, "api"))
+    assert lab.niso("exec", "api", "--", *command, check=False).returncode == status
+
+
+def test_exec_passes_stdin_and_both_outputs_unchanged(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "api"))
+    data = bytes(range(256)) * 4096
+    assert lab.niso("exec", "api", "--", "cat", input=data, text=False).stdout == data
+    done = lab.niso("exec", "api", "--", "sh", "-c", "echo out; echo err >&2")
+    assert (done.stdout, done.stderr) == ("out\n", "err\n")
+
+
+def test_exec_leaves_the_callers_files_their_owner(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "api"))
+    lab.run("sh", "-c", "umask 077; niso exec api -- echo hello > /tmp/out < /dev/null 2> /tmp/err")
+    for path in ("/tmp/out", "/tmp/err", "/dev/null"):
+        assert lab.run("stat", "-c", "%u:%g", path).stdout == "0:0\n"
+    assert lab.path("/tmp/out").read_text() == "hello\n"
+
+
+def test_failures_of_niso_itself_in_exec_are_125(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "api"))
+    lab.niso("deactivate", "api")
+    assert "'api' is not active" in refused(lab, "exec", "api", "--", "true", status=125)
+    assert "nothing" in refused(lab, "exec", "nothing", "--", "true", status=125)
+    refused(lab, "exec", "api", status=125)
+
+
+# --- words and exit statuses ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [[], ["help"], ["-h"], ["--help"]])
+def test_first_screen_lists_every_command(lab: Lab, arguments: list[str]) -> None:
+    text = lab.niso(*arguments).stdout
+    assert all(re.search(rf"^  {name} ", text, re.MULTILINE) for name in COMMANDS)
+
+
+def test_every_command_has_a_help_and_needs_no_root_for_it(lab: Lab) -> None:
+    """As an unprivileged user; what is not help, version or schema then says what to do."""
+    script = (
+        "import os, subprocess, sys\nos.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "bad = []\nfor line in sys.stdin:\n    words = line.split()\n"
+        "    done = subprocess.run(['niso', *words], capture_output=True, text=True)\n"
+        "    print(repr((words, done.returncode, done.stdout, done.stderr)))\n"
+    )
+    asked = [[name, "--help"] for name in COMMANDS] + [["net", name, "--help"] for name in NET]
+    free = [["version"], ["--version"], ["schema"], ["help", "activate"], ["help", "net"]]
+    closed = [["ps"], ["net", "list"], ["activate", "x"], ["deactivate", "--all"], ["logs", "x"], ["net", "rules"]]
+    lines = "\n".join(" ".join(words) for words in asked + free + closed)
+    out = lab.run("python", "-c", script, input=lines).stdout.splitlines()
+    assert len(out) == len(asked + free + closed)
+    for line in out:
+        words, status, said, errors = eval(line)
+        if words in closed:
+            assert status == 1 and said == ""
+            assert errors == f"niso: needs root\n  hint: sudo niso {' '.join(words)}\n"
+        else:
+            assert status == 0 and errors == "" and said, line
+            if words in asked:
+                assert said.startswith(f"usage: niso {' '.join(words[:-1])}"), line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["activat"], ["no command 'activat'", "did you mean 'activate'?"]),
+        (["frobnicate"], ["no command 'frobnicate'", "niso --help"]),
+        (["net"], ["needs an action"]),
+        (["net", "lst"], ["no action 'net lst'", "did you mean 'net list'?"]),
+        (["activate"], ["PATH|NAME"]),
+        (["activate", "--colour", "x"], ["--colour"]),
+        (["activate", "--time", "5s", "x"], ["--time"]),
+        (["deactivate"], ["no service is named"]),
+        (["deactivate", "--all", "x"], ["--all"]),
+        (["net", "create"], ["NAME"]),
+        (["net", "create", "x", "--mtu", "many"], ["--mtu", "many"]),
+        (["logs", "x", "-n", "many"], ["many"]),
+    ],
+)
+def test_wrong_use_is_status_2_and_says_what_is_right(lab: Lab, arguments: list[str], words: list[str]) -> None:
+    before = snapshots.take(lab)
+    said = refused(lab, *arguments, status=2)
+    assert all(word in said for word in words), said
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["port-forward", "api", "80:80"],
+        ["enable", "api"],
+        ["disable", "api"],
+        ["restore"],
+        ["stack", "up"],
+        ["net", "ping", "a", "b"],
+        ["net", "explain", "a", "b:80"],
+        ["net", "log"],
+        ["net", "stats"],
+        ["remove", "--volumes", "api"],
+        ["net", "create", "x", "--ipv6"],
+        ["net", "create", "x", "--internal"],
+        ["net", "ports", "--exposed"],
+    ],
+)
+def test_command_or_option_that_is_to_come_is_refused(lab: Lab, arguments: list[str]) -> None:
+    assert "is not supported yet" in refused(lab, *arguments, status=2)
+
+
+def test_errors_of_json_callers_are_json(lab: Lab) -> None:
+    for arguments, status in ((["ps", "--json", "--colour"], 2), (["inspect", "x", "--json"], 1)):
+        done = lab.niso(*arguments, check=False)
+        assert done.returncode == status and done.stdout == ""
+        error = json.loads(done.stderr)["error"]
+        assert set(error) == {"message", "hint", "key"} and error["message"]
+
+
+def test_names_that_nobody_has_are_status_1_and_change_nothing(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "api"))
+    before = snapshots.take(lab)
+    for command in ("deactivate", "remove", "restart", "inspect", "logs"):
+        assert "'appi'" in refused(lab, command, "appi")
+    refused(lab, "deactivate", "api", "appi")
+    refused(lab, "remove", "api", "appi")
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+
+
+def test_timeout_must_be_a_duration(lab: Lab) -> None:
+    assert "--timeout" in refused(lab, "activate", "--timeout", "soon", idle(lab, "api"))
+
+
+def test_output_that_nobody_reads_is_no_traceback(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "api"))
+    done = lab.run("sh", "-c", "niso net rules | true; niso schema | head -c 1 >/dev/null")
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+def test_schema_accepts_the_examples_and_refuses_an_unknown_key(lab: Lab) -> None:
+    import tomllib
+
+    schema = json.loads(lab.niso("schema").stdout)
+    validator = Draft202012Validator(schema)
+    shop = Path(__file__).resolve().parents[2] / "examples" / "shop"
+    manifests = sorted(shop.glob("*/manifest.toml"))
+    assert manifests
+    for path in manifests:
+        manifest = tomllib.loads(path.read_text())
+        assert list(validator.iter_errors(manifest)) == []
+        manifest["network"]["colour"] = 1
+        assert list(validator.iter_errors(manifest))
+
+
+def test_reading_commands_change_nothing(lab: Lab) -> None:
+    """Not even a store on a host that has none; and nothing of what is there."""
+    commands = (["ps"], ["net", "list"], ["net", "ports"], ["net", "rules"], ["net", "check"])
+    before = snapshots.take(lab)
+    for command in commands:
+        lab.niso(*command)
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+    lab.niso("activate", echo(lab, "api", network={"ports": ["8080:80"]}))
+    answer(lab, HOST, 8080, "client")
+    before = snapshots.take(lab)
+    for command in (*commands, ["inspect", "api"], ["net", "inspect", "niso-default"], ["logs", "api"]):
+        lab.niso(*command)
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+    assert answer(lab, HOST, 8080, "client") == f"api {CLIENT}"
