@@ -35,6 +35,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.fail("tests of the real kernel run in labs, which need root: sudo ./dev test", pytrace=False)
 
 
+@pytest.fixture(autouse=True)
+def folders_of_its_own(request: pytest.FixtureRequest) -> None:
+    """A unit test runs on any machine, as any user, and has a state and a run folder of its own."""
+    if not request.path.is_relative_to(TESTS / "unit"):
+        return
+    folder, monkeypatch = request.getfixturevalue("tmp_path"), request.getfixturevalue("monkeypatch")
+    monkeypatch.setenv("NISO_STATE_DIR", str(folder / "state"))
+    monkeypatch.setenv("NISO_RUN_DIR", str(folder / "run"))
+    monkeypatch.delenv("NISO_POOL", raising=False)
+
+
 @pytest.fixture
 def lab() -> Iterator[Lab]:
     with Lab() as lab:

@@ -107,7 +107,7 @@ def remove(store: Store, names: list[str], report: Report = silent, dry_run: boo
     with Lock():
         for name in names:
             store.require_network(name)
-            members = [service for service, _ in store.members(name)]
+            members = [service for service, _ in store.members(name)] or store.held_by(name)
             if members:
                 raise Conflict(
                     f"network {name!r} is used by {', '.join(members)}",

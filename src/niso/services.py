@@ -76,8 +76,6 @@ def activate(
                 scope, before = _drop_left(store, changes)
                 if scope.networks:
                     converge(store, scope, before, report, teardown=True)
-                for change in changes:
-                    store.end_intent(change.name)
         except BaseException as error:
             _undo_all(store, [target.name for target in targets], error, report)
             raise
@@ -127,7 +125,9 @@ def _plan_only(store: Store, targets: list[Target], report: Report) -> list[Outc
 
 
 def _drop_left(store: Store, changes: list[Change]) -> tuple[Scope, State]:
-    """Drop from the store the networks that nobody is on any more; the scope that this changed, and its state before."""
+    """End the intents and drop the networks that nobody is on any more; the scope that this changed, and its state before."""
+    for change in changes:
+        store.end_intent(change.name)
     left = {name for c in changes if c.before for name in set(c.before.networks) - set(c.row.networks)}
     scope = Scope((), tuple(sorted(left)))
     before = desired_now(store, scope)
@@ -395,9 +395,9 @@ def _forget(store: Store, name: str, report: Report) -> None:
         with store.transaction():
             before = desired_now(store, scope)
             store.forget(name)
+            store.end_intent(name)
             store.drop_implicit_networks(on)
             converge(store, scope, before, report, teardown=True)
-            store.end_intent(name)
 
 
 def _plan_deactivation(store: Store, name: str, report: Report) -> None:

@@ -125,9 +125,9 @@ def guarded(found: dict[str, Any]) -> list[str]:
         if not any(f"{port} of {service}" in bridge["ports"] for port in sources.get(service, ())):
             wrong.append(f"{service} runs and its port is not guarded: {bridge}")
     for name, link in host["links"].items():
-        if (link["ifalias"] or "").startswith("niso:") and link["kind"] == "veth":
-            if not any(each.startswith(f"{name} of ") for each in bridge.get("ports", ())):
-                wrong.append(f"{name} is there and not guarded")
+        ours = (link["ifalias"] or "").startswith("niso:") and link["kind"] == "veth"
+        if ours and not any(each.startswith(f"{name} of ") for each in bridge.get("ports", ())):
+            wrong.append(f"{name} is there and not guarded")
     for published in inet.get("publish_any4", ()):
         key, _, target = published.partition(" : ")
         address = target.split(" . ")[0]

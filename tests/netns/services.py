@@ -104,6 +104,19 @@ def inspect(lab: Lab, name: str) -> dict[str, Any]:
     return found
 
 
+def pid_of(lab: Lab, name: str) -> int:
+    """The pid of a service's PID 1 in the lab."""
+    found = inspect(lab, name)["pid"]
+    assert isinstance(found, int)
+    return found
+
+
+def environment_of(lab: Lab, pid: int) -> list[str]:
+    """The environment of the service below the PID 1 ``pid``."""
+    child = lab.run("cat", f"/proc/{pid}/task/{pid}/children").stdout.split()[0]
+    return lab.run("cat", f"/proc/{child}/environ").stdout.split("\0")
+
+
 def address(lab: Lab, name: str) -> str:
     """The address that the kernel has on the service's eth0."""
     found: str = inside(lab, name, "eth0")["addr_info"][0]["local"]

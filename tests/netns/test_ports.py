@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -32,6 +33,19 @@ def shop() -> Iterator[Lab]:
         for name in ("api", "db", "web"):
             answer(lab, address(lab, name), 80)
         yield lab
+
+
+WATCH = r"""
+import select, socket, sys
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+s.bind((sys.argv[1], 0))
+print("ready", flush=True)
+seconds = float(sys.argv[2])
+while select.select([s], [], [], seconds)[0]:
+    frame, (_, _, kind, *_) = s.recvfrom(2048)
+    if kind != 4 and bytes.fromhex(sys.argv[3]) in frame:
+        print(frame.hex(), flush=True)
+"""
 
 
 def dropped(lab: Lab, words: str) -> int:
@@ -134,8 +148,11 @@ def test_source_address_of_a_niso_subnet_is_not_believed_from_the_wire(shop: Lab
     """The neighbour sends as db to the published port; without the rule the host would take it for db."""
     shop.run("ip", "address", "add", "10.99.1.77/32", "dev", "lo", netns="neighbour")
     before = dropped(shop, "a service's address from elsewhere")
+    watch = shop.popen("python3", "-ISc", WATCH, "eth0", "1", socket.inet_aton("10.99.1.77").hex(), netns="niso-api")
+    assert watch.stdout and watch.stdout.readline() == b"ready\n"
     send = "import socket; s = socket.socket(); s.settimeout(1); s.bind((%r, 0)); s.connect_ex((%r, 8080))"
     shop.neighbour("python3", "-ISc", send % ("10.99.1.77", HOST))
+    assert watch.communicate()[0] == ""
     assert dropped(shop, "a service's address from elsewhere") > before
 
 
@@ -180,18 +197,6 @@ for _ in range(3):
     s.send(frames[kind] + b"spam")  # padding, by which the watcher knows it
 """
 
-WATCH = r"""
-import select, socket, sys
-s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-s.bind((sys.argv[1], 0))
-print("ready", flush=True)
-seconds = float(sys.argv[2])
-while select.select([s], [], [], seconds)[0]:
-    frame, (_, _, kind, *_) = s.recvfrom(2048)
-    if kind != 4 and b"spam" in frame:
-        print(frame.hex(), flush=True)
-"""
-
 
 @pytest.mark.parametrize(
     ("kind", "passes"),
@@ -212,7 +217,7 @@ while select.select([s], [], [], seconds)[0]:
 )
 def test_service_with_raw_sockets_sends_nothing_but_its_own(shop: Lab, kind: str, passes: bool) -> None:
     """Watched on the bridge, where the host receives what the port has let through."""
-    watch = shop.popen("python3", "-ISc", WATCH, "niso-backend", "1")
+    watch = shop.popen("python3", "-ISc", WATCH, "niso-backend", "1", b"spam".hex())
     assert watch.stdout and watch.stdout.readline() == b"ready\n"
     inner = shop.ip_json("link", "show", "eth0", netns="niso-db")[0]["address"]
     gateway = shop.ip_json("link", "show", "niso-backend")[0]["address"]

@@ -271,6 +271,7 @@ def as_nobody(what) -> str:
     return found
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize(("path", "words"), [("bin", "cannot read package folder"), ("secret", "cannot copy")])
 def test_what_cannot_be_read_is_an_error_that_names_it(folder, monkeypatch, path, words) -> None:
     top = Path(tempfile.mkdtemp())  # pytest's own folders are root's alone

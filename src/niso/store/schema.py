@@ -35,7 +35,7 @@ CREATE TABLE service (
     created_at REAL NOT NULL,
     activated_at REAL
 ) STRICT;
-CREATE INDEX service_active ON service (active, networks, name);
+CREATE INDEX service_active ON service (active, networks);
 CREATE TABLE host_name (
     name TEXT PRIMARY KEY,
     service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,

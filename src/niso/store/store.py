@@ -9,6 +9,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
+from heapq import merge
 from typing import NamedTuple
 
 from niso import failpoint, paths
@@ -144,8 +145,15 @@ class Store:
         known = [each[0] for each in self._db.execute("SELECT name FROM host_name ORDER BY name")]
         raise NotFound(f"no service {name!r}", _suggest(name, known, "niso ps lists the services"))
 
+    # What a begun change has given up is held until it has ended: it may have to be put back.
+
     def name_holder(self, name: str) -> str | None:
-        row = self._db.execute("SELECT service FROM host_name WHERE name=?", (name,)).fetchone()
+        """The service that has this name, or would have it again if its begun change were undone."""
+        row = self._db.execute(
+            "SELECT service FROM host_name WHERE name=? UNION ALL SELECT service FROM intent, json_each(undo, '$.host_name')"
+            " WHERE json_extract(value, '$[0]')=?",
+            (name, name),
+        ).fetchone()
         return str(row[0]) if row else None
 
     def names(self, service: str) -> tuple[str, ...]:
@@ -168,11 +176,13 @@ class Store:
         return [(row[0], Port(*row[1:])) for row in rows]
 
     def port_holders(self, proto: str, host_port: int) -> list[tuple[str, str]]:
-        """(service, host address) of all active services that publish this host port."""
+        """(service, host address) of all active services that publish this host port, or may have to again."""
         return self._db.execute(
             "SELECT port.service, host_ip FROM port JOIN service s ON s.name=port.service"
-            " WHERE proto=? AND host_port=? AND s.active=1",
-            (proto, host_port),
+            " WHERE proto=? AND host_port=? AND s.active=1"
+            " UNION SELECT service, json_extract(value, '$[2]') FROM intent, json_each(undo, '$.port')"
+            " WHERE json_extract(value, '$[5]')=? AND json_extract(value, '$[3]')=? AND json_extract(undo, '$.service[0][7]')=1",
+            (proto, host_port, proto, host_port),
         ).fetchall()
 
     def leases(self, network: str, family: int = 4) -> list[tuple[str, str, bool]]:
@@ -220,6 +230,13 @@ class Store:
             (network,),
         )
         return [(row[0], bool(row[1])) for row in rows]
+
+    def held_by(self, network: str) -> list[str]:
+        """The services that would be on a network again if their begun changes were undone."""
+        rows = self._db.execute(
+            "SELECT service FROM intent, json_each(undo, '$.endpoint') WHERE json_extract(value, '$[2]')=?", (network,)
+        )
+        return [row[0] for row in rows]
 
     def member_counts(self) -> dict[str, int]:
         """How many known services are on each network that has any."""
@@ -276,16 +293,17 @@ class Store:
         if scope.services is not None:
             mine = {endpoint.network for service in services for endpoint in service.endpoints}
             wanted = tuple(sorted(mine | set(scope.networks or ())))
-        lists: dict[tuple[str, ...], list[str]] = {}
-        for text, count, name in self._db.execute(
-            "SELECT networks, COUNT(*), MIN(name) FROM service WHERE active=1 GROUP BY networks"
-        ):
-            lists[tuple(json.loads(text))] = [name] if count == 1 else [name, ""]
+        lists: dict[tuple[str, ...], int] = {
+            tuple(json.loads(text)): count
+            for text, count in self._db.execute(
+                "SELECT networks, COUNT(*) FROM service WHERE active=1 GROUP BY networks"
+            )
+        }
         if wanted is not None:
-            lists = {reader: first for reader, first in lists.items() if set(reader) & set(wanted)}
-        in_scope = {service.name for service in services}
-        # a file that has no reader yet outside the scope is written whole
-        fresh = frozenset(r for r, first in lists.items() if everything or (len(first) == 1 and first[0] in in_scope))
+            lists = {reader: count for reader, count in lists.items() if set(reader) & set(wanted)}
+        # a file that has no reader outside the scope is written whole
+        inside = [tuple(endpoint.network for endpoint in service.endpoints) for service in services]
+        fresh = frozenset(reader for reader, count in lists.items() if everything or inside.count(reader) == count)
         neighbours = services if everything else tuple(self._active(self._on({n for r in fresh for n in r})))
         return Snapshot(
             state_id=self.state_id(),
@@ -326,6 +344,7 @@ class Store:
             name
             for name in sorted(set(names))
             if not self._on({name})
+            and not self.held_by(name)
             and self._db.execute("SELECT 1 FROM network WHERE name=? AND implicit=1", (name,)).fetchone()
         ]
         for name in gone:
@@ -373,15 +392,25 @@ class Store:
         return (row[0], bool(row[1])) if row else None
 
     def lease_holder(self, address: str) -> str | None:
-        row = self._db.execute("SELECT service FROM lease WHERE address=?", (address,)).fetchone()
+        """The service that has this address, or would have it again if its begun change were undone."""
+        row = self._db.execute(
+            "SELECT service FROM lease WHERE address=? UNION ALL SELECT service FROM intent, json_each(undo, '$.lease')"
+            " WHERE json_extract(value, '$[3]')=?",
+            (address, address),
+        ).fetchone()
         return str(row[0]) if row else None
 
     def used_numbers(self, network: str, family: int) -> Iterator[int]:
-        """The numbers of all leases of a subnet, ascending."""
+        """The numbers of all leases of a subnet, ascending, and of those that a begun change may have to take back."""
+        held = self._db.execute(
+            "SELECT unhex(json_extract(value, '$[2].hex')) FROM intent, json_each(undo, '$.lease')"
+            " WHERE json_extract(value, '$[0]')=? AND json_extract(value, '$[1]')=?",
+            (network, family),
+        ).fetchall()
         rows = self._db.execute(
             "SELECT number FROM lease WHERE network=? AND family=? ORDER BY number", (network, family)
         )
-        return (int.from_bytes(row[0]) for row in rows)
+        return merge((int.from_bytes(row[0]) for row in rows), sorted(int.from_bytes(row[0]) for row in held))
 
     def add_lease(self, service: str, network: str, family: int, number: int, address: str, static: bool) -> None:
         self._db.execute(

@@ -115,6 +115,7 @@ def _open_at_once(barrier, answers) -> None:
         answers.put(repr(error))
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_processes_that_make_the_store_at_once_agree_on_it() -> None:
     fork = multiprocessing.get_context("fork")
     for _ in range(5):
@@ -395,3 +396,33 @@ def test_full_network_names_no_more_than_five_holders() -> None:
         put(store, "late", NAMES[:1])
     assert full.value.hint == "niso remove frees the leases of inactive services: s0, s1, s2, s3, s4 and 2 more"
     assert store.service("late") is None
+
+
+def test_what_a_begun_change_gave_up_is_held_until_it_ends() -> None:
+    left, other = NETWORKS[0].name, NETWORKS[2].name
+    with TemporaryStore() as store:
+        with store.transaction():
+            add_network(store, NETWORKS[0], implicit=True)
+            add_network(store, NETWORKS[2])
+            put(store, "api", (left,), ports=(Port("", 80, 80, "tcp"),), hostname="old")
+        with store.transaction():
+            store.begin_intent("api", "activate", 1.0)
+            put(store, "api", (other,), hostname="new")
+        intent = store.intent("api")
+        assert intent is not None
+        assert store.name_holder("old") == "api"
+        assert store.lease_holder("10.99.0.2") == "api"
+        assert list(store.used_numbers(left, 4)) == [2]
+        assert store.port_holders("tcp", 80) == [("api", "")]
+        with store.transaction():
+            assert store.drop_implicit_networks([left]) == []
+            put(store, "next", (left,))
+        assert store.addresses("next") == [(left, "10.99.0.3")]
+        with store.transaction():
+            store.undo(intent)
+            store.end_intent("api")
+        assert store.addresses("api") == [(left, "10.99.0.2")]
+        with store.transaction():
+            store.forget("api")
+        assert store.name_holder("old") is None
+        assert store.port_holders("tcp", 80) == []
