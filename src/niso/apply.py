@@ -13,9 +13,9 @@ from collections.abc import Callable
 from niso import failpoint, paths
 from niso.diff import AnyStep, HostsEdit, diff
 from niso.errors import ErrorGroup, KernelError, NisoError
-from niso.kernel.read import read, read_all
+from niso.kernel.read import Foreign, read, read_all
 from niso.kernel.write import write, write_what_can_be
-from niso.names import alias
+from niso.names import alias, hosts_folder
 from niso.plan import desired
 from niso.state import State, union
 from niso.store.store import ALL, Scope, Store
@@ -95,37 +95,67 @@ def desired_now(store: Store, scope: Scope) -> State:
 
 
 def _look(store: Store, scope: Scope, before: State) -> tuple[list[AnyStep], State, State]:
-    want = desired_now(store, scope)
+    snapshot = store.snapshot(scope)
+    want = desired(snapshot)
     mark = alias(store.state_id())
     candidates = union(want, before)
     have = read(candidates, mark)
     steps = diff(want, have)
-    if scope != ALL and _rebuilds(want, have, steps):
+    if scope != ALL and _rebuilds(want, have, steps, {hosts_folder(reader) for reader in snapshot.fresh}):
         # the tables, or a file that others read, are gone: what stood in them is not only this scope's
         return _look(store, ALL, before)
     return steps, want, candidates
 
 
-def _rebuilds(want: State, have: State, steps: list[AnyStep]) -> bool:
+def _rebuilds(want: State, have: State, steps: list[AnyStep], whole: set[str]) -> bool:
+    """Whether more is lost than this scope's. The hosts files ``whole`` have no reader outside of it."""
     if want.rulesets != have.rulesets:
         return True
-    return any(isinstance(step, HostsEdit) and step.create for step in steps)
+    return any(isinstance(step, HostsEdit) and step.create and step.folder not in whole for step in steps)
 
 
-def compare(store: Store) -> tuple[list[AnyStep], State, State]:
-    """(steps, want, have) of everything that is niso's in this network namespace. Changes nothing."""
+def compare(store: Store) -> tuple[list[AnyStep], State, State, Foreign]:
+    """(steps, want, have, foreign) of everything that is niso's in this network namespace. Changes nothing.
+
+    What has a needed name and is somebody else's is in ``foreign`` and, with what hangs on it, in neither state.
+    """
+    foreign: Foreign = {}
     want = desired_now(store, ALL)
-    have = read_all(want, alias(store.state_id()))
-    return diff(want, have), want, have
+    have = read_all(want, alias(store.state_id()), foreign)
+    hang_on = {veth.name for veth in want.veths if veth.bridge in foreign or veth.netns in foreign}
+    want = _without_foreign(want, hang_on | set(foreign))
+    have = _without_foreign(have, hang_on | set(foreign))
+    return diff(want, have), want, have, foreign
+
+
+def _without_foreign(state: State, foreign: set[str]) -> State:
+    """``state`` without the links and namespaces named, and what lies in or on them."""
+    if not foreign:
+        return state
+    lost = {(veth.netns, veth.peer) for veth in state.veths if veth.name in foreign}
+    lost |= {("", name) for name in foreign}
+    return state._replace(
+        bridges=frozenset(b for b in state.bridges if b.name not in foreign),
+        netns=frozenset(n for n in state.netns if n.name not in foreign),
+        sysctls=frozenset(s for s in state.sysctls if s.netns not in foreign and not foreign & set(s.name.split("/"))),
+        veths=frozenset(v for v in state.veths if v.name not in foreign),
+        addresses=frozenset(a for a in state.addresses if a.netns not in foreign and (a.netns, a.link) not in lost),
+        routes=frozenset(r for r in state.routes if r.netns not in foreign and (r.netns, r.link) not in lost),
+    )
 
 
 def repair(store: Store, report: Report = silent) -> list[AnyStep]:
-    """Put right whatever `compare` finds; the caller holds the lock. A second call takes no step."""
-    steps, want, have = compare(store)
+    """Put right whatever `compare` finds; the caller holds the lock. A second call takes no step.
+
+    Raises KernelError, and a Conflict for each thing of a needed name that is somebody else's, when all else is right.
+    """
+    steps, want, have, foreign = compare(store)
     for step in steps:
         report(step.describe())
     write(steps)
     left = diff(want, _without_dying(want, have, compare(store)[2])) if steps else []
+    if foreign:
+        raise ErrorGroup(list(foreign.values()))
     if left:
         raise KernelError(f"still not as it should be: {left[0].describe().splitlines()[0]}", "niso net check")
     return steps

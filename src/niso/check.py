@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from niso import failpoint, paths, services
 from niso.apply import Lock, Report, compare, desired_now, repair, silent
-from niso.errors import ErrorGroup, NisoError
+from niso.errors import Conflict, ErrorGroup, NisoError
 from niso.kernel import conntrack, netns, sysctl
 from niso.kernel.nftables import Nft
 from niso.kernel.read import read
@@ -20,8 +20,10 @@ from niso.names import alias
 from niso.package import delete_tree
 from niso.plan import FORWARDING
 from niso.render import nft
-from niso.runtime import process
+from niso.runtime import cgroup, process
 from niso.runtime.lock import service_lock
+from niso.runtime.root import HOSTS
+from niso.runtime.spec import load
 from niso.state import (
     Address,
     Bridge,
@@ -59,8 +61,9 @@ def check(store: Store, name: str | None = None) -> list[Finding]:
     Raises NotFound where there is no such service or network.
     """
     if name is None:
-        _, want, have = compare(store)
-        return findings(want, have) + _processes(store, store.active_services())
+        _, want, have, foreign = compare(store)
+        strange = [Finding("foreign", error.message) for error in foreign.values()]
+        return findings(want, have) + strange + _processes(store, store.active_services())
     if store.network(name) is not None and store.name_holder(name) is None:
         scope, names = Scope((), (name,)), []
     else:
@@ -111,10 +114,18 @@ def plan_mend(store: Store, report: Report) -> None:
 
 def mend(store: Store, report: Report = silent) -> int:
     """Recover what was left half-way, put everything right and start what should run; gives how much was done."""
-    services.recover(store, report)
+    errors: list[NisoError] = []
+    try:
+        services.recover(store, report, [intent.service for intent in store.intents()])
+    except NisoError as error:
+        errors.append(error)
     with Lock():
-        steps = repair(store, report)
-        if steps:
+        try:
+            steps = repair(store, report)
+        except NisoError as error:
+            errors.append(error)
+            steps = []
+        if steps or errors:
             # flows that began while a port was away have no NAT, and would keep their client from it
             for _, port in store.active_ports():
                 conntrack.flush_port(port.proto, port.host_port)
@@ -127,9 +138,16 @@ def mend(store: Store, report: Report = silent) -> int:
             if _process(name) is not None:
                 spec = services.stored_spec(row)
                 report(f"start {name}")
-                process.stop(name, spec.stop_timeout_s)
-                process.start(spec)
+                try:
+                    process.stop(name, spec.stop_timeout_s)
+                    process.start(spec)
+                except NisoError as error:
+                    errors.append(error)
                 done += 1
+    if errors:
+        raise ErrorGroup(
+            [each for error in errors for each in (error.errors if isinstance(error, ErrorGroup) else [error])]
+        )
     return done
 
 
@@ -142,6 +160,7 @@ def sweep(report: Report = silent, dry_run: bool = False) -> int:
     errors: list[NisoError] = []
     gone = 0
     with Lock():
+        _refuse_strangers()
         for words, remove in chain(_all_of_niso(), _all_rules()):
             if errors and words.startswith("nft "):  # what they guard may still be there
                 continue
@@ -161,6 +180,21 @@ def sweep(report: Report = silent, dry_run: bool = False) -> int:
     if errors:
         raise ErrorGroup(errors)
     return gone
+
+
+def _refuse_strangers() -> None:
+    """Raise Conflict where services run that this run folder does not know: their network is not for us to take."""
+    known = set(_listed(os.path.join(paths.run_dir(), "services")))
+    with Rtnl() as rtnl:
+        ids = {link.alias.partition(":")[2] for link in rtnl.links() if link.alias.startswith("niso:")}
+    for state_id in sorted(ids):
+        for name in sorted({name for root in cgroup.roots() for name in _listed(f"{root}/niso-{state_id}")} - known):
+            pids = cgroup.pids(f"/niso-{state_id}/{name}")
+            if pids:
+                raise Conflict(
+                    f"service {name!r} of the niso state folder with id {state_id} runs (pid {pids[0]}), under another run folder",
+                    "set NISO_STATE_DIR and NISO_RUN_DIR to theirs, or end its processes first",
+                )
 
 
 def _all_of_niso() -> list[tuple[str, Callable[[], None]]]:
@@ -221,7 +255,7 @@ def forget_active(store: Store) -> None:
 def _listed(folder: str) -> list[str]:
     try:
         return sorted(os.listdir(folder))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
@@ -246,6 +280,8 @@ def _process(name: str) -> Finding | None:
         return None
     if not _at_home(name, status.pid):
         return Finding("different", what, "it runs in another network namespace")
+    if not _sees_hosts(name, status.pid):
+        return Finding("different", what, "it does not see its hosts file: the folder was removed")
     if not process.conmon_alive(name):
         return Finding("different", what, "its conmon is gone: nobody keeps its log or restarts it")
     return None
@@ -255,6 +291,15 @@ def _at_home(name: str, pid: int | None) -> bool:
     """Whether a service's process is in the namespace that has its name now; True where that cannot be told."""
     try:
         return os.path.samestat(os.stat(f"/proc/{pid}/ns/net"), os.stat(paths.netns_path(name)))
+    except OSError:
+        return True
+
+
+def _sees_hosts(name: str, pid: int | None) -> bool:
+    """Whether the folder that a service reads its names from is the one that niso writes; True where that cannot be told."""
+    spec = load(name)
+    try:
+        return spec is None or os.path.samestat(os.stat(f"/proc/{pid}/root/etc/{HOSTS}"), os.stat(spec.hosts_folder))
     except OSError:
         return True
 

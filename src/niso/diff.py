@@ -210,6 +210,8 @@ def _bridge_words(step: Step) -> str:
 
 def _netns_words(step: Step) -> str:
     assert isinstance(step.thing, Netns)
+    if step.action == "change":
+        return f"ip -n {step.thing.name} link set lo up"
     return f"ip netns {'delete' if step.action == 'delete' else 'add'} {step.thing.name}"
 
 
@@ -223,7 +225,10 @@ def _veth_words(step: Step) -> str:
             f"ip link add {veth.name} mtu {veth.mtu} type veth peer {veth.peer} address {veth.mac} netns {veth.netns}"
             f" && ip link set {veth.name} master {veth.bridge} alias {veth.alias} up"
         )
-    return f"ip link set {veth.name} mtu {veth.mtu} master {veth.bridge} up"
+    switched = f"bridge link set dev {veth.name} hairpin {'on' if veth.hairpin else 'off'}"
+    if isinstance(step.was, Veth) and step.was._replace(hairpin=veth.hairpin) == veth:
+        return switched
+    return f"ip link set {veth.name} mtu {veth.mtu} master {veth.bridge} up && {switched}"
 
 
 def _address_words(step: Step) -> str:

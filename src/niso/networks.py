@@ -5,11 +5,10 @@ from __future__ import annotations
 import ipaddress
 import os
 import time
-from collections.abc import Iterable
 
 from niso import ipam, names
 from niso.apply import Lock, Report, converge, desired_now, planned, silent
-from niso.errors import Conflict, InvalidInput
+from niso.errors import Conflict, InvalidInput, UsageError
 from niso.kernel import host
 from niso.records import Network, Subnet
 from niso.store.store import Scope, Store
@@ -32,7 +31,7 @@ def pool() -> ipam.Network:
 
 
 def parse_subnet(text: str) -> ipam.Network:
-    """A subnet as the user gives it. Raises InvalidInput."""
+    """A subnet as the user gives it. Raises UsageError."""
     key = "--subnet"
     try:
         found = ipaddress.ip_network(text)
@@ -42,15 +41,15 @@ def parse_subnet(text: str) -> ipam.Network:
             hint = f"did you mean {ipaddress.ip_network(text, strict=False)}?"
         except ValueError:
             pass
-        raise InvalidInput(f"--subnet {text!r}: {error}", hint, key) from None
+        raise UsageError(f"--subnet {text!r}: {error}", hint, key) from None
     if found.version == 6:
-        raise InvalidInput(
+        raise UsageError(
             f"--subnet {text}: IPv6 subnets are not supported yet", "an IPv4 prefix like 10.99.1.0/24", key
         )
     if found.prefixlen > 30 or found.prefixlen < 8:
-        raise InvalidInput(f"--subnet {text}: must be a /8 to /30", "a prefix like 10.99.1.0/24", key)
+        raise UsageError(f"--subnet {text}: must be a /8 to /30", "a prefix like 10.99.1.0/24", key)
     if found.is_loopback or found.is_multicast or found.is_link_local or found.is_unspecified or found.is_reserved:
-        raise InvalidInput(f"--subnet {text}: not a prefix that hosts can have", "a prefix like 10.99.1.0/24", key)
+        raise UsageError(f"--subnet {text}: not a prefix that hosts can have", "a prefix like 10.99.1.0/24", key)
     return found
 
 
@@ -66,10 +65,10 @@ def create(
 ) -> Network | None:
     """Make a network and its bridge at once; None where one of that name and these values is there already.
 
-    Raises Conflict (name, subnet or bridge taken, by whom), InvalidInput, KernelError; then nothing has changed.
+    Raises Conflict (name, subnet or bridge taken, by whom), UsageError, KernelError; then nothing has changed.
     """
     if mtu is not None and not MIN_MTU <= mtu <= MAX_MTU:
-        raise InvalidInput(
+        raise UsageError(
             f"--mtu {mtu}: must be {MIN_MTU} to {MAX_MTU}", "leave it out for the default route's", "--mtu"
         )
     wanted = parse_subnet(subnet) if subnet else None
@@ -138,7 +137,7 @@ def plan_network(
 ) -> Network:
     """A network that could be made now. Without ``subnet``: the /24 that has the address ``holds``, else the next free.
 
-    Raises Conflict where subnet or bridge are taken, InvalidInput.
+    Raises Conflict where subnet or bridge are taken, UsageError.
     """
     mark = names.alias(store.state_id())
     taken = [(ipaddress.ip_network(s.cidr), f"network {n.name!r}") for n in store.networks() for s in n.subnets]
@@ -146,7 +145,7 @@ def plan_network(
     if subnet is None and holds is not None:
         subnet = ipaddress.ip_network((holds, PREFIX_LENGTH), strict=False)
     if subnet is None:
-        subnet = _next_free(name, [net for net, _ in taken])
+        subnet = _next_free(name, taken)
     for net, whose in taken:
         if net.version == subnet.version and net.overlaps(subnet):
             raise Conflict(f"network {name!r}: subnet {subnet} overlaps {net} of {whose}", "choose another --subnet")
@@ -166,16 +165,19 @@ def plan_network(
     )
 
 
-def _next_free(name: str, taken: Iterable[ipam.Network]) -> ipam.Network:
+def _next_free(name: str, taken: list[tuple[ipam.Network, str]]) -> ipam.Network:
     whole = pool()
     kept = ipaddress.ip_network((whole.network_address, PREFIX_LENGTH))
-    taken = list(taken)
-    if name == names.DEFAULT_NETWORK and not any(net.version == 4 and net.overlaps(kept) for net in taken):
+    used = [net for net, _ in taken]
+    if name == names.DEFAULT_NETWORK and not any(net.version == 4 and net.overlaps(kept) for net in used):
         return kept
-    found = ipam.free_prefix(whole, PREFIX_LENGTH, taken, kept)
+    found = ipam.free_prefix(whole, PREFIX_LENGTH, used, kept)
     if found is None:
+        others = [f"{net} of {whose}" for net, whose in taken if net.version == whole.version and net.overlaps(whole)]
+        shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         raise Conflict(
-            f"network {name!r}: no free /{PREFIX_LENGTH} is left in the pool {whole}", "give --subnet, or set NISO_POOL"
+            f"network {name!r}: no free /{PREFIX_LENGTH} is left in the pool {whole}: it is taken by {shown}",
+            f"set NISO_POOL to a prefix that is free, or niso net create {name} --subnet CIDR",
         )
     return found
 
@@ -184,14 +186,14 @@ def _gateway(subnet: ipam.Network, text: str) -> str:
     try:
         address = ipaddress.ip_address(text)
     except ValueError as error:
-        raise InvalidInput(f"--gateway {text!r}: {error}", f"an address of {subnet}", "--gateway") from None
+        raise UsageError(f"--gateway {text!r}: {error}", f"an address of {subnet}", "--gateway") from None
     reason = None
     if address.version != subnet.version or address not in subnet:
         reason = f"not in {subnet}"
     else:
         reason = ipam.refusal(subnet, -1, int(address) - int(subnet.network_address))
     if reason:
-        raise InvalidInput(f"--gateway {text}: {reason}", f"an address of {subnet}", "--gateway")
+        raise UsageError(f"--gateway {text}: {reason}", f"an address of {subnet}", "--gateway")
     return str(address)
 
 

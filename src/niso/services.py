@@ -11,14 +11,15 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import NamedTuple
 
 from niso import package, paths
 from niso.admission import Change, record, scope_of
 from niso.apply import Lock, Report, converge, desired_now, planned, silent
-from niso.errors import Conflict, ErrorGroup, NisoError
+from niso.errors import Conflict, ErrorGroup, NisoError, NotFound
 from niso.kernel import conntrack
 from niso.records import Port
 from niso.runtime import process
@@ -54,7 +55,7 @@ def activate(
         with Lock(), store.transaction() as transaction:
             transaction.cancel()
             return _plan_only(store, targets, report)
-    recover(store, report)
+    recover(store, report, [target.name for target in targets])
     with _locked(store, [target.name for target in targets]):
         targets = [still_so(store, target) for target in targets]
         changes: list[Change] = []
@@ -145,17 +146,21 @@ def stored_spec(row: ServiceRow) -> ProcessSpec:
 
 
 def _run(changes: list[Change], timeout_s: float, report: Report) -> None:
-    """Start the processes that must be, and see that they do not end at once."""
+    """Start the processes that must be, and see that they do not end at once: each by its own time."""
+    within_s = min(STARTED_WITHIN_S, timeout_s)
+    young: deque[tuple[float, str]] = deque()  # (when it is old enough, service), in that order
     for change in changes:
+        while young and young[0][0] <= time.monotonic():
+            process.started_ok(young.popleft()[1], 0)
         if change.restarts:
             if change.before is not None and change.before.active:
                 report(f"stop {change.name}")
                 process.stop(change.name, stored_spec(change.before).stop_timeout_s)
             report(_start_words(change.row))
             process.start(stored_spec(change.row))
-    for change in changes:
-        if change.restarts:
-            process.started_ok(change.name, min(STARTED_WITHIN_S, timeout_s))
+            young.append((time.monotonic() + within_s, change.name))
+    for ripe_at, name in young:
+        process.started_ok(name, max(0.0, ripe_at - time.monotonic()))
 
 
 def _undo_all(store: Store, names: list[str], cause: BaseException, report: Report) -> None:
@@ -265,7 +270,7 @@ def deactivate(
             for line in lines:
                 report(line)
         return []
-    recover(store, report)
+    recover(store, report, services)
     with _locked(store, services):
         active = [name for name in services if (row := store.service(name)) is not None and row.active]
         _begin(store, active, "deactivate")
@@ -280,7 +285,7 @@ def remove(store: Store, services: list[str], report: Report = silent) -> None:
         _finish(store, name, report, ends=False)
         _forget(store, name, report)
 
-    recover(store, report)
+    recover(store, report, services)
     with _locked(store, services):
         known = [name for name in services if store.service(name) is not None]
         _begin(store, known, "remove")
@@ -289,13 +294,17 @@ def remove(store: Store, services: list[str], report: Report = silent) -> None:
 
 def restart(store: Store, services: list[str], report: Report = silent) -> None:
     """End and start the processes of active services; namespace, addresses and ports stay."""
-    recover(store, report)
+    recover(store, report, services)
     with _locked(store, services):
         specs = []
         for name in services:
             row = store.service(name)
             if row is None or not row.active:
                 raise Conflict(f"service {name!r} is not active", f"niso activate {name}")
+            # found before anything is stopped
+            for folder in (row.package, row.rootfs):
+                if folder is not None and not os.path.isdir(folder):
+                    raise NotFound(f"{name}: {folder} is gone", f"niso activate {row.manifest_path}")
             specs.append(stored_spec(row))
         for spec in specs:
             report(f"restart {spec.service}")
@@ -304,8 +313,14 @@ def restart(store: Store, services: list[str], report: Report = silent) -> None:
             process.started_ok(spec.service, STARTED_WITHIN_S)
 
 
-def recover(store: Store, report: Report = silent) -> None:
-    """Finish or undo what a process that is gone left half-way. What a living one is at is left to it."""
+def recover(store: Store, report: Report = silent, names: Iterable[str] = ()) -> None:
+    """Finish or undo what a process that is gone left half-way. What a living one is at is left to it.
+
+    What cannot be done for one of ``names`` is raised as an ErrorGroup at the end; for others it is only reported, since
+    it is no business of the command that comes next.
+    """
+    errors: list[NisoError] = []
+    concerned = set(names)
     for found in store.intents():
         try:
             lock = service_lock(found.service, 0)
@@ -322,9 +337,15 @@ def recover(store: Store, report: Report = silent) -> None:
                 _finish(store, intent.service, report, ends=intent.action == "deactivate")
                 if intent.action == "remove":
                     _forget(store, intent.service, report)
+        except NisoError as error:
+            report(f"{found.service}: what was begun cannot be ended yet: {error.message}")
+            if found.service in concerned:
+                errors.append(error)
         finally:
             _remove_lock(store, found.service)
             lock.__exit__()
+    if errors:
+        raise ErrorGroup(errors)
 
 
 def _locked(store: Store, services: list[str]) -> ExitStack:

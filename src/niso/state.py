@@ -47,10 +47,11 @@ class Bridge(NamedTuple):
 
 
 class Netns(NamedTuple):
-    """A named network namespace whose ``lo`` is up and carries ``alias``."""
+    """A named network namespace; its ``lo`` carries ``alias`` and is ``up``."""
 
     name: str
     alias: str
+    up: bool = True
 
     def key(self) -> tuple[str, ...]:
         return (self.name,)

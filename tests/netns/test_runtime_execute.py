@@ -112,9 +112,48 @@ def test_redirected_file_and_dev_null_keep_their_owner(runtime: Runtime, lab: La
     assert lab.run("cat", "/tmp/out").stdout == "hi\n"
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_descriptors_are_no_trouble(runtime: Runtime, lab: Lab, closed: str) -> None:
-    lab.run("sh", "-c", f'"$@" {closed}', "sh", "python", "-c", EXECUTE, "sh", "-c", "echo x; echo y >&2; cat")
+@pytest.mark.parametrize(
+    ("closed", "script"),
+    [("<&-", "echo x; echo y >&2; cat"), (">&-", "echo y >&2"), ("2>&-", "echo x"), ("<&- >&- 2>&-", "cat")],
+)
+def test_closed_descriptors_that_are_not_written_to_are_no_trouble(
+    runtime: Runtime, lab: Lab, closed: str, script: str
+) -> None:
+    lab.run("sh", "-c", f'"$@" {closed}', "sh", "python", "-c", EXECUTE, "sh", "-c", script)
+
+
+@pytest.mark.parametrize(
+    ("to", "why"), [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")], ids=["full", "closed"]
+)
+@pytest.mark.parametrize("then", ["true", "exec sleep 1000", "trap '' TERM; while :; do sleep 0.1; done"])
+def test_output_that_cannot_be_written_is_an_error_and_ends_the_command(
+    runtime: Runtime, lab: Lab, to: str, why: str, then: str
+) -> None:
+    before = lab.run("ps", "-eo", "args=").stdout.count("sleep 1000")
+    script = f"echo $$ >/tmp/pid; echo hi; {then}"
+    done = lab.run("sh", "-c", f'"$@" {to}', "sh", "python", "-c", EXECUTE, "sh", "-c", script, check=False)
+    assert (done.returncode, done.stderr) == (125, f"niso: demo: cannot write its output: {why}\n")
+    assert lab.run("ps", "-eo", "args=").stdout.count("sleep 1000") == before
+    inside = runtime.exec("sh", "-c", "! test -e /proc/$(cat /tmp/pid)", check=False)
+    assert inside.returncode == 0
+
+
+@pytest.mark.parametrize("to", ["2>/dev/full", "2>&-"])
+def test_error_output_that_cannot_be_written_is_no_success(runtime: Runtime, lab: Lab, to: str) -> None:
+    done = lab.run("sh", "-c", f'"$@" {to}', "sh", "python", "-c", EXECUTE, "sh", "-c", "echo y >&2", check=False)
+    assert done.returncode != 0
+
+
+def test_container_that_crun_has_forgotten_is_told_once_and_with_the_next_step(runtime: Runtime, lab: Lab) -> None:
+    lab.run("mv", "/run/niso/crun", "/run/niso/away")
+    code = EXECUTE.replace("{error.message}", "{error.message} (hint: {error.hint})")
+    done = lab.run("python", "-c", code, "true", check=False)
+    lab.run("rm", "-rf", "/run/niso/crun")
+    lab.run("mv", "/run/niso/away", "/run/niso/crun")
+    assert done.returncode == 125
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("niso: demo: crun does not know it any more")
+    assert "(hint: niso restart demo, or niso net repair)" in done.stderr
 
 
 @pytest.mark.parametrize("number", ["TERM", "INT", "HUP", "QUIT", "USR1", "USR2"])

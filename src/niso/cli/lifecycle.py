@@ -7,7 +7,7 @@ import argparse
 from niso import services, targets
 from niso.apply import Report, silent
 from niso.cli import output
-from niso.errors import UsageError
+from niso.errors import InvalidInput, UsageError
 from niso.records import Port
 from niso.store.store import Store
 
@@ -85,7 +85,10 @@ def _activate(args: argparse.Namespace, report: Report) -> int:
     from niso.kernel import host
     from niso.model import values
 
-    timeout_s = values.duration(args.timeout, "--timeout")
+    try:
+        timeout_s = values.duration(args.timeout, "--timeout", low=0.2)
+    except InvalidInput as error:
+        raise UsageError(error.message, error.hint, error.key) from None
     store = Store.open(create=not args.dry_run)
     wanted = targets.find_targets(store, args.what)
     outcomes = services.activate(store, wanted, timeout_s, report, args.dry_run)

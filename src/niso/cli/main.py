@@ -205,7 +205,8 @@ def _report(error: NisoError, as_json: bool) -> None:
                 print(json.dumps({"error": body}), file=sys.stderr)
             return
         for each in errors:
-            print(f"niso: {escaped(each.message)}", file=sys.stderr)
+            # a service's last words are lines of their own; all else is quoted where the message was made
+            print("niso: " + "\n".join(escaped(line) for line in each.message.split("\n")), file=sys.stderr)
             if each.hint:
                 print(f"  hint: {escaped(each.hint)}", file=sys.stderr)
     except BrokenPipeError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from niso.cli import output
-from niso.errors import UsageError
+from niso.errors import InvalidInput, UsageError
 from niso.records import Network
 from niso.store.store import Store
 
@@ -67,7 +67,7 @@ def _configure(action: str, parser: argparse.ArgumentParser) -> None:
     elif action == "check":
         parser.add_argument("name", nargs="?", metavar="NAME", help="one service or network only")
     if action == "create":
-        parser.add_argument("--subnet", metavar="CIDR", help="default: the next free /24 of the pool")
+        parser.add_argument("--subnet", action="append", metavar="CIDR", help="default: the next free /24 of the pool")
         parser.add_argument("--gateway", metavar="IP", help="the bridge's address (default: the subnet's first)")
         parser.add_argument("--mtu", type=int, metavar="N", help="default: that of the default route's link")
     if action == "repair":
@@ -88,11 +88,22 @@ def _create(args: argparse.Namespace) -> int:
     from niso import networks
     from niso.model.values import network_name
 
-    name = network_name(args.name, "NAME")
+    try:
+        name = network_name(args.name, "NAME")
+    except InvalidInput as error:
+        raise UsageError(error.message, error.hint, error.key) from None
+    if len(args.subnet or ()) > 1:
+        raise UsageError("a second --subnet is not supported yet", "one IPv4 prefix like 10.99.1.0/24", "--subnet")
     store = Store.open(create=not args.dry_run)
     report = _report(args)
     made = networks.create(
-        store, name, subnet=args.subnet, gateway=args.gateway, mtu=args.mtu, report=report, dry_run=args.dry_run
+        store,
+        name,
+        subnet=args.subnet[0] if args.subnet else None,
+        gateway=args.gateway,
+        mtu=args.mtu,
+        report=report,
+        dry_run=args.dry_run,
     )
     network = made or store.require_network(name)
     if args.json:

@@ -32,14 +32,18 @@ from niso.state import (
 OWN_ROUTES = 3  # RTPROT_BOOT: what niso (like iproute2) adds; the kernel's own routes are its business
 
 
-def read(candidates: State, alias: str) -> State:
+Foreign = dict[str, Conflict]
+"""Name of a link or namespace that should be ours and is not -> what is wrong with it."""
+
+
+def read(candidates: State, alias: str, foreign: Foreign | None = None) -> State:
     """Which of ``candidates`` the kernel has, with the fields as they are there.
 
-    Its cost depends on ``candidates`` alone. ``alias`` marks what is ours. Raises Conflict where something of a
-    candidate's name is somebody else's, KernelError.
+    Its cost depends on ``candidates`` alone. ``alias`` marks what is ours. Raises KernelError, and Conflict where something
+    of a candidate's name is somebody else's; with ``foreign`` that is noted there, and the thing left out.
     """
     state_id = alias.partition(":")[2]
-    rulesets, elements = _tables(candidates, state_id)
+    rulesets, elements = _tables(candidates, state_id, foreign is not None)
     bridges: set[Bridge] = set()
     veths: set[Veth] = set()
     namespaces: set[Netns] = set()
@@ -51,9 +55,8 @@ def read(candidates: State, alias: str) -> State:
         names_of: dict[int, str] = {}
         for bridge in {thing.name for thing in candidates.bridges}:
             link = rtnl.link(bridge)
-            if link is None:
+            if link is None or not _own(link, alias, foreign):
                 continue
-            _own(link, alias)
             names_of[link.index] = link.name
             bridges.add(Bridge(link.name, link.mtu, link.alias, link.up))
         _addresses(rtnl, "", _links_of(candidates, ""), addresses, routes)
@@ -64,14 +67,16 @@ def read(candidates: State, alias: str) -> State:
             host_ends = {}
             for veth in candidates.veths:
                 if veth.netns == name and veth.name not in host_ends and (link := rtnl.link(veth.name)):
-                    _own(link, alias)
+                    if not _own(link, alias, foreign):
+                        continue
                     host_ends[veth.name] = link
+            if not _own_namespace(name, alias, foreign):
+                continue
             inner = _inside(candidates, name, alias, addresses, routes, sysctls, namespaces)
             for link in host_ends.values():
                 veths.add(_veth(link, name, inner, names_of.get(link.master, str(link.master or ""))))
         for veth in candidates.veths:  # a pair whose namespace has lost its name
-            if not netns.exists(veth.netns) and (link := rtnl.link(veth.name)):
-                _own(link, alias)
+            if not netns.exists(veth.netns) and (link := rtnl.link(veth.name)) and _own(link, alias, foreign):
                 veths.add(_veth(link, "", {}, names_of.get(link.master, "")))
 
     files, lines = _hosts_lines(candidates)
@@ -89,7 +94,7 @@ def read(candidates: State, alias: str) -> State:
     )
 
 
-def read_all(want: State, alias: str) -> State:
+def read_all(want: State, alias: str, foreign: Foreign) -> State:
     """Everything that is ours in the kernel, whether it is in ``want`` or not; ``want`` says which sysctls matter."""
     with Rtnl() as rtnl:
         links = rtnl.links()
@@ -99,21 +104,23 @@ def read_all(want: State, alias: str) -> State:
         bridges=want.bridges | {Bridge(link.name, 0, alias) for link in ours if link.kind == "bridge"},
         netns=want.netns | {Netns(name, alias) for name in namespaces},
     )
-    have = read(candidates, alias)
+    have = read(candidates, alias, foreign)
     by_index = {link.index: link.name for link in links}
     known = {veth.name for veth in have.veths}
-    strays = frozenset(
-        Veth(link.name, "", "", "", link.mtu, by_index.get(link.master, ""), link.hairpin, alias, link.up)
-        for link in ours
-        if link.kind == "veth" and link.name not in known
-    )
+    ends: dict[int, tuple[str, Link]] = {}
     addresses, routes = set(have.addresses), set(have.routes)
     with Rtnl() as rtnl:
         _addresses(rtnl, "", {bridge.name for bridge in have.bridges}, addresses, routes)
     for name in sorted(namespaces):
         with netns.inside(name), Rtnl() as rtnl:
-            inner = {link.name for link in rtnl.links() if link.kind == "veth"}
+            inner = {link.name: link for link in rtnl.links() if link.kind == "veth"}
+            ends.update({link.peer_index: (name, link) for link in inner.values()})
             _addresses(rtnl, name, inner, addresses, routes)
+    strays = set()
+    for link in ours:
+        if link.kind == "veth" and link.name not in known:
+            name, far = ends.get(link.index, ("", link))
+            strays.add(_veth(link, name, {far.name: far}, by_index.get(link.master, "")))
     files, lines = _hosts_files(set(_folders()))
     rulesets, elements = _all_tables(alias.partition(":")[2])
     return have._replace(
@@ -138,16 +145,34 @@ def owners() -> dict[str, set[str]]:
     return found
 
 
-def _own(link: Link, alias: str) -> None:
-    if link.alias != alias:
-        whose = f"it carries the alias {link.alias!r}" if link.alias else "it has no alias"
-        raise Conflict(
-            f"link {link.name!r} exists and is not this niso's own ({whose})",
-            f"rename it (ip link set {link.name} down name NEW), or choose another name",
-        )
+def _own(link: Link, alias: str, foreign: Foreign | None) -> bool:
+    if link.alias == alias:
+        return True
+    whose = f"it carries the alias {link.alias!r}" if link.alias else "it has no alias"
+    error = Conflict(
+        f"link {link.name!r} exists and is not this niso's own ({whose})",
+        f"rename it (ip link set {link.name} down name NEW), or choose another name",
+    )
+    if foreign is None:
+        raise error
+    foreign[link.name] = error
+    return False
 
 
-def _tables(candidates: State, state_id: str) -> tuple[frozenset[Ruleset], frozenset[Element]]:
+def _own_namespace(name: str, alias: str, foreign: Foreign | None) -> bool:
+    if _lo_alias(name) == alias:
+        return True
+    error = Conflict(
+        f"network namespace {name!r} exists and is not this niso's own",
+        f"remove it (ip netns delete {name}), or choose another name for the service",
+    )
+    if foreign is None:
+        raise error
+    foreign[name] = error
+    return False
+
+
+def _tables(candidates: State, state_id: str, adopts: bool) -> tuple[frozenset[Ruleset], frozenset[Element]]:
     with Nft() as kernel:
         digests, gone = [], []
         for table in nft.CONTAINERS:
@@ -156,7 +181,8 @@ def _tables(candidates: State, state_id: str) -> tuple[frozenset[Ruleset], froze
                 gone.append(f"missing table {table}")
                 continue
             texts = {mark.strip('"') for mark in marks}
-            _owned(table, texts, state_id)
+            if texts or not adopts:  # tables of this form that have lost their mark are mended where everything is
+                _owned(table, texts, state_id)
             digests += [text[6:] for text in texts if text.startswith("rules-")]
         if len(digests) != len(nft.CONTAINERS) or len(set(digests)) != 1:
             return (
@@ -180,7 +206,7 @@ def _owned(table: str, texts: set[str], state_id: str) -> None:
         whose = f"the niso state folder with id {min(others)}" if others else "somebody else"
         raise Conflict(
             f"table {table} in this network namespace belongs to {whose}, not to {paths.state_dir()}",
-            "set NISO_STATE_DIR to that folder; if it is lost, niso net repair --sweep clears what it left",
+            "set NISO_STATE_DIR to that folder; if it is lost, niso net repair --sweep ends and clears all that it left",
         )
 
 
@@ -236,13 +262,7 @@ def _inside(
     with netns.inside(name):
         with Rtnl() as rtnl:
             lo = rtnl.link("lo")
-            mark = lo.alias if lo else ""
-            if mark != alias:
-                raise Conflict(
-                    f"network namespace {name!r} exists and is not this niso's own",
-                    f"remove it (ip netns delete {name}), or choose another name for the service",
-                )
-            namespaces.add(Netns(name, mark))
+            namespaces.add(Netns(name, alias, lo is not None and lo.up))
             links = {link.name: link for peer in peers if (link := rtnl.link(peer))}
             _addresses(rtnl, name, peers | _links_of(candidates, name), addresses, routes)
         sysctls |= _sysctls(thing for thing in candidates.sysctls if thing.netns == name)

@@ -24,8 +24,10 @@ def differences(kernel: Nft) -> tuple[str, ...] | None:
     with netns.unnamed(), Nft() as scratch:
         scratch.run(nft.TABLES)
         expected = _objects(scratch)
-    gone = [table for table in nft.CONTAINERS if not any(f" {table} " in name for name in present)]
-    expected = {name: thing for name, thing in expected.items() if not any(f" {table} " in name for table in gone)}
+    gone = [table for table in nft.CONTAINERS if f"table {table}" not in present]
+    expected = {
+        name: thing for name, thing in expected.items() if not any(f" {table} " in f"{name} " for table in gone)
+    }
     return tuple(f"missing table {table}" for table in gone) + tuple(
         sorted(
             f"{'missing' if name not in present else 'foreign' if name not in expected else 'different'} {name}"
@@ -46,6 +48,8 @@ def _objects(kernel: Nft) -> dict[str, list[Any]]:
         for item in objects:
             ((kind, fields),) = item.items()
             if kind == "table":
+                # its flags: a dormant table is there and does nothing
+                found[f"table {table}"] = [fields.get("flags", [])]
                 continue
             name = fields["chain"] if kind == "rule" else fields["name"]
             owner = "chain" if kind == "rule" else kind

@@ -60,6 +60,9 @@ def _one(step: Step) -> None:
     elif isinstance(thing, Netns):
         if step.action == "delete":
             netns.delete(thing.name)
+        elif step.action == "change":
+            with netns.inside(thing.name), Rtnl() as rtnl:
+                rtnl.set_link("lo", up=True)
         else:
             netns.create(thing.name, alias=thing.alias)
     elif isinstance(thing, Veth):

@@ -104,6 +104,7 @@ table bridge niso {{
 	chain forward {{
 		type filter hook forward priority -200; policy accept;
 		iifname @ports oifname @ports ether type != arp meta pkttype {{ broadcast, multicast }} counter drop
+		iifname @ports oifname @ports ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} counter drop comment "in a frame to one MAC"
 		iifname != @ports meta mark & 0xffff0000 == 0 meta mark set meta mark | {SWITCHED}
 	}}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import time
 from types import FrameType
 from typing import Any
 
@@ -22,6 +23,8 @@ CANNOT, NOT_EXECUTABLE, NOT_FOUND, SIGNALLED = 125, 126, 127, 128
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _BLOCK = 1 << 16
 _RETRY_MS = 20
+_END_S = 2.0
+"""How long a command may take to end after SIGTERM, when nobody gets its output any more."""
 
 
 def execute(service: str, command: list[str]) -> int:
@@ -31,11 +34,11 @@ def execute(service: str, command: list[str]) -> int:
     exit_status 127 (not found), 126 (not executable) or 125 (all else).
     """
     for fd in (0, 1, 2):
-        # A descriptor that is closed would be taken by one of ours.
+        # A descriptor that is closed would be taken by one of ours. For reading alone: who writes to it gets EBADF as before.
         try:
             os.fstat(fd)
         except OSError:
-            os.open("/dev/null", os.O_RDWR)
+            os.open("/dev/null", os.O_RDONLY)
     now = process.status(service)
     if now.pid is None:
         raise _failed(
@@ -94,6 +97,7 @@ class _Session:
         self._to_write = b""
         self._sink = -1
         self._sources: dict[int, int] = {}
+        self._started = False
 
     def run(self) -> int:
         for number in FORWARDED:
@@ -102,7 +106,11 @@ class _Session:
             self._spawn_on_terminal()
         else:
             self._spawn_on_pipes()
-        self._relay()
+        try:
+            self._relay()
+        except OSError as error:
+            self._end_command()
+            raise _failed(CANNOT, f"{self._service}: cannot write its output: {error.strerror}", None) from error
         _, status = os.waitpid(self._pid, 0)
         self._pid = 0
         code = os.waitstatus_to_exitcode(status)
@@ -218,13 +226,16 @@ class _Session:
         while True:
             poll = select.poll()
             poll.register(self._pidfd, select.POLLIN)
+            self._started = self._started or os.path.exists(f"{self._stem}.pid")
             for fd in self._sources:
-                poll.register(fd, select.POLLIN)
+                # Until the command has started only crun writes there, and what it says is told from its log.
+                if self._started or self._sources[fd] != 2:
+                    poll.register(fd, select.POLLIN)
             if self._sink >= 0 and self._to_write:
                 poll.register(self._sink, select.POLLOUT | (select.POLLIN if self._sink in self._sources else 0))
             elif self._sink >= 0 and stdin_open:
                 poll.register(0, select.POLLIN)
-            ready = dict(poll.poll(_RETRY_MS if self._signals else 1000))
+            ready = dict(poll.poll(1000 if self._started and not self._signals else _RETRY_MS))
             self._forward()
             if ready.get(self._sink, 0) & (select.POLLOUT | select.POLLERR):
                 self._feed()
@@ -233,7 +244,8 @@ class _Session:
             for fd in [fd for fd in self._sources if ready.get(fd, 0) & ~select.POLLOUT]:
                 self._pass_on(fd)
             if self._pidfd in ready:
-                for fd in list(self._sources):
+                refused = not self._started and os.path.getsize(f"{self._stem}.log") > 0
+                for fd in [fd for fd, target in self._sources.items() if target != 2 or not refused]:
                     os.set_blocking(fd, False)
                     while fd in self._sources and self._pass_on(fd):
                         pass
@@ -301,7 +313,20 @@ class _Session:
         finally:
             os.close(target)
 
+    def _end_command(self) -> None:
+        """TERM, then KILL: nobody gets what it writes. `close` ends crun."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            self._signals = [number]
+            deadline = time.monotonic() + _END_S
+            while time.monotonic() < deadline:
+                self._forward()
+                if launch.wait_gone(self._pidfd, _RETRY_MS / 1000):
+                    return
+
     def _refused(self, words: str) -> ProcessError:
+        if not os.path.exists(os.path.join(launch.crun_root(), self._service, "status")):
+            hint = f"niso restart {self._service}, or niso net repair"
+            return _failed(CANNOT, f"{self._service}: crun does not know it any more: {words}", hint)
         if "Permission denied" in words:
             return _failed(NOT_EXECUTABLE, f"{self._service}: {words}", None)
         if "executable file" in words or "No such file" in words:
@@ -310,7 +335,7 @@ class _Session:
 
 
 def _write_all(fd: int, data: bytes) -> bool:
-    """Write all of ``data``, also to a descriptor that somebody has made non-blocking; False where nobody reads it."""
+    """Write all of ``data``, also to a descriptor that somebody has made non-blocking; False where nobody reads it. Raises OSError."""
     while data:
         try:
             data = data[os.write(fd, data) :]
@@ -318,7 +343,7 @@ def _write_all(fd: int, data: bytes) -> bool:
             poll = select.poll()
             poll.register(fd, select.POLLOUT)
             poll.poll()
-        except OSError:
+        except BrokenPipeError:
             return False
     return True
 

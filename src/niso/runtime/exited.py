@@ -53,6 +53,12 @@ def main(service: str, bundle: str) -> None:
 def _current(service: str, bundle: str) -> ProcessSpec | None:
     """The spec, if the run in ``bundle`` is still the service's present one and no stop is under way. Under the lock."""
     record = read_json(os.path.join(os.path.dirname(bundle), "state.json"))
+    try:
+        with open(f"{bundle}/{launch.EXITED_PID}", encoding="ascii") as file:
+            if file.read() != str(os.getpid()):
+                return None  # a folder of the same name, made after somebody had removed ours
+    except FileNotFoundError:
+        return None
     if record is None or f"run-{record['run']}" != os.path.basename(bundle):
         return None
     return None if os.path.exists(f"{bundle}/{launch.STOPPING}") else load(service)

@@ -51,6 +51,7 @@ def start(spec: ProcessSpec) -> int:
         raise ProcessError(f"{spec.service} runs already", f"niso restart {spec.service}")
     stop(spec.service)
     try:
+        _end_lost(spec.service, oci.cgroup(spec))
         failpoint.hit(f"write the spec of {spec.service}")
         os.makedirs(paths.service_dir(spec.service), 0o700, exist_ok=True)
         save(spec)
@@ -107,6 +108,10 @@ def stop(service: str, timeout_s: float | None = None) -> None:
     something could not be ended.
     """
     folder = paths.service_dir(service)
+    try:
+        _end_lost(service, None)
+    except OSError as error:
+        raise _failed(service, "stop", error) from error
     if not os.path.isdir(folder):
         return
     spec = load(service)
@@ -128,7 +133,8 @@ def abandon(spec: ProcessSpec, bundle: str) -> None:
 
 
 def _failed(service: str, what: str, error: OSError) -> ProcessError:
-    return ProcessError(f"{service}: cannot {what} its process: {error.strerror}: {error.filename}")
+    where = f": {error.filename}" if error.filename else ""
+    return ProcessError(f"{service}: cannot {what} its process: {error.strerror or error}{where}")
 
 
 def _end_all(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s: float) -> None:
@@ -143,8 +149,44 @@ def _end_all(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s:
     # Only now: a conmon that was in the middle of a create could have made it whole behind our back.
     clear(service)
     if spec is not None:
-        _kill_rest(spec)
+        _kill_rest(service, oci.cgroup(spec))
         launch.remove_cgroups(oci.cgroup(spec))
+
+
+def _end_lost(service: str, path: str | None) -> None:
+    """End what lives on of a service whose folder somebody has removed; nothing of that kind is fine.
+
+    crun knows its bundle and its cgroup still. Where crun's own folder is gone as well, what is in the cgroup ``path`` tells, which has
+    to be empty when this is called.
+    """
+    try:
+        known = read_json(os.path.join(launch.crun_root(), service, "status")) or {}
+    except ValueError:
+        known = {}  # a create that was killed half-way
+    lost = known.keys() >= {"bundle", "cgroup-path"} and not os.path.isdir(str(known["bundle"]))
+    if not lost and (path is None or not cgroup.pids(path)):
+        return
+    failpoint.hit(f"end the lost process of {service}")
+    path = path or str(known["cgroup-path"])
+    clear(service)
+    _kill_rest(service, path)
+    # Its exit command would take the next run, in a folder of the same name, for its own.
+    for pid, bundle in _conmons(service):
+        _end_conmon(pid, bundle)
+    launch.remove_cgroups(path)
+
+
+def _conmons(service: str) -> list[tuple[int, str]]:
+    """Every conmon of a service, with its bundle, by the command lines of all processes."""
+    start = os.fsencode(bundle_of(service, 0).removesuffix("0"))
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            words = _command_line(int(name))
+            found += [
+                (int(name), os.fsdecode(word)) for word in words if word.startswith(start) and word + b"/pid" in words
+            ]
+    return found
 
 
 def restart(service: str) -> int:
@@ -305,6 +347,11 @@ def end_conmon(bundle: str) -> None:
     What children conmon still has when the service is gone are its exit command, or a create that was cut off.
     """
     pid = _read_pid(f"{bundle}/conmon.pid")
+    if pid is not None:
+        _end_conmon(pid, bundle)
+
+
+def _end_conmon(pid: int, bundle: str) -> None:
     conmon = _pidfd(pid, bundle)
     if conmon < 0:
         return
@@ -336,16 +383,20 @@ def _children(pid: int | None) -> list[int]:
         return []
 
 
-def _kill_rest(spec: ProcessSpec) -> None:
-    """Kill what is still in the service's cgroup: a create that was cut off may leave its first process."""
-    for pid in cgroup.pids(oci.cgroup(spec)):
-        pidfd = _open(spec.service, pid)
-        if pidfd < 0:
+def _kill_rest(service: str, path: str) -> None:
+    """Kill what is still in the service's cgroup ``path``: a create that was cut off may leave its first process."""
+    for pid in cgroup.pids(path):
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
             continue
         try:
+            # Checked after the open, as in _open.
+            if not cgroup.holds(path, pid):
+                continue
             _signal(pidfd, signal.SIGKILL)
             if not launch.wait_gone(pidfd, _KILL_S):
-                raise ProcessError(f"{spec.service}: process {pid} does not end after SIGKILL")
+                raise ProcessError(f"{service}: process {pid} does not end after SIGKILL")
         finally:
             os.close(pidfd)
 
@@ -408,23 +459,22 @@ def _pidfd(pid: int | None, bundle: str) -> int:
 
 def _alive_as(pid: int | None, bundle: str) -> bool:
     """Whether ``pid`` lives and has ``bundle`` on its command line, as conmon and the exit command do."""
-    if pid is None:
-        return False
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            words = file.read().split(b"\0")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    words = [] if pid is None else _command_line(pid)
     name = os.fsencode(bundle)
     return name in words or b"--exit-command-arg=" + name in words
 
 
-def _is_init(pid: int | None) -> bool:
+def _command_line(pid: int) -> list[bytes]:
+    """The words of a process's command line (proc_pid_cmdline(5)); none where it is gone."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return file.read().startswith(oci.INIT.encode() + b"\0")
+            return file.read().split(b"\0")
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        return []
+
+
+def _is_init(pid: int | None) -> bool:
+    return pid is not None and _command_line(pid)[:1] == [oci.INIT.encode()]
 
 
 def _signal(pidfd: int, number: int) -> None:
