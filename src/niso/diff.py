@@ -228,7 +228,7 @@ def _veth_words(step: Step) -> str:
     switched = f"bridge link set dev {veth.name} hairpin {'on' if veth.hairpin else 'off'}"
     if isinstance(step.was, Veth) and step.was._replace(hairpin=veth.hairpin) == veth:
         return switched
-    return f"ip link set {veth.name} mtu {veth.mtu} master {veth.bridge} up && {switched}"
+    return f"ip link set {veth.name} mtu {veth.mtu} master {veth.bridge} up"
 
 
 def _address_words(step: Step) -> str:

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from niso import package, paths
+from niso import names, package, paths
 from niso.admission import Change, record, scope_of
 from niso.apply import Lock, Report, converge, desired_now, planned, silent
 from niso.errors import Conflict, ErrorGroup, NisoError, NotFound
-from niso.kernel import conntrack
+from niso.kernel import conntrack, netns
 from niso.records import Port
 from niso.runtime import process
 from niso.runtime.lock import remove_locks, service_lock
@@ -216,6 +216,8 @@ def _undo_record(store: Store, intent: Intent, report: Report) -> None:
         restored = store.service(name)
         scope = Scope((name,), (*on, *(restored.networks if restored else ())))
         converge(store, scope, before, report, teardown=True)
+        if restored is None or not restored.active:
+            netns.clear_unfinished(names.netns(name))
         _flush(before, desired_now(store, scope))
         _forget_sysctls(store)
     _settle(before)
@@ -398,6 +400,7 @@ def _finish(store: Store, name: str, report: Report, ends: bool) -> None:
         before = desired_now(store, scope)
         store.set_active(name, False)
         converge(store, scope, before, report, teardown=True)
+        netns.clear_unfinished(names.netns(name))
         _flush(before, desired_now(store, scope))
         if ends:
             store.end_intent(name)

@@ -67,13 +67,17 @@ def _find_target(store: Store, argument: str) -> Target:
         if holder is not None:
             row = store.service(holder)
             assert row is not None
+            gone = NotFound(f"{holder}: its package copy {row.package} is gone", f"niso activate {row.manifest_path}")
             if not os.path.isdir(row.package):
-                raise NotFound(
-                    f"{holder}: its package copy {row.package} is gone", f"niso activate {row.manifest_path}"
-                )
+                raise gone
             manifest = model.decode(row.manifest)
             target = Target(holder, manifest, row.manifest_path, row.package, row.rootfs, None)
-            _check_files(target)
+            try:
+                _check_files(target)
+            except NisoError:
+                if os.path.isdir(row.package):
+                    raise
+                raise gone from None  # it was removed meanwhile
             return target
         if not os.path.isdir(argument):
             store.resolve(argument)

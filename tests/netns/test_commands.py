@@ -277,7 +277,7 @@ def test_names_that_nobody_has_are_status_1_and_change_nothing(lab: Lab) -> None
 
 
 def test_timeout_must_be_a_duration(lab: Lab) -> None:
-    assert "--timeout" in refused(lab, "activate", "--timeout", "soon", idle(lab, "api"))
+    assert "--timeout" in refused(lab, "activate", "--timeout", "soon", idle(lab, "api"), status=2)
 
 
 def test_output_that_nobody_reads_is_no_traceback(lab: Lab) -> None:

@@ -153,7 +153,7 @@ def test_container_that_crun_has_forgotten_is_told_once_and_with_the_next_step(r
     assert done.returncode == 125
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("niso: demo: crun does not know it any more")
-    assert "(hint: niso restart demo, or niso net repair)" in done.stderr
+    assert "(hint: niso restart demo)" in done.stderr
 
 
 @pytest.mark.parametrize("number", ["TERM", "INT", "HUP", "QUIT", "USR1", "USR2"])

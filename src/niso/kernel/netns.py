@@ -67,6 +67,18 @@ def delete(name: str) -> None:
         raise refused(what, error.errno or 0) from error
 
 
+def clear_unfinished(name: str) -> None:
+    """Remove the empty file that a `create` which was killed has left of this name; anything else stays."""
+    if exists(name):
+        return
+    try:
+        os.unlink(_path(name))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise refused(f"clear what is left of network namespace '{name}'", error.errno or 0) from error
+
+
 def exists(name: str) -> bool:
     """Whether a network namespace has this name. A plain file, as a killed `create` leaves, is none."""
     try:

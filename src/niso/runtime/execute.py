@@ -325,7 +325,7 @@ class _Session:
 
     def _refused(self, words: str) -> ProcessError:
         if not os.path.exists(os.path.join(launch.crun_root(), self._service, "status")):
-            hint = f"niso restart {self._service}, or niso net repair"
+            hint = f"niso restart {self._service}"
             return _failed(CANNOT, f"{self._service}: crun does not know it any more: {words}", hint)
         if "Permission denied" in words:
             return _failed(NOT_EXECUTABLE, f"{self._service}: {words}", None)

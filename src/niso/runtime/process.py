@@ -110,14 +110,11 @@ def stop(service: str, timeout_s: float | None = None) -> None:
     folder = paths.service_dir(service)
     try:
         _end_lost(service, None)
-    except OSError as error:
-        raise _failed(service, "stop", error) from error
-    if not os.path.isdir(folder):
-        return
-    spec = load(service)
-    if timeout_s is None:
-        timeout_s = spec.stop_timeout_s if spec else 0.0
-    try:
+        if not os.path.isdir(folder):
+            return
+        spec = load(service)
+        if timeout_s is None:
+            timeout_s = spec.stop_timeout_s if spec else 0.0
         _end_all(service, spec, bundles(folder), timeout_s)
         failpoint.hit(f"remove the runtime files of {service}")
         remove_tree(folder)
@@ -134,7 +131,7 @@ def abandon(spec: ProcessSpec, bundle: str) -> None:
 
 def _failed(service: str, what: str, error: OSError) -> ProcessError:
     where = f": {error.filename}" if error.filename else ""
-    return ProcessError(f"{service}: cannot {what} its process: {error.strerror or error}{where}")
+    return ProcessError(f"{service}: cannot {what} its process: {error.strerror}{where}")
 
 
 def _end_all(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s: float) -> None:
@@ -156,8 +153,7 @@ def _end_all(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s:
 def _end_lost(service: str, path: str | None) -> None:
     """End what lives on of a service whose folder somebody has removed; nothing of that kind is fine.
 
-    crun knows its bundle and its cgroup still. Where crun's own folder is gone as well, what is in the cgroup ``path`` tells, which has
-    to be empty when this is called.
+    crun still knows its bundle and cgroup. Where crun's folder is gone too, the cgroup ``path`` tells: it has to be empty by now.
     """
     try:
         known = read_json(os.path.join(launch.crun_root(), service, "status")) or {}
@@ -180,12 +176,9 @@ def _conmons(service: str) -> list[tuple[int, str]]:
     """Every conmon of a service, with its bundle, by the command lines of all processes."""
     start = os.fsencode(bundle_of(service, 0).removesuffix("0"))
     found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            words = _command_line(int(name))
-            found += [
-                (int(name), os.fsdecode(word)) for word in words if word.startswith(start) and word + b"/pid" in words
-            ]
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        words = _command_line(pid)
+        found += [(pid, os.fsdecode(word)) for word in words if word.startswith(start) and word + b"/pid" in words]
     return found
 
 
