@@ -195,6 +195,8 @@ def _explained(error: Exception) -> NisoError:
 def _report(error: NisoError, as_json: bool) -> None:
     from niso.cli.output import escaped
 
+    if sys.stderr is None:  # closed: print would take stdout in its place
+        return
     errors = error.errors if isinstance(error, ErrorGroup) else [error]
     try:
         if as_json:
@@ -209,5 +211,5 @@ def _report(error: NisoError, as_json: bool) -> None:
             print("niso: " + "\n".join(escaped(line) for line in each.message.split("\n")), file=sys.stderr)
             if each.hint:
                 print(f"  hint: {escaped(each.hint)}", file=sys.stderr)
-    except BrokenPipeError:
-        pass
+    except OSError:
+        pass  # nobody can be told
