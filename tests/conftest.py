@@ -27,6 +27,15 @@ TESTS = pathlib.Path(__file__).resolve().parent
 DEADLINE_SECONDS = 120
 START_SECONDS = 30
 NEEDS_ROOT = ("netns", "faults")
+# Some user but root, who can still read a checkout that lies below a folder of root's own.
+UNPRIVILEGED = (
+    "setpriv",
+    "--reuid=65534",
+    "--regid=65534",
+    "--clear-groups",
+    "--inh-caps=-all,+dac_read_search",
+    "--ambient-caps=-all,+dac_read_search",
+)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -16,7 +16,7 @@ import sys
 import time
 
 import pytest
-from conftest import TESTS, Lab, Process
+from conftest import TESTS, UNPRIVILEGED, Lab, Process
 
 LAB = (sys.executable, "-m", "niso.lab", "--")
 
@@ -391,7 +391,7 @@ def test_lab_of_a_test_ends_at_its_deadline() -> None:
 
 
 def test_netns_test_without_root_fails_instead_of_passing(machine: Lab) -> None:
-    command = ("setpriv", "--reuid", "65534", "--clear-groups", sys.executable, "-B", "-m", "pytest")
+    command = (*UNPRIVILEGED, sys.executable, "-B", "-m", "pytest")
     test = f"{TESTS}/netns/test_lab.py::test_lab_in_a_lab_works"
     done = machine.run(*command, "-p", "no:cacheprovider", test, check=False)
     assert done.returncode == 1

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
@@ -142,7 +142,7 @@ SAMPLES = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=500, suppress_health_check=[HealthCheck.filter_too_much])
 @given(st.sampled_from(sorted(RULES)), SAMPLES)
 def test_what_a_rule_accepts_the_schema_accepts(key: str, text: str) -> None:
     try:
