@@ -20,7 +20,7 @@ def network(number: int, dual: bool = False, mtu: int = 1500, publishes: bool = 
     subnets = [Subnet(4, f"10.99.{number}.0/24", f"10.99.{number}.1")]
     if dual:
         subnets.append(Subnet(6, f"fd00:99:{number + 1}::/64", f"fd00:99:{number + 1}::1"))
-    return Network(name, names.bridge(name), mtu, tuple(subnets), publishes)
+    return Network(name, names.bridge(name), mtu, tuple(subnets), publishes=publishes)
 
 
 def endpoint(on: Network, host: int) -> Endpoint:
@@ -30,17 +30,22 @@ def endpoint(on: Network, host: int) -> Endpoint:
 
 def everything(networks: tuple[Network, ...], services: tuple[Service, ...], forwarding_before: str = "0") -> Snapshot:
     """The snapshot of the scope ALL, as the store makes it."""
+    services = tuple(each._replace(publishes=bool(each.ports)) for each in services)
     publishing = {service.endpoints[0].network for service in services if service.ports}
+    families = {each.name: {subnet.family for subnet in each.subnets} for each in networks}
     readers = frozenset(tuple(e.network for e in service.endpoints) for service in services)
     return Snapshot(
         state_id=STATE_ID,
-        networks=tuple(each._replace(publishes=each.name in publishing) for each in networks),
+        networks=tuple(
+            each._replace(publishes=each.name in publishing, by_loopback=each.name in publishing) for each in networks
+        ),
         services=services,
         readers=readers,
         fresh=readers,
         neighbours=services,
         any_network=bool(networks),
         any_active=bool(services),
+        any_active6=any(6 in families[e.network] for service in services for e in service.endpoints),
         sysctls_before=(("net/ipv4/ip_forward", forwarding_before),),
     )
 

@@ -7,13 +7,12 @@ import os
 import time
 from typing import NamedTuple
 
-from niso import leases, names, networks, paths, targets
+from niso import leases, names, networks, paths, portmap, targets
 from niso.errors import Conflict, InvalidInput
-from niso.kernel import host, sockdiag, sysctl
+from niso.kernel import host, sysctl
 from niso.model import manifest as model
 from niso.model.manifest import Manifest
 from niso.plan import FORWARDING
-from niso.records import Port
 from niso.runtime import process
 from niso.runtime.spec import ProcessSpec
 from niso.store.store import Scope, ServiceRow, Store
@@ -88,17 +87,14 @@ def _record(store: Store, target: Target, copy: str) -> Change:
         created_at=before.created_at if before else time.time(),
         activated_at=before.activated_at if before and was_active else time.time(),
     )
-    ports_before = {port for _, port in store.ports(name)} if was_active else set()
+    ports_before = [port for _, port in store.ports(name)] if was_active else []
     store.put_service(row)
     store.set_names(name, model.names(manifest))
     store.set_endpoints(name, on)
     for network in on:
         leases.lease(store, name, network, model.static_ips(manifest).get(network))
-    ports = [Port(p.host_ip or "", p.host_port, p.container_port, p.proto) for p in model.ports(manifest)]
-    for position, port in enumerate(ports):
-        if port not in ports_before:
-            _check_port(store, name, port, f"network.ports[{position}]")
-    store.set_ports(name, ports)
+    ports, chosen = portmap.admit(store, name, model.ports(manifest), ports_before)
+    store.set_ports(name, ports, chosen)
     runs = was_active and process.runs(name)
     return Change(target, before, row, not (runs and before is not None and before.spec == row.spec))
 
@@ -121,26 +117,6 @@ def _ensure_network(store: Store, name: str, static: str | None) -> None:
     if store.network(name) is None:
         network = networks.plan_network(store, name, subnet=None, holds=static)
         store.add_network(network, implicit=True, now=time.time())
-
-
-def _check_port(store: Store, service: str, port: Port, key: str) -> None:
-    """Raise Conflict if another service publishes the host port or a process of the host listens on it."""
-    shown = f"{port.host_port}/{port.proto}"
-    for holder, _ in store.port_holders(port.proto, port.host_port):
-        if holder != service:
-            raise Conflict(
-                f"{key}: host port {shown} is published by {holder!r}",
-                f"niso deactivate {holder}, or choose another port",
-                key,
-            )
-    for listener in sockdiag.listeners(port.proto, port.host_port):
-        who = sockdiag.holder(listener.inode)
-        program = f"{who[1]} (pid {who[0]})" if who else "a process that cannot be seen from here"
-        raise Conflict(
-            f"{key}: host port {shown} is used by {program}, which listens on {listener.address}",
-            "stop it, or choose another port",
-            key,
-        )
 
 
 def _spec(store: Store, target: Target, copy: str, generation: int, uid: int) -> ProcessSpec:

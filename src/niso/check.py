@@ -9,10 +9,10 @@ from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
-from niso import failpoint, paths, services
+from niso import failpoint, paths, portmap, services
 from niso.apply import Lock, Report, compare, desired_now, repair, silent
 from niso.errors import Conflict, ErrorGroup, NisoError
-from niso.kernel import conntrack, netns, sysctl
+from niso.kernel import netns, sysctl
 from niso.kernel.nftables import Nft
 from niso.kernel.read import read
 from niso.kernel.rtnetlink import Rtnl
@@ -127,8 +127,7 @@ def mend(store: Store, report: Report = silent) -> int:
             steps = []
         if steps or errors:
             # flows that began while a port was away have no NAT, and would keep their client from it
-            for _, port in store.active_ports():
-                conntrack.flush_port(port.proto, port.host_port)
+            portmap.flush_ports((port.proto, port.host_port, port.last) for _, port in store.active_ports())
     done = len(steps)
     for name in store.active_services():
         with service_lock(name):

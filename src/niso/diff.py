@@ -18,6 +18,7 @@ from niso.state import (
     HostsLine,
     Netns,
     Route,
+    Rule,
     Ruleset,
     State,
     Sysctl,
@@ -25,6 +26,9 @@ from niso.state import (
     Veth,
     kinds,
 )
+
+
+MAIN = 254  # RT_TABLE_MAIN
 
 
 class Step(NamedTuple):
@@ -85,7 +89,7 @@ def diff(want: State, have: State) -> list[AnyStep]:
         if kind == "veths":
             made += [Step("delete", veth) for veth in sorted(early)]
         before = {thing.key(): thing for thing in present}
-        for thing in sorted(wanted):
+        for thing in sorted(wanted, key=_forwarding_last) if kind == "sysctls" else sorted(wanted):
             was = before.pop(thing.key(), None)
             if was is None:
                 made.append(Step("add", thing))
@@ -95,7 +99,7 @@ def diff(want: State, have: State) -> list[AnyStep]:
             # a sysctl has no end of its own; what lies in or on something that goes, goes with it
             if isinstance(thing, Sysctl):
                 continue
-            if isinstance(thing, Veth) and thing.netns in going:
+            if isinstance(thing, Veth | Rule) and thing.netns in going:
                 continue
             if isinstance(thing, Address | Route) and (
                 thing.netns in going or (thing.netns, thing.link) in going_links
@@ -105,6 +109,11 @@ def diff(want: State, have: State) -> list[AnyStep]:
     edits, files_gone = _hosts(want, have)
     gone.reverse()
     return [*first, *made, *edits, *files_gone, *_ordered(gone), *last]
+
+
+def _forwarding_last(thing: Thing) -> tuple[bool, Thing]:
+    """accept_ra comes before forwarding: a host that begins to forward forgets the routers that it was not told to keep."""
+    return isinstance(thing, Sysctl) and thing.name.endswith("forwarding"), thing
 
 
 def _keys(things: Iterable[Thing]) -> set[tuple[str, ...]]:
@@ -135,7 +144,7 @@ def _without(have: State, veths: set[Veth]) -> State:
 
 def _ordered(gone: list[AnyStep]) -> list[AnyStep]:
     """Deletions in the reverse of the order in which things are made."""
-    position = {Bridge: 0, Netns: 1, Veth: 2, Address: 3, Route: 4}
+    position = {Bridge: 0, Netns: 1, Veth: 2, Address: 3, Route: 4, Rule: 5}
     return sorted(gone, key=lambda step: -position[type(step.thing)] if isinstance(step, Step) else 0)
 
 
@@ -203,9 +212,12 @@ def _bridge_words(step: Step) -> str:
     assert isinstance(bridge, Bridge)
     if step.action == "delete":
         return f"ip link delete {bridge.name}"
+    tracked = f"type bridge nf_call_iptables {int(bridge.tracked4)} nf_call_ip6tables {int(bridge.tracked6)}"
     if step.action == "add":
-        return f"ip link add {bridge.name} mtu {bridge.mtu} type bridge && ip link set {bridge.name} alias {bridge.alias} up"
-    return f"ip link set {bridge.name} mtu {bridge.mtu} up"
+        return (
+            f"ip link add {bridge.name} mtu {bridge.mtu} {tracked} && ip link set {bridge.name} alias {bridge.alias} up"
+        )
+    return f"ip link set {bridge.name} mtu {bridge.mtu} up {tracked}"
 
 
 def _netns_words(step: Step) -> str:
@@ -242,7 +254,17 @@ def _route_words(step: Step) -> str:
     route = step.thing
     assert isinstance(route, Route)
     verb = {"add": "add", "delete": "delete", "change": "replace"}[step.action]
-    return f"{_inside(route.netns)}route {verb} {route.destination} via {route.gateway} dev {route.link}"
+    via = f" via {route.gateway}" if route.gateway else ""
+    table = "" if route.table == MAIN else f" table {route.table}"
+    return f"{_inside(route.netns)}route {verb} {route.destination}{via} dev {route.link}{table}"
+
+
+def _rule_words(step: Step) -> str:
+    rule = step.thing
+    assert isinstance(rule, Rule)
+    verb = "delete" if step.action == "delete" else "add"
+    family = "-6 " if ":" in rule.source else ""
+    return f"{_inside(rule.netns)}{family}rule {verb} from {rule.source} lookup {rule.table}"
 
 
 def _sysctl_words(step: Step) -> str:
@@ -268,6 +290,7 @@ _WORDS = {
     Veth: _veth_words,
     Address: _address_words,
     Route: _route_words,
+    Rule: _rule_words,
     Sysctl: _sysctl_words,
     HostsFile: _file_words,
     HostsLine: _plain_words,

@@ -17,6 +17,7 @@ from niso.state import (
     HostsLine,
     Netns,
     Route,
+    Rule,
     Ruleset,
     State,
     Sysctl,
@@ -24,6 +25,14 @@ from niso.state import (
 )
 
 FORWARDING = "net/ipv4/ip_forward"
+FORWARDING6 = "net/ipv6/conf/all/forwarding"
+FORCE_FORWARDING6 = "net/ipv6/conf/all/force_forwarding"
+ON = {"ip_forward": "1", "forwarding": "1", "force_forwarding": "1", "accept_ra": "2"}
+"""By the last part of its name: what a sysctl of the host must be while a service is active. Its value before is on record."""
+BRIDGE_LINK_LOCAL = "fe80::1/64"
+"""A bridge's own: the host asks for a neighbour with it where what it forwards has another's source (RFC 4861, 7.2.2)."""
+ANSWERS = 100
+"""Routing table of a service's first link, where it has several: replies leave by the link whose address they carry."""
 
 
 def desired(snapshot: Snapshot) -> State:
@@ -35,22 +44,29 @@ def desired(snapshot: Snapshot) -> State:
     veths: set[Veth] = set()
     addresses: set[Address] = set()
     routes: set[Route] = set()
+    rules: set[Rule] = set()
     sysctls: set[Sysctl] = set(_host_sysctls(snapshot))
 
-    if snapshot.any_active and dict(snapshot.sysctls_before).get(FORWARDING, "1") == "0":
+    before = dict(snapshot.sysctls_before)
+    if snapshot.any_active and before.get(FORWARDING) == "0":
         elements.add(nft.closed(4))
+    if snapshot.any_active6 and before.get(FORWARDING6, before.get(FORCE_FORWARDING6)) == "0":
+        elements.add(nft.closed(6))
 
     networks = {network.name: network for network in snapshot.networks}
     for network in snapshot.networks:
-        bridges.add(Bridge(network.bridge, network.mtu, alias))
-        elements.update(nft.network(network.name, network.bridge, [s.cidr for s in network.subnets]))
         families = {subnet.family for subnet in network.subnets}
+        # an answer between two services of one bridge must be seen, where it is one to a published port
+        tracked = [network.publishes and family in families for family in (4, 6)]
+        bridges.add(Bridge(network.bridge, network.mtu, alias, True, *tracked))
+        elements.update(nft.network(network.name, network.bridge, network.subnets, network.internal))
         for subnet in network.subnets:
             length = subnet.cidr.rpartition("/")[2]
             addresses.add(Address("", network.bridge, f"{subnet.gateway}/{length}"))
-        sysctls.add(Sysctl("", f"net/ipv4/conf/{network.bridge}/route_localnet", str(int(network.publishes))))
-        if 6 not in families:
-            sysctls.add(Sysctl("", f"net/ipv6/conf/{network.bridge}/disable_ipv6", "1"))
+        sysctls.add(Sysctl("", f"net/ipv4/conf/{network.bridge}/route_localnet", str(int(network.by_loopback))))
+        sysctls.add(Sysctl("", f"net/ipv6/conf/{network.bridge}/disable_ipv6", str(int(6 not in families))))
+        if 6 in families:
+            addresses.add(Address("", network.bridge, BRIDGE_LINK_LOCAL))
 
     for service in snapshot.services:
         netns = names.netns(service.name)
@@ -61,26 +77,27 @@ def desired(snapshot: Snapshot) -> State:
             host_end = names.veth(service.name, network.name, service.generation)
             mac = names.mac(service.name, network.name, snapshot.state_id)
             inner = f"eth{position}"
-            hairpin = position == 0 and bool(service.ports)
+            hairpin = position == 0 and service.publishes
             veths.add(Veth(host_end, netns, inner, mac, network.mtu, network.bridge, hairpin, alias))
             for subnet, address in zip(network.subnets, endpoint.addresses, strict=True):
                 length = subnet.cidr.rpartition("/")[2]
                 addresses.add(Address(netns, inner, f"{address}/{length}"))
+                everywhere = "0.0.0.0/0" if subnet.family == 4 else "::/0"
                 if position == 0:
-                    everywhere = "0.0.0.0/0" if subnet.family == 4 else "::/0"
                     routes.add(Route(netns, everywhere, subnet.gateway, inner))
+                if len(service.endpoints) > 1:
+                    table = ANSWERS + position
+                    rules.add(Rule(netns, f"{address}/{32 if subnet.family == 4 else 128}", table))
+                    routes.add(Route(netns, everywhere, subnet.gateway, inner, table))
+                    routes.add(Route(netns, subnet.cidr, "", inner, table))
             elements.update(nft.endpoint(service.name, host_end, mac, endpoint.addresses))
+        first = service.endpoints[0]
         for port in service.ports:
-            elements.update(
-                nft.published(
-                    service.name,
-                    port.host_ip,
-                    port.host_port,
-                    port.container_port,
-                    port.proto,
-                    service.endpoints[0].addresses,
-                )
-            )
+            elements.update(nft.published(service.name, port, first.addresses))
+        if service.publishes:
+            own = [address for endpoint in service.endpoints for address in endpoint.addresses]
+            gateways = [subnet.gateway for subnet in networks[first.network].subnets]
+            elements.update(nft.hairpin(service.name, own, first.addresses, gateways))
 
     return State(
         rulesets=frozenset({Ruleset(nft.DIGEST)} if snapshot.any_network else ()),
@@ -91,16 +108,19 @@ def desired(snapshot: Snapshot) -> State:
         veths=frozenset(veths),
         addresses=frozenset(addresses),
         routes=frozenset(routes),
+        rules=frozenset(rules),
         hosts_files=frozenset(HostsFile(names.hosts_folder(reader)) for reader in snapshot.readers),
         hosts_lines=frozenset(_hosts_lines(snapshot)),
     )
 
 
 def _host_sysctls(snapshot: Snapshot) -> list[Sysctl]:
-    """Forwarding is on while a service is active; afterwards what was found before goes back."""
-    if snapshot.any_active:
-        return [Sysctl("", FORWARDING, "1")]
-    return [Sysctl("", name, value) for name, value in snapshot.sysctls_before]
+    """Forwarding is on while a service needs it; afterwards what was found before goes back."""
+    found = []
+    for name, before in snapshot.sysctls_before:
+        needed = snapshot.any_active6 if name.startswith("net/ipv6/") else snapshot.any_active
+        found.append(Sysctl("", name, ON[name.rpartition("/")[2]] if needed else before))
+    return found
 
 
 def _service_sysctls(netns: str, networks: list[Network]) -> list[Sysctl]:
@@ -110,8 +130,11 @@ def _service_sysctls(netns: str, networks: list[Network]) -> list[Sysctl]:
         # an address that takes another's place comes before that one goes, and must not go with it (ip-sysctl.rst)
         Sysctl(netns, "net/ipv4/conf/all/promote_secondaries", "1"),
     ]
-    if not any(subnet.family == 6 for network in networks for subnet in network.subnets):
-        # set for interfaces that come later: lo, which is there already, keeps ::1
+    # the default of interfaces that come later: lo, which is there already, keeps ::1
+    if any(subnet.family == 6 for network in networks for subnet in network.subnets):
+        # addresses are niso's to give: one that the kernel made up could send nothing
+        sysctls.append(Sysctl(netns, "net/ipv6/conf/default/addr_gen_mode", "1"))
+    else:
         sysctls.append(Sysctl(netns, "net/ipv6/conf/default/disable_ipv6", "1"))
     return sysctls
 

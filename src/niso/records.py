@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
+ANY, ANY4, ANY6 = "", "0.0.0.0", "::"
+"""Host addresses that stand for all: of each family that the network has, of IPv4, of IPv6."""
+
+
 class Subnet(NamedTuple):
     family: int  # 4 or 6
     cidr: str
@@ -16,14 +20,38 @@ class Network(NamedTuple):
     bridge: str
     mtu: int
     subnets: tuple[Subnet, ...]
-    publishes: bool  # an active service on it has a published port
+    internal: bool = False  # nothing is forwarded out of it
+    publishes: bool = False  # an active service has its published ports here
+    by_loopback: bool = False  # one of them can be reached by 127.0.0.1
 
 
 class Port(NamedTuple):
-    host_ip: str  # "" is every address of each family that the network has; "0.0.0.0" every IPv4 one
+    """A published port, or ``count`` ports in a row that are published to as many of the service."""
+
+    host_ip: str  # one address, or ANY, ANY4, ANY6
     host_port: int
     container_port: int
     proto: str
+    count: int = 1
+
+    @property
+    def last(self) -> int:
+        """The last host port."""
+        return self.host_port + self.count - 1
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        """Of which families host addresses are meant: 4, 6."""
+        return (4, 6) if self.host_ip == ANY else (6,) if ":" in self.host_ip else (4,)
+
+    def clashes(self, other: Port) -> bool:
+        """Whether a packet could be for both."""
+        if self.proto != other.proto or self.host_port > other.last or other.host_port > self.last:
+            return False
+        if not set(self.families) & set(other.families):
+            return False
+        wide = (ANY, ANY4, ANY6)
+        return self.host_ip == other.host_ip or self.host_ip in wide or other.host_ip in wide
 
 
 class Endpoint(NamedTuple):
@@ -39,6 +67,7 @@ class Service(NamedTuple):
     endpoints: tuple[Endpoint, ...]
     ports: tuple[Port, ...]
     names: tuple[str, ...]  # hostname first
+    publishes: bool = False  # it has ports, these or others
 
 
 class Snapshot(NamedTuple):
@@ -56,4 +85,5 @@ class Snapshot(NamedTuple):
     neighbours: tuple[Service, ...] = ()
     any_network: bool = False
     any_active: bool = False
+    any_active6: bool = False  # on a network with IPv6
     sysctls_before: tuple[tuple[str, str], ...] = ()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from niso import names, package, paths
+from niso import names, package, paths, portmap
 from niso.admission import Change, record, scope_of
 from niso.apply import Lock, Report, converge, desired_now, planned, silent
 from niso.errors import Conflict, ErrorGroup, NisoError, NotFound
@@ -71,7 +71,9 @@ def activate(
                     planned(store, scope, before)
                 changes += recorded
                 steps = converge(store, scope, before, report)
-                _flush(before, desired_now(store, scope))
+                after = desired_now(store, scope)
+                _flush(before, after)
+                portmap.flush(before, after)
             _run(changes, timeout_s, report)
             with Lock(), store.transaction():
                 scope, before = _drop_left(store, changes)
@@ -315,6 +317,21 @@ def restart(store: Store, services: list[str], report: Report = silent) -> None:
             process.started_ok(spec.service, STARTED_WITHIN_S)
 
 
+def port_forward(store: Store, name: str, port: Port, *, replace: bool = False, report: Report = silent) -> bool:
+    """Publish one more port of an active service, see `portmap.forward`."""
+    recover(store, report, [name])
+    held = portmap.concerned(store, name, port, replace)
+    with _locked(store, sorted(held)):
+        return portmap.forward(store, name, port, replace, held, report)
+
+
+def port_unforward(store: Store, name: str, port: Port, report: Report = silent) -> None:
+    """Take away a port that `port_forward` added, see `portmap.unforward`."""
+    recover(store, report, [name])
+    with _locked(store, [name]):
+        portmap.unforward(store, name, port, report)
+
+
 def recover(store: Store, report: Report = silent, names: Iterable[str] = ()) -> None:
     """Finish or undo what a process that is gone left half-way. What a living one is at is left to it.
 
@@ -333,7 +350,9 @@ def recover(store: Store, report: Report = silent, names: Iterable[str] = ()) ->
             intent = store.intent(found.service)
             if intent is None:
                 continue
-            if intent.action == "activate":
+            if intent.action == "ports":
+                portmap.finish(store, report)
+            elif intent.action == "activate":
                 _undo(store, intent, report)
             else:
                 _finish(store, intent.service, report, ends=intent.action == "deactivate")
@@ -399,6 +418,7 @@ def _finish(store: Store, name: str, report: Report, ends: bool) -> None:
     with Lock(), store.transaction():
         before = desired_now(store, scope)
         store.set_active(name, False)
+        store.drop_forwards(name)
         converge(store, scope, before, report, teardown=True)
         netns.clear_unfinished(names.netns(name))
         _flush(before, desired_now(store, scope))

@@ -25,10 +25,10 @@ LAYERS: dict[str, set[str]] = {
     "state": set(),
     "failpoint": {"paths"},
     "ipam": set(),
-    "render": {"names", "state"},
+    "render": {"names", "records", "state"},
     "plan": {"names", "records", "state", "render"},
     "diff": {"state", "render"},
-    "model": {"errors", "names", "paths"},
+    "model": {"errors", "names", "paths", "records"},
     "kernel": VOCABULARY | {"ipam", "render", "diff"},
     "runtime": VOCABULARY,
     "store": VOCABULARY,
@@ -38,11 +38,13 @@ LAYERS: dict[str, set[str]] = {
     "apply": VOCABULARY | {"plan", "diff", "kernel", "store"},
     "targets": VOCABULARY | {"model", "runtime", "store", "package"},
     "networks": VOCABULARY | {"ipam", "kernel", "store", "apply"},
-    "admission": VOCABULARY | {"leases", "networks", "targets", "kernel", "model", "plan", "runtime", "store"},
-    "services": VOCABULARY | {"admission", "apply", "targets", "package", "kernel", "runtime", "store"},
-    "check": VOCABULARY | {"services", "apply", "package", "plan", "kernel", "render", "runtime", "store"},
+    "portmap": VOCABULARY | {"apply", "kernel", "render", "store"},
+    "exposure": VOCABULARY | {"kernel"},
+    "admission": VOCABULARY | {"leases", "networks", "portmap", "targets", "kernel", "model", "plan", "runtime", "store"},
+    "services": VOCABULARY | {"admission", "apply", "portmap", "targets", "package", "kernel", "runtime", "store"},
+    "check": VOCABULARY | {"services", "apply", "portmap", "package", "plan", "kernel", "render", "runtime", "store"},
     "cli": VOCABULARY
-    | {"check", "services", "networks", "targets", "apply", "model", "render", "kernel", "runtime", "store", "lab"},
+    | {"check", "services", "networks", "exposure", "targets", "apply", "model", "render", "kernel", "runtime", "store", "lab"},
 }
 
 PURE = ("state", "records", "plan", "diff", "ipam", "render", "names", "errors")
@@ -50,7 +52,7 @@ PURE_MAY = {
     "": {"__future__", "typing", "collections.abc"},
     "ipam": {"ipaddress"},
     "names": {"hashlib"},
-    "render": {"hashlib", "bisect", "socket"},  # socket for inet_pton alone, see below
+    "render": {"hashlib", "bisect", "ipaddress", "socket"},  # socket for inet_pton alone, see below
 }
 
 HEAVY = {
@@ -90,6 +92,7 @@ COMMON = {
     "niso.paths",
     "niso.records",
     "niso.store",
+    "niso.store.ports",
     "niso.store.schema",
     "niso.store.sqlite",
     "niso.store.store",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from niso.errors import UsageError
 
-COMMANDS = ("port-forward", "enable", "disable", "restore", "stack", "completion")
+COMMANDS = ("enable", "disable", "restore", "stack", "completion")
 NET_ACTIONS = ("ping", "explain", "log", "stats")
 OPTIONS = {
     "remove": ("--volumes",),
     "net create": ("--ipv6", "--internal"),
-    "net ports": ("--exposed",),
 }
 
 

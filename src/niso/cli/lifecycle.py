@@ -104,7 +104,7 @@ def _activate(args: argparse.Namespace, report: Report) -> int:
                     "service": outcome.service,
                     "changed": outcome.changed,
                     "address": ", ".join(outcome.addresses),
-                    "ports": [output.port_json(port) for port in outcome.ports],
+                    "ports": output.ports_json(outcome.ports, store.port_families(outcome.service)),
                 }
                 for outcome in outcomes
             ]

@@ -76,7 +76,7 @@ def _ps(store: Store, as_json: bool) -> int:
                     "health": None,
                     "mode": "bridge",
                     "address": address,
-                    "ports": [output.port_json(port) for port in ports],
+                    "ports": output.ports_json(ports, store.port_families(name)),
                     "uptime": None if uptime is None else round(uptime, 3),
                 }
                 for name, words, address, ports, uptime in rows
@@ -110,14 +110,17 @@ def _everything(store: Store, row: ServiceRow) -> dict[str, object]:
     spec = json.loads(row.spec)
     networks = {network.name: network for network in store.networks()}
     endpoints = []
-    for position, (name, address) in enumerate(store.addresses(row.name)):
+    by_network: dict[str, list[str]] = {}
+    for name, address in store.addresses(row.name):
+        by_network.setdefault(name, []).append(address)
+    for position, (name, addresses) in enumerate(by_network.items()):
         network = networks[name]
         endpoints.append(
             {
                 "network": name,
                 "bridge": network.bridge,
-                "address": address,
-                "gateway": network.subnets[0].gateway,
+                "address": ", ".join(addresses),
+                "gateway": ", ".join(subnet.gateway for subnet in network.subnets),
                 "mac": names.mac(row.name, name, store.state_id()),
                 "interface": f"eth{position}",
                 "host_interface": names.veth(row.name, name, row.generation) if row.active else None,
@@ -135,7 +138,8 @@ def _everything(store: Store, row: ServiceRow) -> dict[str, object]:
         "names": list(store.names(row.name)),
         "networks": list(row.networks),
         "endpoints": endpoints,
-        "ports": [output.port_json(port) for _, port in store.ports(row.name)],
+        "ports": output.ports_json((port for _, port in store.ports(row.name)), store.port_families(row.name)),
+        "forwards": output.ports_json(store.forwards(row.name), store.port_families(row.name)),
         "netns": paths.netns_path(row.name) if row.active else None,
         "user": {"uid": spec["uid"], "gid": spec["gid"], "name": spec["user_name"]},
         "manifest_path": row.manifest_path,

@@ -27,6 +27,7 @@ COMMANDS = {
     "inspect": ("look", "all that niso knows of a service"),
     "logs": ("look", "what a service wrote"),
     "exec": ("execute", "run a command inside a service"),
+    "port-forward": ("forward", "publish one more port of a running service"),
     "net": ("net", "networks: create, list, inspect, remove, ports, rules, check, repair"),
     "schema": ("plain", "the JSON Schema of manifest.toml"),
     "lab": ("plain", "a throw-away host to try things in"),

@@ -27,6 +27,11 @@ examples:
   niso net create backend --subnet 10.99.1.0/24
   niso net create dmz --subnet 10.50.0.0/22 --gateway 10.50.3.254 --mtu 1400
 """,
+    "ports": """\
+examples:
+  niso net ports
+  niso net ports --exposed      from where each can be reached
+""",
     "check": "examples:\n  niso net check\n  niso net check api        one service or network\nexit status: 0 all well, 1 not\n",
     "repair": """\
 examples:
@@ -70,6 +75,8 @@ def _configure(action: str, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--subnet", action="append", metavar="CIDR", help="default: the next free /24 of the pool")
         parser.add_argument("--gateway", metavar="IP", help="the bridge's address (default: the subnet's first)")
         parser.add_argument("--mtu", type=int, metavar="N", help="default: that of the default route's link")
+    if action == "ports":
+        parser.add_argument("--exposed", action="store_true", help="say from where each can be reached")
     if action == "repair":
         parser.add_argument("--sweep", action="store_true", help="remove all of niso's objects instead")
     if action in ("create", "remove", "repair"):
@@ -168,25 +175,46 @@ def _remove(args: argparse.Namespace) -> int:
 
 def _ports(args: argparse.Namespace) -> int:
     store = Store.open(create=False)
-    rows = [(service, port, port.host_ip or "0.0.0.0") for service, port in store.active_ports()]
+    families: dict[str, tuple[int, ...]] = {}
+    rows = []
+    for service, port in store.active_ports():
+        if service not in families:
+            families[service] = store.port_families(service)
+        rows += [(service, port, host) for host in output.host_addresses(port, families[service])]
+    ways: list[list[str]] = [[] for _ in rows]
+    if args.exposed:
+        from niso import exposure
+
+        ways = exposure.ways_in([port._replace(host_ip=host) for _, port, host in rows])
+    cells = [
+        (
+            service,
+            f"{output.bracketed(host)}:{output.span(port.host_port, port.count)}",
+            output.span(port.container_port, port.count),
+            port.proto,
+        )
+        for service, port, host in rows
+    ]
     if args.json:
         output.as_json(
             [
                 {
                     "service": service,
-                    "host": f"{host}:{port.host_port}",
+                    "host": shown,
                     "container": port.container_port,
-                    "proto": port.proto,
                     **output.port_json(port, host),
+                    **({"from": reached} if args.exposed else {}),
                 }
-                for service, port, host in rows
+                for (service, port, host), (_, shown, *_), reached in zip(rows, cells, ways, strict=True)
             ]
         )
+        return 0
+    columns: tuple[str, ...] = ("SERVICE", "HOST", "CONTAINER", "PROTO")
+    if args.exposed:
+        columns = (*columns, "FROM")
+        output.table(columns, [(*cell, "; ".join(reached)) for cell, reached in zip(cells, ways, strict=True)])
     else:
-        output.table(
-            ("SERVICE", "HOST", "CONTAINER", "PROTO"),
-            [(s, f"{host}:{port.host_port}", str(port.container_port), port.proto) for s, port, host in rows],
-        )
+        output.table(columns, cells)
     return 0
 
 
@@ -275,7 +303,7 @@ def _network_json(store: Store, network: Network) -> dict[str, object]:
                 "service": service,
                 "active": active,
                 "address": ", ".join(a for n, a in store.addresses(service) if n == network.name),
-                "ports": [output.port_json(port) for _, port in store.ports(service)],
+                "ports": output.ports_json((port for _, port in store.ports(service)), store.port_families(service)),
             }
             for service, active in store.members(network.name)
         ],

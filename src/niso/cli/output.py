@@ -40,19 +40,41 @@ def as_json(value: object) -> None:
 
 
 def port_text(port: Port) -> str:
-    """``8080→8080``, ``53→53/udp``, ``127.0.0.1:5432→5432``."""
-    host = f"{port.host_ip}:" if port.host_ip not in ("", "0.0.0.0") else ""
+    """``8080→8080``, ``53→53/udp``, ``127.0.0.1:5432→5432``, ``[::]:8000-8010→8000-8010``."""
+    host = "" if port.host_ip in ("", "0.0.0.0") else f"{bracketed(port.host_ip)}:"
     proto = "" if port.proto == "tcp" else f"/{port.proto}"
-    return f"{host}{port.host_port}{arrow()}{port.container_port}{proto}"
+    return f"{host}{span(port.host_port, port.count)}{arrow()}{span(port.container_port, port.count)}{proto}"
 
 
-def port_json(port: Port, host_ip: str | None = None) -> dict[str, object]:
-    return {
-        "host_ip": host_ip or port.host_ip or "0.0.0.0",
+def span(first: int, count: int) -> str:
+    """``8000`` or ``8000-8010``."""
+    return str(first) if count == 1 else f"{first}-{first + count - 1}"
+
+
+def bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
+def host_addresses(port: Port, families: tuple[int, ...]) -> list[str]:
+    """The host's side of a port in rows: all addresses of each family that the network has, or the one that it names."""
+    if port.host_ip:
+        return [port.host_ip]
+    return [everywhere for family, everywhere in ((4, "0.0.0.0"), (6, "::")) if family in families]
+
+
+def port_json(port: Port, host_ip: str) -> dict[str, object]:
+    """A port, or a row of ``range`` ports from ``host_port`` on."""
+    described: dict[str, object] = {
+        "host_ip": host_ip,
         "host_port": port.host_port,
         "container_port": port.container_port,
         "proto": port.proto,
     }
+    return described | ({"range": port.count} if port.count > 1 else {})
+
+
+def ports_json(ports: Iterable[Port], families: tuple[int, ...]) -> list[dict[str, object]]:
+    return [port_json(port, address) for port in ports for address in host_addresses(port, families)]
 
 
 def duration(seconds: float) -> str:

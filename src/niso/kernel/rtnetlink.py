@@ -1,4 +1,4 @@
-"""Links, addresses and routes by NETLINK_ROUTE (rtnetlink(7), linux/rtnetlink.h, linux/if_link.h).
+"""Links, addresses, routes and policy rules by NETLINK_ROUTE (rtnetlink(7), linux/rtnetlink.h, if_link.h, fib_rules.h).
 
 A link that niso makes is never without its alias, not even if niso is killed: creation and alias are two messages of one
 sendmsg. The second must miss a foreign link that already has the name, so both name the link by an index that is chosen
@@ -18,12 +18,13 @@ from niso.kernel import netlink
 from niso.kernel.netlink import Message, attribute, attributes, nested, refused, text, u32
 
 MAIN = 254  # RT_TABLE_MAIN
-BOOT = 3  # RTPROT_BOOT: routes added by hand, as iproute2 does
+BOOT = 3  # RTPROT_BOOT: routes and rules added by hand, as iproute2 does
 UNICAST = 1  # RTN_UNICAST
 
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
+_NEWRULE, _DELRULE, _GETRULE = 32, 33, 34
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
 _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 18, 20, 26, 28, 29
@@ -40,6 +41,10 @@ _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _IFA_F_NODAD = 0x02
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE = 1, 4, 5, 15
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
+_FRA_SRC, _FRA_PRIORITY, _FRA_SUPPRESS_PREFIXLEN, _FRA_TABLE, _FRA_PROTOCOL = 2, 6, 14, 15, 21
+_TO_TABLE = 1  # FR_ACT_TO_TBL
+_INVERT = 2  # FIB_RULE_INVERT
+_NO_LENGTH = b"\xff" * 4
 
 _IFF_UP = 1
 _OWN_INDEX = 1 << 20  # the first index of links made here; the kernel counts up from 1
@@ -48,7 +53,7 @@ _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 _ifinfomsg = struct.Struct("=BxHiII")
 _ifaddrmsg = struct.Struct("=BBBBI")
-_rtmsg = struct.Struct("=BBBBBBBBI")
+_rtmsg = struct.Struct("=BBBBBBBBI")  # struct fib_rule_hdr too
 
 
 class Link(NamedTuple):
@@ -95,6 +100,15 @@ class LinkRoute(NamedTuple):
     type: int
 
 
+class PolicyRule(NamedTuple):
+    """Who sends from the prefix ``source`` ("0.0.0.0/0" for anybody) is routed by ``table``; the lowest ``priority`` first."""
+
+    priority: int
+    source: str
+    table: int
+    protocol: int
+
+
 class Rtnl(netlink.Netlink):
     """A rtnetlink socket in the network namespace that the caller is in when it opens it. A context manager.
 
@@ -113,17 +127,28 @@ class Rtnl(netlink.Netlink):
         body = _ifinfo() + u32(_IFLA_EXT_MASK, _SKIP_STATS)
         return self.dump("list links", _GETLINK, body, _parse_link)
 
-    def add_bridge(self, name: str, *, mtu: int, alias: str, mac: str | None = None) -> None:
+    def add_bridge(
+        self,
+        name: str,
+        *,
+        mtu: int,
+        alias: str,
+        mac: str | None = None,
+        call_iptables: bool = False,
+        call_ip6tables: bool = False,
+    ) -> None:
         """A bridge, up, without STP, multicast snooping and link-local address.
 
         Its MAC is ``mac`` or a random one, and stays: left to itself the kernel takes over the lowest of its ports' and
-        so changes it under the services' neighbour tables.
+        so changes it under the services' neighbour tables. ``call_iptables`` and ``call_ip6tables`` hand what it switches
+        to the IPv4 and IPv6 hooks, whatever the sysctls bridge-nf-call-* say; without them the sysctls decide.
         """
         index = self._free_index()
         data = (
             u32(_BR_FORWARD_DELAY, 0),
             u32(_BR_STP_STATE, 0),
             attribute(_BR_MCAST_SNOOPING, b"\0"),
+            *_calls(call_iptables, call_ip6tables),
         )
         own = _packed_mac(mac) if mac else bytes([0x0A, *os.urandom(5)])
         what = f"create bridge '{name}'"
@@ -195,8 +220,13 @@ class Rtnl(netlink.Netlink):
         master: str | None = None,
         hairpin: bool | None = None,
         mac: str | None = None,
+        call_iptables: bool | None = None,
+        call_ip6tables: bool | None = None,
     ) -> None:
-        """Change what is not None of the link ``name``; ``master`` "" takes it off its bridge, ``alias`` "" clears it."""
+        """Change what is not None of the link ``name``; ``master`` "" takes it off its bridge, ``alias`` "" clears it.
+
+        ``hairpin`` is for a bridge's port, ``call_iptables`` and ``call_ip6tables`` are for a bridge (see `add_bridge`).
+        """
         flags = _IFF_UP if up else 0
         changes = text(_IFLA_IFNAME, name)
         words = []
@@ -221,6 +251,11 @@ class Rtnl(netlink.Netlink):
         if hairpin is not None:
             what = f"set hairpin of '{name}' {'on' if hairpin else 'off'}"
             messages.append(Message(what, _NEWLINK, 0, _ifinfo() + text(_IFLA_IFNAME, name) + _hairpin(hairpin)))
+        calls = _calls(call_iptables, call_ip6tables)
+        if calls:
+            what = f"set nf_call_iptables, nf_call_ip6tables of '{name}'"
+            own = nested(_IFLA_LINKINFO, text(_INFO_KIND, "bridge"), nested(_INFO_DATA, *calls))
+            messages.append(Message(what, _NEWLINK, 0, _ifinfo() + text(_IFLA_IFNAME, name) + own))
         if messages:
             self.transact(*messages)
 
@@ -243,7 +278,8 @@ class Rtnl(netlink.Netlink):
     def add_address(self, link_index: int, cidr: str) -> None:
         """Give a link an address with its prefix length; one that it has is fine.
 
-        IPv6 without duplicate address detection: IPAM gives no address twice, and it would keep the service waiting.
+        IPv6 without duplicate address detection: IPAM gives no address twice, and it would keep the service waiting. Of
+        IPv6 the kernel itself tells the scope: fe80::1/64 is a link-local one.
         """
         family, packed, length = _parse_cidr(cidr)
         flags = _IFA_F_NODAD if family == socket.AF_INET6 else 0
@@ -263,7 +299,7 @@ class Rtnl(netlink.Netlink):
         """The routes of a table, of both families, by one link or by any."""
         found = []
         for family in _FAMILIES:
-            body = _rtmsg.pack(family, 0, 0, 0, table, 0, 0, 0, 0)
+            body = _rtmsg.pack(family, 0, 0, 0, 0, 0, 0, 0, 0) + u32(_RTA_TABLE, table)
             body += u32(_RTA_OIF, link_index) if link_index else b""
             absent = (errno.ENOENT, errno.ENODEV)  # no such table yet; no such link
             for kind, route in self.dump("list routes", _GETROUTE, body, _parse_route, absent):
@@ -271,22 +307,56 @@ class Rtnl(netlink.Netlink):
                     found.append(route)
         return found
 
-    def add_route(self, destination: str, gateway: str, index: int) -> None:
-        """A unicast route of the main table. Fine if it is there; another one to ``destination`` is an error."""
-        what = f"add route {destination} via {gateway or 'link'} {index}"
-        message = Message(what, _NEWROUTE, netlink.CREATE | netlink.EXCL, _route(destination, gateway, index, BOOT))
+    def add_route(self, destination: str, gateway: str, index: int, *, table: int = MAIN) -> None:
+        """A unicast route, on-link where ``gateway`` is "". Fine if it is there; another one to ``destination`` is an error."""
+        what = f"add route {destination} via {gateway or 'link'} {index}{_table_words(table)}"
+        body = _route(destination, gateway, index, table, BOOT)
+        try:
+            self.transact(Message(what, _NEWROUTE, netlink.CREATE | netlink.EXCL, body))
+        except KernelError as error:
+            wanted = (_canonical(destination), gateway, index)
+            if error.errno != errno.EEXIST or all(route[:3] != wanted for route in self.routes(index, table)):
+                raise
+
+    def delete_route(self, destination: str, gateway: str, index: int, *, table: int = MAIN) -> None:
+        """Delete a route; a missing one is fine."""
+        what = f"delete route {destination} via {gateway or 'link'} {index}{_table_words(table)}"
+        body = _route(destination, gateway, index, table, 0)
+        self.transact(Message(what, _DELROUTE, 0, body, (errno.ESRCH, errno.ENODEV)))
+
+    def rules(self) -> list[PolicyRule]:
+        """The policy rules of both families that choose a table by the source alone, in the order they are asked.
+
+        Those with another condition or action are left out: `add_rule` makes none.
+        """
+        absent = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP)  # a kernel without the family, or without policy routing
+        found = []
+        for family in _FAMILIES:
+            body = _rtmsg.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
+            found += self.dump("list rules", _GETRULE, body, _parse_rule, absent)
+        return found
+
+    def add_rule(self, source: str, table: int, priority: int) -> None:
+        """Route what is sent from the prefix ``source`` by ``table``, of protocol BOOT. One that is there is fine."""
+        message = Message(
+            f"add rule {priority} from {source} lookup {table}",
+            _NEWRULE,
+            netlink.CREATE | netlink.EXCL,
+            _rule(source, table, priority),
+        )
         try:
             self.transact(message)
         except KernelError as error:
-            wanted = (_canonical(destination), gateway, index)
-            if error.errno != errno.EEXIST or all(route[:3] != wanted for route in self.routes(index)):
+            # The kernel does not look at "not": one that says the opposite counts as the same.
+            wanted = (priority, _canonical(source), table)
+            if error.errno != errno.EEXIST or all(rule[:3] != wanted for rule in self.rules()):
                 raise
 
-    def delete_route(self, destination: str, gateway: str, index: int) -> None:
-        """Delete a route of the main table; a missing one is fine."""
-        what = f"delete route {destination} via {gateway or 'link'} {index}"
-        body = _route(destination, gateway, index, 0)
-        self.transact(Message(what, _DELROUTE, 0, body, (errno.ESRCH, errno.ENODEV)))
+    def delete_rule(self, source: str, table: int, priority: int) -> None:
+        """Delete what `add_rule` made; a missing one is fine."""
+        what = f"delete rule {priority} from {source} lookup {table}"
+        body = _rule(source, table, priority)
+        self.transact(Message(what, _DELRULE, 0, body, (errno.ENOENT, errno.EAFNOSUPPORT)))
 
     def _link(self, what: str, index: int, attribute_: bytes = b"") -> Link | None:
         body = _ifinfo(index) + attribute_ + u32(_IFLA_EXT_MASK, _SKIP_STATS)
@@ -335,16 +405,32 @@ def _no_link_local(what: str, index: int) -> Message:
     return Message(what, _NEWLINK, 0, body, (errno.EAFNOSUPPORT,))
 
 
-def _route(destination: str, gateway: str, index: int, protocol: int) -> bytes:
+def _calls(call_iptables: bool | None, call_ip6tables: bool | None) -> list[bytes]:
+    wanted = ((_BR_NF_CALL_IPTABLES, call_iptables), (_BR_NF_CALL_IP6TABLES, call_ip6tables))
+    return [attribute(kind, bytes([on])) for kind, on in wanted if on is not None]
+
+
+def _table_words(table: int) -> str:
+    return "" if table == MAIN else f" table {table}"
+
+
+def _route(destination: str, gateway: str, index: int, table: int, protocol: int) -> bytes:
     family, packed, length = _parse_cidr(destination)
     # IPv4 refuses a gateway in a route of link scope, and needs "nowhere" to delete one of either; IPv6 has no scopes.
     scope = _SCOPE_UNIVERSE if gateway or family == socket.AF_INET6 else _SCOPE_LINK
     scope = scope if protocol else _SCOPE_NOWHERE
-    body = _rtmsg.pack(family, length, 0, 0, MAIN, protocol, scope, UNICAST, 0)
+    body = _rtmsg.pack(family, length, 0, 0, 0, protocol, scope, UNICAST, 0)
     body += attribute(_RTA_DST, packed) if length else b""
     if gateway:
         body += attribute(_RTA_GATEWAY, socket.inet_pton(family, gateway))
-    return body + u32(_RTA_OIF, index)
+    return body + u32(_RTA_OIF, index) + u32(_RTA_TABLE, table)
+
+
+def _rule(source: str, table: int, priority: int) -> bytes:
+    family, packed, length = _parse_cidr(source)
+    body = _rtmsg.pack(family, 0, length, 0, 0, 0, 0, _TO_TABLE, 0)
+    body += attribute(_FRA_SRC, packed) + u32(_FRA_PRIORITY, priority) + u32(_FRA_TABLE, table)
+    return body + attribute(_FRA_PROTOCOL, bytes([BOOT]))
 
 
 def _packed_mac(mac: str) -> bytes:
@@ -419,3 +505,19 @@ def _parse_route(body: bytes) -> tuple[int, LinkRoute]:
         type=kind,
     )
     return family, route
+
+
+def _parse_rule(body: bytes) -> PolicyRule | None:
+    family, to_length, length, tos, table, _, _, action, flags = _rtmsg.unpack_from(body)
+    found = attributes(body, 12)
+    conditions = found.keys() - {_FRA_SRC, _FRA_PRIORITY, _FRA_TABLE, _FRA_PROTOCOL, _FRA_SUPPRESS_PREFIXLEN}
+    suppressed = found.get(_FRA_SUPPRESS_PREFIXLEN, _NO_LENGTH) != _NO_LENGTH
+    if action != _TO_TABLE or flags & _INVERT or to_length or tos or conditions or suppressed:
+        return None
+    packed = found.get(_FRA_SRC) or bytes(16 if family == socket.AF_INET6 else 4)
+    return PolicyRule(
+        priority=_number(found, _FRA_PRIORITY, 0),
+        source=f"{socket.inet_ntop(family, packed)}/{length}",
+        table=_number(found, _FRA_TABLE, table),
+        protocol=_number(found, _FRA_PROTOCOL, 0),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -13,6 +14,12 @@ from niso.kernel.netlink import attributes
 _BY_FAMILY = 20  # SOCK_DIAG_BY_FAMILY
 _SKV6ONLY = 11  # INET_DIAG_SKV6ONLY
 _LISTEN, _CLOSE = 10, 7  # TCP_LISTEN; TCP_CLOSE is also a UDP socket that is bound and not connected
+_PROTOCOLS = {
+    "tcp": (socket.IPPROTO_TCP, _LISTEN),
+    "udp": (socket.IPPROTO_UDP, _CLOSE),
+    "sctp": (socket.IPPROTO_SCTP, _LISTEN),
+}
+_LAST_PORT = 65535
 _MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0.0.0.0/96
 
 _request = struct.Struct("=BBBxI")  # struct inet_diag_req_v2, before its socket id
@@ -29,20 +36,24 @@ class Listener(NamedTuple):
     inode: int
 
 
-def listeners(proto: str, port: int | None = None) -> list[Listener]:
-    """Listening sockets ("tcp") or bound ones ("udp") of this network namespace, of one port or of all.
+def listeners(proto: str, first: int | None = None, last: int | None = None) -> list[Listener]:
+    """Listening sockets ("tcp", "sctp") or bound ones that are not connected ("udp") of this network namespace.
 
-    An IPv6 socket that takes IPv4 too is in the list once for each. Raises KernelError.
+    Of the port ``first``, of the ports ``first`` to ``last``, or of all. An IPv6 socket that takes IPv4 too is in the list
+    once for each. A kernel without SCTP has no such sockets. Raises KernelError.
     """
-    number, state = (socket.IPPROTO_TCP, _LISTEN) if proto == "tcp" else (socket.IPPROTO_UDP, _CLOSE)
+    number, state = _PROTOCOLS[proto]
+    low, high = (1, _LAST_PORT) if first is None else (first, first if last is None else last)
+    # Without their module SCTP's sockets are not listed, but there are none either.
+    absent = (errno.ENOENT,) if proto == "sctp" else ()
     found: list[Listener] = []
     with netlink.Netlink(netlink.SOCK_DIAG) as kernel:
         for family in (socket.AF_INET, socket.AF_INET6):
             body = _request.pack(family, number, 0, 1 << state)
-            body += _id.pack(port or 0, 0, b"", b"").ljust(_ID_SIZE, b"\0")
-            for several in kernel.dump(f"list {proto} sockets", _BY_FAMILY, body, _parse):
+            body += _id.pack(low if low == high else 0, 0, b"", b"").ljust(_ID_SIZE, b"\0")
+            for several in kernel.dump(f"list {proto} sockets", _BY_FAMILY, body, _parse, absent):
                 found += several
-    return [listener for listener in found if listener.port and port in (None, listener.port)]
+    return [listener for listener in found if low <= listener.port <= high]
 
 
 def holder(inode: int) -> tuple[int, str] | None:

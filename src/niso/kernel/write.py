@@ -13,7 +13,10 @@ from niso.kernel import netns, sysctl
 from niso.kernel.nftables import Nft
 from niso.kernel.rtnetlink import Rtnl
 from niso.render import hosts
-from niso.state import Address, Bridge, HostsFile, Netns, Route, Sysctl, Veth
+from niso.state import Address, Bridge, HostsFile, Netns, Route, Rule, Sysctl, Veth
+
+
+RULE_PRIORITY = 1000  # before the main table (32766)
 
 
 def write(steps: Iterable[AnyStep]) -> None:
@@ -71,6 +74,8 @@ def _one(step: Step) -> None:
         _address(step.action, thing)
     elif isinstance(thing, Route):
         _route(step, thing)
+    elif isinstance(thing, Rule):
+        _rule(step, thing)
     elif isinstance(thing, Sysctl):
         _sysctl(thing)
     elif isinstance(thing, HostsFile):
@@ -84,9 +89,21 @@ def _bridge(action: str, bridge: Bridge) -> None:
         if action == "delete":
             rtnl.delete_link(bridge.name)
         elif action == "add":
-            rtnl.add_bridge(bridge.name, mtu=bridge.mtu, alias=bridge.alias)
+            rtnl.add_bridge(
+                bridge.name,
+                mtu=bridge.mtu,
+                alias=bridge.alias,
+                call_iptables=bridge.tracked4,
+                call_ip6tables=bridge.tracked6,
+            )
         else:
-            rtnl.set_link(bridge.name, mtu=bridge.mtu, up=True)
+            rtnl.set_link(
+                bridge.name,
+                mtu=bridge.mtu,
+                up=True,
+                call_iptables=bridge.tracked4,
+                call_ip6tables=bridge.tracked6,
+            )
 
 
 def _veth(action: str, veth: Veth) -> None:
@@ -129,9 +146,18 @@ def _route(step: Step, route: Route) -> None:
         index = _index(rtnl, route.link)
         gone = route if step.action == "delete" else step.was
         if isinstance(gone, Route):
-            rtnl.delete_route(gone.destination, gone.gateway, index)
+            rtnl.delete_route(gone.destination, gone.gateway, index, table=gone.table)
         if step.action != "delete":
-            rtnl.add_route(route.destination, route.gateway, index)
+            rtnl.add_route(route.destination, route.gateway, index, table=route.table)
+
+
+def _rule(step: Step, rule: Rule) -> None:
+    with _at(rule.netns), Rtnl() as rtnl:
+        gone = rule if step.action == "delete" else step.was
+        if isinstance(gone, Rule):
+            rtnl.delete_rule(gone.source, gone.table, RULE_PRIORITY)
+        if step.action != "delete":
+            rtnl.add_rule(rule.source, rule.table, RULE_PRIORITY)
 
 
 def _sysctl(thing: Sysctl) -> None:

@@ -13,7 +13,8 @@ import msgspec
 
 from niso.errors import InvalidInput
 from niso.model import later, values
-from niso.model.ports import Port, parse_port
+from niso.model.ports import contradiction, parse_port
+from niso.records import Port
 from niso.names import DEFAULT_NETWORK
 
 T = TypeVar("T")
@@ -216,13 +217,12 @@ def rules(data: dict[str, object], folder: str) -> list[InvalidInput]:
 
 
 def _contradictions(known: list[tuple[str, str, Port]]) -> Iterator[InvalidInput]:
-    """Host ports that are published twice, to different ports."""
-    seen: dict[int, tuple[str, Port]] = {}
-    for path, text, port in known:
-        first, earlier = seen.setdefault(port.host_port, (path, port))
-        if earlier.container_port != port.container_port:
-            reason = f"{first} publishes host port {port.host_port} to container port {earlier.container_port}"
-            yield values.wrong(path, text, reason, "another host port")
+    """The first host port that two entries publish differently at one address."""
+    found = contradiction(port for _, _, port in known)
+    if found:
+        path, text, _ = known[found[0]]
+        first, earlier, _ = known[found[1]]
+        yield values.wrong(path, text, f"{first} ({values.shown(earlier)}) has that host port", "another host port")
 
 
 def _networks(network: dict[str, Any]) -> Iterator[InvalidInput]:

@@ -14,8 +14,9 @@ import msgspec
 
 from niso.errors import ErrorGroup, InvalidInput, NisoError, NotFound
 from niso.model import values
-from niso.model.ports import Port, distinct, parse_port
+from niso.model.ports import distinct, parse_port
 from niso.names import DEFAULT_NETWORK
+from niso.records import Port
 
 FILE_NAME = "manifest.toml"
 MAX_BYTES = 1024 * 1024

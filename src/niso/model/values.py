@@ -214,11 +214,9 @@ def _not_unicast(octets: tuple[int, ...]) -> str | None:
 
 def ipv4(text: str, key: str) -> str:
     """A unicast IPv4 address that a service can have, as text; whether its network has it is IPAM's to say."""
-    from niso.model import later
-
     octets = _octets(text)
     if octets is None and is_ipv6(text):
-        reason: str | None = later.IPV6
+        reason: str | None = "only the IPv4 address can be chosen: the IPv6 one is leased, and kept"
     else:
         reason = "it is no IPv4 address" if octets is None else _not_unicast(octets)
     if reason:
@@ -228,14 +226,11 @@ def ipv4(text: str, key: str) -> str:
 
 def ipv4_prefix(text: str, key: str) -> str:
     """A prefix of unicast IPv4 addresses with no host bits set, as text: ``10.99.1.0/24``. /8 to /30."""
-    from niso.model import later
-
     right, example = "a prefix such as 10.99.1.0/24, from /8 to /30", '"10.99.1.0/24"'
     address, slash, length = text.partition("/")
     octets, bits = _octets(address), _number(length, 2)
     if octets is None or bits is None:
-        ipv6 = is_ipv6(address) and slash
-        raise wrong(key, text, later.IPV6 if ipv6 else "it is no IPv4 prefix", right, example)
+        raise wrong(key, text, "it is no IPv4 prefix", right, example)
     if not 8 <= bits <= 30:
         raise wrong(key, text, f"/{bits} is out of range", right, example)
     number = int.from_bytes(bytes(octets))

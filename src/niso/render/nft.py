@@ -7,8 +7,10 @@ with what is there. Both tables carry both families. How a packet travels: docs/
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 from collections.abc import Iterable
 
+from niso.records import ANY, ANY4, ANY6, Port, Subnet
 from niso.state import Element
 
 INET = "inet niso"
@@ -27,22 +29,40 @@ table inet niso {{
 	set ports {{ type ifname; }}
 	set subnets4 {{ type ipv4_addr; flags interval; }}
 	set subnets6 {{ type ipv6_addr; flags interval; }}
+	set internal {{ type ifname; }}
 	set closed {{ type nf_proto; }}
+	map publish_addr4 {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
+	map publish_addr6 {{ type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }}
 	map publish_any4 {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
 	map publish_any6 {{ type inet_proto . inet_service : ipv6_addr . inet_service; }}
+	map range_addr4 {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr; flags interval; }}
+	map range_addr6 {{ type ipv6_addr . inet_proto . inet_service : ipv6_addr; flags interval; }}
+	map range_any4 {{ type inet_proto . inet_service : ipv4_addr; flags interval; }}
+	map range_any6 {{ type inet_proto . inet_service : ipv6_addr; flags interval; }}
+	map hairpin4 {{ type ipv4_addr . ipv4_addr : ipv4_addr; }}
+	map hairpin6 {{ type ipv6_addr . ipv6_addr : ipv6_addr; }}
 
 	chain raw {{
 		type filter hook prerouting priority raw; policy accept;
 		iifname @ports counter drop comment "not switched: link-local control frames"
 		iifname != "lo" ip daddr 127.0.0.0/8 counter drop comment "loopback from a wire, before DNAT can hide it"
 		iifname != "lo" ip saddr 127.0.0.0/8 counter drop
+		iifname != "lo" ip6 daddr ::1 counter drop
+		iifname != "lo" ip6 saddr ::1 counter drop
 		iifname != @bridges iifname != "lo" ip saddr @subnets4 counter drop comment "a service's address from elsewhere"
 		iifname != @bridges iifname != "lo" ip6 saddr @subnets6 counter drop
 	}}
 
 	chain publish {{
+		ip6 daddr ::1 return comment "the kernel takes packets for it from no bridge: no answer would come back"
+		dnat ip to ip daddr . meta l4proto . th dport map @publish_addr4
+		dnat ip to ip daddr . meta l4proto . th dport map @range_addr4
 		dnat ip to meta l4proto . th dport map @publish_any4
+		dnat ip to meta l4proto . th dport map @range_any4
+		dnat ip6 to ip6 daddr . meta l4proto . th dport map @publish_addr6
+		dnat ip6 to ip6 daddr . meta l4proto . th dport map @range_addr6
 		dnat ip6 to meta l4proto . th dport map @publish_any6
+		dnat ip6 to meta l4proto . th dport map @range_any6
 	}}
 
 	chain prerouting {{
@@ -58,6 +78,8 @@ table inet niso {{
 	chain postrouting {{
 		type nat hook postrouting priority srcnat; policy accept;
 		oifname @bridges ip saddr 127.0.0.0/8 masquerade comment "the host by 127.0.0.1"
+		ct status dnat snat ip to ip saddr . ip daddr map @hairpin4 comment "a service that reaches itself"
+		ct status dnat snat ip6 to ip6 saddr . ip6 daddr map @hairpin6
 		oifname != @bridges ip saddr @subnets4 masquerade
 		oifname != @bridges ip6 saddr @subnets6 masquerade
 	}}
@@ -66,6 +88,7 @@ table inet niso {{
 		type filter hook forward priority filter; policy accept;
 		iifname != @bridges oifname != @bridges goto others
 		ct state vmap {{ established : accept, related : goto related, invalid : drop }}
+		iifname @internal iifname . oifname != @same_bridge counter drop comment "out of an internal network"
 		oifname @bridges ct status dnat accept comment "published"
 		iifname . oifname @same_bridge accept
 		oifname @bridges counter drop comment "not published"
@@ -89,6 +112,7 @@ table bridge niso {{
 	set ports {{ type ifname; }}
 	set sources4 {{ type ifname . ether_addr . ipv4_addr; }}
 	set sources6 {{ type ifname . ether_addr . ipv6_addr; }}
+	set broadcasts {{ type ipv4_addr; }}
 
 	chain prerouting {{
 		type filter hook prerouting priority -300; policy accept;
@@ -98,14 +122,32 @@ table bridge niso {{
 	chain from_port {{
 		ether type ip iifname . ether saddr . ip saddr @sources4 accept
 		ether type arp iifname . ether saddr . arp saddr ip @sources4 iifname . arp saddr ether . arp saddr ip @sources4 accept
+		ether type ip6 iifname . ether saddr . ip6 saddr @sources6 goto from_own6
+		ether type ip6 icmpv6 type {{ mld-listener-report, mld-listener-done, mld2-listener-report, nd-router-solicit }} drop comment "what every kernel says, and needs no count"
 		counter drop comment "not its own address"
+	}}
+
+	chain from_own6 {{
+		meta l4proto != ipv6-icmp accept
+		icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem, echo-request, echo-reply, nd-neighbor-solicit }} accept
+		icmpv6 type nd-neighbor-advert iifname . ether saddr . icmpv6 taddr @sources6 accept
+		exthdr frag exists frag frag-off != 0 accept comment "its rest: hosts take no ND in fragments (RFC 6980)"
+		counter drop comment "router advertisements, redirects, ND for others"
 	}}
 
 	chain forward {{
 		type filter hook forward priority -200; policy accept;
-		iifname @ports oifname @ports ether type != arp meta pkttype {{ broadcast, multicast }} counter drop
-		iifname @ports oifname @ports ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} counter drop comment "in a frame to one MAC"
+		iifname @ports oifname @ports goto between
 		iifname != @ports meta mark & 0xffff0000 == 0 meta mark set meta mark | {SWITCHED}
+	}}
+
+	chain between {{
+		ether type arp accept
+		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+		meta pkttype {{ broadcast, multicast }} counter drop
+		ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} counter drop comment "in a frame to one MAC"
+		ip daddr @broadcasts counter drop
+		ip6 daddr ff00::/8 counter drop
 	}}
 
 	chain postrouting {{
@@ -125,15 +167,29 @@ CONTAINERS = {
         "ports",
         "subnets4",
         "subnets6",
+        "internal",
         "closed",
+        "publish_addr4",
+        "publish_addr6",
         "publish_any4",
         "publish_any6",
+        "range_addr4",
+        "range_addr6",
+        "range_any4",
+        "range_any6",
+        "hairpin4",
+        "hairpin6",
     ),
-    BRIDGE: ("owner", "ports", "sources4", "sources6"),
+    BRIDGE: ("owner", "ports", "sources4", "sources6", "broadcasts"),
 }
 """Every set and map, so that a reader can list them."""
 
-LATE = frozenset({"owner", "bridges", "same_bridge", "ports", "subnets4", "subnets6", "sources4", "sources6", "closed"})
+LATE = frozenset(
+    (
+        *("owner", "bridges", "same_bridge", "ports", "subnets4", "subnets6", "internal", "closed"),
+        *("sources4", "sources6", "broadcasts"),
+    )
+)
 """Sets that guard something: their elements go only after what they guard is gone."""
 
 
@@ -155,14 +211,19 @@ def closed(family: int) -> Element:
     return Element(INET, "closed", f"ipv{family}", "", "")
 
 
-def network(name: str, bridge: str, cidrs: Iterable[str]) -> list[Element]:
+def network(name: str, bridge: str, subnets: Iterable[Subnet], internal: bool = False) -> list[Element]:
     quoted = _quoted(bridge)
     elements = [
         Element(INET, "bridges", quoted, "", name),
         Element(INET, "same_bridge", f"{quoted} . {quoted}", "", name),
     ]
-    for cidr in cidrs:
-        elements.append(Element(INET, "subnets6" if ":" in cidr else "subnets4", cidr, "", name))
+    if internal:
+        elements.append(Element(INET, "internal", quoted, "", name))
+    for subnet in subnets:
+        elements.append(Element(INET, f"subnets{subnet.family}", subnet.cidr, "", name))
+        if subnet.family == 4:
+            broadcast = str(ipaddress.IPv4Network(subnet.cidr).broadcast_address)
+            elements.append(Element(BRIDGE, "broadcasts", broadcast, "", name))
     return elements
 
 
@@ -176,18 +237,46 @@ def endpoint(service: str, host_end: str, mac: str, addresses: Iterable[str]) ->
     return elements
 
 
-def published(
-    service: str, host_ip: str, host_port: int, container_port: int, proto: str, addresses: Iterable[str]
-) -> list[Element]:
-    """One published port, for each family that ``host_ip`` and the service's ``addresses`` share."""
+def published(service: str, port: Port, addresses: Iterable[str]) -> list[Element]:
+    """One published port or range, for each family that its host address and the service's ``addresses`` share.
+
+    Equal ranges are one element; of others each port is one.
+    """
     elements = []
+    single = port.host_ip not in (ANY, ANY4, ANY6)
+    where, start = ("addr", f"{port.host_ip} . {port.proto}") if single else ("any", port.proto)
     for address in addresses:
-        family = "6" if ":" in address else "4"
-        if host_ip == "0.0.0.0" and family == "6":
+        family = 6 if ":" in address else 4
+        if family not in port.families:
             continue
-        key = f"{proto} . {host_port}"
-        elements.append(Element(INET, f"publish_any{family}", key, f"{address} . {container_port}", service))
+        if port.count > 1 and port.host_port == port.container_port:
+            key = f"{start} . {port.host_port}-{port.last}"
+            elements.append(Element(INET, f"range_{where}{family}", key, address, service))
+            continue
+        elements += [
+            Element(
+                INET,
+                f"publish_{where}{family}",
+                f"{start} . {port.host_port + n}",
+                f"{address} . {port.container_port + n}",
+                service,
+            )
+            for n in range(port.count)
+        ]
     return elements
+
+
+def hairpin(service: str, own: Iterable[str], published: Iterable[str], gateways: Iterable[str]) -> list[Element]:
+    """A service that reaches itself by a published port must see another's address: its gateway's.
+
+    ``own`` are all its addresses, ``published`` those that ports lead to, each with its gateway.
+    """
+    return [
+        Element(INET, f"hairpin{6 if ':' in to else 4}", f"{source} . {to}", gateway, service)
+        for to, gateway in zip(published, gateways, strict=True)
+        for source in own
+        if (":" in source) == (":" in to)
+    ]
 
 
 def statement(verb: str, element: Element) -> str:

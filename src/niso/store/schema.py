@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-VERSION = 1
+VERSION = 2
 
 TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -11,7 +11,8 @@ CREATE TABLE network (
     bridge TEXT NOT NULL UNIQUE,
     mtu INTEGER NOT NULL,
     implicit INTEGER NOT NULL CHECK (implicit IN (0, 1)),
-    created_at REAL NOT NULL
+    created_at REAL NOT NULL,
+    internal INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE TABLE subnet (
     network TEXT NOT NULL REFERENCES network ON DELETE CASCADE,
@@ -66,9 +67,14 @@ CREATE TABLE port (
     host_port INTEGER NOT NULL,
     container_port INTEGER NOT NULL,
     proto TEXT NOT NULL,
+    count INTEGER NOT NULL DEFAULT 1,
+    origin TEXT NOT NULL DEFAULT 'manifest',
+    network TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (service, position)
 ) STRICT;
 CREATE INDEX port_host ON port (proto, host_port);
+CREATE INDEX port_range ON port (proto, host_port) WHERE count > 1;
+CREATE INDEX port_network ON port (network);
 CREATE TABLE intent (
     service TEXT PRIMARY KEY,
     action TEXT NOT NULL,
@@ -78,5 +84,18 @@ CREATE TABLE intent (
 CREATE TABLE sysctl (name TEXT PRIMARY KEY, before TEXT NOT NULL) STRICT;
 """
 
-MIGRATIONS: dict[int, str] = {}
-"""Version reached -> the SQL that brings a database of the version before it there."""
+MIGRATIONS: dict[int, str] = {
+    2: """
+ALTER TABLE network ADD COLUMN internal INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE port ADD COLUMN count INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE port ADD COLUMN origin TEXT NOT NULL DEFAULT 'manifest';
+ALTER TABLE port ADD COLUMN network TEXT NOT NULL DEFAULT '';
+UPDATE port SET network=COALESCE((SELECT network FROM endpoint e WHERE e.service=port.service AND position=0), '');
+CREATE INDEX port_range ON port (proto, host_port) WHERE count > 1;
+CREATE INDEX port_network ON port (network);
+"""
+}
+"""Version reached -> the SQL that brings a database of the version before it there.
+
+Columns are only ever added, at the end: an intent holds whole rows, and those of an older version are put back with the
+new columns' defaults."""

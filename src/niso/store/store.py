@@ -16,7 +16,10 @@ from niso import failpoint, paths
 from niso.errors import NisoError, NotFound
 from niso.records import Endpoint, Network, Port, Service, Snapshot, Subnet
 from niso.store import schema
+from niso.store.ports import PortRows
 from niso.store.sqlite import Transaction, unusable, use_wal
+
+_PUBLISHED = "SELECT 1 FROM port p JOIN service v ON v.name=p.service AND v.active=1 WHERE p.network=n.name"
 
 ROW_TABLES = ("service", "host_name", "endpoint", "lease", "port")
 """The tables that hold a service, parents first; the column with its name is ``name`` in the first, else ``service``."""
@@ -27,6 +30,7 @@ class Scope(NamedTuple):
 
     services: tuple[str, ...] | None = None
     networks: tuple[str, ...] | None = None
+    ports: tuple[Port, ...] | None = None  # of these services, no others
 
 
 ALL = Scope()
@@ -56,7 +60,7 @@ class Intent(NamedTuple):
     undo: str  # JSON: {table: [row, ...]}
 
 
-class Store:
+class Store(PortRows):
     """One connection. ``with store.transaction():`` for every change; a failure inside changes nothing."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -134,8 +138,15 @@ class Store:
     def active_services(self) -> list[str]:
         return [row[0] for row in self._db.execute("SELECT name FROM service WHERE active=1 ORDER BY name")]
 
-    def any_active(self) -> bool:
-        return self._db.execute("SELECT 1 FROM service WHERE active=1 LIMIT 1").fetchone() is not None
+    def any_active(self, family: int | None = None) -> bool:
+        """Whether a service is active, on a network of this family if one is given."""
+        if family is None:
+            return self._db.execute("SELECT 1 FROM service WHERE active=1 LIMIT 1").fetchone() is not None
+        query = (
+            "SELECT 1 FROM subnet s JOIN endpoint e ON e.network=s.network"
+            " JOIN service v ON v.name=e.service AND v.active=1 WHERE s.family=? LIMIT 1"
+        )
+        return self._db.execute(query, (family,)).fetchone() is not None
 
     def resolve(self, name: str) -> str:
         """The service that answers to ``name`` (its name, hostname or an alias). NotFound names near ones."""
@@ -159,31 +170,6 @@ class Store:
     def names(self, service: str) -> tuple[str, ...]:
         rows = self._db.execute("SELECT name FROM host_name WHERE service=? ORDER BY position", (service,))
         return tuple(row[0] for row in rows)
-
-    def ports(self, service: str | None = None) -> list[tuple[str, Port]]:
-        where, values = ("WHERE service=?", (service,)) if service else ("", ())
-        rows = self._db.execute(
-            f"SELECT service, host_ip, host_port, container_port, proto FROM port {where} ORDER BY service, position",
-            values,
-        )
-        return [(row[0], Port(*row[1:])) for row in rows]
-
-    def active_ports(self) -> list[tuple[str, Port]]:
-        rows = self._db.execute(
-            "SELECT port.service, host_ip, host_port, container_port, proto FROM port JOIN service s ON s.name=port.service"
-            " WHERE s.active=1 ORDER BY service, position"
-        )
-        return [(row[0], Port(*row[1:])) for row in rows]
-
-    def port_holders(self, proto: str, host_port: int) -> list[tuple[str, str]]:
-        """(service, host address) of all active services that publish this host port, or may have to again."""
-        return self._db.execute(
-            "SELECT port.service, host_ip FROM port JOIN service s ON s.name=port.service"
-            " WHERE proto=? AND host_port=? AND s.active=1"
-            " UNION SELECT service, json_extract(value, '$[2]') FROM intent, json_each(undo, '$.port')"
-            " WHERE json_extract(value, '$[5]')=? AND json_extract(value, '$[3]')=? AND json_extract(undo, '$.service[0][7]')=1",
-            (proto, host_port, proto, host_port),
-        ).fetchall()
 
     def leases(self, network: str, family: int = 4) -> list[tuple[str, str, bool]]:
         """(address, service, service is active) of a network, ascending."""
@@ -256,20 +242,19 @@ class Store:
     def _networks(self, only: tuple[str, ...] | None) -> list[Network]:
         where, values = ("", ()) if only is None else (f"WHERE n.name IN ({_marks(only)})", only)
         rows = self._db.execute(
-            "SELECT n.name, n.bridge, n.mtu, family, cidr, gateway,"
-            " EXISTS(SELECT 1 FROM endpoint e JOIN service v ON v.name=e.service AND v.active=1"
-            "  JOIN port p ON p.service=e.service WHERE e.network=n.name AND e.position=0)"
+            "SELECT n.name, n.bridge, n.mtu, family, cidr, gateway, internal,"
+            f" EXISTS({_PUBLISHED}), EXISTS({_PUBLISHED} AND (host_ip IN ('', '0.0.0.0') OR host_ip LIKE '127.%'))"
             f" FROM network n JOIN subnet s ON s.network=n.name {where} ORDER BY n.name, family",
             values,
         )
         found: dict[str, Network] = {}
-        for name, bridge, mtu, family, cidr, gateway, publishes in rows:
+        for name, bridge, mtu, family, cidr, gateway, *flags in rows:
             subnets = found[name].subnets if name in found else ()
-            found[name] = Network(name, bridge, mtu, (*subnets, Subnet(family, cidr, gateway)), bool(publishes))
+            found[name] = Network(name, bridge, mtu, (*subnets, Subnet(family, cidr, gateway)), *map(bool, flags))
         return list(found.values())
 
-    def _active(self, names: Iterable[str]) -> Iterator[Service]:
-        """The services of ``names`` that are active, as the plan sees them."""
+    def _active(self, names: Iterable[str], ports: tuple[Port, ...] | None = None) -> Iterator[Service]:
+        """The services of ``names`` that are active, as the plan sees them, with all of their ports or those of ``ports``."""
         for name in names:
             row = self._db.execute("SELECT generation FROM service WHERE name=? AND active=1", (name,)).fetchone()
             if row is None:
@@ -281,14 +266,18 @@ class Store:
                 name=name,
                 generation=row[0],
                 endpoints=tuple(Endpoint(network, addresses) for network, addresses in endpoints.items()),
-                ports=tuple(port for _, port in self.ports(name)),
+                ports=tuple(
+                    self.some_ports(name, ports) if ports is not None else (port for _, port in self.ports(name))
+                ),
+                publishes=self.publishes(name),
                 names=self.names(name),
             )
 
     def snapshot(self, scope: Scope) -> Snapshot:
         """The part of the store that ``scope`` needs, for plan.desired."""
         everything = scope.services is None
-        services = tuple(self._active(self.active_services() if scope.services is None else scope.services))
+        named = self.active_services() if scope.services is None else scope.services
+        services = tuple(self._active(named, scope.ports))
         wanted = None
         if scope.services is not None:
             mine = {endpoint.network for service in services for endpoint in service.endpoints}
@@ -314,6 +303,7 @@ class Store:
             neighbours=neighbours,
             any_network=self._db.execute("SELECT 1 FROM network LIMIT 1").fetchone() is not None,
             any_active=self.any_active(),
+            any_active6=self.any_active(6),
             sysctls_before=tuple(sorted(self.sysctls_before().items())),
         )
 
@@ -330,8 +320,8 @@ class Store:
     def add_network(self, network: Network, implicit: bool, now: float) -> None:
         """``implicit``: made by an activation, so it goes with its last known service."""
         self._db.execute(
-            "INSERT INTO network VALUES (?, ?, ?, ?, ?)",
-            (network.name, network.bridge, network.mtu, int(implicit), now),
+            "INSERT INTO network VALUES (?, ?, ?, ?, ?, ?)",
+            (network.name, network.bridge, network.mtu, int(implicit), now, int(network.internal)),
         )
         self._db.executemany("INSERT INTO subnet VALUES (?, ?, ?, ?)", [(network.name, *s) for s in network.subnets])
 
@@ -367,12 +357,6 @@ class Store:
     def set_names(self, service: str, names: tuple[str, ...]) -> None:
         self._db.execute("DELETE FROM host_name WHERE service=?", (service,))
         self._db.executemany("INSERT INTO host_name VALUES (?, ?, ?)", [(n, service, i) for i, n in enumerate(names)])
-
-    def set_ports(self, service: str, ports: Iterable[Port]) -> None:
-        self._db.execute("DELETE FROM port WHERE service=?", (service,))
-        self._db.executemany(
-            "INSERT INTO port VALUES (?, ?, ?, ?, ?, ?)", [(service, i, *p) for i, p in enumerate(ports)]
-        )
 
     def set_endpoints(self, service: str, networks: tuple[str, ...]) -> None:
         """The ordered networks of a service; leases on networks that it left go."""
@@ -455,9 +439,12 @@ class Store:
         now = self.service(intent.service)
         self.forget(intent.service)
         for table, rows in json.loads(intent.undo).items():
+            names = [column[1] for column in self._db.execute(f"PRAGMA table_info({table})")]
             for row in rows:
                 values = [bytes.fromhex(value["hex"]) if isinstance(value, dict) else value for value in row]
-                self._db.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(values))})", values)
+                # rows of an older version are shorter: what was added since has its default
+                columns = ", ".join(names[: len(values)])
+                self._db.execute(f"INSERT INTO {table} ({columns}) VALUES ({_marks(values)})", values)
         self.drop_implicit_networks(now.networks if now else ())
 
     def _rows(self, service: str) -> dict[str, list[list[object]]]:

@@ -1,0 +1,299 @@
+"""Which host ports a service gets: who has them already, which are free, and the ports that come and go while it runs.
+
+The caller of `admit` is in a transaction of the store; `forward` and `unforward` are whole commands.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Iterable, Sequence
+
+from niso.apply import Lock, Report, converge, silent
+from niso.errors import Conflict, NotFound
+from niso.kernel import conntrack, sockdiag
+from niso.kernel.rtnetlink import Rtnl
+from niso.records import ANY, ANY4, ANY6, Port
+from niso.render import nft
+from niso.state import Element, State
+from niso.store.store import Scope, Store
+
+FREE_FIRST, FREE_LAST = 20_000, 29_999
+"""Host ports that are given to manifests that leave the choice to niso: below Linux's own range (ip_local_port_range)."""
+
+
+def shown(port: Port) -> str:
+    """``127.0.0.1:8000-8010/udp``: the host's side, for messages."""
+    address = "" if port.host_ip == ANY else f"[{port.host_ip}]:" if ":" in port.host_ip else f"{port.host_ip}:"
+    return f"{address}{span(port.host_port, port.count)}/{port.proto}"
+
+
+def span(first: int, count: int) -> str:
+    """``8000`` or ``8000-8010``."""
+    return str(first) if count == 1 else f"{first}-{first + count - 1}"
+
+
+def admit(store: Store, service: str, wanted: Sequence[Port], before: Iterable[Port]) -> tuple[list[Port], list[Port]]:
+    """The ports of a manifest with their host ports, and those of them whose host port is chosen here.
+
+    ``before`` are those that the service has now: they are not looked at again. Raises Conflict, which names the key, and
+    who has the port.
+    """
+    have = list(before)
+    families = store.port_families(service)
+    ports: list[Port] = []
+    chosen: list[Port] = []
+    for position, port in enumerate(wanted):
+        key = f"network.ports[{position}]"
+        _check_family(service, port, families, key)
+        if not port.host_port:
+            port = port._replace(host_port=_choose(store, service, port, [*wanted, *ports], have, key))
+            chosen.append(port)
+        elif port not in have:
+            _check_free(store, service, port, key)
+        ports.append(port)
+    for port in store.forwards(service):
+        other = next((each for each in ports if each != port and _same_place(each, port)), None)
+        if other is not None:
+            raise Conflict(
+                f"network.ports[{ports.index(other)}]: host port {shown(other)} is forwarded to another port of {service!r}",
+                f"niso port-forward {service} --remove {text(port)}",
+                f"network.ports[{ports.index(other)}]",
+            )
+    return ports, chosen
+
+
+def text(port: Port) -> str:
+    """A port as the user writes it: ``127.0.0.1:53:53/udp``."""
+    address, _, rest = shown(port).rpartition(f"{span(port.host_port, port.count)}/")
+    proto = "" if rest == "tcp" else f"/{rest}"
+    return f"{address}{span(port.host_port, port.count)}:{span(port.container_port, port.count)}{proto}"
+
+
+def _same_place(one: Port, other: Port) -> bool:
+    """Whether both would take a host port at the same address: of all and one, the one wins."""
+    wide = (ANY, ANY4, ANY6)
+    alike = one.host_ip == other.host_ip or (one.host_ip in wide and other.host_ip in wide)
+    return alike and one.clashes(other)
+
+
+def _check_family(service: str, port: Port, families: tuple[int, ...], key: str) -> None:
+    if not set(port.families) & set(families):
+        family = port.families[0]
+        raise Conflict(
+            f"{key}: {shown(port)} is an IPv{family} port, and the network of service {service!r} has no IPv{family} subnet",
+            "niso net create NAME --ipv6 makes a network that has both" if family == 6 else "leave the address out",
+            key,
+        )
+
+
+def _check_free(store: Store, service: str, port: Port, key: str) -> None:
+    """Raise Conflict if another service has the host port or a process of the host listens on it."""
+    for holder, held in store.port_holders(port):
+        if holder != service:
+            raise Conflict(
+                f"{key}: host port {shown(port)} is published by {holder!r}{_as(held, port)}",
+                f"niso deactivate {holder}, or choose another port",
+                key,
+            )
+    _check_listeners(port, key)
+
+
+def _check_listeners(port: Port, key: str) -> None:
+    for listener in _listeners(port):
+        who = sockdiag.holder(listener.inode)
+        program = f"{who[1]} (pid {who[0]})" if who else "a process that cannot be seen from here"
+        at = f"[{listener.address}]" if ":" in listener.address else listener.address
+        raise Conflict(
+            f"{key}: host port {shown(port)} is used by {program}, which listens on {at}:{listener.port}",
+            "stop it, or choose another port",
+            key,
+        )
+
+
+def _as(held: Port, wanted: Port) -> str:
+    """How the holder has it, where that is not what was asked for."""
+    return "" if shown(held) == shown(wanted) else f" as {shown(held)}"
+
+
+def _listeners(port: Port) -> list[sockdiag.Listener]:
+    """The host's sockets that packets for ``port`` would be for."""
+    return [
+        listener
+        for listener in sockdiag.listeners(port.proto, port.host_port, port.last)
+        if port.clashes(Port(listener.address, listener.port, 0, port.proto))
+    ]
+
+
+def _choose(store: Store, service: str, port: Port, mine: Iterable[Port], have: list[Port], key: str) -> int:
+    """A host port of its own for one that leaves it open: the one that it had, else the lowest that nobody has."""
+    kept = store.chosen_port(service, port)
+    if kept is not None:
+        again = port._replace(host_port=kept)
+        if again in have or not (any(h != service for h, _ in store.port_holders(again)) or _listeners(again)):
+            return kept
+    taken = store.spans(port.proto, FREE_FIRST, FREE_LAST)
+    taken += [(each.host_port, each.last) for each in mine if each.host_port and each.proto == port.proto]
+    taken += [(each.port, each.port) for each in sockdiag.listeners(port.proto, FREE_FIRST, FREE_LAST)]
+    candidate = FREE_FIRST
+    for first, last in sorted(taken):
+        if first - candidate >= port.count:
+            break
+        candidate = max(candidate, last + 1)
+    if candidate + port.count - 1 > FREE_LAST:
+        raise Conflict(
+            f"{key}: no {'port' if port.count == 1 else f'{port.count} ports in a row'} of {FREE_FIRST}-{FREE_LAST} free",
+            "name a host port",
+            key,
+        )
+    return candidate
+
+
+# --- port-forward ----------------------------------------------------------------------------------------------------
+
+
+def concerned(store: Store, service: str, port: Port, replace: bool) -> set[str]:
+    """The services whose ports `forward` would change: the caller holds their locks."""
+    return {service} | ({holder for holder, _ in store.port_holders(port)} if replace else set())
+
+
+def forward(store: Store, service: str, port: Port, replace: bool, locked: set[str], report: Report = silent) -> bool:
+    """Publish one more port of an active service at once; False where it is published already.
+
+    With ``replace`` it is taken from whichever service has it, in one transaction of the kernel. ``locked`` are the services
+    whose locks the caller holds. Raises Conflict, KernelError; then nothing has changed.
+    """
+    key = "PORT"
+    with Lock():
+        _require_active(store, service)
+        if store.has_port(service, port):
+            return False
+        _check_family(service, port, store.port_families(service), key)
+        holders = store.port_holders(port)
+        losers = [(holder, held) for holder, held in holders if holder != service or _same_place(held, port)]
+        if losers and not replace:
+            holder, held = losers[0]
+            words = f"host port {shown(port)} is published by {holder!r}{_as(held, port)}"
+            raise Conflict(words, f"--replace takes it from {holder}", key)
+        for holder, held in losers:
+            if held.host_port < port.host_port or held.last > port.last:
+                words = f"host port {shown(port)} is part of {shown(held)} of {holder!r}"
+                raise Conflict(words, "move the whole range, or change that manifest", key)
+            if holder not in locked:
+                raise Conflict(f"{holder!r} has just taken host port {shown(port)}", "try again", key)
+        _check_listeners(port, key)
+        _change(store, [(service, port)], losers, report)
+    return True
+
+
+def unforward(store: Store, service: str, port: Port, report: Report = silent) -> None:
+    """Take away a port that `forward` added. Raises NotFound where there is none, Conflict where the manifest has it."""
+    with Lock():
+        _require_active(store, service)
+        forwards = store.forwards(service)
+        if port not in forwards:
+            if store.has_port(service, port):
+                words = f"{text(port)} is in the manifest of {service!r}"
+                raise Conflict(words, "take it out there, and activate it again", "PORT")
+            added = ", ".join(text(each) for each in forwards) or "none"
+            raise NotFound(f"{text(port)} is not forwarded to {service!r}", f"its forwards: {added}")
+        _change(store, [], [(service, port)], report)
+
+
+def finish(store: Store, report: Report = silent) -> None:
+    """Carry out what processes that are gone have recorded of ports.
+
+    All of it at once: what one service lost, another one may have got. A living process keeps niso's lock from its record
+    to the end, so what is found here is nobody's.
+    """
+    with Lock():
+        moved = store.moved_ports()
+        if moved:
+            report(f"ports of {', '.join(sorted({service for service, _ in moved}))}")
+            _carry_out(store, moved, _elements(store, moved), report)
+
+
+_Moved = list[tuple[str, Port]]
+
+
+def _change(store: Store, come: _Moved, go: _Moved, report: Report) -> None:
+    """Record it, and have the kernel follow; if it cannot, the record goes back. The caller holds niso's lock."""
+    with store.transaction():
+        rows = [row for service, port in go for row in store.take_port(service, port)]
+        for service, port in come:
+            store.add_forward(service, port)
+        store.begin_moving([*come, *go], time.time())
+    before = _elements(store, go)
+    try:
+        _carry_out(store, [*come, *go], before, report)
+    except BaseException:
+        with store.transaction():
+            for service, port in come:
+                store.take_port(service, port)
+            store.put_port_rows(rows)
+        _carry_out(store, [*come, *go], _elements(store, come), report, teardown=True)
+        raise
+
+
+def _carry_out(store: Store, moved: _Moved, before: State, report: Report, teardown: bool = False) -> None:
+    names = sorted({service for service, _ in moved})
+    on = {network for name in names if (row := store.service(name)) for network in row.networks}
+    scope = Scope(tuple(names), tuple(sorted(on)), tuple(port for _, port in moved))
+    converge(store, scope, before, report, teardown)
+    flush_ports((port.proto, port.host_port, port.last) for _, port in moved)
+    with store.transaction():
+        for name in names:
+            store.end_intent(name)
+
+
+def _elements(store: Store, ports: _Moved) -> State:
+    """What these ports are, or were, in the kernel's maps; and what a service has there as long as it has any port."""
+    found: set[Element] = set()
+    for service, port in ports:
+        own = store.addresses(service)
+        first = [address for network, address in own if network == own[0][0]]
+        found.update(nft.published(service, port, first))
+        found.update(nft.hairpin(service, [address for _, address in own], first, [""] * len(first)))
+    return State(elements=frozenset(found))
+
+
+def _require_active(store: Store, service: str) -> None:
+    row = store.service(service)
+    if row is None or not row.active:
+        raise Conflict(f"service {service!r} is not active", f"niso activate {service}")
+
+
+# --- flows -----------------------------------------------------------------------------------------------------------
+
+
+def flush(before: State, after: State) -> None:
+    """End the flows that a change of published ports concerns, but TCP that has an answer: they follow at once.
+
+    A datagram that was sent while a port was away has left an entry without NAT, which would keep its client away.
+    """
+    changed = {
+        element.element
+        for element in before.elements ^ after.elements
+        if element.container.startswith(("publish_", "range_"))
+    }
+    if changed:
+        flush_ports(_claim(element) for element in changed)
+
+
+def flush_ports(claims: Iterable[tuple[str, int, int]]) -> None:
+    """End the flows to (protocol, first port, last port) of this host's own addresses, but TCP that has an answer."""
+    conntrack.flush_ports(claims, own_addresses())
+
+
+def own_addresses() -> list[str]:
+    """Every address that the host takes for its own, 127.0.0.0/8 as a prefix."""
+    with Rtnl() as rtnl:
+        found = {str(ipaddress.ip_interface(each.address).ip) for each in rtnl.addresses()}
+    return [*sorted(found), "127.0.0.0/8"]
+
+
+def _claim(element: str) -> tuple[str, int, int]:
+    """``10.0.0.1 . tcp . 8000-8010`` -> ("tcp", 8000, 8010)."""
+    *_, proto, ports = element.split(" . ")
+    first, _, last = ports.partition("-")
+    return proto, int(first), int(last or first)

@@ -1,0 +1,144 @@
+"""The rows of published ports: whose they are, where they came from, and who else would need the same host port.
+
+``origin`` of a row: ``manifest``, ``chosen`` (the manifest's, but niso chose the host port) or ``forward`` (niso port-forward).
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable
+from itertools import groupby
+from operator import itemgetter
+
+from niso.records import Port
+
+MANIFEST, CHOSEN, FORWARD = "manifest", "chosen", "forward"
+_PORT = "host_ip, host_port, container_port, proto, count"
+_IS = "service=? AND host_ip=? AND host_port=? AND container_port=? AND proto=? AND count=?"
+# a port of an intent's undo, by the column's place in the table; rows of the first version have no count
+_UNDONE = (
+    ", ".join(f"json_extract(value, '$[{i}]')" for i in (2, 3, 4, 5)) + ", COALESCE(json_extract(value, '$[6]'), 1)"
+)
+
+
+class PortRows:
+    """The part of the store that is about published ports."""
+
+    _db: sqlite3.Connection
+
+    def ports(self, service: str | None = None) -> list[tuple[str, Port]]:
+        """(service, port) of one service or of all, in the order of the manifest, forwards last."""
+        where, values = ("WHERE service=?", (service,)) if service else ("", ())
+        rows = self._db.execute(f"SELECT service, {_PORT} FROM port {where} ORDER BY service, position", values)
+        return [(row[0], Port(*row[1:])) for row in rows]
+
+    def active_ports(self) -> list[tuple[str, Port]]:
+        rows = self._db.execute(
+            f"SELECT port.service, {_PORT} FROM port JOIN service s ON s.name=port.service"
+            " WHERE s.active=1 ORDER BY service, position"
+        )
+        return [(row[0], Port(*row[1:])) for row in rows]
+
+    def port_families(self, service: str) -> tuple[int, ...]:
+        """The families of the network that a service's ports are published on."""
+        rows = self._db.execute(
+            "SELECT family FROM subnet s JOIN endpoint e ON e.network=s.network WHERE e.service=? AND e.position=0"
+            " ORDER BY family",
+            (service,),
+        )
+        return tuple(row[0] for row in rows)
+
+    def has_port(self, service: str, port: Port) -> bool:
+        return self._db.execute(f"SELECT 1 FROM port WHERE {_IS}", (service, *port)).fetchone() is not None
+
+    def some_ports(self, service: str, among: Iterable[Port]) -> list[Port]:
+        """Those of ``among`` that a service has."""
+        return [port for port in dict.fromkeys(among) if self.has_port(service, port)]
+
+    def publishes(self, service: str) -> bool:
+        return self._db.execute("SELECT 1 FROM port WHERE service=? LIMIT 1", (service,)).fetchone() is not None
+
+    def forwards(self, service: str) -> list[Port]:
+        """The ports that were added to a service while it was active."""
+        rows = self._db.execute(
+            f"SELECT {_PORT} FROM port WHERE service=? AND origin=? ORDER BY position", (service, FORWARD)
+        )
+        return [Port(*row) for row in rows]
+
+    def port_holders(self, wanted: Port) -> list[tuple[str, Port]]:
+        """(service, port) of all active services whose port a packet for ``wanted`` could be for.
+
+        What a begun change has given up is held too, until it has ended: it may have to be put back.
+        """
+        proto, first, last = wanted.proto, wanted.host_port, wanted.last
+        live = f"SELECT service, {_PORT} FROM port JOIN service s ON s.name=port.service WHERE s.active=1 AND proto=?"
+        undone = (
+            f"SELECT service, {_UNDONE} FROM intent, json_each(undo, '$.port')"
+            " WHERE json_extract(value, '$[5]')=? AND json_extract(undo, '$.service[0][7]')=1"
+        )
+        rows = self._db.execute(
+            f"{live} AND host_port BETWEEN ? AND ?"
+            f" UNION {live} AND count>1 AND host_port<? AND host_port+count>?"
+            f" UNION {undone}",
+            (proto, first, last, proto, first, first, proto),
+        )
+        return [(row[0], port) for row in rows if (port := Port(*row[1:])).clashes(wanted)]
+
+    def chosen_port(self, service: str, wanted: Port) -> int | None:
+        """The host port that was chosen for a port of this service that asks for a free one."""
+        row = self._db.execute(
+            "SELECT host_port FROM port WHERE service=? AND origin=? AND host_ip=? AND container_port=? AND proto=? AND count=?",
+            (service, CHOSEN, wanted.host_ip, wanted.container_port, wanted.proto, wanted.count),
+        ).fetchone()
+        return int(row[0]) if row else None
+
+    def spans(self, proto: str, first: int, last: int) -> list[tuple[int, int]]:
+        """First and last host port of what known services, active or not, have within a range, ascending."""
+        return self._db.execute(
+            "SELECT host_port, host_port+count-1 FROM port WHERE proto=? AND host_port<=? AND host_port+count>? ORDER BY 1",
+            (proto, last, first),
+        ).fetchall()
+
+    # --- writing; inside a transaction ---------------------------------------------------------------------------
+
+    def set_ports(self, service: str, ports: Iterable[Port], chosen: Iterable[Port] = ()) -> None:
+        """Replace what came from the manifest; ``chosen`` are those of ``ports`` whose host port niso chose."""
+        forwards = self.forwards(service)
+        self._db.execute("DELETE FROM port WHERE service=?", (service,))
+        free = set(chosen)
+        mine = {port: CHOSEN if port in free else MANIFEST for port in ports}
+        rows = [*mine.items(), *((port, FORWARD) for port in forwards if port not in mine)]
+        network = self._db.execute("SELECT network FROM endpoint WHERE service=? AND position=0", (service,)).fetchone()
+        self._db.executemany(
+            "INSERT INTO port VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [(service, i, *port, origin, network[0] if network else "") for i, (port, origin) in enumerate(rows)],
+        )
+
+    def add_forward(self, service: str, port: Port) -> None:
+        self._db.execute(
+            "INSERT INTO port SELECT ?, COALESCE((SELECT MAX(position)+1 FROM port WHERE service=?), 0), ?, ?, ?, ?, ?, ?,"
+            " COALESCE((SELECT network FROM endpoint WHERE service=? AND position=0), '')",
+            (service, service, *port, FORWARD, service),
+        )
+
+    def take_port(self, service: str, port: Port) -> list[tuple[object, ...]]:
+        """Delete a port of a service; gives its row, for `put_port_rows`."""
+        return self._db.execute(f"DELETE FROM port WHERE {_IS} RETURNING *", (service, *port)).fetchall()
+
+    def put_port_rows(self, rows: Iterable[tuple[object, ...]]) -> None:
+        self._db.executemany("INSERT INTO port VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def begin_moving(self, ports: Iterable[tuple[str, Port]], now: float) -> None:
+        """Note, with the change itself, which ports of which services come or go, until the kernel has followed."""
+        for service, group in groupby(sorted(ports), key=itemgetter(0)):
+            moved = json.dumps({"moved": [port for _, port in group]})
+            self._db.execute("INSERT OR REPLACE INTO intent VALUES (?, 'ports', ?, ?)", (service, moved, now))
+
+    def moved_ports(self) -> list[tuple[str, Port]]:
+        """All that `begin_moving` noted and that has not ended."""
+        rows = self._db.execute("SELECT service, undo FROM intent WHERE action='ports' ORDER BY service")
+        return [(service, Port(*port)) for service, undo in rows for port in json.loads(undo)["moved"]]
+
+    def drop_forwards(self, service: str) -> None:
+        self._db.execute("DELETE FROM port WHERE service=? AND origin=?", (service, FORWARD))

@@ -1,0 +1,163 @@
+"""Every way in to a published port, in one table: who comes by which address of the host, and whom the service sees.
+
+Networks: ``backend`` (api, peer) and ``frontend`` (web, both first, which is on backend second) have both families, ``old``
+(plain) has IPv4 only, ``inner`` (vault, mate) is internal with both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from conftest import Lab
+from services import idle, on
+from ways import Cell, Path, Port, Servers, travel, wrong
+from wire import PROTOCOLS, Addresses, Wire
+
+HOST = {4: "192.0.2.1", 6: "2001:db8::1"}
+CLIENT = {4: "192.0.2.2", 6: "2001:db8::2"}
+NEIGHBOUR = {4: "192.0.2.3", 6: "2001:db8::3"}
+GATEWAY = {
+    "backend": {4: "10.99.1.1", 6: "fd00:99:1::1"},
+    "frontend": {4: "10.99.2.1", 6: "fd00:99:2::1"},
+    "old": {4: "10.99.3.1"},
+    "inner": {4: "10.99.4.1", 6: "fd00:99:4::1"},
+}
+SUBNETS = {
+    "backend": ("10.99.1.0/24", "fd00:99:1::/64"),
+    "frontend": ("10.99.2.0/24", "fd00:99:2::/64"),
+    "old": ("10.99.3.0/24",),
+    "inner": ("10.99.4.0/24", "fd00:99:4::/64"),
+}
+NETWORKS = {
+    "api": ["backend"],
+    "peer": ["backend"],
+    "web": ["frontend"],
+    "both": ["frontend", "backend"],
+    "plain": ["old"],
+    "vault": ["inner"],
+    "mate": ["inner"],
+}
+
+PUBLISHED = [
+    Port("api", "8080:8080", 8080, 8080, "any"),
+    Port("api", "8081:80", 8081, 80, "any"),
+    Port("api", "192.0.2.1:8082:8082", 8082, 8082, HOST[4]),
+    Port("api", "[2001:db8::1]:8082:8082", 8082, 8082, HOST[6]),
+    Port("api", "127.0.0.1:8083:8083", 8083, 8083, "127.0.0.1"),
+    Port("api", "0.0.0.0:8084:8084", 8084, 8084, "any4"),
+    Port("api", "[::]:8085:8085", 8085, 8085, "any6"),
+    Port("api", "10.99.1.1:8086:8086", 8086, 8086, "10.99.1.1"),
+    Port("api", "8100-8103:8100-8103", 8100, 8100, "any"),
+    Port("api", "8100-8103:8100-8103", 8103, 8103, "any"),
+    Port("api", "8110-8111:8310-8311", 8111, 8311, "any"),
+    Port("api", "192.0.2.1:8120-8121:8120-8121", 8121, 8121, HOST[4]),
+    Port("api", "[2001:db8::1]:8130-8131:8130-8131", 8131, 8131, HOST[6]),
+    Port("api", "127.0.0.1:8140-8141:8140-8141", 8141, 8141, "127.0.0.1"),
+    Port("both", "8090:90", 8090, 90, "any"),
+    Port("plain", "8091:91", 8091, 91, "any4"),
+    Port("vault", "8092:92", 8092, 92, "any"),
+]
+# a service listens there, but nobody said that it may be reached by the host: each side of a range, the container's port
+UNPUBLISHED = [Port("api", "", port, port, "nowhere") for port in (80, 8099, 8104, 8310, 9000)]
+PORTS = [*PUBLISHED, *UNPUBLISHED]
+
+
+class World:
+    def __init__(self, lab: Lab, wire: Wire) -> None:
+        self.lab, self.wire = lab, wire
+        for name, subnets in SUBNETS.items():
+            options = [word for subnet in subnets for word in ("--subnet", subnet)]
+            lab.niso("net", "create", name, *options, *(["--internal"] if name == "inner" else []))
+        lab.niso("activate", *(idle(lab, name, network=self._network(name)) for name in NETWORKS))
+        self.addresses = {name: Addresses(lab, f"niso-{name}") for name in NETWORKS}
+        self.second = Addresses(lab, "niso-both", "eth1")
+        for name in SUBNETS:
+            Addresses(lab, None, f"niso-{name}")
+        for subnet in SUBNETS["backend"]:
+            lab.run("ip", "route", "add", subnet, "via", HOST[6 if ":" in subnet else 4], netns="neighbour")
+
+    @staticmethod
+    def _network(name: str) -> dict[str, Any]:
+        entries = dict.fromkeys(port.entry for port in PUBLISHED if port.service == name)
+        ports = [f"{entry}/{proto}" for entry in entries for proto in PROTOCOLS]
+        return {"networks": NETWORKS[name], "ports": ports}
+
+    def paths(self, family: int) -> list[Path]:
+        host, backend, frontend = HOST[family], GATEWAY["backend"][family], GATEWAY["frontend"][family]
+        found = [
+            Path("client", "client", host, CLIENT[family]),
+            Path("neighbour", "neighbour", host, NEIGHBOUR[family]),
+            Path("neighbour with a route", "neighbour", backend, NEIGHBOUR[family]),
+            Path("host by its address", None, host, host),
+            Path("host by the bridge", None, backend, backend),
+            Path("host by another bridge", None, frontend, frontend),
+            Path("host by loopback", None, "127.0.0.1" if family == 4 else "::1", ""),
+        ]
+        if family == 4:
+            found.append(Path("host by another loopback", None, "127.0.0.77", ""))
+        for name, networks in NETWORKS.items():
+            if own := self.addresses[name].ip(family):
+                found.append(Path(name, f"niso-{name}", host, own))
+                found.append(Path(f"{name} by its bridge", f"niso-{name}", GATEWAY[networks[0]][family], own))
+        found.append(Path("web by another bridge", "niso-web", backend, self.addresses["web"].ip(family)))
+        found.append(Path("both by its second bridge", "niso-both", backend, self.second.ip(family)))
+        found.append(Path("api by its own loopback", "niso-api", "127.0.0.1" if family == 4 else "::1", ""))
+        return found
+
+    def cells(self, family: int) -> list[Cell]:
+        return [Cell(path, port, self.sees(path, port, family)) for path in self.paths(family) for port in PORTS]
+
+    def sees(self, path: Path, port: Port, family: int) -> str:
+        """The source address that the service must see, "" where nothing must come: the contract, section 6."""
+        if not port.is_at(path.to) or not self.addresses[port.service].ip(family):
+            return ""
+        own_loopback = path.netns is not None and path.to in ("127.0.0.1", "::1")
+        client = (path.netns or "").removeprefix("niso-")
+        out_of_inner = NETWORKS.get(client) == ["inner"] and NETWORKS[port.service] != ["inner"]
+        if own_loopback or out_of_inner:
+            return ""
+        if client == port.service or path.to.startswith("127."):
+            return GATEWAY[NETWORKS[port.service][0]][family]
+        return path.source
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with Lab(deadline_seconds=600) as lab, Wire(lab) as wire:
+        yield World(lab, wire)
+
+
+def bridged(lab: Lab, value: int) -> None:
+    """What other programs of the host may have set: frames that any bridge switches go through iptables, or not."""
+    for name in ("iptables", "ip6tables"):
+        lab.run("sysctl", "-qw", f"net.bridge.bridge-nf-call-{name}={value}")
+
+
+@pytest.mark.parametrize("nf_call", [0, 1])
+@pytest.mark.parametrize("proto", PROTOCOLS)
+@pytest.mark.parametrize("family", [4, 6])
+def test_each_way_in_reaches_whom_it_should_and_no_other(world: World, family: int, proto: str, nf_call: int) -> None:
+    bridged(world.lab, nf_call)
+    cells = world.cells(family)
+    servers = Servers(world.wire, PORTS, world.addresses, proto, family)
+    try:
+        found = wrong(travel(servers, cells))
+    finally:
+        servers.close()
+    assert any(cell.sees for cell in cells) and not all(cell.sees for cell in cells)
+    assert not found, f"{len(found)} of {len(cells)} are wrong:\n" + "\n".join(found)
+    assert servers.unsound == []
+
+
+def test_localhost_is_answered_by_loopback(world: World) -> None:
+    """By name, as people do it: a client that is given ::1 first is refused there at once and takes 127.0.0.1."""
+    servers = Servers(world.wire, PORTS, world.addresses, "tcp", 4)
+    listener = next(key for key in servers.selector.get_map().values() if key.data[1].getsockname()[1] == 8080)
+    code = "import socket; s = socket.create_connection(('localhost', 8080), 5); print(s.getpeername()[0])"
+    try:
+        assert world.lab.run("python3", "-ISc", code).stdout == "127.0.0.1\n"
+        assert listener.data[1].accept()[1][0] == GATEWAY["backend"][4]
+    finally:
+        servers.close()

@@ -1,0 +1,171 @@
+"""Sockets of any namespace of a lab, held by the test itself, and what it sends and sees with them.
+
+A socket belongs to the network namespace in which it was made, whoever holds it. One process in the lab makes them there and
+passes them out, so a test can be client, server, attacker and watcher of all namespaces at once without a process for each.
+Frames are built by scapy in the test; SCTP, for which the kernel may have no sockets, is spoken over raw ones.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import struct
+import time
+from typing import Any
+
+from conftest import Lab
+
+logging.getLogger("scapy").setLevel(logging.CRITICAL)  # it warns of the machine's own routes, which are not its business
+from scapy.layers.sctp import SCTP, SCTPChunkInit, SCTPChunkInitAck, crc32c  # noqa: E402
+
+ETH_P_ALL = 3
+PACKET_OUTGOING = 4  # linux/if_packet.h
+FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+PROTOCOLS = ("tcp", "udp", "sctp")
+
+FACTORY = """\
+import json, os, socket
+control = socket.socket(fileno=0)
+home = os.open("/proc/self/ns/net", os.O_RDONLY)
+while message := control.recv(4096):
+    netns, *what = json.loads(message)
+    try:
+        there = os.open(f"/run/netns/{netns}", os.O_RDONLY) if netns else os.dup(home)
+        os.setns(there, os.CLONE_NEWNET)
+        os.close(there)
+        with socket.socket(*what) as made:
+            socket.send_fds(control, [b"ok"], [made.fileno()])
+    except OSError as error:
+        control.send(f"{netns or 'the host'}: {error}".encode())
+"""
+
+
+class Wire:
+    """``with Wire(lab) as wire``: gives sockets of the lab's namespaces, and closes all of them at its end."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self._sockets: list[socket.socket] = []
+
+    def __enter__(self) -> Wire:
+        self._control, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control.settimeout(20)
+        with far:
+            self._factory = self.lab.popen("python3", "-ISc", FACTORY, stdin=far.fileno())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in self._sockets:
+            each.close()
+        self._control.close()
+        self._factory.wait(20)
+
+    def socket(self, netns: str | None, family: int, kind: int, proto: int = 0, keep: bool = True) -> socket.socket:
+        """A socket of ``netns`` (None: the lab's host) that does not block. Without ``keep`` the caller closes it."""
+        self._control.send(json.dumps([netns, family, kind, proto]).encode())
+        message, fds, _, _ = socket.recv_fds(self._control, 4096, 1)
+        if not fds:
+            raise OSError(message.decode())
+        made = socket.socket(fileno=fds[0])
+        made.setblocking(False)
+        if keep:
+            self._sockets.append(made)
+        return made
+
+    def link(self, netns: str | None, link: str) -> Link:
+        return Link(self, netns, link)
+
+
+class Link:
+    """A link as the wire has it: sends whole frames and sees those that come in (and, on request, go out)."""
+
+    def __init__(self, wire: Wire, netns: str | None, link: str) -> None:
+        self.name = f"{netns or 'host'}:{link}"
+        self._socket = wire.socket(netns, socket.AF_PACKET, socket.SOCK_RAW)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        self._socket.bind((link, ETH_P_ALL))
+        self.seen: list[bytes] = []
+
+    def send(self, frame: Any) -> None:
+        self._socket.send(bytes(frame))
+
+    def look(self) -> list[bytes]:
+        """All frames that came in until now; kept in ``seen``."""
+        while True:
+            try:
+                frame, (_, _, kind, *_) = self._socket.recvfrom(65536)
+            except BlockingIOError:
+                return self.seen
+            if kind != PACKET_OUTGOING:
+                self.seen.append(frame)
+
+    def forget(self) -> None:
+        self.look()
+        self.seen.clear()
+
+    def saw(self, marker: bytes) -> bool:
+        """Whether a frame with these bytes has come in since the last `forget`."""
+        return any(marker in frame for frame in self.look())
+
+
+class Addresses:
+    """What the kernel has given to a link of a namespace, read by ``ip -j``."""
+
+    def __init__(self, lab: Lab, netns: str | None, link: str = "eth0") -> None:
+        def settled() -> dict[str, Any] | None:
+            found = lab.ip_json("address", "show", "dev", link, netns=netns)[0]
+            return None if any(each.get("tentative") for each in found["addr_info"]) else found
+
+        found = lab.wait_for(settled, what=f"no tentative address on {link} of {netns or 'the host'}")
+        self.mac: str = found["address"]
+        self.index: int = found["ifindex"]
+        for family, name in ((4, "inet"), (6, "inet6")):
+            here = [e["local"] for e in found["addr_info"] if e["family"] == name and e["scope"] == "global"]
+            setattr(self, f"ip{family}", here[0] if here else "")
+
+    ip4: str
+    ip6: str
+
+    def ip(self, family: int) -> str:
+        """Its first address of a family, "" where it has none."""
+        return self.ip4 if family == 4 else self.ip6
+
+
+def sctp_init(source: int, target: int, tag: int) -> bytes:
+    """An SCTP packet that asks for an association (RFC 9260, 3.3.2), with its CRC32c."""
+    return bytes(SCTP(sport=source, dport=target, tag=0) / SCTPChunkInit(init_tag=tag, a_rwnd=65536, init_tsn=1))
+
+
+def sctp_init_ack(asked: bytes) -> bytes:
+    """The answer to `sctp_init`: its tag comes back, so that the one who asked knows it for the answer."""
+    source, target = struct.unpack_from("!HH", asked)
+    tag = struct.unpack_from("!I", asked, 16)[0]
+    return bytes(
+        SCTP(sport=target, dport=source, tag=tag) / SCTPChunkInitAck(init_tag=tag ^ 0xFFFFFFFF, a_rwnd=65536, init_tsn=1)
+    )
+
+
+def sctp_sound(packet: bytes) -> bool:
+    """Whether its CRC32c is right, which a change of ports on the way must not spoil."""
+    return crc32c(packet[:8] + bytes(4) + packet[12:]) == struct.unpack_from("!I", packet, 8)[0]
+
+
+def sctp_chunk(packet: bytes) -> int:
+    """The type of the first chunk: 1 INIT, 2 INIT ACK, 6 ABORT."""
+    return packet[12]
+
+
+def raw_payload(family: int, packet: bytes) -> bytes:
+    """What a raw socket received, without the IPv4 header that it gets in that family alone (raw(7), ipv6(7))."""
+    return packet[(packet[0] & 15) * 4 :] if family == 4 else packet
+
+
+class Deadline:
+    """Ends a loop: ``while not deadline.over()``."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    def over(self) -> bool:
+        return time.monotonic() > self._end
