@@ -93,7 +93,8 @@ def _record(store: Store, target: Target, copy: str) -> Change:
     store.set_endpoints(name, on)
     for network in on:
         leases.lease(store, name, network, model.static_ips(manifest).get(network))
-    ports, chosen = portmap.admit(store, name, model.ports(manifest), ports_before)
+    wanted = model.ports(manifest)
+    ports, chosen = portmap.admit(store, name, list(wanted), ports_before, list(wanted.values()))
     store.set_ports(name, ports, chosen)
     runs = was_active and process.runs(name)
     return Change(target, before, row, not (runs and before is not None and before.spec == row.spec))

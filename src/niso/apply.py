@@ -6,9 +6,11 @@ same code with another scope.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable
+from typing import NamedTuple
 
 from niso import failpoint, paths
 from niso.diff import AnyStep, HostsEdit, diff
@@ -17,7 +19,7 @@ from niso.kernel.read import Foreign, read, read_all
 from niso.kernel.write import write, write_what_can_be
 from niso.names import alias, hosts_folder
 from niso.plan import desired
-from niso.state import State, union
+from niso.state import Element, State, union
 from niso.store.store import ALL, Scope, Store
 
 Report = Callable[[str], None]
@@ -47,9 +49,33 @@ class Lock:
         os.close(self._fd)
 
 
-def planned(store: Store, scope: Scope, before: State) -> list[AnyStep]:
-    """The steps that `converge` would take now. Changes nothing."""
-    return _look(store, scope, before)[0]
+class Plan(NamedTuple):
+    """What there is to do, and what was looked at to find it."""
+
+    steps: list[AnyStep]
+    want: State
+    candidates: State
+    unread: frozenset[Element]  # taken for absent without a look
+
+
+def plan(store: Store, scope: Scope, before: State, trusting: bool = False) -> Plan:
+    """The steps that make the kernel have what the store says of ``scope``. Changes nothing; for more see `converge`.
+
+    With ``trusting`` the elements that are new by the store are not looked for: the kernel refuses those that clash.
+    Raises Conflict where something of a needed name is somebody else's, KernelError.
+    """
+    snapshot = store.snapshot(scope)
+    want = desired(snapshot)
+    mark = alias(store.state_id())
+    candidates = union(want, before)
+    known = {element.key() for element in before.elements} if trusting else set()
+    unread = frozenset(e for e in want.elements if trusting and e.value and e.key() not in known)
+    have = read(candidates._replace(elements=candidates.elements - unread), mark)
+    steps = diff(want, have)
+    if scope != ALL and _rebuilds(want, have, steps, {hosts_folder(reader) for reader in snapshot.fresh}):
+        # the tables, or a file that others read, are gone: what stood in them is not only this scope's
+        return plan(store, ALL, before)
+    return Plan(steps, want, candidates, unread)
 
 
 def converge(
@@ -61,7 +87,14 @@ def converge(
     ``teardown`` a step that fails does not keep the others from being done. Gives the steps taken. Raises KernelError or,
     from a teardown, an ErrorGroup.
     """
-    steps, want, candidates = _look(store, scope, before)
+    return carry_out(store, scope, before, plan(store, scope, before, trusting=True), report, teardown)
+
+
+def carry_out(
+    store: Store, scope: Scope, before: State, planned: Plan, report: Report = silent, teardown: bool = False
+) -> list[AnyStep]:
+    """As `converge`, with a plan that was made under the same lock."""
+    steps = planned.steps
     if not steps:
         return []
     for step in steps:
@@ -71,7 +104,15 @@ def converge(
         if errors:
             raise ErrorGroup(errors)
     else:
-        write(steps)
+        try:
+            write(steps)
+        except KernelError as error:
+            if error.errno != errno.EEXIST or not planned.unread:
+                raise
+            # an element was there with another value: rules come first, so nothing has changed
+            return carry_out(store, scope, before, plan(store, scope, before), report)
+    # the kernel has taken the elements of a transaction all together or not at all: its word on them is enough
+    want, candidates = (each._replace(elements=frozenset()) for each in (planned.want, planned.candidates))
     left = diff(want, _without_dying(want, candidates, read(candidates, alias(store.state_id()))))
     if left:
         raise KernelError(
@@ -92,19 +133,6 @@ def _without_dying(want: State, candidates: State, have: State) -> State:
 def desired_now(store: Store, scope: Scope) -> State:
     """What the kernel should have of ``scope`` by the store as it is."""
     return desired(store.snapshot(scope))
-
-
-def _look(store: Store, scope: Scope, before: State) -> tuple[list[AnyStep], State, State]:
-    snapshot = store.snapshot(scope)
-    want = desired(snapshot)
-    mark = alias(store.state_id())
-    candidates = union(want, before)
-    have = read(candidates, mark)
-    steps = diff(want, have)
-    if scope != ALL and _rebuilds(want, have, steps, {hosts_folder(reader) for reader in snapshot.fresh}):
-        # the tables, or a file that others read, are gone: what stood in them is not only this scope's
-        return _look(store, ALL, before)
-    return steps, want, candidates
 
 
 def _rebuilds(want: State, have: State, steps: list[AnyStep], whole: set[str]) -> bool:

@@ -27,7 +27,6 @@ from niso.state import (
     kinds,
 )
 
-
 MAIN = 254  # RT_TABLE_MAIN
 
 

@@ -7,7 +7,7 @@ import os
 import time
 
 from niso import ipam, names
-from niso.apply import Lock, Report, converge, desired_now, planned, silent
+from niso.apply import Lock, Report, converge, desired_now, plan, silent
 from niso.errors import Conflict, InvalidInput, UsageError
 from niso.kernel import host
 from niso.records import Network, Subnet
@@ -78,7 +78,7 @@ def create(
             _same(present, wanted, gateway, mtu)
             before = desired_now(store, Scope((), (name,)))
             if dry_run:
-                for step in planned(store, Scope((), (name,)), before):
+                for step in plan(store, Scope((), (name,)), before).steps:
                     report(step.describe())
             else:
                 converge(store, Scope((), (name,)), before, report)
@@ -89,7 +89,7 @@ def create(
             network = plan_network(store, name, subnet=wanted, gateway=gateway, mtu=mtu)
             store.add_network(network, implicit=False, now=time.time())
             if dry_run:
-                for step in planned(store, scope, before):
+                for step in plan(store, scope, before).steps:
                     report(step.describe())
                 transaction.cancel()
                 return network
@@ -118,7 +118,7 @@ def remove(store: Store, names: list[str], report: Report = silent, dry_run: boo
             for name in names:
                 store.drop_network(name)
             if dry_run:
-                for step in planned(store, scope, before):
+                for step in plan(store, scope, before).steps:
                     report(step.describe())
                 transaction.cancel()
                 return

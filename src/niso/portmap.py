@@ -33,33 +33,38 @@ def span(first: int, count: int) -> str:
     return str(first) if count == 1 else f"{first}-{first + count - 1}"
 
 
-def admit(store: Store, service: str, wanted: Sequence[Port], before: Iterable[Port]) -> tuple[list[Port], list[Port]]:
+def admit(
+    store: Store, service: str, wanted: Sequence[Port], before: Iterable[Port], keys: Sequence[str] = ()
+) -> tuple[list[Port], list[Port]]:
     """The ports of a manifest with their host ports, and those of them whose host port is chosen here.
 
-    ``before`` are those that the service has now: they are not looked at again. Raises Conflict, which names the key, and
-    who has the port.
+    ``before`` are those that the service has now: they are not looked at again. ``keys`` are what messages call ``wanted``.
+    Raises Conflict, which names the key, and who has the port.
     """
-    have = list(before)
+    keys = keys or [f"network.ports[{position}]" for position in range(len(wanted))]
+    have = set(before)
     families = store.port_families(service)
+    forwards = store.forwards(service)
+    listeners = _Listeners()
     ports: list[Port] = []
     chosen: list[Port] = []
-    for position, port in enumerate(wanted):
-        key = f"network.ports[{position}]"
+    for key, port in zip(keys, wanted, strict=True):
         _check_family(service, port, families, key)
+        found = port
         if not port.host_port:
-            port = port._replace(host_port=_choose(store, service, port, [*wanted, *ports], have, key))
-            chosen.append(port)
+            found = port._replace(host_port=_choose(store, service, port, [*wanted, *ports], have, listeners, key))
+            chosen.append(found)
         elif port not in have:
-            _check_free(store, service, port, key)
-        ports.append(port)
-    for port in store.forwards(service):
-        other = next((each for each in ports if each != port and _same_place(each, port)), None)
-        if other is not None:
-            raise Conflict(
-                f"network.ports[{ports.index(other)}]: host port {shown(other)} is forwarded to another port of {service!r}",
-                f"niso port-forward {service} --remove {text(port)}",
-                f"network.ports[{ports.index(other)}]",
-            )
+            _check_holders(store, service, port, key)
+            listeners.check(port, key)
+            for forward in forwards:
+                if _same_place(forward, port):
+                    raise Conflict(
+                        f"{key}: host port {shown(port)} is forwarded to another port of {service!r}",
+                        f"niso port-forward {service} {text(forward)} --remove",
+                        key,
+                    )
+        ports.append(found)
     return ports, chosen
 
 
@@ -87,8 +92,8 @@ def _check_family(service: str, port: Port, families: tuple[int, ...], key: str)
         )
 
 
-def _check_free(store: Store, service: str, port: Port, key: str) -> None:
-    """Raise Conflict if another service has the host port or a process of the host listens on it."""
+def _check_holders(store: Store, service: str, port: Port, key: str) -> None:
+    """Raise Conflict if another service has the host port."""
     for holder, held in store.port_holders(port):
         if holder != service:
             raise Conflict(
@@ -96,19 +101,6 @@ def _check_free(store: Store, service: str, port: Port, key: str) -> None:
                 f"niso deactivate {holder}, or choose another port",
                 key,
             )
-    _check_listeners(port, key)
-
-
-def _check_listeners(port: Port, key: str) -> None:
-    for listener in _listeners(port):
-        who = sockdiag.holder(listener.inode)
-        program = f"{who[1]} (pid {who[0]})" if who else "a process that cannot be seen from here"
-        at = f"[{listener.address}]" if ":" in listener.address else listener.address
-        raise Conflict(
-            f"{key}: host port {shown(port)} is used by {program}, which listens on {at}:{listener.port}",
-            "stop it, or choose another port",
-            key,
-        )
 
 
 def _as(held: Port, wanted: Port) -> str:
@@ -116,36 +108,65 @@ def _as(held: Port, wanted: Port) -> str:
     return "" if shown(held) == shown(wanted) else f" as {shown(held)}"
 
 
-def _listeners(port: Port) -> list[sockdiag.Listener]:
-    """The host's sockets that packets for ``port`` would be for."""
-    return [
-        listener
-        for listener in sockdiag.listeners(port.proto, port.host_port, port.last)
-        if port.clashes(Port(listener.address, listener.port, 0, port.proto))
-    ]
+class _Listeners:
+    """The host's sockets that take packets of their own: read once for each protocol, when first asked for."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[sockdiag.Listener]] = {}
+
+    def of(self, proto: str) -> list[sockdiag.Listener]:
+        if proto not in self._found:
+            self._found[proto] = sockdiag.listeners(proto)
+        return self._found[proto]
+
+    def clashing(self, port: Port) -> list[sockdiag.Listener]:
+        """Those that packets for ``port`` would be for."""
+        return [
+            each
+            for each in self.of(port.proto)
+            if port.host_port <= each.port <= port.last and port.clashes(Port(each.address, each.port, 0, port.proto))
+        ]
+
+    def check(self, port: Port, key: str) -> None:
+        """Raise Conflict if a process of the host listens on the host port."""
+        for listener in self.clashing(port):
+            who = sockdiag.holder(listener.inode)
+            program = f"{who[1]} (pid {who[0]})" if who else "a process that cannot be seen from here"
+            at = f"[{listener.address}]" if ":" in listener.address else listener.address
+            raise Conflict(
+                f"{key}: host port {shown(port)} is used by {program}, which listens on {at}:{listener.port}",
+                "stop it, or choose another port",
+                key,
+            )
 
 
-def _choose(store: Store, service: str, port: Port, mine: Iterable[Port], have: list[Port], key: str) -> int:
+def _choose(
+    store: Store,
+    service: str,
+    port: Port,
+    mine: Iterable[Port],
+    have: set[Port],
+    listeners: _Listeners,
+    key: str,
+) -> int:
     """A host port of its own for one that leaves it open: the one that it had, else the lowest that nobody has."""
     kept = store.chosen_port(service, port)
     if kept is not None:
         again = port._replace(host_port=kept)
-        if again in have or not (any(h != service for h, _ in store.port_holders(again)) or _listeners(again)):
+        others = any(holder != service for holder, _ in store.port_holders(again))
+        if again in have or not (others or listeners.clashing(again)):
             return kept
     taken = store.spans(port.proto, FREE_FIRST, FREE_LAST)
     taken += [(each.host_port, each.last) for each in mine if each.host_port and each.proto == port.proto]
-    taken += [(each.port, each.port) for each in sockdiag.listeners(port.proto, FREE_FIRST, FREE_LAST)]
+    taken += [(each.port, each.port) for each in listeners.of(port.proto)]
     candidate = FREE_FIRST
     for first, last in sorted(taken):
         if first - candidate >= port.count:
             break
         candidate = max(candidate, last + 1)
     if candidate + port.count - 1 > FREE_LAST:
-        raise Conflict(
-            f"{key}: no {'port' if port.count == 1 else f'{port.count} ports in a row'} of {FREE_FIRST}-{FREE_LAST} free",
-            "name a host port",
-            key,
-        )
+        many = "port" if port.count == 1 else f"{port.count} ports in a row"
+        raise Conflict(f"{key}: no {many} of {FREE_FIRST}-{FREE_LAST} free", "name a host port", key)
     return candidate
 
 
@@ -181,7 +202,7 @@ def forward(store: Store, service: str, port: Port, replace: bool, locked: set[s
                 raise Conflict(words, "move the whole range, or change that manifest", key)
             if holder not in locked:
                 raise Conflict(f"{holder!r} has just taken host port {shown(port)}", "try again", key)
-        _check_listeners(port, key)
+        _Listeners().check(port, key)
         _change(store, [(service, port)], losers, report)
     return True
 

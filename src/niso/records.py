@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-
 ANY, ANY4, ANY6 = "", "0.0.0.0", "::"
 """Host addresses that stand for all: of each family that the network has, of IPv4, of IPv6."""
 
@@ -32,7 +31,7 @@ class Port(NamedTuple):
     host_port: int
     container_port: int
     proto: str
-    count: int = 1
+    count: int = 1  # type: ignore[assignment]  # hides tuple.count
 
     @property
     def last(self) -> int:

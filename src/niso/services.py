@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from niso import names, package, paths, portmap
 from niso.admission import Change, record, scope_of
-from niso.apply import Lock, Report, converge, desired_now, planned, silent
+from niso.apply import Lock, Report, carry_out, converge, desired_now, plan, silent
 from niso.errors import Conflict, ErrorGroup, NisoError, NotFound
 from niso.kernel import conntrack, netns
 from niso.records import Port
@@ -68,9 +68,9 @@ def activate(
                     before = desired_now(store, scope)
                     recorded = [record(store, target, copies[target.name]) for target in targets]
                     # what is somebody else's is found before anything is on record or changed
-                    planned(store, scope, before)
+                    planned = plan(store, scope, before, trusting=True)
                 changes += recorded
-                steps = converge(store, scope, before, report)
+                steps = carry_out(store, scope, before, planned, report)
                 after = desired_now(store, scope)
                 _flush(before, after)
                 portmap.flush(before, after)
@@ -113,7 +113,7 @@ def _plan_only(store: Store, targets: list[Target], report: Report) -> list[Outc
     scope = scope_of(store, targets)
     before = desired_now(store, scope)
     changes = [record(store, target, _copy_path(target, report)) for target in targets]
-    steps = planned(store, scope, before)
+    steps = plan(store, scope, before).steps
     for step in steps:
         report(step.describe())
     for change in changes:
@@ -122,7 +122,7 @@ def _plan_only(store: Store, targets: list[Target], report: Report) -> list[Outc
                 report(f"stop {change.name}")
             report(_start_words(change.row))
     scope, before = _drop_left(store, changes)
-    for step in planned(store, scope, before) if scope.networks else []:
+    for step in plan(store, scope, before).steps if scope.networks else []:
         report(step.describe())
     return [_outcome(store, change, bool(steps)) for change in changes]
 
@@ -452,7 +452,7 @@ def _plan_deactivation(store: Store, name: str, report: Report) -> None:
     scope = Scope((name,), row.networks)
     before = desired_now(store, scope)
     store.set_active(name, False)
-    for step in planned(store, scope, before):
+    for step in plan(store, scope, before).steps:
         report(step.describe())
 
 

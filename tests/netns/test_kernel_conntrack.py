@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import subprocess
+import sys
+import time
 
 import pytest
-from kernel_world import nft, throw_away_host
+from kernel_world import nft, sh, throw_away_host
 
 from niso.kernel import conntrack
+
+# What a walk over the table is said to cost: with 0 the kernel always filters, with 10**9 one dump gives all.
+WALKS = [0, 10**9]
+UNASSIGNED = 253  # an IP protocol for experiments (RFC 3692)
 
 
 def tool(words: str) -> str:
@@ -42,8 +49,10 @@ def left() -> set[tuple[str, int]]:
     return found
 
 
+@pytest.mark.parametrize("walk", WALKS)
 @throw_away_host
-def test_flush_addresses_takes_flows_of_either_end_before_and_after_nat() -> None:
+def test_flush_addresses_takes_flows_of_either_end_before_and_after_nat(walk: int) -> None:
+    conntrack._WALK = walk
     nft(
         "table ip n {\n chain c { type nat hook prerouting priority -100; }\n}"
     )  # NAT of inserted entries needs the module
@@ -64,8 +73,10 @@ def test_flush_addresses_takes_flows_of_either_end_before_and_after_nat() -> Non
     assert left() == others
 
 
+@pytest.mark.parametrize("walk", WALKS)
 @throw_away_host
-def test_flush_addresses_takes_thousands() -> None:
+def test_flush_addresses_takes_thousands(walk: int) -> None:
+    conntrack._WALK = walk
     nft("table ip n {\n chain c { type filter hook output priority 0; ct state new accept; }\n}")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         for port in range(1000, 4000):
@@ -78,41 +89,202 @@ def test_flush_addresses_takes_thousands() -> None:
     assert len(left()) == 3000
 
 
+@pytest.mark.parametrize("walk", WALKS)
+@throw_away_host
+def test_flush_addresses_takes_all_protocols_of_both_families(walk: int) -> None:
+    conntrack._WALK = walk
+    nft("table inet n {\n chain c { type filter hook output priority 0; ct state new accept; }\n}")
+    addresses = ("10.99.1.2", "10.99.1.3", "fd00:99::2", "fd00:99::3")
+    for address in addresses:
+        sh(f"ip address add {address}/{128 if ':' in address else 32} dev lo nodad")
+        sh(f"ping -c 1 -w 10 -I {address} {address}")
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        for kind, number in ((socket.SOCK_DGRAM, socket.IPPROTO_UDP), (socket.SOCK_RAW, UNASSIGNED)):
+            with socket.socket(family, kind, number) as one:
+                one.bind((address, 0))
+                one.sendto(b"data", (address, 9 if kind == socket.SOCK_DGRAM else 0))
+
+    def shown() -> list[tuple[str, str]]:
+        listed = [line.split() for family in ("ipv4", "ipv6") for line in tool(f"-L -f {family}").splitlines()]
+        fields = [(line[0], next(word for word in line if word.startswith("src="))) for line in listed]
+        return sorted({(proto, source.removeprefix("src=")) for proto, source in fields if proto != "tcp"})
+
+    both = {address: {proto for proto, source in shown() if source == address} for address in addresses}
+    assert both["10.99.1.2"] == both["10.99.1.3"] == {"icmp", "udp", "unknown"}
+    assert both["fd00:99::2"] == both["fd00:99::3"] == {"icmpv6", "udp", "unknown"}
+    assert conntrack.flush_addresses(["10.99.1.2", "fd00:99::2"]) >= 6
+    assert {source for _, source in shown()} == {"10.99.1.3", "fd00:99::3"}
+    assert len(shown()) == 6
+
+
+def add_sctp(source: str, sport: int, dport: int) -> None:
+    tool(
+        f"-I -s {source} -d 192.0.2.1 -p sctp --sport {sport} --dport {dport} --state ESTABLISHED --orig-vtag 1 "
+        "--reply-vtag 2 --timeout 600 -u SEEN_REPLY"
+    )
+
+
+@pytest.mark.parametrize("walk", WALKS)
 @pytest.mark.parametrize("proto", ["tcp", "udp", "sctp"])
 @throw_away_host
-def test_flush_port_takes_flows_to_that_port_and_protocol_only(proto: str) -> None:
-    other = "udp" if proto == "tcp" else "tcp"
-    states = {"sctp": " --state ESTABLISHED"}
-    for source, used, sport, dport in (
+def test_flush_ports_takes_flows_to_those_ports_and_that_protocol_only(proto: str, walk: int) -> None:
+    conntrack._WALK = walk
+    flows = [
         ("192.0.2.11", proto, 1, 8080),
         ("192.0.2.12", proto, 8080, 9),
-        ("192.0.2.13", other, 1, 8080),
+        ("192.0.2.13", "udp" if proto == "tcp" else "tcp", 1, 8080),
         ("192.0.2.14", proto, 1, 8081),
+        ("192.0.2.15", proto, 1, 8079),
+        *((f"192.0.2.{number}", proto, 1, 8000 + number) for number in range(20, 32)),
+    ]
+
+    def fill() -> None:
+        for source, used, sport, dport in flows:
+            if used == "sctp":
+                add_sctp(source, sport, dport)
+            else:
+                add(source, "192.0.2.1", used, sport, dport, status="UNSET")
+
+    fill()
+    everything = left()
+    assert len(everything) == len(flows)
+    assert conntrack.flush_ports([(proto, 8080, 8080)]) == 1
+    assert left() == everything - {("192.0.2.11", 8080)}
+    assert conntrack.flush_port(proto, 8081) == 1
+    assert left() == everything - {("192.0.2.11", 8080), ("192.0.2.14", 8081)}
+    # a range, and a port of another protocol that nothing was sent to
+    assert conntrack.flush_ports([(proto, 8022, 8029), ("udp", 7, 7)]) == 8
+    gone = {("192.0.2.11", 8080), ("192.0.2.14", 8081), *((f"192.0.2.{n}", 8000 + n) for n in range(22, 30))}
+    assert left() == everything - gone
+    several = [(proto, port, port) for port in (8020, 8021, 8030, 8031, 8079, 8079, 9999)]
+    assert conntrack.flush_ports(several) == 5
+    assert {source for source, _ in left()} == {"192.0.2.12", "192.0.2.13"}
+    assert conntrack.flush_ports([("tcp", 1, 65535), ("udp", 0, 65535), ("sctp", 1, 65535)]) == 2
+    assert left() == set()
+
+
+@pytest.mark.parametrize("walk", WALKS)
+@throw_away_host
+def test_flush_ports_takes_what_was_sent_to_these_addresses_of_both_families(walk: int) -> None:
+    conntrack._WALK = walk
+    destinations = (
+        "192.0.2.1",
+        "203.0.113.9",
+        "127.0.0.1",
+        "127.9.9.9",
+        "128.0.0.1",
+        "2001:db8::1",
+        "2001:db8:1::1",
+        "::1",
+    )
+
+    def fill() -> set[str]:
+        for number, destination in enumerate(destinations):
+            add("::9" if ":" in destination else "10.0.0.9", destination, "udp", 1000 + number, 8080)
+        return set(destinations)
+
+    def kept() -> set[str]:
+        lines = [line for family in ("ipv4", "ipv6") for line in tool(f"-L -f {family}").splitlines()]
+        return {next(word for word in line.split() if word.startswith("dst="))[4:] for line in lines}
+
+    port = [("udp", 8080, 8080)]
+    everything = fill()
+    assert kept() == everything
+    assert conntrack.flush_ports(port, ["192.0.2.1", "2001:db8::1"]) == 2
+    assert kept() == everything - {"192.0.2.1", "2001:db8::1"}
+    assert conntrack.flush_ports(port, ["127.0.0.0/8", "198.51.100.1"]) == 2
+    assert kept() == {"203.0.113.9", "128.0.0.1", "2001:db8:1::1", "::1"}
+    assert conntrack.flush_ports(port, ["2001:db8::/32", "128.0.0.1/32"]) == 2
+    assert kept() == {"203.0.113.9", "::1"}
+    assert conntrack.flush_ports(port, ["0.0.0.0/0"]) == 1
+    assert conntrack.flush_ports(port, []) == 0
+    assert kept() == {"::1"}
+    assert conntrack.flush_ports(port) == 1
+    assert kept() == set()
+
+
+@pytest.mark.parametrize("walk", WALKS)
+@throw_away_host
+def test_flush_ports_keeps_tcp_that_has_seen_a_reply_and_ends_all_else(walk: int) -> None:
+    conntrack._WALK = walk
+    for source, state, status in (
+        ("192.0.2.11", "ESTABLISHED", "SEEN_REPLY,ASSURED"),
+        ("192.0.2.12", "SYN_RECV", "SEEN_REPLY"),
+        ("192.0.2.13", "SYN_SENT", "UNSET"),
     ):
-        if used == "sctp":
-            tool(
-                f"-I -s {source} -d 192.0.2.1 -p sctp --sport {sport} --dport {dport}{states['sctp']} --orig-vtag 1 "
-                "--reply-vtag 2 --timeout 600 -u SEEN_REPLY"
-            )
-        else:
-            add(source, "192.0.2.1", used, sport, dport)
-    assert conntrack.flush_port(proto, 8080) == 1
-    assert {source for source, _ in left()} == {"192.0.2.12", "192.0.2.13", "192.0.2.14"}
+        tool(f"-I -s {source} -d 192.0.2.1 -p tcp --sport 1 --dport 8080 --state {state} --timeout 600 -u {status}")
+    add("192.0.2.14", "192.0.2.1", "udp", 1, 8080, status="SEEN_REPLY,ASSURED")
+    add("192.0.2.15", "192.0.2.1", "udp", 1, 8080, status="UNSET")
+    add_sctp("192.0.2.16", 1, 8080)
+    before = left()
+    ports = [("tcp", 8080, 8080), ("udp", 8080, 8080), ("sctp", 8080, 8080)]
+    assert conntrack.flush_ports(ports, ["192.0.2.1"]) == 4
+    assert left() == {("192.0.2.11", 8080), ("192.0.2.12", 8080)} < before
 
 
 @throw_away_host
-def test_flush_port_keeps_established_tcp_and_flows_to_other_addresses() -> None:
-    add("192.0.2.11", "192.0.2.1", "tcp", 1, 8080, status="SEEN_REPLY,ASSURED")
-    add("192.0.2.12", "192.0.2.1", "tcp", 1, 8080)
-    add("192.0.2.13", "203.0.113.9", "tcp", 1, 8080)
-    add("2001:db8::9", "2001:db8::1", "tcp", 1, 8080)
-    assert conntrack.flush_port("tcp", 8080, ["192.0.2.1", "2001:db8::1"]) == 2
-    assert left() == {("192.0.2.11", 8080), ("192.0.2.13", 8080)}
-    add("192.0.2.11", "192.0.2.1", "udp", 1, 8080, status="SEEN_REPLY,ASSURED")
-    assert conntrack.flush_port("udp", 8080) == 1
+def test_flush_ports_leaves_a_living_connection_and_ends_an_unanswered_one() -> None:
+    nft(
+        "table inet n {\n chain c { type filter hook output priority 0; ct state invalid drop; ct state new accept; }\n}"
+    )
+    sh("ip link add b0 type bridge")
+    sh("ip address add 192.0.2.1/24 dev b0")
+    sh("ip link set b0 up")
+    with (
+        socket.create_server(("127.0.0.1", 8080)) as server,
+        socket.create_connection(("127.0.0.1", 8080)) as client,
+        server.accept()[0] as served,
+        socket.socket() as waiting,
+    ):
+        waiting.setblocking(False)
+        assert waiting.connect_ex(("192.0.2.99", 8080)) == errno.EINPROGRESS  # nobody answers
+        assert "SYN_SENT" in tool("-L -p tcp -d 192.0.2.99")
+        assert conntrack.flush_ports([("tcp", 8080, 8080)]) == 1
+        assert "ESTABLISHED" in tool("-L -p tcp -d 127.0.0.1")
+        client.sendall(b"still there")
+        assert served.recv(100) == b"still there"
+
+
+@throw_away_host
+def test_flush_ports_ends_though_clients_send_all_the_time() -> None:
+    nft("table inet n {\n chain c { type filter hook output priority 0; ct state new accept; }\n}")
+    code = (
+        "import socket\n"
+        "while True:\n"
+        " with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:\n"
+        "  one.sendto(b'', ('127.0.0.7', 8080))\n"
+    )
+    sender = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        deadline = time.monotonic() + 20
+        while not left() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert conntrack.flush_ports([("udp", 8080, 8080)]) >= 1
+        assert sender.poll() is None
+    finally:
+        sender.kill()
+        sender.wait()
+    conntrack.flush_ports([("udp", 8080, 8080)])
+    assert left() == set()
+
+
+@pytest.mark.parametrize("walk", WALKS)
+@throw_away_host
+def test_flush_ports_takes_thousands(walk: int) -> None:
+    conntrack._WALK = walk
+    nft("table inet n {\n chain c { type filter hook output priority 0; ct state new accept; }\n}")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        for port in range(1000, 4000):
+            one.sendto(b"", ("127.0.0.7", port))
+    assert len(left()) == 3000
+    assert conntrack.flush_ports([("udp", 2000, 2999)], ["127.0.0.0/8"]) == 1000
+    assert {port for _, port in left()} == {*range(1000, 2000), *range(3000, 4000)}
+    assert conntrack.flush_ports([("udp", 1500, 1500), ("udp", 3500, 3500), ("tcp", 1, 65535)]) == 2
+    assert {port for _, port in left()} == {*range(1000, 2000), *range(3000, 4000)} - {1500, 3500}
 
 
 @throw_away_host
 def test_host_that_tracks_nothing_has_nothing_to_flush() -> None:
-    assert conntrack.flush_addresses(["10.99.1.2"]) == 0
-    assert conntrack.flush_port("udp", 53) == 0
+    assert conntrack.flush_addresses(["10.99.1.2", "fd00::2"]) == 0
+    assert conntrack.flush_ports([("udp", 53, 53), ("tcp", 1, 65535)], ["127.0.0.0/8"]) == 0
+    assert conntrack.flush_ports([]) == 0

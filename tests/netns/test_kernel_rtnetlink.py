@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import pathlib
 import socket
 from collections.abc import Callable
 
 import pytest
-from kernel_world import ip, sh, throw_away_host
+from kernel_world import ip, nft, sh, throw_away_host
 
 from niso.errors import KernelError
 from niso.kernel import netns
@@ -56,6 +58,87 @@ def test_bridge_keeps_its_mac_and_mtu_as_ports_come_and_go() -> None:
         assert (ip("link show niso-b")[0]["address"], ip("link show niso-b")[0]["mtu"]) == ("0e:ff:ff:ff:ff:fe", 1400)
         rtnl.delete_link("low")
     assert (ip("link show niso-b")[0]["address"], ip("link show niso-b")[0]["mtu"]) == ("0e:ff:ff:ff:ff:fe", 1400)
+
+
+def calls(bridge: str) -> tuple[int, int]:
+    data = ip(f"link show {bridge}")[0]["linkinfo"]["info_data"]
+    return data["nf_call_iptables"], data["nf_call_ip6tables"]
+
+
+def sysctls() -> dict[str, str]:
+    return {file.name: file.read_text() for file in pathlib.Path("/proc/sys/net/bridge").iterdir()}
+
+
+@pytest.mark.parametrize("everywhere", ["0", "1"])
+@throw_away_host
+def test_bridge_has_its_own_nf_call_and_the_sysctls_stay(everywhere: str) -> None:
+    for name in ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables"):
+        pathlib.Path("/proc/sys/net/bridge", name).write_text(everywhere)
+    before = sysctls()
+    with Rtnl() as rtnl:
+        rtnl.add_bridge("niso-a", mtu=1500, alias=ALIAS)
+        rtnl.add_bridge("niso-b", mtu=1500, alias=ALIAS, call_iptables=True)
+        rtnl.add_bridge("niso-c", mtu=1500, alias=ALIAS, call_ip6tables=True)
+        assert (calls("niso-a"), calls("niso-b"), calls("niso-c")) == ((0, 0), (1, 0), (0, 1))
+        rtnl.set_link("niso-b", call_ip6tables=True, mtu=1400)
+        assert (calls("niso-b"), ip("link show niso-b")[0]["mtu"]) == ((1, 1), 1400)
+        rtnl.set_link("niso-b", call_iptables=False)
+        assert calls("niso-b") == (0, 1)
+        rtnl.set_link("niso-b", call_iptables=True, call_ip6tables=False)
+        assert calls("niso-b") == (1, 0)
+        rtnl.set_link("niso-b", up=True)
+        assert calls("niso-b") == (1, 0)
+        sh("ip link add p1 type veth peer p2")
+        with pytest.raises(KernelError, match="'p1'"):
+            rtnl.set_link("p1", call_iptables=True)
+    assert sysctls() == before
+
+
+@pytest.mark.parametrize(("network", "family"), [("10.99.1.{}/24", "ipv4"), ("fd00:99::{}/64", "ipv6")])
+@throw_away_host
+def test_only_a_bridge_that_calls_shows_its_frames_to_the_forward_hook(network: str, family: str) -> None:
+    for file in pathlib.Path("/proc/sys/net/bridge").glob("bridge-nf-call-*"):
+        file.write_text("0")
+    nft(f"table inet t {{\n chain c {{ type filter hook forward priority 0; meta nfproto {family} counter; }}\n}}")
+
+    def seen() -> int:
+        listed = json.loads(sh("nft -j list chain inet t c"))["nftables"]
+        return next(
+            int(e["counter"]["packets"]) for t in listed if "rule" in t for e in t["rule"]["expr"] if "counter" in e
+        )
+
+    with Rtnl() as rtnl:
+        rtnl.add_bridge("niso-b", mtu=1500, alias=ALIAS)
+        for number in (2, 3):
+            netns.create(f"niso-{number}")
+            fd = netns.open_fd(f"niso-{number}")
+            mac = f"0a:00:00:00:00:0{number}"
+            rtnl.add_veth(
+                f"ni{number}",
+                peer="eth0",
+                peer_netns_fd=fd,
+                peer_mac=mac,
+                mtu=1500,
+                bridge="niso-b",
+                hairpin=False,
+                alias=ALIAS,
+            )
+            os.close(fd)
+            with netns.inside(f"niso-{number}"), Rtnl() as inner:
+                inner.set_link("eth0", up=True)
+                link = inner.link("eth0")
+                assert link
+                inner.add_address(link.index, network.format(number))
+        ping = f"ip netns exec niso-2 ping -c 1 -w 10 {network.format(3).partition('/')[0]}"
+        sh(ping)
+        assert seen() == 0
+        rtnl.set_link("niso-b", call_iptables=family == "ipv4", call_ip6tables=family == "ipv6")
+        sh(ping)
+        assert seen() >= 2  # echo and reply; of IPv6 also neighbour discovery
+        before = seen()
+        rtnl.set_link("niso-b", call_iptables=family != "ipv4", call_ip6tables=family != "ipv6")
+        sh(ping)
+        assert seen() == before
 
 
 @throw_away_host
@@ -228,6 +311,75 @@ def test_address_is_added_once_read_and_deleted(cidr: str, flag: str) -> None:
         assert shown() == set()
         assert rtnl.addresses(link.index) == []
         assert rtnl.addresses(99999) == []
+
+
+@throw_away_host
+def test_link_local_address_has_scope_link_and_can_be_used_at_once() -> None:
+    netns.create("niso-api")
+    with Rtnl() as rtnl:
+        rtnl.add_bridge("niso-b", mtu=1400, alias=ALIAS)
+        bridge = rtnl.link("niso-b")
+        assert bridge
+        rtnl.add_address(bridge.index, "fe80::1/64")
+        rtnl.add_address(bridge.index, "fe80::1/64")
+        add_pair(rtnl)
+        with netns.inside("niso-api"), Rtnl() as inner:
+            link = inner.link("eth0")
+            assert link
+            inner.add_address(link.index, "fe80::2/64")  # while it is down
+            inner.set_link("eth0", up=True)
+        sh("ip netns exec niso-api ping -c 1 -w 10 -I fe80::2%eth0 fe80::1%eth0")
+        for options, name, address in (("", "niso-b", "fe80::1"), ("-n niso-api ", "eth0", "fe80::2")):
+            shown = {a["local"]: a for a in ip(f"{options}-6 address show {name}")[0]["addr_info"]}
+            assert (shown[address]["scope"], shown[address]["prefixlen"]) == ("link", 64)
+            assert not {"tentative", "dadfailed"} & shown[address].keys()
+        assert [(a.address, a.scope) for a in rtnl.addresses(bridge.index)] == [("fe80::1/64", 253)]
+        rtnl.delete_address(bridge.index, "fe80::1/64")
+        assert rtnl.addresses(bridge.index) == []
+
+
+@pytest.mark.parametrize("table", [100, 70_000])
+@pytest.mark.parametrize(
+    ("own", "everywhere", "gateway", "direct"),
+    [
+        ("10.99.1.2/24", "0.0.0.0/0", "10.99.1.1", "10.5.0.0/16"),
+        ("fd00:99::2/64", "::/0", "fd00:99::1", "fd00:5::/48"),
+    ],
+)
+@throw_away_host
+def test_routes_of_another_table_are_added_once_read_and_deleted_there_only(
+    own: str, everywhere: str, gateway: str, direct: str, table: int
+) -> None:
+    family = "-6" if ":" in own else "-4"
+
+    def shown(which: str) -> set[tuple[str, str, str]]:
+        listed = ip(f"{family} route show table all dev niso-b")
+        found = [r for r in listed if r.get("table", "main") == which and r["protocol"] == "boot"]
+        return {(r["dst"], r.get("gateway", ""), r["protocol"]) for r in found}
+
+    expected = {("default", gateway, "boot"), (direct, "", "boot")}
+    with Rtnl() as rtnl:
+        rtnl.add_bridge("niso-b", mtu=1500, alias=ALIAS)
+        link = rtnl.link("niso-b")
+        assert link
+        rtnl.add_address(link.index, own)
+        assert rtnl.routes(link.index, table) == []
+        rtnl.delete_route(direct, "", link.index, table=table)  # no such table yet
+        for _ in range(2):
+            rtnl.add_route(direct, "", link.index, table=table)
+            rtnl.add_route(everywhere, gateway, link.index, table=table)
+        assert (shown(str(table)), shown("main")) == (expected, set())
+        read = {(r.destination, r.gateway, r.index, r.table, r.protocol) for r in rtnl.routes(link.index, table)}
+        assert read == {(everywhere, gateway, link.index, table, 3), (direct, "", link.index, table, 3)}
+        assert set(rtnl.routes(table=table)) == set(rtnl.routes(link.index, table))
+        with pytest.raises(KernelError, match=f"table {table}") as caught:
+            rtnl.add_route(everywhere, own.partition("/")[0].replace("2", "9"), link.index, table=table)
+        assert caught.value.errno in (errno.EEXIST, errno.EINVAL, errno.ENETUNREACH, errno.EHOSTUNREACH)
+        rtnl.add_route(direct, "", link.index)
+        for _ in range(2):
+            rtnl.delete_route(everywhere, gateway, link.index, table=table)
+            rtnl.delete_route(direct, "", link.index, table=table)
+        assert (shown(str(table)), shown("main")) == (set(), {(direct, "", "boot")})
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,53 @@ def test_listeners_are_those_that_take_what_comes_to_their_port() -> None:
 
 
 @throw_away_host
+def test_listeners_of_a_range_are_those_within_it() -> None:
+    for proto, kind in (("tcp", socket.SOCK_STREAM), ("udp", socket.SOCK_DGRAM)):
+        kept = [opened(socket.AF_INET, kind, "127.0.0.1", port) for port in (7999, 8000, 8005, 8010, 8011)]
+        kept.append(opened(socket.AF_INET6, kind, "::", 8006))
+
+        def ports(first: int, last: int, proto: str = proto) -> set[int]:
+            shown = {row.port for row in sockdiag.listeners(proto, first, last)}
+            lines = sh(f"ss -Hln --{proto} sport >= :{first} and sport <= :{last}").splitlines()
+            assert {int(line.split()[3].rpartition(":")[2]) for line in lines} == shown
+            return shown
+
+        assert ports(8000, 8010) == {8000, 8005, 8006, 8010}
+        assert ports(8001, 8004) == set()
+        assert ports(8010, 8010) == {8010}
+        assert ports(1, 65535) == {7999, 8000, 8005, 8006, 8010, 8011}
+        assert {row.port for row in sockdiag.listeners(proto, 8005)} == {8005}
+        for one in kept:
+            one.close()
+
+
+@throw_away_host
+def test_udp_socket_that_is_connected_is_no_listener() -> None:
+    server = opened(socket.AF_INET, socket.SOCK_DGRAM, "127.0.0.1", 8001)
+    client = opened(socket.AF_INET, socket.SOCK_DGRAM, "127.0.0.1", 8002)
+    assert {row.inode for row in sockdiag.listeners("udp", 8001, 8002)} == {inode(server), inode(client)}
+    client.connect(("127.0.0.1", 8001))
+    assert [row.inode for row in sockdiag.listeners("udp", 8001, 8002)] == [inode(server)]
+    assert sockdiag.listeners("udp", 8002) == []
+
+
+@throw_away_host
+def test_sctp_has_the_listeners_that_the_kernel_has_none_without_sctp() -> None:
+    kept = [opened(socket.AF_INET, kind, "0.0.0.0", 8001) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)]
+    expected = []
+    try:
+        one = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
+    except OSError:
+        pass  # EPROTONOSUPPORT
+    else:
+        one.bind(("127.0.0.1", 8001))
+        one.listen()
+        expected = [sockdiag.Listener(socket.AF_INET, "127.0.0.1", 8001, inode(one))]
+    assert sockdiag.listeners("sctp", 8001) == sockdiag.listeners("sctp", 8000, 8010) == expected
+    assert len(kept) == 2
+
+
+@throw_away_host
 def test_listeners_of_another_namespace_are_not_listed() -> None:
     netns.create("niso-api")
     one = opened(socket.AF_INET, socket.SOCK_STREAM, "0.0.0.0", 8001)

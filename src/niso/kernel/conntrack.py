@@ -24,7 +24,8 @@ _SOURCE: dict[int, int] = {socket.AF_INET: 1, socket.AF_INET6: 3}  # CTA_IP_V4_S
 _DESTINATION: dict[int, int] = {socket.AF_INET: 2, socket.AF_INET6: 4}
 _TCP, _UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 _PROTOCOLS = {"tcp": _TCP, "udp": _UDP, "sctp": socket.IPPROTO_SCTP}
-_FEW_PORTS = 4  # of UDP; so many dumps of one port each cost less than one of all ports
+# So many dumps of one port each cost less than one of all ports. The kernel looks at no port of SCTP.
+_FEW_PORTS: dict[int, int] = {_TCP: 1, _UDP: 4}
 
 # What a dump costs in microseconds, measured with 262,144 buckets: the walk, an entry that the kernel skips, one that it gives.
 _WALK, _SKIPPED, _GIVEN = 11_000, 0.2, 7
@@ -87,16 +88,15 @@ def flush_ports(ports: Iterable[tuple[str, int, int]], addresses: Iterable[str] 
         return not (ends[_PROTO_NUM][0] == _TCP and int.from_bytes(entry[_STATUS], "big") & _SEEN_REPLY)
 
     filters = []
-    for proto, of_proto in wanted.items():
-        number = attribute(_PROTO_NUM, bytes([proto]))
-        flags, tuples, rest = _FILTER_PROTO, [number], b""
-        if proto == _TCP:  # from Linux 5.18 on the kernel leaves out those that have seen a reply: mostly all
+    for number, of_proto in wanted.items():
+        its = attribute(_PROTO_NUM, bytes([number]))
+        flags, tuples, rest = _FILTER_PROTO, [its], b""
+        if number == _TCP:  # a kernel that knows this filter leaves out those that have seen a reply: mostly all
             rest = attribute(_STATUS, bytes(4)) + attribute(_STATUS_MASK, _SEEN_REPLY.to_bytes(4, "big"))
-        # It looks at no port of SCTP.
-        if of_proto.count(1) <= {_TCP: 1, _UDP: _FEW_PORTS}.get(proto, 0):
+        if of_proto.count(1) <= _FEW_PORTS.get(number, 0):
             flags |= _FILTER_DST_PORT
-            chosen = [port for port, its in enumerate(of_proto) if its]
-            tuples = [number + attribute(_PROTO_DST_PORT, port.to_bytes(2, "big")) for port in chosen]
+            chosen = [port for port, is_wanted in enumerate(of_proto) if is_wanted]
+            tuples = [its + attribute(_PROTO_DST_PORT, port.to_bytes(2, "big")) for port in chosen]
         filters += [
             _filter(family, _TUPLE_ORIG, flags, nested(_TUPLE_PROTO, one)) + rest
             for one in tuples

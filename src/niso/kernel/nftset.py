@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from niso.kernel import netlink
@@ -27,10 +28,21 @@ _VERDICT_TYPE = 0xFFFFFF00  # NFT_DATA_VERDICT
 _VERDICTS = {0: "drop", 1: "accept", -1: "continue", -3: "jump", -4: "goto", -5: "return"}
 
 # nftables, include/datatype.h: the number and the width in bytes of each type niso uses.
-_IPV4, _IPV6, _ETHER, _PROTO, _SERVICE, _IFNAME = 7, 8, 9, 12, 13, 41
-_WIDTHS = {_IPV4: 4, _IPV6: 16, _ETHER: 6, _PROTO: 1, _SERVICE: 2, _IFNAME: 16}
+_NFPROTO, _IPV4, _IPV6, _ETHER, _PROTO, _SERVICE, _IFNAME = 2, 7, 8, 9, 12, 13, 41
+_WIDTHS = {_NFPROTO: 1, _IPV4: 4, _IPV6: 16, _ETHER: 6, _PROTO: 1, _SERVICE: 2, _IFNAME: 16}
+_NFPROTOS = {"ipv4": 2, "ipv6": 10}  # NFPROTO_*
+_NAMES = {
+    "nf_proto": _NFPROTO,
+    "ipv4_addr": _IPV4,
+    "ipv6_addr": _IPV6,
+    "ether_addr": _ETHER,
+    "inet_proto": _PROTO,
+    "inet_service": _SERVICE,
+    "ifname": _IFNAME,
+}
 _TYPE_BITS = 6
 
+_ABSENT = (errno.ENOENT, errno.EINVAL)  # no such table, set or element; a set of other types
 _CHUNK = 64  # requests in one sendmsg; their answers must fit the socket's buffer
 
 
@@ -46,9 +58,8 @@ class Header(NamedTuple):
 
     @property
     def readable(self) -> bool:
-        """Whether `Nfnetlink.get` knows its types. Intervals of one field are stored as two elements: not those."""
-        known = all(kind in _WIDTHS for kind in (*self.key, *(self.value or ())))
-        return known and not (self.interval and len(self.key) == 1)
+        """Whether `Nfnetlink.get` knows its types."""
+        return all(kind in _WIDTHS for kind in (*self.key, *(self.value or ())))
 
 
 class Nfnetlink(netlink.Netlink):
@@ -78,22 +89,43 @@ class Nfnetlink(netlink.Netlink):
             value if flags & _FLAG_MAP else (),
         )
 
-    def get(self, header: Header, keys: list[str]) -> dict[str, tuple[str, str]]:
+    def get(self, header: Header, keys: Iterable[str]) -> dict[str, tuple[str, str]]:
         """Those of ``keys`` that are there: key -> (value, comment), both as nft writes them. Raises KernelError."""
+        return {key: found for (_, key), found in self.get_many((header, key) for key in keys).items()}
+
+    def get_many(self, wanted: Iterable[tuple[Header, str]]) -> dict[tuple[Header, str], tuple[str, str]]:
+        """As `get`, of several sets and maps; of those that are not there, nothing. Raises KernelError."""
+        pairs = list(wanted)
         found = {}
-        prefix = nfgenmsg(header.family) + text(_LIST_TABLE, header.table) + text(_LIST_SET, header.name)
-        for start in range(0, len(keys), _CHUNK):
-            chunk = keys[start : start + _CHUNK]
-            ranges = [_pack_key(header, key) for key in chunk]
-            bodies = [prefix + nested(_LIST_ELEMENTS, nested(_LIST_ELEM, *_key(*ends))) for ends in ranges]
-            answers = self.get_all(f"read {header.table} {header.name}", _GETSETELEM, bodies, (errno.ENOENT,))
-            for key, (first, last), answer in zip(chunk, ranges, answers, strict=True):
+        for start in range(0, len(pairs), _CHUNK):
+            chunk = pairs[start : start + _CHUNK]
+            asked: list[tuple[Header, str, bytes, bytes]] = []
+            for header, key in chunk:
+                first, last = _pack_key(header, key)
+                asked.append((header, key, first, last))
+            bodies = [_request(header, first, last) for header, _, first, last in asked]
+            # Intervals of one field are stored as starts and ends, and the end of one that the next follows is left out:
+            # this is the interval, if its last value belongs to the same start and the value after it does not.
+            lone = {i: len(bodies) + 2 * n for n, i in enumerate(i for i, a in enumerate(asked) if _is_lone(a[0]))}
+            for i in lone:
+                header, _, _, last = asked[i]
+                bodies += [_request(header, last, b""), _request(header, _next(last), b"")]
+            answers = self.get_all("read nftables elements", _GETSETELEM, bodies, _ABSENT)
+            for i, (header, key, first, last) in enumerate(asked):
+                answer = answers[i]
                 if answer is None:
                     continue
                 element = attributes(attributes(attributes(answer, 4)[_LIST_ELEMENTS])[_LIST_ELEM])
-                # An interval map answers with the element that holds the key: it must be this one, not a wider one.
-                if _data(element[_ELEM_KEY]) == first and _data(element.get(_ELEM_KEY_END, b"")) == last:
-                    found[key] = (_value(header, element.get(_ELEM_DATA, b"")), _comment(element))
+                # An interval set answers with the element that holds the key: it must be this one, not a wider one.
+                if _data(element[_ELEM_KEY]) != first:
+                    continue
+                if i in lone:
+                    at_end, after = map(_answered, answers[lone[i] : lone[i] + 2])
+                    if at_end != first or after == first:
+                        continue
+                elif _data(element.get(_ELEM_KEY_END, b"")) != last:
+                    continue
+                found[header, key] = (_value(header, element.get(_ELEM_DATA, b"")), _comment(element))
         return found
 
 
@@ -110,11 +142,35 @@ def _unpack_type(packed: int) -> tuple[int, ...]:
     return kinds
 
 
-def _key(first: bytes, last: bytes) -> list[bytes]:
+def _answered(answer: bytes | None) -> bytes:
+    """The key of the element in an answer."""
+    if answer is None:
+        return b""
+    return _data(attributes(attributes(attributes(answer, 4)[_LIST_ELEMENTS])[_LIST_ELEM])[_ELEM_KEY])
+
+
+def _is_lone(header: Header) -> bool:
+    return header.interval and len(header.key) == 1
+
+
+def _next(last: bytes) -> bytes:
+    """The number after ``last``; after the highest, the lowest."""
+    return ((int.from_bytes(last, "big") + 1) % (1 << 8 * len(last))).to_bytes(len(last), "big")
+
+
+def _request(header: Header, first: bytes, last: bytes) -> bytes:
     parts = [nested(_ELEM_KEY, attribute(_DATA_VALUE, first))]
-    if last:
+    if last and not _is_lone(header):
         parts.append(nested(_ELEM_KEY_END, attribute(_DATA_VALUE, last)))
-    return parts
+    prefix = nfgenmsg(header.family) + text(_LIST_TABLE, header.table) + text(_LIST_SET, header.name)
+    return prefix + nested(_LIST_ELEMENTS, nested(_LIST_ELEM, *parts))
+
+
+def declared(family_table: str, container: str, key: str, value: str | None, interval: bool) -> Header:
+    """The header of a set or map that is declared with these types, as nft writes them ("inet_proto . inet_service")."""
+    family, _, table = family_table.partition(" ")
+    kinds = [tuple(_NAMES[name] for name in names.split(" . ")) for names in (key, value) if names]
+    return Header(_FAMILIES[family], table, container, interval, kinds[0], kinds[1] if value else ())
 
 
 def _data(nest: bytes) -> bytes:
@@ -153,6 +209,8 @@ def _pack(kind: int, field: str) -> bytes:
         return bytes.fromhex(field.replace(":", ""))
     if kind == _SERVICE:
         return int(field).to_bytes(2, "big")
+    if kind == _NFPROTO:
+        return bytes([_NFPROTOS[field]])
     if kind == _PROTO:
         return bytes([PROTOCOLS[field] if field in PROTOCOLS else int(field)])
     return field.strip('"').encode().ljust(16, b"\0")
@@ -167,6 +225,8 @@ def _unpack(kind: int, packed: bytes) -> str:
         return packed.hex(":")
     if kind == _SERVICE:
         return str(int.from_bytes(packed, "big"))
+    if kind == _NFPROTO:
+        return next((name for name, number in _NFPROTOS.items() if number == packed[0]), str(packed[0]))
     if kind == _PROTO:
         return next((name for name, number in PROTOCOLS.items() if number == packed[0]), str(packed[0]))
     return f'"{string(packed)}"'

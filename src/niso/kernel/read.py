@@ -13,6 +13,7 @@ from niso import paths
 from niso.errors import Conflict
 from niso.kernel import netns, sysctl
 from niso.kernel.nftables import Nft
+from niso.kernel.nftset import Nfnetlink, declared
 from niso.kernel.rtnetlink import MAIN, Link, Rtnl
 from niso.render import hosts, nft
 from niso.state import (
@@ -30,6 +31,7 @@ from niso.state import (
     Veth,
 )
 
+_HEADERS = {place: declared(*place, key, value, interval) for place, (key, value, interval) in nft.DECLARED.items()}
 OWN_ROUTES = 3  # RTPROT_BOOT: what niso (like iproute2) adds; the kernel's own routes are its business
 
 
@@ -104,6 +106,7 @@ def read_all(want: State, alias: str, foreign: Foreign) -> State:
     ours = [link for link in links if link.alias == alias]
     namespaces = {name for name in netns.names() if _lo_alias(name) == alias}
     candidates = want._replace(
+        elements=frozenset(),  # all are read below
         bridges=want.bridges | {Bridge(link.name, 0, alias) for link in ours if link.kind == "bridge"},
         netns=want.netns | {Netns(name, alias) for name in namespaces},
     )
@@ -176,6 +179,23 @@ def _own_namespace(name: str, alias: str, foreign: Foreign | None) -> bool:
 
 
 def _tables(candidates: State, state_id: str, adopts: bool) -> tuple[frozenset[Ruleset], frozenset[Element]]:
+    marked = nft.owner(state_id)
+    wanted = {(e.table, e.container, e.element) for e in (*marked, *candidates.elements)}
+    with Nfnetlink() as netlink:
+        found = netlink.get_many((_HEADERS[table, container], key) for table, container, key in wanted)
+    elements = frozenset(
+        Element(table, container, key, *found[_HEADERS[table, container], key])
+        for table, container, key in wanted
+        if (_HEADERS[table, container], key) in found
+    )
+    if elements.issuperset(marked):
+        asked = {element.key() for element in candidates.elements}
+        return frozenset({Ruleset(nft.DIGEST)}), frozenset(e for e in elements if e.key() in asked)
+    return _strange_tables(state_id, adopts), elements - frozenset(marked)
+
+
+def _strange_tables(state_id: str, adopts: bool) -> frozenset[Ruleset]:
+    """The tables where they are not marked as they should be."""
     with Nft() as kernel:
         digests, gone = [], []
         for table in nft.CONTAINERS:
@@ -188,19 +208,8 @@ def _tables(candidates: State, state_id: str, adopts: bool) -> tuple[frozenset[R
                 _owned(table, texts, state_id)
             digests += [text[6:] for text in texts if text.startswith("rules-")]
         if len(digests) != len(nft.CONTAINERS) or len(set(digests)) != 1:
-            return (
-                (frozenset(), frozenset())
-                if not digests
-                else (frozenset({Ruleset("incomplete", tuple(gone))}), frozenset())
-            )
-        elements: set[Element] = set()
-        groups: dict[tuple[str, str], set[str]] = {}
-        for element in candidates.elements:
-            groups.setdefault((element.table, element.container), set()).add(element.element)
-        for (table, container), keys in groups.items():
-            found = kernel.get(table, container, sorted(keys))
-            elements.update(Element(table, container, key, value, comment) for key, (value, comment) in found.items())
-    return frozenset({Ruleset(digests[0])}), frozenset(elements)
+            return frozenset({Ruleset("incomplete", tuple(gone))} if digests else ())
+    return frozenset({Ruleset(digests[0])})
 
 
 def _owned(table: str, texts: set[str], state_id: str) -> None:

@@ -337,23 +337,16 @@ class Rtnl(netlink.Netlink):
         return found
 
     def add_rule(self, source: str, table: int, priority: int) -> None:
-        """Route what is sent from the prefix ``source`` by ``table``, of protocol BOOT. One that is there is fine."""
-        message = Message(
-            f"add rule {priority} from {source} lookup {table}",
-            _NEWRULE,
-            netlink.CREATE | netlink.EXCL,
-            _rule(source, table, priority),
-        )
-        try:
-            self.transact(message)
-        except KernelError as error:
-            # The kernel does not look at "not": one that says the opposite counts as the same.
-            wanted = (priority, _canonical(source), table)
-            if error.errno != errno.EEXIST or all(rule[:3] != wanted for rule in self.rules()):
-                raise
+        """Route what is sent from the prefix ``source`` by ``table``, of protocol BOOT. One that is there is fine.
+
+        It looks itself: to the kernel a rule with a further condition, or a "not", is the same, and would stop this one.
+        """
+        if PolicyRule(priority, _canonical(source), table, BOOT) not in self.rules():
+            what = f"add rule {priority} from {source} lookup {table}"
+            self.transact(Message(what, _NEWRULE, netlink.CREATE, _rule(source, table, priority)))
 
     def delete_rule(self, source: str, table: int, priority: int) -> None:
-        """Delete what `add_rule` made; a missing one is fine."""
+        """Delete what `add_rule` made; a missing one is fine, and other protocols' stay."""
         what = f"delete rule {priority} from {source} lookup {table}"
         body = _rule(source, table, priority)
         self.transact(Message(what, _DELRULE, 0, body, (errno.ENOENT, errno.EAFNOSUPPORT)))

@@ -15,7 +15,6 @@ from niso.kernel.rtnetlink import Rtnl
 from niso.render import hosts
 from niso.state import Address, Bridge, HostsFile, Netns, Route, Rule, Sysctl, Veth
 
-
 RULE_PRIORITY = 1000  # before the main table (32766)
 
 

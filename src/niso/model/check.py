@@ -14,8 +14,8 @@ import msgspec
 from niso.errors import InvalidInput
 from niso.model import later, values
 from niso.model.ports import contradiction, parse_port
-from niso.records import Port
 from niso.names import DEFAULT_NETWORK
+from niso.records import Port
 
 T = TypeVar("T")
 

@@ -182,9 +182,13 @@ def names(manifest: Manifest) -> tuple[str, ...]:
     return tuple(dict.fromkeys((hostname(manifest), manifest.package.name, *manifest.network.aliases)))
 
 
-def ports(manifest: Manifest) -> tuple[Port, ...]:
-    """The published ports, each once."""
-    return distinct(tuple(parse_port(text, f"network.ports[{i}]") for i, text in enumerate(manifest.network.ports)))
+def ports(manifest: Manifest) -> dict[Port, str]:
+    """The published ports, each once, in order, with the key that has them first: ``network.ports[1]``."""
+    keys: dict[Port, str] = {}
+    for index, text in enumerate(manifest.network.ports):
+        key = f"network.ports[{index}]"
+        keys.setdefault(parse_port(text, key), key)
+    return {port: keys[port] for port in distinct(tuple(keys))}
 
 
 def static_ips(manifest: Manifest) -> dict[str, str]:

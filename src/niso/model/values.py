@@ -227,7 +227,7 @@ def ipv4(text: str, key: str) -> str:
 def ipv4_prefix(text: str, key: str) -> str:
     """A prefix of unicast IPv4 addresses with no host bits set, as text: ``10.99.1.0/24``. /8 to /30."""
     right, example = "a prefix such as 10.99.1.0/24, from /8 to /30", '"10.99.1.0/24"'
-    address, slash, length = text.partition("/")
+    address, _, length = text.partition("/")
     octets, bits = _octets(address), _number(length, 2)
     if octets is None or bits is None:
         raise wrong(key, text, "it is no IPv4 prefix", right, example)

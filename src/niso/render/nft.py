@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
 from collections.abc import Iterable
 
 from niso.records import ANY, ANY4, ANY6, Port, Subnet
@@ -183,6 +184,15 @@ CONTAINERS = {
     BRIDGE: ("owner", "ports", "sources4", "sources6", "broadcasts"),
 }
 """Every set and map, so that a reader can list them."""
+
+DECLARED = {
+    (f"{words.group(1)} niso", name): (key, value or None, bool(interval))
+    for words in re.finditer(r"^table (inet|bridge) niso {(.*?)^}", TABLES, re.MULTILINE | re.DOTALL)
+    for name, key, value, interval in re.findall(
+        r"^\t(?:set|map) (\w+) { type ([\w .]+?)(?: : ([\w .]+?))?;( flags interval;)? }$", words.group(2), re.MULTILINE
+    )
+}
+"""(table, set or map) -> (types of its key, of its value, whether it takes intervals), as the text has them."""
 
 LATE = frozenset(
     (

@@ -21,6 +21,8 @@ _UNDONE = (
     ", ".join(f"json_extract(value, '$[{i}]')" for i in (2, 3, 4, 5)) + ", COALESCE(json_extract(value, '$[6]'), 1)"
 )
 
+_UNDONE_SPAN = "json_extract(value, '$[3]') AS first, COALESCE(json_extract(value, '$[6]'), 1) AS length"
+
 
 class PortRows:
     """The part of the store that is about published ports."""
@@ -94,10 +96,12 @@ class PortRows:
         return int(row[0]) if row else None
 
     def spans(self, proto: str, first: int, last: int) -> list[tuple[int, int]]:
-        """First and last host port of what known services, active or not, have within a range, ascending."""
+        """First and last host port of what known services, active or not, have or may have to take back within a range."""
         return self._db.execute(
-            "SELECT host_port, host_port+count-1 FROM port WHERE proto=? AND host_port<=? AND host_port+count>? ORDER BY 1",
-            (proto, last, first),
+            "SELECT host_port, host_port+count-1 FROM port WHERE proto=? AND host_port<=? AND host_port+count>?"
+            f" UNION SELECT first, first+length-1 FROM (SELECT {_UNDONE_SPAN}"
+            "  FROM intent, json_each(undo, '$.port') WHERE json_extract(value, '$[5]')=?)",
+            (proto, last, first, proto),
         ).fetchall()
 
     # --- writing; inside a transaction ---------------------------------------------------------------------------
