@@ -15,7 +15,7 @@ from niso.errors import Conflict, ErrorGroup, NisoError
 from niso.kernel import netns, sysctl
 from niso.kernel.nftables import Nft
 from niso.kernel.read import read
-from niso.kernel.rtnetlink import MAIN, Rtnl
+from niso.kernel.rtnetlink import Rtnl
 from niso.names import alias
 from niso.package import delete_tree
 from niso.plan import FORWARDING
@@ -32,7 +32,6 @@ from niso.state import (
     HostsLine,
     Netns,
     Route,
-    Rule,
     Ruleset,
     State,
     Sysctl,
@@ -349,8 +348,6 @@ def _parents(thing: Thing) -> list[str]:
         return [f"netns {thing.netns}"]
     if isinstance(thing, Address | Route):
         return [f"netns {thing.netns}", f"link /{thing.netns}/{thing.link}"]
-    if isinstance(thing, Rule):
-        return [f"netns {thing.netns}"]
     if isinstance(thing, Sysctl):
         # net/ipv4/conf/<link>/...
         parts = thing.name.split("/")
@@ -375,11 +372,7 @@ def _what(thing: Thing) -> str:
     if isinstance(thing, Address):
         return f"address {thing.address} on {thing.link}{_in(thing.netns)}"
     if isinstance(thing, Route):
-        via = f" via {thing.gateway}" if thing.gateway else ""
-        table = "" if thing.table == MAIN else f" of table {thing.table}"
-        return f"route {thing.destination}{via} on {thing.link}{table}{_in(thing.netns)}"
-    if isinstance(thing, Rule):
-        return f"rule from {thing.source} lookup {thing.table}{_in(thing.netns)}"
+        return f"route {thing.destination} via {thing.gateway} on {thing.link}{_in(thing.netns)}"
     if isinstance(thing, Sysctl):
         return f"sysctl {thing.name}={thing.value!r}{_in(thing.netns)}"
     if isinstance(thing, HostsFile):

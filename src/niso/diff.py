@@ -18,7 +18,6 @@ from niso.state import (
     HostsLine,
     Netns,
     Route,
-    Rule,
     Ruleset,
     State,
     Sysctl,
@@ -26,8 +25,6 @@ from niso.state import (
     Veth,
     kinds,
 )
-
-MAIN = 254  # RT_TABLE_MAIN
 
 
 class Step(NamedTuple):
@@ -98,7 +95,7 @@ def diff(want: State, have: State) -> list[AnyStep]:
             # a sysctl has no end of its own; what lies in or on something that goes, goes with it
             if isinstance(thing, Sysctl):
                 continue
-            if isinstance(thing, Veth | Rule) and thing.netns in going:
+            if isinstance(thing, Veth) and thing.netns in going:
                 continue
             if isinstance(thing, Address | Route) and (
                 thing.netns in going or (thing.netns, thing.link) in going_links
@@ -143,7 +140,7 @@ def _without(have: State, veths: set[Veth]) -> State:
 
 def _ordered(gone: list[AnyStep]) -> list[AnyStep]:
     """Deletions in the reverse of the order in which things are made."""
-    position = {Bridge: 0, Netns: 1, Veth: 2, Address: 3, Route: 4, Rule: 5}
+    position = {Bridge: 0, Netns: 1, Veth: 2, Address: 3, Route: 4}
     return sorted(gone, key=lambda step: -position[type(step.thing)] if isinstance(step, Step) else 0)
 
 
@@ -253,17 +250,7 @@ def _route_words(step: Step) -> str:
     route = step.thing
     assert isinstance(route, Route)
     verb = {"add": "add", "delete": "delete", "change": "replace"}[step.action]
-    via = f" via {route.gateway}" if route.gateway else ""
-    table = "" if route.table == MAIN else f" table {route.table}"
-    return f"{_inside(route.netns)}route {verb} {route.destination}{via} dev {route.link}{table}"
-
-
-def _rule_words(step: Step) -> str:
-    rule = step.thing
-    assert isinstance(rule, Rule)
-    verb = "delete" if step.action == "delete" else "add"
-    family = "-6 " if ":" in rule.source else ""
-    return f"{_inside(rule.netns)}{family}rule {verb} from {rule.source} lookup {rule.table}"
+    return f"{_inside(route.netns)}route {verb} {route.destination} via {route.gateway} dev {route.link}"
 
 
 def _sysctl_words(step: Step) -> str:
@@ -289,7 +276,6 @@ _WORDS = {
     Veth: _veth_words,
     Address: _address_words,
     Route: _route_words,
-    Rule: _rule_words,
     Sysctl: _sysctl_words,
     HostsFile: _file_words,
     HostsLine: _plain_words,

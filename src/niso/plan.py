@@ -17,7 +17,6 @@ from niso.state import (
     HostsLine,
     Netns,
     Route,
-    Rule,
     Ruleset,
     State,
     Sysctl,
@@ -31,8 +30,6 @@ ON = {"ip_forward": "1", "forwarding": "1", "force_forwarding": "1", "accept_ra"
 """By the last part of its name: what a sysctl of the host must be while a service is active. Its value before is on record."""
 BRIDGE_LINK_LOCAL = "fe80::1/64"
 """A bridge's own: the host asks for a neighbour with it where what it forwards has another's source (RFC 4861, 7.2.2)."""
-ANSWERS = 100
-"""Routing table of a service's first link, where it has several: replies leave by the link whose address they carry."""
 
 
 def desired(snapshot: Snapshot) -> State:
@@ -44,7 +41,6 @@ def desired(snapshot: Snapshot) -> State:
     veths: set[Veth] = set()
     addresses: set[Address] = set()
     routes: set[Route] = set()
-    rules: set[Rule] = set()
     sysctls: set[Sysctl] = set(_host_sysctls(snapshot))
 
     before = dict(snapshot.sysctls_before)
@@ -77,27 +73,27 @@ def desired(snapshot: Snapshot) -> State:
             host_end = names.veth(service.name, network.name, service.generation)
             mac = names.mac(service.name, network.name, snapshot.state_id)
             inner = f"eth{position}"
-            hairpin = position == 0 and service.publishes
-            veths.add(Veth(host_end, netns, inner, mac, network.mtu, network.bridge, hairpin, alias))
+            veths.add(Veth(host_end, netns, inner, mac, network.mtu, network.bridge, service.publishes, alias))
             for subnet, address in zip(network.subnets, endpoint.addresses, strict=True):
                 length = subnet.cidr.rpartition("/")[2]
                 addresses.add(Address(netns, inner, f"{address}/{length}"))
-                everywhere = "0.0.0.0/0" if subnet.family == 4 else "::/0"
                 if position == 0:
+                    everywhere = "0.0.0.0/0" if subnet.family == 4 else "::/0"
                     routes.add(Route(netns, everywhere, subnet.gateway, inner))
-                if len(service.endpoints) > 1:
-                    table = ANSWERS + position
-                    rules.add(Rule(netns, f"{address}/{32 if subnet.family == 4 else 128}", table))
-                    routes.add(Route(netns, everywhere, subnet.gateway, inner, table))
-                    routes.add(Route(netns, subnet.cidr, "", inner, table))
             elements.update(nft.endpoint(service.name, host_end, mac, endpoint.addresses))
-        first = service.endpoints[0]
+        first, *others = service.endpoints
         for port in service.ports:
             elements.update(nft.published(service.name, port, first.addresses))
+            for endpoint in others:
+                bridge = networks[endpoint.network].bridge
+                elements.update(nft.published_on(service.name, port, bridge, endpoint.addresses))
         if service.publishes:
-            own = [address for endpoint in service.endpoints for address in endpoint.addresses]
-            gateways = [subnet.gateway for subnet in networks[first.network].subnets]
-            elements.update(nft.hairpin(service.name, own, first.addresses, gateways))
+            own = [
+                (address, subnet.gateway)
+                for endpoint in service.endpoints
+                for subnet, address in zip(networks[endpoint.network].subnets, endpoint.addresses, strict=True)
+            ]
+            elements.update(nft.hairpin(service.name, own))
 
     return State(
         rulesets=frozenset({Ruleset(nft.DIGEST)} if snapshot.any_network else ()),
@@ -108,7 +104,6 @@ def desired(snapshot: Snapshot) -> State:
         veths=frozenset(veths),
         addresses=frozenset(addresses),
         routes=frozenset(routes),
-        rules=frozenset(rules),
         hosts_files=frozenset(HostsFile(names.hosts_folder(reader)) for reader in snapshot.readers),
         hosts_lines=frozenset(_hosts_lines(snapshot)),
     )

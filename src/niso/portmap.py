@@ -274,7 +274,10 @@ def _elements(store: Store, ports: _Moved) -> State:
         own = store.addresses(service)
         first = [address for network, address in own if network == own[0][0]]
         found.update(nft.published(service, port, first))
-        found.update(nft.hairpin(service, [address for _, address in own], first, [""] * len(first)))
+        for name in {network for network, _ in own} - {own[0][0]}:
+            there = [address for network, address in own if network == name]
+            found.update(nft.published_on(service, port, store.require_network(name).bridge, there))
+        found.update(nft.hairpin(service, [(address, "") for _, address in own]))
     return State(elements=frozenset(found))
 
 

@@ -88,27 +88,15 @@ class Address(NamedTuple):
 
 
 class Route(NamedTuple):
-    """A unicast route. ``destination`` is a prefix; ``default`` is written ``0.0.0.0/0`` or ``::/0``."""
+    """A unicast route of the main table. ``destination`` is a prefix; ``default`` is written ``0.0.0.0/0`` or ``::/0``."""
 
     netns: str
     destination: str
-    gateway: str  # "" on the link itself
+    gateway: str
     link: str
-    table: int = 254  # RT_TABLE_MAIN
 
     def key(self) -> tuple[str, ...]:
-        return (self.netns, self.destination, str(self.table))
-
-
-class Rule(NamedTuple):
-    """What carries the address ``source`` (10.99.1.2/32) is routed by ``table``."""
-
-    netns: str
-    source: str
-    table: int
-
-    def key(self) -> tuple[str, ...]:
-        return (self.netns, self.source)
+        return (self.netns, self.destination)
 
 
 class Sysctl(NamedTuple):
@@ -140,7 +128,7 @@ class HostsLine(NamedTuple):
         return tuple(self)
 
 
-Thing = Element | Ruleset | Bridge | Netns | Veth | Address | Route | Rule | Sysctl | HostsFile | HostsLine
+Thing = Element | Ruleset | Bridge | Netns | Veth | Address | Route | Sysctl | HostsFile | HostsLine
 
 
 class State(NamedTuple):
@@ -158,7 +146,6 @@ class State(NamedTuple):
     veths: frozenset[Veth] = frozenset()
     addresses: frozenset[Address] = frozenset()
     routes: frozenset[Route] = frozenset()
-    rules: frozenset[Rule] = frozenset()
     hosts_files: frozenset[HostsFile] = frozenset()
     hosts_lines: frozenset[HostsLine] = frozenset()
 

@@ -7,11 +7,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from kernel_world import nft, sh, throw_away_host
 
-from niso.kernel import conntrack
+from niso.kernel import conntrack, netlink
 
 # What a walk over the table is said to cost: with 0 the kernel always filters, with 10**9 one dump gives all.
 WALKS = [0, 10**9]
@@ -245,8 +247,10 @@ def test_flush_ports_leaves_a_living_connection_and_ends_an_unanswered_one() -> 
         assert served.recv(100) == b"still there"
 
 
+@pytest.mark.parametrize("bound", ["_PASSES", "_SETTLED"])
 @throw_away_host
-def test_flush_ports_ends_though_clients_send_all_the_time() -> None:
+def test_flush_ports_ends_though_clients_send_all_the_time(bound: str) -> None:
+    setattr(conntrack, bound, 10**9)  # so the other one must end it
     nft("table inet n {\n chain c { type filter hook output priority 0; ct state new accept; }\n}")
     code = (
         "import socket\n"
@@ -281,6 +285,44 @@ def test_flush_ports_takes_thousands(walk: int) -> None:
     assert {port for _, port in left()} == {*range(1000, 2000), *range(3000, 4000)}
     assert conntrack.flush_ports([("udp", 1500, 1500), ("udp", 3500, 3500), ("tcp", 1, 65535)]) == 2
     assert {port for _, port in left()} == {*range(1000, 2000), *range(3000, 4000)} - {1500, 3500}
+
+
+@throw_away_host
+def test_flush_takes_flows_of_other_zones_too() -> None:
+    tool("-I -s 192.0.2.11 -d 192.0.2.1 -p udp --sport 1 --dport 8080 --timeout 600 -u UNSET -w 7")
+    tool("-I -s 192.0.2.11 -d 192.0.2.1 -p udp --sport 1 --dport 8080 --timeout 600 -u UNSET --orig-zone 8")
+    add("192.0.2.11", "192.0.2.1", "udp", 1, 8080, status="UNSET")
+    assert len(tool("-L").splitlines()) == 3
+    assert conntrack.flush_ports([("udp", 8080, 8080)]) == 3
+    assert left() == set()
+
+
+@throw_away_host
+def test_flush_walks_the_table_no_more_often_than_it_must() -> None:
+    walks = []
+    real = netlink.Netlink.dump
+
+    def dump(self: netlink.Netlink, *arguments: Any) -> list[Any]:
+        walks.append(arguments[2])
+        return real(self, *arguments)
+
+    netlink.Netlink.dump = dump  # type: ignore[method-assign, assignment]  # in this test's own process
+
+    def walked(call: Callable[[], int]) -> tuple[int, int]:
+        walks.clear()
+        return call(), len(walks)
+
+    many = [("udp", 1, 1000), ("tcp", 80, 80), ("sctp", 5, 5)]
+    assert walked(lambda: conntrack.flush_ports(many)) == (0, 0)  # nothing is tracked
+    assert walked(lambda: conntrack.flush_addresses(["10.99.1.2"])) == (0, 0)
+    add("192.0.2.11", "192.0.2.1", "udp", 1, 8080)
+    assert walked(lambda: conntrack.flush_ports(many)) == (0, 1)  # few entries: all at once
+    assert walked(lambda: conntrack.flush_addresses(["10.99.1.2", "10.99.1.3", "fd00::2"])) == (0, 1)
+    conntrack._WALK = 0  # many entries: what the kernel chooses
+    assert walked(lambda: conntrack.flush_ports(many)) == (0, 6)
+    assert walked(lambda: conntrack.flush_ports([("udp", 80, 81)])) == (0, 4)
+    assert walked(lambda: conntrack.flush_addresses(["10.99.1.2", "fd00::2", "fd00::3"])) == (0, 5)
+    assert walked(lambda: conntrack.flush_ports([("udp", 8080, 8080)])) == (1, 4)  # and a second time that finds none
 
 
 @throw_away_host

@@ -32,6 +32,7 @@ LAYERS: dict[str, set[str]] = {
     "kernel": VOCABULARY | {"ipam", "render", "diff"},
     "runtime": VOCABULARY,
     "store": VOCABULARY,
+    "firewalls": {"kernel"},
     "lab": VOCABULARY | {"kernel"},
     "package": VOCABULARY,
     "leases": VOCABULARY | {"ipam", "store"},

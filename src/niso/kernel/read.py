@@ -14,7 +14,7 @@ from niso.errors import Conflict
 from niso.kernel import netns, sysctl
 from niso.kernel.nftables import Nft
 from niso.kernel.nftset import Nfnetlink, declared
-from niso.kernel.rtnetlink import MAIN, Link, Rtnl
+from niso.kernel.rtnetlink import Link, Rtnl
 from niso.render import hosts, nft
 from niso.state import (
     Address,
@@ -24,7 +24,6 @@ from niso.state import (
     HostsLine,
     Netns,
     Route,
-    Rule,
     Ruleset,
     State,
     Sysctl,
@@ -52,7 +51,6 @@ def read(candidates: State, alias: str, foreign: Foreign | None = None) -> State
     namespaces: set[Netns] = set()
     addresses: set[Address] = set()
     routes: set[Route] = set()
-    rules: set[Rule] = set()
     sysctls: set[Sysctl] = set()
 
     with Rtnl() as rtnl:
@@ -76,7 +74,7 @@ def read(candidates: State, alias: str, foreign: Foreign | None = None) -> State
                     host_ends[veth.name] = link
             if not _own_namespace(name, alias, foreign):
                 continue
-            inner = _inside(candidates, name, alias, addresses, routes, rules, sysctls, namespaces)
+            inner = _inside(candidates, name, alias, addresses, routes, sysctls, namespaces)
             for link in host_ends.values():
                 veths.add(_veth(link, name, inner, names_of.get(link.master, str(link.master or ""))))
         for veth in candidates.veths:  # a pair whose namespace has lost its name
@@ -93,7 +91,6 @@ def read(candidates: State, alias: str, foreign: Foreign | None = None) -> State
         veths=frozenset(veths),
         addresses=frozenset(addresses),
         routes=frozenset(routes),
-        rules=frozenset(rules),
         hosts_files=files,
         hosts_lines=lines,
     )
@@ -121,7 +118,7 @@ def read_all(want: State, alias: str, foreign: Foreign) -> State:
         with netns.inside(name), Rtnl() as rtnl:
             inner = {link.name: link for link in rtnl.links() if link.kind == "veth"}
             ends.update({link.peer_index: (name, link) for link in inner.values()})
-            _addresses(rtnl, name, inner, addresses, routes, _tables_of(want, name))
+            _addresses(rtnl, name, inner, addresses, routes)
     strays = set()
     for link in ours:
         if link.kind == "veth" and link.name not in known:
@@ -243,19 +240,8 @@ def _links_of(candidates: State, name: str) -> set[str]:
     return {thing.link for thing in candidates.addresses | candidates.routes if thing.netns == name}
 
 
-def _tables_of(candidates: State, name: str) -> set[int]:
-    return {route.table for route in candidates.routes if route.netns == name}
-
-
-def _addresses(
-    rtnl: Rtnl,
-    name: str,
-    links: Iterable[str],
-    addresses: set[Address],
-    routes: set[Route],
-    tables: Iterable[int] = (MAIN,),
-) -> None:
-    """Add the addresses and, in a namespace, the routes of the named links: all that they have in these tables."""
+def _addresses(rtnl: Rtnl, name: str, links: Iterable[str], addresses: set[Address], routes: set[Route]) -> None:
+    """Add the addresses and, in a namespace, the routes of the named links: all that they have."""
     for link_name in links:
         link = rtnl.link(link_name)
         if link is None:
@@ -263,9 +249,8 @@ def _addresses(
         addresses |= {Address(name, link_name, found.address) for found in rtnl.addresses(link.index)}
         if name:  # the host's other routes are not ours
             routes |= {
-                Route(name, found.destination, found.gateway, link_name, table)
-                for table in tables
-                for found in rtnl.routes(link.index, table)
+                Route(name, found.destination, found.gateway, link_name)
+                for found in rtnl.routes(link.index)
                 if found.protocol == OWN_ROUTES or found.gateway
             }
 
@@ -276,7 +261,6 @@ def _inside(
     alias: str,
     addresses: set[Address],
     routes: set[Route],
-    rules: set[Rule],
     sysctls: set[Sysctl],
     namespaces: set[Netns],
 ) -> dict[str, Link]:
@@ -287,12 +271,7 @@ def _inside(
             lo = rtnl.link("lo")
             namespaces.add(Netns(name, alias, lo is not None and lo.up))
             links = {link.name: link for peer in peers if (link := rtnl.link(peer))}
-            tables = _tables_of(candidates, name)
-            _addresses(rtnl, name, peers | _links_of(candidates, name), addresses, routes, tables)
-            if any(thing.netns == name for thing in candidates.rules):
-                rules |= {
-                    Rule(name, found.source, found.table) for found in rtnl.rules() if found.protocol == OWN_ROUTES
-                }
+            _addresses(rtnl, name, peers | _links_of(candidates, name), addresses, routes)
         sysctls |= _sysctls(thing for thing in candidates.sysctls if thing.netns == name)
     return links
 

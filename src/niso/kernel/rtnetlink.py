@@ -501,11 +501,11 @@ def _parse_route(body: bytes) -> tuple[int, LinkRoute]:
 
 
 def _parse_rule(body: bytes) -> PolicyRule | None:
-    family, to_length, length, tos, table, _, _, action, flags = _rtmsg.unpack_from(body)
+    family, _, length, tos, table, _, _, action, flags = _rtmsg.unpack_from(body)
     found = attributes(body, 12)
     conditions = found.keys() - {_FRA_SRC, _FRA_PRIORITY, _FRA_TABLE, _FRA_PROTOCOL, _FRA_SUPPRESS_PREFIXLEN}
     suppressed = found.get(_FRA_SUPPRESS_PREFIXLEN, _NO_LENGTH) != _NO_LENGTH
-    if action != _TO_TABLE or flags & _INVERT or to_length or tos or conditions or suppressed:
+    if action != _TO_TABLE or flags & _INVERT or tos or conditions or suppressed:
         return None
     packed = found.get(_FRA_SRC) or bytes(16 if family == socket.AF_INET6 else 4)
     return PolicyRule(

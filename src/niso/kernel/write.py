@@ -9,13 +9,11 @@ from collections.abc import Iterable
 from niso import failpoint, paths
 from niso.diff import AnyStep, HostsEdit, NftTransaction, Step
 from niso.errors import KernelError, NisoError
-from niso.kernel import netns, sysctl
+from niso.kernel import modules, netns, sysctl
 from niso.kernel.nftables import Nft
 from niso.kernel.rtnetlink import Rtnl
 from niso.render import hosts
-from niso.state import Address, Bridge, HostsFile, Netns, Route, Rule, Sysctl, Veth
-
-RULE_PRIORITY = 1000  # before the main table (32766)
+from niso.state import Address, Bridge, HostsFile, Netns, Route, Sysctl, Veth
 
 
 def write(steps: Iterable[AnyStep]) -> None:
@@ -73,8 +71,6 @@ def _one(step: Step) -> None:
         _address(step.action, thing)
     elif isinstance(thing, Route):
         _route(step, thing)
-    elif isinstance(thing, Rule):
-        _rule(step, thing)
     elif isinstance(thing, Sysctl):
         _sysctl(thing)
     elif isinstance(thing, HostsFile):
@@ -84,6 +80,8 @@ def _one(step: Step) -> None:
 
 
 def _bridge(action: str, bridge: Bridge) -> None:
+    if action != "delete" and (bridge.tracked4 or bridge.tracked6):
+        modules.load_bridge_netfilter()
     with Rtnl() as rtnl:
         if action == "delete":
             rtnl.delete_link(bridge.name)
@@ -145,18 +143,9 @@ def _route(step: Step, route: Route) -> None:
         index = _index(rtnl, route.link)
         gone = route if step.action == "delete" else step.was
         if isinstance(gone, Route):
-            rtnl.delete_route(gone.destination, gone.gateway, index, table=gone.table)
+            rtnl.delete_route(gone.destination, gone.gateway, index)
         if step.action != "delete":
-            rtnl.add_route(route.destination, route.gateway, index, table=route.table)
-
-
-def _rule(step: Step, rule: Rule) -> None:
-    with _at(rule.netns), Rtnl() as rtnl:
-        gone = rule if step.action == "delete" else step.was
-        if isinstance(gone, Rule):
-            rtnl.delete_rule(gone.source, gone.table, RULE_PRIORITY)
-        if step.action != "delete":
-            rtnl.add_rule(rule.source, rule.table, RULE_PRIORITY)
+            rtnl.add_route(route.destination, route.gateway, index)
 
 
 def _sysctl(thing: Sysctl) -> None:

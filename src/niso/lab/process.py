@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from niso.errors import NisoError
+from niso.kernel import modules
 from niso.kernel.netlink import refused
 from niso.lab import cgroups, mounts, network
 
@@ -91,6 +92,10 @@ def run(command: list[str]) -> int:
     where the lab could not be made.
     """
     command = command or [os.environ.get("SHELL") or "/bin/bash"]
+    try:
+        modules.load_bridge_netfilter()  # here: in the lab, the sysctls that come with it are not this machine's
+    except NisoError:
+        pass  # what needs it says so
     cgroups.sweep()
     name = cgroups.PREFIX + os.urandom(4).hex()
     folders = cgroups.make(name)

@@ -32,6 +32,10 @@ table inet niso {{
 	set subnets6 {{ type ipv6_addr; flags interval; }}
 	set internal {{ type ifname; }}
 	set closed {{ type nf_proto; }}
+	map local_addr4 {{ type ifname . ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
+	map local_addr6 {{ type ifname . ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }}
+	map local_any4 {{ type ifname . inet_proto . inet_service : ipv4_addr . inet_service; }}
+	map local_any6 {{ type ifname . inet_proto . inet_service : ipv6_addr . inet_service; }}
 	map publish_addr4 {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
 	map publish_addr6 {{ type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }}
 	map publish_any4 {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
@@ -56,10 +60,14 @@ table inet niso {{
 
 	chain publish {{
 		ip6 daddr ::1 return comment "the kernel takes packets for it from no bridge: no answer would come back"
+		dnat ip to iifname . ip daddr . meta l4proto . th dport map @local_addr4
+		dnat ip to iifname . meta l4proto . th dport map @local_any4
 		dnat ip to ip daddr . meta l4proto . th dport map @publish_addr4
 		dnat ip to ip daddr . meta l4proto . th dport map @range_addr4
 		dnat ip to meta l4proto . th dport map @publish_any4
 		dnat ip to meta l4proto . th dport map @range_any4
+		dnat ip6 to iifname . ip6 daddr . meta l4proto . th dport map @local_addr6
+		dnat ip6 to iifname . meta l4proto . th dport map @local_any6
 		dnat ip6 to ip6 daddr . meta l4proto . th dport map @publish_addr6
 		dnat ip6 to ip6 daddr . meta l4proto . th dport map @range_addr6
 		dnat ip6 to meta l4proto . th dport map @publish_any6
@@ -81,6 +89,8 @@ table inet niso {{
 		oifname @bridges ip saddr 127.0.0.0/8 masquerade comment "the host by 127.0.0.1"
 		ct status dnat snat ip to ip saddr . ip daddr map @hairpin4 comment "a service that reaches itself"
 		ct status dnat snat ip6 to ip6 saddr . ip6 daddr map @hairpin6
+		oifname @bridges ct status dnat ip saddr @subnets4 fib saddr type local masquerade comment "the host by another bridge's address"
+		oifname @bridges ct status dnat ip6 saddr @subnets6 fib saddr type local masquerade
 		oifname != @bridges ip saddr @subnets4 masquerade
 		oifname != @bridges ip6 saddr @subnets6 masquerade
 	}}
@@ -170,6 +180,10 @@ CONTAINERS = {
         "subnets6",
         "internal",
         "closed",
+        "local_addr4",
+        "local_addr6",
+        "local_any4",
+        "local_any6",
         "publish_addr4",
         "publish_addr6",
         "publish_any4",
@@ -276,15 +290,39 @@ def published(service: str, port: Port, addresses: Iterable[str]) -> list[Elemen
     return elements
 
 
-def hairpin(service: str, own: Iterable[str], published: Iterable[str], gateways: Iterable[str]) -> list[Element]:
+def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]) -> list[Element]:
+    """A published port for those of another network that the service is on: they are led to its address there.
+
+    By its first network its answers would not come back: they leave by the link that the client is on.
+    """
+    if port.host_ip.startswith("127."):
+        return []
+    single = port.host_ip not in (ANY, ANY4, ANY6)
+    start = f"{_quoted(bridge)} . {port.host_ip} . {port.proto}" if single else f"{_quoted(bridge)} . {port.proto}"
+    return [
+        Element(
+            INET,
+            f"local_{'addr' if single else 'any'}{6 if ':' in address else 4}",
+            f"{start} . {port.host_port + n}",
+            f"{address} . {port.container_port + n}",
+            service,
+        )
+        for address in addresses
+        if (6 if ":" in address else 4) in port.families
+        for n in range(port.count)
+    ]
+
+
+def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:
     """A service that reaches itself by a published port must see another's address: its gateway's.
 
-    ``own`` are all its addresses, ``published`` those that ports lead to, each with its gateway.
+    ``own`` are its addresses, each with the gateway of its network.
     """
+    pairs = list(own)
     return [
         Element(INET, f"hairpin{6 if ':' in to else 4}", f"{source} . {to}", gateway, service)
-        for to, gateway in zip(published, gateways, strict=True)
-        for source in own
+        for to, gateway in pairs
+        for source, _ in pairs
         if (":" in source) == (":" in to)
     ]
 

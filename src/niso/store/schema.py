@@ -75,6 +75,7 @@ CREATE TABLE port (
 CREATE INDEX port_host ON port (proto, host_port);
 CREATE INDEX port_range ON port (proto, host_port) WHERE count > 1;
 CREATE INDEX port_network ON port (network);
+CREATE INDEX endpoint_beside ON endpoint (network) WHERE position > 0;
 CREATE TABLE intent (
     service TEXT PRIMARY KEY,
     action TEXT NOT NULL,
@@ -93,6 +94,7 @@ ALTER TABLE port ADD COLUMN network TEXT NOT NULL DEFAULT '';
 UPDATE port SET network=COALESCE((SELECT network FROM endpoint e WHERE e.service=port.service AND position=0), '');
 CREATE INDEX port_range ON port (proto, host_port) WHERE count > 1;
 CREATE INDEX port_network ON port (network);
+CREATE INDEX endpoint_beside ON endpoint (network) WHERE position > 0;
 """
 }
 """Version reached -> the SQL that brings a database of the version before it there.

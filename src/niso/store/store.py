@@ -20,6 +20,11 @@ from niso.store.ports import PortRows
 from niso.store.sqlite import Transaction, unusable, use_wal
 
 _PUBLISHED = "SELECT 1 FROM port p JOIN service v ON v.name=p.service AND v.active=1 WHERE p.network=n.name"
+# a service's ports lead to it by its other networks too, for those who are on them
+_PUBLISHED_BESIDE = (
+    "SELECT 1 FROM endpoint e JOIN service v ON v.name=e.service AND v.active=1 JOIN port p ON p.service=e.service"
+    " WHERE e.network=n.name AND e.position>0"
+)
 
 ROW_TABLES = ("service", "host_name", "endpoint", "lease", "port")
 """The tables that hold a service, parents first; the column with its name is ``name`` in the first, else ``service``."""
@@ -243,7 +248,7 @@ class Store(PortRows):
         where, values = ("", ()) if only is None else (f"WHERE n.name IN ({_marks(only)})", only)
         rows = self._db.execute(
             "SELECT n.name, n.bridge, n.mtu, family, cidr, gateway, internal,"
-            f" EXISTS({_PUBLISHED}), EXISTS({_PUBLISHED} AND (host_ip IN ('', '0.0.0.0') OR host_ip LIKE '127.%'))"
+            f" EXISTS({_PUBLISHED}) OR EXISTS({_PUBLISHED_BESIDE}), EXISTS({_PUBLISHED} AND (host_ip IN ('', '0.0.0.0') OR host_ip LIKE '127.%'))"
             f" FROM network n JOIN subnet s ON s.network=n.name {where} ORDER BY n.name, family",
             values,
         )

@@ -1,0 +1,455 @@
+"""The packets that niso follows through other people's chains, and what it makes of where they end."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from niso import firewalls
+from niso.firewalls import OUTWARD, PUBLISHED, WITHIN, Drop, Place, drops
+from niso.kernel.foreign import (
+    Between,
+    Bridged,
+    Chain,
+    Forget,
+    Load,
+    Lookup,
+    Mask,
+    Perhaps,
+    Rule,
+    Tracked,
+    Verdict,
+    rule,
+)
+from niso.kernel.netlink import attribute, nested, text
+
+INET, IP, BRIDGE, IP6 = 1, 2, 7, 10
+ACCEPT, DROP, RETURN = Verdict("accept"), Verdict("drop"), Verdict("return")
+R1, R2 = 16, 32  # NFT_REG_1, NFT_REG_2
+IIF, OIF, STATE, STATUS = Load(R1, "meta", 6), Load(R1, "meta", 7), Load(R1, "ct", 0), Load(R1, "ct", 2)
+BACKEND = Place("niso-backend", 7, {4: "10.99.1.1/24"})
+
+
+class Rules:
+    """A table by hand: chains by name, and sets of (length of a key, elements)."""
+
+    def __init__(self, *base: Rule, sets: dict[str, tuple[int, dict[bytes, Verdict | None]]] | None = None, **chains):
+        self.chains: dict[str, list[Rule]] = {"FORWARD": list(base)} | {
+            name: list(rules) for name, rules in chains.items()
+        }
+        self.sets = sets or {}
+        self.asked: list[bytes] = []
+
+    def rules(self, family: int, table: str, chain: str) -> list[Rule]:
+        return self.chains.get(chain, [])
+
+    def key_length(self, family: int, table: str, name: str) -> int:
+        return self.sets.get(name, (0, {}))[0]
+
+    def element(self, family: int, table: str, name: str, key: bytes) -> tuple[bool, Verdict | None]:
+        self.asked.append(key)
+        elements = self.sets[name][1]
+        return key in elements, elements.get(key)
+
+
+def found(
+    rules: Rules,
+    *,
+    accepts: bool = False,
+    family: int = IP,
+    bridged: bool = False,
+    families=(4,),
+    place: Place = BACKEND,
+) -> set[str]:
+    """What a chain of these rules drops."""
+    chain = Chain(family, "filter", "FORWARD", accepts)
+    return {what for drop in drops(rules, [chain], [place], bridged, families) for what in drop.what}
+
+
+def named(name: str, *, inverted: bool = False) -> Between:
+    """Whether the name in R1 is this one; with a "*" at its end, whether it begins so."""
+    data = name[:-1].encode() if name.endswith("*") else name.encode().ljust(16, b"\0")
+    return Between(R1, data, data, inverted)
+
+
+def bits(number: int) -> tuple[Mask, Between]:
+    """Whether the word in R1 has one of these bits."""
+    return Mask(R1, R1, struct.pack("=I", number), bytes(4)), Between(R1, bytes(4), bytes(4), True)
+
+
+IN, OUT = (IIF, named("niso-backend"), ACCEPT), (OIF, named("niso-backend"), ACCEPT)
+REPLIES = (STATE, *bits(2 | 4), ACCEPT)
+
+
+@pytest.mark.parametrize(
+    ("rules", "dropped"),
+    [
+        ([], {PUBLISHED, OUTWARD}),
+        ([(ACCEPT,)], set()),
+        ([IN], {PUBLISHED, OUTWARD}),  # the first packet of the one, the reply of the other
+        ([IN, OUT], set()),
+        ([REPLIES], {PUBLISHED, OUTWARD}),
+        ([REPLIES, IN], {PUBLISHED}),
+        ([REPLIES, OUT], {OUTWARD}),
+        ([REPLIES, (STATUS, *bits(32), ACCEPT)], {OUTWARD}),
+        ([(Tracked(2 | 4), ACCEPT), (Tracked(128), ACCEPT)], {OUTWARD}),
+        ([(Tracked(128, True), ACCEPT)], {PUBLISHED}),
+        ([(Tracked(128), ACCEPT)], {OUTWARD}),
+        ([(STATUS, *bits(32), ACCEPT)], {OUTWARD}),
+        ([(Tracked(64), ACCEPT), IN], {PUBLISHED}),
+        ([(Tracked(None, reply=False), ACCEPT)], {PUBLISHED, OUTWARD}),
+        ([(Tracked(None, reply=True), DROP), (ACCEPT,)], {PUBLISHED, OUTWARD}),
+        ([(Load(R1, "ct", 1), Between(R1, b"\0", b"\0", True), DROP), (ACCEPT,)], {PUBLISHED, OUTWARD}),
+        (
+            [(Load(R1, "meta", 4), Between(R1, struct.pack("=I", 7), struct.pack("=I", 7)), ACCEPT), REPLIES],
+            {PUBLISHED},
+        ),
+        ([(IIF, named("niso-*"), ACCEPT), REPLIES], {PUBLISHED}),
+        ([(IIF, named("docker*"), ACCEPT), REPLIES], {PUBLISHED, OUTWARD}),
+        ([(Bridged(False), ACCEPT)], {PUBLISHED, OUTWARD}),
+    ],
+)
+def test_chain_with_policy_drop_drops_what_no_rule_accepts(rules, dropped) -> None:
+    assert found(Rules(*rules)) == dropped
+
+
+def test_chain_with_policy_accept_drops_what_a_rule_drops() -> None:
+    assert found(Rules(), accepts=True) == set()
+    assert found(Rules((OIF, named("niso-backend"), STATE, *bits(8), DROP)), accepts=True) == {PUBLISHED}
+    assert found(Rules((ACCEPT,), (DROP,)), accepts=True) == set()
+
+
+UNKNOWN = [
+    Load(R1, "meta", 3),  # the mark
+    Load(R1, "payload", 2, 2, 4),  # a port
+    Load(R1, "payload", 0, 0, 4),  # no link header
+    Load(R1, "payload", 1, 400, 4),  # beyond the header
+]
+
+
+@pytest.mark.parametrize("load", UNKNOWN)
+@pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.parametrize("last", [bytes(4), b"\xff\xff\xff\xfe"])
+def test_what_cannot_be_known_matches_neither_way(load, inverted, last) -> None:
+    match = (load, Between(R1, bytes(4), last, inverted))
+    assert found(Rules((*match, ACCEPT))) == {PUBLISHED, OUTWARD}
+    assert found(Rules((*match, DROP)), accepts=True) == set()
+
+
+@pytest.mark.parametrize("last", [b"", b"\xff" * 4])
+def test_unknown_value_is_in_the_range_of_all(last) -> None:
+    assert found(Rules((UNKNOWN[0], Between(R1, bytes(4), last), ACCEPT))) == set()
+
+
+def test_rule_with_an_expression_that_may_end_it_matches_neither_way() -> None:
+    assert found(Rules((Perhaps(), ACCEPT))) == {PUBLISHED, OUTWARD}
+    assert found(Rules((Perhaps(), DROP)), accepts=True) == set()
+    assert found(Rules((IIF, Forget(), named("niso-backend"), DROP)), accepts=True) == set()
+
+
+def test_uplink_is_no_niso_bridge_and_nothing_else_is_known_of_its_name() -> None:
+    assert found(Rules((IIF, named("niso-backend", inverted=True), DROP)), accepts=True) == {PUBLISHED, OUTWARD}
+    assert found(Rules((IIF, named("niso-*", inverted=True), STATE, *bits(8), DROP)), accepts=True) == {PUBLISHED}
+    for inverted in (False, True):
+        assert found(Rules((IIF, named("eth0", inverted=inverted), ACCEPT), (REPLIES))) == (
+            {PUBLISHED} if inverted else {PUBLISHED, OUTWARD}
+        )
+    # "ni*" may be a bridge's name or an uplink's
+    assert found(Rules((IIF, named("ni*", inverted=True), DROP)), accepts=True) == set()
+
+
+def test_an_uplink_of_one_rule_is_forgotten_in_the_same_register() -> None:
+    rules = (IIF, Load(R1, "meta", 7), named("niso-backend"), ACCEPT)
+    assert found(Rules(rules, REPLIES)) == {OUTWARD}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "length", "dropped"),
+    [
+        (b"\x0a\x63\x01\x00", 24, {PUBLISHED}),
+        (b"\x0a\x63\x00\x00", 16, {PUBLISHED}),
+        (b"\x0a\x00\x00\x00", 8, {PUBLISHED}),
+        (b"\x0a\x63\x01\x00", 25, {PUBLISHED, OUTWARD}),  # half of the services
+        (b"\x0a\x63\x02\x00", 24, {PUBLISHED, OUTWARD}),
+    ],
+)
+def test_prefix_of_the_bridge_is_known(prefix, length, dropped) -> None:
+    mask = (2**32 - 2 ** (32 - length)).to_bytes(4, "big")
+    source = Load(R1, "payload", 1, 12, 4)
+    assert found(Rules((source, Mask(R1, R1, mask, bytes(4)), Between(R1, prefix, prefix), ACCEPT), REPLIES)) == dropped
+    last = bytes(p | ~m & 0xFF for p, m in zip(prefix, mask, strict=True))
+    assert found(Rules((source, Between(R1, prefix, last), ACCEPT), REPLIES)) == dropped
+    if length % 8 == 0:  # as iptables compiles it
+        short = prefix[: length // 8]
+        assert found(Rules((source._replace(length=len(short)), Between(R1, short, short), ACCEPT), REPLIES)) == dropped
+
+
+def test_jump_comes_back_goto_does_not_and_a_circle_ends() -> None:
+    jump, goto = Verdict("jump", "user"), Verdict("goto", "user")
+    assert found(Rules((jump,), (ACCEPT,), user=[(RETURN,), (DROP,)])) == set()
+    assert found(Rules((goto,), (ACCEPT,), user=[(RETURN,), (DROP,)])) == {PUBLISHED, OUTWARD}
+    assert found(Rules((jump,), (ACCEPT,), user=[(Verdict("goto", "next"),), (DROP,)], next=[])) == set()
+    assert found(Rules((jump,), (ACCEPT,), user=[(Verdict("continue"),), (DROP,)])) == {PUBLISHED, OUTWARD}
+    assert found(Rules((RETURN,), (ACCEPT,))) == {PUBLISHED, OUTWARD}
+    assert found(Rules((Verdict("jump", "gone"),), (ACCEPT,))) == set()
+    assert found(Rules((jump,), user=[(jump,), (jump,)])) == set()  # 2 ** 16 ways: given up, nothing is said
+
+
+def test_sets_are_asked_only_for_keys_that_are_known() -> None:
+    name = b"niso-backend".ljust(16, b"\0")
+    rules = Rules((IIF, Lookup("s", R1), ACCEPT), REPLIES, sets={"s": (16, {name: None})})
+    assert found(rules) == {PUBLISHED}
+    assert set(rules.asked) == {name}
+    assert found(Rules((IIF, Lookup("s", R1, inverted=True), DROP), (ACCEPT,), sets={"s": (16, {})})) == {
+        OUTWARD,
+        PUBLISHED,
+    }
+    assert found(Rules((IIF, Lookup("gone", R1), ACCEPT))) == {PUBLISHED, OUTWARD}
+
+
+def test_a_short_value_fills_its_word_as_a_part_of_a_key() -> None:
+    key = b"\x08\x00\x00\x00" + struct.pack("=I", 8)
+    parts = (Load(R1, "meta", 1), Load(R1 + 4, "ct", 0))
+    assert found(Rules((*parts, Lookup("s", R1), DROP), (ACCEPT,), sets={"s": (8, {key: None})})) == {
+        PUBLISHED,
+        OUTWARD,
+    }
+
+
+def test_verdict_maps_decide_and_a_miss_goes_on_with_the_next_rule() -> None:
+    state = {struct.pack("=I", 8): Verdict("jump", "new"), struct.pack("=I", 2): ACCEPT}
+    rules = Rules((STATE, Lookup("m", R1, verdict=True)), sets={"m": (4, state)}, new=[OUT])
+    assert found(rules) == {OUTWARD}
+    assert found(Rules((STATE, Lookup("m", R1, verdict=True)), (ACCEPT,), sets={"m": (4, {})})) == set()
+
+
+def test_frames_within_a_network_concern_chains_of_ip_only_where_they_are_handed_there() -> None:
+    assert found(Rules(), bridged=False) == {PUBLISHED, OUTWARD}
+    assert found(Rules(), bridged=True) == {PUBLISHED, OUTWARD, WITHIN}
+    assert found(Rules((Bridged(True), ACCEPT)), bridged=True) == {WITHIN}
+    assert found(Rules((IIF, named("niso-backend"), OIF, named("niso-backend"), ACCEPT)), bridged=True) == {
+        PUBLISHED,
+        OUTWARD,
+    }
+
+
+def test_bridge_chains_see_frames_of_ports_and_arp() -> None:
+    ports = (IIF, named("ni*"), ACCEPT)
+    for bridged in (False, True):
+        assert found(Rules(), family=BRIDGE, bridged=bridged) == {WITHIN}
+        assert found(Rules(ports), family=BRIDGE, bridged=bridged) == set()
+    named_bridge = Load(R1, "meta", 17), named("niso-backend"), ACCEPT
+    assert found(Rules(named_bridge), family=BRIDGE) == set()
+    ipv4 = (Load(R1, "payload", 0, 12, 2), Between(R1, b"\x08\x00", b"\x08\x00"))
+    assert found(Rules((*ipv4, ACCEPT)), family=BRIDGE) == {WITHIN}  # ARP is not let through
+    assert (
+        found(
+            Rules((*ipv4, ACCEPT), accepts_arp := (Load(R1, "meta", 1), Between(R1, b"\x08\x06", b"\x08\x06"), ACCEPT)),
+            family=BRIDGE,
+        )
+        == set()
+    )
+    assert found(Rules(accepts_arp), family=BRIDGE) == {WITHIN}
+
+
+def test_families_are_those_of_the_bridge() -> None:
+    for family, families, dropped in (
+        (IP, (4,), True),
+        (IP, (6,), False),
+        (IP6, (4,), False),
+        (IP6, (4, 6), True),
+        (INET, (4,), True),
+        (INET, (6,), True),
+    ):
+        assert bool(found(Rules(), family=family, families=families)) is dropped
+    ipv6 = (Load(R1, "meta", 15), Between(R1, b"\x0a", b"\x0a"))
+    assert found(Rules((*ipv6, DROP)), accepts=True, family=INET) == set()
+    assert found(Rules((*ipv6, DROP)), accepts=True, family=INET, families=(4, 6)) == {PUBLISHED, OUTWARD}
+    place = Place("niso-backend", 7, {6: "fd00::1/64"})
+    source = (Load(R1, "payload", 1, 8, 8), Between(R1, b"\xfd" + bytes(7), b"\xfd" + bytes(7)))
+    assert found(Rules((*source, ACCEPT), REPLIES), family=IP6, families=(6,), place=place) == {PUBLISHED}
+
+
+# --- remedies ---------------------------------------------------------------------------------------------------------
+
+
+def remedy(family: int, table: str, name: str, *bridges: str, rules: Rules | None = None) -> tuple[str, ...]:
+    fake = rules or Rules()
+    if name not in fake.chains:
+        fake.chains[name] = []
+    places = [Place(bridge) for bridge in bridges or ("niso-backend",)]
+    (drop,) = drops(fake, [Chain(family, table, name, False)], places, False, (4, 6))
+    assert drop.bridges == tuple(place.bridge for place in places)
+    return drop.remedy
+
+
+def through(*chains: str) -> Rules:
+    return Rules(*((Verdict("jump", chain),) for chain in chains))
+
+
+@pytest.mark.parametrize(
+    ("given", "lines"),
+    [
+        ((IP, "filter", "FORWARD"), ["iptables -I FORWARD -i {} -j ACCEPT", "iptables -I FORWARD -o {} -j ACCEPT"]),
+        ((IP6, "filter", "FORWARD"), ["ip6tables -I FORWARD -i {} -j ACCEPT", "ip6tables -I FORWARD -o {} -j ACCEPT"]),
+        (
+            (IP, "security", "FORWARD"),
+            ["iptables -t security -I FORWARD -i {} -j ACCEPT", "iptables -t security -I FORWARD -o {} -j ACCEPT"],
+        ),
+        ((BRIDGE, "filter", "FORWARD"), ["ebtables -I FORWARD --logical-in {} -j ACCEPT"]),
+        (
+            (INET, "firewalld", "filter_FORWARD"),
+            ["firewall-cmd --permanent --zone=trusted --add-interface={}", "firewall-cmd --reload"],
+        ),
+    ],
+)
+def test_remedy_is_a_command_of_the_tool_and_one_for_all_bridges(given, lines) -> None:
+    assert remedy(*given) == tuple(line.format("niso-backend") for line in lines)
+    assert remedy(*given, "niso-a", "niso-b") == tuple(line.format("niso-+") for line in lines)
+    several = remedy(*given, "niso-a", "other")
+    assert len(several) == 2 * len(lines) - ("firewall-cmd --reload" in lines)
+
+
+def test_remedy_goes_where_docker_and_ufw_keep_the_users_rules() -> None:
+    docker, ufw, ufw6 = through("DOCKER-USER"), through("ufw-before-forward"), through("ufw6-user-forward")
+    ufw.chains["ufw-before-forward"] = [(Verdict("jump", "ufw-user-forward"),)]
+    user = ("iptables -I DOCKER-USER -i niso-backend -j ACCEPT", "iptables -I DOCKER-USER -o niso-backend -j ACCEPT")
+    route = ("ufw route allow in on niso-backend", "ufw route allow out on niso-backend")
+    assert remedy(IP, "filter", "FORWARD", rules=docker) == user
+    assert remedy(IP, "filter", "FORWARD", rules=ufw) == route
+    assert remedy(IP6, "filter", "FORWARD", rules=ufw6) == route
+    assert remedy(IP, "filter", "FORWARD", rules=through("ufw-user-forward", "DOCKER-USER")) == user
+    early = Rules((DROP,), (Verdict("jump", "DOCKER-USER"),))
+    assert remedy(IP, "filter", "FORWARD", rules=early)[0].startswith("iptables -I FORWARD ")
+
+
+def test_remedy_is_no_wider_than_what_is_dropped() -> None:
+    for rules, lines in (
+        (Rules(REPLIES, IN), ("iptables -I FORWARD -o niso-backend -j ACCEPT",)),
+        (Rules(REPLIES, OUT), ("iptables -I FORWARD -i niso-backend -j ACCEPT",)),
+    ):
+        assert remedy(IP, "filter", "FORWARD", rules=rules) == lines
+
+
+def test_remedy_goes_to_a_chain_that_all_dropped_packets_come_through() -> None:
+    rules = Rules((IIF, named("niso-backend"), DROP), (Verdict("jump", "DOCKER-USER"),))
+    assert remedy(IP, "filter", "FORWARD", rules=rules)[0].startswith("iptables -I FORWARD ")
+
+
+def test_remedy_of_other_tables_is_for_nft_and_safe_to_paste() -> None:
+    assert remedy(INET, "filter", "forward") == (
+        "nft 'insert rule inet filter forward iifname \"niso-backend\" accept'",
+        "nft 'insert rule inet filter forward oifname \"niso-backend\" accept'",
+    )
+    assert remedy(IP, "t-1", "fw.x", "niso-a", "niso-b")[1] == "nft 'insert rule ip t-1 fw.x oifname \"niso-*\" accept'"
+    for name in ("a b", "x;reboot", "$(reboot)", "'", "", "9lives", "-f", "\x1b[2J", "a\nb", "ü"):
+        for line in remedy(IP, name, "c") + remedy(IP, "t", name):
+            assert line.startswith("have this chain begin with: ") and line.isprintable()
+
+
+@given(st.text(), st.text())
+def test_what_is_shown_of_foreign_names_is_printable(table, name) -> None:
+    for drop in drops(Rules(), [Chain(IP, table, name, False)], [BACKEND], True, (4,)):
+        assert drop.words().isprintable() and drop.chain.count(" ") == 2
+        assert all(line.isprintable() for line in drop.remedy)
+
+
+def test_words_are_one_line() -> None:
+    drop = Drop("ip filter FORWARD", (PUBLISHED, OUTWARD), (), ("niso-a", "niso-b"))
+    assert drop.words() == "nftables chain ip filter FORWARD drops connections of niso-a, niso-b (published, outward)"
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def expressions(*entries: tuple[str, bytes]) -> bytes:
+    listed = (nested(1, text(1, name), nested(2, data)) for name, data in entries)
+    return bytes(4) + nested(4, *listed)
+
+
+def be32(kind: int, number: int) -> bytes:
+    return attribute(kind, struct.pack(">I", number))
+
+
+def test_rule_is_read_from_the_kernels_words() -> None:
+    name = b"docker"
+    body = expressions(
+        ("meta", be32(1, 8) + be32(2, 6)),  # NFT_REG32_00 is the first word of NFT_REG_1
+        ("cmp", be32(1, 1) + be32(2, 1) + nested(3, attribute(1, name))),
+        ("counter", b""),
+        ("cmp", be32(1, 9) + be32(2, 4) + nested(3, attribute(1, name))),
+        ("limit", b""),
+        ("immediate", be32(1, 0) + nested(2, nested(2, be32(1, 0xFFFFFFFD), text(2, "next")))),
+    )
+    assert rule(body) == (
+        Load(16, "meta", 6),
+        Between(16, name, name, True),
+        Between(20, b"", name, True),
+        Perhaps(),
+        Verdict("jump", "next"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "inverted", "states", "expected"),
+    [
+        (0x2001, 0, 2 | 4, Tracked(2 | 4)),
+        (0x1, 1, 8, Tracked(8, True)),
+        (0x1000, 0, 0, Tracked(None, False, False)),
+        (0x1001, 0x1000, 2, Tracked(2, False, True)),
+        (0x41, 0, 2, Perhaps()),  # and a status
+        (0x2, 0, 0, Perhaps()),  # a protocol
+    ],
+)
+def test_conntrack_match_of_iptables_is_read(flags, inverted, states, expected) -> None:
+    info = bytes(146) + struct.pack("=3H", flags, inverted, states) + bytes(12)
+    match = text(1, "conntrack") + be32(2, 3) + attribute(3, info)
+    assert rule(expressions(("match", match))) == (expected,)
+    assert rule(expressions(("match", text(1, "conntrack") + be32(2, 3) + attribute(3, info[:100])))) == (Perhaps(),)
+
+
+NAMES = [
+    "meta",
+    "ct",
+    "payload",
+    "bitwise",
+    "cmp",
+    "range",
+    "lookup",
+    "immediate",
+    "objref",
+    "dynset",
+    "match",
+    "target",
+]
+NAMES += ["reject", "queue", "counter", "fib", "limit", "unheard-of"]
+ATTRIBUTES = st.lists(
+    st.tuples(
+        st.integers(0, 12), st.one_of(st.binary(max_size=24), st.integers(0, 99).map(lambda n: struct.pack(">I", n)))
+    ),
+    max_size=6,
+).map(lambda pairs: b"".join(attribute(kind, data) for kind, data in pairs))
+NESTS = st.lists(st.tuples(st.integers(0, 6), ATTRIBUTES), max_size=5).map(
+    lambda pairs: b"".join(attribute(kind, data) for kind, data in pairs)
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(NAMES), st.one_of(ATTRIBUTES, NESTS, st.binary(max_size=40))), max_size=8))
+def test_no_rule_can_make_it_fail(entries) -> None:
+    read = rule(expressions(*entries))
+    rules = Rules(read, sets={"": (4, {})})
+    for family in (INET, IP, BRIDGE):
+        found(rules, family=family, bridged=True)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_can_make_it_fail(body) -> None:
+    found(Rules(rule(body)), bridged=True)
+
+
+def test_no_bridge_asks_nothing(monkeypatch) -> None:
+    monkeypatch.setattr(firewalls.foreign.Foreign, "base_chains", lambda self: pytest.fail("asked"))
+    assert firewalls.foreign_drops([], True) == []
