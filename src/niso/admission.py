@@ -7,12 +7,11 @@ import os
 import time
 from typing import NamedTuple
 
-from niso import leases, names, networks, paths, portmap, targets
+from niso import forwarding, leases, names, networks, paths, portmap, targets
 from niso.errors import Conflict, InvalidInput
-from niso.kernel import host, sysctl
+from niso.kernel import host
 from niso.model import manifest as model
 from niso.model.manifest import Manifest
-from niso.plan import FORWARDING
 from niso.runtime import process
 from niso.runtime.spec import ProcessSpec
 from niso.store.store import Scope, ServiceRow, Store
@@ -60,8 +59,6 @@ def _record(store: Store, target: Target, copy: str) -> Change:
     manifest, name = target.manifest, target.name
     before = store.service(name)
     store.begin_intent(name, "activate", time.time())
-    if not store.any_active():
-        store.set_sysctl_before(FORWARDING, sysctl.read(FORWARDING) or "0")
     _check_names(store, name, manifest)
     on = model.networks(manifest)
     for network in on:
@@ -91,6 +88,7 @@ def _record(store: Store, target: Target, copy: str) -> Change:
     store.put_service(row)
     store.set_names(name, model.names(manifest))
     store.set_endpoints(name, on)
+    forwarding.record(store, on)
     for network in on:
         leases.lease(store, name, network, model.static_ips(manifest).get(network))
     wanted = model.ports(manifest)
@@ -116,7 +114,7 @@ def _check_names(store: Store, service: str, manifest: Manifest) -> None:
 
 def _ensure_network(store: Store, name: str, static: str | None) -> None:
     if store.network(name) is None:
-        network = networks.plan_network(store, name, subnet=None, holds=static)
+        network = networks.plan_network(store, name, holds=static)
         store.add_network(network, implicit=True, now=time.time())
 
 

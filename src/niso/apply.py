@@ -15,11 +15,12 @@ from typing import NamedTuple
 from niso import failpoint, paths
 from niso.diff import AnyStep, HostsEdit, diff
 from niso.errors import ErrorGroup, KernelError, NisoError
+from niso.kernel import sysctl
 from niso.kernel.read import Foreign, read, read_all
 from niso.kernel.write import write, write_what_can_be
 from niso.names import alias, hosts_folder
-from niso.plan import desired
-from niso.state import Element, State, union
+from niso.plan import ON, desired
+from niso.state import Element, State, Sysctl, union
 from niso.store.store import ALL, Scope, Store
 
 Report = Callable[[str], None]
@@ -65,7 +66,7 @@ def plan(store: Store, scope: Scope, before: State, trusting: bool = False) -> P
     Raises Conflict where something of a needed name is somebody else's, KernelError.
     """
     snapshot = store.snapshot(scope)
-    want = desired(snapshot)
+    want = _possible(desired(snapshot))
     mark = alias(store.state_id())
     candidates = union(want, before)
     known = {element.key() for element in before.elements} if trusting else set()
@@ -132,7 +133,19 @@ def _without_dying(want: State, candidates: State, have: State) -> State:
 
 def desired_now(store: Store, scope: Scope) -> State:
     """What the kernel should have of ``scope`` by the store as it is."""
-    return desired(store.snapshot(scope))
+    return _possible(desired(store.snapshot(scope)))
+
+
+def _possible(want: State) -> State:
+    """``want`` without what was noted of links of the host that are gone: their sysctls went with them."""
+    made = {bridge.name for bridge in want.bridges}
+
+    def gone(thing: Sysctl) -> bool:
+        kind, _, link, name = (*thing.name.split("/")[1:], "", "")[:4]
+        kept = thing.netns or kind != "ipv6" or name not in ON or link in ("all", "default") or link in made
+        return not kept and sysctl.read(thing.name) is None
+
+    return want._replace(sysctls=frozenset(thing for thing in want.sysctls if not gone(thing)))
 
 
 def _rebuilds(want: State, have: State, steps: list[AnyStep], whole: set[str]) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
-from niso import failpoint, paths, portmap, services
+from niso import exposure, failpoint, forwarding, paths, portmap, services
 from niso.apply import Lock, Report, compare, desired_now, repair, silent
 from niso.errors import Conflict, ErrorGroup, NisoError
 from niso.kernel import netns, sysctl
@@ -18,7 +18,8 @@ from niso.kernel.read import read
 from niso.kernel.rtnetlink import Rtnl
 from niso.names import alias
 from niso.package import delete_tree
-from niso.plan import FORWARDING
+from niso.plan import FORWARDING, FORWARDING6
+from niso.records import Network
 from niso.render import nft
 from niso.runtime import cgroup, process
 from niso.runtime.lock import service_lock
@@ -63,7 +64,12 @@ def check(store: Store, name: str | None = None) -> list[Finding]:
     if name is None:
         _, want, have, foreign = compare(store)
         strange = [Finding("foreign", error.message) for error in foreign.values()]
-        return findings(want, have) + strange + _processes(store, store.active_services())
+        return [
+            *findings(want, have),
+            *strange,
+            *_processes(store, store.active_services()),
+            *_other_firewalls(store.networks()),
+        ]
     if store.network(name) is not None and store.name_holder(name) is None:
         scope, names = Scope((), (name,)), []
     else:
@@ -72,7 +78,15 @@ def check(store: Store, name: str | None = None) -> list[Finding]:
         assert row is not None
         scope, names = Scope((service,), row.networks), [service] if row.active else []
     want = desired_now(store, scope)
-    return findings(want, read(want, alias(store.state_id()))) + _processes(store, names)
+    return [
+        *findings(want, read(want, alias(store.state_id()))),
+        *_processes(store, names),
+        *_other_firewalls(network for each in scope.networks or () if (network := store.network(each))),
+    ]
+
+
+def _other_firewalls(networks: Iterable[Network]) -> list[Finding]:
+    return [Finding("foreign", drop.words(), f"add: {'; '.join(drop.remedy)}") for drop in exposure.drops(networks)]
 
 
 def findings(want: State, have: State) -> list[Finding]:
@@ -218,8 +232,12 @@ def _all_rules() -> list[tuple[str, Callable[[], None]]]:
     """The same of the rules; and of forwarding, where the rules say that it was off before."""
     things: list[tuple[str, Callable[[], None]]] = []
     with Nft() as kernel:
-        if nft.closed(4).element in (kernel.elements(nft.INET, "closed") or ()):
-            things.append((f"sysctl -w {FORWARDING}=0", partial(sysctl.write, FORWARDING, "0")))
+        closed = kernel.elements(nft.INET, "closed") or ()
+        # of IPv6 the first also ends force_forwarding of all links there are, the other that of those to come
+        switches = (4, FORWARDING), (6, FORWARDING6), (6, f"{forwarding.CONF6}/default/{forwarding.FORCE}")
+        for family, name in switches:
+            if nft.closed(family).element in closed and sysctl.read(name) is not None:
+                things.append((f"sysctl -w {name}=0", partial(sysctl.write, name, "0")))
         for table in nft.CONTAINERS:
             if kernel.elements(table, "owner") is not None:
                 things.append((f"nft destroy table {table}", partial(_destroy_table, table)))
@@ -244,9 +262,7 @@ def forget_active(store: Store) -> None:
                 store.set_active(name, False)
             for intent in store.intents():
                 store.end_intent(intent.service)
-            for name, before in store.sysctls_before().items():
-                sysctl.write(name, before)
-            store.clear_sysctls_before()
+            forwarding.put_back(store)
     except sqlite3.DatabaseError as error:
         raise unusable(error) from error
 

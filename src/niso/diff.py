@@ -85,11 +85,11 @@ def diff(want: State, have: State) -> list[AnyStep]:
         if kind == "veths":
             made += [Step("delete", veth) for veth in sorted(early)]
         before = {thing.key(): thing for thing in present}
-        for thing in sorted(wanted, key=_forwarding_last) if kind == "sysctls" else sorted(wanted):
+        for thing in sorted(wanted, key=_sysctl_order) if kind == "sysctls" else sorted(wanted):
             was = before.pop(thing.key(), None)
             if was is None:
                 made.append(Step("add", thing))
-            elif was != thing:
+            elif was != thing or _resets(made, thing):
                 made.append(Step("change", thing, was))
         for thing in sorted(before.values(), reverse=True):
             # a sysctl has no end of its own; what lies in or on something that goes, goes with it
@@ -107,9 +107,29 @@ def diff(want: State, have: State) -> list[AnyStep]:
     return [*first, *made, *edits, *files_gone, *_ordered(gone), *last]
 
 
-def _forwarding_last(thing: Thing) -> tuple[bool, Thing]:
+_FORWARDING_OF_ALL = "net/ipv6/conf/all/forwarding"
+
+
+def _sysctl_order(thing: Thing) -> tuple[bool, bool, Thing]:
     """accept_ra comes before forwarding: a host that begins to forward forgets the routers that it was not told to keep."""
-    return isinstance(thing, Sysctl) and thing.name.endswith("forwarding"), thing
+    name = thing.name if isinstance(thing, Sysctl) else ""
+    return name.endswith("forwarding"), name != _FORWARDING_OF_ALL, thing
+
+
+def _resets(made: list[AnyStep], thing: Thing) -> bool:
+    """Whether a step sets the forwarding of all links, and so of this one, which must have its own value again."""
+    if (
+        not isinstance(thing, Sysctl)
+        or not thing.name.startswith("net/ipv6/conf/")
+        or not thing.name.endswith("/forwarding")
+    ):
+        return False
+    return any(
+        isinstance(step, Step)
+        and isinstance(step.thing, Sysctl)
+        and (step.thing.netns, step.thing.name) == (thing.netns, _FORWARDING_OF_ALL)
+        for step in made
+    )
 
 
 def _keys(things: Iterable[Thing]) -> set[tuple[str, ...]]:

@@ -1,18 +1,54 @@
-"""From where a published port can be reached, as far as this host can tell."""
+"""From where services can be reached, as far as this host can tell: its addresses, and what other rules drop."""
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
 
+from niso import firewalls
+from niso.firewalls import Drop
+from niso.kernel import sysctl
 from niso.kernel.rtnetlink import Rtnl
-from niso.records import ANY4, ANY6, Port
+from niso.records import ANY4, ANY6, Network, Port
+
+_BRIDGED = {4: "net/bridge/bridge-nf-call-iptables", 6: "net/bridge/bridge-nf-call-ip6tables"}
 
 
-def ways_in(ports: Iterable[Port]) -> list[list[str]]:
-    """For each port (with one address, or all of one family): who can reach it, in words. Raises KernelError."""
-    by_link = _addresses()
-    return [_ways(port, by_link) for port in ports]
+def drops(networks: Iterable[Network]) -> list[Drop]:
+    """Chains of others that drop what goes to, from or within these networks. Raises KernelError.
+
+    A packet is forwarded only if every table's chains let it.
+    """
+    groups: dict[tuple[int, bool], list[str]] = {}
+    for network in networks:
+        for family in (subnet.family for subnet in network.subnets):
+            bridged = network.publishes or sysctl.read(_BRIDGED[family]) == "1"
+            groups.setdefault((family, bridged), []).append(network.bridge)
+    found = [
+        drop
+        for (family, bridged), bridges in sorted(groups.items())
+        for drop in firewalls.foreign_drops(bridges, bridged, (family,))
+    ]
+    return list(dict.fromkeys(found))
+
+
+def ways_in(ports: Iterable[tuple[Port, Network]]) -> list[list[str]]:
+    """For each port (with one address, or all of one family) and its network: who can reach it, in words.
+
+    Raises KernelError.
+    """
+    wanted = list(ports)
+    addresses = _addresses()
+    blocked: dict[tuple[str, int], list[str]] = {}
+    for network in {network for _, network in wanted}:
+        for family in (4, 6):
+            only = network._replace(subnets=tuple(s for s in network.subnets if s.family == family))
+            blocked[network.name, family] = [d.chain for d in drops([only]) if "published" in d.what]
+    ways = []
+    for port, network in wanted:
+        chains = blocked[network.name, port.families[0]]
+        ways.append(_ways(port, addresses, f" (but {', '.join(chains)} drops it)" if chains else ""))
+    return ways
 
 
 def _addresses() -> list[tuple[str, str, bool]]:
@@ -29,7 +65,7 @@ def _addresses() -> list[tuple[str, str, bool]]:
     return found
 
 
-def _ways(port: Port, addresses: list[tuple[str, str, bool]]) -> list[str]:
+def _ways(port: Port, addresses: list[tuple[str, str, bool]], but: str) -> list[str]:
     if port.host_ip in (ANY4, ANY6):
         there = [each for each in addresses if (":" in each[0]) == (port.host_ip == ANY6)]
     elif port.host_ip.startswith("127."):
@@ -39,5 +75,5 @@ def _ways(port: Port, addresses: list[tuple[str, str, bool]]) -> list[str]:
         if not there:
             return [f"nobody: this host has no address {port.host_ip} now"]
     outside = [f"{address} on {link}" for address, link, is_outside in there if is_outside]
-    others = [f"other machines by {', '.join(outside)}"] if outside else []
-    return ["this host", "services", *others]
+    others = [f"other machines by {', '.join(outside)}{but}"] if outside else []
+    return ["this host", f"services{but}", *others]

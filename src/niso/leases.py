@@ -17,6 +17,12 @@ def lease(store: Store, service: str, network_name: str, static: str | None) -> 
     ``static`` is an IPv4 address. Raises InvalidInput where it cannot be, Conflict where it is taken or the network full.
     """
     network = store.require_network(network_name)
+    if static is not None and all(subnet.family != 4 for subnet in network.subnets):
+        raise InvalidInput(
+            f"{KEY}: network {network_name!r} has no IPv4 subnet that could hold {static}",
+            f"leave it out: the address on {network_name} is leased, and kept",
+            KEY,
+        )
     for subnet in network.subnets:
         net = ipaddress.ip_network(subnet.cidr)
         gateway = int(ipaddress.ip_address(subnet.gateway)) - int(net.network_address)

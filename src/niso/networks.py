@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import os
 import time
+from collections.abc import Sequence
+from itertools import pairwise
 
 from niso import ipam, names
 from niso.apply import Lock, Report, converge, desired_now, plan, silent
@@ -15,7 +18,14 @@ from niso.store.store import Scope, Store
 
 DEFAULT_POOL = "10.99.0.0/16"
 PREFIX_LENGTH = 24
-MIN_MTU, MAX_MTU = 576, 65535  # RFC 791's least datagram that every host takes; the most that a link can have
+PREFIX_LENGTHS = {4: (8, 30), 6: (48, 126)}
+MIN_MTUS = {4: 576, 6: 1280}  # RFC 791's least datagram that every host takes; RFC 8200's least of a link
+MAX_MTU = 65535  # the most that a link can have
+UNICAST6 = (
+    ipaddress.IPv6Network("2000::/3"),
+    ipaddress.IPv6Network("fc00::/7"),
+)  # what RFC 4291 and 4193 give to hosts
+EXAMPLES = ("a prefix like 10.99.1.0/24", "a prefix like fd12:3456:789a:1::/64")
 
 
 def pool() -> ipam.Network:
@@ -31,62 +41,90 @@ def pool() -> ipam.Network:
 
 
 def parse_subnet(text: str) -> ipam.Network:
-    """A subnet as the user gives it. Raises UsageError."""
+    """A subnet as the user gives it. Raises UsageError.
+
+    Of IPv6, global unicast and unique local prefixes from /48, a site's (RFC 6177), to /126, the longest in which a service
+    has an address beside the bridge: that of the subnet itself is every router's (RFC 4291, 2.6.1). The norm is a /64;
+    others work because nothing makes up its own address here.
+    """
     key = "--subnet"
     try:
         found = ipaddress.ip_network(text)
     except ValueError as error:
-        hint = "a prefix like 10.99.1.0/24"
+        hint = EXAMPLES[":" in text]
         try:
             hint = f"did you mean {ipaddress.ip_network(text, strict=False)}?"
         except ValueError:
             pass
         raise UsageError(f"--subnet {text!r}: {error}", hint, key) from None
+    hint = EXAMPLES[found.version == 6]
+    shortest, longest = PREFIX_LENGTHS[found.version]
+    if not shortest <= found.prefixlen <= longest:
+        raise UsageError(f"--subnet {text}: must be a /{shortest} to /{longest}", hint, key)
     if found.version == 6:
-        raise UsageError(
-            f"--subnet {text}: IPv6 subnets are not supported yet", "an IPv4 prefix like 10.99.1.0/24", key
+        usable = any(found.subnet_of(unicast) for unicast in UNICAST6)
+    else:
+        usable = not (
+            found.is_loopback or found.is_multicast or found.is_link_local or found.is_unspecified or found.is_reserved
         )
-    if found.prefixlen > 30 or found.prefixlen < 8:
-        raise UsageError(f"--subnet {text}: must be a /8 to /30", "a prefix like 10.99.1.0/24", key)
-    if found.is_loopback or found.is_multicast or found.is_link_local or found.is_unspecified or found.is_reserved:
-        raise UsageError(f"--subnet {text}: not a prefix that hosts can have", "a prefix like 10.99.1.0/24", key)
+    if not usable:
+        raise UsageError(f"--subnet {text}: not a prefix that hosts can have", hint, key)
     return found
+
+
+def unique_local(state_id: str) -> ipaddress.IPv6Network:
+    """The /48 that IPv6 subnets are taken from: fd and 40 bits that follow from the state id (RFC 4193, 3.2.2).
+
+    So all of one host's are of one prefix, and those of different hosts hardly ever clash when they are joined.
+    """
+    global_id = hashlib.sha256(f"{state_id}/RFC 4193".encode()).digest()[:5]
+    return ipaddress.IPv6Network((bytes([0xFD]) + global_id + bytes(10), 48))
 
 
 def create(
     store: Store,
     name: str,
     *,
-    subnet: str | None,
-    gateway: str | None,
-    mtu: int | None,
+    subnets: Sequence[str] = (),
+    ipv6: bool = False,
+    gateways: Sequence[str] = (),
+    internal: bool = False,
+    mtu: int | None = None,
     report: Report = silent,
     dry_run: bool = False,
 ) -> Network | None:
     """Make a network and its bridge at once; None where one of that name and these values is there already.
 
-    Raises Conflict (name, subnet or bridge taken, by whom), UsageError, KernelError; then nothing has changed.
+    ``subnets`` are at most one of each family; ``ipv6`` adds a unique local /64. Raises Conflict (name, subnet or bridge
+    taken, by whom), UsageError, KernelError; then nothing has changed.
     """
-    if mtu is not None and not MIN_MTU <= mtu <= MAX_MTU:
+    wanted = _parsed(subnets, ipv6)
+    families: set[int] = {net.version for net in wanted} or {4}
+    if ipv6:
+        families.add(6)
+    if mtu is not None and not (least := MIN_MTUS[max(families)]) <= mtu <= MAX_MTU:
         raise UsageError(
-            f"--mtu {mtu}: must be {MIN_MTU} to {MAX_MTU}", "leave it out for the default route's", "--mtu"
+            f"--mtu {mtu}: must be {least} to {MAX_MTU}{' where there is IPv6' if least == MIN_MTUS[6] else ''}",
+            "leave it out for the default route's",
+            "--mtu",
         )
-    wanted = parse_subnet(subnet) if subnet else None
     with Lock():
         present = store.network(name)
+        scope = Scope((), (name,))
         if present is not None:
-            _same(present, wanted, gateway, mtu)
-            before = desired_now(store, Scope((), (name,)))
+            _same(present, wanted, families, gateways, internal, mtu)
+            before = desired_now(store, scope)
             if dry_run:
-                for step in plan(store, Scope((), (name,)), before).steps:
+                for step in plan(store, scope, before).steps:
                     report(step.describe())
             else:
-                converge(store, Scope((), (name,)), before, report)
+                converge(store, scope, before, report)
             return None
-        scope = Scope((), (name,))
         with store.transaction() as transaction:
             before = desired_now(store, scope)
-            network = plan_network(store, name, subnet=wanted, gateway=gateway, mtu=mtu)
+            network = plan_network(
+                store, name, subnets=wanted, ipv6=ipv6, gateways=gateways, internal=internal, mtu=mtu
+            )
             store.add_network(network, implicit=False, now=time.time())
             if dry_run:
                 for step in plan(store, scope, before).steps:
@@ -130,39 +168,80 @@ def plan_network(
     store: Store,
     name: str,
     *,
-    subnet: ipam.Network | None,
-    gateway: str | None = None,
+    subnets: Sequence[ipam.Network] = (),
+    ipv6: bool = False,
+    gateways: Sequence[str] = (),
+    internal: bool = False,
     mtu: int | None = None,
     holds: str | None = None,
 ) -> Network:
-    """A network that could be made now. Without ``subnet``: the /24 that has the address ``holds``, else the next free.
+    """A network that could be made now. Without ``subnets``: the /24 that has the address ``holds``, else the next free.
 
-    Raises Conflict where subnet or bridge are taken, UsageError.
+    Raises Conflict where subnet or bridge are taken or the host has no IPv6, UsageError.
     """
-    mark = names.alias(store.state_id())
+    state_id = store.state_id()
     taken = [(ipaddress.ip_network(s.cidr), f"network {n.name!r}") for n in store.networks() for s in n.subnets]
-    taken += [(net, f"the host's route or address on {link}") for net, link in host.used_prefixes(mark)]
-    if subnet is None and holds is not None:
-        subnet = ipaddress.ip_network((holds, PREFIX_LENGTH), strict=False)
-    if subnet is None:
-        subnet = _next_free(name, taken)
-    for net, whose in taken:
-        if net.version == subnet.version and net.overlaps(subnet):
-            raise Conflict(f"network {name!r}: subnet {subnet} overlaps {net} of {whose}", "choose another --subnet")
+    taken += [
+        (net, f"the host's route or address on {link}") for net, link in host.used_prefixes(names.alias(state_id))
+    ]
+    nets = list(subnets)
+    if not nets:
+        around = ipaddress.ip_network((holds, PREFIX_LENGTH), strict=False) if holds is not None else None
+        nets.append(around or _next_free(name, taken))
+    if ipv6:
+        nets.append(_next_unique_local(name, state_id, taken))
+    for net in nets:
+        for other, whose in taken:
+            if other.version == net.version and other.overlaps(net):
+                raise Conflict(f"network {name!r}: subnet {net} overlaps {other} of {whose}", "choose another --subnet")
+    with_ipv6 = any(net.version == 6 for net in nets)
+    missing = host.lacks_ipv6() if with_ipv6 else None
+    if missing is not None:
+        raise Conflict(f"network {name!r} cannot have IPv6: {missing}", "leave --ipv6 and the IPv6 --subnet out")
     bridge = names.bridge(name)
     holder = store.bridge_holder(bridge)
     if holder is not None:
         raise Conflict(
             f"network {name!r} would have the bridge of network {holder!r} ({bridge})", "choose another name"
         )
-    first = str(subnet.network_address + 1)
+    given = _gateways(nets, gateways)
     return Network(
         name=name,
         bridge=bridge,
-        mtu=host.default_mtu() if mtu is None else mtu,
-        subnets=(Subnet(4, str(subnet), _gateway(subnet, gateway) if gateway else first),),
-        publishes=False,
+        mtu=mtu if mtu is not None else max(host.default_mtu(), MIN_MTUS[6] if with_ipv6 else 0),
+        subnets=tuple(
+            Subnet(net.version, str(net), given.get(net.version, str(net.network_address + 1)))
+            for net in sorted(nets, key=lambda net: net.version)
+        ),
+        internal=internal,
     )
+
+
+def _parsed(subnets: Sequence[str], ipv6: bool) -> list[ipam.Network]:
+    """At most one of each family, IPv4 first. Raises UsageError."""
+    nets = sorted(map(parse_subnet, subnets), key=lambda net: net.version)
+    for one, other in pairwise(nets):
+        if one.version == other.version:
+            raise UsageError(
+                f"--subnet {one}, --subnet {other}: a network has one IPv{one.version} subnet",
+                "one IPv4 and one IPv6 subnet at most; niso net create makes another network",
+                "--subnet",
+            )
+    if ipv6 and any(net.version == 6 for net in nets):
+        raise UsageError(
+            f"--ipv6 chooses a subnet, and --subnet {nets[-1]} names one", "leave one of them out", "--ipv6"
+        )
+    return nets
+
+
+def _next_unique_local(name: str, state_id: str, taken: list[tuple[ipam.Network, str]]) -> ipam.Network:
+    whole = unique_local(state_id)
+    found = ipam.free_prefix(whole, 64, [net for net, _ in taken])
+    if found is None:
+        raise Conflict(
+            f"network {name!r}: no free /64 is left in {whole}", "--subnet names an IPv6 prefix that is free"
+        )
+    return found
 
 
 def _next_free(name: str, taken: list[tuple[ipam.Network, str]]) -> ipam.Network:
@@ -182,36 +261,53 @@ def _next_free(name: str, taken: list[tuple[ipam.Network, str]]) -> ipam.Network
     return found
 
 
-def _gateway(subnet: ipam.Network, text: str) -> str:
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError as error:
-        raise UsageError(f"--gateway {text!r}: {error}", f"an address of {subnet}", "--gateway") from None
-    reason = None
-    if address.version != subnet.version or address not in subnet:
-        reason = f"not in {subnet}"
-    else:
-        reason = ipam.refusal(subnet, -1, int(address) - int(subnet.network_address))
-    if reason:
-        raise UsageError(f"--gateway {text}: {reason}", f"an address of {subnet}", "--gateway")
-    return str(address)
+def _gateways(nets: Sequence[ipam.Network], texts: Sequence[str]) -> dict[int, str]:
+    """Family -> the gateway that was given, as its subnet writes it. Raises UsageError."""
+    found: dict[int, str] = {}
+    for text in texts:
+        hint = f"an address of {' or '.join(map(str, nets))}"
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError as error:
+            raise UsageError(f"--gateway {text!r}: {error}", hint, "--gateway") from None
+        net = next((net for net in nets if net.version == address.version), None)
+        if net is None or address not in net:
+            reason: str | None = f"not in {net or ' or '.join(map(str, nets))}"
+        elif address.version in found:
+            reason = f"a second one for {net}"
+        else:
+            reason = ipam.refusal(net, -1, int(address) - int(net.network_address))
+        if reason:
+            raise UsageError(f"--gateway {text}: {reason}", hint, "--gateway")
+        found[address.version] = str(address)
+    return found
 
 
-def _same(present: Network, subnet: ipam.Network | None, gateway: str | None, mtu: int | None) -> None:
+def _same(
+    present: Network,
+    wanted: Sequence[ipam.Network],
+    families: set[int],
+    gateways: Sequence[str],
+    internal: bool,
+    mtu: int | None,
+) -> None:
     """Raise Conflict unless what was asked for is what is there."""
-    there = present.subnets[0]
-    if subnet is not None and str(subnet) != there.cidr:
-        raise Conflict(
-            f"network {present.name!r} is there with subnet {there.cidr}", f"niso net remove {present.name} first"
-        )
-    if gateway is not None and gateway != there.gateway:
-        raise Conflict(
-            f"network {present.name!r} is there with gateway {there.gateway}", f"niso net remove {present.name} first"
-        )
-    if mtu is not None and mtu != present.mtu:
-        raise Conflict(
-            f"network {present.name!r} is there with mtu {present.mtu}", f"niso net remove {present.name} first"
-        )
+    there = {subnet.family: subnet for subnet in present.subnets}
+    shown = ", ".join(subnet.cidr for subnet in present.subnets)
+    differs = None
+    if families != there.keys() or any(str(net) != there[net.version].cidr for net in wanted):
+        differs = f"with subnet {shown}"
+    elif gateways:
+        have = {family: subnet.gateway for family, subnet in there.items()}
+        given = _gateways([ipaddress.ip_network(subnet.cidr) for subnet in present.subnets], gateways)
+        if any(have[family] != gateway for family, gateway in given.items()):
+            differs = f"with gateway {', '.join(have.values())}"
+    if differs is None and internal != present.internal:
+        differs = "as an internal network" if present.internal else "and is not internal"
+    if differs is None and mtu is not None and mtu != present.mtu:
+        differs = f"with mtu {present.mtu}"
+    if differs is not None:
+        raise Conflict(f"network {present.name!r} is there {differs}", f"niso net remove {present.name} first")
 
 
 def _forget(store: Store, name: str) -> None:

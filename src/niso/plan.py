@@ -25,7 +25,6 @@ from niso.state import (
 
 FORWARDING = "net/ipv4/ip_forward"
 FORWARDING6 = "net/ipv6/conf/all/forwarding"
-FORCE_FORWARDING6 = "net/ipv6/conf/all/force_forwarding"
 ON = {"ip_forward": "1", "forwarding": "1", "force_forwarding": "1", "accept_ra": "2"}
 """By the last part of its name: what a sysctl of the host must be while a service is active. Its value before is on record."""
 BRIDGE_LINK_LOCAL = "fe80::1/64"
@@ -46,7 +45,9 @@ def desired(snapshot: Snapshot) -> State:
     before = dict(snapshot.sysctls_before)
     if snapshot.any_active and before.get(FORWARDING) == "0":
         elements.add(nft.closed(4))
-    if snapshot.any_active6 and before.get(FORWARDING6, before.get(FORCE_FORWARDING6)) == "0":
+    if snapshot.any_active6 and any(
+        name.startswith("net/ipv6/") and name.endswith("forwarding") and value == "0" for name, value in before.items()
+    ):
         elements.add(nft.closed(6))
 
     networks = {network.name: network for network in snapshot.networks}

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from niso import names, package, paths, portmap
+from niso import forwarding, names, package, paths, portmap
 from niso.admission import Change, record, scope_of
 from niso.apply import Lock, Report, carry_out, converge, desired_now, plan, silent
 from niso.errors import Conflict, ErrorGroup, NisoError, NotFound
@@ -215,13 +215,14 @@ def _undo_record(store: Store, intent: Intent, report: Report) -> None:
         on = now.networks if now else ()
         before = desired_now(store, Scope((name,), on))
         store.undo(intent)
+        forwarding.note_late(store)
         restored = store.service(name)
         scope = Scope((name,), (*on, *(restored.networks if restored else ())))
         converge(store, scope, before, report, teardown=True)
         if restored is None or not restored.active:
             netns.clear_unfinished(names.netns(name))
         _flush(before, desired_now(store, scope))
-        _forget_sysctls(store)
+        forwarding.forget(store)
     _settle(before)
 
 
@@ -237,11 +238,6 @@ def _runs_with(name: str, spec_text: str) -> bool:
 
     saved = spec.load(name)
     return saved is not None and json.loads(spec_text) == saved._asdict() and process.runs(name)
-
-
-def _forget_sysctls(store: Store) -> None:
-    if not store.any_active():
-        store.clear_sysctls_before()
 
 
 def _flush(before: State, after: State) -> None:
@@ -418,13 +414,14 @@ def _finish(store: Store, name: str, report: Report, ends: bool) -> None:
     with Lock(), store.transaction():
         before = desired_now(store, scope)
         store.set_active(name, False)
+        forwarding.note_late(store)
         store.drop_forwards(name)
         converge(store, scope, before, report, teardown=True)
         netns.clear_unfinished(names.netns(name))
         _flush(before, desired_now(store, scope))
         if ends:
             store.end_intent(name)
-        _forget_sysctls(store)
+        forwarding.forget(store)
     _settle(before)
 
 
@@ -452,6 +449,7 @@ def _plan_deactivation(store: Store, name: str, report: Report) -> None:
     scope = Scope((name,), row.networks)
     before = desired_now(store, scope)
     store.set_active(name, False)
+    forwarding.note_late(store)
     for step in plan(store, scope, before).steps:
         report(step.describe())
 

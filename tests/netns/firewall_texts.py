@@ -81,7 +81,7 @@ COMMIT
 
 PLAIN_IPTABLES = """\
 *filter
-:FORWARD DROP [0:0]
+:FORWARD ACCEPT [0:0]
 -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -m comment --comment "replies" -j ACCEPT
 -A FORWARD -m conntrack --ctstate DNAT -j ACCEPT
 -A FORWARD -s 172.20.0.0/16 -j ACCEPT
@@ -173,6 +173,15 @@ table inet filter {
 	chain out {
 		ip saddr & 255.255.0.0 == 10.99.0.0 accept
 		ip saddr 10.99.0.0-10.99.255.255 accept
+	}
+}
+"""
+
+CATCH_ALL = """\
+table inet filter {
+	chain forward {
+		type filter hook forward priority filter; policy drop;
+		ct state vmap { invalid : drop, * : accept }
 	}
 }
 """

@@ -162,7 +162,9 @@ def test_firewall_with_a_tool_of_its_own_drops_what_is_said_and_its_rule_helps(h
     assert passing(host) == set(ALL)
 
 
-@pytest.mark.parametrize("text", [texts.BLOCKLIST, texts.ALLOWED], ids=["blocklist", "allowed by prefix"])
+@pytest.mark.parametrize(
+    "text", [texts.BLOCKLIST, texts.ALLOWED, texts.CATCH_ALL], ids=["blocklist", "allowed", "catch-all"]
+)
 def test_firewall_that_lets_niso_pass_is_not_named(host: Lab, text: str) -> None:
     load(host, text)
     assert drops(host) == []

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import Lab
-from services import idle, on
+from services import idle
 from ways import Cell, Path, Port, Servers, travel, wrong
 from wire import PROTOCOLS, Addresses, Wire
 
@@ -56,6 +56,7 @@ PUBLISHED = [
     Port("api", "[2001:db8::1]:8130-8131:8130-8131", 8131, 8131, HOST[6]),
     Port("api", "127.0.0.1:8140-8141:8140-8141", 8141, 8141, "127.0.0.1"),
     Port("both", "8090:90", 8090, 90, "any"),
+    Port("both", "8093:93", 8093, 93, "any", bound=False),
     Port("plain", "8091:91", 8091, 91, "any4"),
     Port("vault", "8092:92", 8092, 92, "any"),
 ]
@@ -71,8 +72,10 @@ class World:
             options = [word for subnet in subnets for word in ("--subnet", subnet)]
             lab.niso("net", "create", name, *options, *(["--internal"] if name == "inner" else []))
         lab.niso("activate", *(idle(lab, name, network=self._network(name)) for name in NETWORKS))
-        self.addresses = {name: Addresses(lab, f"niso-{name}") for name in NETWORKS}
-        self.second = Addresses(lab, "niso-both", "eth1")
+        self.addresses = {
+            name: [Addresses(lab, f"niso-{name}", f"eth{n}") for n in range(len(networks))]
+            for name, networks in NETWORKS.items()
+        }
         for name in SUBNETS:
             Addresses(lab, None, f"niso-{name}")
         for subnet in SUBNETS["backend"]:
@@ -85,42 +88,45 @@ class World:
         return {"networks": NETWORKS[name], "ports": ports}
 
     def paths(self, family: int) -> list[Path]:
+        """``by`` is the network by which a service sends."""
         host, backend, frontend = HOST[family], GATEWAY["backend"][family], GATEWAY["frontend"][family]
         found = [
             Path("client", "client", host, CLIENT[family]),
             Path("neighbour", "neighbour", host, NEIGHBOUR[family]),
             Path("neighbour with a route", "neighbour", backend, NEIGHBOUR[family]),
             Path("host by its address", None, host, host),
-            Path("host by the bridge", None, backend, backend),
+            Path("host by a bridge", None, backend, backend),
             Path("host by another bridge", None, frontend, frontend),
             Path("host by loopback", None, "127.0.0.1" if family == 4 else "::1", ""),
         ]
         if family == 4:
             found.append(Path("host by another loopback", None, "127.0.0.77", ""))
         for name, networks in NETWORKS.items():
-            if own := self.addresses[name].ip(family):
-                found.append(Path(name, f"niso-{name}", host, own))
-                found.append(Path(f"{name} by its bridge", f"niso-{name}", GATEWAY[networks[0]][family], own))
-        found.append(Path("web by another bridge", "niso-web", backend, self.addresses["web"].ip(family)))
-        found.append(Path("both by its second bridge", "niso-both", backend, self.second.ip(family)))
-        found.append(Path("api by its own loopback", "niso-api", "127.0.0.1" if family == 4 else "::1", ""))
+            if own := self.addresses[name][0].ip(family):
+                found.append(Path(name, f"niso-{name}", host, own, networks[0]))
+                found.append(
+                    Path(f"{name} by its bridge", f"niso-{name}", GATEWAY[networks[0]][family], own, networks[0])
+                )
+        web, both = self.addresses["web"][0], self.addresses["both"][1]
+        found.append(Path("web by another bridge", "niso-web", backend, web.ip(family), "frontend"))
+        found.append(Path("both by its second bridge", "niso-both", backend, both.ip(family), "backend"))
         return found
 
     def cells(self, family: int) -> list[Cell]:
-        return [Cell(path, port, self.sees(path, port, family)) for path in self.paths(family) for port in PORTS]
+        return [self.cell(path, port, family) for path in self.paths(family) for port in PORTS]
 
-    def sees(self, path: Path, port: Port, family: int) -> str:
-        """The source address that the service must see, "" where nothing must come: the contract, section 6."""
-        if not port.is_at(path.to) or not self.addresses[port.service].ip(family):
-            return ""
-        own_loopback = path.netns is not None and path.to in ("127.0.0.1", "::1")
-        client = (path.netns or "").removeprefix("niso-")
-        out_of_inner = NETWORKS.get(client) == ["inner"] and NETWORKS[port.service] != ["inner"]
-        if own_loopback or out_of_inner:
-            return ""
-        if client == port.service or path.to.startswith("127."):
-            return GATEWAY[NETWORKS[port.service][0]][family]
-        return path.source
+    def cell(self, path: Path, port: Port, family: int) -> Cell:
+        """What must come of a path and a port: the contract, section 6."""
+        networks = NETWORKS[port.service]
+        network = path.by if path.by in networks else networks[0]  # on the client's network, if the service is there
+        server = self.addresses[port.service][networks.index(network)].ip(family)
+        out_of_inner = path.by == "inner" and network != "inner"
+        if not port.is_at(path.to) or not server or out_of_inner:
+            return Cell(path, port, "", "")
+        own_address = path.source in (each.ip(family) for each in self.addresses[port.service])
+        by_a_bridge = path.netns is None and path.to != HOST[family]
+        # the host is known by its address on the service's bridge where it used that of another bridge or of no wire
+        return Cell(path, port, server, GATEWAY[network][family] if own_address or by_a_bridge else path.source)
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,7 @@ class Port(NamedTuple):
     host: int
     container: int
     at: str  # "any", "any4", "any6", one address, or "nowhere"
+    bound: bool = True  # its server listens on the service's addresses, not on the wildcard
 
     def is_at(self, address: str) -> bool:
         family = 6 if ":" in address else 4
@@ -46,12 +47,14 @@ class Path(NamedTuple):
     netns: str | None
     to: str
     source: str
+    by: str = ""  # the network by which it sends, where it is a service
 
 
 class Cell(NamedTuple):
     path: Path
     port: Port
-    sees: str  # the source address that the service must see, "" where it must see nothing
+    server: str  # the address at which the service must see it
+    sees: str  # the source address that it must see, "" where it must see nothing
 
     def __str__(self) -> str:
         where = f"[{self.path.to}]" if ":" in self.path.to else self.path.to
@@ -62,7 +65,7 @@ class Outcome:
     """What was seen of one cell at both ends."""
 
     def __init__(self) -> None:
-        self.server = ""  # "service source" as the service saw it
+        self.server = ""  # "address port, source" as a service saw it
         self.answered = False  # by the very address and port that were asked
 
     def __str__(self) -> str:
@@ -72,48 +75,51 @@ class Outcome:
 class Servers:
     """Listeners of one protocol and family on the container ports of every service; they note who came, and answer."""
 
-    def __init__(self, wire: Wire, ports: Iterable[Port], addresses: dict[str, Addresses], proto: str, family: int) -> None:
+    def __init__(
+        self, wire: Wire, ports: Iterable[Port], addresses: dict[str, list[Addresses]], proto: str, family: int
+    ) -> None:
         self.wire, self.proto, self.family = wire, proto, family
         self.selector = selectors.DefaultSelector()
         self.seen: dict[int, str] = {}
         self.unsound: list[str] = []
-        wanted = {(p.service, p.container) for p in ports}
-        if proto == "sctp":
-            wanted = {(service, 0) for service, _ in wanted}
-        for service, port in sorted(wanted):
-            if not (address := addresses[service].ip(family)):
-                continue
-            listener = self._open(service)
-            if proto != "sctp":
-                listener.bind((address, port))
-            if proto == "tcp":
-                listener.listen(256)
-            self.selector.register(listener, selectors.EVENT_READ, (self._take, listener, service))
+        wanted = {(p.service, p.container if proto != "sctp" else 0, p.bound or proto == "sctp") for p in ports}
+        for service, port, bound in sorted(wanted):
+            own = [each.ip(family) for each in addresses[service] if each.ip(family)]
+            for address in own if bound else own[:1]:
+                listener = self._open(service)
+                listener.bind((address if bound else "", port))
+                if proto == "tcp":
+                    listener.listen(256)
+                self.selector.register(
+                    listener, selectors.EVENT_READ, (self._take, listener, f"{address if bound else '*'} {port}")
+                )
 
     def _open(self, service: str) -> socket.socket:
         kind, proto = kind_of(self.proto)
         made = self.wire.socket(f"niso-{service}", FAMILY[self.family], kind, proto)
+        if self.family == 6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         return made
 
-    def _take(self, listener: socket.socket, service: str) -> None:
+    def _take(self, listener: socket.socket, where: str) -> None:
         if self.proto == "tcp":
             connection, peer = listener.accept()
             connection.setblocking(False)
-            self.selector.register(connection, selectors.EVENT_READ, (self._hear, connection, f"{service} {peer[0]}"))
+            self.selector.register(connection, selectors.EVENT_READ, (self._hear, connection, f"{where}, {peer[0]}"))
         elif self.proto == "udp":
             data, peer = listener.recvfrom(4096)
-            self.seen[int(data)] = f"{service} {peer[0]}"
+            self.seen[int(data)] = f"{where}, {peer[0]}"
             listener.sendto(data, peer)
         else:
             data, peer = listener.recvfrom(4096)
             packet = raw_payload(self.family, data)
             if sctp_chunk(packet) == INIT:
                 tag = int.from_bytes(packet[16:20], "big")
-                self.seen[tag] = f"{service} {peer[0]}"
+                self.seen[tag] = f"{where[:-1]}{int.from_bytes(packet[2:4], 'big')}, {peer[0]}"
                 if not sctp_sound(packet):
-                    self.unsound.append(f"{service}: INIT of cell {tag} with a wrong checksum")
+                    self.unsound.append(f"{where}: INIT of cell {tag} with a wrong checksum")
                 listener.sendto(sctp_init_ack(packet), (peer[0], 0))
 
     def _hear(self, connection: socket.socket, who: str) -> None:
@@ -260,7 +266,9 @@ def wrong(outcomes: dict[Cell, Outcome]) -> list[str]:
     """A line for each cell that is not as it must be."""
     lines = []
     for cell, found in outcomes.items():
-        should = f"{cell.port.service} {cell.sees}" if cell.sees else ""
-        if found.server != should or found.answered != bool(should):
+        should = f"{cell.server} {cell.port.container}, {cell.sees}" if cell.sees else ""
+        # a server on the wildcard cannot tell; a raw socket, which SCTP is spoken over, is always on an address
+        seen = found.server if cell.port.bound else found.server.replace("*", cell.server)
+        if seen != should or found.answered != bool(should):
             lines.append(f"{cell}: should be {f'seen as {should!r}, answered' if should else 'unreachable'}; {found}")
     return lines

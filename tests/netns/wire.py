@@ -16,7 +16,9 @@ from typing import Any
 
 from conftest import Lab
 
-logging.getLogger("scapy").setLevel(logging.CRITICAL)  # it warns of the machine's own routes, which are not its business
+logging.getLogger("scapy").setLevel(
+    logging.CRITICAL
+)  # it warns of the machine's own routes, which are not its business
 from scapy.layers.sctp import SCTP, SCTPChunkInit, SCTPChunkInitAck, crc32c  # noqa: E402
 
 ETH_P_ALL = 3
@@ -87,6 +89,9 @@ class Link:
         self._socket.bind((link, ETH_P_ALL))
         self.seen: list[bytes] = []
 
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
     def send(self, frame: Any) -> None:
         self._socket.send(bytes(frame))
 
@@ -100,13 +105,35 @@ class Link:
             if kind != PACKET_OUTGOING:
                 self.seen.append(frame)
 
-    def forget(self) -> None:
-        self.look()
-        self.seen.clear()
+    def saw(self, marker: bytes) -> bool:
+        """Whether a frame with these bytes has come in."""
+        return any(marker in frame for frame in self.look())
+
+
+class Ear:
+    """A UDP socket on an address of the host, to see what its own programs would get; looks like a `Link`."""
+
+    def __init__(self, wire: Wire, address: str, port: int) -> None:
+        self.name = f"host:{address} {port}/udp"
+        family = 6 if ":" in address else 4
+        self._socket = wire.socket(None, FAMILY[family], socket.SOCK_DGRAM)
+        if family == 6:
+            self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        self._socket.bind((address, port))
+        self.seen: list[bytes] = []
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def look(self) -> list[bytes]:
+        while True:
+            try:
+                self.seen.append(self._socket.recv(65536))
+            except BlockingIOError:
+                return self.seen
 
     def saw(self, marker: bytes) -> bool:
-        """Whether a frame with these bytes has come in since the last `forget`."""
-        return any(marker in frame for frame in self.look())
+        return any(marker in data for data in self.look())
 
 
 class Addresses:
@@ -142,7 +169,8 @@ def sctp_init_ack(asked: bytes) -> bytes:
     source, target = struct.unpack_from("!HH", asked)
     tag = struct.unpack_from("!I", asked, 16)[0]
     return bytes(
-        SCTP(sport=target, dport=source, tag=tag) / SCTPChunkInitAck(init_tag=tag ^ 0xFFFFFFFF, a_rwnd=65536, init_tsn=1)
+        SCTP(sport=target, dport=source, tag=tag)
+        / SCTPChunkInitAck(init_tag=tag ^ 0xFFFFFFFF, a_rwnd=65536, init_tsn=1)
     )
 
 

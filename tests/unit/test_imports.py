@@ -40,12 +40,42 @@ LAYERS: dict[str, set[str]] = {
     "targets": VOCABULARY | {"model", "runtime", "store", "package"},
     "networks": VOCABULARY | {"ipam", "kernel", "store", "apply"},
     "portmap": VOCABULARY | {"apply", "kernel", "render", "store"},
-    "exposure": VOCABULARY | {"kernel"},
-    "admission": VOCABULARY | {"leases", "networks", "portmap", "targets", "kernel", "model", "plan", "runtime", "store"},
-    "services": VOCABULARY | {"admission", "apply", "portmap", "targets", "package", "kernel", "runtime", "store"},
-    "check": VOCABULARY | {"services", "apply", "portmap", "package", "plan", "kernel", "render", "runtime", "store"},
+    "exposure": VOCABULARY | {"firewalls", "kernel"},
+    "forwarding": VOCABULARY | {"kernel", "plan", "store"},
+    "admission": VOCABULARY
+    | {"forwarding", "leases", "networks", "portmap", "targets", "kernel", "model", "runtime", "store"},
+    "services": VOCABULARY
+    | {"admission", "apply", "forwarding", "portmap", "targets", "package", "kernel", "runtime", "store"},
+    "check": VOCABULARY
+    | {
+        "services",
+        "apply",
+        "exposure",
+        "forwarding",
+        "portmap",
+        "package",
+        "plan",
+        "kernel",
+        "render",
+        "runtime",
+        "store",
+    },
     "cli": VOCABULARY
-    | {"check", "services", "networks", "exposure", "targets", "apply", "model", "render", "kernel", "runtime", "store", "lab"},
+    | {
+        "check",
+        "services",
+        "networks",
+        "exposure",
+        "firewalls",
+        "targets",
+        "apply",
+        "model",
+        "render",
+        "kernel",
+        "runtime",
+        "store",
+        "lab",
+    },
 }
 
 PURE = ("state", "records", "plan", "diff", "ipam", "render", "names", "errors")
@@ -53,7 +83,7 @@ PURE_MAY = {
     "": {"__future__", "typing", "collections.abc"},
     "ipam": {"ipaddress"},
     "names": {"hashlib"},
-    "render": {"hashlib", "bisect", "ipaddress", "socket"},  # socket for inet_pton alone, see below
+    "render": {"hashlib", "bisect", "ipaddress", "re", "socket"},  # socket for inet_pton alone, see below
 }
 
 HEAVY = {

@@ -8,7 +8,6 @@ COMMANDS = ("enable", "disable", "restore", "stack", "completion")
 NET_ACTIONS = ("ping", "explain", "log", "stats")
 OPTIONS = {
     "remove": ("--volumes",),
-    "net create": ("--ipv6", "--internal"),
 }
 
 

@@ -82,6 +82,7 @@ def run(name: str, args: argparse.Namespace) -> int:
 
 
 def _activate(args: argparse.Namespace, report: Report) -> int:
+    from niso import exposure
     from niso.kernel import host
     from niso.model import values
 
@@ -94,9 +95,13 @@ def _activate(args: argparse.Namespace, report: Report) -> int:
     outcomes = services.activate(store, wanted, timeout_s, report, args.dry_run)
     if args.dry_run:
         return 0
+    changed = [outcome.service for outcome in outcomes if outcome.changed]
     warning = host.resolv_conf()[1]
-    if warning and any(outcome.changed for outcome in outcomes):
+    if warning and changed:
         output.warn(warning)
+    on = {network for service in changed for network, _ in store.addresses(service)}
+    for drop in exposure.drops(network for name in sorted(on) if (network := store.network(name))):
+        output.warn(drop.words(), drop.remedy)
     if args.json:
         output.as_json(
             [

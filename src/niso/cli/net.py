@@ -26,6 +26,8 @@ examples:
   niso net create backend                           the next free /24 of the pool
   niso net create backend --subnet 10.99.1.0/24
   niso net create dmz --subnet 10.50.0.0/22 --gateway 10.50.3.254 --mtu 1400
+  niso net create dual --ipv6                       both families; --subnet fd00:1::/64 names the IPv6 prefix
+  niso net create db --internal
 """,
     "ports": """\
 examples:
@@ -72,8 +74,20 @@ def _configure(action: str, parser: argparse.ArgumentParser) -> None:
     elif action == "check":
         parser.add_argument("name", nargs="?", metavar="NAME", help="one service or network only")
     if action == "create":
-        parser.add_argument("--subnet", action="append", metavar="CIDR", help="default: the next free /24 of the pool")
-        parser.add_argument("--gateway", metavar="IP", help="the bridge's address (default: the subnet's first)")
+        parser.add_argument(
+            "--subnet", action="append", default=[], metavar="CIDR", help="default: the next free /24 of the pool"
+        )
+        parser.add_argument("--ipv6", action="store_true", help="add an IPv6 subnet: a unique local /64")
+        parser.add_argument(
+            "--gateway",
+            action="append",
+            default=[],
+            metavar="IP",
+            help="the bridge's address (default: the subnet's first)",
+        )
+        parser.add_argument(
+            "--internal", action="store_true", help="nothing is forwarded out; the host and published ports work"
+        )
         parser.add_argument("--mtu", type=int, metavar="N", help="default: that of the default route's link")
     if action == "ports":
         parser.add_argument("--exposed", action="store_true", help="say from where each can be reached")
@@ -99,15 +113,15 @@ def _create(args: argparse.Namespace) -> int:
         name = network_name(args.name, "NAME")
     except InvalidInput as error:
         raise UsageError(error.message, error.hint, error.key) from None
-    if len(args.subnet or ()) > 1:
-        raise UsageError("a second --subnet is not supported yet", "one IPv4 prefix like 10.99.1.0/24", "--subnet")
     store = Store.open(create=not args.dry_run)
     report = _report(args)
     made = networks.create(
         store,
         name,
-        subnet=args.subnet[0] if args.subnet else None,
-        gateway=args.gateway,
+        subnets=args.subnet,
+        ipv6=args.ipv6,
+        gateways=args.gateway,
+        internal=args.internal,
         mtu=args.mtu,
         report=report,
         dry_run=args.dry_run,
@@ -141,6 +155,8 @@ def _inspect(args: argparse.Namespace) -> int:
     print(f"Name: {network.name}")
     print(f"Subnet: {_subnets(network)}")
     print(f"Bridge: {network.bridge}")
+    if network.internal:
+        print("Internal: yes")
     print("Services:")
     lines = []
     for service, active in store.members(network.name):
@@ -185,7 +201,8 @@ def _ports(args: argparse.Namespace) -> int:
     if args.exposed:
         from niso import exposure
 
-        ways = exposure.ways_in([port._replace(host_ip=host) for _, port, host in rows])
+        on = {service: store.require_network(store.addresses(service)[0][0]) for service in families}
+        ways = exposure.ways_in((port._replace(host_ip=host), on[service]) for service, port, host in rows)
     cells = [
         (
             service,
@@ -237,10 +254,12 @@ def _rules(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from niso import check
+    from niso import check, firewalls
 
     store = Store.open(create=False)
     found = check.check(store, args.name)
+    for line in firewalls.unseen((4, 6)):
+        output.warn(line)
     if args.json:
         output.as_json([{"problem": each.problem, "what": each.what, "detail": each.detail} for each in found])
     else:
@@ -297,6 +316,7 @@ def _network_json(store: Store, network: Network) -> dict[str, object]:
         "subnet": _subnets(network),
         "subnets": [{"cidr": subnet.cidr, "gateway": subnet.gateway} for subnet in network.subnets],
         "bridge": network.bridge,
+        "internal": network.internal,
         "mtu": network.mtu,
         "services": [
             {

@@ -105,8 +105,10 @@ def step(line: str) -> None:
     print("\n".join(escaped(each) for each in line.split("\n")))
 
 
-def warn(text: str) -> None:
+def warn(text: str, hints: Iterable[str] = ()) -> None:
     print(f"niso: warning: {escaped(text)}", file=sys.stderr)
+    for hint in hints:
+        print(f"  hint: {escaped(hint)}", file=sys.stderr)
 
 
 def is_terminal() -> bool:

@@ -105,11 +105,6 @@ def flush_ports(ports: Iterable[tuple[str, int, int]], addresses: Iterable[str] 
     return _flush(filters, matches)
 
 
-def flush_port(proto: str, host_port: int, addresses: Iterable[str] | None = None) -> int:
-    """`flush_ports` of one port."""
-    return flush_ports([(proto, host_port, host_port)], addresses)
-
-
 def _filter(family: int, kind: int, flags: int, wanted: bytes) -> bytes:
     """A dump request of the entries whose tuple ``kind`` has what ``wanted`` says.
 

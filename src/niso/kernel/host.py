@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 from niso.ipam import Network
+from niso.kernel import sysctl
 from niso.kernel.rtnetlink import Rtnl
 
 DEFAULT_MTU = 1500
@@ -40,6 +41,25 @@ def used_prefixes(except_alias: str) -> list[tuple[Network, str]]:
             if link and link.alias != except_alias and not net.is_link_local:
                 found[net, link.name] = None
     return list(found)
+
+
+def lacks_ipv6() -> str | None:
+    """Why this host can have no network with IPv6, in words; None if it can (ip-sysctl.rst, conf/all/disable_ipv6)."""
+    disabled = sysctl.read("net/ipv6/conf/all/disable_ipv6")
+    if disabled is None:
+        return "this kernel has no IPv6, or was started with ipv6.disable=1"
+    return "IPv6 is switched off here (sysctl net.ipv6.conf.all.disable_ipv6 is 1)" if disabled == "1" else None
+
+
+def receiving6() -> list[str]:
+    """The links at which IPv6 packets of others can arrive: all but lo, and ports of bridges, which receive for them.
+
+    A name that is not a sysctl's folder of its own ("all", "default") is left out.
+    """
+    with Rtnl() as rtnl:
+        links = rtnl.links()
+    bridges = {link.index for link in links if link.kind == "bridge"}
+    return [link.name for link in links if link.name not in ("lo", "all", "default") and link.master not in bridges]
 
 
 def resolv_conf() -> tuple[str, str | None]:

@@ -424,8 +424,9 @@ class Store(PortRows):
     def set_sysctl_before(self, name: str, before: str) -> None:
         self._db.execute("INSERT OR IGNORE INTO sysctl VALUES (?, ?)", (name, before))
 
-    def clear_sysctls_before(self) -> None:
-        self._db.execute("DELETE FROM sysctl")
+    def clear_sysctls_before(self, pattern: str) -> None:
+        """Forget those whose name is like ``pattern``, with * for anything."""
+        self._db.execute("DELETE FROM sysctl WHERE name GLOB ?", (pattern,))
 
     def begin_intent(self, service: str, action: str, now: float) -> None:
         """Note, before a change, what the service's rows are, so that whoever finds it unfinished can undo it."""

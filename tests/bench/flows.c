@@ -1,0 +1,147 @@
+/* New flows for the benchmark of published ports: each is a TCP connection, or a UDP socket's first datagram, whose
+ * server answers with one byte.
+ *
+ *   flows serve CPU PORT                              answers TCP and UDP on PORT, says "ready", runs until killed
+ *   flows load tcp|udp CPU ADDRESS PORT MS NUMBER     prints "flows, failed, microseconds"; the first flow is NUMBER
+ *
+ * The client keeps WINDOW flows open at a time. Flow n comes from address SOURCE + n / PORTS and port LOW + n % PORTS, so
+ * that none is taken for an earlier one that connection tracking still has.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <err.h>
+#include <errno.h>
+#include <sched.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { WINDOW = 64, LOW = 2048, PORTS = 63488, SOURCES = 16, EVENTS = 256 };
+static const char SOURCE[] = "192.0.2.16";
+
+static void pin(const char *cpu)
+{
+	cpu_set_t set;
+	CPU_ZERO(&set);
+	CPU_SET(atoi(cpu), &set);
+	if (sched_setaffinity(0, sizeof set, &set))
+		err(1, "sched_setaffinity");
+}
+
+static int64_t now_us(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
+}
+
+static void watch(int epoll, int fd, uint32_t events)
+{
+	struct epoll_event event = {.events = events, .data.fd = fd};
+	if (epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event))
+		err(1, "epoll_ctl");
+}
+
+static int bound(int kind, struct sockaddr_in at)
+{
+	int one = 1, fd = socket(AF_INET, kind | SOCK_NONBLOCK, 0);
+	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one) || bind(fd, (void *)&at, sizeof at))
+		err(1, "bind to port %d", ntohs(at.sin_port));
+	return fd;
+}
+
+static int serve(int port)
+{
+	struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(port)};
+	int tcp = bound(SOCK_STREAM, at), udp = bound(SOCK_DGRAM, at), epoll = epoll_create1(0);
+	if (listen(tcp, 4096))
+		err(1, "listen");
+	watch(epoll, tcp, EPOLLIN);
+	watch(epoll, udp, EPOLLIN);
+	puts("ready");
+	fflush(stdout);
+	for (;;) {
+		struct epoll_event events[EVENTS];
+		int n = epoll_wait(epoll, events, EVENTS, -1);
+		for (int i = 0; i < n; i++) {
+			int fd = events[i].data.fd, connection;
+			char data[16];
+			if (fd == udp) {
+				struct sockaddr_in from;
+				socklen_t size = sizeof from;
+				ssize_t length;
+				while ((length = recvfrom(udp, data, sizeof data, 0, (void *)&from, &size)) >= 0)
+					sendto(udp, data, length, 0, (void *)&from, size);
+			} else if (fd == tcp) {
+				while ((connection = accept4(tcp, NULL, NULL, SOCK_NONBLOCK)) >= 0) {
+					watch(epoll, connection, EPOLLIN | EPOLLRDHUP);
+					if (write(connection, "x", 1) < 0 && errno != ECONNRESET && errno != EPIPE)
+						err(1, "write");
+				}
+			} else {
+				close(fd); /* the client ends it, so that no TIME_WAIT stays here */
+			}
+		}
+	}
+}
+
+static int begin(int kind, int epoll, const struct sockaddr_in *to, int64_t number)
+{
+	struct sockaddr_in from = {.sin_family = AF_INET, .sin_port = htons(LOW + number % PORTS)};
+	inet_pton(AF_INET, SOURCE, &from.sin_addr);
+	from.sin_addr.s_addr = htonl(ntohl(from.sin_addr.s_addr) + number / PORTS % SOURCES);
+	int fd = bound(kind, from);
+	if (kind == SOCK_STREAM) {
+		struct linger reset = {.l_onoff = 1, .l_linger = 0}; /* no TIME_WAIT here either */
+		setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+	}
+	if (connect(fd, (void *)to, sizeof *to) && errno != EINPROGRESS)
+		err(1, "connect");
+	if (kind == SOCK_DGRAM && send(fd, "x", 1, 0) != 1)
+		err(1, "send");
+	watch(epoll, fd, EPOLLIN);
+	return fd;
+}
+
+static int load(int kind, const char *address, int port, int64_t duration_us, int64_t number)
+{
+	struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port)};
+	inet_pton(AF_INET, address, &to.sin_addr);
+	int epoll = epoll_create1(0);
+	int64_t done = 0, failed = 0, start = now_us(), end = start + duration_us, now = start;
+	for (int i = 0; i < WINDOW; i++)
+		begin(kind, epoll, &to, number++);
+	while ((now = now_us()) < end) {
+		struct epoll_event events[EVENTS];
+		int n = epoll_wait(epoll, events, EVENTS, 100);
+		for (int i = 0; i < n; i++) {
+			char data[16];
+			if (read(events[i].data.fd, data, sizeof data) == 1)
+				done++;
+			else
+				failed++;
+			close(events[i].data.fd);
+			begin(kind, epoll, &to, number++);
+		}
+	}
+	printf("%lld %lld %lld\n", (long long)done, (long long)failed, (long long)(now - start));
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	if (argc == 4 && !strcmp(argv[1], "serve")) {
+		pin(argv[2]);
+		return serve(atoi(argv[3]));
+	}
+	if (argc == 8 && !strcmp(argv[1], "load")) {
+		pin(argv[3]);
+		return load(strcmp(argv[2], "udp") ? SOCK_STREAM : SOCK_DGRAM, argv[4], atoi(argv[5]), 1000 * atoll(argv[6]), atoll(argv[7]));
+	}
+	errx(2, "usage: flows serve CPU PORT | flows load tcp|udp CPU ADDRESS PORT MS NUMBER");
+}

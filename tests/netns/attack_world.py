@@ -1,0 +1,250 @@
+"""What tests of attacks share: a host with services, the attackers' and receivers' ends, and the rules that defend.
+
+Networks: ``backend`` (api, db, mallory) and ``frontend`` (web) have both families, ``old`` (plain, evil) has IPv4 only,
+``inner`` (vault, mate) is internal with both. All attackers have full rights in their namespaces: the shots are raw frames.
+
+An attack is first made without the rules that defend, where it must arrive, and then with them, where it must not and must be
+counted. Each shot carries a mark of its own, by which the receivers know it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import re
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from conftest import Lab
+from scapy.layers.inet import IP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
+from scapy.packet import Raw
+from services import idle
+from wire import FAMILY, Addresses, Ear, Link, Wire
+
+HOST = {4: "192.0.2.1", 6: "2001:db8::1"}
+CLIENT = {4: "192.0.2.2", 6: "2001:db8::2"}
+NEIGHBOUR = {4: "192.0.2.3", 6: "2001:db8::3"}
+GATEWAY = {
+    "backend": {4: "10.99.1.1", 6: "fd00:99:1::1"},
+    "frontend": {4: "10.99.2.1", 6: "fd00:99:2::1"},
+    "old": {4: "10.99.3.1"},
+    "inner": {4: "10.99.4.1", 6: "fd00:99:4::1"},
+}
+SUBNETS = {
+    "backend": ("10.99.1.0/24", "fd00:99:1::/64"),
+    "frontend": ("10.99.2.0/24", "fd00:99:2::/64"),
+    "old": ("10.99.3.0/24",),
+    "inner": ("10.99.4.0/24", "fd00:99:4::/64"),
+}
+PORTS = {
+    "api": ["8080:80", "127.0.0.1:8083:83"],
+    "db": [],
+    "mallory": [],
+    "web": ["8081:80"],
+    "plain": ["8082:80"],
+    "evil": [],
+    "vault": ["8092:80"],
+    "mate": [],
+}
+NETWORK = {
+    "api": "backend",
+    "db": "backend",
+    "mallory": "backend",
+    "web": "frontend",
+    "plain": "old",
+    "evil": "old",
+    "vault": "inner",
+    "mate": "inner",
+}
+EAR, LOOPBACK_EAR = 5555, 5556
+ARRIVES_SECONDS = 3
+
+Watcher = Link | Ear
+Frames = list[Any]
+
+
+class Rule(NamedTuple):
+    """The rules of a chain that have all these words, as nft lists them."""
+
+    table: str
+    chain: str
+    words: tuple[str, ...]
+
+
+class Attack(NamedTuple):
+    name: str
+    sender: Link
+    frames: Callable[[bytes, int], Frames]  # of a mark and a port number that no other shot has
+    receivers: tuple[Watcher, ...]
+    counted: bool = True
+    dropped: int = 1  # how many of the frames it takes to be dropped; the others may pass
+
+
+class World:
+    def __init__(self, lab: Lab, wire: Wire) -> None:
+        self.lab, self.wire = lab, wire
+        for name, subnets in SUBNETS.items():
+            options = [word for subnet in subnets for word in ("--subnet", subnet)]
+            lab.niso("net", "create", name, *options, *(["--internal"] if name == "inner" else []))
+        published = {name: [f"{e}/{proto}" for e in ports for proto in ("tcp", "udp")] for name, ports in PORTS.items()}
+        lab.niso(
+            "activate",
+            *(idle(lab, n, network={"network": NETWORK[n], "ports": ports}) for n, ports in published.items()),
+        )
+        # what the kernel itself would refuse on the way must not be what makes an attack fail
+        lab.run("sysctl", "-qw", *(f"net.ipv4.conf.{link}.rp_filter=0" for link in ("all", "uplink0")))
+        self.of = {name: Addresses(lab, f"niso-{name}") for name in PORTS}
+        self.bridge = {name: Addresses(lab, None, f"niso-{name}") for name in SUBNETS}
+        self.host = Addresses(lab, None, "uplink0")
+        self.link = {name: wire.link(f"niso-{name}", "eth0") for name in PORTS}
+        self.link |= {f"niso-{name}": wire.link(None, f"niso-{name}") for name in SUBNETS}
+        self.link |= {name: wire.link(name, "eth0") for name in ("client", "neighbour")}
+        self.mac = {name: each.mac for name, each in self.of.items()}
+        self.ear = {4: Ear(wire, "0.0.0.0", EAR), 6: Ear(wire, "::", EAR)}
+        self.loopback_ear = Ear(wire, "127.0.0.1", LOOPBACK_EAR)
+        self._numbers = itertools.count(1)
+
+    # --- shots --------------------------------------------------------------------------------------------------------
+
+    def shoot(self, sender: Link, frames: Callable[[bytes, int], Frames]) -> tuple[bytes, int]:
+        """Send the frames of one shot; gives its mark and how many they were."""
+        number = next(self._numbers)
+        mark = b"attack-%07d" % number
+        made = frames(mark, 10_000 + number % 50_000)
+        for frame in made:
+            sender.send(frame)
+        return mark, len(made)
+
+    @staticmethod
+    def arrives(mark: bytes, receivers: Sequence[Watcher], seconds: float = ARRIVES_SECONDS) -> bool:
+        """Whether one of them sees the shot within that time."""
+        end = time.monotonic() + seconds
+        while not any(each.saw(mark) for each in receivers):
+            if (left := end - time.monotonic()) <= 0:
+                return False
+            select.select(receivers, [], [], left)
+        return True
+
+    def to(self, service: str, via: str, mark: bytes, port: int) -> Frames:
+        """A datagram that may pass: ``via`` (a service, "neighbour" or "client") sends it to a service or host port."""
+        raise NotImplementedError
+
+    def udp(self, source: str, target: str, mark: bytes, port: int, to: int = 80) -> Any:
+        head = IPv6(src=source, dst=target) if ":" in target else IP(src=source, dst=target)
+        return head / UDP(sport=port, dport=to) / Raw(mark)
+
+    def honest(self, watcher: Watcher) -> bool:
+        """Whether a receiver sees what it may see: that it saw nothing of an attack says something only then."""
+        name, family = watcher.name, 6 if ":" in watcher.name.partition(":")[2] else 4
+        if watcher is self.loopback_ear:
+            with self.wire.socket(None, socket.AF_INET, socket.SOCK_DGRAM, keep=False) as sender:
+                mark = b"attack-%07d" % next(self._numbers)
+                sender.sendto(mark, ("127.0.0.1", LOOPBACK_EAR))
+                return self.arrives(mark, [watcher])
+        place = name.partition(":")[0].removeprefix("niso-")
+        uplink, neighbour, mallory = self.host.mac, self.link["neighbour"], self.of["mallory"]
+        backend = self.bridge["backend"].mac
+        through = {"api": 8080, "web": 8081}
+        if place == "host" and isinstance(watcher, Ear):
+            sender, frame = self.link["mallory"], Ether(src=mallory.mac, dst=backend)
+            source, target, to = mallory.ip(family), GATEWAY["backend"][family], EAR
+        elif place == "host":
+            network = name.rpartition("niso-")[2]
+            who = {"backend": "mallory", "old": "evil", "frontend": "web", "inner": "mate"}[network]
+            sender, frame = self.link[who], Ether(src=self.mac[who], dst=self.bridge[network].mac)
+            source, target, to = self.of[who].ip4, GATEWAY[network][4], 9
+        elif place == "client":
+            sender, frame = self.link["mallory"], Ether(src=mallory.mac, dst=backend)
+            source, target, to = mallory.ip4, CLIENT[4], 9
+        elif place in through:
+            sender, frame = neighbour, Ether(src="02:00:c0:00:02:03", dst=uplink)
+            source, target, to = NEIGHBOUR[4], HOST[4], through[place]
+        else:
+            who = {"db": "mallory", "plain": "evil", "vault": "mate"}[place]
+            sender, frame = self.link[who], Ether(src=self.mac[who], dst=self.mac[place])
+            source, target, to = self.of[who].ip4, self.of[place].ip4, 80
+        mark, _ = self.shoot(sender, lambda mark, port: [frame / self.udp(source, target, mark, port, to)])
+        return self.arrives(mark, [watcher])
+
+    # --- rules --------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def without(self, rules: Sequence[Rule]) -> Iterator[None]:
+        """niso's tables less these rules; at the end as they were, and what was learned meanwhile is forgotten."""
+        saved = "".join(self.lab.run("nft", "list", "table", *table.split()).stdout for table in ("inet niso", "bridge niso"))
+        self.lab.run("nft", "-f", "-", input="".join(f"delete rule {place}\n" for each in rules for place in self._handles(each)))
+        try:
+            yield
+        finally:
+            self.lab.run("nft", "-f", "-", input="delete table inet niso\ndelete table bridge niso\n" + saved)
+            self.heal()
+
+    def _handles(self, rule: Rule) -> list[str]:
+        listed = self.lab.run("nft", "-a", "list", "chain", *rule.table.split(), rule.chain).stdout
+        found = [
+            f"{rule.table} {rule.chain} handle {line.rpartition('# handle ')[2]}"
+            for line in listed.splitlines()
+            if all(word in line for word in rule.words) and not re.match(r"\s*(chain|table|type) ", line)
+        ]
+        assert found, f"no rule of {rule.table} {rule.chain} has {rule.words}:\n{listed}"
+        return found
+
+    def drops(self, chains: Sequence[tuple[str, str]]) -> int:
+        """What the dropping rules of these (table, chain) have counted."""
+        total = 0
+        for table in sorted({table for table, _ in chains}):
+            family, name = table.split()
+            listed = json.loads(self.lab.run("nft", "-j", "list", "table", family, name).stdout)["nftables"]
+            for rule in (each["rule"] for each in listed if "rule" in each):
+                if (table, rule["chain"]) in chains and any("drop" in part for part in rule["expr"]):
+                    total += sum(part["counter"]["packets"] for part in rule["expr"] if "counter" in part)
+        return total
+
+    def heal(self) -> None:
+        """Forget what the host, its bridges and the services learned from lies."""
+        script = "link set {0} type bridge fdb_flush\n"
+        self.lab.run("ip", "-b", "-", input="".join(script.format(f"niso-{name}") for name in SUBNETS))
+        for netns in (None, *(f"niso-{name}" for name in PORTS)):
+            self.lab.run("ip", "neigh", "flush", "all", netns=netns)
+            self.lab.run("ip", "-6", "route", "flush", "proto", "ra", netns=netns)
+
+    # --- trials -------------------------------------------------------------------------------------------------------
+
+    def try_all(self, attacks: Sequence[Attack], defences: Sequence[Rule], counting: Sequence[tuple[str, str]]) -> list[str]:
+        """All attacks without and with these rules; a line for each that does not go as it must."""
+        found = []
+        with self.without(defences):
+            for attack in attacks:
+                mark, _ = self.shoot(attack.sender, attack.frames)
+                if not self.arrives(mark, attack.receivers):
+                    found.append(f"{attack.name}: does not arrive without the rules either, so it shows nothing")
+        receivers = {id(each): each for attack in attacks for each in attack.receivers}.values()
+        found += [f"{each.name}: sees nothing of what it may see" for each in receivers if not self.honest(each)]
+        for attack in attacks:
+            before = self.drops(counting) if attack.counted else 0
+            mark, _ = self.shoot(attack.sender, attack.frames)
+            if attack.counted and not self._counted(counting, before + attack.dropped):
+                found.append(f"{attack.name}: {self.drops(counting) - before} counted, {attack.dropped} to drop")
+            if not all(self.honest(each) for each in attack.receivers):
+                found.append(f"{attack.name}: a receiver sees nothing any more")
+            found += [f"{attack.name}: {each.name} got it" for each in attack.receivers if each.saw(mark)]
+        return found
+
+    def _counted(self, counting: Sequence[tuple[str, str]], wanted: int) -> bool:
+        end = time.monotonic() + ARRIVES_SECONDS
+        while self.drops(counting) < wanted:
+            if time.monotonic() > end:
+                return False
+        return True
+
+
+def bridged(lab: Lab, value: int) -> None:
+    """What other programs of the host may have set: frames that any bridge switches go through iptables, or not."""
+    for name in ("iptables", "ip6tables", "arptables"):
+        lab.run("sysctl", "-qw", f"net.bridge.bridge-nf-call-{name}={value}")

@@ -1,0 +1,375 @@
+"""Networks of both families, of IPv6 alone, and internal ones: judged by packets, and by what the kernel has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import snapshots
+from conftest import Lab
+from services import BUSYBOX, CLIENT, HOST, idle, on, package, refused
+
+HOST6, CLIENT6 = "2001:db8::1", "2001:db8::2"
+SUBNET, SUBNET6 = "10.99.1.0/24", "fd00:1::/64"
+API, DB, GATEWAY = "10.99.1.2", "10.99.1.3", "10.99.1.1"
+API6, DB6, GATEWAY6 = "fd00:1::2", "fd00:1::3", "fd00:1::1"
+
+TELL = """\
+import socket, sys
+server = socket.create_server(("::", int(sys.argv[2])), family=socket.AF_INET6, dualstack_ipv6=True)
+while True:
+    connection, peer = server.accept()
+    connection.sendall(f"{sys.argv[1]} {peer[0].removeprefix('::ffff:')}\\n".encode())
+    connection.close()
+"""
+"""Tells each client, of either family, its name and the address that the client seems to have."""
+
+
+def tell(lab: Lab, name: str, **sections: dict[str, Any]) -> str:
+    command = ("/usr/bin/python3", "-ISu", "/app/tell.py", name, "80")
+    return package(lab, name, *command, files={"tell.py": TELL}, **sections)
+
+
+def ask(lab: Lab, address: str, port: int, netns: str | None = None) -> str:
+    """What a service there answers to somebody in ``netns``; empty where nobody answers within a second."""
+    done = lab.run(BUSYBOX, "nc", "-w", "1", address, str(port), input="", netns=netns, check=False, timeout=10)
+    return str(done.stdout).strip()
+
+
+def answer(lab: Lab, address: str, port: int, netns: str | None = None) -> str:
+    where = f"an answer of [{address}]:{port} to {netns or 'the host'}"
+    found: str = lab.wait_for(lambda: ask(lab, address, port, netns), 10, where)
+    return found
+
+
+def pings(lab: Lab, address: str, netns: str | None = None, seconds: int = 1) -> bool:
+    done = lab.run("ping", "-c1", f"-W{seconds}", address, netns=netns, check=False, timeout=20)
+    return done.returncode == 0
+
+
+def seen_by_client(lab: Lab, source: str, address: str) -> str:
+    """The address that the client sees when somebody in the namespace ``source`` connects to it at ``address``."""
+    server = (
+        "import socket, sys; s = socket.create_server((sys.argv[1], 0), family=socket.AF_INET6 if ':' in sys.argv[1] else 2)\n"
+        "print(s.getsockname()[1], flush=True); s.settimeout(5); print(s.accept()[1][0])"
+    )
+    listener = lab.popen("python3", "-ISc", server, address, netns="client")
+    assert listener.stdout
+    ask(lab, address, int(listener.stdout.readline()), source)
+    return str(listener.communicate()[0]).strip()
+
+
+def checked(lab: Lab) -> list[str]:
+    return str(lab.niso("net", "check", check=False).stdout).splitlines()
+
+
+CONTENT = ["everything: as it should be"]
+
+
+@pytest.fixture(scope="module")
+def dual() -> Iterator[Lab]:
+    """A host with one network of both families: api, published on 8080, and db. The tests that share it leave it as it is."""
+    with Lab(deadline_seconds=900) as lab:
+        lab.niso("net", "create", "backend", "--subnet", SUBNET, "--subnet", SUBNET6)
+        lab.niso(
+            "activate",
+            tell(lab, "api", network=on("backend", ports=["8080:80"])),
+            tell(lab, "db", network=on("backend")),
+        )
+        for address in (API, API6, DB, DB6):
+            answer(lab, address, 80)
+        yield lab
+
+
+# --- both families ----------------------------------------------------------------------------------------------------
+
+
+def test_check_is_content_with_a_dual_stack_network(dual: Lab) -> None:
+    assert checked(dual) == CONTENT
+    assert dual.niso("net", "check", "backend").returncode == 0
+    assert dual.niso("net", "check", "api").returncode == 0
+
+
+def test_service_has_an_address_of_each_family_and_no_other(dual: Lab) -> None:
+    found = dual.ip_json("address", "show", "dev", "eth0", netns="niso-api")[0]["addr_info"]
+    assert {(each["local"], each["prefixlen"]) for each in found} == {(API, 24), (API6, 64)}
+    assert not any("tentative" in each for each in found)
+    bridge = dual.ip_json("address", "show", "dev", "niso-backend")[0]["addr_info"]
+    assert {f"{each['local']}/{each['prefixlen']}" for each in bridge} == {"10.99.1.1/24", "fd00:1::1/64", "fe80::1/64"}
+    routes = dual.ip_json("-6", "route", "show", "default", netns="niso-api")
+    assert [each["gateway"] for each in routes] == [GATEWAY6]
+
+
+def test_name_gives_both_addresses_forward_and_reverse(dual: Lab) -> None:
+    for name in ("db", "db.niso.local"):
+        found = dual.niso("exec", "api", "--", "getent", "ahosts", name).stdout
+        assert {line.split()[0] for line in found.splitlines()} == {DB, DB6}
+    assert dual.niso("exec", "api", "--", "getent", "hosts", DB6).stdout.split()[1:] == ["db.niso.local", "db"]
+
+
+@pytest.mark.parametrize(("target", "source"), [(DB, API), (DB6, API6)])
+def test_services_reach_each_other_by_both_families(dual: Lab, target: str, source: str) -> None:
+    assert pings(dual, target, "niso-api")
+    assert ask(dual, target, 80, "niso-api") == f"db {source}"
+
+
+@pytest.mark.parametrize(("target", "gateway"), [(API, GATEWAY), (API6, GATEWAY6)])
+def test_host_and_service_reach_each_other_by_both_families(dual: Lab, target: str, gateway: str) -> None:
+    assert pings(dual, target) and pings(dual, gateway, "niso-api")
+    assert ask(dual, target, 80) == f"api {gateway}"
+    assert pings(dual, HOST6 if ":" in gateway else HOST, "niso-api")
+
+
+@pytest.mark.parametrize(("client", "host"), [(CLIENT, HOST), (CLIENT6, HOST6)])
+def test_service_reaches_out_as_the_host(dual: Lab, client: str, host: str) -> None:
+    assert seen_by_client(dual, "niso-db", client) == host
+    assert pings(dual, client, "niso-db")
+
+
+def test_nothing_but_published_ports_can_be_reached_from_outside(dual: Lab) -> None:
+    dual.run("ip", "-6", "route", "replace", SUBNET6, "via", HOST6, netns="client")
+    for address in (API6, DB6):
+        assert ask(dual, address, 80, "client") == ""
+        assert not pings(dual, address, "client")
+    assert ask(dual, HOST6, 8080, "client") == f"api {CLIENT6}"
+
+
+def test_large_packets_pass_between_families_mtu_and_fragments(dual: Lab) -> None:
+    for target in (DB6, CLIENT6):
+        done = dual.run("ping", "-c1", "-W2", "-s", "4000", target, netns="niso-api", check=False)
+        assert done.returncode == 0, done.stdout
+
+
+# --- neighbours: services have no link-local address of their own ------------------------------------------------------
+
+STATES = {"REACHABLE", "STALE", "DELAY", "PROBE"}
+
+
+def neighbour(lab: Lab, address: str, link: str, netns: str | None = None) -> set[str]:
+    """The states of a neighbour entry; empty where there is none."""
+    return {
+        state for each in lab.ip_json("neigh", "show", address, "dev", link, netns=netns) for state in each["state"]
+    }
+
+
+@pytest.mark.parametrize("side", ["host", "service", "both"])
+@pytest.mark.parametrize("how", ["flushed", "failed"])
+def test_forwarded_traffic_finds_the_service_again_after_its_neighbour_entry_is_gone(
+    dual: Lab, side: str, how: str
+) -> None:
+    """Nothing but the client's own packets: for them the host asks with fe80::1, and the service answers that."""
+    sides = [("niso-backend", API6, None), ("eth0", GATEWAY6, "niso-api")]
+    for link, address, netns in [each for each in sides if side == "both" or (side == "host") == (each[2] is None)]:
+        if how == "flushed":
+            dual.run("ip", "-6", "neigh", "flush", "dev", link, netns=netns)
+        else:
+            dual.run("ip", "neigh", "replace", address, "dev", link, "nud", "failed", netns=netns)
+        assert not neighbour(dual, address, link, netns) & STATES
+    assert ask(dual, HOST6, 8080, "client") == f"api {CLIENT6}"
+    for link, address, netns in sides:
+        assert neighbour(dual, address, link, netns) & STATES
+
+
+@pytest.mark.parametrize(
+    "link_netns", [("niso-backend", API6, None), ("eth0", GATEWAY6, "niso-api")], ids=["host", "service"]
+)
+def test_stale_neighbour_is_confirmed_by_a_probe(dual: Lab, link_netns: tuple[str, str, str | None]) -> None:
+    """UDP confirms nothing by itself, so the entry gets REACHABLE only by an answer to the kernel's own probe."""
+    link, address, netns = link_netns
+    assert pings(dual, address, netns)
+    dual.run("ip", "neigh", "replace", address, "dev", link, "nud", "stale", netns=netns)
+    send = f"import socket; socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).sendto(b'x', ({address!r}, 9))"
+    dual.run("python3", "-ISc", send, netns=netns)
+    dual.wait_for(lambda: neighbour(dual, address, link, netns) == {"REACHABLE"}, 15, "the probe's answer")
+
+
+# --- what is told -----------------------------------------------------------------------------------------------------
+
+
+def test_list_inspect_and_json_show_both_families(dual: Lab) -> None:
+    assert dual.niso("net", "list").stdout.splitlines()[1].split() == ["backend", f"{SUBNET},", SUBNET6, "2"]
+    assert dual.niso("net", "inspect", "backend").stdout == (
+        f"Name: backend\nSubnet: {SUBNET}, {SUBNET6}\nBridge: niso-backend\nServices:\n"
+        f"  api  {API}, {API6}  ports: 8080→8080\n".replace("8080→8080", "8080→80")
+        + f"  db   {DB}, {DB6}  ports: none\n"
+    )
+    found = json.loads(dual.niso("net", "inspect", "backend", "--json").stdout)
+    assert found["subnets"] == [{"cidr": SUBNET, "gateway": GATEWAY}, {"cidr": SUBNET6, "gateway": GATEWAY6}]
+    assert found["internal"] is False
+
+
+# --- check and repair -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("harm", "netns", "words"),
+    [
+        ("ip -6 address del fd00:1::2/64 dev eth0", "niso-api", "missing: address fd00:1::2/64 on eth0"),
+        ("ip -6 address add fd00:1::99/64 dev eth0", "niso-api", "foreign: address fd00:1::99/64 on eth0"),
+        ("ip -6 route del default", "niso-api", "missing: route ::/0 via fd00:1::1 on eth0"),
+        ("ip -6 address del fd00:1::1/64 dev niso-backend", None, "missing: address fd00:1::1/64 on niso-backend"),
+        ("ip -6 address del fe80::1/64 dev niso-backend", None, "missing: address fe80::1/64 on niso-backend"),
+        (
+            "sysctl -qw net.ipv6.conf.uplink0.force_forwarding=0",
+            None,
+            "different: sysctl net/ipv6/conf/uplink0/force_f",
+        ),
+        (
+            "sysctl -qw net.ipv6.conf.niso-backend.disable_ipv6=1",
+            None,
+            "different: sysctl net/ipv6/conf/niso-backend/disa",
+        ),
+        ("sysctl -qw net.ipv6.conf.all.forwarding=0", None, "different: sysctl net/ipv6/conf/niso-backend/force_f"),
+        (
+            "nft delete element inet niso closed { ipv6 }",
+            None,
+            "missing: nftables set element inet niso closed { ipv6 }",
+        ),
+        ("ip link del niso-backend", None, "missing: bridge niso-backend"),
+    ],
+)
+def test_check_names_what_is_wrong_with_ipv6_and_repair_mends_it(
+    dual: Lab, harm: str, netns: str | None, words: str
+) -> None:
+    dual.run(*harm.split(), netns=netns)
+    found = checked(dual)
+    assert any(line.startswith(words) for line in found), found
+    dual.niso("net", "repair")
+    assert checked(dual) == CONTENT
+    assert dual.niso("net", "repair").stdout == "nothing to repair\n"
+    assert answer(dual, HOST6, 8080, "client") == f"api {CLIENT6}"
+    assert pings(dual, DB6, "niso-api") and pings(dual, CLIENT6, "niso-db")
+
+
+# --- coming and going -------------------------------------------------------------------------------------------------
+
+
+def test_deactivate_and_remove_leave_nothing(lab: Lab) -> None:
+    lab.niso("net", "list")
+    pings(lab, CLIENT6)  # what the kernel makes of the host's first packet stays
+    before = snapshots.take(lab)
+    lab.niso("net", "create", "backend", "--subnet", SUBNET, "--subnet", SUBNET6)
+    made = snapshots.take(lab)
+    planned = lab.niso("activate", "--dry-run", tell(lab, "api", network=on("backend", ports=["8080:80"]))).stdout
+    assert "address add fd00:1::2/64 dev eth0" in planned and "net/ipv6/conf/uplink0/force_forwarding=1" in planned
+    for other in (before, made):
+        other["files"] = snapshots.take(lab)["files"]
+    assert snapshots.differences(made, snapshots.take(lab)) == []
+    lab.niso("activate", "/tmp/packages/api")
+    answer(lab, API6, 80)
+    planned = lab.niso("deactivate", "--dry-run", "api").stdout
+    assert lab.niso("deactivate", "-v", "api").stderr == planned
+    after = snapshots.take(lab)
+    for part in ("store", "files"):
+        made[part] = after[part]
+    assert snapshots.differences(made, after) == []
+    lab.niso("remove", "api")
+    lab.niso("net", "remove", "backend")
+    after = snapshots.take(lab)
+    for part in ("store", "files"):
+        before[part] = after[part]
+    assert snapshots.differences(before, after) == []
+
+
+def test_service_keeps_its_addresses_of_both_families(lab: Lab) -> None:
+    lab.niso("net", "create", "backend", "--subnet", SUBNET, "--subnet", SUBNET6)
+    packages = [idle(lab, name, network=on("backend")) for name in ("one", "two", "three")]
+    lab.niso("activate", *packages)
+    lab.niso("remove", "one")
+    lab.niso("deactivate", "two", "three")
+    said = lab.niso("activate", "three", "two").stdout
+    assert "two: active  10.99.1.3, fd00:1::3" in said and "three: active  10.99.1.4, fd00:1::4" in said
+    assert "10.99.1.2, fd00:1::2" in lab.niso("activate", idle(lab, "four", network=on("backend", ip=API))).stdout
+
+
+def test_service_that_moves_to_a_dual_stack_network_gets_ipv6(lab: Lab) -> None:
+    """Its namespace stays, in which IPv6 was off for links to come."""
+    lab.niso("net", "create", "backend", "--subnet", SUBNET, "--subnet", SUBNET6)
+    lab.niso("net", "create", "plain", "--subnet", "10.99.2.0/24")
+    lab.niso("activate", tell(lab, "api", network=on("plain")), tell(lab, "db", network=on("backend")))
+    lab.niso("activate", tell(lab, "api", network={"networks": ["plain", "backend"]}))
+    assert checked(lab) == CONTENT
+    assert answer(lab, "fd00:1::2", 80, "niso-api").startswith("db fd00:1::")
+    lab.niso("activate", tell(lab, "api", network=on("plain")))
+    assert checked(lab) == CONTENT
+    assert lab.ip_json("-6", "address", "show", "dev", "eth0", netns="niso-api") in ([], [{}])
+
+
+def test_network_of_ipv6_alone(lab: Lab) -> None:
+    lab.niso("net", "create", "six", "--subnet", "fd00:6::/64", "--gateway", "fd00:6::ffff")
+    api = tell(lab, "api", network=on("six", ports=["8080:80"]))
+    lab.niso("activate", api, tell(lab, "db", network=on("six")))
+    assert checked(lab) == CONTENT
+    assert answer(lab, "fd00:6::2", 80, "niso-api") == "db fd00:6::1"
+    names = lab.niso("exec", "db", "--", "getent", "ahosts", "api").stdout
+    assert {line.split()[0] for line in names.splitlines()} == {"fd00:6::1"}
+    assert answer(lab, HOST6, 8080, "client") == f"api {CLIENT6}"
+    assert ask(lab, HOST, 8080, "client") == ""
+    assert seen_by_client(lab, "niso-db", CLIENT6) == HOST6
+    assert not pings(lab, CLIENT, "niso-db")
+    said = refused(lab, "activate", idle(lab, "more", network=on("six", ip="10.99.1.9")))
+    assert "network.ip" in said and "'six' has no IPv4 subnet" in said
+
+
+# --- internal ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def internal() -> Iterator[Lab]:
+    """The same, internal; ``web`` is published on 8081 of a network that is not."""
+    with Lab(deadline_seconds=900) as lab:
+        lab.niso("net", "create", "backend", "--subnet", SUBNET, "--subnet", SUBNET6, "--internal")
+        lab.niso("net", "create", "frontend", "--subnet", "10.99.2.0/24", "--subnet", "fd00:2::/64")
+        lab.niso(
+            "activate",
+            tell(lab, "api", network=on("backend", ports=["8080:80"])),
+            tell(lab, "db", network=on("backend")),
+            tell(lab, "web", network=on("frontend", ports=["8081:80"])),
+        )
+        for address in (API, API6, DB, DB6, "fd00:2::2"):
+            answer(lab, address, 80)
+        yield lab
+
+
+@pytest.mark.parametrize("target", [CLIENT, CLIENT6])
+def test_nothing_leaves_an_internal_network(internal: Lab, target: str) -> None:
+    watch = internal.popen("tcpdump", "-lni", "eth0", "host", target, netns="client")
+    assert watch.stderr
+    while b"listening" not in (line := watch.stderr.readline()):
+        assert line, "no tcpdump"
+    assert ask(internal, target, 9, "niso-db") == ""
+    assert not pings(internal, target, "niso-db")
+    assert pings(internal, target, "niso-web")  # the watch sees what comes
+    watch.terminate()
+    seen = watch.communicate()[0]
+    assert seen.count("echo request") == 1 and "Flags [S]" not in seen, seen
+
+
+@pytest.mark.parametrize(("own", "gateway", "other"), [(API, GATEWAY, DB), (API6, GATEWAY6, DB6)])
+def test_internal_network_has_itself_and_the_host(internal: Lab, own: str, gateway: str, other: str) -> None:
+    assert ask(internal, other, 80, "niso-api") == f"db {own}"
+    assert ask(internal, own, 80) == f"api {gateway}"
+    assert pings(internal, gateway, "niso-api") and pings(internal, HOST6 if ":" in own else HOST, "niso-api")
+
+
+@pytest.mark.parametrize(("host", "client"), [(HOST, CLIENT), (HOST6, CLIENT6)])
+def test_published_port_of_an_internal_network_is_reached_and_answers(internal: Lab, host: str, client: str) -> None:
+    assert ask(internal, host, 8080, "client") == f"api {client}"
+
+
+def test_internal_service_reaches_no_service_of_another_network(internal: Lab) -> None:
+    """Not by the other's own address, and not by the port that it publishes: that would be a way on from the host."""
+    for target, port in (("10.99.2.2", 80), ("fd00:2::2", 80), (HOST, 8081), (HOST6, 8081)):
+        assert ask(internal, target, port, "niso-db") == "", target
+    for target in (API, API6):
+        assert ask(internal, target, 80, "niso-web") == ""
+
+
+def test_internal_network_is_told_as_such_and_right(internal: Lab) -> None:
+    assert checked(internal) == CONTENT
+    assert "\nBridge: niso-backend\nInternal: yes\nServices:\n" in internal.niso("net", "inspect", "backend").stdout
+    assert "Internal" not in internal.niso("net", "inspect", "frontend").stdout
+    found = json.loads(internal.niso("net", "inspect", "backend", "--json").stdout)
+    assert found["internal"] is True

@@ -1,0 +1,336 @@
+"""niso port-forward: one more port at once, moved in one step under load, and whole whatever happens to niso meanwhile."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+import snapshots
+from conftest import Lab
+from services import CLIENT, HOST, address, answer, ask, idle, pid_of, refused
+from talkers import Conversation, Load, speaker, start
+from wire import Wire
+
+
+@pytest.fixture
+def pair() -> Iterator[Lab]:
+    """``a`` publishes 8080 and ``b`` publishes 8081; both speak on 80 and 81."""
+    with Lab(240) as lab:
+        start(lab, speaker(lab, "a", 80, 81, ports=["8080:80"]), speaker(lab, "b", 80, 81, ports=["8081:80"]))
+        yield lab
+
+
+def elements(lab: Lab) -> dict[str, str]:
+    """Host port: whose address and port it leads to, by the kernel."""
+    found = {}
+    for thing in lab.nft_json():
+        if "map" in thing and thing["map"]["name"].startswith("publish_any4"):
+            for key, value in thing["map"].get("elem", []):
+                words = key["elem"]["val"]["concat"] if "elem" in key else key["concat"]
+                found[f"{words[1]}/{words[0]}"] = ":".join(map(str, value["concat"]))
+    return found
+
+
+def rows(lab: Lab) -> list[tuple[str, int, int, str]]:
+    """(service, host port, container port, protocol) as ``net ports`` has it."""
+    found = json.loads(lab.niso("net", "ports", "--json").stdout)
+    return [(each["service"], each["host_port"], each["container_port"], each["proto"]) for each in found]
+
+
+def content(lab: Lab) -> None:
+    done = lab.niso("net", "check", check=False)
+    assert (done.returncode, done.stdout) == (0, "everything: as it should be\n"), done.stdout + done.stderr
+
+
+def test_forwarded_port_works_at_once_and_restarts_nothing(pair: Lab) -> None:
+    pid = pid_of(pair, "a")
+    before = snapshots.take(pair)
+    assert "published" in pair.niso("port-forward", "a", "9090:81").stdout
+    assert ask(pair, HOST, 9090, "client") == f"a 81 {CLIENT}"
+    assert ask(pair, HOST, 8080, "client") == f"a 80 {CLIENT}"
+    assert pid_of(pair, "a") == pid
+    assert ("a", 9090, 81, "tcp") in rows(pair)
+    first = snapshots.take(pair)
+    assert "is published already" in pair.niso("port-forward", "a", "9090:81/tcp").stdout
+    assert snapshots.differences(first, snapshots.take(pair)) == []
+    assert "no longer published" in pair.niso("port-forward", "a", "9090:81", "--remove").stdout
+    assert ask(pair, HOST, 9090, "client") == ""
+    assert snapshots.differences(before, snapshots.take(pair)) == []
+    content(pair)
+
+
+def test_port_of_the_manifest_is_published_already(pair: Lab) -> None:
+    assert "is published already" in pair.niso("port-forward", "a", "8080:80").stdout
+    assert json.loads(pair.niso("inspect", "a").stdout)["forwards"] == []
+
+
+def test_first_port_of_a_service_without_any_reaches_it_by_every_way(lab: Lab) -> None:
+    """A bridge tracks its frames, and its ports turn back, only from the first port on: not without it, and with it at once."""
+    start(lab, speaker(lab, "a"), speaker(lab, "peer"))
+    before = snapshots.take(lab)
+    lab.niso("port-forward", "a", "9090:80")
+    own, peer = address(lab, "a"), address(lab, "peer")
+    assert ask(lab, HOST, 9090, "client") == f"a 80 {CLIENT}"
+    assert ask(lab, "127.0.0.1", 9090).startswith("a 80 10.99.0.1")
+    assert ask(lab, HOST, 9090, "niso-peer") == f"a 80 {peer}"
+    assert ask(lab, HOST, 9090, "niso-a").startswith("a 80 10.99.0.1"), own
+    content(lab)
+    lab.niso("port-forward", "a", "9090:80", "--remove")
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+
+
+@pytest.mark.parametrize("form", ["9090:81", "127.0.0.1:9090:81", "9090-9095:9090-9095/udp"])
+def test_forwarded_port_lives_as_long_as_the_service_is_active(pair: Lab, form: str) -> None:
+    """Crash, restart, unchanged activate, a lost ruleset and a reboot leave it; deactivate ends it."""
+    pair.niso("port-forward", "a", form)
+    wanted = rows(pair)
+    everything = snapshots.take(pair)["in the host"]["rules"]
+
+    def still() -> None:
+        assert rows(pair) == wanted
+        content(pair)
+        assert snapshots.differences(everything, snapshots.take(pair)["in the host"]["rules"]) == []
+        if form.endswith(":81"):
+            assert answer(pair, "127.0.0.1", 9090).startswith("a 81 ")
+
+    pid = pid_of(pair, "a")
+    child = pair.run("cat", f"/proc/{pid}/task/{pid}/children").stdout.split()[0]
+    pair.run("kill", "-KILL", child)
+    pair.wait_for(lambda: pid_of(pair, "a") not in (pid, 0), 10, "restarted") if form == "9090:81" else None
+    still()
+    pair.niso("restart", "a")
+    still()
+    pair.niso("activate", "/tmp/packages/a")
+    pair.niso("activate", "a")
+    still()
+    pair.run("nft", "flush", "ruleset")
+    pair.niso("net", "repair")
+    still()
+    pair.niso("deactivate", "a")
+    assert not any(row[0] == "a" for row in rows(pair))
+    pair.niso("activate", "a")
+    assert [row[1:] for row in rows(pair) if row[0] == "a"] == [(8080, 80, "tcp")]
+    content(pair)
+
+
+def test_forwarded_port_survives_a_manifest_change(pair: Lab) -> None:
+    pair.niso("port-forward", "a", "9090:81")
+    pair.niso("activate", speaker(pair, "a", 80, 81, ports=["8085:80"]))
+    assert ask(pair, HOST, 9090, "client") == f"a 81 {CLIENT}"
+    assert ask(pair, HOST, 8085, "client") == f"a 80 {CLIENT}"
+    assert ask(pair, HOST, 8080, "client") == ""
+    # what the manifest now has too is the manifest's: it goes when that changes again
+    pair.niso("activate", speaker(pair, "a", 80, 81, ports=["9090:81"]))
+    assert json.loads(pair.niso("inspect", "a").stdout)["forwards"] == []
+    assert [row for row in rows(pair) if row[0] == "a"] == [("a", 9090, 81, "tcp")]
+    said = refused(pair, "activate", speaker(pair, "b", 80, 81, ports=["9090:80"]))
+    assert "'a'" in said
+    content(pair)
+
+
+def test_manifest_may_not_take_a_port_forwarded_elsewhere(pair: Lab) -> None:
+    pair.niso("port-forward", "a", "9090:81")
+    before = snapshots.take(pair)
+    for name in ("a", "b"):
+        said = refused(pair, "activate", speaker(pair, name, 80, 81, ports=["9090:80"]))
+        assert "network.ports[0]: host port 9090/tcp" in said and "'a'" in said
+    assert snapshots.differences(before, snapshots.take(pair)) == []
+    # the way out that the message names works
+    assert "niso port-forward a 9090:81 --remove" in refused(
+        pair, "activate", speaker(pair, "a", 80, 81, ports=["9090:80"])
+    )
+
+
+def test_reboot_leaves_a_forwarded_port(pair: Lab) -> None:
+    """All that the kernel had is gone, and the store says that the services are active: what a reboot finds."""
+    pair.niso("port-forward", "a", "9090:81")
+    for name in ("a", "b"):
+        pair.run("kill", "-KILL", str(pid_of(pair, name)))
+        pair.wait_for(lambda name=name: pid_of_or_none(pair, name) is None, 10, f"{name} is down")
+    for name in ("a", "b"):
+        pair.run("ip", "netns", "delete", f"niso-{name}")
+    pair.run("ip", "link", "delete", "niso-default")
+    pair.run("nft", "flush", "ruleset")
+    pair.niso("net", "repair")
+    pair.niso("activate", "a", "b")
+    assert answer(pair, HOST, 9090, "client") == f"a 81 {CLIENT}"
+    assert ("a", 9090, 81, "tcp") in rows(pair)
+    content(pair)
+
+
+def pid_of_or_none(lab: Lab, name: str) -> int | None:
+    found = json.loads(lab.niso("inspect", name).stdout)["pid"]
+    return None if found is None else int(found)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_remove_says_what_is_wrong(pair: Lab) -> None:
+    pair.niso("port-forward", "a", "9090:81")
+    before = snapshots.take(pair)
+    said = refused(pair, "port-forward", "a", "9091:81", "--remove")
+    assert "9091:81 is not forwarded to 'a'" in said and "9090:81" in said
+    said = refused(pair, "port-forward", "a", "9090:80", "--remove")
+    assert "9090:80 is not forwarded to 'a'" in said
+    said = refused(pair, "port-forward", "a", "8080:80", "--remove")
+    assert "8080:80 is in the manifest of 'a'" in said
+    said = refused(pair, "port-forward", "b", "9090:81", "--remove")
+    assert "9090:81 is not forwarded to 'b'" in said and "none" in said
+    assert snapshots.differences(before, snapshots.take(pair)) == []
+
+
+@pytest.mark.parametrize(
+    ("port", "words"),
+    [
+        ("0:80", "port"),
+        (":80", "names its host port"),
+        ("8080:80/icmp", "icmp"),
+        ("[::1]:8080:80", "::1"),
+        ("8080-8081:80", "equally long"),
+    ],
+)
+def test_forward_that_cannot_be_is_wrong_use(pair: Lab, port: str, words: str) -> None:
+    assert words in refused(pair, "port-forward", "a", port, status=2)
+
+
+def test_forward_to_what_is_not_active_or_not_there_is_refused(pair: Lab) -> None:
+    pair.niso("deactivate", "b")
+    before = snapshots.take(pair)
+    assert "'b' is not active" in refused(pair, "port-forward", "b", "9090:81")
+    assert "'b' is not active" in refused(pair, "port-forward", "b", "8080:81", "--replace")
+    assert "'b' is not active" in refused(pair, "port-forward", "b", "9090:81", "--remove")
+    assert "nobody" in refused(pair, "port-forward", "nobody", "9090:81")
+    assert "[::]:9090/tcp is an IPv6 port" in refused(pair, "port-forward", "a", "[::]:9090:81")
+    assert snapshots.differences(before, snapshots.take(pair)) == []
+
+
+def test_taken_host_port_names_its_holder_and_the_way_to_take_it(pair: Lab) -> None:
+    pair.niso("port-forward", "a", "9000-9010:9000-9010")
+    listen = "import socket; s = socket.create_server(('', 7000)); print(1, flush=True); s.accept()"
+    listener = pair.popen("python3", "-ISc", listen)
+    assert listener.stdout and listener.stdout.readline() == b"1\n"
+    before = snapshots.take(pair)
+    for form, shown in (
+        ("8080:81", "host port 8080/tcp is published by 'a'"),
+        ("127.0.0.1:8080:81", "host port 127.0.0.1:8080/tcp is published by 'a' as 8080/tcp"),
+        ("8070-8090:8070-8090", "host port 8070-8090/tcp is published by 'a' as 8080/tcp"),
+        ("9005:81", "host port 9005/tcp is published by 'a' as 9000-9010/tcp"),
+    ):
+        said = refused(pair, "port-forward", "b", form)
+        assert shown in said and "--replace takes it from a" in said, said
+    # not even by --replace: half a range stays behind, and a process of the host is not niso's to end
+    said = refused(pair, "port-forward", "b", "9005:81", "--replace")
+    assert "host port 9005/tcp is part of 9000-9010/tcp of 'a'" in said
+    for more in ([], ["--replace"]):
+        said = refused(pair, "port-forward", "b", "7000:81", *more)
+        assert f"python3 (pid {listener.pid})" in said and "0.0.0.0:7000" in said
+    listener.kill()
+    listener.wait(10)
+    gone = snapshots.take(pair)
+    before["processes"] = gone["processes"]
+    assert snapshots.differences(before, gone) == []
+
+
+# --- moving -----------------------------------------------------------------------------------------------------------
+
+
+def test_replace_is_one_transaction_of_the_kernel(pair: Lab) -> None:
+    monitor = pair.popen("nft", "monitor", "elements")
+    assert monitor.stdout
+    pair.run("nft", "add", "table", "inet", "ready")
+    pair.run("nft", "add", "set", "inet", "ready", "s", "{ type mark; }")
+    pair.run("nft", "add", "element", "inet", "ready", "s", "{ 1 }")
+    assert b"ready" in monitor.stdout.readline()
+    while b"generation" not in monitor.stdout.readline():
+        pass
+    pair.niso("port-forward", "b", "8080:80", "--replace")
+    pair.run("nft", "add", "element", "inet", "ready", "s", "{ 2 }")
+    lines: list[str] = []
+    while not (lines and "ready" in lines[-1]):
+        lines.append(monitor.stdout.readline().decode().strip())
+    monitor.kill()
+    mine = [line for line in lines[:-1] if "publish_any4" in line or "generation" in line]
+    ports = [line.split()[0] + " " + address_in(line) for line in mine if "tcp . 8080" in line]
+    assert sorted(ports) == [f"add {address(pair, 'b')}", f"delete {address(pair, 'a')}"], lines
+    places = [place for place, line in enumerate(mine) if "tcp . 8080" in line]
+    assert not any("generation" in line for line in mine[places[0] : places[-1]]), lines
+    pair.run("nft", "delete", "table", "inet", "ready")
+    content(pair)
+
+
+def address_in(line: str) -> str:
+    return line.split(" : ")[1].split()[0]
+
+
+def test_replaced_port_is_the_new_services_in_every_table(pair: Lab) -> None:
+    pair.niso("port-forward", "b", "8080:81", "--replace")
+    assert ask(pair, HOST, 8080, "client") == f"b 81 {CLIENT}"
+    assert ask(pair, "127.0.0.1", 8080).startswith("b 81")
+    assert elements(pair) == {"8080/tcp": f"{address(pair, 'b')}:81", "8081/tcp": f"{address(pair, 'b')}:80"}
+    assert rows(pair) == [("b", 8081, 80, "tcp"), ("b", 8080, 81, "tcp")]
+    content(pair)
+    # a has none left; what its manifest says comes back when it is activated anew, if b no longer has it
+    said = refused(pair, "activate", speaker(pair, "a", 80, 81, ports=["8080:80"], aliases=["other"]))
+    assert "published by 'b'" in said
+    content(pair)
+    pair.niso("port-forward", "b", "8080:81", "--remove")
+    assert ask(pair, HOST, 8080, "client") == ""
+    content(pair)
+
+
+def test_replace_within_one_service_changes_the_inner_port(pair: Lab) -> None:
+    pair.niso("port-forward", "a", "9090:80")
+    assert "host port 9090/tcp is published by 'a'" in refused(pair, "port-forward", "a", "9090:81")
+    pair.niso("port-forward", "a", "9090:81", "--replace")
+    assert ask(pair, HOST, 9090, "client") == f"a 81 {CLIENT}"
+    assert [row for row in rows(pair) if row[1] == 9090] == [("a", 9090, 81, "tcp")]
+    content(pair)
+
+
+def test_replace_by_a_wildcard_takes_every_specific_address(lab: Lab) -> None:
+    start(
+        lab,
+        speaker(lab, "a", ports=["127.0.0.1:8080:80", "192.0.2.1:8080:80", "8090:80"]),
+        speaker(lab, "c", ports=["127.0.0.2:8080:80"]),
+        speaker(lab, "b"),
+    )
+    lab.niso("port-forward", "b", "8080:80", "--replace")
+    for at in (HOST, "127.0.0.1", "127.0.0.2"):
+        assert ask(lab, at, 8080).startswith("b ")
+    assert rows(lab) == [("a", 8090, 80, "tcp"), ("b", 8080, 80, "tcp")]
+    content(lab)
+    lab.niso("port-forward", "c", "127.0.0.2:8080:80", "--replace", check=False)
+    content(lab)
+
+
+def test_moving_a_port_under_load_loses_no_connection(pair: Lab) -> None:
+    """About 1,000 new connections a second meet six moves; what was open before goes on with the one it had."""
+    with Wire(pair) as wire:
+        old = [Conversation(wire, pair, netns, HOST, 8080) for netns in ("client", "neighbour", None, "niso-b")]
+        assert all(each.service == "a" for each in old)
+        load = Load(pair, "client", HOST, 8080, 1000)
+        ends: list[tuple[float, float, str]] = []
+        between: list[Conversation] = []
+        for name in ("b", "a") * 3:
+            time.sleep(0.25)  # connections for the one who has it now
+            began = time.monotonic()
+            pair.niso("port-forward", name, f"8080:{81 if name == 'b' else 80}", "--replace")
+            ends.append((began, time.monotonic(), name))
+            between.append(Conversation(wire, pair, "neighbour", HOST, 8080))
+            assert all(each.goes_on(f"word {len(ends)}") for each in (*old, *between))
+        time.sleep(0.25)
+        done = load.end()
+    assert [each.service for each in between] == [name for _, _, name in ends]
+    wrong = [each for each in done if each[2] not in ("a", "b")]
+    assert not wrong, f"{len(wrong)} of {len(done)}: {wrong[:10]}"
+    spans = [(0.0, ends[0][0], "a")]
+    spans += [(one[1], other[0], one[2]) for one, other in zip(ends, [*ends[1:], (1e12, 1e12, "")], strict=True)]
+    for began, end, name in spans:
+        strays = [each for each in done if began <= each[0] and each[0] + each[1] < end and each[2] != name]
+        assert not strays, f"{name} had it: {strays[:10]}"
+        assert any(began <= each[0] < end for each in done)
+    print(f"{len(done)} connections, the slowest took {max(each[1] for each in done):.3f} s")
+    content(pair)
