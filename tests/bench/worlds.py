@@ -151,8 +151,8 @@ class Plain(World):
         if self._tracked != (to == "tracked"):
             self._tracked = not self._tracked
             if self._tracked:
-                chain = "chain c { type filter hook forward priority 0; ct state invalid drop; }"
-                run("nft", "-f", "-", input=f"table inet track {{ {chain} }}\n")
+                chain = "chain c { type filter hook forward priority 0; ct state invalid drop; };"
+                run("nft", f"table inet track {{ {chain} }}")
             else:
                 run("nft", "delete", "table", "inet", "track")
         return self.load(proto, self.ADDRESS, SERVED, ms)

@@ -25,7 +25,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 from services import idle
-from wire import FAMILY, Addresses, Ear, Link, Wire
+from wire import Addresses, Ear, Link, Wire
 
 HOST = {4: "192.0.2.1", 6: "2001:db8::1"}
 CLIENT = {4: "192.0.2.2", 6: "2001:db8::2"}
@@ -98,7 +98,11 @@ class World:
             *(idle(lab, n, network={"network": NETWORK[n], "ports": ports}) for n, ports in published.items()),
         )
         # what the kernel itself would refuse on the way must not be what makes an attack fail
-        lab.run("sysctl", "-qw", *(f"net.ipv4.conf.{link}.rp_filter=0" for link in ("all", "uplink0")))
+        lab.run(
+            "sysctl",
+            "-qw",
+            *(f"net.ipv4.conf.{link}" for link in ("all.rp_filter=0", "uplink0.rp_filter=0", "all.accept_local=1")),
+        )
         self.of = {name: Addresses(lab, f"niso-{name}") for name in PORTS}
         self.bridge = {name: Addresses(lab, None, f"niso-{name}") for name in SUBNETS}
         self.host = Addresses(lab, None, "uplink0")
@@ -106,8 +110,10 @@ class World:
         self.link |= {f"niso-{name}": wire.link(None, f"niso-{name}") for name in SUBNETS}
         self.link |= {name: wire.link(name, "eth0") for name in ("client", "neighbour")}
         self.mac = {name: each.mac for name, each in self.of.items()}
+        self.mac |= {name: Addresses(lab, name).mac for name in ("client", "neighbour")}
         self.ear = {4: Ear(wire, "0.0.0.0", EAR), 6: Ear(wire, "::", EAR)}
         self.loopback_ear = Ear(wire, "127.0.0.1", LOOPBACK_EAR)
+        self.may_pass = self._may_pass()
         self._numbers = itertools.count(1)
 
     # --- shots --------------------------------------------------------------------------------------------------------
@@ -131,45 +137,38 @@ class World:
             select.select(receivers, [], [], left)
         return True
 
-    def to(self, service: str, via: str, mark: bytes, port: int) -> Frames:
-        """A datagram that may pass: ``via`` (a service, "neighbour" or "client") sends it to a service or host port."""
-        raise NotImplementedError
-
     def udp(self, source: str, target: str, mark: bytes, port: int, to: int = 80) -> Any:
         head = IPv6(src=source, dst=target) if ":" in target else IP(src=source, dst=target)
         return head / UDP(sport=port, dport=to) / Raw(mark)
 
+    def _may_pass(self) -> dict[str, tuple[str, str, str, str, int]]:
+        """For each receiver, by name, a datagram that it may see: sender, MAC, source, target, port."""
+        mac, ip = self.mac, {name: each.ip4 for name, each in self.of.items()}
+        router = {name: each.mac for name, each in self.bridge.items()}
+        backend, backend6 = GATEWAY["backend"][4], GATEWAY["backend"][6]
+        return {
+            "niso-api:eth0": ("neighbour", self.host.mac, NEIGHBOUR[4], HOST[4], 8080),
+            "niso-web:eth0": ("neighbour", self.host.mac, NEIGHBOUR[4], HOST[4], 8081),
+            "niso-db:eth0": ("mallory", mac["db"], ip["mallory"], ip["db"], 80),
+            "niso-plain:eth0": ("evil", mac["plain"], ip["evil"], ip["plain"], 80),
+            "niso-vault:eth0": ("mate", mac["vault"], ip["mate"], ip["vault"], 80),
+            "client:eth0": ("mallory", router["backend"], ip["mallory"], CLIENT[4], 9),
+            "host:niso-backend": ("mallory", router["backend"], ip["mallory"], backend, 9),
+            "host:niso-old": ("evil", router["old"], ip["evil"], GATEWAY["old"][4], 9),
+            self.ear[4].name: ("mallory", router["backend"], ip["mallory"], backend, EAR),
+            self.ear[6].name: ("mallory", router["backend"], self.of["mallory"].ip6, backend6, EAR),
+        }
+
     def honest(self, watcher: Watcher) -> bool:
         """Whether a receiver sees what it may see: that it saw nothing of an attack says something only then."""
-        name, family = watcher.name, 6 if ":" in watcher.name.partition(":")[2] else 4
         if watcher is self.loopback_ear:
-            with self.wire.socket(None, socket.AF_INET, socket.SOCK_DGRAM, keep=False) as sender:
-                mark = b"attack-%07d" % next(self._numbers)
-                sender.sendto(mark, ("127.0.0.1", LOOPBACK_EAR))
-                return self.arrives(mark, [watcher])
-        place = name.partition(":")[0].removeprefix("niso-")
-        uplink, neighbour, mallory = self.host.mac, self.link["neighbour"], self.of["mallory"]
-        backend = self.bridge["backend"].mac
-        through = {"api": 8080, "web": 8081}
-        if place == "host" and isinstance(watcher, Ear):
-            sender, frame = self.link["mallory"], Ether(src=mallory.mac, dst=backend)
-            source, target, to = mallory.ip(family), GATEWAY["backend"][family], EAR
-        elif place == "host":
-            network = name.rpartition("niso-")[2]
-            who = {"backend": "mallory", "old": "evil", "frontend": "web", "inner": "mate"}[network]
-            sender, frame = self.link[who], Ether(src=self.mac[who], dst=self.bridge[network].mac)
-            source, target, to = self.of[who].ip4, GATEWAY[network][4], 9
-        elif place == "client":
-            sender, frame = self.link["mallory"], Ether(src=mallory.mac, dst=backend)
-            source, target, to = mallory.ip4, CLIENT[4], 9
-        elif place in through:
-            sender, frame = neighbour, Ether(src="02:00:c0:00:02:03", dst=uplink)
-            source, target, to = NEIGHBOUR[4], HOST[4], through[place]
-        else:
-            who = {"db": "mallory", "plain": "evil", "vault": "mate"}[place]
-            sender, frame = self.link[who], Ether(src=self.mac[who], dst=self.mac[place])
-            source, target, to = self.of[who].ip4, self.of[place].ip4, 80
-        mark, _ = self.shoot(sender, lambda mark, port: [frame / self.udp(source, target, mark, port, to)])
+            mark = b"attack-%07d" % next(self._numbers)
+            with self.wire.socket(None, socket.AF_INET, socket.SOCK_DGRAM, keep=False) as own:
+                own.sendto(mark, ("127.0.0.1", LOOPBACK_EAR))
+            return self.arrives(mark, [watcher])
+        sender, mac, source, target, to = self.may_pass[watcher.name]
+        head = Ether(src=self.mac[sender], dst=mac)
+        mark, _ = self.shoot(self.link[sender], lambda mark, port: [head / self.udp(source, target, mark, port, to)])
         return self.arrives(mark, [watcher])
 
     # --- rules --------------------------------------------------------------------------------------------------------
@@ -177,8 +176,12 @@ class World:
     @contextlib.contextmanager
     def without(self, rules: Sequence[Rule]) -> Iterator[None]:
         """niso's tables less these rules; at the end as they were, and what was learned meanwhile is forgotten."""
-        saved = "".join(self.lab.run("nft", "list", "table", *table.split()).stdout for table in ("inet niso", "bridge niso"))
-        self.lab.run("nft", "-f", "-", input="".join(f"delete rule {place}\n" for each in rules for place in self._handles(each)))
+        saved = "".join(
+            self.lab.run("nft", "list", "table", *table.split()).stdout for table in ("inet niso", "bridge niso")
+        )
+        self.lab.run(
+            "nft", "-f", "-", input="".join(f"delete rule {place}\n" for each in rules for place in self._handles(each))
+        )
         try:
             yield
         finally:
@@ -216,7 +219,9 @@ class World:
 
     # --- trials -------------------------------------------------------------------------------------------------------
 
-    def try_all(self, attacks: Sequence[Attack], defences: Sequence[Rule], counting: Sequence[tuple[str, str]]) -> list[str]:
+    def try_all(
+        self, attacks: Sequence[Attack], defences: Sequence[Rule], counting: Sequence[tuple[str, str]]
+    ) -> list[str]:
         """All attacks without and with these rules; a line for each that does not go as it must."""
         found = []
         with self.without(defences):
@@ -234,7 +239,7 @@ class World:
             if not all(self.honest(each) for each in attack.receivers):
                 found.append(f"{attack.name}: a receiver sees nothing any more")
             found += [f"{attack.name}: {each.name} got it" for each in attack.receivers if each.saw(mark)]
-        return found
+        assert attacks and not found, f"{len(attacks)} attacks:\n" + "\n".join(found)
 
     def _counted(self, counting: Sequence[tuple[str, str]], wanted: int) -> bool:
         end = time.monotonic() + ARRIVES_SECONDS

@@ -338,50 +338,6 @@ def test_link_local_address_has_scope_link_and_can_be_used_at_once() -> None:
         assert rtnl.addresses(bridge.index) == []
 
 
-@pytest.mark.parametrize("table", [100, 70_000])
-@pytest.mark.parametrize(
-    ("own", "everywhere", "gateway", "direct"),
-    [
-        ("10.99.1.2/24", "0.0.0.0/0", "10.99.1.1", "10.5.0.0/16"),
-        ("fd00:99::2/64", "::/0", "fd00:99::1", "fd00:5::/48"),
-    ],
-)
-@throw_away_host
-def test_routes_of_another_table_are_added_once_read_and_deleted_there_only(
-    own: str, everywhere: str, gateway: str, direct: str, table: int
-) -> None:
-    family = "-6" if ":" in own else "-4"
-
-    def shown(which: str) -> set[tuple[str, str, str]]:
-        listed = ip(f"{family} route show table all dev niso-b")
-        found = [r for r in listed if r.get("table", "main") == which and r["protocol"] == "boot"]
-        return {(r["dst"], r.get("gateway", ""), r["protocol"]) for r in found}
-
-    expected = {("default", gateway, "boot"), (direct, "", "boot")}
-    with Rtnl() as rtnl:
-        rtnl.add_bridge("niso-b", mtu=1500, alias=ALIAS)
-        link = rtnl.link("niso-b")
-        assert link
-        rtnl.add_address(link.index, own)
-        assert rtnl.routes(link.index, table) == []
-        rtnl.delete_route(direct, "", link.index, table=table)  # no such table yet
-        for _ in range(2):
-            rtnl.add_route(direct, "", link.index, table=table)
-            rtnl.add_route(everywhere, gateway, link.index, table=table)
-        assert (shown(str(table)), shown("main")) == (expected, set())
-        read = {(r.destination, r.gateway, r.index, r.table, r.protocol) for r in rtnl.routes(link.index, table)}
-        assert read == {(everywhere, gateway, link.index, table, 3), (direct, "", link.index, table, 3)}
-        assert set(rtnl.routes(table=table)) == set(rtnl.routes(link.index, table))
-        with pytest.raises(KernelError, match=f"table {table}") as caught:
-            rtnl.add_route(everywhere, own.partition("/")[0].replace("2", "9"), link.index, table=table)
-        assert caught.value.errno in (errno.EEXIST, errno.EINVAL, errno.ENETUNREACH, errno.EHOSTUNREACH)
-        rtnl.add_route(direct, "", link.index)
-        for _ in range(2):
-            rtnl.delete_route(everywhere, gateway, link.index, table=table)
-            rtnl.delete_route(direct, "", link.index, table=table)
-        assert (shown(str(table)), shown("main")) == (set(), {(direct, "", "boot")})
-
-
 @pytest.mark.parametrize(
     ("own", "everywhere", "gateway", "other", "direct"),
     [

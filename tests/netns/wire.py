@@ -19,7 +19,13 @@ from conftest import Lab
 logging.getLogger("scapy").setLevel(
     logging.CRITICAL
 )  # it warns of the machine's own routes, which are not its business
-from scapy.layers.sctp import SCTP, SCTPChunkInit, SCTPChunkInitAck, crc32c  # noqa: E402
+from scapy.layers.sctp import (  # noqa: E402
+    SCTP,
+    SCTPChunkInit,
+    SCTPChunkInitAck,
+    SCTPChunkParamHeartbeatInfo,
+    crc32c,
+)  # noqa: E402
 
 ETH_P_ALL = 3
 PACKET_OUTGOING = 4  # linux/if_packet.h
@@ -159,9 +165,11 @@ class Addresses:
         return self.ip4 if family == 4 else self.ip6
 
 
-def sctp_init(source: int, target: int, tag: int) -> bytes:
-    """An SCTP packet that asks for an association (RFC 9260, 3.3.2), with its CRC32c."""
-    return bytes(SCTP(sport=source, dport=target, tag=0) / SCTPChunkInit(init_tag=tag, a_rwnd=65536, init_tsn=1))
+def sctp_init(source: int, target: int, tag: int, data: bytes = b"") -> bytes:
+    """An SCTP packet that asks for an association (RFC 9260, 3.3.2), with its CRC32c; ``data`` rides on a parameter."""
+    params = [SCTPChunkParamHeartbeatInfo(data=data)] if data else []
+    chunk = SCTPChunkInit(init_tag=tag, a_rwnd=65536, init_tsn=1, params=params)
+    return bytes(SCTP(sport=source, dport=target, tag=0) / chunk)
 
 
 def sctp_init_ack(asked: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Links, addresses, routes and policy rules by NETLINK_ROUTE (rtnetlink(7), linux/rtnetlink.h, if_link.h, fib_rules.h).
+"""Links, addresses and routes by NETLINK_ROUTE (rtnetlink(7), linux/rtnetlink.h, linux/if_link.h).
 
 A link that niso makes is never without its alias, not even if niso is killed: creation and alias are two messages of one
 sendmsg. The second must miss a foreign link that already has the name, so both name the link by an index that is chosen
@@ -18,13 +18,12 @@ from niso.kernel import netlink
 from niso.kernel.netlink import Message, attribute, attributes, nested, refused, text, u32
 
 MAIN = 254  # RT_TABLE_MAIN
-BOOT = 3  # RTPROT_BOOT: routes and rules added by hand, as iproute2 does
+BOOT = 3  # RTPROT_BOOT: routes added by hand, as iproute2 does
 UNICAST = 1  # RTN_UNICAST
 
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
-_NEWRULE, _DELRULE, _GETRULE = 32, 33, 34
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
 _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 18, 20, 26, 28, 29
@@ -41,10 +40,6 @@ _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _IFA_F_NODAD = 0x02
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE = 1, 4, 5, 15
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
-_FRA_SRC, _FRA_PRIORITY, _FRA_SUPPRESS_PREFIXLEN, _FRA_TABLE, _FRA_PROTOCOL = 2, 6, 14, 15, 21
-_TO_TABLE = 1  # FR_ACT_TO_TBL
-_INVERT = 2  # FIB_RULE_INVERT
-_NO_LENGTH = b"\xff" * 4
 
 _IFF_UP = 1
 _OWN_INDEX = 1 << 20  # the first index of links made here; the kernel counts up from 1
@@ -53,7 +48,7 @@ _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 _ifinfomsg = struct.Struct("=BxHiII")
 _ifaddrmsg = struct.Struct("=BBBBI")
-_rtmsg = struct.Struct("=BBBBBBBBI")  # struct fib_rule_hdr too
+_rtmsg = struct.Struct("=BBBBBBBBI")
 
 
 class Link(NamedTuple):
@@ -98,15 +93,6 @@ class LinkRoute(NamedTuple):
     table: int
     protocol: int
     type: int
-
-
-class PolicyRule(NamedTuple):
-    """Who sends from the prefix ``source`` ("0.0.0.0/0" for anybody) is routed by ``table``; the lowest ``priority`` first."""
-
-    priority: int
-    source: str
-    table: int
-    protocol: int
 
 
 class Rtnl(netlink.Netlink):
@@ -307,49 +293,22 @@ class Rtnl(netlink.Netlink):
                     found.append(route)
         return found
 
-    def add_route(self, destination: str, gateway: str, index: int, *, table: int = MAIN) -> None:
-        """A unicast route, on-link where ``gateway`` is "". Fine if it is there; another one to ``destination`` is an error."""
-        what = f"add route {destination} via {gateway or 'link'} {index}{_table_words(table)}"
-        body = _route(destination, gateway, index, table, BOOT)
+    def add_route(self, destination: str, gateway: str, index: int) -> None:
+        """A unicast route of the main table, on-link where ``gateway`` is "". Fine if it is there; another one to ``destination`` is an error."""
+        what = f"add route {destination} via {gateway or 'link'} {index}"
+        body = _route(destination, gateway, index, BOOT)
         try:
             self.transact(Message(what, _NEWROUTE, netlink.CREATE | netlink.EXCL, body))
         except KernelError as error:
             wanted = (_canonical(destination), gateway, index)
-            if error.errno != errno.EEXIST or all(route[:3] != wanted for route in self.routes(index, table)):
+            if error.errno != errno.EEXIST or all(route[:3] != wanted for route in self.routes(index)):
                 raise
 
-    def delete_route(self, destination: str, gateway: str, index: int, *, table: int = MAIN) -> None:
+    def delete_route(self, destination: str, gateway: str, index: int) -> None:
         """Delete a route; a missing one is fine."""
-        what = f"delete route {destination} via {gateway or 'link'} {index}{_table_words(table)}"
-        body = _route(destination, gateway, index, table, 0)
+        what = f"delete route {destination} via {gateway or 'link'} {index}"
+        body = _route(destination, gateway, index, 0)
         self.transact(Message(what, _DELROUTE, 0, body, (errno.ESRCH, errno.ENODEV)))
-
-    def rules(self) -> list[PolicyRule]:
-        """The policy rules of both families that choose a table by the source alone, in the order they are asked.
-
-        Those with another condition or action are left out: `add_rule` makes none.
-        """
-        absent = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP)  # a kernel without the family, or without policy routing
-        found = []
-        for family in _FAMILIES:
-            body = _rtmsg.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
-            found += self.dump("list rules", _GETRULE, body, _parse_rule, absent)
-        return found
-
-    def add_rule(self, source: str, table: int, priority: int) -> None:
-        """Route what is sent from the prefix ``source`` by ``table``, of protocol BOOT. One that is there is fine.
-
-        It looks itself: to the kernel a rule with a further condition, or a "not", is the same, and would stop this one.
-        """
-        if PolicyRule(priority, _canonical(source), table, BOOT) not in self.rules():
-            what = f"add rule {priority} from {source} lookup {table}"
-            self.transact(Message(what, _NEWRULE, netlink.CREATE, _rule(source, table, priority)))
-
-    def delete_rule(self, source: str, table: int, priority: int) -> None:
-        """Delete what `add_rule` made; a missing one is fine, and other protocols' stay."""
-        what = f"delete rule {priority} from {source} lookup {table}"
-        body = _rule(source, table, priority)
-        self.transact(Message(what, _DELRULE, 0, body, (errno.ENOENT, errno.EAFNOSUPPORT)))
 
     def _link(self, what: str, index: int, attribute_: bytes = b"") -> Link | None:
         body = _ifinfo(index) + attribute_ + u32(_IFLA_EXT_MASK, _SKIP_STATS)
@@ -403,27 +362,16 @@ def _calls(call_iptables: bool | None, call_ip6tables: bool | None) -> list[byte
     return [attribute(kind, bytes([on])) for kind, on in wanted if on is not None]
 
 
-def _table_words(table: int) -> str:
-    return "" if table == MAIN else f" table {table}"
-
-
-def _route(destination: str, gateway: str, index: int, table: int, protocol: int) -> bytes:
+def _route(destination: str, gateway: str, index: int, protocol: int) -> bytes:
     family, packed, length = _parse_cidr(destination)
     # IPv4 refuses a gateway in a route of link scope, and needs "nowhere" to delete one of either; IPv6 has no scopes.
     scope = _SCOPE_UNIVERSE if gateway or family == socket.AF_INET6 else _SCOPE_LINK
     scope = scope if protocol else _SCOPE_NOWHERE
-    body = _rtmsg.pack(family, length, 0, 0, 0, protocol, scope, UNICAST, 0)
+    body = _rtmsg.pack(family, length, 0, 0, MAIN, protocol, scope, UNICAST, 0)
     body += attribute(_RTA_DST, packed) if length else b""
     if gateway:
         body += attribute(_RTA_GATEWAY, socket.inet_pton(family, gateway))
-    return body + u32(_RTA_OIF, index) + u32(_RTA_TABLE, table)
-
-
-def _rule(source: str, table: int, priority: int) -> bytes:
-    family, packed, length = _parse_cidr(source)
-    body = _rtmsg.pack(family, 0, length, 0, 0, 0, 0, _TO_TABLE, 0)
-    body += attribute(_FRA_SRC, packed) + u32(_FRA_PRIORITY, priority) + u32(_FRA_TABLE, table)
-    return body + attribute(_FRA_PROTOCOL, bytes([BOOT]))
+    return body + u32(_RTA_OIF, index)
 
 
 def _packed_mac(mac: str) -> bytes:
@@ -498,19 +446,3 @@ def _parse_route(body: bytes) -> tuple[int, LinkRoute]:
         type=kind,
     )
     return family, route
-
-
-def _parse_rule(body: bytes) -> PolicyRule | None:
-    family, _, length, tos, table, _, _, action, flags = _rtmsg.unpack_from(body)
-    found = attributes(body, 12)
-    conditions = found.keys() - {_FRA_SRC, _FRA_PRIORITY, _FRA_TABLE, _FRA_PROTOCOL, _FRA_SUPPRESS_PREFIXLEN}
-    suppressed = found.get(_FRA_SUPPRESS_PREFIXLEN, _NO_LENGTH) != _NO_LENGTH
-    if action != _TO_TABLE or flags & _INVERT or tos or conditions or suppressed:
-        return None
-    packed = found.get(_FRA_SRC) or bytes(16 if family == socket.AF_INET6 else 4)
-    return PolicyRule(
-        priority=_number(found, _FRA_PRIORITY, 0),
-        source=f"{socket.inet_ntop(family, packed)}/{length}",
-        table=_number(found, _FRA_TABLE, table),
-        protocol=_number(found, _FRA_PROTOCOL, 0),
-    )

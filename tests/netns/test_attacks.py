@@ -1,0 +1,272 @@
+"""What must not get in from other machines, other networks and out of internal ones, each first shown to get in undefended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from attack_world import (
+    CLIENT,
+    EAR,
+    GATEWAY,
+    HOST,
+    LOOPBACK_EAR,
+    NEIGHBOUR,
+    Attack,
+    Rule,
+    World,
+    bridged,
+)
+from conftest import Lab
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet, Raw
+from wire import Link, Wire, sctp_init
+
+NOT_PUBLISHED = Rule("inet niso", "forward", ("oifname @bridges", "drop"))
+BY_STATE = Rule("inet niso", "forward", ("ct state", "invalid"))
+INTERNAL = Rule("inet niso", "forward", ("iifname @internal", "drop"))
+LOOPBACK = Rule("inet niso", "raw", ("daddr 127.0.0.0/8", "drop"))
+FROM_LOOPBACK = Rule("inet niso", "raw", ("saddr 127.0.0.0/8", "drop"))
+OUR_SUBNETS = Rule("inet niso", "raw", ("saddr @subnets", "drop"))
+FROM_PORT = Rule("bridge niso", "prerouting", ("iifname @ports",))
+UNUSED = {4: "10.99.1.200", 6: "fd00:99:4::200"}
+FORWARD, RAW = [("inet niso", "forward")], [("inet niso", "raw")]
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with Lab(deadline_seconds=600) as lab, Wire(lab) as wire:
+        yield World(lab, wire)
+
+
+both_ways = pytest.mark.parametrize("nf_call", [0, 1])
+
+
+def ip(source: str, target: str) -> Any:
+    return IPv6(src=source, dst=target) if ":" in target else IP(src=source, dst=target)
+
+
+def packets(source: str, target: str, mark: bytes, port: int) -> dict[str, Packet]:
+    """One packet of each kind from an address to another: ``80`` is a container port that is published, 9000 is not."""
+    head = ip(source, target)
+    six = ":" in target
+    ping = ICMPv6EchoRequest(id=port, data=mark) if six else ICMP(id=port) / Raw(mark)
+    sctp = Raw(sctp_init(port, 80, port, mark))
+    found = {
+        "UDP to a published container port": head / UDP(sport=port, dport=80) / Raw(mark),
+        "UDP": head / UDP(sport=port, dport=9000) / Raw(mark),
+        "TCP SYN": head / TCP(sport=port, dport=80, flags="S") / Raw(mark),
+        "TCP ACK": head / TCP(sport=port, dport=9000, flags="A", seq=1, ack=1) / Raw(mark),
+        "TCP RST": head / TCP(sport=port, dport=9000, flags="R", seq=1) / Raw(mark),
+        "ping": head / ping,
+    }
+    if six:
+        found["SCTP"] = IPv6(src=source, dst=target, nh=132) / sctp
+        found["UDP behind hop-by-hop options"] = head / IPv6ExtHdrHopByHop() / UDP(sport=port, dport=80) / Raw(mark)
+        found["ping behind destination options"] = head / IPv6ExtHdrDestOpt() / ping
+        found["an unknown protocol"] = IPv6(src=source, dst=target, nh=253) / Raw(mark)
+    else:
+        found["SCTP"] = IP(src=source, dst=target, proto=132) / sctp
+        found["an unknown protocol"] = IP(src=source, dst=target, proto=253) / Raw(mark)
+    return found
+
+
+def each_packet(
+    who: str, sender: Link, head: Packet, source: str, target: str, receiver: Link, leave_out: tuple[str, ...] = ()
+) -> list[Attack]:
+    """An attack for each kind of packet. A RST for no connection is invalid to connection tracking, which counts nothing."""
+    return [
+        Attack(
+            f"{who} -> {target}: {kind}",
+            sender,
+            lambda mark, port, kind=kind: [head / packets(source, target, mark, port)[kind]],  # type: ignore[misc]
+            (receiver,),
+            counted=kind != "TCP RST",
+        )
+        for kind in packets(source, target, b"", 1)
+        if kind not in leave_out
+    ]
+
+
+@both_ways
+def test_neighbour_with_a_route_reaches_no_service_by_its_address(world: World, nf_call: int) -> None:
+    bridged(world.lab, nf_call)
+    head = Ether(src=world.mac["neighbour"], dst=world.host.mac)
+    attacks = []
+    for name in ("api", "web", "plain", "vault"):
+        for family in (4, 6):
+            if target := world.of[name].ip(family):
+                receiver = world.link[name]
+                attacks += each_packet("neighbour", world.link["neighbour"], head, NEIGHBOUR[family], target, receiver)
+    api = world.of["api"].ip4
+    attacks.append(
+        Attack(
+            "a port published on 127.0.0.1, by the service's address",
+            world.link["neighbour"],
+            lambda mark, port: [head / world.udp(NEIGHBOUR[4], api, mark, port, 83)],
+            (world.link["api"],),
+        )
+    )
+    world.prove(attacks, [NOT_PUBLISHED, BY_STATE], FORWARD)
+
+
+@both_ways
+def test_services_of_other_networks_are_not_reached_by_their_addresses(world: World, nf_call: int) -> None:
+    bridged(world.lab, nf_call)
+    attacks = []
+    for source, target in (
+        ("mallory", "web"),
+        ("mallory", "plain"),
+        ("mallory", "vault"),
+        ("web", "api"),
+        ("evil", "api"),
+    ):
+        network = {"mallory": "backend", "web": "frontend", "evil": "old"}[source]
+        head = Ether(src=world.mac[source], dst=world.bridge[network].mac)
+        for family in (4, 6):
+            own, other = world.of[source].ip(family), world.of[target].ip(family)
+            if own and other:
+                attacks += each_packet(source, world.link[source], head, own, other, world.link[target])
+    world.prove(attacks, [NOT_PUBLISHED, BY_STATE], FORWARD)
+
+
+def test_loopback_of_the_host_is_reached_from_no_wire_and_no_service(world: World) -> None:
+    """Ports that are published on 127.0.0.1, and programs of the host that listen there; also 127.0.0.1 as a source."""
+    world.lab.run(
+        "sysctl", "-qw", "net.ipv4.conf.uplink0.route_localnet=1", "net.ipv4.conf.niso-frontend.route_localnet=1"
+    )
+    wires = {
+        "neighbour": (NEIGHBOUR[4], world.host.mac),
+        "mallory": (world.of["mallory"].ip4, world.bridge["backend"].mac),
+        "web": (world.of["web"].ip4, world.bridge["frontend"].mac),
+    }
+    attacks, sources = [], []
+    for name, (own, router) in wires.items():
+        head, sender = Ether(src=world.mac[name], dst=router), world.link[name]
+        attacks += [
+            Attack(
+                f"{name} -> 127.0.0.1, published there",
+                sender,
+                lambda mark, port, own=own, head=head: [head / world.udp(own, "127.0.0.1", mark, port, 8083)],
+                (world.link["api"],),
+            ),
+            Attack(
+                f"{name} -> 127.0.0.1, where a program of the host listens",
+                sender,
+                lambda mark, port, own=own, head=head: [head / world.udp(own, "127.0.0.1", mark, port, LOOPBACK_EAR)],
+                (world.loopback_ear,),
+            ),
+            Attack(
+                f"{name} -> 127.0.0.1, published everywhere",
+                sender,
+                lambda mark, port, own=own, head=head: [head / world.udp(own, "127.0.0.1", mark, port, 8080)],
+                (world.link["api"],),
+            ),
+        ]
+        sources.append(
+            Attack(
+                f"{name} as 127.0.0.1",
+                sender,
+                lambda mark, port, head=head: [head / world.udp("127.0.0.1", HOST[4], mark, port, EAR)],
+                (world.ear[4],),
+            )
+        )
+    world.prove(attacks, [LOOPBACK], RAW)
+    world.prove(sources, [FROM_LOOPBACK, FROM_PORT], [*RAW, ("bridge niso", "from_port")])
+
+
+def test_loopback6_of_the_host_is_reached_from_no_wire_and_no_service(world: World) -> None:
+    """The kernel itself refuses ::1 from a wire, so there is nothing to show undefended."""
+    receivers = (world.link["api"], world.ear[6])
+    for name, router in (("neighbour", world.host.mac), ("mallory", world.bridge["backend"].mac)):
+        own = NEIGHBOUR[6] if name == "neighbour" else world.of[name].ip6
+        for source, target, port in (
+            (own, "::1", 8080),
+            (own, "::1", EAR),
+            ("::1", HOST[6], 8080),
+            ("::1", HOST[6], EAR),
+        ):
+            head = Ether(src=world.mac[name], dst=router)
+            mark, _ = world.shoot(
+                world.link[name],
+                lambda mark, sport, h=head, s=source, t=target, p=port: [h / world.udp(s, t, mark, sport, p)],
+            )
+            assert all(world.honest(each) for each in receivers)
+            assert not any(each.saw(mark) for each in receivers), (name, source, target, port)
+
+
+@both_ways
+def test_addresses_of_niso_subnets_are_not_believed_from_the_wire(world: World, nf_call: int) -> None:
+    """Not that of a service, not one that nobody has, of whichever network; to a published port and to the host itself."""
+    bridged(world.lab, nf_call)
+    head, sender = Ether(src=world.mac["neighbour"], dst=world.host.mac), world.link["neighbour"]
+    attacks = []
+    for family in (4, 6):
+        for source in (
+            world.of["db"].ip(family),
+            world.of["web"].ip(family),
+            {4: "10.99.1.200", 6: "fd00:99:4::200"}[family],
+        ):
+            for receiver, port in ((world.link["api"], 8080), (world.ear[family], EAR)):
+                attacks.append(
+                    Attack(
+                        f"neighbour as {source} to port {port} of the host",
+                        sender,
+                        lambda mark, sport, s=source, f=family, p=port: [head / world.udp(s, HOST[f], mark, sport, p)],
+                        (receiver,),
+                    )
+                )
+    world.prove(attacks, [OUR_SUBNETS], RAW)
+
+
+@both_ways
+def test_service_of_an_internal_network_reaches_nothing_outside_of_it(world: World, nf_call: int) -> None:
+    """Not other machines, not services of other networks, and not these by what they publish on the host."""
+    bridged(world.lab, nf_call)
+    head, sender = Ether(src=world.mac["mate"], dst=world.bridge["inner"].mac), world.link["mate"]
+    attacks = []
+    for family in (4, 6):
+        own = world.of["mate"].ip(family)
+        attacks += each_packet("mate", sender, head, own, CLIENT[family], world.link["client"])
+        attacks += each_packet("mate", sender, head, own, world.of["web"].ip(family), world.link["web"])
+        for address in (HOST[family], GATEWAY["inner"][family], GATEWAY["frontend"][family]):
+            for proto in (UDP, TCP):
+                attacks.append(
+                    Attack(
+                        f"mate -> {address}, where web is published, by {proto.__name__}",
+                        sender,
+                        lambda mark, port, own=own, address=address, proto=proto: [
+                            head / ip(own, address) / proto(sport=port, dport=8081) / Raw(mark)
+                        ],
+                        (world.link["web"],),
+                    )
+                )
+    attacks += each_packet("mate", sender, head, world.of["mate"].ip4, world.of["plain"].ip4, world.link["plain"])
+    world.prove(attacks, [INTERNAL, NOT_PUBLISHED, BY_STATE], FORWARD)
+
+
+@both_ways
+@pytest.mark.parametrize("family", [4, 6])
+def test_service_of_an_internal_network_reaches_the_host_and_its_network(
+    world: World, family: int, nf_call: int
+) -> None:
+    """And is reached by the ports that it publishes."""
+    bridged(world.lab, nf_call)
+    own, inner, vault = world.of["mate"].ip(family), world.bridge["inner"].mac, world.of["vault"].ip(family)
+    ways = [
+        ("mate", inner, own, GATEWAY["inner"][family], EAR, world.ear[family]),
+        ("mate", inner, own, HOST[family], EAR, world.ear[family]),
+        ("mate", world.mac["vault"], own, vault, 9000, world.link["vault"]),
+        ("mate", inner, own, HOST[family], 8092, world.link["vault"]),
+        ("neighbour", world.host.mac, NEIGHBOUR[family], HOST[family], 8092, world.link["vault"]),
+        ("web", world.bridge["frontend"].mac, world.of["web"].ip(family), HOST[family], 8092, world.link["vault"]),
+    ]
+    for sender, mac, source, target, port, receiver in ways:
+        head = Ether(src=world.mac[sender], dst=mac)
+        mark, _ = world.shoot(
+            world.link[sender], lambda m, p, h=head, s=source, t=target, to=port: [h / world.udp(s, t, m, p, to)]
+        )
+        assert world.arrives(mark, [receiver]), f"{sender} does not reach {target} port {port}"
