@@ -1,8 +1,9 @@
 """A kernel in memory, for the tests of plan and diff: it takes steps and refuses what the real one refuses.
 
 What it knows was looked up on the real one: a duplicate map element with another value and the deletion of a missing one
-are errors, and undo their whole transaction; a link's name is taken until it is deleted; what lies in a namespace or on a
-link goes with it; the first address of a prefix takes the later ones with it unless promote_secondaries is set.
+are errors, and undo their whole transaction, and so is an interval that overlaps another; a link's name is taken until it
+is deleted; what lies in a namespace or on a link goes with it; the first address of a prefix takes the later ones with it
+unless promote_secondaries is set; what sets the IPv6 forwarding of all links sets that of each.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from niso.state import (
 )
 
 PROMOTE = "net/ipv4/conf/all/promote_secondaries"
+FORWARDING6 = re.compile(r"net/ipv6/conf/[^/]+/forwarding")
 _ELEMENT = re.compile(
     r'(add|delete) element (inet niso|bridge niso) (\w+) \{ (.+?)(?: comment "([^"\\\n]*)")?(?: : (.+))? \}'
 )
@@ -42,6 +44,16 @@ def _must(so: bool, words: str) -> None:
         raise Refused(words)
 
 
+def overlap(one: str, other: str) -> bool:
+    """Whether two keys of an interval set have a value in common: prefixes, or concatenations that end in ports."""
+    *start, last = one.split(" . ")
+    *start_, last_ = other.split(" . ")
+    if "/" in last:
+        return ipaddress.ip_network(last).overlaps(ipaddress.ip_network(last_))
+    low, high, low_, high_ = (int(part) for text in (last, last_) for part in (text.split("-") * 2)[:2])
+    return start == start_ and low <= high_ and low_ <= high
+
+
 class FakeKernel:
     def __init__(self) -> None:
         self.ruleset: str | None = None  # digest of the text of both tables
@@ -53,6 +65,7 @@ class FakeKernel:
         self.routes: dict[tuple[str, str], Route] = {}
         self.sysctls: dict[tuple[str, str], str] = {}
         self.hosts: dict[str, set[HostsLine]] = {}
+        self.foreign_links = {"uplink0"}  # the host's own, which have sysctls
 
     def write(self, steps: Iterable[AnyStep]) -> None:
         for step in steps:
@@ -129,6 +142,9 @@ class FakeKernel:
             _must(present is not None, f"ENOENT: {statement}")
             del self.elements[element.key()]
         elif present is None:
+            if nft.DECLARED[table, container][2]:
+                others = [e.element for e in self.elements.values() if (e.table, e.container) == (table, container)]
+                _must(not any(overlap(key, other) for other in others), f"EEXIST, it overlaps another: {statement}")
             self.elements[element.key()] = element
         else:
             _must(present.value == element.value, f"EEXIST: {statement}")
@@ -251,12 +267,15 @@ class FakeKernel:
         if sysctl.netns and sysctl.netns not in self.netns:
             return False
         link = sysctl.name.split("/")[3] if "/conf/" in sysctl.name else "all"
-        return link in ("all", "default") or self._has_link(sysctl.netns, link)
+        return link in ("all", "default", *self.foreign_links) or self._has_link(sysctl.netns, link)
 
     def _sysctl(self, step: Step, sysctl: Sysctl) -> None:
         _must(step.action != "delete", f"a sysctl cannot be deleted: {sysctl}")
         _must(self._has_sysctl(sysctl), f"ENOENT: {sysctl}")
         self.sysctls[sysctl.netns, sysctl.name] = sysctl.value
+        if sysctl.name == "net/ipv6/conf/all/forwarding":
+            of_each = [key for key in self.sysctls if key[0] == sysctl.netns and FORWARDING6.fullmatch(key[1])]
+            self.sysctls.update(dict.fromkeys(of_each, sysctl.value))
 
     def _edit(self, step: HostsEdit) -> None:
         if step.create:

@@ -44,6 +44,7 @@ def put(
     *,
     static: dict[str, str] | None = None,
     ports: tuple[Port, ...] = (),
+    chosen: tuple[Port, ...] = (),
     hostname: str | None = None,
 ) -> None:
     """What admission.record writes of one service; in a transaction of the caller. Raises what leases.lease raises."""
@@ -70,7 +71,7 @@ def put(
     store.set_endpoints(name, networks)
     for network in networks:
         leases.lease(store, name, network, (static or {}).get(network))
-    store.set_ports(name, ports)
+    store.set_ports(name, ports, chosen)
 
 
 def dump(store: Store) -> dict[str, list[tuple[object, ...]]]:

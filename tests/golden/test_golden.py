@@ -1,7 +1,7 @@
 """Goldens: one folder for each case, from manifests to the words of the steps and the text that nft gets.
 
-`before.toml` and `after.toml` are two worlds: networks, and services by their manifests' own keys. The store is filled with
-the first, then with the second, as activations do. `current.json` says what else is different in the kernel before the
+`before.toml` and `after.toml` are two worlds: networks, services by their manifests' own keys, ports that were forwarded to
+them, and the host's sysctls as they were found. The store is filled with the first, then with the second, as commands do. `current.json` says what else is different in the kernel before the
 steps are taken (see `disturb`). What follows is compared: `state.txt`, the desired State, one thing a line; `steps.txt`,
 the words of the steps; `ruleset.nft`, all that nft gets, each transaction behind a comment. UPDATE=1 rewrites these.
 tests/netns/test_golden_nft.py has the kernel judge each ruleset.
@@ -22,9 +22,10 @@ from stored import TemporaryStore, add_network, put
 
 from niso.diff import AnyStep, NftTransaction, diff
 from niso.model import manifest as model
+from niso.model.ports import parse_port
 from niso.names import DEFAULT_NETWORK
 from niso.plan import FORWARDING, desired
-from niso.records import Network, Port, Subnet
+from niso.records import Network, Subnet
 from niso.render import nft
 from niso.state import Ruleset, State, kinds
 from niso.store.store import ALL, Store
@@ -38,11 +39,13 @@ UPDATE = os.environ.get("UPDATE") == "1"
 def fill(store: Store, world: dict[str, Any]) -> None:
     """Make the store know the networks and services of one world, and only those of them that it has."""
     with store.transaction():
-        store.set_sysctl_before(FORWARDING, "0")
+        for name, value in world.get("sysctls", {FORWARDING: "0"}).items():
+            store.set_sysctl_before(name, value)
         for name, fields in world.get("networks", {}).items():
             if store.network(name) is None:
                 subnets = tuple(Subnet(6 if ":" in cidr else 4, cidr, gateway) for cidr, gateway in fields["subnets"])
-                add_network(store, Network(name, "", fields.get("mtu", 1500), subnets, False))
+                internal = fields.get("internal", False)
+                add_network(store, Network(name, "", fields.get("mtu", 1500), subnets, internal))
         wanted = world.get("services", {})
         for row in store.services():
             if row.name not in wanted:
@@ -59,11 +62,12 @@ def fill(store: Store, world: dict[str, Any]) -> None:
                 name,
                 model.networks(manifest),
                 static=model.static_ips(manifest),
-                ports=tuple(
-                    Port(p.host_ip or "", p.host_port, p.container_port, p.proto) for p in model.ports(manifest)
-                ),
+                ports=tuple(model.ports(manifest)),
                 hostname=model.hostname(manifest),
             )
+            store.drop_forwards(name)
+            for port in world.get("forwards", {}).get(name, ()):
+                store.add_forward(name, parse_port(port, "forwards"))
         for name in [name for name in store.network_names() if name not in world.get("networks", {})]:
             for member, _ in store.members(name):
                 store.forget(member)

@@ -64,10 +64,11 @@ while True:
 
 
 def speaker(lab: Lab, name: str, *inner: int, network: str = "niso-default", **keys: Any) -> str:
-    """A package whose service speaks as `SERVER` on the ports ``inner`` (80 without); ``keys`` are of [network]."""
+    """A package whose service speaks as `SERVER` on the ports ``inner`` (80 without); ``keys`` are of [network]. It restarts soon."""
     ports = [str(port) for port in inner or (80,)]
     command = ("/usr/bin/python3", "-ISu", "/app/speak.py", name, *ports)
-    return package(lab, name, *command, files={"speak.py": SERVER}, network=on(network, **keys))
+    soon = {"restart_delay": "100ms"}
+    return package(lab, name, *command, files={"speak.py": SERVER}, network=on(network, **keys), service=soon)
 
 
 def received(lab: Lab, name: str, inner: str, port: int = 80) -> list[tuple[str, str]]:
@@ -270,6 +271,7 @@ def start(lab: Lab, *folders: str) -> None:
     lab.niso("activate", *folders)
     for name in (folder.rpartition("/")[2] for folder in folders):
         inner = json.loads(lab.niso("inspect", name).stdout)["endpoints"][0]["address"]
-        ports = json.loads(lab.path(f"/tmp/packages/{name}/manifest.toml").read_text().split("args = ")[1].splitlines()[0])
+        ports = json.loads(
+            lab.path(f"/tmp/packages/{name}/manifest.toml").read_text().split("args = ")[1].splitlines()[0]
+        )
         answer(lab, inner, int(ports[3]))
-

@@ -91,9 +91,7 @@ def each_packet(
     ]
 
 
-@both_ways
-def test_neighbour_with_a_route_reaches_no_service_by_its_address(world: World, nf_call: int) -> None:
-    bridged(world.lab, nf_call)
+def test_neighbour_with_a_route_reaches_no_service_by_its_address(world: World) -> None:
     head = Ether(src=world.mac["neighbour"], dst=world.host.mac)
     attacks = []
     for name in ("api", "web", "plain", "vault"):
@@ -198,10 +196,8 @@ def test_loopback6_of_the_host_is_reached_from_no_wire_and_no_service(world: Wor
             assert not any(each.saw(mark) for each in receivers), (name, source, target, port)
 
 
-@both_ways
-def test_addresses_of_niso_subnets_are_not_believed_from_the_wire(world: World, nf_call: int) -> None:
+def test_addresses_of_niso_subnets_are_not_believed_from_the_wire(world: World) -> None:
     """Not that of a service, not one that nobody has, of whichever network; to a published port and to the host itself."""
-    bridged(world.lab, nf_call)
     head, sender = Ether(src=world.mac["neighbour"], dst=world.host.mac), world.link["neighbour"]
     attacks = []
     for family in (4, 6):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -98,7 +99,7 @@ def test_forwarded_port_lives_as_long_as_the_service_is_active(pair: Lab, form: 
     pid = pid_of(pair, "a")
     child = pair.run("cat", f"/proc/{pid}/task/{pid}/children").stdout.split()[0]
     pair.run("kill", "-KILL", child)
-    pair.wait_for(lambda: pid_of(pair, "a") not in (pid, 0), 10, "restarted") if form == "9090:81" else None
+    pair.wait_for(lambda: pid_or_none(pair, "a") not in (pid, None), 10, "started again")
     still()
     pair.niso("restart", "a")
     still()
@@ -148,7 +149,7 @@ def test_reboot_leaves_a_forwarded_port(pair: Lab) -> None:
     pair.niso("port-forward", "a", "9090:81")
     for name in ("a", "b"):
         pair.run("kill", "-KILL", str(pid_of(pair, name)))
-        pair.wait_for(lambda name=name: pid_of_or_none(pair, name) is None, 10, f"{name} is down")
+        pair.wait_for(lambda name=name: pid_or_none(pair, name) is None, 10, f"{name} is down")
     for name in ("a", "b"):
         pair.run("ip", "netns", "delete", f"niso-{name}")
     pair.run("ip", "link", "delete", "niso-default")
@@ -160,7 +161,7 @@ def test_reboot_leaves_a_forwarded_port(pair: Lab) -> None:
     content(pair)
 
 
-def pid_of_or_none(lab: Lab, name: str) -> int | None:
+def pid_or_none(lab: Lab, name: str) -> int | None:
     found = json.loads(lab.niso("inspect", name).stdout)["pid"]
     return None if found is None else int(found)
 
@@ -238,31 +239,26 @@ def test_taken_host_port_names_its_holder_and_the_way_to_take_it(pair: Lab) -> N
 
 
 def test_replace_is_one_transaction_of_the_kernel(pair: Lab) -> None:
-    monitor = pair.popen("nft", "monitor", "elements")
-    assert monitor.stdout
-    pair.run("nft", "add", "table", "inet", "ready")
-    pair.run("nft", "add", "set", "inet", "ready", "s", "{ type mark; }")
-    pair.run("nft", "add", "element", "inet", "ready", "s", "{ 1 }")
-    assert b"ready" in monitor.stdout.readline()
-    while b"generation" not in monitor.stdout.readline():
-        pass
+    """``nft monitor`` shows what each generation of the ruleset changed."""
+    with open(pair.path("/tmp/seen"), "wb") as file:
+        monitor = pair.popen("nft", "monitor", stdout=file.fileno())
+
+    def seen() -> str:
+        return pair.path("/tmp/seen").read_text()
+
+    def mark(name: str) -> bool:
+        pair.run("nft", "add", "table", "inet", name)
+        return f"add table inet {name}\n# new generation" in seen()
+
+    pair.wait_for(lambda: mark("before"), 10, "nft monitor is ready")
     pair.niso("port-forward", "b", "8080:80", "--replace")
-    pair.run("nft", "add", "element", "inet", "ready", "s", "{ 2 }")
-    lines: list[str] = []
-    while not (lines and "ready" in lines[-1]):
-        lines.append(monitor.stdout.readline().decode().strip())
+    pair.wait_for(lambda: mark("after"), 10, "nft monitor has seen all")
     monitor.kill()
-    mine = [line for line in lines[:-1] if "publish_any4" in line or "generation" in line]
-    ports = [line.split()[0] + " " + address_in(line) for line in mine if "tcp . 8080" in line]
-    assert sorted(ports) == [f"add {address(pair, 'b')}", f"delete {address(pair, 'a')}"], lines
-    places = [place for place, line in enumerate(mine) if "tcp . 8080" in line]
-    assert not any("generation" in line for line in mine[places[0] : places[-1]]), lines
-    pair.run("nft", "delete", "table", "inet", "ready")
-    content(pair)
-
-
-def address_in(line: str) -> str:
-    return line.split(" : ")[1].split()[0]
+    generations = [part for part in seen().split("# new generation") if "tcp . 8080" in part]
+    assert len(generations) == 1, generations
+    lines = [line for line in generations[0].splitlines() if "tcp . 8080" in line]
+    found = {line.split()[0]: line.split(" : ")[1].split()[0] for line in lines}
+    assert found == {"add": address(pair, "b"), "delete": address(pair, "a")}, lines
 
 
 def test_replaced_port_is_the_new_services_in_every_table(pair: Lab) -> None:
@@ -278,6 +274,11 @@ def test_replaced_port_is_the_new_services_in_every_table(pair: Lab) -> None:
     content(pair)
     pair.niso("port-forward", "b", "8080:81", "--remove")
     assert ask(pair, HOST, 8080, "client") == ""
+    content(pair)
+    pair.niso("port-forward", "b", "8080:81")
+    pair.niso("deactivate", "b")
+    pair.niso("activate", "a")
+    assert ask(pair, HOST, 8080, "client") == f"a 80 {CLIENT}"
     content(pair)
 
 
@@ -333,4 +334,70 @@ def test_moving_a_port_under_load_loses_no_connection(pair: Lab) -> None:
         assert not strays, f"{name} had it: {strays[:10]}"
         assert any(began <= each[0] < end for each in done)
     print(f"{len(done)} connections, the slowest took {max(each[1] for each in done):.3f} s")
+    content(pair)
+
+
+# --- niso dies --------------------------------------------------------------------------------------------------------
+
+NEXT = itertools.cycle(
+    [
+        ("activate", "/tmp/packages/c"),
+        ("net", "repair"),
+        ("port-forward", "c", "9999:80"),
+        ("restart", "c"),
+        ("deactivate", "c"),
+        ("net", "create", "other"),
+        ("net", "remove", "other"),
+        ("activate", "c"),
+    ]
+)
+"""Commands of other kinds, of a service that has no part in it: in this order each can be done."""
+
+
+@pytest.mark.parametrize(
+    ("command", "before", "after"),
+    [
+        ("a 9090:81", "", "a"),
+        ("a 9090:81 --remove", "a", ""),
+        ("b 9090:81 --replace", "a", "b"),
+        ("a 9090:80 --replace", "a80", "a"),
+    ],
+)
+def test_port_is_whole_wherever_niso_was_killed(pair: Lab, command: str, before: str, after: str) -> None:
+    """After each death the kernel has the one or the other, and so has everything when the next command is done."""
+    holders = {
+        "": "",
+        "a": f"{address(pair, 'a')}:81",
+        "b": f"{address(pair, 'b')}:81",
+        "a80": f"{address(pair, 'a')}:80",
+    }
+    pair.niso("activate", idle(pair, "c"))
+    if after == "a" and before:
+        before, after = "a", "a80"
+    words = ("port-forward", *command.split())
+    for point in range(1, 30):
+        for name in ("a", "b"):
+            for inner in (80, 81):
+                pair.niso("port-forward", name, f"9090:{inner}", "--remove", check=False)
+        if before:
+            pair.niso("port-forward", before, "9090:81")
+        died = pair.niso(*words, check=False, env={"NISO_FAILPOINT": f"{point}:kill"})
+        there = elements(pair).get("9090/tcp", "")
+        assert there in (holders[before], holders[after]), f"killed at step {point}"
+        if died.returncode == 0:
+            break
+        assert died.returncode == -9, died.stderr
+        pair.niso("net", "ports")  # looks work whatever was left
+        pair.niso("ps")
+        pair.niso(*next(NEXT))
+        content(pair)
+        there = elements(pair).get("9090/tcp", "")
+        assert there in (holders[before], holders[after]), f"killed at step {point}, recovered"
+        owner = next((row for row in rows(pair) if row[1] == 9090), None)
+        assert (f"{address(pair, owner[0])}:{owner[2]}" if owner else "") == there
+        said = ask(pair, HOST, 9090, "client").split()
+        assert said[:2] == ([owner[0], str(owner[2])] if owner else [])
+        pair.niso(*words, check=not words[-1] == "--remove" or bool(there))
+        assert elements(pair).get("9090/tcp", "") == holders[after]
+    assert point > 5
     content(pair)

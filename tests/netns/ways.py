@@ -97,7 +97,7 @@ class Servers:
     def _open(self, service: str) -> socket.socket:
         kind, proto = kind_of(self.proto)
         made = self.wire.socket(f"niso-{service}", FAMILY[self.family], kind, proto)
-        if self.family == 6:
+        if self.family == 6 and self.proto != "sctp":
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)

@@ -25,7 +25,7 @@ from scapy.layers.sctp import (  # noqa: E402
     SCTPChunkInitAck,
     SCTPChunkParamHeartbeatInfo,
     crc32c,
-)  # noqa: E402
+)
 
 ETH_P_ALL = 3
 PACKET_OUTGOING = 4  # linux/if_packet.h

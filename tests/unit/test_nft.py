@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from niso import names
+from niso.records import Port, Subnet
 from niso.render import nft
 from niso.state import Element
 
@@ -64,12 +65,29 @@ def all_elements(service: str, network: str, number: int = 0) -> list[Element]:
     link = names.veth(service, network, number + 1)
     mac = names.mac(service, network, "0123abcd")
     four, six = f"10.{number}.0.2", f"fd00:{number:x}::2"
+    subnets = (
+        Subnet(4, f"10.{number}.0.0/24", f"10.{number}.0.1"),
+        Subnet(6, f"fd00:{number:x}::/64", f"fd00:{number:x}::1"),
+    )
+    first = 1000 + 10 * number
+    ports = (
+        Port("", 1 + number, 65535, "tcp"),
+        Port("0.0.0.0", 60000 + number, 1, "udp"),
+        Port("::", 60000 + number, 1, "tcp"),
+        Port("", 50000 + number, 1, "sctp"),
+        Port("192.0.2.1", 50000 + number, 1, "tcp"),
+        Port("2001:db8::1", 50000 + number, 1, "tcp"),
+        Port("127.0.0.1", first, first, "udp", 10),
+        Port("2001:db8::1", first, first, "udp", 10),
+        Port("", first, first, "sctp", 10),
+        Port("", first, first + 1, "tcp", 10),
+    )
     return [
-        *nft.network(network, names.bridge(network), (f"10.{number}.0.0/24", f"fd00:{number:x}::/64")),
+        *nft.network(network, names.bridge(network), subnets, internal=True),
         *nft.endpoint(service, link, mac, (four, six)),
-        *nft.published(service, "", 1 + number, 65535, "tcp", (four, six)),
-        *nft.published(service, "0.0.0.0", 60000 + number, 1, "udp", (four, six)),
-        *nft.published(service, "", 50000 + number, 1, "sctp", (four,)),
+        *(element for port in ports for element in nft.published(service, port, (four, six))),
+        *(element for port in ports for element in nft.published_on(service, port, names.bridge(network), (four, six))),
+        *nft.hairpin(service, ((four, subnets[0].gateway), (six, subnets[1].gateway))),
     ]
 
 
@@ -103,7 +121,7 @@ def test_no_name_can_break_out_of_its_place(service, network) -> None:
         # outside quotes nothing but what render wrote is left: verbs, set names, keys, values
         outside = re.sub(r'"[^"]*"', "", statement)
         assert '"' not in outside
-        assert re.fullmatch(r"add element (inet|bridge) niso \w+ \{ [0-9a-z:./ ]+ \}", outside), outside
+        assert re.fullmatch(r"add element (inet|bridge) niso \w+ \{ [0-9a-z:./ -]+ \}", outside), outside
 
 
 def test_comment_comes_before_the_value_and_only_where_something_is_added() -> None:
@@ -128,21 +146,35 @@ def test_list_of_containers_is_that_of_the_text() -> None:
     assert {name for containers in nft.CONTAINERS.values() for name in containers} >= nft.LATE
 
 
+def test_all_kinds_of_elements_are_there_and_each_is_of_its_types() -> None:
+    """So that what is given to the kernel above, and to the fake one, is all that there is."""
+    elements = [*nft.owner("0123abcd"), nft.closed(4), *all_elements("api", "backend")]
+    assert {(e.table, e.container) for e in elements} == {
+        (table, name) for table, containers in nft.CONTAINERS.items() for name in containers
+    }
+    for element in elements:
+        key, value, interval = nft.DECLARED[element.table, element.container]
+        assert len(element.element.split(" . ")) == len(key.split(" . "))
+        assert bool(element.value) == (value is not None)
+        assert len(element.value.split(" . ")) == len((value or "").split(" . "))
+        # a range of ports needs a map that takes intervals
+        assert interval or not re.search(r"\d-\d", element.element.rpartition(" . ")[2])
+
+
 def test_only_published_ports_may_go_before_what_they_lead_to() -> None:
     early = {name for containers in nft.CONTAINERS.values() for name in containers} - nft.LATE
-    assert early == {"publish_any4", "publish_any6"}
+    kinds = ("local_addr", "local_any", "publish_addr", "publish_any", "range_addr", "range_any", "hairpin")
+    assert early == {f"{kind}{family}" for kind in kinds for family in (4, 6)}
 
 
 def test_every_set_that_is_declared_is_used_by_a_rule() -> None:
     for containers in nft.CONTAINERS.values():
         for name in set(containers) - {"owner"}:
-            if name == "sources6":
-                continue  # no network has an IPv6 subnet yet
             assert re.search(rf"@{name}\b", nft.TABLES), name
 
 
 def test_text_has_both_families() -> None:
-    for container in ("subnets", "publish_any"):
+    for container in ("subnets", "sources", "publish_any", "publish_addr", "range_any", "range_addr", "hairpin"):
         for family in "46":
             assert f"@{container}{family}" in nft.TABLES
     for words in ("ip saddr @subnets4", "ip6 saddr @subnets6", "dnat ip to", "dnat ip6 to"):

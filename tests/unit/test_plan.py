@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 
+import pytest
 from hypothesis import given, settings
-from snapshots_made import STATE_ID, endpoint, everything, network, snapshots
+from snapshots_made import FORCED, STATE_ID, SWITCHED, endpoint, everything, network, snapshots
 
 from niso import names
 from niso.plan import desired
@@ -32,7 +33,7 @@ def test_empty_store_wants_nothing_but_the_sysctls_as_they_were() -> None:
 def test_network_without_services_is_a_bridge_that_lets_nothing_through() -> None:
     state = desired(everything((BACKEND,), ()))
     assert state.rulesets == {Ruleset(nft.DIGEST)}
-    assert state.bridges == {Bridge("niso-backend", 1500, ALIAS)}
+    assert state.bridges == {Bridge("niso-backend", 1500, ALIAS, True, False, False)}
     assert state.addresses == {Address("", "niso-backend", "10.99.0.1/24")}
     assert state.sysctls == {
         Sysctl("", "net/ipv4/ip_forward", "0"),
@@ -80,18 +81,41 @@ def test_forwarding_that_was_off_is_closed_for_others_and_goes_back_with_the_las
 def test_service_that_publishes_nothing_has_no_hairpin_and_no_route_localnet() -> None:
     state = desired(everything((BACKEND,), (DB,)))
     assert [veth.hairpin for veth in state.veths] == [False]
+    assert [(bridge.tracked4, bridge.tracked6) for bridge in state.bridges] == [(False, False)]
+    assert elements(state, "hairpin4") == {}
     assert Sysctl("", "net/ipv4/conf/niso-backend/route_localnet", "0") in state.sysctls
 
 
-def test_two_networks_are_eth0_and_eth1_and_the_first_has_default_route_and_ports() -> None:
-    both = API._replace(endpoints=(endpoint(FRONT, 5), endpoint(BACKEND, 2)))
+def test_two_networks_are_eth0_and_eth1_and_ports_lead_to_the_first_but_for_those_on_the_second() -> None:
+    ports = (Port("", 8080, 80, "tcp"), Port("192.0.2.1", 53, 53, "udp"), Port("127.0.0.1", 9, 9, "tcp"))
+    both = API._replace(endpoints=(endpoint(FRONT, 5), endpoint(BACKEND, 2)), ports=ports)
     state = desired(everything((BACKEND, FRONT), (both,)))
     assert {(v.peer, v.bridge, v.hairpin) for v in state.veths} == {
         ("eth0", "niso-front", True),
-        ("eth1", "niso-backend", False),
+        ("eth1", "niso-backend", True),
     }
     assert state.routes == {Route("niso-api", "0.0.0.0/0", "10.99.1.1", "eth0")}
     assert elements(state, "publish_any4") == {"tcp . 8080": ("10.99.1.5 . 80", "api")}
+    assert elements(state, "publish_addr4") == {
+        "192.0.2.1 . udp . 53": ("10.99.1.5 . 53", "api"),
+        "127.0.0.1 . tcp . 9": ("10.99.1.5 . 9", "api"),
+    }
+    assert elements(state, "local_any4") == {'"niso-backend" . tcp . 8080': ("10.99.0.2 . 80", "api")}
+    # 127.0.0.1 is reached from no bridge
+    assert elements(state, "local_addr4") == {'"niso-backend" . 192.0.2.1 . udp . 53': ("10.99.0.2 . 53", "api")}
+    assert elements(state, "hairpin4") == {
+        "10.99.1.5 . 10.99.1.5": ("10.99.1.1", "api"),
+        "10.99.1.5 . 10.99.0.2": ("10.99.0.1", "api"),
+        "10.99.0.2 . 10.99.1.5": ("10.99.1.1", "api"),
+        "10.99.0.2 . 10.99.0.2": ("10.99.0.1", "api"),
+    }
+    assert {(b.name, b.tracked4, b.tracked6) for b in state.bridges} == {
+        ("niso-backend", True, False),
+        ("niso-front", True, False),
+    }
+    # only the first is reached by 127.0.0.1
+    loopback = {s.name.split("/")[3]: s.value for s in state.sysctls if s.name.endswith("route_localnet")}
+    assert loopback == {"niso-front": "1", "niso-backend": "0"}
 
 
 def test_who_shares_two_networks_is_given_the_address_on_the_readers_first() -> None:
@@ -118,21 +142,104 @@ def test_dual_stack_has_each_thing_of_both_families() -> None:
     service = API._replace(endpoints=(endpoint(dual, 2),))
     state = desired(everything((dual,), (service,)))
     assert {a.address for a in state.addresses if a.netns} == {"10.99.0.2/24", "fd00:99:1::2/64"}
-    assert {a.address for a in state.addresses if not a.netns} == {"10.99.0.1/24", "fd00:99:1::1/64"}
+    assert {a.address for a in state.addresses if not a.netns} == {"10.99.0.1/24", "fd00:99:1::1/64", "fe80::1/64"}
     assert {(r.destination, r.gateway) for r in state.routes} == {("0.0.0.0/0", "10.99.0.1"), ("::/0", "fd00:99:1::1")}
     assert elements(state, "publish_any6") == {"tcp . 8080": ("fd00:99:1::2 . 80", "api")}
     assert list(elements(state, "subnets6")) == ["fd00:99:1::/64"]
     assert len(elements(state, "sources6", nft.BRIDGE)) == 1
-    assert not [s for s in state.sysctls if "disable_ipv6" in s.name]
+    assert elements(state, "hairpin4") == {"10.99.0.2 . 10.99.0.2": ("10.99.0.1", "api")}
+    assert elements(state, "hairpin6") == {"fd00:99:1::2 . fd00:99:1::2": ("fd00:99:1::1", "api")}
+    assert [(b.tracked4, b.tracked6) for b in state.bridges] == [(True, True)]
+    assert {(s.netns, s.value) for s in state.sysctls if "disable_ipv6" in s.name} == {("", "0")}
+    assert Sysctl("niso-api", "net/ipv6/conf/default/addr_gen_mode", "1") in state.sysctls
     assert {line.address for line in state.hosts_lines} == {"10.99.0.2", "fd00:99:1::2"}
 
 
-def test_port_on_every_ipv4_address_is_not_published_on_ipv6() -> None:
+@pytest.mark.parametrize(
+    ("port", "four", "six"),
+    [
+        (Port("0.0.0.0", 80, 81, "udp"), {"publish_any4": {"udp . 80": "10.99.0.2 . 81"}}, {}),
+        (Port("::", 80, 81, "sctp"), {}, {"publish_any6": {"sctp . 80": "fd00:99:1::2 . 81"}}),
+        (Port("192.0.2.1", 80, 81, "tcp"), {"publish_addr4": {"192.0.2.1 . tcp . 80": "10.99.0.2 . 81"}}, {}),
+        (
+            Port("2001:db8::1", 80, 81, "tcp"),
+            {},
+            {"publish_addr6": {"2001:db8::1 . tcp . 80": "fd00:99:1::2 . 81"}},
+        ),
+        (
+            Port("", 8000, 8000, "tcp", 11),
+            {"range_any4": {"tcp . 8000-8010": "10.99.0.2"}},
+            {"range_any6": {"tcp . 8000-8010": "fd00:99:1::2"}},
+        ),
+        (
+            Port("127.0.0.1", 8000, 8000, "udp", 11),
+            {"range_addr4": {"127.0.0.1 . udp . 8000-8010": "10.99.0.2"}},
+            {},
+        ),
+        (
+            Port("::", 8000, 9000, "tcp", 2),
+            {},
+            {"publish_any6": {"tcp . 8000": "fd00:99:1::2 . 9000", "tcp . 8001": "fd00:99:1::2 . 9001"}},
+        ),
+    ],
+)
+def test_form_of_a_port_is_elements_of_the_families_of_its_host_address(port: Port, four: dict, six: dict) -> None:
     dual = network(0, dual=True)
-    service = API._replace(endpoints=(endpoint(dual, 2),), ports=(Port("0.0.0.0", 8080, 80, "tcp"),))
+    service = API._replace(endpoints=(endpoint(dual, 2),), ports=(port,))
     state = desired(everything((dual,), (service,)))
-    assert elements(state, "publish_any4") != {}
-    assert elements(state, "publish_any6") == {}
+    found = {
+        name: {key: value for key, (value, _) in each.items()}
+        for name in nft.CONTAINERS[nft.INET]
+        if name.startswith(("publish_", "range_", "local_")) and (each := elements(state, name))
+    }
+    assert found == four | six
+
+
+def test_port_that_only_ipv6_has_opens_no_way_from_loopback() -> None:
+    dual = network(0, dual=True)
+    for host_ip, value in (("::", "0"), ("2001:db8::1", "0"), ("192.0.2.1", "0"), ("127.0.0.1", "1"), ("", "1")):
+        service = API._replace(endpoints=(endpoint(dual, 2),), ports=(Port(host_ip, 80, 80, "tcp"),))
+        state = desired(everything((dual,), (service,)))
+        assert Sysctl("", "net/ipv4/conf/niso-backend/route_localnet", value) in state.sysctls, host_ip
+
+
+def test_internal_network_is_named_in_the_set_that_lets_nothing_out() -> None:
+    inside = network(0, internal=True)
+    state = desired(everything((inside, FRONT), (API,)))
+    assert elements(state, "internal") == {'"niso-backend"': ("", "backend")}
+    assert elements(state, "publish_any4") == {"tcp . 8080": ("10.99.0.2 . 80", "api")}
+
+
+def test_broadcast_address_of_each_ipv4_subnet_is_named() -> None:
+    state = desired(everything((network(0, dual=True), FRONT), ()))
+    assert elements(state, "broadcasts", nft.BRIDGE) == {
+        "10.99.0.255": ("", "backend"),
+        "10.99.1.255": ("", "front"),
+    }
+
+
+@pytest.mark.parametrize("before", [FORCED, SWITCHED])
+def test_ipv6_forwarding_is_on_and_closed_for_others_while_a_service_has_ipv6(before: tuple) -> None:
+    dual = network(0, dual=True)
+    service = API._replace(endpoints=(endpoint(dual, 2),))
+    state = desired(everything((dual,), (service,), ipv6_before=before))
+    assert elements(state, "closed") == {"ipv4": ("", ""), "ipv6": ("", "")}
+    on = {s.name: s.value for s in state.sysctls if s.name in dict(before)}
+    assert on == {name: "2" if name.endswith("accept_ra") else "1" for name, _ in before}
+    # an IPv4 service alone needs nothing of it: all goes back
+    state = desired(everything((dual, FRONT), (DB._replace(endpoints=(endpoint(FRONT, 3),)),), ipv6_before=before))
+    assert elements(state, "closed") == {"ipv4": ("", "")}
+    assert {s.name: s.value for s in state.sysctls if s.name in dict(before)} == dict(before)
+
+
+def test_ipv6_forwarding_that_was_on_is_left_on_and_closed_to_nobody() -> None:
+    dual = network(0, dual=True)
+    service = API._replace(endpoints=(endpoint(dual, 2),))
+    before = (("net/ipv6/conf/all/forwarding", "1"),)
+    state = desired(everything((dual,), (service,), "1", before))
+    assert elements(state, "closed") == {}
+    for snapshot in (everything((dual,), (service,), "1", before), everything((dual,), (), "1", before)):
+        assert Sysctl("", "net/ipv6/conf/all/forwarding", "1") in desired(snapshot).sysctls
 
 
 def test_ipv6_alone() -> None:
@@ -206,6 +313,10 @@ def test_each_published_port_leads_to_an_address_of_its_owner(snapshot) -> None:
     for element in state.elements:
         if element.value:
             address = element.value.split(" . ")[0]
+            if element.container.startswith("hairpin"):
+                gateways = {subnet.gateway for network in snapshot.networks for subnet in network.subnets}
+                assert address in gateways
+                continue
             assert [
                 a
                 for a in state.addresses

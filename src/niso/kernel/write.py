@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Iterable
 
-from niso import failpoint, paths
+from niso import failpoint, names, paths
 from niso.diff import AnyStep, HostsEdit, NftTransaction, Step
 from niso.errors import KernelError, NisoError
 from niso.kernel import modules, netns, sysctl
@@ -90,6 +90,8 @@ def _bridge(action: str, bridge: Bridge) -> None:
                 bridge.name,
                 mtu=bridge.mtu,
                 alias=bridge.alias,
+                # made anew it has the same: for up to a minute services send to the one that they know
+                mac=names.mac("", bridge.name, bridge.alias),
                 call_iptables=bridge.tracked4,
                 call_ip6tables=bridge.tracked6,
             )

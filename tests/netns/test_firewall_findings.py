@@ -1,0 +1,44 @@
+"""What activate, net check and net ports say where another table's chain drops what niso's services need."""
+
+from __future__ import annotations
+
+import json
+
+from conftest import Lab
+from services import HOST, answer, ask, echo, on
+
+DROP = """\
+table ip filter {
+	chain FORWARD {
+		type filter hook forward priority filter; policy drop;
+	}
+}
+"""
+
+
+def test_another_tables_drop_is_told_with_the_rule_that_mends_it_and_nobody_edits_it(lab: Lab) -> None:
+    lab.run("nft", "-f", "-", input=DROP)
+    before = lab.run("nft", "list", "table", "ip", "filter").stdout
+    done = lab.niso("activate", echo(lab, "api", network=on("backend", ports=["8080:80"])))
+    assert "ip filter FORWARD" in done.stderr and "niso-backend" in done.stderr
+    remedy = [line.removeprefix("  hint: ") for line in done.stderr.splitlines() if line.startswith("  hint: ")]
+    assert remedy and all("niso-backend" in line for line in remedy)
+    answer(lab, "127.0.0.1", 8080)
+    assert ask(lab, HOST, 8080, "client") == ""
+
+    found = json.loads(lab.niso("net", "check", "--json", check=False).stdout)
+    assert [each["problem"] for each in found] == ["foreign"] and "ip filter FORWARD" in found[0]["what"]
+    for name in (None, "api", "backend"):
+        assert lab.niso("net", "check", *([name] if name else []), check=False).returncode == 1
+    ways = json.loads(lab.niso("net", "ports", "--exposed", "--json").stdout)[0]["from"]
+    assert ways[0] == "this host" and any("ip filter FORWARD drops it" in way for way in ways[1:])
+    # only another one is told of: what concerns nobody that was changed is not said again
+    assert lab.niso("activate", "api").stderr == ""
+    assert lab.run("nft", "list", "table", "ip", "filter").stdout == before
+
+    for line in remedy:
+        lab.run(*line.split())
+    answer(lab, HOST, 8080, "client")
+    assert lab.niso("net", "check").stdout == "everything: as it should be\n"
+    ways = json.loads(lab.niso("net", "ports", "--exposed", "--json").stdout)[0]["from"]
+    assert ways == ["this host", "services", f"other machines by {HOST} on uplink0"]

@@ -1,0 +1,213 @@
+"""Forwarding of IPv6 by the host: on while a service needs it, closed for others, and afterwards as it was found.
+
+Each test is done with force_forwarding, and without as on kernels before Linux 6.17: there its file is masked, as
+container runtimes mask files of /proc.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import snapshots
+from conftest import Lab
+from services import idle, on
+
+CLIENT6, BEYOND6 = "2001:db8::2", "2001:db8:1::2"
+CONF = "/proc/sys/net/ipv6/conf"
+WAYS = ["force_forwarding", "accept_ra"]
+
+
+@pytest.fixture(params=WAYS)
+def host(lab: Lab, request: pytest.FixtureRequest) -> Lab:
+    """A lab host between uplink0 and far0, behind which is ``beyond``; two networks are made, no service is active."""
+    lab.run("ip", "netns", "add", "beyond")
+    for words in (
+        "link add far0 type veth peer name eth0 netns beyond",
+        "address add 2001:db8:1::1/64 dev far0 nodad",
+        "link set far0 up",
+        "-n beyond address add 2001:db8:1::2/64 dev eth0 nodad",
+        "-n beyond link set eth0 up",
+        "-n beyond -6 route add default via 2001:db8:1::1",
+        "-n client -6 route add 2001:db8:1::/64 via 2001:db8::1",
+    ):
+        lab.run("ip", *words.split())
+    if request.param == "accept_ra":
+        lab.run("mount", "--bind", "/dev/null", f"{CONF}/default/force_forwarding")
+    lab.niso("net", "create", "plain")
+    lab.niso("net", "create", "dual", "--ipv6")
+    return lab
+
+
+def way(lab: Lab) -> str:
+    return WAYS[not lab.run("cat", f"{CONF}/default/force_forwarding").stdout]
+
+
+def pings(lab: Lab, address: str, netns: str | None) -> bool:
+    return lab.run("ping", "-c1", "-W1", address, netns=netns, check=False).returncode == 0
+
+
+def value(lab: Lab, name: str) -> str:
+    return str(lab.run("cat", f"{CONF}/{name}").stdout).strip()
+
+
+def put(lab: Lab, name: str, to: str) -> None:
+    lab.run("sh", "-c", 'printf %s "$1" > "$2"', "sh", to, f"{CONF}/{name}")
+
+
+def activate(lab: Lab, name: str, network: str) -> None:
+    lab.niso("activate", idle(lab, name, network=on(network)))
+
+
+def content(lab: Lab) -> bool:
+    return bool(lab.niso("net", "check", check=False).stdout == "everything: as it should be\n")
+
+
+def kernel_now(lab: Lab) -> dict[str, Any]:
+    """All but what niso itself keeps; the lab's links do not change by being looked at."""
+    return snapshots.take(lab) | {"store": None, "files": None}
+
+
+def ends(lab: Lab, name: str) -> None:
+    lab.niso("deactivate", name)
+
+
+def swept(lab: Lab, _: str) -> None:
+    lab.niso("net", "repair", "--sweep")
+    lab.niso("net", "repair")
+
+
+def refused_late(lab: Lab, name: str) -> None:
+    """The activation that was the first is undone: here by a second one of a service that ends at once."""
+    ends(lab, name)
+    lab.niso("activate", idle(lab, "bad", network=on("dual"), binary={"args": ["false"]}), check=False)
+    lab.niso("remove", "bad")
+
+
+@pytest.mark.parametrize("end", [ends, swept, refused_late])
+@pytest.mark.parametrize("own", ["", "far0", "default"])
+def test_all_is_as_it_was_after_the_last_service(host: Lab, end: Callable[[Lab, str], None], own: str) -> None:
+    """``own``: a link that the administrator has made a router's by itself keeps that, and no other gets it."""
+    what = "force_forwarding" if way(host) == "force_forwarding" else "forwarding"
+    if own:
+        put(host, f"{own}/{what}", "1")
+    before = kernel_now(host)
+    activate(host, "api", "dual")
+    assert pings(host, CLIENT6, "niso-api")
+    assert content(host)
+    end(host, "api")
+    assert snapshots.differences(before, kernel_now(host)) == []
+    assert content(host)
+
+
+def test_ipv6_goes_back_with_its_last_service_while_others_stay(host: Lab) -> None:
+    activate(host, "plain", "plain")
+    before = kernel_now(host)
+    activate(host, "one", "dual")
+    activate(host, "two", "dual")
+    ends(host, "one")
+    assert pings(host, CLIENT6, "niso-two") and content(host)
+    ends(host, "two")
+    assert snapshots.differences(before, kernel_now(host)) == []
+    # and what another program changes from then on is its own
+    put(host, "all/forwarding", "1")
+    assert content(host)
+    ends(host, "plain")
+    assert value(host, "all/forwarding") == "1"
+
+
+def test_what_concerns_no_niso_bridge_is_routed_only_if_it_was_before(host: Lab) -> None:
+    assert not pings(host, BEYOND6, "client")
+    activate(host, "api", "dual")
+    assert pings(host, CLIENT6, "niso-api")
+    assert not pings(host, BEYOND6, "client") and not pings(host, CLIENT6, "beyond")
+    ends(host, "api")
+    put(host, "all/forwarding", "1")
+    before = kernel_now(host)
+    assert pings(host, BEYOND6, "client")
+    activate(host, "api", "dual")
+    assert pings(host, CLIENT6, "niso-api")
+    assert pings(host, BEYOND6, "client") and pings(host, CLIENT6, "beyond")
+    assert value(host, "far0/accept_ra") == "1"
+    ends(host, "api")
+    assert snapshots.differences(before, kernel_now(host)) == []
+
+
+def test_link_that_comes_later_works_and_is_as_others_afterwards(host: Lab) -> None:
+    activate(host, "api", "dual")
+    for words in (
+        "link add late0 type veth peer name eth1 netns beyond",
+        "address add 2001:db8:2::1/64 dev late0 nodad",
+        "link set late0 up",
+        "-n beyond address add 2001:db8:2::2/64 dev eth1 nodad",
+        "-n beyond link set eth1 up",
+    ):
+        host.run("ip", *words.split())
+    assert pings(host, "2001:db8:2::2", "niso-api")
+    assert not pings(host, "2001:db8:2::2", "client")
+    host.niso("net", "create", "later", "--ipv6")
+    activate(host, "second", "later")
+    assert pings(host, CLIENT6, "niso-second") and content(host)
+    ends(host, "api")
+    ends(host, "second")
+    for name in ("forwarding", "accept_ra", "force_forwarding"):
+        assert value(host, f"late0/{name}") == value(host, f"far0/{name}") == ("1" if name == "accept_ra" else "0")
+        assert value(host, f"niso-later/{name}") == value(host, f"far0/{name}")
+
+
+def test_link_that_goes_is_in_nobodys_way(host: Lab) -> None:
+    activate(host, "api", "dual")
+    host.run("ip", "link", "del", "far0")
+    assert content(host)
+    host.niso("net", "create", "later", "--ipv6")
+    activate(host, "second", "later")
+    host.run("ip", "link", "del", "niso-later")
+    host.niso("net", "repair")
+    assert pings(host, CLIENT6, "niso-second") and content(host)
+    ends(host, "second")
+    ends(host, "api")
+    host.niso("remove", "second")
+    host.niso("net", "remove", "later", "dual")
+    assert value(host, "all/forwarding") == value(host, "uplink0/force_forwarding") == "0"
+    assert value(host, "uplink0/accept_ra") == "1"
+
+
+def test_forwarding_that_another_program_ends_is_found_and_mended(host: Lab) -> None:
+    activate(host, "api", "dual")
+    put(host, "all/forwarding", "0")
+    assert not pings(host, CLIENT6, "niso-api")
+    assert "force_forwarding" in (said := host.niso("net", "check", check=False).stdout) or "all/forwarding" in said
+    host.niso("net", "repair")
+    assert pings(host, CLIENT6, "niso-api") and content(host)
+
+
+ADVERTISE = """\
+import socket, struct, sys
+s = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, socket.if_nametoindex("eth0"))
+s.sendto(struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, int(sys.argv[1]), 0, 0), ("ff02::1", 0))
+"""
+"""A router advertisement (RFC 4861, 4.2) with a lifetime in seconds; the kernel fills in the checksum."""
+
+
+def learned(lab: Lab) -> list[int]:
+    """How long the host's default routes from router advertisements live, in seconds."""
+    return [each["expires"] for each in lab.ip_json("-6", "route", "show", "default") if each.get("protocol") == "ra"]
+
+
+def test_host_keeps_its_route_from_router_advertisements_and_hears_more(host: Lab) -> None:
+    host.run("ip", "-6", "route", "del", "default")
+    host.client("python3", "-ISc", ADVERTISE, "600")
+    host.wait_for(lambda: learned(host), 10, "a route from the advertisement")
+    activate(host, "api", "dual")
+    assert 0 < learned(host)[0] <= 600
+    host.run("ip", "-n", "client", "address", "add", "2001:db8:9::9/128", "dev", "lo")
+    assert pings(host, "2001:db8:9::9", "niso-api")
+    host.client("python3", "-ISc", ADVERTISE, "1800")
+    host.wait_for(lambda: learned(host) and learned(host)[0] > 600, 10, "the second advertisement")
+    ends(host, "api")
+    assert learned(host)[0] > 600
+    host.client("python3", "-ISc", ADVERTISE, "3600")
+    host.wait_for(lambda: learned(host) and learned(host)[0] > 1800, 10, "the third advertisement")

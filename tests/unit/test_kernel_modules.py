@@ -1,0 +1,48 @@
+"""br_netfilter: loaded where it is missing, with its global sysctls off, or an error that says what will not work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from niso.errors import KernelError
+from niso.kernel import modules, sysctl
+
+NAMES = ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables", "bridge-nf-call-arptables")
+
+
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Path:
+    """A /proc/sys of its own, and a modprobe that runs ``script``."""
+    program = tmp_path / "modprobe"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n{script}\n')
+    program.chmod(0o755)
+    folder = tmp_path / "sys"
+    monkeypatch.setattr(modules, "_MODPROBE", (str(tmp_path / "none"), str(program)))
+    monkeypatch.setattr(modules, "_SYS", str(folder))
+    monkeypatch.setattr(sysctl, "_path", lambda name: f"{folder}/{name}")
+    return folder / "net/bridge"
+
+
+def test_missing_module_is_loaded_and_other_bridges_keep_their_frames(tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "sys/net/bridge"
+    make = f"/bin/mkdir -p {folder}\n" + "\n".join(f"echo 1 > {folder}/{name}" for name in NAMES)
+    assert machine(tmp_path, monkeypatch, make) == folder
+    modules.load_bridge_netfilter()
+    assert (tmp_path / "called").read_text() == "br_netfilter\n"
+    assert [(folder / name).read_text() for name in NAMES] == ["0"] * 3
+
+
+def test_module_that_is_there_is_left_as_it_is(tmp_path, monkeypatch) -> None:
+    folder = machine(tmp_path, monkeypatch, "")
+    folder.mkdir(parents=True)
+    (folder / NAMES[0]).write_text("1")
+    modules.load_bridge_netfilter()
+    assert not (tmp_path / "called").exists()
+    assert (folder / NAMES[0]).read_text() == "1"
+
+
+def test_module_that_cannot_be_loaded_is_an_error_that_says_what_will_not_work(tmp_path, monkeypatch) -> None:
+    machine(tmp_path, monkeypatch, "exit 1")
+    with pytest.raises(KernelError, match="br_netfilter cannot be loaded: services of one network"):
+        modules.load_bridge_netfilter()
