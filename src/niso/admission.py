@@ -12,6 +12,7 @@ from niso.errors import Conflict, InvalidInput
 from niso.kernel import host
 from niso.model import manifest as model
 from niso.model.manifest import Manifest
+from niso.records import Policy
 from niso.runtime import process
 from niso.runtime.spec import ProcessSpec
 from niso.store.store import Scope, ServiceRow, Store
@@ -40,7 +41,8 @@ def scope_of(store: Store, targets: list[Target]) -> Scope:
         row = store.service(target.name)
         if row is not None:
             on.update(row.networks)
-    return Scope(tuple(target.name for target in targets), tuple(sorted(on)))
+    names = tuple(target.name for target in targets)
+    return Scope(names, tuple(sorted(on)), names=store.names_with(names))
 
 
 def record(store: Store, target: Target, copy: str) -> Change:
@@ -89,6 +91,9 @@ def _record(store: Store, target: Target, copy: str) -> Change:
     store.set_names(name, model.names(manifest))
     store.set_endpoints(name, on)
     forwarding.record(store, on)
+    policy = model.policy(manifest)
+    says_nothing = policy._replace(log=False) == Policy()
+    store.set_policy(name, None if says_nothing else policy)
     for network in on:
         leases.lease(store, name, network, model.static_ips(manifest).get(network))
     wanted = model.ports(manifest)

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from niso.render import nft
+from niso.render import nft, policy
 from niso.state import (
     Address,
     Bridge,
+    Chain,
     Element,
     HostsFile,
     HostsLine,
     Netns,
+    PeerSet,
     Route,
     Ruleset,
     State,
@@ -80,7 +82,7 @@ def diff(want: State, have: State) -> list[AnyStep]:
     made: list[AnyStep] = []
     gone: list[AnyStep] = []
     for kind, wanted, present in zip(State._fields, kinds(want), kinds(have), strict=True):
-        if kind in ("rulesets", "elements", "hosts_files", "hosts_lines"):
+        if kind in ("rulesets", "peer_sets", "chains", "elements", "hosts_files", "hosts_lines"):
             continue
         if kind == "veths":
             made += [Step("delete", veth) for veth in sorted(early)]
@@ -167,17 +169,20 @@ def _ordered(gone: list[AnyStep]) -> list[AnyStep]:
 def _nft(want: State, have: State) -> tuple[list[AnyStep], list[AnyStep]]:
     """The transaction before everything else and the one after it.
 
-    Elements that guard a port or a bridge go only when what they guard is gone; without additions all goes in one.
+    Elements that guard something go only when what they guard is gone; without additions all goes in one.
     """
     if want.rulesets != have.rulesets:
         if not want.rulesets:
             return [], [NftTransaction(tuple(f"destroy table {table}" for table in nft.CONTAINERS))]
         tables = tuple(f"destroy table {table}" for table in nft.CONTAINERS)
         guards = _guards_of_what_goes(want, have)
+        policies = _policies(want, State())[0]
         adds = tuple(nft.statement("add", element) for element in sorted(want.elements | guards))
         drops = tuple(nft.statement("delete", element) for element in sorted(guards))
-        return [NftTransaction((*tables, nft.TABLES, *adds))], [NftTransaction(drops)] if drops else []
-    before = {element.key(): element for element in have.elements}
+        return [NftTransaction((*tables, nft.TABLES, *policies, *adds))], [NftTransaction(drops)] if drops else []
+    made, gone = _policies(want, have)
+    going = {peer_set.name for peer_set in have.peer_sets - want.peer_sets}
+    before = {element.key(): element for element in have.elements if element.container not in going}
     adds_: list[str] = []
     early: list[str] = []
     late: list[str] = []
@@ -189,11 +194,29 @@ def _nft(want: State, have: State) -> tuple[list[AnyStep], list[AnyStep]]:
             early.append(nft.statement("delete", element))
         adds_.append(nft.statement("add", element))
     for element in sorted(before.values()):
-        (late if element.container in nft.LATE else early).append(nft.statement("delete", element))
-    if not adds_:
-        early, late = [], sorted(early + late)
-    first = [NftTransaction((*early, *adds_))] if early or adds_ else []
+        (late if nft.guards(element.container) else early).append(nft.statement("delete", element))
+    late = [*late, *gone]
+    if not made and not adds_:
+        early, late = [], [*sorted(early), *late]
+    first = [NftTransaction((*early, *made, *adds_))] if early or made or adds_ else []
     return [*first], [NftTransaction(tuple(late))] if late else []
+
+
+def _policies(want: State, have: State) -> tuple[list[str], list[str]]:
+    """What makes the sets and chains of policies, before the elements that lead to them, and what deletes them, after."""
+    made = [policy.make_set(peer_set) for peer_set in sorted(want.peer_sets - have.peer_sets)]
+    gone: list[str] = []
+    kept = {chain.name for chain in want.chains}
+    for chain in sorted(have.chains - want.chains):
+        marked = nft.statement("delete", policy.mark(chain))
+        if chain.name in kept:
+            made.append(marked)
+        else:
+            gone += [*policy.delete_chain(chain), marked]
+    for chain in sorted(want.chains - have.chains):
+        made += [*policy.fill_chain(chain), nft.statement("add", policy.mark(chain))]
+    gone += [f"delete set {nft.INET} {peer_set.name}" for peer_set in sorted(have.peer_sets - want.peer_sets)]
+    return made, gone
 
 
 def _guards_of_what_goes(want: State, have: State) -> set[Element]:
@@ -301,4 +324,6 @@ _WORDS = {
     HostsLine: _plain_words,
     Element: _plain_words,
     Ruleset: _plain_words,
+    PeerSet: _plain_words,
+    Chain: _plain_words,
 }

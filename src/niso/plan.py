@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from niso import names
 from niso.records import Network, Snapshot
-from niso.render import hosts, nft
+from niso.render import hosts, nft, policy
 from niso.state import (
     Address,
     Bridge,
+    Chain,
     Element,
     HostsFile,
     HostsLine,
@@ -35,6 +36,8 @@ def desired(snapshot: Snapshot) -> State:
     """What the kernel should have of all that is in the snapshot's scope."""
     alias = names.alias(snapshot.state_id)
     elements: set[Element] = set(nft.owner(snapshot.state_id)) if snapshot.any_network else set()
+    elements.update(policy.members(snapshot.members))
+    chains: set[Chain] = set()
     bridges: set[Bridge] = set()
     namespaces: set[Netns] = set()
     veths: set[Veth] = set()
@@ -53,8 +56,9 @@ def desired(snapshot: Snapshot) -> State:
     networks = {network.name: network for network in snapshot.networks}
     for network in snapshot.networks:
         families = {subnet.family for subnet in network.subnets}
-        # an answer between two services of one bridge must be seen, where it is one to a published port
-        tracked = [network.publishes and family in families for family in (4, 6)]
+        # what passes between two services of one bridge must be seen where a policy asks, or where an answer is one to a
+        # published port
+        tracked = [(network.publishes or network.policed) and family in families for family in (4, 6)]
         bridges.add(Bridge(network.bridge, network.mtu, alias, True, *tracked))
         elements.update(nft.network(network.name, network.bridge, network.subnets, network.internal))
         for subnet in network.subnets:
@@ -82,6 +86,10 @@ def desired(snapshot: Snapshot) -> State:
                     everywhere = "0.0.0.0/0" if subnet.family == 4 else "::/0"
                     routes.add(Route(netns, everywhere, subnet.gateway, inner))
             elements.update(nft.endpoint(service.name, host_end, mac, endpoint.addresses))
+        if service.policy is not None:
+            own_addresses = [address for endpoint in service.endpoints for address in endpoint.addresses]
+            chains.update(policy.chains(service.name, service.policy, own_addresses))
+            elements.update(policy.verdicts(service.name, own_addresses))
         first, *others = service.endpoints
         for port in service.ports:
             elements.update(nft.published(service.name, port, first.addresses))
@@ -98,6 +106,8 @@ def desired(snapshot: Snapshot) -> State:
 
     return State(
         rulesets=frozenset({Ruleset(nft.DIGEST)} if snapshot.any_network else ()),
+        peer_sets=frozenset(policy.peer_sets(snapshot.members)),
+        chains=frozenset(chains),
         elements=frozenset(elements),
         bridges=frozenset(bridges),
         netns=frozenset(namespaces),

@@ -22,6 +22,7 @@ class Network(NamedTuple):
     internal: bool = False  # nothing is forwarded out of it
     publishes: bool = False  # an active service has its published ports here
     by_loopback: bool = False  # one of them can be reached by 127.0.0.1
+    policed: bool = False  # an active service on it has a policy
 
 
 class Port(NamedTuple):
@@ -53,6 +54,43 @@ class Port(NamedTuple):
         return self.host_ip == other.host_ip or self.host_ip in wide or other.host_ip in wide
 
 
+class Peer(NamedTuple):
+    """Whom an entry of a policy means."""
+
+    kind: str  # "service", "network" or "prefix"
+    name: str  # a name of a service, of a network, or a prefix in its canonical form: "10.99.1.2/32", "fd00::/8"
+
+
+class Entry(NamedTuple):
+    """One entry of a policy: a peer and ports of the service (ingress) or of the peer (egress)."""
+
+    key: str  # "network.policy.allow_from[0]"
+    text: str  # as it was written
+    peer: Peer
+    first: int  # 0, 65535: all ports, and what has none
+    last: int
+    proto: str  # "tcp", "udp", "sctp", "icmp", or "" for all
+
+
+class Policy(NamedTuple):
+    """Who may connect to a service, and where it may connect. None allows all, an empty tuple nobody."""
+
+    allow_from: tuple[Entry, ...] | None = None
+    deny_from: tuple[Entry, ...] = ()
+    egress_allow: tuple[Entry, ...] | None = None
+    egress_deny: tuple[Entry, ...] = ()
+    log: bool = False
+
+
+class Member(NamedTuple):
+    """What a name in policies stands for: the addresses of ``holder``, or the subnets of a network."""
+
+    kind: str  # as in Peer
+    name: str
+    holder: str
+    values: tuple[str, ...]
+
+
 class Endpoint(NamedTuple):
     network: str
     addresses: tuple[str, ...]  # one for each subnet of the network
@@ -67,6 +105,7 @@ class Service(NamedTuple):
     ports: tuple[Port, ...]
     names: tuple[str, ...]  # hostname first
     publishes: bool = False  # it has ports, these or others
+    policy: Policy | None = None
 
 
 class Snapshot(NamedTuple):
@@ -82,6 +121,7 @@ class Snapshot(NamedTuple):
     readers: frozenset[tuple[str, ...]] = frozenset()
     fresh: frozenset[tuple[str, ...]] = frozenset()
     neighbours: tuple[Service, ...] = ()
+    members: tuple[Member, ...] = ()  # of the names that scope touches, those that an active service's policy has
     any_network: bool = False
     any_active: bool = False
     any_active6: bool = False  # on a network with IPv6

@@ -213,11 +213,12 @@ def _undo_record(store: Store, intent: Intent, report: Report) -> None:
     # the kernel follows inside the transaction: if niso dies here the intent is found again, with all that it is about
     with Lock(), store.transaction():
         on = now.networks if now else ()
-        before = desired_now(store, Scope((name,), on))
+        names_before = store.names_with([name])
+        before = desired_now(store, Scope((name,), on, names=names_before))
         store.undo(intent)
         forwarding.note_late(store)
         restored = store.service(name)
-        scope = Scope((name,), (*on, *(restored.networks if restored else ())))
+        scope = Scope((name,), (*on, *(restored.networks if restored else ())), names=names_before)
         converge(store, scope, before, report, teardown=True)
         if restored is None or not restored.active:
             netns.clear_unfinished(names.netns(name))
@@ -432,7 +433,7 @@ def _forget(store: Store, name: str, report: Report) -> None:
     package.delete_tree(paths.log_dir(name))
     on = row.networks if row else ()
     with Lock():
-        scope = Scope((), on)
+        scope = Scope((), on, names=store.names_with([name]))
         with store.transaction():
             before = desired_now(store, scope)
             store.forget(name)

@@ -36,6 +36,27 @@ class Ruleset(NamedTuple):
         return ()
 
 
+class PeerSet(NamedTuple):
+    """A set of the inet table that holds the addresses of one service, or the subnets of one network, for policies."""
+
+    name: str  # "s4-db", "n6-backend"
+    family: int
+    interval: bool
+
+    def key(self) -> tuple[str, ...]:
+        return (self.name,)
+
+
+class Chain(NamedTuple):
+    """A chain of the inet table that holds one direction of one service's policy; ``rules`` as nft writes them."""
+
+    name: str  # "in-api", "out-api"
+    rules: tuple[str, ...]
+
+    def key(self) -> tuple[str, ...]:
+        return (self.name,)
+
+
 class Bridge(NamedTuple):
     """``tracked4`` and ``tracked6``: frames that it switches go through the inet tables, whatever the global sysctls say."""
 
@@ -128,7 +149,7 @@ class HostsLine(NamedTuple):
         return tuple(self)
 
 
-Thing = Element | Ruleset | Bridge | Netns | Veth | Address | Route | Sysctl | HostsFile | HostsLine
+Thing = Element | Ruleset | PeerSet | Chain | Bridge | Netns | Veth | Address | Route | Sysctl | HostsFile | HostsLine
 
 
 class State(NamedTuple):
@@ -139,6 +160,8 @@ class State(NamedTuple):
     """
 
     rulesets: frozenset[Ruleset] = frozenset()
+    peer_sets: frozenset[PeerSet] = frozenset()
+    chains: frozenset[Chain] = frozenset()
     elements: frozenset[Element] = frozenset()
     bridges: frozenset[Bridge] = frozenset()
     netns: frozenset[Netns] = frozenset()

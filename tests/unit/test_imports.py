@@ -29,6 +29,7 @@ LAYERS: dict[str, set[str]] = {
     "plan": {"names", "records", "state", "render"},
     "diff": {"state", "render"},
     "model": {"errors", "names", "paths", "records"},
+    "policy": {"records"},
     "kernel": VOCABULARY | {"ipam", "render", "diff"},
     "runtime": VOCABULARY,
     "store": VOCABULARY,
@@ -78,11 +79,12 @@ LAYERS: dict[str, set[str]] = {
     },
 }
 
-PURE = ("state", "records", "plan", "diff", "ipam", "render", "names", "errors")
+PURE = ("state", "records", "plan", "diff", "ipam", "render", "names", "errors", "policy")
 PURE_MAY = {
     "": {"__future__", "typing", "collections.abc"},
     "ipam": {"ipaddress"},
     "names": {"hashlib"},
+    "policy": {"ipaddress"},
     "render": {"hashlib", "bisect", "ipaddress", "re", "socket"},  # socket for inet_pton alone, see below
 }
 

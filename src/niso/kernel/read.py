@@ -13,9 +13,9 @@ from niso import paths
 from niso.errors import Conflict
 from niso.kernel import netns, sysctl
 from niso.kernel.nftables import Nft
-from niso.kernel.nftset import Nfnetlink, declared
+from niso.kernel.nftset import Header, Nfnetlink, declared
 from niso.kernel.rtnetlink import Link, Rtnl
-from niso.render import hosts, nft
+from niso.render import hosts, nft, policy
 from niso.state import (
     Address,
     Bridge,
@@ -45,7 +45,7 @@ def read(candidates: State, alias: str, foreign: Foreign | None = None) -> State
     of a candidate's name is somebody else's; with ``foreign`` that is noted there, and the thing left out.
     """
     state_id = alias.partition(":")[2]
-    rulesets, elements = _tables(candidates, state_id, foreign is not None)
+    tables = _tables(candidates, state_id, foreign is not None)
     bridges: set[Bridge] = set()
     veths: set[Veth] = set()
     namespaces: set[Netns] = set()
@@ -82,9 +82,7 @@ def read(candidates: State, alias: str, foreign: Foreign | None = None) -> State
                 veths.add(_veth(link, "", {}, names_of.get(link.master, "")))
 
     files, lines = _hosts_lines(candidates)
-    return State(
-        rulesets=rulesets,
-        elements=elements,
+    return tables._replace(
         bridges=frozenset(bridges),
         netns=frozenset(namespaces),
         sysctls=frozenset(sysctls),
@@ -125,10 +123,12 @@ def read_all(want: State, alias: str, foreign: Foreign) -> State:
             name, far = ends.get(link.index, ("", link))
             strays.add(_veth(link, name, {far.name: far}, by_index.get(link.master, "")))
     files, lines = _hosts_files(set(_folders()))
-    rulesets, elements = _all_tables(alias.partition(":")[2])
+    tables = _all_tables(alias.partition(":")[2], want)
     return have._replace(
-        rulesets=rulesets,
-        elements=elements,
+        rulesets=tables.rulesets,
+        peer_sets=tables.peer_sets,
+        chains=tables.chains,
+        elements=tables.elements,
         veths=have.veths | strays,
         addresses=frozenset(addresses),
         routes=frozenset(routes),
@@ -175,20 +175,32 @@ def _own_namespace(name: str, alias: str, foreign: Foreign | None) -> bool:
     return False
 
 
-def _tables(candidates: State, state_id: str, adopts: bool) -> tuple[frozenset[Ruleset], frozenset[Element]]:
-    marked = nft.owner(state_id)
-    wanted = {(e.table, e.container, e.element) for e in (*marked, *candidates.elements)}
+def _tables(candidates: State, state_id: str, adopts: bool) -> State:
+    """What of the candidates lies in the two tables."""
+    marked = {*nft.owner(state_id), *(policy.mark(chain) for chain in candidates.chains)}
+    headers: dict[tuple[str, str], Header] = {}
+    wanted = []
+    for table, container, key in {element.key() for element in marked | candidates.elements}:
+        place = (table, container)
+        if place not in headers:
+            headers[place] = declared(*place, *nft.declared(*place))
+        wanted.append((headers[place], key))
     with Nfnetlink() as netlink:
-        found = netlink.get_many((_HEADERS[table, container], key) for table, container, key in wanted)
+        found = netlink.get_many(wanted)
+        sets = frozenset(s for s in candidates.peer_sets if netlink.header(nft.INET, s.name) is not None)
     elements = frozenset(
-        Element(table, container, key, *found[_HEADERS[table, container], key])
-        for table, container, key in wanted
-        if (_HEADERS[table, container], key) in found
+        Element(table, container, key, *found[headers[table, container], key])
+        for table, container, key in {element.key() for element in marked | candidates.elements}
+        if (headers[table, container], key) in found
     )
-    if elements.issuperset(marked):
-        asked = {element.key() for element in candidates.elements}
-        return frozenset({Ruleset(nft.DIGEST)}), frozenset(e for e in elements if e.key() in asked)
-    return _strange_tables(state_id, adopts), elements - frozenset(marked)
+    asked = {element.key() for element in candidates.elements}
+    have = State(
+        rulesets=frozenset({Ruleset(nft.DIGEST)}),
+        peer_sets=sets,
+        chains=frozenset(chain for chain in candidates.chains if policy.mark(chain) in elements),
+        elements=frozenset(element for element in elements if element.key() in asked),
+    )
+    return have if elements.issuperset(nft.owner(state_id)) else have._replace(rulesets=_strange_tables(state_id, adopts))
 
 
 def _strange_tables(state_id: str, adopts: bool) -> frozenset[Ruleset]:
@@ -219,21 +231,26 @@ def _owned(table: str, texts: set[str], state_id: str) -> None:
         )
 
 
-def _all_tables(state_id: str) -> tuple[frozenset[Ruleset], frozenset[Element]]:
+def _all_tables(state_id: str, want: State) -> State:
+    """All that lies in the two tables. Sets and chains of policies that are not as wanted count as a wrong ruleset."""
     from niso.kernel import ruleset
 
     with Nft() as kernel:
-        wrong = ruleset.differences(kernel)
+        wrong = ruleset.differences(kernel, want)
         if wrong is None:
-            return frozenset(), frozenset()
+            return State()
         elements: set[Element] = set()
         for table, containers in nft.CONTAINERS.items():
-            for container in containers:
+            peers = [peer_set.name for peer_set in want.peer_sets] if table == nft.INET else []
+            for container in (*containers, *peers):
                 found = kernel.elements(table, container) or {}
                 if container == "owner" and found:
                     _owned(table, {mark.strip('"') for mark in found}, state_id)
                 elements.update(Element(table, container, key, *rest) for key, rest in found.items())
-    return frozenset({Ruleset(nft.DIGEST, wrong)}), frozenset(elements)
+    marks = {policy.mark(chain): chain for chain in want.chains}
+    known = frozenset(chain for mark, chain in marks.items() if mark in elements)
+    rest = frozenset(each for each in elements if each not in marks)
+    return State(frozenset({Ruleset(nft.DIGEST, wrong)}), want.peer_sets, known, rest)
 
 
 def _links_of(candidates: State, name: str) -> set[str]:

@@ -13,6 +13,7 @@ import msgspec
 
 from niso.errors import InvalidInput
 from niso.model import later, values
+from niso.model.policy import parse_egress, parse_ingress
 from niso.model.ports import contradiction, parse_port
 from niso.names import DEFAULT_NETWORK
 from niso.records import Port
@@ -37,6 +38,10 @@ ARRAY_RULES: dict[str, Callable[[str, str], object]] = {
     "isolation.capabilities": values.capability,
     "network.networks": values.network_name,
     "network.aliases": values.host_label,
+    "network.policy.allow_from": parse_ingress,
+    "network.policy.deny_from": parse_ingress,
+    "network.policy.egress.allow": parse_egress,
+    "network.policy.egress.deny": parse_egress,
 }
 _MAX_GUESSES = 20  # unknown keys of one table for which a near one is looked for: difflib is slow
 
@@ -158,9 +163,13 @@ def _nearest(name: str, known: list[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name.lower(), known, 1)), None)
 
 
-def _table(data: dict[str, object], name: str) -> dict[str, Any]:
-    table = data.get(name)
-    return table if isinstance(table, dict) else {}
+def _table(data: dict[str, Any], path: str) -> dict[str, Any]:
+    """The table of that path, ``network.policy``; an empty one where there is none."""
+    for name in path.split("."):
+        data = data.get(name, {})
+        if not isinstance(data, dict):
+            return {}
+    return data
 
 
 def _texts(items: object, key: str) -> Iterator[tuple[str, str]]:
@@ -188,7 +197,7 @@ def rules(data: dict[str, object], folder: str) -> list[InvalidInput]:
         if isinstance(value, str):
             parse(rule, value, key)
     for key, rule in ARRAY_RULES.items():
-        section, _, name = key.partition(".")
+        section, _, name = key.rpartition(".")
         items = _table(data, section).get(name)
         for path, text in _texts(items if isinstance(items, list) else None, key):
             parse(rule, text, path)

@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-KEYS = frozenset({"healthcheck", "volumes", "isolation.resources", "network.share", "network.policy"})
+KEYS = frozenset({"healthcheck", "volumes", "isolation.resources", "network.share"})
 MODES = frozenset({"host", "none", "share"})

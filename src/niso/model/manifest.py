@@ -13,9 +13,11 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from niso.errors import ErrorGroup, InvalidInput, NisoError, NotFound
+from niso.model import policy as policies
 from niso.model import values
 from niso.model.ports import distinct, parse_port
 from niso.names import DEFAULT_NETWORK
+from niso.records import Policy as Rules
 from niso.records import Port
 
 FILE_NAME = "manifest.toml"
@@ -46,6 +48,18 @@ class Isolation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     read_only: bool = True
 
 
+class Egress(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    allow: tuple[str, ...] | None = None
+    deny: tuple[str, ...] = ()
+
+
+class Policy(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    allow_from: tuple[str, ...] | None = None
+    deny_from: tuple[str, ...] = ()
+    log: bool = False
+    egress: Egress = Egress()
+
+
 class Network(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     mode: Literal["bridge"] = "bridge"
     network: str = DEFAULT_NETWORK
@@ -54,6 +68,7 @@ class Network(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     hostname: str | None = None
     aliases: tuple[str, ...] = ()
     ip: str | dict[str, str] | None = None
+    policy: Policy = Policy()
 
 
 class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -197,6 +212,12 @@ def static_ips(manifest: Manifest) -> dict[str, str]:
     if isinstance(ip, str):
         return {networks(manifest)[0]: ip}
     return dict(ip or {})
+
+
+def policy(manifest: Manifest) -> Rules:
+    """Who may connect to the service, and where it may connect."""
+    said = manifest.network.policy
+    return policies.parse(said.allow_from, said.deny_from, said.egress.allow, said.egress.deny, said.log)
 
 
 def user(manifest: Manifest) -> values.User | None:

@@ -23,6 +23,18 @@ _ARGUMENT = r"^[^\u0000]*$"
 # Unicast only: not 0/8, 127/8, 169.254/16, nor 224/4 and above.
 _IPV4 = rf"^(?!0\.|127\.|169\.254\.|22[4-9]\.|2[3-5][0-9]\.){_OCTET}(?:\.{_OCTET}){{3}}$"
 
+_PEERS = (
+    # a service or network, an IPv4 address or prefix, an IPv6 one without and with brackets: each with what may follow
+    rf"(?:(?!(?:host|localhost)(?:[.:/]|$)|ip6-)[a-z](?:[a-z0-9-]{{0,61}}[a-z0-9])?(?:\.niso\.local)?"
+    rf"|network:(?!default(?:[:/]|$))[a-z][a-z0-9-]{{0,62}}|{_OCTET}(?:\.{_OCTET}){{3}}(?:/[0-9]{{1,2}})?"
+    rf"|\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:/[0-9]{{1,3}})?\])(?::{_PORT}(?:-{_PORT})?(?:/(?:tcp|udp|sctp))?|/(?:tcp|udp|sctp|icmp))?"
+    r"|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:/[0-9]{1,3})?(?:/(?:tcp|udp|sctp|icmp))?"
+)
+_PEER = f"^(?:{_PEERS})$"
+_PEER_FORMS = (
+    "a service, network:NAME, an address or a prefix, with :PORT or :PORT-PORT and /tcp, /udp, /sctp or /icmp."
+)
+
 _TEXTS: dict[str, tuple[str, str]] = {
     "Package.name": (_LABEL, f"The service's name: {values.NAME_RIGHT}; not host, localhost or ip6-*."),
     "Package.version": (r"^[A-Za-z0-9][A-Za-z0-9.+_~-]{0,63}$", "The package's version."),
@@ -56,6 +68,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
     ),
     "Network.hostname": (_LABEL, "The name in every peer's /etc/hosts; by default the package's name."),
     "Network.aliases": (_LABEL, "More names of the service."),
+    "Policy.allow_from": (_PEER, f"Who alone may connect; without it all may. Each is {_PEER_FORMS}"),
+    "Policy.deny_from": (_PEER, f"Who may not connect, whatever allow_from says. Each is {_PEER_FORMS}"),
+    "Egress.allow": (_PEER, f"Where alone it may connect; without it everywhere. Each is {_PEER_FORMS}"),
+    "Egress.deny": (_PEER, f"Where it may not connect, whatever allow says. Each is {_PEER_FORMS}"),
     "Network.ip": (_IPV4, "A static address; with several networks a table of network and address."),
 }
 _DESCRIPTIONS = {
@@ -68,6 +84,9 @@ _DESCRIPTIONS = {
     "Service.restart": "When the process is started again after its end.",
     "Isolation.capabilities": "Capabilities that the service keeps, as in capabilities(7) without CAP_.",
     "Isolation.read_only": "Whether / is read-only; /tmp, /run and /var/tmp are always tmpfs.",
+    "Network.policy": "Who may connect to the service, and where it may connect. It narrows what the networks let through.",
+    "Policy.egress": "Where it may connect.",
+    "Policy.log": "Whether `niso net log` shows what the policy drops.",
     "Network.mode": "bridge: a network namespace of its own on a bridge.",
 }
 

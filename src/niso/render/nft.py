@@ -32,6 +32,11 @@ table inet niso {{
 	set subnets6 {{ type ipv6_addr; flags interval; }}
 	set internal {{ type ifname; }}
 	set closed {{ type nf_proto; }}
+	set policies {{ type ifname; }}
+	map ingress4 {{ type ipv4_addr : verdict; }}
+	map ingress6 {{ type ipv6_addr : verdict; }}
+	map egress4 {{ type ipv4_addr : verdict; }}
+	map egress6 {{ type ipv6_addr : verdict; }}
 	map local_addr4 {{ type ifname . ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
 	map local_addr6 {{ type ifname . ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }}
 	map local_any4 {{ type ifname . inet_proto . inet_service : ipv4_addr . inet_service; }}
@@ -99,10 +104,24 @@ table inet niso {{
 		type filter hook forward priority filter; policy accept;
 		iifname != @bridges oifname != @bridges goto others
 		ct state vmap {{ established : accept, related : goto related, invalid : drop }}
+		iifname . oifname @same_bridge icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
 		iifname @internal iifname . oifname != @same_bridge counter drop comment "out of an internal network"
+		ip saddr vmap @egress4
+		ip6 saddr vmap @egress6
+		ip daddr vmap @ingress4
+		ip6 daddr vmap @ingress6
 		oifname @bridges ct status dnat accept comment "published"
 		iifname . oifname @same_bridge accept
 		oifname @bridges counter drop comment "not published"
+	}}
+
+	chain input {{
+		type filter hook input priority filter; policy accept;
+		iifname != @bridges accept
+		ct state vmap {{ established : accept, related : goto related }}
+		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+		ip saddr vmap @egress4
+		ip6 saddr vmap @egress6
 	}}
 
 	chain related {{
@@ -180,6 +199,11 @@ CONTAINERS = {
         "subnets6",
         "internal",
         "closed",
+        "policies",
+        "ingress4",
+        "ingress6",
+        "egress4",
+        "egress6",
         "local_addr4",
         "local_addr6",
         "local_any4",
@@ -211,10 +235,26 @@ DECLARED = {
 LATE = frozenset(
     (
         *("owner", "bridges", "same_bridge", "ports", "subnets4", "subnets6", "internal", "closed"),
+        *("ingress4", "ingress6", "egress4", "egress6"),
         *("sources4", "sources6", "broadcasts"),
     )
 )
 """Sets that guard something: their elements go only after what they guard is gone."""
+
+_PEERS = re.compile(r"([sn])([46])-")
+
+
+def guards(container: str) -> bool:
+    """Whether elements of this set or map go last. What an address was denied must hold until the address is gone."""
+    return container in LATE or _PEERS.match(container) is not None
+
+
+def declared(table: str, container: str) -> tuple[str, str | None, bool]:
+    """(types of the key, of the value, whether it takes intervals) of any set or map, as nft writes them."""
+    peers = _PEERS.match(container)
+    if table == INET and peers:
+        return (f"ipv{peers[2]}_addr", None, peers[1] == "n")
+    return DECLARED[table, container]
 
 
 def _quoted(ifname: str) -> str:

@@ -76,6 +76,20 @@ CREATE INDEX port_host ON port (proto, host_port);
 CREATE INDEX port_range ON port (proto, host_port) WHERE count > 1;
 CREATE INDEX port_network ON port (network);
 CREATE INDEX endpoint_beside ON endpoint (network) WHERE position > 0;
+CREATE TABLE policy (service TEXT PRIMARY KEY REFERENCES service ON DELETE CASCADE, text TEXT NOT NULL) STRICT;
+CREATE TABLE policy_peer (
+    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
+    kind TEXT NOT NULL CHECK (kind IN ('service', 'network')),
+    name TEXT NOT NULL,
+    PRIMARY KEY (kind, name, service)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX policy_peer_service ON policy_peer (service);
+CREATE TABLE policed (
+    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
+    network TEXT NOT NULL,
+    PRIMARY KEY (network, service)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX policed_service ON policed (service);
 CREATE TABLE intent (
     service TEXT PRIMARY KEY,
     action TEXT NOT NULL,
@@ -95,6 +109,20 @@ UPDATE port SET network=COALESCE((SELECT network FROM endpoint e WHERE e.service
 CREATE INDEX port_range ON port (proto, host_port) WHERE count > 1;
 CREATE INDEX port_network ON port (network);
 CREATE INDEX endpoint_beside ON endpoint (network) WHERE position > 0;
+CREATE TABLE policy (service TEXT PRIMARY KEY REFERENCES service ON DELETE CASCADE, text TEXT NOT NULL) STRICT;
+CREATE TABLE policy_peer (
+    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
+    kind TEXT NOT NULL CHECK (kind IN ('service', 'network')),
+    name TEXT NOT NULL,
+    PRIMARY KEY (kind, name, service)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX policy_peer_service ON policy_peer (service);
+CREATE TABLE policed (
+    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
+    network TEXT NOT NULL,
+    PRIMARY KEY (network, service)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX policed_service ON policed (service);
 """
 }
 """Version reached -> the SQL that brings a database of the version before it there.

@@ -16,6 +16,7 @@ from niso import failpoint, paths
 from niso.errors import NisoError, NotFound
 from niso.records import Endpoint, Network, Port, Service, Snapshot, Subnet
 from niso.store import schema
+from niso.store.policies import Name, PolicyRows
 from niso.store.ports import PortRows
 from niso.store.sqlite import Transaction, unusable, use_wal
 
@@ -26,7 +27,7 @@ _PUBLISHED_BESIDE = (
     " WHERE e.network=n.name AND e.position>0"
 )
 
-ROW_TABLES = ("service", "host_name", "endpoint", "lease", "port")
+ROW_TABLES = ("service", "host_name", "endpoint", "lease", "port", "policy", "policy_peer", "policed")
 """The tables that hold a service, parents first; the column with its name is ``name`` in the first, else ``service``."""
 
 
@@ -36,6 +37,7 @@ class Scope(NamedTuple):
     services: tuple[str, ...] | None = None
     networks: tuple[str, ...] | None = None
     ports: tuple[Port, ...] | None = None  # of these services, no others
+    names: tuple[Name, ...] = ()  # in policies, beside those that the services have and name now
 
 
 ALL = Scope()
@@ -65,7 +67,7 @@ class Intent(NamedTuple):
     undo: str  # JSON: {table: [row, ...]}
 
 
-class Store(PortRows):
+class Store(PortRows, PolicyRows):
     """One connection. ``with store.transaction():`` for every change; a failure inside changes nothing."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -163,6 +165,12 @@ class Store(PortRows):
 
     # What a begun change has given up is held until it has ended: it may have to be put back.
 
+    def names_with(self, services: Iterable[str]) -> tuple[Name, ...]:
+        """What policies may call these services, and whom theirs name."""
+        found = list(services)
+        own = {("service", name) for service in found for name in self.names(service)}
+        return tuple(sorted(own | self.policy_names(found)))
+
     def name_holder(self, name: str) -> str | None:
         """The service that has this name, or would have it again if its begun change were undone."""
         row = self._db.execute(
@@ -248,7 +256,8 @@ class Store(PortRows):
         where, values = ("", ()) if only is None else (f"WHERE n.name IN ({_marks(only)})", only)
         rows = self._db.execute(
             "SELECT n.name, n.bridge, n.mtu, family, cidr, gateway, internal,"
-            f" EXISTS({_PUBLISHED}) OR EXISTS({_PUBLISHED_BESIDE}), EXISTS({_PUBLISHED} AND (host_ip IN ('', '0.0.0.0') OR host_ip LIKE '127.%'))"
+            f" EXISTS({_PUBLISHED}) OR EXISTS({_PUBLISHED_BESIDE}), EXISTS({_PUBLISHED} AND (host_ip IN ('', '0.0.0.0') OR host_ip LIKE '127.%')),"
+            " EXISTS(SELECT 1 FROM policed p JOIN service v ON v.name=p.service AND v.active=1 WHERE p.network=n.name)"
             f" FROM network n JOIN subnet s ON s.network=n.name {where} ORDER BY n.name, family",
             values,
         )
@@ -275,6 +284,7 @@ class Store(PortRows):
                     self.some_ports(name, ports) if ports is not None else (port for _, port in self.ports(name))
                 ),
                 publishes=self.publishes(name),
+                policy=self.policy(name),
                 names=self.names(name),
             )
 
@@ -306,11 +316,16 @@ class Store(PortRows):
             readers=frozenset(lists),
             fresh=fresh,
             neighbours=neighbours,
+            members=self._members(None if everything else self._named(scope.services or (), wanted or (), scope.names)),
             any_network=self._db.execute("SELECT 1 FROM network LIMIT 1").fetchone() is not None,
             any_active=self.any_active(),
             any_active6=self.any_active(6),
             sysctls_before=tuple(sorted(self.sysctls_before().items())),
         )
+
+    def _named(self, services: tuple[str, ...], networks: tuple[str, ...], others: tuple[Name, ...]) -> set[Name]:
+        """All names that policies may have and that these services and networks have to do with."""
+        return {*self.names_with(services), *(("network", name) for name in networks), *others}
 
     def _on(self, networks: set[str]) -> list[str]:
         names = tuple(networks)

@@ -1,0 +1,207 @@
+"""Worlds for tests of policies: built by hand, and drawn by hypothesis.
+
+Network n of a drawn world is 10.99.n.0/24 and its IPv6 image; the host is 192.0.2.1, another machine 192.0.2.2. Each IPv4
+address has one image in IPv6, which is fd00:: plus its number, so that a world can be turned into the one that has the families
+changed over.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from hypothesis import strategies as st
+
+from niso.model import policy as model
+from niso.policy import Known, World
+from niso.records import ANY, ANY4, ANY6, Endpoint, Entry, Network, Policy, Port, Subnet
+
+NOTHING = Policy()
+HOST, OUTSIDE = "192.0.2.1", "192.0.2.2"
+IMAGE = int(ipaddress.IPv6Address("fd00::"))
+
+
+def network(name: str, *cidrs: str, internal: bool = False) -> Network:
+    subnets = []
+    for cidr in cidrs:
+        prefix = ipaddress.ip_network(cidr)
+        subnets.append(Subnet(prefix.version, cidr, str(prefix[1])))
+    return Network(name, f"niso-{name}", 1500, tuple(subnets), internal)
+
+
+def policy(
+    allow_from: Iterable[str] | None = None,
+    deny_from: Iterable[str] = (),
+    allow: Iterable[str] | None = None,
+    deny: Iterable[str] = (),
+) -> Policy:
+    return model.parse(allow_from, deny_from, allow, deny, False)
+
+
+def known(name: str, on: Mapping[str, Sequence[str]], rules: Policy = NOTHING, *ports: Port, **more: Any) -> Known:
+    """A service with its addresses by network."""
+    endpoints = tuple(Endpoint(network, tuple(addresses)) for network, addresses in on.items())
+    return Known(name, more.pop("names", (name,)), endpoints, rules, ports, **more)
+
+
+def world(services: Iterable[Known], networks: Iterable[Network], host: Iterable[str]) -> World:
+    return World({each.name: each for each in services}, {each.name: each for each in networks}, frozenset(host))
+
+
+def with_policy(world: World, name: str, rules: Policy) -> World:
+    return world._replace(services={**world.services, name: world.services[name]._replace(policy=rules)})
+
+
+def image(address: str) -> str:
+    """Of an IPv4 address in IPv6."""
+    return str(ipaddress.IPv6Address(IMAGE + int(ipaddress.IPv4Address(address))))
+
+
+# --- families changed over -------------------------------------------------------------------------------------------
+
+
+def swapped(text: str) -> str:
+    """The image of an address or prefix in the other family; a host address that stands for all is that of the other."""
+    if text in (ANY, ANY4, ANY6):
+        return {ANY: ANY, ANY4: ANY6, ANY6: ANY4}[text]
+    address, slash, length = text.partition("/")
+    if text in ("0.0.0.0/0", "::/0"):
+        return "0.0.0.0/0" if ":" in text else "::/0"
+    if ":" in text:
+        return (
+            f"{ipaddress.IPv4Address(int(ipaddress.IPv6Address(address)) - IMAGE)}{slash}{slash and int(length) - 96}"
+        )
+    return f"{image(address)}{slash}{slash and int(length) + 96}"
+
+
+def _swapped_entries(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    return tuple(
+        entry._replace(peer=entry.peer._replace(name=swapped(entry.peer.name)))
+        if entry.peer.kind == "prefix"
+        else entry
+        for entry in entries
+    )
+
+
+def swapped_world(world: World) -> World:
+    services = {}
+    for name, each in world.services.items():
+        rules = Policy(
+            None if each.policy.allow_from is None else _swapped_entries(each.policy.allow_from),
+            _swapped_entries(each.policy.deny_from),
+            None if each.policy.egress_allow is None else _swapped_entries(each.policy.egress_allow),
+            _swapped_entries(each.policy.egress_deny),
+        )
+        services[name] = each._replace(
+            endpoints=tuple(Endpoint(e.network, tuple(map(swapped, e.addresses))) for e in each.endpoints),
+            policy=rules,
+            ports=tuple(port._replace(host_ip=swapped(port.host_ip)) for port in each.ports),
+        )
+    networks = {
+        name: each._replace(
+            subnets=tuple(Subnet(10 - s.family, swapped(s.cidr), swapped(s.gateway)) for s in each.subnets)
+        )
+        for name, each in world.networks.items()
+    }
+    return World(services, networks, frozenset(map(swapped, world.host)))
+
+
+# --- drawn -----------------------------------------------------------------------------------------------------------
+
+NETWORKS = ("n1", "n2", "n3")
+SERVICES = ("s1", "s2", "s3", "s4")
+_PREFIXES4 = (
+    *("0.0.0.0/0", "10.99.0.0/16", "10.99.1.0/24", "10.99.2.0/24", "10.99.1.2", "10.99.1.3/32", "10.99.2.2/31"),
+    *("10.99.1.1", "10.99.2.1", "192.0.2.0/24", HOST, OUTSIDE),
+)
+_PEERS = (
+    *(SERVICES * 2),
+    *("s1.niso.local", "other2", "ghost", "network:n1", "network:n2", "network:n3", "network:ghost"),
+    *_PREFIXES4,
+    *(f"[{swapped(prefix)}]" for prefix in _PREFIXES4),
+)
+_PORTS = ("", "", "", ":80", ":81", ":80-81", ":80/tcp", ":81/udp", ":80-82/sctp", "/tcp", "/udp", "/icmp")
+TEXTS = st.builds(str.__add__, st.sampled_from(_PEERS), st.sampled_from(_PORTS))
+_LISTS = st.lists(TEXTS, max_size=4)
+
+
+def _policies() -> st.SearchStrategy[Policy]:
+    return st.builds(policy, st.none() | _LISTS, _LISTS, st.none() | _LISTS, _LISTS)
+
+
+class Packet(NamedTuple):
+    source: str
+    destination: str
+    port: int | None
+    proto: str
+
+
+_FLOWS = st.one_of(
+    st.tuples(st.sampled_from((80, 81, 82, 83, 8010, 8011, 8012, 8020, 8021)), st.sampled_from(("tcp", "udp", "sctp"))),
+    st.sampled_from(((None, "icmp"), (None, "gre"))),
+)
+
+
+@st.composite
+def _networks(draw: st.DrawFn) -> list[Network]:
+    found = []
+    for number, name in enumerate(NETWORKS, 1):
+        cidr = f"10.99.{number}.0/24"
+        cidrs = draw(st.sampled_from(((cidr,), (cidr, swapped(cidr)), (cidr, swapped(cidr)), (swapped(cidr),))))
+        found.append(network(name, *cidrs, internal=draw(st.sampled_from((False, False, True)))))
+    return found
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    """Three networks, four services on one or two of them, with policies and published ports that do not contradict."""
+    networks = {each.name: each for each in draw(_networks())}
+    services = []
+    for number, name in enumerate(SERVICES, 1):
+        on = draw(st.sampled_from((("n1",), ("n1",), ("n2",), ("n3",), ("n1", "n2"), ("n2", "n1"), ("n3", "n1"))))
+        addresses = {
+            each: [
+                str(ipaddress.ip_network(subnet.cidr)[number + 1 if number < 4 else 200])
+                for subnet in networks[each].subnets
+            ]
+            for each in on
+        }
+        ports = [
+            Port(where, 8000 + 10 * number, inner, proto, count)
+            for where in draw(st.lists(st.sampled_from((ANY, ANY, HOST, image(HOST))), unique=True, max_size=2))
+            for inner, proto, count in [draw(st.sampled_from(((80, "tcp", 1), (80, "tcp", 2), (81, "udp", 2))))]
+        ]
+        services.append(
+            known(
+                name,
+                addresses,
+                draw(_policies()),
+                *ports,
+                names=(f"other{number}", name),
+                active=draw(st.sampled_from((True,) * 7 + (False,))),
+            )
+        )
+    return world(services, networks.values(), (HOST, image(HOST)))
+
+
+def addresses(world: World) -> list[str]:
+    """All that a packet of this world could come from or go to: leased, the host's, an outside one and a free one."""
+    leased = [a for each in world.services.values() for e in each.endpoints for a in e.addresses]
+    gateways = [subnet.gateway for each in world.networks.values() for subnet in each.subnets]
+    outside = [HOST, OUTSIDE, "10.99.1.77"]
+    return [*leased, *gateways, *outside, *map(image, outside)]
+
+
+@st.composite
+def packets(draw: st.DrawFn, world: World, count: int = 12) -> list[Packet]:
+    """Packets between random addresses of one family; the services' and the host's own come more often."""
+    found = []
+    everything = addresses(world)
+    leased = [address for each in world.services.values() for e in each.endpoints for address in e.addresses]
+    pool = [*everything, *leased, *leased, HOST, HOST, image(HOST), image(HOST)]
+    for _ in range(count):
+        source = draw(st.sampled_from(pool))
+        same = [address for address in pool if (":" in address) == (":" in source)]
+        found.append(Packet(source, draw(st.sampled_from(same)), *draw(_FLOWS)))
+    return found

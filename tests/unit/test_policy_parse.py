@@ -1,0 +1,412 @@
+"""Policies of a manifest: each form of an entry, each refusal with its words, and the whole table."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from niso.errors import ErrorGroup, InvalidInput
+from niso.model import manifest as model
+from niso.model.policy import EXAMPLE, RIGHT, parse, parse_entry
+from niso.model.schema import schema
+from niso.records import Entry, Peer, Policy
+
+HEAD = '[package]\nname = "api"\nversion = "1"\n[binary]\nentrypoint = "x"\n'
+VALIDATOR = Draft202012Validator(schema())
+KEY = "network.policy.allow_from[0]"
+
+ACCEPTED: list[tuple[str, str, str, int, int, str]] = [
+    ("frontend", "service", "frontend", 0, 65535, ""),
+    ("frontend:8080", "service", "frontend", 8080, 8080, ""),
+    ("frontend:8000-8010/tcp", "service", "frontend", 8000, 8010, "tcp"),
+    ("frontend:1-65535", "service", "frontend", 1, 65535, ""),
+    ("frontend:53/udp", "service", "frontend", 53, 53, "udp"),
+    ("frontend:80-80/sctp", "service", "frontend", 80, 80, "sctp"),
+    ("frontend/udp", "service", "frontend", 0, 65535, "udp"),
+    ("frontend/icmp", "service", "frontend", 0, 65535, "icmp"),
+    ("db.niso.local", "service", "db", 0, 65535, ""),
+    ("db.niso.local:5432", "service", "db", 5432, 5432, ""),
+    ("db.niso.local/tcp", "service", "db", 0, 65535, "tcp"),
+    ("hosts", "service", "hosts", 0, 65535, ""),
+    ("tcp/tcp", "service", "tcp", 0, 65535, "tcp"),
+    ("a" * 63, "service", "a" * 63, 0, 65535, ""),
+    ("network", "service", "network", 0, 65535, ""),
+    ("network:8080", "service", "network", 8080, 8080, ""),
+    ("network/tcp", "service", "network", 0, 65535, "tcp"),
+    ("network.niso.local:80", "service", "network", 80, 80, ""),
+    ("network:backend", "network", "backend", 0, 65535, ""),
+    ("network:niso-default", "network", "niso-default", 0, 65535, ""),
+    ("network:host", "network", "host", 0, 65535, ""),
+    ("network:network:80", "network", "network", 80, 80, ""),
+    ("network:backend:8080/tcp", "network", "backend", 8080, 8080, "tcp"),
+    ("network:backend:8000-8010", "network", "backend", 8000, 8010, ""),
+    ("network:backend/icmp", "network", "backend", 0, 65535, "icmp"),
+    ("10.1.2.3", "prefix", "10.1.2.3/32", 0, 65535, ""),
+    ("10.1.2.3/32", "prefix", "10.1.2.3/32", 0, 65535, ""),
+    ("10.1.2.3:80", "prefix", "10.1.2.3/32", 80, 80, ""),
+    ("10.1.2.3/udp", "prefix", "10.1.2.3/32", 0, 65535, "udp"),
+    ("10.0.0.0/8", "prefix", "10.0.0.0/8", 0, 65535, ""),
+    ("10.0.0.0/8/tcp", "prefix", "10.0.0.0/8", 0, 65535, "tcp"),
+    ("10.0.0.0/8:8000-8010/tcp", "prefix", "10.0.0.0/8", 8000, 8010, "tcp"),
+    ("0.0.0.0/0:443", "prefix", "0.0.0.0/0", 443, 443, ""),
+    ("126.0.0.0/7", "prefix", "126.0.0.0/7", 0, 65535, ""),
+    ("224.0.0.251:5353/udp", "prefix", "224.0.0.251/32", 5353, 5353, "udp"),
+    ("fd00::1", "prefix", "fd00::1/128", 0, 65535, ""),
+    ("FD00:0:0::01", "prefix", "fd00::1/128", 0, 65535, ""),
+    ("fd00::1:80", "prefix", "fd00::1:80/128", 0, 65535, ""),
+    ("fd00::1/tcp", "prefix", "fd00::1/128", 0, 65535, "tcp"),
+    ("fd00::/8", "prefix", "fd00::/8", 0, 65535, ""),
+    ("fd00::/8/icmp", "prefix", "fd00::/8", 0, 65535, "icmp"),
+    ("fe80::1", "prefix", "fe80::1/128", 0, 65535, ""),
+    ("::/0", "prefix", "::/0", 0, 65535, ""),
+    ("[::/0]:443", "prefix", "::/0", 443, 443, ""),
+    ("[fd00::1]", "prefix", "fd00::1/128", 0, 65535, ""),
+    ("[fd00::1]/sctp", "prefix", "fd00::1/128", 0, 65535, "sctp"),
+    ("[fd00::1]:80/udp", "prefix", "fd00::1/128", 80, 80, "udp"),
+    ("[fd00::/8]:80", "prefix", "fd00::/8", 80, 80, ""),
+    ("[64:ff9b::192.0.2.1]:80-90", "prefix", "64:ff9b::c000:201/128", 80, 90, ""),
+]
+
+
+@pytest.mark.parametrize("egress", [False, True])
+@pytest.mark.parametrize(("text", "kind", "name", "first", "last", "proto"), ACCEPTED)
+def test_form_of_an_entry_is_parsed(
+    text: str, kind: str, name: str, first: int, last: int, proto: str, egress: bool
+) -> None:
+    assert parse_entry(text, KEY, egress) == Entry(KEY, text, Peer(kind, name), first, last, proto)
+
+
+NETWORK = (
+    'network: and a name of a-z, 0-9 and - that starts with a letter and has at most 63 characters | "network:backend"'
+)
+OUTSIDE = 'a service\'s name, or addresses or prefixes | "203.0.113.7:443"'
+NO_OUTSIDE = "names outside niso.local are not supported"
+PORTS = "ports from 1 to 65535"
+LOOPBACK = "loopback addresses pass between no services, and the host may always connect in"
+BRACKETS = "it does not start with an IPv6 address or prefix in brackets"
+FORMS = f"{RIGHT} | {EXAMPLE}"
+ALL_HTTP = '"0.0.0.0/0:80" for all of IPv4 and "[::/0]:80" for all of IPv6'
+REFUSED: list[tuple[str, str, str]] = [
+    # names
+    ("", "it names no peer", FORMS),
+    (":80", "it names no peer", ALL_HTTP),
+    ("/tcp", "it names no peer", '"0.0.0.0/0/tcp" for all of IPv4 and "[::/0]/tcp" for all of IPv6'),
+    ("Frontend", '"Frontend" is no service\'s name', FORMS),
+    ("frontend ", '"frontend " is no service\'s name', FORMS),
+    (" frontend:80", '" frontend" is no service\'s name', FORMS),
+    ("front_end", '"front_end" is no service\'s name', FORMS),
+    ("frontend-", '"frontend-" is no service\'s name', FORMS),
+    ("a" * 64, f'"{"a" * 64}" is no service\'s name', FORMS),
+    ("*", '"*" is no service\'s name', FORMS),
+    ("ip6-x", '"ip6-x" is no service\'s name', FORMS),
+    ("Db.niso.local", '"Db" is no service\'s name', FORMS),
+    (".niso.local", '"" is no service\'s name', FORMS),
+    ("api.example.com:443", NO_OUTSIDE, OUTSIDE),
+    ("example.com", NO_OUTSIDE, OUTSIDE),
+    ("a.db.niso.local", NO_OUTSIDE, OUTSIDE),
+    ("db.niso.local.", NO_OUTSIDE, OUTSIDE),
+    ("niso.local", NO_OUTSIDE, OUTSIDE),
+    ("network:", '"" is no network\'s name', NETWORK),
+    ("network:Back", '"Back" is no network\'s name', NETWORK),
+    ("network:/tcp", '"" is no network\'s name', NETWORK),
+    ("network:a.niso.local", '"a.niso.local" is no network\'s name', NETWORK),
+    ("network:default:80", "the network of that name is called niso-default", '"network:niso-default"'),
+    ("network:back:end", '"end" is no port', PORTS),
+    ("network:9a", '"9a" is no port', PORTS),
+    # ports and protocols
+    ("frontend:", "no port follows its :", PORTS),
+    ("frontend:/tcp", "no port follows its :", PORTS),
+    ("frontend:0", '"0" is no port', PORTS),
+    ("frontend:65536", '"65536" is no port', PORTS),
+    ("frontend:080", '"080" is no port', PORTS),
+    ("frontend:-80", '"-80" is no port', PORTS),
+    ("frontend:80-", '"80-" is no port', PORTS),
+    ("frontend:80-0", '"80-0" is no port', PORTS),
+    ("frontend:0-80", '"0-80" is no port', PORTS),
+    ("frontend:1-2-3", '"1-2-3" is no port', PORTS),
+    ("frontend:http", '"http" is no port', PORTS),
+    ("frontend:80,81", '"80,81" is no port', PORTS),
+    ("frontend:٣", '"٣" is no port', PORTS),
+    ("frontend:8010-8000", "its range ends before it starts, 8010 is more than 8000", "8000-8010"),
+    ("frontend/", "nothing follows its /", FORMS),
+    ("frontend:80/", "nothing follows its /", FORMS),
+    ("10.0.0.0/", "nothing follows its /", FORMS),
+    ("frontend:80/TCP", '"TCP" is no protocol', FORMS),
+    ("frontend/icmpv6", '"icmpv6" is no protocol', FORMS),
+    ("frontend:80/tcp/udp", '"tcp/udp" is no protocol', FORMS),
+    ("[fd00::1]/64", '"64" is no protocol', FORMS),
+    ("frontend:80/icmp", "ICMP has no ports", '"frontend/icmp", or a port of another protocol'),
+    ("[fd00::/8]:80/icmp", "ICMP has no ports", '"fd00::/8/icmp", or a port of another protocol'),
+    ("frontend/tcp:80", '"frontend" is no address, and only addresses have a prefix length', FORMS),
+    ("frontend/8", '"frontend" is no address, and only addresses have a prefix length', FORMS),
+    # addresses
+    ("10.1.2", '"10.1.2" is no IPv4 address', FORMS),
+    ("10.1.2.256", '"10.1.2.256" is no IPv4 address', FORMS),
+    ("010.1.2.3", '"010.1.2.3" is no IPv4 address', FORMS),
+    ("10.1/16", '"10.1" is no IPv4 address', FORMS),
+    ("1234", '"1234" is no IPv4 address', FORMS),
+    ("10.0.0.0/33", '"33" is no prefix length of IPv4', "a length from 0 to 32"),
+    ("10.0.0.0/08", '"08" is no prefix length of IPv4', "a length from 0 to 32"),
+    ("10.0.0.0/255.0.0.0", '"255.0.0.0" is no prefix length of IPv4', "a length from 0 to 32"),
+    ("fd00::/129", '"129" is no prefix length of IPv6', "a length from 0 to 128"),
+    ("[fd00::/]:80", '"" is no prefix length of IPv6', "a length from 0 to 128"),
+    ("10.1.2.3/8", "it has host bits set", '"10.0.0.0/8", or "10.1.2.3" for the one address | "10.0.0.0/8"'),
+    (
+        "10.9.9.9/8:80/tcp",
+        "it has host bits set",
+        '"10.0.0.0/8:80/tcp", or "10.9.9.9:80/tcp" for the one address | "10.0.0.0/8:80/tcp"',
+    ),
+    ("1.2.3.4/0", "it has host bits set", '"0.0.0.0/0", or "1.2.3.4" for the one address | "0.0.0.0/0"'),
+    ("fd00::1/8", "it has host bits set", '"fd00::/8", or "fd00::1" for the one address | "fd00::/8"'),
+    (
+        "[fd00::1/8]:80",
+        "it has host bits set",
+        '"[fd00::/8]:80", or "[fd00::1]:80" for the one address | "[fd00::/8]:80"',
+    ),
+    ("fd00::/8:80", "its ports follow an IPv6 prefix without brackets", 'brackets around it | "[fd00::/8]:80"'),
+    ("::/0:80-90/tcp", "its ports follow an IPv6 prefix without brackets", 'brackets around it | "[::/0]:80-90/tcp"'),
+    ("frontend:80:90", '"frontend:80:90" is no IPv6 address', FORMS),
+    ("fd00::g", '"fd00::g" is no IPv6 address', FORMS),
+    ("fe80::1%eth0", '"fe80::1%eth0" has a zone, which says nothing to other machines', FORMS),
+    ("[fe80::1%eth0]:80", '"fe80::1%eth0" has a zone, which says nothing to other machines', FORMS),
+    ("::ffff:10.0.0.1", "it is IPv4 written as IPv6", '"10.0.0.1"'),
+    ("[::ffff:a00:1]:80", "it is IPv4 written as IPv6", '"10.0.0.1"'),
+    ("::ffff:10.0.0.0/104", "it is IPv4 written as IPv6", '"10.0.0.0/8"'),
+    ("::ffff:0:0/96", "it is IPv4 written as IPv6", '"0.0.0.0/0"'),
+    ("[frontend]:80", BRACKETS, FORMS),
+    ("[10.0.0.0/8]:80", BRACKETS, FORMS),
+    ("[fd00::1", BRACKETS, FORMS),
+    ("[fd00::1]80", BRACKETS, FORMS),
+    ("[", BRACKETS, FORMS),
+    ("0.0.0.0", "it is no host's address", '"0.0.0.0/0" for all of IPv4'),
+    ("0.0.0.0/32", "it is no host's address", '"0.0.0.0/0" for all of IPv4'),
+    ("::", "it is no host's address", '"::/0" for all of IPv6'),
+    ("[::]:80", "it is no host's address", '"::/0" for all of IPv6'),
+    ("127.0.0.1:80", LOOPBACK, "to leave it out"),
+    ("127.0.0.0/8", LOOPBACK, "to leave it out"),
+    ("::1", LOOPBACK, "to leave it out"),
+    ("\x1b[31m", '"\\u001b[31m" is no service\'s name', FORMS),
+]
+
+
+@pytest.mark.parametrize("egress", [False, True])
+@pytest.mark.parametrize(("text", "reason", "right"), REFUSED)
+def test_wrong_entry_is_refused_with_reason_and_the_right_form(
+    text: str, reason: str, right: str, egress: bool
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse_entry(text, KEY, egress)
+    right, _, example = right.partition(" | ")
+    message = caught.value.message
+    assert message.startswith(f"{KEY}: value ")
+    assert message.endswith(f" is wrong because {reason}; right would be {right}")
+    assert caught.value.hint == (f"for example {example}" if example else None)
+    assert caught.value.key == KEY
+    assert message.isprintable()
+
+
+@pytest.mark.parametrize("text", ["host", "localhost", "host:80", "localhost/tcp", "host.niso.local:80"])
+def test_host_is_no_peer_and_the_message_says_what_holds_in_that_direction(text: str) -> None:
+    with pytest.raises(InvalidInput, match="because the host may always connect in; right would be to leave it out"):
+        parse_entry(text, KEY, False)
+    with pytest.raises(
+        InvalidInput, match="because the host is no service; right would be addresses of the host"
+    ) as caught:
+        parse_entry(text, KEY, True)
+    assert caught.value.hint == 'for example "192.0.2.1:53"'
+
+
+def test_what_a_message_calls_right_is_accepted() -> None:
+    advised = [each for _, _, right in REFUSED for each in right.split('"')[1::2]]
+    assert len(set(advised)) > 15
+    for each in advised:
+        assert parse_entry(each, KEY, True).text == each
+
+
+TEXTS = st.one_of(
+    st.text(max_size=20),
+    st.from_regex(r"\[?[a-z0-9.:/%-]{0,20}\]?(:[0-9]{1,5}(-[0-9]{1,5})?)?(/[a-z]{0,4})?", fullmatch=True),
+    st.builds(
+        "{}{}{}".format,
+        st.one_of(
+            st.ip_addresses().map(str),
+            st.ip_addresses(v=6).map("[{}]".format),
+            st.builds(
+                lambda address, bits: ipaddress.ip_network((address, bits), False),
+                st.ip_addresses(v=4),
+                st.integers(0, 32),
+            ),
+            st.builds(
+                lambda address, bits: f"[{ipaddress.ip_network((address, bits), False)}]",
+                st.ip_addresses(v=6),
+                st.integers(0, 128),
+            ),
+            st.from_regex(r"(network:)?[a-z][a-z0-9-]{0,5}(\.niso\.local)?", fullmatch=True),
+        ),
+        st.sampled_from(["", ":80", ":80-90", ":0", ":90-80", ":65535"]),
+        st.sampled_from(["", "/tcp", "/udp", "/icmp", "/sctp", "/x"]),
+    ),
+)
+
+
+@settings(deadline=None, max_examples=500)
+@given(TEXTS, st.booleans())
+def test_any_text_is_an_entry_or_an_error_that_is_safe_to_print(text: str, egress: bool) -> None:
+    """What is taken keeps to its form, means the same when written anew, and passes the schema."""
+    try:
+        entry = parse_entry(text, KEY, egress)
+    except InvalidInput as error:
+        assert error.message.isprintable()
+        assert error.key == KEY
+        return
+    assert 0 <= entry.first <= entry.last <= 65535
+    assert entry.proto in ("", "tcp", "udp", "sctp", "icmp")
+    if entry.peer.kind == "prefix":
+        assert str(ipaddress.ip_network(entry.peer.name)) == entry.peer.name
+    peer = {"prefix": "[{}]" if ":" in entry.peer.name else "{}", "network": "network:{}", "service": "{}"}
+    ports = "" if (entry.first, entry.last) == (0, 65535) else f":{entry.first}-{entry.last}"
+    again = peer[entry.peer.kind].format(entry.peer.name) + ports + (f"/{entry.proto}" if entry.proto else "")
+    assert parse_entry(again, KEY, egress)._replace(text=text) == entry
+    data = {
+        "package": {"name": "api", "version": "1"},
+        "binary": {"entrypoint": "x"},
+        "network": {"policy": {"allow_from": [text], "egress": {"deny": [text]}}},
+    }
+    assert VALIDATOR.is_valid(data)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "host",
+        "localhost:80",
+        "Frontend",
+        "api.example.com",
+        "frontend:0",
+        "frontend:80/icmp",
+        "[fd00::1",
+        "a/b",
+        "network:default",
+    ],
+)
+def test_schema_refuses_what_it_can_see_is_wrong(text: str) -> None:
+    data = {"package": {"name": "api", "version": "1"}, "binary": {"entrypoint": "x"}}
+    for policy in ({"deny_from": [text]}, {"egress": {"allow": [text]}}):
+        assert not VALIDATOR.is_valid({**data, "network": {"policy": policy}})
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def loaded(folder: Path, text: str) -> model.Manifest:
+    (folder / "manifest.toml").write_text(HEAD + text, encoding="utf-8")
+    return model.load(str(folder)).manifest
+
+
+def errors(folder: Path, text: str) -> dict[str | None, str]:
+    with pytest.raises(ErrorGroup) as caught:
+        loaded(folder, text)
+    return {error.key: error.message for error in caught.value.errors}
+
+
+def test_policy_of_a_manifest_has_all_lists_with_their_keys(tmp_path: Path) -> None:
+    manifest = loaded(
+        tmp_path,
+        """
+        [network.policy]
+        allow_from = ["frontend:80", "network:backend"]
+        deny_from = ["10.0.0.0/8"]
+        log = true
+        [network.policy.egress]
+        allow = ["db.niso.local:5432"]
+        deny = ["fd00::1", "frontend/icmp"]
+        """,
+    )
+    assert model.policy(manifest) == Policy(
+        (
+            Entry("network.policy.allow_from[0]", "frontend:80", Peer("service", "frontend"), 80, 80, ""),
+            Entry("network.policy.allow_from[1]", "network:backend", Peer("network", "backend"), 0, 65535, ""),
+        ),
+        (Entry("network.policy.deny_from[0]", "10.0.0.0/8", Peer("prefix", "10.0.0.0/8"), 0, 65535, ""),),
+        (Entry("network.policy.egress.allow[0]", "db.niso.local:5432", Peer("service", "db"), 5432, 5432, ""),),
+        (
+            Entry("network.policy.egress.deny[0]", "fd00::1", Peer("prefix", "fd00::1/128"), 0, 65535, ""),
+            Entry("network.policy.egress.deny[1]", "frontend/icmp", Peer("service", "frontend"), 0, 65535, "icmp"),
+        ),
+        True,
+    )
+    assert model.decode(model.encode(manifest)) == manifest
+
+
+@pytest.mark.parametrize(
+    ("text", "allow_from", "egress_allow"),
+    [
+        ("", None, None),
+        ("[network.policy]\n", None, None),
+        ("[network.policy.egress]\n", None, None),
+        ("[network.policy]\nallow_from = []\n", (), None),
+        ("[network.policy]\negress = { allow = [] }\n", None, ()),
+    ],
+)
+def test_missing_list_allows_all_and_an_empty_one_nobody(
+    tmp_path: Path, text: str, allow_from: tuple[Entry, ...] | None, egress_allow: tuple[Entry, ...] | None
+) -> None:
+    manifest = loaded(tmp_path, text)
+    assert model.policy(manifest) == Policy(allow_from, (), egress_allow, (), False)
+    assert model.policy(model.decode(model.encode(manifest))) == model.policy(manifest)
+
+
+def test_manifest_that_was_stored_before_there_were_policies_has_none() -> None:
+    text = '{"package": {"name": "a", "version": "1"}, "binary": {"entrypoint": "x"}, "network": {"mode": "bridge"}}'
+    assert model.policy(model.decode(text)) == Policy()
+
+
+def test_nothing_said_is_the_empty_policy() -> None:
+    assert parse(None, (), None, (), False) == Policy()
+
+
+def test_all_errors_of_a_policy_come_at_once_with_their_keys(tmp_path: Path) -> None:
+    found = errors(
+        tmp_path,
+        """
+        [network.policy]
+        allow_from = ["ok", "Bad", 5, "localhost"]
+        deny_from = "frontend"
+        allowfrom = []
+        log = "yes"
+        [network.policy.egress]
+        allow = ["fine:80", "api.example.com:443", "host"]
+        deny = ["10.0.0.1/8"]
+        log = true
+        """,
+    )
+    assert set(found) == {
+        *("network.policy.allow_from[1]", "network.policy.allow_from[2]", "network.policy.allow_from[3]"),
+        *("network.policy.deny_from", "network.policy.allowfrom", "network.policy.log"),
+        *("network.policy.egress.allow[1]", "network.policy.egress.allow[2]", "network.policy.egress.deny[0]"),
+        "network.policy.egress.log",
+    }
+    assert "host may always connect in" in found["network.policy.allow_from[3]"]
+    assert "the host is no service" in found["network.policy.egress.allow[2]"]
+    assert "right would be network.policy.allow_from" in found["network.policy.allowfrom"]
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "words"),
+    [
+        ("[network]\npolicy = 5", "network.policy", "a table"),
+        ("[network.policy]\negress = []", "network.policy.egress", "a table"),
+        ("[network.policy]\nallow_from = {}", "network.policy.allow_from", "an array"),
+        ("[[network.policy]]\n", "network.policy", "a table"),
+        ("[network.policy.egress]\nallow_from = []", "network.policy.egress.allow_from", "network.policy.egress.allow"),
+    ],
+)
+def test_wrong_part_of_the_table_is_named(tmp_path: Path, text: str, key: str, words: str) -> None:
+    found = errors(tmp_path, text)
+    assert list(found) == [key]
+    assert words in found[key]
