@@ -108,6 +108,19 @@ def decide(world: World, source: str, destination: str, port: int | None, proto:
     )
 
 
+def judge(world: World, source: str, destination: str, port: int | None, proto: str) -> tuple[Reason, Reason]:
+    """(egress, ingress) of an open flow, whose ends are as they are behind NAT. How it got there is not judged.
+
+    A service may always reach itself, also where NAT gives it its gateway's address.
+    """
+    sender, receiver = _holder(world, source), _holder(world, destination)
+    if sender is not None and receiver is not None and sender[0].name == receiver[0].name:
+        free = Reason(True, f"{sender[0].name} may always reach itself")
+        return free, free
+    way = _Way(Reason(True, "open"), destination, port)
+    return _egress(world, sender, source, way, proto), _ingress(world, receiver, source, way, proto)
+
+
 def matches(entry: Entry, world: World, address: str, port: int | None, proto: str) -> bool:
     """Whether an entry names this peer with this port and protocol: of the service (ingress) or of the peer (egress).
 

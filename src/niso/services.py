@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from niso import forwarding, names, package, paths, portmap
+from niso import forwarding, names, package, paths, policies, portmap
 from niso.admission import Change, record, scope_of
 from niso.apply import Lock, Report, carry_out, converge, desired_now, plan, silent
 from niso.errors import Conflict, ErrorGroup, NisoError, NotFound
@@ -70,10 +70,13 @@ def activate(
                     # what is somebody else's is found before anything is on record or changed
                     planned = plan(store, scope, before, trusting=True)
                 changes += recorded
+                policies.introduce(store, before, planned.want)
                 steps = carry_out(store, scope, before, planned, report)
                 after = desired_now(store, scope)
                 _flush(before, after)
                 portmap.flush(before, after)
+                if policies.touched(before, after):
+                    policies.cut(store, [change.name for change in changes])
             _run(changes, timeout_s, report)
             with Lock(), store.transaction():
                 scope, before = _drop_left(store, changes)

@@ -45,8 +45,9 @@ LAYERS: dict[str, set[str]] = {
     "forwarding": VOCABULARY | {"kernel", "plan", "store"},
     "admission": VOCABULARY
     | {"forwarding", "leases", "networks", "portmap", "targets", "kernel", "model", "runtime", "store"},
+    "policies": VOCABULARY | {"kernel", "policy", "store"},
     "services": VOCABULARY
-    | {"admission", "apply", "forwarding", "portmap", "targets", "package", "kernel", "runtime", "store"},
+    | {"admission", "apply", "forwarding", "policies", "portmap", "targets", "package", "kernel", "runtime", "store"},
     "check": VOCABULARY
     | {
         "services",

@@ -169,7 +169,9 @@ def _request(header: Header, first: bytes, last: bytes) -> bytes:
 def declared(family_table: str, container: str, key: str, value: str | None, interval: bool) -> Header:
     """The header of a set or map that is declared with these types, as nft writes them ("inet_proto . inet_service")."""
     family, _, table = family_table.partition(" ")
-    types = [tuple(_NAMES[name] for name in names.split(" . ")) for names in (key, value) if names and names != "verdict"]
+    types = [
+        tuple(_NAMES[name] for name in names.split(" . ")) for names in (key, value) if names and names != "verdict"
+    ]
     values = None if value == "verdict" else types[1] if value else ()
     return Header(_FAMILIES[family], table, container, interval, types[0], values)
 

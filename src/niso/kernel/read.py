@@ -183,7 +183,8 @@ def _tables(candidates: State, state_id: str, adopts: bool) -> State:
     for table, container, key in {element.key() for element in marked | candidates.elements}:
         place = (table, container)
         if place not in headers:
-            headers[place] = declared(*place, *nft.declared(*place))
+            types, values, interval = nft.declared(*place)
+            headers[place] = declared(table, container, types, values, interval)
         wanted.append((headers[place], key))
     with Nfnetlink() as netlink:
         found = netlink.get_many(wanted)
@@ -200,7 +201,9 @@ def _tables(candidates: State, state_id: str, adopts: bool) -> State:
         chains=frozenset(chain for chain in candidates.chains if policy.mark(chain) in elements),
         elements=frozenset(element for element in elements if element.key() in asked),
     )
-    return have if elements.issuperset(nft.owner(state_id)) else have._replace(rulesets=_strange_tables(state_id, adopts))
+    return (
+        have if elements.issuperset(nft.owner(state_id)) else have._replace(rulesets=_strange_tables(state_id, adopts))
+    )
 
 
 def _strange_tables(state_id: str, adopts: bool) -> frozenset[Ruleset]:

@@ -13,7 +13,11 @@ from niso.kernel.netlink import attributes
 
 _BY_FAMILY = 20  # SOCK_DIAG_BY_FAMILY
 _SKV6ONLY = 11  # INET_DIAG_SKV6ONLY
-_LISTEN, _CLOSE = 10, 7  # TCP_LISTEN; TCP_CLOSE is also a UDP socket that is bound and not connected
+_ESTABLISHED, _LISTEN, _CLOSE = (
+    1,
+    10,
+    7,
+)  # TCP_ESTABLISHED, TCP_LISTEN; TCP_CLOSE is also a UDP socket that is bound and not connected
 _PROTOCOLS = {
     "tcp": (socket.IPPROTO_TCP, _LISTEN),
     "udp": (socket.IPPROTO_UDP, _CLOSE),
@@ -36,6 +40,15 @@ class Listener(NamedTuple):
     inode: int
 
 
+class Connection(NamedTuple):
+    """A TCP connection by its client's and its server's ends."""
+
+    client: str
+    client_port: int
+    server: str
+    server_port: int
+
+
 def listeners(proto: str, first: int | None = None, last: int | None = None) -> list[Listener]:
     """Listening sockets ("tcp", "sctp") or bound ones that are not connected ("udp") of this network namespace.
 
@@ -54,6 +67,21 @@ def listeners(proto: str, first: int | None = None, last: int | None = None) -> 
             for several in kernel.dump(f"list {proto} sockets", _BY_FAMILY, body, _parse, absent):
                 found += several
     return [listener for listener in found if low <= listener.port <= high]
+
+
+def connections() -> list[Connection]:
+    """The established TCP connections of this network namespace. Raises KernelError.
+
+    The end whose port is listened on here is the server's; else this end is the client's.
+    """
+    served = {listener.port for listener in listeners("tcp")}
+    found = []
+    with netlink.Netlink(netlink.SOCK_DIAG) as kernel:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            body = _request.pack(family, socket.IPPROTO_TCP, 0, 1 << _ESTABLISHED) + bytes(_ID_SIZE)
+            for here, there in kernel.dump("list tcp connections", _BY_FAMILY, body, _parse_ends):
+                found.append(Connection(*there, *here) if here[1] in served else Connection(*here, *there))
+    return found
 
 
 def holder(inode: int) -> tuple[int, str] | None:
@@ -75,6 +103,19 @@ def _link(path: str) -> str:
         return os.readlink(path)
     except FileNotFoundError:
         return ""
+
+
+def _parse_ends(body: bytes) -> tuple[tuple[str, int], tuple[str, int]]:
+    port, far_port, source, destination = _id.unpack_from(body, 4)
+    return (_text(body[0], source), port), (_text(body[0], destination), far_port)
+
+
+def _text(family: int, packed: bytes) -> str:
+    if family == socket.AF_INET:
+        return socket.inet_ntop(socket.AF_INET, packed[:4])
+    if packed.startswith(_MAPPED):
+        return socket.inet_ntop(socket.AF_INET, packed[12:])
+    return socket.inet_ntop(socket.AF_INET6, packed)
 
 
 def _parse(body: bytes) -> list[Listener]:

@@ -39,7 +39,9 @@ class PolicyRows:
 
     def _members(self, names: Iterable[Name] | None) -> tuple[Member, ...]:
         """Of ``names`` (None: of all) those that a policy of an active service has, with what they stand for now."""
-        active = "SELECT 1 FROM policy_peer p JOIN service s ON s.name=p.service AND s.active=1 WHERE p.kind=? AND p.name=?"
+        active = (
+            "SELECT 1 FROM policy_peer p JOIN service s ON s.name=p.service AND s.active=1 WHERE p.kind=? AND p.name=?"
+        )
         if names is None:
             wanted = self._db.execute(
                 "SELECT DISTINCT kind, p.name FROM policy_peer p JOIN service s ON s.name=p.service AND s.active=1"

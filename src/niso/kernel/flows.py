@@ -1,0 +1,138 @@
+"""Single flows of connection tracking, for policies: read with both their ends, ended, or made known.
+
+By ctnetlink (linux/netfilter/nfnetlink_conntrack.h); what a change of ports or addresses ends is in `niso.kernel.conntrack`.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from niso.kernel import netlink
+from niso.kernel.netlink import Message, attribute, attributes, nested
+from niso.kernel.nftset import nfgenmsg
+from niso.kernel.sockdiag import Connection
+
+_CT_NEW, _CT_GET, _CT_DELETE = 0x0100, 0x0101, 0x0102
+_TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _PROTOINFO, _TIMEOUT, _ID, _ZONE = 1, 2, 3, 4, 7, 12, 18
+_TUPLE_IP, _TUPLE_PROTO = 1, 2
+_PROTO_NUM, _SRC_PORT, _DST_PORT = 1, 2, 3
+_PROTOINFO_TCP, _TCP_STATE, _TCP_FLAGS_ORIG, _TCP_FLAGS_REPLY = 1, 1, 4, 5
+_SOURCE: dict[int, int] = {socket.AF_INET: 1, socket.AF_INET6: 3}
+_DESTINATION: dict[int, int] = {socket.AF_INET: 2, socket.AF_INET6: 4}
+_SEEN_REPLY, _ASSURED, _CONFIRMED = 0x2, 0x4, 0x8  # IPS_*; an entry of ours is confirmed as it is made
+_ESTABLISHED = 3  # TCP_CONNTRACK_ESTABLISHED
+_BE_LIBERAL = 0x08  # IP_CT_TCP_FLAG_BE_LIBERAL: the windows are not known
+_IDLE_S = 432_000  # nf_conntrack_tcp_timeout_established's default
+_CHUNK = 64
+_NAMES = {1: "icmp", 58: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
+_ABSENT = (errno.EINVAL, errno.EOPNOTSUPP)
+
+
+class Flow(NamedTuple):
+    """``source`` opened it to ``destination`` and ``port`` as they are behind NAT; ``proto`` as policies say it.
+
+    ``port`` is None where the protocol has none. ``handle`` is for `end`.
+    """
+
+    source: str
+    destination: str
+    port: int | None
+    proto: str
+    handle: bytes
+
+
+def of(addresses: Iterable[str]) -> list[Flow]:
+    """The flows that have one of these addresses at either end, before or after NAT. Raises KernelError."""
+    wanted = set(addresses)
+    found = []
+    with netlink.Netlink(netlink.NETFILTER) as kernel:
+        for flow, ends in kernel.dump("list connections", _CT_GET, nfgenmsg(socket.AF_UNSPEC), _parse, _ABSENT):
+            if not wanted.isdisjoint(ends):
+                found.append(flow)
+    return found
+
+
+def end(flows: Iterable[Flow]) -> int:
+    """Forget these flows, so that their next packet is judged as the first one of a flow. Raises KernelError."""
+    handles = [flow.handle for flow in flows]
+    with netlink.Netlink(netlink.NETFILTER) as kernel:
+        for start in range(0, len(handles), _CHUNK):
+            chunk = handles[start : start + _CHUNK]
+            what = f"end {len(chunk)} connections"
+            kernel.transact(*(Message(what, _CT_DELETE, 0, body, (errno.ENOENT,)) for body in chunk))
+    return len(handles)
+
+
+def introduce(connections: Iterable[Connection]) -> None:
+    """Make connections that are open already known as established; those that are known are fine. Raises KernelError.
+
+    For a bridge whose frames are about to be tracked: a packet from the middle of a connection would be taken for its start.
+    """
+    bodies = [_new(each) for each in connections]
+    with netlink.Netlink(netlink.NETFILTER) as kernel:
+        for start in range(0, len(bodies), _CHUNK):
+            chunk = bodies[start : start + _CHUNK]
+            flags = netlink.CREATE | netlink.EXCL
+            kernel.transact(*(Message("track a connection", _CT_NEW, flags, body, (errno.EEXIST,)) for body in chunk))
+
+
+def _parse(body: bytes) -> tuple[Flow, set[str]]:
+    family = body[0]
+    entry = attributes(body, 4)
+    sent, answered = attributes(entry[_TUPLE_ORIG]), attributes(entry[_TUPLE_REPLY])
+    from_, to = _addresses(family, sent)
+    back_from, back_to = _addresses(family, answered)
+    ports = attributes(answered[_TUPLE_PROTO])
+    number = ports[_PROTO_NUM][0]
+    proto = _NAMES.get(number, str(number))
+    port = int.from_bytes(ports[_SRC_PORT], "big") if _SRC_PORT in ports and proto != "icmp" else None
+    rest = b"".join(attribute(kind, entry[kind]) for kind in (_ID, _ZONE) if kind in entry)
+    handle = nfgenmsg(family) + nested(_TUPLE_ORIG, entry[_TUPLE_ORIG]) + rest
+    return Flow(from_, back_from, port, proto, handle), {from_, to, back_from, back_to}
+
+
+def _addresses(family: int, tuple_: dict[int, bytes]) -> tuple[str, str]:
+    ends = attributes(tuple_[_TUPLE_IP])
+    source, destination = ends[_SOURCE[family]], ends[_DESTINATION[family]]
+    return socket.inet_ntop(family, source), socket.inet_ntop(family, destination)
+
+
+def _new(connection: Connection) -> bytes:
+    family = socket.AF_INET6 if ":" in connection.client else socket.AF_INET
+    client = (connection.client, connection.client_port)
+    server = (connection.server, connection.server_port)
+    liberal = bytes([_BE_LIBERAL, _BE_LIBERAL])  # struct nf_ct_tcp_flags: flags, mask
+    state = (
+        attribute(_TCP_STATE, bytes([_ESTABLISHED])),
+        attribute(_TCP_FLAGS_ORIG, liberal),
+        attribute(_TCP_FLAGS_REPLY, liberal),
+    )
+    return (
+        nfgenmsg(family)
+        + _tuple(_TUPLE_ORIG, family, client, server)
+        + _tuple(_TUPLE_REPLY, family, server, client)
+        + attribute(_STATUS, struct.pack(">I", _SEEN_REPLY | _ASSURED | _CONFIRMED))
+        + attribute(_TIMEOUT, struct.pack(">I", _IDLE_S))
+        + nested(_PROTOINFO, nested(_PROTOINFO_TCP, *state))
+    )
+
+
+def _tuple(kind: int, family: int, source: tuple[str, int], destination: tuple[str, int]) -> bytes:
+    return nested(
+        kind,
+        nested(
+            _TUPLE_IP,
+            attribute(_SOURCE[family], socket.inet_pton(family, source[0])),
+            attribute(_DESTINATION[family], socket.inet_pton(family, destination[0])),
+        ),
+        nested(
+            _TUPLE_PROTO,
+            attribute(_PROTO_NUM, bytes([socket.IPPROTO_TCP])),
+            attribute(_SRC_PORT, source[1].to_bytes(2, "big")),
+            attribute(_DST_PORT, destination[1].to_bytes(2, "big")),
+        ),
+    )

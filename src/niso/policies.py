@@ -1,0 +1,109 @@
+"""Policies of running services: what the engine judges them by, and what a change of one does to open connections."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+from niso import names, policy
+from niso.kernel import flows, netns, sockdiag, sysctl
+from niso.kernel.flows import Flow
+from niso.kernel.rtnetlink import Rtnl
+from niso.kernel.sockdiag import Connection
+from niso.policy import Known, World
+from niso.records import Endpoint, Policy
+from niso.state import Element, State
+from niso.store.store import Store
+
+_BRIDGED = {False: "net/bridge/bridge-nf-call-iptables", True: "net/bridge/bridge-nf-call-ip6tables"}
+_PASSES = 8
+
+
+def world(store: Store) -> World:
+    """All known services and networks, and this host's addresses, as the engine needs them. Raises KernelError."""
+    services = {}
+    for row in store.services():
+        endpoints: dict[str, tuple[str, ...]] = {}
+        for network, address in store.addresses(row.name):
+            endpoints[network] = (*endpoints.get(network, ()), address)
+        services[row.name] = Known(
+            name=row.name,
+            names=store.names(row.name),
+            endpoints=tuple(Endpoint(network, addresses) for network, addresses in endpoints.items()),
+            policy=store.policy(row.name) or Policy(),
+            ports=tuple(port for _, port in store.ports(row.name)),
+            active=row.active,
+        )
+    with Rtnl() as rtnl:
+        host = frozenset(str(ipaddress.ip_interface(each.address).ip) for each in rtnl.addresses())
+    return World(services, {network.name: network for network in store.networks()}, host)
+
+
+def touched(before: State, after: State) -> bool:
+    """Whether a change may deny what was allowed: other chains, or others in the sets that chains name."""
+    return before.chains != after.chains or _peers(before) != _peers(after)
+
+
+def _peers(state: State) -> set[Element]:
+    names = {peer_set.name for peer_set in state.peer_sets}
+    return {element for element in state.elements if element.container in names}
+
+
+def cut(store: Store, services: Iterable[str]) -> int:
+    """End the open flows of these services that policies deny now, and only those; gives how many.
+
+    It looks until it finds none: what was under way when the rules changed may have made new ones. Raises KernelError.
+    """
+    addresses = [address for name in services for _, address in store.addresses(name)]
+    known: World | None = None
+    ended = 0
+    for _ in range(_PASSES):
+        found = flows.of(addresses)
+        if found and known is None:
+            known = world(store)
+        denied = [flow for flow in found if known is not None and not _allowed(known, flow)]
+        if not denied:
+            break
+        ended += flows.end(denied)
+    return ended
+
+
+def _allowed(known: World, flow: Flow) -> bool:
+    """Whether both ends' policies let a flow be; which ways there are is not asked again: open TCP outlives its port."""
+    egress, ingress = policy.judge(known, flow.source, flow.destination, flow.port, flow.proto)
+    return egress.passes and ingress.passes
+
+
+def introduce(store: Store, before: State, after: State) -> None:
+    """Make the open connections on bridges whose frames are about to be tracked known, so that they are no new ones.
+
+    Raises KernelError.
+    """
+    was = {bridge.name: bridge for bridge in before.bridges}
+    turned: set[tuple[str, bool]] = set()
+    for bridge in after.bridges:
+        old = was.get(bridge.name)
+        if old is not None:
+            turned |= {(bridge.name, False)} if bridge.tracked4 and not old.tracked4 else set()
+            turned |= {(bridge.name, True)} if bridge.tracked6 and not old.tracked6 else set()
+    turned = {(name, six) for name, six in turned if sysctl.read(_BRIDGED[six]) == "0"}
+    if not turned:
+        return
+    networks = [network for network in store.networks() if network.bridge in {name for name, _ in turned}]
+    found: set[Connection] = set()
+    for network in networks:
+        subnets = [
+            ipaddress.ip_network(subnet.cidr)
+            for subnet in network.subnets
+            if (network.bridge, subnet.family == 6) in turned
+        ]
+        for service, active in store.members(network.name):
+            if active and netns.exists(names.netns(service)):
+                with netns.inside(names.netns(service)):
+                    found |= {each for each in sockdiag.connections() if _within(each, subnets)}
+    flows.introduce(sorted(found))
+
+
+def _within(connection: Connection, subnets: list[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
+    client, server = ipaddress.ip_address(connection.client), ipaddress.ip_address(connection.server)
+    return client != server and any(client in subnet and server in subnet for subnet in subnets)
