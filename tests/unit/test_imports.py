@@ -48,6 +48,9 @@ LAYERS: dict[str, set[str]] = {
     "policies": VOCABULARY | {"kernel", "policy", "store"},
     "services": VOCABULARY
     | {"admission", "apply", "forwarding", "policies", "portmap", "targets", "package", "kernel", "runtime", "store"},
+    "seen": VOCABULARY | {"policy", "kernel", "render", "store"},
+    "prove": VOCABULARY | {"seen", "policies", "policy", "kernel", "store"},
+    "drops": VOCABULARY | {"kernel", "render", "store"},
     "check": VOCABULARY
     | {
         "services",
@@ -65,6 +68,10 @@ LAYERS: dict[str, set[str]] = {
     "cli": VOCABULARY
     | {
         "check",
+        "seen",
+        "prove",
+        "drops",
+        "policies",
         "services",
         "networks",
         "exposure",

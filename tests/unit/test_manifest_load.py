@@ -223,8 +223,6 @@ def test_unknown_key_without_a_near_one_lists_what_there_is(tmp_path: Path) -> N
         ("[healthcheck]\ntcp = 8080", "healthcheck"),
         ("[volumes]\n", "volumes"),
         ("[isolation.resources]\nmemory_max = '512M'", "isolation.resources"),
-        ("[network.policy]\nallow_from = ['frontend']", "network.policy"),
-        ("[network.policy.egress]\nallow = []", "network.policy"),
         ("[network]\nshare = 'api'", "network.share"),
         ("[network]\nmode = 'host'", "network.mode"),
         ("[network]\nmode = 'none'", "network.mode"),

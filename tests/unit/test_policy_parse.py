@@ -397,6 +397,21 @@ def test_all_errors_of_a_policy_come_at_once_with_their_keys(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    "key",
+    [
+        "network.policy.allow_from",
+        "network.policy.deny_from",
+        "network.policy.egress.allow",
+        "network.policy.egress.deny",
+    ],
+)
+def test_wrong_entry_of_each_list_is_found_also_when_every_type_is_right(tmp_path: Path, key: str) -> None:
+    found = errors(tmp_path, f'[network]\n{key.removeprefix("network.")} = ["fine", "Bad"]\n')
+    assert list(found) == [f"{key}[1]"]
+    assert '"Bad" is no service' in found[f"{key}[1]"]
+
+
+@pytest.mark.parametrize(
     ("text", "key", "words"),
     [
         ("[network]\npolicy = 5", "network.policy", "a table"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from niso.errors import UsageError
 
 COMMANDS = ("enable", "disable", "restore", "stack", "completion")
-NET_ACTIONS = ("ping", "explain", "log", "stats")
 OPTIONS = {
     "remove": ("--volumes",),
 }
@@ -15,12 +14,6 @@ def refuse_command(name: str) -> None:
     """Raise UsageError if ``name`` is a command that is to come."""
     if name in COMMANDS:
         raise UsageError(f"niso {name} is not supported yet", "niso --help lists what is")
-
-
-def refuse_action(action: str) -> None:
-    """Raise UsageError if ``niso net <action>`` is to come."""
-    if action in NET_ACTIONS:
-        raise UsageError(f"niso net {action} is not supported yet", "niso net --help lists what is")
 
 
 def refuse_options(command: str, arguments: list[str]) -> None:

@@ -9,6 +9,9 @@ from niso.errors import InvalidInput, UsageError
 from niso.records import Network
 from niso.store.store import Store
 
+SEEN = ("ping", "explain", "stats", "log")
+"""The actions that are in a module of their own: cli/policy.py."""
+
 ACTIONS = {
     "create": "make a network and its bridge",
     "list": "all networks",
@@ -16,6 +19,10 @@ ACTIONS = {
     "remove": "remove networks that no known service is on",
     "ports": "all published ports",
     "rules": "niso's nftables rules",
+    "ping": "whether one service reaches another, and if not why",
+    "explain": "whether a packet passes, and which line or default decides",
+    "stats": "traffic and drops by service and direction",
+    "log": "drops of policies as they happen",
     "check": "compare what should be with what the kernel has",
     "repair": "put right what check finds",
 }
@@ -57,10 +64,14 @@ def run(_: str, args: argparse.Namespace) -> int:
         raise UsageError("niso net needs an action", f"one of {', '.join(ACTIONS)}")
     action = args.rest[0]
     if action not in ACTIONS:
-        later.refuse_action(action)
         raise unknown("action", f"net {action}", [f"net {name}" for name in ACTIONS], "niso net --help lists them")
     later.refuse_options(f"net {action}", args.rest[1:])
     parser = new_parser(f"niso net {action}", ACTIONS[action], EPILOG.get(action))
+    if action in SEEN:
+        from niso.cli import policy
+
+        policy.configure(action, parser)
+        return policy.run(action, parser.parse_args(args.rest[1:]))
     _configure(action, parser)
     parsed = parser.parse_args(args.rest[1:])
     return int(globals()[f"_{action}"](parsed))

@@ -20,6 +20,10 @@ BRIDGE = "bridge niso"
 SWITCHED = "0x4e150000"
 """The mark that carries 'this frame is switched on a foreign bridge' from the bridge hook to the forward chain."""
 
+DROPPED_FROM = "dropped_from"
+"""The set of the bridge table that counts, by bridge port, what a service sent that was not its own. The rules fill it, so it
+is no container of State; a rule of its own before the drop, since a set that is full ends its rule."""
+
 TABLES = f"""\
 table inet niso {{
 	comment "made by niso; see niso net rules"
@@ -143,6 +147,7 @@ table bridge niso {{
 	set sources4 {{ type ifname . ether_addr . ipv4_addr; }}
 	set sources6 {{ type ifname . ether_addr . ipv6_addr; }}
 	set broadcasts {{ type ipv4_addr; }}
+	set {DROPPED_FROM} {{ type ifname; size 65535; flags dynamic; counter; }}
 
 	chain prerouting {{
 		type filter hook prerouting priority -300; policy accept;
@@ -154,6 +159,7 @@ table bridge niso {{
 		ether type arp iifname . ether saddr . arp saddr ip @sources4 iifname . arp saddr ether . arp saddr ip @sources4 accept
 		ether type ip6 iifname . ether saddr . ip6 saddr @sources6 goto from_own6
 		ether type ip6 icmpv6 type {{ mld-listener-report, mld-listener-done, mld2-listener-report, nd-router-solicit }} drop comment "what every kernel says, and needs no count"
+		add @{DROPPED_FROM} {{ iifname }}
 		counter drop comment "not its own address"
 	}}
 
@@ -162,6 +168,7 @@ table bridge niso {{
 		icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem, echo-request, echo-reply, nd-neighbor-solicit }} accept
 		icmpv6 type nd-neighbor-advert iifname . ether saddr . icmpv6 taddr @sources6 accept
 		exthdr frag exists frag frag-off != 0 accept comment "its rest: hosts take no ND in fragments (RFC 6980)"
+		add @{DROPPED_FROM} {{ iifname }}
 		counter drop comment "router advertisements, redirects, ND for others"
 	}}
 
@@ -255,6 +262,13 @@ def declared(table: str, container: str) -> tuple[str, str | None, bool]:
     if table == INET and peers:
         return (f"ipv{peers[2]}_addr", None, peers[1] == "n")
     return DECLARED[table, container]
+
+
+def rules_of(table: str, chain: str) -> list[str]:
+    """The rules of a chain of the fixed text, in their order."""
+    body = TABLES.partition(f"table {table} {{")[2].partition(f"chain {chain} {{\n")[2].partition("\n\t}")[0]
+    lines = [line.strip() for line in body.splitlines()]
+    return [line for line in lines if not line.startswith("type ")]
 
 
 def _quoted(ifname: str) -> str:

@@ -1,0 +1,290 @@
+"""niso net ping, explain, stats, log: whether and why packets pass, and what was dropped."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from niso.cli import output
+from niso.store.store import Store
+
+EPILOG = {
+    "ping": """\
+An ICMP echo from inside FROM's namespace to TO's address as FROM's hosts file gives it.
+
+examples:
+  niso net ping api postgres
+exit status: 0 answered, 1 not, with the reason
+""",
+    "explain": """\
+FROM is a service, an address, or host. TO is one of them with :PORT and /tcp (the default), /udp or /sctp; without a port, an
+ICMP echo. IPv6 addresses with a port stand in brackets. Services are asked for by IPv4 where both have it.
+
+examples:
+  niso net explain api postgres:5432
+  niso net explain api postgres:5432 --prove        send one real packet, and see that the rules count it
+  niso net explain 192.0.2.7 192.0.2.1:8080/tcp     from another machine to a published port
+  niso net explain api '[fd00:99:1::2]:53/udp'
+  niso net explain host api
+exit status: 0 it passes, 1 it is dropped, or what came of the real packet does not agree
+""",
+    "stats": """\
+IN is what came to a service, OUT what it sent, since it was activated, as its links counted it. IN-DROPS and OUT-DROPS are
+packets that its own ingress and egress policy dropped since that was last changed (what the other side's policy dropped is counted
+there), FOREIGN frames it sent with an address or form that is not its own.
+""",
+    "log": """\
+One line for each packet that a policy with log = true drops (of each rule at most 20 a second): when, whose policy in which
+direction, the manifest's key, from whom to whom, by which link. Nothing is kept: what is dropped while nobody reads is only
+counted (niso net stats). Ctrl-C ends it.
+
+examples:
+  niso net log
+  niso net log api
+  niso net log --json        one object a line
+""",
+}
+COLUMNS = ("SERVICE", "IN-PACKETS", "IN-BYTES", "IN-DROPS", "OUT-PACKETS", "OUT-BYTES", "OUT-DROPS", "FOREIGN")
+
+
+def configure(action: str, parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG[action]
+    if action == "ping":
+        parser.add_argument("source", metavar="FROM", help="an active service")
+        parser.add_argument("destination", metavar="TO", help="an active service with a network in common")
+    if action == "explain":
+        parser.add_argument("source", metavar="FROM", help="a service, an address, or host")
+        parser.add_argument("destination", metavar="TO", help="the same, with :PORT and /PROTO where wanted")
+        family = parser.add_mutually_exclusive_group()
+        family.add_argument("-4", dest="family", action="store_const", const=4, help="by IPv4")
+        family.add_argument("-6", dest="family", action="store_const", const=6, help="by IPv6")
+        parser.add_argument("--prove", action="store_true", help="send one such packet and see what comes of it")
+    if action == "log":
+        parser.add_argument("name", nargs="?", metavar="NAME", help="of one service's policy only")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(action: str, args: argparse.Namespace) -> int:
+    return int(globals()[f"_{action}"](args))
+
+
+# --- ping ------------------------------------------------------------------------------------------------------------
+
+
+def _ping(args: argparse.Namespace) -> int:
+    from niso import prove, seen
+
+    store = Store.open(create=False)
+    packet, took = prove.ping(store, args.source, args.destination)
+    from_, to = (seen.resolve(store, name).service for name in (args.source, args.destination))
+    if args.json:
+        ends = [{"service": s, "address": a} for s, a in ((from_, packet.source), (to, packet.destination))]
+        output.as_json({"from": ends[0], "to": ends[1], "ok": True, "seconds": round(took, 6)})
+    else:
+        print(f"{from_} ({packet.source}) {output.arrow()} {to} ({packet.destination}): ok ({_ms(took)}ms)")
+    return 0
+
+
+def _ms(seconds: float) -> str:
+    """One digit behind the point, or two where the first would be a 0."""
+    ms = seconds * 1000
+    return f"{ms:.1f}" if ms >= 0.1 else f"{ms:.2f}"
+
+
+# --- explain ---------------------------------------------------------------------------------------------------------
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from niso import policies, prove, seen
+
+    store = Store.open(create=False)
+    who, port, proto = seen.parse_target(args.destination)
+    source, destination = seen.resolve(store, args.source), seen.resolve(store, who)
+    world = policies.world(store)
+    packet = seen.Packet(*seen.ends(world, source, destination, args.family), port, proto)
+    explained = seen.explain(store, world, packet)
+    if args.prove:
+        prove.sender_namespace(world, packet, explained.verdict)
+    other = None if args.family else seen.other_family(store, world, source, destination, packet)
+    differs = other if other is not None and other.verdict.passes != explained.verdict.passes else None
+    proof = prove.prove(world, explained) if args.prove else None
+    if args.json:
+        described = _explained_json(explained)
+        described["other_family"] = None if other is None else _explained_json(other)
+        if proof is not None:
+            described["proof"] = _proof_json(proof)
+        output.as_json(described)
+    else:
+        _print_explained(explained)
+        if differs is not None:
+            reason = differs.verdict.dropped_by
+            words = f"dropped: {reason.words}" if reason else "passes"
+            print(f"  by IPv{differs.packet.family} ({differs.packet.destination}) it {_was(words)}")
+        if proof is not None:
+            _print_proof(explained, proof)
+    return 0 if explained.verdict.passes and (proof is None or proof.agrees) else 1
+
+
+def _was(words: str) -> str:
+    return words if words == "passes" else f"is {words}"
+
+
+def _print_explained(explained) -> None:  # type: ignore[no-untyped-def]
+    packet, verdict = explained.packet, explained.verdict
+    arrow = output.arrow()
+    ends = [_end(verdict.source, packet.source, None), _end(None, packet.destination, packet.port)]
+    if verdict.destination.address != packet.destination:
+        ends.append(_end(verdict.destination, verdict.destination.address, verdict.port))
+    else:
+        ends[1] = _end(verdict.destination, packet.destination, packet.port)
+    print(f"{f' {arrow} '.join(ends)}/{packet.proto}: {'pass' if verdict.passes else 'drop'}")
+    for name in ("path", "egress", "ingress"):
+        reason, objects = getattr(verdict, name), getattr(explained, name)
+        print(output.escaped(f"  {name:<8} {'pass' if reason.passes else 'drop'}  {reason.words}"))
+        for each in objects:
+            print(output.escaped(f"  {'':<8} {'':<4}  nft {_object(each)}"))
+
+
+def _end(party, address: str, port: int | None) -> str:  # type: ignore[no-untyped-def]
+    """``db (10.99.1.2):5432``, ``[2001:db8::2]:80``."""
+    if party is not None and party.service:
+        shown = f"{party.service} ({address})"
+    else:
+        shown = output.bracketed(address) if port is not None else address
+    return shown if port is None else f"{shown}:{port}"
+
+
+def _object(each) -> str:  # type: ignore[no-untyped-def]
+    if each.place is None:
+        return f"element {each.table} {each.container} {{ {each.text} }}"
+    return f"rule {each.table} {each.container}: {each.text}"
+
+
+def _print_proof(explained, proof) -> None:  # type: ignore[no-untyped-def]
+    verdict = explained.verdict
+    to = verdict.destination.service or verdict.destination.address
+    if proof.unsent:
+        words = f"the sender's own kernel did not take the packet: {proof.unsent}"
+    elif proof.arrived is None:
+        words = f"one packet was sent; {to} {'answered' if proof.answered else 'did not answer'}"
+    else:
+        words = f"one packet was sent; it {'arrived' if proof.arrived else 'did not arrive'} at {to}"
+    print(output.escaped(f"  {'proof':<8} {'agrees' if proof.agrees else 'DOES NOT AGREE'}: {words}"))
+    for count in proof.counts:
+        before, after = ("no such rule" if n is None else n for n in (count.before, count.after))
+        rule = count.rule
+        print(
+            output.escaped(
+                f"  {'':<8} counted {before} {output.arrow()} {after}: {rule.table} {rule.container}: {rule.text}"
+            )
+        )
+    if not proof.agrees:
+        print(f"  {'':<8} niso net check tells what is not as it should be")
+
+
+def _explained_json(explained) -> dict[str, object]:  # type: ignore[no-untyped-def]
+    packet, verdict = explained.packet, explained.verdict
+    return {
+        "from": {"service": verdict.source.service or None, "address": packet.source},
+        "asked": {"address": packet.destination, "port": packet.port, "proto": packet.proto},
+        "to": {
+            "service": verdict.destination.service or None,
+            "address": verdict.destination.address,
+            "port": verdict.port,
+            "proto": packet.proto,
+        },
+        "verdict": "pass" if verdict.passes else "drop",
+        **{
+            name: {
+                "verdict": "pass" if reason.passes else "drop",
+                "words": reason.words,
+                "service": reason.service or None,
+                "key": reason.key or None,
+                "text": reason.text or None,
+                "nft": [_object(each) for each in getattr(explained, name)],
+            }
+            for name in ("path", "egress", "ingress")
+            for reason in (getattr(verdict, name),)
+        },
+    }
+
+
+def _proof_json(proof) -> dict[str, object]:  # type: ignore[no-untyped-def]
+    return {
+        "agrees": proof.agrees,
+        "arrived": proof.arrived,
+        "answered": proof.answered,
+        "unsent": proof.unsent or None,
+        "counters": [
+            {"rule": _object(count.rule), "before": count.before, "after": count.after} for count in proof.counts
+        ],
+    }
+
+
+# --- stats and log ---------------------------------------------------------------------------------------------------
+
+
+def _stats(args: argparse.Namespace) -> int:
+    from niso import drops
+
+    rows = drops.stats(Store.open(create=False))
+    if args.json:
+        output.as_json([dict(zip((column.lower() for column in COLUMNS), row, strict=True)) for row in rows])
+    else:
+        output.table(COLUMNS, [["-" if value is None else str(value) for value in row] for row in rows])
+    return 0
+
+
+def _log(args: argparse.Namespace) -> int:
+    import json
+    import select
+
+    from niso import drops
+
+    store = Store.open(create=False)
+    service = store.resolve(args.name) if args.name else None
+    with drops.Log(store, service) as log:
+        if not drops.logging(store, service):
+            whose = f"{service}'s policy does not have" if service else "no active service's policy has"
+            output.warn(f"{whose} log = true: nothing will show until one has", ["network.policy.log = true"])
+        poll = select.poll()
+        poll.register(log, select.POLLIN)
+        poll.register(sys.stdout, 0)  # says when the other end of a pipe has gone, though nothing is written
+        while True:
+            ready = dict(poll.poll())
+            if log.fileno() in ready:
+                found = log.read()
+                if found is None:
+                    output.warn("more was dropped than could be read: some is not shown")
+                for drop in found or ():
+                    print(json.dumps(_drop_json(drop)) if args.json else output.escaped(_drop_text(drop)))
+                sys.stdout.flush()
+            if ready.get(sys.stdout.fileno(), 0) & (select.POLLERR | select.POLLHUP | select.POLLNVAL):
+                raise BrokenPipeError
+
+
+def _drop_text(drop) -> str:  # type: ignore[no-untyped-def]
+    source = drop.source_name or output.bracketed(drop.source)
+    destination = drop.destination_name or output.bracketed(drop.destination)
+    port = "" if drop.port is None else f":{drop.port}"
+    ends = f"{source} {output.arrow()} {destination}{port}/{drop.proto}"
+    return f"{_when(drop.time)}  {drop.service}  {drop.direction}  {drop.key}  {ends}  {drop.link}"
+
+
+def _drop_json(drop) -> dict[str, object]:  # type: ignore[no-untyped-def]
+    return {
+        "time": _when(drop.time),
+        "service": drop.service,
+        "direction": drop.direction,
+        "key": drop.key,
+        "source": {"service": drop.source_name or None, "address": drop.source},
+        "destination": {"service": drop.destination_name or None, "address": drop.destination, "port": drop.port},
+        "proto": drop.proto,
+        "interface": drop.link,
+    }
+
+
+def _when(seconds: float) -> str:
+    """RFC 3339 in UTC, to the millisecond."""
+    whole = str(output.time_text(seconds))
+    return f"{whole[:-1]}.{int(seconds % 1 * 1000):03d}Z"

@@ -1,0 +1,237 @@
+"""One packet of our own, sent from any network namespace, and whether it came to where it should (raw(7), packet(7)).
+
+A socket belongs to the namespace in which it was made, so the caller itself never stays elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import struct
+import time
+from typing import NamedTuple, Self
+
+from niso.kernel import netns
+from niso.kernel.netlink import refused
+
+_NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
+_ECHO = {4: (socket.IPPROTO_ICMP, 8, 0), 6: (socket.IPPROTO_ICMPV6, 128, 129)}  # protocol, request, reply
+_ETHERTYPE = {4: 0x0800, 6: 0x86DD}
+_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+_SYN, _ACK = 0x02, 0x10
+_UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EPERM, errno.EINVAL, errno.ECONNREFUSED)
+_TCP = struct.Struct("!HHIIBBHHH")
+
+
+class Seen(NamedTuple):
+    """What came of a packet. ``arrived`` at the namespace that was watched, None where none was; ``unsent``: why the sender's
+    own kernel did not take it, "" if it did."""
+
+    arrived: bool | None
+    answered: bool
+    unsent: str = ""
+
+
+class Probe:
+    """A packet ready to be sent from ``source`` (of the namespace, "" the caller's) to ``destination``. A context manager.
+
+    ``proto`` is tcp (a SYN), udp (a datagram of no bytes), sctp (an INIT) with ``port``, or icmp (an echo). ``watched`` is
+    (namespace, port behind NAT) of who should get it. Raises KernelError where there is no such namespace or address.
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        source: str,
+        destination: str,
+        port: int | None,
+        proto: str,
+        watched: tuple[str, int | None] | None = None,
+    ) -> None:
+        self._to, self._port, self._proto = destination, port or 0, proto
+        self._source, self._version = source, 6 if ":" in source else 4
+        self._token = os.urandom(4)
+        self._own_port = 0
+        self._stack = contextlib.ExitStack()
+        self._watched: tuple[socket.socket, int] | None = None
+        what = f"send from {source}"
+        try:
+            with netns.inside(namespace) if namespace else contextlib.nullcontext():
+                self._socket = self._open()
+            if watched is not None:
+                with netns.inside(watched[0]):
+                    sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+                    self._stack.enter_context(sniffer).bind(("", _ETHERTYPE[self._version]))
+                sniffer.setblocking(False)
+                self._watched = (sniffer, watched[1] or 0)
+        except OSError as error:
+            self._stack.close()
+            raise refused(what, error.errno or 0) from error
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def send(self) -> str:
+        """Send it, once; gives why the sender's own kernel did not take it, "" if it did."""
+        try:
+            if self._proto == "udp":
+                self._socket.connect((self._to, self._port))
+                self._socket.send(b"")
+            else:
+                self._socket.sendto(self._packet(), (self._to, 0))
+        except OSError as error:
+            if error.errno not in _UNREACHABLE:
+                raise refused(f"send to {self._to}", error.errno or 0) from error
+            return os.strerror(error.errno or 0).lower()
+        return ""
+
+    def wait(self, seconds: float, for_answer: bool = False) -> Seen:
+        """Look whether it arrives, or is answered where that is asked for or nobody is watched; at most this long."""
+        deadline = time.monotonic() + seconds
+        poll = select.poll()
+        for each in (self._socket, *((self._watched[0],) if self._watched else ())):
+            poll.register(each, select.POLLIN)
+        arrived, answered = False, False
+        while not (answered or (arrived and not for_answer)):
+            left = deadline - time.monotonic()
+            events = poll.poll(max(0, left) * 1000)
+            answered = self._is_answered() or answered
+            arrived = self._has_arrived() or arrived
+            if left <= 0 or not events:
+                break
+        return Seen((arrived or answered) if self._watched else None, answered)
+
+    def _open(self) -> socket.socket:
+        family = _FAMILY[self._version]
+        if self._proto in ("tcp", "udp"):  # a port of our own, so that nobody else's answer is taken for ours
+            kind = socket.SOCK_STREAM if self._proto == "tcp" else socket.SOCK_DGRAM
+            holder = self._stack.enter_context(socket.socket(family, kind | socket.SOCK_CLOEXEC))
+            holder.bind((self._source, 0))
+            holder.setblocking(False)
+            self._own_port = holder.getsockname()[1]
+            if self._proto == "udp":
+                return holder
+        else:
+            self._own_port = 49152 + int.from_bytes(self._token, "big") % 16384
+        number = _ECHO[self._version][0] if self._proto == "icmp" else _NUMBERS[self._proto]
+        raw = self._stack.enter_context(socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, number))
+        raw.bind((self._source, 0))
+        raw.setblocking(False)
+        return raw
+
+    def _packet(self) -> bytes:
+        if self._proto == "icmp":
+            request = struct.pack("!BBHHH", _ECHO[self._version][1], 0, 0, self._own_port, 1) + self._token
+            return _with_sum(request, 2, request)  # of ICMPv6 the kernel makes it (RFC 3542, 3.1)
+        if self._proto == "sctp":
+            # INIT (RFC 9260, 3.3.2): tag, window, one stream each way, first number
+            chunk = struct.pack("!BBH4sIHHI", 1, 0, 20, self._token, 65536, 1, 1, 1)
+            packet = struct.pack("!HHII", self._own_port, self._port, 0, 0) + chunk
+            return packet[:8] + struct.pack("<I", _crc32c(packet)) + packet[12:]
+        sequence = int.from_bytes(self._token, "big")
+        packet = _TCP.pack(self._own_port, self._port, sequence, 0, 5 << 4, _SYN, 64240, 0, 0)
+        family = _FAMILY[self._version]
+        ends = socket.inet_pton(family, self._source) + socket.inet_pton(family, self._to)
+        return _with_sum(packet, 16, ends + struct.pack("!II", len(packet), _NUMBERS["tcp"]) + packet)
+
+    def _is_answered(self) -> bool:
+        try:
+            while True:
+                data = self._socket.recv(4096)
+                if self._is_answer(data if self._version == 6 or self._proto == "udp" else data[(data[0] & 15) * 4 :]):
+                    return True
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno == errno.ECONNREFUSED:  # a closed UDP port says so
+                return True
+            if error.errno not in _UNREACHABLE:
+                raise refused(f"hear from {self._to}", error.errno or 0) from error
+            return False
+
+    def _is_answer(self, data: bytes) -> bool:
+        if self._proto == "udp":
+            return True
+        if self._proto == "icmp":
+            return data[:1] == bytes([_ECHO[self._version][2]]) and data[8:12] == self._token
+        from_port, to_port = struct.unpack_from("!HH", data)
+        if (from_port, to_port) != (self._port, self._own_port):
+            return False
+        if self._proto == "sctp":
+            return True
+        acknowledged = int.from_bytes(self._token, "big") + 1 & 0xFFFFFFFF
+        return bool(data[13] & _ACK) and int.from_bytes(data[8:12], "big") == acknowledged
+
+    def _has_arrived(self) -> bool:
+        if self._watched is None:
+            return False
+        sniffer, port = self._watched
+        try:
+            while True:
+                packet, where = sniffer.recvfrom(4096)
+                # a copy of what the watched itself sends is no arrival
+                if where[2] != socket.PACKET_OUTGOING and self._is_ours(packet, port):
+                    return True
+        except BlockingIOError:
+            return False
+
+    def _is_ours(self, packet: bytes, port: int) -> bool:
+        number, offset = (packet[9], (packet[0] & 15) * 4) if self._version == 4 else (packet[6], 40)
+        data = packet[offset:]
+        if self._proto == "icmp":
+            return number == _ECHO[self._version][0] and data[8:12] == self._token
+        if number != _NUMBERS[self._proto] or len(data) < 8 or int.from_bytes(data[2:4], "big") != port:
+            return False
+        if self._proto == "tcp":
+            return data[4:8] == self._token
+        if self._proto == "sctp":
+            return data[16:20] == self._token
+        return int.from_bytes(data[:2], "big") == self._own_port
+
+
+def echo(namespace: str, source: str, destination: str, seconds: float) -> float | None:
+    """How long (seconds) an ICMP echo takes there and back; None where no answer comes in that time. Raises KernelError."""
+    with Probe(namespace, source, destination, None, "icmp") as probe:
+        start = time.perf_counter()
+        if probe.send():
+            return None
+        return time.perf_counter() - start if probe.wait(seconds).answered else None
+
+
+def own_address(destination: str) -> str | None:
+    """The address from which the caller's namespace sends to ``destination``, by its routes; None where none leads there."""
+    family = socket.AF_INET6 if ":" in destination else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
+        try:
+            asker.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            asker.connect((destination, 9))  # sends nothing
+        except OSError:
+            return None
+        return str(asker.getsockname()[0])
+
+
+def _with_sum(packet: bytes, at: int, summed: bytes) -> bytes:
+    """``packet`` with the Internet checksum (RFC 1071) of ``summed`` at an offset."""
+    total = sum(struct.unpack(f"!{len(summed) // 2}H", summed))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return packet[:at] + struct.pack("!H", ~total & 0xFFFF) + packet[at + 2 :]
+
+
+def _crc32c(data: bytes) -> int:
+    """The checksum of SCTP (RFC 9260, appendix A)."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF

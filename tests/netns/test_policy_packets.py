@@ -1,0 +1,244 @@
+"""Policies judged twice: what `niso.policy` says in Python of every pair, and what becomes of a real packet.
+
+Worlds are drawn from a seed, which is in the test's name, so a failure can be run again: ``NISO_TEST_SEED=N`` runs that one.
+``NISO_TEST_LONG=1`` runs many, with every cell.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import pickle
+import random
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+from conftest import Lab
+from policy_draws import HOST, OUTSIDE, SERVED, Topology
+from policy_fates import Cell, Fate, Fates, Place, Seen, family, other
+from services import idle
+from wire import Wire
+
+from niso import policy
+from niso.policy import PORTED, Verdict, World
+
+LONG = os.environ.get("NISO_TEST_LONG") == "1"
+SEED = os.environ.get("NISO_TEST_SEED")
+SEEDS = [int(SEED)] if SEED else list(range(1, 31)) if LONG else [1]
+CELLS = 100_000 if LONG or SEED else 1500
+ROUNDS = 6 if LONG or SEED else 3
+LINK_LOCAL = "fe80::1"
+
+WORLD = """\
+import base64, pickle
+from niso import policies
+from niso.store.store import Store
+print(base64.b64encode(pickle.dumps(policies.world(Store.open()))).decode())
+"""
+
+
+def engine_world(lab: Lab) -> World:
+    """What the engine judges by, as niso in the lab knows it."""
+    found = pickle.loads(base64.b64decode(lab.run("python", "-c", WORLD).stdout))
+    assert isinstance(found, World)
+    return found
+
+
+class Wrong(NamedTuple):
+    cell: Cell
+    verdict: Verdict
+    fate: Fate
+
+    def __str__(self) -> str:
+        said = self.verdict.dropped_by
+        where = f"{self.verdict.destination} {self.verdict.port}"
+        return f"{self.cell}: {f'drop: {said.words}' if said else f'pass, to {where}'}; {self.fate}"
+
+
+def places(lab: Lab, services: list[str]) -> dict[Place, list[tuple[str, str, int]]]:
+    """The addresses of every place; none of them is tentative any more."""
+
+    def addresses(netns: str | None) -> list[tuple[str, str, int]]:
+        def settled() -> list[tuple[str, str, int]] | None:
+            links = lab.ip_json("address", netns=netns)
+            infos = [(link, info) for link in links for info in link["addr_info"]]
+            if any(info.get("tentative") for _, info in infos):
+                return None
+            return [
+                (info["local"], link["ifname"], link["ifindex"])
+                for link, info in infos
+                if info["local"] != "::1" and (info["scope"] != "link" or info["local"] == LINK_LOCAL)
+                if netns is None or link["ifname"] != "lo"
+            ]
+
+        found: list[tuple[str, str, int]] = lab.wait_for(settled, what=f"no tentative address of {netns or 'the host'}")
+        return found
+
+    return {each: addresses(each) for each in (None, "client", "neighbour", *(f"niso-{name}" for name in services))}
+
+
+def cells(fates: Fates, here: dict[Place, list[tuple[str, str, int]]], world: World) -> Iterator[Cell]:
+    """A packet from every address of every place to each address that there is, by every protocol and port of interest."""
+    leased = [a for known in world.services.values() for each in known.endpoints for a in each.addresses]
+    hosts = [address for address, _, _ in here[None] if address != LINK_LOCAL]
+    outside = [each for of in OUTSIDE.values() for each in of]
+    published = {(p.host_port + n, p.proto) for known in world.services.values() for p in known.ports for n in range(p.count)}
+    for place, own in here.items():
+        sources = [address for address, _, _ in own if address != LINK_LOCAL]
+        for to in dict.fromkeys((*leased, *hosts, *(outside if place else ()), "10.99.1.77", LINK_LOCAL)):
+            if to == LINK_LOCAL and not (place or "").startswith("niso-"):
+                continue
+            if place is None and to == "10.99.1.77" or (to.startswith("127.") and place is not None):
+                continue
+            by = sorted({link for _, link, _ in own}) if to == LINK_LOCAL else [""]
+            for link in by:
+                taken = fates.source(place, to, link)
+                for source in sources:
+                    if family(source) != family(to) or (place is None and source != taken):
+                        continue
+                    if to == LINK_LOCAL and (source, link) not in [(address, name) for address, name, _ in own]:
+                        continue
+                    yield from _flows(Cell(place, source, to, None, "", link), to in hosts, published)
+
+
+def _flows(cell: Cell, to_host: bool, published: set[tuple[int, str]]) -> Iterator[Cell]:
+    asked = [(port, proto) for proto in ("tcp", "udp", "sctp") for port in SERVED]
+    if to_host:
+        asked = [(port, proto) for port, proto in asked if port == SERVED[0]] + sorted(published)
+    for port, proto in asked:
+        if not (proto == "sctp" and cell.source.startswith("127.")):
+            yield cell._replace(port=port, proto=proto)
+    if not cell.source.startswith("127."):
+        yield cell._replace(proto="icmp")
+        yield cell._replace(proto=other(cell.place))
+
+
+def judged(world: World, cell: Cell) -> Verdict:
+    return policy.decide(world, cell.source, cell.to, cell.port, cell.proto)
+
+
+def expected(here: dict[Place, list[tuple[str, str, int]]], cell: Cell, verdict: Verdict) -> set[Seen]:
+    if not verdict.passes:
+        return set()
+    to = verdict.destination.address
+    if to == LINK_LOCAL or to.startswith("127."):
+        return {Seen(None, to, verdict.port)}
+    own = {address for address, _, _ in here[cell.place]}
+    at = next(place for place, found in here.items() if to in {address for address, _, _ in found})
+    return {Seen(cell.place if to in own else at, to, verdict.port)}
+
+
+def differences(
+    fates: Fates, here: dict[Place, list[tuple[str, str, int]]], world: World, chosen: list[Cell]
+) -> tuple[list[Wrong], int]:
+    """Where the engine and the kernel do not agree, and how many of the cells pass."""
+    verdicts = {cell: judged(world, cell) for cell in chosen}
+    chosen = [cell for cell in chosen if _is_served(verdicts[cell])]
+    passing = {cell for cell in chosen if verdicts[cell].passes}
+    found = fates.of(chosen, passing)
+    wrong = []
+    for cell in chosen:
+        fate, should = found[cell], expected(here, cell, verdicts[cell])
+        started = fate.started_at - {each.place for each in should}
+        if fate.seen != should or fate.answered != bool(should) or started:
+            wrong.append(Wrong(cell, verdicts[cell], fate))
+    return wrong, len(passing)
+
+
+def _is_served(verdict: Verdict) -> bool:
+    """Whether anybody listens where it leads to; elsewhere nothing could be seen. The host's own has one port alone."""
+    to = verdict.destination
+    outside = any(to.address in found for found in OUTSIDE.values())
+    return verdict.port in (None, *(SERVED if to.service or outside or not verdict.passes else SERVED[:1]))
+
+
+class Run:
+    """Draws worlds one after the other into one lab, and compares."""
+
+    def __init__(self, lab: Lab, wire: Wire) -> None:
+        self.lab, self.wire = lab, wire
+        self.compared = self.passed = 0
+        for netns in ("client", "neighbour"):
+            # their own way to the networks, which must lead nowhere
+            lab.run("ip", "route", "add", "10.99.0.0/16", "via", HOST[4], netns=netns)
+            lab.run("ip", "-6", "route", "add", "fd00:99::/32", "via", HOST[6], netns=netns)
+
+    def world(self, seed: int, rounds: int, limit: int) -> None:
+        draw = random.Random(seed)
+        topology = Topology(draw)
+        for kind in ("iptables", "ip6tables"):
+            self.lab.run("sysctl", "-qw", f"net.bridge.bridge-nf-call-{kind}={draw.randint(0, 1)}")
+        for name, cidrs in topology.networks.items():
+            words = [word for cidr in cidrs for word in ("--subnet", cidr)]
+            self.lab.niso("net", "create", name, *words, *(["--internal"] if name in topology.internal else []))
+        self._activate(draw, topology, sorted(topology.services))
+        here = places(self.lab, sorted(topology.services))
+        with Fates(self.wire, here, SERVED) as fates:
+            for number in range(rounds):
+                if number:
+                    # one alone, several or all change at once
+                    names = sorted(topology.services)
+                    self._activate(draw, topology, draw.sample(names, draw.choice((1, 1, 2, len(names)))))
+                self.compare(fates, here, draw, limit, f"seed {seed}, round {number}")
+        gone = draw.choice(sorted(topology.services))
+        self.lab.niso(draw.choice(("deactivate", "remove")), gone)
+        here = places(self.lab, sorted(set(topology.services) - {gone}))
+        with Fates(self.wire, here, SERVED) as fates:
+            self.compare(fates, here, draw, limit, f"seed {seed}, without {gone}")
+        names = [name for name in topology.services if name in engine_world(self.lab).services]
+        self.lab.niso("remove", *names)
+        self.lab.niso("net", "remove", *topology.networks)
+
+    def _activate(self, draw: random.Random, topology: Topology, names: list[str]) -> None:
+        quiet = draw.random() < 0.3
+        folders = []
+        for name in names:
+            table = topology.network_table(draw, name, quiet)
+            rules = topology.policy(draw)
+            egress = rules.pop("egress", None)
+            sections = {"network": table}
+            if rules:
+                sections["network.policy"] = rules
+            if egress:
+                sections["network.policy.egress"] = egress
+            folders.append(idle(self.lab, name, **sections))
+        self.lab.niso("activate", *folders)
+
+    def compare(
+        self, fates: Fates, here: dict[Place, list[tuple[str, str, int]]], draw: random.Random, limit: int, what: str
+    ) -> None:
+        world = engine_world(self.lab)
+        everything = list(cells(fates, here, world))
+        chosen = everything if len(everything) <= limit else draw.sample(everything, limit)
+        wrong, passed = differences(fates, here, world, chosen)
+        self.compared += len(chosen)
+        self.passed += passed
+        manifests = {name: known.policy for name, known in world.services.items()}
+        assert not wrong, "\n".join(
+            [f"{what}: {len(wrong)} of {len(chosen)} differ", *map(str, wrong[:40]), *map(str, manifests.items())]
+        )
+
+
+def check_worlds(seeds: list[int], rounds: int, limit: int) -> None:
+    with Lab(150) as lab, Wire(lab) as wire:
+        run = Run(lab, wire)
+        began = time.monotonic()
+        for seed in seeds:
+            run.world(seed, rounds, limit)
+        took = time.monotonic() - began
+        print(f"{run.compared} cells, {run.passed} of them pass, in {took:.1f} s")
+        assert 0.02 * run.compared < run.passed < 0.98 * run.compared
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_engine_and_kernel_agree_in_drawn_worlds(seed: int) -> None:
+    check_worlds([seed], ROUNDS, CELLS)
+
+
+@pytest.mark.skipif(SEED is not None, reason="one seed is asked for")
+def test_engine_and_kernel_agree_in_a_world_of_a_new_seed() -> None:
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"NISO_TEST_SEED={seed}")
+    check_worlds([seed], ROUNDS, CELLS)
