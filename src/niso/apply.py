@@ -19,7 +19,7 @@ from niso.kernel import sysctl
 from niso.kernel.read import Foreign, read, read_all
 from niso.kernel.write import write, write_what_can_be
 from niso.names import alias, hosts_folder
-from niso.plan import ON, desired
+from niso.plan import FORWARDING6, ON, desired
 from niso.state import Element, State, Sysctl, union
 from niso.store.store import ALL, Scope, Store
 
@@ -137,11 +137,14 @@ def desired_now(store: Store, scope: Scope) -> State:
 
 
 def _possible(want: State) -> State:
-    """``want`` without what was noted of links of the host that are gone: their sysctls went with them."""
+    """``want`` without sysctls that cannot be: of IPv6 where the kernel has none, of links of the host that are gone."""
     made = {bridge.name for bridge in want.bridges}
+    has_ipv6 = sysctl.read(FORWARDING6) is not None
 
     def gone(thing: Sysctl) -> bool:
         kind, _, link, name = (*thing.name.split("/")[1:], "", "")[:4]
+        if kind == "ipv6" and not has_ipv6:
+            return True
         kept = thing.netns or kind != "ipv6" or name not in ON or link in ("all", "default") or link in made
         return not kept and sysctl.read(thing.name) is None
 

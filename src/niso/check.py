@@ -333,7 +333,7 @@ def _different(thing: Thing, was: Thing, without: set[str]) -> list[Finding]:
     for field, wanted, present in zip(type(thing)._fields, thing, was, strict=True):
         if wanted == present:
             continue
-        if field == "bridge" and f"link //{wanted}" in without:
+        if isinstance(thing, Veth) and field in ("bridge", "hairpin") and f"link //{thing.bridge}" in without:
             continue
         if isinstance(thing, Veth) and field in ("netns", "peer", "mac", "up") and f"netns {thing.netns}" in without:
             continue

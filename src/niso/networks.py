@@ -21,6 +21,7 @@ PREFIX_LENGTH = 24
 PREFIX_LENGTHS = {4: (8, 30), 6: (48, 126)}
 MIN_MTUS = {4: 576, 6: 1280}  # RFC 791's least datagram that every host takes; RFC 8200's least of a link
 MAX_MTU = 65535  # the most that a link can have
+THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")  # RFC 1122, 3.2.1.3
 UNICAST6 = (
     ipaddress.IPv6Network("2000::/3"),
     ipaddress.IPv6Network("fc00::/7"),
@@ -65,7 +66,11 @@ def parse_subnet(text: str) -> ipam.Network:
         usable = any(found.subnet_of(unicast) for unicast in UNICAST6)
     else:
         usable = not (
-            found.is_loopback or found.is_multicast or found.is_link_local or found.is_unspecified or found.is_reserved
+            found.is_loopback
+            or found.is_multicast
+            or found.is_link_local
+            or found.is_reserved
+            or found.subnet_of(THIS_NETWORK)
         )
     if not usable:
         raise UsageError(f"--subnet {text}: not a prefix that hosts can have", hint, key)

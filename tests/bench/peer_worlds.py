@@ -89,7 +89,7 @@ class Netavark(_Peer):
                     "host_port": each.host,
                     "container_port": each.container,
                     "protocol": each.proto,
-                    "range": each.count,
+                    "range": each.length,
                 }
                 for each in mappings
             ],
@@ -144,7 +144,7 @@ class Docker(_Peer):
     def start(self, name: str, mappings: list[Mapping]) -> None:
         words = []
         for each in mappings:
-            host, container = (f"{n}-{n + each.count - 1}" if each.count > 1 else str(n) for n in each[:2])
+            host, container = (f"{n}-{n + each.length - 1}" if each.length > 1 else str(n) for n in each[:2])
             words += ["-p", f"{host}:{container}/{each.proto}"]
         run("docker", "run", "-d", "--name", name, *words, self.IMAGE, "/flows", "serve", self.server_cpu, "9")
 

@@ -23,27 +23,24 @@ class Mapping(NamedTuple):
     host: int
     container: int
     proto: str = "tcp"
-    count: int = 1
+    length: int = 1
 
 
 def layout(ports: int, services: int) -> dict[str, list[Mapping]]:
-    """Service -> its ports: ``ports`` TCP ports in a row, as many for each service, no two to the same number.
+    """Service -> its ports: ``ports`` TCP ports in a row, no two to the same number of a service.
 
-    The services "first" and "last" have the lowest and the highest one, and these by UDP too.
+    The services "first" and "last" have the lowest and the highest one, and these by UDP too; those between have the rest.
     """
-    names = ["first", *(f"fill{i:04}" for i in range(services - 2)), "last"]
-    each, rest = divmod(ports, services)
-    found: dict[str, list[Mapping]] = {}
-    at = LOWEST
+    highest = LOWEST + ports - 1
+    names = [f"fill{i:04}" for i in range(services - 2)]
+    each, rest = divmod(ports - 2, len(names))
+    found = {"first": [Mapping(LOWEST, SERVED), Mapping(LOWEST, SERVED, "udp")]}
+    at = LOWEST + 1
     for i, name in enumerate(names):
-        many = each + (1 if i < rest else 0)
+        many = each + (i < rest)
         found[name] = [Mapping(host, host + 20_000) for host in range(at, at + many)]
         at += many
-    found["first"][0] = Mapping(LOWEST, SERVED)
-    found["last"][-1] = Mapping(at - 1, SERVED)
-    found["first"].append(Mapping(LOWEST, SERVED, "udp"))
-    found["last"].append(Mapping(at - 1, SERVED, "udp"))
-    return found
+    return found | {"last": [Mapping(highest, SERVED), Mapping(highest, SERVED, "udp")]}
 
 
 def run(*argv: str, input: str | None = None) -> str:

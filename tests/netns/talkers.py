@@ -101,21 +101,23 @@ class Talker:
         self.name, self.socket = name, made
         self.sent = 0
         self.answers: dict[int, tuple[str, str]] = {}  # number: (service, the address that it saw)
+        self.port = 0  # of the service, by its last answer
         made.connect(to)
 
     def send(self) -> None:
         self.sent += 1
-        with contextlib.suppress(ConnectionRefusedError):  # of the one before
+        with contextlib.suppress(OSError):  # refused the one before, or no way to send for a moment
             self.socket.send(f"{self.name}-{self.sent}".encode())
 
     def hear(self) -> None:
         while True:
             try:
-                service, data, peer, _ = self.socket.recv(2048).decode().split()
+                service, data, peer, port = self.socket.recv(2048).decode().split()
             except ConnectionRefusedError:
                 continue
             except BlockingIOError:
                 return
+            self.port = int(port)
             self.answers[int(data.rpartition("-")[2])] = (service, peer)
 
     def after(self, number: int) -> dict[int, str]:
@@ -186,10 +188,10 @@ class Talkers:
 class Conversation:
     """A TCP connection to a speaker that stays open."""
 
-    def __init__(self, wire: Wire, lab: Lab, netns: str | None, address: str, port: int) -> None:
-        self._lab = lab
+    def __init__(self, wire: Wire, netns: str | None, address: str, port: int) -> None:
+        self.way = f"{netns or 'host'} to {address}:{port}"
         self._socket = wire.socket(netns, socket.AF_INET, socket.SOCK_STREAM)
-        self._socket.settimeout(10)
+        self._socket.settimeout(4)
         self._socket.connect((address, port))
         self._file = self._socket.makefile("rw")
         self.service = self._file.readline().split()[0]

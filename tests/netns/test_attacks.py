@@ -82,7 +82,7 @@ def each_packet(
         Attack(
             f"{who} -> {target}: {kind}",
             sender,
-            lambda mark, port, kind=kind: [head / packets(source, target, mark, port)[kind]],  # type: ignore[misc]
+            lambda mark, port, kind=kind: [head / packets(source, target, mark, port)[kind]],
             (receiver,),
             counted=kind != "TCP RST",
         )
@@ -188,7 +188,7 @@ def test_loopback6_of_the_host_is_reached_from_no_wire_and_no_service(world: Wor
             ("::1", HOST[6], EAR),
         ):
             head = Ether(src=world.mac[name], dst=router)
-            mark, _ = world.shoot(
+            mark = world.shoot(
                 world.link[name],
                 lambda mark, sport, h=head, s=source, t=target, p=port: [h / world.udp(s, t, mark, sport, p)],
             )
@@ -262,7 +262,7 @@ def test_service_of_an_internal_network_reaches_the_host_and_its_network(
     ]
     for sender, mac, source, target, port, receiver in ways:
         head = Ether(src=world.mac[sender], dst=mac)
-        mark, _ = world.shoot(
+        mark = world.shoot(
             world.link[sender], lambda m, p, h=head, s=source, t=target, to=port: [h / world.udp(s, t, m, p, to)]
         )
         assert world.arrives(mark, [receiver]), f"{sender} does not reach {target} port {port}"

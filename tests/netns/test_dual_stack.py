@@ -274,12 +274,15 @@ def test_list_inspect_and_json_show_both_families(dual: Lab) -> None:
 def test_check_names_what_is_wrong_with_ipv6_and_repair_mends_it(
     dual: Lab, harm: str, netns: str | None, words: str
 ) -> None:
+    mac = dual.ip_json("link", "show", "niso-backend")[0]["address"]
     dual.run(*harm.split(), netns=netns)
     found = checked(dual)
     assert any(line.startswith(words) for line in found), found
     dual.niso("net", "repair")
     assert checked(dual) == CONTENT
     assert dual.niso("net", "repair").stdout == "nothing to repair\n"
+    # a bridge that is made anew is the one that the services know: their neighbour entries live on for up to a minute
+    assert dual.ip_json("link", "show", "niso-backend")[0]["address"] == mac
     assert answer(dual, HOST6, 8080, "client") == f"api {CLIENT6}"
     assert pings(dual, DB6, "niso-api") and pings(dual, CLIENT6, "niso-db")
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import snapshots
 from conftest import Lab
-from services import idle, on
+from services import idle, on, refused
 
 CLIENT6, BEYOND6 = "2001:db8::2", "2001:db8:1::2"
 CONF = "/proc/sys/net/ipv6/conf"
@@ -23,9 +23,11 @@ WAYS = ["force_forwarding", "accept_ra"]
 def host(lab: Lab, request: pytest.FixtureRequest) -> Lab:
     """A lab host between uplink0 and far0, behind which is ``beyond``; two networks are made, no service is active."""
     lab.run("ip", "netns", "add", "beyond")
+    lab.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")  # links settle at once
     for words in (
         "link add far0 type veth peer name eth0 netns beyond",
         "address add 2001:db8:1::1/64 dev far0 nodad",
+        "netns exec beyond sysctl -qw net.ipv6.conf.eth0.accept_dad=0",
         "link set far0 up",
         "-n beyond address add 2001:db8:1::2/64 dev eth0 nodad",
         "-n beyond link set eth0 up",
@@ -81,8 +83,8 @@ def swept(lab: Lab, _: str) -> None:
 def refused_late(lab: Lab, name: str) -> None:
     """The activation that was the first is undone: here by a second one of a service that ends at once."""
     ends(lab, name)
-    lab.niso("activate", idle(lab, "bad", network=on("dual"), binary={"args": ["false"]}), check=False)
-    lab.niso("remove", "bad")
+    said = refused(lab, "activate", idle(lab, "bad", network=on("dual"), binary={"args": ["false"]}))
+    assert "bad" in said
 
 
 @pytest.mark.parametrize("end", [ends, swept, refused_late])
@@ -91,7 +93,10 @@ def test_all_is_as_it_was_after_the_last_service(host: Lab, end: Callable[[Lab, 
     """``own``: a link that the administrator has made a router's by itself keeps that, and no other gets it."""
     what = "force_forwarding" if way(host) == "force_forwarding" else "forwarding"
     if own:
+        host.niso("net", "remove", "dual", "plain")  # a bridge begins with the default
         put(host, f"{own}/{what}", "1")
+        host.niso("net", "create", "plain")
+        host.niso("net", "create", "dual", "--ipv6")
     before = kernel_now(host)
     activate(host, "api", "dual")
     assert pings(host, CLIENT6, "niso-api")
@@ -167,7 +172,7 @@ def test_link_that_goes_is_in_nobodys_way(host: Lab) -> None:
     assert pings(host, CLIENT6, "niso-second") and content(host)
     ends(host, "second")
     ends(host, "api")
-    host.niso("remove", "second")
+    host.niso("remove", "second", "api")
     host.niso("net", "remove", "later", "dual")
     assert value(host, "all/forwarding") == value(host, "uplink0/force_forwarding") == "0"
     assert value(host, "uplink0/accept_ra") == "1"

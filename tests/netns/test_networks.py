@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from typing import Any
 
@@ -136,12 +137,33 @@ def test_pool_is_taken_from_the_environment_and_can_be_used_up(lab: Lab) -> None
         (["--subnet", "10.50.0.0/31"], ["--subnet", "/8 to /30"]),
         (["--subnet", "127.1.0.0/24"], ["--subnet", "127.1.0.0/24"]),
         (["--subnet", "224.1.0.0/24"], ["--subnet", "224.1.0.0/24"]),
-        (["--subnet", "fd00::/64"], ["IPv6"]),
+        (["--subnet", "2001:db8::/60"], ["overlaps 2001:db8::/64", "uplink0"]),
+        (["--subnet", "2001:db8:77::/64"], ["overlaps 2001:db8:77::/48", "uplink0"]),
+        (["--subnet", "fd00:99::/56"], ["overlaps fd00:99:0:5::/64", "network 'backend'"]),
+        (["--subnet", "10.50.0.0/24", "--subnet", "fd00:99:0:5::/96"], ["overlaps", "network 'backend'"]),
+        (["--subnet", "fd00::1/64"], ["--subnet 'fd00::1/64'", "did you mean fd00::/64?"]),
+        (["--subnet", "fd00::/47"], ["--subnet fd00::/47", "/48 to /126"]),
+        (["--subnet", "fd00::/127"], ["--subnet fd00::/127", "/48 to /126"]),
+        *(
+            (["--subnet", each], [f"--subnet {each}", "not a prefix that hosts can have"])
+            for each in ("::/64", "::ffff:0:0/96", "fe80::/64", "fec0::/64", "ff02::/64", "64:ff9b::/96", "4000::/64")
+        ),
+        (["--subnet", "fd00::/64", "--subnet", "fd01::/64"], ["one IPv6 subnet"]),
+        (["--subnet", "10.50.0.0/24", "--subnet", "10.51.0.0/24"], ["one IPv4 subnet"]),
+        (["--subnet", "fd00::/64", "--ipv6"], ["--ipv6", "fd00::/64"]),
+        (["--subnet", "fd00::/64", "--gateway", "fd00::"], ["--gateway fd00::", "network itself"]),
+        (["--subnet", "fd00::/64", "--gateway", "fd01::1"], ["--gateway fd01::1", "not in fd00::/64"]),
+        (["--subnet", "10.50.0.0/24", "--gateway", "fd00::1"], ["--gateway fd00::1", "not in 10.50.0.0/24"]),
+        (["--ipv6", "--gateway", "nonsense"], ["--gateway 'nonsense'"]),
+        (
+            ["--subnet", "10.50.0.0/24", "--gateway", "10.50.0.3", "--gateway", "10.50.0.4"],
+            ["--gateway 10.50.0.4", "second one"],
+        ),
+        (["--ipv6", "--mtu", "1279"], ["--mtu 1279", "1280", "IPv6"]),
         (["--subnet", "10.50.0.0/24", "--gateway", "10.51.0.1"], ["--gateway 10.51.0.1", "10.50.0.0/24"]),
         (["--subnet", "10.50.0.0/24", "--gateway", "10.50.0.0"], ["--gateway 10.50.0.0", "network itself"]),
         (["--subnet", "10.50.0.0/24", "--gateway", "10.50.0.255"], ["--gateway 10.50.0.255", "broadcast"]),
         (["--mtu", "100"], ["--mtu 100"]),
-        (["--internal"], ["--internal"]),
     ],
 )
 def test_network_that_cannot_be_is_refused_and_changes_nothing(
@@ -149,11 +171,92 @@ def test_network_that_cannot_be_is_refused_and_changes_nothing(
 ) -> None:
     lab.run("ip", "route", "add", "198.51.100.0/24", "via", "192.0.2.3")
     lab.run("ip", "address", "add", "203.0.113.9/32", "dev", "uplink0")
-    lab.niso("net", "create", "backend", "--subnet", "10.99.1.0/24")
+    lab.run("ip", "route", "add", "2001:db8:77::/48", "via", "2001:db8::3")
+    lab.niso("net", "create", "backend", "--subnet", "10.99.1.0/24", "--subnet", "fd00:99:0:5::/64")
     before = snapshots.take(lab)
     said = refused(lab, "net", "create", "new", *arguments, status=1 if "overlaps" in words[0] else 2)
     assert all(word in said for word in words), said
     assert snapshots.differences(before, snapshots.take(lab)) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        ([], []),
+        (["--subnet", "10.50.0.0/24"], ["--subnet", "10.50.0.0/24"]),
+        (
+            ["--subnet", "fd00::/64", "--subnet", "10.50.0.0/24"],
+            ["--subnet", "10.50.0.0/24", "--subnet", "fd00:0::/64"],
+        ),
+        (["--ipv6"], ["--ipv6"]),
+        (["--subnet", "10.50.0.0/24", "--subnet", "fd00::/64"], ["--ipv6"]),
+        (["--subnet", "fd00::/64", "--gateway", "fd00::5"], ["--subnet", "fd00::/64", "--gateway", "fd00::0005"]),
+        (["--internal", "--mtu", "1300"], ["--internal"]),
+    ],
+)
+def test_network_that_is_there_as_asked_for_stays_so(lab: Lab, first: list[str], again: list[str]) -> None:
+    lab.niso("net", "create", "backend", *first)
+    before = snapshots.take(lab)
+    assert lab.niso("net", "create", "backend", *again).stdout.startswith("backend: is there already")
+    assert lab.niso("net", "create", "--dry-run", "backend", *again).stdout == ""
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "words"),
+    [
+        (["--subnet", "10.50.0.0/24"], ["--subnet", "10.51.0.0/24"], "with subnet 10.50.0.0/24"),
+        (["--subnet", "10.50.0.0/24"], ["--subnet", "10.50.0.0/24", "--ipv6"], "with subnet 10.50.0.0/24"),
+        (["--subnet", "10.50.0.0/24"], ["--subnet", "fd00::/64"], "with subnet 10.50.0.0/24"),
+        (["--subnet", "fd00::/64"], [], "with subnet fd00::/64"),
+        (["--ipv6"], [], "with subnet 10.99.1.0/24, fd"),
+        (["--ipv6"], ["--subnet", "10.99.1.0/24", "--subnet", "fd00::/64"], "with subnet 10.99.1.0/24, fd"),
+        (["--subnet", "fd00::/64"], ["--subnet", "fd00::/64", "--gateway", "fd00::2"], "with gateway fd00::1"),
+        (["--mtu", "1300"], ["--mtu", "1400"], "with mtu 1300"),
+        ([], ["--internal"], "and is not internal"),
+        (["--internal"], [], "as an internal network"),
+    ],
+)
+def test_network_that_is_there_as_another_one_is_a_conflict(
+    lab: Lab, first: list[str], again: list[str], words: str
+) -> None:
+    lab.niso("net", "create", "backend", *first)
+    before = snapshots.take(lab)
+    said = refused(lab, "net", "create", "backend", *again)
+    assert f"network 'backend' is there {words}" in said and "niso net remove backend first" in said
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+
+
+def test_ipv6_takes_the_next_free_unique_local_64_of_one_prefix(lab: Lab) -> None:
+    lab.niso("net", "create", "one", "--ipv6")
+    first = ipaddress.IPv6Network(subnets(lab)["one"].split(", ")[1])
+    assert first.prefixlen == 64 and first.subnet_of(ipaddress.IPv6Network("fd00::/8"))
+    whole = first.supernet(new_prefix=48)
+    assert first.network_address == whole.network_address
+    lab.run("ip", "route", "add", str(list(whole.subnets(new_prefix=64))[1]), "via", "2001:db8::3")
+    lab.niso("net", "create", "two", "--subnet", "10.50.0.0/24", "--ipv6")
+    assert subnets(lab)["two"] == f"10.50.0.0/24, {list(whole.subnets(new_prefix=64))[2]}"
+    lab.niso("net", "remove", "one")
+    lab.niso("net", "create", "three", "--ipv6")
+    assert subnets(lab)["three"] == f"10.99.1.0/24, {first}"
+
+
+def test_gateways_and_mtu_of_both_families(lab: Lab) -> None:
+    lab.run("ip", "link", "set", "uplink0", "mtu", "1000")
+    gateways = ("--gateway", "fd00:5::ff", "--gateway", "10.50.0.9")
+    lab.niso("net", "create", "backend", "--subnet", "fd00:5::/64", "--subnet", "10.50.0.0/24", *gateways)
+    link = lab.ip_json("address", "show", "dev", "niso-backend")[0]
+    found = {f"{each['local']}/{each['prefixlen']}" for each in link["addr_info"]}
+    assert found == {"10.50.0.9/24", "fd00:5::ff/64", "fe80::1/64"}
+    assert link["mtu"] == 1280  # the least that IPv6 works with
+
+
+def test_host_without_ipv6_is_told_so_and_has_networks_of_ipv4(lab: Lab) -> None:
+    lab.run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
+    for asked in (["--ipv6"], ["--subnet", "fd00:5::/64"]):
+        assert "net.ipv6.conf.all.disable_ipv6 is 1" in refused(lab, "net", "create", "backend", *asked)
+    lab.niso("net", "create", "backend")
+    assert subnets(lab) == {"backend": "10.99.1.0/24"}
 
 
 @pytest.mark.parametrize("name", ["default", "Backend", "1st", "a_b", "x" * 64, "-a", "a/b", ""])
@@ -239,6 +342,7 @@ def test_dry_run_of_create_and_remove_prints_the_steps_that_then_run(lab: Lab) -
     before = snapshots.take(lab)
     planned = lab.niso("net", "create", "--dry-run", "new").stdout
     assert "ip link add niso-new mtu 1500 type bridge" in planned
+    assert "ip address add fd" in lab.niso("net", "create", "--dry-run", "new", "--ipv6", "--internal").stdout
     assert snapshots.differences(before, snapshots.take(lab)) == []
     assert lab.niso("net", "create", "-v", "new").stderr == planned
     before = snapshots.take(lab)

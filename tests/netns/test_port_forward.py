@@ -82,7 +82,7 @@ def test_first_port_of_a_service_without_any_reaches_it_by_every_way(lab: Lab) -
     assert snapshots.differences(before, snapshots.take(lab)) == []
 
 
-@pytest.mark.parametrize("form", ["9090:81", "127.0.0.1:9090:81", "9090-9095:9090-9095/udp"])
+@pytest.mark.parametrize("form", ["127.0.0.1:9090:81", "9090-9095:9090-9095/udp"])
 def test_forwarded_port_lives_as_long_as_the_service_is_active(pair: Lab, form: str) -> None:
     """Crash, restart, unchanged activate, a lost ruleset and a reboot leave it; deactivate ends it."""
     pair.niso("port-forward", "a", form)
@@ -310,7 +310,7 @@ def test_replace_by_a_wildcard_takes_every_specific_address(lab: Lab) -> None:
 def test_moving_a_port_under_load_loses_no_connection(pair: Lab) -> None:
     """About 1,000 new connections a second meet six moves; what was open before goes on with the one it had."""
     with Wire(pair) as wire:
-        old = [Conversation(wire, pair, netns, HOST, 8080) for netns in ("client", "neighbour", None, "niso-b")]
+        old = [Conversation(wire, netns, HOST, 8080) for netns in ("client", "neighbour", None, "niso-b")]
         assert all(each.service == "a" for each in old)
         load = Load(pair, "client", HOST, 8080, 1000)
         ends: list[tuple[float, float, str]] = []
@@ -320,7 +320,7 @@ def test_moving_a_port_under_load_loses_no_connection(pair: Lab) -> None:
             began = time.monotonic()
             pair.niso("port-forward", name, f"8080:{81 if name == 'b' else 80}", "--replace")
             ends.append((began, time.monotonic(), name))
-            between.append(Conversation(wire, pair, "neighbour", HOST, 8080))
+            between.append(Conversation(wire, "neighbour", HOST, 8080))
             assert all(each.goes_on(f"word {len(ends)}") for each in (*old, *between))
         time.sleep(0.25)
         done = load.end()
@@ -333,71 +333,58 @@ def test_moving_a_port_under_load_loses_no_connection(pair: Lab) -> None:
         strays = [each for each in done if began <= each[0] and each[0] + each[1] < end and each[2] != name]
         assert not strays, f"{name} had it: {strays[:10]}"
         assert any(began <= each[0] < end for each in done)
-    print(f"{len(done)} connections, the slowest took {max(each[1] for each in done):.3f} s")
+    assert len(done) > 500, "that was no load"
     content(pair)
 
 
 # --- niso dies --------------------------------------------------------------------------------------------------------
 
-NEXT = itertools.cycle(
-    [
-        ("activate", "/tmp/packages/c"),
-        ("net", "repair"),
-        ("port-forward", "c", "9999:80"),
-        ("restart", "c"),
-        ("deactivate", "c"),
-        ("net", "create", "other"),
-        ("net", "remove", "other"),
-        ("activate", "c"),
-    ]
+NEXT = (
+    ("activate", "/tmp/packages/c"),
+    ("net", "repair"),
+    ("port-forward", "c", "9999:80"),
+    ("restart", "c"),
+    ("deactivate", "c"),
+    ("net", "remove", "other"),
 )
 """Commands of other kinds, of a service that has no part in it: in this order each can be done."""
 
 
 @pytest.mark.parametrize(
-    ("command", "before", "after"),
+    ("command", "back", "before", "after"),
     [
-        ("a 9090:81", "", "a"),
-        ("a 9090:81 --remove", "a", ""),
-        ("b 9090:81 --replace", "a", "b"),
-        ("a 9090:80 --replace", "a80", "a"),
+        ("a 9090:81", "a 9090:81 --remove", "", "a"),
+        ("a 9090:81 --remove", "a 9090:81", "a", ""),
+        # the only one of a: its bridge port changes with it
+        ("b 8080:81 --replace", "a 8080:81 --replace", "a", "b"),
     ],
 )
-def test_port_is_whole_wherever_niso_was_killed(pair: Lab, command: str, before: str, after: str) -> None:
+def test_port_is_whole_wherever_niso_was_killed(pair: Lab, command: str, back: str, before: str, after: str) -> None:
     """After each death the kernel has the one or the other, and so has everything when the next command is done."""
-    holders = {
-        "": "",
-        "a": f"{address(pair, 'a')}:81",
-        "b": f"{address(pair, 'b')}:81",
-        "a80": f"{address(pair, 'a')}:80",
-    }
-    pair.niso("activate", idle(pair, "c"))
-    if after == "a" and before:
-        before, after = "a", "a80"
-    words = ("port-forward", *command.split())
-    for point in range(1, 30):
-        for name in ("a", "b"):
-            for inner in (80, 81):
-                pair.niso("port-forward", name, f"9090:{inner}", "--remove", check=False)
-        if before:
-            pair.niso("port-forward", before, "9090:81")
+    leads_to = {"": "", "a": f"{address(pair, 'a')}:81", "b": f"{address(pair, 'b')}:81"}
+    idle(pair, "c")
+    words, number = ("port-forward", *command.split()), int(command.split()[1].partition(":")[0])
+    if before:
+        pair.niso("port-forward", *(back if before == "a" else command).split())
+    for point, another in zip(range(1, 30), itertools.cycle(NEXT)):
+        pair.niso("net", "create", "other")
         died = pair.niso(*words, check=False, env={"NISO_FAILPOINT": f"{point}:kill"})
-        there = elements(pair).get("9090/tcp", "")
-        assert there in (holders[before], holders[after]), f"killed at step {point}"
+        now = elements(pair).get(f"{number}/tcp", "")
+        assert now in (leads_to[before], leads_to[after]), f"killed at step {point}"
         if died.returncode == 0:
             break
         assert died.returncode == -9, died.stderr
-        pair.niso("net", "ports")  # looks work whatever was left
-        pair.niso("ps")
-        pair.niso(*next(NEXT))
+        pair.niso("ps")  # a look works, whatever was left
+        pair.niso(*another)
         content(pair)
-        there = elements(pair).get("9090/tcp", "")
-        assert there in (holders[before], holders[after]), f"killed at step {point}, recovered"
-        owner = next((row for row in rows(pair) if row[1] == 9090), None)
-        assert (f"{address(pair, owner[0])}:{owner[2]}" if owner else "") == there
-        said = ask(pair, HOST, 9090, "client").split()
-        assert said[:2] == ([owner[0], str(owner[2])] if owner else [])
-        pair.niso(*words, check=not words[-1] == "--remove" or bool(there))
-        assert elements(pair).get("9090/tcp", "") == holders[after]
+        now = elements(pair).get(f"{number}/tcp", "")
+        owner = next(((row[0], row[2]) for row in rows(pair) if row[1] == number), None)
+        assert now == (f"{address(pair, owner[0])}:{owner[1]}" if owner else ""), f"killed at step {point}"
+        assert now in (leads_to[before], leads_to[after])
+        said = ask(pair, HOST, number, "client").split()
+        assert said[:2] == ([owner[0], str(owner[1])] if owner else [])
+        if now != leads_to[after]:
+            pair.niso(*words)
+        pair.niso("port-forward", *back.split())
     assert point > 5
     content(pair)

@@ -212,6 +212,69 @@ def test_sysctl_that_nobody_wants_is_left_alone() -> None:
     assert diff(State(), have) == []
 
 
+def sysctl_steps(want: dict[str, str], have: dict[str, str]) -> list[str]:
+    states = [
+        State(sysctls=frozenset(Sysctl("", name, value) for name, value in each.items())) for each in (want, have)
+    ]
+    return [step.describe() for step in diff(*states)]
+
+
+def test_host_is_told_to_keep_its_routers_before_it_forwards() -> None:
+    """accept_ra 1 and forwarding: the kernel forgets what it has learned from routers (net/ipv6/addrconf.c)."""
+    conf = "net/ipv6/conf"
+    want = {f"{conf}/all/forwarding": "1", f"{conf}/uplink0/accept_ra": "2", f"{conf}/default/accept_ra": "2"}
+    have = {f"{conf}/all/forwarding": "0", f"{conf}/uplink0/accept_ra": "1", f"{conf}/default/accept_ra": "1"}
+    assert sysctl_steps(want, have) == [
+        f"sysctl -w '{conf}/default/accept_ra=2'",
+        f"sysctl -w '{conf}/uplink0/accept_ra=2'",
+        f"sysctl -w '{conf}/all/forwarding=1'",
+    ]
+    assert sysctl_steps(have, want)[-1] == f"sysctl -w '{conf}/all/forwarding=0'"
+    assert sysctl_steps(want, want) == []
+
+
+def test_link_that_was_a_router_by_itself_is_one_again_after_the_forwarding_of_all_has_reset_it() -> None:
+    conf = "net/ipv6/conf"
+    want = {f"{conf}/all/forwarding": "0", f"{conf}/eth9/forwarding": "1"}
+    have = {f"{conf}/all/forwarding": "1", f"{conf}/eth9/forwarding": "1"}
+    assert sysctl_steps(want, have) == [
+        f"sysctl -w '{conf}/all/forwarding=0'",
+        f"sysctl -w '{conf}/eth9/forwarding=1'",
+    ]
+    # nothing resets it where all stays as it is
+    assert sysctl_steps(want, want) == []
+    kernel = FakeKernel()
+    kernel.foreign_links = {"eth9"}
+    wanted = State(sysctls=frozenset(Sysctl("", name, value) for name, value in want.items()))
+    kernel.sysctls = {("", name): value for name, value in have.items()}
+    kernel.write(diff(wanted, kernel.read(wanted)))
+    assert kernel.read(wanted) == wanted
+
+
+def test_bridge_that_begins_to_track_is_changed_in_place() -> None:
+    before, after = state(API._replace(ports=()), networks=(BACKEND,)), state(API, networks=(BACKEND,))
+    words = [
+        step.describe() for step in diff(after, before) if isinstance(step, Step) and isinstance(step.thing, Bridge)
+    ]
+    assert words == ["ip link set niso-backend mtu 1500 up type bridge nf_call_iptables 1 nf_call_ip6tables 0"]
+
+
+def test_port_that_moves_to_another_service_goes_and_comes_in_one_transaction() -> None:
+    after = state(API._replace(ports=()), DB._replace(ports=API.ports))
+    transactions = [step for step in diff(after, state(API, DB)) if isinstance(step, NftTransaction)]
+    (moved,) = [step for step in transactions if any("publish_any4" in line for line in step.statements)]
+    assert [line.split()[0] for line in moved.statements if "publish_any4" in line] == ["delete", "add"]
+
+
+def test_range_that_grows_goes_and_comes_in_one_transaction() -> None:
+    kernel = FakeKernel()
+    short, long = (state(API._replace(ports=(Port("", 8000, 8000, "tcp", count),))) for count in (5, 9))
+    for want in (short, long, short):
+        steps = apply(kernel, want)
+        assert sum(isinstance(step, NftTransaction) for step in steps) == 1
+        assert same(kernel.read(want), want)
+
+
 def test_pair_whose_namespace_lost_its_name_is_made_anew() -> None:
     want = state(API)
     (veth,) = want.veths
@@ -248,12 +311,14 @@ def test_descriptions_are_lines_that_a_shell_reads(before, after) -> None:
 
 def test_fake_kernel_refuses_what_the_kernel_refuses() -> None:
     kernel = FakeKernel()
-    apply(kernel, state(API))
+    apply(kernel, state(API._replace(ports=(*API.ports, Port("", 9000, 9000, "tcp", 11)))))
     key = "tcp . 8080"
     refused = (
         NftTransaction((f"add element inet niso publish_any4 {{ {key} : 10.99.0.7 . 80 }}",)),
         NftTransaction(("delete element inet niso publish_any4 { tcp . 9 }",)),
         NftTransaction(("add element inet niso nonesuch { 1 }",)),
+        NftTransaction(("add element inet niso range_any4 { tcp . 9010-9020 : 10.99.0.2 }",)),
+        NftTransaction(("add element inet niso subnets4 { 10.99.0.128/25 }",)),
         Step("add", next(iter(kernel.bridges.values()))),
         Step("add", next(iter(kernel.netns.values()))),
         Step("add", next(iter(kernel.addresses))),

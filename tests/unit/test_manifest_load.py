@@ -12,8 +12,8 @@ import pytest
 from niso.errors import ErrorGroup, InvalidInput, NisoError, NotFound
 from niso.model import manifest as model
 from niso.model.manifest import Manifest, decode, encode, load
-from niso.model.ports import Port
 from niso.model.values import User
+from niso.records import Port
 
 HEAD = '[package]\nname = "api"\nversion = "1.0.0"\n[binary]\nentrypoint = "bin/api"\n'
 FULL = """
@@ -43,7 +43,7 @@ read_only = false
 [network]
 mode = "bridge"
 networks = ["backend", "frontend"]
-ports = ["8080:8080", "8080:8080/tcp", "0.0.0.0:443:443"]
+ports = ["8080:8080", "8080:8080/tcp", "0.0.0.0:443:443", "8080:8080", "[::]:53:5353/udp"]
 hostname = "shop"
 aliases = ["web", "www"]
 ip = { backend = "10.99.1.10" }
@@ -94,7 +94,11 @@ def test_every_key_is_read_into_its_place(tmp_path: Path) -> None:
     assert model.networks(manifest) == ("backend", "frontend")
     assert model.hostname(manifest) == "shop"
     assert model.names(manifest) == ("shop", "api", "web", "www")
-    assert model.ports(manifest) == (Port(None, 8080, 8080, "tcp", 8080), Port("0.0.0.0", 443, 443, "tcp", 443))
+    assert list(model.ports(manifest).items()) == [
+        (Port("", 8080, 8080, "tcp"), "network.ports[0]"),
+        (Port("0.0.0.0", 443, 443, "tcp"), "network.ports[2]"),
+        (Port("::", 53, 5353, "udp"), "network.ports[4]"),
+    ]
     assert model.static_ips(manifest) == {"backend": "10.99.1.10"}
 
 
@@ -110,7 +114,7 @@ def test_smallest_manifest_has_the_defaults(tmp_path: Path) -> None:
     assert (manifest.package.rootfs, model.user(manifest), manifest.environment) == (None, None, {})
     assert model.networks(manifest) == ("niso-default",)
     assert model.names(manifest) == ("api",)
-    assert (model.ports(manifest), model.static_ips(manifest)) == ((), {})
+    assert (model.ports(manifest), model.static_ips(manifest)) == ({}, {})
 
 
 def test_static_ip_as_text_is_that_of_the_only_network(tmp_path: Path) -> None:
@@ -184,7 +188,7 @@ def test_all_errors_come_at_once_with_their_keys(tmp_path: Path) -> None:
 
 
 def test_wrong_values_are_found_also_when_every_type_is_right(tmp_path: Path) -> None:
-    found = errors(tmp_path, HEAD + '[service]\nuser = "a b"\n[network]\nports = ["80:80", "53:53/udp"]\n')
+    found = errors(tmp_path, HEAD + '[service]\nuser = "a b"\n[network]\nports = ["80:80", "53:53/icmp"]\n')
     assert set(found) == {"service.user", "network.ports[1]"}
 
 
@@ -192,7 +196,7 @@ def test_message_names_file_key_value_reason_and_what_is_right(tmp_path: Path) -
     only = error(tmp_path, HEAD + '[network]\nports = ["8080:8080", "eighty:80"]\n')
     assert only.message == (
         f'{tmp_path}/manifest.toml: network.ports[1]: value "eighty:80" is wrong because "eighty" is no port; right would be '
-        "HOST:CONTAINER or 0.0.0.0:HOST:CONTAINER with ports from 1 to 65535, /tcp where you like"
+        "[ADDRESS:]HOST:CONTAINER[/tcp|udp|sctp] with ports from 1 to 65535 or equally long ranges of them"
     )
     assert only.hint == 'for example "8080:8080"'
 
@@ -227,9 +231,6 @@ def test_unknown_key_without_a_near_one_lists_what_there_is(tmp_path: Path) -> N
         ("[network]\nmode = 'host'", "network.mode"),
         ("[network]\nmode = 'none'", "network.mode"),
         ("[network]\nmode = 'share'", "network.mode"),
-        ("[network]\nip = 'fd00::2'", "network.ip"),
-        ("[network]\nip = { niso-default = 'fd00::2' }", "network.ip.niso-default"),
-        ("[network]\nports = ['53:53/udp']", "network.ports[0]"),
     ],
 )
 def test_what_comes_later_is_refused_as_not_supported_yet(tmp_path: Path, text: str, key: str) -> None:
@@ -251,8 +252,11 @@ def test_what_comes_later_is_refused_as_not_supported_yet(tmp_path: Path, text: 
         (
             "[network]\nports = ['80:80', '0.0.0.0:80:81']",
             "network.ports[1]",
-            "network.ports[0] publishes host port 80",
+            'network.ports[0] ("80:80") has that host port',
         ),
+        ("[network]\nports = ['[::1]:80:80']", "network.ports[0]", "the kernel takes packets for ::1 from no bridge"),
+        ("[network]\nip = 'fd00::2'", "network.ip", "only the IPv4 address can be chosen"),
+        ("[network]\nip = { niso-default = 'fd00::2' }", "network.ip.niso-default", "the IPv6 one is leased, and kept"),
         ("[network]\nmode = 'bridged'", "network.mode", 'right would be "bridge"'),
         ("[service]\nrestart = 'never'", "service.restart", '"on-failure" or "no" or "always"'),
         ("[service]\nuser = 1000", "service.user", "right would be a string"),
@@ -269,6 +273,12 @@ def test_wrong_part_is_named(tmp_path: Path, text: str, key: str, words: str) ->
     only = error(tmp_path, HEAD + text)
     assert only.key == key
     assert words in only.message
+
+
+def test_contradictions_of_ports_come_all_at_once(tmp_path: Path) -> None:
+    ports = ["80:80", "80:81", "53:53/udp", "[::]:53:54/udp", "8000-8010:8000-8010", "8005:8005", "9000:9000"]
+    found = errors(tmp_path, HEAD + f"[network]\nports = {ports}\n")
+    assert set(found) == {"network.ports[1]", "network.ports[3]", "network.ports[5]"}
 
 
 def test_number_where_text_belongs_is_shown_in_quotes(tmp_path: Path) -> None:

@@ -110,10 +110,15 @@ def test_valid_manifest_passes(key: str, value: object) -> None:
         ("network.networks", ["a", "a"]),
         ("network.networks", ["default"]),
         ("network.network", "backend"),
-        ("network.ports", ["53:53/udp"]),
+        ("network.ports", ["53:53/icmp"]),
+        ("network.ports", ["127.0.0.1:80"]),
+        ("network.ports", ["1.2.3:80:80"]),
+        ("network.ports", ["80-90:80:90"]),
+        ("network.ports", ["[::1:80:80"]),
+        ("network.ports", [""]),
+        ("network.ports", [":"]),
         ("network.ports", ["0:80"]),
         ("network.ports", ["80:65536"]),
-        ("network.ports", ["80"]),
         ("network.ip", "127.0.0.1"),
         ("network.ip", "10.0.0.256"),
         ("network.ip", {"backend": "fd00::1"}),
@@ -132,10 +137,36 @@ def test_port_pattern_takes_the_ends_of_its_parts(port: int) -> None:
     assert VALIDATOR.is_valid(with_value("network.ports", [f"{port}:{port}"]))
 
 
+PORTS = (
+    *(
+        "8080:8080",
+        "8080:8080/tcp",
+        "53:53/udp",
+        "80:80/sctp",
+        "8080",
+        "53/udp",
+        ":8080",
+        ":8000-8010",
+        "127.0.0.1::80",
+    ),
+    *("0.0.0.0:443:443", "127.0.0.1:5432:5432", "8000-8010:8000-8010", "8000-8010:9000-9010/udp", "8000-8010"),
+    *("[::]:8081:8081", "[2001:db8::1]:8000-8010:8000-8010", "[::]:8082", "[2001:db8::1]::80"),
+)
+
+
+@pytest.mark.parametrize("port", PORTS)
+def test_every_form_of_a_port_passes(port: str) -> None:
+    parse_port(port, "network.ports[0]")
+    assert VALIDATOR.is_valid(with_value("network.ports", [port]))
+
+
 SAMPLES = st.one_of(
     st.text(max_size=8),
     st.from_regex(r"[a-z0-9./:_~+-]{1,12}", fullmatch=True),
-    st.from_regex(r"(0\.0\.0\.0:)?[0-9]{1,5}:[0-9]{1,5}(/tcp)?", fullmatch=True),
+    st.from_regex(
+        r"(0\.0\.0\.0:|127\.0\.0\.1:|\[::\]:)?[0-9]{0,5}(-[0-9]{1,5})?:[0-9]{1,5}(/tcp|/udp)?", fullmatch=True
+    ),
+    st.sampled_from(PORTS),
     st.from_regex(r"[0-9]{1,3}(ms|s|m|h)", fullmatch=True),
     st.from_regex(r"/?[a-z .]{1,4}/[a-z.]{1,3}/?", fullmatch=True),
     st.from_regex(r"[0-9]{1,3}(\.[0-9]{1,3}){3}", fullmatch=True),

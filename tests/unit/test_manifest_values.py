@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from niso.errors import InvalidInput
 from niso.model import values
-from niso.model.ports import Port, distinct, parse_port
+from niso.model.ports import parse_port
 
 Parser = Callable[[str, str], object]
 
@@ -53,9 +53,6 @@ ACCEPTED: list[tuple[Parser, str, object]] = [
     (values.argument, "", ""),
     (values.argument, "line\nline", "line\nline"),
     (values.argument, "x" * values.MAX_STRING, "x" * values.MAX_STRING),
-    (parse_port, "8080:80", Port(None, 8080, 80, "tcp", 8080)),
-    (parse_port, "8080:80/tcp", Port(None, 8080, 80, "tcp", 8080)),
-    (parse_port, "0.0.0.0:65535:1", Port("0.0.0.0", 65535, 1, "tcp", 65535)),
 ]
 
 
@@ -102,72 +99,6 @@ def test_wrong_value_is_refused_with_key_and_the_right_form(parser: Parser, text
     assert re.match(r"some\.key: value .* is wrong because .+; right would be .+", caught.value.message)
     assert caught.value.message.isprintable()
     assert len(caught.value.message) < 700
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "53:53/udp",
-        "80:80/sctp",
-        "127.0.0.1:5432:5432",
-        "8000-8010:8000-8010",
-        "8000-8010:9000-9010/udp",
-        "8080",
-        ":8080",
-        "[::]:8080:8080",
-        "[::1]:8080:8080",
-        "8080/udp",
-    ],
-)
-def test_port_form_of_the_grammar_is_refused_as_not_supported_yet(text: str) -> None:
-    with pytest.raises(InvalidInput, match="not supported yet: only HOST:CONTAINER over TCP") as caught:
-        parse_port(text, "network.ports[0]")
-    assert caught.value.key == "network.ports[0]"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        ":",
-        "::",
-        "a:b",
-        "0:80",
-        "80:0",
-        "80:",
-        "80:65536",
-        "080:80",
-        "-1:80",
-        "80:80/",
-        "80:80/TCP",
-        "80:80/icmp",
-        "80 :80",
-        "1.2.3:80:80",
-        "256.0.0.1:80:80",
-        "[::g]:80:80",
-        "[::1]80:80",
-        "[::1]:80",
-        "[fe80::1%eth0]:80:80",
-        "80-70:80-70",
-        "80-90:80-89",
-        "80-90:80",
-        "1:2:3:4",
-        "٣:80",
-        "9" * 5000 + ":80",
-        "80:80\n",
-        "127.0.0.1::80",
-    ],
-)
-def test_garbage_port_is_refused_with_the_right_form(text: str) -> None:
-    with pytest.raises(InvalidInput, match="right would be HOST:CONTAINER") as caught:
-        parse_port(text, "network.ports[0]")
-    assert "not supported yet" not in caught.value.message
-
-
-def test_equal_ports_are_one_and_all_addresses_include_all_of_ipv4() -> None:
-    texts = ("80:80", "80:80/tcp", "0.0.0.0:80:80", "0.0.0.0:81:81", "82:80")
-    ports = tuple(parse_port(text, "key") for text in texts)
-    assert distinct(ports) == (ports[0], ports[3], ports[4])
 
 
 def test_capabilities_are_those_of_the_kernels_header() -> None:

@@ -75,11 +75,52 @@ def test_json_is_read_back_and_holds_no_control_bytes(capsys) -> None:
         (Port("", 8080, 80, "tcp"), "8080→80"),
         (Port("0.0.0.0", 53, 53, "udp"), "53→53/udp"),
         (Port("127.0.0.1", 5432, 5432, "tcp"), "127.0.0.1:5432→5432"),
+        (Port("", 80, 81, "sctp"), "80→81/sctp"),
+        (Port("::", 8080, 80, "tcp"), "[::]:8080→80"),
+        (Port("2001:db8::1", 53, 53, "udp"), "[2001:db8::1]:53→53/udp"),
+        (Port("", 8000, 8000, "tcp", 11), "8000-8010→8000-8010"),
+        (Port("127.0.0.1", 8000, 9000, "udp", 2), "127.0.0.1:8000-8001→9000-9001/udp"),
+        (Port("::", 8000, 8000, "tcp", 11), "[::]:8000-8010→8000-8010"),
     ],
 )
 def test_port_text(port, shown, monkeypatch) -> None:
     monkeypatch.setattr(output, "arrow", lambda: "→")
     assert output.port_text(port) == shown
+    monkeypatch.undo()
+    monkeypatch.setattr(output, "arrow", lambda: "->")
+    assert output.port_text(port) == shown.replace("→", "->")
+
+
+@pytest.mark.parametrize(
+    ("host_ip", "families", "rows"),
+    [
+        ("", (4,), ["0.0.0.0"]),
+        ("", (6,), ["::"]),
+        ("", (4, 6), ["0.0.0.0", "::"]),
+        ("0.0.0.0", (4, 6), ["0.0.0.0"]),
+        ("::", (4, 6), ["::"]),
+        ("127.0.0.1", (4, 6), ["127.0.0.1"]),
+        ("2001:db8::1", (4, 6), ["2001:db8::1"]),
+        ("", (), []),
+    ],
+)
+def test_port_has_a_row_for_all_addresses_of_each_family_of_the_network(host_ip, families, rows) -> None:
+    assert output.host_addresses(Port(host_ip, 80, 80, "tcp"), families) == rows
+
+
+def test_ports_in_json_are_a_row_each_and_a_range_says_how_many_it_has() -> None:
+    ports = (Port("", 8080, 80, "tcp"), Port("127.0.0.1", 8000, 9000, "udp", 3))
+    assert output.ports_json(ports, (4, 6)) == [
+        {"host_ip": "0.0.0.0", "host_port": 8080, "container_port": 80, "proto": "tcp"},
+        {"host_ip": "::", "host_port": 8080, "container_port": 80, "proto": "tcp"},
+        {"host_ip": "127.0.0.1", "host_port": 8000, "container_port": 9000, "proto": "udp", "range": 3},
+    ]
+    assert output.ports_json((), (4,)) == []
+
+
+def test_address_with_a_port_is_in_brackets_where_it_is_ipv6() -> None:
+    assert output.bracketed("2001:db8::1") == "[2001:db8::1]"
+    assert output.bracketed("192.0.2.1") == "192.0.2.1"
 
 
 @pytest.mark.parametrize(("encoding", "arrow"), [("utf-8", "→"), ("ascii", "->"), ("latin-1", "->"), ("cp437", "->")])

@@ -150,7 +150,7 @@ def test_dual_stack_has_each_thing_of_both_families() -> None:
     assert elements(state, "hairpin4") == {"10.99.0.2 . 10.99.0.2": ("10.99.0.1", "api")}
     assert elements(state, "hairpin6") == {"fd00:99:1::2 . fd00:99:1::2": ("fd00:99:1::1", "api")}
     assert [(b.tracked4, b.tracked6) for b in state.bridges] == [(True, True)]
-    assert {(s.netns, s.value) for s in state.sysctls if "disable_ipv6" in s.name} == {("", "0")}
+    assert {(s.netns, s.value) for s in state.sysctls if "disable_ipv6" in s.name} == {("", "0"), ("niso-api", "0")}
     assert Sysctl("niso-api", "net/ipv6/conf/default/addr_gen_mode", "1") in state.sysctls
     assert {line.address for line in state.hosts_lines} == {"10.99.0.2", "fd00:99:1::2"}
 

@@ -21,16 +21,23 @@ from niso.store import schema
 from niso.store.store import ALL, Scope, Store
 
 BOUNDED = settings(max_examples=60, deadline=None)
-NETWORKS = (network(0), network(1, dual=True), network(2))
+NETWORKS = (network(0), network(1, dual=True), network(2, internal=True))
 NAMES = tuple(each.name for each in NETWORKS)
 SERVICES = ("api", "db", "cache", "web")
+
+PORTS = (
+    *(8000, 8001),  # all addresses of both families, TCP
+    Port("", 8010, 8010, "tcp", 5),
+    Port("127.0.0.1", 8020, 9000, "udp", 3),
+    Port("::", 8030, 80, "sctp"),
+)
 
 CHANGES = st.lists(
     st.tuples(
         st.sampled_from(("put", "put", "put", "deactivate", "forget")),
         st.sampled_from(SERVICES),
         st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True).map(tuple),
-        st.lists(st.integers(8000, 8003), max_size=2, unique=True),
+        st.lists(st.sampled_from(PORTS), max_size=2, unique=True),
     ),
     max_size=8,
 )
@@ -40,9 +47,8 @@ def change(store: Store, changes: list) -> None:
     """Do them in the transaction of the caller; what cannot be is left out."""
     for verb, service, on, ports in changes:
         if verb == "put":
-            put(
-                store, service, on, ports=tuple(Port("", port, 80, "tcp") for port in ports), hostname=f"{service}-host"
-            )
+            found = tuple(port if isinstance(port, Port) else Port("", port, 80, "tcp") for port in ports)
+            put(store, service, on, ports=found, hostname=f"{service}-host")
         elif verb == "deactivate":
             store.set_active(service, False)
         else:
@@ -226,11 +232,12 @@ def test_uids_fill_gaps_and_never_meet() -> None:
 def test_ports_of_inactive_services_are_nobodys() -> None:
     store = Store.open()
     filled(store, [("put", "api", NAMES[:1], [8000])])
-    assert store.port_holders("tcp", 8000) == [("api", "")]
-    assert store.port_holders("udp", 8000) == []
+    port = Port("", 8000, 80, "tcp")
+    assert store.port_holders(port) == [("api", port)]
+    assert store.port_holders(port._replace(proto="udp")) == []
     with store.transaction():
         store.set_active("api", False)
-    assert store.port_holders("tcp", 8000) == []
+    assert store.port_holders(port) == []
     assert store.active_ports() == []
     assert store.ports("api") == [("api", Port("", 8000, 80, "tcp"))]
 
@@ -296,7 +303,8 @@ def owner_is_in(scope: Scope, thing, snapshot: Snapshot) -> bool:
     kind = type(thing).__name__
     bridges = {names.bridge(network) for network in networks}
     folders = {names.hosts_folder(reader) for reader in snapshot.readers if set(reader) & networks}
-    if kind == "Element" and thing.container in ("bridges", "same_bridge", "subnets4", "subnets6"):
+    of_networks = ("bridges", "same_bridge", "subnets4", "subnets6", "broadcasts", "internal")
+    if kind == "Element" and thing.container in of_networks:
         return thing.comment in networks
     if kind == "Element":
         return not thing.comment or thing.comment in services
@@ -413,7 +421,7 @@ def test_what_a_begun_change_gave_up_is_held_until_it_ends() -> None:
         assert store.name_holder("old") == "api"
         assert store.lease_holder("10.99.0.2") == "api"
         assert list(store.used_numbers(left, 4)) == [2]
-        assert store.port_holders("tcp", 80) == [("api", "")]
+        assert store.port_holders(Port("", 80, 1, "tcp")) == [("api", Port("", 80, 80, "tcp"))]
         with store.transaction():
             assert store.drop_implicit_networks([left]) == []
             put(store, "next", (left,))
@@ -425,4 +433,4 @@ def test_what_a_begun_change_gave_up_is_held_until_it_ends() -> None:
         with store.transaction():
             store.forget("api")
         assert store.name_holder("old") is None
-        assert store.port_holders("tcp", 80) == []
+        assert store.port_holders(Port("", 80, 1, "tcp")) == []

@@ -1,0 +1,166 @@
+"""What a service with raw sockets must not get onto its network: others' addresses, other frames, broadcasts, IPv6 where there is none.
+
+``mallory`` sends to ``db`` (by its MAC), to the host (the bridge's MAC) and to all. Receivers see whole frames, before their
+kernel would refuse what niso let through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import frames
+import pytest
+from attack_world import EAR, GATEWAY, Attack, Rule, World, bridged
+from conftest import Lab
+from frames import Lies, Shouts
+from scapy.layers.l2 import Ether
+from wire import Wire
+
+FROM_PORT = Rule("bridge niso", "prerouting", ("iifname @ports",))
+BETWEEN = Rule("bridge niso", "forward", ("iifname @ports oifname @ports",))
+# a lie may be stopped by more than one rule
+LIES = [FROM_PORT, BETWEEN]
+FROM_ELSEWHERE = [Rule("inet niso", "raw", (words, "drop")) for words in ("iifname @ports", "saddr @subnets")]
+COUNT_FROM = [("bridge niso", "from_port"), ("bridge niso", "from_own6")]
+COUNT_BETWEEN = [("bridge niso", "between")]
+
+both_ways = pytest.mark.parametrize("nf_call", [0, 1])
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with Lab(deadline_seconds=600) as lab, Wire(lab) as wire:
+        yield World(lab, wire)
+
+
+def listed(one: frames.One) -> Callable[[bytes, int], list[Any]]:
+    return lambda mark, port: made if isinstance(made := one(mark, port), list) else [made]
+
+
+def from_mallory(world: World, made: dict[str, Callable[[bytes, int], Any]], to_host: bool) -> list[Attack]:
+    receivers = (world.link["db"], world.link["niso-backend"]) if to_host else (world.link["db"],)
+    return [Attack(name, world.link["mallory"], listed(one), receivers) for name, one in made.items()]
+
+
+def lies(world: World) -> Lies:
+    return Lies(
+        me=world.of["mallory"],
+        other=world.of["api"],
+        victim=world.mac["db"],
+        router=world.bridge["backend"].mac,
+        router4=GATEWAY["backend"][4],
+        router6=GATEWAY["backend"][6],
+    )
+
+
+@both_ways
+@pytest.mark.parametrize("kind", ["ipv4", "arp", "ipv6", "nd", "hidden_nd", "tagged", "other_types"])
+def test_service_sends_nothing_but_its_own(world: World, kind: str, nf_call: int) -> None:
+    bridged(world.lab, nf_call)
+    made = getattr(lies(world), kind)()
+    world.prove(from_mallory(world, made, to_host=True), LIES, COUNT_FROM)
+
+
+@both_ways
+def test_broadcast_and_multicast_reach_no_other_service(world: World, nf_call: int) -> None:
+    """In frames to all, to a group, and to one MAC; with mallory's own addresses."""
+    bridged(world.lab, nf_call)
+    made = Shouts(me=world.of["mallory"], victim=world.of["db"]).frames()
+    world.prove(from_mallory(world, made, to_host=False), [BETWEEN], COUNT_BETWEEN)
+
+
+@both_ways
+def test_no_ipv6_frame_passes_on_a_network_without_ipv6(world: World, nf_call: int) -> None:
+    bridged(world.lab, nf_call)
+    evil, plain, router = world.of["evil"], world.of["plain"], world.bridge["old"].mac
+    receivers = (world.link["plain"], world.link["niso-old"])
+    made = frames.ipv6_anywhere(evil.mac, plain.mac, router)
+    attacks = [
+        Attack(name, world.link["evil"], listed(one), receivers, name not in frames.SAID_BY_EVERY_KERNEL)
+        for name, one in made.items()
+    ]
+    world.prove(attacks, LIES, COUNT_FROM)
+
+
+@both_ways
+def test_frames_to_link_local_macs_bring_nothing_to_the_host(world: World, nf_call: int) -> None:
+    """The bridge hands these to the host as from the port itself, past its own tables."""
+    bridged(world.lab, nf_call)
+    mallory, api = world.of["mallory"], world.of["api"]
+    attacks = []
+    for last in ("02", "03", "0e", "0f"):
+        for family in (4, 6):
+            for who, source in (
+                ("its own address", mallory.ip(family)),
+                ("another's address", api.ip(family)),
+                ("an outside address", frames.OUTSIDE[family]),
+            ):
+                target = GATEWAY["backend"][family]
+                attacks.append(
+                    Attack(
+                        f"{who} {source} to 01:80:c2:00:00:{last}",
+                        world.link["mallory"],
+                        lambda m, p, s=source, t=target, last=last: [
+                            Ether(src=mallory.mac, dst=f"01:80:c2:00:00:{last}") / world.udp(s, t, m, p, EAR)
+                        ],
+                        (world.ear[family],),
+                    )
+                )
+    world.prove(attacks, FROM_ELSEWHERE, [("inet niso", "raw")])
+
+
+def test_service_sends_all_that_is_its_own(world: World) -> None:
+    """So that the others fail for what is wrong with them, and not all the time."""
+    me, db, router = world.of["mallory"], world.of["db"], world.bridge["backend"].mac
+    link = {"db": world.link["db"], "host": world.link["niso-backend"]}
+    for name, (receiver, one) in frames.honest(me, db, router, GATEWAY["backend"][4], GATEWAY["backend"][6]).items():
+        mark = world.shoot(world.link["mallory"], listed(one))
+        assert world.arrives(mark, [link[receiver]]), name
+
+
+def neighbours(lab: Lab, netns: str | None, link: str) -> dict[str, str]:
+    """Which MAC it has for which address."""
+    found = lab.ip_json("neigh", "show", "dev", link, netns=netns)
+    return {each["dst"]: each["lladdr"] for each in found if "lladdr" in each}
+
+
+def test_nobodys_tables_are_poisoned(world: World) -> None:
+    """Where the lie for api's address, or for a router, ends up in the victim's kernel without the rules, with them it does not."""
+    lab, api, mallory = world.lab, world.of["api"], world.of["mallory"]
+    sender, made = world.link["mallory"], lies(world)
+    victims = {"db": ("niso-db", "eth0", world.mac["db"]), "host": (None, "niso-backend", world.bridge["backend"].mac)}
+    shots = {api.ip4: made.arp()["ARP answer for another's address"], api.ip6: made.nd()["NA for another's address"]}
+
+    def learn(netns: str | None, link: str) -> bool:
+        for target in (api.ip4, api.ip6):
+            lab.run("ping", "-c1", "-W2", target, netns=netns)
+        known = neighbours(lab, netns, link)
+        return (known.get(api.ip4), known.get(api.ip6)) == (api.mac, api.mac)
+
+    def lie(victim: str) -> None:
+        for one in shots.values():
+            sender.send(made.to(one(b"", 1), victims[victim][2]))
+        sender.send(made.nd()["router advertisement of a link-local address"](b"", 1))
+
+    def believed(victim: str) -> set[str]:
+        netns, link, _ = victims[victim]
+        return {
+            address for address, mac in neighbours(lab, netns, link).items() if mac == mallory.mac and address in shots
+        }
+
+    def routers() -> list[Any]:
+        return lab.ip_json("-6", "route", "show", "proto", "ra", netns="niso-db")
+
+    for victim, (netns, link, _) in victims.items():
+        with world.without(LIES):
+            assert learn(netns, link)
+            lab.wait_for(lambda v=victim: (lie(v), believed(v) == set(shots))[1], what=f"lies to {victim} are believed")
+            lab.wait_for(routers, what="db takes mallory for a router")
+        lab.wait_for(lambda n=netns, li=link: learn(n, li), what=f"{victim} knows api again")
+        assert routers() == []
+        before = world.drops(COUNT_FROM)
+        lie(victim)
+        assert world.honest(world.link["db"]) and world.honest(world.link["niso-backend"])
+        assert believed(victim) == set() and routers() == []
+        assert world.drops(COUNT_FROM) - before == len(shots) + 1

@@ -1,0 +1,419 @@
+"""Host ports that somebody has already, those that niso chooses, and how published ports read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import snapshots
+from conftest import Lab, Process
+from services import CLIENT, HOST, address, ask, idle, on, package, ps, refused
+from talkers import speaker, start
+
+HELD = (
+    "8080:80",
+    "8000-8010:8000-8010",
+    "127.0.0.1:5432:81",
+    "192.0.2.1:8443:443",
+    "0.0.0.0:9000:90",
+    "53:53/udp",
+    "192.0.2.1:7000-7009:7000-7009",
+)
+
+
+@pytest.fixture(scope="module")
+def taken() -> Iterator[Lab]:
+    """``a`` has the ports `HELD`. The tests that share it leave it as they find it."""
+    with Lab(600) as lab:
+        start(lab, speaker(lab, "a", 80, 81, ports=list(HELD)))
+        yield lab
+
+
+def rows(lab: Lab, service: str) -> list[tuple[str, int, int, str]]:
+    """(host address, host port, container port, protocol) of a service as ``net ports`` has it."""
+    found = json.loads(lab.niso("net", "ports", "--json").stdout)
+    keys = ("host_ip", "host_port", "container_port", "proto")
+    return [tuple(each[key] for key in keys) for each in found if each["service"] == service]  # type: ignore[misc]
+
+
+def everything(lab: Lab) -> dict[str, Any]:
+    """Kernel, processes, files, store and ``niso ps`` without its uptimes."""
+    listed = json.loads(lab.niso("ps", "--json").stdout)
+    return snapshots.take(lab) | {"ps": [{**row, "uptime": None} for row in listed]}
+
+
+def unchanged(lab: Lab, before: dict[str, Any]) -> None:
+    assert snapshots.differences(before, everything(lab)) == []
+
+
+def content(lab: Lab) -> None:
+    done = lab.niso("net", "check", check=False)
+    assert (done.returncode, done.stdout) == (0, "everything: as it should be\n"), done.stdout + done.stderr
+
+
+# --- another service has it -------------------------------------------------------------------------------------------
+
+
+def test_port_that_another_service_has_names_it_and_changes_nothing(taken: Lab) -> None:
+    before = everything(taken)
+    for wanted, host, held in (
+        ("8080:81", "8080/tcp", ""),
+        ("0.0.0.0:8080:80", "0.0.0.0:8080/tcp", "8080/tcp"),
+        ("127.0.0.1:8080:80", "127.0.0.1:8080/tcp", "8080/tcp"),
+        ("8005:80", "8005/tcp", "8000-8010/tcp"),
+        ("192.0.2.9:8000:80", "192.0.2.9:8000/tcp", "8000-8010/tcp"),
+        ("8000-8010:8000-8010", "8000-8010/tcp", ""),
+        ("7995-8000:7995-8000", "7995-8000/tcp", "8000-8010/tcp"),
+        ("8010-8012:80-82", "8010-8012/tcp", "8000-8010/tcp"),
+        ("8003-8004:80-81", "8003-8004/tcp", "8000-8010/tcp"),
+        ("5432:5432", "5432/tcp", "127.0.0.1:5432/tcp"),
+        ("127.0.0.1:5430-5440:1-11", "127.0.0.1:5430-5440/tcp", "127.0.0.1:5432/tcp"),
+        ("8443:443", "8443/tcp", "192.0.2.1:8443/tcp"),
+        ("9000:90", "9000/tcp", "0.0.0.0:9000/tcp"),
+        ("127.0.0.1:9000:90", "127.0.0.1:9000/tcp", "0.0.0.0:9000/tcp"),
+        ("53:5353/udp", "53/udp", ""),
+        ("7005:80", "7005/tcp", "192.0.2.1:7000-7009/tcp"),
+        ("192.0.2.1:7009-7010:80-81", "192.0.2.1:7009-7010/tcp", "192.0.2.1:7000-7009/tcp"),
+    ):
+        folder = idle(taken, "b", network={"ports": ["4000:4000", wanted]})
+        said = refused(taken, "activate", folder)
+        words = f"network.ports[1]: host port {host} is published by 'a'{f' as {held}' if held else ''}\n"
+        assert words in said and f"{folder}/manifest.toml" in said and "niso deactivate a" in said, said
+    unchanged(taken, before)
+
+
+def test_ports_that_do_not_meet_are_shared_by_number(taken: Lab) -> None:
+    """By protocol, by address, and beside a range; a packet to each comes to whom it should."""
+    ports = ["8080:80/udp", "127.0.0.2:5432:80", "10.99.0.1:8443:80", "8011:80", "7999:80", "53:80/tcp", "53:53/sctp"]
+    ports += ["127.0.0.1:7000-7009:7000-7009", "192.0.2.77:8443:80"]
+    start(taken, speaker(taken, "b", ports=ports))
+    for at, port, who in (
+        ("127.0.0.1", 5432, "a 81"),
+        ("127.0.0.2", 5432, "b 80"),
+        (HOST, 8080, "a 80"),
+        ("10.99.0.1", 8443, "b 80"),
+        (HOST, 8011, "b 80"),
+        (HOST, 7999, "b 80"),
+        (HOST, 53, "b 80"),
+    ):
+        assert ask(taken, at, port).startswith(f"{who} "), (at, port)
+    assert ask(taken, HOST, 5432, "client") == ""
+    content(taken)
+    taken.niso("remove", "b")
+
+
+def test_two_services_of_one_activation_that_clash_are_refused_together(taken: Lab) -> None:
+    before = everything(taken)
+    one = idle(taken, "one", network={"ports": ["6000:80"]})
+    two = idle(taken, "two", network={"ports": ["127.0.0.1:6000:80"]})
+    said = refused(taken, "activate", one, two)
+    assert "network.ports[0]: host port 127.0.0.1:6000/tcp is published by 'one' as 6000/tcp" in said
+    unchanged(taken, before)
+
+
+def test_service_swaps_a_port_with_another_in_one_activation(lab: Lab) -> None:
+    """Each takes what the other gives up: refused or done, but never half."""
+    start(lab, speaker(lab, "one", ports=["6001:80"]), speaker(lab, "two", ports=["6002:80"]))
+    before = everything(lab)
+    folders = [speaker(lab, "one", ports=["6002:80"]), speaker(lab, "two", ports=["6001:80"])]
+    done = lab.niso("activate", *folders, check=False)
+    if done.returncode == 0:
+        assert ask(lab, HOST, 6002, "client") == f"one 80 {CLIENT}"
+        assert ask(lab, HOST, 6001, "client") == f"two 80 {CLIENT}"
+    else:
+        assert "is published by 'two'" in done.stderr
+        unchanged(lab, before)
+    content(lab)
+
+
+# --- a process of the host has it -------------------------------------------------------------------------------------
+
+LISTEN = """\
+import socket, sys, time
+family, kind, address, port, only6 = sys.argv[1:]
+s = socket.socket(getattr(socket, family), getattr(socket, kind))
+if family == "AF_INET6":
+    s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(only6))
+s.bind((address, int(port)))
+if kind == "SOCK_STREAM":
+    s.listen()
+print("ready", flush=True)
+time.sleep(300)
+"""
+
+
+def listen(
+    lab: Lab, family: str, kind: str, address: str, port: int, only6: int = 0, netns: str | None = None
+) -> Process:
+    process = lab.popen("python3", "-ISc", LISTEN, family, kind, address, str(port), str(only6), netns=netns)
+    assert process.stdout and process.stdout.readline() == b"ready\n"
+    return process
+
+
+def end(process: Process) -> None:
+    process.kill()
+    process.wait(10)
+
+
+LISTENERS = (
+    ("AF_INET", "SOCK_STREAM", "0.0.0.0", ["{}:80", "127.0.0.1:{}:80", "6090-6199:6090-6199"], ["{}:80/udp"]),
+    ("AF_INET6", "SOCK_STREAM", "::", ["{}:80", "192.0.2.1:{}:80"], ["{}:80/udp"]),
+    ("AF_INET", "SOCK_STREAM", HOST, ["{}:80", "192.0.2.1:{}:80"], ["127.0.0.1:{}:80"]),
+    ("AF_INET", "SOCK_STREAM", "127.0.0.1", ["0.0.0.0:{}:80", "127.0.0.1:{}:80"], ["192.0.2.1:{}:80"]),
+    ("AF_INET6", "SOCK_STREAM", "::ffff:192.0.2.1", ["{}:80"], ["127.0.0.1:{}:80"]),
+    ("AF_INET", "SOCK_DGRAM", "0.0.0.0", ["{}:80/udp", "6590-6605:80-95/udp"], ["{}:80", "{}:80/sctp"]),
+    ("AF_INET6", "SOCK_DGRAM", "::", ["{}:80/udp"], ["{}:80"]),
+    ("AF_INET", "SOCK_DGRAM", "127.0.0.1", ["{}:80/udp"], ["192.0.2.1:{}:80/udp"]),
+)
+"""How a process of the host listens, what is refused then, and what is not."""
+
+
+def test_port_of_a_process_of_the_host_names_it_and_changes_nothing(taken: Lab) -> None:
+    numbers = [6100 + 100 * place for place in range(len(LISTENERS))]
+    listeners = [
+        listen(taken, *each[:3], number)  # type: ignore[arg-type]
+        for each, number in zip(LISTENERS, numbers, strict=True)
+    ]
+    before = everything(taken)
+    for number, listener, (*_, clash, _) in zip(numbers, listeners, LISTENERS, strict=True):
+        who = f"is used by python3 (pid {listener.pid}), which listens on "
+        for form in (each.format(number) for each in clash):
+            said = refused(taken, "activate", idle(taken, "b", network={"ports": ["4000:4000", form]}))
+            assert "network.ports[1]: host port " in said and who in said and f":{number}\n" in said, said
+        said = refused(taken, "port-forward", "a", clash[0].format(number))
+        assert who in said, said
+    unchanged(taken, before)
+    forms = [form.format(number) for number, each in zip(numbers, LISTENERS, strict=True) for form in each[4]]
+    taken.niso("activate", idle(taken, "b", network={"ports": forms}))
+    taken.niso("remove", "b")
+    for listener in listeners:
+        end(listener)
+    # what the processes had is free when they are gone
+    forms = [each[3][0].format(number) for number, each in zip(numbers, LISTENERS, strict=True)]
+    taken.niso("activate", idle(taken, "b", network={"ports": forms}))
+    taken.niso("remove", "b")
+
+
+def test_sockets_that_take_no_packets_of_their_own_are_no_conflict(taken: Lab) -> None:
+    """A client's connected socket, and a listener of another machine."""
+    other = listen(taken, "AF_INET", "SOCK_STREAM", "0.0.0.0", 6000, netns="client")
+    connected = taken.popen(
+        "python3",
+        "-ISc",
+        "import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 6000)); s.connect(('192.0.2.2', 53));"
+        "print(1, flush=True); time.sleep(300)",
+    )
+    assert connected.stdout and connected.stdout.readline() == b"1\n"
+    taken.niso("activate", idle(taken, "b", network={"ports": ["6000:80", "6000:80/udp"]}))
+    taken.niso("remove", "b")
+    end(other)
+    end(connected)
+
+
+def test_process_that_comes_later_does_not_keep_a_service_from_its_port(taken: Lab) -> None:
+    """What a service has is not looked at again: an unchanged activate changes nothing, and its port is still its own."""
+    listener = listen(taken, "AF_INET", "SOCK_STREAM", "0.0.0.0", 8080)
+    before = everything(taken)
+    taken.niso("activate", "a")
+    unchanged(taken, before)
+    assert ask(taken, HOST, 8080, "client") == f"a 80 {CLIENT}"
+    end(listener)
+
+
+# --- one service's own ------------------------------------------------------------------------------------------------
+
+
+def test_specific_address_wins_over_all_addresses_within_one_service(lab: Lab) -> None:
+    ports = ["8080:80", "127.0.0.1:8080:81", "8000-8010:8000-8010", "10.99.0.1:8005:82"]
+    start(lab, speaker(lab, "a", 80, 81, 82, 8005, ports=ports))
+    for at, port, inner in (
+        (HOST, 8080, 80),
+        ("127.0.0.1", 8080, 81),
+        ("127.0.0.2", 8080, 80),
+        (HOST, 8005, 8005),
+        ("10.99.0.1", 8005, 82),
+    ):
+        assert ask(lab, at, port).startswith(f"a {inner} "), (at, port)
+    assert ask(lab, HOST, 8080, "client") == f"a 80 {CLIENT}"
+    content(lab)
+    # each can go alone, and what is left takes its place
+    lab.niso("activate", speaker(lab, "a", 80, 81, 82, 8005, ports=["8080:80", "8000-8010:8000-8010"]))
+    assert ask(lab, "127.0.0.1", 8080).startswith("a 80 ")
+    assert ask(lab, "10.99.0.1", 8005).startswith("a 8005 ")
+    content(lab)
+
+
+def test_equal_entries_are_one(lab: Lab) -> None:
+    twice = ["8080:80", "8080:80/tcp", "8080:80", "8000-8001:8000-8001", "8000-8001:8000-8001/tcp", "0.0.0.0:8080:80"]
+    lab.niso("activate", idle(lab, "a", network={"ports": twice}))
+    assert rows(lab, "a") == [("0.0.0.0", 8080, 80, "tcp"), ("0.0.0.0", 8000, 8000, "tcp")]
+    count = sum(
+        len(thing["map"].get("elem", []))
+        for thing in lab.nft_json()
+        if "map" in thing and thing["map"]["name"] in ("publish_any4", "range_any4")
+    )
+    assert count == 2
+    content(lab)
+
+
+def test_entries_that_contradict_each_other_are_refused_with_both_places(lab: Lab) -> None:
+    for ports in (
+        ["8080:80", "9000:90", "8080:81"],
+        ["8080:80", "9000:90", "0.0.0.0:8080:81"],
+        ["8000-8010:8000-8010", "9000:90", "8005:80"],
+    ):
+        said = refused(lab, "activate", idle(lab, "a", network={"ports": ports}))
+        assert "network.ports[2]" in said and "network.ports[0]" in said, said
+    assert lab.niso("ps", "--json").stdout.strip() == "[]"
+
+
+# --- host addresses ---------------------------------------------------------------------------------------------------
+
+
+def test_host_address_that_appears_later_works_at_once(lab: Lab) -> None:
+    ports = ["192.0.2.50:8088:80", "192.0.2.50:7000-7001:80-81", "192.0.2.50:8005-8006:8005-8006"]
+    start(lab, speaker(lab, "a", 80, 81, 8005, ports=ports))
+    assert "nobody: this host has no address 192.0.2.50 now" in lab.niso("net", "ports", "--exposed").stdout
+    assert ask(lab, "192.0.2.50", 8088, "client") == ""
+    before = lab.nft_json()
+    lab.run("ip", "address", "add", "192.0.2.50/24", "dev", "uplink0")
+    lab.run("ip", "neigh", "flush", "all", netns="client")  # it has just seen that nobody has it
+    for port, inner in ((8088, 80), (7001, 81), (8005, 8005)):
+        assert lab.wait_for(lambda port=port: ask(lab, "192.0.2.50", port, "client")) == f"a {inner} {CLIENT}"
+        assert ask(lab, "192.0.2.50", port).startswith(f"a {inner} ")
+        assert ask(lab, HOST, port, "client") == ""
+    assert len(before) == len(lab.nft_json())
+    assert "192.0.2.50 on uplink0" in lab.niso("net", "ports", "--exposed").stdout
+    lab.run("ip", "address", "delete", "192.0.2.50/24", "dev", "uplink0")
+    lab.run("ip", "address", "add", "192.0.2.50/32", "dev", "lo")
+    assert ask(lab, "192.0.2.50", 8088).startswith("a 80 ")
+    content(lab)
+
+
+def test_loopback_of_ipv6_is_refused_with_the_reason(lab: Lab) -> None:
+    for form in ("[::1]:80:80", "[0:0::1]:80:80/udp", "[::1]:80-81:80-81"):
+        said = refused(lab, "activate", idle(lab, "a", network={"ports": ["8080:80", form]}))
+        assert "network.ports[1]" in said and form in said
+        assert "the kernel takes packets for ::1 from no bridge" in said and "127.0.0.1" in said
+    assert lab.niso("ps", "--json").stdout.strip() == "[]"
+
+
+def test_ipv6_port_on_a_network_without_ipv6_is_refused(lab: Lab) -> None:
+    lab.niso("net", "create", "old", "--subnet", "10.99.7.0/24")
+    before = everything(lab)
+    for form in ("[::]:8080:8080", "[2001:db8::1]:8080:8080"):
+        said = refused(lab, "activate", idle(lab, "a", network=on("old", ports=["8080:80/udp", form])))
+        assert (
+            "network.ports[1]: " in said
+            and "is an IPv6 port, and the network of service 'a' has no IPv6 subnet" in said
+        )
+        assert "net create" in said
+    unchanged(lab, before)
+
+
+# --- ports that niso chooses ------------------------------------------------------------------------------------------
+
+
+def chosen(lab: Lab, name: str) -> list[int]:
+    """The host ports of an active service that lie where niso chooses."""
+    return [row[1] for row in rows(lab, name) if 20_000 <= row[1] <= 29_999]
+
+
+def test_free_port_is_kept_and_given_to_nobody_else(lab: Lab) -> None:
+    listener = listen(lab, "AF_INET", "SOCK_STREAM", "127.0.0.1", 20_000)
+    start(lab, speaker(lab, "a", 80, 81, ports=[":80", "127.0.0.1:20001:80", ":80-81", ":80/udp"]))
+    first, ranged, udp = chosen(lab, "a")[0], chosen(lab, "a")[2], chosen(lab, "a")[3]
+    assert (first, ranged, udp) == (20_002, 20_003, 20_000)  # 20000 of TCP is the host's
+    assert ask(lab, HOST, first, "client") == f"a 80 {CLIENT}"
+    assert ask(lab, HOST, ranged + 1, "client") == f"a 81 {CLIENT}"
+    kept = rows(lab, "a")
+    end(listener)
+    for commands in (
+        [("restart", "a")],
+        [("deactivate", "a"), ("activate", "a")],
+        [("net", "repair", "--sweep"), ("activate", "a")],
+    ):
+        for command in commands:
+            if command == ("activate", "a"):
+                # while a is away its ports are not free either
+                lab.niso("activate", idle(lab, "b", network={"ports": [":80", ":80-81"]}))
+                assert not {*range(first, ranged + 2)} & {*chosen(lab, "b"), chosen(lab, "b")[1] + 1}
+                lab.niso("remove", "b")
+            lab.niso(*command)
+        assert rows(lab, "a") == kept, commands
+    # a change of the rest of the manifest does not move them, nor does another order
+    lab.niso("activate", speaker(lab, "a", 80, 81, ports=["9999:80", ":80-81", ":80"]))
+    assert {row[1] for row in rows(lab, "a")} == {9999, first, ranged}
+    lab.niso("deactivate", "a")
+    # a process of the host that has it meanwhile leaves no choice
+    other = listen(lab, "AF_INET", "SOCK_STREAM", "0.0.0.0", first)
+    lab.niso("activate", "a")
+    assert first not in chosen(lab, "a") and ranged in chosen(lab, "a")
+    end(other)
+    content(lab)
+
+
+# --- how they read ----------------------------------------------------------------------------------------------------
+
+
+def test_ports_read_as_the_contract_says(taken: Lab) -> None:
+    text = ["8080→80", "8000-8010→8000-8010", "127.0.0.1:5432→81", "192.0.2.1:8443→443", "9000→90", "53→53/udp"]
+    text.append("192.0.2.1:7000-7009→7000-7009")
+    assert (
+        f"a  {address(taken, 'a')}  ports: {', '.join(text)}\n" in taken.niso("net", "inspect", "niso-default").stdout
+    )
+    assert ", ".join(text) in taken.niso("ps").stdout
+    ascii_only = taken.niso("ps", env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}).stdout
+    assert "53->53/udp" in ascii_only and "→" not in ascii_only
+    table = [line.split() for line in taken.niso("net", "ports").stdout.splitlines()]
+    assert table[0] == ["SERVICE", "HOST", "CONTAINER", "PROTO"]
+    assert table[1:] == [
+        ["a", "0.0.0.0:8080", "80", "tcp"],
+        ["a", "0.0.0.0:8000-8010", "8000-8010", "tcp"],
+        ["a", "127.0.0.1:5432", "81", "tcp"],
+        ["a", "192.0.2.1:8443", "443", "tcp"],
+        ["a", "0.0.0.0:9000", "90", "tcp"],
+        ["a", "0.0.0.0:53", "53", "udp"],
+        ["a", "192.0.2.1:7000-7009", "7000-7009", "tcp"],
+    ]
+    as_json = ps(taken, "a")["ports"]
+    assert as_json[5] == {"host_ip": "0.0.0.0", "host_port": 53, "container_port": 53, "proto": "udp"}
+    assert as_json[2] == {"host_ip": "127.0.0.1", "host_port": 5432, "container_port": 81, "proto": "tcp"}
+    listed = json.loads(taken.niso("net", "ports", "--json").stdout)
+    assert [{key: row[key] for key in expected} for row, expected in zip(listed, as_json, strict=True)] == as_json
+    assert (listed[5]["service"], listed[5]["host"], listed[5]["container"]) == ("a", "0.0.0.0:53", 53)
+    described = json.loads(taken.niso("net", "inspect", "niso-default", "--json").stdout)
+    assert described["services"][0]["ports"] == as_json
+    assert json.loads(taken.niso("inspect", "a").stdout)["ports"] == as_json
+
+
+def test_exposed_says_who_can_reach_each(taken: Lab) -> None:
+    lines = taken.niso("net", "ports", "--exposed").stdout.splitlines()
+    by_port = {line.split()[1]: line for line in lines[1:]}
+    outside = "other machines by 192.0.2.1 on uplink0"
+    assert outside in by_port["0.0.0.0:8080"] and outside in by_port["192.0.2.1:8443"]
+    assert by_port["127.0.0.1:5432"].endswith("this host")
+    rows_json = json.loads(taken.niso("net", "ports", "--exposed", "--json").stdout)
+    assert len(rows_json) == len(lines) - 1
+
+
+def test_wrong_forms_are_all_named_at_once(lab: Lab) -> None:
+    wrong = [
+        "0:80",
+        "80:0",
+        "65536:80",
+        "80:80/icmp",
+        "80-90:80-91",
+        "90-80:90-80",
+        "256.0.0.1:80:80",
+        "::80:80",
+        "a:b",
+        "",
+    ]
+    folder = package(lab, "a", "sleep", "1000", network={"ports": ["8080:80", *wrong]})
+    done = lab.niso("activate", "--json", folder, check=False)
+    assert done.returncode == 1
+    errors = [json.loads(line)["error"] for line in done.stderr.splitlines()]
+    assert [each["key"] for each in errors] == [f"network.ports[{number}]" for number in range(1, len(wrong) + 1)]

@@ -1,0 +1,265 @@
+"""Published ports as data: every form of the text, what is refused and why, which of them clash."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from niso.errors import InvalidInput
+from niso.model.ports import contradiction, distinct, parse_port
+from niso.portmap import text as written
+from niso.records import Port
+
+BOUNDED = settings(max_examples=400, deadline=None)
+KEY = "network.ports[0]"
+
+FORMS = [
+    ("8080:80", Port("", 8080, 80, "tcp")),
+    ("8080:80/tcp", Port("", 8080, 80, "tcp")),
+    ("53:5353/udp", Port("", 53, 5353, "udp")),
+    ("80:81/sctp", Port("", 80, 81, "sctp")),
+    ("0.0.0.0:65535:1", Port("0.0.0.0", 65535, 1, "tcp")),
+    ("127.0.0.1:5432:5433", Port("127.0.0.1", 5432, 5433, "tcp")),
+    ("192.0.2.1:53:53/udp", Port("192.0.2.1", 53, 53, "udp")),
+    ("8000-8010:8000-8010", Port("", 8000, 8000, "tcp", 11)),
+    ("8000-8010:9000-9010/udp", Port("", 8000, 9000, "udp", 11)),
+    ("127.0.0.1:8000-8010:8000-8010/sctp", Port("127.0.0.1", 8000, 8000, "sctp", 11)),
+    ("1-65535:1-65535", Port("", 1, 1, "tcp", 65535)),
+    ("80-80:81-81", Port("", 80, 81, "tcp")),
+    ("80-80:81", Port("", 80, 81, "tcp")),
+    ("8080", Port("", 8080, 8080, "tcp")),
+    ("53/udp", Port("", 53, 53, "udp")),
+    ("8000-8010", Port("", 8000, 8000, "tcp", 11)),
+    (":8080", Port("", 0, 8080, "tcp")),
+    (":53/udp", Port("", 0, 53, "udp")),
+    (":8000-8010", Port("", 0, 8000, "tcp", 11)),
+    ("127.0.0.1::80", Port("127.0.0.1", 0, 80, "tcp")),
+    ("[::]::80", Port("::", 0, 80, "tcp")),
+    ("[::]:8080:80", Port("::", 8080, 80, "tcp")),
+    ("[::]:8080", Port("::", 8080, 8080, "tcp")),
+    ("[2001:db8::1]:8080:80/udp", Port("2001:db8::1", 8080, 80, "udp")),
+    ("[2001:db8::1]:8000-8010:8000-8010", Port("2001:db8::1", 8000, 8000, "tcp", 11)),
+    # one address has one spelling
+    ("[2001:0DB8:0:0::0001]:80:80", Port("2001:db8::1", 80, 80, "tcp")),
+    ("[0:0:0:0:0:0:0:0]:80:80", Port("::", 80, 80, "tcp")),
+]
+
+
+@pytest.mark.parametrize(("text", "port"), FORMS)
+def test_form_is_read(text: str, port: Port) -> None:
+    assert parse_port(text, KEY) == port
+
+
+NO_HOST = [
+    ("[::1]:8080:8080", "the kernel takes packets for ::1 from no bridge, so no answer would come back"),
+    ("[0:0:0:0:0:0:0:1]:80:80", "the kernel takes packets for ::1 from no bridge, so no answer would come back"),
+    ("[::1]:80", "the kernel takes packets for ::1 from no bridge, so no answer would come back"),
+    ("[::1]::80", "the kernel takes packets for ::1 from no bridge, so no answer would come back"),
+    ("[::1]:80:80/udp", "the kernel takes packets for ::1 from no bridge, so no answer would come back"),
+    ("[::ffff:192.0.2.1]:80:80", "is an IPv4 address: write 192.0.2.1"),
+    ("[::ffff:0.0.0.0]:80:80", "is an IPv4 address: write 0.0.0.0"),
+    ("[::ffff:127.0.0.1]:80:80", "is an IPv4 address: write 127.0.0.1"),
+    ("[fe80::1]:80:80", "is a link-local address, which says nothing without its link"),
+    ("[ff02::1]:80:80", "is a multicast address"),
+    ("224.0.0.1:80:80", "is a multicast address"),
+    ("255.255.255.255:80:80", "is no address that a host can have"),
+    ("0.0.0.1:80:80", "is no address that a host can have"),
+    ("0.1.2.3:80:80", "is no address that a host can have"),
+]
+
+
+@pytest.mark.parametrize(("text", "reason"), NO_HOST)
+def test_address_by_which_no_host_can_be_reached_is_refused_with_the_reason(text: str, reason: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse_port(text, KEY)
+    assert caught.value.key == KEY
+    assert caught.value.message.startswith(f'{KEY}: value "{text}" is wrong because ')
+    assert reason in caught.value.message
+
+
+def test_loopback_of_ipv6_is_refused_with_what_to_write_instead() -> None:
+    with pytest.raises(InvalidInput, match=r"publish it on 127\.0\.0\.1, or on an address of the host"):
+        parse_port("[::1]:8080:8080", KEY)
+
+
+GARBAGE = [
+    *("", ":", "::", ":::", "a:b", "0:80", "80:0", ":0", "0", "80:", "80:65536", "65536", "080:80", "-1:80", "80-:80"),
+    *("-80:80", "80:80/", "80:80/TCP", "80:80/icmp", "80:80/tcp/udp", "/tcp", "80 :80", " 80:80", "80:80\n", "+80:80"),
+    *("1.2.3:80:80", "256.0.0.1:80:80", "127.0.0.01:80:80", "127.0.0.1:80", ":80:80", "localhost:80:80", "1:2:3:4"),
+    *("[::g]:80:80", "[::1]80:80", "[::1:80:80", "[]:80:80", "[127.0.0.1]:80:80", "[fe80::1%eth0]:80:80", "::1:80:80"),
+    *("80-70:80-70", "80-90:80-89", "80-90:80", "80:80-90", ":80-70", "80-90-95:80-90", "0-5:0-5", "65530-65536:1-7"),
+    *("127.0.0.1:0:80", "[::]:", "127.0.0.1::", "٣:80", "8e1:80", "0x50:80", "8_0:80", "9" * 5000 + ":80"),
+]
+
+
+@pytest.mark.parametrize("text", GARBAGE)
+def test_garbage_is_refused_with_the_right_form(text: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse_port(text, KEY)
+    assert caught.value.key == KEY
+    assert "right would be [ADDRESS:]HOST:CONTAINER[/tcp|udp|sctp]" in caught.value.message
+    assert caught.value.hint == 'for example "8080:8080"'
+    assert caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("80-90:80-89", "its ranges are not equally long"),
+        ("80-90:80", "its ranges are not equally long"),
+        ("80-70:80-70", '"80-70" is no port'),
+        ("80:80/icmp", '"icmp" is no protocol'),
+        ("80:80/", '"" is no protocol'),
+        ("1.2.3:80:80", '"1.2.3" is no IPv4 address'),
+        ("localhost:80:80", '"localhost" is no IPv4 address'),
+        ("[::g]:80:80", "it does not start with an IPv6 address in brackets"),
+        ("80:65536", '"65536" is no port'),
+        (":0", '"0" is no port'),
+    ],
+)
+def test_refusal_says_what_is_wrong(text: str, reason: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse_port(text, KEY)
+    assert f"is wrong because {reason}" in caught.value.message
+
+
+HOST_IPS = ("", "0.0.0.0", "::", "127.0.0.1", "192.0.2.1", "2001:db8::1")
+
+
+@st.composite
+def small_ports(draw: st.DrawFn, protocols: tuple[str, ...] = ("tcp", "udp"), free: bool = False) -> Port:
+    """A port or a range within 10 to 19."""
+    count = draw(st.integers(1, 4))
+    return Port(
+        draw(st.sampled_from(HOST_IPS)),
+        0 if free and draw(st.booleans()) else draw(st.integers(10, 20 - count)),
+        draw(st.integers(10, 16)),
+        draw(st.sampled_from(protocols)),
+        count,
+    )
+
+
+@BOUNDED
+@given(small_ports(("tcp", "udp", "sctp")))
+def test_port_that_is_written_as_the_user_writes_it_is_read_as_the_same(port: Port) -> None:
+    assert parse_port(written(port), KEY) == port
+
+
+# --- several -----------------------------------------------------------------------------------------------------
+
+
+def parsed(*texts: str) -> tuple[Port, ...]:
+    return tuple(parse_port(text, KEY) for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("texts", "left"),
+    [
+        (("80:80", "80:80/tcp", "80", "80-80:80-80"), ("80:80",)),
+        (("80:80", "0.0.0.0:80:80", "[::]:80:80"), ("80:80",)),
+        (("0.0.0.0:80:80", "80:80"), ("80:80",)),
+        (("0.0.0.0:80:80", "[::]:80:80"), ("0.0.0.0:80:80", "[::]:80:80")),
+        (("80:80", "127.0.0.1:80:80"), ("80:80", "127.0.0.1:80:80")),
+        (("80:80", "80:80/udp"), ("80:80", "80:80/udp")),
+        (("8000-8010:8000-8010", "8000-8010"), ("8000-8010",)),
+        ((":80", ":80", "0.0.0.0::80"), (":80",)),
+        ((":80", ":81"), (":80", ":81")),
+        (("0.0.0.0:81:81", "82:80", "81:80/udp"), ("0.0.0.0:81:81", "82:80", "81:80/udp")),
+    ],
+)
+def test_equal_entries_are_one_in_the_order_of_the_first(texts: tuple[str, ...], left: tuple[str, ...]) -> None:
+    assert distinct(parsed(*texts)) == parsed(*left)
+
+
+@pytest.mark.parametrize(
+    ("texts", "places"),
+    [
+        (("80:80", "80:81"), (1, 0)),
+        (("443:443", "80:80", "0.0.0.0:80:81"), (2, 1)),
+        (("80:80", "[::]:80:81"), (1, 0)),
+        (("127.0.0.1:80:80", "127.0.0.1:80:81"), (1, 0)),
+        (("8000-8010:8000-8010", "8005:8005"), (1, 0)),
+        (("8005:80", "8000-8010:8000-8010"), (1, 0)),
+        (("8000-8010:8000-8010", "8010-8020:8010-8020"), (1, 0)),
+        (("8000-8010:8000-8010", "8001:8001/udp", "8010:1"), (2, 0)),
+        # specific beside all is fine, and so are families, protocols and free ports
+        (("80:80", "127.0.0.1:80:81"), None),
+        (("80:80", "127.0.0.1:80:81", "[2001:db8::1]:80:82"), None),
+        (("8000-8010:8000-8010", "127.0.0.1:8005:1"), None),
+        (("0.0.0.0:80:80", "[::]:80:81"), None),
+        (("80:80", "80:81/udp", "80:82/sctp"), None),
+        (("8000-8010:8000-8010", "8011:8005", "7999:8005"), None),
+        ((":80", ":81", "80:80"), None),
+        (("80:80", "80:80/tcp", "0.0.0.0:80:80"), None),
+    ],
+)
+def test_host_port_that_is_published_twice_differently_is_found(texts: tuple, places: tuple[int, int] | None) -> None:
+    assert contradiction(parsed(*texts)) == places
+
+
+def takes(port: Port) -> set[tuple[str, str, int]]:
+    """(protocol, "0.0.0.0", "::" or the address, host port) of each place in the kernel's maps that an entry needs."""
+    if not port.host_port:
+        return set()
+    where = {"": ("0.0.0.0", "::")}.get(port.host_ip, (port.host_ip,))
+    return {(port.proto, at, number) for at in where for number in range(port.host_port, port.host_port + port.count)}
+
+
+def same(one: Port, other: Port) -> bool:
+    """Whether they publish the same, but perhaps of one family and of both."""
+    return one[1:] == other[1:]
+
+
+@BOUNDED
+@given(st.lists(small_ports(free=True), max_size=6))
+def test_contradictions_are_those_of_a_look_at_each_port(ports: list[Port]) -> None:
+    expected = {
+        (later, earlier)
+        for later in range(len(ports))
+        for earlier in range(later)
+        if takes(ports[later]) & takes(ports[earlier]) and not same(ports[later], ports[earlier])
+    }
+    found = contradiction(ports)
+    assert found in expected if expected else found is None
+
+
+@BOUNDED
+@given(st.lists(small_ports(free=True), max_size=6))
+def test_distinct_ports_without_contradiction_need_each_place_once(ports: list[Port]) -> None:
+    left = distinct(tuple(ports))
+    assert contradiction(left) is None or contradiction(ports) is not None
+    assert all_of(ports) == all_of(left)
+    if contradiction(ports) is None:
+        assert sum(len(takes(port)) for port in left) == len(all_of(left))
+
+
+def all_of(ports: Iterable[Port]) -> set[tuple[str, str, int]]:
+    return {place for port in ports for place in takes(port)}
+
+
+ADDRESSES = {4: ("127.0.0.1", "192.0.2.1", "203.0.113.9"), 6: ("2001:db8::1", "fd00::9")}
+
+
+def packets(port: Port) -> set[tuple[str, str, int]]:
+    """(destination, protocol, port) of all packets that could be for it."""
+    wide = {"": (4, 6), "0.0.0.0": (4,), "::": (6,)}.get(port.host_ip)
+    to = [address for family in wide for address in ADDRESSES[family]] if wide else [port.host_ip]
+    return {(address, port.proto, port.host_port + n) for address in to for n in range(port.count)}
+
+
+@BOUNDED
+@given(small_ports(), small_ports())
+def test_ports_clash_if_a_packet_could_be_for_both(one: Port, other: Port) -> None:
+    expected = bool(packets(one) & packets(other))
+    assert one.clashes(other) is expected
+    assert other.clashes(one) is expected
+
+
+@BOUNDED
+@given(small_ports())
+def test_families_and_last_port_follow_from_the_text(port: Port) -> None:
+    assert set(port.families) == {6 if ":" in address else 4 for address, _, _ in packets(port)}
+    assert {number for _, _, number in packets(port)} == set(range(port.host_port, port.last + 1))

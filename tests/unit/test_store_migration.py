@@ -1,0 +1,284 @@
+"""A database that the first version of the store made becomes one of today, with what it holds and what was begun in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+from stored import dump, put
+
+from niso import paths
+from niso.errors import NisoError
+from niso.plan import desired
+from niso.records import Port
+from niso.state import Sysctl
+from niso.store import schema
+from niso.store.store import ALL, Store
+
+VERSION_1 = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE network (
+    name TEXT PRIMARY KEY,
+    bridge TEXT NOT NULL UNIQUE,
+    mtu INTEGER NOT NULL,
+    implicit INTEGER NOT NULL CHECK (implicit IN (0, 1)),
+    created_at REAL NOT NULL
+) STRICT;
+CREATE TABLE subnet (
+    network TEXT NOT NULL REFERENCES network ON DELETE CASCADE,
+    family INTEGER NOT NULL CHECK (family IN (4, 6)),
+    cidr TEXT NOT NULL UNIQUE,
+    gateway TEXT NOT NULL,
+    PRIMARY KEY (network, family)
+) STRICT;
+CREATE TABLE service (
+    name TEXT PRIMARY KEY,
+    manifest_path TEXT NOT NULL,
+    manifest TEXT NOT NULL,
+    rootfs TEXT,
+    package TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    uid INTEGER NOT NULL UNIQUE,
+    active INTEGER NOT NULL CHECK (active IN (0, 1)),
+    generation INTEGER NOT NULL,
+    networks TEXT NOT NULL,
+    spec TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    activated_at REAL
+) STRICT;
+CREATE INDEX service_active ON service (active, networks);
+CREATE TABLE host_name (
+    name TEXT PRIMARY KEY,
+    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
+    position INTEGER NOT NULL
+) STRICT;
+CREATE INDEX host_name_service ON host_name (service, position);
+CREATE TABLE endpoint (
+    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    network TEXT NOT NULL REFERENCES network,
+    PRIMARY KEY (service, position),
+    UNIQUE (network, service)
+) STRICT;
+CREATE TABLE lease (
+    network TEXT NOT NULL REFERENCES network,
+    family INTEGER NOT NULL CHECK (family IN (4, 6)),
+    number BLOB NOT NULL,
+    address TEXT NOT NULL UNIQUE,
+    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
+    static INTEGER NOT NULL CHECK (static IN (0, 1)),
+    PRIMARY KEY (network, family, number),
+    UNIQUE (service, network, family)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE port (
+    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    host_ip TEXT NOT NULL,
+    host_port INTEGER NOT NULL,
+    container_port INTEGER NOT NULL,
+    proto TEXT NOT NULL,
+    PRIMARY KEY (service, position)
+) STRICT;
+CREATE INDEX port_host ON port (proto, host_port);
+CREATE TABLE intent (
+    service TEXT PRIMARY KEY,
+    action TEXT NOT NULL,
+    undo TEXT NOT NULL,
+    created_at REAL NOT NULL
+) STRICT;
+CREATE TABLE sysctl (name TEXT PRIMARY KEY, before TEXT NOT NULL) STRICT;
+"""
+"""The tables of version 1, as that version had them."""
+
+NUMBER_2 = (2).to_bytes(16)
+ROWS: dict[str, list[tuple]] = {
+    "meta": [("state_id", "0123abcd")],
+    "network": [("backend", "niso-backend", 1500, 1, 1.0), ("front", "niso-front", 1400, 0, 2.0)],
+    "subnet": [("backend", 4, "10.99.1.0/24", "10.99.1.1"), ("front", 4, "10.99.2.0/24", "10.99.2.1")],
+    "service": [
+        (
+            "api",
+            "/srv/api/manifest.toml",
+            "{}",
+            None,
+            "/p/api",
+            "f",
+            5000,
+            1,
+            3,
+            '["backend", "front"]',
+            "{}",
+            1.0,
+            2.0,
+        ),
+        ("db", "/srv/db/manifest.toml", "{}", None, "/p/db", "f", 5001, 0, 1, '["front"]', "{}", 1.0, 2.0),
+    ],
+    "host_name": [("web", "api", 0), ("api", "api", 1), ("db", "db", 0)],
+    "endpoint": [("api", 0, "backend"), ("api", 1, "front"), ("db", 0, "front")],
+    "lease": [
+        ("backend", 4, NUMBER_2, "10.99.1.2", "api", 0),
+        ("front", 4, (5).to_bytes(16), "10.99.2.5", "api", 1),
+        ("front", 4, NUMBER_2, "10.99.2.2", "db", 0),
+    ],
+    "port": [
+        ("api", 0, "", 8080, 80, "tcp"),
+        ("api", 1, "0.0.0.0", 443, 8443, "tcp"),
+        ("db", 0, "", 5432, 5432, "tcp"),
+    ],
+    "sysctl": [("net/ipv4/ip_forward", "0")],
+}
+PORTS = [Port("", 8080, 80, "tcp"), Port("0.0.0.0", 443, 8443, "tcp")]
+
+
+def rows_of(service: str) -> str:
+    """What version 1 noted of a service when a change of it began."""
+    noted = {}
+    for table in ("service", "host_name", "endpoint", "lease", "port"):
+        column = {"service": 0, "host_name": 1, "lease": 4}.get(table, 0)
+        noted[table] = [
+            [{"hex": value.hex()} if isinstance(value, bytes) else value for value in row]
+            for row in ROWS[table]
+            if row[column] == service
+        ]
+    return json.dumps(noted)
+
+
+@pytest.fixture
+def version_1() -> sqlite3.Connection:
+    """A database of version 1 with a network that an activation made, one that was created, and two services."""
+    os.makedirs(paths.state_dir(), mode=0o700)
+    database = sqlite3.connect(paths.database(), isolation_level=None)
+    database.executescript(f"PRAGMA journal_mode=WAL; PRAGMA user_version=1; {VERSION_1}")
+    for table, rows in ROWS.items():
+        for row in rows:
+            database.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+    return database
+
+
+def layout(database: sqlite3.Connection) -> tuple[dict[str, object], list[str]]:
+    """Columns of all tables, and all indexes that are not SQLite's own."""
+    tables = [
+        row[0]
+        for row in database.execute("SELECT name FROM sqlite_master WHERE type='table' AND name NOT LIKE 'sqlite%'")
+    ]
+    columns = {table: database.execute(f"PRAGMA table_info({table})").fetchall() for table in tables}
+    indexes = [row[0] for row in database.execute("SELECT sql FROM sqlite_master WHERE type='index' AND sql NOT NULL")]
+    return columns, sorted(indexes)
+
+
+def test_database_of_version_1_has_the_layout_of_a_new_one(version_1, monkeypatch, tmp_path: Path) -> None:
+    version_1.close()
+    old = Store.open()
+    monkeypatch.setenv("NISO_STATE_DIR", str(tmp_path / "new"))
+    new = Store.open()
+    assert layout(old._db) == layout(new._db)
+    for store in (old, new):
+        assert store._db.execute("PRAGMA user_version").fetchone() == (schema.VERSION,)
+        assert store._db.execute("PRAGMA foreign_key_check").fetchall() == []
+
+
+def test_what_version_1_held_is_all_there_and_means_the_same(version_1) -> None:
+    version_1.close()
+    store = Store.open()
+    found = dump(store)
+    for table, rows in ROWS.items():
+        assert [row[: len(rows[0])] for row in found[table]] == sorted(rows, key=repr), table
+    assert store.state_id() == "0123abcd"
+    assert [port for _, port in store.ports("api")] == PORTS
+    assert store.active_ports() == [("api", port) for port in PORTS]
+    assert store.forwards("api") == []
+    assert store.chosen_port("api", Port("", 0, 80, "tcp")) is None
+    assert store.port_holders(Port("127.0.0.1", 443, 1, "tcp")) == [("api", PORTS[1])]
+    assert {each.name: (each.internal, each.publishes, each.by_loopback) for each in store.networks()} == {
+        "backend": (False, True, True),
+        "front": (False, True, False),
+    }
+    state = desired(store.snapshot(ALL))
+    published = {e.element: e.value for e in state.elements if e.container == "publish_any4"}
+    assert published == {"tcp . 8080": "10.99.1.2 . 80", "tcp . 443": "10.99.1.2 . 8443"}
+    # what a second opening finds is what the first one left
+    store.close()
+    assert dump(Store.open()) == found
+
+
+@pytest.fixture
+def begun(version_1) -> None:
+    """In version 1 an activation of api began, which takes other ports and another network, and its process died."""
+    version_1.execute("INSERT INTO intent VALUES ('api', 'activate', ?, 5.0)", (rows_of("api"),))
+    version_1.execute("DELETE FROM port WHERE service='api'")
+    version_1.execute("INSERT INTO port VALUES ('api', 0, '', 9090, 90, 'tcp')")
+    version_1.execute("DELETE FROM endpoint WHERE service='api' AND network='backend'")
+    version_1.execute("DELETE FROM lease WHERE service='api' AND network='backend'")
+    version_1.execute("UPDATE endpoint SET position=0 WHERE service='api'")
+    version_1.execute("""UPDATE service SET networks='["front"]', generation=4 WHERE name='api'""")
+    version_1.execute("UPDATE host_name SET name='shop' WHERE name='web'")
+    version_1.close()
+
+
+def test_what_a_change_that_version_1_began_gave_up_is_held_until_it_is_undone(begun) -> None:
+    store = Store.open()
+    assert store.port_holders(Port("", 8080, 1, "tcp")) == [("api", PORTS[0])]
+    assert store.port_holders(Port("192.0.2.1", 440, 1, "tcp", 10)) == [("api", PORTS[1])]
+    assert store.port_holders(Port("", 9090, 1, "tcp")) == [("api", Port("", 9090, 90, "tcp"))]
+    assert {(443, 443), (8080, 8080), (9090, 9090)} <= set(store.spans("tcp", 440, 9090))
+    assert store.name_holder("web") == "api"
+    assert store.lease_holder("10.99.1.2") == "api"
+
+
+def test_change_that_version_1_began_is_undone_to_what_was(begun) -> None:
+    store = Store.open()
+    (intent,) = store.intents()
+    assert (intent.service, intent.action) == ("api", "activate")
+    with store.transaction():
+        store.undo(intent)
+        store.end_intent("api")
+    found = dump(store)
+    for table, rows in ROWS.items():
+        assert [row[: len(rows[0])] for row in found[table]] == sorted(rows, key=repr), table
+    assert [port for _, port in store.ports("api")] == PORTS
+    assert store.port_holders(Port("", 9090, 1, "tcp")) == []
+
+
+def test_ports_of_an_undone_change_lead_into_the_network_that_they_led_into(begun) -> None:
+    """By 127.0.0.1 too: route_localnet is on where the rows say that it is needed."""
+    store = Store.open()
+    (intent,) = store.intents()
+    with store.transaction():
+        store.undo(intent)
+        store.end_intent("api")
+    (backend,) = [each for each in store.networks() if each.name == "backend"]
+    assert (backend.publishes, backend.by_loopback) == (True, True)
+    state = desired(store.snapshot(ALL))
+    assert Sysctl("", "net/ipv4/conf/niso-backend/route_localnet", "1") in state.sysctls
+
+
+def test_service_of_version_1_can_be_put_again_and_keeps_what_it_had(version_1) -> None:
+    version_1.close()
+    store = Store.open()
+    with store.transaction():
+        store.begin_intent("api", "activate", 6.0)
+        put(store, "api", ("backend", "front"), static={"front": "10.99.2.5"}, ports=(*PORTS, Port("", 1, 1, "udp", 3)))
+    assert store.addresses("api") == [("backend", "10.99.1.2"), ("front", "10.99.2.5")]
+    intent = store.intent("api")
+    assert intent is not None
+    with store.transaction():
+        store.undo(intent)
+        store.end_intent("api")
+    assert [port for _, port in store.ports("api")] == PORTS
+
+
+def test_migration_that_fails_leaves_version_1_as_it_was(version_1, monkeypatch) -> None:
+    before = version_1.execute("SELECT sql FROM sqlite_master").fetchall()
+    monkeypatch.setitem(schema.MIGRATIONS, 2, schema.MIGRATIONS[2] + "; SELECT * FROM nonesuch")
+    with pytest.raises(NisoError):
+        Store.open()
+    assert version_1.execute("PRAGMA user_version").fetchone() == (1,)
+    assert version_1.execute("SELECT sql FROM sqlite_master").fetchall() == before
+    monkeypatch.undo()
+
+
+def test_every_version_has_a_migration_to_the_next() -> None:
+    assert set(schema.MIGRATIONS) == set(range(2, schema.VERSION + 1))
