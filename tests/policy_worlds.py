@@ -111,23 +111,20 @@ def swapped_world(world: World) -> World:
 
 NETWORKS = ("n1", "n2", "n3")
 SERVICES = ("s1", "s2", "s3", "s4")
-_PREFIXES4 = (
-    *("0.0.0.0/0", "10.99.0.0/16", "10.99.1.0/24", "10.99.2.0/24", "10.99.1.2", "10.99.1.3/32", "10.99.2.2/31"),
-    *("10.99.1.1", "10.99.2.1", "192.0.2.0/24", HOST, OUTSIDE),
-)
-_PEERS = (
-    *(SERVICES * 2),
-    *("s1.niso.local", "other2", "ghost", "network:n1", "network:n2", "network:n3", "network:ghost"),
-    *_PREFIXES4,
-    *(f"[{swapped(prefix)}]" for prefix in _PREFIXES4),
-)
-_PORTS = ("", "", "", ":80", ":81", ":80-81", ":80/tcp", ":81/udp", ":80-82/sctp", "/tcp", "/udp", "/icmp")
+_WIDE4 = ("0.0.0.0/0", "10.99.0.0/16", "10.99.1.0/24", "192.0.2.0/24")
+_NARROW4 = ("10.99.2.0/24", "10.99.1.2", "10.99.1.3/32", "10.99.2.2/31", "10.99.1.1", "10.99.2.1", HOST, OUTSIDE)
+_WIDE = (*_WIDE4, *(f"[{swapped(prefix)}]" for prefix in _WIDE4), "network:n1")
+_NARROW = (*_NARROW4, *(f"[{swapped(prefix)}]" for prefix in _NARROW4))
+_NAMES = (*SERVICES, *SERVICES, "s1.niso.local", "other2", "ghost", "network:n2", "network:n3", "network:ghost")
+_PEERS = (*_WIDE, *_WIDE, *_NARROW, *_NAMES)
+_PORTS = ("",) * 9 + (":80", ":80", ":81", ":80-81", ":80/tcp", ":81/udp", ":80-82/sctp", "/tcp", "/udp", "/icmp")
 TEXTS = st.builds(str.__add__, st.sampled_from(_PEERS), st.sampled_from(_PORTS))
-_LISTS = st.lists(TEXTS, max_size=4)
+_LISTS = st.lists(TEXTS, min_size=2, max_size=5) | st.lists(TEXTS, max_size=3)
 
 
 def _policies() -> st.SearchStrategy[Policy]:
-    return st.builds(policy, st.none() | _LISTS, _LISTS, st.none() | _LISTS, _LISTS)
+    deny = st.lists(st.sampled_from(_WIDE), max_size=1) | st.lists(TEXTS, max_size=2)
+    return st.builds(policy, st.none() | _LISTS, deny, st.none() | _LISTS, deny)
 
 
 class Packet(NamedTuple):
@@ -137,10 +134,7 @@ class Packet(NamedTuple):
     proto: str
 
 
-_FLOWS = st.one_of(
-    st.tuples(st.sampled_from((80, 81, 82, 83, 8010, 8011, 8012, 8020, 8021)), st.sampled_from(("tcp", "udp", "sctp"))),
-    st.sampled_from(((None, "icmp"), (None, "gre"))),
-)
+_NEAR = ((80, "tcp"), (80, "tcp"), (81, "tcp"), (80, "udp"), (81, "udp"), (82, "sctp"), (None, "icmp"), (None, "gre"))
 
 
 @st.composite
@@ -148,7 +142,7 @@ def _networks(draw: st.DrawFn) -> list[Network]:
     found = []
     for number, name in enumerate(NETWORKS, 1):
         cidr = f"10.99.{number}.0/24"
-        cidrs = draw(st.sampled_from(((cidr,), (cidr, swapped(cidr)), (cidr, swapped(cidr)), (swapped(cidr),))))
+        cidrs = draw(st.sampled_from(((cidr,), *[(cidr, swapped(cidr))] * 4, (swapped(cidr),))))
         found.append(network(name, *cidrs, internal=draw(st.sampled_from((False, False, True)))))
     return found
 
@@ -159,7 +153,7 @@ def worlds(draw: st.DrawFn) -> World:
     networks = {each.name: each for each in draw(_networks())}
     services = []
     for number, name in enumerate(SERVICES, 1):
-        on = draw(st.sampled_from((("n1",), ("n1",), ("n2",), ("n3",), ("n1", "n2"), ("n2", "n1"), ("n3", "n1"))))
+        on = draw(st.sampled_from((*[("n1",)] * 4, ("n2",), ("n3",), ("n1", "n2"), ("n2", "n1"), ("n3", "n1"))))
         addresses = {
             each: [
                 str(ipaddress.ip_network(subnet.cidr)[number + 1 if number < 4 else 200])
@@ -169,7 +163,7 @@ def worlds(draw: st.DrawFn) -> World:
         }
         ports = [
             Port(where, 8000 + 10 * number, inner, proto, count)
-            for where in draw(st.lists(st.sampled_from((ANY, ANY, HOST, image(HOST))), unique=True, max_size=2))
+            for where in draw(st.lists(st.sampled_from((ANY, HOST, image(HOST))), unique=True, min_size=1, max_size=2))
             for inner, proto, count in [draw(st.sampled_from(((80, "tcp", 1), (80, "tcp", 2), (81, "udp", 2))))]
         ]
         services.append(
@@ -179,7 +173,7 @@ def worlds(draw: st.DrawFn) -> World:
                 draw(_policies()),
                 *ports,
                 names=(f"other{number}", name),
-                active=draw(st.sampled_from((True,) * 7 + (False,))),
+                active=draw(st.sampled_from((True,) * 20 + (False,))),
             )
         )
     return world(services, networks.values(), (HOST, image(HOST)))
@@ -194,14 +188,24 @@ def addresses(world: World) -> list[str]:
 
 
 @st.composite
-def packets(draw: st.DrawFn, world: World, count: int = 12) -> list[Packet]:
-    """Packets between random addresses of one family; the services' and the host's own come more often."""
-    found = []
+def packets(draw: st.DrawFn, world: World, count: int = 16) -> list[Packet]:
+    """Packets of one family each: from a service to another, to published ports, and from anywhere to anywhere."""
     everything = addresses(world)
     leased = [address for each in world.services.values() for e in each.endpoints for address in e.addresses]
-    pool = [*everything, *leased, *leased, HOST, HOST, image(HOST), image(HOST)]
+    published = [port for each in world.services.values() for port in each.ports]
+    found = []
     for _ in range(count):
-        source = draw(st.sampled_from(pool))
-        same = [address for address in pool if (":" in address) == (":" in source)]
-        found.append(Packet(source, draw(st.sampled_from(same)), *draw(_FLOWS)))
+        kind = draw(st.sampled_from(("services", "services", "services", "published", "published", "any")))
+        source = draw(st.sampled_from(everything if kind == "any" else [*leased, *leased, OUTSIDE, image(OUTSIDE)]))
+        own = [
+            a for each in world.services.values() for e in each.endpoints if source in e.addresses for a in e.addresses
+        ]
+        pool = [each for each in leased if each not in own] if kind == "services" else everything
+        pool = [each for each in pool if (":" in each) == (":" in source)] or everything
+        flow = draw(st.sampled_from(_NEAR))
+        if kind == "published":
+            port = draw(st.sampled_from(published))
+            pool = [HOST if ":" not in source else image(HOST)]
+            flow = (port.host_port + draw(st.sampled_from((0, 0, port.count - 1, port.count))), port.proto)
+        found.append(Packet(source, draw(st.sampled_from(pool)), *flow))
     return found

@@ -29,9 +29,12 @@ class Count(NamedTuple):
 
 
 class Proof(NamedTuple):
-    """What came of a real packet. ``arrived`` at the service it leads to, None where that is none."""
+    """What came of a real packet. ``arrived`` at the service it leads to, None where that is none.
 
-    agrees: bool
+    ``agrees`` is None where nothing can be seen: no rule counts it, it leads to no service, and nobody answers.
+    """
+
+    agrees: bool | None
     arrived: bool | None
     answered: bool
     unsent: str
@@ -141,9 +144,15 @@ def prove(world: World, explained: Explanation) -> Proof:
         if not verdict.passes:
             # what is dropped was dropped as it was counted; without a rule that counts, give it the time to arrive
             seen = sent.wait(0 if counts else PATIENCE_S / 4)
-    rose = all(count.rose for count in counts)
-    agrees = rose and (seen.arrived is not False if verdict.passes else not (seen.arrived or seen.answered))
-    return Proof(agrees, seen.arrived, seen.answered, "", counts)
+    return Proof(_agrees(verdict.passes, seen, counts), seen.arrived, seen.answered, "", counts)
+
+
+def _agrees(passes: bool, seen: probe.Seen, counts: tuple[Count, ...]) -> bool | None:
+    if not all(count.rose for count in counts):
+        return False
+    if seen.arrived is not None or seen.answered:
+        return passes == (seen.arrived or seen.answered)
+    return True if counts else None
 
 
 def _packets(kernel: Nft, rule: Object) -> int | None:

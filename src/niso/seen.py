@@ -113,7 +113,7 @@ def resolve(store: Store, text: str) -> End:
     try:
         address = ipaddress.ip_address(bare)
     except ValueError:
-        if ":" in text or text.replace(".", "").isdigit():
+        if ":" in text or "/" in text or text.replace(".", "").isdigit():
             raise UsageError(f"{text!r} is no address", TARGET) from None
         return End(service=store.resolve(text.removesuffix(f".{names.DOMAIN}")))
     if isinstance(address, ipaddress.IPv6Address) and (address.ipv4_mapped or address.scope_id):
@@ -192,9 +192,10 @@ def explain(store: Store, world: World, packet: Packet) -> Explanation:
     verdict = decide(world, *packet)
     sender, receiver = (world.services.get(party.service) for party in (verdict.source, verdict.destination))
     path, early, late = _path(store, world, packet, verdict)
-    egress = _policy_objects(world, sender, False, verdict.egress, packet.source, verdict.destination.address)
+    egress: tuple[Object, ...] = ()
     ingress: tuple[Object, ...] = ()
-    if sender or not is_host(world, packet.source):
+    if _walks(world, packet, verdict):
+        egress = _policy_objects(world, sender, False, verdict.egress, packet.source, verdict.destination.address)
         ingress = _policy_objects(world, receiver, True, verdict.ingress, verdict.destination.address, packet.source)
     if early:
         counted: tuple[Object, ...] = early
@@ -250,7 +251,8 @@ def _path(store: Store, world: World, packet: Packet, verdict: Verdict) -> tuple
             return (), (), ()
         if by.name != entered.name and not to.is_link_local:
             spoofed = _static(nft.BRIDGE, "from_port", "not its own address")
-            return spoofed, spoofed, ()
+            # of IPv6 nothing may leave at all: no neighbour is asked for with a source that the link does not have
+            return spoofed, spoofed if family == 4 else (), ()
         objects.append(_port_element(store, sender.name, by.name, packet.source, family))
     elif not sender and not is_host(world, packet.source) and _network_of(world, packet.source):
         strange = _static(nft.INET, "raw", f"{'ip' if family == 4 else 'ip6'} saddr @subnets{family}")

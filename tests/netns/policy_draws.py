@@ -87,7 +87,9 @@ class Topology:
         return [self._entry(draw) for _ in range(draw.randint(least, most))]
 
     def _entry(self, draw: random.Random) -> str:
-        peer = draw.choice((self._service, self._service, self._service, self._network, self._prefix, self._prefix))(draw)
+        peer = draw.choice((self._service, self._service, self._service, self._network, self._prefix, self._prefix))(
+            draw
+        )
         form = draw.choice(("", "", "", "port", "port", "range", "proto", "both"))
         if form == "":
             return peer

@@ -66,9 +66,13 @@ class Fate:
         self.started_at: set[Place] = set()  # where the start of a TCP connection came in by a wire
 
     def __str__(self) -> str:
-        who = ", ".join(f"{s.place or 'host'} at {s.address} {s.port or ''}".strip() for s in sorted(self.seen, key=str))
+        who = ", ".join(
+            f"{s.place or 'host'} at {s.address} {s.port or ''}".strip() for s in sorted(self.seen, key=str)
+        )
         wire = ", ".join(str(place) for place in self.started_at)
-        return f"seen by {who or 'nobody'}{f' (SYN at {wire})' if wire else ''}, {'' if self.answered else 'not '}answered"
+        return (
+            f"seen by {who or 'nobody'}{f' (SYN at {wire})' if wire else ''}, {'' if self.answered else 'not '}answered"
+        )
 
 
 def family(address: str) -> int:
@@ -98,8 +102,10 @@ class Fates:
         self._asked: dict[int, Cell] = {}
         self._by_port: dict[int, int] = {}
         for place, found in places.items():
-            for address, link, index in found:
-                self._listen(place, address, index if address.startswith("fe80:") else 0, ports[:1] if place is None else ports)
+            for address, _, index in found:
+                self._listen(
+                    place, address, index if address.startswith("fe80:") else 0, ports[:1] if place is None else ports
+                )
             if place is not None:
                 for link in {link for _, link, _ in found if link != "lo"}:
                     self._watch(place, link)
@@ -260,7 +266,7 @@ class Fates:
         except OSError as error:
             if error.errno not in (
                 *(errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EINPROGRESS),
-                *(errno.ECONNREFUSED, errno.EINVAL, errno.EACCES, errno.EPERM),
+                *(errno.ECONNREFUSED, errno.EINVAL, errno.EACCES, errno.EDESTADDRREQ),
             ):
                 raise
 
@@ -411,6 +417,6 @@ def _portless(address: tuple) -> tuple:  # type: ignore[type-arg]
 
 def _checksum(data: bytes) -> bytes:
     """RFC 1071."""
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     total = (total & 0xFFFF) + (total >> 16)
     return (~(total + (total >> 16)) & 0xFFFF).to_bytes(2, "big")

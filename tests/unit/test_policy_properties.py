@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Iterable
 
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +15,9 @@ from niso.policy import Reason, Verdict, World, decide, matches
 from niso.records import Entry, Policy
 
 properties = settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example]
+    deadline=None,
+    max_examples=2000 if os.environ.get("NISO_TEST_LONG") == "1" else 60,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example],
 )
 LISTS = {
     "allow_from": "network.policy.allow_from",

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING, NoReturn
 
 from niso.cli import output
 from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.drops import Drop, Log
+    from niso.prove import Proof
+    from niso.seen import Explanation, Object
 
 EPILOG = {
     "ping": """\
@@ -118,25 +124,19 @@ def _explain(args: argparse.Namespace) -> int:
         _print_explained(explained)
         if differs is not None:
             reason = differs.verdict.dropped_by
-            words = f"dropped: {reason.words}" if reason else "passes"
-            print(f"  by IPv{differs.packet.family} ({differs.packet.destination}) it {_was(words)}")
+            words = f"it is dropped: {reason.words}" if reason else "it passes"
+            print(output.escaped(f"  by IPv{differs.packet.family} ({differs.packet.destination}) {words}"))
         if proof is not None:
             _print_proof(explained, proof)
-    return 0 if explained.verdict.passes and (proof is None or proof.agrees) else 1
+    return 0 if explained.verdict.passes and (proof is None or proof.agrees is not False) else 1
 
 
-def _was(words: str) -> str:
-    return words if words == "passes" else f"is {words}"
-
-
-def _print_explained(explained) -> None:  # type: ignore[no-untyped-def]
+def _print_explained(explained: Explanation) -> None:
     packet, verdict = explained.packet, explained.verdict
     arrow = output.arrow()
-    ends = [_end(verdict.source, packet.source, None), _end(None, packet.destination, packet.port)]
-    if verdict.destination.address != packet.destination:
-        ends.append(_end(verdict.destination, verdict.destination.address, verdict.port))
-    else:
-        ends[1] = _end(verdict.destination, packet.destination, packet.port)
+    asked = [_end("", packet.destination, packet.port)] if verdict.destination.address != packet.destination else []
+    reached = _end(verdict.destination.service, verdict.destination.address, verdict.port)
+    ends = [_end(verdict.source.service, packet.source, None), *asked, reached]
     print(f"{f' {arrow} '.join(ends)}/{packet.proto}: {'pass' if verdict.passes else 'drop'}")
     for name in ("path", "egress", "ingress"):
         reason, objects = getattr(verdict, name), getattr(explained, name)
@@ -145,22 +145,19 @@ def _print_explained(explained) -> None:  # type: ignore[no-untyped-def]
             print(output.escaped(f"  {'':<8} {'':<4}  nft {_object(each)}"))
 
 
-def _end(party, address: str, port: int | None) -> str:  # type: ignore[no-untyped-def]
+def _end(service: str, address: str, port: int | None) -> str:
     """``db (10.99.1.2):5432``, ``[2001:db8::2]:80``."""
-    if party is not None and party.service:
-        shown = f"{party.service} ({address})"
-    else:
-        shown = output.bracketed(address) if port is not None else address
+    shown = f"{service} ({address})" if service else output.bracketed(address) if port is not None else address
     return shown if port is None else f"{shown}:{port}"
 
 
-def _object(each) -> str:  # type: ignore[no-untyped-def]
+def _object(each: Object) -> str:
     if each.place is None:
         return f"element {each.table} {each.container} {{ {each.text} }}"
     return f"rule {each.table} {each.container}: {each.text}"
 
 
-def _print_proof(explained, proof) -> None:  # type: ignore[no-untyped-def]
+def _print_proof(explained: Explanation, proof: Proof) -> None:
     verdict = explained.verdict
     to = verdict.destination.service or verdict.destination.address
     if proof.unsent:
@@ -169,7 +166,8 @@ def _print_proof(explained, proof) -> None:  # type: ignore[no-untyped-def]
         words = f"one packet was sent; {to} {'answered' if proof.answered else 'did not answer'}"
     else:
         words = f"one packet was sent; it {'arrived' if proof.arrived else 'did not arrive'} at {to}"
-    print(output.escaped(f"  {'proof':<8} {'agrees' if proof.agrees else 'DOES NOT AGREE'}: {words}"))
+    outcome = {True: "agrees", False: "DOES NOT AGREE", None: "tells nothing"}[proof.agrees]
+    print(output.escaped(f"  {'proof':<8} {outcome}: {words}"))
     for count in proof.counts:
         before, after = ("no such rule" if n is None else n for n in (count.before, count.after))
         rule = count.rule
@@ -178,11 +176,11 @@ def _print_proof(explained, proof) -> None:  # type: ignore[no-untyped-def]
                 f"  {'':<8} counted {before} {output.arrow()} {after}: {rule.table} {rule.container}: {rule.text}"
             )
         )
-    if not proof.agrees:
+    if proof.agrees is False:
         print(f"  {'':<8} niso net check tells what is not as it should be")
 
 
-def _explained_json(explained) -> dict[str, object]:  # type: ignore[no-untyped-def]
+def _explained_json(explained: Explanation) -> dict[str, object]:
     packet, verdict = explained.packet, explained.verdict
     return {
         "from": {"service": verdict.source.service or None, "address": packet.source},
@@ -209,7 +207,7 @@ def _explained_json(explained) -> dict[str, object]:  # type: ignore[no-untyped-
     }
 
 
-def _proof_json(proof) -> dict[str, object]:  # type: ignore[no-untyped-def]
+def _proof_json(proof: Proof) -> dict[str, object]:
     return {
         "agrees": proof.agrees,
         "arrived": proof.arrived,
@@ -236,34 +234,40 @@ def _stats(args: argparse.Namespace) -> int:
 
 
 def _log(args: argparse.Namespace) -> int:
-    import json
-    import select
-
     from niso import drops
 
     store = Store.open(create=False)
     service = store.resolve(args.name) if args.name else None
-    with drops.Log(store, service) as log:
-        if not drops.logging(store, service):
-            whose = f"{service}'s policy does not have" if service else "no active service's policy has"
-            output.warn(f"{whose} log = true: nothing will show until one has", ["network.policy.log = true"])
-        poll = select.poll()
-        poll.register(log, select.POLLIN)
-        poll.register(sys.stdout, 0)  # says when the other end of a pipe has gone, though nothing is written
-        while True:
-            ready = dict(poll.poll())
-            if log.fileno() in ready:
-                found = log.read()
-                if found is None:
-                    output.warn("more was dropped than could be read: some is not shown")
-                for drop in found or ():
-                    print(json.dumps(_drop_json(drop)) if args.json else output.escaped(_drop_text(drop)))
-                sys.stdout.flush()
-            if ready.get(sys.stdout.fileno(), 0) & (select.POLLERR | select.POLLHUP | select.POLLNVAL):
-                raise BrokenPipeError
+    try:
+        with drops.Log(store, service) as log:
+            if not drops.logging(store, service):
+                whose = f"{service}'s policy does not have" if service else "no active service's policy has"
+                output.warn(f"{whose} log = true: nothing will show until one has", ["[network.policy] log = true"])
+            _follow(log, args.json)
+    except KeyboardInterrupt:
+        return 130
 
 
-def _drop_text(drop) -> str:  # type: ignore[no-untyped-def]
+def _follow(log: Log, as_json: bool) -> NoReturn:
+    import json
+    import select
+
+    poll = select.poll()
+    poll.register(log, select.POLLIN)
+    poll.register(sys.stdout, 0)  # says when the other end of a pipe has gone, though nothing is written
+    while True:
+        ready = dict(poll.poll())
+        if ready.get(sys.stdout.fileno(), 0):
+            raise BrokenPipeError
+        found = log.read()
+        if found is None:
+            output.warn("more was dropped than could be read: some is not shown")
+        for drop in found or ():
+            print(json.dumps(_drop_json(drop)) if as_json else output.escaped(_drop_text(drop)))
+        sys.stdout.flush()
+
+
+def _drop_text(drop: Drop) -> str:
     source = drop.source_name or output.bracketed(drop.source)
     destination = drop.destination_name or output.bracketed(drop.destination)
     port = "" if drop.port is None else f":{drop.port}"
@@ -271,7 +275,7 @@ def _drop_text(drop) -> str:  # type: ignore[no-untyped-def]
     return f"{_when(drop.time)}  {drop.service}  {drop.direction}  {drop.key}  {ends}  {drop.link}"
 
 
-def _drop_json(drop) -> dict[str, object]:  # type: ignore[no-untyped-def]
+def _drop_json(drop: Drop) -> dict[str, object]:
     return {
         "time": _when(drop.time),
         "service": drop.service,

@@ -89,7 +89,7 @@ class Nflog(netlink.Netlink):
             if error.errno in (errno.EPERM, errno.EBUSY) and (holder := _holder(self._group)):
                 raise Conflict(
                     f"{holder} reads the dropped packets already (nflog group {self._group}), and the kernel gives them to one reader",
-                    "read its output, or end it first",
+                    "end that one first, or read what it writes",
                 ) from None
             if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT):
                 raise KernelError(

@@ -14,6 +14,7 @@ import struct
 import time
 from typing import NamedTuple, Self
 
+from niso.errors import KernelError
 from niso.kernel import netns
 from niso.kernel.netlink import refused
 
@@ -63,8 +64,8 @@ class Probe:
                 self._socket = self._open()
             if watched is not None:
                 with netns.inside(watched[0]):
-                    sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-                    self._stack.enter_context(sniffer).bind(("", _ETHERTYPE[self._version]))
+                    kind, ethertype = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, socket.htons(_ETHERTYPE[self._version])
+                    sniffer = self._stack.enter_context(socket.socket(socket.AF_PACKET, kind, ethertype))
                 sniffer.setblocking(False)
                 self._watched = (sniffer, watched[1] or 0)
         except OSError as error:
@@ -117,6 +118,7 @@ class Probe:
             holder = self._stack.enter_context(socket.socket(family, kind | socket.SOCK_CLOEXEC))
             holder.bind((self._source, 0))
             holder.setblocking(False)
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
             self._own_port = holder.getsockname()[1]
             if self._proto == "udp":
                 return holder
@@ -126,6 +128,7 @@ class Probe:
         raw = self._stack.enter_context(socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, number))
         raw.bind((self._source, 0))
         raw.setblocking(False)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         return raw
 
     def _packet(self) -> bytes:
@@ -199,11 +202,14 @@ class Probe:
 
 
 def echo(namespace: str, source: str, destination: str, seconds: float) -> float | None:
-    """How long (seconds) an ICMP echo takes there and back; None where no answer comes in that time. Raises KernelError."""
+    """How long (seconds) an ICMP echo takes there and back; None where no answer comes in that time.
+
+    Raises KernelError, also where the sender's own kernel does not take it.
+    """
     with Probe(namespace, source, destination, None, "icmp") as probe:
         start = time.perf_counter()
-        if probe.send():
-            return None
+        if unsent := probe.send():
+            raise KernelError(f"cannot send from {source} to {destination}: {unsent}")
         return time.perf_counter() - start if probe.wait(seconds).answered else None
 
 

@@ -1,0 +1,416 @@
+"""What a change of policies does to running services: what it denies ends at once, all else goes on as if nothing were."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from conftest import Lab
+from policy_flows import Asked, Flow, Flows
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+from services import idle
+from wire import Addresses, Wire
+
+HOST = {4: "192.0.2.1", 6: "2001:db8::1"}
+CLIENT = {4: "192.0.2.2", 6: "2001:db8::2"}
+FAMILIES = (4, 6)
+PROTOCOLS = ("tcp", "udp")
+
+
+class Shop:
+    """Services on the network ``backend``, which has both families; manifests are written anew with each `policy`."""
+
+    def __init__(self, lab: Lab, wire: Wire) -> None:
+        self.lab = lab
+        self.flows = Flows(wire)
+        self._tables: dict[str, dict[str, Any]] = {}
+        self._ports = itertools.count(100)
+        lab.niso("net", "create", "backend", "--subnet", "10.99.1.0/24", "--subnet", "fd00:99:1::/64")
+
+    def write(self, name: str, rules: dict[str, Any] | None = None, **network: Any) -> str:
+        """The manifest of a service, with what was said of its network before; gives its folder."""
+        self._tables[name] = self._tables.get(name, {"network": "backend"}) | network
+        rules = dict(rules or {})
+        egress = rules.pop("egress", None)
+        sections: dict[str, dict[str, Any]] = {"network": self._tables[name]}
+        if rules:
+            sections["network.policy"] = rules
+        if egress:
+            sections["network.policy.egress"] = egress
+        return idle(self.lab, name, **sections)
+
+    def activate(self, *names: str, **network: Any) -> None:
+        self.lab.niso("activate", *(self.write(name, **network) for name in names))
+
+    def policy(self, name: str, rules: dict[str, Any] | None) -> None:
+        """Activate a service with these rules. No process starts anew, and `niso net check` finds all as it should be."""
+        before = self.pids()
+        self.lab.niso("activate", self.write(name, rules))
+        assert self.pids() == before
+        self.content()
+
+    def stop(self, command: str, name: str) -> None:
+        """Deactivate or remove a service, of whose namespace nobody holds anything any more."""
+        self.flows.leave(f"niso-{name}")
+        self.lab.niso(command, name)
+        self.content()
+
+    def pids(self) -> list[str]:
+        return self.lab.run("pgrep", "-f", "sleep 100000").stdout.split()
+
+    def content(self) -> None:
+        done = self.lab.niso("net", "check", check=False)
+        assert (done.returncode, done.stdout) == (0, "everything: as it should be\n"), done.stdout + done.stderr
+
+    def address(self, name: str, family: int = 4) -> str:
+        return Addresses(self.lab, f"niso-{name}").ip(family)
+
+    def open(
+        self, *ends: tuple[str | None, str], families: Sequence[int] = FAMILIES, protocols: Sequence[str] = PROTOCOLS
+    ) -> list[Flow]:
+        """Flows from one to another of each of these, by each family and protocol."""
+        return self.flows.open(*(asked for pair in ends for asked in self._asked(*pair, families, protocols)))
+
+    def _asked(self, client: str | None, server: str, families: Sequence[int], protocols: Sequence[str]) -> list[Asked]:
+        at = Addresses(self.lab, f"niso-{server}")
+        return [
+            Asked(_place(client), _place(server), (at.ip(family), next(self._ports)), proto)
+            for family in families
+            for proto in protocols
+        ]
+
+    def published(self, client: str, server: str, families: Sequence[int] = FAMILIES) -> list[Asked]:
+        """By port 80, which ``server`` publishes as 8080."""
+        at = Addresses(self.lab, f"niso-{server}")
+        return [
+            Asked(_place(client), _place(server), (at.ip(family), 80), proto, (HOST[family], 8080))
+            for family in families
+            for proto in PROTOCOLS
+        ]
+
+    def reach(self, client: str | None, server: str, families: Sequence[int] = FAMILIES) -> set[str]:
+        """By which protocols and families a new flow comes about."""
+        found = self.flows.try_open(self._asked(client, server, families, PROTOCOLS), TRIED_SECONDS)
+        return {f"{asked.proto}{6 if ':' in asked.at[0] else 4}" for asked, flow in found.items() if flow}
+
+
+TRIED_SECONDS = 0.5
+"""How long a flow that should not come about is tried; one that should has this time too, and takes a few milliseconds."""
+EVERY = {"tcp4", "udp4", "tcp6", "udp6"}
+
+
+def _place(name: str | None) -> str | None:
+    return name if name in (None, "client", "neighbour") else f"niso-{name}"
+
+
+@pytest.fixture
+def shop(lab: Lab) -> Iterator[Shop]:
+    with Wire(lab) as wire:
+        yield Shop(lab, wire)
+
+
+def bridged(lab: Lab, value: int) -> None:
+    for kind in ("iptables", "ip6tables"):
+        lab.run("sysctl", "-qw", f"net.bridge.bridge-nf-call-{kind}={value}")
+
+
+# --- what is cut ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [0, 1])
+@pytest.mark.parametrize("first", ["first", "another"])
+@pytest.mark.parametrize("servers_first", [False, True])
+def test_stricter_ingress_cuts_what_it_denies_and_nothing_else(
+    shop: Shop, value: int, first: str, servers_first: bool
+) -> None:
+    """``first``: it is the first policy of the network, on which no port is published: frames were not tracked before."""
+    bridged(shop.lab, value)
+    shop.activate("db", "api", "web", "x", "y")
+    if first == "another":
+        shop.policy("y", {"allow_from": ["x"]})
+        shop.write("db", ports=["8080:80", "8080:80/udp"])
+        shop.policy("db", None)
+    alive = shop.open(("api", "db"), ("x", "y"), (None, "db"), ("db", "x"))
+    cut = shop.open(("web", "db"))
+    if first == "another":
+        cut += shop.flows.open(*shop.published("client", "db"))
+    assert shop.flows.judge([*alive, *cut], []) == []
+    # these have said nothing since they were opened
+    alive += shop.open(("api", "db"), ("x", "y"), (None, "db"), protocols=["tcp"])
+    cut += shop.open(("web", "db"), protocols=["tcp"])
+    shop.policy("db", {"allow_from": ["api"]})
+    wrong = shop.flows.judge(alive, cut, servers_first)
+    assert not wrong, "\n".join(wrong)
+    assert (shop.reach("web", "db"), shop.reach("api", "db")) == (set(), EVERY)
+
+    shop.policy("db", None)
+    assert shop.reach("web", "db") == EVERY
+    assert shop.flows.judge(alive, []) == []
+
+
+@pytest.mark.parametrize("value", [0, 1])
+@pytest.mark.parametrize("servers_first", [False, True])
+def test_stricter_egress_cuts_what_it_denies_and_nothing_else(shop: Shop, value: int, servers_first: bool) -> None:
+    bridged(shop.lab, value)
+    shop.activate("db", "api", "web")
+    alive = shop.open(("web", "api"), ("api", "web"), ("db", "web"), (None, "web"))
+    outside = [Asked("niso-web", "client", (address, 700), proto) for address in CLIENT.values() for proto in PROTOCOLS]
+    cut = [*shop.open(("web", "db")), *shop.flows.open(*outside)]
+    assert shop.flows.judge([*alive, *cut], []) == []
+    shop.policy("web", {"egress": {"allow": ["api"]}})
+    wrong = shop.flows.judge(alive, cut, servers_first)
+    assert not wrong, "\n".join(wrong)
+    shop.policy("web", {"egress": {"deny": ["api"]}})
+    assert (shop.reach("web", "db"), shop.reach("web", "api"), shop.reach("api", "web")) == (EVERY, set(), EVERY)
+
+
+@pytest.mark.parametrize("servers_first", [False, True])
+def test_stricter_egress_cuts_what_is_open_to_the_host(shop: Shop, servers_first: bool) -> None:
+    shop.activate("web")
+    flows = shop.flows.open(
+        *(Asked("niso-web", None, (at, 700 + n), p) for n, at in enumerate(HOST.values()) for p in PROTOCOLS)
+    )
+    other_way = shop.open((None, "web"))
+    shop.policy("web", {"egress": {"allow": []}})
+    wrong = shop.flows.judge(other_way, flows, servers_first)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_change_of_one_entry_cuts_only_that_port(shop: Shop) -> None:
+    shop.activate("db", "api")
+    shop.policy("db", {"allow_from": ["api:100-199", "api:9000"]})
+    at = shop.address("db")
+    kept, gone = shop.flows.open(*(Asked("niso-api", "niso-db", (at, port), "tcp") for port in (150, 9000)))
+    shop.policy("db", {"allow_from": ["api:100-199"]})
+    assert shop.flows.judge([kept], [gone]) == []
+    shop.policy("db", {"allow_from": ["0.0.0.0/0"], "deny_from": ["api:150/udp"]})
+    assert shop.flows.judge([kept], []) == []
+    shop.policy("db", {"allow_from": ["0.0.0.0/0"], "deny_from": ["api:150/tcp"]})
+    assert shop.flows.judge([], [kept], servers_first=True) == []
+
+
+def test_gone_service_is_off_its_bridge_whoever_holds_its_namespace(lab: Lab) -> None:
+    """A socket that somebody else was given, or a connection that waits for an answer that is denied, keeps a namespace."""
+    with Wire(lab) as wire:
+        lab.niso("activate", idle(lab, "a"), idle(lab, "b"))
+        mac, address = Addresses(lab, "niso-b").mac, Addresses(lab, "niso-b").ip4
+        held, watcher = wire.link("niso-a", "eth0"), wire.link("niso-b", "eth0")
+        lab.niso("deactivate", "a")
+        with contextlib.suppress(OSError):  # its link may be gone, which is as good
+            held.send(
+                Ether(src="02:11:22:33:44:55", dst=mac) / IP(src="10.99.0.99", dst=address) / UDP(dport=80) / b"spoof"
+            )
+        lab.run("ping", "-c", "1", "-W", "2", address)
+        assert watcher.look() and not watcher.saw(b"spoof")
+        done = lab.niso("net", "check", check=False)
+        assert (done.returncode, done.stdout) == (0, "everything: as it should be\n")
+
+
+# --- who a name means -------------------------------------------------------------------------------------------------
+
+
+def test_name_that_comes_goes_and_moves(shop: Shop) -> None:
+    shop.activate("db", "api")
+    shop.policy("db", {"allow_from": ["later", "shop"], "egress": {"allow": ["later"]}})
+    assert shop.reach("api", "db") == set()
+    shop.activate("later")
+    shop.content()
+    assert (shop.reach("later", "db"), shop.reach("db", "later"), shop.reach("db", "api")) == (EVERY, EVERY, set())
+    was = shop.address("later")
+
+    shop.stop("deactivate", "later")
+    shop.activate("later")
+    assert shop.reach("later", "db") == EVERY
+
+    # its old address is somebody else's then
+    shop.activate("later", ip="10.99.1.77")
+    shop.content()
+    assert shop.address("later") == "10.99.1.77"
+    shop.activate("other", ip=was)
+    assert shop.address("other") == was
+    assert (shop.reach("later", "db"), shop.reach("other", "db", (4,))) == (EVERY, set())
+
+    shop.stop("remove", "later")
+    shop.activate("thief", ip="10.99.1.77")
+    assert (shop.reach("thief", "db"), shop.reach("db", "thief")) == (set(), set())
+
+
+def test_hostname_that_changes_hands(shop: Shop) -> None:
+    shop.activate("db", "api", "web")
+    shop.policy("db", {"allow_from": ["shop.niso.local"]})
+    shop.activate("api", hostname="shop")
+    shop.content()
+    assert shop.reach("api", "db") == EVERY
+    open_ones = shop.open(("api", "db"))
+    assert shop.flows.judge(open_ones, []) == []
+    shop.activate("api", hostname="store")
+    shop.content()
+    assert shop.flows.judge([], open_ones, servers_first=True) == []
+    assert shop.reach("api", "db") == set()
+    shop.activate("web", hostname="shop")
+    assert (shop.reach("web", "db"), shop.reach("api", "db")) == (EVERY, set())
+
+
+def test_network_that_comes_later(shop: Shop) -> None:
+    shop.activate("db", ports=["8080:80", "8080:80/udp"])
+    shop.policy("db", {"allow_from": ["network:soon"]})
+    for subnet in ("10.99.7.0/24", "10.99.8.0/24"):
+        shop.lab.niso("net", "create", "soon", "--subnet", subnet)
+        shop.content()
+        shop.activate("far", network="soon")
+        assert all(shop.flows.try_open(shop.published("far", "db", [4])).values())
+        shop.stop("remove", "far")
+        shop.lab.niso("net", "remove", "soon")
+        shop.content()
+    assert not any(shop.flows.try_open(shop.published("client", "db"), TRIED_SECONDS).values())
+
+
+def test_service_that_takes_another_address_keeps_its_policy(shop: Shop) -> None:
+    shop.activate("db", "api", "web")
+    shop.policy("db", {"allow_from": ["api"]})
+    shop.lab.niso("activate", shop.write("db", {"allow_from": ["api"]}, ip="10.99.1.50"))
+    shop.content()
+    assert shop.address("db") == "10.99.1.50"
+    assert (shop.reach("api", "db"), shop.reach("web", "db")) == (EVERY, set())
+
+
+# --- what it says -----------------------------------------------------------------------------------------------------
+
+
+def test_empty_list_leaves_the_host_alone(shop: Shop) -> None:
+    shop.activate("db", "api")
+    shop.policy("db", {"allow_from": []})
+    assert (shop.reach(None, "db"), shop.reach("api", "db"), shop.reach("db", "api")) == (EVERY, set(), EVERY)
+    shop.policy("db", {"allow_from": [], "egress": {"allow": []}})
+    assert (shop.reach(None, "db"), shop.reach("api", "db"), shop.reach("db", "api")) == (EVERY, set(), set())
+
+
+def test_deny_wins_over_allow_and_families_are_apart(shop: Shop) -> None:
+    shop.activate("db", "api", "web")
+    shop.policy("db", {"allow_from": ["api", "web"], "deny_from": ["api"]})
+    assert (shop.reach("api", "db"), shop.reach("web", "db")) == (set(), EVERY)
+    shop.policy("db", {"allow_from": ["0.0.0.0/0"]})
+    assert shop.reach("api", "db") == {"tcp4", "udp4"}
+    shop.policy("db", {"allow_from": ["::/0"], "deny_from": [f"[{shop.address('web', 6)}]/tcp"]})
+    assert (shop.reach("api", "db"), shop.reach("web", "db")) == ({"tcp6", "udp6"}, {"udp6"})
+
+
+def test_egress_counts_for_the_hosts_own_addresses(shop: Shop) -> None:
+    shop.activate("api")
+    addresses = (HOST[4], HOST[6], "10.99.1.1", "fd00:99:1::1")
+
+    def reached() -> list[str]:
+        many = [Asked("niso-api", None, (address, 53), "tcp") for address in addresses]
+        found = [asked.at[0] for asked, flow in shop.flows.try_open(many, TRIED_SECONDS).items() if flow]
+        shop.flows.leave(None)
+        return found
+
+    assert reached() == list(addresses)
+    shop.policy("api", {"egress": {"allow": ["network:backend", "10.99.1.1:53", f"[{HOST[6]}]:53/udp"]}})
+    assert reached() == ["10.99.1.1"]
+    shop.policy("api", {"egress": {"allow": ["0.0.0.0/0", "::/0"], "deny": [HOST[4], HOST[6]]}})
+    assert reached() == ["10.99.1.1", "fd00:99:1::1"]
+
+
+# --- how it is written ------------------------------------------------------------------------------------------------
+
+
+def test_update_is_one_transaction(shop: Shop) -> None:
+    shop.activate("db", "api", "web")
+    shop.policy("db", {"allow_from": ["api"]})
+    monitor = shop.lab.popen("nft", "monitor")
+    marks = iter(range(100))
+
+    def transactions() -> list[list[str]]:
+        """What niso has changed since it was asked last, by transaction; one of the test's own ends them."""
+        mark = f"mark{next(marks)}"
+        shop.lab.run("nft", "add", "table", "ip", mark)
+        found: list[list[str]] = [[]]
+        assert monitor.stdout
+        for line in monitor.stdout:
+            text = line.decode().strip()
+            if mark in text and text.startswith("add table"):
+                return found[1:-1]  # the first is what ended the last ones
+            if text.startswith("# new generation"):
+                found.append([])
+            else:
+                found[-1].append(text)
+        raise AssertionError("nft monitor ended")
+
+    shop.lab.wait_for(lambda: shop.lab.run("nft", "list", "ruleset").stdout)
+    transactions()
+    changes: list[dict[str, Any] | None] = [
+        {"allow_from": ["web"], "deny_from": ["api:80"], "egress": {"allow": ["api", "network:backend"]}},
+        {"allow_from": ["later"]},
+        None,
+        {"allow_from": []},
+    ]
+    for rules in changes:
+        shop.policy("db", rules)
+        # sets that nothing refers to any more go afterwards: no packet sees that
+        rest = [[each for each in one if not each.startswith("delete set ")] for one in transactions()]
+        assert len([one for one in rest if one]) == 1, (rules, rest)
+    monitor.terminate()
+
+
+BROKEN = {
+    "set element": ("delete element inet niso s4-api {{ {api} }}", "s4-api"),
+    "element too much": ("add element inet niso s4-api {{ {web} }}", "s4-api"),
+    "verdict": ("delete element inet niso ingress4 {{ {db} }}", "ingress4"),
+    "verdict of IPv6": ("delete element inet niso ingress6 {{ {db6} }}", "ingress6"),
+    "egress verdict": ("delete element inet niso egress4 {{ {db} }}", "egress4"),
+    "chain without rules": ("flush chain inet niso in-db", "in-db"),
+    "rule too much": ("insert rule inet niso in-db accept", "in-db"),
+    "rule in the other direction": ("insert rule inet niso out-db accept", "out-db"),
+    "mark of a chain": ("flush set inet niso policies", "db"),
+    "all of a set": ("flush set inet niso s6-api", "s6-api"),
+    "chain": (
+        "delete element inet niso ingress4 {{ {db} }}; delete element inet niso ingress6 {{ {db6} }};"
+        " flush chain inet niso in-db; delete chain inet niso in-db",
+        "in-db",
+    ),
+}
+
+
+def test_what_is_deleted_by_hand_is_named_and_mended(shop: Shop) -> None:
+    shop.activate("db", "api", "web")
+    shop.policy("db", {"allow_from": ["api"]})
+    own = {
+        "db": shop.address("db"),
+        "db6": shop.address("db", 6),
+        "api": shop.address("api"),
+        "web": shop.address("web"),
+    }
+    wanted = _rules(shop.lab)
+    for what, (command, word) in BROKEN.items():
+        shop.lab.run("nft", command.format(**own))
+        found = shop.lab.niso("net", "check", check=False)
+        assert found.returncode == 1, what
+        assert word in found.stdout, (what, found.stdout)
+        shop.lab.niso("net", "repair")
+        shop.content()
+        assert _rules(shop.lab) == wanted, what
+    assert (shop.reach("api", "db"), shop.reach("web", "db")) == (EVERY, set())
+
+
+def _rules(lab: Lab) -> str:
+    """The tables as text, without counts; chains in the order of their names, since one that is made anew comes last."""
+    text = re.sub(r"packets \d+ bytes \d+", "", lab.run("nft", "list", "table", "inet", "niso").stdout)
+    return "\n".join(sorted(text.split("\n\n")))
+
+
+def test_repair_of_a_policy_cuts_what_came_in_meanwhile(shop: Shop) -> None:
+    shop.activate("db", "api", "web")
+    shop.policy("db", {"allow_from": ["api"]})
+    own, own6 = shop.address("db"), shop.address("db", 6)
+    shop.lab.run(
+        "nft", f"delete element inet niso ingress4 {{ {own} }}; delete element inet niso ingress6 {{ {own6} }}"
+    )
+    intruders, friends = shop.open(("web", "db")), shop.open(("api", "db"))
+    shop.lab.niso("net", "repair")
+    assert shop.flows.judge(friends, intruders, servers_first=True) == []

@@ -1,0 +1,223 @@
+"""Questions about packets: how they are read, which addresses are meant, and which rules are named."""
+
+from __future__ import annotations
+
+import pytest
+from policy_worlds import known, network, policy, world
+
+from niso import seen
+from niso.errors import NisoError, NotFound, UsageError
+from niso.kernel import probe
+from niso.policy import World
+from niso.records import Port
+from niso.render import nft
+from niso.seen import End, Packet
+from niso.store.store import Store
+
+NETWORKS = [
+    network("back", "10.99.1.0/24", "fd00:99:1::/64"),
+    network("front", "10.99.2.0/24"),
+    network("six", "fd00:99:3::/64"),
+    network("vault", "10.99.4.0/24", internal=True),
+]
+
+
+def made(**ports: Port) -> World:
+    services = [
+        known("db", {"back": ["10.99.1.2", "fd00:99:1::2"]}, policy(["api:80"]), *ports.values()),
+        known("api", {"back": ["10.99.1.3", "fd00:99:1::3"]}),
+        known("web", {"front": ["10.99.2.2"]}),
+        known("both", {"front": ["10.99.2.3"], "six": ["fd00:99:3::2"], "back": ["10.99.1.4", "fd00:99:1::4"]}),
+        known("new", {"six": ["fd00:99:3::3"]}),
+        known("safe", {"vault": ["10.99.4.2"]}),
+    ]
+    return world(services, NETWORKS, ["192.0.2.1", "2001:db8::1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("db", ("db", None, "icmp")),
+        ("db/icmp", ("db", None, "icmp")),
+        ("db:80", ("db", 80, "tcp")),
+        ("db:80/udp", ("db", 80, "udp")),
+        ("db.niso.local:65535/sctp", ("db.niso.local", 65535, "sctp")),
+        ("10.99.1.2:1/tcp", ("10.99.1.2", 1, "tcp")),
+        ("10.99.1.2", ("10.99.1.2", None, "icmp")),
+        ("[fd00::1]:80/udp", ("fd00::1", 80, "udp")),
+        ("[fd00::1]", ("fd00::1", None, "icmp")),
+        ("[fd00::1]/icmp", ("fd00::1", None, "icmp")),
+        ("fd00::1", ("fd00::1", None, "icmp")),
+        ("fd00::1/icmp", ("fd00::1", None, "icmp")),
+        ("host:22", ("host", 22, "tcp")),
+    ],
+)
+def test_target(text: str, meant: tuple[str, int | None, str]) -> None:
+    assert seen.parse_target(text) == meant
+
+
+WRONG = (
+    *(
+        "",
+        ":",
+        ":80",
+        "/tcp",
+        "db:",
+        "db:0",
+        "db:65536",
+        "db:-1",
+        "db:+1",
+        "db:8 0",
+        "db:٨",
+        "db:80-90",
+        "db:80/",
+        "db/",
+    ),
+    *(
+        "db:80/TCP",
+        "db:80/gre",
+        "db/tcp",
+        "db/udp",
+        "db:80/icmp",
+        "db:80/tcp/udp",
+        "[fd00::1",
+        "fd00::1]",
+        "[fd00::1]80",
+    ),
+    *("[db]:80", "[10.0.0.1]:80", "[]:80", "[fd00::1]:", "10.0.0.0/8", "10.0.0.0/8:80"),
+)
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_wrong_target(text: str) -> None:
+    with pytest.raises(UsageError):
+        who, _, _ = seen.parse_target(text)
+        seen.resolve(Store.open(), who)
+
+
+def test_who_is_meant() -> None:
+    store = Store.open()
+    assert seen.resolve(store, "host") == End()
+    assert seen.resolve(store, "192.0.2.7") == End(address="192.0.2.7")
+    assert seen.resolve(store, "FD00:0::1") == seen.resolve(store, "[fd00::1]") == End(address="fd00::1")
+    for text in ("::ffff:10.0.0.1", "fe80::1%eth0", "300.1.1.1", "10.0.0.0/8", "fd00::zz", "1.2.3"):
+        with pytest.raises(UsageError):
+            seen.resolve(store, text)
+    with pytest.raises(NotFound):
+        seen.resolve(store, "db")
+
+
+@pytest.mark.parametrize(
+    ("source", "to", "family", "pair"),
+    [
+        (End("api"), End("db"), None, ("10.99.1.3", "10.99.1.2")),
+        (End("api"), End("db"), 6, ("fd00:99:1::3", "fd00:99:1::2")),
+        (End("both"), End("db"), None, ("10.99.1.4", "10.99.1.2")),
+        (End("api"), End("both"), None, ("10.99.1.3", "10.99.1.4")),
+        # the networks that are not shared: by the first of each
+        (End("api"), End("web"), None, ("10.99.1.3", "10.99.2.2")),
+        (End("web"), End("both"), None, ("10.99.2.2", "10.99.2.3")),
+        (End("both"), End("new"), None, ("fd00:99:3::2", "fd00:99:3::3")),
+        (End("db"), End("db"), None, ("10.99.1.2", "10.99.1.2")),
+        (End("both"), End(address="10.99.1.2"), None, ("10.99.1.4", "10.99.1.2")),
+        (End("both"), End(address="192.0.2.2"), None, ("10.99.2.3", "192.0.2.2")),
+        (End("both"), End(address="2001:db8::2"), None, ("fd00:99:3::2", "2001:db8::2")),
+        (End("both"), End(), None, ("10.99.2.3", "10.99.2.1")),
+        (End("api"), End(), 6, ("fd00:99:1::3", "fd00:99:1::1")),
+        (End(address="192.0.2.2"), End("db"), None, ("192.0.2.2", "10.99.1.2")),
+        (End(address="2001:db8::2"), End("db"), None, ("2001:db8::2", "fd00:99:1::2")),
+        (End(address="192.0.2.2"), End(address="192.0.2.1"), None, ("192.0.2.2", "192.0.2.1")),
+        (End(), End("db"), None, ("by 10.99.1.2", "10.99.1.2")),
+        (End(), End(), None, ("by 127.0.0.1", "127.0.0.1")),
+        (End(), End(), 6, ("by ::1", "::1")),
+        (End(address="192.0.2.2"), End(), None, ("192.0.2.2", "by 192.0.2.2")),
+        (End("web"), End("db"), 6, None),
+        (End("web"), End("new"), None, None),
+        (End("web"), End(address="2001:db8::2"), None, None),
+        (End(address="192.0.2.2"), End("new"), None, None),
+        (End(address="192.0.2.2"), End(address="2001:db8::1"), None, None),
+        (End(), End(address="198.51.100.1"), None, None),
+    ],
+)
+def test_addresses(
+    monkeypatch: pytest.MonkeyPatch, source: End, to: End, family: int | None, pair: tuple[str, str] | None
+) -> None:
+    monkeypatch.setattr(probe, "own_address", lambda to: None if to == "198.51.100.1" else f"by {to}")
+    if pair is not None:
+        assert seen.ends(made(), source, to, family) == pair
+        return
+    with pytest.raises(NisoError, match="no addresses of one family"):
+        seen.ends(made(), source, to, family)
+
+
+def test_rules_of_the_fixed_text_are_those_of_each_chain() -> None:
+    for table in nft.CONTAINERS:
+        body = nft.TABLES.partition(f"table {table} {{")[2].partition("\n}")[0]
+        chains = [line.split()[1] for line in body.splitlines() if line.startswith("\tchain ")]
+        hooks = body.count("\t\ttype ")
+        rules = sum(len(nft.rules_of(table, chain)) for chain in chains)
+        assert rules + hooks == sum(line.startswith("\t\t") for line in body.splitlines())
+    assert nft.rules_of(nft.INET, "forward")[-1] == 'oifname @bridges counter drop comment "not published"'
+
+
+SOURCES4, PUBLISH = "sources4", Port("", 5432, 80, "tcp")
+
+
+@pytest.mark.parametrize(
+    ("source", "to", "port", "path", "counted"),
+    [
+        ("10.99.1.3", "10.99.1.2", 80, ["sources4"], ["in-db"]),
+        ("10.99.1.3", "10.99.1.2", 81, ["sources4"], ["in-db"]),
+        ("fd00:99:1::3", "fd00:99:1::2", 80, ["sources6"], ["in-db"]),
+        ("10.99.2.2", "10.99.1.3", 80, ["sources4", "forward"], ["forward"]),
+        ("10.99.2.2", "10.99.1.2", 80, ["sources4", "forward"], ["in-db"]),
+        ("10.99.2.2", "192.0.2.1", 5432, ["sources4", "publish_any4"], ["in-db"]),
+        ("192.0.2.7", "192.0.2.1", 5432, ["publish_any4"], ["in-db"]),
+        ("192.0.2.7", "192.0.2.1", 5433, [], []),
+        ("2001:db8::7", "2001:db8::1", 5432, ["publish_any6"], ["in-db"]),
+        ("192.0.2.7", "10.99.1.3", 80, ["forward"], ["forward"]),
+        ("192.0.2.7", "127.0.0.1", 80, ["raw"], ["raw"]),
+        ("192.0.2.1", "10.99.1.2", 80, [], []),
+        ("10.99.1.77", "10.99.1.2", 80, ["raw"], ["raw"]),
+        ("10.99.1.3", "10.99.1.3", 80, [], []),
+        ("10.99.1.3", "127.0.0.1", 80, [], []),
+        ("10.99.1.3", "192.0.2.7", 80, ["sources4", "postrouting"], []),
+        ("10.99.1.3", "10.99.1.1", 80, ["sources4"], []),
+        ("10.99.1.3", "10.99.1.99", 80, ["sources4"], []),
+        ("10.99.1.3", "10.99.2.99", 80, ["sources4", "forward"], ["forward"]),
+        ("10.99.1.3", "10.99.1.255", 80, ["sources4", "between"], []),
+        ("10.99.1.3", "224.0.0.1", 80, ["sources4", "between"], []),
+        ("10.99.4.2", "192.0.2.7", 80, ["sources4", "forward"], ["forward"]),
+        ("10.99.4.2", "192.0.2.1", 5432, ["sources4", "publish_any4", "forward"], ["forward"]),
+        ("10.99.4.2", "192.0.2.1", 22, ["sources4"], []),
+        ("10.99.1.4", "192.0.2.7", 80, ["from_port"], ["from_port"]),
+        ("10.99.1.3", "fd00:99:1::2", 80, [], []),
+    ],
+)
+def test_objects_of_the_way_and_what_counts_it(
+    source: str, to: str, port: int, path: list[str], counted: list[str]
+) -> None:
+    explained = seen.explain(Store.open(), made(db=PUBLISH), Packet(source, to, port, "tcp"))
+    assert [each.container for each in explained.path] == path
+    assert [each.container for each in explained.counted] == counted
+    assert all(each.counts for each in explained.counted)
+    # the drop that is told is the rule's
+    if counted and not explained.verdict.passes:
+        assert " drop" in explained.counted[-1].text
+
+
+def test_rule_of_each_family_is_named_by_its_place() -> None:
+    for family, source, to in ((4, "10.99.1.3", "10.99.1.2"), (6, "fd00:99:1::3", "fd00:99:1::2")):
+        explained = seen.explain(Store.open(), made(), Packet(source, to, 80, "tcp"))
+        leads, rule, member = explained.ingress
+        assert (leads.container, leads.text) == (f"ingress{family}", f"{to} : jump in-db")
+        word = "ip" if family == 4 else "ip6"
+        assert rule.text.startswith(f"{word} saddr @s{family}-api ") and rule.place == (3 if family == 4 else 4)
+        assert (member.container, member.text) == (f"s{family}-api", source)
+
+
+def test_other_family_where_both_have_it() -> None:
+    store, about = Store.open(), made()
+    other = seen.other_family(store, about, End("api"), End("db"), Packet("10.99.1.3", "10.99.1.2", 80, "tcp"))
+    assert other is not None and other.packet == Packet("fd00:99:1::3", "fd00:99:1::2", 80, "tcp")
+    assert seen.other_family(store, about, End("web"), End("db"), Packet("10.99.2.2", "10.99.1.2", 80, "tcp")) is None
