@@ -151,7 +151,7 @@ def test_port_of_a_begun_change_whose_service_was_inactive_before_is_nobodys_whe
 
 
 def test_chosen_port_is_known_by_what_asked_for_it() -> None:
-    chosen, named = Port("", 20000, 80, "tcp"), Port("", 20001, 81, "tcp")
+    chosen, named = Port("", 20000, 80, "tcp", 2), Port("", 20002, 81, "tcp", 2)
     store = new_store()
     with store.transaction():
         put(store, "api", (BACKEND,), ports=(named, chosen), chosen=(chosen,))
@@ -163,7 +163,8 @@ def test_chosen_port_is_known_by_what_asked_for_it() -> None:
         asks._replace(container_port=81),  # has its host port from the manifest
         asks._replace(proto="udp"),
         asks._replace(host_ip="127.0.0.1"),
-        asks._replace(count=2),
+        asks._replace(count=1),
+        asks._replace(count=3),
     ):
         assert store.chosen_port("api", other) is None
     with store.transaction():
