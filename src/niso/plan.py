@@ -87,7 +87,9 @@ def desired(snapshot: Snapshot) -> State:
             elements.update(nft.published(service.name, port, first.addresses))
             for endpoint in others:
                 bridge = networks[endpoint.network].bridge
-                elements.update(nft.published_on(service.name, port, bridge, endpoint.addresses))
+                both = {":" in address for address in first.addresses}
+                there = [address for address in endpoint.addresses if (":" in address) in both]
+                elements.update(nft.published_on(service.name, port, bridge, there))
         if service.publishes:
             own = [
                 (address, subnet.gateway)

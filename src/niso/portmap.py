@@ -45,7 +45,7 @@ def admit(
     have = set(before)
     families = store.port_families(service)
     forwards = store.forwards(service)
-    listeners = _Listeners()
+    listeners = _Listeners(families)
     ports: list[Port] = []
     chosen: list[Port] = []
     for key, port in zip(keys, wanted, strict=True):
@@ -111,7 +111,8 @@ def _as(held: Port, wanted: Port) -> str:
 class _Listeners:
     """The host's sockets that take packets of their own: read once for each protocol, when first asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, families: tuple[int, ...]) -> None:
+        self._families = families  # of the network: a packet of another one is not for the service
         self._found: dict[str, list[sockdiag.Listener]] = {}
 
     def of(self, proto: str) -> list[sockdiag.Listener]:
@@ -124,7 +125,9 @@ class _Listeners:
         return [
             each
             for each in self.of(port.proto)
-            if port.host_port <= each.port <= port.last and port.clashes(Port(each.address, each.port, 0, port.proto))
+            if port.host_port <= each.port <= port.last
+            and (6 if ":" in each.address else 4) in self._families
+            and port.clashes(Port(each.address, each.port, 0, port.proto))
         ]
 
     def check(self, port: Port, key: str) -> None:
@@ -154,7 +157,8 @@ def _choose(
     if kept is not None:
         again = port._replace(host_port=kept)
         others = any(holder != service for holder, _ in store.port_holders(again))
-        if again in have or not (others or listeners.clashing(again)):
+        clear = not any(_same_place(again, each) for each in mine if each.host_port)
+        if clear and (again in have or not (others or listeners.clashing(again))):
             return kept
     taken = store.spans(port.proto, FREE_FIRST, FREE_LAST)
     taken += [(each.host_port, each.last) for each in mine if each.host_port and each.proto == port.proto]
@@ -202,7 +206,7 @@ def forward(store: Store, service: str, port: Port, replace: bool, locked: set[s
                 raise Conflict(words, "move the whole range, or change that manifest", key)
             if holder not in locked:
                 raise Conflict(f"{holder!r} has just taken host port {shown(port)}", "try again", key)
-        _Listeners().check(port, key)
+        _Listeners(store.port_families(service)).check(port, key)
         _change(store, [(service, port)], losers, report)
     return True
 

@@ -415,7 +415,7 @@ def _finish(store: Store, name: str, report: Report, ends: bool) -> None:
         before = desired_now(store, scope)
         store.set_active(name, False)
         forwarding.note_late(store)
-        store.drop_forwards(name)
+        store.end_publishing(name)
         converge(store, scope, before, report, teardown=True)
         netns.clear_unfinished(names.netns(name))
         _flush(before, desired_now(store, scope))

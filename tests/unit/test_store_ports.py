@@ -194,7 +194,7 @@ def test_dropped_forwards_leave_the_ports_of_the_manifest_and_of_others() -> Non
     with store.transaction():
         store.add_forward("api", forward)
         store.add_forward("db", forward._replace(host_port=82))
-        store.drop_forwards("api")
+        store.end_publishing("api")
     assert origins(store, "api") == [(own, MANIFEST)]
     assert store.forwards("db") == [forward._replace(host_port=82)]
 
