@@ -34,11 +34,17 @@ def span(first: int, count: int) -> str:
 
 
 def admit(
-    store: Store, service: str, wanted: Sequence[Port], before: Iterable[Port], keys: Sequence[str] = ()
+    store: Store,
+    service: str,
+    wanted: Sequence[Port],
+    before: Iterable[Port],
+    keys: Sequence[str] = (),
+    together: frozenset[str] = frozenset(),
 ) -> tuple[list[Port], list[Port]]:
     """The ports of a manifest with their host ports, and those of them whose host port is chosen here.
 
-    ``before`` are those that the service has now: they are not looked at again. ``keys`` are what messages call ``wanted``.
+    ``before`` are those that the service has now: they are not looked at again. ``keys`` are what messages call ``wanted``. What
+    services of ``together`` have given up is free: if this is undone, so are they.
     Raises Conflict, which names the key, and who has the port.
     """
     keys = keys or [f"network.ports[{position}]" for position in range(len(wanted))]
@@ -55,7 +61,7 @@ def admit(
             found = port._replace(host_port=_choose(store, service, port, [*wanted, *ports], have, listeners, key))
             chosen.append(found)
         elif port not in have:
-            _check_holders(store, service, port, key)
+            _check_holders(store, service, port, key, together)
             listeners.check(port, key)
             for forward in forwards:
                 if _same_place(forward, port):
@@ -92,9 +98,9 @@ def _check_family(service: str, port: Port, families: tuple[int, ...], key: str)
         )
 
 
-def _check_holders(store: Store, service: str, port: Port, key: str) -> None:
+def _check_holders(store: Store, service: str, port: Port, key: str, together: frozenset[str]) -> None:
     """Raise Conflict if another service has the host port."""
-    for holder, held in store.port_holders(port):
+    for holder, held in store.port_holders(port, together):
         if holder != service:
             raise Conflict(
                 f"{key}: host port {shown(port)} is published by {holder!r}{_as(held, port)}",

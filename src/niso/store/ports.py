@@ -69,10 +69,18 @@ class PortRows:
         )
         return [Port(*row) for row in rows]
 
-    def port_holders(self, wanted: Port) -> list[tuple[str, Port]]:
+    def manifest_ports(self, service: str) -> list[Port]:
+        """The ports of a service that its manifest names with their host ports."""
+        rows = self._db.execute(
+            f"SELECT {_PORT} FROM port WHERE service=? AND origin=? ORDER BY position", (service, MANIFEST)
+        )
+        return [Port(*row) for row in rows]
+
+    def port_holders(self, wanted: Port, but: frozenset[str] = frozenset()) -> list[tuple[str, Port]]:
         """(service, port) of all active services whose port a packet for ``wanted`` could be for.
 
-        What a begun change has given up is held too, until it has ended: it may have to be put back.
+        What a begun change has given up is held too, until it has ended: it may have to be put back. Not that of services in
+        ``but``.
         """
         proto, first, last = wanted.proto, wanted.host_port, wanted.last
         live = f"SELECT service, {_PORT} FROM port JOIN service s ON s.name=port.service WHERE s.active=1 AND proto=?"
@@ -81,12 +89,11 @@ class PortRows:
             " WHERE json_extract(value, '$[5]')=? AND json_extract(undo, '$.service[0][7]')=1"
         )
         rows = self._db.execute(
-            f"{live} AND host_port BETWEEN ? AND ?"
-            f" UNION {live} AND count>1 AND host_port<? AND host_port+count>?"
-            f" UNION {undone}",
-            (proto, first, last, proto, first, first, proto),
-        )
-        return [(row[0], port) for row in rows if (port := Port(*row[1:])).clashes(wanted)]
+            f"{live} AND host_port BETWEEN ? AND ? UNION {live} AND count>1 AND host_port<? AND host_port+count>?",
+            (proto, first, last, proto, first, first),
+        ).fetchall()
+        rows += [row for row in self._db.execute(undone, (proto,)) if row[0] not in but]
+        return [(row[0], port) for row in dict.fromkeys(rows) if (port := Port(*row[1:])).clashes(wanted)]
 
     def chosen_port(self, service: str, wanted: Port) -> int | None:
         """The host port that was chosen for a port of this service that asks for a free one."""
