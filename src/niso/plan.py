@@ -132,6 +132,8 @@ def _service_sysctls(netns: str, networks: list[Network]) -> list[Sysctl]:
     if any(subnet.family == 6 for network in networks for subnet in network.subnets):
         # addresses are niso's to give: one that the kernel made up could send nothing
         sysctls.append(Sysctl(netns, "net/ipv6/conf/default/addr_gen_mode", "1"))
+        # niso gives the routes; no router advertisement may add to them
+        sysctls.append(Sysctl(netns, "net/ipv6/conf/default/accept_ra", "0"))
         sysctls.append(Sysctl(netns, "net/ipv6/conf/default/disable_ipv6", "0"))
     else:
         sysctls.append(Sysctl(netns, "net/ipv6/conf/default/disable_ipv6", "1"))

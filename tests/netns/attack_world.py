@@ -186,8 +186,8 @@ class World:
             name: self.lab.ip_json("-d", "link", "show", f"niso-{name}")[0]["linkinfo"]["info_data"] for name in SUBNETS
         }
         before = self.lab.run("sysctl", *(f"net.bridge.bridge-nf-call-{name}" for name in BRIDGE_CALLS)).stdout
-        handles = [f"delete rule {place}\n" for rule in rules for place in self._handles(rule)]
-        self.lab.run("nft", "-f", "-", input="".join(handles))
+        handles = dict.fromkeys(place for rule in rules for place in self._handles(rule))
+        self.lab.run("nft", "-f", "-", input="".join(f"delete rule {place}\n" for place in handles))
         bridged(self.lab, 0)
         self._bridges("nf_call_iptables 0 nf_call_ip6tables 0")
         try:

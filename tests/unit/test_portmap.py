@@ -44,14 +44,14 @@ def wanted(*texts: str) -> list[Port]:
     return [parse_port(text, "key") for text in texts]
 
 
-def new_store(**ports: list[Port]) -> Store:
-    """A store whose services have these ports on the IPv4 network; ``api`` is there too, without any."""
+def new_store(on: str = "", **ports: list[Port]) -> Store:
+    """A store whose services have these ports on the IPv4 network, or ``on``; ``api`` is there too, without any."""
     store = Store.open()
     with store.transaction():
         for each in NETWORKS:
             add_network(store, each)
         for service, mine in {"api": [], **ports}.items():
-            put(store, service, (FOUR.name,), ports=tuple(mine))
+            put(store, service, (on or FOUR.name,), ports=tuple(mine))
     return store
 
 
@@ -252,8 +252,6 @@ def test_port_of_an_inactive_service_is_given() -> None:
     [
         (("0.0.0.0", 80), "80:80", "host port 80/tcp is used by nginx (pid 42), which listens on 0.0.0.0:80"),
         (("127.0.0.1", 80), "80:80", "host port 80/tcp is used by nginx (pid 42), which listens on 127.0.0.1:80"),
-        (("::", 80), "80:80", "host port 80/tcp is used by nginx (pid 42), which listens on [::]:80"),
-        (("::1", 80), "80:80", "host port 80/tcp is used by nginx (pid 42), which listens on [::1]:80"),
         (
             ("192.0.2.1", 80),
             "192.0.2.1:80:80",
@@ -271,6 +269,14 @@ def test_port_on_which_a_process_listens_is_a_conflict_that_names_it(listening, 
     error = refused(new_store(), asked)
     assert error.message == f"network.ports[0]: {message}"
     assert (error.hint, error.key) == ("stop it, or choose another port", "network.ports[0]")
+
+
+@pytest.mark.parametrize("address", ["::", "::1"])
+def test_process_that_only_takes_ipv6_is_in_the_way_where_the_network_has_ipv6(listening, address) -> None:
+    listening["tcp"] = [listener(address, 80)]
+    assert admit(new_store(), "80:80") == wanted("80:80")
+    message = refused(new_store(DUAL.name), "80:80").message
+    assert message == (f"network.ports[0]: host port 80/tcp is used by nginx (pid 42), which listens on [{address}]:80")
 
 
 def test_process_that_cannot_be_seen_is_said_to_be_so(listening) -> None:

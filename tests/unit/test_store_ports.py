@@ -264,7 +264,7 @@ def test_intent_notes_whole_rows() -> None:
     with store.transaction():
         store.begin_intent("api", "activate", 1.0)
     (intent,) = store.intents()
-    assert json.loads(intent.undo)["port"] == [["api", 0, *RANGE, MANIFEST, BACKEND]]
+    assert json.loads(intent.undo)["port"] == [["api", 0, *RANGE, MANIFEST]]
     assert store.is_as_before(intent)
     with store.transaction():
         store.set_ports("api", (RANGE,), (RANGE,))
@@ -309,5 +309,9 @@ def test_snapshot_of_some_ports_says_whether_the_service_has_any() -> None:
     assert (service.ports, service.publishes) == ((other,), True)
     with store.transaction():
         store.set_ports("api", ())
+    (service,) = store.snapshot(scope).services
+    assert (service.ports, service.publishes) == ((), True)  # what is open by them lives on
+    with store.transaction():
+        store.end_publishing("api")
     (service,) = store.snapshot(scope).services
     assert (service.ports, service.publishes) == ((), False)
