@@ -45,22 +45,33 @@ def scope_of(store: Store, targets: list[Target]) -> Scope:
     return Scope(names, tuple(sorted(on)), names=store.names_with(names))
 
 
-def record(store: Store, target: Target, copy: str) -> Change:
-    """Write one service as it will be to the store, with an intent that can undo it.
+def release(store: Store, target: Target) -> None:
+    """Begin the change of one service: note how to undo it, and give up the host ports that its manifest has no more.
+
+    Before any `record`, so that another service of the same command may have them.
+    """
+    store.begin_intent(target.name, "activate", time.time())
+    wanted = model.ports(target.manifest)
+    for port in store.manifest_ports(target.name):
+        if port not in wanted:
+            store.take_port(target.name, port)
+
+
+def record(store: Store, target: Target, copy: str, together: frozenset[str]) -> Change:
+    """Write one service, which is released, as it will be to the store; ``together`` are all services of the command.
 
     Raises Conflict and InvalidInput, which name the manifest and the key.
     """
     try:
-        return _record(store, target, copy)
+        return _record(store, target, copy, together)
     except (Conflict, InvalidInput) as error:
         error.message = f"{target.manifest_path}: {error.message}"
         raise
 
 
-def _record(store: Store, target: Target, copy: str) -> Change:
+def _record(store: Store, target: Target, copy: str, together: frozenset[str]) -> Change:
     manifest, name = target.manifest, target.name
     before = store.service(name)
-    store.begin_intent(name, "activate", time.time())
     _check_names(store, name, manifest)
     on = model.networks(manifest)
     for network in on:
@@ -97,7 +108,7 @@ def _record(store: Store, target: Target, copy: str) -> Change:
     for network in on:
         leases.lease(store, name, network, model.static_ips(manifest).get(network))
     wanted = model.ports(manifest)
-    ports, chosen = portmap.admit(store, name, list(wanted), ports_before, list(wanted.values()))
+    ports, chosen = portmap.admit(store, name, list(wanted), ports_before, list(wanted.values()), together)
     store.set_ports(name, ports, chosen)
     runs = was_active and process.runs(name)
     return Change(target, before, row, not (runs and before is not None and before.spec == row.spec))

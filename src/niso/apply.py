@@ -71,7 +71,7 @@ def plan(store: Store, scope: Scope, before: State, trusting: bool = False) -> P
     candidates = union(want, before)
     known = {element.key() for element in before.elements} if trusting else set()
     unread = frozenset(e for e in want.elements if trusting and e.value and e.key() not in known)
-    have = read(candidates._replace(elements=candidates.elements - unread), mark)
+    have = _own(read(candidates._replace(elements=candidates.elements - unread), mark), want, before)
     steps = diff(want, have)
     if scope != ALL and _rebuilds(want, have, steps, {hosts_folder(reader) for reader in snapshot.fresh}):
         # the tables, or a file that others read, are gone: what stood in them is not only this scope's
@@ -149,6 +149,14 @@ def _possible(want: State) -> State:
         return not kept and sysctl.read(thing.name) is None
 
     return want._replace(sysctls=frozenset(thing for thing in want.sysctls if not gone(thing)))
+
+
+def _own(have: State, want: State, before: State) -> State:
+    """``have`` without elements that were this scope's and are another's now: a port that has moved is not to go."""
+    keys = {element.key() for element in want.elements}
+    owners = {(element.key(), element.comment) for element in before.elements}
+    kept = (e for e in have.elements if e.key() in keys or (e.key(), e.comment) in owners)
+    return have._replace(elements=frozenset(kept))
 
 
 def _rebuilds(want: State, have: State, steps: list[AnyStep], whole: set[str]) -> bool:

@@ -95,7 +95,9 @@ def desired(snapshot: Snapshot) -> State:
             elements.update(nft.published(service.name, port, first.addresses))
             for endpoint in others:
                 bridge = networks[endpoint.network].bridge
-                elements.update(nft.published_on(service.name, port, bridge, endpoint.addresses))
+                both = {":" in address for address in first.addresses}
+                there = [address for address in endpoint.addresses if (":" in address) in both]
+                elements.update(nft.published_on(service.name, port, bridge, there))
         if service.publishes:
             own = [
                 (address, subnet.gateway)
@@ -140,6 +142,8 @@ def _service_sysctls(netns: str, networks: list[Network]) -> list[Sysctl]:
     if any(subnet.family == 6 for network in networks for subnet in network.subnets):
         # addresses are niso's to give: one that the kernel made up could send nothing
         sysctls.append(Sysctl(netns, "net/ipv6/conf/default/addr_gen_mode", "1"))
+        # niso gives the routes; no router advertisement may add to them
+        sysctls.append(Sysctl(netns, "net/ipv6/conf/default/accept_ra", "0"))
         sysctls.append(Sysctl(netns, "net/ipv6/conf/default/disable_ipv6", "0"))
     else:
         sysctls.append(Sysctl(netns, "net/ipv6/conf/default/disable_ipv6", "1"))

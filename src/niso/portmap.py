@@ -34,18 +34,24 @@ def span(first: int, count: int) -> str:
 
 
 def admit(
-    store: Store, service: str, wanted: Sequence[Port], before: Iterable[Port], keys: Sequence[str] = ()
+    store: Store,
+    service: str,
+    wanted: Sequence[Port],
+    before: Iterable[Port],
+    keys: Sequence[str] = (),
+    together: frozenset[str] = frozenset(),
 ) -> tuple[list[Port], list[Port]]:
     """The ports of a manifest with their host ports, and those of them whose host port is chosen here.
 
-    ``before`` are those that the service has now: they are not looked at again. ``keys`` are what messages call ``wanted``.
+    ``before`` are those that the service has now: they are not looked at again. ``keys`` are what messages call ``wanted``. What
+    services of ``together`` have given up is free: if this is undone, so are they.
     Raises Conflict, which names the key, and who has the port.
     """
     keys = keys or [f"network.ports[{position}]" for position in range(len(wanted))]
     have = set(before)
     families = store.port_families(service)
     forwards = store.forwards(service)
-    listeners = _Listeners()
+    listeners = _Listeners(families)
     ports: list[Port] = []
     chosen: list[Port] = []
     for key, port in zip(keys, wanted, strict=True):
@@ -55,7 +61,7 @@ def admit(
             found = port._replace(host_port=_choose(store, service, port, [*wanted, *ports], have, listeners, key))
             chosen.append(found)
         elif port not in have:
-            _check_holders(store, service, port, key)
+            _check_holders(store, service, port, key, together)
             listeners.check(port, key)
             for forward in forwards:
                 if _same_place(forward, port):
@@ -92,9 +98,9 @@ def _check_family(service: str, port: Port, families: tuple[int, ...], key: str)
         )
 
 
-def _check_holders(store: Store, service: str, port: Port, key: str) -> None:
+def _check_holders(store: Store, service: str, port: Port, key: str, together: frozenset[str]) -> None:
     """Raise Conflict if another service has the host port."""
-    for holder, held in store.port_holders(port):
+    for holder, held in store.port_holders(port, together):
         if holder != service:
             raise Conflict(
                 f"{key}: host port {shown(port)} is published by {holder!r}{_as(held, port)}",
@@ -111,7 +117,8 @@ def _as(held: Port, wanted: Port) -> str:
 class _Listeners:
     """The host's sockets that take packets of their own: read once for each protocol, when first asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, families: tuple[int, ...]) -> None:
+        self._families = families  # of the network: a packet of another one is not for the service
         self._found: dict[str, list[sockdiag.Listener]] = {}
 
     def of(self, proto: str) -> list[sockdiag.Listener]:
@@ -124,7 +131,9 @@ class _Listeners:
         return [
             each
             for each in self.of(port.proto)
-            if port.host_port <= each.port <= port.last and port.clashes(Port(each.address, each.port, 0, port.proto))
+            if port.host_port <= each.port <= port.last
+            and (6 if ":" in each.address else 4) in self._families
+            and port.clashes(Port(each.address, each.port, 0, port.proto))
         ]
 
     def check(self, port: Port, key: str) -> None:
@@ -154,7 +163,8 @@ def _choose(
     if kept is not None:
         again = port._replace(host_port=kept)
         others = any(holder != service for holder, _ in store.port_holders(again))
-        if again in have or not (others or listeners.clashing(again)):
+        clear = not any(_same_place(again, each) for each in mine if each.host_port)
+        if clear and (again in have or not (others or listeners.clashing(again))):
             return kept
     taken = store.spans(port.proto, FREE_FIRST, FREE_LAST)
     taken += [(each.host_port, each.last) for each in mine if each.host_port and each.proto == port.proto]
@@ -202,7 +212,7 @@ def forward(store: Store, service: str, port: Port, replace: bool, locked: set[s
                 raise Conflict(words, "move the whole range, or change that manifest", key)
             if holder not in locked:
                 raise Conflict(f"{holder!r} has just taken host port {shown(port)}", "try again", key)
-        _Listeners().check(port, key)
+        _Listeners(store.port_families(service)).check(port, key)
         _change(store, [(service, port)], losers, report)
     return True
 

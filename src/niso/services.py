@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from niso import forwarding, names, package, paths, policies, portmap
-from niso.admission import Change, record, scope_of
+from niso.admission import Change, record, release, scope_of
 from niso.apply import Lock, Report, carry_out, converge, desired_now, plan, silent
 from niso.errors import Conflict, ErrorGroup, NisoError, NotFound
 from niso.kernel import conntrack, netns
@@ -66,7 +66,7 @@ def activate(
                 scope = scope_of(store, targets)
                 with store.transaction():
                     before = desired_now(store, scope)
-                    recorded = [record(store, target, copies[target.name]) for target in targets]
+                    recorded = _recorded(store, targets, copies)
                     # what is somebody else's is found before anything is on record or changed
                     planned = plan(store, scope, before, trusting=True)
                 changes += recorded
@@ -88,6 +88,13 @@ def activate(
         for change in changes:
             package.keep_only(change.name, {change.row.package})
         return [_outcome(store, change, bool(steps)) for change in changes]
+
+
+def _recorded(store: Store, targets: list[Target], copies: dict[str, str]) -> list[Change]:
+    for target in targets:
+        release(store, target)
+    together = frozenset(copies)
+    return [record(store, target, copies[target.name], together) for target in targets]
 
 
 def _begin_copies(store: Store, targets: list[Target]) -> None:
@@ -115,7 +122,7 @@ def _copy(target: Target, report: Report) -> str:
 def _plan_only(store: Store, targets: list[Target], report: Report) -> list[Outcome]:
     scope = scope_of(store, targets)
     before = desired_now(store, scope)
-    changes = [record(store, target, _copy_path(target, report)) for target in targets]
+    changes = _recorded(store, targets, {target.name: _copy_path(target, report) for target in targets})
     steps = plan(store, scope, before).steps
     for step in steps:
         report(step.describe())
@@ -419,7 +426,7 @@ def _finish(store: Store, name: str, report: Report, ends: bool) -> None:
         before = desired_now(store, scope)
         store.set_active(name, False)
         forwarding.note_late(store)
-        store.drop_forwards(name)
+        store.end_publishing(name)
         converge(store, scope, before, report, teardown=True)
         netns.clear_unfinished(names.netns(name))
         _flush(before, desired_now(store, scope))

@@ -4,8 +4,9 @@
  *   flows serve CPU PORT                              answers TCP and UDP on PORT, says "ready", runs until killed
  *   flows load tcp|udp CPU ADDRESS PORT MS NUMBER     prints "flows, failed, microseconds"; the first flow is NUMBER
  *
- * The client keeps WINDOW flows open at a time. Flow n comes from address SOURCE + n / PORTS and port LOW + n % PORTS, so
- * that none is taken for an earlier one that connection tracking still has.
+ * The client keeps WINDOW flows open at a time, for MS milliseconds, or longer until one is through. Flow n comes from
+ * address SOURCE + n / PORTS and port LOW + n % PORTS, so that none is taken for an earlier one that connection tracking
+ * still has.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -21,7 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { WINDOW = 64, LOW = 2048, PORTS = 63488, SOURCES = 16, EVENTS = 256 };
+enum { WINDOW = 64, LOW = 2048, PORTS = 63488, SOURCES = 16, EVENTS = 256, PATIENCE_US = 5000000 };
 static const char SOURCE[] = "192.0.2.16";
 
 static void pin(const char *cpu)
@@ -116,7 +117,7 @@ static int load(int kind, const char *address, int port, int64_t duration_us, in
 	int64_t done = 0, failed = 0, start = now_us(), end = start + duration_us, now = start;
 	for (int i = 0; i < WINDOW; i++)
 		begin(kind, epoll, &to, number++);
-	while ((now = now_us()) < end) {
+	while ((now = now_us()) < end || (!done && now < end + PATIENCE_US)) {
 		struct epoll_event events[EVENTS];
 		int n = epoll_wait(epoll, events, EVENTS, 100);
 		for (int i = 0; i < n; i++) {

@@ -37,13 +37,13 @@ class Sizes:
     def __init__(self, quick: bool) -> None:
         self.quick = quick
         self.whole_s = 58 if quick else 295
-        self.most = {"niso": 10_000, "netavark": 2_000 if quick else 10_000, "docker": 1_000}
+        self.most = {"niso": 10_000, "netavark": 1_000 if quick else 10_000, "docker": 1_000}
         # netavark reads all its rules for each service: as many as niso's would take it 5 minutes
         self.services = {"niso": 100, "netavark": 3, "docker": 3}
         self.rounds = 5 if quick else 15
         self.slow_rounds = 3
-        self.flow_rounds = 4 if quick else 20
-        self.flow_ms = 150
+        self.flow_rounds = 3 if quick else 12
+        self.flow_ms = 150 if quick else 250
 
 
 Cases = dict[Any, Callable[[], list[float]]]
@@ -130,13 +130,13 @@ class Bench:
     def in_turn(self, name: str, cases: Cases, rounds: int, within: float) -> Figures:
         """The cases in turn, every second round in reverse, one as a warm-up; how busy the machine was is noted.
 
-        ``within`` is the part of the whole time that it may take: then it ends with the round, after 2 at least.
+        ``within`` is the part of the whole time that it may take: then it ends with the round.
         """
         say(f"{name}: {rounds} rounds of {len(cases)}")
         before, end = load(), time.monotonic() + within * self.sizes.whole_s
         found: Figures = {case: [] for case in cases}
         done = -1
-        while done < rounds and (done < 2 or time.monotonic() < end):
+        while done < rounds and (done < 1 or time.monotonic() < end):
             for case in list(cases) if done % 2 else reversed(cases):
                 figures = cases[case]()
                 if done >= 0:

@@ -65,7 +65,7 @@ def fill(store: Store, world: dict[str, Any]) -> None:
                 ports=tuple(model.ports(manifest)),
                 hostname=model.hostname(manifest),
             )
-            store.drop_forwards(name)
+            store.end_publishing(name)
             for port in world.get("forwards", {}).get(name, ()):
                 store.add_forward(name, parse_port(port, "forwards"))
         for name in [name for name in store.network_names() if name not in world.get("networks", {})]:

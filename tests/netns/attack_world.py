@@ -65,6 +65,7 @@ NETWORK = {
 BRIDGE_CALLS = ("iptables", "ip6tables", "arptables")
 EAR, LOOPBACK_EAR = 5555, 5556
 ARRIVES_SECONDS = 3
+ENOUGH = 10  # findings, after which a trial ends
 
 Watcher = Link | Ear
 Frames = list[Any]
@@ -185,8 +186,8 @@ class World:
             name: self.lab.ip_json("-d", "link", "show", f"niso-{name}")[0]["linkinfo"]["info_data"] for name in SUBNETS
         }
         before = self.lab.run("sysctl", *(f"net.bridge.bridge-nf-call-{name}" for name in BRIDGE_CALLS)).stdout
-        handles = [f"delete rule {place}\n" for rule in rules for place in self._handles(rule)]
-        self.lab.run("nft", "-f", "-", input="".join(handles))
+        handles = dict.fromkeys(place for rule in rules for place in self._handles(rule))
+        self.lab.run("nft", "-f", "-", input="".join(f"delete rule {place}\n" for place in handles))
         bridged(self.lab, 0)
         self._bridges("nf_call_iptables 0 nf_call_ip6tables 0")
         try:
@@ -241,12 +242,14 @@ class World:
     def prove(self, attacks: Sequence[Attack], defences: Sequence[Rule], counting: Sequence[tuple[str, str]]) -> None:
         """That all attacks succeed without these rules, and with them fail and are counted by those chains.
 
-        Raises AssertionError with a line for each that does not go so.
+        Raises AssertionError with a line for each that does not go so, for the first dozen or so.
         """
         found: list[str] = []
         marks: list[bytes] = []
         with self.without(defences):
             for attack in attacks:
+                if len(found) > ENOUGH:
+                    break
                 mark = self.shoot(attack.sender, attack.frames)
                 if not self.arrives(mark, attack.receivers):
                     found.append(f"{attack.name}: does not arrive without the rules either, so it shows nothing")
@@ -254,9 +257,11 @@ class World:
         found += [f"{each.name}: sees nothing of what it may see" for each in receivers if not self.honest(each)]
         counted = self.drops(counting)
         for attack in attacks:
+            if len(found) > ENOUGH:
+                break
             mark = self.shoot(attack.sender, attack.frames)
             if attack.counted:
-                before, counted = counted, self._counted(counting, counted + attack.dropped)
+                before, counted = counted, self._counted(counting, counted + attack.dropped, attack, mark)
                 if counted - before < attack.dropped:
                     found.append(f"{attack.name}: {counted - before} counted, {attack.dropped} to drop")
             elif not all(self.honest(each) for each in attack.receivers):
@@ -265,15 +270,16 @@ class World:
         found += [
             f"{each.name}: sees nothing any more of what it may see" for each in receivers if not self.honest(each)
         ]
-        for attack, mark in zip(attacks, marks, strict=True):
+        for attack, mark in zip(attacks, marks, strict=False):
             found += [f"{attack.name}: {each.name} got it" for each in attack.receivers if each.saw(mark)]
         assert attacks and not found, f"{len(attacks)} attacks:\n" + "\n".join(found)
 
-    def _counted(self, counting: Sequence[tuple[str, str]], wanted: int) -> int:
-        """What is counted as soon as it is as much as wanted, or after a while."""
+    def _counted(self, counting: Sequence[tuple[str, str]], wanted: int, attack: Attack, mark: bytes) -> int:
+        """What is counted as soon as it is as much as wanted, or the attack has come through, or after a while."""
         end = time.monotonic() + ARRIVES_SECONDS
         while (found := self.drops(counting)) < wanted and time.monotonic() < end:
-            pass
+            if any(each.saw(mark) for each in attack.receivers):
+                break
         return found
 
 

@@ -249,10 +249,6 @@ def test_established_tcp_lives_on_when_its_port_moves_and_goes(town: Lab, wire: 
     assert len(open_ones) == 15
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="route_localnet and the tracking of the bridge end with its last port, and with them what is open",
-)
 def test_established_tcp_lives_on_when_the_last_port_of_its_network_goes(town: Lab, wire: Wire) -> None:
     """By 127.0.0.1 and from the same network it needs what the bridge has only for published ports."""
     town.niso("port-forward", "a", f"{PORT}:80")
@@ -262,7 +258,6 @@ def test_established_tcp_lives_on_when_the_last_port_of_its_network_goes(town: L
     assert silent([*open_ones, itself], "after") == []
 
 
-@pytest.mark.xfail(strict=True, reason="the bridge port's hairpin ends with the service's last port")
 def test_established_tcp_lives_on_when_its_services_last_port_goes(town: Lab, wire: Wire) -> None:
     town.niso("port-forward", "b", "8080:80")
     town.niso("port-forward", "a", f"{PORT}:80")
@@ -351,7 +346,6 @@ def test_reused_address_inherits_no_flow_from_inside(town: Lab, wire: Wire) -> N
     assert received(town, "heir", was) == []
 
 
-@pytest.mark.xfail(strict=True, reason="its MAC is another, and nobody tells the neighbour caches")
 def test_reused_address_is_its_new_services_for_the_host_and_the_network(town: Lab) -> None:
     """Who had the old one's MAC in its neighbour cache must not go on sending to it."""
     was = address(town, "a")

@@ -101,8 +101,9 @@ def owner(snapshot: Snapshot, packet: Packet) -> Hit | None:
         takers.sort(key=lambda port: port.host_ip != packet.to)
         if not takers:
             continue
-        # the first that has the family, the client's own before all
-        near = [each for each in service.endpoints if bridges[each.network] == packet.iif]
+        # on the families of the first network, the client's own network before all
+        first = {":" in address for address in service.endpoints[0].addresses}
+        near = [each for each in service.endpoints if bridges[each.network] == packet.iif and (family == 6) in first]
         for each in [*near, service.endpoints[0]]:
             for address in each.addresses:
                 if (6 if ":" in address else 4) == family:
@@ -200,7 +201,7 @@ def test_chain_asks_for_one_address_before_all_and_for_single_ports_before_range
         (Packet("uplink0", "192.0.2.1", "udp", 10), None),
         (Packet("uplink0", "2001:db8::1", "tcp", 10), None),
         (Packet("niso-front", "203.0.113.9", "tcp", 10), Hit("api", "10.99.1.2", 81)),
-        (Packet("niso-front", "2001:db8::1", "tcp", 10), Hit("api", "fd00:99:2::2", 80)),
+        (Packet("niso-front", "2001:db8::1", "tcp", 10), None),
         (Packet("", "::1", "tcp", 10), None),
     ],
 )

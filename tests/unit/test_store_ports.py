@@ -151,7 +151,7 @@ def test_port_of_a_begun_change_whose_service_was_inactive_before_is_nobodys_whe
 
 
 def test_chosen_port_is_known_by_what_asked_for_it() -> None:
-    chosen, named = Port("", 20000, 80, "tcp"), Port("", 20001, 81, "tcp")
+    chosen, named = Port("", 20000, 80, "tcp", 2), Port("", 20002, 81, "tcp", 2)
     store = new_store()
     with store.transaction():
         put(store, "api", (BACKEND,), ports=(named, chosen), chosen=(chosen,))
@@ -163,7 +163,8 @@ def test_chosen_port_is_known_by_what_asked_for_it() -> None:
         asks._replace(container_port=81),  # has its host port from the manifest
         asks._replace(proto="udp"),
         asks._replace(host_ip="127.0.0.1"),
-        asks._replace(count=2),
+        asks._replace(count=1),
+        asks._replace(count=3),
     ):
         assert store.chosen_port("api", other) is None
     with store.transaction():
@@ -193,7 +194,7 @@ def test_dropped_forwards_leave_the_ports_of_the_manifest_and_of_others() -> Non
     with store.transaction():
         store.add_forward("api", forward)
         store.add_forward("db", forward._replace(host_port=82))
-        store.drop_forwards("api")
+        store.end_publishing("api")
     assert origins(store, "api") == [(own, MANIFEST)]
     assert store.forwards("db") == [forward._replace(host_port=82)]
 
@@ -263,7 +264,7 @@ def test_intent_notes_whole_rows() -> None:
     with store.transaction():
         store.begin_intent("api", "activate", 1.0)
     (intent,) = store.intents()
-    assert json.loads(intent.undo)["port"] == [["api", 0, *RANGE, MANIFEST, BACKEND]]
+    assert json.loads(intent.undo)["port"] == [["api", 0, *RANGE, MANIFEST]]
     assert store.is_as_before(intent)
     with store.transaction():
         store.set_ports("api", (RANGE,), (RANGE,))
@@ -308,5 +309,9 @@ def test_snapshot_of_some_ports_says_whether_the_service_has_any() -> None:
     assert (service.ports, service.publishes) == ((other,), True)
     with store.transaction():
         store.set_ports("api", ())
+    (service,) = store.snapshot(scope).services
+    assert (service.ports, service.publishes) == ((), True)  # what is open by them lives on
+    with store.transaction():
+        store.end_publishing("api")
     (service,) = store.snapshot(scope).services
     assert (service.ports, service.publishes) == ((), False)

@@ -126,6 +126,10 @@ def _create(args: argparse.Namespace) -> int:
         raise UsageError(error.message, error.hint, error.key) from None
     store = Store.open(create=not args.dry_run)
     report = _report(args)
+    if not args.dry_run and store.intents():
+        from niso import services
+
+        services.recover(store, report)
     made = networks.create(
         store,
         name,

@@ -72,16 +72,15 @@ def flush_ports(ports: Iterable[tuple[str, int, int]], addresses: Iterable[str] 
     business. For when published ports come, go or move. TCP whose handshake is under way stays with the established:
     its next packet would be taken for a new flow, sent to the new service, and reset. Raises KernelError.
     """
-    wanted: dict[int, bytearray] = {}
+    wanted: dict[int, set[int]] = {}
     for proto, first, last in ports:
-        wanted.setdefault(_PROTOCOLS[proto], bytearray(1 << 16))[first : last + 1] = b"\1" * (last + 1 - first)
+        wanted.setdefault(_PROTOCOLS[proto], set()).update(range(first, last + 1))
     is_ours = None if addresses is None else _within(addresses)
 
     def matches(family: int, entry: _Entry) -> bool:
         sent = attributes(entry[_TUPLE_ORIG])
         ends = attributes(sent[_TUPLE_PROTO])
-        of_proto = wanted.get(ends[_PROTO_NUM][0])
-        if of_proto is None or not of_proto[int.from_bytes(ends.get(_PROTO_DST_PORT, b""), "big")]:
+        if int.from_bytes(ends.get(_PROTO_DST_PORT, b""), "big") not in wanted.get(ends[_PROTO_NUM][0], ()):
             return False
         if is_ours is not None and not is_ours(attributes(sent[_TUPLE_IP])[_DESTINATION[family]]):
             return False
@@ -93,10 +92,9 @@ def flush_ports(ports: Iterable[tuple[str, int, int]], addresses: Iterable[str] 
         flags, tuples, rest = _FILTER_PROTO, [its], b""
         if number == _TCP:  # a kernel that knows this filter leaves out those that have seen a reply: mostly all
             rest = attribute(_STATUS, bytes(4)) + attribute(_STATUS_MASK, _SEEN_REPLY.to_bytes(4, "big"))
-        if of_proto.count(1) <= _FEW_PORTS.get(number, 0):
+        if len(of_proto) <= _FEW_PORTS.get(number, 0):
             flags |= _FILTER_DST_PORT
-            chosen = [port for port, is_wanted in enumerate(of_proto) if is_wanted]
-            tuples = [its + attribute(_PROTO_DST_PORT, port.to_bytes(2, "big")) for port in chosen]
+            tuples = [its + attribute(_PROTO_DST_PORT, port.to_bytes(2, "big")) for port in sorted(of_proto)]
         filters += [
             _filter(family, _TUPLE_ORIG, flags, nested(_TUPLE_PROTO, one)) + rest
             for one in tuples

@@ -29,7 +29,8 @@ _VERDICTS = {0: "drop", 1: "accept", -1: "continue", -3: "jump", -4: "goto", -5:
 
 # nftables, include/datatype.h: the number and the width in bytes of each type niso uses.
 _NFPROTO, _IPV4, _IPV6, _ETHER, _PROTO, _SERVICE, _IFNAME = 2, 7, 8, 9, 12, 13, 41
-_WIDTHS = {_NFPROTO: 1, _IPV4: 4, _IPV6: 16, _ETHER: 6, _PROTO: 1, _SERVICE: 2, _IFNAME: 16}
+_MAC_NUMBER = -1  # six bytes of a packet, without a type
+_WIDTHS = {_MAC_NUMBER: 6, _NFPROTO: 1, _IPV4: 4, _IPV6: 16, _ETHER: 6, _PROTO: 1, _SERVICE: 2, _IFNAME: 16}
 _NFPROTOS = {"ipv4": 2, "ipv6": 10}  # NFPROTO_*
 _NAMES = {
     "nf_proto": _NFPROTO,
@@ -39,6 +40,8 @@ _NAMES = {
     "inet_proto": _PROTO,
     "inet_service": _SERVICE,
     "ifname": _IFNAME,
+    "iifname": _IFNAME,
+    "@th,208,48": _MAC_NUMBER,
 }
 _TYPE_BITS = 6
 
@@ -210,6 +213,8 @@ def _pack(kind: int, field: str) -> bytes:
         return socket.inet_pton(socket.AF_INET6, field)
     if kind == _ETHER:
         return bytes.fromhex(field.replace(":", ""))
+    if kind == _MAC_NUMBER:
+        return int(field).to_bytes(6, "big")
     if kind == _SERVICE:
         return int(field).to_bytes(2, "big")
     if kind == _NFPROTO:
@@ -226,6 +231,8 @@ def _unpack(kind: int, packed: bytes) -> str:
         return socket.inet_ntop(socket.AF_INET6, packed)
     if kind == _ETHER:
         return packed.hex(":")
+    if kind == _MAC_NUMBER:
+        return str(int.from_bytes(packed, "big"))
     if kind == _SERVICE:
         return str(int.from_bytes(packed, "big"))
     if kind == _NFPROTO:

@@ -10,6 +10,7 @@ from niso import failpoint, names, paths
 from niso.diff import AnyStep, HostsEdit, NftTransaction, Step
 from niso.errors import KernelError, NisoError
 from niso.kernel import modules, netns, sysctl
+from niso.kernel.announce import announce
 from niso.kernel.nftables import Nft
 from niso.kernel.rtnetlink import Rtnl
 from niso.render import hosts
@@ -18,8 +19,12 @@ from niso.state import Address, Bridge, HostsFile, Netns, Route, Sysctl, Veth
 
 def write(steps: Iterable[AnyStep]) -> None:
     """Do all steps in their order; the first failure ends it. Raises KernelError with the step's words."""
-    for step in steps:
+    done = list(steps)
+    for step in done:
         _do(step)
+    for step in done:
+        if isinstance(step, Step) and isinstance(step.thing, Address) and step.action == "add" and step.thing.netns:
+            _announce(step.thing)
 
 
 def write_what_can_be(steps: Iterable[AnyStep]) -> list[NisoError]:
@@ -138,6 +143,14 @@ def _address(action: str, address: Address) -> None:
             rtnl.delete_address(index, address.address)
         else:
             rtnl.add_address(index, address.address)
+
+
+def _announce(address: Address) -> None:
+    """Neighbours may have the address with the MAC of the service that had it before."""
+    with netns.inside(address.netns), Rtnl() as rtnl:
+        link = rtnl.link(address.link)
+        if link is not None:
+            announce(link.name, link.mac, address.address.partition("/")[0])
 
 
 def _route(step: Step, route: Route) -> None:

@@ -14,7 +14,7 @@ import msgspec
 from niso.errors import InvalidInput
 from niso.model import later, values
 from niso.model.policy import parse_egress, parse_ingress
-from niso.model.ports import contradiction, parse_port
+from niso.model.ports import contradictions, parse_port
 from niso.names import DEFAULT_NETWORK
 from niso.records import Port
 
@@ -226,11 +226,10 @@ def rules(data: dict[str, object], folder: str) -> list[InvalidInput]:
 
 
 def _contradictions(known: list[tuple[str, str, Port]]) -> Iterator[InvalidInput]:
-    """The first host port that two entries publish differently at one address."""
-    found = contradiction(port for _, _, port in known)
-    if found:
-        path, text, _ = known[found[0]]
-        first, earlier, _ = known[found[1]]
+    """Host ports that two entries publish differently at one address."""
+    for place, before in contradictions(port for _, _, port in known):
+        path, text, _ = known[place]
+        first, earlier, _ = known[before]
         yield values.wrong(path, text, f"{first} ({values.shown(earlier)}) has that host port", "another host port")
 
 

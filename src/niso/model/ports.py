@@ -61,13 +61,13 @@ def _split_address(text: str, key: str) -> tuple[str, str]:
 def _not_a_host(text: str) -> str | None:
     """Why no host can have this address and be reached by it; None if one can."""
     address = ipaddress.ip_address(text)
+    if address.version == 6 and address.ipv4_mapped:
+        return f"{text} is an IPv4 address: write {address.ipv4_mapped}"
     if address.is_unspecified:
         return None
     if address.version == 6:
         if address.is_loopback:
             return NO_LOOPBACK6
-        if address.ipv4_mapped:
-            return f"{text} is an IPv4 address: write {address.ipv4_mapped}"
         if address.is_link_local:
             return f"{text} is a link-local address, which says nothing without its link"
     elif text == "255.255.255.255" or text.startswith("0."):
@@ -95,10 +95,10 @@ def distinct(ports: tuple[Port, ...]) -> tuple[Port, ...]:
     return tuple(p for p in known if p.host_ip not in (ANY4, ANY6) or p._replace(host_ip=ANY) not in known)
 
 
-def contradiction(ports: Iterable[Port]) -> tuple[int, int] | None:
-    """Places of two ports that take the same host port at the same address and are not equal: (the later, the earlier).
+def contradictions(ports: Iterable[Port]) -> list[tuple[int, int]]:
+    """Places of ports that take the same host port at the same address as an earlier one and are not equal to it.
 
-    All addresses and one address do not contradict: the one wins there.
+    Each later place once, with an earlier one. All addresses and one address do not contradict: the one wins there.
     """
     groups: dict[tuple[str, str], list[tuple[int, int, int, Port]]] = {}
     for place, port in enumerate(ports):
@@ -106,11 +106,12 @@ def contradiction(ports: Iterable[Port]) -> tuple[int, int] | None:
             continue
         for where in (ANY4, ANY6) if port.host_ip == ANY else (port.host_ip,):
             groups.setdefault((port.proto, where), []).append((port.host_port, port.last, place, port))
+    found: dict[int, int] = {}
     for group in groups.values():
         group.sort()
         reach = group[0]  # of those before, the one that ends last
         for each in group[1:]:
             if each[0] <= reach[1] and each[3]._replace(host_ip="") != reach[3]._replace(host_ip=""):
-                return max(each[2], reach[2]), min(each[2], reach[2])
-            reach = max(reach, each, key=lambda found: found[1])
-    return None
+                found.setdefault(max(each[2], reach[2]), min(each[2], reach[2]))
+            reach = max(reach, each, key=lambda one: one[1])
+    return sorted(found.items())

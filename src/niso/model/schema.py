@@ -14,6 +14,7 @@ from niso.model import values
 from niso.model.manifest import Manifest
 
 _PORT = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+_PORTS = rf"{_PORT}(?:-{_PORT})?"
 _OCTET = r"(?:[0-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])"
 _LABEL = r"^(?!(?:host|localhost)$|ip6-)[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?$"
 _DURATION = r"^(?:0|[1-9][0-9]{0,8})(?:ms|s|m|h)$"
@@ -63,8 +64,8 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "Several networks instead of one: eth0, eth1 and so on. The first gives the default route.",
     ),
     "Network.ports": (
-        rf"^(?:0\.0\.0\.0:)?{_PORT}:{_PORT}(?:/tcp)?$",
-        "Published ports, HOST:CONTAINER over TCP.",
+        rf"^(?:{_OCTET}(?:\.{_OCTET}){{3}}:(?:{_PORTS})?:|(?:\[[0-9A-Fa-f:.]{{2,45}}\]:)?(?:(?:{_PORTS})?:)?){_PORTS}(?:/(?:tcp|udp|sctp))?$",
+        "Published ports: [ADDRESS:]HOST:CONTAINER[/PROTOCOL], ranges too.",
     ),
     "Network.hostname": (_LABEL, "The name in every peer's /etc/hosts; by default the package's name."),
     "Network.aliases": (_LABEL, "More names of the service."),

@@ -146,6 +146,7 @@ table bridge niso {{
 	set ports {{ type ifname; }}
 	set sources4 {{ type ifname . ether_addr . ipv4_addr; }}
 	set sources6 {{ type ifname . ether_addr . ipv6_addr; }}
+	set links {{ typeof iifname . @th,208,48; }}
 	set broadcasts {{ type ipv4_addr; }}
 	set {DROPPED_FROM} {{ type ifname; size 65535; flags dynamic; counter; }}
 
@@ -165,11 +166,18 @@ table bridge niso {{
 
 	chain from_own6 {{
 		meta l4proto != ipv6-icmp accept
-		icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem, echo-request, echo-reply, nd-neighbor-solicit }} accept
-		icmpv6 type nd-neighbor-advert iifname . ether saddr . icmpv6 taddr @sources6 accept
+		icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem, echo-request, echo-reply }} accept
+		icmpv6 type nd-neighbor-solicit goto from_own_nd
+		icmpv6 type nd-neighbor-advert iifname . ether saddr . icmpv6 taddr @sources6 goto from_own_nd
 		exthdr frag exists frag frag-off != 0 accept comment "its rest: hosts take no ND in fragments (RFC 6980)"
 		add @{DROPPED_FROM} {{ iifname }}
 		counter drop comment "router advertisements, redirects, ND for others"
+	}}
+
+	chain from_own_nd {{
+		ip6 length 24 accept comment "no option"
+		ip6 length 32 @th,192,16 {{ 0x0101, 0x0201 }} iifname . @th,208,48 @links accept comment "one option, with its own MAC"
+		counter drop comment "ND with a MAC that is not its own"
 	}}
 
 	chain forward {{
@@ -226,7 +234,7 @@ CONTAINERS = {
         "hairpin4",
         "hairpin6",
     ),
-    BRIDGE: ("owner", "ports", "sources4", "sources6", "broadcasts"),
+    BRIDGE: ("owner", "ports", "sources4", "sources6", "links", "broadcasts"),
 }
 """Every set and map, so that a reader can list them."""
 
@@ -234,7 +242,9 @@ DECLARED = {
     (f"{words.group(1)} niso", name): (key, value or None, bool(interval))
     for words in re.finditer(r"^table (inet|bridge) niso {(.*?)^}", TABLES, re.MULTILINE | re.DOTALL)
     for name, key, value, interval in re.findall(
-        r"^\t(?:set|map) (\w+) { type ([\w .]+?)(?: : ([\w .]+?))?;( flags interval;)? }$", words.group(2), re.MULTILINE
+        r"^\t(?:set|map) (\w+) { type(?:of)? ([\w .@,]+?)(?: : ([\w .]+?))?;( flags interval;)? }$",
+        words.group(2),
+        re.MULTILINE,
     )
 }
 """(table, set or map) -> (types of its key, of its value, whether it takes intervals), as the text has them."""
@@ -243,7 +253,7 @@ LATE = frozenset(
     (
         *("owner", "bridges", "same_bridge", "ports", "subnets4", "subnets6", "internal", "closed"),
         *("ingress4", "ingress6", "egress4", "egress6"),
-        *("sources4", "sources6", "broadcasts"),
+        *("sources4", "sources6", "links", "broadcasts"),
     )
 )
 """Sets that guard something: their elements go only after what they guard is gone."""
@@ -309,9 +319,13 @@ def endpoint(service: str, host_end: str, mac: str, addresses: Iterable[str]) ->
     """A service's bridge port: it may send with exactly these addresses."""
     port = _quoted(host_end)
     elements = [Element(INET, "ports", port, "", service), Element(BRIDGE, "ports", port, "", service)]
+    number = int(mac.replace(":", ""), 16) if mac else 0
     for address in addresses:
         family = "6" if ":" in address else "4"
         elements.append(Element(BRIDGE, f"sources{family}", f"{port} . {mac} . {address}", "", service))
+        if family == "6":
+            # as a number: where neighbour discovery carries it, nft knows of no type
+            elements.append(Element(BRIDGE, "links", f"{port} . {number}", "", service))
     return elements
 
 

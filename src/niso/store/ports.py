@@ -59,7 +59,8 @@ class PortRows:
         return [port for port in dict.fromkeys(among) if self.has_port(service, port)]
 
     def publishes(self, service: str) -> bool:
-        return self._db.execute("SELECT 1 FROM port WHERE service=? LIMIT 1", (service,)).fetchone() is not None
+        """Whether a service has published a port since it became active."""
+        return self._db.execute("SELECT 1 FROM published WHERE service=?", (service,)).fetchone() is not None
 
     def forwards(self, service: str) -> list[Port]:
         """The ports that were added to a service while it was active."""
@@ -68,10 +69,18 @@ class PortRows:
         )
         return [Port(*row) for row in rows]
 
-    def port_holders(self, wanted: Port) -> list[tuple[str, Port]]:
+    def manifest_ports(self, service: str) -> list[Port]:
+        """The ports of a service that its manifest names with their host ports."""
+        rows = self._db.execute(
+            f"SELECT {_PORT} FROM port WHERE service=? AND origin=? ORDER BY position", (service, MANIFEST)
+        )
+        return [Port(*row) for row in rows]
+
+    def port_holders(self, wanted: Port, but: frozenset[str] = frozenset()) -> list[tuple[str, Port]]:
         """(service, port) of all active services whose port a packet for ``wanted`` could be for.
 
-        What a begun change has given up is held too, until it has ended: it may have to be put back.
+        What a begun change has given up is held too, until it has ended: it may have to be put back. Not that of services in
+        ``but``.
         """
         proto, first, last = wanted.proto, wanted.host_port, wanted.last
         live = f"SELECT service, {_PORT} FROM port JOIN service s ON s.name=port.service WHERE s.active=1 AND proto=?"
@@ -80,12 +89,11 @@ class PortRows:
             " WHERE json_extract(value, '$[5]')=? AND json_extract(undo, '$.service[0][7]')=1"
         )
         rows = self._db.execute(
-            f"{live} AND host_port BETWEEN ? AND ?"
-            f" UNION {live} AND count>1 AND host_port<? AND host_port+count>?"
-            f" UNION {undone}",
-            (proto, first, last, proto, first, first, proto),
-        )
-        return [(row[0], port) for row in rows if (port := Port(*row[1:])).clashes(wanted)]
+            f"{live} AND host_port BETWEEN ? AND ? UNION {live} AND count>1 AND host_port<? AND host_port+count>?",
+            (proto, first, last, proto, first, first),
+        ).fetchall()
+        rows += [row for row in self._db.execute(undone, (proto,)) if row[0] not in but]
+        return [(row[0], port) for row in dict.fromkeys(rows) if (port := Port(*row[1:])).clashes(wanted)]
 
     def chosen_port(self, service: str, wanted: Port) -> int | None:
         """The host port that was chosen for a port of this service that asks for a free one."""
@@ -113,17 +121,30 @@ class PortRows:
         free = set(chosen)
         mine = {port: CHOSEN if port in free else MANIFEST for port in ports}
         rows = [*mine.items(), *((port, FORWARD) for port in forwards if port not in mine)]
-        network = self._db.execute("SELECT network FROM endpoint WHERE service=? AND position=0", (service,)).fetchone()
         self._db.executemany(
-            "INSERT INTO port VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [(service, i, *port, origin, network[0] if network else "") for i, (port, origin) in enumerate(rows)],
+            "INSERT INTO port VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [(service, i, *port, origin) for i, (port, origin) in enumerate(rows)],
         )
+        self._note_published(service)
 
     def add_forward(self, service: str, port: Port) -> None:
         self._db.execute(
-            "INSERT INTO port SELECT ?, COALESCE((SELECT MAX(position)+1 FROM port WHERE service=?), 0), ?, ?, ?, ?, ?, ?,"
-            " COALESCE((SELECT network FROM endpoint WHERE service=? AND position=0), '')",
-            (service, service, *port, FORWARD, service),
+            "INSERT INTO port SELECT ?, COALESCE((SELECT MAX(position)+1 FROM port WHERE service=?), 0), ?, ?, ?, ?, ?, ?",
+            (service, service, *port, FORWARD),
+        )
+        self._note_published(service)
+
+    def _note_published(self, service: str) -> None:
+        """Where a service publishes ports, and whether by 127.0.0.1: this holds until it is deactivated.
+
+        What a bridge needs for it may not go with the last port, since connections by it live on.
+        """
+        self._db.execute(
+            "INSERT INTO published SELECT p.service, e.network,"
+            " MAX(host_ip IN ('', '0.0.0.0') OR host_ip LIKE '127.%') FROM port p"
+            " JOIN endpoint e ON e.service=p.service AND e.position=0 WHERE p.service=? GROUP BY p.service"
+            " ON CONFLICT (service) DO UPDATE SET network=excluded.network, by_loopback=MAX(by_loopback, excluded.by_loopback)",
+            (service,),
         )
 
     def take_port(self, service: str, port: Port) -> list[tuple[object, ...]]:
@@ -131,7 +152,7 @@ class PortRows:
         return self._db.execute(f"DELETE FROM port WHERE {_IS} RETURNING *", (service, *port)).fetchall()
 
     def put_port_rows(self, rows: Iterable[tuple[object, ...]]) -> None:
-        self._db.executemany("INSERT INTO port VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        self._db.executemany("INSERT INTO port VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def begin_moving(self, ports: Iterable[tuple[str, Port]], now: float) -> None:
         """Note, with the change itself, which ports of which services come or go, until the kernel has followed."""
@@ -144,5 +165,7 @@ class PortRows:
         rows = self._db.execute("SELECT service, undo FROM intent WHERE action='ports' ORDER BY service")
         return [(service, Port(*port)) for service, undo in rows for port in json.loads(undo)["moved"]]
 
-    def drop_forwards(self, service: str) -> None:
+    def end_publishing(self, service: str) -> None:
+        """A service is no longer active: its forwards go, those of its manifest stay on record."""
         self._db.execute("DELETE FROM port WHERE service=? AND origin=?", (service, FORWARD))
+        self._db.execute("DELETE FROM published WHERE service=?", (service,))

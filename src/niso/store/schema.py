@@ -69,12 +69,16 @@ CREATE TABLE port (
     proto TEXT NOT NULL,
     count INTEGER NOT NULL DEFAULT 1,
     origin TEXT NOT NULL DEFAULT 'manifest',
-    network TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (service, position)
 ) STRICT;
 CREATE INDEX port_host ON port (proto, host_port);
 CREATE INDEX port_range ON port (proto, host_port) WHERE count > 1;
-CREATE INDEX port_network ON port (network);
+CREATE TABLE published (
+    service TEXT PRIMARY KEY REFERENCES service ON DELETE CASCADE,
+    network TEXT NOT NULL,
+    by_loopback INTEGER NOT NULL
+) STRICT;
+CREATE INDEX published_network ON published (network);
 CREATE INDEX endpoint_beside ON endpoint (network) WHERE position > 0;
 CREATE TABLE policy (service TEXT PRIMARY KEY REFERENCES service ON DELETE CASCADE, text TEXT NOT NULL) STRICT;
 CREATE TABLE policy_peer (
@@ -104,10 +108,13 @@ MIGRATIONS: dict[int, str] = {
 ALTER TABLE network ADD COLUMN internal INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE port ADD COLUMN count INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE port ADD COLUMN origin TEXT NOT NULL DEFAULT 'manifest';
-ALTER TABLE port ADD COLUMN network TEXT NOT NULL DEFAULT '';
-UPDATE port SET network=COALESCE((SELECT network FROM endpoint e WHERE e.service=port.service AND position=0), '');
 CREATE INDEX port_range ON port (proto, host_port) WHERE count > 1;
-CREATE INDEX port_network ON port (network);
+CREATE TABLE published (
+    service TEXT PRIMARY KEY REFERENCES service ON DELETE CASCADE,
+    network TEXT NOT NULL,
+    by_loopback INTEGER NOT NULL
+) STRICT;
+CREATE INDEX published_network ON published (network);
 CREATE INDEX endpoint_beside ON endpoint (network) WHERE position > 0;
 CREATE TABLE policy (service TEXT PRIMARY KEY REFERENCES service ON DELETE CASCADE, text TEXT NOT NULL) STRICT;
 CREATE TABLE policy_peer (
@@ -123,6 +130,8 @@ CREATE TABLE policed (
     PRIMARY KEY (network, service)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX policed_service ON policed (service);
+INSERT INTO published SELECT DISTINCT p.service, e.network, 1 FROM port p JOIN service s ON s.name=p.service AND s.active=1
+ JOIN endpoint e ON e.service=p.service AND e.position=0;
 """
 }
 """Version reached -> the SQL that brings a database of the version before it there.

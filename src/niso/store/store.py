@@ -20,14 +20,14 @@ from niso.store.policies import Name, PolicyRows
 from niso.store.ports import PortRows
 from niso.store.sqlite import Transaction, unusable, use_wal
 
-_PUBLISHED = "SELECT 1 FROM port p JOIN service v ON v.name=p.service AND v.active=1 WHERE p.network=n.name"
+_PUBLISHED = "SELECT 1 FROM published p JOIN service v ON v.name=p.service AND v.active=1 WHERE p.network=n.name"
 # a service's ports lead to it by its other networks too, for those who are on them
 _PUBLISHED_BESIDE = (
-    "SELECT 1 FROM endpoint e JOIN service v ON v.name=e.service AND v.active=1 JOIN port p ON p.service=e.service"
+    "SELECT 1 FROM endpoint e JOIN service v ON v.name=e.service AND v.active=1 JOIN published p ON p.service=e.service"
     " WHERE e.network=n.name AND e.position>0"
 )
 
-ROW_TABLES = ("service", "host_name", "endpoint", "lease", "port", "policy", "policy_peer", "policed")
+ROW_TABLES = ("service", "host_name", "endpoint", "lease", "port", "published", "policy", "policy_peer", "policed")
 """The tables that hold a service, parents first; the column with its name is ``name`` in the first, else ``service``."""
 
 
@@ -257,7 +257,7 @@ class Store(PortRows, PolicyRows):
         where, values = ("", ()) if only is None else (f"WHERE n.name IN ({_marks(only)})", only)
         rows = self._db.execute(
             "SELECT n.name, n.bridge, n.mtu, family, cidr, gateway, internal,"
-            f" EXISTS({_PUBLISHED}) OR EXISTS({_PUBLISHED_BESIDE}), EXISTS({_PUBLISHED} AND (host_ip IN ('', '0.0.0.0') OR host_ip LIKE '127.%')),"
+            f" EXISTS({_PUBLISHED}) OR EXISTS({_PUBLISHED_BESIDE}), EXISTS({_PUBLISHED} AND by_loopback),"
             " EXISTS(SELECT 1 FROM policed p JOIN service v ON v.name=p.service AND v.active=1 WHERE p.network=n.name)"
             f" FROM network n JOIN subnet s ON s.network=n.name {where} ORDER BY n.name, family",
             values,
@@ -467,6 +467,9 @@ class Store(PortRows, PolicyRows):
                 # rows of an older version are shorter: what was added since has its default
                 columns = ", ".join(names[: len(values)])
                 self._db.execute(f"INSERT INTO {table} ({columns}) VALUES ({_marks(values)})", values)
+        restored = self.service(intent.service)
+        if restored is not None and restored.active:
+            self._note_published(intent.service)  # rows of the first version do not say it
         self.drop_implicit_networks(now.networks if now else ())
 
     def _rows(self, service: str) -> dict[str, list[list[object]]]:

@@ -1,0 +1,55 @@
+"""Telling the neighbours of a link whose address an address is now (RFC 5227, 3; RFC 4861, 7.2.6).
+
+An address that another service had before is in their caches with that one's MAC, and would be dead until they ask anew.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from niso.kernel.netlink import refused
+
+_ETH_ARP, _ETH_IPV6 = 0x0806, 0x86DD
+_BROADCAST = b"\xff" * 6
+_ALL_NODES = socket.inet_pton(socket.AF_INET6, "ff02::1")
+_ALL_NODES_MAC = bytes.fromhex("333300000001")
+_NEIGHBOUR_ADVERT, _OVERRIDE, _TARGET_LINK = 136, 0x20000000, 2  # ICMPv6 type, flag O, option
+
+
+def announce(link: str, mac: str, address: str) -> None:
+    """Send a gratuitous ARP request, or an unsolicited neighbour advertisement, by ``link`` of the caller's namespace.
+
+    Raises KernelError.
+    """
+    own = bytes.fromhex(mac.replace(":", ""))
+    frame = _advert(own, address) if ":" in address else _arp(own, address)
+    try:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC) as packet:
+            packet.bind((link, 0))
+            packet.send(frame)
+    except OSError as error:
+        raise refused(f"announce {address} on link '{link}'", error.errno or 0) from error
+
+
+def _arp(mac: bytes, address: str) -> bytes:
+    packed = socket.inet_aton(address)
+    body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + packed + bytes(6) + packed
+    return _BROADCAST + mac + struct.pack("!H", _ETH_ARP) + body
+
+
+def _advert(mac: bytes, address: str) -> bytes:
+    packed = socket.inet_pton(socket.AF_INET6, address)
+    message = struct.pack("!BBHI", _NEIGHBOUR_ADVERT, 0, 0, _OVERRIDE) + packed + bytes([_TARGET_LINK, 1]) + mac
+    pseudo = packed + _ALL_NODES + struct.pack("!IHBB", len(message), 0, 0, socket.IPPROTO_ICMPV6)
+    message = message[:2] + struct.pack("!H", _checksum(pseudo + message)) + message[4:]
+    header = struct.pack("!IHBB", 6 << 28, len(message), socket.IPPROTO_ICMPV6, 255) + packed + _ALL_NODES
+    return _ALL_NODES_MAC + mac + struct.pack("!H", _ETH_IPV6) + header + message
+
+
+def _checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071)."""
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
