@@ -71,10 +71,16 @@ class Flows:
 
     def leave(self, place: str | None) -> None:
         """Close what is held of a namespace, which could not go before."""
+        self._wire.socket(None, socket.AF_INET, socket.SOCK_DGRAM, keep=False).close()  # the factory leaves it too
         for where, made in self._made:
             if where == place and made.fileno() >= 0:
                 if made.type == socket.SOCK_STREAM:  # at once: what waits for an answer keeps a namespace too
                     made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                made.close()
+
+    def close_listeners(self) -> None:
+        for _, made in self._made:
+            if made.fileno() >= 0 and made.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 made.close()
 
     def try_open(self, many: Iterable[Asked], seconds: float = ALIVE_SECONDS) -> dict[Asked, Flow | None]:

@@ -181,6 +181,15 @@ def test_stricter_egress_cuts_what_is_open_to_the_host(shop: Shop, servers_first
     assert not wrong, "\n".join(wrong)
 
 
+def test_first_policy_cuts_a_connection_whose_server_listens_no_more(shop: Shop) -> None:
+    """As one that is about to end. Frames were not tracked before, so who began it is to be found out."""
+    shop.activate("db", "api", "web")
+    cut, alive = shop.open(("web", "db"), protocols=["tcp"]), shop.open(("api", "db"), protocols=["tcp"])
+    shop.flows.close_listeners()
+    shop.policy("db", {"allow_from": ["api"]})
+    assert shop.flows.judge(alive, cut) == []
+
+
 def test_change_of_one_entry_cuts_only_that_port(shop: Shop) -> None:
     shop.activate("db", "api")
     shop.policy("db", {"allow_from": ["api:100-199", "api:9000"]})
@@ -195,7 +204,7 @@ def test_change_of_one_entry_cuts_only_that_port(shop: Shop) -> None:
 
 
 def test_gone_service_is_off_its_bridge_whoever_holds_its_namespace(lab: Lab) -> None:
-    """A socket that somebody else was given, or a connection that waits for an answer that is denied, keeps a namespace."""
+    """A socket that was handed on, or a command of the host's inside it, keeps a namespace after its name is gone."""
     with Wire(lab) as wire:
         lab.niso("activate", idle(lab, "a"), idle(lab, "b"))
         mac, address = Addresses(lab, "niso-b").mac, Addresses(lab, "niso-b").ip4
@@ -264,6 +273,7 @@ def test_network_that_comes_later(shop: Shop) -> None:
         shop.content()
         shop.activate("far", network="soon")
         assert all(shop.flows.try_open(shop.published("far", "db", [4])).values())
+        shop.flows.leave("niso-db")
         shop.stop("remove", "far")
         shop.lab.niso("net", "remove", "soon")
         shop.content()

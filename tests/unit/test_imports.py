@@ -133,6 +133,7 @@ COMMON = {
     "niso.paths",
     "niso.records",
     "niso.store",
+    "niso.store.policies",
     "niso.store.ports",
     "niso.store.schema",
     "niso.store.sqlite",

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from niso import names
 from niso.records import Port, Subnet
-from niso.render import nft
-from niso.state import Element
+from niso.render import nft, policy
+from niso.state import Chain, Element
 
 NAME = st.from_regex(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 ODD_NAMES = (
@@ -150,6 +150,8 @@ def test_list_of_containers_is_that_of_the_text() -> None:
 def test_all_kinds_of_elements_are_there_and_each_is_of_its_types() -> None:
     """So that what is given to the kernel above, and to the fake one, is all that there is."""
     elements = [*nft.owner("0123abcd"), nft.closed(4), *all_elements("api", "backend")]
+    elements += policy.verdicts("api", ("10.99.1.2", "fd00::2"))
+    elements.append(policy.mark(Chain("in-api", ())))
     assert {(e.table, e.container) for e in elements} == {
         (table, name) for table, containers in nft.CONTAINERS.items() for name in containers
     }
@@ -163,14 +165,15 @@ def test_all_kinds_of_elements_are_there_and_each_is_of_its_types() -> None:
 
 
 def test_only_published_ports_may_go_before_what_they_lead_to() -> None:
-    early = {name for containers in nft.CONTAINERS.values() for name in containers} - nft.LATE
+    early = {name for containers in nft.CONTAINERS.values() for name in containers if not nft.guards(name)}
     kinds = ("local_addr", "local_any", "publish_addr", "publish_any", "range_addr", "range_any", "hairpin")
-    assert early == {f"{kind}{family}" for kind in kinds for family in (4, 6)}
+    assert early == {f"{kind}{family}" for kind in kinds for family in (4, 6)} | {"policies"}
+    assert nft.guards("s4-db") and nft.guards("n6-backend")
 
 
 def test_every_set_that_is_declared_is_used_by_a_rule() -> None:
     for containers in nft.CONTAINERS.values():
-        for name in set(containers) - {"owner"}:
+        for name in set(containers) - {"owner", "policies"}:
             assert re.search(rf"@{name}\b", nft.TABLES), name
 
 
