@@ -28,7 +28,7 @@ COMMANDS = {
     "logs": ("look", "what a service wrote"),
     "exec": ("execute", "run a command inside a service"),
     "port-forward": ("forward", "publish one more port of a running service"),
-    "net": ("net", "networks: create, list, inspect, remove, ports, rules, check, repair"),
+    "net": ("net", "networks, ports, policies: list, create, inspect, explain, ping, stats, check, repair and more"),
     "schema": ("plain", "the JSON Schema of manifest.toml"),
     "lab": ("plain", "a throw-away host to try things in"),
 }
