@@ -14,7 +14,7 @@ import select
 import socket
 import sys
 
-INTERVAL_SECONDS = 0.004
+INTERVAL_SECONDS = 0.006
 OPEN = 64  # connections that are being tried at a time
 
 

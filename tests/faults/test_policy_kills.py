@@ -18,15 +18,15 @@ from conftest import Lab, Process
 from fault_world import World
 
 LONG = os.environ.get("NISO_TEST_LONG") == "1"
-KILLS = 7
+KILLS = 4
 PROBER = pathlib.Path(__file__).parent / "policy_prober.py"
-DB, DB6, MOVED = "10.99.1.50", "fd00:99:1::4", "10.99.1.60"
+DB, DB6, MOVED = "10.99.1.50", "fd00:99:1::3", "10.99.1.60"
 HOST, HOST6 = "192.0.2.1", "2001:db8::1"
 SENDER = """\
 import socket, time
 sockets = [socket.socket(family, socket.SOCK_DGRAM) for family in (socket.AF_INET, socket.AF_INET6)]
 while True:
-    for one, address in zip(sockets, ("10.99.1.50", "fd00:99:1::4")):
+    for one, address in zip(sockets, ("10.99.1.50", "fd00:99:1::3")):
         try:
             one.sendto(b"x", (address, 80))
         except OSError:
@@ -94,6 +94,7 @@ def world() -> Iterator[World]:
 
 class Prober:
     def __init__(self, lab: Lab, sends: bool) -> None:
+        self._sends = sends
         straight = [f"niso-web,{address},80" for address in (DB, DB6, MOVED)]
         published = [f"{who},{to},8080" for who in ("niso-web", "niso-far", "client") for to in (HOST, HOST6)]
         ways = [*straight, *published] if sends else []
@@ -115,7 +116,7 @@ class Prober:
 
     def assert_nothing_came_in(self, what: str) -> None:
         found = self.counted()
-        assert found.pop("sent") >= 0
+        assert bool(found.pop("sent")) is self._sends
         assert not any(found.values()), (what, found)
 
     def end(self) -> None:
@@ -160,8 +161,8 @@ def test_nothing_that_is_denied_comes_in_whenever_niso_dies(world: World, name: 
             what = f"killed at {number}, before {points[number - 1]!r}"
             prepare(world, case)
             prober.assert_nothing_came_in(f"prepared for {what}")
-            done, _ = world.disturbed(number, "kill", *command)
-            assert done.returncode == -9, what
+            done, reached = world.disturbed(number, "kill", *command)
+            assert done.returncode == -9 or len(reached) < number == len(points), what
             prober.assert_nothing_came_in(what)
             world.niso("net", "repair")
             world.assert_content()
@@ -183,3 +184,5 @@ def test_prober_counts_what_comes_in(world: World, family: str) -> None:
             lambda: (seen := prober.counted()).get(f"Udp{'6' if family == '6' else ':'}NoPorts") and seen
         )
         assert found["Tcp:InSegs"] and found["sent"], found
+        own = json.loads(world.niso("inspect", "db").stdout)["endpoints"]
+        assert own[0]["address"] == f"{DB}, {DB6}"
