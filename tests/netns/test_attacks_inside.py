@@ -22,7 +22,7 @@ BETWEEN = Rule("bridge niso", "forward", ("iifname @ports oifname @ports",))
 # a lie may be stopped by more than one rule
 LIES = [FROM_PORT, BETWEEN]
 FROM_ELSEWHERE = [Rule("inet niso", "raw", (words, "drop")) for words in ("iifname @ports", "saddr @subnets")]
-COUNT_FROM = [("bridge niso", "from_port"), ("bridge niso", "from_own6")]
+COUNT_FROM = [("bridge niso", "from_port"), ("bridge niso", "from_own6"), ("bridge niso", "from_own_nd")]
 COUNT_BETWEEN = [("bridge niso", "between")]
 
 both_ways = pytest.mark.parametrize("nf_call", [0, 1])
@@ -152,6 +152,9 @@ def test_nobodys_tables_are_poisoned(world: World) -> None:
     def routers() -> list[Any]:
         return lab.ip_json("-6", "route", "show", "proto", "ra", netns="niso-db")
 
+    # a service takes no router advertisement anyway: here one does, so that it is the rules that keep it
+    assert lab.run("cat", "/proc/sys/net/ipv6/conf/eth0/accept_ra", netns="niso-db").stdout == "0\n"
+    lab.run("sysctl", "-qw", "net.ipv6.conf.eth0.accept_ra=1", netns="niso-db")
     for victim, (netns, link, _) in victims.items():
         with world.without(LIES):
             assert learn(netns, link)

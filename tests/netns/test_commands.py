@@ -239,15 +239,11 @@ def test_wrong_use_is_status_2_and_says_what_is_right(lab: Lab, arguments: list[
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["port-forward", "api", "80:80"],
         ["enable", "api"],
         ["disable", "api"],
         ["restore"],
         ["stack", "up"],
         ["remove", "--volumes", "api"],
-        ["net", "create", "x", "--ipv6"],
-        ["net", "create", "x", "--internal"],
-        ["net", "ports", "--exposed"],
     ],
 )
 def test_command_or_option_that_is_to_come_is_refused(lab: Lab, arguments: list[str]) -> None:

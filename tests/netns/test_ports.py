@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import re
 import socket
 from collections.abc import Iterator
 
 import pytest
 from conftest import Lab
-from services import CLIENT, HOST, NEIGHBOUR, address, answer, ask, echo, idle, on, package
+from services import CLIENT, HOST, NEIGHBOUR, address, answer, ask, echo, idle, on
 
 BACKEND, FRONTEND = "10.99.1.0/24", "10.99.2.0/24"
 
@@ -322,13 +320,3 @@ def test_global_bridge_sysctls_stay_as_found(lab: Lab) -> None:
         )
         assert found.stdout.split() == [value] * 3
         lab.niso("deactivate", "--all")
-
-
-def test_ports_that_later_versions_bring_are_refused_by_name(lab: Lab) -> None:
-    forms = ["53:53/udp", "127.0.0.1:5432:5432", "8000-8010:8000-8010", ":8080", "[::]:80:80"]
-    folder = package(lab, "api", "sleep", "1000", network={"ports": forms})
-    done = lab.niso("activate", "--json", folder, check=False)
-    assert done.returncode == 1
-    errors = [json.loads(line)["error"] for line in done.stderr.splitlines()]
-    assert [each["key"] for each in errors] == [f"network.ports[{number}]" for number in range(len(forms))]
-    assert all(re.search("not supported yet|not yet", each["message"]) for each in errors)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from snapshots_made import network
 from stored import TemporaryStore, add_network, put
-from test_ports import packets, small_ports, takes
+from test_port_forms import packets, small_ports, takes
 
 from niso import portmap
 from niso.errors import Conflict

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from snapshots_made import SERVICES, endpoint, everything, network
-from test_ports import packets, takes
+from test_port_forms import packets, takes
 
 from niso.plan import desired
 from niso.records import Network, Port, Service, Snapshot

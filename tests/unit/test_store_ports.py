@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from snapshots_made import network
 from stored import TemporaryStore, add_network, dump, put
-from test_ports import packets, small_ports
+from test_port_forms import packets, small_ports
 
 from niso.records import Port
 from niso.store.ports import CHOSEN, FORWARD, MANIFEST
