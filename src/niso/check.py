@@ -9,7 +9,7 @@ from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
-from niso import exposure, failpoint, forwarding, paths, portmap, services
+from niso import exposure, failpoint, forwarding, paths, policies, portmap, services
 from niso.apply import Lock, Report, compare, desired_now, repair, silent
 from niso.errors import Conflict, ErrorGroup, NisoError
 from niso.kernel import netns, sysctl
@@ -144,6 +144,8 @@ def mend(store: Store, report: Report = silent) -> int:
         if steps or errors:
             # flows that began while a port was away have no NAT, and would keep their client from it
             portmap.flush_ports((port.proto, port.host_port, port.last) for _, port in store.active_ports())
+            # and what came in while a policy was away is cut
+            policies.cut(store, [name for name in store.active_services() if store.policy(name) is not None])
     done = len(steps)
     for name in store.active_services():
         with service_lock(name):

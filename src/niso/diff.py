@@ -94,10 +94,9 @@ def diff(want: State, have: State) -> list[AnyStep]:
             elif was != thing or _resets(made, thing):
                 made.append(Step("change", thing, was))
         for thing in sorted(before.values(), reverse=True):
-            # a sysctl has no end of its own; what lies in or on something that goes, goes with it
+            # a sysctl has no end of its own; what lies in or on something that goes, goes with it: but a veth pair, since
+            # whoever holds its namespace would keep it on the bridge, where nothing guards it any more
             if isinstance(thing, Sysctl):
-                continue
-            if isinstance(thing, Veth) and thing.netns in going:
                 continue
             if isinstance(thing, Address | Route) and (
                 thing.netns in going or (thing.netns, thing.link) in going_links

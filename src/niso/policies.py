@@ -101,7 +101,16 @@ def introduce(store: Store, before: State, after: State) -> None:
             if active and netns.exists(names.netns(service)):
                 with netns.inside(names.netns(service)):
                     found |= {each for each in sockdiag.connections() if _within(each, subnets)}
-    flows.introduce(sorted(found))
+    flows.introduce(sorted(each for each in found if _reversed(each) not in found or _by_ports(each)))
+
+
+def _reversed(connection: Connection) -> Connection:
+    return Connection(connection.server, connection.server_port, connection.client, connection.client_port)
+
+
+def _by_ports(connection: Connection) -> bool:
+    """Who began it, where both ends seem to be the client's since nobody listens any more: ports for clients are high ones."""
+    return connection.client_port > connection.server_port
 
 
 def _within(connection: Connection, subnets: list[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:

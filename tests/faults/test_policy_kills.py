@@ -162,7 +162,8 @@ def test_nothing_that_is_denied_comes_in_whenever_niso_dies(world: World, name: 
             prepare(world, case)
             prober.assert_nothing_came_in(f"prepared for {what}")
             done, reached = world.disturbed(number, "kill", *command)
-            assert done.returncode == -9 or len(reached) < number == len(points), what
+            # how many steps there are hangs on what is open just then: not each time is there anything to end
+            assert done.returncode == -9 or len(reached) < number, what
             prober.assert_nothing_came_in(what)
             world.niso("net", "repair")
             world.assert_content()

@@ -154,12 +154,14 @@ def test_first_service_is_made_referents_first_and_taken_away_in_reverse() -> No
         *("NftTransaction", "Bridge", "Netns", "Sysctl", "Veth", "Address", "Route", "HostsEdit"),
     ]
     kind_of = [type(s.thing).__name__ if isinstance(s, Step) else type(s).__name__ for s in diff(empty, one)]
-    assert kind_of == ["HostsFile", "Netns", "Bridge", "NftTransaction"]
+    assert kind_of == ["HostsFile", "Veth", "Netns", "Bridge", "NftTransaction"]
 
 
-def test_service_that_goes_deletes_only_its_namespace_and_elements() -> None:
+def test_service_that_goes_deletes_only_its_link_namespace_and_elements() -> None:
+    """The link first: who holds the namespace must not have it on the bridge when its guards are gone."""
     steps = diff(state(DB), state(API, DB))
-    assert [s.thing.name for s in steps if isinstance(s, Step) and s.action == "delete"] == ["niso-api"]
+    (link,) = {veth.name for veth in state(API, DB).veths - state(DB).veths}
+    assert [s.thing.name for s in steps if isinstance(s, Step) and s.action == "delete"] == [link, "niso-api"]
     (transaction,) = [s for s in steps if isinstance(s, NftTransaction)]
     assert transaction is steps[-1]
     assert len(transaction.statements) == len(state(API, DB).elements - state(DB).elements)

@@ -57,6 +57,7 @@ LAYERS: dict[str, set[str]] = {
         "apply",
         "exposure",
         "forwarding",
+        "policies",
         "portmap",
         "package",
         "plan",

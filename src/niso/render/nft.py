@@ -37,6 +37,8 @@ table inet niso {{
 	set internal {{ type ifname; }}
 	set closed {{ type nf_proto; }}
 	set policies {{ type ifname; }}
+	set policed4 {{ type ipv4_addr; }}
+	set policed6 {{ type ipv6_addr; }}
 	map ingress4 {{ type ipv4_addr : verdict; }}
 	map ingress6 {{ type ipv6_addr : verdict; }}
 	map egress4 {{ type ipv4_addr : verdict; }}
@@ -128,6 +130,17 @@ table inet niso {{
 		ip6 saddr vmap @egress6
 	}}
 
+	chain from_host {{
+		type filter hook output priority filter; policy accept;
+		oifname != @bridges accept
+		ct state new meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn goto no_start
+	}}
+
+	chain no_start {{
+		ip daddr @policed4 counter drop comment "of a connection that a policy has cut"
+		ip6 daddr @policed6 counter drop
+	}}
+
 	chain related {{
 		meta l4proto {{ icmp, ipv6-icmp }} accept
 		counter drop
@@ -215,6 +228,8 @@ CONTAINERS = {
         "internal",
         "closed",
         "policies",
+        "policed4",
+        "policed6",
         "ingress4",
         "ingress6",
         "egress4",
@@ -252,7 +267,7 @@ DECLARED = {
 LATE = frozenset(
     (
         *("owner", "bridges", "same_bridge", "ports", "subnets4", "subnets6", "internal", "closed"),
-        *("ingress4", "ingress6", "egress4", "egress6"),
+        *("policed4", "policed6", "ingress4", "ingress6", "egress4", "egress6"),
         *("sources4", "sources6", "links", "broadcasts"),
     )
 )

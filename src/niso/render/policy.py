@@ -50,10 +50,14 @@ def members(of: Iterable[Member]) -> list[Element]:
 
 def verdicts(service: str, addresses: Iterable[str]) -> list[Element]:
     """What leads packets of a service with a policy to its chains."""
+    own = list(addresses)
     return [
-        Element(INET, f"{direction}gress{6 if ':' in address else 4}", address, f"jump {chain}-{service}", service)
-        for address in addresses
-        for direction, chain in (("in", "in"), ("e", "out"))
+        *(Element(INET, f"policed{6 if ':' in address else 4}", address, "", service) for address in own),
+        *(
+            Element(INET, f"{direction}gress{6 if ':' in address else 4}", address, f"jump {chain}-{service}", service)
+            for address in own
+            for direction, chain in (("in", "in"), ("e", "out"))
+        ),
     ]
 
 
