@@ -9,7 +9,7 @@ from niso import firewalls
 from niso.firewalls import Drop
 from niso.kernel import sysctl
 from niso.kernel.rtnetlink import Rtnl
-from niso.records import ANY4, ANY6, Network, Port
+from niso.records import ANY4, ANY6, Network, Policy, Port
 
 _BRIDGED = {4: "net/bridge/bridge-nf-call-iptables", 6: "net/bridge/bridge-nf-call-ip6tables"}
 
@@ -49,6 +49,20 @@ def ways_in(ports: Iterable[tuple[Port, Network]]) -> list[list[str]]:
         chains = blocked[network.name, port.families[0]]
         ways.append(_ways(port, addresses, f" (but {', '.join(chains)} drops it)" if chains else ""))
     return ways
+
+
+def narrowed(ways: list[str], policy: Policy | None) -> list[str]:
+    """Who can reach a port, with what the service's policy says of it. The host may always."""
+    if policy is None or len(ways) < 2:
+        return ways
+    if policy.allow_from == ():
+        return [ways[0], "nobody else: allow_from is empty"]
+    said = []
+    if policy.allow_from is not None:
+        said.append(f"of these only allow_from: {', '.join(entry.text for entry in policy.allow_from)}")
+    if policy.deny_from:
+        said.append(f"but not deny_from: {', '.join(entry.text for entry in policy.deny_from)}")
+    return [*ways, *said]
 
 
 def _addresses() -> list[tuple[str, str, bool]]:

@@ -218,6 +218,8 @@ def _ports(args: argparse.Namespace) -> int:
 
         on = {service: store.require_network(store.addresses(service)[0][0]) for service in families}
         ways = exposure.ways_in((port._replace(host_ip=host), on[service]) for service, port, host in rows)
+        policies = {service: store.policy(service) for service in families}
+        ways = [exposure.narrowed(each, policies[service]) for each, (service, _, _) in zip(ways, rows, strict=True)]
     cells = [
         (
             service,
