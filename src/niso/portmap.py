@@ -102,11 +102,11 @@ def _check_holders(store: Store, service: str, port: Port, key: str, together: f
     """Raise Conflict if another service has the host port."""
     for holder, held in store.port_holders(port, together):
         if holder != service:
-            raise Conflict(
-                f"{key}: host port {shown(port)} is published by {holder!r}{_as(held, port)}",
-                f"niso deactivate {holder}, or choose another port",
-                key,
-            )
+            words = f"{key}: host port {shown(port)} is published by {holder!r}{_as(held, port)}"
+            hint = f"niso deactivate {holder}, or choose another port"
+            if held in store.forwards(holder):
+                hint = f"niso port-forward {holder} {text(held)} --remove, or choose another port"
+            raise Conflict(words, hint, key)
 
 
 def _as(held: Port, wanted: Port) -> str:
@@ -188,8 +188,10 @@ def concerned(store: Store, service: str, port: Port, replace: bool) -> set[str]
     return {service} | ({holder for holder, _ in store.port_holders(port)} if replace else set())
 
 
-def forward(store: Store, service: str, port: Port, replace: bool, locked: set[str], report: Report = silent) -> bool:
-    """Publish one more port of an active service at once; False where it is published already.
+def forward(
+    store: Store, service: str, port: Port, replace: bool, locked: set[str], report: Report = silent
+) -> tuple[bool, list[tuple[str, Port]]]:
+    """Publish one more port of an active service at once; (whether it was not yet, what was taken from which services).
 
     With ``replace`` it is taken from whichever service has it, in one transaction of the kernel. ``locked`` are the services
     whose locks the caller holds. Raises Conflict, KernelError; then nothing has changed.
@@ -198,23 +200,33 @@ def forward(store: Store, service: str, port: Port, replace: bool, locked: set[s
     with Lock():
         _require_active(store, service)
         if store.has_port(service, port):
-            return False
+            return False, []
         _check_family(service, port, store.port_families(service), key)
         holders = store.port_holders(port)
         losers = [(holder, held) for holder, held in holders if holder != service or _same_place(held, port)]
         if losers and not replace:
             holder, held = losers[0]
             words = f"host port {shown(port)} is published by {holder!r}{_as(held, port)}"
-            raise Conflict(words, f"--replace takes it from {holder}", key)
+            hint = f"--replace takes {text(held)} from {holder}"
+            if holder == service:
+                hint = f"--replace puts it in the place of {text(held)}"
+            if _is_part(port, held):
+                hint = "it is part of a range: move the whole range, or change that manifest"
+            raise Conflict(words, hint, key)
         for holder, held in losers:
-            if held.host_port < port.host_port or held.last > port.last:
+            if _is_part(port, held):
                 words = f"host port {shown(port)} is part of {shown(held)} of {holder!r}"
                 raise Conflict(words, "move the whole range, or change that manifest", key)
             if holder not in locked:
                 raise Conflict(f"{holder!r} has just taken host port {shown(port)}", "try again", key)
         _Listeners(store.port_families(service)).check(port, key)
         _change(store, [(service, port)], losers, report)
-    return True
+    return True, losers
+
+
+def _is_part(port: Port, held: Port) -> bool:
+    """Whether ``held`` has ports beside those of ``port``, so that it cannot be taken away without them."""
+    return held.host_port < port.host_port or held.last > port.last
 
 
 def unforward(store: Store, service: str, port: Port, report: Report = silent) -> None:

@@ -324,7 +324,9 @@ def restart(store: Store, services: list[str], report: Report = silent) -> None:
             process.started_ok(spec.service, STARTED_WITHIN_S)
 
 
-def port_forward(store: Store, name: str, port: Port, *, replace: bool = False, report: Report = silent) -> bool:
+def port_forward(
+    store: Store, name: str, port: Port, *, replace: bool = False, report: Report = silent
+) -> tuple[bool, list[tuple[str, Port]]]:
     """Publish one more port of an active service, see `portmap.forward`."""
     recover(store, report, [name])
     held = portmap.concerned(store, name, port, replace)

@@ -216,7 +216,7 @@ def test_taken_host_port_names_its_holder_and_the_way_to_take_it(pair: Lab) -> N
         ("9005:81", "host port 9005/tcp is published by 'a' as 9000-9010/tcp"),
     ):
         said = refused(pair, "port-forward", "b", form)
-        assert shown in said and "--replace takes it from a" in said, said
+        assert shown in said and "--replace takes 8080:80 from a" in said, said
     # not even by --replace: half a range stays behind, and a process of the host is not niso's to end
     said = refused(pair, "port-forward", "b", "9005:81", "--replace")
     assert "host port 9005/tcp is part of 9000-9010/tcp of 'a'" in said

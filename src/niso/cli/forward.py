@@ -8,13 +8,15 @@ from niso import services
 from niso.apply import Report, silent
 from niso.cli import output
 from niso.errors import InvalidInput, UsageError
+from niso.records import Port
 from niso.store.store import Store
 
 EPILOG = """\
 examples:
   niso port-forward api 9090:9090             at once, no restart
   niso port-forward dns 127.0.0.1:53:53/udp
-  niso port-forward api-2 8080:8080 --replace   moves it from whoever has it; open connections live on
+  niso port-forward api-2 8080:8080 --replace   takes it, at all of its addresses, from whoever
+                                                has it; open connections live on
   niso port-forward api 9090:9090 --remove
 
 It survives a crash, a restart and an unchanged activate, and ends with deactivate.
@@ -46,15 +48,23 @@ def run(_: str, args: argparse.Namespace) -> int:
     report: Report = output.note if args.verbose else silent
     store = Store.open(create=False)
     name = store.resolve(args.name)
+    taken: list[tuple[str, Port]] = []
     if args.remove:
         services.port_unforward(store, name, port, report)
         changed = True
     else:
-        changed = services.port_forward(store, name, port, replace=args.replace, report=report)
+        changed, taken = services.port_forward(store, name, port, replace=args.replace, report=report)
     if args.json:
         rows = output.ports_json([port], store.port_families(name))
-        output.as_json({"service": name, "changed": changed, "ports": rows})
+        lost = [
+            {"service": holder, "ports": output.ports_json([held], store.port_families(holder))}
+            for holder, held in taken
+        ]
+        output.as_json({"service": name, "changed": changed, "ports": rows, "taken": lost})
         return 0
     state = "no longer published" if args.remove else "published" if changed else "is published already"
     print(f"{name}: {output.port_text(port)} {state}")
+    for holder, held in taken:
+        back = "" if holder == name else f"; once it is free, niso activate {holder} publishes what its manifest has"
+        print(f"{holder}: {output.port_text(held)} no longer published{back}")
     return 0
