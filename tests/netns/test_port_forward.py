@@ -246,7 +246,7 @@ def test_replace_is_one_transaction_of_the_kernel(pair: Lab) -> None:
         pair.run("nft", "add", "table", "inet", name)
         return f"add table inet {name}\n# new generation" in seen()
 
-    pair.wait_for(lambda: mark("before"), 10, "nft monitor is ready")
+    pair.wait_for(lambda: mark("before"), 60, "nft monitor is ready")
     pair.niso("port-forward", "b", "8080:80", "--replace")
     pair.wait_for(lambda: mark("after"), 10, "nft monitor has seen all")
     monitor.kill()
