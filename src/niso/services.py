@@ -21,6 +21,7 @@ from niso.admission import Change, record, release, scope_of
 from niso.apply import Lock, Report, carry_out, converge, desired_now, plan, silent
 from niso.errors import Conflict, ErrorGroup, NisoError, NotFound
 from niso.kernel import conntrack, netns
+from niso.kernel.write import remove_hosts
 from niso.records import Port
 from niso.runtime import process
 from niso.runtime.lock import remove_locks, service_lock
@@ -232,7 +233,10 @@ def _undo_record(store: Store, intent: Intent, report: Report) -> None:
         converge(store, scope, before, report, teardown=True)
         if restored is None or not restored.active:
             netns.clear_unfinished(names.netns(name))
-        _flush(before, desired_now(store, scope))
+        after = desired_now(store, scope)
+        for file in before.hosts_files - after.hosts_files:
+            remove_hosts(file.folder)  # a kill may have left one that was being made, which reads as none
+        _flush(before, after)
         forwarding.forget(store)
     _settle(before)
 

@@ -79,7 +79,7 @@ def _one(step: Step) -> None:
     elif isinstance(thing, Sysctl):
         _sysctl(thing)
     elif isinstance(thing, HostsFile):
-        _remove_hosts(thing.folder)
+        remove_hosts(thing.folder)
     else:
         raise AssertionError(f"a step of its own for {thing!r}")
 
@@ -215,7 +215,7 @@ def _edit_hosts(step: HostsEdit) -> None:
         raise
 
 
-def _remove_hosts(folder: str) -> None:
+def remove_hosts(folder: str) -> None:
     path = os.path.join(paths.hosts_root(), folder)
     for name in ("hosts", "hosts.new"):
         try:

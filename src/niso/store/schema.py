@@ -4,7 +4,32 @@ from __future__ import annotations
 
 VERSION = 2
 
-TABLES = """
+_SINCE_2 = """CREATE INDEX port_range ON port (proto, host_port) WHERE count > 1;
+CREATE TABLE published (
+    service TEXT PRIMARY KEY REFERENCES service ON DELETE CASCADE,
+    network TEXT NOT NULL,
+    by_loopback INTEGER NOT NULL
+) STRICT;
+CREATE INDEX published_network ON published (network);
+CREATE INDEX endpoint_beside ON endpoint (network) WHERE position > 0;
+CREATE TABLE policy (service TEXT PRIMARY KEY REFERENCES service ON DELETE CASCADE, text TEXT NOT NULL) STRICT;
+CREATE TABLE policy_peer (
+    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
+    kind TEXT NOT NULL CHECK (kind IN ('service', 'network')),
+    name TEXT NOT NULL,
+    PRIMARY KEY (kind, name, service)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX policy_peer_service ON policy_peer (service);
+CREATE TABLE policed (
+    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
+    network TEXT NOT NULL,
+    PRIMARY KEY (network, service)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX policed_service ON policed (service);
+"""
+
+TABLES = (
+    """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE network (
     name TEXT PRIMARY KEY,
@@ -72,29 +97,9 @@ CREATE TABLE port (
     PRIMARY KEY (service, position)
 ) STRICT;
 CREATE INDEX port_host ON port (proto, host_port);
-CREATE INDEX port_range ON port (proto, host_port) WHERE count > 1;
-CREATE TABLE published (
-    service TEXT PRIMARY KEY REFERENCES service ON DELETE CASCADE,
-    network TEXT NOT NULL,
-    by_loopback INTEGER NOT NULL
-) STRICT;
-CREATE INDEX published_network ON published (network);
-CREATE INDEX endpoint_beside ON endpoint (network) WHERE position > 0;
-CREATE TABLE policy (service TEXT PRIMARY KEY REFERENCES service ON DELETE CASCADE, text TEXT NOT NULL) STRICT;
-CREATE TABLE policy_peer (
-    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
-    kind TEXT NOT NULL CHECK (kind IN ('service', 'network')),
-    name TEXT NOT NULL,
-    PRIMARY KEY (kind, name, service)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX policy_peer_service ON policy_peer (service);
-CREATE TABLE policed (
-    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
-    network TEXT NOT NULL,
-    PRIMARY KEY (network, service)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX policed_service ON policed (service);
-CREATE TABLE intent (
+"""
+    + _SINCE_2
+    + """CREATE TABLE intent (
     service TEXT PRIMARY KEY,
     action TEXT NOT NULL,
     undo TEXT NOT NULL,
@@ -102,35 +107,16 @@ CREATE TABLE intent (
 ) STRICT;
 CREATE TABLE sysctl (name TEXT PRIMARY KEY, before TEXT NOT NULL) STRICT;
 """
+)
 
 MIGRATIONS: dict[int, str] = {
     2: """
 ALTER TABLE network ADD COLUMN internal INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE port ADD COLUMN count INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE port ADD COLUMN origin TEXT NOT NULL DEFAULT 'manifest';
-CREATE INDEX port_range ON port (proto, host_port) WHERE count > 1;
-CREATE TABLE published (
-    service TEXT PRIMARY KEY REFERENCES service ON DELETE CASCADE,
-    network TEXT NOT NULL,
-    by_loopback INTEGER NOT NULL
-) STRICT;
-CREATE INDEX published_network ON published (network);
-CREATE INDEX endpoint_beside ON endpoint (network) WHERE position > 0;
-CREATE TABLE policy (service TEXT PRIMARY KEY REFERENCES service ON DELETE CASCADE, text TEXT NOT NULL) STRICT;
-CREATE TABLE policy_peer (
-    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
-    kind TEXT NOT NULL CHECK (kind IN ('service', 'network')),
-    name TEXT NOT NULL,
-    PRIMARY KEY (kind, name, service)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX policy_peer_service ON policy_peer (service);
-CREATE TABLE policed (
-    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
-    network TEXT NOT NULL,
-    PRIMARY KEY (network, service)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX policed_service ON policed (service);
-INSERT INTO published SELECT DISTINCT p.service, e.network, 1 FROM port p JOIN service s ON s.name=p.service AND s.active=1
+"""
+    + _SINCE_2
+    + """INSERT INTO published SELECT DISTINCT p.service, e.network, 1 FROM port p JOIN service s ON s.name=p.service AND s.active=1
  JOIN endpoint e ON e.service=p.service AND e.position=0;
 """
 }
