@@ -15,6 +15,7 @@ from niso.model.manifest import Manifest
 from niso.records import Policy
 from niso.runtime import process
 from niso.runtime.spec import ProcessSpec
+from niso.store.policies import Name
 from niso.store.store import Scope, ServiceRow, Store
 from niso.targets import Target
 
@@ -41,8 +42,23 @@ def scope_of(store: Store, targets: list[Target]) -> Scope:
         row = store.service(target.name)
         if row is not None:
             on.update(row.networks)
-    names = tuple(target.name for target in targets)
-    return Scope(names, tuple(sorted(on)), names=store.names_with(names))
+    concerned = {name for target in targets for name in _other_meanings(store, target)}
+    return Scope(tuple(target.name for target in targets), tuple(sorted(on)), names=tuple(sorted(concerned)))
+
+
+def _other_meanings(store: Store, target: Target) -> set[Name]:
+    """The names that may stand for other addresses after an activation: none of a service that has its leases and keeps them."""
+    row = store.service(target.name)
+    on = model.networks(target.manifest)
+    found: set[Name] = {("network", network) for network in on if store.network(network) is None}
+    statics = model.static_ips(target.manifest)
+    leased = store.addresses(target.name)
+    names_ = model.names(target.manifest)
+    kept = row is not None and row.networks == on and set(store.names(target.name)) == set(names_)
+    if not kept or any((network, address) not in leased for network, address in statics.items()):
+        found |= {("service", name) for name in names_}
+        found |= set(store.names_with([target.name]))
+    return found
 
 
 def release(store: Store, target: Target) -> None:

@@ -28,12 +28,10 @@ from niso.runtime.spec import load
 from niso.state import (
     Address,
     Bridge,
-    Chain,
     Element,
     HostsFile,
     HostsLine,
     Netns,
-    PeerSet,
     Route,
     Ruleset,
     State,
@@ -354,8 +352,6 @@ def _identity(thing: Thing) -> str:
         return f"netns {thing.name}"
     if isinstance(thing, Ruleset):
         return "ruleset"
-    if isinstance(thing, PeerSet):
-        return f"set {thing.name}"
     if isinstance(thing, HostsFile):
         return f"hosts {thing.folder}"
     return ""
@@ -364,8 +360,6 @@ def _identity(thing: Thing) -> str:
 def _parents(thing: Thing) -> list[str]:
     if isinstance(thing, Element):
         return ["ruleset", f"table {thing.table}", f"set {thing.container}"]
-    if isinstance(thing, PeerSet | Chain):
-        return ["ruleset", f"table {nft.INET}"]
     if isinstance(thing, HostsLine):
         return [f"hosts {thing.folder}"]
     if isinstance(thing, Veth):
@@ -387,8 +381,6 @@ def _what(thing: Thing) -> str:
         return f"nftables {kind} {thing.table} {thing.container} {{ {thing.element}{value} }}{owner}"
     if isinstance(thing, Ruleset):
         return "nftables tables inet niso and bridge niso"
-    if isinstance(thing, PeerSet | Chain):
-        return f"nftables {'set' if isinstance(thing, PeerSet) else 'chain'} inet niso {thing.name}"
     if isinstance(thing, Bridge):
         return f"bridge {thing.name}"
     if isinstance(thing, Netns):

@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from niso.render import nft, policy
+from niso.render import nft
 from niso.state import (
     Address,
     Bridge,
-    Chain,
     Element,
     HostsFile,
     HostsLine,
     Netns,
-    PeerSet,
     Route,
     Ruleset,
     State,
@@ -40,16 +38,33 @@ class Step(NamedTuple):
         return _WORDS[type(self.thing)](self)
 
 
-class NftTransaction(NamedTuple):
-    """Statements that the kernel takes as a whole or not at all."""
+class Edit(NamedTuple):
+    """An element that an nftables transaction adds or deletes."""
 
-    statements: tuple[str, ...]
+    verb: str  # "add" or "delete"
+    element: Element
+
+    def text(self) -> str:
+        """As nft reads it."""
+        return nft.statement(self.verb, self.element)
+
+
+class NftTransaction(NamedTuple):
+    """What the kernel takes as a whole or not at all: edits of elements, and where the tables are made anew, nft's text."""
+
+    edits: tuple[Edit | str, ...]
+
+    @property
+    def statements(self) -> tuple[str, ...]:
+        """All of it as nft reads it."""
+        return tuple(edit if isinstance(edit, str) else edit.text() for edit in self.edits)
 
     def describe(self) -> str:
-        if self.statements[-1].startswith("destroy table"):
+        first, last = self.edits[0], self.edits[-1]
+        if isinstance(last, str) and last.startswith("destroy table"):
             return f"nft '{'; '.join(self.statements)}'"
-        if self.statements[0].startswith("destroy table"):
-            return f"nft -f -   # both tables anew, with {len(self.statements) - 3} elements"
+        if isinstance(first, str) and first.startswith("destroy table"):
+            return f"nft -f -   # both tables anew, with {len(self.edits) - 3} elements"
         return "\n".join(f"nft {statement!r}" for statement in self.statements)
 
 
@@ -82,7 +97,7 @@ def diff(want: State, have: State) -> list[AnyStep]:
     made: list[AnyStep] = []
     gone: list[AnyStep] = []
     for kind, wanted, present in zip(State._fields, kinds(want), kinds(have), strict=True):
-        if kind in ("rulesets", "peer_sets", "chains", "elements", "hosts_files", "hosts_lines"):
+        if kind in ("rulesets", "elements", "hosts_files", "hosts_lines"):
             continue
         if kind == "veths":
             made += [Step("delete", veth) for veth in sorted(early)]
@@ -171,51 +186,43 @@ def _nft(want: State, have: State) -> tuple[list[AnyStep], list[AnyStep]]:
     Elements that guard something go only when what they guard is gone; without additions all goes in one.
     """
     if want.rulesets != have.rulesets:
-        if not want.rulesets:
-            return [], [NftTransaction(tuple(f"destroy table {table}" for table in nft.CONTAINERS))]
         tables = tuple(f"destroy table {table}" for table in nft.CONTAINERS)
+        if not want.rulesets:
+            return [], [NftTransaction(tables)]
         guards = _guards_of_what_goes(want, have)
-        policies = _policies(want, State())[0]
-        adds = tuple(nft.statement("add", element) for element in sorted(want.elements | guards))
-        drops = tuple(nft.statement("delete", element) for element in sorted(guards))
-        return [NftTransaction((*tables, nft.TABLES, *policies, *adds))], [NftTransaction(drops)] if drops else []
-    made, gone = _policies(want, have)
-    going = {peer_set.name for peer_set in have.peer_sets - want.peer_sets}
-    before = {element.key(): element for element in have.elements if element.container not in going}
-    adds_: list[str] = []
-    early: list[str] = []
-    late: list[str] = []
+        adds = (Edit("add", element) for element in sorted(want.elements | guards))
+        drops = tuple(Edit("delete", element) for element in sorted(guards))
+        return [NftTransaction((*tables, nft.TABLES, *adds))], [NftTransaction(drops)] if drops else []
+    before = {element.key(): element for element in have.elements}
+    added: list[Edit] = []
+    early: list[Edit] = []
+    late: list[Edit] = []
     for element in sorted(want.elements):
         was = before.pop(element.key(), None)
         if was == element:
             continue
         if was is not None:
-            early.append(nft.statement("delete", element))
-        adds_.append(nft.statement("add", element))
+            early.append(Edit("delete", element))
+        added.append(Edit("add", element))
+    links_go = bool(_keys(have.veths) - _keys(want.veths))
+    going = {address.address.partition("/")[0] for address in have.addresses - want.addresses if address.netns}
+    renewed = {(edit.element.container, _own(edit.element)) for edit in added}
     for element in sorted(before.values()):
-        (late if nft.guards(element.container) else early).append(nft.statement("delete", element))
-    late = [*late, *gone]
-    if not made and not adds_:
-        early, late = [], [*sorted(early), *late]
-    first = [NftTransaction((*early, *made, *adds_))] if early or made or adds_ else []
+        guards_on = element.container in nft.LATE
+        if element.container in nft.POLICIES:
+            # what an address was denied holds until it is gone; but parts that replace others need their room at once
+            ends = set(element.element.split(" . ")[:2])
+            guards_on = bool(ends & going) or (links_go and (element.container, _own(element)) not in renewed)
+        (late if guards_on else early).append(Edit("delete", element))
+    if not added:
+        early, late = [], [*early, *late]
+    first = [NftTransaction((*early, *added))] if early or added else []
     return [*first], [NftTransaction(tuple(late))] if late else []
 
 
-def _policies(want: State, have: State) -> tuple[list[str], list[str]]:
-    """What makes the sets and chains of policies, before the elements that lead to them, and what deletes them, after."""
-    made = [policy.make_set(peer_set) for peer_set in sorted(want.peer_sets - have.peer_sets)]
-    gone: list[str] = []
-    kept = {chain.name for chain in want.chains}
-    for chain in sorted(have.chains - want.chains):
-        marked = nft.statement("delete", policy.mark(chain))
-        if chain.name in kept:
-            made.append(marked)
-        else:
-            gone += [*policy.delete_chain(chain), marked]
-    for chain in sorted(want.chains - have.chains):
-        made += [*policy.fill_chain(chain), nft.statement("add", policy.mark(chain))]
-    gone += [f"delete set {nft.INET} {peer_set.name}" for peer_set in sorted(have.peer_sets - want.peer_sets)]
-    return made, gone
+def _own(element: Element) -> str:
+    """The address whose policy an element is of."""
+    return element.element.partition(" . ")[0]
 
 
 def _guards_of_what_goes(want: State, have: State) -> set[Element]:
@@ -323,6 +330,4 @@ _WORDS = {
     HostsLine: _plain_words,
     Element: _plain_words,
     Ruleset: _plain_words,
-    PeerSet: _plain_words,
-    Chain: _plain_words,
 }

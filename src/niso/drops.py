@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from niso import names
+from niso import names, policies, policy
 from niso.kernel import traffic
 from niso.kernel.nflog import Logged, Nflog
 from niso.kernel.nftables import Nft
+from niso.kernel.nftset import HEADERS, Nfnetlink
+from niso.policy import World
 from niso.render import nft
-from niso.render.policy import LOG_GROUP
+from niso.render.policy import PASSES
 from niso.store.store import Store
 
 
@@ -37,7 +39,7 @@ class Drop(NamedTuple):
     time: float  # seconds since 1970
     service: str
     direction: str
-    key: str  # of the manifest, that the rule is made of
+    key: str  # the line of the manifest that says so
     source: str
     source_name: str
     destination: str
@@ -53,8 +55,8 @@ def stats(store: Store) -> list[Stats]:
     if not rows:
         return []
     links = traffic.of_links()
+    drops = _policy_drops()
     with Nft() as kernel:
-        drops = _policy_drops(kernel)
         foreign = _foreign(kernel)
     found = []
     for row in rows:
@@ -63,24 +65,24 @@ def stats(store: Store) -> list[Stats]:
         whole = [each for each in carried if each is not None] if None not in carried else []
         sums = [sum(each[i] for each in whole) if whole else None for i in range(4)]
         sent_packets, sent_bytes, got_packets, got_bytes = sums  # the host's end receives what the service sends
-        dropped = [None if drops is None else drops.get(f"{way}-{row.name}", 0) for way in ("in", "out")]
+        dropped = [None if drops is None else drops.get((way, row.name), 0) for way in ("in", "out")]
         strange = None if foreign is None else sum(foreign.get(end, 0) for end in ends)
         found.append(Stats(row.name, got_packets, got_bytes, dropped[0], sent_packets, sent_bytes, dropped[1], strange))
     return found
 
 
-def _policy_drops(kernel: Nft) -> dict[str, int] | None:
-    """Packets that each chain of a policy has dropped; None where the table is missing."""
-    if kernel.elements(nft.INET, "owner") is None:
-        return None
-    found: dict[str, int] = {}
-    for item in kernel.query(f"list table {nft.INET}"):
-        rule: dict[str, Any] = item.get("rule", {})
-        if not rule or not rule["chain"].startswith(("in-", "out-")):
-            continue
-        parts: dict[str, Any] = {key: value for part in rule["expr"] for key, value in part.items()}
-        if "drop" in parts and "counter" in parts:
-            found[rule["chain"]] = found.get(rule["chain"], 0) + int(parts["counter"]["packets"])
+def _policy_drops() -> dict[tuple[str, str], int] | None:
+    """(direction, service) -> packets that its policy has dropped; None where the table is missing."""
+    found: dict[tuple[str, str], int] = {}
+    with Nfnetlink() as kernel:
+        if kernel.header(nft.INET, "owner") is None:
+            return None
+        for name in sorted(nft.COUNTED):
+            direction = "in" if name.startswith(("in", "no_start_in")) else "out"
+            for counted in kernel.counts(HEADERS[nft.INET, name]):
+                if counted.value != PASSES:
+                    key = (direction, counted.comment.partition(" ")[0])
+                    found[key] = found.get(key, 0) + counted.packets
     return found
 
 
@@ -101,7 +103,8 @@ class Log:
 
     def __init__(self, store: Store, service: str | None) -> None:
         self._store, self._service = store, service
-        self._source = Nflog(LOG_GROUP)
+        self._known: tuple[int, World] | None = None
+        self._source = Nflog(nft.LOG_GROUP)
 
     def __enter__(self) -> Log:
         return self
@@ -119,14 +122,24 @@ class Log:
 
     def _meant(self, found: list[Logged]) -> Iterator[Drop]:
         for each in found:
-            words = each.prefix.split(" ")
-            if len(words) != 4 or words[0] != "niso" or words[1] not in ("in", "out"):
+            direction = each.prefix.removeprefix("niso ")
+            if direction not in ("in", "out"):
                 continue  # somebody else's rule
-            _, direction, service, key = words
+            names_ = [self._store.lease_holder(address) or "" for address in (each.source, each.destination)]
+            service = names_[0 if direction == "out" else 1]
             if self._service in (None, service):
-                names_ = [self._store.lease_holder(address) or "" for address in (each.source, each.destination)]
+                egress, ingress = policy.judge(self._world(), each.source, each.destination, each.port, each.proto)
+                # none where the policy has changed since
+                key = (egress if direction == "out" else ingress).key
                 ends = (each.source, names_[0], each.destination, names_[1], each.port, each.proto)
                 yield Drop(each.time, service, direction, key, *ends, each.link)
+
+    def _world(self) -> World:
+        """The world as the store has it now."""
+        version = self._store.changes()
+        if self._known is None or self._known[0] != version:
+            self._known = (version, policies.world(self._store))
+        return self._known[1]
 
 
 def logging(store: Store, service: str | None) -> bool:

@@ -115,7 +115,7 @@ def create(
         )
     with Lock():
         present = store.network(name)
-        scope = Scope((), (name,))
+        scope = Scope((), (name,), names=(("network", name),))
         if present is not None:
             _same(present, wanted, families, gateways, internal, mtu)
             before = desired_now(store, scope)
@@ -155,7 +155,7 @@ def remove(store: Store, names: list[str], report: Report = silent, dry_run: boo
                     f"network {name!r} is used by {', '.join(members)}",
                     f"niso remove {' '.join(members)} takes them away",
                 )
-        scope = Scope((), tuple(names))
+        scope = Scope((), tuple(names), names=tuple(("network", name) for name in names))
         with store.transaction() as transaction:
             before = desired_now(store, scope)
             for name in names:
@@ -317,7 +317,7 @@ def _same(
 
 def _forget(store: Store, name: str) -> None:
     """Undo a network whose bridge could not be made."""
-    scope = Scope((), (name,))
+    scope = Scope((), (name,), names=(("network", name),))
     before = desired_now(store, scope)
     with store.transaction():
         store.drop_network(name)

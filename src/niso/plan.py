@@ -12,7 +12,6 @@ from niso.render import hosts, nft, policy
 from niso.state import (
     Address,
     Bridge,
-    Chain,
     Element,
     HostsFile,
     HostsLine,
@@ -36,8 +35,8 @@ def desired(snapshot: Snapshot) -> State:
     """What the kernel should have of all that is in the snapshot's scope."""
     alias = names.alias(snapshot.state_id)
     elements: set[Element] = set(nft.owner(snapshot.state_id)) if snapshot.any_network else set()
-    elements.update(policy.members(snapshot.members))
-    chains: set[Chain] = set()
+    for policed in snapshot.policed:
+        elements.update(policy.elements(policed, snapshot.members))
     bridges: set[Bridge] = set()
     namespaces: set[Netns] = set()
     veths: set[Veth] = set()
@@ -86,10 +85,6 @@ def desired(snapshot: Snapshot) -> State:
                     everywhere = "0.0.0.0/0" if subnet.family == 4 else "::/0"
                     routes.add(Route(netns, everywhere, subnet.gateway, inner))
             elements.update(nft.endpoint(service.name, host_end, mac, endpoint.addresses))
-        if service.policy is not None:
-            own_addresses = [address for endpoint in service.endpoints for address in endpoint.addresses]
-            chains.update(policy.chains(service.name, service.policy, own_addresses))
-            elements.update(policy.verdicts(service.name, own_addresses))
         first, *others = service.endpoints
         for port in service.ports:
             elements.update(nft.published(service.name, port, first.addresses))
@@ -108,8 +103,6 @@ def desired(snapshot: Snapshot) -> State:
 
     return State(
         rulesets=frozenset({Ruleset(nft.DIGEST)} if snapshot.any_network else ()),
-        peer_sets=frozenset(policy.peer_sets(snapshot.members)),
-        chains=frozenset(chains),
         elements=frozenset(elements),
         bridges=frozenset(bridges),
         netns=frozenset(namespaces),

@@ -12,7 +12,8 @@ from niso.kernel.rtnetlink import Rtnl
 from niso.kernel.sockdiag import Connection
 from niso.policy import Known, World
 from niso.records import Endpoint, Policy
-from niso.state import Element, State
+from niso.render import nft
+from niso.state import State
 from niso.store.store import Store
 
 _BRIDGED = {False: "net/bridge/bridge-nf-call-iptables", True: "net/bridge/bridge-nf-call-ip6tables"}
@@ -40,13 +41,13 @@ def world(store: Store) -> World:
 
 
 def touched(before: State, after: State) -> bool:
-    """Whether a change may deny what was allowed: other chains, or others in the sets that chains name."""
-    return before.chains != after.chains or _peers(before) != _peers(after)
+    """Whether a change may deny what was allowed."""
+    return _said(before) != _said(after)
 
 
-def _peers(state: State) -> set[Element]:
-    names = {peer_set.name for peer_set in state.peer_sets}
-    return {element for element in state.elements if element.container in names}
+def _said(state: State) -> set[tuple[tuple[str, ...], str]]:
+    """What policies say, whichever line of a manifest says it."""
+    return {(each.key(), each.value) for each in state.elements if each.container in nft.POLICIES}
 
 
 def cut(store: Store, services: Iterable[str]) -> int:

@@ -9,6 +9,7 @@ from niso import names, policies
 from niso.errors import KernelError, NisoError, UsageError
 from niso.kernel import probe
 from niso.kernel.nftables import Nft
+from niso.kernel.nftset import HEADERS, Nfnetlink
 from niso.policy import Reason, Verdict, World, decide, matches
 from niso.records import Entry
 from niso.seen import Explanation, Object, Packet, ends, is_host, resolve
@@ -156,12 +157,19 @@ def _agrees(passes: bool, seen: probe.Seen, counts: tuple[Count, ...]) -> bool |
 
 
 def _packets(kernel: Nft, rule: Object) -> int | None:
-    """How many packets a rule has counted; None where its chain has not the rules that it should have."""
+    """How many packets a rule or element has counted; None where it is not there, or its chain has not the rules that it should have."""
+    if rule.place is None:
+        with Nfnetlink() as netlink:
+            key, _, rest = rule.text.partition(" comment ")
+            counted = netlink.count(HEADERS[rule.table, rule.container], key)
+        if counted is None or f'"{counted.comment}" : {counted.value}' != rest:
+            return None
+        return counted.packets
     try:
         listed = [item["rule"] for item in kernel.query(f"list chain {rule.table} {rule.container}") if "rule" in item]
     except KernelError:
         return None
-    if rule.place is None or rule.place >= len(listed):
+    if rule.place >= len(listed):
         return None
     found = listed[rule.place]
     comment = rule.text.rpartition('comment "')[2].rstrip('"') if "comment" in rule.text else None

@@ -81,14 +81,27 @@ class Policy(NamedTuple):
     egress_deny: tuple[Entry, ...] = ()
     log: bool = False
 
+    def entries(self) -> tuple[Entry, ...]:
+        """All of them."""
+        return (*(self.allow_from or ()), *self.deny_from, *(self.egress_allow or ()), *self.egress_deny)
+
 
 class Member(NamedTuple):
-    """What a name in policies stands for: the addresses of ``holder``, or the subnets of a network."""
+    """What a name in policies stands for: the addresses of a service, or the subnets of a network."""
 
     kind: str  # as in Peer
     name: str
-    holder: str
     values: tuple[str, ...]
+    gateways: tuple[str, ...] = ()  # of a network: they are the host's, which is no member
+
+
+class Policed(NamedTuple):
+    """An active service that has a policy; with ``only``, no more of it than what hangs on peers with these addresses."""
+
+    service: str
+    addresses: tuple[str, ...]  # its own
+    policy: Policy
+    only: frozenset[str] | None = None
 
 
 class Endpoint(NamedTuple):
@@ -105,7 +118,6 @@ class Service(NamedTuple):
     ports: tuple[Port, ...]
     names: tuple[str, ...]  # hostname first
     publishes: bool = False  # it has ports, these or others
-    policy: Policy | None = None
 
 
 class Snapshot(NamedTuple):
@@ -121,7 +133,10 @@ class Snapshot(NamedTuple):
     readers: frozenset[tuple[str, ...]] = frozenset()
     fresh: frozenset[tuple[str, ...]] = frozenset()
     neighbours: tuple[Service, ...] = ()
-    members: tuple[Member, ...] = ()  # of the names that scope touches, those that an active service's policy has
+    policed: tuple[
+        Policed, ...
+    ] = ()  # services in scope, and those whose policies name what may mean another address now
+    members: tuple[Member, ...] = ()  # what the names in these policies stand for
     any_network: bool = False
     any_active: bool = False
     any_active6: bool = False  # on a network with IPv6

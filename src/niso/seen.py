@@ -11,10 +11,10 @@ from typing import NamedTuple
 from niso import names
 from niso.errors import NisoError, UsageError
 from niso.kernel import probe
-from niso.policy import PORTED, Known, Reason, Verdict, World, decide
-from niso.records import Entry, Network, Policy
+from niso.policy import PORTED, Known, Verdict, World, decide
+from niso.records import Member, Network, Policed, Policy
 from niso.render import nft
-from niso.render import policy as chains
+from niso.render import policy as rules
 from niso.state import Element
 from niso.store.store import Store
 
@@ -57,7 +57,9 @@ class Object(NamedTuple):
 
     @property
     def counts(self) -> bool:
-        return self.place is not None and " counter " in f" {self.text} "
+        if self.place is None:
+            return self.container in nft.COUNTED
+        return " counter " in f" {self.text} "
 
 
 class Explanation(NamedTuple):
@@ -195,8 +197,12 @@ def explain(store: Store, world: World, packet: Packet) -> Explanation:
     egress: tuple[Object, ...] = ()
     ingress: tuple[Object, ...] = ()
     if _walks(world, packet, verdict):
-        egress = _policy_objects(world, sender, False, verdict.egress, packet.source, verdict.destination.address)
-        ingress = _policy_objects(world, receiver, True, verdict.ingress, verdict.destination.address, packet.source)
+        judged = (packet.proto, verdict.port)
+        to = verdict.destination.address
+        egress = _policy_objects(world, sender, False, packet.source, to, judged)
+        ingress = (
+            () if is_host(world, packet.source) else _policy_objects(world, receiver, True, to, packet.source, judged)
+        )
     if early:
         counted: tuple[Object, ...] = early
     elif not _walks(world, packet, verdict) or (not verdict.path.passes and not late):
@@ -339,33 +345,37 @@ def _published(world: World, packet: Packet, verdict: Verdict, entered: Network 
     return []
 
 
-def _policy_objects(world: World, known: Known | None, ingress: bool, reason: Reason, own: str, peer: str) -> _Rules:
-    """What leads a packet to a service's chain, the rule there that decides, and the element by which it knows the peer."""
-    if known is None or not known.active or known.policy._replace(log=False) == Policy():
+def _policy_objects(world: World, known: Known | None, ingress: bool, own: str, peer: str, packet: _Judged) -> _Rules:
+    """What leads a packet to a service's policy, and the element there that decides."""
+    if known is None or not known.active:
         return ()
-    family = 6 if ":" in own else 4
-    addresses = [address for endpoint in known.endpoints for address in endpoint.addresses]
-    direction = "ingress" if ingress else "egress"
-    leads = (
-        e for e in chains.verdicts(known.name, addresses) if e.element == own and e.container.startswith(direction)
-    )
-    objects = [_object(element) for element in leads]
-    chain = chains.chains(known.name, known.policy, addresses)[0 if ingress else 1]
-    key = "itself" if "itself" in reason.words else reason.key
-    other = "ip " if family == 6 else "ip6 "
-    for place, rule in enumerate(chain.rules):
-        if key and rule.endswith(f'comment "{key}"') and not rule.startswith(other):
-            objects.append(Object(nft.INET, chain.name, rule, place))
-            break
-    entry = _entry(known.policy, reason.key)
-    if entry is not None and entry.peer.kind != "prefix":
-        network = world.networks.get(entry.peer.name) if entry.peer.kind == "network" else None
-        held = (subnet.cidr for subnet in network.subnets if subnet.family == family) if network else (peer,)
-        container = chains.set_name(entry.peer.kind, entry.peer.name, family)
-        objects += [Object(nft.INET, container, text) for text in held]
-    return tuple(objects)
+    policed = Policed(known.name, _addresses(known), known.policy)
+    deciding = rules.decides(policed, _members(world, known.policy), ingress, own, peer, *packet)
+    if deciding is None:
+        return ()
+    leads = Element(nft.INET, f"{'in' if ingress else 'e'}gress{6 if ':' in own else 4}", own, "", known.name)
+    said = f'{deciding.element} comment "{deciding.comment}" : {deciding.value}'
+    return _object(leads), Object(nft.INET, deciding.container, said)
 
 
-def _entry(policy: Policy, key: str) -> Entry | None:
-    lists = (policy.allow_from, policy.deny_from, policy.egress_allow, policy.egress_deny)
-    return next((entry for entries in lists for entry in entries or () if entry.key == key), None)
+_Judged = tuple[str, int | None]
+"""(protocol, port) as policies see them."""
+
+
+def _addresses(known: Known) -> tuple[str, ...]:
+    return tuple(address for endpoint in known.endpoints for address in endpoint.addresses)
+
+
+def _members(world: World, policy: Policy) -> list[Member]:
+    """What the names in a policy stand for."""
+    found = []
+    for kind, name in sorted({(entry.peer.kind, entry.peer.name) for entry in policy.entries()}):
+        if kind == "network" and name in world.networks:
+            subnets = world.networks[name].subnets
+            cidrs, gateways = (tuple(each) for each in zip(*((s.cidr, s.gateway) for s in subnets), strict=True))
+            found.append(Member(kind, name, cidrs, gateways))
+        elif kind == "service":
+            holder = next((each for each in world.services.values() if name in each.names), None)
+            if holder is not None:
+                found.append(Member(kind, name, _addresses(holder)))
+    return found

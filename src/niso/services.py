@@ -143,7 +143,7 @@ def _drop_left(store: Store, changes: list[Change]) -> tuple[Scope, State]:
     for change in changes:
         store.end_intent(change.name)
     left = {name for c in changes if c.before for name in set(c.before.networks) - set(c.row.networks)}
-    scope = Scope((), tuple(sorted(left)))
+    scope = Scope((), tuple(sorted(left)), names=tuple(("network", name) for name in sorted(left)))
     before = desired_now(store, scope)
     store.drop_implicit_networks(left)
     return scope, before
@@ -217,19 +217,22 @@ def _undo_record(store: Store, intent: Intent, report: Report) -> None:
     """Put a service's rows and network back; a process that is not of these ends."""
     name = intent.service
     now = store.service(name)
-    saved = json.loads(intent.undo)["service"]
-    old_spec = saved[0][ServiceRow._fields.index("spec")] if saved else None
+    saved = json.loads(intent.undo)
+    old_spec = saved["service"][0][ServiceRow._fields.index("spec")] if saved["service"] else None
     if now is None or old_spec is None or not _runs_with(name, old_spec):
         process.stop(name, 0)
     # the kernel follows inside the transaction: if niso dies here the intent is found again, with all that it is about
     with Lock(), store.transaction():
         on = now.networks if now else ()
-        names_before = store.names_with([name])
-        before = desired_now(store, Scope((name,), on, names=names_before))
+        old_names = [row[0] for row in saved.get("host_name", ())]
+        concerned = {*store.names_with([name]), *(("service", each) for each in old_names)}
+        concerned |= {("network", each) for each in on}
+        scope = Scope((name,), on, names=tuple(sorted(concerned)))
+        before = desired_now(store, scope)
         store.undo(intent)
         forwarding.note_late(store)
         restored = store.service(name)
-        scope = Scope((name,), (*on, *(restored.networks if restored else ())), names=names_before)
+        scope = scope._replace(networks=(*on, *(restored.networks if restored else ())))
         converge(store, scope, before, report, teardown=True)
         if restored is None or not restored.active:
             netns.clear_unfinished(names.netns(name))
@@ -449,7 +452,7 @@ def _forget(store: Store, name: str, report: Report) -> None:
     package.delete_tree(paths.log_dir(name))
     on = row.networks if row else ()
     with Lock():
-        scope = Scope((), on, names=store.names_with([name]))
+        scope = Scope((), on, names=(*store.names_with([name]), *(("network", each) for each in on)))
         with store.transaction():
             before = desired_now(store, scope)
             store.forget(name)

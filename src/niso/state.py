@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 
 class Element(NamedTuple):
-    """One element of an nftables set (``value`` empty) or map; ``comment`` names the service or network that owns it."""
+    """One element of an nftables set (``value`` empty) or map; ``comment`` names the service or network that owns
+    it, and in a policy the line of the manifest that says so."""
 
     table: str  # "inet niso" or "bridge niso"
     container: str
@@ -34,27 +35,6 @@ class Ruleset(NamedTuple):
 
     def key(self) -> tuple[str, ...]:
         return ()
-
-
-class PeerSet(NamedTuple):
-    """A set of the inet table that holds the addresses of one service, or the subnets of one network, for policies."""
-
-    name: str  # "s4-db", "n6-backend"
-    family: int
-    interval: bool
-
-    def key(self) -> tuple[str, ...]:
-        return (self.name,)
-
-
-class Chain(NamedTuple):
-    """A chain of the inet table that holds one direction of one service's policy; ``rules`` as nft writes them."""
-
-    name: str  # "in-api", "out-api"
-    rules: tuple[str, ...]
-
-    def key(self) -> tuple[str, ...]:
-        return (self.name,)
 
 
 class Bridge(NamedTuple):
@@ -149,7 +129,7 @@ class HostsLine(NamedTuple):
         return tuple(self)
 
 
-Thing = Element | Ruleset | PeerSet | Chain | Bridge | Netns | Veth | Address | Route | Sysctl | HostsFile | HostsLine
+Thing = Element | Ruleset | Bridge | Netns | Veth | Address | Route | Sysctl | HostsFile | HostsLine
 
 
 class State(NamedTuple):
@@ -160,8 +140,6 @@ class State(NamedTuple):
     """
 
     rulesets: frozenset[Ruleset] = frozenset()
-    peer_sets: frozenset[PeerSet] = frozenset()
-    chains: frozenset[Chain] = frozenset()
     elements: frozenset[Element] = frozenset()
     bridges: frozenset[Bridge] = frozenset()
     netns: frozenset[Netns] = frozenset()

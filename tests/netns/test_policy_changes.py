@@ -369,27 +369,28 @@ def test_update_is_one_transaction(shop: Shop) -> None:
 
 
 BROKEN = {
-    "set element": ("delete element inet niso s4-api {{ {api} }}", "s4-api"),
-    "element too much": ("add element inet niso s4-api {{ {web} }}", "s4-api"),
-    "verdict": ("delete element inet niso ingress4 {{ {db} }}", "ingress4"),
-    "verdict of IPv6": ("delete element inet niso ingress6 {{ {db6} }}", "ingress6"),
-    "egress verdict": ("delete element inet niso egress4 {{ {db} }}", "egress4"),
-    "chain without rules": ("flush chain inet niso in-db", "in-db"),
-    "rule too much": ("insert rule inet niso in-db accept", "in-db"),
-    "rule in the other direction": ("insert rule inet niso out-db accept", "out-db"),
-    "mark of a chain": ("flush set inet niso policies", "db"),
-    "all of a set": ("flush set inet niso s6-api", "s6-api"),
-    "chain": (
-        "delete element inet niso ingress4 {{ {db} }}; delete element inet niso ingress6 {{ {db6} }};"
-        " flush chain inet niso in-db; delete chain inet niso in-db",
-        "in-db",
+    "peer": ("delete element inet niso in4_port {{ {db} . {api} . tcp . 7 }}", "in4_port"),
+    "peer too much": ("add element inet niso in4_peer {{ {db} . {web} : return }}", "in4_peer"),
+    "another verdict": (
+        "delete element inet niso in4_rest {{ {db} }}; add element inet niso in4_rest {{ {db} : return }}",
+        "in4_rest",
     ),
+    "verdict": ("delete element inet niso in6_rest {{ {db6} }}", "in6_rest"),
+    "ports": ("flush map inet niso in4_ports", "in4_ports"),
+    "prefix": ("flush map inet niso in6_prefix", "in6_prefix"),
+    "gate": ("delete element inet niso ingress4 {{ {db} }}", "ingress4"),
+    "gate of IPv6": ("delete element inet niso ingress6 {{ {db6} }}", "ingress6"),
+    "gate of egress": ("delete element inet niso egress4 {{ {db} }}", "egress4"),
+    "guard of what is cut": ("delete element inet niso no_start_in4 {{ {db} }}", "no_start_in4"),
+    "chain without rules": ("flush chain inet niso check_in4", "check_in4"),
+    "rule too much": ("insert rule inet niso check_out6 accept", "check_out6"),
 }
 
 
 def test_what_is_deleted_by_hand_is_named_and_mended(shop: Shop) -> None:
     shop.activate("db", "api", "web")
-    shop.policy("db", {"allow_from": ["api"]})
+    allowed = ["api", "network:other", "10.50.0.0/16:1-2", "fd50::/16"]
+    shop.policy("db", {"allow_from": allowed, "deny_from": ["api:7", "api:8-9"], "egress": {"deny": ["web"]}})
     own = {
         "db": shop.address("db"),
         "db6": shop.address("db", 6),

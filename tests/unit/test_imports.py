@@ -45,12 +45,12 @@ LAYERS: dict[str, set[str]] = {
     "forwarding": VOCABULARY | {"kernel", "plan", "store"},
     "admission": VOCABULARY
     | {"forwarding", "leases", "networks", "portmap", "targets", "kernel", "model", "runtime", "store"},
-    "policies": VOCABULARY | {"kernel", "policy", "store"},
+    "policies": VOCABULARY | {"kernel", "policy", "render", "store"},
     "services": VOCABULARY
     | {"admission", "apply", "forwarding", "policies", "portmap", "targets", "package", "kernel", "runtime", "store"},
     "seen": VOCABULARY | {"policy", "kernel", "render", "store"},
     "prove": VOCABULARY | {"seen", "policies", "policy", "kernel", "store"},
-    "drops": VOCABULARY | {"kernel", "render", "store"},
+    "drops": VOCABULARY | {"kernel", "policies", "policy", "render", "store"},
     "check": VOCABULARY
     | {
         "services",
@@ -94,7 +94,7 @@ PURE_MAY = {
     "ipam": {"ipaddress"},
     "names": {"hashlib"},
     "policy": {"ipaddress"},
-    "render": {"hashlib", "bisect", "ipaddress", "re", "socket"},  # socket for inet_pton alone, see below
+    "render": {"hashlib", "bisect", "ipaddress", "itertools", "re", "socket"},  # socket for inet_pton alone, see below
 }
 
 HEAVY = {

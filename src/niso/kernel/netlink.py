@@ -5,11 +5,12 @@ The only place where an errno becomes a `KernelError`: see `refused`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Self
 
 from niso import failpoint
@@ -37,6 +38,7 @@ _GET_STRICT_CHK = 12
 _NESTED = 0x8000
 _KIND_MASK = 0x3FFF
 
+_SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 _BUFFER = 1 << 17  # bytes; the kernel packs dumps into at most 32 KiB
 _DUMP_TRIES = 10
 
@@ -103,6 +105,18 @@ def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
     return found
 
 
+def several(data: bytes, kind: int) -> Iterator[bytes]:
+    """The payloads of all attributes of one kind in ``data``."""
+    offset = 0
+    while offset + 4 <= len(data):
+        length, found = _attribute.unpack_from(data, offset)
+        if length < 4:
+            return
+        if found & _KIND_MASK == kind:
+            yield data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+
+
 def string(payload: bytes) -> str:
     """The text of a NUL-terminated attribute."""
     return payload.split(b"\0", 1)[0].decode("utf-8", "replace")
@@ -151,6 +165,39 @@ class Netlink:
             number, words = results[sequence]
             if number and number not in message.fine:
                 raise refused(message.what, number, words)
+
+    def transact_batch(
+        self, what: str, begin: Message, messages: list[Message], end: Message, clashes: tuple[int, ...]
+    ) -> None:
+        """Send a batch (nfnetlink_rcv_batch), which the kernel takes whole or not at all. Raises KernelError.
+
+        An errno in ``clashes`` is told as EEXIST.
+        """
+        start = self._sequence + 1
+        packets = [self._pack(begin.kind, begin.flags, begin.body)]
+        for i, message in enumerate(messages):
+            # the last is acknowledged when all have been taken in; errors of others come before
+            flags = message.flags | (ACK if i == len(messages) - 1 else 0)
+            packets.append(self._pack(message.kind, flags, message.body))
+        last = self._sequence
+        packets.append(self._pack(end.kind, end.flags, end.body))
+        packet = b"".join(packets)
+        try:
+            failpoint.hit(what)
+            with contextlib.suppress(PermissionError):
+                self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(packet) + _BUFFER)
+            self._socket.sendto(packet, (0, 0))
+            while True:
+                for reply in self._receive():
+                    if reply.kind != _NLMSG_ERROR or reply.sequence < start:
+                        continue
+                    number, words = _result(reply, 20)
+                    if number:
+                        raise refused(what, errno.EEXIST if number in clashes else number, words)
+                    if reply.sequence == last:
+                        return
+        except OSError as error:
+            raise refused(what, error.errno or 0) from error
 
     def get_one(self, what: str, kind: int, body: bytes, absent: tuple[int, ...]) -> bytes | None:
         """The body of the one answer to a request; None where the kernel answers with an errno in ``absent``."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from niso.kernel import netlink
-from niso.kernel.netlink import attribute, attributes, nested, string, text
+from niso.kernel.netlink import attribute, attributes, nested, several, string, text
+from niso.render import nft
 
 PROTOCOLS = {"icmp": 1, "igmp": 2, "tcp": 6, "udp": 17, "gre": 47, "ipv6-icmp": 58, "sctp": 132, "udplite": 136}
 
@@ -18,7 +19,9 @@ _GETSET, _GETSETELEM = 0x0A0A, 0x0A0D  # NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_*
 _SET_TABLE, _SET_NAME, _SET_FLAGS, _SET_KEY_TYPE, _SET_DATA_TYPE = 1, 2, 3, 4, 6
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _LIST_ELEM = 1
-_ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA, _ELEM_KEY_END = 1, 2, 6, 10
+_ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA, _ELEM_EXPR, _ELEM_KEY_END = 1, 2, 6, 7, 10
+_EXPR_NAME, _EXPR_DATA = 1, 2
+_COUNTER_PACKETS = 2
 _DATA_VALUE, _DATA_VERDICT = 1, 2
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
 _UDATA_COMMENT = 0  # NFTNL_UDATA_SET_ELEM_COMMENT, libnftnl/udata.h
@@ -45,6 +48,12 @@ _NAMES = {
 }
 _TYPE_BITS = 6
 
+_NEWSETELEM, _DELSETELEM = 0x0A0C, 0x0A0E
+_BATCH_BEGIN, _BATCH_END = 0x10, 0x11  # NFNL_MSG_BATCH_*
+_SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
+_CLASHES = (errno.EEXIST, errno.EBUSY, errno.ENOTEMPTY)  # the same key with another value; an interval that overlaps
+_MOST_BYTES = 32 << 10  # of the elements in one message: an attribute holds 64 KiB
+
 _ABSENT = (errno.ENOENT, errno.EINVAL)  # no such table, set or element; a set of other types
 _CHUNK = 64  # requests in one sendmsg; their answers must fit the socket's buffer
 
@@ -70,6 +79,37 @@ class Nfnetlink(netlink.Netlink):
 
     def __init__(self) -> None:
         super().__init__(netlink.NETFILTER)
+
+    def change(self, what: str, changes: Iterable[Change]) -> None:
+        """Carry out all changes in one transaction, or none. Raises KernelError, with EEXIST where an element is there already.
+
+        Its cost does not grow with what is there: libnftables lists all sets first, and for intervals their elements.
+        """
+        messages = []
+        for (adds, header), chunk in _chunks(changes):
+            prefix = nfgenmsg(header.family) + text(_LIST_TABLE, header.table) + text(_LIST_SET, header.name)
+            kind, flags = (_NEWSETELEM, netlink.CREATE) if adds else (_DELSETELEM, 0)
+            messages.append(netlink.Message(what, kind, flags, prefix + nested(_LIST_ELEMENTS, *chunk)))
+        self.transact_batch(
+            what,
+            netlink.Message(what, _BATCH_BEGIN, 0, nfgenmsg(0, _SUBSYSTEM)),
+            messages,
+            netlink.Message(what, _BATCH_END, 0, nfgenmsg(0, _SUBSYSTEM)),
+            _CLASHES,
+        )
+
+    def counts(self, header: Header) -> list[Counted]:
+        """All elements of a set or map that count. Raises KernelError."""
+        body = nfgenmsg(header.family) + text(_LIST_TABLE, header.table) + text(_LIST_SET, header.name)
+        found = self.dump(f"read {header.name}", _GETSETELEM, body, lambda answer: _counted(header, answer), _ABSENT)
+        return [each for some in found for each in some]
+
+    def count(self, header: Header, key: str) -> Counted | None:
+        """One element that counts; None where it is not there. Raises KernelError."""
+        first, last = _pack_key(header, key)
+        answer = self.get_one("read nftables elements", _GETSETELEM, _request(header, first, last), _ABSENT)
+        found = _counted(header, answer) if answer is not None else []
+        return found[0]._replace(key=key) if found else None
 
     def header(self, family_table: str, container: str) -> Header | None:
         """The header of a set or map of the table ("inet niso"); None if there is no such thing. Raises KernelError."""
@@ -132,9 +172,40 @@ class Nfnetlink(netlink.Netlink):
         return found
 
 
-def nfgenmsg(family: int) -> bytes:
+class Counted(NamedTuple):
+    """An element that counts; ``key``, ``value`` and ``comment`` as nft writes them."""
+
+    key: str  # of an interval its start
+    value: str
+    comment: str
+    packets: int
+
+
+class Change(NamedTuple):
+    """An element to add to a set or map, or to delete from it."""
+
+    adds: bool
+    header: Header
+    key: str  # as nft writes it, and so are the others
+    value: str
+    comment: str
+
+
+def _counted(header: Header, answer: bytes) -> list[Counted]:
+    found = []
+    for packed in several(attributes(answer, 4).get(_LIST_ELEMENTS, b""), _LIST_ELEM):
+        element = attributes(packed)
+        expression = attributes(element.get(_ELEM_EXPR, b""))
+        if string(expression.get(_EXPR_NAME, b"")) == "counter":
+            number = int.from_bytes(attributes(expression[_EXPR_DATA])[_COUNTER_PACKETS], "big")
+            key = _fields(header.key, _data(element[_ELEM_KEY]))
+            found.append(Counted(key, _value(header, element.get(_ELEM_DATA, b"")), _comment(element), number))
+    return found
+
+
+def nfgenmsg(family: int, resource: int = 0) -> bytes:
     """struct nfgenmsg: family, version, resource."""
-    return bytes([family, 0, 0, 0])
+    return struct.pack("!BBH", family, 0, resource)
 
 
 def _unpack_type(packed: int) -> tuple[int, ...]:
@@ -150,6 +221,11 @@ def _answered(answer: bytes | None) -> bytes:
     if answer is None:
         return b""
     return _data(attributes(attributes(attributes(answer, 4)[_LIST_ELEMENTS])[_LIST_ELEM])[_ELEM_KEY])
+
+
+def can_change(header: Header) -> bool:
+    """Whether `Nfnetlink.change` can write to it: not where an interval's end may be missing since the next one follows it."""
+    return header.readable and not _is_lone(header)
 
 
 def _is_lone(header: Header) -> bool:
@@ -169,6 +245,52 @@ def _request(header: Header, first: bytes, last: bytes) -> bytes:
     return prefix + nested(_LIST_ELEMENTS, nested(_LIST_ELEM, *parts))
 
 
+def _chunks(changes: Iterable[Change]) -> Iterator[tuple[tuple[bool, Header], list[bytes]]]:
+    """The elements of changes that follow one another and concern one set, as attributes, in messages of bounded size."""
+    place: tuple[bool, Header] | None = None
+    chunk: list[bytes] = []
+    size = 0
+    for change in changes:
+        element = _element(change)
+        if place is not None and (place != (change.adds, change.header) or size + len(element) > _MOST_BYTES):
+            yield place, chunk
+            chunk, size = [], 0
+        place = (change.adds, change.header)
+        chunk.append(element)
+        size += len(element)
+    if place is not None:
+        yield place, chunk
+
+
+def _element(change: Change) -> bytes:
+    first, last = _pack_key(change.header, change.key)
+    parts = [nested(_ELEM_KEY, attribute(_DATA_VALUE, first))]
+    if last:
+        parts.append(nested(_ELEM_KEY_END, attribute(_DATA_VALUE, last)))
+    if change.adds and change.value:
+        parts.append(nested(_ELEM_DATA, _pack_value(change.header, change.value)))
+    if change.adds and change.comment:
+        words = change.comment.encode() + b"\0"
+        parts.append(attribute(_ELEM_USERDATA, bytes([_UDATA_COMMENT, len(words)]) + words))
+    return nested(_LIST_ELEM, *parts)
+
+
+def _pack_value(header: Header, value: str) -> bytes:
+    if header.value is None:
+        verdict, _, chain = value.partition(" ")
+        code = next(number for number, word in _VERDICTS.items() if word == verdict)
+        parts = [attribute(_VERDICT_CODE, struct.pack(">i", code))]
+        if chain:
+            parts.append(text(_VERDICT_CHAIN, chain))
+        return nested(_DATA_VERDICT, *parts)
+    fields = value.split(" . ")
+    packed = b"".join(
+        _pack(kind, field) + (b"\0" * (-_WIDTHS[kind] % 4) if len(fields) > 1 else b"")
+        for kind, field in zip(header.value, fields, strict=True)
+    )
+    return attribute(_DATA_VALUE, packed)
+
+
 def declared(family_table: str, container: str, key: str, value: str | None, interval: bool) -> Header:
     """The header of a set or map that is declared with these types, as nft writes them ("inet_proto . inet_service")."""
     family, _, table = family_table.partition(" ")
@@ -177,6 +299,10 @@ def declared(family_table: str, container: str, key: str, value: str | None, int
     ]
     values = None if value == "verdict" else types[1] if value else ()
     return Header(_FAMILIES[family], table, container, interval, types[0], values)
+
+
+HEADERS = {place: declared(place[0], place[1], *types) for place, types in nft.DECLARED.items()}
+"""The header of each set and map of niso's text."""
 
 
 def _data(nest: bytes) -> bytes:
@@ -247,10 +373,13 @@ def _value(header: Header, data: bytes) -> str:
         verdict = attributes(attributes(data)[_DATA_VERDICT])
         code = struct.unpack(">i", verdict[_VERDICT_CODE])[0]
         return f"{_VERDICTS[code]} {string(verdict.get(_VERDICT_CHAIN, b''))}".rstrip()
-    packed = _data(data)
+    return _fields(header.value, _data(data))
+
+
+def _fields(kinds: tuple[int, ...], packed: bytes) -> str:
     fields = []
     offset = 0
-    for kind in header.value:
+    for kind in kinds:
         fields.append(_unpack(kind, packed[offset : offset + _WIDTHS[kind]]))
         offset += _WIDTHS[kind] + 3 & ~3
     return " . ".join(fields)

@@ -13,9 +13,9 @@ from niso import paths
 from niso.errors import Conflict
 from niso.kernel import netns, sysctl
 from niso.kernel.nftables import Nft
-from niso.kernel.nftset import Header, Nfnetlink, declared
+from niso.kernel.nftset import HEADERS, Nfnetlink
 from niso.kernel.rtnetlink import Link, Rtnl
-from niso.render import hosts, nft, policy
+from niso.render import hosts, nft
 from niso.state import (
     Address,
     Bridge,
@@ -30,7 +30,6 @@ from niso.state import (
     Veth,
 )
 
-_HEADERS = {place: declared(*place, key, value, interval) for place, (key, value, interval) in nft.DECLARED.items()}
 OWN_ROUTES = 3  # RTPROT_BOOT: what niso (like iproute2) adds; the kernel's own routes are its business
 
 
@@ -123,11 +122,9 @@ def read_all(want: State, alias: str, foreign: Foreign) -> State:
             name, far = ends.get(link.index, ("", link))
             strays.add(_veth(link, name, {far.name: far}, by_index.get(link.master, "")))
     files, lines = _hosts_files(set(_folders()))
-    tables = _all_tables(alias.partition(":")[2], want)
+    tables = _all_tables(alias.partition(":")[2])
     return have._replace(
         rulesets=tables.rulesets,
-        peer_sets=tables.peer_sets,
-        chains=tables.chains,
         elements=tables.elements,
         veths=have.veths | strays,
         addresses=frozenset(addresses),
@@ -177,28 +174,18 @@ def _own_namespace(name: str, alias: str, foreign: Foreign | None) -> bool:
 
 def _tables(candidates: State, state_id: str, adopts: bool) -> State:
     """What of the candidates lies in the two tables."""
-    marked = {*nft.owner(state_id), *(policy.mark(chain) for chain in candidates.chains)}
-    headers: dict[tuple[str, str], Header] = {}
-    wanted = []
-    for table, container, key in {element.key() for element in marked | candidates.elements}:
-        place = (table, container)
-        if place not in headers:
-            types, values, interval = nft.declared(*place)
-            headers[place] = declared(table, container, types, values, interval)
-        wanted.append((headers[place], key))
+    marked = set(nft.owner(state_id))
+    keys = {element.key() for element in marked | candidates.elements}
     with Nfnetlink() as netlink:
-        found = netlink.get_many(wanted)
-        sets = frozenset(s for s in candidates.peer_sets if netlink.header(nft.INET, s.name) is not None)
+        found = netlink.get_many((HEADERS[table, container], key) for table, container, key in keys)
     elements = frozenset(
-        Element(table, container, key, *found[headers[table, container], key])
-        for table, container, key in {element.key() for element in marked | candidates.elements}
-        if (headers[table, container], key) in found
+        Element(table, container, key, *found[HEADERS[table, container], key])
+        for table, container, key in keys
+        if (HEADERS[table, container], key) in found
     )
     asked = {element.key() for element in candidates.elements}
     have = State(
         rulesets=frozenset({Ruleset(nft.DIGEST)}),
-        peer_sets=sets,
-        chains=frozenset(chain for chain in candidates.chains if policy.mark(chain) in elements),
         elements=frozenset(element for element in elements if element.key() in asked),
     )
     return (
@@ -234,26 +221,22 @@ def _owned(table: str, texts: set[str], state_id: str) -> None:
         )
 
 
-def _all_tables(state_id: str, want: State) -> State:
-    """All that lies in the two tables. Sets and chains of policies that are not as wanted count as a wrong ruleset."""
+def _all_tables(state_id: str) -> State:
+    """All that lies in the two tables."""
     from niso.kernel import ruleset
 
     with Nft() as kernel:
-        wrong = ruleset.differences(kernel, want)
+        wrong = ruleset.differences(kernel)
         if wrong is None:
             return State()
         elements: set[Element] = set()
         for table, containers in nft.CONTAINERS.items():
-            peers = [peer_set.name for peer_set in want.peer_sets] if table == nft.INET else []
-            for container in (*containers, *peers):
+            for container in containers:
                 found = kernel.elements(table, container) or {}
                 if container == "owner" and found:
                     _owned(table, {mark.strip('"') for mark in found}, state_id)
                 elements.update(Element(table, container, key, *rest) for key, rest in found.items())
-    marks = {policy.mark(chain): chain for chain in want.chains}
-    known = frozenset(chain for mark, chain in marks.items() if mark in elements)
-    rest = frozenset(each for each in elements if each not in marks)
-    return State(frozenset({Ruleset(nft.DIGEST, wrong)}), want.peer_sets, known, rest)
+    return State(frozenset({Ruleset(nft.DIGEST, wrong)}), frozenset(elements))
 
 
 def _links_of(candidates: State, name: str) -> set[str]:

@@ -10,22 +10,19 @@ from typing import Any
 from niso.errors import KernelError
 from niso.kernel import netns
 from niso.kernel.nftables import Nft
-from niso.render import nft, policy
-from niso.state import State
+from niso.render import nft
 
 
-def differences(kernel: Nft, want: State) -> tuple[str, ...] | None:
+def differences(kernel: Nft) -> tuple[str, ...] | None:
     """Names of chains, sets and maps that are missing, foreign or different; None where both tables are missing.
 
-    The chains and sets of policies are those of ``want``. Of a table that is missing nothing else is named.
+    Of a table that is missing nothing else is named.
     """
     present = _objects(kernel)
     if not present:
         return None
     with netns.unnamed(), Nft() as scratch:
-        made = [policy.make_set(peer_set) for peer_set in sorted(want.peer_sets)]
-        made += [line for chain in sorted(want.chains) for line in policy.fill_chain(chain)]
-        scratch.run("\n".join((nft.TABLES, *made)))
+        scratch.run(nft.TABLES)
         expected = _objects(scratch)
     gone = [table for table in nft.CONTAINERS if f"table {table}" not in present]
     expected = {

@@ -7,11 +7,12 @@ import socket
 from collections.abc import Iterable
 
 from niso import failpoint, names, paths
-from niso.diff import AnyStep, HostsEdit, NftTransaction, Step
+from niso.diff import AnyStep, Edit, HostsEdit, NftTransaction, Step
 from niso.errors import KernelError, NisoError
 from niso.kernel import modules, netns, sysctl
 from niso.kernel.announce import announce
 from niso.kernel.nftables import Nft
+from niso.kernel.nftset import HEADERS, Change, Nfnetlink, can_change
 from niso.kernel.rtnetlink import Rtnl
 from niso.render import hosts
 from niso.state import Address, Bridge, HostsFile, Netns, Route, Sysctl, Veth
@@ -48,14 +49,31 @@ def _do(step: AnyStep) -> None:
     try:
         failpoint.hit(words)
         if isinstance(step, NftTransaction):
-            with Nft() as kernel:
-                kernel.run("\n".join(step.statements))
+            _transaction(step)
         elif isinstance(step, HostsEdit):
             _edit_hosts(step)
         else:
             _one(step)
     except OSError as error:
         raise KernelError(f"{words.splitlines()[0]}: {error.strerror}", errno=error.errno or 0) from error
+
+
+def _transaction(step: NftTransaction) -> None:
+    edits = [edit for edit in step.edits if isinstance(edit, Edit)]
+    headers = [HEADERS[edit.element.table, edit.element.container] for edit in edits]
+    if len(edits) < len(step.edits) or not all(map(can_change, headers)):
+        with Nft() as kernel:
+            kernel.run("\n".join(step.statements))
+        return
+    what = f"apply nftables elements ({step.statements[0][:80]})"
+    with Nfnetlink() as netlink:
+        netlink.change(
+            what,
+            (
+                Change(edit.verb == "add", header, edit.element.element, edit.element.value, edit.element.comment)
+                for edit, header in zip(edits, headers, strict=True)
+            ),
+        )
 
 
 def _one(step: Step) -> None:

@@ -24,6 +24,57 @@ DROPPED_FROM = "dropped_from"
 """The set of the bridge table that counts, by bridge port, what a service sent that was not its own. The rules fill it, so it
 is no container of State; a rule of its own before the drop, since a set that is full ends its rule."""
 
+LOG_GROUP = 28271
+"""The nfnetlink_log group to which what policies with ``log = true`` drop is sent."""
+LOG_RATE = "rate 20/second burst 50 packets"
+
+POLICY_PARTS = {
+    "port": ("{own} . {peer} . inet_proto . inet_service", False),
+    "ports": ("{own} . {peer} . inet_proto . inet_service", True),
+    "peer": ("{own} . {peer}", False),
+    "prefix_ports": ("{own} . {peer} . inet_proto . inet_service", True),
+    "prefix": ("{own} . {peer}", True),
+    "any_port": ("{own} . inet_proto . inet_service", False),
+    "any_ports": ("{own} . inet_proto . inet_service", True),
+    "rest": ("{own}", False),
+}
+"""Part of a policy -> the fields of its key, and whether they are intervals; in the order in which they are looked up.
+
+``own`` is the address of the service whose policy it is. What each part is for: render/policy.py."""
+
+
+def _policy_maps() -> str:
+    return "\n".join(
+        f"\tmap {way}{family}_{part} {{ type {fields.format(own=kind, peer=kind)} : verdict;"
+        f"{' flags interval;' if interval else ''} counter; }}"
+        for way in ("in", "out")
+        for family, kind in ((4, "ipv4_addr"), (6, "ipv6_addr"))
+        for part, (fields, interval) in POLICY_PARTS.items()
+    )
+
+
+def _policy_chains() -> str:
+    chains = []
+    for way, own, peer in (("in", "daddr", "saddr"), ("out", "saddr", "daddr")):
+        for family, word in ((4, "ip"), (6, "ip6")):
+            read = {
+                "{own}": f"{word} {own}",
+                "{peer}": f"{word} {peer}",
+                "inet_proto": "meta l4proto",
+                "inet_service": "th dport",
+            }
+            lines = [f"\tchain check_{way}{family} {{"]
+            for part, (fields, _) in POLICY_PARTS.items():
+                key = " . ".join(read[field] for field in fields.split(" . "))
+                lines.append(f"\t\t{key} vmap @{way}{family}_{part}")
+            chains.append("\n".join((*lines, "\t}")))
+    return "\n\n".join(chains)
+
+
+_POLICY_MAPS = _policy_maps()
+_POLICY_CHAINS = _policy_chains()
+_NO_START = "ct state new meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn"
+
 TABLES = f"""\
 table inet niso {{
 	comment "made by niso; see niso net rules"
@@ -36,13 +87,19 @@ table inet niso {{
 	set subnets6 {{ type ipv6_addr; flags interval; }}
 	set internal {{ type ifname; }}
 	set closed {{ type nf_proto; }}
-	set policies {{ type ifname; }}
-	set policed4 {{ type ipv4_addr; }}
-	set policed6 {{ type ipv6_addr; }}
-	map ingress4 {{ type ipv4_addr : verdict; }}
-	map ingress6 {{ type ipv6_addr : verdict; }}
-	map egress4 {{ type ipv4_addr : verdict; }}
-	map egress6 {{ type ipv6_addr : verdict; }}
+	set no_start_in4 {{ type ipv4_addr; counter; }}
+	set no_start_in6 {{ type ipv6_addr; counter; }}
+	set no_start_out4 {{ type ipv4_addr; counter; }}
+	set no_start_out6 {{ type ipv6_addr; counter; }}
+	set ingress4 {{ type ipv4_addr; }}
+	set ingress6 {{ type ipv6_addr; }}
+	set egress4 {{ type ipv4_addr; }}
+	set egress6 {{ type ipv6_addr; }}
+{_POLICY_MAPS}
+	set log_in4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
+	set log_in6 {{ type ipv6_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
+	set log_out4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
+	set log_out6 {{ type ipv6_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
 	map local_addr4 {{ type ifname . ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
 	map local_addr6 {{ type ifname . ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }}
 	map local_any4 {{ type ifname . inet_proto . inet_service : ipv4_addr . inet_service; }}
@@ -112,10 +169,11 @@ table inet niso {{
 		ct state vmap {{ established : accept, related : goto related, invalid : drop }}
 		iifname . oifname @same_bridge icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
 		iifname @internal iifname . oifname != @same_bridge counter drop comment "out of an internal network"
-		ip saddr vmap @egress4
-		ip6 saddr vmap @egress6
-		ip daddr vmap @ingress4
-		ip6 daddr vmap @ingress6
+		{_NO_START} jump no_start
+		ip saddr @egress4 jump check_out4
+		ip6 saddr @egress6 jump check_out6
+		ip daddr @ingress4 jump check_in4
+		ip6 daddr @ingress6 jump check_in6
 		oifname @bridges ct status dnat accept comment "published"
 		iifname . oifname @same_bridge accept
 		oifname @bridges counter drop comment "not published"
@@ -126,19 +184,36 @@ table inet niso {{
 		iifname != @bridges accept
 		ct state vmap {{ established : accept, related : goto related }}
 		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
-		ip saddr vmap @egress4
-		ip6 saddr vmap @egress6
+		{_NO_START} jump no_start
+		ip saddr @egress4 jump check_out4
+		ip6 saddr @egress6 jump check_out6
 	}}
 
 	chain from_host {{
 		type filter hook output priority filter; policy accept;
 		oifname != @bridges accept
-		ct state new meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn goto no_start
+		{_NO_START} jump no_start
 	}}
 
 	chain no_start {{
-		ip daddr @policed4 counter drop comment "of a connection that a policy has cut"
-		ip6 daddr @policed6 counter drop
+		ip daddr @no_start_in4 drop comment "of a connection that a policy has cut"
+		ip6 daddr @no_start_in6 drop
+		ip saddr @no_start_out4 drop
+		ip6 saddr @no_start_out6 drop
+	}}
+
+{_POLICY_CHAINS}
+
+	chain log_in {{
+		update @log_in4 {{ ip daddr limit {LOG_RATE} }} log prefix "niso in" group {LOG_GROUP}
+		update @log_in6 {{ ip6 daddr limit {LOG_RATE} }} log prefix "niso in" group {LOG_GROUP}
+		drop
+	}}
+
+	chain log_out {{
+		update @log_out4 {{ ip saddr limit {LOG_RATE} }} log prefix "niso out" group {LOG_GROUP}
+		update @log_out6 {{ ip6 saddr limit {LOG_RATE} }} log prefix "niso out" group {LOG_GROUP}
+		drop
 	}}
 
 	chain related {{
@@ -217,76 +292,38 @@ table bridge niso {{
 
 DIGEST = hashlib.sha256(TABLES.encode()).hexdigest()[:8]
 
-CONTAINERS = {
-    INET: (
-        "owner",
-        "bridges",
-        "same_bridge",
-        "ports",
-        "subnets4",
-        "subnets6",
-        "internal",
-        "closed",
-        "policies",
-        "policed4",
-        "policed6",
-        "ingress4",
-        "ingress6",
-        "egress4",
-        "egress6",
-        "local_addr4",
-        "local_addr6",
-        "local_any4",
-        "local_any6",
-        "publish_addr4",
-        "publish_addr6",
-        "publish_any4",
-        "publish_any6",
-        "range_addr4",
-        "range_addr6",
-        "range_any4",
-        "range_any6",
-        "hairpin4",
-        "hairpin6",
-    ),
-    BRIDGE: ("owner", "ports", "sources4", "sources6", "links", "broadcasts"),
-}
-"""Every set and map, so that a reader can list them."""
-
 DECLARED = {
     (f"{words.group(1)} niso", name): (key, value or None, bool(interval))
     for words in re.finditer(r"^table (inet|bridge) niso {(.*?)^}", TABLES, re.MULTILINE | re.DOTALL)
     for name, key, value, interval in re.findall(
-        r"^\t(?:set|map) (\w+) { type(?:of)? ([\w .@,]+?)(?: : ([\w .]+?))?;( flags interval;)? }$",
+        r"^\t(?:set|map) (\w+) { type(?:of)? ([\w .@,]+?)(?: : ([\w .]+?))?;( flags interval;)?(?: counter;)? }$",
         words.group(2),
         re.MULTILINE,
     )
 }
 """(table, set or map) -> (types of its key, of its value, whether it takes intervals), as the text has them."""
 
+CONTAINERS = {table: tuple(name for at, name in DECLARED if at == table) for table in (INET, BRIDGE)}
+"""Every set and map that niso fills, so that a reader can list them."""
+
+POLICIES = frozenset(
+    (
+        *(f"{kind}{family}" for kind in ("ingress", "egress", "no_start_in", "no_start_out") for family in (4, 6)),
+        *(f"{way}{family}_{part}" for way in ("in", "out") for family in (4, 6) for part in POLICY_PARTS),
+    )
+)
+"""The sets and maps that hold policies."""
+
+COUNTED = frozenset(name for name in POLICIES if not name.startswith(("ingress", "egress")))
+"""Those of which each element counts its packets."""
+
 LATE = frozenset(
     (
         *("owner", "bridges", "same_bridge", "ports", "subnets4", "subnets6", "internal", "closed"),
-        *("policed4", "policed6", "ingress4", "ingress6", "egress4", "egress6"),
         *("sources4", "sources6", "links", "broadcasts"),
     )
 )
-"""Sets that guard something: their elements go only after what they guard is gone."""
-
-_PEERS = re.compile(r"([sn])([46])-")
-
-
-def guards(container: str) -> bool:
-    """Whether elements of this set or map go last. What an address was denied must hold until the address is gone."""
-    return container in LATE or _PEERS.match(container) is not None
-
-
-def declared(table: str, container: str) -> tuple[str, str | None, bool]:
-    """(types of the key, of the value, whether it takes intervals) of any set or map, as nft writes them."""
-    peers = _PEERS.match(container)
-    if table == INET and peers:
-        return (f"ipv{peers[2]}_addr", None, peers[1] == "n")
-    return DECLARED[table, container]
+"""Sets that guard something: their elements go only after what they guard is gone. For policies' see diff.py."""
 
 
 def rules_of(table: str, chain: str) -> list[str]:

@@ -1,150 +1,348 @@
-"""Policies as nftables chains: one for each direction of a service that has a policy, reached by a verdict map.
+"""Policies as elements of static maps: nothing in the kernel is made or changed for a service but these.
 
-A chain names its peers by sets that hold their addresses, so a peer that comes, goes or moves changes one set, and no chain.
-A packet goes through the chains of its own two services alone, and only the first packet of a flow does.
+A direction of a service's policy is a function from (peer, protocol, port) to a verdict. It is cut into parts that a look-up
+answers, and each part is looked up only where the ones before it say nothing:
+
+    port         own address, peer, protocol, port     a peer that is named, by its address
+    ports        own address, peer, protocol, ports
+    peer         own address, peer                     all else of this peer
+    prefix_ports own address, prefix, protocol, ports  a peer in a prefix or network that is named
+    prefix       own address, prefix
+    any_port     own address, protocol, port           any other peer
+    any_ports    own address, protocol, ports
+    rest         own address
+
+Deny over allow, and overlaps of entries, are settled here: no two elements of a part answer for the same packet, and an
+element of a peer takes all entries into account that match this peer, also those of prefixes that it lies in.
 """
 
 from __future__ import annotations
 
-import hashlib
+import ipaddress
+import itertools
 from collections.abc import Iterable
+from typing import NamedTuple
 
-from niso.records import Entry, Member, Peer, Policy
-from niso.render.nft import INET
-from niso.state import Chain, Element, PeerSet
+from niso.records import Entry, Member, Policed, Policy
+from niso.render.nft import INET, POLICY_PARTS
+from niso.state import Element
 
-LOG_GROUP = 28271
-"""The nfnetlink_log group that policies with ``log = true`` send what they drop to."""
-LOG_RATE = "limit rate 20/second burst 50 packets"
-FAMILIES = ((4, "ip", "ipv4_addr"), (6, "ip6", "ipv6_addr"))
 ALL_PORTS = (0, 65535)
+PORTED = ("tcp", "udp", "sctp")
+PASSES = "return"
 
-_NO_START = (
-    "meta l4proto tcp ct state new tcp flags & (fin | syn | rst | ack) != syn counter drop"
-    ' comment "no start of a connection"'
-)
-
-
-def set_name(kind: str, name: str, family: int) -> str:
-    """``s4-db`` of a service's name, ``n6-backend`` of a network."""
-    return f"{'n' if kind == 'network' else 's'}{family}-{name}"
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-def peer_sets(members: Iterable[Member]) -> list[PeerSet]:
-    """The sets of these peers, of both families."""
-    return [
-        PeerSet(set_name(member.kind, member.name, family), family, member.kind == "network")
-        for member in members
-        for family in (4, 6)
+class Decision(NamedTuple):
+    """What a policy says: ``key`` is the line of the manifest that says it, "" where none does."""
+
+    passes: bool
+    key: str
+
+
+class _Ports(NamedTuple):
+    """One protocol's ports from ``first`` to ``last``."""
+
+    proto: str
+    first: int
+    last: int
+    decision: Decision
+
+
+class _Direction(NamedTuple):
+    """One direction of one policy, as one address of its service sees it."""
+
+    service: str
+    ingress: bool
+    own: str
+    deny: tuple[Entry, ...]
+    allow: tuple[Entry, ...] | None
+    log: bool
+
+    @property
+    def family(self) -> int:
+        return 6 if ":" in self.own else 4
+
+    @property
+    def free(self) -> Decision:
+        """What holds where no entry matches."""
+        if self.allow is None:
+            return Decision(True, "")
+        return Decision(False, "network.policy.allow_from" if self.ingress else "network.policy.egress.allow")
+
+    def element(self, part: str, key: str, decision: Decision) -> Element:
+        verdict = PASSES if decision.passes else f"goto log_{_word(self.ingress)}" if self.log else "drop"
+        return Element(
+            INET, container(self.ingress, self.family, part), key, verdict, f"{self.service} {decision.key}".rstrip()
+        )
+
+
+def container(ingress: bool, family: int, part: str) -> str:
+    """The map that holds a part of one direction: ``in4_port``, ``out6_rest``."""
+    return f"{_word(ingress)}{family}_{part}"
+
+
+def _word(ingress: bool) -> str:
+    return "in" if ingress else "out"
+
+
+def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
+    """All elements of one service's policy; with ``policed.only`` those that hang on the peers with these addresses."""
+    meaning = _Meaning(members)
+    found: list[Element] = []
+    for own in policed.addresses:
+        family = 6 if ":" in own else 4
+        if policed.only is None:
+            found += [Element(INET, f"no_start_{way}{family}", own, "", policed.service) for way in ("in", "out")]
+        for direction in _directions(policed, own):
+            if policed.only is None:
+                found.append(
+                    Element(INET, f"{'in' if direction.ingress else 'e'}gress{family}", own, "", policed.service)
+                )
+            found += _elements(direction, policed, meaning)
+    return found
+
+
+def decides(
+    policed: Policed, members: Iterable[Member], ingress: bool, own: str, peer: str, proto: str, port: int | None
+) -> Element | None:
+    """The element that decides on a packet between ``own``, an address of the service, and ``peer``; None: no policy asks.
+
+    ``proto`` as in an Entry, or any other word.
+    """
+    found = {(each.container, each.element): each for each in elements(policed._replace(only=None), members)}
+    family = 6 if ":" in own else 4
+    number = ipaddress.ip_address(peer)
+    for part in POLICY_PARTS:
+        name = container(ingress, family, part)
+        for (held, key), element in found.items():
+            if held == name and _holds(part, key, own, number, proto, port):
+                return element
+    return None
+
+
+def _holds(part: str, key: str, own: str, peer: _Address, proto: str, port: int | None) -> bool:
+    fields = key.split(" . ")
+    if fields.pop(0) != own:
+        return False
+    if part in ("port", "ports", "peer", "prefix_ports", "prefix"):
+        first, last = _ends(fields.pop(0))
+        if not first <= int(peer) <= last:
+            return False
+    if fields:
+        if fields[0] != ("ipv6-icmp" if proto == "icmp" and peer.version == 6 else proto):
+            return False
+        low, _, high = fields[1].partition("-")
+        # what has no ports is looked up by the bytes that are there: all of them lead to the same
+        return int(low) <= (port or 0) <= int(high or low)
+    return True
+
+
+def _ends(text: str) -> tuple[int, int]:
+    if "/" in text:
+        network = ipaddress.ip_network(text)
+        return int(network[0]), int(network[-1])
+    low, _, high = text.partition("-")
+    return int(ipaddress.ip_address(low)), int(ipaddress.ip_address(high or low))
+
+
+def _directions(policed: Policed, own: str) -> list[_Direction]:
+    """Those directions of a policy that say something."""
+    policy: Policy = policed.policy
+    found = [
+        _Direction(policed.service, True, own, policy.deny_from, policy.allow_from, policy.log),
+        _Direction(policed.service, False, own, policy.egress_deny, policy.egress_allow, policy.log),
     ]
+    return [each for each in found if each.deny or each.allow is not None]
 
 
-def members(of: Iterable[Member]) -> list[Element]:
-    """What is in the sets of these peers."""
-    return [
-        Element(INET, set_name(member.kind, member.name, 6 if ":" in value else 4), value, "", member.holder)
-        for member in of
-        for value in member.values
-    ]
+class _Meaning:
+    """What the names in policies stand for now."""
+
+    def __init__(self, members: Iterable[Member]) -> None:
+        self.addresses: dict[str, tuple[str, ...]] = {}
+        self.names: dict[str, set[str]] = {}  # address -> the names of services that stand for it
+        self.networks: dict[str, Member] = {}
+        for member in members:
+            if member.kind == "network":
+                self.networks[member.name] = member
+                continue
+            self.addresses[member.name] = member.values
+            for value in member.values:
+                self.names.setdefault(value, set()).add(member.name)
 
 
-def verdicts(service: str, addresses: Iterable[str]) -> list[Element]:
-    """What leads packets of a service with a policy to its chains."""
-    own = list(addresses)
-    return [
-        *(Element(INET, f"policed{6 if ':' in address else 4}", address, "", service) for address in own),
-        *(
-            Element(INET, f"{direction}gress{6 if ':' in address else 4}", address, f"jump {chain}-{service}", service)
-            for address in own
-            for direction, chain in (("in", "in"), ("e", "out"))
-        ),
-    ]
+def _elements(direction: _Direction, policed: Policed, meaning: _Meaning) -> list[Element]:
+    entries = (*direction.deny, *(direction.allow or ()))
+    wide, everybody = [], []
+    for entry in entries:
+        if entry.peer.kind == "network":
+            wide.append(entry)
+        elif entry.peer.kind == "prefix" and _family(entry.peer.name) == direction.family:
+            length = entry.peer.name.rpartition("/")[2]
+            if length == "0":
+                everybody.append(entry)
+            elif not _is_one(entry):
+                wide.append(entry)
+    found: list[Element] = []
+    others = _prefixes(direction, wide, everybody, meaning)
+    others += _parts(direction, ("any_port", "any_ports", "rest"), "", everybody, None)
+    # what is looked up after a peer: the same for all packets, or not
+    otherwise = _decision(direction, everybody, "", None) if len(others) == 1 else None
+    for peer in _peers(direction, policed, meaning):
+        matching = [entry for entry in entries if _matches(entry, peer, meaning)]
+        if peer in policed.addresses:  # a service may always reach itself
+            found.append(direction.element("peer", f"{direction.own} . {peer}", Decision(True, "itself")))
+            continue
+        found += _parts(direction, ("port", "ports", "peer"), f"{peer} . ", matching, otherwise)
+    return [*found, *others] if policed.only is None else found
 
 
-def chains(service: str, policy: Policy, addresses: Iterable[str]) -> list[Chain]:
-    """A service's two chains; they return what may pass."""
-    own = list(addresses)
-    return [
-        Chain(f"in-{service}", _rules(service, policy, own, ingress=True)),
-        Chain(f"out-{service}", _rules(service, policy, own, ingress=False)),
-    ]
+def _peers(direction: _Direction, policed: Policed, meaning: _Meaning) -> list[str]:
+    """The addresses that are looked up by themselves."""
+    entries = (*direction.deny, *(direction.allow or ()))
+    # those of the manifest hang on themselves: they are there whoever has the address
+    named = {entry.peer.name.partition("/")[0] for entry in entries if entry.peer.kind == "prefix" and _is_one(entry)}
+    for entry in entries:
+        if entry.peer.kind == "service":
+            addresses = meaning.addresses.get(entry.peer.name, ())
+            named.update(a for a in addresses if policed.only is None or a in policed.only)
+    if policed.only is None:
+        named.update(policed.addresses)
+    return sorted(peer for peer in named if _family(peer) == direction.family)
 
 
-def _rules(service: str, policy: Policy, own: list[str], ingress: bool) -> tuple[str, ...]:
-    side = "saddr" if ingress else "daddr"
-    allow = policy.allow_from if ingress else policy.egress_allow
-    deny = policy.deny_from if ingress else policy.egress_deny
-    rules = []
-    for _, family, mine in (
-        (4, "ip", [a for a in own if ":" not in a]),
-        (6, "ip6", [a for a in own if ":" in a]),
-    ):
-        if mine:
-            rules.append(f'{family} {side} {{ {", ".join(mine)} }} return comment "itself"')
-    rules.append(_NO_START)
-    for entry in deny:
-        for match in _matches(entry, side):
-            rules += _drop(service, policy, ingress, entry.key, match)
-    if allow is None:
-        return tuple(rules)
-    for entry in allow:
-        rules += [f'{match} counter return comment "{entry.key}"' for match in _matches(entry, side)]
-    key = "network.policy.allow_from" if ingress else "network.policy.egress.allow"
-    return (*rules, *_drop(service, policy, ingress, key, ""))
+def _is_one(entry: Entry) -> bool:
+    """Whether a prefix is one address."""
+    address, _, length = entry.peer.name.partition("/")
+    return length == ("128" if ":" in address else "32")
 
 
-def _drop(service: str, policy: Policy, ingress: bool, key: str, match: str) -> list[str]:
-    start = f"{match} " if match else ""
-    rules = [f'{start}counter drop comment "{key}"']
-    if policy.log:
-        prefix = f"niso {'in' if ingress else 'out'} {service} {key}"
-        rules.insert(0, f'{start}{LOG_RATE} log prefix "{prefix}" group {LOG_GROUP}')
-    return rules
+def _family(address: str) -> int:
+    return 6 if ":" in address else 4
 
 
-def _matches(entry: Entry, side: str) -> list[str]:
-    """The matches of an entry: one, or one of each family."""
-    ports = _ports(entry)
-    return [f"{peer}{ports}" for peer in _peers(entry.peer, side)]
-
-
-def _peers(peer: Peer, side: str) -> list[str]:
+def _matches(entry: Entry, address: str, meaning: _Meaning) -> bool:
+    """Whether an entry means this peer."""
+    peer = entry.peer
+    if peer.kind == "service":
+        return peer.name in meaning.names.get(address, ())
     if peer.kind == "prefix":
-        return [f"{'ip6' if ':' in peer.name else 'ip'} {side} {peer.name}"]
-    # the host is no member of a network, though its bridges have addresses there
-    but = " fib daddr type != local" if peer.kind == "network" and side == "daddr" else ""
-    return [f"{word} {side} @{set_name(peer.kind, peer.name, family)}{but}" for family, word, _ in FAMILIES]
+        return _within(address, (peer.name,))
+    member = meaning.networks.get(peer.name)
+    return member is not None and _within(address, member.values) and address not in member.gateways
 
 
-def _ports(entry: Entry) -> str:
-    if entry.proto == "icmp":
-        return " meta l4proto { icmp, ipv6-icmp }"
-    everywhere = (entry.first, entry.last) == ALL_PORTS
-    if everywhere:
-        return f" meta l4proto {entry.proto}" if entry.proto else ""
-    number = str(entry.first) if entry.first == entry.last else f"{entry.first}-{entry.last}"
-    return f" meta l4proto {entry.proto or '{ tcp, udp, sctp }'} th dport {number}"
+def _within(address: str, prefixes: Iterable[str]) -> bool:
+    number = ipaddress.ip_address(address)
+    return any(number in ipaddress.ip_network(prefix) for prefix in prefixes)
 
 
-# --- as statements ---------------------------------------------------------------------------------------------------
+# --- prefixes --------------------------------------------------------------------------------------------------------
 
 
-def mark(chain: Chain) -> Element:
-    """The element that says that a chain is there with exactly these rules."""
-    digest = hashlib.sha256("\n".join((chain.name, *chain.rules)).encode()).hexdigest()[:15]
-    return Element(INET, "policies", f'"{digest}"', "", chain.name)
+def _prefixes(direction: _Direction, wide: list[Entry], everybody: list[Entry], meaning: _Meaning) -> list[Element]:
+    """The elements of all peers that lie in a prefix, cut where the entries that match change."""
+    spans = [(span, entry) for entry in wide for span in _spans(entry, direction.family, meaning)]
+    cuts = sorted({first for (first, _), _ in spans} | {last + 1 for (_, last), _ in spans})
+    runs: list[tuple[int, int, list[Entry]]] = []
+    for first, end in itertools.pairwise(cuts):
+        inside = {entry.key for (low, high), entry in spans if low <= first <= high}
+        matching = [entry for entry in wide if entry.key in inside]
+        if runs and runs[-1][1] == first - 1 and runs[-1][2] == matching:
+            runs[-1] = (runs[-1][0], end - 1, matching)
+        else:
+            runs.append((first, end - 1, matching))
+    found: list[Element] = []
+    for first, last, matching in runs:
+        if matching:
+            keys = {entry.key for entry in (*matching, *everybody)}
+            both = [entry for entry in (*direction.deny, *(direction.allow or ())) if entry.key in keys]
+            found += _parts(
+                direction, ("", "prefix_ports", "prefix"), f"{_span(first, last, direction.family)} . ", both, None
+            )
+    return found
 
 
-def make_set(peer_set: PeerSet) -> str:
-    kind = "ipv6_addr" if peer_set.family == 6 else "ipv4_addr"
-    return f"add set {INET} {peer_set.name} {{ type {kind};{' flags interval;' if peer_set.interval else ''} }}"
+def _spans(entry: Entry, family: int, meaning: _Meaning) -> list[tuple[int, int]]:
+    """The addresses of one family that a prefix or a network stands for, as numbers. The host is no member of a network."""
+    member = meaning.networks.get(entry.peer.name) if entry.peer.kind == "network" else None
+    cidrs = (entry.peer.name,) if entry.peer.kind == "prefix" else member.values if member else ()
+    spans = [_ends(cidr) for cidr in cidrs if _family(cidr) == family]
+    for gateway in member.gateways if member else ():
+        if _family(gateway) == family:
+            at = int(ipaddress.ip_address(gateway))
+            spans = [
+                part
+                for low, high in spans
+                for part in (((low, at - 1), (at + 1, high)) if low <= at <= high else ((low, high),))
+                if part[0] <= part[1]
+            ]
+    return spans
 
 
-def fill_chain(chain: Chain) -> list[str]:
-    """Make a chain, or make it anew, with its rules."""
-    rules = [f"add rule {INET} {chain.name} {rule}" for rule in chain.rules]
-    return [f"add chain {INET} {chain.name}", f"flush chain {INET} {chain.name}", *rules]
+def _span(first: int, last: int, family: int) -> str:
+    """A range of addresses as nft writes it: as a prefix where it is one."""
+    kind = ipaddress.IPv6Address if family == 6 else ipaddress.IPv4Address
+    size = last - first + 1
+    if size & (size - 1) == 0 and first % size == 0:
+        length = (128 if family == 6 else 32) - (size.bit_length() - 1)
+        return str(kind(first)) if size == 1 else f"{kind(first)}/{length}"
+    return f"{kind(first)}-{kind(last)}"
 
 
-def delete_chain(chain: Chain) -> list[str]:
-    return [f"flush chain {INET} {chain.name}", f"delete chain {INET} {chain.name}"]
+# --- protocols and ports ---------------------------------------------------------------------------------------------
+
+
+def _parts(
+    direction: _Direction, parts: tuple[str, str, str], peer: str, entries: list[Entry], otherwise: Decision | None
+) -> list[Element]:
+    """What these entries, which all match the peer, say of each protocol and port.
+
+    ``parts`` are those for one port, for several, and for all else; the last is left out where it says what holds without it,
+    which is ``otherwise``. ``peer`` is its field of the key, with its end.
+    """
+    base = _decision(direction, entries, "", None)
+    own = f"{direction.own} . {peer}"
+    found = []
+    for ports in _deviations(direction, entries, base):
+        part = parts[0] if ports.first == ports.last and parts[0] else parts[1]
+        number = str(ports.first) if ports.first == ports.last else f"{ports.first}-{ports.last}"
+        found.append(direction.element(part, f"{own}{ports.proto} . {number}", ports.decision))
+    if base != otherwise:
+        found.append(direction.element(parts[2], own.removesuffix(" . "), base))
+    return found
+
+
+def _deviations(direction: _Direction, entries: list[Entry], base: Decision) -> list[_Ports]:
+    """The ports of each protocol on which the decision is another than ``base``: also another line's, so that each has its count."""
+    found: list[_Ports] = []
+    if all(entry.proto == "" and (entry.first, entry.last) == ALL_PORTS for entry in entries):
+        return found
+    icmp = _decision(direction, entries, "icmp", None)
+    if icmp != base:
+        found.append(_Ports("ipv6-icmp" if direction.family == 6 else "icmp", *ALL_PORTS, icmp))
+    for proto in PORTED:
+        concerned = [entry for entry in entries if entry.proto in ("", proto)]
+        cuts = sorted({0, 65536} | {e.first for e in concerned} | {e.last + 1 for e in concerned})
+        runs: list[_Ports] = []
+        for first, end in itertools.pairwise(cuts):
+            decision = _decision(direction, concerned, proto, first)
+            if runs and runs[-1].decision == decision:
+                runs[-1] = runs[-1]._replace(last=end - 1)
+            else:
+                runs.append(_Ports(proto, first, end - 1, decision))
+        found += [run for run in runs if run.decision != base]
+    return found
+
+
+def _decision(direction: _Direction, entries: list[Entry], proto: str, port: int | None) -> Decision:
+    """The verdict on a peer that all ``entries`` match, deny entries first; ``proto`` "" is one that no entry names."""
+    for entry in entries:
+        if entry.proto and entry.proto != proto:
+            continue
+        if (entry.first, entry.last) != ALL_PORTS and (port is None or not entry.first <= port <= entry.last):
+            continue
+        return Decision(entry not in direction.deny, entry.key)
+    return direction.free

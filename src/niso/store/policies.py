@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from niso.records import Entry, Member, Peer, Policy
+from niso.records import Entry, Member, Peer, Policed, Policy, Service
 
 Name = tuple[str, str]
 """(kind, name) of a peer: "service" or "network"."""
@@ -22,45 +22,68 @@ class PolicyRows:
         row = self._db.execute("SELECT text FROM policy WHERE service=?", (service,)).fetchone()
         return _decoded(json.loads(row[0])) if row else None
 
-    def policy_names(self, services: Iterable[str]) -> set[Name]:
-        """Whom the policies of these services name."""
-        return {
-            (kind, name)
-            for service in services
-            for kind, name in self._db.execute("SELECT kind, name FROM policy_peer WHERE service=?", (service,))
-        }
+    def _policed(self, services: Iterable[Service], names: Iterable[Name]) -> Iterator[Policed]:
+        """These active services' policies, and of others that have one of ``names`` what hangs on it."""
+        whole = {service.name for service in services}
+        for service in services:
+            policy = self.policy(service.name)
+            if policy is not None:
+                addresses = tuple(address for endpoint in service.endpoints for address in endpoint.addresses)
+                yield Policed(service.name, addresses, policy)
+        only: dict[str, set[str] | None] = {}
+        for kind, name in sorted(names):
+            addresses = self._meant(kind, name)[0]
+            for service_name in self._naming(kind, name):
+                # what a network stands for changes more than single peers
+                before = only.get(service_name, set())
+                only[service_name] = None if kind == "network" or before is None else before | set(addresses)
+        for service_name, values in sorted(only.items()):
+            policy = self.policy(service_name)
+            if service_name not in whole and policy is not None:
+                rows = self._db.execute("SELECT address FROM lease WHERE service=? ORDER BY address", (service_name,))
+                own = tuple(row[0] for row in rows)
+                yield Policed(service_name, own, policy, None if values is None else frozenset(values))
 
-    def naming(self, kind: str, name: str) -> list[str]:
-        """The known services whose policies have this name."""
+    def _naming(self, kind: str, name: str) -> list[str]:
+        """The active services whose policies have this name."""
         rows = self._db.execute(
-            "SELECT service FROM policy_peer WHERE kind=? AND name=? ORDER BY service", (kind, name)
+            "SELECT p.service FROM policy_peer p JOIN service s ON s.name=p.service AND s.active=1"
+            " WHERE p.kind=? AND p.name=? ORDER BY p.service",
+            (kind, name),
         )
         return [row[0] for row in rows]
 
-    def _members(self, names: Iterable[Name] | None) -> tuple[Member, ...]:
-        """Of ``names`` (None: of all) those that a policy of an active service has, with what they stand for now."""
-        active = (
-            "SELECT 1 FROM policy_peer p JOIN service s ON s.name=p.service AND s.active=1 WHERE p.kind=? AND p.name=?"
-        )
-        if names is None:
-            wanted = self._db.execute(
-                "SELECT DISTINCT kind, p.name FROM policy_peer p JOIN service s ON s.name=p.service AND s.active=1"
-            ).fetchall()
-        else:
-            wanted = [name for name in set(names) if self._db.execute(f"{active} LIMIT 1", name).fetchone()]
+    def _members(self, policed: Iterable[Policed]) -> tuple[Member, ...]:
+        """What the names in these policies stand for: for one of which only some addresses matter, of these."""
+        wanted: set[Name] = set()
+        for each in policed:
+            for entry in each.policy.entries():
+                if entry.peer.kind == "network" or (entry.peer.kind == "service" and each.only is None):
+                    wanted.add((entry.peer.kind, entry.peer.name))
+            for address in each.only or ():
+                wanted.update(("service", name) for name in self._answers_to(address))
         return tuple(Member(kind, name, *self._meant(kind, name)) for kind, name in sorted(wanted))
 
-    def _meant(self, kind: str, name: str) -> tuple[str, tuple[str, ...]]:
-        """Who a name belongs to, "" for nobody yet, and the addresses or subnets that it stands for."""
+    def _answers_to(self, address: str) -> list[str]:
+        rows = self._db.execute(
+            "SELECT n.name FROM lease l JOIN host_name n ON n.service=l.service WHERE l.address=?", (address,)
+        )
+        return [row[0] for row in rows]
+
+    def _meant(self, kind: str, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The addresses or subnets that a name stands for, none while nobody has it, and a network's gateways."""
         if kind == "network":
-            rows = self._db.execute("SELECT cidr FROM subnet WHERE network=? ORDER BY family", (name,)).fetchall()
-            return (name if rows else "", tuple(row[0] for row in rows))
-        found = self._db.execute("SELECT service FROM host_name WHERE name=?", (name,)).fetchone()
-        if found is None:
-            return ("", ())
+            rows = self._db.execute(
+                "SELECT cidr, gateway FROM subnet WHERE network=? ORDER BY family", (name,)
+            ).fetchall()
+            return tuple(row[0] for row in rows), tuple(row[1] for row in rows)
         # also of one that is not active: its leases stay its own
-        rows = self._db.execute("SELECT address FROM lease WHERE service=? ORDER BY network, family", found).fetchall()
-        return (found[0], tuple(row[0] for row in rows))
+        rows = self._db.execute(
+            "SELECT address FROM lease l JOIN host_name n ON n.service=l.service WHERE n.name=?"
+            " ORDER BY network, family",
+            (name,),
+        ).fetchall()
+        return tuple(row[0] for row in rows), ()
 
     # --- writing; inside a transaction ---------------------------------------------------------------------------
 
@@ -71,8 +94,7 @@ class PolicyRows:
         if policy is None:
             return
         self._db.execute("INSERT INTO policy VALUES (?, ?)", (service, json.dumps(policy)))
-        entries = [*(policy.allow_from or ()), *policy.deny_from, *(policy.egress_allow or ()), *policy.egress_deny]
-        peers = {(entry.peer.kind, entry.peer.name) for entry in entries if entry.peer.kind != "prefix"}
+        peers = {(entry.peer.kind, entry.peer.name) for entry in policy.entries() if entry.peer.kind != "prefix"}
         self._db.executemany("INSERT INTO policy_peer VALUES (?, ?, ?)", [(service, *peer) for peer in sorted(peers)])
         self._db.execute(
             "INSERT INTO policed SELECT DISTINCT service, network FROM endpoint WHERE service=?", (service,)

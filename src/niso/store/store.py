@@ -37,7 +37,9 @@ class Scope(NamedTuple):
     services: tuple[str, ...] | None = None
     networks: tuple[str, ...] | None = None
     ports: tuple[Port, ...] | None = None  # of these services, no others
-    names: tuple[Name, ...] = ()  # in policies, beside those that the services have and name now
+    names: tuple[
+        Name, ...
+    ] = ()  # of services and networks, which may stand for other addresses now: policies name them
 
 
 ALL = Scope()
@@ -127,6 +129,10 @@ class Store(PortRows, PolicyRows):
     def _version(self) -> int:
         return int(self._db.execute("PRAGMA user_version").fetchone()[0])
 
+    def changes(self) -> int:
+        """A number that is another one after every change that another connection has made (SQLite's data_version)."""
+        return int(self._db.execute("PRAGMA data_version").fetchone()[0])
+
     def transaction(self) -> Transaction:
         return Transaction(self._db)
 
@@ -167,10 +173,8 @@ class Store(PortRows, PolicyRows):
     # What a begun change has given up is held until it has ended: it may have to be put back.
 
     def names_with(self, services: Iterable[str]) -> tuple[Name, ...]:
-        """What policies may call these services, and whom theirs name."""
-        found = list(services)
-        own = {("service", name) for service in found for name in self.names(service)}
-        return tuple(sorted(own | self.policy_names(found)))
+        """What policies may call these services."""
+        return tuple(sorted({("service", name) for service in services for name in self.names(service)}))
 
     def name_holder(self, name: str) -> str | None:
         """The service that has this name, or would have it again if its begun change were undone."""
@@ -285,7 +289,6 @@ class Store(PortRows, PolicyRows):
                     self.some_ports(name, ports) if ports is not None else (port for _, port in self.ports(name))
                 ),
                 publishes=self.publishes(name),
-                policy=self.policy(name),
                 names=self.names(name),
             )
 
@@ -309,6 +312,8 @@ class Store(PortRows, PolicyRows):
         # a file that has no reader outside the scope is written whole
         inside = [tuple(endpoint.network for endpoint in service.endpoints) for service in services]
         fresh = frozenset(reader for reader, count in lists.items() if everything or inside.count(reader) == count)
+        # where only ports are touched, policies are not
+        policed = tuple(self._policed(services, scope.names)) if scope.ports is None else ()
         neighbours = services if everything else tuple(self._active(self._on({n for r in fresh for n in r})))
         return Snapshot(
             state_id=self.state_id(),
@@ -317,16 +322,13 @@ class Store(PortRows, PolicyRows):
             readers=frozenset(lists),
             fresh=fresh,
             neighbours=neighbours,
-            members=self._members(None if everything else self._named(scope.services or (), wanted or (), scope.names)),
+            policed=policed,
+            members=self._members(policed),
             any_network=self._db.execute("SELECT 1 FROM network LIMIT 1").fetchone() is not None,
             any_active=self.any_active(),
             any_active6=self.any_active(6),
             sysctls_before=tuple(sorted(self.sysctls_before().items())),
         )
-
-    def _named(self, services: tuple[str, ...], networks: tuple[str, ...], others: tuple[Name, ...]) -> set[Name]:
-        """All names that policies may have and that these services and networks have to do with."""
-        return {*self.names_with(services), *(("network", name) for name in networks), *others}
 
     def _on(self, networks: set[str]) -> list[str]:
         names = tuple(networks)

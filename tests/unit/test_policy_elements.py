@@ -1,0 +1,187 @@
+"""The elements that stand for policies in the kernel say what the engine says, in every world, and settle every packet once."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from policy_worlds import SERVICES, Packet, known, network, packets, policy, world, worlds
+
+from niso.policy import Known, World, judge
+from niso.records import Member, Policed
+from niso.render import nft
+from niso.render import policy as rules
+from niso.state import Element
+
+properties = settings(
+    deadline=None,
+    max_examples=2000 if os.environ.get("NISO_TEST_LONG") == "1" else 60,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example],
+)
+
+
+def addresses(known: Known) -> tuple[str, ...]:
+    return tuple(address for endpoint in known.endpoints for address in endpoint.addresses)
+
+
+def members(world: World) -> list[Member]:
+    """What every name stands for."""
+    found = [Member("service", name, addresses(each)) for each in world.services.values() for name in each.names]
+    for name, each in world.networks.items():
+        gateways = tuple(subnet.gateway for subnet in each.subnets)
+        found.append(Member("network", name, tuple(subnet.cidr for subnet in each.subnets), gateways))
+    return found
+
+
+def policed(known: Known, only: frozenset[str] | None = None) -> Policed:
+    return Policed(known.name, addresses(known), known.policy, only)
+
+
+def of(world: World, name: str, only: frozenset[str] | None = None) -> list[Element]:
+    return rules.elements(policed(world.services[name], only), members(world))
+
+
+def look_up(elements: list[Element], ingress: bool, own: str, packet: tuple[str, str, int]) -> list[Element]:
+    """What a chain's look-ups find for (peer, protocol, port), in their order: our own reading of the maps."""
+    peer, proto, port = packet
+    family = 6 if ":" in own else 4
+    found = []
+    for part, (fields, _) in nft.POLICY_PARTS.items():
+        for each in elements:
+            if each.container != f"{'in' if ingress else 'out'}{family}_{part}":
+                continue
+            key = dict(zip(fields.split(" . "), each.element.split(" . "), strict=True))
+            low, _, high = key.get("inet_service", f"{port}").partition("-")
+            if (
+                key["{own}"] == own
+                and ("{peer}" not in key or within(peer, key["{peer}"]))
+                and key.get("inet_proto", proto) == proto
+                and int(low) <= port <= int(high or low)
+            ):
+                found.append(each)
+    return found
+
+
+def within(address: str, key: str) -> bool:
+    number = ipaddress.ip_address(address)
+    if "-" in key:
+        low, high = map(ipaddress.ip_address, key.split("-"))
+        return int(low) <= int(number) <= int(high)
+    return number in ipaddress.ip_network(key)
+
+
+@properties
+@given(st.data())
+def test_elements_say_what_the_engine_says(data: st.DataObject) -> None:
+    drawn = data.draw(worlds())
+    all_elements = {name: of(drawn, name) for name in SERVICES if name in drawn.services}
+    for packet in data.draw(packets(drawn)):
+        agree(drawn, all_elements, packet)
+
+
+def agree(world: World, elements: dict[str, list[Element]], packet: Packet) -> None:
+    source, destination, port, proto = packet
+    if (":" in source) != (":" in destination) or source == destination:
+        return
+    verdicts = judge(world, source, destination, port, proto)
+    holders = [
+        next((each for each in world.services.values() if address in addresses(each)), None)
+        for address in (source, destination)
+    ]
+    if holders[0] is holders[1]:
+        return
+    for holder, ingress, own, peer, reason in (
+        (holders[0], False, source, destination, verdicts[0]),
+        (holders[1], True, destination, source, verdicts[1]),
+    ):
+        if holder is None or (ingress and "host" in reason.words):
+            continue
+        word = {"icmp": "ipv6-icmp" if ":" in own else "icmp"}.get(proto, proto)
+        gate = Element(nft.INET, f"{'in' if ingress else 'e'}gress{6 if ':' in own else 4}", own, "", holder.name)
+        if gate not in elements[holder.name]:
+            assert reason.passes, (packet, reason)
+            continue
+        first = look_up(elements[holder.name], ingress, own, (peer, word, port or 0))[0]
+        assert (first.value == "return") is reason.passes, (packet, reason, first)
+        assert first.comment == f"{holder.name} {reason.key}".rstrip()
+        said = rules.decides(policed(holder), members(world), ingress, own, peer, proto, port)
+        assert said == first
+
+
+@properties
+@given(st.data())
+def test_no_two_elements_of_a_part_answer_for_the_same_packet(data: st.DataObject) -> None:
+    drawn = data.draw(worlds())
+    for name in SERVICES:
+        if name not in drawn.services:
+            continue
+        found = of(drawn, name)
+        assert len({each.key() for each in found}) == len(found)
+        for container in {each.container for each in found}:
+            boxes = [box(each) for each in found if each.container == container]
+            for i, one in enumerate(boxes):
+                for other in boxes[:i]:
+                    assert any(a[1] < b[0] or b[1] < a[0] for a, b in zip(one, other, strict=True)), (one, other)
+
+
+def box(element: Element) -> list[tuple[int, int]]:
+    """The ranges of an element's fields."""
+    ranges = []
+    for field in element.element.split(" . "):
+        if "/" in field:
+            span = ipaddress.ip_network(field)
+            ranges.append((int(span[0]), int(span[-1])))
+        elif field in ("tcp", "udp", "sctp", "icmp", "ipv6-icmp"):
+            number = ("tcp", "udp", "sctp", "icmp", "ipv6-icmp").index(field)
+            ranges.append((number, number))
+        else:
+            low, _, high = field.partition("-")
+            ends = (low, high or low)
+            ranges.append(
+                tuple(int(ipaddress.ip_address(end)) if "." in end or ":" in end else int(end) for end in ends)  # type: ignore[arg-type]
+            )
+    return ranges
+
+
+@properties
+@given(st.data(), st.sampled_from(SERVICES))
+def test_peer_that_comes_or_goes_changes_its_own_elements_alone(data: st.DataObject, gone: str) -> None:
+    """And those are what the scope of that change renders."""
+    drawn = data.draw(worlds())
+    if gone not in drawn.services:
+        return
+    without = drawn._replace(services={n: each for n, each in drawn.services.items() if n != gone})
+    moved = frozenset(addresses(drawn.services[gone]))
+    for name in without.services:
+        before, after = set(of(without, name)), set(of(drawn, name))
+        some_before = set(rules.elements(policed(without.services[name], moved), members(without)))
+        some_after = set(rules.elements(policed(drawn.services[name], moved), members(drawn)))
+        assert some_before <= before and some_after <= after
+        assert after - before == some_after - some_before
+        assert before - after == some_before - some_after
+
+
+def test_overlaps_are_settled_by_the_narrowest_that_is_named() -> None:
+    policy_ = policy(["api:80", "10.99.0.0/16:80-90/tcp", "0.0.0.0/0:443/tcp"], ["api:85", "10.99.1.0/24:82"])
+    about = world(
+        [known("db", {"net": ["10.99.1.2"]}, policy_), known("api", {"net": ["10.99.1.3"]})],
+        [network("net", "10.99.1.0/24")],
+        ["192.0.2.1"],
+    )
+    elements = of(about, "db")
+
+    def said(peer: str, port: int) -> tuple[str, str]:
+        first = look_up(elements, True, "10.99.1.2", (peer, "tcp", port))[0]
+        return first.container, first.value
+
+    assert said("10.99.1.3", 80) == ("in4_port", "return")
+    assert said("10.99.1.3", 85) == ("in4_port", "drop")
+    assert said("10.99.1.3", 82) == ("in4_port", "drop")
+    assert said("10.99.1.3", 443) == ("in4_port", "return")
+    assert said("10.99.1.9", 82) == ("in4_prefix_ports", "drop")
+    assert said("10.99.2.9", 82) == ("in4_prefix_ports", "return")
+    assert said("10.99.2.9", 443) == ("in4_prefix_ports", "return")
+    assert said("192.0.2.7", 443) == ("in4_any_port", "return")
+    assert said("192.0.2.7", 80) == ("in4_rest", "drop")
