@@ -13,6 +13,7 @@ from niso.kernel.sockdiag import Connection
 from niso.policy import Known, World
 from niso.records import Endpoint, Policy
 from niso.render import nft
+from niso.render.policy import PASSES
 from niso.state import State
 from niso.store.store import Store
 
@@ -40,9 +41,10 @@ def world(store: Store) -> World:
     return World(services, {network.name: network for network in store.networks()}, host)
 
 
-def touched(before: State, after: State) -> bool:
-    """Whether a change may deny what was allowed."""
-    return _said(before) != _said(after)
+def narrows(before: State, after: State) -> bool:
+    """Whether a change may deny what was allowed: something that let pass is gone, or something that does not is new."""
+    was, now = _said(before), _said(after)
+    return any(value == PASSES for _, value in was - now) or any(value != PASSES for _, value in now - was)
 
 
 def _said(state: State) -> set[tuple[tuple[str, ...], str]]:

@@ -76,7 +76,7 @@ def activate(
                 after = desired_now(store, scope)
                 _flush(before, after)
                 portmap.flush(before, after)
-                if policies.touched(before, after):
+                if policies.narrows(before, after):
                     policies.cut(store, [change.name for change in changes])
             _run(changes, timeout_s, report)
             with Lock(), store.transaction():

@@ -172,11 +172,12 @@ def elements(lab: Lab) -> set[str]:
         if match := re.match(r"\t(?:set|map) (\S+) \{", line):
             container = match[1]
         if match := re.match(r"\t\telements = \{ (.*) \}", line):
-            for each in match[1].split(", "):
-                each = re.sub(" counter packets [0-9]+ bytes [0-9]+", "", each)
-                if not re.match("(in|out)[46]_", container):
-                    each = re.sub(' comment "[^"]*"', "", each)
-                found.add(f"element {table} {container} {{ {each} }}")
+            unseen = r" counter packets \d+ bytes \d+"
+            if not re.match("(in|out)[46]_", container):
+                unseen += '| comment "[^"]*"'
+            found.update(
+                f"element {table} {container} {{ {re.sub(unseen, '', each)} }}" for each in match[1].split(", ")
+            )
     return found
 
 
