@@ -8,9 +8,20 @@ import sys
 
 from niso_world import NisoWorld
 from peer_worlds import Docker, Netavark
+from policy_worlds import NoPolicy, Policed, Policies, Switched, Tracked
 from worlds import Plain
 
-WORLDS = {"niso": NisoWorld, "netavark": Netavark, "docker": Docker, "plain": Plain}
+WORLDS = {
+    "niso": NisoWorld,
+    "netavark": Netavark,
+    "docker": Docker,
+    "plain": Plain,
+    "policies": Policies,
+    "switched": Switched,
+    "tracked": Tracked,
+    "no-policy": NoPolicy,
+    "policed": Policed,
+}
 
 
 def main(kind: str, flows: str) -> None:

@@ -1,11 +1,12 @@
-/* New flows for the benchmark of published ports: each is a TCP connection, or a UDP socket's first datagram, whose
+/* New flows for the benchmarks of published ports and of policies: each is a TCP connection, or a UDP socket's first datagram, whose
  * server answers with one byte.
  *
  *   flows serve CPU PORT                              answers TCP and UDP on PORT, says "ready", runs until killed
  *   flows load tcp|udp CPU ADDRESS PORT MS NUMBER     prints "flows, failed, microseconds"; the first flow is NUMBER
+ *             [SOURCE]                                from this address alone
  *
  * The client keeps WINDOW flows open at a time, for MS milliseconds, or longer until one is through. Flow n comes from
- * address SOURCE + n / PORTS and port LOW + n % PORTS, so that none is taken for an earlier one that connection tracking
+ * address source + n / PORTS and port LOW + n % PORTS, so that none is taken for an earlier one that connection tracking
  * still has.
  */
 #define _GNU_SOURCE
@@ -23,7 +24,8 @@
 #include <unistd.h>
 
 enum { WINDOW = 64, LOW = 2048, PORTS = 63488, SOURCES = 16, EVENTS = 256, PATIENCE_US = 5000000 };
-static const char SOURCE[] = "192.0.2.16";
+static const char *source = "192.0.2.16";
+static int sources = SOURCES;
 
 static void pin(const char *cpu)
 {
@@ -94,8 +96,8 @@ static int serve(int port)
 static int begin(int kind, int epoll, const struct sockaddr_in *to, int64_t number)
 {
 	struct sockaddr_in from = {.sin_family = AF_INET, .sin_port = htons(LOW + number % PORTS)};
-	inet_pton(AF_INET, SOURCE, &from.sin_addr);
-	from.sin_addr.s_addr = htonl(ntohl(from.sin_addr.s_addr) + number / PORTS % SOURCES);
+	inet_pton(AF_INET, source, &from.sin_addr);
+	from.sin_addr.s_addr = htonl(ntohl(from.sin_addr.s_addr) + number / PORTS % sources);
 	int fd = bound(kind, from);
 	if (kind == SOCK_STREAM) {
 		struct linger reset = {.l_onoff = 1, .l_linger = 0}; /* no TIME_WAIT here either */
@@ -140,9 +142,13 @@ int main(int argc, char **argv)
 		pin(argv[2]);
 		return serve(atoi(argv[3]));
 	}
-	if (argc == 8 && !strcmp(argv[1], "load")) {
+	if ((argc == 8 || argc == 9) && !strcmp(argv[1], "load")) {
+		if (argc == 9) {
+			source = argv[8];
+			sources = 1;
+		}
 		pin(argv[3]);
 		return load(strcmp(argv[2], "udp") ? SOCK_STREAM : SOCK_DGRAM, argv[4], atoi(argv[5]), 1000 * atoll(argv[6]), atoll(argv[7]));
 	}
-	errx(2, "usage: flows serve CPU PORT | flows load tcp|udp CPU ADDRESS PORT MS NUMBER");
+	errx(2, "usage: flows serve CPU PORT | flows load tcp|udp CPU ADDRESS PORT MS NUMBER [SOURCE]");
 }

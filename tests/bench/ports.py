@@ -1,31 +1,17 @@
 """The benchmark of published ports, of niso and of its peers in turn: ``ports.py [--quick] [--profile] [--output FILE]``.
 
-Each world (worlds.py) has a lab of its own and all of these live at once, so that what is compared is measured in turn:
-A B C C B A …. Ratios are those of one round; what is shown is their median. Nothing here passes or fails.
+Each world (worlds.py) has a lab of its own; how they are driven: driver.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import datetime
 import functools
-import glob
-import json
-import os
-import pathlib
-import platform
-import select
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
 
-HERE = pathlib.Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-CACHE = ROOT / ".cache" / "bench"
+from driver import Cases, Driver, Figures, Lab, column, head, load, rate, ratio, say, spread, store
 
 SMALL = 10
 RANGE = 1_000
@@ -46,66 +32,12 @@ class Sizes:
         self.flow_ms = 150 if quick else 250
 
 
-Cases = dict[Any, Callable[[], list[float]]]
-Figures = dict[Any, list[list[float]]]
-"""Case -> one list of figures for each round."""
-
-
-class Lab:
-    """A world in a lab; its calls end the benchmark when its time is up."""
-
-    def __init__(self, kind: str, flows: str, deadline: float) -> None:
-        self.kind = kind
-        self._deadline = deadline
-        argv = [sys.executable, "-m", "niso.lab", "--", sys.executable, "-B", str(HERE / "agent.py"), kind, flows]
-        self._process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=environment(), cwd="/"
-        )
-
-    def call(self, method: str, *args: Any) -> Any:
-        """What the method gives. Raises RuntimeError where it fails, TimeoutError when the time is up."""
-        assert self._process.stdin and self._process.stdout
-        try:
-            self._process.stdin.write(json.dumps({"call": method, "args": args}).encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise RuntimeError(f"the lab of {self.kind} has ended") from None
-        left = self._deadline - time.monotonic()
-        if not select.select([self._process.stdout], [], [], max(0.0, left))[0]:
-            raise TimeoutError(f"the time is up in {self.kind}: {method}")
-        answer = json.loads(self._process.stdout.readline() or '{"error": "the lab has ended"}')
-        if "error" in answer:
-            raise RuntimeError(f"{self.kind}: {answer['error']}")
-        return answer["got"]
-
-    def close(self) -> None:
-        self._process.terminate()  # what is in the lab goes with it
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-
-class Bench:
+class Bench(Driver):
     def __init__(self, sizes: Sizes) -> None:
+        super().__init__(sizes.whole_s)
         self.sizes = sizes
-        self.deadline = time.monotonic() + sizes.whole_s
-        self.flows = str(CACHE / "flows")
-        CACHE.mkdir(parents=True, exist_ok=True)
-        compiler = ["gcc", "-O2", "-Wall", "-static", "-o", self.flows, str(HERE / "flows.c")]
-        subprocess.run(compiler, check=True)
-        self.labs: dict[tuple[str, int], Lab] = {}
         self.filled: dict[tuple[str, int], dict[str, float]] = {}
         self.absent: dict[str, str] = {}
-        self.notes: list[str] = []
-
-    def __enter__(self) -> Bench:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for lab in self.labs.values():
-            lab.close()
 
     def make(self, kind: str, ports: int, services: int) -> None:
         """A lab with as many published ports; where it cannot be, `absent` says why."""
@@ -126,24 +58,6 @@ class Bench:
 
     def kinds(self) -> list[str]:
         return [kind for kind in ("niso", "netavark", "docker") if (kind, SMALL) in self.labs]
-
-    def in_turn(self, name: str, cases: Cases, rounds: int, within: float) -> Figures:
-        """The cases in turn, every second round in reverse, one as a warm-up; how busy the machine was is noted.
-
-        ``within`` is the part of the whole time that it may take: then it ends with the round.
-        """
-        say(f"{name}: {rounds} rounds of {len(cases)}")
-        before, end = load(), time.monotonic() + within * self.sizes.whole_s
-        found: Figures = {case: [] for case in cases}
-        done = -1
-        while done < rounds and (done < 1 or time.monotonic() < end):
-            for case in list(cases) if done % 2 else reversed(cases):
-                figures = cases[case]()
-                if done >= 0:
-                    found[case].append(figures)
-            done += 1
-        self.notes.append(f"{name}: {done} rounds, load {before} to {load()}")
-        return found
 
     # --- the measurements --------------------------------------------------------------------------------------------
 
@@ -217,7 +131,11 @@ class Bench:
         say(f"measured in {time.monotonic() - began:.0f} s")
         return "\n".join(
             [
-                *head(self),
+                *head(
+                    "Published ports: what they cost",
+                    "./dev bench ports --quick" if sizes.quick else "./dev bench ports",
+                    f"a round of flows is {sizes.flow_ms} ms of each",
+                ),
                 *one_more_table(self, one),
                 *ranges_table(ranges | slow, counted | slow),
                 *flows_table(self, flows),
@@ -238,27 +156,7 @@ class Bench:
         return f"20 times one more port at {most:,}\n{one}\n5 times a shifted range of {RANGE:,} at {SMALL}\n{span}"
 
 
-def rate(lab: Lab, *args: Any) -> list[float]:
-    return [lab.call("rate", *args)]
-
-
 # --- the text --------------------------------------------------------------------------------------------------------
-
-
-def spread(values: list[float], unit: str = "") -> str:
-    """Median, least and most: ``3.1 (2.9 to 4.0)``."""
-    if len(values) == 1:
-        return f"{number(values[0])}{unit} (once)"
-    return f"**{number(statistics.median(values))}**{unit} ({number(min(values))} to {number(max(values))})"
-
-
-def number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def ratio(above: list[list[float]], below: list[list[float]]) -> str:
-    """The median of the rounds' ratios of the first figure."""
-    return f"{statistics.median(a[0] / b[0] for a, b in zip(above, below, strict=False)):.2f}"
 
 
 NAMES = {
@@ -268,10 +166,6 @@ NAMES = {
     ("netavark", "attach"): "netavark setup / teardown",
     ("docker", "attach"): "docker run -d / rm -f",
 }
-
-
-def column(rows: list[list[float]], which: int = 0) -> list[float]:
-    return [row[which] for row in rows]
 
 
 def one_more_table(bench: Bench, found: Figures) -> list[str]:
@@ -368,21 +262,6 @@ def flows_table(bench: Bench, found: Figures) -> list[str]:
     ]
 
 
-def head(bench: Bench) -> list[str]:
-    mode = "./dev bench ports --quick" if bench.sizes.quick else "./dev bench ports"
-    return [
-        "# Published ports: what they cost",
-        "",
-        f"Written by `{mode}` on {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC."
-        " What is compared was measured in turn, each in a lab of its own; ratios are medians of the rounds' ratios.",
-        "",
-        f"- machine: {machine()}",
-        f"- versions: {', '.join(versions())}",
-        f"- one round that is not counted comes first; a round of flows is {bench.sizes.flow_ms} ms of each",
-        "",
-    ]
-
-
 def foot(bench: Bench) -> list[str]:
     filled = "; ".join(
         f"{kind} {ports:,} in {found['seconds']:.1f} s" for (kind, ports), found in bench.filled.items() if found
@@ -395,46 +274,6 @@ def foot(bench: Bench) -> list[str]:
         "- All state folders are on tmpfs: a disk's fsync is in no figure.",
         "",
     ]
-
-
-def machine() -> str:
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-        models = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return f"{models[0] if models else platform.machine()}, {len(os.sched_getaffinity(0))} processors, {memory:.0f} GiB"
-
-
-def versions() -> list[str]:
-    found = [f"Linux {platform.release()}", f"Python {platform.python_version()}"]
-    git = ["git", "-C", str(ROOT), "-c", f"safe.directory={ROOT}", "describe", "--always", "--dirty"]
-    for name, argv, word in (
-        ("niso", git, 0),
-        ("nft", ["nft", "--version"], 1),
-        ("netavark", ["netavark", "--version"], 1),
-        ("docker", ["dockerd", "--version"], 2),
-        ("", ["iptables", "--version"], slice(None)),
-    ):
-        with contextlib.suppress(OSError):
-            said = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment()).stdout.split()
-            words = said[word] if isinstance(word, slice) else said[word : word + 1]
-            found.append(" ".join([name, *words]).strip(" ,"))
-    return found
-
-
-def environment() -> dict[str, str]:
-    """With the peers on PATH, and without what would change niso's behaviour."""
-    peers = [path for package in ("bin", "sbin", "lib/podman") for path in glob.glob(f"{CACHE}/*/usr/{package}")]
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("NISO_", "DOCKER_", "NETAVARK_"))}
-    own = os.path.join(sys.prefix, "bin")
-    return kept | {"PATH": ":".join([own, *peers, "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"])}
-
-
-def load() -> str:
-    return f"{os.getloadavg()[0]:.2f}"
-
-
-def say(text: str) -> None:
-    print(f"bench: {text}", file=sys.stderr)
 
 
 def main() -> int:
@@ -452,10 +291,7 @@ def main() -> int:
     except (RuntimeError, TimeoutError) as error:
         say(str(error))
         return 1
-    output = pathlib.Path(options.output or ROOT / "docs" / "bench" / "ports.md")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text, encoding="utf-8")
-    print(text)
+    store(text, options.output, "ports.md")
     return 0
 
 

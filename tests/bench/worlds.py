@@ -93,6 +93,15 @@ class World:
 
     def serve(self, names: Iterable[str] = ("first", "last")) -> None:
         """Start the servers, and get the client's addresses and the timeouts of connection tracking ready."""
+        self.start_servers(names)
+        for i in range(_SOURCES):
+            run("ip", "-n", "client", "address", "add", f"192.0.2.{16 + i}/24", "dev", "eth0")
+        for name in ("tcp_timeout_close", "udp_timeout"):  # in s: the table must not fill up
+            with open(f"/proc/sys/net/netfilter/nf_conntrack_{name}", "w", encoding="ascii") as file:
+                file.write("1")
+
+    def start_servers(self, names: Iterable[str]) -> None:
+        """Start a server in each of these services."""
         for name in names:
             argv = [*self.in_service(name), self.flows, "serve", self.server_cpu, str(SERVED)]
             server = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
@@ -100,11 +109,6 @@ class World:
             assert server.stdout
             if server.stdout.readline() != "ready\n":
                 raise RuntimeError(f"{argv} does not serve")
-        for i in range(_SOURCES):
-            run("ip", "-n", "client", "address", "add", f"192.0.2.{16 + i}/24", "dev", "eth0")
-        for name in ("tcp_timeout_close", "udp_timeout"):  # in s: the table must not fill up
-            with open(f"/proc/sys/net/netfilter/nf_conntrack_{name}", "w", encoding="ascii") as file:
-                file.write("1")
 
     def rate(self, proto: str, to: str, ms: int) -> float:
         """New flows per second from the client; ``to`` is "first" or "last"."""
