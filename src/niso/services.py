@@ -11,27 +11,24 @@ import json
 import os
 import sqlite3
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from niso import forwarding, names, package, paths, policies, portmap
+from niso import ending, forwarding, membership, names, package, paths, policies, portmap, starting
 from niso.admission import Change, record, release, scope_of
 from niso.apply import Lock, Report, carry_out, converge, desired_now, plan, silent
 from niso.errors import Conflict, ErrorGroup, NisoError, NotFound
-from niso.kernel import conntrack, netns
+from niso.kernel import netns
 from niso.kernel.write import remove_hosts
+from niso.membership import Membership
 from niso.records import Port
-from niso.runtime import process
+from niso.runtime import process, spec
 from niso.runtime.lock import remove_locks, service_lock
 from niso.runtime.spec import ProcessSpec
 from niso.state import State
 from niso.store.store import Intent, Scope, ServiceRow, Store
 from niso.targets import Target, still_so
-
-STARTED_WITHIN_S = 0.2
-"""An end within this time is a failed activation: a wrong entrypoint shows only as the end of PID 1's child."""
 
 
 class Outcome(NamedTuple):
@@ -45,57 +42,119 @@ class Outcome(NamedTuple):
 
 
 def activate(
-    store: Store, targets: list[Target], timeout_s: float, report: Report = silent, dry_run: bool = False
+    store: Store,
+    targets: list[Target],
+    timeout_s: float,
+    report: Report = silent,
+    dry_run: bool = False,
+    after: starting.After | None = None,
+    stack: Membership | None = None,
 ) -> list[Outcome]:
-    """Make all ``targets`` active, all or none.
+    """Make all ``targets`` active, all or none; their processes start in the order that ``after`` asks for (`starting.run`).
 
-    An active service whose manifest changed gets the difference; one that is as it should be is left alone. Raises
-    InvalidInput, Conflict, KernelError, ProcessError; then everything is as before.
+    An active service whose manifest changed gets the difference; one that is as it should be is left alone. With ``stack`` they
+    belong to it from then on, its networks are made, and those that leave it end. Raises InvalidInput, Conflict, KernelError,
+    ProcessError; then everything is as before.
     """
     if dry_run:
         with Lock(), store.transaction() as transaction:
             transaction.cancel()
-            return _plan_only(store, targets, report)
-    recover(store, report, [target.name for target in targets])
-    with _locked(store, [target.name for target in targets]):
+            return _plan_only(store, targets, report, stack)
+    every = [*(stack.leaving if stack else ()), *(target.name for target in targets)]
+    recover(store, report, every)
+    with _locked(store, every):
         targets = [still_so(store, target) for target in targets]
         changes: list[Change] = []
         try:
             _begin_copies(store, targets)
             copies = {target.name: _copy(target, report) for target in targets}
+            leaving = _stopped(store, targets, copies, stack, report)
             with Lock():
-                scope = scope_of(store, targets)
+                scope = _scope(store, targets, leaving)
                 with store.transaction():
                     before = desired_now(store, scope)
-                    recorded = _recorded(store, targets, copies)
+                    recorded = _recorded(store, targets, copies, leaving, stack)
                     # what is somebody else's is found before anything is on record or changed
                     planned = plan(store, scope, before, trusting=True)
                 changes += recorded
                 policies.introduce(store, before, planned.want)
                 steps = carry_out(store, scope, before, planned, report)
-                after = desired_now(store, scope)
-                _flush(before, after)
-                portmap.flush(before, after)
-                if policies.touched(before, after):
+                reached = desired_now(store, scope)
+                ending.flush(before, reached)
+                portmap.flush(before, reached)
+                if policies.touched(before, reached):
                     policies.cut(store, [change.name for change in changes])
-            _run(changes, timeout_s, report)
+            starting.run(changes, timeout_s, report, after)
             with Lock(), store.transaction():
-                scope, before = _drop_left(store, changes)
+                touched = _touched(store, changes, bool(steps))
+                scope, before = _drop_left(store, changes, stack)
                 if scope.networks:
                     converge(store, scope, before, report, teardown=True)
         except BaseException as error:
-            _undo_all(store, [target.name for target in targets], error, report)
+            _undo_all(store, every, error, report)
             raise
         for change in changes:
             package.keep_only(change.name, {change.row.package})
-        return [_outcome(store, change, bool(steps)) for change in changes]
+        return [_outcome(store, change, change.name in touched) for change in changes]
 
 
-def _recorded(store: Store, targets: list[Target], copies: dict[str, str]) -> list[Change]:
+def _stopped(
+    store: Store, targets: list[Target], copies: dict[str, str], stack: Membership | None, report: Report
+) -> list[ServiceRow]:
+    """The services that leave the stack, their processes stopped; what ends them is undone like an activation."""
+    if stack is None or not stack.leaving:
+        return []
+    rows = _leaving(store, stack)
+    if rows:
+        # what cannot be is found before anything is stopped
+        with Lock(), store.transaction() as transaction:
+            transaction.cancel()
+            scope = _scope(store, targets, rows)
+            before = desired_now(store, scope)
+            _recorded(store, targets, copies, rows, stack)
+            plan(store, scope, before, trusting=True)
+    _begin(store, list(stack.leaving), "activate")
+    ending.raise_all(list(ending.stop(rows, report, stack.needs).values()))
+    return rows
+
+
+def _leaving(store: Store, stack: Membership | None) -> list[ServiceRow]:
+    """The active services that leave the stack."""
+    rows = [store.service(name) for name in (stack.leaving if stack else ())]
+    return [row for row in rows if row is not None and row.active]
+
+
+def _scope(store: Store, targets: list[Target], leaving: list[ServiceRow]) -> Scope:
+    scope = scope_of(store, targets)
+    names = (*(scope.services or ()), *(row.name for row in leaving))
+    on = {*(scope.networks or ()), *(network for row in leaving for network in row.networks)}
+    return Scope(names, tuple(sorted(on)), names=store.names_with(names))
+
+
+def _recorded(
+    store: Store, targets: list[Target], copies: dict[str, str], leaving: list[ServiceRow], stack: Membership | None
+) -> list[Change]:
+    if stack is not None:
+        membership.prepare(store, stack, copies)
+        ending.go(store, leaving)
     for target in targets:
         release(store, target)
-    together = frozenset(copies)
-    return [record(store, target, copies[target.name], together) for target in targets]
+    together = frozenset((*copies, *(row.name for row in leaving)))
+    changes = [record(store, target, copies[target.name], together) for target in targets]
+    if stack is not None:
+        for change in changes:
+            store.join_stack(change.name, stack.stack)
+    return changes
+
+
+def _touched(store: Store, changes: list[Change], steps: bool) -> set[str]:
+    """The services that an activation has changed, by their rows; all of them where the kernel alone was not as it should be."""
+    found = {
+        change.name
+        for change in changes
+        if change.restarts or (intent := store.intent(change.name)) is None or not store.is_as_before(intent)
+    }
+    return {change.name for change in changes} if steps and not found else found
 
 
 def _begin_copies(store: Store, targets: list[Target]) -> None:
@@ -120,10 +179,14 @@ def _copy(target: Target, report: Report) -> str:
     return path
 
 
-def _plan_only(store: Store, targets: list[Target], report: Report) -> list[Outcome]:
-    scope = scope_of(store, targets)
+def _plan_only(store: Store, targets: list[Target], report: Report, stack: Membership | None) -> list[Outcome]:
+    copies = {target.name: _copy_path(target, report) for target in targets}
+    leaving = _leaving(store, stack)
+    for row in leaving:
+        report(f"stop {row.name}")
+    scope = _scope(store, targets, leaving)
     before = desired_now(store, scope)
-    changes = _recorded(store, targets, {target.name: _copy_path(target, report) for target in targets})
+    changes = _recorded(store, targets, copies, leaving, stack)
     steps = plan(store, scope, before).steps
     for step in steps:
         report(step.describe())
@@ -131,17 +194,18 @@ def _plan_only(store: Store, targets: list[Target], report: Report) -> list[Outc
         if change.restarts:
             if change.before is not None and change.before.active:
                 report(f"stop {change.name}")
-            report(_start_words(change.row))
-    scope, before = _drop_left(store, changes)
+            report(starting.words(change.row))
+    touched = _touched(store, changes, bool(steps))
+    scope, before = _drop_left(store, changes, stack)
     for step in plan(store, scope, before).steps if scope.networks else []:
         report(step.describe())
-    return [_outcome(store, change, bool(steps)) for change in changes]
+    return [_outcome(store, change, change.name in touched) for change in changes]
 
 
-def _drop_left(store: Store, changes: list[Change]) -> tuple[Scope, State]:
+def _drop_left(store: Store, changes: list[Change], stack: Membership | None) -> tuple[Scope, State]:
     """End the intents and drop the networks that nobody is on any more; the scope that this changed, and its state before."""
-    for change in changes:
-        store.end_intent(change.name)
+    for name in (*(change.name for change in changes), *(stack.leaving if stack else ())):
+        store.end_intent(name)
     left = {name for c in changes if c.before for name in set(c.before.networks) - set(c.row.networks)}
     scope = Scope((), tuple(sorted(left)))
     before = desired_now(store, scope)
@@ -149,31 +213,9 @@ def _drop_left(store: Store, changes: list[Change]) -> tuple[Scope, State]:
     return scope, before
 
 
-def _start_words(row: ServiceRow) -> str:
-    return f"start {row.name}: {' '.join(stored_spec(row).argv)}"
-
-
 def stored_spec(row: ServiceRow) -> ProcessSpec:
     """The process spec of a service's last activation."""
-    return ProcessSpec(**json.loads(row.spec))
-
-
-def _run(changes: list[Change], timeout_s: float, report: Report) -> None:
-    """Start the processes that must be, and see that they do not end at once: each by its own time."""
-    within_s = min(STARTED_WITHIN_S, timeout_s)
-    young: deque[tuple[float, str]] = deque()  # (when it is old enough, service), in that order
-    for change in changes:
-        while young and young[0][0] <= time.monotonic():
-            process.started_ok(young.popleft()[1], 0)
-        if change.restarts:
-            if change.before is not None and change.before.active:
-                report(f"stop {change.name}")
-                process.stop(change.name, stored_spec(change.before).stop_timeout_s)
-            report(_start_words(change.row))
-            process.start(stored_spec(change.row))
-            young.append((time.monotonic() + within_s, change.name))
-    for ripe_at, name in young:
-        process.started_ok(name, max(0.0, ripe_at - time.monotonic()))
+    return spec.parse(row.spec)
 
 
 def _undo_all(store: Store, names: list[str], cause: BaseException, report: Report) -> None:
@@ -236,9 +278,9 @@ def _undo_record(store: Store, intent: Intent, report: Report) -> None:
         after = desired_now(store, scope)
         for file in before.hosts_files - after.hosts_files:
             remove_hosts(file.folder)  # a kill may have left one that was being made, which reads as none
-        _flush(before, after)
+        ending.flush(before, after)
         forwarding.forget(store)
-    _settle(before)
+    ending.settle(before)
 
 
 def _forget_failed(name: str, kept: ServiceRow | None) -> None:
@@ -249,69 +291,65 @@ def _forget_failed(name: str, kept: ServiceRow | None) -> None:
 
 
 def _runs_with(name: str, spec_text: str) -> bool:
-    from niso.runtime import spec
-
-    saved = spec.load(name)
-    return saved is not None and json.loads(spec_text) == saved._asdict() and process.runs(name)
-
-
-def _flush(before: State, after: State) -> None:
-    """No flow of an address that is gone is left for the next one that gets it."""
-    gone = {a.address.partition("/")[0] for a in before.addresses if a.netns}
-    gone -= {a.address.partition("/")[0] for a in after.addresses if a.netns}
-    if gone:
-        conntrack.flush_addresses(gone)
+    return spec.load(name) == spec.parse(spec_text) and process.runs(name)
 
 
 def _outcome(store: Store, change: Change, changed: bool) -> Outcome:
     addresses = tuple(address for _, address in store.addresses(change.name))
     ports = tuple(port for _, port in store.ports(change.name))
-    return Outcome(change.name, changed or change.restarts, addresses, ports)
+    return Outcome(change.name, changed, addresses, ports)
 
 
 # --- deactivate, remove, restart -------------------------------------------------------------------------------------
 
 
 def deactivate(
-    store: Store, services: list[str], report: Report = silent, dry_run: bool = False
+    store: Store,
+    services: list[str],
+    report: Report = silent,
+    dry_run: bool = False,
+    keep_forwards: bool = False,
+    needs: ending.Needs | None = None,
 ) -> list[tuple[str, bool]]:
-    """Stop services and take down their networks; leases stay. Gives (service, whether it was active)."""
+    """Stop services and take down their networks; leases stay. Gives (service, whether it was active).
+
+    With ``keep_forwards`` their forwards come back with them. Processes end at once, but those that others depend on after them.
+    """
     if dry_run:
         with Lock(), store.transaction() as transaction:
             transaction.cancel()
-            lines: dict[str, None] = {}  # what one service's end has done is no step of the next one's
-            for name in services:
-                _plan_deactivation(store, name, lines.setdefault)
-            for line in lines:
-                report(line)
+            ending.plan_only(store, services, report)
         return []
     recover(store, report, services)
     with _locked(store, services):
         active = [name for name in services if (row := store.service(name)) is not None and row.active]
-        _begin(store, active, "deactivate")
-        _each(active, lambda name: _finish(store, name, report, ends=True))
+        _begin(store, active, "stop" if keep_forwards else "deactivate")
+        errors = ending.finish(store, active, report, True, keep_forwards, needs)
+        idle = [name for name in services if name not in active and store.forwards(name)]
+        if idle and not keep_forwards:
+            with Lock(), store.transaction():
+                for name in idle:
+                    store.end_publishing(name)
+        ending.raise_all(errors)
     return [(name, name in active) for name in services]
 
 
 def remove(store: Store, services: list[str], report: Report = silent) -> None:
     """Deactivate services and forget them, their leases, logs and copies. Raises NisoError."""
-
-    def end(name: str) -> None:
-        _finish(store, name, report, ends=False)
-        _forget(store, name, report)
-
     recover(store, report, services)
     with _locked(store, services):
         known = [name for name in services if store.service(name) is not None]
         _begin(store, known, "remove")
-        _each(known, end)
+        errors = ending.finish(store, known, report, ends=False)
+        ending.forget(store, [name for name in known if (row := store.service(name)) and not row.active], report)
+        ending.raise_all(errors)
 
 
 def restart(store: Store, services: list[str], report: Report = silent) -> None:
     """End and start the processes of active services; namespace, addresses and ports stay."""
     recover(store, report, services)
     with _locked(store, services):
-        specs = []
+        rows = []
         for name in services:
             row = store.service(name)
             if row is None or not row.active:
@@ -320,12 +358,8 @@ def restart(store: Store, services: list[str], report: Report = silent) -> None:
             for folder in (row.package, row.rootfs):
                 if folder is not None and not os.path.isdir(folder):
                     raise NotFound(f"{name}: {folder} is gone", f"niso activate {row.manifest_path}")
-            specs.append(stored_spec(row))
-        for spec in specs:
-            report(f"restart {spec.service}")
-            process.stop(spec.service, spec.stop_timeout_s)
-            process.start(spec)
-            process.started_ok(spec.service, STARTED_WITHIN_S)
+            rows.append(row)
+        starting.restart(rows, report)
 
 
 def port_forward(
@@ -368,9 +402,11 @@ def recover(store: Store, report: Report = silent, names: Iterable[str] = ()) ->
             elif intent.action == "activate":
                 _undo(store, intent, report)
             else:
-                _finish(store, intent.service, report, ends=intent.action == "deactivate")
+                ending.raise_all(
+                    ending.finish(store, [intent.service], report, intent.action != "remove", intent.action == "stop")
+                )
                 if intent.action == "remove":
-                    _forget(store, intent.service, report)
+                    ending.forget(store, [intent.service], report)
         except NisoError as error:
             report(f"{found.service}: what was begun cannot be ended yet: {error.message}")
             if found.service in concerned:
@@ -406,77 +442,3 @@ def _begin(store: Store, services: list[str], action: str) -> None:
         with Lock(), store.transaction():
             for name in services:
                 store.begin_intent(name, action, time.time())
-
-
-def _each(services: list[str], end: Callable[[str], None]) -> None:
-    """Do it for all, and raise what went wrong afterwards."""
-    errors: list[NisoError] = []
-    for name in services:
-        try:
-            end(name)
-        except NisoError as error:
-            errors.append(error)
-    if errors:
-        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
-
-
-def _finish(store: Store, name: str, report: Report, ends: bool) -> None:
-    """Stop a service and take down its network; the caller holds its lock. ``ends`` the intent that it has begun."""
-    row = store.service(name)
-    if row is None:
-        return
-    report(f"stop {name}")
-    process.stop(name, stored_spec(row).stop_timeout_s)
-    scope = Scope((name,), row.networks)
-    with Lock(), store.transaction():
-        before = desired_now(store, scope)
-        store.set_active(name, False)
-        forwarding.note_late(store)
-        store.end_publishing(name)
-        converge(store, scope, before, report, teardown=True)
-        netns.clear_unfinished(names.netns(name))
-        _flush(before, desired_now(store, scope))
-        if ends:
-            store.end_intent(name)
-        forwarding.forget(store)
-    _settle(before)
-
-
-def _forget(store: Store, name: str, report: Report) -> None:
-    report(f"forget {name}")
-    row = store.service(name)
-    package.keep_only(name, set())
-    package.delete_tree(paths.log_dir(name))
-    on = row.networks if row else ()
-    with Lock():
-        scope = Scope((), on, names=store.names_with([name]))
-        with store.transaction():
-            before = desired_now(store, scope)
-            store.forget(name)
-            store.end_intent(name)
-            store.drop_implicit_networks(on)
-            converge(store, scope, before, report, teardown=True)
-
-
-def _plan_deactivation(store: Store, name: str, report: Report) -> None:
-    row = store.service(name)
-    if row is None or not row.active:
-        return
-    report(f"stop {name}")
-    scope = Scope((name,), row.networks)
-    before = desired_now(store, scope)
-    store.set_active(name, False)
-    forwarding.note_late(store)
-    for step in plan(store, scope, before).steps:
-        report(step.describe())
-
-
-def _settle(before: State) -> None:
-    """Wait, for at most 2 s and under no lock, until the kernel has cleared the links of namespaces that went."""
-    from niso.kernel.rtnetlink import Rtnl
-
-    deadline = time.monotonic() + 2
-    with Rtnl() as rtnl:
-        for veth in before.veths:
-            while rtnl.link(veth.name) is not None and time.monotonic() < deadline:
-                time.sleep(0.002)

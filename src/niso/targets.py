@@ -61,27 +61,35 @@ def still_so(store: Store, target: Target) -> Target:
     return _find_target(store, store.resolve(target.name))
 
 
+def known(store: Store, service: str) -> Target:
+    """A known service with the manifest of its last activation. Raises NotFound where its package copy is gone, NisoError."""
+    row = store.service(service)
+    assert row is not None
+    gone = NotFound(f"{service}: its package copy {row.package} is gone", f"niso activate {row.manifest_path}")
+    if not os.path.isdir(row.package):
+        raise gone
+    target = Target(service, model.decode(row.manifest), row.manifest_path, row.package, row.rootfs, None)
+    try:
+        _check_files(target)
+    except NisoError:
+        if os.path.isdir(row.package):
+            raise
+        raise gone from None  # it was removed meanwhile
+    return target
+
+
 def _find_target(store: Store, argument: str) -> Target:
     if "/" not in argument and not argument.endswith(".toml"):
         holder = store.name_holder(argument)
         if holder is not None:
-            row = store.service(holder)
-            assert row is not None
-            gone = NotFound(f"{holder}: its package copy {row.package} is gone", f"niso activate {row.manifest_path}")
-            if not os.path.isdir(row.package):
-                raise gone
-            manifest = model.decode(row.manifest)
-            target = Target(holder, manifest, row.manifest_path, row.package, row.rootfs, None)
-            try:
-                _check_files(target)
-            except NisoError:
-                if os.path.isdir(row.package):
-                    raise
-                raise gone from None  # it was removed meanwhile
-            return target
+            return known(store, holder)
         if not os.path.isdir(argument):
             store.resolve(argument)
-    loaded = model.load(argument)
+    return of_manifest(model.load(argument))
+
+
+def of_manifest(loaded: model.Loaded) -> Target:
+    """The service of a checked manifest, whose files are looked at. Raises InvalidInput, ErrorGroup, NisoError."""
     rootfs = loaded.manifest.package.rootfs
     root = os.path.realpath(os.path.join(loaded.folder, rootfs)) if rootfs else None
     target = Target(loaded.manifest.package.name, loaded.manifest, loaded.path, loaded.folder, root, "")

@@ -31,7 +31,7 @@ LAYERS: dict[str, set[str]] = {
     "model": {"errors", "names", "paths", "records"},
     "policy": {"records"},
     "kernel": VOCABULARY | {"ipam", "render", "diff"},
-    "runtime": VOCABULARY,
+    "runtime": VOCABULARY | {"kernel"},
     "store": VOCABULARY,
     "firewalls": {"kernel"},
     "lab": VOCABULARY | {"kernel"},
@@ -46,8 +46,26 @@ LAYERS: dict[str, set[str]] = {
     "admission": VOCABULARY
     | {"forwarding", "leases", "networks", "portmap", "targets", "kernel", "model", "runtime", "store"},
     "policies": VOCABULARY | {"kernel", "policy", "store"},
+    "starting": VOCABULARY | {"admission", "apply", "model", "runtime", "store"},
+    "ending": VOCABULARY | {"apply", "forwarding", "package", "kernel", "runtime", "store"},
+    "membership": VOCABULARY | {"ending", "networks", "store"},
     "services": VOCABULARY
-    | {"admission", "apply", "forwarding", "policies", "portmap", "targets", "package", "kernel", "runtime", "store"},
+    | {
+        "ending",
+        "membership",
+        "starting",
+        "admission",
+        "apply",
+        "forwarding",
+        "policies",
+        "portmap",
+        "targets",
+        "package",
+        "kernel",
+        "runtime",
+        "store",
+    },
+    "stack": VOCABULARY | {"membership", "networks", "services", "targets", "apply", "model", "store"},
     "seen": VOCABULARY | {"policy", "kernel", "render", "store"},
     "prove": VOCABULARY | {"seen", "policies", "policy", "kernel", "store"},
     "drops": VOCABULARY | {"kernel", "render", "store"},
@@ -68,6 +86,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "cli": VOCABULARY
     | {
+        "stack",
         "check",
         "seen",
         "prove",
@@ -138,6 +157,7 @@ COMMON = {
     "niso.store.ports",
     "niso.store.schema",
     "niso.store.sqlite",
+    "niso.store.stacks",
     "niso.store.store",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from niso.errors import UsageError
 
-COMMANDS = ("enable", "disable", "restore", "stack", "completion")
+COMMANDS = ("completion",)
 OPTIONS = {
     "remove": ("--volumes",),
 }

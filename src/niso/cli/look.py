@@ -60,9 +60,11 @@ def _status(row: ServiceRow) -> tuple[str, float | None, dict[str, object]]:
     return words, uptime, details
 
 
-def _ps(store: Store, as_json: bool) -> int:
+def _ps(store: Store, as_json: bool, only: list[str] | None = None) -> int:
     rows = []
     for row in store.services():
+        if only is not None and row.name not in only:
+            continue
         words, uptime, _ = _status(row)
         address = ", ".join(address for _, address in store.addresses(row.name)) if row.active else ""
         ports = [port for _, port in store.ports(row.name)] if row.active else []

@@ -130,17 +130,8 @@ def _create(args: argparse.Namespace) -> int:
         from niso import services
 
         services.recover(store, report)
-    made = networks.create(
-        store,
-        name,
-        subnets=args.subnet,
-        ipv6=args.ipv6,
-        gateways=args.gateway,
-        internal=args.internal,
-        mtu=args.mtu,
-        report=report,
-        dry_run=args.dry_run,
-    )
+    wish = networks.Wish(name, tuple(args.subnet), args.ipv6, tuple(args.gateway), args.internal, args.mtu)
+    made = networks.create(store, wish, report, args.dry_run)
     network = made or store.require_network(name)
     if args.json:
         output.as_json(_network_json(store, network))

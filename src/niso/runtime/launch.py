@@ -18,7 +18,7 @@ import time
 
 from niso import failpoint, paths
 from niso.errors import ProcessError
-from niso.runtime import cgroup, oci, root
+from niso.runtime import cgroup, oci, root, unit
 from niso.runtime.lock import open_lock
 from niso.runtime.spec import ProcessSpec, write_json
 
@@ -90,6 +90,8 @@ def launch(spec: ProcessSpec, bundle: str) -> int:
 def write_bundle(spec: ProcessSpec, bundle: str) -> None:
     """Write the OCI bundle: config.json and the folders that the root is made of. Raises OSError."""
     failpoint.hit(f"write the bundle of {spec.service}")
+    if not spec.netns:
+        spec = spec._replace(hostname=os.uname().nodename, resolv_conf=root.of_host("resolv.conf"))
     for name in ("", "layer", "lower", "scratch", "root", "exits", "persist"):
         os.mkdir(os.path.join(bundle, name), 0o700)
     hosts_at = root.write_layer(spec, f"{bundle}/layer")
@@ -201,10 +203,12 @@ def _conmon(spec: ProcessSpec, bundle: str, helper: int) -> int:
     argv = [
         tool("conmon"),
         *("--api-version", "1"),
-        *("-c", spec.service, "-u", spec.service, "-n", spec.service),
+        # for journald conmon wants an id of more than 12 letters
+        *("-c", spec.service, "-u", f"niso-{spec.state_id}-{spec.service}", "-n", spec.service),
         *("-r", tool("nsenter"), *(f"--runtime-arg={arg}" for arg in runtime)),
         *("-b", bundle, "-p", f"{bundle}/pid", "-P", f"{bundle}/conmon.pid"),
         *("-l", f"k8s-file:{LOG_NAME}", "--log-size-max", str(LOG_SIZE_MAX), "--no-sync-log"),
+        *(("-l", "journald") if unit.logs_to_journal(spec.service) else ()),
         *("--exit-dir", f"{bundle}/exits", "--persist-dir", f"{bundle}/persist", "--full-attach"),
         *("--exit-command", sys.executable, *(f"--exit-command-arg={arg}" for arg in exit_command)),
         *("--log-level", "warning"),

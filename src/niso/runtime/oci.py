@@ -97,7 +97,7 @@ def config(
                 {"type": "mount"},
                 {"type": "ipc"},
                 {"type": "uts"},
-                {"type": "network", "path": spec.netns},
+                *([{"type": "network", "path": spec.netns}] if spec.netns else []),
             ],
             "cgroupsPath": cgroup(spec),
             "resources": {
@@ -149,8 +149,9 @@ def _mounts(spec: ProcessSpec, init: str, hosts_at: str, host_folders: list[str]
         _mount("tmpfs", TMPFS[0], "tmpfs", "nosuid", "nodev", "mode=1777"),
         _mount("tmpfs", TMPFS[2], "tmpfs", "nosuid", "nodev", "mode=1777"),
         _mount(spec.package, APP, "bind", "rbind", "rro", "nosuid", "nodev"),
-        _mount(spec.hosts_folder, hosts_at, "bind", "bind", "ro", "nosuid", "nodev", "noexec"),
     ]
+    if spec.hosts_folder:
+        mounts.append(_mount(spec.hosts_folder, hosts_at, "bind", "bind", "ro", "nosuid", "nodev", "noexec"))
     mounts += [_mount(path, path, "bind", "rbind", "rro", "nosuid", "nodev") for path in host_folders]
     return mounts
 

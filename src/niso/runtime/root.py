@@ -170,11 +170,23 @@ def _write_etc(spec: ProcessSpec, etc: str) -> None:
     _write(f"{etc}/passwd", _lines(passwd))
     _write(f"{etc}/group", _lines(group))
     _write(f"{etc}/hostname", f"{spec.hostname}\n".encode())
-    _write(f"{etc}/resolv.conf", spec.resolv_conf.encode())
-    os.symlink(f"{HOSTS}/hosts", f"{etc}/hosts")
+    _write(f"{etc}/resolv.conf", spec.resolv_conf.encode(errors="surrogateescape"))
+    if spec.hosts_folder:
+        os.symlink(f"{HOSTS}/hosts", f"{etc}/hosts")
+    else:
+        _write(f"{etc}/hosts", of_host("hosts").encode(errors="surrogateescape"))
     if spec.rootfs is None or not _exists(spec.rootfs, "/etc/nsswitch.conf"):
         # Without this file glibc asks DNS before /etc/hosts (nss/nss_database.c).
         _write(f"{etc}/nsswitch.conf", _NSSWITCH.encode())
+
+
+def of_host(name: str) -> str:
+    """The text of a file of the host's /etc as it is now; empty where there is none that can be read."""
+    try:
+        with open(f"/etc/{name}", encoding="utf-8", errors="surrogateescape") as file:
+            return file.read(resolve.MAX_DATABASE_BYTES)
+    except OSError:
+        return ""
 
 
 def _free_name(spec: ProcessSpec, lines: list[list[str]]) -> str:

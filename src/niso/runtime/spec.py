@@ -36,10 +36,11 @@ class ProcessSpec(NamedTuple):
     read_only: bool
     hostname: str
     hosts_folder: str
-    """The folder that holds the file ``hosts``."""
+    """The folder that holds the file ``hosts``; empty where the host's own is shown."""
     resolv_conf: str
     """The text of /etc/resolv.conf."""
     netns: str
+    """The path of its network namespace; empty for the host's. Then hostname and resolv_conf are the host's as well, read at each start."""
     restart: str
     """no, on-failure or always."""
     restart_delay_s: float
@@ -49,6 +50,11 @@ class ProcessSpec(NamedTuple):
 def path_env(environment: dict[str, str]) -> str:
     """The PATH that the service sees."""
     return environment.get("PATH", DEFAULT_PATH)
+
+
+def parse(text: str) -> ProcessSpec:
+    """The spec that `niso.store` keeps as JSON, whichever version of niso wrote it."""
+    return ProcessSpec(**json.loads(text))
 
 
 def save(spec: ProcessSpec) -> None:
