@@ -13,7 +13,7 @@ from niso.kernel import host
 from niso.model import manifest as model
 from niso.model.manifest import Manifest
 from niso.records import Entry, Peer, Policy
-from niso.runtime import process
+from niso.runtime import process, rehost, volumes
 from niso.runtime.spec import ProcessSpec
 from niso.runtime.spec import parse as parse_spec
 from niso.store.store import Scope, ServiceRow, Store
@@ -27,6 +27,7 @@ class Change(NamedTuple):
     before: ServiceRow | None
     row: ServiceRow
     restarts: bool  # its process must be started, or ended and started
+    rehosts: bool = False  # its process goes on, and must be shown the hosts file of other networks
 
     @property
     def name(self) -> str:
@@ -83,7 +84,7 @@ def _record(store: Store, target: Target, copy: str, together: frozenset[str]) -
         _ensure_network(store, network, model.static_ips(manifest).get(network))
     was_active = before is not None and before.active
     generation = 1 if before is None else before.generation if was_active else before.generation + 1
-    uid = before.uid if before else store.free_uid(targets.FIRST_UID)
+    uid = before.uid if before else _free_uid(store, name)
     spec = _spec(store, target, copy, generation, uid, provider)
     if before is not None and was_active and "host" not in (before.mode, manifest.network.mode):
         spec = spec._replace(resolv_conf=json.loads(before.spec)["resolv_conf"])
@@ -125,8 +126,9 @@ def _record(store: Store, target: Target, copy: str, together: frozenset[str]) -
     for sharer in store.sharers(name):
         store.note_published(sharer)
     runs = was_active and process.runs(name)
-    same = before is not None and parse_spec(before.spec) == spec
-    return Change(target, before, row, not (runs and same))
+    old = parse_spec(before.spec) if before is not None and runs else None
+    rehosts = rehost.can(old, spec)
+    return Change(target, before, row, restarts=not rehosts and old != spec, rehosts=rehosts)
 
 
 def _check_names(store: Store, service: str, manifest: Manifest) -> None:
@@ -189,9 +191,16 @@ def _ensure_network(store: Store, name: str, static: str | None) -> None:
         store.add_network(network, implicit=True, now=time.time())
 
 
-def _spec(
-    store: Store, target: Target, copy: str, generation: int, uid: int, provider: str | None
-) -> ProcessSpec:
+def _free_uid(store: Store, service: str) -> int:
+    """The uid that owns the volumes which the service left, else one that neither a service nor a volume left by one has."""
+    kept = volumes.owners()
+    for uid in sorted(kept.pop(service, ())):
+        if uid >= targets.FIRST_UID and store.free_uid(uid) == uid:
+            return uid
+    return store.free_uid(targets.FIRST_UID, frozenset().union(*kept.values()))
+
+
+def _spec(store: Store, target: Target, copy: str, generation: int, uid: int, provider: str | None) -> ProcessSpec:
     manifest = target.manifest
     at_home = sharing.home(store, target.name, manifest, provider)
     uid, gid, groups, user_name, home = targets.user(target, uid)
@@ -219,4 +228,8 @@ def _spec(
         restart=manifest.service.restart,
         restart_delay_s=model.restart_delay(manifest),
         stop_timeout_s=model.stop_timeout(manifest),
+        memory_max=model.memory_max(manifest),
+        cpu_max=model.cpu_max(manifest),
+        pids_limit=manifest.isolation.resources.pids_limit,
+        volumes=[volume._asdict() for volume in targets.volumes(manifest)],
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -137,6 +138,16 @@ def _refuse_foreign(store: Store, service: str) -> None:
         )
 
 
+def _refuse_alone(store: Store, row: ServiceRow, together: Iterable[str]) -> None:
+    """Raise Conflict where a service's provider is not enabled, nor among ``together``: it could not be there at boot."""
+    provider = row.provider and store.service(row.provider)
+    if provider and not provider.enabled and provider.name not in together:
+        raise Conflict(
+            f"{row.name!r} shares the namespace of {provider.name!r}, which is not enabled",
+            f"niso enable {provider.name} {row.name}",
+        )
+
+
 def _write_units(store: Store, rows: Iterable[ServiceRow]) -> list[str]:
     """Write the units that are not as they should be, and have systemd read them; the services whose were not."""
     stale = []
@@ -162,6 +173,7 @@ def _remove_units(names: Iterable[str]) -> list[str]:
     if not gone:
         return []
     units = [unit.name(name) for name in gone]
+    _wait_ended(units)
     _systemctl("disable", *units)
     for name in gone:
         os.unlink(_unit_file(name))
@@ -170,12 +182,22 @@ def _remove_units(names: Iterable[str]) -> list[str]:
     return gone
 
 
-def _systemctl(*arguments: str, may_fail: bool = False) -> None:
-    """Run systemctl. Raises NisoError in its own words."""
+def _wait_ended(units: list[str]) -> None:
+    """Wait, for at most 10 s, until none of these units is active: a file that goes before takes the unit's stop with it."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        states = _systemctl("is-active", *units, may_fail=True).split()
+        if not set(states) & {"active", "deactivating", "activating", "reloading"}:
+            return
+        time.sleep(0.02)
+
+
+def _systemctl(*arguments: str, may_fail: bool = False) -> str:
+    """Run systemctl; what it prints. Raises NisoError in its own words."""
     words = f"systemctl {' '.join(arguments)}"
     try:
         done = subprocess.run(
-            ["systemctl", "--quiet", "--no-ask-password", *arguments],
+            ["systemctl", *(() if arguments[0] == "is-active" else ("--quiet",)), "--no-ask-password", *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -189,6 +211,7 @@ def _systemctl(*arguments: str, may_fail: bool = False) -> None:
     if done.returncode != 0 and not may_fail:
         said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
         raise NisoError(f"{words}: {said}", f"systemctl status {arguments[-1]}" if arguments[1:] else None)
+    return done.stdout
 
 
 # --- enable, disable -------------------------------------------------------------------------------------------------
@@ -201,12 +224,7 @@ def enable(store: Store, names: list[str], report: Report = silent) -> list[Mark
     """
     rows = [_row(store, name) for name in names]
     for row in rows:
-        provider = row.provider and store.service(row.provider)
-        if provider and not provider.enabled and provider.name not in names:
-            raise Conflict(
-                f"{row.name!r} shares the namespace of {provider.name!r}, which is not enabled",
-                f"niso enable {provider.name} {row.name}",
-            )
+        _refuse_alone(store, row, names)
         if unit.booted():
             _refuse_foreign(store, row.name)
     fresh = {row.name for row in rows if not row.enabled}
@@ -249,7 +267,7 @@ def clear(names: Iterable[str], report: Report = silent) -> list[str]:
             continue
         mine.append(name)
         with service_lock(name):
-            unit.give_back(name, process.keepers(name))
+            unit.give_back(name, process.conmon(name))
         report(f"remove {_unit_file(name)}")
     return _remove_units(mine)
 
@@ -277,12 +295,15 @@ def settle(store: Store, names: Iterable[str]) -> None:
     rows = [row for name in names if (row := store.service(name)) is not None and row.active]
     for row in rows:
         if unit.path(row.name) is not None:
+            if not process.keepers(row.name):  # its conmon was killed, and it runs on
+                services.restart(store, [row.name])
             _ready(row.name)
             return
     rows = [row for row in rows if row.enabled]
     if rows and unit.booted():
         for row in rows:
             _refuse_foreign(store, row.name)
+            _refuse_alone(store, row, ())
         _write_units(store, rows)
         _start_units(rows)
 
@@ -294,7 +315,7 @@ def _ready(service: str) -> None:
     with service_lock(service):
         found = process.keepers(service)
         if not found:
-            raise ProcessError(f"{service}: nobody keeps its process any more", f"niso restart {service}")
+            raise ProcessError(f"{service}: its process has ended", f"niso logs {service}")
         unit.adopt([pid for pid in found if unit.path(service, pid) != own], own)
         unit.tell(f"MAINPID={found[0]}", "READY=1")
 

@@ -14,7 +14,7 @@ from niso import forwarding, names, package, paths, policies, portmap
 from niso.apply import Lock, Report, converge, desired_now, plan
 from niso.errors import ErrorGroup, NisoError
 from niso.kernel import conntrack, netns
-from niso.runtime import process, spec
+from niso.runtime import process, spec, volumes
 from niso.state import State
 from niso.store.store import Scope, ServiceRow, Store
 
@@ -85,9 +85,14 @@ def plan_only(store: Store, services: list[str], report: Report) -> None:
         report(step.describe())
 
 
-def forget(store: Store, services: list[str], report: Report) -> None:
-    """Forget services that have ended, with their leases, copies and logs, and end their intents."""
+def forget(store: Store, services: list[str], report: Report, with_volumes: bool = False) -> None:
+    """Forget services that have ended, with their leases, copies and logs, ``with_volumes`` those too, and end their intents.
+
+    Raises NisoError where a volume cannot go; then none is forgotten, and all can be tried again.
+    """
     on: set[str] = set()
+    for name in services if with_volumes else ():
+        volumes.remove_all(name, report)
     for name in services:
         report(f"forget {name}")
         row = store.service(name)
@@ -116,7 +121,15 @@ def stop(rows: Iterable[ServiceRow], report: Report, needs: Needs) -> dict[str, 
             if each in dependents and each != name:
                 dependents[each].add(name)
     asked: dict[str, tuple[int, float]] = {}  # service -> its pidfd, when to kill it
+    clear: list[str] = []
     errors: dict[str, NisoError] = {}
+
+    def remove(name: str) -> None:
+        try:
+            process.stop(name, 0)
+        except NisoError as error:
+            errors[name] = error
+
     try:
         while left or asked:
             ready = [name for name in left if not dependents[name]]
@@ -125,20 +138,22 @@ def stop(rows: Iterable[ServiceRow], report: Report, needs: Needs) -> dict[str, 
                 timeout_s = left.pop(name)
                 pidfd = process.ask_to_end(name) if timeout_s > 0 else -1
                 asked[name] = (pidfd, time.monotonic() + (timeout_s if pidfd >= 0 else 0.0))
+                clear.append(name)
             for name in _over(asked):
-                pidfd, _ = asked.pop(name)
+                pidfd, until = asked.pop(name)
                 if pidfd >= 0:
                     os.close(pidfd)
-                try:
-                    process.stop(name, 0)
-                except NisoError as error:
-                    errors[name] = error
+                if until <= time.monotonic():
+                    clear.remove(name)
+                    remove(name)
                 for waiting in dependents.values():
                     waiting.discard(name)
     finally:
         for pidfd, _ in asked.values():
             if pidfd >= 0:
                 os.close(pidfd)
+    for name in clear:
+        remove(name)
     return errors
 
 

@@ -38,6 +38,11 @@ def service_dir(service: str) -> str:
     return os.path.join(run_dir(), "services", service)
 
 
+def volume_dir(service: str) -> str:
+    """The named volumes of a service, which outlive it."""
+    return os.path.join(state_dir(), "volumes", service)
+
+
 def health_file(service: str) -> str:
     """What the last probe of a running service said."""
     return os.path.join(run_dir(), "health", f"{service}.json")

@@ -122,6 +122,8 @@ def desired(snapshot: Snapshot) -> State:
 
 def _published(service: Service, port: Port, networks: dict[str, Network]) -> list[Element]:
     """One port of a service, on its first network, and for those who are on its others."""
+    if not service.endpoints:
+        return []
     first, *others = service.endpoints
     elements = nft.published(service.name, port, first.addresses)
     both = {":" in address for address in first.addresses}

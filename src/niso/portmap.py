@@ -252,6 +252,7 @@ def unforward(store: Store, service: str, port: Port, report: Report = silent) -
     with Lock():
         forwards = store.forwards(service)
         if port not in forwards:
+            _require_active(store, service)
             if store.has_port(service, port):
                 words = f"{text(port)} is in the manifest of {service!r}"
                 raise Conflict(words, "take it out there, and activate it again", "PORT")

@@ -7,23 +7,22 @@ held from its first change to its last, waiting for its process included.
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
+from itertools import groupby
 from typing import NamedTuple
 
-from niso import ending, forwarding, membership, names, package, paths, policies, portmap, starting
+from niso import ending, membership, package, paths, policies, portmap, sharing, starting
 from niso.admission import Change, record, release, scope_of
 from niso.apply import Lock, Report, carry_out, converge, desired_now, plan, silent
 from niso.errors import Conflict, ErrorGroup, NisoError, NotFound
-from niso.kernel import netns
-from niso.kernel.write import remove_hosts
 from niso.membership import Membership
 from niso.records import Port
-from niso.runtime import process, spec
+from niso.recovery import in_order, undo, undo_all
+from niso.runtime import spec, volumes
 from niso.runtime.lock import remove_locks, service_lock
 from niso.runtime.spec import ProcessSpec
 from niso.state import State
@@ -59,9 +58,10 @@ def activate(
     if dry_run:
         with Lock(), store.transaction() as transaction:
             transaction.cancel()
-            return _plan_only(store, targets, report, stack)
+            return _plan_only(store, sharing.with_followers(store, targets), report, stack)
+    recover(store, report, [*(stack.leaving if stack else ()), *(target.name for target in targets)])
+    targets = sharing.with_followers(store, targets)
     every = [*(stack.leaving if stack else ()), *(target.name for target in targets)]
-    recover(store, report, every)
     with _locked(store, every):
         targets = [still_so(store, target) for target in targets]
         changes: list[Change] = []
@@ -91,7 +91,7 @@ def activate(
                 if scope.networks:
                     converge(store, scope, before, report, teardown=True)
         except BaseException as error:
-            _undo_all(store, every, error, report)
+            undo_all(store, every, error, report)
             raise
         for change in changes:
             package.keep_only(change.name, {change.row.package})
@@ -126,7 +126,7 @@ def _leaving(store: Store, stack: Membership | None) -> list[ServiceRow]:
 
 def _scope(store: Store, targets: list[Target], leaving: list[ServiceRow]) -> Scope:
     scope = scope_of(store, targets)
-    names = (*(scope.services or ()), *(row.name for row in leaving))
+    names = (*(scope.services or ()), *store.with_companions(row.name for row in leaving))
     on = {*(scope.networks or ()), *(network for row in leaving for network in row.networks)}
     return Scope(names, tuple(sorted(on)), names=store.names_with(names))
 
@@ -141,6 +141,7 @@ def _recorded(
         release(store, target)
     together = frozenset((*copies, *(row.name for row in leaving)))
     changes = [record(store, target, copies[target.name], together) for target in targets]
+    sharing.check(store, [change.row for change in changes], leaving)
     if stack is not None:
         for change in changes:
             store.join_stack(change.name, stack.stack)
@@ -191,14 +192,19 @@ def _plan_only(store: Store, targets: list[Target], report: Report, stack: Membe
     for step in steps:
         report(step.describe())
     for change in changes:
+        if change.rehosts:
+            report(starting.words(change))
+    for change in changes:
         if change.restarts:
             if change.before is not None and change.before.active:
                 report(f"stop {change.name}")
-            report(starting.words(change.row))
+            report(starting.words(change))
     touched = _touched(store, changes, bool(steps))
     scope, before = _drop_left(store, changes, stack)
+    said = {step.describe() for step in steps}  # the kernel has not done them, so they are found again
     for step in plan(store, scope, before).steps if scope.networks else []:
-        report(step.describe())
+        if step.describe() not in said:
+            report(step.describe())
     return [_outcome(store, change, change.name in touched) for change in changes]
 
 
@@ -216,82 +222,6 @@ def _drop_left(store: Store, changes: list[Change], stack: Membership | None) ->
 def stored_spec(row: ServiceRow) -> ProcessSpec:
     """The process spec of a service's last activation."""
     return spec.parse(row.spec)
-
-
-def _undo_all(store: Store, names: list[str], cause: BaseException, report: Report) -> None:
-    """Bring all back as it was; what cannot be undone is added to the error that caused it."""
-    errors: list[NisoError] = []
-    for name in reversed(names):
-        intent = store.intent(name)
-        if intent is None:
-            continue
-        try:
-            _undo(store, intent, report)
-        except NisoError as error:
-            errors.append(error)
-        except (OSError, sqlite3.Error) as error:
-            errors.append(NisoError(f"{name}: its activation is not undone yet: {error}", "niso net repair"))
-    if errors and isinstance(cause, NisoError):
-        raise ErrorGroup([cause, *errors]) from cause
-
-
-def _undo(store: Store, intent: Intent, report: Report) -> None:
-    """Undo a begun activation; the caller holds the service's lock."""
-    name = intent.service
-    report(f"undo activation of {name}")
-    if not store.is_as_before(intent):
-        _undo_record(store, intent, report)
-    restored = store.service(name)
-    failure: NisoError | None = None
-    if restored is not None and restored.active and process.status(name).state in ("none", "failed"):
-        try:
-            process.start(stored_spec(restored))
-        except NisoError as error:
-            failure = error
-    _forget_failed(name, restored)
-    with Lock(), store.transaction():
-        store.end_intent(name)
-    if failure is not None:
-        raise failure
-
-
-def _undo_record(store: Store, intent: Intent, report: Report) -> None:
-    """Put a service's rows and network back; a process that is not of these ends."""
-    name = intent.service
-    now = store.service(name)
-    saved = json.loads(intent.undo)["service"]
-    old_spec = saved[0][ServiceRow._fields.index("spec")] if saved else None
-    if now is None or old_spec is None or not _runs_with(name, old_spec):
-        process.stop(name, 0)
-    # the kernel follows inside the transaction: if niso dies here the intent is found again, with all that it is about
-    with Lock(), store.transaction():
-        on = now.networks if now else ()
-        names_before = store.names_with([name])
-        before = desired_now(store, Scope((name,), on, names=names_before))
-        store.undo(intent)
-        forwarding.note_late(store)
-        restored = store.service(name)
-        scope = Scope((name,), (*on, *(restored.networks if restored else ())), names=names_before)
-        converge(store, scope, before, report, teardown=True)
-        if restored is None or not restored.active:
-            netns.clear_unfinished(names.netns(name))
-        after = desired_now(store, scope)
-        for file in before.hosts_files - after.hosts_files:
-            remove_hosts(file.folder)  # a kill may have left one that was being made, which reads as none
-        ending.flush(before, after)
-        forwarding.forget(store)
-    ending.settle(before)
-
-
-def _forget_failed(name: str, kept: ServiceRow | None) -> None:
-    """Delete the copies that a failed activation made, and the log of a service that is not known without it."""
-    package.keep_only(name, {kept.package} if kept else set())
-    if kept is None:
-        package.delete_tree(paths.log_dir(name))
-
-
-def _runs_with(name: str, spec_text: str) -> bool:
-    return spec.load(name) == spec.parse(spec_text) and process.runs(name)
 
 
 def _outcome(store: Store, change: Change, changed: bool) -> Outcome:
@@ -318,6 +248,7 @@ def deactivate(
     if dry_run:
         with Lock(), store.transaction() as transaction:
             transaction.cancel()
+            sharing.refuse_end(store, services)
             ending.plan_only(store, services, report)
         return []
     recover(store, report, services)
@@ -334,15 +265,37 @@ def deactivate(
     return [(name, name in active) for name in services]
 
 
-def remove(store: Store, services: list[str], report: Report = silent) -> None:
-    """Deactivate services and forget them, their leases, logs and copies. Raises NisoError."""
+def remove(store: Store, services: list[str], report: Report = silent, with_volumes: bool = False) -> None:
+    """Deactivate services and forget them, their leases, logs and copies, and ``with_volumes`` their named volumes.
+
+    Volumes that are left of a service that is not known go too. Raises NisoError.
+    """
     recover(store, report, services)
     with _locked(store, services):
         known = [name for name in services if store.service(name) is not None]
-        _begin(store, known, "remove")
+        if with_volumes:
+            for name in services:
+                volumes.check_removable(name)  # before anything is stopped
+        _begin(store, known, "remove volumes" if with_volumes else "remove")
         errors = ending.finish(store, known, report, ends=False)
-        ending.forget(store, [name for name in known if (row := store.service(name)) and not row.active], report)
+        ended = [name for name in known if (row := store.service(name)) and not row.active]
+        ending.forget(store, ended, report, with_volumes)
+        for name in services if with_volumes else ():
+            if name not in known:
+                volumes.remove_all(name, report)
         ending.raise_all(errors)
+
+
+def remove_volumes(store: Store, services: list[str], report: Report = silent) -> None:
+    """Remove the named volumes of services that are not active. Raises Conflict where one is, NisoError."""
+    recover(store, report, services)
+    with _locked(store, services):
+        for name in services:
+            if (row := store.service(name)) is not None and row.active:
+                raise Conflict(f"service {name!r} is active, and has its volumes", f"niso deactivate {name}")
+            volumes.check_removable(name)
+        for name in services:
+            volumes.remove_all(name, report)
 
 
 def restart(store: Store, services: list[str], report: Report = silent) -> None:
@@ -385,37 +338,45 @@ def recover(store: Store, report: Report = silent, names: Iterable[str] = ()) ->
     What cannot be done for one of ``names`` is raised as an ErrorGroup at the end; for others it is only reported, since
     it is no business of the command that comes next.
     """
-    errors: list[NisoError] = []
     concerned = set(names)
-    for found in store.intents():
-        try:
-            lock = service_lock(found.service, 0)
-            lock.__enter__()
-        except Conflict:
-            continue
-        try:
-            intent = store.intent(found.service)
-            if intent is None:
-                continue
-            if intent.action == "ports":
-                portmap.finish(store, report)
-            elif intent.action == "activate":
-                _undo(store, intent, report)
-            else:
-                ending.raise_all(
-                    ending.finish(store, [intent.service], report, intent.action != "remove", intent.action == "stop")
-                )
-                if intent.action == "remove":
-                    ending.forget(store, [intent.service], report)
-        except NisoError as error:
-            report(f"{found.service}: what was begun cannot be ended yet: {error.message}")
-            if found.service in concerned:
-                errors.append(error)
-        finally:
-            _remove_lock(store, found.service)
-            lock.__exit__()
-    if errors:
-        raise ErrorGroup(errors)
+    errors: dict[str, NisoError] = {}
+    for activations, group in groupby(in_order(store, store.intents()), lambda intent: intent.action == "activate"):
+        with ExitStack() as locks:
+            begun = []
+            for found in group:
+                try:
+                    locks.enter_context(service_lock(found.service, 0))
+                except Conflict:
+                    continue
+                locks.callback(_remove_lock, store, found.service)
+                intent = store.intent(found.service)
+                if intent is None or intent.action != found.action:  # somebody else was here
+                    continue
+                if activations:
+                    begun.append(intent)
+                else:
+                    errors |= _finish(store, intent, report)
+            errors |= undo(store, begun, report) if begun else {}
+    for name, error in errors.items():
+        report(f"{name}: what was begun cannot be ended yet: {error.message}")
+    told = [error for name, error in errors.items() if name in concerned]
+    if told:
+        raise ErrorGroup(told)
+
+
+def _finish(store: Store, intent: Intent, report: Report) -> dict[str, NisoError]:
+    """Finish what is no activation; what went wrong, by service."""
+    name, removes = intent.service, intent.action in ("remove", "remove volumes")
+    try:
+        if intent.action == "ports":
+            portmap.finish(store, report)
+        else:
+            ending.raise_all(ending.finish(store, [name], report, not removes, intent.action == "stop"))
+            if removes:
+                ending.forget(store, [name], report, intent.action == "remove volumes")
+    except NisoError as error:
+        return {name: error}
+    return {}
 
 
 def _locked(store: Store, services: list[str]) -> ExitStack:
@@ -440,5 +401,7 @@ def _begin(store: Store, services: list[str], action: str) -> None:
     """Note the intent of all at once: if niso dies at the first, the others are finished too."""
     if services:
         with Lock(), store.transaction():
+            if action != "activate":
+                sharing.refuse_end(store, services)
             for name in services:
                 store.begin_intent(name, action, time.time())

@@ -56,7 +56,9 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
         provider = store.resolve(share)
     except NotFound:
         words = f"{_KEY}: no service {share!r} is known"
-        raise Conflict(words, f"activate it first, or both in one command: niso activate PATH {target.name}", _KEY) from None
+        raise Conflict(
+            words, f"activate it first, or both in one command: niso activate PATH {target.name}", _KEY
+        ) from None
     if provider == target.name:
         raise InvalidInput(f"{_KEY}: {share!r} is a name of the service itself", "name another service", _KEY)
     row = store.service(provider)
@@ -69,7 +71,9 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
         raise Conflict(words, f'share = "{row.provider}"', _KEY)
     if not row.active:
         words = f"{_KEY}: service {provider!r} is not active"
-        raise Conflict(words, f"niso activate {provider}, or both in one command: niso activate {provider} {target.name}", _KEY)
+        raise Conflict(
+            words, f"niso activate {provider}, or both in one command: niso activate {provider} {target.name}", _KEY
+        )
     if provider not in together and store.intent(provider) is not None:
         words = f"{_KEY}: service {provider!r} is being changed by another command"
         raise Conflict(words, "try again when that has ended", _KEY)
@@ -92,10 +96,17 @@ def with_followers(store: Store, wanted: Iterable[Target]) -> list[Target]:
     return sorted(found.values(), key=lambda target: target.manifest.network.mode == "share")
 
 
-def check(store: Store, changed: Iterable[ServiceRow]) -> None:
-    """Raise Conflict where services of a command, all recorded, leave others that share their namespace without one."""
-    rows = list(changed)
-    together = frozenset(row.name for row in rows)
+def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[ServiceRow] = ()) -> None:
+    """Raise Conflict where services of a command, all recorded, leave others that share their namespace without one.
+
+    ``leaving`` are those that it ends.
+    """
+    rows, ended = list(changed), list(leaving)
+    together = frozenset(row.name for row in (*rows, *ended))
+    for row in ended:
+        if sharers := store.held_sharers(row.name, together):
+            words = f"service {row.name!r} is needed: {_list(sharers)} its network namespace"
+            raise Conflict(words, f"niso deactivate {' '.join(sharers)}")
     for row in rows:
         sharers = store.held_sharers(row.name, together)
         if sharers and row.mode not in PROVIDERS:
@@ -108,7 +119,9 @@ def check(store: Store, changed: Iterable[ServiceRow]) -> None:
             other = store.service(sharer)
             there = home(store, row.name, model.decode(row.manifest), None)
             if other is not None and sharer not in together and other.provider == row.name and not _sees(other, there):
-                raise Conflict(f"service {sharer!r} has just begun to share the network namespace of {row.name!r}", "try again")
+                raise Conflict(
+                    f"service {sharer!r} has just begun to share the network namespace of {row.name!r}", "try again"
+                )
 
 
 def refuse_end(store: Store, services: Iterable[str]) -> None:

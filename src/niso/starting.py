@@ -19,8 +19,8 @@ from niso.apply import Report, silent
 from niso.errors import Conflict, NisoError, ProcessError
 from niso.model import health as model
 from niso.records import Healthcheck
-from niso.runtime import health, logs, process
-from niso.runtime.spec import ProcessSpec, read_json
+from niso.runtime import health, logs, process, rehost
+from niso.runtime.spec import ProcessSpec, namespace, read_json
 from niso.runtime.spec import parse as parse_spec
 from niso.store.store import ServiceRow
 
@@ -56,7 +56,12 @@ def run(changes: list[Change], timeout_s: float, report: Report = silent, after:
     should is waited for only where another comes after it or its healthcheck is new. Raises ProcessError with the reason, Conflict
     where the order cannot be had; what was started by then is the caller's to end.
     """
-    after = after or {}
+    for change in changes:
+        if change.rehosts:
+            report(words(change))
+            rehost.show(parse_spec(change.row.spec))
+    begin = {change.name for change in changes if change.restarts}
+    after = {name: each for name, each in (after or {}).items() if name in begin}
     needed = {dependency for each in after.values() for dependency, state in each.items() if state == HEALTHY}
     starts = []
     for change in changes:
@@ -80,13 +85,15 @@ def check_of(row: ServiceRow) -> Healthcheck | None:
     return model.of_stored(json.loads(row.manifest))
 
 
-def namespace_of(spec: ProcessSpec) -> str | None:
-    """The name of the network namespace that a service runs in; None for the host's."""
-    return os.path.basename(spec.netns) if spec.netns else None
+def words(change: Change) -> str:
+    """What `run` reports when it starts a service, or shows it another hosts file."""
+    spec = parse_spec(change.row.spec)
+    if change.rehosts:
+        return f"show {change.name} the hosts file {os.path.basename(spec.hosts_folder)}"
+    return _start_words(change.row)
 
 
-def words(row: ServiceRow) -> str:
-    """What `run` reports when it starts a service."""
+def _start_words(row: ServiceRow) -> str:
     return f"start {row.name}: {' '.join(parse_spec(row.spec).argv)}"
 
 
@@ -109,6 +116,26 @@ def _check_order(starts: list[_Start], after: After) -> None:
                 raise Conflict(
                     f"{name} comes after {dependency} is {state}, which it is not", f"niso ps, for {dependency}"
                 )
+
+
+class _End:
+    """A service whose process was asked to end and is waited for, before it starts anew."""
+
+    def __init__(self, start: _Start, timeout_s: float) -> None:
+        self.start = start
+        self.pidfd = process.ask_to_end(start.name) if timeout_s > 0 else -1
+        self.next_at = time.monotonic() + (timeout_s if self.pidfd >= 0 else 0.0)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, or has had its time."""
+        return not process.lives(self.pidfd) or time.monotonic() >= self.next_at
+
+    def close(self) -> None:
+        """Let go of the process."""
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
 
 
 class _Wait:
@@ -148,7 +175,7 @@ class _Wait:
         if check is None or self.well:
             return
         if self.probe is None and time.monotonic() >= self.ask_at:
-            self.probe = health.Probe(check, namespace_of(parse_spec(self.start.row.spec)))
+            self.probe = health.Probe(check, namespace(parse_spec(self.start.row.spec)))
             self.probe.give_up_if_late()
         if self.probe is None or self.probe.answer is None:
             return
@@ -186,22 +213,25 @@ class _Starting:
         self._report = report
         self._names = {start.name for start in starts}
         self._reached: dict[str, str] = {}
+        self._ends: list[_End] = []
         self._waits: list[_Wait] = []
 
     def all(self) -> None:
         try:
-            while self._todo or self._waits:
+            while self._todo or self._ends or self._waits:
                 start = next(self._ready(), None)
                 if start is not None:
                     self._todo.remove(start)
                     self._begin(start)
-                elif not self._waits:
+                elif not self._waits and not self._ends:
                     names = ", ".join(start.name for start in self._todo)
                     raise Conflict(
                         f"each of {names} waits for another one of them", "break the circle of what comes after what"
                     )
                 self._turn(wait=next(self._ready(), None) is None)
         finally:
+            for end in self._ends:
+                end.close()
             for wait in self._waits:
                 wait.close()
 
@@ -221,9 +251,13 @@ class _Starting:
             return
         if start.stops is not None:
             self._report(f"stop {start.name}")
-            process.stop(start.name, start.stops.stop_timeout_s)
+            self._ends.append(_End(start, start.stops.stop_timeout_s))
+        else:
+            self._start(start)
+
+    def _start(self, start: _Start) -> None:
         if start.starts:
-            self._report(words(start.row))
+            self._report(_start_words(start.row))
             process.start(parse_spec(start.row.spec))
         self._waits.append(_Wait(start))
 
@@ -231,11 +265,19 @@ class _Starting:
         """One round: what can go on goes on, after waiting for the next event where ``wait`` says so."""
         for each in self._waits:
             each.step()
-        if self._waits:
-            until = min(each.next_at for each in self._waits) if wait else 0.0
+        if self._waits or self._ends:
+            under_way: list[_Wait | _End] = [*self._waits, *self._ends]
+            until = min(each.next_at for each in under_way) if wait else 0.0
             probes = [each.probe for each in self._waits if each.probe is not None and each.probe.answer is None]
             over = any(each.probe is not None and each.probe.answer is not None for each in self._waits)
-            health.turn(probes, [each.pidfd for each in self._waits if each.pidfd >= 0], 0.0 if over else until)
+            pidfds = [each.pidfd for each in under_way if each.pidfd >= 0]
+            health.turn(probes, pidfds, 0.0 if over else until)
+        end = next((each for each in self._ends if each.is_over), None)
+        if end is not None:
+            self._ends.remove(end)
+            end.close()
+            process.stop(end.start.name, 0)
+            self._start(end.start)
         for each in list(self._waits):
             each.step()
             self._look(each)
@@ -270,6 +312,8 @@ def _ended(service: str, unhealthy: bool) -> NisoError:
     """The error that says how the process ended and what it said last."""
     ended = process.describe_exit(_exit_code_soon(service))
     said = _last_words(service)
+    if process.out_of_memory(service):
+        ended += ", out of memory: isolation.resources.memory_max"
     when = "before it was healthy" if unhealthy else "at once"
     hint = "see binary.entrypoint and binary.args of its manifest" if not said else None
     return ProcessError(f"{service}: its process ended {when} ({ended})" + said, hint)

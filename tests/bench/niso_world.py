@@ -30,6 +30,7 @@ class NisoWorld(World):
             process,
             start=nothing,
             stop=nothing,
+            ask_to_end=mock.Mock(return_value=-1),
             runs=mock.Mock(return_value=True),
             status=mock.Mock(return_value=state),
         ).start()

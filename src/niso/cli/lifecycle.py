@@ -7,7 +7,7 @@ import argparse
 from niso import services, targets
 from niso.apply import Report, silent
 from niso.cli import output
-from niso.errors import InvalidInput, NisoError, UsageError
+from niso.errors import InvalidInput, NisoError, NotFound, UsageError
 from niso.records import Port
 from niso.runtime import unit
 from niso.store.store import Store
@@ -25,7 +25,8 @@ examples:
   niso deactivate api      its address stays reserved
   niso deactivate --all
 """,
-    "remove": "example:\n  niso remove api    frees its address and deletes its logs and copies\n",
+    "remove": "examples:\n  niso remove api              frees its address and deletes its logs and copies\n"
+    "  niso remove --volumes api    and its named volumes\n",
     "restart": "example:\n  niso restart api\n",
 }
 
@@ -39,6 +40,8 @@ def configure(name: str, parser: argparse.ArgumentParser) -> None:
         )
     else:
         parser.add_argument("names", nargs="*" if name == "deactivate" else "+", metavar="NAME", help="a service")
+    if name == "remove":
+        parser.add_argument("--volumes", action="store_true", help="delete its named volumes too")
     if name == "deactivate":
         parser.add_argument("--all", action="store_true", help="all active services")
     if name in ("activate", "deactivate"):
@@ -53,6 +56,8 @@ def run(name: str, args: argparse.Namespace) -> int:
         report = output.step
     if name == "activate":
         return _activate(args, report)
+    if name == "deactivate" and unit.has_ended() and any(unit.path(each) is not None for each in args.names):
+        return 0  # a process that ended leaves its service active
     store = Store.open(create=False)
     if name == "deactivate" and args.all:
         if args.names:
@@ -61,11 +66,11 @@ def run(name: str, args: argparse.Namespace) -> int:
     elif not args.names:
         raise UsageError("no service is named", f"niso {name} NAME")
     else:
-        names = list(dict.fromkeys(store.resolve(each) for each in args.names))
+        names = list(dict.fromkeys(_named(store, each, getattr(args, "volumes", False)) for each in args.names))
     if name == "deactivate":
         by_systemd = any(unit.path(each) is not None for each in names)
-        if by_systemd and unit.has_ended():
-            return 0  # a process that ended leaves its service active
+        if by_systemd:  # which does not ask whether it may: those that it knows have gone before
+            names += [row.name for row in store.services() if row.active and row.provider in names]
         outcomes = services.deactivate(store, names, report, args.dry_run, keep_forwards=by_systemd)
         if args.json and not args.dry_run:
             output.as_json([{"service": service, "changed": changed} for service, changed in outcomes])
@@ -75,13 +80,14 @@ def run(name: str, args: argparse.Namespace) -> int:
         return 0
     if name == "remove":
         enabled = [each for each in names if (row := store.service(each)) and row.enabled]
-        services.remove(store, names, report)
+        services.remove(store, names, report, args.volumes)
         if enabled and unit.booted():
             from niso import boot
 
             boot.clear(enabled, report)
     else:
         services.restart(store, names, report)
+        warn_of_limits(store, names)
         settle(store, names)
     if args.json:
         output.as_json([{"service": service, "changed": True} for service in names])
@@ -89,6 +95,18 @@ def run(name: str, args: argparse.Namespace) -> int:
         for service in names:
             print(f"{service}: {'removed' if name == 'remove' else 'restarted'}")
     return 0
+
+
+def _named(store: Store, name: str, kept: bool) -> str:
+    """The service that ``name`` means; with ``kept`` one too that is not known any more and has left volumes."""
+    try:
+        return store.resolve(name)
+    except NotFound:
+        from niso.runtime import volumes
+
+        if kept and "/" not in name and volumes.kept(name):
+            return name
+        raise
 
 
 def _activate(args: argparse.Namespace, report: Report) -> int:
@@ -124,12 +142,27 @@ def warn(store: Store, outcomes: list[services.Outcome]) -> None:
     from niso.kernel import host
 
     changed = [outcome.service for outcome in outcomes if outcome.changed]
+    warn_of_limits(store, changed)
     warning = host.resolv_conf()[1]
     if warning and changed:
         output.warn(warning)
     on = {network for service in changed for network, _ in store.addresses(service)}
     for drop in exposure.drops(network for name in sorted(on) if (network := store.network(name))):
         output.warn(drop.words(), drop.remedy)
+
+
+def warn_of_limits(store: Store, names: list[str]) -> None:
+    """Say which limits of services this machine cannot hold them to."""
+    from niso.runtime import cgroup, oci, spec
+
+    for name in names:
+        row = store.service(name)
+        limits = oci.limits(spec.parse(row.spec)) if row is not None else {}
+        for controller in set(limits) - set(cgroup.usable(limits)):
+            output.warn(
+                f"{name}: {oci.CONTROLLERS[controller]} has no effect: this machine has no cgroup controller {controller}",
+                ("see cgroups(7): niso needs it in a v1 hierarchy, or in cgroup.subtree_control of the root of v2",),
+            )
 
 
 def settle(store: Store, names: list[str]) -> None:

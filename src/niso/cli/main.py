@@ -104,7 +104,6 @@ def _command(arguments: list[str]) -> int:
     if name not in COMMANDS:
         later.refuse_command(name)
         raise unknown("command", name, list(COMMANDS), "niso --help lists them")
-    later.refuse_options(name, arguments[1:])
     parser = new_parser(f"niso {name}", COMMANDS[name][1])
     module = _module(COMMANDS[name][0])
     module.configure(name, parser)

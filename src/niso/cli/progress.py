@@ -7,6 +7,7 @@ import select
 import signal
 import sys
 import time
+from itertools import pairwise
 
 from niso.cli.output import escaped
 
@@ -42,7 +43,9 @@ class Progress:
         self._pid = os.fork()
         if self._pid == 0:
             try:
-                os.close(self._pipe)
+                # niso's locks, and the command's output, are none of its business
+                for low, high in pairwise([-1, *sorted((2, read)), 1 << 20]):
+                    os.closerange(low + 1, high)
                 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                     signal.signal(number, signal.SIG_IGN)
                 _tell(read, self._waits)

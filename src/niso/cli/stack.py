@@ -77,6 +77,7 @@ def _up(args: argparse.Namespace) -> int:
     if args.dry_run:
         return 0
     lifecycle.warn(store, done.outcomes)
+    lifecycle.settle(store, [outcome.service for outcome in done.outcomes])
     if args.json:
         output.as_json(
             {

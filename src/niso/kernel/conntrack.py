@@ -96,7 +96,9 @@ def flush_ports(
     for number, of_proto in wanted.items():
         its = attribute(_PROTO_NUM, bytes([number]))
         flags, tuples, rest = _FILTER_PROTO, [its], b""
-        if number == _TCP and not answered:  # a kernel that knows this filter leaves out those that have seen a reply: mostly all
+        if (
+            number == _TCP and not answered
+        ):  # a kernel that knows this filter leaves out those that have seen a reply: mostly all
             rest = attribute(_STATUS, bytes(4)) + attribute(_STATUS_MASK, _SEEN_REPLY.to_bytes(4, "big"))
         if len(of_proto) <= _FEW_PORTS.get(number, 0):
             flags |= _FILTER_DST_PORT

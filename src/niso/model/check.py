@@ -226,8 +226,8 @@ def rules(data: dict[str, object], folder: str) -> list[InvalidInput]:
     errors += resources.problems(_table(data, "isolation.resources"))
     errors += volumes.problems(_table(data, "volumes"))
     if isinstance(check := data.get("healthcheck"), dict):
-        name = _table(data, "package").get("name")
-        errors += health.problems(check, health.own_names(name, network.get("hostname"), network.get("aliases")))
+        own = health.own_names(_table(data, "package").get("name"), network.get("hostname"), network.get("aliases"))
+        errors += health.problems(check, own)
     errors += _modes(network, _table(data, "package").get("name"))
     errors += _networks(network)
     errors += _repeated(network.get("networks"), "network.networks")
@@ -251,12 +251,12 @@ def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
     mode = network.get("mode", "bridge")
     if not isinstance(mode, str) or mode not in WITHOUT:
         return
-    for name in network:
+    for name, value in network.items():
         if name in WITHOUT[mode]:
             key = f"network.{name}"
             right = 'mode = "share", or to leave it out' if name == "share" else "to leave it out"
             hint = f"leave {key} out" + ("" if mode == "bridge" else f', or mode = "{_fitting(name)}"')
-            shown = values.wrong(key, network[name], _WHY[mode], right)
+            shown = values.wrong(key, value, _WHY[mode], right)
             yield InvalidInput(shown.message, hint, key)
     share = network.get("share")
     if mode == "share" and "share" not in network:

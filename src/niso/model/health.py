@@ -90,14 +90,11 @@ def parse(section: Mapping[str, Any], names: Iterable[str]) -> Healthcheck:
     """The check that the section asks for; ``names`` are the service's own. Raises InvalidInput."""
     tcp, http = section.get("tcp"), section.get("http")
     if http is not None:
-        address, port, host, path = url(str(http), "healthcheck.http", names)
+        where: tuple[str, int, str, str | None] = url(str(http), "healthcheck.http", names)
     else:
-        address, port, host, path = "", int(tcp or 0), "", None  # type: ignore[assignment]
+        where = ("", int(tcp or 0), "", None)
     return Healthcheck(
-        address,
-        port,
-        host,
-        path,
+        *where,
         interval(section.get("interval", INTERVAL), "healthcheck.interval"),
         timeout(section.get("timeout", TIMEOUT), "healthcheck.timeout"),
         int(section.get("retries", RETRIES)),

@@ -17,7 +17,7 @@ MAX_SIZE = 1 << 60
 TAKEN = ("/proc", "/sys", "/dev", "/app", "/etc/niso-hosts")
 """Neither these nor anything below them can be a mount point: they are niso's."""
 TAKEN_FILES = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf")
-HIDING = ("/", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64")
+HIDING = ("/", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/var")
 """Not these themselves: the service's root, or what niso has put there, would be hidden."""
 
 

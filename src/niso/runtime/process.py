@@ -181,7 +181,7 @@ def _end_lost(service: str, path: str | None) -> None:
     crun still knows its bundle and cgroup. Where crun's folder is gone too, the cgroup ``path`` tells: it has to be empty by now.
     """
     try:
-        known = read_json(os.path.join(launch.crun_root(), service, "status")) or {}
+        known = read_json(os.path.join(launch.crun_root(), launch.container_id(service), "status")) or {}
     except ValueError:
         known = {}  # a create that was killed half-way
     lost = known.keys() >= {"bundle", "cgroup-path"} and not os.path.isdir(str(known["bundle"]))
@@ -317,6 +317,12 @@ def describe_exit(code: int | None) -> str:
     return f"exit status {code}"
 
 
+def out_of_memory(service: str) -> bool:
+    """Whether a process of the service's present run was killed because of its memory limit (conmon tells by a file)."""
+    record = read_json(os.path.join(paths.service_dir(service), "state.json"))
+    return record is not None and os.path.exists(f"{bundle_of(service, int(record['run']))}/persist/oom")
+
+
 def bundle_of(service: str, number: int) -> str:
     """The folder of an activation's ``number``-th run."""
     return os.path.join(paths.service_dir(service), f"run-{number}")
@@ -330,7 +336,7 @@ def write_state(service: str, record: dict[str, Any]) -> None:
 def exit_code(service: str, bundle: str) -> int | None:
     """What conmon wrote at the end; None before it, and after a failed create (an empty file)."""
     try:
-        with open(f"{bundle}/exits/{service}", encoding="ascii") as file:
+        with open(f"{bundle}/exits/{launch.container_id(service)}", encoding="ascii") as file:
             return int(file.read() or "")
     except (FileNotFoundError, ValueError):
         return None
@@ -338,9 +344,9 @@ def exit_code(service: str, bundle: str) -> int | None:
 
 def clear(service: str) -> None:
     """Have crun forget the container, whatever its state; nothing there is fine."""
-    state = os.path.join(launch.crun_root(), service)
+    state = os.path.join(launch.crun_root(), launch.container_id(service))
     if os.path.isdir(state):
-        launch.crun("delete", "--force", service)
+        launch.crun("delete", "--force", launch.container_id(service))
         # A create that was killed half-way leaves what crun itself cannot read.
         remove_tree(state)
 

@@ -45,11 +45,23 @@ class ProcessSpec(NamedTuple):
     """no, on-failure or always."""
     restart_delay_s: float
     stop_timeout_s: float
+    memory_max: int | None = None
+    """Bytes; None in this and the next two: no limit."""
+    cpu_max: int | None = None
+    """Per cent of one CPU."""
+    pids_limit: int | None = None
+    volumes: list[dict[str, Any]] = []  # noqa: RUF012 - never changed
+    """As `niso.runtime.volumes.Volume`."""
 
 
 def path_env(environment: dict[str, str]) -> str:
     """The PATH that the service sees."""
     return environment.get("PATH", DEFAULT_PATH)
+
+
+def namespace(spec: ProcessSpec) -> str | None:
+    """The name of the network namespace that a service runs in; None for the host's."""
+    return os.path.basename(spec.netns) if spec.netns else None
 
 
 def parse(text: str) -> ProcessSpec:

@@ -56,11 +56,15 @@ def adopt(pids: list[int], to: str) -> None:
     """Move processes into the cgroup ``to`` in each hierarchy that has it and takes them."""
     for root in cgroup.roots():
         for pid in pids:
-            try:
-                with open(f"{root}{to}/cgroup.procs", "w", encoding="ascii") as file:
-                    file.write(str(pid))
-            except OSError:
-                continue
+            _move(pid, f"{root}{to}")
+
+
+def _move(pid: int, folder: str) -> None:
+    try:
+        with open(f"{folder}/cgroup.procs", "w", encoding="ascii") as file:
+            file.write(str(pid))
+    except OSError:
+        return
 
 
 def tell(*lines: str) -> None:
@@ -84,8 +88,8 @@ def tell(*lines: str) -> None:
                 os.close(write)
 
 
-_stand_ins: dict[str, tuple[int, int, str]] = {}
-"""service -> (the pipe to its stand-in, the pipe from it, the unit's cgroup)"""
+_stand_ins: dict[str, tuple[int, int, str, int]] = {}
+"""service -> (the pipe to its stand-in, the pipe from it, the unit's cgroup, its pid)"""
 
 
 def stand_in(service: str, conmon: int | None) -> None:
@@ -103,15 +107,15 @@ def stand_in(service: str, conmon: int | None) -> None:
     os.close(wait)
     os.close(say)
     os.waitpid(pid, 0)
-    os.read(done, 1)
-    _stand_ins[service] = (hold, done, unit)
+    said = os.read(done, 20)
+    _stand_ins[service] = (hold, done, unit, int(said or b"-1"))
 
 
 def hand_over(service: str, conmon: int | None) -> None:
     """The next conmon is there: the stand-in makes it the unit's main process, and ends."""
     if service not in _stand_ins or conmon is None:
         return
-    hold, done, unit = _stand_ins.pop(service)
+    hold, done, unit, _ = _stand_ins.pop(service)
     try:
         adopt([conmon], unit)
         os.write(hold, f"{conmon}".encode())
@@ -123,13 +127,16 @@ def hand_over(service: str, conmon: int | None) -> None:
         os.close(done)
 
 
-def give_back(service: str, pids: list[int]) -> None:
-    """Take ``pids``, conmon and its children, out of the unit into the root cgroup; the unit ends, they live on."""
-    stand_in(service, pids[0] if pids else None)
+def give_back(service: str, conmon: int | None) -> None:
+    """Take conmon, and what else is there of the service, out of the unit into the root cgroup; the unit ends, they live on."""
+    stand_in(service, conmon)
     if service not in _stand_ins:
         return
-    hold, done, _ = _stand_ins.pop(service)
-    adopt(pids, "")
+    hold, done, unit, standing = _stand_ins.pop(service)
+    for root in cgroup.roots():
+        for pid in cgroup.pids_in(f"{root}{unit}"):
+            if pid != standing:
+                _move(pid, root)
     os.close(hold)
     os.read(done, 1)
     os.close(done)
@@ -149,7 +156,7 @@ def _stand(unit: str, wait: int, say: int) -> NoReturn:
             os.closerange(first, last)
         adopt([os.getpid()], unit)
         tell(f"MAINPID={os.getpid()}")
-        os.write(say, b"1")
+        os.write(say, f"{os.getpid()}".encode())
         follower = os.read(wait, 20)
         if follower:
             tell(f"MAINPID={follower.decode()}")

@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterable
 
 from niso.records import Port
+from niso.store.sqlite import others_intend
 
 _PROVIDER = "(SELECT COALESCE(provider, name) FROM service WHERE name=?)"
 _PORT = "host_ip, host_port, container_port, proto, count"
@@ -32,12 +33,15 @@ class ModeRows:
 
     def held_sharers(self, provider: str, but: frozenset[str] = frozenset()) -> list[str]:
         """Those, and the services that would be so again if their begun changes were undone; of these not those in ``but``."""
-        rows = self._db.execute(
-            "SELECT service FROM intent WHERE json_extract(undo, '$.service[0][14]')=?"
-            " AND json_extract(undo, '$.service[0][7]')=1",
-            (provider,),
-        )
-        return sorted({*self.sharers(provider), *(row[0] for row in rows if row[0] not in but)})
+        found = set(self.sharers(provider))
+        if others_intend(self._db, but):
+            rows = self._db.execute(
+                "SELECT service FROM intent WHERE json_extract(undo, '$.service[0][14]')=?"
+                " AND json_extract(undo, '$.service[0][7]')=1",
+                (provider,),
+            )
+            found.update(row[0] for row in rows if row[0] not in but)
+        return sorted(found)
 
     def with_companions(self, services: Iterable[str]) -> tuple[str, ...]:
         """These services with their providers, and with all that share a namespace with one of them now."""

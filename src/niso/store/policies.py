@@ -56,14 +56,16 @@ class PolicyRows:
             rows = self._db.execute("SELECT cidr FROM subnet WHERE network=? ORDER BY family", (name,)).fetchall()
             return (name if rows else "", tuple(row[0] for row in rows))
         found = self._db.execute(
-            "SELECT name, provider, active FROM host_name h JOIN service s ON s.name=h.service WHERE h.name=?", (name,)
+            "SELECT s.name, s.provider, s.active FROM host_name h JOIN service s ON s.name=h.service WHERE h.name=?", (name,)
         ).fetchone()
         if found is None:
             return ("", ())
         service, provider, active = found
         # also of one that is not active: its leases stay its own. Those of a provider are another's, but while it is shared
         home = service if provider is None else provider if active else ""
-        rows = self._db.execute("SELECT address FROM lease WHERE service=? ORDER BY network, family", (home,)).fetchall()
+        rows = self._db.execute(
+            "SELECT address FROM lease WHERE service=? ORDER BY network, family", (home,)
+        ).fetchall()
         return (service, tuple(row[0] for row in rows))
 
     # --- writing; inside a transaction ---------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from itertools import groupby
 from operator import itemgetter
 
 from niso.records import Port
+from niso.store.sqlite import others_intend
 
 MANIFEST, CHOSEN, FORWARD = "manifest", "chosen", "forward"
 _PORT = "host_ip, host_port, container_port, proto, count"
@@ -83,7 +84,8 @@ class PortRows:
             f"{live} AND host_port BETWEEN ? AND ? UNION {live} AND count>1 AND host_port<? AND host_port+count>?",
             (proto, first, last, proto, first, first),
         ).fetchall()
-        rows += [row for row in self._db.execute(undone, (proto,)) if row[0] not in but]
+        if others_intend(self._db, but):
+            rows += [row for row in self._db.execute(undone, (proto,)) if row[0] not in but]
         return [(row[0], port) for row in dict.fromkeys(rows) if (port := Port(*row[1:])).clashes(wanted)]
 
     def chosen_port(self, service: str, wanted: Port) -> int | None:

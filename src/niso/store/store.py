@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator
 from heapq import merge
 from typing import NamedTuple
 
@@ -16,11 +16,11 @@ from niso import failpoint, paths
 from niso.errors import NisoError, NotFound
 from niso.records import Network
 from niso.store import schema, world
-from niso.store.snapshots import ALL as ALL
-from niso.store.snapshots import Scope as Scope
-from niso.store.snapshots import SnapshotRows, marks
+from niso.store.snapshots import ALL, Scope, SnapshotRows, marks
 from niso.store.sqlite import Transaction, unusable, use_wal
 from niso.store.stacks import StackRows
+
+__all__ = ["ALL", "Intent", "Scope", "ServiceRow", "Store"]
 
 ROW_TABLES = (
     "service",
@@ -305,13 +305,17 @@ class Store(SnapshotRows, StackRows):
     def drop_lease(self, service: str, network: str, family: int) -> None:
         self._db.execute("DELETE FROM lease WHERE service=? AND network=? AND family=?", (service, network, family))
 
-    def free_uid(self, first: int) -> int:
+    def free_uid(self, first: int, skip: Container[int] = ()) -> int:
+        """The lowest number from ``first`` on that no service has and that is not in ``skip``."""
         row = self._db.execute(
             "SELECT COALESCE(MIN(uid + 1), ?) FROM service s WHERE NOT EXISTS (SELECT 1 FROM service WHERE uid=s.uid+1)"
             " AND EXISTS (SELECT 1 FROM service WHERE uid=?)",
             (first, first),
         ).fetchone()
-        return int(row[0])
+        uid = int(row[0])
+        while uid in skip or self._db.execute("SELECT 1 FROM service WHERE uid=?", (uid,)).fetchone():
+            uid += 1
+        return uid
 
     def forget(self, service: str) -> None:
         self._db.execute("DELETE FROM service WHERE name=?", (service,))

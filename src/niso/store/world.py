@@ -12,7 +12,7 @@ import json
 import os
 import sqlite3
 
-from niso import names, paths
+from niso import paths
 
 _FORGET = (
     "UPDATE service SET active=0 WHERE active=1",
@@ -50,7 +50,7 @@ def forget_if_gone(db: sqlite3.Connection, world: str) -> None:
     before = recorded(db)
     if before == world:
         return
-    same_boot = before is None or before.split()[0] == world.split()[0]
+    same_boot = before is None or before.split()[0] == world.split(maxsplit=1)[0]
     if same_boot and _lives(db):
         if before is None:
             record(db, world)
@@ -65,7 +65,7 @@ def _lives(db: sqlite3.Connection) -> bool:
     """Whether anything of an active service is to be seen: its named namespace or its process."""
     state_id = db.execute("SELECT value FROM meta WHERE key='state_id'").fetchone()[0]
     active = [row[0] for row in db.execute("SELECT name FROM service WHERE active=1")]
-    return any(_is_mount(f"{paths.NETNS_DIR}/{names.netns(name)}") or _runs(name, state_id) for name in active)
+    return any(_is_mount(paths.netns_path(name)) or _runs(name, state_id) for name in active)
 
 
 def _is_mount(path: str) -> bool:
