@@ -46,6 +46,9 @@ def put(
     ports: tuple[Port, ...] = (),
     chosen: tuple[Port, ...] = (),
     hostname: str | None = None,
+    mode: str = "bridge",
+    provider: str | None = None,
+    manifest: str = "{}",
 ) -> None:
     """What admission.record writes of one service; in a transaction of the caller. Raises what leases.lease raises."""
     before = store.service(name)
@@ -54,7 +57,7 @@ def put(
         ServiceRow(
             name=name,
             manifest_path=f"/srv/{name}/manifest.toml",
-            manifest="{}",
+            manifest=manifest,
             rootfs=None,
             package=f"/p/{name}",
             fingerprint="f",
@@ -65,6 +68,8 @@ def put(
             spec="{}",
             created_at=1.0,
             activated_at=2.0,
+            mode=mode,
+            provider=provider,
         )
     )
     store.set_names(name, tuple(dict.fromkeys((hostname or name, name))))
@@ -72,6 +77,8 @@ def put(
     for network in networks:
         leases.lease(store, name, network, (static or {}).get(network))
     store.set_ports(name, ports, chosen)
+    for sharer in store.sharers(name):
+        store.note_published(sharer)
 
 
 def dump(store: Store) -> dict[str, list[tuple[object, ...]]]:

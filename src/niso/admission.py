@@ -7,14 +7,15 @@ import os
 import time
 from typing import NamedTuple
 
-from niso import forwarding, leases, names, networks, paths, portmap, targets
+from niso import forwarding, leases, networks, portmap, sharing, targets
 from niso.errors import Conflict, InvalidInput
 from niso.kernel import host
 from niso.model import manifest as model
 from niso.model.manifest import Manifest
-from niso.records import Policy
-from niso.runtime import process
+from niso.records import Entry, Peer, Policy
+from niso.runtime import process, rehost, volumes
 from niso.runtime.spec import ProcessSpec
+from niso.runtime.spec import parse as parse_spec
 from niso.store.policies import Name
 from niso.store.store import Scope, ServiceRow, Store
 from niso.targets import Target
@@ -27,6 +28,7 @@ class Change(NamedTuple):
     before: ServiceRow | None
     row: ServiceRow
     restarts: bool  # its process must be started, or ended and started
+    rehosts: bool = False  # its process goes on, and must be shown the hosts file of other networks
 
     @property
     def name(self) -> str:
@@ -35,29 +37,38 @@ class Change(NamedTuple):
 
 
 def scope_of(store: Store, targets: list[Target]) -> Scope:
-    """The services and all networks that they are on or will be on."""
+    """The services, those that they share a namespace with, and all networks that they are on or will be on."""
     on: set[str] = set()
+    touched: set[str] = set()
     for target in targets:
         on.update(model.networks(target.manifest))
         row = store.service(target.name)
         if row is not None:
             on.update(row.networks)
+        provider = store.name_holder(target.manifest.network.share or "")
+        touched.update((target.name, provider) if provider else (target.name,))
     concerned = {name for target in targets for name in _other_meanings(store, target)}
-    return Scope(tuple(target.name for target in targets), tuple(sorted(on)), names=tuple(sorted(concerned)))
+    return Scope(store.with_companions(touched), tuple(sorted(on)), names=tuple(sorted(concerned)))
 
 
 def _other_meanings(store: Store, target: Target) -> set[Name]:
-    """The names that may stand for other addresses after an activation: none of a service that has its leases and keeps them."""
+    """The names that may stand for other addresses after an activation: none of a service that has its leases and keeps them.
+
+    A name of a service that shares a namespace stands for an address while it is active, and one that has an address stands
+    for it beside others.
+    """
     row = store.service(target.name)
     on = model.networks(target.manifest)
     found: set[Name] = {("network", network) for network in on if store.network(network) is None}
     statics = model.static_ips(target.manifest)
     leased = store.addresses(target.name)
     names_ = model.names(target.manifest)
+    shared = store.name_holder(target.manifest.network.share or "")
     kept = row is not None and row.networks == on and set(store.names(target.name)) == set(names_)
+    kept = kept and shared is None and row is not None and row.provider is None
     if not kept or any((network, address) not in leased for network, address in statics.items()):
         found |= {("service", name) for name in names_}
-        found |= set(store.names_with([target.name]))
+        found |= set(store.names_with(store.with_companions([target.name, *([shared] if shared else ())])))
     return found
 
 
@@ -89,14 +100,15 @@ def _record(store: Store, target: Target, copy: str, together: frozenset[str]) -
     manifest, name = target.manifest, target.name
     before = store.service(name)
     _check_names(store, name, manifest)
+    provider = sharing.provider_of(store, target, together)
     on = model.networks(manifest)
     for network in on:
         _ensure_network(store, network, model.static_ips(manifest).get(network))
     was_active = before is not None and before.active
     generation = 1 if before is None else before.generation if was_active else before.generation + 1
-    uid = before.uid if before else store.free_uid(targets.FIRST_UID)
-    spec = _spec(store, target, copy, generation, uid)
-    if before is not None and was_active:
+    uid = before.uid if before else _free_uid(store, name)
+    spec = _spec(store, target, copy, generation, uid, provider)
+    if before is not None and was_active and "host" not in (before.mode, manifest.network.mode):
         spec = spec._replace(resolv_conf=json.loads(before.spec)["resolv_conf"])
     row = ServiceRow(
         name=name,
@@ -112,22 +124,33 @@ def _record(store: Store, target: Target, copy: str, together: frozenset[str]) -
         spec=json.dumps(spec._asdict()),
         created_at=before.created_at if before else time.time(),
         activated_at=before.activated_at if before and was_active else time.time(),
+        mode=manifest.network.mode,
+        provider=provider,
+        enabled=before.enabled if before else False,
     )
     ports_before = [port for _, port in store.ports(name)] if was_active else []
     store.put_service(row)
     store.set_names(name, model.names(manifest))
     store.set_endpoints(name, on)
-    forwarding.record(store, on)
+    if on:
+        forwarding.record(store, on)
     policy = model.policy(manifest)
     says_nothing = policy._replace(log=False) == Policy()
     store.set_policy(name, None if says_nothing else policy)
+    _check_peers(store, name, manifest, policy)
     for network in on:
         leases.lease(store, name, network, model.static_ips(manifest).get(network))
     wanted = model.ports(manifest)
+    if not store.port_families(name):
+        _refuse_ports(store, name, list(wanted.values()))
     ports, chosen = portmap.admit(store, name, list(wanted), ports_before, list(wanted.values()), together)
     store.set_ports(name, ports, chosen)
+    for sharer in store.sharers(name):
+        store.note_published(sharer)
     runs = was_active and process.runs(name)
-    return Change(target, before, row, not (runs and before is not None and before.spec == row.spec))
+    old = parse_spec(before.spec) if before is not None and runs else None
+    rehosts = rehost.can(old, spec)
+    return Change(target, before, row, restarts=not rehosts and old != spec, rehosts=rehosts)
 
 
 def _check_names(store: Store, service: str, manifest: Manifest) -> None:
@@ -144,14 +167,64 @@ def _check_names(store: Store, service: str, manifest: Manifest) -> None:
             )
 
 
+def _check_peers(store: Store, service: str, manifest: Manifest, policy: Policy) -> None:
+    """Raise Conflict where a policy names a service of mode host: what that one sends has the host's own addresses."""
+    if manifest.network.mode == "host":
+        for name in model.names(manifest):
+            for other in store.naming("service", name):
+                named = store.policy(other)
+                said = (each for each in entries(named or Policy()) if each.peer == Peer("service", name))
+                entry, row = next(said, None), store.service(other)
+                if entry is not None and row is not None:
+                    raise Conflict(
+                        f"network.mode: 'host' cannot be, since {entry.key} ({entry.text!r}) of service {other!r} names it",
+                        f"take it out of {row.manifest_path} and activate that first: the host's own addresses belong to no service",
+                        "network.mode",
+                    )
+    for entry in entries(policy):
+        if entry.peer.kind == "service" and store.mode_of_name(entry.peer.name) == "host":
+            raise Conflict(
+                f"{entry.key}: {entry.text!r} names a service of mode host, which has no addresses but the host's",
+                "leave it out: the host may always connect in; in egress the host's addresses can be named",
+                entry.key,
+            )
+
+
+def entries(policy: Policy) -> list[Entry]:
+    """All entries of a policy."""
+    return [*(policy.allow_from or ()), *policy.deny_from, *(policy.egress_allow or ()), *policy.egress_deny]
+
+
+def _refuse_ports(store: Store, service: str, keys: list[str]) -> None:
+    """Of a service that is on no network: nothing can be published, and what was forwarded ends."""
+    provider = store.home(service)
+    if keys:
+        raise Conflict(
+            f"{keys[0]}: service {provider!r}, whose network namespace it shares, is of mode none: nothing leads there",
+            "leave network.ports out, or share that of a service of mode bridge",
+            keys[0],
+        )
+    store.end_publishing(service)
+
+
 def _ensure_network(store: Store, name: str, static: str | None) -> None:
     if store.network(name) is None:
         network = networks.plan_network(store, name, holds=static)
         store.add_network(network, implicit=True, now=time.time())
 
 
-def _spec(store: Store, target: Target, copy: str, generation: int, uid: int) -> ProcessSpec:
+def _free_uid(store: Store, service: str) -> int:
+    """The uid that owns the volumes which the service left, else one that neither a service nor a volume left by one has."""
+    kept = volumes.owners()
+    for uid in sorted(kept.pop(service, ())):
+        if uid >= targets.FIRST_UID and store.free_uid(uid) == uid:
+            return uid
+    return store.free_uid(targets.FIRST_UID, frozenset().union(*kept.values()))
+
+
+def _spec(store: Store, target: Target, copy: str, generation: int, uid: int, provider: str | None) -> ProcessSpec:
     manifest = target.manifest
+    at_home = sharing.home(store, target.name, manifest, provider)
     uid, gid, groups, user_name, home = targets.user(target, uid)
     resolver, _ = host.resolv_conf()
     return ProcessSpec(
@@ -170,11 +243,15 @@ def _spec(store: Store, target: Target, copy: str, generation: int, uid: int) ->
         home=home,
         capabilities=list(manifest.isolation.capabilities),
         read_only=manifest.isolation.read_only,
-        hostname=model.hostname(manifest),
-        hosts_folder=os.path.join(paths.hosts_root(), names.hosts_folder(model.networks(manifest))),
-        resolv_conf=resolver,
-        netns=paths.netns_path(target.name),
+        hostname=at_home.hostname,
+        hosts_folder=at_home.hosts_folder,
+        resolv_conf=resolver if at_home.netns else "",
+        netns=at_home.netns,
         restart=manifest.service.restart,
         restart_delay_s=model.restart_delay(manifest),
         stop_timeout_s=model.stop_timeout(manifest),
+        memory_max=model.memory_max(manifest),
+        cpu_max=model.cpu_max(manifest),
+        pids_limit=manifest.isolation.resources.pids_limit,
+        volumes=[volume._asdict() for volume in targets.volumes(manifest)],
     )

@@ -18,7 +18,7 @@ from niso.errors import ErrorGroup, KernelError, NisoError
 from niso.kernel import sysctl
 from niso.kernel.read import Foreign, read, read_all
 from niso.kernel.write import write, write_what_can_be
-from niso.names import alias, hosts_folder
+from niso.names import alias, hosts_folder, own_hosts_folder
 from niso.plan import FORWARDING6, ON, desired
 from niso.state import Element, State, Sysctl, union
 from niso.store.store import ALL, Scope, Store
@@ -73,7 +73,9 @@ def plan(store: Store, scope: Scope, before: State, trusting: bool = False) -> P
     unread = frozenset(e for e in want.elements if trusting and e.value and e.key() not in known)
     have = _own(read(candidates._replace(elements=candidates.elements - unread), mark), want, before)
     steps = diff(want, have)
-    if scope != ALL and _rebuilds(want, have, steps, {hosts_folder(reader) for reader in snapshot.fresh}):
+    whole = {hosts_folder(reader) for reader in snapshot.fresh}
+    whole |= {own_hosts_folder(service.name) for service in snapshot.services if service.mode == "none"}
+    if scope != ALL and _rebuilds(want, have, steps, whole):
         # the tables, or a file that others read, are gone: what stood in them is not only this scope's
         return plan(store, ALL, before)
     return Plan(steps, want, candidates, unread)

@@ -76,7 +76,7 @@ def check(store: Store, name: str | None = None) -> list[Finding]:
         service = store.resolve(name)
         row = store.service(service)
         assert row is not None
-        scope, names = Scope((service,), row.networks), [service] if row.active else []
+        scope, names = Scope(store.with_companions([service]), row.networks), [service] if row.active else []
     want = desired_now(store, scope)
     return [
         *findings(want, read(want, alias(store.state_id()))),
@@ -295,21 +295,13 @@ def _process(name: str) -> Finding | None:
         return Finding("missing", what, status.error or "")
     if status.state != "running":
         return None
-    if not _at_home(name, status.pid):
+    if not process.at_home(name):
         return Finding("different", what, "it runs in another network namespace")
     if not _sees_hosts(name, status.pid):
         return Finding("different", what, "it does not see its hosts file: the folder was removed")
     if not process.conmon_alive(name):
         return Finding("different", what, "its conmon is gone: nobody keeps its log or restarts it")
     return None
-
-
-def _at_home(name: str, pid: int | None) -> bool:
-    """Whether a service's process is in the namespace that has its name now; True where that cannot be told."""
-    try:
-        return os.path.samestat(os.stat(f"/proc/{pid}/ns/net"), os.stat(paths.netns_path(name)))
-    except OSError:
-        return True
 
 
 def _sees_hosts(name: str, pid: int | None) -> bool:

@@ -47,6 +47,11 @@ def mac(service: str, network: str, state_id: str) -> str:
     return ":".join(f"{byte:02x}" for byte in (0x0A, *digest[:5]))
 
 
+def own_hosts_folder(service: str) -> str:
+    """The folder of the hosts file of a service without a network; no network's name begins so."""
+    return f"={service}"
+
+
 def hosts_folder(networks: tuple[str, ...]) -> str:
     """The folder of the hosts file that all services with this ordered list of networks share."""
     plain = "+".join(networks)

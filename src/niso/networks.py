@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 from niso import ipam, names
 from niso.apply import Lock, Report, converge, desired_now, plan, silent
@@ -86,51 +87,73 @@ def unique_local(state_id: str) -> ipaddress.IPv6Network:
     return ipaddress.IPv6Network((bytes([0xFD]) + global_id + bytes(10), 48))
 
 
-def create(
-    store: Store,
-    name: str,
-    *,
-    subnets: Sequence[str] = (),
-    ipv6: bool = False,
-    gateways: Sequence[str] = (),
-    internal: bool = False,
-    mtu: int | None = None,
-    report: Report = silent,
-    dry_run: bool = False,
-) -> Network | None:
-    """Make a network and its bridge at once; None where one of that name and these values is there already.
+class Wish(NamedTuple):
+    """A network as somebody asks for it: at most one subnet of each family, none: the next free /24."""
 
-    ``subnets`` are at most one of each family; ``ipv6`` adds a unique local /64. Raises Conflict (name, subnet or bridge
-    taken, by whom), UsageError, KernelError; then nothing has changed.
-    """
-    wanted = _parsed(subnets, ipv6)
-    families: set[int] = {net.version for net in wanted} or {4}
-    if ipv6:
-        families.add(6)
-    if mtu is not None and not (least := MIN_MTUS[max(families)]) <= mtu <= MAX_MTU:
+    name: str
+    subnets: tuple[str, ...] = ()
+    ipv6: bool = False  # a unique local /64 beside them
+    gateways: tuple[str, ...] = ()  # of some of the subnets
+    internal: bool = False
+    mtu: int | None = None
+
+    @property
+    def nets(self) -> list[ipam.Network]:
+        """The subnets, IPv4 first. Raises UsageError."""
+        return _parsed(self.subnets, self.ipv6)
+
+    @property
+    def families(self) -> set[int]:
+        """The families that it asks for."""
+        return ({net.version for net in self.nets} or {4}) | ({6} if self.ipv6 else set())
+
+
+def check(wish: Wish) -> None:
+    """Raise UsageError where no network could be as the wish is."""
+    nets, least = wish.nets, MIN_MTUS[max(wish.families)]
+    if wish.mtu is not None and not least <= wish.mtu <= MAX_MTU:
         raise UsageError(
-            f"--mtu {mtu}: must be {least} to {MAX_MTU}{' where there is IPv6' if least == MIN_MTUS[6] else ''}",
+            f"--mtu {wish.mtu}: must be {least} to {MAX_MTU}{' where there is IPv6' if least == MIN_MTUS[6] else ''}",
             "leave it out for the default route's",
             "--mtu",
         )
+    if nets and not wish.ipv6:
+        _gateways(nets, wish.gateways)
+
+
+def ensure(store: Store, wish: Wish, implicit: bool) -> Network | None:
+    """Put a network on record, in a transaction; None where it is there as the wish is. ``implicit`` as for `add_network`.
+
+    Raises Conflict (it is there and differs; name, subnet or bridge taken, by whom), UsageError.
+    """
+    present = store.network(wish.name)
+    if present is not None:
+        _same(present, wish)
+        return None
+    network = plan_network(
+        store,
+        wish.name,
+        subnets=wish.nets,
+        ipv6=wish.ipv6,
+        gateways=wish.gateways,
+        internal=wish.internal,
+        mtu=wish.mtu,
+    )
+    store.add_network(network, implicit=implicit, now=time.time())
+    return network
+
+
+def create(store: Store, wish: Wish, report: Report = silent, dry_run: bool = False) -> Network | None:
+    """Make a network and its bridge at once; None where one of that name and these values is there already.
+
+    Raises Conflict (name, subnet or bridge taken, by whom), UsageError, KernelError; then nothing has changed.
+    """
+    check(wish)
     with Lock():
-        present = store.network(name)
-        scope = Scope((), (name,), names=(("network", name),))
-        if present is not None:
-            _same(present, wanted, families, gateways, internal, mtu)
-            before = desired_now(store, scope)
-            if dry_run:
-                for step in plan(store, scope, before).steps:
-                    report(step.describe())
-            else:
-                converge(store, scope, before, report)
-            return None
+        scope = Scope((), (wish.name,), names=(("network", wish.name),))
         with store.transaction() as transaction:
             before = desired_now(store, scope)
-            network = plan_network(
-                store, name, subnets=wanted, ipv6=ipv6, gateways=gateways, internal=internal, mtu=mtu
-            )
-            store.add_network(network, implicit=False, now=time.time())
+            network = ensure(store, wish, implicit=False)
             if dry_run:
                 for step in plan(store, scope, before).steps:
                     report(step.describe())
@@ -139,7 +162,8 @@ def create(
         try:
             converge(store, scope, before, report)
         except BaseException:
-            _forget(store, name)
+            if network is not None:
+                _forget(store, wish.name)
             raise
     return network
 
@@ -288,28 +312,21 @@ def _gateways(nets: Sequence[ipam.Network], texts: Sequence[str]) -> dict[int, s
     return found
 
 
-def _same(
-    present: Network,
-    wanted: Sequence[ipam.Network],
-    families: set[int],
-    gateways: Sequence[str],
-    internal: bool,
-    mtu: int | None,
-) -> None:
+def _same(present: Network, wish: Wish) -> None:
     """Raise Conflict unless what was asked for is what is there."""
     there = {subnet.family: subnet for subnet in present.subnets}
     shown = ", ".join(subnet.cidr for subnet in present.subnets)
     differs = None
-    if families != there.keys() or any(str(net) != there[net.version].cidr for net in wanted):
+    if wish.families != there.keys() or any(str(net) != there[net.version].cidr for net in wish.nets):
         differs = f"with subnet {shown}"
-    elif gateways:
+    elif wish.gateways:
         have = {family: subnet.gateway for family, subnet in there.items()}
-        given = _gateways([ipaddress.ip_network(subnet.cidr) for subnet in present.subnets], gateways)
+        given = _gateways([ipaddress.ip_network(subnet.cidr) for subnet in present.subnets], wish.gateways)
         if any(have[family] != gateway for family, gateway in given.items()):
             differs = f"with gateway {', '.join(have.values())}"
-    if differs is None and internal != present.internal:
+    if differs is None and wish.internal != present.internal:
         differs = "as an internal network" if present.internal else "and is not internal"
-    if differs is None and mtu is not None and mtu != present.mtu:
+    if differs is None and wish.mtu is not None and wish.mtu != present.mtu:
         differs = f"with mtu {present.mtu}"
     if differs is not None:
         raise Conflict(f"network {present.name!r} is there {differs}", f"niso net remove {present.name} first")

@@ -6,16 +6,18 @@ import os
 
 NETNS_DIR = "/run/netns"
 LAB_MARK = "/run/niso-lab"
+STATE_DIR, RUN_DIR = "/var/lib/niso", "/run/niso"
+"""Where the two folders are that can be moved."""
 
 
 def state_dir() -> str:
     """Durable state, 0700: state.db, packages/, logs/ (``NISO_STATE_DIR``)."""
-    return os.path.abspath(os.environ.get("NISO_STATE_DIR") or "/var/lib/niso")
+    return os.path.abspath(os.environ.get("NISO_STATE_DIR") or STATE_DIR)
 
 
 def run_dir() -> str:
     """Volatile state, gone with a reboot: locks/, hosts/, services/ (``NISO_RUN_DIR``)."""
-    return os.path.abspath(os.environ.get("NISO_RUN_DIR") or "/run/niso")
+    return os.path.abspath(os.environ.get("NISO_RUN_DIR") or RUN_DIR)
 
 
 def database() -> str:
@@ -34,6 +36,16 @@ def log_dir(service: str) -> str:
 def service_dir(service: str) -> str:
     """One active service's bundle, pid files and spec."""
     return os.path.join(run_dir(), "services", service)
+
+
+def volume_dir(service: str) -> str:
+    """The named volumes of a service, which outlive it."""
+    return os.path.join(state_dir(), "volumes", service)
+
+
+def health_file(service: str) -> str:
+    """What the last probe of a running service said."""
+    return os.path.join(run_dir(), "health", f"{service}.json")
 
 
 def hosts_root() -> str:

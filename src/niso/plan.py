@@ -7,7 +7,7 @@ it into a `State` of the same extent.
 from __future__ import annotations
 
 from niso import names
-from niso.records import Network, Snapshot
+from niso.records import Network, Port, Service, Snapshot
 from niso.render import hosts, nft, policy
 from niso.state import (
     Address,
@@ -69,6 +69,12 @@ def desired(snapshot: Snapshot) -> State:
             addresses.add(Address("", network.bridge, BRIDGE_LINK_LOCAL))
 
     for service in snapshot.services:
+        if service.mode == "host":
+            continue
+        for port in service.ports:
+            elements.update(_published(service, port, networks))
+        if service.mode == "share":  # all else is its provider's
+            continue
         netns = names.netns(service.name)
         namespaces.add(Netns(netns, alias))
         sysctls.update(_service_sysctls(netns, [networks[e.network] for e in service.endpoints]))
@@ -85,14 +91,6 @@ def desired(snapshot: Snapshot) -> State:
                     everywhere = "0.0.0.0/0" if subnet.family == 4 else "::/0"
                     routes.add(Route(netns, everywhere, subnet.gateway, inner))
             elements.update(nft.endpoint(service.name, host_end, mac, endpoint.addresses))
-        first, *others = service.endpoints
-        for port in service.ports:
-            elements.update(nft.published(service.name, port, first.addresses))
-            for endpoint in others:
-                bridge = networks[endpoint.network].bridge
-                both = {":" in address for address in first.addresses}
-                there = [address for address in endpoint.addresses if (":" in address) in both]
-                elements.update(nft.published_on(service.name, port, bridge, there))
         if service.publishes:
             own = [
                 (address, subnet.gateway)
@@ -110,9 +108,22 @@ def desired(snapshot: Snapshot) -> State:
         veths=frozenset(veths),
         addresses=frozenset(addresses),
         routes=frozenset(routes),
-        hosts_files=frozenset(HostsFile(names.hosts_folder(reader)) for reader in snapshot.readers),
+        hosts_files=frozenset(_hosts_files(snapshot)),
         hosts_lines=frozenset(_hosts_lines(snapshot)),
     )
+
+
+def _published(service: Service, port: Port, networks: dict[str, Network]) -> list[Element]:
+    """One port of a service, on its first network, and for those who are on its others."""
+    if not service.endpoints:
+        return []
+    first, *others = service.endpoints
+    elements = nft.published(service.name, port, first.addresses)
+    both = {":" in address for address in first.addresses}
+    for endpoint in others:
+        there = [address for address in endpoint.addresses if (":" in address) in both]
+        elements += nft.published_on(service.name, port, networks[endpoint.network].bridge, there)
+    return elements
 
 
 def _host_sysctls(snapshot: Snapshot) -> list[Sysctl]:
@@ -143,12 +154,25 @@ def _service_sysctls(netns: str, networks: list[Network]) -> list[Sysctl]:
     return sysctls
 
 
+def _hosts_files(snapshot: Snapshot) -> list[HostsFile]:
+    own = [HostsFile(names.own_hosts_folder(service.name)) for service in snapshot.services if service.mode == "none"]
+    return [*(HostsFile(names.hosts_folder(reader)) for reader in snapshot.readers), *own]
+
+
 def _hosts_lines(snapshot: Snapshot) -> list[HostsLine]:
-    """Each service's line in each file that shows it: its addresses on the reader's first network that it is on."""
-    lines: list[HostsLine] = []
+    """Each service's line in each file that shows it: its addresses on the reader's first network that it is on.
+
+    One without a network has a file of its own.
+    """
+    lines = [
+        HostsLine(names.own_hosts_folder(service.name), address, hosts.line_names(service.names))
+        for service in snapshot.services
+        if service.mode == "none"
+        for address in ("127.0.0.1", "::1")
+    ]
     for reader in snapshot.readers:
         services = snapshot.neighbours if reader in snapshot.fresh else snapshot.services
-        for service in services:
+        for service in (each for each in services if each.mode == "bridge"):
             by_network = {endpoint.network: endpoint.addresses for endpoint in service.endpoints}
             shared = next((network for network in reader if network in by_network), None)
             if shared is not None:

@@ -25,15 +25,17 @@ def world(store: Store) -> World:
     """All known services and networks, and this host's addresses, as the engine needs them. Raises KernelError."""
     services = {}
     for row in store.services():
+        if row.mode == "share":  # what it is on the network is its provider
+            continue
         endpoints: dict[str, tuple[str, ...]] = {}
         for network, address in store.addresses(row.name):
             endpoints[network] = (*endpoints.get(network, ()), address)
         services[row.name] = Known(
             name=row.name,
-            names=store.names(row.name),
+            names=store.names_there(row.name),
             endpoints=tuple(Endpoint(network, addresses) for network, addresses in endpoints.items()),
             policy=store.policy(row.name) or Policy(),
-            ports=tuple(port for _, port in store.ports(row.name)),
+            ports=tuple(store.ports_there(row.name)),
             active=row.active,
         )
     with Rtnl() as rtnl:

@@ -71,6 +71,10 @@ def admit(
                         key,
                     )
         ports.append(found)
+    for forward in forwards:
+        if forward not in have:  # it was kept over a reboot, and somebody else may have the host port now
+            _check_holders(store, service, forward, f"port-forward {text(forward)}", together)
+            listeners.check(forward, f"port-forward {text(forward)}")
     return ports, chosen
 
 
@@ -96,6 +100,16 @@ def _check_family(service: str, port: Port, families: tuple[int, ...], key: str)
             "niso net create NAME --ipv6 makes a network that has both" if family == 6 else "leave the address out",
             key,
         )
+
+
+def _check_mode(store: Store, service: str, key: str) -> None:
+    """Raise Conflict where a service is on no network that a port could lead to."""
+    home = store.service(store.home(service))
+    if home is not None and home.mode in ("host", "none"):
+        whose = f"service {service!r}" if home.name == service else f"{home.name!r}, whose network {service!r} shares,"
+        if home.mode == "host":
+            raise Conflict(f"{key}: {whose} is of mode host", "what it listens on is the host's already", key)
+        raise Conflict(f"{key}: {whose} is of mode none: nothing leads there", 'mode = "bridge" has a network', key)
 
 
 def _check_holders(store: Store, service: str, port: Port, key: str, together: frozenset[str]) -> None:
@@ -201,6 +215,7 @@ def forward(
         _require_active(store, service)
         if store.has_port(service, port):
             return False, []
+        _check_mode(store, service, key)
         _check_family(service, port, store.port_families(service), key)
         holders = store.port_holders(port)
         losers = [(holder, held) for holder, held in holders if holder != service or _same_place(held, port)]
@@ -230,11 +245,14 @@ def _is_part(port: Port, held: Port) -> bool:
 
 
 def unforward(store: Store, service: str, port: Port, report: Report = silent) -> None:
-    """Take away a port that `forward` added. Raises NotFound where there is none, Conflict where the manifest has it."""
+    """Take away a port that `forward` added, or one that waits for its service since a reboot.
+
+    Raises NotFound where there is none, Conflict where the manifest has it.
+    """
     with Lock():
-        _require_active(store, service)
         forwards = store.forwards(service)
         if port not in forwards:
+            _require_active(store, service)
             if store.has_port(service, port):
                 words = f"{text(port)} is in the manifest of {service!r}"
                 raise Conflict(words, "take it out there, and activate it again", "PORT")
@@ -280,8 +298,9 @@ def _change(store: Store, come: _Moved, go: _Moved, report: Report) -> None:
 
 def _carry_out(store: Store, moved: _Moved, before: State, report: Report, teardown: bool = False) -> None:
     names = sorted({service for service, _ in moved})
-    on = {network for name in names if (row := store.service(name)) for network in row.networks}
-    scope = Scope(tuple(names), tuple(sorted(on)), tuple(port for _, port in moved))
+    on = {network for name in names for network, _ in store.addresses(name)}
+    # what a sharer's ports need of its provider's links is in scope too
+    scope = Scope(store.with_companions(names), tuple(sorted(on)), tuple(port for _, port in moved))
     converge(store, scope, before, report, teardown)
     flush_ports((port.proto, port.host_port, port.last) for _, port in moved)
     with store.transaction():
@@ -299,7 +318,7 @@ def _elements(store: Store, ports: _Moved) -> State:
         for name in {network for network, _ in own} - {own[0][0]}:
             there = [address for network, address in own if network == name]
             found.update(nft.published_on(service, port, store.require_network(name).bridge, there))
-        found.update(nft.hairpin(service, [(address, "") for _, address in own]))
+        found.update(nft.hairpin(store.home(service), [(address, "") for _, address in own]))
     return State(elements=frozenset(found))
 
 
@@ -326,9 +345,16 @@ def flush(before: State, after: State) -> None:
         flush_ports(_claim(element) for element in changed)
 
 
-def flush_ports(claims: Iterable[tuple[str, int, int]]) -> None:
-    """End the flows to (protocol, first port, last port) of this host's own addresses, but TCP that has an answer."""
-    conntrack.flush_ports(claims, own_addresses())
+def flush_ports(claims: Iterable[tuple[str, int, int]], answered: bool = False) -> None:
+    """End the flows to (protocol, first port, last port) of this host's own addresses; TCP with an answer only if ``answered``."""
+    conntrack.flush_ports(claims, own_addresses(), answered)
+
+
+def end_flows(ports: Iterable[Port]) -> None:
+    """End all flows to published ports whose service is gone while the address that they led to stays."""
+    claims = [(port.proto, port.host_port, port.last) for port in ports]
+    if claims:
+        flush_ports(claims, answered=True)
 
 
 def own_addresses() -> list[str]:

@@ -56,7 +56,7 @@ def ping(store: Store, source: str, destination: str) -> tuple[Packet, float]:
             raise UsageError(f"{name!r} is no service", "niso net explain tells of the host and of addresses")
         row = store.service(end.service)
         if row is None or not row.active:
-            raise NisoError(f"{end.service} is not active", f"niso activate {end.service}")
+            raise NisoError(f"{end.name} is not active", f"niso activate {end.name}")
     from_, to = sender.service, receiver.service
     world = policies.world(store)
     networks = [{endpoint.network for endpoint in world.services[name].endpoints} for name in (from_, to)]
@@ -74,7 +74,7 @@ def ping(store: Store, source: str, destination: str) -> tuple[Packet, float]:
     took = probe.echo(names.netns(from_), packet.source, packet.destination, PATIENCE_S)
     if took is not None:
         return packet, took
-    where = f"{from_} ({packet.source}) to {to} ({packet.destination})"
+    where = f"{sender.name} ({packet.source}) to {receiver.name} ({packet.destination})"
     reason = verdict.dropped_by
     if reason is None:
         raise NisoError(

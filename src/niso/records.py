@@ -104,6 +104,24 @@ class Policed(NamedTuple):
     only: frozenset[str] | None = None
 
 
+class Healthcheck(NamedTuple):
+    """How to see that a service is well, from inside its network namespace."""
+
+    address: str  # to connect to; "": loopback, else an address of its own
+    port: int
+    host: str  # as the request names it
+    path: str | None  # of a GET request; None: that something accepts is enough
+    interval_s: float
+    timeout_s: float
+    retries: int
+    start_period_s: float
+
+    @property
+    def words(self) -> str:
+        """``tcp 8080`` or the URL."""
+        return f"tcp {self.port}" if self.path is None else f"http://{self.host}{self.path}"
+
+
 class Endpoint(NamedTuple):
     network: str
     addresses: tuple[str, ...]  # one for each subnet of the network
@@ -117,7 +135,8 @@ class Service(NamedTuple):
     endpoints: tuple[Endpoint, ...]
     ports: tuple[Port, ...]
     names: tuple[str, ...]  # hostname first
-    publishes: bool = False  # it has ports, these or others
+    publishes: bool = False  # it has ports, these or others, or somebody who shares its namespace has
+    mode: str = "bridge"  # or host, none, share: then endpoints are its provider's, and names its provider has too
 
 
 class Snapshot(NamedTuple):

@@ -26,12 +26,13 @@ TARGET = "NAME, ADDRESS or [IPV6], then :PORT or :PORT/PROTO; or /icmp"
 class End(NamedTuple):
     """One end of a packet as it was asked for: a known service, the host, or an address."""
 
-    service: str = ""
+    service: str = ""  # of one that shares another's network, that other one
     address: str = ""  # of a service and of the host it is chosen
+    sharer: str = ""  # the service that was asked for, where it shares
 
     @property
     def name(self) -> str:
-        return self.service or self.address or HOST
+        return self.sharer or self.service or self.address or HOST
 
 
 class Packet(NamedTuple):
@@ -108,7 +109,10 @@ def parse_target(text: str) -> tuple[str, int | None, str]:
 
 
 def resolve(store: Store, text: str) -> End:
-    """Who is meant by a service's name, hostname or alias (with .niso.local or without), ``host``, or an address. Raises NisoError."""
+    """Who is meant by a service's name, hostname or alias (with .niso.local or without), ``host``, or an address.
+
+    Raises NisoError, also for a service that no packet of niso's networks comes from or goes to.
+    """
     if text == HOST:
         return End()
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
@@ -117,10 +121,35 @@ def resolve(store: Store, text: str) -> End:
     except ValueError:
         if ":" in text or "/" in text or text.replace(".", "").isdigit():
             raise UsageError(f"{text!r} is no address", TARGET) from None
-        return End(service=store.resolve(text.removesuffix(f".{names.DOMAIN}")))
+        return _end(store, store.resolve(text.removesuffix(f".{names.DOMAIN}")))
     if isinstance(address, ipaddress.IPv6Address) and (address.ipv4_mapped or address.scope_id):
         raise UsageError(f"{text!r}: IPv4-mapped addresses and zones are not supported", "name the address itself")
     return End(address=str(address))
+
+
+def _end(store: Store, service: str) -> End:
+    row, home = store.service(service), store.service(store.home(service))
+    if row is not None and row.mode == "host":
+        words = (
+            f"{service} is of mode host: it sends and listens with the host's own addresses, as any program of the host"
+        )
+        raise NisoError(words, "ask for host in its place: niso net explain host TO, or FROM host:PORT")
+    if row is not None and home is None:
+        raise NisoError(
+            f"{service} shares the network of {row.provider}, which is not known", f"niso inspect {service}"
+        )
+    if home is not None and home.mode == "none":
+        whose = f"{service} is" if home.name == service else f"{service} shares the network of {home.name}, which is"
+        raise NisoError(
+            f"{whose} of mode none: it has its own loopback and nothing else", 'mode = "bridge" has a network'
+        )
+    if row is not None and home is not None and home.name != service:
+        if not row.active:
+            raise NisoError(
+                f"{service} is not active: it shares the network of {home.name}", f"niso activate {service}"
+            )
+        return End(service=home.name, sharer=service)
+    return End(service=service)
 
 
 def ends(world: World, source: End, destination: End, family: int | None = None) -> tuple[str, str]:

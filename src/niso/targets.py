@@ -6,12 +6,15 @@ import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from niso import package
+from niso import package, paths
 from niso.errors import Conflict, ErrorGroup, InvalidInput, NisoError, NotFound
 from niso.model import manifest as model
+from niso.model import volumes as model_volumes
 from niso.model.manifest import Manifest
 from niso.runtime import resolve
+from niso.runtime import volumes as volume_rules
 from niso.runtime.spec import path_env
+from niso.runtime.volumes import Volume
 from niso.store.store import Store
 
 FIRST_UID = 1_900_000_000
@@ -61,27 +64,35 @@ def still_so(store: Store, target: Target) -> Target:
     return _find_target(store, store.resolve(target.name))
 
 
+def known(store: Store, service: str) -> Target:
+    """A known service with the manifest of its last activation. Raises NotFound where its package copy is gone, NisoError."""
+    row = store.service(service)
+    assert row is not None
+    gone = NotFound(f"{service}: its package copy {row.package} is gone", f"niso activate {row.manifest_path}")
+    if not os.path.isdir(row.package):
+        raise gone
+    target = Target(service, model.decode(row.manifest), row.manifest_path, row.package, row.rootfs, None)
+    try:
+        _check_files(target)
+    except NisoError:
+        if os.path.isdir(row.package):
+            raise
+        raise gone from None  # it was removed meanwhile
+    return target
+
+
 def _find_target(store: Store, argument: str) -> Target:
     if "/" not in argument and not argument.endswith(".toml"):
         holder = store.name_holder(argument)
         if holder is not None:
-            row = store.service(holder)
-            assert row is not None
-            gone = NotFound(f"{holder}: its package copy {row.package} is gone", f"niso activate {row.manifest_path}")
-            if not os.path.isdir(row.package):
-                raise gone
-            manifest = model.decode(row.manifest)
-            target = Target(holder, manifest, row.manifest_path, row.package, row.rootfs, None)
-            try:
-                _check_files(target)
-            except NisoError:
-                if os.path.isdir(row.package):
-                    raise
-                raise gone from None  # it was removed meanwhile
-            return target
+            return known(store, holder)
         if not os.path.isdir(argument):
             store.resolve(argument)
-    loaded = model.load(argument)
+    return of_manifest(model.load(argument))
+
+
+def of_manifest(loaded: model.Loaded) -> Target:
+    """The service of a checked manifest, whose files are looked at. Raises InvalidInput, ErrorGroup, NisoError."""
     rootfs = loaded.manifest.package.rootfs
     root = os.path.realpath(os.path.join(loaded.folder, rootfs)) if rootfs else None
     target = Target(loaded.manifest.package.name, loaded.manifest, loaded.path, loaded.folder, root, "")
@@ -96,8 +107,15 @@ def _check_files(target: Target) -> None:
     checks = (
         lambda: entrypoint(target, target.folder),
         lambda: user(target, FIRST_UID),
-        lambda: resolve.check_working_dir(target.folder, target.rootfs, manifest.binary.working_dir),
+        lambda: resolve.check_working_dir(
+            target.folder,
+            target.rootfs,
+            manifest.binary.working_dir,
+            [each.mount for each in manifest.volumes.values()],
+        ),
     )
+    for error in volume_rules.check(target.rootfs, volumes(manifest)):
+        errors.append(InvalidInput(f"{target.manifest_path}: {error.message}", error.hint, error.key))
     for check in checks:
         try:
             check()
@@ -112,6 +130,18 @@ def entrypoint(target: Target, folder: str) -> str:
     return resolve.resolve_entrypoint(
         folder, target.rootfs, manifest.binary.entrypoint, path_env(dict(manifest.environment))
     )
+
+
+def volumes(manifest: Manifest) -> list[Volume]:
+    """The volumes of a manifest, in order."""
+    kept = paths.volume_dir(manifest.package.name)
+    found = []
+    for name, volume in manifest.volumes.items():
+        named = volume.host is None and not volume.tmpfs
+        source = os.path.join(kept, name) if named else volume.host
+        size = None if volume.size is None else model_volumes.size(volume.size, f"volumes.{name}.size")
+        found.append(Volume(name, volume.mount, source, named, volume.mode == "ro", size))
+    return found
 
 
 def user(target: Target, own_uid: int) -> tuple[int, int, list[int], str, str]:

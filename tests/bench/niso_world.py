@@ -10,7 +10,7 @@ from unittest import mock
 
 from worlds import Mapping, World, kernel_objects, run, timed
 
-from niso import services
+from niso import services, starting
 from niso.model.ports import parse_port
 from niso.records import Port
 from niso.runtime import process
@@ -30,10 +30,11 @@ class NisoWorld(World):
             process,
             start=nothing,
             stop=nothing,
-            started_ok=nothing,
+            ask_to_end=mock.Mock(return_value=-1),
             runs=mock.Mock(return_value=True),
             status=mock.Mock(return_value=state),
         ).start()
+        mock.patch.object(starting, "run", nothing).start()
         self.store = Store.open()
         self._next = 50_000
 

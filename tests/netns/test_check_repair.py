@@ -267,7 +267,7 @@ def test_one_damage_is_named_alone_and_mended_alone(shared: World, name: str) ->
 def _kill(world: World, process: bool = True) -> None:
     """Kill api's conmon, and at the same time the service itself."""
     pid = inspect(world.lab, "api")["pid"]
-    conmon = world.lab.run("pgrep", "-x", "-f", "/usr/bin/conmon .* -c api .*").stdout.split()
+    conmon = world.lab.run("pgrep", "-x", "-f", "/usr/bin/conmon .* -n api .*").stdout.split()
     world.run("kill", "-9", *conmon, *([str(pid)] if process else []))
 
 

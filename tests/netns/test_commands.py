@@ -236,18 +236,8 @@ def test_wrong_use_is_status_2_and_says_what_is_right(lab: Lab, arguments: list[
     assert snapshots.differences(before, snapshots.take(lab)) == []
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["enable", "api"],
-        ["disable", "api"],
-        ["restore"],
-        ["stack", "up"],
-        ["remove", "--volumes", "api"],
-    ],
-)
-def test_command_or_option_that_is_to_come_is_refused(lab: Lab, arguments: list[str]) -> None:
-    assert "is not supported yet" in refused(lab, *arguments, status=2)
+def test_command_that_is_to_come_is_refused(lab: Lab) -> None:
+    assert "is not supported yet" in refused(lab, "completion", "bash", status=2)
 
 
 def test_errors_of_json_callers_are_json(lab: Lab) -> None:

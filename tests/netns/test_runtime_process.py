@@ -223,22 +223,6 @@ def test_failed_create_says_why_and_leaves_nothing(runtime: Runtime, changes: di
     assert runtime.status()["state"] == "none"
 
 
-def test_process_that_dies_at_once_is_reported_with_its_last_words(runtime: Runtime) -> None:
-    runtime.output("echo earlier")
-    runtime.start(["/bin/sh", "-c", "echo no database >&2; exit 3"])
-    with pytest.raises(Refused, match=r"(?s)exit status 3.*no database") as caught:
-        runtime.call("started_ok", SERVICE, 5)
-    assert "earlier" not in str(caught.value)
-    runtime.stop()
-    assert runtime.leftovers() == NOTHING
-
-
-def test_process_that_lives_passes(runtime: Runtime) -> None:
-    runtime.start(["/bin/sleep", "1000"])
-    runtime.call("started_ok", SERVICE, 0.2)
-    runtime.stop()
-
-
 def test_second_start_is_refused_and_the_first_lives(runtime: Runtime) -> None:
     pid = runtime.start(["/bin/sleep", "1000"])
     with pytest.raises(Refused, match="runs already"):

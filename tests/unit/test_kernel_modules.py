@@ -20,7 +20,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Pat
     folder = tmp_path / "sys"
     monkeypatch.setattr(modules, "_MODPROBE", (str(tmp_path / "none"), str(program)))
     monkeypatch.setattr(modules, "_SYS", str(folder))
-    monkeypatch.setattr(sysctl, "_path", lambda name: f"{folder}/{name}")
+    monkeypatch.setattr(sysctl, "_SYS", str(folder))
+    monkeypatch.setattr(sysctl, "_folders", {})
     return folder / "net/bridge"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import tempfile
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from niso.errors import ErrorGroup, NisoError
+from niso.model import health
 from niso.model import manifest as model
 from niso.model.schema import schema
 
@@ -25,7 +27,7 @@ KEYS = {
     "isolation": ["capabilities", "read_only", "resources"],
     "network": ["mode", "share", "network", "networks", "ports", "hostname", "aliases", "ip", "policy"],
     "volumes": ["data"],
-    "healthcheck": ["tcp"],
+    "healthcheck": ["tcp", "http", "interval", "timeout", "retries", "start_period"],
 }
 TEXTS = st.one_of(
     st.text(max_size=10),
@@ -55,6 +57,17 @@ TEXTS = st.one_of(
             ".",
             "..",
             "NET_RAW",
+            "mount",
+            "host",
+            "tmpfs",
+            "size",
+            "/data",
+            "64M",
+            "memory_max",
+            "cpu_max",
+            "200%",
+            "http://localhost:80/",
+            "http://[::1",
             "\x1b[31m",
         ]
     ),
@@ -139,6 +152,70 @@ def test_random_structure_loads_or_is_refused_and_what_loads_is_whole(data: dict
         model.user(manifest)
         assert 0 < model.restart_delay(manifest) <= 60
         assert 0 <= model.stop_timeout(manifest) <= 3600
+
+
+PATHS = st.one_of(
+    st.from_regex(r"(/(\.{0,2}|[a-e]{1,2}|etc|app|proc|hosts|usr|tmp)){1,3}/?", fullmatch=True), st.text(max_size=5)
+)
+SIZES = st.from_regex(r"[0-9]{1,10}[KMGk]?", fullmatch=True)
+NEAR = st.fixed_dictionaries(
+    {},
+    optional={
+        "healthcheck": st.fixed_dictionaries(
+            {},
+            optional={
+                "tcp": st.integers(-1, 70_000),
+                "http": st.from_regex(
+                    r"https?://(localhost|127\.0\.0\.1|\[::1\]|api|web|b\.c|@)(:[0-9]{0,6})?([/?#][a-z%\\ \"]{0,3})?",
+                    fullmatch=True,
+                ),
+                "interval": st.from_regex(r"[0-9]{1,4}(ms|s|m|h)", fullmatch=True),
+                "retries": st.integers(-1, 1002),
+            },
+        ),
+        "volumes": st.dictionaries(
+            st.from_regex(r"[a-zA-Z0-9_.-]{0,3}", fullmatch=True),
+            st.fixed_dictionaries(
+                {"mount": PATHS},
+                optional={
+                    "host": PATHS,
+                    "mode": st.sampled_from(["rw", "ro"]),
+                    "tmpfs": st.booleans(),
+                    "size": SIZES,
+                },
+            ),
+            max_size=3,
+        ),
+        "isolation": st.fixed_dictionaries(
+            {
+                "resources": st.fixed_dictionaries(
+                    {},
+                    optional={
+                        "memory_max": SIZES,
+                        "cpu_max": st.from_regex(r"[0-9]{1,8}%?", fullmatch=True),
+                        "pids_limit": st.integers(-1, 2**23),
+                    },
+                )
+            }
+        ),
+    },
+).map(lambda data: HEAD | data)
+
+
+@settings(deadline=None, max_examples=600, suppress_health_check=[HealthCheck.too_slow])
+@given(NEAR)
+def test_what_is_nearly_right_loads_as_the_schema_says_or_is_refused(data: dict[str, Any]) -> None:
+    manifest = load("\n".join(f"{quoted(name)} = {toml(value)}" for name, value in data.items()).encode())
+    if manifest is None:
+        return
+    assert VALIDATOR.is_valid(data)
+    assert model.decode(model.encode(manifest)) == manifest
+    check = health.of_stored(json.loads(model.encode(manifest)))
+    assert (check is None) == ("healthcheck" not in data)
+    assert check is None or (1 <= check.port <= 65535 and check.interval_s >= 0.1)
+    for volume in manifest.volumes.values():
+        assert volume.mount.startswith("/") and volume.mount not in ("/", "/etc", "/app")
+    assert (model.memory_max(manifest) or 1 << 20) >= 1 << 20
 
 
 @settings(deadline=None, max_examples=300)

@@ -73,6 +73,15 @@ def test_every_key_has_a_description() -> None:
         ("environment", {}),
         ("service.user", "www-data"),
         ("environment.A", "line\nline"),
+        ("isolation.resources", {"memory_max": "512M", "cpu_max": "200%", "pids_limit": 4096}),
+        ("healthcheck", {"tcp": 8080}),
+        ("healthcheck", {"http": "http://127.0.0.1:8080/health?deep=1", "interval": "5s", "retries": 3}),
+        ("healthcheck", {"http": "http://[::1]:8080"}),
+        ("healthcheck", {"http": "http://api.niso.local"}),
+        ("volumes", {}),
+        ("volumes", {"data": {"mount": "/data"}, "pg_Data-1": {"mount": "/etc/app"}}),
+        ("volumes", {"conf": {"mount": "/procs", "host": "/", "mode": "ro"}}),
+        ("volumes", {"tmp": {"mount": "/tmp", "tmpfs": True, "size": "64M"}}),
     ],
 )
 def test_valid_manifest_passes(key: str, value: object) -> None:
@@ -105,7 +114,28 @@ def test_valid_manifest_passes(key: str, value: object) -> None:
         ("service.user", "1:2:3"),
         ("isolation.capabilities", ["CAP_NET_RAW"]),
         ("isolation.resources", {"pids_limit": 1}),
-        ("network.mode", "host"),
+        ("isolation.resources", {"memory": "1G"}),
+        ("isolation.resources", {"memory_max": "1g"}),
+        ("isolation.resources", {"cpu_max": "50"}),
+        ("healthcheck", {}),
+        ("healthcheck", {"tcp": 0}),
+        ("healthcheck", {"tcp": 80, "http": "http://localhost"}),
+        ("healthcheck", {"http": "https://localhost"}),
+        ("healthcheck", {"tcp": 80, "retries": 0}),
+        ("healthcheck", {"tcp": 80, "interval": 5}),
+        ("volumes", {"data": {}}),
+        ("volumes", {"a b": {"mount": "/data"}}),
+        ("volumes", {"data": {"mount": "data"}}),
+        ("volumes", {"data": {"mount": "/"}}),
+        ("volumes", {"data": {"mount": "/etc"}}),
+        ("volumes", {"data": {"mount": "/etc/hosts"}}),
+        ("volumes", {"data": {"mount": "/proc/sys"}}),
+        ("volumes", {"data": {"mount": "/data/../etc"}}),
+        ("volumes", {"data": {"mount": "/data/"}}),
+        ("volumes", {"data": {"mount": "/data", "host": "data"}}),
+        ("volumes", {"data": {"mount": "/data", "host": "/data", "tmpfs": True}}),
+        ("volumes", {"data": {"mount": "/data", "mode": "ro"}}),
+        ("volumes", {"data": {"mount": "/data", "size": "1M"}}),
         ("network.networks", []),
         ("network.networks", ["a", "a"]),
         ("network.networks", ["default"]),
@@ -124,8 +154,6 @@ def test_valid_manifest_passes(key: str, value: object) -> None:
         ("network.ip", {"backend": "fd00::1"}),
         ("network.policy", {"allow_from": "frontend"}),
         ("network.policy.egress", {"allow": ["api.example.com"]}),
-        ("healthcheck", {"tcp": 80}),
-        ("volumes", {}),
     ],
 )
 def test_invalid_manifest_does_not_pass(key: str, value: object) -> None:
@@ -184,4 +212,6 @@ def test_what_a_rule_accepts_the_schema_accepts(key: str, text: str) -> None:
     data = with_value(key, [text] if key in check.ARRAY_RULES or key == "network.ports" else text)
     if key == "network.network":
         del data["network"]["networks"]
+    if key == "network.share":
+        data["network"] = {"mode": "share", "share": text}
     assert list(VALIDATOR.iter_errors(data)) == []

@@ -1,4 +1,4 @@
-"""A database that the first version of the store made becomes one of today, with what it holds and what was begun in it."""
+"""A database that an earlier version of the store made becomes one of today, with what it holds and what was begun in it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,15 @@ from niso.errors import NisoError
 from niso.plan import desired
 from niso.records import Port
 from niso.state import Sysctl
-from niso.store import schema
+from niso.store import schema, world
 from niso.store.store import ALL, Store
+
+
+@pytest.fixture(autouse=True)
+def what_was_active_lives(monkeypatch) -> None:
+    """The store was written on this host, in this boot."""
+    monkeypatch.setattr(world, "_lives", lambda _: True)
+
 
 VERSION_1 = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -95,7 +102,7 @@ CREATE TABLE sysctl (name TEXT PRIMARY KEY, before TEXT NOT NULL) STRICT;
 
 NUMBER_2 = (2).to_bytes(16)
 ROWS: dict[str, list[tuple]] = {
-    "meta": [("state_id", "0123abcd")],
+    "meta": [("state_id", "0123abcd"), ("world", world.here())],
     "network": [("backend", "niso-backend", 1500, 1, 1.0), ("front", "niso-front", 1400, 0, 2.0)],
     "subnet": [("backend", 4, "10.99.1.0/24", "10.99.1.1"), ("front", 4, "10.99.2.0/24", "10.99.2.1")],
     "service": [
@@ -268,6 +275,66 @@ def test_service_of_version_1_can_be_put_again_and_keeps_what_it_had(version_1) 
         store.undo(intent)
         store.end_intent("api")
     assert [port for _, port in store.ports("api")] == PORTS
+
+
+# --- version 2 to 3: modes, enabled ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def version_2(version_1) -> sqlite3.Connection:
+    """The same database as version 2 had it."""
+    for statement in schema.MIGRATIONS[2].split(";"):
+        version_1.execute(statement)
+    version_1.execute("PRAGMA user_version=2")
+    return version_1
+
+
+def test_services_of_version_2_are_of_bridge_mode_and_not_enabled(version_2) -> None:
+    assert len(version_2.execute("SELECT * FROM service").fetchone()) == 13
+    before = {table: version_2.execute(f"SELECT * FROM {table}").fetchall() for table in ROWS}
+    version_2.close()
+    store = Store.open()
+    assert {row.name: (row.mode, row.provider, row.enabled, row.active) for row in store.services()} == {
+        "api": ("bridge", None, False, True),
+        "db": ("bridge", None, False, False),
+    }
+    found = dump(store)
+    for table, rows in before.items():
+        assert [row[: len(rows[0])] for row in found[table]] == sorted(rows, key=repr), table
+    assert found["stack_member"] == []
+
+
+def test_change_that_version_2_began_is_undone_and_a_service_stays_enabled(version_2) -> None:
+    version_2.execute("INSERT INTO intent VALUES ('api', 'activate', ?, 5.0)", (rows_of("api"),))
+    version_2.execute("UPDATE service SET generation=9 WHERE name='api'")
+    version_2.close()
+    store = Store.open()
+    with store.transaction():
+        row = store.service("api")
+        assert row is not None
+        store.put_service(row._replace(mode="share", provider="db"))
+        store.set_enabled("api", True)
+    (intent,) = store.intents()
+    with store.transaction():
+        store.undo(intent)
+    row = store.service("api")
+    assert row is not None
+    # whether it is activated at boot is no part of the change that was undone
+    assert (row.mode, row.provider, row.enabled, row.generation) == ("bridge", None, True, 3)
+
+
+def test_mode_provider_and_enabled_are_kept(version_2) -> None:
+    version_2.close()
+    store = Store.open()
+    row = store.service("db")
+    assert row is not None
+    changed = row._replace(mode="share", provider="api", enabled=True, active=True)
+    with store.transaction():
+        store.put_service(changed)
+    assert store.service("db") == changed
+    with store.transaction():
+        store.set_enabled("db", False)
+    assert store.service("db") == changed._replace(enabled=False)
 
 
 def test_migration_that_fails_leaves_version_1_as_it_was(version_1, monkeypatch) -> None:

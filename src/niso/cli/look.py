@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from niso.cli import output
 from niso.errors import UsageError
 from niso.store.store import ServiceRow, Store
+
+if TYPE_CHECKING:
+    from niso.runtime.health import Health
 
 COLUMNS = ("SERVICE", "STATUS", "HEALTH", "MODE", "ADDRESS", "PORTS", "UPTIME")
 
@@ -54,32 +60,59 @@ def _status(row: ServiceRow) -> tuple[str, float | None, dict[str, object]]:
     details: dict[str, object] = {
         "pid": found.pid,
         "exit_code": found.exit_code,
+        "out_of_memory": process.out_of_memory(row.name),
         "restarts": found.restarts,
         "started_at": output.time_text(found.started_at),
     }
     return words, uptime, details
 
 
-def _ps(store: Store, as_json: bool) -> int:
+def _healths(rows: Iterable[ServiceRow]) -> dict[str, Health]:
+    """How those are that run and have a healthcheck: all that are due are asked at once."""
+    checked = [row for row in rows if row.active and '"healthcheck":{' in row.manifest]
+    if not checked:
+        return {}
+    from niso.runtime import process
+
+    running = [(row, found) for row in checked if (found := process.status(row.name)).state == "running"]
+    if not running:
+        return {}
+    import json
+
+    from niso.model import health as model
+    from niso.runtime import health, spec
+
+    asked = []
+    for row, found in running:
+        check = model.of_stored(json.loads(row.manifest))
+        if check is not None:
+            namespace = spec.namespace(spec.parse(row.spec))
+            asked.append(health.Asked(row.name, check, namespace, (found.pid or 0, found.started_at or 0.0)))
+    return health.look(asked)
+
+
+def _ps(store: Store, as_json: bool, only: list[str] | None = None) -> int:
     rows = []
-    for row in store.services():
+    known = [row for row in store.services() if only is None or row.name in only]
+    healths = _healths(known)
+    for row in known:
         words, uptime, _ = _status(row)
         address = ", ".join(address for _, address in store.addresses(row.name)) if row.active else ""
         ports = [port for _, port in store.ports(row.name)] if row.active else []
-        rows.append((row.name, words, address, ports, uptime))
+        rows.append((row.name, words, row.mode, address, ports, uptime))
     if as_json:
         output.as_json(
             [
                 {
                     "service": name,
                     "status": words,
-                    "health": None,
-                    "mode": "bridge",
+                    "health": healths[name].state if name in healths else None,
+                    "mode": mode,
                     "address": address,
                     "ports": output.ports_json(ports, store.port_families(name)),
                     "uptime": None if uptime is None else round(uptime, 3),
                 }
-                for name, words, address, ports, uptime in rows
+                for name, words, mode, address, ports, uptime in rows
             ]
         )
         return 0
@@ -89,13 +122,13 @@ def _ps(store: Store, as_json: bool) -> int:
             (
                 name,
                 words,
-                "-",
-                "bridge",
+                healths[name].state if name in healths else "-",
+                mode,
                 address or "-",
                 ", ".join(output.port_text(port) for port in ports) or "-",
                 "-" if uptime is None else output.duration(uptime),
             )
-            for name, words, address, ports, uptime in rows
+            for name, words, mode, address, ports, uptime in rows
         ],
     )
     return 0
@@ -107,8 +140,10 @@ def _everything(store: Store, row: ServiceRow) -> dict[str, object]:
     from niso import names, paths
 
     words, uptime, details = _status(row)
+    health = _healths([row]).get(row.name)
     spec = json.loads(row.spec)
     networks = {network.name: network for network in store.networks()}
+    whose = store.service(store.home(row.name)) or row  # what a sharer has is its provider's
     endpoints = []
     by_network: dict[str, list[str]] = {}
     for name, address in store.addresses(row.name):
@@ -121,27 +156,31 @@ def _everything(store: Store, row: ServiceRow) -> dict[str, object]:
                 "bridge": network.bridge,
                 "address": ", ".join(addresses),
                 "gateway": ", ".join(subnet.gateway for subnet in network.subnets),
-                "mac": names.mac(row.name, name, store.state_id()),
+                "mac": names.mac(whose.name, name, store.state_id()),
                 "interface": f"eth{position}",
-                "host_interface": names.veth(row.name, name, row.generation) if row.active else None,
+                "host_interface": names.veth(whose.name, name, whose.generation) if row.active else None,
                 "mtu": network.mtu,
             }
         )
     return {
         "service": row.name,
         "status": words,
-        "health": None,
-        "mode": "bridge",
+        "health": health.state if health else None,
+        "health_said": health.words or None if health else None,
+        "mode": row.mode,
+        "shares": row.provider,
+        "shared_by": store.sharers(row.name),
         "uptime": uptime,
         **details,
-        "hostname": spec["hostname"],
+        "hostname": spec["hostname"] or (os.uname().nodename if row.mode == "host" else ""),
         "names": list(store.names(row.name)),
-        "networks": list(row.networks),
+        "networks": list(by_network),
         "endpoints": endpoints,
         "ports": output.ports_json((port for _, port in store.ports(row.name)), store.port_families(row.name)),
         "forwards": output.ports_json(store.forwards(row.name), store.port_families(row.name)),
-        "netns": paths.netns_path(row.name) if row.active else None,
+        "netns": (spec["netns"] or None) if row.active else None,
         "user": {"uid": spec["uid"], "gid": spec["gid"], "name": spec["user_name"]},
+        "enabled": row.enabled,
         "manifest_path": row.manifest_path,
         "manifest": json.loads(row.manifest),
         "package": row.package,

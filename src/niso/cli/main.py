@@ -28,6 +28,10 @@ COMMANDS = {
     "logs": ("look", "what a service wrote"),
     "exec": ("execute", "run a command inside a service"),
     "port-forward": ("forward", "publish one more port of a running service"),
+    "stack": ("stack", "several services as one thing: up, down, status"),
+    "enable": ("boot", "activate services at boot"),
+    "disable": ("boot", "do not activate services at boot any more"),
+    "restore": ("boot", "activate all enabled services, at boot or by hand"),
     "net": ("net", "networks, ports, policies: list, create, inspect, explain, ping, stats, check, repair and more"),
     "schema": ("plain", "the JSON Schema of manifest.toml"),
     "lab": ("plain", "a throw-away host to try things in"),
@@ -100,12 +104,11 @@ def _command(arguments: list[str]) -> int:
     if name not in COMMANDS:
         later.refuse_command(name)
         raise unknown("command", name, list(COMMANDS), "niso --help lists them")
-    later.refuse_options(name, arguments[1:])
     parser = new_parser(f"niso {name}", COMMANDS[name][1])
     module = _module(COMMANDS[name][0])
     module.configure(name, parser)
     parsed = parser.parse_args(arguments[1:])
-    if name not in WITHOUT_ROOT and os.geteuid() != 0 and not (name == "net" and _asks_help(arguments)):
+    if name not in WITHOUT_ROOT and os.geteuid() != 0 and not (name in ("net", "stack") and _asks_help(arguments)):
         raise NisoError("needs root", f"sudo niso {' '.join(arguments)}" if _plain(arguments) else "run it with sudo")
     _end_on_signals()
     return int(module.run(name, parsed))

@@ -57,7 +57,6 @@ def configure(_: str, parser: argparse.ArgumentParser) -> None:
 
 
 def run(_: str, args: argparse.Namespace) -> int:
-    from niso.cli import later
     from niso.cli.main import new_parser, unknown
 
     if not args.rest:
@@ -65,7 +64,6 @@ def run(_: str, args: argparse.Namespace) -> int:
     action = args.rest[0]
     if action not in ACTIONS:
         raise unknown("action", f"net {action}", [f"net {name}" for name in ACTIONS], "niso net --help lists them")
-    later.refuse_options(f"net {action}", args.rest[1:])
     parser = new_parser(f"niso net {action}", ACTIONS[action], EPILOG.get(action))
     if action in SEEN:
         from niso.cli import policy
@@ -130,17 +128,8 @@ def _create(args: argparse.Namespace) -> int:
         from niso import services
 
         services.recover(store, report)
-    made = networks.create(
-        store,
-        name,
-        subnets=args.subnet,
-        ipv6=args.ipv6,
-        gateways=args.gateway,
-        internal=args.internal,
-        mtu=args.mtu,
-        report=report,
-        dry_run=args.dry_run,
-    )
+    wish = networks.Wish(name, tuple(args.subnet), args.ipv6, tuple(args.gateway), args.internal, args.mtu)
+    made = networks.create(store, wish, report, args.dry_run)
     network = made or store.require_network(name)
     if args.json:
         output.as_json(_network_json(store, network))
@@ -174,7 +163,7 @@ def _inspect(args: argparse.Namespace) -> int:
         print("Internal: yes")
     print("Services:")
     lines = []
-    for service, active in store.members(network.name):
+    for service, active in _members(store, network):
         address = ", ".join(a for n, a in store.addresses(service) if n == network.name)
         ports = ", ".join(output.port_text(port) for _, port in store.ports(service)) or "none"
         lines.append((service, address, f"ports: {ports}{'' if active else ' (inactive)'}"))
@@ -218,7 +207,7 @@ def _ports(args: argparse.Namespace) -> int:
 
         on = {service: store.require_network(store.addresses(service)[0][0]) for service in families}
         ways = exposure.ways_in((port._replace(host_ip=host), on[service]) for service, port, host in rows)
-        policies = {service: store.policy(service) for service in families}
+        policies = {service: store.policy(store.home(service)) for service in families}
         ways = [exposure.narrowed(each, policies[service]) for each, (service, _, _) in zip(ways, rows, strict=True)]
     cells = [
         (
@@ -289,6 +278,7 @@ def _check(args: argparse.Namespace) -> int:
 
 def _repair(args: argparse.Namespace) -> int:
     from niso import check
+    from niso.cli import lifecycle
 
     report = _report(args)
     if args.sweep:
@@ -298,6 +288,8 @@ def _repair(args: argparse.Namespace) -> int:
         check.plan_mend(store, report)
         return 0
     done = check.mend(store, report)
+    if done:
+        lifecycle.settle(store, store.active_services())
     if args.json:
         output.as_json({"steps": done})
     else:
@@ -323,6 +315,15 @@ def _sweep(args: argparse.Namespace) -> int:
     return 0
 
 
+def _members(store: Store, network: Network) -> list[tuple[str, bool]]:
+    """(service, active) of who is on a network, each followed by the active services that share its namespace."""
+    return [
+        each
+        for service, active in store.members(network.name)
+        for each in ((service, active), *((sharer, True) for sharer in store.sharers(service)))
+    ]
+
+
 def _subnets(network: Network) -> str:
     return ", ".join(subnet.cidr for subnet in network.subnets)
 
@@ -342,6 +343,6 @@ def _network_json(store: Store, network: Network) -> dict[str, object]:
                 "address": ", ".join(a for n, a in store.addresses(service) if n == network.name),
                 "ports": output.ports_json((port for _, port in store.ports(service)), store.port_families(service)),
             }
-            for service, active in store.members(network.name)
+            for service, active in _members(store, network)
         ],
     }

@@ -82,7 +82,7 @@ def _ping(args: argparse.Namespace) -> int:
 
     store = Store.open(create=False)
     packet, took = prove.ping(store, args.source, args.destination)
-    from_, to = (seen.resolve(store, name).service for name in (args.source, args.destination))
+    from_, to = (seen.resolve(store, name).name for name in (args.source, args.destination))
     if args.json:
         ends = [{"service": s, "address": a} for s, a in ((from_, packet.source), (to, packet.destination))]
         output.as_json({"from": ends[0], "to": ends[1], "ok": True, "seconds": round(took, 6)})
@@ -117,11 +117,15 @@ def _explain(args: argparse.Namespace) -> int:
     if args.json:
         described = _explained_json(explained)
         described["other_family"] = None if other is None else _explained_json(other)
+        described["shares"] = {end.sharer: end.service for end in (source, destination) if end.sharer}
         if proof is not None:
             described["proof"] = _proof_json(proof)
         output.as_json(described)
     else:
         _print_explained(explained)
+        for end in (source, destination):
+            if end.sharer:
+                print(f"  {end.sharer} shares the network of {end.service}: its addresses, and its policy")
         if differs is not None:
             reason = differs.verdict.dropped_by
             words = f"it is dropped: {reason.words}" if reason else "it passes"

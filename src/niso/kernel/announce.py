@@ -5,8 +5,11 @@ An address that another service had before is in their caches with that one's MA
 
 from __future__ import annotations
 
+import atexit
+import os
 import socket
 import struct
+from itertools import pairwise
 
 from niso.kernel.netlink import refused
 
@@ -17,19 +20,64 @@ _ALL_NODES_MAC = bytes.fromhex("333300000001")
 _NEIGHBOUR_ADVERT, _OVERRIDE, _TARGET_LINK = 136, 0x20000000, 2  # ICMPv6 type, flag O, option
 
 
-def announce(link: str, mac: str, address: str) -> None:
-    """Send a gratuitous ARP request, or an unsolicited neighbour advertisement, by ``link`` of the caller's namespace.
+class Announcements:
+    """``with Announcements() as news:`` what it sends, by sockets that are let go at the end.
 
-    Raises KernelError.
+    The kernel takes some 10 ms to close such a socket (packet_release waits for all readers of RCU, net/packet/af_packet.c): a
+    process of its own does it, so that a command that makes many services does not wait for each. At its exit niso waits for that.
     """
-    own = bytes.fromhex(mac.replace(":", ""))
-    frame = _advert(own, address) if ":" in address else _arp(own, address)
-    try:
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC) as packet:
+
+    def __init__(self) -> None:
+        self._sockets: list[socket.socket] = []
+
+    def __enter__(self) -> Announcements:
+        return self
+
+    def send(self, link: str, mac: str, address: str) -> None:
+        """Send a gratuitous ARP request, or an unsolicited neighbour advertisement, by ``link`` of the caller's namespace.
+
+        Raises KernelError.
+        """
+        own = bytes.fromhex(mac.replace(":", ""))
+        frame = _advert(own, address) if ":" in address else _arp(own, address)
+        try:
+            # no protocol: it receives nothing
+            packet = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC)
+            self._sockets.append(packet)
             packet.bind((link, 0))
             packet.send(frame)
-    except OSError as error:
-        raise refused(f"announce {address} on link '{link}'", error.errno or 0) from error
+        except OSError as error:
+            raise refused(f"announce {address} on link '{link}'", error.errno or 0) from error
+
+    def __exit__(self, *_: object) -> None:
+        if not self._sockets:
+            return
+        wait, tell = os.pipe()
+        kept = sorted({wait, *(packet.fileno() for packet in self._sockets)})
+        pid = os.fork()
+        if pid == 0:
+            try:
+                # niso's lock, and the caller's output, are none of its business
+                for low, high in pairwise([-1, *kept, 1 << 20]):
+                    os.closerange(low + 1, high)
+                os.read(wait, 1)
+            finally:
+                os._exit(0)
+        os.close(wait)
+        for packet in self._sockets:
+            packet.close()  # at once: the other process has it too
+        os.close(tell)
+        if not _closing:
+            atexit.register(_reap)
+        _closing.append(pid)
+
+
+_closing: list[int] = []
+
+
+def _reap() -> None:
+    while _closing:
+        os.waitpid(_closing.pop(), 0)
 
 
 def _arp(mac: bytes, address: str) -> bytes:

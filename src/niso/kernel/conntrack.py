@@ -64,8 +64,12 @@ def flush_addresses(addresses: Iterable[str]) -> int:
     return _flush(filters, matches)
 
 
-def flush_ports(ports: Iterable[tuple[str, int, int]], addresses: Iterable[str] | None = None) -> int:
+def flush_ports(
+    ports: Iterable[tuple[str, int, int]], addresses: Iterable[str] | None = None, answered: bool = False
+) -> int:
     """End the flows that were sent to these ports but TCP that has seen a reply; gives how many entries went.
+
+    With ``answered`` that too: nobody is left to whom they could lead.
 
     A port is (``proto`` "tcp", "udp" or "sctp", first, last), before NAT. With ``addresses`` (also prefixes: "127.0.0.0/8")
     only flows sent to one of them: other machines' flows to the same port, which this host forwards, are not the caller's
@@ -84,13 +88,17 @@ def flush_ports(ports: Iterable[tuple[str, int, int]], addresses: Iterable[str] 
             return False
         if is_ours is not None and not is_ours(attributes(sent[_TUPLE_IP])[_DESTINATION[family]]):
             return False
+        if answered:
+            return True
         return not (ends[_PROTO_NUM][0] == _TCP and int.from_bytes(entry[_STATUS], "big") & _SEEN_REPLY)
 
     filters = []
     for number, of_proto in wanted.items():
         its = attribute(_PROTO_NUM, bytes([number]))
         flags, tuples, rest = _FILTER_PROTO, [its], b""
-        if number == _TCP:  # a kernel that knows this filter leaves out those that have seen a reply: mostly all
+        if (
+            number == _TCP and not answered
+        ):  # a kernel that knows this filter leaves out those that have seen a reply: mostly all
             rest = attribute(_STATUS, bytes(4)) + attribute(_STATUS_MASK, _SEEN_REPLY.to_bytes(4, "big"))
         if len(of_proto) <= _FEW_PORTS.get(number, 0):
             flags |= _FILTER_DST_PORT

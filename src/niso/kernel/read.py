@@ -60,25 +60,28 @@ def read(candidates: State, alias: str, foreign: Foreign | None = None) -> State
                 continue
             names_of[link.index] = link.name
             bridges.add(Bridge(link.name, link.mtu, link.alias, link.up, link.call_iptables, link.call_ip6tables))
-        _addresses(rtnl, "", _links_of(candidates, ""), addresses, routes)
-        sysctls |= _sysctls(thing for thing in candidates.sysctls if not thing.netns)
+        wanted = _by_namespace(candidates)
+        here = wanted.pop("", _Wanted())
+        _addresses(rtnl, "", here.links, addresses, routes)
+        sysctls |= _sysctls(here.sysctls)
         for name in sorted({thing.name for thing in candidates.netns}):
             if not netns.exists(name):
                 continue
+            here = wanted.pop(name, _Wanted())
             host_ends = {}
-            for veth in candidates.veths:
-                if veth.netns == name and veth.name not in host_ends and (link := rtnl.link(veth.name)):
+            for veth in here.veths:
+                if veth.name not in host_ends and (link := rtnl.link(veth.name)):
                     if not _own(link, alias, foreign):
                         continue
                     host_ends[veth.name] = link
-            if not _own_namespace(name, alias, foreign):
-                continue
-            inner = _inside(candidates, name, alias, addresses, routes, sysctls, namespaces)
-            for link in host_ends.values():
-                veths.add(_veth(link, name, inner, names_of.get(link.master, str(link.master or ""))))
-        for veth in candidates.veths:  # a pair whose namespace has lost its name
-            if not netns.exists(veth.netns) and (link := rtnl.link(veth.name)) and _own(link, alias, foreign):
-                veths.add(_veth(link, "", {}, names_of.get(link.master, "")))
+            inner = _inside(here, name, alias, foreign, addresses, routes, sysctls, namespaces)
+            if inner is not None:
+                for link in host_ends.values():
+                    veths.add(_veth(link, name, inner, names_of.get(link.master, str(link.master or ""))))
+        for name, here in wanted.items():
+            for veth in here.veths:  # a pair whose namespace has lost its name
+                if not netns.exists(name) and (link := rtnl.link(veth.name)) and _own(link, alias, foreign):
+                    veths.add(_veth(link, "", {}, names_of.get(link.master, "")))
 
     files, lines = _hosts_lines(candidates)
     return tables._replace(
@@ -159,8 +162,8 @@ def _own(link: Link, alias: str, foreign: Foreign | None) -> bool:
     return False
 
 
-def _own_namespace(name: str, alias: str, foreign: Foreign | None) -> bool:
-    if _lo_alias(name) == alias:
+def _own_namespace(name: str, lo: Link | None, alias: str, foreign: Foreign | None) -> bool:
+    if lo is not None and lo.alias == alias:
         return True
     error = Conflict(
         f"network namespace {name!r} exists and is not this niso's own",
@@ -239,43 +242,70 @@ def _all_tables(state_id: str) -> State:
     return State(frozenset({Ruleset(nft.DIGEST, wrong)}), frozenset(elements))
 
 
-def _links_of(candidates: State, name: str) -> set[str]:
-    return {thing.link for thing in candidates.addresses | candidates.routes if thing.netns == name}
+class _Wanted:
+    """What of the candidates is in one namespace, or in the host's."""
+
+    def __init__(self) -> None:
+        self.veths: list[Veth] = []
+        self.links: set[str] = set()  # that have a candidate address or route
+        self.sysctls: list[Sysctl] = []
+
+
+def _by_namespace(candidates: State) -> dict[str, _Wanted]:
+    found: dict[str, _Wanted] = {}
+    for veth in candidates.veths:
+        found.setdefault(veth.netns, _Wanted()).veths.append(veth)
+    for thing in candidates.addresses | candidates.routes:
+        found.setdefault(thing.netns, _Wanted()).links.add(thing.link)
+    for each in candidates.sysctls:
+        found.setdefault(each.netns, _Wanted()).sysctls.append(each)
+    return found
 
 
 def _addresses(rtnl: Rtnl, name: str, links: Iterable[str], addresses: set[Address], routes: set[Route]) -> None:
     """Add the addresses and, in a namespace, the routes of the named links: all that they have."""
     for link_name in links:
         link = rtnl.link(link_name)
-        if link is None:
-            continue
-        addresses |= {Address(name, link_name, found.address) for found in rtnl.addresses(link.index)}
-        if name:  # the host's other routes are not ours
-            routes |= {
-                Route(name, found.destination, found.gateway, link_name)
-                for found in rtnl.routes(link.index)
-                if found.protocol == OWN_ROUTES or found.gateway
-            }
+        if link is not None:
+            _addresses_of(rtnl, name, link, addresses, routes)
+
+
+def _addresses_of(rtnl: Rtnl, name: str, link: Link, addresses: set[Address], routes: set[Route]) -> None:
+    addresses |= {Address(name, link.name, found.address) for found in rtnl.addresses(link.index)}
+    if name:  # the host's other routes are not ours
+        routes |= {
+            Route(name, found.destination, found.gateway, link.name)
+            for found in rtnl.routes(link.index)
+            if found.protocol == OWN_ROUTES or found.gateway
+        }
 
 
 def _inside(
-    candidates: State,
+    wanted: _Wanted,
     name: str,
     alias: str,
+    foreign: Foreign | None,
     addresses: set[Address],
     routes: set[Route],
     sysctls: set[Sysctl],
     namespaces: set[Netns],
-) -> dict[str, Link]:
-    """Read one namespace; gives its links of candidate veth pairs by name."""
-    peers = {veth.peer for veth in candidates.veths if veth.netns == name}
+) -> dict[str, Link] | None:
+    """Read one namespace; gives its links of candidate veth pairs by name, None where it is somebody else's."""
+    peers = {veth.peer for veth in wanted.veths}
     with netns.inside(name):
         with Rtnl() as rtnl:
             lo = rtnl.link("lo")
+            if not _own_namespace(name, lo, alias, foreign):
+                return None
             namespaces.add(Netns(name, alias, lo is not None and lo.up))
-            links = {link.name: link for peer in peers if (link := rtnl.link(peer))}
-            _addresses(rtnl, name, peers | _links_of(candidates, name), addresses, routes)
-        sysctls |= _sysctls(thing for thing in candidates.sysctls if thing.netns == name)
+            links = {}
+            for link_name in peers | wanted.links:
+                link = rtnl.link(link_name)
+                if link is not None:
+                    _addresses_of(rtnl, name, link, addresses, routes)
+                    if link_name in peers:
+                        links[link_name] = link
+        sysctls |= _sysctls(wanted.sysctls)
     return links
 
 

@@ -11,6 +11,7 @@ from niso import failpoint
 from niso.errors import KernelError
 from niso.kernel.netlink import refused
 
+_SYS = "/proc/sys"
 _OWN = "/proc/thread-self/ns/net"
 _MOST_FOLDERS = 8
 
@@ -42,7 +43,7 @@ def write(name: str, value: str) -> None:
     _check(name)
     try:
         failpoint.hit(what)
-        fd = _open(name, os.O_WRONLY)
+        fd = _open(name, os.O_WRONLY | os.O_TRUNC)
         try:
             os.write(fd, value.encode())
         finally:
@@ -67,7 +68,7 @@ def _open(name: str, flags: int) -> int:
         for old in _folders.values():
             os.close(old)
         _folders.clear()
-    folder = os.open(f"/proc/sys/net/{family}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = os.open(f"{_SYS}/net/{family}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     _folders[key] = folder
     return os.open(rest, flags | os.O_CLOEXEC, dir_fd=folder)
 

@@ -10,7 +10,7 @@ from niso import failpoint, names, paths
 from niso.diff import AnyStep, Edit, HostsEdit, NftTransaction, Step
 from niso.errors import KernelError, NisoError
 from niso.kernel import modules, netns, sysctl
-from niso.kernel.announce import announce
+from niso.kernel.announce import Announcements
 from niso.kernel.nftables import Nft
 from niso.kernel.nftset import HEADERS, Change, Nfnetlink, can_change
 from niso.kernel.rtnetlink import Rtnl
@@ -21,11 +21,12 @@ from niso.state import Address, Bridge, HostsFile, Netns, Route, Sysctl, Veth
 def write(steps: Iterable[AnyStep]) -> None:
     """Do all steps in their order; the first failure ends it. Raises KernelError with the step's words."""
     done = list(steps)
-    for step in done:
-        _do(step)
-    for step in done:
-        if isinstance(step, Step) and isinstance(step.thing, Address) and step.action == "add" and step.thing.netns:
-            _announce(step.thing)
+    for several in _batches(done):
+        _do(*several)
+    with Announcements() as news:
+        for step in done:
+            if isinstance(step, Step) and isinstance(step.thing, Address) and step.action == "add" and step.thing.netns:
+                _announce(news, step.thing)
 
 
 def write_what_can_be(steps: Iterable[AnyStep]) -> list[NisoError]:
@@ -34,21 +35,53 @@ def write_what_can_be(steps: Iterable[AnyStep]) -> list[NisoError]:
     After a failure no rule goes: what it guards may be what could not be taken away.
     """
     errors: list[NisoError] = []
-    for step in steps:
-        if errors and isinstance(step, NftTransaction):
+    for several in _batches(list(steps)):
+        if errors and isinstance(several[0], NftTransaction):
             continue
         try:
-            _do(step)
+            _do(*several)
         except NisoError as error:
             errors.append(error)
+            for step in several[1:] if len(several) > 1 else ():
+                try:
+                    _do(step)
+                except NisoError as other:
+                    errors.append(other)
     return errors
 
 
-def _do(step: AnyStep) -> None:
+def _batches(steps: list[AnyStep]) -> list[list[AnyStep]]:
+    """The steps in their order, each by itself, but veth pairs that go one after another together: the kernel waits for its
+    readers once for all of them, and else some 20 ms for each."""
+    found: list[list[AnyStep]] = []
+    for step in steps:
+        if _is_veth_end(step) and found and _is_veth_end(found[-1][0]):
+            found[-1].append(step)
+        else:
+            found.append([step])
+    return found
+
+
+def _is_veth_end(step: AnyStep) -> bool:
+    return isinstance(step, Step) and step.action == "delete" and isinstance(step.thing, Veth)
+
+
+def _do(step: AnyStep, *more: AnyStep) -> None:
     words = step.describe()
     try:
-        failpoint.hit(words)
-        if isinstance(step, NftTransaction):
+        for each in (step, *more):
+            words = each.describe()
+            failpoint.hit(words)
+        if more:
+            with Rtnl() as rtnl:
+                rtnl.delete_links(
+                    [
+                        each.thing.name
+                        for each in (step, *more)
+                        if isinstance(each, Step) and isinstance(each.thing, Veth)
+                    ]
+                )
+        elif isinstance(step, NftTransaction):
             _transaction(step)
         elif isinstance(step, HostsEdit):
             _edit_hosts(step)
@@ -163,12 +196,12 @@ def _address(action: str, address: Address) -> None:
             rtnl.add_address(index, address.address)
 
 
-def _announce(address: Address) -> None:
+def _announce(news: Announcements, address: Address) -> None:
     """Neighbours may have the address with the MAC of the service that had it before."""
     with netns.inside(address.netns), Rtnl() as rtnl:
         link = rtnl.link(address.link)
         if link is not None:
-            announce(link.name, link.mac, address.address.partition("/")[0])
+            news.send(link.name, link.mac, address.address.partition("/")[0])
 
 
 def _route(step: Step, route: Route) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import msgspec
 
 from niso.errors import InvalidInput
-from niso.model import later, values
+from niso.model import health, resources, values, volumes
 from niso.model.policy import parse_egress, parse_ingress
 from niso.model.ports import contradictions, parse_port
 from niso.names import DEFAULT_NETWORK
@@ -29,6 +29,7 @@ TEXT_RULES: dict[str, Callable[[str, str], object]] = {
     "service.user": values.user,
     "service.restart_delay": values.restart_delay,
     "service.stop_timeout": values.stop_timeout,
+    "network.share": values.service_name,
     "network.network": values.network_name,
     "network.hostname": values.host_label,
     "network.ip": values.ipv4,
@@ -42,6 +43,20 @@ ARRAY_RULES: dict[str, Callable[[str, str], object]] = {
     "network.policy.deny_from": parse_ingress,
     "network.policy.egress.allow": parse_egress,
     "network.policy.egress.deny": parse_egress,
+}
+_OF_A_BRIDGE = ("network", "networks", "ip", "aliases", "policy")
+WITHOUT = {
+    "host": (*_OF_A_BRIDGE, "ports", "hostname", "share"),
+    "none": (*_OF_A_BRIDGE, "ports", "share"),
+    "share": (*_OF_A_BRIDGE, "hostname"),
+    "bridge": ("share",),
+}
+"""The keys of [network] that mean nothing in a mode, and so are errors there."""
+_WHY = {
+    "host": 'with mode = "host" it has the host\'s own network',
+    "none": 'with mode = "none" it has no network',
+    "share": 'with mode = "share" it has the network of another service',
+    "bridge": 'mode is "bridge"',
 }
 _MAX_GUESSES = 20  # unknown keys of one table for which a near one is looked for: difflib is slow
 
@@ -72,8 +87,6 @@ def _walk(value: object, kind: Any, key: str) -> Iterator[InvalidInput]:
     elif isinstance(value, list) and get_origin(kind) is tuple:
         for index, item in enumerate(value):
             yield from _walk(item, get_args(kind)[0], f"{key}[{index}]")
-    elif key == "network.mode" and isinstance(value, str) and value in later.MODES:
-        yield values.wrong(key, value, "that mode is not supported yet", '"bridge"')
     elif not any(_fits(value, part) for part in kinds):
         right = " or ".join(_words(part) for part in kinds)
         choice = isinstance(value, str) and get_origin(kind) is Literal
@@ -88,16 +101,9 @@ def _walk_table(table: dict[str, object], struct: Any, key: str) -> Iterator[Inv
         path = join(key, name)
         if name in hints:
             yield from _walk(value, hints[name], path)
-        elif path in later.KEYS:
-            yield InvalidInput(
-                f"{path}: value {values.shown(value)} is wrong because the key is not supported yet; "
-                "right would be to leave it out",
-                f"leave {path} out",
-                path,
-            )
         else:
             guesses += 1
-            near = _nearest(name, list(hints)) if guesses <= _MAX_GUESSES else None
+            near = nearest(name, list(hints)) if guesses <= _MAX_GUESSES else None
             right = f"{join(key, near)}" if near else f"one of {', '.join(hints)}"
             yield InvalidInput(
                 f"{path}: value {values.shown(value)} is wrong because the key is unknown; right would be {right}",
@@ -136,7 +142,7 @@ def _words(kind: Any) -> str:
         return " or ".join(values.shown(choice) for choice in get_args(kind))
     if _is_table(kind):
         return "a table"
-    return "an array" if get_origin(kind) is tuple else {str: "a string", bool: "true or false"}[kind]
+    return "an array" if get_origin(kind) is tuple else {str: "a string", bool: "true or false", int: "a number"}[kind]
 
 
 def _kind_of(value: object) -> str:
@@ -155,7 +161,8 @@ def _example(value: object, kinds: list[Any]) -> str:
     return ""
 
 
-def _nearest(name: str, known: list[str]) -> str | None:
+def nearest(name: str, known: list[str]) -> str | None:
+    """The one of ``known`` that was probably meant."""
     if len(name) > values.MAX_NAME:
         return None
     import difflib
@@ -216,6 +223,12 @@ def rules(data: dict[str, object], folder: str) -> list[InvalidInput]:
         for path, text in _texts(ports if isinstance(ports, list) else None, "network.ports")
     ]
     errors += _contradictions([(path, text, port) for path, text, port in known if port])
+    errors += resources.problems(_table(data, "isolation.resources"))
+    errors += volumes.problems(_table(data, "volumes"))
+    if isinstance(check := data.get("healthcheck"), dict):
+        own = health.own_names(_table(data, "package").get("name"), network.get("hostname"), network.get("aliases"))
+        errors += health.problems(check, own)
+    errors += _modes(network, _table(data, "package").get("name"))
     errors += _networks(network)
     errors += _repeated(network.get("networks"), "network.networks")
     errors += _repeated(network.get("aliases"), "network.aliases")
@@ -231,6 +244,32 @@ def _contradictions(known: list[tuple[str, str, Port]]) -> Iterator[InvalidInput
         path, text, _ = known[place]
         first, earlier, _ = known[before]
         yield values.wrong(path, text, f"{first} ({values.shown(earlier)}) has that host port", "another host port")
+
+
+def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
+    """What does not go with the mode. Of keys that are wrong in themselves too, both is said."""
+    mode = network.get("mode", "bridge")
+    if not isinstance(mode, str) or mode not in WITHOUT:
+        return
+    for name, value in network.items():
+        if name in WITHOUT[mode]:
+            key = f"network.{name}"
+            right = 'mode = "share", or to leave it out' if name == "share" else "to leave it out"
+            hint = f"leave {key} out" + ("" if mode == "bridge" else f', or mode = "{_fitting(name)}"')
+            shown = values.wrong(key, value, _WHY[mode], right)
+            yield InvalidInput(shown.message, hint, key)
+    share = network.get("share")
+    if mode == "share" and "share" not in network:
+        key, right = "network.share", "the name of the service whose network it is to share"
+        yield InvalidInput(f"{key}: is missing; right would be {right}", 'add share = "NAME" to [network]', key)
+    if mode == "share" and isinstance(share, str) and share == service:
+        right = "the name of another service"
+        yield values.wrong("network.share", share, "it is the service's own name", right)
+
+
+def _fitting(name: str) -> str:
+    """A mode in which a key of [network] is right."""
+    return "share" if name == "share" else "bridge"
 
 
 def _networks(network: dict[str, Any]) -> Iterator[InvalidInput]:

@@ -7,21 +7,19 @@ The Structs have exactly the keys of manifest.toml with their defaults. `load` r
 from __future__ import annotations
 
 import os
-import stat
 from typing import Literal, NamedTuple
 
 import msgspec
 
-from niso.errors import ErrorGroup, InvalidInput, NisoError, NotFound
+from niso.errors import ErrorGroup, InvalidInput, NisoError
+from niso.model import health, resources, toml, values
 from niso.model import policy as policies
-from niso.model import values
 from niso.model.ports import distinct, parse_port
 from niso.names import DEFAULT_NETWORK
 from niso.records import Policy as Rules
 from niso.records import Port
 
 FILE_NAME = "manifest.toml"
-MAX_BYTES = 1024 * 1024
 
 
 class Package(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -43,9 +41,33 @@ class Service(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     stop_timeout: str = "10s"
 
 
+class Resources(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    memory_max: str | None = None
+    cpu_max: str | None = None
+    pids_limit: int | None = None
+
+
 class Isolation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     capabilities: tuple[str, ...] = ()
     read_only: bool = True
+    resources: Resources = Resources()
+
+
+class Healthcheck(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    tcp: int | None = None
+    http: str | None = None
+    interval: str = health.INTERVAL
+    timeout: str = health.TIMEOUT
+    retries: int = health.RETRIES
+    start_period: str = health.START_PERIOD
+
+
+class Volume(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    mount: str
+    host: str | None = None
+    mode: Literal["rw", "ro"] = "rw"
+    tmpfs: bool = False
+    size: str | None = None
 
 
 class Egress(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -61,7 +83,8 @@ class Policy(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Network(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    mode: Literal["bridge"] = "bridge"
+    mode: Literal["bridge", "host", "none", "share"] = "bridge"
+    share: str | None = None
     network: str = DEFAULT_NETWORK
     networks: tuple[str, ...] = ()
     ports: tuple[str, ...] = ()
@@ -77,6 +100,8 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     environment: dict[str, str] = {}
     service: Service = Service()
     isolation: Isolation = Isolation()
+    healthcheck: Healthcheck | None = None
+    volumes: dict[str, Volume] = {}
     network: Network = Network()
 
 
@@ -94,14 +119,21 @@ def load(path: str) -> Loaded:
     Raises `NotFound` where there is none, `NisoError` where it cannot be read, `InvalidInput` where it is no TOML, and an
     `ErrorGroup` with one `InvalidInput` for each value that is wrong. Every message starts with the file's path.
     """
-    path = os.path.abspath(path)
-    if os.path.isdir(path):
-        path = os.path.join(path, FILE_NAME)
-    folder = os.path.dirname(path)
-    data = _parse(_read(path), path)
+    path = place(path)
+    return Loaded(checked(toml.load(path, FILE_NAME), path), path, os.path.dirname(path))
 
+
+def place(path: str) -> str:
+    """The absolute path of the manifest that ``path``, a file or a folder, means."""
+    path = os.path.abspath(path)
+    return os.path.join(path, FILE_NAME) if os.path.isdir(path) else path
+
+
+def checked(data: dict[str, object], path: str) -> Manifest:
+    """What tomllib made of the manifest at ``path``, checked. Raises ErrorGroup as `load` does."""
     from niso.model import check
 
+    folder = os.path.dirname(path)
     manifest: Manifest | None = None
     reason = ""
     try:
@@ -114,59 +146,7 @@ def load(path: str) -> Loaded:
     if manifest is None or errors:
         errors = errors or [InvalidInput(values.escaped(reason))]
         raise ErrorGroup([InvalidInput(f"{file}: {error.message}", error.hint, error.key) for error in errors])
-    return Loaded(manifest, path, folder)
-
-
-def _read(path: str) -> bytes:
-    file = values.escaped(path)
-    advice = f"give the path of a {FILE_NAME} or of its folder"
-    try:
-        with open(path, "rb", opener=_open) as stream:
-            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                raise InvalidInput(f"{file}: not a regular file", advice)
-            content = stream.read(MAX_BYTES + 1)
-    except (FileNotFoundError, NotADirectoryError):
-        raise NotFound(f"{file}: no such file", advice) from None
-    except OSError as error:
-        raise NisoError(f"{file}: cannot be read: {os.strerror(error.errno or 0).lower()}") from error
-    except ValueError:  # a NUL or a character that the file system's encoding does not have
-        raise InvalidInput(f"{file}: no path can have these characters") from None
-    if len(content) > MAX_BYTES:
-        raise InvalidInput(f"{file}: larger than {MAX_BYTES} bytes", advice)
-    return content
-
-
-def _open(path: str, flags: int) -> int:
-    """Open for reading at once: without O_NONBLOCK a FIFO would wait for a writer."""
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
-def _parse(content: bytes, path: str) -> dict[str, object]:
-    import tomllib
-
-    file = values.escaped(path)
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        column = error.start - content.rfind(b"\n", 0, error.start)
-        raise InvalidInput(f"{file}: line {line}, column {column}: not UTF-8", "save the file as UTF-8") from None
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidInput(f"{file}: {_syntax(str(error), text)}", "see https://toml.io for the syntax") from None
-    except RecursionError:
-        raise InvalidInput(f"{file}: nested too deep") from None
-    except ValueError:  # int() of more digits than it takes; every other ValueError is a TOMLDecodeError
-        raise InvalidInput(f"{file}: a number has too many digits") from None
-
-
-def _syntax(message: str, text: str) -> str:
-    """tomllib's ``Invalid value (at line 3, column 5)`` as ``line 3, column 5: invalid value``."""
-    reason, _, place = message.removesuffix(")").rpartition(" (at ")
-    if place == "end of document":
-        place = f"line {text.count(chr(10)) + 1}, column {len(text) - text.rfind(chr(10))}"
-    return values.escaped(f"{place}: {reason[:1].lower()}{reason[1:]}")
+    return manifest
 
 
 def encode(manifest: Manifest) -> str:
@@ -184,7 +164,9 @@ def decode(text: str) -> Manifest:
 
 
 def networks(manifest: Manifest) -> tuple[str, ...]:
-    """The networks in order: the n-th is eth<n>, the first gives the default route."""
+    """The networks in order: the n-th is eth<n>, the first gives the default route. Only in bridge mode there are any."""
+    if manifest.network.mode != "bridge":
+        return ()
     return manifest.network.networks or (manifest.network.network,)
 
 
@@ -228,6 +210,18 @@ def user(manifest: Manifest) -> values.User | None:
 def restart_delay(manifest: Manifest) -> float:
     """Seconds to the first restart."""
     return values.restart_delay(manifest.service.restart_delay, "service.restart_delay")
+
+
+def memory_max(manifest: Manifest) -> int | None:
+    """Bytes that the service may have; None for no limit."""
+    text = manifest.isolation.resources.memory_max
+    return None if text is None else resources.memory_max(text, "isolation.resources.memory_max")
+
+
+def cpu_max(manifest: Manifest) -> int | None:
+    """Per cent of one CPU that the service may have; None for no limit."""
+    text = manifest.isolation.resources.cpu_max
+    return None if text is None else resources.cpu_max(text, "isolation.resources.cpu_max")
 
 
 def stop_timeout(manifest: Manifest) -> float:

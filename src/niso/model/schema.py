@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from niso.model import values
+from niso.model import check, health, resources, values, volumes
 from niso.model.manifest import Manifest
 
 _PORT = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
@@ -18,9 +18,14 @@ _PORTS = rf"{_PORT}(?:-{_PORT})?"
 _OCTET = r"(?:[0-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])"
 _LABEL = r"^(?!(?:host|localhost)$|ip6-)[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?$"
 _DURATION = r"^(?:0|[1-9][0-9]{0,8})(?:ms|s|m|h)$"
+_SIZE = r"^[1-9][0-9]{0,8}[KMG]$"
 _PATH = r"^[^\u0000-\u001f\u007f]+$"
 _NO_CLIMB = r"(?!(?:.*/)?\.\.(?:/|$))"
 _ARGUMENT = r"^[^\u0000]*$"
+_MOUNT = (
+    rf"^(?!(?:{'|'.join(volumes.TAKEN + volumes.TAKEN_FILES)})(?:/|$))(?!(?:{'|'.join(volumes.HIDING[1:])})$)"
+    r"(?:/(?!\.{1,2}(?:/|$))[^/\u0000-\u001f\u007f]+)+$"
+)
 # Unicast only: not 0/8, 127/8, 169.254/16, nor 224/4 and above.
 _IPV4 = rf"^(?!0\.|127\.|169\.254\.|22[4-9]\.|2[3-5][0-9]\.){_OCTET}(?:\.{_OCTET}){{3}}$"
 
@@ -58,6 +63,22 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "The delay before the first restart, 10ms to 1m. It doubles with each failure up to 1m.",
     ),
     "Service.stop_timeout": (_DURATION, "How long the service has from TERM to KILL, up to 1h."),
+    "Network.share": (
+        _LABEL,
+        'With mode = "share": the service, of mode bridge or none, whose network namespace it joins.',
+    ),
+    "Resources.memory_max": (_SIZE, "The most memory, swap included: 64K, 512M, 2G (1024). At least 1M."),
+    "Resources.cpu_max": (r"^[1-9][0-9]{0,6}%$", "The most CPU time: 100% is one CPU, 200% two."),
+    "Healthcheck.http": (
+        r"^http://(?:localhost|127\.[0-9.]+|\[[0-9a-fA-F:.]+\]|[a-z][a-z0-9.-]*)(?::[0-9]{1,5})?(?:[/?#].*)?$",
+        "A URL of the service itself, whose answer must have a status of 200 to 399.",
+    ),
+    "Healthcheck.interval": (_DURATION, "From one probe to the next, 100ms to 24h."),
+    "Healthcheck.timeout": (_DURATION, "What a probe may take, 10ms to 1m."),
+    "Healthcheck.start_period": (_DURATION, "From the start: failures in it do not count. Up to 1h."),
+    "Volume.mount": (_MOUNT, "Where it is inside the service: an absolute path, apart from all other volumes."),
+    "Volume.host": (rf"^/{_PATH[1:-2]}*$", "A path of the host, a folder or a file, which must be there."),
+    "Volume.size": (_SIZE, "The most that a tmpfs holds: 64K, 512M, 2G (1024)."),
     "Network.network": (r"^(?!default$)[a-z][a-z0-9-]{0,62}$", f"The network: {values.NETWORK_RIGHT}; not default."),
     "Network.networks": (
         r"^(?!default$)[a-z][a-z0-9-]{0,62}$",
@@ -78,6 +99,14 @@ _TEXTS: dict[str, tuple[str, str]] = {
 _DESCRIPTIONS = {
     "Manifest.package": "What the service is called.",
     "Manifest.binary": "What it runs.",
+    "Manifest.healthcheck": "How niso sees that it is well, from inside its network namespace: tcp or http.",
+    "Manifest.volumes": "What it sees beside its root: folders that niso keeps, paths of the host, tmpfs.",
+    "Isolation.resources": "How much of the machine it may have, where the machine's cgroups can hold it to that.",
+    "Resources.pids_limit": "The most processes and threads at once, its PID 1 among them.",
+    "Healthcheck.tcp": "A port that must accept a connection, on loopback or an address of the service.",
+    "Healthcheck.retries": "So many failures in a row, after start_period, are unhealthy.",
+    "Volume.mode": "Whether the path of the host can be written to.",
+    "Volume.tmpfs": "Memory, empty at each start.",
     "Manifest.environment": "Environment variables of the service.",
     "Manifest.service": "How its process lives.",
     "Manifest.isolation": "What it may do.",
@@ -88,7 +117,8 @@ _DESCRIPTIONS = {
     "Network.policy": "Who may connect to the service, and where it may connect. It narrows what the networks let through.",
     "Policy.egress": "Where it may connect.",
     "Policy.log": "Whether `niso net log` shows what the policy drops.",
-    "Network.mode": "bridge: a network namespace of its own on a bridge.",
+    "Network.mode": "bridge: a network namespace of its own on bridges. host: the host's network. none: a network namespace"
+    " with lo alone. share: the network namespace of another service.",
 }
 
 
@@ -104,9 +134,24 @@ def schema() -> dict[str, Any]:
     environment["additionalProperties"]["pattern"] = _ARGUMENT
     network = structs["Network"]
     network["not"] = {"required": ["network", "networks"]}
+    network["allOf"] = [_mode(mode, without) for mode, without in check.WITHOUT.items()]
     network["properties"]["networks"] |= {"minItems": 1, "uniqueItems": True}
     network["properties"]["aliases"]["uniqueItems"] = True
     structs["Isolation"]["properties"]["capabilities"]["items"] = {"enum": list(values.CAPABILITIES)}
+    limits = structs["Resources"]["properties"]["pids_limit"]
+    limits |= {"minimum": resources.MIN_PIDS, "maximum": resources.MAX_PIDS}
+    check_of = structs["Healthcheck"]
+    check_of["properties"]["tcp"] |= {"minimum": 1, "maximum": 65535}
+    check_of["properties"]["retries"] |= {"minimum": 1, "maximum": health.MAX_RETRIES}
+    check_of["oneOf"] = [{"required": ["tcp"]}, {"required": ["http"]}]
+    structs["Manifest"]["properties"]["volumes"]["propertyNames"] = {"pattern": "^[A-Za-z][A-Za-z0-9_-]{0,62}$"}
+    is_tmpfs = {"properties": {"tmpfs": {"const": True}}, "required": ["tmpfs"]}
+    structs["Volume"] |= {
+        "if": is_tmpfs,
+        "then": {"properties": {"host": False}},
+        "else": {"properties": {"size": False}},
+        "dependentRequired": {"mode": ["host"]},
+    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "niso manifest.toml",
@@ -114,10 +159,21 @@ def schema() -> dict[str, Any]:
     }
 
 
+def _mode(mode: str, without: tuple[str, ...]) -> dict[str, Any]:
+    """What [network] may not have, and must have, in a mode; without the key it is bridge."""
+    needs: dict[str, Any] = {"properties": {"mode": {"const": mode}}}
+    if mode != "bridge":
+        needs["required"] = ["mode"]
+    then: dict[str, Any] = {"properties": dict.fromkeys(without, False)}
+    if mode == "share":
+        then["required"] = ["share"]
+    return {"if": needs, "then": then}
+
+
 def _describe(key: str, field: dict[str, Any]) -> None:
     """Put pattern and description on one field, and take away null, which TOML does not have, and empty defaults."""
     if "anyOf" in field:
-        choices = [choice for choice in field.pop("anyOf") if choice["type"] != "null"]
+        choices = [choice for choice in field.pop("anyOf") if choice.get("type") != "null"]
         field.update(choices[0] if len(choices) == 1 else {"anyOf": choices})
     if "$ref" in field or field.get("default", 0) in (None, (), [], {}):
         field.pop("default", None)

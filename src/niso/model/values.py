@@ -272,7 +272,8 @@ def version(text: str, key: str) -> str:
     return text
 
 
-def _path_reason(text: str) -> str | None:
+def path_reason(text: str) -> str | None:
+    """Why this can be no path at all, or None."""
     if not text:
         return "it is empty"
     if not text.isprintable():
@@ -282,7 +283,7 @@ def _path_reason(text: str) -> str | None:
 
 def entrypoint(text: str, key: str) -> str:
     """A file of the package (``bin/api``), an absolute path of the rootfs, or a command's name."""
-    reason = _path_reason(text)
+    reason = path_reason(text)
     if reason is None and ".." in text.split("/"):
         reason = "it leaves the package"
     if reason is None and text.endswith("/"):
@@ -295,7 +296,7 @@ def entrypoint(text: str, key: str) -> str:
 
 def working_dir(text: str, key: str) -> str:
     """An absolute path inside the service."""
-    reason = _path_reason(text) or (None if text.startswith("/") else "it is not absolute")
+    reason = path_reason(text) or (None if text.startswith("/") else "it is not absolute")
     if reason:
         raise wrong(key, text, reason, "an absolute path", '"/app"')
     return text
@@ -303,7 +304,7 @@ def working_dir(text: str, key: str) -> str:
 
 def rootfs(text: str, key: str) -> str:
     """A relative path that does not climb; `niso.model.check` looks whether it is a folder of the package."""
-    reason = _path_reason(text)
+    reason = path_reason(text)
     if reason is None and text.startswith("/"):
         reason = "it is not relative"
     if reason is None and ".." in text.split("/"):

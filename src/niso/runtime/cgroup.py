@@ -3,19 +3,65 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
+_TOP = "/sys/fs/cgroup"
+_MOUNTS = "/proc/self/mountinfo"
 _V1, _V2 = "cgroup", "cgroup2"
 
 
 def roots() -> list[str]:
     """The mount point of each hierarchy that this process sees (proc_pid_mountinfo(5))."""
-    found = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+    return list(_mounted())
+
+
+def usable(wanted: Iterable[str]) -> list[str]:
+    """Those of the controllers ``wanted`` (memory, cpu, pids) that can limit a service on this machine.
+
+    v1: a hierarchy of the controller is mounted where crun looks for it; beside such ones, v2 has no limits for us, because
+    crun does not use it there. v2 alone: the controller is enabled for the children of the root, or can be; only those wanted are.
+    """
+    wanted = list(wanted)
+    if not wanted:
+        return []
+    kinds = _mounted()
+    if kinds.get(_TOP) == _V2:
+        there = _words(f"{_TOP}/cgroup.controllers")
+        return [name for name in wanted if name in there and _enabled(name)]
+    return [name for name in wanted if kinds.get(os.path.realpath(f"{_TOP}/{name}")) == _V1]
+
+
+def _mounted() -> dict[str, str]:
+    """Mount point: ``cgroup`` or ``cgroup2``."""
+    found = {}
+    with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as mounts:
         for line in mounts:
             left, _, right = line.partition(" - ")
-            if right.split(" ", 1)[0] in (_V1, _V2):
-                found.append(left.split(" ")[4].encode().decode("unicode_escape"))
+            kind = right.split(" ", 1)[0]
+            if kind in (_V1, _V2):
+                found[left.split(" ")[4].encode().decode("unicode_escape")] = kind
     return found
+
+
+def _enabled(controller: str) -> bool:
+    """Whether the children of v2's root have the controller; it is enabled for them where it can be (cgroups(7))."""
+    path = f"{_TOP}/cgroup.subtree_control"
+    if controller in _words(path):
+        return True
+    try:
+        with open(path, "w", encoding="ascii") as file:
+            file.write(f"+{controller}")
+    except OSError:
+        return False
+    return True
+
+
+def _words(path: str) -> list[str]:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read().split()
+    except OSError:
+        return []
 
 
 def holds(path: str, pid: int) -> bool:
@@ -31,12 +77,17 @@ def pids(path: str) -> list[int]:
     """The processes in the cgroup ``path``, in any hierarchy."""
     found: set[int] = set()
     for root in roots():
-        try:
-            with open(f"{root}{path}/cgroup.procs", encoding="ascii") as procs:
-                found.update(int(line) for line in procs)
-        except OSError:
-            continue
+        found.update(pids_in(f"{root}{path}"))
     return sorted(found)
+
+
+def pids_in(folder: str) -> list[int]:
+    """The processes in one folder of one hierarchy; none where it is not there."""
+    try:
+        with open(f"{folder}/cgroup.procs", encoding="ascii") as procs:
+            return [int(line) for line in procs]
+    except OSError:
+        return []
 
 
 def remove(path: str) -> None:

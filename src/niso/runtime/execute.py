@@ -156,7 +156,8 @@ class _Session:
         write_json(f"{self._stem}.json", self._what)
         os.close(os.open(f"{self._stem}.log", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         argv = ["crun", f"--root={launch.crun_root()}", f"--log=file:{self._stem}.log", "exec"]
-        argv += ["--process", f"{self._stem}.json", "--pid-file", f"{self._stem}.pid", *more, self._service]
+        argv += ["--process", f"{self._stem}.json", "--pid-file", f"{self._stem}.pid", *more]
+        argv.append(launch.container_id(self._service))
         actions = [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate((stdin, stdout, stderr))]
         # A process group of its own: what the terminal sends to ours, niso forwards.
         self._pid = os.posix_spawn(launch.tool("crun"), argv, launch.environment(), file_actions=actions, setpgroup=0)
@@ -324,7 +325,7 @@ class _Session:
                     return
 
     def _refused(self, words: str) -> ProcessError:
-        if not os.path.exists(os.path.join(launch.crun_root(), self._service, "status")):
+        if not os.path.exists(os.path.join(launch.crun_root(), launch.container_id(self._service), "status")):
             hint = f"niso restart {self._service}"
             return _failed(CANNOT, f"{self._service}: crun does not know it any more: {words}", hint)
         if "Permission denied" in words:

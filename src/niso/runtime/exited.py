@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from niso.errors import NisoError
-from niso.runtime import launch, logs, oci, process
+from niso.runtime import launch, logs, oci, process, unit
 from niso.runtime.lock import service_lock
 from niso.runtime.spec import ProcessSpec, load, read_json
 
@@ -100,7 +100,17 @@ def _try_again(spec: ProcessSpec, record: dict[str, Any], bundle: str) -> dict[s
         record = {**record, "failures": failures + 1, "error": str(error)}
         process.write_state(spec.service, record)
         return record
+    _tell_unit(spec.service)
     return {"phase": "running"}
+
+
+def _tell_unit(service: str) -> None:
+    conmon = process.conmon(service)
+    if conmon is not None and unit.path(service) is not None:
+        try:
+            unit.tell(f"MAINPID={conmon}")
+        except OSError:
+            return  # systemd takes the end of this run's conmon for that of the service, which goes on
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import time
 
 from niso import failpoint, paths
 from niso.errors import ProcessError
-from niso.runtime import cgroup, oci, root
+from niso.runtime import cgroup, oci, root, unit, volumes
 from niso.runtime.lock import open_lock
 from niso.runtime.spec import ProcessSpec, write_json
 
@@ -46,6 +46,11 @@ def tool(name: str) -> str:
 def crun_root() -> str:
     """The folder of crun's own state (``crun --root``)."""
     return os.path.join(paths.run_dir(), "crun")
+
+
+def container_id(service: str) -> str:
+    """What crun and conmon call a service's container. For journald conmon wants more than 12 letters (its ctr_logging.c)."""
+    return f"niso-service-{service}"
 
 
 def nofile_max() -> int:
@@ -81,7 +86,7 @@ def launch(spec: ProcessSpec, bundle: str) -> int:
     finally:
         os.close(guard)
     failpoint.hit(f"start the process of {spec.service}")
-    status, words = crun("start", spec.service)
+    status, words = crun("start", container_id(spec.service))
     if status != 0:
         raise ProcessError(f"{spec.service}: crun start: {words}")
     return pid
@@ -90,16 +95,31 @@ def launch(spec: ProcessSpec, bundle: str) -> int:
 def write_bundle(spec: ProcessSpec, bundle: str) -> None:
     """Write the OCI bundle: config.json and the folders that the root is made of. Raises OSError."""
     failpoint.hit(f"write the bundle of {spec.service}")
+    if not spec.netns:
+        spec = spec._replace(hostname=os.uname().nodename, resolv_conf=root.of_host("resolv.conf"))
     for name in ("", "layer", "lower", "scratch", "root", "exits", "persist"):
         os.mkdir(os.path.join(bundle, name), 0o700)
+    where = volumes.placed(spec.rootfs, volumes.of_spec(spec))
+    volumes.make_named(spec)
     hosts_at = root.write_layer(spec, f"{bundle}/layer")
+    volumes.make_points(spec.rootfs, f"{bundle}/layer", where)
     folders: list[str] = []
     if spec.rootfs is None:
         links = [f"/{name}" for name in root.TOP_LINKS if os.path.isdir(f"/{name}") and not os.path.islink(f"/{name}")]
         folders = ["/usr", *links, *root.etc_folders()]
     with open(_PROFILE, encoding="utf-8") as file:
         profile = json.load(file)
-    config = oci.config(spec, f"{bundle}/root", tool("catatonit"), hosts_at, folders, profile, nofile_max())
+    config = oci.config(
+        spec,
+        f"{bundle}/root",
+        tool("catatonit"),
+        hosts_at,
+        folders,
+        profile,
+        nofile_max(),
+        volumes.mounts(spec, where),
+        cgroup.usable(oci.limits(spec)),
+    )
     write_json(f"{bundle}/config.json", config)
 
 
@@ -201,10 +221,11 @@ def _conmon(spec: ProcessSpec, bundle: str, helper: int) -> int:
     argv = [
         tool("conmon"),
         *("--api-version", "1"),
-        *("-c", spec.service, "-u", spec.service, "-n", spec.service),
+        *("-c", container_id(spec.service), "-u", container_id(spec.service), "-n", spec.service),
         *("-r", tool("nsenter"), *(f"--runtime-arg={arg}" for arg in runtime)),
         *("-b", bundle, "-p", f"{bundle}/pid", "-P", f"{bundle}/conmon.pid"),
         *("-l", f"k8s-file:{LOG_NAME}", "--log-size-max", str(LOG_SIZE_MAX), "--no-sync-log"),
+        *(("-l", "journald") if unit.logs_to_journal(spec.service) else ()),
         *("--exit-dir", f"{bundle}/exits", "--persist-dir", f"{bundle}/persist", "--full-attach"),
         *("--exit-command", sys.executable, *(f"--exit-command-arg={arg}" for arg in exit_command)),
         *("--log-level", "warning"),

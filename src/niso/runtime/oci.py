@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from typing import Any
 
 from niso.runtime.root import TMPFS
 from niso.runtime.spec import APP, ProcessSpec, path_env
+
+CONTROLLERS = {
+    "memory": "isolation.resources.memory_max",
+    "cpu": "isolation.resources.cpu_max",
+    "pids": "isolation.resources.pids_limit",
+}
+"""The cgroup controllers of limits, and the keys that ask for them."""
+_CPU_PERIOD_US = 100_000
 
 INIT = "/dev/niso-init"
 """PID 1 of the service: catatonit, mounted into its /dev."""
@@ -79,25 +88,28 @@ def config(
     host_folders: list[str],
     seccomp: dict[str, Any],
     nofile_max: int,
+    volumes: Sequence[dict[str, Any]] = (),
+    controllers: Container[str] = CONTROLLERS,
 ) -> dict[str, Any]:
     """The whole config.json.
 
     ``root`` is the assembled root's folder, ``init`` catatonit's path on the host, ``hosts_at`` where the hosts folder is shown,
-    ``host_folders`` what of the host is shown read-only at the same path, ``seccomp`` the profile (seccomp.json).
+    ``host_folders`` what of the host is shown read-only at the same path, ``seccomp`` the profile (seccomp.json),
+    ``volumes`` mounts that come last, ``controllers`` those that the machine can hold the service's limits with.
     """
     return {
         "ociVersion": "1.0.2",
         "process": process(spec, [INIT, "--", *spec.argv], nofile_max),
         "root": {"path": root, "readonly": spec.read_only},
         "hostname": spec.hostname,
-        "mounts": _mounts(spec, init, hosts_at, host_folders),
+        "mounts": [*_mounts(spec, init, hosts_at, host_folders), *volumes],
         "linux": {
             "namespaces": [
                 {"type": "pid"},
                 {"type": "mount"},
                 {"type": "ipc"},
                 {"type": "uts"},
-                {"type": "network", "path": spec.netns},
+                *([{"type": "network", "path": spec.netns}] if spec.netns else []),
             ],
             "cgroupsPath": cgroup(spec),
             "resources": {
@@ -105,13 +117,27 @@ def config(
                     {"allow": False, "access": "rwm"},
                     *({"allow": True, "type": "c", "major": a, "minor": b, "access": "rw"} for a, b in _DEVICES),
                     {"allow": True, "type": "c", "major": 136, "access": "rw"},
-                ]
+                ],
+                **{name: value for name, value in limits(spec).items() if name in controllers},
             },
             "maskedPaths": list(_MASKED),
             "readonlyPaths": list(_READ_ONLY),
             "seccomp": select_seccomp(seccomp, spec.capabilities),
         },
     }
+
+
+def limits(spec: ProcessSpec) -> dict[str, dict[str, int]]:
+    """Controller (cgroups(7)): what linux.resources says of it. Only those that the service has a limit of."""
+    found: dict[str, dict[str, int]] = {}
+    if spec.memory_max is not None:
+        # memory and swap together: swap on top would only make it slow before it is killed
+        found["memory"] = {"limit": spec.memory_max, "swap": spec.memory_max}
+    if spec.cpu_max is not None:
+        found["cpu"] = {"quota": spec.cpu_max * _CPU_PERIOD_US // 100, "period": _CPU_PERIOD_US}
+    if spec.pids_limit is not None:
+        found["pids"] = {"limit": spec.pids_limit}
+    return found
 
 
 def select_seccomp(profile: dict[str, Any], capabilities: list[str]) -> dict[str, Any]:
@@ -149,8 +175,9 @@ def _mounts(spec: ProcessSpec, init: str, hosts_at: str, host_folders: list[str]
         _mount("tmpfs", TMPFS[0], "tmpfs", "nosuid", "nodev", "mode=1777"),
         _mount("tmpfs", TMPFS[2], "tmpfs", "nosuid", "nodev", "mode=1777"),
         _mount(spec.package, APP, "bind", "rbind", "rro", "nosuid", "nodev"),
-        _mount(spec.hosts_folder, hosts_at, "bind", "bind", "ro", "nosuid", "nodev", "noexec"),
     ]
+    if spec.hosts_folder:
+        mounts.append(_mount(spec.hosts_folder, hosts_at, "bind", "bind", "ro", "nosuid", "nodev", "noexec"))
     mounts += [_mount(path, path, "bind", "rbind", "rro", "nosuid", "nodev") for path in host_folders]
     return mounts
 

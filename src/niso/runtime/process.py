@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from niso import failpoint, paths
 from niso.errors import NisoError, ProcessError
-from niso.runtime import cgroup, launch, logs, oci
+from niso.runtime import cgroup, launch, logs, oci, unit
 from niso.runtime.spec import ProcessSpec, load, read_json, save, write_json
 
 _CONMON_S = 5.0
@@ -55,7 +55,9 @@ def start(spec: ProcessSpec) -> int:
         failpoint.hit(f"write the spec of {spec.service}")
         os.makedirs(paths.service_dir(spec.service), 0o700, exist_ok=True)
         save(spec)
-        return run(spec, 0, {"restarts": 0, "failures": 0})
+        pid = run(spec, 0, {"restarts": 0, "failures": 0})
+        unit.hand_over(spec.service, conmon(spec.service))
+        return pid
     except NisoError:
         stop(spec.service, 0)
         raise
@@ -81,24 +83,37 @@ def run(spec: ProcessSpec, number: int, counts: dict[str, Any]) -> int:
     return pid
 
 
-def started_ok(service: str, within_s: float = 0.2) -> None:
-    """Return when the service has lived ``within_s`` seconds. Raises `ProcessError` with its last lines if it ends before."""
-    now = status(service)
-    # One that has been started again by now has ended as well.
-    pidfd = _open(service, now.pid) if now.restarts == 0 else -1
-    if pidfd >= 0:
-        try:
-            if not launch.wait_gone(pidfd, within_s):
-                return
-        finally:
+def hold(service: str) -> int:
+    """A pidfd (pidfd_open(2)) of the service's present PID 1, which the caller closes; -1 where none runs."""
+    return _open(service, status(service).pid)
+
+
+def lives(pidfd: int) -> bool:
+    """Whether the process of `hold` has not ended."""
+    return pidfd >= 0 and not launch.wait_gone(pidfd, 0)
+
+
+def ask_to_end(service: str) -> int:
+    """Send a service TERM, after which its restart policy does not act; what comes then is for `stop`.
+
+    Gives a pidfd of its PID 1, which the caller closes; -1 where none runs that would heed it.
+    """
+    folder = paths.service_dir(service)
+    if not os.path.isdir(folder):
+        return -1
+    failpoint.hit(f"ask the process of {service} to end")
+    unit.stand_in(service, conmon(service))
+    for bundle in bundles(folder):
+        _touch(f"{bundle}/{launch.STOPPING}")
+    for bundle in bundles(folder):
+        pid = _read_pid(f"{bundle}/pid")
+        pidfd = _open(service, pid)
+        if pidfd >= 0 and _is_init(pid):
+            _signal(pidfd, signal.SIGTERM)
+            return pidfd
+        if pidfd >= 0:
             os.close(pidfd)
-    code = _exit_code_soon(service)
-    lines = _last_lines(service, 5)
-    said = "".join(f"\n    {line}" for line in lines)
-    raise ProcessError(
-        f"{service}: its process ended at once ({describe_exit(code)})" + (f"; it said:{said}" if said else ""),
-        "see binary.entrypoint and binary.args of its manifest" if not said else None,
-    )
+    return -1
 
 
 def stop(service: str, timeout_s: float | None = None) -> None:
@@ -115,11 +130,21 @@ def stop(service: str, timeout_s: float | None = None) -> None:
         spec = load(service)
         if timeout_s is None:
             timeout_s = spec.stop_timeout_s if spec else 0.0
+        unit.stand_in(service, conmon(service))
         _end_all(service, spec, bundles(folder), timeout_s)
         failpoint.hit(f"remove the runtime files of {service}")
         remove_tree(folder)
+        forget_health(service)
     except OSError as error:
         raise _failed(service, "stop", error) from error
+
+
+def forget_health(service: str) -> None:
+    """Remove what the last probe said; none is fine. Raises OSError."""
+    try:
+        os.unlink(paths.health_file(service))
+    except FileNotFoundError:
+        return
 
 
 def abandon(spec: ProcessSpec, bundle: str) -> None:
@@ -156,7 +181,7 @@ def _end_lost(service: str, path: str | None) -> None:
     crun still knows its bundle and cgroup. Where crun's folder is gone too, the cgroup ``path`` tells: it has to be empty by now.
     """
     try:
-        known = read_json(os.path.join(launch.crun_root(), service, "status")) or {}
+        known = read_json(os.path.join(launch.crun_root(), launch.container_id(service), "status")) or {}
     except ValueError:
         known = {}  # a create that was killed half-way
     lost = known.keys() >= {"bundle", "cgroup-path"} and not os.path.isdir(str(known["bundle"]))
@@ -241,6 +266,17 @@ def runs(service: str) -> bool:
     return status(service).state in ("running", "starting", "restarting")
 
 
+def at_home(service: str) -> bool:
+    """Whether its process is in the network namespace that has its name now; True where that cannot be told."""
+    spec = load(service)
+    pid = status(service).pid
+    try:
+        there = os.stat((spec.netns if spec else "") or "/proc/self/ns/net")  # without one it is the host's
+        return spec is None or os.path.samestat(os.stat(f"/proc/{pid}/ns/net"), there)
+    except OSError:
+        return True
+
+
 def restarts_after(policy: str, code: int) -> bool:
     """Whether a service with this restart policy starts again after exit status ``code``."""
     return policy == "always" or (policy == "on-failure" and code != 0)
@@ -248,11 +284,25 @@ def restarts_after(policy: str, code: int) -> bool:
 
 def conmon_alive(service: str) -> bool:
     """Whether the conmon of the service's present run lives."""
+    return conmon(service) is not None
+
+
+def conmon(service: str) -> int | None:
+    """The pid of the conmon of the service's present run; None where it has ended."""
     record = read_json(os.path.join(paths.service_dir(service), "state.json"))
     if record is None:
-        return False
+        return None
     bundle = bundle_of(service, int(record["run"]))
-    return _alive_as(_read_pid(f"{bundle}/conmon.pid"), bundle)
+    pid = _read_pid(f"{bundle}/conmon.pid")
+    return pid if _alive_as(pid, bundle) else None
+
+
+def keepers(service: str) -> list[int]:
+    """The conmon of the service's present run, then its children: its exit command, and what that has started."""
+    found = [pid] if (pid := conmon(service)) is not None else []
+    for each in found:
+        found += _children(each)
+    return [pid for pid in found if not in_service(service, pid)]
 
 
 def describe_exit(code: int | None) -> str:
@@ -265,6 +315,12 @@ def describe_exit(code: int | None) -> str:
         except ValueError:
             pass
     return f"exit status {code}"
+
+
+def out_of_memory(service: str) -> bool:
+    """Whether a process of the service's present run was killed because of its memory limit (conmon tells by a file)."""
+    record = read_json(os.path.join(paths.service_dir(service), "state.json"))
+    return record is not None and os.path.exists(f"{bundle_of(service, int(record['run']))}/persist/oom")
 
 
 def bundle_of(service: str, number: int) -> str:
@@ -280,7 +336,7 @@ def write_state(service: str, record: dict[str, Any]) -> None:
 def exit_code(service: str, bundle: str) -> int | None:
     """What conmon wrote at the end; None before it, and after a failed create (an empty file)."""
     try:
-        with open(f"{bundle}/exits/{service}", encoding="ascii") as file:
+        with open(f"{bundle}/exits/{launch.container_id(service)}", encoding="ascii") as file:
             return int(file.read() or "")
     except (FileNotFoundError, ValueError):
         return None
@@ -288,9 +344,9 @@ def exit_code(service: str, bundle: str) -> int | None:
 
 def clear(service: str) -> None:
     """Have crun forget the container, whatever its state; nothing there is fine."""
-    state = os.path.join(launch.crun_root(), service)
+    state = os.path.join(launch.crun_root(), launch.container_id(service))
     if os.path.isdir(state):
-        launch.crun("delete", "--force", service)
+        launch.crun("delete", "--force", launch.container_id(service))
         # A create that was killed half-way leaves what crun itself cannot read.
         remove_tree(state)
 
@@ -392,33 +448,6 @@ def _kill_rest(service: str, path: str) -> None:
                 raise ProcessError(f"{service}: process {pid} does not end after SIGKILL")
         finally:
             os.close(pidfd)
-
-
-def _last_lines(service: str, most: int) -> list[str]:
-    """What the present run wrote last; what earlier ones did is no explanation."""
-    from datetime import datetime
-
-    record = read_json(os.path.join(paths.service_dir(service), "state.json")) or {}
-    launched_at = record.get("launched_at", 0.0)
-    lines = []
-    for line in logs.read(service, most, timestamps=True):
-        stamp, _, text = line.decode("utf-8", "replace").rstrip("\n").partition(" ")
-        if datetime.fromisoformat(stamp).timestamp() >= launched_at:
-            lines.append(text)
-    return lines
-
-
-def _exit_code_soon(service: str) -> int | None:
-    """The exit status that conmon is about to write: waits at most a second for it."""
-    deadline = time.monotonic() + 1.0
-    while True:
-        record = read_json(os.path.join(paths.service_dir(service), "state.json")) or {"run": 0}
-        code = _number(record.get("exit_code"))
-        if code is None:
-            code = exit_code(service, bundle_of(service, int(record["run"])))
-        if code is not None or time.monotonic() >= deadline:
-            return code
-        time.sleep(0.01)
 
 
 def _open(service: str, pid: int | None) -> int:

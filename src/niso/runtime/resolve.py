@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Sequence
 
 from niso.errors import InvalidInput
 from niso.runtime.spec import APP
@@ -241,8 +242,13 @@ def problem_with(mounts: dict[str, str], path: str, depth: int = 0) -> str | Non
     return None
 
 
-def check_working_dir(package: str, rootfs: str | None, working_dir: str) -> None:
-    """Raise `InvalidInput` (key binary.working_dir) where the service will not have that folder."""
+def check_working_dir(package: str, rootfs: str | None, working_dir: str, volumes: Sequence[str] = ()) -> None:
+    """Raise `InvalidInput` (key binary.working_dir) where the service will not have that folder.
+
+    What lies below one of the mount points ``volumes`` is only known when it runs.
+    """
+    if any(working_dir == each or working_dir.startswith(f"{each}/") for each in volumes):
+        return
     if working_dir in ("/", "/tmp", "/run", "/var/tmp", "/dev/shm"):  # noqa: S108 - always there, inside the service
         return
     mounts = mounts_of(package, rootfs)

@@ -8,6 +8,7 @@ must run in a mount namespace of its own: the host's never holds a mount of ours
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import stat
 
@@ -76,11 +77,11 @@ def write_layer(spec: ProcessSpec, layer: str) -> str:
         points += ["/usr", *etc_folders(), *(f"/{name}" for name in TOP_LINKS if _is_folder(f"/{name}"))]
     else:
         _copy_owner(spec.rootfs, layer)
-        etc = _place(spec.rootfs, "/etc")
+        etc = place(spec.rootfs, "/etc")
     points.append(f"{etc}/{HOSTS}")
     for point in points:
-        _mount_point(spec.rootfs, layer, point)
-    _mount_point(spec.rootfs, layer, etc)
+        mount_point(spec.rootfs, layer, point)
+    mount_point(spec.rootfs, layer, etc)
     _write_etc(spec, layer + etc)
     return f"{etc}/{HOSTS}"
 
@@ -170,11 +171,23 @@ def _write_etc(spec: ProcessSpec, etc: str) -> None:
     _write(f"{etc}/passwd", _lines(passwd))
     _write(f"{etc}/group", _lines(group))
     _write(f"{etc}/hostname", f"{spec.hostname}\n".encode())
-    _write(f"{etc}/resolv.conf", spec.resolv_conf.encode())
-    os.symlink(f"{HOSTS}/hosts", f"{etc}/hosts")
+    _write(f"{etc}/resolv.conf", spec.resolv_conf.encode(errors="surrogateescape"))
+    if spec.hosts_folder:
+        os.symlink(f"{HOSTS}/hosts", f"{etc}/hosts")
+    else:
+        _write(f"{etc}/hosts", of_host("hosts").encode(errors="surrogateescape"))
     if spec.rootfs is None or not _exists(spec.rootfs, "/etc/nsswitch.conf"):
         # Without this file glibc asks DNS before /etc/hosts (nss/nss_database.c).
         _write(f"{etc}/nsswitch.conf", _NSSWITCH.encode())
+
+
+def of_host(name: str) -> str:
+    """The text of a file of the host's /etc as it is now; empty where there is none that can be read."""
+    try:
+        with open(f"/etc/{name}", encoding="utf-8", errors="surrogateescape") as file:
+            return file.read(resolve.MAX_DATABASE_BYTES)
+    except OSError:
+        return ""
 
 
 def _free_name(spec: ProcessSpec, lines: list[list[str]]) -> str:
@@ -192,7 +205,7 @@ def _write(path: str, content: bytes) -> None:
     os.chmod(path, 0o644)
 
 
-def _place(rootfs: str, path: str) -> str:
+def place(rootfs: str, path: str) -> str:
     """Where in the root ``path`` really is, links followed as far as there is something."""
     rest = ""
     while path:
@@ -216,20 +229,33 @@ def _exists(rootfs: str, path: str) -> bool:
     return True
 
 
-def _mount_point(rootfs: str | None, layer: str, path: str) -> None:
+def mount_point(rootfs: str | None, layer: str, path: str) -> None:
     """Make the folder ``path`` in the layer where the rootfs has none; folders above it keep the rootfs's owner and mode."""
     if rootfs is not None:
-        path = _place(rootfs, path)
+        path = place(rootfs, path)
     built = ""
     for part in path.split("/")[1:]:
         built += f"/{part}"
         try:
             os.mkdir(layer + built, 0o755)
         except FileExistsError:
+            if os.path.islink(layer + built):  # to what lies on the host
+                raise OSError(errno.ELOOP, "a link of niso's own is in the way", built) from None
             continue
         os.chmod(layer + built, 0o755)
         if rootfs is not None and os.path.isdir(rootfs + built):
             _copy_owner(rootfs + built, layer + built)
+
+
+def mount_file(rootfs: str | None, layer: str, path: str) -> None:
+    """Make the empty file ``path`` in the layer, for a file to be mounted on; what is there already stays."""
+    if rootfs is not None:
+        path = place(rootfs, path)
+    mount_point(rootfs, layer, os.path.dirname(path))
+    try:
+        os.close(os.open(layer + path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+    except FileExistsError:
+        return
 
 
 def _copy_owner(source: str, target: str) -> None:

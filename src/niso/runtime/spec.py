@@ -36,19 +36,37 @@ class ProcessSpec(NamedTuple):
     read_only: bool
     hostname: str
     hosts_folder: str
-    """The folder that holds the file ``hosts``."""
+    """The folder that holds the file ``hosts``; empty where the host's own is shown."""
     resolv_conf: str
     """The text of /etc/resolv.conf."""
     netns: str
+    """The path of its network namespace; empty for the host's. Then hostname and resolv_conf are the host's as well, read at each start."""
     restart: str
     """no, on-failure or always."""
     restart_delay_s: float
     stop_timeout_s: float
+    memory_max: int | None = None
+    """Bytes; None in this and the next two: no limit."""
+    cpu_max: int | None = None
+    """Per cent of one CPU."""
+    pids_limit: int | None = None
+    volumes: list[dict[str, Any]] = []  # noqa: RUF012 - never changed
+    """As `niso.runtime.volumes.Volume`."""
 
 
 def path_env(environment: dict[str, str]) -> str:
     """The PATH that the service sees."""
     return environment.get("PATH", DEFAULT_PATH)
+
+
+def namespace(spec: ProcessSpec) -> str | None:
+    """The name of the network namespace that a service runs in; None for the host's."""
+    return os.path.basename(spec.netns) if spec.netns else None
+
+
+def parse(text: str) -> ProcessSpec:
+    """The spec that `niso.store` keeps as JSON, whichever version of niso wrote it."""
+    return ProcessSpec(**json.loads(text))
 
 
 def save(spec: ProcessSpec) -> None:

@@ -44,6 +44,13 @@ class PolicyRows:
                 own = tuple(row[0] for row in rows)
                 yield Policed(service_name, own, policy, None if values is None else frozenset(values))
 
+    def naming(self, kind: str, name: str) -> list[str]:
+        """The known services whose policies have this name."""
+        rows = self._db.execute(
+            "SELECT service FROM policy_peer WHERE kind=? AND name=? ORDER BY service", (kind, name)
+        )
+        return [row[0] for row in rows]
+
     def _naming(self, kind: str, name: str) -> list[str]:
         """The active services whose policies have this name."""
         rows = self._db.execute(
@@ -66,7 +73,9 @@ class PolicyRows:
 
     def _answers_to(self, address: str) -> list[str]:
         rows = self._db.execute(
-            "SELECT n.name FROM lease l JOIN host_name n ON n.service=l.service WHERE l.address=?", (address,)
+            "SELECT n.name FROM lease l JOIN service s ON s.name=l.service OR (s.provider=l.service AND s.active=1)"
+            " JOIN host_name n ON n.service=s.name WHERE l.address=?",
+            (address,),
         )
         return [row[0] for row in rows]
 
@@ -77,11 +86,17 @@ class PolicyRows:
                 "SELECT cidr, gateway FROM subnet WHERE network=? ORDER BY family", (name,)
             ).fetchall()
             return tuple(row[0] for row in rows), tuple(row[1] for row in rows)
-        # also of one that is not active: its leases stay its own
-        rows = self._db.execute(
-            "SELECT address FROM lease l JOIN host_name n ON n.service=l.service WHERE n.name=?"
-            " ORDER BY network, family",
+        found = self._db.execute(
+            "SELECT s.name, s.provider, s.active FROM host_name h JOIN service s ON s.name=h.service WHERE h.name=?",
             (name,),
+        ).fetchone()
+        if found is None:
+            return (), ()
+        service, provider, active = found
+        # also of one that is not active: its leases stay its own. Those of a provider are another's, but while it is shared
+        home = service if provider is None else provider if active else ""
+        rows = self._db.execute(
+            "SELECT address FROM lease WHERE service=? ORDER BY network, family", (home,)
         ).fetchall()
         return tuple(row[0] for row in rows), ()
 

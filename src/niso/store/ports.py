@@ -12,6 +12,7 @@ from itertools import groupby
 from operator import itemgetter
 
 from niso.records import Port
+from niso.store.sqlite import others_intend
 
 MANIFEST, CHOSEN, FORWARD = "manifest", "chosen", "forward"
 _PORT = "host_ip, host_port, container_port, proto, count"
@@ -41,15 +42,6 @@ class PortRows:
             " WHERE s.active=1 ORDER BY service, position"
         )
         return [(row[0], Port(*row[1:])) for row in rows]
-
-    def port_families(self, service: str) -> tuple[int, ...]:
-        """The families of the network that a service's ports are published on."""
-        rows = self._db.execute(
-            "SELECT family FROM subnet s JOIN endpoint e ON e.network=s.network WHERE e.service=? AND e.position=0"
-            " ORDER BY family",
-            (service,),
-        )
-        return tuple(row[0] for row in rows)
 
     def has_port(self, service: str, port: Port) -> bool:
         return self._db.execute(f"SELECT 1 FROM port WHERE {_IS}", (service, *port)).fetchone() is not None
@@ -92,7 +84,8 @@ class PortRows:
             f"{live} AND host_port BETWEEN ? AND ? UNION {live} AND count>1 AND host_port<? AND host_port+count>?",
             (proto, first, last, proto, first, first),
         ).fetchall()
-        rows += [row for row in self._db.execute(undone, (proto,)) if row[0] not in but]
+        if others_intend(self._db, but):
+            rows += [row for row in self._db.execute(undone, (proto,)) if row[0] not in but]
         return [(row[0], port) for row in dict.fromkeys(rows) if (port := Port(*row[1:])).clashes(wanted)]
 
     def chosen_port(self, service: str, wanted: Port) -> int | None:
@@ -125,24 +118,27 @@ class PortRows:
             "INSERT INTO port VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             [(service, i, *port, origin) for i, (port, origin) in enumerate(rows)],
         )
-        self._note_published(service)
+        self.note_published(service)
 
     def add_forward(self, service: str, port: Port) -> None:
         self._db.execute(
             "INSERT INTO port SELECT ?, COALESCE((SELECT MAX(position)+1 FROM port WHERE service=?), 0), ?, ?, ?, ?, ?, ?",
             (service, service, *port, FORWARD),
         )
-        self._note_published(service)
+        self.note_published(service)
 
-    def _note_published(self, service: str) -> None:
+    def note_published(self, service: str) -> None:
         """Where a service publishes ports, and whether by 127.0.0.1: this holds until it is deactivated.
+
+        One that shares its network does so where its provider is: to be noted again when that moves.
 
         What a bridge needs for it may not go with the last port, since connections by it live on.
         """
         self._db.execute(
             "INSERT INTO published SELECT p.service, e.network,"
             " MAX(host_ip IN ('', '0.0.0.0') OR host_ip LIKE '127.%') FROM port p"
-            " JOIN endpoint e ON e.service=p.service AND e.position=0 WHERE p.service=? GROUP BY p.service"
+            " JOIN service s ON s.name=p.service JOIN endpoint e ON e.service=COALESCE(s.provider, s.name) AND e.position=0"
+            " WHERE p.service=? GROUP BY p.service"
             " ON CONFLICT (service) DO UPDATE SET network=excluded.network, by_loopback=MAX(by_loopback, excluded.by_loopback)",
             (service,),
         )
@@ -165,7 +161,8 @@ class PortRows:
         rows = self._db.execute("SELECT service, undo FROM intent WHERE action='ports' ORDER BY service")
         return [(service, Port(*port)) for service, undo in rows for port in json.loads(undo)["moved"]]
 
-    def end_publishing(self, service: str) -> None:
-        """A service is no longer active: its forwards go, those of its manifest stay on record."""
-        self._db.execute("DELETE FROM port WHERE service=? AND origin=?", (service, FORWARD))
+    def end_publishing(self, service: str, keep_forwards: bool = False) -> None:
+        """A service is no longer active: its forwards go, unless they are to come back with it; its manifest's ports stay on record."""
+        if not keep_forwards:
+            self._db.execute("DELETE FROM port WHERE service=? AND origin=?", (service, FORWARD))
         self._db.execute("DELETE FROM published WHERE service=?", (service,))

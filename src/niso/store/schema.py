@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-VERSION = 2
+VERSION = 3
 
 _SINCE_2 = """CREATE INDEX port_range ON port (proto, host_port) WHERE count > 1;
 CREATE TABLE published (
@@ -26,6 +26,11 @@ CREATE TABLE policed (
     PRIMARY KEY (network, service)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX policed_service ON policed (service);
+"""
+
+_SINCE_3 = """CREATE INDEX service_provider ON service (provider) WHERE provider IS NOT NULL;
+CREATE TABLE stack_member (service TEXT PRIMARY KEY, stack TEXT NOT NULL) STRICT;
+CREATE INDEX stack_member_stack ON stack_member (stack);
 """
 
 TABLES = (
@@ -59,7 +64,10 @@ CREATE TABLE service (
     networks TEXT NOT NULL,
     spec TEXT NOT NULL,
     created_at REAL NOT NULL,
-    activated_at REAL
+    activated_at REAL,
+    mode TEXT NOT NULL DEFAULT 'bridge',
+    provider TEXT,
+    enabled INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX service_active ON service (active, networks);
 CREATE TABLE host_name (
@@ -99,6 +107,7 @@ CREATE TABLE port (
 CREATE INDEX port_host ON port (proto, host_port);
 """
     + _SINCE_2
+    + _SINCE_3
     + """CREATE TABLE intent (
     service TEXT PRIMARY KEY,
     action TEXT NOT NULL,
@@ -118,7 +127,13 @@ ALTER TABLE port ADD COLUMN origin TEXT NOT NULL DEFAULT 'manifest';
     + _SINCE_2
     + """INSERT INTO published SELECT DISTINCT p.service, e.network, 1 FROM port p JOIN service s ON s.name=p.service AND s.active=1
  JOIN endpoint e ON e.service=p.service AND e.position=0;
+""",
+    3: """
+ALTER TABLE service ADD COLUMN mode TEXT NOT NULL DEFAULT 'bridge';
+ALTER TABLE service ADD COLUMN provider TEXT;
+ALTER TABLE service ADD COLUMN enabled INTEGER NOT NULL DEFAULT 0;
 """
+    + _SINCE_3,
 }
 """Version reached -> the SQL that brings a database of the version before it there.
 

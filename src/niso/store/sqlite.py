@@ -51,6 +51,11 @@ def use_wal(connection: sqlite3.Connection) -> None:
         time.sleep(0.01)
 
 
+def others_intend(connection: sqlite3.Connection, but: frozenset[str]) -> bool:
+    """Whether a change of any service but these is under way: what intents hold is slow to read, and mostly not needed."""
+    return any(row[0] not in but for row in connection.execute("SELECT service FROM intent"))
+
+
 def unusable(error: Exception) -> NisoError:
     """What SQLite says of the store, and the next step: for a damaged file, else for a place that cannot be written."""
     words = f"{paths.database()}: {error}"

@@ -8,41 +8,33 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from heapq import merge
 from typing import NamedTuple
 
 from niso import failpoint, paths
 from niso.errors import NisoError, NotFound
-from niso.records import Endpoint, Network, Port, Service, Snapshot, Subnet
-from niso.store import schema
-from niso.store.policies import Name, PolicyRows
-from niso.store.ports import PortRows
+from niso.records import Network
+from niso.store import schema, world
+from niso.store.snapshots import ALL, Scope, SnapshotRows, marks
 from niso.store.sqlite import Transaction, unusable, use_wal
+from niso.store.stacks import StackRows
 
-_PUBLISHED = "SELECT 1 FROM published p JOIN service v ON v.name=p.service AND v.active=1 WHERE p.network=n.name"
-# a service's ports lead to it by its other networks too, for those who are on them
-_PUBLISHED_BESIDE = (
-    "SELECT 1 FROM endpoint e JOIN service v ON v.name=e.service AND v.active=1 JOIN published p ON p.service=e.service"
-    " WHERE e.network=n.name AND e.position>0"
+__all__ = ["ALL", "Intent", "Scope", "ServiceRow", "Store"]
+
+ROW_TABLES = (
+    "service",
+    "host_name",
+    "endpoint",
+    "lease",
+    "port",
+    "published",
+    "policy",
+    "policy_peer",
+    "policed",
+    "stack_member",
 )
-
-ROW_TABLES = ("service", "host_name", "endpoint", "lease", "port", "published", "policy", "policy_peer", "policed")
 """The tables that hold a service, parents first; the column with its name is ``name`` in the first, else ``service``."""
-
-
-class Scope(NamedTuple):
-    """What one command touches. None is all."""
-
-    services: tuple[str, ...] | None = None
-    networks: tuple[str, ...] | None = None
-    ports: tuple[Port, ...] | None = None  # of these services, no others
-    names: tuple[
-        Name, ...
-    ] = ()  # of services and networks, which may stand for other addresses now: policies name them
-
-
-ALL = Scope()
 
 
 class ServiceRow(NamedTuple):
@@ -59,17 +51,20 @@ class ServiceRow(NamedTuple):
     spec: str  # JSON, the process spec of the last activation
     created_at: float
     activated_at: float | None
+    mode: str = "bridge"  # or host, none, share
+    provider: str | None = None  # of mode share: the service whose namespace it is in
+    enabled: bool = False  # activated at boot
 
 
 class Intent(NamedTuple):
     """A change that was begun: what to do if its process is gone."""
 
     service: str
-    action: str  # activate | deactivate | remove
+    action: str  # activate | deactivate | stop (deactivate, and keep the forwards) | remove
     undo: str  # JSON: {table: [row, ...]}
 
 
-class Store(PortRows, PolicyRows):
+class Store(SnapshotRows, StackRows):
     """One connection. ``with store.transaction():`` for every change; a failure inside changes nothing."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -96,6 +91,7 @@ class Store(PortRows, PolicyRows):
             connection.execute("PRAGMA foreign_keys=ON")
             store = cls(connection)
             store._migrate()
+            store._notice_reboot()
         except sqlite3.DatabaseError as error:
             raise unusable(error) from error
         except OSError as error:
@@ -126,6 +122,12 @@ class Store(PortRows, PolicyRows):
                     self._db.execute(statement)
             self._db.execute(f"PRAGMA user_version={schema.VERSION}")
 
+    def _notice_reboot(self) -> None:
+        here = world.here()
+        if world.recorded(self._db) != here:
+            with self.transaction():
+                world.forget_if_gone(self._db, here)
+
     def _version(self) -> int:
         return int(self._db.execute("PRAGMA user_version").fetchone()[0])
 
@@ -138,29 +140,12 @@ class Store(PortRows, PolicyRows):
 
     # --- reading -------------------------------------------------------------------------------------------------
 
-    def state_id(self) -> str:
-        return str(self._db.execute("SELECT value FROM meta WHERE key='state_id'").fetchone()[0])
-
     def service(self, name: str) -> ServiceRow | None:
         row = self._db.execute("SELECT * FROM service WHERE name=?", (name,)).fetchone()
         return _service_row(row) if row else None
 
     def services(self) -> list[ServiceRow]:
         return [_service_row(row) for row in self._db.execute("SELECT * FROM service ORDER BY name")]
-
-    def active_services(self) -> list[str]:
-        return [row[0] for row in self._db.execute("SELECT name FROM service WHERE active=1 ORDER BY name")]
-
-    def any_active(self, family: int | None = None) -> bool:
-        """Whether a service is active, on a network of this family if one is given."""
-        if family is None:
-            return self._db.execute("SELECT 1 FROM service WHERE active=1 LIMIT 1").fetchone() is not None
-        query = (
-            # CROSS: in this order, since few networks have a second family
-            "SELECT 1 FROM subnet s CROSS JOIN endpoint e ON e.network=s.network"
-            " CROSS JOIN service v ON v.name=e.service AND v.active=1 WHERE s.family=? LIMIT 1"
-        )
-        return self._db.execute(query, (family,)).fetchone() is not None
 
     def resolve(self, name: str) -> str:
         """The service that answers to ``name`` (its name, hostname or an alias). NotFound names near ones."""
@@ -172,10 +157,6 @@ class Store(PortRows, PolicyRows):
 
     # What a begun change has given up is held until it has ended: it may have to be put back.
 
-    def names_with(self, services: Iterable[str]) -> tuple[Name, ...]:
-        """What policies may call these services."""
-        return tuple(sorted({("service", name) for service in services for name in self.names(service)}))
-
     def name_holder(self, name: str) -> str | None:
         """The service that has this name, or would have it again if its begun change were undone."""
         row = self._db.execute(
@@ -185,10 +166,6 @@ class Store(PortRows, PolicyRows):
         ).fetchone()
         return str(row[0]) if row else None
 
-    def names(self, service: str) -> tuple[str, ...]:
-        rows = self._db.execute("SELECT name FROM host_name WHERE service=? ORDER BY position", (service,))
-        return tuple(row[0] for row in rows)
-
     def leases(self, network: str, family: int = 4) -> list[tuple[str, str, bool]]:
         """(address, service, service is active) of a network, ascending."""
         rows = self._db.execute(
@@ -197,21 +174,6 @@ class Store(PortRows, PolicyRows):
             (network, family),
         )
         return [(row[0], row[1], bool(row[2])) for row in rows]
-
-    def addresses(self, service: str) -> list[tuple[str, str]]:
-        """(network, address) of a service's leases, in the order of its endpoints."""
-        return self._db.execute(
-            "SELECT e.network, l.address FROM endpoint e JOIN lease l ON l.service=e.service AND l.network=e.network"
-            " WHERE e.service=? ORDER BY e.position, l.family",
-            (service,),
-        ).fetchall()
-
-    def network(self, name: str) -> Network | None:
-        found = self._networks((name,))
-        return found[0] if found else None
-
-    def networks(self) -> list[Network]:
-        return self._networks(None)
 
     def network_names(self) -> list[str]:
         return [row[0] for row in self._db.execute("SELECT name FROM network ORDER BY name")]
@@ -246,9 +208,6 @@ class Store(PortRows, PolicyRows):
         """How many known services are on each network that has any."""
         return dict(self._db.execute("SELECT network, COUNT(*) FROM endpoint GROUP BY network"))
 
-    def sysctls_before(self) -> dict[str, str]:
-        return dict(self._db.execute("SELECT name, before FROM sysctl"))
-
     def intents(self) -> list[Intent]:
         rows = self._db.execute("SELECT service, action, undo FROM intent ORDER BY created_at")
         return [Intent(*row) for row in rows]
@@ -256,87 +215,6 @@ class Store(PortRows, PolicyRows):
     def intent(self, service: str) -> Intent | None:
         row = self._db.execute("SELECT service, action, undo FROM intent WHERE service=?", (service,)).fetchone()
         return Intent(*row) if row else None
-
-    def _networks(self, only: tuple[str, ...] | None) -> list[Network]:
-        where, values = ("", ()) if only is None else (f"WHERE n.name IN ({_marks(only)})", only)
-        rows = self._db.execute(
-            "SELECT n.name, n.bridge, n.mtu, family, cidr, gateway, internal,"
-            f" EXISTS({_PUBLISHED}) OR EXISTS({_PUBLISHED_BESIDE}), EXISTS({_PUBLISHED} AND by_loopback),"
-            " EXISTS(SELECT 1 FROM policed p JOIN service v ON v.name=p.service AND v.active=1 WHERE p.network=n.name)"
-            f" FROM network n JOIN subnet s ON s.network=n.name {where} ORDER BY n.name, family",
-            values,
-        )
-        found: dict[str, Network] = {}
-        for name, bridge, mtu, family, cidr, gateway, *flags in rows:
-            subnets = found[name].subnets if name in found else ()
-            found[name] = Network(name, bridge, mtu, (*subnets, Subnet(family, cidr, gateway)), *map(bool, flags))
-        return list(found.values())
-
-    def _active(self, names: Iterable[str], ports: tuple[Port, ...] | None = None) -> Iterator[Service]:
-        """The services of ``names`` that are active, as the plan sees them, with all of their ports or those of ``ports``."""
-        for name in names:
-            row = self._db.execute("SELECT generation FROM service WHERE name=? AND active=1", (name,)).fetchone()
-            if row is None:
-                continue
-            endpoints: dict[str, tuple[str, ...]] = {}
-            for network, address in self.addresses(name):
-                endpoints[network] = (*endpoints.get(network, ()), address)
-            yield Service(
-                name=name,
-                generation=row[0],
-                endpoints=tuple(Endpoint(network, addresses) for network, addresses in endpoints.items()),
-                ports=tuple(
-                    self.some_ports(name, ports) if ports is not None else (port for _, port in self.ports(name))
-                ),
-                publishes=self.publishes(name),
-                names=self.names(name),
-            )
-
-    def snapshot(self, scope: Scope) -> Snapshot:
-        """The part of the store that ``scope`` needs, for plan.desired."""
-        everything = scope.services is None
-        named = self.active_services() if scope.services is None else scope.services
-        services = tuple(self._active(named, scope.ports))
-        wanted = None
-        if scope.services is not None:
-            mine = {endpoint.network for service in services for endpoint in service.endpoints}
-            wanted = tuple(sorted(mine | set(scope.networks or ())))
-        lists: dict[tuple[str, ...], int] = {
-            tuple(json.loads(text)): count
-            for text, count in self._db.execute(
-                "SELECT networks, COUNT(*) FROM service WHERE active=1 GROUP BY networks"
-            )
-        }
-        if wanted is not None:
-            lists = {reader: count for reader, count in lists.items() if set(reader) & set(wanted)}
-        # a file that has no reader outside the scope is written whole
-        inside = [tuple(endpoint.network for endpoint in service.endpoints) for service in services]
-        fresh = frozenset(reader for reader, count in lists.items() if everything or inside.count(reader) == count)
-        # where only ports are touched, policies are not
-        policed = tuple(self._policed(services, scope.names)) if scope.ports is None else ()
-        neighbours = services if everything else tuple(self._active(self._on({n for r in fresh for n in r})))
-        return Snapshot(
-            state_id=self.state_id(),
-            networks=tuple(self._networks(wanted)),
-            services=services,
-            readers=frozenset(lists),
-            fresh=fresh,
-            neighbours=neighbours,
-            policed=policed,
-            members=self._members(policed),
-            any_network=self._db.execute("SELECT 1 FROM network LIMIT 1").fetchone() is not None,
-            any_active=self.any_active(),
-            any_active6=self.any_active(6),
-            sysctls_before=tuple(sorted(self.sysctls_before().items())),
-        )
-
-    def _on(self, networks: set[str]) -> list[str]:
-        names = tuple(networks)
-        rows = self._db.execute(
-            f"SELECT DISTINCT service FROM endpoint WHERE network IN ({_marks(names)}) ORDER BY service",
-            names,
-        )
-        return [row[0] for row in rows]
 
     # --- writing; inside a transaction ---------------------------------------------------------------------------
 
@@ -366,7 +244,7 @@ class Store(PortRows, PolicyRows):
 
     def put_service(self, row: ServiceRow) -> None:
         """Insert a service, or replace its own columns; what hangs on it stays."""
-        values = (*row[:7], int(row.active), row.generation, json.dumps(row.networks), *row[10:])
+        values = row._replace(active=int(row.active), networks=json.dumps(row.networks), enabled=int(row.enabled))  # type: ignore[arg-type]
         marks = ", ".join("?" * len(values))
         updates = ", ".join(f"{field}=excluded.{field}" for field in ServiceRow._fields[1:])
         self._db.execute(
@@ -376,6 +254,9 @@ class Store(PortRows, PolicyRows):
 
     def set_active(self, name: str, active: bool) -> None:
         self._db.execute("UPDATE service SET active=? WHERE name=?", (int(active), name))
+
+    def set_enabled(self, name: str, enabled: bool) -> None:
+        self._db.execute("UPDATE service SET enabled=? WHERE name=?", (int(enabled), name))
 
     def set_names(self, service: str, names: tuple[str, ...]) -> None:
         self._db.execute("DELETE FROM host_name WHERE service=?", (service,))
@@ -388,7 +269,7 @@ class Store(PortRows, PolicyRows):
             "INSERT INTO endpoint VALUES (?, ?, ?)", [(service, i, network) for i, network in enumerate(networks)]
         )
         self._db.execute(
-            f"DELETE FROM lease WHERE service=? AND network NOT IN ({_marks(networks)})",
+            f"DELETE FROM lease WHERE service=? AND network NOT IN ({marks(networks)})",
             (service, *networks),
         )
 
@@ -428,16 +309,21 @@ class Store(PortRows, PolicyRows):
     def drop_lease(self, service: str, network: str, family: int) -> None:
         self._db.execute("DELETE FROM lease WHERE service=? AND network=? AND family=?", (service, network, family))
 
-    def free_uid(self, first: int) -> int:
+    def free_uid(self, first: int, skip: Container[int] = ()) -> int:
+        """The lowest number from ``first`` on that no service has and that is not in ``skip``."""
         row = self._db.execute(
             "SELECT COALESCE(MIN(uid + 1), ?) FROM service s WHERE NOT EXISTS (SELECT 1 FROM service WHERE uid=s.uid+1)"
             " AND EXISTS (SELECT 1 FROM service WHERE uid=?)",
             (first, first),
         ).fetchone()
-        return int(row[0])
+        uid = int(row[0])
+        while uid in skip or self._db.execute("SELECT 1 FROM service WHERE uid=?", (uid,)).fetchone():
+            uid += 1
+        return uid
 
     def forget(self, service: str) -> None:
         self._db.execute("DELETE FROM service WHERE name=?", (service,))
+        self.leave_stack(service)
 
     def set_sysctl_before(self, name: str, before: str) -> None:
         self._db.execute("INSERT OR IGNORE INTO sysctl VALUES (?, ?)", (name, before))
@@ -468,10 +354,14 @@ class Store(PortRows, PolicyRows):
                 values = [bytes.fromhex(value["hex"]) if isinstance(value, dict) else value for value in row]
                 # rows of an older version are shorter: what was added since has its default
                 columns = ", ".join(names[: len(values)])
-                self._db.execute(f"INSERT INTO {table} ({columns}) VALUES ({_marks(values)})", values)
+                self._db.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks(values)})", values)
         restored = self.service(intent.service)
+        if restored is not None and now is not None:
+            self.set_enabled(intent.service, now.enabled)  # which is no part of a change
         if restored is not None and restored.active:
-            self._note_published(intent.service)  # rows of the first version do not say it
+            self.note_published(intent.service)  # rows of the first version do not say it
+        for sharer in self.sharers(intent.service):
+            self.note_published(sharer)
         self.drop_implicit_networks(now.networks if now else ())
 
     def _rows(self, service: str) -> dict[str, list[list[object]]]:
@@ -485,11 +375,9 @@ class Store(PortRows, PolicyRows):
 
 def _service_row(row: tuple[object, ...]) -> ServiceRow:
     fields = ServiceRow(*row)  # type: ignore[arg-type]
-    return fields._replace(active=bool(fields.active), networks=tuple(json.loads(str(fields.networks))))
-
-
-def _marks(values: Iterable[object]) -> str:
-    return ", ".join("?" for _ in values)
+    return fields._replace(
+        active=bool(fields.active), networks=tuple(json.loads(str(fields.networks))), enabled=bool(fields.enabled)
+    )
 
 
 def _suggest(name: str, known: list[str], otherwise: str) -> str:

@@ -1,0 +1,158 @@
+"""Undoing activations that failed or whose process is gone: rows, kernel and process as they were.
+
+The caller holds the services' locks.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable
+
+from niso import ending, forwarding, names, package, paths, portmap
+from niso.apply import Lock, Report, converge, desired_now
+from niso.errors import ErrorGroup, NisoError
+from niso.kernel import netns
+from niso.kernel.write import remove_hosts
+from niso.records import Port
+from niso.runtime import process, rehost, spec, volumes
+from niso.store.store import Intent, Scope, ServiceRow, Store
+
+
+def undo_all(store: Store, services: Iterable[str], cause: BaseException, report: Report) -> None:
+    """Bring all back as it was; what cannot be undone is added to the error that caused it."""
+    begun = [intent for name in services if (intent := store.intent(name)) is not None]
+    try:
+        errors = list(undo(store, in_order(store, begun), report).values())
+    except (OSError, sqlite3.Error) as error:
+        names = ", ".join(intent.service for intent in begun)
+        errors = [NisoError(f"{names}: the activation is not undone yet: {error}", "niso net repair")]
+    if errors and isinstance(cause, NisoError):
+        raise ErrorGroup([cause, *errors]) from cause
+
+
+def in_order(store: Store, intents: Iterable[Intent]) -> list[Intent]:
+    """Who shares a namespace now comes before the one whose it is; who will share one again comes after."""
+    left = {intent.service: intent for intent in intents}
+    firsts: dict[str, set[str]] = {name: set() for name in left}
+    for name, intent in left.items():
+        row, was = store.service(name), before(intent)
+        if intent.action == "activate" and was is not None and was.active and was.provider in left:
+            firsts[name].add(was.provider)
+        now = row.provider if row is not None and row.active else None
+        if now in left and now not in firsts[name]:
+            firsts[now].add(name)
+    ordered: list[Intent] = []
+    while left:
+        name = next((name for name in left if not firsts[name] & left.keys()), next(iter(left)))
+        ordered.append(left.pop(name))
+    return ordered
+
+
+def before(intent: Intent) -> ServiceRow | None:
+    """The row of the service before the change; None where it was not known, or the intent is no change of it."""
+    saved = json.loads(intent.undo).get("service")
+    return ServiceRow(*saved[0]) if saved else None
+
+
+def undo(store: Store, intents: list[Intent], report: Report) -> dict[str, NisoError]:
+    """Undo begun activations together: what one gave up another one may have. Gives what went wrong, by service."""
+    for intent in intents:
+        report(f"undo activation of {intent.service}")
+    errors: dict[str, NisoError] = {}
+    changed = [intent for intent in intents if not store.is_as_before(intent)]
+    try:
+        _undo_records(store, changed, report)
+    except NisoError as error:
+        errors = {intent.service: error for intent in changed}
+        for intent in changed if len(changed) > 1 else ():  # what can be undone by itself is
+            try:
+                _undo_records(store, [intent], report)
+                del errors[intent.service]
+            except NisoError as other:
+                errors[intent.service] = other
+    undone = [intent.service for intent in intents if intent.service not in errors]
+    # a provider's namespace is there, whether its process is or not
+    for name in undone:
+        try:
+            _start_again(store, name)
+        except NisoError as error:
+            errors[name] = error
+        _forget_failed(name, store.service(name))
+    with Lock(), store.transaction():
+        for name in undone:
+            store.end_intent(name)
+    return errors
+
+
+def _start_again(store: Store, name: str) -> None:
+    restored = store.service(name)
+    if restored is not None and restored.active:
+        if not process.at_home(name):  # its namespace was another one meanwhile
+            process.stop(name)
+        if process.status(name).state in ("none", "failed"):
+            process.start(spec.parse(restored.spec))
+
+
+def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
+    """Put the services' rows and network back; a process that is not of these ends. Raises NisoError; then the rows are as they are."""
+    if not intents:
+        return
+    shown: list[spec.ProcessSpec] = []
+    ports: dict[str, list[Port]] = {}
+    everyone: set[str] = set()
+    on: set[str] = set()
+    for intent in intents:
+        name = intent.service
+        now, was = store.service(name), before(intent)
+        old = spec.parse(was.spec) if was is not None and was.active else None
+        # whether it was shown another hosts file by now is not asked: it is shown the old one again
+        if old is not None and now is not None and rehost.can(spec.parse(now.spec), old):
+            shown.append(old)
+        elif now is None or was is None or not _runs_with(name, was.spec):
+            process.stop(name, 0)
+        ports[name] = [port for _, port in store.ports(name)] if now is not None and now.provider else []
+        on.update(now.networks if now else ())
+        everyone.update(store.with_companions([name]), (was.provider,) if was is not None and was.provider else ())
+    # the kernel follows inside the transaction: if niso dies here the intents are found again, with all that they are about
+    with Lock(), store.transaction():
+        concerned = set(store.names_with(everyone))
+        for intent in intents:
+            concerned.update(("service", row[0]) for row in json.loads(intent.undo).get("host_name", ()))
+        concerned.update(("network", name) for name in on)
+        names_before = tuple(sorted(concerned))
+        before_ = desired_now(store, Scope(tuple(sorted(everyone)), tuple(sorted(on)), names=names_before))
+        for intent in intents:
+            store.undo(intent)
+        forwarding.note_late(store)
+        everyone.update(store.with_companions(ports))
+        restored = {name: row for name in ports if (row := store.service(name)) is not None and row.active}
+        on.update(network for row in restored.values() for network in row.networks)
+        scope = Scope(tuple(sorted(everyone)), tuple(sorted(on)), names=names_before)
+        converge(store, scope, before_, report, teardown=True)
+        for name in ports.keys() - restored.keys():
+            netns.clear_unfinished(names.netns(name))
+        after = desired_now(store, scope)
+        for file in before_.hosts_files - after.hosts_files:
+            remove_hosts(file.folder)  # a kill may have left one that was being made, which reads as none
+        for old in shown:
+            rehost.show(old)
+        ending.flush(before_, after)
+        portmap.flush(before_, after)
+        for name, had in ports.items():
+            kept = {port for _, port in store.ports(name)} if name in restored else set()
+            portmap.end_flows(port for port in had if port not in kept)
+        forwarding.forget(store)
+    ending.settle(before_)
+
+
+def _forget_failed(name: str, kept: ServiceRow | None) -> None:
+    """Delete the copies that a failed activation made, and the log of a service that is not known without it."""
+    package.keep_only(name, {kept.package} if kept else set())
+    if kept is None:
+        package.delete_tree(paths.log_dir(name))
+        volumes.remove_empty(name)
+
+
+def _runs_with(name: str, spec_text: str) -> bool:
+    return spec.load(name) == spec.parse(spec_text) and process.runs(name)

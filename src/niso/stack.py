@@ -1,0 +1,107 @@
+"""What `niso stack up`, `down` and `status` do: the services of one stack.toml as one thing.
+
+It is one activation of all services, with the stack's networks and whoever left its file, planned once and applied once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from niso import membership, networks, services, targets
+from niso.apply import Report, silent
+from niso.errors import ErrorGroup, InvalidInput, NisoError
+from niso.membership import Membership
+from niso.model import manifest
+from niso.model import stack as model
+from niso.model.stack import Stack
+from niso.networks import Wish
+from niso.services import Outcome
+from niso.store.store import Store
+from niso.targets import Target
+
+
+class Up(NamedTuple):
+    outcomes: list[Outcome]  # in the order of dependencies
+    left: list[str]  # services that left the file
+    made: list[str]  # networks that were not there
+    idle: list[str]  # networks of the file that no service of it is on
+
+
+class Down(NamedTuple):
+    stack: str
+    services: list[tuple[str, bool]]  # in the order in which they ended, and whether they were active
+
+
+def load(path: str) -> Stack:
+    """Read and check a stack.toml and all that it names. Raises as `model.load` does."""
+    return model.load(path, _network_errors)
+
+
+def up(store: Store, stack: Stack, timeout_s: float, report: Report = silent, dry_run: bool = False) -> Up:
+    """Make everything be as the stack's file says, or leave everything as it was. Raises what `services.activate` does."""
+    wanted = _targets(store, stack)
+    names = {member.name for member in stack.members}
+    left = [name for name in store.stack_members(stack.name) if name not in names]
+    on = {network for target in wanted for network in manifest.networks(target.manifest)}
+    wishes = [_wish(name, said) for name, said in stack.networks.items() if name in on]
+    made = [wish.name for wish in wishes if store.network(wish.name) is None]
+    after = {member.name: member.after for member in stack.members if member.after}
+    joins = Membership(stack.name, stack.file, tuple(wishes), tuple(left), {})
+    try:
+        outcomes = services.activate(store, wanted, timeout_s, report, dry_run, after, joins)
+    except ErrorGroup as group:
+        raise ErrorGroup([model.in_words_of(stack, error) for error in group.errors]) from group
+    except NisoError as error:
+        raise model.in_words_of(stack, error) from error
+    return Up(outcomes, left, made, [name for name in stack.networks if name not in on])
+
+
+def down(store: Store, path: str, report: Report = silent, dry_run: bool = False) -> Down:
+    """Deactivate all services of a stack, each before those that it depends on; their leases and networks stay.
+
+    Needs the stack's name alone to be right in its file. Raises NisoError.
+    """
+    outline = model.outline(path)
+    names = members(store, outline)
+    ended = services.deactivate(store, names, report, dry_run, needs=outline.after)
+    return Down(outline.name, ended if not dry_run else [(name, True) for name in names])
+
+
+def members(store: Store, outline: model.Outline) -> list[str]:
+    """The known services of a stack, each before those that it depends on."""
+    known = store.stack_members(outline.name)
+    order = [name for name in reversed(model.ordered(outline.after)) if name in known]
+    return [*(name for name in known if name not in order), *order]
+
+
+def _targets(store: Store, stack: Stack) -> list[Target]:
+    """What is to be active. Raises an ErrorGroup of all that cannot be, in the words of the stack's file."""
+    found: list[Target] = []
+    errors: list[NisoError] = []
+    taken = membership.taken(store, stack.name, [member.name for member in stack.members])
+    for member in stack.members:
+        if member.name in taken:
+            key = f"{member.key}.name"
+            error: NisoError = taken[member.name]
+            errors.append(InvalidInput(f"{stack.file}: {key}: {error.message}", error.hint, key))
+        try:
+            found.append(targets.of_manifest(member.loaded))
+        except ErrorGroup as group:
+            errors += [model.in_words_of(stack, error) for error in group.errors]
+        except NisoError as error:
+            errors.append(model.in_words_of(stack, error))
+    if errors:
+        raise ErrorGroup(errors)
+    return found
+
+
+def _wish(name: str, said: model.Network) -> Wish:
+    return Wish(name, said.subnets, said.ipv6, said.gateways, said.internal, said.mtu)
+
+
+def _network_errors(name: str, said: model.Network) -> Iterable[InvalidInput]:
+    try:
+        networks.check(_wish(name, said))
+    except NisoError as error:
+        yield membership.error_of(name, error)

@@ -1,0 +1,163 @@
+"""What a plan needs of the store: networks with what they are used for, active services, and what policies' names mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from niso.records import Endpoint, Network, Port, Service, Snapshot, Subnet
+from niso.store.modes import ModeRows
+from niso.store.policies import Name, PolicyRows
+from niso.store.ports import PortRows
+
+_PUBLISHED = "SELECT 1 FROM published p JOIN service v ON v.name=p.service AND v.active=1 WHERE p.network=n.name"
+# a service's ports lead to it by its other networks too, for those who are on them
+_PUBLISHED_BESIDE = (
+    "SELECT 1 FROM endpoint e JOIN service v ON v.name=e.service AND v.active=1 JOIN published p ON p.service=e.service"
+    " WHERE e.network=n.name AND e.position>0"
+)
+_PUBLISHED_BESIDE_BY_SHARER = (
+    "SELECT 1 FROM endpoint e JOIN service v ON v.provider=e.service AND v.active=1 JOIN published p ON p.service=v.name"
+    " WHERE e.network=n.name AND e.position>0"
+)
+
+
+class Scope(NamedTuple):
+    """What one command touches. None is all."""
+
+    services: tuple[str, ...] | None = None
+    networks: tuple[str, ...] | None = None
+    ports: tuple[Port, ...] | None = None  # of these services, no others
+    names: tuple[
+        Name, ...
+    ] = ()  # that may stand for other addresses now: of services and networks, and policies have them
+
+
+ALL = Scope()
+
+
+class SnapshotRows(PortRows, PolicyRows, ModeRows):
+    """The part of the store that plans are made from."""
+
+    def state_id(self) -> str:
+        return str(self._db.execute("SELECT value FROM meta WHERE key='state_id'").fetchone()[0])
+
+    def active_services(self) -> list[str]:
+        return [row[0] for row in self._db.execute("SELECT name FROM service WHERE active=1 ORDER BY name")]
+
+    def any_active(self, family: int | None = None) -> bool:
+        """Whether a service is active on a network, of this family if one is given."""
+        if family is None:
+            query = "SELECT 1 FROM service WHERE active=1 AND networks!='[]' LIMIT 1"
+            return self._db.execute(query).fetchone() is not None
+        query = (
+            # CROSS: in this order, since few networks have a second family
+            "SELECT 1 FROM subnet s CROSS JOIN endpoint e ON e.network=s.network"
+            " CROSS JOIN service v ON v.name=e.service AND v.active=1 WHERE s.family=? LIMIT 1"
+        )
+        return self._db.execute(query, (family,)).fetchone() is not None
+
+    def sysctls_before(self) -> dict[str, str]:
+        return dict(self._db.execute("SELECT name, before FROM sysctl"))
+
+    def network(self, name: str) -> Network | None:
+        found = self._networks((name,))
+        return found[0] if found else None
+
+    def networks(self) -> list[Network]:
+        return self._networks(None)
+
+    def names_with(self, services: Iterable[str]) -> tuple[Name, ...]:
+        """What policies may call these services."""
+        return tuple(sorted({("service", name) for service in services for name in self.names(service)}))
+
+    def _networks(self, only: tuple[str, ...] | None) -> list[Network]:
+        where, values = ("", ()) if only is None else (f"WHERE n.name IN ({marks(only)})", only)
+        rows = self._db.execute(
+            "SELECT n.name, n.bridge, n.mtu, family, cidr, gateway, internal,"
+            f" EXISTS({_PUBLISHED}) OR EXISTS({_PUBLISHED_BESIDE}) OR EXISTS({_PUBLISHED_BESIDE_BY_SHARER}),"
+            f" EXISTS({_PUBLISHED} AND by_loopback),"
+            " EXISTS(SELECT 1 FROM policed p JOIN service v ON v.name=p.service AND v.active=1 WHERE p.network=n.name)"
+            f" FROM network n JOIN subnet s ON s.network=n.name {where} ORDER BY n.name, family",
+            values,
+        )
+        found: dict[str, Network] = {}
+        for name, bridge, mtu, family, cidr, gateway, *flags in rows:
+            subnets = found[name].subnets if name in found else ()
+            found[name] = Network(name, bridge, mtu, (*subnets, Subnet(family, cidr, gateway)), *map(bool, flags))
+        return list(found.values())
+
+    def _active(self, names: Iterable[str], ports: tuple[Port, ...] | None = None) -> Iterator[Service]:
+        """The services of ``names`` that are active, as the plan sees them, with all of their ports or those of ``ports``."""
+        for name in names:
+            row = self._db.execute("SELECT generation, mode FROM service WHERE name=? AND active=1", (name,)).fetchone()
+            if row is None:
+                continue
+            own = row[1] != "share"  # else what it has is its provider's
+            endpoints: dict[str, tuple[str, ...]] = {}
+            for network, address in self.addresses(name):
+                endpoints[network] = (*endpoints.get(network, ()), address)
+            yield Service(
+                name=name,
+                generation=row[0],
+                endpoints=tuple(Endpoint(network, addresses) for network, addresses in endpoints.items()),
+                ports=tuple(
+                    self.some_ports(name, ports) if ports is not None else (port for _, port in self.ports(name))
+                ),
+                publishes=own and any(map(self.publishes, (name, *self.sharers(name)))),
+                names=self.names_there(name) if own else (),
+                mode=row[1],
+            )
+
+    def snapshot(self, scope: Scope) -> Snapshot:
+        """The part of the store that ``scope`` needs, for plan.desired."""
+        everything = scope.services is None
+        named = self.active_services() if scope.services is None else scope.services
+        services = tuple(self._active(named, scope.ports))
+        wanted = None
+        if scope.services is not None:
+            mine = {endpoint.network for service in services for endpoint in service.endpoints}
+            wanted = tuple(sorted(mine | set(scope.networks or ())))
+        lists: dict[tuple[str, ...], int] = {
+            tuple(json.loads(text)): count
+            for text, count in self._db.execute(
+                "SELECT networks, COUNT(*) FROM service WHERE active=1 GROUP BY networks"
+            )
+        }
+        lists.pop((), None)
+        if wanted is not None:
+            lists = {reader: count for reader, count in lists.items() if set(reader) & set(wanted)}
+        # a file that has no reader outside the scope is written whole
+        own = [service for service in services if service.mode == "bridge"]
+        inside = [tuple(endpoint.network for endpoint in service.endpoints) for service in own]
+        fresh = frozenset(reader for reader, count in lists.items() if everything or inside.count(reader) == count)
+        # where only ports are touched, policies are not
+        policed = tuple(self._policed(services, scope.names)) if scope.ports is None else ()
+        neighbours = services if everything else tuple(self._active(self._on({n for r in fresh for n in r})))
+        return Snapshot(
+            state_id=self.state_id(),
+            networks=tuple(self._networks(wanted)),
+            services=services,
+            readers=frozenset(lists),
+            fresh=fresh,
+            neighbours=neighbours,
+            policed=policed,
+            members=self._members(policed),
+            any_network=self._db.execute("SELECT 1 FROM network LIMIT 1").fetchone() is not None,
+            any_active=self.any_active(),
+            any_active6=self.any_active(6),
+            sysctls_before=tuple(sorted(self.sysctls_before().items())),
+        )
+
+    def _on(self, networks: set[str]) -> list[str]:
+        names = tuple(networks)
+        rows = self._db.execute(
+            f"SELECT DISTINCT service FROM endpoint WHERE network IN ({marks(names)}) ORDER BY service",
+            names,
+        )
+        return [row[0] for row in rows]
+
+
+def marks(values: Iterable[object]) -> str:
+    return ", ".join("?" for _ in values)

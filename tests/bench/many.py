@@ -1,0 +1,103 @@
+"""Many services in one command beside as many commands, in a lab: ``many.py [COUNT] [--profile activate|deactivate]``.
+
+What is measured is all but the processes, which are not started: a process costs the same either way. Nothing here passes or fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import os
+import pathlib
+import pstats
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from unittest import mock
+
+ROUNDS = 3
+COUNT = 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("count", type=int, nargs="?", default=COUNT)
+    parser.add_argument("--profile", choices=("activate", "deactivate"))
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.inside:
+        measure(args.count, args.profile)
+        return
+    own = [sys.executable, "-B", str(pathlib.Path(__file__).resolve()), str(args.count), "--inside"]
+    own += ["--profile", args.profile] if args.profile else []
+    sys.exit(subprocess.run([sys.executable, "-m", "niso.lab", "--", *own], check=False).returncode)
+
+
+def package(name: str, number: int) -> str:
+    folder = f"/tmp/packages/{name}"
+    os.makedirs(folder, exist_ok=True)
+    text = f'[package]\nname = "{name}"\nversion = "1"\n[binary]\nentrypoint = "sleep"\nargs = ["1000"]\n'
+    text += f'[network]\nnetwork = "backend"\nports = ["{10_000 + number}:80"]\n'
+    with open(f"{folder}/manifest.toml", "w") as file:
+        file.write(text)
+    return folder
+
+
+def timed(what: Callable[[], object]) -> float:
+    before = time.perf_counter()
+    what()
+    return (time.perf_counter() - before) * 1000
+
+
+def measure(count: int, profile: str | None) -> None:
+    from niso import services, starting
+    from niso.runtime import process
+    from niso.store.store import Store
+    from niso.targets import find_targets
+
+    nothing = mock.Mock(return_value=None)
+    status = mock.Mock(return_value=mock.Mock(state="running", pid=1, error=None))
+    without = {"start": nothing, "stop": nothing, "ask_to_end": mock.Mock(return_value=-1), "status": status}
+    mock.patch.multiple(process, **without, runs=mock.Mock(return_value=True)).start()
+    mock.patch.object(starting, "run", nothing).start()
+
+    names = [f"s{number:03}" for number in range(count)]
+    folders = [package(name, number) for number, name in enumerate(names)]
+    store = Store.open()
+
+    def activate(some: list[str]) -> None:
+        services.activate(store, find_targets(store, some), 60)
+
+    def deactivate(some: list[str]) -> None:
+        services.deactivate(store, some)
+
+    activate(folders)  # packages are copied once
+    deactivate(names)
+    if profile:
+        if profile == "deactivate":
+            activate(folders)
+        profiler = cProfile.Profile()
+        profiler.runcall(activate if profile == "activate" else deactivate, folders if profile == "activate" else names)
+        pstats.Stats(profiler).sort_stats("cumulative").print_stats(45).print_callers("execute")
+        return
+    figures: dict[str, list[float]] = {}
+    for _ in range(ROUNDS):
+        for way, some in (
+            ("together", [(folders, names)]),
+            ("one by one", [([f], [n]) for f, n in zip(folders, names, strict=True)]),
+        ):
+            up = timed(lambda some=some: [activate(each) for each, _ in some])  # type: ignore[misc]
+            down = timed(lambda some=some: [deactivate(each) for _, each in some])  # type: ignore[misc]
+            figures.setdefault(f"activate {way}", []).append(up)
+            figures.setdefault(f"deactivate {way}", []).append(down)
+    medians = {name: statistics.median(each) for name, each in figures.items()}
+    for name, value in medians.items():
+        print(f"{name:<26} {value:8.1f} ms")
+    for what in ("activate", "deactivate"):
+        print(f"{what}: together is {medians[f'{what} together'] / medians[f'{what} one by one']:.2f} of one by one")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""A machine whose init is a real systemd, inside a lab: its own pid, mount, uts, ipc and cgroup namespaces, the lab's network.
+
+Its / is an overlay of the lab's, so what is written to it (units, the state folder) is in one folder, `Machine.disk`, which
+another machine can be made of: that is a reboot. It ends with the lab, cgroups included.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from conftest import TESTS, Lab
+
+SYSTEMD = "/usr/lib/systemd/systemd"
+TARGET = "niso-test.target"
+UNITS = "etc/systemd/system"
+
+needs_systemd = pytest.mark.skipif(not os.path.exists(SYSTEMD), reason=f"{SYSTEMD} is not installed: ./dev setup")
+
+# what would change the machine's own kernel, or takes time and is for nothing here
+MASKED = (
+    "systemd-sysctl.service",
+    "systemd-modules-load.service",
+    "systemd-binfmt.service",
+    "proc-sys-fs-binfmt_misc.automount",
+    "systemd-udevd.service",
+    "systemd-udev-trigger.service",
+    "systemd-udevd-control.socket",
+    "systemd-udevd-kernel.socket",
+    "systemd-remount-fs.service",
+    "systemd-random-seed.service",
+    "systemd-tmpfiles-setup.service",
+    "systemd-tmpfiles-setup-dev.service",
+    "systemd-tmpfiles-setup-dev-early.service",
+    "systemd-tmpfiles-clean.timer",
+    "systemd-update-utmp.service",
+    "systemd-update-done.service",
+    "systemd-machine-id-commit.service",
+    "systemd-hwdb-update.service",
+    "systemd-sysusers.service",
+    "systemd-journal-flush.service",
+    "systemd-journal-catalog-update.service",
+    "systemd-firstboot.service",
+    "systemd-sysext.socket",
+    "systemd-creds.socket",
+    "systemd-hostnamed.socket",
+    "systemd-initctl.socket",
+    "ldconfig.service",
+    "dev-hugepages.mount",
+    "dev-mqueue.mount",
+    "run-lock.mount",
+    "tmp.mount",
+    "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
+    "sys-kernel-config.mount",
+    "sys-fs-fuse-connections.mount",
+)
+
+BOOT = f"""\
+set -e
+root=$1; shift
+mount --make-rprivate /
+mkdir -p $root/upper $root/work $root/root
+mount -t overlay overlay -o lowerdir=/,upperdir=$root/upper,workdir=$root/work $root/root
+root=$root/root
+mount -t proc proc $root/proc
+mount -t sysfs sysfs $root/sys
+if test "$(stat -f -c %T /sys/fs/cgroup)" = cgroup2fs; then
+    mount --bind /sys/fs/cgroup $root/sys/fs/cgroup
+else
+    mount -t tmpfs -o mode=755 tmpfs $root/sys/fs/cgroup
+    for each in /sys/fs/cgroup/*; do
+        if test -L $each; then cp -P $each $root/sys/fs/cgroup/; continue; fi
+        test "$(stat -f -c %T $each)" = cgroupfs || continue
+        mkdir $root$each
+        mount --bind $each $root$each
+    done
+    export SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1
+    export SYSTEMD_PROC_CMDLINE="systemd.unified_cgroup_hierarchy=0 SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1"
+fi
+mount -t tmpfs -o mode=755 tmpfs $root/dev
+for each in null zero full random urandom tty; do : > $root/dev/$each; mount --bind /dev/$each $root/dev/$each; done
+mkdir $root/dev/pts $root/dev/shm
+mount -t devpts -o newinstance,ptmxmode=0666 devpts $root/dev/pts
+ln -s pts/ptmx $root/dev/ptmx
+ln -s /proc/self/fd $root/dev/fd
+mount -t tmpfs -o mode=755 tmpfs $root/run
+mount -t tmpfs -o mode=1777 tmpfs $root/tmp
+for each in "$@"; do mkdir -p $root$each; mount --rbind $each $root$each; done
+mkdir -p $root/mnt
+cd $root
+pivot_root . mnt
+umount -l /mnt
+exec {SYSTEMD} --system --unit={TARGET} </dev/null
+"""
+
+
+class Machine:
+    """A booted machine. ``disk`` is where it keeps what it writes, in the lab; with ``like`` it has what that one had."""
+
+    def __init__(self, lab: Lab, folder: str = "/tmp/machine", like: pathlib.Path | None = None) -> None:
+        self.lab = lab
+        self.folder = folder
+        self.disk = lab.path(f"{folder}/upper")
+        if like is None:
+            self._prepare()
+        else:
+            shutil.copytree(like, self.disk, symlinks=True)
+        kept = [str(TESTS.parent), sys.prefix, sys.base_prefix, "/tmp/packages"]
+        lab.path("/tmp/packages").mkdir(exist_ok=True)
+        reachable = [each for each in dict.fromkeys(kept) if each not in ("/usr", "/")]
+        self._process = lab.popen(
+            *("unshare", "--pid", "--mount", "--uts", "--ipc", "--cgroup", "--fork"),
+            *("env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "container=x"),
+            *("sh", "-c", BOOT, "boot", folder, *reachable),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self.pid = int(lab.wait_for(self._child, 10, "a child of unshare").split()[0])
+        lab.wait_for(lambda: self.systemctl("is-active", TARGET, check=False).returncode == 0, 30, "boot")
+
+    def _child(self) -> str:
+        path = self.lab.path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
+        return path.read_text().strip() if path.exists() else ""
+
+    def _prepare(self) -> None:
+        units = self.disk / UNITS
+        units.mkdir(parents=True)
+        for name in MASKED:
+            (units / name).symlink_to("/dev/null")
+        needs = "basic.target systemd-journald.service multi-user.target"
+        (units / TARGET).write_text(f"[Unit]\nRequires={needs}\nAfter={needs}\nAllowIsolate=yes\n")
+        (units / "multi-user.target").write_text("[Unit]\nRequires=basic.target\nAfter=basic.target\n")
+        for wanted in (
+            pathlib.Path("/", UNITS, "multi-user.target.wants"),
+            pathlib.Path("/usr/lib/systemd/system/multi-user.target.wants"),
+        ):
+            for link in wanted.iterdir() if wanted.is_dir() else ():
+                if not (units / link.name).is_symlink():
+                    (units / link.name).symlink_to("/dev/null")
+
+    def run(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[Any]:
+        """As `Lab.run`, inside the machine."""
+        return self.lab.run(
+            "nsenter",
+            f"--target={self.pid}",
+            "--pid",
+            "--mount",
+            "--uts",
+            "--ipc",
+            "--cgroup",
+            "--root",
+            "--wd=/",
+            "--",
+            *argv,
+            **options,
+        )
+
+    def niso(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[Any]:
+        return self.run("niso", *argv, **options)
+
+    def systemctl(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[Any]:
+        return self.run("systemctl", "--no-pager", *argv, **options)
+
+    def show(self, service: str, *properties: str) -> dict[str, str]:
+        """Properties of a service's unit, by their names."""
+        lines = self.systemctl("show", f"--property={','.join(properties)}", f"niso-{service}").stdout.splitlines()
+        return dict(line.split("=", 1) for line in lines)
+
+    def state(self, service: str) -> str:
+        """``active/running``, ``inactive/dead``, ``failed/failed`` …"""
+        found = self.show(service, "ActiveState", "SubState")
+        return f"{found['ActiveState']}/{found['SubState']}"
+
+    def journal(self, service: str) -> str:
+        return str(self.run("journalctl", "--no-pager", "--output=cat", f"--unit=niso-{service}").stdout)
+
+    def path(self, inside: str) -> pathlib.Path:
+        """The path out here of a path in the machine."""
+        return pathlib.Path(f"{self.lab.path('/proc')}/{self.pid}/root{inside}")
+
+    def halt(self) -> None:
+        """As when the power goes: all its processes end at once."""
+        self.lab.run("kill", "-KILL", str(self.pid))
+        self._process.wait(10)

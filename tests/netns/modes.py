@@ -1,0 +1,88 @@
+"""Services of the modes host, none and share, and what the tests of modes look at."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import snapshots
+from conftest import Lab
+from services import echo, inspect, on, pid_of
+
+PORT, SHARED = 8080, 9090
+"""Host ports of ``api`` (80 inside) and of ``side``, which shares its network (90 inside)."""
+
+
+def api(lab: Lab, **sections: Any) -> str:
+    """The provider: on backend, with a port of its own."""
+    network = on("backend", ports=[f"{PORT}:80"]) | sections.pop("network", {})
+    return echo(lab, "api", 80, network=network, **sections)
+
+
+def side(lab: Lab, name: str = "side", port: int = 90, **sections: Any) -> str:
+    """Shares api's network, and publishes a port of its own."""
+    network = {"mode": "share", "share": "api", "ports": [f"{SHARED}:{port}"]} | sections.pop("network", {})
+    return echo(lab, name, port, network=network, **sections)
+
+
+def alone(lab: Lab, **sections: Any) -> str:
+    """Of mode none, with a hostname of its own; listens on 80."""
+    return echo(
+        lab, "alone", 80, network={"mode": "none", "hostname": "hermit"} | sections.pop("network", {}), **sections
+    )
+
+
+def open_(lab: Lab, port: int = 7000, **sections: Any) -> str:
+    """Of mode host; listens on ``port`` of the host."""
+    return echo(lab, "open", port, network={"mode": "host"} | sections.pop("network", {}), **sections)
+
+
+def home_of(lab: Lab, pid: int | str) -> int:
+    """The network namespace of a process of the lab, by its inode."""
+    return int(lab.run("stat", "-Lc", "%i", f"/proc/{pid}/ns/net").stdout)
+
+
+def namespace(lab: Lab, service: str) -> int:
+    """The network namespace that has a service's name."""
+    return int(lab.run("stat", "-Lc", "%i", f"/run/netns/niso-{service}").stdout)
+
+
+def lives_in(lab: Lab, service: str) -> int:
+    """The network namespace that all of a service's processes are in."""
+    first = pid_of(lab, service)
+    child = lab.run("cat", f"/proc/{first}/task/{first}/children").stdout.split()[0]
+    found = {home_of(lab, pid) for pid in (first, child)}
+    assert len(found) == 1
+    return found.pop()
+
+
+def seen_in(lab: Lab, service: str, *command: str) -> str:
+    """What a command of busybox says inside a service."""
+    out: str = lab.niso("exec", service, "--", "/usr/bin/busybox", *command).stdout
+    return out
+
+
+def names_in(lab: Lab, service: str) -> dict[str, list[str]]:
+    """Address to names in a service's hosts file, without what each has."""
+    lines = [line.split() for line in seen_in(lab, service, "cat", "/etc/hosts").splitlines()]
+    return {line[0]: line[1:] for line in lines if line and line[0] != "#" and "localhost" not in line}
+
+
+def running(lab: Lab, *services: str) -> dict[str, tuple[int, int]]:
+    """Service to (pid, restarts), each of them running."""
+    found = {name: inspect(lab, name) for name in services}
+    assert {name: each["status"] for name, each in found.items()} == dict.fromkeys(services, "running")
+    return {name: (each["pid"], each["restarts"]) for name, each in found.items()}
+
+
+def no_folders_but(lab: Lab, *kept: str) -> None:
+    """Hosts folders of just these."""
+    assert sorted(os.listdir(lab.path("/run/niso/hosts"))) == sorted(kept)
+
+
+def changed(before: dict[str, Any], after: dict[str, Any], *keys: str) -> list[str]:
+    """Where the kernel differs in two snapshots, but for the MACs that it gives to the host's ends of new links."""
+    kept = keys or ("namespaces", "in the host", "mounts", "cgroups")
+    found = [each for key in kept for each in snapshots.differences(before.get(key), after.get(key), key)]
+    return [each for each in found if not re.match(r"in the host/(link|address)/ni[^/]+-[0-9a-f]{7}/address: ", each)]

@@ -1,0 +1,294 @@
+"""Healthchecks of real services: activate waits for them, and ps asks at most once an interval."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from conftest import Lab
+from services import BUSYBOX, idle, inspect, package, pid_of, ps, refused
+
+PYTHON = "/usr/bin/python3"
+
+# A server whose answers depend on the path, and that is sick while /tmp/sick exists. It counts connections.
+SERVER = r"""
+import os, signal, socket, sys, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+time.sleep(float(sys.argv[2]) if len(sys.argv) > 2 else 0)
+host, _, port = sys.argv[1].rpartition(":")
+family = socket.AF_INET6 if ":" in host else socket.AF_INET
+server = socket.create_server((host, int(port)), family=family, backlog=64)
+asked = 0
+while True:
+    connection, _ = server.accept()
+    asked += 1
+    open("/tmp/asked", "w").write(str(asked))
+    if os.fork():
+        connection.close()
+        continue
+    os.dup2(os.open("/dev/null", os.O_WRONLY), 2)  # what it says when the probe hangs up
+    request = b""
+    while b"\r\n\r\n" not in request:
+        block = connection.recv(4096)
+        if not block:
+            os._exit(0)
+        request += block
+    path = request.split()[1].decode()
+    if os.path.exists("/tmp/sick"):
+        path = "/500"
+    if path == "/silent":
+        time.sleep(1000)
+    elif path == "/slow":
+        time.sleep(2)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+    elif path == "/close":
+        os._exit(0)
+    elif path == "/bytes":
+        for byte in b"HTTP/1.1 200 OK\r\n" * 1000:
+            connection.sendall(bytes([byte]))
+            time.sleep(0.1)
+    elif path == "/headers":
+        connection.sendall(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            connection.sendall(b"X: " + b"y" * 1000 + b"\r\n")
+    elif path == "/line":
+        while True:
+            connection.sendall(b"HTTP/1.1 " + b"y" * 1000)
+    elif path == "/continue":
+        connection.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n")
+    elif path == "/binary":
+        connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+    elif path == "/request":
+        ok = request.startswith(b"GET /request HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n")
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n" if ok else b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    else:
+        connection.sendall(f"HTTP/1.0 {path[1:]} X\r\n\r\n".encode())
+    os._exit(0)
+"""
+
+
+def server(lab: Lab, name: str, *args: str, check: dict[str, Any], **sections: dict[str, Any]) -> str:
+    command = (PYTHON, "-ISu", "/app/server.py", *args)
+    return package(lab, name, *command, files={"server.py": SERVER}, healthcheck=check, **sections)
+
+
+def asked(lab: Lab, name: str) -> int:
+    return int(lab.niso("exec", name, "--", BUSYBOX, "cat", "/tmp/asked").stdout)
+
+
+def http(path: str, **keys: Any) -> dict[str, Any]:
+    return {"http": f"http://127.0.0.1:8080{path}", **keys}
+
+
+SOON = {"interval": "100ms", "timeout": "300ms", "retries": 2, "start_period": "2s"}
+
+
+# --- activate --------------------------------------------------------------------------------------------------------
+
+
+def test_activate_waits_until_the_service_is_healthy(lab: Lab) -> None:
+    folder = server(lab, "api", ":8080", "1", check={"tcp": 8080})
+    words = str(lab.niso("activate", "-v", folder).stderr)
+    assert "start api" in words and "api is healthy" in words
+    assert asked(lab, "api") >= 1
+    assert ps(lab, "api")["health"] == "healthy"
+
+
+def test_healthy_service_is_not_waited_for_a_whole_interval(lab: Lab) -> None:
+    folder = server(lab, "api", ":8080", "0.5", check={"tcp": 8080, "interval": "30s", "start_period": "40s"})
+    lab.niso("activate", folder, timeout=20)
+
+
+@pytest.mark.parametrize("path", ["/200", "/204", "/302", "/399", "/headers", "/continue", "/request"])
+def test_answer_that_is_healthy(lab: Lab, path: str) -> None:
+    lab.niso("activate", server(lab, "api", ":8080", check=http(path)))
+    assert ps(lab, "api")["health"] == "healthy"
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/404", "status 404"),
+        ("/500", "status 500"),
+        ("/199", "closed without an answer"),
+        ("/silent", "answer of 127.0.0.1: no answer within 0.3s"),
+        ("/bytes", "answer of 127.0.0.1: no answer within 0.3s"),
+        ("/line", "no HTTP answer"),
+        ("/close", "closed without an answer"),
+        ("/binary", "no HTTP answer"),
+    ],
+)
+def test_answer_that_is_not_undoes_the_activation_and_is_told(lab: Lab, path: str, words: str) -> None:
+    folder = server(lab, "api", ":8080", check=http(path, **SOON))
+    said = refused(lab, "activate", folder)
+    assert f"api: is unhealthy, its probe failed 2 times: http://127.0.0.1:8080{path}: {words}" in said
+    assert json.loads(lab.niso("ps", "--json").stdout) == []
+    assert "niso-api" not in lab.run("ip", "netns").stdout
+    assert lab.run("find", "/run/niso/health", "-type", "f", check=False).stdout == ""
+
+
+def test_nobody_listening_is_told_with_the_last_lines(lab: Lab) -> None:
+    folder = package(
+        lab, "api", "/bin/sh", "-c", "echo no such table; exec sleep 1000", healthcheck={"tcp": 81, **SOON}
+    )
+    said = refused(lab, "activate", folder)
+    assert "tcp 81: connection refused (127.0.0.1); it said:\n    no such table" in said
+
+
+def test_failures_in_the_start_period_do_not_count(lab: Lab) -> None:
+    folder = server(lab, "api", ":8080", "1.5", check={"tcp": 8080, **SOON, "start_period": "20s"})
+    lab.niso("activate", folder)
+    assert ps(lab, "api")["health"] == "healthy"
+
+
+def test_timeout_ends_the_wait_in_the_start_period(lab: Lab) -> None:
+    folder = idle(lab, "api", healthcheck={"tcp": 81})
+    said = refused(lab, "activate", "--timeout", "1s", folder)
+    assert "api: is not healthy after 1s: tcp 81: connection refused (127.0.0.1)" in said
+    assert json.loads(lab.niso("ps", "--json").stdout) == []
+
+
+def test_process_that_dies_meanwhile_fails_at_once(lab: Lab) -> None:
+    folder = package(lab, "api", "/bin/sh", "-c", "sleep 0.7; echo lost it; exit 3", healthcheck={"tcp": 81})
+    said = refused(lab, "activate", folder, timeout=15)
+    assert "its process ended before it was healthy (exit status 3); it said:\n    lost it" in said
+
+
+def test_unhealthy_change_brings_the_service_before_it_back(lab: Lab) -> None:
+    lab.niso("activate", server(lab, "api", ":8080", check={"tcp": 8080}))
+    pid = pid_of(lab, "api")
+    said = refused(lab, "activate", server(lab, "api", ":8081", check={"tcp": 8080, **SOON}))
+    assert "tcp 8080: connection refused" in said
+    assert pid_of(lab, "api") != pid
+    assert inspect(lab, "api")["manifest"]["binary"]["args"][2] == ":8080"
+    lab.wait_for(lambda: ps(lab, "api")["health"] == "healthy", 20, "the old process to be healthy")
+
+
+def test_new_healthcheck_alone_restarts_nothing_and_is_waited_for(lab: Lab) -> None:
+    lab.niso("activate", server(lab, "api", ":8080", check={"tcp": 8080}))
+    pid = pid_of(lab, "api")
+    done = lab.niso("activate", server(lab, "api", ":8080", check=http("/200")))
+    assert "nothing to do" not in str(done.stdout)
+    assert pid_of(lab, "api") == pid
+    assert ps(lab, "api")["health"] == "healthy"
+    refused(lab, "activate", server(lab, "api", ":8080", check=http("/500", **SOON)))
+    assert pid_of(lab, "api") == pid
+    assert inspect(lab, "api")["manifest"]["healthcheck"]["http"] == "http://127.0.0.1:8080/200"
+    assert "nothing to do" in str(lab.niso("activate", server(lab, "api", ":8080", check=http("/200"))).stdout)
+
+
+def test_slow_probe_of_one_does_not_delay_the_others(lab: Lab) -> None:
+    """Two are healthy long before the third, which never is, has failed."""
+    keys = {"interval": "100ms", "timeout": "3s", "retries": 1, "start_period": "2s"}
+    folders = [
+        server(lab, "slow", ":8080", check=http("/silent", **keys)),
+        server(lab, "one", ":8080", "0.3", check=http("/200")),
+        server(lab, "two", ":8080", "0.3", check=http("/200")),
+    ]
+    done = lab.niso("activate", "-v", *folders, check=False)
+    assert done.returncode == 1
+    lines = str(done.stderr).splitlines()
+    failed = next(i for i, line in enumerate(lines) if "undo activation" in line)
+    assert {"one is healthy", "two is healthy"} <= {line.removeprefix("niso: ").strip() for line in lines[:failed]}
+    assert json.loads(lab.niso("ps", "--json").stdout) == []
+
+
+@pytest.mark.parametrize("listen", ["::1:8080", "10.99.0.2:8080"])
+def test_service_that_listens_elsewhere_is_found(lab: Lab, listen: str) -> None:
+    lab.niso("activate", server(lab, "api", listen, check={"tcp": 8080, **SOON}))
+    assert ps(lab, "api")["health"] == "healthy"
+
+
+def test_probe_stays_inside_the_service(lab: Lab) -> None:
+    """The host's own listener of that port is another one."""
+    host = lab.popen(PYTHON, "-c", "import socket, time; s = socket.create_server(('', 8080)); time.sleep(1000)")
+    lab.wait_for(lambda: ":8080" in lab.run("ss", "-ltn").stdout)
+    assert "connection refused" in refused(lab, "activate", idle(lab, "api", healthcheck={"tcp": 8080, **SOON}))
+    host.kill()
+
+
+def test_restart_waits_for_healthy_too(lab: Lab) -> None:
+    lab.niso("activate", server(lab, "api", ":8080", "0.5", check=http("/200", **SOON | {"start_period": "20s"})))
+    lab.niso("restart", "api")
+    assert ps(lab, "api")["health"] == "healthy"
+
+
+def test_dry_run_asks_nobody(lab: Lab) -> None:
+    lab.niso("activate", "--dry-run", server(lab, "api", ":8080", check={"tcp": 8080}))
+    assert json.loads(lab.niso("ps", "--json").stdout) == []
+
+
+# --- ps and inspect --------------------------------------------------------------------------------------------------
+
+
+def test_ps_asks_at_most_once_an_interval(lab: Lab) -> None:
+    lab.niso("activate", server(lab, "api", ":8080", check=http("/200", interval="1h")))
+    before = asked(lab, "api")
+    for _ in range(3):
+        assert ps(lab, "api")["health"] == "healthy"
+    assert inspect(lab, "api")["health"] == "healthy"
+    assert asked(lab, "api") == before
+
+
+def test_service_that_falls_ill_is_unhealthy_and_is_left_alone(lab: Lab) -> None:
+    lab.niso("activate", server(lab, "api", ":8080", check=http("/200", **SOON)))
+    pid = pid_of(lab, "api")
+    lab.niso("exec", "api", "--", BUSYBOX, "touch", "/tmp/sick")
+    lab.wait_for(lambda: ps(lab, "api")["health"] == "unhealthy", 10)
+    found = inspect(lab, "api")
+    assert (found["health"], found["pid"]) == ("unhealthy", pid)
+    assert found["health_said"] == "http://127.0.0.1:8080/200: status 500"
+    assert "unhealthy" in lab.niso("ps").stdout
+    lab.niso("exec", "api", "--", BUSYBOX, "rm", "/tmp/sick")
+    lab.wait_for(lambda: ps(lab, "api")["health"] == "healthy", 10)
+    assert inspect(lab, "api")["health_said"] is None
+
+
+def test_process_that_niso_starts_again_is_starting_until_it_answers(lab: Lab) -> None:
+    check = {"tcp": 8080, "interval": "100ms", "start_period": "60s"}
+    lab.niso("activate", server(lab, "api", ":8080", "2", check=check, service={"restart_delay": "10ms"}))
+    lab.run("kill", "-9", str(pid_of(lab, "api")))
+    lab.wait_for(lambda: ps(lab, "api")["health"] == "starting", 10)
+    lab.wait_for(lambda: ps(lab, "api")["health"] == "healthy", 10)
+
+
+def test_health_of_what_has_none_or_does_not_run(lab: Lab) -> None:
+    lab.niso(
+        "activate", idle(lab, "plain"), server(lab, "api", ":8080", check={"tcp": 8080}, service={"restart": "no"})
+    )
+    assert ps(lab, "plain")["health"] is None
+    lab.run("kill", "-9", str(pid_of(lab, "api")))
+    lab.wait_for(lambda: ps(lab, "api")["status"].startswith("exited"), 10)
+    assert ps(lab, "api")["health"] is None
+    assert inspect(lab, "api")["health"] is None
+    lab.niso("deactivate", "api")
+    assert ps(lab, "api")["health"] is None
+    assert lab.run("find", "/run/niso/health", "-type", "f").stdout == ""
+
+
+def test_ps_of_many_waits_for_one_timeout(lab: Lab) -> None:
+    """Six services that accept and say nothing are all being asked at one time."""
+    keys = {"interval": "100ms", "timeout": "20s"}
+    names = [f"api{number}" for number in range(6)]
+    folders = [server(lab, name, ":8080", check=http("/200", **keys)) for name in names]
+    lab.niso("activate", *folders)
+    for name in names:
+        lab.niso("exec", name, "--", BUSYBOX, "killall", "-STOP", "python3", check=False)
+    look = lab.popen("niso", "ps", "--json")
+    states = ("ss", "-Htn", "state", "established", "dport = :8080")
+    lab.wait_for(lambda: all(lab.run(*states, netns=f"niso-{name}").stdout for name in names), 15)
+    for name in names:
+        lab.niso("exec", name, "--", BUSYBOX, "killall", "-CONT", "python3")
+    assert {row["health"] for row in json.loads(look.communicate()[0])} == {"healthy"}
+
+
+def test_many_ps_at_once_ask_once(lab: Lab) -> None:
+    """The first is still being answered when the others come: they wait for what it is told."""
+    lab.niso("activate", server(lab, "api", ":8080", check=http("/slow", interval="20s", timeout="10s")))
+    lab.run("rm", "/run/niso/health/api.json")
+    before = asked(lab, "api")
+    looks = [lab.popen("niso", "ps", "--json") for _ in range(5)]
+    for look in looks:
+        assert json.loads(look.communicate()[0])[0]["health"] == "healthy"
+    assert asked(lab, "api") == before + 1

@@ -1,0 +1,181 @@
+"""Limits on the real kernel: what the cgroup says, and what happens to a service that goes beyond.
+
+These run with whatever hierarchy the machine has for each controller (v1 or v2); where there is none, only the warning is tested.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+from conftest import Lab
+from services import BUSYBOX, idle, inspect, package, pid_of, ps, refused
+
+PYTHON = "/usr/bin/python3"
+FILES = {
+    "memory": (("memory/{}/memory.limit_in_bytes", "{}/memory.max"), "memory_max", "32M", str(32 << 20)),
+    "pids": (("pids/{}/pids.max", "{}/pids.max"), "pids_limit", 20, "20"),
+}
+
+
+def cgroup(lab: Lab, name: str) -> str:
+    """The service's cgroup below a hierarchy's root, as the lab sees it."""
+    lines = lab.run("cat", f"/proc/{pid_of(lab, name)}/cgroup").stdout.splitlines()
+    found: str = next(line.split(":", 2)[2] for line in lines if line.endswith(f"/{name}"))
+    return found.strip("/")
+
+
+def machine_has(controller: str) -> bool:
+    text = pathlib.Path("/proc/self/mountinfo").read_text()
+    v1 = any(controller in line.rsplit(" ", 1)[1].split(",") for line in text.splitlines() if " - cgroup " in line)
+    v2 = pathlib.Path("/sys/fs/cgroup/cgroup.controllers")
+    return v1 or (v2.exists() and controller in v2.read_text().split())
+
+
+def needs(controller: str) -> None:
+    if not machine_has(controller):
+        pytest.skip(f"this machine has no cgroup controller {controller}")
+
+
+def read(lab: Lab, name: str, *paths: str) -> str:
+    """The content of the first of the files, below the place of the hierarchies, that is there."""
+    for path in paths:
+        done = lab.run("cat", f"/sys/fs/cgroup/{path.format(cgroup(lab, name))}", check=False)
+        if done.returncode == 0:
+            return str(done.stdout).strip()
+    raise FileNotFoundError(paths)
+
+
+@pytest.mark.parametrize("controller", FILES)
+def test_limit_is_in_the_services_cgroup_and_comes_and_goes_with_the_manifest(lab: Lab, controller: str) -> None:
+    needs(controller)
+    paths, key, value, text = FILES[controller]
+    lab.niso("activate", idle(lab, "api"))
+    before, pid = read(lab, "api", *paths), pid_of(lab, "api")
+    assert before != text
+    done = lab.niso("activate", idle(lab, "api", **{"isolation.resources": {key: value}}))
+    assert "warning" not in done.stderr
+    assert read(lab, "api", *paths) == text
+    assert pid_of(lab, "api") != pid
+    lab.niso("activate", idle(lab, "api"))
+    assert read(lab, "api", *paths) == before
+
+
+def test_share_of_cpus_is_in_the_services_cgroup(lab: Lab) -> None:
+    needs("cpu")
+    lab.niso("activate", idle(lab, "api", **{"isolation.resources": {"cpu_max": "150%"}}))
+    try:
+        assert read(lab, "api", "{}/cpu.max") == "150000 100000"
+    except FileNotFoundError:
+        assert read(lab, "api", "cpu/{}/cpu.cfs_quota_us", "cpu,cpuacct/{}/cpu.cfs_quota_us") == "150000"
+
+
+def test_service_that_takes_more_memory_is_killed_and_that_is_told(lab: Lab) -> None:
+    needs("memory")
+    limits = {"isolation.resources": {"memory_max": "32M"}}
+    script = "import time; time.sleep(1); b'x' * (200 << 20); time.sleep(1000)"
+    folder = package(lab, "api", PYTHON, "-ISc", script, service={"restart": "no"}, **limits)
+    lab.niso("activate", folder)
+    lab.wait_for(lambda: ps(lab, "api")["status"] == "exited (137)", 20)
+    assert inspect(lab, "api")["out_of_memory"] is True
+    soon = package(lab, "soon", PYTHON, "-ISc", "b'x' * (200 << 20)", healthcheck={"tcp": 81}, **limits)
+    words = "ended before it was healthy (killed by SIGKILL, out of memory: isolation.resources.memory_max)"
+    assert words in refused(lab, "activate", soon)
+    small = package(lab, "small", PYTHON, "-ISc", script.replace("200", "2"), service={"restart": "no"}, **limits)
+    lab.niso("activate", small)
+    lab.run("sleep", "1.5")
+    assert ps(lab, "small")["status"] == "running"
+    assert inspect(lab, "small")["out_of_memory"] is False
+
+
+def test_more_processes_than_allowed_cannot_be_made(lab: Lab) -> None:
+    needs("pids")
+    script = """
+import os, time
+made = 0
+try:
+    while made < 100:
+        if os.fork() == 0:
+            time.sleep(1000)
+        made += 1
+except BlockingIOError:
+    print("made", made, flush=True)
+time.sleep(1000)
+"""
+    lab.niso("activate", package(lab, "api", PYTHON, "-ISc", script, **{"isolation.resources": {"pids_limit": 20}}))
+    lab.wait_for(lambda: "made" in lab.niso("logs", "api").stdout)
+    assert lab.niso("logs", "api").stdout.split() == ["made", "18"]  # PID 1 and the first one count
+
+
+def test_exec_runs_within_the_limits(lab: Lab) -> None:
+    needs("pids")
+    needs("memory")
+    limits = {"isolation.resources": {"pids_limit": 5, "memory_max": "32M"}}
+    lab.niso("activate", idle(lab, "api", **limits))
+    forks = "for i in 1 2 3 4 5 6 7 8; do sleep 1 & done; wait"
+    done = lab.niso("exec", "api", "--", BUSYBOX, "sh", "-c", forks, check=False)
+    assert "fork" in done.stderr
+    done = lab.niso("exec", "api", "--", PYTHON, "-ISc", "b'x' * (200 << 20)", check=False)
+    assert done.returncode == 137
+    assert ps(lab, "api")["status"] == "running"
+
+
+def test_limits_hold_after_a_crash_and_a_restart(lab: Lab) -> None:
+    needs("pids")
+    keys = {"service": {"restart_delay": "10ms"}, "isolation.resources": {"pids_limit": 20}}
+    lab.niso("activate", idle(lab, "api", **keys))
+    lab.run("kill", "-9", str(pid_of(lab, "api")))
+    lab.wait_for(lambda: inspect(lab, "api")["restarts"] == 1 and ps(lab, "api")["status"] == "running")
+    assert read(lab, "api", *FILES["pids"][0]) == "20"
+    lab.niso("restart", "api")
+    assert read(lab, "api", *FILES["pids"][0]) == "20"
+
+
+def test_limit_that_the_machine_cannot_hold_is_a_warning(lab: Lab) -> None:
+    """Without the hierarchies of memory and pids, as on a machine whose kernel has them not."""
+    limits = {"isolation.resources": {"memory_max": "64M", "cpu_max": "50%", "pids_limit": 20}}
+    for controller in ("memory", "pids"):
+        if lab.run("mountpoint", "-q", f"/sys/fs/cgroup/{controller}", check=False).returncode:
+            pytest.skip("the hierarchies of this machine cannot be taken away one by one")
+        lab.run("umount", f"/sys/fs/cgroup/{controller}")
+    done = lab.niso("activate", idle(lab, "api", **limits))
+    for key, controller in (("memory_max", "memory"), ("pids_limit", "pids")):
+        words = f"api: isolation.resources.{key} has no effect: this machine has no cgroup controller {controller}"
+        assert f"niso: warning: {words}" in done.stderr
+    assert "cpu_max" not in done.stderr
+    assert read(lab, "api", "cpu/{}/cpu.cfs_quota_us") == "50000"
+    assert "memory_max" in lab.niso("restart", "api").stderr
+
+
+def test_v2_alone_without_the_controllers_warns_and_runs(lab: Lab) -> None:
+    """The unified hierarchy in the place of all others, as on most machines; here it has no controller of ours."""
+    unified = "/sys/fs/cgroup/unified"
+    if lab.run("mountpoint", "-q", unified, check=False).returncode:
+        pytest.skip("this machine has no v2 hierarchy beside v1")
+    lab.run("umount", "-Rl", "/sys/fs/cgroup")
+    lab.run("mount", "-t", "cgroup2", "cgroup2", "/sys/fs/cgroup")
+    if {"memory", "pids"} & set(lab.run("cat", "/sys/fs/cgroup/cgroup.controllers").stdout.split()):
+        pytest.skip("the v2 hierarchy of this machine has the controllers")
+    before = lab.run("cat", "/sys/fs/cgroup/cgroup.subtree_control").stdout
+    limits = {"memory_max": "64M", "pids_limit": 20}
+    done = lab.niso("activate", idle(lab, "api", **{"isolation.resources": limits}))
+    for key in limits:
+        assert f"isolation.resources.{key} has no effect" in done.stderr
+    assert ps(lab, "api")["status"] == "running"
+    assert lab.run("cat", "/sys/fs/cgroup/cgroup.subtree_control").stdout == before
+    lab.niso("remove", "api")
+
+
+def test_cgroups_above_the_services_are_left_as_they_were(lab: Lab) -> None:
+    def above() -> str:
+        return str(
+            lab.run("sh", "-c", "grep . /sys/fs/cgroup/*/*.limit_in_bytes /sys/fs/cgroup/*/cpu.cfs_* 2>&1 || :").stdout
+        )
+
+    before = above()
+    limits = {"isolation.resources": {"memory_max": "64M", "cpu_max": "50%", "pids_limit": 20}}
+    lab.niso("activate", idle(lab, "api", **limits))
+    assert above() == before
+    lab.niso("remove", "api")
+    assert above() == before
+    assert lab.run("find", "/sys/fs/cgroup", "-name", "niso-*").stdout == ""

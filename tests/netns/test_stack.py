@@ -1,0 +1,264 @@
+"""niso stack: services of one file, in the order of what they need, all or none."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import snapshots
+from conftest import Lab
+from services import HOST, address, answer, echo, environment_of, idle, package, pid_of, ps, refused
+from stack_world import needs, server, service, write
+
+BACKEND = {"backend": {"subnet": "10.99.7.0/24"}}
+HEALTHY = {"tcp": 80, "interval": "200ms"}
+
+
+def up(lab: Lab, folder: str, *options: str) -> str:
+    return str(lab.niso("stack", "up", folder, *options).stdout)
+
+
+def networks(lab: Lab) -> dict[str, str]:
+    return {row["name"]: row["subnet"] for row in json.loads(lab.niso("net", "list", "--json").stdout)}
+
+
+def stack_of_two(lab: Lab, **api: Any) -> str:
+    """``api`` lives only if it reaches ``db`` when it starts, which listens half a second after its own start."""
+    db = server(lab, "db", after_s=0.5, healthcheck=HEALTHY)
+    wanted = {"depends_on": {"db": "healthy"}, **api}
+    return write(
+        lab,
+        service("api", needs(lab, "api", "db"), networks=["backend"], **wanted),
+        service("db", db, networks=["backend"]),
+        networks=BACKEND,
+    )
+
+
+def test_up_makes_networks_and_starts_each_service_when_what_it_needs_is_healthy(lab: Lab) -> None:
+    said = up(lab, stack_of_two(lab, ports=["8080:80"]))
+    assert said.splitlines() == [
+        "network backend: created",
+        f"db: active  {address(lab, 'db')}",
+        f"api: active  {address(lab, 'api')}  ports: 8080→80",
+    ]
+    assert networks(lab) == {"backend": "10.99.7.0/24"}
+    assert address(lab, "db").startswith("10.99.7.") and lab.niso("logs", "api").stdout == "start reached\n"
+    assert [row["service"] for row in json.loads(lab.niso("stack", "status", "/tmp/stack", "--json").stdout)] == [
+        "api",
+        "db",
+    ]
+    assert ps(lab, "db")["health"] == "healthy"
+    assert lab.niso("net", "check").returncode == 0
+
+
+def test_without_the_dependency_it_would_not_have_lived(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "base"))
+    before = snapshots.take(lab)
+    said = refused(lab, "stack", "up", stack_of_two(lab, depends_on={}))
+    assert "api: its process ended at once (exit status 7)" in said and "start not reached" in said
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+
+
+def test_down_ends_each_service_before_those_that_it_depends_on_and_keeps_addresses(lab: Lab) -> None:
+    folder = stack_of_two(lab)
+    up(lab, folder)
+    addresses = {name: address(lab, name) for name in ("db", "api")}
+    planned = lab.niso("stack", "down", folder, "--dry-run").stdout
+    done = lab.niso("stack", "down", folder, "-v")
+    assert done.stderr == planned and planned.startswith("stop api\nstop db\n")
+    assert done.stdout == "api: inactive\ndb: inactive\n"
+    assert lab.niso("logs", "api").stdout == "start reached\nend reached\n"
+    assert {row["status"] for row in json.loads(lab.niso("stack", "status", folder, "--json").stdout)} == {"inactive"}
+    assert networks(lab) == {"backend": "10.99.7.0/24"}
+    assert lab.niso("stack", "down", folder).stdout == "api: is not active\ndb: is not active\n"
+    up(lab, folder)
+    assert {name: address(lab, name) for name in ("db", "api")} == addresses
+
+
+def test_down_needs_neither_packages_nor_a_right_file(lab: Lab) -> None:
+    folder = stack_of_two(lab)
+    up(lab, folder)
+    write(lab, service("api", "/nowhere", ports="x"), {"nome": 3})
+    assert lab.niso("stack", "down", folder).stdout == "db: inactive\napi: inactive\n"
+    assert ps(lab, "db")["status"] == "inactive"
+
+
+def test_second_up_changes_nothing_and_says_so(lab: Lab) -> None:
+    folder = stack_of_two(lab, ports=["8080:80"])
+    up(lab, folder)
+    before = snapshots.take(lab)
+    assert up(lab, folder, "--dry-run") == ""
+    assert [line.partition("  ")[0] for line in up(lab, folder).splitlines()] == [
+        "db: is active already, nothing to do",
+        "api: is active already, nothing to do",
+    ]
+    assert lab.niso("stack", "up", folder, "-v").stderr == ""
+    result = json.loads(up(lab, folder, "--json"))
+    assert [each["changed"] for each in result["services"]] == [False, False]
+    assert (result["stack"], result["left"], result["networks"]) == ("shop", [], [])
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+
+
+def test_up_applies_the_difference_and_a_dry_run_shows_it(lab: Lab) -> None:
+    folder = stack_of_two(lab)
+    up(lab, folder)
+    pids = {name: pid_of(lab, name) for name in ("db", "api")}
+    write(
+        lab,
+        service("api", needs(lab, "api", "db"), networks=["backend"], environment={"LEVEL": "debug"}),
+        service("db", "/tmp/packages/db", networks=["backend"], ports=["5432:80"]),
+        networks=BACKEND,
+    )
+    before = snapshots.take(lab)
+    planned = up(lab, folder, "--dry-run")
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+    assert lab.niso("stack", "up", folder, "-v").stderr == planned
+    assert "5432" in planned and "start db" not in planned and "start api" in planned
+    assert pid_of(lab, "db") == pids["db"] and pid_of(lab, "api") != pids["api"]
+    assert "LEVEL=debug" in environment_of(lab, pid_of(lab, "api"))
+
+
+def test_service_that_left_the_file_ends_and_what_it_had_is_free_for_others(lab: Lab) -> None:
+    folder = write(lab, service("web", echo(lab, "web"), ports=["8080:80"]), service("job", idle(lab, "job")))
+    up(lab, folder)
+    kept, job = address(lab, "web"), pid_of(lab, "job")
+    write(lab, service("www", echo(lab, "www"), ports=["8080:80"]), service("job", "/tmp/packages/job"))
+    planned = up(lab, folder, "--dry-run")
+    done = lab.niso("stack", "up", folder, "-v")
+    assert done.stderr == planned and "stop web" in planned.splitlines()
+    assert "web: inactive, it left the stack" in done.stdout.splitlines()
+    assert answer(lab, HOST, 8080, "client").startswith("www ")
+    assert (ps(lab, "web")["status"], pid_of(lab, "job")) == ("inactive", job)
+    assert [row["service"] for row in json.loads(lab.niso("stack", "status", folder, "--json").stdout)] == [
+        "job",
+        "www",
+    ]
+    assert lab.niso("net", "check").returncode == 0
+    lab.niso("stack", "down", folder)
+    lab.niso("activate", "web")  # it is known still, and nobody's
+    assert address(lab, "web") == kept
+
+
+def test_failed_up_leaves_networks_services_and_those_that_would_have_left_as_they_were(lab: Lab) -> None:
+    folder = write(lab, service("web", echo(lab, "web"), ports=["8080:80"]), service("job", idle(lab, "job")))
+    up(lab, folder)
+    job = pid_of(lab, "job")
+    dies = package(lab, "bad", "sh", "-c", "echo no luck; exit 7")
+    write(
+        lab,
+        service("www", echo(lab, "www"), ports=["8080:80"], networks=["backend"]),
+        service("job", "/tmp/packages/job", ports=["9000:80"]),
+        service("bad", dies, depends_on=["www"]),
+        networks=BACKEND,
+    )
+    said = refused(lab, "stack", "up", folder)
+    assert "bad: its process ended at once (exit status 7)" in said and "no luck" in said
+    assert answer(lab, HOST, 8080, "client").startswith("web ") and pid_of(lab, "job") == job
+    assert networks(lab).keys() == {"niso-default"}
+    assert {row["service"] for row in json.loads(lab.niso("ps", "--json").stdout)} == {"web", "job"}
+    assert [row["service"] for row in json.loads(lab.niso("stack", "status", folder, "--json").stdout)] == [
+        "job",
+        "web",
+    ]
+    assert lab.niso("net", "check").returncode == 0
+
+
+def test_what_cannot_be_is_found_before_anything_is_stopped(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "other", network={"ports": ["9000:80"]}))
+    folder = write(lab, service("web", idle(lab, "web")))
+    up(lab, folder)
+    write(lab, service("www", idle(lab, "www"), ports=["9000:80"]))
+    before = snapshots.take(lab)
+    said = refused(lab, "stack", "up", folder)
+    assert said.startswith(
+        "niso: /tmp/stack/stack.toml: service[0].ports[0]: host port 9000/tcp is published by 'other'"
+    )
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+
+
+def test_service_of_another_stack_and_a_network_that_differs_are_refused_by_key(lab: Lab) -> None:
+    up(lab, write(lab, service("db", idle(lab, "db"), networks=["backend"]), networks=BACKEND))
+    before = snapshots.take(lab)
+    mine = service("db", idle(lab, "db"), networks=["backend"])
+    said = refused(lab, "stack", "up", write(lab, mine, name="other", networks=BACKEND))
+    assert "stack.toml: service[0].name: service 'db' belongs to stack 'shop'" in said
+    own = service("web", idle(lab, "web"), networks=["backend"])
+    other = {"backend": {"subnet": "10.99.8.0/24"}}
+    said = refused(lab, "stack", "up", write(lab, own, name="other", networks=other))
+    assert "stack.toml: networks.backend: network 'backend' is there with subnet 10.99.7.0/24" in said
+    write(lab, own, name="other", networks={"backend": {"subnet": "10.99.7.0"}})
+    done = lab.niso("stack", "up", "--json", "/tmp/stack", check=False)
+    assert done.returncode == 1 and json.loads(done.stderr)["error"]["key"] == "networks.backend.subnet"
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+    up(lab, write(lab, own, name="other", networks=BACKEND))  # one network for both is fine
+    lab.niso("stack", "down", "/tmp/stack")
+    assert ps(lab, "db")["status"] == "running"
+
+
+def test_services_that_were_activated_singly_can_join_and_one_can_be_removed_alone(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "db"))
+    pid = pid_of(lab, "db")
+    folder = write(
+        lab, service("db", "/tmp/packages/db"), service("web", idle(lab, "web"), networks=["backend"]), networks=BACKEND
+    )
+    up(lab, folder)
+    assert pid_of(lab, "db") == pid
+    lab.niso("remove", "web")
+    assert [row["service"] for row in json.loads(lab.niso("stack", "status", folder, "--json").stdout)] == ["db"]
+    assert networks(lab).keys() == {"niso-default"}  # which went with its last service
+    assert "web: active" in up(lab, folder) and pid_of(lab, "db") == pid
+    lab.niso("remove", "web", "db")
+    assert networks(lab) == {}
+
+
+def test_network_that_no_service_is_on_is_not_made_and_one_that_was_there_stays(lab: Lab) -> None:
+    lab.niso("net", "create", "backend", "--subnet", "10.99.7.0/24")
+    folder = write(lab, service("db", idle(lab, "db"), networks=["backend"]), networks={**BACKEND, "spare": {}})
+    assert up(lab, folder).splitlines()[0] == "network spare: no service is on it, not made"
+    lab.niso("remove", "db")
+    assert networks(lab) == {"backend": "10.99.7.0/24"}
+
+
+def test_what_takes_over_a_second_is_told(lab: Lab) -> None:
+    slow = server(lab, "db", after_s=2.5, healthcheck=HEALTHY)
+    done = lab.niso("stack", "up", write(lab, service("db", slow)))
+    assert done.stderr.splitlines() == ["niso: wait until healthy: db (1s)"]
+    stubborn = package(
+        lab, "old", "sh", "-c", "trap '' TERM; while :; do sleep 0.1; done", service={"stop_timeout": "2s"}
+    )
+    lab.niso("stack", "up", write(lab, service("old", stubborn)))
+    assert lab.niso("stack", "down", "/tmp/stack").stderr == "niso: stop old (1s)\n"
+
+
+def test_interrupted_up_is_undone(lab: Lab) -> None:
+    never = server(lab, "db", after_s=1000, healthcheck=HEALTHY)
+    lab.niso("activate", idle(lab, "base"))
+    before = snapshots.take(lab)
+    command = lab.popen("niso", "stack", "up", write(lab, service("db", never, networks=["backend"]), networks=BACKEND))
+    lab.wait_for(lambda: lab.path("/run/niso/services/db/state.json").exists())
+    command.send_signal(2)
+    _, err = command.communicate()
+    assert command.returncode == 130 and "niso: interrupted" in err
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+
+
+@pytest.mark.parametrize("wait", ["1s", "x"])
+def test_service_that_does_not_become_healthy_in_time_undoes_all(lab: Lab, wait: str) -> None:
+    folder = write(
+        lab, service("db", server(lab, "db", after_s=1000, healthcheck=HEALTHY)), service("web", idle(lab, "web"))
+    )
+    lab.niso("activate", idle(lab, "base"))
+    before = snapshots.take(lab)
+    if wait == "x":
+        assert "--timeout" in refused(lab, "stack", "up", folder, "--timeout", wait, status=2)
+    else:
+        assert "db: is not healthy after 1s" in refused(lab, "stack", "up", folder, "--timeout", wait)
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+
+
+def test_wrong_use_says_what_is_right(lab: Lab) -> None:
+    assert "one of up, down, status" in refused(lab, "stack", status=2)
+    assert "'stack up'" in refused(lab, "stack", "upp", status=2)
+    assert "/tmp/stack.toml: no such file" in refused(lab, "stack", "up")
+    assert "niso stack up" in lab.niso("stack", "up", "--help").stdout

@@ -1,0 +1,353 @@
+"""Enabled services where systemd is the init: a real one, booted in a lab.
+
+Whatever starts, ends or restarts a service, systemd sees one running unit for one running service, and niso alone starts it again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from conftest import Lab
+from machine import UNITS, Machine, needs_systemd
+from services import answer, ask, echo, idle, on, package
+
+pytestmark = needs_systemd
+
+SPOKEN = 'echo "$1 says hello"; trap "exit 0" TERM; while :; do sleep 0.05; done'
+RUNNING, DEAD, FAILED = "active/running", "inactive/dead", "failed/failed"
+
+
+@pytest.fixture
+def machine(lab) -> Machine:
+    return Machine(lab)
+
+
+def enabled(machine: Machine, folder: str, name: str = "api") -> None:
+    machine.niso("activate", folder)
+    machine.niso("enable", name)
+    assert machine.state(name) == RUNNING
+
+
+def row(machine: Machine, name: str = "api") -> dict[str, Any]:
+    return next(each for each in json.loads(machine.niso("ps", "--json").stdout) if each["service"] == name)
+
+
+def pids(machine: Machine, name: str = "api") -> tuple[int, int]:
+    """(the unit's main process, the service's PID 1)"""
+    first = json.loads(machine.niso("inspect", name).stdout)["pid"]
+    return int(machine.show(name, "MainPID")["MainPID"]), first or 0
+
+
+def namespace(machine: Machine, name: str = "api") -> str:
+    """Which one the service's name stands for, and that its process is in it."""
+    found = machine.run("stat", "--format=%i", f"/run/netns/niso-{name}").stdout.strip()
+    pid = json.loads(machine.niso("inspect", name).stdout)["pid"]
+    assert pid is None or machine.run("readlink", f"/proc/{pid}/ns/net").stdout.strip() == f"net:[{found}]"
+    return str(found)
+
+
+def is_followed(machine: Machine, name: str = "api") -> bool:
+    """Whether the unit's main process is the conmon of the service as it runs now."""
+    main, first = pids(machine, name)
+    try:
+        command = machine.path(f"/proc/{main}/cmdline").read_bytes().split(b"\0")
+        children = machine.path(f"/proc/{main}/task/{main}/children").read_text().split()
+        cgroup = machine.path(f"/proc/{main}/cgroup").read_text()
+    except FileNotFoundError:
+        return False
+    return command[0] == b"/usr/bin/conmon" and str(first) in children and f"/niso-{name}.service" in cgroup
+
+
+def test_enable_gives_a_unit_that_follows_the_service(lab, machine) -> None:
+    machine.niso("activate", echo(lab, "api", network=on("niso-default", ports=["8080:80"])))
+    before = json.loads(machine.niso("inspect", "api").stdout)["pid"]
+    done = machine.niso("enable", "api")
+    assert done.stdout == "api: enabled  /etc/systemd/system/niso-api.service\n"
+    assert machine.state("api") == RUNNING and is_followed(machine)
+    assert pids(machine)[1] == before, "the service was restarted"
+    assert machine.systemctl("is-enabled", "niso-api").stdout == "enabled\n"
+    found = machine.run("systemd-analyze", "verify", "/etc/systemd/system/niso-api.service")
+    assert found.stderr == "", "systemd-analyze only warns"
+    assert "api is enabled already" in machine.niso("enable", "api").stdout.replace(":", "")
+    assert answer(lab, "192.0.2.1", 8080, "client") == "api 192.0.2.2"
+
+
+def test_restarts_of_any_kind_are_one_running_unit(lab, machine) -> None:
+    """By hand, by a crash, by an activation of a changed manifest, by a repair."""
+    manifest = {"service": {"restart_delay": "100ms"}, "network": on("niso-default", ports=["8080:80"])}
+    enabled(machine, echo(lab, "api", **manifest))
+    invocation = machine.show("api", "InvocationID", "ActiveEnterTimestampMonotonic")
+    home = namespace(machine)
+
+    def is_another(before: int) -> bool:
+        now = json.loads(machine.niso("inspect", "api").stdout)["pid"]
+        return now not in (None, before) and row(machine)["status"] == "running" and is_followed(machine)
+
+    for what in ("restart", "crash", "crash", "restart", "activate", "crash", "repair"):
+        before = pids(machine)[1]
+        if what == "restart":
+            machine.niso("restart", "api")
+        elif what == "crash":
+            machine.run("kill", "-KILL", str(before))
+        elif what == "activate":
+            echo(lab, "api", environment={"NEW": "1"}, **manifest)
+            machine.niso("activate", "/tmp/packages/api")
+        else:
+            machine.run("rm", "-r", "/run/niso/hosts")
+            machine.niso("net", "repair")
+        lab.wait_for(lambda b=before: is_another(b), 10, f"{what}: another process, which the unit follows")
+        assert answer(lab, "192.0.2.1", 8080, "client") == "api 192.0.2.2"
+        assert namespace(machine) == home
+        assert machine.state("api") == RUNNING
+    assert machine.show("api", "InvocationID", "ActiveEnterTimestampMonotonic") == invocation, (
+        "systemd started it again"
+    )
+    assert machine.show("api", "NRestarts") == {"NRestarts": "0"}
+
+
+def test_stop_leaves_nothing_and_start_brings_all_back(lab, machine) -> None:
+    enabled(machine, echo(lab, "api", network=on("niso-default", ports=["8080:80"])))
+    machine.niso("port-forward", "api", "9000:80")
+    address = row(machine)["address"]
+    machine.systemctl("stop", "niso-api")
+    assert machine.state("api") == DEAD and machine.show("api", "Result") == {"Result": "success"}
+    assert row(machine)["status"] == "inactive"
+    assert machine.run("ls", "/run/netns").stdout == ""
+    assert not [link for link in lab.ip_json("link") if link["ifname"].startswith("niso") and "master" in link]
+    assert machine.run("pgrep", "--full", "conmon", check=False).stdout == ""
+    assert ask(lab, "192.0.2.1", 8080, "client") == ""
+    machine.systemctl("start", "niso-api")
+    assert machine.state("api") == RUNNING and is_followed(machine)
+    assert row(machine)["address"] == address
+    for port in (8080, 9000):
+        assert answer(lab, "192.0.2.1", port, "client") == "api 192.0.2.2"
+    machine.systemctl("restart", "niso-api")
+    assert is_followed(machine)
+    assert answer(lab, "192.0.2.1", 9000, "client") == "api 192.0.2.2"
+
+
+def test_deactivate_and_activate_by_hand_are_heard_of(lab, machine) -> None:
+    enabled(machine, echo(lab, "api", network=on("niso-default", ports=["8080:80"])))
+    machine.niso("port-forward", "api", "9000:80")
+    machine.niso("deactivate", "api")
+    lab.wait_for(lambda: machine.state("api") == DEAD, 10, "the unit ends with the service")
+    assert machine.show("api", "Result") == {"Result": "success"}
+    machine.niso("activate", "api")
+    assert machine.state("api") == RUNNING and is_followed(machine)
+    assert answer(lab, "192.0.2.1", 8080, "client") == "api 192.0.2.2"
+    assert ask(lab, "192.0.2.1", 9000, "client") == "", "a forward ends with niso deactivate"
+
+
+def test_an_end_for_good_is_the_units(lab, machine) -> None:
+    """With its exit status; the service stays active, its address and ports too, and starts in the same namespace."""
+    script = 'while test ! -e /tmp/end; do sleep 0.05; done; exit "$(cat /tmp/end)"'
+    enabled(machine, package(lab, "api", "sh", "-c", script, service={"restart": "no"}))
+    home = namespace(machine)
+    for code, state in ((0, DEAD), (3, FAILED)):
+        machine.niso("exec", "api", "--", "sh", "-c", f"echo {code} > /tmp/new; mv /tmp/new /tmp/end", check=False)
+        lab.wait_for(lambda s=state: machine.state("api") == s, 10, state)
+        assert machine.show("api", "ExecMainStatus") == {"ExecMainStatus": str(code)}
+        assert row(machine)["status"] == f"exited ({code})"
+        assert namespace(machine) == home
+        if code == 0:
+            machine.systemctl("start", "niso-api")
+        else:
+            machine.niso("restart", "api")
+        assert machine.state("api") == RUNNING and is_followed(machine)
+        assert namespace(machine) == home
+
+
+def test_a_crash_loop_obeys_niso_alone(lab, machine) -> None:
+    """The delay doubles; systemd sees one running unit the whole time."""
+    enabled(
+        machine,
+        package(lab, "api", "sh", "-c", "echo began; sleep 0.3; exit 1", service={"restart_delay": "400ms"}),
+    )
+    lab.wait_for(lambda: json.loads(machine.niso("inspect", "api").stdout)["restarts"] >= 2, 20, "two restarts")
+    assert machine.state("api") == RUNNING
+    assert machine.show("api", "NRestarts") == {"NRestarts": "0"}
+    stamps = [float(line.split()[0]) for line in _stamps(machine)]
+    gaps = [later - sooner for sooner, later in itertools.pairwise(stamps)]
+    assert gaps[0] >= 0.7 and gaps[1] >= 1.1, gaps
+    machine.systemctl("stop", "niso-api")
+    assert row(machine)["status"] == "inactive"
+    assert machine.run("pgrep", "--full", "niso.runtime.exited", check=False).stdout == ""
+
+
+def _stamps(machine: Machine) -> list[str]:
+    """Seconds of each ``began`` line."""
+    code = (
+        "import datetime, subprocess\n"
+        "for line in subprocess.check_output(['niso', 'logs', '-t', 'api'], text=True).splitlines():\n"
+        "    print(datetime.datetime.fromisoformat(line.split()[0]).timestamp())\n"
+    )
+    return str(machine.run("python", "-c", code).stdout).splitlines()
+
+
+def test_disable_takes_the_unit_away_and_leaves_the_service(lab, machine) -> None:
+    enabled(
+        machine, echo(lab, "api", service={"restart_delay": "100ms"}, network=on("niso-default", ports=["8080:80"]))
+    )
+    machine.niso("restart", "api")
+    machine.run("kill", "-KILL", str(pids(machine)[1]))  # what the exit command starts is wholly in the unit's cgroup
+    lab.wait_for(lambda: row(machine)["status"] == "running" and is_followed(machine), 10, "running again")
+    before = pids(machine)[1]
+    machine.niso("disable", "api")
+    lab.wait_for(
+        lambda: (
+            machine.show("api", "LoadState", "ActiveState") == {"LoadState": "not-found", "ActiveState": "inactive"}
+        ),
+        10,
+    )
+    assert json.loads(machine.niso("inspect", "api").stdout)["pid"] == before
+    assert answer(lab, "192.0.2.1", 8080, "client") == "api 192.0.2.2"
+    assert machine.run("find", "/etc/systemd/system", "-name", "niso-api*").stdout == ""
+    assert machine.niso("net", "check").stdout == "everything: as it should be\n"
+    machine.run("kill", "-KILL", str(before))
+    lab.wait_for(lambda: row(machine)["status"] == "running", 10, "niso still starts it again")
+    assert "api is not enabled" in machine.niso("disable", "api").stdout.replace(":", "")
+    machine.niso("restart", "api")
+    assert machine.show("api", "ActiveState") == {"ActiveState": "inactive"}
+
+
+def test_remove_takes_the_unit_away(lab, machine) -> None:
+    enabled(machine, idle(lab, "api"))
+    machine.niso("remove", "api")
+    assert machine.run("find", "/etc/systemd/system", "-name", "niso-api*").stdout == ""
+    lab.wait_for(lambda: machine.show("api", "ActiveState") == {"ActiveState": "inactive"}, 10)
+
+
+def test_a_unit_that_is_not_nisos_is_left_alone(lab, machine) -> None:
+    machine.niso("activate", idle(lab, "api"))
+    machine.path(f"/{UNITS}/niso-api.service").write_text("[Service]\nExecStart=/bin/true\n")
+    done = machine.niso("enable", "api", check=False)
+    assert done.returncode == 1 and "was not made for this state folder" in done.stderr
+    machine.niso("disable", "api")
+    machine.niso("remove", "api")
+    assert machine.path(f"/{UNITS}/niso-api.service").read_text() == "[Service]\nExecStart=/bin/true\n"
+
+
+def test_journal_has_what_the_service_says(lab, machine) -> None:
+    machine.niso("activate", package(lab, "api", "sh", "-c", SPOKEN, "sh", "api"))
+    machine.niso("deactivate", "api")
+    machine.niso("enable", "api")
+    assert machine.state("api") == DEAD, "enable does not activate"
+    machine.systemctl("start", "niso-api")
+    lab.wait_for(lambda: "api says hello" in machine.journal("api").splitlines(), 10, "its line in the journal")
+    assert "api: active" in machine.journal("api"), "what niso says"
+    assert machine.niso("logs", "api", "-n", "1").stdout == "api says hello\n"
+
+
+def test_a_failed_start_is_undone_and_failed(lab, machine) -> None:
+    enabled(machine, echo(lab, "api", network=on("niso-default", ports=["8080:80"])))
+    machine.systemctl("stop", "niso-api")
+    listener = lab.popen("/usr/bin/busybox", "nc", "-l", "-p", "8080")
+    lab.wait_for(lambda: "8080" in lab.run("ss", "-ltn").stdout, 10)
+    assert machine.systemctl("start", "niso-api", check=False).returncode != 0
+    assert machine.state("api") == FAILED
+    assert "8080/tcp is used by" in machine.journal("api")
+    assert row(machine)["status"] == "inactive"
+    listener.kill()
+    listener.wait(10)
+    machine.systemctl("start", "niso-api")
+    assert machine.state("api") == RUNNING
+
+
+@pytest.mark.parametrize("first", ["by hand", "by systemd"])
+def test_a_unit_whose_conmon_was_killed_can_be_started_again(lab, machine, first) -> None:
+    enabled(machine, echo(lab, "api", network=on("niso-default", ports=["8080:80"])))
+    if first == "by systemd":
+        machine.systemctl("restart", "niso-api")
+    home = namespace(machine)
+    machine.run("kill", "-KILL", str(pids(machine)[0]))
+    lab.wait_for(lambda: machine.state("api") == FAILED, 10, "systemd sees that it has ended")
+    machine.systemctl("start", "niso-api")
+    assert machine.state("api") == RUNNING and is_followed(machine) and namespace(machine) == home
+    assert answer(lab, "192.0.2.1", 8080, "client") == "api 192.0.2.2"
+    assert machine.niso("net", "check").stdout == "everything: as it should be\n"
+
+
+def test_folders_with_odd_names(lab, machine) -> None:
+    """systemd reads back what enable wrote."""
+    odd = """/var/lib/o d%h'"$HOME" ü\\"""
+    env = {"NISO_STATE_DIR": odd, "NISO_RUN_DIR": "/run/niso %i", "NISO_POOL": "10.77.0.0/16"}
+    machine.niso("activate", echo(lab, "api", network=on("niso-default", ports=["8080:80"])), env=env)
+    machine.niso("enable", "api", env=env)
+    machine.systemctl("restart", "niso-api")
+    assert machine.state("api") == RUNNING
+    rows = json.loads(machine.niso("ps", "--json", env=env).stdout)
+    assert [(each["status"], each["address"]) for each in rows] == [("running", "10.77.0.2")]
+    assert machine.run("systemd-analyze", "verify", "/etc/systemd/system/niso-api.service").stderr == ""
+    machine.systemctl("stop", "niso-api")
+    assert json.loads(machine.niso("ps", "--json", env=env).stdout)[0]["status"] == "inactive"
+
+
+def test_sharer_starts_after_and_stops_with_its_provider(lab, machine) -> None:
+    machine.niso("activate", echo(lab, "api", network=on("niso-default", ports=["8080:80"])))
+    machine.niso("activate", echo(lab, "side", 81, network={"mode": "share", "share": "api"}))
+    done = machine.niso("enable", "side", check=False)
+    assert done.returncode == 1 and "hint: niso enable api side" in done.stderr
+    machine.niso("enable", "api", "side")
+    done = machine.niso("disable", "api", check=False)
+    assert done.returncode == 1 and "hint: niso disable side api" in done.stderr
+    assert is_followed(machine, "api") and is_followed(machine, "side")
+    machine.systemctl("stop", "niso-api")
+    assert [row(machine, name)["status"] for name in ("api", "side")] == ["inactive", "inactive"]
+    machine.systemctl("start", "niso-side")
+    assert [machine.state(name) for name in ("api", "side")] == [RUNNING, RUNNING]
+    machine.systemctl("restart", "niso-api")
+    lab.wait_for(lambda: machine.state("side") == RUNNING and is_followed(machine, "side"), 10)
+    machine.niso("restart", "api")
+    assert is_followed(machine, "api") and is_followed(machine, "side")
+    assert machine.show("side", "Result") == {"Result": "success"}
+
+
+def test_stop_of_a_provider_takes_sharers_along_that_are_not_enabled(lab, machine) -> None:
+    enabled(machine, echo(lab, "api", network=on("niso-default", ports=["8080:80"])))
+    machine.niso("activate", echo(lab, "side", 81, network={"mode": "share", "share": "api"}))
+    machine.systemctl("stop", "niso-api")
+    assert machine.state("api") == DEAD
+    assert [row(machine, name)["status"] for name in ("api", "side")] == ["inactive", "inactive"]
+    assert machine.run("ls", "/run/netns").stdout == ""
+
+
+@pytest.fixture
+def labs() -> Iterator[tuple[Lab, Lab]]:
+    with Lab() as first, Lab() as second:
+        yield first, second
+
+
+def test_enabled_services_come_back_with_a_reboot(labs, tmp_path) -> None:
+    """Another kernel, as far as niso can see, with the same disk: the same addresses, ports, forwards and policies."""
+    first, second = labs
+    machine = Machine(first)
+    policy = {"deny_from": ["192.0.2.3"]}
+    package_of = {
+        "api": echo(first, "api", network=on("niso-default", ports=["8080:80"], policy=policy)),
+        "side": echo(first, "side", 81, network={"mode": "share", "share": "api"}),
+        "other": echo(first, "other", network=on("niso-default")),
+        "loose": idle(first, "loose"),
+    }
+    machine.niso("activate", *package_of.values())
+    machine.niso("enable", "api", "side", "other")
+    machine.niso("port-forward", "api", "9000:80")
+    before = {name: row(machine, name)["address"] for name in package_of}
+    machine.halt()
+    disk = tmp_path / "disk"
+    shutil.copytree(machine.disk, disk, symlinks=True, ignore_dangling_symlinks=True)
+
+    again = Machine(second, like=disk)
+    for name in ("api", "side", "other"):
+        second.wait_for(lambda n=name: again.state(n) == RUNNING, 30, f"{name} is back: {again.journal(name)}")
+        assert is_followed(again, name)
+        assert row(again, name)["address"] == before[name]
+    assert row(again, "loose")["status"] == "inactive"
+    assert again.niso("net", "check").stdout == "everything: as it should be\n"
+    for port in (8080, 9000):
+        assert answer(second, "192.0.2.1", port, "client") == "api 192.0.2.2"
+        assert ask(second, "192.0.2.1", port, "neighbour") == ""

@@ -1,0 +1,217 @@
+"""Probes against servers of this process, and what the answers mean. No namespace: that is tested with real services."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from niso import paths
+from niso.records import Healthcheck
+from niso.runtime import health
+from niso.runtime.health import Known
+
+CHECK = Healthcheck("127.0.0.1", 80, "127.0.0.1:80", "/", 5.0, 2.0, 3, 10.0)
+RUN = (12, 1000.0)
+
+
+@contextlib.contextmanager
+def server(answer: Callable[[socket.socket], None] | None = None) -> Iterator[int]:
+    """A listener on loopback that gives each connection to ``answer``; its port."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection, contextlib.suppress(OSError):
+                    if answer:
+                        connection.settimeout(5)
+                        connection.recv(4096)
+                        answer(connection)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(10)
+
+
+def says(text: bytes) -> Callable[[socket.socket], None]:
+    return lambda connection: connection.sendall(text)
+
+
+def ask(port: int, **changes: object) -> str:
+    (words,) = health.ask([(CHECK._replace(port=port, **changes), None)])  # type: ignore[arg-type]
+    return words
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n", ""),
+        (b"HTTP/1.0 200\r\n", ""),
+        (b"HTTP/1.1 399 X\n", ""),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 X\r\nA: b\r\n\r\nHTTP/1.1 204 X\r\n", ""),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 500 X\r\n", "status 500"),
+        (b"HTTP/1.1 400 Bad\r\n\r\n", "status 400"),
+        (b"HTTP/1.1 099 X\r\n\r\n", "status 99"),
+        (b"HTTP/1.1 200", "no HTTP answer"),
+        (b"HTTP/1.1 20 X\r\n", "no HTTP answer"),
+        (b"HTTP/1.1 2000 X\r\n", "no HTTP answer"),
+        (b"HTTP/2.0 200 X\r\n", "no HTTP answer"),
+        (b"HTTP/1.1 +20 X\r\n", "no HTTP answer"),
+        (b"HTTP/1.1 \xb2\xb2\xb2 X\r\n", "no HTTP answer"),
+        (b"\n", "no HTTP answer"),
+        (b"x" * 100_000, "no HTTP answer"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", "closed without an answer"),
+        (b"", "closed without an answer"),
+    ],
+)
+def test_first_line_decides(text: bytes, words: str) -> None:
+    with server(says(text)) as port:
+        said = ask(port)
+    assert said == (f"http://127.0.0.1:80/: {words}" if words else "")
+
+
+def test_request_names_host_and_path_and_ends_the_connection() -> None:
+    got: list[bytes] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=lambda: got.append(listener.accept()[0].recv(4096)), daemon=True)
+    thread.start()
+    ask(listener.getsockname()[1], host="api:81", path="/a?b", timeout_s=0.2)
+    thread.join(10)
+    listener.close()
+    head, *lines = got[0].decode().split("\r\n")
+    assert head == "GET /a?b HTTP/1.1"
+    assert {"Host: api:81", "Connection: close"} <= set(lines)
+    assert got[0].endswith(b"\r\n\r\n")
+
+
+def test_port_that_accepts_is_enough_without_a_path() -> None:
+    with server() as port:
+        assert ask(port, path=None, address="") == ""
+
+
+def test_port_that_nobody_has_is_refused_by_name() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    assert ask(port, path=None) == f"tcp {port}: connection refused (127.0.0.1)"
+
+
+def test_probe_that_meets_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux connects a socket to itself where the port that it gets is the one it asks for."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    plain = health._socket
+
+    def bound(address: str, namespace: str | None) -> socket.socket:
+        sock = plain(address, namespace)
+        sock.bind((address, port))
+        return sock
+
+    monkeypatch.setattr(health, "_socket", bound)
+    assert ask(port, path=None) == f"tcp {port}: connection refused (127.0.0.1)"
+
+
+def test_silent_server_is_given_up_and_does_not_delay_the_others() -> None:
+    with server(lambda connection: time.sleep(1)) as silent, server(says(b"HTTP/1.1 200 OK\r\n\r\n")) as well:
+        slow = CHECK._replace(port=silent, timeout_s=0.3)
+        quick = CHECK._replace(port=well)
+        probes = [health.Probe(slow, None), health.Probe(quick, None)]
+        while probes[1].answer is None:
+            health.turn([probe for probe in probes if probe.answer is None], (), probes[0].deadline)
+        assert (probes[0].answer, probes[1].answer) == (None, "")
+        while probes[0].answer is None:
+            health.turn([probes[0]], (), probes[0].deadline)
+        assert probes[0].answer == "http://127.0.0.1:80/: answer of 127.0.0.1: no answer within 0.3s"
+
+
+def test_server_that_accepts_no_more_is_given_up() -> None:
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):  # until its queue is full
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(listener.getsockname())
+        assert "connect to 127.0.0.1: no answer within 0.2s" in ask(listener.getsockname()[1], path=None, timeout_s=0.2)
+
+
+# --- what is known ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("found", "state"),
+    [
+        (None, "starting"),
+        (Known(RUN, 1001.0, 1001.0, 0, ""), "healthy"),
+        (Known(RUN, 1005.0, 0.0, 9, "no"), "starting"),  # all in the start period
+        (Known(RUN, 1012.0, 0.0, 2, "no"), "starting"),
+        (Known(RUN, 1012.0, 0.0, 3, "no"), "unhealthy"),
+        (Known(RUN, 2000.0, 0.0, 1, "no"), "unhealthy"),  # nobody has asked for long
+        (Known(RUN, 1104.0, 1100.0, 1, "no"), "healthy"),
+        (Known(RUN, 1108.0, 1100.0, 2, "no"), "healthy"),
+        (Known(RUN, 1108.0, 1100.0, 3, "no"), "unhealthy"),
+        (Known(RUN, 1116.0, 1100.0, 1, "no"), "unhealthy"),
+    ],
+)
+def test_state_follows_from_the_answers(found: Known | None, state: str) -> None:
+    assert health.judge(CHECK, RUN[1], found).state == state
+
+
+def test_answers_are_counted_for_one_run_of_the_process() -> None:
+    health.note("api", RUN, "no")
+    assert health.known("api") is None  # the service's folder is not there: nothing may be left
+    folder = paths.service_dir("api")
+    os.makedirs(folder)
+    health.note("api", RUN, "no")
+    health.note("api", RUN, "none")
+    found = health.known("api")
+    assert found is not None and (found.failures, found.words, found.well_at) == (2, "none", 0.0)
+    health.note("api", RUN, "")
+    found = health.known("api")
+    assert found is not None and found.failures == 0 and found.well_at > 0
+    health.note("api", (13, 2000.0), "no")
+    found = health.known("api")
+    assert found is not None and (found.run, found.failures, found.well_at) == ((13, 2000.0), 1, 0.0)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"run": 1}'])
+def test_record_that_cannot_be_read_counts_as_none(text: str) -> None:
+    os.makedirs(os.path.dirname(paths.health_file("api")))
+    with open(paths.health_file("api"), "w", encoding="utf-8") as file:
+        file.write(text)
+    assert health.known("api") is None
+
+
+def test_only_those_that_are_due_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Healthcheck] = []
+
+    def answers(wanted: list[tuple[Healthcheck, str | None]]) -> list[str]:
+        asked.extend(check for check, _ in wanted)
+        return [""] * len(wanted)
+
+    monkeypatch.setattr(health, "ask", answers)
+    for name in ("one", "two"):
+        os.makedirs(paths.service_dir(name))
+    services = [health.Asked(name, CHECK._replace(port=port), None, RUN) for name, port in (("one", 1), ("two", 2))]
+    health.note("one", RUN, "")
+    assert {name: found.state for name, found in health.look(services).items()} == {"one": "healthy", "two": "healthy"}
+    assert [check.port for check in asked] == [2]
+    health.look(services)
+    assert len(asked) == 1
+    found = health.known("one")
+    assert found is not None
+    with open(paths.health_file("one"), "w", encoding="utf-8") as file:  # a clock that was set back asks again
+        file.write(json.dumps(found._replace(asked_at=time.time() + 3600)._asdict()))
+    health.look(services)
+    assert [check.port for check in asked] == [2, 1]

@@ -1,0 +1,189 @@
+"""The sections [volumes], [healthcheck] and [isolation.resources]: what is taken, and the words for what is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from niso.errors import InvalidInput
+from niso.model import health, resources, volumes
+
+
+def said(errors: list[InvalidInput]) -> dict[str | None, str]:
+    return {error.key: error.message for error in errors}
+
+
+# --- volumes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "key", "words"),
+    [
+        ({"mount": "data"}, "mount", "it is not absolute"),
+        ({"mount": ""}, "mount", "it is empty"),
+        ({"mount": "/a//b"}, "mount", "not written plainly"),
+        ({"mount": "/a/"}, "mount", "not written plainly"),
+        ({"mount": "/a/../proc"}, "mount", "not written plainly"),
+        ({"mount": "/"}, "mount", "hide the service's /"),
+        ({"mount": "/etc"}, "mount", "hide the service's /etc"),
+        ({"mount": "/var"}, "mount", "hide the service's /var"),
+        ({"mount": "/app"}, "mount", "/app is niso's"),
+        ({"mount": "/app/data"}, "mount", "/app is niso's"),
+        ({"mount": "/proc/sys"}, "mount", "/proc is niso's"),
+        ({"mount": "/sys"}, "mount", "/sys is niso's"),
+        ({"mount": "/dev/shm"}, "mount", "/dev is niso's"),
+        ({"mount": "/etc/hosts"}, "mount", "/etc/hosts is written by niso"),
+        ({"mount": "/etc/niso-hosts"}, "mount", "niso's"),
+        ({"mount": "/etc/resolv.conf"}, "mount", "written by niso"),
+        ({"mount": "/d", "host": "d"}, "host", "it is not absolute"),
+        ({"mount": "/d", "host": "/a\nb"}, "host", "control character"),
+        ({"mount": "/d", "host": "/d", "tmpfs": True}, "host", "tmpfs is there too"),
+        ({"mount": "/d", "size": "1M"}, "size", "only a tmpfs has a size"),
+        ({"mount": "/d", "host": "/d", "size": "1M"}, "size", "only a tmpfs has a size"),
+        ({"mount": "/d", "mode": "ro"}, "mode", "only a path of the host has a mode"),
+        ({"mount": "/d", "tmpfs": True, "mode": "rw"}, "mode", "only a path of the host has a mode"),
+        ({"mount": "/d", "tmpfs": True, "size": "64"}, "size", "it is no size"),
+    ],
+)
+def test_wrong_volume_is_refused_by_its_key(keys: dict[str, Any], key: str, words: str) -> None:
+    found = said(volumes.problems({"data": keys}))
+    assert list(found) == [f"volumes.data.{key}"]
+    assert words in found[f"volumes.data.{key}"]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"mount": "/data"},
+        {"mount": "/etc/app"},
+        {"mount": "/tmp"},
+        {"mount": "/run/x"},
+        {"mount": "/var/lib/x"},
+        {"mount": "/applications"},
+        {"mount": "/devices"},
+        {"mount": "/d", "host": "/", "mode": "ro"},
+        {"mount": "/d", "host": "/d"},
+        {"mount": "/d", "tmpfs": True},
+        {"mount": "/d", "tmpfs": True, "size": "64K"},
+        {"mount": "/d", "tmpfs": False},
+    ],
+)
+def test_right_volume_is_taken(keys: dict[str, Any]) -> None:
+    assert volumes.problems({"data": keys}) == []
+
+
+@pytest.mark.parametrize("name", ["", "1a", "-a", "a b", "a/b", "..", "a.b", "ä", "a" * 64])
+def test_name_that_is_no_folders_name_is_refused(name: str) -> None:
+    assert len(volumes.problems({name: {"mount": "/data"}})) == 1
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [("/data/a", "the same as"), ("/data/a/b/c", "below"), ("/data", "above"), ("/data/ab", ""), ("/dat", "")],
+)
+def test_mount_points_lie_apart(second: str, words: str) -> None:
+    found = volumes.problems({"one": {"mount": "/data/a"}, "two": {"mount": second}})
+    if not words:
+        assert found == []
+        return
+    (error,) = found
+    assert error.key == "volumes.two.mount"
+    assert f'{words} volumes.one.mount ("/data/a")' in error.message
+
+
+# --- healthcheck -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "port", "host", "path"),
+    [
+        ("http://127.0.0.1:8080/health", "127.0.0.1", 8080, "127.0.0.1:8080", "/health"),
+        ("http://localhost", "", 80, "localhost", "/"),
+        ("http://[::1]:81/a?b=c#d", "::1", 81, "[::1]:81", "/a?b=c"),
+        ("http://[0:0::1]", "::1", 80, "[0:0::1]", "/"),
+        ("http://127.1.2.3?x", "127.1.2.3", 80, "127.1.2.3", "/?x"),
+        ("http://api:8080/", "", 8080, "api:8080", "/"),
+        ("http://web.niso.local:8080/", "", 8080, "web.niso.local:8080", "/"),
+    ],
+)
+def test_url_of_the_service_itself_is_taken(text: str, address: str, port: int, host: str, path: str) -> None:
+    assert health.url(text, "k", {"api", "web"}) == (address, port, host, path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "it is empty"),
+        ("https://localhost", "https is not supported"),
+        ("ftp://localhost", "no http URL"),
+        ("localhost:8080", "no http URL"),
+        ("http://", "it names no host"),
+        ("http://:80/", "it names no host"),
+        ("http://localhost:0", "its port is none"),
+        ("http://localhost:65536", "its port is none"),
+        ("http://localhost:", "its port is none"),
+        ("http://[::1]80", "its port is none"),
+        ("http://[::1", "its port is none"),
+        ("http://example.com/", '"example.com" is not the service itself'),
+        ("http://10.99.1.2/", '"10.99.1.2" is not the service itself'),
+        ("http://[2001:db8::1]/", '"2001:db8::1" is not the service itself'),
+        ("http://127.0.0.1@example.com/", "user or password"),
+        ("http://localhost/a b", "character"),
+        ("http://localhost/\r\nX: y", "character"),
+        ("http://localhost/ä", "character"),
+        ("http://localhost/" + "a" * 3000, "more than"),
+    ],
+)
+def test_other_urls_are_refused(text: str, words: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        health.url(text, "healthcheck.http", {"api"})
+    assert words in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("section", "keys"),
+    [
+        ({}, ["healthcheck"]),
+        ({"tcp": 80, "http": "http://localhost"}, ["healthcheck.http"]),
+        ({"tcp": 0}, ["healthcheck.tcp"]),
+        ({"tcp": 65536}, ["healthcheck.tcp"]),
+        ({"tcp": 80, "retries": 0, "interval": "0s", "timeout": "2m", "start_period": "-1s"}, None),
+    ],
+)
+def test_wrong_healthcheck_is_refused(section: dict[str, Any], keys: list[str] | None) -> None:
+    found = [error.key for error in health.problems(section, ())]
+    assert found == (keys or [f"healthcheck.{k}" for k in ("interval", "timeout", "start_period", "retries")])
+
+
+def test_stored_healthcheck_is_read_with_its_defaults() -> None:
+    assert health.of_stored({"package": {"name": "api"}}) is None
+    assert health.of_stored({"package": {"name": "api"}, "healthcheck": None}) is None
+    stored = {"package": {"name": "api"}, "network": {"hostname": "web"}, "healthcheck": {"http": "http://web/x"}}
+    assert health.of_stored(stored) == ("", 80, "web", "/x", 5.0, 2.0, 3, 10.0)
+    stored = {"package": {"name": "api"}, "healthcheck": {"tcp": 81, "http": None, "retries": 1, "interval": "1s"}}
+    assert health.of_stored(stored) == ("", 81, "", None, 1.0, 2.0, 1, 10.0)
+
+
+# --- resources -------------------------------------------------------------------------------------------------------
+
+
+def test_right_limits_are_taken() -> None:
+    assert resources.memory_max("512M", "k") == 512 << 20
+    assert [resources.cpu_max(text, "k") for text in ("1%", "50%", "200%", "1000000%")] == [1, 50, 200, 1_000_000]
+    assert resources.problems({"memory_max": "1M", "cpu_max": "1%", "pids_limit": 2}) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "%", "50", "0%", "05%", "-5%", "1.5%", "1000001%", "99999999%", "٣%", "5%%", " 5%"]
+)
+def test_wrong_share_of_cpus_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput):
+        resources.cpu_max(text, "isolation.resources.cpu_max")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("memory_max", "64K"), ("memory_max", "1T"), ("pids_limit", 1), ("pids_limit", 2**40)]
+)
+def test_wrong_limit_is_refused_by_its_key(name: str, value: object) -> None:
+    assert [error.key for error in resources.problems({name: value})] == [f"isolation.resources.{name}"]

@@ -1,0 +1,479 @@
+"""Network modes without a kernel: what is wanted of them, what the store says, which changes may be, and how far one reaches."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stored import TemporaryStore, add_network, put
+
+from niso import ending, names, policies, recovery, sharing
+from niso.admission import scope_of
+from niso.errors import Conflict, InvalidInput
+from niso.model.manifest import Manifest, encode
+from niso.plan import desired
+from niso.policy import decide
+from niso.records import Entry, Network, Peer, Policy, Port, Subnet
+from niso.render import nft
+from niso.runtime import oci, root
+from niso.state import HostsFile, HostsLine, Netns, State, union
+from niso.store.store import ALL, Intent, Scope, ServiceRow, Store
+from niso.targets import Target
+
+ONE = Network("one", "", 1500, (Subnet(4, "10.99.1.0/24", "10.99.1.1"),))
+TWO = Network("two", "", 1500, (Subnet(4, "10.99.2.0/24", "10.99.2.1"), Subnet(6, "fd00:2::/64", "fd00:2::1")))
+P80, P90 = Port("", 8080, 80, "tcp"), Port("", 9090, 90, "tcp")
+
+
+def manifest_of(name: str, **network: object) -> Manifest:
+    tables = {"package": {"name": name, "version": "1"}, "binary": {"entrypoint": "sleep"}, "network": network}
+    return msgspec.convert(tables, Manifest)
+
+
+def target(name: str, **network: object) -> Target:
+    return Target(name, manifest_of(name, **network), f"/srv/{name}/manifest.toml", f"/p/{name}", None, None)
+
+
+@pytest.fixture
+def store() -> Store:
+    """``api`` on network one, with a port."""
+    store = Store.open()
+    with store.transaction():
+        add_network(store, ONE)
+        add_network(store, TWO)
+        put(
+            store,
+            "api",
+            ("one",),
+            ports=(P80,),
+            hostname="web",
+            manifest=encode(manifest_of("api", network="one", hostname="web")),
+        )
+    return store
+
+
+def share(store: Store, name: str = "side", provider: str = "api", ports: tuple[Port, ...] = (P90,)) -> None:
+    with store.transaction():
+        put(
+            store,
+            name,
+            (),
+            ports=ports,
+            mode="share",
+            provider=provider,
+            manifest=encode(manifest_of(name, mode="share", share=provider)),
+        )
+
+
+def elements(state: State, container: str) -> dict[str, tuple[str, str]]:
+    return {e.element: (e.value, e.comment) for e in state.elements if (e.table, e.container) == (nft.INET, container)}
+
+
+# --- what is wanted --------------------------------------------------------------------------------------------------
+
+
+def test_sharer_has_ports_at_its_providers_address_and_nothing_else(store: Store) -> None:
+    before = desired(store.snapshot(ALL))
+    share(store)
+    after = desired(store.snapshot(ALL))
+    assert elements(after, "publish_any4") == {
+        "tcp . 8080": ("10.99.1.2 . 80", "api"),
+        "tcp . 9090": ("10.99.1.2 . 90", "side"),
+    }
+    assert after._replace(elements=before.elements, hosts_lines=before.hosts_lines) == before
+    assert after.hosts_lines == {
+        HostsLine("one", "10.99.1.2", "web.niso.local web api.niso.local api side.niso.local side")
+    }
+
+
+def test_port_of_a_sharer_alone_gives_its_provider_what_a_port_needs(store: Store) -> None:
+    with store.transaction():
+        store.set_ports("api", ())
+        store.end_publishing("api")
+    share(store)
+    state = desired(store.snapshot(ALL))
+    assert [veth.hairpin for veth in state.veths] == [True]
+    assert elements(state, "hairpin4") == {"10.99.1.2 . 10.99.1.2": ("10.99.1.1", "api")}
+    assert {(bridge.name, bridge.tracked4) for bridge in state.bridges} == {("niso-one", True), ("niso-two", False)}
+    assert [s.value for s in state.sysctls if s.name == "net/ipv4/conf/niso-one/route_localnet"] == ["1"]
+
+
+def test_mode_host_wants_nothing_and_mode_none_a_namespace_and_a_file_of_its_own() -> None:
+    store = Store.open()
+    with store.transaction():
+        put(store, "open", (), mode="host")
+    assert desired(store.snapshot(ALL)) == State()
+    with store.transaction():
+        put(store, "alone", (), mode="none", hostname="hermit")
+    state = desired(store.snapshot(ALL))
+    own = "hermit.niso.local hermit alone.niso.local alone"
+    assert state.netns == {Netns("niso-alone", names.alias(store.state_id()))}
+    assert state.hosts_files == {HostsFile("=alone")}
+    assert state.hosts_lines == {HostsLine("=alone", "127.0.0.1", own), HostsLine("=alone", "::1", own)}
+    assert {s.netns for s in state.sysctls} == {"niso-alone"}  # forwarding is nobody's need
+    assert not state.rulesets | state.elements | state.veths | state.bridges | state.addresses
+
+
+def test_ports_of_a_sharer_move_with_its_provider(store: Store) -> None:
+    share(store)
+    with store.transaction():
+        put(store, "api", ("two", "one"), ports=(P80,))
+    assert (
+        store.addresses("side")
+        == store.addresses("api")
+        == [("two", "10.99.2.2"), ("two", "fd00:2::2"), ("one", "10.99.1.2")]
+    )
+    assert store.port_families("side") == (4, 6)
+    state = desired(store.snapshot(ALL))
+    assert elements(state, "publish_any4")["tcp . 9090"] == ("10.99.2.2 . 90", "side")
+    assert elements(state, "publish_any6")["tcp . 9090"] == ("fd00:2::2 . 90", "side")
+    assert elements(state, "local_any4")['"niso-one" . tcp . 9090'] == ("10.99.1.2 . 90", "side")
+    assert {each.name: each.publishes for each in store.networks()} == {"one": True, "two": True}
+
+
+def test_configuration_without_a_namespace_of_ones_own_has_no_network_entry() -> None:
+    from test_runtime_oci import PROFILE, SPEC
+
+    def config(**changes: str) -> dict[str, object]:
+        spec = SPEC._replace(**changes)  # type: ignore[arg-type]
+        return oci.config(spec, "/b/root", "/c", "/etc/niso-hosts", [], PROFILE, 1024)
+
+    kinds = [each["type"] for each in config()["linux"]["namespaces"]]  # type: ignore[index]
+    on_host = config(netns="", hosts_folder="")
+    left = [each["type"] for each in on_host["linux"]["namespaces"]]  # type: ignore[index]
+    assert [kind for kind in kinds if kind not in left] == ["network"]
+    assert all(each["destination"] != "/etc/niso-hosts" for each in on_host["mounts"])  # type: ignore[attr-defined]
+    for key in ("capabilities", "noNewPrivileges", "user"):
+        assert on_host["process"][key] == config()["process"][key]  # type: ignore[index]
+
+
+def test_text_of_the_host_is_read_as_it_is() -> None:
+    assert root.of_host("hosts") == Path("/etc/hosts").read_text(errors="surrogateescape")
+    assert root.of_host("no-such-file") == ""
+
+
+# --- names and policies ----------------------------------------------------------------------------------------------
+
+
+def policy(*allow: str) -> Policy:
+    entries = tuple(
+        Entry(f"network.policy.allow_from[{i}]", name, Peer("service", name), 0, 65535, "")
+        for i, name in enumerate(allow)
+    )
+    return Policy(allow_from=entries)
+
+
+def test_policy_that_names_a_sharer_means_its_provider_while_it_is_active(store: Store) -> None:
+    with store.transaction():
+        put(store, "db", ("one",))
+        store.set_policy("db", policy("side"))
+
+    def meant() -> tuple[str, ...]:
+        (member,) = store.snapshot(ALL).members
+        return member.values
+
+    assert meant() == ()
+    share(store)
+    assert meant() == ("10.99.1.2",)
+    world = policies.world(store)
+    assert set(world.services) == {"api", "db"}
+    assert world.services["api"].names == ("web", "api", "side")
+    assert world.services["api"].ports == (P80, P90)
+    assert decide(world, "10.99.1.2", "10.99.1.3", 50, "tcp").passes
+    with store.transaction():
+        store.set_active("side", False)
+    assert meant() == ()
+    assert not decide(policies.world(store), "10.99.1.2", "10.99.1.3", 50, "tcp").passes
+
+
+def test_name_of_a_service_without_addresses_means_nobody(store: Store) -> None:
+    with store.transaction():
+        put(store, "db", ("one",))
+        put(store, "alone", (), mode="none")
+        store.set_policy("db", policy("alone"))
+    (member,) = store.snapshot(ALL).members
+    assert (member.name, member.values) == ("alone", ())
+
+
+# --- what may be -----------------------------------------------------------------------------------------------------
+
+
+def test_provider_that_cannot_be_is_refused_with_the_next_step(store: Store) -> None:
+    share(store)
+    with store.transaction():
+        put(store, "open", (), mode="host")
+        put(store, "gone", ("one",))
+        store.set_active("gone", False)
+    for asked, words, hint in (
+        ("nobody", "no service 'nobody' is known", "activate it first"),
+        ("open", "of mode host", 'mode = "host"'),
+        ("side", "it shares that of 'api'", 'share = "api"'),
+        ("gone", "is not active", "niso activate gone"),
+    ):
+        with pytest.raises(Conflict, match=words) as caught:
+            sharing.provider_of(store, target("x", mode="share", share=asked), frozenset({"x"}))
+        assert hint in (caught.value.hint or "")
+    with store.transaction():
+        put(store, "x", (), mode="none", hostname="other")
+    with pytest.raises(InvalidInput, match="a name of the service itself"):
+        sharing.provider_of(store, target("x", mode="share", share="other"), frozenset({"x"}))
+    assert sharing.provider_of(store, target("y", mode="share", share="web"), frozenset({"y"})) == "api"
+    assert sharing.provider_of(store, target("y", mode="none"), frozenset({"y"})) is None
+    # one that another command is at may be gone in a moment
+    with store.transaction():
+        store.begin_intent("api", "activate", 1.0)
+    with pytest.raises(Conflict, match="is being changed by another command"):
+        sharing.provider_of(store, target("y", mode="share", share="api"), frozenset({"y"}))
+    assert sharing.provider_of(store, target("y", mode="share", share="api"), frozenset({"y", "api"})) == "api"
+
+
+def test_provider_cannot_end_while_it_is_shared_or_may_have_to_be_again(store: Store) -> None:
+    share(store)
+    for services in (["api"], ["api", "other"]):
+        with pytest.raises(Conflict, match="service 'api' is needed: 'side' shares its network namespace"):
+            sharing.refuse_end(store, services)
+    sharing.refuse_end(store, ["side"])
+    sharing.refuse_end(store, ["side", "api"])
+    # side has begun to become something else: if that is undone, it needs api again
+    with store.transaction():
+        store.begin_intent("side", "activate", 1.0)
+        put(store, "side", (), mode="none")
+    assert store.sharers("api") == []
+    with pytest.raises(Conflict, match="'side' shares"):
+        sharing.refuse_end(store, ["api"])
+    with store.transaction():
+        store.end_intent("side")
+    sharing.refuse_end(store, ["api"])
+
+
+def test_provider_cannot_become_what_has_no_namespace(store: Store) -> None:
+    share(store)
+    row = store.service("api")
+    assert row is not None
+    host = row._replace(mode="host", networks=(), manifest=encode(manifest_of("api", mode="host")))
+    with pytest.raises(Conflict, match=r"network\.mode: 'host' cannot be, since 'side' shares its network namespace"):
+        sharing.check(store, [host])
+    with pytest.raises(Conflict, match="service 'api' is needed"):
+        sharing.check(store, [], [row])
+
+
+def test_sharers_follow_a_provider_that_shows_them_something_else(store: Store) -> None:
+    from test_runtime_oci import SPEC
+
+    share(store)
+    row, provider = store.service("side"), store.service("api")
+    assert row is not None and provider is not None
+    there = sharing.home(store, "api", manifest_of("api", network="one", hostname="web"), None)
+    assert there == sharing.home(store, "side", manifest_of("side", mode="share", share="api"), "api")
+    with store.transaction():
+        spec = SPEC._replace(service="side", **there._asdict())
+        store.put_service(row._replace(spec=json.dumps(spec._asdict()), package="/usr"))
+    same = target("api", network="one", hostname="web", ports=["1:1"], aliases=["x"], ip="10.99.1.9")
+    assert [each.name for each in sharing.with_followers(store, [same])] == ["api"]
+    sharing.check(store, [provider])
+    for network in ({"network": "two", "hostname": "web"}, {"network": "one"}, {"mode": "none", "hostname": "web"}):
+        moved = provider._replace(
+            manifest=encode(manifest_of("api", **network)), mode=str(network.get("mode", "bridge"))
+        )
+        with pytest.raises(Conflict, match="has just begun to share the network namespace of 'api'"):
+            sharing.check(store, [moved])
+        sharing.check(store, [moved, row])
+    assert sharing.home(store, "open", manifest_of("open", mode="host"), None) == sharing.Home("", "", "")
+
+
+# --- order of undoing ------------------------------------------------------------------------------------------------
+
+
+def ordered(store: Store, *services: str) -> list[str]:
+    found = [intent for name in services if (intent := store.intent(name))]
+    assert len(found) == len(services)
+    for each in (found, found[::-1]):
+        assert [i.service for i in recovery.in_order(store, each)] == [
+            i.service for i in recovery.in_order(store, found)
+        ]
+    return [intent.service for intent in recovery.in_order(store, found)]
+
+
+def begin(store: Store, *services: str, action: str = "activate") -> None:
+    with store.transaction():
+        for name in services:
+            store.begin_intent(name, action, 1.0)
+
+
+def test_sharer_that_was_made_with_its_provider_is_undone_first() -> None:
+    with TemporaryStore() as store:
+        with store.transaction():
+            add_network(store, ONE)
+        begin(store, "p", "s")
+        with store.transaction():
+            put(store, "p", ("one",))
+        share(store, "s", "p")
+        assert ordered(store, "p", "s") == ["s", "p"]
+
+
+def test_sharer_comes_back_after_the_one_whose_namespace_it_was_in() -> None:
+    with TemporaryStore() as store:
+        with store.transaction():
+            add_network(store, ONE)
+            put(store, "p", ("one",))
+        share(store, "s", "p")
+        begin(store, "p", "s")
+        with store.transaction():  # each is the other's now
+            put(store, "s", ("one",))
+        share(store, "p", "s")
+        assert ordered(store, "p", "s") == ["p", "s"]
+
+
+def test_sharer_that_stays_one_is_undone_after_its_provider_and_ended_before_it() -> None:
+    with TemporaryStore() as store:
+        with store.transaction():
+            add_network(store, ONE)
+            put(store, "p", ("one",))
+        share(store, "s", "p")
+        begin(store, "p", "s")
+        assert ordered(store, "p", "s") == ["p", "s"]
+        begin(store, "p", "s", action="deactivate")
+        assert ordered(store, "p", "s") == ["s", "p"]
+
+
+def test_order_of_what_cannot_be_ordered_is_still_one() -> None:
+    with TemporaryStore() as store:
+        with store.transaction():
+            put(store, "a", (), mode="share", provider="b")
+            put(store, "b", (), mode="share", provider="a")
+        begin(store, "a", "b", action="remove")
+        found = [intent for name in ("a", "b") if (intent := store.intent(name))]
+        assert {intent.service for intent in recovery.in_order(store, found)} == {"a", "b"}
+        ports = Intent("c", "ports", json.dumps({"moved": []}))
+        assert recovery.before(ports) is None
+
+
+# --- how far a change reaches ----------------------------------------------------------------------------------------
+
+NAMES = ("a", "b", "c", "d")
+_MODES = st.sampled_from(("bridge", "bridge", "host", "none", "share", "share"))
+_OPERATION = st.tuples(
+    st.sampled_from(("activate", "activate", "deactivate")),
+    st.sampled_from(NAMES),
+    _MODES,
+    st.sampled_from((("one",), ("two",), ("two", "one"))),
+    st.sampled_from(NAMES),
+    st.booleans(),
+    st.sampled_from((None, "a", "b")),
+)
+
+
+def _apply(store: Store, operation: tuple) -> tuple[Scope, Scope] | None:
+    """Do what a command does to the rows, if it may; the scope that it has."""
+    action, name, mode, on, provider, publishes, allowed = operation
+    row = store.service(name)
+    if action == "deactivate":
+        if row is None or not row.active:
+            return None
+        try:
+            sharing.refuse_end(store, [name])
+        except Conflict:
+            return None
+        scope = ending._scope(store, [row])
+        with store.transaction():
+            store.set_active(name, False)
+            store.end_publishing(name)
+        return scope, scope
+    network: dict[str, object] = {"mode": mode}
+    if mode == "share":
+        network["share"] = provider
+    if mode == "bridge":
+        network["networks"] = on
+    wanted = target(name, **network)
+    try:
+        if mode == "share":
+            provider = sharing.provider_of(store, wanted, frozenset({name}))
+        elif mode == "host" and store.sharers(name):
+            return None
+    except (Conflict, InvalidInput):
+        return None
+    if mode == "share" and store.sharers(name):
+        return None
+    if mode == "none" and any(store.ports(sharer) for sharer in store.sharers(name)):
+        return None  # the sharer is activated with it, and refused
+    scope = scope_of(store, [wanted])
+    ports = (Port("", 8000 + NAMES.index(name), 80, "tcp"),) if publishes and mode in ("bridge", "share") else ()
+    if mode == "share" and not store.port_families(provider):
+        ports = ()
+    with store.transaction():
+        manifest = encode(wanted.manifest)
+        if mode in ("host", "none"):
+            store.end_publishing(name) if row else None
+        put(
+            store,
+            name,
+            on if mode == "bridge" else (),
+            ports=ports,
+            mode=mode,
+            provider=provider if mode == "share" else None,
+            manifest=manifest,
+        )
+        store.set_policy(name, policy(allowed) if mode == "bridge" and allowed else None)
+    return scope, scope
+
+
+def things(state: State) -> set[object]:
+    return {thing for kind in state for thing in kind}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(_OPERATION, min_size=1, max_size=10))
+def test_scope_of_a_change_holds_all_that_it_changes_and_takes_nothing_of_others(operations: list[tuple]) -> None:
+    """Scoped, the difference is what it is of everything: nothing is missed, and nobody else's things go."""
+    with TemporaryStore() as store:
+        with store.transaction():
+            add_network(store, ONE)
+            add_network(store, TWO)
+        for operation in operations:
+            whole_before = things(desired(store.snapshot(ALL)))
+            with TemporaryCopy(store) as earlier:
+                found = _apply(store, operation)
+                if found is None:
+                    continue
+                scope, _ = found
+                before = things(desired(earlier.snapshot(scope)))
+            after = things(desired(store.snapshot(scope)))
+            whole_after = things(desired(store.snapshot(ALL)))
+            assert before <= whole_before, operation
+            assert after <= whole_after, operation
+            gone, come = whole_before - whole_after, whole_after - whole_before
+            assert gone <= before - after, (operation, gone - (before - after))
+            assert come <= after, (operation, come - after)
+            assert not (before - after) & whole_after, (operation, (before - after) & whole_after)
+        for name in NAMES:
+            row = store.service(name)
+            assert row is None or isinstance(row, ServiceRow)
+            if row and row.active and row.mode == "share":
+                assert row.provider and (other := store.service(row.provider)) and other.active
+
+
+class TemporaryCopy:
+    """The store as it is now, to be read after the other has changed."""
+
+    def __init__(self, store: Store) -> None:
+        import sqlite3
+
+        self._db = sqlite3.connect(":memory:", isolation_level=None)
+        store._db.backup(self._db)
+
+    def __enter__(self) -> Store:
+        return Store(self._db)
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+
+
+def test_union_keeps_what_two_scopes_want() -> None:
+    one, other = State(netns=frozenset({Netns("a", "x")})), State(netns=frozenset({Netns("b", "x")}))
+    assert union(one, other).netns == one.netns | other.netns
+    assert os.path.basename(names.own_hosts_folder("a")) == "=a"

@@ -1,0 +1,120 @@
+"""Limits as the OCI configuration has them, and which of them a machine can hold: cgroup v1, v2 and both beside each other."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+from test_runtime_oci import PROFILE, SPEC
+
+from niso.runtime import cgroup, oci
+
+LIMITED = SPEC._replace(memory_max=512 << 20, cpu_max=150, pids_limit=64)
+
+
+def resources(*controllers: str) -> dict[str, object]:
+    config = oci.config(LIMITED, "/r", "/i", "/etc/niso-hosts", [], PROFILE, 100, (), controllers)
+    found: dict[str, object] = config["linux"]["resources"]
+    return {name: value for name, value in found.items() if name != "devices"}
+
+
+def test_limits_are_in_the_configuration() -> None:
+    assert resources("memory", "cpu", "pids") == {
+        "memory": {"limit": 512 << 20, "swap": 512 << 20},
+        "cpu": {"quota": 150_000, "period": 100_000},
+        "pids": {"limit": 64},
+    }
+
+
+def test_limit_that_the_machine_cannot_hold_is_left_out() -> None:
+    assert list(resources("pids")) == ["pids"]
+    assert resources() == {}
+
+
+def test_service_without_limits_has_none() -> None:
+    assert oci.limits(SPEC) == {}
+    assert list(oci.limits(SPEC._replace(pids_limit=2))) == ["pids"]
+
+
+class Machine:
+    """Folders that look like the hierarchies of a machine."""
+
+    def __init__(self, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.top, self.table = folder / "cgroup", folder / "mountinfo"
+        self.top.mkdir()
+        self.table.write_text("1 0 0:1 / / rw - ext4 /dev/vda rw\n")
+        monkeypatch.setattr(cgroup, "_TOP", str(self.top))
+        monkeypatch.setattr(cgroup, "_MOUNTS", str(self.table))
+
+    def mount(self, place: str, kind: str, options: str = "rw") -> None:
+        (self.top / place).mkdir(exist_ok=True)
+        with self.table.open("a") as file:
+            file.write(f"2 1 0:2 / {self.top / place} rw,nosuid shared:3 - {kind} {kind} {options}\n")
+
+    def control(self, controllers: str, enabled: str) -> pathlib.Path:
+        (self.top / "cgroup.controllers").write_text(controllers)
+        path = self.top / "cgroup.subtree_control"
+        path.write_text(enabled)
+        return path
+
+
+@pytest.fixture
+def machine(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path, monkeypatch)
+
+
+def usable() -> list[str]:
+    return cgroup.usable(["memory", "cpu", "pids"])
+
+
+def test_machine_without_cgroups_holds_nothing(machine: Machine) -> None:
+    assert usable() == []
+
+
+def test_v1_holds_what_is_mounted(machine: Machine) -> None:
+    machine.mount("memory", "cgroup", "rw,memory")
+    assert usable() == ["memory"]
+    machine.mount("cpu,cpuacct", "cgroup", "rw,cpu,cpuacct")
+    (machine.top / "cpu").symlink_to("cpu,cpuacct")
+    assert usable() == ["memory", "cpu"]
+
+
+def test_folder_that_is_no_hierarchy_holds_nothing(machine: Machine) -> None:
+    (machine.top / "memory").mkdir()
+    assert usable() == []
+
+
+def test_v2_beside_v1_holds_nothing_more(machine: Machine) -> None:
+    machine.mount("pids", "cgroup", "rw,pids")
+    machine.mount("unified", "cgroup2")
+    (machine.top / "unified/cgroup.subtree_control").write_text("memory cpu")
+    assert usable() == ["pids"]
+
+
+def test_v2_holds_what_is_enabled_and_nothing_is_written(machine: Machine) -> None:
+    machine.mount(".", "cgroup2")
+    path = machine.control("cpu memory pids", "cpu memory pids")
+    before = path.stat().st_mtime_ns
+    assert usable() == ["memory", "cpu", "pids"]
+    assert (path.read_text(), path.stat().st_mtime_ns) == ("cpu memory pids", before)
+
+
+def test_v2_enables_what_is_wanted_and_no_more(machine: Machine) -> None:
+    machine.mount(".", "cgroup2")
+    path = machine.control("cpu memory pids io", "cpu")
+    assert cgroup.usable(["cpu", "memory"]) == ["cpu", "memory"]
+    assert path.read_text() == "+memory"  # the kernel would make "cpu memory" of it
+
+
+def test_v2_that_refuses_holds_nothing(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.mount(".", "cgroup2")
+    machine.control("cpu", "")
+    assert usable() == ["cpu"]  # the others are not there at all
+    (machine.top / "cgroup.subtree_control").unlink()
+    (machine.top / "cgroup.subtree_control").mkdir()  # opens for no writing, as where root is not allowed to
+    assert usable() == []
+
+
+def test_nothing_is_looked_at_for_a_service_without_limits(machine: Machine) -> None:
+    machine.table.unlink()
+    assert cgroup.usable([]) == []

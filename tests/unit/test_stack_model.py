@@ -1,0 +1,218 @@
+"""stack.toml as data: what it says, what it lays over the manifests, and every error with its file and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from niso import stack as stacks
+from niso.errors import ErrorGroup, InvalidInput, NisoError, NotFound
+from niso.model import manifest as manifests
+from niso.model import stack as model
+
+HEAD = '[stack]\nname = "shop"\n'
+MANIFEST = """\
+[package]
+name = "{name}"
+version = "1"
+[binary]
+entrypoint = "/usr/bin/sleep"
+args = ["1"]
+"""
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Any:
+    """Writes the stack's file and packages; gives the folder."""
+
+    def write(text: str, head: str = HEAD, **packages: str) -> str:
+        for name, more in {"db": "", "api": "", **packages}.items():
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / "manifest.toml").write_text(MANIFEST.format(name=name) + more)
+        (tmp_path / "stack.toml").write_text(head + text)
+        return str(tmp_path)
+
+    return write
+
+
+def errors_of(folder: str) -> dict[str, str]:
+    """Key -> message of all that is wrong."""
+    with pytest.raises(NisoError) as caught:
+        stacks.load(folder)
+    errors = caught.value.errors if isinstance(caught.value, ErrorGroup) else [caught.value]
+    assert all(error.message.startswith(folder) for error in errors), errors
+    return {str(error.key): error.message for error in errors}
+
+
+def service(name: str, text: str = "", package: str = "") -> str:
+    return f'[[service]]\nname = "{name}"\npackage = "./{package or name}"\n{text}\n'
+
+
+def manifest(folder: str, name: str) -> manifests.Manifest:
+    return next(member for member in stacks.load(folder).members if member.name == name).loaded.manifest
+
+
+def test_services_come_after_those_that_they_depend_on(shop: Any) -> None:
+    text = service("a", 'depends_on = ["b", "c"]', "api") + service("b", 'depends_on = { c = "started" }', "api")
+    stack = stacks.load(shop(text + service("c", "", "db") + service("d", "", "db")))
+    order = [member.name for member in stack.members]
+    assert sorted(order) == ["a", "b", "c", "d"] and order.index("c") < order.index("b") < order.index("a")
+    assert {member.name: member.after for member in stack.members} == {
+        "a": {"b": "started", "c": "started"},
+        "b": {"c": "started"},
+        "c": {},
+        "d": {},
+    }
+
+
+def test_keys_of_the_stack_lie_over_those_of_the_manifest(shop: Any) -> None:
+    folder = shop(
+        service(
+            "web",
+            'ports = ["8081:80"]\nnetworks = ["front", "back"]\naliases = ["www"]\npolicy = { deny_from = ["db"] }\n'
+            '[service.environment]\nLEVEL = "debug"\nNEW = "x"\n[service.binary]\nargs = ["2"]\n'
+            '[service.service]\nrestart = "no"\n[service.healthcheck]\nhttp = "http://127.0.0.1:80/"\n'
+            '[service.volumes]\ndata = { mount = "/data", tmpfs = true }\n',
+            "api",
+        ),
+        api='[environment]\nLEVEL = "info"\nKEPT = "y"\n[service]\nstop_timeout = "1s"\n[healthcheck]\ntcp = 80\nretries = 7\n'
+        '[volumes]\ndata = { mount = "/d", host = "/srv", mode = "ro" }\nmore = { mount = "/more" }\n'
+        '[network]\nnetwork = "back"\nports = ["80:80", "81:81"]\nhostname = "shop"\n'
+        '[network.policy]\nallow_from = ["web"]\n',
+    )
+    found = manifest(folder, "web")
+    assert found.package.name == "web" and found.package.version == "1"
+    assert found.environment == {"LEVEL": "debug", "KEPT": "y", "NEW": "x"}
+    assert (found.binary.entrypoint, found.binary.args) == ("/usr/bin/sleep", ("2",))
+    assert (found.service.restart, found.service.stop_timeout) == ("no", "1s")
+    assert manifests.networks(found) == ("front", "back")
+    assert (found.network.ports, found.network.hostname, found.network.aliases) == (("8081:80",), "shop", ("www",))
+    assert (found.network.policy.allow_from, found.network.policy.deny_from) == (("web",), ("db",))
+    assert found.healthcheck is not None
+    assert (found.healthcheck.tcp, found.healthcheck.http, found.healthcheck.retries) == (
+        None,
+        "http://127.0.0.1:80/",
+        7,
+    )
+    assert found.volumes["data"].host is None and found.volumes["data"].tmpfs
+    assert found.volumes["more"].mount == "/more"
+
+
+def test_one_package_can_be_several_services(shop: Any) -> None:
+    stack = stacks.load(shop(service("one", "", "api") + service("two", "", "api")))
+    assert [member.name for member in stack.members] == ["one", "two"]
+    assert len({member.loaded.path for member in stack.members}) == 1
+
+
+def test_networks_are_as_net_create_knows_them(shop: Any) -> None:
+    text = '[networks]\na = { subnet = "10.99.1.0/24", gateway = "10.99.1.9", mtu = 1400 }\nb = { ipv6 = true, internal = true }\n'
+    text += 'c = { subnet = ["10.99.2.0/24", "fd00:2::/64"], gateway = ["fd00:2::9"] }\nd = {}\n'
+    networks = stacks.load(shop(text + service("db"))).networks
+    assert networks["a"] == model.Network(subnet="10.99.1.0/24", gateway="10.99.1.9", mtu=1400)
+    assert (networks["a"].subnets, networks["a"].gateways) == (("10.99.1.0/24",), ("10.99.1.9",))
+    assert networks["b"] == model.Network(ipv6=True, internal=True) and networks["b"].subnets == ()
+    assert networks["c"].subnets == ("10.99.2.0/24", "fd00:2::/64") and networks["c"].gateways == ("fd00:2::9",)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "words"),
+    [
+        (service("db", 'depends_on = ["dbb"]') + service("x", "", "db"), "service[0].depends_on[0]", "no such service"),
+        (service("db", 'depends_on = { ap = "started" }') + service("api"), "service[0].depends_on.ap", "api"),
+        (service("db", 'depends_on = { api = "ready" }') + service("api"), "service[0].depends_on.api", '"healthy"'),
+        (
+            service("db", 'depends_on = { api = "healthy" }') + service("api"),
+            "service[0].depends_on.api",
+            "no healthcheck",
+        ),
+        (service("db", 'depends_on = ["db"]'), "service[0].depends_on", "db -> db"),
+        (service("db") + service("db", "", "api"), "service[1].name", "service[0] has it"),
+        (service("Db", "", "db"), "service[0].name", '"D"'),
+        (service("db", "", "nowhere"), "service[0].package", "no such file"),
+        (service("db", 'prots = ["80:80"]'), "service[0].prots", "service[0].ports"),
+        (service("db", 'ports = ["80:x"]'), "service[0].ports[0]", "no port"),
+        (service("db", 'mode = "share"'), "service[0]", "network.share"),
+        (service("db", 'ip = "10.99.1.300"'), "service[0].ip", "no IPv4 address"),
+        (service("db", "[service.environment]\nA = 1"), "service[0].environment.A", "number"),
+        (service("db", '[service.environment]\n"A B" = "x"'), 'service[0].environment."A B"', "variable"),
+        (service("db", '[service.binary]\nentry = "x"'), "service[0].binary.entry", "service[0].binary.entrypoint"),
+        (service("db", "policy = { allow_form = [] }"), "service[0].policy.allow_form", "service[0].policy.allow_from"),
+        (service("db", 'policy = { allow_from = ["x y"] }'), "service[0].policy.allow_from[0]", "x y"),
+        (service("db", "[service.network]\nports = []"), "service[0].network", "a table"),
+        ("[networks]\nA = {}\n" + service("db"), "networks.A", '"A"'),
+        ('[networks]\nx = { subnet = "10.0.0.1/24" }\n' + service("db"), "networks.x.subnet", "host bits"),
+        (
+            '[networks]\nx = { subnet = ["10.1.0.0/24", "10.2.0.0/24"] }\n' + service("db"),
+            "networks.x.subnet",
+            "one IPv4",
+        ),
+        ("[networks]\nx = { mtu = 12 }\n" + service("db"), "networks.x.mtu", "576"),
+        ("[networks]\nx = { vlan = 12 }\n" + service("db"), "networks.x.vlan", "unknown"),
+        ("", "service", "missing"),
+        ("service = []\n", "service", "empty"),
+        ("[[services]]\n", "services", "service"),
+    ],
+)
+def test_wrong_value_is_told_with_file_key_and_what_is_right(shop: Any, text: str, key: str, words: str) -> None:
+    head = f"{text}{HEAD}" if text.startswith("service =") else HEAD + text
+    found = errors_of(shop("", head))
+    assert key in found and words in found[key], found
+
+
+def test_all_errors_come_at_once(shop: Any) -> None:
+    text = "[networks]\nx = { mtu = 1 }\n" + service("db", 'depends_on = ["y"]\nports = ["x"]\nfoo = 1')
+    found = errors_of(
+        shop(text + service("b", 'ports = ["y"]', "api") + service("c", "", "nowhere"), '[stack]\nname = "S"\n')
+    )
+    wanted = {"stack.name", "networks.x.mtu", "service[0].depends_on[0]", "service[0].ports[0]", "service[0].foo"}
+    assert wanted | {"service[1].ports[0]", "service[2].package"} <= set(found)
+
+
+def test_errors_of_a_manifest_by_itself_name_the_manifest(shop: Any) -> None:
+    folder = shop(service("db") + service("api"), db='[network]\nports = ["0:1"]\n')
+    found = errors_of(folder)
+    assert list(found) == ["network.ports[0]"]
+    assert found["network.ports[0]"].startswith(f"{folder}/db/manifest.toml: ")
+
+
+def test_manifest_that_does_not_go_with_the_stack_names_both(shop: Any) -> None:
+    folder = shop(service("db", 'networks = ["a", "b"]'), db='[network]\nip = "10.99.0.9"\n')
+    found = errors_of(folder)
+    assert found["service[0]"].startswith(
+        f"{folder}/stack.toml: service[0]: with {folder}/db/manifest.toml: network.ip"
+    )
+
+
+def test_circle_is_named_in_its_order(shop: Any) -> None:
+    text = "".join(
+        service(a, f'depends_on = ["{b}"]', "api") for a, b in (("a", "b"), ("b", "c"), ("c", "a"), ("d", "a"))
+    )
+    (words,) = errors_of(shop(text)).values()
+    assert any(f"{way}; right" in words for way in ("a -> b -> c -> a", "b -> c -> a -> b", "c -> a -> b -> c")), words
+
+
+def test_a_thousand_services_in_a_row_are_put_in_order(shop: Any) -> None:
+    after = {f"s{n}": [f"s{n + 1}"] for n in range(3000)} | {"s3000": []}
+    assert model.ordered(after)[0] == "s3000"
+
+
+def test_outline_needs_the_name_alone(shop: Any) -> None:
+    text = service("db", "foo = 1", "nowhere") + service("api", 'depends_on = { db = "healthy" }')
+    outline = model.outline(shop(text + "[networks]\nx = 3\n"))
+    assert (outline.name, outline.after) == ("shop", {"db": (), "api": ("db",)})
+    for head, key in (("", "stack"), ("[stack]\n", "stack.name"), ("[stack]\nname = 3\n", "stack.name")):
+        with pytest.raises(NisoError) as caught:
+            model.outline(shop(text, head))
+        assert f"stack.toml: {key}" in caught.value.message, key
+    with pytest.raises(InvalidInput, match=r"line 1, column"):
+        model.outline(shop("", "[stack"))
+    with pytest.raises(NotFound, match=r"/nowhere/stack\.toml: no such file"):
+        model.outline("/nowhere")
+
+
+@pytest.mark.parametrize("path", ["", "stack.toml"])
+def test_argument_is_the_folder_or_the_file(shop: Any, path: str) -> None:
+    folder = shop(service("db"))
+    assert stacks.load(f"{folder}/{path}").path == f"{folder}/stack.toml"
