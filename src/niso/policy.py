@@ -296,11 +296,13 @@ def _published(
         for known in world.services.values():
             for each in known.ports if known.active else ():
                 inside = each.host_port and each.host_port <= port <= each.last
+                # published are the families of its first network
+                inside = inside and any(_family(a) == to.version for e in known.endpoints[:1] for a in e.addresses)
                 if inside and each.proto == proto and each.host_ip in hosts and to.version in each.families:
                     shared = [endpoint for endpoint in known.endpoints if endpoint.network == entered]
                     for endpoint in (*shared, *known.endpoints[:1]):
                         for address in endpoint.addresses:
-                            if ipaddress.ip_address(address).version == to.version:
+                            if _family(address) == to.version:
                                 return known, endpoint.network, address, each.container_port + port - each.host_port
     return None
 
@@ -315,6 +317,10 @@ def _leaves_by(world: World, known: Known, to: _Address) -> str | None:
 
 
 # --- addresses -------------------------------------------------------------------------------------------------------
+
+
+def _family(address: str) -> int:
+    return 6 if ":" in address else 4
 
 
 def _holder(world: World, address: str) -> _Holder | None:
