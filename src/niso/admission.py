@@ -219,7 +219,7 @@ def _free_uid(store: Store, service: str) -> int:
     for uid in sorted(kept.pop(service, ())):
         if uid >= targets.FIRST_UID and store.free_uid(uid) == uid:
             return uid
-    return store.free_uid(targets.FIRST_UID, frozenset().union(*kept.values()))
+    return store.free_uid(targets.FIRST_UID, set().union(*kept.values()))
 
 
 def _spec(store: Store, target: Target, copy: str, generation: int, uid: int, provider: str | None) -> ProcessSpec:

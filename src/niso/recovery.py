@@ -88,7 +88,8 @@ def undo(store: Store, intents: list[Intent], report: Report) -> dict[str, NisoE
 def _start_again(store: Store, name: str) -> None:
     restored = store.service(name)
     if restored is not None and restored.active:
-        if not process.at_home(name):  # its namespace was another one meanwhile
+        # its namespace was another one meanwhile, or it was about to end
+        if not process.at_home(name) or process.stop_begun(name):
             process.stop(name)
         if process.status(name).state in ("none", "failed"):
             process.start(spec.parse(restored.spec))
@@ -106,10 +107,12 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
         name = intent.service
         now, was = store.service(name), before(intent)
         old = spec.parse(was.spec) if was is not None and was.active else None
-        # whether it was shown another hosts file by now is not asked: it is shown the old one again
-        if old is not None and now is not None and rehost.can(spec.parse(now.spec), old):
-            shown.append(old)
-        elif now is None or was is None or not _runs_with(name, was.spec):
+        now_spec = spec.parse(now.spec) if now is not None else None
+        if old is not None and now_spec is not None and (rehost.can(now_spec, old) or _runs_with(name, old)):
+            # whether it was shown another hosts file by now is not asked: its own may have been away, so it is shown that again
+            if now_spec.hosts_folder != old.hosts_folder and old.hosts_folder and process.status(name).pid is not None:
+                shown.append(old)
+        else:
             process.stop(name, 0)
         ports[name] = [port for _, port in store.ports(name)] if now is not None and now.provider else []
         on.update(now.networks if now else ())
@@ -154,5 +157,5 @@ def _forget_failed(name: str, kept: ServiceRow | None) -> None:
         volumes.remove_empty(name)
 
 
-def _runs_with(name: str, spec_text: str) -> bool:
-    return spec.load(name) == spec.parse(spec_text) and process.runs(name)
+def _runs_with(name: str, wanted: spec.ProcessSpec) -> bool:
+    return spec.load(name) == wanted and process.runs(name)

@@ -360,6 +360,7 @@ def recover(store: Store, report: Report = silent, names: Iterable[str] = ()) ->
                     begun.append(intent)
                 else:
                     errors |= _finish(store, intent, report)
+                    locks.close()  # each is whole by itself
             errors |= undo(store, begun, report) if begun else {}
     for name, error in errors.items():
         report(f"{name}: what was begun cannot be ended yet: {error.message}")

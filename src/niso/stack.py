@@ -16,6 +16,7 @@ from niso.model import manifest
 from niso.model import stack as model
 from niso.model.stack import Stack
 from niso.networks import Wish
+from niso.runtime import volumes
 from niso.services import Outcome
 from niso.store.store import Store
 from niso.targets import Target
@@ -57,14 +58,22 @@ def up(store: Store, stack: Stack, timeout_s: float, report: Report = silent, dr
     return Up(outcomes, left, made, [name for name in stack.networks if name not in on])
 
 
-def down(store: Store, path: str, report: Report = silent, dry_run: bool = False) -> Down:
+def down(store: Store, path: str, report: Report = silent, dry_run: bool = False, with_volumes: bool = False) -> Down:
     """Deactivate all services of a stack, each before those that it depends on; their leases and networks stay.
 
-    Needs the stack's name alone to be right in its file. Raises NisoError.
+    ``with_volumes`` their named volumes go. Needs the stack's name alone to be right in its file. Raises NisoError.
     """
     outline = model.outline(path)
     names = members(store, outline)
+    for name in names if with_volumes else ():
+        volumes.check_removable(name)  # before anything is stopped
     ended = services.deactivate(store, names, report, dry_run, needs=outline.after)
+    if with_volumes and dry_run:
+        for name in names:
+            if kept := volumes.kept(name):
+                report(f"remove the volumes of {name}: {', '.join(kept)}")
+    elif with_volumes:
+        services.remove_volumes(store, names, report)
     return Down(outline.name, ended if not dry_run else [(name, True) for name in names])
 
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from unittest import mock
 
 ROUNDS = 3
@@ -43,6 +44,11 @@ def package(name: str, number: int) -> str:
     with open(f"{folder}/manifest.toml", "w") as file:
         file.write(text)
     return folder
+
+
+def each_of(what: Callable[[list[str]], None], several: list[list[str]]) -> None:
+    for each in several:
+        what(each)
 
 
 def timed(what: Callable[[], object]) -> float:
@@ -88,8 +94,8 @@ def measure(count: int, profile: str | None) -> None:
             ("together", [(folders, names)]),
             ("one by one", [([f], [n]) for f, n in zip(folders, names, strict=True)]),
         ):
-            up = timed(lambda some=some: [activate(each) for each, _ in some])  # type: ignore[misc]
-            down = timed(lambda some=some: [deactivate(each) for _, each in some])  # type: ignore[misc]
+            up = timed(partial(each_of, activate, [folders for folders, _ in some]))
+            down = timed(partial(each_of, deactivate, [names for _, names in some]))
             figures.setdefault(f"activate {way}", []).append(up)
             figures.setdefault(f"deactivate {way}", []).append(down)
     medians = {name: statistics.median(each) for name, each in figures.items()}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import Lab
-from fault_world import World
+from fault_world import World, differences
 
 LONG = os.environ.get("NISO_TEST_LONG") == "1"
 KILLS = 5
@@ -73,9 +73,23 @@ def prepare(world: World, text: str | None) -> None:
         world.niso("stack", "up", "/tmp/stack")
 
 
+def recovered(world: World, wanted: dict[str, Any], what: str) -> None:
+    """As `World.wait_for_snapshot`, but that a lock's file may stay, of a service that never came to be."""
+    last: list[str] = []
+
+    def same() -> bool:
+        last[:] = [line for line in differences(wanted, world.snapshot()) if "too much /run/niso/locks/" not in line]
+        return not last
+
+    try:
+        world.lab.wait_for(same, 5, what)
+    except BaseException:
+        raise AssertionError(f"{what}:\n" + "\n".join(last)) from None
+
+
 def stack(world: World) -> set[str]:
     rows = json.loads(world.niso("stack", "status", "/tmp/stack", "--json").stdout)
-    return {row["service"] for row in rows}
+    return {row["service"] for row in rows if row["mode"]}  # the others are in the file alone
 
 
 def kills(world: World, first: str | None, command: tuple[str, ...], text: str) -> Iterator[tuple[str, Any, Any]]:
@@ -100,11 +114,10 @@ def test_up_killed_at_any_step_leaves_no_half_stack_and_converges(world: World, 
     command = ("stack", "up", "/tmp/stack")
     for what, before, wanted in kills(world, first, command, OTHER):
         world.niso("net", "repair")
-        found = world.snapshot()
         # undone, or done but for the last step: its clean-up
         names = stack(world)
         assert names in ({"db", "new"}, {"db", "old"} if first else set()), what
-        world.wait_for_snapshot(wanted if "new" in names else before, f"{what}: recovered {sorted(found['homes'])}")
+        recovered(world, wanted if "new" in names else before, f"{what}: recovered")
         world.assert_content()
         world.niso(*command)
         world.wait_for_snapshot(wanted, f"{what}: after the same command again")
@@ -117,7 +130,7 @@ def test_down_killed_at_any_step_is_finished(world: World) -> None:
     for what, before, wanted in kills(world, OTHER, command, OTHER):
         world.niso("net", "repair")
         begun = wanted if not world.snapshot()["homes"] else before
-        world.wait_for_snapshot(begun, f"{what}: recovered")
+        recovered(world, begun, f"{what}: recovered")
         world.niso(*command)
         world.wait_for_snapshot(wanted, f"{what}: after the same command again")
         assert stack(world) == {"db", "new"}
@@ -137,6 +150,6 @@ def test_step_of_up_that_is_refused_undoes_it(world: World) -> None:
             assert number == len(points)
             continue
         assert done.returncode == 1 and "input/output error" in done.stderr.lower(), points[number - 1]
-        world.wait_for_snapshot(before, f"EIO at {number}, {points[number - 1]!r}")
+        recovered(world, before, f"EIO at {number}, {points[number - 1]!r}")
         assert stack(world) == {"db", "old"}
         world.assert_content()

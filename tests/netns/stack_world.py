@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from conftest import Lab
@@ -54,6 +55,12 @@ def write(lab: Lab, *services: dict[str, Any], name: str = "shop", networks: dic
             lines += [f"[service.{key}]", *(f"{inner} = {toml(each)}" for inner, each in value.items())]
     lab.write(f"{FOLDER}/stack.toml", "\n".join(lines) + "\n")
     return FOLDER
+
+
+def members(lab: Lab) -> list[str]:
+    """The known services of the stack; status shows those that are in the file alone too."""
+    rows = json.loads(lab.niso("stack", "status", FOLDER, "--json").stdout)
+    return [row["service"] for row in rows if row["mode"]]
 
 
 def service(name: str, folder: str, **keys: Any) -> dict[str, Any]:

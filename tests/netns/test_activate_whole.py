@@ -195,7 +195,7 @@ def test_second_state_folder_in_one_network_namespace_is_refused(lab: Lab) -> No
 
 
 def test_all_errors_of_a_manifest_come_at_once_with_their_keys(lab: Lab) -> None:
-    folder = idle(lab, "api", network={"ports": ["0:80", "x:1"], "mode": "host", "colour": 1}, healthcheck={"tcp": 80})
+    folder = idle(lab, "api", network={"ports": ["0:80", "x:1"], "mode": "nat", "colour": 1}, healthcheck={"tcp": 0})
     said = refused(lab, "activate", folder)
     for key in ("network.ports[0]", "network.ports[1]", "network.mode", "network.colour", "healthcheck"):
         assert key in said, said

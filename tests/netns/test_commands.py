@@ -279,7 +279,7 @@ def test_schema_accepts_the_examples_and_refuses_an_unknown_key(lab: Lab) -> Non
     for path in manifests:
         manifest = tomllib.loads(path.read_text())
         assert list(validator.iter_errors(manifest)) == []
-        manifest["network"]["colour"] = 1
+        manifest.setdefault("network", {})["colour"] = 1
         assert list(validator.iter_errors(manifest))
 
 

@@ -286,6 +286,19 @@ def test_deleting_a_link_takes_both_ends_and_twice_is_fine() -> None:
     assert {link["ifname"] for link in ip("-n niso-api link")} == {"lo"}
 
 
+@throw_away_host
+def test_several_links_are_deleted_together_and_no_others() -> None:
+    many = [f"v{number}" for number in range(150)]
+    for name in (*many, "kept"):
+        sh(f"ip link add {name} type veth peer name {name}p")
+    sh("ip link set kept group 7")
+    with Rtnl() as rtnl:
+        rtnl.delete_links([*many, "absent"])
+        assert names() == {"lo", "kept", "keptp"}
+        rtnl.delete_links(["absent", "v0"])
+    assert names() == {"lo", "kept", "keptp"}
+
+
 @pytest.mark.parametrize(("cidr", "flag"), [("10.99.1.1/24", ""), ("fd00:99::1/64", "nodad")])
 @throw_away_host
 def test_address_is_added_once_read_and_deleted(cidr: str, flag: str) -> None:

@@ -48,7 +48,8 @@ def test_host_mode_is_the_hosts_network_and_nothing_else_of_the_host(lab: Lab) -
     lab.niso("activate", open_(lab))
     after = snapshots.take(lab)
     assert lives_in(lab, "open") == home_of(lab, "self")
-    # no namespace, link, rule, sysctl, forwarding: nothing of the kernel's network is touched
+    # no namespace, link, rule, sysctl, forwarding: nothing of the kernel's network is touched, nor is anything to be put back
+    assert after["store"]["sysctl"] == []
     assert (
         snapshots.differences({key: before[key] for key in KERNEL[:3]}, {key: after[key] for key in KERNEL[:3]}) == []
     )

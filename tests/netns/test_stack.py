@@ -9,7 +9,7 @@ import pytest
 import snapshots
 from conftest import Lab
 from services import HOST, address, answer, echo, environment_of, idle, package, pid_of, ps, refused
-from stack_world import needs, server, service, write
+from stack_world import members, needs, server, service, write
 
 BACKEND = {"backend": {"subnet": "10.99.7.0/24"}}
 HEALTHY = {"tcp": 80, "interval": "200ms"}
@@ -44,7 +44,7 @@ def test_up_makes_networks_and_starts_each_service_when_what_it_needs_is_healthy
     ]
     assert networks(lab) == {"backend": "10.99.7.0/24"}
     assert address(lab, "db").startswith("10.99.7.") and lab.niso("logs", "api").stdout == "start reached\n"
-    assert [row["service"] for row in json.loads(lab.niso("stack", "status", "/tmp/stack", "--json").stdout)] == [
+    assert members(lab) == [
         "api",
         "db",
     ]
@@ -130,7 +130,7 @@ def test_service_that_left_the_file_ends_and_what_it_had_is_free_for_others(lab:
     assert "web: inactive, it left the stack" in done.stdout.splitlines()
     assert answer(lab, HOST, 8080, "client").startswith("www ")
     assert (ps(lab, "web")["status"], pid_of(lab, "job")) == ("inactive", job)
-    assert [row["service"] for row in json.loads(lab.niso("stack", "status", folder, "--json").stdout)] == [
+    assert members(lab) == [
         "job",
         "www",
     ]
@@ -157,7 +157,7 @@ def test_failed_up_leaves_networks_services_and_those_that_would_have_left_as_th
     assert answer(lab, HOST, 8080, "client").startswith("web ") and pid_of(lab, "job") == job
     assert networks(lab).keys() == {"niso-default"}
     assert {row["service"] for row in json.loads(lab.niso("ps", "--json").stdout)} == {"web", "job"}
-    assert [row["service"] for row in json.loads(lab.niso("stack", "status", folder, "--json").stdout)] == [
+    assert members(lab) == [
         "job",
         "web",
     ]
@@ -205,7 +205,7 @@ def test_services_that_were_activated_singly_can_join_and_one_can_be_removed_alo
     up(lab, folder)
     assert pid_of(lab, "db") == pid
     lab.niso("remove", "web")
-    assert [row["service"] for row in json.loads(lab.niso("stack", "status", folder, "--json").stdout)] == ["db"]
+    assert members(lab) == ["db"]
     assert networks(lab).keys() == {"niso-default"}  # which went with its last service
     assert "web: active" in up(lab, folder) and pid_of(lab, "db") == pid
     lab.niso("remove", "web", "db")
@@ -229,6 +229,31 @@ def test_what_takes_over_a_second_is_told(lab: Lab) -> None:
     )
     lab.niso("stack", "up", write(lab, service("old", stubborn)))
     assert lab.niso("stack", "down", "/tmp/stack").stderr == "niso: stop old (1s)\n"
+
+
+def test_down_deletes_volumes_where_it_is_told_to(lab: Lab) -> None:
+    keeps = idle(lab, "db", volumes={"data": {"mount": "/data"}, "more": {"mount": "/more"}})
+    folder = write(lab, service("db", keeps), service("web", idle(lab, "web")))
+    up(lab, folder)
+    lab.niso("exec", "db", "--", "touch", "/data/kept")
+    lab.niso("stack", "down", folder)
+    up(lab, folder)
+    assert lab.niso("exec", "db", "--", "ls", "/data").stdout == "kept\n"
+    planned = lab.niso("stack", "down", "--volumes", "--dry-run", folder).stdout
+    assert planned.splitlines()[-1] == "remove the volumes of db: data, more"
+    assert lab.niso("stack", "down", "--volumes", "-v", folder).stderr == planned
+    up(lab, folder)
+    assert lab.niso("exec", "db", "--", "ls", "/data").stdout == ""
+
+
+def test_status_shows_what_is_not_up_yet_too(lab: Lab) -> None:
+    folder = write(lab, service("db", idle(lab, "db")), service("web", "/nowhere"))
+    rows = json.loads(lab.niso("stack", "status", folder, "--json").stdout)
+    assert [(row["service"], row["status"], row["mode"]) for row in rows] == [
+        ("db", "inactive", None),
+        ("web", "inactive", None),
+    ]
+    assert lab.niso("stack", "status", folder).stdout.splitlines()[2].split() == ["web", "inactive", *("-",) * 5]
 
 
 def test_interrupted_up_is_undone(lab: Lab) -> None:

@@ -67,7 +67,7 @@ LAYERS: dict[str, set[str]] = {
         "runtime",
         "store",
     },
-    "stack": VOCABULARY | {"membership", "networks", "services", "targets", "apply", "model", "store"},
+    "stack": VOCABULARY | {"membership", "networks", "services", "targets", "apply", "model", "runtime", "store"},
     "boot": VOCABULARY | {"services", "starting", "targets", "apply", "runtime", "store"},
     "seen": VOCABULARY | {"policy", "kernel", "render", "store"},
     "prove": VOCABULARY | {"seen", "policies", "policy", "kernel", "store"},

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from niso.cli import output
 from niso.errors import UsageError
+from niso.records import Port
 from niso.store.store import ServiceRow, Store
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def configure(name: str, parser: argparse.ArgumentParser) -> None:
 def run(name: str, args: argparse.Namespace) -> int:
     store = Store.open(create=False)
     if name == "ps":
-        return _ps(store, args.json)
+        return ps(store, args.json)
     service = store.resolve(args.name)
     if name == "inspect":
         row = store.service(service)
@@ -91,15 +92,19 @@ def _healths(rows: Iterable[ServiceRow]) -> dict[str, Health]:
     return health.look(asked)
 
 
-def _ps(store: Store, as_json: bool, only: list[str] | None = None) -> int:
-    rows = []
-    known = [row for row in store.services() if only is None or row.name in only]
+def ps(store: Store, as_json: bool, only: Iterable[str] | None = None) -> int:
+    """Print the table of all known services, or of ``only`` these, whether they are known or not."""
+    rows: list[tuple[str, str, str, str, list[Port], float | None]] = []
+    wanted = None if only is None else set(only)
+    known = [row for row in store.services() if wanted is None or row.name in wanted]
     healths = _healths(known)
     for row in known:
         words, uptime, _ = _status(row)
         address = ", ".join(address for _, address in store.addresses(row.name)) if row.active else ""
         ports = [port for _, port in store.ports(row.name)] if row.active else []
         rows.append((row.name, words, row.mode, address, ports, uptime))
+    rows += [(name, "inactive", "-", "", [], None) for name in (wanted or set()) - {row.name for row in known}]
+    rows.sort()
     if as_json:
         output.as_json(
             [
@@ -107,7 +112,7 @@ def _ps(store: Store, as_json: bool, only: list[str] | None = None) -> int:
                     "service": name,
                     "status": words,
                     "health": healths[name].state if name in healths else None,
-                    "mode": mode,
+                    "mode": None if mode == "-" else mode,
                     "address": address,
                     "ports": output.ports_json(ports, store.port_families(name)),
                     "uptime": None if uptime is None else round(uptime, 3),

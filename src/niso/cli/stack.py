@@ -26,7 +26,7 @@ examples:
   niso stack up --dry-run             what it would do
 """,
     "down": """\
-Addresses, networks and volumes stay; niso remove NAME forgets a service, and its networks go with the last one.
+Addresses, networks and, without --volumes, volumes stay; niso remove NAME forgets a service, and its networks go with the last one.
 
 examples:
   niso stack down examples/shop
@@ -59,6 +59,8 @@ def run(_: str, args: argparse.Namespace) -> int:
         parser.add_argument(
             "--timeout", default="60s", metavar="TIME", help="how long to wait for each service (default 60s)"
         )
+    if action == "down":
+        parser.add_argument("--volumes", action="store_true", help="delete the services' named volumes too")
     if action != "status":
         parser.add_argument("--dry-run", action="store_true", help="print the steps and change nothing")
         parser.add_argument("-v", "--verbose", action="store_true", help="print each step")
@@ -102,7 +104,7 @@ def _up(args: argparse.Namespace) -> int:
 def _down(args: argparse.Namespace) -> int:
     store = Store.open(create=False)
     with Progress() as progress:
-        done = stack.down(store, args.dir, _report(args, progress), args.dry_run)
+        done = stack.down(store, args.dir, _report(args, progress), args.dry_run, args.volumes)
     if args.dry_run:
         return 0
     if args.json:
@@ -120,7 +122,7 @@ def _status(args: argparse.Namespace) -> int:
 
     outline = model.outline(args.dir)
     store = Store.open(create=False)
-    return look._ps(store, args.json, store.stack_members(outline.name))
+    return look.ps(store, args.json, {*outline.after, *store.stack_members(outline.name)})
 
 
 def _report(args: argparse.Namespace, progress: Progress) -> Report:

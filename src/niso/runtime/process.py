@@ -260,10 +260,13 @@ def status(service: str) -> Status:
 
 def runs(service: str) -> bool:
     """Whether it runs, or will again by its restart policy, and nobody has begun to stop it."""
+    return not stop_begun(service) and status(service).state in ("running", "starting", "restarting")
+
+
+def stop_begun(service: str) -> bool:
+    """Whether somebody has begun to stop its present run, and not finished."""
     record = read_json(os.path.join(paths.service_dir(service), "state.json"))
-    if record is None or os.path.exists(f"{bundle_of(service, int(record['run']))}/{launch.STOPPING}"):
-        return False
-    return status(service).state in ("running", "starting", "restarting")
+    return record is not None and os.path.exists(f"{bundle_of(service, int(record['run']))}/{launch.STOPPING}")
 
 
 def at_home(service: str) -> bool:

@@ -146,17 +146,20 @@ def kept(service: str) -> list[str]:
         return []
 
 
-def owners() -> dict[str, frozenset[int]]:
+def owners() -> dict[str, set[int]]:
     """Service: the uids of the named volumes that are kept of it."""
     top = os.path.dirname(paths.volume_dir("-"))
     try:
         services = os.listdir(top)
     except FileNotFoundError:
         return {}
-    found = {}
-    for service in services:
-        folders = (os.path.join(paths.volume_dir(service), name) for name in kept(service))
-        found[service] = frozenset(os.lstat(folder).st_uid for folder in folders)
+    found: dict[str, set[int]] = {service: set() for service in services}
+    for service, uids in found.items():
+        for name in kept(service):
+            try:
+                uids.add(os.lstat(os.path.join(paths.volume_dir(service), name)).st_uid)
+            except FileNotFoundError:  # removed meanwhile
+                continue
     return found
 
 
