@@ -12,7 +12,7 @@ from niso import names
 from niso.errors import NisoError, UsageError
 from niso.kernel import probe
 from niso.policy import PORTED, Known, Reason, Verdict, World, decide
-from niso.records import Entry, Network, Policy
+from niso.records import Entry, Network, Policy, Port
 from niso.render import nft
 from niso.render import policy as chains
 from niso.state import Element
@@ -128,16 +128,24 @@ def resolve(store: Store, text: str) -> End:
 def _end(store: Store, service: str) -> End:
     row, home = store.service(service), store.service(store.home(service))
     if row is not None and row.mode == "host":
-        words = f"{service} is of mode host: it sends and listens with the host's own addresses, as any program of the host"
+        words = (
+            f"{service} is of mode host: it sends and listens with the host's own addresses, as any program of the host"
+        )
         raise NisoError(words, "ask for host in its place: niso net explain host TO, or FROM host:PORT")
     if row is not None and home is None:
-        raise NisoError(f"{service} shares the network of {row.provider}, which is not known", f"niso inspect {service}")
+        raise NisoError(
+            f"{service} shares the network of {row.provider}, which is not known", f"niso inspect {service}"
+        )
     if home is not None and home.mode == "none":
         whose = f"{service} is" if home.name == service else f"{service} shares the network of {home.name}, which is"
-        raise NisoError(f"{whose} of mode none: it has its own loopback and nothing else", 'mode = "bridge" has a network')
+        raise NisoError(
+            f"{whose} of mode none: it has its own loopback and nothing else", 'mode = "bridge" has a network'
+        )
     if row is not None and home is not None and home.name != service:
         if not row.active:
-            raise NisoError(f"{service} is not active: it shares the network of {home.name}", f"niso activate {service}")
+            raise NisoError(
+                f"{service} is not active: it shares the network of {home.name}", f"niso activate {service}"
+            )
         return End(service=home.name, sharer=service)
     return End(service=service)
 
@@ -210,7 +218,7 @@ def _network_of(world: World, address: str) -> Network | None:
 
 def explain(store: Store, world: World, packet: Packet) -> Explanation:
     """The engine's verdict with the objects of the kernel that do the same."""
-    verdict = decide(world, *packet)
+    verdict = _named(store, packet, decide(world, *packet))
     sender, receiver = (world.services.get(party.service) for party in (verdict.source, verdict.destination))
     path, early, late = _path(store, world, packet, verdict)
     egress: tuple[Object, ...] = ()
@@ -226,6 +234,18 @@ def explain(store: Store, world: World, packet: Packet) -> Explanation:
         counted = egress if not verdict.egress.passes else egress + ingress
         counted = counted if not (verdict.egress.passes and verdict.ingress.passes) else counted + late
     return Explanation(packet, verdict, path, egress, ingress, tuple(each for each in counted if each.counts))
+
+
+def _named(store: Store, packet: Packet, verdict: Verdict) -> Verdict:
+    """The verdict with the service that has the published port, where that shares the network of the one it leads to."""
+    provider = verdict.destination.service
+    for sharer in store.sharers(provider) if verdict.destination.address != packet.destination else ():
+        for _, port in store.ports(sharer):
+            if port.clashes(Port(packet.destination, packet.port or 0, 0, packet.proto)):
+                words = f"published port of {sharer}, which shares the network of {provider},"
+                named = verdict.path.words.replace(f"published port of {provider}", words, 1)
+                return verdict._replace(path=verdict.path._replace(words=named))
+    return verdict
 
 
 def other_family(store: Store, world: World, source: End, destination: End, packet: Packet) -> Explanation | None:

@@ -56,7 +56,8 @@ class PolicyRows:
             rows = self._db.execute("SELECT cidr FROM subnet WHERE network=? ORDER BY family", (name,)).fetchall()
             return (name if rows else "", tuple(row[0] for row in rows))
         found = self._db.execute(
-            "SELECT s.name, s.provider, s.active FROM host_name h JOIN service s ON s.name=h.service WHERE h.name=?", (name,)
+            "SELECT s.name, s.provider, s.active FROM host_name h JOIN service s ON s.name=h.service WHERE h.name=?",
+            (name,),
         ).fetchone()
         if found is None:
             return ("", ())
