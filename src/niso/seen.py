@@ -12,7 +12,7 @@ from niso import names
 from niso.errors import NisoError, UsageError
 from niso.kernel import probe
 from niso.policy import PORTED, Known, Verdict, World, decide
-from niso.records import Member, Network, Policed, Policy
+from niso.records import Member, Network, Policed, Policy, Port
 from niso.render import nft
 from niso.render import policy as rules
 from niso.state import Element
@@ -220,7 +220,7 @@ def _network_of(world: World, address: str) -> Network | None:
 
 def explain(store: Store, world: World, packet: Packet) -> Explanation:
     """The engine's verdict with the objects of the kernel that do the same."""
-    verdict = decide(world, *packet)
+    verdict = _named(store, packet, decide(world, *packet))
     sender, receiver = (world.services.get(party.service) for party in (verdict.source, verdict.destination))
     path, early, late = _path(store, world, packet, verdict)
     egress: tuple[Object, ...] = ()
@@ -240,6 +240,18 @@ def explain(store: Store, world: World, packet: Packet) -> Explanation:
         counted = egress if not verdict.egress.passes else egress + ingress
         counted = counted if not (verdict.egress.passes and verdict.ingress.passes) else counted + late
     return Explanation(packet, verdict, path, egress, ingress, tuple(each for each in counted if each.counts))
+
+
+def _named(store: Store, packet: Packet, verdict: Verdict) -> Verdict:
+    """The verdict with the service that has the published port, where that shares the network of the one it leads to."""
+    provider = verdict.destination.service
+    for sharer in store.sharers(provider) if verdict.destination.address != packet.destination else ():
+        for _, port in store.ports(sharer):
+            if port.clashes(Port(packet.destination, packet.port or 0, 0, packet.proto)):
+                words = f"published port of {sharer}, which shares the network of {provider},"
+                named = verdict.path.words.replace(f"published port of {provider}", words, 1)
+                return verdict._replace(path=verdict.path._replace(words=named))
+    return verdict
 
 
 def other_family(store: Store, world: World, source: End, destination: End, packet: Packet) -> Explanation | None:

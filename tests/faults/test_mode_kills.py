@@ -195,7 +195,7 @@ def test_step_that_is_refused_undoes_the_command(world: World, name: str) -> Non
     world.assert_content()
 
 
-@pytest.mark.parametrize("name", ["both-at-once", "bridge-to-share", "share-to-bridge", "provider-moves", "both-end"])
+@pytest.mark.parametrize("name", ["both-at-once", "share-to-bridge", "both-end"])
 def test_recovery_that_is_killed_too_is_recovered(world: World, name: str) -> None:
     case = CASES[name]
     command = case.command.split()

@@ -87,7 +87,8 @@ def test_hosts_is_never_half_written(lab: Lab) -> None:
     folder = package(lab, "reader", "/usr/bin/python3", "-ISu", "/app/read.py", files={"read.py": script})
     lab.niso("activate", folder, *(idle(lab, f"s{number}") for number in range(3)))
     for _ in range(3):
-        lab.niso("deactivate", "s0", "s1", "s2")
+        lab.niso("deactivate", "s0")
+        lab.niso("deactivate", "s1", "s2")  # in one edit
         lab.niso("activate", "s0", "s1", "s2")
     lines = {f"10.99.0.{number + 3}  s{number}.niso.local s{number}\n" for number in range(3)}
     texts = [eval(line) for line in lab.niso("logs", "reader").stdout.splitlines()]

@@ -241,7 +241,7 @@ def _log(args: argparse.Namespace) -> int:
     from niso import drops
 
     store = Store.open(create=False)
-    service = store.resolve(args.name) if args.name else None
+    service = store.home(store.resolve(args.name)) if args.name else None
     try:
         with drops.Log(store, service) as log:
             if not drops.logging(store, service):
