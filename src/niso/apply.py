@@ -66,7 +66,7 @@ def plan(store: Store, scope: Scope, before: State, trusting: bool = False) -> P
     Raises Conflict where something of a needed name is somebody else's, KernelError.
     """
     snapshot = store.snapshot(scope)
-    want = _possible(desired(snapshot))
+    want = _possible(desired(snapshot), before)
     mark = alias(store.state_id())
     candidates = union(want, before)
     known = {element.key() for element in before.elements} if trusting else set()
@@ -138,14 +138,17 @@ def desired_now(store: Store, scope: Scope) -> State:
     return _possible(desired(store.snapshot(scope)))
 
 
-def _possible(want: State) -> State:
-    """``want`` without sysctls that cannot be: of IPv6 where the kernel has none, of links of the host that are gone."""
+def _possible(want: State, before: State | None = None) -> State:
+    """``want`` without sysctls that cannot be: of IPv6 where the kernel has none, of links of the host that are gone or go."""
     made = {bridge.name for bridge in want.bridges}
+    going = {bridge.name for bridge in before.bridges} - made if before is not None else set()
     has_ipv6 = sysctl.read(FORWARDING6) is not None
 
     def gone(thing: Sysctl) -> bool:
         kind, _, link, name = (*thing.name.split("/")[1:], "", "")[:4]
         if kind == "ipv6" and not has_ipv6:
+            return True
+        if link in going and not thing.netns:
             return True
         kept = thing.netns or kind != "ipv6" or name not in ON or link in ("all", "default") or link in made
         return not kept and sysctl.read(thing.name) is None

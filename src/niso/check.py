@@ -129,8 +129,9 @@ def plan_mend(store: Store, report: Report) -> None:
 def mend(store: Store, report: Report = silent) -> int:
     """Recover what was left half-way, put everything right and start what should run; gives how much was done."""
     errors: list[NisoError] = []
+    recovered = 0
     try:
-        services.recover(store, report, [intent.service for intent in store.intents()])
+        recovered = services.recover(store, report, [intent.service for intent in store.intents()])
     except NisoError as error:
         errors.append(error)
     with Lock():
@@ -144,7 +145,7 @@ def mend(store: Store, report: Report = silent) -> int:
             portmap.flush_ports((port.proto, port.host_port, port.last) for _, port in store.active_ports())
             # and what came in while a policy was away is cut
             policies.cut(store, [name for name in store.active_services() if store.policy(name) is not None])
-    done = len(steps)
+    done = recovered + len(steps)
     for name in store.active_services():
         with service_lock(name):
             row = store.service(name)

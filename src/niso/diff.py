@@ -204,15 +204,14 @@ def _nft(want: State, have: State) -> tuple[list[AnyStep], list[AnyStep]]:
         if was is not None:
             early.append(Edit("delete", element))
         added.append(Edit("add", element))
-    links_go = bool(_keys(have.veths) - _keys(want.veths))
     going = {address.address.partition("/")[0] for address in have.addresses - want.addresses if address.netns}
-    renewed = {(edit.element.container, _own(edit.element)) for edit in added}
+    going |= {e.element.rpartition(" . ")[2] for e in before.values() if e.container in ("sources4", "sources6")}
+    renewed = {_room(edit.element) for edit in added} - {None}
     for element in sorted(before.values()):
         guards_on = element.container in nft.LATE
         if element.container in nft.POLICIES:
-            # what an address was denied holds until it is gone; but parts that replace others need their room at once
-            ends = set(element.element.split(" . ")[:2])
-            guards_on = bool(ends & going) or (links_go and (element.container, _own(element)) not in renewed)
+            # what an address was denied holds until it is gone; but intervals that replace others need their room at once
+            guards_on = bool(set(element.element.split(" . ")[:2]) & going) and _room(element) not in renewed
         (late if guards_on else early).append(Edit("delete", element))
     if not added:
         early, late = [], [*early, *late]
@@ -220,9 +219,13 @@ def _nft(want: State, have: State) -> tuple[list[AnyStep], list[AnyStep]]:
     return [*first], [NftTransaction(tuple(late))] if late else []
 
 
-def _own(element: Element) -> str:
-    """The address whose policy an element is of."""
-    return element.element.partition(" . ")[0]
+def _room(element: Element) -> tuple[str, ...] | None:
+    """What intervals of policies share, so that one may overlap another that is to go; None of what are no intervals."""
+    part = element.container.partition("_")[2]
+    if element.container not in nft.POLICIES or not nft.POLICY_PARTS.get(part, ("", False))[1]:
+        return None
+    own, peer = element.element.split(" . ")[:2]
+    return (element.container, own, peer) if part == "ports" else (element.container, own)
 
 
 def _guards_of_what_goes(want: State, have: State) -> set[Element]:

@@ -9,7 +9,7 @@ import json
 import sqlite3
 from collections.abc import Iterable
 
-from niso import ending, forwarding, names, package, paths, portmap
+from niso import ending, forwarding, names, package, paths, policies, portmap
 from niso.apply import Lock, Report, converge, desired_now
 from niso.errors import ErrorGroup, NisoError
 from niso.kernel import netns
@@ -132,6 +132,7 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
         restored = {name: row for name in ports if (row := store.service(name)) is not None and row.active}
         on.update(network for row in restored.values() for network in row.networks)
         scope = Scope(tuple(sorted(everyone)), tuple(sorted(on)), names=names_before)
+        policies.introduce(store, before_, desired_now(store, scope))
         converge(store, scope, before_, report, teardown=True)
         for name in ports.keys() - restored.keys():
             netns.clear_unfinished(names.netns(name))
@@ -142,6 +143,8 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
             rehost.show(old)
         ending.flush(before_, after)
         portmap.flush(before_, after)
+        # who connected meanwhile by what is undone
+        policies.cut(store, everyone)
         for name, had in ports.items():
             kept = {port for _, port in store.ports(name)} if name in restored else set()
             portmap.end_flows(port for port in had if port not in kept)

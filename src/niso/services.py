@@ -83,7 +83,9 @@ def activate(
                 ending.flush(before, reached)
                 portmap.flush(before, reached)
                 if policies.narrows(before, reached):
-                    policies.cut(store, [change.name for change in changes])
+                    # a name that shared an address may have been what let it
+                    shared = [row.provider for row in (*(c.before for c in changes), *leaving) if row and row.provider]
+                    policies.cut(store, [*(change.name for change in changes), *shared])
             starting.run(changes, timeout_s, report, after)
             with Lock(), store.transaction():
                 touched = _touched(store, changes, bool(steps))
@@ -336,14 +338,15 @@ def port_unforward(store: Store, name: str, port: Port, report: Report = silent)
         portmap.unforward(store, name, port, report)
 
 
-def recover(store: Store, report: Report = silent, names: Iterable[str] = ()) -> None:
-    """Finish or undo what a process that is gone left half-way. What a living one is at is left to it.
+def recover(store: Store, report: Report = silent, names: Iterable[str] = ()) -> int:
+    """Finish or undo what a process that is gone left half-way; gives of how many services. What a living one is at is left to it.
 
     What cannot be done for one of ``names`` is raised as an ErrorGroup at the end; for others it is only reported, since
     it is no business of the command that comes next.
     """
     concerned = set(names)
     errors: dict[str, NisoError] = {}
+    done = 0
     for activations, group in groupby(in_order(store, store.intents()), lambda intent: intent.action == "activate"):
         with ExitStack() as locks:
             begun = []
@@ -356,6 +359,7 @@ def recover(store: Store, report: Report = silent, names: Iterable[str] = ()) ->
                 intent = store.intent(found.service)
                 if intent is None or intent.action != found.action:  # somebody else was here
                     continue
+                done += 1
                 if activations:
                     begun.append(intent)
                 else:
@@ -367,6 +371,7 @@ def recover(store: Store, report: Report = silent, names: Iterable[str] = ()) ->
     told = [error for name, error in errors.items() if name in concerned]
     if told:
         raise ErrorGroup(told)
+    return done
 
 
 def _finish(store: Store, intent: Intent, report: Report) -> dict[str, NisoError]:

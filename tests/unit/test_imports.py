@@ -49,7 +49,8 @@ LAYERS: dict[str, set[str]] = {
     "policies": VOCABULARY | {"kernel", "policy", "render", "store"},
     "starting": VOCABULARY | {"admission", "apply", "model", "runtime", "store"},
     "ending": VOCABULARY | {"apply", "forwarding", "package", "policies", "portmap", "kernel", "runtime", "store"},
-    "recovery": VOCABULARY | {"ending", "apply", "forwarding", "portmap", "package", "kernel", "runtime", "store"},
+    "recovery": VOCABULARY
+    | {"ending", "apply", "forwarding", "policies", "portmap", "package", "kernel", "runtime", "store"},
     "membership": VOCABULARY | {"ending", "networks", "store"},
     "services": VOCABULARY
     | {

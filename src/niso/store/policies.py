@@ -67,7 +67,9 @@ class PolicyRows:
             for entry in each.policy.entries():
                 if entry.peer.kind == "network" or (entry.peer.kind == "service" and each.only is None):
                     wanted.add((entry.peer.kind, entry.peer.name))
-            for address in each.only or ():
+            # addresses that stand in the manifest are looked at whoever has them, so who that is must be known
+            single = [e.peer.name.partition("/")[0] for e in each.policy.entries() if e.peer.kind == "prefix"]
+            for address in () if each.only is None else {*each.only, *single}:
                 wanted.update(("service", name) for name in self._answers_to(address))
         return tuple(Member(kind, name, *self._meant(kind, name)) for kind, name in sorted(wanted))
 
