@@ -16,7 +16,7 @@ from conftest import Lab
 from fault_world import World, differences
 
 LONG = os.environ.get("NISO_TEST_LONG") == "1"
-KILLS = 5
+KILLS = 3
 REFUSALS = 3
 ERRNOS = {"EBUSY": "busy", "ENOSPC": "No space left", "ENOMEM": "Cannot allocate memory", "EIO": "Input/output error"}
 

@@ -18,7 +18,7 @@ from conftest import Lab, Process
 from fault_world import World
 
 LONG = os.environ.get("NISO_TEST_LONG") == "1"
-KILLS = 4
+KILLS = 3
 PROBER = pathlib.Path(__file__).parent / "policy_prober.py"
 DB, DB6, MOVED = "10.99.1.50", "fd00:99:1::3", "10.99.1.60"
 HOST, HOST6 = "192.0.2.1", "2001:db8::1"

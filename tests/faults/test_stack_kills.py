@@ -15,7 +15,7 @@ from conftest import Lab
 from fault_world import World, differences
 
 LONG = os.environ.get("NISO_TEST_LONG") == "1"
-KILLS = 5
+KILLS = 3
 
 ONE = """\
 [stack]

@@ -90,7 +90,7 @@ def test_connection_that_a_policy_let_in_which_is_undone_is_cut(shop: Shop, ends
 
 
 def test_network_without_ipv6_goes_while_another_forwards_it(shop: Shop) -> None:
-    """The bridges of niso are no links of the host, whose forwarding would have to be put back."""
+    """A bridge whose forwarding is on record goes like any other: nothing of it is to be put back."""
     shop.lab.niso("net", "create", "old", "--subnet", "10.99.7.0/24")
     shop.lab.niso("activate", idle(shop.lab, "lone"))
     shop.activate("db")

@@ -52,20 +52,14 @@ def lacks_ipv6() -> str | None:
 
 
 def receiving6() -> list[str]:
-    """The links at which IPv6 packets of others can arrive: all but lo, niso's own, and ports of bridges, which receive for them.
+    """The links at which IPv6 packets of others can arrive: all but lo, and ports of bridges, which receive for them.
 
     A name that is not a sysctl's folder of its own ("all", "default") is left out.
     """
     with Rtnl() as rtnl:
         links = rtnl.links()
     bridges = {link.index for link in links if link.kind == "bridge"}
-    return [
-        link.name
-        for link in links
-        if link.name not in ("lo", "all", "default")
-        and link.master not in bridges
-        and not link.alias.startswith("niso:")
-    ]
+    return [link.name for link in links if link.name not in ("lo", "all", "default") and link.master not in bridges]
 
 
 def resolv_conf() -> tuple[str, str | None]:
