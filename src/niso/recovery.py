@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from niso import ending, forwarding, names, package, paths, policies, portmap
 from niso.apply import Lock, Report, converge, desired_now
-from niso.errors import ErrorGroup, NisoError
+from niso.errors import ErrorGroup, NisoError, ProcessError
 from niso.kernel import netns
 from niso.kernel.write import remove_hosts
 from niso.records import Port
@@ -140,7 +140,10 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
         for file in before_.hosts_files - after.hosts_files:
             remove_hosts(file.folder)  # a kill may have left one that was being made, which reads as none
         for old in shown:
-            rehost.show(old)
+            try:
+                rehost.show(old)
+            except ProcessError:
+                process.stop(old.service, 0)  # it is started again afterwards
         ending.flush(before_, after)
         portmap.flush(before_, after)
         # who connected meanwhile by what is undone

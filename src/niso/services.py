@@ -58,9 +58,11 @@ def activate(
     if dry_run:
         with Lock(), store.transaction() as transaction:
             transaction.cancel()
-            return _plan_only(store, sharing.with_followers(store, targets), report, stack)
+            return _plan_only(
+                store, sharing.with_followers(store, targets, stack.leaving if stack else ()), report, stack
+            )
     recover(store, report, [*(stack.leaving if stack else ()), *(target.name for target in targets)])
-    targets = sharing.with_followers(store, targets)
+    targets = sharing.with_followers(store, targets, stack.leaving if stack else ())
     every = [*(stack.leaving if stack else ()), *(target.name for target in targets)]
     with _locked(store, every):
         targets = [still_so(store, target) for target in targets]
@@ -392,7 +394,7 @@ def _finish(store: Store, intent: Intent, report: Report) -> dict[str, NisoError
 def _locked(store: Store, services: list[str]) -> ExitStack:
     """The locks of several services, always taken in the same order; at the end those of unknown services are removed."""
     with ExitStack() as locks:
-        for name in sorted(services):
+        for name in sorted(set(services)):
             locks.enter_context(service_lock(name))
             locks.callback(_remove_lock, store, name)
         return locks.pop_all()

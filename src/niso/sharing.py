@@ -80,18 +80,19 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
     return provider
 
 
-def with_followers(store: Store, wanted: Iterable[Target]) -> list[Target]:
-    """``wanted`` with the active services that must be started anew with them, providers first.
+def with_followers(store: Store, wanted: Iterable[Target], ending: Iterable[str] = ()) -> list[Target]:
+    """``wanted`` with the active services that must be started anew with them, providers first; none that is ``ending``.
 
     Who shares a namespace sees its hostname and hosts file; where a provider gets others, its sharers do.
     """
     found = {target.name: target for target in wanted}
+    ends = set(ending)
     for target in list(found.values()):
         if target.manifest.network.mode in PROVIDERS:
             there = home(store, target.name, target.manifest, None)
             for sharer in store.sharers(target.name):
                 row = store.service(sharer)
-                if sharer not in found and row is not None and not _sees(row, there):
+                if sharer not in found and sharer not in ends and row is not None and not _sees(row, there):
                     found[sharer] = targets.known(store, sharer)
     return sorted(found.values(), key=lambda target: target.manifest.network.mode == "share")
 

@@ -59,7 +59,7 @@ def run(changes: list[Change], timeout_s: float, report: Report = silent, after:
     for change in changes:
         if change.rehosts:
             report(words(change))
-            rehost.show(parse_spec(change.row.spec))
+            rehost.show_or_start(parse_spec(change.row.spec), report)
     begin = {change.name for change in changes if change.restarts}
     after = {name: each for name, each in (after or {}).items() if name in begin}
     needed = {dependency for each in after.values() for dependency, state in each.items() if state == HEALTHY}

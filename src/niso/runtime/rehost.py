@@ -2,6 +2,9 @@
 
 The new folder is mounted below the old one, which then goes (move_mount(2), MOVE_MOUNT_BENEATH, Linux 6.5): at each moment the service
 sees one of them. An older kernel has a moment without.
+
+The service may have made of its /etc what it likes, and niso acts there with all rights. So no symlink is followed, and what is
+found must be a mount from where niso has its hosts files; else nothing is touched, and the process must be started anew.
 """
 
 from __future__ import annotations
@@ -9,22 +12,30 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from collections.abc import Callable
 
-from niso import failpoint
+from niso import failpoint, paths
 from niso.errors import ProcessError
 from niso.runtime import process
 from niso.runtime.root import HOSTS
 from niso.runtime.spec import ProcessSpec, save
 
 # asm/unistd.h (the same number on every architecture), linux/mount.h, fcntl.h
-_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
+_OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 437, 442
 _CLONE, _CLOEXEC = 1, 0o2000000
-_FROM_EMPTY_PATH, _BENEATH = 0x4, 0x200
+_FROM_EMPTY_PATH, _TO_EMPTY_PATH, _BENEATH = 0x4, 0x40, 0x200
+_RESOLVE = 0x2 | 0x4 | 0x8  # RESOLVE_NO_MAGICLINKS, NO_SYMLINKS, BENEATH (openat2(2))
 _AT_FDCWD, _AT_EMPTY_PATH = -100, 0x1000
 _ATTRIBUTES = 0x1 | 0x2 | 0x4 | 0x8  # MOUNT_ATTR_RDONLY, NOSUID, NODEV, NOEXEC
-_MNT_DETACH = 2
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _How(ctypes.Structure):
+    """struct open_how."""
+
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
 class _Attributes(ctypes.Structure):
@@ -45,6 +56,16 @@ def can(old: ProcessSpec | None, new: ProcessSpec) -> bool:
     return old._replace(hosts_folder=new.hosts_folder) == new and process.status(old.service).state == "running"
 
 
+def show_or_start(spec: ProcessSpec, report: Callable[[str], None]) -> None:
+    """As `show`; where that cannot be, its process ends and starts anew. Raises ProcessError."""
+    try:
+        show(spec)
+    except ProcessError as error:
+        report(f"{error.message}; restart {spec.service}")
+        process.stop(spec.service, spec.stop_timeout_s)
+        process.start(spec)
+
+
 def show(spec: ProcessSpec) -> None:
     """Have the running service see ``spec.hosts_folder``, and its next start too. Once more changes nothing. Raises ProcessError."""
     what = f"{spec.service}: cannot show it another hosts file"
@@ -56,7 +77,7 @@ def show(spec: ProcessSpec) -> None:
             raise ProcessError(f"{what}: it has ended", f"niso logs {spec.service}")
         tree = _clone(spec.hosts_folder)
         try:
-            words = _in_child(pidfd, tree)
+            words = _in_child(pidfd, tree, os.stat(paths.hosts_root()).st_dev)
         finally:
             os.close(tree)
         if words:
@@ -75,14 +96,14 @@ def _clone(folder: str) -> int:
     return tree
 
 
-def _in_child(pidfd: int, tree: int) -> str:
-    """Swap the mounts in the service's mount namespace; empty, or what went wrong."""
+def _in_child(pidfd: int, tree: int, device: int) -> str:
+    """Swap the mounts in the service's mount namespace; empty, or what went wrong. ``device`` is that of niso's hosts files."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             os.setns(pidfd, os.CLONE_NEWNS)  # which makes the service's root this process's
-            _swap(tree, f"/etc/{HOSTS}".encode())
+            _swap(tree, device)
         except OSError as error:
             os.write(write, (error.strerror or "refused").encode())
         finally:
@@ -95,20 +116,33 @@ def _in_child(pidfd: int, tree: int) -> str:
         os.waitpid(pid, 0)
 
 
-def _swap(tree: int, target: bytes) -> None:
+def _swap(tree: int, device: int) -> None:
+    os.chdir("/")
+    etc = _plain(_AT_FDCWD, b"etc")
+    os.fchdir(etc)
+    target = _plain(etc, HOSTS.encode())
+    if os.fstat(target).st_dev != device:
+        raise OSError(errno.ENOENT, "it is not where it was mounted")
     try:
-        _call(_MOVE_MOUNT, tree, b"", _AT_FDCWD, target, _FROM_EMPTY_PATH | _BENEATH)
+        _call(_MOVE_MOUNT, tree, b"", target, b"", _FROM_EMPTY_PATH | _TO_EMPTY_PATH | _BENEATH)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        _unmount(target)
-        _call(_MOVE_MOUNT, tree, b"", _AT_FDCWD, target, _FROM_EMPTY_PATH)
+        _unmount(HOSTS.encode())
+        _call(_MOVE_MOUNT, tree, b"", etc, HOSTS.encode(), _FROM_EMPTY_PATH)
         return
-    _unmount(target)
+    _unmount(HOSTS.encode())
 
 
-def _unmount(target: bytes) -> None:
-    if _libc.umount2(target, _MNT_DETACH):
+def _plain(folder: int, name: bytes) -> int:
+    """A descriptor of a folder in ``folder``, where no symlink leads to it. Raises OSError."""
+    how = _How(os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, 0, _RESOLVE)
+    return _call(_OPENAT2, folder, name, ctypes.byref(how), ctypes.sizeof(how))
+
+
+def _unmount(name: bytes) -> None:
+    """What is mounted on ``name`` of the working folder: nobody without CAP_SYS_ADMIN can put another thing there meanwhile."""
+    if _libc.umount2(name, _MNT_DETACH | _UMOUNT_NOFOLLOW):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
