@@ -93,6 +93,7 @@ def record(store: Store, target: Target, copy: str, together: frozenset[str]) ->
         return _record(store, target, copy, together)
     except (Conflict, InvalidInput) as error:
         error.message = f"{target.manifest_path}: {error.message}"
+        error.service = target.name
         raise
 
 

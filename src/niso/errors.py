@@ -1,7 +1,8 @@
 """The errors that niso reports, each with the next step for the person who reads it.
 
 A message is lower case, names the thing and its value, and has no full stop. ``hint`` is the next
-step, a command where there is one. ``key`` is the path of a manifest key (``network.ports[1]``).
+step, a command where there is one. ``key`` is the path of a manifest key (``network.ports[1]``), ``service`` whose manifest it is
+where that is not clear from the message.
 Whatever is raised on the way to a user is a `NisoError`; only `niso.cli` turns it into text and an exit status.
 """
 
@@ -18,6 +19,7 @@ class NisoError(Exception):
         self.message = message
         self.hint = hint
         self.key = key
+        self.service = ""
 
 
 class UsageError(NisoError):

@@ -114,7 +114,13 @@ def _walk_table(table: dict[str, object], struct: Any, key: str) -> Iterator[Inv
         if field.required and field.name not in table:
             path = join(key, field.name)
             table_word = _words(hints[field.name])
-            hint = f"add [{path}]" if _is_struct(hints[field.name]) else f"add {field.name} to [{key}]"
+            hint = (
+                f"add [{path}]"
+                if _is_struct(hints[field.name])
+                else f"add {field.name} to [{key}]"
+                if key
+                else f"add [[{path}]]"
+            )
             yield InvalidInput(f"{path}: is missing; right would be {table_word}", hint, path)
 
 

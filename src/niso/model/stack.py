@@ -171,7 +171,7 @@ def in_words_of(stack: Stack, error: NisoError) -> NisoError:
     """The error of a service's manifest as one of the stack's file, where that file has the key."""
     for member in stack.members:
         start = f"{member.loaded.path}: "
-        if error.key and error.message.startswith(f"{start}{error.key}"):
+        if error.service in ("", member.name) and error.key and error.message.startswith(f"{start}{error.key}"):
             key = _key_here(member.key, member.overrides, error.key)
             if key is not None:
                 words = error.message.removeprefix(start).replace(error.key, key)
