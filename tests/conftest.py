@@ -38,6 +38,12 @@ UNPRIVILEGED = (
 )
 
 
+def pytest_configure() -> None:
+    # who started the tests in the background may have them ignore it, and all that they start would too
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     below = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
     if (below in NEEDS_ROOT or "lab" in getattr(item, "fixturenames", ())) and os.geteuid() != 0:

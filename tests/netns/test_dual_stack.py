@@ -382,7 +382,7 @@ import select, socket, sys
 s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
 s.bind(("eth0", 0))
 print("ready", flush=True)
-while select.select([s, sys.stdin], [], [])[0] == [s]:
+while s in select.select([s, sys.stdin], [], [])[0]:
     frame, (_, _, kind, *_) = s.recvfrom(2048)
     echo, syn = (58, 128), 6
     if frame[12:14] == b"\x86\xdd":
