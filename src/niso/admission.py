@@ -47,6 +47,7 @@ def scope_of(store: Store, targets: list[Target]) -> Scope:
             on.update(row.networks)
         provider = store.name_holder(target.manifest.network.share or "")
         touched.update((target.name, provider) if provider else (target.name,))
+    on |= store.published_on(touched)
     concerned = {name for target in targets for name in _other_meanings(store, target)}
     return Scope(store.with_companions(touched), tuple(sorted(on)), names=tuple(sorted(concerned)))
 

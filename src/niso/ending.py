@@ -181,7 +181,8 @@ def _scope(store: Store, rows: Iterable[ServiceRow]) -> Scope:
     services = store.with_companions(row.name for row in rows)
     # a name of one that shares a namespace stands for an address while it is active
     shared = store.names_with(store.with_companions(row.name for row in rows if row.provider))
-    return Scope(services, tuple(sorted({network for row in rows for network in row.networks})), names=shared)
+    on = {network for row in rows for network in row.networks} | store.published_on(services)
+    return Scope(services, tuple(sorted(on)), names=shared)
 
 
 def flush(before: State, after: State) -> None:

@@ -117,6 +117,7 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
         ports[name] = [port for _, port in store.ports(name)] if now is not None and now.provider else []
         on.update(now.networks if now else ())
         everyone.update(store.with_companions([name]), (was.provider,) if was is not None and was.provider else ())
+    on |= store.published_on(everyone)
     # the kernel follows inside the transaction: if niso dies here the intents are found again, with all that they are about
     with Lock(), store.transaction():
         concerned = set(store.names_with(everyone))

@@ -50,6 +50,16 @@ class PortRows:
         """Those of ``among`` that a service has."""
         return [port for port in dict.fromkeys(among) if self.has_port(service, port)]
 
+    def published_on(self, services: Iterable[str]) -> set[str]:
+        """The networks whose bridges are as the ports of these services need it, also where they have left one of them."""
+        found = {
+            network
+            for service in services
+            for (network,) in self._db.execute("SELECT network FROM published WHERE service=?", (service,))
+        }
+        known = {row[0] for row in self._db.execute("SELECT name FROM network")} if found else set()
+        return found & known
+
     def publishes(self, service: str) -> bool:
         """Whether a service has published a port since it became active."""
         return self._db.execute("SELECT 1 FROM published WHERE service=?", (service,)).fetchone() is not None
