@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -12,6 +13,14 @@ from conftest import Lab
 
 SNAPSHOT = pathlib.Path(__file__).parent / "kernel_snapshot.py"
 LOG = "/tmp/failpoints"
+LONG = os.environ.get("NISO_TEST_LONG") == "1"
+
+
+def sample(count: int, most: int) -> list[int]:
+    """Of the steps 1 to ``count`` at most ``most``, evenly, with the first and the last; all in a long run."""
+    if LONG or count <= most:
+        return list(range(1, count + 1))
+    return sorted({1 + round(i * (count - 1) / (most - 1)) for i in range(most)})
 
 
 class World:

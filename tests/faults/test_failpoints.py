@@ -7,15 +7,13 @@ the same command again makes it whole.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
 from conftest import Lab
-from fault_world import World, differences
+from fault_world import LONG, World, differences, sample
 
-LONG = os.environ.get("NISO_TEST_LONG") == "1"
 KILLS = 3
 REFUSALS = 3
 ERRNOS = {"EBUSY": "busy", "ENOSPC": "No space left", "ENOMEM": "Cannot allocate memory", "EIO": "Input/output error"}
@@ -88,13 +86,6 @@ def world() -> Iterator[World]:
         world.niso("activate", "/tmp/c")
         world.niso("remove", "c")
         yield world
-
-
-def sample(count: int, most: int) -> list[int]:
-    """Of the steps 1 to ``count`` at most ``most``, evenly, with the first and the last; all in a long run."""
-    if LONG or count <= most:
-        return list(range(1, count + 1))
-    return sorted({1 + round(i * (count - 1) / (most - 1)) for i in range(most)})
 
 
 def prepare(world: World, case: Case) -> None:

@@ -7,15 +7,13 @@ Nobody may be elsewhere than its manifest, old or new, says, and the same comman
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
 from conftest import Lab
-from fault_world import World
+from fault_world import LONG, World, sample
 
-LONG = os.environ.get("NISO_TEST_LONG") == "1"
 KILLS = 3
 REFUSALS = 2
 MODES = {
@@ -78,12 +76,6 @@ def world() -> Iterator[World]:
         world.niso("activate", "/tmp/c")
         world.niso("remove", "c")
         yield world
-
-
-def sample(count: int, most: int) -> list[int]:
-    if LONG or count <= most:
-        return list(range(1, count + 1))
-    return sorted({1 + round(i * (count - 1) / (most - 1)) for i in range(most)})
 
 
 def prepare(world: World, case: Case) -> None:

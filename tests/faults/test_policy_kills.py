@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import pathlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
 from conftest import Lab, Process
-from fault_world import World
+from fault_world import LONG, World, sample
 
-LONG = os.environ.get("NISO_TEST_LONG") == "1"
 KILLS = 3
 PROBER = pathlib.Path(__file__).parent / "policy_prober.py"
 DB, DB6, MOVED = "10.99.1.50", "fd00:99:1::3", "10.99.1.60"
@@ -134,13 +132,6 @@ def probing(lab: Lab, sends: bool = True) -> Iterator[Prober]:
         prober.end()
 
 
-def sample(count: int) -> list[int]:
-    """Of the steps 1 to ``count`` some, evenly, with the first and the last; all in a long run."""
-    if LONG or count <= KILLS:
-        return list(range(1, count + 1))
-    return sorted({1 + round(i * (count - 1) / (KILLS - 1)) for i in range(KILLS)})
-
-
 def prepare(world: World, case: Case) -> None:
     for command in case.prepare:
         world.niso(*command.split())
@@ -157,7 +148,7 @@ def test_nothing_that_is_denied_comes_in_whenever_niso_dies(world: World, name: 
         world.assert_content()
         prober.assert_nothing_came_in("undisturbed")
         world.niso(*reset)
-        for number in sample(len(points)):
+        for number in sample(len(points), KILLS):
             what = f"killed at {number}, before {points[number - 1]!r}"
             prepare(world, case)
             prober.assert_nothing_came_in(f"prepared for {what}")

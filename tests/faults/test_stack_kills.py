@@ -6,15 +6,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from conftest import Lab
-from fault_world import World, differences
+from fault_world import LONG, World, differences, sample
 
-LONG = os.environ.get("NISO_TEST_LONG") == "1"
 KILLS = 3
 
 ONE = """\
@@ -60,12 +58,6 @@ def world() -> Iterator[World]:
         yield world
 
 
-def sample(count: int) -> list[int]:
-    if LONG or count <= KILLS:
-        return list(range(1, count + 1))
-    return sorted({1 + round(i * (count - 1) / (KILLS - 1)) for i in range(KILLS)})
-
-
 def prepare(world: World, text: str | None) -> None:
     world.clear()
     if text is not None:
@@ -100,7 +92,7 @@ def kills(world: World, first: str | None, command: tuple[str, ...], text: str) 
     points = world.points(*command)
     assert len(points) > 20 and "commit to the store" in points
     wanted = world.snapshot()
-    for number in sample(len(points)):
+    for number in sample(len(points), KILLS):
         prepare(world, first)
         world.lab.write("/tmp/stack/stack.toml", text)
         done, reached = world.disturbed(number, "kill", *command)
@@ -144,7 +136,7 @@ def test_step_of_up_that_is_refused_undoes_it(world: World) -> None:
     points = world.points("stack", "up", "/tmp/stack")
     prepare(world, ONE)
     world.lab.write("/tmp/stack/stack.toml", OTHER)
-    for number in sample(len(points)):
+    for number in sample(len(points), KILLS):
         done, _ = world.disturbed(number, "EIO", "stack", "up", "/tmp/stack")
         if done.returncode == 0:  # clean-up after the last commit
             assert number == len(points)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import Lab
+from generations import Generations
 from policy_flows import Asked
 from policy_shop import CLIENT, EVERY, HOST, PROTOCOLS, TRIED_SECONDS, Shop
 from scapy.layers.inet import IP, UDP
@@ -242,27 +243,7 @@ def test_egress_counts_for_the_hosts_own_addresses(shop: Shop) -> None:
 def test_update_is_one_transaction(shop: Shop) -> None:
     shop.activate("db", "api", "web")
     shop.policy("db", {"allow_from": ["api"]})
-    monitor = shop.lab.popen("nft", "monitor")
-    marks = iter(range(100))
-
-    def transactions() -> list[list[str]]:
-        """What niso has changed since it was asked last, by transaction; one of the test's own ends them."""
-        mark = f"mark{next(marks)}"
-        shop.lab.run("nft", "add", "table", "ip", mark)
-        found: list[list[str]] = [[]]
-        assert monitor.stdout
-        for line in monitor.stdout:
-            text = line.decode().strip()
-            if mark in text and text.startswith("add table"):
-                return found[1:-1]  # the first is what ended the last ones
-            if text.startswith("# new generation"):
-                found.append([])
-            else:
-                found[-1].append(text)
-        raise AssertionError("nft monitor ended")
-
-    shop.lab.wait_for(lambda: shop.lab.run("nft", "list", "ruleset").stdout)
-    transactions()
+    generations = Generations(shop.lab)
     changes: list[dict[str, Any] | None] = [
         {"allow_from": ["web"], "deny_from": ["api:80"], "egress": {"allow": ["api", "network:backend"]}},
         {"allow_from": ["later"]},
@@ -271,10 +252,8 @@ def test_update_is_one_transaction(shop: Shop) -> None:
     ]
     for rules in changes:
         shop.policy("db", rules)
-        # sets that nothing refers to any more go afterwards: no packet sees that
-        rest = [[each for each in one if not each.startswith("delete set ")] for one in transactions()]
-        assert len([one for one in rest if one]) == 1, (rules, rest)
-    monitor.terminate()
+        found = generations.since()
+        assert len(found) == 1, (rules, found)
 
 
 BROKEN = {

@@ -103,3 +103,23 @@ def test_network_without_ipv6_goes_while_another_forwards_it(shop: Shop) -> None
     shop.lab.niso("remove", "six")
     shop.lab.niso("net", "remove", "new")
     shop.content()
+
+
+@pytest.mark.parametrize("ends", ["published anew", "deactivate"])
+def test_bridge_that_a_publisher_has_left_is_as_others_when_its_ports_are_elsewhere(shop: Shop, ends: str) -> None:
+    """Open connections by a port that went live on, so its bridge stays tracked until the service publishes anew or ends."""
+    shop.lab.niso("net", "create", "other", "--subnet", "10.99.7.0/24")
+    shop.activate("db", ports=["8080:80"])
+    shop.activate("db", ports=[], network="other")
+    if ends == "deactivate":
+        shop.lab.niso("deactivate", "db")
+    else:
+        shop.activate("db", ports=["8080:80"], network="other")
+    shop.content()
+    assert tracked(shop.lab, "niso-backend") == 0
+    assert tracked(shop.lab, "niso-other") == (ends != "deactivate")
+
+
+def tracked(lab: Lab, bridge: str) -> int:
+    data = lab.ip_json("-d", "link", "show", "dev", bridge)[0]["linkinfo"]["info_data"]
+    return int(data["nf_call_iptables"])

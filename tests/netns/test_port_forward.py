@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 import snapshots
 from conftest import Lab
+from generations import Generations
 from services import CLIENT, HOST, address, answer, ask, idle, pid_of, refused
 from talkers import Conversation, Load, speaker, start
 from wire import Wire
@@ -236,25 +237,13 @@ def test_taken_host_port_names_its_holder_and_the_way_to_take_it(pair: Lab) -> N
 
 def test_replace_is_one_transaction_of_the_kernel(pair: Lab) -> None:
     """``nft monitor`` shows what each generation of the ruleset changed."""
-    with open(pair.path("/tmp/seen"), "wb") as file:
-        monitor = pair.popen("nft", "monitor", stdout=file.fileno())
-
-    def seen() -> str:
-        return pair.path("/tmp/seen").read_text()
-
-    def mark(name: str) -> bool:
-        pair.run("nft", "add", "table", "inet", name)
-        return f"add table inet {name}\n# new generation" in seen()
-
-    pair.wait_for(lambda: mark("before"), 60, "nft monitor is ready")
+    generations = Generations(pair)
     pair.niso("port-forward", "b", "8080:80", "--replace")
-    pair.wait_for(lambda: mark("after"), 10, "nft monitor has seen all")
-    monitor.kill()
-    generations = [part for part in seen().split("# new generation") if "tcp . 8080" in part]
-    assert len(generations) == 1, generations
-    lines = [line for line in generations[0].splitlines() if "tcp . 8080" in line]
-    found = {line.split()[0]: line.split(" : ")[1].split()[0] for line in lines}
-    assert found == {"add": address(pair, "b"), "delete": address(pair, "a")}, lines
+    found = [lines for lines in generations.since() if any("tcp . 8080" in line for line in lines)]
+    assert len(found) == 1, found
+    lines = [line for line in found[0] if "tcp . 8080" in line]
+    moved = {line.split()[0]: line.split(" : ")[1].split()[0] for line in lines}
+    assert moved == {"add": address(pair, "b"), "delete": address(pair, "a")}, lines
 
 
 def test_replaced_port_is_the_new_services_in_every_table(pair: Lab) -> None:

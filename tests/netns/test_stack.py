@@ -287,3 +287,14 @@ def test_wrong_use_says_what_is_right(lab: Lab) -> None:
     assert "'stack up'" in refused(lab, "stack", "upp", status=2)
     assert "/tmp/stack.toml: no such file" in refused(lab, "stack", "up")
     assert "niso stack up" in lab.niso("stack", "up", "--help").stdout
+
+
+def test_error_of_one_of_two_services_of_a_package_names_its_own_entry(lab: Lab) -> None:
+    folder = "/tmp/packages/twice"
+    lab.write(
+        f"{folder}/manifest.toml",
+        '[package]\nname = "twice"\nversion = "1"\n[binary]\nentrypoint = "/usr/bin/busybox"\nargs = ["sleep", "100000"]\n',
+    )
+    lab.niso("activate", idle(lab, "holder", network={"ports": ["9202:80"]}))
+    stack = write(lab, service("one", folder, ports=["9201:80"]), service("two", folder, ports=["9202:80"]))
+    assert "service[1].ports[0]: host port 9202/tcp is published by 'holder'" in refused(lab, "stack", "up", stack)

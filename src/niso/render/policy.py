@@ -58,6 +58,7 @@ class _Direction(NamedTuple):
     own: str
     deny: tuple[Entry, ...]
     allow: tuple[Entry, ...] | None
+    denied: frozenset[str]  # the keys of ``deny``
     log: bool
 
     @property
@@ -150,9 +151,10 @@ def _ends(text: str) -> tuple[int, int]:
 def _directions(policed: Policed, own: str) -> list[_Direction]:
     """Those directions of a policy that say something."""
     policy: Policy = policed.policy
+    sides = (True, policy.deny_from, policy.allow_from), (False, policy.egress_deny, policy.egress_allow)
     found = [
-        _Direction(policed.service, True, own, policy.deny_from, policy.allow_from, policy.log),
-        _Direction(policed.service, False, own, policy.egress_deny, policy.egress_allow, policy.log),
+        _Direction(policed.service, ingress, own, deny, allow, frozenset(entry.key for entry in deny), policy.log)
+        for ingress, deny, allow in sides
     ]
     return [each for each in found if each.deny or each.allow is not None]
 
@@ -186,17 +188,18 @@ def _elements(direction: _Direction, policed: Policed, meaning: _Meaning) -> lis
             elif not _is_one(entry):
                 wide.append(entry)
     found: list[Element] = []
-    others = _prefixes(direction, wide, everybody, meaning)
-    others += _parts(direction, ("any_port", "any_ports", "rest"), "", everybody, None)
-    # what is looked up after a peer: the same for all packets, or not
-    otherwise = _decision(direction, everybody, "", None) if len(others) == 1 else None
+    # where no entry says more of a peer than of everybody, what is looked up after it says the same
+    otherwise = _decision(direction, everybody, "", None)
     for peer in _peers(direction, policed, meaning):
         matching = [entry for entry in entries if _matches(entry, peer, meaning)]
         if peer in policed.addresses:  # a service may always reach itself
             found.append(direction.element("peer", f"{direction.own} . {peer}", Decision(True, "itself")))
             continue
         found += _parts(direction, ("port", "ports", "peer"), f"{peer} . ", matching, otherwise)
-    return [*found, *others] if policed.only is None else found
+    if policed.only is not None:
+        return found
+    found += _prefixes(direction, wide, everybody, meaning)
+    return found + _parts(direction, ("any_port", "any_ports", "rest"), "", everybody, None)
 
 
 def _peers(direction: _Direction, policed: Policed, meaning: _Meaning) -> list[str]:
@@ -246,10 +249,9 @@ def _prefixes(direction: _Direction, wide: list[Entry], everybody: list[Entry], 
     """The elements of all peers that lie in a prefix, cut where the entries that match change."""
     spans = [(span, entry) for entry in wide for span in _spans(entry, direction.family, meaning)]
     cuts = sorted({first for (first, _), _ in spans} | {last + 1 for (_, last), _ in spans})
-    runs: list[tuple[int, int, list[Entry]]] = []
+    runs: list[tuple[int, int, set[str]]] = []  # first, last, keys of the entries that match
     for first, end in itertools.pairwise(cuts):
-        inside = {entry.key for (low, high), entry in spans if low <= first <= high}
-        matching = [entry for entry in wide if entry.key in inside]
+        matching = {entry.key for (low, high), entry in spans if low <= first <= high}
         if runs and runs[-1][1] == first - 1 and runs[-1][2] == matching:
             runs[-1] = (runs[-1][0], end - 1, matching)
         else:
@@ -257,7 +259,7 @@ def _prefixes(direction: _Direction, wide: list[Entry], everybody: list[Entry], 
     found: list[Element] = []
     for first, last, matching in runs:
         if matching:
-            keys = {entry.key for entry in (*matching, *everybody)}
+            keys = matching | {entry.key for entry in everybody}
             both = [entry for entry in (*direction.deny, *(direction.allow or ())) if entry.key in keys]
             found += _parts(
                 direction, ("", "prefix_ports", "prefix"), f"{_span(first, last, direction.family)} . ", both, None
@@ -344,5 +346,5 @@ def _decision(direction: _Direction, entries: list[Entry], proto: str, port: int
             continue
         if (entry.first, entry.last) != ALL_PORTS and (port is None or not entry.first <= port <= entry.last):
             continue
-        return Decision(entry not in direction.deny, entry.key)
+        return Decision(entry.key not in direction.denied, entry.key)
     return direction.free

@@ -1,0 +1,44 @@
+"""Sysctls are read from a folder that is held open; one that has gone is not believed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from niso.errors import KernelError
+from niso.kernel import sysctl
+
+
+@pytest.fixture
+def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(sysctl, "_SYS", str(tmp_path))
+    monkeypatch.setattr(sysctl, "_folders", {})
+    folder = tmp_path / "net/ipv4"
+    folder.mkdir(parents=True)
+    (folder / "ip_forward").write_text("0\n")
+    return folder
+
+
+def test_folder_of_a_namespace_that_is_gone_is_opened_anew(net: Path) -> None:
+    assert sysctl.read("net/ipv4/ip_forward") == "0"
+    shutil.rmtree(net)
+    net.mkdir()
+    (net / "ip_forward").write_text("1\n")
+    assert sysctl.read("net/ipv4/ip_forward") == "1"
+
+
+def test_what_is_not_there_is_none_and_cannot_be_set(net: Path) -> None:
+    assert sysctl.read("net/ipv4/nonesuch") is None
+    assert sysctl.read("net/ipv6/conf/all/forwarding") is None
+    with pytest.raises(KernelError, match="nonesuch"):
+        sysctl.write("net/ipv4/nonesuch", "1")
+
+
+@pytest.mark.parametrize("name", ["kernel/hostname", "net/../kernel/hostname", "net/ipv4", "/net/ipv4/ip_forward"])
+def test_only_what_lies_below_net_is_touched(net: Path, name: str) -> None:
+    with pytest.raises(KernelError, match="not a sysctl of a network namespace"):
+        sysctl.read(name)
+    with pytest.raises(KernelError, match="not a sysctl of a network namespace"):
+        sysctl.write(name, "x")
