@@ -13,7 +13,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "niso"
 
-VOCABULARY = {"errors", "names", "paths", "failpoint", "records", "state"}
+VOCABULARY = {"errors", "names", "paths", "failpoint", "child", "records", "state"}
 """What every layer may speak."""
 
 LAYERS: dict[str, set[str]] = {
@@ -24,6 +24,7 @@ LAYERS: dict[str, set[str]] = {
     "records": set(),
     "state": set(),
     "failpoint": {"paths"},
+    "child": set(),
     "ipam": set(),
     "render": {"names", "records", "state"},
     "plan": {"names", "records", "state", "render"},

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import sys
 import time
-from itertools import pairwise
 
+from niso.child import keep_only, signals_held
 from niso.cli.output import escaped
 
 AT_ONCE_S = 1.0
@@ -39,19 +38,16 @@ class Progress:
             return
 
     def _begin(self) -> None:
-        read, self._pipe = os.pipe()
-        self._pid = os.fork()
-        if self._pid == 0:
-            try:
-                # niso's locks, and the command's output, are none of its business
-                for low, high in pairwise([-1, *sorted((2, read)), 1 << 20]):
-                    os.closerange(low + 1, high)
-                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                    signal.signal(number, signal.SIG_IGN)
-                _tell(read, self._waits)
-            finally:
-                os._exit(0)
-        os.close(read)
+        with signals_held():
+            read, self._pipe = os.pipe()
+            self._pid = os.fork()
+            if self._pid == 0:
+                try:
+                    keep_only((2, read))
+                    _tell(read, self._waits)
+                finally:
+                    os._exit(0)
+            os.close(read)
 
     def __exit__(self, *_: object) -> None:
         if self._pipe >= 0:

@@ -9,8 +9,8 @@ import atexit
 import os
 import socket
 import struct
-from itertools import pairwise
 
+from niso.child import keep_only, signals_held
 from niso.kernel.netlink import refused
 
 _ETH_ARP, _ETH_IPV6 = 0x0806, 0x86DD
@@ -52,24 +52,22 @@ class Announcements:
     def __exit__(self, *_: object) -> None:
         if not self._sockets:
             return
-        wait, tell = os.pipe()
-        kept = sorted({wait, *(packet.fileno() for packet in self._sockets)})
-        pid = os.fork()
-        if pid == 0:
-            try:
-                # niso's lock, and the caller's output, are none of its business
-                for low, high in pairwise([-1, *kept, 1 << 20]):
-                    os.closerange(low + 1, high)
-                os.read(wait, 1)
-            finally:
-                os._exit(0)
-        os.close(wait)
-        for packet in self._sockets:
-            packet.close()  # at once: the other process has it too
-        os.close(tell)
-        if not _closing:
-            atexit.register(_reap)
-        _closing.append(pid)
+        with signals_held():
+            wait, tell = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    keep_only({wait, *(packet.fileno() for packet in self._sockets)})
+                    os.read(wait, 1)
+                finally:
+                    os._exit(0)
+            os.close(wait)
+            for packet in self._sockets:
+                packet.close()  # at once: the other process has it too
+            os.close(tell)
+            if not _closing:
+                atexit.register(_reap)
+            _closing.append(pid)
 
 
 _closing: list[int] = []

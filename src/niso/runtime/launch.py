@@ -15,8 +15,11 @@ import json
 import os
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from niso import failpoint, paths
+from niso.child import heed_signals, keep_only, signals_delivered, signals_held
 from niso.errors import ProcessError
 from niso.runtime import cgroup, oci, root, unit, volumes
 from niso.runtime.lock import open_lock
@@ -125,22 +128,28 @@ def write_bundle(spec: ProcessSpec, bundle: str) -> None:
 
 def crun(*args: str) -> tuple[int, str]:
     """Run crun; its exit status and its words (stderr), stripped."""
-    read, write = os.pipe()
-    try:
-        pid = os.posix_spawn(
-            tool("crun"),
-            ["crun", f"--root={crun_root()}", *args],
-            environment(),
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
-                (os.POSIX_SPAWN_DUP2, write, 2),
-            ],
-        )
-    finally:
-        os.close(write)
-    words = read_all(read)
-    _, status = os.waitpid(pid, 0)
+    program = tool("crun")
+    with signals_held():
+        read, write = os.pipe()
+        try:
+            pid = os.posix_spawn(
+                program,
+                ["crun", f"--root={crun_root()}", *args],
+                environment(),
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, write, 2),
+                ],
+                setsigmask=(),
+            )
+        finally:
+            os.close(write)
+        try:
+            with signals_delivered():
+                words = read_all(read)
+        finally:
+            _, status = os.waitpid(pid, 0)  # what it is at is not to go on beside what undoes it
     return os.waitstatus_to_exitcode(status), plain(words)
 
 
@@ -166,42 +175,43 @@ def read_all(fd: int, most: int = 1 << 16) -> bytes:
 
 def _create(spec: ProcessSpec, bundle: str) -> int:
     failpoint.hit(f"mount the root of {spec.service}")
-    helper, hold = _mounted(spec, bundle)
-    try:
+    with _mounted(spec, bundle) as helper:
         failpoint.hit(f"create the process of {spec.service}")
         return _conmon(spec, bundle, helper)
-    finally:
-        os.close(hold)
-        os.waitpid(helper, 0)
 
 
-def _mounted(spec: ProcessSpec, bundle: str) -> tuple[int, int]:
-    """Fork a process whose own mount namespace has the service's root; its pid, and the descriptor whose close ends it."""
-    ready, tell = os.pipe()
-    wait, hold = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.close(hold)
-            os.close(ready)
+@contextmanager
+def _mounted(spec: ProcessSpec, bundle: str) -> Iterator[int]:
+    """The pid of a process whose own mount namespace has the service's root, for the length of the block."""
+    with signals_held():
+        ready, tell = os.pipe()
+        wait, hold = os.pipe()
+        pid = os.fork()
+        if pid == 0:
             try:
-                os.unshare(os.CLONE_NEWNS)
-                root.assemble(spec, bundle)
-                os.write(tell, b"ok")
-            except OSError as error:
-                os.write(tell, f"{error.strerror}: {error.filename or 'unshare'}".encode())
+                keep_only((tell, wait))
+                try:
+                    os.unshare(os.CLONE_NEWNS)
+                    root.assemble(spec, bundle)
+                    os.write(tell, b"ok")
+                except OSError as error:
+                    os.write(tell, f"{error.strerror}: {error.filename or 'unshare'}".encode())
+                os.close(tell)
+                os.read(wait, 1)
+            finally:
+                os._exit(0)
+        try:
             os.close(tell)
-            os.read(wait, 1)
+            os.close(wait)
+            with signals_delivered():
+                answer = read_all(ready)
+                if answer != b"ok":
+                    words = plain(answer) or "the mounting process died"
+                    raise ProcessError(f"{spec.service}: cannot mount its root: {words}")
+                yield pid
         finally:
-            os._exit(0)
-    os.close(tell)
-    os.close(wait)
-    answer = read_all(ready)
-    if answer != b"ok":
-        os.close(hold)
-        os.waitpid(pid, 0)
-        raise ProcessError(f"{spec.service}: cannot mount its root: {plain(answer) or 'the mounting process died'}")
-    return pid, hold
+            os.close(hold)
+            os.waitpid(pid, 0)
 
 
 def _conmon(spec: ProcessSpec, bundle: str, helper: int) -> int:
@@ -230,35 +240,37 @@ def _conmon(spec: ProcessSpec, bundle: str, helper: int) -> int:
         *("--exit-command", sys.executable, *(f"--exit-command-arg={arg}" for arg in exit_command)),
         *("--log-level", "warning"),
     ]
-    sync_read, sync_write = os.pipe()
-    start_read, start_write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+    # a signal between conmon's fork and its pid file would leave a conmon that nobody knows
+    with signals_held():
+        sync_read, sync_write = os.pipe()
+        start_read, start_write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.setsid()
+                os.chdir(logs)
+                null = os.open("/dev/null", os.O_RDWR)
+                words = os.open(f"{bundle}/conmon.err", os.O_WRONLY | os.O_CREAT, 0o600)
+                for fd, target in ((null, 0), (null, 1), (words, 2)):
+                    os.dup2(fd, target)
+                # Whatever the caller's shell left open for its children is not for a process that stays.
+                keep_only((0, 1, 2, sync_write, start_read))
+                os.set_inheritable(sync_write, True)
+                os.set_inheritable(start_read, True)
+                names = {"_OCI_SYNCPIPE": str(sync_write), "_OCI_STARTPIPE": str(start_read)}
+                heed_signals()
+                os.execve(argv[0], argv, {**environment(), **names})
+            finally:
+                os._exit(127)
+        os.close(sync_write)
+        os.close(start_read)
         try:
-            os.chdir(logs)
-            null = os.open("/dev/null", os.O_RDWR)
-            words = os.open(f"{bundle}/conmon.err", os.O_WRONLY | os.O_CREAT, 0o600)
-            for fd, target in ((null, 0), (null, 1), (words, 2)):
-                os.dup2(fd, target)
-            # Whatever the caller's shell left open for its children is not for a process that stays.
-            kept = sorted((sync_write, start_read))
-            for low, high in ((3, kept[0]), (kept[0] + 1, kept[1]), (kept[1] + 1, 1 << 20)):
-                os.closerange(low, high)
-            os.set_inheritable(sync_write, True)
-            os.set_inheritable(start_read, True)
-            names = {"_OCI_SYNCPIPE": str(sync_write), "_OCI_STARTPIPE": str(start_read)}
-            os.execve(argv[0], argv, {**environment(), **names})
+            os.write(start_write, b"\0")
+        except BrokenPipeError:
+            pass  # conmon died at once; what it said is read below
         finally:
-            os._exit(127)
-    os.close(sync_write)
-    os.close(start_read)
-    try:
-        os.write(start_write, b"\0")
-    except BrokenPipeError:
-        pass  # conmon died at once; what it said is read below
-    finally:
-        os.close(start_write)
-    os.waitpid(pid, 0)
+            os.close(start_write)
+        os.waitpid(pid, 0)
     return _created_pid(spec, bundle, sync_read)
 
 

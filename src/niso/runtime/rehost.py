@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable
 
 from niso import failpoint, paths
+from niso.child import signals_held
 from niso.errors import ProcessError
 from niso.runtime import process
 from niso.runtime.root import HOSTS
@@ -98,22 +99,23 @@ def _clone(folder: str) -> int:
 
 def _in_child(pidfd: int, tree: int, device: int) -> str:
     """Swap the mounts in the service's mount namespace; empty, or what went wrong. ``device`` is that of niso's hosts files."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+    with signals_held():
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.setns(pidfd, os.CLONE_NEWNS)  # which makes the service's root this process's
+                _swap(tree, device)
+            except OSError as error:
+                os.write(write, (error.strerror or "refused").encode())
+            finally:
+                os._exit(0)
+        os.close(write)
         try:
-            os.setns(pidfd, os.CLONE_NEWNS)  # which makes the service's root this process's
-            _swap(tree, device)
-        except OSError as error:
-            os.write(write, (error.strerror or "refused").encode())
+            return os.read(read, 1000).decode()
         finally:
-            os._exit(0)
-    os.close(write)
-    try:
-        return os.read(read, 1000).decode()
-    finally:
-        os.close(read)
-        os.waitpid(pid, 0)
+            os.close(read)
+            os.waitpid(pid, 0)
 
 
 def _swap(tree: int, device: int) -> None:

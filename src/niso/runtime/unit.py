@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 from typing import NoReturn
 
+from niso.child import heed_signals, keep_only, signals_held
 from niso.runtime import cgroup
 
 _NOTIFY = "/run/systemd/notify"
@@ -99,16 +99,17 @@ def stand_in(service: str, conmon: int | None) -> None:
     unit = path(service, conmon)
     if unit is None:
         return
-    wait, hold = os.pipe()
-    done, say = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        _stand(unit, wait, say)
-    os.close(wait)
-    os.close(say)
-    os.waitpid(pid, 0)
-    said = os.read(done, 20)
-    _stand_ins[service] = (hold, done, unit, int(said or b"-1"))
+    with signals_held():
+        wait, hold = os.pipe()
+        done, say = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            _stand(unit, wait, say)
+        os.close(wait)
+        os.close(say)
+        os.waitpid(pid, 0)
+        said = os.read(done, 20)
+        _stand_ins[service] = (hold, done, unit, int(said or b"-1"))
 
 
 def hand_over(service: str, conmon: int | None) -> None:
@@ -148,12 +149,8 @@ def _stand(unit: str, wait: int, say: int) -> NoReturn:
         if os.fork() != 0:
             os._exit(0)
         os.setsid()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-        # no lock, pipe or terminal of the command's is to live on in it
-        low, high = sorted((wait, say))
-        for first, last in ((0, low), (low + 1, high), (high + 1, 1 << 20)):
-            os.closerange(first, last)
+        keep_only((wait, say))
+        heed_signals()
         adopt([os.getpid()], unit)
         tell(f"MAINPID={os.getpid()}")
         os.write(say, f"{os.getpid()}".encode())
