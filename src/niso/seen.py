@@ -334,7 +334,7 @@ def _passing(
         return _static(nft.INET, "forward", "@same_bridge accept", 1) if reached.publishes or reached.policed else ()
     if reached is None and not is_host(world, packet.destination):
         word = "ip" if packet.family == 4 else "ip6"
-        return _static(nft.INET, "postrouting", f"oifname != @bridges {word} saddr")
+        return _static(nft.INET, "postrouting", f"{word} saddr @subnets")
     return ()
 
 

@@ -117,13 +117,15 @@ table inet niso {{
 
 	chain raw {{
 		type filter hook prerouting priority raw; policy accept;
+		iif "lo" accept
+		ip daddr 127.0.0.0/8 counter drop comment "loopback from a wire, before DNAT can hide it"
+		ip saddr 127.0.0.0/8 counter drop
+		ip6 daddr ::1 counter drop
+		ip6 saddr ::1 counter drop
+		iifname @bridges accept
 		iifname @ports counter drop comment "not switched: link-local control frames"
-		iifname != "lo" ip daddr 127.0.0.0/8 counter drop comment "loopback from a wire, before DNAT can hide it"
-		iifname != "lo" ip saddr 127.0.0.0/8 counter drop
-		iifname != "lo" ip6 daddr ::1 counter drop
-		iifname != "lo" ip6 saddr ::1 counter drop
-		iifname != @bridges iifname != "lo" ip saddr @subnets4 counter drop comment "a service's address from elsewhere"
-		iifname != @bridges iifname != "lo" ip6 saddr @subnets6 counter drop
+		ip saddr @subnets4 counter drop comment "a service's address from elsewhere"
+		ip6 saddr @subnets6 counter drop
 	}}
 
 	chain publish {{
@@ -154,27 +156,32 @@ table inet niso {{
 
 	chain postrouting {{
 		type nat hook postrouting priority srcnat; policy accept;
-		oifname @bridges ip saddr 127.0.0.0/8 masquerade comment "the host by 127.0.0.1"
-		ct status dnat snat ip to ip saddr . ip daddr map @hairpin4 comment "a service that reaches itself"
-		ct status dnat snat ip6 to ip6 saddr . ip6 daddr map @hairpin6
-		oifname @bridges ct status dnat ip saddr @subnets4 fib saddr type local masquerade comment "the host by another bridge's address"
-		oifname @bridges ct status dnat ip6 saddr @subnets6 fib saddr type local masquerade
-		oifname != @bridges ip saddr @subnets4 masquerade
-		oifname != @bridges ip6 saddr @subnets6 masquerade
+		oifname @bridges goto to_services
+		ip saddr @subnets4 masquerade
+		ip6 saddr @subnets6 masquerade
+	}}
+
+	chain to_services {{
+		ip saddr 127.0.0.0/8 masquerade comment "the host by 127.0.0.1"
+		ct status & dnat == 0 accept
+		snat ip to ip saddr . ip daddr map @hairpin4 comment "a service that reaches itself"
+		snat ip6 to ip6 saddr . ip6 daddr map @hairpin6
+		ip saddr @subnets4 fib saddr type local masquerade comment "the host by another bridge's address"
+		ip6 saddr @subnets6 fib saddr type local masquerade
 	}}
 
 	chain forward {{
 		type filter hook forward priority filter; policy accept;
 		iifname != @bridges oifname != @bridges goto others
 		ct state vmap {{ established : accept, related : goto related, invalid : drop }}
-		iifname . oifname @same_bridge icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} iifname . oifname @same_bridge accept
 		iifname @internal iifname . oifname != @same_bridge counter drop comment "out of an internal network"
 		{_NO_START} jump no_start
 		ip saddr @egress4 jump check_out4
 		ip6 saddr @egress6 jump check_out6
 		ip daddr @ingress4 jump check_in4
 		ip6 daddr @ingress6 jump check_in6
-		oifname @bridges ct status dnat accept comment "published"
+		ct status dnat oifname @bridges accept comment "published"
 		iifname . oifname @same_bridge accept
 		oifname @bridges counter drop comment "not published"
 	}}
@@ -240,11 +247,11 @@ table bridge niso {{
 
 	chain prerouting {{
 		type filter hook prerouting priority -300; policy accept;
+		ether type ip iifname . ether saddr . ip saddr @sources4 accept
 		iifname @ports goto from_port
 	}}
 
 	chain from_port {{
-		ether type ip iifname . ether saddr . ip saddr @sources4 accept
 		ether type arp iifname . ether saddr . arp saddr ip @sources4 iifname . arp saddr ether . arp saddr ip @sources4 accept
 		ether type ip6 iifname . ether saddr . ip6 saddr @sources6 goto from_own6
 		ether type ip6 icmpv6 type {{ mld-listener-report, mld-listener-done, mld2-listener-report, nd-router-solicit }} drop comment "what every kernel says, and needs no count"
@@ -270,6 +277,8 @@ table bridge niso {{
 
 	chain forward {{
 		type filter hook forward priority -200; policy accept;
+		ether type ip oifname . ether daddr . ip daddr @sources4 accept comment "to one service alone"
+		ether type ip6 oifname . ether daddr . ip6 daddr @sources6 accept
 		iifname @ports oifname @ports goto between
 		iifname != @ports meta mark & 0xffff0000 == 0 meta mark set meta mark | {SWITCHED}
 	}}
