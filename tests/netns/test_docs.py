@@ -1,0 +1,25 @@
+"""Every command that README.md and the guides show is run, and prints what they say. How pages are read: tests/pages.py."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+import pages
+import pytest
+from conftest import Lab
+
+ROOT = pages.ROOT
+
+
+@pytest.mark.parametrize("page", pages.run_pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_does_what_it_says(lab: Lab, page: pathlib.Path) -> None:
+    wanted = pages.commands(page)
+    lab.run("mkdir", "/tmp/clone")
+    lab.run("ln", "-s", str(ROOT / "dev"), str(ROOT / "examples"), "/tmp/clone")
+    lab.run("ln", "-s", sys.prefix, "/tmp/clone/.venv")
+    lab.write("/tmp/page.sh", pages.script(wanted))
+    process = lab.popen("bash", "/tmp/page.sh", cwd="/tmp/clone")
+    printed, _ = process.communicate(timeout=100)
+    found = pages.wrong(wanted, printed)
+    assert not found, "\n\n".join(found)

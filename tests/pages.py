@@ -1,0 +1,184 @@
+"""What the documentation shows, as something that can be run: blocks of README.md and docs/, and a shell session made of them.
+
+How a page is read (the tests are tests/unit/test_docs_text.py and tests/netns/test_docs.py):
+
+- All commands of a page run in its order, in one shell and one lab, as root on the lab's host, in a folder that has the clone's
+  ``dev``, ``examples`` and ``.venv``. ``sudo`` does nothing there. 192.0.2.1 is the host, as the pages say.
+- A ``sh`` block is run as it stands. Each of its commands must succeed; what it prints is not looked at.
+- In a ``console`` block a line that starts with ``$ `` is a command, one with ``client$ `` a command on another machine
+  (192.0.2.2). The lines below it are what it prints, stdout and stderr; where there are none it must succeed. Blanks count as
+  one, ``...`` stands for any text within a line, alone for any number of lines; times and durations are not compared, nor is there anything said
+  of progress (``niso: wait ...``), which shows on a slow machine only.
+- A block whose first line is a comment with a file's name (``# hello/manifest.toml``) is written to that file.
+- ``<!-- setup`` starts commands that make what the page takes for given (another program's firewall), up to ``-->``.
+- A ``toml`` block is a manifest, a stack, or a part of one, and niso must accept it.
+- `NOT_RUN` lists what is not run, each with its reason. Blocks of any other kind (``text``, ``nft``, none) are prose.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import shlex
+from collections.abc import Iterator
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+NOT_RUN = {
+    "./dev demo": "installs Debian packages on the machine; it is itself a lab",
+    "./dev setup": "installs Debian packages on the machine",
+    "./dev test": "the run that this is part of",
+    'docker export "$(docker create redis:8)" | tar -x -C redis/rootfs': "needs a Docker daemon and its registry",
+}
+"""A line of a page -> why it is not run."""
+
+CLIENT = "ip netns exec client bash -c "
+_FENCE = re.compile(r"^( *)```(.*)$")
+_NAMED = re.compile(r"^# ([\w./-]+\.\w+)$")
+_TIMES = re.compile(
+    r"\b\d{4}-\d\d-\d\dT[\d:.]+Z|\b\d+(?:d\d+h|h\d+m|m\d+s)\b|\b\d+s\b|\b\d+(?:\.\d+)?ms\b",
+)
+
+
+class Block(NamedTuple):
+    """A fenced block, or a setup comment (kind ``setup``). ``line`` is that of its first line in the page."""
+
+    page: pathlib.Path
+    line: int
+    kind: str
+    lines: tuple[str, ...]
+
+    @property
+    def file(self) -> str:
+        """The file that it is to be written to, or ''."""
+        named = _NAMED.match(self.lines[0]) if self.lines and self.kind not in ("sh", "console") else None
+        return named.group(1) if named else ""
+
+
+class Command(NamedTuple):
+    """Something to run, and what it must print; ``expected`` None: anything, but it must succeed."""
+
+    page: pathlib.Path
+    line: int
+    text: str
+    expected: tuple[str, ...] | None
+
+
+def pages() -> list[pathlib.Path]:
+    """All pages of the documentation."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def run_pages() -> list[pathlib.Path]:
+    """Those whose commands are run: what is written by hand and has any."""
+    ours = [page for page in pages() if page.parent.name not in ("bench", "reference")]
+    return [page for page in ours if any(command.expected is not None or command.text for command in commands(page))]
+
+
+def blocks(page: pathlib.Path) -> Iterator[Block]:
+    """The fenced blocks and setup comments of a page, in its order, without their indentation."""
+    kind, indent, start, found = "", "", 0, list[str]()
+    for number, line in enumerate(page.read_text().splitlines(), 1):
+        fence = _FENCE.match(line)
+        if kind == "setup":
+            if line == "-->":
+                yield Block(page, start, kind, tuple(found))
+                kind = ""
+            else:
+                found.append(line)
+        elif kind:
+            if fence and not fence.group(2):
+                yield Block(page, start, kind, tuple(found))
+                kind = ""
+            else:
+                found.append(line.removeprefix(indent))
+        elif fence:
+            kind, indent, start, found = fence.group(2) or "none", fence.group(1), number + 1, []
+        elif line == "<!-- setup":
+            kind, start, found = "setup", number + 1, []
+    assert not kind, f"{page}: the block of line {start} has no end"
+
+
+def commands(page: pathlib.Path) -> list[Command]:
+    """What is run of a page, in its order."""
+    return [command for block in blocks(page) for command in _of(block)]
+
+
+def _of(block: Block) -> Iterator[Command]:
+    if block.kind in ("sh", "setup"):
+        text = "\n".join(line for line in block.lines if line.strip() not in NOT_RUN)
+        if text.strip():
+            yield Command(block.page, block.line, text, None)
+    elif block.kind == "console":
+        yield from _console(block)
+    elif block.file:
+        there = shlex.quote(block.file)
+        content = shlex.quote("\n".join(block.lines) + "\n")
+        yield Command(block.page, block.line, f'mkdir -p "$(dirname {there})"; printf %s {content} > {there}', None)
+
+
+def _console(block: Block) -> Iterator[Command]:
+    number, lines = block.line, list(block.lines)
+    while lines:
+        prompt, blank, text = lines.pop(0).partition("$ ")
+        where = f"{block.page.name}:{number}"
+        assert blank and prompt in ("", "client"), f"{where}: no command"
+        start, number = number, number + 1
+        while text.endswith("\\"):
+            text, number = f"{text[:-1]}{lines.pop(0).strip()}", number + 1
+        said = []
+        while lines and not lines[0].startswith(("$ ", "client$ ")):
+            said.append(lines.pop(0))
+        number += len(said)
+        if text.strip() in NOT_RUN:
+            continue
+        run = CLIENT + shlex.quote(text) if prompt else text
+        yield Command(block.page, start, run, tuple(said) or None)
+
+
+def script(wanted: list[Command]) -> str:
+    """A bash script that runs them all in one shell. It prints ``\\n@@ N`` before and ``\\n@@ N: what failed`` after each."""
+    lines = ["shopt -s expand_aliases", 'sudo() { "$@"; }', "exec 2>&1", "trap 'failed+=\" [$BASH_COMMAND]\"' ERR"]
+    for number, command in enumerate(wanted):
+        lines.append(f"printf '\\n@@ {number}\\n'; failed=")
+        lines.append(f"eval {shlex.quote(command.text)} < /dev/null")
+        lines.append(f"printf '\\n@@ {number}:%s\\n' \"${{failed//$'\\n'/ }}\"")
+    return "\n".join(lines) + "\n"
+
+
+def wrong(wanted: list[Command], printed: str) -> list[str]:
+    """What did not go as the pages say, in words, given what the `script` printed."""
+    found = []
+    for number, command in enumerate(wanted):
+        where = f"{command.page.relative_to(ROOT)}:{command.line}: {command.text}"
+        head, tail = f"\n@@ {number}\n", f"\n@@ {number}:"
+        if head not in printed or tail not in printed:
+            found.append(f"{where}\n  the shell did not get through it; it printed:\n{printed[-2000:]}")
+            break
+        output, _, rest = printed.partition(head)[2].partition(tail)
+        failed = rest.partition("\n")[0]
+        if command.expected is None and failed:
+            found.append(f"{where}\n  failed:{failed}\n{output}")
+        elif command.expected is not None and not matches(command.expected, output):
+            expected = "\n".join(command.expected)
+            found.append(f"{where}\n  prints, says the page:\n{expected}\n  but it was:\n{output}")
+    return found
+
+
+def matches(expected: tuple[str, ...], printed: str) -> bool:
+    """Whether ``printed`` is what a page says: see the top of this file."""
+    pattern = "".join(
+        r"(?:[^\n]*\n)*?"
+        if line.strip() == "..."
+        else r"[^\n]*?".join(map(re.escape, _plain(line).split("..."))) + r"\n"
+        for line in expected
+        if line.strip()
+    )
+    lines = (_plain(line) for line in printed.splitlines() if not line.startswith("niso: wait "))
+    said = "".join(f"{line}\n" for line in lines if line)
+    return re.fullmatch(pattern, said) is not None
+
+
+def _plain(line: str) -> str:
+    return _TIMES.sub("TIME", " ".join(line.split()))

@@ -1,0 +1,206 @@
+"""README.md and docs/ are true where a machine can tell: links, anchors, TOML, figures, and the words of commands in the text.
+
+That the commands of their blocks do what they say is tests/netns/test_docs.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pathlib
+import re
+import tomllib
+from functools import cache
+from typing import Any
+
+import pages
+import pytest
+
+from niso.cli import main
+from niso.model import manifest, stack
+
+ROOT = pages.ROOT
+COMING = {"docs/reference/commands.md", "docs/reference/manifest.md", "docs/man", "docs/design/threat-model.md"}
+"""Targets of links that may not be there yet."""
+
+PAGES = pages.pages()
+TOML = [block for page in PAGES for block in pages.blocks(page) if block.kind == "toml"]
+_LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"")
+_CODE = re.compile(r"``[^`]+``|`([^`\n]+)`")
+_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+
+
+def name(page: pathlib.Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@cache
+def prose(page: pathlib.Path) -> str:
+    """The page without its fenced blocks."""
+    return re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+@cache
+def anchors(page: pathlib.Path) -> set[str]:
+    """The anchors of its headings, as GitHub makes them: the second of one name ends in -1."""
+    found: list[str] = []
+    for title in re.findall(r"^#{1,6} +(.*?) *#*$", prose(page), re.MULTILINE):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).replace("`", "").lower()
+        anchor = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+        taken = sum(each == anchor or re.fullmatch(rf"{re.escape(anchor)}-\d+", each) is not None for each in found)
+        found.append(f"{anchor}-{taken}" if taken else anchor)
+    return set(found)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_each_link_leads_somewhere(page: pathlib.Path) -> None:
+    wrong = []
+    for link in (next(filter(None, groups)) for groups in _LINK.findall(re.sub(r"`[^`\n]*`", "", prose(page)))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if str(target.relative_to(ROOT)) in COMING:
+            continue
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            wrong.append(link)
+    assert not wrong
+
+
+def test_every_page_can_be_found_from_the_readme() -> None:
+    reached, new = set[pathlib.Path](), {ROOT / "README.md"}
+    while new:
+        page = new.pop()
+        reached.add(page)
+        links = (next(filter(None, groups)).partition("#")[0] for groups in _LINK.findall(prose(page)))
+        targets = {(page.parent / link).resolve() for link in links if link.endswith(".md")}
+        new |= {target for target in targets if target.exists()} - reached
+    assert set(PAGES) - reached == set()
+
+
+@pytest.mark.parametrize("block", TOML, ids=lambda block: f"{name(block.page)}:{block.line}")
+def test_a_toml_block_is_what_niso_accepts(block: pages.Block, tmp_path: pathlib.Path) -> None:
+    check(tomllib.loads("\n".join(block.lines)), tmp_path)
+
+
+def check(data: dict[str, Any], folder: pathlib.Path) -> None:
+    """Have niso read a manifest or a stack of which the block may show a part only."""
+    if {"stack", "networks", "service"} & data.keys() and not isinstance(data.get("service"), dict):
+        services = data.setdefault("service", [{}])
+        data.setdefault("stack", {"name": "shown"})
+        for number, service in enumerate(services):
+            service.setdefault("name", f"service{number}")
+            package = folder / service.setdefault("package", "./shown")
+            package.mkdir(exist_ok=True)
+            minimal = {"package": {"name": "shown", "version": "1"}, "binary": {"entrypoint": "true"}}
+            asked = {"healthcheck": {"tcp": 80}}  # what depends_on "healthy" needs
+            (package / "manifest.toml").write_text(toml(minimal | asked))
+        (folder / "stack.toml").write_text(toml(data))
+        stack.load(str(folder))
+        return
+    data.setdefault("package", {"name": "shown", "version": "1"})
+    data.setdefault("binary", {"entrypoint": "true"})
+    if "rootfs" in data["package"]:
+        (folder / data["package"]["rootfs"]).mkdir()
+    (folder / "manifest.toml").write_text(toml(data))
+    manifest.load(str(folder))
+
+
+def toml(value: Any, top: bool = True) -> str:
+    if isinstance(value, dict) and top:
+        return "".join(f"{quoted(key)} = {toml(each, False)}\n" for key, each in value.items())
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{quoted(key)} = {toml(each, False)}" for key, each in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(toml(each, False) for each in value) + "]"
+    return str(value).lower() if isinstance(value, (bool, int)) else quoted(value)
+
+
+def quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def test_a_toml_block_that_niso_does_not_accept_is_seen(tmp_path: pathlib.Path) -> None:
+    for number, wrong in enumerate(
+        (
+            {"network": {"ports": ["0:80"]}},
+            {"network": {"prots": []}},
+            {"service": [{"network": "backend", "ports": [80]}]},
+        )
+    ):
+        (folder := tmp_path / str(number)).mkdir()
+        with pytest.raises(Exception, match=r"ports|prots"):
+            check(dict(wrong), folder)
+
+
+def test_each_figure_of_the_comparison_stands_in_the_page_that_its_row_names() -> None:
+    text = (ROOT / "README.md").read_text()
+    table = text.partition("<!-- figures:")[2].partition("<!-- end of figures -->")[0]
+    rows = [row for row in table.splitlines() if row.startswith("| ") and "](" in row]
+    assert rows
+    for row in rows:
+        *cells, source = row.strip("| ").split(" | ")
+        link = _LINK.search(source)
+        assert link, row
+        known = set(_NUMBER.findall((ROOT / link.group(1)).read_text()))
+        figures = [figure for cell in cells[1:] for figure in _NUMBER.findall(cell)]
+        assert figures and set(figures) <= known, f"{row}: not in {link.group(1)}: {set(figures) - known}"
+
+
+@cache
+def help_of(*command: str) -> str:
+    """What ``niso COMMAND --help`` prints; '' where there is no such command."""
+    printed = io.StringIO()
+    with (
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(io.StringIO()),
+        contextlib.suppress(SystemExit),
+    ):
+        main.run([*command, "--help"])
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "open.md"], ids=name)
+def test_commands_in_the_text_are_commands_of_niso(page: pathlib.Path) -> None:
+    """``niso X --option`` within a sentence: there is such a command, and its help names the option.
+
+    Not in open.md, which says what is not there yet.
+    """
+    wrong = []
+    for code in _CODE.findall(prose(page)):
+        words = code.split()
+        if len(words) < 2 or words[0] != "niso" or not re.fullmatch(r"[a-z-]+", words[1]) or "|" in code:
+            continue
+        command = words[1:3] if words[1] in ("net", "stack") and len(words) > 2 else words[1:2]
+        options = [word.rstrip("]") for word in words[len(command) + 1 :] if word.startswith("-")]
+        own = options[: options.index("--")] if "--" in options else options
+        text = help_of(*command)
+        if command[0].startswith("-"):
+            continue
+        if not text or any(not re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", text) for option in own):
+            wrong.append(code)
+    assert not wrong
+
+
+def test_what_is_not_run_is_shown_somewhere() -> None:
+    shown = {
+        line.strip().removeprefix("$ ") for page in pages.run_pages() for b in pages.blocks(page) for line in b.lines
+    }
+    assert set(pages.NOT_RUN) <= shown
+
+
+def test_a_wrong_command_and_a_wrong_output_are_seen() -> None:
+    """What tests/netns/test_docs.py trusts in, on a shell's own output."""
+    page = ROOT / "README.md"
+    ok, silent = pages.Command(page, 1, "ps", ("NAME   UP", "api    3s", "...")), pages.Command(page, 2, "true", None)
+    printed = "\n@@ 0\nNAME  UP\napi  12m3s\ndb  1s\n\n@@ 0:\n\n@@ 1\n\n@@ 1:\n"
+    assert pages.wrong([ok, silent], printed) == []
+    for said in (
+        ("NAME UP", "api 3s"),
+        ("NAME UP", "web 3s", "..."),
+        ("...", "db 1s", "more"),
+        ("NAME UP api 3s db 1s",),
+    ):
+        assert len(pages.wrong([ok._replace(expected=said), silent], printed)) == 1
+    assert "failed: [false]" in pages.wrong([ok, silent], printed.replace("@@ 1:", "@@ 1: [false]"))[0]
+    assert "did not get through" in pages.wrong([ok, silent], printed.replace("@@ 1:", "@@"))[0]
