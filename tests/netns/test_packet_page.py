@@ -1,0 +1,140 @@
+"""The chains that docs/design/packet.md names are those that a packet passes: nft's own trace says which.
+
+One datagram goes each way of the page's table; each base chain of niso's that it meets, and each chain that a rule sends it to, must
+stand in the table, in that order, and no other.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pages
+import pytest
+from conftest import Lab
+from services import CLIENT, HOST, idle, on
+
+PAGE = pages.ROOT / "docs/design/packet.md"
+
+# The first hook of each table that a packet can meet. The ports are those of the datagrams below.
+TRACER = """
+table inet tracer {
+	chain in { type filter hook prerouting priority -350; udp dport { 80, 8080, 8081, 53 } meta nftrace set 1; }
+	chain out { type filter hook output priority -350; udp dport { 80, 8080, 8081, 53 } meta nftrace set 1; }
+}
+table bridge tracer {
+	chain in { type filter hook prerouting priority -350; udp dport { 80, 8080, 8081, 53 } meta nftrace set 1; }
+}
+"""
+SEND = (
+    "import socket, sys; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', (sys.argv[1], int(sys.argv[2])))"
+)
+
+API, PEER, DB, WEB, LEFT, RIGHT = "10.99.1.2", "10.99.1.3", "10.99.1.4", "10.99.2.2", "10.99.3.2", "10.99.3.3"
+
+
+ENTERS = re.compile(r"trace id \w+ (inet|bridge) niso (\w+) packet:")
+SENT_TO = re.compile(r"trace id \w+ (inet|bridge) niso .*\(verdict (?:goto|jump) (\w+)\)")
+PLACE = {"inet": "", "bridge": "bridge/"}
+
+
+class Way(NamedTuple):
+    name: str  # the first cell of the table's row
+    sender: str | None  # a network namespace, None the host's
+    to: tuple[str, int]
+
+
+WAYS = [
+    Way("another machine → a published port", "client", (HOST, 8080)),
+    Way("another machine → a service's address, by a route", "client", (API, 80)),
+    Way("the host → a published port, by its own address", None, (HOST, 8080)),
+    Way("the host → a published port, by 127.0.0.1", None, ("127.0.0.1", 8080)),
+    Way("the host → a service's address", None, (API, 80)),
+    Way("a service → a published port of another network", "niso-web", (HOST, 8080)),
+    Way("a service → a published port of its own network", "niso-peer", (HOST, 8080)),
+    Way("a service → its own published port", "niso-api", (HOST, 8080)),
+    Way("a service → another of its network, plain", "niso-left", (RIGHT, 80)),
+    Way("a service → another of its network, which has a port or a policy", "niso-peer", (API, 80)),
+    Way("a service → another that has an ingress policy", "niso-peer", (DB, 80)),
+    Way("a service → the host", "niso-web", (HOST, 53)),
+    Way("a service → another machine", "niso-web", (CLIENT, 53)),
+    Way("a service with an egress policy → another machine", "niso-db", (CLIENT, 53)),
+    Way("a service → a service of another network", "niso-web", (API, 80)),
+]
+
+
+def rows() -> dict[str, list[str]]:
+    """Way -> its chains, of the table of the page: ``raw`` of table inet niso, ``bridge/forward`` of table bridge niso."""
+    found = {}
+    for line in PAGE.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) > 1 and " → " in cells[0] and "`" in cells[1]:
+            found[cells[0]] = re.findall(r"`([\w/]+)`", cells[1])
+    return found
+
+
+class Trace:
+    """What ``nft monitor trace`` prints, line by line."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lines: list[str] = []
+        self.process = lab.popen("stdbuf", "-oL", "nft", "monitor", "trace", stderr=subprocess.DEVNULL)
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.lines.append(line.decode())
+
+    def chains(self, start: int) -> list[str]:
+        """The chains of niso from line ``start`` on: base chains as the packet enters them, and those that a rule sends it to."""
+        found = []
+        for line in self.lines[start:]:
+            if words := ENTERS.match(line) or SENT_TO.match(line):
+                found.append(PLACE[words.group(1)] + words.group(2))
+        return found
+
+
+@pytest.fixture(scope="module")
+def traced() -> Iterator[tuple[Lab, Trace]]:
+    with Lab() as lab:
+        policy = {"allow_from": ["peer:80"], "egress": {"allow": ["0.0.0.0/0:53"]}}
+        lab.run("sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=0")
+        lab.niso(
+            "activate",
+            idle(lab, "api", network=on("backend", ports=["8080:80/udp"])),
+            idle(lab, "peer", network=on("backend")),
+            idle(lab, "db", network=on("backend", policy=policy)),
+            idle(lab, "web", network=on("frontend")),
+            idle(lab, "left", network=on("plain")),
+            idle(lab, "right", network=on("plain")),
+        )
+        lab.run("ip", "route", "add", "10.99.1.0/24", "via", HOST, netns="client")
+        for name, address in (("niso-peer", API), ("niso-peer", DB), ("niso-left", RIGHT), ("niso-web", HOST)):
+            lab.run("ping", "-c1", "-W2", address, netns=name, check=False)  # neighbours are known from here on
+        lab.run("nft", "-f", "-", input=TRACER)
+        yield lab, Trace(lab)
+
+
+def test_the_table_has_these_ways_and_no_others() -> None:
+    assert set(rows()) == {way.name for way in WAYS}
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+def test_a_packet_passes_the_chains_that_the_page_names(traced: tuple[Lab, Trace], way: Way) -> None:
+    lab, trace = traced
+    wanted = rows()[way.name]
+    start = len(trace.lines)
+    lab.run("python3", "-ISc", SEND, way.to[0], str(way.to[1]), netns=way.sender)
+    try:
+        lab.wait_for(lambda: trace.chains(start)[: len(wanted)] == wanted)
+    except pytest.fail.Exception:
+        assert trace.chains(start) == wanted
+    # and no further chain: the trace of one more packet comes behind all of it, with three of its own
+    end = len(trace.lines)
+    lab.run("python3", "-ISc", SEND, CLIENT, "8081")
+    lab.wait_for(lambda: "inet niso postrouting policy accept" in "".join(trace.lines[end:]))
+    assert trace.chains(start) == [*wanted, "output", "from_host", "postrouting"]
