@@ -18,6 +18,7 @@ import pytest
 
 from niso.cli import main
 from niso.model import manifest, stack
+from niso.render import nft
 
 ROOT = pages.ROOT
 COMING = {"docs/reference/commands.md", "docs/reference/manifest.md", "docs/man", "docs/design/threat-model.md"}
@@ -145,6 +146,12 @@ def test_each_figure_of_the_comparison_stands_in_the_page_that_its_row_names() -
         known = set(_NUMBER.findall((ROOT / link.group(1)).read_text()))
         figures = [figure for cell in cells[1:] for figure in _NUMBER.findall(cell)]
         assert figures and set(figures) <= known, f"{row}: not in {link.group(1)}: {set(figures) - known}"
+
+
+def test_the_picture_of_a_packets_way_has_chains_that_there_are() -> None:
+    svg = (ROOT / "docs/design/packet.svg").read_text()
+    drawn = {name for names in re.findall(r'class="chain"[^>]*>([^<]+)<', svg) for name in names.split(", ")}
+    assert {"raw", "publish", "forward"} <= drawn <= set(re.findall(r"^\tchain (\w+) {", nft.TABLES, re.MULTILINE))
 
 
 @cache
