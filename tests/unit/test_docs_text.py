@@ -189,6 +189,13 @@ def test_commands_in_the_text_are_commands_of_niso(page: pathlib.Path) -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_verbs_of_dev_are_verbs(page: pathlib.Path) -> None:
+    known = set(re.findall(r"^  ([a-z-]+)\)$", (ROOT / "dev").read_text(), re.MULTILINE))
+    assert {"test", "demo"} <= known
+    assert set(re.findall(r"\./dev ([a-z][a-z-]*)", page.read_text())) <= known
+
+
 def test_what_is_not_run_is_shown_somewhere() -> None:
     shown = {
         line.strip().removeprefix("$ ") for page in pages.run_pages() for b in pages.blocks(page) for line in b.lines
