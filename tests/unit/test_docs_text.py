@@ -21,7 +21,11 @@ from niso.model import manifest, stack
 from niso.render import nft
 
 ROOT = pages.ROOT
-COMING = {"docs/reference/commands.md", "docs/reference/manifest.md", "docs/man", "docs/design/threat-model.md"}
+COMING = {
+    "docs/design/threat-model.md",
+    "docs/man",
+    *(f"docs/reference/{page}.md" for page in ("commands", "json", "manifest", "stack")),
+}
 """Targets of links that may not be there yet."""
 
 PAGES = pages.pages()
