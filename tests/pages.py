@@ -8,7 +8,7 @@ How a page is read (the tests are tests/unit/test_docs_text.py and tests/netns/t
 - In a ``console`` block a line that starts with ``$ `` is a command, one with ``client$ `` a command on another machine
   (192.0.2.2). The lines below it are what it prints, stdout and stderr; where there are none it must succeed. Blanks count as
   one, ``...`` stands for any text within a line, alone for any number of lines; times and durations are not compared, nor is there anything said
-  of progress (``niso: wait ...``), which shows on a slow machine only.
+  of progress (``niso: stop api (1s)``), which shows on a slow machine only.
 - A block whose first line is a comment with a file's name (``# hello/manifest.toml``) is written to that file.
 - ``<!-- setup`` starts commands that make what the page takes for given (another program's firewall), up to ``-->``.
 - A ``toml`` block is a manifest, a stack, or a part of one, and niso must accept it.
@@ -36,6 +36,7 @@ NOT_RUN = {
 CLIENT = "ip netns exec client bash -c "
 _FENCE = re.compile(r"^( *)```(.*)$")
 _NAMED = re.compile(r"^# ([\w./-]+\.\w+)$")
+_PROGRESS = re.compile(r"niso: .* \(\d+s\)$")
 _TIMES = re.compile(
     r"\b\d{4}-\d\d-\d\dT[\d:.]+Z|\b\d+(?:d\d+h|h\d+m|m\d+s)\b|\b\d+s\b|\b\d+(?:\.\d+)?ms\b",
 )
@@ -175,7 +176,7 @@ def matches(expected: tuple[str, ...], printed: str) -> bool:
         for line in expected
         if line.strip()
     )
-    lines = (_plain(line) for line in printed.splitlines() if not line.startswith("niso: wait "))
+    lines = (_plain(line) for line in printed.splitlines() if not _PROGRESS.match(line))
     said = "".join(f"{line}\n" for line in lines if line)
     return re.fullmatch(pattern, said) is not None
 
