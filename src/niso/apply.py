@@ -7,12 +7,11 @@ same code with another scope.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from collections.abc import Callable
 from typing import NamedTuple
 
-from niso import failpoint, paths
+from niso import failpoint, paths, waits
 from niso.diff import AnyStep, HostsEdit, diff
 from niso.errors import ErrorGroup, KernelError, NisoError
 from niso.kernel import sysctl
@@ -41,7 +40,7 @@ class Lock:
         try:
             os.makedirs(paths.run_dir(), mode=0o755, exist_ok=True)
             self._fd = os.open(os.path.join(paths.run_dir(), "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            waits.lock(self._fd, "changes the network")
         except OSError as error:
             raise NisoError(f"{error.filename or paths.run_dir()}: {error.strerror}", "check NISO_RUN_DIR") from error
         return self

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from niso import exposure, failpoint, forwarding, paths, policies, portmap, services
 from niso.apply import Lock, Report, compare, desired_now, repair, silent
-from niso.errors import Conflict, ErrorGroup, NisoError
+from niso.errors import Conflict, ErrorGroup, NisoError, NotFound
 from niso.kernel import netns, sysctl
 from niso.kernel.nftables import Nft
 from niso.kernel.read import read
@@ -41,7 +41,7 @@ from niso.state import (
     kinds,
 )
 from niso.store.sqlite import unusable
-from niso.store.store import Scope, Store
+from niso.store.store import Scope, Store, suggest
 
 
 class Finding(NamedTuple):
@@ -73,6 +73,11 @@ def check(store: Store, name: str | None = None) -> list[Finding]:
     if store.network(name) is not None and store.name_holder(name) is None:
         scope, names = Scope((), (name,)), []
     else:
+        if store.name_holder(name) is None:
+            known = [*(each for each, _, _ in store.service_names()), *store.network_names()]
+            raise NotFound(
+                f"no service or network {name!r}", suggest(name, known, "niso ps and niso net list have all names")
+            )
         service = store.resolve(name)
         row = store.service(service)
         assert row is not None

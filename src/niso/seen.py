@@ -124,6 +124,8 @@ def resolve(store: Store, text: str) -> End:
         return _end(store, store.resolve(text.removesuffix(f".{names.DOMAIN}")))
     if isinstance(address, ipaddress.IPv6Address) and (address.ipv4_mapped or address.scope_id):
         raise UsageError(f"{text!r}: IPv4-mapped addresses and zones are not supported", "name the address itself")
+    if address.is_unspecified:
+        raise UsageError(f"{text!r} is nobody's address: who connects to it reaches itself", "name an address, or host")
     return End(address=str(address))
 
 
@@ -158,6 +160,12 @@ def ends(world: World, source: End, destination: End, family: int | None = None)
     Raises NisoError where they have no addresses of one family.
     """
     given = {6 if ":" in end.address else 4 for end in (source, destination) if end.address}
+    if len(given) > 1:
+        raise UsageError(f"{source.address} and {destination.address} are not of one family", "name two of one family")
+    for end in (source, destination):
+        if end.address and family not in (None, *given):
+            other = 6 if family == 4 else 4
+            raise UsageError(f"-{family} does not go with {end.address}, which is an IPv{other} address", f"-{other}")
     families = [each for each in (4, 6) if family in (None, each) and given <= {each}]
     for each in families:
         to = _destination(world, source, destination, each)

@@ -238,7 +238,7 @@ def test_inactive_service_is_explained_and_nothing_is_sent_from_it(world: Lab) -
     world.niso("deactivate", "web")
     assert explain(world, "both", "web:80", "--prove")["path"]["words"] == "web is not active"
     assert "web is not active: nothing can be sent from it\n  hint: niso activate web" in refused(
-        world, "net", "explain", "web", "both:80", "--prove"
+        world, "net", "explain", "web", "both:80", "--prove", status=2
     )
     assert explain(world, "web", "both:80")["verdict"] == "drop"
 
@@ -247,8 +247,8 @@ def test_wrong_questions(world: Lab) -> None:
     def wrong(source: str, to: str, words: str, status: int = 2, *options: str) -> None:
         assert words in refused(world, "net", "explain", source, to, *options, status=status)
 
-    wrong("apo", "db:80", "did you mean 'api'?", 1)
-    wrong("api", "dbb:80", "no service 'dbb'\n  hint: did you mean 'db'?", 1)
+    wrong("apo", "db:80", "did you mean 'api'?")
+    wrong("api", "dbb:80", "no service 'dbb'\n  hint: did you mean 'db'?")
     wrong("api", "db:0", "'0' is no port of 1 to 65535")
     wrong("api", "db:65536", "is no port")
     wrong("api", "db:80-90", "'80-90' is no port")
@@ -262,8 +262,11 @@ def test_wrong_questions(world: Lab) -> None:
     wrong("api", "300.1.1.1:80", "'300.1.1.1' is no address")
     wrong("::ffff:10.0.0.1", "db:80", "IPv4-mapped")
     wrong("198.51.100.7", "db:80", "--prove sends from services and from the host", 2, "--prove")
-    wrong("192.0.2.2", "db:80", "addresses of one family", 1, "-6")
-    wrong("192.0.2.2", "fd00:99:1::2", "addresses of one family", 1)
+    wrong("192.0.2.2", "db:80", "-6 does not go with 192.0.2.2, which is an IPv4 address\n  hint: -4", 2, "-6")
+    wrong("api", "fd00:99:1::2", "-4 does not go with fd00:99:1::2, which is an IPv6 address\n  hint: -6", 2, "-4")
+    wrong("192.0.2.2", "fd00:99:1::2", "192.0.2.2 and fd00:99:1::2 are not of one family")
+    wrong("api", "0.0.0.0:80", "'0.0.0.0' is nobody's address")
+    wrong("api", "[::]:80", "'::' is nobody's address")
 
 
 def test_rules_that_are_not_as_they_should_be_are_found_out(world: Lab) -> None:

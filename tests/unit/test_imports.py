@@ -13,7 +13,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "niso"
 
-VOCABULARY = {"errors", "names", "paths", "failpoint", "child", "records", "state"}
+VOCABULARY = {"errors", "names", "paths", "failpoint", "child", "waits", "records", "state"}
 """What every layer may speak."""
 
 LAYERS: dict[str, set[str]] = {
@@ -25,6 +25,7 @@ LAYERS: dict[str, set[str]] = {
     "state": set(),
     "failpoint": {"paths"},
     "child": set(),
+    "waits": set(),
     "ipam": set(),
     "render": {"names", "records", "state"},
     "plan": {"names", "records", "state", "render"},
@@ -123,6 +124,7 @@ PURE_MAY = {
 }
 
 HEAVY = {
+    "argparse",
     "asyncio",
     "bz2",
     "contextlib",
@@ -151,9 +153,11 @@ HEAVY = {
 COMMON = {
     "niso",
     "niso.cli",
-    "niso.cli.later",
+    "niso.cli.catalogue",
+    "niso.cli.command",
     "niso.cli.main",
     "niso.cli.output",
+    "niso.cli.parse",
     "niso.errors",
     "niso.failpoint",
     "niso.paths",
@@ -287,11 +291,10 @@ def loaded(*arguments: str) -> set[str]:
 @pytest.mark.parametrize(
     ("command", "own"),
     [
-        ("net list", {"niso.cli.net"}),
-        ("net ports", {"niso.cli.net"}),
-        ("ps", {"niso.cli.look"}),
+        ("net list", {"niso.cli.net", "niso.cli.catalogue.net"}),
+        ("net ports", {"niso.cli.net", "niso.cli.catalogue.net"}),
+        ("ps", {"niso.cli.look", "niso.cli.catalogue.service"}),
         ("version", set()),
-        ("help", set()),
     ],
 )
 @pytest.mark.parametrize("filled", [False, True], ids=["no store", "a store"])
@@ -305,5 +308,26 @@ def test_short_command_loads_only_these_modules(command, own, filled) -> None:
     if own:
         assert ours == COMMON | own
     else:
-        assert ours == {"niso", "niso.cli", "niso.cli.main", "niso.errors"}
+        assert ours == {
+            "niso",
+            "niso.cli",
+            "niso.cli.catalogue",
+            "niso.cli.catalogue.machine",
+            "niso.cli.command",
+            "niso.cli.main",
+            "niso.cli.parse",
+            "niso.cli.plain",
+            "niso.errors",
+        }
+    assert not {name.partition(".")[0] for name in found} & HEAVY
+
+
+def test_completion_of_names_loads_the_words_of_one_command_and_the_store() -> None:
+    from niso.store.store import Store
+
+    Store.open().close()
+    found = loaded("complete", "zsh", "--", "niso", "net", "explain", "")
+    ours = {name for name in found if name.partition(".")[0] == "niso"}
+    own = {"niso.cli.complete", "niso.cli.catalogue.machine", "niso.cli.catalogue.net"}
+    assert ours == COMMON - {"niso.cli.output"} | own
     assert not {name.partition(".")[0] for name in found} & HEAVY

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-
+from niso.cli.parse import Args
 from niso.errors import Conflict, UsageError
 from niso.store.store import Store
 
 
-def configure(_: str, parser: argparse.ArgumentParser) -> None:
-    parser.epilog = """\
-examples:
-  niso exec api -- cat /etc/hosts
-  niso exec api -- sh
-exit status: the command's own; 125 niso could not, 126 not executable, 127 not found, 128+N ended by signal N
-"""
-    parser.add_argument("name", metavar="NAME", help="an active service")
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD...", help="the command and its arguments")
-
-
-def run(_: str, args: argparse.Namespace) -> int:
-    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+def run(_: str, args: Args) -> int:
+    command = args.command
     if not command:
         raise UsageError("no command is given", f"niso exec {args.name} -- CMD")
     store = Store.open(create=False)

@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
-
 from niso import services
-from niso.apply import Report, silent
 from niso.cli import output
+from niso.cli.parse import Args
+from niso.cli.progress import Progress
 from niso.errors import InvalidInput, UsageError
 from niso.records import Port
 from niso.store.store import Store
 
-EPILOG = """\
-examples:
-  niso port-forward api 9090:9090             at once, no restart
-  niso port-forward dns 127.0.0.1:53:53/udp
-  niso port-forward api-2 8080:8080 --replace   takes it, at all of its addresses, from whoever
-                                                has it; open connections live on
-  niso port-forward api 9090:9090 --remove
 
-It survives a crash, a restart and an unchanged activate, and ends with deactivate.
-"""
-
-
-def configure(_: str, parser: argparse.ArgumentParser) -> None:
-    parser.epilog = EPILOG
-    parser.add_argument("name", metavar="NAME", help="an active service")
-    parser.add_argument("port", metavar="PORT", help="[ADDRESS:]HOST:CONTAINER[/PROTO], ranges too")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--remove", action="store_true", help="take it away again")
-    which.add_argument("--replace", action="store_true", help="take the host port from the service that has it")
-    parser.add_argument("-v", "--verbose", action="store_true", help="print each step")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-
-
-def run(_: str, args: argparse.Namespace) -> int:
+def run(_: str, args: Args) -> int:
     from niso.model.ports import parse_port
 
     try:
@@ -45,15 +22,15 @@ def run(_: str, args: argparse.Namespace) -> int:
         raise UsageError(
             f"PORT {args.port!r}: a forward names its host port", f"niso port-forward {args.name} 8080{args.port}"
         )
-    report: Report = output.note if args.verbose else silent
     store = Store.open(create=False)
     name = store.resolve(args.name)
     taken: list[tuple[str, Port]] = []
-    if args.remove:
-        services.port_unforward(store, name, port, report)
-        changed = True
-    else:
-        changed, taken = services.port_forward(store, name, port, replace=args.replace, report=report)
+    changed = True
+    with Progress(args) as report:
+        if args.remove:
+            services.port_unforward(store, name, port, report)
+        else:
+            changed, taken = services.port_forward(store, name, port, replace=args.replace, report=report)
     if args.json:
         rows = output.ports_json([port], store.port_families(name))
         lost = [

@@ -2,99 +2,86 @@
 
 from __future__ import annotations
 
-import argparse
-
 from niso import services, targets
-from niso.apply import Report, silent
 from niso.cli import output
+from niso.cli.parse import Args
+from niso.cli.progress import Progress
 from niso.errors import InvalidInput, NisoError, NotFound, UsageError
 from niso.records import Port
 from niso.runtime import unit
 from niso.store.store import Store
 
-EPILOG = {
-    "activate": """\
-examples:
-  niso activate ./api                 a folder with a manifest.toml
-  niso activate ./db ./cache ./api    all or none
-  niso activate api                   a known service, with the manifest of its last activation
-  niso activate --dry-run -v ./api    what it would do
-""",
-    "deactivate": """\
-examples:
-  niso deactivate api      its address stays reserved
-  niso deactivate --all
-""",
-    "remove": "examples:\n  niso remove api              frees its address and deletes its logs and copies\n"
-    "  niso remove --volumes api    and its named volumes\n",
-    "restart": "example:\n  niso restart api\n",
-}
+
+def run(name: str, args: Args) -> int:
+    return {"activate": _activate, "deactivate": _deactivate, "remove": _remove, "restart": _restart}[name](args)
 
 
-def configure(name: str, parser: argparse.ArgumentParser) -> None:
-    parser.epilog = EPILOG[name]
-    if name == "activate":
-        parser.add_argument("what", nargs="+", metavar="PATH|NAME", help="a manifest, its folder, or a known service")
-        parser.add_argument(
-            "--timeout", default="60s", metavar="TIME", help="how long to wait until it is started (default 60s)"
-        )
-    else:
-        parser.add_argument("names", nargs="*" if name == "deactivate" else "+", metavar="NAME", help="a service")
-    if name == "remove":
-        parser.add_argument("--volumes", action="store_true", help="delete its named volumes too")
-    if name == "deactivate":
-        parser.add_argument("--all", action="store_true", help="all active services")
-    if name in ("activate", "deactivate"):
-        parser.add_argument("--dry-run", action="store_true", help="print the steps and change nothing")
-    parser.add_argument("-v", "--verbose", action="store_true", help="print each step")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-
-
-def run(name: str, args: argparse.Namespace) -> int:
-    report: Report = output.note if args.verbose else silent
-    if getattr(args, "dry_run", False):
-        report = output.step
-    if name == "activate":
-        return _activate(args, report)
-    if name == "deactivate" and unit.has_ended() and any(unit.path(each) is not None for each in args.names):
+def _deactivate(args: Args) -> int:
+    if args.all and args.names:
+        raise UsageError("--all and names do not go together", "niso deactivate --all")
+    if not args.all and not args.names:
+        raise UsageError("no service is named", "niso deactivate NAME, or --all")
+    if unit.has_ended() and any(unit.path(each) is not None for each in args.names):
         return 0  # a process that ended leaves its service active
     store = Store.open(create=False)
-    if name == "deactivate" and args.all:
-        if args.names:
-            raise UsageError("--all and names do not go together", "niso deactivate --all")
-        names = store.active_services()
-    elif not args.names:
-        raise UsageError("no service is named", f"niso {name} NAME")
-    else:
-        names = list(dict.fromkeys(_named(store, each, getattr(args, "volumes", False)) for each in args.names))
-    if name == "deactivate":
-        by_systemd = any(unit.path(each) is not None for each in names)
-        if by_systemd:  # which does not ask whether it may: those that it knows have gone before
-            names += [row.name for row in store.services() if row.active and row.provider in names]
+    names = store.active_services() if args.all else _resolved(store, args.names)
+    by_systemd = any(unit.path(each) is not None for each in names)
+    if by_systemd:  # which does not ask whether it may: those that it knows have gone before
+        names += [row.name for row in store.services() if row.active and row.provider in names]
+    with Progress(args) as report:
         outcomes = services.deactivate(store, names, report, args.dry_run, keep_forwards=by_systemd)
-        if args.json and not args.dry_run:
-            output.as_json([{"service": service, "changed": changed} for service, changed in outcomes])
-        elif not args.dry_run:
-            for service, changed in outcomes:
-                print(f"{service}: {'inactive' if changed else 'is not active'}")
+    if args.dry_run:
         return 0
-    if name == "remove":
-        enabled = [each for each in names if (row := store.service(each)) and row.enabled]
+    if args.json:
+        output.as_json([{"service": service, "changed": changed} for service, changed in outcomes])
+        return 0
+    for service, changed in outcomes:
+        print(f"{service}: {'inactive' if changed else 'is not active'}")
+    if not outcomes:
+        print("no service is active")
+    return 0
+
+
+def _remove(args: Args) -> int:
+    store = Store.open(create=False)
+    names = list(dict.fromkeys(_named(store, each, args.volumes) for each in args.names))
+    enabled = [each for each in names if (row := store.service(each)) and row.enabled]
+    with Progress(args) as report:
         services.remove(store, names, report, args.volumes)
         if enabled and unit.booted():
             from niso import boot
 
             boot.clear(enabled, report)
-    else:
+    _say(args, names, "removed")
+    return 0
+
+
+def _restart(args: Args) -> int:
+    store = Store.open(create=False)
+    names = _resolved(store, args.names)
+    with Progress(args, with_healthcheck(store, names)) as report:
         services.restart(store, names, report)
-        warn_of_limits(store, names)
-        settle(store, names)
+    warn_of_limits(store, names)
+    settle(store, names)
+    _say(args, names, "restarted")
+    return 0
+
+
+def _say(args: Args, names: list[str], done: str) -> None:
     if args.json:
         output.as_json([{"service": service, "changed": True} for service in names])
-    else:
-        for service in names:
-            print(f"{service}: {'removed' if name == 'remove' else 'restarted'}")
-    return 0
+        return
+    for service in names:
+        print(f"{service}: {done}")
+
+
+def _resolved(store: Store, names: list[str]) -> list[str]:
+    return list(dict.fromkeys(store.resolve(each) for each in names))
+
+
+def with_healthcheck(store: Store, names: list[str]) -> list[str]:
+    """Those of known services that are waited for until they are healthy."""
+    return [name for name in names if (row := store.service(name)) and '"healthcheck":{' in row.manifest]
 
 
 def _named(store: Store, name: str, kept: bool) -> str:
@@ -109,11 +96,12 @@ def _named(store: Store, name: str, kept: bool) -> str:
         raise
 
 
-def _activate(args: argparse.Namespace, report: Report) -> int:
+def _activate(args: Args) -> int:
     timeout_s = timeout(args.timeout)
     store = Store.open(create=not args.dry_run)
     wanted = targets.find_targets(store, args.what)
-    outcomes = services.activate(store, wanted, timeout_s, report, args.dry_run)
+    with Progress(args, [each.name for each in wanted if each.manifest.healthcheck]) as report:
+        outcomes = services.activate(store, wanted, timeout_s, report, args.dry_run)
     if args.dry_run:
         return 0
     warn(store, outcomes)

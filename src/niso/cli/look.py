@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -10,6 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from niso.cli import output
+from niso.cli.parse import Args
 from niso.errors import UsageError
 from niso.records import Port
 from niso.store.store import ServiceRow, Store
@@ -20,21 +20,7 @@ if TYPE_CHECKING:
 COLUMNS = ("SERVICE", "STATUS", "HEALTH", "MODE", "ADDRESS", "PORTS", "UPTIME")
 
 
-def configure(name: str, parser: argparse.ArgumentParser) -> None:
-    if name == "ps":
-        parser.add_argument("--json", action="store_true", help="an array of objects")
-        return
-    parser.add_argument("name", metavar="NAME", help="a service")
-    if name == "inspect":
-        parser.add_argument("--json", action="store_true", help="one object (the default form)")
-        return
-    parser.epilog = "examples:\n  niso logs api -n 20\n  niso logs api -f -t\n"
-    parser.add_argument("-f", "--follow", action="store_true", help="go on as it writes, until the service is removed")
-    parser.add_argument("-n", "--lines", type=int, metavar="N", help="the last N lines only")
-    parser.add_argument("-t", "--timestamps", action="store_true", help="an RFC 3339 time before each line")
-
-
-def run(name: str, args: argparse.Namespace) -> int:
+def run(name: str, args: Args) -> int:
     store = Store.open(create=False)
     if name == "ps":
         return ps(store, args.json)
@@ -196,7 +182,7 @@ def _everything(store: Store, row: ServiceRow) -> dict[str, object]:
     }
 
 
-def _logs(service: str, args: argparse.Namespace) -> int:
+def _logs(service: str, args: Args) -> int:
     from niso.runtime import logs
 
     if args.lines is not None and args.lines < 0:

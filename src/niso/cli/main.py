@@ -8,48 +8,42 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from niso.errors import ErrorGroup, NisoError, UsageError
+from niso.cli.command import Command, Group
+from niso.cli.parse import HELP, asks_help, parse, unknown
+from niso.errors import ErrorGroup, NisoError
 
 if TYPE_CHECKING:
-    import argparse
     from types import ModuleType
 
 VERSION = "0.1.0"
 
 COMMANDS = {
-    "activate": ("lifecycle", "set up a service's network and start it"),
-    "deactivate": ("lifecycle", "stop services and take down their networks"),
-    "remove": ("lifecycle", "deactivate services and forget them"),
-    "restart": ("lifecycle", "end and start a service's process; its network stays"),
-    "ps": ("look", "all known services and how they are"),
-    "inspect": ("look", "all that niso knows of a service"),
-    "logs": ("look", "what a service wrote"),
-    "exec": ("execute", "run a command inside a service"),
-    "port-forward": ("forward", "publish one more port of a running service"),
-    "stack": ("stack", "several services as one thing: up, down, status"),
-    "enable": ("boot", "activate services at boot"),
-    "disable": ("boot", "do not activate services at boot any more"),
-    "restore": ("boot", "activate all enabled services, at boot or by hand"),
-    "net": ("net", "networks, ports, policies: list, create, inspect, explain, ping, stats, check, repair and more"),
-    "schema": ("plain", "the JSON Schema of manifest.toml"),
-    "lab": ("plain", "a throw-away host to try things in"),
+    "activate": ("lifecycle", "service"),
+    "deactivate": ("lifecycle", "service"),
+    "restart": ("lifecycle", "service"),
+    "remove": ("lifecycle", "service"),
+    "ps": ("look", "service"),
+    "inspect": ("look", "service"),
+    "logs": ("look", "service"),
+    "exec": ("execute", "service"),
+    "port-forward": ("forward", "service"),
+    "net": ("net", "net"),
+    "stack": ("stack", "stack"),
+    "enable": ("boot", "machine"),
+    "disable": ("boot", "machine"),
+    "restore": ("boot", "machine"),
+    "lab": ("plain", "machine"),
+    "schema": ("plain", "machine"),
+    "completion": ("complete", "machine"),
+    "complete": ("complete", "machine"),
+    "help": ("plain", "machine"),
+    "version": ("plain", "machine"),
 }
+"""The module that runs each command, and the one of cli/catalogue that has its words."""
 
-WITHOUT_ROOT = ("schema",)
-
-FIRST_SCREEN = """\
-niso {version}: networking for services on Linux, without a daemon and without a userland proxy
-
-usage: niso COMMAND [...]      niso COMMAND --help tells all of one command
-
-{commands}
-
-a first service:  sudo niso activate ./api      (a folder with a manifest.toml)
-                  niso ps; niso net inspect niso-default; niso logs api -f
-without a risk:   sudo niso lab
-"""
+ALIASES = {"-h": "help", "--help": "help", "-V": "version", "--version": "version"}
 
 
 def main() -> None:
@@ -62,16 +56,11 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command; gives its exit status. Raises nothing but SystemExit of argparse."""
+    """Run one command; gives its exit status. Raises nothing."""
     as_json = "--json" in arguments[: arguments.index("--")] if "--" in arguments else "--json" in arguments
     failed = 125 if arguments[:1] in (["exec"], ["lab"]) else 0
     try:
-        if not arguments or arguments[0] in ("-h", "--help", "help"):
-            return _help(arguments[1:])
-        if arguments[0] in ("-V", "--version", "version"):
-            print(f"niso {VERSION}")
-            return 0
-        return _command(arguments)
+        return _command(arguments or ["help"])
     except NisoError as error:
         _report(error, as_json)
         return max(failed, error.exit_status)
@@ -89,77 +78,49 @@ def run(arguments: list[str]) -> int:
         return failed or 1
 
 
-def _help(arguments: list[str]) -> int:
-    if arguments:
-        return _command([*arguments, "--help"])
-    commands = "\n".join(f"  {name:<12} {words}" for name, (_, words) in COMMANDS.items())
-    print(FIRST_SCREEN.format(version=VERSION, commands=commands), end="")
-    return 0
-
-
 def _command(arguments: list[str]) -> int:
-    from niso.cli import later
-
-    name = arguments[0]
+    name = ALIASES.get(arguments[0], arguments[0])
     if name not in COMMANDS:
-        later.refuse_command(name)
-        raise unknown("command", name, list(COMMANDS), "niso --help lists them")
-    parser = new_parser(f"niso {name}", COMMANDS[name][1])
-    module = _module(COMMANDS[name][0])
-    module.configure(name, parser)
-    parsed = parser.parse_args(arguments[1:])
-    if name not in WITHOUT_ROOT and os.geteuid() != 0 and not (name in ("net", "stack") and _asks_help(arguments)):
+        visible = [each for each in COMMANDS if each != "complete"]
+        raise unknown("command", name, visible, "niso help lists them")
+    words = arguments[1:]
+    command = find(name, words[0] if words else "")
+    if isinstance(command, Group):
+        if not words or words[0] in HELP:
+            return _print_help([name])
+        raise unknown(
+            "action", f"{name} {words[0]}", [each.name for each in command.actions], f"niso help {name} lists them"
+        )
+    if command.name != name:
+        words = words[1:]
+    if asks_help(words, command):
+        return _print_help(command.name.split())
+    parsed = parse(command, words)
+    if command.root and os.geteuid() != 0:
         raise NisoError("needs root", f"sudo niso {' '.join(arguments)}" if _plain(arguments) else "run it with sudo")
     _end_on_signals()
-    return int(module.run(name, parsed))
+    return int(_module(COMMANDS[name][0]).run(command.name, parsed))
 
 
-def _asks_help(arguments: list[str]) -> bool:
-    """Whether an action's own parser will print its help and end."""
-    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    return "-h" in options or "--help" in options
+def find(name: str, action: str) -> Command | Group:
+    """The command of this name, or of this action of it; the group where it has no such action."""
+    words = _module(f"catalogue.{COMMANDS[name][1]}")
+    group: Group | None = getattr(words, "GROUP", None)
+    commands: tuple[Command, ...] = group.actions if group else words.COMMANDS
+    wanted = f"{name} {action}" if group else name
+    return next((each for each in commands if each.name == wanted), None) or group or commands[0]
+
+
+def _print_help(words: list[str]) -> int:
+    from niso.cli import plain
+
+    return plain.print_help(words)
 
 
 def _module(name: str) -> ModuleType:
     import importlib
 
     return importlib.import_module(f"niso.cli.{name}")
-
-
-def new_parser(prog: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
-    """A parser in niso's style: wrong use raises UsageError, and options cannot be shortened."""
-    import argparse
-
-    class Formatter(argparse.RawDescriptionHelpFormatter):
-        def __init__(self, *args: Any, **options: Any) -> None:
-            # argparse would import shutil (with all compressors) for this, and asks at each add_argument
-            super().__init__(*args, **{"width": _columns() - 2, **options})
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> None:  # type: ignore[override]
-            raise UsageError(message, f"{self.prog} --help")
-
-    return Parser(
-        prog=prog,
-        description=description,
-        epilog=epilog,
-        formatter_class=Formatter,
-        allow_abbrev=False,
-    )
-
-
-def _columns() -> int:
-    try:
-        return int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns)
-    except (OSError, ValueError):
-        return 80
-
-
-def unknown(kind: str, name: str, known: list[str], otherwise: str) -> UsageError:
-    import difflib
-
-    near = difflib.get_close_matches(name, known, 1)
-    return UsageError(f"no {kind} {name!r}", f"did you mean {near[0]!r}?" if near else otherwise)
 
 
 def _plain(arguments: list[str]) -> bool:
@@ -197,7 +158,7 @@ def _explained(error: Exception) -> NisoError:
 
 
 def _report(error: NisoError, as_json: bool) -> None:
-    from niso.cli.output import escaped
+    from niso.cli.output import error as error_lines
 
     if sys.stderr is None:  # closed: print would take stdout in its place
         return
@@ -211,9 +172,6 @@ def _report(error: NisoError, as_json: bool) -> None:
                 print(json.dumps({"error": body}), file=sys.stderr)
             return
         for each in errors:
-            # a service's last words are lines of their own; all else is quoted where the message was made
-            print("niso: " + "\n".join(escaped(line) for line in each.message.split("\n")), file=sys.stderr)
-            if each.hint:
-                print(f"  hint: {escaped(each.hint)}", file=sys.stderr)
+            error_lines(each.message, each.hint)
     except OSError:
         pass  # nobody can be told

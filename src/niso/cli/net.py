@@ -2,120 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
-
 from niso.cli import output
-from niso.errors import InvalidInput, UsageError
+from niso.cli.parse import Args
+from niso.errors import InvalidInput, NisoError, UsageError
 from niso.records import Network
 from niso.store.store import Store
 
 SEEN = ("ping", "explain", "stats", "log")
 """The actions that are in a module of their own: cli/policy.py."""
 
-ACTIONS = {
-    "create": "make a network and its bridge",
-    "list": "all networks",
-    "inspect": "one network and its services",
-    "remove": "remove networks that no known service is on",
-    "ports": "all published ports",
-    "rules": "niso's nftables rules",
-    "ping": "whether one service reaches another, and if not why",
-    "explain": "whether a packet passes, and which line or default decides",
-    "stats": "traffic and drops by service and direction",
-    "log": "drops of policies as they happen",
-    "check": "compare what should be with what the kernel has",
-    "repair": "put right what check finds",
-}
 
-EPILOG = {
-    "create": """\
-examples:
-  niso net create backend                           the next free /24 of the pool
-  niso net create backend --subnet 10.99.1.0/24
-  niso net create dmz --subnet 10.50.0.0/22 --gateway 10.50.3.254 --mtu 1400
-  niso net create dual --ipv6                       both families; --subnet fd00:1::/64 names the IPv6 prefix
-  niso net create db --internal
-""",
-    "ports": """\
-examples:
-  niso net ports
-  niso net ports --exposed      from where each can be reached
-""",
-    "check": "examples:\n  niso net check\n  niso net check api        one service or network\nexit status: 0 all well, 1 not\n",
-    "repair": """\
-examples:
-  niso net repair
-  niso net repair --sweep    remove all that is niso's from the kernel, processes included
-""",
-}
-
-
-def configure(_: str, parser: argparse.ArgumentParser) -> None:
-    parser.usage = "niso net ACTION [...]"
-    parser.epilog = "actions:\n" + "".join(f"  {name:<10} {words}\n" for name, words in ACTIONS.items())
-    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-
-
-def run(_: str, args: argparse.Namespace) -> int:
-    from niso.cli.main import new_parser, unknown
-
-    if not args.rest:
-        raise UsageError("niso net needs an action", f"one of {', '.join(ACTIONS)}")
-    action = args.rest[0]
-    if action not in ACTIONS:
-        raise unknown("action", f"net {action}", [f"net {name}" for name in ACTIONS], "niso net --help lists them")
-    parser = new_parser(f"niso net {action}", ACTIONS[action], EPILOG.get(action))
+def run(name: str, args: Args) -> int:
+    action = name.removeprefix("net ")
     if action in SEEN:
         from niso.cli import policy
 
-        policy.configure(action, parser)
-        return policy.run(action, parser.parse_args(args.rest[1:]))
-    _configure(action, parser)
-    parsed = parser.parse_args(args.rest[1:])
-    return int(globals()[f"_{action}"](parsed))
+        return policy.run(action, args)
+    return int(globals()[f"_{action}"](args))
 
 
-def _configure(action: str, parser: argparse.ArgumentParser) -> None:
-    if action == "remove":
-        parser.add_argument("names", nargs="+", metavar="NAME", help="a network")
-    elif action in ("create", "inspect"):
-        parser.add_argument("name", metavar="NAME", help="a network")
-    elif action == "check":
-        parser.add_argument("name", nargs="?", metavar="NAME", help="one service or network only")
-    if action == "create":
-        parser.add_argument(
-            "--subnet", action="append", default=[], metavar="CIDR", help="default: the next free /24 of the pool"
-        )
-        parser.add_argument("--ipv6", action="store_true", help="add an IPv6 subnet: a unique local /64")
-        parser.add_argument(
-            "--gateway",
-            action="append",
-            default=[],
-            metavar="IP",
-            help="the bridge's address (default: the subnet's first)",
-        )
-        parser.add_argument(
-            "--internal", action="store_true", help="nothing is forwarded out; the host and published ports work"
-        )
-        parser.add_argument("--mtu", type=int, metavar="N", help="default: that of the default route's link")
-    if action == "ports":
-        parser.add_argument("--exposed", action="store_true", help="say from where each can be reached")
-    if action == "repair":
-        parser.add_argument("--sweep", action="store_true", help="remove all of niso's objects instead")
-    if action in ("create", "remove", "repair"):
-        parser.add_argument("-v", "--verbose", action="store_true", help="print each step")
-        parser.add_argument("--dry-run", action="store_true", help="print the steps and change nothing")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-
-
-def _report(args: argparse.Namespace):  # type: ignore[no-untyped-def]
-    from niso.apply import silent
-
-    return output.step if args.dry_run else output.note if args.verbose else silent
-
-
-def _create(args: argparse.Namespace) -> int:
+def _create(args: Args) -> int:
     from niso import networks
+    from niso.cli.progress import Progress
     from niso.model.values import network_name
 
     try:
@@ -123,13 +31,13 @@ def _create(args: argparse.Namespace) -> int:
     except InvalidInput as error:
         raise UsageError(error.message, error.hint, error.key) from None
     store = Store.open(create=not args.dry_run)
-    report = _report(args)
-    if not args.dry_run and store.intents():
-        from niso import services
-
-        services.recover(store, report)
     wish = networks.Wish(name, tuple(args.subnet), args.ipv6, tuple(args.gateway), args.internal, args.mtu)
-    made = networks.create(store, wish, report, args.dry_run)
+    with Progress(args) as report:
+        if not args.dry_run and store.intents():
+            from niso import services
+
+            services.recover(store, report)
+        made = networks.create(store, wish, report, args.dry_run)
     network = made or store.require_network(name)
     if args.json:
         output.as_json(_network_json(store, network))
@@ -138,7 +46,7 @@ def _create(args: argparse.Namespace) -> int:
     return 0
 
 
-def _list(args: argparse.Namespace) -> int:
+def _list(args: Args) -> int:
     store = Store.open(create=False)
     counts = store.member_counts()
     rows = [(network.name, _subnets(network), counts.get(network.name, 0)) for network in store.networks()]
@@ -149,7 +57,7 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _inspect(args: argparse.Namespace) -> int:
+def _inspect(args: Args) -> int:
     store = Store.open(create=False)
     network = store.require_network(args.name)
     described = _network_json(store, network)
@@ -176,15 +84,16 @@ def _inspect(args: argparse.Namespace) -> int:
     return 0
 
 
-def _remove(args: argparse.Namespace) -> int:
+def _remove(args: Args) -> int:
     from niso import networks, services
+    from niso.cli.progress import Progress
 
     store = Store.open(create=False)
-    report = _report(args)
-    if not args.dry_run:
-        services.recover(store, report)
     names = list(dict.fromkeys(args.names))
-    networks.remove(store, names, report, args.dry_run)
+    with Progress(args) as report:
+        if not args.dry_run:
+            services.recover(store, report)
+        networks.remove(store, names, report, args.dry_run)
     if args.json:
         output.as_json([{"name": name, "changed": not args.dry_run} for name in names])
     elif not args.dry_run:
@@ -193,7 +102,7 @@ def _remove(args: argparse.Namespace) -> int:
     return 0
 
 
-def _ports(args: argparse.Namespace) -> int:
+def _ports(args: Args) -> int:
     store = Store.open(create=False)
     families: dict[str, tuple[int, ...]] = {}
     rows = []
@@ -241,7 +150,7 @@ def _ports(args: argparse.Namespace) -> int:
     return 0
 
 
-def _rules(args: argparse.Namespace) -> int:
+def _rules(args: Args) -> int:
     from niso.kernel.nftables import Nft
     from niso.render import nft
 
@@ -259,11 +168,15 @@ def _rules(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check(args: argparse.Namespace) -> int:
+def _check(args: Args) -> int:
     from niso import check, firewalls
 
-    store = Store.open(create=False)
-    found = check.check(store, args.name)
+    try:
+        store = Store.open(create=False)
+        found = check.check(store, args.name)
+    except NisoError as error:
+        error.exit_status = 2  # 1 is that something is not as it should be
+        raise
     for line in firewalls.unseen((4, 6)):
         output.warn(line)
     if args.json:
@@ -276,18 +189,19 @@ def _check(args: argparse.Namespace) -> int:
     return 1 if found else 0
 
 
-def _repair(args: argparse.Namespace) -> int:
+def _repair(args: Args) -> int:
     from niso import check
     from niso.cli import lifecycle
+    from niso.cli.progress import Progress
 
-    report = _report(args)
     if args.sweep:
         return _sweep(args)
     store = Store.open(create=False)
-    if args.dry_run:
-        check.plan_mend(store, report)
-        return 0
-    done = check.mend(store, report)
+    with Progress(args) as report:
+        if args.dry_run:
+            check.plan_mend(store, report)
+            return 0
+        done = check.mend(store, report)
     if done:
         lifecycle.settle(store, store.active_services())
     if args.json:
@@ -297,11 +211,12 @@ def _repair(args: argparse.Namespace) -> int:
     return 0
 
 
-def _sweep(args: argparse.Namespace) -> int:
+def _sweep(args: Args) -> int:
     from niso import check
-    from niso.errors import NisoError
+    from niso.cli.progress import Progress
 
-    gone = check.sweep(_report(args), args.dry_run)
+    with Progress(args) as report:
+        gone = check.sweep(report, args.dry_run)
     if args.dry_run:
         return 0
     try:

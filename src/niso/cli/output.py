@@ -26,11 +26,109 @@ def arrow() -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows under their columns, each as wide as its widest value."""
+    """Print rows under their columns, each as wide as its widest value.
+
+    On a terminal that is too narrow for that, values that are lists go on below themselves; nothing is ever cut off.
+    """
     lines = [list(columns), *([escaped(value) for value in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    room = terminal_columns(1)
+    if room and sum(widths) + 2 * (len(widths) - 1) > room:
+        lines, widths = _narrowed(lines, widths, room)
+    painted = coloured(1)
     for line in lines:
-        print("  ".join(value.ljust(width) for value, width in zip(line, widths, strict=True)).rstrip())
+        cells = [value.ljust(width) for value, width in zip(line, widths, strict=True)]
+        if painted and line is not lines[0]:
+            cells = [_painted(cell) if name in PAINTED else cell for name, cell in zip(columns, cells, strict=True)]
+        print("  ".join(cells).rstrip())
+
+
+_BREAKS = (", ", "; ")
+
+
+def _narrowed(lines: list[list[str]], widths: list[int], room: int) -> tuple[list[list[str]], list[int]]:
+    """The lines of a table with its lists broken between their items, the widest columns first, until they fit into ``room``."""
+    least = [max(len(item) for line in lines for item in _items(line[i])) for i in range(len(widths))]
+    widths = list(widths)
+    while sum(widths) + 2 * (len(widths) - 1) > room:
+        spare, widest = max((width if width > least[i] else 0, i) for i, width in enumerate(widths))
+        if not spare:
+            break
+        widths[widest] -= 1
+    broken = []
+    for line in lines:
+        cells = [_folded(value, width) for value, width in zip(line, widths, strict=True)]
+        for level in range(max(len(cell) for cell in cells)):
+            broken.append([cell[level] if level < len(cell) else "" for cell in cells])
+    return broken, widths
+
+
+def _items(value: str) -> list[str]:
+    """The items of a list, each with the comma or semicolon after it."""
+    mark = next((each for each in _BREAKS if each in value), "")
+    if not mark:
+        return [value]
+    *items, last = value.split(mark)
+    return [*(item + mark[0] for item in items), last]
+
+
+def _folded(value: str, width: int) -> list[str]:
+    shown = [""]
+    for item in _items(value):
+        joined = f"{shown[-1]} {item}" if shown[-1] else item
+        if len(joined) <= width or not shown[-1]:
+            shown[-1] = joined
+        else:
+            shown.append(item)
+    return shown
+
+
+# --- what a terminal can show ------------------------------------------------------------------------------------------
+
+PAINTED = ("STATUS", "HEALTH")
+_GREEN, _YELLOW, _RED, _DIM = "32", "33", "31", "2"
+_COLOURS = {
+    "running": _GREEN,
+    "healthy": _GREEN,
+    "starting": _YELLOW,
+    "restarting": _YELLOW,
+    "failed": _RED,
+    "exited": _RED,
+    "unhealthy": _RED,
+    "inactive": _DIM,
+}
+
+
+def terminal_columns(descriptor: int) -> int:
+    """How wide the terminal is that this output goes to; 0 where it is none."""
+    try:
+        return (
+            int(os.environ.get("COLUMNS") or 0) or os.get_terminal_size(descriptor).columns
+            if os.isatty(descriptor)
+            else 0
+        )
+    except (OSError, ValueError):
+        return 0
+
+
+def coloured(descriptor: int) -> bool:
+    """Whether colour may go there: to a terminal, but for TERM=dumb and NO_COLOR (https://no-color.org)."""
+    wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
+    try:
+        return wanted and os.isatty(descriptor)
+    except OSError:
+        return False
+
+
+def painted(text: str, colour: str, descriptor: int) -> str:
+    return f"\x1b[{colour}m{text}\x1b[0m" if coloured(descriptor) else text
+
+
+def _painted(cell: str) -> str:
+    """A cell of a table, its word in its colour."""
+    word = cell.rstrip()
+    colour = "" if word == "exited (0)" else _COLOURS.get(word.partition(" ")[0], "")
+    return f"\x1b[{colour}m{word}\x1b[0m{cell[len(word) :]}" if colour else cell
 
 
 def as_json(value: object) -> None:
@@ -105,8 +203,16 @@ def step(line: str) -> None:
     print("\n".join(escaped(each) for each in line.split("\n")))
 
 
+def error(message: str, hint: str | None) -> None:
+    """What could not be done, to stderr. A service's last words in it are lines of their own."""
+    shown = "\n".join(escaped(line) for line in message.split("\n"))
+    print(f"{painted('niso:', _RED, 2)} {shown}", file=sys.stderr)
+    if hint:
+        print(f"  hint: {escaped(hint)}", file=sys.stderr)
+
+
 def warn(text: str, hints: Iterable[str] = ()) -> None:
-    print(f"niso: warning: {escaped(text)}", file=sys.stderr)
+    print(f"{painted('niso: warning:', _YELLOW, 2)} {escaped(text)}", file=sys.stderr)
     for hint in hints:
         print(f"  hint: {escaped(hint)}", file=sys.stderr)
 

@@ -1,28 +1,18 @@
-"""schema and lab."""
+"""help, version, schema and lab."""
 
 from __future__ import annotations
 
-import argparse
+from niso.cli import main
+from niso.cli.command import Command, Group
+from niso.cli.parse import HELP, Args, unknown
 
 
-def configure(name: str, parser: argparse.ArgumentParser) -> None:
-    if name == "schema":
-        parser.epilog = (
-            "example:\n  niso schema > manifest.schema.json    for an editor that checks TOML by JSON Schema\n"
-        )
-        return
-    parser.epilog = """\
-The host has 192.0.2.1 and 2001:db8::1 on uplink0; `ip netns exec client ...` is another machine (192.0.2.2), `ip netns
-exec neighbour ...` a third (192.0.2.3). There is no way out. All of it ends with the command.
-
-examples:
-  niso lab
-  niso lab -- sh -c 'niso activate ./api && ip netns exec client curl http://192.0.2.1:8080'
-"""
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD...", help="default: your shell")
-
-
-def run(name: str, args: argparse.Namespace) -> int:
+def run(name: str, args: Args) -> int:
+    if name == "help":
+        return print_help(args.words)
+    if name == "version":
+        print(f"niso {main.VERSION}")
+        return 0
     if name == "schema":
         from niso.cli.output import as_json
         from niso.model.schema import schema
@@ -31,5 +21,30 @@ def run(name: str, args: argparse.Namespace) -> int:
         return 0
     from niso.lab import process
 
-    command = args.command[1:] if args.command[:1] == ["--"] else args.command
-    return process.run(command)
+    return process.run(args.command)
+
+
+def print_help(words: list[str]) -> int:
+    """Help of the command or action that ``words`` name, or the first screen. Raises UsageError."""
+    from niso.cli import help
+
+    if not words or words[0] in HELP:
+        print(help.first_screen(main.VERSION, first_screen()), end="")
+        return 0
+    name = main.ALIASES.get(words[0], words[0])
+    if name not in main.COMMANDS:
+        raise unknown("command", name, [each for each in main.COMMANDS if each != "complete"], "niso help lists them")
+    found = main.find(name, words[1] if words[1:] else "")
+    if isinstance(found, Command):
+        print(help.command(found), end="")
+    elif words[1:] and words[1] not in HELP:
+        known = [each.name for each in found.actions]
+        raise unknown("action", f"{name} {words[1]}", known, f"niso help {name} lists them")
+    else:
+        print(help.group(found), end="")
+    return 0
+
+
+def first_screen() -> list[Command | Group]:
+    """All commands, those that everybody knows left out."""
+    return [main.find(name, "") for name in main.COMMANDS if name not in ("complete", "help", "version")]

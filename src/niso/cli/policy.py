@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from niso.cli import output
+from niso.cli.parse import Args
+from niso.errors import NisoError
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -14,70 +15,22 @@ if TYPE_CHECKING:
     from niso.prove import Proof
     from niso.seen import Explanation, Object
 
-EPILOG = {
-    "ping": """\
-An ICMP echo from inside FROM's namespace to TO's address as FROM's hosts file gives it.
-
-examples:
-  niso net ping api postgres
-exit status: 0 answered, 1 not, with the reason
-""",
-    "explain": """\
-FROM is a service, an address, or host. TO is one of them with :PORT and /tcp (the default), /udp or /sctp; without a port, an
-ICMP echo. IPv6 addresses with a port stand in brackets. Services are asked for by IPv4 where both have it.
-
-examples:
-  niso net explain api postgres:5432
-  niso net explain api postgres:5432 --prove        send one real packet, and see that the rules count it
-  niso net explain 192.0.2.7 192.0.2.1:8080/tcp     from another machine to a published port
-  niso net explain api '[fd00:99:1::2]:53/udp'
-  niso net explain host api
-exit status: 0 it passes, 1 it is dropped, or what came of the real packet does not agree
-""",
-    "stats": """\
-IN is what came to a service, OUT what it sent, since it was activated, as its links counted it. IN-DROPS and OUT-DROPS are
-packets that its own ingress and egress policy dropped since that was last changed (what the other side's policy dropped is counted
-there), FOREIGN frames it sent with an address or form that is not its own.
-""",
-    "log": """\
-One line for each packet that a policy with log = true drops (of each rule at most 20 a second): when, whose policy in which
-direction, the manifest's key, from whom to whom, by which link. Nothing is kept: what is dropped while nobody reads is only
-counted (niso net stats). Ctrl-C ends it.
-
-examples:
-  niso net log
-  niso net log api
-  niso net log --json        one object a line
-""",
-}
 COLUMNS = ("SERVICE", "IN-PACKETS", "IN-BYTES", "IN-DROPS", "OUT-PACKETS", "OUT-BYTES", "OUT-DROPS", "FOREIGN")
 
 
-def configure(action: str, parser: argparse.ArgumentParser) -> None:
-    parser.epilog = EPILOG[action]
-    if action == "ping":
-        parser.add_argument("source", metavar="FROM", help="an active service")
-        parser.add_argument("destination", metavar="TO", help="an active service with a network in common")
-    if action == "explain":
-        parser.add_argument("source", metavar="FROM", help="a service, an address, or host")
-        parser.add_argument("destination", metavar="TO", help="the same, with :PORT and /PROTO where wanted")
-        family = parser.add_mutually_exclusive_group()
-        family.add_argument("-4", dest="family", action="store_const", const=4, help="by IPv4")
-        family.add_argument("-6", dest="family", action="store_const", const=6, help="by IPv6")
-        parser.add_argument("--prove", action="store_true", help="send one such packet and see what comes of it")
-    if action == "log":
-        parser.add_argument("name", nargs="?", metavar="NAME", help="of one service's policy only")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-
-
-def run(action: str, args: argparse.Namespace) -> int:
-    return int(globals()[f"_{action}"](args))
+def run(action: str, args: Args) -> int:
+    try:
+        return int(globals()[f"_{action}"](args))
+    except NisoError as error:
+        if action == "explain":
+            error.exit_status = 2  # 1 is a packet that is dropped
+        raise
 
 
 # --- ping ------------------------------------------------------------------------------------------------------------
 
 
-def _ping(args: argparse.Namespace) -> int:
+def _ping(args: Args) -> int:
     from niso import prove, seen
 
     store = Store.open(create=False)
@@ -100,7 +53,7 @@ def _ms(seconds: float) -> str:
 # --- explain ---------------------------------------------------------------------------------------------------------
 
 
-def _explain(args: argparse.Namespace) -> int:
+def _explain(args: Args) -> int:
     from niso import policies, prove, seen
 
     store = Store.open(create=False)
@@ -226,7 +179,7 @@ def _proof_json(proof: Proof) -> dict[str, object]:
 # --- stats and log ---------------------------------------------------------------------------------------------------
 
 
-def _stats(args: argparse.Namespace) -> int:
+def _stats(args: Args) -> int:
     from niso import drops
 
     rows = drops.stats(Store.open(create=False))
@@ -237,7 +190,7 @@ def _stats(args: argparse.Namespace) -> int:
     return 0
 
 
-def _log(args: argparse.Namespace) -> int:
+def _log(args: Args) -> int:
     from niso import drops
 
     store = Store.open(create=False)

@@ -4,32 +4,51 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
 import time
+from collections.abc import Iterable
 
+from niso import waits as locks
+from niso.apply import Report
 from niso.child import keep_only, signals_held
-from niso.cli.output import escaped
+from niso.cli.output import escaped, note, step
+from niso.cli.parse import Args
 
 AT_ONCE_S = 1.0
 AGAIN_S = 10.0
+SOON_S = 0.5
+SLOW = ("start ", "restart ", "stop ", "copy ", "wait ", "undo ", "remove the volumes ")
+"""What a line begins with that may take long: the others are steps of the kernel, of which it takes many."""
 
 
 class Progress:
-    """``with Progress(waits) as progress:`` pass `report` on; ``waits`` are the services that a start of takes until they are healthy."""
+    """``with Progress(args) as report:`` shows what is reported as the options -v and --dry-run say, else by its second second.
 
-    def __init__(self, waits: frozenset[str] = frozenset()) -> None:
-        self._waits = waits
+    ``waits`` are the services that a start of takes until they are healthy. The process that tells begins with the first line that may be slow: to begin and end it takes
+    a millisecond.
+    """
+
+    def __init__(self, args: Args, waits: Iterable[str] = ()) -> None:
+        self._verbose = bool(args.verbose)
+        self._dry_run = bool(getattr(args, "dry_run", False))
+        self._waits = frozenset(waits)
+        self._since = time.monotonic()
         self._pipe = -1
         self._pid = 0
 
-    def __enter__(self) -> Progress:
-        return self
+    def __enter__(self) -> Report:
+        steps = note if self._verbose else self._report
+        locks.told = steps
+        return step if self._dry_run else steps
 
-    def report(self, line: str) -> None:
+    def _report(self, line: str) -> None:
         """What is being done from now on."""
         if sys.stderr is None:
             return
         if self._pipe < 0:
+            if not line.startswith(SLOW) and time.monotonic() < self._since + SOON_S:
+                return
             self._begin()
         text = line.split("\n", 1)[0]
         try:
@@ -50,8 +69,10 @@ class Progress:
             os.close(read)
 
     def __exit__(self, *_: object) -> None:
+        locks.told = None
         if self._pipe >= 0:
             os.close(self._pipe)
+            os.kill(self._pid, signal.SIGKILL)  # it may not even have begun: do not wait for that
             os.waitpid(self._pid, 0)
 
 

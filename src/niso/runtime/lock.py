@@ -7,7 +7,7 @@ import fcntl
 import os
 import time
 
-from niso import paths
+from niso import paths, waits
 from niso.errors import Conflict
 
 _RETRY_S = 0.02
@@ -31,7 +31,7 @@ class service_lock:
             self._fd = open_lock(self._service)
             try:
                 if deadline is None:
-                    fcntl.flock(self._fd, fcntl.LOCK_EX)
+                    waits.lock(self._fd, f"is at work on {self._service}")
                 else:
                     self._wait(deadline)
                 if _is_current(self._fd, self._service):

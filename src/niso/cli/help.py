@@ -1,0 +1,117 @@
+"""Help on a terminal: the first screen, the actions of a group, all of one command."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+
+from niso.cli.command import Command, Group, sentence, synopsis
+
+WIDEST = 100
+
+
+def width() -> int:
+    """The columns that help has; 80 where it is not read on a terminal."""
+    try:
+        columns = int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns)
+    except (OSError, ValueError):
+        columns = 80
+    return min(max(columns, 40), WIDEST)
+
+
+def first_screen(version: str, commands: list[Command | Group]) -> str:
+    """What ``niso`` alone prints: not more than 23 lines of 80, so that a prompt fits below it."""
+    lines = "".join(f"  {command.name:<13} {command.does}\n" for command in commands)
+    return f"""\
+niso {version}: networks for services on Linux, without daemon and proxy
+usage: niso COMMAND ...       niso help COMMAND tells all of one, with examples
+
+{lines}
+begin:  sudo niso activate ./api   a folder with a manifest.toml; then niso ps
+        sudo niso lab              a machine to try it in, without a risk
+"""
+
+
+def group(of: Group) -> str:
+    names = max(len(action.name) for action in of.actions) - len(of.name)
+    lines = "".join(f"  {each.name.removeprefix(of.name + ' '):<{names}} {each.does}\n" for each in of.actions)
+    example = next(each for each in of.actions if each.examples).name
+    return (
+        f"usage: niso {of.name} ACTION ...\n\n{sentence(of.does)}\n\nactions:\n{lines}\n"
+        f"niso help {example} tells all of one, with examples\n"
+    )
+
+
+def command(of: Command) -> str:
+    """All of one command."""
+    columns = width()
+    parts = [_usage(of, columns), _wrapped(sentence(of.does), columns)]
+    if of.about:
+        parts.append(_wrapped(of.about, columns))
+    if of.arguments:
+        parts.append(
+            "arguments:\n"
+            + _list([(each.metavar, _defaulted(each.help, each.default)) for each in of.arguments], columns)
+        )
+    options = [(_aligned(each.takes), _defaulted(each.help, each.default)) for each in of.options]
+    parts.append("options:\n" + _list([*options, ("-h, --help", "print this")], columns))
+    if of.examples:
+        head = "examples:\n" if len(of.examples) > 1 else "example:\n"
+        parts.append(head + _examples(of.examples, columns))
+    if of.exits:
+        parts.append("exit status:\n" + _list(list(of.exits), columns))
+    return "\n".join(parts)
+
+
+def _aligned(option: str) -> str:
+    """Long names stand below each other, whether there is a short one or not."""
+    return f"    {option}" if option.startswith("--") else option
+
+
+def _defaulted(words: str, default: str) -> str:
+    return f"{words} (default: {default})" if default else words
+
+
+def _usage(of: Command, columns: int) -> str:
+    """One line, or several that break between words of the synopsis."""
+    first, *words = synopsis(of)
+    line = f"usage: {first}"
+    indent = " " * (len(line) + 1)
+    lines = []
+    for word in words:
+        if len(line) + 1 + len(word) > columns:
+            lines.append(line)
+            line = indent + word
+        else:
+            line += f" {word}"
+    return "\n".join([*lines, line]) + "\n"
+
+
+def _wrapped(text: str, columns: int) -> str:
+    return textwrap.fill(text, columns, break_on_hyphens=False, break_long_words=False) + "\n"
+
+
+def _list(rows: list[tuple[str, str]], columns: int) -> str:
+    """Words and what they mean, the second column wrapped below itself."""
+    left = min(max(len(word) for word, _ in rows), 22)
+    shown = []
+    for word, meaning in rows:
+        lines = textwrap.wrap(meaning, columns - left - 4, break_on_hyphens=False, break_long_words=False)
+        head = f"  {word:<{left}}  "
+        if len(word) > left:
+            shown.append(f"  {word}")
+            head = " " * (left + 4)
+        shown.append(f"{head}{lines[0]}")
+        shown += [" " * (left + 4) + line for line in lines[1:]]
+    return "\n".join(shown) + "\n"
+
+
+def _examples(examples: tuple[tuple[str, str], ...], columns: int) -> str:
+    """Commands and remarks: a command is never broken, and a remark that has no room beside it stands above it."""
+    short = [len(line) for line, remark in examples if remark and len(line) + len(remark) <= columns - 8]
+    column = max((each for each in short if each <= 44), default=0)
+    lines = []
+    for line, remark in examples:
+        beside = f"  {line:<{column}}    # {remark}" if remark else f"  {line}"
+        lines += [beside] if len(beside) <= columns or not remark else [f"  # {remark}", f"  {line}"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,228 @@
+"""Words of the command line: how they are taken, what is said of wrong ones, and that help has all of every command."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from typing import Any
+
+import pytest
+
+from niso.cli import help as shown
+from niso.cli import main
+from niso.cli.command import Command, Group
+from niso.cli.parse import parse
+from niso.errors import UsageError
+
+HIDDEN = ("complete",)
+
+
+def commands() -> list[Command]:
+    found: list[Command] = []
+    for name in main.COMMANDS:
+        each = main.find(name, "")
+        found += each.actions if isinstance(each, Group) else [each]
+    return found
+
+
+COMMANDS = {command.name: command for command in commands()}
+VISIBLE = [command for name, command in COMMANDS.items() if name not in HIDDEN]
+
+
+def said(capsys: Any, *words: str) -> tuple[int, str, str]:
+    status = main.run(list(words))
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+@pytest.fixture(autouse=True)
+def anybody_at_80_columns(monkeypatch: Any) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [[], ["help"], ["-h"], ["--help"]])
+def test_first_screen_has_every_command_and_fits_a_terminal_of_24_lines(capsys, words) -> None:
+    status, out, err = said(capsys, *words)
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) <= 23 and all(len(line) <= 80 for line in lines)
+    for name in main.COMMANDS.keys() - {*HIDDEN, "help", "version"}:
+        assert re.search(rf"^  {name} ", out, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("name", ["net", "stack"])
+def test_group_alone_shows_its_actions(capsys, name) -> None:
+    asked = [said(capsys, *words) for words in ([name], [name, "--help"], [name, "-h"], ["help", name])]
+    assert len(set(asked)) == 1
+    status, out, err = asked[0]
+    assert (status, err) == (0, "")
+    group = main.find(name, "")
+    assert isinstance(group, Group)
+    for action in group.actions:
+        assert f"{action.name.split()[1]:<7}  {action.does}" in out or f" {action.does}\n" in out
+    assert len(out.splitlines()) <= 23 and all(len(line) <= 80 for line in out.splitlines())
+
+
+@pytest.mark.parametrize("command", VISIBLE, ids=lambda command: command.name)
+def test_help_has_usage_a_sentence_all_options_and_an_example(capsys, command) -> None:
+    name = command.name.split()
+    status, out, err = said(capsys, *name, "--help")
+    assert (status, err) == (0, "")
+    assert said(capsys, "help", *name)[1] == said(capsys, *name, "-h")[1] == out
+    paragraphs = out.split("\n\n")
+    assert paragraphs[0].startswith(f"usage: niso {command.name}")
+    assert paragraphs[1].lower() == f"{command.does}.".lower()
+    for option in command.options:
+        assert re.search(rf"^  .*{re.escape(option.flags[-1])}\b", out, re.MULTILINE)
+        assert not option.default or f"(default: {option.default})" in " ".join(out.split())
+    examples = re.search(r"^examples?:\n((?:  .*\n)+)", out, re.MULTILINE)
+    assert examples or command.name in ("help", "version")
+    outside = out.replace(examples[1], "") if examples else out
+    assert all(len(line) <= 80 for line in outside.splitlines())
+
+
+@pytest.mark.parametrize("columns", [60, 132])
+def test_help_fits_other_terminals(columns, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for command in VISIBLE:
+        outside = re.sub(r"^examples?:\n((?:  .*\n)+)", "", shown.command(command), flags=re.MULTILINE)
+        assert max(len(line) for line in outside.splitlines()) <= columns, command.name
+
+
+EXAMPLES = [(command, line) for command in VISIBLE for line, _ in command.examples]
+
+
+@pytest.mark.parametrize(("command", "line"), EXAMPLES, ids=[line for _, line in EXAMPLES])
+def test_example_is_of_its_command_and_right(command, line) -> None:
+    words = shlex.split(line.replace("source <(", "").replace(")", "") if line.startswith("source") else line)
+    words = words[: words.index(">")] if ">" in words else words
+    words = [word for word in words if word != "@reboot"]
+    assert words[0].rpartition("/")[2] == "niso"
+    assert words[1 : 1 + len(command.name.split())] == command.name.split()
+    parse(command, words[1 + len(command.name.split()) :])
+
+
+def test_one_option_has_one_meaning_everywhere() -> None:
+    shorts: dict[str, set[str]] = {}
+    for command in VISIBLE:
+        flags = [flag for option in command.options for flag in option.flags]
+        assert len(flags) == len(set(flags)), command.name
+        for option in command.options:
+            for flag in option.flags[:-1]:
+                shorts.setdefault(flag, set()).add(option.flags[-1])
+    assert all(len(longs) == 1 for longs in shorts.values()), shorts
+
+
+# --- how words are taken ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "values"),
+    [
+        ("logs api", {"name": "api", "follow": False, "lines": None, "timestamps": False}),
+        ("logs -ft api", {"follow": True, "timestamps": True}),
+        ("logs api -n5", {"lines": 5}),
+        ("logs api -fn 5", {"follow": True, "lines": 5}),
+        ("logs api -n -5", {"lines": -5}),
+        ("logs api --lines=7 -t", {"lines": 7, "timestamps": True}),
+        ("logs -- -x", {"name": "-x"}),
+        ("net create x --subnet 10.1.0.0/24 --subnet=fd00::/64", {"subnet": ["10.1.0.0/24", "fd00::/64"], "name": "x"}),
+        ("net create --mtu 9000 x", {"mtu": 9000, "gateway": [], "ipv6": False}),
+        ("net explain api db:1", {"family": None, "prove": False}),
+        ("net explain -6 api db:1", {"family": 6}),
+        ("net check", {"name": None}),
+        ("deactivate", {"names": [], "all": False}),
+        ("deactivate a b", {"names": ["a", "b"]}),
+        ("activate --timeout=5s a", {"what": ["a"], "timeout": "5s"}),
+        ("activate a", {"timeout": "60s"}),
+        ("stack up", {"dir": "."}),
+        ("stack up there -v", {"dir": "there", "verbose": True}),
+        ("exec api -- ls --help -v --", {"name": "api", "command": ["ls", "--help", "-v", "--"]}),
+        ("exec api ls -- x", {"command": ["ls", "--", "x"]}),
+        ("exec api", {"command": []}),
+        ("lab -- sh -c x", {"command": ["sh", "-c", "x"]}),
+        ("lab sh -h", {"command": ["sh", "-h"]}),
+        ("lab", {"command": []}),
+    ],
+)
+def test_words_become_values(line, values) -> None:
+    words = line.split()
+    command = COMMANDS[" ".join(words[:2])] if words[0] in ("net", "stack") else COMMANDS[words[0]]
+    args = parse(command, words[len(command.name.split()) :])
+    assert {name: getattr(args, name) for name in values} == values
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("activat x", "no command 'activat' / did you mean 'activate'?"),
+        ("frobnicate", "no command 'frobnicate' / niso help lists them"),
+        ("help activat", "no command 'activat' / did you mean 'activate'?"),
+        ("help net lst", "no action 'net lst' / did you mean 'net list'?"),
+        ("net lst", "no action 'net lst' / did you mean 'net list'?"),
+        ("net zzzzz", "no action 'net zzzzz' / niso help net lists them"),
+        ("stack dwon .", "no action 'stack dwon' / did you mean 'stack down'?"),
+        ("activate", "PATH|NAME is missing: a manifest, its folder, or a known service / niso activate --help"),
+        ("activate --colour x", "no option '--colour' / niso activate --help lists them"),
+        ("activate --dryrun", "no option '--dryrun' / did you mean '--dry-run'?"),
+        ("activate --time 5s x", "no option '--time' / did you mean '--timeout'?"),
+        ("ps --jsno", "no option '--jsno' / did you mean '--json'?"),
+        ("ps -x", "no option '-x' / niso ps --help lists them"),
+        ("ps more", "'more' is one word too many / niso ps --help"),
+        ("ps --json=1", "--json takes no value: '--json=1' / niso ps --help"),
+        ("logs x -n", "-n needs a value: -n, --lines N / niso logs --help"),
+        ("logs x -n --follow", "-n needs a value: -n, --lines N / niso logs --help"),
+        ("logs x -n many", "-n 'many': must be a whole number / niso logs --help"),
+        ("logs x -fx", "no option '-x' / niso logs --help lists them"),
+        ("net create", "NAME is missing: a-z 0-9 -, begins with a letter, at most 63 / niso net create --help"),
+        ("net create x --mtu many", "--mtu 'many': must be a whole number / niso net create --help"),
+        ("net explain a b -4 -6", "-4 and -6 do not go together / niso net explain --help"),
+        (
+            "port-forward a 1:1 --remove --replace",
+            "--remove and --replace do not go together / niso port-forward --help",
+        ),
+        ("exec api --tty -- sh", "no option '--tty' / niso exec --help lists them"),
+        ("completion fish", "no shell 'fish' / bash or zsh"),
+    ],
+)
+def test_wrong_words_are_status_2_and_the_hint_says_what_is_right(capsys, line, words) -> None:
+    message, _, hint = words.partition(" / ")
+    status, out, err = said(capsys, *line.split())
+    assert out == "" and err == f"niso: {message}\n  hint: {hint}\n"
+    assert status == (125 if line.startswith("exec") else 2)
+
+
+def test_wrong_words_for_json_callers_are_json(capsys) -> None:
+    status, out, err = said(capsys, "ps", "--json", "--colour")
+    assert (status, out) == (2, "")
+    assert err == '{"error": {"message": "no option \'--colour\'", "hint": "niso ps --help lists them", "key": null}}\n'
+
+
+@pytest.mark.parametrize("command", VISIBLE, ids=lambda command: command.name)
+def test_words_that_nobody_expects_are_never_worse_than_an_error(command) -> None:
+    odd = ["", "-", "--", "---", "--=", "-=", "=x", "--x=y", "-\x00", "ä", "-ä", "--json=", "-nn", "\udcff"]
+    for first in odd:
+        for second in odd:
+            try:
+                parse(command, [first, second, "x"])
+            except UsageError:
+                pass
+
+
+@pytest.mark.parametrize("words", [["version"], ["--version"], ["-V"]])
+def test_version_is_that_of_the_package(capsys, words) -> None:
+    import importlib.metadata
+
+    assert said(capsys, *words) == (0, f"niso {importlib.metadata.version('niso')}\n", "")
+
+
+def test_all_but_help_version_schema_and_completion_need_root(capsys) -> None:
+    free = {command.name for command in COMMANDS.values() if not command.root}
+    assert free == {"help", "version", "schema", "completion", "complete"}
+    assert said(capsys, "ps") == (1, "", "niso: needs root\n  hint: sudo niso ps\n")
+    assert said(capsys, "logs", "a b")[2] == "niso: needs root\n  hint: run it with sudo\n"
