@@ -45,7 +45,7 @@ def group(of: Group) -> str:
 def command(of: Command) -> str:
     """All of one command."""
     columns = width()
-    parts = [_usage(of, columns), _wrapped(sentence(of.does), columns)]
+    parts = [usage(of, columns, "usage: ") + "\n", _wrapped(sentence(of.does), columns)]
     if of.about:
         parts.append(_wrapped(of.about, columns))
     if of.arguments:
@@ -57,7 +57,7 @@ def command(of: Command) -> str:
     parts.append("options:\n" + _list([*options, ("-h, --help", "print this")], columns))
     if of.examples:
         head = "examples:\n" if len(of.examples) > 1 else "example:\n"
-        parts.append(head + _examples(of.examples, columns))
+        parts.append(head + "".join(f"  {line}\n" for line in examples(of, columns - 2)))
     if of.exits:
         parts.append("exit status:\n" + _list(list(of.exits), columns))
     return "\n".join(parts)
@@ -72,10 +72,10 @@ def _defaulted(words: str, default: str) -> str:
     return f"{words} (default: {default})" if default else words
 
 
-def _usage(of: Command, columns: int) -> str:
-    """One line, or several that break between words of the synopsis."""
+def usage(of: Command, columns: int, before: str = "") -> str:
+    """The synopsis in one line, or in several that break between its words; ``before`` stands before the first."""
     first, *words = synopsis(of)
-    line = f"usage: {first}"
+    line = before + first
     indent = " " * (len(line) + 1)
     lines = []
     for word in words:
@@ -84,7 +84,7 @@ def _usage(of: Command, columns: int) -> str:
             line = indent + word
         else:
             line += f" {word}"
-    return "\n".join([*lines, line]) + "\n"
+    return "\n".join([*lines, line])
 
 
 def _wrapped(text: str, columns: int) -> str:
@@ -106,12 +106,12 @@ def _list(rows: list[tuple[str, str]], columns: int) -> str:
     return "\n".join(shown) + "\n"
 
 
-def _examples(examples: tuple[tuple[str, str], ...], columns: int) -> str:
+def examples(of: Command, columns: int) -> list[str]:
     """Commands and remarks: a command is never broken, and a remark that has no room beside it stands above it."""
-    short = [len(line) for line, remark in examples if remark and len(line) + len(remark) <= columns - 8]
+    short = [len(line) for line, remark in of.examples if remark and len(line) + len(remark) <= columns - 6]
     column = max((each for each in short if each <= 44), default=0)
     lines = []
-    for line, remark in examples:
-        beside = f"  {line:<{column}}    # {remark}" if remark else f"  {line}"
-        lines += [beside] if len(beside) <= columns or not remark else [f"  # {remark}", f"  {line}"]
-    return "\n".join(lines) + "\n"
+    for line, remark in of.examples:
+        beside = f"{line:<{column}}    # {remark}" if remark else line
+        lines += [beside] if len(beside) <= columns or not remark else [f"# {remark}", line]
+    return lines

@@ -1,0 +1,139 @@
+"""The reference and the man pages: made of the code, up to date, and right."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from niso.cli import main
+from niso.cli.command import Command, Group
+from niso.cli.plain import first_screen
+from niso.model import manifest, schema, stack
+from niso.model.policy import parse
+from niso.model.ports import parse_port
+from niso.reference import files, results
+from niso.reference.document import Code, Heading, Page, Terms, Text, man, markdown
+from niso.reference.pages import pages
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGES = pages()
+MANUALS = [name for name in PAGES if name.startswith("man/")]
+
+
+def commands() -> list[Command]:
+    return [each for one in first_screen() for each in (one.actions if isinstance(one, Group) else (one,))]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_is_what_the_code_says(name: str) -> None:
+    assert (DOCS / name).read_text(encoding="utf-8") == PAGES[name], "run ./dev docs"
+
+
+def test_there_are_no_other_pages() -> None:
+    there = {f"{folder}/{each.name}" for folder in ("man", "reference") for each in (DOCS / folder).iterdir()}
+    assert there == set(PAGES)
+
+
+@pytest.mark.parametrize("name", MANUALS)
+def test_groff_has_nothing_to_say_of_a_man_page(name: str) -> None:
+    done = subprocess.run(
+        ["groff", "-man", "-Tutf8", "-ww", "-rLL=78n", DOCS / name],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "GROFF_NO_SGR": "1"},
+    )
+    assert done.stderr == ""
+    assert "\nSEE ALSO\n" in done.stdout.replace("\b", "") or "S\bSE\bEE\bE" in done.stdout
+    assert "\\" not in done.stdout
+
+
+def test_manuals_have_every_command_option_example_and_exit_status() -> None:
+    for command in commands():
+        group = command.name.split()[0]
+        page = PAGES[f"man/niso-{group}.1" if f"man/niso-{group}.1" in PAGES else "man/niso.1"]
+        shown = page.replace("\\-", "-").replace("\\(aq", "'").replace("\\(ga", "`").replace("\\(ti", "~")
+        assert f".SS niso {command.name}\n" in shown
+        for option in command.options:
+            assert f"\\fB{option.takes}\\fR" in shown
+        assert all(line in shown for line, _ in command.examples)
+        assert all(f"\\fB{status}\\fR" in shown for status, _ in command.exits)
+
+
+def test_letters_that_troff_and_markdown_would_read_are_shown_as_they_are() -> None:
+    blocks = (
+        Heading("A b"),
+        Text(".first `--x` a\\b ^~' [1] *2* <3>"),
+        Code(".x\n'y\\n"),
+        Terms((("a|b", "-c"), (".d", ".e"))),
+    )
+    assert man(Page("n", 1, "x-y", blocks, ("m(5)",)), "0") == (
+        '.\\" ./dev docs writes this page from the code\n.TH N 1 "" "niso 0"\n.SH NAME\nn \\- x\\-y\n.SH A B\n'
+        "\\&.first \\fB\\-\\-x\\fR a\\eb \\(ha\\(ti\\(aq [1] *2* <3>\n"
+        ".PP\n.RS 4\n.nf\n\\&.x\n\\(aqy\\en\n.fi\n.RE\n"
+        ".TP\n\\fBa|b\\fR\n\\-c\n.TP\n\\fB.d\\fR\n\\&.e\n.SH SEE ALSO\n\\fBm\\fR(5)\n"
+    )
+    assert markdown("T", blocks) == (
+        "<!-- ./dev docs writes this page from the code -->\n\n# T\n\n## A b\n\n"
+        ".first `--x` a\\b ^~' \\[1\\] \\*2\\* \\<3\\>\n\n```\n.x\n'y\\n\n```\n\n"
+        "| | |\n| --- | --- |\n| `a\\|b` | -c |\n| `.d` | .e |\n"
+    )
+
+
+# --- the files -------------------------------------------------------------------------------------------------------
+
+
+def test_example_manifest_is_right(tmp_path: Path) -> None:
+    import tomllib
+
+    import jsonschema
+
+    (tmp_path / "manifest.toml").write_text(files.MANIFEST)
+    assert manifest.load(str(tmp_path)).manifest.network.ports == ("8080:8080",)
+    jsonschema.Draft202012Validator(schema.schema()).validate(tomllib.loads(files.MANIFEST))
+
+
+def test_example_stack_is_right(tmp_path: Path) -> None:
+    for name in ("postgres", "api"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.toml").write_text(
+            f'[package]\nname = "{name}"\nversion = "1"\n[binary]\nentrypoint = "sh"\n[healthcheck]\ntcp = 80\n'
+        )
+    (tmp_path / "stack.toml").write_text(files.STACK)
+    assert [member.name for member in stack.load(str(tmp_path)).members] == ["db", "api"]
+
+
+@pytest.mark.parametrize("form", [form for form, _ in files.PORTS])
+def test_form_of_a_port_is_right(form: str) -> None:
+    parse_port(form, "PORT")
+
+
+@pytest.mark.parametrize("form", [form for form, _ in files.PEERS])
+def test_form_of_a_peer_is_right(form: str) -> None:
+    parse((form,), (), None, (), False)
+    parse(None, (form,), (form,), (form,), True)
+
+
+def test_manifest_page_has_every_key_of_the_schema() -> None:
+    page = PAGES["reference/manifest.md"]
+    for struct, definition in schema.schema()["$defs"].items():
+        for name, field in definition["properties"].items():
+            assert field["description"] in page.replace("\\", ""), f"{struct}.{name}"
+
+
+def test_stack_page_has_every_key() -> None:
+    page = PAGES["reference/stack.md"]
+    for name in (*stack.Network.__struct_fields__, *stack.Own.__struct_fields__):
+        assert f"| `{name}: " in page
+
+
+# --- --json ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_json_prints_is_told_of_every_command_that_has_it() -> None:
+    have = {each.name for each in commands() if any("--json" in option.flags for option in each.options)}
+    assert have == set(results.RESULTS)
+    assert main.COMMANDS.keys() >= {name.split()[0] for name in have}
