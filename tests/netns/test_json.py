@@ -1,0 +1,142 @@
+"""--json: every command prints what the reference says of it: the same keys, each of its type."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from conftest import Lab
+from services import echo, idle, on, package
+
+from niso.reference.results import RESULTS, Field
+
+TYPES: dict[str, type | tuple[type, ...]] = {
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "object": dict,
+    "array": list,
+}
+seen: set[str] = set()
+
+
+def conforms(value: Any, fields: tuple[Field, ...], where: str) -> None:
+    """An object has these keys and no others, and each is what it should be."""
+    assert isinstance(value, dict), where
+    needed = {field.name for field in fields if not field.when}
+    assert needed <= value.keys() <= {field.name for field in fields}, where
+    for field in fields:
+        if field.name not in value:
+            continue
+        found, here = value[field.name], f"{where}.{field.name}"
+        if found is None:
+            assert field.null, here
+            continue
+        assert isinstance(found, TYPES[field.type]), here
+        assert field.type == "boolean" or not isinstance(found, bool), here
+        if field.of:
+            for each in found if isinstance(found, list) else [found]:
+                conforms(each, field.of, here)
+
+
+def ask(lab: Lab, *words: str, status: int = 0) -> Any:
+    """What a command prints with --json, once it is what the reference says."""
+    done = lab.niso(*words, "--json", check=False)
+    assert done.returncode == status, (words, done.stderr)
+    name = words[0] if words[0] in RESULTS else " ".join(words[:2])
+    result, value = RESULTS[name], json.loads(done.stdout)
+    assert isinstance(value, list) == (result.shape == "array")
+    for each in value if isinstance(value, list) else [value]:
+        conforms(each, result.fields, name)
+    seen.add(name)
+    return value
+
+
+def test_every_command_prints_what_the_reference_says(lab: Lab) -> None:
+    assert ask(lab, "ps") == ask(lab, "net", "list") == ask(lab, "net", "ports") == ask(lab, "net", "stats") == []
+    ask(lab, "net", "create", "backend", "--ipv6")
+    ask(lab, "net", "create", "spare", "--internal")
+    policy = {"network.policy": {"deny_from": ["web"], "log": True}}
+    health = {"healthcheck": {"tcp": 80, "interval": "1s"}}
+    api = echo(lab, "api", network=on("backend", ports=["8080:80", "9000-9002:9000-9002"]), **policy, **health)
+    web = idle(lab, "web", network=on("backend"))
+    first = ask(lab, "activate", api, web)
+    assert [each["changed"] for each in first] == [True, True] and first[0]["ports"][1]["host_ip"] == "::"
+    assert ask(lab, "activate", web)[0]["changed"] is False
+    lab.niso("activate", package(lab, "job", "sh", "-c", "sleep 0.3; exit 3", service={"restart": "no"}))
+    lab.niso("activate", idle(lab, "side", network={"mode": "share", "share": "web"}))
+    lab.niso("activate", idle(lab, "alone", network={"mode": "none"}))
+
+    for name in ("api", "web", "job", "side", "alone"):
+        ask(lab, "inspect", name)
+    assert {row["service"] for row in ask(lab, "ps")} == {"api", "web", "job", "side", "alone"}
+    ask(lab, "restart", "side")
+    ask(lab, "port-forward", "web", "7000:70")
+    assert ask(lab, "port-forward", "api", "7000:80", "--replace")["taken"][0]["service"] == "web"
+    ask(lab, "port-forward", "api", "7000:80", "--remove")
+
+    ask(lab, "net", "list")
+    assert len(ask(lab, "net", "inspect", "backend")["services"]) == 3
+    ask(lab, "net", "ports")
+    assert all(row["from"] for row in ask(lab, "net", "ports", "--exposed"))
+    ask(lab, "net", "rules")
+    ask(lab, "net", "ping", "api", "web")
+    ask(lab, "net", "explain", "api", "web:80", "--prove")
+    ask(lab, "net", "explain", "side", "api:80", status=1)
+    ask(lab, "net", "explain", "192.0.2.2", "192.0.2.1:8080")
+    ask(lab, "net", "explain", "host", "api", "-6")
+    ask(lab, "net", "stats")
+
+    log = lab.popen("niso", "net", "log", "--json")
+    assert log.stdout
+    lab.run("sh", "-c", "for i in 1 2 3 4 5 6 7 8; do niso exec web -- ping -c 1 -W 1 api & sleep 0.2; done; wait")
+    conforms(json.loads(log.stdout.readline()), RESULTS["net log"].fields, "net log")
+    seen.add("net log")
+    log.send_signal(2)
+    assert log.wait(10) == 130
+
+    assert ask(lab, "net", "check") == []
+    lab.run("ip", "link", "set", "niso-spare", "down")
+    lab.run("nft", "delete", "element", "inet", "niso", "publish_any", "{ tcp . 8080 }", check=False)
+    assert ask(lab, "net", "check", status=1)
+    assert ask(lab, "net", "repair")["steps"] > 0
+
+    ask(lab, "enable", "api", "web")
+    ask(lab, "restore")
+    ask(lab, "disable", "web")
+    lab.write("/tmp/stack/stack.toml", f'[stack]\nname = "s"\n[[service]]\nname = "in"\npackage = "{web}"\n')
+    ask(lab, "stack", "up", "/tmp/stack")
+    ask(lab, "stack", "status", "/tmp/stack")
+    ask(lab, "stack", "down", "/tmp/stack")
+    ask(lab, "net", "repair", "--sweep")
+    assert ask(lab, "deactivate", "alone", "web") == [
+        {"service": "alone", "changed": False},
+        {"service": "web", "changed": False},
+    ]
+    ask(lab, "remove", "side", "web", "in")
+    ask(lab, "net", "remove", "spare")
+    assert seen == set(RESULTS)
+
+
+WRONG = (
+    (["ps", "--json", "--colour"], 2),
+    (["inspect", "x", "--json"], 1),
+    (["activate", "--json", "/tmp/none"], 1),
+    (["net", "explain", "x", "y", "--json"], 2),
+    (["activate", "--json", "/tmp/bad"], 1),
+)
+
+
+def test_errors_are_an_object_a_line_on_stderr(lab: Lab) -> None:
+    bad = '[package]\nname = "Bad"\n[binary]\nentrypoint = "sh"\n[network]\nports = ["x"]\n'
+    lab.write("/tmp/bad/manifest.toml", bad)
+    for words, status in WRONG:
+        done = lab.niso(*words, check=False)
+        assert done.returncode == status and done.stdout == ""
+        errors = [json.loads(line) for line in done.stderr.splitlines()]
+        assert len(errors) == (3 if "/tmp/bad" in words else 1)
+        for each in errors:
+            assert set(each) == {"error"} and set(each["error"]) == {"message", "hint", "key"}
+            assert each["error"]["message"]
+    assert {each["error"]["key"] for each in errors} == {"package.name", "package.version", "network.ports[0]"}
