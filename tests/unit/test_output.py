@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 from hypothesis import given, settings
@@ -184,3 +188,88 @@ def test_notes_keep_their_lines_and_escape_the_rest(capsys) -> None:
     out, err = capsys.readouterr()
     assert out == "three\nfour\\x1b\n"
     assert err == "one\ntwo\\x1b\nniso: warning: five\\x0asix\n"
+
+
+# --- on a terminal -----------------------------------------------------------------------------------------------------
+
+
+ROWS = [
+    ("api", "running", "10.99.0.2, fd00:99::2", "8080→80, 443→443, 127.0.0.1:53→53/udp"),
+    ("db", "failed", "-", "-"),
+]
+
+
+def on_terminal(columns: int, **environment: str) -> tuple[str, str]:
+    """What a table, a warning and an error are on a terminal of so many columns: (stdout, stderr)."""
+    code = (
+        "from niso.cli import output\n"
+        f"output.table(('SERVICE', 'STATUS', 'ADDRESS', 'PORTS'), {ROWS!r})\n"
+        "output.warn('careful', ['do'])\noutput.error('gone', 'look')\n"
+    )
+    ends = [pty.openpty(), pty.openpty()]
+    said = []
+    for near, _ in ends:
+        fcntl.ioctl(near, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")} | {"TERM": "xterm"} | environment
+    subprocess.run([sys.executable, "-c", code], stdout=ends[0][1], stderr=ends[1][1], check=True, env=env)
+    for near, far in ends:
+        os.close(far)
+        said.append(os.read(near, 65536).decode().replace("\r\n", "\n"))
+        os.close(near)
+    return said[0], said[1]
+
+
+def test_wide_terminal_shows_words_of_status_and_the_beginning_of_errors_in_colour() -> None:
+    out, err = on_terminal(120)
+    assert out == (
+        "SERVICE  STATUS   ADDRESS                PORTS\n"
+        "api      \x1b[32mrunning\x1b[0m  10.99.0.2, fd00:99::2  8080→80, 443→443, 127.0.0.1:53→53/udp\n"
+        "db       \x1b[31mfailed\x1b[0m   -                      -\n"
+    )
+    assert err == "\x1b[33mniso: warning:\x1b[0m careful\n  hint: do\n\x1b[31mniso:\x1b[0m gone\n  hint: look\n"
+
+
+@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"TERM": ""}])
+def test_no_colour_where_it_is_not_wanted_or_cannot_be(environment) -> None:
+    out, err = on_terminal(120, **environment)
+    assert "\x1b" not in out + err and "running" in out
+
+
+def test_empty_no_color_is_none() -> None:
+    assert "\x1b[32m" in on_terminal(120, NO_COLOR="")[0]
+
+
+def test_narrow_terminal_folds_lists_and_cuts_nothing_off() -> None:
+    out, _ = on_terminal(58, NO_COLOR="1")
+    assert out == (
+        "SERVICE  STATUS   ADDRESS     PORTS\n"
+        "api      running  10.99.0.2,  8080→80, 443→443,\n"
+        "                  fd00:99::2  127.0.0.1:53→53/udp\n"
+        "db       failed   -           -\n"
+    )
+    least, _ = on_terminal(20, NO_COLOR="1")
+    assert all(item in least.replace(",", "").split() for _, _, a, p in ROWS for item in f"{a}, {p}".split(", "))
+
+
+def test_what_is_no_terminal_has_every_row_in_a_line(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    output.table(("SERVICE", "STATUS", "ADDRESS", "PORTS"), ROWS)
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+@BOUNDED
+@given(
+    st.lists(st.lists(st.lists(st.text("ab1", min_size=1), max_size=4).map(", ".join), min_size=3, max_size=3)),
+    st.integers(1, 80),
+)
+def test_folded_table_has_every_item_in_its_column(rows, room) -> None:
+    lines = [["A", "B", "C"], *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(3)]
+    folded, narrow = output._narrowed(lines, widths, room)
+    assert all(len(line[i]) <= narrow[i] <= widths[i] for line in folded for i in range(3))
+    fits = sum(narrow) + 4 <= room
+    least = [max(len(f"{item},") for line in lines for item in line[i].split(", ")) for i in range(3)]
+    assert fits or sum(least) + 4 > room
+    for i in range(3):
+        whole = "".join(value for line in lines for value in line[i]).replace(" ", "")
+        assert "".join(value for line in folded for value in line[i]).replace(" ", "") == whole

@@ -60,7 +60,7 @@ def _narrowed(lines: list[list[str]], widths: list[int], room: int) -> tuple[lis
         cells = [_folded(value, width) for value, width in zip(line, widths, strict=True)]
         for level in range(max(len(cell) for cell in cells)):
             broken.append([cell[level] if level < len(cell) else "" for cell in cells])
-    return broken, widths
+    return broken, [max(len(line[i]) for line in broken) for i in range(len(widths))]
 
 
 def _items(value: str) -> list[str]:
@@ -113,7 +113,7 @@ def terminal_columns(descriptor: int) -> int:
 
 def coloured(descriptor: int) -> bool:
     """Whether colour may go there: to a terminal, but for TERM=dumb and NO_COLOR (https://no-color.org)."""
-    wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
+    wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") not in ("", "dumb")
     try:
         return wanted and os.isatty(descriptor)
     except OSError:

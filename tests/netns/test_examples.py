@@ -1,0 +1,107 @@
+"""Every example that help shows does what it says it does, in a lab."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from conftest import Lab
+from services import echo, idle, on
+
+from niso.cli.command import Command, Group
+from niso.cli.main import find
+from niso.cli.plain import first_screen
+
+HERE = "/tmp/here"
+LAB = next(line for line, _ in find("lab", "").examples if "--" in line)  # type: ignore[union-attr]
+ENDS = ("deactivate", "remove", "net repair", "stack down")
+"""After these the world is made again."""
+FOLLOWS = (" -f ", "net log", "niso lab")
+"""What goes on until somebody ends it."""
+JUDGES = ("net explain",)
+"""Where 1 is an answer."""
+
+
+def commands() -> list[Command]:
+    return [each for one in first_screen() for each in (one.actions if isinstance(one, Group) else (one,))]
+
+
+def make(lab: Lab) -> None:
+    lab.niso("activate", *(f"./{name}" for name in ("api", "db", "cache", "postgres", "dns", "api-2")), cwd=HERE)
+
+
+@pytest.fixture
+def world(lab: Lab) -> Lab:
+    lab.niso("net", "create", "both", "--subnet", "10.99.200.0/24", "--ipv6")
+    folders = [
+        echo(lab, "api", network=on("both", ports=["8080:80"])),
+        *(idle(lab, name) for name in ("db", "cache", "dns", "api-2")),
+        idle(lab, "postgres", network=on("both")),
+    ]
+    lab.run("mkdir", "-p", f"{HERE}/shop")
+    for folder in folders:
+        lab.run("ln", "-s", folder, f"{HERE}/")
+    stack = f'[stack]\nname = "shop"\n[[service]]\nname = "web"\npackage = "{folders[1]}"\n'
+    lab.write(f"{HERE}/stack.toml", stack)
+    lab.write(f"{HERE}/shop/stack.toml", stack)
+    make(lab)
+    return lab
+
+
+def try_example(world: Lab, command: Command, example: str) -> None:
+    """Run it, where it cannot leave anything on the machine's disk, and look at its exit status and errors."""
+    line = example.removeprefix("@reboot /usr/local/bin/").replace("/etc/bash_completion.d/niso", "/tmp/words")
+    shell, before = "bash", ""
+    allowed = {0, 1} if command.name in JUDGES else {0}
+    if "completion zsh" in line:
+        shell, before = "zsh", "autoload -Uz compinit; compinit -u -D; "
+    if line.startswith("source"):
+        line += '; [ -n "$(typeset -f _niso)" ]'
+    if any(each in example for each in FOLLOWS) and "--" not in shlex.split(example):
+        line, allowed = f"timeout 0.5 {line}", {0, 124}
+    done = world.run(shell, "-c", before + line, check=False, cwd=HERE)
+    assert done.returncode in allowed, (line, done.stdout, done.stderr)
+    assert "no such" not in done.stderr and "unexpected" not in done.stderr, (line, done.stderr)
+
+
+def test_every_example_works(world: Lab) -> None:
+    tried = 0
+    for command in commands():
+        for line, _ in command.examples:
+            if command.name == "net remove":
+                world.niso("net", "create", line.split()[3])
+            if line == LAB:  # a lab has a /tmp of its own: see below
+                continue
+            try_example(world, command, line)
+            tried += 1
+            if command.name == "net create":
+                world.niso("net", "remove", line.split()[3])
+            if "--replace" in line:
+                world.niso("port-forward", "api-2", "8080:8080", "--remove")
+                make(world)
+            if command.name in ENDS and "--dry-run" not in line:
+                make(world)
+    assert tried > 45
+
+
+def test_example_of_the_lab_works() -> None:
+    """It tries a folder of the machine, which is not below /tmp."""
+    manifest = (
+        '[package]\nname = "api"\nversion = "1"\n[network]\nports = ["8080:80"]\n[binary]\nentrypoint = "python3"\n'
+        'args = ["-m", "http.server", "80"]\n[healthcheck]\ntcp = 80\n'
+    )
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        (Path(folder) / "api").mkdir()
+        (Path(folder) / "api" / "manifest.toml").write_text(manifest)
+        (Path(folder) / "api" / "hello").write_text("")
+        own = os.path.join(sys.prefix, "bin")
+        env = {**os.environ, "PATH": f"{own}:{os.environ['PATH']}"}
+        done = subprocess.run(
+            ["bash", "-c", LAB], check=False, cwd=folder, env=env, capture_output=True, text=True, timeout=60
+        )
+    assert done.returncode == 0 and ">hello</a>" in done.stdout, done.stderr
