@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -269,3 +270,27 @@ def test_reading_commands_change_nothing(lab: Lab) -> None:
         lab.niso(*command)
     assert snapshots.differences(before, snapshots.take(lab)) == []
     assert answer(lab, HOST, 8080, "client") == f"api {CLIENT}"
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_takes_over_a_second_is_told(lab: Lab) -> None:
+    """A service that does not end by itself, and a lock that somebody else has."""
+    stubborn = package(
+        lab, "slow", "sh", "-c", "trap '' TERM; while :; do sleep 0.1; done", service={"stop_timeout": "4s"}
+    )
+    lab.niso("activate", stubborn, idle(lab, "api"))
+    assert re.fullmatch(r"niso: stop slow \(\ds\)\n", lab.niso("restart", "slow").stderr)
+    assert lab.niso("deactivate", "slow", "-v").stderr.splitlines()[0] == "stop slow"
+    for command in (["restart", "api"], ["port-forward", "api", "9090:90"], ["remove", "api"]):
+        holder = lab.popen(
+            "flock", "/run/niso/locks/api.lock", "sh", "-c", "echo locked; read line", stdin=subprocess.PIPE
+        )
+        assert holder.stdout and holder.stdout.readline() == b"locked\n"
+        waiting = lab.popen("niso", *command)
+        assert waiting.stderr
+        said = waiting.stderr.readline().decode()
+        assert re.fullmatch(r"niso: wait for another niso command, which is at work on api \(\ds\)\n", said)
+        holder.communicate(b"")
+        assert waiting.wait(60) == 0
