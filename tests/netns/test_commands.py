@@ -282,6 +282,7 @@ def test_what_takes_over_a_second_is_told(lab: Lab) -> None:
     )
     lab.niso("activate", stubborn, idle(lab, "api"))
     assert re.fullmatch(r"niso: stop slow \(\ds\)\n", lab.niso("restart", "slow").stderr)
+    assert lab.niso("restart", "slow", "--json").stderr == ""
     assert lab.niso("deactivate", "slow", "-v").stderr.splitlines()[0] == "stop slow"
     for command in (["restart", "api"], ["port-forward", "api", "9090:90"], ["remove", "api"]):
         holder = lab.popen(

@@ -154,14 +154,14 @@ def test_hostname_is_the_hostname_everywhere(lab: Lab, rootfs: bool) -> None:
 def test_resolv_conf_is_the_hosts(lab: Lab) -> None:
     text = "search example.net\nnameserver 192.0.2.2\noptions timeout:1\n"
     resolv_conf(lab, text)
-    assert lab.niso("activate", idle(lab, "api")).stderr == ""
+    assert "warning" not in lab.niso("activate", idle(lab, "api")).stderr
     assert lab.niso("exec", "api", "--", "cat", "/etc/resolv.conf").stdout == text
 
 
 def test_loopback_resolver_is_replaced_by_its_upstreams(lab: Lab) -> None:
     resolv_conf(lab, "nameserver 127.0.0.53\noptions edns0\n")
     lab.write("/run/systemd/resolve/resolv.conf", "nameserver 192.0.2.2\nnameserver 192.0.2.3\n")
-    assert lab.niso("activate", idle(lab, "api")).stderr == ""
+    assert "warning" not in lab.niso("activate", idle(lab, "api")).stderr
     found = lab.niso("exec", "api", "--", "cat", "/etc/resolv.conf").stdout
     assert [line for line in found.splitlines() if line.startswith("nameserver")] == [
         "nameserver 192.0.2.2",

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 
 from niso import waits as locks
-from niso.apply import Report
+from niso.apply import Report, silent
 from niso.child import keep_only, signals_held
 from niso.cli.output import escaped, note, step
 from niso.cli.parse import Args
@@ -31,6 +31,7 @@ class Progress:
 
     def __init__(self, args: Args, waits: Iterable[str] = ()) -> None:
         self._verbose = bool(args.verbose)
+        self._quiet = bool(args.json)  # who reads JSON reads it on stderr too
         self._dry_run = bool(getattr(args, "dry_run", False))
         self._waits = frozenset(waits)
         self._since = time.monotonic()
@@ -38,7 +39,7 @@ class Progress:
         self._pid = 0
 
     def __enter__(self) -> Report:
-        steps = note if self._verbose else self._report
+        steps = note if self._verbose else silent if self._quiet else self._report
         locks.told = steps
         return step if self._dry_run else steps
 

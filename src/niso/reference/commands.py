@@ -25,7 +25,7 @@ ERRORS = (
     "always text: what they tell of does not keep the command from its end."
 )
 PROGRESS = (
-    "What takes over a second is told on stderr, then again every ten seconds; `-v` tells each step as it is taken. A table on a "
+    "What takes over a second is told on stderr, then again every ten seconds (not with `--json`); `-v` tells each step as it is taken. A table on a "
     "terminal folds its lists where they are too wide, and STATUS, HEALTH and the beginning of an error have colour there. Names and "
     "lines of services never reach a terminal with control bytes in them."
 )
