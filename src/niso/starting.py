@@ -19,13 +19,15 @@ from niso.apply import Report, silent
 from niso.errors import Conflict, NisoError, ProcessError
 from niso.model import health as model
 from niso.records import Healthcheck
-from niso.runtime import health, logs, process, rehost
+from niso.runtime import health, logs, process, rehost, rest
 from niso.runtime.spec import ProcessSpec, namespace, read_json
 from niso.runtime.spec import parse as parse_spec
 from niso.store.store import ServiceRow
 
 STARTED_WITHIN_S = 0.2
 """An end within this time is a failed start: a wrong entrypoint shows only as the end of PID 1's child."""
+RESTS_S, _LOOK_S = 0.01, 0.003
+"""One that has not run for so long, all its threads asleep, has started before that; how often that is looked at."""
 TIMEOUT_S = 60.0
 """How long a restart waits for healthy."""
 
@@ -52,7 +54,7 @@ class _Start(NamedTuple):
 def run(changes: list[Change], timeout_s: float, report: Report = silent, after: After | None = None) -> None:
     """Start the processes that must be, each when those it comes ``after`` are so far, and wait for all.
 
-    Each has ``timeout_s`` from its own start to live `STARTED_WITHIN_S` and, with a healthcheck, to be healthy. One that runs as it
+    Each has ``timeout_s`` from its own start to come to rest or live `STARTED_WITHIN_S` and, with a healthcheck, to be healthy. One that runs as it
     should is waited for only where another comes after it or its healthcheck is new. Raises ProcessError with the reason, Conflict
     where the order cannot be had; what was started by then is the caller's to end.
     """
@@ -149,7 +151,10 @@ class _Wait:
         self.run = (now.pid or 0, now.started_at or 0.0)
         began = time.monotonic()
         self.deadline = began + start.timeout_s
-        self.ripe_at = min(began + STARTED_WITHIN_S, self.deadline) if start.starts else began
+        self._ripe_at = min(began + STARTED_WITHIN_S, self.deadline) if start.starts else began
+        self._look_at = began
+        self._mark: rest.Mark | None = None
+        self._rests_since = began
         self.well = start.check is None
         self.probe: health.Probe | None = None
         self.ask_at = began
@@ -163,11 +168,24 @@ class _Wait:
     def next_at(self) -> float:
         """When something is to be done even if nothing happens."""
         moments = [self.deadline]
-        if time.monotonic() < self.ripe_at:
-            moments.append(self.ripe_at)
+        if time.monotonic() < self._ripe_at:
+            moments.append(min(self._ripe_at, self._look_at))
         if not self.well and self.probe is None:
             moments.append(self.ask_at)
         return min(moments)
+
+    @property
+    def is_started(self) -> bool:
+        """Whether it has lived for as long as a failed start takes, or come to rest before."""
+        now = time.monotonic()
+        if now < self._ripe_at and now >= self._look_at:
+            mark = rest.mark(self.run[0]) if self.pidfd >= 0 else None
+            if mark is None or mark != self._mark:
+                self._mark, self._rests_since = mark, now
+            elif now - self._rests_since >= RESTS_S:
+                self._ripe_at = now
+            self._look_at = now + _LOOK_S
+        return now >= self._ripe_at
 
     def step(self) -> None:
         """Take in the answer of a probe that is over, and begin the next one when it is time. Raises ProcessError if it is unhealthy."""
@@ -287,9 +305,9 @@ class _Starting:
         start = wait.start
         if not process.lives(wait.pidfd):
             raise _ended(start.name, not wait.well)
-        now = time.monotonic()
-        if now < wait.ripe_at:
+        if not wait.is_started:
             return
+        now = time.monotonic()
         if wait.well:
             if start.check is not None:
                 health.note(start.name, wait.run, "")

@@ -1,0 +1,51 @@
+"""Whether a service that was just started has come to wait for something, as a program does when it has what it needs.
+
+A program that cannot run, or gives up at once, never waits before it ends: it is busy, or reads its files. So rest is told apart
+from an end to come without waiting for as long as an end may take.
+"""
+
+from __future__ import annotations
+
+import os
+
+from niso.runtime import oci
+
+_MOST = 64
+"""Threads that are looked at; a service with more is not said to be at rest."""
+
+Mark = tuple[tuple[int, bytes], ...]
+"""Each thread, and how often it has run."""
+
+
+def mark(init: int) -> Mark | None:
+    """None unless all threads of a service sleep and one of them is the entrypoint's. Two equal ones: none has run between them.
+
+    ``init``: its PID 1, whose descendants all others are. A kernel that does not tell of children gives None.
+    """
+    found: list[tuple[int, bytes]] = []
+    entered = False
+    pids = [init]
+    try:
+        for pid in pids:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                word = file.read().partition(b"\0")[0]
+            # PID 1, and what it has forked, until that becomes another program
+            entered = entered or word not in (b"", oci.INIT.encode())
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                runs = _runs(f"/proc/{pid}/task/{thread}/status")
+                if runs is None or len(found) >= _MOST:
+                    return None
+                found.append((int(thread), runs))
+                with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as children:
+                    pids += map(int, children.read().split())
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return tuple(found) if entered else None
+
+
+def _runs(path: str) -> bytes | None:
+    """How often a thread has been switched, as the kernel writes it; None where it does not sleep (proc_pid_status(5))."""
+    with open(path, "rb") as file:
+        text = file.read()
+    _, _, state = text.partition(b"\nState:\t")
+    return text[text.rfind(b"\nvoluntary_ctxt_switches") :] if state[:1] == b"S" else None
