@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from itertools import groupby
 from typing import NamedTuple
 
-from niso import ending, membership, package, paths, policies, portmap, sharing, starting
+from niso import ending, membership, names, package, paths, policies, portmap, sharing, starting
 from niso.admission import Change, record, release, scope_of
 from niso.apply import Lock, Report, carry_out, converge, desired_now, plan, silent
 from niso.errors import Conflict, ErrorGroup, NisoError, NotFound
@@ -75,12 +75,13 @@ def activate(
                 scope = _scope(store, targets, leaving, stack)
                 with store.transaction():
                     before = desired_now(store, scope)
+                    known = {(names.netns(t.name), address) for t in targets for _, address in store.addresses(t.name)}
                     recorded = _recorded(store, targets, copies, leaving, stack)
                     # what is somebody else's is found before anything is on record or changed
                     planned = plan(store, scope, before, trusting=True)
                 changes += recorded
                 policies.introduce(store, before, planned.want)
-                steps = carry_out(store, scope, before, planned, report)
+                steps = carry_out(store, scope, before, planned, report, known=known)
                 reached = desired_now(store, scope)
                 ending.flush(before, reached)
                 portmap.flush(before, reached)

@@ -35,6 +35,8 @@ STARTED, HEALTHY = "started", "healthy"
 After = Mapping[str, Mapping[str, str]]
 """service -> {service that must be so before: STARTED or HEALTHY}."""
 
+_AT_ONCE = len(os.sched_getaffinity(0))
+"""How many are created at once; while crun makes one, niso prepares the next."""
 _FIRST_PAUSE_S, _MOST_PAUSE_S = 0.05, 0.5
 _LAST_LINES = 5
 
@@ -232,16 +234,17 @@ class _Starting:
         self._names = {start.name for start in starts}
         self._reached: dict[str, str] = {}
         self._ends: list[_End] = []
+        self._begun: list[tuple[_Start, process.Start]] = []
         self._waits: list[_Wait] = []
 
     def all(self) -> None:
         try:
-            while self._todo or self._ends or self._waits:
+            while self._todo or self._ends or self._begun or self._waits:
                 start = next(self._ready(), None)
                 if start is not None:
                     self._todo.remove(start)
                     self._begin(start)
-                elif not self._waits and not self._ends:
+                elif not self._waits and not self._begun and not self._ends and self._todo:
                     names = ", ".join(start.name for start in self._todo)
                     raise Conflict(
                         f"each of {names} waits for another one of them", "break the circle of what comes after what"
@@ -250,12 +253,14 @@ class _Starting:
         finally:
             for end in self._ends:
                 end.close()
+            for _, begun in self._begun:
+                begun.close()
             for wait in self._waits:
                 wait.close()
 
     def _ready(self) -> Iterator[_Start]:
-        """Those that need not wait for another one any more, in the order in which they were named."""
-        for start in self._todo:
+        """Those that need not wait for another one any more, in the order in which they were named; none while enough are created."""
+        for start in self._todo if len(self._begun) < _AT_ONCE else ():
             needs = self._after.get(start.name, {})
             if all(
                 dependency not in self._names or self._reached.get(dependency) in (state, HEALTHY)
@@ -276,20 +281,31 @@ class _Starting:
     def _start(self, start: _Start) -> None:
         if start.starts:
             self._report(_start_words(start.row))
-            process.start(parse_spec(start.row.spec))
-        self._waits.append(_Wait(start))
+            self._begun.append((start, process.Start(parse_spec(start.row.spec))))
+        else:
+            self._waits.append(_Wait(start))
+
+    def _created(self) -> None:
+        """Those that have been created run, and are waited for."""
+        for each in list(self._begun):
+            start, begun = each
+            if begun.is_created:
+                self._begun.remove(each)
+                begun.finish()
+                self._waits.append(_Wait(start))
 
     def _turn(self, wait: bool) -> None:
         """One round: what can go on goes on, after waiting for the next event where ``wait`` says so."""
         for each in self._waits:
             each.step()
-        if self._waits or self._ends:
+        if self._waits or self._ends or self._begun:
             under_way: list[_Wait | _End] = [*self._waits, *self._ends]
-            until = min(each.next_at for each in under_way) if wait else 0.0
+            until = min((each.next_at for each in under_way), default=time.monotonic() + TIMEOUT_S) if wait else 0.0
             probes = [each.probe for each in self._waits if each.probe is not None and each.probe.answer is None]
             over = any(each.probe is not None and each.probe.answer is not None for each in self._waits)
-            pidfds = [each.pidfd for each in under_way if each.pidfd >= 0]
+            pidfds = [each.pidfd for each in under_way if each.pidfd >= 0] + [begun.fd for _, begun in self._begun]
             health.turn(probes, pidfds, 0.0 if over else until)
+        self._created()
         end = next((each for each in self._ends if each.is_over), None)
         if end is not None:
             self._ends.remove(end)

@@ -1,9 +1,9 @@
-"""What niso's control path costs, in a lab: ``control.py [--counts 10,100] [--rounds N] [--profile attach|detach] [--json]``.
+"""What niso's control path costs, in a lab: ``control.py [--counts 10,100] [--rounds N] [--in-process] [--profile WHAT] [--json]``.
 
 `samples` yields what it measures, in ms; a benchmark that compares calls it inside a lab of its own. Nothing here passes or fails.
 
 - "attach", "detach": one service's network, in this process: from the plan to the kernel being so and read back, its Python code warm,
-  on a network that has as many services, with one published port;
+  on a network that has as many services, with one published port; and the processor time of that, which others' load changes less;
 - "activate", "deactivate": the same with all that the command does around it (manifest, copy, store, plan), in this process;
 - "niso activate", "niso deactivate", "niso remove", "niso net list": whole commands, the process started or ended with them;
 - "niso activate (each of many)", "niso deactivate (each of many)": many services in one command, for each of them.
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--counts", default=",".join(map(str, COUNTS)))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--profile", choices=("attach", "detach", "activate", "deactivate"))
+    parser.add_argument("--in-process", action="store_true", help="no whole commands")
     parser.add_argument("--json", action="store_true", help="print each sample")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -54,7 +55,7 @@ def main() -> None:
         profile(args.profile, counts[0], args.rounds)
         return
     found: dict[tuple[str, int], list[float]] = {}
-    for sample in samples(counts, args.rounds):
+    for sample in samples(counts, args.rounds, 0 if args.in_process else MANY):
         found.setdefault((sample.what, sample.services), []).append(sample.ms)
         if args.json:
             print(json.dumps(sample._asdict()), flush=True)
@@ -64,7 +65,10 @@ def main() -> None:
 
 
 def samples(counts: list[int], rounds: int, many: int = MANY) -> Iterator[Sample]:
-    """All that is measured, ``rounds`` times each; ``counts`` rise. For use inside a lab that has no service yet."""
+    """All that is measured, ``rounds`` times each; ``counts`` rise. For use inside a lab that has no service yet.
+
+    ``many`` services are in the commands that are about many; without any, no command is run.
+    """
     world = World()
     for count in counts:
         world.fill(count)
@@ -72,11 +76,11 @@ def samples(counts: list[int], rounds: int, many: int = MANY) -> Iterator[Sample
             for what, ms in world.one():
                 if turn:  # the first warms the code up
                     yield Sample(what, count, ms)
-        for turn in range(max(1, rounds // 2)):
+        for turn in range(max(1, rounds // 2) if many else 0):
             for what, ms in world.commands(turn):
                 yield Sample(what, count, ms)
     world.clear()
-    for _ in range(3):
+    for _ in range(3 if many else 0):
         for what, ms in world.several(many):
             yield Sample(what, 0, ms)
 
@@ -112,11 +116,13 @@ class World:
         with _without_processes():
             with _watched() as kernel:
                 whole = timed(lambda: self._activate([folder]))
-            yield "attach", sum(kernel)
+            yield "attach", sum(each for each, _ in kernel)
+            yield "attach, processor time", sum(each for _, each in kernel)
             yield "activate", whole
             with _watched() as kernel:
                 whole = timed(lambda: self._deactivate(["extra"]))
-            yield "detach", sum(kernel)
+            yield "detach", sum(each for each, _ in kernel)
+            yield "detach, processor time", sum(each for _, each in kernel)
             yield "deactivate", whole
 
     def commands(self, number: int) -> Iterator[tuple[str, float]]:
@@ -222,23 +228,23 @@ class _without_processes:
 
 
 class _watched:
-    """Within the block the times, in ms, that `niso.apply.carry_out` takes: all that changes the kernel goes through it."""
+    """Within the block the times and processor times, in ms, that `niso.apply.carry_out` takes: all that changes the kernel goes through it."""
 
     def __init__(self, profiler: cProfile.Profile | None = None) -> None:
         self._profiler = profiler
 
-    def __enter__(self) -> list[float]:
+    def __enter__(self) -> list[tuple[float, float]]:
         from niso import apply, services
 
-        found: list[float] = []
+        found: list[tuple[float, float]] = []
         real = apply.carry_out
 
         def carry_out(*args: Any, **options: Any) -> Any:
-            before = time.perf_counter()
+            before, processor = time.perf_counter(), time.process_time()
             try:
                 return self._profiler.runcall(real, *args, **options) if self._profiler else real(*args, **options)
             finally:
-                found.append((time.perf_counter() - before) * 1000)
+                found.append(((time.perf_counter() - before) * 1000, (time.process_time() - processor) * 1000))
 
         self._patches = [mock.patch.object(each, "carry_out", carry_out) for each in (apply, services)]
         for patch in self._patches:
