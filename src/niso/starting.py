@@ -26,8 +26,8 @@ from niso.store.store import ServiceRow
 
 STARTED_WITHIN_S = 0.2
 """An end within this time is a failed start: a wrong entrypoint shows only as the end of PID 1's child."""
-RESTS_S, _LOOK_S = 0.01, 0.003
-"""One that has not run for so long, all its threads asleep, has started before that; how often that is looked at."""
+RESTS_S, _LOOK_S = 0.01, 0.004
+"""One that has not run for so long, all its threads asleep, has started before that; when that is looked at again, at first."""
 TIMEOUT_S = 60.0
 """How long a restart waits for healthy."""
 
@@ -154,7 +154,7 @@ class _Wait:
         began = time.monotonic()
         self.deadline = began + start.timeout_s
         self._ripe_at = min(began + STARTED_WITHIN_S, self.deadline) if start.starts else began
-        self._look_at = began
+        self._look_at, self._look_s = began, _LOOK_S
         self._mark: rest.Mark | None = None
         self._rests_since = began
         self.well = start.check is None
@@ -186,7 +186,7 @@ class _Wait:
                 self._mark, self._rests_since = mark, now
             elif now - self._rests_since >= RESTS_S:
                 self._ripe_at = now
-            self._look_at = now + _LOOK_S
+            self._look_at, self._look_s = now + self._look_s, 1.5 * self._look_s
         return now >= self._ripe_at
 
     def step(self) -> None:
