@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from itertools import groupby
 from typing import NamedTuple
@@ -48,8 +48,9 @@ def activate(
     dry_run: bool = False,
     after: starting.After | None = None,
     stack: Membership | None = None,
+    meanwhile: Callable[[], object] | None = None,
 ) -> list[Outcome]:
-    """Make all ``targets`` active, all or none; their processes start in the order that ``after`` asks for (`starting.run`).
+    """Make all ``targets`` active, all or none; their processes start as ``after`` and ``meanwhile`` say (`starting.run`).
 
     An active service whose manifest changed gets the difference; one that is as it should be is left alone. With ``stack`` they
     belong to it from then on, its networks are made, and those that leave it end. Raises InvalidInput, Conflict, KernelError,
@@ -89,7 +90,7 @@ def activate(
                     # a name that shared an address may have been what let it
                     shared = [row.provider for row in (*(c.before for c in changes), *leaving) if row and row.provider]
                     policies.cut(store, [*(change.name for change in changes), *shared])
-            starting.run(changes, timeout_s, report, after)
+            starting.run(changes, timeout_s, report, after, meanwhile)
             with Lock(), store.transaction():
                 touched = _touched(store, changes, bool(steps))
                 scope, before = _drop_left(store, changes, stack)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import NamedTuple
 
@@ -53,12 +53,19 @@ class _Start(NamedTuple):
         return self.row.name
 
 
-def run(changes: list[Change], timeout_s: float, report: Report = silent, after: After | None = None) -> None:
+def run(
+    changes: list[Change],
+    timeout_s: float,
+    report: Report = silent,
+    after: After | None = None,
+    meanwhile: Callable[[], object] | None = None,
+) -> None:
     """Start the processes that must be, each when those it comes ``after`` are so far, and wait for all.
 
-    Each has ``timeout_s`` from its own start to come to rest or live `STARTED_WITHIN_S` and, with a healthcheck, to be healthy. One that runs as it
-    should is waited for only where another comes after it or its healthcheck is new. Raises ProcessError with the reason, Conflict
-    where the order cannot be had; what was started by then is the caller's to end.
+    Each has ``timeout_s`` from its own start to come to rest, or live `STARTED_WITHIN_S`, and with a healthcheck to be healthy. One that
+    runs as it should is waited for only where another comes after it or its healthcheck is new. ``meanwhile`` is done once, while
+    something is waited for. Raises ProcessError with the reason, Conflict where the order cannot be had; what was started by then is
+    the caller's to end.
     """
     for change in changes:
         if change.rehosts:
@@ -75,7 +82,7 @@ def run(changes: list[Change], timeout_s: float, report: Report = silent, after:
         stops = parse_spec(was.spec) if was is not None and change.restarts else None
         starts.append(_Start(change.row, stops, change.restarts, check if asked else None, timeout_s))
     _check_order(starts, after)
-    _Starting(starts, after, report).all()
+    _Starting(starts, after, report, meanwhile).all()
 
 
 def restart(rows: list[ServiceRow], report: Report = silent) -> None:
@@ -186,7 +193,8 @@ class _Wait:
                 self._mark, self._rests_since = mark, now
             elif now - self._rests_since >= RESTS_S:
                 self._ripe_at = now
-            self._look_at, self._look_s = now + self._look_s, 1.5 * self._look_s
+            self._look_at = now + (self._look_s if mark is None else RESTS_S)
+            self._look_s *= 1.5
         return now >= self._ripe_at
 
     def step(self) -> None:
@@ -227,7 +235,10 @@ class _Wait:
 class _Starting:
     """All starts of one command."""
 
-    def __init__(self, starts: list[_Start], after: After, report: Report) -> None:
+    def __init__(
+        self, starts: list[_Start], after: After, report: Report, meanwhile: Callable[[], object] | None = None
+    ) -> None:
+        self._meanwhile = meanwhile
         self._todo = starts
         self._after = after
         self._report = report
@@ -298,6 +309,9 @@ class _Starting:
         """One round: what can go on goes on, after waiting for the next event where ``wait`` says so."""
         for each in self._waits:
             each.step()
+        if wait and self._meanwhile is not None:
+            self._meanwhile()
+            self._meanwhile = None
         if self._waits or self._ends or self._begun:
             under_way: list[_Wait | _End] = [*self._waits, *self._ends]
             until = min((each.next_at for each in under_way), default=time.monotonic() + TIMEOUT_S) if wait else 0.0
