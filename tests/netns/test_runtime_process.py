@@ -56,6 +56,10 @@ def test_service_is_at_rest_when_all_its_threads_sleep(runtime: Runtime) -> None
     runtime.lab.path(f"/proc/{runtime.call('status', SERVICE)['pid']}/root/tmp/go").touch()
     first = runtime.lab.wait_for(lambda: (found := mark()) != "None" and found)
     assert first.count("(") == 3 and mark() == first  # catatonit and sleep
+    # a shell that waits for a program is not at rest, whatever that does
+    runtime.call("stop", SERVICE, 0)
+    runtime.start(["/bin/sh", "-c", "sleep 1000; exit 3"])
+    assert mark() == "None"
     # a thread of a program that sleeps counts too
     runtime.call("stop", SERVICE, 0)
     busy = "import threading; threading.Thread(target=lambda: [None for _ in iter(int, 1)]).start(); input()"

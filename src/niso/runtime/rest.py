@@ -18,9 +18,9 @@ Mark = tuple[tuple[int, bytes], ...]
 
 
 def mark(init: int) -> Mark | None:
-    """None unless all threads of a service sleep and one of them is the entrypoint's. Two equal ones: none has run between them.
+    """None unless all threads of a service sleep, one of them is the entrypoint's, and no process of it waits for another.
 
-    ``init``: its PID 1, whose descendants all others are. A kernel that does not tell of children gives None.
+    Two equal ones: none has run between them. ``init``: its PID 1. A kernel that does not tell of children gives None.
     """
     found: list[tuple[int, bytes]] = []
     entered = False
@@ -33,11 +33,12 @@ def mark(init: int) -> Mark | None:
             entered = entered or word not in (b"", oci.INIT.encode())
             for thread in os.listdir(f"/proc/{pid}/task"):
                 runs = _runs(f"/proc/{pid}/task/{thread}/status")
-                if runs is None or len(found) >= _MOST:
-                    return None
+                with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file_of_children:
+                    children = [int(word) for word in file_of_children.read().split()]
+                if runs is None or len(found) >= _MOST or (children and pid != init):
+                    return None  # a shell goes on, or ends, with what it has started
                 found.append((int(thread), runs))
-                with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as children:
-                    pids += map(int, children.read().split())
+                pids += children
     except (FileNotFoundError, ProcessLookupError):
         return None
     return tuple(found) if entered else None
