@@ -26,6 +26,8 @@ from niso.store.store import ServiceRow
 
 STARTED_WITHIN_S = 0.2
 """An end within this time is a failed start: a wrong entrypoint shows only as the end of PID 1's child."""
+_BUSY_S = 2.0
+"""On a busy machine it may not have run much by then; so long that is waited for."""
 RESTS_S, _LOOK_S = 0.01, 0.004
 """One that has not run for so long, all its threads asleep, has started before that; when that is looked at again, at first."""
 TIMEOUT_S = 60.0
@@ -163,7 +165,7 @@ class _Wait:
         self._ripe_at = min(began + STARTED_WITHIN_S, self.deadline) if start.starts else began
         self._look_at, self._look_s = began, _LOOK_S
         self._mark: rest.Mark | None = None
-        self._rests_since = began
+        self._rests_since, self._rests, self._began = began, False, began
         self.well = start.check is None
         self.probe: health.Probe | None = None
         self.ask_at = began
@@ -192,9 +194,12 @@ class _Wait:
             if mark is None or mark != self._mark:
                 self._mark, self._rests_since = mark, now
             elif now - self._rests_since >= RESTS_S:
-                self._ripe_at = now
+                self._ripe_at, self._rests = now, True
             self._look_at = now + (self._look_s if mark is None else RESTS_S)
             self._look_s *= 1.5
+        waits_on = self.start.starts and not self._rests and now < min(self._began + _BUSY_S, self.deadline)
+        if now >= self._ripe_at and waits_on and self.pidfd >= 0 and rest.is_kept_waiting(self.run[0]):
+            self._ripe_at = now + STARTED_WITHIN_S / 4
         return now >= self._ripe_at
 
     def step(self) -> None:

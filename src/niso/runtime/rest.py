@@ -44,6 +44,21 @@ def mark(init: int) -> Mark | None:
     return tuple(found) if entered else None
 
 
+def is_kept_waiting(init: int) -> bool:
+    """Whether PID 1 or a child of it wants to run and has not had 0.1 s of a processor yet: the machine is too busy to tell of it."""
+    try:
+        with open(f"/proc/{init}/task/{init}/children", encoding="ascii") as children:
+            pids = [init, *map(int, children.read().split())]
+        for pid in pids:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                fields = file.read().rpartition(b") ")[2].split()  # proc_pid_stat(5), from the third on
+            if fields[0] in (b"R", b"D") and int(fields[11]) + int(fields[12]) < os.sysconf("SC_CLK_TCK") // 10:
+                return True
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return False
+
+
 def _runs(path: str) -> bytes | None:
     """How often a thread has been switched, as the kernel writes it; None where it does not sleep (proc_pid_status(5))."""
     with open(path, "rb") as file:
