@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import NamedTuple
 
 from niso import failpoint, paths, waits
-from niso.diff import AnyStep, HostsEdit, diff
+from niso.diff import AnyStep, HostsEdit, Step, diff
 from niso.errors import ErrorGroup, KernelError, NisoError
 from niso.kernel import sysctl
 from niso.kernel.read import Foreign, read, read_all
+from niso.kernel.sockets import Sockets
 from niso.kernel.write import write, write_what_can_be
 from niso.names import alias, hosts_folder, own_hosts_folder
 from niso.plan import FORWARDING6, ON, desired
-from niso.state import Element, State, Sysctl, union
+from niso.state import Address, Element, HostsFile, Route, State, Sysctl, Thing, Veth, kinds, union
 from niso.store.store import ALL, Scope, Store
 
 Report = Callable[[str], None]
@@ -81,41 +82,56 @@ def plan(store: Store, scope: Scope, before: State, trusting: bool = False) -> P
 
 
 def converge(
-    store: Store, scope: Scope, before: State, report: Report = silent, teardown: bool = False
+    store: Store,
+    scope: Scope,
+    before: State,
+    report: Report = silent,
+    teardown: bool = False,
+    ending: list[str] | None = None,
 ) -> list[AnyStep]:
     """Make the kernel have what the store says of ``scope``; the caller holds the lock.
 
     ``before`` is what the kernel had by the store before the change: what is in it and no longer wanted goes. With
-    ``teardown`` a step that fails does not keep the others from being done. Gives the steps taken. Raises KernelError or,
-    from a teardown, an ErrorGroup.
+    ``teardown`` a step that fails does not keep the others from being done. With ``ending`` veth pairs of namespaces that go are
+    only detached, and noted there: the caller has to `end_links` when it has let go of the lock. Gives the steps taken. Raises
+    KernelError or, from a teardown, an ErrorGroup.
     """
-    return carry_out(store, scope, before, plan(store, scope, before, trusting=True), report, teardown)
+    return carry_out(store, scope, before, plan(store, scope, before, trusting=True), report, teardown, ending)
 
 
 def carry_out(
-    store: Store, scope: Scope, before: State, planned: Plan, report: Report = silent, teardown: bool = False
+    store: Store,
+    scope: Scope,
+    before: State,
+    planned: Plan,
+    report: Report = silent,
+    teardown: bool = False,
+    ending: list[str] | None = None,
+    known: Container[tuple[str, str]] = (),
 ) -> list[AnyStep]:
-    """As `converge`, with a plan that was made under the same lock."""
+    """As `converge`, with a plan that was made under the same lock. ``known`` addresses (see `write`) were their services' before."""
     steps = planned.steps
     if not steps:
         return []
     for step in steps:
         report(step.describe())
-    if teardown:
-        errors = write_what_can_be(steps)
-        if errors:
-            raise ErrorGroup(errors)
-    else:
-        try:
-            write(steps)
-        except KernelError as error:
-            if error.errno != errno.EEXIST or not planned.unread:
-                raise
-            # an element was there with another value: rules come first, so nothing has changed
-            return carry_out(store, scope, before, plan(store, scope, before), report)
-    # the kernel has taken the elements of a transaction all together or not at all: its word on them is enough
-    want, candidates = (each._replace(elements=frozenset()) for each in (planned.want, planned.candidates))
-    left = diff(want, _without_dying(want, candidates, read(candidates, alias(store.state_id()))))
+    touched = _touched(steps, planned.candidates)
+    want = _of(planned.want, touched)
+    with Sockets() as sockets:
+        if teardown:
+            errors = write_what_can_be(steps, sockets, ending)
+            if errors:
+                raise ErrorGroup(errors)
+        else:
+            try:
+                write(steps, sockets, ending, known)
+            except KernelError as error:
+                if error.errno != errno.EEXIST or not planned.unread:
+                    raise
+                # an element was there with another value: rules come first, so nothing has changed
+                return carry_out(store, scope, before, plan(store, scope, before), report)
+        have = read(touched, alias(store.state_id()), sockets=sockets)
+    left = diff(want, _without_dying(want, touched, have))
     if left:
         raise KernelError(
             f"the kernel did not keep a change: {left[0].describe().splitlines()[0]}",
@@ -125,11 +141,44 @@ def carry_out(
     return steps
 
 
+def _touched(steps: list[AnyStep], candidates: State) -> State:
+    """What steps are about, and the namespaces that it is in: others' links need not be looked at again.
+
+    Elements are left out: the kernel has taken those of a transaction all together or not at all, and its word on them is enough.
+    """
+    things: dict[str, set[Thing]] = {}
+    for step in steps:
+        if isinstance(step, Step):
+            things.setdefault(type(step.thing).__name__, set()).add(step.thing)
+        elif isinstance(step, HostsEdit):
+            things.setdefault("HostsFile", set()).add(HostsFile(step.folder))
+            things.setdefault("HostsLine", set()).update((*step.remove, *step.add))
+    inside = {
+        thing.netns for each in things.values() for thing in each if isinstance(thing, Sysctl | Veth | Address | Route)
+    }
+    things.setdefault("Netns", set()).update(thing for thing in candidates.netns if thing.name in inside)
+    names = ("Ruleset", "Element", "Bridge", "Netns", "Sysctl", "Veth", "Address", "Route", "HostsFile", "HostsLine")
+    return State(*(frozenset(things.get(name, ())) for name in names))  # type: ignore[arg-type]
+
+
+def _of(want: State, touched: State) -> State:
+    """What ``want`` says of what is in ``touched``: of a link all its addresses and routes, and always the rules."""
+    keys = [{thing.key() for thing in each} for each in kinds(touched)]
+    parts = (frozenset(t for t in each if t.key() in some) for each, some in zip(kinds(want), keys, strict=True))
+    links = {(thing.netns, thing.link) for thing in touched.addresses | touched.routes}
+    links |= {(veth.netns, veth.peer) for veth in touched.veths}
+    return State(*parts)._replace(  # type: ignore[arg-type]
+        rulesets=want.rulesets,
+        addresses=frozenset(a for a in want.addresses if (a.netns, a.link) in links),
+        routes=frozenset(r for r in want.routes if (r.netns, r.link) in links),
+    )
+
+
 def _without_dying(want: State, candidates: State, have: State) -> State:
-    """``have`` without veth pairs of namespaces that went: the kernel clears those in its own time."""
+    """``have`` without veth pairs of namespaces that went and that are off their bridge: those go in the kernel's own time."""
     stays = {namespace.name for namespace in want.netns}
     dying = {veth.name for veth in candidates.veths if veth.netns not in stays} - {veth.name for veth in want.veths}
-    return have._replace(veths=frozenset(veth for veth in have.veths if veth.name not in dying))
+    return have._replace(veths=frozenset(veth for veth in have.veths if veth.name not in dying or veth.bridge))
 
 
 def desired_now(store: Store, scope: Scope) -> State:
@@ -208,7 +257,8 @@ def repair(store: Store, report: Report = silent) -> list[AnyStep]:
     steps, want, have, foreign = compare(store)
     for step in steps:
         report(step.describe())
-    write(steps)
+    with Sockets() as sockets:
+        write(steps, sockets)
     left = diff(want, _without_dying(want, have, compare(store)[2])) if steps else []
     if foreign:
         raise ErrorGroup(list(foreign.values()))

@@ -14,6 +14,7 @@ from niso import forwarding, names, package, paths, policies, portmap
 from niso.apply import Lock, Report, converge, desired_now, plan
 from niso.errors import ErrorGroup, NisoError
 from niso.kernel import conntrack, netns
+from niso.kernel.write import end_links
 from niso.runtime import process, spec, volumes
 from niso.state import State
 from niso.store.store import Scope, ServiceRow, Store
@@ -45,10 +46,11 @@ def finish(
     scope = _scope(store, rows)
     left = [row.name for row in rows if row.provider and row.provider not in {each.name for each in rows}]
     ports = [port for name in left for _, port in store.ports(name)]
+    links: list[str] = []
     with Lock(), store.transaction():
         before = desired_now(store, scope)
         go(store, rows, keep_forwards)
-        converge(store, scope, before, report, teardown=True)
+        converge(store, scope, before, report, teardown=True, ending=links)
         for row in rows:
             netns.clear_unfinished(names.netns(row.name))
         after = desired_now(store, scope)
@@ -60,7 +62,7 @@ def finish(
             for row in rows:
                 store.end_intent(row.name)
         forwarding.forget(store)
-    settle(before)
+    end_links(links)
     return list(errors.values())
 
 
@@ -191,14 +193,3 @@ def flush(before: State, after: State) -> None:
     gone -= {a.address.partition("/")[0] for a in after.addresses if a.netns}
     if gone:
         conntrack.flush_addresses(gone)
-
-
-def settle(before: State) -> None:
-    """Wait, for at most 2 s and under no lock, until the kernel has cleared the links of namespaces that went."""
-    from niso.kernel.rtnetlink import Rtnl
-
-    deadline = time.monotonic() + 2
-    with Rtnl() as rtnl:
-        for veth in before.veths:
-            while rtnl.link(veth.name) is not None and time.monotonic() < deadline:
-                time.sleep(0.002)

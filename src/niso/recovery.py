@@ -13,7 +13,7 @@ from niso import ending, forwarding, names, package, paths, policies, portmap
 from niso.apply import Lock, Report, converge, desired_now
 from niso.errors import ErrorGroup, NisoError, ProcessError
 from niso.kernel import netns
-from niso.kernel.write import remove_hosts
+from niso.kernel.write import end_links, remove_hosts
 from niso.records import Port
 from niso.runtime import process, rehost, spec, volumes
 from niso.store.store import Intent, Scope, ServiceRow, Store
@@ -118,6 +118,7 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
         on.update(now.networks if now else ())
         everyone.update(store.with_companions([name]), (was.provider,) if was is not None and was.provider else ())
     on |= store.published_on(everyone)
+    links: list[str] = []
     # the kernel follows inside the transaction: if niso dies here the intents are found again, with all that they are about
     with Lock(), store.transaction():
         concerned = set(store.names_with(everyone))
@@ -134,7 +135,7 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
         on.update(network for row in restored.values() for network in row.networks)
         scope = Scope(tuple(sorted(everyone)), tuple(sorted(on)), names=names_before)
         policies.introduce(store, before_, desired_now(store, scope))
-        converge(store, scope, before_, report, teardown=True)
+        converge(store, scope, before_, report, teardown=True, ending=links)
         for name in ports.keys() - restored.keys():
             netns.clear_unfinished(names.netns(name))
         after = desired_now(store, scope)
@@ -153,7 +154,7 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
             kept = {port for _, port in store.ports(name)} if name in restored else set()
             portmap.end_flows(port for port in had if port not in kept)
         forwarding.forget(store)
-    ending.settle(before_)
+    end_links(links)
 
 
 def _forget_failed(name: str, kept: ServiceRow | None) -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from itertools import groupby
 from typing import NamedTuple
 
-from niso import ending, membership, package, paths, policies, portmap, sharing, starting
+from niso import ending, membership, names, package, paths, policies, portmap, sharing, starting
 from niso.admission import Change, record, release, scope_of
 from niso.apply import Lock, Report, carry_out, converge, desired_now, plan, silent
 from niso.errors import Conflict, ErrorGroup, NisoError, NotFound
@@ -48,8 +48,9 @@ def activate(
     dry_run: bool = False,
     after: starting.After | None = None,
     stack: Membership | None = None,
+    meanwhile: Callable[[], object] | None = None,
 ) -> list[Outcome]:
-    """Make all ``targets`` active, all or none; their processes start in the order that ``after`` asks for (`starting.run`).
+    """Make all ``targets`` active, all or none; their processes start as ``after`` and ``meanwhile`` say (`starting.run`).
 
     An active service whose manifest changed gets the difference; one that is as it should be is left alone. With ``stack`` they
     belong to it from then on, its networks are made, and those that leave it end. Raises InvalidInput, Conflict, KernelError,
@@ -75,12 +76,13 @@ def activate(
                 scope = _scope(store, targets, leaving, stack)
                 with store.transaction():
                     before = desired_now(store, scope)
+                    known = {(names.netns(t.name), address) for t in targets for _, address in store.addresses(t.name)}
                     recorded = _recorded(store, targets, copies, leaving, stack)
                     # what is somebody else's is found before anything is on record or changed
                     planned = plan(store, scope, before, trusting=True)
                 changes += recorded
                 policies.introduce(store, before, planned.want)
-                steps = carry_out(store, scope, before, planned, report)
+                steps = carry_out(store, scope, before, planned, report, known=known)
                 reached = desired_now(store, scope)
                 ending.flush(before, reached)
                 portmap.flush(before, reached)
@@ -88,7 +90,7 @@ def activate(
                     # a name that shared an address may have been what let it
                     shared = [row.provider for row in (*(c.before for c in changes), *leaving) if row and row.provider]
                     policies.cut(store, [*(change.name for change in changes), *shared])
-            starting.run(changes, timeout_s, report, after)
+            starting.run(changes, timeout_s, report, after, meanwhile)
             with Lock(), store.transaction():
                 touched = _touched(store, changes, bool(steps))
                 scope, before = _drop_left(store, changes, stack)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import NamedTuple
 
@@ -19,13 +19,17 @@ from niso.apply import Report, silent
 from niso.errors import Conflict, NisoError, ProcessError
 from niso.model import health as model
 from niso.records import Healthcheck
-from niso.runtime import health, logs, process, rehost
+from niso.runtime import health, logs, process, rehost, rest
 from niso.runtime.spec import ProcessSpec, namespace, read_json
 from niso.runtime.spec import parse as parse_spec
 from niso.store.store import ServiceRow
 
 STARTED_WITHIN_S = 0.2
 """An end within this time is a failed start: a wrong entrypoint shows only as the end of PID 1's child."""
+_BUSY_S = 2.0
+"""On a busy machine it may not have run much by then; so long that is waited for."""
+RESTS_S, _LOOK_S = 0.01, 0.004
+"""One that has not run for so long, all its threads asleep, has started before that; when that is looked at again, at first."""
 TIMEOUT_S = 60.0
 """How long a restart waits for healthy."""
 
@@ -33,6 +37,8 @@ STARTED, HEALTHY = "started", "healthy"
 After = Mapping[str, Mapping[str, str]]
 """service -> {service that must be so before: STARTED or HEALTHY}."""
 
+_AT_ONCE = len(os.sched_getaffinity(0))
+"""How many are created at once; while crun makes one, niso prepares the next."""
 _FIRST_PAUSE_S, _MOST_PAUSE_S = 0.05, 0.5
 _LAST_LINES = 5
 
@@ -49,12 +55,19 @@ class _Start(NamedTuple):
         return self.row.name
 
 
-def run(changes: list[Change], timeout_s: float, report: Report = silent, after: After | None = None) -> None:
+def run(
+    changes: list[Change],
+    timeout_s: float,
+    report: Report = silent,
+    after: After | None = None,
+    meanwhile: Callable[[], object] | None = None,
+) -> None:
     """Start the processes that must be, each when those it comes ``after`` are so far, and wait for all.
 
-    Each has ``timeout_s`` from its own start to live `STARTED_WITHIN_S` and, with a healthcheck, to be healthy. One that runs as it
-    should is waited for only where another comes after it or its healthcheck is new. Raises ProcessError with the reason, Conflict
-    where the order cannot be had; what was started by then is the caller's to end.
+    Each has ``timeout_s`` from its own start to come to rest, or live `STARTED_WITHIN_S`, and with a healthcheck to be healthy. One that
+    runs as it should is waited for only where another comes after it or its healthcheck is new. ``meanwhile`` is done once, while
+    something is waited for. Raises ProcessError with the reason, Conflict where the order cannot be had; what was started by then is
+    the caller's to end.
     """
     for change in changes:
         if change.rehosts:
@@ -71,7 +84,7 @@ def run(changes: list[Change], timeout_s: float, report: Report = silent, after:
         stops = parse_spec(was.spec) if was is not None and change.restarts else None
         starts.append(_Start(change.row, stops, change.restarts, check if asked else None, timeout_s))
     _check_order(starts, after)
-    _Starting(starts, after, report).all()
+    _Starting(starts, after, report, meanwhile).all()
 
 
 def restart(rows: list[ServiceRow], report: Report = silent) -> None:
@@ -149,7 +162,10 @@ class _Wait:
         self.run = (now.pid or 0, now.started_at or 0.0)
         began = time.monotonic()
         self.deadline = began + start.timeout_s
-        self.ripe_at = min(began + STARTED_WITHIN_S, self.deadline) if start.starts else began
+        self._ripe_at = min(began + STARTED_WITHIN_S, self.deadline) if start.starts else began
+        self._look_at, self._look_s = began, _LOOK_S
+        self._mark: rest.Mark | None = None
+        self._rests_since, self._rests, self._began = began, False, began
         self.well = start.check is None
         self.probe: health.Probe | None = None
         self.ask_at = began
@@ -163,11 +179,28 @@ class _Wait:
     def next_at(self) -> float:
         """When something is to be done even if nothing happens."""
         moments = [self.deadline]
-        if time.monotonic() < self.ripe_at:
-            moments.append(self.ripe_at)
+        if time.monotonic() < self._ripe_at:
+            moments.append(min(self._ripe_at, self._look_at))
         if not self.well and self.probe is None:
             moments.append(self.ask_at)
         return min(moments)
+
+    @property
+    def is_started(self) -> bool:
+        """Whether it has lived for as long as a failed start takes, or come to rest before."""
+        now = time.monotonic()
+        if now < self._ripe_at and now >= self._look_at:
+            mark = rest.mark(self.run[0]) if self.pidfd >= 0 else None
+            if mark is None or mark != self._mark:
+                self._mark, self._rests_since = mark, now
+            elif now - self._rests_since >= RESTS_S:
+                self._ripe_at, self._rests = now, True
+            self._look_at = now + (self._look_s if mark is None else RESTS_S)
+            self._look_s *= 1.5
+        waits_on = self.start.starts and not self._rests and now < min(self._began + _BUSY_S, self.deadline)
+        if now >= self._ripe_at and waits_on and self.pidfd >= 0 and rest.is_kept_waiting(self.run[0]):
+            self._ripe_at = now + STARTED_WITHIN_S / 4
+        return now >= self._ripe_at
 
     def step(self) -> None:
         """Take in the answer of a probe that is over, and begin the next one when it is time. Raises ProcessError if it is unhealthy."""
@@ -207,23 +240,27 @@ class _Wait:
 class _Starting:
     """All starts of one command."""
 
-    def __init__(self, starts: list[_Start], after: After, report: Report) -> None:
+    def __init__(
+        self, starts: list[_Start], after: After, report: Report, meanwhile: Callable[[], object] | None = None
+    ) -> None:
+        self._meanwhile = meanwhile
         self._todo = starts
         self._after = after
         self._report = report
         self._names = {start.name for start in starts}
         self._reached: dict[str, str] = {}
         self._ends: list[_End] = []
+        self._begun: list[tuple[_Start, process.Start]] = []
         self._waits: list[_Wait] = []
 
     def all(self) -> None:
         try:
-            while self._todo or self._ends or self._waits:
+            while self._todo or self._ends or self._begun or self._waits:
                 start = next(self._ready(), None)
                 if start is not None:
                     self._todo.remove(start)
                     self._begin(start)
-                elif not self._waits and not self._ends:
+                elif not self._waits and not self._begun and not self._ends and self._todo:
                     names = ", ".join(start.name for start in self._todo)
                     raise Conflict(
                         f"each of {names} waits for another one of them", "break the circle of what comes after what"
@@ -232,12 +269,14 @@ class _Starting:
         finally:
             for end in self._ends:
                 end.close()
+            for _, begun in self._begun:
+                begun.close()
             for wait in self._waits:
                 wait.close()
 
     def _ready(self) -> Iterator[_Start]:
-        """Those that need not wait for another one any more, in the order in which they were named."""
-        for start in self._todo:
+        """Those that need not wait for another one any more, in the order in which they were named; none while enough are created."""
+        for start in self._todo if len(self._begun) < _AT_ONCE else ():
             needs = self._after.get(start.name, {})
             if all(
                 dependency not in self._names or self._reached.get(dependency) in (state, HEALTHY)
@@ -258,20 +297,34 @@ class _Starting:
     def _start(self, start: _Start) -> None:
         if start.starts:
             self._report(_start_words(start.row))
-            process.start(parse_spec(start.row.spec))
-        self._waits.append(_Wait(start))
+            self._begun.append((start, process.Start(parse_spec(start.row.spec))))
+        else:
+            self._waits.append(_Wait(start))
+
+    def _created(self) -> None:
+        """Those that have been created run, and are waited for."""
+        for each in list(self._begun):
+            start, begun = each
+            if begun.is_created:
+                self._begun.remove(each)
+                begun.finish()
+                self._waits.append(_Wait(start))
 
     def _turn(self, wait: bool) -> None:
         """One round: what can go on goes on, after waiting for the next event where ``wait`` says so."""
         for each in self._waits:
             each.step()
-        if self._waits or self._ends:
+        if wait and self._meanwhile is not None:
+            self._meanwhile()
+            self._meanwhile = None
+        if self._waits or self._ends or self._begun:
             under_way: list[_Wait | _End] = [*self._waits, *self._ends]
-            until = min(each.next_at for each in under_way) if wait else 0.0
+            until = min((each.next_at for each in under_way), default=time.monotonic() + TIMEOUT_S) if wait else 0.0
             probes = [each.probe for each in self._waits if each.probe is not None and each.probe.answer is None]
             over = any(each.probe is not None and each.probe.answer is not None for each in self._waits)
-            pidfds = [each.pidfd for each in under_way if each.pidfd >= 0]
+            pidfds = [each.pidfd for each in under_way if each.pidfd >= 0] + [begun.fd for _, begun in self._begun]
             health.turn(probes, pidfds, 0.0 if over else until)
+        self._created()
         end = next((each for each in self._ends if each.is_over), None)
         if end is not None:
             self._ends.remove(end)
@@ -287,9 +340,9 @@ class _Starting:
         start = wait.start
         if not process.lives(wait.pidfd):
             raise _ended(start.name, not wait.well)
-        now = time.monotonic()
-        if now < wait.ripe_at:
+        if not wait.is_started:
             return
+        now = time.monotonic()
         if wait.well:
             if start.check is not None:
                 health.note(start.name, wait.run, "")

@@ -45,6 +45,28 @@ def test_granted_capability_is_had_by_the_unprivileged_user_and_no_other(runtime
     assert {int(found[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {1 << 12}
 
 
+def test_service_is_at_rest_when_all_its_threads_sleep(runtime: Runtime) -> None:
+    code = "import sys; from niso.runtime import rest; print(rest.mark(int(sys.argv[1])))"
+
+    def mark() -> str:
+        return runtime.lab.run("python", "-c", code, str(runtime.call("status", SERVICE)["pid"])).stdout.strip()
+
+    runtime.start(["/bin/sh", "-c", "until [ -e /tmp/go ]; do :; done; exec sleep 1000"])
+    assert [mark(), mark()] == ["None", "None"]
+    runtime.lab.path(f"/proc/{runtime.call('status', SERVICE)['pid']}/root/tmp/go").touch()
+    first = runtime.lab.wait_for(lambda: (found := mark()) != "None" and found)
+    assert first.count("(") == 3 and mark() == first  # catatonit and sleep
+    # a shell that waits for a program is not at rest, whatever that does
+    runtime.call("stop", SERVICE, 0)
+    runtime.start(["/bin/sh", "-c", "sleep 1000; exit 3"])
+    assert mark() == "None"
+    # a thread of a program that sleeps counts too
+    runtime.call("stop", SERVICE, 0)
+    busy = "import threading; threading.Thread(target=lambda: [None for _ in iter(int, 1)]).start(); input()"
+    runtime.start(["/usr/bin/python3", "-c", busy])
+    assert mark() == "None"
+
+
 def test_process_sees_only_its_own_processes_below_catatonit(runtime: Runtime) -> None:
     lines = runtime.output("tr '\\0' ' ' </proc/1/cmdline; echo; ls -d /proc/[0-9]*").splitlines()
     assert lines[0].startswith("/dev/niso-init -- /bin/sh -c")

@@ -101,7 +101,7 @@ def _activate(args: Args) -> int:
     store = Store.open(create=not args.dry_run)
     wanted = targets.find_targets(store, args.what)
     with Progress(args, [each.name for each in wanted if each.manifest.healthcheck]) as report:
-        outcomes = services.activate(store, wanted, timeout_s, report, args.dry_run)
+        outcomes = services.activate(store, wanted, timeout_s, report, args.dry_run, meanwhile=_prepare)
     if args.dry_run:
         return 0
     warn(store, outcomes)
@@ -112,6 +112,11 @@ def _activate(args: Args) -> int:
     for outcome in outcomes:
         print(outcome_text(outcome))
     return 0
+
+
+def _prepare() -> None:
+    """Import what `warn` needs (3 ms), while a process is created."""
+    from niso import exposure  # noqa: F401
 
 
 def timeout(text: str) -> float:

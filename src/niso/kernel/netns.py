@@ -26,7 +26,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def create(name: str, *, alias: str = "") -> None:
-    """Make the namespace ``name`` with ``lo`` up and, if given, marked with ``alias``.
+    """Make the namespace ``name``, as `make` does."""
+    make(name, alias=alias).close()
+
+
+def make(name: str, *, alias: str = "") -> Rtnl:
+    """Make the namespace ``name`` with ``lo`` up and, if given, marked with ``alias``; gives a socket in it, which the caller closes.
 
     It gets its name last, so that a namespace of this name always carries its mark. What a kill leaves is an empty file,
     which counts as absent and is used again. Raises KernelError (EEXIST where there is one of that name).
@@ -39,15 +44,19 @@ def create(name: str, *, alias: str = "") -> None:
         _make_directory()
         failpoint.hit(what)
         os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0))
+        rtnl = None
         try:
             with unnamed():
-                with Rtnl() as rtnl:
-                    rtnl.set_link("lo", up=True, alias=alias)
+                rtnl = Rtnl()
+                rtnl.set_link("lo", up=True, alias=alias)
                 failpoint.hit(f"name network namespace '{name}'")
                 _mount(_OWN, path, _MS_BIND)
         except BaseException:
+            if rtnl is not None:
+                rtnl.close()
             os.unlink(path)
             raise
+        return rtnl
     except OSError as error:
         raise refused(what, error.errno or 0) from error
 
@@ -93,6 +102,15 @@ def exists(name: str) -> bool:
         return False
     finally:
         os.close(fd)
+
+
+def identity(name: str) -> tuple[int, int]:
+    """What the namespace of this name can be told from another by that had the name before (ioctl_ns(2)). Raises KernelError."""
+    try:
+        found = os.stat(_path(name))
+    except OSError as error:
+        raise refused(f"open network namespace '{name}'", error.errno or 0) from error
+    return found.st_dev, found.st_ino
 
 
 def names() -> list[str]:
@@ -172,10 +190,13 @@ def _mount(source: str, target: str, flags: int) -> None:
 
 
 def _make_directory() -> None:
-    """/run/netns as a shared mount, so that namespaces that go here go in all mount namespaces (iproute2, ipnetns.c)."""
+    """/run/netns as a shared mount, so that namespaces that go here go in all mount namespaces (iproute2, ipnetns.c).
+
+    Itself alone: to say it of the namespaces mounted in it as well takes 0.3 ms where there are 1,000 of them.
+    """
     os.makedirs(paths.NETNS_DIR, 0o755, exist_ok=True)
     try:
-        _mount("", paths.NETNS_DIR, _MS_SHARED | _MS_REC)
+        _mount("", paths.NETNS_DIR, _MS_SHARED)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise

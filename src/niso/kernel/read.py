@@ -15,6 +15,7 @@ from niso.kernel import netns, sysctl
 from niso.kernel.nftables import Nft
 from niso.kernel.nftset import HEADERS, Nfnetlink
 from niso.kernel.rtnetlink import Link, Rtnl
+from niso.kernel.sockets import Sockets
 from niso.render import hosts, nft
 from niso.state import (
     Address,
@@ -37,12 +38,15 @@ Foreign = dict[str, Conflict]
 """Name of a link or namespace that should be ours and is not -> what is wrong with it."""
 
 
-def read(candidates: State, alias: str, foreign: Foreign | None = None) -> State:
-    """Which of ``candidates`` the kernel has, with the fields as they are there.
+def read(candidates: State, alias: str, foreign: Foreign | None = None, sockets: Sockets | None = None) -> State:
+    """Which of ``candidates`` the kernel has, with the fields as they are there; by ``sockets``, or by its own.
 
     Its cost depends on ``candidates`` alone. ``alias`` marks what is ours. Raises KernelError, and Conflict where something
     of a candidate's name is somebody else's; with ``foreign`` that is noted there, and the thing left out.
     """
+    if sockets is None:
+        with Sockets() as own:
+            return read(candidates, alias, foreign, own)
     state_id = alias.partition(":")[2]
     tables = _tables(candidates, state_id, foreign is not None)
     bridges: set[Bridge] = set()
@@ -52,36 +56,34 @@ def read(candidates: State, alias: str, foreign: Foreign | None = None) -> State
     routes: set[Route] = set()
     sysctls: set[Sysctl] = set()
 
-    with Rtnl() as rtnl:
-        names_of: dict[int, str] = {}
-        for bridge in {thing.name for thing in candidates.bridges}:
-            link = rtnl.link(bridge)
-            if link is None or not _own(link, alias, foreign):
-                continue
-            names_of[link.index] = link.name
-            bridges.add(Bridge(link.name, link.mtu, link.alias, link.up, link.call_iptables, link.call_ip6tables))
-        wanted = _by_namespace(candidates)
-        here = wanted.pop("", _Wanted())
-        _addresses(rtnl, "", here.links, addresses, routes)
-        sysctls |= _sysctls(here.sysctls)
-        for name in sorted({thing.name for thing in candidates.netns}):
-            if not netns.exists(name):
-                continue
-            here = wanted.pop(name, _Wanted())
-            host_ends = {}
-            for veth in here.veths:
-                if veth.name not in host_ends and (link := rtnl.link(veth.name)):
-                    if not _own(link, alias, foreign):
-                        continue
-                    host_ends[veth.name] = link
-            inner = _inside(here, name, alias, foreign, addresses, routes, sysctls, namespaces)
-            if inner is not None:
-                for link in host_ends.values():
-                    veths.add(_veth(link, name, inner, names_of.get(link.master, str(link.master or ""))))
-        for name, here in wanted.items():
-            for veth in here.veths:  # a pair whose namespace has lost its name
-                if not netns.exists(name) and (link := rtnl.link(veth.name)) and _own(link, alias, foreign):
-                    veths.add(_veth(link, "", {}, names_of.get(link.master, "")))
+    rtnl = sockets.here()
+    for bridge in {thing.name for thing in candidates.bridges}:
+        link = rtnl.link(bridge)
+        if link is None or not _own(link, alias, foreign):
+            continue
+        bridges.add(Bridge(link.name, link.mtu, link.alias, link.up, link.call_iptables, link.call_ip6tables))
+    wanted = _by_namespace(candidates)
+    here = wanted.pop("", _Wanted())
+    _addresses(rtnl, "", here.links, addresses, routes)
+    sysctls |= _sysctls(here.sysctls)
+    for name in sorted({thing.name for thing in candidates.netns}):
+        if not netns.exists(name):
+            continue
+        here = wanted.pop(name, _Wanted())
+        host_ends = {}
+        for veth in here.veths:
+            if veth.name not in host_ends and (link := rtnl.link(veth.name)):
+                if not _own(link, alias, foreign):
+                    continue
+                host_ends[veth.name] = link
+        inner = _inside(sockets.at(name), here, name, alias, foreign, addresses, routes, sysctls, namespaces)
+        if inner is not None:
+            for link in host_ends.values():
+                veths.add(_veth(link, name, inner, rtnl.name(link.master)))
+    for name, here in wanted.items():
+        for veth in here.veths:  # a pair whose namespace has lost its name
+            if not netns.exists(name) and (link := rtnl.link(veth.name)) and _own(link, alias, foreign):
+                veths.add(_veth(link, "", {}, rtnl.name(link.master)))
 
     files, lines = _hosts_lines(candidates)
     return tables._replace(
@@ -281,6 +283,7 @@ def _addresses_of(rtnl: Rtnl, name: str, link: Link, addresses: set[Address], ro
 
 
 def _inside(
+    rtnl: Rtnl,
     wanted: _Wanted,
     name: str,
     alias: str,
@@ -290,22 +293,22 @@ def _inside(
     sysctls: set[Sysctl],
     namespaces: set[Netns],
 ) -> dict[str, Link] | None:
-    """Read one namespace; gives its links of candidate veth pairs by name, None where it is somebody else's."""
+    """Read one namespace, by a socket in it; gives its links of candidate veth pairs by name, None where it is somebody else's."""
     peers = {veth.peer for veth in wanted.veths}
-    with netns.inside(name):
-        with Rtnl() as rtnl:
-            lo = rtnl.link("lo")
-            if not _own_namespace(name, lo, alias, foreign):
-                return None
-            namespaces.add(Netns(name, alias, lo is not None and lo.up))
-            links = {}
-            for link_name in peers | wanted.links:
-                link = rtnl.link(link_name)
-                if link is not None:
-                    _addresses_of(rtnl, name, link, addresses, routes)
-                    if link_name in peers:
-                        links[link_name] = link
-        sysctls |= _sysctls(wanted.sysctls)
+    lo = rtnl.link("lo")
+    if not _own_namespace(name, lo, alias, foreign):
+        return None
+    namespaces.add(Netns(name, alias, lo is not None and lo.up))
+    links = {}
+    for link_name in peers | wanted.links:
+        link = rtnl.link(link_name)
+        if link is not None:
+            _addresses_of(rtnl, name, link, addresses, routes)
+            if link_name in peers:
+                links[link_name] = link
+    if wanted.sysctls:
+        with netns.inside(name):
+            sysctls |= _sysctls(wanted.sysctls)
     return links
 
 

@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
+from fcntl import ioctl
 from typing import NamedTuple
 
 from niso.errors import KernelError
@@ -25,6 +26,7 @@ UNICAST = 1  # RTN_UNICAST
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
+_NEWNEIGH, _DELNEIGH = 28, 29
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
 _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 18, 20, 26, 28, 29
@@ -44,13 +46,17 @@ _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE = 1, 4, 5, 15
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
 
 _IFF_UP = 1
+_SIOCGIFNAME, _SIOCGIFINDEX = 0x8910, 0x8933
 _OWN_INDEX = 1 << 20  # the first index of links made here; the kernel counts up from 1
 _INDEX_TRIES = 16
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
+_ifreq = struct.Struct("=16si20x")
 _ifinfomsg = struct.Struct("=BxHiII")
 _ifaddrmsg = struct.Struct("=BBBBI")
 _rtmsg = struct.Struct("=BBBBBBBBI")
+_ndmsg = struct.Struct("=BBHiHBB")
+_NDA_DST, _NTF_USE = 1, 0x01
 
 
 class Link(NamedTuple):
@@ -109,6 +115,24 @@ class Rtnl(netlink.Netlink):
     def link(self, name: str) -> Link | None:
         """The link ``name``, or None."""
         return self._link(f"read link '{name}'", 0, text(_IFLA_IFNAME, name))
+
+    def index(self, name: str) -> int:
+        """The index of the link ``name``, which costs a tenth of `link`. Raises KernelError where it is not there (netdevice(7))."""
+        try:
+            answer = ioctl(self._socket, _SIOCGIFINDEX, _ifreq.pack(name.encode(), 0))
+        except OSError as error:
+            raise refused(f"find link '{name}'", error.errno or 0) from error
+        return int(_ifreq.unpack(answer)[1])
+
+    def name(self, index: int) -> str:
+        """The name of the link ``index``; "" where there is none."""
+        try:
+            answer = ioctl(self._socket, _SIOCGIFNAME, _ifreq.pack(b"", index))
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return ""
+            raise refused(f"find link {index}", error.errno or 0) from error
+        return netlink.string(_ifreq.unpack(answer)[0])
 
     def links(self) -> list[Link]:
         """All links, in the kernel's order."""
@@ -170,7 +194,7 @@ class Rtnl(netlink.Netlink):
         alias: str,
     ) -> None:
         """A veth pair: ``name`` here, up, a port of ``bridge``; ``peer``, down, in the namespace of ``peer_netns_fd``."""
-        master = self._master(bridge)
+        master = self.index(bridge)
         index = self._free_index()
         what = f"create veth '{name}'"
         far = (
@@ -228,7 +252,7 @@ class Rtnl(netlink.Netlink):
             changes += attribute(_IFLA_ADDRESS, _packed_mac(mac))
             words.append(f"mac {mac}")
         if master is not None:
-            changes += u32(_IFLA_MASTER, self._master(master) if master else 0)
+            changes += u32(_IFLA_MASTER, self.index(master) if master else 0)
             words.append(f"master {master or 'none'}")
         if up is not None:
             words.append("up" if up else "down")
@@ -246,6 +270,18 @@ class Rtnl(netlink.Netlink):
             messages.append(Message(what, _NEWLINK, 0, _ifinfo() + text(_IFLA_IFNAME, name) + own))
         if messages:
             self.transact(*messages)
+
+    def detach(self, names: Sequence[str]) -> None:
+        """Take links down and off their bridge; those that are not there are fine.
+
+        From then on nothing passes them, whatever is done at a veth's other end.
+        """
+        for start in range(0, len(names), _AT_ONCE):
+            bodies = [
+                (name, _ifinfo(0, 0, _IFF_UP) + text(_IFLA_IFNAME, name) + u32(_IFLA_MASTER, 0))
+                for name in names[start : start + _AT_ONCE]
+            ]
+            self.transact(*(Message(f"detach link '{n}'", _NEWLINK, 0, body, (errno.ENODEV,)) for n, body in bodies))
 
     def delete_link(self, name: str) -> None:
         """Delete the link ``name`` (and a veth's other end); one that is not there is fine."""
@@ -268,14 +304,9 @@ class Rtnl(netlink.Netlink):
 
     def addresses(self, link_index: int | None = None) -> list[LinkAddress]:
         """The addresses of one link, or of all, of both families."""
-        found = []
-        for family in _FAMILIES:
-            body = _ifaddrmsg.pack(family, 0, 0, 0, link_index or 0)
-            for address in self.dump("list addresses", _GETADDR, body, _parse_address, (errno.ENODEV,)):
-                # Without IPv6 the kernel answers for all families.
-                if address.family == family:
-                    found.append(address)
-        return found
+        body = _ifaddrmsg.pack(socket.AF_UNSPEC, 0, 0, 0, link_index or 0)
+        found = self.dump("list addresses", _GETADDR, body, _parse_address, (errno.ENODEV,))
+        return [address for address in found if address.family in _FAMILIES]
 
     def add_address(self, link_index: int, cidr: str) -> None:
         """Give a link an address with its prefix length; one that it has is fine.
@@ -299,15 +330,25 @@ class Rtnl(netlink.Netlink):
 
     def routes(self, link_index: int | None = None, table: int = MAIN) -> list[LinkRoute]:
         """The routes of a table, of both families, by one link or by any."""
-        found = []
-        for family in _FAMILIES:
-            body = _rtmsg.pack(family, 0, 0, 0, 0, 0, 0, 0, 0) + u32(_RTA_TABLE, table)
-            body += u32(_RTA_OIF, link_index) if link_index else b""
-            absent = (errno.ENOENT, errno.ENODEV)  # no such table yet; no such link
-            for kind, route in self.dump("list routes", _GETROUTE, body, _parse_route, absent):
-                if kind == family and route.table == table:
-                    found.append(route)
-        return found
+        body = _rtmsg.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0) + u32(_RTA_TABLE, table)
+        body += u32(_RTA_OIF, link_index) if link_index else b""
+        absent = (errno.ENOENT, errno.ENODEV)  # no such table yet; no such link
+        found = self.dump("list routes", _GETROUTE, body, _parse_route, absent)
+        return [route for family, route in found if family in _FAMILIES and route.table == table]
+
+    def announce(self, link_index: int, address: str) -> None:
+        """Have the kernel tell the neighbours of a link that an IPv4 address of its own is there now (a gratuitous ARP request).
+
+        It asks who has the address, as for any neighbour that is to be used (NTF_USE), and forgets the question.
+        """
+        family, packed, _ = _parse_cidr(address)
+        what = f"announce {address} on link {link_index}"
+        use = _ndmsg.pack(family, 0, 0, link_index, 0, _NTF_USE, 0) + attribute(_NDA_DST, packed)
+        drop = _ndmsg.pack(family, 0, 0, link_index, 0, 0, 0) + attribute(_NDA_DST, packed)
+        self.transact(
+            Message(what, _NEWNEIGH, netlink.CREATE, use),
+            Message(what, _DELNEIGH, 0, drop, (errno.ENOENT,)),
+        )
 
     def add_route(self, destination: str, gateway: str, index: int) -> None:
         """A unicast route of the main table, on-link where ``gateway`` is "". Fine if it is there; another one to ``destination`` is an error."""
@@ -330,12 +371,6 @@ class Rtnl(netlink.Netlink):
         body = _ifinfo(index) + attribute_ + u32(_IFLA_EXT_MASK, _SKIP_STATS)
         answer = self.get_one(what, _GETLINK, body, (errno.ENODEV,))
         return _parse_link(answer) if answer is not None else None
-
-    def _master(self, name: str) -> int:
-        link = self.link(name)
-        if link is None:
-            raise refused(f"attach a link to bridge '{name}'", errno.ENODEV)
-        return link.index
 
     def _free_index(self) -> int:
         for _ in range(_INDEX_TRIES):

@@ -91,9 +91,8 @@ def _try_again(spec: ProcessSpec, record: dict[str, Any], bundle: str) -> dict[s
     restarts = int(record["restarts"])
     failures = int(record["failures"])
     try:
-        process.run(
-            spec, number + 1, {"restarts": restarts + 1, "failures": failures, "exit_code": record["exit_code"]}
-        )
+        counts = {"restarts": restarts + 1, "failures": failures, "exit_code": record["exit_code"]}
+        process.Run(spec, number + 1, counts).finish()
     except (NisoError, OSError) as error:
         following = process.bundle_of(spec.service, number + 1)
         process.abandon(spec, following)

@@ -16,7 +16,7 @@ import os
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from niso import failpoint, paths
 from niso.child import heed_signals, keep_only, signals_delivered, signals_held
@@ -74,25 +74,48 @@ def environment() -> dict[str, str]:
     return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **kept}
 
 
-def launch(spec: ProcessSpec, bundle: str) -> int:
-    """Make the new folder ``bundle`` and start the service from it; the pid of its PID 1 on the host.
+class Launch:
+    """A service that is being created from the new folder ``bundle``, and runs when `finish` has come back.
 
-    The caller holds the service's lock. Raises `ProcessError` in the runtime's words, or OSError; what has been made by then is the
-    caller's to clear (`niso.runtime.process.clear`).
+    The caller holds the service's lock, and does `finish` or `close`. Raises `ProcessError` in the runtime's words, or OSError; what has
+    been made by then is the caller's to clear (`niso.runtime.process.clear`).
     """
-    write_bundle(spec, bundle)
-    # Nobody removes the cgroup above ours between crun's making it and the one below it.
-    guard = open_lock("cgroup")
-    try:
-        fcntl.flock(guard, fcntl.LOCK_SH)
-        pid = _create(spec, bundle)
-    finally:
-        os.close(guard)
-    failpoint.hit(f"start the process of {spec.service}")
-    status, words = crun("start", container_id(spec.service))
-    if status != 0:
-        raise ProcessError(f"{spec.service}: crun start: {words}")
-    return pid
+
+    def __init__(self, spec: ProcessSpec, bundle: str) -> None:
+        self._spec = spec
+        self._bundle = bundle
+        self._held = ExitStack()
+        try:
+            write_bundle(spec, bundle)
+            # Nobody removes the cgroup above ours between crun's making it and the one below it.
+            guard = open_lock("cgroup")
+            self._held.callback(os.close, guard)
+            fcntl.flock(guard, fcntl.LOCK_SH)
+            failpoint.hit(f"mount the root of {spec.service}")
+            helper = self._held.enter_context(_mounted(spec, bundle))
+            failpoint.hit(f"create the process of {spec.service}")
+            self.fd = _conmon(spec, bundle, helper)
+            """Can be read when it is created, or could not be."""
+            self._held.callback(os.close, self.fd)
+        except BaseException:
+            self.close()
+            raise
+
+    def finish(self) -> int:
+        """Wait until it is created, and start it; the pid of its PID 1 on the host."""
+        try:
+            pid = _created_pid(self._spec, self._bundle, self.fd)
+        finally:
+            self.close()
+        failpoint.hit(f"start the process of {self._spec.service}")
+        status, words = crun("start", container_id(self._spec.service))
+        if status != 0:
+            raise ProcessError(f"{self._spec.service}: crun start: {words}")
+        return pid
+
+    def close(self) -> None:
+        """Let go of what its creation needs."""
+        self._held.close()
 
 
 def write_bundle(spec: ProcessSpec, bundle: str) -> None:
@@ -173,13 +196,6 @@ def read_all(fd: int, most: int = 1 << 16) -> bytes:
     return kept
 
 
-def _create(spec: ProcessSpec, bundle: str) -> int:
-    failpoint.hit(f"mount the root of {spec.service}")
-    with _mounted(spec, bundle) as helper:
-        failpoint.hit(f"create the process of {spec.service}")
-        return _conmon(spec, bundle, helper)
-
-
 @contextmanager
 def _mounted(spec: ProcessSpec, bundle: str) -> Iterator[int]:
     """The pid of a process whose own mount namespace has the service's root, for the length of the block."""
@@ -215,6 +231,7 @@ def _mounted(spec: ProcessSpec, bundle: str) -> Iterator[int]:
 
 
 def _conmon(spec: ProcessSpec, bundle: str, helper: int) -> int:
+    """Start conmon, which creates the container; a pipe by which it says how that went."""
     import sys
 
     logs = paths.log_dir(spec.service)
@@ -271,20 +288,17 @@ def _conmon(spec: ProcessSpec, bundle: str, helper: int) -> int:
         finally:
             os.close(start_write)
         os.waitpid(pid, 0)
-    return _created_pid(spec, bundle, sync_read)
+    return sync_read
 
 
 def _created_pid(spec: ProcessSpec, bundle: str, sync: int) -> int:
     """What conmon says of crun create (conmon's write_sync_fd): one line of JSON. Its end of the pipe stays open."""
     line = b""
-    try:
-        while b"\n" not in line:
-            chunk = os.read(sync, 4096)
-            if not chunk:
-                break
-            line += chunk
-    finally:
-        os.close(sync)
+    while b"\n" not in line:
+        chunk = os.read(sync, 4096)
+        if not chunk:
+            break
+        line += chunk
     try:
         answer = json.loads(line or b"{}")
     except ValueError:

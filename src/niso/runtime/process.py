@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from niso import failpoint, paths
@@ -40,47 +42,96 @@ class Status(NamedTuple):
 NONE = Status("none", None, None, None, 0, None)
 
 
-def start(spec: ProcessSpec) -> int:
-    """Start a service; the pid of its PID 1 on the host.
+class Start:
+    """A start under way: the service is being created, and runs when `finish` has come back. The caller does that, or `close`.
 
-    Whatever is left of an earlier activation is cleared first. Raises `ProcessError` in the runtime's own words and then leaves no process,
-    cgroup, mount or file (but its log).
+    Whatever is left of an earlier activation is cleared first. Both raise `ProcessError` in the runtime's own words and then leave no
+    process, cgroup, mount or file (but its log).
     """
-    # "starting" is no hindrance: under the lock nobody else starts it, so that one died on the way.
-    if status(spec.service).state in ("running", "restarting"):
-        raise ProcessError(f"{spec.service} runs already", f"niso restart {spec.service}")
-    stop(spec.service)
+
+    def __init__(self, spec: ProcessSpec) -> None:
+        # "starting" is no hindrance: under the lock nobody else starts it, so that one died on the way.
+        if status(spec.service).state in ("running", "restarting"):
+            raise ProcessError(f"{spec.service} runs already", f"niso restart {spec.service}")
+        stop(spec.service)
+        self._service = spec.service
+        with _whole(spec.service):
+            _end_lost(spec.service, oci.cgroup(spec))
+            failpoint.hit(f"write the spec of {spec.service}")
+            os.makedirs(paths.service_dir(spec.service), 0o700, exist_ok=True)
+            save(spec)
+            self._run = Run(spec, 0, {"restarts": 0, "failures": 0})
+
+    @property
+    def fd(self) -> int:
+        """Can be read when it `is_created`."""
+        return self._run.fd
+
+    @property
+    def is_created(self) -> bool:
+        """Whether `finish` need not wait for its creation, or for the reason why it could not be."""
+        return launch.wait_gone(self._run.fd, 0)
+
+    def finish(self) -> int:
+        """The pid of its PID 1 on the host."""
+        with _whole(self._service):
+            pid = self._run.finish()
+            unit.hand_over(self._service, conmon(self._service))
+            return pid
+
+    def close(self) -> None:
+        """Let go of one that is not to be finished; `stop` ends it."""
+        self._run.close()
+
+
+@contextmanager
+def _whole(service: str) -> Iterator[None]:
+    """A start that fails leaves nothing of the service."""
     try:
-        _end_lost(spec.service, oci.cgroup(spec))
-        failpoint.hit(f"write the spec of {spec.service}")
-        os.makedirs(paths.service_dir(spec.service), 0o700, exist_ok=True)
-        save(spec)
-        pid = run(spec, 0, {"restarts": 0, "failures": 0})
-        unit.hand_over(spec.service, conmon(spec.service))
-        return pid
+        yield
     except NisoError:
-        stop(spec.service, 0)
+        stop(service, 0)
         raise
     except OSError as error:
-        stop(spec.service, 0)
-        raise _failed(spec.service, "start", error) from error
+        stop(service, 0)
+        raise _failed(service, "start", error) from error
 
 
-def run(spec: ProcessSpec, number: int, counts: dict[str, Any]) -> int:
-    """Launch the ``number``-th run of an activation and record it; its pid. ``counts``: restarts and failures so far.
+def start(spec: ProcessSpec) -> int:
+    """Start a service and wait for it, see `Start`; the pid of its PID 1 on the host."""
+    return Start(spec).finish()
 
-    Raises what `niso.runtime.launch.launch` does.
+
+class Run:
+    """The ``number``-th run of an activation under way, on record. ``counts``: restarts and failures so far.
+
+    Raises what `niso.runtime.launch.Launch` does.
     """
-    bundle = bundle_of(spec.service, number)
-    record = {"run": number, "phase": "starting", "launched_at": time.time(), "starter": os.getpid(), **counts}
-    write_state(spec.service, record)
-    pid = launch.launch(spec, bundle)
-    logs.rotate_if_large(spec.service)
-    write_state(
-        spec.service,
-        {**record, "phase": "running", "pid": pid, "started_at": time.time(), "started_monotonic": time.monotonic()},
-    )
-    return pid
+
+    def __init__(self, spec: ProcessSpec, number: int, counts: dict[str, Any]) -> None:
+        self._service = spec.service
+        self._record = {
+            "run": number,
+            "phase": "starting",
+            "launched_at": time.time(),
+            "starter": os.getpid(),
+            **counts,
+        }
+        write_state(spec.service, self._record)
+        self._launch = launch.Launch(spec, bundle_of(spec.service, number))
+        self.fd = self._launch.fd
+
+    def finish(self) -> int:
+        """Its pid, when it runs and is on record as running."""
+        pid = self._launch.finish()
+        logs.rotate_if_large(self._service)
+        now = {"phase": "running", "pid": pid, "started_at": time.time(), "started_monotonic": time.monotonic()}
+        write_state(self._service, {**self._record, **now})
+        return pid
+
+    def close(self) -> None:
+        """Let go of one that is not to be finished."""
+        self._launch.close()
 
 
 def hold(service: str) -> int:
