@@ -12,14 +12,16 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
-from niso import failpoint, paths
-from niso.diff import AnyStep, HostsEdit, diff
+from niso import failpoint, paths, strays
+from niso.diff import AnyStep, HostsEdit, NftTransaction, diff
 from niso.errors import ErrorGroup, KernelError, NisoError
 from niso.kernel import sysctl
 from niso.kernel.read import Foreign, read, read_all
 from niso.kernel.write import write, write_what_can_be
 from niso.names import alias, hosts_folder, own_hosts_folder
 from niso.plan import FORWARDING6, ON, desired
+from niso.records import Snapshot
+from niso.render import nft
 from niso.state import Element, State, Sysctl, union
 from niso.store.store import ALL, Scope, Store
 
@@ -66,7 +68,7 @@ def plan(store: Store, scope: Scope, before: State, trusting: bool = False) -> P
     Raises Conflict where something of a needed name is somebody else's, KernelError.
     """
     snapshot = store.snapshot(scope)
-    want = _possible(desired(snapshot), before)
+    want = _possible(_desired(snapshot), before)
     mark = alias(store.state_id())
     candidates = union(want, before)
     known = {element.key() for element in before.elements} if trusting else set()
@@ -122,8 +124,15 @@ def carry_out(
             f"the kernel did not keep a change: {left[0].describe().splitlines()[0]}",
             "another program may be changing niso's objects: niso net check",
         )
+    if _rebuilt(steps):
+        strays.clear(planned.want)
     failpoint.hit("verified")
     return steps
+
+
+def _rebuilt(steps: list[AnyStep]) -> bool:
+    """Whether niso's tables were made anew: then the plan is of everything."""
+    return any(isinstance(step, NftTransaction) and nft.TABLES in step.edits for step in steps)
 
 
 def _without_dying(want: State, candidates: State, have: State) -> State:
@@ -135,7 +144,16 @@ def _without_dying(want: State, candidates: State, have: State) -> State:
 
 def desired_now(store: Store, scope: Scope) -> State:
     """What the kernel should have of ``scope`` by the store as it is."""
-    return _possible(desired(store.snapshot(scope)))
+    return _possible(_desired(store.snapshot(scope)))
+
+
+def _desired(snapshot: Snapshot) -> State:
+    """As `plan.desired`. Raises NisoError where rows that it needs are gone."""
+    try:
+        return desired(snapshot)
+    except (ValueError, LookupError) as error:
+        words = f"{paths.database()}: rows that belong together are not all there"
+        raise NisoError(words, "niso net check names them, niso net repair writes them again") from error
 
 
 def _possible(want: State, before: State | None = None) -> State:

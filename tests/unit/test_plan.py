@@ -33,7 +33,9 @@ def test_empty_store_wants_nothing_but_the_sysctls_as_they_were() -> None:
 def test_network_without_services_is_a_bridge_that_lets_nothing_through() -> None:
     state = desired(everything((BACKEND,), ()))
     assert state.rulesets == {Ruleset(nft.DIGEST)}
-    assert state.bridges == {Bridge("niso-backend", 1500, ALIAS, True, False, False)}
+    assert state.bridges == {
+        Bridge("niso-backend", 1500, ALIAS, True, False, False, names.mac("", "niso-backend", ALIAS))
+    }
     assert state.addresses == {Address("", "niso-backend", "10.99.0.1/24")}
     assert state.sysctls == {
         Sysctl("", "net/ipv4/ip_forward", "0"),

@@ -38,6 +38,7 @@ COMMANDS = {
 }
 
 WITHOUT_ROOT = ("schema",)
+WITHOUT_STORE = ("schema", "lab")
 
 FIRST_SCREEN = """\
 niso {version}: networking for services on Linux, without a daemon and without a userland proxy
@@ -111,7 +112,25 @@ def _command(arguments: list[str]) -> int:
     if name not in WITHOUT_ROOT and os.geteuid() != 0 and not (name in ("net", "stack") and _asks_help(arguments)):
         raise NisoError("needs root", f"sudo niso {' '.join(arguments)}" if _plain(arguments) else "run it with sudo")
     _end_on_signals()
+    if not _works_without_store(arguments):
+        _refuse_lost_store()
     return int(module.run(name, parsed))
+
+
+def _works_without_store(arguments: list[str]) -> bool:
+    """Whether a command is not about what the store knows."""
+    if arguments[0] in ("net", "stack") and _asks_help(arguments):
+        return True
+    return arguments[0] in WITHOUT_STORE or arguments[:2] == ["net", "rules"] or "--sweep" in arguments
+
+
+def _refuse_lost_store() -> None:
+    from niso import paths
+
+    if not os.path.lexists(paths.database()):
+        from niso import lost
+
+        lost.refuse()
 
 
 def _asks_help(arguments: list[str]) -> bool:

@@ -6,16 +6,16 @@ import os
 import socket
 from collections.abc import Iterable
 
-from niso import failpoint, names, paths
+from niso import failpoint, paths
 from niso.diff import AnyStep, Edit, HostsEdit, NftTransaction, Step
 from niso.errors import KernelError, NisoError
-from niso.kernel import modules, netns, sysctl
+from niso.kernel import modules, neighbours, netns, sysctl
 from niso.kernel.announce import Announcements
 from niso.kernel.nftables import Nft
 from niso.kernel.nftset import HEADERS, Change, Nfnetlink, can_change
 from niso.kernel.rtnetlink import Rtnl
 from niso.render import hosts
-from niso.state import Address, Bridge, HostsFile, Netns, Route, Sysctl, Veth
+from niso.state import Address, Attached, Bridge, HostsFile, Neighbour, Netns, Route, Sysctl, Veth
 
 
 def write(steps: Iterable[AnyStep]) -> None:
@@ -112,7 +112,7 @@ def _transaction(step: NftTransaction) -> None:
 def _one(step: Step) -> None:
     thing = step.thing
     if isinstance(thing, Bridge):
-        _bridge(step.action, thing)
+        _bridge(step, thing)
     elif isinstance(thing, Netns):
         if step.action == "delete":
             netns.delete(thing.name)
@@ -122,20 +122,26 @@ def _one(step: Step) -> None:
         else:
             netns.create(thing.name, alias=thing.alias)
     elif isinstance(thing, Veth):
-        _veth(step.action, thing)
+        _veth(step, thing)
     elif isinstance(thing, Address):
         _address(step.action, thing)
     elif isinstance(thing, Route):
         _route(step, thing)
     elif isinstance(thing, Sysctl):
         _sysctl(thing)
+    elif isinstance(thing, Attached):
+        with Rtnl() as rtnl:
+            rtnl.set_link(thing.link, master="")
+    elif isinstance(thing, Neighbour):
+        _neighbour(thing)
     elif isinstance(thing, HostsFile):
         remove_hosts(thing.folder)
     else:
         raise AssertionError(f"a step of its own for {thing!r}")
 
 
-def _bridge(action: str, bridge: Bridge) -> None:
+def _bridge(step: Step, bridge: Bridge) -> None:
+    action = step.action
     if action != "delete" and (bridge.tracked4 or bridge.tracked6):
         modules.load_bridge_netfilter()
     with Rtnl() as rtnl:
@@ -147,7 +153,7 @@ def _bridge(action: str, bridge: Bridge) -> None:
                 mtu=bridge.mtu,
                 alias=bridge.alias,
                 # made anew it has the same: for up to a minute services send to the one that they know
-                mac=names.mac("", bridge.name, bridge.alias),
+                mac=bridge.mac or None,
                 call_iptables=bridge.tracked4,
                 call_ip6tables=bridge.tracked6,
             )
@@ -155,13 +161,16 @@ def _bridge(action: str, bridge: Bridge) -> None:
             rtnl.set_link(
                 bridge.name,
                 mtu=bridge.mtu,
+                mac=bridge.mac or None,
                 up=True,
                 call_iptables=bridge.tracked4,
                 call_ip6tables=bridge.tracked6,
+                strange=step.was.strange if isinstance(step.was, Bridge) else "",
             )
 
 
-def _veth(action: str, veth: Veth) -> None:
+def _veth(step: Step, veth: Veth) -> None:
+    action = step.action
     with Rtnl() as rtnl:
         if action == "delete":
             rtnl.delete_link(veth.name)
@@ -182,18 +191,30 @@ def _veth(action: str, veth: Veth) -> None:
             finally:
                 os.close(fd)
         else:
-            rtnl.set_link(veth.name, mtu=veth.mtu, master=veth.bridge, hairpin=veth.hairpin, up=True)
+            strange = step.was.strange if isinstance(step.was, Veth) and step.was.bridge == veth.bridge else ""
+            rtnl.set_link(veth.name, mtu=veth.mtu, master=veth.bridge, hairpin=veth.hairpin, up=True, strange=strange)
     with netns.inside(veth.netns), Rtnl() as rtnl:
         rtnl.set_link(veth.peer, mtu=veth.mtu, up=True)
 
 
 def _address(action: str, address: Address) -> None:
     with _at(address.netns), Rtnl() as rtnl:
+        if action == "delete" and _is_gone(address.link):
+            return
         index = _index(rtnl, address.link)
         if action == "delete":
             rtnl.delete_address(index, address.address)
+        elif action == "change":
+            rtnl.add_connected_route(index, address.address)
         else:
             rtnl.add_address(index, address.address)
+
+
+def _neighbour(entry: Neighbour) -> None:
+    with _at(entry.netns), Rtnl() as rtnl:
+        if _is_gone(entry.link):
+            return
+        neighbours.delete(rtnl, neighbours.Fixed(_index(rtnl, entry.link), entry.address, entry.mac))
 
 
 def _announce(news: Announcements, address: Address) -> None:
@@ -206,12 +227,11 @@ def _announce(news: Announcements, address: Address) -> None:
 
 def _route(step: Step, route: Route) -> None:
     with _at(route.netns), Rtnl() as rtnl:
-        index = _index(rtnl, route.link)
         gone = route if step.action == "delete" else step.was
-        if isinstance(gone, Route):
-            rtnl.delete_route(gone.destination, gone.gateway, index)
+        if isinstance(gone, Route) and not _is_gone(gone.link):
+            rtnl.delete_route(gone.destination, gone.gateway, _index(rtnl, gone.link))
         if step.action != "delete":
-            rtnl.add_route(route.destination, route.gateway, index)
+            rtnl.add_route(route.destination, route.gateway, _index(rtnl, route.link))
 
 
 def _sysctl(thing: Sysctl) -> None:
@@ -229,6 +249,15 @@ class _Here:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+
+def _is_gone(link: str) -> bool:
+    """Whether there is no such link (any more): what lay on it has gone with it."""
+    try:
+        socket.if_nametoindex(link)
+    except OSError:
+        return True
+    return False
 
 
 def _index(rtnl: Rtnl, name: str) -> int:
