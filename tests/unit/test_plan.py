@@ -342,5 +342,5 @@ def test_element_of_a_state_says_who_owns_it() -> None:
     owners = {element.comment for element in state.elements}
     assert owners == {"", "api", "backend"}
     unowned = {element.container for element in state.elements if not element.comment}
-    assert unowned == {"owner", "closed"}
+    assert unowned == {"owner", "closed", "before"}
     assert Element(nft.INET, "owner", '"id-0123abcd"', "", "") in state.elements
