@@ -11,8 +11,8 @@ import os
 from collections.abc import Callable, Container
 from typing import NamedTuple
 
-from niso import failpoint, paths, waits
-from niso.diff import AnyStep, HostsEdit, Step, diff
+from niso import failpoint, paths, strays, waits
+from niso.diff import AnyStep, HostsEdit, NftTransaction, Step, diff
 from niso.errors import ErrorGroup, KernelError, NisoError
 from niso.kernel import sysctl
 from niso.kernel.read import Foreign, read, read_all
@@ -20,6 +20,8 @@ from niso.kernel.sockets import Sockets
 from niso.kernel.write import write, write_what_can_be
 from niso.names import alias, hosts_folder, own_hosts_folder
 from niso.plan import FORWARDING6, ON, desired
+from niso.records import Snapshot
+from niso.render import nft
 from niso.state import Address, Element, HostsFile, Route, State, Sysctl, Thing, Veth, kinds, union
 from niso.store.store import ALL, Scope, Store
 
@@ -66,7 +68,7 @@ def plan(store: Store, scope: Scope, before: State, trusting: bool = False) -> P
     Raises Conflict where something of a needed name is somebody else's, KernelError.
     """
     snapshot = store.snapshot(scope)
-    want = _possible(desired(snapshot), before)
+    want = _possible(_desired(snapshot), before)
     mark = alias(store.state_id())
     candidates = union(want, before)
     known = {element.key() for element in before.elements} if trusting else set()
@@ -137,6 +139,8 @@ def carry_out(
             f"the kernel did not keep a change: {left[0].describe().splitlines()[0]}",
             "another program may be changing niso's objects: niso net check",
         )
+    if _rebuilt(steps):
+        strays.clear(planned.want)
     failpoint.hit("verified")
     return steps
 
@@ -157,7 +161,7 @@ def _touched(steps: list[AnyStep], candidates: State) -> State:
         thing.netns for each in things.values() for thing in each if isinstance(thing, Sysctl | Veth | Address | Route)
     }
     things.setdefault("Netns", set()).update(thing for thing in candidates.netns if thing.name in inside)
-    names = ("Ruleset", "Element", "Bridge", "Netns", "Sysctl", "Veth", "Address", "Route", "HostsFile", "HostsLine")
+    names = "Ruleset Element Bridge Netns Sysctl Veth Address Route Attached Neighbour HostsFile HostsLine".split()
     return State(*(frozenset(things.get(name, ())) for name in names))  # type: ignore[arg-type]
 
 
@@ -174,6 +178,11 @@ def _of(want: State, touched: State) -> State:
     )
 
 
+def _rebuilt(steps: list[AnyStep]) -> bool:
+    """Whether niso's tables were made anew: then the plan is of everything."""
+    return any(isinstance(step, NftTransaction) and nft.TABLES in step.edits for step in steps)
+
+
 def _without_dying(want: State, candidates: State, have: State) -> State:
     """``have`` without veth pairs of namespaces that went and that are off their bridge: those go in the kernel's own time."""
     stays = {namespace.name for namespace in want.netns}
@@ -183,7 +192,16 @@ def _without_dying(want: State, candidates: State, have: State) -> State:
 
 def desired_now(store: Store, scope: Scope) -> State:
     """What the kernel should have of ``scope`` by the store as it is."""
-    return _possible(desired(store.snapshot(scope)))
+    return _possible(_desired(store.snapshot(scope)))
+
+
+def _desired(snapshot: Snapshot) -> State:
+    """As `plan.desired`. Raises NisoError where rows that it needs are gone."""
+    try:
+        return desired(snapshot)
+    except (ValueError, LookupError) as error:
+        words = f"{paths.database()}: rows that belong together are not all there"
+        raise NisoError(words, "niso net check names them, niso net repair writes them again") from error
 
 
 def _possible(want: State, before: State | None = None) -> State:

@@ -9,8 +9,9 @@ from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
-from niso import exposure, failpoint, forwarding, paths, policies, portmap, services
+from niso import exposure, failpoint, forwarding, names, paths, policies, rows, services, strays
 from niso.apply import Lock, Report, compare, desired_now, repair, silent
+from niso.diff import Step
 from niso.errors import Conflict, ErrorGroup, NisoError, NotFound
 from niso.kernel import netns, sysctl
 from niso.kernel.nftables import Nft
@@ -18,19 +19,20 @@ from niso.kernel.read import read
 from niso.kernel.rtnetlink import Rtnl
 from niso.names import alias
 from niso.package import delete_tree
-from niso.plan import FORWARDING, FORWARDING6
 from niso.records import Network
 from niso.render import nft
-from niso.runtime import cgroup, process
+from niso.runtime import cgroup, process, rehost
 from niso.runtime.lock import service_lock
 from niso.runtime.root import HOSTS
 from niso.runtime.spec import load
 from niso.state import (
     Address,
+    Attached,
     Bridge,
     Element,
     HostsFile,
     HostsLine,
+    Neighbour,
     Netns,
     Route,
     Ruleset,
@@ -41,7 +43,7 @@ from niso.state import (
     kinds,
 )
 from niso.store.sqlite import unusable
-from niso.store.store import Scope, Store, suggest
+from niso.store.store import ALL, Scope, Store, suggest
 
 
 class Finding(NamedTuple):
@@ -61,6 +63,9 @@ def check(store: Store, name: str | None = None) -> list[Finding]:
 
     Raises NotFound where there is no such service or network.
     """
+    lost = [_hole(each) for each in rows.holes(store)]
+    if lost:  # what should be in the kernel is not known before they are back
+        return lost
     if name is None:
         _, want, have, foreign = compare(store)
         strange = [Finding("foreign", error.message) for error in foreign.values()]
@@ -68,10 +73,11 @@ def check(store: Store, name: str | None = None) -> list[Finding]:
             *findings(want, have),
             *strange,
             *_processes(store, store.active_services()),
+            *(Finding("foreign", f"process of service {name!r}", NOT_ACTIVE) for name in _left_running(store)),
             *_other_firewalls(store.networks()),
         ]
     if store.network(name) is not None and store.name_holder(name) is None:
-        scope, names = Scope((), (name,)), []
+        scope, active = Scope((), (name,)), []
     else:
         if store.name_holder(name) is None:
             known = [*(each for each, _, _ in store.service_names()), *store.network_names()]
@@ -81,13 +87,18 @@ def check(store: Store, name: str | None = None) -> list[Finding]:
         service = store.resolve(name)
         row = store.service(service)
         assert row is not None
-        scope, names = Scope(store.with_companions([service]), row.networks), [service] if row.active else []
+        scope = Scope(store.with_companions([service]), row.networks)
+        active = [service] if row.active else []
     want = desired_now(store, scope)
     return [
-        *findings(want, read(want, alias(store.state_id()))),
-        *_processes(store, names),
+        *findings(want, read(want, alias(store.state_id()), strays=True)),
+        *_processes(store, active),
         *_other_firewalls(network for each in scope.networks or () if (network := store.network(each))),
     ]
+
+
+def _hole(found: rows.Hole) -> Finding:
+    return Finding(found.problem, f"store: {found.table}{f' of service {found.service!r}' if found.service else ''}")
 
 
 def _other_firewalls(networks: Iterable[Network]) -> list[Finding]:
@@ -102,18 +113,25 @@ def findings(want: State, have: State) -> list[Finding]:
         before: dict[tuple[str, ...], Thing] = {thing.key(): thing for thing in present}
         for thing in sorted(wanted):
             was = before.pop(thing.key(), None)
-            if was == thing or any(parent in without for parent in _parents(thing)):
+            if was == thing or any(parent in without for parent in (*_parents(thing), *_followed(thing, was))):
                 continue
             if was is None:
                 found.append(Finding("missing", _what(thing)))
                 without.add(_identity(thing))
+            elif isinstance(was, Sysctl) and was.name.endswith("/disable_ipv6") and was.value == "1":
+                found += _different(thing, was, without)
+                without.add(f"link /{was.netns}/{was.name.split('/')[3]} without IPv6")
             elif isinstance(was, Ruleset):
                 found += _ruleset(was)
-                without.update(text.removeprefix("missing ") for text in was.wrong)
+                without.update(text.partition(" ")[2] for text in was.wrong)
                 if was._replace(wrong=()) != thing:
                     without.add("ruleset")
             else:
                 found += _different(thing, was, without)
+                if isinstance(was, Veth) and not was.peer:  # what lies on the other end is out of sight
+                    without.add(_identity(thing))
+                if isinstance(was, Bridge | Veth) and not was.up:
+                    without.update(f"{each} down" for each in (_identity(was), f"link //{was.name}"))
         for thing in sorted(before.values()):
             if isinstance(thing, Sysctl) or any(parent in without for parent in _parents(thing)):
                 continue
@@ -124,30 +142,49 @@ def findings(want: State, have: State) -> list[Finding]:
 
 def plan_mend(store: Store, report: Report) -> None:
     """Report what `mend` would do now, but for what was left half-way. Changes nothing."""
-    for step in compare(store)[0]:
-        report(step.describe())
+    lost = rows.holes(store)
+    for hole in lost:
+        report(_filling(hole))
+    if lost:
+        copy = store.in_memory()
+        rows.fill(copy, lost)
+        store = copy
+    homes = _nameless(store)
+    for name, pid in homes:
+        report(f"ip netns attach {names.netns(name)} {pid}")
+    back = {names.netns(name) for name, _ in homes}
+    steps, want, _, _ = compare(store)
+    back |= {veth.name for veth in want.veths if veth.netns in back}
+    for step in steps:
+        if not (isinstance(step, Step) and ({step.thing.key()[0], getattr(step.thing, "netns", "")} & back)):
+            report(step.describe())
     for name in store.active_services():
-        if _process(name) is not None:
-            report(f"start {name}")
+        finding = _process(name)
+        if finding is not None:
+            report(_mending(name, finding))
+    for name in _left_running(store):
+        report(f"stop {name}")
 
 
 def mend(store: Store, report: Report = silent) -> int:
     """Recover what was left half-way, put everything right and start what should run; gives how much was done."""
     errors: list[NisoError] = []
-    recovered = 0
+    with Lock():
+        recovered = _fill(store, report)  # where this cannot be, what should be is not known
     try:
-        recovered = services.recover(store, report, [intent.service for intent in store.intents()])
+        recovered += services.recover(store, report, [intent.service for intent in store.intents()])
     except NisoError as error:
         errors.append(error)
     with Lock():
         try:
+            recovered += _name_again(store, report)
             steps = repair(store, report)
         except NisoError as error:
             errors.append(error)
             steps = []
         if steps or errors:
-            # flows that began while a port was away have no NAT, and would keep their client from it
-            portmap.flush_ports((port.proto, port.host_port, port.last) for _, port in store.active_ports())
+            # flows that began while a rule was away have no NAT, and would keep their client from it
+            strays.clear(desired_now(store, ALL))
             # and what came in while a policy was away is cut
             policies.cut(store, [name for name in store.active_services() if store.policy(name) is not None])
     done = recovered + len(steps)
@@ -156,20 +193,71 @@ def mend(store: Store, report: Report = silent) -> int:
             row = store.service(name)
             if row is None or not row.active:
                 continue
-            if _process(name) is not None:
+            finding = _process(name)
+            if finding is not None:
                 spec = services.stored_spec(row)
-                report(f"start {name}")
+                report(_mending(name, finding))
                 try:
-                    process.stop(name, spec.stop_timeout_s)
-                    process.start(spec)
+                    if finding.detail == BLIND:
+                        rehost.show_or_start(spec, report)
+                    else:
+                        process.stop(name, spec.stop_timeout_s)
+                        process.start(spec)
                 except NisoError as error:
                     errors.append(error)
                 done += 1
+    for name in _left_running(store):
+        with service_lock(name):
+            if name not in _left_running(store):  # somebody was at it
+                continue
+            report(f"stop {name}")
+            try:
+                process.stop(name)
+            except NisoError as error:
+                errors.append(error)
+            done += 1
     if errors:
         raise ErrorGroup(
             [each for error in errors for each in (error.errors if isinstance(error, ErrorGroup) else [error])]
         )
     return done
+
+
+def _fill(store: Store, report: Report) -> int:
+    lost = rows.holes(store)
+    if lost:
+        with store.transaction():
+            rows.fill(store, lost)
+    for hole in lost:
+        report(_filling(hole))
+    return len(lost)
+
+
+def _filling(hole: rows.Hole) -> str:
+    verb = "write" if hole.problem == "missing" else "delete"
+    return f"{verb} {hole.table}{f' of {hole.service}' if hole.service else ''} in the store"
+
+
+def _nameless(store: Store) -> list[tuple[str, int]]:
+    """(active service, pid of its process) where its network namespace has lost its name and the process is still in it."""
+    mark = alias(store.state_id())
+    found = []
+    for name in store.active_services():
+        spec = load(name)
+        pid = process.status(name).pid
+        if spec is None or pid is None or spec.netns != paths.netns_path(name) or netns.exists(names.netns(name)):
+            continue
+        if netns.marked(pid) == mark:
+            found.append((name, pid))
+    return found
+
+
+def _name_again(store: Store, report: Report) -> int:
+    homes = _nameless(store)
+    for name, pid in homes:
+        report(f"ip netns attach {names.netns(name)} {pid}")
+        netns.attach(names.netns(name), pid, alias(store.state_id()))
+    return len(homes)
 
 
 def sweep(report: Report = silent, dry_run: bool = False) -> int:
@@ -205,17 +293,26 @@ def sweep(report: Report = silent, dry_run: bool = False) -> int:
 
 def _refuse_strangers() -> None:
     """Raise Conflict where services run that this run folder does not know: their network is not for us to take."""
+    for name, path in _homeless():
+        pids = cgroup.pids(path)
+        if pids and not process.kept_here(name):
+            state_id = path.split("/")[1].removeprefix("niso-")
+            raise Conflict(
+                f"service {name!r} of the niso state folder with id {state_id} runs (pid {pids[0]}), under another run folder",
+                "set NISO_STATE_DIR and NISO_RUN_DIR to theirs, or end its processes first",
+            )
+
+
+def _homeless() -> list[tuple[str, str]]:
+    """(service, cgroup) of those whose links are here and whose folder is not in this run folder."""
     known = set(_listed(os.path.join(paths.run_dir(), "services")))
     with Rtnl() as rtnl:
         ids = {link.alias.partition(":")[2] for link in rtnl.links() if link.alias.startswith("niso:")}
-    for state_id in sorted(ids):
-        for name in sorted({name for root in cgroup.roots() for name in _listed(f"{root}/niso-{state_id}")} - known):
-            pids = cgroup.pids(f"/niso-{state_id}/{name}")
-            if pids:
-                raise Conflict(
-                    f"service {name!r} of the niso state folder with id {state_id} runs (pid {pids[0]}), under another run folder",
-                    "set NISO_STATE_DIR and NISO_RUN_DIR to theirs, or end its processes first",
-                )
+    return [
+        (name, f"/niso-{state_id}/{name}")
+        for state_id in sorted(ids)
+        for name in sorted({name for root in cgroup.roots() for name in _folders(f"{root}/niso-{state_id}")} - known)
+    ]
 
 
 def _all_of_niso() -> list[tuple[str, Callable[[], None]]]:
@@ -223,6 +320,8 @@ def _all_of_niso() -> list[tuple[str, Callable[[], None]]]:
     things: list[tuple[str, Callable[[], None]]] = []
     for name in _listed(os.path.join(paths.run_dir(), "services")):
         things.append((f"stop {name}", partial(process.stop, name, 0)))
+    for name, path in _homeless():
+        things.append((f"end what runs in the cgroup {path}", partial(process.end_lost, name, path)))
     for name in netns.names():
         with netns.inside(name), Rtnl() as rtnl:
             lo = rtnl.link("lo")
@@ -237,15 +336,16 @@ def _all_of_niso() -> list[tuple[str, Callable[[], None]]]:
 
 
 def _all_rules() -> list[tuple[str, Callable[[], None]]]:
-    """The same of the rules; and of forwarding, where the rules say that it was off before."""
+    """The same of the rules, and of the sysctls of which they say what they were."""
     things: list[tuple[str, Callable[[], None]]] = []
+    with Rtnl() as rtnl:
+        going = {link.name for link in rtnl.links() if link.alias.startswith("niso:")}
     with Nft() as kernel:
-        closed = kernel.elements(nft.INET, "closed") or ()
-        # of IPv6 the first also ends force_forwarding of all links there are, the other that of those to come
-        switches = (4, FORWARDING), (6, FORWARDING6), (6, f"{forwarding.CONF6}/default/{forwarding.FORCE}")
-        for family, name in switches:
-            if nft.closed(family).element in closed and sysctl.read(name) is not None:
-                things.append((f"sysctl -w {name}=0", partial(sysctl.write, name, "0")))
+        marks = kernel.elements(nft.INET, "before") or ()
+        for name, value in forwarding.to_put_back(dict(map(nft.sysctl_before, marks))):
+            if going & set(name.split("/")):
+                continue
+            things.append((f"sysctl -w {name}={value}", partial(sysctl.write, name, value)))
         for table in nft.CONTAINERS:
             if kernel.elements(table, "owner") is not None:
                 things.append((f"nft destroy table {table}", partial(_destroy_table, table)))
@@ -275,6 +375,10 @@ def forget_active(store: Store) -> None:
         raise unusable(error) from error
 
 
+def _folders(folder: str) -> list[str]:
+    return [name for name in _listed(folder) if os.path.isdir(os.path.join(folder, name))]
+
+
 def _listed(folder: str) -> list[str]:
     try:
         return sorted(os.listdir(folder))
@@ -282,9 +386,22 @@ def _listed(folder: str) -> list[str]:
         return []
 
 
-def _processes(store: Store, names: list[str]) -> list[Finding]:
+NOT_ACTIVE = "it is not active"
+
+
+def _left_running(store: Store) -> list[str]:
+    """The services that have a process, or what is left of one, and are not active; what somebody is at is left out."""
     found = []
-    for name in names:
+    for name in _listed(os.path.join(paths.run_dir(), "services")):
+        row = store.service(name)
+        if (row is None or not row.active) and store.intent(name) is None:
+            found.append(name)
+    return found
+
+
+def _processes(store: Store, active: list[str]) -> list[Finding]:
+    found = []
+    for name in active:
         if store.intent(name) is not None:  # somebody is at it
             continue
         finding = _process(name)
@@ -293,9 +410,15 @@ def _processes(store: Store, names: list[str]) -> list[Finding]:
     return found
 
 
+def _mending(name: str, finding: Finding) -> str:
+    return f"show {name} its hosts file" if finding.detail == BLIND else f"start {name}"
+
+
 def _process(name: str) -> Finding | None:
     """What is wrong with an active service's process; an end that its conmon has seen is not."""
     what = f"process of service {name!r}"
+    if process.strayed(name):
+        return Finding("different", f"cgroup of service {name!r}", "its process was moved out of it")
     status = process.status(name)
     if status.state in ("none", "failed"):
         return Finding("missing", what, status.error or "")
@@ -304,10 +427,15 @@ def _process(name: str) -> Finding | None:
     if not process.at_home(name):
         return Finding("different", what, "it runs in another network namespace")
     if not _sees_hosts(name, status.pid):
-        return Finding("different", what, "it does not see its hosts file: the folder was removed")
+        return Finding("different", what, BLIND)
     if not process.conmon_alive(name):
-        return Finding("different", what, "its conmon is gone: nobody keeps its log or restarts it")
+        return Finding("missing", f"conmon of service {name!r}", "nobody keeps its log or restarts it")
+    if status.pid is not None and not process.known_to_crun(name, status.pid):
+        return Finding("missing", f"crun's state of service {name!r}", "exec does not find it")
     return None
+
+
+BLIND = "it does not see its hosts file: the folder was removed"
 
 
 def _sees_hosts(name: str, pid: int | None) -> bool:
@@ -335,9 +463,28 @@ def _different(thing: Thing, was: Thing, without: set[str]) -> list[Finding]:
             continue
         if isinstance(thing, Veth) and field in ("netns", "peer", "mac", "up") and f"netns {thing.netns}" in without:
             continue
+        if isinstance(thing, Veth) and present == "state disabled" and f"link //{thing.bridge} down" in without:
+            continue
+        if field == "strange":
+            texts.append(f"set otherwise: {present}")
+            continue
+        if field == "routed":
+            texts.append("the kernel's route to its prefix is gone")
+            continue
         shown = "not of the pair" if present in ("", -1) else present
         texts.append(f"{field} is {shown!r}, should be {wanted!r}")
     return [Finding("different", _what(thing), "; ".join(texts))] if texts else []
+
+
+def _followed(thing: Thing, was: Thing | None) -> list[str]:
+    """What this follows from if it is so: a link that is down has lost its routes, and of IPv6 its addresses."""
+    if isinstance(thing, Address | Route) and ":" in (
+        thing.address if isinstance(thing, Address) else thing.destination
+    ):
+        return [f"link /{thing.netns}/{thing.link} {why}" for why in ("down", "without IPv6")]
+    if isinstance(thing, Route) or (isinstance(thing, Address) and was is not None):
+        return [f"link /{thing.netns}/{thing.link} down"]
+    return []
 
 
 def _identity(thing: Thing) -> str:
@@ -357,12 +504,13 @@ def _identity(thing: Thing) -> str:
 
 def _parents(thing: Thing) -> list[str]:
     if isinstance(thing, Element):
-        return ["ruleset", f"table {thing.table}", f"set {thing.container}"]
+        container = f"{thing.table} {thing.container}"
+        return ["ruleset", f"table {thing.table}", f"set {container}", f"map {container}"]
     if isinstance(thing, HostsLine):
         return [f"hosts {thing.folder}"]
     if isinstance(thing, Veth):
         return [f"netns {thing.netns}"]
-    if isinstance(thing, Address | Route):
+    if isinstance(thing, Address | Route | Neighbour):
         return [f"netns {thing.netns}", f"link /{thing.netns}/{thing.link}"]
     if isinstance(thing, Sysctl):
         # net/ipv4/conf/<link>/...
@@ -391,6 +539,12 @@ def _what(thing: Thing) -> str:
         return f"route {thing.destination} via {thing.gateway} on {thing.link}{_in(thing.netns)}"
     if isinstance(thing, Sysctl):
         return f"sysctl {thing.name}={thing.value!r}{_in(thing.netns)}"
+    if isinstance(thing, Attached):
+        return f"link {thing.link} on bridge {thing.bridge}"
+    if isinstance(thing, Neighbour):
+        if not thing.address:
+            return f"entry {thing.mac} of port {thing.link} in its bridge's table"
+        return f"neighbour entry {thing.address} lladdr {thing.mac} on {thing.link}{_in(thing.netns)}"
     if isinstance(thing, HostsFile):
         return f"hosts file {os.path.join(paths.hosts_root(), thing.folder, 'hosts')}"
     return f"line {thing.address} {thing.names} in hosts file of {thing.folder}"

@@ -6,16 +6,19 @@ Each step can say what it does in words that also work when pasted into a shell.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from niso.render import nft
 from niso.state import (
     Address,
+    Attached,
     Bridge,
     Element,
     HostsFile,
     HostsLine,
+    Neighbour,
     Netns,
     Route,
     Ruleset,
@@ -113,7 +116,7 @@ def diff(want: State, have: State) -> list[AnyStep]:
             # whoever holds its namespace would keep it on the bridge, where nothing guards it any more
             if isinstance(thing, Sysctl):
                 continue
-            if isinstance(thing, Address | Route) and (
+            if isinstance(thing, Address | Route | Neighbour) and (
                 thing.netns in going or (thing.netns, thing.link) in going_links
             ):
                 continue
@@ -176,7 +179,7 @@ def _without(have: State, veths: set[Veth]) -> State:
 
 def _ordered(gone: list[AnyStep]) -> list[AnyStep]:
     """Deletions in the reverse of the order in which things are made."""
-    position = {Bridge: 0, Netns: 1, Veth: 2, Address: 3, Route: 4}
+    position = {Bridge: 0, Netns: 1, Veth: 2, Address: 3, Route: 4, Neighbour: 5, Attached: 6}
     return sorted(gone, key=lambda step: -position[type(step.thing)] if isinstance(step, Step) else 0)
 
 
@@ -265,7 +268,15 @@ def _bridge_words(step: Step) -> str:
         return (
             f"ip link add {bridge.name} mtu {bridge.mtu} {tracked} && ip link set {bridge.name} alias {bridge.alias} up"
         )
-    return f"ip link set {bridge.name} mtu {bridge.mtu} up {tracked}"
+    was = step.was if isinstance(step.was, Bridge) else bridge
+    address = f" address {bridge.mac}" if was.mac != bridge.mac else ""
+    usual = (f"{name} {30000 if name == 'ageing_time' else 0}" for name in _first_words(was.strange))
+    return " ".join((f"ip link set {bridge.name} mtu {bridge.mtu}{address} up {tracked}", *usual))
+
+
+def _first_words(strange: str) -> list[str]:
+    """Of ``stp_state 1, vlan_filtering 1`` the names."""
+    return [each.partition(" ")[0] for each in strange.split(", ")] if strange else []
 
 
 def _netns_words(step: Step) -> str:
@@ -285,15 +296,24 @@ def _veth_words(step: Step) -> str:
             f"ip link add {veth.name} mtu {veth.mtu} type veth peer {veth.peer} address {veth.mac} netns {veth.netns}"
             f" && ip link set {veth.name} master {veth.bridge} alias {veth.alias} up"
         )
-    switched = f"bridge link set dev {veth.name} hairpin {'on' if veth.hairpin else 'off'}"
-    if isinstance(step.was, Veth) and step.was._replace(hairpin=veth.hairpin) == veth:
-        return switched
-    return f"ip link set {veth.name} mtu {veth.mtu} master {veth.bridge} up"
+    words = f"ip link set {veth.name} mtu {veth.mtu} master {veth.bridge} up"
+    was = step.was if isinstance(step.was, Veth) else veth
+    flags = [f"hairpin {'on' if veth.hairpin else 'off'}"] if was.hairpin != veth.hairpin else []
+    for each in was.strange.split(", ") if was.strange else []:
+        name, _, value = each.partition(" ")
+        flags.append(f"{name} {({'on': 'off', 'off': 'on', 'set': '0'}).get(value, '3')}")
+    if not flags:
+        return words
+    switched = f"bridge link set dev {veth.name} {' '.join(flags)}"
+    return switched if was._replace(hairpin=veth.hairpin, strange="") == veth else f"{words} && {switched}"
 
 
 def _address_words(step: Step) -> str:
     address = step.thing
     assert isinstance(address, Address)
+    if step.action == "change":
+        prefix = ipaddress.ip_interface(address.address).network
+        return f"{_inside(address.netns)}route add {prefix} dev {address.link} proto kernel"
     verb = "delete" if step.action == "delete" else "add"
     return f"{_inside(address.netns)}address {verb} {address.address} dev {address.link}"
 
@@ -313,6 +333,19 @@ def _sysctl_words(step: Step) -> str:
     return f"{prefix}sysctl -w '{sysctl.name}={value}'"
 
 
+def _attached_words(step: Step) -> str:
+    assert isinstance(step.thing, Attached)
+    return f"ip link set {step.thing.link} nomaster"
+
+
+def _neighbour_words(step: Step) -> str:
+    entry = step.thing
+    assert isinstance(entry, Neighbour)
+    if not entry.address:
+        return f"bridge fdb delete {entry.mac} dev {entry.link} master"
+    return f"{_inside(entry.netns)}neighbour delete {entry.address} dev {entry.link}"
+
+
 def _file_words(step: Step) -> str:
     assert isinstance(step.thing, HostsFile)
     return f"hosts file {step.thing.folder}: {step.action}"
@@ -329,6 +362,8 @@ _WORDS = {
     Address: _address_words,
     Route: _route_words,
     Sysctl: _sysctl_words,
+    Attached: _attached_words,
+    Neighbour: _neighbour_words,
     HostsFile: _file_words,
     HostsLine: _plain_words,
     Element: _plain_words,

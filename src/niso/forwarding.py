@@ -47,14 +47,21 @@ def note_late(store: Store) -> None:
     """
     if store.any_active(6):
         return
-    before = store.sysctls_before()
+    for name, general in _late(store.sysctls_before()).items():
+        store.set_sysctl_before(name, general)
+
+
+def _late(before: dict[str, str]) -> dict[str, str]:
+    """The sysctls of links that are not in ``before`` and are as niso has those that come: what they would be without it."""
+    found = {}
     for what in (FORCE, ACCEPT_RA):
         general = before.get(f"{CONF6}/default/{what}", ON[what])
         if general != ON[what]:
             for link in host.receiving6():
                 name = f"{CONF6}/{link}/{what}"
                 if name not in before and sysctl.read(name) == ON[what]:
-                    store.set_sysctl_before(name, general)
+                    found[name] = general
+    return found
 
 
 def forget(store: Store) -> None:
@@ -67,12 +74,22 @@ def forget(store: Store) -> None:
 
 def put_back(store: Store) -> None:
     """Make all as it was found, whatever the kernel has now, and forget it. No service is active. Raises KernelError."""
-    note_late(store)
-    # first what resets others
-    for name, value in sorted(store.sysctls_before().items(), key=lambda found: (found[0] != FORWARDING6, found)):
-        if sysctl.read(name) not in (None, value):
-            sysctl.write(name, value)
+    for name, value in to_put_back(store.sysctls_before()):
+        sysctl.write(name, value)
     forget(store)
+
+
+def to_put_back(before: dict[str, str]) -> list[tuple[str, str]]:
+    """(sysctl, value) of all that is not as it was found, in the order in which it can be; with the links that came later."""
+    # first what resets others, which then have their own value again
+    wanted = sorted({**before, **_late(before)}.items(), key=lambda found: (found[0] != FORWARDING6, found))
+    resets = any(name == FORWARDING6 and sysctl.read(name) not in (None, value) for name, value in wanted)
+    return [
+        (name, value)
+        for name, value in wanted
+        if (now := sysctl.read(name)) is not None
+        and (now != value or (resets and name.startswith(CONF6) and name.endswith("/forwarding")))
+    ]
 
 
 def _found6() -> dict[str, str]:

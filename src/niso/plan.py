@@ -52,13 +52,18 @@ def desired(snapshot: Snapshot) -> State:
     ):
         elements.add(nft.closed(6))
 
+    for name, value in snapshot.sysctls_before:
+        if _needed(snapshot, name):
+            elements.update(nft.before(name, value))
+
     networks = {network.name: network for network in snapshot.networks}
     for network in snapshot.networks:
         families = {subnet.family for subnet in network.subnets}
         # what passes between two services of one bridge must be seen where a policy asks, or where an answer is one to a
         # published port
-        tracked = [(network.publishes or network.policed) and family in families for family in (4, 6)]
-        bridges.add(Bridge(network.bridge, network.mtu, alias, True, *tracked))
+        tracked4, tracked6 = ((network.publishes or network.policed) and family in families for family in (4, 6))
+        mac = names.mac("", network.bridge, alias)
+        bridges.add(Bridge(network.bridge, network.mtu, alias, True, tracked4, tracked6, mac))
         elements.update(nft.network(network.name, network.bridge, network.subnets, network.internal))
         for subnet in network.subnets:
             length = subnet.cidr.rpartition("/")[2]
@@ -130,9 +135,12 @@ def _host_sysctls(snapshot: Snapshot) -> list[Sysctl]:
     """Forwarding is on while a service needs it; afterwards what was found before goes back."""
     found = []
     for name, before in snapshot.sysctls_before:
-        needed = snapshot.any_active6 if name.startswith("net/ipv6/") else snapshot.any_active
-        found.append(Sysctl("", name, ON[name.rpartition("/")[2]] if needed else before))
+        found.append(Sysctl("", name, ON[name.rpartition("/")[2]] if _needed(snapshot, name) else before))
     return found
+
+
+def _needed(snapshot: Snapshot, name: str) -> bool:
+    return snapshot.any_active6 if name.startswith("net/ipv6/") else snapshot.any_active
 
 
 def _service_sysctls(netns: str, networks: list[Network]) -> list[Sysctl]:

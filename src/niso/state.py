@@ -38,7 +38,10 @@ class Ruleset(NamedTuple):
 
 
 class Bridge(NamedTuple):
-    """``tracked4`` and ``tracked6``: frames that it switches go through the inet tables, whatever the global sysctls say."""
+    """``tracked4`` and ``tracked6``: frames that it switches go through the inet tables, whatever the global sysctls say.
+
+    ``strange`` names its other settings that niso did not make so (kernel/bridging.py).
+    """
 
     name: str
     mtu: int  # bytes
@@ -46,6 +49,8 @@ class Bridge(NamedTuple):
     up: bool = True
     tracked4: bool = False
     tracked6: bool = False
+    mac: str = ""
+    strange: str = ""
 
     def key(self) -> tuple[str, ...]:
         return (self.name,)
@@ -63,7 +68,10 @@ class Netns(NamedTuple):
 
 
 class Veth(NamedTuple):
-    """A veth pair: ``name`` on the host, a port of ``bridge``; ``peer`` in ``netns``. ``up`` is both ends."""
+    """A veth pair: ``name`` on the host, a port of ``bridge``; ``peer`` in ``netns``. ``up`` is both ends.
+
+    ``strange`` names the port's other flags that are not as on a new one (kernel/bridging.py).
+    """
 
     name: str
     netns: str
@@ -74,18 +82,22 @@ class Veth(NamedTuple):
     hairpin: bool
     alias: str
     up: bool = True
+    strange: str = ""
 
     def key(self) -> tuple[str, ...]:
         return (self.name,)
 
 
 class Address(NamedTuple):
+    """An address with its prefix; ``routed``: the kernel's own route to that prefix by this link is there."""
+
     netns: str
     link: str
     address: str
+    routed: bool = True
 
     def key(self) -> tuple[str, ...]:
-        return tuple(self)
+        return (self.netns, self.link, self.address)
 
 
 class Route(NamedTuple):
@@ -109,6 +121,29 @@ class Sysctl(NamedTuple):
         return (self.netns, self.name)
 
 
+class Attached(NamedTuple):
+    """A link of somebody else's that is a port of one of niso's bridges: none is to be, since no rule looks at what it sends."""
+
+    bridge: str
+    link: str
+
+    def key(self) -> tuple[str, ...]:
+        return tuple(self)
+
+
+class Neighbour(NamedTuple):
+    """A neighbour entry that somebody has set by hand: none is to be. ``address`` is empty in a bridge's own table, where
+    ``link`` is the port."""
+
+    netns: str
+    link: str
+    address: str
+    mac: str
+
+    def key(self) -> tuple[str, ...]:
+        return tuple(self)
+
+
 class HostsFile(NamedTuple):
     """The file that all services with one ordered list of networks read; ``folder`` names the list (names.hosts_folder)."""
 
@@ -129,7 +164,9 @@ class HostsLine(NamedTuple):
         return tuple(self)
 
 
-Thing = Element | Ruleset | Bridge | Netns | Veth | Address | Route | Sysctl | HostsFile | HostsLine
+Thing = (
+    Element | Ruleset | Bridge | Netns | Veth | Address | Route | Sysctl | Attached | Neighbour | HostsFile | HostsLine
+)
 
 
 class State(NamedTuple):
@@ -147,6 +184,8 @@ class State(NamedTuple):
     veths: frozenset[Veth] = frozenset()
     addresses: frozenset[Address] = frozenset()
     routes: frozenset[Route] = frozenset()
+    attached: frozenset[Attached] = frozenset()
+    neighbours: frozenset[Neighbour] = frozenset()
     hosts_files: frozenset[HostsFile] = frozenset()
     hosts_lines: frozenset[HostsLine] = frozenset()
 

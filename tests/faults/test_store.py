@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from unittest.mock import ANY
 
 import pytest
 from conftest import Lab
 from fault_world import World
+from quick_niso import Quick
+
+from niso.cli import main, net
 
 STATE = "/var/lib/niso"
 DATABASE = f"{STATE}/state.db"
@@ -46,11 +50,8 @@ def test_store_lost_while_services_run_is_told_swept_and_begun_anew(world: World
     world.niso("activate", "/tmp/a", "/tmp/b")
     running = world.snapshot()
     lose(world)
-    assert json.loads(world.niso("ps", "--json").stdout) == []
-    for command in ("activate /tmp/a", "activate /tmp/c", "net create other", "net check", "net repair"):
-        words = refused(world, *command.split())
-        assert "belongs to the niso state folder with id" in words, (command, words)
-        assert "niso net repair --sweep" in words, (command, words)
+    words = refused(world, "activate", "/tmp/c")
+    assert "is not there, but what niso set up is: " in words and "niso net repair --sweep" in words
     assert kernel(world.snapshot()) == kernel(running)
     assert_swept(world, baseline)
     world.niso("activate", "/tmp/a", "/tmp/b")
@@ -66,51 +67,118 @@ def assert_after_all(world: World, baseline: dict[str, object]) -> None:
     world.wait_for_snapshot(kernel(baseline) | {"files": ANY}, "all as before")
 
 
-@pytest.mark.parametrize("damage", ["garbage", "truncated", "empty-pages", "a-folder"])
-def test_damaged_store_is_named_swept_and_begun_anew(world: World, damage: str) -> None:
+COMMANDS = {
+    "activate": ("activate /tmp/a", "activate a"),
+    "deactivate": ("deactivate a",),
+    "remove": ("remove a", "remove --volumes a"),
+    "restart": ("restart a",),
+    "ps": ("ps", "ps --json"),
+    "inspect": ("inspect a",),
+    "logs": ("logs a",),
+    "exec": ("exec a -- true",),
+    "port-forward": ("port-forward a 7000:80",),
+    "stack": ("stack up /tmp/stack", "stack down shop", "stack status /tmp/stack"),
+    "enable": ("enable a",),
+    "disable": ("disable a",),
+    "restore": ("restore",),
+    "net create": ("net create other",),
+    "net list": ("net list",),
+    "net inspect": ("net inspect niso-default",),
+    "net remove": ("net remove niso-default",),
+    "net ports": ("net ports", "net ports --exposed"),
+    "net ping": ("net ping a b",),
+    "net explain": ("net explain a b:80",),
+    "net stats": ("net stats",),
+    "net log": ("net log",),
+    "net check": ("net check", "net check a"),
+    "net repair": ("net repair", "net repair --dry-run"),
+}
+WITHOUT = {"schema", "lab", "net", "net rules"}
+"""Those that need no store: the last shows what the kernel has."""
+
+SQL = "import sqlite3, sys; d = sqlite3.connect(sys.argv[1]); d.executescript(sys.argv[2])"
+
+DAMAGES = {
+    "garbage": "head -c 20000 /dev/urandom > {}",
+    "truncated": "truncate -s 5000 {}",
+    "empty": ": > {}",
+    # the first page, with the tables' names, is good
+    "empty pages": "size=$(stat -c %s {}); truncate -s 4096 {}; truncate -s $size {}",
+    "a folder": "rm {}; mkdir {}",
+    "a fifo": "rm {}; mkfifo {}",
+    "a device": "rm {}; mknod {} c 1 5",
+    "a link to nowhere": "rm {}; ln -s /nowhere/state.db {}",
+    "another's database": f"rm {{}}; python3 -ISc '{SQL}' {{}} 'CREATE TABLE other (x)'",
+    "a table gone": f"python3 -ISc '{SQL}' {{}} 'DROP TABLE sysctl'",
+    "a column gone": f"python3 -ISc '{SQL}' {{}} 'ALTER TABLE intent DROP COLUMN created_at'",
+    "a column renamed": f"python3 -ISc '{SQL}' {{}} 'ALTER TABLE meta RENAME COLUMN value TO worth'",
+    "no state id": f"python3 -ISc '{SQL}' {{}} 'DELETE FROM meta'",
+    "lost": "rm {}",
+    "newer": f"python3 -ISc '{SQL}' {{}} 'PRAGMA user_version=99'",
+}
+
+
+def test_every_command_is_tried() -> None:
+    known = {*main.COMMANDS, *(f"net {action}" for action in net.ACTIONS)}
+    assert COMMANDS.keys() | WITHOUT == known
+
+
+@pytest.fixture(scope="module")
+def held() -> Iterator[World]:
+    """a runs; what the store was is kept beside it."""
+    with Lab(deadline_seconds=300) as lab:
+        world = World(lab)
+        lab.write("/tmp/stack/stack.toml", '[stack]\nname = "shop"\n[[service]]\nname = "a"\npackage = "../a"\n')
+        world.niso("activate", "/tmp/a")
+        copy = f"import sqlite3; sqlite3.connect('{DATABASE}').execute('PRAGMA wal_checkpoint(TRUNCATE)')"
+        lab.run("python3", "-ISc", copy)
+        lab.run("cp", DATABASE, "/tmp/whole.db")
+        yield world
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_every_command_says_what_is_wrong_with_the_store_and_changes_nothing(held: World, damage: str) -> None:
+    lab = held.lab
+    running = held.snapshot()
+    lab.run("sh", "-c", f"rm -f {DATABASE}-wal {DATABASE}-shm; " + DAMAGES[damage].format(*[DATABASE] * 3))
+    quick = Quick(lab)
+    for line in (line for lines in COMMANDS.values() for line in lines):
+        status, out, err = quick.niso(*line.split())
+        assert (status, out) == (125 if line.startswith("exec") else 1, ""), (line, status, out, err)
+        if "--json" in line:
+            said = json.loads(err)["error"]
+            err = f"niso: {said['message']}\n  hint: {said['hint']}\n"
+        lines = err.splitlines()
+        assert lines[0].startswith(f"niso: {DATABASE}"), (line, err)
+        assert len(lines) == 2 and lines[1].startswith("  hint: "), (line, err)
+        assert "Traceback" not in err and "unexpected" not in err, (line, err)
+        if damage == "newer":
+            assert "is of version 99" in err and "use the newer niso" in err, (line, err)
+        else:
+            assert "niso net repair --sweep" in err and f"{STATE}/packages/" in err, (line, err)
+    quick.end()
+    lab.run("sh", "-c", f"rm -rf {DATABASE} {DATABASE}-wal {DATABASE}-shm; cp /tmp/whole.db {DATABASE}")
+    assert held.snapshot() == running
+    held.assert_content()
+
+
+@pytest.mark.parametrize("damage", ["garbage", "a folder", "newer"])
+def test_damaged_store_is_swept_and_begun_anew(world: World, damage: str) -> None:
     baseline = world.snapshot()
     world.niso("activate", "/tmp/a")
-    running = world.snapshot()
-    world.lab.run("sh", "-c", f"rm -f {DATABASE}-wal {DATABASE}-shm")
-    world.lab.run(
-        "sh",
-        "-c",
-        {
-            "garbage": f"head -c 20000 /dev/urandom > {DATABASE}",
-            "truncated": f"truncate -s 5000 {DATABASE}",
-            # the first page, with the tables' names, is good
-            "empty-pages": f"size=$(stat -c %s {DATABASE}); truncate -s 4096 {DATABASE}; truncate -s $size {DATABASE}",
-            "a-folder": f"rm {DATABASE}; mkdir {DATABASE}",
-        }[damage],
-    )
-    for command in ("ps", "activate /tmp/a", "deactivate a", "net list", "net create other", "net check", "net repair"):
-        words = refused(world, *command.split())
-        assert words.startswith(f"niso: {DATABASE}: "), (command, words)
-        assert len(words.splitlines()) == 2, (command, words)
-    if damage != "a-folder":
-        hint = words.splitlines()[1]
-        assert "move it away" in hint
-        assert "niso net repair --sweep" in hint
-    assert kernel(world.snapshot()) == kernel(running)
+    world.lab.run("sh", "-c", f"rm -f {DATABASE}-wal {DATABASE}-shm; " + DAMAGES[damage].format(*[DATABASE] * 3))
     assert_swept(world, baseline)
     world.lab.run("mv", DATABASE, f"{DATABASE}-damaged")
-    world.niso("activate", "/tmp/a")
+    # the package itself is gone: its copy, where the hint says that it is, does as well
+    (copy,) = world.lab.run("sh", "-c", f"echo {STATE}/packages/a/*").stdout.split()
+    world.lab.run("rm", "-r", "/tmp/a")
+    world.niso("activate", copy)
+    world.assert_content()
+    world.niso("deactivate", "a")
+    world.niso("activate", "a")
     world.assert_content()
     world.clear()
     assert_after_all(world, baseline)
-
-
-def test_store_of_a_newer_version_is_left_alone(world: World) -> None:
-    baseline = world.snapshot()
-    world.niso("activate", "/tmp/a")
-    running = world.snapshot()
-    world.lab.run("python", "-c", f"import sqlite3; sqlite3.connect('{DATABASE}').execute('PRAGMA user_version=99')")
-    for command in ("ps", "activate /tmp/b", "deactivate a", "net list", "net repair"):
-        words = refused(world, *command.split())
-        assert f"{DATABASE} is of version 99" in words
-        assert "use the newer niso" in words
-    assert world.snapshot() == running
-    assert_swept(world, baseline)
 
 
 def test_read_only_state_folder_is_told_and_nothing_changes(world: World) -> None:

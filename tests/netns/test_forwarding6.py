@@ -161,6 +161,27 @@ def test_link_that_comes_later_works_and_is_as_others_afterwards(host: Lab) -> N
         assert value(host, f"niso-later/{name}") == value(host, f"far0/{name}")
 
 
+def sysctls_of_others(lab: Lab) -> dict[str, str]:
+    """The host's, but for those of niso's own links."""
+    found = snapshots.take(lab)["in the host"]["sysctls"]
+    return {name: value for name, value in found.items() if "/niso-" not in name}
+
+
+def test_sweep_without_a_store_puts_sysctls_back(host: Lab) -> None:
+    """What they were is in the kernel too, also of a link that came later; far0 had its own before."""
+    put(host, "far0/force_forwarding" if way(host) == "force_forwarding" else "far0/accept_ra", "1")
+    before = sysctls_of_others(host)
+    activate(host, "api", "dual")
+    assert sysctls_of_others(host) != before
+    host.run("ip", "link", "add", "late0", "type", "veth", "peer", "name", "late1")
+    host.run("sh", "-c", "rm -rf /var/lib/niso/*")
+    host.niso("net", "repair", "--sweep")
+    for name in ("forwarding", "accept_ra", "force_forwarding"):
+        assert value(host, f"late0/{name}") == (value(host, f"default/{name}") or "0"), name
+    host.run("ip", "link", "delete", "late0")
+    assert snapshots.differences(before, sysctls_of_others(host)) == []
+
+
 def test_link_that_goes_is_in_nobodys_way(host: Lab) -> None:
     activate(host, "api", "dual")
     host.run("ip", "link", "del", "far0")

@@ -151,6 +151,7 @@ def test_list_of_containers_is_that_of_the_text() -> None:
 def test_all_kinds_of_elements_are_there_and_each_is_of_its_types() -> None:
     """So that what is given to the kernel above, and to the fake one, is all that there is."""
     elements = [*nft.owner("0123abcd"), nft.closed(4), *all_elements("api", "backend")]
+    elements += nft.before("net/ipv4/ip_forward", "0")
     elements += policy_elements()
     assert {(e.table, e.container) for e in elements} == {
         (table, name) for table, containers in nft.CONTAINERS.items() for name in containers
@@ -162,6 +163,28 @@ def test_all_kinds_of_elements_are_there_and_each_is_of_its_types() -> None:
         assert len(element.value.split(" . ")) == len((value or "").split(" . "))
         # a range of ports needs a map that takes intervals
         assert interval or not re.search(r"\d-\d", element.element.rpartition(" . ")[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("net/ipv4/ip_forward", "0"),
+        ("net/ipv6/conf/all/forwarding", "1"),
+        ("net/ipv6/conf/eth0.5/accept_ra", "1"),
+        ("net/ipv6/conf/a23456789012345/force_forwarding", "0"),
+    ],
+)
+def test_what_a_sysctl_was_is_read_back(name: str, value: str) -> None:
+    (element,) = nft.before(name, value)
+    assert nft.sysctl_before(element.element) == (name, value)
+    done = checked(f"{nft.TABLES}\n{nft.statement('add', element)}")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("link", ['x"y', "a;b", "x}", "a23456789012345 6"])
+def test_link_whose_name_is_no_word_of_nft_is_left_out(link: str) -> None:
+    assert nft.before(f"net/ipv6/conf/{link}/accept_ra", "1") == []
+    assert nft.before("net/ipv4/ip_forward", "0 } ; flush ruleset") == []
 
 
 def policy_elements() -> list[Element]:
@@ -192,7 +215,7 @@ def test_only_published_ports_may_go_before_what_they_lead_to() -> None:
 
 def test_every_set_that_is_declared_is_used_by_a_rule() -> None:
     for containers in nft.CONTAINERS.values():
-        for name in set(containers) - {"owner", "policies"}:
+        for name in set(containers) - {"owner", "policies", "before"}:
             assert re.search(rf"@{name}\b", nft.TABLES), name
 
 

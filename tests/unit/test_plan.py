@@ -33,7 +33,9 @@ def test_empty_store_wants_nothing_but_the_sysctls_as_they_were() -> None:
 def test_network_without_services_is_a_bridge_that_lets_nothing_through() -> None:
     state = desired(everything((BACKEND,), ()))
     assert state.rulesets == {Ruleset(nft.DIGEST)}
-    assert state.bridges == {Bridge("niso-backend", 1500, ALIAS, True, False, False)}
+    assert state.bridges == {
+        Bridge("niso-backend", 1500, ALIAS, True, False, False, names.mac("", "niso-backend", ALIAS))
+    }
     assert state.addresses == {Address("", "niso-backend", "10.99.0.1/24")}
     assert state.sysctls == {
         Sysctl("", "net/ipv4/ip_forward", "0"),
@@ -340,5 +342,5 @@ def test_element_of_a_state_says_who_owns_it() -> None:
     owners = {element.comment for element in state.elements}
     assert owners == {"", "api", "backend"}
     unowned = {element.container for element in state.elements if not element.comment}
-    assert unowned == {"owner", "closed"}
+    assert unowned == {"owner", "closed", "before"}
     assert Element(nft.INET, "owner", '"id-0123abcd"', "", "") in state.elements

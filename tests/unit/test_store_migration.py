@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 from pathlib import Path
 
@@ -349,3 +350,36 @@ def test_migration_that_fails_leaves_version_1_as_it_was(version_1, monkeypatch)
 
 def test_every_version_has_a_migration_to_the_next() -> None:
     assert set(schema.MIGRATIONS) == set(range(2, schema.VERSION + 1))
+
+
+# --- what every version must have ------------------------------------------------------------------------------------
+
+
+def test_every_earlier_version_is_made_into_this_one() -> None:
+    """A version without a database of its own here is one that nobody has tried."""
+    earlier = {int(name.removeprefix("version_")) for name in globals() if re.fullmatch("version_[0-9]+", name)}
+    assert earlier == set(range(1, schema.VERSION))
+    assert schema.MIGRATIONS.keys() == set(range(2, schema.VERSION + 1))
+
+
+@pytest.mark.parametrize("version", range(1, schema.VERSION))
+def test_migration_that_fails_half_way_changes_nothing(version: int, request, monkeypatch) -> None:
+    old = request.getfixturevalue(f"version_{version}")
+    before = list(old.iterdump())
+    old.close()
+    broken = {
+        **schema.MIGRATIONS,
+        schema.VERSION: f"{schema.MIGRATIONS[schema.VERSION]}; INSERT INTO gone VALUES (1)",
+    }
+    monkeypatch.setattr(schema, "MIGRATIONS", broken)
+    with pytest.raises(NisoError, match="no such table: gone"):
+        Store.open()
+    again = sqlite3.connect(paths.database())
+    assert list(again.iterdump()) == before
+    assert again.execute("PRAGMA user_version").fetchone() == (version,)
+
+
+def test_columns_are_counted() -> None:
+    """`Store.open` knows a store by their number."""
+    count = "SELECT COUNT(*) FROM sqlite_schema m, pragma_table_info(m.name) WHERE m.type='table'"
+    assert Store.open()._db.execute(count).fetchone() == (schema.COLUMNS,)

@@ -46,6 +46,9 @@ COMMANDS = {
 
 ALIASES = {"-h": "help", "--help": "help", "-V": "version", "--version": "version"}
 
+WITHOUT_STORE = ("lab", "net rules")
+"""Those that are not about what the store knows."""
+
 
 def main() -> None:
     """Entry point of the console script; ends the process."""
@@ -102,7 +105,18 @@ def _command(arguments: list[str]) -> int:
     if command.root and os.geteuid() != 0:
         raise NisoError("needs root", f"sudo niso {' '.join(arguments)}" if _plain(arguments) else "run it with sudo")
     _end_on_signals()
+    if command.root and command.name not in WITHOUT_STORE and "--sweep" not in words:
+        _refuse_lost_store()
     return int(_module(COMMANDS[name][0]).run(command.name, parsed))
+
+
+def _refuse_lost_store() -> None:
+    from niso import paths
+
+    if not os.path.lexists(paths.database()):
+        from niso import lost
+
+        lost.refuse()
 
 
 def find(name: str, action: str) -> Command | Group:

@@ -56,7 +56,29 @@ def of(addresses: Iterable[str]) -> list[Flow]:
     return found
 
 
-def end(flows: Iterable[Flow]) -> int:
+class Tracked(NamedTuple):
+    """A flow as it was sent and as it is answered: without NAT the one is the other reversed. ``port`` is where it was sent to.
+
+    ``answered``: a packet has come back. ``handle`` is for `end`.
+    """
+
+    proto: str
+    source: str
+    destination: str
+    port: int | None
+    answers_from: str
+    answers_to: str
+    answered: bool
+    handle: bytes
+
+
+def tracked() -> list[Tracked]:
+    """All flows that there are. Raises KernelError."""
+    with netlink.Netlink(netlink.NETFILTER) as kernel:
+        return kernel.dump("list connections", _CT_GET, nfgenmsg(socket.AF_UNSPEC), _whole, _ABSENT)
+
+
+def end(flows: Iterable[Flow | Tracked]) -> int:
     """Forget these flows, so that their next packet is judged as the first one of a flow. Raises KernelError."""
     handles = [flow.handle for flow in flows]
     with netlink.Netlink(netlink.NETFILTER) as kernel:
@@ -93,6 +115,18 @@ def _parse(body: bytes) -> tuple[Flow, set[str]]:
     rest = b"".join(attribute(kind, entry[kind]) for kind in (_ID, _ZONE) if kind in entry)
     handle = nfgenmsg(family) + nested(_TUPLE_ORIG, entry[_TUPLE_ORIG]) + rest
     return Flow(from_, back_from, port, proto, handle), {from_, to, back_from, back_to}
+
+
+def _whole(body: bytes) -> Tracked:
+    entry = attributes(body, 4)
+    sent = attributes(entry[_TUPLE_ORIG])
+    source, destination = _addresses(body[0], sent)
+    answers_from, answers_to = _addresses(body[0], attributes(entry[_TUPLE_REPLY]))
+    flow, _ = _parse(body)
+    there = attributes(sent[_TUPLE_PROTO]).get(_DST_PORT)
+    port = int.from_bytes(there, "big") if there is not None and flow.port is not None else None
+    answered = bool(int.from_bytes(entry.get(_STATUS, b""), "big") & _SEEN_REPLY)
+    return Tracked(flow.proto, source, destination, port, answers_from, answers_to, answered, flow.handle)
 
 
 def _addresses(family: int, tuple_: dict[int, bytes]) -> tuple[str, str]:

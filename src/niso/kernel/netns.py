@@ -61,6 +61,41 @@ def make(name: str, *, alias: str = "") -> Rtnl:
         raise refused(what, error.errno or 0) from error
 
 
+def marked(pid: int) -> str:
+    """The mark of the network namespace that process ``pid`` is in; empty where that cannot be seen."""
+    try:
+        with Elsewhere(None, f"/proc/{pid}/ns/net"), Rtnl() as rtnl:
+            lo = rtnl.link("lo")
+            return lo.alias if lo else ""
+    except KernelError:
+        return ""
+
+
+def attach(name: str, pid: int, alias: str) -> None:
+    """Give the network namespace of process ``pid``, which carries ``alias``, the name that it has lost. Raises KernelError."""
+    path = _path(name)
+    what = f"name the network namespace of process {pid} '{name}'"
+    if exists(name):
+        raise refused(what, errno.EEXIST)
+    try:
+        # this descriptor is of one namespace, whatever becomes of the process
+        fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            source = f"/proc/self/fd/{fd}"
+            with Elsewhere(None, source), Rtnl() as rtnl:
+                lo = rtnl.link("lo")
+            if lo is None or lo.alias != alias:
+                raise refused(what, errno.EPERM)
+            _make_directory()
+            failpoint.hit(what)
+            os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0))
+            _mount(source, path, _MS_BIND)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise refused(what, error.errno or 0) from error
+
+
 def delete(name: str) -> None:
     """Take the name away; the namespace itself goes with its last process. A missing one is fine."""
     path = _path(name)
@@ -145,14 +180,15 @@ def unnamed() -> Elsewhere:
 
 
 class Elsewhere:
-    """A context in another network namespace: the one named, or a new one for None."""
+    """A context in another network namespace: the one named, that of the file ``path``, or a new one."""
 
-    def __init__(self, name: str | None) -> None:
+    def __init__(self, name: str | None, path: str | None = None) -> None:
         self._name = name
+        self._path = path
         self._home = -1
 
     def __enter__(self) -> None:
-        target = open_fd(self._name) if self._name is not None else -1
+        target = self._open()
         try:
             self._home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -168,6 +204,14 @@ class Elsewhere:
         finally:
             if target >= 0:
                 os.close(target)
+
+    def _open(self) -> int:
+        if self._path is None:
+            return open_fd(self._name) if self._name is not None else -1
+        try:
+            return os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise refused(f"open network namespace '{self._path}'", error.errno or 0) from error
 
     def __exit__(self, *_: object) -> None:
         try:

@@ -6,12 +6,13 @@ Something of a needed name that is not ours is a Conflict.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Iterable
 
 from niso import paths
 from niso.errors import Conflict
-from niso.kernel import netns, sysctl
+from niso.kernel import neighbours, netns, sysctl
 from niso.kernel.nftables import Nft
 from niso.kernel.nftset import HEADERS, Nfnetlink
 from niso.kernel.rtnetlink import Link, Rtnl
@@ -19,10 +20,12 @@ from niso.kernel.sockets import Sockets
 from niso.render import hosts, nft
 from niso.state import (
     Address,
+    Attached,
     Bridge,
     Element,
     HostsFile,
     HostsLine,
+    Neighbour,
     Netns,
     Route,
     Ruleset,
@@ -38,15 +41,22 @@ Foreign = dict[str, Conflict]
 """Name of a link or namespace that should be ours and is not -> what is wrong with it."""
 
 
-def read(candidates: State, alias: str, foreign: Foreign | None = None, sockets: Sockets | None = None) -> State:
+def read(
+    candidates: State,
+    alias: str,
+    foreign: Foreign | None = None,
+    sockets: Sockets | None = None,
+    strays: bool = False,
+) -> State:
     """Which of ``candidates`` the kernel has, with the fields as they are there; by ``sockets``, or by its own.
 
     Its cost depends on ``candidates`` alone. ``alias`` marks what is ours. Raises KernelError, and Conflict where something
-    of a candidate's name is somebody else's; with ``foreign`` that is noted there, and the thing left out.
+    of a candidate's name is somebody else's; with ``foreign`` that is noted there, and the thing left out. With ``strays`` also
+    what others have done to the links of the candidates: neighbour entries, links on our bridges, routes that are gone.
     """
     if sockets is None:
         with Sockets() as own:
-            return read(candidates, alias, foreign, own)
+            return read(candidates, alias, foreign, own, strays)
     state_id = alias.partition(":")[2]
     tables = _tables(candidates, state_id, foreign is not None)
     bridges: set[Bridge] = set()
@@ -55,13 +65,16 @@ def read(candidates: State, alias: str, foreign: Foreign | None = None, sockets:
     addresses: set[Address] = set()
     routes: set[Route] = set()
     sysctls: set[Sysctl] = set()
+    attached: set[Attached] = set()
+    found_by_hand: set[Neighbour] = set()
 
     rtnl = sockets.here()
     for bridge in {thing.name for thing in candidates.bridges}:
         link = rtnl.link(bridge)
         if link is None or not _own(link, alias, foreign):
             continue
-        bridges.add(Bridge(link.name, link.mtu, link.alias, link.up, link.call_iptables, link.call_ip6tables))
+        tracked = (link.call_iptables, link.call_ip6tables)
+        bridges.add(Bridge(link.name, link.mtu, link.alias, link.up, *tracked, link.mac, link.strange))
     wanted = _by_namespace(candidates)
     here = wanted.pop("", _Wanted())
     _addresses(rtnl, "", here.links, addresses, routes)
@@ -77,14 +90,24 @@ def read(candidates: State, alias: str, foreign: Foreign | None = None, sockets:
                     continue
                 host_ends[veth.name] = link
         inner = _inside(sockets.at(name), here, name, alias, foreign, addresses, routes, sysctls, namespaces)
+        if strays and inner is not None:
+            for link in inner.values():
+                found_by_hand |= {
+                    Neighbour(name, link.name, entry.address, entry.mac)
+                    for entry in neighbours.of_link(sockets.at(name), link.index)
+                }
         if inner is not None:
             for link in host_ends.values():
-                veths.add(_veth(link, name, inner, rtnl.name(link.master)))
+                # a port that has just begun to carry takes a moment to forward
+                seen = link if strays else link._replace(strange=link.strange.partition("state ")[0].rstrip(", "))
+                veths.add(_veth(seen, name, inner, rtnl.name(link.master)))
     for name, here in wanted.items():
         for veth in here.veths:  # a pair whose namespace has lost its name
             if not netns.exists(name) and (link := rtnl.link(veth.name)) and _own(link, alias, foreign):
                 veths.add(_veth(link, "", {}, rtnl.name(link.master)))
 
+    if strays:
+        _host_strays(bridges, alias, attached, found_by_hand, addresses)
     files, lines = _hosts_lines(candidates)
     return tables._replace(
         bridges=frozenset(bridges),
@@ -93,9 +116,41 @@ def read(candidates: State, alias: str, foreign: Foreign | None = None, sockets:
         veths=frozenset(veths),
         addresses=frozenset(addresses),
         routes=frozenset(routes),
+        attached=frozenset(attached),
+        neighbours=frozenset(found_by_hand),
         hosts_files=files,
         hosts_lines=lines,
     )
+
+
+def _host_strays(
+    bridges: set[Bridge], alias: str, attached: set[Attached], found: set[Neighbour], addresses: set[Address]
+) -> None:
+    """Of our bridges: ports that are not ours, entries set by hand, and which of their addresses have lost their route."""
+    names = {bridge.name for bridge in bridges}
+    with Rtnl() as rtnl:
+        links = rtnl.links()
+        by_index = {link.index: link for link in links}
+        for bridge in (link for link in links if link.name in names):
+            ports = [link for link in links if link.master == bridge.index]
+            attached |= {Attached(bridge.name, link.name) for link in ports if link.alias != alias}
+            fixed = neighbours.of_link(rtnl, bridge.index)
+            fixed += neighbours.of_bridge(rtnl, bridge.index, {link.mac for link in (bridge, *ports)})
+            found |= {
+                Neighbour("", by_index[entry.link_index].name, entry.address, entry.mac)
+                for entry in fixed
+                if entry.link_index in by_index
+            }
+            there = {route.destination for route in rtnl.routes(bridge.index) if not route.gateway}
+            own = {each for each in addresses if not each.netns and each.link == bridge.name}
+            addresses -= own
+            addresses |= {each._replace(routed=_is_routed(each.address, there)) for each in own}
+
+
+def _is_routed(address: str, there: set[str]) -> bool:
+    """Whether an address's own prefix is among the destinations ``there``; one of a single address has no route."""
+    prefix = ipaddress.ip_interface(address).network
+    return prefix.num_addresses == 1 or str(prefix) in there
 
 
 def read_all(want: State, alias: str, foreign: Foreign) -> State:
@@ -109,13 +164,14 @@ def read_all(want: State, alias: str, foreign: Foreign) -> State:
         bridges=want.bridges | {Bridge(link.name, 0, alias) for link in ours if link.kind == "bridge"},
         netns=want.netns | {Netns(name, alias) for name in namespaces},
     )
-    have = read(candidates, alias, foreign)
+    have = read(candidates, alias, foreign, strays=True)
     by_index = {link.index: link.name for link in links}
     known = {veth.name for veth in have.veths}
     ends: dict[int, tuple[str, Link]] = {}
     addresses, routes = set(have.addresses), set(have.routes)
     with Rtnl() as rtnl:
-        _addresses(rtnl, "", {bridge.name for bridge in have.bridges}, addresses, routes)
+        known_links = {each.link for each in addresses if not each.netns}
+        _addresses(rtnl, "", {bridge.name for bridge in have.bridges} - known_links, addresses, routes)
     for name in sorted(namespaces):
         with netns.inside(name), Rtnl() as rtnl:
             inner = {link.name: link for link in rtnl.links() if link.kind == "veth"}
@@ -273,13 +329,18 @@ def _addresses(rtnl: Rtnl, name: str, links: Iterable[str], addresses: set[Addre
 
 
 def _addresses_of(rtnl: Rtnl, name: str, link: Link, addresses: set[Address], routes: set[Route]) -> None:
-    addresses |= {Address(name, link.name, found.address) for found in rtnl.addresses(link.index)}
-    if name:  # the host's other routes are not ours
-        routes |= {
-            Route(name, found.destination, found.gateway, link.name)
-            for found in rtnl.routes(link.index)
-            if found.protocol == OWN_ROUTES or found.gateway
-        }
+    own = rtnl.addresses(link.index)
+    if not name:  # the host's other routes are not ours
+        addresses |= {Address(name, link.name, found.address) for found in own}
+        return
+    by_link = rtnl.routes(link.index)
+    there = {found.destination for found in by_link if not found.gateway}
+    addresses |= {Address(name, link.name, found.address, _is_routed(found.address, there)) for found in own}
+    routes |= {
+        Route(name, found.destination, found.gateway, link.name)
+        for found in by_link
+        if found.protocol == OWN_ROUTES or found.gateway
+    }
 
 
 def _inside(
@@ -327,9 +388,10 @@ def _veth(link: Link, name: str, inner: dict[str, Link], bridge: str) -> Veth:
     """The pair as it is; its other end is looked for among ``inner``, the links of its namespace."""
     peer = next((far for far in inner.values() if far.index == link.peer_index and far.peer_index == link.index), None)
     if peer is None:
-        return Veth(link.name, "", "", "", link.mtu, bridge, link.hairpin, link.alias, link.up)
+        return Veth(link.name, "", "", "", link.mtu, bridge, link.hairpin, link.alias, link.up, link.strange)
     mtu = link.mtu if link.mtu == peer.mtu else -1
-    return Veth(link.name, name, peer.name, peer.mac, mtu, bridge, link.hairpin, link.alias, link.up and peer.up)
+    up = link.up and peer.up
+    return Veth(link.name, name, peer.name, peer.mac, mtu, bridge, link.hairpin, link.alias, up, link.strange)
 
 
 def _folders() -> list[str]:

@@ -16,10 +16,11 @@ from fcntl import ioctl
 from typing import NamedTuple
 
 from niso.errors import KernelError
-from niso.kernel import netlink
+from niso.kernel import bridging, netlink
 from niso.kernel.netlink import Message, attribute, attributes, nested, refused, text, u32
 
 MAIN = 254  # RT_TABLE_MAIN
+_KERNEL = 2  # RTPROT_KERNEL: the kernel's own, with an address
 BOOT = 3  # RTPROT_BOOT: routes added by hand, as iproute2 does
 UNICAST = 1  # RTN_UNICAST
 
@@ -30,7 +31,7 @@ _NEWNEIGH, _DELNEIGH = 28, 29
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
 _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 18, 20, 26, 28, 29
-_IFLA_GROUP, _IFLA_LINK_NETNSID = 27, 37
+_IFLA_OPERSTATE, _IFLA_GROUP, _IFLA_LINK_NETNSID = 16, 27, 37
 _AT_ONCE = 64  # messages whose answers fit the socket's buffer together
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _BR_FORWARD_DELAY, _BR_STP_STATE, _BR_MCAST_SNOOPING = 1, 5, 23
@@ -42,7 +43,8 @@ _SKIP_STATS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
 
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _IFA_F_NODAD = 0x02
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE = 1, 4, 5, 15
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_TABLE = 1, 4, 5, 6, 7, 15
+_METRIC6 = 256  # IP6_RT_PRIO_ADDRCONF: of the routes that the kernel adds with IPv6 addresses
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
 
 _IFF_UP = 1
@@ -64,7 +66,8 @@ class Link(NamedTuple):
 
     ``kind`` is "bridge", "veth", or "" for those without a driver of their own (lo, hardware); ``mtu`` in bytes; ``master``
     the index of its bridge, 0 for none; ``peer_index`` IFLA_LINK (a veth's other end, 0 for none) and ``peer_netnsid`` that
-    end's namespace, -1 for this one; ``hairpin`` of a bridge port; ``call_iptables``, ``call_ip6tables`` of a bridge.
+    end's namespace, -1 for this one; ``hairpin`` of a bridge port; ``call_iptables``, ``call_ip6tables`` of a bridge; ``strange``
+    what of a bridge or a port is not as niso makes it (`niso.kernel.bridging`).
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index
@@ -80,6 +83,7 @@ class Link(NamedTuple):
     hairpin: bool
     call_iptables: bool
     call_ip6tables: bool
+    strange: str = ""
 
 
 class LinkAddress(NamedTuple):
@@ -234,10 +238,12 @@ class Rtnl(netlink.Netlink):
         mac: str | None = None,
         call_iptables: bool | None = None,
         call_ip6tables: bool | None = None,
+        strange: str = "",
     ) -> None:
         """Change what is not None of the link ``name``; ``master`` "" takes it off its bridge, ``alias`` "" clears it.
 
         ``hairpin`` is for a bridge's port, ``call_iptables`` and ``call_ip6tables`` are for a bridge (see `add_bridge`).
+        What ``strange`` names of a port or a bridge is put back (`niso.kernel.bridging`).
         """
         flags = _IFF_UP if up else 0
         changes = text(_IFLA_IFNAME, name)
@@ -268,6 +274,11 @@ class Rtnl(netlink.Netlink):
             what = f"set nf_call_iptables, nf_call_ip6tables of '{name}'"
             own = nested(_IFLA_LINKINFO, text(_INFO_KIND, "bridge"), nested(_INFO_DATA, *calls))
             messages.append(Message(what, _NEWLINK, 0, _ifinfo() + text(_IFLA_IFNAME, name) + own))
+        body = _ifinfo() + text(_IFLA_IFNAME, name)
+        messages += [
+            Message(f"set '{name}' as it was made ({strange})", _NEWLINK, 0, body + each)
+            for each in bridging.usual(strange)
+        ]
         if messages:
             self.transact(*messages)
 
@@ -320,6 +331,19 @@ class Rtnl(netlink.Netlink):
         body += attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
         what = f"add address {cidr} to link {link_index}"
         self.transact(Message(what, _NEWADDR, netlink.CREATE | netlink.EXCL, body, (errno.EEXIST,)))
+
+    def add_connected_route(self, link_index: int, cidr: str) -> None:
+        """Give back the route to an address's prefix that the kernel makes with the address; one that is there is fine."""
+        family, packed, length = _parse_cidr(cidr)
+        whole = 8 * len(packed)
+        number = int.from_bytes(packed) >> (whole - length) << (whole - length)
+        is_4 = family == socket.AF_INET
+        scope = _SCOPE_LINK if is_4 else _SCOPE_UNIVERSE
+        body = _rtmsg.pack(family, length, 0, 0, MAIN, _KERNEL, scope, UNICAST, 0)
+        body += attribute(_RTA_DST, number.to_bytes(len(packed))) + u32(_RTA_OIF, link_index)
+        body += attribute(_RTA_PREFSRC, packed) if is_4 else u32(_RTA_PRIORITY, _METRIC6)
+        what = f"add the route to {cidr} by link {link_index}"
+        self.transact(Message(what, _NEWROUTE, netlink.CREATE, body, (errno.EEXIST,)))
 
     def delete_address(self, link_index: int, cidr: str) -> None:
         """Take an address from a link; a missing one is fine."""
@@ -470,6 +494,9 @@ def _parse_link(body: bytes) -> Link:
         hairpin=port.get(_BRPORT_MODE, b"\0") != b"\0",
         call_iptables=own.get(_BR_NF_CALL_IPTABLES, b"\0") != b"\0",
         call_ip6tables=own.get(_BR_NF_CALL_IP6TABLES, b"\0") != b"\0",
+        strange=bridging.strange_port(port, _number(found, _IFLA_OPERSTATE, 0))
+        if port
+        else bridging.strange_bridge(own),
     )
 
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Container, Iterable
 from contextlib import nullcontext
 
-from niso import failpoint, names, paths
+from niso import failpoint, paths
 from niso.diff import AnyStep, Edit, HostsEdit, NftTransaction, Step
 from niso.errors import KernelError, NisoError
-from niso.kernel import modules, netns, sysctl
+from niso.kernel import modules, neighbours, netns, sysctl
 from niso.kernel.announce import announce
 from niso.kernel.nftables import Nft
 from niso.kernel.nftset import HEADERS, Change, Nfnetlink, can_change
 from niso.kernel.rtnetlink import Rtnl
 from niso.kernel.sockets import Sockets
 from niso.render import hosts
-from niso.state import Address, Bridge, HostsFile, Netns, Route, Sysctl, Veth
+from niso.state import Address, Attached, Bridge, HostsFile, Neighbour, Netns, Route, Sysctl, Veth
 
 
 def write(
@@ -124,13 +125,13 @@ class _Writer:
     def _things(self, steps: list[Step]) -> None:
         step, thing = steps[0], steps[0].thing
         if isinstance(thing, Bridge):
-            self._bridge(step.action, thing)
+            self._bridge(step, thing)
         elif isinstance(thing, Netns):
             self._namespace(step.action, thing)
         elif isinstance(thing, Veth) and step.action == "delete":
             self._veths_end([each.thing for each in steps if isinstance(each.thing, Veth)])
         elif isinstance(thing, Veth):
-            self._veth(step.action, thing)
+            self._veth(step, thing)
         elif isinstance(thing, Address):
             self._address(step.action, thing)
         elif isinstance(thing, Route):
@@ -140,6 +141,10 @@ class _Writer:
                 for each in steps:
                     if isinstance(each.thing, Sysctl):
                         sysctl.write(each.thing.name, each.thing.value)
+        elif isinstance(thing, Attached):
+            self._sockets.at("").set_link(thing.link, master="")
+        elif isinstance(thing, Neighbour):
+            self._neighbour(thing)
         elif isinstance(thing, HostsFile):
             remove_hosts(thing.folder)
         else:
@@ -153,7 +158,8 @@ class _Writer:
         else:
             self._sockets.keep(thing.name, netns.make(thing.name, alias=thing.alias))
 
-    def _bridge(self, action: str, bridge: Bridge) -> None:
+    def _bridge(self, step: Step, bridge: Bridge) -> None:
+        action = step.action
         if action != "delete" and (bridge.tracked4 or bridge.tracked6):
             modules.load_bridge_netfilter()
         rtnl = self._sockets.at("")
@@ -165,7 +171,7 @@ class _Writer:
                 mtu=bridge.mtu,
                 alias=bridge.alias,
                 # made anew it has the same: for up to a minute services send to the one that they know
-                mac=names.mac("", bridge.name, bridge.alias),
+                mac=bridge.mac or None,
                 call_iptables=bridge.tracked4,
                 call_ip6tables=bridge.tracked6,
             )
@@ -173,9 +179,11 @@ class _Writer:
             rtnl.set_link(
                 bridge.name,
                 mtu=bridge.mtu,
+                mac=bridge.mac or None,
                 up=True,
                 call_iptables=bridge.tracked4,
                 call_ip6tables=bridge.tracked6,
+                strange=step.was.strange if isinstance(step.was, Bridge) else "",
             )
 
     def _veths_end(self, veths: list[Veth]) -> None:
@@ -189,9 +197,9 @@ class _Writer:
         else:
             rtnl.delete_links([veth.name for veth in veths])
 
-    def _veth(self, action: str, veth: Veth) -> None:
+    def _veth(self, step: Step, veth: Veth) -> None:
         rtnl = self._sockets.at("")
-        if action == "add":
+        if step.action == "add":
             fd = netns.open_fd(veth.netns)
             try:
                 rtnl.add_veth(
@@ -207,30 +215,52 @@ class _Writer:
             finally:
                 os.close(fd)
         else:
-            rtnl.set_link(veth.name, mtu=veth.mtu, master=veth.bridge, hairpin=veth.hairpin, up=True)
+            strange = step.was.strange if isinstance(step.was, Veth) and step.was.bridge == veth.bridge else ""
+            rtnl.set_link(veth.name, mtu=veth.mtu, master=veth.bridge, hairpin=veth.hairpin, up=True, strange=strange)
         self._sockets.at(veth.netns).set_link(veth.peer, mtu=veth.mtu, up=True)
 
     def _address(self, action: str, address: Address) -> None:
         rtnl, index = self._link(address.netns, address.link)
         if action == "delete":
-            rtnl.delete_address(index, address.address)
+            if index is not None:
+                rtnl.delete_address(index, address.address)
+            return
+        index = _there(index, address.link)
+        if action == "change":
+            rtnl.add_connected_route(index, address.address)
         else:
             rtnl.add_address(index, address.address)
 
     def _route(self, step: Step, route: Route) -> None:
-        rtnl, index = self._link(route.netns, route.link)
         gone = route if step.action == "delete" else step.was
         if isinstance(gone, Route):
-            rtnl.delete_route(gone.destination, gone.gateway, index)
+            rtnl, index = self._link(gone.netns, gone.link)
+            if index is not None:
+                rtnl.delete_route(gone.destination, gone.gateway, index)
         if step.action != "delete":
-            rtnl.add_route(route.destination, route.gateway, index)
+            rtnl, index = self._link(route.netns, route.link)
+            rtnl.add_route(route.destination, route.gateway, _there(index, route.link))
 
-    def _link(self, name: str, link: str) -> tuple[Rtnl, int]:
+    def _neighbour(self, entry: Neighbour) -> None:
+        rtnl, index = self._link(entry.netns, entry.link)
+        if index is not None:
+            neighbours.delete(rtnl, neighbours.Fixed(index, entry.address, entry.mac))
+
+    def _link(self, name: str, link: str) -> tuple[Rtnl, int | None]:
+        """A socket of the namespace, and the link's number there; None where it is gone, and what lay on it with it."""
         rtnl = self._sockets.at(name)
         try:
             return rtnl, rtnl.index(link)
-        except KernelError:
-            raise KernelError(f"link {link!r} is not there", "niso net repair") from None
+        except KernelError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            return rtnl, None
+
+
+def _there(index: int | None, link: str) -> int:
+    if index is None:
+        raise KernelError(f"link {link!r} is not there", "niso net repair")
+    return index
 
 
 def _transaction(step: NftTransaction) -> None:

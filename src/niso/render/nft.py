@@ -87,6 +87,7 @@ table inet niso {{
 	set subnets6 {{ type ipv6_addr; flags interval; }}
 	set internal {{ type ifname; }}
 	set closed {{ type nf_proto; }}
+	set before {{ type ifname . ifname . ifname; }}
 	set no_start_in4 {{ type ipv4_addr; counter; }}
 	set no_start_in6 {{ type ipv6_addr; counter; }}
 	set no_start_out4 {{ type ipv4_addr; counter; }}
@@ -328,7 +329,7 @@ COUNTED = frozenset(name for name in POLICIES if not name.startswith(("ingress",
 
 LATE = frozenset(
     (
-        *("owner", "bridges", "same_bridge", "ports", "subnets4", "subnets6", "internal", "closed"),
+        *("owner", "bridges", "same_bridge", "ports", "subnets4", "subnets6", "internal", "closed", "before"),
         *("sources4", "sources6", "links", "broadcasts"),
     )
 )
@@ -358,6 +359,31 @@ def owner(state_id: str) -> list[Element]:
 def closed(family: int) -> Element:
     """Traffic of this family that concerns no niso bridge is not forwarded."""
     return Element(INET, "closed", f"ipv{family}", "", "")
+
+
+_SYSCTL = re.compile(r"net/ipv(?:4/(?P<v4>ip_forward)|6/conf/(?P<link>[A-Za-z0-9_.:@-]{1,15})/(?P<v6>[a-z_]+))")
+_SHORT = {"force_forwarding": "force"}  # ifname has 15 characters
+
+
+def before(sysctl: str, value: str) -> list[Element]:
+    """What a sysctl of the host was before niso changed it, for whoever clears up without a store.
+
+    No rule reads it. Empty where the link has a name that nft's text cannot hold: that one is on record in the store alone.
+    """
+    found = _SYSCTL.fullmatch(sysctl)
+    if found is None or not re.fullmatch("[0-9]{1,9}", value):
+        return []
+    link, what = found["link"] or "all", found["v4"] or found["v6"]
+    return [Element(INET, "before", " . ".join(map(_quoted, (link, _SHORT.get(what, what), value))), "", "")]
+
+
+def sysctl_before(element: str) -> tuple[str, str]:
+    """The sysctl and the value that an element of `before` means."""
+    link, what, value = (part.strip('"') for part in element.split(" . "))
+    if what == "ip_forward":
+        return "net/ipv4/ip_forward", value
+    long = {short: name for name, short in _SHORT.items()}.get(what, what)
+    return f"net/ipv6/conf/{link}/{long}", value
 
 
 def network(name: str, bridge: str, subnets: Iterable[Subnet], internal: bool = False) -> list[Element]:

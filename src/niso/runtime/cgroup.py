@@ -73,6 +73,21 @@ def holds(path: str, pid: int) -> bool:
         return False
 
 
+def holds_wholly(path: str, pid: int) -> bool:
+    """Whether process ``pid`` is in the cgroup ``path`` or below it in all hierarchies of v1 and, where that has it, in v2.
+
+    crun uses all of v1 or v2 alone. True where the process is gone.
+    """
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as lines:
+            found = [line.rstrip("\n").split(":", 2) for line in lines]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    inside = {number: f"{there}/".find(f"{path}/") >= 0 for number, _, there in found}
+    v1 = [ours for number, ours in inside.items() if number != "0"]
+    return all(v1) if v1 else inside.get("0", False)
+
+
 def pids(path: str) -> list[int]:
     """The processes in the cgroup ``path``, in any hierarchy."""
     found: set[int] = set()

@@ -226,6 +226,20 @@ def _end_all(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s:
         launch.remove_cgroups(oci.cgroup(spec))
 
 
+def end_lost(service: str, path: str) -> None:
+    """End what lives on in the cgroup ``path`` of a service whose folder is gone, and remove it. Raises `ProcessError`."""
+    try:
+        _end_lost(service, path)
+        launch.remove_cgroups(path)
+    except OSError as error:
+        raise _failed(service, "stop", error) from error
+
+
+def kept_here(service: str) -> bool:
+    """Whether a conmon that was started with this run folder keeps a process of the service."""
+    return bool(_conmons(service))
+
+
 def _end_lost(service: str, path: str | None) -> None:
     """End what lives on of a service whose folder somebody has removed; nothing of that kind is fine.
 
@@ -326,9 +340,34 @@ def at_home(service: str) -> bool:
     pid = status(service).pid
     try:
         there = os.stat((spec.netns if spec else "") or "/proc/self/ns/net")  # without one it is the host's
-        return spec is None or os.path.samestat(os.stat(f"/proc/{pid}/ns/net"), there)
+        home = os.stat(f"/proc/{pid}/ns/net")
+        if there.st_dev != home.st_dev:
+            return True  # no namespace has the name
+        return spec is None or os.path.samestat(home, there)
     except OSError:
         return True
+
+
+def known_to_crun(service: str, pid: int) -> bool:
+    """Whether crun's own state has ``pid`` as the service's PID 1: without it crun can neither run nor end anything in there."""
+    try:
+        known = read_json(os.path.join(launch.crun_root(), launch.container_id(service), "status")) or {}
+    except (OSError, ValueError):
+        return False
+    return known.get("pid") == pid
+
+
+def strayed(service: str) -> bool:
+    """Whether its PID 1 lives, as its conmon's child, and somebody has moved it out of the service's cgroup.
+
+    Where there are several hierarchies it has to be in the cgroup in all that crun uses.
+    """
+    record, keeper = read_json(os.path.join(paths.service_dir(service), "state.json")), conmon(service)
+    spec = load(service)
+    pid = _number((record or {}).get("pid"))
+    if spec is None or pid is None or keeper is None or pid not in _children(keeper):
+        return False
+    return _is_init(pid) and not cgroup.holds_wholly(oci.cgroup(spec), pid)
 
 
 def restarts_after(policy: str, code: int) -> bool:

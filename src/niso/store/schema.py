@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 VERSION = 3
+COLUMNS = 66
+"""Of all tables together, to know a store by."""
 
 _SINCE_2 = """CREATE INDEX port_range ON port (proto, host_port) WHERE count > 1;
 CREATE TABLE published (

@@ -10,6 +10,7 @@ from niso.records import Endpoint, Network, Port, Service, Snapshot, Subnet
 from niso.store.modes import ModeRows
 from niso.store.policies import Name, PolicyRows
 from niso.store.ports import PortRows
+from niso.store.sqlite import damaged
 
 _PUBLISHED = "SELECT 1 FROM published p JOIN service v ON v.name=p.service AND v.active=1 WHERE p.network=n.name"
 # a service's ports lead to it by its other networks too, for those who are on them
@@ -41,7 +42,10 @@ class SnapshotRows(PortRows, PolicyRows, ModeRows):
     """The part of the store that plans are made from."""
 
     def state_id(self) -> str:
-        return str(self._db.execute("SELECT value FROM meta WHERE key='state_id'").fetchone()[0])
+        row = self._db.execute("SELECT value FROM meta WHERE key='state_id'").fetchone()
+        if row is None:
+            raise damaged("it does not say which state folder it is of")
+        return str(row[0])
 
     def active_services(self) -> list[str]:
         return [row[0] for row in self._db.execute("SELECT name FROM service WHERE active=1 ORDER BY name")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 import time
 
 from niso import failpoint, paths
@@ -56,12 +57,38 @@ def others_intend(connection: sqlite3.Connection, but: frozenset[str]) -> bool:
     return any(row[0] not in but for row in connection.execute("SELECT service FROM intent"))
 
 
+_OF_ANOTHER_FORM = ("no such table", "no such column", "table ")
+"""How SQLite begins to say that a database has not the tables that this code knows."""
+
+
+def way_back() -> str:
+    """How services come back when the store is lost: a copy of each package, with its manifest, is kept."""
+    copies = os.path.join(paths.state_dir(), "packages")
+    return f"services can be activated again from their folders, or from the copies in {copies}/NAME/*"
+
+
+def damaged(words: str) -> NisoError:
+    """state.db is of no use, for the reason that ``words`` give."""
+    return NisoError(f"{paths.database()}: {words}", f"move it away and run niso net repair --sweep; then {way_back()}")
+
+
+def require_store() -> None:
+    """Raise NisoError where what has the store's name is nothing that can be one. It exists."""
+    try:
+        found = os.stat(paths.database())
+    except FileNotFoundError:
+        raise damaged("it is a symlink that leads nowhere") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise damaged("it is no file" if not stat.S_ISDIR(found.st_mode) else "it is a folder")
+    if found.st_size == 0:
+        raise damaged("it is empty")
+
+
 def unusable(error: Exception) -> NisoError:
     """What SQLite says of the store, and the next step: for a damaged file, else for a place that cannot be written."""
     words = f"{paths.database()}: {error}"
-    if type(error) is sqlite3.DatabaseError:
-        hint = "move it away and run niso net repair --sweep; services can be activated again from their manifests"
-        return NisoError(words, hint)
+    if type(error) is sqlite3.DatabaseError or str(error).startswith(_OF_ANOTHER_FORM):
+        return damaged(str(error))
     try:
         found = os.statvfs(paths.state_dir())
         if found.f_bavail * found.f_frsize < 1 << 16 and "full" not in words:

@@ -5,6 +5,7 @@ Writers hold niso's lock (apply.lock) and one transaction; readers need neither.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sqlite3
@@ -17,7 +18,7 @@ from niso.errors import NisoError, NotFound
 from niso.records import Network
 from niso.store import schema, world
 from niso.store.snapshots import ALL, Scope, SnapshotRows, marks
-from niso.store.sqlite import Transaction, unusable, use_wal
+from niso.store.sqlite import Transaction, damaged, require_store, unusable, use_wal
 from niso.store.stacks import StackRows
 
 __all__ = ["ALL", "Intent", "Scope", "ServiceRow", "Store"]
@@ -76,21 +77,22 @@ class Store(SnapshotRows, StackRows):
     def open(cls, create: bool = True) -> Store:
         """Open state.db of the state folder. Without ``create`` a store that is not there reads as an empty one."""
         path = paths.database()
-        exists = os.path.exists(path)
+        exists = os.path.lexists(path)
         try:
-            if not exists and not create:
-                connection = sqlite3.connect(":memory:", isolation_level=None)
+            if not exists and create:
+                failpoint.hit("create the state folder")
+                os.makedirs(paths.state_dir(), mode=0o700, exist_ok=True)
+                os.chmod(paths.state_dir(), 0o700)
+                cls._create(path)
+                exists = True
+            if exists:
+                require_store()
+                store = cls(_connected(path))
+                store._migrate()
+                store._require_form()
             else:
-                if not exists:
-                    failpoint.hit("create the state folder")
-                    os.makedirs(paths.state_dir(), mode=0o700, exist_ok=True)
-                    os.chmod(paths.state_dir(), 0o700)
-                connection = sqlite3.connect(path, timeout=10, isolation_level=None)
-                use_wal(connection)
-                connection.execute("PRAGMA synchronous=FULL")
-            connection.execute("PRAGMA foreign_keys=ON")
-            store = cls(connection)
-            store._migrate()
+                store = cls(_connected(":memory:"))
+                store._fill()
             store._notice_reboot()
         except sqlite3.DatabaseError as error:
             raise unusable(error) from error
@@ -98,29 +100,66 @@ class Store(SnapshotRows, StackRows):
             raise NisoError(f"{error.filename}: {error.strerror}", "check NISO_STATE_DIR") from error
         return store
 
+    @classmethod
+    def _create(cls, path: str) -> None:
+        """Make a new database under another name, and name it when it is whole: what has the name is never half of one.
+
+        Where another process was first, its is the one.
+        """
+        folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        draft = f"{path}.new"
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            if os.path.lexists(path):
+                return
+            _remove_database(draft)
+            try:
+                new = cls(_connected(draft))
+                new._fill()
+                new.close()
+                failpoint.hit("name the new store")
+                os.rename(draft, path)
+            except BaseException:
+                _remove_database(draft)
+                raise
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
     def close(self) -> None:
         self._db.close()
+
+    def _fill(self) -> None:
+        with self.transaction():
+            for statement in schema.TABLES.split(";"):
+                self._db.execute(statement)
+            self._db.execute("INSERT INTO meta VALUES ('state_id', ?)", (os.urandom(4).hex(),))
+            self._db.execute(f"PRAGMA user_version={schema.VERSION}")
 
     def _migrate(self) -> None:
         version = self._version()
         if version == schema.VERSION:
             return
+        if version < 1:
+            raise damaged("it is a database, but not a store of niso's")
         if version > schema.VERSION:
             raise NisoError(
                 f"{paths.database()} is of version {version}, this niso knows {schema.VERSION}", "use the newer niso"
             )
         with self.transaction():
             version = self._version()  # another process may have been first
-            if version == 0:
-                for statement in schema.TABLES.split(";"):
-                    self._db.execute(statement)
-                self._db.execute("INSERT INTO meta VALUES ('state_id', ?)", (os.urandom(4).hex(),))
-                version = schema.VERSION
             while version < schema.VERSION:
                 version += 1
                 for statement in schema.MIGRATIONS[version].split(";"):
                     self._db.execute(statement)
             self._db.execute(f"PRAGMA user_version={schema.VERSION}")
+
+    def _require_form(self) -> None:
+        """Raise NisoError where tables or columns are not those of this version."""
+        query = "SELECT COUNT(*) FROM sqlite_schema m, pragma_table_info(m.name) WHERE m.type='table'"
+        if self._db.execute(query).fetchone() != (schema.COLUMNS,):
+            raise damaged("it has not the tables that a store of its version has")
+        self.state_id()
 
     def _notice_reboot(self) -> None:
         here = world.here()
@@ -137,6 +176,35 @@ class Store(SnapshotRows, StackRows):
 
     def transaction(self) -> Transaction:
         return Transaction(self._db)
+
+    # --- whether it is whole -------------------------------------------------------------------------------------
+
+    def require_sound(self) -> None:
+        """Have SQLite look at all pages. Raises NisoError where one is damaged."""
+        words = [str(row[0]) for row in self._db.execute("PRAGMA quick_check(1)")]
+        if words != ["ok"]:
+            raise damaged("; ".join(words))
+
+    def orphans(self) -> list[tuple[str, str]]:
+        """(table, service) of rows of services that are not known."""
+        found = []
+        for table in ROW_TABLES[1:-1]:
+            rows = self._db.execute(
+                f"SELECT DISTINCT service FROM {table} WHERE service NOT IN (SELECT name FROM service) ORDER BY service"
+            )
+            found += [(table, str(row[0])) for row in rows]
+        return found
+
+    def drop_orphans(self) -> None:
+        """Delete the rows of services that are not known."""
+        for table in ROW_TABLES[1:-1]:
+            self._db.execute(f"DELETE FROM {table} WHERE service NOT IN (SELECT name FROM service)")
+
+    def in_memory(self) -> Store:
+        """A copy that nothing comes back from."""
+        copy = _connected(":memory:")
+        self._db.backup(copy)
+        return Store(copy)
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -339,7 +407,7 @@ class Store(SnapshotRows, StackRows):
 
     def begin_intent(self, service: str, action: str, now: float) -> None:
         """Note, before a change, what the service's rows are, so that whoever finds it unfinished can undo it."""
-        undo = json.dumps(self._rows(service))
+        undo = json.dumps(self.rows(service))
         self._db.execute("INSERT OR REPLACE INTO intent VALUES (?, ?, ?, ?)", (service, action, undo, now))
 
     def end_intent(self, service: str) -> None:
@@ -347,7 +415,7 @@ class Store(SnapshotRows, StackRows):
 
     def is_as_before(self, intent: Intent) -> bool:
         """Whether the service's rows are as the intent found them."""
-        return bool(json.loads(intent.undo) == self._rows(intent.service))
+        return bool(json.loads(intent.undo) == self.rows(intent.service))
 
     def undo(self, intent: Intent) -> None:
         """Put the service's rows back as the intent found them; networks that only it had go."""
@@ -369,13 +437,31 @@ class Store(SnapshotRows, StackRows):
             self.note_published(sharer)
         self.drop_implicit_networks(now.networks if now else ())
 
-    def _rows(self, service: str) -> dict[str, list[list[object]]]:
+    def rows(self, service: str) -> dict[str, list[list[object]]]:
+        """All of a service, table by table, as JSON can hold it."""
         rows = {}
         for table in ROW_TABLES:
             column = "name" if table == "service" else "service"
             found = self._db.execute(f"SELECT * FROM {table} WHERE {column}=?", (service,)).fetchall()
             rows[table] = [[{"hex": v.hex()} if isinstance(v, bytes) else v for v in row] for row in found]
         return rows
+
+
+def _connected(path: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=10, isolation_level=None)
+    if path != ":memory:":
+        use_wal(connection)
+        connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA foreign_keys=ON")
+    return connection
+
+
+def _remove_database(path: str) -> None:
+    for ending in ("", "-wal", "-shm", "-journal"):
+        try:
+            os.unlink(f"{path}{ending}")
+        except FileNotFoundError:
+            pass
 
 
 def _service_row(row: tuple[object, ...]) -> ServiceRow:

@@ -1,0 +1,83 @@
+"""Neighbour entries that somebody has set by hand (RTM_GETNEIGH, linux/neighbour.h): niso sets none.
+
+Of an address they lead its packets to a MAC that nobody has asked for; of a MAC, in a bridge's own table, to a port.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from typing import NamedTuple
+
+from niso.kernel.netlink import Message, attribute, attributes, u32
+from niso.kernel.rtnetlink import Rtnl
+
+_DELNEIGH, _GETNEIGH = 29, 30
+_AF_BRIDGE = 7
+_DST, _LLADDR, _IFINDEX, _MASTER = 1, 2, 8, 9  # NDA_*
+_NOARP, _PERMANENT = 0x40, 0x80  # NUD_*
+_MASTERS, _SELF = 0x04, 0x02  # NTF_MASTER: the bridge's table, and not the device's own filter
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+_ndmsg = struct.Struct("=BxxxiHBB")
+
+
+class Fixed(NamedTuple):
+    """An entry that the kernel keeps until it is deleted. ``address`` is empty in a bridge's own table; ``link_index`` is then
+    the port."""
+
+    link_index: int
+    address: str
+    mac: str
+
+
+def of_link(rtnl: Rtnl, link_index: int) -> list[Fixed]:
+    """The permanent entries of addresses on a link, of both families. Raises KernelError."""
+
+    def parse(body: bytes) -> Fixed | None:
+        family, index, state, _, _ = _ndmsg.unpack_from(body)
+        found = attributes(body, 12)
+        if index != link_index or not state & _PERMANENT or family not in _FAMILIES or _DST not in found:
+            return None
+        return Fixed(index, socket.inet_ntop(family, found[_DST]), found.get(_LLADDR, b"").hex(":"))
+
+    return [
+        entry
+        for family in _FAMILIES
+        for entry in rtnl.dump("list neighbours", _GETNEIGH, _request(family) + u32(_IFINDEX, link_index), parse)
+    ]
+
+
+def of_bridge(rtnl: Rtnl, bridge_index: int, own: set[str]) -> list[Fixed]:
+    """The entries of a bridge's own table that are not learned; ``own`` are the MACs of its ports and of itself.
+
+    The kernel has those of ``own`` by itself. Raises KernelError.
+    """
+
+    def parse(body: bytes) -> Fixed | None:
+        _, index, state, flags, _ = _ndmsg.unpack_from(body)
+        found = attributes(body, 12)
+        mac = found.get(_LLADDR, b"").hex(":")
+        if not state & (_NOARP | _PERMANENT) or flags & _SELF or (state & _PERMANENT and mac in own):
+            return None
+        return Fixed(index, "", mac)
+
+    body = _request(_AF_BRIDGE) + u32(_MASTER, bridge_index)
+    return list(dict.fromkeys(rtnl.dump("list a bridge's table", _GETNEIGH, body, parse)))
+
+
+def delete(rtnl: Rtnl, entry: Fixed) -> None:
+    """Delete an entry; a missing one is fine. Raises KernelError."""
+    mac = attribute(_LLADDR, bytes.fromhex(entry.mac.replace(":", "")))
+    if entry.address:
+        family = socket.AF_INET6 if ":" in entry.address else socket.AF_INET
+        body = _request(family, entry.link_index) + attribute(_DST, socket.inet_pton(family, entry.address))
+    else:
+        body = _request(_AF_BRIDGE, entry.link_index, _MASTERS) + mac
+    what = f"delete neighbour {entry.address or entry.mac} of link {entry.link_index}"
+    rtnl.transact(Message(what, _DELNEIGH, 0, body, (errno.ENOENT, errno.ENODEV)))
+
+
+def _request(family: int, index: int = 0, flags: int = 0) -> bytes:
+    return _ndmsg.pack(family, index, 0, flags, 0)

@@ -1,0 +1,128 @@
+"""Whether the store's rows agree with one another, and how what somebody has deleted of them comes back.
+
+A service's manifest says most of its rows again. It is done by the code that writes them, in a copy in memory to see what would
+change, and then in the store.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from niso import forwarding, leases, names, portmap
+from niso.errors import NisoError
+from niso.kernel import netns
+from niso.kernel.nftables import Nft
+from niso.kernel.rtnetlink import Rtnl
+from niso.model import manifest as model
+from niso.records import Policy
+from niso.render import nft
+from niso.store.store import ServiceRow, Store
+
+
+class Hole(NamedTuple):
+    """``problem`` is missing or foreign; ``table`` has lost a row of ``service``, or has one of a service that is not there."""
+
+    problem: str
+    table: str
+    service: str
+
+
+def holes(store: Store) -> list[Hole]:
+    """What is not as it should be. Changes nothing. Raises NisoError where the store is damaged beyond that."""
+    store.require_sound()
+    found = [Hole("foreign", table, service) for table, service in store.orphans()]
+    copy = store.in_memory()
+    try:
+        copy.drop_orphans()
+        for row in copy.services():
+            if copy.intent(row.name) is None and _can_be_told(row):
+                before = copy.rows(row.name)
+                _restore(copy, row)
+                after = copy.rows(row.name)
+                found += [
+                    Hole("missing", table, row.name)
+                    for table, rows in after.items()
+                    if not set(map(repr, rows)) <= set(map(repr, before[table]))
+                ]
+        if store.any_active() and store.sysctls_before().keys() != _sysctls(copy):
+            found.append(Hole("missing", "sysctl", ""))
+    finally:
+        copy.close()
+    return found
+
+
+def _can_be_told(row: ServiceRow) -> bool:
+    """Whether this version of niso understands the service's manifest."""
+    try:
+        model.decode(row.manifest)
+    except NisoError:
+        return False
+    return True
+
+
+def fill(store: Store, found: Iterable[Hole]) -> None:
+    """Put them right; the caller is in a transaction of the store. Raises NisoError."""
+    wanted = list(found)
+    store.drop_orphans()
+    for name in sorted({hole.service for hole in wanted if hole.problem == "missing" and hole.service}):
+        row = store.service(name)
+        if row is not None:
+            _restore(store, row)
+    if any(hole.table == "sysctl" for hole in wanted):
+        _sysctls(store)
+
+
+def _restore(store: Store, row: ServiceRow) -> None:
+    """Write the rows of a service that its own row says again; what is there stays."""
+    name, manifest = row.name, model.decode(row.manifest)
+    store.set_names(name, model.names(manifest))
+    for network in row.networks:
+        if store.network(network) is None:
+            raise NisoError(
+                f"network {network!r} of service {name!r} is not in the store",
+                f"niso net create {network} --subnet CIDR, with the prefix of the address of {names.bridge(network)}",
+            )
+    store.set_endpoints(name, row.networks)
+    for position, network in enumerate(row.networks):
+        _lease_again(store, row, network, position)
+        leases.lease(store, name, network, model.static_ips(manifest).get(network))
+    policy = model.policy(manifest)
+    store.set_policy(name, None if policy._replace(log=False) == Policy() else policy)
+    wanted = model.ports(manifest)
+    if store.port_families(name):
+        before = [port for _, port in store.ports(name)]
+        ports, chosen = portmap.admit(store, name, list(wanted), before, list(wanted.values()))
+        store.set_ports(name, ports, chosen)
+    if not row.active:
+        store.end_publishing(name, keep_forwards=True)
+
+
+def _lease_again(store: Store, row: ServiceRow, network: str, position: int) -> None:
+    """Lease the addresses that an active service's link has to it, where they are on record no more."""
+    lost = [s for s in store.require_network(network).subnets if store.lease_of(row.name, network, s.family) is None]
+    if not lost or not row.active or not netns.exists(names.netns(row.name)):
+        return
+    with netns.inside(names.netns(row.name)), Rtnl() as rtnl:
+        link = rtnl.link(f"eth{position}")
+        found = [ipaddress.ip_interface(each.address).ip for each in rtnl.addresses(link.index)] if link else []
+    for subnet in lost:
+        prefix = ipaddress.ip_network(subnet.cidr)
+        for address in found:
+            free = store.lease_holder(str(address)) is None and str(address) != subnet.gateway
+            if address in prefix and free and store.lease_of(row.name, network, subnet.family) is None:
+                number = int(address) - int(prefix.network_address)
+                store.add_lease(row.name, network, subnet.family, number, str(address), static=False)
+
+
+def _sysctls(store: Store) -> set[str]:
+    """Note again what was found of forwarding, as the kernel still has it on record; which sysctls are noted then."""
+    with Nft() as kernel:
+        marks = kernel.elements(nft.INET, "before") or ()
+    for name, value in map(nft.sysctl_before, marks):
+        store.set_sysctl_before(name, value)
+    on = {network for row in store.services() if row.active for network in row.networks}
+    if on:
+        forwarding.record(store, sorted(on))
+    return set(store.sysctls_before())

@@ -1,0 +1,141 @@
+"""A host with two services and a client in the middle of a transfer by one of them, while the other one is damaged."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from typing import Any
+
+import snapshots
+from conftest import TESTS, Lab, Process
+from quick_niso import Quick
+from services import CLIENT, HOST, ask, echo, inspect, on
+
+SUBNETS = {"backend": ("10.99.1.0/24", "fd00:1::/64"), "extra": ("10.99.2.0/24", "fd00:2::/64")}
+INSIDE = ("ip", "-n", "niso-api")
+
+
+class World:
+    """``api`` on backend and extra, published on 8080; ``peer`` on backend, published on 9090, which the transfer goes by."""
+
+    def __init__(self, lab: Lab, dual: bool) -> None:
+        self.lab = lab
+        self.dual = dual
+        for name, subnets in SUBNETS.items():
+            wanted = [word for subnet in subnets[: 1 + dual] for word in ("--subnet", subnet)]
+            lab.niso("net", "create", name, *wanted)
+        lab.niso(
+            "activate",
+            echo(lab, "api", network={"networks": ["backend", "extra"], "ports": ["8080:80"]}),
+            echo(lab, "peer", network=on("backend", ports=["9090:80"])),
+        )
+        self.id: str = lab.ip_json("link", "show", "niso-backend")[0]["ifalias"]
+        self._quick = Quick(lab)
+        lab.wait_for(lambda: ask(lab, HOST, 9090, "client") == f"peer {CLIENT}", 10, "peer")
+        self._begin_transfer()
+        self._before: snapshots.Snapshot | None = None
+
+    def _begin_transfer(self) -> None:
+        script = (TESTS / "netns" / "transfer.py").read_text()
+        self.transfer: Process = self.lab.popen("python3", "-ISuc", script, HOST, "9090", netns="client", stdin=-1)
+        assert self.transfer.stdout
+        assert self.transfer.stdout.readline() == f"peer {CLIENT}\n".encode()
+
+    @cached_property
+    def port(self) -> str:
+        """The host's end of api's eth0 by what niso says: by its activation, so the same when it is made anew."""
+        return str(inspect(self.lab, "api")["endpoints"][0]["host_interface"])
+
+    @property
+    def pid(self) -> str:
+        return str(inspect(self.lab, "api")["pid"])
+
+    # --- niso ---------------------------------------------------------------------------------------------------------
+
+    def niso(self, *argv: str) -> tuple[int, str, str]:
+        """Exit status, stdout, stderr of one command."""
+        return self._quick.niso(*argv)
+
+    def check(self, *names: str) -> list[dict[str, str]]:
+        status, out, err = self.niso("net", "check", "--json", *names)
+        found: list[dict[str, str]] = json.loads(out)
+        assert status == (1 if found else 0), err
+        return found
+
+    def before(self) -> snapshots.Snapshot:
+        """All that is there while nothing is damaged."""
+        if self._before is None:
+            assert self.check() == []
+            self._before = snapshots.take(self.lab)
+        return self._before
+
+    def start_over(self) -> None:
+        """As well as it can be after a test that failed in the middle."""
+        self.niso("net", "repair")
+        self.forget_before()
+        if self.transfer.poll() is not None:
+            self._begin_transfer()
+        self.tell("go")
+
+    def forget_before(self) -> None:
+        self._before = None
+
+    # --- the transfer -------------------------------------------------------------------------------------------------
+
+    def tell(self, word: str) -> int:
+        """Say a word to the transfer; how many bytes have come back whole."""
+        assert self.transfer.stdin and self.transfer.stdout
+        self.transfer.stdin.write(word.encode() + b"\n")
+        line = self.transfer.stdout.readline()
+        assert line, f"the transfer has ended: {self.transfer.stderr.read().decode() if self.transfer.stderr else ''}"
+        return int(line)
+
+    def assert_transfer_goes_on(self) -> None:
+        was = self.tell("go")
+        self.lab.wait_for(lambda: self.tell("count") > was, 10, "more bytes of the transfer")
+
+    # --- damage -------------------------------------------------------------------------------------------------------
+
+    def run(self, *argv: str, **options: Any) -> str:
+        return str(self.lab.run(*argv, **options).stdout)
+
+    def ip(self, *words: str) -> None:
+        """``ip`` with the words of each string, one command after another."""
+        for each in words:
+            self.run("ip", *each.split())
+
+    def sysctl(self, setting: str, netns: str | None = None) -> None:
+        self.run("sysctl", "-qw", setting, netns=netns)
+
+    def nft(self, text: str) -> None:
+        self.run("nft", "-f", "-", input=text)
+
+    def sh(self, text: str, *arguments: str) -> str:
+        return self.run("sh", "-c", text, "sh", *arguments)
+
+    def sql(self, *statements: str) -> None:
+        """Change the store as nobody should: without its foreign keys."""
+        code = "import sqlite3, sys; d = sqlite3.connect('/var/lib/niso/state.db'); [d.execute(s) for s in sys.argv[1:]]; d.commit()"
+        self.run("python3", "-ISc", code, *statements)
+
+    def rule(self, family: str, chain: str) -> int:
+        """The handle of the last rule of a chain."""
+        found = [
+            each["rule"]["handle"]
+            for each in self.lab.nft_json()
+            if "rule" in each and each["rule"]["chain"] == chain and each["rule"]["family"] == family
+        ]
+        return int(found[-1])
+
+    def kill_conmon(self, process: bool = False) -> None:
+        """Kill api's conmon, and with ``process`` at the same time the service itself."""
+        conmon = self.run("pgrep", "-x", "-f", "/usr/bin/conmon .* -n api .*").split()
+        self.run("kill", "-9", *conmon, *([self.pid] if process else []))
+
+    def leave_cgroup(self) -> None:
+        """Move api out of its cgroups, which go then."""
+        moved = 'for pid in $(cat "$each"/cgroup.procs); do echo "$pid" > "$top"/cgroup.procs; done'
+        self.sh(
+            'for each in /sys/fs/cgroup/niso-*/api /sys/fs/cgroup/*/niso-*/api; do test -d "$each" || continue; '
+            f'top=${{each%/niso-*}}; {moved}; rmdir "$each"; done'
+        )

@@ -1,0 +1,138 @@
+"""Rules that another program has flushed: they come back in one transaction, and flows of that time get their NAT."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from conftest import Lab, Process
+from generations import Generations
+from services import CLIENT, HOST, idle, on, package
+
+SERVER = """\
+import contextlib, socket, sys
+server = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
+server.bind((sys.argv[1], int(sys.argv[2])))
+print("ready", flush=True)
+while True:
+    data, peer = server.recvfrom(2048)
+    with contextlib.suppress(OSError):  # no way there
+        server.sendto(data + b" " + peer[0].encode(), peer)
+"""
+"""Tells each datagram back, with the address that it seems to come from."""
+
+TALK = """\
+import socket, sys
+talker = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
+talker.bind(("", int(sys.argv[3])))
+talker.settimeout(float(sys.argv[4]))
+for line in sys.stdin:
+    talker.sendto(line.strip().encode(), (sys.argv[1], int(sys.argv[2])))
+    try:
+        print(talker.recv(2048).decode(), flush=True)
+    except OSError:
+        print("-", flush=True)
+"""
+
+HOST6, CLIENT6 = "2001:db8::1", "2001:db8::2"
+
+OTHERS = """\
+table inet other {
+	chain nat { type nat hook prerouting priority 0; }
+	chain seen { type filter hook prerouting priority 0; ct state established accept; }
+	chain out { type nat hook postrouting priority 0; }
+}
+"""
+"""Somebody else's NAT: connection tracking goes on without niso's rules."""
+
+DAMAGE = {
+    "flush": "flush ruleset",
+    "inet table": "delete table inet niso",
+    "bridge table": "delete table bridge niso",
+    "reload": f"flush ruleset\n{OTHERS}",
+}
+
+
+class Talker:
+    """A UDP client that keeps its socket."""
+
+    def __init__(self, lab: Lab, netns: str | None, to: tuple[str, int], port: int, seconds: float = 0.5) -> None:
+        arguments = (to[0], str(to[1]), str(port), str(seconds))
+        self._process: Process = lab.popen("python3", "-ISuc", TALK, *arguments, netns=netns, stdin=-1)
+
+    def ask(self, word: str) -> str:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(word.encode() + b"\n")
+        return str(self._process.stdout.readline().decode().strip())
+
+
+@pytest.fixture
+def host(lab: Lab) -> Lab:
+    """api answers on UDP 7000, the client on UDP 6000; somebody else has NAT rules too."""
+    lab.run("nft", "-f", "-", input=OTHERS)
+    lab.niso("net", "create", "backend", "--subnet", "10.99.1.0/24", "--subnet", "fd00:1::/64")
+    files = {"server.py": SERVER}
+    command = ("/usr/bin/python3", "-ISu", "/app/server.py", "::", "7000")
+    lab.niso("activate", package(lab, "api", *command, files=files, network=on("backend", ports=["7000:7000/udp"])))
+    outside = lab.popen("python3", "-ISuc", SERVER, "0.0.0.0", "6000", netns="client")
+    assert outside.stdout and outside.stdout.readline() == b"ready\n"
+    first = Talker(lab, "client", (HOST, 7000), 4999)
+    lab.wait_for(lambda: first.ask("hello") != "-", 10, "api")
+    return lab
+
+
+def entry(lab: Lab, port: int) -> str:
+    """The number of the tracked flow that began at this port."""
+    found = lab.run("conntrack", "-L", "-o", "id", "-p", "udp", f"--sport={port}").stdout
+    return str(found.rpartition("id=")[2].split()[0])
+
+
+def _without_nat(lab: Lab, port: int) -> bool:
+    """Whether the flow from this port is tracked, and its answer is its reverse."""
+    found = "".join(
+        lab.run("conntrack", "-L", "-f", family, "-p", "udp", f"--sport={port}").stdout for family in ("ipv4", "ipv6")
+    )
+    ends = re.findall(r"(?:src|dst)=(\S+)", found)
+    return len(ends) == 4 and ends[:2] == ends[:1:-1]
+
+
+@pytest.mark.parametrize("how", ["repair", "activate"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_rules_come_back_in_one_transaction_and_flows_get_their_nat(host: Lab, damage: str, how: str) -> None:
+    right = Talker(host, "client", (HOST, 7000), 5000)
+    seen = f"::ffff:{CLIENT}"
+    assert right.ask("before") == f"before {seen}"
+    number = entry(host, 5000)
+    host.run("nft", "-f", "-", input=DAMAGE[damage])
+    inwards = Talker(host, "client", (HOST, 7000), 5001)
+    inwards6 = Talker(host, "client", (HOST6, 7000), 5003)
+    outwards = Talker(host, "niso-api", (CLIENT, 6000), 5002)
+    loopback = Talker(host, None, ("127.0.0.1", 7000), 5004)
+    away = [each.ask("away") for each in (inwards, inwards6, outwards, loopback)]
+    assert away == ["-"] * 4 or damage == "bridge table", away
+    if damage in ("inet table", "reload"):  # else nobody tracks meanwhile
+        assert [_without_nat(host, port) for port in (5001, 5002, 5003, 5004)] == [True] * 4
+    generations = Generations(host)
+    if how == "repair":
+        assert host.niso("net", "repair").stdout.startswith("repaired: ")
+    else:
+        host.niso("activate", idle(host, "other", network={"mode": "none"}), idle(host, "new", network=on("backend")))
+    touched = [lines for lines in generations.since() if any(" niso" in line for line in lines)]
+    assert len(touched) == 1, [lines[:4] for lines in touched]
+    assert inwards.ask("now") == f"now {seen}"
+    assert inwards6.ask("now") == f"now {CLIENT6}"
+    assert outwards.ask("now") == f"now {HOST}"
+    assert loopback.ask("now").startswith("now ::ffff:10.99.1.1")
+    assert right.ask("now") == f"now {seen}"
+    assert entry(host, 5000) == number
+    assert host.niso("net", "check").returncode == 0
+
+
+def test_iptables_restore_leaves_nisos_rules_alone(host: Lab) -> None:
+    generations = Generations(host)
+    rules = "*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp --dport 1 -j REDIRECT\nCOMMIT\n*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n"
+    for _ in range(2):
+        host.run("iptables-restore", input=rules)
+    assert host.niso("net", "check").returncode == 0
+    assert host.niso("net", "repair").stdout == "nothing to repair\n"
+    assert not [line for lines in generations.since() for line in lines if " niso" in line]
