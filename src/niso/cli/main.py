@@ -101,6 +101,10 @@ def _command(arguments: list[str]) -> int:
     from niso.cli import later
 
     name = arguments[0]
+    for each in arguments:
+        # the store keeps text, and crun is told of a command in JSON, which would change other bytes
+        if name != "lab" and not _encodable(each):
+            raise UsageError(f"{each!r} is not UTF-8", "names, paths and what exec runs are UTF-8 text")
     if name not in COMMANDS:
         later.refuse_command(name)
         raise unknown("command", name, list(COMMANDS), "niso --help lists them")
@@ -160,6 +164,15 @@ def unknown(kind: str, name: str, known: list[str], otherwise: str) -> UsageErro
 
     near = difflib.get_close_matches(name, known, 1)
     return UsageError(f"no {kind} {name!r}", f"did you mean {near[0]!r}?" if near else otherwise)
+
+
+def _encodable(word: str) -> bool:
+    """Whether a word is text: bytes of the command line that are no UTF-8 come as surrogates (PEP 383)."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _plain(arguments: list[str]) -> bool:

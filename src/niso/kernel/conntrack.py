@@ -137,8 +137,9 @@ def _flush(filters: list[bytes], matches: Callable[[int, _Entry], bool]) -> int:
     if not filters:
         return 0
     with netlink.Netlink(netlink.NETFILTER) as kernel:
-        answer = kernel.get_one("count connections", _CT_GET_STATS, nfgenmsg(socket.AF_UNSPEC), _ABSENT)
-        count = int.from_bytes(attributes(answer or b"", 4).get(_STATS_ENTRIES, b""), "big")
+        what = "count connections"
+        answer = kernel.get_one(what, _CT_GET_STATS, nfgenmsg(socket.AF_UNSPEC), _ABSENT)
+        count = netlink.understood(what, _entries, answer or b"")
         if not count:
             return 0
         # Each dump walks the whole table. With few entries one walk that gives them all is the cheapest.
@@ -157,6 +158,10 @@ def _flush(filters: list[bytes], matches: Callable[[int, _Entry], bool]) -> int:
             if late or not found:
                 break
     return deleted
+
+
+def _entries(answer: bytes) -> int:
+    return int.from_bytes(attributes(answer, 4).get(_STATS_ENTRIES, b""), "big")
 
 
 def _pack(address: str) -> tuple[bytes, int]:
