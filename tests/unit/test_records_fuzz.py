@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import socket
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from niso import paths
 from niso.cli.output import escaped_lines, time_text
+from niso.kernel import sockdiag
 from niso.runtime import health, launch, logs, process, spec
 
 BOUNDED = settings(
@@ -126,3 +128,16 @@ def test_words_of_the_runtime_are_one_line(words: bytes) -> None:
 @given(st.floats(allow_nan=False, allow_infinity=False, min_value=0, max_value=2**36))
 def test_times_can_be_shown(seconds: float) -> None:
     assert time_text(seconds)
+
+
+def test_name_that_a_program_gives_itself_is_one_line() -> None:
+    mine = pathlib.Path("/proc/self/comm")
+    before = mine.read_text()
+    with socket.socket() as held:
+        inode = os.fstat(held.fileno()).st_ino
+        try:
+            mine.write_text("x\nniso: done")
+            found = sockdiag.holder(inode)
+        finally:
+            mine.write_text(before)
+    assert found == (os.getpid(), "x niso: done")
