@@ -28,7 +28,7 @@ ANSWERS = {
     for name, messages in json.loads(pathlib.Path(__file__).with_name("netlink_answers.json").read_text()).items()
 }
 MANY = 10 if os.environ.get("NISO_TEST_LONG") else 1
-BOUNDED = settings(max_examples=400 * MANY, deadline=None)
+BOUNDED = settings(max_examples=200 * MANY, deadline=None)
 
 ERROR, DONE = 2, 3
 MULTI, INTERRUPTED = 0x2, 0x10
@@ -195,7 +195,7 @@ def altered(draw: st.DrawFn, name: str) -> list[bytes]:
 
 @pytest.mark.parametrize("name", READERS)
 def test_no_answer_makes_a_reader_fail_but_with_words(name: str) -> None:
-    @settings(max_examples=(60 if MANY == 1 else 2000), deadline=None)
+    @settings(max_examples=(40 if MANY == 1 else 2000), deadline=None)
     @given(altered(name))
     def go(said: list[bytes]) -> None:
         read(name, said)
