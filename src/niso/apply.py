@@ -161,7 +161,20 @@ def _touched(steps: list[AnyStep], candidates: State) -> State:
         thing.netns for each in things.values() for thing in each if isinstance(thing, Sysctl | Veth | Address | Route)
     }
     things.setdefault("Netns", set()).update(thing for thing in candidates.netns if thing.name in inside)
-    names = "Ruleset Element Bridge Netns Sysctl Veth Address Route Attached Neighbour HostsFile HostsLine".split()
+    names = (
+        "Ruleset",
+        "Element",
+        "Bridge",
+        "Netns",
+        "Sysctl",
+        "Veth",
+        "Address",
+        "Route",
+        "Attached",
+        "Neighbour",
+        "HostsFile",
+        "HostsLine",
+    )
     return State(*(frozenset(things.get(name, ())) for name in names))  # type: ignore[arg-type]
 
 

@@ -90,9 +90,13 @@ def _foreign(kernel: Nft) -> dict[str, int] | None:
     """Frames that were dropped by the bridge port that they came from; None where the set is missing."""
     if kernel.elements(nft.BRIDGE, "owner") is None:
         return None
-    (listed,) = (item["set"] for item in kernel.query(f"list set {nft.BRIDGE} {nft.DROPPED_FROM}") if "set" in item)
-    elements = (each["elem"] for each in listed.get("elem", ()))
-    return {each["val"]: int(each["counter"]["packets"]) for each in elements}
+    found = {}
+    for item in kernel.query(f"list set {nft.BRIDGE} {nft.DROPPED_FROM}"):
+        for each in item.get("set", {}).get("elem", ()):
+            element = each.get("elem", {}) if isinstance(each, dict) else {}
+            if "counter" in element:  # one that somebody else has added may have none
+                found[str(element["val"])] = int(element["counter"]["packets"])
+    return found
 
 
 class Log:

@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import NamedTuple
 
-from niso import paths
 from niso.admission import Change
 from niso.apply import Report, silent
 from niso.errors import Conflict, NisoError, ProcessError
 from niso.model import health as model
 from niso.records import Healthcheck
 from niso.runtime import health, logs, process, rehost, rest
-from niso.runtime.spec import ProcessSpec, namespace, read_json
+from niso.runtime.spec import ProcessSpec, namespace, read_state
 from niso.runtime.spec import parse as parse_spec
 from niso.store.store import ServiceRow
 
@@ -374,12 +373,16 @@ def _ended(service: str, unhealthy: bool) -> NisoError:
 
 def _last_words(service: str) -> str:
     """What the present run wrote last, to be put behind a message; what earlier ones did is no explanation."""
-    record = read_json(os.path.join(paths.service_dir(service), "state.json")) or {}
+    record = read_state(service) or {}
     launched_at = record.get("launched_at", 0.0)
     lines = []
     for line in logs.read(service, _LAST_LINES, timestamps=True):
         stamp, _, text = line.decode("utf-8", "replace").rstrip("\n").partition(" ")
-        if datetime.fromisoformat(stamp).timestamp() >= launched_at:
+        try:
+            written_at = datetime.fromisoformat(stamp).timestamp()
+        except ValueError:  # of a line that was cut off
+            continue
+        if written_at >= launched_at:
             lines.append(text)
     return "; it said:" + "".join(f"\n    {line}" for line in lines) if lines else ""
 
@@ -388,7 +391,7 @@ def _exit_code_soon(service: str) -> int | None:
     """The exit status that conmon is about to write: waits at most a second for it."""
     deadline = time.monotonic() + 1.0
     while True:
-        record = read_json(os.path.join(paths.service_dir(service), "state.json")) or {"run": 0}
+        record = read_state(service) or {"run": 0}
         code: int | None = record.get("exit_code")
         if code is None:
             code = process.exit_code(service, process.bundle_of(service, int(record["run"])))

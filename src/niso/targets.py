@@ -11,7 +11,7 @@ from niso.errors import Conflict, ErrorGroup, InvalidInput, NisoError, NotFound
 from niso.model import manifest as model
 from niso.model import volumes as model_volumes
 from niso.model.manifest import Manifest
-from niso.runtime import resolve
+from niso.runtime import resolve, root
 from niso.runtime import volumes as volume_rules
 from niso.runtime.spec import path_env
 from niso.runtime.volumes import Volume
@@ -105,6 +105,7 @@ def _check_files(target: Target) -> None:
     manifest = target.manifest
     errors: list[NisoError] = []
     checks = (
+        lambda: None if target.rootfs is None else root.check_points(target.rootfs),
         lambda: entrypoint(target, target.folder),
         lambda: user(target, FIRST_UID),
         lambda: resolve.check_working_dir(

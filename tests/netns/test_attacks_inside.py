@@ -167,3 +167,23 @@ def test_nobodys_tables_are_poisoned(world: World) -> None:
         assert world.honest(world.link["db"]) and world.honest(world.link["niso-backend"])
         assert believed(victim) == set() and routers() == []
         assert world.drops(COUNT_FROM) - before == len(shots) + 1
+
+
+def test_bridge_learns_no_mac_that_is_not_its_ports_own(world: World) -> None:
+    """A flood of made-up MACs fills the bridge's table without the rules, and leaves it alone with them."""
+    me, db = world.of["mallory"], world.of["db"]
+
+    def flood(round_: int) -> None:
+        for number in range(50):
+            head = Ether(src=f"02:66:00:00:{round_:02x}:{number:02x}", dst=world.mac["db"])
+            world.link["mallory"].send(head / world.udp(me.ip4, db.ip4, b"flood", 9, 9))
+
+    def learnt(round_: int) -> int:
+        return world.lab.run("bridge", "fdb", "show", "br", "niso-backend").stdout.count(f"02:66:00:00:{round_:02x}:")
+
+    with world.without(LIES):
+        flood(1)
+        world.lab.wait_for(lambda: learnt(1) == 50, what="all are learnt")
+    flood(2)
+    assert world.honest(world.link["db"])
+    assert learnt(2) == 0

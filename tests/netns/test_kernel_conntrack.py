@@ -51,10 +51,11 @@ def left() -> set[tuple[str, int]]:
     return found
 
 
-@pytest.mark.parametrize("walk", WALKS)
+@pytest.mark.parametrize(("walk", "many"), [(0, 10**9), (10**9, 10**9), (0, 0)])
 @throw_away_host
-def test_flush_addresses_takes_flows_of_either_end_before_and_after_nat(walk: int) -> None:
-    conntrack._WALK = walk
+def test_flush_addresses_takes_flows_of_either_end_before_and_after_nat(walk: int, many: int) -> None:
+    """Also where the kernel is asked to delete by itself."""
+    conntrack._WALK, conntrack._MANY = walk, many
     nft(
         "table ip n {\n chain c { type nat hook prerouting priority -100; }\n}"
     )  # NAT of inserted entries needs the module

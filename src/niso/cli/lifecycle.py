@@ -135,6 +135,7 @@ def warn(store: Store, outcomes: list[services.Outcome]) -> None:
     from niso.kernel import host
 
     changed = [outcome.service for outcome in outcomes if outcome.changed]
+    warn_of_rights(store, changed)
     warn_of_limits(store, changed)
     warning = host.resolv_conf()[1]
     if warning and changed:
@@ -142,6 +143,21 @@ def warn(store: Store, outcomes: list[services.Outcome]) -> None:
     on = {network for service in changed for network, _ in store.addresses(service)}
     for drop in exposure.drops(network for name in sorted(on) if (network := store.network(name))):
         output.warn(drop.words(), drop.remedy)
+
+
+def warn_of_rights(store: Store, names: list[str]) -> None:
+    """Say which capabilities of services are rights on the whole machine."""
+    from niso.runtime import oci, spec
+
+    for name in names:
+        row = store.service(name)
+        said = spec.parse(row.spec) if row is not None else None
+        for capability in said.capabilities if said else ():
+            means = oci.THE_MACHINE | ({} if said and said.netns else oci.HOST_NETWORK)
+            if capability in means:
+                output.warn(
+                    f"{name}: isolation.capabilities: {capability} is a right on the machine: {means[capability]}"
+                )
 
 
 def warn_of_limits(store: Store, names: list[str]) -> None:

@@ -187,11 +187,12 @@ def _logs(service: str, args: Args) -> int:
 
     if args.lines is not None and args.lines < 0:
         raise UsageError(f"-n {args.lines}: must be 0 or more", "niso logs NAME -n 20")
+    lines = None if args.lines is None else min(args.lines, sys.maxsize)
     logs.rotate_if_large(service)
     raw = sys.stdout.buffer
     terminal = output.is_terminal()
     try:
-        for chunk in logs.read(service, args.lines, args.follow, args.timestamps):
+        for chunk in logs.read(service, lines, args.follow, args.timestamps):
             raw.write(_on_terminal(chunk) if terminal else chunk)
             if args.follow:
                 raw.flush()
@@ -202,5 +203,4 @@ def _logs(service: str, args: Args) -> int:
 
 
 def _on_terminal(chunk: bytes) -> bytes:
-    lines = chunk.decode("utf-8", "replace").split("\n")
-    return "\n".join("\t".join(output.escaped(part) for part in line.split("\t")) for line in lines).encode()
+    return output.escaped_lines(chunk.decode("utf-8", "replace")).encode()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from niso.cli.command import Command, Group
 from niso.cli.parse import HELP, asks_help, parse, unknown
-from niso.errors import ErrorGroup, NisoError
+from niso.errors import ErrorGroup, NisoError, UsageError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -86,6 +86,10 @@ def run(arguments: list[str]) -> int:
 
 def _command(arguments: list[str]) -> int:
     name = ALIASES.get(arguments[0], arguments[0])
+    for each in arguments:
+        # the store keeps text, and crun is told of a command in JSON, which would change other bytes
+        if name != "lab" and not _encodable(each):
+            raise UsageError(f"{each!r} is not UTF-8", "names, paths and what exec runs are UTF-8 text")
     if name not in COMMANDS:
         visible = [each for each in COMMANDS if each != "complete"]
         raise unknown("command", name, visible, "niso help lists them")
@@ -138,6 +142,15 @@ def _module(name: str) -> ModuleType:
     import importlib
 
     return importlib.import_module(f"niso.cli.{name}")
+
+
+def _encodable(word: str) -> bool:
+    """Whether a word is text: bytes of the command line that are no UTF-8 come as surrogates (PEP 383)."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _plain(arguments: list[str]) -> bool:

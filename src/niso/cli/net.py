@@ -162,7 +162,7 @@ def _rules(args: Args) -> int:
             if args.json:
                 objects += kernel.query(f"list table {table}")
             else:
-                print(kernel.text(f"list table {table}"), end="")
+                print(output.escaped_lines(kernel.text(f"list table {table}")), end="")
     if args.json:
         output.as_json({"nftables": objects})
     return 0

@@ -16,6 +16,11 @@ def escaped(text: str) -> str:
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}" for c in text)
 
 
+def escaped_lines(text: str) -> str:
+    """As `escaped`, of a text whose lines and tabs stay."""
+    return "\n".join("\t".join(escaped(part) for part in line.split("\t")) for line in text.split("\n"))
+
+
 def arrow() -> str:
     """``→``, or ``->`` where the output's encoding has none."""
     try:
@@ -195,12 +200,12 @@ def time_text(seconds: float | None) -> str | None:
 
 def note(line: str) -> None:
     """A line about what is being done, to stderr: for ``-v``."""
-    print("\n".join(escaped(each) for each in line.split("\n")), file=sys.stderr)
+    print(escaped_lines(line), file=sys.stderr)
 
 
 def step(line: str) -> None:
     """A step that would be taken, to stdout: for ``--dry-run``."""
-    print("\n".join(escaped(each) for each in line.split("\n")))
+    print(escaped_lines(line))
 
 
 def error(message: str, hint: str | None) -> None:

@@ -29,6 +29,7 @@ _FEW_PORTS: dict[int, int] = {_TCP: 1, _UDP: 4}
 
 # What a dump costs in microseconds, measured with 262,144 buckets: the walk, an entry that the kernel skips, one that it gives.
 _WALK, _SKIPPED, _GIVEN = 11_000, 0.2, 7
+_MANY = 1000  # entries, from which on the kernel's own deletion pays
 _PASSES = 16
 _SETTLED = 0.1  # seconds; what was under way when the caller changed the rules has its entry by then
 _CHUNK = 64  # deletions in one sendmsg
@@ -61,7 +62,7 @@ def flush_addresses(addresses: Iterable[str]) -> int:
         for kind in (_TUPLE_ORIG, _TUPLE_REPLY)
         for flag, end in ((_FILTER_SOURCE, _SOURCE), (_FILTER_DESTINATION, _DESTINATION))
     ]
-    return _flush(filters, matches)
+    return _flush(filters, matches, exact=True)
 
 
 def flush_ports(
@@ -119,9 +120,11 @@ def _filter(family: int, kind: int, flags: int, wanted: bytes) -> bytes:
     return nfgenmsg(family) + nested(kind, wanted) + nested(_FILTER, u32(kind, flags))
 
 
-def _flush(filters: list[bytes], matches: Callable[[int, _Entry], bool]) -> int:
+def _flush(filters: list[bytes], matches: Callable[[int, _Entry], bool], exact: bool = False) -> int:
     """Delete the entries that the filters give and that match, in passes until one finds none.
 
+    With ``exact`` those of IPv4 give nothing but what matches, and where there are many entries the kernel is asked to delete
+    them by itself (Linux 6.11; an older one refuses): a service can make so many that one by one takes most of a minute.
     Or until one began so late that all it finds is made by the new rules: a busy service's clients send all the time.
     """
 
@@ -137,10 +140,18 @@ def _flush(filters: list[bytes], matches: Callable[[int, _Entry], bool]) -> int:
     if not filters:
         return 0
     with netlink.Netlink(netlink.NETFILTER) as kernel:
-        answer = kernel.get_one("count connections", _CT_GET_STATS, nfgenmsg(socket.AF_UNSPEC), _ABSENT)
-        count = int.from_bytes(attributes(answer or b"", 4).get(_STATS_ENTRIES, b""), "big")
+        what = "count connections"
+        answer = kernel.get_one(what, _CT_GET_STATS, nfgenmsg(socket.AF_UNSPEC), _ABSENT)
+        count = netlink.understood(what, _entries, answer or b"")
         if not count:
             return 0
+        if exact and count > _MANY:
+            ours = [body for body in filters if body[0] == socket.AF_INET]
+            refusals = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT)
+            kernel.transact(*(Message("end many connections", _CT_DELETE, 0, body, refusals) for body in ours))
+            answer = kernel.get_one(what, _CT_GET_STATS, nfgenmsg(socket.AF_UNSPEC), _ABSENT)
+            left = netlink.understood(what, _entries, answer or b"")
+            deleted, count = max(0, count - left), left
         # Each dump walks the whole table. With few entries one walk that gives them all is the cheapest.
         if _GIVEN * count < (len(filters) - 1) * (_WALK + _SKIPPED * count):
             filters = [nfgenmsg(socket.AF_UNSPEC)]
@@ -157,6 +168,10 @@ def _flush(filters: list[bytes], matches: Callable[[int, _Entry], bool]) -> int:
             if late or not found:
                 break
     return deleted
+
+
+def _entries(answer: bytes) -> int:
+    return int.from_bytes(attributes(answer, 4).get(_STATS_ENTRIES, b""), "big")
 
 
 def _pack(address: str) -> tuple[bytes, int]:

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from niso.kernel.netlink import attribute, attributes, nested, string, text
+from niso.kernel.netlink import MALFORMED, attribute, attributes, nested, string, text, understood
 from niso.kernel.nftset import Nfnetlink, nfgenmsg
 
 FAMILIES = {1: "inet", 2: "ip", 7: "bridge", 10: "ip6"}
@@ -143,8 +143,11 @@ class Foreign(Nfnetlink):
         key = (family, table, name)
         if key not in self._key_lengths:
             body = nfgenmsg(family) + text(1, table) + text(2, name)  # NFTA_SET_TABLE, NFTA_SET_NAME
-            answer = self.get_one(f"read set {name}", _GETSET, body, _MISSING)
-            self._key_lengths[key] = _number(attributes(answer or b"", 4), 5)  # NFTA_SET_KEY_LEN
+            what = f"read set {name}"
+            answer = self.get_one(what, _GETSET, body, _MISSING) or b""
+            self._key_lengths[key] = understood(
+                what, lambda body: _number(attributes(body, 4), 5), answer
+            )  # NFTA_SET_KEY_LEN
         return self._key_lengths[key]
 
     def element(self, family: int, table: str, name: str, key: bytes) -> tuple[bool, Verdict | None]:
@@ -159,15 +162,25 @@ class Foreign(Nfnetlink):
         for which in (nested(1, attribute(1, key)), attribute(3, struct.pack(">I", _CATCHALL))):  # _KEY, _FLAGS
             body = prefix + nested(3, nested(1, which))
             # EINVAL, EOPNOTSUPP: a kernel that knows no such element, or cannot be asked for one of this set
-            answer = self.get_one(f"read set {name}", _GETSETELEM, body, (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP))
+            what = f"read set {name}"
+            answer = self.get_one(what, _GETSETELEM, body, (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP))
             if answer is not None:
-                element = attributes(attributes(attributes(answer, 4).get(3, b"")).get(1, b""))
-                return True, _verdict(attributes(element.get(2, b"")).get(2))  # NFTA_SET_ELEM_DATA, NFTA_DATA_VERDICT
+                return True, understood(what, _verdict_of_element, answer)
         return False, None
 
     def _dormant(self, family: int, table: str) -> bool:
-        answer = self.get_one(f"read table {table}", _GETTABLE, nfgenmsg(family) + text(1, table), _MISSING)
-        return answer is None or bool(_number(attributes(answer, 4), 2) & _DORMANT)  # NFTA_TABLE_FLAGS
+        what = f"read table {table}"
+        answer = self.get_one(what, _GETTABLE, nfgenmsg(family) + text(1, table), _MISSING)
+        return answer is None or understood(what, _sleeps, answer)
+
+
+def _sleeps(answer: bytes) -> bool:
+    return bool(_number(attributes(answer, 4), 2) & _DORMANT)  # NFTA_TABLE_FLAGS
+
+
+def _verdict_of_element(answer: bytes) -> Verdict | None:
+    element = attributes(attributes(attributes(answer, 4).get(3, b"")).get(1, b""))
+    return _verdict(attributes(element.get(2, b"")).get(2))  # NFTA_SET_ELEM_DATA, NFTA_DATA_VERDICT
 
 
 def _base_chain(body: bytes) -> Chain | None:
@@ -181,13 +194,19 @@ def _base_chain(body: bytes) -> Chain | None:
 
 
 def rule(body: bytes) -> Rule:
-    """The expressions of a rule (the body of NFT_MSG_NEWRULE) without those that do not matter."""
+    """The expressions of a rule (the body of NFT_MSG_NEWRULE) without those that do not matter.
+
+    Of one that cannot be read nothing is known but that it may match.
+    """
     found: list[Expression] = []
-    for entry in _list(attributes(body, 4).get(4, b"")):  # NFTA_RULE_EXPRESSIONS
-        outer = attributes(entry)
-        expression = _expression(string(outer.get(1, b"")), attributes(outer.get(2, b"")))
-        if expression is not None:
-            found.append(expression)
+    try:
+        for entry in _list(attributes(body, 4).get(4, b"")):  # NFTA_RULE_EXPRESSIONS
+            outer = attributes(entry)
+            expression = _expression(string(outer.get(1, b"")), attributes(outer.get(2, b"")))
+            if expression is not None:
+                found.append(expression)
+    except MALFORMED:
+        found.append(Perhaps())
     return tuple(found)
 
 
@@ -331,12 +350,12 @@ def _register(found: dict[int, bytes], kind: int) -> int:
 
 
 def _list(data: bytes) -> Iterator[bytes]:
-    """The payloads of a nest whose attributes are all of one kind."""
+    """The payloads of a nest whose attributes are all of one kind. Raises ValueError where a length cannot be."""
     offset = 0
     while offset + 4 <= len(data):
         length = int(struct.unpack_from("=H", data, offset)[0])
-        if length < 4:
-            return
+        if length < 4 or offset + length > len(data):
+            raise ValueError("an attribute's length")
         yield data[offset + 4 : offset + length]
         offset += (length + 3) & ~3
 

@@ -1,6 +1,8 @@
 """Netlink: messages in one sendmsg, acknowledgements with the kernel's own words, dumps (netlink(7), linux/netlink.h).
 
-The only place where an errno becomes a `KernelError`: see `refused`.
+The only place where an errno becomes a `KernelError`: see `refused`. Only what the kernel itself sends counts: in a service's
+network namespace one with NET_ADMIN could send to our socket too. What is cut off or has lengths that cannot be is an error,
+never half an answer.
 """
 
 from __future__ import annotations
@@ -41,6 +43,10 @@ _KIND_MASK = 0x3FFF
 _SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 _BUFFER = 1 << 17  # bytes; the kernel packs dumps into at most 32 KiB
 _DUMP_TRIES = 10
+_MOST_ERRNO = 4095  # MAX_ERRNO, linux/err.h
+
+MALFORMED = (struct.error, LookupError, ValueError, OverflowError)
+"""What reading an answer raises that is not as the kernel makes it."""
 
 _header = struct.Struct("=IHHII")  # struct nlmsghdr
 _attribute = struct.Struct("=HH")  # struct nlattr
@@ -93,28 +99,39 @@ def nested(kind: int, *parts: bytes) -> bytes:
 
 
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
-    """The attributes from ``offset`` to the end of ``data``: payload by kind (the last one of a kind wins)."""
+    """The attributes from ``offset`` to the end of ``data``: payload by kind (the last one of a kind wins).
+
+    Raises ValueError (of `MALFORMED`) where a length cannot be.
+    """
     found = {}
     end = len(data)
     while offset + 4 <= end:
         length, kind = _attribute.unpack_from(data, offset)
-        if length < 4:
-            break
+        if length < 4 or offset + length > end:
+            raise ValueError("an attribute's length")
         found[kind & _KIND_MASK] = data[offset + 4 : offset + length]
         offset += (length + 3) & ~3
     return found
 
 
 def several(data: bytes, kind: int) -> Iterator[bytes]:
-    """The payloads of all attributes of one kind in ``data``."""
+    """The payloads of all attributes of one kind in ``data``. Raises ValueError where a length cannot be."""
     offset = 0
     while offset + 4 <= len(data):
         length, found = _attribute.unpack_from(data, offset)
-        if length < 4:
-            return
+        if length < 4 or offset + length > len(data):
+            raise ValueError("an attribute's length")
         if found & _KIND_MASK == kind:
             yield data[offset + 4 : offset + length]
         offset += (length + 3) & ~3
+
+
+def understood[T](what: str, parse: Callable[[bytes], T], answer: bytes) -> T:
+    """What ``parse`` makes of an answer to the step ``what``. Raises KernelError where that is not as the kernel makes it."""
+    try:
+        return parse(answer)
+    except MALFORMED as error:
+        raise refused(what, errno.EBADMSG) from error
 
 
 def string(payload: bytes) -> str:
@@ -151,13 +168,14 @@ class Netlink:
         """
         first = self._sequence + 1
         packet = b"".join(self._pack(message.kind, message.flags | ACK, message.body) for message in messages)
+        asked = range(first, self._sequence + 1)
         results: dict[int, tuple[int, str]] = {}
         try:
             failpoint.hit(messages[0].what)
             self._socket.sendto(packet, (0, 0))
             while len(results) < len(messages):
                 for reply in self._receive():
-                    if reply.kind == _NLMSG_ERROR and reply.sequence >= first:
+                    if reply.kind == _NLMSG_ERROR and reply.sequence in asked:
                         results[reply.sequence] = _result(reply, 20)
         except OSError as error:
             raise refused(messages[0].what, error.errno or 0) from error
@@ -207,12 +225,13 @@ class Netlink:
         """As `get_one` for each of ``bodies``, in one sendmsg. Their answers must fit the socket's buffer together."""
         first = self._sequence + 1
         packet = b"".join(self._pack(kind, 0, body) for body in bodies)
+        asked = range(first, self._sequence + 1)
         answers: dict[int, bytes | None] = {}
         try:
             self._socket.sendto(packet, (0, 0))
             while len(answers) < len(bodies):
                 for reply in self._receive():
-                    if reply.sequence < first:
+                    if reply.sequence not in asked:
                         continue
                     answers[reply.sequence] = reply.body
                     if reply.kind == _NLMSG_ERROR:
@@ -222,7 +241,7 @@ class Netlink:
                         answers[reply.sequence] = None
         except OSError as error:
             raise refused(what, error.errno or 0) from error
-        return [answers[sequence] for sequence in range(first, self._sequence + 1)]
+        return [answers[sequence] for sequence in asked]
 
     def dump[T](
         self, what: str, kind: int, body: bytes, parse: Callable[[bytes], T | None], absent: tuple[int, ...] = ()
@@ -259,7 +278,7 @@ class Netlink:
                     if number and number not in absent:
                         raise refused(what, number, words)
                     return found if whole else None
-                thing = parse(reply.body)
+                thing = understood(what, parse, reply.body)
                 if thing is not None:
                     found.append(thing)
 
@@ -268,11 +287,16 @@ class Netlink:
         return _header.pack(16 + len(body), kind, flags | REQUEST, self._sequence, 0) + body + b"\0" * (-len(body) % 4)
 
     def _receive(self) -> list[_Reply]:
-        data = self._socket.recv(_BUFFER)
+        """The messages of one datagram of the kernel, whose port is 0 (netlink(7)). Raises OSError."""
+        data, _, truncated, (sender, _) = self._socket.recvmsg(_BUFFER)
+        if sender:
+            return []
         replies = []
         offset = 0
         while offset + 16 <= len(data):
             length, kind, flags, sequence, _ = _header.unpack_from(data, offset)
+            if length < 16 or offset + length > len(data) or truncated & socket.MSG_TRUNC:
+                raise _bad()
             replies.append(_Reply(kind, flags, sequence, data[offset + 16 : offset + length]))
             offset += (length + 3) & ~3
         return replies
@@ -286,12 +310,25 @@ class Netlink:
             return
 
 
+def _bad() -> OSError:
+    return OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
+
+
 def _result(reply: _Reply, offset: int) -> tuple[int, str]:
-    """errno (0 for success) and the extended acknowledgement's text, which starts at ``offset`` (struct nlmsgerr)."""
-    number = -struct.unpack_from("=i", reply.body)[0] if len(reply.body) >= 4 else 0
-    words = ""
-    if reply.flags & _ACK_TLVS:
-        if reply.kind == _NLMSG_ERROR and not reply.flags & _CAPPED:
-            offset = 4 + (int(struct.unpack_from("=I", reply.body, 4)[0]) + 3 & ~3)
-        words = string(attributes(reply.body, offset).get(1, b""))  # NLMSGERR_ATTR_MSG
+    """errno (0 for success) and the extended acknowledgement's text, which starts at ``offset`` (struct nlmsgerr).
+
+    Raises OSError.
+    """
+    try:
+        # the end of a dump may be without a number
+        number = -struct.unpack_from("=i", reply.body)[0] if reply.body or reply.kind == _NLMSG_ERROR else 0
+        words = ""
+        if reply.flags & _ACK_TLVS:
+            if reply.kind == _NLMSG_ERROR and not reply.flags & _CAPPED:
+                offset = 4 + (int(struct.unpack_from("=I", reply.body, 4)[0]) + 3 & ~3)
+            words = string(attributes(reply.body, offset).get(1, b""))  # NLMSGERR_ATTR_MSG
+    except MALFORMED as error:
+        raise _bad() from error
+    if not 0 <= number <= _MOST_ERRNO:
+        raise _bad()
     return number, words

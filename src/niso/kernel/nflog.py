@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from niso.errors import Conflict, KernelError
 from niso.kernel import netlink
-from niso.kernel.netlink import Message, attribute, attributes, refused, string
+from niso.kernel.netlink import Message, attribute, attributes, refused, string, understood
 
 _PACKET, _CONFIG = 0x0400, 0x0401  # NFNL_SUBSYS_ULOG << 8 | NFULNL_MSG_*
 _CFG_CMD, _CFG_MODE, _CFG_QTHRESH = 1, 2, 5
@@ -23,6 +23,7 @@ _BIND = b"\1"  # NFULNL_CFG_CMD_BIND
 _COPY_PACKET = 2
 _COPIED = 256  # bytes of each packet: the headers
 _TIMESTAMP, _INDEV, _OUTDEV, _PHYSINDEV, _PAYLOAD, _PREFIX = 3, 4, 5, 6, 9, 10
+_END_OF_TIME = 1 << 37  # seconds since 1970; later ones have no date
 _RECEIVE_BYTES = 1 << 20
 _SO_RCVBUFFORCE = 33
 _BOUND = "/proc/net/netfilter/nfnetlink_log"
@@ -74,7 +75,9 @@ class Nflog(netlink.Netlink):
             if error.errno == errno.ENOBUFS:
                 return None
             raise refused("read logged packets", error.errno or 0) from error
-        return [logged for reply in replies if reply.kind == _PACKET and (logged := _parse(reply.body)) is not None]
+        packets = [reply.body for reply in replies if reply.kind == _PACKET]
+        found = (understood("read logged packets", _parse, body) for body in packets)
+        return [logged for logged in found if logged is not None]
 
     def _bind(self) -> None:
         start = struct.pack("!BBH", socket.AF_UNSPEC, 0, self._group)  # struct nfgenmsg
@@ -119,6 +122,8 @@ def _parse(body: bytes) -> Logged | None:
         return None
     stamp = found.get(_TIMESTAMP)
     seconds, micros = struct.unpack("!QQ", stamp) if stamp else (0, 0)
+    if seconds >= _END_OF_TIME or micros >= 1_000_000:  # a sender may say when a packet is to leave (SO_TXTIME)
+        seconds = 0
     index = next((found[kind] for kind in (_PHYSINDEV, _INDEV, _OUTDEV) if kind in found), b"")
     return Logged(
         seconds + micros / 1e6 if seconds else time.time(), string(found.get(_PREFIX, b"")), _link(index), *ends

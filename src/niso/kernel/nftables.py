@@ -15,10 +15,12 @@ from typing import Any, Self
 from niso import failpoint
 from niso.errors import KernelError
 from niso.kernel import nftset
-from niso.kernel.netlink import refused
+from niso.kernel.netlink import MALFORMED, refused
 
 _JSON = 1 << 4  # NFT_CTX_OUTPUT_JSON
 _PROTOCOLS = {number: name for name, number in nftset.PROTOCOLS.items()}
+
+_MALFORMED = (*MALFORMED, TypeError, AttributeError, RecursionError)
 
 _library: ctypes.CDLL | None = None
 
@@ -95,8 +97,11 @@ class Nft:
         self._nft.nft_ctx_output_set_flags(self._context, 0)
         if failed:
             raise self._error(self._words(), command)
-        objects = json.loads(self._nft.nft_ctx_get_output_buffer(self._context) or b'{"nftables": []}')["nftables"]
-        return [item for item in objects if "metainfo" not in item]
+        answer = self._nft.nft_ctx_get_output_buffer(self._context) or b'{"nftables": []}'
+        try:
+            return [item for item in json.loads(answer)["nftables"] if "metainfo" not in item]
+        except _MALFORMED as error:
+            raise _unreadable(command) from error
 
     def text(self, command: str) -> str:
         """What a ``list`` command prints, as text. Raises KernelError."""
@@ -116,8 +121,12 @@ class Nft:
             return None
         kind = "set" if header.value == () else "map"
         found: dict[str, tuple[str, str]] = {}
-        for item in self.query(f"list {kind} {family_table} {container}"):
-            found.update(_element(entry, item[kind]) for entry in item[kind].get("elem", ()))
+        command = f"list {kind} {family_table} {container}"
+        try:
+            for item in self.query(command):
+                found.update(_element(entry, item[kind]) for entry in item[kind].get("elem", ()))
+        except _MALFORMED as error:
+            raise _unreadable(command) from error
         return found
 
     def get(self, family_table: str, container: str, keys: Iterable[str]) -> dict[str, tuple[str, str]]:
@@ -167,6 +176,10 @@ class Nft:
         where = f"line {number}, " if number and "\n" in text.strip() else ""
         near = f"at '{token[:80]}' of " if token and token != shown.strip() else ""
         return KernelError(f"nft: {reason}: {where}{near}'{shown.strip()[:160]}'")
+
+
+def _unreadable(command: str) -> KernelError:
+    return KernelError(f"nft: what it answers to '{command}' cannot be read", "nft -j list ruleset shows it")
 
 
 def _element(entry: Any, body: dict[str, Any]) -> tuple[str, tuple[str, str]]:

@@ -6,10 +6,11 @@ import errno
 import socket
 import struct
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from niso.kernel import netlink
-from niso.kernel.netlink import attribute, attributes, nested, several, string, text
+from niso.kernel.netlink import attribute, attributes, nested, several, string, text, understood
 from niso.render import nft
 
 PROTOCOLS = {"icmp": 1, "igmp": 2, "tcp": 6, "udp": 17, "gre": 47, "ipv6-icmp": 58, "sctp": 132, "udplite": 136}
@@ -107,8 +108,9 @@ class Nfnetlink(netlink.Netlink):
     def count(self, header: Header, key: str) -> Counted | None:
         """One element that counts; None where it is not there. Raises KernelError."""
         first, last = _pack_key(header, key)
-        answer = self.get_one("read nftables elements", _GETSETELEM, _request(header, first, last), _ABSENT)
-        found = _counted(header, answer) if answer is not None else []
+        what = "read nftables elements"
+        answer = self.get_one(what, _GETSETELEM, _request(header, first, last), _ABSENT)
+        found = understood(what, lambda body: _counted(header, body), answer) if answer is not None else []
         return found[0]._replace(key=key) if found else None
 
     def header(self, family_table: str, container: str) -> Header | None:
@@ -116,21 +118,11 @@ class Nfnetlink(netlink.Netlink):
         family, _, table = family_table.partition(" ")
         number = _FAMILIES[family]
         body = nfgenmsg(number) + text(_SET_TABLE, table) + text(_SET_NAME, container)
-        answer = self.get_one(f"read {family_table} {container}", _GETSET, body, (errno.ENOENT,))
+        what = f"read {family_table} {container}"
+        answer = self.get_one(what, _GETSET, body, (errno.ENOENT,))
         if answer is None:
             return None
-        found = attributes(answer, 4)
-        flags = int.from_bytes(found.get(_SET_FLAGS, b""), "big")
-        data = int.from_bytes(found.get(_SET_DATA_TYPE, b""), "big")
-        value = None if data == _VERDICT_TYPE else _unpack_type(data)
-        return Header(
-            number,
-            table,
-            container,
-            bool(flags & _FLAG_INTERVAL),
-            _unpack_type(int.from_bytes(found[_SET_KEY_TYPE], "big")),
-            value if flags & _FLAG_MAP else (),
-        )
+        return understood(what, lambda body: _header(number, table, container, body), answer)
 
     def get(self, header: Header, keys: Iterable[str]) -> dict[str, tuple[str, str]]:
         """Those of ``keys`` that are there: key -> (value, comment), both as nft writes them. Raises KernelError."""
@@ -153,22 +145,16 @@ class Nfnetlink(netlink.Netlink):
             for i in lone:
                 header, _, _, last = asked[i]
                 bodies += [_request(header, last, b""), _request(header, _next(last), b"")]
-            answers = self.get_all("read nftables elements", _GETSETELEM, bodies, _ABSENT)
+            what = "read nftables elements"
+            answers = self.get_all(what, _GETSETELEM, bodies, _ABSENT)
             for i, (header, key, first, last) in enumerate(asked):
                 answer = answers[i]
                 if answer is None:
                     continue
-                element = attributes(attributes(attributes(answer, 4)[_LIST_ELEMENTS])[_LIST_ELEM])
-                # An interval set answers with the element that holds the key: it must be this one, not a wider one.
-                if _data(element[_ELEM_KEY]) != first:
-                    continue
-                if i in lone:
-                    at_end, after = map(_answered, answers[lone[i] : lone[i] + 2])
-                    if at_end != first or after == first:
-                        continue
-                elif _data(element.get(_ELEM_KEY_END, b"")) != last:
-                    continue
-                found[header, key] = (_value(header, element.get(_ELEM_DATA, b"")), _comment(element))
+                ends = answers[lone[i] : lone[i] + 2] if i in lone else []
+                parse = partial(_found, header, first, last, ends)
+                if (element := understood(what, parse, answer)) is not None:
+                    found[header, key] = element
         return found
 
 
@@ -189,6 +175,35 @@ class Change(NamedTuple):
     key: str  # as nft writes it, and so are the others
     value: str
     comment: str
+
+
+def _found(
+    header: Header, first: bytes, last: bytes, ends: list[bytes | None], answer: bytes
+) -> tuple[str, str] | None:
+    """(value, comment) of the element that was asked for by its key ``first`` to ``last``; None where the answer is another one.
+
+    ``ends``: of an interval of one field, the answers for its last value and for the one after it.
+    """
+    element = attributes(attributes(attributes(answer, 4)[_LIST_ELEMENTS])[_LIST_ELEM])
+    # An interval set answers with the element that holds the key: it must be this one, not a wider one.
+    if _data(element[_ELEM_KEY]) != first:
+        return None
+    if ends:
+        at_end, after = map(_answered, ends)
+        if at_end != first or after == first:
+            return None
+    elif _data(element.get(_ELEM_KEY_END, b"")) != last:
+        return None
+    return _value(header, element.get(_ELEM_DATA, b"")), _comment(element)
+
+
+def _header(family: int, table: str, name: str, answer: bytes) -> Header:
+    found = attributes(answer, 4)
+    flags = int.from_bytes(found.get(_SET_FLAGS, b""), "big")
+    data = int.from_bytes(found.get(_SET_DATA_TYPE, b""), "big")
+    value = None if data == _VERDICT_TYPE else _unpack_type(data)
+    key = _unpack_type(int.from_bytes(found[_SET_KEY_TYPE], "big"))
+    return Header(family, table, name, bool(flags & _FLAG_INTERVAL), key, value if flags & _FLAG_MAP else ())
 
 
 def _counted(header: Header, answer: bytes) -> list[Counted]:

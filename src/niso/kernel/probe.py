@@ -25,6 +25,7 @@ _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _SYN, _ACK = 0x02, 0x10
 _UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EPERM, errno.EINVAL, errno.ECONNREFUSED)
 _TCP = struct.Struct("!HHIIBBHHH")
+_AT_ONCE = 1000  # packets of others that are looked at before the time is
 
 
 class Seen(NamedTuple):
@@ -148,10 +149,11 @@ class Probe:
 
     def _is_answered(self) -> bool:
         try:
-            while True:
+            for _ in range(_AT_ONCE):
                 data = self._socket.recv(4096)
                 if self._is_answer(data if self._version == 6 or self._proto == "udp" else data[(data[0] & 15) * 4 :]):
                     return True
+            return False
         except BlockingIOError:
             return False
         except OSError as error:
@@ -166,6 +168,8 @@ class Probe:
             return True
         if self._proto == "icmp":
             return data[:1] == bytes([_ECHO[self._version][2]]) and data[8:12] == self._token
+        if len(data) < 14:  # whoever is asked may answer with what is no packet
+            return False
         from_port, to_port = struct.unpack_from("!HH", data)
         if (from_port, to_port) != (self._port, self._own_port):
             return False
@@ -179,15 +183,18 @@ class Probe:
             return False
         sniffer, port = self._watched
         try:
-            while True:
+            for _ in range(_AT_ONCE):
                 packet, where = sniffer.recvfrom(4096)
                 # a copy of what the watched itself sends is no arrival
                 if where[2] != socket.PACKET_OUTGOING and self._is_ours(packet, port):
                     return True
+            return False
         except BlockingIOError:
             return False
 
     def _is_ours(self, packet: bytes, port: int) -> bool:
+        if len(packet) < 20:
+            return False
         number, offset = (packet[9], (packet[0] & 15) * 4) if self._version == 4 else (packet[6], 40)
         data = packet[offset:]
         if self._proto == "icmp":

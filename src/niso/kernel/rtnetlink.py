@@ -394,7 +394,7 @@ class Rtnl(netlink.Netlink):
     def _link(self, what: str, index: int, attribute_: bytes = b"") -> Link | None:
         body = _ifinfo(index) + attribute_ + u32(_IFLA_EXT_MASK, _SKIP_STATS)
         answer = self.get_one(what, _GETLINK, body, (errno.ENODEV,))
-        return _parse_link(answer) if answer is not None else None
+        return netlink.understood(what, _parse_link, answer) if answer is not None else None
 
     def _free_index(self) -> int:
         for _ in range(_INDEX_TRIES):

@@ -92,7 +92,8 @@ def holder(inode: int) -> tuple[int, str] | None:
         try:
             if any(_link(f"{folder}/{fd}") == wanted for fd in os.listdir(folder)):
                 with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-                    return pid, file.read().rstrip("\n")
+                    # a program names itself as it likes: a newline would begin a line of its own where this is printed
+                    return pid, file.read().rstrip("\n").replace("\n", " ")
         except OSError:  # it ended meanwhile, or is not ours to see
             continue
     return None

@@ -33,6 +33,10 @@ def _read(path: str, name: str) -> bytes:
         raise NisoError(f"{file}: cannot be read: {os.strerror(error.errno or 0).lower()}") from error
     except ValueError:  # a NUL or a character that the file system's encoding does not have
         raise InvalidInput(f"{file}: no path can have these characters") from None
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise InvalidInput(f"{file}: its path is not UTF-8", "rename the file, or the folder that it is in") from None
     if len(content) > MAX_BYTES:
         raise InvalidInput(f"{file}: larger than {MAX_BYTES} bytes", advice)
     return content

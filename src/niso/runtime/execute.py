@@ -13,11 +13,10 @@ import time
 from types import FrameType
 from typing import Any
 
-from niso import paths
 from niso.errors import ProcessError
 from niso.runtime import launch, process, resolve
 from niso.runtime.oci import SHELL_TERM
-from niso.runtime.spec import DEFAULT_PATH, read_json
+from niso.runtime.spec import DEFAULT_PATH, read_json, read_state
 
 CANNOT, NOT_EXECUTABLE, NOT_FOUND, SIGNALLED = 125, 126, 127, 128
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -44,7 +43,7 @@ def execute(service: str, command: list[str]) -> int:
         raise _failed(
             CANNOT, f"{service} has no running process ({now.state})", f"niso restart {service}, or niso logs {service}"
         )
-    record = read_json(os.path.join(paths.service_dir(service), "state.json"))
+    record = read_state(service)
     bundle = process.bundle_of(service, int(record["run"]) if record else 0)
     config = read_json(f"{bundle}/config.json")
     if config is None:

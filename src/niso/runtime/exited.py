@@ -13,7 +13,7 @@ from typing import Any
 from niso.errors import NisoError
 from niso.runtime import launch, logs, oci, process, unit
 from niso.runtime.lock import service_lock
-from niso.runtime.spec import ProcessSpec, load, read_json
+from niso.runtime.spec import ProcessSpec, load, read_state
 
 MAX_DELAY_S = 60.0
 LONG_LIFE_S = 60.0
@@ -52,7 +52,7 @@ def main(service: str, bundle: str) -> None:
 
 def _current(service: str, bundle: str) -> ProcessSpec | None:
     """The spec, if the run in ``bundle`` is still the service's present one and no stop is under way. Under the lock."""
-    record = read_json(os.path.join(os.path.dirname(bundle), "state.json"))
+    record = read_state(service)
     try:
         with open(f"{bundle}/{launch.EXITED_PID}", encoding="ascii") as file:
             if file.read() != str(os.getpid()):
@@ -65,7 +65,7 @@ def _current(service: str, bundle: str) -> ProcessSpec | None:
 
 
 def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
-    record = read_json(os.path.join(os.path.dirname(bundle), "state.json")) or {}
+    record = read_state(spec.service) or {"run": 0, "restarts": 0, "failures": 0}
     for older in process.bundles(os.path.dirname(bundle)):
         if older != bundle:
             # Kept until now: whoever stops the service waits for that run's conmon too.

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from niso import failpoint, paths
 from niso.runtime.launch import LOG_NAME
 from niso.runtime.lock import open_lock
-from niso.runtime.spec import read_json
+from niso.runtime.spec import read_state
 
 ROTATE_BYTES = 16 << 20
 _BLOCK = 1 << 16
@@ -205,7 +205,7 @@ def _open(path: str) -> list[int]:
 
 
 def _rotate(service: str, path: str) -> None:
-    record = read_json(os.path.join(paths.service_dir(service), "state.json")) or {"run": 0}
+    record = read_state(service) or {"run": 0}
     ctl = -1
     try:
         ctl = os.open(

@@ -16,6 +16,19 @@ CONTROLLERS = {
 """The cgroup controllers of limits, and the keys that ask for them."""
 _CPU_PERIOD_US = 100_000
 
+THE_MACHINE = {
+    "SYS_ADMIN": "it can mount, and by cgroups have the machine run programs as root; it can write the hosts files of others",
+    "SYS_MODULE": "it can load kernel modules",
+    "SYS_RAWIO": "it can use the hardware's ports",
+    "DAC_READ_SEARCH": "it can read every file of the machine's file systems",
+}
+"""Capabilities that no namespace keeps within a service, and what they mean."""
+HOST_NETWORK = {
+    "NET_ADMIN": "it can change the machine's network",
+    "NET_RAW": "it can read and forge the machine's packets",
+}
+"""The same in mode host."""
+
 INIT = "/dev/niso-init"
 """PID 1 of the service: catatonit, mounted into its /dev."""
 SHELL_TERM = "xterm"

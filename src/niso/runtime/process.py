@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from niso import failpoint, paths
 from niso.errors import NisoError, ProcessError
 from niso.runtime import cgroup, launch, logs, oci, unit
-from niso.runtime.spec import ProcessSpec, load, read_json, save, write_json
+from niso.runtime.spec import ProcessSpec, load, read_json, read_state, save, write_json
 
 _CONMON_S = 5.0
 """How long conmon may take to write the last lines and end, once the service has."""
@@ -245,10 +245,8 @@ def _end_lost(service: str, path: str | None) -> None:
 
     crun still knows its bundle and cgroup. Where crun's folder is gone too, the cgroup ``path`` tells: it has to be empty by now.
     """
-    try:
-        known = read_json(os.path.join(launch.crun_root(), launch.container_id(service), "status")) or {}
-    except ValueError:
-        known = {}  # a create that was killed half-way
+    # what a create that was killed half-way has left counts as nothing
+    known = read_json(os.path.join(launch.crun_root(), launch.container_id(service), "status")) or {}
     lost = known.keys() >= {"bundle", "cgroup-path"} and not os.path.isdir(str(known["bundle"]))
     if not lost and (path is None or not cgroup.pids(path)):
         return
@@ -290,7 +288,7 @@ def restart(service: str) -> int:
 
 def status(service: str) -> Status:
     """How the process is, from files and /proc; no lock, no fork."""
-    record = read_json(os.path.join(paths.service_dir(service), "state.json"))
+    record = read_state(service)
     if record is None:
         return NONE
     phase = str(record["phase"])
@@ -303,7 +301,7 @@ def status(service: str) -> Status:
         code,
         None,
         since if isinstance(since, float) else None,
-        _number(record["restarts"]) or 0,
+        int(record["restarts"]),
         str(record["error"]) if record.get("error") else None,
     )
     if phase == "running":
@@ -316,7 +314,7 @@ def status(service: str) -> Status:
             return shown._replace(state="running" if conmon_alive(service) else "failed")
         again = spec is not None and restarts_after(spec.restart, code) and conmon_alive(service)
         return shown._replace(state="restarting" if again else "exited", exit_code=code)
-    if phase == "starting" and not os.path.exists(f"/proc/{record['starter']}"):
+    if phase == "starting" and not os.path.exists(f"/proc/{record.get('starter', 0)}"):
         return shown._replace(state="failed")
     if phase == "restarting" and not _alive_as(_read_pid(f"{bundle}/{launch.EXITED_PID}"), bundle):
         return shown._replace(state="failed")
@@ -330,7 +328,7 @@ def runs(service: str) -> bool:
 
 def stop_begun(service: str) -> bool:
     """Whether somebody has begun to stop its present run, and not finished."""
-    record = read_json(os.path.join(paths.service_dir(service), "state.json"))
+    record = read_state(service)
     return record is not None and os.path.exists(f"{bundle_of(service, int(record['run']))}/{launch.STOPPING}")
 
 
@@ -382,7 +380,7 @@ def conmon_alive(service: str) -> bool:
 
 def conmon(service: str) -> int | None:
     """The pid of the conmon of the service's present run; None where it has ended."""
-    record = read_json(os.path.join(paths.service_dir(service), "state.json"))
+    record = read_state(service)
     if record is None:
         return None
     bundle = bundle_of(service, int(record["run"]))
@@ -412,7 +410,7 @@ def describe_exit(code: int | None) -> str:
 
 def out_of_memory(service: str) -> bool:
     """Whether a process of the service's present run was killed because of its memory limit (conmon tells by a file)."""
-    record = read_json(os.path.join(paths.service_dir(service), "state.json"))
+    record = read_state(service)
     return record is not None and os.path.exists(f"{bundle_of(service, int(record['run']))}/persist/oom")
 
 

@@ -13,6 +13,7 @@ import os
 import stat
 
 from niso import paths
+from niso.errors import InvalidInput
 from niso.runtime import resolve
 from niso.runtime.spec import APP, ProcessSpec
 
@@ -203,6 +204,31 @@ def _write(path: str, content: bytes) -> None:
     with open(path, "wb") as file:
         file.write(content)
     os.chmod(path, 0o644)
+
+
+def check_points(rootfs: str) -> None:
+    """That no link of the rootfs has one of niso's mounts hide / or another place that a service needs.
+
+    Raises InvalidInput with the key package.rootfs.
+    """
+    at = {point: place(rootfs, point) or "/" for point in (*_MOUNT_POINTS, "/etc")}
+    for point in _MOUNT_POINTS:
+        for other, where in at.items():
+            if other == point or (point in TMPFS and other in TMPFS):
+                continue
+            if at[point] == "/":
+                what = f"its {point} leads to /"
+            elif not f"{where}/".startswith(f"{at[point]}/"):
+                continue
+            elif at[point] == point:
+                what = f"its {other} leads to {where}"
+            else:
+                what = f"its {point} leads to {at[point]}"
+            raise InvalidInput(
+                f"package.rootfs: {what}, and what niso mounts at {at[point]} would hide it",
+                "have a folder of the rootfs there",
+                "package.rootfs",
+            )
 
 
 def place(rootfs: str, path: str) -> str:

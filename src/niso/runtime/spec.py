@@ -77,7 +77,19 @@ def save(spec: ProcessSpec) -> None:
 def load(service: str) -> ProcessSpec | None:
     """The spec of a service's present activation; None where there is none."""
     found = read_json(os.path.join(paths.service_dir(service), "spec.json"))
-    return None if found is None else ProcessSpec(**found)
+    try:
+        return None if found is None else ProcessSpec(**found)
+    except TypeError:  # other keys
+        return None
+
+
+def read_state(service: str) -> dict[str, Any] | None:
+    """What state.json says of a service's present activation; None where there is none, or one that cannot be understood."""
+    found = read_json(os.path.join(paths.service_dir(service), "state.json"))
+    kinds = {"run": int, "phase": str, "restarts": int, "failures": int}
+    if found is None or not all(isinstance(found.get(name), kind) for name, kind in kinds.items()):
+        return None
+    return found
 
 
 def write_json(path: str, value: object) -> None:
@@ -90,13 +102,13 @@ def write_json(path: str, value: object) -> None:
 
 
 def read_json(path: str) -> dict[str, Any] | None:
-    """The JSON object in ``path``; None where there is no such file."""
+    """The JSON object in ``path``; None where there is no such file, or something else in it: a damaged record counts as none."""
     try:
         with open(path, encoding="utf-8") as file:
-            found: dict[str, Any] = json.load(file)
-    except FileNotFoundError:
+            found = json.load(file)
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
-    return found
+    return found if isinstance(found, dict) else None
 
 
 def _private(path: str, flags: int) -> int:

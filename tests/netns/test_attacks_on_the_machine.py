@@ -1,0 +1,135 @@
+"""An attacker's program inside a service (attacker.py): what holds it, and that it would work without."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import platform
+from typing import Any
+
+import pytest
+from conftest import Lab
+from services import package
+
+PYTHON = "/usr/bin/python3"
+ATTACKER = pathlib.Path(__file__).with_name("attacker.py").read_text()
+WORKS_OUTSIDE = {
+    *(
+        "unshare_mount",
+        "unshare_net",
+        "mount",
+        "open_tree",
+        "fsopen",
+        "add_key",
+        "keyctl",
+        "syslog",
+        "no_randomization",
+    ),
+    *("ptrace", "process_vm_readv", "pidfd_getfd_of_pid_1", "setns_net_of_pid_1", "files_by_handle", "set_priority"),
+    *("write /proc/sys/kernel/core_pattern", "write /proc/sys/net/ipv4/ip_forward", "write /sys/class/net/lo/ifalias"),
+    *("read /etc/shadow", "leave the cgroup", "open a device of its own making", "packet socket", "raw socket"),
+    *(
+        "read nftables",
+        "make a link",
+        "take another address",
+        "abstract socket of the host",
+        "shared memory of the host",
+    ),
+    *("processes of the host", "look into /var/lib/niso", "look into /run/niso", "look into /run/netns"),
+}
+"""What this program can do as root in the lab; other things depend on the kernel."""
+
+VICTIM = """
+import ctypes, socket, sys, time
+ctypes.CDLL(None).shmget(0x4E49534F, 4096, 0o1666)
+server = socket.socket(socket.AF_UNIX)
+server.bind("\\0niso-attack-target")
+server.listen(64)
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+IDLE = "import time; time.sleep(1000)"
+AT_ONCE = (
+    f"import runpy, sys; sys.argv.append('--all'); runpy.run_path('/app/attacker.py', run_name='__main__'); {IDLE}"
+)
+
+
+@pytest.fixture
+def host(lab: Lab) -> Lab:
+    """A host with something to find: a listener, shared memory, a process; its own / is read-only, to be safe."""
+    if platform.machine() != "x86_64":
+        pytest.skip("the attacker knows the syscalls of x86-64")
+    lab.run("mount", "--bind", "/", "/")
+    lab.run("mount", "-o", "remount,bind,ro", "/")
+    victim = lab.popen(PYTHON, "-ISc", VICTIM, "niso-attack-victim")
+    assert victim.stdout and victim.stdout.readline() == b"ready\n"
+    return lab
+
+
+def attacked(lab: Lab, name: str, by_exec: bool = False, **sections: dict[str, Any]) -> tuple[set[str], str]:
+    """What works for the attacker in a service of its own, and what niso warned of."""
+    argv = IDLE if by_exec else AT_ONCE
+    folder = package(lab, name, PYTHON, "-ISc", argv, files={"attacker.py": ATTACKER}, **sections)
+    warned = lab.niso("activate", folder).stderr
+    if by_exec:
+        said = lab.niso("exec", name, "--", PYTHON, "-IS", "/app/attacker.py", "--all").stdout
+    else:
+        said = lab.wait_for(lambda: lab.niso("logs", name).stdout)
+    return {attack for attack, why in json.loads(said).items() if not why}, warned
+
+
+def test_nothing_works_from_inside_and_all_of_it_does_outside(host: Lab) -> None:
+    before = (host.ip_json("link"), host.run("nft", "list", "tables").stdout)
+    inside = {
+        "user": attacked(host, "user"),
+        "root": attacked(host, "root", True, service={"user": "0:0"}),
+        "written": attacked(host, "written", True, service={"user": "0:0"}, isolation={"read_only": False}),
+    }
+    own_root = {
+        "write /etc/passwd",
+        "make a file in /etc",
+        "make a file in /",
+    }  # a layer of its own, forgotten at its end
+    assert {name: works - (own_root if name == "written" else set()) for name, (works, _) in inside.items()} == {
+        name: set() for name in inside
+    }
+    assert all("a right on the machine" not in warned for _, warned in inside.values())
+    host.niso("remove", "user", "root", "written")
+    assert (host.ip_json("link"), host.run("nft", "list", "tables").stdout) == before
+    host.niso("net", "create", "some")  # something to look into
+    host.write("/tmp/attacker.py", ATTACKER)
+    outside = json.loads(host.run(PYTHON, "-IS", "/tmp/attacker.py").stdout)
+    assert WORKS_OUTSIDE - {attack for attack, why in outside.items() if not why} == set()
+
+
+def test_network_capabilities_are_of_its_own_namespace_alone(host: Lab) -> None:
+    works, warned = attacked(
+        host, "net", True, service={"user": "0:0"}, isolation={"capabilities": ["NET_ADMIN", "NET_RAW"]}
+    )
+    assert works == {
+        "packet socket",
+        "raw socket",
+        "raw socket of IPv6",
+        "read nftables",
+        "make a link",
+        "take another address",
+    }
+    assert "a right on the machine" not in warned
+    assert "attack" not in host.run("ip", "link").stdout and "10.99.0.77" not in host.run("ip", "address").stdout
+
+
+def test_what_mode_host_and_some_capabilities_give_away_is_warned_of(host: Lab) -> None:
+    """The threat model says it: these are not kept from the machine."""
+    works, warned = attacked(host, "near", True, network={"mode": "host"}, isolation={"capabilities": ["NET_ADMIN"]})
+    assert {"abstract socket of the host", "read nftables"} <= works
+    assert (
+        "near: isolation.capabilities: NET_ADMIN is a right on the machine: it can change the machine's network"
+        in warned
+    )
+    works, warned = attacked(host, "reader", True, isolation={"capabilities": ["DAC_READ_SEARCH"]})
+    assert "files_by_handle" in works
+    assert "reader: isolation.capabilities: DAC_READ_SEARCH is a right on the machine" in warned
+    works, warned = attacked(host, "admin", True, isolation={"capabilities": ["SYS_ADMIN"]})
+    assert {"mount", "unshare_net"} <= works
+    assert "admin: isolation.capabilities: SYS_ADMIN is a right on the machine" in warned

@@ -1,0 +1,102 @@
+"""Whatever stands in a stack.toml, and in the manifests beside it, reading it succeeds or raises errors that can be shown."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_manifest_fuzz import GOOD, KEYS, TEXTS, VALUES, quoted, table, toml
+
+from niso import stack
+from niso.errors import ErrorGroup, NisoError
+from niso.model import stack as model
+
+MANY = 20 if os.environ.get("NISO_TEST_LONG") else 1
+BOUNDED = settings(max_examples=80 * MANY, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+PACKAGES = st.sampled_from(
+    ["./api", "api", "./db", "..", ".", "/", "/etc", "./nowhere", "./api/../../..", "", "\0", "x" * 5000, "./escape"]
+)
+NAMES = st.sampled_from(["api", "db", "a", "s", "host", "Api", "api.b", "", "-x", "\x1b", "а"])
+SERVICE = st.fixed_dictionaries(
+    {"name": NAMES, "package": PACKAGES},
+    optional={
+        "depends_on": st.dictionaries(NAMES, st.sampled_from(["healthy", "started", "ill"]), max_size=3)
+        | st.lists(NAMES, max_size=3)
+        | VALUES,
+        **{name: VALUES for name in KEYS["network"]},
+        **{name: table(keys) for name, keys in KEYS.items() if name not in ("package", "network")},
+    },
+)
+NETWORK = st.fixed_dictionaries(
+    {},
+    optional={
+        "subnet": st.sampled_from(["10.99.1.0/24", "10.99.0.0/99", "fd00::/64", "::/0", "10.99.1.1", ""]) | VALUES,
+        "ipv6": st.booleans() | VALUES,
+        "gateway": TEXTS | VALUES,
+        "internal": st.booleans() | VALUES,
+        "mtu": st.integers(-1, 70_000) | VALUES,
+    },
+)
+STACKS = st.fixed_dictionaries(
+    {},
+    optional={
+        "stack": st.fixed_dictionaries({"name": NAMES}) | VALUES,
+        "networks": st.dictionaries(NAMES | TEXTS, NETWORK | VALUES, max_size=3) | VALUES,
+        "service": st.lists(SERVICE | VALUES, max_size=4) | VALUES,
+        "more": VALUES,
+    },
+)
+
+
+def read(content: bytes) -> model.Stack | None:
+    """The stack of these bytes, beside two good packages and a link out; None after errors, which are held to be printable."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("api", "db"):
+            os.mkdir(os.path.join(folder, name))
+            with open(os.path.join(folder, name, "manifest.toml"), "wb") as file:
+                file.write(GOOD.replace(b'"api"', f'"{name}"'.encode()))
+        os.symlink("/", os.path.join(folder, "escape"))
+        with open(os.path.join(folder, "stack.toml"), "wb") as file:
+            file.write(content)
+        found = None
+        for reader in (model.outline, stack.load):
+            try:
+                found = reader(folder)
+            except NisoError as error:
+                found = None
+                for one in error.errors if isinstance(error, ErrorGroup) else [error]:
+                    assert all(text is None or text.isprintable() for text in (one.message, one.hint, one.key)), (
+                        one.message
+                    )
+        return found  # type: ignore[return-value]
+
+
+@BOUNDED
+@given(STACKS)
+def test_random_structure_is_read_or_refused(data: dict[str, Any]) -> None:
+    found = read("\n".join(f"{quoted(name)} = {toml(value)}" for name, value in data.items()).encode())
+    if found is not None:
+        seen: set[str] = set()
+        for member in found.members:
+            assert set(member.after) <= seen, "each comes after those that it depends on"
+            seen.add(member.name)
+
+
+@BOUNDED
+@given(st.binary() | st.text().map(lambda text: text.encode(errors="surrogatepass")))
+def test_random_bytes_are_refused(content: bytes) -> None:
+    assert read(content) is None
+
+
+TEXT = (
+    b'[stack]\nname = "s"\n[networks]\nb = { subnet = "10.99.1.0/24" }\n[[service]]\nname = "api"\npackage = "./api"\n'
+)
+
+
+@BOUNDED
+@given(st.integers(0, len(TEXT)), st.integers(0, 3), st.binary(max_size=4))
+def test_good_stack_with_a_few_bytes_changed_is_read_or_refused(start: int, length: int, patch: bytes) -> None:
+    read(TEXT[:start] + patch + TEXT[start + length :])
