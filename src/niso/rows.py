@@ -10,15 +10,17 @@ import ipaddress
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from niso import forwarding, leases, names, portmap
+from niso import forwarding, leases, names
 from niso.errors import NisoError
 from niso.kernel import netns
 from niso.kernel.nftables import Nft
 from niso.kernel.rtnetlink import Rtnl
 from niso.model import manifest as model
-from niso.records import Policy
+from niso.records import ANY, ANY4, ANY6, Policy, Port
 from niso.render import nft
 from niso.store.store import ServiceRow, Store
+
+WIDE = (ANY, ANY4, ANY6)
 
 
 class Hole(NamedTuple):
@@ -90,13 +92,51 @@ def _restore(store: Store, row: ServiceRow) -> None:
         leases.lease(store, name, network, model.static_ips(manifest).get(network))
     policy = model.policy(manifest)
     store.set_policy(name, None if policy._replace(log=False) == Policy() else policy)
-    wanted = model.ports(manifest)
-    if store.port_families(name):
-        before = [port for _, port in store.ports(name)]
-        ports, chosen = portmap.admit(store, name, list(wanted), before, list(wanted.values()))
-        store.set_ports(name, ports, chosen)
-    if not row.active:
-        store.end_publishing(name, keep_forwards=True)
+    if row.active and store.port_families(name):
+        _ports_again(store, name, list(model.ports(manifest)))
+        store.note_published(name)
+
+
+def _ports_again(store: Store, service: str, wanted: list[Port]) -> None:
+    """Publish again what the manifest names and the kernel still has as the service's.
+
+    A port that neither has may have been taken from it (port-forward --replace): that is no hole.
+    """
+    forwards = set(store.forwards(service))
+    before = {port for _, port in store.ports(service)} - forwards
+    fixed = set(store.manifest_ports(service))
+    chosen, lost, ports = [], False, []
+    for port in wanted:
+        kept = port.host_port or store.chosen_port(service, port) or 0
+        found = port._replace(host_port=kept)
+        if found not in before:
+            back = _port_in_kernel(store, service, port)
+            if back is None or back in forwards:
+                continue
+            found, lost = back, True
+        ports.append(found)
+        if found not in fixed and not port.host_port:
+            chosen.append(found)
+    if lost:
+        store.set_ports(service, ports, chosen)
+
+
+def _port_in_kernel(store: Store, service: str, port: Port) -> Port | None:
+    """The port, with the host port that was chosen for it, where niso's maps have it as the service's; else None."""
+    own = store.addresses(service)
+    first = [address for network, address in own if network == own[0][0]]
+    with Nft() as kernel:
+        for address in first if not port.host_port else ():
+            where = f"publish_{'any' if port.host_ip in WIDE else 'addr'}{6 if ':' in address else 4}"
+            for element, (value, owner) in (kernel.elements(nft.INET, where) or {}).items():
+                *_, proto, number = element.split(" . ")
+                if (owner, proto, value) == (service, port.proto, f"{address} . {port.container_port}"):
+                    port = port._replace(host_port=int(number))
+        if not port.host_port:
+            return None
+        wanted = nft.published(service, port, first)
+        has = [kernel.get(e.table, e.container, [e.element]).get(e.element) == (e.value, service) for e in wanted]
+        return port if has and all(has) else None
 
 
 def _lease_again(store: Store, row: ServiceRow, network: str, position: int) -> None:

@@ -26,7 +26,7 @@ class World:
             lab.niso("net", "create", name, *wanted)
         lab.niso(
             "activate",
-            echo(lab, "api", network={"networks": ["backend", "extra"], "ports": ["8080:80"]}),
+            echo(lab, "api", network={"networks": ["backend", "extra"], "ports": ["8080:80", ":81"]}),
             echo(lab, "peer", network=on("backend", ports=["9090:80"])),
         )
         self.id: str = lab.ip_json("link", "show", "niso-backend")[0]["ifalias"]

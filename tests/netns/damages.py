@@ -510,6 +510,11 @@ DAMAGES: dict[str, Damage] = {
         lambda w: w.sql("DELETE FROM port WHERE service='api'"),
         [("missing", r"^store: port of service 'api'$")],
     ),
+    "chosen port gone": Damage(
+        ("store row",),
+        lambda w: w.sql("DELETE FROM port WHERE service='api' AND origin='chosen'"),
+        [("missing", r"^store: port of service 'api'$")],
+    ),
     "network of a service gone": Damage(
         ("store row",),
         lambda w: w.sql("DELETE FROM endpoint WHERE service='api' AND position=1"),

@@ -76,7 +76,7 @@ LAYERS: dict[str, set[str]] = {
     "seen": VOCABULARY | {"policy", "kernel", "render", "store"},
     "prove": VOCABULARY | {"seen", "policies", "policy", "kernel", "store"},
     "drops": VOCABULARY | {"kernel", "policies", "policy", "render", "store"},
-    "rows": VOCABULARY | {"forwarding", "leases", "portmap", "kernel", "model", "render", "store"},
+    "rows": VOCABULARY | {"forwarding", "leases", "kernel", "model", "render", "store"},
     "lost": VOCABULARY | {"kernel", "store"},
     "check": VOCABULARY
     | {

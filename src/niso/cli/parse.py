@@ -1,6 +1,6 @@
 """The words of a command line become values.
 
-Of our own, since argparse is a sixth of what a short command takes (docs/design/dependencies.md), and cannot tell a misspelt option
+Of our own, since argparse is a seventh of what a short command takes (docs/design/dependencies.md), and cannot tell a misspelt option
 while an argument is missing. Options may stand anywhere before ``--``, and cannot be shortened.
 """
 

@@ -124,7 +124,7 @@ def _flush(filters: list[bytes], matches: Callable[[int, _Entry], bool], exact: 
     """Delete the entries that the filters give and that match, in passes until one finds none.
 
     With ``exact`` those of IPv4 give nothing but what matches, and where there are many entries the kernel is asked to delete
-    them by itself (Linux 6.11; an older one refuses): a service can make so many that one by one takes most of a minute.
+    them by itself (seen with Linux 6.18; one that knows no such thing should refuse): a service can make so many that one by one takes most of a minute.
     Or until one began so late that all it finds is made by the new rules: a busy service's clients send all the time.
     """
 
