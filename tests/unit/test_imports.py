@@ -163,6 +163,7 @@ COMMON = {
     "niso.store.policies",
     "niso.store.ports",
     "niso.store.schema",
+    "niso.store.reserve",
     "niso.store.snapshots",
     "niso.store.sqlite",
     "niso.store.stacks",

@@ -16,6 +16,7 @@ from niso import failpoint, paths
 from niso.errors import NisoError, NotFound
 from niso.records import Network
 from niso.store import schema, world
+from niso.store.reserve import room
 from niso.store.snapshots import ALL, Scope, SnapshotRows, marks
 from niso.store.sqlite import Transaction, unusable, use_wal
 from niso.store.stacks import StackRows
@@ -60,7 +61,7 @@ class Intent(NamedTuple):
     """A change that was begun: what to do if its process is gone."""
 
     service: str
-    action: str  # activate | deactivate | stop (deactivate, and keep the forwards) | remove
+    action: str  # activate | deactivate | stop (deactivate, and keep the forwards) | remove | restart
     undo: str  # JSON: {table: [row, ...]}
 
 
@@ -86,7 +87,9 @@ class Store(SnapshotRows, StackRows):
                     os.makedirs(paths.state_dir(), mode=0o700, exist_ok=True)
                     os.chmod(paths.state_dir(), 0o700)
                 connection = sqlite3.connect(path, timeout=10, isolation_level=None)
-                use_wal(connection)
+                with room():  # SQLite makes its log and the index of it
+                    use_wal(connection)
+                    connection.execute("PRAGMA user_version").fetchone()
                 connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA foreign_keys=ON")
             store = cls(connection)
