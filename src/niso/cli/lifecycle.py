@@ -62,6 +62,8 @@ def run(name: str, args: argparse.Namespace) -> int:
     if name == "deactivate" and args.all:
         if args.names:
             raise UsageError("--all and names do not go together", "niso deactivate --all")
+        if not args.dry_run:
+            services.recover(store, report)  # which may bring services back
         names = store.active_services()
     elif not args.names:
         raise UsageError("no service is named", f"niso {name} NAME")
