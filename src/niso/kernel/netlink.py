@@ -269,6 +269,8 @@ class Netlink:
 
     def _receive(self) -> list[_Reply]:
         data = self._socket.recv(_BUFFER)
+        if failpoint.broken(failpoint.OVERRUN):
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
         replies = []
         offset = 0
         while offset + 16 <= len(data):
