@@ -192,3 +192,23 @@ def test_recovery_that_is_killed_too_is_recovered(world: World, name: str) -> No
         world.wait_for_snapshot(wanted, what)
         world.assert_content()
         as_before(world, baseline, what)
+
+
+OVERRUN = """\
+import errno, socket
+from niso.errors import KernelError
+from niso.kernel.rtnetlink import Rtnl
+with Rtnl() as netlink:
+    netlink._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    try:
+        netlink.delete_links([f"none{number}" for number in range(64)])
+    except KernelError as error:
+        print(errno.errorcode[error.errno], error.message)
+"""
+
+
+def test_answers_that_the_kernel_drops_are_a_failure(world: World) -> None:
+    """What the failpoint `overrun` stands for: a real socket whose buffer is too small for what the kernel answers."""
+    done = world.lab.run("python", "-c", OVERRUN, timeout=20)
+    assert done.stdout.startswith("ENOBUFS cannot delete links 'none0', "), done
+    assert "no buffer space available" in done.stdout

@@ -7,7 +7,7 @@ from unittest.mock import ANY
 
 import pytest
 from conftest import Lab
-from fault_world import World
+from fault_world import LONG, World
 
 STATE = "/var/lib/niso"
 DATABASE = f"{STATE}/state.db"
@@ -132,6 +132,31 @@ def test_read_only_state_folder_is_told_and_nothing_changes(world: World) -> Non
     assert world.snapshot() == running
     world.niso("activate", "/tmp/b")
     world.niso("deactivate", "a")
+    world.assert_content()
+
+
+LOCKER = """\
+import sqlite3, sys
+store = sqlite3.connect("/var/lib/niso/state.db", isolation_level=None)
+store.execute("BEGIN IMMEDIATE")
+print("locked", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.skipif(not LONG, reason="SQLite waits 10 s for each")
+@pytest.mark.parametrize("command", ["activate /tmp/b", "deactivate a", "restart a", "net create other"])
+def test_store_that_somebody_keeps_locked_is_told_and_nothing_changes(world: World, command: str) -> None:
+    world.niso("activate", "/tmp/a")
+    running = world.snapshot()
+    locker = world.lab.popen("python3", "-ISc", LOCKER, stdin=-1)
+    assert locker.stdout and locker.stdout.readline() == b"locked\n"
+    words = refused(world, *command.split())
+    assert "database is locked" in words and "another niso command" in words
+    locker.kill()
+    locker.communicate()
+    assert world.snapshot() == running
+    world.niso(*command.split())
     world.assert_content()
 
 
