@@ -75,7 +75,7 @@ def undo(store: Store, intents: list[Intent], report: Report) -> dict[str, NisoE
     # a provider's namespace is there, whether its process is or not
     for name in undone:
         try:
-            _start_again(store, name)
+            start_again(store, name)
         except NisoError as error:
             errors[name] = error
         _forget_failed(name, store.service(name))
@@ -85,7 +85,8 @@ def undo(store: Store, intents: list[Intent], report: Report) -> dict[str, NisoE
     return errors
 
 
-def _start_again(store: Store, name: str) -> None:
+def start_again(store: Store, name: str) -> None:
+    """Start the process of an active service anew where it does not run as it should; one that has ended by itself stays so."""
     restored = store.service(name)
     if restored is not None and restored.active:
         # its namespace was another one meanwhile, or it was about to end

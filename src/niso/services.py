@@ -1,7 +1,7 @@
 """What a service goes through: activate, deactivate, remove, restart, and the recovery of what a dead process left.
 
 Every change is noted in the store (an intent) before the kernel sees it. Whoever finds an intent whose process is gone
-finishes it (deactivate, remove) or undoes it (activate). niso's lock is held over plan and write; a service's own lock is
+finishes it (deactivate, remove) or undoes it (activate, restart). niso's lock is held over plan and write; a service's own lock is
 held from its first change to its last, waiting for its process included.
 """
 
@@ -21,7 +21,7 @@ from niso.apply import Lock, Report, carry_out, converge, desired_now, plan, sil
 from niso.errors import Conflict, ErrorGroup, NisoError, NotFound
 from niso.membership import Membership
 from niso.records import Port
-from niso.recovery import in_order, undo, undo_all
+from niso.recovery import in_order, start_again, undo, undo_all
 from niso.runtime import spec, volumes
 from niso.runtime.lock import remove_locks, service_lock
 from niso.runtime.spec import ProcessSpec
@@ -309,7 +309,10 @@ def remove_volumes(store: Store, services: list[str], report: Report = silent) -
 
 
 def restart(store: Store, services: list[str], report: Report = silent) -> None:
-    """End and start the processes of active services; namespace, addresses and ports stay."""
+    """End and start the processes of active services; namespace, addresses and ports stay.
+
+    Raises Conflict, NotFound, ProcessError; then those that it had stopped are started again, but one that has ended by itself.
+    """
     recover(store, report, services)
     with _locked(store, services):
         rows = []
@@ -322,7 +325,23 @@ def restart(store: Store, services: list[str], report: Report = silent) -> None:
                 if folder is not None and not os.path.isdir(folder):
                     raise NotFound(f"{name}: {folder} is gone", f"niso activate {row.manifest_path}")
             rows.append(row)
-        starting.restart(rows, report)
+        _begin(store, services, "restart")
+        try:
+            starting.restart(rows, report)
+        except BaseException:
+            _end_restart(store, services, report)
+            raise
+        _end_intents(store, services)
+
+
+def _end_restart(store: Store, services: list[str], report: Report) -> None:
+    """Have the processes run that a restart which came to no end has stopped. One that cannot is failed, as `niso ps` says."""
+    for name in services:
+        try:
+            start_again(store, name)
+        except NisoError as error:
+            report(f"{name}: cannot be started again: {error.message}")
+    _end_intents(store, services)
 
 
 def port_forward(
@@ -384,6 +403,9 @@ def _finish(store: Store, intent: Intent, report: Report) -> dict[str, NisoError
     try:
         if intent.action == "ports":
             portmap.finish(store, report)
+        elif intent.action == "restart":
+            report(f"end restart of {name}")
+            _end_restart(store, [name], report)
         else:
             ending.raise_all(ending.finish(store, [name], report, not removes, intent.action == "stop"))
             if removes:
@@ -415,7 +437,13 @@ def _begin(store: Store, services: list[str], action: str) -> None:
     """Note the intent of all at once: if niso dies at the first, the others are finished too."""
     if services:
         with Lock(), store.transaction():
-            if action != "activate":
+            if action not in ("activate", "restart"):
                 sharing.refuse_end(store, services)
             for name in services:
                 store.begin_intent(name, action, time.time())
+
+
+def _end_intents(store: Store, services: list[str]) -> None:
+    with Lock(), store.transaction():
+        for name in services:
+            store.end_intent(name)

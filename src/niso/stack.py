@@ -41,6 +41,8 @@ def load(path: str) -> Stack:
 
 def up(store: Store, stack: Stack, timeout_s: float, report: Report = silent, dry_run: bool = False) -> Up:
     """Make everything be as the stack's file says, or leave everything as it was. Raises what `services.activate` does."""
+    if not dry_run:
+        services.recover(store, report)  # who belongs to the stack may be another one before
     wanted = _targets(store, stack)
     names = {member.name for member in stack.members}
     left = [name for name in store.stack_members(stack.name) if name not in names]
@@ -64,6 +66,8 @@ def down(store: Store, path: str, report: Report = silent, dry_run: bool = False
     ``with_volumes`` their named volumes go. Needs the stack's name alone to be right in its file. Raises NisoError.
     """
     outline = model.outline(path)
+    if not dry_run:
+        services.recover(store, report)
     names = members(store, outline)
     for name in names if with_volumes else ():
         volumes.check_removable(name)  # before anything is stopped

@@ -13,6 +13,11 @@ from conftest import Lab
 
 SNAPSHOT = pathlib.Path(__file__).parent / "kernel_snapshot.py"
 LOG = "/tmp/failpoints"
+KNOWN = """\
+import json, sqlite3
+database = sqlite3.connect("/var/lib/niso/state.db")
+print(json.dumps([[name for name, in database.execute(f"SELECT name FROM {table} ORDER BY name")] for table in ("service", "network")]))
+"""
 LONG = os.environ.get("NISO_TEST_LONG") == "1"
 
 
@@ -69,6 +74,18 @@ class World:
         """Run a command that dies or fails at its ``number``-th step; its result and the steps that it reached."""
         return self._logged(f"{number}:{action}", argv)
 
+    def uses(self) -> dict[str, list[int]]:
+        """Of the command that was logged last: what of niso.failpoint.LATER it needed, and after how many steps."""
+        found: dict[str, list[int]] = {}
+        steps = 0
+        for line in self.lab.path(LOG).read_text().splitlines():
+            word, _, rest = line.partition(" ")
+            if word == "-":
+                found.setdefault(rest, []).append(steps)
+            elif word == str(steps + 1):
+                steps += 1
+        return found
+
     def _logged(self, failpoint: str, argv: tuple[str, ...]) -> tuple[subprocess.CompletedProcess[str], list[str]]:
         log = self.lab.path(LOG)
         log.unlink(missing_ok=True)
@@ -99,19 +116,21 @@ class World:
         except BaseException:
             raise AssertionError(f"{what}:\n" + "\n".join(last)) from None
 
-    def known(self) -> list[str]:
-        return [row["service"] for row in json.loads(self.niso("ps", "--json").stdout)]
+    def known(self) -> tuple[list[str], list[str]]:
+        """The names of all services, and of all networks, by the store's rows."""
+        services, networks = json.loads(self.lab.run("python3", "-ISc", KNOWN).stdout)
+        return services, networks
 
     def clear(self) -> None:
         """Remove every service and network by niso's commands."""
-        names = self.known()
+        names, networks = self.known()
         if names:
             # what a dead command began may end with the first of these: a name can go by itself
             done = self.niso("remove", *names, check=False)
             if done.returncode:
-                for name in self.known():
+                for name in self.known()[0]:
                     self.niso("remove", name)
-        networks = [row["name"] for row in json.loads(self.niso("net", "list", "--json").stdout)]
+            networks = self.known()[1]  # those that an activation made have gone with it
         if networks:
             self.niso("net", "remove", *networks)
 

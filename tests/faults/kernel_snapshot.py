@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 
@@ -17,6 +18,9 @@ LINK_SYSCTLS = ("ipv4/conf/{}/route_localnet", "ipv4/conf/{}/forwarding", "ipv6/
 GLOBAL_LINKS = ("all", "default")
 KEPT_FILES = re.compile(r"^/(run/niso/(lock|locks/cgroup\.lock|etc/.*|crun/\.cache.*)|var/lib/niso/state\.db.*)$")
 """What may stay when no service and no network is known: the lock, what all services share, the store itself."""
+
+CHANGING = ("created_at", "activated_at", "generation")
+"""Columns of the store that are others after the same command again."""
 
 
 def main() -> None:
@@ -37,6 +41,7 @@ def main() -> None:
             "processes": _processes(),
             "homes": _homes(),
             "files": _files(),
+            "store": _store(),
         },
         sort_keys=True,
     )
@@ -200,6 +205,34 @@ def _files() -> list[str]:
             if not folders and not files and folder.count("/") > root.count("/") + 1:
                 found.append(f"{folder}/")
     return sorted(path for path in found if not KEPT_FILES.match(path))
+
+
+def _store() -> dict[str, list[str]]:
+    """The rows of all tables that have any, but for what says when and how many times."""
+    path = "/var/lib/niso/state.db"
+    if not os.path.isfile(path):
+        return {}
+    database = sqlite3.connect(path)
+    database.row_factory = sqlite3.Row
+    try:
+        tables = [
+            row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type='table' AND name!='meta'")
+        ]
+        rows = {name: database.execute(f"SELECT * FROM {name}").fetchall() for name in tables}
+    except sqlite3.Error as error:
+        return {"cannot be read": [str(error)]}
+    finally:
+        database.close()
+    kept = {
+        name: sorted(_without_generation([row[key] for key in row.keys() if key not in CHANGING]) for row in found)  # noqa: SIM118
+        for name, found in rows.items()
+    }
+    return {name: found for name, found in kept.items() if found}
+
+
+def _without_generation(row: list[object]) -> str:
+    """A row as text, its process spec without the number of the activation."""
+    return re.sub(r'"generation": \d+, ', "", repr(row))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Run inside a lab as ``race_worker.py NUMBER OPERATIONS KILLS``: takes that many of niso's commands, the same ones for the
-same number, and prints what became of each as a line of JSON. With KILLS 1 a third of them die at one of their steps.
+"""Run inside a lab as ``race_worker.py NUMBER OPERATIONS SECONDS KILLS``: takes niso's commands, the same ones for the same number,
+as many as OPERATIONS and as long as SECONDS, and prints what became of each as a line of JSON. With KILLS 1 a third of them die
+at one of their steps.
 """
 
 from __future__ import annotations
@@ -9,12 +10,18 @@ import os
 import random
 import subprocess
 import sys
+import time
+from itertools import count
 
-number, operations, kills = (int(word) for word in sys.argv[1:])
+number, operations, seconds, kills = (int(word) for word in sys.argv[1:])
 chance = random.Random(number)
-for _ in range(operations):
+end = time.monotonic() + seconds
+for taken in count():
+    if taken >= operations and time.monotonic() >= end:
+        break
     service = f"s{chance.randrange(6)}"
     network = f"n{chance.randrange(4)}"
+    forward = f"{9100 + chance.randrange(3)}:80"
     argv = chance.choices(
         (
             ["activate", f"/tmp/{service}"],
@@ -24,10 +31,13 @@ for _ in range(operations):
             ["restart", service],
             ["net", "create", network],
             ["net", "remove", network],
+            ["port-forward", service, forward],
+            ["port-forward", service, forward, "--replace"],
+            ["port-forward", service, forward, "--remove"],
             ["ps", "--json"],
             ["net", "list", "--json"],
         ),
-        (6, 2, 3, 2, 2, 2, 2, 2, 1),
+        (6, 2, 3, 2, 2, 2, 2, 1, 2, 1, 2, 1),
     )[0]
     environment = dict(os.environ)
     if kills and chance.randrange(3) == 0:

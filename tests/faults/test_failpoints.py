@@ -1,238 +1,164 @@
-"""Every command dies, or is refused by the kernel, at each of its steps; what is left is never wider than declared, and
-the same command again makes it whole.
+"""Every command dies, or fails, at each of its steps; what is left is never wider than declared, the next command works, and the
+same command again makes it whole.
 
-``NISO_TEST_LONG=1`` takes every step; else every few.
+``NISO_TEST_LONG=1`` takes every step and every kind of failure, with ``NISO_TEST_STEPS=N`` at most N steps for each command and
+kind; else some of each.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from conftest import Lab
-from fault_world import LONG, World, differences, sample
+from fault_cases import (
+    CASES,
+    ERRNOS,
+    LATER,
+    OTHERS,
+    Case,
+    Undisturbed,
+    again,
+    as_before,
+    guarded,
+    look,
+    numbers,
+    prepare,
+    ready,
+    some,
+)
+from fault_world import LONG, World, sample
 
-KILLS = 3
-REFUSALS = 3
-ERRNOS = {"EBUSY": "busy", "ENOSPC": "No space left", "ENOMEM": "Cannot allocate memory", "EIO": "Input/output error"}
-
-
-class Case(NamedTuple):
-    """``prepare`` are commands that succeed; ``command`` is disturbed; both in words."""
-
-    prepare: tuple[str, ...]
-    command: str
-    least: int  # steps that the command has at least, and at most twice as many (with one more service or network)
-    undoes: bool  # what it began is undone when a step is refused, up to its last commit
-
-
-CASES = {
-    "first-activate": Case((), "activate /tmp/a", 30, True),
-    "second-activate": Case(("activate /tmp/a",), "activate /tmp/b", 25, True),
-    "two-at-once": Case((), "activate /tmp/a /tmp/b", 50, True),
-    "changed-port": Case(("activate /tmp/a",), "activate /tmp/a-port", 5, True),
-    "changed-environment": Case(("activate /tmp/a",), "activate /tmp/a-environment", 10, True),
-    "changed-network": Case(("activate /tmp/a",), "activate /tmp/a-network", 20, True),
-    "again": Case(("activate /tmp/a", "deactivate a"), "activate a", 20, True),
-    "deactivate": Case(("activate /tmp/a /tmp/b",), "deactivate b", 8, False),
-    "deactivate-last": Case(("activate /tmp/a /tmp/b",), "deactivate a b", 12, False),
-    "remove": Case(("activate /tmp/a",), "remove a", 12, False),
-    "restart": Case(("activate /tmp/a",), "restart a", 6, False),
-    "net-create": Case((), "net create backend", 8, True),
-    "net-remove": Case(("net create backend",), "net remove backend", 4, False),
-    "repair": Case(("activate /tmp/a", "FLUSH"), "net repair", 3, False),
-}
-
-OTHERS: dict[str, Callable[[World], None]] = {}
-"""Commands of other kinds, which must work whatever was left half-way, and leave things as they were."""
-
-
-def other(function: Callable[[World], None]) -> Callable[[World], None]:
-    OTHERS[function.__name__] = function
-    return function
-
-
-@other
-def _look(world: World) -> None:
-    world.niso("ps")
-    world.niso("net", "list")
-    world.niso("net", "ports")
-
-
-@other
-def _activate_another(world: World) -> None:
-    world.niso("activate", "/tmp/c")
-    assert world.niso("ps", "--json").stdout.count('"status": "running"') >= 1
-    world.niso("remove", "c")
-
-
-@other
-def _create_a_network(world: World) -> None:
-    world.niso("net", "create", "other")
-    world.niso("net", "remove", "other")
+FAILURES = (*ERRNOS, *LATER)
+ACTIONS = ("kill", *FAILURES) if LONG else ("some",)
+KILLS = 2
+STEPS = int(os.environ.get("NISO_TEST_STEPS", "1000"))
 
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    with Lab(600 if LONG else 120) as lab:
-        world = World(lab)
-        world.service("a", folder="a-port", ports=["8090:80"])
-        world.service("a", folder="a-environment", ports=["8080:80"], environment={"LEVEL": "debug"})
-        lab.write("/tmp/a-environment/data", "other files too\n")
-        world.service("a", folder="a-network", ports=["8080:80"], network="elsewhere")
-        # what is made once for all services (the store, /run/netns, crun's cache) is there before the first comparison
-        world.niso("activate", "/tmp/c")
-        world.niso("remove", "c")
-        yield world
+    with Lab(3000 if LONG else 240) as lab:
+        yield ready(lab)
 
 
-def prepare(world: World, case: Case) -> None:
-    for command in case.prepare:
-        if command == "FLUSH":
-            world.lab.run("nft", "flush", "ruleset")
-        else:
-            world.niso(*command.split())
+def assert_guarded(world: World, case: Case, what: str) -> dict[str, Any]:
+    """Nothing is wider than declared, but for what goes in its own time; gives a snapshot."""
+    found = world.snapshot()
+    if not case.damaged and guarded(found):
+        world.lab.wait_for(lambda: guarded(world.snapshot()) == [], 5, f"{what}: {guarded(found)}")
+    return found
 
 
-def guarded(found: dict[str, Any]) -> list[str]:
-    """What is wider than declared in a snapshot: none of it may ever be, whatever has died."""
-    wrong = []
-    bridge = found["rules"].get("bridge niso", {}).get("sets", {})
-    inet = found["rules"].get("inet niso", {}).get("sets", {})
-    host = found["namespaces"][""]
-    if host["sysctls"]["net/ipv4/ip_forward"] == "1" and not (inet and bridge and inet["closed"]):
-        wrong.append(f"forwarding is on without rules: {inet.get('closed')}")
-    for name, value in host["sysctls"].items():
-        if name.endswith("/route_localnet") and value == "1" and not inet:
-            wrong.append(f"{name} is 1 without rules")
-    sources: dict[str, set[str]] = {}
-    for each in bridge.get("sources4", ()):
-        sources.setdefault(each.rpartition(" of ")[2], set()).add(each.split(" . ")[0])
-    for service, homes in found["homes"].items():
-        if homes != [f"niso-{service}"]:
-            wrong.append(f"a process of {service} is in {homes}")
-        if not any(f"{port} of {service}" in bridge["ports"] for port in sources.get(service, ())):
-            wrong.append(f"{service} runs and its port is not guarded: {bridge}")
-    for name, link in host["links"].items():
-        ours = (link["ifalias"] or "").startswith("niso:") and link["kind"] == "veth"
-        if ours and not any(each.startswith(f"{name} of ") for each in bridge.get("ports", ())):
-            wrong.append(f"{name} is there and not guarded")
-    for published in inet.get("publish_any4", ()):
-        key, _, target = published.partition(" : ")
-        address = target.split(" . ")[0]
-        owner = key.rpartition(" of ")[2]
-        if f"veth({address})" not in sources.get(owner, ()):
-            wrong.append(f"{published} leads to somebody else: {bridge.get('sources4')}")
-    return wrong
-
-
-def again(world: World, case: Case) -> None:
-    """The command once more: done, or it says that there is nothing left to do."""
-    done = world.niso(*case.command.split(), check=False)
-    if done.returncode and case.command.split()[0] in ("remove", "net"):
-        assert done.returncode == 1
-        assert "no service 'a'" in done.stderr or "no network 'backend'" in done.stderr
-    else:
-        assert done.returncode == 0, done.stderr
-
-
-def as_before(world: World, baseline: dict[str, Any], what: str) -> None:
-    world.clear()
-    world.wait_for_snapshot(baseline, f"{what}: after everything is removed")
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_command_killed_at_any_step_is_never_wide_and_converges(world: World, name: str) -> None:
-    case = CASES[name]
-    command = case.command.split()
-    baseline = world.snapshot()
-    prepare(world, case)
-    points = world.points(*command)
-    assert case.least <= len(points) <= 3 * case.least, points
-    world.assert_content()
-    wanted = world.snapshot()
-    assert guarded(wanted) == []
-    as_before(world, baseline, "undisturbed")
-    for position, number in enumerate(sample(len(points), KILLS)):
-        what = f"killed at {number}, before {points[number - 1]!r}"
-        prepare(world, case)
-        done, reached = world.disturbed(number, "kill", *command)
-        assert (done.returncode, reached) == (-9, points[:number]), what
-        if "FLUSH" not in case.prepare:
-            world.lab.wait_for(lambda: guarded(world.snapshot()) == [], 5, f"{what}: {guarded(world.snapshot())}")
-        homes = world.snapshot()["homes"]
-        for row in json.loads(world.niso("ps", "--json").stdout):
-            assert row["service"] in homes or row["status"] in ("inactive", "failed", "exited (143)"), (what, row)
-        list(OTHERS.values())[position % len(OTHERS)](world)
-        again(world, case)
-        world.wait_for_snapshot(wanted, f"{what}: after the same command again")
+def others_work(world: World, known: Undisturbed, position: int, action: str, what: str) -> None:
+    """A command of another kind; but for one that only looks, it wholly finishes or undoes what was begun."""
+    another = OTHERS[position % len(OTHERS)]
+    another(world)
+    # a process that cannot be started again is told, and left to `repair`
+    if known.case.recovers and another is not look and action not in ("crun", "conmon"):
         world.assert_content()
-        as_before(world, baseline, what)
-    prepare(world, case)
-    done, _ = world.disturbed(len(points) + 1, "kill", *command)
-    assert done.returncode == 0
+        assert world.snapshot()["store"] in (known.before["store"], known.wanted["store"]), what
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if CASES[name].undoes])
-def test_step_that_is_refused_undoes_the_command(world: World, name: str) -> None:
-    case = CASES[name]
-    command = case.command.split()
-    baseline = world.snapshot()
+def killed(world: World, known: Undisturbed, number: int, position: int) -> None:
+    case = known.case
+    what = f"killed at {number}, before {known.points[number - 1]!r}"
     prepare(world, case)
-    before = world.snapshot()
-    points = world.points(*command)
-    as_before(world, baseline, "undisturbed")
-    prepare(world, case)
-    errnos = list(ERRNOS)
-    for position, number in enumerate(sample(len(points), REFUSALS)):
-        errno = errnos[(position + list(CASES).index(name)) % len(errnos)]
-        what = f"{errno} at {number}, {points[number - 1]!r}"
-        done, _ = world.disturbed(number, errno, *command)
-        if done.returncode == 0:  # clean-up after the last commit
-            assert number == len(points)
-            assert "delete package copy" in points[number - 1]
-            continue
+    done, reached = world.disturbed(number, "kill", *case.command.split())
+    assert (done.returncode, reached) == (-9, known.points[:number]), what
+    homes = assert_guarded(world, case, what)["homes"]
+    for row in json.loads(world.niso("ps", "--json").stdout):
+        assert row["service"] in homes or row["status"] in ("inactive", "failed", "exited (143)"), (what, row)
+    others_work(world, known, position, "kill", what)
+    again(world, case)
+    world.wait_for_snapshot(known.wanted, f"{what}: after the same command again")
+    world.assert_content()
+    as_before(world, known.baseline, what)
+
+
+def failed(world: World, known: Undisturbed, number: int, action: str, position: int) -> bool:
+    """Whether all is as before the command, which has told what failed; else it is done, by the same command again."""
+    case = known.case
+    what = f"{action} at {number}, {known.points[number - 1]!r}"
+    done, _ = world.disturbed(number, action, *case.command.split())
+    if done.returncode:
         assert done.returncode == 1, what
-        lines = [line for line in done.stderr.splitlines() if not line.startswith("  ")]
-        assert len(lines) == 1, (what, done.stderr)
-        assert lines[0].startswith("niso: ")
-        assert ERRNOS[errno].lower() in lines[0].lower(), what
-        world.wait_for_snapshot(before, f"{what}: right after the failure")
-        assert guarded(world.snapshot()) == []
+        told = [line for line in done.stderr.splitlines() if not line.startswith("  ")]
+        lines = [line for line in told if not re.search(r"\(\d+s\)$", line)]  # a stack's step that takes long
+        assert lines[0].startswith("niso: "), (what, done.stderr)
+        assert reason(action) in done.stderr.lower(), (what, done.stderr)
+        if action in ERRNOS and case.undoes:
+            assert len(lines) == 1, (what, done.stderr)
+    assert_guarded(world, case, what)
+    if done.returncode and case.undoes:
+        if action in LATER:  # which may have kept it from being undone at once
+            others_work(world, known, 1 + position % 2, action, what)
+            again_ = world.niso("net", "repair", check=False)
+            assert again_.returncode == 0, (what, again_)
+        # what was undone, or else finished, is so wholly
+        last = known.before if was_undone(world, known) else known.wanted
+        assert last is known.before or action in LATER, what
+        world.wait_for_snapshot(last, f"{what}: right after the failure")
         world.assert_content()
-    world.niso(*command)
+        return last is known.before
+    others_work(world, known, position, action, what)
+    again(world, case)
+    world.wait_for_snapshot(known.wanted, f"{what}: after the same command again")
     world.assert_content()
-    as_before(world, baseline, "refused")
+    return False
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if not CASES[name].undoes])
-def test_step_of_a_teardown_that_is_refused_is_told_and_done_next_time(world: World, name: str) -> None:
-    case = CASES[name]
-    command = case.command.split()
-    baseline = world.snapshot()
-    prepare(world, case)
-    points = world.points(*command)
-    wanted = world.snapshot()
-    as_before(world, baseline, "undisturbed")
-    errnos = list(ERRNOS)
-    for position, number in enumerate(sample(len(points), REFUSALS)):
-        errno = errnos[(position + list(CASES).index(name)) % len(errnos)]
-        what = f"{errno} at {number}, {points[number - 1]!r}"
-        prepare(world, case)
-        done, _ = world.disturbed(number, errno, *command)
-        if done.returncode:
-            assert done.returncode == 1, what
-            assert done.stderr.startswith("niso: "), what
-            assert ERRNOS[errno].lower() in done.stderr.lower(), (what, done.stderr)
-        if "FLUSH" not in case.prepare:
-            world.lab.wait_for(lambda: guarded(world.snapshot()) == [], 5, f"{what}: {guarded(world.snapshot())}")
-        again(world, case)
-        assert differences(wanted["homes"], world.snapshot()["homes"]) == []
-        world.wait_for_snapshot(wanted, f"{what}: after the same command again")
-        world.assert_content()
-        as_before(world, baseline, what)
+def was_undone(world: World, known: Undisturbed) -> bool:
+    """Whether the records are those of before the command; what could not be undone may have been finished."""
+    return bool(world.snapshot()["store"] == known.before["store"])
+
+
+def reason(action: str) -> str:
+    """What the command says of the failure, in lower case."""
+    later = {
+        "overrun": "no buffer space",
+        "sqlite-busy": "database is locked",
+        "sqlite-full": "disk is full",
+        "crun": "niso: ",  # whoever waits for what crun does says that it is not so
+        "conmon": "conmon ended without a word",
+    }
+    return later.get(action) or ERRNOS[action].lower()
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("name", CASES)
+def test_command_that_dies_or_fails_at_any_step_is_never_wide_and_converges(
+    world: World, name: str, action: str
+) -> None:
+    known = Undisturbed(world, name)
+    every = {each: numbers(each, known.points, known.uses) for each in ("kill", *FAILURES)}
+    if not LONG:
+        place = list(CASES).index(name)
+        possible = [each for each in FAILURES if every[each]]
+        failures = [possible[(2 * place + i) % len(possible)] for i in range(2)]
+        every = {each: some(name, each, every[each], KILLS if each == "kill" else 1) for each in ("kill", *failures)}
+    else:
+        every = {action: some(name, action, every[action], STEPS)}
+    prepared = False
+    for each, steps in every.items():
+        for position, number in enumerate(steps):
+            if each == "kill":
+                killed(world, known, number, position)
+                continue
+            if not prepared:
+                prepare(world, known.case)
+            prepared = failed(world, known, number, each, position)
+            if not prepared:
+                as_before(world, known.baseline, f"{each} at {number}")
+    if prepared:
+        as_before(world, known.baseline, "failed and undone")
+    if action in ("kill", "some"):
+        prepare(world, known.case)
+        done, _ = world.disturbed(len(known.points) + 1, "kill", *known.case.command.split())
+        assert done.returncode == 0
 
 
 @pytest.mark.parametrize("name", ["first-activate", "changed-environment", "changed-network", "deactivate-last"])
@@ -266,3 +192,23 @@ def test_recovery_that_is_killed_too_is_recovered(world: World, name: str) -> No
         world.wait_for_snapshot(wanted, what)
         world.assert_content()
         as_before(world, baseline, what)
+
+
+OVERRUN = """\
+import errno, socket
+from niso.errors import KernelError
+from niso.kernel.rtnetlink import Rtnl
+with Rtnl() as netlink:
+    netlink._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    try:
+        netlink.delete_links([f"none{number}" for number in range(64)])
+    except KernelError as error:
+        print(errno.errorcode[error.errno], error.message)
+"""
+
+
+def test_answers_that_the_kernel_drops_are_a_failure(world: World) -> None:
+    """What the failpoint `overrun` stands for: a real socket whose buffer is too small for what the kernel answers."""
+    done = world.lab.run("python", "-c", OVERRUN, timeout=20)
+    assert done.stdout.startswith("ENOBUFS cannot delete links 'none0', "), done
+    assert "no buffer space available" in done.stdout

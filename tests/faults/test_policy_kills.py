@@ -1,4 +1,4 @@
-"""niso dies at any step of a change of policies while somebody sends all the while to what no manifest allows.
+"""niso dies, or a step fails, at any step of a change of policies while somebody sends all the while to what no manifest allows.
 
 Not a packet of it may ever come in at the service, whose namespace counts them from its first moment on; the next command
 brings all to what should be. ``NISO_TEST_LONG=1`` takes every step, else some.
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 from conftest import Lab, Process
+from fault_cases import ERRNOS, LATER, numbers
 from fault_world import LONG, World, sample
 
 KILLS = 3
@@ -137,8 +138,9 @@ def prepare(world: World, case: Case) -> None:
         world.niso(*command.split())
 
 
+@pytest.mark.parametrize("action", ("kill", *ERRNOS, *LATER) if LONG else ("some",))
 @pytest.mark.parametrize("name", CASES)
-def test_nothing_that_is_denied_comes_in_whenever_niso_dies(world: World, name: str) -> None:
+def test_nothing_that_is_denied_comes_in_whatever_dies_or_fails(world: World, name: str, action: str) -> None:
     case = CASES[name]
     command, reset = case.command.split(), case.reset.split()
     with probing(world.lab, case.probes) as prober:
@@ -148,13 +150,18 @@ def test_nothing_that_is_denied_comes_in_whenever_niso_dies(world: World, name: 
         world.assert_content()
         prober.assert_nothing_came_in("undisturbed")
         world.niso(*reset)
-        for number in sample(len(points), KILLS):
-            what = f"killed at {number}, before {points[number - 1]!r}"
+        place, uses = list(CASES).index(name), world.uses()
+        failures = [each for each in (*ERRNOS, *LATER) if numbers(each, points, uses)]
+        mixed = ("kill", failures[place % len(failures)], "kill")
+        chosen = numbers(action, points, uses) if LONG else sample(len(points), KILLS)
+        for i, number in enumerate(chosen):
+            how = action if LONG else mixed[i % len(mixed)]
+            what = f"{how} at {number}, {points[number - 1]!r}"
             prepare(world, case)
             prober.assert_nothing_came_in(f"prepared for {what}")
-            done, reached = world.disturbed(number, "kill", *command)
+            done, reached = world.disturbed(number, how, *command)
             # how many steps there are hangs on what is open just then: not each time is there anything to end
-            assert done.returncode == -9 or len(reached) < number, what
+            assert how != "kill" or done.returncode == -9 or len(reached) < number, what
             prober.assert_nothing_came_in(what)
             world.niso("net", "repair")
             world.assert_content()

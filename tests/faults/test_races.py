@@ -16,13 +16,14 @@ from fault_world import World
 
 LONG = os.environ.get("NISO_TEST_LONG") == "1"
 WORKERS = 64 if LONG else 16
-OPERATIONS = 6 if LONG else 4
+OPERATIONS = 4
+SECONDS = 60 if LONG else 0
 DEADLINE = 500 if LONG else 90
 WORKER = pathlib.Path(__file__).parent / "race_worker.py"
 
 EXPECTED = re.compile(
     r"host port \d+/tcp is published by|no service 's\d'|service 's\d' is not active|no network 'n\d'"
-    r"|network 'n\d' is used by|its package copy .* is gone"
+    r"|network 'n\d' is used by|its package copy .* is gone|91\d\d:80 is not forwarded to 's\d'|has just taken host port"
 )
 """Why a command may refuse when others change the same things."""
 
@@ -39,7 +40,7 @@ def race(world: World, kills: bool) -> list[dict[str, object]]:
         # two by two they want the same host port
         world.service(f"s{number}", ports=[f"{9000 + number // 2}:80"], network=f"n{number % 3}", stop_timeout="1s")
     workers = [
-        world.lab.popen("python", "-S", str(WORKER), str(number), str(OPERATIONS), str(int(kills)))
+        world.lab.popen("python", "-S", str(WORKER), str(number), str(OPERATIONS), str(SECONDS), str(int(kills)))
         for number in range(WORKERS)
     ]
     results: list[dict[str, object]] = []
@@ -47,7 +48,7 @@ def race(world: World, kills: bool) -> list[dict[str, object]]:
         out, err = worker.communicate(timeout=DEADLINE)
         assert (worker.returncode, err) == (0, "")
         results += [json.loads(line) for line in out.splitlines()]
-    assert len(results) == WORKERS * OPERATIONS
+    assert len(results) >= WORKERS * OPERATIONS
     return results
 
 
@@ -96,7 +97,7 @@ def test_commands_at_once_give_nothing_twice_and_end_as_they_say(world: World) -
     results = race(world, kills=False)
     assert_all_clear(results, killed=False)
     done = {result["argv"][0] for result in results if result["status"] == 0}  # type: ignore[index]
-    assert {"activate", "ps", "net"} <= done
+    assert {"activate", "deactivate", "port-forward", "ps", "net"} <= done
     world.assert_content()
     assert_nothing_twice(world)
     world.clear()
@@ -113,6 +114,78 @@ def test_commands_at_once_of_which_some_are_killed_converge(world: World) -> Non
     assert_nothing_twice(world)
     world.clear()
     world.wait_for_snapshot(baseline, "after everything is removed")
+
+
+def test_no_change_of_many_at_once_is_lost(world: World) -> None:
+    """Each wants the next free address, and a host port of niso's choice, and a line in the hosts file that all share."""
+    baseline = world.snapshot()
+    names = [f"m{number}" for number in range(64 if LONG else 8)]
+    packages = [world.service(name, ports=[":80"], network="n0", stop_timeout="1s") for name in names]
+    every_one_works(world, [("activate", package) for package in packages])
+    rows = {row["service"]: row for row in json.loads(world.niso("ps", "--json").stdout)}
+    assert sorted(rows) == sorted(names)
+    assert_nothing_twice(world)
+    (hosts,) = world.lab.path("/run/niso/hosts").glob("*/hosts")
+    lines = hosts.read_text().splitlines()
+    assert {line.split()[-1]: line.split()[0] for line in lines if line.startswith("10.99.")} == {
+        name: row["address"] for name, row in rows.items()
+    }
+    every_one_works(world, [("port-forward", name, f"{9200 + i}:80") for i, name in enumerate(names)])
+    every_one_works(world, [("net", "create", f"w{number}") for number in range(len(names))])
+    world.assert_content()
+    assert len(world.snapshot()["rules"]["inet niso"]["sets"]["publish_any4"]) == 2 * len(names)
+    every_one_works(
+        world,
+        [(("deactivate", "remove")[i % 2], name) for i, name in enumerate(names)]
+        + [("net", "remove", f"w{number}") for number in range(len(names))],
+    )
+    world.assert_content()
+    assert world.snapshot()["homes"] == {}
+    world.clear()
+    world.wait_for_snapshot(baseline, "after everything is removed")
+
+
+def every_one_works(world: World, commands: list[tuple[str, ...]]) -> None:
+    """All of them at once, each in a process of its own."""
+    for process in [world.lab.popen("niso", *command) for command in commands]:
+        _, words = process.communicate(timeout=DEADLINE)
+        assert process.returncode == 0, words
+
+
+HOLDER = """\
+import fcntl, os, sqlite3, sys
+lock = os.open("/run/niso/lock", os.O_RDWR)
+fcntl.flock(lock, fcntl.LOCK_EX)
+own = os.open("/run/niso/locks/a.lock", os.O_RDWR | os.O_CREAT)
+fcntl.flock(own, fcntl.LOCK_EX)
+store = sqlite3.connect("/var/lib/niso/state.db", isolation_level=None)
+store.execute("BEGIN IMMEDIATE")
+store.execute("UPDATE service SET active=0")
+print("holds", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_reader_does_not_wait_for_a_writer(world: World) -> None:
+    """The writer is in the middle of its change, holds all locks, and never goes on."""
+    world.niso("activate", "/tmp/a", "/tmp/b")
+    writer = world.lab.popen("python3", "-ISc", HOLDER, stdin=subprocess.PIPE)
+    assert writer.stdout and writer.stdout.readline() == b"holds\n"
+    for reader in (
+        "ps",
+        "inspect a",
+        "logs a",
+        "net list",
+        "net inspect niso-default",
+        "net ports",
+        "net ports --exposed",
+        "net explain b a:80",
+        "net check",
+    ):
+        done = world.niso(*reader.split(), timeout=30)
+        assert "inactive" not in done.stdout, done.stdout  # what is not committed is nobody's business
+    writer.kill()
+    writer.communicate()
 
 
 def test_nobody_waits_for_a_process_that_takes_long_to_stop(world: World) -> None:

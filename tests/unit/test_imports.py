@@ -174,6 +174,7 @@ COMMON = {
     "niso.store.policies",
     "niso.store.ports",
     "niso.store.schema",
+    "niso.store.reserve",
     "niso.store.snapshots",
     "niso.store.sqlite",
     "niso.store.stacks",

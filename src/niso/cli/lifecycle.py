@@ -24,11 +24,13 @@ def _deactivate(args: Args) -> int:
     if unit.has_ended() and any(unit.path(each) is not None for each in args.names):
         return 0  # a process that ended leaves its service active
     store = Store.open(create=False)
-    names = store.active_services() if args.all else _resolved(store, args.names)
-    by_systemd = any(unit.path(each) is not None for each in names)
-    if by_systemd:  # which does not ask whether it may: those that it knows have gone before
-        names += [row.name for row in store.services() if row.active and row.provider in names]
     with Progress(args) as report:
+        if args.all and not args.dry_run:
+            services.recover(store, report)  # which may bring services back
+        names = store.active_services() if args.all else _resolved(store, args.names)
+        by_systemd = any(unit.path(each) is not None for each in names)
+        if by_systemd:  # which does not ask whether it may: those that it knows have gone before
+            names += [row.name for row in store.services() if row.active and row.provider in names]
         outcomes = services.deactivate(store, names, report, args.dry_run, keep_forwards=by_systemd)
     if args.dry_run:
         return 0

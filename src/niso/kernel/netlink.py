@@ -289,6 +289,8 @@ class Netlink:
     def _receive(self) -> list[_Reply]:
         """The messages of one datagram of the kernel, whose port is 0 (netlink(7)). Raises OSError."""
         data, _, truncated, (sender, _) = self._socket.recvmsg(_BUFFER)
+        if failpoint.broken(failpoint.OVERRUN):
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
         if sender:
             return []
         replies = []

@@ -7,6 +7,7 @@ A context, and so an `Nft`, belongs to the network namespace in which it was ope
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 from collections.abc import Iterable
@@ -83,6 +84,8 @@ class Nft:
             words = self._words()
             # From a buffer, nft blames the first line for what the kernel refuses in another; from a file it does not.
             raise self._error(self._dry_run(text) or words, text)
+        if failpoint.broken(failpoint.OVERRUN):
+            raise refused(what, errno.ENOBUFS)
 
     def check(self, text: str) -> None:
         """Have the kernel validate ``text`` as `run` would, and change nothing. Raises KernelError."""

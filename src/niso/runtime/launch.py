@@ -38,6 +38,8 @@ _PROFILE = os.path.join(os.path.dirname(__file__), "seccomp.json")
 
 def tool(name: str) -> str:
     """The absolute path of crun, conmon, catatonit or nsenter. Raises `ProcessError`."""
+    if failpoint.broken(name):
+        return "/usr/bin/false"
     for folder in _TOOL_FOLDERS:
         path = f"{folder}/{name}"
         if os.access(path, os.X_OK):

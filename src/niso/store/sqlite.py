@@ -9,6 +9,7 @@ import time
 
 from niso import failpoint, paths
 from niso.errors import NisoError
+from niso.store.reserve import room
 
 
 class Transaction:
@@ -19,6 +20,8 @@ class Transaction:
         self._cancelled = False
 
     def __enter__(self) -> Transaction:
+        if failpoint.broken(failpoint.BUSY):
+            raise sqlite3.OperationalError("database is locked")
         self._db.execute("BEGIN IMMEDIATE")
         return self
 
@@ -30,7 +33,10 @@ class Transaction:
         try:
             if kind is None and not self._cancelled:
                 failpoint.hit("commit to the store")
-                self._db.execute("COMMIT")
+                if failpoint.broken(failpoint.FULL):
+                    raise sqlite3.OperationalError("database or disk is full")
+                with room(make=True):
+                    self._db.execute("COMMIT")
         finally:
             if self._db.in_transaction:  # which SQLite itself ends after some errors
                 self._db.execute("ROLLBACK")
@@ -89,6 +95,8 @@ def unusable(error: Exception) -> NisoError:
     words = f"{paths.database()}: {error}"
     if type(error) is sqlite3.DatabaseError or str(error).startswith(_OF_ANOTHER_FORM):
         return damaged(str(error))
+    if "locked" in words:
+        return NisoError(words, "another niso command has been changing it for 10 s: try again when it has ended")
     try:
         found = os.statvfs(paths.state_dir())
         if found.f_bavail * found.f_frsize < 1 << 16 and "full" not in words:

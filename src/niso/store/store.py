@@ -17,6 +17,7 @@ from niso import failpoint, paths
 from niso.errors import NisoError, NotFound
 from niso.records import Network
 from niso.store import schema, world
+from niso.store.reserve import room
 from niso.store.snapshots import ALL, Scope, SnapshotRows, marks
 from niso.store.sqlite import Transaction, damaged, require_store, unusable, use_wal
 from niso.store.stacks import StackRows
@@ -61,7 +62,7 @@ class Intent(NamedTuple):
     """A change that was begun: what to do if its process is gone."""
 
     service: str
-    action: str  # activate | deactivate | stop (deactivate, and keep the forwards) | remove
+    action: str  # activate | deactivate | stop (deactivate, and keep the forwards) | remove | restart
     undo: str  # JSON: {table: [row, ...]}
 
 
@@ -450,7 +451,9 @@ class Store(SnapshotRows, StackRows):
 def _connected(path: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=10, isolation_level=None)
     if path != ":memory:":
-        use_wal(connection)
+        with room():  # SQLite makes its log and the index of it
+            use_wal(connection)
+            connection.execute("PRAGMA user_version").fetchone()
         connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")
     return connection
