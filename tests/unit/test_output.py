@@ -184,3 +184,16 @@ def test_notes_keep_their_lines_and_escape_the_rest(capsys) -> None:
     out, err = capsys.readouterr()
     assert out == "three\nfour\\x1b\n"
     assert err == "one\ntwo\\x1b\nniso: warning: five\\x0asix\n"
+
+
+@pytest.mark.parametrize("words", [["schema"], ["--help"], ["net", "--help"]])
+def test_a_reader_that_has_gone_is_no_error_to_speak_of(words: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    argv = [sys.executable, "-m", "niso.cli", *words]
+    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    try:
+        done = subprocess.run(argv, stdout=write, stderr=subprocess.PIPE, check=False, timeout=60, env=buffered)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (1, b"")
