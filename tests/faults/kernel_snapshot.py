@@ -11,11 +11,14 @@ import os
 import re
 import subprocess
 import sys
+from typing import Any
 
 SYSCTLS = ("net/ipv4/ip_forward", "net/ipv4/ip_unprivileged_port_start", "net/ipv4/ping_group_range")
 LINK_SYSCTLS = ("ipv4/conf/{}/route_localnet", "ipv4/conf/{}/forwarding", "ipv6/conf/{}/disable_ipv6")
 GLOBAL_LINKS = ("all", "default")
-KEPT_FILES = re.compile(r"^/(run/niso/(lock|locks/cgroup\.lock|etc/.*|crun/\.cache.*)|var/lib/niso/state\.db.*)$")
+KEPT_FILES = re.compile(
+    r"^/(run/niso/(lock|locks/(cgroup|health)\.lock|etc/.*|crun/\.cache.*)|var/lib/niso/state\.db.*)$"
+)
 """What may stay when no service and no network is known: the lock, what all services share, the store itself."""
 
 
@@ -200,6 +203,21 @@ def _files() -> list[str]:
             if not folders and not files and folder.count("/") > root.count("/") + 1:
                 found.append(f"{folder}/")
     return sorted(path for path in found if not KEPT_FILES.match(path))
+
+
+def differences(wanted: Any, found: Any, path: str = "") -> list[str]:
+    """Where two snapshots are not equal, a line each."""
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        lines = []
+        for key in sorted(wanted.keys() | found.keys()):
+            lines += differences(wanted.get(key), found.get(key), f"{path}/{key}")
+        return lines
+    if isinstance(wanted, list) and isinstance(found, list):
+        return [
+            *(f"{path}: missing {each}" for each in wanted if each not in found),
+            *(f"{path}: too much {each}" for each in found if each not in wanted),
+        ]
+    return [] if wanted == found else [f"{path}: wanted {wanted}, found {found}"]
 
 
 if __name__ == "__main__":
