@@ -18,8 +18,8 @@ SHARES = {"client": 0.6, "": 0.1, "niso-st0": 0.12, "niso-st3": 0.1, "niso-st5":
 """Of the connections, by the network namespace that they are made in; "" is the host's."""
 
 
-def targets(at: dict[str, str], count: int) -> dict[str, list[tuple[Any, ...]]]:
-    """What `load.py` is told in each namespace. ``at`` are the steady services' addresses, ``count`` how many are churned."""
+def targets(at: dict[str, list[str]], count: int) -> dict[str, list[tuple[Any, ...]]]:
+    """What `load.py` is told in each namespace. ``at`` are the steady services' addresses, IPv4 first, ``count`` how many are churned."""
     return {
         "client": [
             ("steady", HOST, 9000, "st0", 20),
@@ -28,7 +28,7 @@ def targets(at: dict[str, str], count: int) -> dict[str, list[tuple[Any, ...]]]:
             ("steady", HOST, 9105, "st5", 20),
             ("steady", HOST, 9006, "st6", 20),
             ("denied", HOST, 9002, "st2", 1),
-            ("denied", at["st0"], 8000, "st0", 1),
+            ("denied", at["st0"][0], 8000, "st0", 1),
             *(
                 ("churned", HOST, host_port(number) + more, churned(number), 20 / count * weight)
                 for number in range(count)
@@ -38,26 +38,27 @@ def targets(at: dict[str, str], count: int) -> dict[str, list[tuple[Any, ...]]]:
         "": [
             ("steady", "127.0.0.1", 9000, "st0", 30),
             ("steady", HOST, 9001, "st1", 30),
-            ("steady", at["st4"], 8000, "st4", 30),
+            ("steady", at["st4"][0], 8000, "st4", 30),
             ("steady", "127.0.0.1", 9101, "st5", 10),
         ],
         "niso-st0": [
-            ("steady", at["st2"], 8000, "st2", 30),
+            ("steady", at["st2"][0], 8000, "st2", 30),
             ("steady", HOST, 9002, "st2", 20),
             ("steady", HOST, 9000, "st0", 20),
             ("steady", HOST, 9001, "st1", 20),
-            ("denied", at["st3"], 8000, "st3", 1),
+            ("denied", at["st3"][0], 8000, "st3", 1),
         ],
         "niso-st3": [
-            ("steady", at["st4"], 8000, "st4", 80),
+            ("steady", at["st4"][0], 8000, "st4", 80),
             ("steady", HOST, 9000, "st0", 20),
             ("denied", HOST, 9002, "st2", 1),
         ],
         "niso-st5": [
             ("steady", HOST, 9001, "st1", 40),
-            ("steady", at["st1"], 8000, "st1", 40),
-            ("denied", at["st2"], 8000, "st2", 2),
-            ("denied", at["st0"], 8000, "st0", 2),
+            ("steady", at["st1"][0], 8000, "st1", 20),
+            ("steady", at["st6"][1], 8000, "st6", 20),
+            ("denied", at["st2"][0], 8000, "st2", 2),
+            ("denied", at["st0"][0], 8000, "st0", 2),
             ("denied", HOST, 9000, "st0", 2),
         ],
     }
