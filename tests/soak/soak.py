@@ -66,6 +66,7 @@ class Soak:
         self._sample()
         left = self._seconds
         while left > 0:
+            print(f"soak: {left:.0f} s to go", file=sys.stderr)
             self._round(min(left, ROUND_S))
             left -= ROUND_S
         self._end(before)
@@ -201,10 +202,15 @@ def snapshot() -> dict[str, Any]:
     return found
 
 
+def _too_late(*_: object) -> None:
+    raise RuntimeError("it takes more than twice as long as it should: the machine is too busy")
+
+
 def inside(args: argparse.Namespace) -> int:
     if os.environ.get("NISO_LAB") != "1":
         sys.exit("this changes links and rules, and sends traffic: only in a lab")
     seconds = args.minutes * 60
+    signal.signal(signal.SIGALRM, _too_late)
     signal.alarm(int(seconds * 2 + 900))
     print(
         f"soak: seed {args.seed}, {args.services} services, {args.rate:g} connections a second, {args.minutes:g} minutes",
