@@ -22,6 +22,7 @@ PASSING = 5
 """So many more networks come with their first service and go with the last."""
 FIRST_PORT, PORTS_EACH = 10_000, 10
 LISTENED = (8000, 8001, 8002)
+SERVER = "/app/answer.py"
 COMMAND_S = 300.0
 """One that takes longer hangs: on a busy machine 200 services at once take a while."""
 STEADY: dict[str, dict[str, Any]] = {
@@ -59,7 +60,7 @@ def package(name: str, network: dict[str, Any]) -> str:
     folder = f"{PACKAGES}/{name}"
     ports = [*LISTENED, *(range(9100, 9106) if name == "st5" else ())]
     lines = ["[package]", f'name = "{name}"', 'version = "1"', "[binary]", 'entrypoint = "/usr/bin/python3"']
-    lines += [f"args = {json.dumps(['-ISB', '/app/answer.py', name, *map(str, ports)])}", "[network]"]
+    lines += [f"args = {json.dumps(['-ISB', SERVER, name, *map(str, ports)])}", "[network]"]
     policy = network.get("policy", {})
     lines += [f"{key} = {json.dumps(value)}" for key, value in network.items() if key != "policy"]
     lines += ["[network.policy]", *(f"{key} = {json.dumps(value)}" for key, value in policy.items() if key != "egress")]

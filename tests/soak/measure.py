@@ -7,6 +7,8 @@ import os
 import subprocess
 from typing import NamedTuple
 
+from churn import SERVER, STEADY
+
 MACHINE = ("SUnreclaim", "Percpu")
 """What the kernel has for itself and cannot give back: of the whole machine, as /proc/meminfo tells."""
 LAB = "lab's own"
@@ -47,12 +49,12 @@ def sample() -> Sample:
     files = frozenset(path for path in found if not path.startswith(OF_THE_MACHINE))
     exact["files"] = len(files)
     conmons = {}
-    exact["processes"] = exact["fds of conmons"] = exact["fds of services"] = 0
+    steady = set(steady_processes())
+    exact["processes"] = exact["fds of conmons"] = exact["fds of steady services"] = 0
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             name = _read(f"/proc/{pid}/comm").strip()
             fds = len(os.listdir(f"/proc/{pid}/fd"))
-            words = _read(f"/proc/{pid}/cmdline").split("\0")
             resident = next(
                 (line for line in _read(f"/proc/{pid}/status").splitlines() if line.startswith("VmRSS:")), ""
             )
@@ -62,20 +64,21 @@ def sample() -> Sample:
         if name == "conmon":
             conmons[int(pid)] = int(resident.split()[1])
             exact["fds of conmons"] += fds
-        elif "/app/answer.py" in words:
-            exact["fds of services"] += fds
+        elif int(pid) in steady:
+            # one that is churned can be left with a connection whose end a policy kept from it: that is TCP
+            exact["fds of steady services"] += fds
     return Sample(exact, flows(), memory(), conmons, files, _namespaces() - exact["named netns"])
 
 
-def running(program: str, *names: str) -> list[int]:
-    """The processes that have ``program`` in their command line, followed by one of ``names``."""
+def steady_processes() -> list[int]:
+    """The processes of services that are never touched."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             words = _read(f"/proc/{pid}/cmdline").split("\0")
         except OSError:
             continue
-        if program in words and words[words.index(program) + 1] in names:
+        if SERVER in words and words[words.index(SERVER) + 1] in STEADY:
             found.append(int(pid))
     return found
 

@@ -21,6 +21,8 @@ ROUNDS = 2
 OTHERS = 20
 """Network namespaces of others that may come or go before the machine's figures are taken to be theirs."""
 MEANWHILE_S = 2.0
+BUSY = 0.05
+"""The part of the answers that may be late before the machine is taken to be the reason."""
 COLUMNS = ("nft rules", "elements", "links", "named netns", "cgroups", "mounts", "files", "processes", "fds of conmons")
 
 
@@ -54,6 +56,8 @@ def connections(generators: list[Generator], ran: list[Ran], going_s: float) -> 
     lines[1] += f"; {failed:,} failed; {late}"
     if behind:
         lines.append(f"  {behind:,} were not made: the machine is too busy, so this run says less than it should")
+    if slow > BUSY * total["steady"][0]:
+        lines.append("  so many late answers mean a machine that is too busy for this: failures may be that alone")
     failures = []
     for generator in generators:
         told = generator.said["failures"]
