@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import pytest
+from hypothesis import settings
 
 TESTS = pathlib.Path(__file__).resolve().parent
 DEADLINE_SECONDS = 120
@@ -42,6 +43,9 @@ def pytest_configure() -> None:
     # who started the tests in the background may have them ignore it, and all that they start would too
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # no test is judged by how long it takes
+    settings.register_profile("untimed", deadline=None)
+    settings.load_profile("untimed")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

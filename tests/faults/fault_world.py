@@ -10,6 +10,7 @@ import subprocess
 from typing import Any
 
 from conftest import Lab
+from kernel_snapshot import differences
 
 SNAPSHOT = pathlib.Path(__file__).parent / "kernel_snapshot.py"
 LOG = "/tmp/failpoints"
@@ -137,18 +138,3 @@ class World:
     def assert_content(self) -> None:
         done = self.niso("net", "check", check=False)
         assert (done.returncode, done.stdout) == (0, "everything: as it should be\n"), done.stdout + done.stderr
-
-
-def differences(wanted: Any, found: Any, path: str = "") -> list[str]:
-    """Where two snapshots are not equal, a line each."""
-    if isinstance(wanted, dict) and isinstance(found, dict):
-        lines = []
-        for key in sorted(wanted.keys() | found.keys()):
-            lines += differences(wanted.get(key), found.get(key), f"{path}/{key}")
-        return lines
-    if isinstance(wanted, list) and isinstance(found, list):
-        return [
-            *(f"{path}: missing {each}" for each in wanted if each not in found),
-            *(f"{path}: too much {each}" for each in found if each not in wanted),
-        ]
-    return [] if wanted == found else [f"{path}: wanted {wanted}, found {found}"]

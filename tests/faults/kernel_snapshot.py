@@ -12,11 +12,14 @@ import re
 import sqlite3
 import subprocess
 import sys
+from typing import Any
 
 SYSCTLS = ("net/ipv4/ip_forward", "net/ipv4/ip_unprivileged_port_start", "net/ipv4/ping_group_range")
 LINK_SYSCTLS = ("ipv4/conf/{}/route_localnet", "ipv4/conf/{}/forwarding", "ipv6/conf/{}/disable_ipv6")
 GLOBAL_LINKS = ("all", "default")
-KEPT_FILES = re.compile(r"^/(run/niso/(lock|locks/cgroup\.lock|etc/.*|crun/\.cache.*)|var/lib/niso/state\.db.*)$")
+KEPT_FILES = re.compile(
+    r"^/(run/niso/(lock|locks/(cgroup|health)\.lock|etc/.*|crun/\.cache.*)|var/lib/niso/state\.db.*)$"
+)
 """What may stay when no service and no network is known: the lock, what all services share, the store itself."""
 
 CHANGING = ("created_at", "activated_at", "generation")
@@ -233,6 +236,21 @@ def _store() -> dict[str, list[str]]:
 def _without_generation(row: list[object]) -> str:
     """A row as text, its process spec without the number of the activation."""
     return re.sub(r'"generation": \d+, ', "", repr(row))
+
+
+def differences(wanted: Any, found: Any, path: str = "") -> list[str]:
+    """Where two snapshots are not equal, a line each."""
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        lines = []
+        for key in sorted(wanted.keys() | found.keys()):
+            lines += differences(wanted.get(key), found.get(key), f"{path}/{key}")
+        return lines
+    if isinstance(wanted, list) and isinstance(found, list):
+        return [
+            *(f"{path}: missing {each}" for each in wanted if each not in found),
+            *(f"{path}: too much {each}" for each in found if each not in wanted),
+        ]
+    return [] if wanted == found else [f"{path}: wanted {wanted}, found {found}"]
 
 
 if __name__ == "__main__":

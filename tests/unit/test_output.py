@@ -273,3 +273,16 @@ def test_folded_table_has_every_item_in_its_column(rows, room) -> None:
     for i in range(3):
         whole = "".join(value for line in lines for value in line[i]).replace(" ", "")
         assert "".join(value for line in folded for value in line[i]).replace(" ", "") == whole
+
+
+@pytest.mark.parametrize("words", [["schema"], ["--help"], ["net", "--help"]])
+def test_a_reader_that_has_gone_is_no_error_to_speak_of(words: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    argv = [sys.executable, "-m", "niso.cli", *words]
+    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    try:
+        done = subprocess.run(argv, stdout=write, stderr=subprocess.PIPE, check=False, timeout=60, env=buffered)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (1, b"")

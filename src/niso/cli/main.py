@@ -58,7 +58,17 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a letter that the terminal's encoding does not have is shown by its number
         sys.stdout.reconfigure(errors="backslashreplace")
-    sys.exit(run(sys.argv[1:]))
+    status: object = 0
+    try:
+        status = run(sys.argv[1:])
+    except SystemExit as ended:  # of argparse
+        status = ended.code
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # as `run` does: what is left of the text is for nobody
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        status = status or 1
+    sys.exit(status)
 
 
 def run(arguments: list[str]) -> int:

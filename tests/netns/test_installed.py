@@ -1,0 +1,85 @@
+"""niso as a wheel in a venv of its own, without the clone: what `pip install .` and `pipx install .` give."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import msgspec
+import pytest
+from conftest import TESTS, Lab
+from services import HOST, answer, echo, pid_of
+
+ROOT = TESTS.parent
+VENV = "/tmp/installed"
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
+
+
+def known(*paths: str) -> list[str]:
+    """The files at and below these paths of the clone, but what Python and installations leave there."""
+    found = (file for path in paths for file in ((ROOT / path).rglob("*") if (ROOT / path).is_dir() else [ROOT / path]))
+    left = ("__pycache__", "niso.egg-info")
+    return [str(f.relative_to(ROOT)) for f in found if f.is_file() and not any(name in f.parts for name in left)]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Built from a copy of the clone, by the setuptools that is here."""
+    copy, made = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
+    for name in known("src", "docs/man", "pyproject.toml", "README.md"):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, copy / name)
+    argv = [*PIP, "wheel", "-q", "--no-deps", "--no-index", "--no-build-isolation", "-w", str(made), str(copy)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = made.glob("niso-*.whl")
+    return found
+
+
+def test_the_wheel_has_every_file_of_the_source_and_every_man_page(wheel: pathlib.Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+    pages = {f"share/man/man{name[-1]}/{pathlib.Path(name).name}" for name in known("docs/man")}
+    wanted = {name.removeprefix("src/") for name in known("src/niso")}
+    assert {name.partition(".data/data/")[2] or name for name in packed} == wanted | pages
+
+
+def test_an_installed_niso_needs_no_clone(lab: Lab, wheel: pathlib.Path) -> None:
+    lab.path(f"/tmp/{wheel.name}").write_bytes(wheel.read_bytes())
+    lab.run("/usr/bin/python3", "-m", "venv", "--without-pip", VENV)
+    lab.run(*PIP, "-q", "--python", f"{VENV}/bin/python", "install", "--no-deps", "--no-index", f"/tmp/{wheel.name}")
+    site = lab.run(f"{VENV}/bin/python", "-Ic", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip()
+    lab.run("cp", "-r", msgspec.__path__[0], f"{site}/msgspec")
+    niso = f"{VENV}/bin/niso"
+
+    assert lab.run(f"{VENV}/bin/python", "-Ic", "import niso.runtime.exited as m; print(m.__file__)").stdout.startswith(
+        site
+    )
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = (
+            archive.read(name).decode() for name in archive.namelist() if name.endswith(".dist-info/METADATA")
+        )
+    version = next(line.split()[1] for line in metadata.splitlines() if line.startswith("Version:"))
+    assert lab.run(niso, "--version").stdout == f"niso {version}\n"
+    assert lab.run(niso, "schema").stdout == lab.niso("schema").stdout != ""
+
+    folder = echo(lab, "api", service={"restart": "always", "restart_delay": "50ms"}, network={"ports": ["8080:80"]})
+    lab.run(niso, "activate", folder)
+    assert answer(lab, HOST, 8080, "client").startswith("api ")
+    assert lab.run(niso, "exec", "api", "--", "echo", "inside").stdout == "inside\n"
+    # what conmon calls at the end of a process is that niso too
+    before = pid_of(lab, "api")
+    lab.run("kill", "-KILL", str(before))
+    lab.wait_for(
+        lambda: json.loads(lab.run(niso, "inspect", "api").stdout)["pid"] not in (None, before), what="a restart"
+    )
+    assert answer(lab, HOST, 8080, "client").startswith("api ")
+    assert lab.run(niso, "net", "check").stdout == "everything: as it should be\n"
+    lab.run(niso, "remove", "api")
+
+    lab.run(niso, "lab", "--", niso, "activate", folder, cwd=folder)  # which is kept, of /tmp
+    assert lab.run(niso, "ps", "--json").stdout.strip() == "[]"

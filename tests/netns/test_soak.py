@@ -1,0 +1,16 @@
+"""The soak (`./dev soak`), for some seconds: it works, and it sees what it is there to see."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from conftest import TESTS
+
+SOAK = (sys.executable, "-B", str(TESTS / "soak" / "soak.py"), "--seed", "7")
+
+
+def test_services_are_churned_and_nobody_else_notices() -> None:
+    argv = [*SOAK, "--minutes", "0.1", "--services", "9", "--rate", "100"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "soak: passed"), done.stdout + done.stderr
