@@ -1,0 +1,254 @@
+"""What niso's control path costs, in a lab: ``control.py [--counts 10,100] [--rounds N] [--profile attach|detach] [--json]``.
+
+`samples` yields what it measures, in ms; a benchmark that compares calls it inside a lab of its own. Nothing here passes or fails.
+
+- "attach", "detach": one service's network, in this process: from the plan to the kernel being so and read back, its Python code warm,
+  on a network that has as many services, with one published port;
+- "activate", "deactivate": the same with all that the command does around it (manifest, copy, store, plan), in this process;
+- "niso activate", "niso deactivate", "niso remove", "niso net list": whole commands, the process started or ended with them;
+- "niso activate (each of many)", "niso deactivate (each of many)": many services in one command, for each of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import json
+import os
+import pathlib
+import pstats
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+from unittest import mock
+
+COUNTS = (10, 100, 500, 1000)
+ROUNDS = 15
+MANY = 100
+NETWORK, SUBNET = "backend", "10.98.0.0/20"
+"""One network for all, since a network's cost is what could grow; a bridge takes 1,023 ports."""
+
+
+class Sample(NamedTuple):
+    what: str
+    services: int  # that are active beside, on the same network
+    ms: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--counts", default=",".join(map(str, COUNTS)))
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--profile", choices=("attach", "detach", "activate", "deactivate"))
+    parser.add_argument("--json", action="store_true", help="print each sample")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if not args.inside:
+        own = [sys.executable, "-B", str(pathlib.Path(__file__).resolve()), *sys.argv[1:], "--inside"]
+        sys.exit(subprocess.run([sys.executable, "-m", "niso.lab", "--", *own], check=False).returncode)
+    counts = [int(word) for word in args.counts.split(",")]
+    if args.profile:
+        profile(args.profile, counts[0], args.rounds)
+        return
+    found: dict[tuple[str, int], list[float]] = {}
+    for sample in samples(counts, args.rounds):
+        found.setdefault((sample.what, sample.services), []).append(sample.ms)
+        if args.json:
+            print(json.dumps(sample._asdict()), flush=True)
+    for (what, services), each in found.items():
+        spread = f"({min(each):.2f} to {max(each):.2f}, {len(each)})"
+        print(f"{what:<34} {services:>5} services {statistics.median(each):8.2f} ms  {spread}")
+
+
+def samples(counts: list[int], rounds: int, many: int = MANY) -> Iterator[Sample]:
+    """All that is measured, ``rounds`` times each; ``counts`` rise. For use inside a lab that has no service yet."""
+    world = World()
+    for count in counts:
+        world.fill(count)
+        for turn in range(rounds + 1):
+            for what, ms in world.one():
+                if turn:  # the first warms the code up
+                    yield Sample(what, count, ms)
+        for turn in range(max(1, rounds // 2)):
+            for what, ms in world.commands(turn):
+                yield Sample(what, count, ms)
+    world.clear()
+    for _ in range(3):
+        for what, ms in world.several(many):
+            yield Sample(what, 0, ms)
+
+
+class World:
+    """Services without processes, by this process, and single ones with a process, by the command."""
+
+    def __init__(self) -> None:
+        from niso.store.store import Store
+
+        self.store = Store.open()
+        _niso("net", "create", NETWORK, "--subnet", SUBNET)
+        self._names: list[str] = []
+
+    def fill(self, count: int) -> None:
+        """Have ``count`` services active."""
+        names = [f"fill{number:04}" for number in range(len(self._names), count)]
+        with _without_processes():
+            for at in range(0, len(names), 250):
+                self._activate([package(name, 20_000 + int(name[4:])) for name in names[at : at + 250]])
+        self._names += names
+
+    def clear(self) -> None:
+        from niso import services
+
+        with _without_processes():
+            services.remove(self.store, self._names)
+        self._names = []
+
+    def one(self) -> Iterator[tuple[str, float]]:
+        """Attach and detach one service."""
+        folder = package("extra", 9_000)
+        with _without_processes():
+            with _watched() as kernel:
+                whole = timed(lambda: self._activate([folder]))
+            yield "attach", sum(kernel)
+            yield "activate", whole
+            with _watched() as kernel:
+                whole = timed(lambda: self._deactivate(["extra"]))
+            yield "detach", sum(kernel)
+            yield "deactivate", whole
+
+    def commands(self, number: int) -> Iterator[tuple[str, float]]:
+        """The whole commands of one service with its process."""
+        name = f"whole{number}"
+        folder = package(name, 9_001)
+        yield "niso activate", timed(lambda: _niso("activate", folder))
+        yield "niso net list", timed(lambda: _niso("net", "list"))
+        yield "niso deactivate", timed(lambda: _niso("deactivate", name))
+        yield "niso remove", timed(lambda: _niso("remove", name))
+
+    def several(self, many: int) -> Iterator[tuple[str, float]]:
+        """Many services in one command, with their processes."""
+        names = [f"many{number:03}" for number in range(many)]
+        folders = [package(name, 10_000 + at) for at, name in enumerate(names)]
+        yield "niso activate (each of many)", timed(lambda: _niso("activate", *folders)) / many
+        yield "niso deactivate (each of many)", timed(lambda: _niso("deactivate", *names)) / many
+        _niso("remove", *names)
+
+    def _activate(self, folders: list[str]) -> None:
+        from niso import services
+        from niso.targets import find_targets
+
+        services.activate(self.store, find_targets(self.store, folders), 60)
+
+    def _deactivate(self, names: list[str]) -> None:
+        from niso import services
+
+        services.deactivate(self.store, names)
+
+
+def profile(what: str, count: int, rounds: int) -> None:
+    """Where the time of one of `World.one` goes."""
+    world = World()
+    world.fill(count)
+    list(world.one())
+    profiler = cProfile.Profile()
+    with _without_processes():
+        for _ in range(rounds):
+            folder = package("extra", 9_000)
+            for name, do in (
+                ("activate", lambda: world._activate([folder])),
+                ("deactivate", lambda: world._deactivate(["extra"])),
+            ):
+                if what == name:
+                    profiler.runcall(do)
+                elif what in ("attach", "detach"):
+                    with _watched(profiler if (what == "attach") == (name == "activate") else None):
+                        do()
+                else:
+                    do()
+    stats = pstats.Stats(profiler).strip_dirs()
+    stats.sort_stats("tottime").print_stats(25)
+    stats.sort_stats("cumtime").print_stats(60)
+
+
+def package(name: str, port: int) -> str:
+    """The folder of a service that sleeps, with one published port."""
+    folder = f"/tmp/packages/{name}"
+    os.makedirs(folder, exist_ok=True)
+    text = f'[package]\nname = "{name}"\nversion = "1"\n[binary]\nentrypoint = "sleep"\nargs = ["1000"]\n'
+    text += f'[network]\nnetwork = "{NETWORK}"\nports = ["{port}:80"]\n'
+    path = pathlib.Path(folder, "manifest.toml")
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+    return folder
+
+
+def timed(what: Callable[[], object]) -> float:
+    """How long it takes, in ms."""
+    before = time.perf_counter()
+    what()
+    return (time.perf_counter() - before) * 1000
+
+
+def _niso(*words: str) -> None:
+    argv = [os.path.join(os.path.dirname(sys.executable), "niso"), *words]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(argv)}: {done.stderr}")
+
+
+class _without_processes:
+    """Within the block services have no process; the store and the kernel's network are as ever."""
+
+    def __enter__(self) -> None:
+        from niso import starting
+        from niso.runtime import process
+
+        nothing = mock.Mock(return_value=None)
+        status = mock.Mock(return_value=mock.Mock(state="running", pid=1, error=None))
+        ask = mock.Mock(return_value=-1)
+        self._patches = [
+            mock.patch.multiple(process, start=nothing, stop=nothing, ask_to_end=ask, status=status, runs=status),
+            mock.patch.object(starting, "run", nothing),
+        ]
+        for patch in self._patches:
+            patch.start()
+
+    def __exit__(self, *_: object) -> None:
+        for patch in self._patches:
+            patch.stop()
+
+
+class _watched:
+    """Within the block the times, in ms, that `niso.apply.carry_out` takes: all that changes the kernel goes through it."""
+
+    def __init__(self, profiler: cProfile.Profile | None = None) -> None:
+        self._profiler = profiler
+
+    def __enter__(self) -> list[float]:
+        from niso import apply, services
+
+        found: list[float] = []
+        real = apply.carry_out
+
+        def carry_out(*args: Any, **options: Any) -> Any:
+            before = time.perf_counter()
+            try:
+                return self._profiler.runcall(real, *args, **options) if self._profiler else real(*args, **options)
+            finally:
+                found.append((time.perf_counter() - before) * 1000)
+
+        self._patches = [mock.patch.object(each, "carry_out", carry_out) for each in (apply, services)]
+        for patch in self._patches:
+            patch.start()
+        return found
+
+    def __exit__(self, *_: object) -> None:
+        for patch in self._patches:
+            patch.stop()
+
+
+if __name__ == "__main__":
+    main()
