@@ -155,8 +155,8 @@ def profile(what: str, count: int, rounds: int) -> None:
     list(world.one())
     profiler = cProfile.Profile()
     with _without_processes():
+        folder = package("extra", 9_000)
         for _ in range(rounds):
-            folder = package("extra", 9_000)
             for name, do in (
                 ("activate", lambda: world._activate([folder])),
                 ("deactivate", lambda: world._deactivate(["extra"])),
