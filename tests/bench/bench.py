@@ -12,6 +12,7 @@ import datetime
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -117,9 +118,15 @@ def measure(options: argparse.Namespace, figures: dict[str, Any], store: pathlib
         say(f"{name}: measured in {seconds} s")
         figures[name] = now | {"date": date, "seconds": seconds, "load": [before, load()], **found.dump()}
         part = store.with_suffix(".part")
-        part.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        part.write_text(pretty(figures), encoding="utf-8")
         part.replace(store)
     return failed
+
+
+def pretty(figures: dict[str, Any]) -> str:
+    """JSON with each list of plain values on one line."""
+    whole = json.dumps(figures, indent=1)
+    return re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", whole) + "\n"
 
 
 def draw(store: pathlib.Path, folder: pathlib.Path) -> list[str]:

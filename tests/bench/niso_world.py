@@ -40,9 +40,9 @@ class NisoWorld(World):
 
     def command(self) -> dict[str, float]:
         """The same as whole commands of a service that has no process."""
-        folder = package("extra", [Mapping(SPARE, 80)])
+        folder = package("other", [Mapping(SPARE, 80)])
         added = timed(lambda: run(*WITHOUT_PROCESS, "activate", folder))
-        return {"attach": added, "detach": timed(lambda: run(*WITHOUT_PROCESS, "deactivate", "extra"))}
+        return {"attach": added, "detach": timed(lambda: run(*WITHOUT_PROCESS, "deactivate", "other"))}
 
     def publish_all(self, plan: dict[str, list[Mapping]]) -> None:
         self.activate([package(name, mappings) for name, mappings in plan.items()])

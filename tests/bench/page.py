@@ -78,59 +78,66 @@ def _went(name: str, data: dict[str, Any], found: Found) -> list[str]:
 
 
 def short(figures: dict[str, Any]) -> str:
-    """The ratios that matter most, as a table."""
-    lines = ["| | niso | beside it | ratio |", "| --- | --- | --- | --- |"]
+    """The figures that matter most, what is beside them, and what niso aims at, as a table."""
+    lines = ["| | niso | beside it | niso to it | aim |", "| --- | --- | --- | --- | --- |"]
 
-    def line(
-        words: str, own: Row | None, others: Iterable[tuple[str, Row | None]], unit: str, inverse: bool = False
-    ) -> None:
+    def line(words: str, own: Row | None, others: Iterable[tuple[str, Row | None]], unit: str, aim: str = "") -> None:
         if own is None:
             return
         rest = [(name, row) for name, row in others if row is not None]
         beside = ", ".join(f"{name} {number(median(row))}" for name, row in rest)
-        ratios = ", ".join(times(ratio(own, row) if not inverse else ratio(row, own)) for _, row in rest)
-        lines.append(f"| {words} | **{number(median(own))}** {unit} | {beside} | {ratios} |")
+        ratios = ", ".join(times(ratio(own, row)) for _, row in rest)
+        lines.append(f"| {words} | **{number(median(own))}** {unit} | {beside} | {ratios} | {aim} |")
 
     if "services" in figures:
         found = Found.load(figures["services"])
         sizes = found.sizes("attach")
         few, many = (sizes[0], sizes[-1]) if sizes else (0, 0)
-        peers = ("netavark", "cni", "docker")
+        tools, engines = ("netavark", "cni", "docker"), ("podman", "docker")
+        own = found.row("attach", "niso", few)
         line(
-            f"attach a network, in process, at {few}",
-            found.row("attach", "niso", few),
-            _of(found, "attach", peers, few),
+            f"attach a network, in process, at {few} services",
+            own,
+            _of(found, "attach", tools, few),
             "ms",
+            "2 ms at most",
         )
+        beside = [(f"niso at {few}", own), *_of(found, "attach", tools, many)]
+        line(f"the same at {many:,}", found.row("attach", "niso", many), beside, "ms", f"1.5 of {few} at most")
         line(
-            f"the same at {many:,} services",
-            found.row("attach", "niso", many),
-            [(f"niso at {few}", found.row("attach", "niso", few)), *_of(found, "attach", peers, many)],
+            f"detach, at {few}",
+            found.row("detach", "niso", few),
+            _of(found, "detach", tools, few),
             "ms",
+            "2 ms at most",
         )
-        line(f"detach, at {few}", found.row("detach", "niso", few), _of(found, "detach", peers, few), "ms")
-        for what, words in (("start", "start a service, whole command"), ("remove", "remove it")):
-            line(f"{words}, at {few}", found.row(what, "niso", few), _of(found, what, ("podman", "docker"), few), "ms")
+        beside = _of(found, "attach", tools, few)
+        line(f"attach, whole command, at {few}", found.row("attach", "niso command", few), beside, "ms")
+        beside = _of(found, "start", engines, few)
+        aim = "0.7 of podman, 0.35 of docker at most"
+        line(f"start a service, whole command, at {few}", found.row("start", "niso", few), beside, "ms", aim)
+        line(f"remove it, at {few}", found.row("remove", "niso", few), _of(found, "remove", engines, few), "ms")
         for row in found.rows("start of many, each"):
-            line(
-                f"start {row.at} services in one command, each",
-                row,
-                [("one alone", found.row("start", "niso", few))],
-                "ms",
-            )
-        floor = [
-            (name, found.row(f"floor: {name}", who, 0))
-            for name, who in (("docker version", "docker"), ("podman version", "podman"))
-        ]
-        line("`niso net list`", found.row("floor: niso net list", "niso", 0), floor, "ms")
+            beside = [("one alone", found.row("start", "niso", few))]
+            line(f"start {row.at} services in one command, each", row, beside, "ms", "25 ms at most")
+        commands = (("docker version", "docker"), ("podman version", "podman"))
+        beside = [(name, found.row(f"floor: {name}", who, 0)) for name, who in commands]
+        line(
+            "`niso net list`",
+            found.row("floor: niso net list", "niso", 0),
+            beside,
+            "ms",
+            "1.2 of docker version at most",
+        )
     if "ports" in figures:
         found = Found.load(figures["ports"])
         last = next(iter(row for row in found.rows("tcp") if row.who == "niso many last"), None)
         only = next(iter(found.rows("tcp", "niso 1")), None)
-        line("new TCP connections a second, 1 port", only, _rates(found, "tcp"), "/s")
-        line(f"the same, the last of {last.at if last else 0:,} ports", last, [("1 port", only)], "/s")
+        line("new TCP connections, 1 port", only, _limits(found, "tcp"), "a second")
+        at = last.at if last else 0
+        line(f"the same, the last of {at:,} ports", last, [("1 port", only)], "a second", "0.95 at least")
         only = next(iter(found.rows("bulk", "niso 1")), None)
-        line("throughput through a port", only, _rates(found, "bulk"), "Gbit/s")
+        line("throughput through a port", only, _limits(found, "bulk"), "Gbit/s", "0.95 at least")
     return "\n".join(lines)
 
 
@@ -138,7 +145,7 @@ def _of(found: Found, what: str, whos: Iterable[str], wanted: int) -> list[tuple
     return [(who, found.row(what, who, wanted)) for who in whos]
 
 
-def _rates(found: Found, what: str) -> list[tuple[str, Row | None]]:
+def _limits(found: Found, what: str) -> list[tuple[str, Row | None]]:
     return [("routed, tracked", found.row(what, "tracked", 0)), ("routed", found.row(what, "routed", 0))]
 
 
@@ -293,7 +300,8 @@ def _ports(found: Found, drawn: set[str]) -> list[str]:
                 "ms",
             )
     lines += [
-        "No peer can publish a port of a container that runs. podman's and docker's figures are of the whole container.",
+        "No peer can publish a port of a container that runs. podman's and docker's figures are of the whole container; podman makes"
+        " one range of ports in a row.",
         "",
         "### One more port where there are others",
         "",
