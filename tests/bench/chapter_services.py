@@ -34,7 +34,7 @@ class Sizes:
     many: int
 
 
-FULL = Sizes(600, (10, 100, 500, 1_000), (30, 60, 130, 130), 12, 30, 100)
+FULL = Sizes(600, (10, 100, 500, 1_000), (30, 60, 130, 150), 12, 30, 100)
 QUICK = Sizes(70, (10, 100), (10, 16), 4, 8, 20)
 
 
@@ -69,12 +69,11 @@ def _grow(chapter: Chapter, labs: dict[str, Lab], at: dict[str, int], size: int,
     seconds = max(1.0, min(seconds, chapter.left_s()))
     say(f"{size:,} services each, in at most {seconds:.0f} s")
     asked = {who: (lab, "grow", [size, seconds]) for who, lab in labs.items()}
-    for who, count in chapter.at_once(asked, seconds + 60).items():
-        at[who] = count
-        if count < size:
-            chapter.found.lacks(
-                "", LABS[who], size, f"came to {count:,} services in the {seconds:.0f} s that it was given"
-            )
+    for who, grown in chapter.at_once(asked, seconds + 60).items():
+        at[who] = grown["count"]
+        if at[who] < size:
+            why = grown["why"] or f"in the {seconds:.0f} s that it was given"
+            chapter.found.lacks("", LABS[who], size, f"came to {at[who]:,} services: {why}")
 
 
 def _network(chapter: Chapter, labs: dict[str, Lab], at: dict[str, int], size: int, sizes: Sizes) -> None:

@@ -87,14 +87,20 @@ class World:
     def ready(self) -> bool:
         return True
 
-    def grow(self, count: int, seconds: float) -> int:
-        """Have ``count`` services, each with a published port, or as many as can be had in that time; how many there are."""
+    def grow(self, count: int, seconds: float) -> dict[str, Any]:
+        """Have ``count`` services, each with a published port, or as many as can be had in that time.
+
+        Gives how many there are (``count``) and, where it could not have one more, ``why``.
+        """
         end = time.monotonic() + seconds
         while self.services < count and time.monotonic() < end:
             many = min(count - self.services, self.AT_ONCE)
-            self.grow_by(list(range(self.services, self.services + many)))
+            try:
+                self.grow_by(list(range(self.services, self.services + many)))
+            except RuntimeError as error:
+                return {"count": self.services, "why": str(error)}
             self.services += many
-        return self.services
+        return {"count": self.services, "why": ""}
 
     def grow_by(self, numbers: list[int]) -> None:
         raise NotImplementedError

@@ -38,7 +38,7 @@ def test_a_party_that_fails_is_noted_and_the_others_go_on() -> None:
         assert lab
         cases = {"good": lambda: {"it": 1.0}, "bad": lambda: lab.call("load", "tcp", "192.0.2.9", 1, 1)}
         chapter.in_turn("rounds", cases, 0, 0, 2, 20)
-        assert lab.call("grow", 1, 5.0) == 1
+        assert lab.call("grow", 1, 20.0) == {"count": 1, "why": ""}
         ended = chapter.at_once({"late": (lab, "grow", [3_000, 60.0]), "after": (lab, "ready", [])}, 0.3)
     assert [len(row.values) for row in chapter.found.rows("it")] == [2]
     assert [each.who for each in chapter.found.absent] == ["nobody", "bad", "late", "after"]
