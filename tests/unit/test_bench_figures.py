@@ -28,8 +28,9 @@ def found() -> Found:
 
 def test_a_ratio_is_of_one_round_where_both_have_the_same_rounds() -> None:
     own, peer = found().row("attach", "niso", 10), found().row("attach", "netavark", 10)
-    assert ratio(peer, own) == 10  # 10, 20, 10: of medians it would be 10 too, of means not
-    assert ratio(Row("", "", 1, 1, [1, 100, 10]), Row("", "", 1, 1, [1, 10, 100])) == 1  # of 1, 10, 0.1
+    assert ratio(peer, own) == 10  # of 10, 20 and 10
+    # of 0.5, 0.75 and 9; of the medians it would be 3, of sorted values 1.125
+    assert ratio(Row("", "", 1, 1, [1, 6, 9]), Row("", "", 1, 1, [2, 8, 1])) == 0.75
     assert ratio(Row("", "", 1, 1, [9]), own) == 3
     assert ratio(own, None) is None
 
