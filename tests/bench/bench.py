@@ -25,7 +25,7 @@ import chapter_inside
 import chapter_ports
 import chapter_services
 import page
-from driver import ROOT, load, machine, say, settle, versions
+from driver import CACHE, ROOT, load, machine, say, settle, versions
 from figures import Found
 
 CHAPTERS: dict[str, Callable[[bool, frozenset[str]], Found]] = {
@@ -132,7 +132,8 @@ def pretty(figures: dict[str, Any]) -> str:
 def draw(store: pathlib.Path, folder: pathlib.Path) -> list[str]:
     """The pictures' names, without ending. They are drawn by a process of their own, so that a failure costs no table."""
     argv = [sys.executable, "-B", str(pathlib.Path(__file__).with_name("plots.py")), str(store), str(folder)]
-    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False)
+    cache = {"MPLCONFIGDIR": str(CACHE / "matplotlib")}  # its list of fonts; else it would leave it in a home
+    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False, env=os.environ | cache)
     if done.returncode:
         say("the pictures could not be drawn (see above); the tables are there")
     return done.stdout.split()

@@ -138,7 +138,7 @@ def short(figures: dict[str, Any]) -> str:
         line(f"the same, the last of {at:,} ports", last, [("1 port", only)], "a second", "0.95 at least")
         only = next(iter(found.rows("bulk", "niso 1")), None)
         line("throughput through a port", only, _limits(found, "bulk"), "Gbit/s", "0.95 at least")
-    return "\n".join(lines)
+    return "\n".join(lines) if len(lines) > 2 else "Not measured yet."
 
 
 def _of(found: Found, what: str, whos: Iterable[str], wanted: int) -> list[tuple[str, Row | None]]:
