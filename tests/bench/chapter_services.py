@@ -69,7 +69,7 @@ def _grow(chapter: Chapter, labs: dict[str, Lab], at: dict[str, int], size: int,
     seconds = max(1.0, min(seconds, chapter.left_s()))
     say(f"{size:,} services each, in at most {seconds:.0f} s")
     asked = {who: (lab, "grow", [size, seconds]) for who, lab in labs.items()}
-    for who, grown in chapter.at_once(asked, seconds + 60).items():
+    for who, grown in chapter.at_once(asked, seconds + 90).items():
         at[who] = grown["count"]
         if at[who] < size:
             why = grown["why"] or f"in the {seconds:.0f} s that it was given"
