@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-import chapter_inside
+import chapter_policies
 import chapter_ports
 import chapter_services
 import page
@@ -35,8 +35,8 @@ CHAPTERS: dict[str, Callable[[bool, frozenset[str]], Found]] = {
     "ports": lambda quick, without: chapter_ports.measure(
         chapter_ports.QUICK if quick else chapter_ports.FULL, without
     ),
-    "inside": lambda quick, without: chapter_inside.measure(
-        chapter_inside.QUICK if quick else chapter_inside.FULL, without
+    "policies": lambda quick, without: chapter_policies.measure(
+        chapter_policies.QUICK if quick else chapter_policies.FULL, without
     ),
 }
 PEERS = ("batch", "netavark", "cni", "podman", "docker", "docker-proxy")

@@ -30,7 +30,7 @@ def text(figures: dict[str, Any], pictures: Iterable[str]) -> str:
     """All of it. ``pictures``: the names of those that could be drawn."""
     drawn = set(pictures)
     lines = ["# niso beside its peers", "", *_how(figures), "## In short", "", short(figures), ""]
-    for name, write in (("services", _services), ("ports", _ports), ("inside", _inside)):
+    for name, write in (("services", _services), ("ports", _ports), ("policies", _inside)):
         if name in figures:
             found = Found.load(figures[name])
             lines += write(found, drawn)

@@ -56,7 +56,7 @@ def main(store: str, folder: str) -> None:
         "floor": ("services", floor),
         "ports": ("ports", ports),
         "flows": ("ports", flows),
-        "inside": ("inside", inside),
+        "inside": ("policies", inside),
     }
     for name, (chapter, picture) in pictures.items():
         if chapter not in figures:
