@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
 
-from niso_world import NisoWorld
-from peer_worlds import Docker, Netavark
-from policy_worlds import NoPolicy, Policed, Policies, Switched, Tracked
-from worlds import Plain
-
 WORLDS = {
-    "niso": NisoWorld,
-    "netavark": Netavark,
-    "docker": Docker,
-    "plain": Plain,
-    "policies": Policies,
-    "switched": Switched,
-    "tracked": Tracked,
-    "no-policy": NoPolicy,
-    "policed": Policed,
+    "niso": ("niso_world", "NisoWorld"),
+    "niso-whole": ("niso_world", "NisoWhole"),
+    "batch": ("bare_worlds", "Batch"),
+    "plain": ("bare_worlds", "Plain"),
+    "netavark": ("peer_worlds", "Netavark"),
+    "cni": ("peer_worlds", "Cni"),
+    "docker": ("engine_worlds", "Docker"),
+    "docker-proxy": ("engine_worlds", "DockerWithProxy"),
+    "podman": ("engine_worlds", "Podman"),
+    "policies": ("policy_worlds", "Policies"),
+    "switched": ("policy_worlds", "Switched"),
+    "tracked": ("policy_worlds", "Tracked"),
+    "no-policy": ("policy_worlds", "NoPolicy"),
+    "policed": ("policy_worlds", "Policed"),
 }
 
 
@@ -34,10 +35,11 @@ def main(kind: str, flows: str) -> None:
         request = json.loads(line)
         try:
             if world is None:
-                world = WORLDS[kind](flows)
+                module, name = WORLDS[kind]
+                world = getattr(importlib.import_module(module), name)(flows)
             answer = {"got": getattr(world, request["call"])(*request["args"])}
         except Exception as error:  # whatever it is, the driver must hear of it
-            answer = {"error": f"{type(error).__name__}: {error}"}
+            answer = {"error": f"{'' if isinstance(error, RuntimeError) else f'{type(error).__name__}: '}{error}"}
         print(json.dumps(answer), file=answers)
 
 

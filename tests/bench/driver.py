@@ -1,187 +1,276 @@
-"""Drives benchmarks: worlds in labs that live at once, so that what is compared is measured in turn, and the text of results.
+"""Drives benchmarks: worlds in labs that live at once, so that what is compared is measured in turn.
 
-A B C C B A …: every second round in reverse. Ratios are those of one round; what is shown is their median. Nothing here passes
-or fails.
+A B C C B A …: every second round in reverse. Nothing here passes or fails, and a party that fails does not end the run: what it
+could not do is noted with the reason.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import glob
 import json
 import os
 import pathlib
 import platform
 import select
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from typing import Any, Self
 
+from figures import Found
+
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CACHE = ROOT / ".cache" / "bench"
+PATIENCE_S = 60.0  # for one call
+BOUND_MS = 20_000  # a case that takes as long is measured once
 
-Cases = dict[Any, Callable[[], list[float]]]
-Figures = dict[Any, list[list[float]]]
-"""Case -> one list of figures for each round."""
+Case = Callable[[], dict[str, float]]
+"""What was measured -> its figure."""
+_began = time.monotonic()
+
+
+class Failed(RuntimeError):
+    """A world could not do what it was asked; it says why."""
 
 
 class Lab:
-    """A world in a lab; its calls end the benchmark when its time is up."""
+    """A world in a lab. One that does not answer in time is ended, and answers no more."""
 
-    def __init__(self, kind: str, flows: str, deadline: float) -> None:
+    def __init__(self, kind: str, flows: str = "") -> None:
         self.kind = kind
-        self._deadline = deadline
-        argv = [sys.executable, "-m", "niso.lab", "--", sys.executable, "-B", str(HERE / "agent.py"), kind, flows]
+        self._ended = ""
+        self._asked: tuple[str, float] = ("", 0.0)
+        agent = [sys.executable, "-B", str(HERE / "agent.py"), kind, flows]
         self._process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=environment(), cwd="/"
+            [sys.executable, "-m", "niso.lab", "--", *agent],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            env=environment(),
+            cwd="/",
         )
 
-    def call(self, method: str, *args: Any) -> Any:
-        """What the method gives. Raises RuntimeError where it fails, TimeoutError when the time is up."""
-        assert self._process.stdin and self._process.stdout
+    def call(self, method: str, *args: Any, within_s: float = PATIENCE_S) -> Any:
+        """What the method gives. Raises Failed."""
+        self.ask(method, *args, within_s=within_s)
+        return self.answer()
+
+    def ask(self, method: str, *args: Any, within_s: float = PATIENCE_S) -> None:
+        """Have it begin; `answer` waits for its end, so that several labs can work at once. Raises Failed."""
+        if self._ended:
+            raise Failed(self._ended)
+        self._asked = (method, time.monotonic() + within_s)
+        assert self._process.stdin
         try:
             self._process.stdin.write(json.dumps({"call": method, "args": args}).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise RuntimeError(f"the lab of {self.kind} has ended") from None
-        left = self._deadline - time.monotonic()
-        if not select.select([self._process.stdout], [], [], max(0.0, left))[0]:
-            raise TimeoutError(f"the time is up in {self.kind}: {method}")
-        answer = json.loads(self._process.stdout.readline() or '{"error": "the lab has ended"}')
+            self._end("its lab has ended")
+
+    def answer(self) -> Any:
+        assert self._process.stdout
+        method, deadline = self._asked
+        began = time.monotonic()
+        if not select.select([self._process.stdout], [], [], max(0.0, deadline - began))[0]:
+            self._end(f"{method} took more than {time.monotonic() - began:.0f} s and was ended")
+        line = self._process.stdout.readline()
+        if not line:
+            self._end("its lab has ended")
+        answer = json.loads(line)
         if "error" in answer:
-            raise RuntimeError(f"{self.kind}: {answer['error']}")
+            raise Failed(answer["error"])
         return answer["got"]
 
-    def close(self) -> None:
+    def _end(self, why: str) -> None:
+        self._ended = why
+        self.begin_close()
+        raise Failed(why)
+
+    def begin_close(self) -> None:
         self._process.terminate()  # what is in the lab goes with it
+
+    def close(self) -> None:
         try:
-            self._process.wait(20)
+            self._process.wait(30)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
 
-class Driver:
-    """Labs, and rounds of cases within ``whole_s`` seconds."""
+class Chapter:
+    """Labs, and rounds of cases in them, within ``seconds``; what is found."""
 
-    def __init__(self, whole_s: float) -> None:
-        self.whole_s = whole_s
-        self.deadline = time.monotonic() + whole_s
-        self.flows = str(CACHE / "flows")
-        CACHE.mkdir(parents=True, exist_ok=True)
-        compiler = ["gcc", "-O2", "-Wall", "-static", "-o", self.flows, str(HERE / "flows.c")]
-        subprocess.run(compiler, check=True)
-        self.labs: dict[tuple[str, int], Lab] = {}
-        self.notes: list[str] = []
+    def __init__(self, seconds: float, leave_out: frozenset[str] = frozenset()) -> None:
+        self.deadline = time.monotonic() + seconds
+        self.found = Found()
+        self._leave_out = leave_out
+        self._labs: dict[str, Lab] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for lab in self.labs.values():
+        for lab in self._labs.values():
+            lab.begin_close()
+        for lab in self._labs.values():
             lab.close()
 
-    def in_turn(self, name: str, cases: Cases, rounds: int, within: float) -> Figures:
-        """The cases in turn, every second round in reverse, one as a warm-up; how busy the machine was is noted.
+    def left_s(self) -> float:
+        return self.deadline - time.monotonic()
 
-        ``within`` is the part of the whole time that it may take: then it ends with the round.
-        """
-        say(f"{name}: {rounds} rounds of {len(cases)}")
-        before, end = load(), time.monotonic() + within * self.whole_s
-        found: Figures = {case: [] for case in cases}
-        done = -1
-        while done < rounds and (done < 1 or time.monotonic() < end):
-            for case in list(cases) if done % 2 else reversed(cases):
-                figures = cases[case]()
-                if done >= 0:
-                    found[case].append(figures)
-            done += 1
-        self.notes.append(f"{name}: {done} rounds, load {before} to {load()}")
+    def lab(self, kind: str, who: str = "", name: str = "", flows: str = "") -> Lab | None:
+        """A new lab of that kind (or the one there is of that ``name``), or None where there can be none: noted for ``who``."""
+        name, who = name or kind, who or kind
+        if kind in self._leave_out:
+            self.found.lacks("", who, 0, "left out by --without")
+            return None
+        if name not in self._labs:
+            lab = self._labs[name] = Lab(kind, flows)
+            try:
+                lab.call("ready")
+            except Failed as error:
+                self.found.lacks("", who, 0, str(error))
+                return None
+        return self._labs[name]
+
+    def at_once(self, asked: dict[str, tuple[Lab, str, list[Any]]], within_s: float) -> dict[str, Any]:
+        """Who -> the answer of its lab to (method, arguments); all work at once. Who fails is noted and has none."""
+        found: dict[str, Any] = {}
+        waiting: list[str] = []
+        for who, (lab, method, args) in asked.items():
+            with self._noted("", who, 0):
+                lab.ask(method, *args, within_s=within_s)
+                waiting.append(who)
+        for who in waiting:
+            with self._noted("", who, 0):
+                found[who] = asked[who][0].answer()
         return found
 
+    def once(self, what: str, who: str, at: int, case: Case) -> None:
+        """Measure it one time."""
+        say(f"{what}: {who} at {at:,}, once")
+        with self._noted(what, who, at):
+            for name, value in case().items():
+                self.found.add(name, who, at, at, value)
 
-def rate(lab: Lab, *args: Any) -> list[float]:
-    return [lab.call("rate", *args)]
+    def in_turn(
+        self, title: str, cases: dict[str, Case], at: dict[str, int] | int, wanted: int, rounds: int, seconds: float
+    ) -> None:
+        """Measure cases (who -> how) in turn, every second round in reverse, after one round that is not counted.
+
+        ``at``: beside how many others, by who where that differs. Ends with the round in which ``seconds`` or the chapter's time
+        are over; after the first only what can be done at most twice in that time goes on.
+        """
+        say(f"{title}: up to {rounds} rounds of {len(cases)}")
+        cases = dict(cases)
+        before, end = load(), min(time.monotonic() + seconds, self.deadline)
+        done = -1
+        while cases and done < rounds and (done < 1 or time.monotonic() < end):
+            for who in list(cases) if done % 2 else list(reversed(cases)):
+                beside = at if isinstance(at, int) else at[who]
+                try:
+                    began = time.monotonic()
+                    figures = cases[who]()
+                except Failed as error:
+                    self.found.lacks(title, who, beside, str(error))
+                    say(f"{title}: {who}: {error}")
+                    del cases[who]
+                    continue
+                slow = (time.monotonic() - began) * 1000 > BOUND_MS
+                if done >= 0 or slow:
+                    for what, value in figures.items():
+                        self.found.add(what, who, beside, wanted, value)
+                if slow:
+                    del cases[who]
+            done += 1
+        self.found.notes.append(f"{title}: {max(done, 0)} rounds, load {before} to {load()}")
+
+    @contextlib.contextmanager
+    def _noted(self, what: str, who: str, at: int) -> Any:
+        try:
+            yield
+        except Failed as error:
+            self.found.lacks(what, who, at, str(error))
+            say(f"{what or 'bench'}: {who}: {error}")
 
 
-def spread(values: list[float], unit: str = "") -> str:
-    """Median, least and most: ``3.1 (2.9 to 4.0)``."""
-    if len(values) == 1:
-        return f"{number(values[0])}{unit} (once)"
-    return f"**{number(statistics.median(values))}**{unit} ({number(min(values))} to {number(max(values))})"
+def flows_program() -> str:
+    """The client and server of flows.c, compiled. Raises Failed."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    program = str(CACHE / "flows")
+    compiler = ["gcc", "-O2", "-Wall", "-static", "-o", program, str(HERE / "flows.c")]
+    try:
+        subprocess.run(compiler, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise Failed(f"flows.c is not compiled: {error}") from None
+    return program
 
 
-def number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def ratio(above: list[list[float]], below: list[list[float]]) -> str:
-    """The median of the rounds' ratios of the first figure."""
-    return f"{statistics.median(a[0] / b[0] for a, b in zip(above, below, strict=False)):.2f}"
-
-
-def column(rows: list[list[float]], which: int = 0) -> list[float]:
-    return [row[which] for row in rows]
-
-
-def head(title: str, command: str, words: str) -> list[str]:
-    """The title, and how and where it was measured; ``words`` say more."""
-    return [
-        f"# {title}",
-        "",
-        f"Written by `{command}` on {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC."
-        " What is compared was measured in turn, each in a lab of its own; ratios are medians of the rounds' ratios.",
-        "",
-        f"- machine: {machine()}",
-        f"- versions: {', '.join(versions())}",
-        f"- one round that is not counted comes first; {words}",
-        "",
-    ]
-
-
-def store(text: str, output: str | None, name: str) -> None:
-    """Write and print a result; without ``output`` to docs/bench."""
-    path = pathlib.Path(output or ROOT / "docs" / "bench" / name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    print(text)
+def settle(seconds: float = 30) -> None:
+    """Wait while the kernel still clears namespaces up, as far as it shows it."""
+    end, last = time.monotonic() + seconds, -1
+    while time.monotonic() < end:
+        try:
+            with open("/proc/slabinfo", encoding="ascii") as file:
+                now = next((int(line.split()[1]) for line in file if line.startswith("net_namespace ")), 0)
+        except OSError:
+            return
+        if now == last:
+            return
+        last = now
+        time.sleep(1)
 
 
 def machine() -> str:
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         models = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return f"{models[0] if models else platform.machine()}, {len(os.sched_getaffinity(0))} processors, {memory:.0f} GiB"
+    cores = len(os.sched_getaffinity(0))
+    return f"{models[0] if models else platform.machine()}, {cores} cores, {memory:.0f} GiB, Linux {platform.release()}"
+
+
+def niso_version() -> str:
+    git = ["git", "-C", str(ROOT), "-c", f"safe.directory={ROOT}", "describe", "--always", "--dirty"]
+    with contextlib.suppress(OSError):
+        return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return ""
 
 
 def versions() -> list[str]:
-    found = [f"Linux {platform.release()}", f"Python {platform.python_version()}"]
-    git = ["git", "-C", str(ROOT), "-c", f"safe.directory={ROOT}", "describe", "--always", "--dirty"]
+    found = [f"niso {niso_version()}", f"Python {platform.python_version()}"]
     for name, argv, word in (
-        ("niso", git, 0),
-        ("nft", ["nft", "--version"], 1),
+        ("podman", ["podman", "--version"], 2),
         ("netavark", ["netavark", "--version"], 1),
         ("docker", ["dockerd", "--version"], 2),
-        ("", ["iptables", "--version"], slice(None)),
+        ("containerd", ["containerd", "--version"], 2),
+        ("runc", ["runc", "--version"], 2),
+        ("crun", ["crun", "--version"], 2),
+        ("conmon", ["conmon", "--version"], 2),
+        ("nft", ["nft", "--version"], 1),
+        ("iptables", ["iptables", "--version"], 1),
+        ("ip", ["ip", "-V"], 2),
     ):
+        said: list[str] = []
         with contextlib.suppress(OSError):
             said = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment()).stdout.split()
-            words = said[word] if isinstance(word, slice) else said[word : word + 1]
-            found.append(" ".join([name, *words]).strip(" ,"))
+        version = said[word].strip(",").removeprefix("iproute2-") if len(said) > word else "is not here"
+        found.append(f"{name} {version}")
+    plugins = CACHE / "containernetworking-plugins" / "debian-version"  # they do not know it themselves
+    found.append(f"CNI plugins {plugins.read_text().strip()}" if plugins.exists() else "CNI plugins are not here")
     return found
 
 
 def environment() -> dict[str, str]:
-    """With the peers on PATH, and without what would change niso's behaviour."""
+    """With the peers on PATH, and without what would change their or niso's behaviour."""
     peers = [path for package in ("bin", "sbin", "lib/podman") for path in glob.glob(f"{CACHE}/*/usr/{package}")]
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("NISO_", "DOCKER_", "NETAVARK_"))}
+    foreign = ("NISO_", "DOCKER_", "NETAVARK_", "CONTAINER", "CNI_", "PODMAN_")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
     own = os.path.join(sys.prefix, "bin")
-    return kept | {"PATH": ":".join([own, *peers, "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"])}
+    path = ":".join([own, *peers, "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"])
+    return kept | {"PATH": path, "BENCH_PEERS": str(CACHE)}
 
 
 def load() -> str:
@@ -189,4 +278,4 @@ def load() -> str:
 
 
 def say(text: str) -> None:
-    print(f"bench: {text}", file=sys.stderr)
+    print(f"bench [{time.monotonic() - _began:4.0f} s] {text}", file=sys.stderr, flush=True)

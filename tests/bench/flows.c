@@ -1,9 +1,11 @@
 /* New flows for the benchmarks of published ports and of policies: each is a TCP connection, or a UDP socket's first datagram, whose
- * server answers with one byte.
+ * server answers with one byte. And throughput: one TCP connection that the client fills.
  *
  *   flows serve CPU PORT                              answers TCP and UDP on PORT, says "ready", runs until killed
  *   flows load tcp|udp CPU ADDRESS PORT MS NUMBER     prints "flows, failed, microseconds"; the first flow is NUMBER
  *             [SOURCE]                                from this address alone
+ *   flows load bulk CPU ADDRESS PORT MS NUMBER        prints "bytes, 0, microseconds", when the server has read them all
+ *             [SOURCE]
  *
  * The client keeps WINDOW flows open at a time, for MS milliseconds, or longer until one is through. Flow n comes from
  * address source + n / PORTS and port LOW + n % PORTS, so that none is taken for an earlier one that connection tracking
@@ -13,6 +15,7 @@
 #include <arpa/inet.h>
 #include <err.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -23,7 +26,8 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { WINDOW = 64, LOW = 2048, PORTS = 63488, SOURCES = 16, EVENTS = 256, PATIENCE_US = 5000000 };
+enum { WINDOW = 64, LOW = 2048, PORTS = 63488, SOURCES = 16, EVENTS = 256, PATIENCE_US = 5000000, BLOCK = 256 << 10 };
+static char block[BLOCK];
 static const char *source = "192.0.2.16";
 static int sources = SOURCES;
 
@@ -86,7 +90,7 @@ static int serve(int port)
 					if (write(connection, "x", 1) < 0 && errno != ECONNRESET && errno != EPIPE)
 						err(1, "write");
 				}
-			} else {
+			} else if ((events[i].events & (EPOLLHUP | EPOLLERR)) || read(fd, block, BLOCK) <= 0) {
 				close(fd); /* the client ends it, so that no TIME_WAIT stays here */
 			}
 		}
@@ -136,6 +140,34 @@ static int load(int kind, const char *address, int port, int64_t duration_us, in
 	return 0;
 }
 
+/* One connection, written to for as long; the server closes when it has read all. */
+static int bulk(const char *address, int port, int64_t duration_us, int64_t number)
+{
+	struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port)};
+	inet_pton(AF_INET, address, &to.sin_addr);
+	int fd = begin(SOCK_STREAM, epoll_create1(0), &to, number);
+	struct linger gently = {0};
+	struct timeval patience = {.tv_sec = PATIENCE_US / 1000000};
+	char data;
+	if (fcntl(fd, F_SETFL, 0) || setsockopt(fd, SOL_SOCKET, SO_LINGER, &gently, sizeof gently) ||
+	    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) ||
+	    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience))
+		err(1, "setsockopt");
+	if (read(fd, &data, 1) != 1)
+		err(1, "no connection");
+	int64_t bytes = 0, start = now_us();
+	while (now_us() - start < duration_us) {
+		ssize_t written = write(fd, block, BLOCK);
+		if (written < 0)
+			err(1, "write");
+		bytes += written;
+	}
+	if (shutdown(fd, SHUT_WR) || read(fd, &data, 1) != 0)
+		err(1, "the server has not read all");
+	printf("%lld 0 %lld\n", (long long)bytes, (long long)(now_us() - start));
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	if (argc == 4 && !strcmp(argv[1], "serve")) {
@@ -148,7 +180,9 @@ int main(int argc, char **argv)
 			sources = 1;
 		}
 		pin(argv[3]);
+		if (!strcmp(argv[2], "bulk"))
+			return bulk(argv[4], atoi(argv[5]), 1000 * atoll(argv[6]), atoll(argv[7]));
 		return load(strcmp(argv[2], "udp") ? SOCK_STREAM : SOCK_DGRAM, argv[4], atoi(argv[5]), 1000 * atoll(argv[6]), atoll(argv[7]));
 	}
-	errx(2, "usage: flows serve CPU PORT | flows load tcp|udp CPU ADDRESS PORT MS NUMBER [SOURCE]");
+	errx(2, "usage: flows serve CPU PORT | flows load tcp|udp|bulk CPU ADDRESS PORT MS NUMBER [SOURCE]");
 }

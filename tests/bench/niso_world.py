@@ -1,104 +1,136 @@
-"""niso in a lab: in this process, and by its command. Services have all but a process, which is not what is measured."""
+"""niso in a lab: in this process, and by its command. Services have all but a process, which is not what is measured here."""
 
 from __future__ import annotations
 
-import cProfile
-import io
 import os
-import pstats
-from unittest import mock
+import pathlib
+import sys
 
-from worlds import Mapping, World, kernel_objects, run, timed
+import control
+from worlds import SPARE, SPARE_TO, Mapping, World, ports_of, run, timed
 
-from niso import services, starting
+from niso import services
 from niso.model.ports import parse_port
 from niso.records import Port
-from niso.runtime import process
-from niso.store.store import Store
 from niso.targets import find_targets
 
-NETWORK = "backend"  # one for all: at most 253 services
+HERE = pathlib.Path(__file__).resolve().parent
+WITHOUT_PROCESS = (sys.executable, "-B", str(HERE / "without_process.py"))
 
 
 class NisoWorld(World):
+    """All services are on one network, as the peers' are."""
+
+    AT_ONCE = 50
+
     def __init__(self, flows: str) -> None:
         super().__init__(flows)
-        nothing = mock.Mock(return_value=None)
-        state = mock.Mock(state="running", pid=1, error=None)
-        # A service's process is started and ended by conmon and crun: 20 ms each, whatever ports it has.
-        mock.patch.multiple(
-            process,
-            start=nothing,
-            stop=nothing,
-            ask_to_end=mock.Mock(return_value=-1),
-            runs=mock.Mock(return_value=True),
-            status=mock.Mock(return_value=state),
-        ).start()
-        mock.patch.object(starting, "run", nothing).start()
-        self.store = Store.open()
+        self.control = control.World()
+        self.store = self.control.store
+        control._without_processes().__enter__()
         self._next = 50_000
 
+    def grow_by(self, numbers: list[int]) -> None:
+        self.activate([package(f"s{number:04}", [Mapping(20_000 + number, 80)]) for number in numbers])
+
+    def network(self) -> dict[str, float]:
+        """One service's network attached and detached, in process: the kernel's part, and with all around it."""
+        found = dict(self.control.one())
+        return {name: found[name] for name in ("attach", "detach", "activate", "deactivate")}
+
+    def command(self) -> dict[str, float]:
+        """The same as whole commands of a service that has no process."""
+        folder = package("other", [Mapping(SPARE, 80)])
+        added = timed(lambda: run(*WITHOUT_PROCESS, "activate", folder))
+        return {"attach": added, "detach": timed(lambda: run(*WITHOUT_PROCESS, "deactivate", "other"))}
+
     def publish_all(self, plan: dict[str, list[Mapping]]) -> None:
-        folders = [_package(name, mappings) for name, mappings in plan.items()]
+        self.activate([package(name, mappings) for name, mappings in plan.items()])
+
+    def activate(self, folders: list[str]) -> None:
         services.activate(self.store, find_targets(self.store, folders), 60)
 
     def in_service(self, name: str) -> list[str]:
         return ["ip", "netns", "exec", f"niso-{name}"]
 
-    def one(self, way: str) -> list[float]:
-        """Publish one more port and take it away, in ms each: "process" and "command" of a service that runs.
-
-        "attach" with a new service that has it: links, addresses, routes and rules, as the peers have to.
-        """
-        self._next += 1
-        host = self._next
-        if way == "process":
-            return self._forward(Port("", host, 81, "tcp"))
+    def publish(self, way: str, count: int, each: bool) -> dict[str, float]:
+        """``count`` ports published and taken away: with a new service, in process or by the "command", or by "port-forward"."""
+        if way == "forward":
+            # one more range of a service that runs; ports that each lead to another number are one such range too
+            words = (
+                f"{SPARE}-{SPARE + count - 1}:{SPARE_TO if each else SPARE}-{(SPARE_TO if each else SPARE) + count - 1}"
+            )
+            return self._forward(parse_port(words, "PORT"))
+        folder = package("extra", ports_of(count, each))
         if way == "command":
-            words = ["port-forward", "first", f"{host}:81"]
-            return [timed(lambda: run("niso", *words)), timed(lambda: run("niso", *words, "--remove"))]
-        folder = _package("extra", [Mapping(host, 81)])
-        added = timed(lambda: services.activate(self.store, find_targets(self.store, [folder]), 60))
-        return [added, timed(lambda: services.deactivate(self.store, ["extra"]))]
+            added = timed(lambda: run(*WITHOUT_PROCESS, "activate", folder))
+            return {"publish": added, "withdraw": timed(lambda: run(*WITHOUT_PROCESS, "deactivate", "extra"))}
+        added = timed(lambda: self.activate([folder]))
+        return {"publish": added, "withdraw": timed(lambda: services.deactivate(self.store, ["extra"]))}
 
-    def span(self, way: str, host: int, container: int, count: int, counted: bool) -> list[float]:
-        """Publish a range and take it away, in ms each; and how many objects of the kernel it is, where ``counted``."""
-        words = f"{host}-{host + count - 1}:{container}-{container + count - 1}"
-        if way == "process":
-            return self._forward(parse_port(words, "PORT"), counted)
-        argv = ["niso", "port-forward", "first", words]
-        return [timed(lambda: run(*argv)), timed(lambda: run(*argv, "--remove"))]
+    def one_more(self, way: str) -> dict[str, float]:
+        """One more port and its end: of a service that runs, in "process" or by the "command"."""
+        self._next += 1
+        if way == "command":
+            words = ["port-forward", "first", f"{self._next}:81"]
+            added = timed(lambda: run("niso", *words))
+            return {"publish": added, "withdraw": timed(lambda: run("niso", *words, "--remove"))}
+        return self._forward(Port("", self._next, 81, "tcp"))
 
-    def _forward(self, port: Port, counted: bool = False) -> list[float]:
-        before = kernel_objects() if counted else 0
+    def _forward(self, port: Port) -> dict[str, float]:
         added = timed(lambda: services.port_forward(self.store, "first", port))
-        objects = kernel_objects() - before if counted else 0
-        taken = timed(lambda: services.port_unforward(self.store, "first", port))
-        return [added, taken, objects] if counted else [added, taken]
-
-    def profile(self, times: int, host: int, container: int, count: int) -> str:
-        """The 10 functions with the most time of their own, and of all, over ``times`` port-forwards."""
-        ports = [Port("", host + n * count, container, "tcp", count) for n in range(times)]
-        profile = cProfile.Profile()
-        for port in ports:
-            profile.enable()
-            services.port_forward(self.store, "first", port)
-            profile.disable()
-            services.port_unforward(self.store, "first", port)
-        text = io.StringIO()
-        found = pstats.Stats(profile, stream=text).strip_dirs()
-        found.sort_stats("tottime").print_stats(10)
-        found.sort_stats("cumtime").print_stats(25)
-        return text.getvalue()
+        return {"publish": added, "withdraw": timed(lambda: services.port_unforward(self.store, "first", port))}
 
 
-def _package(name: str, mappings: list[Mapping]) -> str:
+class NisoWhole(World):
+    """Services with their processes, by the command alone."""
+
+    AT_ONCE = 50
+
+    def __init__(self, flows: str) -> None:
+        super().__init__(flows)
+        run("niso", "net", "create", control.NETWORK, "--subnet", control.SUBNET)
+
+    def grow_by(self, numbers: list[int]) -> None:
+        run("niso", "activate", *(package(f"s{number:04}", [Mapping(20_000 + number, 80)]) for number in numbers))
+
+    def whole(self) -> dict[str, float]:
+        folder = package("extra", [Mapping(9_000, 80)])
+        started = timed(lambda: run("niso", "activate", folder))
+        return {"start": started, "remove": timed(lambda: run("niso", "remove", "extra"))}
+
+    def several(self, count: int) -> dict[str, float]:
+        """Many services in one command, for each of them."""
+        names = [f"many{number:03}" for number in range(count)]
+        folders = [package(name, [Mapping(10_000 + number, 80)]) for number, name in enumerate(names)]
+        started = timed(lambda: run("niso", "activate", *folders)) / count
+        return {
+            "start of many, each": started,
+            "removal of many, each": timed(lambda: run("niso", "remove", *names)) / count,
+        }
+
+    def floor(self) -> dict[str, float]:
+        return {
+            "python -c pass": timed(lambda: run(sys.executable, "-c", "pass")),
+            "niso --version": timed(lambda: run("niso", "--version")),
+            "niso net list": timed(lambda: run("niso", "net", "list")),
+            "niso ps": timed(lambda: run("niso", "ps")),
+        }
+
+
+def package(name: str, mappings: list[Mapping], network: str = control.NETWORK, more: str = "") -> str:
+    """The folder of a service that sleeps, as the peers' containers do."""
     folder = f"/tmp/packages/{name}"
     os.makedirs(folder, exist_ok=True)
-    ports = [f"{each.host}:{each.container}/{each.proto}" for each in mappings]
+    ports = [f"{_span(each.host, each.length)}:{_span(each.container, each.length)}/{each.proto}" for each in mappings]
     with open(f"{folder}/manifest.toml", "w", encoding="utf-8") as file:
         file.write(
-            f'[package]\nname = "{name}"\nversion = "1"\n[binary]\nentrypoint = "/usr/bin/sleep"\nargs = ["100"]\n'
-            f'[network]\nnetwork = "{NETWORK}"\nports = {ports}\n'
+            f'[package]\nname = "{name}"\nversion = "1"\n'
+            '[binary]\nentrypoint = "/usr/bin/busybox"\nargs = ["sleep", "10000"]\n'
+            f'[network]\nnetwork = "{network}"\nports = {ports}\n{more}'
         )
     return folder
+
+
+def _span(first: int, length: int) -> str:
+    return f"{first}-{first + length - 1}" if length > 1 else str(first)

@@ -1,69 +1,73 @@
-"""The peers in a lab. Neither can publish a port of a service that runs: one more port is one more service that has it."""
+"""The peers' network tools by themselves, in a lab, as podman and Kubernetes call them: netavark, and CNI's plugins.
+
+Neither can publish a port of a service that runs: one more port is one more service that has it. A service is a namespace, made
+before the clock starts.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import shutil
 import subprocess
-import time
 
-from worlds import Mapping, World, kernel_objects, run, timed
+from worlds import SPARE, Mapping, World, ports_of, run, timed
 
 
-class _Peer(World):
-    """``start`` and ``end`` a service; what they do is timed."""
+class NetworkTool(World):
+    """``attach`` and ``detach`` the network of a namespace; what they do is timed."""
 
-    def __init__(self, flows: str) -> None:
-        super().__init__(flows)
-        self._next = 50_000
-
-    def start(self, name: str, mappings: list[Mapping]) -> None:
+    def attach(self, name: str, mappings: list[Mapping]) -> None:
         raise NotImplementedError
 
-    def end(self, name: str) -> None:
+    def detach(self, name: str) -> None:
         raise NotImplementedError
 
-    def before(self, name: str, mappings: list[Mapping]) -> None:
-        """What is needed first and is not the peer's own work."""
+    def prepare(self, name: str, mappings: list[Mapping]) -> None:
+        """Write what the tool is to read."""
 
-    def after(self, name: str) -> None:
-        """What is left and is not the peer's own work."""
+    def grow_by(self, numbers: list[int]) -> None:
+        self.publish_all({f"s{number:04}": [Mapping(20_000 + number, 80)] for number in numbers})
 
     def publish_all(self, plan: dict[str, list[Mapping]]) -> None:
         for name, mappings in plan.items():
-            self.before(name, mappings)
-            self.start(name, mappings)
+            run("ip", "netns", "add", name)
+            self.prepare(name, mappings)
+            self.attach(name, mappings)
 
-    def one(self, way: str) -> list[float]:
-        """A new service with one port, and its end, in ms."""
-        self._next += 1
-        return self._extra([Mapping(self._next, 81)], False)
+    def in_service(self, name: str) -> list[str]:
+        return ["ip", "netns", "exec", name]
 
-    def span(self, way: str, host: int, container: int, count: int, counted: bool) -> list[float]:
-        return self._extra([Mapping(host, container, "tcp", count)], counted)
+    def network(self) -> dict[str, float]:
+        added, taken = self._extra([Mapping(SPARE, 80)])
+        return {"attach": added, "detach": taken}
 
-    def _extra(self, mappings: list[Mapping], counted: bool) -> list[float]:
-        objects = kernel_objects() if counted else 0
-        self.before("extra", mappings)
-        added = timed(lambda: self.start("extra", mappings))
-        objects = kernel_objects() - objects if counted else 0
-        taken = timed(lambda: self.end("extra"))
-        self.after("extra")
-        return [added, taken, objects] if counted else [added, taken]
+    def publish(self, way: str, count: int, each: bool) -> dict[str, float]:
+        added, taken = self._extra(ports_of(count, each))
+        return {"publish": added, "withdraw": taken}
+
+    def one_more(self, way: str) -> dict[str, float]:
+        return self.publish("", 1, False)
+
+    def _extra(self, mappings: list[Mapping]) -> tuple[float, float]:
+        run("ip", "netns", "add", "extra")
+        self.prepare("extra", mappings)
+        try:
+            return timed(lambda: self.attach("extra", mappings)), timed(lambda: self.detach("extra"))
+        finally:
+            run("ip", "netns", "delete", "extra")
 
 
-class Netavark(_Peer):
-    """What podman calls for a bridge network, by itself, with its nftables driver."""
+class Netavark(NetworkTool):
+    """What podman calls for a bridge network, with its nftables driver."""
 
     def __init__(self, flows: str) -> None:
         super().__init__(flows)
         os.environ["NETAVARK_FW"] = "nftables"
         self._addresses: dict[str, str] = {}
+        run("netavark", "--version")
 
-    def before(self, name: str, mappings: list[Mapping]) -> None:
-        run("ip", "netns", "add", f"nv-{name}")
+    def prepare(self, name: str, mappings: list[Mapping]) -> None:
         number = len(self._addresses) + 2
         address = self._addresses.setdefault(name, f"10.88.{number // 256}.{number % 256}")
         request = {
@@ -97,60 +101,88 @@ class Netavark(_Peer):
         with open(f"/tmp/{name}.json", "w", encoding="utf-8") as file:
             json.dump(request, file)
 
-    def start(self, name: str, mappings: list[Mapping]) -> None:
+    def attach(self, name: str, mappings: list[Mapping]) -> None:
         self._call("setup", name)
 
-    def end(self, name: str) -> None:
+    def detach(self, name: str) -> None:
         self._call("teardown", name)
 
-    def after(self, name: str) -> None:
-        run("ip", "netns", "delete", f"nv-{name}")
-
     def _call(self, verb: str, name: str) -> None:
-        run("netavark", "--config", "/run/netavark", "--file", f"/tmp/{name}.json", verb, f"/run/netns/nv-{name}")
-
-    def in_service(self, name: str) -> list[str]:
-        return ["ip", "netns", "exec", f"nv-{name}"]
+        run("netavark", "--config", "/run/netavark", "--file", f"/tmp/{name}.json", verb, f"/run/netns/{name}")
 
 
-class Docker(_Peer):
-    """dockerd without its userland proxy, which would cost a process for each port more."""
+class Cni(NetworkTool):
+    """CNI's bridge with host-local, portmap and firewall, called one after the other as libcni does."""
 
-    SOCKET = "unix:///run/bench-docker.sock"
-    IMAGE = "bench:1"
+    CHAIN = (
+        {
+            "type": "bridge",
+            "bridge": "cni0",
+            "isGateway": True,
+            "ipMasq": True,
+            "hairpinMode": True,
+            "ipam": {
+                "type": "host-local",
+                "dataDir": "/tmp/cni",
+                "routes": [{"dst": "0.0.0.0/0"}],
+                "ranges": [[{"subnet": "10.88.0.0/16", "gateway": "10.88.0.1"}]],
+            },
+        },
+        {"type": "portmap", "capabilities": {"portMappings": True}},
+        {"type": "firewall"},
+    )
 
     def __init__(self, flows: str) -> None:
         super().__init__(flows)
-        os.environ["DOCKER_HOST"] = self.SOCKET
-        os.makedirs("/tmp/docker")
-        places = ["--data-root", "/tmp/docker/data", "--exec-root", "/run/docker", "--pidfile", "/run/docker.pid"]
-        with open("/tmp/docker/log", "w", encoding="utf-8") as log:
-            daemon = subprocess.Popen(
-                ["dockerd", *places, "--host", self.SOCKET, "--storage-driver", "vfs", "--userland-proxy=false"],
-                stdout=log,
-                stderr=log,
-            )
-        deadline = time.monotonic() + 20
-        while subprocess.run(["docker", "version"], capture_output=True, check=False).returncode:
-            if daemon.poll() is not None or time.monotonic() > deadline:
-                with open("/tmp/docker/log", encoding="utf-8") as log:
-                    raise RuntimeError(f"dockerd does not run: {log.readlines()[-1].strip()}")
-            time.sleep(0.05)
-        os.makedirs("/tmp/docker/image")
-        shutil.copy(flows, "/tmp/docker/image/flows")  # linked statically: it needs nothing else
-        run("tar", "-C", "/tmp/docker/image", "-cf", "/tmp/docker/image.tar", "flows")
-        run("docker", "import", "/tmp/docker/image.tar", self.IMAGE)
+        self._path = f"{os.environ['BENCH_PEERS']}/containernetworking-plugins/usr/lib/cni"
+        for plugin in ("host-local", *(str(each["type"]) for each in self.CHAIN)):
+            run(f"{self._path}/{plugin}", "--version")
+        self._ports: dict[str, list[dict[str, object]]] = {}
+        self._results: dict[str, object] = {}
 
-    def start(self, name: str, mappings: list[Mapping]) -> None:
-        words = []
-        for each in mappings:
-            host, container = (f"{n}-{n + each.length - 1}" if each.length > 1 else str(n) for n in each[:2])
-            words += ["-p", f"{host}:{container}/{each.proto}"]
-        run("docker", "run", "-d", "--name", name, *words, self.IMAGE, "/flows", "serve", self.server_cpu, "9")
+    def prepare(self, name: str, mappings: list[Mapping]) -> None:
+        self._ports[name] = [
+            {"hostPort": each.host + i, "containerPort": each.container + i, "protocol": each.proto}
+            for each in mappings
+            for i in range(each.length)  # it knows no ranges
+        ]
 
-    def end(self, name: str) -> None:
-        run("docker", "rm", "--force", name)
+    def attach(self, name: str, mappings: list[Mapping]) -> None:
+        result: object = None
+        for plugin in self.CHAIN:
+            result = json.loads(self._call("ADD", plugin, name, result))
+        self._results[name] = result
 
-    def in_service(self, name: str) -> list[str]:
-        pid = run("docker", "inspect", "--format", "{{.State.Pid}}", name).strip()
-        return ["nsenter", "--net", "--target", pid]
+    def detach(self, name: str) -> None:
+        for plugin in reversed(self.CHAIN):
+            self._call("DEL", plugin, name, self._results[name])
+
+    def _call(self, verb: str, plugin: dict[str, object], name: str, previous: object) -> str:
+        config = {
+            **plugin,
+            "cniVersion": "1.0.0",
+            "name": "bench",
+            "runtimeConfig": {"portMappings": self._ports[name]},
+        }
+        if previous is not None:
+            config["prevResult"] = previous
+        variables = {
+            "CNI_COMMAND": verb,
+            "CNI_CONTAINERID": name,
+            "CNI_NETNS": f"/run/netns/{name}",
+            "CNI_IFNAME": "eth0",
+            "CNI_PATH": self._path,
+        }
+        done = subprocess.run(
+            [f"{self._path}/{plugin['type']}"],
+            input=json.dumps(config),
+            env=os.environ | variables,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        if done.returncode:
+            said = (done.stdout + done.stderr).split()  # over many lines
+            raise RuntimeError(f"CNI {plugin['type']} {verb}: {' '.join(said)[:300]}")
+        return done.stdout

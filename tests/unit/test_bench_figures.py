@@ -1,0 +1,72 @@
+"""The arithmetic and the tables of the benchmarks, from figures as data."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
+
+import page
+from figures import Found, Row, number, ratio, slope, spread
+
+
+def found() -> Found:
+    """niso at 10 and 1,000; netavark, which came to 400 only; docker, which there is not."""
+    it = Found()
+    for at, values in ((10, [2.0, 4.0, 3.0]), (1_000, [4.0, 4.0, 4.0])):
+        for value in values:
+            it.add("attach", "niso", at, at, value)
+    for value in (20.0, 80.0, 30.0):
+        it.add("attach", "netavark", 10, 10, value)
+    it.add("attach", "netavark", 400, 1_000, 100.0)
+    it.lacks("", "docker", 0, "there is none")
+    return it
+
+
+def test_a_ratio_is_of_one_round_where_both_have_the_same_rounds() -> None:
+    own, peer = found().row("attach", "niso", 10), found().row("attach", "netavark", 10)
+    assert ratio(peer, own) == 10  # of 10, 20 and 10
+    # of 0.5, 0.75 and 9; of the medians it would be 3, of sorted values 1.125
+    assert ratio(Row("", "", 1, 1, [1, 6, 9]), Row("", "", 1, 1, [2, 8, 1])) == 0.75
+    assert ratio(Row("", "", 1, 1, [9]), own) == 3
+    assert ratio(own, None) is None
+
+
+def test_a_slope_is_for_each_more() -> None:
+    assert slope(found().rows("attach", "netavark")) == pytest.approx(70 / 390)
+    assert slope(found().rows("attach", "netavark")[:1]) is None
+
+
+def test_text_of_figures() -> None:
+    assert spread(Row("", "", 1, 1, [3, 1, 2])) == "**2.00** (1.00 to 3.00)"
+    assert spread(Row("", "", 1, 1, [1234.4])) == "1,234 (once)"
+    assert [number(value) for value in (0.994, 9.994, 9.996, 99.94, 99.96)] == ["0.99", "9.99", "10.0", "99.9", "100"]
+
+
+def test_what_is_found_survives_a_file() -> None:
+    again = Found.load(found().dump())
+    assert again.dump() == found().dump()
+    assert again.row("attach", "netavark", 1_000) == Row("attach", "netavark", 400, 1_000, [100.0])
+
+
+def test_a_table_says_where_a_party_was_and_which_there_was_not() -> None:
+    rows = (("attach", "niso", "own"), ("attach", "netavark", "peer"), ("attach", "docker", "other"))
+    table = page._table(found(), "ms", rows, [10, 1_000], ("attach", "niso"), "ms")
+    assert table[2:] == [
+        "| own | **3.00** (2.00 to 4.00) | 1.00 | **4.00** (4.00 to 4.00) | 1.00 |",
+        "| peer | **30.0** (20.0 to 80.0) | 10.0 | 100 (once) at 400 | 25.0 |",
+        "| other | not measured | | | |",
+        "",
+    ]
+
+
+def test_the_page_names_what_is_not_measured_and_a_quick_run() -> None:
+    data = {"quick": True, "machine": "M", "versions": ["niso 1"], "date": "today", "seconds": 1, "load": ["0", "0"]}
+    text = page.text({"services": data | found().dump()}, ["network"])
+    assert "quick run" in text and "- machine: M" in text
+    assert "- docker: there is none" in text
+    assert "[![" in text and "(network.png)" in text and "(whole.png)" not in text
+    assert "## Ports\n\nNot measured yet." in text
