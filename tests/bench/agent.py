@@ -17,11 +17,11 @@ WORLDS = {
     "docker": ("engine_worlds", "Docker"),
     "docker-proxy": ("engine_worlds", "DockerWithProxy"),
     "podman": ("engine_worlds", "Podman"),
-    "policies": ("policy_worlds", "Policies"),
-    "switched": ("policy_worlds", "Switched"),
-    "tracked": ("policy_worlds", "Tracked"),
-    "no-policy": ("policy_worlds", "NoPolicy"),
-    "policed": ("policy_worlds", "Policed"),
+    "policies": ("bridge_worlds", "Policies"),
+    "switched": ("bridge_worlds", "Switched"),
+    "tracked": ("bridge_worlds", "Tracked"),
+    "no-policy": ("bridge_worlds", "NoPolicy"),
+    "policed": ("bridge_worlds", "Policed"),
 }
 
 
