@@ -315,9 +315,14 @@ class Rtnl(netlink.Netlink):
 
     def addresses(self, link_index: int | None = None) -> list[LinkAddress]:
         """The addresses of one link, or of all, of both families."""
-        body = _ifaddrmsg.pack(socket.AF_UNSPEC, 0, 0, 0, link_index or 0)
-        found = self.dump("list addresses", _GETADDR, body, _parse_address, (errno.ENODEV,))
-        return [address for address in found if address.family in _FAMILIES]
+        found = []
+        for family in _FAMILIES:  # one of both in one dump would walk all links to find the one
+            body = _ifaddrmsg.pack(family, 0, 0, 0, link_index or 0)
+            for address in self.dump("list addresses", _GETADDR, body, _parse_address, (errno.ENODEV,)):
+                # Without IPv6 the kernel answers for all families.
+                if address.family == family:
+                    found.append(address)
+        return found
 
     def add_address(self, link_index: int, cidr: str) -> None:
         """Give a link an address with its prefix length; one that it has is fine.

@@ -71,7 +71,15 @@ def end_links(names: list[str]) -> None:
         except OSError as error:
             raise KernelError(f"{what}: {error.strerror}", errno=error.errno or 0) from error
         with Rtnl() as rtnl:
-            rtnl.delete_links(names)
+            _delete(rtnl, names)
+
+
+def _delete(rtnl: Rtnl, names: list[str]) -> None:
+    """Delete links; for one alone the kernel need not walk all links for its group."""
+    if len(names) == 1:
+        rtnl.delete_link(names[0])
+    else:
+        rtnl.delete_links(names)
 
 
 class _Writer:
@@ -192,10 +200,8 @@ class _Writer:
         if veths[0].netns in self._detached:
             rtnl.detach([veth.name for veth in veths])
             self._ending += [veth.name for veth in veths]
-        elif len(veths) == 1:
-            rtnl.delete_link(veths[0].name)
         else:
-            rtnl.delete_links([veth.name for veth in veths])
+            _delete(rtnl, [veth.name for veth in veths])
 
     def _veth(self, step: Step, veth: Veth) -> None:
         rtnl = self._sockets.at("")
