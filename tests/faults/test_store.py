@@ -11,7 +11,8 @@ from conftest import Lab
 from fault_world import LONG, World
 from quick_niso import Quick
 
-from niso.cli import main, net
+from niso.cli import main
+from niso.cli.catalogue import net
 
 STATE = "/var/lib/niso"
 DATABASE = f"{STATE}/state.db"
@@ -93,8 +94,8 @@ COMMANDS = {
     "net check": ("net check", "net check a"),
     "net repair": ("net repair", "net repair --dry-run"),
 }
-WITHOUT = {"schema", "lab", "net", "net rules"}
-"""Those that need no store: the last shows what the kernel has."""
+WITHOUT = {"schema", "lab", "net", "net rules", "help", "version", "completion", "complete"}
+"""Those that need no store: `net rules` shows what the kernel has."""
 
 SQL = "import sqlite3, sys; d = sqlite3.connect(sys.argv[1]); d.executescript(sys.argv[2])"
 
@@ -119,7 +120,7 @@ DAMAGES = {
 
 
 def test_every_command_is_tried() -> None:
-    known = {*main.COMMANDS, *(f"net {action}" for action in net.ACTIONS)}
+    known = {*main.COMMANDS, *(action.name for action in net.GROUP.actions)}
     assert COMMANDS.keys() | WITHOUT == known
 
 
@@ -144,7 +145,9 @@ def test_every_command_says_what_is_wrong_with_the_store_and_changes_nothing(hel
     quick = Quick(lab)
     for line in (line for lines in COMMANDS.values() for line in lines):
         status, out, err = quick.niso(*line.split())
-        assert (status, out) == (125 if line.startswith("exec") else 1, ""), (line, status, out, err)
+        # 1 of these is a packet that is dropped, and what is not as it should be
+        wanted = 125 if line.startswith("exec") else 2 if line.startswith(("net explain", "net check")) else 1
+        assert (status, out) == (wanted, ""), (line, status, out, err)
         if "--json" in line:
             said = json.loads(err)["error"]
             err = f"niso: {said['message']}\n  hint: {said['hint']}\n"

@@ -46,6 +46,9 @@ COMMANDS = {
 
 ALIASES = {"-h": "help", "--help": "help", "-V": "version", "--version": "version"}
 
+JUDGES = ("net check", "net explain")
+"""Those whose 1 is an answer: not as it should be, dropped."""
+
 WITHOUT_STORE = ("lab", "net rules")
 """Those that are not about what the store knows."""
 
@@ -119,9 +122,14 @@ def _command(arguments: list[str]) -> int:
     if command.root and os.geteuid() != 0:
         raise NisoError("needs root", f"sudo niso {' '.join(arguments)}" if _plain(arguments) else "run it with sudo")
     _end_on_signals()
-    if command.root and command.name not in WITHOUT_STORE and "--sweep" not in words:
-        _refuse_lost_store()
-    return int(_module(COMMANDS[name][0]).run(command.name, parsed))
+    try:
+        if command.root and command.name not in WITHOUT_STORE and "--sweep" not in words:
+            _refuse_lost_store()
+        return int(_module(COMMANDS[name][0]).run(command.name, parsed))
+    except NisoError as error:
+        if command.name in JUDGES:
+            error.exit_status = 2
+        raise
 
 
 def _refuse_lost_store() -> None:

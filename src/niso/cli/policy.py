@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 from niso.cli import output
 from niso.cli.parse import Args
-from niso.errors import NisoError
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -19,12 +18,7 @@ COLUMNS = ("SERVICE", "IN-PACKETS", "IN-BYTES", "IN-DROPS", "OUT-PACKETS", "OUT-
 
 
 def run(action: str, args: Args) -> int:
-    try:
-        return int(globals()[f"_{action}"](args))
-    except NisoError as error:
-        if action == "explain":
-            error.exit_status = 2  # 1 is a packet that is dropped
-        raise
+    return int(globals()[f"_{action}"](args))
 
 
 # --- ping ------------------------------------------------------------------------------------------------------------
