@@ -146,7 +146,8 @@ def test_command_killed_at_any_step_converges(world: World, name: str) -> None:
         what = f"killed at {number}, before {points[number - 1]!r}"
         prepare(world, case)
         done, reached = world.disturbed(number, "kill", *command)
-        assert (done.returncode, reached) == (-9, points[:number]), what
+        # of two that start at once either may be first
+        assert done.returncode == -9 and len(reached) == number and not set(reached) - set(points), what
         world.lab.wait_for(lambda: wide(world.snapshot(), case) == [], 5, f"{what}: {wide(world.snapshot(), case)}")
         if "host" not in case.modes:
             assert not in_the_hosts_network(world), what
