@@ -434,3 +434,19 @@ def test_what_a_begun_change_gave_up_is_held_until_it_ends() -> None:
             store.forget("api")
         assert store.name_holder("old") is None
         assert store.port_holders(Port("", 80, 1, "tcp")) == []
+
+
+def test_snapshot_of_one_service_does_not_walk_through_all_active_ones() -> None:
+    with TemporaryStore() as store:
+        add_network(store, NETWORKS[0])
+        put(store, "api", (NAMES[0],), ports=(PORTS[2],))
+        asked: list[str] = []
+        store._db.set_trace_callback(asked.append)
+        store.snapshot(Scope(("api",), (NAMES[0],), names=(("service", "api"), ("network", NAMES[0]))))
+        store._db.set_trace_callback(None)
+        plans = {q: [row[3] for row in store._db.execute(f"EXPLAIN QUERY PLAN {q}")] for q in asked if "SELECT" in q}
+    assert plans and not [
+        q
+        for q, plan in plans.items()
+        if any("service_active" in step for step in plan) and "COUNT" not in q and "LIMIT 1" not in q
+    ]

@@ -19,7 +19,8 @@ _PUBLISHED_BESIDE = (
     " WHERE e.network=n.name AND e.position>0"
 )
 _PUBLISHED_BESIDE_BY_SHARER = (
-    "SELECT 1 FROM endpoint e JOIN service v ON v.provider=e.service AND v.active=1 JOIN published p ON p.service=v.name"
+    # CROSS: in this order, or SQLite goes through all active services
+    "SELECT 1 FROM endpoint e CROSS JOIN service v ON v.provider=e.service AND v.active=1 JOIN published p ON p.service=v.name"
     " WHERE e.network=n.name AND e.position>0"
 )
 
