@@ -18,7 +18,7 @@ SYSCTLS = ("net/ipv4/ip_forward", "net/ipv4/ip_unprivileged_port_start", "net/ip
 LINK_SYSCTLS = ("ipv4/conf/{}/route_localnet", "ipv4/conf/{}/forwarding", "ipv6/conf/{}/disable_ipv6")
 GLOBAL_LINKS = ("all", "default")
 KEPT_FILES = re.compile(
-    r"^/(run/niso/(lock|locks/(cgroup|health)\.lock|etc/.*|crun/\.cache.*)|var/lib/niso/state\.db.*)$"
+    r"^/(run/niso/(lock|locks/\.(cgroup|health)\.lock|etc/.*|crun/\.cache.*)|var/lib/niso/state\.db.*)$"
 )
 """What may stay when no service and no network is known: the lock, what all services share, the store itself."""
 

@@ -295,3 +295,17 @@ def test_what_takes_over_a_second_is_told(lab: Lab) -> None:
         assert re.fullmatch(r"niso: wait for another niso command, which is at work on api \(\ds\)\n", said)
         holder.communicate(b"")
         assert waiting.wait(60) == 0
+
+
+def test_names_that_niso_uses_itself_are_free_for_services(lab: Lab) -> None:
+    """Locks, folders, bridges, tables: none of niso's own is one of a service."""
+    names = ["cgroup", "health", "lock", "log", "services", "hosts", "default", "niso-default", "bridge", "lo"]
+    server = package(lab, "health", "python3", "-m", "http.server", "8080", healthcheck={"tcp": 8080})
+    packages = [server, *(idle(lab, name) for name in names if name != "health")]
+    lab.niso("activate", *packages)
+    assert {row["service"]: row["status"] for row in json.loads(lab.niso("ps", "--json").stdout)} == dict.fromkeys(
+        names, "running"
+    )
+    lab.niso("net", "check")
+    lab.niso("remove", *names)
+    assert json.loads(lab.niso("ps", "--json").stdout) == []

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 PREFIX = "niso-lab-"
 _LEAF = "init"  # where the lab's processes are in v2: a cgroup with processes cannot give controllers to others
-_MAKE_TRIES = 5
+_MAKE_TRIES = 100
 _REMOVE_SECONDS = 5.0
 
 
@@ -71,14 +71,19 @@ def make(name: str) -> list[Folder]:
 
 def _make(mount: Mount, path: str) -> Folder:
     for _ in range(_MAKE_TRIES):
-        os.mkdir(path)
+        lock = -1
         try:
+            os.mkdir(path)
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             if not os.path.exists(path):
                 raise FileNotFoundError
-        except (FileNotFoundError, BlockingIOError):
-            continue  # the sweep of another lab came between
+        except (FileExistsError, FileNotFoundError, BlockingIOError):
+            # the sweep of another lab came between, and may not have removed it yet
+            if lock >= 0:
+                os.close(lock)
+            time.sleep(0.001)
+            continue
         for name in ("cpuset.cpus", "cpuset.mems"):  # empty at first in v1, and then no process can enter
             if not mount.unified and os.path.exists(f"{path}/{name}"):
                 _write(f"{path}/{name}", _read(f"{mount.base}/{name}"))

@@ -270,7 +270,7 @@ def look(services: Sequence[Asked]) -> dict[str, Health]:
     import fcntl
 
     if any(_is_due(each) for each in services):
-        lock = open_lock("health")
+        lock = open_lock(".health")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             due = [each for each in services if _is_due(each)]  # another one may have asked meanwhile

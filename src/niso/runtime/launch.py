@@ -90,7 +90,7 @@ class Launch:
         try:
             write_bundle(spec, bundle)
             # Nobody removes the cgroup above ours between crun's making it and the one below it.
-            guard = open_lock("cgroup")
+            guard = open_lock(".cgroup")
             self._held.callback(os.close, guard)
             fcntl.flock(guard, fcntl.LOCK_SH)
             failpoint.hit(f"mount the root of {spec.service}")
@@ -318,7 +318,7 @@ def _created_pid(spec: ProcessSpec, bundle: str, sync: int) -> int:
 def remove_cgroups(path: str) -> None:
     """Remove a service's cgroup, and the one above it when it was the last and nobody is starting one."""
     cgroup.remove(path)
-    guard = open_lock("cgroup")
+    guard = open_lock(".cgroup")
     try:
         fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
         cgroup.remove_parent(path)

@@ -81,7 +81,10 @@ def _path(name: str) -> str:
 
 
 def open_lock(name: str) -> int:
-    """Open (and create, 0600) the lock file ``name``.lock; the descriptor of it. Raises OSError."""
+    """Open (and create, 0600) the lock file ``name``.lock; the descriptor of it. Raises OSError.
+
+    ``name``: a service's, or with a dot in it, which no service's has, one of niso's own.
+    """
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     try:
         return os.open(_path(name), flags, 0o600)
