@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+from niso.digest import sha256
 
 MAX_IFNAME = 15
 DEFAULT_NETWORK = "niso-default"
@@ -10,7 +10,7 @@ DOMAIN = "niso.local"
 
 
 def _digest(text: str, length: int) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
+    return sha256(text.encode()).hexdigest()[:length]
 
 
 def bridge(network: str) -> str:
@@ -43,7 +43,7 @@ def alias(state_id: str) -> str:
 
 def mac(service: str, network: str, state_id: str) -> str:
     """A locally administered unicast MAC of an endpoint, the same at each activation (IEEE 802, 8.2.2)."""
-    digest = hashlib.sha256(f"{state_id}/{service}/{network}".encode()).digest()
+    digest = sha256(f"{state_id}/{service}/{network}".encode()).digest()
     return ":".join(f"{byte:02x}" for byte in (0x0A, *digest[:5]))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import os
 import time
@@ -12,6 +11,7 @@ from typing import NamedTuple
 
 from niso import ipam, names
 from niso.apply import Lock, Report, converge, desired_now, plan, silent
+from niso.digest import sha256
 from niso.errors import Conflict, InvalidInput, UsageError
 from niso.kernel import host
 from niso.records import Network, Subnet
@@ -83,7 +83,7 @@ def unique_local(state_id: str) -> ipaddress.IPv6Network:
 
     So all of one host's are of one prefix, and those of different hosts hardly ever clash when they are joined.
     """
-    global_id = hashlib.sha256(f"{state_id}/RFC 4193".encode()).digest()[:5]
+    global_id = sha256(f"{state_id}/RFC 4193".encode()).digest()[:5]
     return ipaddress.IPv6Network((bytes([0xFD]) + global_id + bytes(10), 48))
 
 

@@ -6,13 +6,13 @@ manifest), is made under another name and renamed when it is whole.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from niso import failpoint, paths
+from niso.digest import sha256
 from niso.errors import InvalidInput, NisoError
 
 MAX_DEPTH = 64
@@ -25,7 +25,7 @@ def fingerprint(folder: str, rootfs: str | None, manifest: str | None = None) ->
 
     Raises InvalidInput where something in it cannot be copied (device, socket, fifo), NisoError where it cannot be read.
     """
-    digest = hashlib.sha256()
+    digest = sha256()
     for each in _walk(folder, rootfs):
         info = each.info
         if os.path.join(folder, each.path) == manifest:

@@ -13,7 +13,7 @@ from niso import ending, forwarding, names, package, paths, policies, portmap
 from niso.apply import Lock, Report, converge, desired_now
 from niso.errors import ErrorGroup, NisoError, ProcessError
 from niso.kernel import netns
-from niso.kernel.write import end_links, remove_hosts
+from niso.kernel.write import end_links
 from niso.records import Port
 from niso.runtime import process, rehost, spec, volumes
 from niso.store.store import Intent, Scope, ServiceRow, Store
@@ -140,8 +140,6 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
         for name in ports.keys() - restored.keys():
             netns.clear_unfinished(names.netns(name))
         after = desired_now(store, scope)
-        for file in before_.hosts_files - after.hosts_files:
-            remove_hosts(file.folder)  # a kill may have left one that was being made, which reads as none
         for old in shown:
             try:
                 rehost.show(old)

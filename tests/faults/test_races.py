@@ -252,3 +252,16 @@ def test_command_killed_at_any_moment_converges(world: World, command: str) -> N
         assert world.snapshot()["homes"] == {"a": ["niso-a"]}
         world.niso("remove", "a")
         world.wait_for_snapshot(baseline, f"killed at moment {moment}")
+
+
+def test_hosts_file_that_a_kill_left_half_made_or_half_removed_goes(world: World) -> None:
+    """Without its file, with a draft in its folder or nothing, it reads as none: its folder goes with who needed it."""
+    baseline = world.snapshot()
+    for left in ("hosts.new", None):
+        world.niso("activate", "/tmp/a")
+        (hosts,) = world.lab.path("/run/niso/hosts").glob("*/hosts")
+        if left is not None:
+            hosts.with_name(left).write_bytes(hosts.read_bytes())
+        hosts.unlink()
+        world.niso("remove", "a")
+        assert world.snapshot() == baseline

@@ -451,6 +451,11 @@ DAMAGES: dict[str, Damage] = {
         lambda w: w.sh("cp -r /run/niso/hosts/backend /run/niso/hosts/evil"),
         [("foreign", r"^hosts file /run/niso/hosts/evil/hosts$")],
     ),
+    "hosts file of a killed command": Damage(
+        ("HostsFile foreign",),
+        lambda w: w.sh("mkdir /run/niso/hosts/evil; touch /run/niso/hosts/evil/hosts.new"),
+        [("foreign", r"^hosts file /run/niso/hosts/evil/hosts$")],
+    ),
     "hosts line gone": Damage(
         ("HostsLine missing",),
         lambda w: w.run("sed", "-i", "/^10.*api/d", "/run/niso/hosts/backend/hosts"),

@@ -401,6 +401,16 @@ def _folders() -> list[str]:
         return []
 
 
+def hosts_folders() -> frozenset[HostsFile]:
+    """All that have a folder, with or without the file in it."""
+    return frozenset(HostsFile(folder) for folder in _folders())
+
+
+def has_folder(file: HostsFile) -> bool:
+    """Whether a hosts file has its folder, with or without the file in it."""
+    return os.path.isdir(os.path.join(paths.hosts_root(), file.folder))
+
+
 def _hosts_lines(candidates: State) -> tuple[frozenset[HostsFile], frozenset[HostsLine]]:
     """Which candidate files and lines are there, without taking the files apart: they have a line for each service."""
     texts = {file: text for file in candidates.hosts_files if (text := _hosts_text(file.folder)) is not None}

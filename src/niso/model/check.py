@@ -9,12 +9,11 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-import msgspec
-
 from niso.errors import InvalidInput
 from niso.model import health, resources, values, volumes
 from niso.model.policy import parse_egress, parse_ingress
 from niso.model.ports import contradictions, parse_port
+from niso.model.structs import msgspec
 from niso.names import DEFAULT_NETWORK
 from niso.records import Port
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 from typing import Literal, NamedTuple
 
-import msgspec
-
 from niso.errors import ErrorGroup, InvalidInput, NisoError
 from niso.model import health, resources, toml, values
 from niso.model import policy as policies
 from niso.model.ports import distinct, parse_port
+from niso.model.structs import msgspec
 from niso.names import DEFAULT_NETWORK
 from niso.records import Policy as Rules
 from niso.records import Port
@@ -97,11 +96,11 @@ class Network(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     package: Package
     binary: Binary
-    environment: dict[str, str] = {}
+    environment: dict[str, str] = {}  # noqa: RUF012 (a Struct copies it)
     service: Service = Service()
     isolation: Isolation = Isolation()
     healthcheck: Healthcheck | None = None
-    volumes: dict[str, Volume] = {}
+    volumes: dict[str, Volume] = {}  # noqa: RUF012
     network: Network = Network()
 
 

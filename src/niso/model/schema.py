@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from niso.model import check, health, resources, values, volumes
 from niso.model.manifest import Manifest
+from niso.model.structs import msgspec
 
 _PORT = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 _PORTS = rf"{_PORT}(?:-{_PORT})?"

@@ -11,11 +11,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
-import msgspec
-
 from niso.errors import ErrorGroup, InvalidInput, NisoError
 from niso.model import check, manifest, toml, values
 from niso.model.manifest import Loaded, Manifest
+from niso.model.structs import msgspec
 
 FILE_NAME = "stack.toml"
 Condition = Literal["started", "healthy"]
@@ -185,7 +184,7 @@ def in_words_of(stack: Stack, error: NisoError) -> NisoError:
 class _Whole(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     stack: Head
     service: tuple[dict[str, Any], ...]
-    networks: dict[str, Network] = {}
+    networks: dict[str, Network] = {}  # noqa: RUF012 (a Struct copies it)
 
 
 def _in_file(path: str, error: NisoError) -> NisoError:

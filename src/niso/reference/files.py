@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import msgspec
-
 from niso.model import schema, stack
+from niso.model.structs import msgspec
 from niso.reference.document import Block, Code, Heading, Page, Terms, Text
 
 MANIFEST = """\

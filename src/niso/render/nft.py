@@ -6,11 +6,11 @@ with what is there. Both tables carry both families. How a packet travels: docs/
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import re
 from collections.abc import Iterable
 
+from niso.digest import sha256
 from niso.records import ANY, ANY4, ANY6, Port, Subnet
 from niso.state import Element
 
@@ -300,7 +300,7 @@ table bridge niso {{
 }}
 """
 
-DIGEST = hashlib.sha256(TABLES.encode()).hexdigest()[:8]
+DIGEST = sha256(TABLES.encode()).hexdigest()[:8]
 
 DECLARED = {
     (f"{words.group(1)} niso", name): (key, value or None, bool(interval))
