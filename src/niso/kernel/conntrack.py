@@ -29,7 +29,8 @@ _FEW_PORTS: dict[int, int] = {_TCP: 1, _UDP: 4}
 
 # What a dump costs in microseconds, measured with 262,144 buckets: the walk, an entry that the kernel skips, one that it gives.
 _WALK, _SKIPPED, _GIVEN = 11_000, 0.2, 7
-_MANY = 1000  # entries, from which on the kernel's own deletion pays
+_ENDED = 6  # and to end one that was given
+_OWN_WALK, _OWN_SKIPPED = 250, 0.05  # where the kernel deletes by itself: it need not tell of any
 _PASSES = 16
 _SETTLED = 0.1  # seconds; what was under way when the caller changed the rules has its entry by then
 _CHUNK = 64  # deletions in one sendmsg
@@ -124,7 +125,7 @@ def _flush(filters: list[bytes], matches: Callable[[int, _Entry], bool], exact: 
     """Delete the entries that the filters give and that match, in passes until one finds none.
 
     With ``exact`` those of IPv4 give nothing but what matches, and where there are many entries the kernel is asked to delete
-    them by itself (seen with Linux 6.18; one that knows no such thing should refuse): a service can make so many that one by one takes most of a minute.
+    them by itself (seen with Linux 6.18; one that knows no such thing should refuse).
     Or until one began so late that all it finds is made by the new rules: a busy service's clients send all the time.
     """
 
@@ -145,10 +146,13 @@ def _flush(filters: list[bytes], matches: Callable[[int, _Entry], bool], exact: 
         count = netlink.understood(what, _entries, answer or b"")
         if not count:
             return 0
-        if exact and count > _MANY:
-            ours = [body for body in filters if body[0] == socket.AF_INET]
+        ours = [body for body in filters if body[0] == socket.AF_INET]
+        # one for each address and end: they pay where there are many entries for each
+        if exact and ours and len(ours) * (_OWN_WALK + _OWN_SKIPPED * count) < (_GIVEN + _ENDED) * count:
             refusals = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT)
-            kernel.transact(*(Message("end many connections", _CT_DELETE, 0, body, refusals) for body in ours))
+            for start in range(0, len(ours), _CHUNK):
+                chunk = ours[start : start + _CHUNK]
+                kernel.transact(*(Message("end many connections", _CT_DELETE, 0, body, refusals) for body in chunk))
             answer = kernel.get_one(what, _CT_GET_STATS, nfgenmsg(socket.AF_UNSPEC), _ABSENT)
             left = netlink.understood(what, _entries, answer or b"")
             deleted, count = max(0, count - left), left

@@ -66,6 +66,15 @@ class Intent(NamedTuple):
     undo: str  # JSON: {table: [row, ...]}
 
 
+_open: list[Store] = []
+
+
+def close_all() -> None:
+    """Close what `Store.open` has opened, for a process that ends without Python's own end."""
+    while _open:
+        _open.pop().close()
+
+
 class Store(SnapshotRows, StackRows):
     """One connection. ``with store.transaction():`` for every change; a failure inside changes nothing."""
 
@@ -94,6 +103,7 @@ class Store(SnapshotRows, StackRows):
             else:
                 store = cls(_connected(":memory:"))
                 store._fill()
+            _open.append(store)
             store._notice_reboot()
         except sqlite3.DatabaseError as error:
             raise unusable(error) from error
