@@ -22,7 +22,7 @@ from niso.errors import Conflict, ErrorGroup, NisoError, NotFound
 from niso.membership import Membership
 from niso.records import Port
 from niso.recovery import in_order, start_again, undo, undo_all
-from niso.runtime import spec, volumes
+from niso.runtime import cgroup, spec, volumes
 from niso.runtime.lock import remove_locks, service_lock
 from niso.runtime.spec import ProcessSpec
 from niso.state import State
@@ -65,7 +65,7 @@ def activate(
     recover(store, report, [*(stack.leaving if stack else ()), *(target.name for target in targets)])
     targets = sharing.with_followers(store, targets, stack.leaving if stack else ())
     every = [*(stack.leaving if stack else ()), *(target.name for target in targets)]
-    with _locked(store, every):
+    with _locked(store, every), cgroup.quick_moves():
         targets = [still_so(store, target) for target in targets]
         changes: list[Change] = []
         try:

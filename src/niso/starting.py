@@ -27,7 +27,7 @@ STARTED_WITHIN_S = 0.2
 """An end within this time is a failed start: a wrong entrypoint shows only as the end of PID 1's child."""
 _BUSY_S = 2.0
 """On a busy machine it may not have run much by then; so long that is waited for."""
-RESTS_S, _LOOK_S = 0.01, 0.004
+RESTS_S, _LOOK_S = 0.005, 0.002
 """One that has not run for so long, all its threads asleep, has started before that; when that is looked at again, at first."""
 TIMEOUT_S = 60.0
 """How long a restart waits for healthy."""

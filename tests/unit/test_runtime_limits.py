@@ -118,3 +118,51 @@ def test_v2_that_refuses_holds_nothing(machine: Machine, monkeypatch: pytest.Mon
 def test_nothing_is_looked_at_for_a_service_without_limits(machine: Machine) -> None:
     machine.table.unlink()
     assert cgroup.usable([]) == []
+
+
+# --- moves ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("own", "mounts", "written"),
+    [
+        ("9:name=systemd:/a/b\n0::/\n", [("systemd", "cgroup", "rw,name=systemd")], "systemd/a/b"),
+        ("4:cpu,cpuacct:/a\n", [("cpu,cpuacct", "cgroup", "rw,cpu,cpuacct")], "cpu,cpuacct/a"),
+        ("0::/user.slice/s\n", [("", "cgroup2", "rw,nsdelegate")], "user.slice/s"),
+        ("3:pids:/x\n", [("memory", "cgroup", "rw,memory"), ("pids", "cgroup", "rw,pids")], "pids/x"),
+    ],
+)
+def test_child_moves_to_the_cgroup_that_it_is_in(
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    own: str,
+    mounts: list[tuple[str, str, str]],
+    written: str,
+) -> None:
+    path = machine.top / written / "cgroup.procs"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    for each in mounts:
+        machine.mount(*each)
+    table = machine.top.parent / "own"
+    table.write_text(own)
+    monkeypatch.setattr(cgroup, "_OWN", str(table))
+    with cgroup.quick_moves():
+        pass
+    assert path.read_text() == "0"
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_machine_that_shows_no_cgroup_is_left_alone(machine: Machine) -> None:
+    with cgroup.quick_moves():
+        pass
+    assert list(machine.top.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_process_stays_where_it_was() -> None:
+    before = pathlib.Path("/proc/self/cgroup").read_text()
+    with cgroup.quick_moves():
+        pass
+    assert pathlib.Path("/proc/self/cgroup").read_text() == before
