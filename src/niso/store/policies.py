@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterable, Iterator
 
 from niso.records import Entry, Member, Peer, Policed, Policy, Service
+from niso.store.sqlite import decoded, encoded
 
 Name = tuple[str, str]
 """(kind, name) of a peer: "service" or "network"."""
@@ -20,7 +20,7 @@ class PolicyRows:
     def policy(self, service: str) -> Policy | None:
         """A service's policy; None where its manifest says nothing."""
         row = self._db.execute("SELECT text FROM policy WHERE service=?", (service,)).fetchone()
-        return _decoded(json.loads(row[0])) if row else None
+        return _policy(decoded(row[0])) if row else None
 
     def _policed(self, services: Iterable[Service], names: Iterable[Name]) -> Iterator[Policed]:
         """These active services' policies, and of others that have one of ``names`` what hangs on it."""
@@ -110,7 +110,7 @@ class PolicyRows:
             self._db.execute(f"DELETE FROM {table} WHERE service=?", (service,))
         if policy is None:
             return
-        self._db.execute("INSERT INTO policy VALUES (?, ?)", (service, json.dumps(policy)))
+        self._db.execute("INSERT INTO policy VALUES (?, ?)", (service, encoded(policy)))
         peers = {(entry.peer.kind, entry.peer.name) for entry in policy.entries() if entry.peer.kind != "prefix"}
         self._db.executemany("INSERT INTO policy_peer VALUES (?, ?, ?)", [(service, *peer) for peer in sorted(peers)])
         self._db.execute(
@@ -118,7 +118,7 @@ class PolicyRows:
         )
 
 
-def _decoded(value: list[object]) -> Policy:
+def _policy(value: list[object]) -> Policy:
     def entries(found: object) -> tuple[Entry, ...] | None:
         return None if found is None else tuple(Entry(e[0], e[1], Peer(*e[2]), *e[3:]) for e in found)  # type: ignore[attr-defined]
 

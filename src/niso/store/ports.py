@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterable
 from itertools import groupby
 from operator import itemgetter
 
 from niso.records import Port
-from niso.store.sqlite import others_intend
+from niso.store.sqlite import decoded, encoded, others_intend
 
 MANIFEST, CHOSEN, FORWARD = "manifest", "chosen", "forward"
 _PORT = "host_ip, host_port, container_port, proto, count"
@@ -163,13 +162,13 @@ class PortRows:
     def begin_moving(self, ports: Iterable[tuple[str, Port]], now: float) -> None:
         """Note, with the change itself, which ports of which services come or go, until the kernel has followed."""
         for service, group in groupby(sorted(ports), key=itemgetter(0)):
-            moved = json.dumps({"moved": [port for _, port in group]})
+            moved = encoded({"moved": [port for _, port in group]})
             self._db.execute("INSERT OR REPLACE INTO intent VALUES (?, 'ports', ?, ?)", (service, moved, now))
 
     def moved_ports(self) -> list[tuple[str, Port]]:
         """All that `begin_moving` noted and that has not ended."""
         rows = self._db.execute("SELECT service, undo FROM intent WHERE action='ports' ORDER BY service")
-        return [(service, Port(*port)) for service, undo in rows for port in json.loads(undo)["moved"]]
+        return [(service, Port(*port)) for service, undo in rows for port in decoded(undo)["moved"]]
 
     def end_publishing(self, service: str, keep_forwards: bool = False) -> None:
         """A service is no longer active: its forwards go, unless they are to come back with it; its manifest's ports stay on record."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ from niso.records import Endpoint, Network, Port, Service, Snapshot, Subnet
 from niso.store.modes import ModeRows
 from niso.store.policies import Name, PolicyRows
 from niso.store.ports import PortRows
-from niso.store.sqlite import damaged
+from niso.store.sqlite import damaged, decoded
 
 _PUBLISHED = "SELECT 1 FROM published p JOIN service v ON v.name=p.service AND v.active=1 WHERE p.network=n.name"
 # a service's ports lead to it by its other networks too, for those who are on them
@@ -125,7 +124,7 @@ class SnapshotRows(PortRows, PolicyRows, ModeRows):
             mine = {endpoint.network for service in services for endpoint in service.endpoints}
             wanted = tuple(sorted(mine | set(scope.networks or ())))
         lists: dict[tuple[str, ...], int] = {
-            tuple(json.loads(text)): count
+            tuple(decoded(text)): count
             for text, count in self._db.execute(
                 "SELECT networks, COUNT(*) FROM service WHERE active=1 GROUP BY networks"
             )

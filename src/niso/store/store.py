@@ -6,7 +6,6 @@ Writers hold niso's lock (apply.lock) and one transaction; readers need neither.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import sqlite3
 from collections.abc import Container, Iterable, Iterator
@@ -19,7 +18,7 @@ from niso.records import Network
 from niso.store import schema, world
 from niso.store.reserve import room
 from niso.store.snapshots import ALL, Scope, SnapshotRows, marks
-from niso.store.sqlite import Transaction, damaged, require_store, unusable, use_wal
+from niso.store.sqlite import Transaction, damaged, decoded, encoded, require_store, unusable, use_wal
 from niso.store.stacks import StackRows
 
 __all__ = ["ALL", "Intent", "Scope", "ServiceRow", "Store"]
@@ -328,7 +327,7 @@ class Store(SnapshotRows, StackRows):
 
     def put_service(self, row: ServiceRow) -> None:
         """Insert a service, or replace its own columns; what hangs on it stays."""
-        values = row._replace(active=int(row.active), networks=json.dumps(row.networks), enabled=int(row.enabled))  # type: ignore[arg-type]
+        values = row._replace(active=int(row.active), networks=encoded(row.networks), enabled=int(row.enabled))  # type: ignore[arg-type]
         marks = ", ".join("?" * len(values))
         updates = ", ".join(f"{field}=excluded.{field}" for field in ServiceRow._fields[1:])
         self._db.execute(
@@ -418,7 +417,7 @@ class Store(SnapshotRows, StackRows):
 
     def begin_intent(self, service: str, action: str, now: float) -> None:
         """Note, before a change, what the service's rows are, so that whoever finds it unfinished can undo it."""
-        undo = json.dumps(self.rows(service))
+        undo = encoded(self.rows(service))
         self._db.execute("INSERT OR REPLACE INTO intent VALUES (?, ?, ?, ?)", (service, action, undo, now))
 
     def end_intent(self, service: str) -> None:
@@ -426,13 +425,13 @@ class Store(SnapshotRows, StackRows):
 
     def is_as_before(self, intent: Intent) -> bool:
         """Whether the service's rows are as the intent found them."""
-        return bool(json.loads(intent.undo) == self.rows(intent.service))
+        return bool(decoded(intent.undo) == self.rows(intent.service))
 
     def undo(self, intent: Intent) -> None:
         """Put the service's rows back as the intent found them; networks that only it had go."""
         now = self.service(intent.service)
         self.forget(intent.service)
-        for table, rows in json.loads(intent.undo).items():
+        for table, rows in decoded(intent.undo).items():
             names = [column[1] for column in self._db.execute(f"PRAGMA table_info({table})")]
             for row in rows:
                 values = [bytes.fromhex(value["hex"]) if isinstance(value, dict) else value for value in row]
@@ -480,7 +479,7 @@ def _remove_database(path: str) -> None:
 def _service_row(row: tuple[object, ...]) -> ServiceRow:
     fields = ServiceRow(*row)  # type: ignore[arg-type]
     return fields._replace(
-        active=bool(fields.active), networks=tuple(json.loads(str(fields.networks))), enabled=bool(fields.enabled)
+        active=bool(fields.active), networks=tuple(decoded(str(fields.networks))), enabled=bool(fields.enabled)
     )
 
 

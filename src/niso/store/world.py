@@ -8,11 +8,11 @@ moved ports was of the other kernel. Leases, networks, forwards and what is enab
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 
 from niso import paths
+from niso.store.sqlite import decoded
 
 _FORGET = (
     "UPDATE service SET active=0 WHERE active=1",
@@ -78,7 +78,7 @@ def _is_mount(path: str) -> bool:
 def _runs(service: str, state_id: str) -> bool:
     try:
         with open(os.path.join(paths.service_dir(service), "state.json"), encoding="utf-8") as file:
-            pid = int(json.load(file)["pid"])
+            pid = int(decoded(file.read())["pid"])
         with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
             return f"/niso-{state_id}/{service}\n" in file.read()
     except (OSError, ValueError, KeyError):
