@@ -11,8 +11,11 @@ from niso.errors import KernelError
 from niso.kernel import netns, sysctl
 
 
+@pytest.mark.parametrize(("fsopen", "walks"), [(sysctl._FSOPEN, 64), (sysctl._FSOPEN, 1), (9999, 1)])
 @throw_away_host
-def test_written_value_is_that_namespaces_only() -> None:
+def test_written_value_is_that_namespaces_only(fsopen: int, walks: int) -> None:
+    """By a proc file system of our own, by one after the other, and where the kernel gives none."""
+    sysctl._FSOPEN, sysctl._MOST_WALKS = fsopen, walks
     netns.create("niso-api")
     before = sh("cat /proc/sys/net/ipv4/ip_forward")
     with netns.inside("niso-api"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from niso.kernel import sysctl
 
 @pytest.fixture
 def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(sysctl, "_SYS", str(tmp_path))
+    monkeypatch.setattr(sysctl, "_own_sys", lambda: os.open(tmp_path, os.O_PATH | os.O_DIRECTORY))
     monkeypatch.setattr(sysctl, "_folders", {})
+    monkeypatch.setattr(sysctl, "_top", -1)
     folder = tmp_path / "net/ipv4"
     folder.mkdir(parents=True)
     (folder / "ip_forward").write_text("0\n")

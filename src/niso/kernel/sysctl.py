@@ -5,6 +5,7 @@ Parts of a name are parted by slashes, so that an interface may have dots in its
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 from niso import failpoint
@@ -13,14 +14,15 @@ from niso.kernel.netlink import refused
 
 _SYS = "/proc/sys"
 _OWN = "/proc/thread-self/ns/net"
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # asm-generic/unistd.h
+_FSCONFIG_CMD_CREATE = 6  # linux/mount.h; its FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC are 1
 _MOST_FOLDERS = 8
+_MOST_WALKS = 64
 
 _folders: dict[tuple[int, str], int] = {}
-"""(network namespace, "ipv4") -> a descriptor of that namespace's /proc/sys/net/ipv4.
-
-The folders of all namespaces lie in one chain of the kernel's dentry cache, since they have one name: with 1,000 namespaces a
-walk by path costs 0.2 to 1 ms, one that starts in the folder 0.01 ms.
-"""
+"""(network namespace, "ipv4") -> a descriptor of that namespace's /proc/sys/net/ipv4."""
+_top, _walks = -1, 0
+"""A descriptor of the folder that these are opened from, and how many have been."""
 
 
 def read(name: str) -> str | None:
@@ -68,9 +70,41 @@ def _open(name: str, flags: int) -> int:
         for old in _folders.values():
             os.close(old)
         _folders.clear()
-    folder = os.open(f"{_SYS}/net/{family}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = _open_folder(family)
     _folders[key] = folder
     return os.open(rest, flags | os.O_CLOEXEC, dir_fd=folder)
+
+
+def _open_folder(family: str) -> int:
+    global _top, _walks
+    if _top < 0 or _walks >= _MOST_WALKS:
+        if _top >= 0:
+            os.close(_top)
+        _top, _walks = _own_sys(), 0
+    _walks += 1
+    return os.open(f"net/{family}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=_top)
+
+
+def _own_sys() -> int:
+    """A descriptor of the folder sys of a proc file system that nobody else sees (fsopen(2)); else of /proc/sys.
+
+    The folders of all namespaces have one name, and so lie in one chain of a file system's dentry cache: with 1,000 namespaces
+    to open two of them by /proc takes 1 to 2 ms, by one's own 0.07 ms with making it.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    context = libc.syscall(_FSOPEN, b"proc", 1)
+    if context >= 0:
+        try:
+            libc.syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+            mount = libc.syscall(_FSMOUNT, context, 1, 0)
+        finally:
+            os.close(context)
+        if mount >= 0:
+            try:
+                return os.open("sys", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+            finally:
+                os.close(mount)
+    return os.open(_SYS, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _check(name: str) -> None:
