@@ -9,8 +9,9 @@ import pytest
 from kernel_world import nft, sh, throw_away_host
 
 from niso.errors import KernelError
-from niso.kernel import netns
+from niso.kernel import conntrack, netlink, netns
 from niso.kernel.nftables import Nft
+from niso.kernel.nftset import Nfnetlink
 
 # container: its definition, and its elements as nft writes them -> (value, comment)
 CONTAINERS = {
@@ -232,3 +233,44 @@ def test_nothing_is_written_to_stdout_or_stderr() -> None:
         os.dup2(kept[1], 2)
         os.close(write)
     assert os.read(read, 1000) == b""
+
+
+_GET_TABLE = 0x0A01  # NFT_MSG_GETTABLE, refused without a name
+
+
+def _number() -> int:
+    """The inode of the socket that the next user of nf_tables gets."""
+    with Nfnetlink() as kernel:
+        return os.fstat(kernel._socket.fileno()).st_ino
+
+
+@throw_away_host
+def test_socket_is_used_again_in_the_same_namespace_and_process_and_after_no_error() -> None:
+    first = _number()
+    assert _number() == first
+    with netlink.Netfilter(), Nfnetlink() as other:  # two at once are two
+        second = os.fstat(other._socket.fileno()).st_ino
+        assert second != first
+    netns.create("niso-api")
+    with netns.inside("niso-api"):
+        assert _number() not in (first, second)
+        assert conntrack.flush_addresses(["10.0.0.1"]) == 0
+    assert _number() in (first, second)
+    if (pid := os.fork()) == 0:
+        os._exit(int(_number() in (first, second)))
+    assert os.waitpid(pid, 0)[1] == 0
+    for _ in range(2):
+        with pytest.raises(ValueError, match="mine"), Nfnetlink():
+            raise ValueError("mine")
+    assert _number() not in (first, second)
+
+
+@throw_away_host
+def test_answers_to_an_earlier_question_are_not_taken_for_those_to_a_later_one() -> None:
+    nft("table inet t { set s { type ipv4_addr; }; }")
+    for _ in range(3):
+        with Nfnetlink() as kernel:
+            header = kernel.header("inet t", "s")
+            assert header is not None and kernel.header("inet t", "none") is None
+            # asked, and not read
+            kernel._socket.sendto(kernel._pack(_GET_TABLE, 0, b"\x01\0\0\0"), (0, 0))

@@ -140,7 +140,7 @@ def _flush(filters: list[bytes], matches: Callable[[int, _Entry], bool], exact: 
     deleted = 0
     if not filters:
         return 0
-    with netlink.Netlink(netlink.NETFILTER) as kernel:
+    with netlink.Netfilter() as kernel:
         what = "count connections"
         answer = kernel.get_one(what, _CT_GET_STATS, nfgenmsg(socket.AF_UNSPEC), _ABSENT)
         count = netlink.understood(what, _entries, answer or b"")

@@ -49,7 +49,7 @@ def of(addresses: Iterable[str]) -> list[Flow]:
     """The flows that have one of these addresses at either end, before or after NAT. Raises KernelError."""
     wanted = set(addresses)
     found = []
-    with netlink.Netlink(netlink.NETFILTER) as kernel:
+    with netlink.Netfilter() as kernel:
         for flow, ends in kernel.dump("list connections", _CT_GET, nfgenmsg(socket.AF_UNSPEC), _parse, _ABSENT):
             if not wanted.isdisjoint(ends):
                 found.append(flow)
@@ -74,14 +74,14 @@ class Tracked(NamedTuple):
 
 def tracked() -> list[Tracked]:
     """All flows that there are. Raises KernelError."""
-    with netlink.Netlink(netlink.NETFILTER) as kernel:
+    with netlink.Netfilter() as kernel:
         return kernel.dump("list connections", _CT_GET, nfgenmsg(socket.AF_UNSPEC), _whole, _ABSENT)
 
 
 def end(flows: Iterable[Flow | Tracked]) -> int:
     """Forget these flows, so that their next packet is judged as the first one of a flow. Raises KernelError."""
     handles = [flow.handle for flow in flows]
-    with netlink.Netlink(netlink.NETFILTER) as kernel:
+    with netlink.Netfilter() as kernel:
         for start in range(0, len(handles), _CHUNK):
             chunk = handles[start : start + _CHUNK]
             what = f"end {len(chunk)} connections"
@@ -95,7 +95,7 @@ def introduce(connections: Iterable[Connection]) -> None:
     For a bridge whose frames are about to be tracked: a packet from the middle of a connection would be taken for its start.
     """
     bodies = [_new(each) for each in connections]
-    with netlink.Netlink(netlink.NETFILTER) as kernel:
+    with netlink.Netfilter() as kernel:
         for start in range(0, len(bodies), _CHUNK):
             chunk = bodies[start : start + _CHUNK]
             flags = netlink.CREATE | netlink.EXCL

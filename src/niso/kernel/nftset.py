@@ -75,11 +75,8 @@ class Header(NamedTuple):
         return all(kind in _WIDTHS for kind in (*self.key, *(self.value or ())))
 
 
-class Nfnetlink(netlink.Netlink):
+class Nfnetlink(netlink.Netfilter):
     """A socket to nf_tables in the network namespace that the caller is in when it opens it."""
-
-    def __init__(self) -> None:
-        super().__init__(netlink.NETFILTER)
 
     def change(self, what: str, changes: Iterable[Change]) -> None:
         """Carry out all changes in one transaction, or none. Raises KernelError, with EEXIST where an element is there already.
