@@ -15,7 +15,7 @@ from niso import failpoint, paths, strays, waits
 from niso.diff import AnyStep, HostsEdit, NftTransaction, Step, diff
 from niso.errors import ErrorGroup, KernelError, NisoError
 from niso.kernel import sysctl
-from niso.kernel.read import Foreign, has_folder, hosts_folders, read, read_all
+from niso.kernel.read import Foreign, hosts_remnants, is_remnant, read, read_all
 from niso.kernel.sockets import Sockets
 from niso.kernel.write import write, write_what_can_be
 from niso.names import alias, hosts_folder, own_hosts_folder
@@ -74,7 +74,7 @@ def plan(store: Store, scope: Scope, before: State, trusting: bool = False) -> P
     known = {element.key() for element in before.elements} if trusting else set()
     unread = frozenset(e for e in want.elements if trusting and e.value and e.key() not in known)
     have = _own(read(candidates._replace(elements=candidates.elements - unread), mark), want, before)
-    have = _with_remnants(have, (file for file in before.hosts_files - want.hosts_files if has_folder(file)))
+    have = _with_remnants(have, filter(is_remnant, before.hosts_files - want.hosts_files))
     steps = diff(want, have)
     whole = {hosts_folder(reader) for reader in snapshot.fresh}
     whole |= {own_hosts_folder(service.name) for service in snapshot.services if service.mode == "none"}
@@ -245,7 +245,7 @@ def _own(have: State, want: State, before: State) -> State:
 
 
 def _with_remnants(have: State, files: Iterable[HostsFile]) -> State:
-    """``have`` with ``files`` that nobody needs: a kill may have left the folder, with a draft or nothing in it, which reads as no file."""
+    """``have`` with the remnants of hosts files that nobody needs."""
     return have._replace(hosts_files=have.hosts_files.union(files))
 
 
@@ -264,7 +264,7 @@ def compare(store: Store) -> tuple[list[AnyStep], State, State, Foreign]:
     foreign: Foreign = {}
     want = desired_now(store, ALL)
     have = read_all(want, alias(store.state_id()), foreign)
-    have = _with_remnants(have, hosts_folders() - want.hosts_files)
+    have = _with_remnants(have, hosts_remnants(want.hosts_files))
     hang_on = {veth.name for veth in want.veths if veth.bridge in foreign or veth.netns in foreign}
     want = _without_foreign(want, hang_on | set(foreign))
     have = _without_foreign(have, hang_on | set(foreign))

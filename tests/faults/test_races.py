@@ -265,3 +265,20 @@ def test_hosts_file_that_a_kill_left_half_made_or_half_removed_goes(world: World
         hosts.unlink()
         world.niso("remove", "a")
         assert world.snapshot() == baseline
+
+
+def test_what_somebody_else_has_put_beside_a_hosts_file_keeps_nobody_from_ending(world: World) -> None:
+    baseline = world.snapshot()
+    world.niso("activate", "/tmp/a")
+    (hosts,) = world.lab.path("/run/niso/hosts").glob("*/hosts")
+    hosts.with_name("hosts~").write_text("an editor's")
+    world.lab.path("/run/niso/hosts/file").write_text("no folder")
+    world.niso("deactivate", "a")
+    world.assert_content()
+    assert hosts.with_name("hosts~").exists() and not hosts.exists()
+    world.niso("activate", "/tmp/a")
+    world.niso("net", "repair")
+    world.niso("remove", "a")
+    world.assert_content()
+    world.lab.run("rm", "-r", "/run/niso/hosts/file", f"/run/niso/hosts/{hosts.parent.name}")
+    assert world.snapshot() == baseline

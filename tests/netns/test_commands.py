@@ -241,6 +241,55 @@ def test_output_that_nobody_reads_is_no_traceback(lab: Lab) -> None:
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
 
 
+def test_output_that_cannot_be_written_is_told(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "api"))
+    for command, status in (("ps", 1), ("ps --json", 1), ("net check", 2), ("net check --json", 2), ("schema", 1)):
+        done = lab.run("sh", "-c", f"niso {command} > /dev/full", check=False)
+        assert done.returncode == status, (command, done)
+        words = json.loads(done.stderr)["error"]["message"] if "--json" in command else done.stderr
+        assert "No space left on device" in words, (command, done)
+
+
+@pytest.mark.parametrize(
+    "command", ["ps", "logs api", "net explain host api", "net check", "lab -- true", "restart api"]
+)
+def test_command_works_though_its_caller_has_closed_all_descriptors(lab: Lab, command: str) -> None:
+    lab.niso("activate", idle(lab, "api"))
+    assert lab.run("sh", "-c", f"niso {command} <&- >&- 2>&-", check=False).returncode == 0
+    lab.niso("net", "check")
+
+
+IGNORES_CHILDREN = """\
+import os, signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+os.execvp("niso", ["niso", *sys.argv[1:]])
+"""
+ZOMBIES = """\
+import ctypes, os, pathlib, subprocess, sys
+ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: what niso leaves is ours
+subprocess.run(["niso", *sys.argv[1:]], check=True)
+for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+    name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
+    if rest.split()[:2] == ["Z", str(os.getpid())]:
+        print("left:", name)
+"""
+
+
+def test_caller_that_ignores_the_end_of_children_changes_nothing(lab: Lab) -> None:
+    for command in (
+        ["activate", idle(lab, "api")],
+        ["activate", idle(lab, "api")],
+        ["restart", "api"],
+        ["remove", "api"],
+    ):
+        lab.run("python", "-c", IGNORES_CHILDREN, *command)
+
+
+def test_command_leaves_no_zombie_of_its_own(lab: Lab) -> None:
+    for command in (["activate", idle(lab, "api")], ["restart", "api"], ["deactivate", "api"]):
+        assert "left: niso" not in lab.run("python", "-c", ZOMBIES, *command).stdout
+
+
 def test_schema_accepts_the_examples_and_refuses_an_unknown_key(lab: Lab) -> None:
     import tomllib
 

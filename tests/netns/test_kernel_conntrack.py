@@ -51,11 +51,11 @@ def left() -> set[tuple[str, int]]:
     return found
 
 
-@pytest.mark.parametrize(("walk", "ended"), [(0, -conntrack._GIVEN), (10**9, 0), (0, 10**9)])
+@pytest.mark.parametrize(("walk", "own"), [(0, 10**9), (10**9, 10**9), (0, -(10**9))])
 @throw_away_host
-def test_flush_addresses_takes_flows_of_either_end_before_and_after_nat(walk: int, ended: int) -> None:
+def test_flush_addresses_takes_flows_of_either_end_before_and_after_nat(walk: int, own: int) -> None:
     """Also where the kernel is asked to delete by itself."""
-    conntrack._WALK, conntrack._ENDED = walk, ended
+    conntrack._WALK, conntrack._OWN_WALK = walk, own
     nft(
         "table ip n {\n chain c { type nat hook prerouting priority -100; }\n}"
     )  # NAT of inserted entries needs the module
@@ -92,11 +92,11 @@ def test_flush_addresses_takes_thousands(walk: int) -> None:
     assert len(left()) == 3000
 
 
-@pytest.mark.parametrize("ended", [-conntrack._GIVEN, 10**9])
+@pytest.mark.parametrize("own", [10**9, -(10**9)])
 @throw_away_host
-def test_flush_addresses_takes_hundreds_of_addresses_at_once(ended: int) -> None:
+def test_flush_addresses_takes_hundreds_of_addresses_at_once(own: int) -> None:
     """The kernel answers each deletion, and its answers must fit the socket."""
-    conntrack._WALK, conntrack._ENDED = 0, ended
+    conntrack._WALK, conntrack._OWN_WALK = 0, own
     nft("table ip n {\n chain c { type filter hook output priority 0; ct state new accept; }\n}")
     addresses = [f"127.1.{i // 250}.{i % 250 + 1}" for i in range(400)]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:

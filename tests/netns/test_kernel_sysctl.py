@@ -58,3 +58,12 @@ def test_name_outside_net_is_refused(name: str) -> None:
     for use in (lambda: sysctl.read(name), lambda: sysctl.write(name, "1")):
         with pytest.raises(KernelError, match="not a sysctl of a network namespace"):
             use()
+
+
+@throw_away_host
+def test_read_only_proc_is_not_gone_around() -> None:
+    sh("mount --bind /proc/sys /proc/sys")
+    sh("mount -o remount,bind,ro /proc/sys")
+    assert sysctl.read("net/ipv4/ip_forward") == "0"
+    with pytest.raises(KernelError, match="read-only file system"):
+        sysctl.write("net/ipv4/ip_forward", "1")

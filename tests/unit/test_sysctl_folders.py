@@ -44,3 +44,13 @@ def test_only_what_lies_below_net_is_touched(net: Path, name: str) -> None:
         sysctl.read(name)
     with pytest.raises(KernelError, match="not a sysctl of a network namespace"):
         sysctl.write(name, "x")
+
+
+def test_folder_that_cannot_be_opened_anew_is_not_closed_twice(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sysctl.read("net/ipv4/ip_forward") == "0"
+    monkeypatch.setattr(sysctl, "_folders", {})
+    monkeypatch.setattr(sysctl, "_MOST_WALKS", 1)
+    monkeypatch.setattr(sysctl, "_own_sys", lambda: os.open("/nonesuch", os.O_PATH))
+    for _ in range(2):
+        assert sysctl.read("net/ipv4/ip_forward") is None  # ENOENT
+        assert sysctl._top == -1

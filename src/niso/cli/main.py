@@ -59,34 +59,40 @@ def main() -> None:
     os.umask(0o022)
     # imports make no garbage to speak of, and to look for it again and again is a tenth of their time
     gc.set_threshold(50_000)
+    _have_outputs()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a letter that the terminal's encoding does not have is shown by its number
         sys.stdout.reconfigure(errors="backslashreplace")
-    status = run(sys.argv[1:])
-    try:
-        if sys.stdout is not None:  # closed
-            sys.stdout.flush()
-    except OSError as error:
-        if not isinstance(error, BrokenPipeError):  # whoever read our output has gone: there is nobody to tell
-            _report(NisoError(f"cannot write the output: {error.strerror}"), False)
-        status = status or 1
-    _end(status)
+    _end(run(sys.argv[1:]))
+
+
+def _have_outputs() -> None:
+    """Open /dev/null in place of what the caller has closed, lest a database or a lock gets its number, and is written to."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _end(status: int) -> NoReturn:
     """End this process as it is: to take the interpreter apart first is up to 8 ms of a command. SQLite is told of its end."""
-    store = sys.modules.get("niso.store.store")
-    if store is not None:
-        store.close_all()
+    for name, end in (("niso.cli.progress", "reap"), ("niso.store.store", "close_all")):
+        if name in sys.modules:
+            getattr(sys.modules[name], end)()
     os._exit(status)
 
 
 def run(arguments: list[str]) -> int:
     """Run one command; gives its exit status. Raises nothing."""
     as_json = "--json" in arguments[: arguments.index("--")] if "--" in arguments else "--json" in arguments
-    failed = 125 if arguments[:1] in (["exec"], ["lab"]) else 0
+    failed = 125 if arguments[:1] in (["exec"], ["lab"]) else 2 if " ".join(arguments[:2]) in JUDGES else 0
     try:
-        return _command(arguments or ["help"])
+        status = _command(arguments or ["help"])
+        sys.stdout.flush()
+        return status
     except NisoError as error:
         _report(error, as_json)
         return max(failed, error.exit_status)
@@ -94,8 +100,7 @@ def run(arguments: list[str]) -> int:
         _report(NisoError("interrupted"), as_json)
         return 130
     except BrokenPipeError:
-        # whoever read our output has gone: nothing to say, and Python must not try again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        # whoever read our output has gone: nothing to say
         return failed or 1
     except Exception as error:
         if os.environ.get("NISO_TRACEBACK") == "1":
@@ -129,14 +134,9 @@ def _command(arguments: list[str]) -> int:
     if command.root and os.geteuid() != 0:
         raise NisoError("needs root", f"sudo niso {' '.join(arguments)}" if _plain(arguments) else "run it with sudo")
     _end_on_signals()
-    try:
-        if command.root and command.name not in WITHOUT_STORE and "--sweep" not in words:
-            _refuse_lost_store()
-        return int(_module(COMMANDS[name][0]).run(command.name, parsed))
-    except NisoError as error:
-        if command.name in JUDGES:
-            error.exit_status = 2
-        raise
+    if command.root and command.name not in WITHOUT_STORE and "--sweep" not in words:
+        _refuse_lost_store()
+    return int(_module(COMMANDS[name][0]).run(command.name, parsed))
 
 
 def _refuse_lost_store() -> None:
@@ -192,6 +192,7 @@ def _end_on_signals() -> None:
         raise KeyboardInterrupt
 
     _signal.signal(_signal.SIGTERM, interrupt)
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)  # ignored, as some parents leave it, children end without a status
     if _signal.getsignal(_signal.SIGHUP) != _signal.SIG_IGN:  # nohup
         _signal.signal(_signal.SIGHUP, interrupt)
 
@@ -216,8 +217,6 @@ def _explained(error: Exception) -> NisoError:
 def _report(error: NisoError, as_json: bool) -> None:
     from niso.cli.output import error as error_lines
 
-    if sys.stderr is None:  # closed: print would take stdout in its place
-        return
     errors = error.errors if isinstance(error, ErrorGroup) else [error]
     try:
         if as_json:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import select
 import signal
-import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 
 from niso import waits as locks
 from niso.apply import Report, silent
@@ -45,8 +45,6 @@ class Progress:
 
     def _report(self, line: str) -> None:
         """What is being done from now on."""
-        if sys.stderr is None:
-            return
         if self._pipe < 0:
             if not line.startswith(SLOW) and time.monotonic() < self._since + SOON_S:
                 return
@@ -73,8 +71,18 @@ class Progress:
         locks.told = None
         if self._pipe >= 0:
             os.close(self._pipe)
-            # It may not even have begun: that is not waited for. Nor is its end, 2 ms, which the end of this process is soon enough for.
-            os.kill(self._pid, signal.SIGKILL)
+            os.kill(self._pid, signal.SIGKILL)  # it may not even have begun: do not wait for that
+            _killed.append(self._pid)
+
+
+_killed: list[int] = []
+
+
+def reap() -> None:
+    """Take in the ends of the processes that told of progress, at the end of a command: at once they would be waited for, 2 ms."""
+    while _killed:
+        with suppress(ChildProcessError):
+            os.waitpid(_killed.pop(), 0)
 
 
 def _tell(read: int, waits: frozenset[str]) -> None:

@@ -29,7 +29,6 @@ _FEW_PORTS: dict[int, int] = {_TCP: 1, _UDP: 4}
 
 # What a dump costs in microseconds, measured with 262,144 buckets: the walk, an entry that the kernel skips, one that it gives.
 _WALK, _SKIPPED, _GIVEN = 11_000, 0.2, 7
-_ENDED = 6  # and to end one that was given
 _OWN_WALK, _OWN_SKIPPED = 250, 0.05  # where the kernel deletes by itself: it need not tell of any
 _PASSES = 16
 _SETTLED = 0.1  # seconds; what was under way when the caller changed the rules has its entry by then
@@ -147,8 +146,8 @@ def _flush(filters: list[bytes], matches: Callable[[int, _Entry], bool], exact: 
         if not count:
             return 0
         ours = [body for body in filters if body[0] == socket.AF_INET]
-        # one for each address and end: they pay where there are many entries for each
-        if exact and ours and len(ours) * (_OWN_WALK + _OWN_SKIPPED * count) < (_GIVEN + _ENDED) * count:
+        # one for each address and end: not where a dump, which comes anyway, has told of all entries by then
+        if exact and ours and len(ours) * (_OWN_WALK + _OWN_SKIPPED * count) < _GIVEN * count:
             refusals = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT)
             for start in range(0, len(ours), _CHUNK):
                 chunk = ours[start : start + _CHUNK]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from niso import paths
 from niso.errors import Conflict
@@ -401,14 +401,18 @@ def _folders() -> list[str]:
         return []
 
 
-def hosts_folders() -> frozenset[HostsFile]:
-    """All that have a folder, with or without the file in it."""
-    return frozenset(HostsFile(folder) for folder in _folders())
+def hosts_remnants(but: Collection[HostsFile]) -> frozenset[HostsFile]:
+    """All that `is_remnant`, but these."""
+    return frozenset(file for file in map(HostsFile, _folders()) if file not in but and is_remnant(file))
 
 
-def has_folder(file: HostsFile) -> bool:
-    """Whether a hosts file has its folder, with or without the file in it."""
-    return os.path.isdir(os.path.join(paths.hosts_root(), file.folder))
+def is_remnant(file: HostsFile) -> bool:
+    """Whether a hosts file has left a folder with nothing in it, or nothing but a draft: what a kill leaves, and reads as no file."""
+    path = os.path.join(paths.hosts_root(), file.folder)
+    try:
+        return not os.path.islink(path) and set(os.listdir(path)) <= {"hosts.new"}
+    except OSError:
+        return False
 
 
 def _hosts_lines(candidates: State) -> tuple[frozenset[HostsFile], frozenset[HostsLine]]:

@@ -66,10 +66,8 @@ def _open(name: str, flags: int) -> int:
         except FileNotFoundError:
             # gone, or the folder is one of a namespace that is gone and had the same number
             os.close(_folders.pop(key))
-    if len(_folders) >= _MOST_FOLDERS:
-        for old in _folders.values():
-            os.close(old)
-        _folders.clear()
+    while len(_folders) >= _MOST_FOLDERS:
+        os.close(_folders.popitem()[1])
     folder = _open_folder(family)
     _folders[key] = folder
     return os.open(rest, flags | os.O_CLOEXEC, dir_fd=folder)
@@ -78,8 +76,9 @@ def _open(name: str, flags: int) -> int:
 def _open_folder(family: str) -> int:
     global _top, _walks
     if _top < 0 or _walks >= _MOST_WALKS:
-        if _top >= 0:
-            os.close(_top)
+        old, _top = _top, -1
+        if old >= 0:
+            os.close(old)
         _top, _walks = _own_sys(), 0
     _walks += 1
     return os.open(f"net/{family}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=_top)
@@ -89,10 +88,12 @@ def _own_sys() -> int:
     """A descriptor of the folder sys of a proc file system that nobody else sees (fsopen(2)); else of /proc/sys.
 
     The folders of all namespaces have one name, and so lie in one chain of a file system's dentry cache: with 1,000 namespaces
-    to open two of them by /proc takes 1 to 2 ms, by one's own 0.07 ms with making it.
+    to open two of them by /proc takes 1 to 2 ms, by one's own 0.07 ms with making it. Where /proc/sys is read-only, so it is
+    meant to be for niso too.
     """
+    read_only = os.statvfs(_SYS).f_flag & os.ST_RDONLY
     libc = ctypes.CDLL(None, use_errno=True)
-    context = libc.syscall(_FSOPEN, b"proc", 1)
+    context = -1 if read_only else libc.syscall(_FSOPEN, b"proc", 1)
     if context >= 0:
         try:
             libc.syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)

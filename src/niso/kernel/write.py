@@ -324,5 +324,6 @@ def remove_hosts(folder: str) -> None:
             pass
     try:
         os.rmdir(path)
-    except FileNotFoundError:
-        pass
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):  # what somebody has put there is not niso's
+            raise

@@ -82,6 +82,8 @@ def _make(mount: Mount, path: str) -> Folder:
             # the sweep of another lab came between, and may not have removed it yet
             if lock >= 0:
                 os.close(lock)
+            elif not os.path.isdir(mount.base):
+                raise
             time.sleep(0.001)
             continue
         for name in ("cpuset.cpus", "cpuset.mems"):  # empty at first in v1, and then no process can enter
