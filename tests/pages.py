@@ -29,6 +29,8 @@ NOT_RUN = {
     "./dev demo": "installs Debian packages on the machine; it is itself a lab",
     "./dev setup": "installs Debian packages on the machine",
     "./dev test": "the run that this is part of",
+    "sudo apt install pipx libnftables1 nftables iproute2 crun conmon catatonit": "./dev fresh does, in a new Debian",
+    "sudo pipx install --global .": "./dev fresh does, in a new Debian",
     'docker export "$(docker create redis:8)" | tar -x -C redis/rootfs': "needs a Docker daemon and its registry",
 }
 """A line of a page -> why it is not run."""
