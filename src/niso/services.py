@@ -11,7 +11,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from itertools import groupby
 from typing import NamedTuple
 
@@ -65,7 +65,8 @@ def activate(
     recover(store, report, [*(stack.leaving if stack else ()), *(target.name for target in targets)])
     targets = sharing.with_followers(store, targets, stack.leaving if stack else ())
     every = [*(stack.leaving if stack else ()), *(target.name for target in targets)]
-    with _locked(store, every), cgroup.quick_moves():
+    begins = any((row := store.service(target.name)) is None or not row.active for target in targets)
+    with _locked(store, every), cgroup.quick_moves() if begins else nullcontext():
         targets = [still_so(store, target) for target in targets]
         changes: list[Change] = []
         try:
