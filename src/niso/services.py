@@ -11,7 +11,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from itertools import groupby
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from niso.errors import Conflict, ErrorGroup, NisoError, NotFound
 from niso.membership import Membership
 from niso.records import Port
 from niso.recovery import in_order, start_again, undo, undo_all
-from niso.runtime import cgroup, spec, volumes
+from niso.runtime import spec, volumes
 from niso.runtime.lock import remove_locks, service_lock
 from niso.runtime.spec import ProcessSpec
 from niso.state import State
@@ -65,8 +65,7 @@ def activate(
     recover(store, report, [*(stack.leaving if stack else ()), *(target.name for target in targets)])
     targets = sharing.with_followers(store, targets, stack.leaving if stack else ())
     every = [*(stack.leaving if stack else ()), *(target.name for target in targets)]
-    begins = any((row := store.service(target.name)) is None or not row.active for target in targets)
-    with _locked(store, every), cgroup.quick_moves() if begins else nullcontext():
+    with _locked(store, every):
         targets = [still_so(store, target) for target in targets]
         changes: list[Change] = []
         try:

@@ -123,7 +123,6 @@ def test_nothing_is_looked_at_for_a_service_without_limits(machine: Machine) -> 
 # --- moves ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize(
     ("own", "mounts", "written"),
     [
@@ -133,7 +132,7 @@ def test_nothing_is_looked_at_for_a_service_without_limits(machine: Machine) -> 
         ("3:pids:/x\n", [("memory", "cgroup", "rw,memory"), ("pids", "cgroup", "rw,pids")], "pids/x"),
     ],
 )
-def test_child_moves_to_the_cgroup_that_it_is_in(
+def test_process_moves_to_the_cgroup_that_it_is_in(
     machine: Machine,
     monkeypatch: pytest.MonkeyPatch,
     own: str,
@@ -148,21 +147,16 @@ def test_child_moves_to_the_cgroup_that_it_is_in(
     table = machine.top.parent / "own"
     table.write_text(own)
     monkeypatch.setattr(cgroup, "_OWN", str(table))
-    with cgroup.quick_moves():
-        pass
+    cgroup.move_nowhere()
     assert path.read_text() == "0"
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_machine_that_shows_no_cgroup_is_left_alone(machine: Machine) -> None:
-    with cgroup.quick_moves():
-        pass
+    cgroup.move_nowhere()
     assert list(machine.top.iterdir()) == []
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_process_stays_where_it_was() -> None:
     before = pathlib.Path("/proc/self/cgroup").read_text()
-    with cgroup.quick_moves():
-        pass
+    cgroup.move_nowhere()
     assert pathlib.Path("/proc/self/cgroup").read_text() == before

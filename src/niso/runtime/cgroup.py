@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-
-from niso.child import keep_only, signals_held
+from collections.abc import Iterable
 
 _TOP = "/sys/fs/cgroup"
 _MOUNTS, _OWN = "/proc/self/mountinfo", "/proc/self/cgroup"
@@ -47,33 +44,13 @@ def _mounted() -> dict[str, str]:
     return found
 
 
-@contextmanager
-def quick_moves() -> Iterator[None]:
-    """Within the block a process need not wait to get into a cgroup, as one that is being created does.
+def move_nowhere() -> None:
+    """Move this process to the cgroup that it is in, so that the next one that is moved need not wait.
 
     The kernel moves processes behind a lock that is free for all others: the first move waits until every processor has
     passed a quiet point, some 19 ms, those soon after it do not (cgroup_threadgroup_rwsem, kernel/cgroup/cgroup.c; percpu-rwsem.rst).
-    So a child moves itself to where it is, while niso prepares the start: `niso activate` takes 14 ms less of 141.
+    Where no cgroup is found, or it cannot be written to, nothing happens.
     """
-    pid = 0
-    with signals_held(), suppress(OSError):  # without it the start takes longer, no more
-        pid = os.fork()
-        if pid == 0:
-            try:
-                keep_only(())
-                _move_nowhere()
-            finally:
-                os._exit(0)
-    try:
-        yield
-    finally:
-        if pid:
-            with suppress(ChildProcessError):
-                os.waitpid(pid, 0)
-
-
-def _move_nowhere() -> None:
-    """Move this process to the cgroup that it is in; where none is found, or none can be written to, nothing happens."""
     with open(_OWN, encoding="utf-8", errors="surrogateescape") as lines:
         paths = {names: path for _, names, path in (line.rstrip("\n").split(":", 2) for line in lines)}
     with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as mounts:

@@ -16,7 +16,7 @@ import os
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from niso import failpoint, paths
 from niso.child import heed_signals, keep_only, signals_delivered, signals_held
@@ -215,6 +215,8 @@ def _mounted(spec: ProcessSpec, bundle: str) -> Iterator[int]:
                 except OSError as error:
                     os.write(tell, f"{error.strerror}: {error.filename or 'unshare'}".encode())
                 os.close(tell)
+                with suppress(OSError, ValueError):  # a gain and no more: `niso activate` takes 10 ms less of 130
+                    cgroup.move_nowhere()  # while conmon and crun begin
                 os.read(wait, 1)
             finally:
                 os._exit(0)
