@@ -121,7 +121,7 @@ def _floor(chapter: Chapter, labs: dict[str, Lab], sizes: Sizes) -> None:
     """Each command is a party of its own, with one figure."""
     cases = {who: partial(labs[kind].call, "floor") for who, kind in WHOLE.items() if kind in labs}
     chapter.in_turn(
-        "floor", {who: partial(_floors, case) for who, case in cases.items()}, 0, 0, sizes.rounds, sizes.rounds_s
+        "floor", {who: partial(_floors, case) for who, case in cases.items()}, 0, 0, 4 * sizes.rounds, sizes.rounds_s
     )
 
 
