@@ -198,7 +198,8 @@ def _services(found: Found, drawn: set[str]) -> list[str]:
         )
         lines += _table(found, f"ms, {words}", rows, sizes, (what, "niso"), "ms")
     lines += [
-        "One published port each, all services of a party on one bridge. `in process`: by a program that runs already, as a"
+        "One published port each, all services of a party on one bridge. niso's kernel part of a detach ends when nothing can pass any"
+        " more; the kernel needs some 10 to 20 ms then to delete the pair, which all others are in. `in process`: by a program that runs already, as a"
         " daemon's would be; all others start a program (CNI: four). netavark and CNI find the namespace made; niso and the bare"
         " commands make it.",
         "",
