@@ -24,6 +24,8 @@ from typing import IO, Any
 import pytest
 from hypothesis import settings
 
+from niso.kernel import sysctl
+
 TESTS = pathlib.Path(__file__).resolve().parent
 DEADLINE_SECONDS = 120
 START_SECONDS = 30
@@ -324,3 +326,17 @@ class Lab:
                 pytest.fail(f"not so within {timeout} s: {what or predicate}")
             time.sleep(0.01)
         return found
+
+
+@pytest.fixture(autouse=True)
+def no_sysctl_of_the_machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unit tests run where the machine's own network is: no sysctl of it is read or written."""
+    if "unit" not in request.path.parts:
+        return
+
+    def refuse() -> int:
+        raise AssertionError("a unit test asks for a sysctl of the machine")
+
+    monkeypatch.setattr(sysctl, "_own_sys", refuse)
+    monkeypatch.setattr(sysctl, "_top", -1)
+    monkeypatch.setattr(sysctl, "_folders", {})

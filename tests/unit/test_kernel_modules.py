@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Pat
     folder = tmp_path / "sys"
     monkeypatch.setattr(modules, "_MODPROBE", (str(tmp_path / "none"), str(program)))
     monkeypatch.setattr(modules, "_SYS", str(folder))
-    monkeypatch.setattr(sysctl, "_SYS", str(folder))
-    monkeypatch.setattr(sysctl, "_folders", {})
+    monkeypatch.setattr(sysctl, "_own_sys", lambda: os.open(folder, os.O_PATH | os.O_DIRECTORY))
     return folder / "net/bridge"
 
 

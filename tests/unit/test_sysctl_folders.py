@@ -15,8 +15,6 @@ from niso.kernel import sysctl
 @pytest.fixture
 def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sysctl, "_own_sys", lambda: os.open(tmp_path, os.O_PATH | os.O_DIRECTORY))
-    monkeypatch.setattr(sysctl, "_folders", {})
-    monkeypatch.setattr(sysctl, "_top", -1)
     folder = tmp_path / "net/ipv4"
     folder.mkdir(parents=True)
     (folder / "ip_forward").write_text("0\n")
