@@ -241,6 +241,17 @@ def test_output_that_nobody_reads_is_no_traceback(lab: Lab) -> None:
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
 
 
+def test_output_that_is_buffered_comes_before_the_end(lab: Lab) -> None:
+    """To a pipe or a file Python writes at the end only, and an error may come before."""
+    buffered = {"PYTHONUNBUFFERED": None}
+    lab.niso("activate", idle(lab, "api"))
+    assert "api" in lab.run("sh", "-c", "niso ps | cat", env=buffered).stdout
+    assert json.loads(lab.run("niso", "ps", "--json", env=buffered).stdout)[0]["service"] == "api"
+    code = "import niso.cli.main as m\ndef run(_):\n  print('said')\n  return 1\nm.run = run\nm.main()"
+    done = lab.run("python", "-c", code, env=buffered, check=False)
+    assert (done.returncode, done.stdout) == (1, "said\n")
+
+
 def test_output_that_cannot_be_written_is_told(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "api"))
     for command, status in (("ps", 1), ("ps --json", 1), ("net check", 2), ("net check --json", 2), ("schema", 1)):

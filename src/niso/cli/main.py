@@ -63,7 +63,12 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a letter that the terminal's encoding does not have is shown by its number
         sys.stdout.reconfigure(errors="backslashreplace")
-    _end(run(sys.argv[1:]))
+    status = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()  # what was printed before an error
+    except OSError:
+        pass  # said by `run`, or there is nobody to tell
+    _end(status)
 
 
 def _have_outputs() -> None:
