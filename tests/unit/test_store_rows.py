@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sqlite3
@@ -18,7 +19,7 @@ from niso.plan import desired
 from niso.records import Port, Snapshot
 from niso.state import State
 from niso.store import schema
-from niso.store.store import ALL, Scope, Store
+from niso.store.store import ALL, Scope, Store, close_all
 
 BOUNDED = settings(max_examples=60, deadline=None)
 NETWORKS = (network(0), network(1, dual=True), network(2, internal=True))
@@ -450,3 +451,17 @@ def test_snapshot_of_one_service_does_not_walk_through_all_active_ones() -> None
         for q, plan in plans.items()
         if any("service_active" in step for step in plan) and "COUNT" not in q and "LIMIT 1" not in q
     ]
+
+
+def test_store_that_nobody_has_any_more_is_not_kept() -> None:
+    """Only what is still in use is there to be closed when the process ends."""
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        Store.open()
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before
+    kept = Store.open()
+    close_all()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        kept.services()

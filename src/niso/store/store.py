@@ -10,7 +10,7 @@ import os
 import sqlite3
 from collections.abc import Container, Iterable, Iterator
 from heapq import merge
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from niso import failpoint, paths
 from niso.errors import NisoError, NotFound
@@ -20,6 +20,11 @@ from niso.store.reserve import room
 from niso.store.snapshots import ALL, Scope, SnapshotRows, marks
 from niso.store.sqlite import Transaction, damaged, decoded, encoded, require_store, unusable, use_wal
 from niso.store.stacks import StackRows
+
+if TYPE_CHECKING:
+    from weakref import ref
+else:
+    from _weakref import ref  # the same, without what weakref imports besides
 
 __all__ = ["ALL", "Intent", "Scope", "ServiceRow", "Store"]
 
@@ -65,13 +70,16 @@ class Intent(NamedTuple):
     undo: str  # JSON: {table: [row, ...]}
 
 
-_open: list[Store] = []
+_open: list[ref[Store]] = []
+"""What `Store.open` has opened, as long as somebody has it."""
 
 
 def close_all() -> None:
-    """Close what `Store.open` has opened, for a process that ends without Python's own end."""
-    while _open:
-        _open.pop().close()
+    """Close what is open, for a process that ends without Python's own end."""
+    for each in _open:
+        if (store := each()) is not None:
+            store.close()
+    _open.clear()
 
 
 class Store(SnapshotRows, StackRows):
@@ -102,7 +110,7 @@ class Store(SnapshotRows, StackRows):
             else:
                 store = cls(_connected(":memory:"))
                 store._fill()
-            _open.append(store)
+            _open[:] = [*(each for each in _open if each() is not None), ref(store)]
             store._notice_reboot()
         except sqlite3.DatabaseError as error:
             raise unusable(error) from error
@@ -138,6 +146,9 @@ class Store(SnapshotRows, StackRows):
 
     def close(self) -> None:
         self._db.close()
+
+    def __del__(self) -> None:
+        self._db.close()  # whose own end may come later: sqlite3 keeps it in a circle
 
     def _fill(self) -> None:
         with self.transaction():
