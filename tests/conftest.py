@@ -274,13 +274,22 @@ class Lab:
         process = self.popen(*argv, stdin=stdin, env=env, netns=netns, cwd=cwd, text=text)
         try:
             out, err = process.communicate(input, timeout)
-        except subprocess.TimeoutExpired:
+        except subprocess.TimeoutExpired as error:
+            error.add_note(self._left_over())
             process.kill()
             raise
         assert process.returncode is not None
         if check and process.returncode != 0:
             pytest.fail(f"{' '.join(argv)}: exit status {process.returncode}\nstdout: {out}\nstderr: {err}")
         return subprocess.CompletedProcess(argv, process.returncode, out, err)
+
+    def _left_over(self) -> str:
+        """What every process of the lab is at, for who looks into a command that did not end."""
+        looks = self.popen("python3", "-ISc", (TESTS / "left_over.py").read_text())
+        try:
+            return "".join(looks.communicate(timeout=10))
+        except subprocess.TimeoutExpired:
+            return "(and that could not be looked at either)"
 
     def niso(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[Any]:
         return self.run("niso", *argv, **options)
