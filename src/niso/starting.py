@@ -165,6 +165,7 @@ class _Wait:
         self._look_at, self._look_s = began, _LOOK_S
         self._mark: rest.Mark | None = None
         self._rests_since, self._rests, self._began = began, False, began
+        self._started = False
         self.well = start.check is None
         self.probe: health.Probe | None = None
         self.ask_at = began
@@ -178,7 +179,7 @@ class _Wait:
     def next_at(self) -> float:
         """When something is to be done even if nothing happens."""
         moments = [self.deadline]
-        if time.monotonic() < self._ripe_at:
+        if not self._started:  # whether it is time by now is for is_started to say: else that moment could pass between the two
             moments.append(min(self._ripe_at, self._look_at))
         if not self.well and self.probe is None:
             moments.append(self.ask_at)
@@ -188,6 +189,8 @@ class _Wait:
     def is_started(self) -> bool:
         """Whether it has lived for as long as a failed start takes, or come to rest before."""
         now = time.monotonic()
+        if self._started:
+            return True
         if now < self._ripe_at and now >= self._look_at:
             mark = rest.mark(self.run[0]) if self.pidfd >= 0 else None
             if mark is None or mark != self._mark:
@@ -199,7 +202,8 @@ class _Wait:
         waits_on = self.start.starts and not self._rests and now < min(self._began + _BUSY_S, self.deadline)
         if now >= self._ripe_at and waits_on and self.pidfd >= 0 and rest.is_kept_waiting(self.run[0]):
             self._ripe_at = now + STARTED_WITHIN_S / 4
-        return now >= self._ripe_at
+        self._started = now >= self._ripe_at
+        return self._started
 
     def step(self) -> None:
         """Take in the answer of a probe that is over, and begin the next one when it is time. Raises ProcessError if it is unhealthy."""
