@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import NamedTuple
 
 from niso import forwarding, leases, networks, portmap, sharing, targets
 from niso.errors import Conflict, InvalidInput
@@ -19,6 +18,7 @@ from niso.runtime.spec import parse as parse_spec
 from niso.store.policies import Name
 from niso.store.store import Scope, ServiceRow, Store
 from niso.targets import Target
+from niso.typed import NamedTuple
 
 
 class Change(NamedTuple):

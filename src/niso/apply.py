@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Container, Iterable
-from typing import NamedTuple
 
 from niso import failpoint, paths, strays, waits
 from niso.diff import AnyStep, HostsEdit, NftTransaction, Step, diff
@@ -24,6 +23,7 @@ from niso.records import Snapshot
 from niso.render import nft
 from niso.state import Address, Element, HostsFile, Route, State, Sysctl, Thing, Veth, kinds, union
 from niso.store.store import ALL, Scope, Store
+from niso.typed import NamedTuple
 
 Report = Callable[[str], None]
 """Takes one line of progress, without its newline."""

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from niso import paths, services, starting
 from niso.apply import Lock, Report, repair, silent
@@ -21,6 +20,7 @@ from niso.runtime.lock import service_lock
 from niso.services import Outcome
 from niso.store.store import ServiceRow, Store
 from niso.targets import find_targets
+from niso.typed import NamedTuple
 
 UNITS = "/etc/systemd/system"
 WANTED_BY = "multi-user.target"

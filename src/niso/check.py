@@ -7,7 +7,6 @@ import sqlite3
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import chain
-from typing import NamedTuple
 
 from niso import exposure, failpoint, forwarding, names, paths, policies, rows, services, strays
 from niso.apply import Lock, Report, compare, desired_now, repair, silent
@@ -44,6 +43,7 @@ from niso.state import (
 )
 from niso.store.sqlite import unusable
 from niso.store.store import ALL, Scope, Store, suggest
+from niso.typed import NamedTuple
 
 
 class Finding(NamedTuple):

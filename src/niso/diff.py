@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from niso.render import nft
 from niso.state import (
@@ -28,6 +27,7 @@ from niso.state import (
     Veth,
     kinds,
 )
+from niso.typed import NamedTuple
 
 
 class Step(NamedTuple):

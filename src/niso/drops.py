@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from niso import names, policies, policy
 from niso.kernel import traffic
@@ -14,6 +13,7 @@ from niso.policy import World
 from niso.render import nft
 from niso.render.policy import PASSES
 from niso.store.store import Store
+from niso.typed import NamedTuple
 
 
 class Stats(NamedTuple):

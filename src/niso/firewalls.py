@@ -12,7 +12,7 @@ import shlex
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from niso.kernel import foreign
 from niso.kernel.foreign import (
@@ -29,6 +29,7 @@ from niso.kernel.foreign import (
     Verdict,
 )
 from niso.kernel.rtnetlink import Rtnl
+from niso.typed import NamedTuple
 
 PUBLISHED, OUTWARD, WITHIN = "published", "outward", "within the network"
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from niso import networks
 from niso.ending import Needs
 from niso.errors import Conflict, InvalidInput, NisoError
 from niso.networks import Wish
 from niso.store.store import Store
+from niso.typed import NamedTuple
 
 
 class Membership(NamedTuple):

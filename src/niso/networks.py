@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 from niso import ipam, names
 from niso.apply import Lock, Report, converge, desired_now, plan, silent
@@ -16,6 +15,7 @@ from niso.errors import Conflict, InvalidInput, UsageError
 from niso.kernel import host
 from niso.records import Network, Subnet
 from niso.store.store import Scope, Store
+from niso.typed import NamedTuple
 
 DEFAULT_POOL = "10.99.0.0/16"
 PREFIX_LENGTH = 24

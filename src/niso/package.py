@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from niso import failpoint, paths
 from niso.digest import sha256
 from niso.errors import InvalidInput, NisoError
+from niso.typed import NamedTuple
 
 MAX_DEPTH = 64
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from niso.records import ANY, ANY4, ANY6, Endpoint, Entry, Network, Policy, Port
+from niso.typed import NamedTuple
 
 PORTED = ("tcp", "udp", "sctp")
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
 
 from niso import names, policies
 from niso.errors import KernelError, NisoError, UsageError
@@ -14,6 +13,7 @@ from niso.policy import Reason, Verdict, World, decide, matches
 from niso.records import Entry
 from niso.seen import Explanation, Object, Packet, ends, is_host, resolve
 from niso.store.store import Store
+from niso.typed import NamedTuple
 
 PATIENCE_S = 1.0
 _POLL_S = 0.02

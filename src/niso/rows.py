@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from niso import forwarding, leases, names
 from niso.errors import NisoError
@@ -19,6 +18,7 @@ from niso.model import manifest as model
 from niso.records import ANY, ANY4, ANY6, Policy, Port
 from niso.render import nft
 from niso.store.store import ServiceRow, Store
+from niso.typed import NamedTuple
 
 WIDE = (ANY, ANY4, ANY6)
 

@@ -6,7 +6,6 @@ The engine (policy.py) judges; here a question becomes a packet, and the engine'
 from __future__ import annotations
 
 import ipaddress
-from typing import NamedTuple
 
 from niso import names
 from niso.errors import NisoError, UsageError
@@ -17,6 +16,7 @@ from niso.render import nft
 from niso.render import policy as rules
 from niso.state import Element
 from niso.store.store import Store
+from niso.typed import NamedTuple
 
 PROTOCOLS = (*PORTED, "icmp")
 HOST = "host"

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from itertools import groupby
-from typing import NamedTuple
 
 from niso import ending, membership, names, package, paths, policies, portmap, sharing, starting
 from niso.admission import Change, record, release, scope_of
@@ -28,6 +27,7 @@ from niso.runtime.spec import ProcessSpec
 from niso.state import State
 from niso.store.store import Intent, Scope, ServiceRow, Store
 from niso.targets import Target, still_so
+from niso.typed import NamedTuple
 
 
 class Outcome(NamedTuple):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from niso import names, paths, targets
 from niso.errors import Conflict, InvalidInput, NotFound
@@ -16,6 +15,7 @@ from niso.model.manifest import Manifest
 from niso.runtime.spec import parse as parse_spec
 from niso.store.store import ServiceRow, Store
 from niso.targets import Target
+from niso.typed import NamedTuple
 
 PROVIDERS = ("bridge", "none")
 """The modes in which a service has a namespace of its own."""

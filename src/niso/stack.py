@@ -6,7 +6,6 @@ It is one activation of all services, with the stack's networks and whoever left
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from niso import membership, networks, services, targets
 from niso.apply import Report, silent
@@ -20,6 +19,7 @@ from niso.runtime import volumes
 from niso.services import Outcome
 from niso.store.store import Store
 from niso.targets import Target
+from niso.typed import NamedTuple
 
 
 class Up(NamedTuple):

@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
-from typing import NamedTuple
 
 from niso.admission import Change
 from niso.apply import Report, silent
@@ -22,6 +21,7 @@ from niso.runtime import health, logs, process, rehost, rest
 from niso.runtime.spec import ProcessSpec, namespace, read_state
 from niso.runtime.spec import parse as parse_spec
 from niso.store.store import ServiceRow
+from niso.typed import NamedTuple
 
 STARTED_WITHIN_S = 0.2
 """An end within this time is a failed start: a wrong entrypoint shows only as the end of PID 1's child."""
@@ -179,7 +179,9 @@ class _Wait:
     def next_at(self) -> float:
         """When something is to be done even if nothing happens."""
         moments = [self.deadline]
-        if not self._started:  # whether it is time by now is for is_started to say: else that moment could pass between the two
+        if (
+            not self._started
+        ):  # whether it is time by now is for is_started to say: else that moment could pass between the two
             moments.append(min(self._ripe_at, self._look_at))
         if not self.well and self.probe is None:
             moments.append(self.ask_at)

@@ -7,7 +7,7 @@ text in their canonical form (``10.99.1.2``, ``fd00::2``) and prefixes as ``10.9
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from niso.typed import NamedTuple
 
 
 class Element(NamedTuple):

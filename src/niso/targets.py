@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from niso import package, paths
 from niso.errors import Conflict, ErrorGroup, InvalidInput, NisoError, NotFound
@@ -16,6 +15,7 @@ from niso.runtime import volumes as volume_rules
 from niso.runtime.spec import path_env
 from niso.runtime.volumes import Volume
 from niso.store.store import Store
+from niso.typed import NamedTuple
 
 FIRST_UID = 1_900_000_000
 """Own uids of services count up from here: above every range that Debian, systemd and subuid hand out."""

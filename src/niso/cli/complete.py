@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 from niso.cli import main
 from niso.cli.command import Command, Group, Option
 from niso.cli.parse import HELP, Args, unknown
 from niso.errors import NisoError
+from niso.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from niso.records import Port

@@ -6,13 +6,13 @@ import os
 import sys
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from niso.cli import output
 from niso.cli.parse import Args
 from niso.errors import UsageError
 from niso.records import Port
 from niso.store.store import ServiceRow, Store
+from niso.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from niso.runtime.health import Health

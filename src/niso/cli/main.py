@@ -9,11 +9,11 @@ import gc
 import io
 import os
 import sys
-from typing import TYPE_CHECKING
 
 from niso.cli.command import Command, Group
 from niso.cli.parse import HELP, asks_help, parse, unknown
 from niso.errors import ErrorGroup, NisoError, UsageError
+from niso.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -6,10 +6,12 @@ while an argument is missing. Options may stand anywhere before ``--``, and cann
 
 from __future__ import annotations
 
-from typing import Any
-
 from niso.cli.command import Argument, Command, Option
 from niso.errors import UsageError
+from niso.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 HELP = ("-h", "--help")
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, NoReturn
 
 from niso.cli import output
 from niso.cli.parse import Args
 from niso.store.store import Store
+from niso.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import NoReturn
+
     from niso.drops import Drop, Log
     from niso.prove import Proof
     from niso.seen import Explanation, Object

@@ -10,10 +10,10 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from niso.kernel.netlink import MALFORMED, attribute, attributes, nested, string, text, understood
 from niso.kernel.nftset import Nfnetlink, nfgenmsg
+from niso.typed import NamedTuple
 
 FAMILIES = {1: "inet", 2: "ip", 7: "bridge", 10: "ip6"}
 """Those that have a hook ``forward``; NFPROTO_* to nft's word."""

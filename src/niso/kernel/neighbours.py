@@ -8,10 +8,10 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from typing import NamedTuple
 
 from niso.kernel.netlink import Message, attribute, attributes, u32
 from niso.kernel.rtnetlink import Rtnl
+from niso.typed import NamedTuple
 
 _DELNEIGH, _GETNEIGH = 29, 30
 _AF_BRIDGE = 7

@@ -13,10 +13,13 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Self
 
 from niso import failpoint
 from niso.errors import KernelError
+from niso.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Self
 
 ROUTE = 0  # NETLINK_ROUTE
 SOCK_DIAG = 4  # NETLINK_SOCK_DIAG

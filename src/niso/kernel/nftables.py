@@ -11,12 +11,15 @@ import errno
 import json
 import os
 from collections.abc import Iterable
-from typing import Any, Self
 
 from niso import failpoint
 from niso.errors import KernelError
 from niso.kernel import nftset
 from niso.kernel.netlink import MALFORMED, refused
+from niso.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any, Self
 
 _JSON = 1 << 4  # NFT_CTX_OUTPUT_JSON
 _PROTOCOLS = {number: name for name, number in nftset.PROTOCOLS.items()}

@@ -7,11 +7,11 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import NamedTuple
 
 from niso.kernel import netlink
 from niso.kernel.netlink import attribute, attributes, nested, several, string, text, understood
 from niso.render import nft
+from niso.typed import NamedTuple
 
 PROTOCOLS = {"icmp": 1, "igmp": 2, "tcp": 6, "udp": 17, "gre": 47, "ipv6-icmp": 58, "sctp": 132, "udplite": 136}
 

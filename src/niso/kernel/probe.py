@@ -12,11 +12,14 @@ import select
 import socket
 import struct
 import time
-from typing import NamedTuple, Self
 
 from niso.errors import KernelError
 from niso.kernel import netns
 from niso.kernel.netlink import refused
+from niso.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Self
 
 _NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
 _ECHO = {4: (socket.IPPROTO_ICMP, 8, 0), 6: (socket.IPPROTO_ICMPV6, 128, 129)}  # protocol, request, reply

@@ -13,11 +13,11 @@ import socket
 import struct
 from collections.abc import Sequence
 from fcntl import ioctl
-from typing import NamedTuple
 
 from niso.errors import KernelError
 from niso.kernel import bridging, netlink
 from niso.kernel.netlink import Message, attribute, attributes, nested, refused, text, u32
+from niso.typed import NamedTuple
 
 MAIN = 254  # RT_TABLE_MAIN
 _KERNEL = 2  # RTPROT_KERNEL: the kernel's own, with an address

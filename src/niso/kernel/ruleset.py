@@ -5,12 +5,14 @@ The kernel itself says how the text looks when it is listed: it is loaded in a n
 
 from __future__ import annotations
 
-from typing import Any
-
 from niso.errors import KernelError
 from niso.kernel import netns
 from niso.kernel.nftables import Nft
 from niso.render import nft
+from niso.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def differences(kernel: Nft) -> tuple[str, ...] | None:

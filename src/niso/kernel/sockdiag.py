@@ -6,10 +6,10 @@ import errno
 import os
 import socket
 import struct
-from typing import NamedTuple
 
 from niso.kernel import netlink
 from niso.kernel.netlink import attributes
+from niso.typed import NamedTuple
 
 _BY_FAMILY = 20  # SOCK_DIAG_BY_FAMILY
 _SKV6ONLY = 11  # INET_DIAG_SKV6ONLY

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Self
-
 from niso.kernel import netns
 from niso.kernel.rtnetlink import Rtnl
+from niso.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Self
 
 _MOST = 64
 """Sockets that are open at once, of as many namespaces; a command may be about more services than it may have files open."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import socket
 import struct
-from typing import NamedTuple
 
 from niso.kernel import netlink
 from niso.kernel.netlink import attributes, string
+from niso.typed import NamedTuple
 
 _GETLINK = 18
 _IFLA_IFNAME, _IFLA_STATS64 = 3, 23

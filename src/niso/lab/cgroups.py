@@ -11,7 +11,8 @@ import contextlib
 import fcntl
 import os
 import time
-from typing import NamedTuple
+
+from niso.typed import NamedTuple
 
 PREFIX = "niso-lab-"
 _LEAF = "init"  # where the lab's processes are in v2: a cgroup with processes cannot give controllers to others

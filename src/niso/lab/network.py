@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from niso.kernel import netns
 from niso.kernel.rtnetlink import Rtnl
+from niso.typed import NamedTuple
 
 _MTU = 1500
 _V4, _V6 = 24, 64  # prefix lengths

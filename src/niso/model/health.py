@@ -6,11 +6,14 @@ A probe connects inside the service's network namespace, and to the service alon
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from niso.errors import InvalidInput
 from niso.model import values
 from niso.records import Healthcheck
+from niso.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 INTERVAL, TIMEOUT, RETRIES, START_PERIOD = "5s", "2s", 3, "10s"
 MAX_RETRIES = 1000

@@ -7,7 +7,7 @@ The Structs have exactly the keys of manifest.toml with their defaults. `load` r
 from __future__ import annotations
 
 import os
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from niso.errors import ErrorGroup, InvalidInput, NisoError
 from niso.model import health, resources, toml, values
@@ -17,6 +17,7 @@ from niso.model.structs import msgspec
 from niso.names import DEFAULT_NETWORK
 from niso.records import Policy as Rules
 from niso.records import Port
+from niso.typed import NamedTuple
 
 FILE_NAME = "manifest.toml"
 

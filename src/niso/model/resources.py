@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from niso.errors import InvalidInput
 from niso.model import values
+from niso.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 MIN_MEMORY = 1 << 20
 MAX_MEMORY = 1 << 60

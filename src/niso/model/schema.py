@@ -6,11 +6,13 @@ that must exist, names that clash, host ports taken twice) is left to `niso.mode
 
 from __future__ import annotations
 
-from typing import Any
-
 from niso.model import check, health, resources, values, volumes
 from niso.model.manifest import Manifest
 from niso.model.structs import msgspec
+from niso.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 _PORT = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 _PORTS = rf"{_PORT}(?:-{_PORT})?"

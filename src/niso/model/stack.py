@@ -9,12 +9,13 @@ import graphlib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from niso.errors import ErrorGroup, InvalidInput, NisoError
 from niso.model import check, manifest, toml, values
 from niso.model.manifest import Loaded, Manifest
 from niso.model.structs import msgspec
+from niso.typed import NamedTuple
 
 FILE_NAME = "stack.toml"
 Condition = Literal["started", "healthy"]

@@ -6,9 +6,11 @@ Nothing here reads a file or imports msgspec, so commands use the same rules for
 
 from __future__ import annotations
 
-from typing import NamedTuple, NoReturn
-
 from niso.errors import InvalidInput
+from niso.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 LOWER = frozenset("abcdefghijklmnopqrstuvwxyz")
 DIGITS = frozenset("0123456789")

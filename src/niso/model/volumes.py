@@ -6,10 +6,13 @@ Where a mount point really is (links of the rootfs followed) is looked at by `ni
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from niso.errors import InvalidInput
 from niso.model import values
+from niso.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
 MAX_SIZE = 1 << 60

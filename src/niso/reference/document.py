@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterable
-from typing import NamedTuple
+
+from niso.typed import NamedTuple
 
 
 class Heading(NamedTuple):

@@ -6,9 +6,9 @@ Times are RFC 3339 in UTC, sizes bytes, durations seconds.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from niso.reference.document import Block, Heading, Terms, Text
+from niso.typed import NamedTuple
 
 
 class Field(NamedTuple):

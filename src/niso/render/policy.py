@@ -21,11 +21,11 @@ from __future__ import annotations
 import ipaddress
 import itertools
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from niso.records import Entry, Member, Policed, Policy
 from niso.render.nft import INET, POLICY_PARTS
 from niso.state import Element
+from niso.typed import NamedTuple
 
 ALL_PORTS = (0, 65535)
 PORTED = ("tcp", "udp", "sctp")

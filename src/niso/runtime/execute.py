@@ -11,12 +11,15 @@ import select
 import signal
 import time
 from types import FrameType
-from typing import Any
 
 from niso.errors import ProcessError
 from niso.runtime import launch, process, resolve
 from niso.runtime.oci import SHELL_TERM
 from niso.runtime.spec import DEFAULT_PATH, read_json, read_state
+from niso.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 CANNOT, NOT_EXECUTABLE, NOT_FOUND, SIGNALLED = 125, 126, 127, 128
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)

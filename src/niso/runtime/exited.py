@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Any
 
 from niso.errors import NisoError
 from niso.runtime import launch, logs, oci, process, unit
 from niso.runtime.lock import service_lock
 from niso.runtime.spec import ProcessSpec, load, read_state
+from niso.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 MAX_DELAY_S = 60.0
 LONG_LIFE_S = 60.0

@@ -13,7 +13,6 @@ import select
 import socket
 import time
 from collections.abc import Generator, Sequence
-from typing import Any, NamedTuple
 
 from niso import paths
 from niso.errors import NisoError
@@ -23,6 +22,10 @@ from niso.records import Healthcheck
 from niso.runtime import process
 from niso.runtime.lock import open_lock
 from niso.runtime.spec import read_json
+from niso.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 _MOST_ANSWER = 16 << 10
 _MOST_ADDRESSES = 16

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from typing import Any
 
 from niso.runtime.root import TMPFS
 from niso.runtime.spec import APP, ProcessSpec, path_env
+from niso.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 CONTROLLERS = {
     "memory": "isolation.resources.memory_max",

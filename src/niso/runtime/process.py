@@ -11,12 +11,15 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
 
 from niso import failpoint, paths
 from niso.errors import NisoError, ProcessError
 from niso.runtime import cgroup, launch, logs, oci, unit
 from niso.runtime.spec import ProcessSpec, load, read_json, read_state, save, write_json
+from niso.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 _CONMON_S = 5.0
 """How long conmon may take to write the last lines and end, once the service has."""

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import os
 import select
-from typing import NoReturn
 
 from niso.child import heed_signals, keep_only, signals_held
 from niso.runtime import cgroup
+from niso.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 _NOTIFY = "/run/systemd/notify"
 _JOURNAL = "/run/systemd/journal/socket"

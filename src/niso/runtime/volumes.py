@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 from niso import failpoint, paths
 from niso.errors import Conflict, InvalidInput, NisoError
 from niso.model.volumes import taken
 from niso.runtime.root import TMPFS, TOP_LINKS, etc_folders, mount_file, mount_point, place
 from niso.runtime.spec import ProcessSpec
+from niso.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 _BIND = ("rbind", "rprivate", "rnosuid", "rnodev")
 

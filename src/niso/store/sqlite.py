@@ -6,11 +6,14 @@ import os
 import sqlite3
 import stat
 import time
-from typing import Any
 
 from niso import failpoint, paths
 from niso.errors import NisoError
 from niso.store.reserve import room
+from niso.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def encoded(value: object) -> str:

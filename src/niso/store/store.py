@@ -10,7 +10,6 @@ import os
 import sqlite3
 from collections.abc import Container, Iterable, Iterator
 from heapq import merge
-from typing import TYPE_CHECKING, NamedTuple
 
 from niso import failpoint, paths
 from niso.errors import NisoError, NotFound
@@ -20,6 +19,7 @@ from niso.store.reserve import room
 from niso.store.snapshots import ALL, Scope, SnapshotRows, marks
 from niso.store.sqlite import Transaction, damaged, decoded, encoded, require_store, unusable, use_wal
 from niso.store.stacks import StackRows
+from niso.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from weakref import ref

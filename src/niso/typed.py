@@ -1,0 +1,81 @@
+"""What niso needs of `typing` while it runs, without its import, and named tuples that cost a sixth to make.
+
+``typing.NamedTuple`` compiles two pieces of text and every annotation of a class: 0.14 ms for each, of which an `activate` has 77.
+That and the import of typing itself, which nothing else in a short command needs, were 15 ms of 113 (and of `net list` 6 of 29).
+"""
+
+from __future__ import annotations
+
+from _collections import _tuplegetter  # type: ignore[import-not-found]  # as collections itself has it
+from types import FunctionType
+
+TYPE_CHECKING = False
+"""As in typing: type checkers go by the name."""
+
+if TYPE_CHECKING:
+    from typing import Any, NamedTuple, Self
+
+__all__ = ["TYPE_CHECKING", "NamedTuple"]
+
+_templates: dict[int, FunctionType] = {}
+
+
+def _maker(name: str, fields: tuple[str, ...], defaults: tuple[object, ...]) -> FunctionType:
+    """``__new__`` of a class: that of all with as many fields, with their names in the place of its own."""
+    if len(fields) not in _templates:
+        arguments = "".join(f"a{i}, " for i in range(len(fields)))
+        text = f"lambda _cls, {arguments}: _new(_cls, ({arguments}))"
+        _templates[len(fields)] = eval(text, {"_new": tuple.__new__})  # noqa: S307  # made of nothing but a number
+    template = _templates[len(fields)]
+    code = template.__code__.replace(co_varnames=("_cls", *fields), co_name="__new__", co_qualname=f"{name}.__new__")
+    return FunctionType(code, template.__globals__, "__new__", defaults or None)
+
+
+class _Tuple(tuple[object, ...]):
+    """What all named tuples have in common; see collections.namedtuple."""
+
+    __slots__ = ()
+    if TYPE_CHECKING:
+        _fields: tuple[str, ...]
+
+    def _replace(self, **changes: object) -> Self:
+        values = [changes.pop(name, value) for name, value in zip(self._fields, self, strict=True)]
+        if changes:
+            raise TypeError(f"{type(self).__name__} has no {', '.join(changes)}")
+        return tuple.__new__(type(self), values)
+
+    def _asdict(self) -> dict[str, object]:
+        return dict(zip(self._fields, self, strict=True))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._asdict().items())})"
+
+    def __getnewargs__(self) -> tuple[object, ...]:
+        return tuple(self)
+
+
+class _Kind(type):
+    """Makes of the body of a class what ``typing.NamedTuple`` does."""
+
+    def __new__(mcs, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> type:
+        if not bases:
+            return super().__new__(mcs, name, bases, body)
+        fields = tuple(body.get("__annotations__", ()))
+        defaults = tuple(body[field] for field in fields if field in body)
+        if any(field in body for field in fields[: len(fields) - len(defaults)]):
+            raise TypeError(f"{name}: a field without a default comes after one that has one")
+        body |= {field: _tuplegetter(i, "") for i, field in enumerate(fields)}
+        body |= {
+            "__new__": _maker(name, fields, defaults),
+            "__slots__": (),
+            "__match_args__": fields,
+            "_fields": fields,
+            "_field_defaults": dict(zip(fields[len(fields) - len(defaults) :], defaults, strict=True)),
+        }
+        return type(name, (_Tuple,), body)
+
+
+if not TYPE_CHECKING:
+
+    class NamedTuple(metaclass=_Kind):
+        """As `typing.NamedTuple`, for classes whose annotations are text (``from __future__ import annotations``)."""
