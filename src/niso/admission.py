@@ -6,7 +6,7 @@ import json
 import os
 import time
 
-from niso import forwarding, leases, networks, portmap, sharing, targets
+from niso import forwarding, leases, portmap, sharing, targets
 from niso.errors import Conflict, InvalidInput
 from niso.kernel import host
 from niso.model import manifest as model
@@ -211,6 +211,8 @@ def _refuse_ports(store: Store, service: str, keys: list[str]) -> None:
 
 def _ensure_network(store: Store, name: str, static: str | None) -> None:
     if store.network(name) is None:
+        from niso import networks
+
         network = networks.plan_network(store, name, holds=static)
         store.add_network(network, implicit=True, now=time.time())
 

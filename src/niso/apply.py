@@ -10,7 +10,7 @@ import errno
 import os
 from collections.abc import Callable, Container, Iterable
 
-from niso import failpoint, paths, strays, waits
+from niso import failpoint, paths, waits
 from niso.diff import AnyStep, HostsEdit, NftTransaction, Step, diff
 from niso.errors import ErrorGroup, KernelError, NisoError
 from niso.kernel import sysctl
@@ -141,6 +141,8 @@ def carry_out(
             "another program may be changing niso's objects: niso net check",
         )
     if _rebuilt(steps):
+        from niso import strays
+
         strays.clear(planned.want)
     failpoint.hit("verified")
     return steps

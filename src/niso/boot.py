@@ -12,12 +12,12 @@ import sys
 import time
 from collections.abc import Iterable
 
-from niso import paths, services, starting
+from niso import activation, paths, services, starting
+from niso.activation import Outcome
 from niso.apply import Lock, Report, repair, silent
 from niso.errors import Conflict, ErrorGroup, NisoError, ProcessError
 from niso.runtime import process, unit
 from niso.runtime.lock import service_lock
-from niso.services import Outcome
 from niso.store.store import ServiceRow, Store
 from niso.targets import find_targets
 from niso.typed import NamedTuple
@@ -370,7 +370,7 @@ def _activate(
     if not names:
         return []
     try:
-        return services.activate(store, find_targets(store, names), timeout_s, report)
+        return activation.activate(store, find_targets(store, names), timeout_s, report)
     except NisoError as error:
         if len(names) == 1:
             errors += [_naming(names[0], each) for each in _each(error)]

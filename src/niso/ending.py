@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 from niso import forwarding, names, package, paths, policies, portmap
 from niso.apply import Lock, Report, converge, desired_now, plan
-from niso.errors import ErrorGroup, NisoError
+from niso.errors import Conflict, ErrorGroup, NisoError
 from niso.kernel import conntrack, netns
 from niso.kernel.write import end_links
 from niso.runtime import process, spec, volumes
@@ -193,3 +193,20 @@ def flush(before: State, after: State) -> None:
     gone -= {a.address.partition("/")[0] for a in after.addresses if a.netns}
     if gone:
         conntrack.flush_addresses(gone)
+
+
+def refuse(store: Store, services: Iterable[str]) -> None:
+    """Raise Conflict where one of ``services`` cannot be deactivated, since others need its namespace."""
+    together = frozenset(services)
+    for name in sorted(together):
+        sharers = [each for each in store.held_sharers(name, together) if each not in together]
+        if sharers:
+            raise Conflict(
+                f"service {name!r} is needed: {they_share(sharers)} its network namespace",
+                f"niso deactivate {' '.join((*sharers, name))} takes them too",
+            )
+
+
+def they_share(sharers: list[str]) -> str:
+    """``'a', 'b' share``, to be followed by what."""
+    return f"{', '.join(map(repr, sharers))} {'shares' if len(sharers) == 1 else 'share'}"

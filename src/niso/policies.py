@@ -5,17 +5,20 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
-from niso import names, policy
-from niso.kernel import flows, netns, sockdiag, sysctl
-from niso.kernel.flows import Flow
+from niso import names
+from niso.kernel import netns, sysctl
 from niso.kernel.rtnetlink import Rtnl
-from niso.kernel.sockdiag import Connection
-from niso.policy import Known, World
 from niso.records import Endpoint, Policy
 from niso.render import nft
 from niso.render.policy import PASSES
 from niso.state import State
 from niso.store.store import Store
+from niso.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from niso.kernel.flows import Flow
+    from niso.kernel.sockdiag import Connection
+    from niso.policy import World
 
 _BRIDGED = {False: "net/bridge/bridge-nf-call-iptables", True: "net/bridge/bridge-nf-call-ip6tables"}
 _PASSES = 8
@@ -23,6 +26,8 @@ _PASSES = 8
 
 def world(store: Store) -> World:
     """All known services and networks, and this host's addresses, as the engine needs them. Raises KernelError."""
+    from niso.policy import Known, World
+
     services = {}
     for row in store.services():
         if row.mode == "share":  # what it is on the network is its provider
@@ -59,6 +64,8 @@ def cut(store: Store, services: Iterable[str]) -> int:
 
     It looks until it finds none: what was under way when the rules changed may have made new ones. Raises KernelError.
     """
+    from niso.kernel import flows
+
     addresses = [address for name in services for _, address in store.addresses(name)]
     known: World | None = None
     ended = 0
@@ -75,6 +82,8 @@ def cut(store: Store, services: Iterable[str]) -> int:
 
 def _allowed(known: World, flow: Flow) -> bool:
     """Whether both ends' policies let a flow be; which ways there are is not asked again: open TCP outlives its port."""
+    from niso import policy
+
     egress, ingress = policy.judge(known, flow.source, flow.destination, flow.port, flow.proto)
     return egress.passes and ingress.passes
 
@@ -94,6 +103,8 @@ def introduce(store: Store, before: State, after: State) -> None:
     turned = {(name, six) for name, six in turned if sysctl.read(_BRIDGED[six]) == "0"}
     if not turned:
         return
+    from niso.kernel import flows, sockdiag
+
     networks = [network for network in store.networks() if network.bridge in {name for name, _ in turned}]
     found: set[Connection] = set()
     for network in networks:
@@ -110,7 +121,7 @@ def introduce(store: Store, before: State, after: State) -> None:
 
 
 def _reversed(connection: Connection) -> Connection:
-    return Connection(connection.server, connection.server_port, connection.client, connection.client_port)
+    return type(connection)(connection.server, connection.server_port, connection.client, connection.client_port)
 
 
 def _by_ports(connection: Connection) -> bool:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable
 
 from niso import names, paths, targets
+from niso.ending import they_share
 from niso.errors import Conflict, InvalidInput, NotFound
 from niso.model import manifest as model
 from niso.model.manifest import Manifest
@@ -106,13 +107,13 @@ def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[Service
     together = frozenset(row.name for row in (*rows, *ended))
     for row in ended:
         if sharers := store.held_sharers(row.name, together):
-            words = f"service {row.name!r} is needed: {_list(sharers)} its network namespace"
+            words = f"service {row.name!r} is needed: {they_share(sharers)} its network namespace"
             raise Conflict(words, f"niso deactivate {' '.join(sharers)}")
     for row in rows:
         sharers = store.held_sharers(row.name, together)
         if sharers and row.mode not in PROVIDERS:
             raise Conflict(
-                f"{row.manifest_path}: network.mode: {row.mode!r} cannot be, since {_list(sharers)} its network namespace",
+                f"{row.manifest_path}: network.mode: {row.mode!r} cannot be, since {they_share(sharers)} its network namespace",
                 f"niso deactivate {' '.join(sharers)}, or activate them with another mode in the same command",
                 "network.mode",
             )
@@ -125,22 +126,6 @@ def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[Service
                 )
 
 
-def refuse_end(store: Store, services: Iterable[str]) -> None:
-    """Raise Conflict where one of ``services`` cannot be deactivated, since others need its namespace."""
-    together = frozenset(services)
-    for name in sorted(together):
-        sharers = [each for each in store.held_sharers(name, together) if each not in together]
-        if sharers:
-            raise Conflict(
-                f"service {name!r} is needed: {_list(sharers)} its network namespace",
-                f"niso deactivate {' '.join((*sharers, name))} takes them too",
-            )
-
-
 def _sees(row: ServiceRow, there: Home) -> bool:
     spec = parse_spec(row.spec)
     return Home(spec.netns, spec.hosts_folder, spec.hostname) == there
-
-
-def _list(sharers: list[str]) -> str:
-    return f"{', '.join(map(repr, sharers))} {'shares' if len(sharers) == 1 else 'share'}"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from niso import membership, networks, services, targets
+from niso import activation, membership, networks, services, targets
+from niso.activation import Outcome
 from niso.apply import Report, silent
 from niso.errors import ErrorGroup, InvalidInput, NisoError
 from niso.membership import Membership
@@ -16,7 +17,6 @@ from niso.model import stack as model
 from niso.model.stack import Stack
 from niso.networks import Wish
 from niso.runtime import volumes
-from niso.services import Outcome
 from niso.store.store import Store
 from niso.targets import Target
 from niso.typed import NamedTuple
@@ -40,7 +40,7 @@ def load(path: str) -> Stack:
 
 
 def up(store: Store, stack: Stack, timeout_s: float, report: Report = silent, dry_run: bool = False) -> Up:
-    """Make everything be as the stack's file says, or leave everything as it was. Raises what `services.activate` does."""
+    """Make everything be as the stack's file says, or leave everything as it was. Raises what `activation.activate` does."""
     if not dry_run:
         services.recover(store, report)  # who belongs to the stack may be another one before
     wanted = _targets(store, stack)
@@ -52,7 +52,7 @@ def up(store: Store, stack: Stack, timeout_s: float, report: Report = silent, dr
     after = {member.name: member.after for member in stack.members if member.after}
     joins = Membership(stack.name, stack.file, tuple(wishes), tuple(left), {})
     try:
-        outcomes = services.activate(store, wanted, timeout_s, report, dry_run, after, joins)
+        outcomes = activation.activate(store, wanted, timeout_s, report, dry_run, after, joins)
     except ErrorGroup as group:
         raise ErrorGroup([model.in_words_of(stack, error) for error in group.errors]) from group
     except NisoError as error:

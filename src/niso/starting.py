@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 
-from niso.admission import Change
 from niso.apply import Report, silent
 from niso.errors import Conflict, NisoError, ProcessError
 from niso.model import health as model
@@ -21,7 +20,10 @@ from niso.runtime import health, logs, process, rehost, rest
 from niso.runtime.spec import ProcessSpec, namespace, read_state
 from niso.runtime.spec import parse as parse_spec
 from niso.store.store import ServiceRow
-from niso.typed import NamedTuple
+from niso.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from niso.admission import Change
 
 STARTED_WITHIN_S = 0.2
 """An end within this time is a failed start: a wrong entrypoint shows only as the end of PID 1's child."""

@@ -7,7 +7,7 @@ import contextlib
 from niso_world import NisoWorld, package
 from worlds import SERVED, World, run, timed, write
 
-from niso import services
+from niso import activation, services
 from niso.targets import find_targets
 
 A_NETWORK = 200  # services on each
@@ -97,7 +97,7 @@ class NoPolicy(Bridged, NisoWorld):
     def fill(self, ports: int) -> float:
         write("/proc/sys/net/bridge/bridge-nf-call-iptables", "0")
         folders = [package("server0", [], "inside", self.rules), package("client0", [], "inside")]
-        done = services.activate(self.store, find_targets(self.store, folders), 60)
+        done = activation.activate(self.store, find_targets(self.store, folders), 60)
         self.target, self.source = (each.addresses[0] for each in done)
         return 0.0
 

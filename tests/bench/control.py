@@ -143,10 +143,10 @@ class World:
         _niso("remove", *names)
 
     def _activate(self, folders: list[str]) -> None:
-        from niso import services
+        from niso import activation
         from niso.targets import find_targets
 
-        services.activate(self.store, find_targets(self.store, folders), 60)
+        activation.activate(self.store, find_targets(self.store, folders), 60)
 
     def _deactivate(self, names: list[str]) -> None:
         from niso import services
@@ -234,7 +234,7 @@ class _watched:
         self._profiler = profiler
 
     def __enter__(self) -> list[tuple[float, float]]:
-        from niso import apply, services
+        from niso import activation, apply
 
         found: list[tuple[float, float]] = []
         real = apply.carry_out
@@ -246,7 +246,7 @@ class _watched:
             finally:
                 found.append(((time.perf_counter() - before) * 1000, (time.process_time() - processor) * 1000))
 
-        self._patches = [mock.patch.object(each, "carry_out", carry_out) for each in (apply, services)]
+        self._patches = [mock.patch.object(each, "carry_out", carry_out) for each in (apply, activation)]
         for patch in self._patches:
             patch.start()
         return found

@@ -58,7 +58,7 @@ def timed(what: Callable[[], object]) -> float:
 
 
 def measure(count: int, profile: str | None) -> None:
-    from niso import services, starting
+    from niso import activation, services, starting
     from niso.runtime import process
     from niso.store.store import Store
     from niso.targets import find_targets
@@ -74,7 +74,7 @@ def measure(count: int, profile: str | None) -> None:
     store = Store.open()
 
     def activate(some: list[str]) -> None:
-        services.activate(store, find_targets(store, some), 60)
+        activation.activate(store, find_targets(store, some), 60)
 
     def deactivate(some: list[str]) -> None:
         services.deactivate(store, some)

@@ -9,7 +9,7 @@ import sys
 import control
 from worlds import SPARE, SPARE_TO, Mapping, World, ports_of, run, timed
 
-from niso import services
+from niso import activation, services
 from niso.model.ports import parse_port
 from niso.records import Port
 from niso.targets import find_targets
@@ -48,7 +48,7 @@ class NisoWorld(World):
         self.activate([package(name, mappings) for name, mappings in plan.items()])
 
     def activate(self, folders: list[str]) -> None:
-        services.activate(self.store, find_targets(self.store, folders), 60)
+        activation.activate(self.store, find_targets(self.store, folders), 60)
 
     def in_service(self, name: str) -> list[str]:
         return ["ip", "netns", "exec", f"niso-{name}"]

@@ -11,14 +11,14 @@ from services import BUSYBOX, idle, package, pid_of
 
 ACTIVATE = """
 import json, sys
-from niso import services
+from niso import activation
 from niso.errors import NisoError
 from niso.store.store import Store
 from niso.targets import find_targets
 folders, after, timeout_s = json.loads(sys.argv[1])
 store = Store.open()
 try:
-    services.activate(store, find_targets(store, folders), timeout_s, print, after=after)
+    activation.activate(store, find_targets(store, folders), timeout_s, print, after=after)
 except NisoError as error:
     print("ERROR " + error.message)
 """

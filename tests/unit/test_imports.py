@@ -48,7 +48,7 @@ LAYERS: dict[str, set[str]] = {
     "portmap": VOCABULARY | {"apply", "kernel", "render", "store"},
     "exposure": VOCABULARY | {"firewalls", "kernel"},
     "forwarding": VOCABULARY | {"kernel", "plan", "store"},
-    "sharing": VOCABULARY | {"targets", "model", "runtime", "store"},
+    "sharing": VOCABULARY | {"ending", "targets", "model", "runtime", "store"},
     "admission": VOCABULARY
     | {"forwarding", "leases", "networks", "portmap", "sharing", "targets", "kernel", "model", "runtime", "store"},
     "policies": VOCABULARY | {"kernel", "policy", "render", "store"},
@@ -57,8 +57,10 @@ LAYERS: dict[str, set[str]] = {
     "recovery": VOCABULARY
     | {"ending", "apply", "forwarding", "policies", "portmap", "package", "kernel", "runtime", "store"},
     "membership": VOCABULARY | {"ending", "networks", "store"},
-    "services": VOCABULARY
+    "services": VOCABULARY | {"ending", "recovery", "starting", "apply", "portmap", "runtime", "store"},
+    "activation": VOCABULARY
     | {
+        "services",
         "ending",
         "recovery",
         "membership",
@@ -70,11 +72,11 @@ LAYERS: dict[str, set[str]] = {
         "portmap",
         "targets",
         "package",
-        "runtime",
         "store",
     },
-    "stack": VOCABULARY | {"membership", "networks", "services", "targets", "apply", "model", "runtime", "store"},
-    "boot": VOCABULARY | {"services", "starting", "targets", "apply", "runtime", "store"},
+    "stack": VOCABULARY
+    | {"activation", "membership", "networks", "services", "targets", "apply", "model", "runtime", "store"},
+    "boot": VOCABULARY | {"activation", "services", "starting", "targets", "apply", "runtime", "store"},
     "seen": VOCABULARY | {"policy", "kernel", "render", "store"},
     "prove": VOCABULARY | {"seen", "policies", "policy", "kernel", "store"},
     "drops": VOCABULARY | {"kernel", "policies", "policy", "render", "store"},
@@ -98,6 +100,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "cli": VOCABULARY
     | {
+        "activation",
         "boot",
         "stack",
         "lost",

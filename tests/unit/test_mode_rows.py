@@ -236,19 +236,19 @@ def test_provider_cannot_end_while_it_is_shared_or_may_have_to_be_again(store: S
     share(store)
     for services in (["api"], ["api", "other"]):
         with pytest.raises(Conflict, match="service 'api' is needed: 'side' shares its network namespace"):
-            sharing.refuse_end(store, services)
-    sharing.refuse_end(store, ["side"])
-    sharing.refuse_end(store, ["side", "api"])
+            ending.refuse(store, services)
+    ending.refuse(store, ["side"])
+    ending.refuse(store, ["side", "api"])
     # side has begun to become something else: if that is undone, it needs api again
     with store.transaction():
         store.begin_intent("side", "activate", 1.0)
         put(store, "side", (), mode="none")
     assert store.sharers("api") == []
     with pytest.raises(Conflict, match="'side' shares"):
-        sharing.refuse_end(store, ["api"])
+        ending.refuse(store, ["api"])
     with store.transaction():
         store.end_intent("side")
-    sharing.refuse_end(store, ["api"])
+    ending.refuse(store, ["api"])
 
 
 def test_provider_cannot_become_what_has_no_namespace(store: Store) -> None:
@@ -376,7 +376,7 @@ def _apply(store: Store, operation: tuple) -> tuple[Scope, Scope] | None:
         if row is None or not row.active:
             return None
         try:
-            sharing.refuse_end(store, [name])
+            ending.refuse(store, [name])
         except Conflict:
             return None
         scope = ending._scope(store, [row])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from niso import services, targets
+from niso import services
 from niso.cli import output
 from niso.cli.parse import Args
 from niso.cli.progress import Progress
@@ -10,6 +10,10 @@ from niso.errors import InvalidInput, NisoError, NotFound, UsageError
 from niso.records import Port
 from niso.runtime import unit
 from niso.store.store import Store
+from niso.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from niso.activation import Outcome
 
 
 def run(name: str, args: Args) -> int:
@@ -99,11 +103,13 @@ def _named(store: Store, name: str, kept: bool) -> str:
 
 
 def _activate(args: Args) -> int:
+    from niso import activation, targets
+
     timeout_s = timeout(args.timeout)
     store = Store.open(create=not args.dry_run)
     wanted = targets.find_targets(store, args.what)
     with Progress(args, [each.name for each in wanted if each.manifest.healthcheck]) as report:
-        outcomes = services.activate(store, wanted, timeout_s, report, args.dry_run, meanwhile=_prepare)
+        outcomes = activation.activate(store, wanted, timeout_s, report, args.dry_run, meanwhile=_prepare)
     if args.dry_run:
         return 0
     warn(store, outcomes)
@@ -131,7 +137,7 @@ def timeout(text: str) -> float:
         raise UsageError(error.message, error.hint, error.key) from None
 
 
-def warn(store: Store, outcomes: list[services.Outcome]) -> None:
+def warn(store: Store, outcomes: list[Outcome]) -> None:
     """Say what keeps a service that has changed from what it may need: no name server, another firewall."""
     from niso import exposure
     from niso.kernel import host
@@ -191,7 +197,7 @@ def settle(store: Store, names: list[str]) -> None:
         output.warn(error.message, [error.hint] if error.hint else [])
 
 
-def outcome_json(store: Store, outcome: services.Outcome) -> dict[str, object]:
+def outcome_json(store: Store, outcome: Outcome) -> dict[str, object]:
     return {
         "service": outcome.service,
         "changed": outcome.changed,
@@ -200,7 +206,7 @@ def outcome_json(store: Store, outcome: services.Outcome) -> dict[str, object]:
     }
 
 
-def outcome_text(outcome: services.Outcome) -> str:
+def outcome_text(outcome: Outcome) -> str:
     state = "active" if outcome.changed else "is active already, nothing to do"
     return f"{outcome.service}: {state}  {', '.join(outcome.addresses)}{_ports(outcome.ports)}".rstrip()
 

@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterable
 from niso import paths
 from niso.errors import Conflict
 from niso.kernel import neighbours, netns, sysctl
-from niso.kernel.nftables import Nft
 from niso.kernel.nftset import HEADERS, Nfnetlink
 from niso.kernel.rtnetlink import Link, Rtnl
 from niso.kernel.sockets import Sockets
@@ -197,6 +196,8 @@ def read_all(want: State, alias: str, foreign: Foreign) -> State:
 
 def owners() -> dict[str, set[str]]:
     """Table -> the state ids that its owner set names; a table that is not there is left out."""
+    from niso.kernel.nftables import Nft
+
     found = {}
     with Nft() as kernel:
         for table in nft.CONTAINERS:
@@ -256,6 +257,8 @@ def _tables(candidates: State, state_id: str, adopts: bool) -> State:
 
 def _strange_tables(state_id: str, adopts: bool) -> frozenset[Ruleset]:
     """The tables where they are not marked as they should be."""
+    from niso.kernel.nftables import Nft
+
     with Nft() as kernel:
         digests, gone = [], []
         for table in nft.CONTAINERS:
@@ -285,6 +288,7 @@ def _owned(table: str, texts: set[str], state_id: str) -> None:
 def _all_tables(state_id: str) -> State:
     """All that lies in the two tables."""
     from niso.kernel import ruleset
+    from niso.kernel.nftables import Nft
 
     with Nft() as kernel:
         wrong = ruleset.differences(kernel)

@@ -12,7 +12,6 @@ from niso.diff import AnyStep, Edit, HostsEdit, NftTransaction, Step
 from niso.errors import KernelError, NisoError
 from niso.kernel import modules, neighbours, netns, sysctl
 from niso.kernel.announce import announce
-from niso.kernel.nftables import Nft
 from niso.kernel.nftset import HEADERS, Change, Nfnetlink, can_change
 from niso.kernel.rtnetlink import Rtnl
 from niso.kernel.sockets import Sockets
@@ -273,6 +272,8 @@ def _transaction(step: NftTransaction) -> None:
     edits = [edit for edit in step.edits if isinstance(edit, Edit)]
     headers = [HEADERS[edit.element.table, edit.element.container] for edit in edits]
     if len(edits) < len(step.edits) or not all(map(can_change, headers)):
+        from niso.kernel.nftables import Nft
+
         with Nft() as kernel:
             kernel.run("\n".join(step.statements))
         return
