@@ -7,11 +7,11 @@ import os
 import time
 
 from niso import forwarding, leases, portmap, sharing, targets
-from niso.errors import Conflict, InvalidInput
+from niso.errors import Conflict, InvalidInput, NisoError
 from niso.kernel import host
 from niso.model import manifest as model
 from niso.model.manifest import Manifest
-from niso.records import Entry, Peer, Policy
+from niso.records import Entry, Peer, Policy, Port
 from niso.runtime import process, rehost, volumes
 from niso.runtime.spec import ProcessSpec
 from niso.runtime.spec import parse as parse_spec
@@ -145,7 +145,15 @@ def _record(store: Store, target: Target, copy: str, together: frozenset[str]) -
     wanted = model.ports(manifest)
     if not store.port_families(name):
         _refuse_ports(store, name, list(wanted.values()))
-    ports, chosen = portmap.admit(store, name, list(wanted), ports_before, list(wanted.values()), together)
+    ports, chosen = portmap.admit(
+        store,
+        name,
+        list(wanted),
+        ports_before,
+        list(wanted.values()),
+        together,
+        (lambda: published(before)) if before is not None else None,
+    )
     store.set_ports(name, ports, chosen)
     for sharer in store.sharers(name):
         store.note_published(sharer)
@@ -153,6 +161,14 @@ def _record(store: Store, target: Target, copy: str, together: frozenset[str]) -
     old = parse_spec(before.spec) if before is not None and runs else None
     rehosts = rehost.can(old, spec)
     return Change(target, before, row, restarts=not rehosts and old != spec, rehosts=rehosts)
+
+
+def published(row: ServiceRow) -> dict[Port, str]:
+    """The ports of the manifest of a service's last activation, with their keys; none where it cannot be understood any more."""
+    try:
+        return model.ports(model.decode(row.manifest))
+    except NisoError:
+        return {}
 
 
 def _check_names(store: Store, service: str, manifest: Manifest) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 
 from niso.apply import Lock, Report, converge, silent
 from niso.errors import Conflict, NotFound
@@ -40,11 +40,13 @@ def admit(
     before: Iterable[Port],
     keys: Sequence[str] = (),
     together: frozenset[str] = frozenset(),
+    published: Callable[[], Container[Port]] | None = None,
 ) -> tuple[list[Port], list[Port]]:
     """The ports of a manifest with their host ports, and those of them whose host port is chosen here.
 
     ``before`` are those that the service has now: they are not looked at again. ``keys`` are what messages call ``wanted``. What
-    services of ``together`` have given up is free: if this is undone, so are they.
+    services of ``together`` have given up is free: if this is undone, so are they. ``published`` gives those of the manifest of
+    its last activation: one of them that is `taken` is left out.
     Raises Conflict, which names the key, and who has the port.
     """
     keys = keys or [f"network.ports[{position}]" for position in range(len(wanted))]
@@ -61,6 +63,8 @@ def admit(
             found = port._replace(host_port=_choose(store, service, port, [*wanted, *ports], have, listeners, key))
             chosen.append(found)
         elif port not in have:
+            if published is not None and taken(store, service, [port], published):
+                continue  # it stays where it is
             _check_holders(store, service, port, key, together)
             listeners.check(port, key)
             for forward in forwards:
@@ -76,6 +80,19 @@ def admit(
             _check_holders(store, service, forward, f"port-forward {text(forward)}", together)
             listeners.check(forward, f"port-forward {text(forward)}")
     return ports, chosen
+
+
+def taken(
+    store: Store, service: str, wanted: Iterable[Port], published: Callable[[], Container[Port]]
+) -> list[tuple[Port, str, Port]]:
+    """Of the ports ``wanted`` those that `forward` took from a service since its last activation, for whom, and for which port.
+
+    Then its last manifest (``published``) has it and its record does not. It stays taken as long as that forward is there.
+    """
+    gone = [port for port in wanted if port.host_port and not store.has_port(service, port)]
+    elsewhere = store.forwards_elsewhere(service) if gone else []
+    found = [(port, holder, held) for port in gone for holder, held in elsewhere if held.clashes(port)]
+    return [each for each in found if each[0] in published()] if found else []
 
 
 def text(port: Port) -> str:

@@ -29,7 +29,7 @@ STARTED_WITHIN_S = 0.2
 """An end within this time is a failed start: a wrong entrypoint shows only as the end of PID 1's child."""
 _BUSY_S = 2.0
 """On a busy machine it may not have run much by then; so long that is waited for."""
-RESTS_S, _LOOK_S = 0.005, 0.002
+RESTS_S, _LOOK_S = 0.005, 0.001
 """One that has not run for so long, all its threads asleep, has started before that; when that is looked at again, at first."""
 TIMEOUT_S = 60.0
 """How long a restart waits for healthy."""
@@ -202,7 +202,7 @@ class _Wait:
             elif now - self._rests_since >= RESTS_S:
                 self._ripe_at, self._rests = now, True
             self._look_at = now + (self._look_s if mark is None else RESTS_S)
-            self._look_s *= 1.5
+            self._look_s *= 1.25
         waits_on = self.start.starts and not self._rests and now < min(self._began + _BUSY_S, self.deadline)
         if now >= self._ripe_at and waits_on and self.pidfd >= 0 and rest.is_kept_waiting(self.run[0]):
             self._ripe_at = now + STARTED_WITHIN_S / 4

@@ -28,15 +28,15 @@ class Sizes:
 
 
 FULL = Sizes(
-    seconds=340,
+    seconds=480,
     counts=(1, 1_000, 10_000),
     most={"niso": 10_000, "netavark": 10_000, "cni": 1_000, "docker": 1_000},
     in_turn={"netavark": 10_000, "podman": 10_000, "cni": 1, "docker": 1},
     fill_s=100,
     rounds=10,
     rounds_s=25,
-    flow_rounds=10,
-    flow_ms=250,
+    flow_rounds=16,
+    flow_ms=400,
 )
 QUICK = Sizes(
     seconds=50,

@@ -81,6 +81,36 @@ def test_restore_brings_enabled_services_back_as_they_were(boots) -> None:
     assert lab.niso("restore").stdout.count("is active already") == 3
 
 
+@pytest.mark.parametrize("taker", ["aaa", "worker"])
+def test_port_that_a_forward_took_stays_where_it_is(boots, taker: str) -> None:
+    """Whoever comes first in the alphabet: activated again, and after a reboot, all is as it was."""
+    lab = boots()
+    lab.niso(
+        "activate",
+        echo(lab, "api", network={"ports": ["8080:80", "8081:80"]}),
+        echo(lab, taker, network={}),
+    )
+    lab.niso("enable", "api", taker)
+    lab.niso("port-forward", taker, "8080:80", "--replace")
+    again = lab.niso("activate", "api")
+    assert again.stdout.startswith("api: is active already") and "ports: 8081→80\n" in again.stdout
+    assert f"api: host port 8080/tcp is forwarded to {taker!r} in its place" in again.stderr
+    lab = boots(lab)
+    lab.niso("restore")
+    assert lab.niso("restore").stdout.count("is active already") == 2
+    assert answer(lab, "192.0.2.1", 8080, "client") == f"{taker} 192.0.2.2"
+    assert answer(lab, "192.0.2.1", 8081, "client") == "api 192.0.2.2"
+    assert all_is_well(lab)
+    # nor does it come back by being deactivated, but as soon as the forward has ended
+    lab.niso("deactivate", "api")
+    lab.niso("activate", "api")
+    assert answer(lab, "192.0.2.1", 8080, "client") == f"{taker} 192.0.2.2"
+    lab.niso("deactivate", taker)
+    assert lab.niso("activate", "api").stderr == ""
+    assert answer(lab, "192.0.2.1", 8080, "client") == "api 192.0.2.2"
+    assert all_is_well(lab)
+
+
 def test_service_that_was_active_and_is_not_enabled_is_inactive(boots) -> None:
     lab = boots()
     lab.niso("activate", echo(lab, "api", network=on("backend", ports=["8080:80"])))

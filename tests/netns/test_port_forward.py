@@ -254,8 +254,13 @@ def test_replaced_port_is_the_new_services_in_every_table(pair: Lab) -> None:
     assert rows(pair) == [("b", 8081, 80, "tcp"), ("b", 8080, 81, "tcp")]
     content(pair)
     # a has none left; what its manifest says comes back when it is activated anew, if b no longer has it
-    said = refused(pair, "activate", speaker(pair, "a", 80, 81, ports=["8080:80"], aliases=["other"]))
-    assert "published by 'b'" in said
+    changed = pair.niso("activate", speaker(pair, "a", 80, 81, ports=["8080:80"], aliases=["other"]))
+    assert "a: host port 8080/tcp is forwarded to 'b' in its place" in changed.stderr
+    assert ask(pair, HOST, 8080, "client") == f"b 81 {CLIENT}"
+    content(pair)
+    # a port that it never had is refused
+    assert "published by 'b'" in refused(pair, "activate", speaker(pair, "a", 80, 81, ports=["8080:80", "8081:80"]))
+    assert ask(pair, HOST, 8080, "client") == f"b 81 {CLIENT}"
     content(pair)
     pair.niso("port-forward", "b", "8080:81", "--remove")
     assert ask(pair, HOST, 8080, "client") == ""

@@ -144,6 +144,7 @@ def warn(store: Store, outcomes: list[Outcome]) -> None:
 
     changed = [outcome.service for outcome in outcomes if outcome.changed]
     warn_of_rights(store, changed)
+    warn_of_taken(store, [outcome.service for outcome in outcomes])
     warn_of_limits(store, changed)
     warning = host.resolv_conf()[1]
     if warning and changed:
@@ -151,6 +152,20 @@ def warn(store: Store, outcomes: list[Outcome]) -> None:
     on = {network for service in changed for network, _ in store.addresses(service)}
     for drop in exposure.drops(network for name in sorted(on) if (network := store.network(name))):
         output.warn(drop.words(), drop.remedy)
+
+
+def warn_of_taken(store: Store, names: list[str]) -> None:
+    """Say which ports of their manifests services do not have, because they were forwarded to others in their place."""
+    from niso import admission, portmap
+
+    rows = [row for name in names if (row := store.service(name)) is not None] if store.forwards_elsewhere("") else []
+    for row in rows:
+        name, ports = row.name, admission.published(row)
+        for port, holder, held in portmap.taken(store, name, ports, ports.copy):
+            output.warn(
+                f"{name}: host port {portmap.shown(port)} is forwarded to {holder!r} in its place",
+                (f"niso port-forward {holder} {portmap.text(held)} --remove, then activate {name} again",),
+            )
 
 
 def warn_of_rights(store: Store, names: list[str]) -> None:

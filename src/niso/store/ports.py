@@ -70,6 +70,14 @@ class PortRows:
         )
         return [Port(*row) for row in rows]
 
+    def forwards_elsewhere(self, service: str) -> list[tuple[str, Port]]:
+        """(service, port) of all that was forwarded to other known services, active or not."""
+        rows = self._db.execute(
+            f"SELECT service, {_PORT} FROM port WHERE origin=? AND service!=? ORDER BY service, position",
+            (FORWARD, service),
+        )
+        return [(row[0], Port(*row[1:])) for row in rows]
+
     def manifest_ports(self, service: str) -> list[Port]:
         """The ports of a service that its manifest names with their host ports."""
         rows = self._db.execute(
@@ -118,15 +126,17 @@ class PortRows:
 
     def set_ports(self, service: str, ports: Iterable[Port], chosen: Iterable[Port] = ()) -> None:
         """Replace what came from the manifest; ``chosen`` are those of ``ports`` whose host port niso chose."""
-        forwards = self.forwards(service)
-        self._db.execute("DELETE FROM port WHERE service=?", (service,))
+        found = self._db.execute(f"SELECT {_PORT}, origin FROM port WHERE service=? ORDER BY position", (service,))
+        before = [(Port(*row[:-1]), row[-1]) for row in found]
         free = set(chosen)
         mine = {port: CHOSEN if port in free else MANIFEST for port in ports}
-        rows = [*mine.items(), *((port, FORWARD) for port in forwards if port not in mine)]
-        self._db.executemany(
-            "INSERT INTO port VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            [(service, i, *port, origin) for i, (port, origin) in enumerate(rows)],
-        )
+        rows = [*mine.items(), *((port, FORWARD) for port, origin in before if origin == FORWARD and port not in mine)]
+        if rows != before:  # one that was taken has left a gap in the positions, which is no change
+            self._db.execute("DELETE FROM port WHERE service=?", (service,))
+            self._db.executemany(
+                "INSERT INTO port VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [(service, i, *port, origin) for i, (port, origin) in enumerate(rows)],
+            )
         self.note_published(service)
 
     def add_forward(self, service: str, port: Port) -> None:
