@@ -101,6 +101,7 @@ LAYERS: dict[str, set[str]] = {
     "cli": VOCABULARY
     | {
         "activation",
+        "admission",
         "boot",
         "stack",
         "lost",
@@ -109,6 +110,7 @@ LAYERS: dict[str, set[str]] = {
         "prove",
         "drops",
         "policies",
+        "portmap",
         "services",
         "networks",
         "exposure",
