@@ -56,17 +56,10 @@ def test_command_that_is_interrupted_at_any_moment_is_undone_or_done_again(world
         prepare(world, case)
         steps = chance.randint(1, len(known.points))
         what, status, words = interrupt(world, case.command.split(), steps, chance)
-        # a second one can end it before it has said a word, or in the middle of its last
-        assert status in (0, 130) or (what[0] == "2" and status in (-signal.SIGINT, -signal.SIGTERM)), (
-            what,
-            status,
-            words,
-        )
+        assert status in (0, 130), (what, status, words)  # a second one soon after the first counts as the same
         interrupted += status == 130
         assert status != 130 or "niso: interrupted" in words, (what, words)
         if case.undoes and status == 130:
-            if what[0] == "2":  # it came while the first one's work was undone
-                world.niso("net", "repair")
             found = world.snapshot()["store"]
             assert found in (known.before["store"], known.wanted["store"]), what
             world.wait_for_snapshot(known.before if found == known.before["store"] else known.wanted, what)

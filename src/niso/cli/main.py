@@ -93,6 +93,18 @@ def _end(status: int) -> NoReturn:
 def run(arguments: list[str]) -> int:
     """Run one command; gives its exit status. Raises nothing."""
     as_json = "--json" in arguments[: arguments.index("--")] if "--" in arguments else "--json" in arguments
+    try:
+        try:
+            return _run(arguments, as_json)
+        finally:
+            _interrupts.over = True
+    except KeyboardInterrupt:
+        _report(NisoError("interrupted"), as_json)
+        return 130
+
+
+def _run(arguments: list[str], as_json: bool) -> int:
+    """As `run`. Raises KeyboardInterrupt."""
     failed = 125 if arguments[:1] in (["exec"], ["lab"]) else 2 if " ".join(arguments[:2]) in JUDGES else 0
     try:
         status = _command(arguments or ["help"])
@@ -101,9 +113,6 @@ def run(arguments: list[str]) -> int:
     except NisoError as error:
         _report(error, as_json)
         return max(failed, error.exit_status)
-    except KeyboardInterrupt:
-        _report(NisoError("interrupted"), as_json)
-        return 130
     except BrokenPipeError:
         # whoever read our output has gone: nothing to say
         return failed or 1
@@ -188,18 +197,40 @@ def _plain(arguments: list[str]) -> bool:
     return all(word and all(c.isalnum() or c in "-_./:=,@%+" for c in word) for word in arguments)
 
 
+class _interrupts:
+    """What INT, TERM and HUP do to a command."""
+
+    last = 0.0
+    """When one of them did something, in seconds of the monotonic clock."""
+    over = False
+    """The command has ended: what is left is to say how, which nothing shall keep it from."""
+
+
+_BURST_S = 1.0
+"""timeout(1) and some shells send a signal to a process and then to its group: so long these count as one."""
+
+
+def _interrupt(*_: object) -> None:
+    """End a command: what it has begun is undone. Another one, later, ends the undoing too."""
+    import time
+
+    now = time.monotonic()
+    if not _interrupts.over and now - _interrupts.last >= _BURST_S:
+        _interrupts.last = now
+        raise KeyboardInterrupt
+
+
 def _end_on_signals() -> None:
-    """TERM and HUP end a command as Ctrl-C does: what it has begun is undone."""
+    """TERM and HUP end a command as Ctrl-C does: see `_interrupt`."""
     # what `signal` is made of: that makes enums of its numbers, and to import enum is 1.5 ms of a short command
     import _signal  # type: ignore[import-not-found]
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    _signal.signal(_signal.SIGTERM, interrupt)
+    _interrupts.last, _interrupts.over = -_BURST_S, False
+    _signal.signal(_signal.SIGTERM, _interrupt)
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)  # ignored, as some parents leave it, children end without a status
-    if _signal.getsignal(_signal.SIGHUP) != _signal.SIG_IGN:  # nohup
-        _signal.signal(_signal.SIGHUP, interrupt)
+    for number in (_signal.SIGINT, _signal.SIGHUP):
+        if _signal.getsignal(number) != _signal.SIG_IGN:  # in the background of a script, by nohup
+            _signal.signal(number, _interrupt)
 
 
 def _explained(error: Exception) -> NisoError:

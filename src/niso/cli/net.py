@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from niso.cli import output
 from niso.cli.parse import Args
-from niso.errors import InvalidInput, NisoError, UsageError
+from niso.errors import InvalidInput, UsageError
 from niso.records import Network
 from niso.store.store import Store
 
@@ -208,17 +208,15 @@ def _repair(args: Args) -> int:
 
 
 def _sweep(args: Args) -> int:
-    from niso import check
+    from niso import sweep
     from niso.cli.progress import Progress
 
     with Progress(args) as report:
-        gone = check.sweep(report, args.dry_run)
+        gone, untold = sweep.sweep(report, args.dry_run)
     if args.dry_run:
         return 0
-    try:
-        check.forget_active(Store.open(create=False))
-    except NisoError as error:  # the very case that a sweep is for
-        output.warn(error.message)
+    if untold is not None:
+        output.warn(untold.message)
     if args.json:
         output.as_json({"removed": gone})
     else:

@@ -60,6 +60,15 @@ class service_lock:
             time.sleep(_RETRY_S)
 
 
+def locked_services() -> set[str]:
+    """The services that have a lock file: those that are known, and those that somebody is making known."""
+    try:
+        found = os.listdir(paths.lock_dir())
+    except FileNotFoundError:
+        return set()
+    return {name.removesuffix(".lock") for name in found if name.count(".") == 1 and name.endswith(".lock")}
+
+
 def remove_locks(service: str) -> None:
     """Remove the lock files of a service that is no longer known; the caller holds its lock."""
     for name in (f"{service}.log", service):

@@ -600,6 +600,14 @@ def _signal(pidfd: int, number: int) -> None:
         return
 
 
+def left() -> list[str]:
+    """Every service that has a process, or what is left of one."""
+    try:
+        return sorted(os.listdir(os.path.join(paths.run_dir(), "services")))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def bundles(folder: str) -> list[str]:
     """The folders of all runs that are left in a service's folder."""
     return [os.path.join(folder, name) for name in os.listdir(folder) if name.startswith("run-")]

@@ -70,15 +70,19 @@ class Intent(NamedTuple):
     undo: str  # JSON: {table: [row, ...]}
 
 
-_open: list[ref[Store]] = []
-"""What `Store.open` has opened, as long as somebody has it."""
+class _Connection(sqlite3.Connection):
+    """One that can be referred to weakly."""
+
+
+_open: list[ref[_Connection]] = []
+"""All connections, as long as they are there: a while longer than who had them, since sqlite3 keeps them in a circle."""
 
 
 def close_all() -> None:
     """Close what is open, for a process that ends without Python's own end."""
     for each in _open:
-        if (store := each()) is not None:
-            store.close()
+        if (connection := each()) is not None:
+            connection.close()
     _open.clear()
 
 
@@ -110,7 +114,6 @@ class Store(SnapshotRows, StackRows):
             else:
                 store = cls(_connected(":memory:"))
                 store._fill()
-            _open[:] = [*(each for each in _open if each() is not None), ref(store)]
             store._notice_reboot()
         except sqlite3.DatabaseError as error:
             raise unusable(error) from error
@@ -146,9 +149,6 @@ class Store(SnapshotRows, StackRows):
 
     def close(self) -> None:
         self._db.close()
-
-    def __del__(self) -> None:
-        self._db.close()  # whose own end may come later: sqlite3 keeps it in a circle
 
     def _fill(self) -> None:
         with self.transaction():
@@ -469,7 +469,8 @@ class Store(SnapshotRows, StackRows):
 
 
 def _connected(path: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=10, isolation_level=None)
+    connection = sqlite3.connect(path, timeout=10, isolation_level=None, factory=_Connection)
+    _open[:] = [*(each for each in _open if each() is not None), ref(connection)]
     if path != ":memory:":
         with room():  # SQLite makes its log and the index of it
             use_wal(connection)
