@@ -13,8 +13,7 @@ from niso.model import manifest as model
 from niso.model.manifest import Manifest
 from niso.records import Entry, Peer, Policy, Port
 from niso.runtime import process, rehost, volumes
-from niso.runtime.spec import ProcessSpec
-from niso.runtime.spec import parse as parse_spec
+from niso.runtime.spec import ProcessSpec, understood
 from niso.store.policies import Name
 from niso.store.store import Scope, ServiceRow, Store
 from niso.targets import Target
@@ -110,8 +109,9 @@ def _record(store: Store, target: Target, copy: str, together: frozenset[str]) -
     generation = 1 if before is None else before.generation if was_active else before.generation + 1
     uid = before.uid if before else _free_uid(store, name)
     spec = _spec(store, target, copy, generation, uid, provider)
-    if before is not None and was_active and "host" not in (before.mode, manifest.network.mode):
-        spec = spec._replace(resolv_conf=json.loads(before.spec)["resolv_conf"])
+    said = understood(before.spec) if before is not None and was_active else None
+    if before is not None and said is not None and "host" not in (before.mode, manifest.network.mode):
+        spec = spec._replace(resolv_conf=said.resolv_conf)
     row = ServiceRow(
         name=name,
         manifest_path=target.manifest_path,
@@ -157,8 +157,7 @@ def _record(store: Store, target: Target, copy: str, together: frozenset[str]) -
     store.set_ports(name, ports, chosen)
     for sharer in store.sharers(name):
         store.note_published(sharer)
-    runs = was_active and process.runs(name)
-    old = parse_spec(before.spec) if before is not None and runs else None
+    old = said if process.runs(name) else None
     rehosts = rehost.can(old, spec)
     return Change(target, before, row, restarts=not rehosts and old != spec, rehosts=rehosts)
 

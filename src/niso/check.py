@@ -62,6 +62,7 @@ def check(store: Store, name: str | None = None) -> list[Finding]:
         _, want, have, foreign = compare(store)
         strange = [Finding("foreign", error.message) for error in foreign.values()]
         return [
+            *(_hole(rows.Hole("different", "service", row.name)) for row in rows.damaged(store)),
             *findings(want, have),
             *strange,
             *_processes(store, store.active_services()),
@@ -163,6 +164,13 @@ def mend(store: Store, report: Report = silent) -> int:
     errors: list[NisoError] = []
     with Lock():
         recovered = _fill(store, report)  # where this cannot be, what should be is not known
+        for damaged in rows.damaged(store):
+            try:
+                rows.mend(store, damaged)
+                report(_filling(rows.Hole("different", "service", damaged.name)))
+                recovered += 1
+            except NisoError as error:
+                errors.append(error)
     try:
         recovered += services.recover(store, report, [intent.service for intent in store.intents()])
     except NisoError as error:
@@ -187,9 +195,9 @@ def mend(store: Store, report: Report = silent) -> int:
                 continue
             finding = _process(name)
             if finding is not None:
-                spec = services.stored_spec(row)
                 report(_mending(name, finding))
                 try:
+                    spec = services.stored_spec(row)
                     if finding.detail == BLIND:
                         rehost.show_or_start(spec, report)
                     else:
@@ -226,7 +234,7 @@ def _fill(store: Store, report: Report) -> int:
 
 
 def _filling(hole: rows.Hole) -> str:
-    verb = "write" if hole.problem == "missing" else "delete"
+    verb = "delete" if hole.problem == "foreign" else "write"
     return f"{verb} {hole.table}{f' of {hole.service}' if hole.service else ''} in the store"
 
 

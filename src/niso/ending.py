@@ -23,6 +23,10 @@ Needs = Mapping[str, Iterable[str]]
 """service -> those that it depends on, which end after it."""
 
 
+_STOP_TIMEOUT_S = 10.0
+"""Of a service whose own cannot be read any more: the default of service.stop_timeout."""
+
+
 def finish(
     store: Store,
     services: list[str],
@@ -116,7 +120,8 @@ def forget(store: Store, services: list[str], report: Report, with_volumes: bool
 def stop(rows: Iterable[ServiceRow], report: Report, needs: Needs) -> dict[str, NisoError]:
     """End the processes of services, each when those that depend on it have ended, else all at once; gives what went wrong."""
     rows = list(rows)
-    left = {row.name: spec.parse(row.spec).stop_timeout_s for row in rows}
+    specs = {row.name: spec.understood(row.spec) for row in rows}
+    left = {name: said.stop_timeout_s if said else _STOP_TIMEOUT_S for name, said in specs.items()}
     providers = {row.name: [row.provider] if row.provider else [] for row in rows}
     dependents: dict[str, set[str]] = {name: set() for name in left}
     for name in left:

@@ -107,8 +107,8 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
     for intent in intents:
         name = intent.service
         now, was = store.service(name), before(intent)
-        old = spec.parse(was.spec) if was is not None and was.active else None
-        now_spec = spec.parse(now.spec) if now is not None else None
+        old = spec.understood(was.spec) if was is not None and was.active else None
+        now_spec = spec.understood(now.spec) if now is not None else None
         if old is not None and now_spec is not None and (rehost.can(now_spec, old) or _runs_with(name, old)):
             # whether it was shown another hosts file by now is not asked: its own may have been away, so it is shown that again
             if now_spec.hosts_folder != old.hosts_folder and old.hosts_folder and process.status(name).pid is not None:

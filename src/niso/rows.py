@@ -7,6 +7,7 @@ change, and then in the store.
 from __future__ import annotations
 
 import ipaddress
+import json
 from collections.abc import Iterable
 
 from niso import forwarding, leases, names
@@ -17,6 +18,8 @@ from niso.kernel.rtnetlink import Rtnl
 from niso.model import manifest as model
 from niso.records import ANY, ANY4, ANY6, Policy, Port
 from niso.render import nft
+from niso.runtime.spec import damaged as broken
+from niso.runtime.spec import load, understood
 from niso.store.store import ServiceRow, Store
 from niso.typed import NamedTuple
 
@@ -24,7 +27,7 @@ WIDE = (ANY, ANY4, ANY6)
 
 
 class Hole(NamedTuple):
-    """``problem`` is missing or foreign; ``table`` has lost a row of ``service``, or has one of a service that is not there."""
+    """``problem`` is missing, foreign or different; ``table`` has lost a row of ``service``, has one of a service that is not there, or a damaged one."""
 
     problem: str
     table: str
@@ -53,6 +56,20 @@ def holes(store: Store) -> list[Hole]:
     finally:
         copy.close()
     return found
+
+
+def damaged(store: Store) -> list[ServiceRow]:
+    """Services whose manifest or process spec in the store cannot be understood."""
+    return [row for row in store.services() if not _can_be_told(row) or understood(row.spec) is None]
+
+
+def mend(store: Store, row: ServiceRow) -> None:
+    """Write the spec of a `damaged` row again, as the running service has it. Raises NisoError where that is not enough."""
+    said = load(row.name)
+    if said is None or not _can_be_told(row):
+        raise broken(row.name, row.manifest_path)
+    with store.transaction():
+        store.put_service(row._replace(spec=json.dumps(said._asdict())))
 
 
 def _can_be_told(row: ServiceRow) -> bool:

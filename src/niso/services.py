@@ -110,6 +110,8 @@ def restart(store: Store, services: list[str], report: Report = silent) -> None:
             if row is None or not row.active:
                 raise Conflict(f"service {name!r} is not active", f"niso activate {name}")
             # found before anything is stopped
+            if spec.understood(row.spec) is None:
+                raise spec.damaged(name, row.manifest_path)
             for folder in (row.package, row.rootfs):
                 if folder is not None and not os.path.isdir(folder):
                     raise NotFound(f"{name}: {folder} is gone", f"niso activate {row.manifest_path}")

@@ -13,7 +13,7 @@ from niso.ending import they_share
 from niso.errors import Conflict, InvalidInput, NotFound
 from niso.model import manifest as model
 from niso.model.manifest import Manifest
-from niso.runtime.spec import parse as parse_spec
+from niso.runtime.spec import understood
 from niso.store.store import ServiceRow, Store
 from niso.targets import Target
 from niso.typed import NamedTuple
@@ -127,5 +127,5 @@ def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[Service
 
 
 def _sees(row: ServiceRow, there: Home) -> bool:
-    spec = parse_spec(row.spec)
-    return Home(spec.netns, spec.hosts_folder, spec.hostname) == there
+    spec = understood(row.spec)
+    return spec is not None and Home(spec.netns, spec.hosts_folder, spec.hostname) == there

@@ -17,7 +17,7 @@ from niso.errors import Conflict, NisoError, ProcessError
 from niso.model import health as model
 from niso.records import Healthcheck
 from niso.runtime import health, logs, process, rehost, rest
-from niso.runtime.spec import ProcessSpec, namespace, read_state
+from niso.runtime.spec import ProcessSpec, namespace, read_state, understood
 from niso.runtime.spec import parse as parse_spec
 from niso.store.store import ServiceRow
 from niso.typed import TYPE_CHECKING, NamedTuple
@@ -82,7 +82,8 @@ def run(
         was = change.before if change.before is not None and change.before.active else None
         check = check_of(change.row)
         asked = change.restarts or change.name in needed or (was is not None and check_of(was) != check)
-        stops = parse_spec(was.spec) if was is not None and change.restarts else None
+        # of one whose record is damaged the new one says how long it may take to end
+        stops = (understood(was.spec) or parse_spec(change.row.spec)) if was is not None and change.restarts else None
         starts.append(_Start(change.row, stops, change.restarts, check if asked else None, timeout_s))
     _check_order(starts, after)
     _Starting(starts, after, report, meanwhile).all()
@@ -96,7 +97,10 @@ def restart(rows: list[ServiceRow], report: Report = silent) -> None:
 
 def check_of(row: ServiceRow) -> Healthcheck | None:
     """The healthcheck of a service's manifest."""
-    return model.of_stored(json.loads(row.manifest))
+    try:
+        return model.of_stored(json.loads(row.manifest))
+    except (ValueError, LookupError, TypeError, AttributeError):  # damaged, as `niso net check` says
+        return None
 
 
 def words(change: Change) -> str:

@@ -177,7 +177,9 @@ def test_step_that_is_refused_undoes_the_command(world: World, name: str) -> Non
         what = f"EIO at {number}, {points[number - 1]!r}"
         done, _ = world.disturbed(number, "EIO", *command)
         if done.returncode == 0:  # clean-up after the last commit
-            assert number == len(points) or points[number - 1].startswith("show "), what  # which cannot be: it is started anew
+            assert number == len(points) or points[number - 1].startswith("show "), (
+                what
+            )  # which cannot be: it is started anew
             world.clear()
             prepare(world, case)
             continue

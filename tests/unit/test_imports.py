@@ -80,7 +80,7 @@ LAYERS: dict[str, set[str]] = {
     "seen": VOCABULARY | {"policy", "kernel", "render", "store"},
     "prove": VOCABULARY | {"seen", "policies", "policy", "kernel", "store"},
     "drops": VOCABULARY | {"kernel", "policies", "policy", "render", "store"},
-    "rows": VOCABULARY | {"forwarding", "leases", "kernel", "model", "render", "store"},
+    "rows": VOCABULARY | {"forwarding", "leases", "kernel", "model", "render", "runtime", "store"},
     "lost": VOCABULARY | {"kernel", "store"},
     "check": VOCABULARY
     | {
@@ -92,14 +92,15 @@ LAYERS: dict[str, set[str]] = {
         "strays",
         "rows",
         "diff",
-        "package",
         "kernel",
         "render",
         "runtime",
         "store",
     },
+    "sweep": VOCABULARY | {"apply", "forwarding", "package", "kernel", "render", "runtime", "store"},
     "cli": VOCABULARY
     | {
+        "sweep",
         "activation",
         "admission",
         "boot",

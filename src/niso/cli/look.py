@@ -71,9 +71,13 @@ def _healths(rows: Iterable[ServiceRow]) -> dict[str, Health]:
 
     asked = []
     for row, found in running:
-        check = model.of_stored(json.loads(row.manifest))
-        if check is not None:
-            namespace = spec.namespace(spec.parse(row.spec))
+        said = spec.understood(row.spec)
+        try:
+            check = model.of_stored(json.loads(row.manifest))
+        except (ValueError, LookupError, TypeError, AttributeError):  # damaged, as `niso net check` says
+            continue
+        if check is not None and said is not None:
+            namespace = spec.namespace(said)
             asked.append(health.Asked(row.name, check, namespace, (found.pid or 0, found.started_at or 0.0)))
     return health.look(asked)
 
@@ -129,10 +133,17 @@ def _everything(store: Store, row: ServiceRow) -> dict[str, object]:
     import json
 
     from niso import names, paths
+    from niso.runtime.spec import damaged, understood
 
+    spec = understood(row.spec)
+    try:
+        manifest = json.loads(row.manifest)
+    except ValueError:
+        manifest = None
+    if spec is None or manifest is None:
+        raise damaged(row.name, row.manifest_path)
     words, uptime, details = _status(row)
     health = _healths([row]).get(row.name)
-    spec = json.loads(row.spec)
     networks = {network.name: network for network in store.networks()}
     whose = store.service(store.home(row.name)) or row  # what a sharer has is its provider's
     endpoints = []
@@ -163,17 +174,17 @@ def _everything(store: Store, row: ServiceRow) -> dict[str, object]:
         "shared_by": store.sharers(row.name),
         "uptime": uptime,
         **details,
-        "hostname": spec["hostname"] or (os.uname().nodename if row.mode == "host" else ""),
+        "hostname": spec.hostname or (os.uname().nodename if row.mode == "host" else ""),
         "names": list(store.names(row.name)),
         "networks": list(by_network),
         "endpoints": endpoints,
         "ports": output.ports_json((port for _, port in store.ports(row.name)), store.port_families(row.name)),
         "forwards": output.ports_json(store.forwards(row.name), store.port_families(row.name)),
-        "netns": (spec["netns"] or None) if row.active else None,
-        "user": {"uid": spec["uid"], "gid": spec["gid"], "name": spec["user_name"]},
+        "netns": (spec.netns or None) if row.active else None,
+        "user": {"uid": spec.uid, "gid": spec.gid, "name": spec.user_name},
         "enabled": row.enabled,
         "manifest_path": row.manifest_path,
-        "manifest": json.loads(row.manifest),
+        "manifest": manifest,
         "package": row.package,
         "rootfs": row.rootfs,
         "logs": paths.log_dir(row.name),

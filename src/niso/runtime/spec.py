@@ -6,6 +6,7 @@ import json
 import os
 
 from niso import paths
+from niso.errors import NisoError
 from niso.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -68,8 +69,26 @@ def namespace(spec: ProcessSpec) -> str | None:
 
 
 def parse(text: str) -> ProcessSpec:
-    """The spec that `niso.store` keeps as JSON, whichever version of niso wrote it."""
-    return ProcessSpec(**json.loads(text))
+    """The spec that `niso.store` keeps as JSON, whichever version of niso wrote it. Raises NisoError where it is damaged."""
+    try:
+        return ProcessSpec(**json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        words = "the stored process spec cannot be understood"
+        raise NisoError(words, "activate the service again from its manifest.toml") from None
+
+
+def understood(text: str) -> ProcessSpec | None:
+    """As `parse`; None where it is damaged, for who can do without."""
+    try:
+        return parse(text)
+    except NisoError:
+        return None
+
+
+def damaged(service: str, manifest_path: str) -> NisoError:
+    """The error for a row of the store that cannot be understood, where nothing can be done without."""
+    words = f"service {service!r}: what the store has of it cannot be understood"
+    return NisoError(words, f"niso activate {manifest_path}, or niso remove {service}")
 
 
 def save(spec: ProcessSpec) -> None:
