@@ -23,12 +23,18 @@ def undo_all(store: Store, services: Iterable[str], cause: BaseException, report
     """Bring all back as it was; what cannot be undone is added to the error that caused it."""
     begun = [intent for name in services if (intent := store.intent(name)) is not None]
     try:
-        errors = list(undo(store, in_order(store, begun), report).values())
+        left = undo(store, in_order(store, begun), report)
+    except NisoError as error:
+        left = {", ".join(intent.service for intent in begun): error}
     except (OSError, sqlite3.Error) as error:
-        names = ", ".join(intent.service for intent in begun)
-        errors = [NisoError(f"{names}: the activation is not undone yet: {error}", "niso net repair")]
-    if errors and isinstance(cause, NisoError):
-        raise ErrorGroup([cause, *errors]) from cause
+        left = {", ".join(intent.service for intent in begun): NisoError(str(error))}
+    if left and isinstance(cause, NisoError):
+        raise ErrorGroup([cause, *(_not_undone(names, error) for names, error in left.items())]) from cause
+
+
+def _not_undone(names: str, error: NisoError) -> NisoError:
+    said = error.message.removeprefix(f"{names}: ")
+    return NisoError(f"{names}: the activation is not undone yet: {said}", error.hint or "niso net repair")
 
 
 def in_order(store: Store, intents: Iterable[Intent]) -> list[Intent]:

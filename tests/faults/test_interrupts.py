@@ -71,3 +71,20 @@ def test_command_that_is_interrupted_at_any_moment_is_undone_or_done_again(world
         world.assert_content()
         as_before(world, known.baseline, what)
     assert interrupted
+
+
+def test_burst_of_signals_is_one_and_what_was_begun_is_undone(world: World) -> None:
+    """As timeout(1) sends them: to the command, and then to its group; while it waits, works, undoes and ends."""
+    before = world.snapshot()
+    for moment in range(40 if LONG else 10):
+        process = world.lab.popen("niso", "activate", "/tmp/a")
+        time.sleep(0.03 + moment % 10 * 0.02)
+        for _ in range(20):
+            process.send_signal(signal.SIGTERM)
+        _, words = process.communicate(timeout=60)
+        assert "Traceback" not in words and "Exception" not in words, words
+        assert process.returncode in (0, 130) or (process.returncode == -signal.SIGTERM and not words), words
+        if process.returncode == 130:
+            assert words.endswith("niso: interrupted\n"), words
+        world.clear()
+        world.wait_for_snapshot(before, f"moment {moment}")

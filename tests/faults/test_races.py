@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -282,3 +283,25 @@ def test_what_somebody_else_has_put_beside_a_hosts_file_keeps_nobody_from_ending
     world.assert_content()
     world.lab.run("rm", "-r", "/run/niso/hosts/file", f"/run/niso/hosts/{hosts.parent.name}")
     assert world.snapshot() == baseline
+
+
+def test_sweep_beside_an_activation_comes_before_it_or_after_it(world: World) -> None:
+    """Never in the middle: a service that runs is active, and one that is not has no process."""
+    seen: set[str] = set()
+    for moment in range(60 if LONG else 12):
+        commands = [("activate", "/tmp/a"), ("net", "repair", "--sweep")]
+        first = world.lab.popen("niso", *commands.pop(moment % 2))
+        time.sleep(moment % 12 * 0.02)
+        second = world.lab.popen("niso", *commands.pop())
+        for each in (first, second):
+            _, words = each.communicate(timeout=60)
+            assert each.returncode == 0, words
+        (row,) = json.loads(world.niso("ps", "--json").stdout)
+        seen.add(row["status"])
+        assert bool(world.snapshot()["homes"]) == (row["status"] == "running"), (moment, row)
+        if row["status"] == "running":
+            world.assert_content()
+        world.niso("activate", "/tmp/a")
+        world.assert_content()
+        world.niso("remove", "a")
+    assert seen == {"running", "inactive"}

@@ -33,6 +33,7 @@ STOPPING = "stopping"
 EXITED_PID = "exited.pid"
 
 _TOOL_FOLDERS = ("/usr/bin", "/usr/local/bin", "/usr/sbin", "/usr/libexec/podman", "/usr/libexec/catatonit")
+_LIMITS = ("AS", "CPU", "DATA", "FSIZE", "MEMLOCK", "MSGQUEUE", "NPROC", "RSS", "RTTIME", "SIGPENDING", "STACK")
 _PROFILE = os.path.join(os.path.dirname(__file__), "seccomp.json")
 
 
@@ -274,6 +275,7 @@ def _conmon(spec: ProcessSpec, bundle: str, helper: int) -> int:
                 words = os.open(f"{bundle}/conmon.err", os.O_WRONLY | os.O_CREAT, 0o600)
                 for fd, target in ((null, 0), (null, 1), (words, 2)):
                     os.dup2(fd, target)
+                _own_limits()
                 # Whatever the caller's shell left open for its children is not for a process that stays.
                 keep_only((0, 1, 2, sync_write, start_read))
                 os.set_inheritable(sync_write, True)
@@ -293,6 +295,22 @@ def _conmon(spec: ProcessSpec, bundle: str, helper: int) -> int:
             os.close(start_write)
         os.waitpid(pid, 0)
     return sync_read
+
+
+def _own_limits() -> None:
+    """In conmon to be: the limits and niceness of PID 1, as a service has that it starts, and not those of the caller's shell.
+
+    Its ``ulimit -f`` would end the log. What is the service's own (open files, core) crun sets.
+    """
+    for name in _LIMITS:
+        limit = getattr(resource, f"RLIMIT_{name}")
+        try:
+            resource.setrlimit(limit, resource.prlimit(1, limit))
+        except (OSError, ValueError):  # without CAP_SYS_RESOURCE: as far as it may
+            most = resource.getrlimit(limit)[1]
+            resource.setrlimit(limit, (most, most))
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 1))
 
 
 def _created_pid(spec: ProcessSpec, bundle: str, sync: int) -> int:
