@@ -13,6 +13,7 @@ from collections.abc import Callable
 from niso import ending, names, package, paths, policies, portmap, sharing, starting
 from niso.admission import Change, record, release, scope_of
 from niso.apply import Lock, Report, carry_out, converge, desired_now, plan, silent
+from niso.child import signals_held
 from niso.records import Port
 from niso.recovery import undo_all
 from niso.services import begin, locked, recover
@@ -83,16 +84,17 @@ def activate(
                     shared = [row.provider for row in (*(c.before for c in changes), *leaving) if row and row.provider]
                     policies.cut(store, [*(change.name for change in changes), *shared])
             starting.run(changes, timeout_s, report, after, meanwhile)
-            with Lock(), store.transaction():
-                touched = _touched(store, changes, bool(steps))
-                scope, before = _drop_left(store, changes, stack)
-                if scope.networks:
-                    converge(store, scope, before, report, teardown=True)
+            with Lock(), signals_held():  # it is done: an interrupt would leave the copies that nobody needs any more
+                with store.transaction():
+                    touched = _touched(store, changes, bool(steps))
+                    scope, before = _drop_left(store, changes, stack)
+                    if scope.networks:
+                        converge(store, scope, before, report, teardown=True)
+                for change in changes:
+                    package.keep_only(change.name, {change.row.package})
         except BaseException as error:
             undo_all(store, every, error, report)
             raise
-        for change in changes:
-            package.keep_only(change.name, {change.row.package})
         return [_outcome(store, change, change.name in touched) for change in changes]
 
 
