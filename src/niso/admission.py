@@ -85,23 +85,24 @@ def release(store: Store, target: Target) -> None:
             store.take_port(target.name, port)
 
 
-def record(store: Store, target: Target, copy: str, together: frozenset[str]) -> Change:
-    """Write one service, which is released, as it will be to the store; ``together`` are all services of the command.
+def record(store: Store, target: Target, copy: str, together: frozenset[str], beside: frozenset[str]) -> Change:
+    """Write one service, which is released, as it will be to the store.
 
+    ``together`` are all services of the command, ``beside`` those of them whose manifests it activates.
     Raises Conflict and InvalidInput, which name the manifest and the key.
     """
     try:
-        return _record(store, target, copy, together)
+        return _record(store, target, copy, together, beside)
     except (Conflict, InvalidInput) as error:
         error.message = f"{target.manifest_path}: {error.message}"
         error.service = target.name
         raise
 
 
-def _record(store: Store, target: Target, copy: str, together: frozenset[str]) -> Change:
+def _record(store: Store, target: Target, copy: str, together: frozenset[str], beside: frozenset[str]) -> Change:
     manifest, name = target.manifest, target.name
     before = store.service(name)
-    _check_names(store, name, manifest)
+    _check_names(store, name, manifest, beside)
     provider = sharing.provider_of(store, target, together)
     on = model.networks(manifest)
     for network in on:
@@ -141,7 +142,7 @@ def _record(store: Store, target: Target, copy: str, together: frozenset[str]) -
     store.set_policy(name, None if says_nothing else policy)
     _check_peers(store, name, manifest, policy)
     for network in on:
-        leases.lease(store, name, network, model.static_ips(manifest).get(network))
+        leases.lease(store, name, network, model.static_ips(manifest).get(network), beside)
     wanted = model.ports(manifest)
     if not store.port_families(name):
         _refuse_ports(store, name, list(wanted.values()))
@@ -171,18 +172,17 @@ def published(row: ServiceRow) -> dict[Port, str]:
         return {}
 
 
-def _check_names(store: Store, service: str, manifest: Manifest) -> None:
+def _check_names(store: Store, service: str, manifest: Manifest, beside: frozenset[str]) -> None:
     for name in model.names(manifest):
         holder = store.name_holder(name)
         if holder is not None and holder != service:
             key = "network.hostname" if name == manifest.network.hostname else "network.aliases"
             if name == service:
                 key = "package.name"
-            raise Conflict(
-                f"{key}: the name {name!r} is held by service {holder!r}",
-                f"choose another name, or niso remove {holder}",
-                key,
-            )
+            hint = f"choose another name, or niso remove {holder}"
+            if holder in beside:
+                hint = f"{holder} is part of this command too: choose another name for one of the two"
+            raise Conflict(f"{key}: the name {name!r} is held by service {holder!r}", hint, key)
 
 
 def _check_peers(store: Store, service: str, manifest: Manifest, policy: Policy) -> None:

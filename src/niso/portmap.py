@@ -135,6 +135,8 @@ def _check_holders(store: Store, service: str, port: Port, key: str, together: f
         if holder != service:
             words = f"{key}: host port {shown(port)} is published by {holder!r}{_as(held, port)}"
             hint = f"niso deactivate {holder}, or choose another port"
+            if holder in together:
+                hint = f"{holder} is part of this command too: choose another port for one of the two"
             if held in store.forwards(holder):
                 hint = f"niso port-forward {holder} {text(held)} --remove, or choose another port"
             raise Conflict(words, hint, key)

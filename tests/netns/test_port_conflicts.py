@@ -110,6 +110,15 @@ def test_two_services_of_one_activation_that_clash_are_refused_together(taken: L
     two = idle(taken, "two", network={"ports": ["127.0.0.1:6000:80"]})
     said = refused(taken, "activate", one, two)
     assert "network.ports[0]: host port 127.0.0.1:6000/tcp is published by 'one' as 6000/tcp" in said
+    assert "hint: one is part of this command too: choose another port for one of the two\n" in said
+    unchanged(taken, before)
+    for keys, words in (
+        ({"ip": "10.99.0.77"}, "choose another address for one of the two"),
+        ({"aliases": ["both"]}, "choose another name for one of the two"),
+    ):
+        said = refused(taken, "activate", idle(taken, "one", network=keys), idle(taken, "two", network=keys))
+        assert f"two/manifest.toml: network.{next(iter(keys))}: " in said
+        assert f"hint: one is part of this command too: {words}\n" in said
     unchanged(taken, before)
 
 
