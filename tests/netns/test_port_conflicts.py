@@ -122,6 +122,29 @@ def test_two_services_of_one_activation_that_clash_are_refused_together(taken: L
     unchanged(taken, before)
 
 
+def test_all_that_a_manifest_cannot_have_is_told_at_once(taken: Lab) -> None:
+    """Names, an address, and ports of services and of a process of the host, each with its key."""
+    listener = taken.popen(
+        "python3",
+        "-ISc",
+        "import socket, time; s = socket.create_server(('', 6100)); print(1, flush=True); time.sleep(60)",
+    )
+    assert listener.stdout and listener.stdout.readline() == b"1\n"
+    taken.niso("activate", idle(taken, "one", network={"ip": "10.99.0.77", "aliases": ["www", "web"]}))
+    before = everything(taken)
+    network = {
+        "ip": "10.99.0.77",
+        "aliases": ["www", "web", "own"],
+        "ports": ["8080:81", "4000:4000", "6100:80", "8005:80"],
+    }
+    said = refused(taken, "activate", idle(taken, "two", network=network))
+    keys = [line.split(": ")[2] for line in said.splitlines() if line.startswith("niso: ")]
+    ports = [f"network.ports[{place}]" for place in (0, 2, 3)]
+    assert keys == ["network.aliases", "network.aliases", "network.ip", *ports], said
+    unchanged(taken, before)
+    listener.kill()
+
+
 def test_service_swaps_a_port_with_another_in_one_activation(lab: Lab) -> None:
     """Each takes what the other gives up; and where a third one stands in the way, both keep what they had."""
     start(lab, speaker(lab, "one", ports=["6001:80"]), speaker(lab, "two", ports=["6002:80"]))
