@@ -214,14 +214,21 @@ def plan_network(
         (net, f"the host's route or address on {link}") for net, link in host.used_prefixes(names.alias(state_id))
     ]
     nets = list(subnets)
+    around = ipaddress.ip_network((holds, PREFIX_LENGTH), strict=False) if holds is not None and not nets else None
     if not nets:
-        around = ipaddress.ip_network((holds, PREFIX_LENGTH), strict=False) if holds is not None else None
         nets.append(around or _next_free(name, taken))
     if ipv6:
         nets.append(_next_unique_local(name, state_id, taken))
     for net in nets:
         for other, whose in taken:
             if other.version == net.version and other.overlaps(net):
+                if net == around:
+                    raise Conflict(
+                        f'network.ip: value "{holds}" is wrong because network {name!r}, which is new, would have {net}, '
+                        f"and that overlaps {other} of {whose}; right would be an address of a /{PREFIX_LENGTH} that is free",
+                        f"choose another one, or make the network first: niso net create {name} --subnet CIDR",
+                        "network.ip",
+                    )
                 raise Conflict(f"network {name!r}: subnet {net} overlaps {other} of {whose}", "choose another --subnet")
     with_ipv6 = any(net.version == 6 for net in nets)
     missing = host.lacks_ipv6() if with_ipv6 else None
