@@ -290,8 +290,11 @@ def _next_free(name: str, taken: list[tuple[ipam.Network, str]]) -> ipam.Network
     if found is None:
         others = [f"{net} of {whose}" for net, whose in taken if net.version == whole.version and net.overlaps(whole)]
         shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        reasons = [f"it is taken by {shown}"] if others else []
+        if not any(net.version == 4 and net.overlaps(kept) for net in used):
+            reasons.append(f"{kept} is kept for {names.DEFAULT_NETWORK}")
         raise Conflict(
-            f"network {name!r}: no free /{PREFIX_LENGTH} is left in the pool {whole}: it is taken by {shown}",
+            f"network {name!r}: no free /{PREFIX_LENGTH} is left in the pool {whole}: {', and '.join(reasons)}",
             f"set NISO_POOL to a prefix that is free, or niso net create {name} --subnet CIDR",
         )
     return found

@@ -118,7 +118,13 @@ def test_pool_is_taken_from_the_environment_and_can_be_used_up(lab: Lab) -> None
     pool: dict[str, str | None] = {"NISO_POOL": "172.30.0.0/23"}
     lab.niso("net", "create", "one", env=pool)
     assert subnets(lab)["one"] == "172.30.1.0/24"
-    assert "no free /24 is left in the pool 172.30.0.0/23" in refused(lab, "net", "create", "two", env=pool)
+    assert refused(lab, "net", "create", "two", env=pool) == (
+        "niso: network 'two': no free /24 is left in the pool 172.30.0.0/23: it is taken by 172.30.1.0/24 of network 'one', "
+        "and 172.30.0.0/24 is kept for niso-default\n"
+        "  hint: set NISO_POOL to a prefix that is free, or niso net create two --subnet CIDR\n"
+    )
+    said = refused(lab, "net", "create", "two", env={"NISO_POOL": "10.50.0.0/24"})
+    assert "is left in the pool 10.50.0.0/24: 10.50.0.0/24 is kept for niso-default\n" in said
     lab.niso("activate", idle(lab, "api"), env=pool)
     assert subnets(lab)["niso-default"] == "172.30.0.0/24"
     for wrong in ("10.0.0.0/25", "nonsense", "fd00::/48"):
