@@ -116,6 +116,26 @@ def test_control_bytes_of_a_log_are_escaped_on_a_terminal_only(lab: Lab) -> None
         os.close(near)
 
 
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_command_takes_a_name_with_its_domain(lab: Lab) -> None:
+    folder = idle(lab, "api", network={"hostname": "front", "aliases": ["web"]})
+    lab.niso("activate", folder)
+    lab.niso("logs", "api.niso.local")
+    assert lab.niso("exec", "web.niso.local", "--", "hostname").stdout == "front\n"
+    assert json.loads(lab.niso("inspect", "front.niso.local").stdout)["service"] == "api"
+    lab.niso("port-forward", "api.niso.local", "9000:90")
+    lab.niso("net", "check", "api.niso.local")
+    lab.niso("restart", "api.niso.local")
+    lab.niso("deactivate", "api.niso.local")
+    lab.niso("activate", "front.niso.local")
+    said = refused(lab, "inspect", "wev.niso.local")
+    assert said == "niso: no service 'wev.niso.local'\n  hint: did you mean 'web'?\n"
+    lab.niso("remove", "web.niso.local")
+    assert "no service 'api'" in refused(lab, "inspect", "api")
+
+
 # --- exec -------------------------------------------------------------------------------------------------------------
 
 
