@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import snapshots
 from conftest import Lab, Process
-from services import CLIENT, HOST, address, ask, idle, on, package, ps, refused
+from services import CLIENT, HOST, address, answer, ask, echo, idle, on, package, ps, refused
 from talkers import speaker, start
 
 HELD = (
@@ -430,6 +430,29 @@ def test_exposed_says_who_can_reach_each(taken: Lab) -> None:
     assert by_port["127.0.0.1:5432"].endswith("this host")
     rows_json = json.loads(taken.niso("net", "ports", "--exposed", "--json").stdout)
     assert len(rows_json) == len(lines) - 1
+
+
+def test_exposed_names_the_internal_networks_that_do_not_lead_to_a_port(lab: Lab) -> None:
+    """Held against packets from inside services of each."""
+    for name in ("quiet", "still"):
+        lab.niso("net", "create", name, "--internal")
+    for name, port, networks in (
+        ("open", 8080, ["niso-default"]),
+        ("both", 8081, ["niso-default", "quiet"]),
+        ("inner", 8082, ["quiet"]),
+    ):
+        lab.niso("activate", echo(lab, name, network={"ports": [f"{port}:80"], "networks": networks}))
+        answer(lab, HOST, port, "client")
+    lab.niso("activate", *(idle(lab, f"at-{name}", network=on(name)) for name in ("quiet", "still", "niso-default")))
+    ways = {row["service"]: row["from"] for row in json.loads(lab.niso("net", "ports", "--exposed", "--json").stdout)}
+    for service, port, words, reached in (
+        ("open", 8080, "services but by internal network quiet or still", {"niso-default"}),
+        ("both", 8081, "services but by internal network still", {"niso-default", "quiet"}),
+        ("inner", 8082, "services but by internal network still", {"niso-default", "quiet"}),
+    ):
+        assert ways[service][1] == words
+        found = {name for name in ("quiet", "still", "niso-default") if ask(lab, HOST, port, f"niso-at-{name}")}
+        assert found == reached, service
 
 
 def test_wrong_forms_are_all_named_at_once(lab: Lab) -> None:

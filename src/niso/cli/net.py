@@ -114,8 +114,14 @@ def _ports(args: Args) -> int:
     if args.exposed:
         from niso import exposure
 
-        on = {service: store.require_network(store.addresses(service)[0][0]) for service in families}
-        ways = exposure.ways_in((port._replace(host_ip=host), on[service]) for service, port, host in rows)
+        internal = [network.name for network in store.networks() if network.internal]
+        on = {service: [network for network, _ in store.addresses(service)] for service in families}
+        first = {service: store.require_network(on[service][0]) for service in families}
+        # what comes by an internal network stays on it: it reaches who is on it too
+        closed = {service: [each for each in internal if each not in on[service]] for service in families}
+        ways = exposure.ways_in(
+            (port._replace(host_ip=host), first[service], closed[service]) for service, port, host in rows
+        )
         policies = {service: store.policy(store.home(service)) for service in families}
         ways = [exposure.narrowed(each, policies[service]) for each, (service, _, _) in zip(ways, rows, strict=True)]
     cells = [
