@@ -204,7 +204,7 @@ def _log(args: Args) -> int:
     from niso import drops
 
     store = Store.open(create=False)
-    service = store.home(store.resolve(args.name)) if args.name else None
+    service = None if args.name is None else store.home(store.resolve(args.name))
     try:
         with drops.Log(store, service) as log:
             if not drops.logging(store, service):
