@@ -51,10 +51,10 @@ def test_list_and_inspect_show_what_the_seed_shows(lab: Lab) -> None:
     lab.niso("deactivate", "worker")
     assert [line.split() for line in lab.niso("net", "list").stdout.splitlines()] == [
         ["NAME", "SUBNET", "SERVICES"],
-        ["backend", "10.99.1.0/24", "2"],
         ["niso-default", "10.99.0.0/24", "1"],
+        ["backend", "10.99.1.0/24", "2"],
     ]
-    assert json.loads(lab.niso("net", "list", "--json").stdout)[0] == {
+    assert json.loads(lab.niso("net", "list", "--json").stdout)[1] == {
         "name": "backend",
         "subnet": "10.99.1.0/24",
         "services": 2,
@@ -105,6 +105,15 @@ def test_networks_without_subnet_take_the_next_free_24_past_what_the_host_routes
     lab.niso("net", "remove", "one")
     lab.niso("net", "create", "four")
     assert subnets(lab)["four"] == "10.99.1.0/24"
+
+
+def test_list_has_the_default_network_first_and_the_others_by_name(lab: Lab) -> None:
+    for name in ("zoo", "backend", "niso-a"):
+        lab.niso("net", "create", name)
+    lab.niso("activate", idle(lab, "api"))
+    wanted = ["niso-default", "backend", "niso-a", "zoo"]
+    assert [row["name"] for row in json.loads(lab.niso("net", "list", "--json").stdout)] == wanted
+    assert [line.split()[0] for line in lab.niso("net", "list").stdout.splitlines()[1:]] == wanted
 
 
 def test_default_network_takes_the_next_free_24_where_the_host_uses_its_own(lab: Lab) -> None:

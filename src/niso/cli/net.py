@@ -10,6 +10,7 @@ from niso.store.store import Store
 
 SEEN = ("ping", "explain", "stats", "log")
 """The actions that are in a module of their own: cli/policy.py."""
+_DEFAULT_NETWORK = "niso-default"  # that of niso.names, which is another module to load
 
 
 def run(name: str, args: Args) -> int:
@@ -50,6 +51,7 @@ def _list(args: Args) -> int:
     store = Store.open(create=False)
     counts = store.member_counts()
     rows = [(network.name, _subnets(network), counts.get(network.name, 0)) for network in store.networks()]
+    rows.sort(key=lambda row: (row[0] != _DEFAULT_NETWORK, row[0]))
     if args.json:
         output.as_json([{"name": name, "subnet": subnet, "services": count} for name, subnet, count in rows])
     else:
