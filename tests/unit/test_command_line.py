@@ -87,11 +87,17 @@ def test_help_has_usage_a_sentence_all_options_and_an_example(capsys, command) -
 
 
 @pytest.mark.parametrize("columns", [60, 132])
-def test_help_fits_other_terminals(columns, monkeypatch) -> None:
+def test_help_fits_other_terminals(columns, monkeypatch, capsys) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     for command in VISIBLE:
         outside = re.sub(r"^examples?:\n((?:  .*\n)+)", "", shown.command(command), flags=re.MULTILINE)
         assert max(len(line) for line in outside.splitlines()) <= columns, command.name
+    for words in ([], ["net"], ["stack"]):
+        assert max(len(line) for line in said(capsys, *words)[1].splitlines()) <= columns, words
+
+
+def test_example_fits_80_columns() -> None:
+    assert [line for command in VISIBLE for line, _ in command.examples if len(line) > 78] == []
 
 
 EXAMPLES = [(command, line) for command in VISIBLE for line, _ in command.examples]
