@@ -273,6 +273,12 @@ def test_contradictions_of_ports_come_all_at_once(tmp_path: Path) -> None:
     assert set(found) == {"network.ports[1]", "network.ports[3]", "network.ports[5]"}
 
 
+def test_address_of_ipv6_that_cannot_be_chosen_is_to_be_left_out(tmp_path: Path) -> None:
+    assert error(tmp_path, HEAD + "[network]\nip = 'fd00::2'").hint == "leave network.ip out"
+    line = "[network]\nnetwork = 'six'\nip = { six = 'fd00:6::66' }"
+    assert error(tmp_path, HEAD + line).hint == "leave network.ip.six out"
+
+
 def test_number_where_text_belongs_is_shown_in_quotes(tmp_path: Path) -> None:
     assert error(tmp_path, HEAD + "[environment]\nPORT = 8080").hint == 'for example "8080"'
 
