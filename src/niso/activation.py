@@ -146,7 +146,7 @@ def _recorded(
     for target in targets:
         release(store, target)
     together = frozenset((*copies, *(row.name for row in leaving)))
-    changes = [record(store, target, copies[target.name], together) for target in targets]
+    changes = [record(store, target, copies[target.name], together, frozenset(copies)) for target in targets]
     sharing.check(store, [change.row for change in changes], leaving)
     if stack is not None:
         for change in changes:

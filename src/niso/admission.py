@@ -7,7 +7,7 @@ import os
 import time
 
 from niso import forwarding, leases, portmap, sharing, targets
-from niso.errors import Conflict, InvalidInput, NisoError
+from niso.errors import Conflict, ErrorGroup, InvalidInput, NisoError
 from niso.kernel import host
 from niso.model import manifest as model
 from niso.model.manifest import Manifest
@@ -84,23 +84,41 @@ def release(store: Store, target: Target) -> None:
             store.take_port(target.name, port)
 
 
-def record(store: Store, target: Target, copy: str, together: frozenset[str]) -> Change:
-    """Write one service, which is released, as it will be to the store; ``together`` are all services of the command.
+def record(store: Store, target: Target, copy: str, together: frozenset[str], beside: frozenset[str]) -> Change:
+    """Write one service, which is released, as it will be to the store.
 
-    Raises Conflict and InvalidInput, which name the manifest and the key.
+    ``together`` are all services of the command, ``beside`` those of them whose manifests it activates.
+    Raises Conflict and InvalidInput, which name the manifest and the key, or an ErrorGroup of all names, addresses and ports that
+    cannot be; then what has been written is to be rolled back.
     """
+    errors: list[NisoError] = []
     try:
-        return _record(store, target, copy, together)
+        change = _record(store, target, copy, together, beside, errors)
     except (Conflict, InvalidInput) as error:
-        error.message = f"{target.manifest_path}: {error.message}"
-        error.service = target.name
-        raise
+        errors.append(error)
+    except ErrorGroup as group:
+        errors += group.errors
+    if not errors:
+        return change
+    for each in errors:
+        each.message = f"{target.manifest_path}: {each.message}"
+        each.service = target.name
+    raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
 
 
-def _record(store: Store, target: Target, copy: str, together: frozenset[str]) -> Change:
+def _record(
+    store: Store,
+    target: Target,
+    copy: str,
+    together: frozenset[str],
+    beside: frozenset[str],
+    errors: list[NisoError],
+) -> Change:
+    """As `record`; what lets the rest be looked at nevertheless is put into ``errors``."""
     manifest, name = target.manifest, target.name
     before = store.service(name)
-    _check_names(store, name, manifest)
+    held = _held_names(store, name, manifest, beside)
+    errors += held.values()
     provider = sharing.provider_of(store, target, together)
     on = model.networks(manifest)
     for network in on:
@@ -132,7 +150,7 @@ def _record(store: Store, target: Target, copy: str, together: frozenset[str]) -
     )
     ports_before = [port for _, port in store.ports(name)] if was_active else []
     store.put_service(row)
-    store.set_names(name, model.names(manifest))
+    store.set_names(name, tuple(each for each in model.names(manifest) if each not in held))
     store.set_endpoints(name, on)
     if on:
         forwarding.record(store, on)
@@ -141,7 +159,10 @@ def _record(store: Store, target: Target, copy: str, together: frozenset[str]) -
     store.set_policy(name, None if says_nothing else policy)
     _check_peers(store, name, manifest, policy)
     for network in on:
-        leases.lease(store, name, network, model.static_ips(manifest).get(network))
+        try:
+            leases.lease(store, name, network, model.static_ips(manifest).get(network), beside)
+        except (Conflict, InvalidInput) as error:
+            errors.append(error)
     wanted = model.ports(manifest)
     if not store.port_families(name):
         _refuse_ports(store, name, list(wanted.values()))
@@ -170,18 +191,20 @@ def published(row: ServiceRow) -> dict[Port, str]:
         return {}
 
 
-def _check_names(store: Store, service: str, manifest: Manifest) -> None:
+def _held_names(store: Store, service: str, manifest: Manifest, beside: frozenset[str]) -> dict[str, Conflict]:
+    """The names of a manifest that another service has, with what is to be said of it."""
+    found: dict[str, Conflict] = {}
     for name in model.names(manifest):
         holder = store.name_holder(name)
         if holder is not None and holder != service:
             key = "network.hostname" if name == manifest.network.hostname else "network.aliases"
             if name == service:
                 key = "package.name"
-            raise Conflict(
-                f"{key}: the name {name!r} is held by service {holder!r}",
-                f"choose another name, or niso remove {holder}",
-                key,
-            )
+            hint = f"choose another name, or niso remove {holder}"
+            if holder in beside:
+                hint = f"{holder} is part of this command too: choose another name for one of the two"
+            found[name] = Conflict(f"{key}: the name {name!r} is held by service {holder!r}", hint, key)
+    return found
 
 
 def _check_peers(store: Store, service: str, manifest: Manifest, policy: Policy) -> None:

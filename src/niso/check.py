@@ -34,7 +34,7 @@ from niso.state import (
     Veth,
     kinds,
 )
-from niso.store.store import ALL, Scope, Store, suggest
+from niso.store.store import ALL, Scope, Store, bare_name, suggest
 from niso.typed import NamedTuple
 
 
@@ -69,10 +69,10 @@ def check(store: Store, name: str | None = None) -> list[Finding]:
             *(Finding("foreign", f"process of service {name!r}", NOT_ACTIVE) for name in _left_running(store)),
             *_other_firewalls(store.networks()),
         ]
-    if store.network(name) is not None and store.name_holder(name) is None:
+    if store.network(name) is not None and store.name_holder(bare_name(name)) is None:
         scope, active = Scope((), (name,)), []
     else:
-        if store.name_holder(name) is None:
+        if store.name_holder(bare_name(name)) is None:
             known = [*(each for each, _, _ in store.service_names()), *store.network_names()]
             raise NotFound(
                 f"no service or network {name!r}", suggest(name, known, "niso ps and niso net list have all names")

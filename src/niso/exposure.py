@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from niso import firewalls
 from niso.firewalls import Drop
@@ -32,22 +32,21 @@ def drops(networks: Iterable[Network]) -> list[Drop]:
     return list(dict.fromkeys(found))
 
 
-def ways_in(ports: Iterable[tuple[Port, Network]]) -> list[list[str]]:
-    """For each port (with one address, or all of one family) and its network: who can reach it, in words.
-
-    Raises KernelError.
+def ways_in(ports: Iterable[tuple[Port, Network, Sequence[str]]]) -> list[list[str]]:
+    """For each port (with one address, or all of one family), its network and the internal networks that do not lead to it: who can
+    reach it, in words. Raises KernelError.
     """
     wanted = list(ports)
     addresses = _addresses()
     blocked: dict[tuple[str, int], list[str]] = {}
-    for network in {network for _, network in wanted}:
+    for network in {network for _, network, _ in wanted}:
         for family in (4, 6):
             only = network._replace(subnets=tuple(s for s in network.subnets if s.family == family))
             blocked[network.name, family] = [d.chain for d in drops([only]) if "published" in d.what]
     ways = []
-    for port, network in wanted:
+    for port, network, closed in wanted:
         chains = blocked[network.name, port.families[0]]
-        ways.append(_ways(port, addresses, f" (but {', '.join(chains)} drops it)" if chains else ""))
+        ways.append(_ways(port, addresses, closed, f" (but {', '.join(chains)} drops it)" if chains else ""))
     return ways
 
 
@@ -79,7 +78,7 @@ def _addresses() -> list[tuple[str, str, bool]]:
     return found
 
 
-def _ways(port: Port, addresses: list[tuple[str, str, bool]], but: str) -> list[str]:
+def _ways(port: Port, addresses: list[tuple[str, str, bool]], closed: Sequence[str], but: str) -> list[str]:
     if port.host_ip in (ANY4, ANY6):
         there = [each for each in addresses if (":" in each[0]) == (port.host_ip == ANY6)]
     elif port.host_ip.startswith("127."):
@@ -90,4 +89,5 @@ def _ways(port: Port, addresses: list[tuple[str, str, bool]], but: str) -> list[
             return [f"nobody: this host has no address {port.host_ip} now"]
     outside = [f"{address} on {link}" for address, link, is_outside in there if is_outside]
     others = [f"other machines by {', '.join(outside)}{but}"] if outside else []
-    return ["this host", f"services{but}", *others]
+    inner = f" but by internal network {' or '.join(closed)}" if closed else ""
+    return ["this host", f"services{inner}{but}", *others]

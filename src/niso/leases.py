@@ -11,10 +11,12 @@ from niso.store.store import Store
 KEY = "network.ip"
 
 
-def lease(store: Store, service: str, network_name: str, static: str | None) -> None:
+def lease(
+    store: Store, service: str, network_name: str, static: str | None, beside: frozenset[str] = frozenset()
+) -> None:
     """Give the service an address of each subnet: the static one, the one it has, else the lowest free one.
 
-    ``static`` is an IPv4 address. Raises InvalidInput where it cannot be, Conflict where it is taken or the network full.
+    ``static`` is an IPv4 address; ``beside`` are the services whose manifests the same command activates. Raises InvalidInput where it cannot be, Conflict where it is taken or the network full.
     """
     network = store.require_network(network_name)
     if static is not None and all(subnet.family != 4 for subnet in network.subnets):
@@ -27,7 +29,7 @@ def lease(store: Store, service: str, network_name: str, static: str | None) -> 
         net = ipaddress.ip_network(subnet.cidr)
         gateway = int(ipaddress.ip_address(subnet.gateway)) - int(net.network_address)
         if static is not None and subnet.family == 4:
-            number = _static_number(store, service, network_name, net, gateway, static)
+            number = _static_number(store, service, network_name, net, gateway, static, beside)
             store.drop_lease(service, network_name, subnet.family)
             store.add_lease(service, network_name, subnet.family, number, static, static=True)
         elif store.lease_of(service, network_name, subnet.family) is None:
@@ -38,7 +40,15 @@ def lease(store: Store, service: str, network_name: str, static: str | None) -> 
             store.add_lease(service, network_name, subnet.family, free, address, static=False)
 
 
-def _static_number(store: Store, service: str, network: str, net: ipam.Network, gateway: int, wanted: str) -> int:
+def _static_number(
+    store: Store,
+    service: str,
+    network: str,
+    net: ipam.Network,
+    gateway: int,
+    wanted: str,
+    beside: frozenset[str],
+) -> int:
     address = ipaddress.ip_address(wanted)
     if address not in net:
         raise InvalidInput(f"{KEY}: {wanted} is not in {net}, the subnet of network {network!r}", None, KEY)
@@ -48,9 +58,10 @@ def _static_number(store: Store, service: str, network: str, net: ipam.Network, 
         raise InvalidInput(f"{KEY}: {wanted} cannot be a service's address: {reason}", None, KEY)
     holder = store.lease_holder(wanted)
     if holder is not None and holder != service:
-        raise Conflict(
-            f"{KEY}: {wanted} is leased to service {holder!r}", f"choose another, or niso remove {holder}", KEY
-        )
+        hint = f"choose another, or niso remove {holder}"
+        if holder in beside:
+            hint = f"{holder} is part of this command too: choose another address for one of the two"
+        raise Conflict(f"{KEY}: {wanted} is leased to service {holder!r}", hint, KEY)
     return number
 
 

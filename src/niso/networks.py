@@ -214,14 +214,21 @@ def plan_network(
         (net, f"the host's route or address on {link}") for net, link in host.used_prefixes(names.alias(state_id))
     ]
     nets = list(subnets)
+    around = ipaddress.ip_network((holds, PREFIX_LENGTH), strict=False) if holds is not None and not nets else None
     if not nets:
-        around = ipaddress.ip_network((holds, PREFIX_LENGTH), strict=False) if holds is not None else None
         nets.append(around or _next_free(name, taken))
     if ipv6:
         nets.append(_next_unique_local(name, state_id, taken))
     for net in nets:
         for other, whose in taken:
             if other.version == net.version and other.overlaps(net):
+                if net == around:
+                    raise Conflict(
+                        f'network.ip: value "{holds}" is wrong because network {name!r}, which is new, would have {net}, '
+                        f"and that overlaps {other} of {whose}; right would be an address of a /{PREFIX_LENGTH} that is free",
+                        f"choose another one, or make the network first: niso net create {name} --subnet CIDR",
+                        "network.ip",
+                    )
                 raise Conflict(f"network {name!r}: subnet {net} overlaps {other} of {whose}", "choose another --subnet")
     with_ipv6 = any(net.version == 6 for net in nets)
     missing = host.lacks_ipv6() if with_ipv6 else None
@@ -283,8 +290,11 @@ def _next_free(name: str, taken: list[tuple[ipam.Network, str]]) -> ipam.Network
     if found is None:
         others = [f"{net} of {whose}" for net, whose in taken if net.version == whole.version and net.overlaps(whole)]
         shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        reasons = [f"it is taken by {shown}"] if others else []
+        if not any(net.version == 4 and net.overlaps(kept) for net in used):
+            reasons.append(f"{kept} is kept for {names.DEFAULT_NETWORK}")
         raise Conflict(
-            f"network {name!r}: no free /{PREFIX_LENGTH} is left in the pool {whole}: it is taken by {shown}",
+            f"network {name!r}: no free /{PREFIX_LENGTH} is left in the pool {whole}: {', and '.join(reasons)}",
             f"set NISO_POOL to a prefix that is free, or niso net create {name} --subnet CIDR",
         )
     return found

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Container, Iterable, Sequence
 
 from niso.apply import Lock, Report, converge, silent
-from niso.errors import Conflict, NotFound
+from niso.errors import Conflict, ErrorGroup, NisoError, NotFound
 from niso.kernel import conntrack, sockdiag
 from niso.kernel.rtnetlink import Rtnl
 from niso.records import ANY, ANY4, ANY6, Port
@@ -47,7 +47,7 @@ def admit(
     ``before`` are those that the service has now: they are not looked at again. ``keys`` are what messages call ``wanted``. What
     services of ``together`` have given up is free: if this is undone, so are they. ``published`` gives those of the manifest of
     its last activation: one of them that is `taken` is left out.
-    Raises Conflict, which names the key, and who has the port.
+    Raises Conflict, which names the key, and who has the port; an ErrorGroup where several cannot be.
     """
     keys = keys or [f"network.ports[{position}]" for position in range(len(wanted))]
     have = set(before)
@@ -56,29 +56,32 @@ def admit(
     listeners = _Listeners(families)
     ports: list[Port] = []
     chosen: list[Port] = []
+    errors: list[NisoError] = []
     for key, port in zip(keys, wanted, strict=True):
-        _check_family(service, port, families, key)
-        found = port
-        if not port.host_port:
-            found = port._replace(host_port=_choose(store, service, port, [*wanted, *ports], have, listeners, key))
-            chosen.append(found)
-        elif port not in have:
-            if published is not None and taken(store, service, [port], published):
-                continue  # it stays where it is
-            _check_holders(store, service, port, key, together)
-            listeners.check(port, key)
-            for forward in forwards:
-                if _same_place(forward, port):
-                    raise Conflict(
-                        f"{key}: host port {shown(port)} is forwarded to another port of {service!r}",
-                        f"niso port-forward {service} {text(forward)} --remove",
-                        key,
-                    )
-        ports.append(found)
+        try:
+            _check_family(service, port, families, key)
+            found = port
+            if not port.host_port:
+                found = port._replace(host_port=_choose(store, service, port, [*wanted, *ports], have, listeners, key))
+                chosen.append(found)
+            elif port not in have:
+                if published is not None and taken(store, service, [port], published):
+                    continue  # it stays where it is
+                _check_holders(store, service, port, key, together)
+                listeners.check(port, key)
+                _check_forwards(service, port, forwards, key)
+            ports.append(found)
+        except Conflict as error:
+            errors.append(error)
     for forward in forwards:
         if forward not in have:  # it was kept over a reboot, and somebody else may have the host port now
-            _check_holders(store, service, forward, f"port-forward {text(forward)}", together)
-            listeners.check(forward, f"port-forward {text(forward)}")
+            try:
+                _check_holders(store, service, forward, f"port-forward {text(forward)}", together)
+                listeners.check(forward, f"port-forward {text(forward)}")
+            except Conflict as error:
+                errors.append(error)
+    if errors:
+        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
     return ports, chosen
 
 
@@ -135,9 +138,22 @@ def _check_holders(store: Store, service: str, port: Port, key: str, together: f
         if holder != service:
             words = f"{key}: host port {shown(port)} is published by {holder!r}{_as(held, port)}"
             hint = f"niso deactivate {holder}, or choose another port"
+            if holder in together:
+                hint = f"{holder} is part of this command too: choose another port for one of the two"
             if held in store.forwards(holder):
                 hint = f"niso port-forward {holder} {text(held)} --remove, or choose another port"
             raise Conflict(words, hint, key)
+
+
+def _check_forwards(service: str, port: Port, forwards: Iterable[Port], key: str) -> None:
+    """Raise Conflict if `forward` publishes another port of this service there."""
+    for forward in forwards:
+        if _same_place(forward, port):
+            raise Conflict(
+                f"{key}: host port {shown(port)} is forwarded to another port of {service!r}",
+                f"niso port-forward {service} {text(forward)} --remove",
+                key,
+            )
 
 
 def _as(held: Port, wanted: Port) -> str:

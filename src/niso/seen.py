@@ -121,7 +121,7 @@ def resolve(store: Store, text: str) -> End:
     except ValueError:
         if ":" in text or "/" in text or text.replace(".", "").isdigit():
             raise UsageError(f"{text!r} is no address", TARGET) from None
-        return _end(store, store.resolve(text.removesuffix(f".{names.DOMAIN}")))
+        return _end(store, store.resolve(text))
     if isinstance(address, ipaddress.IPv6Address) and (address.ipv4_mapped or address.scope_id):
         raise UsageError(f"{text!r}: IPv4-mapped addresses and zones are not supported", "name the address itself")
     if address.is_unspecified:

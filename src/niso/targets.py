@@ -14,7 +14,7 @@ from niso.runtime import resolve, root
 from niso.runtime import volumes as volume_rules
 from niso.runtime.spec import path_env
 from niso.runtime.volumes import Volume
-from niso.store.store import Store
+from niso.store.store import Store, bare_name
 from niso.typed import NamedTuple
 
 FIRST_UID = 1_900_000_000
@@ -83,7 +83,7 @@ def known(store: Store, service: str) -> Target:
 
 def _find_target(store: Store, argument: str) -> Target:
     if "/" not in argument and not argument.endswith(".toml"):
-        holder = store.name_holder(argument)
+        holder = store.name_holder(bare_name(argument))
         if holder is not None:
             return known(store, holder)
         if not os.path.isdir(argument):

@@ -116,6 +116,26 @@ def test_control_bytes_of_a_log_are_escaped_on_a_terminal_only(lab: Lab) -> None
         os.close(near)
 
 
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_command_takes_a_name_with_its_domain(lab: Lab) -> None:
+    folder = idle(lab, "api", network={"hostname": "front", "aliases": ["web"]})
+    lab.niso("activate", folder)
+    lab.niso("logs", "api.niso.local")
+    assert lab.niso("exec", "web.niso.local", "--", "hostname").stdout == "front\n"
+    assert json.loads(lab.niso("inspect", "front.niso.local").stdout)["service"] == "api"
+    lab.niso("port-forward", "api.niso.local", "9000:90")
+    lab.niso("net", "check", "api.niso.local")
+    lab.niso("restart", "api.niso.local")
+    lab.niso("deactivate", "api.niso.local")
+    lab.niso("activate", "front.niso.local")
+    said = refused(lab, "inspect", "wev.niso.local")
+    assert said == "niso: no service 'wev.niso.local'\n  hint: did you mean 'web'?\n"
+    lab.niso("remove", "web.niso.local")
+    assert "no service 'api'" in refused(lab, "inspect", "api")
+
+
 # --- exec -------------------------------------------------------------------------------------------------------------
 
 
@@ -255,10 +275,26 @@ def test_output_that_is_buffered_comes_before_the_end(lab: Lab) -> None:
 def test_output_that_cannot_be_written_is_told(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "api"))
     for command, status in (("ps", 1), ("ps --json", 1), ("net check", 2), ("net check --json", 2), ("schema", 1)):
-        done = lab.run("sh", "-c", f"niso {command} > /dev/full", check=False)
+        done = lab.run("sh", "-c", f"niso {command} > /dev/full", check=False, env={"PYTHONUNBUFFERED": None})
         assert done.returncode == status, (command, done)
         words = json.loads(done.stderr)["error"]["message"] if "--json" in command else done.stderr
-        assert "No space left on device" in words, (command, done)
+        assert "the output cannot be written: No space left on device" in words, (command, done)
+
+
+@pytest.mark.parametrize("command", ["activate ./api", "stack up", "stack down"])
+def test_current_folder_that_is_gone_is_told(lab: Lab, command: str) -> None:
+    done = lab.run("sh", "-c", f"mkdir /tmp/gone; cd /tmp/gone; rmdir /tmp/gone; niso {command}", check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "niso: the current folder is not there any more\n  hint: cd to one that is there, and try again\n",
+    )
+
+
+def test_empty_words_are_refused_as_no_name_and_no_command(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "api"))
+    for command in (["net", "log", ""], ["logs", ""], ["net", "check", ""]):
+        assert refused(lab, *command, status=2 if command[1] == "check" else 1).startswith("niso: no service ")
+    assert refused(lab, "lab", "--", "", status=125).startswith("niso: the command to run is empty\n  hint: ")
 
 
 @pytest.mark.parametrize(

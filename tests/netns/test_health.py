@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -93,6 +94,18 @@ def test_activate_waits_until_the_service_is_healthy(lab: Lab) -> None:
     assert "start api" in words and "api is healthy" in words
     assert asked(lab, "api") >= 1
     assert ps(lab, "api")["health"] == "healthy"
+
+
+def test_probe_that_takes_over_a_second_is_told(lab: Lab) -> None:
+    lab.niso("activate", server(lab, "api", ":8080", check=http("/200", interval="1s", timeout="1500ms")))
+    pid = pid_of(lab, "api")
+    lab.run("kill", "-STOP", lab.run("cat", f"/proc/{pid}/task/{pid}/children").stdout.strip())
+    time.sleep(1.1)
+    assert lab.niso("ps").stderr == "niso: wait for the health of api (1s)\n"
+    time.sleep(1.1)
+    assert lab.niso("inspect", "api").stderr == "niso: wait for the health of api (1s)\n"
+    time.sleep(1.1)
+    assert lab.niso("ps", "--json").stderr == ""
 
 
 def test_healthy_service_is_not_waited_for_a_whole_interval(lab: Lab) -> None:

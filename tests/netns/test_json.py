@@ -91,7 +91,10 @@ def test_every_command_prints_what_the_reference_says(lab: Lab) -> None:
     log = lab.popen("niso", "net", "log", "--json")
     assert log.stdout
     lab.run("sh", "-c", "for i in 1 2 3 4 5 6 7 8; do niso exec web -- ping -c 1 -W 1 api & sleep 0.2; done; wait")
-    conforms(json.loads(log.stdout.readline()), RESULTS["net log"].fields, "net log")
+    drop = json.loads(log.stdout.readline())
+    conforms(drop, RESULTS["net log"].fields, "net log")
+    direction = next(field for field in RESULTS["net log"].fields if field.name == "direction")
+    assert direction.words.startswith("in or out: ") and drop["direction"] == "in"
     seen.add("net log")
     log.send_signal(2)
     assert log.wait(10) == 130

@@ -51,10 +51,10 @@ def test_list_and_inspect_show_what_the_seed_shows(lab: Lab) -> None:
     lab.niso("deactivate", "worker")
     assert [line.split() for line in lab.niso("net", "list").stdout.splitlines()] == [
         ["NAME", "SUBNET", "SERVICES"],
-        ["backend", "10.99.1.0/24", "2"],
         ["niso-default", "10.99.0.0/24", "1"],
+        ["backend", "10.99.1.0/24", "2"],
     ]
-    assert json.loads(lab.niso("net", "list", "--json").stdout)[0] == {
+    assert json.loads(lab.niso("net", "list", "--json").stdout)[1] == {
         "name": "backend",
         "subnet": "10.99.1.0/24",
         "services": 2,
@@ -107,6 +107,15 @@ def test_networks_without_subnet_take_the_next_free_24_past_what_the_host_routes
     assert subnets(lab)["four"] == "10.99.1.0/24"
 
 
+def test_list_has_the_default_network_first_and_the_others_by_name(lab: Lab) -> None:
+    for name in ("zoo", "backend", "niso-a"):
+        lab.niso("net", "create", name)
+    lab.niso("activate", idle(lab, "api"))
+    wanted = ["niso-default", "backend", "niso-a", "zoo"]
+    assert [row["name"] for row in json.loads(lab.niso("net", "list", "--json").stdout)] == wanted
+    assert [line.split()[0] for line in lab.niso("net", "list").stdout.splitlines()[1:]] == wanted
+
+
 def test_default_network_takes_the_next_free_24_where_the_host_uses_its_own(lab: Lab) -> None:
     lab.run("ip", "route", "add", "10.99.0.0/24", "via", "192.0.2.3")
     lab.niso("activate", idle(lab, "api"))
@@ -118,7 +127,13 @@ def test_pool_is_taken_from_the_environment_and_can_be_used_up(lab: Lab) -> None
     pool: dict[str, str | None] = {"NISO_POOL": "172.30.0.0/23"}
     lab.niso("net", "create", "one", env=pool)
     assert subnets(lab)["one"] == "172.30.1.0/24"
-    assert "no free /24 is left in the pool 172.30.0.0/23" in refused(lab, "net", "create", "two", env=pool)
+    assert refused(lab, "net", "create", "two", env=pool) == (
+        "niso: network 'two': no free /24 is left in the pool 172.30.0.0/23: it is taken by 172.30.1.0/24 of network 'one', "
+        "and 172.30.0.0/24 is kept for niso-default\n"
+        "  hint: set NISO_POOL to a prefix that is free, or niso net create two --subnet CIDR\n"
+    )
+    said = refused(lab, "net", "create", "two", env={"NISO_POOL": "10.50.0.0/24"})
+    assert "is left in the pool 10.50.0.0/24: 10.50.0.0/24 is kept for niso-default\n" in said
     lab.niso("activate", idle(lab, "api"), env=pool)
     assert subnets(lab)["niso-default"] == "172.30.0.0/24"
     for wrong in ("10.0.0.0/25", "nonsense", "fd00::/48"):
@@ -379,6 +394,19 @@ def test_static_address_makes_the_network_that_holds_it_and_is_given_to_nobody_e
     assert [address(lab, name) for name in ("one", "two")] == ["10.60.7.2", "10.60.7.4"]
     said = refused(lab, "activate", idle(lab, "thief", network=on("backend", ip="10.60.7.3")))
     assert "network.ip: 10.60.7.3 is leased to service 'api'" in said
+
+
+def test_static_address_whose_prefix_is_taken_names_the_key_and_what_would_be_right(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "api"))
+    folder = idle(lab, "new", network=on("fresh", ip="10.99.0.66"))
+    assert refused(lab, "activate", folder) == (
+        f"niso: {folder}/manifest.toml: network.ip: value \"10.99.0.66\" is wrong because network 'fresh', which is new, would have "
+        "10.99.0.0/24, and that overlaps 10.99.0.0/24 of network 'niso-default'; right would be an address of a /24 that is free\n"
+        "  hint: choose another one, or make the network first: niso net create fresh --subnet CIDR\n"
+    )
+    lab.niso("net", "create", "fresh")
+    lab.niso("activate", idle(lab, "new", network=on("fresh", ip="10.99.1.66")))
+    assert address(lab, "new") == "10.99.1.66"
 
 
 @pytest.mark.parametrize(

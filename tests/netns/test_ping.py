@@ -157,5 +157,9 @@ def test_no_answer_where_nothing_of_nisos_forbids_it(backend: Lab) -> None:
     backend.run("ip", "link", "set", "eth0", "down", netns="niso-db")
     words = refused(backend, "net", "ping", "api", "db")
     assert "no answer in 1s, though nothing of niso's forbids it\n  hint: niso net check db" in words
+    assert words.startswith("niso: wait for an answer of db (1s)\n")
+    assert (
+        str(backend.niso("net", "ping", "api", "db", "--json", check=False).stderr).count("\n") == 1
+    )  # the error alone
     words = refused(backend, "net", "ping", "db", "api")
     assert words == "niso: cannot send from 10.99.1.2 to 10.99.1.3: network is unreachable\n"

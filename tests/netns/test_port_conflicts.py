@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import snapshots
 from conftest import Lab, Process
-from services import CLIENT, HOST, address, ask, idle, on, package, ps, refused
+from services import CLIENT, HOST, address, answer, ask, echo, idle, on, package, ps, refused
 from talkers import speaker, start
 
 HELD = (
@@ -110,7 +110,39 @@ def test_two_services_of_one_activation_that_clash_are_refused_together(taken: L
     two = idle(taken, "two", network={"ports": ["127.0.0.1:6000:80"]})
     said = refused(taken, "activate", one, two)
     assert "network.ports[0]: host port 127.0.0.1:6000/tcp is published by 'one' as 6000/tcp" in said
+    assert "hint: one is part of this command too: choose another port for one of the two\n" in said
     unchanged(taken, before)
+    for keys, words in (
+        ({"ip": "10.99.0.77"}, "choose another address for one of the two"),
+        ({"aliases": ["both"]}, "choose another name for one of the two"),
+    ):
+        said = refused(taken, "activate", idle(taken, "one", network=keys), idle(taken, "two", network=keys))
+        assert f"two/manifest.toml: network.{next(iter(keys))}: " in said
+        assert f"hint: one is part of this command too: {words}\n" in said
+    unchanged(taken, before)
+
+
+def test_all_that_a_manifest_cannot_have_is_told_at_once(taken: Lab) -> None:
+    """Names, an address, and ports of services and of a process of the host, each with its key."""
+    listener = taken.popen(
+        "python3",
+        "-ISc",
+        "import socket, time; s = socket.create_server(('', 6100)); print(1, flush=True); time.sleep(60)",
+    )
+    assert listener.stdout and listener.stdout.readline() == b"1\n"
+    taken.niso("activate", idle(taken, "one", network={"ip": "10.99.0.77", "aliases": ["www", "web"]}))
+    before = everything(taken)
+    network = {
+        "ip": "10.99.0.77",
+        "aliases": ["www", "web", "own"],
+        "ports": ["8080:81", "4000:4000", "6100:80", "8005:80"],
+    }
+    said = refused(taken, "activate", idle(taken, "two", network=network))
+    keys = [line.split(": ")[2] for line in said.splitlines() if line.startswith("niso: ")]
+    ports = [f"network.ports[{place}]" for place in (0, 2, 3)]
+    assert keys == ["network.aliases", "network.aliases", "network.ip", *ports], said
+    unchanged(taken, before)
+    listener.kill()
 
 
 def test_service_swaps_a_port_with_another_in_one_activation(lab: Lab) -> None:
@@ -398,6 +430,29 @@ def test_exposed_says_who_can_reach_each(taken: Lab) -> None:
     assert by_port["127.0.0.1:5432"].endswith("this host")
     rows_json = json.loads(taken.niso("net", "ports", "--exposed", "--json").stdout)
     assert len(rows_json) == len(lines) - 1
+
+
+def test_exposed_names_the_internal_networks_that_do_not_lead_to_a_port(lab: Lab) -> None:
+    """Held against packets from inside services of each."""
+    for name in ("quiet", "still"):
+        lab.niso("net", "create", name, "--internal")
+    for name, port, networks in (
+        ("open", 8080, ["niso-default"]),
+        ("both", 8081, ["niso-default", "quiet"]),
+        ("inner", 8082, ["quiet"]),
+    ):
+        lab.niso("activate", echo(lab, name, network={"ports": [f"{port}:80"], "networks": networks}))
+        answer(lab, HOST, port, "client")
+    lab.niso("activate", *(idle(lab, f"at-{name}", network=on(name)) for name in ("quiet", "still", "niso-default")))
+    ways = {row["service"]: row["from"] for row in json.loads(lab.niso("net", "ports", "--exposed", "--json").stdout)}
+    for service, port, words, reached in (
+        ("open", 8080, "services but by internal network quiet or still", {"niso-default"}),
+        ("both", 8081, "services but by internal network still", {"niso-default", "quiet"}),
+        ("inner", 8082, "services but by internal network still", {"niso-default", "quiet"}),
+    ):
+        assert ways[service][1] == words
+        found = {name for name in ("quiet", "still", "niso-default") if ask(lab, HOST, port, f"niso-at-{name}")}
+        assert found == reached, service
 
 
 def test_wrong_forms_are_all_named_at_once(lab: Lab) -> None:

@@ -87,11 +87,17 @@ def test_help_has_usage_a_sentence_all_options_and_an_example(capsys, command) -
 
 
 @pytest.mark.parametrize("columns", [60, 132])
-def test_help_fits_other_terminals(columns, monkeypatch) -> None:
+def test_help_fits_other_terminals(columns, monkeypatch, capsys) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     for command in VISIBLE:
         outside = re.sub(r"^examples?:\n((?:  .*\n)+)", "", shown.command(command), flags=re.MULTILINE)
         assert max(len(line) for line in outside.splitlines()) <= columns, command.name
+    for words in ([], ["net"], ["stack"]):
+        assert max(len(line) for line in said(capsys, *words)[1].splitlines()) <= columns, words
+
+
+def test_example_fits_80_columns() -> None:
+    assert [line for command in VISIBLE for line, _ in command.examples if len(line) > 78] == []
 
 
 EXAMPLES = [(command, line) for command in VISIBLE for line, _ in command.examples]
@@ -162,6 +168,12 @@ def test_words_become_values(line, values) -> None:
     [
         ("activat x", "no command 'activat' / did you mean 'activate'?"),
         ("frobnicate", "no command 'frobnicate' / niso help lists them"),
+        ("-x", "no command '-x' / niso help lists them"),
+        ("-v ps", "no command '-v' / options go after the command: niso ps --help lists its options"),
+        ("-v activate ./api", "no command '-v' / options go after the command: niso activate ./api -v"),
+        ("-v stack up there", "no command '-v' / options go after the command: niso stack up there -v"),
+        ("net -v create x", "no command '-v' / options go after the command: niso net create x -v"),
+        ("-v net frob", "no command '-v' / niso help lists them"),
         ("help activat", "no command 'activat' / did you mean 'activate'?"),
         ("help net lst", "no action 'net lst' / did you mean 'net list'?"),
         ("net lst", "no action 'net lst' / did you mean 'net list'?"),
@@ -201,6 +213,9 @@ def test_wrong_words_for_json_callers_are_json(capsys) -> None:
     status, out, err = said(capsys, "ps", "--json", "--colour")
     assert (status, out) == (2, "")
     assert err == '{"error": {"message": "no option \'--colour\'", "hint": "niso ps --help lists them", "key": null}}\n'
+    for words in (["--json", "net", "list"], ["net", "--json", "list"]):
+        _, _, err = said(capsys, *words)
+        assert '"no command \'--json\'", "hint": "options go after the command: niso net list --json"' in err
 
 
 @pytest.mark.parametrize("command", VISIBLE, ids=lambda command: command.name)

@@ -17,6 +17,7 @@ import pages
 import pytest
 
 from niso.cli import main
+from niso.cli.command import Command
 from niso.model import manifest, stack
 from niso.render import nft
 
@@ -213,3 +214,12 @@ def test_a_wrong_command_and_a_wrong_output_are_seen() -> None:
         assert len(pages.wrong([ok._replace(expected=said), silent], printed)) == 1
     assert "failed: [false]" in pages.wrong([ok, silent], printed.replace("@@ 1:", "@@ 1: [false]"))[0]
     assert "did not get through" in pages.wrong([ok, silent], printed.replace("@@ 1:", "@@"))[0]
+
+
+def test_commands_that_need_no_root_are_all_named() -> None:
+    free = {name for name in main.COMMANDS if isinstance(found := main.find(name, ""), Command) and not found.root} - {
+        "complete"
+    }
+    for page in PAGES:
+        for named in re.findall(r"[Aa]ll(?: commands)? but ([^.;]*?) need root", page.read_text(encoding="utf-8")):
+            assert set(re.findall(r"[a-z]+", named)) - {"niso", "and"} == free, page

@@ -195,6 +195,7 @@ def test_record_that_cannot_be_read_counts_as_none(text: str) -> None:
 
 def test_only_those_that_are_due_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Healthcheck] = []
+    told: list[str] = []
 
     def answers(wanted: list[tuple[Healthcheck, str | None]]) -> list[str]:
         asked.extend(check for check, _ in wanted)
@@ -205,13 +206,17 @@ def test_only_those_that_are_due_are_asked(monkeypatch: pytest.MonkeyPatch) -> N
         os.makedirs(paths.service_dir(name))
     services = [health.Asked(name, CHECK._replace(port=port), None, RUN) for name, port in (("one", 1), ("two", 2))]
     health.note("one", RUN, "")
-    assert {name: found.state for name, found in health.look(services).items()} == {"one": "healthy", "two": "healthy"}
+    assert {name: found.state for name, found in health.look(services, told.append).items()} == {
+        "one": "healthy",
+        "two": "healthy",
+    }
     assert [check.port for check in asked] == [2]
-    health.look(services)
+    health.look(services, told.append)
     assert len(asked) == 1
     found = health.known("one")
     assert found is not None
     with open(paths.health_file("one"), "w", encoding="utf-8") as file:  # a clock that was set back asks again
         file.write(json.dumps(found._replace(asked_at=time.time() + 3600)._asdict()))
-    health.look(services)
+    health.look(services, told.append)
     assert [check.port for check in asked] == [2, 1]
+    assert told == ["wait for the health of two", "wait for the health of one"]

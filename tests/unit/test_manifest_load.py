@@ -273,8 +273,48 @@ def test_contradictions_of_ports_come_all_at_once(tmp_path: Path) -> None:
     assert set(found) == {"network.ports[1]", "network.ports[3]", "network.ports[5]"}
 
 
+def test_address_of_ipv6_that_cannot_be_chosen_is_to_be_left_out(tmp_path: Path) -> None:
+    assert error(tmp_path, HEAD + "[network]\nip = 'fd00::2'").hint == "leave network.ip out"
+    line = "[network]\nnetwork = 'six'\nip = { six = 'fd00:6::66' }"
+    assert error(tmp_path, HEAD + line).hint == "leave network.ip.six out"
+
+
 def test_number_where_text_belongs_is_shown_in_quotes(tmp_path: Path) -> None:
     assert error(tmp_path, HEAD + "[environment]\nPORT = 8080").hint == 'for example "8080"'
+
+
+@pytest.mark.parametrize(
+    ("table", "line", "example"),
+    [
+        ("service", "stop_timeout = 10", '"10s"'),
+        ("service", "stop_timeout = 9999", '"10s"'),
+        ("service", "restart_delay = true", '"10s"'),
+        ("service", "user = 1000", '"1000"'),
+        ("isolation.resources", "memory_max = 256", '"256M"'),
+        ("isolation.resources", "memory_max = 1073741824", '"512M"'),
+        ("isolation.resources", "cpu_max = 150", '"150%"'),
+        ("healthcheck", "tcp = 80\ninterval = 3", '"3s"'),
+        ("healthcheck", "http = 80", '"http://127.0.0.1:8080/health"'),
+        ("volumes.data", 'mount = "/data"\ntmpfs = true\nsize = 64', '"64M"'),
+        ("network", "ports = [8080]", '"8080"'),
+        ("network", 'ports = "8080:80"', '["8080:80"]'),
+        ("network", 'ports = "8080:x"', '["8080:8080"]'),
+        ("network", "ip = 10", '"10.99.1.10"'),
+        ("network", "ip = {niso-default = 10}", '"10.99.1.10"'),
+        ("network", "network = 1", '"backend"'),
+        ("network.policy", "allow_from = [80]", '"frontend:8080/tcp"'),
+    ],
+)
+def test_example_of_a_hint_is_one_that_the_key_takes(tmp_path: Path, table: str, line: str, example: str) -> None:
+    assert error(tmp_path, HEAD + f"[{table}]\n{line}").hint == f"for example {example}"
+    right = HEAD + f"[{table}]\n{line.rpartition('= ')[0]}= {example}"
+    if line.startswith("ports = ["):
+        right = HEAD + f"[{table}]\nports = [{example}]"
+    elif line.startswith("allow_from"):
+        right = HEAD + f"[{table}]\nallow_from = [{example}]"
+    elif line.startswith("ip = {"):
+        right = HEAD + f"[{table}]\nip = {{niso-default = {example}}}"
+    loaded(tmp_path, right)
 
 
 def test_missing_table_and_key_say_what_to_add(tmp_path: Path) -> None:

@@ -247,6 +247,8 @@ def test_narrow_terminal_folds_lists_and_cuts_nothing_off() -> None:
         "                  fd00:99::2  127.0.0.1:53→53/udp\n"
         "db       failed   -           -\n"
     )
+    for said in ("abc", "0", "-5", "²"):
+        assert on_terminal(58, NO_COLOR="1", COLUMNS=said)[0] == out
     least, _ = on_terminal(20, NO_COLOR="1")
     assert all(item in least.replace(",", "").split() for _, _, a, p in ROWS for item in f"{a}, {p}".split(", "))
 

@@ -114,7 +114,7 @@ def test_garbage_is_refused_with_the_right_form(text: str) -> None:
     [
         ("80-90:80-89", "its ranges are not equally long"),
         ("80-90:80", "its ranges are not equally long"),
-        ("80-70:80-70", '"80-70" is no port'),
+        ("80-70:80-70", "its range ends before it starts, 80 is more than 70"),
         ("80:80/icmp", '"icmp" is no protocol'),
         ("80:80/", '"" is no protocol'),
         ("1.2.3:80:80", '"1.2.3" is no IPv4 address'),

@@ -137,3 +137,9 @@ def test_what_json_prints_is_told_of_every_command_that_has_it() -> None:
     have = {each.name for each in commands() if any("--json" in option.flags for option in each.options)}
     assert have == set(results.RESULTS)
     assert main.COMMANDS.keys() >= {name.split()[0] for name in have}
+
+
+def test_what_is_inside_an_object_is_told_wherever_it_is() -> None:
+    page = PAGES["reference/json.md"]
+    for prefix in ("ports[]", "forwards[]", "services[].ports[]", "taken[].ports[]"):
+        assert f"| `{prefix}.host_ip: string" in page

@@ -6,6 +6,7 @@ import os
 import textwrap
 
 from niso.cli.command import Command, Group, sentence, synopsis
+from niso.cli.output import said_columns
 
 WIDEST = 100
 
@@ -13,32 +14,43 @@ WIDEST = 100
 def width() -> int:
     """The columns that help has; 80 where it is not read on a terminal."""
     try:
-        columns = int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns)
-    except (OSError, ValueError):
+        columns = said_columns() or os.get_terminal_size(1).columns
+    except OSError:
         columns = 80
     return min(max(columns, 40), WIDEST)
 
 
 def first_screen(version: str, commands: list[Command | Group]) -> str:
     """What ``niso`` alone prints: not more than 23 lines of 80, so that a prompt fits below it."""
-    lines = "".join(f"  {command.name:<13} {command.does}\n" for command in commands)
+    columns = width()
+    head = f"niso {version}: networks for services on Linux, without daemon and proxy"
+    use, more = "usage: niso COMMAND ...", "niso help COMMAND tells all of one, with examples"
+    lines = _list([(command.name, command.does) for command in commands], columns)
+    begin = [
+        ("sudo niso activate ./api", "a folder with a manifest.toml; then niso ps"),
+        ("sudo niso lab", "a machine to try it in, without a risk"),
+    ]
+    if columns < 80:
+        texts = "".join(_wrapped(each, columns) for each in (head, use, more))
+        return f"{texts}\n{lines}\nbegin:\n{_list(begin, columns)}"
+    (first, what), (second, where) = begin
     return f"""\
-niso {version}: networks for services on Linux, without daemon and proxy
-usage: niso COMMAND ...       niso help COMMAND tells all of one, with examples
+{head}
+{use}       {more}
 
 {lines}
-begin:  sudo niso activate ./api   a folder with a manifest.toml; then niso ps
-        sudo niso lab              a machine to try it in, without a risk
+begin:  {first}   {what}
+        {second:<{len(first)}}   {where}
 """
 
 
 def group(of: Group) -> str:
-    names = max(len(action.name) for action in of.actions) - len(of.name)
-    lines = "".join(f"  {each.name.removeprefix(of.name + ' '):<{names}} {each.does}\n" for each in of.actions)
+    columns = width()
+    lines = _list([(each.name.removeprefix(f"{of.name} "), each.does) for each in of.actions], columns)
     example = next(each for each in of.actions if each.examples).name
     return (
-        f"usage: niso {of.name} ACTION ...\n\n{sentence(of.does)}\n\nactions:\n{lines}\n"
-        f"niso help {example} tells all of one, with examples\n"
+        f"usage: niso {of.name} ACTION ...\n\n{_wrapped(sentence(of.does), columns)}\nactions:\n{lines}\n"
+        + _wrapped(f"niso help {example} tells all of one, with examples", columns)
     )
 
 

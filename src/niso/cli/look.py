@@ -23,12 +23,12 @@ COLUMNS = ("SERVICE", "STATUS", "HEALTH", "MODE", "ADDRESS", "PORTS", "UPTIME")
 def run(name: str, args: Args) -> int:
     store = Store.open(create=False)
     if name == "ps":
-        return ps(store, args.json)
+        return ps(store, args)
     service = store.resolve(args.name)
     if name == "inspect":
         row = store.service(service)
         assert row is not None
-        output.as_json(_everything(store, row))
+        output.as_json(_everything(store, row, args))
         return 0
     return _logs(service, args)
 
@@ -54,7 +54,7 @@ def _status(row: ServiceRow) -> tuple[str, float | None, dict[str, object]]:
     return words, uptime, details
 
 
-def _healths(rows: Iterable[ServiceRow]) -> dict[str, Health]:
+def _healths(rows: Iterable[ServiceRow], args: Args) -> dict[str, Health]:
     """How those are that run and have a healthcheck: all that are due are asked at once."""
     checked = [row for row in rows if row.active and '"healthcheck":{' in row.manifest]
     if not checked:
@@ -79,15 +79,18 @@ def _healths(rows: Iterable[ServiceRow]) -> dict[str, Health]:
         if check is not None and said is not None:
             namespace = spec.namespace(said)
             asked.append(health.Asked(row.name, check, namespace, (found.pid or 0, found.started_at or 0.0)))
-    return health.look(asked)
+    from niso.cli.progress import Progress
+
+    with Progress(args) as report:
+        return health.look(asked, report)
 
 
-def ps(store: Store, as_json: bool, only: Iterable[str] | None = None) -> int:
+def ps(store: Store, args: Args, only: Iterable[str] | None = None) -> int:
     """Print the table of all known services, or of ``only`` these, whether they are known or not."""
     rows: list[tuple[str, str, str, str, list[Port], float | None]] = []
     wanted = None if only is None else set(only)
     known = [row for row in store.services() if wanted is None or row.name in wanted]
-    healths = _healths(known)
+    healths = _healths(known, args)
     for row in known:
         words, uptime, _ = _status(row)
         address = ", ".join(address for _, address in store.addresses(row.name)) if row.active else ""
@@ -95,7 +98,7 @@ def ps(store: Store, as_json: bool, only: Iterable[str] | None = None) -> int:
         rows.append((row.name, words, row.mode, address, ports, uptime))
     rows += [(name, "inactive", "-", "", [], None) for name in (wanted or set()) - {row.name for row in known}]
     rows.sort()
-    if as_json:
+    if args.json:
         output.as_json(
             [
                 {
@@ -129,7 +132,7 @@ def ps(store: Store, as_json: bool, only: Iterable[str] | None = None) -> int:
     return 0
 
 
-def _everything(store: Store, row: ServiceRow) -> dict[str, object]:
+def _everything(store: Store, row: ServiceRow, args: Args) -> dict[str, object]:
     import json
 
     from niso import names, paths
@@ -143,7 +146,7 @@ def _everything(store: Store, row: ServiceRow) -> dict[str, object]:
     if spec is None or manifest is None:
         raise damaged(row.name, row.manifest_path)
     words, uptime, details = _status(row)
-    health = _healths([row]).get(row.name)
+    health = _healths([row], args).get(row.name)
     networks = {network.name: network for network in store.networks()}
     whose = store.service(store.home(row.name)) or row  # what a sharer has is its provider's
     endpoints = []

@@ -130,6 +130,7 @@ def _command(arguments: list[str]) -> int:
         if name != "lab" and not _encodable(each):
             raise UsageError(f"{each!r} is not UTF-8", "names, paths and what exec runs are UTF-8 text")
     if name not in COMMANDS:
+        _refuse_early_option(arguments, 0)
         visible = [each for each in COMMANDS if each != "complete"]
         raise unknown("command", name, visible, "niso help lists them")
     words = arguments[1:]
@@ -137,6 +138,7 @@ def _command(arguments: list[str]) -> int:
     if isinstance(command, Group):
         if not words or words[0] in HELP:
             return _print_help([name])
+        _refuse_early_option(arguments, 1)
         raise unknown(
             "action", f"{name} {words[0]}", [each.name for each in command.actions], f"niso help {name} lists them"
         )
@@ -151,6 +153,19 @@ def _command(arguments: list[str]) -> int:
     if command.root and command.name not in WITHOUT_STORE and "--sweep" not in words:
         _refuse_lost_store()
     return int(_module(COMMANDS[name][0]).run(command.name, parsed))
+
+
+def _refuse_early_option(arguments: list[str], place: int) -> None:
+    """Raise UsageError where an option stands at ``place``, and after it what it should have followed."""
+    option, words = arguments[place], [*arguments[:place], *arguments[place + 1 :]]
+    if not option.startswith("-") or not words or words[0] not in COMMANDS:
+        return
+    command = find(words[0], words[1] if words[1:] else "")
+    if isinstance(command, Command):
+        takes = any(option in each.flags and not each.metavar for each in command.options)
+        fits = takes and "--" not in words and _plain([*words, option])
+        hint = f"niso {' '.join(words)} {option}" if fits else f"niso {command.name} --help lists its options"
+        raise UsageError(f"no command {option!r}", f"options go after the command: {hint}")
 
 
 def _refuse_lost_store() -> None:
@@ -243,11 +258,28 @@ def _explained(error: Exception) -> NisoError:
 
         if isinstance(error, OperationalError) or kind is DatabaseError:
             return unusable(error)
+    if isinstance(error, OSError) and error.filename is None:
+        return _unnamed(error)
     if isinstance(error, OSError):
-        return NisoError(f"{error.filename or 'system call'}: {error.strerror}")
+        return NisoError(f"{error.filename}: {error.strerror}")
     return NisoError(
         f"unexpected {kind.__name__}: {error}", "this is a defect of niso; NISO_TRACEBACK=1 shows where it happened"
     )
+
+
+def _unnamed(error: OSError) -> NisoError:
+    """A system call's error that does not say of what: of the output or the current folder, where these are not as they should be."""
+    try:
+        sys.stdout.flush()  # what could not be written is still there, unless it was much
+        os.write(1, b"")
+    except OSError as again:
+        if again.errno == error.errno:
+            return NisoError(f"the output cannot be written: {error.strerror}", "send it where there is room")
+    try:
+        os.getcwd()
+    except OSError:
+        return NisoError("the current folder is not there any more", "cd to one that is there, and try again")
+    return NisoError(f"system call: {error.strerror}")
 
 
 def _report(error: NisoError, as_json: bool) -> None:

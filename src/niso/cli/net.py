@@ -10,6 +10,7 @@ from niso.store.store import Store
 
 SEEN = ("ping", "explain", "stats", "log")
 """The actions that are in a module of their own: cli/policy.py."""
+_DEFAULT_NETWORK = "niso-default"  # that of niso.names, which is another module to load
 
 
 def run(name: str, args: Args) -> int:
@@ -50,6 +51,7 @@ def _list(args: Args) -> int:
     store = Store.open(create=False)
     counts = store.member_counts()
     rows = [(network.name, _subnets(network), counts.get(network.name, 0)) for network in store.networks()]
+    rows.sort(key=lambda row: (row[0] != _DEFAULT_NETWORK, row[0]))
     if args.json:
         output.as_json([{"name": name, "subnet": subnet, "services": count} for name, subnet, count in rows])
     else:
@@ -114,8 +116,14 @@ def _ports(args: Args) -> int:
     if args.exposed:
         from niso import exposure
 
-        on = {service: store.require_network(store.addresses(service)[0][0]) for service in families}
-        ways = exposure.ways_in((port._replace(host_ip=host), on[service]) for service, port, host in rows)
+        internal = [network.name for network in store.networks() if network.internal]
+        on = {service: [network for network, _ in store.addresses(service)] for service in families}
+        first = {service: store.require_network(on[service][0]) for service in families}
+        # what comes by an internal network stays on it: it reaches who is on it too
+        closed = {service: [each for each in internal if each not in on[service]] for service in families}
+        ways = exposure.ways_in(
+            (port._replace(host_ip=host), first[service], closed[service]) for service, port, host in rows
+        )
         policies = {service: store.policy(store.home(service)) for service in families}
         ways = [exposure.narrowed(each, policies[service]) for each, (service, _, _) in zip(ways, rows, strict=True)]
     cells = [

@@ -104,15 +104,17 @@ _COLOURS = {
 }
 
 
+def said_columns() -> int:
+    """How wide COLUMNS says that the terminal is; 0 where it says nothing that can be."""
+    said = os.environ.get("COLUMNS", "")
+    return int(said) if said.isascii() and said.isdigit() and len(said) < 10 else 0
+
+
 def terminal_columns(descriptor: int) -> int:
     """How wide the terminal is that this output goes to; 0 where it is none."""
     try:
-        return (
-            int(os.environ.get("COLUMNS") or 0) or os.get_terminal_size(descriptor).columns
-            if os.isatty(descriptor)
-            else 0
-        )
-    except (OSError, ValueError):
+        return (said_columns() or os.get_terminal_size(descriptor).columns) if os.isatty(descriptor) else 0
+    except OSError:
         return 0
 
 

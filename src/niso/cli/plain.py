@@ -5,6 +5,7 @@ from __future__ import annotations
 from niso.cli import main
 from niso.cli.command import Command, Group
 from niso.cli.parse import HELP, Args, unknown
+from niso.errors import UsageError
 
 
 def run(name: str, args: Args) -> int:
@@ -19,6 +20,8 @@ def run(name: str, args: Args) -> int:
 
         as_json(schema())
         return 0
+    if args.command and not args.command[0]:
+        raise UsageError("the command to run is empty", "niso lab -- CMD, or niso lab alone for a shell")
     from niso.lab import process
 
     return process.run(args.command)

@@ -27,10 +27,14 @@ def run(action: str, args: Args) -> int:
 
 
 def _ping(args: Args) -> int:
-    from niso import prove, seen
+    from niso.cli.progress import Progress
 
-    store = Store.open(create=False)
-    packet, took = prove.ping(store, args.source, args.destination)
+    with Progress(args) as report:
+        report(f"wait for an answer of {args.destination}")
+        from niso import prove, seen  # a part of the time that is told
+
+        store = Store.open(create=False)
+        packet, took = prove.ping(store, args.source, args.destination)
     from_, to = (seen.resolve(store, name).name for name in (args.source, args.destination))
     if args.json:
         ends = [{"service": s, "address": a} for s, a in ((from_, packet.source), (to, packet.destination))]
@@ -50,6 +54,16 @@ def _ms(seconds: float) -> str:
 
 
 def _explain(args: Args) -> int:
+    if not args.prove:
+        return _explained(args)
+    from niso.cli.progress import Progress
+
+    with Progress(args) as report:
+        report(f"wait for what comes of a packet to {args.destination}")
+        return _explained(args)
+
+
+def _explained(args: Args) -> int:
     from niso import policies, prove, seen
 
     store = Store.open(create=False)
@@ -190,7 +204,7 @@ def _log(args: Args) -> int:
     from niso import drops
 
     store = Store.open(create=False)
-    service = store.home(store.resolve(args.name)) if args.name else None
+    service = None if args.name is None else store.home(store.resolve(args.name))
     try:
         with drops.Log(store, service) as log:
             if not drops.logging(store, service):

@@ -10,10 +10,13 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from niso import waits as locks
-from niso.apply import Report, silent
 from niso.child import keep_only, signals_held
 from niso.cli.output import escaped, note, step
 from niso.cli.parse import Args
+from niso.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from niso.apply import Report  # which is more than the commands need that only look
 
 AT_ONCE_S = 1.0
 AGAIN_S = 10.0
@@ -30,7 +33,7 @@ class Progress:
     """
 
     def __init__(self, args: Args, waits: Iterable[str] = ()) -> None:
-        self._verbose = bool(args.verbose)
+        self._verbose = bool(getattr(args, "verbose", False))
         self._quiet = bool(args.json)  # who reads JSON reads it on stderr too
         self._dry_run = bool(getattr(args, "dry_run", False))
         self._waits = frozenset(waits)
@@ -39,7 +42,7 @@ class Progress:
         self._pid = 0
 
     def __enter__(self) -> Report:
-        steps = note if self._verbose else silent if self._quiet else self._report
+        steps = note if self._verbose else _silent if self._quiet else self._report
         locks.told = steps
         return step if self._dry_run else steps
 
@@ -73,6 +76,10 @@ class Progress:
             os.close(self._pipe)
             os.kill(self._pid, signal.SIGKILL)  # it may not even have begun: do not wait for that
             _killed.append(self._pid)
+
+
+def _silent(line: str) -> None:
+    """Tell nobody."""
 
 
 _killed: list[int] = []

@@ -66,4 +66,4 @@ def _status(args: Args) -> int:
 
     outline = model.outline(args.dir)
     store = Store.open(create=False)
-    return look.ps(store, args.json, {*outline.after, *store.stack_members(outline.name)})
+    return look.ps(store, args, {*outline.after, *store.stack_members(outline.name)})

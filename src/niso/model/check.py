@@ -43,6 +43,16 @@ ARRAY_RULES: dict[str, Callable[[str, str], object]] = {
     "network.policy.egress.allow": parse_egress,
     "network.policy.egress.deny": parse_egress,
 }
+MORE_RULES: dict[str, Callable[[str, str], object]] = {
+    "isolation.resources.memory_max": resources.memory_max,
+    "isolation.resources.cpu_max": resources.cpu_max,
+    "healthcheck.interval": health.interval,
+    "healthcheck.timeout": health.timeout,
+    "healthcheck.start_period": health.start_period,
+    "healthcheck.http": lambda text, key: health.url(text, key, ()),
+    "network.ports": parse_port,
+}
+"""The rules of other keys, or of their items, which `rules` has others ask for."""
 _OF_A_BRIDGE = ("network", "networks", "ip", "aliases", "policy")
 WITHOUT = {
     "host": (*_OF_A_BRIDGE, "ports", "hostname", "share"),
@@ -90,7 +100,7 @@ def _walk(value: object, kind: Any, key: str) -> Iterator[InvalidInput]:
         right = " or ".join(_words(part) for part in kinds)
         choice = isinstance(value, str) and get_origin(kind) is Literal
         reason = "it is none of the choices" if choice else f"it is {_kind_of(value)}"
-        yield values.wrong(key, value, reason, right, _example(value, kinds))
+        yield values.wrong(key, value, reason, right, _example(value, kinds, key))
 
 
 def _walk_table(table: dict[str, object], struct: Any, key: str) -> Iterator[InvalidInput]:
@@ -157,13 +167,38 @@ def _kind_of(value: object) -> str:
     return names.get(type(value), "a date or time")
 
 
-def _example(value: object, kinds: list[Any]) -> str:
-    """The same value in quotes where that makes it a string, or in brackets where that makes it an array."""
-    if str in kinds and isinstance(value, int) and abs(value) < 10**9:
-        return values.shown(str(value).lower())
+def _example(value: object, kinds: list[Any], key: str) -> str:
+    """What was probably meant: a number in quotes, with a unit where the key needs one, or a string in brackets; as the key takes it."""
+    if str in kinds and isinstance(value, int | float) and abs(value) < 10**18:
+        text = str(value).lower()
+        return _accepted(_rule(key), key, text, *(f"{text}{unit}" for unit in ("s", "M", "%")))
     if isinstance(value, str) and any(get_origin(kind) is tuple for kind in kinds):
-        return f"[{values.shown(value)}]"
+        found = _accepted(_rule(f"{key}[0]"), key, value)
+        return f"[{found}]" if found else ""
     return ""
+
+
+def _rule(key: str) -> Callable[[str, str], object] | None:
+    """The rule for the text of a key, as far as there is one."""
+    array, bracket, _ = key.rpartition("[")
+    if bracket:
+        return ARRAY_RULES.get(array) or MORE_RULES.get(array)
+    if key.startswith("volumes."):
+        return {"mount": volumes.mount, "host": volumes.host, "size": volumes.size}.get(key.rpartition(".")[2])
+    return values.ipv4 if key.startswith("network.ip.") else TEXT_RULES.get(key) or MORE_RULES.get(key)
+
+
+def _accepted(rule: Callable[[str, str], object] | None, key: str, *texts: str) -> str:
+    """The first of ``texts`` that the rule takes, else the rule's own example; in quotes."""
+    hint = ""
+    for text in texts:
+        try:
+            if rule is not None:
+                rule(text, key)
+            return values.shown(text)
+        except InvalidInput as error:
+            hint = hint or (error.hint or "").removeprefix("for example ")
+    return hint
 
 
 def nearest(name: str, known: list[str]) -> str | None:

@@ -80,8 +80,10 @@ def _range(part: str, text: str, key: str) -> tuple[int, int]:
     low, dash, high = part.partition("-")
     first = values.port_number(low)
     last = values.port_number(high) if dash else first
-    if first is None or last is None or last < first:
+    if first is None or last is None:
         raise _wrong(text, key, f"{values.shown(part)} is no port")
+    if last < first:
+        raise _wrong(text, key, f"its range ends before it starts, {first} is more than {last}")
     return first, last
 
 

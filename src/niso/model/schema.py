@@ -95,7 +95,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "Policy.deny_from": (_PEER, f"Who may not connect, whatever allow_from says. Each is {_PEER_FORMS}"),
     "Egress.allow": (_PEER, f"Where alone it may connect; without it everywhere. Each is {_PEER_FORMS}"),
     "Egress.deny": (_PEER, f"Where it may not connect, whatever allow says. Each is {_PEER_FORMS}"),
-    "Network.ip": (_IPV4, "A static address; with several networks a table of network and address."),
+    "Network.ip": (
+        _IPV4,
+        "A static IPv4 address; with several networks a table of network and address. An IPv6 address cannot be chosen: it is leased, and kept.",
+    ),
 }
 _DESCRIPTIONS = {
     "Manifest.package": "What the service is called.",

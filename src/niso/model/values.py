@@ -218,10 +218,11 @@ def ipv4(text: str, key: str) -> str:
     """A unicast IPv4 address that a service can have, as text; whether its network has it is IPAM's to say."""
     octets = _octets(text)
     if octets is None and is_ipv6(text):
-        reason: str | None = "only the IPv4 address can be chosen: the IPv6 one is leased, and kept"
-    else:
-        reason = "it is no IPv4 address" if octets is None else _not_unicast(octets)
-    if reason:
+        only4 = "only the IPv4 address can be chosen: the IPv6 one is leased, and kept"
+        error = wrong(key, text, only4, "an IPv4 address where the network has an IPv4 subnet, or none")
+        error.hint = f"leave {key} out"
+        raise error
+    if reason := "it is no IPv4 address" if octets is None else _not_unicast(octets):
         raise wrong(key, text, reason, "an IPv4 address of the network", '"10.99.1.10"')
     return text
 

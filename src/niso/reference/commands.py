@@ -50,7 +50,7 @@ def page_blocks() -> Iterator[Block]:
     """All commands, for docs/reference/commands.md."""
     yield Text(
         "Each command and action tells the same of itself with `--help`, and `man niso` has it too. What is called with a service takes "
-        "its name, its hostname or an alias. All but help, version, schema and completion need root."
+        "its name, its hostname or an alias, each with .niso.local or without. All but help, version, schema and completion need root."
     )
     for each in plain.first_screen():
         commands = each.actions if isinstance(each, Group) else (each,)
@@ -74,7 +74,7 @@ def manuals() -> Iterator[Page]:
         Text(
             "niso runs services on one machine and gives each a network of its own: a bridge, a veth pair, an address, names for its "
             "peers, and published ports. The kernel does all of it; there is no daemon and no proxy process. A service is a folder with "
-            "a manifest.toml, see niso-manifest(5). What is called with a service takes its name, its hostname or an alias. All but "
+            "a manifest.toml, see niso-manifest(5). What is called with a service takes its name, its hostname or an alias, each with .niso.local or without. All but "
             "help, version, schema and completion need root."
         ),
         Heading("Commands"),

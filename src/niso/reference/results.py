@@ -267,7 +267,7 @@ RESULTS: dict[str, Result] = {
         (
             Field("time", "string", "time, to the millisecond"),
             Field("service", "string", "whose policy dropped it"),
-            Field("direction", "string", "ingress or egress"),
+            Field("direction", "string", "in or out: its ingress or its egress policy"),
             Field("key", "string", "the key of the manifest"),
             Field("source", "object", "the sender", _END),
             Field("destination", "object", "the receiver", (*_END, _AT[0])),
@@ -339,7 +339,5 @@ def _rows(fields: tuple[Field, ...], above: str) -> Iterator[tuple[str, str]]:
         kind = {"array": "array of objects" if field.of else "array"}.get(field.type, field.type)
         words = "; ".join(each for each in (field.words, f"only where {field.when}" if field.when else "") if each)
         yield f"{above}{field.name}: {kind}{' or null' if field.null else ''}", words
-        if field.of and field.of not in (_PORT, _JUDGED):
+        if field.of and field.of is not _JUDGED:
             yield from _rows(field.of, f"{above}{field.name}{'[]' if field.type == 'array' else ''}.")
-        elif field.of is _PORT and field.name == "ports" and not above:
-            yield from _rows(field.of, f"{above}{field.name}[].")

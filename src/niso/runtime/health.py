@@ -12,7 +12,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 from niso import paths
 from niso.errors import NisoError
@@ -268,11 +268,12 @@ def known(service: str) -> Known | None:
         return None
 
 
-def look(services: Sequence[Asked]) -> dict[str, Health]:
-    """How services are, asked at most once an interval; all that are to be asked are asked at once."""
+def look(services: Sequence[Asked], report: Callable[[str], None]) -> dict[str, Health]:
+    """How services are, asked at most once an interval; all that are to be asked are asked at once. ``report`` is told of whom."""
     import fcntl
 
-    if any(_is_due(each) for each in services):
+    if late := [each.service for each in services if _is_due(each)]:
+        report(f"wait for the health of {', '.join(late)}")
         lock = open_lock(".health")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)

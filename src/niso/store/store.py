@@ -242,12 +242,13 @@ class Store(SnapshotRows, StackRows):
         return [(row[0], bool(row[1]), bool(row[2])) for row in rows]
 
     def resolve(self, name: str) -> str:
-        """The service that answers to ``name`` (its name, hostname or an alias). NotFound names near ones."""
-        row = self._db.execute("SELECT service FROM host_name WHERE name=?", (name,)).fetchone()
+        """The service that answers to ``name`` (its name, hostname or an alias, also with .niso.local). NotFound names near ones."""
+        bare = bare_name(name)
+        row = self._db.execute("SELECT service FROM host_name WHERE name=?", (bare,)).fetchone()
         if row:
             return str(row[0])
         known = [each[0] for each in self._db.execute("SELECT name FROM host_name ORDER BY name")]
-        raise NotFound(f"no service {name!r}", suggest(name, known, "niso ps lists the services"))
+        raise NotFound(f"no service {name!r}", suggest(bare, known, "niso ps lists the services"))
 
     # What a begun change has given up is held until it has ended: it may have to be put back.
 
@@ -493,6 +494,11 @@ def _service_row(row: tuple[object, ...]) -> ServiceRow:
     return fields._replace(
         active=bool(fields.active), networks=tuple(decoded(str(fields.networks))), enabled=bool(fields.enabled)
     )
+
+
+def bare_name(name: str) -> str:
+    """The name of a service without .niso.local, which may follow it."""
+    return name.removesuffix(".niso.local")  # names.DOMAIN, which would be another module for every command to load
 
 
 def suggest(name: str, known: list[str], otherwise: str) -> str:

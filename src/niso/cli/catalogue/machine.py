@@ -41,7 +41,7 @@ COMMANDS = (
         "`ip netns exec neighbour ...` a third (192.0.2.3). There is no way out of it. All of it ends with the command.",
         (
             ("niso lab", ""),
-            ("niso lab -- sh -c 'niso activate ./api && ip netns exec client curl http://192.0.2.1:8080'", ""),
+            ("niso lab -- sh -c 'niso activate ./api && curl http://192.0.2.1:8080'", ""),
         ),
         (
             ("N", "the command's own"),

@@ -44,7 +44,14 @@ GROUP = Group(
                 ("niso net create db --internal", ""),
             ),
         ),
-        Command("net list", "list the networks", (), (JSON,), "", (("niso net list", ""),)),
+        Command(
+            "net list",
+            "list the networks",
+            (),
+            (JSON,),
+            "The default network, niso-default, comes first, the others by their names.",
+            (("niso net list", ""),),
+        ),
         Command(
             "net inspect",
             "show one network and its services",
