@@ -10,7 +10,7 @@ from itertools import chain
 
 from niso import exposure, failpoint, forwarding, names, paths, policies, rows, services, strays
 from niso.apply import Lock, Report, compare, desired_now, repair, silent
-from niso.diff import Step
+from niso.diff import Step, unhindered
 from niso.errors import Conflict, ErrorGroup, NisoError, NotFound
 from niso.kernel import netns, sysctl
 from niso.kernel.nftables import Nft
@@ -109,6 +109,7 @@ def findings(want: State, have: State) -> list[Finding]:
     """The differences; what only follows from another one (an address of a missing link) is not named again."""
     found: list[Finding] = []
     without: set[str] = set()
+    want = unhindered(want, have)
     for wanted, present in zip(kinds(want), kinds(have), strict=True):
         before: dict[tuple[str, ...], Thing] = {thing.key(): thing for thing in present}
         for thing in sorted(wanted):
@@ -481,7 +482,10 @@ def _followed(thing: Thing, was: Thing | None) -> list[str]:
     if isinstance(thing, Address | Route) and ":" in (
         thing.address if isinstance(thing, Address) else thing.destination
     ):
-        return [f"link /{thing.netns}/{thing.link} {why}" for why in ("down", "without IPv6")]
+        whole = f"link /{thing.netns}/all without IPv6"
+        return [whole, *(f"link /{thing.netns}/{thing.link} {why}" for why in ("down", "without IPv6"))]
+    if isinstance(thing, Sysctl) and thing.name.endswith("/default/disable_ipv6"):  # set with that of all
+        return [f"link /{thing.netns}/all without IPv6"]
     if isinstance(thing, Route) or (isinstance(thing, Address) and was is not None):
         return [f"link /{thing.netns}/{thing.link} down"]
     return []

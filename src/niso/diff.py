@@ -91,6 +91,7 @@ AnyStep = Step | NftTransaction | HostsEdit
 
 def diff(want: State, have: State) -> list[AnyStep]:
     """The steps that make ``have`` into ``want``. Both must be of the same extent; equal states give no step."""
+    want = unhindered(want, have)
     first, last = _nft(want, have)
     early = _veths_in_the_way(want, have)
     have = _without(have, early)
@@ -124,6 +125,23 @@ def diff(want: State, have: State) -> list[AnyStep]:
     edits, files_gone = _hosts(want, have)
     gone.reverse()
     return [*first, *made, *edits, *files_gone, *_ordered(gone), *last]
+
+
+def unhindered(want: State, have: State) -> State:
+    """``want`` with the right values of sysctls that niso leaves as a new link has them, where ``have`` shows one that is in
+    its way: IPv6 switched off for a service, IPv4 forwarding for a bridge (`niso.kernel.read` looks where it can be)."""
+    inside, bridges = {thing.name for thing in want.netns}, {thing.name for thing in want.bridges}
+    known = _keys(want.sysctls)
+    added = set()
+    for thing in have.sysctls:
+        _, family, _, link, name = (*thing.name.split("/"), "", "", "")[:5]
+        if thing.key() in known:
+            continue
+        if (family, name, thing.value) == ("ipv6", "disable_ipv6", "1") and thing.netns in inside:
+            added.add(thing._replace(value="0"))
+        if (family, name, thing.value) == ("ipv4", "forwarding", "0") and not thing.netns and link in bridges:
+            added.add(thing._replace(value="1"))
+    return want._replace(sysctls=want.sysctls | added) if added else want
 
 
 _FORWARDING_OF_ALL = "net/ipv6/conf/all/forwarding"

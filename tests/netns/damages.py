@@ -411,6 +411,23 @@ DAMAGES: dict[str, Damage] = {
         [("different", r"^sysctl net/ipv6/conf/niso-extra/disable_ipv6='0'$")],
         stack="dual",
     ),
+    "IPv6 off inside": Damage(
+        ("Sysctl.value",),
+        lambda w: w.sysctl("net.ipv6.conf.eth0.disable_ipv6=1", "niso-api"),
+        [("different", r"^sysctl net/ipv6/conf/eth0/disable_ipv6='0' in niso-api$")],
+        stack="dual",
+    ),
+    "IPv6 off of all inside": Damage(
+        ("Sysctl.value",),
+        lambda w: w.sysctl("net.ipv6.conf.all.disable_ipv6=1", "niso-api"),
+        [("different", r"^sysctl net/ipv6/conf/all/disable_ipv6='0' in niso-api$")],
+        stack="dual",
+    ),
+    "forwarding of a bridge off": Damage(
+        ("Sysctl.value",),
+        lambda w: w.sysctl("net.ipv4.conf.niso-backend.forwarding=0"),
+        [("different", r"^sysctl net/ipv4/conf/niso-backend/forwarding='1'$")],
+    ),
     "sysctl inside": Damage(
         ("Sysctl.value",),
         lambda w: w.sysctl("net.ipv4.ip_unprivileged_port_start=1024", "niso-api"),

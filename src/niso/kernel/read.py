@@ -78,6 +78,10 @@ def read(
     here = wanted.pop("", _Wanted())
     _addresses(rtnl, "", here.links, addresses, routes)
     sysctls |= _sysctls(here.sysctls)
+    if strays and Sysctl("", "net/ipv4/ip_forward", "1") in sysctls:
+        # bridges follow that one, until somebody sets theirs
+        forwarding = (f"net/ipv4/conf/{bridge.name}/forwarding" for bridge in bridges)
+        sysctls |= {found for found in _sysctls(Sysctl("", each, "1") for each in forwarding) if found.value == "0"}
     for name in sorted({thing.name for thing in candidates.netns}):
         if not netns.exists(name):
             continue
@@ -310,6 +314,7 @@ class _Wanted:
     def __init__(self) -> None:
         self.veths: list[Veth] = []
         self.links: set[str] = set()  # that have a candidate address or route
+        self.addresses6: set[tuple[str, str]] = set()  # (link, address)
         self.sysctls: list[Sysctl] = []
 
 
@@ -318,7 +323,10 @@ def _by_namespace(candidates: State) -> dict[str, _Wanted]:
     for veth in candidates.veths:
         found.setdefault(veth.netns, _Wanted()).veths.append(veth)
     for thing in candidates.addresses | candidates.routes:
-        found.setdefault(thing.netns, _Wanted()).links.add(thing.link)
+        here = found.setdefault(thing.netns, _Wanted())
+        here.links.add(thing.link)
+        if isinstance(thing, Address) and ":" in thing.address:
+            here.addresses6.add((thing.link, thing.address))
     for each in candidates.sysctls:
         found.setdefault(each.netns, _Wanted()).sysctls.append(each)
     return found
@@ -365,16 +373,31 @@ def _inside(
         return None
     namespaces.add(Netns(name, alias, lo is not None and lo.up))
     links = {}
+    there = set()
     for link_name in peers | wanted.links:
         link = rtnl.link(link_name)
         if link is not None:
+            there.add(link_name)
             _addresses_of(rtnl, name, link, addresses, routes)
             if link_name in peers:
                 links[link_name] = link
-    if wanted.sysctls:
+    lost = wanted.addresses6 - {(each.link, each.address) for each in addresses if each.netns == name}
+    without = sorted({link for link, _ in lost} & there)
+    if wanted.sysctls or without:
         with netns.inside(name):
             sysctls |= _sysctls(wanted.sysctls)
+            sysctls |= _switched_off(name, without)
     return links
+
+
+def _switched_off(name: str, links: list[str]) -> set[Sysctl]:
+    """What keeps these links of a namespace from having IPv6 addresses: the switch of all, else those of their own."""
+    for some in (["all"], links) if links else ():
+        wanted = (Sysctl(name, f"net/ipv6/conf/{link}/disable_ipv6", "0") for link in some)
+        found = {thing for thing in _sysctls(wanted) if thing.value == "1"}
+        if found:
+            return found
+    return set()
 
 
 def _lo_alias(name: str) -> str:
