@@ -75,6 +75,7 @@ def check(store: Store, name: str | None = None) -> list[Finding]:
             *_processes(store, store.active_services()),
             *(Finding("foreign", f"process of service {name!r}", NOT_ACTIVE) for name in _left_running(store)),
             *_other_firewalls(store.networks()),
+            *_closed_links(store.active_services()),
         ]
     if store.network(name) is not None and store.name_holder(name) is None:
         scope, active = Scope((), (name,)), []
@@ -94,6 +95,7 @@ def check(store: Store, name: str | None = None) -> list[Finding]:
         *findings(want, read(want, alias(store.state_id()), strays=True)),
         *_processes(store, active),
         *_other_firewalls(network for each in scope.networks or () if (network := store.network(each))),
+        *_closed_links(active),
     ]
 
 
@@ -103,6 +105,11 @@ def _hole(found: rows.Hole) -> Finding:
 
 def _other_firewalls(networks: Iterable[Network]) -> list[Finding]:
     return [Finding("foreign", drop.words(), f"add: {'; '.join(drop.remedy)}") for drop in exposure.drops(networks)]
+
+
+def _closed_links(active: list[str]) -> list[Finding]:
+    """Of the host's links; where no service is active it is nobody's concern."""
+    return [Finding("foreign", what, remedy) for what, remedy in exposure.closed_links()] if active else []
 
 
 def findings(want: State, have: State) -> list[Finding]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from niso import firewalls
 from niso.firewalls import Drop
-from niso.kernel import sysctl
+from niso.kernel import host, sysctl
 from niso.kernel.rtnetlink import Rtnl
 from niso.records import ANY4, ANY6, Network, Policy, Port
 
@@ -32,13 +32,26 @@ def drops(networks: Iterable[Network]) -> list[Drop]:
     return list(dict.fromkeys(found))
 
 
+def closed_links() -> list[tuple[str, str]]:
+    """(what is wrong, what to do) of each link of the host that forwards no IPv4: nobody reaches a service by it, and no
+    service reaches anybody. It is not niso's to change. Raises KernelError."""
+    return [
+        (f"link {name} forwards no IPv4 ({_forwarding(name)} is 0)", f"sysctl -w {_forwarding(name)}=1")
+        for name in sorted(host.not_forwarding())
+    ]
+
+
+def _forwarding(link: str) -> str:
+    return f"net/ipv4/conf/{link}/forwarding"
+
+
 def ways_in(ports: Iterable[tuple[Port, Network]]) -> list[list[str]]:
     """For each port (with one address, or all of one family) and its network: who can reach it, in words.
 
     Raises KernelError.
     """
     wanted = list(ports)
-    addresses = _addresses()
+    addresses, closed = _addresses(), set(host.not_forwarding())
     blocked: dict[tuple[str, int], list[str]] = {}
     for network in {network for _, network in wanted}:
         for family in (4, 6):
@@ -47,7 +60,7 @@ def ways_in(ports: Iterable[tuple[Port, Network]]) -> list[list[str]]:
     ways = []
     for port, network in wanted:
         chains = blocked[network.name, port.families[0]]
-        ways.append(_ways(port, addresses, f" (but {', '.join(chains)} drops it)" if chains else ""))
+        ways.append(_ways(port, addresses, closed, f" (but {', '.join(chains)} drops it)" if chains else ""))
     return ways
 
 
@@ -79,7 +92,7 @@ def _addresses() -> list[tuple[str, str, bool]]:
     return found
 
 
-def _ways(port: Port, addresses: list[tuple[str, str, bool]], but: str) -> list[str]:
+def _ways(port: Port, addresses: list[tuple[str, str, bool]], closed: set[str], but: str) -> list[str]:
     if port.host_ip in (ANY4, ANY6):
         there = [each for each in addresses if (":" in each[0]) == (port.host_ip == ANY6)]
     elif port.host_ip.startswith("127."):
@@ -88,6 +101,8 @@ def _ways(port: Port, addresses: list[tuple[str, str, bool]], but: str) -> list[
         there = [each for each in addresses if each[0] == port.host_ip]
         if not there:
             return [f"nobody: this host has no address {port.host_ip} now"]
-    outside = [f"{address} on {link}" for address, link, is_outside in there if is_outside]
+    shut = {link for address, link, _ in there if ":" not in address and link in closed}
+    outside = [f"{address} on {link}" for address, link, is_outside in there if is_outside and link not in shut]
     others = [f"other machines by {', '.join(outside)}{but}"] if outside else []
-    return ["this host", f"services{but}", *others]
+    nobody = [f"nobody by {link}: {_forwarding(link)} is 0" for link in sorted(shut)]
+    return ["this host", f"services{but}", *others, *nobody]
