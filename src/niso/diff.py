@@ -288,8 +288,10 @@ def _bridge_words(step: Step) -> str:
         )
     was = step.was if isinstance(step.was, Bridge) else bridge
     address = f" address {bridge.mac}" if was.mac != bridge.mac else ""
-    usual = (f"{name} {30000 if name == 'ageing_time' else 0}" for name in _first_words(was.strange))
-    return " ".join((f"ip link set {bridge.name} mtu {bridge.mtu}{address} up {tracked}", *usual))
+    names = _first_words(was.strange)
+    arp = " arp on" if "arp" in names else ""
+    usual = (f"{name} {30000 if name == 'ageing_time' else 0}" for name in names if name != "arp")
+    return " ".join((f"ip link set {bridge.name} mtu {bridge.mtu}{address}{arp} up {tracked}", *usual))
 
 
 def _first_words(strange: str) -> list[str]:
@@ -317,13 +319,21 @@ def _veth_words(step: Step) -> str:
     words = f"ip link set {veth.name} mtu {veth.mtu} master {veth.bridge} up"
     was = step.was if isinstance(step.was, Veth) else veth
     flags = [f"hairpin {'on' if veth.hairpin else 'off'}"] if was.hairpin != veth.hairpin else []
+    arp = {
+        "arp off": f"ip link set {veth.name} arp on",
+        "arp off inside": f"ip -n {veth.netns} link set {veth.peer} arp on",
+    }
+    also: list[str] = []
     for each in was.strange.split(", ") if was.strange else []:
         name, _, value = each.partition(" ")
+        if each in arp:
+            also.append(arp[each])
+            continue
         flags.append(f"{name} {({'on': 'off', 'off': 'on', 'set': '0'}).get(value, '3')}")
-    if not flags:
-        return words
-    switched = f"bridge link set dev {veth.name} {' '.join(flags)}"
-    return switched if was._replace(hairpin=veth.hairpin, strange="") == veth else f"{words} && {switched}"
+    if flags:
+        also.append(f"bridge link set dev {veth.name} {' '.join(flags)}")
+    alone = also and was._replace(hairpin=veth.hairpin, strange="") == veth
+    return " && ".join(also if alone else [words, *also])
 
 
 def _address_words(step: Step) -> str:

@@ -70,7 +70,7 @@ class Netns(NamedTuple):
 class Veth(NamedTuple):
     """A veth pair: ``name`` on the host, a port of ``bridge``; ``peer`` in ``netns``. ``up`` is both ends.
 
-    ``strange`` names the port's other flags that are not as on a new one (kernel/bridging.py).
+    ``strange`` names the port's other flags, and of the peer's ARP, that are not as on a new one (kernel/bridging.py).
     """
 
     name: str

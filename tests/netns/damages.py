@@ -340,7 +340,29 @@ DAMAGES: dict[str, Damage] = {
     "port disabled": Damage(
         ("Veth.strange",), lambda w: w.run("bridge", "link", "set", "dev", w.port, "state", "0"), [("different", API)]
     ),
+    "ARP off inside": Damage(
+        ("Veth.strange",), lambda w: w.ip("-n niso-api link set eth0 arp off"), [("different", API)]
+    ),
+    "ARP off of the port": Damage(
+        ("Veth.strange",), lambda w: w.ip(f"link set {w.port} arp off"), [("different", API)]
+    ),
+    "ARP off and port disabled": Damage(
+        ("Veth.strange",),
+        lambda w: w.sh(
+            'ip -n niso-api link set eth0 arp off; ip link set "$1" arp off mtu 1400; bridge link set dev "$1" isolated on',
+            w.port,
+        ),
+        [("different", API), ("different", r"^bridge niso-backend$")],
+    ),
     # --- bridges
+    "ARP off of the bridge": Damage(
+        ("Bridge.strange",), lambda w: w.ip("link set niso-extra arp off"), [("different", r"^bridge niso-extra$")]
+    ),
+    "ARP off of a bridge with STP": Damage(
+        ("Bridge.strange",),
+        lambda w: w.ip("link set niso-extra arp off", "link set niso-extra type bridge stp_state 1"),
+        [("different", r"^bridge niso-extra$")],
+    ),
     "bridge gone": Damage(
         ("Bridge missing",), lambda w: w.ip("link delete niso-extra"), [("missing", r"^bridge niso-extra$")], anew=True
     ),

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 
 from niso import paths
 from niso.errors import Conflict
-from niso.kernel import neighbours, netns, sysctl
+from niso.kernel import bridging, neighbours, netns, sysctl
 from niso.kernel.nftset import HEADERS, Nfnetlink
 from niso.kernel.rtnetlink import Link, Rtnl
 from niso.kernel.sockets import Sockets
@@ -418,7 +418,8 @@ def _veth(link: Link, name: str, inner: dict[str, Link], bridge: str) -> Veth:
         return Veth(link.name, "", "", "", link.mtu, bridge, link.hairpin, link.alias, link.up, link.strange)
     mtu = link.mtu if link.mtu == peer.mtu else -1
     up = link.up and peer.up
-    return Veth(link.name, name, peer.name, peer.mac, mtu, bridge, link.hairpin, link.alias, up, link.strange)
+    strange = ", ".join([*filter(None, [link.strange]), *([bridging.ARP_OFF_INSIDE] if peer.strange else [])])
+    return Veth(link.name, name, peer.name, peer.mac, mtu, bridge, link.hairpin, link.alias, up, strange)
 
 
 def _folders() -> list[str]:

@@ -47,7 +47,7 @@ _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_TABLE = 1, 4
 _METRIC6 = 256  # IP6_RT_PRIO_ADDRCONF: of the routes that the kernel adds with IPv6 addresses
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
 
-_IFF_UP = 1
+_IFF_UP, _IFF_NOARP = 1, 0x80
 _SIOCGIFNAME, _SIOCGIFINDEX = 0x8910, 0x8933
 _OWN_INDEX = 1 << 20  # the first index of links made here; the kernel counts up from 1
 _INDEX_TRIES = 16
@@ -245,7 +245,9 @@ class Rtnl(netlink.Netlink):
         ``hairpin`` is for a bridge's port, ``call_iptables`` and ``call_ip6tables`` are for a bridge (see `add_bridge`).
         What ``strange`` names of a port or a bridge is put back (`niso.kernel.bridging`).
         """
-        flags = _IFF_UP if up else 0
+        flags, switched = _IFF_UP if up else 0, 0 if up is None else _IFF_UP
+        if bridging.ARP_OFF in strange.split(", "):
+            switched |= _IFF_NOARP
         changes = text(_IFLA_IFNAME, name)
         words = []
         if mtu is not None:
@@ -265,7 +267,7 @@ class Rtnl(netlink.Netlink):
         messages = []
         if words:
             what = f"set link '{name}' {', '.join(words)}"
-            messages.append(Message(what, _NEWLINK, 0, _ifinfo(0, flags, 0 if up is None else _IFF_UP) + changes))
+            messages.append(Message(what, _NEWLINK, 0, _ifinfo(0, flags, switched) + changes))
         if hairpin is not None:
             what = f"set hairpin of '{name}' {'on' if hairpin else 'off'}"
             messages.append(Message(what, _NEWLINK, 0, _ifinfo() + text(_IFLA_IFNAME, name) + _hairpin(hairpin)))
@@ -485,6 +487,9 @@ def _parse_link(body: bytes) -> Link:
     own = attributes(info.get(_INFO_DATA, b"")) if kind == "bridge" else {}
     is_port = netlink.string(info.get(_INFO_SLAVE_KIND, b"")) == "bridge"
     port = attributes(info.get(_INFO_SLAVE_DATA, b"")) if is_port else {}
+    strange = bridging.strange_port(port, _number(found, _IFLA_OPERSTATE, 0)) if port else bridging.strange_bridge(own)
+    if flags & _IFF_NOARP:
+        strange = f"{bridging.ARP_OFF}, {strange}" if strange else bridging.ARP_OFF
     return Link(
         index=index,
         name=netlink.string(found[_IFLA_IFNAME]),
@@ -499,9 +504,7 @@ def _parse_link(body: bytes) -> Link:
         hairpin=port.get(_BRPORT_MODE, b"\0") != b"\0",
         call_iptables=own.get(_BR_NF_CALL_IPTABLES, b"\0") != b"\0",
         call_ip6tables=own.get(_BR_NF_CALL_IP6TABLES, b"\0") != b"\0",
-        strange=bridging.strange_port(port, _number(found, _IFLA_OPERSTATE, 0))
-        if port
-        else bridging.strange_bridge(own),
+        strange=strange,
     )
 
 

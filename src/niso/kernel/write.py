@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from niso import failpoint, paths
 from niso.diff import AnyStep, Edit, HostsEdit, NftTransaction, Step
 from niso.errors import KernelError, NisoError
-from niso.kernel import modules, neighbours, netns, sysctl
+from niso.kernel import bridging, modules, neighbours, netns, sysctl
 from niso.kernel.announce import announce
 from niso.kernel.nftset import HEADERS, Change, Nfnetlink, can_change
 from niso.kernel.rtnetlink import Rtnl
@@ -204,6 +204,7 @@ class _Writer:
 
     def _veth(self, step: Step, veth: Veth) -> None:
         rtnl = self._sockets.at("")
+        inside = ""
         if step.action == "add":
             fd = netns.open_fd(veth.netns)
             try:
@@ -220,9 +221,12 @@ class _Writer:
             finally:
                 os.close(fd)
         else:
-            strange = step.was.strange if isinstance(step.was, Veth) and step.was.bridge == veth.bridge else ""
+            found = step.was.strange if isinstance(step.was, Veth) else ""
+            inside = bridging.ARP_OFF if bridging.ARP_OFF_INSIDE in found else ""
+            # another bridge's port is a new one
+            strange = found if isinstance(step.was, Veth) and step.was.bridge == veth.bridge else ""
             rtnl.set_link(veth.name, mtu=veth.mtu, master=veth.bridge, hairpin=veth.hairpin, up=True, strange=strange)
-        self._sockets.at(veth.netns).set_link(veth.peer, mtu=veth.mtu, up=True)
+        self._sockets.at(veth.netns).set_link(veth.peer, mtu=veth.mtu, up=True, strange=inside)
 
     def _address(self, action: str, address: Address) -> None:
         rtnl, index = self._link(address.netns, address.link)
