@@ -485,6 +485,35 @@ DAMAGES: dict[str, Damage] = {
         lambda w: w.run("cp", "/dev/null", "/run/niso/hosts/backend+extra/hosts"),
         [("missing", r"^hosts file /run/niso/hosts/backend\+extra/hosts$")],
     ),
+    "hosts file that services may not read": Damage(
+        ("HostsFile missing",),
+        lambda w: w.run("chmod", "000", "/run/niso/hosts/backend/hosts"),
+        [("missing", r"^hosts file /run/niso/hosts/backend/hosts$")],
+    ),
+    "hosts folder that services may not enter": Damage(
+        ("HostsFile missing",),
+        lambda w: w.run("chmod", "700", "/run/niso/hosts/backend"),
+        [("missing", r"^hosts file /run/niso/hosts/backend/hosts$")],
+    ),
+    "FIFO in place of a hosts file": Damage(
+        ("HostsFile missing",),
+        lambda w: w.sh(
+            "rm /run/niso/hosts/backend/hosts; mkfifo /run/niso/hosts/backend/hosts /run/niso/hosts/backend/hosts.new"
+        ),
+        [("missing", r"^hosts file /run/niso/hosts/backend/hosts$")],
+    ),
+    "link in place of a hosts file": Damage(
+        ("HostsFile missing",),
+        lambda w: w.sh("mv /run/niso/hosts/backend/hosts /tmp/moved; ln -s /tmp/moved /run/niso/hosts/backend/hosts"),
+        [("missing", r"^hosts file /run/niso/hosts/backend/hosts$")],
+    ),
+    "folder in place of a hosts file": Damage(
+        ("HostsFile missing",),
+        lambda w: w.sh(
+            "rm /run/niso/hosts/backend/hosts; mkdir /run/niso/hosts/backend/hosts /run/niso/hosts/backend/hosts.new"
+        ),
+        [("missing", r"^hosts file /run/niso/hosts/backend/hosts$")],
+    ),
     "hosts file too many": Damage(
         ("HostsFile foreign",),
         lambda w: w.sh("cp -r /run/niso/hosts/backend /run/niso/hosts/evil"),
@@ -522,6 +551,12 @@ DAMAGES: dict[str, Damage] = {
     ),
     "conmon and process killed": Damage(
         ("process",), lambda w: w.kill_conmon(process=True), [("missing", r"^process of service 'api'$")], anew=True
+    ),
+    "FIFO in place of the process's record": Damage(
+        ("process",),
+        lambda w: w.sh("cd /run/niso/services/api; rm state.json; mkfifo state.json state.json.new"),
+        [("missing", r"^process of service 'api'$")],
+        anew=True,
     ),
     "crun's state gone": Damage(
         ("crun",),

@@ -165,6 +165,30 @@ def test_service_that_is_not_known_any_more_is_ended(lab: Lab) -> None:
     assert ask(lab, HOST, 8080, "client") == f"api {CLIENT}"
 
 
+@pytest.mark.parametrize("odd", ["mkfifo", "mkdir", "mkdir -p F/full"])
+def test_odd_files_in_the_run_folder_keep_no_service_from_being_deactivated(two: World, odd: str) -> None:
+    lab = two.lab
+    lab.niso("activate", idle(lab, "lone", network=on("extra")))
+    hosts, state = "/run/niso/hosts/extra/hosts", "/run/niso/services/lone/state.json"
+    lab.run("sh", "-c", f"rm {hosts} {state}; {odd.replace('F', hosts)} {hosts}; mkfifo {state}")
+    assert lab.niso("ps", check=False, timeout=20).returncode == 0
+    assert lab.niso("deactivate", "lone", timeout=20).returncode == 0
+    lab.run("rm", "-rf", "/run/niso/hosts/extra")
+    lab.niso("net", "repair")
+    assert two.check() == []
+
+
+def test_hosts_file_that_is_a_full_folder_is_not_removed(two: World) -> None:
+    lab = two.lab
+    hosts = "/run/niso/hosts/backend/hosts"
+    lab.run("sh", "-c", f"rm {hosts}; mkdir -p {hosts}/full")
+    status, out, err = two.niso("net", "repair")
+    assert (status, out) == (1, "") and f"{hosts} is a folder that is not empty" in err and "move it away" in err, err
+    lab.run("mv", hosts, "/tmp/away")
+    assert two.niso("net", "repair")[:2] == (0, "repaired: 1 steps\n")
+    assert two.check() == []
+
+
 def test_next_command_builds_the_rules_anew_for_all_services(two: World) -> None:
     """An activation after a flush must not leave the other services without their rules."""
     lab = two.lab

@@ -10,7 +10,7 @@ import ipaddress
 import os
 from collections.abc import Collection, Iterable
 
-from niso import paths
+from niso import files, paths
 from niso.errors import Conflict
 from niso.kernel import bridging, neighbours, netns, sysctl
 from niso.kernel.nftset import HEADERS, Nfnetlink
@@ -111,7 +111,7 @@ def read(
 
     if strays:
         _host_strays(bridges, alias, attached, found_by_hand, addresses)
-    files, lines = _hosts_lines(candidates)
+    whole, present = _hosts_lines(candidates)
     return tables._replace(
         bridges=frozenset(bridges),
         netns=frozenset(namespaces),
@@ -121,8 +121,8 @@ def read(
         routes=frozenset(routes),
         attached=frozenset(attached),
         neighbours=frozenset(found_by_hand),
-        hosts_files=files,
-        hosts_lines=lines,
+        hosts_files=whole,
+        hosts_lines=present,
     )
 
 
@@ -185,7 +185,7 @@ def read_all(want: State, alias: str, foreign: Foreign) -> State:
         if link.kind == "veth" and link.name not in known:
             name, far = ends.get(link.index, ("", link))
             strays.add(_veth(link, name, {far.name: far}, by_index.get(link.master, "")))
-    files, lines = _hosts_files(set(_folders()))
+    whole, lines = _hosts_files(set(_folders()))
     tables = _all_tables(alias.partition(":")[2])
     return have._replace(
         rulesets=tables.rulesets,
@@ -193,7 +193,7 @@ def read_all(want: State, alias: str, foreign: Foreign) -> State:
         veths=have.veths | strays,
         addresses=frozenset(addresses),
         routes=frozenset(routes),
-        hosts_files=files,
+        hosts_files=whole,
         hosts_lines=frozenset(lines),
     )
 
@@ -455,22 +455,28 @@ def _hosts_lines(candidates: State) -> tuple[frozenset[HostsFile], frozenset[Hos
 
 
 def _hosts_text(folder: str) -> str | None:
-    """The text of a hosts file that begins as niso writes it; any other counts as absent."""
+    """The text of a hosts file that begins as niso writes it and that everybody may read; any other counts as absent."""
     try:
-        with open(os.path.join(paths.hosts_root(), folder, "hosts"), encoding="utf-8") as file:
-            text = file.read()
+        text = (files.read(os.path.join(paths.hosts_root(), folder, "hosts"), 0o444) or b"").decode()
     except (OSError, ValueError):
         return None
     return text if text.startswith(hosts.HEADER) and text.endswith("\n") else None
 
 
 def _hosts_files(folders: set[str]) -> tuple[frozenset[HostsFile], set[HostsLine]]:
-    """The files that look as niso writes them, and their lines; any other counts as absent."""
-    files, lines = set(), set()
+    """The files that look as niso writes them, and their lines; any other, or one that not everybody gets at, counts as absent."""
+    whole, lines = set(), set()
     for folder in folders:
         text = _hosts_text(folder)
-        found = hosts.lines(text) if text is not None else None
+        found = hosts.lines(text) if text is not None and _is_open(folder) else None
         if found is not None:
-            files.add(HostsFile(folder))
+            whole.add(HostsFile(folder))
             lines |= {HostsLine(folder, address, names) for address, names in found}
-    return frozenset(files), lines
+    return frozenset(whole), lines
+
+
+def _is_open(folder: str) -> bool:
+    try:
+        return os.lstat(os.path.join(paths.hosts_root(), folder)).st_mode & 0o555 == 0o555
+    except OSError:
+        return False

@@ -7,7 +7,7 @@ import os
 from collections.abc import Container, Iterable
 from contextlib import nullcontext
 
-from niso import failpoint, paths
+from niso import failpoint, files, paths
 from niso.diff import AnyStep, Edit, HostsEdit, NftTransaction, Step
 from niso.errors import KernelError, NisoError
 from niso.kernel import bridging, modules, neighbours, netns, sysctl
@@ -295,11 +295,11 @@ def _transaction(step: NftTransaction) -> None:
 def _edit_hosts(step: HostsEdit) -> None:
     folder = os.path.join(paths.hosts_root(), step.folder)
     path = os.path.join(folder, "hosts")
-    os.makedirs(folder, mode=0o755, exist_ok=True)
     text = hosts.HEADER
-    if not step.create:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
+    if step.create:
+        _make_folder(folder)
+    else:
+        text = (files.read(path) or b"").decode()
     text = hosts.edit(
         text,
         {hosts.line(line.address, line.names) for line in step.remove},
@@ -308,27 +308,44 @@ def _edit_hosts(step: HostsEdit) -> None:
     # a reader sees the old file or the new one; the services see the folder, so that a renamed file reaches them
     temporary = f"{path}.new"
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
+        with open(files.make(temporary, 0o644), "w", encoding="utf-8") as file:
             os.fchmod(file.fileno(), 0o644)
             file.write(text)
         failpoint.hit(f"rename {path}")
-        os.rename(temporary, path)
-    except BaseException:
+        files.rename(temporary, path)
+    except BaseException as error:
         os.unlink(temporary)
         if step.create and not os.path.exists(path):
             os.rmdir(folder)
+        if isinstance(error, OSError) and error.errno == errno.ENOTEMPTY:
+            raise KernelError(f"{path} is a folder that is not empty", "move it away, then niso net repair") from error
         raise
+
+
+def _make_folder(folder: str) -> None:
+    """Make it for everybody to read in, whatever is there in its place."""
+    try:
+        os.makedirs(folder, mode=0o755)
+    except FileExistsError:
+        if os.path.isdir(folder) and not os.path.islink(folder):
+            os.chmod(folder, 0o755)
+        else:
+            os.unlink(folder)
+            os.makedirs(folder, mode=0o755)
 
 
 def remove_hosts(folder: str) -> None:
     path = os.path.join(paths.hosts_root(), folder)
     for name in ("hosts", "hosts.new"):
         try:
-            os.unlink(os.path.join(path, name))
-        except FileNotFoundError:
-            pass
+            files.remove(os.path.join(path, name))
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY):
+                raise
     try:
         os.rmdir(path)
+    except NotADirectoryError:
+        os.unlink(path)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):  # what somebody has put there is not niso's
             raise

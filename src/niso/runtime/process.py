@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from niso import failpoint, paths
+from niso import failpoint, files, paths
 from niso.errors import NisoError, ProcessError
 from niso.runtime import cgroup, launch, logs, oci, unit
 from niso.runtime.spec import ProcessSpec, load, read_json, read_state, save, write_json
@@ -430,9 +430,8 @@ def write_state(service: str, record: dict[str, Any]) -> None:
 def exit_code(service: str, bundle: str) -> int | None:
     """What conmon wrote at the end; None before it, and after a failed create (an empty file)."""
     try:
-        with open(f"{bundle}/exits/{launch.container_id(service)}", encoding="ascii") as file:
-            return int(file.read() or "")
-    except (FileNotFoundError, ValueError):
+        return int(files.read(f"{bundle}/exits/{launch.container_id(service)}") or b"")
+    except ValueError:
         return None
 
 
@@ -447,8 +446,8 @@ def clear(service: str) -> None:
 
 def remove_tree(path: str) -> None:
     """Remove a folder of niso's own and all below it; links are removed, not followed. Nothing there is fine."""
-    for folder, folders, files in os.walk(path, topdown=False):
-        for name in files:
+    for folder, folders, others in os.walk(path, topdown=False):
+        for name in others:
             os.unlink(os.path.join(folder, name))
         for name in folders:
             inner = os.path.join(folder, name)
@@ -611,9 +610,8 @@ def _touch(path: str) -> None:
 
 def _read_pid(path: str) -> int | None:
     try:
-        with open(path, encoding="ascii") as file:
-            return int(file.read())
-    except (FileNotFoundError, ValueError):
+        return int(files.read(path) or b"")
+    except ValueError:
         return None
 
 
