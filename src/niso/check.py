@@ -476,6 +476,9 @@ def _different(thing: Thing, was: Thing, without: set[str]) -> list[Finding]:
         if field == "strange":
             texts.append(f"set otherwise: {present}")
             continue
+        if field == "lasting":
+            texts.append("it has a lifetime that ends")
+            continue
         if field == "routed":
             texts.append("the kernel's route to its prefix is gone")
             continue
@@ -546,6 +549,8 @@ def _what(thing: Thing) -> str:
         return f"veth {thing.name}{f' to {thing.netns} {thing.peer}' if thing.netns else ''}"
     if isinstance(thing, Address):
         return f"address {thing.address} on {thing.link}{_in(thing.netns)}"
+    if isinstance(thing, Route) and thing.type:
+        return f"route {thing.type} {thing.destination}{_in(thing.netns)}"
     if isinstance(thing, Route):
         return f"route {thing.destination} via {thing.gateway} on {thing.link}{_in(thing.netns)}"
     if isinstance(thing, Sysctl):

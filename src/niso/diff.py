@@ -340,8 +340,15 @@ def _address_words(step: Step) -> str:
     address = step.thing
     assert isinstance(address, Address)
     if step.action == "change":
-        prefix = ipaddress.ip_interface(address.address).network
-        return f"{_inside(address.netns)}route add {prefix} dev {address.link} proto kernel"
+        was = step.was if isinstance(step.was, Address) else address
+        words = []
+        if not was.lasting:
+            forever = "valid_lft forever preferred_lft forever"
+            words.append(f"{_inside(address.netns)}address replace {address.address} dev {address.link} {forever}")
+        if not was.routed:
+            prefix = ipaddress.ip_interface(address.address).network
+            words.append(f"{_inside(address.netns)}route add {prefix} dev {address.link} proto kernel")
+        return " && ".join(words)
     verb = "delete" if step.action == "delete" else "add"
     return f"{_inside(address.netns)}address {verb} {address.address} dev {address.link}"
 
@@ -349,6 +356,8 @@ def _address_words(step: Step) -> str:
 def _route_words(step: Step) -> str:
     route = step.thing
     assert isinstance(route, Route)
+    if route.type:
+        return f"{_inside(route.netns)}route delete {route.type} {route.destination}"
     verb = {"add": "add", "delete": "delete", "change": "replace"}[step.action]
     return f"{_inside(route.netns)}route {verb} {route.destination} via {route.gateway} dev {route.link}"
 

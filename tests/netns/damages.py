@@ -233,6 +233,47 @@ DAMAGES: dict[str, Damage] = {
         lambda w: w.ip("-n niso-api route delete 10.99.2.0/24"),
         [("different", r"^address 10\.99\.2\.2/24 on eth1 in niso-api$")],
     ),
+    "address that ends": Damage(
+        ("Address.lasting",),
+        lambda w: w.ip("-n niso-api address change 10.99.1.2/24 dev eth0 valid_lft 1000 preferred_lft 1000"),
+        [("different", r"^address 10\.99\.1\.2/24 on eth0 in niso-api$")],
+    ),
+    "IPv6 address that ends": Damage(
+        ("Address.lasting",),
+        lambda w: w.ip("-n niso-api address change fd00:1::2/64 dev eth0 valid_lft 1000 preferred_lft 1000"),
+        [("different", r"^address fd00:1::2/64 on eth0 in niso-api$")],
+        stack="dual",
+    ),
+    "address of a bridge that ends": Damage(
+        ("Address.lasting",),
+        lambda w: w.ip("address change 10.99.2.1/24 dev niso-extra valid_lft 1000 preferred_lft 1000"),
+        [("different", r"^address 10\.99\.2\.1/24 on niso-extra$")],
+    ),
+    "deprecated address": Damage(
+        ("Address.lasting",),
+        lambda w: w.ip("-n niso-api address change fd00:2::2/64 dev eth1 preferred_lft 0"),
+        [("different", r"^address fd00:2::2/64 on eth1 in niso-api$")],
+        stack="dual",
+    ),
+    "route to nowhere": Damage(
+        ("Route foreign",),
+        lambda w: w.ip("-n niso-api route add blackhole 10.99.1.3"),
+        [("foreign", r"^route blackhole 10\.99\.1\.3/32 in niso-api$")],
+    ),
+    "routes to nowhere of other types": Damage(
+        ("Route foreign",),
+        lambda w: w.ip(
+            "-n niso-api route add unreachable 10.99.7.0/24",
+            "-n niso-api route add prohibit default metric 7",
+            "-n niso-api -6 route add blackhole default metric 7",
+        ),
+        [
+            ("foreign", r"^route unreachable 10\.99\.7\.0/24 in niso-api$"),
+            ("foreign", r"^route prohibit 0\.0\.0\.0/0 in niso-api$"),
+            ("foreign", r"^route blackhole ::/0 in niso-api$"),
+        ],
+        stack="dual",
+    ),
     "default route gone": Damage(
         ("Route missing",),
         lambda w: w.ip("-n niso-api route delete default"),

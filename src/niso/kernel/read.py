@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable
 
 from niso import files, paths
 from niso.errors import Conflict
-from niso.kernel import bridging, neighbours, netns, sysctl
+from niso.kernel import bridging, neighbours, netns, rtnetlink, sysctl
 from niso.kernel.nftset import HEADERS, Nfnetlink
-from niso.kernel.rtnetlink import Link, Rtnl
+from niso.kernel.rtnetlink import KERNEL, Link, Rtnl
 from niso.kernel.sockets import Sockets
 from niso.render import hosts, nft
 from niso.state import (
@@ -35,6 +35,8 @@ from niso.state import (
 
 OWN_ROUTES = 3  # RTPROT_BOOT: what niso (like iproute2) adds; the kernel's own routes are its business
 
+
+NOWHERE = {number: word for word, number in rtnetlink.NOWHERE.items()}
 
 Foreign = dict[str, Conflict]
 """Name of a link or namespace that should be ours and is not -> what is wrong with it."""
@@ -94,6 +96,11 @@ def read(
                 host_ends[veth.name] = link
         inner = _inside(sockets.at(name), here, name, alias, foreign, addresses, routes, sysctls, namespaces)
         if strays and inner is not None:
+            routes |= {
+                Route(name, found.destination, "", "", NOWHERE[found.type])
+                for found in sockets.at(name).routes()
+                if found.type in NOWHERE and found.protocol != KERNEL
+            }
             for link in inner.values():
                 found_by_hand |= {
                     Neighbour(name, link.name, entry.address, entry.mac)
@@ -343,11 +350,13 @@ def _addresses(rtnl: Rtnl, name: str, links: Iterable[str], addresses: set[Addre
 def _addresses_of(rtnl: Rtnl, name: str, link: Link, addresses: set[Address], routes: set[Route]) -> None:
     own = rtnl.addresses(link.index)
     if not name:  # the host's other routes are not ours
-        addresses |= {Address(name, link.name, found.address) for found in own}
+        addresses |= {Address(name, link.name, found.address, True, found.lasts) for found in own}
         return
     by_link = rtnl.routes(link.index)
     there = {found.destination for found in by_link if not found.gateway}
-    addresses |= {Address(name, link.name, found.address, _is_routed(found.address, there)) for found in own}
+    addresses |= {
+        Address(name, link.name, found.address, _is_routed(found.address, there), found.lasts) for found in own
+    }
     routes |= {
         Route(name, found.destination, found.gateway, link.name)
         for found in by_link

@@ -20,9 +20,11 @@ from niso.kernel.netlink import Message, attribute, attributes, nested, refused,
 from niso.typed import NamedTuple
 
 MAIN = 254  # RT_TABLE_MAIN
-_KERNEL = 2  # RTPROT_KERNEL: the kernel's own, with an address
+KERNEL = 2  # RTPROT_KERNEL: the kernel's own, with an address
 BOOT = 3  # RTPROT_BOOT: routes added by hand, as iproute2 does
 UNICAST = 1  # RTN_UNICAST
+NOWHERE = {"blackhole": 6, "unreachable": 7, "prohibit": 8, "throw": 9}
+"""RTN_* of routes that lead to no link, by what ip-route(8) calls them."""
 
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
@@ -42,13 +44,14 @@ _INET6_ADDR_GEN_MODE, _ADDR_GEN_MODE_NONE = 8, 1
 _SKIP_STATS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
 
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
-_IFA_F_NODAD = 0x02
+_IFA_F_NODAD, _IFA_F_DEPRECATED, _IFA_F_PERMANENT = 0x02, 0x20, 0x80
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_TABLE = 1, 4, 5, 6, 7, 15
 _METRIC6 = 256  # IP6_RT_PRIO_ADDRCONF: of the routes that the kernel adds with IPv6 addresses
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
 
 _IFF_UP, _IFF_NOARP = 1, 0x80
 _SIOCGIFNAME, _SIOCGIFINDEX = 0x8910, 0x8933
+_LO = 1  # LOOPBACK_IFINDEX
 _OWN_INDEX = 1 << 20  # the first index of links made here; the kernel counts up from 1
 _INDEX_TRIES = 16
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
@@ -94,6 +97,11 @@ class LinkAddress(NamedTuple):
     address: str
     scope: int
     flags: int
+
+    @property
+    def lasts(self) -> bool:
+        """Whether no lifetime of it ends, or has ended."""
+        return self.flags & (_IFA_F_PERMANENT | _IFA_F_DEPRECATED) == _IFA_F_PERMANENT
 
 
 class LinkRoute(NamedTuple):
@@ -326,8 +334,8 @@ class Rtnl(netlink.Netlink):
                     found.append(address)
         return found
 
-    def add_address(self, link_index: int, cidr: str) -> None:
-        """Give a link an address with its prefix length; one that it has is fine.
+    def add_address(self, link_index: int, cidr: str, replace: bool = False) -> None:
+        """Give a link an address with its prefix length; one that it has is fine, and with ``replace`` gets its lifetimes anew.
 
         IPv6 without duplicate address detection: IPAM gives no address twice, and it would keep the service waiting. Of
         IPv6 the kernel itself tells the scope: fe80::1/64 is a link-local one.
@@ -337,7 +345,8 @@ class Rtnl(netlink.Netlink):
         body = _ifaddrmsg.pack(family, length, flags, _SCOPE_UNIVERSE, link_index)
         body += attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
         what = f"add address {cidr} to link {link_index}"
-        self.transact(Message(what, _NEWADDR, netlink.CREATE | netlink.EXCL, body, (errno.EEXIST,)))
+        how = netlink.REPLACE if replace else netlink.EXCL
+        self.transact(Message(what, _NEWADDR, netlink.CREATE | how, body, (errno.EEXIST,)))
 
     def add_connected_route(self, link_index: int, cidr: str) -> None:
         """Give back the route to an address's prefix that the kernel makes with the address; one that is there is fine."""
@@ -346,7 +355,7 @@ class Rtnl(netlink.Netlink):
         number = int.from_bytes(packed) >> (whole - length) << (whole - length)
         is_4 = family == socket.AF_INET
         scope = _SCOPE_LINK if is_4 else _SCOPE_UNIVERSE
-        body = _rtmsg.pack(family, length, 0, 0, MAIN, _KERNEL, scope, UNICAST, 0)
+        body = _rtmsg.pack(family, length, 0, 0, MAIN, KERNEL, scope, UNICAST, 0)
         body += attribute(_RTA_DST, number.to_bytes(len(packed))) + u32(_RTA_OIF, link_index)
         body += attribute(_RTA_PREFSRC, packed) if is_4 else u32(_RTA_PRIORITY, _METRIC6)
         what = f"add the route to {cidr} by link {link_index}"
@@ -397,6 +406,15 @@ class Rtnl(netlink.Netlink):
         what = f"delete route {destination} via {gateway or 'link'} {index}"
         body = _route(destination, gateway, index, 0)
         self.transact(Message(what, _DELROUTE, 0, body, (errno.ESRCH, errno.ENODEV)))
+
+    def delete_nowhere(self, destination: str, kind: str) -> None:
+        """Delete a route of a kind of `NOWHERE`; a missing one is fine."""
+        family, packed, length = _parse_cidr(destination)
+        body = _rtmsg.pack(family, length, 0, 0, MAIN, 0, _SCOPE_NOWHERE, NOWHERE[kind], 0)
+        body += attribute(_RTA_DST, packed) if length else b""
+        # IPv6 does not look at the type, but has these routes by lo
+        body += u32(_RTA_OIF, _LO) if family == socket.AF_INET6 else b""
+        self.transact(Message(f"delete {kind} route {destination}", _DELROUTE, 0, body, (errno.ESRCH,)))
 
     def _link(self, what: str, index: int, attribute_: bytes = b"") -> Link | None:
         body = _ifinfo(index) + attribute_ + u32(_IFLA_EXT_MASK, _SKIP_STATS)

@@ -140,7 +140,7 @@ class _Writer:
         elif isinstance(thing, Veth):
             self._veth(step, thing)
         elif isinstance(thing, Address):
-            self._address(step.action, thing)
+            self._address(step, thing)
         elif isinstance(thing, Route):
             self._route(step, thing)
         elif isinstance(thing, Sysctl):
@@ -228,7 +228,8 @@ class _Writer:
             rtnl.set_link(veth.name, mtu=veth.mtu, master=veth.bridge, hairpin=veth.hairpin, up=True, strange=strange)
         self._sockets.at(veth.netns).set_link(veth.peer, mtu=veth.mtu, up=True, strange=inside)
 
-    def _address(self, action: str, address: Address) -> None:
+    def _address(self, step: Step, address: Address) -> None:
+        action = step.action
         rtnl, index = self._link(address.netns, address.link)
         if action == "delete":
             if index is not None:
@@ -236,11 +237,16 @@ class _Writer:
             return
         index = _there(index, address.link)
         if action == "change":
+            if isinstance(step.was, Address) and not step.was.lasting:
+                rtnl.add_address(index, address.address, replace=True)
             rtnl.add_connected_route(index, address.address)
         else:
             rtnl.add_address(index, address.address)
 
     def _route(self, step: Step, route: Route) -> None:
+        if route.type:  # none of these is wanted
+            self._sockets.at(route.netns).delete_nowhere(route.destination, route.type)
+            return
         gone = route if step.action == "delete" else step.was
         if isinstance(gone, Route):
             rtnl, index = self._link(gone.netns, gone.link)
