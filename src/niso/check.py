@@ -427,7 +427,7 @@ def _process(name: str) -> Finding | None:
     what = f"process of service {name!r}"
     if process.strayed(name):
         return Finding("different", f"cgroup of service {name!r}", "its process was moved out of it")
-    status = process.status(name)
+    status = process.status(name, closely=True)
     if status.state in ("none", "failed"):
         return Finding("missing", what, status.error or "")
     if status.state != "running":

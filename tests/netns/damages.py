@@ -599,6 +599,9 @@ DAMAGES: dict[str, Damage] = {
         [("missing", r"^process of service 'api'$")],
         anew=True,
     ),
+    "conmon stopped and process killed": Damage(
+        ("process",), lambda w: w.stop_conmon(), [("missing", r"^process of service 'api'$")], anew=True
+    ),
     "crun's state gone": Damage(
         ("crun",),
         lambda w: w.run("rm", "-r", "/run/niso/crun/niso-service-api"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -186,6 +187,18 @@ def test_hosts_file_that_is_a_full_folder_is_not_removed(two: World) -> None:
     assert (status, out) == (1, "") and f"{hosts} is a folder that is not empty" in err and "move it away" in err, err
     lab.run("mv", hosts, "/tmp/away")
     assert two.niso("net", "repair")[:2] == (0, "repaired: 1 steps\n")
+    assert two.check() == []
+
+
+def test_ps_tells_a_process_that_ended_unnoticed_from_one_that_was_moved(two: World) -> None:
+    lab = two.lab
+    two.leave_cgroup()
+    assert [row["status"] for row in json.loads(lab.niso("ps", "--json", timeout=4).stdout)] == ["running"] * 2
+    two.niso("net", "repair")
+    two.stop_conmon()
+    rows = {row["service"]: row["status"] for row in json.loads(lab.niso("ps", "--json").stdout)}
+    assert rows == {"api": "failed", "peer": "running"}
+    two.niso("net", "repair")
     assert two.check() == []
 
 

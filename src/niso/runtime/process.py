@@ -289,8 +289,27 @@ def restart(service: str) -> int:
         raise
 
 
-def status(service: str) -> Status:
-    """How the process is, from files and /proc; no lock, no fork."""
+def status(service: str, closely: bool = False) -> Status:
+    """How the process is, from files and /proc; no lock, no fork.
+
+    With ``closely`` its PID 1 itself is looked at too: it may have ended, and its conmon not take that in.
+    """
+    shown = _status(service)
+    if not closely or shown.state != "running":
+        return shown
+    # a look at a process that lives takes none of this time
+    deadline = time.monotonic() + _CONMON_S
+    while shown.state == "running" and _letter(_number((read_state(service) or {}).get("pid"))) in "ZX":
+        keeper = conmon(service)
+        if (keeper is not None and _letter(keeper) in "Tt") or time.monotonic() >= deadline:
+            words = f"its process has ended, and its conmon (pid {keeper}) does not take that in"
+            return shown._replace(state="failed", pid=None, error=words)
+        time.sleep(0.02)
+        shown = _status(service)
+    return shown
+
+
+def _status(service: str) -> Status:
     record = read_state(service)
     if record is None:
         return NONE
@@ -586,6 +605,15 @@ def _command_line(pid: int) -> list[bytes]:
             return file.read().split(b"\0")
     except (FileNotFoundError, ProcessLookupError):
         return []
+
+
+def _letter(pid: int | None) -> str:
+    """The state of a process (proc_pid_stat(5)): Z is a zombie, T and t are stopped; X where it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return chr(file.read().rpartition(b") ")[2][0])
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
 
 
 def _is_init(pid: int | None) -> bool:
