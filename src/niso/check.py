@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import chain
 
-from niso import exposure, failpoint, forwarding, names, paths, policies, rows, services, strays
+from niso import exposure, failpoint, forwarding, names, package, paths, policies, rows, services, strays
 from niso.apply import Lock, Report, compare, desired_now, repair, silent
 from niso.diff import Step, unhindered
 from niso.errors import Conflict, ErrorGroup, NisoError, NotFound
@@ -23,7 +23,7 @@ from niso.render import nft
 from niso.runtime import cgroup, process, rehost
 from niso.runtime.lock import service_lock
 from niso.runtime.root import HOSTS
-from niso.runtime.spec import load
+from niso.runtime.spec import APP, load, save
 from niso.state import (
     Address,
     Attached,
@@ -42,7 +42,7 @@ from niso.state import (
     kinds,
 )
 from niso.store.sqlite import unusable
-from niso.store.store import ALL, Scope, Store, suggest
+from niso.store.store import ALL, Scope, ServiceRow, Store, suggest
 from niso.typed import NamedTuple
 
 
@@ -167,6 +167,9 @@ def plan_mend(store: Store, report: Report) -> None:
         if not (isinstance(step, Step) and ({step.thing.key()[0], getattr(step.thing, "netns", "")} & back)):
             report(step.describe())
     for name in store.active_services():
+        row = store.service(name)
+        if row is not None and _package(row) is not None:
+            report(f"copy package {os.path.dirname(row.manifest_path)}")
         finding = _process(name)
         if finding is not None:
             report(_mending(name, finding))
@@ -201,6 +204,10 @@ def mend(store: Store, report: Report = silent) -> int:
             row = store.service(name)
             if row is None or not row.active:
                 continue
+            try:
+                done += _copy_again(row, report) + _write_spec_again(row, report)
+            except NisoError as error:
+                errors.append(error)
             finding = _process(name)
             if finding is not None:
                 spec = services.stored_spec(row)
@@ -229,6 +236,36 @@ def mend(store: Store, report: Report = silent) -> int:
             [each for error in errors for each in (error.errors if isinstance(error, ErrorGroup) else [error])]
         )
     return done
+
+
+def _copy_again(row: ServiceRow, report: Report) -> int:
+    """Copy a service's package where the copy is gone; how much was done. Raises NisoError where it is another one by now."""
+    if _package(row) is None:
+        return 0
+    folder = os.path.dirname(row.manifest_path)
+    try:
+        same = package.fingerprint(folder, row.rootfs, row.manifest_path) == row.fingerprint
+    except NisoError:
+        same = False
+    if not same:
+        words = f"{row.name}: its package copy {row.package} is gone, and {folder} has another package or none now"
+        raise NisoError(words, f"niso activate {row.manifest_path}")
+    report(f"copy package {folder}")
+    package.copy(row.name, folder, row.rootfs, row.fingerprint, row.manifest_path)
+    return 1
+
+
+def _write_spec_again(row: ServiceRow, report: Report) -> int:
+    """Write what a running service was started from where that is gone; how much was done. Raises NisoError."""
+    finding = _process(row.name)
+    if finding is None or finding.detail != UNKNOWN:
+        return 0
+    report(_mending(row.name, finding))
+    try:
+        save(services.stored_spec(row))
+    except OSError as error:
+        raise NisoError(f"{row.name}: cannot write spec.json: {error.strerror}") from error
+    return 1
 
 
 def _fill(store: Store, report: Report) -> int:
@@ -412,13 +449,24 @@ def _processes(store: Store, active: list[str]) -> list[Finding]:
     for name in active:
         if store.intent(name) is not None:  # somebody is at it
             continue
-        finding = _process(name)
-        if finding is not None:
-            found.append(finding)
+        row = store.service(name)
+        lost = None if row is None else _package(row)
+        found += [each for each in (lost, _process(name)) if each is not None]
     return found
 
 
+def _package(row: ServiceRow) -> Finding | None:
+    """Whether the copy that a service shows at /app is there; what is in it is not looked at."""
+    if os.path.isdir(row.package):
+        return None
+    return Finding(
+        "missing", f"package copy {row.package} of service {row.name!r}", f"niso activate {row.manifest_path}"
+    )
+
+
 def _mending(name: str, finding: Finding) -> str:
+    if finding.detail == UNKNOWN:
+        return f"write spec.json of {name}"
     return f"show {name} its hosts file" if finding.detail == BLIND else f"start {name}"
 
 
@@ -432,6 +480,11 @@ def _process(name: str) -> Finding | None:
         return Finding("missing", what, status.error or "")
     if status.state != "running":
         return None
+    spec = load(name)
+    if spec is None:
+        return Finding("missing", f"spec.json of service {name!r}", UNKNOWN)
+    if _lost_sight(spec.package, status.pid):
+        return Finding("different", what, "its package copy was removed under it")
     if not process.at_home(name):
         return Finding("different", what, "it runs in another network namespace")
     if not _sees_hosts(name, status.pid):
@@ -443,7 +496,16 @@ def _process(name: str) -> Finding | None:
     return None
 
 
+UNKNOWN = "what it was started from, by which its process is known"
 BLIND = "it does not see its hosts file: the folder was removed"
+
+
+def _lost_sight(copy: str, pid: int | None) -> bool:
+    """Whether a service shows a package copy that has been removed, while there is one to show."""
+    try:
+        return os.stat(f"/proc/{pid}/root{APP}").st_nlink == 0 and os.path.isdir(copy)
+    except OSError:
+        return False
 
 
 def _sees_hosts(name: str, pid: int | None) -> bool:

@@ -602,6 +602,31 @@ DAMAGES: dict[str, Damage] = {
     "conmon stopped and process killed": Damage(
         ("process",), lambda w: w.stop_conmon(), [("missing", r"^process of service 'api'$")], anew=True
     ),
+    "spec gone": Damage(
+        ("process",),
+        lambda w: w.run("rm", "/run/niso/services/api/spec.json"),
+        [("missing", r"^spec\.json of service 'api'$")],
+    ),
+    "spec cut short": Damage(
+        ("process",),
+        lambda w: w.run("truncate", "-s", "100", "/run/niso/services/api/spec.json"),
+        [("missing", r"^spec\.json of service 'api'$")],
+    ),
+    "package copy gone": Damage(
+        ("process",),
+        lambda w: w.sh("rm -r /var/lib/niso/packages/api/*"),
+        [("missing", r"^package copy /var/lib/niso/packages/api/[0-9a-f]{64} of service 'api'$")],
+        anew=True,
+    ),
+    "package copy and spec gone": Damage(
+        ("process",),
+        lambda w: w.sh("rm -r /var/lib/niso/packages/api /run/niso/services/api/spec.json"),
+        [
+            ("missing", r"^package copy /var/lib/niso/packages/api/[0-9a-f]{64} of service 'api'$"),
+            ("missing", r"^spec\.json of service 'api'$"),
+        ],
+        anew=True,
+    ),
     "crun's state gone": Damage(
         ("crun",),
         lambda w: w.run("rm", "-r", "/run/niso/crun/niso-service-api"),

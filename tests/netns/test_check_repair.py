@@ -202,6 +202,18 @@ def test_ps_tells_a_process_that_ended_unnoticed_from_one_that_was_moved(two: Wo
     assert two.check() == []
 
 
+def test_package_copy_that_is_gone_is_not_replaced_by_another_package(two: World) -> None:
+    lab = two.lab
+    pid = two.pid
+    lab.run("sh", "-c", "rm -r /var/lib/niso/packages/api/*; echo new > /tmp/packages/api/more")
+    status, out, err = two.niso("net", "repair")
+    assert (status, out) == (1, "") and "api: its package copy" in err, err
+    assert "niso activate /tmp/packages/api/manifest.toml" in err, err
+    assert two.pid == pid
+    lab.niso("activate", "/tmp/packages/api/manifest.toml")
+    assert two.check() == []
+
+
 def test_next_command_builds_the_rules_anew_for_all_services(two: World) -> None:
     """An activation after a flush must not leave the other services without their rules."""
     lab = two.lab
