@@ -10,7 +10,7 @@ from itertools import chain
 
 from niso import exposure, failpoint, forwarding, names, package, paths, policies, rows, services, strays
 from niso.apply import Lock, Report, compare, desired_now, repair, silent
-from niso.diff import Step, unhindered
+from niso.diff import Step, by_key, unhindered
 from niso.errors import Conflict, ErrorGroup, NisoError, NotFound
 from niso.kernel import netns, sysctl
 from niso.kernel.nftables import Nft
@@ -118,7 +118,7 @@ def findings(want: State, have: State) -> list[Finding]:
     without: set[str] = set()
     want = unhindered(want, have)
     for wanted, present in zip(kinds(want), kinds(have), strict=True):
-        before: dict[tuple[str, ...], Thing] = {thing.key(): thing for thing in present}
+        before, more = by_key(wanted, present)
         for thing in sorted(wanted):
             was = before.pop(thing.key(), None)
             if was == thing or any(parent in without for parent in (*_parents(thing), *_followed(thing, was))):
@@ -140,7 +140,7 @@ def findings(want: State, have: State) -> list[Finding]:
                     without.add(_identity(thing))
                 if isinstance(was, Bridge | Veth) and not was.up:
                     without.update(f"{each} down" for each in (_identity(was), f"link //{was.name}"))
-        for thing in sorted(before.values()):
+        for thing in sorted([*before.values(), *more]):
             if isinstance(thing, Sysctl) or any(parent in without for parent in _parents(thing)):
                 continue
             found.append(Finding("foreign", _what(thing)))

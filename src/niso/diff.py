@@ -7,7 +7,7 @@ Each step can say what it does in words that also work when pasted into a shell.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from niso.render import nft
 from niso.state import (
@@ -105,14 +105,14 @@ def diff(want: State, have: State) -> list[AnyStep]:
             continue
         if kind == "veths":
             made += [Step("delete", veth) for veth in sorted(early)]
-        before = {thing.key(): thing for thing in present}
+        before, more = by_key(wanted, present)
         for thing in sorted(wanted, key=_sysctl_order) if kind == "sysctls" else sorted(wanted):
             was = before.pop(thing.key(), None)
             if was is None:
                 made.append(Step("add", thing))
             elif was != thing or _resets(made, thing):
                 made.append(Step("change", thing, was))
-        for thing in sorted(before.values(), reverse=True):
+        for thing in sorted([*before.values(), *more], reverse=True):
             # a sysctl has no end of its own; what lies in or on something that goes, goes with it: but a veth pair, since
             # whoever holds its namespace would keep it on the bridge, where nothing guards it any more
             if isinstance(thing, Sysctl):
@@ -125,6 +125,19 @@ def diff(want: State, have: State) -> list[AnyStep]:
     edits, files_gone = _hosts(want, have)
     gone.reverse()
     return [*first, *made, *edits, *files_gone, *_ordered(gone), *last]
+
+
+def by_key(wanted: Collection[Thing], present: Collection[Thing]) -> tuple[dict[tuple[str, ...], Thing], list[Thing]]:
+    """What is there by its key, and what more has a key of these: the kernel has several routes to one place, by their metric."""
+    found: dict[tuple[str, ...], Thing] = {}
+    more = []
+    for thing in present:
+        other = found.setdefault(thing.key(), thing)
+        if other is not thing:
+            right = thing in wanted
+            found[thing.key()] = thing if right else other
+            more.append(other if right else thing)
+    return found, more
 
 
 def unhindered(want: State, have: State) -> State:

@@ -265,6 +265,7 @@ DAMAGES: dict[str, Damage] = {
         lambda w: w.ip(
             "-n niso-api route add unreachable 10.99.7.0/24",
             "-n niso-api route add prohibit default metric 7",
+            "-n niso-api route add prohibit default metric 8",
             "-n niso-api -6 route add blackhole default metric 7",
         ),
         [
@@ -284,6 +285,20 @@ DAMAGES: dict[str, Damage] = {
         lambda w: w.ip("-n niso-api -6 route delete default"),
         [("missing", r"^route ::/0 via fd00:1::1 on eth0 in niso-api$")],
         stack="dual",
+    ),
+    "default route before the right one": Damage(
+        ("Route foreign",),
+        lambda w: w.ip(
+            "-n niso-api route add default via 10.99.1.3 metric 5",
+            "-n niso-api route add default via 10.99.1.3 metric 8",
+            "-n niso-api route add default via 10.99.2.3 metric 7",
+            "-n niso-api route add default via 10.99.2.4 metric 6",
+        ),
+        [
+            ("foreign", r"^route 0\.0\.0\.0/0 via 10\.99\.1\.3 on eth0 in niso-api$"),
+            ("foreign", r"^route 0\.0\.0\.0/0 via 10\.99\.2\.3 on eth1 in niso-api$"),
+            ("foreign", r"^route 0\.0\.0\.0/0 via 10\.99\.2\.4 on eth1 in niso-api$"),
+        ],
     ),
     "default route elsewhere": Damage(
         ("Route.gateway",),

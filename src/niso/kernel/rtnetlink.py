@@ -402,19 +402,29 @@ class Rtnl(netlink.Netlink):
                 raise
 
     def delete_route(self, destination: str, gateway: str, index: int) -> None:
-        """Delete a route; a missing one is fine."""
-        what = f"delete route {destination} via {gateway or 'link'} {index}"
-        body = _route(destination, gateway, index, 0)
-        self.transact(Message(what, _DELROUTE, 0, body, (errno.ESRCH, errno.ENODEV)))
+        """Delete a route, of any metric; a missing one is fine."""
+        self._delete_routes(
+            f"delete route {destination} via {gateway or 'link'} {index}", _route(destination, gateway, index, 0)
+        )
 
     def delete_nowhere(self, destination: str, kind: str) -> None:
-        """Delete a route of a kind of `NOWHERE`; a missing one is fine."""
+        """Delete a route of a kind of `NOWHERE`, of any metric; a missing one is fine."""
         family, packed, length = _parse_cidr(destination)
         body = _rtmsg.pack(family, length, 0, 0, MAIN, 0, _SCOPE_NOWHERE, NOWHERE[kind], 0)
         body += attribute(_RTA_DST, packed) if length else b""
         # IPv6 does not look at the type, but has these routes by lo
         body += u32(_RTA_OIF, _LO) if family == socket.AF_INET6 else b""
-        self.transact(Message(f"delete {kind} route {destination}", _DELROUTE, 0, body, (errno.ESRCH,)))
+        self._delete_routes(f"delete {kind} route {destination}", body)
+
+    def _delete_routes(self, what: str, body: bytes) -> None:
+        """Without a metric the kernel deletes the first one that is so: it is asked until there is none."""
+        for _ in range(_AT_ONCE):
+            try:
+                self.transact(Message(what, _DELROUTE, 0, body))
+            except KernelError as error:
+                if error.errno not in (errno.ESRCH, errno.ENODEV):
+                    raise
+                return
 
     def _link(self, what: str, index: int, attribute_: bytes = b"") -> Link | None:
         body = _ifinfo(index) + attribute_ + u32(_IFLA_EXT_MASK, _SKIP_STATS)
