@@ -179,6 +179,22 @@ def test_odd_files_in_the_run_folder_keep_no_service_from_being_deactivated(two:
     assert two.check() == []
 
 
+def test_fifos_in_the_folder_of_a_run_keep_nobody_waiting(two: World) -> None:
+    lab = two.lab
+    lab.niso("activate", idle(lab, "lone", network=on("extra")))
+    pid = inspect(lab, "lone")["pid"]
+    lab.run(
+        "sh", "-c", "cd /run/niso/services/lone/run-0; rm conmon.pid; mkfifo stopping conmon.pid exits/left exited.pid"
+    )
+    lab.run("sh", "-c", "cd /var/lib/niso/logs/lone; rm -f *; mkfifo service.log service.log.1", check=False)
+    for words in (("ps",), ("logs", "lone"), ("net", "check"), ("inspect", "lone")):
+        lab.niso(*words, timeout=20, check=False)
+    assert lab.niso("deactivate", "lone", timeout=30).returncode == 0
+    assert not lab.path(f"/proc/{pid}").exists()
+    two.niso("net", "repair")
+    assert two.check() == []
+
+
 def test_hosts_file_that_is_a_full_folder_is_not_removed(two: World) -> None:
     lab = two.lab
     hosts = "/run/niso/hosts/backend/hosts"

@@ -6,6 +6,7 @@ said of a process is always checked against the kernel: its pid counts only whil
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -633,7 +634,12 @@ def bundles(folder: str) -> list[str]:
 
 
 def _touch(path: str) -> None:
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    """Have ``path`` be there, whatever it is."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        if error.errno not in (errno.ENXIO, errno.EISDIR):  # a FIFO, a folder
+            raise
 
 
 def _read_pid(path: str) -> int | None:
