@@ -147,9 +147,9 @@ def unhindered(want: State, have: State) -> State:
     known = _keys(want.sysctls)
     added = set()
     for thing in have.sysctls:
-        _, family, _, link, name = (*thing.name.split("/"), "", "", "")[:5]
         if thing.key() in known:
             continue
+        _, family, _, link, name = (*thing.name.split("/"), "", "", "")[:5]
         if (family, name, thing.value) == ("ipv6", "disable_ipv6", "1") and thing.netns in inside:
             added.add(thing._replace(value="0"))
         if (family, name, thing.value) == ("ipv4", "forwarding", "0") and not thing.netns and link in bridges:
