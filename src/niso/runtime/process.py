@@ -300,7 +300,7 @@ def status(service: str, closely: bool = False) -> Status:
         return shown
     # a look at a process that lives takes none of this time
     deadline = time.monotonic() + _CONMON_S
-    while shown.state == "running" and _letter(_number((read_state(service) or {}).get("pid"))) in "ZX":
+    while shown.state == "running" and _letter(shown.pid or _number((read_state(service) or {}).get("pid"))) in "ZX":
         keeper = conmon(service)
         if (keeper is not None and _letter(keeper) in "Tt") or time.monotonic() >= deadline:
             words = f"its process has ended, and its conmon (pid {keeper}) does not take that in"
