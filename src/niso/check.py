@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from niso import exposure, names, paths, policies, rows, services, strays
+from niso import exposure, names, package, paths, policies, rows, services, strays
 from niso.apply import Lock, Report, compare, desired_now, repair, silent
-from niso.diff import Step
+from niso.diff import Step, by_key, unhindered
 from niso.errors import ErrorGroup, NisoError, NotFound
 from niso.kernel import netns
 from niso.kernel.read import read
@@ -16,7 +16,7 @@ from niso.records import Network
 from niso.runtime import process, rehost
 from niso.runtime.lock import service_lock
 from niso.runtime.root import HOSTS
-from niso.runtime.spec import load
+from niso.runtime.spec import APP, load, save
 from niso.state import (
     Address,
     Attached,
@@ -34,7 +34,7 @@ from niso.state import (
     Veth,
     kinds,
 )
-from niso.store.store import ALL, Scope, Store, bare_name, suggest
+from niso.store.store import ALL, Scope, ServiceRow, Store, bare_name, suggest
 from niso.typed import NamedTuple
 
 
@@ -68,6 +68,7 @@ def check(store: Store, name: str | None = None) -> list[Finding]:
             *_processes(store, store.active_services()),
             *(Finding("foreign", f"process of service {name!r}", NOT_ACTIVE) for name in _left_running(store)),
             *_other_firewalls(store.networks()),
+            *_closed_links(store.active_services()),
         ]
     if store.network(name) is not None and store.name_holder(bare_name(name)) is None:
         scope, active = Scope((), (name,)), []
@@ -87,6 +88,7 @@ def check(store: Store, name: str | None = None) -> list[Finding]:
         *findings(want, read(want, alias(store.state_id()), strays=True)),
         *_processes(store, active),
         *_other_firewalls(network for each in scope.networks or () if (network := store.network(each))),
+        *_closed_links(active),
     ]
 
 
@@ -98,12 +100,18 @@ def _other_firewalls(networks: Iterable[Network]) -> list[Finding]:
     return [Finding("foreign", drop.words(), f"add: {'; '.join(drop.remedy)}") for drop in exposure.drops(networks)]
 
 
+def _closed_links(active: list[str]) -> list[Finding]:
+    """Of the host's links; where no service is active it is nobody's concern."""
+    return [Finding("foreign", what, remedy) for what, remedy in exposure.closed_links()] if active else []
+
+
 def findings(want: State, have: State) -> list[Finding]:
     """The differences; what only follows from another one (an address of a missing link) is not named again."""
     found: list[Finding] = []
     without: set[str] = set()
+    want = unhindered(want, have)
     for wanted, present in zip(kinds(want), kinds(have), strict=True):
-        before: dict[tuple[str, ...], Thing] = {thing.key(): thing for thing in present}
+        before, more = by_key(wanted, present)
         for thing in sorted(wanted):
             was = before.pop(thing.key(), None)
             if was == thing or any(parent in without for parent in (*_parents(thing), *_followed(thing, was))):
@@ -125,7 +133,7 @@ def findings(want: State, have: State) -> list[Finding]:
                     without.add(_identity(thing))
                 if isinstance(was, Bridge | Veth) and not was.up:
                     without.update(f"{each} down" for each in (_identity(was), f"link //{was.name}"))
-        for thing in sorted(before.values()):
+        for thing in sorted([*before.values(), *more]):
             if isinstance(thing, Sysctl) or any(parent in without for parent in _parents(thing)):
                 continue
             found.append(Finding("foreign", _what(thing)))
@@ -152,6 +160,9 @@ def plan_mend(store: Store, report: Report) -> None:
         if not (isinstance(step, Step) and ({step.thing.key()[0], getattr(step.thing, "netns", "")} & back)):
             report(step.describe())
     for name in store.active_services():
+        row = store.service(name)
+        if row is not None and _package(row) is not None:
+            report(f"copy package {os.path.dirname(row.manifest_path)}")
         finding = _process(name)
         if finding is not None:
             report(_mending(name, finding))
@@ -193,6 +204,10 @@ def mend(store: Store, report: Report = silent) -> int:
             row = store.service(name)
             if row is None or not row.active:
                 continue
+            try:
+                done += _copy_again(row, report) + _write_spec_again(row, report)
+            except NisoError as error:
+                errors.append(error)
             finding = _process(name)
             if finding is not None:
                 report(_mending(name, finding))
@@ -221,6 +236,36 @@ def mend(store: Store, report: Report = silent) -> int:
             [each for error in errors for each in (error.errors if isinstance(error, ErrorGroup) else [error])]
         )
     return done
+
+
+def _copy_again(row: ServiceRow, report: Report) -> int:
+    """Copy a service's package where the copy is gone; how much was done. Raises NisoError where it is another one by now."""
+    if _package(row) is None:
+        return 0
+    folder = os.path.dirname(row.manifest_path)
+    try:
+        same = package.fingerprint(folder, row.rootfs, row.manifest_path) == row.fingerprint
+    except NisoError:
+        same = False
+    if not same:
+        words = f"{row.name}: its package copy {row.package} is gone, and {folder} has another package or none now"
+        raise NisoError(words, f"niso activate {row.manifest_path}")
+    report(f"copy package {folder}")
+    package.copy(row.name, folder, row.rootfs, row.fingerprint, row.manifest_path)
+    return 1
+
+
+def _write_spec_again(row: ServiceRow, report: Report) -> int:
+    """Write what a running service was started from where that is gone; how much was done. Raises NisoError."""
+    finding = _process(row.name)
+    if finding is None or finding.detail != UNKNOWN:
+        return 0
+    report(_mending(row.name, finding))
+    try:
+        save(services.stored_spec(row))
+    except OSError as error:
+        raise NisoError(f"{row.name}: cannot write spec.json: {error.strerror}") from error
+    return 1
 
 
 def _fill(store: Store, report: Report) -> int:
@@ -278,13 +323,24 @@ def _processes(store: Store, active: list[str]) -> list[Finding]:
     for name in active:
         if store.intent(name) is not None:  # somebody is at it
             continue
-        finding = _process(name)
-        if finding is not None:
-            found.append(finding)
+        row = store.service(name)
+        lost = None if row is None else _package(row)
+        found += [each for each in (lost, _process(name)) if each is not None]
     return found
 
 
+def _package(row: ServiceRow) -> Finding | None:
+    """Whether the copy that a service shows at /app is there; what is in it is not looked at."""
+    if os.path.isdir(row.package):
+        return None
+    return Finding(
+        "missing", f"package copy {row.package} of service {row.name!r}", f"niso activate {row.manifest_path}"
+    )
+
+
 def _mending(name: str, finding: Finding) -> str:
+    if finding.detail == UNKNOWN:
+        return f"write spec.json of {name}"
     return f"show {name} its hosts file" if finding.detail == BLIND else f"start {name}"
 
 
@@ -293,11 +349,16 @@ def _process(name: str) -> Finding | None:
     what = f"process of service {name!r}"
     if process.strayed(name):
         return Finding("different", f"cgroup of service {name!r}", "its process was moved out of it")
-    status = process.status(name)
+    status = process.status(name, closely=True)
     if status.state in ("none", "failed"):
         return Finding("missing", what, status.error or "")
     if status.state != "running":
         return None
+    spec = load(name)
+    if spec is None:
+        return Finding("missing", f"spec.json of service {name!r}", UNKNOWN)
+    if _lost_sight(spec.package, status.pid):
+        return Finding("different", what, "its package copy was removed under it")
     if not process.at_home(name):
         return Finding("different", what, "it runs in another network namespace")
     if not _sees_hosts(name, status.pid):
@@ -309,7 +370,16 @@ def _process(name: str) -> Finding | None:
     return None
 
 
+UNKNOWN = "what it was started from, by which its process is known"
 BLIND = "it does not see its hosts file: the folder was removed"
+
+
+def _lost_sight(copy: str, pid: int | None) -> bool:
+    """Whether a service shows a package copy that has been removed, while there is one to show."""
+    try:
+        return os.stat(f"/proc/{pid}/root{APP}").st_nlink == 0 and os.path.isdir(copy)
+    except OSError:
+        return False
 
 
 def _sees_hosts(name: str, pid: int | None) -> bool:
@@ -342,6 +412,9 @@ def _different(thing: Thing, was: Thing, without: set[str]) -> list[Finding]:
         if field == "strange":
             texts.append(f"set otherwise: {present}")
             continue
+        if field == "lasting":
+            texts.append("it has a lifetime that ends")
+            continue
         if field == "routed":
             texts.append("the kernel's route to its prefix is gone")
             continue
@@ -355,7 +428,10 @@ def _followed(thing: Thing, was: Thing | None) -> list[str]:
     if isinstance(thing, Address | Route) and ":" in (
         thing.address if isinstance(thing, Address) else thing.destination
     ):
-        return [f"link /{thing.netns}/{thing.link} {why}" for why in ("down", "without IPv6")]
+        whole = f"link /{thing.netns}/all without IPv6"
+        return [whole, *(f"link /{thing.netns}/{thing.link} {why}" for why in ("down", "without IPv6"))]
+    if isinstance(thing, Sysctl) and thing.name.endswith("/default/disable_ipv6"):  # set with that of all
+        return [f"link /{thing.netns}/all without IPv6"]
     if isinstance(thing, Route) or (isinstance(thing, Address) and was is not None):
         return [f"link /{thing.netns}/{thing.link} down"]
     return []
@@ -409,6 +485,8 @@ def _what(thing: Thing) -> str:
         return f"veth {thing.name}{f' to {thing.netns} {thing.peer}' if thing.netns else ''}"
     if isinstance(thing, Address):
         return f"address {thing.address} on {thing.link}{_in(thing.netns)}"
+    if isinstance(thing, Route) and thing.type:
+        return f"route {thing.type} {thing.destination}{_in(thing.netns)}"
     if isinstance(thing, Route):
         return f"route {thing.destination} via {thing.gateway} on {thing.link}{_in(thing.netns)}"
     if isinstance(thing, Sysctl):

@@ -7,7 +7,7 @@ Each step can say what it does in words that also work when pasted into a shell.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from niso.render import nft
 from niso.state import (
@@ -91,6 +91,7 @@ AnyStep = Step | NftTransaction | HostsEdit
 
 def diff(want: State, have: State) -> list[AnyStep]:
     """The steps that make ``have`` into ``want``. Both must be of the same extent; equal states give no step."""
+    want = unhindered(want, have)
     first, last = _nft(want, have)
     early = _veths_in_the_way(want, have)
     have = _without(have, early)
@@ -104,14 +105,14 @@ def diff(want: State, have: State) -> list[AnyStep]:
             continue
         if kind == "veths":
             made += [Step("delete", veth) for veth in sorted(early)]
-        before = {thing.key(): thing for thing in present}
+        before, more = by_key(wanted, present)
         for thing in sorted(wanted, key=_sysctl_order) if kind == "sysctls" else sorted(wanted):
             was = before.pop(thing.key(), None)
             if was is None:
                 made.append(Step("add", thing))
             elif was != thing or _resets(made, thing):
                 made.append(Step("change", thing, was))
-        for thing in sorted(before.values(), reverse=True):
+        for thing in sorted([*before.values(), *more], reverse=True):
             # a sysctl has no end of its own; what lies in or on something that goes, goes with it: but a veth pair, since
             # whoever holds its namespace would keep it on the bridge, where nothing guards it any more
             if isinstance(thing, Sysctl):
@@ -124,6 +125,36 @@ def diff(want: State, have: State) -> list[AnyStep]:
     edits, files_gone = _hosts(want, have)
     gone.reverse()
     return [*first, *made, *edits, *files_gone, *_ordered(gone), *last]
+
+
+def by_key(wanted: Collection[Thing], present: Collection[Thing]) -> tuple[dict[tuple[str, ...], Thing], list[Thing]]:
+    """What is there by its key, and what more has a key of these: the kernel has several routes to one place, by their metric."""
+    found: dict[tuple[str, ...], Thing] = {}
+    more = []
+    for thing in present:
+        other = found.setdefault(thing.key(), thing)
+        if other is not thing:
+            right = thing in wanted
+            found[thing.key()] = thing if right else other
+            more.append(other if right else thing)
+    return found, more
+
+
+def unhindered(want: State, have: State) -> State:
+    """``want`` with the right values of sysctls that niso leaves as a new link has them, where ``have`` shows one that is in
+    its way: IPv6 switched off for a service, IPv4 forwarding for a bridge (`niso.kernel.read` looks where it can be)."""
+    inside, bridges = {thing.name for thing in want.netns}, {thing.name for thing in want.bridges}
+    known = _keys(want.sysctls)
+    added = set()
+    for thing in have.sysctls:
+        if thing.key() in known:
+            continue
+        _, family, _, link, name = (*thing.name.split("/"), "", "", "")[:5]
+        if (family, name, thing.value) == ("ipv6", "disable_ipv6", "1") and thing.netns in inside:
+            added.add(thing._replace(value="0"))
+        if (family, name, thing.value) == ("ipv4", "forwarding", "0") and not thing.netns and link in bridges:
+            added.add(thing._replace(value="1"))
+    return want._replace(sysctls=want.sysctls | added) if added else want
 
 
 _FORWARDING_OF_ALL = "net/ipv6/conf/all/forwarding"
@@ -270,8 +301,10 @@ def _bridge_words(step: Step) -> str:
         )
     was = step.was if isinstance(step.was, Bridge) else bridge
     address = f" address {bridge.mac}" if was.mac != bridge.mac else ""
-    usual = (f"{name} {30000 if name == 'ageing_time' else 0}" for name in _first_words(was.strange))
-    return " ".join((f"ip link set {bridge.name} mtu {bridge.mtu}{address} up {tracked}", *usual))
+    names = _first_words(was.strange)
+    arp = " arp on" if "arp" in names else ""
+    usual = (f"{name} {30000 if name == 'ageing_time' else 0}" for name in names if name != "arp")
+    return " ".join((f"ip link set {bridge.name} mtu {bridge.mtu}{address}{arp} up {tracked}", *usual))
 
 
 def _first_words(strange: str) -> list[str]:
@@ -299,21 +332,36 @@ def _veth_words(step: Step) -> str:
     words = f"ip link set {veth.name} mtu {veth.mtu} master {veth.bridge} up"
     was = step.was if isinstance(step.was, Veth) else veth
     flags = [f"hairpin {'on' if veth.hairpin else 'off'}"] if was.hairpin != veth.hairpin else []
+    arp = {
+        "arp off": f"ip link set {veth.name} arp on",
+        "arp off inside": f"ip -n {veth.netns} link set {veth.peer} arp on",
+    }
+    also: list[str] = []
     for each in was.strange.split(", ") if was.strange else []:
         name, _, value = each.partition(" ")
+        if each in arp:
+            also.append(arp[each])
+            continue
         flags.append(f"{name} {({'on': 'off', 'off': 'on', 'set': '0'}).get(value, '3')}")
-    if not flags:
-        return words
-    switched = f"bridge link set dev {veth.name} {' '.join(flags)}"
-    return switched if was._replace(hairpin=veth.hairpin, strange="") == veth else f"{words} && {switched}"
+    if flags:
+        also.append(f"bridge link set dev {veth.name} {' '.join(flags)}")
+    alone = also and was._replace(hairpin=veth.hairpin, strange="") == veth
+    return " && ".join(also if alone else [words, *also])
 
 
 def _address_words(step: Step) -> str:
     address = step.thing
     assert isinstance(address, Address)
     if step.action == "change":
-        prefix = ipaddress.ip_interface(address.address).network
-        return f"{_inside(address.netns)}route add {prefix} dev {address.link} proto kernel"
+        was = step.was if isinstance(step.was, Address) else address
+        words = []
+        if not was.lasting:
+            forever = "valid_lft forever preferred_lft forever"
+            words.append(f"{_inside(address.netns)}address replace {address.address} dev {address.link} {forever}")
+        if not was.routed:
+            prefix = ipaddress.ip_interface(address.address).network
+            words.append(f"{_inside(address.netns)}route add {prefix} dev {address.link} proto kernel")
+        return " && ".join(words)
     verb = "delete" if step.action == "delete" else "add"
     return f"{_inside(address.netns)}address {verb} {address.address} dev {address.link}"
 
@@ -321,6 +369,8 @@ def _address_words(step: Step) -> str:
 def _route_words(step: Step) -> str:
     route = step.thing
     assert isinstance(route, Route)
+    if route.type:
+        return f"{_inside(route.netns)}route delete {route.type} {route.destination}"
     verb = {"add": "add", "delete": "delete", "change": "replace"}[step.action]
     return f"{_inside(route.netns)}route {verb} {route.destination} via {route.gateway} dev {route.link}"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from niso import firewalls
 from niso.firewalls import Drop
-from niso.kernel import sysctl
+from niso.kernel import host, sysctl
 from niso.kernel.rtnetlink import Rtnl
 from niso.records import ANY4, ANY6, Network, Policy, Port
 
@@ -32,21 +32,34 @@ def drops(networks: Iterable[Network]) -> list[Drop]:
     return list(dict.fromkeys(found))
 
 
+def closed_links() -> list[tuple[str, str]]:
+    """(what is wrong, what to do) of each link of the host that forwards no IPv4: nobody reaches a service by it, and no
+    service reaches anybody. It is not niso's to change. Raises KernelError."""
+    return [
+        (f"link {name} forwards no IPv4 ({_forwarding(name)} is 0)", f"sysctl -w {_forwarding(name)}=1")
+        for name in sorted(host.not_forwarding())
+    ]
+
+
+def _forwarding(link: str) -> str:
+    return f"net/ipv4/conf/{link}/forwarding"
+
+
 def ways_in(ports: Iterable[tuple[Port, Network, Sequence[str]]]) -> list[list[str]]:
     """For each port (with one address, or all of one family), its network and the internal networks that do not lead to it: who can
     reach it, in words. Raises KernelError.
     """
     wanted = list(ports)
-    addresses = _addresses()
+    addresses, closed = _addresses(), set(host.not_forwarding())
     blocked: dict[tuple[str, int], list[str]] = {}
     for network in {network for _, network, _ in wanted}:
         for family in (4, 6):
             only = network._replace(subnets=tuple(s for s in network.subnets if s.family == family))
             blocked[network.name, family] = [d.chain for d in drops([only]) if "published" in d.what]
     ways = []
-    for port, network, closed in wanted:
+    for port, network, internal in wanted:
         chains = blocked[network.name, port.families[0]]
-        ways.append(_ways(port, addresses, closed, f" (but {', '.join(chains)} drops it)" if chains else ""))
+        ways.append(_ways(port, addresses, closed, internal, f" (but {', '.join(chains)} drops it)" if chains else ""))
     return ways
 
 
@@ -78,7 +91,9 @@ def _addresses() -> list[tuple[str, str, bool]]:
     return found
 
 
-def _ways(port: Port, addresses: list[tuple[str, str, bool]], closed: Sequence[str], but: str) -> list[str]:
+def _ways(
+    port: Port, addresses: list[tuple[str, str, bool]], closed: set[str], internal: Sequence[str], but: str
+) -> list[str]:
     if port.host_ip in (ANY4, ANY6):
         there = [each for each in addresses if (":" in each[0]) == (port.host_ip == ANY6)]
     elif port.host_ip.startswith("127."):
@@ -87,7 +102,9 @@ def _ways(port: Port, addresses: list[tuple[str, str, bool]], closed: Sequence[s
         there = [each for each in addresses if each[0] == port.host_ip]
         if not there:
             return [f"nobody: this host has no address {port.host_ip} now"]
-    outside = [f"{address} on {link}" for address, link, is_outside in there if is_outside]
+    shut = {link for address, link, _ in there if ":" not in address and link in closed}
+    outside = [f"{address} on {link}" for address, link, is_outside in there if is_outside and link not in shut]
     others = [f"other machines by {', '.join(outside)}{but}"] if outside else []
-    inner = f" but by internal network {' or '.join(closed)}" if closed else ""
-    return ["this host", f"services{inner}{but}", *others]
+    nobody = [f"nobody by {link}: {_forwarding(link)} is 0" for link in sorted(shut)]
+    inner = f" but by internal network {' or '.join(internal)}" if internal else ""
+    return ["this host", f"services{inner}{but}", *others, *nobody]

@@ -6,11 +6,13 @@ The engine (policy.py) judges; here a question becomes a packet, and the engine'
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 from niso import names
 from niso.errors import NisoError, UsageError
 from niso.kernel import probe
-from niso.policy import PORTED, Known, Verdict, World, decide
+from niso.policy import PORTED, Known, Reason, Verdict, World, decide
 from niso.records import Member, Network, Policed, Policy, Port
 from niso.render import nft
 from niso.render import policy as rules
@@ -226,8 +228,13 @@ def _network_of(world: World, address: str) -> Network | None:
 # --- explain ---------------------------------------------------------------------------------------------------------
 
 
-def explain(store: Store, world: World, packet: Packet) -> Explanation:
-    """The engine's verdict with the objects of the kernel that do the same."""
+def explain(
+    store: Store, world: World, packet: Packet, closed: Mapping[str, Collection[str]] = MappingProxyType({})
+) -> Explanation:
+    """The engine's verdict with the objects of the kernel that do the same.
+
+    ``closed`` are links of the host with their addresses that forward nothing (`niso.kernel.host.not_forwarding`).
+    """
     verdict = _named(store, packet, decide(world, *packet))
     sender, receiver = (world.services.get(party.service) for party in (verdict.source, verdict.destination))
     path, early, late = _path(store, world, packet, verdict)
@@ -247,7 +254,20 @@ def explain(store: Store, world: World, packet: Packet) -> Explanation:
     else:
         counted = egress if not verdict.egress.passes else egress + ingress
         counted = counted if not (verdict.egress.passes and verdict.ingress.passes) else counted + late
+    link = _closed_link(world, packet, verdict, closed)
+    if link:
+        words = f"{link} forwards nothing that comes by it: net/ipv4/conf/{link}/forwarding is 0"
+        verdict, counted = verdict._replace(passes=False, path=Reason(False, words)), ()
     return Explanation(packet, verdict, path, egress, ingress, tuple(each for each in counted if each.counts))
+
+
+def _closed_link(world: World, packet: Packet, verdict: Verdict, closed: Mapping[str, Collection[str]]) -> str:
+    """The link that a packet from outside comes to the host by where that does not forward it; else ""."""
+    from_outside = not verdict.source.service and not is_host(world, packet.source) and packet.family == 4
+    if not (closed and from_outside and verdict.path.passes and verdict.destination.service):
+        return ""
+    own = probe.own_address(packet.source)  # the host answers by the link that it came by
+    return next((name for name, addresses in closed.items() if own in addresses), "")
 
 
 def _named(store: Store, packet: Packet, verdict: Verdict) -> Verdict:
@@ -262,13 +282,20 @@ def _named(store: Store, packet: Packet, verdict: Verdict) -> Verdict:
     return verdict
 
 
-def other_family(store: Store, world: World, source: End, destination: End, packet: Packet) -> Explanation | None:
+def other_family(
+    store: Store,
+    world: World,
+    source: End,
+    destination: End,
+    packet: Packet,
+    closed: Mapping[str, Collection[str]] = MappingProxyType({}),
+) -> Explanation | None:
     """The same by the other family, where the two have it."""
     try:
         found = ends(world, source, destination, 4 if packet.family == 6 else 6)
     except NisoError:
         return None
-    return explain(store, world, packet._replace(source=found[0], destination=found[1]))
+    return explain(store, world, packet._replace(source=found[0], destination=found[1]), closed)
 
 
 def is_host(world: World, address: str) -> bool:

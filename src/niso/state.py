@@ -70,7 +70,7 @@ class Netns(NamedTuple):
 class Veth(NamedTuple):
     """A veth pair: ``name`` on the host, a port of ``bridge``; ``peer`` in ``netns``. ``up`` is both ends.
 
-    ``strange`` names the port's other flags that are not as on a new one (kernel/bridging.py).
+    ``strange`` names the port's other flags, and of the peer's ARP, that are not as on a new one (kernel/bridging.py).
     """
 
     name: str
@@ -89,27 +89,31 @@ class Veth(NamedTuple):
 
 
 class Address(NamedTuple):
-    """An address with its prefix; ``routed``: the kernel's own route to that prefix by this link is there."""
+    """An address with its prefix; ``routed``: the kernel's own route to that prefix by this link is there; ``lasting``: no
+    lifetime of it ends."""
 
     netns: str
     link: str
     address: str
     routed: bool = True
+    lasting: bool = True
 
     def key(self) -> tuple[str, ...]:
         return (self.netns, self.link, self.address)
 
 
 class Route(NamedTuple):
-    """A unicast route of the main table. ``destination`` is a prefix; ``default`` is written ``0.0.0.0/0`` or ``::/0``."""
+    """A route of the main table. ``destination`` is a prefix; ``default`` is written ``0.0.0.0/0`` or ``::/0``. ``type`` is
+    blackhole, unreachable, prohibit or throw, and then there is no link; empty for a unicast route, as all of niso's are."""
 
     netns: str
     destination: str
     gateway: str
     link: str
+    type: str = ""
 
     def key(self) -> tuple[str, ...]:
-        return (self.netns, self.destination)
+        return (self.netns, self.destination, self.type)
 
 
 class Sysctl(NamedTuple):

@@ -233,6 +233,48 @@ DAMAGES: dict[str, Damage] = {
         lambda w: w.ip("-n niso-api route delete 10.99.2.0/24"),
         [("different", r"^address 10\.99\.2\.2/24 on eth1 in niso-api$")],
     ),
+    "address that ends": Damage(
+        ("Address.lasting",),
+        lambda w: w.ip("-n niso-api address change 10.99.1.2/24 dev eth0 valid_lft 1000 preferred_lft 1000"),
+        [("different", r"^address 10\.99\.1\.2/24 on eth0 in niso-api$")],
+    ),
+    "IPv6 address that ends": Damage(
+        ("Address.lasting",),
+        lambda w: w.ip("-n niso-api address change fd00:1::2/64 dev eth0 valid_lft 1000 preferred_lft 1000"),
+        [("different", r"^address fd00:1::2/64 on eth0 in niso-api$")],
+        stack="dual",
+    ),
+    "address of a bridge that ends": Damage(
+        ("Address.lasting",),
+        lambda w: w.ip("address change 10.99.2.1/24 dev niso-extra valid_lft 1000 preferred_lft 1000"),
+        [("different", r"^address 10\.99\.2\.1/24 on niso-extra$")],
+    ),
+    "deprecated address": Damage(
+        ("Address.lasting",),
+        lambda w: w.ip("-n niso-api address change fd00:2::2/64 dev eth1 preferred_lft 0"),
+        [("different", r"^address fd00:2::2/64 on eth1 in niso-api$")],
+        stack="dual",
+    ),
+    "route to nowhere": Damage(
+        ("Route foreign",),
+        lambda w: w.ip("-n niso-api route add blackhole 10.99.1.3"),
+        [("foreign", r"^route blackhole 10\.99\.1\.3/32 in niso-api$")],
+    ),
+    "routes to nowhere of other types": Damage(
+        ("Route foreign",),
+        lambda w: w.ip(
+            "-n niso-api route add unreachable 10.99.7.0/24",
+            "-n niso-api route add prohibit default metric 7",
+            "-n niso-api route add prohibit default metric 8",
+            "-n niso-api -6 route add blackhole default metric 7",
+        ),
+        [
+            ("foreign", r"^route unreachable 10\.99\.7\.0/24 in niso-api$"),
+            ("foreign", r"^route prohibit 0\.0\.0\.0/0 in niso-api$"),
+            ("foreign", r"^route blackhole ::/0 in niso-api$"),
+        ],
+        stack="dual",
+    ),
     "default route gone": Damage(
         ("Route missing",),
         lambda w: w.ip("-n niso-api route delete default"),
@@ -243,6 +285,20 @@ DAMAGES: dict[str, Damage] = {
         lambda w: w.ip("-n niso-api -6 route delete default"),
         [("missing", r"^route ::/0 via fd00:1::1 on eth0 in niso-api$")],
         stack="dual",
+    ),
+    "default route before the right one": Damage(
+        ("Route foreign",),
+        lambda w: w.ip(
+            "-n niso-api route add default via 10.99.1.3 metric 5",
+            "-n niso-api route add default via 10.99.1.3 metric 8",
+            "-n niso-api route add default via 10.99.2.3 metric 7",
+            "-n niso-api route add default via 10.99.2.4 metric 6",
+        ),
+        [
+            ("foreign", r"^route 0\.0\.0\.0/0 via 10\.99\.1\.3 on eth0 in niso-api$"),
+            ("foreign", r"^route 0\.0\.0\.0/0 via 10\.99\.2\.3 on eth1 in niso-api$"),
+            ("foreign", r"^route 0\.0\.0\.0/0 via 10\.99\.2\.4 on eth1 in niso-api$"),
+        ],
     ),
     "default route elsewhere": Damage(
         ("Route.gateway",),
@@ -340,7 +396,29 @@ DAMAGES: dict[str, Damage] = {
     "port disabled": Damage(
         ("Veth.strange",), lambda w: w.run("bridge", "link", "set", "dev", w.port, "state", "0"), [("different", API)]
     ),
+    "ARP off inside": Damage(
+        ("Veth.strange",), lambda w: w.ip("-n niso-api link set eth0 arp off"), [("different", API)]
+    ),
+    "ARP off of the port": Damage(
+        ("Veth.strange",), lambda w: w.ip(f"link set {w.port} arp off"), [("different", API)]
+    ),
+    "ARP off and port isolated": Damage(
+        ("Veth.strange",),
+        lambda w: w.sh(
+            'ip -n niso-api link set eth0 arp off; ip link set "$1" arp off down; bridge link set dev "$1" isolated on',
+            w.port,
+        ),
+        [("different", API)],
+    ),
     # --- bridges
+    "ARP off of the bridge": Damage(
+        ("Bridge.strange",), lambda w: w.ip("link set niso-extra arp off"), [("different", r"^bridge niso-extra$")]
+    ),
+    "ARP off of a bridge with STP": Damage(
+        ("Bridge.strange",),
+        lambda w: w.ip("link set niso-extra arp off", "link set niso-extra type bridge stp_state 1"),
+        [("different", r"^bridge niso-extra$")],
+    ),
     "bridge gone": Damage(
         ("Bridge missing",), lambda w: w.ip("link delete niso-extra"), [("missing", r"^bridge niso-extra$")], anew=True
     ),
@@ -411,6 +489,23 @@ DAMAGES: dict[str, Damage] = {
         [("different", r"^sysctl net/ipv6/conf/niso-extra/disable_ipv6='0'$")],
         stack="dual",
     ),
+    "IPv6 off inside": Damage(
+        ("Sysctl.value",),
+        lambda w: w.sysctl("net.ipv6.conf.eth0.disable_ipv6=1", "niso-api"),
+        [("different", r"^sysctl net/ipv6/conf/eth0/disable_ipv6='0' in niso-api$")],
+        stack="dual",
+    ),
+    "IPv6 off of all inside": Damage(
+        ("Sysctl.value",),
+        lambda w: w.sysctl("net.ipv6.conf.all.disable_ipv6=1", "niso-api"),
+        [("different", r"^sysctl net/ipv6/conf/all/disable_ipv6='0' in niso-api$")],
+        stack="dual",
+    ),
+    "forwarding of a bridge off": Damage(
+        ("Sysctl.value",),
+        lambda w: w.sysctl("net.ipv4.conf.niso-backend.forwarding=0"),
+        [("different", r"^sysctl net/ipv4/conf/niso-backend/forwarding='1'$")],
+    ),
     "sysctl inside": Damage(
         ("Sysctl.value",),
         lambda w: w.sysctl("net.ipv4.ip_unprivileged_port_start=1024", "niso-api"),
@@ -445,6 +540,35 @@ DAMAGES: dict[str, Damage] = {
         ("HostsFile missing",),
         lambda w: w.run("cp", "/dev/null", "/run/niso/hosts/backend+extra/hosts"),
         [("missing", r"^hosts file /run/niso/hosts/backend\+extra/hosts$")],
+    ),
+    "hosts file that services may not read": Damage(
+        ("HostsFile missing",),
+        lambda w: w.run("chmod", "000", "/run/niso/hosts/backend/hosts"),
+        [("missing", r"^hosts file /run/niso/hosts/backend/hosts$")],
+    ),
+    "hosts folder that services may not enter": Damage(
+        ("HostsFile missing",),
+        lambda w: w.run("chmod", "700", "/run/niso/hosts/backend"),
+        [("missing", r"^hosts file /run/niso/hosts/backend/hosts$")],
+    ),
+    "FIFO in place of a hosts file": Damage(
+        ("HostsFile missing",),
+        lambda w: w.sh(
+            "rm /run/niso/hosts/backend/hosts; mkfifo /run/niso/hosts/backend/hosts /run/niso/hosts/backend/hosts.new"
+        ),
+        [("missing", r"^hosts file /run/niso/hosts/backend/hosts$")],
+    ),
+    "link in place of a hosts file": Damage(
+        ("HostsFile missing",),
+        lambda w: w.sh("mv /run/niso/hosts/backend/hosts /tmp/moved; ln -s /tmp/moved /run/niso/hosts/backend/hosts"),
+        [("missing", r"^hosts file /run/niso/hosts/backend/hosts$")],
+    ),
+    "folder in place of a hosts file": Damage(
+        ("HostsFile missing",),
+        lambda w: w.sh(
+            "rm /run/niso/hosts/backend/hosts; mkdir /run/niso/hosts/backend/hosts /run/niso/hosts/backend/hosts.new"
+        ),
+        [("missing", r"^hosts file /run/niso/hosts/backend/hosts$")],
     ),
     "hosts file too many": Damage(
         ("HostsFile foreign",),
@@ -483,6 +607,40 @@ DAMAGES: dict[str, Damage] = {
     ),
     "conmon and process killed": Damage(
         ("process",), lambda w: w.kill_conmon(process=True), [("missing", r"^process of service 'api'$")], anew=True
+    ),
+    "FIFO in place of the process's record": Damage(
+        ("process",),
+        lambda w: w.sh("cd /run/niso/services/api; rm state.json; mkfifo state.json state.json.new"),
+        [("missing", r"^process of service 'api'$")],
+        anew=True,
+    ),
+    "conmon stopped and process killed": Damage(
+        ("process",), lambda w: w.stop_conmon(), [("missing", r"^process of service 'api'$")], anew=True
+    ),
+    "spec gone": Damage(
+        ("process",),
+        lambda w: w.run("rm", "/run/niso/services/api/spec.json"),
+        [("missing", r"^spec\.json of service 'api'$")],
+    ),
+    "spec cut short": Damage(
+        ("process",),
+        lambda w: w.run("truncate", "-s", "100", "/run/niso/services/api/spec.json"),
+        [("missing", r"^spec\.json of service 'api'$")],
+    ),
+    "package copy gone": Damage(
+        ("process",),
+        lambda w: w.sh("rm -r /var/lib/niso/packages/api/*"),
+        [("missing", r"^package copy /var/lib/niso/packages/api/[0-9a-f]{64} of service 'api'$")],
+        anew=True,
+    ),
+    "package copy and spec gone": Damage(
+        ("process",),
+        lambda w: w.sh("rm -r /var/lib/niso/packages/api /run/niso/services/api/spec.json"),
+        [
+            ("missing", r"^package copy /var/lib/niso/packages/api/[0-9a-f]{64} of service 'api'$"),
+            ("missing", r"^spec\.json of service 'api'$"),
+        ],
+        anew=True,
     ),
     "crun's state gone": Damage(
         ("crun",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -163,6 +164,71 @@ def test_service_that_is_not_known_any_more_is_ended(lab: Lab) -> None:
     assert world.niso("net", "repair", "-v") == (0, "nothing to repair\n", "")
     assert not lab.path(f"/proc/{pid}").exists()
     assert ask(lab, HOST, 8080, "client") == f"api {CLIENT}"
+
+
+@pytest.mark.parametrize("odd", ["mkfifo", "mkdir", "mkdir -p F/full"])
+def test_odd_files_in_the_run_folder_keep_no_service_from_being_deactivated(two: World, odd: str) -> None:
+    lab = two.lab
+    lab.niso("activate", idle(lab, "lone", network=on("extra")))
+    hosts, state = "/run/niso/hosts/extra/hosts", "/run/niso/services/lone/state.json"
+    lab.run("sh", "-c", f"rm {hosts} {state}; {odd.replace('F', hosts)} {hosts}; mkfifo {state}")
+    assert lab.niso("ps", check=False, timeout=20).returncode == 0
+    assert lab.niso("deactivate", "lone", timeout=20).returncode == 0
+    lab.run("rm", "-rf", "/run/niso/hosts/extra")
+    lab.niso("net", "repair")
+    assert two.check() == []
+
+
+def test_fifos_in_the_folder_of_a_run_keep_nobody_waiting(two: World) -> None:
+    lab = two.lab
+    lab.niso("activate", idle(lab, "lone", network=on("extra")))
+    pid = inspect(lab, "lone")["pid"]
+    lab.run(
+        "sh", "-c", "cd /run/niso/services/lone/run-0; rm conmon.pid; mkfifo stopping conmon.pid exits/left exited.pid"
+    )
+    lab.run("sh", "-c", "cd /var/lib/niso/logs/lone; rm -f *; mkfifo service.log service.log.1", check=False)
+    for words in (("ps",), ("logs", "lone"), ("net", "check"), ("inspect", "lone")):
+        lab.niso(*words, timeout=20, check=False)
+    assert lab.niso("deactivate", "lone", timeout=30).returncode == 0
+    assert not lab.path(f"/proc/{pid}").exists()
+    two.niso("net", "repair")
+    assert two.check() == []
+
+
+def test_hosts_file_that_is_a_full_folder_is_not_removed(two: World) -> None:
+    lab = two.lab
+    hosts = "/run/niso/hosts/backend/hosts"
+    lab.run("sh", "-c", f"rm {hosts}; mkdir -p {hosts}/full")
+    status, out, err = two.niso("net", "repair")
+    assert (status, out) == (1, "") and f"{hosts} is a folder that is not empty" in err and "move it away" in err, err
+    lab.run("mv", hosts, "/tmp/away")
+    assert two.niso("net", "repair")[:2] == (0, "repaired: 1 steps\n")
+    assert two.check() == []
+
+
+def test_ps_tells_a_process_that_ended_unnoticed_from_one_that_was_moved(two: World) -> None:
+    lab = two.lab
+    two.leave_cgroup()
+    rows = {row["service"]: row["status"] for row in json.loads(lab.niso("ps", "--json", timeout=4).stdout)}
+    assert (rows["api"], rows["peer"]) == ("running", "running")
+    two.niso("net", "repair")
+    two.stop_conmon()
+    rows = {row["service"]: row["status"] for row in json.loads(lab.niso("ps", "--json").stdout)}
+    assert (rows["api"], rows["peer"]) == ("failed", "running")
+    two.niso("net", "repair")
+    assert two.check() == []
+
+
+def test_package_copy_that_is_gone_is_not_replaced_by_another_package(two: World) -> None:
+    lab = two.lab
+    pid = two.pid
+    lab.run("sh", "-c", "rm -r /var/lib/niso/packages/api/*; echo new > /tmp/packages/api/more")
+    status, out, err = two.niso("net", "repair")
+    assert (status, out) == (1, "") and "api: its package copy" in err, err
+    assert "niso activate /tmp/packages/api/manifest.toml" in err, err
+    assert two.pid == pid
+    lab.niso("activate", "/tmp/packages/api/manifest.toml")
+    assert two.check() == []
 
 
 def test_next_command_builds_the_rules_anew_for_all_services(two: World) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from conftest import Lab
-from services import HOST, answer, ask, echo, on
+from services import CLIENT, HOST, answer, ask, echo, on
 
 DROP = """\
 table ip filter {
@@ -42,3 +42,29 @@ def test_another_tables_drop_is_told_with_the_rule_that_mends_it_and_nobody_edit
     assert lab.niso("net", "check").stdout == "everything: as it should be\n"
     ways = json.loads(lab.niso("net", "ports", "--exposed", "--json").stdout)[0]["from"]
     assert ways == ["this host", "services", f"other machines by {HOST} on uplink0"]
+
+
+def test_link_of_the_host_that_does_not_forward_is_told_and_left_alone(lab: Lab) -> None:
+    lab.niso("activate", echo(lab, "api", network=on("backend", ports=["8080:80"])))
+    answer(lab, HOST, 8080, "client")
+    setting = "net.ipv4.conf.uplink0.forwarding"
+    lab.run("sysctl", "-qw", f"{setting}=0")
+    assert ask(lab, HOST, 8080, "client") == ""
+
+    for names in ((), ("api",)):
+        found = json.loads(lab.niso("net", "check", "--json", *names, check=False).stdout)
+        assert [each["problem"] for each in found] == ["foreign"] and "link uplink0 forwards no IPv4" in found[0][
+            "what"
+        ]
+    remedy = found[0]["detail"]
+    ways = json.loads(lab.niso("net", "ports", "--exposed", "--json").stdout)[0]["from"]
+    assert ways == ["this host", "services", "nobody by uplink0: net/ipv4/conf/uplink0/forwarding is 0"]
+    explained = lab.niso("net", "explain", CLIENT, f"{HOST}:8080", check=False)
+    assert explained.returncode == 1 and "path     drop  uplink0 forwards nothing that comes by it" in explained.stdout
+    assert lab.niso("net", "repair").stdout == "nothing to repair\n"
+    assert lab.run("sysctl", "-n", setting).stdout == "0\n"
+
+    lab.run(*remedy.split())
+    answer(lab, HOST, 8080, "client")
+    assert lab.niso("net", "check").stdout == "everything: as it should be\n"
+    assert lab.niso("net", "explain", CLIENT, f"{HOST}:8080").returncode == 0

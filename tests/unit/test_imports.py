@@ -13,7 +13,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "niso"
 
-VOCABULARY = {"digest", "errors", "names", "paths", "failpoint", "child", "waits", "records", "state"}
+VOCABULARY = {"digest", "errors", "names", "paths", "failpoint", "files", "child", "waits", "records", "state"}
 """What every layer may speak."""
 
 LAYERS: dict[str, set[str]] = {
@@ -26,6 +26,7 @@ LAYERS: dict[str, set[str]] = {
     "records": set(),
     "state": set(),
     "failpoint": {"paths"},
+    "files": set(),
     "child": set(),
     "waits": set(),
     "ipam": set(),

@@ -99,6 +99,26 @@ def test_store_of_a_newer_niso_is_refused_and_left_as_it_is() -> None:
         Store.open()
 
 
+def test_damaged_page_is_told_in_one_line() -> None:
+    with TemporaryStore() as store:
+        add_network(store, network(0))
+        with store.transaction():
+            put(store, "api", (NAMES[0],), ports=())
+        store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        root, size = (
+            store._db.execute(query).fetchone()[0]
+            for query in ("SELECT rootpage FROM sqlite_schema WHERE name='lease'", "PRAGMA page_size")
+        )
+        with open(paths.database(), "r+b") as file:
+            file.seek((root - 1) * size)
+            file.write(b"\xff" * size)
+        store._db.execute("PRAGMA shrink_memory")
+        with pytest.raises(NisoError) as caught:
+            store.require_sound()
+        assert caught.value.message.startswith(f"{paths.database()}: ") and "page" in caught.value.message
+    assert caught.value.message.isprintable()
+
+
 def test_damaged_store_is_an_error_that_names_the_file() -> None:
     os.makedirs(paths.state_dir())
     with open(paths.database(), "wb") as file:

@@ -40,7 +40,7 @@ def _status(row: ServiceRow) -> tuple[str, float | None, dict[str, object]]:
     from niso.runtime import logs, process
 
     logs.rotate_if_large(row.name)
-    found = process.status(row.name)
+    found = process.status(row.name, closely=True)
     running = found.state == "running"
     uptime = max(0.0, time.time() - found.started_at) if running and found.started_at else None
     words = {"exited": f"exited ({found.exit_code})", "none": "failed"}.get(found.state, found.state)

@@ -65,16 +65,18 @@ def _explain(args: Args) -> int:
 
 def _explained(args: Args) -> int:
     from niso import policies, prove, seen
+    from niso.kernel import host
 
     store = Store.open(create=False)
     who, port, proto = seen.parse_target(args.destination)
     source, destination = seen.resolve(store, args.source), seen.resolve(store, who)
     world = policies.world(store)
     packet = seen.Packet(*seen.ends(world, source, destination, args.family), port, proto)
-    explained = seen.explain(store, world, packet)
+    closed = host.not_forwarding()
+    explained = seen.explain(store, world, packet, closed)
     if args.prove:
         prove.sender_namespace(world, packet, explained.verdict)
-    other = None if args.family else seen.other_family(store, world, source, destination, packet)
+    other = None if args.family else seen.other_family(store, world, source, destination, packet, closed)
     differs = other if other is not None and other.verdict.passes != explained.verdict.passes else None
     proof = prove.prove(world, explained) if args.prove else None
     if args.json:

@@ -33,6 +33,8 @@ _FLAGS: dict[int, tuple[str, int]] = {
     39: ("locked", 0),
     40: ("mab", 0),
 }
+ARP_OFF, ARP_OFF_INSIDE = "arp off", "arp off inside"
+"""A flag of the link itself (IFF_NOARP), of a bridge, a port, or a pair's other end: whoever has it finds no neighbour."""
 _GROUP_FORWARD = 31  # IFLA_BRPORT_GROUP_FWD_MASK
 
 # IFLA_BR_*: (what ip-link(8) calls it, how struct writes it, what niso's bridges have)

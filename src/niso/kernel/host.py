@@ -62,6 +62,27 @@ def receiving6() -> list[str]:
     return [link.name for link in links if link.name not in ("lo", "all", "default") and link.master not in bridges]
 
 
+def not_forwarding() -> dict[str, set[str]]:
+    """The links of others that are up, have IPv4 addresses and forward nothing that comes by them while the host forwards:
+    name -> addresses. Their own sysctls say so (ip-sysctl.rst, conf/interface/forwarding). Raises KernelError."""
+    if sysctl.read("net/ipv4/ip_forward") != "1":
+        return {}
+    found: dict[str, set[str]] = {}
+    with Rtnl() as rtnl:
+        links = {link.index: link for link in rtnl.links()}
+        for each in rtnl.addresses():
+            address, link = ipaddress.ip_interface(each.address).ip, links.get(each.index)
+            if (
+                address.version == 4
+                and not address.is_loopback
+                and link
+                and link.up
+                and not link.alias.startswith("niso:")
+            ):
+                found.setdefault(link.name, set()).add(str(address))
+    return {name: own for name, own in found.items() if sysctl.read(f"net/ipv4/conf/{name}/forwarding") == "0"}
+
+
 def resolv_conf() -> tuple[str, str | None]:
     """(text for a service's /etc/resolv.conf, a warning or None).
 

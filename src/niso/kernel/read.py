@@ -10,11 +10,11 @@ import ipaddress
 import os
 from collections.abc import Collection, Iterable
 
-from niso import paths
+from niso import files, paths
 from niso.errors import Conflict
-from niso.kernel import neighbours, netns, sysctl
+from niso.kernel import bridging, neighbours, netns, rtnetlink, sysctl
 from niso.kernel.nftset import HEADERS, Nfnetlink
-from niso.kernel.rtnetlink import Link, Rtnl
+from niso.kernel.rtnetlink import KERNEL, Link, Rtnl
 from niso.kernel.sockets import Sockets
 from niso.render import hosts, nft
 from niso.state import (
@@ -35,6 +35,8 @@ from niso.state import (
 
 OWN_ROUTES = 3  # RTPROT_BOOT: what niso (like iproute2) adds; the kernel's own routes are its business
 
+
+NOWHERE = {number: word for word, number in rtnetlink.NOWHERE.items()}
 
 Foreign = dict[str, Conflict]
 """Name of a link or namespace that should be ours and is not -> what is wrong with it."""
@@ -78,6 +80,10 @@ def read(
     here = wanted.pop("", _Wanted())
     _addresses(rtnl, "", here.links, addresses, routes)
     sysctls |= _sysctls(here.sysctls)
+    if strays and Sysctl("", "net/ipv4/ip_forward", "1") in sysctls:
+        # bridges follow that one, until somebody sets theirs
+        forwarding = (f"net/ipv4/conf/{bridge.name}/forwarding" for bridge in bridges)
+        sysctls |= {found for found in _sysctls(Sysctl("", each, "1") for each in forwarding) if found.value == "0"}
     for name in sorted({thing.name for thing in candidates.netns}):
         if not netns.exists(name):
             continue
@@ -90,6 +96,11 @@ def read(
                 host_ends[veth.name] = link
         inner = _inside(sockets.at(name), here, name, alias, foreign, addresses, routes, sysctls, namespaces)
         if strays and inner is not None:
+            routes |= {
+                Route(name, found.destination, "", "", NOWHERE[found.type])
+                for found in sockets.at(name).routes()
+                if found.type in NOWHERE and found.protocol != KERNEL
+            }
             for link in inner.values():
                 found_by_hand |= {
                     Neighbour(name, link.name, entry.address, entry.mac)
@@ -107,7 +118,7 @@ def read(
 
     if strays:
         _host_strays(bridges, alias, attached, found_by_hand, addresses)
-    files, lines = _hosts_lines(candidates)
+    whole, present = _hosts_lines(candidates)
     return tables._replace(
         bridges=frozenset(bridges),
         netns=frozenset(namespaces),
@@ -117,8 +128,8 @@ def read(
         routes=frozenset(routes),
         attached=frozenset(attached),
         neighbours=frozenset(found_by_hand),
-        hosts_files=files,
-        hosts_lines=lines,
+        hosts_files=whole,
+        hosts_lines=present,
     )
 
 
@@ -181,7 +192,7 @@ def read_all(want: State, alias: str, foreign: Foreign) -> State:
         if link.kind == "veth" and link.name not in known:
             name, far = ends.get(link.index, ("", link))
             strays.add(_veth(link, name, {far.name: far}, by_index.get(link.master, "")))
-    files, lines = _hosts_files(set(_folders()))
+    whole, lines = _hosts_files(set(_folders()))
     tables = _all_tables(alias.partition(":")[2])
     return have._replace(
         rulesets=tables.rulesets,
@@ -189,7 +200,7 @@ def read_all(want: State, alias: str, foreign: Foreign) -> State:
         veths=have.veths | strays,
         addresses=frozenset(addresses),
         routes=frozenset(routes),
-        hosts_files=files,
+        hosts_files=whole,
         hosts_lines=frozenset(lines),
     )
 
@@ -310,6 +321,7 @@ class _Wanted:
     def __init__(self) -> None:
         self.veths: list[Veth] = []
         self.links: set[str] = set()  # that have a candidate address or route
+        self.addresses6: set[tuple[str, str]] = set()  # (link, address)
         self.sysctls: list[Sysctl] = []
 
 
@@ -318,7 +330,10 @@ def _by_namespace(candidates: State) -> dict[str, _Wanted]:
     for veth in candidates.veths:
         found.setdefault(veth.netns, _Wanted()).veths.append(veth)
     for thing in candidates.addresses | candidates.routes:
-        found.setdefault(thing.netns, _Wanted()).links.add(thing.link)
+        here = found.setdefault(thing.netns, _Wanted())
+        here.links.add(thing.link)
+        if isinstance(thing, Address) and ":" in thing.address:
+            here.addresses6.add((thing.link, thing.address))
     for each in candidates.sysctls:
         found.setdefault(each.netns, _Wanted()).sysctls.append(each)
     return found
@@ -335,11 +350,13 @@ def _addresses(rtnl: Rtnl, name: str, links: Iterable[str], addresses: set[Addre
 def _addresses_of(rtnl: Rtnl, name: str, link: Link, addresses: set[Address], routes: set[Route]) -> None:
     own = rtnl.addresses(link.index)
     if not name:  # the host's other routes are not ours
-        addresses |= {Address(name, link.name, found.address) for found in own}
+        addresses |= {Address(name, link.name, found.address, True, found.lasts) for found in own}
         return
     by_link = rtnl.routes(link.index)
     there = {found.destination for found in by_link if not found.gateway}
-    addresses |= {Address(name, link.name, found.address, _is_routed(found.address, there)) for found in own}
+    addresses |= {
+        Address(name, link.name, found.address, _is_routed(found.address, there), found.lasts) for found in own
+    }
     routes |= {
         Route(name, found.destination, found.gateway, link.name)
         for found in by_link
@@ -365,16 +382,31 @@ def _inside(
         return None
     namespaces.add(Netns(name, alias, lo is not None and lo.up))
     links = {}
+    there = set()
     for link_name in peers | wanted.links:
         link = rtnl.link(link_name)
         if link is not None:
+            there.add(link_name)
             _addresses_of(rtnl, name, link, addresses, routes)
             if link_name in peers:
                 links[link_name] = link
-    if wanted.sysctls:
+    lost = wanted.addresses6 - {(each.link, each.address) for each in addresses if each.netns == name}
+    without = sorted({link for link, _ in lost} & there)
+    if wanted.sysctls or without:
         with netns.inside(name):
             sysctls |= _sysctls(wanted.sysctls)
+            sysctls |= _switched_off(name, without)
     return links
+
+
+def _switched_off(name: str, links: list[str]) -> set[Sysctl]:
+    """What keeps these links of a namespace from having IPv6 addresses: the switch of all, else those of their own."""
+    for some in (["all"], links) if links else ():
+        wanted = (Sysctl(name, f"net/ipv6/conf/{link}/disable_ipv6", "0") for link in some)
+        found = {thing for thing in _sysctls(wanted) if thing.value == "1"}
+        if found:
+            return found
+    return set()
 
 
 def _lo_alias(name: str) -> str:
@@ -395,7 +427,8 @@ def _veth(link: Link, name: str, inner: dict[str, Link], bridge: str) -> Veth:
         return Veth(link.name, "", "", "", link.mtu, bridge, link.hairpin, link.alias, link.up, link.strange)
     mtu = link.mtu if link.mtu == peer.mtu else -1
     up = link.up and peer.up
-    return Veth(link.name, name, peer.name, peer.mac, mtu, bridge, link.hairpin, link.alias, up, link.strange)
+    strange = ", ".join([*filter(None, [link.strange]), *([bridging.ARP_OFF_INSIDE] if peer.strange else [])])
+    return Veth(link.name, name, peer.name, peer.mac, mtu, bridge, link.hairpin, link.alias, up, strange)
 
 
 def _folders() -> list[str]:
@@ -431,22 +464,28 @@ def _hosts_lines(candidates: State) -> tuple[frozenset[HostsFile], frozenset[Hos
 
 
 def _hosts_text(folder: str) -> str | None:
-    """The text of a hosts file that begins as niso writes it; any other counts as absent."""
+    """The text of a hosts file that begins as niso writes it and that everybody may read; any other counts as absent."""
     try:
-        with open(os.path.join(paths.hosts_root(), folder, "hosts"), encoding="utf-8") as file:
-            text = file.read()
+        text = (files.read(os.path.join(paths.hosts_root(), folder, "hosts"), 0o444) or b"").decode()
     except (OSError, ValueError):
         return None
     return text if text.startswith(hosts.HEADER) and text.endswith("\n") else None
 
 
 def _hosts_files(folders: set[str]) -> tuple[frozenset[HostsFile], set[HostsLine]]:
-    """The files that look as niso writes them, and their lines; any other counts as absent."""
-    files, lines = set(), set()
+    """The files that look as niso writes them, and their lines; any other, or one that not everybody gets at, counts as absent."""
+    whole, lines = set(), set()
     for folder in folders:
         text = _hosts_text(folder)
-        found = hosts.lines(text) if text is not None else None
+        found = hosts.lines(text) if text is not None and _is_open(folder) else None
         if found is not None:
-            files.add(HostsFile(folder))
+            whole.add(HostsFile(folder))
             lines |= {HostsLine(folder, address, names) for address, names in found}
-    return frozenset(files), lines
+    return frozenset(whole), lines
+
+
+def _is_open(folder: str) -> bool:
+    try:
+        return os.lstat(os.path.join(paths.hosts_root(), folder)).st_mode & 0o555 == 0o555
+    except OSError:
+        return False

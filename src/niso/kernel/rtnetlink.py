@@ -20,9 +20,11 @@ from niso.kernel.netlink import Message, attribute, attributes, nested, refused,
 from niso.typed import NamedTuple
 
 MAIN = 254  # RT_TABLE_MAIN
-_KERNEL = 2  # RTPROT_KERNEL: the kernel's own, with an address
+KERNEL = 2  # RTPROT_KERNEL: the kernel's own, with an address
 BOOT = 3  # RTPROT_BOOT: routes added by hand, as iproute2 does
 UNICAST = 1  # RTN_UNICAST
+NOWHERE = {"blackhole": 6, "unreachable": 7, "prohibit": 8, "throw": 9}
+"""RTN_* of routes that lead to no link, by what ip-route(8) calls them."""
 
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
@@ -42,13 +44,14 @@ _INET6_ADDR_GEN_MODE, _ADDR_GEN_MODE_NONE = 8, 1
 _SKIP_STATS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
 
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
-_IFA_F_NODAD = 0x02
+_IFA_F_NODAD, _IFA_F_DEPRECATED, _IFA_F_PERMANENT = 0x02, 0x20, 0x80
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_TABLE = 1, 4, 5, 6, 7, 15
 _METRIC6 = 256  # IP6_RT_PRIO_ADDRCONF: of the routes that the kernel adds with IPv6 addresses
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
 
-_IFF_UP = 1
+_IFF_UP, _IFF_NOARP = 1, 0x80
 _SIOCGIFNAME, _SIOCGIFINDEX = 0x8910, 0x8933
+_LO = 1  # LOOPBACK_IFINDEX
 _OWN_INDEX = 1 << 20  # the first index of links made here; the kernel counts up from 1
 _INDEX_TRIES = 16
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
@@ -94,6 +97,11 @@ class LinkAddress(NamedTuple):
     address: str
     scope: int
     flags: int
+
+    @property
+    def lasts(self) -> bool:
+        """Whether no lifetime of it ends, or has ended."""
+        return self.flags & (_IFA_F_PERMANENT | _IFA_F_DEPRECATED) == _IFA_F_PERMANENT
 
 
 class LinkRoute(NamedTuple):
@@ -245,7 +253,9 @@ class Rtnl(netlink.Netlink):
         ``hairpin`` is for a bridge's port, ``call_iptables`` and ``call_ip6tables`` are for a bridge (see `add_bridge`).
         What ``strange`` names of a port or a bridge is put back (`niso.kernel.bridging`).
         """
-        flags = _IFF_UP if up else 0
+        flags, switched = _IFF_UP if up else 0, 0 if up is None else _IFF_UP
+        if bridging.ARP_OFF in strange.split(", "):
+            switched |= _IFF_NOARP
         changes = text(_IFLA_IFNAME, name)
         words = []
         if mtu is not None:
@@ -265,7 +275,7 @@ class Rtnl(netlink.Netlink):
         messages = []
         if words:
             what = f"set link '{name}' {', '.join(words)}"
-            messages.append(Message(what, _NEWLINK, 0, _ifinfo(0, flags, 0 if up is None else _IFF_UP) + changes))
+            messages.append(Message(what, _NEWLINK, 0, _ifinfo(0, flags, switched) + changes))
         if hairpin is not None:
             what = f"set hairpin of '{name}' {'on' if hairpin else 'off'}"
             messages.append(Message(what, _NEWLINK, 0, _ifinfo() + text(_IFLA_IFNAME, name) + _hairpin(hairpin)))
@@ -324,8 +334,8 @@ class Rtnl(netlink.Netlink):
                     found.append(address)
         return found
 
-    def add_address(self, link_index: int, cidr: str) -> None:
-        """Give a link an address with its prefix length; one that it has is fine.
+    def add_address(self, link_index: int, cidr: str, replace: bool = False) -> None:
+        """Give a link an address with its prefix length; one that it has is fine, and with ``replace`` gets its lifetimes anew.
 
         IPv6 without duplicate address detection: IPAM gives no address twice, and it would keep the service waiting. Of
         IPv6 the kernel itself tells the scope: fe80::1/64 is a link-local one.
@@ -335,7 +345,8 @@ class Rtnl(netlink.Netlink):
         body = _ifaddrmsg.pack(family, length, flags, _SCOPE_UNIVERSE, link_index)
         body += attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
         what = f"add address {cidr} to link {link_index}"
-        self.transact(Message(what, _NEWADDR, netlink.CREATE | netlink.EXCL, body, (errno.EEXIST,)))
+        how = netlink.REPLACE if replace else netlink.EXCL
+        self.transact(Message(what, _NEWADDR, netlink.CREATE | how, body, (errno.EEXIST,)))
 
     def add_connected_route(self, link_index: int, cidr: str) -> None:
         """Give back the route to an address's prefix that the kernel makes with the address; one that is there is fine."""
@@ -344,7 +355,7 @@ class Rtnl(netlink.Netlink):
         number = int.from_bytes(packed) >> (whole - length) << (whole - length)
         is_4 = family == socket.AF_INET
         scope = _SCOPE_LINK if is_4 else _SCOPE_UNIVERSE
-        body = _rtmsg.pack(family, length, 0, 0, MAIN, _KERNEL, scope, UNICAST, 0)
+        body = _rtmsg.pack(family, length, 0, 0, MAIN, KERNEL, scope, UNICAST, 0)
         body += attribute(_RTA_DST, number.to_bytes(len(packed))) + u32(_RTA_OIF, link_index)
         body += attribute(_RTA_PREFSRC, packed) if is_4 else u32(_RTA_PRIORITY, _METRIC6)
         what = f"add the route to {cidr} by link {link_index}"
@@ -391,10 +402,29 @@ class Rtnl(netlink.Netlink):
                 raise
 
     def delete_route(self, destination: str, gateway: str, index: int) -> None:
-        """Delete a route; a missing one is fine."""
-        what = f"delete route {destination} via {gateway or 'link'} {index}"
-        body = _route(destination, gateway, index, 0)
-        self.transact(Message(what, _DELROUTE, 0, body, (errno.ESRCH, errno.ENODEV)))
+        """Delete a route, of any metric; a missing one is fine."""
+        self._delete_routes(
+            f"delete route {destination} via {gateway or 'link'} {index}", _route(destination, gateway, index, 0)
+        )
+
+    def delete_nowhere(self, destination: str, kind: str) -> None:
+        """Delete a route of a kind of `NOWHERE`, of any metric; a missing one is fine."""
+        family, packed, length = _parse_cidr(destination)
+        body = _rtmsg.pack(family, length, 0, 0, MAIN, 0, _SCOPE_NOWHERE, NOWHERE[kind], 0)
+        body += attribute(_RTA_DST, packed) if length else b""
+        # IPv6 does not look at the type, but has these routes by lo
+        body += u32(_RTA_OIF, _LO) if family == socket.AF_INET6 else b""
+        self._delete_routes(f"delete {kind} route {destination}", body)
+
+    def _delete_routes(self, what: str, body: bytes) -> None:
+        """Without a metric the kernel deletes the first one that is so: it is asked until there is none."""
+        for _ in range(_AT_ONCE):
+            try:
+                self.transact(Message(what, _DELROUTE, 0, body))
+            except KernelError as error:
+                if error.errno not in (errno.ESRCH, errno.ENODEV):
+                    raise
+                return
 
     def _link(self, what: str, index: int, attribute_: bytes = b"") -> Link | None:
         body = _ifinfo(index) + attribute_ + u32(_IFLA_EXT_MASK, _SKIP_STATS)
@@ -485,6 +515,9 @@ def _parse_link(body: bytes) -> Link:
     own = attributes(info.get(_INFO_DATA, b"")) if kind == "bridge" else {}
     is_port = netlink.string(info.get(_INFO_SLAVE_KIND, b"")) == "bridge"
     port = attributes(info.get(_INFO_SLAVE_DATA, b"")) if is_port else {}
+    strange = bridging.strange_port(port, _number(found, _IFLA_OPERSTATE, 0)) if port else bridging.strange_bridge(own)
+    if flags & _IFF_NOARP:
+        strange = f"{bridging.ARP_OFF}, {strange}" if strange else bridging.ARP_OFF
     return Link(
         index=index,
         name=netlink.string(found[_IFLA_IFNAME]),
@@ -499,9 +532,7 @@ def _parse_link(body: bytes) -> Link:
         hairpin=port.get(_BRPORT_MODE, b"\0") != b"\0",
         call_iptables=own.get(_BR_NF_CALL_IPTABLES, b"\0") != b"\0",
         call_ip6tables=own.get(_BR_NF_CALL_IP6TABLES, b"\0") != b"\0",
-        strange=bridging.strange_port(port, _number(found, _IFLA_OPERSTATE, 0))
-        if port
-        else bridging.strange_bridge(own),
+        strange=strange,
     )
 
 

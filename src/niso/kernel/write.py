@@ -7,10 +7,10 @@ import os
 from collections.abc import Container, Iterable
 from contextlib import nullcontext
 
-from niso import failpoint, paths
+from niso import failpoint, files, paths
 from niso.diff import AnyStep, Edit, HostsEdit, NftTransaction, Step
 from niso.errors import KernelError, NisoError
-from niso.kernel import modules, neighbours, netns, sysctl
+from niso.kernel import bridging, modules, neighbours, netns, sysctl
 from niso.kernel.announce import announce
 from niso.kernel.nftset import HEADERS, Change, Nfnetlink, can_change
 from niso.kernel.rtnetlink import Rtnl
@@ -140,7 +140,7 @@ class _Writer:
         elif isinstance(thing, Veth):
             self._veth(step, thing)
         elif isinstance(thing, Address):
-            self._address(step.action, thing)
+            self._address(step, thing)
         elif isinstance(thing, Route):
             self._route(step, thing)
         elif isinstance(thing, Sysctl):
@@ -204,6 +204,7 @@ class _Writer:
 
     def _veth(self, step: Step, veth: Veth) -> None:
         rtnl = self._sockets.at("")
+        inside = ""
         if step.action == "add":
             fd = netns.open_fd(veth.netns)
             try:
@@ -220,11 +221,15 @@ class _Writer:
             finally:
                 os.close(fd)
         else:
-            strange = step.was.strange if isinstance(step.was, Veth) and step.was.bridge == veth.bridge else ""
+            found = step.was.strange if isinstance(step.was, Veth) else ""
+            inside = bridging.ARP_OFF if bridging.ARP_OFF_INSIDE in found else ""
+            # another bridge's port is a new one
+            strange = found if isinstance(step.was, Veth) and step.was.bridge == veth.bridge else ""
             rtnl.set_link(veth.name, mtu=veth.mtu, master=veth.bridge, hairpin=veth.hairpin, up=True, strange=strange)
-        self._sockets.at(veth.netns).set_link(veth.peer, mtu=veth.mtu, up=True)
+        self._sockets.at(veth.netns).set_link(veth.peer, mtu=veth.mtu, up=True, strange=inside)
 
-    def _address(self, action: str, address: Address) -> None:
+    def _address(self, step: Step, address: Address) -> None:
+        action = step.action
         rtnl, index = self._link(address.netns, address.link)
         if action == "delete":
             if index is not None:
@@ -232,11 +237,16 @@ class _Writer:
             return
         index = _there(index, address.link)
         if action == "change":
+            if isinstance(step.was, Address) and not step.was.lasting:
+                rtnl.add_address(index, address.address, replace=True)
             rtnl.add_connected_route(index, address.address)
         else:
             rtnl.add_address(index, address.address)
 
     def _route(self, step: Step, route: Route) -> None:
+        if route.type:  # none of these is wanted
+            self._sockets.at(route.netns).delete_nowhere(route.destination, route.type)
+            return
         gone = route if step.action == "delete" else step.was
         if isinstance(gone, Route):
             rtnl, index = self._link(gone.netns, gone.link)
@@ -291,11 +301,11 @@ def _transaction(step: NftTransaction) -> None:
 def _edit_hosts(step: HostsEdit) -> None:
     folder = os.path.join(paths.hosts_root(), step.folder)
     path = os.path.join(folder, "hosts")
-    os.makedirs(folder, mode=0o755, exist_ok=True)
     text = hosts.HEADER
-    if not step.create:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
+    if step.create:
+        _make_folder(folder)
+    else:
+        text = (files.read(path) or b"").decode()
     text = hosts.edit(
         text,
         {hosts.line(line.address, line.names) for line in step.remove},
@@ -304,27 +314,44 @@ def _edit_hosts(step: HostsEdit) -> None:
     # a reader sees the old file or the new one; the services see the folder, so that a renamed file reaches them
     temporary = f"{path}.new"
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
+        with open(files.make(temporary, 0o644), "w", encoding="utf-8") as file:
             os.fchmod(file.fileno(), 0o644)
             file.write(text)
         failpoint.hit(f"rename {path}")
-        os.rename(temporary, path)
-    except BaseException:
+        files.rename(temporary, path)
+    except BaseException as error:
         os.unlink(temporary)
         if step.create and not os.path.exists(path):
             os.rmdir(folder)
+        if isinstance(error, OSError) and error.errno == errno.ENOTEMPTY:
+            raise KernelError(f"{path} is a folder that is not empty", "move it away, then niso net repair") from error
         raise
+
+
+def _make_folder(folder: str) -> None:
+    """Make it for everybody to read in, whatever is there in its place."""
+    try:
+        os.makedirs(folder, mode=0o755)
+    except FileExistsError:
+        if os.path.isdir(folder) and not os.path.islink(folder):
+            os.chmod(folder, 0o755)
+        else:
+            os.unlink(folder)
+            os.makedirs(folder, mode=0o755)
 
 
 def remove_hosts(folder: str) -> None:
     path = os.path.join(paths.hosts_root(), folder)
     for name in ("hosts", "hosts.new"):
         try:
-            os.unlink(os.path.join(path, name))
-        except FileNotFoundError:
-            pass
+            files.remove(os.path.join(path, name))
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY):
+                raise
     try:
         os.rmdir(path)
+    except NotADirectoryError:
+        os.unlink(path)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):  # what somebody has put there is not niso's
             raise

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 
+from niso import files
 from niso.errors import NisoError
 from niso.runtime import launch, logs, oci, process, unit
 from niso.runtime.lock import service_lock
@@ -31,7 +32,7 @@ def delay_s(first_s: float, failures: int) -> float:
 def main(service: str, bundle: str) -> None:
     """Record the end of the run in ``bundle``; wait and start the service again where its policy says so."""
     try:
-        with open(f"{bundle}/{launch.EXITED_PID}", "w", encoding="ascii") as file:
+        with open(files.make(f"{bundle}/{launch.EXITED_PID}", 0o600), "w", encoding="ascii") as file:
             file.write(str(os.getpid()))
     except FileNotFoundError:
         return
@@ -56,12 +57,8 @@ def main(service: str, bundle: str) -> None:
 def _current(service: str, bundle: str) -> ProcessSpec | None:
     """The spec, if the run in ``bundle`` is still the service's present one and no stop is under way. Under the lock."""
     record = read_state(service)
-    try:
-        with open(f"{bundle}/{launch.EXITED_PID}", encoding="ascii") as file:
-            if file.read() != str(os.getpid()):
-                return None  # a folder of the same name, made after somebody had removed ours
-    except FileNotFoundError:
-        return None
+    if files.read(f"{bundle}/{launch.EXITED_PID}") != str(os.getpid()).encode():
+        return None  # a folder of the same name, made after somebody had removed ours
     if record is None or f"run-{record['run']}" != os.path.basename(bundle):
         return None
     return None if os.path.exists(f"{bundle}/{launch.STOPPING}") else load(service)

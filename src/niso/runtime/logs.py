@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -192,11 +193,11 @@ def _open(path: str) -> list[int]:
     # The newest first: a rotation meanwhile then shows a file twice, never not at all.
     for name in (path, f"{path}.kept", f"{path}.1", f"{path}.2"):
         try:
-            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             continue
         identity = _identity(fd)
-        if identity is None or identity in seen:
+        if identity is None or identity in seen or not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             continue
         seen.add(identity)

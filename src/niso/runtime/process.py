@@ -6,13 +6,14 @@ said of a process is always checked against the kernel: its pid counts only whil
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from niso import failpoint, paths
+from niso import failpoint, files, paths
 from niso.errors import NisoError, ProcessError
 from niso.runtime import cgroup, launch, logs, oci, unit
 from niso.runtime.spec import ProcessSpec, load, read_json, read_state, save, write_json
@@ -289,8 +290,27 @@ def restart(service: str) -> int:
         raise
 
 
-def status(service: str) -> Status:
-    """How the process is, from files and /proc; no lock, no fork."""
+def status(service: str, closely: bool = False) -> Status:
+    """How the process is, from files and /proc; no lock, no fork.
+
+    With ``closely`` its PID 1 itself is looked at too: it may have ended, and its conmon not take that in.
+    """
+    shown = _status(service)
+    if not closely or shown.state != "running":
+        return shown
+    # a look at a process that lives takes none of this time
+    deadline = time.monotonic() + _CONMON_S
+    while shown.state == "running" and _letter(shown.pid or _number((read_state(service) or {}).get("pid"))) in "ZX":
+        keeper = conmon(service)
+        if (keeper is not None and _letter(keeper) in "Tt") or time.monotonic() >= deadline:
+            words = f"its process has ended, and its conmon (pid {keeper}) does not take that in"
+            return shown._replace(state="failed", pid=None, error=words)
+        time.sleep(0.02)
+        shown = _status(service)
+    return shown
+
+
+def _status(service: str) -> Status:
     record = read_state(service)
     if record is None:
         return NONE
@@ -430,9 +450,8 @@ def write_state(service: str, record: dict[str, Any]) -> None:
 def exit_code(service: str, bundle: str) -> int | None:
     """What conmon wrote at the end; None before it, and after a failed create (an empty file)."""
     try:
-        with open(f"{bundle}/exits/{launch.container_id(service)}", encoding="ascii") as file:
-            return int(file.read() or "")
-    except (FileNotFoundError, ValueError):
+        return int(files.read(f"{bundle}/exits/{launch.container_id(service)}") or b"")
+    except ValueError:
         return None
 
 
@@ -447,8 +466,8 @@ def clear(service: str) -> None:
 
 def remove_tree(path: str) -> None:
     """Remove a folder of niso's own and all below it; links are removed, not followed. Nothing there is fine."""
-    for folder, folders, files in os.walk(path, topdown=False):
-        for name in files:
+    for folder, folders, others in os.walk(path, topdown=False):
+        for name in others:
             os.unlink(os.path.join(folder, name))
         for name in folders:
             inner = os.path.join(folder, name)
@@ -589,6 +608,15 @@ def _command_line(pid: int) -> list[bytes]:
         return []
 
 
+def _letter(pid: int | None) -> str:
+    """The state of a process (proc_pid_stat(5)): Z is a zombie, T and t are stopped; X where it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return chr(file.read().rpartition(b") ")[2][0])
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
+
+
 def _is_init(pid: int | None) -> bool:
     return pid is not None and _command_line(pid)[:1] == [oci.INIT.encode()]
 
@@ -614,14 +642,18 @@ def bundles(folder: str) -> list[str]:
 
 
 def _touch(path: str) -> None:
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    """Have ``path`` be there, whatever it is."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        if error.errno not in (errno.ENXIO, errno.EISDIR):  # a FIFO, a folder
+            raise
 
 
 def _read_pid(path: str) -> int | None:
     try:
-        with open(path, encoding="ascii") as file:
-            return int(file.read())
-    except (FileNotFoundError, ValueError):
+        return int(files.read(path) or b"")
+    except ValueError:
         return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 
-from niso import paths
+from niso import files, paths
 from niso.errors import NisoError
 from niso.typed import TYPE_CHECKING, NamedTuple
 
@@ -117,21 +117,17 @@ def read_state(service: str) -> dict[str, Any] | None:
 def write_json(path: str, value: object) -> None:
     """Replace ``path`` by ``value`` as JSON (0600), whole or not at all. Raises OSError."""
     draft = f"{path}.new"
-    with open(draft, "w", encoding="utf-8", opener=_private) as file:
+    with open(files.make(draft, 0o600), "w", encoding="utf-8") as file:
         # Not json.dump: only dumps is done in C.
         file.write(json.dumps(value))
-    os.rename(draft, path)
+    files.rename(draft, path)
 
 
 def read_json(path: str) -> dict[str, Any] | None:
     """The JSON object in ``path``; None where there is no such file, or something else in it: a damaged record counts as none."""
     try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-    except (FileNotFoundError, ValueError, RecursionError):
+        text = files.read(path)
+        found = None if text is None else json.loads(text.decode())
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -92,8 +92,11 @@ def way_back() -> str:
 
 
 def damaged(words: str) -> NisoError:
-    """state.db is of no use, for the reason that ``words`` give."""
-    return NisoError(f"{paths.database()}: {words}", f"move it away and run niso net repair --sweep; then {way_back()}")
+    """state.db is of no use, for the reason that ``words`` give: SQLite's may be several lines."""
+    return NisoError(
+        f"{paths.database()}: {' '.join(words.split())}",
+        f"move it away and run niso net repair --sweep; then {way_back()}",
+    )
 
 
 def require_store() -> None:
