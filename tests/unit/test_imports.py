@@ -92,6 +92,7 @@ LAYERS: dict[str, set[str]] = {
         "strays",
         "rows",
         "diff",
+        "package",
         "kernel",
         "runtime",
         "store",
