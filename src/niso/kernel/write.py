@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Container, Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 from niso import failpoint, files, paths
 from niso.diff import AnyStep, Edit, HostsEdit, NftTransaction, Step
@@ -320,7 +320,8 @@ def _edit_hosts(step: HostsEdit) -> None:
         failpoint.hit(f"rename {path}")
         files.rename(temporary, path)
     except BaseException as error:
-        os.unlink(temporary)
+        with suppress(FileNotFoundError):  # it could not even be made
+            os.unlink(temporary)
         if step.create and not os.path.exists(path):
             os.rmdir(folder)
         if isinstance(error, OSError) and error.errno == errno.ENOTEMPTY:
