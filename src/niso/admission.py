@@ -178,7 +178,7 @@ def _record(
     store.set_ports(name, ports, chosen)
     for sharer in store.sharers(name):
         store.note_published(sharer)
-    old = said if process.runs(name) else None
+    old = said if said is not None and process.runs(name) else None
     rehosts = rehost.can(old, spec)
     return Change(target, before, row, restarts=not rehosts and old != spec, rehosts=rehosts)
 

@@ -57,6 +57,8 @@ def admit(
     ports: list[Port] = []
     chosen: list[Port] = []
     errors: list[NisoError] = []
+    new = [port for port in wanted if port not in have]
+    gone = {port for port, _, _ in taken(store, service, new, published)} if published is not None else set()
     for key, port in zip(keys, wanted, strict=True):
         try:
             _check_family(service, port, families, key)
@@ -65,7 +67,7 @@ def admit(
                 found = port._replace(host_port=_choose(store, service, port, [*wanted, *ports], have, listeners, key))
                 chosen.append(found)
             elif port not in have:
-                if published is not None and taken(store, service, [port], published):
+                if port in gone:
                     continue  # it stays where it is
                 _check_holders(store, service, port, key, together)
                 listeners.check(port, key)
