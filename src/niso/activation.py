@@ -74,6 +74,7 @@ def activate(
                     # what is somebody else's is found before anything is on record or changed
                     planned = plan(store, scope, before, trusting=True)
                 changes += recorded
+                starting.expect(changes)
                 policies.introduce(store, before, planned.want)
                 steps = carry_out(store, scope, before, planned, report, known=known)
                 reached = desired_now(store, scope)

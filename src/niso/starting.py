@@ -16,7 +16,7 @@ from niso.apply import Report, silent
 from niso.errors import Conflict, NisoError, ProcessError
 from niso.model import health as model
 from niso.records import Healthcheck
-from niso.runtime import health, logs, process, rehost, rest
+from niso.runtime import health, launch, logs, process, rehost, rest
 from niso.runtime.spec import ProcessSpec, namespace, read_state, understood
 from niso.runtime.spec import parse as parse_spec
 from niso.store.store import ServiceRow
@@ -29,7 +29,7 @@ STARTED_WITHIN_S = 0.2
 """An end within this time is a failed start: a wrong entrypoint shows only as the end of PID 1's child."""
 _BUSY_S = 2.0
 """On a busy machine it may not have run much by then; so long that is waited for."""
-RESTS_S, _LOOK_S = 0.005, 0.001
+RESTS_S, _LOOK_S = 0.002, 0.001
 """One that has not run for so long, all its threads asleep, has started before that; when that is looked at again, at first."""
 TIMEOUT_S = 60.0
 """How long a restart waits for healthy."""
@@ -87,6 +87,12 @@ def run(
         starts.append(_Start(change.row, stops, change.restarts, check if asked else None, timeout_s))
     _check_order(starts, after)
     _Starting(starts, after, report, meanwhile).all()
+
+
+def expect(changes: list[Change]) -> None:
+    """Say that `run` will start the processes of ``changes`` in a moment: what the kernel must wait for before is over by then."""
+    if any(change.restarts for change in changes):
+        launch.expect()
 
 
 def restart(rows: list[ServiceRow], report: Report = silent) -> None:

@@ -1,7 +1,8 @@
 """From a spec to a running process: mounts in a namespace of their own, conmon, crun create, crun start.
 
-    fork: unshare, mount the root, wait        (its mount namespace goes with it)
-    conmon -r nsenter -- crun create           (enters that namespace, so the host's never sees a mount)
+    conmon                                     (waits for a word)
+    a thread: unshare, mount the root, wait    (its mount namespace goes with it)
+    conmon: nsenter -- crun create             (enters that namespace, so the host's never sees a mount)
     crun start
 
 Nothing is composed as a string that something parses, and conmon's working folder is the log folder because its log option knows no
@@ -10,16 +11,17 @@ way to take a ``:``.
 
 from __future__ import annotations
 
+import _thread
 import fcntl
 import json
 import os
 import resource
+import signal
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 
 from niso import failpoint, paths
-from niso.child import heed_signals, keep_only, signals_delivered, signals_held
+from niso.child import ENDING, signals_delivered, signals_held
 from niso.errors import ProcessError
 from niso.runtime import cgroup, oci, root, unit, volumes
 from niso.runtime.lock import open_lock
@@ -77,6 +79,20 @@ def environment() -> dict[str, str]:
     return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **kept}
 
 
+def expect() -> None:
+    """Say that a process will be created some 10 ms from now: what the kernel must wait for before is over by then.
+
+    See `cgroup.move_nowhere`. Without it the creation, which says the same but later, takes 6 ms more.
+    """
+    with signals_held():  # and so they are in the thread for ever: they are the main thread's to see
+        _thread.start_new_thread(_move_nowhere, ())
+
+
+def _move_nowhere() -> None:
+    with suppress(OSError, ValueError):  # a gain and no more
+        cgroup.move_nowhere()
+
+
 class Launch:
     """A service that is being created from the new folder ``bundle``, and runs when `finish` has come back.
 
@@ -89,17 +105,20 @@ class Launch:
         self._bundle = bundle
         self._held = ExitStack()
         try:
+            failpoint.hit(f"write the bundle of {spec.service}")
+            os.mkdir(bundle, 0o700)
+            maker = _Maker(spec, bundle)  # conmon is loaded while the bundle is written
+            self._held.callback(maker.close)
             write_bundle(spec, bundle)
             # Nobody removes the cgroup above ours between crun's making it and the one below it.
             guard = open_lock(".cgroup")
             self._held.callback(os.close, guard)
             fcntl.flock(guard, fcntl.LOCK_SH)
             failpoint.hit(f"mount the root of {spec.service}")
-            helper = self._held.enter_context(_mounted(spec, bundle))
+            maker.mount()
             failpoint.hit(f"create the process of {spec.service}")
-            self.fd = _conmon(spec, bundle, helper)
+            self.fd = maker.create()
             """Can be read when it is created, or could not be."""
-            self._held.callback(os.close, self.fd)
         except BaseException:
             self.close()
             raise
@@ -122,11 +141,10 @@ class Launch:
 
 
 def write_bundle(spec: ProcessSpec, bundle: str) -> None:
-    """Write the OCI bundle: config.json and the folders that the root is made of. Raises OSError."""
-    failpoint.hit(f"write the bundle of {spec.service}")
+    """Write the OCI bundle into the folder ``bundle``: config.json and the folders that the root is made of. Raises OSError."""
     if not spec.netns:
         spec = spec._replace(hostname=os.uname().nodename, resolv_conf=root.of_host("resolv.conf"))
-    for name in ("", "layer", "lower", "scratch", "root", "exits", "persist"):
+    for name in ("layer", "lower", "scratch", "root", "exits", "persist"):
         os.mkdir(os.path.join(bundle, name), 0o700)
     where = volumes.placed(spec.rootfs, volumes.of_spec(spec))
     volumes.make_named(spec)
@@ -199,58 +217,138 @@ def read_all(fd: int, most: int = 1 << 16) -> bytes:
     return kept
 
 
-@contextmanager
-def _mounted(spec: ProcessSpec, bundle: str) -> Iterator[int]:
-    """The pid of a process whose own mount namespace has the service's root, for the length of the block."""
-    with signals_held():
-        ready, tell = os.pipe()
-        wait, hold = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                keep_only((tell, wait))
-                try:
-                    os.unshare(os.CLONE_NEWNS)
-                    root.assemble(spec, bundle)
-                    os.write(tell, b"ok")
-                except OSError as error:
-                    os.write(tell, f"{error.strerror}: {error.filename or 'unshare'}".encode())
-                os.close(tell)
-                with suppress(OSError, ValueError):  # a gain and no more: `niso activate` takes 10 ms less of 130
-                    cgroup.move_nowhere()  # while conmon and crun begin
-                os.read(wait, 1)
-            finally:
-                os._exit(0)
-        try:
-            os.close(tell)
-            os.close(wait)
-            with signals_delivered():
-                answer = read_all(ready)
-                if answer != b"ok":
-                    words = plain(answer) or "the mounting process died"
-                    raise ProcessError(f"{spec.service}: cannot mount its root: {words}")
-                yield pid
-        finally:
-            os.close(hold)
+class _Maker:
+    """A thread that starts conmon, which waits for a word, and then mounts the service's root in a mount namespace of its own.
+
+    What a thread takes for itself by unshare(2) is gone for it alone: the working folder that conmon is started in, then the mounts.
+    A process would have to be forked: that copies the page tables, and afterwards each page that is written to, 2 ms each time.
+    """
+
+    def __init__(self, spec: ProcessSpec, bundle: str) -> None:
+        self._spec = spec
+        self._bundle = bundle
+        self._wrong: Exception | None = None
+        self._conmon = 0
+        """Its pid until it is told to create."""
+        self._sync = self._start = -1
+        self._tid = 0
+        # Taken by who waits, released by who is waited for.
+        self._says, self._may_mount, self._may_end, self._ended = (_thread.allocate_lock() for _ in range(4))
+        for lock in (self._says, self._may_mount, self._may_end, self._ended):
+            lock.acquire()
+        with signals_held():  # and so they are held in the thread for ever: they are the main thread's to see
+            _thread.start_new_thread(self._run, ())
+            self._says.acquire()
+        if self._wrong is not None:
+            self.close()
+            raise self._wrong
+        _own_limits(self._conmon)
+
+    def mount(self) -> None:
+        """Mount the root, of which conmon's container will be made. Raises ProcessError."""
+        self._may_mount.release()
+        self._says.acquire()
+        if isinstance(self._wrong, OSError):
+            where = self._wrong.filename or "unshare"
+            raise ProcessError(f"{self._spec.service}: cannot mount its root: {self._wrong.strerror}: {where}")
+        if self._wrong is not None:
+            raise self._wrong
+
+    def create(self) -> int:
+        """Have conmon create the container; a pipe by which it says how that went (`close` closes it)."""
+        with signals_held():  # one between conmon's fork and its pid file would leave a conmon that nobody knows
+            with suppress(BrokenPipeError):  # it died at once; what it said is read from the other pipe
+                os.write(self._start, b"\0")
+            pid, self._conmon = self._conmon, 0
             os.waitpid(pid, 0)
+        return self._sync
+
+    def close(self) -> None:
+        """End the thread, and with it the mounts, and a conmon that has not been told to create."""
+        with signals_held():
+            self._may_end.release()
+            if self._may_mount.locked():
+                self._may_mount.release()
+            self._ended.acquire()
+            if self._conmon:
+                os.kill(self._conmon, signal.SIGKILL)
+                os.waitpid(self._conmon, 0)
+            for fd in (self._sync, self._start):
+                if fd >= 0:
+                    os.close(fd)
+            self._conmon, self._sync, self._start = 0, -1, -1
+
+    def _run(self) -> None:
+        try:
+            self._tid = _thread.get_native_id()
+            os.unshare(os.CLONE_FS)
+            self._start_conmon()
+            self._says.release()
+            self._may_mount.acquire()
+            if self._may_end.acquire(blocking=False):
+                return
+            os.unshare(os.CLONE_NEWNS)
+            root.assemble(self._spec, self._bundle)
+            self._says.release()
+            _move_nowhere()  # while conmon and crun begin
+            self._may_end.acquire()
+        except Exception as error:
+            self._wrong = error
+            self._says.release()
+        finally:
+            self._ended.release()
+
+    def _start_conmon(self) -> None:
+        logs = paths.log_dir(self._spec.service)
+        os.makedirs(logs, 0o700, exist_ok=True)
+        os.chdir(logs)
+        self._sync, sync = os.pipe()
+        start, self._start = os.pipe()
+        # Whatever the caller's shell left open for its children is not for a process that stays.
+        left = [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2 and _is_inherited(fd)]
+        argv = _conmon_argv(self._spec, self._bundle, self._tid)
+        try:
+            self._conmon = os.posix_spawn(
+                argv[0],
+                argv,
+                {**environment(), "_OCI_SYNCPIPE": str(sync), "_OCI_STARTPIPE": str(start)},
+                file_actions=[
+                    *((os.POSIX_SPAWN_CLOSE, fd) for fd in left),
+                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
+                    (os.POSIX_SPAWN_DUP2, 0, 1),
+                    (os.POSIX_SPAWN_OPEN, 2, f"{self._bundle}/conmon.err", os.O_WRONLY | os.O_CREAT, 0o600),
+                    *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in (sync, start)),  # which makes it inherited
+                ],
+                setsid=True,
+                setsigmask=(),
+                setsigdef=ENDING,
+            )
+        finally:
+            os.close(sync)
+            os.close(start)
 
 
-def _conmon(spec: ProcessSpec, bundle: str, helper: int) -> int:
-    """Start conmon, which creates the container; a pipe by which it says how that went."""
+def _is_inherited(fd: int) -> bool:
+    try:
+        return os.get_inheritable(fd)
+    except OSError:  # the one by which the list was read
+        return False
+
+
+def _conmon_argv(spec: ProcessSpec, bundle: str, tid: int) -> list[str]:
+    """conmon's command line. Its container is created where the thread ``tid`` is."""
     import sys
 
-    logs = paths.log_dir(spec.service)
-    os.makedirs(logs, 0o700, exist_ok=True)
     exit_command = ["-I", "-m", "niso.runtime.exited", spec.service, bundle]
     runtime = [
-        f"--mount=/proc/{helper}/ns/mnt",
-        f"--root=/proc/{helper}/root",  # ours, where niso itself runs in a chroot
+        f"--mount=/proc/{tid}/ns/mnt",
+        f"--root=/proc/{tid}/root",  # ours, where niso itself runs in a chroot
         "--",
         tool("crun"),
         "--cgroup-manager=cgroupfs",
         f"--root={crun_root()}",
     ]
-    argv = [
+    return [
         tool("conmon"),
         *("--api-version", "1"),
         *("-c", container_id(spec.service), "-u", container_id(spec.service), "-n", spec.service),
@@ -262,55 +360,22 @@ def _conmon(spec: ProcessSpec, bundle: str, helper: int) -> int:
         *("--exit-command", sys.executable, *(f"--exit-command-arg={arg}" for arg in exit_command)),
         *("--log-level", "warning"),
     ]
-    # a signal between conmon's fork and its pid file would leave a conmon that nobody knows
-    with signals_held():
-        sync_read, sync_write = os.pipe()
-        start_read, start_write = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                os.setsid()
-                os.chdir(logs)
-                null = os.open("/dev/null", os.O_RDWR)
-                words = os.open(f"{bundle}/conmon.err", os.O_WRONLY | os.O_CREAT, 0o600)
-                for fd, target in ((null, 0), (null, 1), (words, 2)):
-                    os.dup2(fd, target)
-                _own_limits()
-                # Whatever the caller's shell left open for its children is not for a process that stays.
-                keep_only((0, 1, 2, sync_write, start_read))
-                os.set_inheritable(sync_write, True)
-                os.set_inheritable(start_read, True)
-                names = {"_OCI_SYNCPIPE": str(sync_write), "_OCI_STARTPIPE": str(start_read)}
-                heed_signals()
-                os.execve(argv[0], argv, {**environment(), **names})
-            finally:
-                os._exit(127)
-        os.close(sync_write)
-        os.close(start_read)
-        try:
-            os.write(start_write, b"\0")
-        except BrokenPipeError:
-            pass  # conmon died at once; what it said is read below
-        finally:
-            os.close(start_write)
-        os.waitpid(pid, 0)
-    return sync_read
 
 
-def _own_limits() -> None:
-    """In conmon to be: the limits and niceness of PID 1, as a service has that it starts, and not those of the caller's shell.
+def _own_limits(pid: int) -> None:
+    """Give conmon the limits and niceness of PID 1, as a service has that it starts, and not those of the caller's shell.
 
     Its ``ulimit -f`` would end the log. What is the service's own (open files, core) crun sets.
     """
     for name in _LIMITS:
         limit = getattr(resource, f"RLIMIT_{name}")
         try:
-            resource.setrlimit(limit, resource.prlimit(1, limit))
+            resource.prlimit(pid, limit, resource.prlimit(1, limit))
         except (OSError, ValueError):  # without CAP_SYS_RESOURCE: as far as it may
             most = resource.getrlimit(limit)[1]
-            resource.setrlimit(limit, (most, most))
+            resource.prlimit(pid, limit, (most, most))
     with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 1))
+        os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 1))
 
 
 def _created_pid(spec: ProcessSpec, bundle: str, sync: int) -> int:
