@@ -7,6 +7,7 @@ import os
 import select
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 
 from niso import waits as locks
 from niso.child import signals_held
@@ -58,7 +59,7 @@ class Progress:
         if not self._tells:
             self._tells = True
             self._over.acquire()
-            with signals_held():  # and so they are in the thread for ever: they are the main thread's to see
+            with signals_held(), suppress(RuntimeError):  # held in the thread for ever: they are the main thread's to see
                 _thread.start_new_thread(self._tell, ())
 
     def __exit__(self, *_: object) -> None:

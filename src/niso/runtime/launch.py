@@ -12,6 +12,7 @@ way to take a ``:``.
 from __future__ import annotations
 
 import _thread
+import errno
 import fcntl
 import json
 import os
@@ -84,7 +85,7 @@ def expect() -> None:
 
     See `cgroup.move_nowhere`. Without it the creation, which says the same but later, takes 6 ms more.
     """
-    with signals_held():  # and so they are in the thread for ever: they are the main thread's to see
+    with signals_held(), suppress(RuntimeError):  # held in the thread for ever: they are the main thread's to see
         _thread.start_new_thread(_move_nowhere, ())
 
 
@@ -236,8 +237,11 @@ class _Maker:
         self._says, self._may_mount, self._may_end, self._ended = (_thread.allocate_lock() for _ in range(4))
         for lock in (self._says, self._may_mount, self._may_end, self._ended):
             lock.acquire()
-        with signals_held():  # and so they are held in the thread for ever: they are the main thread's to see
-            _thread.start_new_thread(self._run, ())
+        with signals_held():  # held in the thread for ever: they are the main thread's to see
+            try:
+                _thread.start_new_thread(self._run, ())
+            except RuntimeError:
+                raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), "pthread_create") from None
             self._says.acquire()
         if self._wrong is not None:
             self.close()
