@@ -13,9 +13,9 @@ TYPE_CHECKING = False
 """As in typing: type checkers go by the name."""
 
 if TYPE_CHECKING:
-    from typing import Any, NamedTuple, Self
+    from typing import Any, Literal, NamedTuple, Self
 
-__all__ = ["TYPE_CHECKING", "NamedTuple"]
+__all__ = ["TYPE_CHECKING", "Choice", "Literal", "NamedTuple"]
 
 _templates: dict[int, FunctionType] = {}
 
@@ -79,3 +79,19 @@ if not TYPE_CHECKING:
 
     class NamedTuple(metaclass=_Kind):
         """As `typing.NamedTuple`, for classes whose annotations are text (``from __future__ import annotations``)."""
+
+
+class Choice:
+    """What ``Literal["rw", "ro"]`` is while niso runs: one of these texts."""
+
+    __slots__ = ("texts",)
+
+    def __init__(self, texts: tuple[str, ...]) -> None:
+        self.texts = texts
+
+    def __class_getitem__(cls, texts: str | tuple[str, ...]) -> Choice:
+        return cls((texts,) if isinstance(texts, str) else texts)
+
+
+if not TYPE_CHECKING:
+    Literal = Choice

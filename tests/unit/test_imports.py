@@ -150,7 +150,6 @@ HEAVY = {
     "ipaddress",
     "logging",
     "lzma",
-    "msgspec",
     "pathlib",
     "random",
     "shutil",
@@ -229,6 +228,11 @@ def test_module_imports_only_what_lies_below_it(module) -> None:
     # what niso has in the place of typing may be used where that may
     used = {layer(name) for name in imports(MODULES[module]) if name.startswith("niso.")} - {own, "typed"}
     assert used <= LAYERS[own], f"{module} imports {used - LAYERS[own]}"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name])
+def test_module_needs_nothing_but_niso_and_the_standard_library(module) -> None:
+    assert {name.partition(".")[0] for name in imports(MODULES[module])} - {"niso"} <= sys.stdlib_module_names
 
 
 def test_table_of_layers_points_down_only() -> None:

@@ -283,6 +283,11 @@ def test_number_where_text_belongs_is_shown_in_quotes(tmp_path: Path) -> None:
     assert error(tmp_path, HEAD + "[environment]\nPORT = 8080").hint == 'for example "8080"'
 
 
+def test_what_is_none_of_the_choices_is_no_example_of_them(tmp_path: Path) -> None:
+    assert error(tmp_path, HEAD + "[network]\nmode = false").hint is None
+    assert error(tmp_path, HEAD + "[service]\nrestart = 3").hint is None
+
+
 @pytest.mark.parametrize(
     ("table", "line", "example"),
     [

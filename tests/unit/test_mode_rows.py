@@ -6,7 +6,6 @@ import json
 import os
 from pathlib import Path
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +15,7 @@ from niso import ending, names, policies, recovery, sharing
 from niso.admission import scope_of
 from niso.errors import Conflict, InvalidInput
 from niso.model.manifest import Manifest, encode
+from niso.model.tables import convert
 from niso.plan import desired
 from niso.policy import decide
 from niso.records import Entry, Network, Peer, Policy, Port, Subnet
@@ -31,8 +31,8 @@ P80, P90 = Port("", 8080, 80, "tcp"), Port("", 9090, 90, "tcp")
 
 
 def manifest_of(name: str, **network: object) -> Manifest:
-    tables = {"package": {"name": name, "version": "1"}, "binary": {"entrypoint": "sleep"}, "network": network}
-    return msgspec.convert(tables, Manifest)
+    data = {"package": {"name": name, "version": "1"}, "binary": {"entrypoint": "sleep"}, "network": network}
+    return convert(data, Manifest)
 
 
 def target(name: str, **network: object) -> Target:
@@ -388,7 +388,7 @@ def _apply(store: Store, operation: tuple) -> tuple[Scope, Scope] | None:
     if mode == "share":
         network["share"] = provider
     if mode == "bridge":
-        network["networks"] = on
+        network["networks"] = list(on)
     wanted = target(name, **network)
     try:
         if mode == "share":

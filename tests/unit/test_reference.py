@@ -126,7 +126,7 @@ def test_manifest_page_has_every_key_of_the_schema() -> None:
 
 def test_stack_page_has_every_key() -> None:
     page = PAGES["reference/stack.md"]
-    for name in (*stack.Network.__struct_fields__, *stack.Own.__struct_fields__):
+    for name in (*stack.Network._fields, *stack.Own._fields):
         assert f"| `{name}: " in page
 
 

@@ -1,23 +1,26 @@
 """What is wrong with a manifest, all of it: `walk` finds wrong keys and types, `rules` wrong values.
 
-Both look at what tomllib returned. `walk` only runs after msgspec refused; `rules` skip what has the wrong type.
+Both look at what tomllib returned. `walk` only runs after `niso.model.tables.convert` refused; `rules` skip what has the wrong type.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType
 
 from niso.errors import InvalidInput
-from niso.model import health, resources, values, volumes
+from niso.model import health, resources, tables, values, volumes
 from niso.model.policy import parse_egress, parse_ingress
 from niso.model.ports import contradictions, parse_port
-from niso.model.structs import msgspec
 from niso.names import DEFAULT_NETWORK
 from niso.records import Port
+from niso.typed import TYPE_CHECKING
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from typing import Any
+
+    from niso.model.tables import Kind
 
 TEXT_RULES: dict[str, Callable[[str, str], object]] = {
     "package.name": values.service_name,
@@ -67,6 +70,15 @@ _WHY = {
     "share": 'with mode = "share" it has the network of another service',
     "bridge": 'mode is "bridge"',
 }
+_FORMS = {
+    str: "a string",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    list: "an array",
+    dict: "a table",
+    NoneType: "null",
+}
 _MAX_GUESSES = 20  # unknown keys of one table for which a near one is looked for: difflib is slow
 
 
@@ -77,102 +89,68 @@ def join(base: str, name: str) -> str:
     return f"{base}.{part}" if base else part
 
 
-def walk(data: object, kind: Any, key: str = "") -> list[InvalidInput]:
-    """Every unknown or missing key and every wrong type of ``data``, which should be of type ``kind``."""
-    return list(_walk(data, kind, key))
+def walk(data: object, table: type, key: str = "") -> list[InvalidInput]:
+    """Every unknown or missing key and every wrong type of ``data``, which should be a ``table``; ``key`` is what it is called."""
+    return list(_walk(data, {dict: table}, key))
 
 
-def _walk(value: object, kind: Any, key: str) -> Iterator[InvalidInput]:
-    kinds = [part for part in _alternatives(kind) if part is not type(None)]
-    if isinstance(value, dict):
-        kind = next((part for part in kinds if _is_table(part)), kinds[0])
-    elif isinstance(value, list):
-        kind = next((part for part in kinds if get_origin(part) is tuple), kinds[0])
-    if isinstance(value, dict) and _is_struct(kind):
-        yield from _walk_table(value, kind, key)
-    elif isinstance(value, dict) and get_origin(kind) is dict:
-        for name, item in value.items():
-            yield from _walk(item, get_args(kind)[1], join(key, name))
-    elif isinstance(value, list) and get_origin(kind) is tuple:
+def _walk(value: Any, may_be: Kind, key: str) -> Iterator[InvalidInput]:
+    form = type(value)
+    inside: Any = may_be.get(form)
+    unlike = form is str and inside is not None and value not in inside
+    if form not in may_be or unlike:
+        reason = "it is none of the choices" if unlike else f"it is {_FORMS.get(form, 'a date or time')}"
+        yield values.wrong(key, value, reason, _words(may_be), _example(value, may_be, key))
+    elif form is list:
         for index, item in enumerate(value):
-            yield from _walk(item, get_args(kind)[0], f"{key}[{index}]")
-    elif not any(_fits(value, part) for part in kinds):
-        right = " or ".join(_words(part) for part in kinds)
-        choice = isinstance(value, str) and get_origin(kind) is Literal
-        reason = "it is none of the choices" if choice else f"it is {_kind_of(value)}"
-        yield values.wrong(key, value, reason, right, _example(value, kinds, key))
+            yield from _walk(item, inside, f"{key}[{index}]")
+    elif tables.is_table(inside):
+        yield from _walk_table(value, inside, key)
+    elif form is dict:
+        for name, item in value.items():
+            yield from _walk(item, inside, join(key, name))
 
 
-def _walk_table(table: dict[str, object], struct: Any, key: str) -> Iterator[InvalidInput]:
-    hints = get_type_hints(struct)
+def _walk_table(data: dict[str, object], table: Any, key: str) -> Iterator[InvalidInput]:
+    known = tables.fields(table)
     guesses = 0
-    for name, value in table.items():
+    for name, value in data.items():
         path = join(key, name)
-        if name in hints:
-            yield from _walk(value, hints[name], path)
+        if name in known:
+            yield from _walk(value, known[name], path)
         else:
             guesses += 1
-            near = nearest(name, list(hints)) if guesses <= _MAX_GUESSES else None
-            right = f"{join(key, near)}" if near else f"one of {', '.join(hints)}"
+            near = nearest(name, list(known)) if guesses <= _MAX_GUESSES else None
+            right = f"{join(key, near)}" if near else f"one of {', '.join(known)}"
             yield InvalidInput(
                 f"{path}: value {values.shown(value)} is wrong because the key is unknown; right would be {right}",
                 f"did you mean {join(key, near)}?" if near else f"leave {path} out",
                 path,
             )
-    for field in msgspec.structs.fields(struct):
-        if field.required and field.name not in table:
-            path = join(key, field.name)
-            table_word = _words(hints[field.name])
-            hint = (
-                f"add [{path}]"
-                if _is_struct(hints[field.name])
-                else f"add {field.name} to [{key}]"
-                if key
-                else f"add [[{path}]]"
-            )
-            yield InvalidInput(f"{path}: is missing; right would be {table_word}", hint, path)
+    for name in tables.required(table):
+        if name not in data:
+            path = join(key, name)
+            hint = f"add [{path}]" if dict in known[name] else f"add {name} to [{key}]" if key else f"add [[{path}]]"
+            yield InvalidInput(f"{path}: is missing; right would be {_words(known[name])}", hint, path)
 
 
-def _alternatives(kind: Any) -> tuple[Any, ...]:
-    return get_args(kind) if get_origin(kind) not in (None, tuple, dict, Literal) else (kind,)
+def _words(may_be: Kind) -> str:
+    """What such a value is called in TOML, which has no None."""
+    words: list[str] = []
+    for form, inside in may_be.items():
+        if form is str and inside:
+            words += [values.shown(choice) for choice in inside]
+        elif form is not NoneType:
+            words.append("true or false" if form is bool else _FORMS[form])
+    return " or ".join(words)
 
 
-def _is_struct(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
-
-
-def _is_table(kind: Any) -> bool:
-    return _is_struct(kind) or get_origin(kind) is dict
-
-
-def _fits(value: object, kind: Any) -> bool:
-    if get_origin(kind) is Literal:
-        return isinstance(value, str) and value in get_args(kind)
-    return isinstance(kind, type) and get_origin(kind) is None and type(value) is kind
-
-
-def _words(kind: Any) -> str:
-    """What a type is called in TOML."""
-    if get_origin(kind) is Literal:
-        return " or ".join(values.shown(choice) for choice in get_args(kind))
-    if _is_table(kind):
-        return "a table"
-    return "an array" if get_origin(kind) is tuple else {str: "a string", bool: "true or false", int: "a number"}[kind]
-
-
-def _kind_of(value: object) -> str:
-    if isinstance(value, dict):
-        return "a table"
-    names = {str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "an array"}
-    return names.get(type(value), "a date or time")
-
-
-def _example(value: object, kinds: list[Any], key: str) -> str:
+def _example(value: object, may_be: Kind, key: str) -> str:
     """What was probably meant: a number in quotes, with a unit where the key needs one, or a string in brackets; as the key takes it."""
-    if str in kinds and isinstance(value, int | float) and abs(value) < 10**18:
+    if str in may_be and may_be[str] is None and isinstance(value, int | float) and abs(value) < 10**18:
         text = str(value).lower()
         return _accepted(_rule(key), key, text, *(f"{text}{unit}" for unit in ("s", "M", "%")))
-    if isinstance(value, str) and any(get_origin(kind) is tuple for kind in kinds):
+    if isinstance(value, str) and list in may_be:
         found = _accepted(_rule(f"{key}[0]"), key, value)
         return f"[{found}]" if found else ""
     return ""
@@ -231,7 +209,7 @@ def rules(data: dict[str, object], folder: str) -> list[InvalidInput]:
     """Every wrong value of ``data``; ``folder`` is the package's, in which rootfs must be a folder."""
     errors: list[InvalidInput] = []
 
-    def parse(rule: Callable[[str, str], T], text: str, key: str) -> T | None:
+    def parse[T](rule: Callable[[str, str], T], text: str, key: str) -> T | None:
         try:
             return rule(text, key)
         except InvalidInput as error:

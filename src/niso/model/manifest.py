@@ -1,59 +1,58 @@
 """A service's manifest as data, and what follows from it: its networks, names, ports and addresses.
 
-The Structs have exactly the keys of manifest.toml with their defaults. `load` reads and checks a file; `encode` and
+The tables have exactly the keys of manifest.toml with their defaults. `load` reads and checks a file; `encode` and
 `decode` are the form in which the store keeps it. What the text of a key means is said in `niso.model.values`.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from typing import Literal
 
 from niso.errors import ErrorGroup, InvalidInput, NisoError
-from niso.model import health, resources, toml, values
+from niso.model import health, resources, tables, toml, values
 from niso.model import policy as policies
 from niso.model.ports import distinct, parse_port
-from niso.model.structs import msgspec
 from niso.names import DEFAULT_NETWORK
 from niso.records import Policy as Rules
 from niso.records import Port
-from niso.typed import NamedTuple
+from niso.typed import Literal, NamedTuple
 
 FILE_NAME = "manifest.toml"
 
 
-class Package(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class Package(NamedTuple):
     name: str
     version: str
     rootfs: str | None = None
 
 
-class Binary(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class Binary(NamedTuple):
     entrypoint: str
     args: tuple[str, ...] = ()
     working_dir: str = "/app"
 
 
-class Service(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class Service(NamedTuple):
     user: str | None = None
     restart: Literal["on-failure", "no", "always"] = "on-failure"
     restart_delay: str = "1s"
     stop_timeout: str = "10s"
 
 
-class Resources(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class Resources(NamedTuple):
     memory_max: str | None = None
     cpu_max: str | None = None
     pids_limit: int | None = None
 
 
-class Isolation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class Isolation(NamedTuple):
     capabilities: tuple[str, ...] = ()
     read_only: bool = True
     resources: Resources = Resources()
 
 
-class Healthcheck(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class Healthcheck(NamedTuple):
     tcp: int | None = None
     http: str | None = None
     interval: str = health.INTERVAL
@@ -62,7 +61,7 @@ class Healthcheck(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     start_period: str = health.START_PERIOD
 
 
-class Volume(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class Volume(NamedTuple):
     mount: str
     host: str | None = None
     mode: Literal["rw", "ro"] = "rw"
@@ -70,19 +69,19 @@ class Volume(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     size: str | None = None
 
 
-class Egress(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class Egress(NamedTuple):
     allow: tuple[str, ...] | None = None
     deny: tuple[str, ...] = ()
 
 
-class Policy(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class Policy(NamedTuple):
     allow_from: tuple[str, ...] | None = None
     deny_from: tuple[str, ...] = ()
     log: bool = False
     egress: Egress = Egress()
 
 
-class Network(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class Network(NamedTuple):
     mode: Literal["bridge", "host", "none", "share"] = "bridge"
     share: str | None = None
     network: str = DEFAULT_NETWORK
@@ -94,10 +93,10 @@ class Network(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     policy: Policy = Policy()
 
 
-class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class Manifest(NamedTuple):
     package: Package
     binary: Binary
-    environment: dict[str, str] = {}  # noqa: RUF012 (a Struct copies it)
+    environment: dict[str, str] = {}  # noqa: RUF012 (convert copies it)
     service: Service = Service()
     isolation: Isolation = Isolation()
     healthcheck: Healthcheck | None = None
@@ -133,34 +132,39 @@ def checked(data: dict[str, object], path: str) -> Manifest:
     """What tomllib made of the manifest at ``path``, checked. Raises ErrorGroup as `load` does."""
     from niso.model import check
 
-    folder = os.path.dirname(path)
     manifest: Manifest | None = None
-    reason = ""
+    errors: list[InvalidInput] = []
     try:
-        manifest = msgspec.convert(data, Manifest)
-        errors = check.rules(data, folder)
-    except msgspec.ValidationError as error:
-        reason = str(error)
-        errors = check.walk(data, Manifest) + check.rules(data, folder)
-    file = values.escaped(path)
+        manifest = tables.convert(data, Manifest)
+    except tables.Mismatch:
+        errors += check.walk(data, Manifest)
+    errors += check.rules(data, os.path.dirname(path))
     if manifest is None or errors:
-        errors = errors or [InvalidInput(values.escaped(reason))]
+        file = values.escaped(path)
         raise ErrorGroup([InvalidInput(f"{file}: {error.message}", error.hint, error.key) for error in errors])
     return manifest
 
 
 def encode(manifest: Manifest) -> str:
     """The manifest as JSON, with every key, so that a change of a default does not change a known service."""
-    return msgspec.json.encode(manifest).decode()
+    return json.dumps(tables.plain(manifest), ensure_ascii=False, separators=(",", ":"))
 
 
 def decode(text: str) -> Manifest:
     """The manifest that `encode` wrote. Raises `NisoError` for what this version of niso cannot understand."""
+    data: object = None
     try:
-        return msgspec.json.decode(text, type=Manifest)
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
-        message = f"the stored manifest cannot be understood: {values.escaped(str(error))}"
-        raise NisoError(message, "activate the service again from its manifest.toml") from None
+        data = json.loads(text)
+        json.dumps(data, ensure_ascii=False).encode()  # json also reads halves of surrogate pairs, which are no text
+        return tables.convert(data, Manifest)
+    except tables.Mismatch:
+        from niso.model import check
+
+        reason = check.walk(data, Manifest)[0].message.removeprefix(": ")
+    except (ValueError, RecursionError) as error:
+        reason = str(error)
+    message = f"the stored manifest cannot be understood: {values.escaped(reason)}"
+    raise NisoError(message, "activate the service again from its manifest.toml")
 
 
 def networks(manifest: Manifest) -> tuple[str, ...]:

@@ -1,18 +1,22 @@
 """The JSON Schema (draft 2020-12) of manifest.toml, for editors and for `niso schema`.
 
-Keys, types and defaults come from the Structs; patterns and descriptions are here. What a schema cannot say (folders
+Keys, types and defaults come from the tables of the manifest; patterns and descriptions are here. What a schema cannot say (folders
 that must exist, names that clash, host ports taken twice) is left to `niso.model.check`, which is never less strict.
 """
 
 from __future__ import annotations
 
-from niso.model import check, health, resources, values, volumes
+from collections.abc import Iterator
+from types import NoneType
+
+from niso.model import check, health, resources, tables, values, volumes
 from niso.model.manifest import Manifest
-from niso.model.structs import msgspec
 from niso.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import Any
+
+    from niso.model.tables import Kind
 
 _PORT = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 _PORTS = rf"{_PORT}(?:-{_PORT})?"
@@ -128,29 +132,28 @@ _DESCRIPTIONS = {
 
 def schema() -> dict[str, Any]:
     """The schema as plain data, for `json.dumps`."""
-    generated = msgspec.json.schema(Manifest)
-    structs = generated["$defs"]
-    for struct, definition in structs.items():
+    found = definitions(Manifest)
+    for table, definition in found.items():
         for name, field in definition["properties"].items():
-            _describe(f"{struct}.{name}", field)
-    environment = structs["Manifest"]["properties"]["environment"]
+            _describe(f"{table}.{name}", field)
+    environment = found["Manifest"]["properties"]["environment"]
     environment["propertyNames"] = {"pattern": r"^[A-Za-z_][A-Za-z0-9_]{0,254}$"}
     environment["additionalProperties"]["pattern"] = _ARGUMENT
-    network = structs["Network"]
+    network = found["Network"]
     network["not"] = {"required": ["network", "networks"]}
     network["allOf"] = [_mode(mode, without) for mode, without in check.WITHOUT.items()]
     network["properties"]["networks"] |= {"minItems": 1, "uniqueItems": True}
     network["properties"]["aliases"]["uniqueItems"] = True
-    structs["Isolation"]["properties"]["capabilities"]["items"] = {"enum": list(values.CAPABILITIES)}
-    limits = structs["Resources"]["properties"]["pids_limit"]
+    found["Isolation"]["properties"]["capabilities"]["items"] = {"enum": list(values.CAPABILITIES)}
+    limits = found["Resources"]["properties"]["pids_limit"]
     limits |= {"minimum": resources.MIN_PIDS, "maximum": resources.MAX_PIDS}
-    check_of = structs["Healthcheck"]
+    check_of = found["Healthcheck"]
     check_of["properties"]["tcp"] |= {"minimum": 1, "maximum": 65535}
     check_of["properties"]["retries"] |= {"minimum": 1, "maximum": health.MAX_RETRIES}
     check_of["oneOf"] = [{"required": ["tcp"]}, {"required": ["http"]}]
-    structs["Manifest"]["properties"]["volumes"]["propertyNames"] = {"pattern": "^[A-Za-z][A-Za-z0-9_-]{0,62}$"}
+    found["Manifest"]["properties"]["volumes"]["propertyNames"] = {"pattern": "^[A-Za-z][A-Za-z0-9_-]{0,62}$"}
     is_tmpfs = {"properties": {"tmpfs": {"const": True}}, "required": ["tmpfs"]}
-    structs["Volume"] |= {
+    found["Volume"] |= {
         "if": is_tmpfs,
         "then": {"properties": {"host": False}},
         "else": {"properties": {"size": False}},
@@ -159,7 +162,8 @@ def schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "niso manifest.toml",
-        **generated,
+        "$ref": "#/$defs/Manifest",
+        "$defs": found,
     }
 
 
@@ -174,13 +178,55 @@ def _mode(mode: str, without: tuple[str, ...]) -> dict[str, Any]:
     return {"if": needs, "then": then}
 
 
+def definitions(table: Any) -> dict[str, Any]:
+    """What a table may hold, and each table that is in it, by their names: keys, types, and defaults that are not empty."""
+    known = tables.fields(table)
+    properties = {name: _kind(may_be) for name, may_be in known.items()}
+    for name, default in table._field_defaults.items():
+        if default not in (None, (), {}) and not tables.is_table(default):
+            properties[name]["default"] = default
+    found = {
+        table.__name__: {
+            "title": table.__name__,
+            "type": "object",
+            "properties": properties,
+            "required": tables.required(table),
+            "additionalProperties": False,
+        }
+    }
+    for may_be in known.values():
+        for each in _tables(may_be):
+            found |= definitions(each)
+    return found
+
+
+def _tables(may_be: Kind) -> Iterator[Any]:
+    """The tables that may be in a value."""
+    for inside in may_be.values():
+        if tables.is_table(inside):
+            yield inside
+        elif isinstance(inside, dict):
+            yield from _tables(inside)
+
+
+def _kind(may_be: Kind) -> dict[str, Any]:
+    """What a value may be. None is left out, which TOML does not have."""
+    choices = [_choice(form, inside) for form, inside in may_be.items() if form is not NoneType]
+    return choices[0] if len(choices) == 1 else {"anyOf": choices}
+
+
+def _choice(form: type, inside: Any) -> dict[str, Any]:
+    if tables.is_table(inside):
+        return {"$ref": f"#/$defs/{inside.__name__}"}
+    if form is list:
+        return {"type": "array", "items": _kind(inside)}
+    if form is dict:
+        return {"type": "object", "additionalProperties": _kind(inside)}
+    return {"enum": sorted(inside)} if inside else {"type": {str: "string", bool: "boolean", int: "integer"}[form]}
+
+
 def _describe(key: str, field: dict[str, Any]) -> None:
-    """Put pattern and description on one field, and take away null, which TOML does not have, and empty defaults."""
-    if "anyOf" in field:
-        choices = [choice for choice in field.pop("anyOf") if choice.get("type") != "null"]
-        field.update(choices[0] if len(choices) == 1 else {"anyOf": choices})
-    if "$ref" in field or field.get("default", 0) in (None, (), [], {}):
-        field.pop("default", None)
+    """Put pattern and description on one field."""
     if key in _TEXTS:
         pattern, field["description"] = _TEXTS[key]
         for choice in field.get("anyOf", [field]):

@@ -9,30 +9,31 @@ import graphlib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, get_args
 
 from niso.errors import ErrorGroup, InvalidInput, NisoError
-from niso.model import check, manifest, toml, values
+from niso.model import check, manifest, tables, toml, values
 from niso.model.manifest import Loaded, Manifest
-from niso.model.structs import msgspec
-from niso.typed import NamedTuple
+from niso.typed import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 FILE_NAME = "stack.toml"
 Condition = Literal["started", "healthy"]
 
-NETWORK_KEYS = manifest.Network.__struct_fields__
+NETWORK_KEYS = manifest.Network._fields
 """The keys of a manifest's [network], which stand flat in a [[service]]."""
-TABLES = tuple(name for name in Manifest.__struct_fields__ if name not in ("package", "network"))
+TABLES = tuple(name for name in Manifest._fields if name not in ("package", "network"))
 """The tables of a manifest that a [[service]] may have: [service.environment] and so on."""
 _INSTEAD = {"network": "networks", "networks": "network", "tcp": "http", "http": "tcp"}
 """Keys that say the same in another way: the stack's takes the place of the manifest's."""
 
 
-class Head(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class Head(NamedTuple):
     name: str
 
 
-class Network(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class Network(NamedTuple):
     """A network as `niso net create` knows it."""
 
     subnet: str | tuple[str, ...] = ()
@@ -50,7 +51,7 @@ class Network(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         return (self.gateway,) if isinstance(self.gateway, str) else self.gateway
 
 
-class Own(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class Own(NamedTuple):
     """What a [[service]] has beside the manifest's keys."""
 
     name: str
@@ -110,9 +111,9 @@ def outline(path: str) -> Outline:
     path = place(path)
     data = toml.load(path, FILE_NAME)
     try:
-        name = msgspec.convert(data.get("stack"), Head).name
+        name = tables.convert(data.get("stack"), Head).name
         values.service_name(name, "stack.name")
-    except msgspec.ValidationError:
+    except tables.Mismatch:
         errors = check.walk({"stack": data.get("stack", {})}, _Whole)
         raise ErrorGroup([_in_file(path, error) for error in errors if (error.key or "").startswith("stack")]) from None
     except InvalidInput as error:
@@ -140,7 +141,7 @@ def load(path: str, also: Also = lambda _name, _network: ()) -> Stack:
     items: dict[str, _Item] = {}
     members: list[Member] = []
     for key, keys in _tables(data.get("service")):
-        own = {name: value for name, value in keys.items() if name in Own.__struct_fields__}
+        own = {name: value for name, value in keys.items() if name in Own._fields}
         overrides = {name: value for name, value in keys.items() if name in (*NETWORK_KEYS, *TABLES)}
         errors += [*check.walk(own, Own, key), *_unknown(keys, key)]
         item = _item(own, key)
@@ -182,10 +183,14 @@ def in_words_of(stack: Stack, error: NisoError) -> NisoError:
 # --- the parts of the file -------------------------------------------------------------------------------------------
 
 
-class _Whole(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class _Blank(NamedTuple):
+    """A [[service]] without its keys, which are looked at by themselves."""
+
+
+class _Whole(NamedTuple):
     stack: Head
-    service: tuple[dict[str, Any], ...]
-    networks: dict[str, Network] = {}  # noqa: RUF012 (a Struct copies it)
+    service: tuple[_Blank, ...]
+    networks: dict[str, Network] = {}  # noqa: RUF012 (convert copies it)
 
 
 def _in_file(path: str, error: NisoError) -> NisoError:
@@ -229,14 +234,14 @@ def _top(data: dict[str, object], also: Also) -> tuple[str, dict[str, Network], 
         if wrong:
             errors.append(wrong)
         elif isinstance(keys, dict) and not check.walk(keys, Network, key):
-            networks[own] = msgspec.convert(keys, Network)
+            networks[own] = tables.convert(keys, Network)
             errors += also(own, networks[own])
     return str(name), networks, errors
 
 
 def _unknown(keys: Mapping[str, object], key: str) -> Iterable[InvalidInput]:
     """The keys of a [[service]] that neither it nor a manifest has."""
-    known = (*Own.__struct_fields__, *NETWORK_KEYS, *TABLES)
+    known = (*Own._fields, *NETWORK_KEYS, *TABLES)
     for name, value in keys.items():
         path = check.join(key, name)
         if name in known:
@@ -275,7 +280,7 @@ def _item(own: Mapping[str, Any], key: str) -> _Item:
     if isinstance(needs, list):
         after = {name: "started" for name in needs if isinstance(name, str)}
     for name, state in needs.items() if isinstance(needs, dict) else ():
-        if state in get_args(Condition):
+        if state in tables.kind(Condition)[str]:
             after[name] = state
     return _Item(key, str(own.get("name", "")), after, isinstance(needs, list))
 

@@ -1,6 +1,6 @@
 """Parsers of single values: text in, a checked value out, or `InvalidInput` with the key, the value and what is right.
 
-Nothing here reads a file or imports msgspec, so commands use the same rules for what is typed on the command line.
+Nothing here reads a file or knows the tables of a manifest, so commands use the same rules for what is typed on the command line.
 ``key`` is what the message calls the value: the path of a manifest key, or the word of an argument.
 """
 

@@ -1,4 +1,4 @@
-"""manifest.toml and stack.toml: their keys from the Structs and the JSON Schema, and the forms that a schema cannot explain."""
+"""manifest.toml and stack.toml: their keys from the tables of the model and the JSON Schema, and the forms that a schema cannot explain."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from niso.model import schema, stack
-from niso.model.structs import msgspec
 from niso.reference.document import Block, Code, Heading, Page, Terms, Text
 
 MANIFEST = """\
@@ -214,13 +213,10 @@ def kind(key: dict[str, Any]) -> str:
     return str(key["type"])
 
 
-def _rows(struct: type[msgspec.Struct], words: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """The keys of a Struct; the words of each must be there."""
-    schema_of = msgspec.json.schema(struct)
-    definition = schema_of["$defs"][struct.__name__]
+def _rows(table: type, words: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """The keys of a table; the words of each must be there."""
+    definition = schema.definitions(table)[table.__name__]
     for name, key in definition["properties"].items():
-        choices = [each for each in key.get("anyOf", [key]) if each.get("type") != "null"]
-        shown = " or ".join(kind(each) for each in choices)
         default = key.get("default")
         said = f" Default: {str(default).lower()}." if isinstance(default, bool) else ""
-        yield f"{name}: {shown}{', required' if name in definition['required'] else ''}", words[name] + said
+        yield f"{name}: {kind(key)}{', required' if name in definition['required'] else ''}", words[name] + said

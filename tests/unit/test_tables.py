@@ -1,0 +1,377 @@
+"""Tables of a file: what is made of plain data and what is refused, and the text in which the store keeps a manifest."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from test_manifest_fuzz import MANIFESTS, NEAR
+from test_stack_fuzz import NETWORK, SERVICE, STACKS
+
+from niso.errors import NisoError
+from niso.model import check, manifest, schema, stack, tables
+from niso.model.manifest import Manifest, decode, encode
+from niso.typed import Literal, NamedTuple
+
+BOUNDED = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+# --- plain data to tables --------------------------------------------------------------------------------------------
+
+
+class Leaf(NamedTuple):
+    name: str
+    level: Literal["low", "high"] = "low"
+
+
+class Every(NamedTuple):
+    """A key of each type that a key may have, and of those that are joined."""
+
+    text: str = "x"
+    number: int = 0
+    truth: bool = False
+    choice: Literal["a", "b"] = "a"
+    leaf: Leaf = Leaf("x")
+    texts: tuple[str, ...] = ()
+    leaves: tuple[Leaf, ...] = ()
+    numbers: dict[str, int] = {}  # noqa: RUF012
+    named: dict[str, Leaf] = {}  # noqa: RUF012
+    deep: dict[str, tuple[Literal["a", "b"], ...]] = {}  # noqa: RUF012
+    maybe: Leaf | None = None
+    several: str | tuple[str, ...] | dict[str, Leaf] | None = None
+
+
+VALUES: list[tuple[Any, tuple[str, ...]]] = [
+    # plain data of TOML or JSON, and the keys that may be it
+    ("a", ("text", "choice", "several")),
+    ("x", ("text", "several")),
+    (1, ("number",)),
+    (0, ("number",)),
+    (2**70, ("number",)),
+    (True, ("truth",)),
+    (1.0, ()),
+    (datetime.date(2026, 1, 2), ()),
+    (None, ("maybe", "several")),
+    ([], ("texts", "leaves", "several")),
+    (["a"], ("texts", "several")),
+    ([1], ()),
+    ([None], ()),
+    ([["a"]], ()),
+    ([{}], ()),
+    ([{"name": "x"}], ("leaves",)),
+    ({}, ("numbers", "named", "deep", "several")),
+    ({"name": "x"}, ("leaf", "maybe")),
+    ({"name": "x", "level": "high"}, ("leaf", "maybe")),
+    ({"name": "x", "level": "no"}, ()),
+    ({"name": "x", "more": "x"}, ()),
+    ({"name": 1}, ("numbers",)),
+    ({"name": True}, ()),
+    ({"k": {"name": "x"}}, ("named", "several")),
+    ({"k": {}}, ()),
+    ({"k": []}, ("deep",)),
+    ({"k": ["a", "b"]}, ("deep",)),
+    ({"k": ["a", "c"]}, ()),
+]
+
+
+@pytest.mark.parametrize(("data", "keys"), VALUES, ids=lambda each: repr(each) if not isinstance(each, tuple) else "")
+def test_key_takes_the_values_of_its_type_and_no_others(data: Any, keys: tuple[str, ...]) -> None:
+    for key in Every._fields:
+        errors = check.walk({key: data}, Every)
+        if key in keys:
+            assert errors == []
+            made = tables.convert({key: data}, Every)
+            assert type(made) is Every
+            back = tables.plain(made)
+            assert tuple(back) == Every._fields and tables.convert(back, Every) == made
+            if "name" not in repr(data):  # the others have a default inside
+                assert back[key] == data and type(back[key]) is type(data)
+        else:
+            assert errors and all(str(error.key).startswith(key) for error in errors)
+            with pytest.raises(tables.Mismatch):
+                tables.convert({key: data}, Every)
+
+
+def test_what_is_made_is_of_the_types_that_are_declared() -> None:
+    data = {
+        "texts": ["a"],
+        "leaf": {"name": "l"},
+        "leaves": [{"name": "m"}],
+        "named": {"k": {"name": "n", "level": "high"}},
+        "several": {"k": {"name": "o"}},
+    }
+    made = tables.convert(data, Every)
+    assert made == Every(
+        texts=("a",),
+        leaf=Leaf("l"),
+        leaves=(Leaf("m"),),
+        named={"k": Leaf("n", "high")},
+        several={"k": Leaf("o")},
+    )
+    assert [type(each) for each in (made.leaf, made.leaves[0], made.named["k"])] == [Leaf] * 3
+    assert tables.convert({"several": ["a"]}, Every).several == ("a",)
+
+
+def test_table_that_is_a_default_is_nobody_elses() -> None:
+    one, other = (tables.convert({}, Every) for _ in range(2))
+    one.numbers["a"] = 1
+    assert other.numbers == Every().numbers == {}
+
+
+def test_keys_that_are_missing_or_more_are_refused() -> None:
+    for data in ({}, {"name": "a", "more": 1}, {"level": "low"}, {"Name": "a"}):
+        with pytest.raises(tables.Mismatch):
+            tables.convert(data, Leaf)
+        assert check.walk(data, Leaf)
+    for data in (None, [], "a", 1, True, Leaf("a")):
+        with pytest.raises(tables.Mismatch):
+            tables.convert(data, Leaf)
+        assert check.walk(data, Leaf)
+
+
+def agree(data: Any, table: type) -> None:
+    """Data is refused where walk finds something, and what is made of it is the same again."""
+    found = check.walk(data, table)
+    try:
+        made = tables.convert(data, table)
+    except tables.Mismatch:
+        assert found
+    else:
+        assert not found
+        assert tables.convert(json.loads(json.dumps(tables.plain(made))), table) == made
+
+
+ANY = st.sampled_from([data for data, _ in VALUES])
+
+
+@BOUNDED
+@given(
+    st.dictionaries(
+        st.sampled_from([*Every._fields, "more"]), ANY | st.dictionaries(st.sampled_from(["k", "name"]), ANY)
+    )
+)
+def test_data_is_refused_exactly_where_walk_finds_something(data: Any) -> None:
+    agree(data, Every)
+
+
+@BOUNDED
+@given(MANIFESTS | NEAR)
+def test_manifest_is_refused_exactly_where_walk_finds_something(data: Any) -> None:
+    agree(data, Manifest)
+
+
+@BOUNDED
+@given(STACKS, SERVICE, NETWORK)
+def test_parts_of_a_stack_are_refused_exactly_where_walk_finds_something(data: Any, service: Any, network: Any) -> None:
+    agree(data, stack._Whole)
+    agree(network, stack.Network)
+    agree({name: value for name, value in service.items() if name in stack.Own._fields}, stack.Own)
+
+
+def test_schema_knows_every_type() -> None:
+    found = schema.definitions(Every)
+    assert list(found) == ["Every", "Leaf"]
+    properties = found["Every"]["properties"]
+    assert properties["number"] == {"type": "integer", "default": 0}
+    assert properties["choice"] == {"enum": ["a", "b"], "default": "a"}
+    assert properties["leaves"] == {"type": "array", "items": {"$ref": "#/$defs/Leaf"}}
+    assert properties["maybe"] == properties["leaf"] == {"$ref": "#/$defs/Leaf"}
+    array = {"type": "array", "items": {"enum": ["a", "b"]}}
+    assert properties["deep"] == {"type": "object", "additionalProperties": array}
+    assert [each.get("type") for each in properties["several"]["anyOf"]] == ["string", "array", "object"]
+    assert (found["Every"]["required"], found["Leaf"]["required"]) == ([], ["name"])
+
+
+def test_types_are_read_without_typing() -> None:
+    code = "import sys, niso.cli.lifecycle, niso.activation, niso.model.check, niso.model.stack\n"
+    code += "from niso.model.manifest import Manifest, decode, encode\n"
+    code += "from niso.model.tables import convert\n"
+    code += (
+        "decode(encode(convert({'package': {'name': 'a', 'version': '1'}, 'binary': {'entrypoint': 'x'}}, Manifest)))\n"
+    )
+    code += "assert niso.model.check.walk({}, Manifest)\n"
+    code += "sys.exit('typing' in sys.modules)"
+    subprocess.run([sys.executable, "-ISc", f"import sys; sys.path[:0] = {sys.path!r}\n{code}"], check=True)
+
+
+# --- the text in the store -------------------------------------------------------------------------------------------
+
+HEAD: dict[str, Any] = {"package": {"name": "api", "version": "1.0.0"}, "binary": {"entrypoint": "bin/api"}}
+SMALLEST = (
+    '{"package":{"name":"api","version":"1.0.0","rootfs":null},"binary":{"entrypoint":"bin/api","args":[],"working_dir":"/app"},'
+    '"environment":{},"service":{"user":null,"restart":"on-failure","restart_delay":"1s","stop_timeout":"10s"},'
+    '"isolation":{"capabilities":[],"read_only":true,"resources":{"memory_max":null,"cpu_max":null,"pids_limit":null}},'
+    '"healthcheck":null,"volumes":{},"network":{"mode":"bridge","share":null,"network":"niso-default","networks":[],"ports":[],'
+    '"hostname":null,"aliases":[],"ip":null,"policy":{"allow_from":null,"deny_from":[],"log":false,"egress":{"allow":null,"deny":[]}}}}'
+)
+FULL: dict[str, Any] = {
+    "package": {"name": "api", "version": "1.0.0", "rootfs": "rootfs"},
+    "binary": {"entrypoint": "bin/api", "args": ["--port", "8080", ""], "working_dir": "/srv"},
+    "environment": {"B": "2", "A": "1"},
+    "service": {"user": "1000:1000", "restart": "always", "restart_delay": "200ms", "stop_timeout": "2m"},
+    "isolation": {
+        "capabilities": ["NET_RAW"],
+        "read_only": False,
+        "resources": {"memory_max": "512M", "cpu_max": "200%", "pids_limit": 100},
+    },
+    "healthcheck": {"tcp": 8080},
+    "volumes": {
+        "tmp": {"mount": "/scratch", "tmpfs": True, "size": "64M"},
+        "conf": {"mount": "/etc/api", "host": "/etc/api", "mode": "ro"},
+    },
+    "network": {
+        "networks": ["a", "b"],
+        "ports": ["80:80"],
+        "aliases": ["web"],
+        "ip": {"a": "10.99.1.10"},
+        "policy": {"allow_from": [], "log": True, "egress": {"allow": ["db:5432"], "deny": ["10.0.0.0/8"]}},
+    },
+}
+FULLEST = (
+    '{"package":{"name":"api","version":"1.0.0","rootfs":"rootfs"},'
+    '"binary":{"entrypoint":"bin/api","args":["--port","8080",""],"working_dir":"/srv"},"environment":{"B":"2","A":"1"},'
+    '"service":{"user":"1000:1000","restart":"always","restart_delay":"200ms","stop_timeout":"2m"},'
+    '"isolation":{"capabilities":["NET_RAW"],"read_only":false,"resources":{"memory_max":"512M","cpu_max":"200%","pids_limit":100}},'
+    '"healthcheck":{"tcp":8080,"http":null,"interval":"5s","timeout":"2s","retries":3,"start_period":"10s"},'
+    '"volumes":{"tmp":{"mount":"/scratch","host":null,"mode":"rw","tmpfs":true,"size":"64M"},'
+    '"conf":{"mount":"/etc/api","host":"/etc/api","mode":"ro","tmpfs":false,"size":null}},'
+    '"network":{"mode":"bridge","share":null,"network":"niso-default","networks":["a","b"],"ports":["80:80"],"hostname":null,'
+    '"aliases":["web"],"ip":{"a":"10.99.1.10"},'
+    '"policy":{"allow_from":[],"deny_from":[],"log":true,"egress":{"allow":["db:5432"],"deny":["10.0.0.0/8"]}}}}'
+)
+
+
+@pytest.mark.parametrize(("data", "text"), [(HEAD, SMALLEST), (FULL, FULLEST)], ids=["smallest", "full"])
+def test_stored_text_is_that_of_all_versions(data: dict[str, Any], text: str) -> None:
+    """A service whose stored text changed would be seen as changed."""
+    made = tables.convert(data, Manifest)
+    assert encode(made) == text
+    assert decode(text) == made
+    assert type(decode(text).network.policy.egress) is manifest.Egress
+    assert decode(json.dumps(json.loads(text), indent=1)) == made
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ('"quoted"', '"\\"quoted\\""'),
+        ("a\\b/c", '"a\\\\b/c"'),
+        ("\b\t\n\f\r", '"\\b\\t\\n\\f\\r"'),
+        ("\0\x01\x0b\x1b\x1f", '"\\u0000\\u0001\\u000b\\u001b\\u001f"'),
+        ("\x7f\x80\x9f\xa0\xad", '"\x7f\x80\x9f\xa0\xad"'),
+        ("äßé", '"äßé"'),
+        ("\u2028\u2029\ufeff\ufffe\uffff", '"\u2028\u2029\ufeff\ufffe\uffff"'),
+        ("\U0001f600\U00010000\U0010ffff", '"\U0001f600\U00010000\U0010ffff"'),
+        ("<a href='x'>&</a>", "\"<a href='x'>&</a>\""),
+        ("\ud7ff\ue000", '"\ud7ff\ue000"'),
+    ],
+    ids=ascii,
+)
+def test_stored_text_escapes_what_it_always_did(value: str, text: str) -> None:
+    made = tables.convert({**HEAD, "environment": {"A": value, value: "A"}}, Manifest)
+    stored = SMALLEST.replace('"environment":{}', f'"environment":{{"A":{text},{text}:"A"}}')
+    assert encode(made) == stored
+    assert decode(stored) == made
+
+
+@pytest.mark.parametrize(
+    ("instead", "text"),
+    [
+        ('"environment":{"A":"\\ud83d\\ude00"}', "\U0001f600"),
+        ('"environment":{"A":"\\u00e9"}', "é"),
+        ('"environment":{"A":"a","A":"b"}', "b"),
+    ],
+)
+def test_stored_text_may_be_written_otherwise(instead: str, text: str) -> None:
+    assert decode(SMALLEST.replace('"environment":{}', instead)).environment == {"A": text}
+
+
+def test_stored_text_without_a_key_has_its_default() -> None:
+    """As one of a niso that did not have the key yet."""
+    assert decode(SMALLEST.replace('"volumes":{},', "").replace(',"tmpfs":false', "")) == decode(SMALLEST)
+
+
+DAMAGED = [
+    # a part of the smallest, and what stands there instead
+    ('"environment":{}', '"environment":{"A":"\\ud800"}'),
+    ('"environment":{}', '"environment":{"A":"\\udc80"}'),
+    ('"environment":{}', '"environment":{"\\ud800":"a"}'),
+    ('"environment":{}', '"environment":{"A":"\\uD800\\u0041"}'),
+    ('"environment":{}', '"environment":{"A":"\udc80"}'),
+    ('"environment":{}', '"environment":{"A":"\x01"}'),
+    ('"environment":{}', '"environment":{"A":"\n"}'),
+    ('"environment":{}', '"environment":{"A":"\\x"}'),
+    ('"environment":{}', '"environment":{"A":"\\u12"}'),
+    ('"environment":{}', '"environment":{"A":1}'),
+    ('"environment":{}', '"environment":{"A":null}'),
+    ('"environment":{}', '"environment":{"A":"a",}'),
+    ('"environment":{}', '"environment":[]'),
+    ('"environment":{}', '"environment":null'),
+    *(
+        ('"pids_limit":null', f'"pids_limit":{number}')
+        for number in ("1.0", "1e2", "01", "+1", "true", '"1"', "NaN", "Infinity", "-Infinity", "1" * 5000)
+    ),
+    ('"read_only":true', '"read_only":1'),
+    ('"args":[]', '"args":{}'),
+    ('"args":[]', '"args":[1]'),
+    ('"args":[]', '"args":"a"'),
+    ('"mode":"bridge"', '"mode":"bridged"'),
+    ('"mode":"bridge"', '"mode":null'),
+    ('"volumes":{}', '"volumes":{"a":{}}'),
+    ('"volumes":{}', '"volumes":{},"more":1'),
+    ('"name":"api",', ""),
+    ("}}}}", "}}}"),
+    ("}}}}", "}}}}}"),
+    ('{"package"', '\ufeff{"package"'),
+    ('{"package"', '\xa0{"package"'),
+    ('{"package"', '[{"package"'),
+    (SMALLEST, "null"),
+    (SMALLEST, "1"),
+    (SMALLEST, '{"package":' * 100_000),
+]
+
+
+@pytest.mark.parametrize(("part", "instead"), DAMAGED)
+def test_stored_text_that_is_damaged_is_an_error_of_niso(part: str, instead: str) -> None:
+    assert part in SMALLEST
+    with pytest.raises(NisoError, match="the stored manifest cannot be understood: ") as caught:
+        decode(SMALLEST.replace(part, instead))
+    assert caught.value.hint == "activate the service again from its manifest.toml"
+    assert caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("null", "value None is wrong because it is null; right would be a table"),
+        (SMALLEST.replace('"name":"api",', ""), "package.name: is missing; right would be a string"),
+        (SMALLEST.replace('"read_only":true', '"read_only":1'), "isolation.read_only: value 1 is wrong"),
+        ("[", "Expecting value"),
+    ],
+    ids=["null", "missing", "wrong", "no JSON"],
+)
+def test_error_of_a_stored_text_says_what_is_wrong(text: str, words: str) -> None:
+    with pytest.raises(NisoError) as caught:
+        decode(text)
+    assert caught.value.message.startswith(f"the stored manifest cannot be understood: {words}")
+
+
+@BOUNDED
+@given(
+    st.integers(0, len(FULLEST)),
+    st.integers(0, 6),
+    st.sampled_from(["null", '"', "1", "{}", ","]) | st.text(max_size=3),
+)
+@example(0, len(FULLEST), "{}")
+def test_stored_text_with_a_few_characters_changed_is_read_or_refused(start: int, length: int, patch: str) -> None:
+    try:
+        found = decode(FULLEST[:start] + patch + FULLEST[start + length :])
+    except NisoError as error:
+        assert error.message.isprintable()
+    else:
+        assert decode(encode(found)) == found
