@@ -242,17 +242,12 @@ class _Maker:
                 _thread.start_new_thread(self._run, ())
             except RuntimeError:
                 raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), "pthread_create") from None
-            self._says.acquire()
-        if self._wrong is not None:
-            self.close()
-            raise self._wrong
-        _own_limits(self._conmon)
 
     def mount(self) -> None:
-        """Mount the root, of which conmon's container will be made. Raises ProcessError."""
+        """Mount the root, of which conmon's container will be made. Raises ProcessError, OSError."""
         self._may_mount.release()
         self._says.acquire()
-        if isinstance(self._wrong, OSError):
+        if self._conmon and isinstance(self._wrong, OSError):
             where = self._wrong.filename or "unshare"
             raise ProcessError(f"{self._spec.service}: cannot mount its root: {self._wrong.strerror}: {where}")
         if self._wrong is not None:
@@ -260,6 +255,7 @@ class _Maker:
 
     def create(self) -> int:
         """Have conmon create the container; a pipe by which it says how that went (`close` closes it)."""
+        _own_limits(self._conmon)
         with signals_held():  # one between conmon's fork and its pid file would leave a conmon that nobody knows
             with suppress(BrokenPipeError):  # it died at once; what it said is read from the other pipe
                 os.write(self._start, b"\0")
@@ -287,7 +283,6 @@ class _Maker:
             self._tid = _thread.get_native_id()
             os.unshare(os.CLONE_FS)
             self._start_conmon()
-            self._says.release()
             self._may_mount.acquire()
             if self._may_end.acquire(blocking=False):
                 return
