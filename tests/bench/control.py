@@ -217,7 +217,7 @@ class _without_processes:
         ask = mock.Mock(return_value=-1)
         self._patches = [
             mock.patch.multiple(process, start=nothing, stop=nothing, ask_to_end=ask, status=status, runs=status),
-            mock.patch.object(starting, "run", nothing),
+            mock.patch.multiple(starting, run=nothing, expect=nothing),
         ]
         for patch in self._patches:
             patch.start()

@@ -31,7 +31,7 @@ def main() -> None:
     }
     for name, value in replaced.items():
         setattr(process, name, value)
-    starting.run = nothing  # type: ignore[assignment]
+    starting.run = starting.expect = nothing  # type: ignore[assignment]
     command()
 
 
