@@ -158,7 +158,7 @@ def _rates(chapter: Chapter, few: dict[str, Lab], many: dict[str, Lab], ports: d
         return
     cases: dict[str, Case] = {}
     at: dict[str, int] = {}
-    for to in ("routed", "tracked"):
+    for to in ("routed", "tracked", "translated"):
         if "plain" in few:
             cases[to], at[to] = partial(_rate, few["plain"], to, sizes.flow_ms), 0
     for who in ("niso", *NETWORKS):

@@ -146,7 +146,8 @@ def _of(found: Found, what: str, whos: Iterable[str], wanted: int) -> list[tuple
 
 
 def _limits(found: Found, what: str) -> list[tuple[str, Row | None]]:
-    return [("routed, tracked", found.row(what, "tracked", 0)), ("routed", found.row(what, "routed", 0))]
+    named = (("one DNAT rule", "translated"), ("routed, tracked", "tracked"), ("routed", "routed"))
+    return [(name, found.row(what, who, 0)) for name, who in named]
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -373,7 +374,11 @@ def _one_more(found: Found) -> list[str]:
 
 def flow_lines(found: Found) -> list[tuple[str, str]]:
     """(who, how it is called) of all flows, in the order of the table."""
-    named = [("routed", "routed to the service: no NAT, no netfilter"), ("tracked", "routed, with connection tracking")]
+    named = [
+        ("routed", "routed to the service: no NAT, no netfilter"),
+        ("tracked", "routed, with connection tracking"),
+        ("translated", "by one DNAT rule, the only rule there is"),
+    ]
     for who in ("niso", "netavark", "cni", "docker"):
         for row in sorted(found.rows("tcp"), key=lambda row: (row.at, row.who)):
             if row.who.startswith(f"{who} "):
