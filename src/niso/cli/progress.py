@@ -59,7 +59,10 @@ class Progress:
         if not self._tells:
             self._tells = True
             self._over.acquire()
-            with signals_held(), suppress(RuntimeError):  # held in the thread for ever: they are the main thread's to see
+            with (
+                signals_held(),
+                suppress(RuntimeError),
+            ):  # held in the thread for ever: they are the main thread's to see
                 _thread.start_new_thread(self._tell, ())
 
     def __exit__(self, *_: object) -> None:

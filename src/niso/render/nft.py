@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from niso.digest import sha256
 from niso.records import ANY, ANY4, ANY6, Port, Subnet
@@ -302,15 +302,22 @@ table bridge niso {{
 
 DIGEST = sha256(TABLES.encode()).hexdigest()[:8]
 
-DECLARED = {
-    (f"{words.group(1)} niso", name): (key, value or None, bool(interval))
-    for words in re.finditer(r"^table (inet|bridge) niso {(.*?)^}", TABLES, re.MULTILINE | re.DOTALL)
-    for name, key, value, interval in re.findall(
-        r"^\t(?:set|map) (\w+) { type(?:of)? ([\w .@,]+?)(?: : ([\w .]+?))?;( flags interval;)?(?: counter;)? }$",
-        words.group(2),
-        re.MULTILINE,
-    )
-}
+
+def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]]:
+    """What `DECLARED` is made of. Not those that rules fill, which have more words."""
+    table = ""
+    for line in TABLES.splitlines():
+        if line.startswith("table "):
+            table = line[6:-2]
+        elif line.startswith(("\tset ", "\tmap ")):
+            name, _, body = line[5:].removesuffix("; }").partition(" { ")
+            types, *more = body.split("; ")
+            key, _, value = types.partition(" ")[2].partition(" : ")
+            if {"flags interval", "counter"}.issuperset(more):
+                yield (table, name), (key, value or None, "flags interval" in more)
+
+
+DECLARED = dict(_declared())
 """(table, set or map) -> (types of its key, of its value, whether it takes intervals), as the text has them."""
 
 CONTAINERS = {table: tuple(name for at, name in DECLARED if at == table) for table in (INET, BRIDGE)}
@@ -361,7 +368,7 @@ def closed(family: int) -> Element:
     return Element(INET, "closed", f"ipv{family}", "", "")
 
 
-_SYSCTL = re.compile(r"net/ipv(?:4/(?P<v4>ip_forward)|6/conf/(?P<link>[A-Za-z0-9_.:@-]{1,15})/(?P<v6>[a-z_]+))")
+_SYSCTL = r"net/ipv(?:4/(?P<v4>ip_forward)|6/conf/(?P<link>[A-Za-z0-9_.:@-]{1,15})/(?P<v6>[a-z_]+))"
 _SHORT = {"force_forwarding": "force"}  # ifname has 15 characters
 
 
@@ -370,7 +377,7 @@ def before(sysctl: str, value: str) -> list[Element]:
 
     No rule reads it. Empty where the link has a name that nft's text cannot hold: that one is on record in the store alone.
     """
-    found = _SYSCTL.fullmatch(sysctl)
+    found = re.fullmatch(_SYSCTL, sysctl)
     if found is None or not re.fullmatch("[0-9]{1,9}", value):
         return []
     link, what = found["link"] or "all", found["v4"] or found["v6"]
