@@ -73,15 +73,18 @@ def _other_meanings(store: Store, target: Target) -> set[Name]:
 
 
 def release(store: Store, target: Target) -> None:
-    """Begin the change of one service: note how to undo it, and give up the host ports that its manifest has no more.
+    """Begin the change of one service: note how to undo it, and give up the host ports and names that its manifest has no more.
 
-    Before any `record`, so that another service of the same command may have them.
+    Before any `record`, so that another service of the same command may have them. An address is not given up: until the kernel has
+    followed, what leads to it would lead to somebody else.
     """
     store.begin_intent(target.name, "activate", time.time())
     wanted = model.ports(target.manifest)
     for port in store.manifest_ports(target.name):
         if port not in wanted:
             store.take_port(target.name, port)
+    names = model.names(target.manifest)
+    store.set_names(target.name, tuple(name for name in store.names(target.name) if name in names))
 
 
 def record(store: Store, target: Target, copy: str, together: frozenset[str], beside: frozenset[str]) -> Change:
@@ -195,7 +198,7 @@ def _held_names(store: Store, service: str, manifest: Manifest, beside: frozense
     """The names of a manifest that another service has, with what is to be said of it."""
     found: dict[str, Conflict] = {}
     for name in model.names(manifest):
-        holder = store.name_holder(name)
+        holder = store.name_holder(name, beside)
         if holder is not None and holder != service:
             key = "network.hostname" if name == manifest.network.hostname else "network.aliases"
             if name == service:

@@ -134,8 +134,11 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
         concerned.update(("network", name) for name in on)
         names_before = tuple(sorted(concerned))
         before_ = desired_now(store, Scope(tuple(sorted(everyone)), tuple(sorted(on)), names=names_before))
-        for intent in intents:
-            store.undo(intent)
+        try:
+            store.undo(intents)
+        except sqlite3.IntegrityError as error:
+            # of an activation of several another command undoes one at this moment, which has not given back what this one had
+            raise NisoError(f"what it had is another's for the moment: {error}", "niso net repair") from error
         forwarding.note_late(store)
         everyone.update(store.with_companions(ports))
         restored = {name: row for name in ports if (row := store.service(name)) is not None and row.active}

@@ -68,6 +68,7 @@ CASES = {
     "changed-port": Case(("activate /tmp/a",), "activate /tmp/a-port", 5, True),
     "changed-environment": Case(("activate /tmp/a",), "activate /tmp/a-environment", 10, True),
     "changed-network": Case(("activate /tmp/a",), "activate /tmp/a-network", 20, True),
+    "name-moves": Case(("activate /tmp/a-named /tmp/b",), "activate /tmp/b-named /tmp/a", 5, True),
     "again": Case(("activate /tmp/a", "deactivate a"), "activate a", 20, True),
     "deactivate": Case(("activate /tmp/a /tmp/b",), "deactivate b", 8),
     "deactivate-last": Case(("activate /tmp/a /tmp/b",), "deactivate a b", 12),
@@ -108,6 +109,8 @@ def ready(lab: Lab) -> World:
     world.service("a", folder="a-environment", ports=["8080:80"], environment={"LEVEL": "debug"})
     lab.write("/tmp/a-environment/data", "other files too\n")
     world.service("a", folder="a-network", ports=["8080:80"], network="elsewhere")
+    for name, port in (("a", 8080), ("b", 8081)):
+        world.service(name, folder=f"{name}-named", ports=[f"{port}:80"], named='aliases = ["db"]')
     lab.write("/tmp/before/stack.toml", BEFORE)
     lab.write("/tmp/shop/stack.toml", SHOP)
     world.niso("activate", "/tmp/c")

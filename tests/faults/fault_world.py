@@ -48,8 +48,9 @@ class World:
         network: str | None = None,
         command: list[str] | None = None,
         stop_timeout: str = "10s",
+        named: str = "",
     ) -> str:
-        """Write a package; gives its folder."""
+        """Write a package; gives its folder. ``named``: more keys of [network], as text."""
         argv = command or ["sleep", "1000"]
         lines = ["[package]", f'name = "{name}"', 'version = "1.0.0"', "[binary]", f'entrypoint = "{argv[0]}"']
         lines += [f"args = {json.dumps(argv[1:])}", "[environment]"]
@@ -58,7 +59,7 @@ class World:
         if network:
             lines.append(f'network = "{network}"')
         path = f"/tmp/{folder or name}"
-        self.lab.write(f"{path}/manifest.toml", "\n".join(lines) + "\n")
+        self.lab.write(f"{path}/manifest.toml", "\n".join((*lines, named)) + "\n")
         return path
 
     def niso(self, *argv: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:

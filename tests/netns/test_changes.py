@@ -241,3 +241,42 @@ def test_of_several_only_the_changed_one_is_told_and_touched(lab: Lab) -> None:
     assert "nothing to do" in lines[0] and "two: active" in lines[1]
     assert known.same_process()
     assert inspect(lab, "two")["status"] == "running"
+
+
+def answers_as_db(lab: Lab) -> str:
+    """Who answers a third service by the name db."""
+    code = "import socket; print(socket.create_connection(('db', 80), 5).recv(9).decode().split()[0])"
+    return str(lab.niso("exec", "peer", "--", "python3", "-c", code).stdout).strip()
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+@pytest.mark.parametrize("swaps", [False, True], ids=["moves", "swaps"])
+def test_a_name_moves_between_two_services_of_one_command(lab: Lab, order: str, swaps: bool) -> None:
+    has = {"aliases": ["db"]}
+    other: dict[str, Any] = {"aliases": ["cache"]} if swaps else {}
+    folders = {"a": echo(lab, "a", network=has), "b": echo(lab, "b", network=other)}
+    lab.niso("activate", *folders.values(), echo(lab, "peer"))
+    assert answers_as_db(lab) == "a"
+    processes = pid_of(lab, "a"), pid_of(lab, "b")
+    echo(lab, "a", network=other)
+    echo(lab, "b", network=has)
+    lab.niso("activate", *(folders[name] for name in order))
+    assert answers_as_db(lab) == "b"
+    assert (pid_of(lab, "a"), pid_of(lab, "b")) == processes
+    assert lab.niso("net", "check").stdout == "everything: as it should be\n"
+
+
+def test_a_name_goes_back_where_the_move_fails(lab: Lab) -> None:
+    has = {"aliases": ["db"]}
+    folders = {"a": echo(lab, "a", network=has), "b": echo(lab, "b")}
+    lab.niso("activate", *folders.values(), echo(lab, "peer"))
+    echo(lab, "a")
+    package(lab, "b", "/usr/bin/false", network=has)
+    assert "its process ended" in refused(lab, "activate", folders["b"], folders["a"])
+    assert answers_as_db(lab) == "a"
+    assert answer(lab, address(lab, "b"), 80, "niso-peer").startswith("b ")
+    assert lab.niso("net", "check").stdout == "everything: as it should be\n"
+    # and a command that only one of them is in gives nothing up
+    echo(lab, "b", network=has)
+    assert "the name 'db' is held by service 'a'" in refused(lab, "activate", folders["b"])
+    assert answers_as_db(lab) == "a"

@@ -151,7 +151,7 @@ class Leases(RuleBasedStateMachine):
         with self.store.transaction():
             intent = self.store.intent(service)
             assert intent
-            self.store.undo(intent)
+            self.store.undo([intent])
             self.store.end_intent(service)
         assert dump(self.store) == before
 

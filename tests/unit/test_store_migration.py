@@ -241,7 +241,7 @@ def test_change_that_version_1_began_is_undone_to_what_was(begun) -> None:
     (intent,) = store.intents()
     assert (intent.service, intent.action) == ("api", "activate")
     with store.transaction():
-        store.undo(intent)
+        store.undo([intent])
         store.end_intent("api")
     found = dump(store)
     for table, rows in ROWS.items():
@@ -255,7 +255,7 @@ def test_ports_of_an_undone_change_lead_into_the_network_that_they_led_into(begu
     store = Store.open()
     (intent,) = store.intents()
     with store.transaction():
-        store.undo(intent)
+        store.undo([intent])
         store.end_intent("api")
     (backend,) = [each for each in store.networks() if each.name == "backend"]
     assert (backend.publishes, backend.by_loopback) == (True, True)
@@ -273,7 +273,7 @@ def test_service_of_version_1_can_be_put_again_and_keeps_what_it_had(version_1) 
     intent = store.intent("api")
     assert intent is not None
     with store.transaction():
-        store.undo(intent)
+        store.undo([intent])
         store.end_intent("api")
     assert [port for _, port in store.ports("api")] == PORTS
 
@@ -317,7 +317,7 @@ def test_change_that_version_2_began_is_undone_and_a_service_stays_enabled(versi
         store.set_enabled("api", True)
     (intent,) = store.intents()
     with store.transaction():
-        store.undo(intent)
+        store.undo([intent])
     row = store.service("api")
     assert row is not None
     # whether it is activated at boot is no part of the change that was undone

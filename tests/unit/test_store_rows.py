@@ -292,7 +292,7 @@ def test_undo_puts_back_exactly_what_was(before, service, after) -> None:
         intent = store.intent(service)
         assert intent is not None
         with store.transaction():
-            store.undo(intent)
+            store.undo([intent])
             store.end_intent(service)
         assert dump(store) == whole
         assert store.intents() == []
@@ -308,7 +308,7 @@ def test_undo_takes_a_network_that_the_activation_made_with_it() -> None:
     (intent,) = store.intents()
     assert (intent.service, intent.action) == ("api", "activate")
     with store.transaction():
-        store.undo(intent)
+        store.undo([intent])
         store.end_intent("api")
     assert dump(store) == before
 
@@ -448,7 +448,7 @@ def test_what_a_begun_change_gave_up_is_held_until_it_ends() -> None:
             put(store, "next", (left,))
         assert store.addresses("next") == [(left, "10.99.0.3")]
         with store.transaction():
-            store.undo(intent)
+            store.undo([intent])
             store.end_intent("api")
         assert store.addresses("api") == [(left, "10.99.0.2")]
         with store.transaction():

@@ -252,14 +252,14 @@ class Store(SnapshotRows, StackRows):
 
     # What a begun change has given up is held until it has ended: it may have to be put back.
 
-    def name_holder(self, name: str) -> str | None:
-        """The service that has this name, or would have it again if its begun change were undone."""
-        row = self._db.execute(
-            "SELECT service FROM host_name WHERE name=? UNION ALL SELECT service FROM intent, json_each(undo, '$.host_name')"
-            " WHERE json_extract(value, '$[0]')=?",
-            (name, name),
-        ).fetchone()
-        return str(row[0]) if row else None
+    def name_holder(self, name: str, beside: Container[str] = ()) -> str | None:
+        """The service that has this name, or would have it again if its begun change were undone. Not those of ``beside``
+        for the latter: they would be undone together with who asks."""
+        row = self._db.execute("SELECT service FROM host_name WHERE name=?", (name,)).fetchone()
+        undone = self._db.execute(
+            "SELECT service FROM intent, json_each(undo, '$.host_name') WHERE json_extract(value, '$[0]')=?", (name,)
+        )
+        return row[0] if row else next((service for (service,) in undone if service not in beside), None)
 
     def leases(self, network: str, family: int = 4) -> list[tuple[str, str, bool]]:
         """(address, service, service is active) of a network, ascending."""
@@ -439,25 +439,31 @@ class Store(SnapshotRows, StackRows):
         """Whether the service's rows are as the intent found them."""
         return bool(decoded(intent.undo) == self.rows(intent.service))
 
-    def undo(self, intent: Intent) -> None:
-        """Put the service's rows back as the intent found them; networks that only it had go."""
-        now = self.service(intent.service)
-        self.forget(intent.service)
-        for table, rows in decoded(intent.undo).items():
-            names = [column[1] for column in self._db.execute(f"PRAGMA table_info({table})")]
-            for row in rows:
-                values = [bytes.fromhex(value["hex"]) if isinstance(value, dict) else value for value in row]
-                # rows of an older version are shorter: what was added since has its default
-                columns = ", ".join(names[: len(values)])
-                self._db.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks(values)})", values)
-        restored = self.service(intent.service)
-        if restored is not None and now is not None:
-            self.set_enabled(intent.service, now.enabled)  # which is no part of a change
-        if restored is not None and restored.active:
-            self.note_published(intent.service)  # rows of the first version do not say it
-        for sharer in self.sharers(intent.service):
-            self.note_published(sharer)
-        self.drop_implicit_networks(now.networks if now else ())
+    def undo(self, intents: Iterable[Intent]) -> None:
+        """Put the services' rows back as the intents found them; networks that only they had go.
+
+        All are taken away before the first comes back: what one gave up another one may have.
+        """
+        changed = [(intent, self.service(intent.service)) for intent in intents]
+        for intent, _ in changed:
+            self.forget(intent.service)
+        for intent, _ in changed:
+            for table, rows in decoded(intent.undo).items():
+                names = [column[1] for column in self._db.execute(f"PRAGMA table_info({table})")]
+                for row in rows:
+                    values = [bytes.fromhex(value["hex"]) if isinstance(value, dict) else value for value in row]
+                    # rows of an older version are shorter: what was added since has its default
+                    columns = ", ".join(names[: len(values)])
+                    self._db.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks(values)})", values)
+        for intent, now in changed:
+            restored = self.service(intent.service)
+            if restored is not None and now is not None:
+                self.set_enabled(intent.service, now.enabled)  # which is no part of a change
+            if restored is not None and restored.active:
+                self.note_published(intent.service)  # rows of the first version do not say it
+            for sharer in self.sharers(intent.service):
+                self.note_published(sharer)
+            self.drop_implicit_networks(now.networks if now else ())
 
     def rows(self, service: str) -> dict[str, list[list[object]]]:
         """All of a service, table by table, as JSON can hold it."""
