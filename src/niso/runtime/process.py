@@ -335,7 +335,8 @@ def _status(service: str) -> Status:
         if code is None:
             # Its conmon writes the exit status in a moment; without one nobody ever will.
             return shown._replace(state="running" if conmon_alive(service) else "failed")
-        again = spec is not None and restarts_after(spec.restart, code) and conmon_alive(service)
+        asked = os.path.exists(f"{bundle}/{launch.STOPPING}")  # to end, after which its restart policy does not act
+        again = spec is not None and restarts_after(spec.restart, code) and not asked and conmon_alive(service)
         return shown._replace(state="restarting" if again else "exited", exit_code=code)
     if phase == "starting" and not os.path.exists(f"/proc/{record.get('starter', 0)}"):
         return shown._replace(state="failed")
