@@ -19,7 +19,12 @@ class signals_held:
     """Within the block INT, TERM and HUP wait; one that came is delivered at its end (KeyboardInterrupt). A forked child inherits this."""
 
     def __enter__(self) -> None:
-        self._before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        self._before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        except BaseException:  # one that came just before
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
+            raise
 
     def __exit__(self, *_: object) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._before)

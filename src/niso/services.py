@@ -19,7 +19,7 @@ from niso.apply import Lock, Report, silent
 from niso.errors import Conflict, ErrorGroup, NisoError, NotFound
 from niso.records import Port
 from niso.recovery import in_order, start_again, undo
-from niso.runtime import spec, volumes
+from niso.runtime import process, spec, volumes
 from niso.runtime.lock import remove_locks, service_lock
 from niso.runtime.spec import ProcessSpec
 from niso.store.store import Intent, ServiceRow, Store
@@ -179,7 +179,9 @@ def recover(store: Store, report: Report = silent, names: Iterable[str] = ()) ->
                 else:
                     errors |= _finish(store, intent, report)
                     locks.close()  # each is whole by itself
-            errors |= undo(store, begun, report) if begun else {}
+            if begun:
+                process.end_strays({intent.service for intent in begun})
+                errors |= undo(store, begun, report)
     for name, error in errors.items():
         report(f"{name}: what was begun cannot be ended yet: {error.message}")
     told = [error for name, error in errors.items() if name in concerned]
@@ -196,6 +198,7 @@ def _finish(store: Store, intent: Intent, report: Report) -> dict[str, NisoError
             portmap.finish(store, report)
         elif intent.action == "restart":
             report(f"end restart of {name}")
+            process.end_strays({name})
             _end_restart(store, [name], report)
         else:
             ending.raise_all(ending.finish(store, [name], report, not removes, intent.action == "stop"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import signal
+from collections.abc import Callable
 
 import pytest
 from kernel_world import ip, sh, throw_away_host
@@ -175,3 +176,58 @@ def test_name_that_cannot_be_is_refused(name: str) -> None:
         with pytest.raises(KernelError, match="cannot be the name"):
             use(name)
     assert not os.path.exists("/run/netns")
+
+
+class Interrupted:
+    """A function that is interrupted once, by Ctrl-C, right after it has done what it does."""
+
+    def __init__(self, real: Callable[..., object]) -> None:
+        self._real, self._once = real, True
+
+    def __call__(self, *args: object) -> object:
+        done = self._real(*args)
+        if self._once:
+            self._once = False
+            raise KeyboardInterrupt
+        return done
+
+
+@throw_away_host
+def test_an_interrupt_on_the_way_in_or_out_leaves_the_caller_where_it_was() -> None:
+    netns.create("niso-api")
+    home = here()
+    for name, enter in (
+        ("unshare", netns.unnamed),
+        ("setns", lambda: netns.inside("niso-api")),
+        ("close", netns.unnamed),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, name, Interrupted(getattr(os, name)))
+            with pytest.raises(KeyboardInterrupt), enter():
+                pass
+        assert here() == home, name
+    with pytest.raises(KeyboardInterrupt), netns.inside("niso-api"):
+        assert here() != home
+        os.setns = Interrupted(os.setns)  # on the way out
+    assert here() == home
+
+
+@throw_away_host
+def test_an_interrupted_create_leaves_no_name() -> None:
+    for step in ("_mount", "_make_directory"):
+        with pytest.MonkeyPatch.context() as patch:
+            real = getattr(netns, step)
+            name_it = Interrupted(real)
+            # the folder is a mount before, which is no part of what is undone
+            patch.setattr(
+                netns,
+                step,
+                lambda *args, name_it=name_it, real=real: (name_it if "niso-api" in str(args) or not args else real)(
+                    *args
+                ),
+            )
+            with pytest.raises(KeyboardInterrupt):
+                netns.create("niso-api", alias=ALIAS)
+        assert netns.names() == []
+        assert os.listdir("/run/netns") == []
+    netns.create("niso-api", alias=ALIAS)

@@ -54,6 +54,7 @@ def make(name: str, *, alias: str = "") -> Rtnl:
         except BaseException:
             if rtnl is not None:
                 rtnl.close()
+            _libc.umount2(path.encode(), _MNT_DETACH)  # an interrupt may have come when it had its name
             os.unlink(path)
             raise
         return rtnl
@@ -188,17 +189,23 @@ class Elsewhere:
         self._home = -1
 
     def __enter__(self) -> None:
+        try:
+            self._enter()
+        except BaseException:
+            # an interrupt comes between two steps: what is undone then must not be looked for in the other namespace
+            if self._home >= 0:
+                os.setns(self._home, os.CLONE_NEWNET)
+                os.close(self._home)
+            raise
+
+    def _enter(self) -> None:
         target = self._open()
         try:
             self._home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                if target >= 0:
-                    os.setns(target, os.CLONE_NEWNET)
-                else:
-                    os.unshare(os.CLONE_NEWNET)
-            except OSError:
-                os.close(self._home)
-                raise
+            if target >= 0:
+                os.setns(target, os.CLONE_NEWNET)
+            else:
+                os.unshare(os.CLONE_NEWNET)
         except OSError as error:
             raise refused(f"enter network namespace '{self._name or '(new)'}'", error.errno or 0) from error
         finally:
@@ -215,11 +222,16 @@ class Elsewhere:
 
     def __exit__(self, *_: object) -> None:
         try:
-            os.setns(self._home, os.CLONE_NEWNET)
-        except BaseException:
+            try:
+                os.setns(self._home, os.CLONE_NEWNET)
+            except KeyboardInterrupt:  # before it, or after
+                os.setns(self._home, os.CLONE_NEWNET)
+                raise
+        except OSError:
             os.write(2, b"niso: cannot return from a network namespace\n")
             os._exit(1)
-        os.close(self._home)
+        finally:
+            os.close(self._home)
 
 
 def _path(name: str) -> str:

@@ -74,7 +74,7 @@ _FORMS = {
     str: "a string",
     bool: "a boolean",
     int: "a number",
-    float: "a number",
+    float: "a floating-point number",
     list: "an array",
     dict: "a table",
     NoneType: "null",

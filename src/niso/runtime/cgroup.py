@@ -67,8 +67,8 @@ def move_nowhere() -> None:
                 continue
             path = f"{point}/{own.removeprefix(root)}cgroup.procs"
             try:
-                fd = os.open(path, os.O_WRONLY)
-                os.write(fd, b"0")
+                with open(path, "wb", buffering=0) as file:
+                    file.write(b"0")
             except OSError:
                 continue
             return

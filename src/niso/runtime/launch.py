@@ -35,6 +35,9 @@ LOG_SIZE_MAX = 64 << 20
 STOPPING = "stopping"
 EXITED_PID = "exited.pid"
 
+_BEGINS_S = 60.0
+"""How long conmon may take from its word to its fork, which is a millisecond."""
+
 _TOOL_FOLDERS = ("/usr/bin", "/usr/local/bin", "/usr/sbin", "/usr/libexec/podman", "/usr/libexec/catatonit")
 _LIMITS = ("AS", "CPU", "DATA", "FSIZE", "MEMLOCK", "MSGQUEUE", "NPROC", "RSS", "RTTIME", "SIGPENDING", "STACK")
 _PROFILE = os.path.join(os.path.dirname(__file__), "seccomp.json")
@@ -108,8 +111,9 @@ class Launch:
         try:
             failpoint.hit(f"write the bundle of {spec.service}")
             os.mkdir(bundle, 0o700)
-            maker = _Maker(spec, bundle)  # conmon is loaded while the bundle is written
-            self._held.callback(maker.close)
+            with signals_held():  # one that came between the two would leave a thread and a conmon to nobody
+                maker = _Maker(spec, bundle)  # conmon is loaded while the bundle is written
+                self._held.callback(maker.close)
             write_bundle(spec, bundle)
             # Nobody removes the cgroup above ours between crun's making it and the one below it.
             guard = open_lock(".cgroup")
@@ -223,6 +227,7 @@ class _Maker:
 
     What a thread takes for itself by unshare(2) is gone for it alone: the working folder that conmon is started in, then the mounts.
     A process would have to be forked: that copies the page tables, and afterwards each page that is written to, 2 ms each time.
+    Made where signals are held (`signals_held`): they are so in the thread for ever, since they are the main thread's to see.
     """
 
     def __init__(self, spec: ProcessSpec, bundle: str) -> None:
@@ -237,11 +242,10 @@ class _Maker:
         self._says, self._may_mount, self._may_end, self._ended = (_thread.allocate_lock() for _ in range(4))
         for lock in (self._says, self._may_mount, self._may_end, self._ended):
             lock.acquire()
-        with signals_held():  # held in the thread for ever: they are the main thread's to see
-            try:
-                _thread.start_new_thread(self._run, ())
-            except RuntimeError:
-                raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), "pthread_create") from None
+        try:
+            _thread.start_new_thread(self._run, ())
+        except RuntimeError:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), "pthread_create") from None
 
     def mount(self) -> None:
         """Mount the root, of which conmon's container will be made. Raises ProcessError, OSError."""
@@ -256,11 +260,17 @@ class _Maker:
     def create(self) -> int:
         """Have conmon create the container; a pipe by which it says how that went (`close` closes it)."""
         _own_limits(self._conmon)
-        with signals_held():  # one between conmon's fork and its pid file would leave a conmon that nobody knows
-            with suppress(BrokenPipeError):  # it died at once; what it said is read from the other pipe
-                os.write(self._start, b"\0")
-            pid, self._conmon = self._conmon, 0
-            os.waitpid(pid, 0)
+        pidfd = os.pidfd_open(self._conmon)
+        try:
+            with signals_held():  # one between conmon's fork and its pid file would leave a conmon that nobody knows
+                with suppress(BrokenPipeError):  # it died at once; what it said is read from the other pipe
+                    os.write(self._start, b"\0")
+                if not wait_gone(pidfd, _BEGINS_S):
+                    raise ProcessError(f"{self._spec.service}: conmon has not begun its work within {_BEGINS_S:g}s")
+                os.waitpid(self._conmon, 0)
+                self._conmon = 0
+        finally:
+            os.close(pidfd)
         return self._sync
 
     def close(self) -> None:
@@ -303,16 +313,18 @@ class _Maker:
         os.chdir(logs)
         self._sync, sync = os.pipe()
         start, self._start = os.pipe()
-        # Whatever the caller's shell left open for its children is not for a process that stays.
+        # Whatever the caller's shell left open for its children is not for a process that stays. To have it closed there
+        # (POSIX_SPAWN_CLOSE) is refused for numbers that the limit of open files does not reach any more.
         left = [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2 and _is_inherited(fd)]
         argv = _conmon_argv(self._spec, self._bundle, self._tid)
         try:
+            for fd in left:
+                os.set_inheritable(fd, False)
             self._conmon = os.posix_spawn(
                 argv[0],
                 argv,
                 {**environment(), "_OCI_SYNCPIPE": str(sync), "_OCI_STARTPIPE": str(start)},
                 file_actions=[
-                    *((os.POSIX_SPAWN_CLOSE, fd) for fd in left),
                     (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
                     (os.POSIX_SPAWN_DUP2, 0, 1),
                     (os.POSIX_SPAWN_OPEN, 2, f"{self._bundle}/conmon.err", os.O_WRONLY | os.O_CREAT, 0o600),
@@ -323,6 +335,8 @@ class _Maker:
                 setsigdef=ENDING,
             )
         finally:
+            for fd in left:
+                os.set_inheritable(fd, True)
             os.close(sync)
             os.close(start)
 

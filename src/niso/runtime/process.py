@@ -10,7 +10,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from niso import failpoint, files, paths
@@ -259,18 +259,29 @@ def _end_lost(service: str, path: str | None) -> None:
     clear(service)
     _kill_rest(service, path)
     # Its exit command would take the next run, in a folder of the same name, for its own.
-    for pid, bundle in _conmons(service):
+    for pid, bundle in _conmons((service,)):
         _end_conmon(pid, bundle)
     launch.remove_cgroups(path)
 
 
-def _conmons(service: str) -> list[tuple[int, str]]:
-    """Every conmon of a service, with its bundle, by the command lines of all processes."""
-    start = os.fsencode(bundle_of(service, 0).removesuffix("0"))
+def end_strays(services: Collection[str]) -> None:
+    """End each conmon of a start whose niso died that has not said its pid yet: it would take a later run in a folder of the same name
+    for its own. The caller holds the services' locks. Looks at all processes."""
+    for pid, bundle in _conmons(services):
+        if pid != _read_pid(f"{bundle}/conmon.pid"):
+            _end_conmon(pid, bundle)
+
+
+def _conmons(services: Collection[str]) -> list[tuple[int, str]]:
+    """Every conmon of services, with its bundle, by the command lines of all processes."""
+    start = os.fsencode(os.path.join(paths.run_dir(), "services")) + b"/"
     found = []
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         words = _command_line(pid)
-        found += [(pid, os.fsdecode(word)) for word in words if word.startswith(start) and word + b"/pid" in words]
+        for word in words:
+            service, _, run = os.fsdecode(word.removeprefix(start)).partition("/")
+            if word.startswith(start) and service in services and run.startswith("run-") and word + b"/pid" in words:
+                found.append((pid, os.fsdecode(word)))
     return found
 
 
