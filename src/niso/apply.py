@@ -44,6 +44,10 @@ class Lock:
             os.makedirs(paths.run_dir(), mode=0o755, exist_ok=True)
             self._fd = os.open(os.path.join(paths.run_dir(), "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             waits.lock(self._fd, "changes the network")
+        except KeyboardInterrupt:
+            if self._fd >= 0:
+                os.close(self._fd)  # it may be locked, and whoever undoes would wait for it for ever
+            raise
         except OSError as error:
             raise NisoError(f"{error.filename or paths.run_dir()}: {error.strerror}", "check NISO_RUN_DIR") from error
         return self

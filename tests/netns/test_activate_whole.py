@@ -234,3 +234,14 @@ def test_interrupted_activation_is_undone(lab: Lab) -> None:
     _, err = command.communicate()
     assert command.returncode == 130 and "niso: interrupted" in err
     assert snapshots.differences(before, snapshots.take(lab)) == []
+
+
+def test_open_files_beyond_the_limit_are_no_hindrance_and_nobody_inherits_them(lab: Lab) -> None:
+    folder = idle(lab, "api")
+    script = 'exec 7>/tmp/seven 200>/tmp/two-hundred; ulimit -S -n 150; niso activate "$0"; ls -l /proc/self/fd >&2'
+    done = lab.run("bash", "-c", script, folder)
+    assert done.stdout.startswith("api: active")
+    assert "/tmp/seven" in done.stderr and "/tmp/two-hundred" in done.stderr, "the caller has them still"
+    conmon = lab.run("sh", "-c", "cat /run/niso/services/api/run-*/conmon.pid").stdout.strip()
+    for pid in (conmon, str(pid_of(lab, "api"))):
+        assert "/tmp/" not in lab.run("ls", "-l", f"/proc/{pid}/fd").stdout

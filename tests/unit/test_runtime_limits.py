@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 
 import pytest
@@ -157,6 +158,7 @@ def test_machine_that_shows_no_cgroup_is_left_alone(machine: Machine) -> None:
 
 
 def test_process_stays_where_it_was() -> None:
-    before = pathlib.Path("/proc/self/cgroup").read_text()
+    before, files = pathlib.Path("/proc/self/cgroup").read_text(), os.listdir("/proc/self/fd")
     cgroup.move_nowhere()
     assert pathlib.Path("/proc/self/cgroup").read_text() == before
+    assert len(os.listdir("/proc/self/fd")) == len(files)

@@ -40,7 +40,12 @@ class Transaction:
     def __enter__(self) -> Transaction:
         if failpoint.broken(failpoint.BUSY):
             raise sqlite3.OperationalError("database is locked")
-        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+        except KeyboardInterrupt:  # before it, or after: whoever undoes begins another one
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
         return self
 
     def cancel(self) -> None:
