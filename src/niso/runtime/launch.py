@@ -318,8 +318,7 @@ class _Maker:
         left = [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2 and _is_inherited(fd)]
         argv = _conmon_argv(self._spec, self._bundle, self._tid)
         try:
-            for fd in left:
-                os.set_inheritable(fd, False)
+            _set_inherited(left, False)
             self._conmon = os.posix_spawn(
                 argv[0],
                 argv,
@@ -335,10 +334,15 @@ class _Maker:
                 setsigdef=ENDING,
             )
         finally:
-            for fd in left:
-                os.set_inheritable(fd, True)
+            _set_inherited(left, True)
             os.close(sync)
             os.close(start)
+
+
+def _set_inherited(fds: list[int], inherited: bool) -> None:
+    for fd in fds:
+        with suppress(OSError):  # another thread of the caller's has closed it
+            os.set_inheritable(fd, inherited)
 
 
 def _is_inherited(fd: int) -> bool:
