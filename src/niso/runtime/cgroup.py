@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+from niso.typed import NamedTuple
 
 _TOP = "/sys/fs/cgroup"
 _MOUNTS, _OWN = "/proc/self/mountinfo", "/proc/self/cgroup"
@@ -31,17 +33,38 @@ def usable(wanted: Iterable[str]) -> list[str]:
     return [name for name in wanted if kinds.get(os.path.realpath(f"{_TOP}/{name}")) == _V1]
 
 
+class _Mount(NamedTuple):
+    point: str
+    root: str
+    """What of the hierarchy is at its root."""
+    kind: str
+    """``cgroup`` or ``cgroup2``."""
+    options: str
+    """Of the super block: for v1 they name the hierarchy."""
+
+
+def _mounts() -> Iterator[_Mount]:
+    """The mounts of hierarchies. No other line is taken apart: each service's namespace has one."""
+    with open(_MOUNTS, "rb") as file:
+        text = file.read()
+    at = text.find(b" - cgroup")
+    while at >= 0:
+        start, end = text.rfind(b"\n", 0, at) + 1, text.find(b"\n", at)
+        line = text[start : end if end >= 0 else len(text)].decode("utf-8", "surrogateescape")
+        left, _, right = line.partition(" - ")
+        kind, _, options = right.split(" ", 2)
+        _, _, _, root, point = left.split(" ")[:5]
+        if kind in (_V1, _V2):
+            yield _Mount(point, root, kind, options)
+        at = text.find(b" - cgroup", at + 1)
+
+
 def _mounted() -> dict[str, str]:
     """Mount point: ``cgroup`` or ``cgroup2``."""
-    found = {}
-    with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as mounts:
-        for line in mounts:
-            left, _, right = line.partition(" - ")
-            kind = right.split(" ", 1)[0]
-            if kind in (_V1, _V2):
-                point = left.split(" ")[4]
-                found[point.encode().decode("unicode_escape") if "\\" in point else point] = kind
-    return found
+    return {
+        each.point.encode().decode("unicode_escape") if "\\" in each.point else each.point: each.kind
+        for each in _mounts()
+    }
 
 
 def move_nowhere() -> None:
@@ -53,25 +76,21 @@ def move_nowhere() -> None:
     """
     with open(_OWN, encoding="utf-8", errors="surrogateescape") as lines:
         paths = {names: path for _, names, path in (line.rstrip("\n").split(":", 2) for line in lines)}
-    with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as mounts:
-        for line in mounts:
-            left, _, right = line.rstrip("\n").partition(" - ")
-            kind, _, options = right.split(" ", 2)
-            has = set(options.split(","))
-            names = "" if kind == _V2 else next((each for each in paths if each and set(each.split(",")) <= has), None)
-            _, _, _, root, point = left.split(" ")[:5]
-            if kind not in (_V1, _V2) or names not in paths:
-                continue
-            own = f"{paths[names]}/"
-            if not own.startswith(f"{root.rstrip('/')}/"):
-                continue
-            path = f"{point}/{own.removeprefix(root)}cgroup.procs"
-            try:
-                with open(path, "wb", buffering=0) as file:
-                    file.write(b"0")
-            except OSError:
-                continue
-            return
+    for mount in _mounts():
+        has = set(mount.options.split(","))
+        v2 = mount.kind == _V2
+        names = "" if v2 else next((each for each in paths if each and set(each.split(",")) <= has), None)
+        if names not in paths:
+            continue
+        own = f"{paths[names]}/"
+        if not own.startswith(f"{mount.root.rstrip('/')}/"):
+            continue
+        try:
+            with open(f"{mount.point}/{own.removeprefix(mount.root)}cgroup.procs", "wb", buffering=0) as file:
+                file.write(b"0")
+        except OSError:
+            continue
+        return
 
 
 def _enabled(controller: str) -> bool:
