@@ -13,7 +13,7 @@ _CHAINS = {
 
 
 class Plain(World):
-    """The client is routed to the service, as fast as this machine can; or comes to it by one rule, the least that a port can cost."""
+    """The client is routed to the service, as fast as this machine can; or comes to it by one DNAT rule."""
 
     ADDRESS = "10.99.0.2"
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 from conftest import Lab
-from services import inspect, package, pid_of, ps, refused
+from services import idle, inspect, package, pid_of, ps, refused
 
 PYTHON = "/usr/bin/python3"
 QUICK = {"stop_timeout": "300ms", "restart": "no"}
@@ -115,3 +115,33 @@ def test_limits_of_the_callers_shell_are_not_the_services(lab: Lab) -> None:
     lab.run("sh", "-c", f"ulimit -S -f 1000; ulimit -S -t 900; exec nice -n 7 niso activate {folder}")
     lab.wait_for(lambda: len(lab.niso("logs", "loud", text=False).stdout) > 2_900_000, 20, "the whole log")
     assert lab.niso("logs", "loud", "-n", "1000000").stdout.split("\n")[:3] == ["unlimited", "unlimited", "0"]
+
+
+def test_a_service_that_was_asked_to_end_is_not_restarting(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "api"))
+    bundle, pid = "/run/niso/services/api/run-0", str(pid_of(lab, "api"))
+    conmon = lab.path(f"{bundle}/conmon.pid").read_text()
+    lab.run("kill", "-STOP", conmon)  # it does not take in what comes now
+    lab.run("kill", "-KILL", pid)
+    lab.path(f"{bundle}/exits/niso-service-api").write_text("143")
+    lab.wait_for(lambda: ps(lab, "api")["status"] == "restarting", what="its policy would act")
+    lab.path(f"{bundle}/stopping").touch()
+    assert ps(lab, "api")["status"] == "exited (143)"
+    lab.run("kill", "-CONT", conmon)
+
+
+def test_a_conmon_that_has_not_said_its_pid_ends_with_the_start_that_died(lab: Lab) -> None:
+    log = "/tmp/points"
+    lab.niso("activate", idle(lab, "api"))
+    lab.niso("remove", "api")  # so the steps that are taken once are behind
+    lab.niso("activate", "/tmp/packages/api", env={"NISO_FAILPOINT": "0", "NISO_FAILPOINT_LOG": log})
+    points = lab.path(log).read_text().splitlines()
+    number = next(line.split()[0] for line in points if line.endswith("mount the root of api"))
+    lab.niso("remove", "api")
+    died = lab.niso("activate", "/tmp/packages/api", check=False, env={"NISO_FAILPOINT": f"{number}:kill"})
+    assert died.returncode == -9
+    bundle = "/run/niso/services/api/run-0"
+    # as one that is slow to begin: it has the command line of a conmon
+    slow = lab.popen("sh", "-c", "sleep 1000; true", "conmon", "-b", bundle, "-p", f"{bundle}/pid")
+    lab.niso("net", "repair", check=False)
+    assert slow.wait(10) == -9

@@ -57,12 +57,10 @@ class Progress:
         self._note(line)
         self._doing, self._since, self._told = line, now, 0.0
         if not self._tells:
-            self._tells = True
-            self._over.acquire()
-            with (
-                signals_held(),
-                suppress(RuntimeError),
-            ):  # held in the thread for ever: they are the main thread's to see
+            # held in the thread for ever: they are the main thread's to see
+            with signals_held(), suppress(RuntimeError):
+                self._over.acquire()
+                self._tells = True
                 _thread.start_new_thread(self._tell, ())
 
     def __exit__(self, *_: object) -> None:

@@ -256,10 +256,12 @@ class Store(SnapshotRows, StackRows):
         """The service that has this name, or would have it again if its begun change were undone. Not those of ``beside``
         for the latter: they would be undone together with who asks."""
         row = self._db.execute("SELECT service FROM host_name WHERE name=?", (name,)).fetchone()
+        if row:
+            return str(row[0])
         undone = self._db.execute(
             "SELECT service FROM intent, json_each(undo, '$.host_name') WHERE json_extract(value, '$[0]')=?", (name,)
         )
-        return row[0] if row else next((service for (service,) in undone if service not in beside), None)
+        return next((service for (service,) in undone if service not in beside), None)
 
     def leases(self, network: str, family: int = 4) -> list[tuple[str, str, bool]]:
         """(address, service, service is active) of a network, ascending."""
