@@ -137,7 +137,9 @@ def carry_out(
                     raise
                 # an element was there with another value: rules come first, so nothing has changed
                 return carry_out(store, scope, before, plan(store, scope, before), report)
-        have = read(touched, alias(store.state_id()), sockets=sockets)
+        touched = touched._replace(rulesets=want.rulesets)
+        taken = any(isinstance(step, NftTransaction) for step in steps)
+        have = read(touched, alias(store.state_id()), sockets=sockets, rules=not taken)
     left = diff(want, _without_dying(want, touched, have))
     if left:
         raise KernelError(
@@ -155,18 +157,18 @@ def carry_out(
 def _touched(steps: list[AnyStep], candidates: State) -> State:
     """What steps are about, and the namespaces that it is in: others' links need not be looked at again.
 
-    Elements are left out: the kernel has taken those of a transaction all together or not at all, and its word on them is enough.
+    Elements are left out: the kernel has taken those of a transaction all together or not at all, and its word on them, and on the
+    rules that they are for, is enough. So are sysctls of services, which nothing but their own file sets; those of the host's links follow others, which may change them.
     """
     things: dict[str, set[Thing]] = {}
     for step in steps:
         if isinstance(step, Step):
-            things.setdefault(type(step.thing).__name__, set()).add(step.thing)
+            if not (isinstance(step.thing, Sysctl) and step.thing.netns):
+                things.setdefault(type(step.thing).__name__, set()).add(step.thing)
         elif isinstance(step, HostsEdit):
             things.setdefault("HostsFile", set()).add(HostsFile(step.folder))
             things.setdefault("HostsLine", set()).update((*step.remove, *step.add))
-    inside = {
-        thing.netns for each in things.values() for thing in each if isinstance(thing, Sysctl | Veth | Address | Route)
-    }
+    inside = {thing.netns for each in things.values() for thing in each if isinstance(thing, Veth | Address | Route)}
     things.setdefault("Netns", set()).update(thing for thing in candidates.netns if thing.name in inside)
     names = (
         "Ruleset",

@@ -44,6 +44,13 @@ def make(path: str, mode: int) -> int:
         return os.open(path, flags, mode)
 
 
+def write(fd: int, content: bytes) -> None:
+    """Write all of it. Raises OSError."""
+    left = memoryview(content)
+    while left:
+        left = left[os.write(fd, left) :]
+
+
 def rename(draft: str, path: str) -> None:
     """Have ``draft`` take the place of ``path``, also of an empty folder there. Raises OSError."""
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,9 @@ import pytest
 
 from niso.apply import Lock
 from niso.child import ENDING, signals_held
+from niso.cli import main
+from niso.errors import NisoError
+from niso.runtime import resolve
 from niso.store import sqlite
 from niso.store.store import Store
 
@@ -71,3 +76,68 @@ def test_signals_are_not_held_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(KeyboardInterrupt), signals_held():
             pytest.fail("it is interrupted before")
     assert not real(signal.SIG_BLOCK, ()) & set(ENDING)
+
+
+LOSES_IT = """
+import os, signal, sys, time
+from niso.cli import main
+
+class Lost:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(10):
+            pass
+        sys.exit("it has not come here")
+
+if sys.argv[1:] == ["held"]:
+    from niso.child import signals_held
+main._end_on_signals()
+try:
+    it = Lost()
+    del it
+    if sys.argv[1:] == ["held"]:
+        with signals_held():
+            time.sleep(0.1)
+            sys.stdout.write("held, ")
+    time.sleep(10)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("how", ["", "held"])
+def test_one_that_comes_where_nothing_can_be_raised_comes_again(how: str) -> None:
+    argv = [sys.executable, "-c", LOSES_IT, *([how] if how else [])]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("held, interrupted\n" if how else "interrupted\n", "", 0)
+
+
+def test_error_after_one_is_told_and_the_command_interrupted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(_: list[str]) -> int:
+        try:
+            main._interrupt()
+        except KeyboardInterrupt:
+            raise NisoError("a file is closed twice") from None
+        return 0
+
+    monkeypatch.setattr(main, "_command", command)
+    monkeypatch.setattr(main._interrupts, "last", -main._BURST_S)
+    monkeypatch.setattr(main._interrupts, "over", False)
+    assert main.run(["ps"]) == 130
+    assert capsys.readouterr().err == "niso: a file is closed twice\nniso: interrupted\n"
+
+
+def test_nothing_is_closed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[int] = []
+    real = os.close
+
+    def close(fd: int) -> None:
+        real(fd)
+        closed.append(fd)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "close", lambda fd: close(fd) if not closed else real(fd))
+        resolve.open_inside({"": "/"}, "/usr/bin/env")

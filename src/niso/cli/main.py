@@ -5,6 +5,8 @@ A sub-command's module is imported only when it is used, so that a command costs
 
 from __future__ import annotations
 
+# what `signal` is made of: that makes enums of its numbers, and to import enum is 1.5 ms of a short command
+import _signal  # type: ignore[import-not-found]
 import gc
 import io
 import os
@@ -16,6 +18,7 @@ from niso.errors import ErrorGroup, NisoError, UsageError
 from niso.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
     from types import ModuleType
     from typing import NoReturn
 
@@ -63,6 +66,7 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a letter that the terminal's encoding does not have is shown by its number
         sys.stdout.reconfigure(errors="backslashreplace")
+    _end_on_signals()
     status = run(sys.argv[1:])
     try:
         sys.stdout.flush()  # what was printed before an error
@@ -91,9 +95,10 @@ def _end(status: int) -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Run one command; gives its exit status. Raises nothing."""
-    as_json = "--json" in arguments[: arguments.index("--")] if "--" in arguments else "--json" in arguments
+    as_json = False
     try:
         try:
+            as_json = "--json" in arguments[: arguments.index("--")] if "--" in arguments else "--json" in arguments
             return _run(arguments, as_json)
         finally:
             _interrupts.over = True
@@ -110,16 +115,22 @@ def _run(arguments: list[str], as_json: bool) -> int:
         sys.stdout.flush()
         return status
     except NisoError as error:
-        _report(error, as_json)
-        return max(failed, error.exit_status)
+        return _failed(error, as_json, max(failed, error.exit_status))
     except BrokenPipeError:
         # whoever read our output has gone: nothing to say
         return failed or 1
     except Exception as error:
         if os.environ.get("NISO_TRACEBACK") == "1":
             raise
-        _report(_explained(error), as_json)
-        return failed or 1
+        return _failed(_explained(error), as_json, failed or 1)
+
+
+def _failed(error: NisoError, as_json: bool, status: int) -> int:
+    """Tell of an error; gives ``status``. Raises KeyboardInterrupt where that came first: the error may be its consequence."""
+    _report(error, as_json)
+    if _interrupts.last > 0:
+        raise KeyboardInterrupt
+    return status
 
 
 def _command(arguments: list[str]) -> int:
@@ -148,7 +159,6 @@ def _command(arguments: list[str]) -> int:
     parsed = parse(command, words)
     if command.root and os.geteuid() != 0:
         raise NisoError("needs root", f"sudo niso {' '.join(arguments)}" if _plain(arguments) else "run it with sudo")
-    _end_on_signals()
     if command.root and command.name not in WITHOUT_STORE and "--sweep" not in words:
         _refuse_lost_store()
     return int(_module(COMMANDS[name][0]).run(command.name, parsed))
@@ -218,10 +228,13 @@ class _interrupts:
     """When one of them did something, in seconds of the monotonic clock."""
     over = False
     """The command has ended: what is left is to say how, which nothing shall keep it from."""
+    lost = False
+    """One came where Python throws away what is raised, and will come again."""
 
 
 _BURST_S = 1.0
 """timeout(1) and some shells send a signal to a process and then to its group: so long these count as one."""
+_AGAIN_S = 0.001
 
 
 def _interrupt(*_: object) -> None:
@@ -234,13 +247,32 @@ def _interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
 
+def _unraisable(lost: UnraisableHookArgs) -> None:
+    """Have an interrupt come again that came where nothing can be raised: importlib has such a place after each import, the
+    callback of a weak reference, and a command that lost its interrupt there would go on to its end."""
+    if lost.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(lost)
+        return
+    # from a timer's handler, since what would be raised in here is thrown away as well
+    _interrupts.lost = True
+    _signal.setitimer(_signal.ITIMER_REAL, _AGAIN_S)
+    _interrupts.lost = False
+
+
+def _again(*_: object) -> None:
+    if _interrupts.lost:
+        _signal.setitimer(_signal.ITIMER_REAL, _AGAIN_S)
+        return
+    _interrupts.last = -_BURST_S
+    _signal.raise_signal(_signal.SIGTERM)  # which waits where signals are held
+
+
 def _end_on_signals() -> None:
     """TERM and HUP end a command as Ctrl-C does: see `_interrupt`."""
-    # what `signal` is made of: that makes enums of its numbers, and to import enum is 1.5 ms of a short command
-    import _signal  # type: ignore[import-not-found]
-
     _interrupts.last, _interrupts.over = -_BURST_S, False
     _signal.signal(_signal.SIGTERM, _interrupt)
+    _signal.signal(_signal.SIGALRM, _again)
+    sys.unraisablehook = _unraisable
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)  # ignored, as some parents leave it, children end without a status
     for number in (_signal.SIGINT, _signal.SIGHUP):
         if _signal.getsignal(number) != _signal.SIG_IGN:  # in the background of a script, by nohup

@@ -172,21 +172,24 @@ class Netlink:
         It does not stop at an error, so the later ones must be harmless where an earlier one failed. Raises KernelError
         for the first that failed and is not ``fine``.
         """
-        first = self._sequence + 1
-        packet = b"".join(self._pack(message.kind, message.flags | ACK, message.body) for message in messages)
-        asked = range(first, self._sequence + 1)
+        first, last = self._sequence + 1, self._sequence + len(messages)
+        # what fails is answered in any case, and before the last one, of which alone success is asked for
+        packet = b"".join(
+            self._pack(message.kind, message.flags | (ACK if sequence == last else 0), message.body)
+            for sequence, message in enumerate(messages, first)
+        )
         results: dict[int, tuple[int, str]] = {}
         try:
             failpoint.hit(messages[0].what)
             self._socket.sendto(packet, (0, 0))
-            while len(results) < len(messages):
+            while last not in results:
                 for reply in self._receive():
-                    if reply.kind == _NLMSG_ERROR and reply.sequence in asked:
+                    if reply.kind == _NLMSG_ERROR and first <= reply.sequence <= last:
                         results[reply.sequence] = _result(reply, 20)
         except OSError as error:
             raise refused(messages[0].what, error.errno or 0) from error
         for sequence, message in enumerate(messages, first):
-            number, words = results[sequence]
+            number, words = results.get(sequence, (0, ""))
             if number and number not in message.fine:
                 raise refused(message.what, number, words)
 

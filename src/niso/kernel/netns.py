@@ -133,11 +133,17 @@ def exists(name: str) -> bool:
     except OSError as error:
         raise refused(f"open network namespace '{name}'", error.errno or 0) from error
     try:
+        return _is_namespace(fd)
+    finally:
+        os.close(fd)
+
+
+def _is_namespace(fd: int) -> bool:
+    """Whether an open file is a network namespace (ioctl_nsfs(2))."""
+    try:
         return ioctl(fd, _NS_GET_NSTYPE) == os.CLONE_NEWNET
     except OSError:  # not a file of nsfs
         return False
-    finally:
-        os.close(fd)
 
 
 def identity(name: str) -> tuple[int, int]:
@@ -162,12 +168,14 @@ def names() -> list[str]:
 
 def open_fd(name: str) -> int:
     """A descriptor (close-on-exec) that keeps and names the namespace; the caller closes it. Raises KernelError."""
-    if not exists(name):
-        raise refused(f"open network namespace '{name}'", errno.ENOENT)
     try:
-        return os.open(_path(name), os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(_path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise refused(f"open network namespace '{name}'", error.errno or 0) from error
+    if not _is_namespace(fd):
+        os.close(fd)
+        raise refused(f"open network namespace '{name}'", errno.ENOENT)
+    return fd
 
 
 def inside(name: str) -> Elsewhere:
@@ -250,12 +258,12 @@ def _make_directory() -> None:
 
     Itself alone: to say it of the namespaces mounted in it as well takes 0.3 ms where there are 1,000 of them.
     """
-    os.makedirs(paths.NETNS_DIR, 0o755, exist_ok=True)
     try:
         _mount("", paths.NETNS_DIR, _MS_SHARED)
     except OSError as error:
-        if error.errno != errno.EINVAL:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
             raise
+        os.makedirs(paths.NETNS_DIR, 0o755, exist_ok=True)
         # Not a mount yet.
         failpoint.hit(f"make {paths.NETNS_DIR} a mount")
         _mount(paths.NETNS_DIR, paths.NETNS_DIR, _MS_BIND | _MS_REC)

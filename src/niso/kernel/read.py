@@ -6,7 +6,6 @@ Something of a needed name that is not ours is a Conflict.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Collection, Iterable
 
@@ -48,18 +47,20 @@ def read(
     foreign: Foreign | None = None,
     sockets: Sockets | None = None,
     strays: bool = False,
+    rules: bool = True,
 ) -> State:
     """Which of ``candidates`` the kernel has, with the fields as they are there; by ``sockets``, or by its own.
 
     Its cost depends on ``candidates`` alone. ``alias`` marks what is ours. Raises KernelError, and Conflict where something
     of a candidate's name is somebody else's; with ``foreign`` that is noted there, and the thing left out. With ``strays`` also
-    what others have done to the links of the candidates: neighbour entries, links on our bridges, routes that are gone.
+    what others have done to the links of the candidates: neighbour entries, links on our bridges, routes that are gone. Without
+    ``rules`` the tables are not looked at, and have the rules of ``candidates``.
     """
     if sockets is None:
         with Sockets() as own:
-            return read(candidates, alias, foreign, own, strays)
+            return read(candidates, alias, foreign, own, strays, rules)
     state_id = alias.partition(":")[2]
-    tables = _tables(candidates, state_id, foreign is not None)
+    tables = _tables(candidates, state_id, foreign is not None) if rules else State(candidates.rulesets)
     bridges: set[Bridge] = set()
     veths: set[Veth] = set()
     namespaces: set[Netns] = set()
@@ -159,8 +160,7 @@ def _host_strays(
 
 def _is_routed(address: str, there: set[str]) -> bool:
     """Whether an address's own prefix is among the destinations ``there``; one of a single address has no route."""
-    prefix = ipaddress.ip_interface(address).network
-    return prefix.num_addresses == 1 or str(prefix) in there
+    return address.endswith("/128" if ":" in address else "/32") or rtnetlink.prefix(address) in there
 
 
 def read_all(want: State, alias: str, foreign: Foreign) -> State:
@@ -416,7 +416,8 @@ def _lo_alias(name: str) -> str:
 
 
 def _sysctls(wanted: Iterable[Sysctl]) -> set[Sysctl]:
-    found = ((thing, sysctl.read(thing.name)) for thing in wanted)
+    things = list(wanted)
+    found = zip(things, sysctl.read_all(thing.name for thing in things), strict=True)
     return {Sysctl(thing.netns, thing.name, value) for thing, value in found if value is not None}
 
 

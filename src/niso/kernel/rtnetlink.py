@@ -126,7 +126,10 @@ class Rtnl(netlink.Netlink):
 
     def link(self, name: str) -> Link | None:
         """The link ``name``, or None."""
-        return self._link(f"read link '{name}'", 0, text(_IFLA_IFNAME, name))
+        what = f"read link '{name}'"
+        body = _ifinfo() + text(_IFLA_IFNAME, name) + u32(_IFLA_EXT_MASK, _SKIP_STATS)
+        answer = self.get_one(what, _GETLINK, body, (errno.ENODEV,))
+        return netlink.understood(what, _parse_link, answer) if answer is not None else None
 
     def index(self, name: str) -> int:
         """The index of the link ``name``, which costs a tenth of `link`. Raises KernelError where it is not there (netdevice(7))."""
@@ -426,15 +429,10 @@ class Rtnl(netlink.Netlink):
                     raise
                 return
 
-    def _link(self, what: str, index: int, attribute_: bytes = b"") -> Link | None:
-        body = _ifinfo(index) + attribute_ + u32(_IFLA_EXT_MASK, _SKIP_STATS)
-        answer = self.get_one(what, _GETLINK, body, (errno.ENODEV,))
-        return netlink.understood(what, _parse_link, answer) if answer is not None else None
-
     def _free_index(self) -> int:
         for _ in range(_INDEX_TRIES):
             index = _OWN_INDEX + int.from_bytes(os.urandom(4), "big") % (1 << 29)
-            if self._link(f"read link {index}", index) is None:
+            if not self.name(index):
                 return index
         raise refused("find a free link index", errno.EBUSY)
 
@@ -492,6 +490,14 @@ def _parse_cidr(cidr: str) -> tuple[int, bytes, int]:
     address, _, length = cidr.partition("/")
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     return family, socket.inet_pton(family, address), int(length)
+
+
+def prefix(cidr: str) -> str:
+    """The prefix that an address with its length is in: "10.0.0.0/8" for "10.1.2.3/8"."""
+    family, packed, length = _parse_cidr(cidr)
+    beyond = 8 * len(packed) - length
+    number = int.from_bytes(packed, "big") >> beyond << beyond
+    return f"{socket.inet_ntop(family, number.to_bytes(len(packed), 'big'))}/{length}"
 
 
 def _canonical(cidr: str) -> str:

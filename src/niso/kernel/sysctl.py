@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterable
 
 from niso import failpoint
 from niso.errors import KernelError
@@ -27,8 +28,44 @@ _top, _walks = -1, 0
 
 def read(name: str) -> str | None:
     """The value without its newline; None where this kernel, or this interface, does not have it. Raises KernelError."""
+    return read_all((name,))[0]
+
+
+def read_all(names: Iterable[str]) -> list[str | None]:
+    """As `read` for each name, in one namespace: the caller does not leave it meanwhile."""
     try:
-        fd = _open(name, os.O_RDONLY)
+        here = os.stat(_OWN).st_ino
+    except OSError as error:
+        raise refused("read sysctls", error.errno or 0) from error
+    return [_read(here, name) for name in names]
+
+
+def write(name: str, value: str) -> None:
+    """Set it. Raises KernelError, also where there is no such sysctl."""
+    write_all(((name, value),))
+
+
+def write_all(values: Iterable[tuple[str, str]]) -> None:
+    """As `write` for each (name, value), in their order and in one namespace: the caller does not leave it meanwhile."""
+    here = 0
+    for name, value in values:
+        what = f"set sysctl {name} to '{value}'"
+        _check(name)
+        try:
+            failpoint.hit(what)
+            here = here or os.stat(_OWN).st_ino
+            fd = _open(here, name, os.O_WRONLY | os.O_TRUNC)
+            try:
+                os.write(fd, value.encode())
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise refused(what, error.errno or 0) from error
+
+
+def _read(here: int, name: str) -> str | None:
+    try:
+        fd = _open(here, name, os.O_RDONLY)
         try:
             return os.read(fd, 4096).decode("ascii").rstrip("\n")
         finally:
@@ -39,26 +76,11 @@ def read(name: str) -> str | None:
         raise refused(f"read sysctl {name}", error.errno or 0) from error
 
 
-def write(name: str, value: str) -> None:
-    """Set it. Raises KernelError, also where there is no such sysctl."""
-    what = f"set sysctl {name} to '{value}'"
-    _check(name)
-    try:
-        failpoint.hit(what)
-        fd = _open(name, os.O_WRONLY | os.O_TRUNC)
-        try:
-            os.write(fd, value.encode())
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise refused(what, error.errno or 0) from error
-
-
-def _open(name: str, flags: int) -> int:
-    """A descriptor of one sysctl of the namespace that this thread is in now. Raises OSError."""
+def _open(here: int, name: str, flags: int) -> int:
+    """A descriptor of one sysctl of the namespace that this thread is in now, whose inode is ``here``. Raises OSError."""
     _check(name)
     _, family, rest = name.split("/", 2)
-    key = (os.stat(_OWN).st_ino, family)
+    key = (here, family)
     folder = _folders.get(key)
     if folder is not None:
         try:
@@ -67,7 +89,7 @@ def _open(name: str, flags: int) -> int:
             # gone, or the folder is one of a namespace that is gone and had the same number
             os.close(_folders.pop(key))
     while len(_folders) >= _MOST_FOLDERS:
-        os.close(_folders.popitem()[1])
+        os.close(_folders.pop(next(iter(_folders))))  # the oldest
     folder = _open_folder(family)
     _folders[key] = folder
     return os.open(rest, flags | os.O_CLOEXEC, dir_fd=folder)

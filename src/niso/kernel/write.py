@@ -145,9 +145,9 @@ class _Writer:
             self._route(step, thing)
         elif isinstance(thing, Sysctl):
             with netns.inside(thing.netns) if thing.netns else nullcontext():
-                for each in steps:
-                    if isinstance(each.thing, Sysctl):
-                        sysctl.write(each.thing.name, each.thing.value)
+                sysctl.write_all(
+                    (each.thing.name, each.thing.value) for each in steps if isinstance(each.thing, Sysctl)
+                )
         elif isinstance(thing, Attached):
             self._sockets.at("").set_link(thing.link, master="")
         elif isinstance(thing, Neighbour):
@@ -314,9 +314,12 @@ def _edit_hosts(step: HostsEdit) -> None:
     # a reader sees the old file or the new one; the services see the folder, so that a renamed file reaches them
     temporary = f"{path}.new"
     try:
-        with open(files.make(temporary, 0o644), "w", encoding="utf-8") as file:
-            os.fchmod(file.fileno(), 0o644)
-            file.write(text)
+        fd = files.make(temporary, 0o644)
+        try:
+            os.fchmod(fd, 0o644)
+            files.write(fd, text.encode())
+        finally:
+            os.close(fd)
         failpoint.hit(f"rename {path}")
         files.rename(temporary, path)
     except BaseException as error:

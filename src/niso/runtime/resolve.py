@@ -54,8 +54,8 @@ def open_inside(mounts: dict[str, str], path: str) -> tuple[int, str]:
                         continue
                     done = []
                     following = _open_real(mounts, done)
-            os.close(fd)
-            fd = following
+            fd, above = following, fd
+            os.close(above)  # which nobody closes once more where an interrupt comes now
         if path.endswith("/") and not stat.S_ISDIR(os.fstat(fd).st_mode):
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
     except BaseException:
