@@ -382,7 +382,7 @@ def flush(before: State, after: State) -> None:
 
 def flush_ports(claims: Iterable[tuple[str, int, int]], answered: bool = False) -> None:
     """End the flows to (protocol, first port, last port) of this host's own addresses; TCP with an answer only if ``answered``."""
-    conntrack.flush_ports(claims, own_addresses(), answered)
+    conntrack.flush_ports(claims, own_addresses, answered)
 
 
 def end_flows(ports: Iterable[Port]) -> None:

@@ -326,7 +326,7 @@ def test_no_attribute_of_an_entry_makes_the_flush_of_flows_fail(monkeypatch: pyt
         reader = of(plain, [stats, *later])
         monkeypatch.setattr(conntrack.netlink, "Netlink", lambda _: reader)
         try:
-            conntrack.flush_ports([("tcp", 8080, 8080)], ["192.0.2.1"], True)
+            conntrack.flush_ports([("tcp", 8080, 8080)], lambda: ["192.0.2.1"], True)
         except KernelError:
             pass
 

@@ -66,29 +66,33 @@ def flush_addresses(addresses: Iterable[str]) -> int:
 
 
 def flush_ports(
-    ports: Iterable[tuple[str, int, int]], addresses: Iterable[str] | None = None, answered: bool = False
+    ports: Iterable[tuple[str, int, int]], addresses: Callable[[], Iterable[str]] | None = None, answered: bool = False
 ) -> int:
     """End the flows that were sent to these ports but TCP that has seen a reply; gives how many entries went.
 
     With ``answered`` that too: nobody is left to whom they could lead.
 
-    A port is (``proto`` "tcp", "udp" or "sctp", first, last), before NAT. With ``addresses`` (also prefixes: "127.0.0.0/8")
-    only flows sent to one of them: other machines' flows to the same port, which this host forwards, are not the caller's
-    business. For when published ports come, go or move. TCP whose handshake is under way stays with the established:
-    its next packet would be taken for a new flow, sent to the new service, and reset. Raises KernelError.
+    A port is (``proto`` "tcp", "udp" or "sctp", first, last), before NAT. With ``addresses``, which gives some (also prefixes:
+    "127.0.0.0/8") and is asked once where there is such a flow, only flows sent to one of them: other machines' flows to the same
+    port, which this host forwards, are not the caller's business. For when published ports come, go or move. TCP whose handshake is
+    under way stays with the established: its next packet would be taken for a new flow, sent to the new service, and reset. Raises
+    KernelError.
     """
     wanted: dict[int, set[int]] = {}
     for proto, first, last in ports:
         wanted.setdefault(_PROTOCOLS[proto], set()).update(range(first, last + 1))
-    is_ours = None if addresses is None else _within(addresses)
+    is_ours: Callable[[bytes], bool] | None = None
 
     def matches(family: int, entry: _Entry) -> bool:
+        nonlocal is_ours
         sent = attributes(entry[_TUPLE_ORIG])
         ends = attributes(sent[_TUPLE_PROTO])
         if int.from_bytes(ends.get(_PROTO_DST_PORT, b""), "big") not in wanted.get(ends[_PROTO_NUM][0], ()):
             return False
-        if is_ours is not None and not is_ours(attributes(sent[_TUPLE_IP])[_DESTINATION[family]]):
-            return False
+        if addresses is not None:
+            is_ours = is_ours or _within(addresses())
+            if not is_ours(attributes(sent[_TUPLE_IP])[_DESTINATION[family]]):
+                return False
         if answered:
             return True
         return not (ends[_PROTO_NUM][0] == _TCP and int.from_bytes(entry[_STATUS], "big") & _SEEN_REPLY)

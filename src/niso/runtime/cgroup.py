@@ -76,6 +76,9 @@ def move_nowhere() -> None:
     """
     with open(_OWN, encoding="utf-8", errors="surrogateescape") as lines:
         paths = {names: path for _, names, path in (line.rstrip("\n").split(":", 2) for line in lines)}
+    # where they are mounted nearly always; to look that up costs 2 ms where 1,000 services are
+    if any(_moved(f"{_TOP}/{names}{path}") for names, path in paths.items() if not names.startswith("name=")):
+        return
     for mount in _mounts():
         has = set(mount.options.split(","))
         v2 = mount.kind == _V2
@@ -83,14 +86,21 @@ def move_nowhere() -> None:
         if names not in paths:
             continue
         own = f"{paths[names]}/"
-        if not own.startswith(f"{mount.root.rstrip('/')}/"):
-            continue
+        if own.startswith(f"{mount.root.rstrip('/')}/") and _moved(f"{mount.point}/{own.removeprefix(mount.root)}"):
+            return
+
+
+def _moved(cgroup: str) -> bool:
+    """Whether this process could be moved to the cgroup of this folder."""
+    try:
+        fd = os.open(f"{cgroup}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
         try:
-            with open(f"{mount.point}/{own.removeprefix(mount.root)}cgroup.procs", "wb", buffering=0) as file:
-                file.write(b"0")
-        except OSError:
-            continue
-        return
+            os.write(fd, b"0")
+        finally:
+            os.close(fd)
+    except OSError:
+        return False
+    return True
 
 
 def _enabled(controller: str) -> bool:
