@@ -132,7 +132,8 @@ def _record(
     spec = _spec(store, target, copy, generation, uid, provider)
     said = understood(before.spec) if before is not None and was_active else None
     if before is not None and said is not None and "host" not in (before.mode, manifest.network.mode):
-        spec = spec._replace(resolv_conf=said.resolv_conf)
+        same = spec._replace(resolv_conf=said.resolv_conf)
+        spec = same if same == said else spec  # other name servers alone restart nothing
     row = ServiceRow(
         name=name,
         manifest_path=target.manifest_path,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Container, Iterable
+from io import FileIO
 
 from niso import failpoint, paths, waits
 from niso.diff import AnyStep, HostsEdit, NftTransaction, Step, diff
@@ -34,26 +35,36 @@ def silent(_: str) -> None:
 
 
 class Lock:
-    """niso's lock: one writer at a time. Held over plan and write, never while a process is waited for."""
+    """niso's lock: one writer at a time. Held over plan and write, never while a process is waited for.
 
-    def __init__(self) -> None:
-        self._fd = -1
+    With ``at_most_s`` the block runs without it where it cannot be had within so many seconds.
+    """
+
+    _last: FileIO | None = None
+    """The file of the last one of this process. An interrupt may have come before it was closed, and whoever undoes would wait
+    for it for ever."""
+
+    def __init__(self, at_most_s: float | None = None) -> None:
+        self._at_most_s = at_most_s
 
     def __enter__(self) -> Lock:
+        if Lock._last is not None:
+            Lock._last.close()
+        path = os.path.join(paths.run_dir(), "lock")
         try:
             os.makedirs(paths.run_dir(), mode=0o755, exist_ok=True)
-            self._fd = os.open(os.path.join(paths.run_dir(), "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            waits.lock(self._fd, "changes the network")
+            Lock._last = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+")
+            waits.lock(Lock._last.fileno(), "changes the network", self._at_most_s)
         except KeyboardInterrupt:
-            if self._fd >= 0:
-                os.close(self._fd)  # it may be locked, and whoever undoes would wait for it for ever
+            self.__exit__()
             raise
         except OSError as error:
             raise NisoError(f"{error.filename or paths.run_dir()}: {error.strerror}", "check NISO_RUN_DIR") from error
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+        if Lock._last is not None:
+            Lock._last.close()
 
 
 class Plan(NamedTuple):

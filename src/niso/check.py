@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 
 from niso import exposure, names, package, paths, policies, rows, services, strays
 from niso.apply import Lock, Report, compare, desired_now, repair, silent
 from niso.diff import Step, by_key, unhindered
-from niso.errors import ErrorGroup, NisoError, NotFound
+from niso.errors import ErrorGroup, KernelError, NisoError, NotFound
 from niso.kernel import netns
 from niso.kernel.read import read
 from niso.names import alias
@@ -50,11 +51,47 @@ class Finding(NamedTuple):
         return f"{self.problem}: {self.what}{f' ({self.detail})' if self.detail else ''}"
 
 
+_LOOKS, _PAUSE_S = 3, 0.03
+"""Of a veth pair that goes the kernel needs some 10 to 20 ms to be rid, while nobody holds the lock."""
+_WAITS_S = 2.0
+"""For another command, which as a rule holds the lock for some ms."""
+
+
 def check(store: Store, name: str | None = None) -> list[Finding]:
     """All that is not as it should be: of everything, or of one service or network. Changes nothing.
 
-    Raises NotFound where there is no such service or network.
+    What is found is looked at again, under niso's lock where that is to be had, and told if it is still so: another command may have been in the middle of a
+    change. Raises NotFound where there is no such service or network, KernelError.
     """
+    found: list[Finding] | None
+    try:
+        found = _own(store, name)
+    except KernelError:  # of what went between two looks
+        found = None
+    for _ in range(_LOOKS - 1):
+        if found == []:
+            break
+        time.sleep(_PAUSE_S)
+        with Lock(_WAITS_S):
+            again = _own(store, name)
+        known = {(each.problem, each.what) for each in again if found is None} | {
+            (each.problem, each.what) for each in found or ()
+        }
+        found = [each for each in again if (each.problem, each.what) in known]
+    networks, active = _concerned(store, name)
+    return [*(found or ()), *_other_firewalls(networks), *_closed_links(active)]
+
+
+def _concerned(store: Store, name: str | None) -> tuple[list[Network], list[str]]:
+    """The networks that a check is about, and the active services."""
+    if name is None:
+        return store.networks(), store.active_services()
+    scope, active = _scope(store, name)
+    return [network for each in scope.networks or () if (network := store.network(each)) is not None], active
+
+
+def _own(store: Store, name: str | None) -> list[Finding]:
+    """What is not as it should be of what is niso's."""
     lost = [_hole(each) for each in rows.holes(store)]
     if lost:  # what should be in the kernel is not known before they are back
         return lost
@@ -67,29 +104,25 @@ def check(store: Store, name: str | None = None) -> list[Finding]:
             *strange,
             *_processes(store, store.active_services()),
             *(Finding("foreign", f"process of service {name!r}", NOT_ACTIVE) for name in _left_running(store)),
-            *_other_firewalls(store.networks()),
-            *_closed_links(store.active_services()),
         ]
-    if store.network(name) is not None and store.name_holder(bare_name(name)) is None:
-        scope, active = Scope((), (name,)), []
-    else:
-        if store.name_holder(bare_name(name)) is None:
-            known = [*(each for each, _, _ in store.service_names()), *store.network_names()]
-            raise NotFound(
-                f"no service or network {name!r}", suggest(name, known, "niso ps and niso net list have all names")
-            )
-        service = store.resolve(name)
-        row = store.service(service)
-        assert row is not None
-        scope = Scope(store.with_companions([service]), row.networks)
-        active = [service] if row.active else []
+    scope, active = _scope(store, name)
     want = desired_now(store, scope)
-    return [
-        *findings(want, read(want, alias(store.state_id()), strays=True)),
-        *_processes(store, active),
-        *_other_firewalls(network for each in scope.networks or () if (network := store.network(each))),
-        *_closed_links(active),
-    ]
+    return [*findings(want, read(want, alias(store.state_id()), strays=True)), *_processes(store, active)]
+
+
+def _scope(store: Store, name: str) -> tuple[Scope, list[str]]:
+    """What a name is about, and the active service that has it. Raises NotFound."""
+    if store.network(name) is not None and store.name_holder(bare_name(name)) is None:
+        return Scope((), (name,)), []
+    if store.name_holder(bare_name(name)) is None:
+        known = [*(each for each, _, _ in store.service_names()), *store.network_names()]
+        raise NotFound(
+            f"no service or network {name!r}", suggest(name, known, "niso ps and niso net list have all names")
+        )
+    service = store.resolve(name)
+    row = store.service(service)
+    assert row is not None
+    return Scope(store.with_companions([service]), row.networks), [service] if row.active else []
 
 
 def _hole(found: rows.Hole) -> Finding:
@@ -117,7 +150,7 @@ def findings(want: State, have: State) -> list[Finding]:
             if was == thing or any(parent in without for parent in (*_parents(thing), *_followed(thing, was))):
                 continue
             if was is None:
-                found.append(Finding("missing", _what(thing)))
+                found.append(_absent(thing))
                 without.add(_identity(thing))
             elif isinstance(was, Sysctl) and was.name.endswith("/disable_ipv6") and was.value == "1":
                 found += _different(thing, was, without)
@@ -391,6 +424,16 @@ def _sees_hosts(name: str, pid: int | None) -> bool:
         return True
 
 
+def _absent(thing: Thing) -> Finding:
+    if isinstance(thing, HostsFile) and os.path.lexists(_hosts_path(thing)):
+        return Finding("different", _what(thing), "not as niso has written it")
+    return Finding("missing", _what(thing))
+
+
+def _hosts_path(file: HostsFile) -> str:
+    return os.path.join(paths.hosts_root(), file.folder, "hosts")
+
+
 def _ruleset(was: Ruleset) -> list[Finding]:
     if not was.wrong:
         return [Finding("different", "nftables tables inet niso and bridge niso", "of another version of niso")]
@@ -498,7 +541,7 @@ def _what(thing: Thing) -> str:
             return f"entry {thing.mac} of port {thing.link} in its bridge's table"
         return f"neighbour entry {thing.address} lladdr {thing.mac} on {thing.link}{_in(thing.netns)}"
     if isinstance(thing, HostsFile):
-        return f"hosts file {os.path.join(paths.hosts_root(), thing.folder, 'hosts')}"
+        return f"hosts file {_hosts_path(thing)}"
     return f"line {thing.address} {thing.names} in hosts file of {thing.folder}"
 
 

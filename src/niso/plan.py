@@ -6,6 +6,8 @@ it into a `State` of the same extent.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from niso import names
 from niso.records import Network, Port, Service, Snapshot
 from niso.render import hosts, nft, policy
@@ -44,13 +46,8 @@ def desired(snapshot: Snapshot) -> State:
     routes: set[Route] = set()
     sysctls: set[Sysctl] = set(_host_sysctls(snapshot))
 
-    before = dict(snapshot.sysctls_before)
-    if snapshot.any_active and before.get(FORWARDING) == "0":
-        elements.add(nft.closed(4))
-    if snapshot.any_active6 and any(
-        name.startswith("net/ipv6/") and name.endswith("forwarding") and value == "0" for name, value in before.items()
-    ):
-        elements.add(nft.closed(6))
+    for family in shut(dict(snapshot.sysctls_before), snapshot.any_active, snapshot.any_active6):
+        elements.add(nft.closed(family))
 
     for name, value in snapshot.sysctls_before:
         if _needed(snapshot, name):
@@ -129,6 +126,15 @@ def _published(service: Service, port: Port, networks: dict[str, Network]) -> li
         there = [address for address in endpoint.addresses if (":" in address) in both]
         elements += nft.published_on(service.name, port, networks[endpoint.network].bridge, there)
     return elements
+
+
+def shut(before: Mapping[str, str], any_active: bool, any_active6: bool) -> frozenset[int]:
+    """The families that the host forwards for services alone: it forwarded none before, by the sysctls that it had."""
+    four = any_active and before.get(FORWARDING) == "0"
+    six = any_active6 and any(
+        name.startswith("net/ipv6/") and name.endswith("forwarding") and value == "0" for name, value in before.items()
+    )
+    return frozenset(([4] if four else []) + ([6] if six else []))
 
 
 def _host_sysctls(snapshot: Snapshot) -> list[Sysctl]:

@@ -26,6 +26,7 @@ _PASSES = 8
 
 def world(store: Store) -> World:
     """All known services and networks, and this host's addresses, as the engine needs them. Raises KernelError."""
+    from niso.plan import shut
     from niso.policy import Known, World
 
     services = {}
@@ -45,7 +46,8 @@ def world(store: Store) -> World:
         )
     with Rtnl() as rtnl:
         host = frozenset(str(ipaddress.ip_interface(each.address).ip) for each in rtnl.addresses())
-    return World(services, {network.name: network for network in store.networks()}, host)
+    closed = shut(dict(store.sysctls_before()), store.any_active(), store.any_active(6))
+    return World(services, {network.name: network for network in store.networks()}, host, closed)
 
 
 def narrows(before: State, after: State) -> bool:

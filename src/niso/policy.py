@@ -36,6 +36,7 @@ class World(NamedTuple):
     services: Mapping[str, Known]
     networks: Mapping[str, Network]
     host: frozenset[str] = frozenset()  # the host's addresses; 127.0.0.0/8, ::1 and the gateways are known without it
+    closed: frozenset[int] = frozenset()  # families that the host forwards for services alone
 
 
 class Party(NamedTuple):
@@ -257,6 +258,8 @@ def _way(world: World, source: str, destination: str, port: int | None, proto: s
     if _network_of(world, destination) is not None:
         return drop(f"no service has the address {destination}")
     if not sender:
+        if to.version in world.closed and not from_host:
+            return drop(f"the host forwards IPv{to.version} for services alone, as it forwarded none before")
         return accept("no service has to do with it")
     if _is_link_local6(to):
         return drop("no service has a link-local address, and the host leads to none")

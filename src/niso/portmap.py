@@ -76,6 +76,11 @@ def admit(
         except Conflict as error:
             errors.append(error)
     for forward in forwards:
+        try:
+            _check_family(service, forward, families, f"port-forward {text(forward)}")
+        except Conflict as error:
+            errors.append(error)
+            continue
         if forward not in have:  # it was kept over a reboot, and somebody else may have the host port now
             try:
                 _check_holders(store, service, forward, f"port-forward {text(forward)}", together)
@@ -90,13 +95,19 @@ def admit(
 def taken(
     store: Store, service: str, wanted: Iterable[Port], published: Callable[[], Container[Port]]
 ) -> list[tuple[Port, str, Port]]:
-    """Of the ports ``wanted`` those that `forward` took from a service since its last activation, for whom, and for which port.
+    """Of the ports ``wanted`` those that `forward` took from a service since its last activation, for whom (it may be itself, with
+    another port inside), and for which port.
 
     Then its last manifest (``published``) has it and its record does not. It stays taken as long as that forward is there.
     """
     gone = [port for port in wanted if port.host_port and not store.has_port(service, port)]
-    elsewhere = store.forwards_elsewhere(service) if gone else []
-    found = [(port, holder, held) for port in gone for holder, held in elsewhere if held.clashes(port)]
+    forwards = store.all_forwards() if gone else []
+    found = [
+        (port, holder, held)
+        for port in gone
+        for holder, held in forwards
+        if (_same_place(held, port) if holder == service else held.clashes(port))
+    ]
     return [each for each in found if each[0] in published()] if found else []
 
 

@@ -18,16 +18,23 @@ from niso.records import Port
 from niso.runtime import process, rehost, spec, volumes
 from niso.store.store import Intent, Scope, ServiceRow, Store
 
+undoing = False
+"""Whether a command that failed is undone now."""
+
 
 def undo_all(store: Store, services: Iterable[str], cause: BaseException, report: Report) -> None:
     """Bring all back as it was; what cannot be undone is added to the error that caused it."""
+    global undoing
     begun = [intent for name in services if (intent := store.intent(name)) is not None]
+    undoing = isinstance(cause, Exception)
     try:
         left = undo(store, in_order(store, begun), report)
     except NisoError as error:
         left = {", ".join(intent.service for intent in begun): error}
     except (OSError, sqlite3.Error) as error:
         left = {", ".join(intent.service for intent in begun): NisoError(str(error))}
+    finally:
+        undoing = False
     if left and isinstance(cause, NisoError):
         raise ErrorGroup([cause, *(_not_undone(names, error) for names, error in left.items())]) from cause
 
@@ -98,6 +105,8 @@ def start_again(store: Store, name: str) -> None:
         # its namespace was another one meanwhile, or it was about to end
         if not process.at_home(name) or process.stop_begun(name):
             process.stop(name)
+        if process.status(name).state == "starting":  # whoever holds the lock began it, and was interrupted
+            process.stop(name, 0)
         if process.status(name).state in ("none", "failed"):
             process.start(spec.parse(restored.spec))
 

@@ -7,6 +7,7 @@ held from its first change to its last, waiting for its process included.
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import time
@@ -118,11 +119,29 @@ def restart(store: Store, services: list[str], report: Report = silent) -> None:
             rows.append(row)
         begin(store, services, "restart")
         try:
+            rows = _with_name_servers(store, rows)
             starting.restart(rows, report)
         except BaseException:
             _end_restart(store, services, report)
             raise
         _end_intents(store, services)
+
+
+def _with_name_servers(store: Store, rows: list[ServiceRow]) -> list[ServiceRow]:
+    """The rows with the resolv.conf that the host has now, and so in the store; who is on the host's own network reads that itself."""
+    from niso.kernel import host
+
+    text = host.resolv_conf()[0]
+    said = [spec.parse(row.spec) for row in rows]
+    now = [
+        row._replace(spec=json.dumps(each._replace(resolv_conf=text)._asdict())) if each.netns else row
+        for row, each in zip(rows, said, strict=True)
+    ]
+    if now != rows:
+        with store.transaction():
+            for row in now:
+                store.put_service(row)
+    return now
 
 
 def _end_restart(store: Store, services: list[str], report: Report) -> None:

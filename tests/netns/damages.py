@@ -536,39 +536,44 @@ DAMAGES: dict[str, Damage] = {
         lambda w: w.run("rm", "/run/niso/hosts/backend/hosts"),
         [("missing", r"^hosts file /run/niso/hosts/backend/hosts$")],
     ),
+    "line of somebody else's in a hosts file": Damage(
+        ("HostsFile missing",),
+        lambda w: w.sh("echo '192.0.2.9 zz' >> /run/niso/hosts/backend/hosts"),
+        [("different", r"^hosts file /run/niso/hosts/backend/hosts$")],
+    ),
     "hosts file overwritten": Damage(
         ("HostsFile missing",),
         lambda w: w.run("cp", "/dev/null", "/run/niso/hosts/backend+extra/hosts"),
-        [("missing", r"^hosts file /run/niso/hosts/backend\+extra/hosts$")],
+        [("different", r"^hosts file /run/niso/hosts/backend\+extra/hosts$")],
     ),
     "hosts file that services may not read": Damage(
         ("HostsFile missing",),
         lambda w: w.run("chmod", "000", "/run/niso/hosts/backend/hosts"),
-        [("missing", r"^hosts file /run/niso/hosts/backend/hosts$")],
+        [("different", r"^hosts file /run/niso/hosts/backend/hosts$")],
     ),
     "hosts folder that services may not enter": Damage(
         ("HostsFile missing",),
         lambda w: w.run("chmod", "700", "/run/niso/hosts/backend"),
-        [("missing", r"^hosts file /run/niso/hosts/backend/hosts$")],
+        [("different", r"^hosts file /run/niso/hosts/backend/hosts$")],
     ),
     "FIFO in place of a hosts file": Damage(
         ("HostsFile missing",),
         lambda w: w.sh(
             "rm /run/niso/hosts/backend/hosts; mkfifo /run/niso/hosts/backend/hosts /run/niso/hosts/backend/hosts.new"
         ),
-        [("missing", r"^hosts file /run/niso/hosts/backend/hosts$")],
+        [("different", r"^hosts file /run/niso/hosts/backend/hosts$")],
     ),
     "link in place of a hosts file": Damage(
         ("HostsFile missing",),
         lambda w: w.sh("mv /run/niso/hosts/backend/hosts /tmp/moved; ln -s /tmp/moved /run/niso/hosts/backend/hosts"),
-        [("missing", r"^hosts file /run/niso/hosts/backend/hosts$")],
+        [("different", r"^hosts file /run/niso/hosts/backend/hosts$")],
     ),
     "folder in place of a hosts file": Damage(
         ("HostsFile missing",),
         lambda w: w.sh(
             "rm /run/niso/hosts/backend/hosts; mkdir /run/niso/hosts/backend/hosts /run/niso/hosts/backend/hosts.new"
         ),
-        [("missing", r"^hosts file /run/niso/hosts/backend/hosts$")],
+        [("different", r"^hosts file /run/niso/hosts/backend/hosts$")],
     ),
     "hosts file too many": Damage(
         ("HostsFile foreign",),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -280,3 +282,17 @@ def test_a_name_goes_back_where_the_move_fails(lab: Lab) -> None:
     echo(lab, "b", network=has)
     assert "the name 'db' is held by service 'a'" in refused(lab, "activate", folders["b"])
     assert answers_as_db(lab) == "a"
+
+
+def test_interrupted_restart_leaves_the_service_running(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "only"))
+    interrupted = 0
+    for after_s in (0.04, 0.05, 0.06, 0.065, 0.07, 0.075, 0.08, 0.085, 0.09, 0.1, 0.11, 0.12):
+        process = lab.popen("niso", "restart", "only")
+        time.sleep(after_s)
+        lab.run("kill", "-INT", str(process.pid), check=False)
+        process.communicate(timeout=60)
+        interrupted += process.returncode == 130
+        assert json.loads(lab.niso("ps", "--json").stdout)[-1]["status"] == "running", after_s
+    assert interrupted
+    assert lab.niso("net", "check").stdout == "everything: as it should be\n"

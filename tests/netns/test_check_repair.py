@@ -302,3 +302,16 @@ def test_lost_store_is_refused_until_a_sweep(lab: Lab) -> None:
     lab.niso("net", "repair", "--sweep")
     lab.niso("activate", "/tmp/packages/api")
     assert answer(lab, HOST, 8080, "client") == f"api {CLIENT}"
+
+
+def test_check_beside_another_command_finds_nothing(lab: Lab) -> None:
+    folder = idle(lab, "busy")
+    lab.niso("activate", idle(lab, "calm"), folder)
+    loop = "for i in $(seq 12); do niso remove busy; niso activate $0; done"
+    busy = lab.popen("sh", "-c", loop, folder)
+    checks = []
+    while busy.poll() is None and len(checks) < 200:
+        done = lab.niso("net", "check", check=False)
+        checks.append((done.returncode, done.stdout, done.stderr))
+    assert busy.communicate(timeout=60) is not None and len(checks) > 5
+    assert [each for each in checks if each != (0, "everything: as it should be\n", "")] == []

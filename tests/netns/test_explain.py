@@ -304,3 +304,26 @@ def test_service_that_has_moved_is_explained_by_its_new_address(world: Lab) -> N
     assert found["from"] == {"service": "api", "address": "10.99.1.77"}
     assert found["proof"]["agrees"] and found["proof"]["arrived"]
     assert any("10.99.1.2 . 10.99.1.77 . tcp . 80" in each for each in found["ingress"]["nft"])
+
+
+def test_what_the_host_forwards_for_services_alone_is_not_for_others(lab: Lab) -> None:
+    lab.run("sysctl", "-qw", "net.ipv4.ip_forward=0")
+    lab.niso("activate", idle(lab, "any"))
+
+    def dropped() -> int:
+        rules = [
+            thing["rule"] for thing in lab.nft_json() if thing.get("rule", {}).get("comment", "").endswith("niso alone")
+        ]
+        return int(next(each["counter"]["packets"] for each in rules[0]["expr"] if "counter" in each))
+
+    done = lab.niso("net", "explain", "192.0.2.2", "203.0.113.5", check=False)
+    said = done.stdout
+    assert done.returncode == 1 and "drop" in said and "the host forwards IPv4 for services alone" in said
+    before = dropped()
+    lab.run("ip", "route", "replace", "203.0.113.0/24", "via", "192.0.2.1", netns="client")
+    lab.run("ping", "-c", "1", "-W", "1", "203.0.113.5", netns="client", check=False)
+    assert dropped() > before
+    lab.niso("deactivate", "any")
+    lab.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    lab.niso("activate", "any")
+    assert "no service has to do with it" in lab.niso("net", "explain", "192.0.2.2", "203.0.113.5").stdout

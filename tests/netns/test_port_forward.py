@@ -281,6 +281,31 @@ def test_replace_within_one_service_changes_the_inner_port(pair: Lab) -> None:
     content(pair)
 
 
+def test_replace_within_one_service_of_a_port_of_its_manifest_lasts(lab: Lab) -> None:
+    path = speaker(lab, "a", 80, 81, ports=["8080:80", "8090:80"])
+    start(lab, path)
+    lab.niso("port-forward", "a", "8080:81", "--replace")
+
+    def is_kept() -> None:
+        assert ask(lab, HOST, 8080, "client") == f"a 81 {CLIENT}"
+        assert sorted(rows(lab)) == [("a", 8080, 81, "tcp"), ("a", 8090, 80, "tcp")]
+
+    is_kept()
+    again = lab.niso("activate", "a")
+    assert "host port 8080/tcp is forwarded to its port 81 in its place" in again.stderr
+    assert "niso port-forward a 8080:81 --remove, then activate a again" in again.stderr
+    is_kept()
+    lab.write(f"{path}/more", "a change of the package\n")
+    start(lab, path)  # it restarts
+    is_kept()
+    lab.niso("port-forward", "a", "8080:81", "--remove")
+    lab.niso("activate", "a")
+    assert ask(lab, HOST, 8080, "client") == f"a 80 {CLIENT}"
+    lab.niso("port-forward", "a", "9090:81")
+    speaker(lab, "a", 80, 81, ports=["8080:80", "9090:80"])
+    assert "9090/tcp is forwarded to another port of 'a'" in refused(lab, "activate", path)
+
+
 def test_replace_by_a_wildcard_takes_every_specific_address(lab: Lab) -> None:
     start(
         lab,

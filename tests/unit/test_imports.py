@@ -52,13 +52,13 @@ LAYERS: dict[str, set[str]] = {
     "sharing": VOCABULARY | {"ending", "targets", "model", "runtime", "store"},
     "admission": VOCABULARY
     | {"forwarding", "leases", "networks", "portmap", "sharing", "targets", "kernel", "model", "runtime", "store"},
-    "policies": VOCABULARY | {"kernel", "policy", "render", "store"},
+    "policies": VOCABULARY | {"kernel", "plan", "policy", "render", "store"},
     "starting": VOCABULARY | {"admission", "apply", "model", "runtime", "store"},
     "ending": VOCABULARY | {"apply", "forwarding", "package", "policies", "portmap", "kernel", "runtime", "store"},
     "recovery": VOCABULARY
     | {"ending", "apply", "forwarding", "policies", "portmap", "package", "kernel", "runtime", "store"},
     "membership": VOCABULARY | {"ending", "networks", "store"},
-    "services": VOCABULARY | {"ending", "recovery", "starting", "apply", "portmap", "runtime", "store"},
+    "services": VOCABULARY | {"ending", "recovery", "starting", "apply", "kernel", "portmap", "runtime", "store"},
     "activation": VOCABULARY
     | {
         "services",

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from niso import recovery, waits
 from niso.apply import Lock
 from niso.child import ENDING, signals_held
 from niso.cli import main
 from niso.errors import NisoError
-from niso.runtime import resolve
+from niso.runtime import process, resolve
 from niso.store import sqlite
 from niso.store.store import Store
 
@@ -141,3 +142,62 @@ def test_nothing_is_closed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "close", lambda fd: close(fd) if not closed else real(fd))
         resolve.open_inside({"": "/"}, "/usr/bin/env")
+
+
+def test_nisos_lock_that_an_interrupt_kept_from_being_released_is_taken_again() -> None:
+    held = """
+import fcntl, os
+from niso.apply import Lock
+Lock().__enter__()  # and an interrupt comes as the block ends, before anything is closed
+with Lock():
+    fd = os.open(os.path.join(os.environ["NISO_RUN_DIR"], "lock"), os.O_RDWR)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("held")
+fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+"""
+    done = subprocess.run([sys.executable, "-c", held], capture_output=True, text=True, timeout=20, check=False)
+    assert (done.stdout, done.stderr) == ("held\n", "")
+
+
+def test_lock_that_another_one_holds_is_waited_for_no_longer_than_asked() -> None:
+    with Lock():
+        fd = os.open(os.path.join(os.environ["NISO_RUN_DIR"], "lock"), os.O_RDWR)
+        try:
+            waits.lock(fd, "is at work", 0.05)
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(fd)
+
+
+def test_first_one_lets_the_undoing_of_a_failure_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main._interrupts, "last", -main._BURST_S)
+    monkeypatch.setattr(main._interrupts, "over", False)
+    monkeypatch.setattr(recovery, "undoing", True)
+    main._interrupt()
+    main._interrupt()  # a burst is one
+    monkeypatch.setattr(main._interrupts, "last", main._interrupts.last - main._BURST_S)
+    with pytest.raises(KeyboardInterrupt):
+        main._interrupt()
+
+
+def test_undoing_is_one_for_as_long_as_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(recovery, "undo", lambda *_: seen.append(recovery.undoing) or {})
+    store = Store.open()
+    recovery.undo_all(store, [], NisoError("it is unhealthy"), lambda _: None)
+    recovery.undo_all(store, [], KeyboardInterrupt(), lambda _: None)
+    assert (seen, recovery.undoing) == ([True, False], False)
+
+
+def test_crun_that_creates_is_no_conmon(monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = os.path.join(os.environ["NISO_RUN_DIR"], "services", "a", "run-0").encode()
+    lines = {
+        1: [b"conmon", b"-b", bundle, b"-p", bundle + b"/pid", b"-P", bundle + b"/conmon.pid"],
+        2: [b"crun", b"create", b"--bundle", bundle, b"--pid-file", bundle + b"/pid", b"niso-service-a"],
+    }
+    monkeypatch.setattr(process, "_command_line", lambda pid: lines.get(pid, []))
+    monkeypatch.setattr(os, "listdir", lambda _: ["1", "2", "self"])
+    assert process._conmons(["a"]) == [(1, bundle.decode())]

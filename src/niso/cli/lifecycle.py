@@ -68,6 +68,7 @@ def _restart(args: Args) -> int:
     with Progress(args, with_healthcheck(store, names)) as report:
         services.restart(store, names, report)
     warn_of_limits(store, names)
+    warn_of_name_servers(names)
     settle(store, names)
     _say(args, names, "restarted")
     return 0
@@ -140,32 +141,42 @@ def timeout(text: str) -> float:
 def warn(store: Store, outcomes: list[Outcome]) -> None:
     """Say what keeps a service that has changed from what it may need: no name server, another firewall."""
     from niso import exposure
-    from niso.kernel import host
 
     changed = [outcome.service for outcome in outcomes if outcome.changed]
     warn_of_rights(store, changed)
     warn_of_taken(store, [outcome.service for outcome in outcomes])
     warn_of_limits(store, changed)
-    warning = host.resolv_conf()[1]
-    if warning and changed:
-        output.warn(warning)
+    warn_of_name_servers(changed)
     on = {network for service in changed for network, _ in store.addresses(service)}
     for drop in exposure.drops(network for name in sorted(on) if (network := store.network(name))):
         output.warn(drop.words(), drop.remedy)
+
+
+def warn_of_name_servers(names: list[str]) -> None:
+    """Say that services, if there are any, reach no name server."""
+    from niso.kernel import host
+
+    warning = host.resolv_conf()[1] if names else None
+    if warning:
+        output.warn(warning)
 
 
 def warn_of_taken(store: Store, names: list[str]) -> None:
     """Say which ports of their manifests services do not have, because they were forwarded to others in their place."""
     from niso import admission, portmap
 
-    rows = [row for name in names if (row := store.service(name)) is not None] if store.forwards_elsewhere("") else []
+    rows = [row for name in names if (row := store.service(name)) is not None] if store.all_forwards() else []
     for row in rows:
         name, ports = row.name, admission.published(row)
         for port, holder, held in portmap.taken(store, name, ports, ports.copy):
             output.warn(
-                f"{name}: host port {portmap.shown(port)} is forwarded to {holder!r} in its place",
+                f"{name}: host port {portmap.shown(port)} is forwarded to {_whose(name, holder, held)} in its place",
                 (f"niso port-forward {holder} {portmap.text(held)} --remove, then activate {name} again",),
             )
+
+
+def _whose(name: str, holder: str, held: Port) -> str:
+    return f"its port {held.container_port}" if holder == name else repr(holder)
 
 
 def warn_of_rights(store: Store, names: list[str]) -> None:

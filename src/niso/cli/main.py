@@ -66,8 +66,12 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a letter that the terminal's encoding does not have is shown by its number
         sys.stdout.reconfigure(errors="backslashreplace")
-    _end_on_signals()
-    status = run(sys.argv[1:])
+    try:
+        _end_on_signals()
+        status = run(sys.argv[1:])
+    except KeyboardInterrupt:  # before `run` was ready for it
+        _report(NisoError("interrupted"), False)
+        status = 130
     try:
         sys.stdout.flush()  # what was printed before an error
     except OSError:
@@ -238,12 +242,16 @@ _AGAIN_S = 0.001
 
 
 def _interrupt(*_: object) -> None:
-    """End a command: what it has begun is undone. Another one, later, ends the undoing too."""
+    """End a command: what it has begun is undone. Another one, later, ends the undoing too; the first does not, where the command
+    has failed and is undoing already: `_failed` tells of both."""
     import time
 
     now = time.monotonic()
-    if not _interrupts.over and now - _interrupts.last >= _BURST_S:
-        _interrupts.last = now
+    if _interrupts.over or now - _interrupts.last < _BURST_S:
+        return
+    is_first, _interrupts.last = _interrupts.last <= 0, now
+    recovery = sys.modules.get("niso.recovery")
+    if not (is_first and recovery is not None and recovery.undoing):
         raise KeyboardInterrupt
 
 

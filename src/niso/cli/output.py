@@ -70,11 +70,12 @@ def _narrowed(lines: list[list[str]], widths: list[int], room: int) -> tuple[lis
 
 def _items(value: str) -> list[str]:
     """The items of a list, each with the comma or semicolon after it."""
-    mark = next((each for each in _BREAKS if each in value), "")
-    if not mark:
-        return [value]
-    *items, last = value.split(mark)
-    return [*(item + mark[0] for item in items), last]
+    items, start = [], 0
+    for at in range(len(value) - 1):
+        if value[at : at + 2] in _BREAKS:
+            items.append(value[start : at + 1])
+            start = at + 2
+    return [*items, value[start:]]
 
 
 def _folded(value: str, width: int) -> list[str]:

@@ -74,7 +74,7 @@ PORTS = (
 )
 PEERS = (
     ("frontend", "a service, by its name or hostname, with .niso.local or without; it need not be known yet"),
-    ("network:guests", "every service of a network"),
+    ("network:guests", "the addresses of a network but the host's: its services as they are on it"),
     ("10.1.2.3", "an address; of IPv6 too"),
     ("10.1.0.0/16", "a prefix"),
     ("frontend:8080", "that port alone, by TCP, UDP and SCTP"),

@@ -42,9 +42,13 @@ def execute(service: str, command: list[str]) -> int:
         except OSError:
             os.open("/dev/null", os.O_RDONLY)
     now = process.status(service)
+    if now.pid is None and now.state == "running":  # it was just ending, or beginning
+        time.sleep(0.05)
+        now = process.status(service)
     if now.pid is None:
+        state = "it is being started or stopped" if now.state == "running" else now.state
         raise _failed(
-            CANNOT, f"{service} has no running process ({now.state})", f"niso restart {service}, or niso logs {service}"
+            CANNOT, f"{service} has no running process ({state})", f"niso restart {service}, or niso logs {service}"
         )
     record = read_state(service)
     bundle = process.bundle_of(service, int(record["run"]) if record else 0)

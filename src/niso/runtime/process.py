@@ -280,7 +280,9 @@ def _conmons(services: Collection[str]) -> list[tuple[int, str]]:
         words = _command_line(pid)
         for word in words:
             service, _, run = os.fsdecode(word.removeprefix(start)).partition("/")
-            if word.startswith(start) and service in services and run.startswith("run-") and word + b"/pid" in words:
+            if not word.startswith(start) or service not in services or not run.startswith("run-"):
+                continue
+            if word + b"/conmon.pid" in words:  # and no crun, which is told of the other files of that folder
                 found.append((pid, os.fsdecode(word)))
     return found
 

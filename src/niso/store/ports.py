@@ -70,11 +70,10 @@ class PortRows:
         )
         return [Port(*row) for row in rows]
 
-    def forwards_elsewhere(self, service: str) -> list[tuple[str, Port]]:
-        """(service, port) of all that was forwarded to other known services, active or not."""
+    def all_forwards(self) -> list[tuple[str, Port]]:
+        """(service, port) of all that was forwarded to known services, active or not."""
         rows = self._db.execute(
-            f"SELECT service, {_PORT} FROM port WHERE origin=? AND service!=? ORDER BY service, position",
-            (FORWARD, service),
+            f"SELECT service, {_PORT} FROM port WHERE origin=? ORDER BY service, position", (FORWARD,)
         )
         return [(row[0], Port(*row[1:])) for row in rows]
 
