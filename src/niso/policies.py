@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from niso import names
 from niso.kernel import netns, sysctl
-from niso.kernel.rtnetlink import Rtnl
+from niso.kernel.rtnetlink import Rtnl, prefix
 from niso.records import Endpoint, Policy
 from niso.render import nft
 from niso.render.policy import PASSES
@@ -45,9 +45,11 @@ def world(store: Store) -> World:
             active=row.active,
         )
     with Rtnl() as rtnl:
-        host = frozenset(str(ipaddress.ip_interface(each.address).ip) for each in rtnl.addresses())
+        own = rtnl.addresses()
+    host = frozenset(each.address.partition("/")[0] for each in own)
+    wires = frozenset(prefix(each.address) for each in own)
     closed = shut(dict(store.sysctls_before()), store.any_active(), store.any_active(6))
-    return World(services, {network.name: network for network in store.networks()}, host, closed)
+    return World(services, {network.name: network for network in store.networks()}, host, closed, wires)
 
 
 def narrows(before: State, after: State) -> bool:

@@ -37,6 +37,7 @@ class World(NamedTuple):
     networks: Mapping[str, Network]
     host: frozenset[str] = frozenset()  # the host's addresses; 127.0.0.0/8, ::1 and the gateways are known without it
     closed: frozenset[int] = frozenset()  # families that the host forwards for services alone
+    wires: frozenset[str] = frozenset()  # the prefixes of the host's links: within one of them nothing passes the host
 
 
 class Party(NamedTuple):
@@ -258,7 +259,9 @@ def _way(world: World, source: str, destination: str, port: int | None, proto: s
     if _network_of(world, destination) is not None:
         return drop(f"no service has the address {destination}")
     if not sender:
-        if to.version in world.closed and not from_host:
+        both = (ipaddress.ip_address(source), to)
+        on_a_wire = any(all(_within(each, prefix) for each in both) for prefix in world.wires)
+        if to.version in world.closed and not (from_host or on_a_wire):
             return drop(f"the host forwards IPv{to.version} for services alone, as it forwarded none before")
         return accept("no service has to do with it")
     if _is_link_local6(to):

@@ -142,6 +142,8 @@ def test_a_conmon_that_has_not_said_its_pid_ends_with_the_start_that_died(lab: L
     assert died.returncode == -9
     bundle = "/run/niso/services/api/run-0"
     # as one that is slow to begin: it has the command line of a conmon
-    slow = lab.popen("sh", "-c", "sleep 1000; true", "conmon", "-b", bundle, "-p", f"{bundle}/pid")
+    slow = lab.popen(
+        "sh", "-c", "sleep 1000; true", "conmon", "-b", bundle, "-p", f"{bundle}/pid", "-P", f"{bundle}/conmon.pid"
+    )
     lab.niso("net", "repair", check=False)
     assert slow.wait(10) == -9

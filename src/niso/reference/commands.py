@@ -16,7 +16,10 @@ EXITS = (
     ("0", "done, or so already"),
     ("1", "it could not be done; nothing is left half done"),
     ("2", "wrong use"),
-    ("130", "interrupted; what was begun is undone, or by the next command finished where nothing else can be (an end); what was done stays"),
+    (
+        "130",
+        "interrupted; what was begun is undone, or by the next command finished where nothing else can be (an end); what was done stays",
+    ),
 )
 ERRORS = (
     "What is wrong goes to stderr, a line each: `niso:` and what is wrong, then, where there is one, an indented `hint:` with "
