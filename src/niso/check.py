@@ -53,7 +53,7 @@ class Finding(NamedTuple):
 
 _LOOKS, _PAUSE_S = 3, 0.03
 """Of a veth pair that goes the kernel needs some 10 to 20 ms to be rid, while nobody holds the lock."""
-_WAITS_S = 2.0
+_WAITS_S = 1.0
 """For another command, which as a rule holds the lock for some ms."""
 
 
