@@ -6,6 +6,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -181,6 +182,15 @@ def test_first_one_lets_the_undoing_of_a_failure_go_on(monkeypatch: pytest.Monke
     monkeypatch.setattr(main._interrupts, "last", main._interrupts.last - main._BURST_S)
     with pytest.raises(KeyboardInterrupt):
         main._interrupt()
+
+
+def test_one_that_comes_while_modules_are_imported_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main._interrupts, "over", False)
+    for there in (types.ModuleType("niso.recovery"), None):
+        monkeypatch.setattr(main._interrupts, "last", -main._BURST_S)
+        monkeypatch.setitem(sys.modules, "niso.recovery", there)
+        with pytest.raises(KeyboardInterrupt):
+            main._interrupt()
 
 
 def test_undoing_is_one_for_as_long_as_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -250,8 +250,8 @@ def _interrupt(*_: object) -> None:
     if _interrupts.over or now - _interrupts.last < _BURST_S:
         return
     is_first, _interrupts.last = _interrupts.last <= 0, now
-    recovery = sys.modules.get("niso.recovery")
-    if not (is_first and recovery is not None and recovery.undoing):
+    recovery = sys.modules.get("niso.recovery")  # which may be in the middle of its import
+    if not (is_first and getattr(recovery, "undoing", False)):
         raise KeyboardInterrupt
 
 
