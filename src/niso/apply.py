@@ -169,7 +169,8 @@ def _touched(steps: list[AnyStep], candidates: State) -> State:
     """What steps are about, and the namespaces that it is in: others' links need not be looked at again.
 
     Elements are left out: the kernel has taken those of a transaction all together or not at all, and its word on them, and on the
-    rules that they are for, is enough. So are sysctls of services, which nothing but their own file sets; those of the host's links follow others, which may change them.
+    rules that they are for, is enough. So are sysctls of services, which nothing but their own file sets; those of the host's links
+    follow others, which may change them.
     """
     things: dict[str, set[Thing]] = {}
     for step in steps:

@@ -60,8 +60,8 @@ _WAITS_S = 1.0
 def check(store: Store, name: str | None = None) -> list[Finding]:
     """All that is not as it should be: of everything, or of one service or network. Changes nothing.
 
-    What is found is looked at again, under niso's lock where that is to be had, and told if it is still so: another command may have been in the middle of a
-    change. Raises NotFound where there is no such service or network, KernelError.
+    What is found is looked at again, under niso's lock where that is to be had, and told if it is still so: another command may have
+    been in the middle of a change. Raises NotFound where there is no such service or network, KernelError.
     """
     found: list[Finding] | None
     try:
@@ -74,9 +74,7 @@ def check(store: Store, name: str | None = None) -> list[Finding]:
         time.sleep(_PAUSE_S)
         with Lock(_WAITS_S):
             again = _own(store, name)
-        known = {(each.problem, each.what) for each in again if found is None} | {
-            (each.problem, each.what) for each in found or ()
-        }
+        known = {(each.problem, each.what) for each in (again if found is None else found)}
         found = [each for each in again if (each.problem, each.what) in known]
     networks, active = _concerned(store, name)
     return [*(found or ()), *_other_firewalls(networks), *_closed_links(active)]

@@ -288,3 +288,14 @@ def test_a_reader_that_has_gone_is_no_error_to_speak_of(words: list[str]) -> Non
     finally:
         os.close(write)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_list_of_lists_is_folded_between_all_of_their_items() -> None:
+    assert output._items("this host; services, by a; 10.0.0.1, b") == [
+        "this host;",
+        "services,",
+        "by a;",
+        "10.0.0.1,",
+        "b",
+    ]
+    assert output._items("one") == ["one"] and output._items("") == [""]
