@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from _thread import get_ident
 from collections.abc import Callable, Container, Iterable
 from io import FileIO
 
@@ -40,21 +41,23 @@ class Lock:
     With ``at_most_s`` the block runs without it where it cannot be had within so many seconds.
     """
 
-    _last: FileIO | None = None
-    """The file of the last one of this process. An interrupt may have come before it was closed, and whoever undoes would wait
+    _last: dict[int, FileIO] = {}  # noqa: RUF012
+    """The file of the last one of each thread. An interrupt may have come before it was closed, and whoever undoes would wait
     for it for ever."""
 
     def __init__(self, at_most_s: float | None = None) -> None:
         self._at_most_s = at_most_s
+        self._file: FileIO | None = None
 
     def __enter__(self) -> Lock:
-        if Lock._last is not None:
-            Lock._last.close()
+        thread = get_ident()
+        if thread in Lock._last:
+            Lock._last[thread].close()
         path = os.path.join(paths.run_dir(), "lock")
         try:
             os.makedirs(paths.run_dir(), mode=0o755, exist_ok=True)
-            Lock._last = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+")
-            waits.lock(Lock._last.fileno(), "changes the network", self._at_most_s)
+            self._file = Lock._last[thread] = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+")
+            waits.lock(self._file.fileno(), "changes the network", self._at_most_s)
         except KeyboardInterrupt:
             self.__exit__()
             raise
@@ -63,8 +66,8 @@ class Lock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if Lock._last is not None:
-            Lock._last.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class Plan(NamedTuple):

@@ -6,6 +6,8 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
+import time
 import types
 from collections.abc import Callable
 from typing import Any
@@ -211,3 +213,19 @@ def test_crun_that_creates_is_no_conmon(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(process, "_command_line", lambda pid: lines.get(pid, []))
     monkeypatch.setattr(os, "listdir", lambda _: ["1", "2", "self"])
     assert process._conmons(["a"]) == [(1, bundle.decode())]
+
+
+def test_nisos_lock_of_another_thread_is_waited_for() -> None:
+    order: list[str] = []
+
+    def other() -> None:
+        with Lock():
+            order.append("other")
+
+    with Lock():
+        thread = threading.Thread(target=other)
+        thread.start()
+        time.sleep(0.1)
+        order.append("this one")
+    thread.join(10)
+    assert order == ["this one", "other"]
