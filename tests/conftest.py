@@ -170,7 +170,7 @@ class Lab:
         agent = [sys.executable, "-S", "-E", str(TESTS / "lab_agent.py"), str(self._deadline_seconds)]
         with far:
             self.outer = subprocess.Popen(
-                [sys.executable, "-m", "niso.lab", "--", *agent],
+                [sys.executable, "-m", "niso.commands.lab", "--", *agent],
                 stdin=far,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,

@@ -12,21 +12,9 @@ import ipaddress
 import re
 from collections.abc import Iterable
 
-from niso.diff import AnyStep, HostsEdit, NftTransaction, Step
-from niso.render import nft
-from niso.state import (
-    Address,
-    Bridge,
-    Element,
-    HostsFile,
-    HostsLine,
-    Netns,
-    Route,
-    Ruleset,
-    State,
-    Sysctl,
-    Veth,
-)
+from niso.plan import nft
+from niso.plan.diff import AnyStep, HostsEdit, NftTransaction, Step
+from niso.plan.state import Address, Bridge, Element, HostsFile, HostsLine, Netns, Route, Ruleset, State, Sysctl, Veth
 
 PROMOTE = "net/ipv4/conf/all/promote_secondaries"
 FORWARDING6 = re.compile(r"net/ipv6/conf/[^/]+/forwarding")

@@ -6,8 +6,8 @@ import ipaddress
 
 from hypothesis import strategies as st
 
-from niso import names
-from niso.records import ANY, ANY4, ANY6, Endpoint, Network, Port, Service, Snapshot, Subnet
+from niso.base import names
+from niso.plan.records import ANY, ANY4, ANY6, Endpoint, Network, Port, Service, Snapshot, Subnet
 
 STATE_ID = "0123abcd"
 NETWORKS = ("backend", "front", "a-network-with-a-long-name")

@@ -7,8 +7,9 @@ import shutil
 import tempfile
 from types import TracebackType
 
-from niso import leases, names
-from niso.records import Network, Port
+from niso.base import names
+from niso.plan.records import Network, Port
+from niso.store import leases
 from niso.store.store import ServiceRow, Store
 
 

@@ -7,8 +7,9 @@ import contextlib
 from niso_world import NisoWorld, package
 from worlds import SERVED, World, run, timed, write
 
-from niso import activation, services
-from niso.targets import find_targets
+from niso.commands import activate
+from niso.services import journal
+from niso.services.targets import find_targets
 
 A_NETWORK = 200  # services on each
 PEERS = 10
@@ -29,7 +30,7 @@ class Policies(NisoWorld):
         more = timed(lambda: self._activate([3]))
         folder = self._package(3, "extra")
         attach = timed(lambda: self.activate([folder]))
-        detach = timed(lambda: services.deactivate(self.store, ["extra"]))
+        detach = timed(lambda: journal.deactivate(self.store, ["extra"]))
         return {"peer taken out": less, "peer put in": more, "service added": attach, "service taken away": detach}
 
     def _activate(self, numbers: list[int] | range, peers: int = PEERS) -> None:
@@ -97,7 +98,7 @@ class NoPolicy(Bridged, NisoWorld):
     def fill(self, ports: int) -> float:
         write("/proc/sys/net/bridge/bridge-nf-call-iptables", "0")
         folders = [package("server0", [], "inside", self.rules), package("client0", [], "inside")]
-        done = activation.activate(self.store, find_targets(self.store, folders), 60)
+        done = activate.activate(self.store, find_targets(self.store, folders), 60)
         self.target, self.source = (each.addresses[0] for each in done)
         return 0.0
 

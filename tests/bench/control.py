@@ -49,7 +49,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.inside:
         own = [sys.executable, "-B", str(pathlib.Path(__file__).resolve()), *sys.argv[1:], "--inside"]
-        sys.exit(subprocess.run([sys.executable, "-m", "niso.lab", "--", *own], check=False).returncode)
+        sys.exit(subprocess.run([sys.executable, "-m", "niso.commands.lab", "--", *own], check=False).returncode)
     counts = [int(word) for word in args.counts.split(",")]
     if args.profile:
         profile(args.profile, counts[0], args.rounds)
@@ -104,10 +104,10 @@ class World:
         self._names += names
 
     def clear(self) -> None:
-        from niso import services
+        from niso.services import journal
 
         with _without_processes():
-            services.remove(self.store, self._names)
+            journal.remove(self.store, self._names)
         self._names = []
 
     def one(self) -> Iterator[tuple[str, float]]:
@@ -143,15 +143,15 @@ class World:
         _niso("remove", *names)
 
     def _activate(self, folders: list[str]) -> None:
-        from niso import activation
-        from niso.targets import find_targets
+        from niso.commands import activate
+        from niso.services.targets import find_targets
 
-        activation.activate(self.store, find_targets(self.store, folders), 60)
+        activate.activate(self.store, find_targets(self.store, folders), 60)
 
     def _deactivate(self, names: list[str]) -> None:
-        from niso import services
+        from niso.services import journal
 
-        services.deactivate(self.store, names)
+        journal.deactivate(self.store, names)
 
 
 def profile(what: str, count: int, rounds: int) -> None:
@@ -209,15 +209,15 @@ class _without_processes:
     """Within the block services have no process; the store and the kernel's network are as ever."""
 
     def __enter__(self) -> None:
-        from niso import starting
         from niso.runtime import process
+        from niso.services import start
 
         nothing = mock.Mock(return_value=None)
         status = mock.Mock(return_value=mock.Mock(state="running", pid=1, error=None))
         ask = mock.Mock(return_value=-1)
         self._patches = [
             mock.patch.multiple(process, start=nothing, stop=nothing, ask_to_end=ask, status=status, runs=status),
-            mock.patch.multiple(starting, run=nothing, expect=nothing),
+            mock.patch.multiple(start, run=nothing, expect=nothing),
         ]
         for patch in self._patches:
             patch.start()
@@ -228,16 +228,17 @@ class _without_processes:
 
 
 class _watched:
-    """Within the block the times and processor times, in ms, that `niso.apply.carry_out` takes: all that changes the kernel goes through it."""
+    """Within the block the times and processor times, in ms, that `niso.reconcile.converge.carry_out` takes: all that changes the kernel goes through it."""
 
     def __init__(self, profiler: cProfile.Profile | None = None) -> None:
         self._profiler = profiler
 
     def __enter__(self) -> list[tuple[float, float]]:
-        from niso import activation, apply
+        from niso.commands import activate
+        from niso.reconcile import converge
 
         found: list[tuple[float, float]] = []
-        real = apply.carry_out
+        real = converge.carry_out
 
         def carry_out(*args: Any, **options: Any) -> Any:
             before, processor = time.perf_counter(), time.process_time()
@@ -246,7 +247,7 @@ class _watched:
             finally:
                 found.append(((time.perf_counter() - before) * 1000, (time.process_time() - processor) * 1000))
 
-        self._patches = [mock.patch.object(each, "carry_out", carry_out) for each in (apply, activation)]
+        self._patches = [mock.patch.object(each, "carry_out", carry_out) for each in (converge, activate)]
         for patch in self._patches:
             patch.start()
         return found

@@ -33,7 +33,7 @@ def main() -> None:
         return
     own = [sys.executable, "-B", str(pathlib.Path(__file__).resolve()), str(args.count), "--inside"]
     own += ["--profile", args.profile] if args.profile else []
-    sys.exit(subprocess.run([sys.executable, "-m", "niso.lab", "--", *own], check=False).returncode)
+    sys.exit(subprocess.run([sys.executable, "-m", "niso.commands.lab", "--", *own], check=False).returncode)
 
 
 def package(name: str, number: int) -> str:
@@ -58,16 +58,17 @@ def timed(what: Callable[[], object]) -> float:
 
 
 def measure(count: int, profile: str | None) -> None:
-    from niso import activation, services, starting
+    from niso.commands import activate as activation
     from niso.runtime import process
+    from niso.services import journal, start
+    from niso.services.targets import find_targets
     from niso.store.store import Store
-    from niso.targets import find_targets
 
     nothing = mock.Mock(return_value=None)
     status = mock.Mock(return_value=mock.Mock(state="running", pid=1, error=None))
     without = {"start": nothing, "stop": nothing, "ask_to_end": mock.Mock(return_value=-1), "status": status}
     mock.patch.multiple(process, **without, runs=mock.Mock(return_value=True)).start()
-    mock.patch.object(starting, "run", nothing).start()
+    mock.patch.object(start, "run", nothing).start()
 
     names = [f"s{number:03}" for number in range(count)]
     folders = [package(name, number) for number, name in enumerate(names)]
@@ -77,7 +78,7 @@ def measure(count: int, profile: str | None) -> None:
         activation.activate(store, find_targets(store, some), 60)
 
     def deactivate(some: list[str]) -> None:
-        services.deactivate(store, some)
+        journal.deactivate(store, some)
 
     activate(folders)  # packages are copied once
     deactivate(names)

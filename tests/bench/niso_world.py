@@ -9,10 +9,11 @@ import sys
 import control
 from worlds import SPARE, SPARE_TO, Mapping, World, ports_of, run, timed
 
-from niso import activation, services
-from niso.model.ports import parse_port
-from niso.records import Port
-from niso.targets import find_targets
+from niso.commands import activate as activation
+from niso.manifest.parse_ports import parse_port
+from niso.plan.records import Port
+from niso.services import journal
+from niso.services.targets import find_targets
 
 HERE = pathlib.Path(__file__).resolve().parent
 WITHOUT_PROCESS = (sys.executable, "-B", str(HERE / "without_process.py"))
@@ -66,7 +67,7 @@ class NisoWorld(World):
             added = timed(lambda: run(*WITHOUT_PROCESS, "activate", folder))
             return {"publish": added, "withdraw": timed(lambda: run(*WITHOUT_PROCESS, "deactivate", "extra"))}
         added = timed(lambda: self.activate([folder]))
-        return {"publish": added, "withdraw": timed(lambda: services.deactivate(self.store, ["extra"]))}
+        return {"publish": added, "withdraw": timed(lambda: journal.deactivate(self.store, ["extra"]))}
 
     def one_more(self, way: str) -> dict[str, float]:
         """One more port and its end: of a service that runs, in "process" or by the "command"."""
@@ -78,8 +79,8 @@ class NisoWorld(World):
         return self._forward(Port("", self._next, 81, "tcp"))
 
     def _forward(self, port: Port) -> dict[str, float]:
-        added = timed(lambda: services.port_forward(self.store, "first", port))
-        return {"publish": added, "withdraw": timed(lambda: services.port_unforward(self.store, "first", port))}
+        added = timed(lambda: journal.port_forward(self.store, "first", port))
+        return {"publish": added, "withdraw": timed(lambda: journal.port_unforward(self.store, "first", port))}
 
 
 class NisoWhole(World):

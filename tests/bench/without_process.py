@@ -18,9 +18,9 @@ def nothing(*_: Any, **__: Any) -> None:
 def main() -> None:
     if os.environ.get("NISO_LAB") != "1":
         sys.exit("only in a lab")
-    from niso import starting
     from niso.cli.main import main as command
     from niso.runtime import process
+    from niso.services import start
 
     replaced = {
         "start": nothing,
@@ -31,7 +31,7 @@ def main() -> None:
     }
     for name, value in replaced.items():
         setattr(process, name, value)
-    starting.run = starting.expect = nothing  # type: ignore[assignment]
+    start.run = start.expect = nothing  # type: ignore[assignment]
     command()
 
 

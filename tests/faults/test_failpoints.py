@@ -197,7 +197,7 @@ def test_recovery_that_is_killed_too_is_recovered(world: World, name: str) -> No
 
 OVERRUN = """\
 import errno, socket
-from niso.errors import KernelError
+from niso.base.errors import KernelError
 from niso.kernel.rtnetlink import Rtnl
 with Rtnl() as netlink:
     netlink._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)

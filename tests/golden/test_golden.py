@@ -20,14 +20,14 @@ import pytest
 from fake_kernel import FakeKernel
 from stored import TemporaryStore, add_network, put
 
-from niso.diff import AnyStep, NftTransaction, diff
-from niso.model import manifest as model
-from niso.model.ports import parse_port
-from niso.names import DEFAULT_NETWORK
-from niso.plan import FORWARDING, desired
-from niso.records import Network, Subnet
-from niso.render import nft
-from niso.state import Ruleset, State, kinds
+from niso.base.names import DEFAULT_NETWORK
+from niso.manifest import load as model
+from niso.manifest.parse_ports import parse_port
+from niso.plan import nft
+from niso.plan.desired import FORWARDING, desired
+from niso.plan.diff import AnyStep, NftTransaction, diff
+from niso.plan.records import Network, Subnet
+from niso.plan.state import Ruleset, State, kinds
 from niso.store.store import ALL, Store
 
 HERE = Path(__file__).parent

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from niso import failpoint
+from niso.base import failpoint
 
 SECONDS = 60
 _MS_REC, _MS_PRIVATE = 0x4000, 0x40000

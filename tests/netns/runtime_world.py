@@ -18,9 +18,9 @@ CGROUP = f"niso-{STATE_ID}"
 
 _CALL = r"""
 import json, sys
-from niso.errors import NisoError
+from niso.base.errors import NisoError
 from niso.runtime import process, spec
-from niso.runtime.lock import service_lock
+from niso.runtime.service_lock import service_lock
 name, args = sys.argv[1], json.loads(sys.argv[2])
 if name == "start":
     args = [spec.ProcessSpec(**args[0])]
@@ -145,7 +145,7 @@ NOTHING: dict[str, list[str]] = {"processes": [], "files": [], "cgroups": [], "m
 
 EXECUTE = r"""
 import sys
-from niso.errors import NisoError
+from niso.base.errors import NisoError
 from niso.runtime.execute import execute
 try:
     sys.exit(execute("demo", sys.argv[1:]))

@@ -12,7 +12,7 @@ from kernel_world import throw_away_host
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "golden"))
 from test_golden import CASES, HERE, worked_out
 
-from niso.render import nft
+from niso.plan import nft
 
 
 def given_to_nft(text: str, *options: str) -> None:

@@ -56,9 +56,9 @@ def test_an_installed_niso_needs_no_clone(lab: Lab, wheel: pathlib.Path) -> None
     site = lab.run(f"{VENV}/bin/python", "-Ic", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip()
     niso = f"{VENV}/bin/niso"
 
-    assert lab.run(f"{VENV}/bin/python", "-Ic", "import niso.runtime.exited as m; print(m.__file__)").stdout.startswith(
-        site
-    )
+    assert lab.run(
+        f"{VENV}/bin/python", "-Ic", "import niso.runtime.on_exit as m; print(m.__file__)"
+    ).stdout.startswith(site)
     with zipfile.ZipFile(wheel) as archive:
         (metadata,) = (
             archive.read(name).decode() for name in archive.namelist() if name.endswith(".dist-info/METADATA")

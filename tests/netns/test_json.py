@@ -8,7 +8,7 @@ from typing import Any
 from conftest import Lab
 from services import echo, idle, on, package
 
-from niso.reference.results import RESULTS, Field
+from niso.cli.reference.results import RESULTS, Field
 
 TYPES: dict[str, type | tuple[type, ...]] = {
     "string": str,

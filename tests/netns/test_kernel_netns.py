@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from kernel_world import ip, sh, throw_away_host
 
-from niso.errors import KernelError
+from niso.base.errors import KernelError
 from niso.kernel import netns
 
 ALIAS = "niso:0123abcd"

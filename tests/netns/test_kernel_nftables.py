@@ -1,4 +1,4 @@
-"""niso.kernel.nftables and nftset against the nft command, which loads what they read and lists what they wrote."""
+"""niso.kernel.libnftables and nftset against the nft command, which loads what they read and lists what they wrote."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import os
 import pytest
 from kernel_world import nft, sh, throw_away_host
 
-from niso.errors import KernelError
+from niso.base.errors import KernelError
 from niso.kernel import conntrack, netlink, netns
-from niso.kernel.nftables import Nft
-from niso.kernel.nftset import Nfnetlink
+from niso.kernel.libnftables import Nft
+from niso.kernel.nft_elements import Nfnetlink
 
 # container: its definition, and its elements as nft writes them -> (value, comment)
 CONTAINERS = {

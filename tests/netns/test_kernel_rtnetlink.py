@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 from kernel_world import ip, nft, sh, throw_away_host
 
-from niso.errors import KernelError
+from niso.base.errors import KernelError
 from niso.kernel import netns
 from niso.kernel.rtnetlink import Rtnl
 

@@ -7,7 +7,7 @@ import errno
 import pytest
 from kernel_world import sh, throw_away_host
 
-from niso.errors import KernelError
+from niso.base.errors import KernelError
 from niso.kernel import netns, sysctl
 
 

@@ -18,7 +18,7 @@ import time
 import pytest
 from conftest import TESTS, UNPRIVILEGED, Lab, Process
 
-LAB = (sys.executable, "-m", "niso.lab", "--")
+LAB = (sys.executable, "-m", "niso.commands.lab", "--")
 
 NAMESPACES = ("net", "mnt", "pid", "uts", "ipc", "cgroup")
 

@@ -472,7 +472,7 @@ def test_sharer_killed_or_provider_killed_the_namespace_stays(lab: Lab) -> None:
 
 AGAIN = """
 import sys
-from niso import services
+from niso.services import journal as services
 from niso.store.store import Store
 store = Store.open()
 for _ in range(int(sys.argv[2])):

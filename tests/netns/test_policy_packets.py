@@ -1,4 +1,4 @@
-"""Policies judged twice: what `niso.policy` says in Python of every pair, and what becomes of a real packet.
+"""Policies judged twice: what `niso.plan.verdict` says in Python of every pair, and what becomes of a real packet.
 
 Worlds are drawn from a seed, which is in the test's name, so a failure can be run again: ``NISO_TEST_SEED=N`` runs that one.
 ``NISO_TEST_LONG=1`` runs many, with every cell.
@@ -22,10 +22,10 @@ from policy_fates import Cell, Fate, Fates, Place, Seen, family, other
 from services import idle
 from wire import Wire
 
-from niso import policy
-from niso.model import policy as model
-from niso.policy import Verdict, World
-from niso.records import Policy
+from niso.manifest import parse_policy as model
+from niso.plan import verdict as policy
+from niso.plan.records import Policy
+from niso.plan.verdict import Verdict, World
 
 LONG = os.environ.get("NISO_TEST_LONG") == "1"
 SEED = os.environ.get("NISO_TEST_SEED")
@@ -36,7 +36,7 @@ LINK_LOCAL = "fe80::1"
 
 WORLD = """\
 import base64, pickle
-from niso import policies
+from niso.reconcile import policy_flows as policies
 from niso.store.store import Store
 print(base64.b64encode(pickle.dumps(policies.world(Store.open()))).decode())
 """

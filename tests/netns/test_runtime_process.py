@@ -274,7 +274,7 @@ def test_nothing_of_the_caller_is_inherited(runtime: Runtime, lab: Lab) -> None:
         "python",
         "-c",
         "import os, sys, json\nfor fd in (7, 8): os.set_inheritable(fd, True)\n"
-        "from niso.runtime import process, spec\nfrom niso.runtime.lock import service_lock\n"
+        "from niso.runtime import process, spec\nfrom niso.runtime.service_lock import service_lock\n"
         "with service_lock('demo'): process.start(spec.ProcessSpec(**json.loads(sys.argv[1])))",
         json.dumps(runtime.spec(["/bin/sleep", "1000"])),
         env={"SECRET_OF_CALLER": "x"},
@@ -406,7 +406,7 @@ def test_stop_ends_a_service_whose_folder_was_removed(runtime: Runtime, lab: Lab
 
 def test_error_without_a_file_does_not_name_one(runtime: Runtime) -> None:
     code = (
-        "import errno, os, sys, json\nfrom niso.errors import NisoError\nfrom niso.runtime import process, spec\n"
+        "import errno, os, sys, json\nfrom niso.base.errors import NisoError\nfrom niso.runtime import process, spec\n"
         "def full(*_): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
         "process.save = full\n"
         "try: process.start(spec.ProcessSpec(**json.loads(sys.argv[1])))\n"

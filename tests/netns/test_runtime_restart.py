@@ -83,7 +83,7 @@ def test_restarter_that_was_killed_shows_as_failed(runtime: Runtime, lab: Lab) -
 
 
 def test_exit_while_a_command_holds_the_lock_waits_for_it(runtime: Runtime, lab: Lab) -> None:
-    hold = "import sys\nfrom niso.runtime.lock import service_lock\nwith service_lock('demo'): print('held', flush=True); sys.stdin.read()"
+    hold = "import sys\nfrom niso.runtime.service_lock import service_lock\nwith service_lock('demo'): print('held', flush=True); sys.stdin.read()"
     runtime.start(["/bin/sh", "-c", "sleep 0.2; exit 1"], restart="on-failure")
     holder = lab.popen("python", "-c", hold, stdin=-1)
     assert holder.stdout
@@ -99,6 +99,6 @@ def test_exit_while_a_command_holds_the_lock_waits_for_it(runtime: Runtime, lab:
 def test_exit_command_of_an_older_run_changes_nothing(runtime: Runtime, lab: Lab) -> None:
     runtime.start(["/bin/sleep", "1000"], restart="always")
     pid = runtime.call("restart", SERVICE)
-    lab.run("python", "-I", "-m", "niso.runtime.exited", SERVICE, f"{FOLDER}/run-9")
+    lab.run("python", "-I", "-m", "niso.runtime.on_exit", SERVICE, f"{FOLDER}/run-9")
     assert runtime.status()["pid"] == pid
     runtime.stop()

@@ -11,10 +11,10 @@ from services import BUSYBOX, idle, package, pid_of
 
 ACTIVATE = """
 import json, sys
-from niso import activation
-from niso.errors import NisoError
+from niso.commands import activate as activation
+from niso.base.errors import NisoError
 from niso.store.store import Store
-from niso.targets import find_targets
+from niso.services.targets import find_targets
 folders, after, timeout_s = json.loads(sys.argv[1])
 store = Store.open()
 try:

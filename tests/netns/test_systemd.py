@@ -180,7 +180,7 @@ def test_a_crash_loop_obeys_niso_alone(lab, machine) -> None:
     assert gaps[0] >= 0.7 and gaps[1] >= 1.1, gaps
     machine.systemctl("stop", "niso-api")
     assert row(machine)["status"] == "inactive"
-    assert machine.run("pgrep", "--full", "niso.runtime.exited", check=False).stdout == ""
+    assert machine.run("pgrep", "--full", "niso.runtime.on_exit", check=False).stdout == ""
 
 
 def _stamps(machine: Machine) -> list[str]:

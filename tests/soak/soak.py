@@ -252,7 +252,7 @@ def main() -> None:
         sys.exit(inside(args))
     words = [f"--{name}={getattr(args, name)}" for name in ("minutes", "services", "rate", "seed")]
     own = [sys.executable, "-B", str(HERE / "soak.py"), "--inside", *words]
-    sys.exit(subprocess.run([sys.executable, "-m", "niso.lab", "--", *own], check=False, cwd="/").returncode)
+    sys.exit(subprocess.run([sys.executable, "-m", "niso.commands.lab", "--", *own], check=False, cwd="/").returncode)
 
 
 if __name__ == "__main__":

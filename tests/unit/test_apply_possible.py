@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from niso import apply
-from niso.plan import FORWARDING6
-from niso.state import Bridge, State, Sysctl
+from niso.plan.desired import FORWARDING6
+from niso.plan.state import Bridge, State, Sysctl
+from niso.reconcile import converge
 
 WANT = State(
     bridges=frozenset({Bridge("niso-backend", 1500, "niso:1")}),
@@ -26,10 +26,10 @@ def names(state: State) -> set[str]:
 
 
 def test_nothing_of_ipv6_is_wanted_where_the_kernel_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apply.sysctl, "read", lambda name: None if "ipv6" in name else "0")
-    assert names(apply._possible(WANT)) == {"net/ipv4/ip_forward"}
+    monkeypatch.setattr(converge.sysctl, "read", lambda name: None if "ipv6" in name else "0")
+    assert names(converge._possible(WANT)) == {"net/ipv4/ip_forward"}
 
 
 def test_what_was_noted_of_a_link_that_is_gone_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apply.sysctl, "read", lambda name: "0" if name == FORWARDING6 else None)
-    assert names(apply._possible(WANT)) == names(WANT) - {"net/ipv6/conf/gone0/force_forwarding"}
+    monkeypatch.setattr(converge.sysctl, "read", lambda name: "0" if name == FORWARDING6 else None)
+    assert names(converge._possible(WANT)) == names(WANT) - {"net/ipv6/conf/gone0/force_forwarding"}

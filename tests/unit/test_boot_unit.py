@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from niso import boot, paths
+from niso.base import paths
+from niso.commands import boot
 
 
 def words(line: str) -> list[str]:

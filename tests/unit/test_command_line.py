@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from niso.base.errors import UsageError
 from niso.cli import help as shown
 from niso.cli import main
 from niso.cli.command import Command, Group
 from niso.cli.parse import parse
-from niso.errors import UsageError
 
 HIDDEN = ("complete",)
 

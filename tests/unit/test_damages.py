@@ -9,7 +9,7 @@ from typing import get_args
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "netns"))
 from damages import DAMAGES, NO_CASE, OTHERS
 
-from niso.state import State, Thing
+from niso.plan.state import State, Thing
 
 
 def cases() -> set[str]:

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from snapshots_made import endpoint, everything, network, snapshots
 
-from niso.diff import HostsEdit, NftTransaction, Step, diff
-from niso.plan import desired
-from niso.records import Port, Service
-from niso.render import nft
-from niso.state import Bridge, Netns, Ruleset, State, Sysctl, Veth, kinds
+from niso.plan import nft
+from niso.plan.desired import desired
+from niso.plan.diff import HostsEdit, NftTransaction, Step, diff
+from niso.plan.records import Port, Service
+from niso.plan.state import Bridge, Netns, Ruleset, State, Sysctl, Veth, kinds
 
 BOUNDED = settings(max_examples=120, deadline=None)
 

@@ -18,8 +18,8 @@ import pytest
 
 from niso.cli import main
 from niso.cli.command import Command
-from niso.model import manifest, stack
-from niso.render import nft
+from niso.manifest import load, stack_file
+from niso.plan import nft
 
 ROOT = pages.ROOT
 PAGES = pages.pages()
@@ -93,14 +93,14 @@ def check(data: dict[str, Any], folder: pathlib.Path) -> None:
             asked = {"healthcheck": {"tcp": 80}}  # what depends_on "healthy" needs
             (package / "manifest.toml").write_text(toml(minimal | asked))
         (folder / "stack.toml").write_text(toml(data))
-        stack.load(str(folder))
+        stack_file.load(str(folder))
         return
     data.setdefault("package", {"name": "shown", "version": "1"})
     data.setdefault("binary", {"entrypoint": "true"})
     if "rootfs" in data["package"]:
         (folder / data["package"]["rootfs"]).mkdir()
     (folder / "manifest.toml").write_text(toml(data))
-    manifest.load(str(folder))
+    load.load(str(folder))
 
 
 def toml(value: Any, top: bool = True) -> str:

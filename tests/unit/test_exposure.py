@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from niso import exposure
-from niso.model.policy import parse
-from niso.records import Policy
+from niso.explain import exposure
+from niso.manifest.parse_policy import parse
+from niso.plan.records import Policy
 
 WAYS = ["this host", "services", "other machines by 192.0.2.1 on uplink0"]
 

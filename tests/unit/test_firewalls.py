@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from niso import firewalls
-from niso.firewalls import OUTWARD, PUBLISHED, WITHIN, Drop, Place, drops
-from niso.kernel.foreign import (
+from niso.explain import foreign_firewalls
+from niso.explain.foreign_firewalls import OUTWARD, PUBLISHED, WITHIN, Drop, Place, drops
+from niso.kernel.foreign_chains import (
     Between,
     Bridged,
     Chain,
@@ -451,5 +451,5 @@ def test_no_bytes_can_make_it_fail(body) -> None:
 
 
 def test_no_bridge_asks_nothing(monkeypatch) -> None:
-    monkeypatch.setattr(firewalls.foreign.Foreign, "base_chains", lambda self: pytest.fail("asked"))
-    assert firewalls.foreign_drops([], True) == []
+    monkeypatch.setattr(foreign_firewalls.foreign_chains.Foreign, "base_chains", lambda self: pytest.fail("asked"))
+    assert foreign_firewalls.foreign_drops([], True) == []

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from niso import paths
-from niso.records import Healthcheck
+from niso.base import paths
+from niso.plan.records import Healthcheck
 from niso.runtime import health
 from niso.runtime.health import Known
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niso.render import hosts
+from niso.plan import hosts_text
 
 BOUNDED = settings(max_examples=200, deadline=None)
 ADDRESS = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).map(str)
-NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,8}[a-z0-9]", fullmatch=True).map(lambda name: hosts.line_names((name,)))
-LINES = st.sets(st.builds(hosts.line, ADDRESS, NAMES), max_size=12)
+NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,8}[a-z0-9]", fullmatch=True).map(lambda name: hosts_text.line_names((name,)))
+LINES = st.sets(st.builds(hosts_text.line, ADDRESS, NAMES), max_size=12)
 
 
 def parsed(lines: set[str]) -> set[tuple[str, str]]:
@@ -23,10 +23,10 @@ def parsed(lines: set[str]) -> set[tuple[str, str]]:
 @BOUNDED
 @given(LINES, LINES, LINES)
 def test_edit_is_set_algebra(there, removed, added) -> None:
-    text = hosts.edit(hosts.HEADER, set(), there)
-    assert set(hosts.lines(text) or ()) == parsed(there)
-    edited = hosts.edit(text, removed, added)
-    found = hosts.lines(edited)
+    text = hosts_text.edit(hosts_text.HEADER, set(), there)
+    assert set(hosts_text.lines(text) or ()) == parsed(there)
+    edited = hosts_text.edit(text, removed, added)
+    found = hosts_text.lines(edited)
     assert found is not None
     assert len(found) == len(set(found))
     assert set(found) == parsed(there - removed | added)
@@ -35,27 +35,27 @@ def test_edit_is_set_algebra(there, removed, added) -> None:
 @BOUNDED
 @given(LINES, LINES, LINES)
 def test_edited_file_keeps_its_header_and_is_sorted_by_address(there, removed, added) -> None:
-    text = hosts.edit(hosts.edit(hosts.HEADER, set(), there), removed, added)
-    assert text.startswith(hosts.HEADER)
+    text = hosts_text.edit(hosts_text.edit(hosts_text.HEADER, set(), there), removed, added)
+    assert text.startswith(hosts_text.HEADER)
     assert text.endswith("\n")
-    order = [ipaddress.ip_address(address) for address, _ in hosts.lines(text) or ()]
+    order = [ipaddress.ip_address(address) for address, _ in hosts_text.lines(text) or ()]
     assert order == sorted(order, key=lambda a: (a.version, int(a)))
 
 
 @BOUNDED
 @given(LINES, LINES)
 def test_edit_and_its_reverse_leave_the_file_as_it_was(there, added) -> None:
-    text = hosts.edit(hosts.HEADER, set(), there - added)
-    assert hosts.edit(hosts.edit(text, set(), added), added, set()) == text
+    text = hosts_text.edit(hosts_text.HEADER, set(), there - added)
+    assert hosts_text.edit(hosts_text.edit(text, set(), added), added, set()) == text
 
 
 def test_line_has_domain_and_bare_name_of_each_name_hostname_first() -> None:
-    names = hosts.line_names(("postgres", "db"))
-    assert hosts.line("10.99.1.3", names) == "10.99.1.3  postgres.niso.local postgres db.niso.local db\n"
+    names = hosts_text.line_names(("postgres", "db"))
+    assert hosts_text.line("10.99.1.3", names) == "10.99.1.3  postgres.niso.local postgres db.niso.local db\n"
 
 
 def test_header_alone_has_no_services() -> None:
-    assert hosts.lines(hosts.HEADER) == []
+    assert hosts_text.lines(hosts_text.HEADER) == []
 
 
 @pytest.mark.parametrize(
@@ -63,28 +63,28 @@ def test_header_alone_has_no_services() -> None:
     [
         "",
         "127.0.0.1 localhost\n",
-        hosts.HEADER[:-1],
-        hosts.HEADER[5:] + "10.99.0.2  a\n",
-        hosts.HEADER + "10.99.0.2 one-space\n",
-        hosts.HEADER + "10.99.0.2  \n",
-        hosts.HEADER + "\n",
-        hosts.HEADER + "10.99.0.2  a\n\n",
-        hosts.HEADER + "10.99.0.2  a.niso.local a",
-        hosts.HEADER + "garbage  a\n",
-        hosts.HEADER + "10.99.0.256  a\n",
-        hosts.HEADER + "10.99.0.2\t a\n",
-        hosts.HEADER + "# a comment  by somebody\n",
-        hosts.HEADER + "\x00\x00\x00",
+        hosts_text.HEADER[:-1],
+        hosts_text.HEADER[5:] + "10.99.0.2  a\n",
+        hosts_text.HEADER + "10.99.0.2 one-space\n",
+        hosts_text.HEADER + "10.99.0.2  \n",
+        hosts_text.HEADER + "\n",
+        hosts_text.HEADER + "10.99.0.2  a\n\n",
+        hosts_text.HEADER + "10.99.0.2  a.niso.local a",
+        hosts_text.HEADER + "garbage  a\n",
+        hosts_text.HEADER + "10.99.0.256  a\n",
+        hosts_text.HEADER + "10.99.0.2\t a\n",
+        hosts_text.HEADER + "# a comment  by somebody\n",
+        hosts_text.HEADER + "\x00\x00\x00",
     ],
 )
 def test_file_that_niso_did_not_write_like_this_is_recognised(text) -> None:
-    assert hosts.lines(text) is None
+    assert hosts_text.lines(text) is None
 
 
 @BOUNDED
 @given(LINES.filter(bool), st.data())
 def test_file_cut_off_anywhere_is_either_whole_lines_or_recognised(there, data) -> None:
-    text = hosts.edit(hosts.HEADER, set(), there)
+    text = hosts_text.edit(hosts_text.HEADER, set(), there)
     cut = text[: data.draw(st.integers(0, len(text) - 1))]
-    found = hosts.lines(cut)
+    found = hosts_text.lines(cut)
     assert found is None or set(found) < parsed(there)

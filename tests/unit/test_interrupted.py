@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from niso import recovery, waits
-from niso.apply import Lock
-from niso.child import ENDING, signals_held
+from niso.base import waits
+from niso.base.errors import NisoError
+from niso.base.signals import ENDING, signals_held
 from niso.cli import main
-from niso.errors import NisoError
+from niso.reconcile.converge import Lock
 from niso.runtime import process, resolve
+from niso.services import undo
 from niso.store import sqlite
 from niso.store.store import Store
 
@@ -94,7 +95,7 @@ class Lost:
         sys.exit("it has not come here")
 
 if sys.argv[1:] == ["held"]:
-    from niso.child import signals_held
+    from niso.base.signals import signals_held
 main._end_on_signals()
 try:
     it = Lost()
@@ -150,7 +151,7 @@ def test_nothing_is_closed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nisos_lock_that_an_interrupt_kept_from_being_released_is_taken_again() -> None:
     held = """
 import fcntl, os
-from niso.apply import Lock
+from niso.reconcile.converge import Lock
 Lock().__enter__()  # and an interrupt comes as the block ends, before anything is closed
 with Lock():
     fd = os.open(os.path.join(os.environ["NISO_RUN_DIR"], "lock"), os.O_RDWR)
@@ -178,7 +179,7 @@ def test_lock_that_another_one_holds_is_waited_for_no_longer_than_asked() -> Non
 def test_first_one_lets_the_undoing_of_a_failure_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(main._interrupts, "last", -main._BURST_S)
     monkeypatch.setattr(main._interrupts, "over", False)
-    monkeypatch.setattr(recovery, "undoing", True)
+    monkeypatch.setattr(undo, "undoing", True)
     main._interrupt()
     main._interrupt()  # a burst is one
     monkeypatch.setattr(main._interrupts, "last", main._interrupts.last - main._BURST_S)
@@ -188,20 +189,20 @@ def test_first_one_lets_the_undoing_of_a_failure_go_on(monkeypatch: pytest.Monke
 
 def test_one_that_comes_while_modules_are_imported_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(main._interrupts, "over", False)
-    for there in (types.ModuleType("niso.recovery"), None):
+    for there in (types.ModuleType("niso.services.undo"), None):
         monkeypatch.setattr(main._interrupts, "last", -main._BURST_S)
-        monkeypatch.setitem(sys.modules, "niso.recovery", there)
+        monkeypatch.setitem(sys.modules, "niso.services.undo", there)
         with pytest.raises(KeyboardInterrupt):
             main._interrupt()
 
 
 def test_undoing_is_one_for_as_long_as_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
-    monkeypatch.setattr(recovery, "undo", lambda *_: seen.append(recovery.undoing) or {})
+    monkeypatch.setattr(undo, "undo", lambda *_: seen.append(undo.undoing) or {})
     store = Store.open()
-    recovery.undo_all(store, [], NisoError("it is unhealthy"), lambda _: None)
-    recovery.undo_all(store, [], KeyboardInterrupt(), lambda _: None)
-    assert (seen, recovery.undoing) == ([True, False], False)
+    undo.undo_all(store, [], NisoError("it is unhealthy"), lambda _: None)
+    undo.undo_all(store, [], KeyboardInterrupt(), lambda _: None)
+    assert (seen, undo.undoing) == ([True, False], False)
 
 
 def test_crun_that_creates_is_no_conmon(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niso import ipam
+from niso.plan import subnets
 
 BOUNDED = settings(max_examples=200, deadline=None)
 C = ip_network("10.99.1.0/24")
@@ -38,7 +38,7 @@ SIX = ip_network("fd00::/64")
     ],
 )
 def test_first_free_is_the_lowest_that_may_be_had(net, gateway, used, free) -> None:
-    assert ipam.first_free(net, gateway, used) == free
+    assert subnets.first_free(net, gateway, used) == free
 
 
 @BOUNDED
@@ -49,7 +49,7 @@ def test_first_free_agrees_with_trying_each_number(length, data) -> None:
     gateway = data.draw(st.sampled_from(hosts))
     used = data.draw(st.sets(st.sampled_from(hosts)))
     expected = next((n for n in hosts if n != gateway and n not in used), None)
-    assert ipam.first_free(net, gateway, sorted(used)) == expected
+    assert subnets.first_free(net, gateway, sorted(used)) == expected
 
 
 def test_first_free_reads_no_further_than_the_first_gap() -> None:
@@ -57,7 +57,7 @@ def test_first_free_reads_no_further_than_the_first_gap() -> None:
         yield from (2, 3, 9)
         raise AssertionError("read on")
 
-    assert ipam.first_free(C, 1, used()) == 4
+    assert subnets.first_free(C, 1, used()) == 4
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_first_free_reads_no_further_than_the_first_gap() -> None:
     ],
 )
 def test_refusal_names_why_a_number_cannot_be(net, number, word) -> None:
-    reason = ipam.refusal(net, 1, number)
+    reason = subnets.refusal(net, 1, number)
     assert reason is None if word is None else word in reason
 
 
@@ -100,7 +100,7 @@ def test_refusal_names_why_a_number_cannot_be(net, number, word) -> None:
     ],
 )
 def test_free_prefix_is_the_lowest_that_overlaps_nothing(pool, length, taken, kept, free) -> None:
-    found = ipam.free_prefix(
+    found = subnets.free_prefix(
         ip_network(pool), length, [ip_network(each) for each in taken], ip_network(kept) if kept else None
     )
     assert found == (ip_network(free) if free else None)
@@ -112,4 +112,4 @@ def test_free_prefix_agrees_with_trying_each(spans) -> None:
     pool = ip_network("10.99.0.0/22")
     taken = [ip_network((int(pool.network_address) + offset, length), strict=False) for offset, length in spans]
     expected = next((p for p in pool.subnets(new_prefix=24) if not any(p.overlaps(t) for t in taken)), None)
-    assert ipam.free_prefix(pool, 24, taken) == expected
+    assert subnets.free_prefix(pool, 24, taken) == expected

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 from stored import TemporaryStore, add_network, dump, put
 
-from niso.errors import Conflict, InvalidInput
-from niso.records import Network, Subnet
+from niso.base.errors import Conflict, InvalidInput
+from niso.plan.records import Network, Subnet
 
 SERVICES = st.sampled_from([f"s{number}" for number in range(9)])
 SUBNETS = ("10.1.0.0/30", "10.1.1.0/29", "10.1.2.0/28", "10.1.4.0/24", "10.1.5.0/29")

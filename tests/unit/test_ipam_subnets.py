@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niso import ipam
-from niso.errors import UsageError
-from niso.networks import parse_subnet, unique_local
+from niso.base.errors import UsageError
+from niso.plan import subnets
+from niso.services.networks import parse_subnet, unique_local
 
 BOUNDED = settings(max_examples=200, deadline=None)
 
@@ -35,7 +35,7 @@ def test_unique_local_prefixes_of_hosts_differ_in_all_40_bits() -> None:
 )
 def test_subnet_that_hosts_can_have(text: str) -> None:
     assert parse_subnet(text) == ip_network(text)
-    assert ipam.first_free(ip_network(text), 1, []) == 2
+    assert subnets.first_free(ip_network(text), 1, []) == 2
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from niso.errors import KernelError
+from niso.base.errors import KernelError
 from niso.kernel import modules, sysctl
 
 NAMES = ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables", "bridge-nf-call-arptables")

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from niso.errors import ErrorGroup, NisoError
-from niso.model import health
-from niso.model import manifest as model
-from niso.model.schema import schema
+from niso.base.errors import ErrorGroup, NisoError
+from niso.manifest import load as model
+from niso.manifest import parse_health
+from niso.manifest.json_schema import schema
 
 VALIDATOR = Draft202012Validator(schema())
 HEAD: dict[str, Any] = {"package": {"name": "api", "version": "1"}, "binary": {"entrypoint": "x"}}
@@ -210,7 +210,7 @@ def test_what_is_nearly_right_loads_as_the_schema_says_or_is_refused(data: dict[
         return
     assert VALIDATOR.is_valid(data)
     assert model.decode(model.encode(manifest)) == manifest
-    check = health.of_stored(json.loads(model.encode(manifest)))
+    check = parse_health.of_stored(json.loads(model.encode(manifest)))
     assert (check is None) == ("healthcheck" not in data)
     assert check is None or (1 <= check.port <= 65535 and check.interval_s >= 0.1)
     for volume in manifest.volumes.values():

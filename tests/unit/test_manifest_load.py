@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from niso.errors import ErrorGroup, InvalidInput, NisoError, NotFound
-from niso.model import manifest as model
-from niso.model import toml
-from niso.model.manifest import Manifest, decode, encode, load
-from niso.model.values import User
-from niso.records import Port
+from niso.base.errors import ErrorGroup, InvalidInput, NisoError, NotFound
+from niso.manifest import load as model
+from niso.manifest import toml
+from niso.manifest.load import Manifest, decode, encode, load
+from niso.manifest.values import User
+from niso.plan.records import Port
 
 HEAD = '[package]\nname = "api"\nversion = "1.0.0"\n[binary]\nentrypoint = "bin/api"\n'
 FULL = """

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from niso.errors import ErrorGroup, InvalidInput
-from niso.model import manifest as model
-from niso.model.manifest import decode, encode, load
-from niso.model.schema import schema
+from niso.base.errors import ErrorGroup, InvalidInput
+from niso.manifest import load as model
+from niso.manifest.json_schema import schema
+from niso.manifest.load import decode, encode, load
 
 HEAD = '[package]\nname = "api"\nversion = "1"\n[binary]\nentrypoint = "sleep"\n'
 VALIDATOR = Draft202012Validator(schema())

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from niso.errors import InvalidInput
-from niso.model import check
-from niso.model.manifest import Manifest
-from niso.model.ports import parse_port
-from niso.model.schema import schema
+from niso.base.errors import InvalidInput
+from niso.manifest import validate
+from niso.manifest.json_schema import schema
+from niso.manifest.load import Manifest
+from niso.manifest.parse_ports import parse_port
 
 VALIDATOR = Draft202012Validator(schema())
 VALID: dict[str, Any] = {
@@ -34,7 +34,11 @@ VALID: dict[str, Any] = {
         "ip": {"backend": "10.99.1.10"},
     },
 }
-RULES: dict[str, Callable[[str, str], object]] = {**check.TEXT_RULES, **check.ARRAY_RULES, "network.ports": parse_port}
+RULES: dict[str, Callable[[str, str], object]] = {
+    **validate.TEXT_RULES,
+    **validate.ARRAY_RULES,
+    "network.ports": parse_port,
+}
 
 
 def with_value(key: str, value: object) -> dict[str, Any]:
@@ -87,7 +91,7 @@ def test_every_key_has_a_description() -> None:
 def test_valid_manifest_passes(key: str, value: object) -> None:
     data = with_value(key, value)
     assert list(VALIDATOR.iter_errors(data)) == []
-    assert check.walk(data, Manifest) == []
+    assert validate.walk(data, Manifest) == []
 
 
 @pytest.mark.parametrize(
@@ -209,7 +213,7 @@ def test_what_a_rule_accepts_the_schema_accepts(key: str, text: str) -> None:
         RULES[key](text, key)
     except InvalidInput:
         assume(False)
-    data = with_value(key, [text] if key in check.ARRAY_RULES or key == "network.ports" else text)
+    data = with_value(key, [text] if key in validate.ARRAY_RULES or key == "network.ports" else text)
     if key == "network.network":
         del data["network"]["networks"]
     if key == "network.share":

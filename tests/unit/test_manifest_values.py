@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niso.errors import InvalidInput
-from niso.model import values
-from niso.model.ports import parse_port
+from niso.base.errors import InvalidInput
+from niso.manifest import values
+from niso.manifest.parse_ports import parse_port
 
 Parser = Callable[[str, str], object]
 

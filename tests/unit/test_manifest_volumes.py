@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from niso.errors import InvalidInput
-from niso.model import health, resources, volumes
+from niso.base.errors import InvalidInput
+from niso.manifest import parse_health, parse_resources, parse_volumes
 
 
 def said(errors: list[InvalidInput]) -> dict[str | None, str]:
@@ -47,7 +47,7 @@ def said(errors: list[InvalidInput]) -> dict[str | None, str]:
     ],
 )
 def test_wrong_volume_is_refused_by_its_key(keys: dict[str, Any], key: str, words: str) -> None:
-    found = said(volumes.problems({"data": keys}))
+    found = said(parse_volumes.problems({"data": keys}))
     assert list(found) == [f"volumes.data.{key}"]
     assert words in found[f"volumes.data.{key}"]
 
@@ -70,12 +70,12 @@ def test_wrong_volume_is_refused_by_its_key(keys: dict[str, Any], key: str, word
     ],
 )
 def test_right_volume_is_taken(keys: dict[str, Any]) -> None:
-    assert volumes.problems({"data": keys}) == []
+    assert parse_volumes.problems({"data": keys}) == []
 
 
 @pytest.mark.parametrize("name", ["", "1a", "-a", "a b", "a/b", "..", "a.b", "ä", "a" * 64])
 def test_name_that_is_no_folders_name_is_refused(name: str) -> None:
-    assert len(volumes.problems({name: {"mount": "/data"}})) == 1
+    assert len(parse_volumes.problems({name: {"mount": "/data"}})) == 1
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_name_that_is_no_folders_name_is_refused(name: str) -> None:
     [("/data/a", "the same as"), ("/data/a/b/c", "below"), ("/data", "above"), ("/data/ab", ""), ("/dat", "")],
 )
 def test_mount_points_lie_apart(second: str, words: str) -> None:
-    found = volumes.problems({"one": {"mount": "/data/a"}, "two": {"mount": second}})
+    found = parse_volumes.problems({"one": {"mount": "/data/a"}, "two": {"mount": second}})
     if not words:
         assert found == []
         return
@@ -108,7 +108,7 @@ def test_mount_points_lie_apart(second: str, words: str) -> None:
     ],
 )
 def test_url_of_the_service_itself_is_taken(text: str, address: str, port: int, host: str, path: str) -> None:
-    assert health.url(text, "k", {"api", "web"}) == (address, port, host, path)
+    assert parse_health.url(text, "k", {"api", "web"}) == (address, port, host, path)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_url_of_the_service_itself_is_taken(text: str, address: str, port: int, 
 )
 def test_other_urls_are_refused(text: str, words: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        health.url(text, "healthcheck.http", {"api"})
+        parse_health.url(text, "healthcheck.http", {"api"})
     assert words in caught.value.message
 
 
@@ -152,26 +152,26 @@ def test_other_urls_are_refused(text: str, words: str) -> None:
     ],
 )
 def test_wrong_healthcheck_is_refused(section: dict[str, Any], keys: list[str] | None) -> None:
-    found = [error.key for error in health.problems(section, ())]
+    found = [error.key for error in parse_health.problems(section, ())]
     assert found == (keys or [f"healthcheck.{k}" for k in ("interval", "timeout", "start_period", "retries")])
 
 
 def test_stored_healthcheck_is_read_with_its_defaults() -> None:
-    assert health.of_stored({"package": {"name": "api"}}) is None
-    assert health.of_stored({"package": {"name": "api"}, "healthcheck": None}) is None
+    assert parse_health.of_stored({"package": {"name": "api"}}) is None
+    assert parse_health.of_stored({"package": {"name": "api"}, "healthcheck": None}) is None
     stored = {"package": {"name": "api"}, "network": {"hostname": "web"}, "healthcheck": {"http": "http://web/x"}}
-    assert health.of_stored(stored) == ("", 80, "web", "/x", 5.0, 2.0, 3, 10.0)
+    assert parse_health.of_stored(stored) == ("", 80, "web", "/x", 5.0, 2.0, 3, 10.0)
     stored = {"package": {"name": "api"}, "healthcheck": {"tcp": 81, "http": None, "retries": 1, "interval": "1s"}}
-    assert health.of_stored(stored) == ("", 81, "", None, 1.0, 2.0, 1, 10.0)
+    assert parse_health.of_stored(stored) == ("", 81, "", None, 1.0, 2.0, 1, 10.0)
 
 
 # --- resources -------------------------------------------------------------------------------------------------------
 
 
 def test_right_limits_are_taken() -> None:
-    assert resources.memory_max("512M", "k") == 512 << 20
-    assert [resources.cpu_max(text, "k") for text in ("1%", "50%", "200%", "1000000%")] == [1, 50, 200, 1_000_000]
-    assert resources.problems({"memory_max": "1M", "cpu_max": "1%", "pids_limit": 2}) == []
+    assert parse_resources.memory_max("512M", "k") == 512 << 20
+    assert [parse_resources.cpu_max(text, "k") for text in ("1%", "50%", "200%", "1000000%")] == [1, 50, 200, 1_000_000]
+    assert parse_resources.problems({"memory_max": "1M", "cpu_max": "1%", "pids_limit": 2}) == []
 
 
 @pytest.mark.parametrize(
@@ -179,11 +179,11 @@ def test_right_limits_are_taken() -> None:
 )
 def test_wrong_share_of_cpus_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput):
-        resources.cpu_max(text, "isolation.resources.cpu_max")
+        parse_resources.cpu_max(text, "isolation.resources.cpu_max")
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("memory_max", "64K"), ("memory_max", "1T"), ("pids_limit", 1), ("pids_limit", 2**40)]
 )
 def test_wrong_limit_is_refused_by_its_key(name: str, value: object) -> None:
-    assert [error.key for error in resources.problems({name: value})] == [f"isolation.resources.{name}"]
+    assert [error.key for error in parse_resources.problems({name: value})] == [f"isolation.resources.{name}"]

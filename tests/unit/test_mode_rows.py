@@ -11,19 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stored import TemporaryStore, add_network, put
 
-from niso import ending, names, policies, recovery, sharing
-from niso.admission import scope_of
-from niso.errors import Conflict, InvalidInput
-from niso.model.manifest import Manifest, encode
-from niso.model.tables import convert
-from niso.plan import desired
-from niso.policy import decide
-from niso.records import Entry, Network, Peer, Policy, Port, Subnet
-from niso.render import nft
+from niso.base import names
+from niso.base.errors import Conflict, InvalidInput
+from niso.manifest.convert import convert
+from niso.manifest.load import Manifest, encode
+from niso.plan import nft
+from niso.plan.desired import desired
+from niso.plan.records import Entry, Network, Peer, Policy, Port, Subnet
+from niso.plan.state import HostsFile, HostsLine, Netns, State, union
+from niso.plan.verdict import decide
+from niso.reconcile import policy_flows
 from niso.runtime import oci, root
-from niso.state import HostsFile, HostsLine, Netns, State, union
+from niso.services import sharing, stop, undo
+from niso.services.admit import scope_of
+from niso.services.targets import Target
 from niso.store.store import ALL, Intent, Scope, ServiceRow, Store
-from niso.targets import Target
 
 ONE = Network("one", "", 1500, (Subnet(4, "10.99.1.0/24", "10.99.1.1"),))
 TWO = Network("two", "", 1500, (Subnet(4, "10.99.2.0/24", "10.99.2.1"), Subnet(6, "fd00:2::/64", "fd00:2::1")))
@@ -180,7 +182,7 @@ def test_policy_that_names_a_sharer_means_its_provider_while_it_is_active(store:
     assert meant() == ()
     share(store)
     assert meant() == ("10.99.1.2",)
-    world = policies.world(store)
+    world = policy_flows.world(store)
     assert set(world.services) == {"api", "db"}
     assert world.services["api"].names == ("web", "api", "side")
     assert world.services["api"].ports == (P80, P90)
@@ -188,7 +190,7 @@ def test_policy_that_names_a_sharer_means_its_provider_while_it_is_active(store:
     with store.transaction():
         store.set_active("side", False)
     assert meant() == ()
-    assert not decide(policies.world(store), "10.99.1.2", "10.99.1.3", 50, "tcp").passes
+    assert not decide(policy_flows.world(store), "10.99.1.2", "10.99.1.3", 50, "tcp").passes
 
 
 def test_name_of_a_service_without_addresses_means_nobody(store: Store) -> None:
@@ -236,19 +238,19 @@ def test_provider_cannot_end_while_it_is_shared_or_may_have_to_be_again(store: S
     share(store)
     for services in (["api"], ["api", "other"]):
         with pytest.raises(Conflict, match="service 'api' is needed: 'side' shares its network namespace"):
-            ending.refuse(store, services)
-    ending.refuse(store, ["side"])
-    ending.refuse(store, ["side", "api"])
+            stop.refuse(store, services)
+    stop.refuse(store, ["side"])
+    stop.refuse(store, ["side", "api"])
     # side has begun to become something else: if that is undone, it needs api again
     with store.transaction():
         store.begin_intent("side", "activate", 1.0)
         put(store, "side", (), mode="none")
     assert store.sharers("api") == []
     with pytest.raises(Conflict, match="'side' shares"):
-        ending.refuse(store, ["api"])
+        stop.refuse(store, ["api"])
     with store.transaction():
         store.end_intent("side")
-    ending.refuse(store, ["api"])
+    stop.refuse(store, ["api"])
 
 
 def test_provider_cannot_become_what_has_no_namespace(store: Store) -> None:
@@ -293,10 +295,8 @@ def ordered(store: Store, *services: str) -> list[str]:
     found = [intent for name in services if (intent := store.intent(name))]
     assert len(found) == len(services)
     for each in (found, found[::-1]):
-        assert [i.service for i in recovery.in_order(store, each)] == [
-            i.service for i in recovery.in_order(store, found)
-        ]
-    return [intent.service for intent in recovery.in_order(store, found)]
+        assert [i.service for i in undo.in_order(store, each)] == [i.service for i in undo.in_order(store, found)]
+    return [intent.service for intent in undo.in_order(store, found)]
 
 
 def begin(store: Store, *services: str, action: str = "activate") -> None:
@@ -348,9 +348,9 @@ def test_order_of_what_cannot_be_ordered_is_still_one() -> None:
             put(store, "b", (), mode="share", provider="a")
         begin(store, "a", "b", action="remove")
         found = [intent for name in ("a", "b") if (intent := store.intent(name))]
-        assert {intent.service for intent in recovery.in_order(store, found)} == {"a", "b"}
+        assert {intent.service for intent in undo.in_order(store, found)} == {"a", "b"}
         ports = Intent("c", "ports", json.dumps({"moved": []}))
-        assert recovery.before(ports) is None
+        assert undo.before(ports) is None
 
 
 # --- how far a change reaches ----------------------------------------------------------------------------------------
@@ -376,10 +376,10 @@ def _apply(store: Store, operation: tuple) -> tuple[Scope, Scope] | None:
         if row is None or not row.active:
             return None
         try:
-            ending.refuse(store, [name])
+            stop.refuse(store, [name])
         except Conflict:
             return None
-        scope = ending._scope(store, [row])
+        scope = stop._scope(store, [row])
         with store.transaction():
             store.set_active(name, False)
             store.end_publishing(name)

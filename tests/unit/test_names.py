@@ -7,7 +7,7 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niso import names
+from niso.base import names
 
 NAME = st.from_regex(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 LINK = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")

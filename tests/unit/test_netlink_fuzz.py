@@ -19,9 +19,21 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from niso.errors import KernelError
-from niso.kernel import conntrack, flows, foreign, netlink, nflog, nftables, nftset, probe, rtnetlink, sockdiag, traffic
-from niso.render import nft
+from niso.base.errors import KernelError
+from niso.kernel import (
+    conntrack,
+    flows,
+    foreign_chains,
+    libnftables,
+    link_counters,
+    netlink,
+    nflog,
+    nft_elements,
+    probe,
+    rtnetlink,
+    sockdiag,
+)
+from niso.plan import nft
 
 ANSWERS = {
     name: [bytes.fromhex(message) for message in messages]
@@ -77,7 +89,7 @@ def of(kind: type, said: list[bytes]) -> Any:
 
 
 def _foreign(said: list[bytes]) -> Any:
-    reader = of(foreign.Foreign, said)
+    reader = of(foreign_chains.Foreign, said)
     reader._rules, reader._key_lengths, reader._elements = {}, {}, {}
     return (
         reader.base_chains(),
@@ -91,25 +103,25 @@ def _log(said: list[bytes]) -> Any:
     return [each for _ in said for each in of(nflog.Nflog, said).read() or ()]
 
 
-H4 = nftset.HEADERS["inet niso", "publish_any4"]
-COUNTED = [nftset.HEADERS["inet niso", name] for name in sorted(nft.COUNTED)]
+H4 = nft_elements.HEADERS["inet niso", "publish_any4"]
+COUNTED = [nft_elements.HEADERS["inet niso", name] for name in sorted(nft.COUNTED)]
 READERS: dict[str, Callable[[list[bytes]], Any]] = {
     "links": lambda said: of(rtnetlink.Rtnl, said).links(),
     "link": lambda said: of(rtnetlink.Rtnl, said).link("lo"),
     "addresses": lambda said: of(rtnetlink.Rtnl, said).addresses(),
     "routes": lambda said: of(rtnetlink.Rtnl, said).routes(),
-    "traffic": lambda said: of(netlink.Netlink, said).dump("list links", 18, b"", traffic._parse),
+    "traffic": lambda said: of(netlink.Netlink, said).dump("list links", 18, b"", link_counters._parse),
     "listeners": lambda said: of(netlink.Netlink, said).dump("list sockets", 20, b"", sockdiag._parse),
     "connections": lambda said: of(netlink.Netlink, said).dump("list sockets", 20, b"", sockdiag._parse_ends),
     "flows": lambda said: of(netlink.Netlink, said).dump("list connections", 257, b"", flows._parse),
-    "header": lambda said: of(nftset.Nfnetlink, said).header("inet niso", "publish_any4"),
-    "element": lambda said: of(nftset.Nfnetlink, said).get(H4, ["tcp . 8080"]),
-    "counts": lambda said: [of(nftset.Nfnetlink, list(said)).counts(each) for each in COUNTED],
+    "header": lambda said: of(nft_elements.Nfnetlink, said).header("inet niso", "publish_any4"),
+    "element": lambda said: of(nft_elements.Nfnetlink, said).get(H4, ["tcp . 8080"]),
+    "counts": lambda said: [of(nft_elements.Nfnetlink, list(said)).counts(each) for each in COUNTED],
     "foreign": _foreign,
     "log": _log,
     "change": lambda said: of(netlink.Netlink, said).transact(netlink.Message("change", 16, 0, b"")),
-    "batch": lambda said: of(nftset.Nfnetlink, said).change(
-        "change", [nftset.Change(True, H4, "tcp . 1", "10.0.0.1 . 2", "")]
+    "batch": lambda said: of(nft_elements.Nfnetlink, said).change(
+        "change", [nft_elements.Change(True, H4, "tcp . 1", "10.0.0.1 . 2", "")]
     ),
 }
 
@@ -140,7 +152,7 @@ def test_answers_of_a_real_kernel_are_read(name: str) -> None:
     if name == "counts":
         of_name = {"in4_rest": b"in4_rest\0", "in4_prefix_ports": b"in4_prefix_ports\0"}
         headers = [(h, one) for h in COUNTED for one in said if of_name.get(h.name, b"-") in one]
-        assert headers and all(of(nftset.Nfnetlink, [one, said[-1]]).counts(h) for h, one in headers)
+        assert headers and all(of(nft_elements.Nfnetlink, [one, said[-1]]).counts(h) for h, one in headers)
         return
     if name in ("addresses", "routes"):  # asked for each family: the second answer has the next sequence number
         said.append(message(DONE, 2, bytes(4)))
@@ -393,8 +405,8 @@ def elements(monkeypatch: pytest.MonkeyPatch, answer: bytes) -> Any:
         def header(self, *_: object) -> Any:
             return H4
 
-    monkeypatch.setattr(nftables.nftset, "Nfnetlink", Header)
-    one = nftables.Nft.__new__(nftables.Nft)
+    monkeypatch.setattr(libnftables.nft_elements, "Nfnetlink", Header)
+    one = libnftables.Nft.__new__(libnftables.Nft)
     one._nft, one._context = Library(), None  # type: ignore[assignment]
     try:
         return one.elements("inet niso", "publish_any4")

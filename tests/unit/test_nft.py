@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niso import names
-from niso.model.policy import parse_entry
-from niso.records import Member, Policed, Policy, Port, Subnet
-from niso.render import nft, policy
-from niso.state import Element
+from niso.base import names
+from niso.manifest.parse_policy import parse_entry
+from niso.plan import nft, policy_maps
+from niso.plan.records import Member, Policed, Policy, Port, Subnet
+from niso.plan.state import Element
 
 NAME = st.from_regex(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 ODD_NAMES = (
@@ -196,7 +196,7 @@ def policy_elements() -> list[Element]:
     ingress = tuple(parse_entry(text, f"network.policy.allow_from[{i}]", False) for i, text in enumerate(written))
     egress = tuple(parse_entry(text, f"network.policy.egress.allow[{i}]", True) for i, text in enumerate(written))
     own = Policed("api", ("10.99.1.2", "fd00::2"), Policy(allow_from=ingress, egress_allow=egress))
-    return policy.elements(own, [Member("service", "db", ("10.99.1.3", "fd00::3"))])
+    return policy_maps.elements(own, [Member("service", "db", ("10.99.1.3", "fd00::3"))])
 
 
 def test_elements_of_policies_are_accepted_by_the_kernel() -> None:

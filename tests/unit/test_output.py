@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from niso.cli import output
-from niso.records import Port
+from niso.plan.records import Port
 
 BOUNDED = settings(max_examples=200, deadline=None)
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from niso import package, paths
-from niso.errors import InvalidInput, NisoError
+from niso.base import paths
+from niso.base.errors import InvalidInput, NisoError
+from niso.runtime import package
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from scapy.layers.inet6 import (
 )
 from scapy.layers.sctp import SCTP, crc32c
 
-from niso.errors import Conflict, KernelError
+from niso.base.errors import Conflict, KernelError
 from niso.kernel import nflog, probe
 
 FOUR = {"src": "10.99.1.2", "dst": "10.99.1.3"}

@@ -8,11 +8,24 @@ import pytest
 from hypothesis import given, settings
 from snapshots_made import FORCED, STATE_ID, SWITCHED, endpoint, everything, network, snapshots
 
-from niso import names
-from niso.plan import desired
-from niso.records import Endpoint, Network, Port, Service, Snapshot, Subnet
-from niso.render import nft
-from niso.state import Address, Bridge, Element, HostsFile, HostsLine, Netns, Route, Ruleset, State, Sysctl, Veth, kinds
+from niso.base import names
+from niso.plan import nft
+from niso.plan.desired import desired
+from niso.plan.records import Endpoint, Network, Port, Service, Snapshot, Subnet
+from niso.plan.state import (
+    Address,
+    Bridge,
+    Element,
+    HostsFile,
+    HostsLine,
+    Netns,
+    Route,
+    Ruleset,
+    State,
+    Sysctl,
+    Veth,
+    kinds,
+)
 
 BOUNDED = settings(max_examples=120, deadline=None)
 ALIAS = "niso:0123abcd"

@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from policy_worlds import SERVICES, Packet, known, network, packets, policy, world, worlds
 
-from niso.policy import Known, World, judge
-from niso.records import Member, Policed
-from niso.render import nft
-from niso.render import policy as rules
-from niso.state import Element
+from niso.plan import nft
+from niso.plan import policy_maps as rules
+from niso.plan.records import Member, Policed
+from niso.plan.state import Element
+from niso.plan.verdict import Known, World, judge
 
 properties = settings(
     deadline=None,

@@ -22,9 +22,9 @@ from policy_fixed import (
 )
 from policy_worlds import HOST, OUTSIDE, known, policy, with_policy, world
 
-from niso.model.policy import parse_entry
-from niso.policy import Known, matches
-from niso.records import Network, Policy
+from niso.manifest.parse_policy import parse_entry
+from niso.plan.records import Network, Policy
+from niso.plan.verdict import Known, matches
 
 # --- policies: the cases of Kubernetes' network-policy conformance ---------------------------------------------------
 

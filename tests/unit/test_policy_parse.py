@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from niso.errors import ErrorGroup, InvalidInput
-from niso.model import manifest as model
-from niso.model.policy import EXAMPLE, RIGHT, parse, parse_entry
-from niso.model.schema import schema
-from niso.records import Entry, Peer, Policy
+from niso.base.errors import ErrorGroup, InvalidInput
+from niso.manifest import load as model
+from niso.manifest.json_schema import schema
+from niso.manifest.parse_policy import EXAMPLE, RIGHT, parse, parse_entry
+from niso.plan.records import Entry, Peer, Policy
 
 HEAD = '[package]\nname = "api"\nversion = "1"\n[binary]\nentrypoint = "x"\n'
 VALIDATOR = Draft202012Validator(schema())

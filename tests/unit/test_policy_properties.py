@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from policy_worlds import SERVICES, TEXTS, Packet, packets, swapped, swapped_world, with_policy, worlds
 
-from niso.model.policy import parse_entry
-from niso.policy import Reason, Verdict, World, decide, matches
-from niso.records import Entry, Policy
+from niso.manifest.parse_policy import parse_entry
+from niso.plan.records import Entry, Policy
+from niso.plan.verdict import Reason, Verdict, World, decide, matches
 
 properties = settings(
     deadline=None,

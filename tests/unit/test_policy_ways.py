@@ -14,9 +14,9 @@ from policy_fixed import (
 )
 from policy_worlds import HOST, OUTSIDE, known, policy, with_policy
 
-from niso.model.policy import parse_entry
-from niso.policy import decide, matches
-from niso.records import ANY, ANY4, ANY6, Port
+from niso.manifest.parse_policy import parse_entry
+from niso.plan.records import ANY, ANY4, ANY6, Port
+from niso.plan.verdict import decide, matches
 
 # --- the host and the outside ----------------------------------------------------------------------------------------
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niso.errors import InvalidInput
-from niso.model.ports import contradictions, distinct, parse_port
-from niso.portmap import text as written
-from niso.records import Port
+from niso.base.errors import InvalidInput
+from niso.manifest.parse_ports import contradictions, distinct, parse_port
+from niso.plan.records import Port
+from niso.services.ports import text as written
 
 BOUNDED = settings(max_examples=400, deadline=None)
 KEY = "network.ports[0]"

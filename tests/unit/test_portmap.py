@@ -9,13 +9,13 @@ from snapshots_made import network
 from stored import TemporaryStore, add_network, put
 from test_port_forms import packets, small_ports, takes
 
-from niso import portmap
-from niso.errors import Conflict, ErrorGroup
+from niso.base.errors import Conflict, ErrorGroup
 from niso.kernel import sockdiag
 from niso.kernel.sockdiag import Listener
-from niso.model.ports import contradictions, distinct, parse_port
-from niso.portmap import FREE_FIRST, FREE_LAST
-from niso.records import Network, Port, Subnet
+from niso.manifest.parse_ports import contradictions, distinct, parse_port
+from niso.plan.records import Network, Port, Subnet
+from niso.services import ports as portmap
+from niso.services.ports import FREE_FIRST, FREE_LAST
 from niso.store.store import Store
 
 FOUR, DUAL = network(0), network(1, dual=True)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from snapshots_made import SERVICES, endpoint, everything, network
 from test_port_forms import packets, takes
 
-from niso.plan import desired
-from niso.records import Network, Port, Service, Snapshot
-from niso.render import nft
-from niso.state import State
+from niso.plan import nft
+from niso.plan.desired import desired
+from niso.plan.records import Network, Port, Service, Snapshot
+from niso.plan.state import State
 
 NETWORKS = (network(0), network(1, dual=True), network(2, dual=True, internal=True))
 DESTINATIONS = ("127.0.0.1", "192.0.2.1", "203.0.113.9", "::1", "2001:db8::1", "fd00::9")

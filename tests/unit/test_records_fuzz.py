@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from niso import paths
+from niso.base import paths
 from niso.cli.output import escaped_lines, time_text
 from niso.kernel import sockdiag
 from niso.runtime import health, launch, logs, process, spec

@@ -10,13 +10,13 @@ import pytest
 
 from niso.cli import main
 from niso.cli.command import Command, Group
-from niso.cli.plain import first_screen
-from niso.model import manifest, schema, stack
-from niso.model.policy import parse
-from niso.model.ports import parse_port
-from niso.reference import files, results
-from niso.reference.document import Code, Heading, Page, Terms, Text, man, markdown
-from niso.reference.pages import pages
+from niso.cli.meta import first_screen
+from niso.cli.reference import files, results
+from niso.cli.reference.document import Code, Heading, Page, Terms, Text, man, markdown
+from niso.cli.reference.pages import pages
+from niso.manifest import json_schema, load, stack_file
+from niso.manifest.parse_policy import parse
+from niso.manifest.parse_ports import parse_port
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = pages()
@@ -92,8 +92,8 @@ def test_example_manifest_is_right(tmp_path: Path) -> None:
     import jsonschema
 
     (tmp_path / "manifest.toml").write_text(files.MANIFEST)
-    assert manifest.load(str(tmp_path)).manifest.network.ports == ("8080:8080",)
-    jsonschema.Draft202012Validator(schema.schema()).validate(tomllib.loads(files.MANIFEST))
+    assert load.load(str(tmp_path)).manifest.network.ports == ("8080:8080",)
+    jsonschema.Draft202012Validator(json_schema.schema()).validate(tomllib.loads(files.MANIFEST))
 
 
 def test_example_stack_is_right(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_example_stack_is_right(tmp_path: Path) -> None:
             f'[package]\nname = "{name}"\nversion = "1"\n[binary]\nentrypoint = "sh"\n[healthcheck]\ntcp = 80\n'
         )
     (tmp_path / "stack.toml").write_text(files.STACK)
-    assert [member.name for member in stack.load(str(tmp_path)).members] == ["db", "api"]
+    assert [member.name for member in stack_file.load(str(tmp_path)).members] == ["db", "api"]
 
 
 @pytest.mark.parametrize("form", [form for form, _ in files.PORTS])
@@ -119,14 +119,14 @@ def test_form_of_a_peer_is_right(form: str) -> None:
 
 def test_manifest_page_has_every_key_of_the_schema() -> None:
     page = PAGES["reference/manifest.md"]
-    for struct, definition in schema.schema()["$defs"].items():
+    for struct, definition in json_schema.schema()["$defs"].items():
         for name, field in definition["properties"].items():
             assert field["description"] in page.replace("\\", ""), f"{struct}.{name}"
 
 
 def test_stack_page_has_every_key() -> None:
     page = PAGES["reference/stack.md"]
-    for name in (*stack.Network._fields, *stack.Own._fields):
+    for name in (*stack_file.Network._fields, *stack_file.Own._fields):
         assert f"| `{name}: " in page
 
 

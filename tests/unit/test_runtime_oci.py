@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from niso.runtime import exited, oci, process
+from niso.runtime import oci, on_exit, process
 from niso.runtime.spec import ProcessSpec
 
 PROFILE: dict[str, Any] = json.loads((pathlib.Path(oci.__file__).parent / "seccomp.json").read_text())
@@ -118,9 +118,9 @@ def test_filter_passed_to_the_runtime_has_only_keys_of_the_specification() -> No
 
 
 def test_restart_delay_doubles_up_to_a_minute() -> None:
-    assert [exited.delay_s(1.0, n) for n in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
-    assert exited.delay_s(0.5, 10_000) == 60
-    assert [exited.delay_s(120.0, n) for n in range(3)] == [120, 120, 120]
+    assert [on_exit.delay_s(1.0, n) for n in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert on_exit.delay_s(0.5, 10_000) == 60
+    assert [on_exit.delay_s(120.0, n) for n in range(3)] == [120, 120, 120]
 
 
 @pytest.mark.parametrize(

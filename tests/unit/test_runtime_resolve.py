@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from niso.errors import InvalidInput
+from niso.base.errors import InvalidInput
 from niso.runtime import resolve
 from niso.runtime.spec import DEFAULT_PATH
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from policy_worlds import known, network, policy, world
 
-from niso import seen
-from niso.errors import NisoError, NotFound, UsageError
+from niso.base.errors import NisoError, NotFound, UsageError
+from niso.explain import explain
+from niso.explain.explain import End, Packet
 from niso.kernel import probe
-from niso.policy import World
-from niso.records import Port
-from niso.render import nft
-from niso.seen import End, Packet
+from niso.plan import nft
+from niso.plan.records import Port
+from niso.plan.verdict import World
 from niso.store.store import Store
 
 NETWORKS = [
@@ -53,7 +53,7 @@ def made(**ports: Port) -> World:
     ],
 )
 def test_target(text: str, meant: tuple[str, int | None, str]) -> None:
-    assert seen.parse_target(text) == meant
+    assert explain.parse_target(text) == meant
 
 
 WRONG = (
@@ -91,20 +91,20 @@ WRONG = (
 @pytest.mark.parametrize("text", WRONG)
 def test_wrong_target(text: str) -> None:
     with pytest.raises(UsageError):
-        who, _, _ = seen.parse_target(text)
-        seen.resolve(Store.open(), who)
+        who, _, _ = explain.parse_target(text)
+        explain.resolve(Store.open(), who)
 
 
 def test_who_is_meant() -> None:
     store = Store.open()
-    assert seen.resolve(store, "host") == End()
-    assert seen.resolve(store, "192.0.2.7") == End(address="192.0.2.7")
-    assert seen.resolve(store, "FD00:0::1") == seen.resolve(store, "[fd00::1]") == End(address="fd00::1")
+    assert explain.resolve(store, "host") == End()
+    assert explain.resolve(store, "192.0.2.7") == End(address="192.0.2.7")
+    assert explain.resolve(store, "FD00:0::1") == explain.resolve(store, "[fd00::1]") == End(address="fd00::1")
     for text in ("::ffff:10.0.0.1", "fe80::1%eth0", "300.1.1.1", "10.0.0.0/8", "fd00::zz", "1.2.3"):
         with pytest.raises(UsageError):
-            seen.resolve(store, text)
+            explain.resolve(store, text)
     with pytest.raises(NotFound):
-        seen.resolve(store, "db")
+        explain.resolve(store, "db")
 
 
 @pytest.mark.parametrize(
@@ -144,10 +144,10 @@ def test_addresses(
 ) -> None:
     monkeypatch.setattr(probe, "own_address", lambda to: None if to == "198.51.100.1" else f"by {to}")
     if pair is not None:
-        assert seen.ends(made(), source, to, family) == pair
+        assert explain.ends(made(), source, to, family) == pair
         return
     with pytest.raises(NisoError, match=r"no addresses of one family|are not of one family"):
-        seen.ends(made(), source, to, family)
+        explain.ends(made(), source, to, family)
 
 
 def test_rules_of_the_fixed_text_are_those_of_each_chain() -> None:
@@ -197,7 +197,7 @@ SOURCES4, PUBLISH = "sources4", Port("", 5432, 80, "tcp")
 def test_objects_of_the_way_and_what_counts_it(
     source: str, to: str, port: int, path: list[str], counted: list[str]
 ) -> None:
-    explained = seen.explain(Store.open(), made(db=PUBLISH), Packet(source, to, port, "tcp"))
+    explained = explain.explain(Store.open(), made(db=PUBLISH), Packet(source, to, port, "tcp"))
     assert [each.container for each in explained.path] == path
     assert [each.container for each in explained.counted] == counted
     assert all(each.counts for each in explained.counted)
@@ -208,7 +208,7 @@ def test_objects_of_the_way_and_what_counts_it(
 
 def test_element_of_each_family_is_named_with_the_line_of_the_manifest() -> None:
     for family, source, to in ((4, "10.99.1.3", "10.99.1.2"), (6, "fd00:99:1::3", "fd00:99:1::2")):
-        explained = seen.explain(Store.open(), made(), Packet(source, to, 80, "tcp"))
+        explained = explain.explain(Store.open(), made(), Packet(source, to, 80, "tcp"))
         leads, element = explained.ingress
         assert (leads.container, leads.text) == (f"ingress{family}", to)
         said = f'{to} . {source} . tcp . 80 comment "db network.policy.allow_from[0]" : return'
@@ -217,6 +217,8 @@ def test_element_of_each_family_is_named_with_the_line_of_the_manifest() -> None
 
 def test_other_family_where_both_have_it() -> None:
     store, about = Store.open(), made()
-    other = seen.other_family(store, about, End("api"), End("db"), Packet("10.99.1.3", "10.99.1.2", 80, "tcp"))
+    other = explain.other_family(store, about, End("api"), End("db"), Packet("10.99.1.3", "10.99.1.2", 80, "tcp"))
     assert other is not None and other.packet == Packet("fd00:99:1::3", "fd00:99:1::2", 80, "tcp")
-    assert seen.other_family(store, about, End("web"), End("db"), Packet("10.99.2.2", "10.99.1.2", 80, "tcp")) is None
+    assert (
+        explain.other_family(store, about, End("web"), End("db"), Packet("10.99.2.2", "10.99.1.2", 80, "tcp")) is None
+    )

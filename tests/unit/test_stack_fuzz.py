@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_manifest_fuzz import GOOD, KEYS, TEXTS, VALUES, quoted, table, toml
 
-from niso import stack
-from niso.errors import ErrorGroup, NisoError
-from niso.model import stack as model
+from niso.base.errors import ErrorGroup, NisoError
+from niso.commands import stack
+from niso.manifest import stack_file as model
 
 MANY = 20 if os.environ.get("NISO_TEST_LONG") else 1
 BOUNDED = settings(max_examples=80 * MANY, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from niso import stack as stacks
-from niso.errors import ErrorGroup, InvalidInput, NisoError, NotFound
-from niso.model import manifest as manifests
-from niso.model import stack as model
+from niso.base.errors import ErrorGroup, InvalidInput, NisoError, NotFound
+from niso.commands import stack as stacks
+from niso.manifest import load as manifests
+from niso.manifest import stack_file as model
 
 HEAD = '[stack]\nname = "shop"\n'
 MANIFEST = """\

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from niso import starting
 from niso.runtime import process
+from niso.services import start
 from niso.store.store import ServiceRow
 
 BUSY = ServiceRow("busy", "", "{}", None, "", "", 0, True, 1, (), "{}", 1.0, 1.0)
@@ -17,11 +17,11 @@ def test_the_moment_of_being_started_is_waited_for_also_where_it_has_just_passed
 ) -> None:
     """It passes between the look at the service and the question until when to wait: the next look must not be at the deadline."""
     now = [1000.0]
-    monkeypatch.setattr(starting.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(start.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(process, "status", lambda _: process.Status("running", None, 1, 1.0, 0, None))
     monkeypatch.setattr(process, "hold", lambda _: -1)
-    wait = starting._Wait(starting._Start(BUSY, None, True, None, 60.0))
-    ripe_at = now[0] + starting.STARTED_WITHIN_S
+    wait = start._Wait(start._Start(BUSY, None, True, None, 60.0))
+    ripe_at = now[0] + start.STARTED_WITHIN_S
     now[0] = ripe_at - 0.0001
     assert not wait.is_started
     now[0] += passes

@@ -11,19 +11,20 @@ from pathlib import Path
 import pytest
 from stored import dump, put
 
-from niso import paths
-from niso.errors import NisoError
-from niso.plan import desired
-from niso.records import Port
-from niso.state import Sysctl
-from niso.store import schema, world
+from niso.base import paths
+from niso.base.errors import NisoError
+from niso.plan.desired import desired
+from niso.plan.records import Port
+from niso.plan.state import Sysctl
+from niso.store import reboot
+from niso.store import tables as schema
 from niso.store.store import ALL, Store
 
 
 @pytest.fixture(autouse=True)
 def what_was_active_lives(monkeypatch) -> None:
     """The store was written on this host, in this boot."""
-    monkeypatch.setattr(world, "_lives", lambda _: True)
+    monkeypatch.setattr(reboot, "_lives", lambda _: True)
 
 
 VERSION_1 = """
@@ -103,7 +104,7 @@ CREATE TABLE sysctl (name TEXT PRIMARY KEY, before TEXT NOT NULL) STRICT;
 
 NUMBER_2 = (2).to_bytes(16)
 ROWS: dict[str, list[tuple]] = {
-    "meta": [("state_id", "0123abcd"), ("world", world.here())],
+    "meta": [("state_id", "0123abcd"), ("world", reboot.here())],
     "network": [("backend", "niso-backend", 1500, 1, 1.0), ("front", "niso-front", 1400, 0, 2.0)],
     "subnet": [("backend", 4, "10.99.1.0/24", "10.99.1.1"), ("front", 4, "10.99.2.0/24", "10.99.2.1")],
     "service": [

@@ -11,8 +11,8 @@ from snapshots_made import network
 from stored import TemporaryStore, add_network, dump, put
 from test_port_forms import packets, small_ports
 
-from niso.records import Port
-from niso.store.ports import CHOSEN, FORWARD, MANIFEST
+from niso.plan.records import Port
+from niso.store.port_rows import CHOSEN, FORWARD, MANIFEST
 from niso.store.store import ALL, Store
 
 BOUNDED = settings(max_examples=100, deadline=None)

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from snapshots_made import network
 from stored import TemporaryStore, add_network, dump, put
 
-from niso import names, paths
-from niso.errors import Conflict, NisoError, NotFound
-from niso.plan import desired
-from niso.records import Port, Snapshot
-from niso.state import State
-from niso.store import schema
+from niso.base import names, paths
+from niso.base.errors import Conflict, NisoError, NotFound
+from niso.plan.desired import desired
+from niso.plan.records import Port, Snapshot
+from niso.plan.state import State
+from niso.store import tables
 from niso.store.store import ALL, Scope, Store, close_all
 
 BOUNDED = settings(max_examples=60, deadline=None)
@@ -68,7 +68,7 @@ def filled(store: Store, changes: list) -> None:
 
 def test_new_store_has_the_version_a_private_folder_and_a_state_id_that_stays() -> None:
     store = Store.open()
-    assert store._db.execute("PRAGMA user_version").fetchone() == (schema.VERSION,)
+    assert store._db.execute("PRAGMA user_version").fetchone() == (tables.VERSION,)
     assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert os.stat(paths.state_dir()).st_mode & 0o777 == 0o700
     state_id = store.state_id()
@@ -93,9 +93,9 @@ def test_reading_a_store_that_is_not_there_makes_nothing() -> None:
 
 def test_store_of_a_newer_niso_is_refused_and_left_as_it_is() -> None:
     store = Store.open()
-    store._db.execute(f"PRAGMA user_version={schema.VERSION + 1}")
+    store._db.execute(f"PRAGMA user_version={tables.VERSION + 1}")
     store.close()
-    with pytest.raises(NisoError, match=f"version {schema.VERSION + 1}"):
+    with pytest.raises(NisoError, match=f"version {tables.VERSION + 1}"):
         Store.open()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from niso.errors import KernelError
+from niso.base.errors import KernelError
 from niso.kernel import sysctl
 
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from test_manifest_fuzz import MANIFESTS, NEAR
 from test_stack_fuzz import NETWORK, SERVICE, STACKS
 
-from niso.errors import NisoError
-from niso.model import check, manifest, schema, stack, tables
-from niso.model.manifest import Manifest, decode, encode
-from niso.typed import Literal, NamedTuple
+from niso.base.errors import NisoError
+from niso.base.lite_typing import Literal, NamedTuple
+from niso.manifest import convert, json_schema, load, stack_file, validate
+from niso.manifest.load import Manifest, decode, encode
 
 BOUNDED = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -82,19 +82,19 @@ VALUES: list[tuple[Any, tuple[str, ...]]] = [
 @pytest.mark.parametrize(("data", "keys"), VALUES, ids=lambda each: repr(each) if not isinstance(each, tuple) else "")
 def test_key_takes_the_values_of_its_type_and_no_others(data: Any, keys: tuple[str, ...]) -> None:
     for key in Every._fields:
-        errors = check.walk({key: data}, Every)
+        errors = validate.walk({key: data}, Every)
         if key in keys:
             assert errors == []
-            made = tables.convert({key: data}, Every)
+            made = convert.convert({key: data}, Every)
             assert type(made) is Every
-            back = tables.plain(made)
-            assert tuple(back) == Every._fields and tables.convert(back, Every) == made
+            back = convert.plain(made)
+            assert tuple(back) == Every._fields and convert.convert(back, Every) == made
             if "name" not in repr(data):  # the others have a default inside
                 assert back[key] == data and type(back[key]) is type(data)
         else:
             assert errors and all(str(error.key).startswith(key) for error in errors)
-            with pytest.raises(tables.Mismatch):
-                tables.convert({key: data}, Every)
+            with pytest.raises(convert.Mismatch):
+                convert.convert({key: data}, Every)
 
 
 def test_what_is_made_is_of_the_types_that_are_declared() -> None:
@@ -105,7 +105,7 @@ def test_what_is_made_is_of_the_types_that_are_declared() -> None:
         "named": {"k": {"name": "n", "level": "high"}},
         "several": {"k": {"name": "o"}},
     }
-    made = tables.convert(data, Every)
+    made = convert.convert(data, Every)
     assert made == Every(
         texts=("a",),
         leaf=Leaf("l"),
@@ -114,36 +114,36 @@ def test_what_is_made_is_of_the_types_that_are_declared() -> None:
         several={"k": Leaf("o")},
     )
     assert [type(each) for each in (made.leaf, made.leaves[0], made.named["k"])] == [Leaf] * 3
-    assert tables.convert({"several": ["a"]}, Every).several == ("a",)
+    assert convert.convert({"several": ["a"]}, Every).several == ("a",)
 
 
 def test_table_that_is_a_default_is_nobody_elses() -> None:
-    one, other = (tables.convert({}, Every) for _ in range(2))
+    one, other = (convert.convert({}, Every) for _ in range(2))
     one.numbers["a"] = 1
     assert other.numbers == Every().numbers == {}
 
 
 def test_keys_that_are_missing_or_more_are_refused() -> None:
     for data in ({}, {"name": "a", "more": 1}, {"level": "low"}, {"Name": "a"}):
-        with pytest.raises(tables.Mismatch):
-            tables.convert(data, Leaf)
-        assert check.walk(data, Leaf)
+        with pytest.raises(convert.Mismatch):
+            convert.convert(data, Leaf)
+        assert validate.walk(data, Leaf)
     for data in (None, [], "a", 1, True, Leaf("a")):
-        with pytest.raises(tables.Mismatch):
-            tables.convert(data, Leaf)
-        assert check.walk(data, Leaf)
+        with pytest.raises(convert.Mismatch):
+            convert.convert(data, Leaf)
+        assert validate.walk(data, Leaf)
 
 
 def agree(data: Any, table: type) -> None:
     """Data is refused where walk finds something, and what is made of it is the same again."""
-    found = check.walk(data, table)
+    found = validate.walk(data, table)
     try:
-        made = tables.convert(data, table)
-    except tables.Mismatch:
+        made = convert.convert(data, table)
+    except convert.Mismatch:
         assert found
     else:
         assert not found
-        assert tables.convert(json.loads(json.dumps(tables.plain(made))), table) == made
+        assert convert.convert(json.loads(json.dumps(convert.plain(made))), table) == made
 
 
 ANY = st.sampled_from([data for data, _ in VALUES])
@@ -168,13 +168,13 @@ def test_manifest_is_refused_exactly_where_walk_finds_something(data: Any) -> No
 @BOUNDED
 @given(STACKS, SERVICE, NETWORK)
 def test_parts_of_a_stack_are_refused_exactly_where_walk_finds_something(data: Any, service: Any, network: Any) -> None:
-    agree(data, stack._Whole)
-    agree(network, stack.Network)
-    agree({name: value for name, value in service.items() if name in stack.Own._fields}, stack.Own)
+    agree(data, stack_file._Whole)
+    agree(network, stack_file.Network)
+    agree({name: value for name, value in service.items() if name in stack_file.Own._fields}, stack_file.Own)
 
 
 def test_schema_knows_every_type() -> None:
-    found = schema.definitions(Every)
+    found = json_schema.definitions(Every)
     assert list(found) == ["Every", "Leaf"]
     properties = found["Every"]["properties"]
     assert properties["number"] == {"type": "integer", "default": 0}
@@ -188,13 +188,13 @@ def test_schema_knows_every_type() -> None:
 
 
 def test_types_are_read_without_typing() -> None:
-    code = "import sys, niso.cli.lifecycle, niso.activation, niso.model.check, niso.model.stack\n"
-    code += "from niso.model.manifest import Manifest, decode, encode\n"
-    code += "from niso.model.tables import convert\n"
+    code = "import sys, niso.cli.service, niso.commands.activate, niso.manifest.validate, niso.manifest.stack_file\n"
+    code += "from niso.manifest.load import Manifest, decode, encode\n"
+    code += "from niso.manifest.convert import convert\n"
     code += (
         "decode(encode(convert({'package': {'name': 'a', 'version': '1'}, 'binary': {'entrypoint': 'x'}}, Manifest)))\n"
     )
-    code += "assert niso.model.check.walk({}, Manifest)\n"
+    code += "assert niso.manifest.validate.walk({}, Manifest)\n"
     code += "sys.exit('typing' in sys.modules)"
     subprocess.run([sys.executable, "-ISc", f"import sys; sys.path[:0] = {sys.path!r}\n{code}"], check=True)
 
@@ -249,10 +249,10 @@ FULLEST = (
 @pytest.mark.parametrize(("data", "text"), [(HEAD, SMALLEST), (FULL, FULLEST)], ids=["smallest", "full"])
 def test_stored_text_is_that_of_all_versions(data: dict[str, Any], text: str) -> None:
     """A service whose stored text changed would be seen as changed."""
-    made = tables.convert(data, Manifest)
+    made = convert.convert(data, Manifest)
     assert encode(made) == text
     assert decode(text) == made
-    assert type(decode(text).network.policy.egress) is manifest.Egress
+    assert type(decode(text).network.policy.egress) is load.Egress
     assert decode(json.dumps(json.loads(text), indent=1)) == made
 
 
@@ -273,7 +273,7 @@ def test_stored_text_is_that_of_all_versions(data: dict[str, Any], text: str) ->
     ids=ascii,
 )
 def test_stored_text_escapes_what_it_always_did(value: str, text: str) -> None:
-    made = tables.convert({**HEAD, "environment": {"A": value, value: "A"}}, Manifest)
+    made = convert.convert({**HEAD, "environment": {"A": value, value: "A"}}, Manifest)
     stored = SMALLEST.replace('"environment":{}', f'"environment":{{"A":{text},{text}:"A"}}')
     assert encode(made) == stored
     assert decode(stored) == made

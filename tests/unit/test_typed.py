@@ -10,10 +10,10 @@ import typing
 
 import pytest
 
-from niso import typed
+from niso.base import lite_typing
 
 
-class Ours(typed.NamedTuple):
+class Ours(lite_typing.NamedTuple):
     """One."""
 
     name: str
@@ -38,7 +38,7 @@ class Theirs(typing.NamedTuple):
         return f"{self.name}:{self.port}"
 
 
-class Nothing(typed.NamedTuple):
+class Nothing(lite_typing.NamedTuple):
     pass
 
 
@@ -90,9 +90,9 @@ def test_one_without_fields_and_one_that_inherits() -> None:
 
 def test_a_field_without_a_default_cannot_follow_one_that_has_one() -> None:
     with pytest.raises(TypeError, match="Bad"):
-        typed._Kind("Bad", (typed.NamedTuple,), {"__annotations__": {"a": "int", "b": "int"}, "a": 1})
+        lite_typing._Kind("Bad", (lite_typing.NamedTuple,), {"__annotations__": {"a": "int", "b": "int"}, "a": 1})
 
 
 def test_does_not_import_typing() -> None:
-    code = "import sys, niso.typed, niso.records, niso.state; sys.exit('typing' in sys.modules)"
+    code = "import sys, niso.base.lite_typing, niso.plan.records, niso.plan.state; sys.exit('typing' in sys.modules)"
     subprocess.run([sys.executable, "-ISc", f"import sys; sys.path[:0] = {sys.path!r}\n{code}"], check=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from niso import boot
-from niso.cli import lifecycle, output
+from niso.base.errors import ErrorGroup
+from niso.cli import output, service
 from niso.cli.parse import Args
 from niso.cli.progress import Progress
-from niso.errors import ErrorGroup
+from niso.commands import boot
 from niso.store.store import Store
 
 
@@ -27,19 +27,19 @@ def run(name: str, args: Args) -> int:
 
 
 def _restore(args: Args) -> int:
-    timeout_s = lifecycle.timeout(args.timeout)
+    timeout_s = service.timeout(args.timeout)
     store = Store.open(create=False)
     with Progress(
-        args, lifecycle.with_healthcheck(store, [row.name for row in store.services() if row.enabled])
+        args, service.with_healthcheck(store, [row.name for row in store.services() if row.enabled])
     ) as report:
         done = boot.restore(store, timeout_s, report)
-    lifecycle.warn(store, done.outcomes)
-    lifecycle.settle(store, [outcome.service for outcome in done.outcomes])
+    service.warn(store, done.outcomes)
+    service.settle(store, [outcome.service for outcome in done.outcomes])
     if args.json:
-        output.as_json([lifecycle.outcome_json(store, outcome) for outcome in done.outcomes])
+        output.as_json([service.outcome_json(store, outcome) for outcome in done.outcomes])
     else:
         for outcome in done.outcomes:
-            print(lifecycle.outcome_text(outcome))
+            print(service.outcome_text(outcome))
         if not done.outcomes and not done.errors:
             print("no service is enabled")
     if done.errors:

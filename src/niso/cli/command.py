@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from niso.typed import NamedTuple
+from niso.base.lite_typing import NamedTuple
 
 
 class Argument(NamedTuple):

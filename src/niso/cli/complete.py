@@ -10,14 +10,14 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 
+from niso.base.errors import NisoError
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.cli import main
 from niso.cli.command import Command, Group, Option
 from niso.cli.parse import HELP, Args, unknown
-from niso.errors import NisoError
-from niso.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from niso.records import Port
+    from niso.plan.records import Port
     from niso.store.store import Store
 
 SHELLS = {"bash": "completion.bash", "zsh": "completion.zsh"}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from niso import services
+from niso.base.errors import InvalidInput, UsageError
 from niso.cli import output
 from niso.cli.parse import Args
 from niso.cli.progress import Progress
-from niso.errors import InvalidInput, UsageError
-from niso.records import Port
+from niso.plan.records import Port
+from niso.services import journal
 from niso.store.store import Store
 
 
 def run(_: str, args: Args) -> int:
-    from niso.model.ports import parse_port
+    from niso.manifest.parse_ports import parse_port
 
     try:
         port = parse_port(args.port, "PORT")
@@ -28,9 +28,9 @@ def run(_: str, args: Args) -> int:
     changed = True
     with Progress(args) as report:
         if args.remove:
-            services.port_unforward(store, name, port, report)
+            journal.port_unforward(store, name, port, report)
         else:
-            changed, taken = services.port_forward(store, name, port, replace=args.replace, report=report)
+            changed, taken = journal.port_forward(store, name, port, replace=args.replace, report=report)
     if args.json:
         rows = output.ports_json([port], store.port_families(name))
         lost = [

@@ -12,10 +12,10 @@ import io
 import os
 import sys
 
+from niso.base.errors import ErrorGroup, NisoError, UsageError
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.cli.command import Command, Group
 from niso.cli.parse import HELP, asks_help, parse, unknown
-from niso.errors import ErrorGroup, NisoError, UsageError
-from niso.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 VERSION = "0.1.0"
 
 COMMANDS = {
-    "activate": ("lifecycle", "service"),
-    "deactivate": ("lifecycle", "service"),
-    "restart": ("lifecycle", "service"),
-    "remove": ("lifecycle", "service"),
-    "ps": ("look", "service"),
-    "inspect": ("look", "service"),
-    "logs": ("look", "service"),
-    "exec": ("execute", "service"),
+    "activate": ("service", "service"),
+    "deactivate": ("service", "service"),
+    "restart": ("service", "service"),
+    "remove": ("service", "service"),
+    "ps": ("inspect", "service"),
+    "inspect": ("inspect", "service"),
+    "logs": ("inspect", "service"),
+    "exec": ("exec", "service"),
     "port-forward": ("forward", "service"),
     "net": ("net", "net"),
     "stack": ("stack", "stack"),
     "enable": ("boot", "machine"),
     "disable": ("boot", "machine"),
     "restore": ("boot", "machine"),
-    "lab": ("plain", "machine"),
-    "schema": ("plain", "machine"),
+    "lab": ("meta", "machine"),
+    "schema": ("meta", "machine"),
     "completion": ("complete", "machine"),
     "complete": ("complete", "machine"),
-    "help": ("plain", "machine"),
-    "version": ("plain", "machine"),
+    "help": ("meta", "machine"),
+    "version": ("meta", "machine"),
 }
 """The module that runs each command, and the one of cli/catalogue that has its words."""
 
@@ -182,12 +182,12 @@ def _refuse_early_option(arguments: list[str], place: int) -> None:
 
 
 def _refuse_lost_store() -> None:
-    from niso import paths
+    from niso.base import paths
 
     if not os.path.lexists(paths.database()):
-        from niso import lost
+        from niso.commands import lost_store
 
-        lost.refuse()
+        lost_store.refuse()
 
 
 def find(name: str, action: str) -> Command | Group:
@@ -200,9 +200,9 @@ def find(name: str, action: str) -> Command | Group:
 
 
 def _print_help(words: list[str]) -> int:
-    from niso.cli import plain
+    from niso.cli import meta
 
-    return plain.print_help(words)
+    return meta.print_help(words)
 
 
 def _module(name: str) -> ModuleType:
@@ -250,7 +250,7 @@ def _interrupt(*_: object) -> None:
     if _interrupts.over or now - _interrupts.last < _BURST_S:
         return
     is_first, _interrupts.last = _interrupts.last <= 0, now
-    recovery = sys.modules.get("niso.recovery")  # which may be in the middle of its import
+    recovery = sys.modules.get("niso.services.undo")  # which may be in the middle of its import
     if not (is_first and getattr(recovery, "undoing", False)):
         raise KeyboardInterrupt
 

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+from niso.base.errors import InvalidInput, UsageError
 from niso.cli import output
 from niso.cli.parse import Args
-from niso.errors import InvalidInput, UsageError
-from niso.records import Network
+from niso.plan.records import Network
 from niso.store.store import Store
 
 SEEN = ("ping", "explain", "stats", "log")
-"""The actions that are in a module of their own: cli/policy.py."""
-_DEFAULT_NETWORK = "niso-default"  # that of niso.names, which is another module to load
+"""The actions that are in a module of their own: cli/explain.py."""
+_DEFAULT_NETWORK = "niso-default"  # that of niso.base.names, which is another module to load
 
 
 def run(name: str, args: Args) -> int:
     action = name.removeprefix("net ")
     if action in SEEN:
-        from niso.cli import policy
+        from niso.cli import explain
 
-        return policy.run(action, args)
+        return explain.run(action, args)
     return int(globals()[f"_{action}"](args))
 
 
 def _create(args: Args) -> int:
-    from niso import networks
     from niso.cli.progress import Progress
-    from niso.model.values import network_name
+    from niso.manifest.values import network_name
+    from niso.services import networks
 
     try:
         name = network_name(args.name, "NAME")
@@ -35,9 +35,9 @@ def _create(args: Args) -> int:
     wish = networks.Wish(name, tuple(args.subnet), args.ipv6, tuple(args.gateway), args.internal, args.mtu)
     with Progress(args) as report:
         if not args.dry_run and store.intents():
-            from niso import services
+            from niso.services import journal
 
-            services.recover(store, report)
+            journal.recover(store, report)
         made = networks.create(store, wish, report, args.dry_run)
     network = made or store.require_network(name)
     if args.json:
@@ -87,14 +87,14 @@ def _inspect(args: Args) -> int:
 
 
 def _remove(args: Args) -> int:
-    from niso import networks, services
     from niso.cli.progress import Progress
+    from niso.services import journal, networks
 
     store = Store.open(create=False)
     names = list(dict.fromkeys(args.names))
     with Progress(args) as report:
         if not args.dry_run:
-            services.recover(store, report)
+            journal.recover(store, report)
         networks.remove(store, names, report, args.dry_run)
     if args.json:
         output.as_json([{"name": name, "changed": not args.dry_run} for name in names])
@@ -114,7 +114,7 @@ def _ports(args: Args) -> int:
         rows += [(service, port, host) for host in output.host_addresses(port, families[service])]
     ways: list[list[str]] = [[] for _ in rows]
     if args.exposed:
-        from niso import exposure
+        from niso.explain import exposure
 
         internal = [network.name for network in store.networks() if network.internal]
         on = {service: [network for network, _ in store.addresses(service)] for service in families}
@@ -159,8 +159,8 @@ def _ports(args: Args) -> int:
 
 
 def _rules(args: Args) -> int:
-    from niso.kernel.nftables import Nft
-    from niso.render import nft
+    from niso.kernel.libnftables import Nft
+    from niso.plan import nft
 
     objects: list[object] = []
     with Nft() as kernel:
@@ -177,11 +177,12 @@ def _rules(args: Args) -> int:
 
 
 def _check(args: Args) -> int:
-    from niso import check, firewalls
+    from niso.commands import check
+    from niso.explain import foreign_firewalls
 
     store = Store.open(create=False)
     found = check.check(store, args.name)
-    for line in firewalls.unseen((4, 6)):
+    for line in foreign_firewalls.unseen((4, 6)):
         output.warn(line)
     if args.json:
         output.as_json([{"problem": each.problem, "what": each.what, "detail": each.detail} for each in found])
@@ -194,9 +195,9 @@ def _check(args: Args) -> int:
 
 
 def _repair(args: Args) -> int:
-    from niso import check
-    from niso.cli import lifecycle
+    from niso.cli import service as lifecycle
     from niso.cli.progress import Progress
+    from niso.commands import check
 
     if args.sweep:
         return _sweep(args)
@@ -216,8 +217,8 @@ def _repair(args: Args) -> int:
 
 
 def _sweep(args: Args) -> int:
-    from niso import sweep
     from niso.cli.progress import Progress
+    from niso.commands import sweep
 
     with Progress(args) as report:
         gone, untold = sweep.sweep(report, args.dry_run)

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 
-from niso.records import Port
+from niso.plan.records import Port
 
 
 def escaped(text: str) -> str:

@@ -6,9 +6,9 @@ while an argument is missing. Options may stand anywhere before ``--``, and cann
 
 from __future__ import annotations
 
+from niso.base.errors import UsageError
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.cli.command import Argument, Command, Option
-from niso.errors import UsageError
-from niso.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import Any

@@ -9,14 +9,14 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 
-from niso import waits as locks
-from niso.child import signals_held
+from niso.base import waits as locks
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.signals import signals_held
 from niso.cli.output import escaped, note, step
 from niso.cli.parse import Args
-from niso.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from niso.apply import Report  # which is more than the commands need that only look
+    from niso.reconcile.converge import Report  # which is more than the commands need that only look
 
 AT_ONCE_S = 1.0
 AGAIN_S = 10.0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from niso import stack
-from niso.cli import lifecycle, output
+from niso.cli import output
+from niso.cli import service as lifecycle
 from niso.cli.parse import Args
 from niso.cli.progress import Progress
-from niso.model import stack as model
+from niso.commands import stack
+from niso.manifest import stack_file as model
 from niso.store.store import Store
 
 
@@ -62,8 +63,8 @@ def _down(args: Args) -> int:
 
 
 def _status(args: Args) -> int:
-    from niso.cli import look
+    from niso.cli import inspect
 
     outline = model.outline(args.dir)
     store = Store.open(create=False)
-    return look.ps(store, args, {*outline.after, *store.stack_members(outline.name)})
+    return inspect.ps(store, args, {*outline.after, *store.stack_members(outline.name)})

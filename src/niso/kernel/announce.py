@@ -11,7 +11,7 @@ import struct
 
 from niso.kernel import netns
 from niso.kernel.netlink import refused
-from niso.kernel.sockets import Sockets
+from niso.kernel.rtnl_sockets import Sockets
 
 _ALL_NODES = "ff02::1"
 _NEIGHBOUR_ADVERT, _OVERRIDE, _TARGET_LINK = 136, 0x20000000, 2  # ICMPv6 type, flag O, option

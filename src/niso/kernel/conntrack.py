@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from niso.kernel import netlink
 from niso.kernel.netlink import Message, attribute, attributes, nested, u32
-from niso.kernel.nftset import nfgenmsg
+from niso.kernel.nft_elements import nfgenmsg
 
 _CT_GET, _CT_DELETE, _CT_GET_STATS = 0x0101, 0x0102, 0x0105  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_*
 _TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _ID, _ZONE, _FILTER, _STATUS_MASK = 1, 2, 3, 12, 18, 25, 26

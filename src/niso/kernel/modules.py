@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from niso.errors import KernelError
+from niso.base.errors import KernelError
 from niso.kernel import sysctl
 
 BRIDGE_NETFILTER = "net/bridge"

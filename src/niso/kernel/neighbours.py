@@ -9,9 +9,9 @@ import errno
 import socket
 import struct
 
+from niso.base.lite_typing import NamedTuple
 from niso.kernel.netlink import Message, attribute, attributes, u32
 from niso.kernel.rtnetlink import Rtnl
-from niso.typed import NamedTuple
 
 _DELNEIGH, _GETNEIGH = 29, 30
 _AF_BRIDGE = 7

@@ -14,9 +14,9 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 
-from niso import failpoint
-from niso.errors import KernelError
-from niso.typed import TYPE_CHECKING, NamedTuple
+from niso.base import failpoint
+from niso.base.errors import KernelError
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from typing import Self

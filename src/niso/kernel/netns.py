@@ -12,8 +12,8 @@ import errno
 import os
 from fcntl import ioctl
 
-from niso import failpoint, paths
-from niso.errors import KernelError
+from niso.base import failpoint, paths
+from niso.base.errors import KernelError
 from niso.kernel.netlink import refused
 from niso.kernel.rtnetlink import Rtnl
 

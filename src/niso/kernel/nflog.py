@@ -12,10 +12,10 @@ import socket
 import struct
 import time
 
-from niso.errors import Conflict, KernelError
+from niso.base.errors import Conflict, KernelError
+from niso.base.lite_typing import NamedTuple
 from niso.kernel import netlink
 from niso.kernel.netlink import Message, attribute, attributes, refused, string, understood
-from niso.typed import NamedTuple
 
 _PACKET, _CONFIG = 0x0400, 0x0401  # NFNL_SUBSYS_ULOG << 8 | NFULNL_MSG_*
 _CFG_CMD, _CFG_MODE, _CFG_QTHRESH = 1, 2, 5

@@ -13,10 +13,10 @@ import socket
 import struct
 import time
 
-from niso.errors import KernelError
+from niso.base.errors import KernelError
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel import netns
 from niso.kernel.netlink import refused
-from niso.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from typing import Self

@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable
 
-from niso import files, paths
-from niso.errors import Conflict
-from niso.kernel import bridging, neighbours, netns, rtnetlink, sysctl
-from niso.kernel.nftset import HEADERS, Nfnetlink
+from niso.base import files, paths
+from niso.base.errors import Conflict
+from niso.kernel import bridge_flags, neighbours, netns, rtnetlink, sysctl
+from niso.kernel.nft_elements import HEADERS, Nfnetlink
 from niso.kernel.rtnetlink import KERNEL, Link, Rtnl
-from niso.kernel.sockets import Sockets
-from niso.render import hosts, nft
-from niso.state import (
+from niso.kernel.rtnl_sockets import Sockets
+from niso.plan import hosts_text, nft
+from niso.plan.state import (
     Address,
     Attached,
     Bridge,
@@ -207,7 +207,7 @@ def read_all(want: State, alias: str, foreign: Foreign) -> State:
 
 def owners() -> dict[str, set[str]]:
     """Table -> the state ids that its owner set names; a table that is not there is left out."""
-    from niso.kernel.nftables import Nft
+    from niso.kernel.libnftables import Nft
 
     found = {}
     with Nft() as kernel:
@@ -268,7 +268,7 @@ def _tables(candidates: State, state_id: str, adopts: bool) -> State:
 
 def _strange_tables(state_id: str, adopts: bool) -> frozenset[Ruleset]:
     """The tables where they are not marked as they should be."""
-    from niso.kernel.nftables import Nft
+    from niso.kernel.libnftables import Nft
 
     with Nft() as kernel:
         digests, gone = [], []
@@ -299,7 +299,7 @@ def _owned(table: str, texts: set[str], state_id: str) -> None:
 def _all_tables(state_id: str) -> State:
     """All that lies in the two tables."""
     from niso.kernel import ruleset
-    from niso.kernel.nftables import Nft
+    from niso.kernel.libnftables import Nft
 
     with Nft() as kernel:
         wrong = ruleset.differences(kernel)
@@ -428,7 +428,7 @@ def _veth(link: Link, name: str, inner: dict[str, Link], bridge: str) -> Veth:
         return Veth(link.name, "", "", "", link.mtu, bridge, link.hairpin, link.alias, link.up, link.strange)
     mtu = link.mtu if link.mtu == peer.mtu else -1
     up = link.up and peer.up
-    strange = ", ".join([*filter(None, [link.strange]), *([bridging.ARP_OFF_INSIDE] if peer.strange else [])])
+    strange = ", ".join([*filter(None, [link.strange]), *([bridge_flags.ARP_OFF_INSIDE] if peer.strange else [])])
     return Veth(link.name, name, peer.name, peer.mac, mtu, bridge, link.hairpin, link.alias, up, strange)
 
 
@@ -459,7 +459,7 @@ def _hosts_lines(candidates: State) -> tuple[frozenset[HostsFile], frozenset[Hos
     found = frozenset(
         line
         for line in candidates.hosts_lines
-        if f"\n{hosts.line(line.address, line.names)}" in texts.get(HostsFile(line.folder), "")
+        if f"\n{hosts_text.line(line.address, line.names)}" in texts.get(HostsFile(line.folder), "")
     )
     return frozenset(texts), found
 
@@ -470,7 +470,7 @@ def _hosts_text(folder: str) -> str | None:
         text = (files.read(os.path.join(paths.hosts_root(), folder, "hosts"), 0o444) or b"").decode()
     except (OSError, ValueError):
         return None
-    return text if text.startswith(hosts.HEADER) and text.endswith("\n") else None
+    return text if text.startswith(hosts_text.HEADER) and text.endswith("\n") else None
 
 
 def _hosts_files(folders: set[str]) -> tuple[frozenset[HostsFile], set[HostsLine]]:
@@ -478,7 +478,7 @@ def _hosts_files(folders: set[str]) -> tuple[frozenset[HostsFile], set[HostsLine
     whole, lines = set(), set()
     for folder in folders:
         text = _hosts_text(folder)
-        found = hosts.lines(text) if text is not None and _is_open(folder) else None
+        found = hosts_text.lines(text) if text is not None and _is_open(folder) else None
         if found is not None:
             whole.add(HostsFile(folder))
             lines |= {HostsLine(folder, address, names) for address, names in found}

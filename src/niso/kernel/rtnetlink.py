@@ -14,10 +14,10 @@ import struct
 from collections.abc import Sequence
 from fcntl import ioctl
 
-from niso.errors import KernelError
-from niso.kernel import bridging, netlink
+from niso.base.errors import KernelError
+from niso.base.lite_typing import NamedTuple
+from niso.kernel import bridge_flags, netlink
 from niso.kernel.netlink import Message, attribute, attributes, nested, refused, text, u32
-from niso.typed import NamedTuple
 
 MAIN = 254  # RT_TABLE_MAIN
 KERNEL = 2  # RTPROT_KERNEL: the kernel's own, with an address
@@ -70,7 +70,7 @@ class Link(NamedTuple):
     ``kind`` is "bridge", "veth", or "" for those without a driver of their own (lo, hardware); ``mtu`` in bytes; ``master``
     the index of its bridge, 0 for none; ``peer_index`` IFLA_LINK (a veth's other end, 0 for none) and ``peer_netnsid`` that
     end's namespace, -1 for this one; ``hairpin`` of a bridge port; ``call_iptables``, ``call_ip6tables`` of a bridge; ``strange``
-    what of a bridge or a port is not as niso makes it (`niso.kernel.bridging`).
+    what of a bridge or a port is not as niso makes it (`niso.kernel.bridge_flags`).
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index
@@ -254,10 +254,10 @@ class Rtnl(netlink.Netlink):
         """Change what is not None of the link ``name``; ``master`` "" takes it off its bridge, ``alias`` "" clears it.
 
         ``hairpin`` is for a bridge's port, ``call_iptables`` and ``call_ip6tables`` are for a bridge (see `add_bridge`).
-        What ``strange`` names of a port or a bridge is put back (`niso.kernel.bridging`).
+        What ``strange`` names of a port or a bridge is put back (`niso.kernel.bridge_flags`).
         """
         flags, switched = _IFF_UP if up else 0, 0 if up is None else _IFF_UP
-        if bridging.ARP_OFF in strange.split(", "):
+        if bridge_flags.ARP_OFF in strange.split(", "):
             switched |= _IFF_NOARP
         changes = text(_IFLA_IFNAME, name)
         words = []
@@ -290,7 +290,7 @@ class Rtnl(netlink.Netlink):
         body = _ifinfo() + text(_IFLA_IFNAME, name)
         messages += [
             Message(f"set '{name}' as it was made ({strange})", _NEWLINK, 0, body + each)
-            for each in bridging.usual(strange)
+            for each in bridge_flags.usual(strange)
         ]
         if messages:
             self.transact(*messages)
@@ -521,9 +521,13 @@ def _parse_link(body: bytes) -> Link:
     own = attributes(info.get(_INFO_DATA, b"")) if kind == "bridge" else {}
     is_port = netlink.string(info.get(_INFO_SLAVE_KIND, b"")) == "bridge"
     port = attributes(info.get(_INFO_SLAVE_DATA, b"")) if is_port else {}
-    strange = bridging.strange_port(port, _number(found, _IFLA_OPERSTATE, 0)) if port else bridging.strange_bridge(own)
+    strange = (
+        bridge_flags.strange_port(port, _number(found, _IFLA_OPERSTATE, 0))
+        if port
+        else bridge_flags.strange_bridge(own)
+    )
     if flags & _IFF_NOARP:
-        strange = f"{bridging.ARP_OFF}, {strange}" if strange else bridging.ARP_OFF
+        strange = f"{bridge_flags.ARP_OFF}, {strange}" if strange else bridge_flags.ARP_OFF
     return Link(
         index=index,
         name=netlink.string(found[_IFLA_IFNAME]),

@@ -1,15 +1,15 @@
-"""Whether the two tables in the kernel have the chains, sets and rules that render/nft.py gives.
+"""Whether the two tables in the kernel have the chains, sets and rules that plan/nft.py gives.
 
 The kernel itself says how the text looks when it is listed: it is loaded in a network namespace that exists for a moment.
 """
 
 from __future__ import annotations
 
-from niso.errors import KernelError
+from niso.base.errors import KernelError
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel import netns
-from niso.kernel.nftables import Nft
-from niso.render import nft
-from niso.typed import TYPE_CHECKING
+from niso.kernel.libnftables import Nft
+from niso.plan import nft
 
 if TYPE_CHECKING:
     from typing import Any

@@ -7,9 +7,9 @@ import os
 import socket
 import struct
 
+from niso.base.lite_typing import NamedTuple
 from niso.kernel import netlink
 from niso.kernel.netlink import attributes
-from niso.typed import NamedTuple
 
 _BY_FAMILY = 20  # SOCK_DIAG_BY_FAMILY
 _SKV6ONLY = 11  # INET_DIAG_SKV6ONLY

@@ -9,8 +9,8 @@ import ctypes
 import os
 from collections.abc import Iterable
 
-from niso import failpoint
-from niso.errors import KernelError
+from niso.base import failpoint
+from niso.base.errors import KernelError
 from niso.kernel.netlink import refused
 
 _SYS = "/proc/sys"

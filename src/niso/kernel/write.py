@@ -7,16 +7,16 @@ import os
 from collections.abc import Container, Iterable
 from contextlib import nullcontext, suppress
 
-from niso import failpoint, files, paths
-from niso.diff import AnyStep, Edit, HostsEdit, NftTransaction, Step
-from niso.errors import KernelError, NisoError
-from niso.kernel import bridging, modules, neighbours, netns, sysctl
+from niso.base import failpoint, files, paths
+from niso.base.errors import KernelError, NisoError
+from niso.kernel import bridge_flags, modules, neighbours, netns, sysctl
 from niso.kernel.announce import announce
-from niso.kernel.nftset import HEADERS, Change, Nfnetlink, can_change
+from niso.kernel.nft_elements import HEADERS, Change, Nfnetlink, can_change
 from niso.kernel.rtnetlink import Rtnl
-from niso.kernel.sockets import Sockets
-from niso.render import hosts
-from niso.state import Address, Attached, Bridge, HostsFile, Neighbour, Netns, Route, Sysctl, Veth
+from niso.kernel.rtnl_sockets import Sockets
+from niso.plan import hosts_text
+from niso.plan.diff import AnyStep, Edit, HostsEdit, NftTransaction, Step
+from niso.plan.state import Address, Attached, Bridge, HostsFile, Neighbour, Netns, Route, Sysctl, Veth
 
 
 def write(
@@ -222,7 +222,7 @@ class _Writer:
                 os.close(fd)
         else:
             found = step.was.strange if isinstance(step.was, Veth) else ""
-            inside = bridging.ARP_OFF if bridging.ARP_OFF_INSIDE in found else ""
+            inside = bridge_flags.ARP_OFF if bridge_flags.ARP_OFF_INSIDE in found else ""
             # another bridge's port is a new one
             strange = found if isinstance(step.was, Veth) and step.was.bridge == veth.bridge else ""
             rtnl.set_link(veth.name, mtu=veth.mtu, master=veth.bridge, hairpin=veth.hairpin, up=True, strange=strange)
@@ -282,7 +282,7 @@ def _transaction(step: NftTransaction) -> None:
     edits = [edit for edit in step.edits if isinstance(edit, Edit)]
     headers = [HEADERS[edit.element.table, edit.element.container] for edit in edits]
     if len(edits) < len(step.edits) or not all(map(can_change, headers)):
-        from niso.kernel.nftables import Nft
+        from niso.kernel.libnftables import Nft
 
         with Nft() as kernel:
             kernel.run("\n".join(step.statements))
@@ -301,15 +301,15 @@ def _transaction(step: NftTransaction) -> None:
 def _edit_hosts(step: HostsEdit) -> None:
     folder = os.path.join(paths.hosts_root(), step.folder)
     path = os.path.join(folder, "hosts")
-    text = hosts.HEADER
+    text = hosts_text.HEADER
     if step.create:
         _make_folder(folder)
     else:
         text = (files.read(path) or b"").decode()
-    text = hosts.edit(
+    text = hosts_text.edit(
         text,
-        {hosts.line(line.address, line.names) for line in step.remove},
-        {hosts.line(line.address, line.names) for line in step.add},
+        {hosts_text.line(line.address, line.names) for line in step.remove},
+        {hosts_text.line(line.address, line.names) for line in step.add},
     )
     # a reader sees the old file or the new one; the services see the folder, so that a renamed file reaches them
     temporary = f"{path}.new"

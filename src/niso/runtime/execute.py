@@ -12,11 +12,11 @@ import signal
 import time
 from types import FrameType
 
-from niso.errors import ProcessError
+from niso.base.errors import ProcessError
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.runtime import launch, process, resolve
 from niso.runtime.oci import SHELL_TERM
 from niso.runtime.spec import DEFAULT_PATH, read_json, read_state
-from niso.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import Any

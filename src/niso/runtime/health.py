@@ -14,15 +14,15 @@ import socket
 import time
 from collections.abc import Callable, Generator, Sequence
 
-from niso import paths
-from niso.errors import NisoError
+from niso.base import paths
+from niso.base.errors import NisoError
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel import netns
 from niso.kernel.rtnetlink import Rtnl
-from niso.records import Healthcheck
+from niso.plan.records import Healthcheck
 from niso.runtime import process
-from niso.runtime.lock import open_lock
+from niso.runtime.service_lock import open_lock
 from niso.runtime.spec import read_json
-from niso.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from typing import Any

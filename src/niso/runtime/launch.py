@@ -21,11 +21,11 @@ import signal
 import time
 from contextlib import ExitStack, suppress
 
-from niso import failpoint, paths
-from niso.child import ENDING, signals_delivered, signals_held
-from niso.errors import ProcessError
+from niso.base import failpoint, paths
+from niso.base.errors import ProcessError
+from niso.base.signals import ENDING, signals_delivered, signals_held
 from niso.runtime import cgroup, oci, root, unit, volumes
-from niso.runtime.lock import open_lock
+from niso.runtime.service_lock import open_lock
 from niso.runtime.spec import ProcessSpec, write_json
 
 LOG_NAME = "service.log"
@@ -356,7 +356,7 @@ def _conmon_argv(spec: ProcessSpec, bundle: str, tid: int) -> list[str]:
     """conmon's command line. Its container is created where the thread ``tid`` is."""
     import sys
 
-    exit_command = ["-I", "-m", "niso.runtime.exited", spec.service, bundle]
+    exit_command = ["-I", "-m", "niso.runtime.on_exit", spec.service, bundle]
     runtime = [
         f"--mount=/proc/{tid}/ns/mnt",
         f"--root=/proc/{tid}/root",  # ours, where niso itself runs in a chroot

@@ -16,11 +16,11 @@ import time
 from collections import deque
 from collections.abc import Iterator
 
-from niso import failpoint, paths
+from niso.base import failpoint, paths
+from niso.base.lite_typing import NamedTuple
 from niso.runtime.launch import LOG_NAME
-from niso.runtime.lock import open_lock
+from niso.runtime.service_lock import open_lock
 from niso.runtime.spec import read_state
-from niso.typed import NamedTuple
 
 ROTATE_BYTES = 16 << 20
 _BLOCK = 1 << 16

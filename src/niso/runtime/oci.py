@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.runtime.root import TMPFS
 from niso.runtime.spec import APP, ProcessSpec, path_env
-from niso.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import Any

@@ -1,4 +1,4 @@
-"""A service's process: start, stop, restart, status. Who changes something holds the service's lock (`niso.runtime.lock`).
+"""A service's process: start, stop, restart, status. Who changes something holds the service's lock (`niso.runtime.service_lock`).
 
 ``<run>/services/<service>/`` holds spec.json, state.json and one folder ``run-N`` per start (bundle, pid files, exit status). What is
 said of a process is always checked against the kernel: its pid counts only while that process is in the service's cgroup.
@@ -13,11 +13,11 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-from niso import failpoint, files, paths
-from niso.errors import NisoError, ProcessError
+from niso.base import failpoint, files, paths
+from niso.base.errors import NisoError, ProcessError
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.runtime import cgroup, launch, logs, oci, unit
 from niso.runtime.spec import ProcessSpec, load, read_json, read_state, save, write_json
-from niso.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from typing import Any

@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Sequence
 
-from niso.errors import InvalidInput
+from niso.base.errors import InvalidInput
 from niso.runtime.spec import APP
 
 MAX_DATABASE_BYTES = 4 << 20

@@ -12,8 +12,8 @@ import errno
 import os
 import stat
 
-from niso import paths
-from niso.errors import InvalidInput
+from niso.base import paths
+from niso.base.errors import InvalidInput
 from niso.runtime import resolve
 from niso.runtime.spec import APP, ProcessSpec
 

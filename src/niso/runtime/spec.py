@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 
-from niso import files, paths
-from niso.errors import NisoError
-from niso.typed import TYPE_CHECKING, NamedTuple
+from niso.base import files, paths
+from niso.base.errors import NisoError
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from typing import Any

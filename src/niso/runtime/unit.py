@@ -12,9 +12,9 @@ from __future__ import annotations
 import os
 import select
 
-from niso.child import heed_signals, keep_only, signals_held
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.signals import heed_signals, keep_only, signals_held
 from niso.runtime import cgroup
-from niso.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import NoReturn

@@ -10,12 +10,12 @@ import os
 import stat
 from collections.abc import Callable
 
-from niso import failpoint, paths
-from niso.errors import Conflict, InvalidInput, NisoError
-from niso.model.volumes import taken
+from niso.base import failpoint, paths
+from niso.base.errors import Conflict, InvalidInput, NisoError
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.manifest.parse_volumes import taken
 from niso.runtime.root import TMPFS, TOP_LINKS, etc_folders, mount_file, mount_point, place
 from niso.runtime.spec import ProcessSpec
-from niso.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from typing import Any

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from niso.records import Endpoint, Network, Port, Service, Snapshot, Subnet
-from niso.store.modes import ModeRows
-from niso.store.policies import Name, PolicyRows
-from niso.store.ports import PortRows
+from niso.base.lite_typing import NamedTuple
+from niso.plan.records import Endpoint, Network, Port, Service, Snapshot, Subnet
+from niso.store.policy_rows import Name, PolicyRows
+from niso.store.port_rows import PortRows
+from niso.store.sharer_rows import ModeRows
 from niso.store.sqlite import damaged, decoded
-from niso.typed import NamedTuple
 
 _PUBLISHED = "SELECT 1 FROM published p JOIN service v ON v.name=p.service AND v.active=1 WHERE p.network=n.name"
 # a service's ports lead to it by its other networks too, for those who are on them

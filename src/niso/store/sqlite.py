@@ -7,10 +7,10 @@ import sqlite3
 import stat
 import time
 
-from niso import failpoint, paths
-from niso.errors import NisoError
-from niso.store.reserve import room
-from niso.typed import TYPE_CHECKING
+from niso.base import failpoint, paths
+from niso.base.errors import NisoError
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.store.disk_reserve import room
 
 if TYPE_CHECKING:
     from typing import Any

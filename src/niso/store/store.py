@@ -11,15 +11,15 @@ import sqlite3
 from collections.abc import Container, Iterable, Iterator
 from heapq import merge
 
-from niso import failpoint, paths
-from niso.errors import NisoError, NotFound
-from niso.records import Network
-from niso.store import schema, world
-from niso.store.reserve import room
+from niso.base import failpoint, paths
+from niso.base.errors import NisoError, NotFound
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.plan.records import Network
+from niso.store import reboot, tables
+from niso.store.disk_reserve import room
 from niso.store.snapshots import ALL, Scope, SnapshotRows, marks
 from niso.store.sqlite import Transaction, damaged, decoded, encoded, require_store, unusable, use_wal
-from niso.store.stacks import StackRows
-from niso.typed import TYPE_CHECKING, NamedTuple
+from niso.store.stack_rows import StackRows
 
 if TYPE_CHECKING:
     from weakref import ref
@@ -152,41 +152,41 @@ class Store(SnapshotRows, StackRows):
 
     def _fill(self) -> None:
         with self.transaction():
-            for statement in schema.TABLES.split(";"):
+            for statement in tables.TABLES.split(";"):
                 self._db.execute(statement)
             self._db.execute("INSERT INTO meta VALUES ('state_id', ?)", (os.urandom(4).hex(),))
-            self._db.execute(f"PRAGMA user_version={schema.VERSION}")
+            self._db.execute(f"PRAGMA user_version={tables.VERSION}")
 
     def _migrate(self) -> None:
         version = self._version()
-        if version == schema.VERSION:
+        if version == tables.VERSION:
             return
         if version < 1:
             raise damaged("it is a database, but not a store of niso's")
-        if version > schema.VERSION:
+        if version > tables.VERSION:
             raise NisoError(
-                f"{paths.database()} is of version {version}, this niso knows {schema.VERSION}", "use the newer niso"
+                f"{paths.database()} is of version {version}, this niso knows {tables.VERSION}", "use the newer niso"
             )
         with self.transaction():
             version = self._version()  # another process may have been first
-            while version < schema.VERSION:
+            while version < tables.VERSION:
                 version += 1
-                for statement in schema.MIGRATIONS[version].split(";"):
+                for statement in tables.MIGRATIONS[version].split(";"):
                     self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version={schema.VERSION}")
+            self._db.execute(f"PRAGMA user_version={tables.VERSION}")
 
     def _require_form(self) -> None:
         """Raise NisoError where tables or columns are not those of this version."""
         query = "SELECT COUNT(*) FROM sqlite_schema m, pragma_table_info(m.name) WHERE m.type='table'"
-        if self._db.execute(query).fetchone() != (schema.COLUMNS,):
+        if self._db.execute(query).fetchone() != (tables.COLUMNS,):
             raise damaged("it has not the tables that a store of its version has")
         self.state_id()
 
     def _notice_reboot(self) -> None:
-        here = world.here()
-        if world.recorded(self._db) != here:
+        here = reboot.here()
+        if reboot.recorded(self._db) != here:
             with self.transaction():
-                world.forget_if_gone(self._db, here)
+                reboot.forget_if_gone(self._db, here)
 
     def _version(self) -> int:
         return int(self._db.execute("PRAGMA user_version").fetchone()[0])

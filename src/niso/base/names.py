@@ -1,0 +1,58 @@
+"""Names of kernel objects: deterministic and, for interfaces, at most 15 characters (IFNAMSIZ - 1, linux/if.h)."""
+
+from __future__ import annotations
+
+from niso.base.digest import sha256
+
+MAX_IFNAME = 15
+DEFAULT_NETWORK = "niso-default"
+DOMAIN = "niso.local"
+
+
+def _digest(text: str, length: int) -> str:
+    return sha256(text.encode()).hexdigest()[:length]
+
+
+def bridge(network: str) -> str:
+    """The bridge of a network: ``niso-backend`` for ``backend``, ``niso-default`` for ``niso-default``."""
+    if network == DEFAULT_NETWORK:
+        return DEFAULT_NETWORK
+    name = f"niso-{network}"
+    if len(name) <= MAX_IFNAME:
+        return name
+    return f"niso-{network[:4].rstrip('-')}-{_digest(network, 5)}"
+
+
+def veth(service: str, network: str, generation: int) -> str:
+    """The host's end of an endpoint.
+
+    ``generation`` counts the activations of the service: the kernel clears a namespace's devices in its own time, so a
+    name must not be needed again at once.
+    """
+    return f"ni{service[:5].rstrip('-')}-{_digest(f'{service}/{network}/{generation}', 7)}"
+
+
+def netns(service: str) -> str:
+    return f"niso-{service}"
+
+
+def alias(state_id: str) -> str:
+    """The alias (IFLA_IFALIAS) that says a link is this niso's own."""
+    return f"niso:{state_id}"
+
+
+def mac(service: str, network: str, state_id: str) -> str:
+    """A locally administered unicast MAC of an endpoint, the same at each activation (IEEE 802, 8.2.2)."""
+    digest = sha256(f"{state_id}/{service}/{network}".encode()).digest()
+    return ":".join(f"{byte:02x}" for byte in (0x0A, *digest[:5]))
+
+
+def own_hosts_folder(service: str) -> str:
+    """The folder of the hosts file of a service without a network; no network's name begins so."""
+    return f"={service}"
+
+
+def hosts_folder(networks: tuple[str, ...]) -> str:
+    """The folder of the hosts file that all services with this ordered list of networks share."""
+    plain = "+".join(networks)
+    return plain if len(plain) <= 100 else f"{plain[:80]}+{_digest(plain, 16)}"

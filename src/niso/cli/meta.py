@@ -1,0 +1,53 @@
+"""help, version, schema and lab."""
+
+from __future__ import annotations
+
+from niso.base.errors import UsageError
+from niso.cli import main
+from niso.cli.command import Command, Group
+from niso.cli.parse import HELP, Args, unknown
+
+
+def run(name: str, args: Args) -> int:
+    if name == "help":
+        return print_help(args.words)
+    if name == "version":
+        print(f"niso {main.VERSION}")
+        return 0
+    if name == "schema":
+        from niso.cli.output import as_json
+        from niso.manifest.json_schema import schema
+
+        as_json(schema())
+        return 0
+    if args.command and not args.command[0]:
+        raise UsageError("the command to run is empty", "niso lab -- CMD, or niso lab alone for a shell")
+    from niso.commands.lab import process
+
+    return process.run(args.command)
+
+
+def print_help(words: list[str]) -> int:
+    """Help of the command or action that ``words`` name, or the first screen. Raises UsageError."""
+    from niso.cli import help
+
+    if not words or words[0] in HELP:
+        print(help.first_screen(main.VERSION, first_screen()), end="")
+        return 0
+    name = main.ALIASES.get(words[0], words[0])
+    if name not in main.COMMANDS:
+        raise unknown("command", name, [each for each in main.COMMANDS if each != "complete"], "niso help lists them")
+    found = main.find(name, words[1] if words[1:] else "")
+    if isinstance(found, Command):
+        print(help.command(found), end="")
+    elif words[1:] and words[1] not in HELP:
+        known = [each.name for each in found.actions]
+        raise unknown("action", f"{name} {words[1]}", known, f"niso help {name} lists them")
+    else:
+        print(help.group(found), end="")
+    return 0
+
+
+def first_screen() -> list[Command | Group]:
+    """All commands, those that everybody knows left out."""
+    return [main.find(name, "") for name in main.COMMANDS if name not in ("complete", "help", "version")]

@@ -1,0 +1,24 @@
+"""``python -m niso.cli.reference DOCS``: write docs/reference and docs/man (``./dev docs``)."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from niso.cli.reference.pages import pages
+
+
+def main() -> int:
+    if len(sys.argv) != 2:
+        print("usage: python -m niso.cli.reference DOCS", file=sys.stderr)
+        return 2
+    for name, text in pages().items():
+        path = os.path.join(sys.argv[1], name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        print(path)
+    return 0
+
+
+sys.exit(main())

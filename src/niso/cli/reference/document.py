@@ -1,0 +1,128 @@
+"""A page of the reference, and its two forms: Markdown for docs/reference, roff for man(1).
+
+In texts `` `code` `` is code in both.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable
+
+from niso.base.lite_typing import NamedTuple
+
+
+class Heading(NamedTuple):
+    words: str
+    level: int = 1
+
+
+class Text(NamedTuple):
+    words: str
+
+
+class Code(NamedTuple):
+    text: str
+    language: str = ""
+
+
+class Terms(NamedTuple):
+    """Words and what they mean."""
+
+    rows: tuple[tuple[str, str], ...]
+
+
+Block = Heading | Text | Code | Terms
+
+
+class Page(NamedTuple):
+    """``name`` is one word, ``does`` completes ``name - ``; ``also`` are other pages, ``niso-net(1)``."""
+
+    name: str
+    section: int
+    does: str
+    blocks: tuple[Block, ...]
+    also: tuple[str, ...] = ()
+
+
+GENERATED = "./dev docs writes this page from the code"
+
+
+# --- Markdown --------------------------------------------------------------------------------------------------------
+
+
+def markdown(title: str, blocks: Iterable[Block]) -> str:
+    parts = [f"<!-- {GENERATED} -->", f"# {title}"]
+    for block in blocks:
+        match block:
+            case Heading(words, level):
+                parts.append(f"{'#' * (level + 1)} {words}")
+            case Text(words):
+                parts.append(textwrap.fill(_marked(words), 120, break_on_hyphens=False, break_long_words=False))
+            case Code(text, language):
+                parts.append(f"```{language}\n{text}\n```")
+            case Terms(rows):
+                parts.append(
+                    "\n".join(["| | |", "| --- | --- |", *(f"| {_cell(a)} | {_marked(b)} |" for a, b in rows)])
+                )
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(words: str) -> str:
+    return f"`{words}`".replace("|", "\\|")
+
+
+def _marked(words: str) -> str:
+    """What is no code and has a meaning in Markdown is escaped."""
+    pieces = words.split("`")
+    plain = [re.sub(r"([*<>\[\]|])", r"\\\1", piece) if i % 2 == 0 else piece for i, piece in enumerate(pieces)]
+    return "`".join(plain)
+
+
+# --- roff ------------------------------------------------------------------------------------------------------------
+
+
+def man(page: Page, version: str) -> str:
+    parts = [
+        f'.\\" {GENERATED}',
+        f'.TH {page.name.upper()} {page.section} "" "niso {version}"',
+        ".SH NAME",
+        f"{_roff(page.name)} \\- {_roff(page.does)}",
+    ]
+    for block in page.blocks:
+        match block:
+            case Heading(words, level):
+                parts.append(f".S{'H' if level == 1 else 'S'} {_roff(words.upper() if level == 1 else words)}")
+            case Text(words):
+                parts += [".PP", _lines(_bold(words))]
+            case Code(text, _):
+                parts += [".PP", ".RS 4", ".nf", *(_line(_roff(line)) for line in text.split("\n")), ".fi", ".RE"]
+            case Terms(rows):
+                for term, meaning in rows:
+                    parts += [".TP", f"\\fB{_roff(term)}\\fR", _lines(_bold(meaning)) or "\\&"]
+    if page.also:
+        names = [_roff(each) for each in page.also]
+        parts += [".SH SEE ALSO", ",\n".join(f"\\fB{name[:-3]}\\fR{name[-3:]}" for name in names)]
+    # a paragraph that begins a section has no macro of its own
+    return re.sub(r"(\n\.S[HS] [^\n]*)\n\.PP\n", r"\1\n", "\n".join(parts)) + "\n"
+
+
+def _roff(text: str) -> str:
+    """Letters that troff would read as a request, or show as another letter than was meant."""
+    for letter, shown in (("\\", "\\e"), ("-", "\\-"), ("'", "\\(aq"), ("`", "\\(ga"), ("^", "\\(ha"), ("~", "\\(ti")):
+        text = text.replace(letter, shown)
+    return text.replace("→", "\\(->")
+
+
+def _bold(text: str) -> str:
+    pieces = [_roff(piece) for piece in text.split("`")]
+    return "".join(f"\\fB{piece}\\fR" if i % 2 else piece for i, piece in enumerate(pieces))
+
+
+def _lines(text: str) -> str:
+    folded = textwrap.wrap(text, 80, break_on_hyphens=False, break_long_words=False)
+    return "\n".join(_line(each) for each in folded)
+
+
+def _line(text: str) -> str:
+    return f"\\&{text}" if text.startswith((".", "'")) else text

@@ -1,0 +1,236 @@
+"""Activation: services get their networks and their processes, all of a command or none.
+
+The change is noted in the store (an intent) before the kernel sees it; whoever finds an intent of a process that is gone undoes it
+(`niso.services.journal.recover`). niso's lock is held over plan and write; a service's own lock is held from its first change to its last,
+waiting for its process included.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from niso.base import names, paths
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.signals import signals_held
+from niso.plan.records import Port
+from niso.plan.state import State
+from niso.reconcile import policy_flows
+from niso.reconcile.converge import Lock, Report, carry_out, converge, desired_now, plan, silent
+from niso.runtime import package
+from niso.services import ports as portmap
+from niso.services import sharing, start, stop
+from niso.services.admit import Change, record, release, scope_of
+from niso.services.journal import begin, locked, recover
+from niso.services.targets import Target, still_so
+from niso.services.undo import undo_all
+from niso.store.store import Scope, ServiceRow, Store
+
+if TYPE_CHECKING:
+    from niso.services.stacks import Membership
+
+
+class Outcome(NamedTuple):
+    service: str
+    changed: bool
+    addresses: tuple[str, ...]
+    ports: tuple[Port, ...]
+
+
+def activate(
+    store: Store,
+    targets: list[Target],
+    timeout_s: float,
+    report: Report = silent,
+    dry_run: bool = False,
+    after: start.After | None = None,
+    stack: Membership | None = None,
+    meanwhile: Callable[[], object] | None = None,
+) -> list[Outcome]:
+    """Make all ``targets`` active, all or none; their processes start as ``after`` and ``meanwhile`` say (`starting.run`).
+
+    An active service whose manifest changed gets the difference; one that is as it should be is left alone. With ``stack`` they
+    belong to it from then on, its networks are made, and those that leave it end. Raises InvalidInput, Conflict, KernelError,
+    ProcessError; then everything is as before.
+    """
+    if dry_run:
+        with Lock(), store.transaction() as transaction:
+            transaction.cancel()
+            return _plan_only(
+                store, sharing.with_followers(store, targets, stack.leaving if stack else ()), report, stack
+            )
+    recover(store, report, [*(stack.leaving if stack else ()), *(target.name for target in targets)])
+    targets = sharing.with_followers(store, targets, stack.leaving if stack else ())
+    every = [*(stack.leaving if stack else ()), *(target.name for target in targets)]
+    with locked(store, every):
+        targets = [still_so(store, target) for target in targets]
+        changes: list[Change] = []
+        try:
+            _begin_copies(store, targets)
+            copies = {target.name: _copy(target, report) for target in targets}
+            leaving = _stopped(store, targets, copies, stack, report)
+            with Lock():
+                scope = _scope(store, targets, leaving, stack)
+                with store.transaction():
+                    before = desired_now(store, scope)
+                    known = {(names.netns(t.name), address) for t in targets for _, address in store.addresses(t.name)}
+                    recorded = _recorded(store, targets, copies, leaving, stack)
+                    # what is somebody else's is found before anything is on record or changed
+                    planned = plan(store, scope, before, trusting=True)
+                changes += recorded
+                start.expect(changes)
+                policy_flows.introduce(store, before, planned.want)
+                steps = carry_out(store, scope, before, planned, report, known=known)
+                reached = desired_now(store, scope)
+                stop.flush(before, reached)
+                portmap.flush(before, reached)
+                if policy_flows.narrows(before, reached):
+                    # a name that shared an address may have been what let it
+                    shared = [row.provider for row in (*(c.before for c in changes), *leaving) if row and row.provider]
+                    policy_flows.cut(store, [*(change.name for change in changes), *shared])
+            start.run(changes, timeout_s, report, after, meanwhile)
+            with Lock(), signals_held():  # it is done: an interrupt would leave the copies that nobody needs any more
+                with store.transaction():
+                    touched = _touched(store, changes, bool(steps))
+                    scope, before = _drop_left(store, changes, stack)
+                    if scope.networks:
+                        converge(store, scope, before, report, teardown=True)
+                for change in changes:
+                    package.keep_only(change.name, {change.row.package})
+        except BaseException as error:
+            undo_all(store, every, error, report)
+            raise
+        return [_outcome(store, change, change.name in touched) for change in changes]
+
+
+def _stopped(
+    store: Store, targets: list[Target], copies: dict[str, str], stack: Membership | None, report: Report
+) -> list[ServiceRow]:
+    """The services that leave the stack, their processes stopped; what ends them is undone like an activation."""
+    if stack is None or not stack.leaving:
+        return []
+    rows = _leaving(store, stack)
+    if rows:
+        # what cannot be is found before anything is stopped
+        with Lock(), store.transaction() as transaction:
+            transaction.cancel()
+            scope = _scope(store, targets, rows, stack)
+            before = desired_now(store, scope)
+            _recorded(store, targets, copies, rows, stack)
+            plan(store, scope, before, trusting=True)
+    begin(store, list(stack.leaving), "activate")
+    stop.raise_all(list(stop.stop(rows, report, stack.needs).values()))
+    return rows
+
+
+def _leaving(store: Store, stack: Membership | None) -> list[ServiceRow]:
+    """The active services that leave the stack."""
+    rows = [store.service(name) for name in (stack.leaving if stack else ())]
+    return [row for row in rows if row is not None and row.active]
+
+
+def _scope(store: Store, targets: list[Target], leaving: list[ServiceRow], stack: Membership | None) -> Scope:
+    scope = scope_of(store, targets)
+    # a name of one that shares a namespace stands for an address while it is active
+    concerned = {*scope.names, *store.names_with(store.with_companions(row.name for row in leaving if row.provider))}
+    made = (wish.name for wish in (stack.networks if stack else ()) if store.network(wish.name) is None)
+    concerned.update(("network", name) for name in made)
+    names = (*(scope.services or ()), *store.with_companions(row.name for row in leaving))
+    on = {*(scope.networks or ()), *(network for row in leaving for network in row.networks)}
+    return Scope(names, tuple(sorted(on)), names=tuple(sorted(concerned)))
+
+
+def _recorded(
+    store: Store, targets: list[Target], copies: dict[str, str], leaving: list[ServiceRow], stack: Membership | None
+) -> list[Change]:
+    if stack is not None:
+        from niso.services import stacks
+
+        stacks.prepare(store, stack, copies)
+        stop.go(store, leaving)
+    for target in targets:
+        release(store, target)
+    together = frozenset((*copies, *(row.name for row in leaving)))
+    changes = [record(store, target, copies[target.name], together, frozenset(copies)) for target in targets]
+    sharing.check(store, [change.row for change in changes], leaving)
+    if stack is not None:
+        for change in changes:
+            store.join_stack(change.name, stack.stack)
+    return changes
+
+
+def _touched(store: Store, changes: list[Change], steps: bool) -> set[str]:
+    """The services that an activation has changed, by their rows; all of them where the kernel alone was not as it should be."""
+    found = {
+        change.name
+        for change in changes
+        if change.restarts or (intent := store.intent(change.name)) is None or not store.is_as_before(intent)
+    }
+    return {change.name for change in changes} if steps and not found else found
+
+
+def _begin_copies(store: Store, targets: list[Target]) -> None:
+    """Note the intent of those whose package must be copied first: whoever finds it removes the copy."""
+    fresh = [t.name for t in targets if t.fingerprint is not None and not package.is_copied(t.name, t.fingerprint)]
+    begin(store, fresh, "activate")
+
+
+def _copy_path(target: Target, report: Report) -> str:
+    """Where the copy of the package is, or will be."""
+    if target.fingerprint is None:
+        return target.folder
+    if not package.is_copied(target.name, target.fingerprint):
+        report(f"copy package {target.folder}")
+    return os.path.join(paths.package_dir(target.name), target.fingerprint)
+
+
+def _copy(target: Target, report: Report) -> str:
+    path = _copy_path(target, report)
+    if target.fingerprint is not None:
+        package.copy(target.name, target.folder, target.rootfs, target.fingerprint, target.manifest_path)
+    return path
+
+
+def _plan_only(store: Store, targets: list[Target], report: Report, stack: Membership | None) -> list[Outcome]:
+    copies = {target.name: _copy_path(target, report) for target in targets}
+    leaving = _leaving(store, stack)
+    for row in leaving:
+        report(f"stop {row.name}")
+    scope = _scope(store, targets, leaving, stack)
+    before = desired_now(store, scope)
+    changes = _recorded(store, targets, copies, leaving, stack)
+    steps = plan(store, scope, before).steps
+    for step in steps:
+        report(step.describe())
+    for change in changes:
+        if change.rehosts:
+            report(start.words(change))
+    for change in changes:
+        if change.restarts:
+            if change.before is not None and change.before.active:
+                report(f"stop {change.name}")
+            report(start.words(change))
+    touched = _touched(store, changes, bool(steps))
+    scope, before = _drop_left(store, changes, stack)
+    said = {step.describe() for step in steps}  # the kernel has not done them, so they are found again
+    for step in plan(store, scope, before).steps if scope.networks else []:
+        if step.describe() not in said:
+            report(step.describe())
+    return [_outcome(store, change, change.name in touched) for change in changes]
+
+
+def _drop_left(store: Store, changes: list[Change], stack: Membership | None) -> tuple[Scope, State]:
+    """End the intents and drop the networks that nobody is on any more; the scope that this changed, and its state before."""
+    for name in (*(change.name for change in changes), *(stack.leaving if stack else ())):
+        store.end_intent(name)
+    left = {name for c in changes if c.before for name in set(c.before.networks) - set(c.row.networks)}
+    scope = Scope((), tuple(sorted(left)), names=tuple(("network", name) for name in sorted(left)))
+    before = desired_now(store, scope)
+    store.drop_implicit_networks(left)
+    return scope, before
+
+
+def _outcome(store: Store, change: Change, changed: bool) -> Outcome:
+    addresses = tuple(address for _, address in store.addresses(change.name))
+    ports = tuple(port for _, port in store.ports(change.name))
+    return Outcome(change.name, changed, addresses, ports)

@@ -1,0 +1,187 @@
+"""Whether the store's rows agree with one another, and how what somebody has deleted of them comes back.
+
+A service's manifest says most of its rows again. It is done by the code that writes them, in a copy in memory to see what would
+change, and then in the store.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Iterable
+
+from niso.base import names
+from niso.base.errors import NisoError
+from niso.base.lite_typing import NamedTuple
+from niso.kernel import netns
+from niso.kernel.libnftables import Nft
+from niso.kernel.rtnetlink import Rtnl
+from niso.manifest import load as model
+from niso.plan import nft
+from niso.plan.records import ANY, ANY4, ANY6, Policy, Port
+from niso.reconcile import forwarding
+from niso.runtime.spec import damaged as broken
+from niso.runtime.spec import load, understood
+from niso.store import leases
+from niso.store.store import ServiceRow, Store
+
+WIDE = (ANY, ANY4, ANY6)
+
+
+class Hole(NamedTuple):
+    """``problem`` is missing, foreign or different; ``table`` has lost a row of ``service``, has one of a service that is not there, or a damaged one."""
+
+    problem: str
+    table: str
+    service: str
+
+
+def holes(store: Store) -> list[Hole]:
+    """What is not as it should be. Changes nothing. Raises NisoError where the store is damaged beyond that."""
+    store.require_sound()
+    found = [Hole("foreign", table, service) for table, service in store.orphans()]
+    copy = store.in_memory()
+    try:
+        copy.drop_orphans()
+        for row in copy.services():
+            if copy.intent(row.name) is None and _can_be_told(row):
+                before = copy.rows(row.name)
+                _restore(copy, row)
+                after = copy.rows(row.name)
+                found += [
+                    Hole("missing", table, row.name)
+                    for table, rows in after.items()
+                    if not set(map(repr, rows)) <= set(map(repr, before[table]))
+                ]
+        if store.any_active() and store.sysctls_before().keys() != _sysctls(copy):
+            found.append(Hole("missing", "sysctl", ""))
+    finally:
+        copy.close()
+    return found
+
+
+def damaged(store: Store) -> list[ServiceRow]:
+    """Services whose manifest or process spec in the store cannot be understood."""
+    return [row for row in store.services() if not _can_be_told(row) or understood(row.spec) is None]
+
+
+def mend(store: Store, row: ServiceRow) -> None:
+    """Write the spec of a `damaged` row again, as the running service has it. Raises NisoError where that is not enough."""
+    said = load(row.name)
+    if said is None or not _can_be_told(row):
+        raise broken(row.name, row.manifest_path)
+    with store.transaction():
+        store.put_service(row._replace(spec=json.dumps(said._asdict())))
+
+
+def _can_be_told(row: ServiceRow) -> bool:
+    """Whether this version of niso understands the service's manifest."""
+    try:
+        model.decode(row.manifest)
+    except NisoError:
+        return False
+    return True
+
+
+def fill(store: Store, found: Iterable[Hole]) -> None:
+    """Put them right; the caller is in a transaction of the store. Raises NisoError."""
+    wanted = list(found)
+    store.drop_orphans()
+    for name in sorted({hole.service for hole in wanted if hole.problem == "missing" and hole.service}):
+        row = store.service(name)
+        if row is not None:
+            _restore(store, row)
+    if any(hole.table == "sysctl" for hole in wanted):
+        _sysctls(store)
+
+
+def _restore(store: Store, row: ServiceRow) -> None:
+    """Write the rows of a service that its own row says again; what is there stays."""
+    name, manifest = row.name, model.decode(row.manifest)
+    store.set_names(name, model.names(manifest))
+    for network in row.networks:
+        if store.network(network) is None:
+            raise NisoError(
+                f"network {network!r} of service {name!r} is not in the store",
+                f"niso net create {network} --subnet CIDR, with the prefix of the address of {names.bridge(network)}",
+            )
+    store.set_endpoints(name, row.networks)
+    for position, network in enumerate(row.networks):
+        _lease_again(store, row, network, position)
+        leases.lease(store, name, network, model.static_ips(manifest).get(network))
+    policy = model.policy(manifest)
+    store.set_policy(name, None if policy._replace(log=False) == Policy() else policy)
+    if row.active and store.port_families(name):
+        _ports_again(store, name, list(model.ports(manifest)))
+        store.note_published(name)
+
+
+def _ports_again(store: Store, service: str, wanted: list[Port]) -> None:
+    """Publish again what the manifest names and the kernel still has as the service's.
+
+    A port that neither has may have been taken from it (port-forward --replace): that is no hole.
+    """
+    forwards = set(store.forwards(service))
+    before = {port for _, port in store.ports(service)} - forwards
+    fixed = set(store.manifest_ports(service))
+    chosen, lost, ports = [], False, []
+    for port in wanted:
+        kept = port.host_port or store.chosen_port(service, port) or 0
+        found = port._replace(host_port=kept)
+        if found not in before:
+            back = _port_in_kernel(store, service, port)
+            if back is None or back in forwards:
+                continue
+            found, lost = back, True
+        ports.append(found)
+        if found not in fixed and not port.host_port:
+            chosen.append(found)
+    if lost:
+        store.set_ports(service, ports, chosen)
+
+
+def _port_in_kernel(store: Store, service: str, port: Port) -> Port | None:
+    """The port, with the host port that was chosen for it, where niso's maps have it as the service's; else None."""
+    own = store.addresses(service)
+    first = [address for network, address in own if network == own[0][0]]
+    with Nft() as kernel:
+        for address in first if not port.host_port else ():
+            where = f"publish_{'any' if port.host_ip in WIDE else 'addr'}{6 if ':' in address else 4}"
+            for element, (value, owner) in (kernel.elements(nft.INET, where) or {}).items():
+                *_, proto, number = element.split(" . ")
+                if (owner, proto, value) == (service, port.proto, f"{address} . {port.container_port}"):
+                    port = port._replace(host_port=int(number))
+        if not port.host_port:
+            return None
+        wanted = nft.published(service, port, first)
+        has = [kernel.get(e.table, e.container, [e.element]).get(e.element) == (e.value, service) for e in wanted]
+        return port if has and all(has) else None
+
+
+def _lease_again(store: Store, row: ServiceRow, network: str, position: int) -> None:
+    """Lease the addresses that an active service's link has to it, where they are on record no more."""
+    lost = [s for s in store.require_network(network).subnets if store.lease_of(row.name, network, s.family) is None]
+    if not lost or not row.active or not netns.exists(names.netns(row.name)):
+        return
+    with netns.inside(names.netns(row.name)), Rtnl() as rtnl:
+        link = rtnl.link(f"eth{position}")
+        found = [ipaddress.ip_interface(each.address).ip for each in rtnl.addresses(link.index)] if link else []
+    for subnet in lost:
+        prefix = ipaddress.ip_network(subnet.cidr)
+        for address in found:
+            free = store.lease_holder(str(address)) is None and str(address) != subnet.gateway
+            if address in prefix and free and store.lease_of(row.name, network, subnet.family) is None:
+                number = int(address) - int(prefix.network_address)
+                store.add_lease(row.name, network, subnet.family, number, str(address), static=False)
+
+
+def _sysctls(store: Store) -> set[str]:
+    """Note again what was found of forwarding, as the kernel still has it on record; which sysctls are noted then."""
+    with Nft() as kernel:
+        marks = kernel.elements(nft.INET, "before") or ()
+    for name, value in map(nft.sysctl_before, marks):
+        store.set_sysctl_before(name, value)
+    on = {network for row in store.services() if row.active for network in row.networks}
+    if on:
+        forwarding.record(store, sorted(on))
+    return set(store.sysctls_before())

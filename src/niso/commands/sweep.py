@@ -1,0 +1,175 @@
+"""``niso net repair --sweep``: all that is niso's goes from the kernel, whatever the store says, or where there is none."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import chain
+
+from niso.base import failpoint, paths
+from niso.base.errors import Conflict, ErrorGroup, NisoError
+from niso.kernel import netns, sysctl
+from niso.kernel.libnftables import Nft
+from niso.kernel.rtnetlink import Rtnl
+from niso.plan import nft
+from niso.reconcile import forwarding
+from niso.reconcile.converge import Lock, Report, silent
+from niso.runtime import cgroup, process
+from niso.runtime.package import delete_tree
+from niso.runtime.service_lock import locked_services, service_lock
+from niso.store.sqlite import unusable
+from niso.store.store import Store
+
+_TRIES = 50
+
+
+def sweep(report: Report = silent, dry_run: bool = False) -> tuple[int, NisoError | None]:
+    """Remove all that is niso's from the kernel, whichever state folder made it: no store is needed.
+
+    Processes first, then namespaces and links, tables last. Gives how many things went, and why the store could not be told, if so.
+    Raises an ErrorGroup of what could not be done after doing the rest.
+    """
+    errors: list[NisoError] = []
+    gone = 0
+    untold: NisoError | None = None
+    with Lock() if dry_run else _alone():
+        _refuse_strangers()
+        for words, remove in chain(_all_of_niso(), _all_rules()):
+            if errors and words.startswith("nft "):  # what they guard may still be there
+                continue
+            report(words)
+            gone += 1
+            if dry_run:
+                continue
+            try:
+                failpoint.hit(words)
+                remove()
+            except OSError as error:
+                errors.append(NisoError(f"{words}: {error.strerror}"))
+            except NisoError as error:
+                errors.append(error)
+        if not dry_run:
+            delete_tree(paths.hosts_root())
+        if not dry_run and not errors:
+            try:
+                _forget_active(Store.open(create=False))
+            except NisoError as error:  # the very case that a sweep is for
+                untold = error
+    if errors:
+        raise ErrorGroup(errors)
+    return gone, untold
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """niso's lock and those of all services that have one: nobody is in the middle of anything."""
+    for _ in range(_TRIES):
+        found = locked_services()
+        with ExitStack() as locks:
+            for name in sorted(found):
+                locks.enter_context(service_lock(name))
+            locks.enter_context(Lock())
+            if (
+                locked_services() <= found
+            ):  # else somebody came meanwhile: all are taken in their order, or two would wait for each other
+                yield
+                return
+    raise Conflict("other niso commands begin with new services all the while", "try again when they have ended")
+
+
+def _refuse_strangers() -> None:
+    """Raise Conflict where services run that this run folder does not know: their network is not for us to take."""
+    for name, path in _homeless():
+        pids = cgroup.pids(path)
+        if pids and not process.kept_here(name):
+            state_id = path.split("/")[1].removeprefix("niso-")
+            raise Conflict(
+                f"service {name!r} of the niso state folder with id {state_id} runs (pid {pids[0]}), under another run folder",
+                "set NISO_STATE_DIR and NISO_RUN_DIR to theirs, or end its processes first",
+            )
+
+
+def _homeless() -> list[tuple[str, str]]:
+    """(service, cgroup) of those whose links are here and whose folder is not in this run folder."""
+    known = set(process.left())
+    with Rtnl() as rtnl:
+        ids = {link.alias.partition(":")[2] for link in rtnl.links() if link.alias.startswith("niso:")}
+    return [
+        (name, f"/niso-{state_id}/{name}")
+        for state_id in sorted(ids)
+        for name in sorted({name for root in cgroup.roots() for name in _folders(f"{root}/niso-{state_id}")} - known)
+    ]
+
+
+def _all_of_niso() -> list[tuple[str, Callable[[], None]]]:
+    """(words, how to remove it) of everything that carries a mark of niso, in the order in which it can go."""
+    things: list[tuple[str, Callable[[], None]]] = []
+    for name in process.left():
+        things.append((f"stop {name}", partial(process.stop, name, 0)))
+    for name, path in _homeless():
+        things.append((f"end what runs in the cgroup {path}", partial(process.end_lost, name, path)))
+    for name in netns.names():
+        with netns.inside(name), Rtnl() as rtnl:
+            lo = rtnl.link("lo")
+        if lo is not None and lo.alias.startswith("niso:"):
+            things.append((f"ip netns delete {name}", partial(netns.delete, name)))
+    with Rtnl() as rtnl:
+        links = sorted(rtnl.links(), key=lambda link: link.kind == "bridge")
+    for link in links:
+        if link.alias.startswith("niso:"):
+            things.append((f"ip link delete {link.name}", partial(_delete_link, link.name)))
+    return things
+
+
+def _all_rules() -> list[tuple[str, Callable[[], None]]]:
+    """The same of the rules, and of the sysctls of which they say what they were."""
+    things: list[tuple[str, Callable[[], None]]] = []
+    with Rtnl() as rtnl:
+        going = {link.name for link in rtnl.links() if link.alias.startswith("niso:")}
+    with Nft() as kernel:
+        marks = kernel.elements(nft.INET, "before") or ()
+        for name, value in forwarding.to_put_back(dict(map(nft.sysctl_before, marks))):
+            if going & set(name.split("/")):
+                continue
+            things.append((f"sysctl -w {name}={value}", partial(sysctl.write, name, value)))
+        for table in nft.CONTAINERS:
+            if kernel.elements(table, "owner") is not None:
+                things.append((f"nft destroy table {table}", partial(_destroy_table, table)))
+    return things
+
+
+def _delete_link(name: str) -> None:
+    with Rtnl() as rtnl:
+        rtnl.delete_link(name)
+
+
+def _destroy_table(table: str) -> None:
+    with Nft() as kernel:
+        kernel.run(f"destroy table {table}")
+
+
+def _forget_active(store: Store) -> None:
+    """After a sweep: no service is active, and forwarding goes back to what it was. Raises NisoError."""
+    try:
+        with store.transaction():
+            for name in store.active_services():
+                store.set_active(name, False)
+            for intent in store.intents():
+                store.end_intent(intent.service)
+            forwarding.put_back(store)
+    except sqlite3.DatabaseError as error:
+        raise unusable(error) from error
+
+
+def _folders(folder: str) -> list[str]:
+    return [name for name in _listed(folder) if os.path.isdir(os.path.join(folder, name))]
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []

@@ -1,0 +1,457 @@
+"""What niso can tell of a packet that somebody asks about: whether it passes, what says so, and the nftables objects that do it.
+
+The engine (policy.py) judges; here a question becomes a packet, and the engine's words get the objects of the kernel.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+
+from niso.base import names
+from niso.base.errors import NisoError, UsageError
+from niso.base.lite_typing import NamedTuple
+from niso.kernel import probe
+from niso.plan import nft
+from niso.plan import policy_maps as rules
+from niso.plan.records import Member, Network, Policed, Policy, Port
+from niso.plan.state import Element
+from niso.plan.verdict import PORTED, Known, Reason, Verdict, World, decide
+from niso.store.store import Store
+
+PROTOCOLS = (*PORTED, "icmp")
+HOST = "host"
+TARGET = "NAME, ADDRESS or [IPV6], then :PORT or :PORT/PROTO; or /icmp"
+
+
+class End(NamedTuple):
+    """One end of a packet as it was asked for: a known service, the host, or an address."""
+
+    service: str = ""  # of one that shares another's network, that other one
+    address: str = ""  # of a service and of the host it is chosen
+    sharer: str = ""  # the service that was asked for, where it shares
+
+    @property
+    def name(self) -> str:
+        return self.sharer or self.service or self.address or HOST
+
+
+class Packet(NamedTuple):
+    """A packet as it is sent. ``port`` is None for icmp."""
+
+    source: str
+    destination: str
+    port: int | None
+    proto: str
+
+    @property
+    def family(self) -> int:
+        return 6 if ":" in self.destination else 4
+
+
+class Object(NamedTuple):
+    """A rule of a chain (``place`` counts from 0), or an element of a set or map (``place`` is None)."""
+
+    table: str
+    container: str
+    text: str
+    place: int | None = None
+
+    @property
+    def counts(self) -> bool:
+        if self.place is None:
+            return self.container in nft.COUNTED
+        return " counter " in f" {self.text} "
+
+
+class Explanation(NamedTuple):
+    """A verdict with the nftables objects of each of its three parts; ``counted`` are the rules that count the packet."""
+
+    packet: Packet
+    verdict: Verdict
+    path: tuple[Object, ...]
+    egress: tuple[Object, ...]
+    ingress: tuple[Object, ...]
+    counted: tuple[Object, ...]
+
+
+# --- what is asked ---------------------------------------------------------------------------------------------------
+
+
+def parse_target(text: str) -> tuple[str, int | None, str]:
+    """(name or address, port or None, protocol) of ``db:5432/tcp``, ``[fd00::2]:80``, ``10.99.1.2/icmp``, ``db``. Raises UsageError."""
+
+    def wrong(words: str) -> UsageError:
+        return UsageError(f"TO {text!r}: {words}", TARGET)
+
+    rest, slash, proto = text.partition("/")
+    if rest.startswith("["):
+        who, closed, after = rest[1:].partition("]")
+        if not closed or (after and not after.startswith(":")) or ":" not in who:
+            raise wrong("what stands in brackets is an IPv6 address, and :PORT may follow")
+        colon, number = after[:1], after[1:]
+    elif rest.count(":") > 1:
+        who, colon, number = rest, "", ""
+    else:
+        who, colon, number = rest.partition(":")
+    if not who:
+        raise wrong("it names nobody")
+    if slash and proto not in PROTOCOLS:
+        raise wrong(f"{proto!r} is no protocol of tcp, udp, sctp and icmp")
+    if not colon:
+        if proto in PORTED:
+            raise wrong(f"{proto} needs a port")
+        return who, None, "icmp"
+    if proto == "icmp":
+        raise wrong("icmp has no ports")
+    if not (number.isascii() and number.isdigit() and 1 <= int(number) <= 65535):
+        raise wrong(f"{number!r} is no port of 1 to 65535")
+    return who, int(number), proto or "tcp"
+
+
+def resolve(store: Store, text: str) -> End:
+    """Who is meant by a service's name, hostname or alias (with .niso.local or without), ``host``, or an address.
+
+    Raises NisoError, also for a service that no packet of niso's networks comes from or goes to.
+    """
+    if text == HOST:
+        return End()
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        address = ipaddress.ip_address(bare)
+    except ValueError:
+        if ":" in text or "/" in text or text.replace(".", "").isdigit():
+            raise UsageError(f"{text!r} is no address", TARGET) from None
+        return _end(store, store.resolve(text))
+    if isinstance(address, ipaddress.IPv6Address) and (address.ipv4_mapped or address.scope_id):
+        raise UsageError(f"{text!r}: IPv4-mapped addresses and zones are not supported", "name the address itself")
+    if address.is_unspecified:
+        raise UsageError(f"{text!r} is nobody's address: who connects to it reaches itself", "name an address, or host")
+    return End(address=str(address))
+
+
+def _end(store: Store, service: str) -> End:
+    row, home = store.service(service), store.service(store.home(service))
+    if row is not None and row.mode == "host":
+        words = (
+            f"{service} is of mode host: it sends and listens with the host's own addresses, as any program of the host"
+        )
+        raise NisoError(words, "ask for host in its place: niso net explain host TO, or FROM host:PORT")
+    if row is not None and home is None:
+        raise NisoError(
+            f"{service} shares the network of {row.provider}, which is not known", f"niso inspect {service}"
+        )
+    if home is not None and home.mode == "none":
+        whose = f"{service} is" if home.name == service else f"{service} shares the network of {home.name}, which is"
+        raise NisoError(
+            f"{whose} of mode none: it has its own loopback and nothing else", 'mode = "bridge" has a network'
+        )
+    if row is not None and home is not None and home.name != service:
+        if not row.active:
+            raise NisoError(
+                f"{service} is not active: it shares the network of {home.name}", f"niso activate {service}"
+            )
+        return End(service=home.name, sharer=service)
+    return End(service=service)
+
+
+def ends(world: World, source: End, destination: End, family: int | None = None) -> tuple[str, str]:
+    """The two addresses of a packet between them: those that the sender's hosts file and routes give, IPv4 first.
+
+    Raises NisoError where they have no addresses of one family.
+    """
+    given = {6 if ":" in end.address else 4 for end in (source, destination) if end.address}
+    if len(given) > 1:
+        raise UsageError(f"{source.address} and {destination.address} are not of one family", "name two of one family")
+    for end in (source, destination):
+        if end.address and family not in (None, *given):
+            other = 6 if family == 4 else 4
+            raise UsageError(f"-{family} does not go with {end.address}, which is an IPv{other} address", f"-{other}")
+    families = [each for each in (4, 6) if family in (None, each) and given <= {each}]
+    for each in families:
+        to = _destination(world, source, destination, each)
+        start = to and _source(world, source, to, each)
+        if to and start:
+            return start, to
+    kind = f"IPv{families[0]}" if len(families) == 1 else "IPv4 or IPv6"
+    if source.service and not world.services[source.service].endpoints:
+        raise NisoError(f"{source.service} has no network", f"niso inspect {source.service}")
+    raise NisoError(
+        f"no {kind} packet can be made from {source.name} to {destination.name}: they have no addresses of one family"
+        " with a route between them"
+    )
+
+
+def _destination(world: World, source: End, to: End, family: int) -> str | None:
+    if to.address:
+        return to.address
+    sender = world.services.get(source.service)
+    if not to.service:
+        if sender:  # the gateway of its first network is the host to it
+            own = (subnet for e in sender.endpoints for subnet in world.networks[e.network].subnets)
+            return next((subnet.gateway for subnet in own if subnet.family == family), None)
+        if source.address:
+            return probe.own_address(source.address)
+        return "127.0.0.1" if family == 4 else "::1"
+    known = world.services[to.service]
+    by_network = {endpoint.network: _of_family(endpoint.addresses, family) for endpoint in known.endpoints}
+    shared = [by_network.get(endpoint.network) for endpoint in sender.endpoints] if sender else []
+    return next((address for address in (*shared, *by_network.values()) if address), None)
+
+
+def _source(world: World, source: End, to: str, family: int) -> str | None:
+    if source.address:
+        return source.address
+    if not source.service:
+        return probe.own_address(to)
+    endpoints = world.services[source.service].endpoints
+    if any(to in endpoint.addresses for endpoint in endpoints):
+        return to
+    on = [endpoint for endpoint in endpoints if _holds(world.networks[endpoint.network], to)]
+    return next((a for endpoint in (*on, *endpoints) if (a := _of_family(endpoint.addresses, family))), None)
+
+
+def _of_family(addresses: tuple[str, ...], family: int) -> str | None:
+    return next((address for address in addresses if (":" in address) == (family == 6)), None)
+
+
+def _holds(network: Network, address: str) -> bool:
+    number = ipaddress.ip_address(address)
+    return any(number in ipaddress.ip_network(subnet.cidr) for subnet in network.subnets)
+
+
+def _network_of(world: World, address: str) -> Network | None:
+    return next((network for network in world.networks.values() if _holds(network, address)), None)
+
+
+# --- explain ---------------------------------------------------------------------------------------------------------
+
+
+def explain(
+    store: Store, world: World, packet: Packet, closed: Mapping[str, Collection[str]] = MappingProxyType({})
+) -> Explanation:
+    """The engine's verdict with the objects of the kernel that do the same.
+
+    ``closed`` are links of the host with their addresses that forward nothing (`niso.kernel.host_facts.not_forwarding`).
+    """
+    verdict = _named(store, packet, decide(world, *packet))
+    sender, receiver = (world.services.get(party.service) for party in (verdict.source, verdict.destination))
+    path, early, late = _path(store, world, packet, verdict)
+    egress: tuple[Object, ...] = ()
+    ingress: tuple[Object, ...] = ()
+    if _walks(world, packet, verdict):
+        judged = (packet.proto, verdict.port)
+        to = verdict.destination.address
+        egress = _policy_objects(world, sender, False, packet.source, to, judged)
+        ingress = (
+            () if is_host(world, packet.source) else _policy_objects(world, receiver, True, to, packet.source, judged)
+        )
+    if early:
+        counted: tuple[Object, ...] = early
+    elif not _walks(world, packet, verdict) or (not verdict.path.passes and not late):
+        counted = ()
+    else:
+        counted = egress if not verdict.egress.passes else egress + ingress
+        counted = counted if not (verdict.egress.passes and verdict.ingress.passes) else counted + late
+    link = _closed_link(world, packet, verdict, closed)
+    if link:
+        words = f"{link} forwards nothing that comes by it: net/ipv4/conf/{link}/forwarding is 0"
+        verdict, counted = verdict._replace(passes=False, path=Reason(False, words)), ()
+    return Explanation(packet, verdict, path, egress, ingress, tuple(each for each in counted if each.counts))
+
+
+def _closed_link(world: World, packet: Packet, verdict: Verdict, closed: Mapping[str, Collection[str]]) -> str:
+    """The link that a packet from outside comes to the host by where that does not forward it; else ""."""
+    from_outside = not verdict.source.service and not is_host(world, packet.source) and packet.family == 4
+    if not (closed and from_outside and verdict.path.passes and verdict.destination.service):
+        return ""
+    own = probe.own_address(packet.source)  # the host answers by the link that it came by
+    return next((name for name, addresses in closed.items() if own in addresses), "")
+
+
+def _named(store: Store, packet: Packet, verdict: Verdict) -> Verdict:
+    """The verdict with the service that has the published port, where that shares the network of the one it leads to."""
+    provider = verdict.destination.service
+    for sharer in store.sharers(provider) if verdict.destination.address != packet.destination else ():
+        for _, port in store.ports(sharer):
+            if port.clashes(Port(packet.destination, packet.port or 0, 0, packet.proto)):
+                words = f"published port of {sharer}, which shares the network of {provider},"
+                named = verdict.path.words.replace(f"published port of {provider}", words, 1)
+                return verdict._replace(path=verdict.path._replace(words=named))
+    return verdict
+
+
+def other_family(
+    store: Store,
+    world: World,
+    source: End,
+    destination: End,
+    packet: Packet,
+    closed: Mapping[str, Collection[str]] = MappingProxyType({}),
+) -> Explanation | None:
+    """The same by the other family, where the two have it."""
+    try:
+        found = ends(world, source, destination, 4 if packet.family == 6 else 6)
+    except NisoError:
+        return None
+    return explain(store, world, packet._replace(source=found[0], destination=found[1]), closed)
+
+
+def is_host(world: World, address: str) -> bool:
+    gateways = (subnet.gateway for network in world.networks.values() for subnet in network.subnets)
+    return address in world.host or address in gateways or ipaddress.ip_address(address).is_loopback
+
+
+def _walks(world: World, packet: Packet, verdict: Verdict) -> bool:
+    """Whether the packet leaves its namespace and comes by the chains of policies."""
+    sender = world.services.get(verdict.source.service)
+    if sender is None:
+        return not is_host(world, packet.source)
+    own = (address for endpoint in sender.endpoints for address in endpoint.addresses)
+    return packet.destination not in own and not ipaddress.ip_address(packet.destination).is_loopback
+
+
+_Rules = tuple[Object, ...]
+
+
+def _path(store: Store, world: World, packet: Packet, verdict: Verdict) -> tuple[_Rules, _Rules, _Rules]:
+    """The objects of the way; of these the rules that drop it before policies are asked, and after."""
+    sender = world.services.get(verdict.source.service)
+    family = packet.family
+    if (":" in packet.source) != (family == 6) or (sender and not (sender.active and _walks(world, packet, verdict))):
+        return (), (), ()
+    to = ipaddress.ip_address(packet.destination)
+    entered = _network_of(world, packet.source) if sender else None
+    target = verdict.destination.address
+    reached = _network_of(world, target)
+    objects: list[Object] = []
+    if sender and entered:
+        on = next((e.network for e in sender.endpoints if _holds(world.networks[e.network], packet.destination)), None)
+        by = world.networks[on or sender.endpoints[0].network]
+        if all(subnet.family != family for subnet in by.subnets):
+            return (), (), ()
+        if by.name != entered.name and not to.is_link_local:
+            spoofed = _static(nft.BRIDGE, "from_port", "not its own address")
+            # of IPv6 nothing may leave at all: no neighbour is asked for with a source that the link does not have
+            return spoofed, spoofed if family == 4 else (), ()
+        objects.append(_port_element(store, sender.name, by.name, packet.source, family))
+    elif not sender and not is_host(world, packet.source) and _network_of(world, packet.source):
+        strange = _static(nft.INET, "raw", f"{'ip' if family == 4 else 'ip6'} saddr @subnets{family}")
+        return strange, strange, ()
+    if target != packet.destination:
+        objects += _published(world, packet, verdict, entered)
+    if verdict.path.passes:
+        return (*objects, *_passing(world, packet, sender, entered, reached)), (), ()
+    if to.is_multicast or (reached and verdict.destination.service == "" and _is_broadcast(reached, target)):
+        return (*objects, *_static(nft.BRIDGE, "between", "broadcast, multicast")), (), ()
+    if not sender and is_host(world, packet.source):
+        return tuple(objects), (), ()
+    if to.is_loopback:
+        strange = _static(nft.INET, "raw", f"{'ip daddr 127.0.0.0/8' if family == 4 else 'ip6 daddr ::1'}")
+        return strange, strange, ()
+    if entered and entered.internal and (reached is None or reached.name != entered.name):
+        closed = _static(nft.INET, "forward", "out of an internal network")
+        return (*objects, *closed), closed, ()
+    if reached and (entered is None or reached.name != entered.name):
+        apart = _static(nft.INET, "forward", "not published")
+        return (*objects, *apart), (), apart
+    return tuple(objects), (), ()
+
+
+def _passing(
+    world: World, packet: Packet, sender: Known | None, entered: Network | None, reached: Network | None
+) -> _Rules:
+    if sender is None or entered is None:
+        return ()
+    if reached is not None and reached.name == entered.name and not is_host(world, packet.destination):
+        # frames of a bridge that needs no connection tracking are switched, and no rule sees them
+        return _static(nft.INET, "forward", "@same_bridge accept", 1) if reached.publishes or reached.policed else ()
+    if reached is None and not is_host(world, packet.destination):
+        word = "ip" if packet.family == 4 else "ip6"
+        return _static(nft.INET, "postrouting", f"{word} saddr @subnets")
+    return ()
+
+
+def _is_broadcast(network: Network, address: str) -> bool:
+    subnets = (ipaddress.ip_network(subnet.cidr) for subnet in network.subnets if subnet.family == 4)
+    return any(address == str(subnet.broadcast_address) for subnet in subnets)
+
+
+def _static(table: str, chain: str, fragment: str, last: int = 0) -> _Rules:
+    """The rule of the fixed text that has ``fragment`` in it: the first, or with ``last`` the last."""
+    rules = nft.rules_of(table, chain)
+    found = [Object(table, chain, text, place) for place, text in enumerate(rules) if fragment in text]
+    return tuple(found[-1:] if last else found[:1])
+
+
+def _object(element: Element) -> Object:
+    text = f"{element.element} : {element.value}" if element.value else element.element
+    return Object(element.table, element.container, text)
+
+
+def _port_element(store: Store, service: str, network: str, address: str, family: int) -> Object:
+    row = store.service(service)
+    host_end = names.veth(service, network, row.generation if row else 0)
+    mac = names.mac(service, network, store.state_id())
+    return next(
+        _object(each)
+        for each in nft.endpoint(service, host_end, mac, [address])
+        if each.container == f"sources{family}"
+    )
+
+
+def _published(world: World, packet: Packet, verdict: Verdict, entered: Network | None) -> list[Object]:
+    """The map element that leads the packet to a service."""
+    known = world.services[verdict.destination.service]
+    target = verdict.destination.address
+    beside = any(target in endpoint.addresses for endpoint in known.endpoints[1:])
+    for host_ip in (packet.destination, "any"):
+        for port in known.ports:
+            if port.proto != packet.proto or (port.host_ip == packet.destination) != (host_ip != "any"):
+                continue
+            if beside and entered:
+                elements = nft.published_on(known.name, port, entered.bridge, [target])
+            else:
+                elements = nft.published(known.name, port, [target])
+            for element in elements:
+                first, _, last = element.element.rpartition(" . ")[2].partition("-")
+                if int(first) <= (packet.port or 0) <= int(last or first):
+                    return [_object(element)]
+    return []
+
+
+def _policy_objects(world: World, known: Known | None, ingress: bool, own: str, peer: str, packet: _Judged) -> _Rules:
+    """What leads a packet to a service's policy, and the element there that decides."""
+    if known is None or not known.active:
+        return ()
+    policed = Policed(known.name, _addresses(known), known.policy)
+    deciding = rules.decides(policed, _members(world, known.policy), ingress, own, peer, *packet)
+    if deciding is None:
+        return ()
+    leads = Element(nft.INET, f"{'in' if ingress else 'e'}gress{6 if ':' in own else 4}", own, "", known.name)
+    said = f'{deciding.element} comment "{deciding.comment}" : {deciding.value}'
+    return _object(leads), Object(nft.INET, deciding.container, said)
+
+
+_Judged = tuple[str, int | None]
+"""(protocol, port) as policies see them."""
+
+
+def _addresses(known: Known) -> tuple[str, ...]:
+    return tuple(address for endpoint in known.endpoints for address in endpoint.addresses)
+
+
+def _members(world: World, policy: Policy) -> list[Member]:
+    """What the names in a policy stand for."""
+    found = []
+    for kind, name in sorted({(entry.peer.kind, entry.peer.name) for entry in policy.entries()}):
+        if kind == "network" and name in world.networks:
+            subnets = world.networks[name].subnets
+            cidrs, gateways = (tuple(each) for each in zip(*((s.cidr, s.gateway) for s in subnets), strict=True))
+            found.append(Member(kind, name, cidrs, gateways))
+        elif kind == "service":
+            holder = next((each for each in world.services.values() if name in each.names), None)
+            if holder is not None:
+                found.append(Member(kind, name, _addresses(holder)))
+    return found

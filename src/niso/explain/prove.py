@@ -1,0 +1,179 @@
+"""One real packet, held against the engine's word: `ping` between two services, and `prove` of what was explained."""
+
+from __future__ import annotations
+
+import time
+
+from niso.base import names
+from niso.base.errors import KernelError, NisoError, UsageError
+from niso.base.lite_typing import NamedTuple
+from niso.explain.explain import Explanation, Object, Packet, ends, is_host, resolve
+from niso.kernel import probe
+from niso.kernel.libnftables import Nft
+from niso.kernel.nft_elements import HEADERS, Nfnetlink
+from niso.plan.records import Entry
+from niso.plan.verdict import Reason, Verdict, World, decide, matches
+from niso.reconcile import policy_flows
+from niso.store.store import Store
+
+PATIENCE_S = 1.0
+_POLL_S = 0.02
+
+
+class Count(NamedTuple):
+    rule: Object
+    before: int | None  # packets; None where the kernel does not have the rule
+    after: int | None
+
+    @property
+    def rose(self) -> bool:
+        return self.before is not None and self.after is not None and self.after > self.before
+
+
+class Proof(NamedTuple):
+    """What came of a real packet. ``arrived`` at the service it leads to, None where that is none.
+
+    ``agrees`` is None where nothing can be seen: no rule counts it, it leads to no service, and nobody answers.
+    """
+
+    agrees: bool | None
+    arrived: bool | None
+    answered: bool
+    unsent: str
+    counts: tuple[Count, ...]
+
+
+# --- ping ------------------------------------------------------------------------------------------------------------
+
+
+def ping(store: Store, source: str, destination: str) -> tuple[Packet, float]:
+    """Send an echo from inside one service to another; gives the packet, and seconds to its answer.
+
+    Raises NisoError with the reason where no answer comes, and for what cannot be asked.
+    """
+    sender, receiver = resolve(store, source), resolve(store, destination)
+    for end, name in ((sender, source), (receiver, destination)):
+        if not end.service:
+            raise UsageError(f"{name!r} is no service", "niso net explain tells of the host and of addresses")
+        row = store.service(end.service)
+        if row is None or not row.active:
+            raise NisoError(f"{end.name} is not active", f"niso activate {end.name}")
+    from_, to = sender.service, receiver.service
+    world = policy_flows.world(store)
+    networks = [{endpoint.network for endpoint in world.services[name].endpoints} for name in (from_, to)]
+    if not networks[0] & networks[1]:
+        lists = " and ".join(
+            f"{name} is on {', '.join(e.network for e in world.services[name].endpoints) or 'none'}"
+            for name in (from_, to)
+        )
+        raise NisoError(
+            f"{from_} and {to} have no common network: {lists}",
+            "add one to network.networks of a manifest, or publish a port",
+        )
+    packet = Packet(*ends(world, sender, receiver), None, "icmp")
+    verdict = decide(world, *packet)
+    took = probe.echo(names.netns(from_), packet.source, packet.destination, PATIENCE_S)
+    if took is not None:
+        return packet, took
+    where = f"{sender.name} ({packet.source}) to {receiver.name} ({packet.destination})"
+    reason = verdict.dropped_by
+    if reason is None:
+        raise NisoError(
+            f"{where}: no answer in {PATIENCE_S:g}s, though nothing of niso's forbids it", f"niso net check {to}"
+        )
+    without = _without_icmp(world, verdict, reason)
+    words = (
+        f"{without.key} of {reason.service}, {without.text!r}, allows ports but no ICMP" if without else reason.words
+    )
+    raise NisoError(
+        f"{where}: {words}", f"niso net explain {from_} {to}", (without.key if without else reason.key) or None
+    )
+
+
+def _without_icmp(world: World, verdict: Verdict, reason: Reason) -> Entry | None:
+    """The first entry of the list that drops an echo which allows the same peer something else."""
+    if not reason.service or reason.text:  # a deny entry says it all
+        return None
+    policy = world.services[reason.service].policy
+    egress = reason is verdict.egress
+    peer = verdict.destination.address if egress else verdict.source.address
+    entries = (policy.egress_allow if egress else policy.allow_from) or ()
+    anything = (entry._replace(first=0, last=65535, proto="") for entry in entries)
+    return next(
+        (e for e, any_ in zip(entries, anything, strict=True) if matches(any_, world, peer, None, "icmp")), None
+    )
+
+
+# --- prove -----------------------------------------------------------------------------------------------------------
+
+
+def sender_namespace(world: World, packet: Packet, verdict: Verdict) -> str:
+    """From where a proof is sent: a service's namespace, "" for the host. Raises NisoError where niso cannot send from there."""
+    known = world.services.get(verdict.source.service)
+    if known is not None:
+        if not known.active:
+            raise NisoError(f"{known.name} is not active: nothing can be sent from it", f"niso activate {known.name}")
+        return names.netns(known.name)
+    if not is_host(world, packet.source):
+        raise UsageError(
+            f"--prove sends from services and from the host, and {packet.source} is neither",
+            "leave --prove out, or send a packet from there yourself",
+        )
+    return ""
+
+
+def prove(world: World, explained: Explanation) -> Proof:
+    """Send one such packet, see whether it arrives and whether the rules that are named count it. Raises NisoError."""
+    packet, verdict = explained.packet, explained.verdict
+    namespace = sender_namespace(world, packet, verdict)
+    receiver = world.services.get(verdict.destination.service)
+    watched = (names.netns(receiver.name), verdict.port) if receiver and receiver.active else None
+    with Nft() as kernel, probe.Probe(namespace, *packet, watched) as sent:
+        before = [_packets(kernel, rule) for rule in explained.counted]
+        unsent = sent.send()
+        if unsent:
+            return Proof(not verdict.passes and not explained.counted, None, False, unsent, ())
+        seen = probe.Seen(None, False)
+        if verdict.passes:
+            seen = sent.wait(PATIENCE_S, for_answer=watched is None)
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            after = [_packets(kernel, rule) for rule in explained.counted]
+            counts = tuple(map(Count, explained.counted, before, after))
+            if all(count.rose for count in counts) or time.monotonic() > end:
+                break
+            time.sleep(_POLL_S)
+        if not verdict.passes:
+            # what is dropped was dropped as it was counted; without a rule that counts, give it the time to arrive
+            seen = sent.wait(0 if counts else PATIENCE_S / 4)
+    return Proof(_agrees(verdict.passes, seen, counts), seen.arrived, seen.answered, "", counts)
+
+
+def _agrees(passes: bool, seen: probe.Seen, counts: tuple[Count, ...]) -> bool | None:
+    if not all(count.rose for count in counts):
+        return False
+    if seen.arrived is not None or seen.answered:
+        return passes == (seen.arrived or seen.answered)
+    return True if counts else None
+
+
+def _packets(kernel: Nft, rule: Object) -> int | None:
+    """How many packets a rule or element has counted; None where it is not there, or its chain has not the rules that it should have."""
+    if rule.place is None:
+        with Nfnetlink() as netlink:
+            key, _, rest = rule.text.partition(" comment ")
+            counted = netlink.count(HEADERS[rule.table, rule.container], key)
+        if counted is None or f'"{counted.comment}" : {counted.value}' != rest:
+            return None
+        return counted.packets
+    try:
+        listed = [item["rule"] for item in kernel.query(f"list chain {rule.table} {rule.container}") if "rule" in item]
+    except KernelError:
+        return None
+    if rule.place >= len(listed):
+        return None
+    found = listed[rule.place]
+    comment = rule.text.rpartition('comment "')[2].rstrip('"') if "comment" in rule.text else None
+    if found.get("comment") != comment:
+        return None
+    return next((int(e["counter"]["packets"]) for e in found["expr"] if "counter" in e), None)

@@ -1,0 +1,226 @@
+"""nftables by libnftables.so.1 (libnftables(3), libnftables-json(5)), in this process.
+
+A context, and so an `Nft`, belongs to the network namespace in which it was opened. Single elements are read by
+`niso.kernel.nft_elements`: libnftables reads every element of the table to get one, and dies of a request for 200.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+from collections.abc import Iterable
+
+from niso.base import failpoint
+from niso.base.errors import KernelError
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.kernel import nft_elements
+from niso.kernel.netlink import MALFORMED, refused
+
+if TYPE_CHECKING:
+    from typing import Any, Self
+
+_JSON = 1 << 4  # NFT_CTX_OUTPUT_JSON
+_PROTOCOLS = {number: name for name, number in nft_elements.PROTOCOLS.items()}
+
+_MALFORMED = (*MALFORMED, TypeError, AttributeError, RecursionError)
+
+_library: ctypes.CDLL | None = None
+
+
+def _load() -> ctypes.CDLL:
+    global _library
+    if _library is None:
+        try:
+            library = ctypes.CDLL("libnftables.so.1")
+        except OSError as error:
+            raise KernelError(f"cannot load libnftables.so.1: {error}", "apt install libnftables1") from error
+        library.nft_ctx_new.restype = ctypes.c_void_p
+        library.nft_ctx_new.argtypes = [ctypes.c_uint32]
+        for name in ("nft_ctx_buffer_output", "nft_ctx_buffer_error", "nft_ctx_free"):
+            getattr(library, name).argtypes = [ctypes.c_void_p]
+        for name in ("nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer"):
+            getattr(library, name).argtypes = [ctypes.c_void_p]
+            getattr(library, name).restype = ctypes.c_char_p
+        for name in ("nft_run_cmd_from_buffer", "nft_run_cmd_from_filename"):
+            getattr(library, name).argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+        library.nft_ctx_output_set_flags.argtypes = [ctypes.c_void_p, ctypes.c_uint]
+        library.nft_ctx_set_dry_run.argtypes = [ctypes.c_void_p, ctypes.c_bool]
+        _library = library
+    return _library
+
+
+class Nft:
+    """A libnftables context in the network namespace that the caller is in when it opens it. A context manager.
+
+    Nothing is written to stdout or stderr. Errors are KernelError with nft's own words.
+    """
+
+    def __init__(self) -> None:
+        self._nft = _load()
+        self._context: int | None = self._nft.nft_ctx_new(0)
+        if not self._context:
+            raise KernelError("cannot open libnftables")
+        self._nft.nft_ctx_buffer_output(self._context)
+        self._nft.nft_ctx_buffer_error(self._context)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._context:
+            self._nft.nft_ctx_free(self._context)
+            self._context = None
+
+    def run(self, text: str) -> None:
+        """Apply ``text`` (nft(8) syntax, any number of lines) as one transaction: all of it, or nothing and KernelError."""
+        what = f"apply nftables rules ({text.strip().partition(chr(10))[0][:80]})"
+        try:
+            failpoint.hit(what)
+        except OSError as error:
+            raise refused(what, error.errno or 0) from error
+        if self._nft.nft_run_cmd_from_buffer(self._context, text.encode()):
+            words = self._words()
+            # From a buffer, nft blames the first line for what the kernel refuses in another; from a file it does not.
+            raise self._error(self._dry_run(text) or words, text)
+        if failpoint.broken(failpoint.OVERRUN):
+            raise refused(what, errno.ENOBUFS)
+
+    def check(self, text: str) -> None:
+        """Have the kernel validate ``text`` as `run` would, and change nothing. Raises KernelError."""
+        words = self._dry_run(text)
+        if words:
+            raise self._error(words, text)
+
+    def query(self, command: str) -> list[dict[str, Any]]:
+        """The objects that a ``list`` command prints as JSON, without metainfo. Raises KernelError."""
+        self._nft.nft_ctx_output_set_flags(self._context, _JSON)
+        failed = self._nft.nft_run_cmd_from_buffer(self._context, command.encode())
+        self._nft.nft_ctx_output_set_flags(self._context, 0)
+        if failed:
+            raise self._error(self._words(), command)
+        answer = self._nft.nft_ctx_get_output_buffer(self._context) or b'{"nftables": []}'
+        try:
+            return [item for item in json.loads(answer)["nftables"] if "metainfo" not in item]
+        except _MALFORMED as error:
+            raise _unreadable(command) from error
+
+    def text(self, command: str) -> str:
+        """What a ``list`` command prints, as text. Raises KernelError."""
+        if self._nft.nft_run_cmd_from_buffer(self._context, command.encode()):
+            raise self._error(self._words(), command)
+        return (self._nft.nft_ctx_get_output_buffer(self._context) or b"").decode("utf-8", "replace")
+
+    def elements(self, family_table: str, container: str) -> dict[str, tuple[str, str]] | None:
+        """Every element of a set or map: element -> (value, "" in a set; comment or ""), as nft writes them.
+
+        ``family_table`` is "inet niso", ``container`` the set's or map's name; None where there is no such thing. Costs
+        20 us for each element: for a few of many see `get`.
+        """
+        with nft_elements.Nfnetlink() as kernel:
+            header = kernel.header(family_table, container)
+        if header is None:
+            return None
+        kind = "set" if header.value == () else "map"
+        found: dict[str, tuple[str, str]] = {}
+        command = f"list {kind} {family_table} {container}"
+        try:
+            for item in self.query(command):
+                found.update(_element(entry, item[kind]) for entry in item[kind].get("elem", ()))
+        except _MALFORMED as error:
+            raise _unreadable(command) from error
+        return found
+
+    def get(self, family_table: str, container: str, keys: Iterable[str]) -> dict[str, tuple[str, str]]:
+        """Those of ``keys`` that a set or map has, as `elements` gives them; the cost does not grow with the others."""
+        wanted = list(keys)
+        if not wanted:
+            return {}
+        with nft_elements.Nfnetlink() as kernel:
+            header = kernel.header(family_table, container)
+            if header is None:
+                return {}
+            if header.readable:
+                return kernel.get(header, wanted)
+        present = self.elements(family_table, container) or {}
+        return {key: present[key] for key in wanted if key in present}
+
+    def _dry_run(self, text: str) -> str:
+        """nft's words about ``text``, "" if it would work."""
+        fd = os.memfd_create("nft")
+        try:
+            with open(fd, "w", encoding="utf-8", closefd=False) as file:
+                file.write(text)
+            self._nft.nft_ctx_set_dry_run(self._context, True)
+            failed = self._nft.nft_run_cmd_from_filename(self._context, f"/proc/self/fd/{fd}".encode())
+            self._nft.nft_ctx_set_dry_run(self._context, False)
+        finally:
+            os.close(fd)
+        return self._words() if failed else ""
+
+    def _words(self) -> str:
+        words: bytes = self._nft.nft_ctx_get_error_buffer(self._context) or b""
+        return words.decode("utf-8", "replace")
+
+    def _error(self, words: str, text: str) -> KernelError:
+        """The first error of ``words``, which are "[FILE:LINE:FROM-TO: ]Error: REASON", the line, and carets below it."""
+        lines = words.splitlines()
+        start = next((i for i, line in enumerate(lines) if "Error: " in line), -1)
+        if start < 0:
+            return KernelError(f"nft: {words.strip() or 'failed without a word'}")
+        place, _, reason = lines[start].partition("Error: ")
+        reason = reason[:1].lower() + reason[1:]
+        number = place.split(":")[1] if place.count(":") >= 3 else ""
+        shown = "".join(lines[start + 1 : start + 2])
+        carets = "".join(lines[start + 2 : start + 3]).expandtabs(1)
+        at = len(carets) - len(carets.lstrip())
+        token = shown[at : len(carets)].strip()
+        where = f"line {number}, " if number and "\n" in text.strip() else ""
+        near = f"at '{token[:80]}' of " if token and token != shown.strip() else ""
+        return KernelError(f"nft: {reason}: {where}{near}'{shown.strip()[:160]}'")
+
+
+def _unreadable(command: str) -> KernelError:
+    return KernelError(f"nft: what it answers to '{command}' cannot be read", "nft -j list ruleset shows it")
+
+
+def _element(entry: Any, body: dict[str, Any]) -> tuple[str, tuple[str, str]]:
+    """One entry of "elem" as text. A map's is [key, value]; a key with a comment or counter is wrapped in "elem"."""
+    key, value = entry if isinstance(entry, list) else (entry, None)
+    comment = ""
+    if isinstance(key, dict) and "elem" in key:
+        comment = key["elem"].get("comment", "")
+        key = key["elem"]["val"]
+    written = "" if value is None else _text(value, _types(body.get("map")))
+    return _text(key, _types(body.get("type"))), (written, comment)
+
+
+def _types(declared: Any) -> list[str]:
+    """The names of a set's types; of one declared by "typeof", the names of what the expressions read."""
+    if isinstance(declared, dict):
+        expression = declared["typeof"]
+        parts = expression.get("concat", [expression])
+        return [str(part.get("meta", {}).get("key", "")) for part in parts]
+    return [declared] if isinstance(declared, str) else list(declared or ())
+
+
+def _text(value: Any, types: list[str]) -> str:
+    if isinstance(value, dict):
+        if "concat" in value:
+            return " . ".join(_text(part, types[i : i + 1]) for i, part in enumerate(value["concat"]))
+        if "range" in value:
+            return "-".join(_text(end, types) for end in value["range"])
+        if "prefix" in value:
+            return f"{_text(value['prefix']['addr'], types)}/{value['prefix']['len']}"
+        for verdict, target in value.items():
+            return f"{verdict} {target['target']}" if target else str(verdict)
+    kind = types[0] if types else ""
+    if kind in ("ifname", "iifname", "oifname"):
+        return f'"{value}"'
+    if kind in ("inet_proto", "l4proto") and isinstance(value, int):
+        return _PROTOCOLS.get(value, str(value))
+    return str(value)

@@ -1,0 +1,408 @@
+"""Single elements of nftables sets and maps by netlink (linux/netfilter/nf_tables.h): 10 us each, whatever else is there."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+from functools import partial
+
+from niso.base.lite_typing import NamedTuple
+from niso.kernel import netlink
+from niso.kernel.netlink import attribute, attributes, nested, several, string, text, understood
+from niso.plan import nft
+
+PROTOCOLS = {"icmp": 1, "igmp": 2, "tcp": 6, "udp": 17, "gre": 47, "ipv6-icmp": 58, "sctp": 132, "udplite": 136}
+
+_FAMILIES = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
+_GETSET, _GETSETELEM = 0x0A0A, 0x0A0D  # NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_*
+_SET_TABLE, _SET_NAME, _SET_FLAGS, _SET_KEY_TYPE, _SET_DATA_TYPE = 1, 2, 3, 4, 6
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
+_LIST_ELEM = 1
+_ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA, _ELEM_EXPR, _ELEM_KEY_END = 1, 2, 6, 7, 10
+_EXPR_NAME, _EXPR_DATA = 1, 2
+_COUNTER_PACKETS = 2
+_DATA_VALUE, _DATA_VERDICT = 1, 2
+_VERDICT_CODE, _VERDICT_CHAIN = 1, 2
+_UDATA_COMMENT = 0  # NFTNL_UDATA_SET_ELEM_COMMENT, libnftnl/udata.h
+
+_FLAG_INTERVAL, _FLAG_MAP = 0x4, 0x8
+_VERDICT_TYPE = 0xFFFFFF00  # NFT_DATA_VERDICT
+_VERDICTS = {0: "drop", 1: "accept", -1: "continue", -3: "jump", -4: "goto", -5: "return"}
+
+# nftables, include/datatype.h: the number and the width in bytes of each type niso uses.
+_NFPROTO, _IPV4, _IPV6, _ETHER, _PROTO, _SERVICE, _IFNAME = 2, 7, 8, 9, 12, 13, 41
+_MAC_NUMBER = -1  # six bytes of a packet, without a type
+_WIDTHS = {_MAC_NUMBER: 6, _NFPROTO: 1, _IPV4: 4, _IPV6: 16, _ETHER: 6, _PROTO: 1, _SERVICE: 2, _IFNAME: 16}
+_NFPROTOS = {"ipv4": 2, "ipv6": 10}  # NFPROTO_*
+_NAMES = {
+    "nf_proto": _NFPROTO,
+    "ipv4_addr": _IPV4,
+    "ipv6_addr": _IPV6,
+    "ether_addr": _ETHER,
+    "inet_proto": _PROTO,
+    "inet_service": _SERVICE,
+    "ifname": _IFNAME,
+    "iifname": _IFNAME,
+    "@th,208,48": _MAC_NUMBER,
+}
+_TYPE_BITS = 6
+
+_NEWSETELEM, _DELSETELEM = 0x0A0C, 0x0A0E
+_BATCH_BEGIN, _BATCH_END = 0x10, 0x11  # NFNL_MSG_BATCH_*
+_SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
+_CLASHES = (errno.EEXIST, errno.EBUSY, errno.ENOTEMPTY)  # the same key with another value; an interval that overlaps
+_MOST_BYTES = 32 << 10  # of the elements in one message: an attribute holds 64 KiB
+
+_ABSENT = (errno.ENOENT, errno.EINVAL)  # no such table, set or element; a set of other types
+_CHUNK = 64  # requests in one sendmsg; their answers must fit the socket's buffer
+
+
+class Header(NamedTuple):
+    """What a set or map holds: the types of its key and its value (none in a set, None for a verdict)."""
+
+    family: int
+    table: str
+    name: str
+    interval: bool
+    key: tuple[int, ...]
+    value: tuple[int, ...] | None
+
+    @property
+    def readable(self) -> bool:
+        """Whether `Nfnetlink.get` knows its types."""
+        return all(kind in _WIDTHS for kind in (*self.key, *(self.value or ())))
+
+
+class Nfnetlink(netlink.Netfilter):
+    """A socket to nf_tables in the network namespace that the caller is in when it opens it."""
+
+    def change(self, what: str, changes: Iterable[Change]) -> None:
+        """Carry out all changes in one transaction, or none. Raises KernelError, with EEXIST where an element is there already.
+
+        Its cost does not grow with what is there: libnftables lists all sets first, and for intervals their elements.
+        """
+        messages = []
+        for (adds, header), chunk in _chunks(changes):
+            prefix = nfgenmsg(header.family) + text(_LIST_TABLE, header.table) + text(_LIST_SET, header.name)
+            kind, flags = (_NEWSETELEM, netlink.CREATE) if adds else (_DELSETELEM, 0)
+            messages.append(netlink.Message(what, kind, flags, prefix + nested(_LIST_ELEMENTS, *chunk)))
+        self.transact_batch(
+            what,
+            netlink.Message(what, _BATCH_BEGIN, 0, nfgenmsg(0, _SUBSYSTEM)),
+            messages,
+            netlink.Message(what, _BATCH_END, 0, nfgenmsg(0, _SUBSYSTEM)),
+            _CLASHES,
+        )
+
+    def counts(self, header: Header) -> list[Counted]:
+        """All elements of a set or map that count. Raises KernelError."""
+        body = nfgenmsg(header.family) + text(_LIST_TABLE, header.table) + text(_LIST_SET, header.name)
+        found = self.dump(f"read {header.name}", _GETSETELEM, body, lambda answer: _counted(header, answer), _ABSENT)
+        return [each for some in found for each in some]
+
+    def count(self, header: Header, key: str) -> Counted | None:
+        """One element that counts; None where it is not there. Raises KernelError."""
+        first, last = _pack_key(header, key)
+        what = "read nftables elements"
+        answer = self.get_one(what, _GETSETELEM, _request(header, first, last), _ABSENT)
+        found = understood(what, lambda body: _counted(header, body), answer) if answer is not None else []
+        return found[0]._replace(key=key) if found else None
+
+    def header(self, family_table: str, container: str) -> Header | None:
+        """The header of a set or map of the table ("inet niso"); None if there is no such thing. Raises KernelError."""
+        family, _, table = family_table.partition(" ")
+        number = _FAMILIES[family]
+        body = nfgenmsg(number) + text(_SET_TABLE, table) + text(_SET_NAME, container)
+        what = f"read {family_table} {container}"
+        answer = self.get_one(what, _GETSET, body, (errno.ENOENT,))
+        if answer is None:
+            return None
+        return understood(what, lambda body: _header(number, table, container, body), answer)
+
+    def get(self, header: Header, keys: Iterable[str]) -> dict[str, tuple[str, str]]:
+        """Those of ``keys`` that are there: key -> (value, comment), both as nft writes them. Raises KernelError."""
+        return {key: found for (_, key), found in self.get_many((header, key) for key in keys).items()}
+
+    def get_many(self, wanted: Iterable[tuple[Header, str]]) -> dict[tuple[Header, str], tuple[str, str]]:
+        """As `get`, of several sets and maps; of those that are not there, nothing. Raises KernelError."""
+        pairs = list(wanted)
+        found = {}
+        for start in range(0, len(pairs), _CHUNK):
+            chunk = pairs[start : start + _CHUNK]
+            asked: list[tuple[Header, str, bytes, bytes]] = []
+            for header, key in chunk:
+                first, last = _pack_key(header, key)
+                asked.append((header, key, first, last))
+            bodies = [_request(header, first, last) for header, _, first, last in asked]
+            # Intervals of one field are stored as starts and ends, and the end of one that the next follows is left out:
+            # this is the interval, if its last value belongs to the same start and the value after it does not.
+            lone = {i: len(bodies) + 2 * n for n, i in enumerate(i for i, a in enumerate(asked) if _is_lone(a[0]))}
+            for i in lone:
+                header, _, _, last = asked[i]
+                bodies += [_request(header, last, b""), _request(header, _next(last), b"")]
+            what = "read nftables elements"
+            answers = self.get_all(what, _GETSETELEM, bodies, _ABSENT)
+            for i, (header, key, first, last) in enumerate(asked):
+                answer = answers[i]
+                if answer is None:
+                    continue
+                ends = answers[lone[i] : lone[i] + 2] if i in lone else []
+                parse = partial(_found, header, first, last, ends)
+                if (element := understood(what, parse, answer)) is not None:
+                    found[header, key] = element
+        return found
+
+
+class Counted(NamedTuple):
+    """An element that counts; ``key``, ``value`` and ``comment`` as nft writes them."""
+
+    key: str  # of an interval its start
+    value: str
+    comment: str
+    packets: int
+
+
+class Change(NamedTuple):
+    """An element to add to a set or map, or to delete from it."""
+
+    adds: bool
+    header: Header
+    key: str  # as nft writes it, and so are the others
+    value: str
+    comment: str
+
+
+def _found(
+    header: Header, first: bytes, last: bytes, ends: list[bytes | None], answer: bytes
+) -> tuple[str, str] | None:
+    """(value, comment) of the element that was asked for by its key ``first`` to ``last``; None where the answer is another one.
+
+    ``ends``: of an interval of one field, the answers for its last value and for the one after it.
+    """
+    element = attributes(attributes(attributes(answer, 4)[_LIST_ELEMENTS])[_LIST_ELEM])
+    # An interval set answers with the element that holds the key: it must be this one, not a wider one.
+    if _data(element[_ELEM_KEY]) != first:
+        return None
+    if ends:
+        at_end, after = map(_answered, ends)
+        if at_end != first or after == first:
+            return None
+    elif _data(element.get(_ELEM_KEY_END, b"")) != last:
+        return None
+    return _value(header, element.get(_ELEM_DATA, b"")), _comment(element)
+
+
+def _header(family: int, table: str, name: str, answer: bytes) -> Header:
+    found = attributes(answer, 4)
+    flags = int.from_bytes(found.get(_SET_FLAGS, b""), "big")
+    data = int.from_bytes(found.get(_SET_DATA_TYPE, b""), "big")
+    value = None if data == _VERDICT_TYPE else _unpack_type(data)
+    key = _unpack_type(int.from_bytes(found[_SET_KEY_TYPE], "big"))
+    return Header(family, table, name, bool(flags & _FLAG_INTERVAL), key, value if flags & _FLAG_MAP else ())
+
+
+def _counted(header: Header, answer: bytes) -> list[Counted]:
+    found = []
+    for packed in several(attributes(answer, 4).get(_LIST_ELEMENTS, b""), _LIST_ELEM):
+        element = attributes(packed)
+        expression = attributes(element.get(_ELEM_EXPR, b""))
+        if string(expression.get(_EXPR_NAME, b"")) == "counter":
+            number = int.from_bytes(attributes(expression[_EXPR_DATA])[_COUNTER_PACKETS], "big")
+            key = _fields(header.key, _data(element[_ELEM_KEY]))
+            found.append(Counted(key, _value(header, element.get(_ELEM_DATA, b"")), _comment(element), number))
+    return found
+
+
+def nfgenmsg(family: int, resource: int = 0) -> bytes:
+    """struct nfgenmsg: family, version, resource."""
+    return struct.pack("!BBH", family, 0, resource)
+
+
+def _unpack_type(packed: int) -> tuple[int, ...]:
+    kinds: tuple[int, ...] = ()
+    while packed:
+        kinds = (packed & (1 << _TYPE_BITS) - 1, *kinds)
+        packed >>= _TYPE_BITS
+    return kinds
+
+
+def _answered(answer: bytes | None) -> bytes:
+    """The key of the element in an answer."""
+    if answer is None:
+        return b""
+    return _data(attributes(attributes(attributes(answer, 4)[_LIST_ELEMENTS])[_LIST_ELEM])[_ELEM_KEY])
+
+
+def can_change(header: Header) -> bool:
+    """Whether `Nfnetlink.change` can write to it: not where an interval's end may be missing since the next one follows it."""
+    return header.readable and not _is_lone(header)
+
+
+def _is_lone(header: Header) -> bool:
+    return header.interval and len(header.key) == 1
+
+
+def _next(last: bytes) -> bytes:
+    """The number after ``last``; after the highest, the lowest."""
+    return ((int.from_bytes(last, "big") + 1) % (1 << 8 * len(last))).to_bytes(len(last), "big")
+
+
+def _request(header: Header, first: bytes, last: bytes) -> bytes:
+    parts = [nested(_ELEM_KEY, attribute(_DATA_VALUE, first))]
+    if last and not _is_lone(header):
+        parts.append(nested(_ELEM_KEY_END, attribute(_DATA_VALUE, last)))
+    prefix = nfgenmsg(header.family) + text(_LIST_TABLE, header.table) + text(_LIST_SET, header.name)
+    return prefix + nested(_LIST_ELEMENTS, nested(_LIST_ELEM, *parts))
+
+
+def _chunks(changes: Iterable[Change]) -> Iterator[tuple[tuple[bool, Header], list[bytes]]]:
+    """The elements of changes that follow one another and concern one set, as attributes, in messages of bounded size."""
+    place: tuple[bool, Header] | None = None
+    chunk: list[bytes] = []
+    size = 0
+    for change in changes:
+        element = _element(change)
+        if place is not None and (place != (change.adds, change.header) or size + len(element) > _MOST_BYTES):
+            yield place, chunk
+            chunk, size = [], 0
+        place = (change.adds, change.header)
+        chunk.append(element)
+        size += len(element)
+    if place is not None:
+        yield place, chunk
+
+
+def _element(change: Change) -> bytes:
+    first, last = _pack_key(change.header, change.key)
+    parts = [nested(_ELEM_KEY, attribute(_DATA_VALUE, first))]
+    if last:
+        parts.append(nested(_ELEM_KEY_END, attribute(_DATA_VALUE, last)))
+    if change.adds and change.value:
+        parts.append(nested(_ELEM_DATA, _pack_value(change.header, change.value)))
+    if change.adds and change.comment:
+        words = change.comment.encode() + b"\0"
+        parts.append(attribute(_ELEM_USERDATA, bytes([_UDATA_COMMENT, len(words)]) + words))
+    return nested(_LIST_ELEM, *parts)
+
+
+def _pack_value(header: Header, value: str) -> bytes:
+    if header.value is None:
+        verdict, _, chain = value.partition(" ")
+        code = next(number for number, word in _VERDICTS.items() if word == verdict)
+        parts = [attribute(_VERDICT_CODE, struct.pack(">i", code))]
+        if chain:
+            parts.append(text(_VERDICT_CHAIN, chain))
+        return nested(_DATA_VERDICT, *parts)
+    fields = value.split(" . ")
+    packed = b"".join(
+        _pack(kind, field) + (b"\0" * (-_WIDTHS[kind] % 4) if len(fields) > 1 else b"")
+        for kind, field in zip(header.value, fields, strict=True)
+    )
+    return attribute(_DATA_VALUE, packed)
+
+
+def declared(family_table: str, container: str, key: str, value: str | None, interval: bool) -> Header:
+    """The header of a set or map that is declared with these types, as nft writes them ("inet_proto . inet_service")."""
+    family, _, table = family_table.partition(" ")
+    types = [
+        tuple(_NAMES[name] for name in names.split(" . ")) for names in (key, value) if names and names != "verdict"
+    ]
+    values = None if value == "verdict" else types[1] if value else ()
+    return Header(_FAMILIES[family], table, container, interval, types[0], values)
+
+
+HEADERS = {place: declared(place[0], place[1], *types) for place, types in nft.DECLARED.items()}
+"""The header of each set and map of niso's text."""
+
+
+def _data(nest: bytes) -> bytes:
+    return attributes(nest).get(_DATA_VALUE, b"")
+
+
+def _pack_key(header: Header, key: str) -> tuple[bytes, bytes]:
+    """The key's bytes as in a register, and for an interval map the last ones of its range. Fields take whole words."""
+    fields = key.split(" . ")
+    pad = len(header.key) > 1
+    ends: list[bytes] = [b"", b""]
+    for kind, field in zip(header.key, fields, strict=True):
+        for i, packed in enumerate(_pack_range(kind, field)):
+            ends[i] += packed + (b"\0" * (-len(packed) % 4) if pad else b"")
+    return ends[0], ends[1] if header.interval else b""
+
+
+def _pack_range(kind: int, field: str) -> tuple[bytes, bytes]:
+    address, slash, length = field.partition("/")
+    if slash and kind in (_IPV4, _IPV6):
+        first = _pack(kind, address)
+        host = (1 << len(first) * 8 - int(length)) - 1
+        return first, (int.from_bytes(first, "big") | host).to_bytes(len(first), "big")
+    low, dash, high = field.partition("-")
+    if dash and kind in (_IPV4, _IPV6, _SERVICE):
+        return _pack(kind, low), _pack(kind, high)
+    return _pack(kind, field), _pack(kind, field)
+
+
+def _pack(kind: int, field: str) -> bytes:
+    if kind == _IPV4:
+        return socket.inet_pton(socket.AF_INET, field)
+    if kind == _IPV6:
+        return socket.inet_pton(socket.AF_INET6, field)
+    if kind == _ETHER:
+        return bytes.fromhex(field.replace(":", ""))
+    if kind == _MAC_NUMBER:
+        return int(field).to_bytes(6, "big")
+    if kind == _SERVICE:
+        return int(field).to_bytes(2, "big")
+    if kind == _NFPROTO:
+        return bytes([_NFPROTOS[field]])
+    if kind == _PROTO:
+        return bytes([PROTOCOLS[field] if field in PROTOCOLS else int(field)])
+    return field.strip('"').encode().ljust(16, b"\0")
+
+
+def _unpack(kind: int, packed: bytes) -> str:
+    if kind == _IPV4:
+        return socket.inet_ntop(socket.AF_INET, packed)
+    if kind == _IPV6:
+        return socket.inet_ntop(socket.AF_INET6, packed)
+    if kind == _ETHER:
+        return packed.hex(":")
+    if kind == _MAC_NUMBER:
+        return str(int.from_bytes(packed, "big"))
+    if kind == _SERVICE:
+        return str(int.from_bytes(packed, "big"))
+    if kind == _NFPROTO:
+        return next((name for name, number in _NFPROTOS.items() if number == packed[0]), str(packed[0]))
+    if kind == _PROTO:
+        return next((name for name, number in PROTOCOLS.items() if number == packed[0]), str(packed[0]))
+    return f'"{string(packed)}"'
+
+
+def _value(header: Header, data: bytes) -> str:
+    if header.value is None:
+        verdict = attributes(attributes(data)[_DATA_VERDICT])
+        code = struct.unpack(">i", verdict[_VERDICT_CODE])[0]
+        return f"{_VERDICTS[code]} {string(verdict.get(_VERDICT_CHAIN, b''))}".rstrip()
+    return _fields(header.value, _data(data))
+
+
+def _fields(kinds: tuple[int, ...], packed: bytes) -> str:
+    fields = []
+    offset = 0
+    for kind in kinds:
+        fields.append(_unpack(kind, packed[offset : offset + _WIDTHS[kind]]))
+        offset += _WIDTHS[kind] + 3 & ~3
+    return " . ".join(fields)
+
+
+def _comment(element: dict[int, bytes]) -> str:
+    userdata = element.get(_ELEM_USERDATA, b"")
+    offset = 0
+    while offset + 2 <= len(userdata):
+        kind, length = userdata[offset], userdata[offset + 1]
+        if kind == _UDATA_COMMENT:
+            return string(userdata[offset + 2 : offset + 2 + length])
+        offset += 2 + length
+    return ""

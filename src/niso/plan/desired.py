@@ -1,0 +1,183 @@
+"""Desired state: from what the store holds to what the kernel should have. Pure: no I/O, no clock, no chance.
+
+A `Snapshot` is the part of the store that one command needs (one service, one network, or everything); `desired` turns
+it into a `State` of the same extent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from niso.base import names
+from niso.plan import hosts_text, nft, policy_maps
+from niso.plan.records import Network, Port, Service, Snapshot
+from niso.plan.state import Address, Bridge, Element, HostsFile, HostsLine, Netns, Route, Ruleset, State, Sysctl, Veth
+
+FORWARDING = "net/ipv4/ip_forward"
+FORWARDING6 = "net/ipv6/conf/all/forwarding"
+ON = {"ip_forward": "1", "forwarding": "1", "force_forwarding": "1", "accept_ra": "2"}
+"""By the last part of its name: what a sysctl of the host must be while a service is active. Its value before is on record."""
+BRIDGE_LINK_LOCAL = "fe80::1/64"
+"""A bridge's own: the host asks for a neighbour with it where what it forwards has another's source (RFC 4861, 7.2.2)."""
+
+
+def desired(snapshot: Snapshot) -> State:
+    """What the kernel should have of all that is in the snapshot's scope."""
+    alias = names.alias(snapshot.state_id)
+    elements: set[Element] = set(nft.owner(snapshot.state_id)) if snapshot.any_network else set()
+    for policed in snapshot.policed:
+        elements.update(policy_maps.elements(policed, snapshot.members))
+    bridges: set[Bridge] = set()
+    namespaces: set[Netns] = set()
+    veths: set[Veth] = set()
+    addresses: set[Address] = set()
+    routes: set[Route] = set()
+    sysctls: set[Sysctl] = set(_host_sysctls(snapshot))
+
+    for family in shut(dict(snapshot.sysctls_before), snapshot.any_active, snapshot.any_active6):
+        elements.add(nft.closed(family))
+
+    for name, value in snapshot.sysctls_before:
+        if _needed(snapshot, name):
+            elements.update(nft.before(name, value))
+
+    networks = {network.name: network for network in snapshot.networks}
+    for network in snapshot.networks:
+        families = {subnet.family for subnet in network.subnets}
+        # what passes between two services of one bridge must be seen where a policy asks, or where an answer is one to a
+        # published port
+        tracked4, tracked6 = ((network.publishes or network.policed) and family in families for family in (4, 6))
+        mac = names.mac("", network.bridge, alias)
+        bridges.add(Bridge(network.bridge, network.mtu, alias, True, tracked4, tracked6, mac))
+        elements.update(nft.network(network.name, network.bridge, network.subnets, network.internal))
+        for subnet in network.subnets:
+            length = subnet.cidr.rpartition("/")[2]
+            addresses.add(Address("", network.bridge, f"{subnet.gateway}/{length}"))
+        sysctls.add(Sysctl("", f"net/ipv4/conf/{network.bridge}/route_localnet", str(int(network.by_loopback))))
+        sysctls.add(Sysctl("", f"net/ipv6/conf/{network.bridge}/disable_ipv6", str(int(6 not in families))))
+        if 6 in families:
+            addresses.add(Address("", network.bridge, BRIDGE_LINK_LOCAL))
+
+    for service in snapshot.services:
+        if service.mode == "host":
+            continue
+        for port in service.ports:
+            elements.update(_published(service, port, networks))
+        if service.mode == "share":  # all else is its provider's
+            continue
+        netns = names.netns(service.name)
+        namespaces.add(Netns(netns, alias))
+        sysctls.update(_service_sysctls(netns, [networks[e.network] for e in service.endpoints]))
+        for position, endpoint in enumerate(service.endpoints):
+            network = networks[endpoint.network]
+            host_end = names.veth(service.name, network.name, service.generation)
+            mac = names.mac(service.name, network.name, snapshot.state_id)
+            inner = f"eth{position}"
+            veths.add(Veth(host_end, netns, inner, mac, network.mtu, network.bridge, service.publishes, alias))
+            for subnet, address in zip(network.subnets, endpoint.addresses, strict=True):
+                length = subnet.cidr.rpartition("/")[2]
+                addresses.add(Address(netns, inner, f"{address}/{length}"))
+                if position == 0:
+                    everywhere = "0.0.0.0/0" if subnet.family == 4 else "::/0"
+                    routes.add(Route(netns, everywhere, subnet.gateway, inner))
+            elements.update(nft.endpoint(service.name, host_end, mac, endpoint.addresses))
+        if service.publishes:
+            own = [
+                (address, subnet.gateway)
+                for endpoint in service.endpoints
+                for subnet, address in zip(networks[endpoint.network].subnets, endpoint.addresses, strict=True)
+            ]
+            elements.update(nft.hairpin(service.name, own))
+
+    return State(
+        rulesets=frozenset({Ruleset(nft.DIGEST)} if snapshot.any_network else ()),
+        elements=frozenset(elements),
+        bridges=frozenset(bridges),
+        netns=frozenset(namespaces),
+        sysctls=frozenset(sysctls),
+        veths=frozenset(veths),
+        addresses=frozenset(addresses),
+        routes=frozenset(routes),
+        hosts_files=frozenset(_hosts_files(snapshot)),
+        hosts_lines=frozenset(_hosts_lines(snapshot)),
+    )
+
+
+def _published(service: Service, port: Port, networks: dict[str, Network]) -> list[Element]:
+    """One port of a service, on its first network, and for those who are on its others."""
+    if not service.endpoints:
+        return []
+    first, *others = service.endpoints
+    elements = nft.published(service.name, port, first.addresses)
+    both = {":" in address for address in first.addresses}
+    for endpoint in others:
+        there = [address for address in endpoint.addresses if (":" in address) in both]
+        elements += nft.published_on(service.name, port, networks[endpoint.network].bridge, there)
+    return elements
+
+
+def shut(before: Mapping[str, str], any_active: bool, any_active6: bool) -> frozenset[int]:
+    """The families that the host forwards for services alone: it forwarded none before, by the sysctls that it had."""
+    four = any_active and before.get(FORWARDING) == "0"
+    six = any_active6 and any(
+        name.startswith("net/ipv6/") and name.endswith("forwarding") and value == "0" for name, value in before.items()
+    )
+    return frozenset(([4] if four else []) + ([6] if six else []))
+
+
+def _host_sysctls(snapshot: Snapshot) -> list[Sysctl]:
+    """Forwarding is on while a service needs it; afterwards what was found before goes back."""
+    found = []
+    for name, before in snapshot.sysctls_before:
+        found.append(Sysctl("", name, ON[name.rpartition("/")[2]] if _needed(snapshot, name) else before))
+    return found
+
+
+def _needed(snapshot: Snapshot, name: str) -> bool:
+    return snapshot.any_active6 if name.startswith("net/ipv6/") else snapshot.any_active
+
+
+def _service_sysctls(netns: str, networks: list[Network]) -> list[Sysctl]:
+    sysctls = [
+        Sysctl(netns, "net/ipv4/ip_unprivileged_port_start", "0"),
+        Sysctl(netns, "net/ipv4/ping_group_range", "0\t2147483647"),
+        # an address that takes another's place comes before that one goes, and must not go with it (ip-sysctl.rst)
+        Sysctl(netns, "net/ipv4/conf/all/promote_secondaries", "1"),
+    ]
+    # the default of interfaces that come later: lo, which is there already, keeps ::1
+    if any(subnet.family == 6 for network in networks for subnet in network.subnets):
+        # addresses are niso's to give: one that the kernel made up could send nothing
+        sysctls.append(Sysctl(netns, "net/ipv6/conf/default/addr_gen_mode", "1"))
+        # niso gives the routes; no router advertisement may add to them
+        sysctls.append(Sysctl(netns, "net/ipv6/conf/default/accept_ra", "0"))
+        sysctls.append(Sysctl(netns, "net/ipv6/conf/default/disable_ipv6", "0"))
+    else:
+        sysctls.append(Sysctl(netns, "net/ipv6/conf/default/disable_ipv6", "1"))
+    return sysctls
+
+
+def _hosts_files(snapshot: Snapshot) -> list[HostsFile]:
+    own = [HostsFile(names.own_hosts_folder(service.name)) for service in snapshot.services if service.mode == "none"]
+    return [*(HostsFile(names.hosts_folder(reader)) for reader in snapshot.readers), *own]
+
+
+def _hosts_lines(snapshot: Snapshot) -> list[HostsLine]:
+    """Each service's line in each file that shows it: its addresses on the reader's first network that it is on.
+
+    One without a network has a file of its own.
+    """
+    lines = [
+        HostsLine(names.own_hosts_folder(service.name), address, hosts_text.line_names(service.names))
+        for service in snapshot.services
+        if service.mode == "none"
+        for address in ("127.0.0.1", "::1")
+    ]
+    for reader in snapshot.readers:
+        services = snapshot.neighbours if reader in snapshot.fresh else snapshot.services
+        for service in (each for each in services if each.mode == "bridge"):
+            by_network = {endpoint.network: endpoint.addresses for endpoint in service.endpoints}
+            shared = next((network for network in reader if network in by_network), None)
+            if shared is not None:
+                text = hosts_text.line_names(service.names)
+                lines.extend(HostsLine(names.hosts_folder(reader), each, text) for each in by_network[shared])
+    return lines

@@ -1,0 +1,55 @@
+"""Hosts files: RFC 952 tables as glibc and busybox read them (hosts(5)), one line for each address."""
+
+from __future__ import annotations
+
+import socket
+from bisect import insort
+
+from niso.base.names import DOMAIN
+
+HEADER = (
+    "# written by niso; changes as services come and go\n"
+    "127.0.0.1  localhost\n"
+    "::1  localhost ip6-localhost ip6-loopback\n"
+)
+
+
+def line_names(names: tuple[str, ...]) -> str:
+    """The names of one service as they stand in its line: each with the domain, then bare."""
+    return " ".join(f"{name}.{DOMAIN} {name}" for name in names)
+
+
+def line(address: str, names: str) -> str:
+    return f"{address}  {names}\n"
+
+
+def _order(text: str) -> tuple[int, bytes]:
+    address = text.partition(" ")[0]
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return (family, socket.inet_pton(family, address))
+
+
+def edit(text: str, remove: set[str], add: set[str]) -> str:
+    """``text`` with whole lines taken out and put in at their place, by address. Both sets are of whole lines."""
+    elsewhere = remove | add
+    lines = [each for each in text[len(HEADER) :].splitlines(keepends=True) if each not in elsewhere]
+    for each in add:
+        insort(lines, each, key=_order)
+    return HEADER + "".join(lines)
+
+
+def lines(text: str) -> list[tuple[str, str]] | None:
+    """(address, names) of each service's line; None if the file does not look as niso writes it."""
+    if not text.startswith(HEADER) or not text.endswith("\n"):
+        return None
+    found = []
+    for each in text[len(HEADER) : -1].split("\n") if len(text) > len(HEADER) else ():
+        address, gap, names = each.partition("  ")
+        try:
+            _order(each)
+        except OSError:
+            return None
+        if not gap or not names:
+            return None
+        found.append((address, names))
+    return found

@@ -1,0 +1,500 @@
+"""The nftables ruleset: two static tables, and the elements that services and networks add to their sets and maps.
+
+Chains never change with services: a change is elements added and deleted in one transaction, so its cost does not grow
+with what is there. Both tables carry both families. How a packet travels: docs/design/packet.md.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Iterator
+
+from niso.base.digest import sha256
+from niso.plan.records import ANY, ANY4, ANY6, Port, Subnet
+from niso.plan.state import Element
+
+INET = "inet niso"
+BRIDGE = "bridge niso"
+
+SWITCHED = "0x4e150000"
+"""The mark that carries 'this frame is switched on a foreign bridge' from the bridge hook to the forward chain."""
+
+DROPPED_FROM = "dropped_from"
+"""The set of the bridge table that counts, by bridge port, what a service sent that was not its own. The rules fill it, so it
+is no container of State; a rule of its own before the drop, since a set that is full ends its rule."""
+
+LOG_GROUP = 28271
+"""The nfnetlink_log group to which what policies with ``log = true`` drop is sent."""
+LOG_RATE = "rate 20/second burst 50 packets"
+
+POLICY_PARTS = {
+    "port": ("{own} . {peer} . inet_proto . inet_service", False),
+    "ports": ("{own} . {peer} . inet_proto . inet_service", True),
+    "peer": ("{own} . {peer}", False),
+    "prefix_ports": ("{own} . {peer} . inet_proto . inet_service", True),
+    "prefix": ("{own} . {peer}", True),
+    "any_port": ("{own} . inet_proto . inet_service", False),
+    "any_ports": ("{own} . inet_proto . inet_service", True),
+    "rest": ("{own}", False),
+}
+"""Part of a policy -> the fields of its key, and whether they are intervals; in the order in which they are looked up.
+
+``own`` is the address of the service whose policy it is. What each part is for: plan/policy_maps.py."""
+
+
+def _policy_maps() -> str:
+    return "\n".join(
+        f"\tmap {way}{family}_{part} {{ type {fields.format(own=kind, peer=kind)} : verdict;"
+        f"{' flags interval;' if interval else ''} counter; }}"
+        for way in ("in", "out")
+        for family, kind in ((4, "ipv4_addr"), (6, "ipv6_addr"))
+        for part, (fields, interval) in POLICY_PARTS.items()
+    )
+
+
+def _policy_chains() -> str:
+    chains = []
+    for way, own, peer in (("in", "daddr", "saddr"), ("out", "saddr", "daddr")):
+        for family, word in ((4, "ip"), (6, "ip6")):
+            read = {
+                "{own}": f"{word} {own}",
+                "{peer}": f"{word} {peer}",
+                "inet_proto": "meta l4proto",
+                "inet_service": "th dport",
+            }
+            lines = [f"\tchain check_{way}{family} {{"]
+            for part, (fields, _) in POLICY_PARTS.items():
+                key = " . ".join(read[field] for field in fields.split(" . "))
+                lines.append(f"\t\t{key} vmap @{way}{family}_{part}")
+            chains.append("\n".join((*lines, "\t}")))
+    return "\n\n".join(chains)
+
+
+_POLICY_MAPS = _policy_maps()
+_POLICY_CHAINS = _policy_chains()
+_NO_START = "ct state new meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn"
+
+TABLES = f"""\
+table inet niso {{
+	comment "made by niso; see niso net rules"
+
+	set owner {{ type ifname; }}
+	set bridges {{ type ifname; }}
+	set same_bridge {{ type ifname . ifname; }}
+	set ports {{ type ifname; }}
+	set subnets4 {{ type ipv4_addr; flags interval; }}
+	set subnets6 {{ type ipv6_addr; flags interval; }}
+	set internal {{ type ifname; }}
+	set closed {{ type nf_proto; }}
+	set before {{ type ifname . ifname . ifname; }}
+	set no_start_in4 {{ type ipv4_addr; counter; }}
+	set no_start_in6 {{ type ipv6_addr; counter; }}
+	set no_start_out4 {{ type ipv4_addr; counter; }}
+	set no_start_out6 {{ type ipv6_addr; counter; }}
+	set ingress4 {{ type ipv4_addr; }}
+	set ingress6 {{ type ipv6_addr; }}
+	set egress4 {{ type ipv4_addr; }}
+	set egress6 {{ type ipv6_addr; }}
+{_POLICY_MAPS}
+	set log_in4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
+	set log_in6 {{ type ipv6_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
+	set log_out4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
+	set log_out6 {{ type ipv6_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
+	map local_addr4 {{ type ifname . ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
+	map local_addr6 {{ type ifname . ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }}
+	map local_any4 {{ type ifname . inet_proto . inet_service : ipv4_addr . inet_service; }}
+	map local_any6 {{ type ifname . inet_proto . inet_service : ipv6_addr . inet_service; }}
+	map publish_addr4 {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
+	map publish_addr6 {{ type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }}
+	map publish_any4 {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
+	map publish_any6 {{ type inet_proto . inet_service : ipv6_addr . inet_service; }}
+	map range_addr4 {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr; flags interval; }}
+	map range_addr6 {{ type ipv6_addr . inet_proto . inet_service : ipv6_addr; flags interval; }}
+	map range_any4 {{ type inet_proto . inet_service : ipv4_addr; flags interval; }}
+	map range_any6 {{ type inet_proto . inet_service : ipv6_addr; flags interval; }}
+	map hairpin4 {{ type ipv4_addr . ipv4_addr : ipv4_addr; }}
+	map hairpin6 {{ type ipv6_addr . ipv6_addr : ipv6_addr; }}
+
+	chain raw {{
+		type filter hook prerouting priority raw; policy accept;
+		iif "lo" accept
+		ip daddr 127.0.0.0/8 counter drop comment "loopback from a wire, before DNAT can hide it"
+		ip saddr 127.0.0.0/8 counter drop
+		ip6 daddr ::1 counter drop
+		ip6 saddr ::1 counter drop
+		iifname @bridges accept
+		iifname @ports counter drop comment "not switched: link-local control frames"
+		ip saddr @subnets4 counter drop comment "a service's address from elsewhere"
+		ip6 saddr @subnets6 counter drop
+	}}
+
+	chain publish {{
+		ip6 daddr ::1 return comment "the kernel takes packets for it from no bridge: no answer would come back"
+		dnat ip to iifname . ip daddr . meta l4proto . th dport map @local_addr4
+		dnat ip to iifname . meta l4proto . th dport map @local_any4
+		dnat ip to ip daddr . meta l4proto . th dport map @publish_addr4
+		dnat ip to ip daddr . meta l4proto . th dport map @range_addr4
+		dnat ip to meta l4proto . th dport map @publish_any4
+		dnat ip to meta l4proto . th dport map @range_any4
+		dnat ip6 to iifname . ip6 daddr . meta l4proto . th dport map @local_addr6
+		dnat ip6 to iifname . meta l4proto . th dport map @local_any6
+		dnat ip6 to ip6 daddr . meta l4proto . th dport map @publish_addr6
+		dnat ip6 to ip6 daddr . meta l4proto . th dport map @range_addr6
+		dnat ip6 to meta l4proto . th dport map @publish_any6
+		dnat ip6 to meta l4proto . th dport map @range_any6
+	}}
+
+	chain prerouting {{
+		type nat hook prerouting priority dstnat; policy accept;
+		fib daddr type local jump publish
+	}}
+
+	chain output {{
+		type nat hook output priority dstnat; policy accept;
+		fib daddr type local jump publish
+	}}
+
+	chain postrouting {{
+		type nat hook postrouting priority srcnat; policy accept;
+		oifname @bridges goto to_services
+		ip saddr @subnets4 masquerade
+		ip6 saddr @subnets6 masquerade
+	}}
+
+	chain to_services {{
+		ip saddr 127.0.0.0/8 masquerade comment "the host by 127.0.0.1"
+		ct status & dnat == 0 accept
+		snat ip to ip saddr . ip daddr map @hairpin4 comment "a service that reaches itself"
+		snat ip6 to ip6 saddr . ip6 daddr map @hairpin6
+		ip saddr @subnets4 fib saddr type local masquerade comment "the host by another bridge's address"
+		ip6 saddr @subnets6 fib saddr type local masquerade
+	}}
+
+	chain forward {{
+		type filter hook forward priority filter; policy accept;
+		iifname != @bridges oifname != @bridges goto others
+		ct state vmap {{ established : accept, related : goto related, invalid : drop }}
+		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} iifname . oifname @same_bridge accept
+		iifname @internal iifname . oifname != @same_bridge counter drop comment "out of an internal network"
+		{_NO_START} jump no_start
+		ip saddr @egress4 jump check_out4
+		ip6 saddr @egress6 jump check_out6
+		ip daddr @ingress4 jump check_in4
+		ip6 daddr @ingress6 jump check_in6
+		ct status dnat oifname @bridges accept comment "published"
+		iifname . oifname @same_bridge accept
+		oifname @bridges counter drop comment "not published"
+	}}
+
+	chain input {{
+		type filter hook input priority filter; policy accept;
+		iifname != @bridges accept
+		ct state vmap {{ established : accept, related : goto related }}
+		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+		{_NO_START} jump no_start
+		ip saddr @egress4 jump check_out4
+		ip6 saddr @egress6 jump check_out6
+	}}
+
+	chain from_host {{
+		type filter hook output priority filter; policy accept;
+		oifname != @bridges accept
+		{_NO_START} jump no_start
+	}}
+
+	chain no_start {{
+		ip daddr @no_start_in4 drop comment "of a connection that a policy has cut"
+		ip6 daddr @no_start_in6 drop
+		ip saddr @no_start_out4 drop
+		ip6 saddr @no_start_out6 drop
+	}}
+
+{_POLICY_CHAINS}
+
+	chain log_in {{
+		update @log_in4 {{ ip daddr limit {LOG_RATE} }} log prefix "niso in" group {LOG_GROUP}
+		update @log_in6 {{ ip6 daddr limit {LOG_RATE} }} log prefix "niso in" group {LOG_GROUP}
+		drop
+	}}
+
+	chain log_out {{
+		update @log_out4 {{ ip saddr limit {LOG_RATE} }} log prefix "niso out" group {LOG_GROUP}
+		update @log_out6 {{ ip6 saddr limit {LOG_RATE} }} log prefix "niso out" group {LOG_GROUP}
+		drop
+	}}
+
+	chain related {{
+		meta l4proto {{ icmp, ipv6-icmp }} accept
+		counter drop
+	}}
+
+	chain others {{
+		meta mark & 0xffff0000 == {SWITCHED} accept comment "not routed: switched on somebody's bridge"
+		meta nfproto @closed counter drop comment "forwarding is on for niso alone"
+	}}
+}}
+
+table bridge niso {{
+	comment "made by niso; see niso net rules"
+
+	set owner {{ type ifname; }}
+	set ports {{ type ifname; }}
+	set sources4 {{ type ifname . ether_addr . ipv4_addr; }}
+	set sources6 {{ type ifname . ether_addr . ipv6_addr; }}
+	set links {{ typeof iifname . @th,208,48; }}
+	set broadcasts {{ type ipv4_addr; }}
+	set {DROPPED_FROM} {{ type ifname; size 65535; flags dynamic; counter; }}
+
+	chain prerouting {{
+		type filter hook prerouting priority -300; policy accept;
+		ether type ip iifname . ether saddr . ip saddr @sources4 accept
+		iifname @ports goto from_port
+	}}
+
+	chain from_port {{
+		ether type arp iifname . ether saddr . arp saddr ip @sources4 iifname . arp saddr ether . arp saddr ip @sources4 accept
+		ether type ip6 iifname . ether saddr . ip6 saddr @sources6 goto from_own6
+		ether type ip6 icmpv6 type {{ mld-listener-report, mld-listener-done, mld2-listener-report, nd-router-solicit }} drop comment "what every kernel says, and needs no count"
+		add @{DROPPED_FROM} {{ iifname }}
+		counter drop comment "not its own address"
+	}}
+
+	chain from_own6 {{
+		meta l4proto != ipv6-icmp accept
+		icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem, echo-request, echo-reply }} accept
+		icmpv6 type nd-neighbor-solicit goto from_own_nd
+		icmpv6 type nd-neighbor-advert iifname . ether saddr . icmpv6 taddr @sources6 goto from_own_nd
+		exthdr frag exists frag frag-off != 0 accept comment "its rest: hosts take no ND in fragments (RFC 6980)"
+		add @{DROPPED_FROM} {{ iifname }}
+		counter drop comment "router advertisements, redirects, ND for others"
+	}}
+
+	chain from_own_nd {{
+		ip6 length 24 accept comment "no option"
+		ip6 length 32 @th,192,16 {{ 0x0101, 0x0201 }} iifname . @th,208,48 @links accept comment "one option, with its own MAC"
+		counter drop comment "ND with a MAC that is not its own"
+	}}
+
+	chain forward {{
+		type filter hook forward priority -200; policy accept;
+		ether type ip oifname . ether daddr . ip daddr @sources4 accept comment "to one service alone"
+		ether type ip6 oifname . ether daddr . ip6 daddr @sources6 accept
+		iifname @ports oifname @ports goto between
+		iifname != @ports meta mark & 0xffff0000 == 0 meta mark set meta mark | {SWITCHED}
+	}}
+
+	chain between {{
+		ether type arp accept
+		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+		meta pkttype {{ broadcast, multicast }} counter drop
+		ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} counter drop comment "in a frame to one MAC"
+		ip daddr @broadcasts counter drop
+		ip6 daddr ff00::/8 counter drop
+	}}
+
+	chain postrouting {{
+		type filter hook postrouting priority 300; policy accept;
+		meta mark & 0xffff0000 == {SWITCHED} meta mark set meta mark & 0x0000ffff
+	}}
+}}
+"""
+
+DIGEST = sha256(TABLES.encode()).hexdigest()[:8]
+
+
+def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]]:
+    """What `DECLARED` is made of. Not those that rules fill, which have more words."""
+    table = ""
+    for line in TABLES.splitlines():
+        if line.startswith("table "):
+            table = line[6:-2]
+        elif line.startswith(("\tset ", "\tmap ")):
+            name, _, body = line[5:].removesuffix("; }").partition(" { ")
+            types, *more = body.split("; ")
+            key, _, value = types.partition(" ")[2].partition(" : ")
+            if {"flags interval", "counter"}.issuperset(more):
+                yield (table, name), (key, value or None, "flags interval" in more)
+
+
+DECLARED = dict(_declared())
+"""(table, set or map) -> (types of its key, of its value, whether it takes intervals), as the text has them."""
+
+CONTAINERS = {table: tuple(name for at, name in DECLARED if at == table) for table in (INET, BRIDGE)}
+"""Every set and map that niso fills, so that a reader can list them."""
+
+POLICIES = frozenset(
+    (
+        *(f"{kind}{family}" for kind in ("ingress", "egress", "no_start_in", "no_start_out") for family in (4, 6)),
+        *(f"{way}{family}_{part}" for way in ("in", "out") for family in (4, 6) for part in POLICY_PARTS),
+    )
+)
+"""The sets and maps that hold policies."""
+
+COUNTED = frozenset(name for name in POLICIES if not name.startswith(("ingress", "egress")))
+"""Those of which each element counts its packets."""
+
+LATE = frozenset(
+    (
+        *("owner", "bridges", "same_bridge", "ports", "subnets4", "subnets6", "internal", "closed", "before"),
+        *("sources4", "sources6", "links", "broadcasts"),
+    )
+)
+"""Sets that guard something: their elements go only after what they guard is gone. For policies' see diff.py."""
+
+
+def rules_of(table: str, chain: str) -> list[str]:
+    """The rules of a chain of the fixed text, in their order."""
+    body = TABLES.partition(f"table {table} {{")[2].partition(f"chain {chain} {{\n")[2].partition("\n\t}")[0]
+    lines = [line.strip() for line in body.splitlines()]
+    return [line for line in lines if not line.startswith("type ")]
+
+
+def _quoted(ifname: str) -> str:
+    return f'"{ifname}"'
+
+
+def owner(state_id: str) -> list[Element]:
+    """Whose tables these are, and which text made them: what a fresh process reads first."""
+    return [
+        Element(table, "owner", _quoted(text), "", "")
+        for table in CONTAINERS
+        for text in (f"id-{state_id}", f"rules-{DIGEST}")
+    ]
+
+
+def closed(family: int) -> Element:
+    """Traffic of this family that concerns no niso bridge is not forwarded."""
+    return Element(INET, "closed", f"ipv{family}", "", "")
+
+
+_SYSCTL = r"net/ipv(?:4/(?P<v4>ip_forward)|6/conf/(?P<link>[A-Za-z0-9_.:@-]{1,15})/(?P<v6>[a-z_]+))"
+_SHORT = {"force_forwarding": "force"}  # ifname has 15 characters
+
+
+def before(sysctl: str, value: str) -> list[Element]:
+    """What a sysctl of the host was before niso changed it, for whoever clears up without a store.
+
+    No rule reads it. Empty where the link has a name that nft's text cannot hold: that one is on record in the store alone.
+    """
+    found = re.fullmatch(_SYSCTL, sysctl)
+    if found is None or not re.fullmatch("[0-9]{1,9}", value):
+        return []
+    link, what = found["link"] or "all", found["v4"] or found["v6"]
+    return [Element(INET, "before", " . ".join(map(_quoted, (link, _SHORT.get(what, what), value))), "", "")]
+
+
+def sysctl_before(element: str) -> tuple[str, str]:
+    """The sysctl and the value that an element of `before` means."""
+    link, what, value = (part.strip('"') for part in element.split(" . "))
+    if what == "ip_forward":
+        return "net/ipv4/ip_forward", value
+    long = {short: name for name, short in _SHORT.items()}.get(what, what)
+    return f"net/ipv6/conf/{link}/{long}", value
+
+
+def network(name: str, bridge: str, subnets: Iterable[Subnet], internal: bool = False) -> list[Element]:
+    quoted = _quoted(bridge)
+    elements = [
+        Element(INET, "bridges", quoted, "", name),
+        Element(INET, "same_bridge", f"{quoted} . {quoted}", "", name),
+    ]
+    if internal:
+        elements.append(Element(INET, "internal", quoted, "", name))
+    for subnet in subnets:
+        elements.append(Element(INET, f"subnets{subnet.family}", subnet.cidr, "", name))
+        if subnet.family == 4:
+            broadcast = str(ipaddress.IPv4Network(subnet.cidr).broadcast_address)
+            elements.append(Element(BRIDGE, "broadcasts", broadcast, "", name))
+    return elements
+
+
+def endpoint(service: str, host_end: str, mac: str, addresses: Iterable[str]) -> list[Element]:
+    """A service's bridge port: it may send with exactly these addresses."""
+    port = _quoted(host_end)
+    elements = [Element(INET, "ports", port, "", service), Element(BRIDGE, "ports", port, "", service)]
+    number = int(mac.replace(":", ""), 16) if mac else 0
+    for address in addresses:
+        family = "6" if ":" in address else "4"
+        elements.append(Element(BRIDGE, f"sources{family}", f"{port} . {mac} . {address}", "", service))
+        if family == "6":
+            # as a number: where neighbour discovery carries it, nft knows of no type
+            elements.append(Element(BRIDGE, "links", f"{port} . {number}", "", service))
+    return elements
+
+
+def published(service: str, port: Port, addresses: Iterable[str]) -> list[Element]:
+    """One published port or range, for each family that its host address and the service's ``addresses`` share.
+
+    Equal ranges are one element; of others each port is one.
+    """
+    elements = []
+    single = port.host_ip not in (ANY, ANY4, ANY6)
+    where, start = ("addr", f"{port.host_ip} . {port.proto}") if single else ("any", port.proto)
+    for address in addresses:
+        family = 6 if ":" in address else 4
+        if family not in port.families:
+            continue
+        if port.count > 1 and port.host_port == port.container_port:
+            key = f"{start} . {port.host_port}-{port.last}"
+            elements.append(Element(INET, f"range_{where}{family}", key, address, service))
+            continue
+        elements += [
+            Element(
+                INET,
+                f"publish_{where}{family}",
+                f"{start} . {port.host_port + n}",
+                f"{address} . {port.container_port + n}",
+                service,
+            )
+            for n in range(port.count)
+        ]
+    return elements
+
+
+def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]) -> list[Element]:
+    """A published port for those of another network that the service is on: they are led to its address there.
+
+    By its first network its answers would not come back: they leave by the link that the client is on.
+    """
+    if port.host_ip.startswith("127."):
+        return []
+    single = port.host_ip not in (ANY, ANY4, ANY6)
+    start = f"{_quoted(bridge)} . {port.host_ip} . {port.proto}" if single else f"{_quoted(bridge)} . {port.proto}"
+    return [
+        Element(
+            INET,
+            f"local_{'addr' if single else 'any'}{6 if ':' in address else 4}",
+            f"{start} . {port.host_port + n}",
+            f"{address} . {port.container_port + n}",
+            service,
+        )
+        for address in addresses
+        if (6 if ":" in address else 4) in port.families
+        for n in range(port.count)
+    ]
+
+
+def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:
+    """A service that reaches itself by a published port must see another's address: its gateway's.
+
+    ``own`` are its addresses, each with the gateway of its network.
+    """
+    pairs = list(own)
+    return [
+        Element(INET, f"hairpin{6 if ':' in to else 4}", f"{source} . {to}", gateway, service)
+        for to, gateway in pairs
+        for source, _ in pairs
+        if (":" in source) == (":" in to)
+    ]
+
+
+def statement(verb: str, element: Element) -> str:
+    """``add`` or ``delete`` of one element as nft reads it (nft(8))."""
+    what = element.element
+    if verb == "add":
+        if element.comment:
+            what += f' comment "{element.comment}"'
+        if element.value:
+            what += f" : {element.value}"
+    return f"{verb} element {element.table} {element.container} {{ {what} }}"

@@ -1,0 +1,350 @@
+"""Policies as elements of static maps: nothing in the kernel is made or changed for a service but these.
+
+A direction of a service's policy is a function from (peer, protocol, port) to a verdict. It is cut into parts that a look-up
+answers, and each part is looked up only where the ones before it say nothing:
+
+    port         own address, peer, protocol, port     a peer that is named, by its address
+    ports        own address, peer, protocol, ports
+    peer         own address, peer                     all else of this peer
+    prefix_ports own address, prefix, protocol, ports  a peer in a prefix or network that is named
+    prefix       own address, prefix
+    any_port     own address, protocol, port           any other peer
+    any_ports    own address, protocol, ports
+    rest         own address
+
+Deny over allow, and overlaps of entries, are settled here: no two elements of a part answer for the same packet, and an
+element of a peer takes all entries into account that match this peer, also those of prefixes that it lies in.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+from collections.abc import Iterable
+
+from niso.base.lite_typing import NamedTuple
+from niso.plan.nft import INET, POLICY_PARTS
+from niso.plan.records import Entry, Member, Policed, Policy
+from niso.plan.state import Element
+
+ALL_PORTS = (0, 65535)
+PORTED = ("tcp", "udp", "sctp")
+PASSES = "return"
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class Decision(NamedTuple):
+    """What a policy says: ``key`` is the line of the manifest that says it, "" where none does."""
+
+    passes: bool
+    key: str
+
+
+class _Ports(NamedTuple):
+    """One protocol's ports from ``first`` to ``last``."""
+
+    proto: str
+    first: int
+    last: int
+    decision: Decision
+
+
+class _Direction(NamedTuple):
+    """One direction of one policy, as one address of its service sees it."""
+
+    service: str
+    ingress: bool
+    own: str
+    deny: tuple[Entry, ...]
+    allow: tuple[Entry, ...] | None
+    denied: frozenset[str]  # the keys of ``deny``
+    log: bool
+
+    @property
+    def family(self) -> int:
+        return 6 if ":" in self.own else 4
+
+    @property
+    def free(self) -> Decision:
+        """What holds where no entry matches."""
+        if self.allow is None:
+            return Decision(True, "")
+        return Decision(False, "network.policy.allow_from" if self.ingress else "network.policy.egress.allow")
+
+    def element(self, part: str, key: str, decision: Decision) -> Element:
+        verdict = PASSES if decision.passes else f"goto log_{_word(self.ingress)}" if self.log else "drop"
+        return Element(
+            INET, container(self.ingress, self.family, part), key, verdict, f"{self.service} {decision.key}".rstrip()
+        )
+
+
+def container(ingress: bool, family: int, part: str) -> str:
+    """The map that holds a part of one direction: ``in4_port``, ``out6_rest``."""
+    return f"{_word(ingress)}{family}_{part}"
+
+
+def _word(ingress: bool) -> str:
+    return "in" if ingress else "out"
+
+
+def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
+    """All elements of one service's policy; with ``policed.only`` those that hang on the peers with these addresses."""
+    meaning = _Meaning(members)
+    found: list[Element] = []
+    for own in policed.addresses:
+        family = 6 if ":" in own else 4
+        if policed.only is None:
+            found += [Element(INET, f"no_start_{way}{family}", own, "", policed.service) for way in ("in", "out")]
+        for direction in _directions(policed, own):
+            if policed.only is None:
+                found.append(
+                    Element(INET, f"{'in' if direction.ingress else 'e'}gress{family}", own, "", policed.service)
+                )
+            found += _elements(direction, policed, meaning)
+    return found
+
+
+def decides(
+    policed: Policed, members: Iterable[Member], ingress: bool, own: str, peer: str, proto: str, port: int | None
+) -> Element | None:
+    """The element that decides on a packet between ``own``, an address of the service, and ``peer``; None: no policy asks.
+
+    ``proto`` as in an Entry, or any other word.
+    """
+    found = {(each.container, each.element): each for each in elements(policed._replace(only=None), members)}
+    family = 6 if ":" in own else 4
+    number = ipaddress.ip_address(peer)
+    for part in POLICY_PARTS:
+        name = container(ingress, family, part)
+        for (held, key), element in found.items():
+            if held == name and _holds(part, key, own, number, proto, port):
+                return element
+    return None
+
+
+def _holds(part: str, key: str, own: str, peer: _Address, proto: str, port: int | None) -> bool:
+    fields = key.split(" . ")
+    if fields.pop(0) != own:
+        return False
+    if part in ("port", "ports", "peer", "prefix_ports", "prefix"):
+        first, last = _ends(fields.pop(0))
+        if not first <= int(peer) <= last:
+            return False
+    if fields:
+        if fields[0] != ("ipv6-icmp" if proto == "icmp" and peer.version == 6 else proto):
+            return False
+        low, _, high = fields[1].partition("-")
+        # what has no ports is looked up by the bytes that are there: all of them lead to the same
+        return int(low) <= (port or 0) <= int(high or low)
+    return True
+
+
+def _ends(text: str) -> tuple[int, int]:
+    if "/" in text:
+        network = ipaddress.ip_network(text)
+        return int(network[0]), int(network[-1])
+    low, _, high = text.partition("-")
+    return int(ipaddress.ip_address(low)), int(ipaddress.ip_address(high or low))
+
+
+def _directions(policed: Policed, own: str) -> list[_Direction]:
+    """Those directions of a policy that say something."""
+    policy: Policy = policed.policy
+    sides = (True, policy.deny_from, policy.allow_from), (False, policy.egress_deny, policy.egress_allow)
+    found = [
+        _Direction(policed.service, ingress, own, deny, allow, frozenset(entry.key for entry in deny), policy.log)
+        for ingress, deny, allow in sides
+    ]
+    return [each for each in found if each.deny or each.allow is not None]
+
+
+class _Meaning:
+    """What the names in policies stand for now."""
+
+    def __init__(self, members: Iterable[Member]) -> None:
+        self.addresses: dict[str, tuple[str, ...]] = {}
+        self.names: dict[str, set[str]] = {}  # address -> the names of services that stand for it
+        self.networks: dict[str, Member] = {}
+        for member in members:
+            if member.kind == "network":
+                self.networks[member.name] = member
+                continue
+            self.addresses[member.name] = member.values
+            for value in member.values:
+                self.names.setdefault(value, set()).add(member.name)
+
+
+def _elements(direction: _Direction, policed: Policed, meaning: _Meaning) -> list[Element]:
+    entries = (*direction.deny, *(direction.allow or ()))
+    wide, everybody = [], []
+    for entry in entries:
+        if entry.peer.kind == "network":
+            wide.append(entry)
+        elif entry.peer.kind == "prefix" and _family(entry.peer.name) == direction.family:
+            length = entry.peer.name.rpartition("/")[2]
+            if length == "0":
+                everybody.append(entry)
+            elif not _is_one(entry):
+                wide.append(entry)
+    found: list[Element] = []
+    # where no entry says more of a peer than of everybody, what is looked up after it says the same
+    otherwise = _decision(direction, everybody, "", None)
+    for peer in _peers(direction, policed, meaning):
+        matching = [entry for entry in entries if _matches(entry, peer, meaning)]
+        if peer in policed.addresses:  # a service may always reach itself
+            found.append(direction.element("peer", f"{direction.own} . {peer}", Decision(True, "itself")))
+            continue
+        found += _parts(direction, ("port", "ports", "peer"), f"{peer} . ", matching, otherwise)
+    if policed.only is not None:
+        return found
+    found += _prefixes(direction, wide, everybody, meaning)
+    return found + _parts(direction, ("any_port", "any_ports", "rest"), "", everybody, None)
+
+
+def _peers(direction: _Direction, policed: Policed, meaning: _Meaning) -> list[str]:
+    """The addresses that are looked up by themselves."""
+    entries = (*direction.deny, *(direction.allow or ()))
+    # those of the manifest hang on themselves: they are there whoever has the address
+    named = {entry.peer.name.partition("/")[0] for entry in entries if entry.peer.kind == "prefix" and _is_one(entry)}
+    for entry in entries:
+        if entry.peer.kind == "service":
+            addresses = meaning.addresses.get(entry.peer.name, ())
+            named.update(a for a in addresses if policed.only is None or a in policed.only)
+    if policed.only is None:
+        named.update(policed.addresses)
+    return sorted(peer for peer in named if _family(peer) == direction.family)
+
+
+def _is_one(entry: Entry) -> bool:
+    """Whether a prefix is one address."""
+    address, _, length = entry.peer.name.partition("/")
+    return length == ("128" if ":" in address else "32")
+
+
+def _family(address: str) -> int:
+    return 6 if ":" in address else 4
+
+
+def _matches(entry: Entry, address: str, meaning: _Meaning) -> bool:
+    """Whether an entry means this peer."""
+    peer = entry.peer
+    if peer.kind == "service":
+        return peer.name in meaning.names.get(address, ())
+    if peer.kind == "prefix":
+        return _within(address, (peer.name,))
+    member = meaning.networks.get(peer.name)
+    return member is not None and _within(address, member.values) and address not in member.gateways
+
+
+def _within(address: str, prefixes: Iterable[str]) -> bool:
+    number = ipaddress.ip_address(address)
+    return any(number in ipaddress.ip_network(prefix) for prefix in prefixes)
+
+
+# --- prefixes --------------------------------------------------------------------------------------------------------
+
+
+def _prefixes(direction: _Direction, wide: list[Entry], everybody: list[Entry], meaning: _Meaning) -> list[Element]:
+    """The elements of all peers that lie in a prefix, cut where the entries that match change."""
+    spans = [(span, entry) for entry in wide for span in _spans(entry, direction.family, meaning)]
+    cuts = sorted({first for (first, _), _ in spans} | {last + 1 for (_, last), _ in spans})
+    runs: list[tuple[int, int, set[str]]] = []  # first, last, keys of the entries that match
+    for first, end in itertools.pairwise(cuts):
+        matching = {entry.key for (low, high), entry in spans if low <= first <= high}
+        if runs and runs[-1][1] == first - 1 and runs[-1][2] == matching:
+            runs[-1] = (runs[-1][0], end - 1, matching)
+        else:
+            runs.append((first, end - 1, matching))
+    found: list[Element] = []
+    for first, last, matching in runs:
+        if matching:
+            keys = matching | {entry.key for entry in everybody}
+            both = [entry for entry in (*direction.deny, *(direction.allow or ())) if entry.key in keys]
+            found += _parts(
+                direction, ("", "prefix_ports", "prefix"), f"{_span(first, last, direction.family)} . ", both, None
+            )
+    return found
+
+
+def _spans(entry: Entry, family: int, meaning: _Meaning) -> list[tuple[int, int]]:
+    """The addresses of one family that a prefix or a network stands for, as numbers. The host is no member of a network."""
+    member = meaning.networks.get(entry.peer.name) if entry.peer.kind == "network" else None
+    cidrs = (entry.peer.name,) if entry.peer.kind == "prefix" else member.values if member else ()
+    spans = [_ends(cidr) for cidr in cidrs if _family(cidr) == family]
+    for gateway in member.gateways if member else ():
+        if _family(gateway) == family:
+            at = int(ipaddress.ip_address(gateway))
+            spans = [
+                part
+                for low, high in spans
+                for part in (((low, at - 1), (at + 1, high)) if low <= at <= high else ((low, high),))
+                if part[0] <= part[1]
+            ]
+    return spans
+
+
+def _span(first: int, last: int, family: int) -> str:
+    """A range of addresses as nft writes it: as a prefix where it is one."""
+    kind = ipaddress.IPv6Address if family == 6 else ipaddress.IPv4Address
+    size = last - first + 1
+    if size & (size - 1) == 0 and first % size == 0:
+        length = (128 if family == 6 else 32) - (size.bit_length() - 1)
+        return str(kind(first)) if size == 1 else f"{kind(first)}/{length}"
+    return f"{kind(first)}-{kind(last)}"
+
+
+# --- protocols and ports ---------------------------------------------------------------------------------------------
+
+
+def _parts(
+    direction: _Direction, parts: tuple[str, str, str], peer: str, entries: list[Entry], otherwise: Decision | None
+) -> list[Element]:
+    """What these entries, which all match the peer, say of each protocol and port.
+
+    ``parts`` are those for one port, for several, and for all else; the last is left out where it says what holds without it,
+    which is ``otherwise``. ``peer`` is its field of the key, with its end.
+    """
+    base = _decision(direction, entries, "", None)
+    own = f"{direction.own} . {peer}"
+    found = []
+    for ports in _deviations(direction, entries, base):
+        part = parts[0] if ports.first == ports.last and parts[0] else parts[1]
+        number = str(ports.first) if ports.first == ports.last else f"{ports.first}-{ports.last}"
+        found.append(direction.element(part, f"{own}{ports.proto} . {number}", ports.decision))
+    if base != otherwise:
+        found.append(direction.element(parts[2], own.removesuffix(" . "), base))
+    return found
+
+
+def _deviations(direction: _Direction, entries: list[Entry], base: Decision) -> list[_Ports]:
+    """The ports of each protocol on which the decision is another than ``base``: also another line's, so that each has its count."""
+    found: list[_Ports] = []
+    if all(entry.proto == "" and (entry.first, entry.last) == ALL_PORTS for entry in entries):
+        return found
+    icmp = _decision(direction, entries, "icmp", None)
+    if icmp != base:
+        found.append(_Ports("ipv6-icmp" if direction.family == 6 else "icmp", *ALL_PORTS, icmp))
+    for proto in PORTED:
+        concerned = [entry for entry in entries if entry.proto in ("", proto)]
+        cuts = sorted({0, 65536} | {e.first for e in concerned} | {e.last + 1 for e in concerned})
+        runs: list[_Ports] = []
+        for first, end in itertools.pairwise(cuts):
+            decision = _decision(direction, concerned, proto, first)
+            if runs and runs[-1].decision == decision:
+                runs[-1] = runs[-1]._replace(last=end - 1)
+            else:
+                runs.append(_Ports(proto, first, end - 1, decision))
+        found += [run for run in runs if run.decision != base]
+    return found
+
+
+def _decision(direction: _Direction, entries: list[Entry], proto: str, port: int | None) -> Decision:
+    """The verdict on a peer that all ``entries`` match, deny entries first; ``proto`` "" is one that no entry names."""
+    for entry in entries:
+        if entry.proto and entry.proto != proto:
+            continue
+        if (entry.first, entry.last) != ALL_PORTS and (port is None or not entry.first <= port <= entry.last):
+            continue
+        return Decision(entry.key not in direction.denied, entry.key)
+    return direction.free

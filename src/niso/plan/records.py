@@ -1,0 +1,162 @@
+"""What the store holds, as plain data, so that a plan can be made without it."""
+
+from __future__ import annotations
+
+from niso.base.lite_typing import NamedTuple
+
+ANY, ANY4, ANY6 = "", "0.0.0.0", "::"
+"""Host addresses that stand for all: of each family that the network has, of IPv4, of IPv6."""
+
+
+class Subnet(NamedTuple):
+    family: int  # 4 or 6
+    cidr: str
+    gateway: str
+
+
+class Network(NamedTuple):
+    name: str
+    bridge: str
+    mtu: int
+    subnets: tuple[Subnet, ...]
+    internal: bool = False  # nothing is forwarded out of it
+    publishes: bool = False  # an active service has its published ports here
+    by_loopback: bool = False  # one of them can be reached by 127.0.0.1
+    policed: bool = False  # an active service on it has a policy
+
+
+class Port(NamedTuple):
+    """A published port, or ``count`` ports in a row that are published to as many of the service."""
+
+    host_ip: str  # one address, or ANY, ANY4, ANY6
+    host_port: int
+    container_port: int
+    proto: str
+    count: int = 1  # type: ignore[assignment]  # hides tuple.count
+
+    @property
+    def last(self) -> int:
+        """The last host port."""
+        return self.host_port + self.count - 1
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        """Of which families host addresses are meant: 4, 6."""
+        return (4, 6) if self.host_ip == ANY else (6,) if ":" in self.host_ip else (4,)
+
+    def clashes(self, other: Port) -> bool:
+        """Whether a packet could be for both."""
+        if self.proto != other.proto or self.host_port > other.last or other.host_port > self.last:
+            return False
+        if not set(self.families) & set(other.families):
+            return False
+        wide = (ANY, ANY4, ANY6)
+        return self.host_ip == other.host_ip or self.host_ip in wide or other.host_ip in wide
+
+
+class Peer(NamedTuple):
+    """Whom an entry of a policy means."""
+
+    kind: str  # "service", "network" or "prefix"
+    name: str  # a name of a service, of a network, or a prefix in its canonical form: "10.99.1.2/32", "fd00::/8"
+
+
+class Entry(NamedTuple):
+    """One entry of a policy: a peer and ports of the service (ingress) or of the peer (egress)."""
+
+    key: str  # "network.policy.allow_from[0]"
+    text: str  # as it was written
+    peer: Peer
+    first: int  # 0, 65535: all ports, and what has none
+    last: int
+    proto: str  # "tcp", "udp", "sctp", "icmp", or "" for all
+
+
+class Policy(NamedTuple):
+    """Who may connect to a service, and where it may connect. None allows all, an empty tuple nobody."""
+
+    allow_from: tuple[Entry, ...] | None = None
+    deny_from: tuple[Entry, ...] = ()
+    egress_allow: tuple[Entry, ...] | None = None
+    egress_deny: tuple[Entry, ...] = ()
+    log: bool = False
+
+    def entries(self) -> tuple[Entry, ...]:
+        """All of them."""
+        return (*(self.allow_from or ()), *self.deny_from, *(self.egress_allow or ()), *self.egress_deny)
+
+
+class Member(NamedTuple):
+    """What a name in policies stands for: the addresses of a service, or the subnets of a network."""
+
+    kind: str  # as in Peer
+    name: str
+    values: tuple[str, ...]
+    gateways: tuple[str, ...] = ()  # of a network: they are the host's, which is no member
+
+
+class Policed(NamedTuple):
+    """An active service that has a policy; with ``only``, no more of it than what hangs on peers with these addresses."""
+
+    service: str
+    addresses: tuple[str, ...]  # its own
+    policy: Policy
+    only: frozenset[str] | None = None
+
+
+class Healthcheck(NamedTuple):
+    """How to see that a service is well, from inside its network namespace."""
+
+    address: str  # to connect to; "": loopback, else an address of its own
+    port: int
+    host: str  # as the request names it
+    path: str | None  # of a GET request; None: that something accepts is enough
+    interval_s: float
+    timeout_s: float
+    retries: int
+    start_period_s: float
+
+    @property
+    def words(self) -> str:
+        """``tcp 8080`` or the URL."""
+        return f"tcp {self.port}" if self.path is None else f"http://{self.host}{self.path}"
+
+
+class Endpoint(NamedTuple):
+    network: str
+    addresses: tuple[str, ...]  # one for each subnet of the network
+
+
+class Service(NamedTuple):
+    """An active service."""
+
+    name: str
+    generation: int
+    endpoints: tuple[Endpoint, ...]
+    ports: tuple[Port, ...]
+    names: tuple[str, ...]  # hostname first
+    publishes: bool = False  # it has ports, these or others, or somebody who shares its namespace has
+    mode: str = "bridge"  # or host, none, share: then endpoints are its provider's, and names its provider has too
+
+
+class Snapshot(NamedTuple):
+    """``services`` and ``networks`` are those in scope; every network that a service in scope is on is there too.
+
+    ``readers`` are the ordered lists of networks of all active services that see one in scope; for those in ``fresh``
+    the whole file is in scope, so ``neighbours`` holds all services that stand in it.
+    """
+
+    state_id: str
+    networks: tuple[Network, ...] = ()
+    services: tuple[Service, ...] = ()
+    readers: frozenset[tuple[str, ...]] = frozenset()
+    fresh: frozenset[tuple[str, ...]] = frozenset()
+    neighbours: tuple[Service, ...] = ()
+    policed: tuple[
+        Policed, ...
+    ] = ()  # services in scope, and those whose policies name what may mean another address now
+    members: tuple[Member, ...] = ()  # what the names in these policies stand for
+    any_network: bool = False
+    any_active: bool = False
+    any_active6: bool = False  # on a network with IPv6
+    sysctls_before: tuple[tuple[str, str], ...] = ()

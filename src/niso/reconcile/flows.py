@@ -1,0 +1,103 @@
+"""Flows that began while niso's rules were away, and so have not the NAT that they should: they end when the rules are back.
+
+Connection tracking asks the rules for the first packet of a flow alone. A datagram that came meanwhile has left an entry
+without NAT, which keeps its client away for as long as it sends.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable
+
+from niso.kernel import flows
+from niso.kernel.flows import Tracked
+from niso.kernel.rtnetlink import Rtnl
+from niso.plan.state import State
+
+_PASSES = 8
+
+Net = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def clear(want: State) -> int:
+    """End the flows that have not the NAT that ``want``, which is of everything, gives them; gives how many. Raises KernelError.
+
+    TCP that has had an answer stays: whoever answers has it. It looks until it finds none, since packets are under way.
+    """
+    is_stray = _judge(want, _own_addresses())
+    ended = 0
+    for _ in range(_PASSES):
+        found = [flow for flow in flows.tracked() if is_stray(flow)]
+        if not found:
+            break
+        ended += flows.end(found)
+    return ended
+
+
+def _own_addresses() -> set[str]:
+    with Rtnl() as rtnl:
+        return {each.address.partition("/")[0] for each in rtnl.addresses()}
+
+
+def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
+    """Whether a flow is one that lacks its NAT."""
+    targets = _Targets(want)
+    subnets = [
+        ipaddress.ip_network(each.element) for each in want.elements if each.container in ("subnets4", "subnets6")
+    ]
+
+    def is_stray(flow: Tracked) -> bool:
+        if flow.proto == "tcp" and flow.answered:
+            return False
+        to = ipaddress.ip_address(flow.destination)
+        if flow.destination in own or to.is_loopback:
+            led_to = targets.of(flow)
+            if not led_to:
+                return False
+            # the host by 127.0.0.1, and a service that reaches itself, are seen with another address
+            unseen = flow.answers_to == flow.source
+            hidden = ipaddress.ip_address(flow.source).is_loopback or flow.source in led_to
+            return flow.answers_from not in led_to or (hidden and unseen)
+        outwards = _within(flow.source, subnets) and not _within(flow.destination, subnets)
+        return outwards and not to.is_multicast and flow.answers_to == flow.source
+
+    return is_stray
+
+
+def _within(address: str, subnets: Iterable[Net]) -> bool:
+    packed = ipaddress.ip_address(address)
+    return any(packed in subnet for subnet in subnets)
+
+
+class _Targets:
+    """Where published ports lead."""
+
+    def __init__(self, want: State) -> None:
+        self._at: dict[tuple[str, str, int], set[str]] = {}  # host's address or "", protocol, port
+        self._ranges: list[tuple[str, str, int, int, str]] = []
+        for each in want.elements:
+            way, _, where = each.container.rstrip("46").partition("_")
+            if way not in ("publish", "range", "local") or not each.value:
+                continue
+            *start, proto, ports = each.element.split(" . ")
+            host = start[-1] if where == "addr" else ""
+            first, _, last = ports.partition("-")
+            target = each.value.partition(" . ")[0]
+            if last:
+                self._ranges.append((host, proto, int(first), int(last), target))
+            else:
+                self._at.setdefault((host, proto, int(first)), set()).add(target)
+
+    def of(self, flow: Tracked) -> set[str]:
+        """The addresses of the flow's family that its port may lead to; empty where it is not published."""
+        if flow.port is None:
+            return set()
+        found: set[str] = set()
+        for host in ("", flow.destination):
+            found |= self._at.get((host, flow.proto, flow.port), set())
+        found.update(
+            target
+            for host, proto, first, last, target in self._ranges
+            if host in ("", flow.destination) and proto == flow.proto and first <= flow.port <= last
+        )
+        return {target for target in found if (":" in target) == (":" in flow.destination)}

@@ -1,0 +1,352 @@
+"""Making and removing networks: which subnet, which bridge, and what is in the way."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+
+from niso.base import names
+from niso.base.digest import sha256
+from niso.base.errors import Conflict, InvalidInput, UsageError
+from niso.base.lite_typing import NamedTuple
+from niso.kernel import host_facts
+from niso.plan import subnets as ipam
+from niso.plan.records import Network, Subnet
+from niso.reconcile.converge import Lock, Report, converge, desired_now, plan, silent
+from niso.store.store import Scope, Store
+
+DEFAULT_POOL = "10.99.0.0/16"
+PREFIX_LENGTH = 24
+PREFIX_LENGTHS = {4: (8, 30), 6: (48, 126)}
+MIN_MTUS = {4: 576, 6: 1280}  # RFC 791's least datagram that every host takes; RFC 8200's least of a link
+MAX_MTU = 65535  # the most that a link can have
+THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")  # RFC 1122, 3.2.1.3
+UNICAST6 = (
+    ipaddress.IPv6Network("2000::/3"),
+    ipaddress.IPv6Network("fc00::/7"),
+)  # what RFC 4291 and 4193 give to hosts
+EXAMPLES = ("a prefix like 10.99.1.0/24", "a prefix like fd12:3456:789a:1::/64")
+
+
+def pool() -> ipam.Network:
+    """The prefix that subnets are taken from (``NISO_POOL``). Raises InvalidInput."""
+    text = os.environ.get("NISO_POOL") or DEFAULT_POOL
+    try:
+        found = ipaddress.ip_network(text)
+    except ValueError as error:
+        raise InvalidInput(f"NISO_POOL: {error}", f"a prefix like {DEFAULT_POOL}", "NISO_POOL") from None
+    if found.version != 4 or found.prefixlen > PREFIX_LENGTH:
+        raise InvalidInput(f"NISO_POOL: {text!r} holds no /24", f"an IPv4 prefix like {DEFAULT_POOL}", "NISO_POOL")
+    return found
+
+
+def parse_subnet(text: str) -> ipam.Network:
+    """A subnet as the user gives it. Raises UsageError.
+
+    Of IPv6, global unicast and unique local prefixes from /48, a site's (RFC 6177), to /126, the longest in which a service
+    has an address beside the bridge: that of the subnet itself is every router's (RFC 4291, 2.6.1). The norm is a /64;
+    others work because nothing makes up its own address here.
+    """
+    key = "--subnet"
+    try:
+        found = ipaddress.ip_network(text)
+    except ValueError as error:
+        hint = EXAMPLES[":" in text]
+        try:
+            hint = f"did you mean {ipaddress.ip_network(text, strict=False)}?"
+        except ValueError:
+            pass
+        raise UsageError(f"--subnet {text!r}: {error}", hint, key) from None
+    hint = EXAMPLES[found.version == 6]
+    shortest, longest = PREFIX_LENGTHS[found.version]
+    if not shortest <= found.prefixlen <= longest:
+        raise UsageError(f"--subnet {text}: must be a /{shortest} to /{longest}", hint, key)
+    if found.version == 6:
+        usable = any(found.subnet_of(unicast) for unicast in UNICAST6)
+    else:
+        usable = not (
+            found.is_loopback
+            or found.is_multicast
+            or found.is_link_local
+            or found.is_reserved
+            or found.subnet_of(THIS_NETWORK)
+        )
+    if not usable:
+        raise UsageError(f"--subnet {text}: not a prefix that hosts can have", hint, key)
+    return found
+
+
+def unique_local(state_id: str) -> ipaddress.IPv6Network:
+    """The /48 that IPv6 subnets are taken from: fd and 40 bits that follow from the state id (RFC 4193, 3.2.2).
+
+    So all of one host's are of one prefix, and those of different hosts hardly ever clash when they are joined.
+    """
+    global_id = sha256(f"{state_id}/RFC 4193".encode()).digest()[:5]
+    return ipaddress.IPv6Network((bytes([0xFD]) + global_id + bytes(10), 48))
+
+
+class Wish(NamedTuple):
+    """A network as somebody asks for it: at most one subnet of each family, none: the next free /24."""
+
+    name: str
+    subnets: tuple[str, ...] = ()
+    ipv6: bool = False  # a unique local /64 beside them
+    gateways: tuple[str, ...] = ()  # of some of the subnets
+    internal: bool = False
+    mtu: int | None = None
+
+    @property
+    def nets(self) -> list[ipam.Network]:
+        """The subnets, IPv4 first. Raises UsageError."""
+        return _parsed(self.subnets, self.ipv6)
+
+    @property
+    def families(self) -> set[int]:
+        """The families that it asks for."""
+        return ({net.version for net in self.nets} or {4}) | ({6} if self.ipv6 else set())
+
+
+def check(wish: Wish) -> None:
+    """Raise UsageError where no network could be as the wish is."""
+    nets, least = wish.nets, MIN_MTUS[max(wish.families)]
+    if wish.mtu is not None and not least <= wish.mtu <= MAX_MTU:
+        raise UsageError(
+            f"--mtu {wish.mtu}: must be {least} to {MAX_MTU}{' where there is IPv6' if least == MIN_MTUS[6] else ''}",
+            "leave it out for the default route's",
+            "--mtu",
+        )
+    if nets and not wish.ipv6:
+        _gateways(nets, wish.gateways)
+
+
+def ensure(store: Store, wish: Wish, implicit: bool) -> Network | None:
+    """Put a network on record, in a transaction; None where it is there as the wish is. ``implicit`` as for `add_network`.
+
+    Raises Conflict (it is there and differs; name, subnet or bridge taken, by whom), UsageError.
+    """
+    present = store.network(wish.name)
+    if present is not None:
+        _same(present, wish)
+        return None
+    network = plan_network(
+        store,
+        wish.name,
+        subnets=wish.nets,
+        ipv6=wish.ipv6,
+        gateways=wish.gateways,
+        internal=wish.internal,
+        mtu=wish.mtu,
+    )
+    store.add_network(network, implicit=implicit, now=time.time())
+    return network
+
+
+def create(store: Store, wish: Wish, report: Report = silent, dry_run: bool = False) -> Network | None:
+    """Make a network and its bridge at once; None where one of that name and these values is there already.
+
+    Raises Conflict (name, subnet or bridge taken, by whom), UsageError, KernelError; then nothing has changed.
+    """
+    check(wish)
+    with Lock():
+        scope = Scope((), (wish.name,), names=(("network", wish.name),))
+        with store.transaction() as transaction:
+            before = desired_now(store, scope)
+            network = ensure(store, wish, implicit=False)
+            if dry_run:
+                for step in plan(store, scope, before).steps:
+                    report(step.describe())
+                transaction.cancel()
+                return network
+        try:
+            converge(store, scope, before, report)
+        except BaseException:
+            if network is not None:
+                _forget(store, wish.name)
+            raise
+    return network
+
+
+def remove(store: Store, names: list[str], report: Report = silent, dry_run: bool = False) -> None:
+    """Remove networks and their bridges, all or none. Raises NotFound, Conflict where a known service is on one."""
+    with Lock():
+        for name in names:
+            store.require_network(name)
+            members = [service for service, _ in store.members(name)] or store.held_by(name)
+            if members:
+                raise Conflict(
+                    f"network {name!r} is used by {', '.join(members)}",
+                    f"niso remove {' '.join(members)} takes them away",
+                )
+        scope = Scope((), tuple(names), names=tuple(("network", name) for name in names))
+        with store.transaction() as transaction:
+            before = desired_now(store, scope)
+            for name in names:
+                store.drop_network(name)
+            if dry_run:
+                for step in plan(store, scope, before).steps:
+                    report(step.describe())
+                transaction.cancel()
+                return
+            # inside the transaction: if it cannot be done, or niso dies here, the networks stay known and can be repaired
+            converge(store, scope, before, report, teardown=True)
+
+
+def plan_network(
+    store: Store,
+    name: str,
+    *,
+    subnets: Sequence[ipam.Network] = (),
+    ipv6: bool = False,
+    gateways: Sequence[str] = (),
+    internal: bool = False,
+    mtu: int | None = None,
+    holds: str | None = None,
+) -> Network:
+    """A network that could be made now. Without ``subnets``: the /24 that has the address ``holds``, else the next free.
+
+    Raises Conflict where subnet or bridge are taken or the host has no IPv6, UsageError.
+    """
+    state_id = store.state_id()
+    taken = [(ipaddress.ip_network(s.cidr), f"network {n.name!r}") for n in store.networks() for s in n.subnets]
+    taken += [
+        (net, f"the host's route or address on {link}") for net, link in host_facts.used_prefixes(names.alias(state_id))
+    ]
+    nets = list(subnets)
+    around = ipaddress.ip_network((holds, PREFIX_LENGTH), strict=False) if holds is not None and not nets else None
+    if not nets:
+        nets.append(around or _next_free(name, taken))
+    if ipv6:
+        nets.append(_next_unique_local(name, state_id, taken))
+    for net in nets:
+        for other, whose in taken:
+            if other.version == net.version and other.overlaps(net):
+                if net == around:
+                    raise Conflict(
+                        f'network.ip: value "{holds}" is wrong because network {name!r}, which is new, would have {net}, '
+                        f"and that overlaps {other} of {whose}; right would be an address of a /{PREFIX_LENGTH} that is free",
+                        f"choose another one, or make the network first: niso net create {name} --subnet CIDR",
+                        "network.ip",
+                    )
+                raise Conflict(f"network {name!r}: subnet {net} overlaps {other} of {whose}", "choose another --subnet")
+    with_ipv6 = any(net.version == 6 for net in nets)
+    missing = host_facts.lacks_ipv6() if with_ipv6 else None
+    if missing is not None:
+        raise Conflict(f"network {name!r} cannot have IPv6: {missing}", "leave --ipv6 and the IPv6 --subnet out")
+    bridge = names.bridge(name)
+    holder = store.bridge_holder(bridge)
+    if holder is not None:
+        raise Conflict(
+            f"network {name!r} would have the bridge of network {holder!r} ({bridge})", "choose another name"
+        )
+    given = _gateways(nets, gateways)
+    return Network(
+        name=name,
+        bridge=bridge,
+        mtu=mtu if mtu is not None else max(host_facts.default_mtu(), MIN_MTUS[6] if with_ipv6 else 0),
+        subnets=tuple(
+            Subnet(net.version, str(net), given.get(net.version, str(net.network_address + 1)))
+            for net in sorted(nets, key=lambda net: net.version)
+        ),
+        internal=internal,
+    )
+
+
+def _parsed(subnets: Sequence[str], ipv6: bool) -> list[ipam.Network]:
+    """At most one of each family, IPv4 first. Raises UsageError."""
+    nets = sorted(map(parse_subnet, subnets), key=lambda net: net.version)
+    for one, other in pairwise(nets):
+        if one.version == other.version:
+            raise UsageError(
+                f"--subnet {one}, --subnet {other}: a network has one IPv{one.version} subnet",
+                "one IPv4 and one IPv6 subnet at most; niso net create makes another network",
+                "--subnet",
+            )
+    if ipv6 and any(net.version == 6 for net in nets):
+        raise UsageError(
+            f"--ipv6 chooses a subnet, and --subnet {nets[-1]} names one", "leave one of them out", "--ipv6"
+        )
+    return nets
+
+
+def _next_unique_local(name: str, state_id: str, taken: list[tuple[ipam.Network, str]]) -> ipam.Network:
+    whole = unique_local(state_id)
+    found = ipam.free_prefix(whole, 64, [net for net, _ in taken])
+    if found is None:
+        raise Conflict(
+            f"network {name!r}: no free /64 is left in {whole}", "--subnet names an IPv6 prefix that is free"
+        )
+    return found
+
+
+def _next_free(name: str, taken: list[tuple[ipam.Network, str]]) -> ipam.Network:
+    whole = pool()
+    kept = ipaddress.ip_network((whole.network_address, PREFIX_LENGTH))
+    used = [net for net, _ in taken]
+    if name == names.DEFAULT_NETWORK and not any(net.version == 4 and net.overlaps(kept) for net in used):
+        return kept
+    found = ipam.free_prefix(whole, PREFIX_LENGTH, used, kept)
+    if found is None:
+        others = [f"{net} of {whose}" for net, whose in taken if net.version == whole.version and net.overlaps(whole)]
+        shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        reasons = [f"it is taken by {shown}"] if others else []
+        if not any(net.version == 4 and net.overlaps(kept) for net in used):
+            reasons.append(f"{kept} is kept for {names.DEFAULT_NETWORK}")
+        raise Conflict(
+            f"network {name!r}: no free /{PREFIX_LENGTH} is left in the pool {whole}: {', and '.join(reasons)}",
+            f"set NISO_POOL to a prefix that is free, or niso net create {name} --subnet CIDR",
+        )
+    return found
+
+
+def _gateways(nets: Sequence[ipam.Network], texts: Sequence[str]) -> dict[int, str]:
+    """Family -> the gateway that was given, as its subnet writes it. Raises UsageError."""
+    found: dict[int, str] = {}
+    for text in texts:
+        hint = f"an address of {' or '.join(map(str, nets))}"
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError as error:
+            raise UsageError(f"--gateway {text!r}: {error}", hint, "--gateway") from None
+        net = next((net for net in nets if net.version == address.version), None)
+        if net is None or address not in net:
+            reason: str | None = f"not in {net or ' or '.join(map(str, nets))}"
+        elif address.version in found:
+            reason = f"a second one for {net}"
+        else:
+            reason = ipam.refusal(net, -1, int(address) - int(net.network_address))
+        if reason:
+            raise UsageError(f"--gateway {text}: {reason}", hint, "--gateway")
+        found[address.version] = str(address)
+    return found
+
+
+def _same(present: Network, wish: Wish) -> None:
+    """Raise Conflict unless what was asked for is what is there."""
+    there = {subnet.family: subnet for subnet in present.subnets}
+    shown = ", ".join(subnet.cidr for subnet in present.subnets)
+    differs = None
+    if wish.families != there.keys() or any(str(net) != there[net.version].cidr for net in wish.nets):
+        differs = f"with subnet {shown}"
+    elif wish.gateways:
+        have = {family: subnet.gateway for family, subnet in there.items()}
+        given = _gateways([ipaddress.ip_network(subnet.cidr) for subnet in present.subnets], wish.gateways)
+        if any(have[family] != gateway for family, gateway in given.items()):
+            differs = f"with gateway {', '.join(have.values())}"
+    if differs is None and wish.internal != present.internal:
+        differs = "as an internal network" if present.internal else "and is not internal"
+    if differs is None and wish.mtu is not None and wish.mtu != present.mtu:
+        differs = f"with mtu {present.mtu}"
+    if differs is not None:
+        raise Conflict(f"network {present.name!r} is there {differs}", f"niso net remove {present.name} first")
+
+
+def _forget(store: Store, name: str) -> None:
+    """Undo a network whose bridge could not be made."""
+    scope = Scope((), (name,), names=(("network", name),))
+    before = desired_now(store, scope)
+    with store.transaction():
+        store.drop_network(name)
+    converge(store, scope, before, teardown=True)

@@ -1,0 +1,132 @@
+"""Services in the network namespace of another one: whose it can be, who follows a change of it, and what it holds up.
+
+The one whose namespace it is, is called the provider. It is of mode bridge or none, so nobody's sharer, and chains are of two.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from niso.base import names, paths
+from niso.base.errors import Conflict, InvalidInput, NotFound
+from niso.base.lite_typing import NamedTuple
+from niso.manifest import load as model
+from niso.manifest.load import Manifest
+from niso.runtime.spec import understood
+from niso.services import targets
+from niso.services.stop import they_share
+from niso.services.targets import Target
+from niso.store.store import ServiceRow, Store
+
+PROVIDERS = ("bridge", "none")
+"""The modes in which a service has a namespace of its own."""
+_KEY = "network.share"
+
+
+class Home(NamedTuple):
+    """Where a service's process finds its network: all empty for the host's."""
+
+    netns: str  # a path
+    hosts_folder: str
+    hostname: str
+
+
+def home(store: Store, service: str, manifest: Manifest, provider: str | None) -> Home:
+    """Of a service with this manifest; ``provider`` is known if it shares."""
+    if provider is not None:
+        row = store.service(provider)
+        assert row is not None
+        return home(store, provider, model.decode(row.manifest), None)
+    if manifest.network.mode == "host":
+        return Home("", "", "")
+    on = model.networks(manifest)
+    folder = names.hosts_folder(on) if on else names.own_hosts_folder(service)
+    return Home(paths.netns_path(service), os.path.join(paths.hosts_root(), folder), model.hostname(manifest))
+
+
+def provider_of(store: Store, target: Target, together: frozenset[str]) -> str | None:
+    """The service whose namespace the manifest asks for; None where it asks for none.
+
+    ``together`` are the services of the command, those without the mode share recorded already. Raises Conflict where it cannot
+    be had, InvalidInput where it is the service itself.
+    """
+    share = target.manifest.network.share
+    if target.manifest.network.mode != "share" or share is None:
+        return None
+    try:
+        provider = store.resolve(share)
+    except NotFound:
+        words = f"{_KEY}: no service {share!r} is known"
+        raise Conflict(
+            words, f"activate it first, or both in one command: niso activate PATH {target.name}", _KEY
+        ) from None
+    if provider == target.name:
+        raise InvalidInput(f"{_KEY}: {share!r} is a name of the service itself", "name another service", _KEY)
+    row = store.service(provider)
+    assert row is not None
+    if row.mode == "host":
+        words = f"{_KEY}: service {provider!r} is of mode host and has no network namespace of its own"
+        raise Conflict(words, 'mode = "host" gives this service the same network', _KEY)
+    if row.mode == "share":
+        words = f"{_KEY}: service {provider!r} has no network namespace of its own, it shares that of {row.provider!r}"
+        raise Conflict(words, f'share = "{row.provider}"', _KEY)
+    if not row.active:
+        words = f"{_KEY}: service {provider!r} is not active"
+        raise Conflict(
+            words, f"niso activate {provider}, or both in one command: niso activate {provider} {target.name}", _KEY
+        )
+    if provider not in together and store.intent(provider) is not None:
+        words = f"{_KEY}: service {provider!r} is being changed by another command"
+        raise Conflict(words, "try again when that has ended", _KEY)
+    return provider
+
+
+def with_followers(store: Store, wanted: Iterable[Target], ending: Iterable[str] = ()) -> list[Target]:
+    """``wanted`` with the active services that must be started anew with them, providers first; none that is ``ending``.
+
+    Who shares a namespace sees its hostname and hosts file; where a provider gets others, its sharers do.
+    """
+    found = {target.name: target for target in wanted}
+    ends = set(ending)
+    for target in list(found.values()):
+        if target.manifest.network.mode in PROVIDERS:
+            there = home(store, target.name, target.manifest, None)
+            for sharer in store.sharers(target.name):
+                row = store.service(sharer)
+                if sharer not in found and sharer not in ends and row is not None and not _sees(row, there):
+                    found[sharer] = targets.known(store, sharer)
+    return sorted(found.values(), key=lambda target: target.manifest.network.mode == "share")
+
+
+def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[ServiceRow] = ()) -> None:
+    """Raise Conflict where services of a command, all recorded, leave others that share their namespace without one.
+
+    ``leaving`` are those that it ends.
+    """
+    rows, ended = list(changed), list(leaving)
+    together = frozenset(row.name for row in (*rows, *ended))
+    for row in ended:
+        if sharers := store.held_sharers(row.name, together):
+            words = f"service {row.name!r} is needed: {they_share(sharers)} its network namespace"
+            raise Conflict(words, f"niso deactivate {' '.join(sharers)}")
+    for row in rows:
+        sharers = store.held_sharers(row.name, together)
+        if sharers and row.mode not in PROVIDERS:
+            raise Conflict(
+                f"{row.manifest_path}: network.mode: {row.mode!r} cannot be, since {they_share(sharers)} its network namespace",
+                f"niso deactivate {' '.join(sharers)}, or activate them with another mode in the same command",
+                "network.mode",
+            )
+        for sharer in sharers:
+            other = store.service(sharer)
+            there = home(store, row.name, model.decode(row.manifest), None)
+            if other is not None and sharer not in together and other.provider == row.name and not _sees(other, there):
+                raise Conflict(
+                    f"service {sharer!r} has just begun to share the network namespace of {row.name!r}", "try again"
+                )
+
+
+def _sees(row: ServiceRow, there: Home) -> bool:
+    spec = understood(row.spec)
+    return spec is not None and Home(spec.netns, spec.hosts_folder, spec.hostname) == there

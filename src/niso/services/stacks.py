@@ -1,0 +1,58 @@
+"""What a stack asks of an activation beside its services: its networks, who leaves it, and whose the services are from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from niso.base.errors import Conflict, InvalidInput, NisoError
+from niso.base.lite_typing import NamedTuple
+from niso.services import networks
+from niso.services.networks import Wish
+from niso.services.stop import Needs
+from niso.store.store import Store
+
+
+class Membership(NamedTuple):
+    stack: str
+    file: str  # for messages
+    networks: tuple[Wish, ...]
+    leaving: tuple[str, ...]  # known services of the stack that left its file
+    needs: Needs  # in which order those end
+
+
+def taken(store: Store, stack: str, services: Iterable[str]) -> dict[str, Conflict]:
+    """Those of ``services`` that belong to another stack, with the error that says so."""
+    found = {}
+    for name in services:
+        other = store.stack_of(name)
+        if other is not None and other != stack:
+            hint = f"choose another name, or niso remove {name}"
+            found[name] = Conflict(f"service {name!r} belongs to stack {other!r}", hint)
+    return found
+
+
+def prepare(store: Store, wanted: Membership, services: Iterable[str]) -> None:
+    """Put the networks of the stack on record, before its services; the caller is in a transaction.
+
+    Raises Conflict, which names the file and the key.
+    """
+    for error in taken(store, wanted.stack, services).values():
+        raise error
+    for wish in wanted.networks:
+        try:
+            networks.ensure(store, wish, implicit=True)
+        except NisoError as error:
+            said = error_of(wish.name, error)
+            on = [name for name, _ in store.members(wish.name)]
+            hint = f"say what is there, or first niso remove {' '.join(on)}" if on else error.hint
+            raise Conflict(f"{wanted.file}: {said.message}", hint, said.key) from None
+    for name in wanted.leaving:
+        store.leave_stack(name)
+
+
+def error_of(network: str, error: NisoError) -> InvalidInput:
+    """An error of a network with the key that it has in a stack.toml: ``networks.backend.subnet`` for ``--subnet``."""
+    option = error.key or ""
+    key = f"networks.{network}" + (f".{option.removeprefix('--')}" if option else "")
+    words = error.message.removeprefix(f"{option} ") if option else error.message
+    return InvalidInput(f"{key}: {words.replace('--', '')}", (error.hint or "").replace("--", "") or None, key)

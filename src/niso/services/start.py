@@ -1,0 +1,418 @@
+"""Starting the processes of services in their order, and waiting until each is started or healthy.
+
+Whatever can wait waits at once: while one service's probe is under way, others start, answer or end. A process that ends meanwhile
+fails at once, in its own words.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+
+from niso.base.errors import Conflict, NisoError, ProcessError
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.manifest import parse_health as model
+from niso.plan.records import Healthcheck
+from niso.reconcile.converge import Report, silent
+from niso.runtime import health, hosts_mount, launch, logs, process, settled
+from niso.runtime.spec import ProcessSpec, namespace, read_state, understood
+from niso.runtime.spec import parse as parse_spec
+from niso.store.store import ServiceRow
+
+if TYPE_CHECKING:
+    from niso.services.admit import Change
+
+STARTED_WITHIN_S = 0.2
+"""An end within this time is a failed start: a wrong entrypoint shows only as the end of PID 1's child."""
+_BUSY_S = 2.0
+"""On a busy machine it may not have run much by then; so long that is waited for."""
+RESTS_S, _LOOK_S = 0.002, 0.001
+"""One that has not run for so long, all its threads asleep, has started before that; when that is looked at again, at first."""
+TIMEOUT_S = 60.0
+"""How long a restart waits for healthy."""
+
+STARTED, HEALTHY = "started", "healthy"
+After = Mapping[str, Mapping[str, str]]
+"""service -> {service that must be so before: STARTED or HEALTHY}."""
+
+_AT_ONCE = len(os.sched_getaffinity(0))
+"""How many are created at once; while crun makes one, niso prepares the next."""
+_FIRST_PAUSE_S, _MOST_PAUSE_S = 0.05, 0.5
+_LAST_LINES = 5
+
+
+class _Start(NamedTuple):
+    row: ServiceRow
+    stops: ProcessSpec | None  # what runs now and ends first
+    starts: bool
+    check: Healthcheck | None  # None: started is enough
+    timeout_s: float
+
+    @property
+    def name(self) -> str:
+        return self.row.name
+
+
+def run(
+    changes: list[Change],
+    timeout_s: float,
+    report: Report = silent,
+    after: After | None = None,
+    meanwhile: Callable[[], object] | None = None,
+) -> None:
+    """Start the processes that must be, each when those it comes ``after`` are so far, and wait for all.
+
+    Each has ``timeout_s`` from its own start to come to rest, or live `STARTED_WITHIN_S`, and with a healthcheck to be healthy. One that
+    runs as it should is waited for only where another comes after it or its healthcheck is new. ``meanwhile`` is done once, while
+    something is waited for. Raises ProcessError with the reason, Conflict where the order cannot be had; what was started by then is
+    the caller's to end.
+    """
+    for change in changes:
+        if change.rehosts:
+            report(words(change))
+            hosts_mount.show_or_start(parse_spec(change.row.spec), report)
+    begin = {change.name for change in changes if change.restarts}
+    after = {name: each for name, each in (after or {}).items() if name in begin}
+    needed = {dependency for each in after.values() for dependency, state in each.items() if state == HEALTHY}
+    starts = []
+    for change in changes:
+        was = change.before if change.before is not None and change.before.active else None
+        check = check_of(change.row)
+        asked = change.restarts or change.name in needed or (was is not None and check_of(was) != check)
+        # of one whose record is damaged the new one says how long it may take to end
+        stops = (understood(was.spec) or parse_spec(change.row.spec)) if was is not None and change.restarts else None
+        starts.append(_Start(change.row, stops, change.restarts, check if asked else None, timeout_s))
+    _check_order(starts, after)
+    _Starting(starts, after, report, meanwhile).all()
+
+
+def expect(changes: list[Change]) -> None:
+    """Say that `run` will start the processes of ``changes`` in a moment: what the kernel must wait for before is over by then."""
+    if any(change.restarts for change in changes):
+        launch.expect()
+
+
+def restart(rows: list[ServiceRow], report: Report = silent) -> None:
+    """End and start the processes of active services, and wait for all as `run` does. Raises ProcessError."""
+    starts = [_Start(row, parse_spec(row.spec), True, check_of(row), TIMEOUT_S) for row in rows]
+    _Starting(starts, {}, report).all()
+
+
+def check_of(row: ServiceRow) -> Healthcheck | None:
+    """The healthcheck of a service's manifest."""
+    try:
+        return model.of_stored(json.loads(row.manifest))
+    except (ValueError, LookupError, TypeError, AttributeError):  # damaged, as `niso net check` says
+        return None
+
+
+def words(change: Change) -> str:
+    """What `run` reports when it starts a service, or shows it another hosts file."""
+    spec = parse_spec(change.row.spec)
+    if change.rehosts:
+        return f"show {change.name} the hosts file {os.path.basename(spec.hosts_folder)}"
+    return _start_words(change.row)
+
+
+def _start_words(row: ServiceRow) -> str:
+    return f"start {row.name}: {' '.join(parse_spec(row.spec).argv)}"
+
+
+def _check_order(starts: list[_Start], after: After) -> None:
+    """Raise Conflict where a service comes after one that will not be so far."""
+    known = {start.name: start for start in starts}
+    for name, dependencies in after.items():
+        for dependency, state in dependencies.items():
+            start = known.get(dependency)
+            if start is not None:
+                if state == HEALTHY and start.check is None:
+                    raise Conflict(
+                        f"{name} comes after {dependency} is healthy, and that has no healthcheck",
+                        f"add [healthcheck] to the manifest of {dependency}, or wait for started",
+                    )
+                continue
+            recorded = health.known(dependency)
+            well = state == STARTED or (recorded is not None and recorded.failures == 0)
+            if process.status(dependency).state != "running" or not well:
+                raise Conflict(
+                    f"{name} comes after {dependency} is {state}, which it is not", f"niso ps, for {dependency}"
+                )
+
+
+class _End:
+    """A service whose process was asked to end and is waited for, before it starts anew."""
+
+    def __init__(self, start: _Start, timeout_s: float) -> None:
+        self.start = start
+        self.pidfd = process.ask_to_end(start.name) if timeout_s > 0 else -1
+        self.next_at = time.monotonic() + (timeout_s if self.pidfd >= 0 else 0.0)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, or has had its time."""
+        return not process.lives(self.pidfd) or time.monotonic() >= self.next_at
+
+    def close(self) -> None:
+        """Let go of the process."""
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+class _Wait:
+    """A service whose process runs and that is waited for."""
+
+    def __init__(self, start: _Start) -> None:
+        self.start = start
+        now = process.status(start.name)
+        # One that has been started again by now has ended as well; one that ran before may have been, long ago.
+        self.pidfd = process.hold(start.name) if now.restarts == 0 or not start.starts else -1
+        self.run = (now.pid or 0, now.started_at or 0.0)
+        began = time.monotonic()
+        self.deadline = began + start.timeout_s
+        self._ripe_at = min(began + STARTED_WITHIN_S, self.deadline) if start.starts else began
+        self._look_at, self._look_s = began, _LOOK_S
+        self._mark: settled.Mark | None = None
+        self._rests_since, self._rests, self._began = began, False, began
+        self._started = False
+        self.well = start.check is None
+        self.probe: health.Probe | None = None
+        self.ask_at = began
+        self.said = ""
+        self._pause_s = _FIRST_PAUSE_S
+        self._failures = 0
+        lives_s = max(0.0, time.time() - self.run[1]) if self.run[1] else 0.0
+        self._counts_at = began - lives_s + (start.check.start_period_s if start.check else 0.0)
+
+    @property
+    def next_at(self) -> float:
+        """When something is to be done even if nothing happens."""
+        moments = [self.deadline]
+        if (
+            not self._started
+        ):  # whether it is time by now is for is_started to say: else that moment could pass between the two
+            moments.append(min(self._ripe_at, self._look_at))
+        if not self.well and self.probe is None:
+            moments.append(self.ask_at)
+        return min(moments)
+
+    @property
+    def is_started(self) -> bool:
+        """Whether it has lived for as long as a failed start takes, or come to rest before."""
+        now = time.monotonic()
+        if self._started:
+            return True
+        if now < self._ripe_at and now >= self._look_at:
+            mark = settled.mark(self.run[0]) if self.pidfd >= 0 else None
+            if mark is None or mark != self._mark:
+                self._mark, self._rests_since = mark, now
+            elif now - self._rests_since >= RESTS_S:
+                self._ripe_at, self._rests = now, True
+            self._look_at = now + (self._look_s if mark is None else RESTS_S)
+            self._look_s *= 1.25
+        waits_on = self.start.starts and not self._rests and now < min(self._began + _BUSY_S, self.deadline)
+        if now >= self._ripe_at and waits_on and self.pidfd >= 0 and settled.is_kept_waiting(self.run[0]):
+            self._ripe_at = now + STARTED_WITHIN_S / 4
+        self._started = now >= self._ripe_at
+        return self._started
+
+    def step(self) -> None:
+        """Take in the answer of a probe that is over, and begin the next one when it is time. Raises ProcessError if it is unhealthy."""
+        check = self.start.check
+        if check is None or self.well:
+            return
+        if self.probe is None and time.monotonic() >= self.ask_at:
+            self.probe = health.Probe(check, namespace(parse_spec(self.start.row.spec)))
+            self.probe.give_up_if_late()
+        if self.probe is None or self.probe.answer is None:
+            return
+        probe, self.probe = self.probe, None
+        probe.close()
+        self.said = probe.answer or ""
+        self.well = not self.said
+        if self.well:
+            return
+        now = time.monotonic()
+        if probe.began >= self._counts_at:
+            self._failures += 1
+            self._counts_at = probe.began + check.interval_s
+            if self._failures >= check.retries:
+                times = "once" if check.retries == 1 else f"{check.retries} times"
+                raise _failed(self.start.name, f"is unhealthy, its probe failed {times}: {self.said}")
+        self.ask_at = now + min(self._pause_s, check.interval_s)
+        self._pause_s = min(2 * self._pause_s, _MOST_PAUSE_S)
+
+    def close(self) -> None:
+        """Let go of the process and of a probe that is under way."""
+        if self.probe is not None:
+            self.probe.close()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+class _Starting:
+    """All starts of one command."""
+
+    def __init__(
+        self, starts: list[_Start], after: After, report: Report, meanwhile: Callable[[], object] | None = None
+    ) -> None:
+        self._meanwhile = meanwhile
+        self._todo = starts
+        self._after = after
+        self._report = report
+        self._names = {start.name for start in starts}
+        self._reached: dict[str, str] = {}
+        self._ends: list[_End] = []
+        self._begun: list[tuple[_Start, process.Start]] = []
+        self._waits: list[_Wait] = []
+
+    def all(self) -> None:
+        try:
+            while self._todo or self._ends or self._begun or self._waits:
+                start = next(self._ready(), None)
+                if start is not None:
+                    self._todo.remove(start)
+                    self._begin(start)
+                elif not self._waits and not self._begun and not self._ends and self._todo:
+                    names = ", ".join(start.name for start in self._todo)
+                    raise Conflict(
+                        f"each of {names} waits for another one of them", "break the circle of what comes after what"
+                    )
+                self._turn(wait=next(self._ready(), None) is None)
+        finally:
+            for end in self._ends:
+                end.close()
+            for _, begun in self._begun:
+                begun.close()
+            for wait in self._waits:
+                wait.close()
+
+    def _ready(self) -> Iterator[_Start]:
+        """Those that need not wait for another one any more, in the order in which they were named; none while enough are created."""
+        for start in self._todo if len(self._begun) < _AT_ONCE else ():
+            needs = self._after.get(start.name, {})
+            if all(
+                dependency not in self._names or self._reached.get(dependency) in (state, HEALTHY)
+                for dependency, state in needs.items()
+            ):
+                yield start
+
+    def _begin(self, start: _Start) -> None:
+        if not start.starts and start.check is None:
+            self._reached[start.name] = STARTED
+            return
+        if start.stops is not None:
+            self._report(f"stop {start.name}")
+            self._ends.append(_End(start, start.stops.stop_timeout_s))
+        else:
+            self._start(start)
+
+    def _start(self, start: _Start) -> None:
+        if start.starts:
+            self._report(_start_words(start.row))
+            self._begun.append((start, process.Start(parse_spec(start.row.spec))))
+        else:
+            self._waits.append(_Wait(start))
+
+    def _created(self) -> None:
+        """Those that have been created run, and are waited for."""
+        for each in list(self._begun):
+            start, begun = each
+            if begun.is_created:
+                self._begun.remove(each)
+                begun.finish()
+                self._waits.append(_Wait(start))
+
+    def _turn(self, wait: bool) -> None:
+        """One round: what can go on goes on, after waiting for the next event where ``wait`` says so."""
+        for each in self._waits:
+            each.step()
+        if wait and self._meanwhile is not None:
+            self._meanwhile()
+            self._meanwhile = None
+        if self._waits or self._ends or self._begun:
+            under_way: list[_Wait | _End] = [*self._waits, *self._ends]
+            until = min((each.next_at for each in under_way), default=time.monotonic() + TIMEOUT_S) if wait else 0.0
+            probes = [each.probe for each in self._waits if each.probe is not None and each.probe.answer is None]
+            over = any(each.probe is not None and each.probe.answer is not None for each in self._waits)
+            pidfds = [each.pidfd for each in under_way if each.pidfd >= 0] + [begun.fd for _, begun in self._begun]
+            health.turn(probes, pidfds, 0.0 if over else until)
+        self._created()
+        end = next((each for each in self._ends if each.is_over), None)
+        if end is not None:
+            self._ends.remove(end)
+            end.close()
+            process.stop(end.start.name, 0)
+            self._start(end.start)
+        for each in list(self._waits):
+            each.step()
+            self._look(each)
+
+    def _look(self, wait: _Wait) -> None:
+        """What became of one: ended (ProcessError), out of time (ProcessError), started, healthy."""
+        start = wait.start
+        if not process.lives(wait.pidfd):
+            raise _ended(start.name, not wait.well)
+        if not wait.is_started:
+            return
+        now = time.monotonic()
+        if wait.well:
+            if start.check is not None:
+                health.note(start.name, wait.run, "")
+                self._report(f"{start.name} is healthy")
+            self._reached[start.name] = HEALTHY if start.check is not None else STARTED
+            self._waits.remove(wait)
+            wait.close()
+        elif now >= wait.deadline:
+            said = wait.said or "no probe has ended"
+            raise _failed(start.name, f"is not healthy after {start.timeout_s:g}s: {said}")
+        else:
+            self._reached.setdefault(start.name, STARTED)
+
+
+def _failed(service: str, what: str) -> ProcessError:
+    return ProcessError(f"{service}: {what}{_last_words(service)}", "see [healthcheck] of its manifest")
+
+
+def _ended(service: str, unhealthy: bool) -> NisoError:
+    """The error that says how the process ended and what it said last."""
+    ended = process.describe_exit(_exit_code_soon(service))
+    said = _last_words(service)
+    if process.out_of_memory(service):
+        ended += ", out of memory: isolation.resources.memory_max"
+    when = "before it was healthy" if unhealthy else "at once"
+    hint = "see binary.entrypoint and binary.args of its manifest" if not said else None
+    return ProcessError(f"{service}: its process ended {when} ({ended})" + said, hint)
+
+
+def _last_words(service: str) -> str:
+    """What the present run wrote last, to be put behind a message; what earlier ones did is no explanation."""
+    record = read_state(service) or {}
+    launched_at = record.get("launched_at", 0.0)
+    lines = []
+    for line in logs.read(service, _LAST_LINES, timestamps=True):
+        stamp, _, text = line.decode("utf-8", "replace").rstrip("\n").partition(" ")
+        try:
+            written_at = datetime.fromisoformat(stamp).timestamp()
+        except ValueError:  # of a line that was cut off
+            continue
+        if written_at >= launched_at:
+            lines.append(text)
+    return "; it said:" + "".join(f"\n    {line}" for line in lines) if lines else ""
+
+
+def _exit_code_soon(service: str) -> int | None:
+    """The exit status that conmon is about to write: waits at most a second for it."""
+    deadline = time.monotonic() + 1.0
+    while True:
+        record = read_state(service) or {"run": 0}
+        code: int | None = record.get("exit_code")
+        if code is None:
+            code = process.exit_code(service, process.bundle_of(service, int(record["run"])))
+        if code is not None or time.monotonic() >= deadline:
+            return code
+        time.sleep(0.01)

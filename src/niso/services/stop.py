@@ -1,0 +1,219 @@
+"""The end of services: their processes are asked at once, then their networks go with one plan, and what they were is forgotten.
+
+The caller holds the services' locks and has begun their intents.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Iterable, Mapping
+
+from niso.base import names, paths
+from niso.base.errors import Conflict, ErrorGroup, NisoError
+from niso.kernel import conntrack, netns
+from niso.kernel.write import end_links
+from niso.plan.state import State
+from niso.reconcile import forwarding, policy_flows
+from niso.reconcile.converge import Lock, Report, converge, desired_now, plan
+from niso.runtime import package, process, spec, volumes
+from niso.services import ports as portmap
+from niso.store.store import Scope, ServiceRow, Store
+
+Needs = Mapping[str, Iterable[str]]
+"""service -> those that it depends on, which end after it."""
+
+
+_STOP_TIMEOUT_S = 10.0
+"""Of a service whose own cannot be read any more: the default of service.stop_timeout."""
+
+
+def finish(
+    store: Store,
+    services: list[str],
+    report: Report,
+    ends: bool,
+    keep_forwards: bool = False,
+    needs: Needs | None = None,
+) -> list[NisoError]:
+    """Stop services and take down their networks. ``ends`` the intents that they have begun.
+
+    One whose process cannot be stopped keeps its network: gives what went wrong. Raises NisoError where the kernel refuses;
+    then none has ended, and all can be tried again.
+    """
+    rows = [row for name in services if (row := store.service(name)) is not None]
+    if not rows:
+        return []
+    errors = stop(rows, report, needs or {})
+    # nor does one go whose network another one's process is still in
+    kept = {*errors, *(row.provider for row in rows if row.name in errors)}
+    rows = [row for row in rows if row.name not in kept]
+    scope = _scope(store, rows)
+    left = [row.name for row in rows if row.provider and row.provider not in {each.name for each in rows}]
+    ports = [port for name in left for _, port in store.ports(name)]
+    links: list[str] = []
+    with Lock(), store.transaction():
+        before = desired_now(store, scope)
+        go(store, rows, keep_forwards)
+        converge(store, scope, before, report, teardown=True, ending=links)
+        for row in rows:
+            netns.clear_unfinished(names.netns(row.name))
+        after = desired_now(store, scope)
+        flush(before, after)
+        portmap.end_flows(ports)
+        if left and policy_flows.narrows(before, after):
+            policy_flows.cut(store, left)  # what others' policies allowed to the name that shared an address
+        if ends:
+            for row in rows:
+                store.end_intent(row.name)
+        forwarding.forget(store)
+    end_links(links)
+    return list(errors.values())
+
+
+def go(store: Store, rows: Iterable[ServiceRow], keep_forwards: bool = False) -> None:
+    """Record that services are not active any more; the caller is in a transaction."""
+    for row in rows:
+        store.set_active(row.name, False)
+    forwarding.note_late(store)
+    for row in rows:
+        store.end_publishing(row.name, keep_forwards)
+
+
+def plan_only(store: Store, services: list[str], report: Report) -> None:
+    """Report what `finish` would do; the caller is in a transaction that it cancels."""
+    rows = [row for name in services if (row := store.service(name)) is not None and row.active]
+    for row in rows:
+        report(f"stop {row.name}")
+    scope = _scope(store, rows)
+    before = desired_now(store, scope)
+    go(store, rows)
+    for step in plan(store, scope, before).steps if rows else []:
+        report(step.describe())
+
+
+def forget(store: Store, services: list[str], report: Report, with_volumes: bool = False) -> None:
+    """Forget services that have ended, with their leases, copies and logs, ``with_volumes`` those too, and end their intents.
+
+    Raises NisoError where a volume cannot go; then none is forgotten, and all can be tried again.
+    """
+    on: set[str] = set()
+    for name in services if with_volumes else ():
+        volumes.remove_all(name, report)
+    for name in services:
+        report(f"forget {name}")
+        row = store.service(name)
+        package.keep_only(name, set())
+        package.delete_tree(paths.log_dir(name))
+        on.update(row.networks if row else ())
+    with Lock():
+        everyone = store.names_with(store.with_companions(services))
+        scope = Scope((), tuple(sorted(on)), names=(*everyone, *(("network", each) for each in sorted(on))))
+        with store.transaction():
+            before = desired_now(store, scope)
+            for name in services:
+                store.forget(name)
+                store.end_intent(name)
+            store.drop_implicit_networks(on)
+            converge(store, scope, before, report, teardown=True)
+
+
+def stop(rows: Iterable[ServiceRow], report: Report, needs: Needs) -> dict[str, NisoError]:
+    """End the processes of services, each when those that depend on it have ended, else all at once; gives what went wrong."""
+    rows = list(rows)
+    specs = {row.name: spec.understood(row.spec) for row in rows}
+    left = {name: said.stop_timeout_s if said else _STOP_TIMEOUT_S for name, said in specs.items()}
+    providers = {row.name: [row.provider] if row.provider else [] for row in rows}
+    dependents: dict[str, set[str]] = {name: set() for name in left}
+    for name in left:
+        for each in {*needs.get(name, ()), *providers[name]}:
+            if each in dependents and each != name:
+                dependents[each].add(name)
+    asked: dict[str, tuple[int, float]] = {}  # service -> its pidfd, when to kill it
+    clear: list[str] = []
+    errors: dict[str, NisoError] = {}
+
+    def remove(name: str) -> None:
+        try:
+            process.stop(name, 0)
+        except NisoError as error:
+            errors[name] = error
+
+    try:
+        while left or asked:
+            ready = [name for name in left if not dependents[name]]
+            for name in ready or ([] if asked else list(left)):
+                report(f"stop {name}")
+                timeout_s = left.pop(name)
+                pidfd = process.ask_to_end(name) if timeout_s > 0 else -1
+                asked[name] = (pidfd, time.monotonic() + (timeout_s if pidfd >= 0 else 0.0))
+                clear.append(name)
+            for name in _over(asked):
+                pidfd, until = asked.pop(name)
+                if pidfd >= 0:
+                    os.close(pidfd)
+                if until <= time.monotonic():
+                    clear.remove(name)
+                    remove(name)
+                for waiting in dependents.values():
+                    waiting.discard(name)
+    finally:
+        for pidfd, _ in asked.values():
+            if pidfd >= 0:
+                os.close(pidfd)
+    for name in clear:
+        remove(name)
+    return errors
+
+
+def _over(asked: Mapping[str, tuple[int, float]]) -> list[str]:
+    """Those that have ended or are out of time; waits for the first one."""
+    poll = select.poll()
+    for pidfd, _ in asked.values():
+        if pidfd >= 0:
+            poll.register(pidfd, select.POLLIN)
+    left_s = min(until for _, until in asked.values()) - time.monotonic()
+    ended = {fd for fd, _ in poll.poll(max(0, int(left_s * 1000 + 0.999)))}
+    now = time.monotonic()
+    return [name for name, (pidfd, until) in asked.items() if pidfd in ended or until <= now]
+
+
+def raise_all(errors: list[NisoError]) -> None:
+    """Raise what went wrong, if anything did."""
+    if errors:
+        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+
+
+def _scope(store: Store, rows: Iterable[ServiceRow]) -> Scope:
+    rows = list(rows)
+    services = store.with_companions(row.name for row in rows)
+    # a name of one that shares a namespace stands for an address while it is active
+    shared = store.names_with(store.with_companions(row.name for row in rows if row.provider))
+    on = {network for row in rows for network in row.networks} | store.published_on(services)
+    return Scope(services, tuple(sorted(on)), names=shared)
+
+
+def flush(before: State, after: State) -> None:
+    """No flow of an address that is gone is left for the next one that gets it."""
+    gone = {a.address.partition("/")[0] for a in before.addresses if a.netns}
+    gone -= {a.address.partition("/")[0] for a in after.addresses if a.netns}
+    if gone:
+        conntrack.flush_addresses(gone)
+
+
+def refuse(store: Store, services: Iterable[str]) -> None:
+    """Raise Conflict where one of ``services`` cannot be deactivated, since others need its namespace."""
+    together = frozenset(services)
+    for name in sorted(together):
+        sharers = [each for each in store.held_sharers(name, together) if each not in together]
+        if sharers:
+            raise Conflict(
+                f"service {name!r} is needed: {they_share(sharers)} its network namespace",
+                f"niso deactivate {' '.join((*sharers, name))} takes them too",
+            )
+
+
+def they_share(sharers: list[str]) -> str:
+    """``'a', 'b' share``, to be followed by what."""
+    return f"{', '.join(map(repr, sharers))} {'shares' if len(sharers) == 1 else 'share'}"

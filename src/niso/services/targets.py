@@ -1,0 +1,149 @@
+"""What the arguments of ``niso activate`` mean, and whether what they name could be started. Changes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from niso.base import paths
+from niso.base.errors import Conflict, ErrorGroup, InvalidInput, NisoError, NotFound
+from niso.base.lite_typing import NamedTuple
+from niso.manifest import load as model
+from niso.manifest import parse_volumes as model_volumes
+from niso.manifest.load import Manifest
+from niso.runtime import package, resolve, root
+from niso.runtime import volumes as volume_rules
+from niso.runtime.spec import path_env
+from niso.runtime.volumes import Volume
+from niso.store.store import Store, bare_name
+
+FIRST_UID = 1_900_000_000
+"""Own uids of services count up from here: above every range that Debian, systemd and subuid hand out."""
+
+
+class Target(NamedTuple):
+    """A service that is to be active: its checked manifest and where its files are."""
+
+    name: str
+    manifest: Manifest
+    manifest_path: str
+    folder: str  # the package to copy, or the copy itself when only the store knows the service
+    rootfs: str | None
+    fingerprint: str | None  # None: ``folder`` is the copy already
+
+
+def find_targets(store: Store, arguments: Iterable[str]) -> list[Target]:
+    """What the arguments of ``niso activate`` mean: a manifest or its folder, a known service, else a folder here.
+
+    All errors of all arguments come at once. Nothing has changed when it raises.
+    """
+    targets: dict[str, Target] = {}
+    errors: list[NisoError] = []
+    for argument in arguments:
+        try:
+            target = _find_target(store, argument)
+        except ErrorGroup as group:
+            errors += group.errors
+        except NisoError as error:
+            errors.append(error)
+        else:
+            other = targets.setdefault(target.name, target)
+            if other.manifest_path != target.manifest_path:
+                errors.append(
+                    Conflict(f"{other.manifest_path} and {target.manifest_path} are both named {target.name!r}")
+                )
+    if errors:
+        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+    return list(targets.values())
+
+
+def still_so(store: Store, target: Target) -> Target:
+    """A known service as the store has it now; the caller holds its lock. Raises NotFound where it has gone meanwhile."""
+    if target.fingerprint is not None:
+        return target
+    return _find_target(store, store.resolve(target.name))
+
+
+def known(store: Store, service: str) -> Target:
+    """A known service with the manifest of its last activation. Raises NotFound where its package copy is gone, NisoError."""
+    row = store.service(service)
+    assert row is not None
+    gone = NotFound(f"{service}: its package copy {row.package} is gone", f"niso activate {row.manifest_path}")
+    if not os.path.isdir(row.package):
+        raise gone
+    target = Target(service, model.decode(row.manifest), row.manifest_path, row.package, row.rootfs, None)
+    try:
+        _check_files(target)
+    except NisoError:
+        if os.path.isdir(row.package):
+            raise
+        raise gone from None  # it was removed meanwhile
+    return target
+
+
+def _find_target(store: Store, argument: str) -> Target:
+    if "/" not in argument and not argument.endswith(".toml"):
+        holder = store.name_holder(bare_name(argument))
+        if holder is not None:
+            return known(store, holder)
+        if not os.path.isdir(argument):
+            store.resolve(argument)
+    return of_manifest(model.load(argument))
+
+
+def of_manifest(loaded: model.Loaded) -> Target:
+    """The service of a checked manifest, whose files are looked at. Raises InvalidInput, ErrorGroup, NisoError."""
+    rootfs = loaded.manifest.package.rootfs
+    root = os.path.realpath(os.path.join(loaded.folder, rootfs)) if rootfs else None
+    target = Target(loaded.manifest.package.name, loaded.manifest, loaded.path, loaded.folder, root, "")
+    _check_files(target)
+    return target._replace(fingerprint=package.fingerprint(loaded.folder, root, loaded.path))
+
+
+def _check_files(target: Target) -> None:
+    """Entrypoint, user and working folder, found before anything is started; all errors at once."""
+    manifest = target.manifest
+    errors: list[NisoError] = []
+    checks = (
+        lambda: None if target.rootfs is None else root.check_points(target.rootfs),
+        lambda: entrypoint(target, target.folder),
+        lambda: user(target, FIRST_UID),
+        lambda: resolve.check_working_dir(
+            target.folder,
+            target.rootfs,
+            manifest.binary.working_dir,
+            [each.mount for each in manifest.volumes.values()],
+        ),
+    )
+    for error in volume_rules.check(target.rootfs, volumes(manifest)):
+        errors.append(InvalidInput(f"{target.manifest_path}: {error.message}", error.hint, error.key))
+    for check in checks:
+        try:
+            check()
+        except NisoError as error:
+            errors.append(InvalidInput(f"{target.manifest_path}: {error.message}", error.hint, error.key))
+    if errors:
+        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+
+
+def entrypoint(target: Target, folder: str) -> str:
+    manifest = target.manifest
+    return resolve.resolve_entrypoint(
+        folder, target.rootfs, manifest.binary.entrypoint, path_env(dict(manifest.environment))
+    )
+
+
+def volumes(manifest: Manifest) -> list[Volume]:
+    """The volumes of a manifest, in order."""
+    kept = paths.volume_dir(manifest.package.name)
+    found = []
+    for name, volume in manifest.volumes.items():
+        named = volume.host is None and not volume.tmpfs
+        source = os.path.join(kept, name) if named else volume.host
+        size = None if volume.size is None else model_volumes.size(volume.size, f"volumes.{name}.size")
+        found.append(Volume(name, volume.mount, source, named, volume.mode == "ro", size))
+    return found
+
+
+def user(target: Target, own_uid: int) -> tuple[int, int, list[int], str, str]:
+    return resolve.resolve_user(target.rootfs, target.manifest.service.user, own_uid, target.name)

@@ -1,0 +1,189 @@
+"""Undoing activations that failed or whose process is gone: rows, kernel and process as they were.
+
+The caller holds the services' locks.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable
+
+from niso.base import names, paths
+from niso.base.errors import ErrorGroup, NisoError, ProcessError
+from niso.kernel import netns
+from niso.kernel.write import end_links
+from niso.plan.records import Port
+from niso.reconcile import forwarding, policy_flows
+from niso.reconcile.converge import Lock, Report, converge, desired_now
+from niso.runtime import hosts_mount, package, process, spec, volumes
+from niso.services import ports as portmap
+from niso.services import stop
+from niso.store.store import Intent, Scope, ServiceRow, Store
+
+undoing = False
+"""Whether a command that failed is undone now."""
+
+
+def undo_all(store: Store, services: Iterable[str], cause: BaseException, report: Report) -> None:
+    """Bring all back as it was; what cannot be undone is added to the error that caused it."""
+    global undoing
+    begun = [intent for name in services if (intent := store.intent(name)) is not None]
+    undoing = isinstance(cause, Exception)
+    try:
+        left = undo(store, in_order(store, begun), report)
+    except NisoError as error:
+        left = {", ".join(intent.service for intent in begun): error}
+    except (OSError, sqlite3.Error) as error:
+        left = {", ".join(intent.service for intent in begun): NisoError(str(error))}
+    finally:
+        undoing = False
+    if left and isinstance(cause, NisoError):
+        raise ErrorGroup([cause, *(_not_undone(names, error) for names, error in left.items())]) from cause
+
+
+def _not_undone(names: str, error: NisoError) -> NisoError:
+    said = error.message.removeprefix(f"{names}: ")
+    return NisoError(f"{names}: the activation is not undone yet: {said}", error.hint or "niso net repair")
+
+
+def in_order(store: Store, intents: Iterable[Intent]) -> list[Intent]:
+    """Who shares a namespace now comes before the one whose it is; who will share one again comes after."""
+    left = {intent.service: intent for intent in intents}
+    firsts: dict[str, set[str]] = {name: set() for name in left}
+    for name, intent in left.items():
+        row, was = store.service(name), before(intent)
+        if intent.action == "activate" and was is not None and was.active and was.provider in left:
+            firsts[name].add(was.provider)
+        now = row.provider if row is not None and row.active else None
+        if now in left and now not in firsts[name]:
+            firsts[now].add(name)
+    ordered: list[Intent] = []
+    while left:
+        name = next((name for name in left if not firsts[name] & left.keys()), next(iter(left)))
+        ordered.append(left.pop(name))
+    return ordered
+
+
+def before(intent: Intent) -> ServiceRow | None:
+    """The row of the service before the change; None where it was not known, or the intent is no change of it."""
+    saved = json.loads(intent.undo).get("service")
+    return ServiceRow(*saved[0]) if saved else None
+
+
+def undo(store: Store, intents: list[Intent], report: Report) -> dict[str, NisoError]:
+    """Undo begun activations together: what one gave up another one may have. Gives what went wrong, by service."""
+    for intent in intents:
+        report(f"undo activation of {intent.service}")
+    errors: dict[str, NisoError] = {}
+    changed = [intent for intent in intents if not store.is_as_before(intent)]
+    try:
+        _undo_records(store, changed, report)
+    except NisoError as error:
+        errors = {intent.service: error for intent in changed}
+        for intent in changed if len(changed) > 1 else ():  # what can be undone by itself is
+            try:
+                _undo_records(store, [intent], report)
+                del errors[intent.service]
+            except NisoError as other:
+                errors[intent.service] = other
+    undone = [intent.service for intent in intents if intent.service not in errors]
+    # a provider's namespace is there, whether its process is or not
+    for name in undone:
+        try:
+            start_again(store, name)
+        except NisoError as error:
+            errors[name] = error
+        _forget_failed(name, store.service(name))
+    with Lock(), store.transaction():
+        for name in undone:
+            store.end_intent(name)
+    return errors
+
+
+def start_again(store: Store, name: str) -> None:
+    """Start the process of an active service anew where it does not run as it should; one that has ended by itself stays so."""
+    restored = store.service(name)
+    if restored is not None and restored.active:
+        # its namespace was another one meanwhile, or it was about to end
+        if not process.at_home(name) or process.stop_begun(name):
+            process.stop(name)
+        if process.status(name).state == "starting":  # whoever holds the lock began it, and was interrupted
+            process.stop(name, 0)
+        if process.status(name).state in ("none", "failed"):
+            process.start(spec.parse(restored.spec))
+
+
+def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
+    """Put the services' rows and network back; a process that is not of these ends. Raises NisoError; then the rows are as they are."""
+    if not intents:
+        return
+    shown: list[spec.ProcessSpec] = []
+    ports: dict[str, list[Port]] = {}
+    everyone: set[str] = set()
+    on: set[str] = set()
+    for intent in intents:
+        name = intent.service
+        now, was = store.service(name), before(intent)
+        old = spec.understood(was.spec) if was is not None and was.active else None
+        now_spec = spec.understood(now.spec) if now is not None else None
+        if old is not None and now_spec is not None and (hosts_mount.can(now_spec, old) or _runs_with(name, old)):
+            # whether it was shown another hosts file by now is not asked: its own may have been away, so it is shown that again
+            if now_spec.hosts_folder != old.hosts_folder and old.hosts_folder and process.status(name).pid is not None:
+                shown.append(old)
+        else:
+            process.stop(name, 0)
+        ports[name] = [port for _, port in store.ports(name)] if now is not None and now.provider else []
+        on.update(now.networks if now else ())
+        everyone.update(store.with_companions([name]), (was.provider,) if was is not None and was.provider else ())
+    on |= store.published_on(everyone)
+    links: list[str] = []
+    # the kernel follows inside the transaction: if niso dies here the intents are found again, with all that they are about
+    with Lock(), store.transaction():
+        concerned = set(store.names_with(everyone))
+        for intent in intents:
+            concerned.update(("service", row[0]) for row in json.loads(intent.undo).get("host_name", ()))
+        concerned.update(("network", name) for name in on)
+        names_before = tuple(sorted(concerned))
+        before_ = desired_now(store, Scope(tuple(sorted(everyone)), tuple(sorted(on)), names=names_before))
+        try:
+            store.undo(intents)
+        except sqlite3.IntegrityError as error:
+            # of an activation of several another command undoes one at this moment, which has not given back what this one had
+            raise NisoError(f"what it had is another's for the moment: {error}", "niso net repair") from error
+        forwarding.note_late(store)
+        everyone.update(store.with_companions(ports))
+        restored = {name: row for name in ports if (row := store.service(name)) is not None and row.active}
+        on.update(network for row in restored.values() for network in row.networks)
+        scope = Scope(tuple(sorted(everyone)), tuple(sorted(on)), names=names_before)
+        policy_flows.introduce(store, before_, desired_now(store, scope))
+        converge(store, scope, before_, report, teardown=True, ending=links)
+        for name in ports.keys() - restored.keys():
+            netns.clear_unfinished(names.netns(name))
+        after = desired_now(store, scope)
+        for old in shown:
+            try:
+                hosts_mount.show(old)
+            except ProcessError:
+                process.stop(old.service, 0)  # it is started again afterwards
+        stop.flush(before_, after)
+        portmap.flush(before_, after)
+        # who connected meanwhile by what is undone
+        policy_flows.cut(store, everyone)
+        for name, had in ports.items():
+            kept = {port for _, port in store.ports(name)} if name in restored else set()
+            portmap.end_flows(port for port in had if port not in kept)
+        forwarding.forget(store)
+    end_links(links)
+
+
+def _forget_failed(name: str, kept: ServiceRow | None) -> None:
+    """Delete the copies that a failed activation made, and the log of a service that is not known without it."""
+    package.keep_only(name, {kept.package} if kept else set())
+    if kept is None:
+        package.delete_tree(paths.log_dir(name))
+        volumes.remove_empty(name)
+
+
+def _runs_with(name: str, wanted: spec.ProcessSpec) -> bool:
+    return spec.load(name) == wanted and process.runs(name)

@@ -1,0 +1,72 @@
+"""Addresses of services in the store: who holds which, and which one a service gets. The caller is in a transaction."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from niso.base.errors import Conflict, InvalidInput
+from niso.plan import subnets
+from niso.store.store import Store
+
+KEY = "network.ip"
+
+
+def lease(
+    store: Store, service: str, network_name: str, static: str | None, beside: frozenset[str] = frozenset()
+) -> None:
+    """Give the service an address of each subnet: the static one, the one it has, else the lowest free one.
+
+    ``static`` is an IPv4 address; ``beside`` are the services whose manifests the same command activates. Raises InvalidInput where it cannot be, Conflict where it is taken or the network full.
+    """
+    network = store.require_network(network_name)
+    if static is not None and all(subnet.family != 4 for subnet in network.subnets):
+        raise InvalidInput(
+            f"{KEY}: network {network_name!r} has no IPv4 subnet that could hold {static}",
+            f"leave it out: the address on {network_name} is leased, and kept",
+            KEY,
+        )
+    for subnet in network.subnets:
+        net = ipaddress.ip_network(subnet.cidr)
+        gateway = int(ipaddress.ip_address(subnet.gateway)) - int(net.network_address)
+        if static is not None and subnet.family == 4:
+            number = _static_number(store, service, network_name, net, gateway, static, beside)
+            store.drop_lease(service, network_name, subnet.family)
+            store.add_lease(service, network_name, subnet.family, number, static, static=True)
+        elif store.lease_of(service, network_name, subnet.family) is None:
+            free = subnets.first_free(net, gateway, store.used_numbers(network_name, subnet.family))
+            if free is None:
+                raise _full(store, network_name, subnet.family, subnet.cidr)
+            address = str(net.network_address + free)
+            store.add_lease(service, network_name, subnet.family, free, address, static=False)
+
+
+def _static_number(
+    store: Store,
+    service: str,
+    network: str,
+    net: subnets.Network,
+    gateway: int,
+    wanted: str,
+    beside: frozenset[str],
+) -> int:
+    address = ipaddress.ip_address(wanted)
+    if address not in net:
+        raise InvalidInput(f"{KEY}: {wanted} is not in {net}, the subnet of network {network!r}", None, KEY)
+    number = int(address) - int(net.network_address)
+    reason = subnets.refusal(net, gateway, number)
+    if reason:
+        raise InvalidInput(f"{KEY}: {wanted} cannot be a service's address: {reason}", None, KEY)
+    holder = store.lease_holder(wanted)
+    if holder is not None and holder != service:
+        hint = f"choose another, or niso remove {holder}"
+        if holder in beside:
+            hint = f"{holder} is part of this command too: choose another address for one of the two"
+        raise Conflict(f"{KEY}: {wanted} is leased to service {holder!r}", hint, KEY)
+    return number
+
+
+def _full(store: Store, network: str, family: int, cidr: str) -> Conflict:
+    idle = [service for _, service, active in store.leases(network, family) if not active]
+    shown = ", ".join(idle[:5]) + (f" and {len(idle) - 5} more" if len(idle) > 5 else "")
+    hint = f"niso remove frees the leases of inactive services: {shown}" if idle else "make a larger network"
+    return Conflict(f"network {network!r} ({cidr}) has no free address", hint)
