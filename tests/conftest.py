@@ -53,7 +53,9 @@ def pytest_configure() -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     below = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
     if (below in NEEDS_ROOT or "lab" in getattr(item, "fixturenames", ())) and os.geteuid() != 0:
-        pytest.fail("tests of the real kernel run in labs, which need root: sudo ./dev test", pytrace=False)
+        pytest.fail(
+            "tests of the real kernel run in labs, which need root: sudo ./dev test", pytrace=False
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +63,10 @@ def folders_of_its_own(request: pytest.FixtureRequest) -> None:
     """A unit test runs on any machine, as any user, and has a state and a run folder of its own."""
     if not request.path.is_relative_to(TESTS / "unit"):
         return
-    folder, monkeypatch = request.getfixturevalue("tmp_path"), request.getfixturevalue("monkeypatch")
+    folder, monkeypatch = (
+        request.getfixturevalue("tmp_path"),
+        request.getfixturevalue("monkeypatch"),
+    )
     monkeypatch.setenv("NISO_STATE_DIR", str(folder / "state"))
     monkeypatch.setenv("NISO_RUN_DIR", str(folder / "run"))
     monkeypatch.delenv("NISO_POOL", raising=False)
@@ -81,7 +86,12 @@ class Process:
     """A command that runs in a lab; much like subprocess.Popen. ``pid`` is its number inside the lab."""
 
     def __init__(
-        self, lab: Lab, argv: tuple[str, ...], status: socket.socket, files: list[IO[bytes] | None], text: bool
+        self,
+        lab: Lab,
+        argv: tuple[str, ...],
+        status: socket.socket,
+        files: list[IO[bytes] | None],
+        text: bool,
     ) -> None:
         self.args = argv
         self.stdin, self.stdout, self.stderr = files
@@ -121,7 +131,9 @@ class Process:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
-    def communicate(self, input: str | bytes | None = None, timeout: float | None = None) -> tuple[Any, Any]:
+    def communicate(
+        self, input: str | bytes | None = None, timeout: float | None = None
+    ) -> tuple[Any, Any]:
         """Feed ``input``, read until both outputs are closed by all who hold them, and wait for the end."""
         deadline = time.monotonic() + (timeout if timeout is not None else DEADLINE_SECONDS)
         outputs: list[bytes] = [b"", b""]
@@ -158,7 +170,11 @@ class Lab:
 
     def __init__(self, deadline_seconds: int = DEADLINE_SECONDS) -> None:
         self._deadline_seconds = deadline_seconds
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("NISO_", "PYTEST_"))}
+        environment = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("NISO_", "PYTEST_"))
+        }
         own = os.path.join(sys.prefix, "bin")
         environment["PATH"] = f"{own}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         environment["LC_ALL"] = "C.UTF-8"
@@ -167,7 +183,13 @@ class Lab:
     def __enter__(self) -> Lab:
         self._control, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        agent = [sys.executable, "-S", "-E", str(TESTS / "lab_agent.py"), str(self._deadline_seconds)]
+        agent = [
+            sys.executable,
+            "-S",
+            "-E",
+            str(TESTS / "lab_agent.py"),
+            str(self._deadline_seconds),
+        ]
         with far:
             self.outer = subprocess.Popen(
                 [sys.executable, "-m", "niso.commands.lab", "--", *agent],
@@ -179,8 +201,14 @@ class Lab:
         try:
             self.pid = self._hello()
             for kind in ("net", "mnt", "uts", "ipc"):
-                if os.stat(f"/proc/{self.pid}/ns/{kind}").st_ino == os.stat(f"/proc/self/ns/{kind}").st_ino:
-                    pytest.exit(f"the lab is in the tests' own {kind} namespace: refusing to run anything in it", 3)
+                if (
+                    os.stat(f"/proc/{self.pid}/ns/{kind}").st_ino
+                    == os.stat(f"/proc/self/ns/{kind}").st_ino
+                ):
+                    pytest.exit(
+                        f"the lab is in the tests' own {kind} namespace: refusing to run anything in it",
+                        3,
+                    )
         except BaseException:
             self.__exit__()
             raise
@@ -238,7 +266,9 @@ class Lab:
                 if wanted == subprocess.PIPE:
                     ends = os.pipe()
                     far, near = ends if which == 0 else ends[::-1]
-                    files[which] = os.fdopen(near, "wb" if which == 0 else "rb", buffering=0 if which == 0 else -1)
+                    files[which] = os.fdopen(
+                        near, "wb" if which == 0 else "rb", buffering=0 if which == 0 else -1
+                    )
                     ours.callback(os.close, far)
                 elif wanted == subprocess.DEVNULL:
                     far = os.open(os.devnull, os.O_RDWR)
@@ -280,7 +310,9 @@ class Lab:
             raise
         assert process.returncode is not None
         if check and process.returncode != 0:
-            pytest.fail(f"{' '.join(argv)}: exit status {process.returncode}\nstdout: {out}\nstderr: {err}")
+            pytest.fail(
+                f"{' '.join(argv)}: exit status {process.returncode}\nstdout: {out}\nstderr: {err}"
+            )
         return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
     def _left_over(self) -> str:
@@ -308,9 +340,9 @@ class Lab:
 
     def nft_json(self, netns: str | None = None) -> list[dict[str, Any]]:
         """The whole ruleset as ``nft -j`` lists it, without its first object (metainfo)."""
-        found: list[dict[str, Any]] = json.loads(self.run("nft", "-j", "list", "ruleset", netns=netns).stdout)[
-            "nftables"
-        ]
+        found: list[dict[str, Any]] = json.loads(
+            self.run("nft", "-j", "list", "ruleset", netns=netns).stdout
+        )["nftables"]
         return [thing for thing in found if "metainfo" not in thing]
 
     def path(self, inside: str) -> pathlib.Path:
@@ -338,7 +370,9 @@ class Lab:
 
 
 @pytest.fixture(autouse=True)
-def no_sysctl_of_the_machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_sysctl_of_the_machine(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Unit tests run where the machine's own network is: no sysctl of it is read or written."""
     if "unit" not in request.path.parts:
         return

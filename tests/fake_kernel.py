@@ -14,7 +14,19 @@ from collections.abc import Iterable
 
 from niso.plan import nft
 from niso.plan.diff import AnyStep, HostsEdit, NftTransaction, Step
-from niso.plan.state import Address, Bridge, Element, HostsFile, HostsLine, Netns, Route, Ruleset, State, Sysctl, Veth
+from niso.plan.state import (
+    Address,
+    Bridge,
+    Element,
+    HostsFile,
+    HostsLine,
+    Netns,
+    Route,
+    Ruleset,
+    State,
+    Sysctl,
+    Veth,
+)
 
 PROMOTE = "net/ipv4/conf/all/promote_secondaries"
 FORWARDING6 = re.compile(r"net/ipv6/conf/[^/]+/forwarding")
@@ -38,7 +50,9 @@ def overlap(one: str, other: str) -> bool:
     *start_, last_ = other.split(" . ")
     if "/" in last:
         return ipaddress.ip_network(last).overlaps(ipaddress.ip_network(last_))
-    low, high, low_, high_ = (int(part) for text in (last, last_) for part in (text.split("-") * 2)[:2])
+    low, high, low_, high_ = (
+        int(part) for text in (last, last_) for part in (text.split("-") * 2)[:2]
+    )
     return start == start_ and low <= high_ and low_ <= high
 
 
@@ -90,9 +104,13 @@ class FakeKernel:
         """Links that could carry a packet which no rule looks at; empty while both tables are missing."""
         if self.ruleset is None:
             return []
-        found = [name for name in self.bridges if (nft.INET, "bridges", f'"{name}"') not in self.elements]
+        found = [
+            name for name in self.bridges if (nft.INET, "bridges", f'"{name}"') not in self.elements
+        ]
         for table in nft.CONTAINERS:
-            found += [name for name in self.veths if (table, "ports", f'"{name}"') not in self.elements]
+            found += [
+                name for name in self.veths if (table, "ports", f'"{name}"') not in self.elements
+            ]
         return found
 
     # --- nftables ------------------------------------------------------------------------------------------------
@@ -112,7 +130,9 @@ class FakeKernel:
             table = statement.removeprefix("destroy table ")
             _must(table in nft.CONTAINERS, statement)
             self.ruleset = None
-            self.elements = {key: element for key, element in self.elements.items() if key[0] != table}
+            self.elements = {
+                key: element for key, element in self.elements.items() if key[0] != table
+            }
             return
         if statement == nft.TABLES:
             _must(self.ruleset is None, "rules would come twice")
@@ -131,8 +151,15 @@ class FakeKernel:
             del self.elements[element.key()]
         elif present is None:
             if nft.DECLARED[table, container][2]:
-                others = [e.element for e in self.elements.values() if (e.table, e.container) == (table, container)]
-                _must(not any(overlap(key, other) for other in others), f"EEXIST, it overlaps another: {statement}")
+                others = [
+                    e.element
+                    for e in self.elements.values()
+                    if (e.table, e.container) == (table, container)
+                ]
+                _must(
+                    not any(overlap(key, other) for other in others),
+                    f"EEXIST, it overlaps another: {statement}",
+                )
             self.elements[element.key()] = element
         else:
             _must(present.value == element.value, f"EEXIST: {statement}")
@@ -197,9 +224,15 @@ class FakeKernel:
 
     def _link_gone(self, netns: str, link: str) -> None:
         self.addresses = {a: None for a in self.addresses if (a.netns, a.link) != (netns, link)}
-        self.routes = {key: route for key, route in self.routes.items() if (route.netns, route.link) != (netns, link)}
+        self.routes = {
+            key: route
+            for key, route in self.routes.items()
+            if (route.netns, route.link) != (netns, link)
+        }
         self.sysctls = {
-            key: value for key, value in self.sysctls.items() if key[0] != netns or f"/{link}/" not in key[1]
+            key: value
+            for key, value in self.sysctls.items()
+            if key[0] != netns or f"/{link}/" not in key[1]
         }
 
     def _has_link(self, netns: str, link: str) -> bool:
@@ -226,13 +259,18 @@ class FakeKernel:
         promotes = prefix.version == 6 or self.sysctls.get((address.netns, PROMOTE)) == "1"
         for other in of_prefix if of_prefix[0] == address and not promotes else [address]:
             del self.addresses[other]
-        left = {other for other in self.addresses if (other.netns, other.link) == (address.netns, address.link)}
+        left = {
+            other
+            for other in self.addresses
+            if (other.netns, other.link) == (address.netns, address.link)
+        }
         if all((":" in other.address) != (prefix.version == 6) for other in left):  # fib_disable_ip
             family = {6: True, 4: False}[prefix.version]
             self.routes = {
                 key: route
                 for key, route in self.routes.items()
-                if (route.netns, route.link) != (address.netns, address.link) or (":" in route.destination) != family
+                if (route.netns, route.link) != (address.netns, address.link)
+                or (":" in route.destination) != family
             }
 
     def _route(self, step: Step, route: Route) -> None:
@@ -262,7 +300,11 @@ class FakeKernel:
         _must(self._has_sysctl(sysctl), f"ENOENT: {sysctl}")
         self.sysctls[sysctl.netns, sysctl.name] = sysctl.value
         if sysctl.name == "net/ipv6/conf/all/forwarding":
-            of_each = [key for key in self.sysctls if key[0] == sysctl.netns and FORWARDING6.fullmatch(key[1])]
+            of_each = [
+                key
+                for key in self.sysctls
+                if key[0] == sysctl.netns and FORWARDING6.fullmatch(key[1])
+            ]
             self.sysctls.update(dict.fromkeys(of_each, sysctl.value))
 
     def _edit(self, step: HostsEdit) -> None:
@@ -270,7 +312,9 @@ class FakeKernel:
             self.hosts[step.folder] = set()
         _must(step.folder in self.hosts, f"ENOENT: {step}")
         lines = self.hosts[step.folder]
-        _must(set(step.remove) <= lines and not lines & set(step.add), f"not as it was read: {step}")
+        _must(
+            set(step.remove) <= lines and not lines & set(step.add), f"not as it was read: {step}"
+        )
         self.hosts[step.folder] = (lines - set(step.remove)) | set(step.add)
 
     def _hostsfile(self, step: Step, file: HostsFile) -> None:

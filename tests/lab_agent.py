@@ -53,7 +53,9 @@ def serve(deadline_seconds: int) -> None:
                 start(request, fds)
             children[pid] = status
             os.close(started_write)
-            os.read(started_read, 1)  # ends when the command has been executed, and can be killed as a group
+            os.read(
+                started_read, 1
+            )  # ends when the command has been executed, and can be killed as a group
             os.close(started_read)
             status.send(b"pid %d" % pid)
             for fd in fds[:3]:

@@ -28,7 +28,9 @@ for pid in sorted(filter(str.isdigit, os.listdir("/proc")), key=int):
         if int(pid) == os.getpid():
             continue
         parent = read(f"/proc/{pid}/stat").rpartition(") ")[2].split()[1]
-        print(f"--- {pid} (of {parent}): {read(f'/proc/{pid}/cmdline') or read(f'/proc/{pid}/comm')}")
+        print(
+            f"--- {pid} (of {parent}): {read(f'/proc/{pid}/cmdline') or read(f'/proc/{pid}/comm')}"
+        )
         print(f"    {read(f'/proc/{pid}/wchan')}; system call {read(f'/proc/{pid}/syscall')}")
         print("   ", read(f"/proc/{pid}/stack").replace("\n", "\n    "))
         print("   ", *files(pid))

@@ -55,7 +55,11 @@ class Block(NamedTuple):
     @property
     def file(self) -> str:
         """The file that it is to be written to, or ''."""
-        named = _NAMED.match(self.lines[0]) if self.lines and self.kind not in ("sh", "console") else None
+        named = (
+            _NAMED.match(self.lines[0])
+            if self.lines and self.kind not in ("sh", "console")
+            else None
+        )
         return named.group(1) if named else ""
 
 
@@ -75,8 +79,14 @@ def pages() -> list[pathlib.Path]:
 
 def run_pages() -> list[pathlib.Path]:
     """Those whose commands are run: what is written by hand and has any."""
-    ours = [page for page in pages() if page.relative_to(ROOT).parent.name not in ("bench", "reference")]
-    return [page for page in ours if any(command.expected is not None or command.text for command in commands(page))]
+    ours = [
+        page for page in pages() if page.relative_to(ROOT).parent.name not in ("bench", "reference")
+    ]
+    return [
+        page
+        for page in ours
+        if any(command.expected is not None or command.text for command in commands(page))
+    ]
 
 
 def blocks(page: pathlib.Path) -> Iterator[Block]:
@@ -118,7 +128,12 @@ def _of(block: Block) -> Iterator[Command]:
     elif block.file:
         there = shlex.quote(block.file)
         content = shlex.quote("\n".join(block.lines) + "\n")
-        yield Command(block.page, block.line, f'mkdir -p "$(dirname {there})"; printf %s {content} > {there}', None)
+        yield Command(
+            block.page,
+            block.line,
+            f'mkdir -p "$(dirname {there})"; printf %s {content} > {there}',
+            None,
+        )
 
 
 def _console(block: Block) -> Iterator[Command]:
@@ -142,7 +157,12 @@ def _console(block: Block) -> Iterator[Command]:
 
 def script(wanted: list[Command]) -> str:
     """A bash script that runs them all in one shell. It prints ``\\n@@ N`` before and ``\\n@@ N: what failed`` after each."""
-    lines = ["shopt -s expand_aliases", 'sudo() { "$@"; }', "exec 2>&1", "trap 'failed+=\" [$BASH_COMMAND]\"' ERR"]
+    lines = [
+        "shopt -s expand_aliases",
+        'sudo() { "$@"; }',
+        "exec 2>&1",
+        "trap 'failed+=\" [$BASH_COMMAND]\"' ERR",
+    ]
     for number, command in enumerate(wanted):
         lines.append(f"printf '\\n@@ {number}\\n'; failed=")
         lines.append(f"eval {shlex.quote(command.text)} < /dev/null")
@@ -157,7 +177,9 @@ def wrong(wanted: list[Command], printed: str) -> list[str]:
         where = f"{command.page.relative_to(ROOT)}:{command.line}: {command.text}"
         head, tail = f"\n@@ {number}\n", f"\n@@ {number}:"
         if head not in printed or tail not in printed:
-            found.append(f"{where}\n  the shell did not get through it; it printed:\n{printed[-2000:]}")
+            found.append(
+                f"{where}\n  the shell did not get through it; it printed:\n{printed[-2000:]}"
+            )
             break
         output, _, rest = printed.partition(head)[2].partition(tail)
         failed = rest.partition("\n")[0]

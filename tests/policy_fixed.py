@@ -33,33 +33,51 @@ WORLD = world(SERVICES, NETWORKS, HOSTS)
 def lease(world: World, place: str, family: int = 4) -> str:
     """The address of a service's name, on its first network that has the family; an address stays as it is."""
     if place in world.services:
-        own = (address for endpoint in world.services[place].endpoints for address in endpoint.addresses)
+        own = (
+            address
+            for endpoint in world.services[place].endpoints
+            for address in endpoint.addresses
+        )
         return next(address for address in own if (":" in address) == (family == 6))
     return place
 
 
 def ask(
-    world: World, source: str, destination: str, to: int | None = 80, proto: str = "tcp", family: int = 4
+    world: World,
+    source: str,
+    destination: str,
+    to: int | None = 80,
+    proto: str = "tcp",
+    family: int = 4,
 ) -> Verdict:
     return decide(world, lease(world, source, family), lease(world, destination, family), to, proto)
 
 
 def passes(
-    world: World, source: str, destination: str, to: int | None = 80, proto: str = "tcp", family: int = 4
+    world: World,
+    source: str,
+    destination: str,
+    to: int | None = 80,
+    proto: str = "tcp",
+    family: int = 4,
 ) -> bool:
     verdict = ask(world, source, destination, to, proto, family)
     assert verdict.passes is (verdict.dropped_by is None)
     return verdict.passes
 
 
-def who_reaches(world: World, service: str, to: int | None = 80, proto: str = "tcp", family: int = 4) -> set[str]:
+def who_reaches(
+    world: World, service: str, to: int | None = 80, proto: str = "tcp", family: int = 4
+) -> set[str]:
     """Which of the three others on backend do."""
     names = {"api", "db", "cache"} - {service}
     return {name for name in names if passes(world, name, service, to, proto, family)}
 
 
 def with_ports(name: str, *ports: Port, base: World = WORLD) -> World:
-    return base._replace(services={**base.services, name: base.services[name]._replace(ports=ports)})
+    return base._replace(
+        services={**base.services, name: base.services[name]._replace(ports=ports)}
+    )
 
 
 EVERYWHERE = with_ports("api", Port(ANY, 8080, 80, "tcp"))

@@ -39,18 +39,26 @@ def policy(
     return model.parse(allow_from, deny_from, allow, deny, False)
 
 
-def known(name: str, on: Mapping[str, Sequence[str]], rules: Policy = NOTHING, *ports: Port, **more: Any) -> Known:
+def known(
+    name: str, on: Mapping[str, Sequence[str]], rules: Policy = NOTHING, *ports: Port, **more: Any
+) -> Known:
     """A service with its addresses by network."""
     endpoints = tuple(Endpoint(network, tuple(addresses)) for network, addresses in on.items())
     return Known(name, more.pop("names", (name,)), endpoints, rules, ports, **more)
 
 
 def world(services: Iterable[Known], networks: Iterable[Network], host: Iterable[str]) -> World:
-    return World({each.name: each for each in services}, {each.name: each for each in networks}, frozenset(host))
+    return World(
+        {each.name: each for each in services},
+        {each.name: each for each in networks},
+        frozenset(host),
+    )
 
 
 def with_policy(world: World, name: str, rules: Policy) -> World:
-    return world._replace(services={**world.services, name: world.services[name]._replace(policy=rules)})
+    return world._replace(
+        services={**world.services, name: world.services[name]._replace(policy=rules)}
+    )
 
 
 def image(address: str) -> str:
@@ -69,9 +77,7 @@ def swapped(text: str) -> str:
     if text in ("0.0.0.0/0", "::/0"):
         return "0.0.0.0/0" if ":" in text else "::/0"
     if ":" in text:
-        return (
-            f"{ipaddress.IPv4Address(int(ipaddress.IPv6Address(address)) - IMAGE)}{slash}{slash and int(length) - 96}"
-        )
+        return f"{ipaddress.IPv4Address(int(ipaddress.IPv6Address(address)) - IMAGE)}{slash}{slash and int(length) - 96}"
     return f"{image(address)}{slash}{slash and int(length) + 96}"
 
 
@@ -90,17 +96,23 @@ def swapped_world(world: World) -> World:
         rules = Policy(
             None if each.policy.allow_from is None else _swapped_entries(each.policy.allow_from),
             _swapped_entries(each.policy.deny_from),
-            None if each.policy.egress_allow is None else _swapped_entries(each.policy.egress_allow),
+            None
+            if each.policy.egress_allow is None
+            else _swapped_entries(each.policy.egress_allow),
             _swapped_entries(each.policy.egress_deny),
         )
         services[name] = each._replace(
-            endpoints=tuple(Endpoint(e.network, tuple(map(swapped, e.addresses))) for e in each.endpoints),
+            endpoints=tuple(
+                Endpoint(e.network, tuple(map(swapped, e.addresses))) for e in each.endpoints
+            ),
             policy=rules,
             ports=tuple(port._replace(host_ip=swapped(port.host_ip)) for port in each.ports),
         )
     networks = {
         name: each._replace(
-            subnets=tuple(Subnet(10 - s.family, swapped(s.cidr), swapped(s.gateway)) for s in each.subnets)
+            subnets=tuple(
+                Subnet(10 - s.family, swapped(s.cidr), swapped(s.gateway)) for s in each.subnets
+            )
         )
         for name, each in world.networks.items()
     }
@@ -112,12 +124,41 @@ def swapped_world(world: World) -> World:
 NETWORKS = ("n1", "n2", "n3")
 SERVICES = ("s1", "s2", "s3", "s4")
 _WIDE4 = ("0.0.0.0/0", "10.99.0.0/16", "10.99.1.0/24", "192.0.2.0/24")
-_NARROW4 = ("10.99.2.0/24", "10.99.1.2", "10.99.1.3/32", "10.99.2.2/31", "10.99.1.1", "10.99.2.1", HOST, OUTSIDE)
+_NARROW4 = (
+    "10.99.2.0/24",
+    "10.99.1.2",
+    "10.99.1.3/32",
+    "10.99.2.2/31",
+    "10.99.1.1",
+    "10.99.2.1",
+    HOST,
+    OUTSIDE,
+)
 _WIDE = (*_WIDE4, *(f"[{swapped(prefix)}]" for prefix in _WIDE4), "network:n1")
 _NARROW = (*_NARROW4, *(f"[{swapped(prefix)}]" for prefix in _NARROW4))
-_NAMES = (*SERVICES, *SERVICES, "s1.niso.local", "other2", "ghost", "network:n2", "network:n3", "network:ghost")
+_NAMES = (
+    *SERVICES,
+    *SERVICES,
+    "s1.niso.local",
+    "other2",
+    "ghost",
+    "network:n2",
+    "network:n3",
+    "network:ghost",
+)
 _PEERS = (*_WIDE, *_WIDE, *_NARROW, *_NAMES)
-_PORTS = ("",) * 9 + (":80", ":80", ":81", ":80-81", ":80/tcp", ":81/udp", ":80-82/sctp", "/tcp", "/udp", "/icmp")
+_PORTS = ("",) * 9 + (
+    ":80",
+    ":80",
+    ":81",
+    ":80-81",
+    ":80/tcp",
+    ":81/udp",
+    ":80-82/sctp",
+    "/tcp",
+    "/udp",
+    "/icmp",
+)
 TEXTS = st.builds(str.__add__, st.sampled_from(_PEERS), st.sampled_from(_PORTS))
 _LISTS = st.lists(TEXTS, min_size=2, max_size=5) | st.lists(TEXTS, max_size=3)
 
@@ -134,7 +175,16 @@ class Packet(NamedTuple):
     proto: str
 
 
-_NEAR = ((80, "tcp"), (80, "tcp"), (81, "tcp"), (80, "udp"), (81, "udp"), (82, "sctp"), (None, "icmp"), (None, "gre"))
+_NEAR = (
+    (80, "tcp"),
+    (80, "tcp"),
+    (81, "tcp"),
+    (80, "udp"),
+    (81, "udp"),
+    (82, "sctp"),
+    (None, "icmp"),
+    (None, "gre"),
+)
 
 
 @st.composite
@@ -153,7 +203,11 @@ def worlds(draw: st.DrawFn) -> World:
     networks = {each.name: each for each in draw(_networks())}
     services = []
     for number, name in enumerate(SERVICES, 1):
-        on = draw(st.sampled_from((*[("n1",)] * 4, ("n2",), ("n3",), ("n1", "n2"), ("n2", "n1"), ("n3", "n1"))))
+        on = draw(
+            st.sampled_from(
+                (*[("n1",)] * 4, ("n2",), ("n3",), ("n1", "n2"), ("n2", "n1"), ("n3", "n1"))
+            )
+        )
         addresses = {
             each: [
                 str(ipaddress.ip_network(subnet.cidr)[number + 1 if number < 4 else 200])
@@ -163,8 +217,14 @@ def worlds(draw: st.DrawFn) -> World:
         }
         ports = [
             Port(where, 8000 + 10 * number, inner, proto, count)
-            for where in draw(st.lists(st.sampled_from((ANY, HOST, image(HOST))), unique=True, min_size=1, max_size=2))
-            for inner, proto, count in [draw(st.sampled_from(((80, "tcp", 1), (80, "tcp", 2), (81, "udp", 2))))]
+            for where in draw(
+                st.lists(
+                    st.sampled_from((ANY, HOST, image(HOST))), unique=True, min_size=1, max_size=2
+                )
+            )
+            for inner, proto, count in [
+                draw(st.sampled_from(((80, "tcp", 1), (80, "tcp", 2), (81, "udp", 2))))
+            ]
         ]
         services.append(
             known(
@@ -191,14 +251,29 @@ def addresses(world: World) -> list[str]:
 def packets(draw: st.DrawFn, world: World, count: int = 16) -> list[Packet]:
     """Packets of one family each: from a service to another, to published ports, and from anywhere to anywhere."""
     everything = addresses(world)
-    leased = [address for each in world.services.values() for e in each.endpoints for address in e.addresses]
+    leased = [
+        address
+        for each in world.services.values()
+        for e in each.endpoints
+        for address in e.addresses
+    ]
     published = [port for each in world.services.values() for port in each.ports]
     found = []
     for _ in range(count):
-        kind = draw(st.sampled_from(("services", "services", "services", "published", "published", "any")))
-        source = draw(st.sampled_from(everything if kind == "any" else [*leased, *leased, OUTSIDE, image(OUTSIDE)]))
+        kind = draw(
+            st.sampled_from(("services", "services", "services", "published", "published", "any"))
+        )
+        source = draw(
+            st.sampled_from(
+                everything if kind == "any" else [*leased, *leased, OUTSIDE, image(OUTSIDE)]
+            )
+        )
         own = [
-            a for each in world.services.values() for e in each.endpoints if source in e.addresses for a in e.addresses
+            a
+            for each in world.services.values()
+            for e in each.endpoints
+            if source in e.addresses
+            for a in e.addresses
         ]
         pool = [each for each in leased if each not in own] if kind == "services" else everything
         pool = [each for each in pool if (":" in each) == (":" in source)] or everything
@@ -206,6 +281,9 @@ def packets(draw: st.DrawFn, world: World, count: int = 16) -> list[Packet]:
         if kind == "published":
             port = draw(st.sampled_from(published))
             pool = [HOST if ":" not in source else image(HOST)]
-            flow = (port.host_port + draw(st.sampled_from((0, 0, port.count - 1, port.count))), port.proto)
+            flow = (
+                port.host_port + draw(st.sampled_from((0, 0, port.count - 1, port.count))),
+                port.proto,
+            )
         found.append(Packet(source, draw(st.sampled_from(pool)), *flow))
     return found

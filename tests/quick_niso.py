@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from conftest import Lab
 
-LOADED = ("check", "cli.lifecycle", "cli.net", "exposure", "firewalls", "kernel.ruleset", "model.check", "rows")
+LOADED = (
+    "check",
+    "cli.lifecycle",
+    "cli.net",
+    "exposure",
+    "firewalls",
+    "kernel.ruleset",
+    "model.check",
+    "rows",
+)
 
 
 class Quick:

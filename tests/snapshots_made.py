@@ -12,7 +12,10 @@ from niso.plan.records import ANY, ANY4, ANY6, Endpoint, Network, Port, Service,
 STATE_ID = "0123abcd"
 NETWORKS = ("backend", "front", "a-network-with-a-long-name")
 SERVICES = ("api", "db", "cache", "a" + "-9" * 31)
-FORCED = (("net/ipv6/conf/default/force_forwarding", "0"), ("net/ipv6/conf/uplink0/force_forwarding", "0"))
+FORCED = (
+    ("net/ipv6/conf/default/force_forwarding", "0"),
+    ("net/ipv6/conf/uplink0/force_forwarding", "0"),
+)
 """IPv6 forwarding as forwarding.record finds it off, where the kernel has force_forwarding; and where it has not:"""
 SWITCHED = (("net/ipv6/conf/all/forwarding", "0"), ("net/ipv6/conf/uplink0/accept_ra", "1"))
 
@@ -28,7 +31,9 @@ def network(number: int, dual: bool = False, mtu: int = 1500, internal: bool = F
 
 def endpoint(on: Network, host: int) -> Endpoint:
     """The ``host``-th address of each subnet."""
-    return Endpoint(on.name, tuple(str(ipaddress.ip_network(s.cidr).network_address + host) for s in on.subnets))
+    return Endpoint(
+        on.name, tuple(str(ipaddress.ip_network(s.cidr).network_address + host) for s in on.subnets)
+    )
 
 
 def everything(
@@ -39,18 +44,23 @@ def everything(
 ) -> Snapshot:
     """The snapshot of the scope ALL, as the store makes it."""
     services = tuple(each._replace(publishes=bool(each.ports)) for each in services)
-    publishing = {endpoint.network for service in services if service.ports for endpoint in service.endpoints}
+    publishing = {
+        endpoint.network for service in services if service.ports for endpoint in service.endpoints
+    }
     by_loopback = {
         service.endpoints[0].network
         for service in services
-        if any(port.host_ip in (ANY, ANY4) or port.host_ip.startswith("127.") for port in service.ports)
+        if any(
+            port.host_ip in (ANY, ANY4) or port.host_ip.startswith("127.") for port in service.ports
+        )
     }
     families = {each.name: {subnet.family for subnet in each.subnets} for each in networks}
     readers = frozenset(tuple(e.network for e in service.endpoints) for service in services)
     return Snapshot(
         state_id=STATE_ID,
         networks=tuple(
-            each._replace(publishes=each.name in publishing, by_loopback=each.name in by_loopback) for each in networks
+            each._replace(publishes=each.name in publishing, by_loopback=each.name in by_loopback)
+            for each in networks
         ),
         services=services,
         readers=readers,
@@ -58,7 +68,9 @@ def everything(
         neighbours=services,
         any_network=bool(networks),
         any_active=bool(services),
-        any_active6=any(6 in families[e.network] for service in services for e in service.endpoints),
+        any_active6=any(
+            6 in families[e.network] for service in services for e in service.endpoints
+        ),
         sysctls_before=(("net/ipv4/ip_forward", forwarding_before), *ipv6_before),
     )
 
@@ -79,7 +91,8 @@ def ports(draw: st.DrawFn, first: int) -> tuple[Port, ...]:
         wide = (ANY, ANY4, ANY6)
         # the specific address wins over all; nothing else may be there twice
         if not any(
-            port.clashes(other) and (port.host_ip == other.host_ip or (port.host_ip in wide and other.host_ip in wide))
+            port.clashes(other)
+            and (port.host_ip == other.host_ip or (port.host_ip in wide and other.host_ip in wide))
             for other in found
         ):
             found.append(port)
@@ -98,7 +111,9 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         )
         for number in sorted(draw(st.sets(st.integers(0, len(NETWORKS) - 1))))
     )
-    hosts = {each.name: iter(draw(st.permutations(range(2, 2 + len(SERVICES))))) for each in networks}
+    hosts = {
+        each.name: iter(draw(st.permutations(range(2, 2 + len(SERVICES))))) for each in networks
+    }
     host_ports = iter(draw(st.permutations(range(8000, 8000 + 10 * len(SERVICES), 10))))
     services = []
     for name in sorted(draw(st.sets(st.sampled_from(SERVICES)))) if networks else ():

@@ -24,7 +24,9 @@ class TemporaryStore:
         self._store = Store.open()
         return self._store
 
-    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
         self._store.close()
         if self._before is None:
             del os.environ["NISO_STATE_DIR"]

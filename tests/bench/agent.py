@@ -39,7 +39,9 @@ def main(kind: str, flows: str) -> None:
                 world = getattr(importlib.import_module(module), name)(flows)
             answer = {"got": getattr(world, request["call"])(*request["args"])}
         except Exception as error:  # whatever it is, the driver must hear of it
-            answer = {"error": f"{'' if isinstance(error, RuntimeError) else f'{type(error).__name__}: '}{error}"}
+            answer = {
+                "error": f"{'' if isinstance(error, RuntimeError) else f'{type(error).__name__}: '}{error}"
+            }
         print(json.dumps(answer), file=answers)
 
 

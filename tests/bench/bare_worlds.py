@@ -20,7 +20,21 @@ class Plain(World):
     def fill(self, ports: int) -> float:
         run("ip", "netns", "add", "service")
         run("ip", "link", "add", "br0", "type", "bridge")
-        run("ip", "link", "add", "v0", "master", "br0", "type", "veth", "peer", "name", "eth0", "netns", "service")
+        run(
+            "ip",
+            "link",
+            "add",
+            "v0",
+            "master",
+            "br0",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            "service",
+        )
         run("ip", "address", "add", "10.99.0.1/24", "dev", "br0")
         run("ip", "-n", "service", "address", "add", f"{self.ADDRESS}/24", "dev", "eth0")
         for words in (["link", "set", "br0", "up"], ["link", "set", "v0", "up"]):
@@ -64,7 +78,11 @@ class Batch(World):
 
     def grow_by(self, numbers: list[int]) -> None:
         for number in numbers:
-            self._attach(f"b{number:04}", f"10.98.{(number + 2) // 256}.{(number + 2) % 256}", 10_000 + number)
+            self._attach(
+                f"b{number:04}",
+                f"10.98.{(number + 2) // 256}.{(number + 2) % 256}",
+                10_000 + number,
+            )
 
     def network(self) -> dict[str, float]:
         added = timed(lambda: self._attach("extra", "10.98.15.1", SPARE))
@@ -76,9 +94,7 @@ class Batch(World):
             "ip", "-batch", "-",
             input=f"netns add {name}\nlink add {link} type veth peer name eth0 netns {name}\nlink set {link} master br0 up\n",
         )  # fmt: skip
-        inside = (
-            f"address add {address}/20 dev eth0\nlink set eth0 up\nlink set lo up\nroute add default via 10.98.0.1\n"
-        )
+        inside = f"address add {address}/20 dev eth0\nlink set eth0 up\nlink set lo up\nroute add default via 10.98.0.1\n"
         run("ip", "-n", name, "-batch", "-", input=inside)
         run("nft", "-f", "-", input=f"add element ip bench publish {{ {port} : {address} . 80 }}\n")
 

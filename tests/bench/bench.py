@@ -69,16 +69,26 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
     parser.add_argument("chapter", nargs="*", help=f"measure these only: {', '.join(CHAPTERS)}")
-    parser.add_argument("--quick", action="store_true", help="under 3 minutes: fewer rounds, services and ports")
     parser.add_argument(
-        "--resume", action="store_true", help="keep the chapters that this niso was measured in today, as they are"
-    )
-    parser.add_argument("--without", action="append", default=[], choices=PEERS, help="leave a peer out")
-    parser.add_argument(
-        "--draw", action="store_true", help="measure nothing: write page and pictures anew from figures.json"
+        "--quick", action="store_true", help="under 3 minutes: fewer rounds, services and ports"
     )
     parser.add_argument(
-        "--output", default=str(ROOT / "docs" / "bench"), help="the folder to write to (default: docs/bench)"
+        "--resume",
+        action="store_true",
+        help="keep the chapters that this niso was measured in today, as they are",
+    )
+    parser.add_argument(
+        "--without", action="append", default=[], choices=PEERS, help="leave a peer out"
+    )
+    parser.add_argument(
+        "--draw",
+        action="store_true",
+        help="measure nothing: write page and pictures anew from figures.json",
+    )
+    parser.add_argument(
+        "--output",
+        default=str(ROOT / "docs" / "bench"),
+        help="the folder to write to (default: docs/bench)",
     )
     options = parser.parse_args()
     for chapter in options.chapter:
@@ -100,14 +110,20 @@ def measure(options: argparse.Namespace, figures: dict[str, Any], store: pathlib
     today = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
     for name in options.chapter or CHAPTERS:
         kept = figures.get(name, {})
-        if options.resume and all(kept.get(key) == now[key] for key in now) and kept["date"].startswith(today):
+        if (
+            options.resume
+            and all(kept.get(key) == now[key] for key in now)
+            and kept["date"].startswith(today)
+        ):
             say(f"{name}: measured at {kept['date']}, kept")
             continue
         began, before = time.monotonic(), load()
         date = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"
         try:
             found = CHAPTERS[name](options.quick, frozenset(options.without))
-        except Exception:  # a defect of the benchmark itself; what the other chapters find is worth as much
+        except (
+            Exception
+        ):  # a defect of the benchmark itself; what the other chapters find is worth as much
             traceback.print_exc()
             say(f"{name}: not measured, because of this")
             failed = True
@@ -116,7 +132,12 @@ def measure(options: argparse.Namespace, figures: dict[str, Any], store: pathlib
             settle()
         seconds = round(time.monotonic() - began)
         say(f"{name}: measured in {seconds} s")
-        figures[name] = now | {"date": date, "seconds": seconds, "load": [before, load()], **found.dump()}
+        figures[name] = now | {
+            "date": date,
+            "seconds": seconds,
+            "load": [before, load()],
+            **found.dump(),
+        }
         part = store.with_suffix(".part")
         part.write_text(pretty(figures), encoding="utf-8")
         part.replace(store)
@@ -126,14 +147,27 @@ def measure(options: argparse.Namespace, figures: dict[str, Any], store: pathlib
 def pretty(figures: dict[str, Any]) -> str:
     """JSON with each list of plain values on one line."""
     whole = json.dumps(figures, indent=1)
-    return re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", whole) + "\n"
+    return (
+        re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", whole)
+        + "\n"
+    )
 
 
 def draw(store: pathlib.Path, folder: pathlib.Path) -> list[str]:
     """The pictures' names, without ending. They are drawn by a process of their own, so that a failure costs no table."""
-    argv = [sys.executable, "-B", str(pathlib.Path(__file__).with_name("plots.py")), str(store), str(folder)]
-    cache = {"MPLCONFIGDIR": str(CACHE / "matplotlib")}  # its list of fonts; else it would leave it in a home
-    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False, env=os.environ | cache)
+    argv = [
+        sys.executable,
+        "-B",
+        str(pathlib.Path(__file__).with_name("plots.py")),
+        str(store),
+        str(folder),
+    ]
+    cache = {
+        "MPLCONFIGDIR": str(CACHE / "matplotlib")
+    }  # its list of fonts; else it would leave it in a home
+    done = subprocess.run(
+        argv, stdout=subprocess.PIPE, text=True, check=False, env=os.environ | cache
+    )
     if done.returncode:
         say("the pictures could not be drawn (see above); the tables are there")
     return done.stdout.split()

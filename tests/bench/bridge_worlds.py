@@ -22,7 +22,9 @@ class Policies(NisoWorld):
     def fill(self, count: int) -> float:
         """Have ``count`` services; how long it took, in ms."""
         self._count = count
-        return timed(lambda: [self._activate(range(at, min(at + 50, count))) for at in range(0, count, 50)])
+        return timed(
+            lambda: [self._activate(range(at, min(at + 50, count))) for at in range(0, count, 50)]
+        )
 
     def change(self) -> dict[str, float]:
         """Take one peer out of a policy and put it in again; activate one more service with such a policy and take it away."""
@@ -31,7 +33,12 @@ class Policies(NisoWorld):
         folder = self._package(3, "extra")
         attach = timed(lambda: self.activate([folder]))
         detach = timed(lambda: journal.deactivate(self.store, ["extra"]))
-        return {"peer taken out": less, "peer put in": more, "service added": attach, "service taken away": detach}
+        return {
+            "peer taken out": less,
+            "peer put in": more,
+            "service added": attach,
+            "service taken away": detach,
+        }
 
     def _activate(self, numbers: list[int] | range, peers: int = PEERS) -> None:
         self.activate([self._package(number, f"s{number}", peers) for number in numbers])
@@ -70,7 +77,19 @@ class Switched(Bridged):
         for name, address in ((self.server, self.target), (self.client, self.source)):
             run("ip", "netns", "add", name)
             run(
-                "ip", "link", "add", f"v-{name}", "master", "br0", "type", "veth", "peer", "name", "eth0", "netns", name
+                "ip",
+                "link",
+                "add",
+                f"v-{name}",
+                "master",
+                "br0",
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "eth0",
+                "netns",
+                name,
             )
             run("ip", "link", "set", f"v-{name}", "up")
             run("ip", "-n", name, "address", "add", f"{address}/24", "dev", "eth0")

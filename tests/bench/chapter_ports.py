@@ -107,24 +107,41 @@ def _publish(chapter: Chapter, labs: dict[str, Lab], sizes: Sizes) -> None:
         for each in (False, True) if count > 1 else (False,):
             cases: dict[str, Case] = {}
             shape = "each" if each else "range"
-            for who in ("niso", "niso command", "niso forward", "netavark", "cni", "podman", "docker"):
+            for who in (
+                "niso",
+                "niso command",
+                "niso forward",
+                "netavark",
+                "cni",
+                "podman",
+                "docker",
+            ):
                 lab = labs.get(who.split()[0])
                 if lab is None:
                     continue
                 if count > sizes.in_turn.get(who, count):
                     if count > sizes.most[who]:
-                        chapter.found.lacks(f"publish {shape}", who, count, f"left out: {_most(chapter, who, sizes)}")
+                        chapter.found.lacks(
+                            f"publish {shape}",
+                            who,
+                            count,
+                            f"left out: {_most(chapter, who, sizes)}",
+                        )
                     continue
                 call = partial(lab.call, "publish", WAYS.get(who, ""), count, each)
                 cases[who] = partial(_shaped, call, shape)
-            chapter.in_turn(f"publish {count:,} {shape}", cases, count, count, sizes.rounds, sizes.rounds_s)
+            chapter.in_turn(
+                f"publish {count:,} {shape}", cases, count, count, sizes.rounds, sizes.rounds_s
+            )
 
 
 def _most(chapter: Chapter, who: str, sizes: Sizes) -> str:
     count = sizes.most[who]
     row = chapter.found.row("publish each", who, count)
     return (
-        f"{count:,} took {row.values[0] / 1000:.0f} s" if row else f"as {count:,}: {chapter.found.why('', who, count)}"
+        f"{count:,} took {row.values[0] / 1000:.0f} s"
+        if row
+        else f"as {count:,}: {chapter.found.why('', who, count)}"
     )
 
 
@@ -133,7 +150,9 @@ def _shaped(case: Case, shape: str) -> dict[str, float]:
     return {f"{what} {shape}": value for what, value in case().items()}
 
 
-def _one_more(chapter: Chapter, few: dict[str, Lab], many: dict[str, Lab], ports: dict[str, int], sizes: Sizes) -> None:
+def _one_more(
+    chapter: Chapter, few: dict[str, Lab], many: dict[str, Lab], ports: dict[str, int], sizes: Sizes
+) -> None:
     for labs, many_ports in ((few, False), (many, True)):
         cases: dict[str, Case] = {}
         at: dict[str, int] = {}
@@ -144,7 +163,12 @@ def _one_more(chapter: Chapter, few: dict[str, Lab], many: dict[str, Lab], ports
                 at[who] = ports[who.split()[0]] if many_ports else 1
         wanted = max(sizes.most.values()) if many_ports else 1
         chapter.in_turn(
-            f"one more beside {'many' if many_ports else '1'}", cases, at, wanted, sizes.rounds, sizes.rounds_s
+            f"one more beside {'many' if many_ports else '1'}",
+            cases,
+            at,
+            wanted,
+            sizes.rounds,
+            sizes.rounds_s,
         )
 
 
@@ -152,7 +176,9 @@ def _one(lab: Lab, way: str) -> dict[str, float]:
     return {f"one more: {what}": value for what, value in lab.call("one_more", way).items()}
 
 
-def _rates(chapter: Chapter, few: dict[str, Lab], many: dict[str, Lab], ports: dict[str, int], sizes: Sizes) -> None:
+def _rates(
+    chapter: Chapter, few: dict[str, Lab], many: dict[str, Lab], ports: dict[str, int], sizes: Sizes
+) -> None:
     """What passes to the only port of one, and to the last of many; all in one turn, since these are compared."""
     if any(each.what in RATES for each in chapter.found.absent):
         return
@@ -175,14 +201,18 @@ def _rate(lab: Lab, to: str, ms: int) -> dict[str, float]:
     return {proto: lab.call("rate", proto, to, ms) for proto in RATES}
 
 
-def _memory(chapter: Chapter, few: dict[str, Lab], many: dict[str, Lab], ports: dict[str, int]) -> None:
+def _memory(
+    chapter: Chapter, few: dict[str, Lab], many: dict[str, Lab], ports: dict[str, int]
+) -> None:
     """What the processes hold resident with 1 port and with many; docker also as it is without any option."""
     for who in ("niso", "docker"):
         for lab, at in ((few.get(who), 1), (many.get(who), ports.get(who, 0))):
             if lab is not None:
                 chapter.once("memory", who, at, partial(_resident, lab))
     for at in (1, 100):
-        if "docker" in few and (lab := chapter.lab("docker-proxy", "docker with its proxy", f"docker-proxy {at}")):
+        if "docker" in few and (
+            lab := chapter.lab("docker-proxy", "docker with its proxy", f"docker-proxy {at}")
+        ):
             try:
                 lab.call("fill", at)
                 chapter.once("memory", "docker with its proxy", at, partial(_resident, lab))

@@ -48,7 +48,9 @@ def measure(sizes: Sizes, leave_out: frozenset[str]) -> Found:
         at = dict.fromkeys(labs, 0)
         for number, (size, seconds) in enumerate(zip(sizes.sizes, sizes.grow_s, strict=True)):
             if number and chapter.left_s() < LEAST_S:
-                chapter.found.lacks("", "all", size, f"the {sizes.seconds:.0f} s of this chapter were over")
+                chapter.found.lacks(
+                    "", "all", size, f"the {sizes.seconds:.0f} s of this chapter were over"
+                )
                 break
             _grow(chapter, labs, at, size, seconds)
             here = {who: lab for who, lab in labs.items() if at[who]}
@@ -64,7 +66,9 @@ def measure(sizes: Sizes, leave_out: frozenset[str]) -> Found:
         return chapter.found
 
 
-def _grow(chapter: Chapter, labs: dict[str, Lab], at: dict[str, int], size: int, seconds: float) -> None:
+def _grow(
+    chapter: Chapter, labs: dict[str, Lab], at: dict[str, int], size: int, seconds: float
+) -> None:
     """All grow at once, in at most that time; who has not come as far is noted."""
     seconds = max(1.0, min(seconds, chapter.left_s()))
     say(f"{size:,} services each, in at most {seconds:.0f} s")
@@ -76,7 +80,9 @@ def _grow(chapter: Chapter, labs: dict[str, Lab], at: dict[str, int], size: int,
             chapter.found.lacks("", LABS[who], size, f"came to {at[who]:,} services: {why}")
 
 
-def _network(chapter: Chapter, labs: dict[str, Lab], at: dict[str, int], size: int, sizes: Sizes) -> None:
+def _network(
+    chapter: Chapter, labs: dict[str, Lab], at: dict[str, int], size: int, sizes: Sizes
+) -> None:
     cases: dict[str, Case] = {}
     beside: dict[str, int] = {}
     for who in ("niso", "batch", "netavark", "cni", "docker"):
@@ -89,7 +95,9 @@ def _network(chapter: Chapter, labs: dict[str, Lab], at: dict[str, int], size: i
     chapter.in_turn(f"network at {size:,}", cases, beside, size, sizes.rounds, sizes.rounds_s)
 
 
-def _whole(chapter: Chapter, labs: dict[str, Lab], at: dict[str, int], size: int, sizes: Sizes) -> None:
+def _whole(
+    chapter: Chapter, labs: dict[str, Lab], at: dict[str, int], size: int, sizes: Sizes
+) -> None:
     here = {who: labs[kind] for who, kind in WHOLE.items() if kind in labs}
     cases: dict[str, Case] = {who: partial(lab.call, "whole") for who, lab in here.items()}
     beside = {who: at[WHOLE[who]] for who in here}
@@ -121,7 +129,12 @@ def _floor(chapter: Chapter, labs: dict[str, Lab], sizes: Sizes) -> None:
     """Each command is a party of its own, with one figure."""
     cases = {who: partial(labs[kind].call, "floor") for who, kind in WHOLE.items() if kind in labs}
     chapter.in_turn(
-        "floor", {who: partial(_floors, case) for who, case in cases.items()}, 0, 0, 4 * sizes.rounds, sizes.rounds_s
+        "floor",
+        {who: partial(_floors, case) for who, case in cases.items()},
+        0,
+        0,
+        4 * sizes.rounds,
+        sizes.rounds_s,
     )
 
 

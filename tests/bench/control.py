@@ -48,8 +48,18 @@ def main() -> None:
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if not args.inside:
-        own = [sys.executable, "-B", str(pathlib.Path(__file__).resolve()), *sys.argv[1:], "--inside"]
-        sys.exit(subprocess.run([sys.executable, "-m", "niso.commands.lab", "--", *own], check=False).returncode)
+        own = [
+            sys.executable,
+            "-B",
+            str(pathlib.Path(__file__).resolve()),
+            *sys.argv[1:],
+            "--inside",
+        ]
+        sys.exit(
+            subprocess.run(
+                [sys.executable, "-m", "niso.commands.lab", "--", *own], check=False
+            ).returncode
+        )
     counts = [int(word) for word in args.counts.split(",")]
     if args.profile:
         profile(args.profile, counts[0], args.rounds)
@@ -100,7 +110,9 @@ class World:
         names = [f"fill{number:04}" for number in range(len(self._names), count)]
         with _without_processes():
             for at in range(0, len(names), 250):
-                self._activate([package(name, 20_000 + int(name[4:])) for name in names[at : at + 250]])
+                self._activate(
+                    [package(name, 20_000 + int(name[4:])) for name in names[at : at + 250]]
+                )
         self._names += names
 
     def clear(self) -> None:
@@ -216,7 +228,9 @@ class _without_processes:
         status = mock.Mock(return_value=mock.Mock(state="running", pid=1, error=None))
         ask = mock.Mock(return_value=-1)
         self._patches = [
-            mock.patch.multiple(process, start=nothing, stop=nothing, ask_to_end=ask, status=status, runs=status),
+            mock.patch.multiple(
+                process, start=nothing, stop=nothing, ask_to_end=ask, status=status, runs=status
+            ),
             mock.patch.multiple(start, run=nothing, expect=nothing),
         ]
         for patch in self._patches:
@@ -243,11 +257,22 @@ class _watched:
         def carry_out(*args: Any, **options: Any) -> Any:
             before, processor = time.perf_counter(), time.process_time()
             try:
-                return self._profiler.runcall(real, *args, **options) if self._profiler else real(*args, **options)
+                return (
+                    self._profiler.runcall(real, *args, **options)
+                    if self._profiler
+                    else real(*args, **options)
+                )
             finally:
-                found.append(((time.perf_counter() - before) * 1000, (time.process_time() - processor) * 1000))
+                found.append(
+                    (
+                        (time.perf_counter() - before) * 1000,
+                        (time.process_time() - processor) * 1000,
+                    )
+                )
 
-        self._patches = [mock.patch.object(each, "carry_out", carry_out) for each in (converge, activate)]
+        self._patches = [
+            mock.patch.object(each, "carry_out", carry_out) for each in (converge, activate)
+        ]
         for patch in self._patches:
             patch.start()
         return found

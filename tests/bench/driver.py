@@ -136,7 +136,9 @@ class Chapter:
                 return None
         return self._labs[name]
 
-    def at_once(self, asked: dict[str, tuple[Lab, str, list[Any]]], within_s: float) -> dict[str, Any]:
+    def at_once(
+        self, asked: dict[str, tuple[Lab, str, list[Any]]], within_s: float
+    ) -> dict[str, Any]:
         """Who -> the answer of its lab to (method, arguments); all work at once. Who fails is noted and has none."""
         found: dict[str, Any] = {}
         waiting: list[str] = []
@@ -157,7 +159,13 @@ class Chapter:
                 self.found.add(name, who, at, at, value)
 
     def in_turn(
-        self, title: str, cases: dict[str, Case], at: dict[str, int] | int, wanted: int, rounds: int, seconds: float
+        self,
+        title: str,
+        cases: dict[str, Case],
+        at: dict[str, int] | int,
+        wanted: int,
+        rounds: int,
+        seconds: float,
     ) -> None:
         """Measure cases (who -> how) in turn, every second round in reverse, after one round that is not counted.
 
@@ -215,7 +223,9 @@ def settle(seconds: float = 30) -> None:
     while time.monotonic() < end:
         try:
             with open("/proc/slabinfo", encoding="ascii") as file:
-                now = next((int(line.split()[1]) for line in file if line.startswith("net_namespace ")), 0)
+                now = next(
+                    (int(line.split()[1]) for line in file if line.startswith("net_namespace ")), 0
+                )
         except OSError:
             return
         if now == last:
@@ -233,7 +243,16 @@ def machine() -> str:
 
 
 def niso_version() -> str:
-    git = ["git", "-C", str(ROOT), "-c", f"safe.directory={ROOT}", "describe", "--always", "--dirty"]
+    git = [
+        "git",
+        "-C",
+        str(ROOT),
+        "-c",
+        f"safe.directory={ROOT}",
+        "describe",
+        "--always",
+        "--dirty",
+    ]
     with contextlib.suppress(OSError):
         return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return ""
@@ -255,17 +274,31 @@ def versions() -> list[str]:
     ):
         said: list[str] = []
         with contextlib.suppress(OSError):
-            said = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment()).stdout.split()
-        version = said[word].strip(",").removeprefix("iproute2-") if len(said) > word else "is not here"
+            said = subprocess.run(
+                argv, capture_output=True, text=True, check=False, env=environment()
+            ).stdout.split()
+        version = (
+            said[word].strip(",").removeprefix("iproute2-") if len(said) > word else "is not here"
+        )
         found.append(f"{name} {version}")
-    plugins = CACHE / "containernetworking-plugins" / "debian-version"  # they do not know it themselves
-    found.append(f"CNI plugins {plugins.read_text().strip()}" if plugins.exists() else "CNI plugins are not here")
+    plugins = (
+        CACHE / "containernetworking-plugins" / "debian-version"
+    )  # they do not know it themselves
+    found.append(
+        f"CNI plugins {plugins.read_text().strip()}"
+        if plugins.exists()
+        else "CNI plugins are not here"
+    )
     return found
 
 
 def environment() -> dict[str, str]:
     """With the peers on PATH, and without what would change their or niso's behaviour."""
-    peers = [path for package in ("bin", "sbin", "lib/podman") for path in glob.glob(f"{CACHE}/*/usr/{package}")]
+    peers = [
+        path
+        for package in ("bin", "sbin", "lib/podman")
+        for path in glob.glob(f"{CACHE}/*/usr/{package}")
+    ]
     foreign = ("NISO_", "DOCKER_", "NETAVARK_", "CONTAINER", "CNI_", "PODMAN_")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
     own = os.path.join(sys.prefix, "bin")

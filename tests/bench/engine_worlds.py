@@ -26,7 +26,9 @@ class Engine(World):
     def start(self, name: str, mappings: list[Mapping], *more: str) -> None:
         words = []
         for each in mappings:
-            host, container = (f"{n}-{n + each.length - 1}" if each.length > 1 else str(n) for n in each[:2])
+            host, container = (
+                f"{n}-{n + each.length - 1}" if each.length > 1 else str(n) for n in each[:2]
+            )
             words += ["-p", f"{host}:{container}/{each.proto}"]
         run(self.PROGRAM, "run", "-d", "--name", name, *more, *words, IMAGE, *SLEEP)
 
@@ -35,7 +37,9 @@ class Engine(World):
 
     def image(self) -> None:
         os.makedirs("/tmp/image/bin")
-        shutil.copy("/usr/bin/busybox", "/tmp/image/bin/busybox")  # linked statically: it needs nothing else
+        shutil.copy(
+            "/usr/bin/busybox", "/tmp/image/bin/busybox"
+        )  # linked statically: it needs nothing else
         run("tar", "-C", "/tmp/image", "-cf", "/tmp/image.tar", "bin")
         run(self.PROGRAM, "import", "/tmp/image.tar", IMAGE)
 
@@ -79,16 +83,33 @@ class Docker(Engine):
         super().__init__(flows)
         os.environ["DOCKER_HOST"] = self.SOCKET
         os.makedirs("/tmp/docker")
-        self.storage = next(each for each in ("overlay2", "vfs") if self._runs_with(each, each == "vfs"))
+        self.storage = next(
+            each for each in ("overlay2", "vfs") if self._runs_with(each, each == "vfs")
+        )
         self.image()
         self._probe = False
 
     def _runs_with(self, storage: str, last: bool) -> bool:
         """Start the daemon. Where it does not run: False, or RuntimeError if this is the last way to try."""
-        places = ["--data-root", f"/tmp/docker/{storage}", "--exec-root", "/run/docker", "--pidfile", "/run/docker.pid"]
+        places = [
+            "--data-root",
+            f"/tmp/docker/{storage}",
+            "--exec-root",
+            "/run/docker",
+            "--pidfile",
+            "/run/docker.pid",
+        ]
         with open("/tmp/docker/log", "w", encoding="utf-8") as log:
             daemon = subprocess.Popen(
-                ["dockerd", *places, "--host", self.SOCKET, "--storage-driver", storage, self.PROXY],
+                [
+                    "dockerd",
+                    *places,
+                    "--host",
+                    self.SOCKET,
+                    "--storage-driver",
+                    storage,
+                    self.PROXY,
+                ],
                 stdout=log,
                 stderr=log,
             )
@@ -115,7 +136,10 @@ class Docker(Engine):
             self.start("probe", [Mapping(SPARE + 9_000, 80)], "--network", "inside")
             self._probe = True
         added = timed(lambda: run("docker", "network", "connect", "outside", "probe"))
-        return {"attach": added, "detach": timed(lambda: run("docker", "network", "disconnect", "outside", "probe"))}
+        return {
+            "attach": added,
+            "detach": timed(lambda: run("docker", "network", "disconnect", "outside", "probe")),
+        }
 
 
 class DockerWithProxy(Docker):
@@ -138,7 +162,9 @@ class Podman(Engine):
         home.mkdir(parents=True)
         policy = pathlib.Path(common, "etc/containers/policy.json")
         (home / "policy.json").write_text(
-            policy.read_text() if policy.exists() else json.dumps({"default": [{"type": "insecureAcceptAnything"}]})
+            policy.read_text()
+            if policy.exists()
+            else json.dumps({"default": [{"type": "insecureAcceptAnything"}]})
         )
         if os.path.isdir("/sys/fs/cgroup/unified"):  # crun refuses hybrid cgroups
             run("mount", "-t", "tmpfs", "none", "/sys/fs/cgroup/unified")
@@ -157,7 +183,9 @@ class Podman(Engine):
             "CONTAINERS_STORAGE_CONF": "/tmp/podman/storage.conf",
             "PODMAN_IGNORE_CGROUPSV1_WARNING": "1",
         }
-        self.storage = next(each for each in ("overlay", "vfs") if self._runs_with(each, each == "vfs"))
+        self.storage = next(
+            each for each in ("overlay", "vfs") if self._runs_with(each, each == "vfs")
+        )
 
     def _runs_with(self, storage: str, last: bool) -> bool:
         pathlib.Path("/tmp/podman/storage.conf").write_text(

@@ -34,7 +34,9 @@ class Absent:
 class Found:
     """The rows of a chapter."""
 
-    def __init__(self, rows: Iterable[Row] = (), absent: Iterable[Absent] = (), notes: Iterable[str] = ()) -> None:
+    def __init__(
+        self, rows: Iterable[Row] = (), absent: Iterable[Absent] = (), notes: Iterable[str] = ()
+    ) -> None:
         self._rows = {(row.what, row.who, row.at): row for row in rows}
         self.absent = list(absent)
         self.notes = list(notes)
@@ -58,7 +60,15 @@ class Found:
     def why(self, what: str, who: str, at: int) -> str:
         """Why there is no such row: the narrowest reason that was noted, or ""."""
         keys = [(what, who, at), (what, who, 0), ("", who, at), ("", who, 0)]
-        return next((each.why for key in keys for each in self.absent if (each.what, each.who, each.at) == key), "")
+        return next(
+            (
+                each.why
+                for key in keys
+                for each in self.absent
+                if (each.what, each.who, each.at) == key
+            ),
+            "",
+        )
 
     def whos(self, what: str) -> set[str]:
         return {row.who for row in self.rows(what)}
@@ -69,13 +79,18 @@ class Found:
 
     def dump(self) -> dict[str, Any]:
         rows = [
-            asdict(row) | {"values": [float(f"{value:.6g}") for value in row.values]} for row in self._rows.values()
+            asdict(row) | {"values": [float(f"{value:.6g}") for value in row.values]}
+            for row in self._rows.values()
         ]
         return {"rows": rows, "absent": [asdict(each) for each in self.absent], "notes": self.notes}
 
     @classmethod
     def load(cls, data: dict[str, Any]) -> Self:
-        return cls((Row(**row) for row in data["rows"]), (Absent(**each) for each in data["absent"]), data["notes"])
+        return cls(
+            (Row(**row) for row in data["rows"]),
+            (Absent(**each) for each in data["absent"]),
+            data["notes"],
+        )
 
 
 def ratio(above: Row | None, below: Row | None) -> float | None:

@@ -33,7 +33,11 @@ def main() -> None:
         return
     own = [sys.executable, "-B", str(pathlib.Path(__file__).resolve()), str(args.count), "--inside"]
     own += ["--profile", args.profile] if args.profile else []
-    sys.exit(subprocess.run([sys.executable, "-m", "niso.commands.lab", "--", *own], check=False).returncode)
+    sys.exit(
+        subprocess.run(
+            [sys.executable, "-m", "niso.commands.lab", "--", *own], check=False
+        ).returncode
+    )
 
 
 def package(name: str, number: int) -> str:
@@ -66,7 +70,12 @@ def measure(count: int, profile: str | None) -> None:
 
     nothing = mock.Mock(return_value=None)
     status = mock.Mock(return_value=mock.Mock(state="running", pid=1, error=None))
-    without = {"start": nothing, "stop": nothing, "ask_to_end": mock.Mock(return_value=-1), "status": status}
+    without = {
+        "start": nothing,
+        "stop": nothing,
+        "ask_to_end": mock.Mock(return_value=-1),
+        "status": status,
+    }
     mock.patch.multiple(process, **without, runs=mock.Mock(return_value=True)).start()
     mock.patch.object(start, "run", nothing).start()
 
@@ -86,7 +95,10 @@ def measure(count: int, profile: str | None) -> None:
         if profile == "deactivate":
             activate(folders)
         profiler = cProfile.Profile()
-        profiler.runcall(activate if profile == "activate" else deactivate, folders if profile == "activate" else names)
+        profiler.runcall(
+            activate if profile == "activate" else deactivate,
+            folders if profile == "activate" else names,
+        )
         pstats.Stats(profiler).sort_stats("cumulative").print_stats(45).print_callers("execute")
         return
     figures: dict[str, list[float]] = {}
@@ -103,7 +115,9 @@ def measure(count: int, profile: str | None) -> None:
     for name, value in medians.items():
         print(f"{name:<26} {value:8.1f} ms")
     for what in ("activate", "deactivate"):
-        print(f"{what}: together is {medians[f'{what} together'] / medians[f'{what} one by one']:.2f} of one by one")
+        print(
+            f"{what}: together is {medians[f'{what} together'] / medians[f'{what} one by one']:.2f} of one by one"
+        )
 
 
 if __name__ == "__main__":

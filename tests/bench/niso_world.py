@@ -32,7 +32,9 @@ class NisoWorld(World):
         self._next = 50_000
 
     def grow_by(self, numbers: list[int]) -> None:
-        self.activate([package(f"s{number:04}", [Mapping(20_000 + number, 80)]) for number in numbers])
+        self.activate(
+            [package(f"s{number:04}", [Mapping(20_000 + number, 80)]) for number in numbers]
+        )
 
     def network(self) -> dict[str, float]:
         """One service's network attached and detached, in process: the kernel's part, and with all around it."""
@@ -43,7 +45,10 @@ class NisoWorld(World):
         """The same as whole commands of a service that has no process."""
         folder = package("other", [Mapping(SPARE, 80)])
         added = timed(lambda: run(*WITHOUT_PROCESS, "activate", folder))
-        return {"attach": added, "detach": timed(lambda: run(*WITHOUT_PROCESS, "deactivate", "other"))}
+        return {
+            "attach": added,
+            "detach": timed(lambda: run(*WITHOUT_PROCESS, "deactivate", "other")),
+        }
 
     def publish_all(self, plan: dict[str, list[Mapping]]) -> None:
         self.activate([package(name, mappings) for name, mappings in plan.items()])
@@ -58,16 +63,20 @@ class NisoWorld(World):
         """``count`` ports published and taken away: with a new service, in process or by the "command", or by "port-forward"."""
         if way == "forward":
             # one more range of a service that runs; ports that each lead to another number are one such range too
-            words = (
-                f"{SPARE}-{SPARE + count - 1}:{SPARE_TO if each else SPARE}-{(SPARE_TO if each else SPARE) + count - 1}"
-            )
+            words = f"{SPARE}-{SPARE + count - 1}:{SPARE_TO if each else SPARE}-{(SPARE_TO if each else SPARE) + count - 1}"
             return self._forward(parse_port(words, "PORT"))
         folder = package("extra", ports_of(count, each))
         if way == "command":
             added = timed(lambda: run(*WITHOUT_PROCESS, "activate", folder))
-            return {"publish": added, "withdraw": timed(lambda: run(*WITHOUT_PROCESS, "deactivate", "extra"))}
+            return {
+                "publish": added,
+                "withdraw": timed(lambda: run(*WITHOUT_PROCESS, "deactivate", "extra")),
+            }
         added = timed(lambda: self.activate([folder]))
-        return {"publish": added, "withdraw": timed(lambda: journal.deactivate(self.store, ["extra"]))}
+        return {
+            "publish": added,
+            "withdraw": timed(lambda: journal.deactivate(self.store, ["extra"])),
+        }
 
     def one_more(self, way: str) -> dict[str, float]:
         """One more port and its end: of a service that runs, in "process" or by the "command"."""
@@ -80,7 +89,10 @@ class NisoWorld(World):
 
     def _forward(self, port: Port) -> dict[str, float]:
         added = timed(lambda: journal.port_forward(self.store, "first", port))
-        return {"publish": added, "withdraw": timed(lambda: journal.port_unforward(self.store, "first", port))}
+        return {
+            "publish": added,
+            "withdraw": timed(lambda: journal.port_unforward(self.store, "first", port)),
+        }
 
 
 class NisoWhole(World):
@@ -93,7 +105,11 @@ class NisoWhole(World):
         run("niso", "net", "create", control.NETWORK, "--subnet", control.SUBNET)
 
     def grow_by(self, numbers: list[int]) -> None:
-        run("niso", "activate", *(package(f"s{number:04}", [Mapping(20_000 + number, 80)]) for number in numbers))
+        run(
+            "niso",
+            "activate",
+            *(package(f"s{number:04}", [Mapping(20_000 + number, 80)]) for number in numbers),
+        )
 
     def whole(self) -> dict[str, float]:
         folder = package("extra", [Mapping(9_000, 80)])
@@ -103,7 +119,9 @@ class NisoWhole(World):
     def several(self, count: int) -> dict[str, float]:
         """Many services in one command, for each of them."""
         names = [f"many{number:03}" for number in range(count)]
-        folders = [package(name, [Mapping(10_000 + number, 80)]) for number, name in enumerate(names)]
+        folders = [
+            package(name, [Mapping(10_000 + number, 80)]) for number, name in enumerate(names)
+        ]
         started = timed(lambda: run("niso", "activate", *folders)) / count
         return {
             "start of many, each": started,
@@ -119,11 +137,16 @@ class NisoWhole(World):
         }
 
 
-def package(name: str, mappings: list[Mapping], network: str = control.NETWORK, more: str = "") -> str:
+def package(
+    name: str, mappings: list[Mapping], network: str = control.NETWORK, more: str = ""
+) -> str:
     """The folder of a service that sleeps, as the peers' containers do."""
     folder = f"/tmp/packages/{name}"
     os.makedirs(folder, exist_ok=True)
-    ports = [f"{_span(each.host, each.length)}:{_span(each.container, each.length)}/{each.proto}" for each in mappings]
+    ports = [
+        f"{_span(each.host, each.length)}:{_span(each.container, each.length)}/{each.proto}"
+        for each in mappings
+    ]
     with open(f"{folder}/manifest.toml", "w", encoding="utf-8") as file:
         file.write(
             f'[package]\nname = "{name}"\nversion = "1"\n'

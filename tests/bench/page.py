@@ -49,8 +49,13 @@ def _how(figures: dict[str, Any]) -> list[str]:
         "",
     ]
     if quick:
-        said += ["**This was a quick run: few rounds, small sizes. Figures to go by come from `./dev bench`.**", ""]
-    for each in {repr((each["machine"], each["versions"])): each for each in figures.values()}.values():
+        said += [
+            "**This was a quick run: few rounds, small sizes. Figures to go by come from `./dev bench`.**",
+            "",
+        ]
+    for each in {
+        repr((each["machine"], each["versions"])): each for each in figures.values()
+    }.values():
         said += [f"- machine: {each['machine']}", f"- versions: {', '.join(each['versions'])}"]
     return [*said, ""]
 
@@ -62,7 +67,9 @@ def _went(name: str, data: dict[str, Any], found: Found) -> list[str]:
         lines += ["Not measured:", ""]
         for each in found.absent:
             at = f" at {each.at:,}" if each.at else ""
-            lines.append(f"- {NAMES.get(each.who, each.who)}{at}{f' ({each.what})' if each.what else ''}: {each.why}")
+            lines.append(
+                f"- {NAMES.get(each.who, each.who)}{at}{f' ({each.what})' if each.what else ''}: {each.why}"
+            )
         lines.append("")
     rounds = "; ".join(found.notes)
     kind = "quick run, " if data["quick"] else ""
@@ -81,13 +88,21 @@ def short(figures: dict[str, Any]) -> str:
     """The figures that matter most, what is beside them, and what niso aims at, as a table."""
     lines = ["| | niso | beside it | niso to it | aim |", "| --- | --- | --- | --- | --- |"]
 
-    def line(words: str, own: Row | None, others: Iterable[tuple[str, Row | None]], unit: str, aim: str = "") -> None:
+    def line(
+        words: str,
+        own: Row | None,
+        others: Iterable[tuple[str, Row | None]],
+        unit: str,
+        aim: str = "",
+    ) -> None:
         if own is None:
             return
         rest = [(name, row) for name, row in others if row is not None]
         beside = ", ".join(f"{name} {number(median(row))}" for name, row in rest)
         ratios = ", ".join(times(ratio(own, row)) for _, row in rest)
-        lines.append(f"| {words} | **{number(median(own))}** {unit} | {beside} | {ratios} | {aim} |")
+        lines.append(
+            f"| {words} | **{number(median(own))}** {unit} | {beside} | {ratios} | {aim} |"
+        )
 
     if "services" in figures:
         found = Found.load(figures["services"])
@@ -103,7 +118,13 @@ def short(figures: dict[str, Any]) -> str:
             "2 ms at most",
         )
         beside = [(f"niso at {few}", own), *_of(found, "attach", tools, many)]
-        line(f"the same at {many:,}", found.row("attach", "niso", many), beside, "ms", f"1.5 of {few} at most")
+        line(
+            f"the same at {many:,}",
+            found.row("attach", "niso", many),
+            beside,
+            "ms",
+            f"1.5 of {few} at most",
+        )
         line(
             f"detach, at {few}",
             found.row("detach", "niso", few),
@@ -112,14 +133,32 @@ def short(figures: dict[str, Any]) -> str:
             "2 ms at most",
         )
         beside = _of(found, "attach", tools, few)
-        line(f"attach, whole command, at {few}", found.row("attach", "niso command", few), beside, "ms")
+        line(
+            f"attach, whole command, at {few}",
+            found.row("attach", "niso command", few),
+            beside,
+            "ms",
+        )
         beside = _of(found, "start", engines, few)
         aim = "0.7 of podman, 0.35 of docker at most"
-        line(f"start a service, whole command, at {few}", found.row("start", "niso", few), beside, "ms", aim)
-        line(f"remove it, at {few}", found.row("remove", "niso", few), _of(found, "remove", engines, few), "ms")
+        line(
+            f"start a service, whole command, at {few}",
+            found.row("start", "niso", few),
+            beside,
+            "ms",
+            aim,
+        )
+        line(
+            f"remove it, at {few}",
+            found.row("remove", "niso", few),
+            _of(found, "remove", engines, few),
+            "ms",
+        )
         for row in found.rows("start of many, each"):
             beside = [("one alone", found.row("start", "niso", few))]
-            line(f"start {row.at} services in one command, each", row, beside, "ms", "25 ms at most")
+            line(
+                f"start {row.at} services in one command, each", row, beside, "ms", "25 ms at most"
+            )
         commands = (("docker version", "docker"), ("podman version", "podman"))
         beside = [(name, found.row(f"floor: {name}", who, 0)) for name, who in commands]
         line(
@@ -135,7 +174,13 @@ def short(figures: dict[str, Any]) -> str:
         only = next(iter(found.rows("tcp", "niso 1")), None)
         line("new TCP connections, 1 port", only, _limits(found, "tcp"), "a second")
         at = last.at if last else 0
-        line(f"the same, the last of {at:,} ports", last, [("1 port", only)], "a second", "0.95 at least")
+        line(
+            f"the same, the last of {at:,} ports",
+            last,
+            [("1 port", only)],
+            "a second",
+            "0.95 at least",
+        )
         only = next(iter(found.rows("bulk", "niso 1")), None)
         line("throughput through a port", only, _limits(found, "bulk"), "Gbit/s", "0.95 at least")
     return "\n".join(lines) if len(lines) > 2 else "Not measured yet."
@@ -153,7 +198,9 @@ def _limits(found: Found, what: str) -> list[tuple[str, Row | None]]:
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _table(found: Found, head: str, rows: Rows, sizes: Sequence[int], base: tuple[str, str], unit: str) -> list[str]:
+def _table(
+    found: Found, head: str, rows: Rows, sizes: Sequence[int], base: tuple[str, str], unit: str
+) -> list[str]:
     """A line for each row, two columns for each size: the figure, and its ratio to ``base`` (what, who)."""
     columns = [
         each
@@ -186,15 +233,24 @@ def _picture(name: str, words: str, drawn: set[str]) -> list[str]:
 def _services(found: Found, drawn: set[str]) -> list[str]:
     sizes = found.sizes("attach")
     lines = ["## One service's network, beside so many others", ""]
-    lines += _picture("network", "Attach and detach of one service's network, by how many there are", drawn)
-    for what, whole, words in (("attach", "activate", "attached"), ("detach", "deactivate", "detached")):
+    lines += _picture(
+        "network", "Attach and detach of one service's network, by how many there are", drawn
+    )
+    for what, whole, words in (
+        ("attach", "activate", "attached"),
+        ("detach", "deactivate", "detached"),
+    ):
         rows = (
             (what, "niso", "niso, in process: the kernel's part"),
             (whole, "niso", f"niso, in process: all that `niso {whole}` does but the process"),
             (what, "niso command", f"niso, whole command: `niso {whole}` without the process"),
             (what, "batch", NAMES["batch"] + ", no bookkeeping"),
             (what, "netavark", f"netavark {'setup' if what == 'attach' else 'teardown'}"),
-            (what, "cni", f"CNI {'ADD' if what == 'attach' else 'DEL'}: bridge, host-local, portmap, firewall"),
+            (
+                what,
+                "cni",
+                f"CNI {'ADD' if what == 'attach' else 'DEL'}: bridge, host-local, portmap, firewall",
+            ),
             (what, "docker", f"docker network {'connect' if what == 'attach' else 'disconnect'}"),
         )
         lines += _table(found, f"ms, {words}", rows, sizes, (what, "niso"), "ms")
@@ -212,8 +268,18 @@ def _services(found: Found, drawn: set[str]) -> list[str]:
         ("start", ("`niso activate`", "`podman run -d -p`", "`docker run -d -p`")),
         ("remove", ("`niso remove`", "`podman rm -f`", "`docker rm -f`")),
     ):
-        rows = tuple((what, who, name) for who, name in zip(("niso", "podman", "docker"), commands, strict=True))
-        lines += _table(found, f"ms, {'started' if what == 'start' else 'removed'}", rows, sizes, (what, "niso"), "ms")
+        rows = tuple(
+            (what, who, name)
+            for who, name in zip(("niso", "podman", "docker"), commands, strict=True)
+        )
+        lines += _table(
+            found,
+            f"ms, {'started' if what == 'start' else 'removed'}",
+            rows,
+            sizes,
+            (what, "niso"),
+            "ms",
+        )
     for row in found.rows("start of many, each"):
         gone = found.row("removal of many, each", "niso", row.wanted)
         lines += [
@@ -228,7 +294,9 @@ def _services(found: Found, drawn: set[str]) -> list[str]:
         "",
         "## Memory of the processes",
         "",
-        *_picture("memory", "Resident memory of all processes, by how many services there are", drawn),
+        *_picture(
+            "memory", "Resident memory of all processes, by how many services there are", drawn
+        ),
         *_memory_table(found),
         "## What a command costs at least",
         "",
@@ -249,7 +317,10 @@ def _services(found: Found, drawn: set[str]) -> list[str]:
 
 
 def _memory_table(found: Found) -> list[str]:
-    rows = [(who, found.rows("kib", who), found.rows("processes", who)) for who in ("niso", "podman", "docker")]
+    rows = [
+        (who, found.rows("kib", who), found.rows("processes", who))
+        for who in ("niso", "podman", "docker")
+    ]
     own = slope(rows[0][1])
     lines = [
         "| MiB, resident (PSS) | of all at the most services | one service more | to niso | processes for each | the rest: daemons |",
@@ -283,11 +354,22 @@ def _memory_table(found: Found) -> list[str]:
 def _ports(found: Found, drawn: set[str]) -> list[str]:
     lines = ["## Publishing ports", "", *_picture("ports", "Publishing ports, by how many", drawn)]
     for what, words in (("publish", "published"), ("withdraw", "taken away")):
-        for shape, as_what in (("range", "a range as it is (8000-8999)"), ("each", "each to another number")):
+        for shape, as_what in (
+            ("range", "a range as it is (8000-8999)"),
+            ("each", "each to another number"),
+        ):
             rows = (
                 (f"{what} {shape}", "niso", "niso: a service with them, in process"),
-                (f"{what} {shape}", "niso command", "niso: a service with them, whole command without the process"),
-                (f"{what} {shape}", "niso forward", "niso port-forward: of a service that runs, in process"),
+                (
+                    f"{what} {shape}",
+                    "niso command",
+                    "niso: a service with them, whole command without the process",
+                ),
+                (
+                    f"{what} {shape}",
+                    "niso forward",
+                    "niso port-forward: of a service that runs, in process",
+                ),
                 (f"{what} {shape}", "netavark", "netavark: a network with them"),
                 (f"{what} {shape}", "cni", "CNI: a network with them"),
                 (f"{what} {shape}", "podman", "podman: a container with them"),
@@ -382,7 +464,11 @@ def flow_lines(found: Found) -> list[tuple[str, str]]:
     for who in ("niso", "netavark", "cni", "docker"):
         for row in sorted(found.rows("tcp"), key=lambda row: (row.at, row.who)):
             if row.who.startswith(f"{who} "):
-                which = "its only port" if row.at == 1 else f"the {row.who.split()[-1]} of {row.at:,} ports"
+                which = (
+                    "its only port"
+                    if row.at == 1
+                    else f"the {row.who.split()[-1]} of {row.at:,} ports"
+                )
                 named.append((row.who, f"{NAMES[who]}, {which}"))
     return named
 
@@ -417,20 +503,36 @@ INSIDE = {
 
 
 def _inside(found: Found, drawn: set[str]) -> list[str]:
-    lines = ["## Between two services of one bridge", "", *_picture("inside", "What passes inside a bridge", drawn)]
+    lines = [
+        "## Between two services of one bridge",
+        "",
+        *_picture("inside", "What passes inside a bridge", drawn),
+    ]
     heads = "new TCP connections/s | to switching | new UDP flows/s | to switching | throughput, Gbit/s | to switching"
     lines += [f"| | {heads} |", "| --- | --- | --- | --- | --- | --- | --- |"]
     for who, name in INSIDE.items():
         cells = [name]
         for what in ("tcp", "udp", "bulk"):
             row = next(iter(found.rows(what, who)), None)
-            cells += [spread(row) if row else "not measured", times(ratio(row, found.row(what, "switched", 0)))]
+            cells += [
+                spread(row) if row else "not measured",
+                times(ratio(row, found.row(what, "switched", 0))),
+            ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "More is better.", "", "### One change of a policy, where others have policies too", ""]
+    lines += [
+        "",
+        "More is better.",
+        "",
+        "### One change of a policy, where others have policies too",
+        "",
+    ]
     rows = {row.who: row.at for row in found.rows("peer put in")}
     if len(rows) == 2:
         (few, few_at), (many, many_at) = sorted(rows.items(), key=lambda each: each[1])
-        lines += [f"| ms | {few_at} services | {many_at:,} services | ratio |", "| --- | --- | --- | --- |"]
+        lines += [
+            f"| ms | {few_at} services | {many_at:,} services | ratio |",
+            "| --- | --- | --- | --- |",
+        ]
         for what, name in (
             ("peer taken out", "one peer taken out of a policy"),
             ("peer put in", "one peer put into it"),

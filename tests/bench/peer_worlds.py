@@ -53,7 +53,9 @@ class NetworkTool(World):
         run("ip", "netns", "add", "extra")
         self.prepare("extra", mappings)
         try:
-            return timed(lambda: self.attach("extra", mappings)), timed(lambda: self.detach("extra"))
+            return timed(lambda: self.attach("extra", mappings)), timed(
+                lambda: self.detach("extra")
+            )
         finally:
             run("ip", "netns", "delete", "extra")
 
@@ -108,7 +110,15 @@ class Netavark(NetworkTool):
         self._call("teardown", name)
 
     def _call(self, verb: str, name: str) -> None:
-        run("netavark", "--config", "/run/netavark", "--file", f"/tmp/{name}.json", verb, f"/run/netns/{name}")
+        run(
+            "netavark",
+            "--config",
+            "/run/netavark",
+            "--file",
+            f"/tmp/{name}.json",
+            verb,
+            f"/run/netns/{name}",
+        )
 
 
 class Cni(NetworkTool):

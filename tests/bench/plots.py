@@ -30,7 +30,11 @@ STYLES: dict[str, tuple[str, str]] = {
     "docker": ("#1b9ad6", "v"),
 }
 WORDS = {name: words.replace("`", "") for name, words in NAMES.items()}
-KINDS = (("tcp", "new TCP connections/s"), ("udp", "new UDP flows/s"), ("bulk", "throughput, Gbit/s"))
+KINDS = (
+    ("tcp", "new TCP connections/s"),
+    ("udp", "new UDP flows/s"),
+    ("bulk", "throughput, Gbit/s"),
+)
 _PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.85}
 Lines = Iterable[tuple[str, str, str]]
 """(what, who, its name in the legend)"""
@@ -64,7 +68,15 @@ def main(store: str, folder: str) -> None:
         figure = picture(Found.load(figures[chapter]))
         if figure is None:
             continue
-        figure.text(0.995, 0.005, _foot(figures[chapter]), ha="right", va="bottom", fontsize=7, color="#777777")
+        figure.text(
+            0.995,
+            0.005,
+            _foot(figures[chapter]),
+            ha="right",
+            va="bottom",
+            fontsize=7,
+            color="#777777",
+        )
         figure.savefig(f"{folder}/{name}.png", dpi=130)
         figure.savefig(f"{folder}/{name}.svg", metadata={"Date": None})
         plt.close(figure)
@@ -72,18 +84,26 @@ def main(store: str, folder: str) -> None:
 
 
 def _foot(data: dict[str, Any]) -> str:
-    peers = [each for each in data["versions"] if each.split()[0] in ("niso", "podman", "netavark", "docker", "CNI")]
+    peers = [
+        each
+        for each in data["versions"]
+        if each.split()[0] in ("niso", "podman", "netavark", "docker", "CNI")
+    ]
     kind = "QUICK RUN, " if data["quick"] else ""
     return f"{kind}{data['date']}   {data['machine']}\n{', '.join(peers)}"
 
 
 def _figure(columns: int, height: float = 4.6) -> tuple[Figure, list[Axes]]:
-    figure, axes = plt.subplots(1, columns, figsize=(10.5, height), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        1, columns, figsize=(10.5, height), layout="constrained", squeeze=False
+    )
     figure.get_layout_engine().set(rect=(0, 0.34 / height, 1, 1 - 0.34 / height))
     return figure, list(axes[0])
 
 
-def _lines(axes: Axes, found: Found, lines: Lines, x: str, y: str, title: str, scale: float = 1) -> bool:
+def _lines(
+    axes: Axes, found: Found, lines: Lines, x: str, y: str, title: str, scale: float = 1
+) -> bool:
     """Medians with least to most, on logarithmic axes; whether there is anything."""
     sizes: set[int] = set()
     for what, who, name in lines:
@@ -119,14 +139,20 @@ def _lines(axes: Axes, found: Found, lines: Lines, x: str, y: str, title: str, s
 
 
 def _legend(figure: Figure, axes: list[Axes]) -> None:
-    entries = {name: handle for each in axes for handle, name in zip(*each.get_legend_handles_labels(), strict=True)}
+    entries = {
+        name: handle
+        for each in axes
+        for handle, name in zip(*each.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=4, fontsize=9)
 
 
 def network(found: Found) -> Figure | None:
     figure, axes = _figure(2)
     drawn = []
-    for each, (what, title) in zip(axes, (("attach", "attached"), ("detach", "detached")), strict=True):
+    for each, (what, title) in zip(
+        axes, (("attach", "attached"), ("detach", "detached")), strict=True
+    ):
         lines = [
             (what, "niso", "niso, in process: the kernel's part"),
             (what, "niso command", "niso, whole command (no process)"),
@@ -146,8 +172,13 @@ def network(found: Found) -> Figure | None:
 def whole(found: Found) -> Figure | None:
     figure, axes = _figure(2)
     drawn = []
-    for each, (what, title) in zip(axes, (("start", "started"), ("remove", "removed")), strict=True):
-        lines = [(what, "niso", "niso activate / remove"), (what, "podman", "podman run -d -p / rm -f")]
+    for each, (what, title) in zip(
+        axes, (("start", "started"), ("remove", "removed")), strict=True
+    ):
+        lines = [
+            (what, "niso", "niso activate / remove"),
+            (what, "podman", "podman run -d -p / rm -f"),
+        ]
         lines.append((what, "docker", "docker run -d -p / rm -f"))
         words = f"one service with its process is {title}"
         drawn.append(_lines(each, found, lines, "services there are beside it", "ms (log)", words))
@@ -168,7 +199,14 @@ def memory(found: Found) -> Figure | None:
 
 
 def floor(found: Found) -> Figure | None:
-    names = ["python -c pass", "niso --version", "niso net list", "niso ps", "docker version", "podman version"]
+    names = [
+        "python -c pass",
+        "niso --version",
+        "niso net list",
+        "niso ps",
+        "docker version",
+        "podman version",
+    ]
     rows = [(name, next(iter(found.rows(f"floor: {name}")), None)) for name in names]
     bars = [(name, row, name.split()[0]) for name, row in rows if row is not None]
     if not bars:
@@ -178,7 +216,9 @@ def floor(found: Found) -> Figure | None:
     return figure
 
 
-def _bars(axes: Axes, bars: list[tuple[str, Row, str]], x: str, title: str, limit: float = 0) -> None:
+def _bars(
+    axes: Axes, bars: list[tuple[str, Row, str]], x: str, title: str, limit: float = 0
+) -> None:
     """Lying bars of medians, with least to most and the figure beside it; ``limit`` is a line to compare with."""
     most = max(max(row.values) for _, row, _ in bars)
     for y, (_, row, who) in enumerate(bars):
@@ -192,7 +232,15 @@ def _bars(axes: Axes, bars: list[tuple[str, Row, str]], x: str, title: str, limi
             capsize=2,
             elinewidth=0.8,
         )
-        axes.text(max(row.values) + most * 0.02, y, number(middle), va="center", fontsize=8.5, zorder=4, bbox=_PAPER)
+        axes.text(
+            max(row.values) + most * 0.02,
+            y,
+            number(middle),
+            va="center",
+            fontsize=8.5,
+            zorder=4,
+            bbox=_PAPER,
+        )
     axes.set_yticks(range(len(bars)), [name for name, _, _ in bars])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
@@ -220,7 +268,11 @@ def ports(found: Found) -> Figure | None:
             ("docker", "docker run"),
         ]
         named = [(f"publish {shape}", who, name) for who, name in lines]
-        drawn.append(_lines(each, _with_one(found, shape), named, "ports published at once", "ms (log)", title))
+        drawn.append(
+            _lines(
+                each, _with_one(found, shape), named, "ports published at once", "ms (log)", title
+            )
+        )
     if not any(drawn):
         return None
     _legend(figure, axes)
@@ -231,13 +283,19 @@ def _with_one(found: Found, shape: str) -> Found:
     """One port alone is of both shapes."""
     rows = found.rows(f"publish {shape}")
     if shape == "each":
-        rows += [Row("publish each", row.who, 1, 1, row.values) for row in found.rows("publish range") if row.at == 1]
+        rows += [
+            Row("publish each", row.who, 1, 1, row.values)
+            for row in found.rows("publish range")
+            if row.at == 1
+        ]
     return Found(rows)
 
 
 def flows(found: Found) -> Figure | None:
     named = flow_lines(found)
-    return _rates(found, [(who, name, who.split()[0]) for who, name in named], "tracked", "routed, tracked")
+    return _rates(
+        found, [(who, name, who.split()[0]) for who, name in named], "tracked", "routed, tracked"
+    )
 
 
 def inside(found: Found) -> Figure | None:
@@ -246,7 +304,9 @@ def inside(found: Found) -> Figure | None:
     return _rates(found, named, "switched", "switching")
 
 
-def _rates(found: Found, named: list[tuple[str, str, str]], limit: str, limit_name: str) -> Figure | None:
+def _rates(
+    found: Found, named: list[tuple[str, str, str]], limit: str, limit_name: str
+) -> Figure | None:
     """More is better; the line is the limit that the kernel alone sets."""
     named = [each for each in named if found.rows("tcp", each[0])]
     if not named:
@@ -262,7 +322,13 @@ def _rates(found: Found, named: list[tuple[str, str, str]], limit: str, limit_na
             each.set_visible(False)
             continue
         base = next(iter(found.rows(what, limit)), None)
-        _bars(each, bars, f"more is better\n(dashed: {limit_name})", title, median(base) if base else 0)
+        _bars(
+            each,
+            bars,
+            f"more is better\n(dashed: {limit_name})",
+            title,
+            median(base) if base else 0,
+        )
         each.xaxis.set_major_locator(plt.MaxNLocator(4))
     return figure
 

@@ -50,10 +50,14 @@ def ports_of(count: int, each: bool) -> list[Mapping]:
 
 def run(*argv: str, input: str | None = None) -> str:
     """A command's output. Raises RuntimeError with what it said last where it fails."""
-    done = subprocess.run(argv, input=input, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(
+        argv, input=input, capture_output=True, text=True, check=False, timeout=300
+    )
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise RuntimeError(f"{' '.join(argv)[:80]}: {said[-1][:300] if said else f'ends with {done.returncode}'}")
+        raise RuntimeError(
+            f"{' '.join(argv)[:80]}: {said[-1][:300] if said else f'ends with {done.returncode}'}"
+        )
     return done.stdout
 
 
@@ -108,7 +112,10 @@ class World:
     def fill(self, ports: int) -> float:
         """Publish the ports of `layout`; how long the service with most of them took, in ms."""
         self.highest = LOWEST + (ports + 1 if ports > 1 else 0)
-        took = {name: timed(partial(self.publish_all, {name: of_it})) for name, of_it in layout(ports).items()}
+        took = {
+            name: timed(partial(self.publish_all, {name: of_it}))
+            for name, of_it in layout(ports).items()
+        }
         return took.get("many", 0.0)
 
     def publish_all(self, plan: dict[str, list[Mapping]]) -> None:
@@ -140,10 +147,26 @@ class World:
         """What passes from the client to "first" or "last" (``to``), by `load`."""
         return self.load(proto, HOST, LOWEST if to == "first" else self.highest, ms)
 
-    def load(self, proto: str, address: str, port: int, ms: int, enter: str = "client", source: str = "") -> float:
+    def load(
+        self, proto: str, address: str, port: int, ms: int, enter: str = "client", source: str = ""
+    ) -> float:
         """New flows per second by "tcp" or "udp"; Gbit/s by "bulk"."""
-        argv = ["ip", "netns", "exec", enter, self.flows, "load", proto, self.client_cpu, address, str(port), str(ms)]
-        done, failed, took_us = map(int, run(*argv, str(self._number), *([source] if source else [])).split())
+        argv = [
+            "ip",
+            "netns",
+            "exec",
+            enter,
+            self.flows,
+            "load",
+            proto,
+            self.client_cpu,
+            address,
+            str(port),
+            str(ms),
+        ]
+        done, failed, took_us = map(
+            int, run(*argv, str(self._number), *([source] if source else [])).split()
+        )
         if proto == "bulk":
             self._number += 1
             return done * 8 / took_us / 1000
@@ -161,7 +184,9 @@ class World:
                 continue
             try:
                 with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
-                    kib += next((float(line.split()[1]) for line in file if line.startswith("Pss:")), 0)
+                    kib += next(
+                        (float(line.split()[1]) for line in file if line.startswith("Pss:")), 0
+                    )
                     count += 1
             except (FileNotFoundError, ProcessLookupError):  # it has ended
                 continue

@@ -53,7 +53,9 @@ class Case(NamedTuple):
     command: str
     least: int  # steps that the command has at least, and at most three times as many
     undoes: bool = False  # what it began is undone when a step is refused, up to its last commit
-    recovers: bool = True  # the next command of any kind finishes or undoes it; else the same one again does
+    recovers: bool = (
+        True  # the next command of any kind finishes or undoes it; else the same one again does
+    )
 
     @property
     def damaged(self) -> bool:
@@ -76,7 +78,9 @@ CASES = {
     "restart": Case(("activate /tmp/a",), "restart a", 8),
     "port-forward": Case(("activate /tmp/a",), "port-forward a 9000:90", 4, True),
     "port-replace": Case(("activate /tmp/a /tmp/b",), "port-forward a 8081:81 --replace", 4, True),
-    "port-remove": Case(("activate /tmp/a", "port-forward a 9000:90"), "port-forward a 9000:90 --remove", 4, True),
+    "port-remove": Case(
+        ("activate /tmp/a", "port-forward a 9000:90"), "port-forward a 9000:90 --remove", 4, True
+    ),
     "net-create": Case((), "net create backend", 8, True, recovers=False),
     "net-remove": Case(("net create backend",), "net remove backend", 4, recovers=False),
     "repair-flushed": Case(("activate /tmp/a", "FLUSH"), "net repair", 3, recovers=False),
@@ -130,7 +134,11 @@ def again(world: World, case: Case) -> None:
     """The command once more: done, or it says that there is nothing left to do."""
     done = world.niso(*case.command.split(), check=False)
     if done.returncode:
-        words = {"remove": "no service 'a'", "net": "no network 'backend'", "port-forward": "is not forwarded to 'a'"}
+        words = {
+            "remove": "no service 'a'",
+            "net": "no network 'backend'",
+            "port-forward": "is not forwarded to 'a'",
+        }
         assert done.returncode == 1
         assert words.get(case.command.split()[0], "no excuse") in done.stderr, done.stderr
 
@@ -142,7 +150,11 @@ def as_before(world: World, baseline: dict[str, Any], what: str) -> None:
 
 def numbers(action: str, points: list[str], uses: dict[str, list[int]]) -> list[int]:
     """The steps at which an action makes a difference: all, or of `LATER` the last ones before what it lets fail."""
-    return sorted({*uses.get(action, ())} - {0}) if action in LATER else list(range(1, len(points) + 1))
+    return (
+        sorted({*uses.get(action, ())} - {0})
+        if action in LATER
+        else list(range(1, len(points) + 1))
+    )
 
 
 def some(name: str, action: str, among: list[int], most: int) -> list[int]:

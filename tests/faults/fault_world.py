@@ -52,17 +52,30 @@ class World:
     ) -> str:
         """Write a package; gives its folder. ``named``: more keys of [network], as text."""
         argv = command or ["sleep", "1000"]
-        lines = ["[package]", f'name = "{name}"', 'version = "1.0.0"', "[binary]", f'entrypoint = "{argv[0]}"']
+        lines = [
+            "[package]",
+            f'name = "{name}"',
+            'version = "1.0.0"',
+            "[binary]",
+            f'entrypoint = "{argv[0]}"',
+        ]
         lines += [f"args = {json.dumps(argv[1:])}", "[environment]"]
         lines += [f'{key} = "{value}"' for key, value in (environment or {}).items()]
-        lines += ["[service]", f'stop_timeout = "{stop_timeout}"', "[network]", f"ports = {json.dumps(ports or [])}"]
+        lines += [
+            "[service]",
+            f'stop_timeout = "{stop_timeout}"',
+            "[network]",
+            f"ports = {json.dumps(ports or [])}",
+        ]
         if network:
             lines.append(f'network = "{network}"')
         path = f"/tmp/{folder or name}"
         self.lab.write(f"{path}/manifest.toml", "\n".join((*lines, named)) + "\n")
         return path
 
-    def niso(self, *argv: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+    def niso(
+        self, *argv: str, check: bool = True, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
         done = self.lab.niso(*argv, check=check, **options)
         assert "Traceback" not in done.stderr, done.stderr
         assert "defect of niso" not in done.stderr, done.stderr
@@ -72,7 +85,9 @@ class World:
         """Run a command undisturbed; the steps that it passes."""
         return self._logged("0", argv)[1]
 
-    def disturbed(self, number: int, action: str, *argv: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    def disturbed(
+        self, number: int, action: str, *argv: str
+    ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
         """Run a command that dies or fails at its ``number``-th step; its result and the steps that it reached."""
         return self._logged(f"{number}:{action}", argv)
 
@@ -88,18 +103,25 @@ class World:
                 steps += 1
         return found
 
-    def _logged(self, failpoint: str, argv: tuple[str, ...]) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    def _logged(
+        self, failpoint: str, argv: tuple[str, ...]
+    ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
         log = self.lab.path(LOG)
         log.unlink(missing_ok=True)
         environment = {"NISO_FAILPOINT": failpoint, "NISO_FAILPOINT_LOG": LOG}
         done = self.niso(*argv, check=failpoint == "0", env=environment)
         text = log.read_text() if log.exists() else ""
         # a step's words can have several lines: only the first begins with its number
-        numbered = [line.split(" ", 1) for line in text.splitlines() if line.split(" ", 1)[0].isdigit()]
+        numbered = [
+            line.split(" ", 1) for line in text.splitlines() if line.split(" ", 1)[0].isdigit()
+        ]
         # one process, counting by one: neither conmon nor what it calls at an end takes part
         assert [int(number) for number, _ in numbered] == list(range(1, len(numbered) + 1)), text
         # interfaces' numbers, and their names, which have the activation's in them, differ from run to run
-        return done, [re.sub(r"\bni[a-z]+-[0-9a-f]{7}\b|(?<=link )\d+|\d+$", "N", words) for _, words in numbered]
+        return done, [
+            re.sub(r"\bni[a-z]+-[0-9a-f]{7}\b|(?<=link )\d+|\d+$", "N", words)
+            for _, words in numbered
+        ]
 
     def snapshot(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.lab.run("python", "-I", "-S", str(SNAPSHOT)).stdout)
@@ -138,4 +160,6 @@ class World:
 
     def assert_content(self) -> None:
         done = self.niso("net", "check", check=False)
-        assert (done.returncode, done.stdout) == (0, "everything: as it should be\n"), done.stdout + done.stderr
+        assert (done.returncode, done.stdout) == (0, "everything: as it should be\n"), (
+            done.stdout + done.stderr
+        )

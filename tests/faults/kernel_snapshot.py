@@ -14,8 +14,16 @@ import subprocess
 import sys
 from typing import Any
 
-SYSCTLS = ("net/ipv4/ip_forward", "net/ipv4/ip_unprivileged_port_start", "net/ipv4/ping_group_range")
-LINK_SYSCTLS = ("ipv4/conf/{}/route_localnet", "ipv4/conf/{}/forwarding", "ipv6/conf/{}/disable_ipv6")
+SYSCTLS = (
+    "net/ipv4/ip_forward",
+    "net/ipv4/ip_unprivileged_port_start",
+    "net/ipv4/ping_group_range",
+)
+LINK_SYSCTLS = (
+    "ipv4/conf/{}/route_localnet",
+    "ipv4/conf/{}/forwarding",
+    "ipv6/conf/{}/disable_ipv6",
+)
 GLOBAL_LINKS = ("all", "default")
 KEPT_FILES = re.compile(
     r"^/(run/niso/(lock|locks/\.(cgroup|health)\.lock|etc/.*|crun/\.cache.*)|var/lib/niso/state\.db.*)$"
@@ -67,9 +75,13 @@ def _rules() -> dict[str, dict[str, object]]:
             name = body["name"] if kind == "table" else body["table"]
             table = found.setdefault(f"{body['family']} {name}", {"sets": {}, "rules": []})
             if kind in ("set", "map"):
-                table["sets"][body["name"]] = sorted(_element(each) for each in body.get("elem", ()))
+                table["sets"][body["name"]] = sorted(
+                    _element(each) for each in body.get("elem", ())
+                )
             elif kind in ("chain", "rule"):
-                text = re.sub(r'"(handle|packets|bytes)": \d+', r'"\1": 0', json.dumps(body, sort_keys=True))
+                text = re.sub(
+                    r'"(handle|packets|bytes)": \d+', r'"\1": 0', json.dumps(body, sort_keys=True)
+                )
                 table["rules"].append(text)
     return found
 
@@ -89,7 +101,11 @@ def _element(value: object) -> str:
 
 def _own_namespaces() -> list[str]:
     folder = "/run/netns"
-    return sorted(name for name in os.listdir(folder) if name.startswith("niso-")) if os.path.isdir(folder) else []
+    return (
+        sorted(name for name in os.listdir(folder) if name.startswith("niso-"))
+        if os.path.isdir(folder)
+        else []
+    )
 
 
 def _network(name: str) -> dict[str, object]:
@@ -115,13 +131,18 @@ def _network(name: str) -> dict[str, object]:
             for address in link["addr_info"]  # type: ignore[attr-defined]
             if address["scope"] != "link"
         ),
-        "routes": sorted(f"{r['dst']} {r.get('gateway')} {r.get('dev')}" for r in _json(*ip, "route")),
+        "routes": sorted(
+            f"{r['dst']} {r.get('gateway')} {r.get('dev')}" for r in _json(*ip, "route")
+        ),
         "sysctls": _sysctls(name, names),
     }
 
 
 def _sysctls(name: str, links: list[str]) -> dict[str, str | None]:
-    wanted = [*SYSCTLS, *(f"net/{p.format(link)}" for p in LINK_SYSCTLS for link in (*GLOBAL_LINKS, *links))]
+    wanted = [
+        *SYSCTLS,
+        *(f"net/{p.format(link)}" for p in LINK_SYSCTLS for link in (*GLOBAL_LINKS, *links)),
+    ]
     home = os.open("/proc/self/ns/net", os.O_RDONLY)
     if name:
         there = os.open(f"/run/netns/{name}", os.O_RDONLY)
@@ -152,7 +173,9 @@ def _mounts() -> list[str]:
 def _cgroups() -> list[str]:
     found = set()
     for folder, folders, _ in os.walk("/sys/fs/cgroup"):
-        found.update(os.path.join(folder, name) for name in folders if "niso-" in os.path.join(folder, name))
+        found.update(
+            os.path.join(folder, name) for name in folders if "niso-" in os.path.join(folder, name)
+        )
     return sorted(re.sub("/niso-[0-9a-f]{8}", "/niso-ID", path) for path in found)
 
 
@@ -170,7 +193,10 @@ def _processes() -> list[str]:
         except OSError:
             continue
         if words and state not in "ZX":
-            kept = [words[0], *(word for word in words[1:] if word.startswith(("/run/niso", "niso.runtime")))]
+            kept = [
+                words[0],
+                *(word for word in words[1:] if word.startswith(("/run/niso", "niso.runtime"))),
+            ]
             found.append(" ".join(kept if "conmon" in words[0] else words))
     return sorted(found)
 
@@ -219,7 +245,10 @@ def _store() -> dict[str, list[str]]:
     database.row_factory = sqlite3.Row
     try:
         tables = [
-            row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type='table' AND name!='meta'")
+            row[0]
+            for row in database.execute(
+                "SELECT name FROM sqlite_master WHERE type='table' AND name!='meta'"
+            )
         ]
         rows = {name: database.execute(f"SELECT * FROM {name}").fetchall() for name in tables}
     except sqlite3.Error as error:
@@ -227,7 +256,10 @@ def _store() -> dict[str, list[str]]:
     finally:
         database.close()
     kept = {
-        name: sorted(_without_generation([row[key] for key in row.keys() if key not in CHANGING]) for row in found)  # noqa: SIM118
+        name: sorted(
+            _without_generation([row[key] for key in row.keys() if key not in CHANGING])
+            for row in found
+        )  # noqa: SIM118
         for name, found in rows.items()
     }
     return {name: found for name, found in kept.items() if found}

@@ -20,7 +20,10 @@ OPEN = 64  # connections that are being tried at a time
 
 def main() -> None:
     watched = sys.argv[1]
-    ways = [(netns, address, int(port)) for netns, address, port in (each.split(",") for each in sys.argv[2:])]
+    ways = [
+        (netns, address, int(port))
+        for netns, address, port in (each.split(",") for each in sys.argv[2:])
+    ]
     home = os.open("/proc/self/ns/net", os.O_RDONLY)
     places = {netns: os.open(f"/run/netns/{netns}", os.O_RDONLY) for netns, _, _ in ways}
     senders = {}
@@ -80,7 +83,10 @@ def counters() -> dict[str, int]:
         lines = [line.split() for line in file]
     found = {}
     for names, values in zip(lines[::2], lines[1::2], strict=True):
-        found |= {f"{names[0]}{name}": int(value) for name, value in zip(names[1:], values[1:], strict=True)}
+        found |= {
+            f"{names[0]}{name}": int(value)
+            for name, value in zip(names[1:], values[1:], strict=True)
+        }
     with open("/proc/thread-self/net/snmp6", encoding="ascii") as file:
         found |= {name: int(value) for name, value in (line.split() for line in file)}
     wanted = ("Tcp:InSegs", "Udp:InDatagrams", "Udp:NoPorts", "Udp6InDatagrams", "Udp6NoPorts")

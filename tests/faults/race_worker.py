@@ -42,5 +42,11 @@ for taken in count():
     environment = dict(os.environ)
     if kills and chance.randrange(3) == 0:
         environment["NISO_FAILPOINT"] = f"{chance.randrange(1, 30)}:kill"
-    done = subprocess.run(["niso", *argv], capture_output=True, text=True, check=False, env=environment)
-    print(json.dumps({"argv": argv, "status": done.returncode, "stdout": done.stdout, "stderr": done.stderr}))
+    done = subprocess.run(
+        ["niso", *argv], capture_output=True, text=True, check=False, env=environment
+    )
+    print(
+        json.dumps(
+            {"argv": argv, "status": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
+        )
+    )

@@ -69,10 +69,15 @@ def killed(world: World, known: Undisturbed, number: int, position: int) -> None
     prepare(world, case)
     done, reached = world.disturbed(number, "kill", *case.command.split())
     # of services that are created at once, which is first differs
-    assert done.returncode == -9 and len(reached) == number and not set(reached) - set(known.points), what
+    assert (
+        done.returncode == -9 and len(reached) == number and not set(reached) - set(known.points)
+    ), what
     homes = assert_guarded(world, case, what)["homes"]
     for row in json.loads(world.niso("ps", "--json").stdout):
-        assert row["service"] in homes or row["status"] in ("inactive", "failed", "exited (143)"), (what, row)
+        assert row["service"] in homes or row["status"] in ("inactive", "failed", "exited (143)"), (
+            what,
+            row,
+        )
     others_work(world, known, position, "kill", what)
     again(world, case)
     world.wait_for_snapshot(known.wanted, f"{what}: after the same command again")
@@ -88,7 +93,9 @@ def failed(world: World, known: Undisturbed, number: int, action: str, position:
     if done.returncode:
         assert done.returncode == 1, what
         told = [line for line in done.stderr.splitlines() if not line.startswith("  ")]
-        lines = [line for line in told if not re.search(r"\(\d+s\)$", line)]  # a stack's step that takes long
+        lines = [
+            line for line in told if not re.search(r"\(\d+s\)$", line)
+        ]  # a stack's step that takes long
         assert lines[0].startswith("niso: "), (what, done.stderr)
         assert reason(action) in done.stderr.lower(), (what, done.stderr)
         if action in ERRNOS and case.undoes:
@@ -140,7 +147,10 @@ def test_command_that_dies_or_fails_at_any_step_is_never_wide_and_converges(
         place = list(CASES).index(name)
         possible = [each for each in FAILURES if every[each]]
         failures = [possible[(2 * place + i) % len(possible)] for i in range(2)]
-        every = {each: some(name, each, every[each], KILLS if each == "kill" else 1) for each in ("kill", *failures)}
+        every = {
+            each: some(name, each, every[each], KILLS if each == "kill" else 1)
+            for each in ("kill", *failures)
+        }
     else:
         every = {action: some(name, action, every[action], STEPS)}
     prepared = False
@@ -162,7 +172,9 @@ def test_command_that_dies_or_fails_at_any_step_is_never_wide_and_converges(
         assert done.returncode == 0
 
 
-@pytest.mark.parametrize("name", ["first-activate", "changed-environment", "changed-network", "deactivate-last"])
+@pytest.mark.parametrize(
+    "name", ["first-activate", "changed-environment", "changed-network", "deactivate-last"]
+)
 def test_recovery_that_is_killed_too_is_recovered(world: World, name: str) -> None:
     case = CASES[name]
     command = case.command.split()
@@ -188,7 +200,9 @@ def test_recovery_that_is_killed_too_is_recovered(world: World, name: str) -> No
         world.disturbed(died, "kill", *command)
         done, _ = world.disturbed(number, "kill", "net", "repair")
         assert done.returncode == -9, what
-        world.lab.wait_for(lambda: guarded(world.snapshot()) == [], 5, f"{what}: {guarded(world.snapshot())}")
+        world.lab.wait_for(
+            lambda: guarded(world.snapshot()) == [], 5, f"{what}: {guarded(world.snapshot())}"
+        )
         world.niso("net", "repair")
         world.wait_for_snapshot(wanted, what)
         world.assert_content()

@@ -26,29 +26,41 @@ def world() -> Iterator[World]:
         yield ready(lab)
 
 
-def interrupt(world: World, command: list[str], steps: int, chance: random.Random) -> tuple[str, int, str]:
+def interrupt(
+    world: World, command: list[str], steps: int, chance: random.Random
+) -> tuple[str, int, str]:
     """Interrupt a command some time after its ``steps``-th step; in which way, its exit status and its words."""
     log = world.lab.path(LOG)
     log.unlink(missing_ok=True)
     number, times = chance.choice((signal.SIGINT, signal.SIGTERM)), chance.choice((1, 1, 2))
     whole_group = chance.choice((True, False))
-    process = world.lab.popen("niso", *command, env={"NISO_FAILPOINT": "0", "NISO_FAILPOINT_LOG": LOG})
-    world.lab.wait_for(lambda: log.exists() and f"\n{steps} " in f"\n{log.read_text()}", 30, f"{steps} steps")
+    process = world.lab.popen(
+        "niso", *command, env={"NISO_FAILPOINT": "0", "NISO_FAILPOINT_LOG": LOG}
+    )
+    world.lab.wait_for(
+        lambda: log.exists() and f"\n{steps} " in f"\n{log.read_text()}", 30, f"{steps} steps"
+    )
     for _ in range(times):
         time.sleep(chance.uniform(0, LATER_S))
         if whole_group:
             process.send_signal(number)
         else:
-            world.lab.run("kill", f"-{number.name.removeprefix('SIG')}", str(process.pid), check=False)
+            world.lab.run(
+                "kill", f"-{number.name.removeprefix('SIG')}", str(process.pid), check=False
+            )
     _, words = process.communicate(timeout=60)
     assert "Traceback" not in words and "defect of niso" not in words, words
     assert process.returncode is not None
-    way = f"{times} {number.name} to {'the group' if whole_group else 'it alone'} after step {steps}"
+    way = (
+        f"{times} {number.name} to {'the group' if whole_group else 'it alone'} after step {steps}"
+    )
     return way, process.returncode, words
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_command_that_is_interrupted_at_any_moment_is_undone_or_done_again(world: World, name: str) -> None:
+def test_command_that_is_interrupted_at_any_moment_is_undone_or_done_again(
+    world: World, name: str
+) -> None:
     known = Undisturbed(world, name)
     case, chance = known.case, random.Random(f"interrupt {name}")
     interrupted = 0
@@ -56,13 +68,19 @@ def test_command_that_is_interrupted_at_any_moment_is_undone_or_done_again(world
         prepare(world, case)
         steps = chance.randint(1, len(known.points))
         what, status, words = interrupt(world, case.command.split(), steps, chance)
-        assert status in (0, 130), (what, status, words)  # a second one soon after the first counts as the same
+        assert status in (0, 130), (
+            what,
+            status,
+            words,
+        )  # a second one soon after the first counts as the same
         interrupted += status == 130
         assert status != 130 or "niso: interrupted" in words, (what, words)
         if case.undoes and status == 130:
             found = world.snapshot()["store"]
             assert found in (known.before["store"], known.wanted["store"]), what
-            world.wait_for_snapshot(known.before if found == known.before["store"] else known.wanted, what)
+            world.wait_for_snapshot(
+                known.before if found == known.before["store"] else known.wanted, what
+            )
             world.assert_content()
         if not case.damaged:
             world.lab.wait_for(lambda: guarded(world.snapshot()) == [], 5, what)
@@ -83,7 +101,9 @@ def test_burst_of_signals_is_one_and_what_was_begun_is_undone(world: World) -> N
             process.send_signal(signal.SIGTERM)
         _, words = process.communicate(timeout=60)
         assert "Traceback" not in words and "Exception" not in words, words
-        assert process.returncode in (0, 130) or (process.returncode == -signal.SIGTERM and not words), words
+        assert process.returncode in (0, 130) or (
+            process.returncode == -signal.SIGTERM and not words
+        ), words
         if process.returncode == 130:
             assert words.endswith("niso: interrupted\n"), words
         world.clear()

@@ -35,7 +35,9 @@ class Case(NamedTuple):
 
 
 def change(old: str, new: str, least: int) -> Case:
-    return Case(("activate /tmp/p", f"activate /tmp/x-{old}"), f"activate /tmp/x-{new}", least, (old, new))
+    return Case(
+        ("activate /tmp/p", f"activate /tmp/x-{old}"), f"activate /tmp/x-{new}", least, (old, new)
+    )
 
 
 CASES = {
@@ -48,9 +50,15 @@ CASES = {
     "bridge-to-host": change("bridge", "host", 15),
     "host-to-share": change("host", "share", 12),
     "share-to-none": change("share", "none", 15),
-    "provider-moves": Case(("activate /tmp/p", "activate /tmp/x-share"), "activate /tmp/p-elsewhere", 25, ("share",)),
-    "sharer-ends": Case(("activate /tmp/p", "activate /tmp/x-share"), "deactivate x", 6, ("share",), False),
-    "both-end": Case(("activate /tmp/p", "activate /tmp/x-share"), "remove p x", 12, ("share",), False),
+    "provider-moves": Case(
+        ("activate /tmp/p", "activate /tmp/x-share"), "activate /tmp/p-elsewhere", 25, ("share",)
+    ),
+    "sharer-ends": Case(
+        ("activate /tmp/p", "activate /tmp/x-share"), "deactivate x", 6, ("share",), False
+    ),
+    "both-end": Case(
+        ("activate /tmp/p", "activate /tmp/x-share"), "remove p x", 12, ("share",), False
+    ),
 }
 
 
@@ -88,9 +96,13 @@ def wide(found: dict[str, Any], case: Case) -> list[str]:
     inet = found["rules"].get("inet niso", {}).get("sets", {})
     bridge = found["rules"].get("bridge niso", {}).get("sets", {})
     wrong = []
-    if found["namespaces"][""]["sysctls"]["net/ipv4/ip_forward"] == "1" and not (inet and bridge and inet["closed"]):
+    if found["namespaces"][""]["sysctls"]["net/ipv4/ip_forward"] == "1" and not (
+        inet and bridge and inet["closed"]
+    ):
         wrong.append("forwarding is on without rules")
-    allowed = {HOMES[mode] for mode in case.modes} | {"another"}  # a namespace that has lost its name already
+    allowed = {HOMES[mode] for mode in case.modes} | {
+        "another"
+    }  # a namespace that has lost its name already
     for service, homes in found["homes"].items():
         if not set(homes) <= (allowed if service == "x" else {"niso-p"}):
             wrong.append(f"a process of {service} is in {homes}")
@@ -98,7 +110,11 @@ def wide(found: dict[str, Any], case: Case) -> list[str]:
         wrong.append("x is in the host's network")
     guarded = {each.partition(" ")[0] for each in bridge.get("ports", ())}
     for name, link in found["namespaces"][""]["links"].items():
-        if (link["ifalias"] or "").startswith("niso:") and link["kind"] == "veth" and name not in guarded:
+        if (
+            (link["ifalias"] or "").startswith("niso:")
+            and link["kind"] == "veth"
+            and name not in guarded
+        ):
             wrong.append(f"{name} is there and not guarded")
     return wrong
 
@@ -140,15 +156,21 @@ def test_command_killed_at_any_step_converges(world: World, name: str) -> None:
     world.wait_for_snapshot(baseline, "undisturbed: after everything is removed")
     # its network is another one already, and its old process still runs
     between = [
-        i for i, step in enumerate(points, 1) if step in ("stop the process of x", "ask the process of x to end")
+        i
+        for i, step in enumerate(points, 1)
+        if step in ("stop the process of x", "ask the process of x to end")
     ]
     for number in sorted({*sample(len(points), KILLS), *between[:1]}):
         what = f"killed at {number}, before {points[number - 1]!r}"
         prepare(world, case)
         done, reached = world.disturbed(number, "kill", *command)
         # of two that start at once either may be first
-        assert done.returncode == -9 and len(reached) == number and not set(reached) - set(points), what
-        world.lab.wait_for(lambda: wide(world.snapshot(), case) == [], 5, f"{what}: {wide(world.snapshot(), case)}")
+        assert (
+            done.returncode == -9 and len(reached) == number and not set(reached) - set(points)
+        ), what
+        world.lab.wait_for(
+            lambda: wide(world.snapshot(), case) == [], 5, f"{what}: {wide(world.snapshot(), case)}"
+        )
         if "host" not in case.modes:
             assert not in_the_hosts_network(world), what
         world.niso("ps")
@@ -169,7 +191,10 @@ def test_step_that_is_refused_undoes_the_command(world: World, name: str) -> Non
     command = case.command.split()
     prepare(world, case)
     before = world.snapshot()
-    statuses = {row["service"]: (row["status"], row["mode"]) for row in json.loads(world.niso("ps", "--json").stdout)}
+    statuses = {
+        row["service"]: (row["status"], row["mode"])
+        for row in json.loads(world.niso("ps", "--json").stdout)
+    }
     points = world.points(*command)
     world.clear()
     prepare(world, case)
@@ -186,7 +211,10 @@ def test_step_that_is_refused_undoes_the_command(world: World, name: str) -> Non
         assert done.returncode == 1 and done.stderr.startswith("niso: "), what
         world.wait_for_snapshot(before, f"{what}: right after the failure")
         world.assert_content()
-        now = {row["service"]: (row["status"], row["mode"]) for row in json.loads(world.niso("ps", "--json").stdout)}
+        now = {
+            row["service"]: (row["status"], row["mode"])
+            for row in json.loads(world.niso("ps", "--json").stdout)
+        }
         assert now == statuses, what
     world.niso(*command)
     world.assert_content()

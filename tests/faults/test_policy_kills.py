@@ -43,7 +43,11 @@ class Case(NamedTuple):
     probes: bool = True  # somebody else sends; else the service that is activated does so itself
 
 
-DENIED, OTHERWISE, ELSEWHERE = "activate /tmp/db", "activate /tmp/db-otherwise", "activate /tmp/db-elsewhere"
+DENIED, OTHERWISE, ELSEWHERE = (
+    "activate /tmp/db",
+    "activate /tmp/db-otherwise",
+    "activate /tmp/db-elsewhere",
+)
 CASES = {
     "activate": Case((), DENIED, "remove db"),
     "activate-again": Case((DENIED, "deactivate db"), "activate db", "remove db"),
@@ -56,10 +60,25 @@ CASES = {
 }
 
 
-def write(lab: Lab, folder: str, name: str, network: str, rules: str = "", command: str = "sleep 1000") -> None:
+def write(
+    lab: Lab, folder: str, name: str, network: str, rules: str = "", command: str = "sleep 1000"
+) -> None:
     argv = command.split()
-    lines = ["[package]", f'name = "{name}"', 'version = "1.0.0"', "[binary]", f'entrypoint = "{argv[0]}"']
-    lines += [f"args = {json.dumps(argv[1:])}", "[service]", 'stop_timeout = "1s"', "[network]", network, rules]
+    lines = [
+        "[package]",
+        f'name = "{name}"',
+        'version = "1.0.0"',
+        "[binary]",
+        f'entrypoint = "{argv[0]}"',
+    ]
+    lines += [
+        f"args = {json.dumps(argv[1:])}",
+        "[service]",
+        'stop_timeout = "1s"',
+        "[network]",
+        network,
+        rules,
+    ]
     lab.write(f"/tmp/{folder}/manifest.toml", "\n".join(lines) + "\n")
 
 
@@ -72,7 +91,10 @@ def world() -> Iterator[World]:
             world.niso("net", "create", name, *subnets)
         for folder, rules in (
             ("db", '[network.policy]\nallow_from = ["api", "network:nowhere", "10.9.9.9:80"]'),
-            ("db-otherwise", '[network.policy]\nallow_from = ["later:80/tcp"]\ndeny_from = ["web"]'),
+            (
+                "db-otherwise",
+                '[network.policy]\nallow_from = ["later:80/tcp"]\ndeny_from = ["web"]',
+            ),
             ("db-elsewhere", '[network.policy]\nallow_from = ["api"]'),
             ("db-open", ""),
         ):
@@ -83,7 +105,13 @@ def world() -> Iterator[World]:
         write(lab, "far", "far", 'network = "frontend"')
         write(lab, "later", "later", 'network = "backend"')
         write(
-            *(lab, "sender", "sender", 'network = "backend"', "[network.policy.egress]\nallow = []"),
+            *(
+                lab,
+                "sender",
+                "sender",
+                'network = "backend"',
+                "[network.policy.egress]\nallow = []",
+            ),
             command="/usr/bin/python3 -IS /app/send.py",
         )
         lab.write("/tmp/sender/send.py", SENDER)
@@ -95,7 +123,9 @@ class Prober:
     def __init__(self, lab: Lab, sends: bool) -> None:
         self._sends = sends
         straight = [f"niso-web,{address},80" for address in (DB, DB6, MOVED)]
-        published = [f"{who},{to},8080" for who in ("niso-web", "niso-far", "client") for to in (HOST, HOST6)]
+        published = [
+            f"{who},{to},8080" for who in ("niso-web", "niso-far", "client") for to in (HOST, HOST6)
+        ]
         ways = [*straight, *published] if sends else []
         script = lab.write("/tmp/prober.py", PROBER.read_text())
         self._process: Process = lab.popen("python3", "-ISu", script, "niso-db", *ways, stdin=-1)
@@ -140,7 +170,9 @@ def prepare(world: World, case: Case) -> None:
 
 @pytest.mark.parametrize("action", ("kill", *ERRNOS, *LATER) if LONG else ("some",))
 @pytest.mark.parametrize("name", CASES)
-def test_nothing_that_is_denied_comes_in_whatever_dies_or_fails(world: World, name: str, action: str) -> None:
+def test_nothing_that_is_denied_comes_in_whatever_dies_or_fails(
+    world: World, name: str, action: str
+) -> None:
     case = CASES[name]
     command, reset = case.command.split(), case.reset.split()
     with probing(world.lab, case.probes) as prober:
@@ -180,7 +212,10 @@ def test_prober_counts_what_comes_in(world: World, family: str) -> None:
     with probing(world.lab) as prober:
         world.niso("activate", "/tmp/db-open")
         found = world.lab.wait_for(
-            lambda: (seen := prober.counted()).get(f"Udp{'6' if family == '6' else ':'}NoPorts") and seen
+            lambda: (
+                (seen := prober.counted()).get(f"Udp{'6' if family == '6' else ':'}NoPorts")
+                and seen
+            )
         )
         assert found["Tcp:InSegs"] and found["sent"], found
         own = json.loads(world.niso("inspect", "db").stdout)["endpoints"]

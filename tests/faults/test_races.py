@@ -39,9 +39,16 @@ def race(world: World, kills: bool) -> list[dict[str, object]]:
     """Have workers take their operations at the same time; what became of each, in no order."""
     for number in range(6):
         # two by two they want the same host port
-        world.service(f"s{number}", ports=[f"{9000 + number // 2}:80"], network=f"n{number % 3}", stop_timeout="1s")
+        world.service(
+            f"s{number}",
+            ports=[f"{9000 + number // 2}:80"],
+            network=f"n{number % 3}",
+            stop_timeout="1s",
+        )
     workers = [
-        world.lab.popen("python", "-S", str(WORKER), str(number), str(OPERATIONS), str(SECONDS), str(int(kills)))
+        world.lab.popen(
+            "python", "-S", str(WORKER), str(number), str(OPERATIONS), str(SECONDS), str(int(kills))
+        )
         for number in range(WORKERS)
     ]
     results: list[dict[str, object]] = []
@@ -70,7 +77,9 @@ def assert_all_clear(results: list[dict[str, object]], killed: bool) -> None:
         if result["status"] == 1:
             assert words.startswith("niso: "), what
         if result["status"] == 0 and result["argv"] == ["ps", "--json"]:
-            addresses = [row["address"] for row in json.loads(str(result["stdout"])) if row["address"]]
+            addresses = [
+                row["address"] for row in json.loads(str(result["stdout"])) if row["address"]
+            ]
             assert len(addresses) == len(set(addresses)), what
 
 
@@ -83,7 +92,9 @@ def assert_nothing_twice(world: World) -> None:
     assert found["homes"] == {name: [f"niso-{name}"] for name in active}
     seen = []
     for name, row in active.items():
-        mine = [a for a in found["namespaces"][f"niso-{name}"]["addresses"] if a.startswith("eth0 ")]
+        mine = [
+            a for a in found["namespaces"][f"niso-{name}"]["addresses"] if a.startswith("eth0 ")
+        ]
         assert mine == [f"eth0 {row['address']}/24"]
         seen += mine
     assert len(seen) == len(set(seen))
@@ -91,7 +102,9 @@ def assert_nothing_twice(world: World) -> None:
     assert len(ports) == len(set(ports))
     inet = found["rules"].get("inet niso", {"sets": {"publish_any4": []}})["sets"]
     assert len(inet["publish_any4"]) == len(ports)
-    bridges = [name for name, link in found["namespaces"][""]["links"].items() if link["kind"] == "bridge"]
+    bridges = [
+        name for name, link in found["namespaces"][""]["links"].items() if link["kind"] == "bridge"
+    ]
     networks = json.loads(world.niso("net", "list", "--json").stdout)
     assert sorted(bridges) == sorted(f"niso-{row['name']}" for row in networks)
     subnets = [row["subnet"] for row in networks]
@@ -126,7 +139,9 @@ def test_no_change_of_many_at_once_is_lost(world: World) -> None:
     """Each wants the next free address, and a host port of niso's choice, and a line in the hosts file that all share."""
     baseline = world.snapshot()
     names = [f"m{number}" for number in range(64 if LONG else 8)]
-    packages = [world.service(name, ports=[":80"], network="n0", stop_timeout="1s") for name in names]
+    packages = [
+        world.service(name, ports=[":80"], network="n0", stop_timeout="1s") for name in names
+    ]
     every_one_works(world, [("activate", package) for package in packages])
     rows = {row["service"]: row for row in json.loads(world.niso("ps", "--json").stdout)}
     assert sorted(rows) == sorted(names)
@@ -136,7 +151,9 @@ def test_no_change_of_many_at_once_is_lost(world: World) -> None:
     assert {line.split()[-1]: line.split()[0] for line in lines if line.startswith("10.99.")} == {
         name: row["address"] for name, row in rows.items()
     }
-    every_one_works(world, [("port-forward", name, f"{9200 + i}:80") for i, name in enumerate(names)])
+    every_one_works(
+        world, [("port-forward", name, f"{9200 + i}:80") for i, name in enumerate(names)]
+    )
     every_one_works(world, [("net", "create", f"w{number}") for number in range(len(names))])
     world.assert_content()
     assert len(world.snapshot()["rules"]["inet niso"]["sets"]["publish_any4"]) == 2 * len(names)
@@ -189,7 +206,9 @@ def test_reader_does_not_wait_for_a_writer(world: World) -> None:
         "net check",
     ):
         done = world.niso(*reader.split(), timeout=30)
-        assert "inactive" not in done.stdout, done.stdout  # what is not committed is nobody's business
+        assert "inactive" not in done.stdout, (
+            done.stdout
+        )  # what is not committed is nobody's business
     writer.kill()
     writer.communicate()
 
@@ -199,7 +218,9 @@ def test_nobody_waits_for_a_process_that_takes_long_to_stop(world: World) -> Non
     stubborn = world.service("stubborn", command=["sh", "-c", script], stop_timeout="60s")
     world.niso("activate", stubborn)
     stopping = world.lab.popen("niso", "deactivate", "stubborn")
-    world.lab.wait_for(lambda: world.lab.path("/run/niso/services/stubborn/run-0/stopping").exists(), what="TERM")
+    world.lab.wait_for(
+        lambda: world.lab.path("/run/niso/services/stubborn/run-0/stopping").exists(), what="TERM"
+    )
     rows = {row["service"]: row["status"] for row in json.loads(world.niso("ps", "--json").stdout)}
     assert rows == {"stubborn": "running"}
     world.niso("net", "list")
@@ -246,7 +267,9 @@ def test_command_killed_at_any_moment_converges(world: World, command: str) -> N
         victim = world.lab.popen("niso", *command.split())
         with contextlib.suppress(subprocess.TimeoutExpired):
             victim.wait(0.06 + moment * (0.3 / moments))
-        world.lab.run("kill", "-KILL", str(victim.pid), check=False)  # niso alone: not the group, which conmon is in
+        world.lab.run(
+            "kill", "-KILL", str(victim.pid), check=False
+        )  # niso alone: not the group, which conmon is in
         victim.communicate(timeout=20)
         world.niso("activate", "/tmp/a")
         world.assert_content()
@@ -268,7 +291,9 @@ def test_hosts_file_that_a_kill_left_half_made_or_half_removed_goes(world: World
         assert world.snapshot() == baseline
 
 
-def test_what_somebody_else_has_put_beside_a_hosts_file_keeps_nobody_from_ending(world: World) -> None:
+def test_what_somebody_else_has_put_beside_a_hosts_file_keeps_nobody_from_ending(
+    world: World,
+) -> None:
     baseline = world.snapshot()
     world.niso("activate", "/tmp/a")
     (hosts,) = world.lab.path("/run/niso/hosts").glob("*/hosts")

@@ -59,7 +59,10 @@ def test_store_lost_while_services_run_is_told_swept_and_begun_anew(world: World
     world.assert_content()
     anew = world.snapshot()
     assert anew["homes"] == running["homes"]
-    assert anew["rules"]["inet niso"]["sets"]["publish_any4"] == running["rules"]["inet niso"]["sets"]["publish_any4"]
+    assert (
+        anew["rules"]["inet niso"]["sets"]["publish_any4"]
+        == running["rules"]["inet niso"]["sets"]["publish_any4"]
+    )
     world.clear()
     assert_after_all(world, baseline)
 
@@ -129,7 +132,10 @@ def held() -> Iterator[World]:
     """a runs; what the store was is kept beside it."""
     with Lab(deadline_seconds=300) as lab:
         world = World(lab)
-        lab.write("/tmp/stack/stack.toml", '[stack]\nname = "shop"\n[[service]]\nname = "a"\npackage = "../a"\n')
+        lab.write(
+            "/tmp/stack/stack.toml",
+            '[stack]\nname = "shop"\n[[service]]\nname = "a"\npackage = "../a"\n',
+        )
         world.niso("activate", "/tmp/a")
         copy = f"import sqlite3; sqlite3.connect('{DATABASE}').execute('PRAGMA wal_checkpoint(TRUNCATE)')"
         lab.run("python3", "-ISc", copy)
@@ -138,15 +144,27 @@ def held() -> Iterator[World]:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_every_command_says_what_is_wrong_with_the_store_and_changes_nothing(held: World, damage: str) -> None:
+def test_every_command_says_what_is_wrong_with_the_store_and_changes_nothing(
+    held: World, damage: str
+) -> None:
     lab = held.lab
     running = held.snapshot()
-    lab.run("sh", "-c", f"rm -f {DATABASE}-wal {DATABASE}-shm; " + DAMAGES[damage].format(*[DATABASE] * 3))
+    lab.run(
+        "sh",
+        "-c",
+        f"rm -f {DATABASE}-wal {DATABASE}-shm; " + DAMAGES[damage].format(*[DATABASE] * 3),
+    )
     quick = Quick(lab)
     for line in (line for lines in COMMANDS.values() for line in lines):
         status, out, err = quick.niso(*line.split())
         # 1 of these is a packet that is dropped, and what is not as it should be
-        wanted = 125 if line.startswith("exec") else 2 if line.startswith(("net explain", "net check")) else 1
+        wanted = (
+            125
+            if line.startswith("exec")
+            else 2
+            if line.startswith(("net explain", "net check"))
+            else 1
+        )
         assert (status, out) == (wanted, ""), (line, status, out, err)
         if "--json" in line:
             said = json.loads(err)["error"]
@@ -160,7 +178,9 @@ def test_every_command_says_what_is_wrong_with_the_store_and_changes_nothing(hel
         else:
             assert "niso net repair --sweep" in err and f"{STATE}/packages/" in err, (line, err)
     quick.end()
-    lab.run("sh", "-c", f"rm -rf {DATABASE} {DATABASE}-wal {DATABASE}-shm; cp /tmp/whole.db {DATABASE}")
+    lab.run(
+        "sh", "-c", f"rm -rf {DATABASE} {DATABASE}-wal {DATABASE}-shm; cp /tmp/whole.db {DATABASE}"
+    )
     assert held.snapshot() == running
     held.assert_content()
 
@@ -169,7 +189,11 @@ def test_every_command_says_what_is_wrong_with_the_store_and_changes_nothing(hel
 def test_damaged_store_is_swept_and_begun_anew(world: World, damage: str) -> None:
     baseline = world.snapshot()
     world.niso("activate", "/tmp/a")
-    world.lab.run("sh", "-c", f"rm -f {DATABASE}-wal {DATABASE}-shm; " + DAMAGES[damage].format(*[DATABASE] * 3))
+    world.lab.run(
+        "sh",
+        "-c",
+        f"rm -f {DATABASE}-wal {DATABASE}-shm; " + DAMAGES[damage].format(*[DATABASE] * 3),
+    )
     assert_swept(world, baseline)
     world.lab.run("mv", DATABASE, f"{DATABASE}-damaged")
     # the package itself is gone: its copy, where the hint says that it is, does as well
@@ -190,7 +214,13 @@ def test_read_only_state_folder_is_told_and_nothing_changes(world: World) -> Non
     # a mount over it, since the log that is open for writing keeps the folder's own one from becoming read-only
     world.lab.run("mount", "--bind", STATE, STATE)
     world.lab.run("mount", "-o", "remount,bind,ro", STATE)
-    for command in ("activate /tmp/b", "deactivate a", "remove a", "net create other", "activate /tmp/a"):
+    for command in (
+        "activate /tmp/b",
+        "deactivate a",
+        "remove a",
+        "net create other",
+        "activate /tmp/a",
+    ):
         words = refused(world, *command.split())
         assert STATE in words, (command, words)
         assert "read-only" in words.lower() or "readonly" in words.lower(), (command, words)
@@ -216,8 +246,12 @@ sys.stdin.readline()
 
 
 @pytest.mark.skipif(not LONG, reason="SQLite waits 10 s for each")
-@pytest.mark.parametrize("command", ["activate /tmp/b", "deactivate a", "restart a", "net create other"])
-def test_store_that_somebody_keeps_locked_is_told_and_nothing_changes(world: World, command: str) -> None:
+@pytest.mark.parametrize(
+    "command", ["activate /tmp/b", "deactivate a", "restart a", "net create other"]
+)
+def test_store_that_somebody_keeps_locked_is_told_and_nothing_changes(
+    world: World, command: str
+) -> None:
     world.niso("activate", "/tmp/a")
     running = world.snapshot()
     locker = world.lab.popen("python3", "-ISc", LOCKER, stdin=-1)
@@ -233,16 +267,23 @@ def test_store_that_somebody_keeps_locked_is_told_and_nothing_changes(world: Wor
 
 def fill(world: World, folder: str, leave: int) -> None:
     """Fill a small file system but for ``leave`` KiB."""
-    world.lab.run("sh", "-c", f"dd if=/dev/zero of={folder}/filler bs=1k 2>&1 | grep -q 'No space left'")
+    world.lab.run(
+        "sh", "-c", f"dd if=/dev/zero of={folder}/filler bs=1k 2>&1 | grep -q 'No space left'"
+    )
     size = world.lab.path(f"{folder}/filler").stat().st_size
     world.lab.run("truncate", "-s", str(max(0, size - leave * 1024)), f"{folder}/filler")
 
 
 @pytest.mark.parametrize(
     ("which", "leave"),
-    [*(("NISO_STATE_DIR", leave) for leave in (0, 16, 160)), *(("NISO_RUN_DIR", leave) for leave in (0, 16, 40))],
+    [
+        *(("NISO_STATE_DIR", leave) for leave in (0, 16, 160)),
+        *(("NISO_RUN_DIR", leave) for leave in (0, 16, 40)),
+    ],
 )
-def test_full_disk_is_told_and_leaves_nothing_half_done(world: World, which: str, leave: int) -> None:
+def test_full_disk_is_told_and_leaves_nothing_half_done(
+    world: World, which: str, leave: int
+) -> None:
     lab = world.lab
     folder = "/tmp/small"
     lab.run("sh", "-c", f"mkdir {folder} && mount -t tmpfs -o size=4m,mode=755 none {folder}")
@@ -258,7 +299,9 @@ def test_full_disk_is_told_and_leaves_nothing_half_done(world: World, which: str
     assert done.returncode == 1, done
     assert done.stderr.startswith("niso: ")
     assert "no space left" in done.stderr.lower() or "disk is full" in done.stderr, done.stderr
-    if which == "NISO_STATE_DIR":  # the reserve is enough to undo it, and to stop and start what is there
+    if (
+        which == "NISO_STATE_DIR"
+    ):  # the reserve is enough to undo it, and to stop and start what is there
         assert world.snapshot() == running
         for command in ("net check", "ps", "deactivate a", "activate a", "restart a", "remove a"):
             world.niso(*command.split(), env=environment)

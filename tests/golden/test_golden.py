@@ -43,7 +43,10 @@ def fill(store: Store, world: dict[str, Any]) -> None:
             store.set_sysctl_before(name, value)
         for name, fields in world.get("networks", {}).items():
             if store.network(name) is None:
-                subnets = tuple(Subnet(6 if ":" in cidr else 4, cidr, gateway) for cidr, gateway in fields["subnets"])
+                subnets = tuple(
+                    Subnet(6 if ":" in cidr else 4, cidr, gateway)
+                    for cidr, gateway in fields["subnets"]
+                )
                 internal = fields.get("internal", False)
                 add_network(store, Network(name, "", fields.get("mtu", 1500), subnets, internal))
         wanted = world.get("services", {})
@@ -68,7 +71,9 @@ def fill(store: Store, world: dict[str, Any]) -> None:
             store.end_publishing(name)
             for port in world.get("forwards", {}).get(name, ()):
                 store.add_forward(name, parse_port(port, "forwards"))
-        for name in [name for name in store.network_names() if name not in world.get("networks", {})]:
+        for name in [
+            name for name in store.network_names() if name not in world.get("networks", {})
+        ]:
             for member, _ in store.members(name):
                 store.forget(member)
             store.drop_network(name)
@@ -82,14 +87,20 @@ def disturb(kernel: FakeKernel, what: dict[str, Any]) -> None:
     for name in what.get("lost_netns", []):
         kernel.lose_netns(name)
     for service in what.get("lost_veths_of", []):
-        for veth in [veth.name for veth in kernel.veths.values() if veth.netns == f"niso-{service}"]:
+        for veth in [
+            veth.name for veth in kernel.veths.values() if veth.netns == f"niso-{service}"
+        ]:
             kernel.lose_veth(veth)
 
 
 def worked_out(case: str) -> tuple[State, State, list[AnyStep]]:
     """(what is there, what should be, the steps) of a case; taking the steps has been tried."""
     folder = HERE / case
-    current = json.loads((folder / "current.json").read_text()) if (folder / "current.json").exists() else {}
+    current = (
+        json.loads((folder / "current.json").read_text())
+        if (folder / "current.json").exists()
+        else {}
+    )
     kernel = FakeKernel()
     with TemporaryStore() as store:
         store._db.execute("UPDATE meta SET value=? WHERE key='state_id'", (STATE_ID,))
@@ -118,7 +129,9 @@ def written(state: State) -> str:
 
 def ruleset(steps: list[AnyStep]) -> str:
     found = [step.statements for step in steps if isinstance(step, NftTransaction)]
-    return "".join(f"# transaction {i}\n" + "".join(f"{s}\n" for s in each) for i, each in enumerate(found, 1))
+    return "".join(
+        f"# transaction {i}\n" + "".join(f"{s}\n" for s in each) for i, each in enumerate(found, 1)
+    )
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -94,16 +94,25 @@ class World:
         for name, subnets in SUBNETS.items():
             options = [word for subnet in subnets for word in ("--subnet", subnet)]
             lab.niso("net", "create", name, *options, *(["--internal"] if name == "inner" else []))
-        published = {name: [f"{e}/{proto}" for e in ports for proto in ("tcp", "udp")] for name, ports in PORTS.items()}
+        published = {
+            name: [f"{e}/{proto}" for e in ports for proto in ("tcp", "udp")]
+            for name, ports in PORTS.items()
+        }
         lab.niso(
             "activate",
-            *(idle(lab, n, network={"network": NETWORK[n], "ports": ports}) for n, ports in published.items()),
+            *(
+                idle(lab, n, network={"network": NETWORK[n], "ports": ports})
+                for n, ports in published.items()
+            ),
         )
         # what the kernel itself would refuse on the way must not be what makes an attack fail
         lab.run(
             "sysctl",
             "-qw",
-            *(f"net.ipv4.conf.{link}" for link in ("all.rp_filter=0", "uplink0.rp_filter=0", "all.accept_local=1")),
+            *(
+                f"net.ipv4.conf.{link}"
+                for link in ("all.rp_filter=0", "uplink0.rp_filter=0", "all.accept_local=1")
+            ),
         )
         self.of = {name: Addresses(lab, f"niso-{name}") for name in PORTS}
         self.bridge = {name: Addresses(lab, None, f"niso-{name}") for name in SUBNETS}
@@ -129,7 +138,9 @@ class World:
         return mark
 
     @staticmethod
-    def arrives(mark: bytes, receivers: Sequence[Watcher], seconds: float = ARRIVES_SECONDS) -> bool:
+    def arrives(
+        mark: bytes, receivers: Sequence[Watcher], seconds: float = ARRIVES_SECONDS
+    ) -> bool:
         """Whether one of them sees the shot within that time."""
         end = time.monotonic() + seconds
         while not any(each.saw(mark) for each in receivers):
@@ -169,7 +180,9 @@ class World:
             return self.arrives(mark, [watcher])
         sender, mac, source, target, to = self.may_pass[watcher.name]
         head = Ether(src=self.mac[sender], dst=mac)
-        mark = self.shoot(self.link[sender], lambda mark, port: [head / self.udp(source, target, mark, port, to)])
+        mark = self.shoot(
+            self.link[sender], lambda mark, port: [head / self.udp(source, target, mark, port, to)]
+        )
         return self.arrives(mark, [watcher])
 
     # --- rules --------------------------------------------------------------------------------------------------------
@@ -183,9 +196,12 @@ class World:
         """
         saved = self._listed()
         calls = {
-            name: self.lab.ip_json("-d", "link", "show", f"niso-{name}")[0]["linkinfo"]["info_data"] for name in SUBNETS
+            name: self.lab.ip_json("-d", "link", "show", f"niso-{name}")[0]["linkinfo"]["info_data"]
+            for name in SUBNETS
         }
-        before = self.lab.run("sysctl", *(f"net.bridge.bridge-nf-call-{name}" for name in BRIDGE_CALLS)).stdout
+        before = self.lab.run(
+            "sysctl", *(f"net.bridge.bridge-nf-call-{name}" for name in BRIDGE_CALLS)
+        ).stdout
         handles = dict.fromkeys(place for rule in rules for place in self._handles(rule))
         self.lab.run("nft", "-f", "-", input="".join(f"delete rule {place}\n" for place in handles))
         bridged(self.lab, 0)
@@ -203,20 +219,27 @@ class World:
 
     def _listed(self) -> str:
         text = "".join(
-            self.lab.run("nft", "-s", "list", "table", *each.split()).stdout for each in ("inet niso", "bridge niso")
+            self.lab.run("nft", "-s", "list", "table", *each.split()).stdout
+            for each in ("inet niso", "bridge niso")
         )
         # who was seen to send what is not its own: the rules' own memory
         return re.sub(r"\tset dropped_from \{.*?\n\t\}\n", "", text, flags=re.DOTALL)
 
     def _bridges(self, words: str, names: Iterable[str] = tuple(SUBNETS)) -> None:
-        self.lab.run("ip", "-b", "-", input="".join(f"link set niso-{name} type bridge {words}\n" for name in names))
+        self.lab.run(
+            "ip",
+            "-b",
+            "-",
+            input="".join(f"link set niso-{name} type bridge {words}\n" for name in names),
+        )
 
     def _handles(self, rule: Rule) -> list[str]:
         listed = self.lab.run("nft", "-a", "list", "chain", *rule.table.split(), rule.chain).stdout
         found = [
             f"{rule.table} {rule.chain} handle {line.rpartition('# handle ')[2]}"
             for line in listed.splitlines()
-            if all(word in line for word in rule.words) and not re.match(r"\s*(chain|table|type) ", line)
+            if all(word in line for word in rule.words)
+            and not re.match(r"\s*(chain|table|type) ", line)
         ]
         assert found, f"no rule of {rule.table} {rule.chain} has {rule.words}:\n{listed}"
         return found
@@ -226,10 +249,16 @@ class World:
         total = 0
         for table in sorted({table for table, _ in chains}):
             family, name = table.split()
-            listed = json.loads(self.lab.run("nft", "-j", "list", "table", family, name).stdout)["nftables"]
+            listed = json.loads(self.lab.run("nft", "-j", "list", "table", family, name).stdout)[
+                "nftables"
+            ]
             for rule in (each["rule"] for each in listed if "rule" in each):
-                if (table, rule["chain"]) in chains and any("drop" in part for part in rule["expr"]):
-                    total += sum(part["counter"]["packets"] for part in rule["expr"] if "counter" in part)
+                if (table, rule["chain"]) in chains and any(
+                    "drop" in part for part in rule["expr"]
+                ):
+                    total += sum(
+                        part["counter"]["packets"] for part in rule["expr"] if "counter" in part
+                    )
         return total
 
     def heal(self) -> None:
@@ -241,7 +270,12 @@ class World:
 
     # --- trials -------------------------------------------------------------------------------------------------------
 
-    def prove(self, attacks: Sequence[Attack], defences: Sequence[Rule], counting: Sequence[tuple[str, str]]) -> None:
+    def prove(
+        self,
+        attacks: Sequence[Attack],
+        defences: Sequence[Rule],
+        counting: Sequence[tuple[str, str]],
+    ) -> None:
         """That all attacks succeed without these rules, and with them fail and are counted by those chains.
 
         Raises AssertionError with a line for each that does not go so, for the first dozen or so.
@@ -254,29 +288,48 @@ class World:
                     break
                 mark = self.shoot(attack.sender, attack.frames)
                 if not self.arrives(mark, attack.receivers):
-                    found.append(f"{attack.name}: does not arrive without the rules either, so it shows nothing")
-        receivers = list({each.name: each for attack in attacks for each in attack.receivers}.values())
-        found += [f"{each.name}: sees nothing of what it may see" for each in receivers if not self.honest(each)]
+                    found.append(
+                        f"{attack.name}: does not arrive without the rules either, so it shows nothing"
+                    )
+        receivers = list(
+            {each.name: each for attack in attacks for each in attack.receivers}.values()
+        )
+        found += [
+            f"{each.name}: sees nothing of what it may see"
+            for each in receivers
+            if not self.honest(each)
+        ]
         counted = self.drops(counting)
         for attack in attacks:
             if len(found) > ENOUGH:
                 break
             mark = self.shoot(attack.sender, attack.frames)
             if attack.counted:
-                before, counted = counted, self._counted(counting, counted + attack.dropped, attack, mark)
+                before, counted = (
+                    counted,
+                    self._counted(counting, counted + attack.dropped, attack, mark),
+                )
                 if counted - before < attack.dropped:
-                    found.append(f"{attack.name}: {counted - before} counted, {attack.dropped} to drop")
+                    found.append(
+                        f"{attack.name}: {counted - before} counted, {attack.dropped} to drop"
+                    )
             elif not all(self.honest(each) for each in attack.receivers):
                 found.append(f"{attack.name}: a receiver sees nothing any more")
             marks.append(mark)
         found += [
-            f"{each.name}: sees nothing any more of what it may see" for each in receivers if not self.honest(each)
+            f"{each.name}: sees nothing any more of what it may see"
+            for each in receivers
+            if not self.honest(each)
         ]
         for attack, mark in zip(attacks, marks, strict=False):
-            found += [f"{attack.name}: {each.name} got it" for each in attack.receivers if each.saw(mark)]
+            found += [
+                f"{attack.name}: {each.name} got it" for each in attack.receivers if each.saw(mark)
+            ]
         assert attacks and not found, f"{len(attacks)} attacks:\n" + "\n".join(found)
 
-    def _counted(self, counting: Sequence[tuple[str, str]], wanted: int, attack: Attack, mark: bytes) -> int:
+    def _counted(
+        self, counting: Sequence[tuple[str, str]], wanted: int, attack: Attack, mark: bytes
+    ) -> int:
         """What is counted as soon as it is as much as wanted, or the attack has come through, or after a while."""
         end = time.monotonic() + ARRIVES_SECONDS
         while (found := self.drops(counting)) < wanted and time.monotonic() < end:

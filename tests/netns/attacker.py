@@ -25,7 +25,9 @@ ATTACKS: dict[str, Callable[[], object]] = {}
 HARMFUL: set[str] = set()
 
 
-def attack(name: str, harmful: bool = False) -> Callable[[Callable[[], object]], Callable[[], object]]:
+def attack(
+    name: str, harmful: bool = False
+) -> Callable[[Callable[[], object]], Callable[[], object]]:
     def keep(function: Callable[[], object]) -> Callable[[], object]:
         ATTACKS[name] = function
         if harmful:
@@ -45,7 +47,9 @@ def call(number: int, *arguments: object) -> int:
 
 def syscalls(harmful: bool, **numbers: tuple[object, ...]) -> None:
     for name, (number, *arguments) in numbers.items():
-        attack(name, harmful)(lambda number=number, arguments=arguments: in_child(lambda: call(number, *arguments)))
+        attack(name, harmful)(
+            lambda number=number, arguments=arguments: in_child(lambda: call(number, *arguments))
+        )
 
 
 NULL = ctypes.c_void_p(None)
@@ -54,7 +58,9 @@ KEY = b"user", b"niso-attack", b"x", 1, -2  # KEY_SPEC_PROCESS_KEYRING
 ATTRIBUTES = ctypes.create_string_buffer(
     struct.pack("=IIQ", 1, 128, 1), 128
 )  # PERF_TYPE_SOFTWARE, CPU clock of this process
-MAP = ctypes.create_string_buffer(struct.pack("=IIII", 2, 4, 4, 1), 128)  # BPF_MAP_TYPE_ARRAY of one
+MAP = ctypes.create_string_buffer(
+    struct.pack("=IIII", 2, 4, 4, 1), 128
+)  # BPF_MAP_TYPE_ARRAY of one
 syscalls(
     False,
     unshare_user=(272, NEWUSER),
@@ -193,20 +199,35 @@ for path in (
         "/proc/sys/net/ipv4/ip_forward",
     ),
     *("/proc/sys/vm/panic_on_oom", "/proc/sys/kernel/hostname", "/proc/irq/default_smp_affinity"),
-    *("/sys/kernel/uevent_helper", "/sys/power/state", "/sys/module/br_netfilter/uevent", "/sys/class/net/lo/ifalias"),
+    *(
+        "/sys/kernel/uevent_helper",
+        "/sys/power/state",
+        "/sys/module/br_netfilter/uevent",
+        "/sys/class/net/lo/ifalias",
+    ),
     *("/etc/passwd", "/usr/bin/env", "/dev/kmsg", "/dev/mem"),
 ):
     attack(f"write {path}")(lambda path=path: os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK)))
-for path in ("/proc/kcore", "/etc/shadow", "/proc/keys", "/proc/timer_list", "/sys/firmware/acpi/tables/DSDT"):
+for path in (
+    "/proc/kcore",
+    "/etc/shadow",
+    "/proc/keys",
+    "/proc/timer_list",
+    "/sys/firmware/acpi/tables/DSDT",
+):
     attack(f"read {path}")(lambda path=path: first_byte(path))
 for path in ("/app", "/usr", "/etc", "/", "/etc/niso-hosts", "/sys/fs/cgroup"):
-    attack(f"make a file in {path}")(lambda path=path: os.close(os.open(f"{path}/.attack", os.O_CREAT | os.O_RDWR)))
+    attack(f"make a file in {path}")(
+        lambda path=path: os.close(os.open(f"{path}/.attack", os.O_CREAT | os.O_RDWR))
+    )
 
 
 @attack("cgroup release_agent")
 def release_agent() -> None:
     found = [
-        os.path.join(top, "release_agent") for top, _, names in os.walk("/sys/fs/cgroup") if "release_agent" in names
+        os.path.join(top, "release_agent")
+        for top, _, names in os.walk("/sys/fs/cgroup")
+        if "release_agent" in names
     ]
     os.close(os.open(found[0], os.O_WRONLY))
 
@@ -299,13 +320,20 @@ def read_rules() -> None:
 @attack("make a link")
 def make_link() -> None:
     info = struct.pack("=HH", 10, 1) + b"bridge" + bytes(2)
-    body = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + struct.pack("=HH", 11, 3) + b"attack\0\0"[:7] + b"\0"
+    body = (
+        struct.pack("=BxHiII", 0, 0, 0, 0, 0)
+        + struct.pack("=HH", 11, 3)
+        + b"attack\0\0"[:7]
+        + b"\0"
+    )
     netlink(0, 16, 0x605, body + struct.pack("=HH", 4 + len(info), 18) + info)
 
 
 @attack("take another address")
 def take_address() -> None:
-    body = struct.pack("=BBBBI", 2, 24, 0, 0, 1) + struct.pack("=HH4s", 8, 2, socket.inet_aton("10.99.0.77"))
+    body = struct.pack("=BBBBI", 2, 24, 0, 0, 1) + struct.pack(
+        "=HH4s", 8, 2, socket.inet_aton("10.99.0.77")
+    )
     netlink(0, 20, 0x605, body)
 
 
@@ -324,11 +352,21 @@ def shared_memory() -> None:
 @attack("processes of the host")
 def processes() -> None:
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    if not any(b"niso-attack-victim" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids):
+    if not any(
+        b"niso-attack-victim" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids
+    ):
         raise FileNotFoundError(errno.ESRCH, "not to be seen")
 
 
-for path in ("/var/lib/niso", "/run/niso", "/run/netns", "/run/crun", "/tmp/packages", "/root", "/home"):
+for path in (
+    "/var/lib/niso",
+    "/run/niso",
+    "/run/netns",
+    "/run/crun",
+    "/tmp/packages",
+    "/root",
+    "/home",
+):
     attack(f"look into {path}")(lambda path=path: os.listdir(path)[0])
 
 

@@ -26,7 +26,9 @@ class World:
             lab.niso("net", "create", name, *wanted)
         lab.niso(
             "activate",
-            echo(lab, "api", network={"networks": ["backend", "extra"], "ports": ["8080:80", ":81"]}),
+            echo(
+                lab, "api", network={"networks": ["backend", "extra"], "ports": ["8080:80", ":81"]}
+            ),
             echo(lab, "peer", network=on("backend", ports=["9090:80"])),
         )
         self.id: str = lab.ip_json("link", "show", "niso-backend")[0]["ifalias"]
@@ -37,7 +39,9 @@ class World:
 
     def _begin_transfer(self) -> None:
         script = (TESTS / "netns" / "transfer.py").read_text()
-        self.transfer: Process = self.lab.popen("python3", "-ISuc", script, HOST, "9090", netns="client", stdin=-1)
+        self.transfer: Process = self.lab.popen(
+            "python3", "-ISuc", script, HOST, "9090", netns="client", stdin=-1
+        )
         assert self.transfer.stdout
         assert self.transfer.stdout.readline() == f"peer {CLIENT}\n".encode()
 
@@ -87,7 +91,9 @@ class World:
         assert self.transfer.stdin and self.transfer.stdout
         self.transfer.stdin.write(word.encode() + b"\n")
         line = self.transfer.stdout.readline()
-        assert line, f"the transfer has ended: {self.transfer.stderr.read().decode() if self.transfer.stderr else ''}"
+        assert line, (
+            f"the transfer has ended: {self.transfer.stderr.read().decode() if self.transfer.stderr else ''}"
+        )
         return int(line)
 
     def assert_transfer_goes_on(self) -> None:
@@ -123,7 +129,9 @@ class World:
         found = [
             each["rule"]["handle"]
             for each in self.lab.nft_json()
-            if "rule" in each and each["rule"]["chain"] == chain and each["rule"]["family"] == family
+            if "rule" in each
+            and each["rule"]["chain"] == chain
+            and each["rule"]["family"] == family
         ]
         return int(found[-1])
 

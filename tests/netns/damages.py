@@ -66,12 +66,22 @@ DAMAGES: dict[str, Damage] = {
     "map element gone": Damage(
         ("Element missing",),
         lambda w: w.nft("delete element inet niso publish_any4 { tcp . 8080 }"),
-        [("missing", r"map element inet niso publish_any4 \{ tcp \. 8080 : 10\.99\.1\.2 \. 80 \} of 'api'")],
+        [
+            (
+                "missing",
+                r"map element inet niso publish_any4 \{ tcp \. 8080 : 10\.99\.1\.2 \. 80 \} of 'api'",
+            )
+        ],
     ),
     "IPv6 map element gone": Damage(
         ("Element missing",),
         lambda w: w.nft("delete element inet niso publish_any6 { tcp . 8080 }"),
-        [("missing", r"map element inet niso publish_any6 \{ tcp \. 8080 : fd00:1::2 \. 80 \} of 'api'")],
+        [
+            (
+                "missing",
+                r"map element inet niso publish_any6 \{ tcp \. 8080 : fd00:1::2 \. 80 \} of 'api'",
+            )
+        ],
         stack="dual",
     ),
     "map element changed": Damage(
@@ -127,7 +137,9 @@ DAMAGES: dict[str, Damage] = {
         [("missing", r"^nftables chain inet niso postrouting$")],
     ),
     "chain too many": Damage(
-        ("chain",), lambda w: w.nft("add chain inet niso evil"), [("foreign", r"^nftables chain inet niso evil$")]
+        ("chain",),
+        lambda w: w.nft("add chain inet niso evil"),
+        [("foreign", r"^nftables chain inet niso evil$")],
     ),
     "rule gone": Damage(
         ("rule",),
@@ -140,7 +152,9 @@ DAMAGES: dict[str, Damage] = {
         [("different", r"^nftables chain inet niso raw$")],
     ),
     "set gone": Damage(
-        ("set",), lambda w: w.nft("delete set bridge niso owner"), [("missing", r"^nftables set bridge niso owner$")]
+        ("set",),
+        lambda w: w.nft("delete set bridge niso owner"),
+        [("missing", r"^nftables set bridge niso owner$")],
     ),
     "set too many": Damage(
         ("set",),
@@ -153,7 +167,9 @@ DAMAGES: dict[str, Damage] = {
         [("different", r"^nftables set inet niso before$")],
     ),
     "bridge table gone": Damage(
-        ("table",), lambda w: w.nft("delete table bridge niso"), [("missing", r"^nftables table bridge niso$")]
+        ("table",),
+        lambda w: w.nft("delete table bridge niso"),
+        [("missing", r"^nftables table bridge niso$")],
     ),
     "inet table gone": Damage(
         ("table",),
@@ -235,18 +251,24 @@ DAMAGES: dict[str, Damage] = {
     ),
     "address that ends": Damage(
         ("Address.lasting",),
-        lambda w: w.ip("-n niso-api address change 10.99.1.2/24 dev eth0 valid_lft 1000 preferred_lft 1000"),
+        lambda w: w.ip(
+            "-n niso-api address change 10.99.1.2/24 dev eth0 valid_lft 1000 preferred_lft 1000"
+        ),
         [("different", r"^address 10\.99\.1\.2/24 on eth0 in niso-api$")],
     ),
     "IPv6 address that ends": Damage(
         ("Address.lasting",),
-        lambda w: w.ip("-n niso-api address change fd00:1::2/64 dev eth0 valid_lft 1000 preferred_lft 1000"),
+        lambda w: w.ip(
+            "-n niso-api address change fd00:1::2/64 dev eth0 valid_lft 1000 preferred_lft 1000"
+        ),
         [("different", r"^address fd00:1::2/64 on eth0 in niso-api$")],
         stack="dual",
     ),
     "address of a bridge that ends": Damage(
         ("Address.lasting",),
-        lambda w: w.ip("address change 10.99.2.1/24 dev niso-extra valid_lft 1000 preferred_lft 1000"),
+        lambda w: w.ip(
+            "address change 10.99.2.1/24 dev niso-extra valid_lft 1000 preferred_lft 1000"
+        ),
         [("different", r"^address 10\.99\.2\.1/24 on niso-extra$")],
     ),
     "deprecated address": Damage(
@@ -333,11 +355,15 @@ DAMAGES: dict[str, Damage] = {
     ),
     "entry in the bridge's table": Damage(
         ("Neighbour foreign",),
-        lambda w: w.run("bridge", "fdb", "add", "02:00:00:00:00:01", "dev", w.port, "master", "static"),
+        lambda w: w.run(
+            "bridge", "fdb", "add", "02:00:00:00:00:01", "dev", w.port, "master", "static"
+        ),
         [("foreign", r"^entry 02:00:00:00:00:01 of port niapi-\S+ in its bridge's table$")],
     ),
     # --- veth pairs and ports
-    "veth gone": Damage(("Veth missing",), lambda w: w.ip(f"link delete {w.port}"), [("missing", API)], anew=True),
+    "veth gone": Damage(
+        ("Veth missing",), lambda w: w.ip(f"link delete {w.port}"), [("missing", API)], anew=True
+    ),
     "veth moved inside": Damage(
         ("Veth.netns",),
         lambda w: w.ip("-n niso-api link set eth1 netns client"),
@@ -365,17 +391,25 @@ DAMAGES: dict[str, Damage] = {
         ("Veth.bridge",), lambda w: w.ip(f"link set {w.port} nomaster"), [("different", API)]
     ),
     "port on another bridge": Damage(
-        ("Veth.bridge",), lambda w: w.ip(f"link set {w.port} master niso-extra"), [("different", API)]
+        ("Veth.bridge",),
+        lambda w: w.ip(f"link set {w.port} master niso-extra"),
+        [("different", API)],
     ),
-    "port down": Damage(("Veth.up",), lambda w: w.ip(f"link set {w.port} down"), [("different", API)]),
-    "link inside down": Damage(("Veth.up",), lambda w: w.ip("-n niso-api link set eth0 down"), [("different", API)]),
+    "port down": Damage(
+        ("Veth.up",), lambda w: w.ip(f"link set {w.port} down"), [("different", API)]
+    ),
+    "link inside down": Damage(
+        ("Veth.up",), lambda w: w.ip("-n niso-api link set eth0 down"), [("different", API)]
+    ),
     "mtu of the port": Damage(
         ("Veth.mtu",),
         # a bridge that never had another MTU follows the least of its ports (linux/net/bridge/br_if.c)
         lambda w: w.ip(f"link set {w.port} mtu 1280"),
         [("different", API), ("different", r"^bridge niso-backend$")],
     ),
-    "mtu inside": Damage(("Veth.mtu",), lambda w: w.ip("-n niso-api link set eth0 mtu 1280"), [("different", API)]),
+    "mtu inside": Damage(
+        ("Veth.mtu",), lambda w: w.ip("-n niso-api link set eth0 mtu 1280"), [("different", API)]
+    ),
     "hairpin off": Damage(
         ("Veth.hairpin",),
         lambda w: w.run("bridge", "link", "set", "dev", w.port, "hairpin", "off"),
@@ -389,12 +423,24 @@ DAMAGES: dict[str, Damage] = {
     "port does not learn and flood": Damage(
         ("Veth.strange",),
         lambda w: w.run(
-            "bridge", "link", "set", "dev", w.port, "learning", "off", "flood", "off", "bcast_flood", "off"
+            "bridge",
+            "link",
+            "set",
+            "dev",
+            w.port,
+            "learning",
+            "off",
+            "flood",
+            "off",
+            "bcast_flood",
+            "off",
         ),
         [("different", API)],
     ),
     "port disabled": Damage(
-        ("Veth.strange",), lambda w: w.run("bridge", "link", "set", "dev", w.port, "state", "0"), [("different", API)]
+        ("Veth.strange",),
+        lambda w: w.run("bridge", "link", "set", "dev", w.port, "state", "0"),
+        [("different", API)],
     ),
     "ARP off inside": Damage(
         ("Veth.strange",), lambda w: w.ip("-n niso-api link set eth0 arp off"), [("different", API)]
@@ -412,21 +458,32 @@ DAMAGES: dict[str, Damage] = {
     ),
     # --- bridges
     "ARP off of the bridge": Damage(
-        ("Bridge.strange",), lambda w: w.ip("link set niso-extra arp off"), [("different", r"^bridge niso-extra$")]
+        ("Bridge.strange",),
+        lambda w: w.ip("link set niso-extra arp off"),
+        [("different", r"^bridge niso-extra$")],
     ),
     "ARP off of a bridge with STP": Damage(
         ("Bridge.strange",),
-        lambda w: w.ip("link set niso-extra arp off", "link set niso-extra type bridge stp_state 1"),
+        lambda w: w.ip(
+            "link set niso-extra arp off", "link set niso-extra type bridge stp_state 1"
+        ),
         [("different", r"^bridge niso-extra$")],
     ),
     "bridge gone": Damage(
-        ("Bridge missing",), lambda w: w.ip("link delete niso-extra"), [("missing", r"^bridge niso-extra$")], anew=True
+        ("Bridge missing",),
+        lambda w: w.ip("link delete niso-extra"),
+        [("missing", r"^bridge niso-extra$")],
+        anew=True,
     ),
     "bridge down": Damage(
-        ("Bridge.up",), lambda w: w.ip("link set niso-extra down"), [("different", r"^bridge niso-extra$")]
+        ("Bridge.up",),
+        lambda w: w.ip("link set niso-extra down"),
+        [("different", r"^bridge niso-extra$")],
     ),
     "mtu of the bridge": Damage(
-        ("Bridge.mtu",), lambda w: w.ip("link set niso-extra mtu 1280"), [("different", r"^bridge niso-extra$")]
+        ("Bridge.mtu",),
+        lambda w: w.ip("link set niso-extra mtu 1280"),
+        [("different", r"^bridge niso-extra$")],
     ),
     "MAC of the bridge": Damage(
         ("Bridge.mac",),
@@ -456,7 +513,9 @@ DAMAGES: dict[str, Damage] = {
     ),
     "foreign link on a bridge": Damage(
         ("Attached foreign",),
-        lambda w: w.ip("link add tap0 type veth peer name tap1", "link set tap0 master niso-backend"),
+        lambda w: w.ip(
+            "link add tap0 type veth peer name tap1", "link set tap0 master niso-backend"
+        ),
         [("foreign", r"^link tap0 on bridge niso-backend$")],
         anew=True,
     ),
@@ -523,7 +582,9 @@ DAMAGES: dict[str, Damage] = {
         [("missing", r"^network namespace niso-api$")],
     ),
     "lo down": Damage(
-        ("Netns.up",), lambda w: w.ip("-n niso-api link set lo down"), [("different", r"^network namespace niso-api$")]
+        ("Netns.up",),
+        lambda w: w.ip("-n niso-api link set lo down"),
+        [("different", r"^network namespace niso-api$")],
     ),
     "stray namespace": Damage(
         ("Netns foreign",),
@@ -565,7 +626,9 @@ DAMAGES: dict[str, Damage] = {
     ),
     "link in place of a hosts file": Damage(
         ("HostsFile missing",),
-        lambda w: w.sh("mv /run/niso/hosts/backend/hosts /tmp/moved; ln -s /tmp/moved /run/niso/hosts/backend/hosts"),
+        lambda w: w.sh(
+            "mv /run/niso/hosts/backend/hosts /tmp/moved; ln -s /tmp/moved /run/niso/hosts/backend/hosts"
+        ),
         [("different", r"^hosts file /run/niso/hosts/backend/hosts$")],
     ),
     "folder in place of a hosts file": Damage(
@@ -598,7 +661,9 @@ DAMAGES: dict[str, Damage] = {
     ),
     "hosts line too many": Damage(
         ("HostsLine foreign",),
-        lambda w: w.run("sed", "-i", "$a10.6.6.6  evil.niso.local evil", "/run/niso/hosts/backend/hosts"),
+        lambda w: w.run(
+            "sed", "-i", "$a10.6.6.6  evil.niso.local evil", "/run/niso/hosts/backend/hosts"
+        ),
         [("foreign", r"^line 10\.6\.6\.6 evil")],
     ),
     "hosts folder gone": Damage(
@@ -608,19 +673,30 @@ DAMAGES: dict[str, Damage] = {
     ),
     # --- the process
     "conmon killed": Damage(
-        ("conmon",), lambda w: w.kill_conmon(), [("missing", r"^conmon of service 'api'$")], anew=True
+        ("conmon",),
+        lambda w: w.kill_conmon(),
+        [("missing", r"^conmon of service 'api'$")],
+        anew=True,
     ),
     "conmon and process killed": Damage(
-        ("process",), lambda w: w.kill_conmon(process=True), [("missing", r"^process of service 'api'$")], anew=True
+        ("process",),
+        lambda w: w.kill_conmon(process=True),
+        [("missing", r"^process of service 'api'$")],
+        anew=True,
     ),
     "FIFO in place of the process's record": Damage(
         ("process",),
-        lambda w: w.sh("cd /run/niso/services/api; rm state.json; mkfifo state.json state.json.new"),
+        lambda w: w.sh(
+            "cd /run/niso/services/api; rm state.json; mkfifo state.json state.json.new"
+        ),
         [("missing", r"^process of service 'api'$")],
         anew=True,
     ),
     "conmon stopped and process killed": Damage(
-        ("process",), lambda w: w.stop_conmon(), [("missing", r"^process of service 'api'$")], anew=True
+        ("process",),
+        lambda w: w.stop_conmon(),
+        [("missing", r"^process of service 'api'$")],
+        anew=True,
     ),
     "spec gone": Damage(
         ("process",),
@@ -654,7 +730,10 @@ DAMAGES: dict[str, Damage] = {
         anew=True,
     ),
     "cgroup gone": Damage(
-        ("cgroup",), lambda w: w.leave_cgroup(), [("different", r"^cgroup of service 'api'$")], anew=True
+        ("cgroup",),
+        lambda w: w.leave_cgroup(),
+        [("different", r"^cgroup of service 'api'$")],
+        anew=True,
     ),
     # --- the store
     "lease gone": Damage(

@@ -114,7 +114,9 @@ class Lies(NamedTuple):
         for where, mac in (("a service", self.victim), ("the host", self.router), ("all", ALL)):
             head = Ether(src=me.mac, dst=mac)
             for name, source in sources.items():
-                found[f"{name} to {where}"] = lambda m, p, h=head, s=source: h / IP(src=s, dst=OUTSIDE[4]) / udp(m, p)
+                found[f"{name} to {where}"] = lambda m, p, h=head, s=source: (
+                    h / IP(src=s, dst=OUTSIDE[4]) / udp(m, p)
+                )
             for name, source, address in (
                 ("another's MAC", other.mac, me.ip4),
                 ("nobody's MAC", EVIL, me.ip4),
@@ -124,8 +126,12 @@ class Lies(NamedTuple):
                     Ether(src=s, dst=d) / IP(src=a, dst=OUTSIDE[4]) / udp(m, p)
                 )
         head = Ether(src=me.mac, dst=self.victim)
-        found["another's IPv4 in TCP"] = lambda m, p: head / IP(src=other.ip4, dst="10.99.1.1") / TCP(sport=p) / Raw(m)
-        found["another's IPv4 in a ping"] = lambda m, p: head / IP(src=other.ip4, dst="10.99.1.1") / ICMP() / Raw(m)
+        found["another's IPv4 in TCP"] = lambda m, p: (
+            head / IP(src=other.ip4, dst="10.99.1.1") / TCP(sport=p) / Raw(m)
+        )
+        found["another's IPv4 in a ping"] = lambda m, p: (
+            head / IP(src=other.ip4, dst="10.99.1.1") / ICMP() / Raw(m)
+        )
         found["another's IPv4 in fragments"] = lambda m, p: parts(
             head / IP(src=other.ip4, dst="10.99.1.1"), udp(m * 4, p), p
         )
@@ -137,19 +143,33 @@ class Lies(NamedTuple):
     def arp(self) -> Named:
         me, other = self.me, self.other
 
-        def says(mac: str, address: str, outer: str = "", to: str = self.victim, **more: Any) -> One:
-            fields = {"op": 2, "hwsrc": mac, "psrc": address, "hwdst": self.victim, "pdst": self.router4} | more
+        def says(
+            mac: str, address: str, outer: str = "", to: str = self.victim, **more: Any
+        ) -> One:
+            fields = {
+                "op": 2,
+                "hwsrc": mac,
+                "psrc": address,
+                "hwdst": self.victim,
+                "pdst": self.router4,
+            } | more
             return lambda mark, port: Ether(src=outer or me.mac, dst=to) / ARP(**fields) / Raw(mark)
 
         found = {
             "ARP answer for another's address": says(me.mac, other.ip4),
-            "ARP answer for another's address, as another": says(other.mac, other.ip4, outer=other.mac),
+            "ARP answer for another's address, as another": says(
+                other.mac, other.ip4, outer=other.mac
+            ),
             "ARP answer with another's MAC inside": says(other.mac, me.ip4),
             "ARP answer with another's MAC outside": says(me.mac, me.ip4, outer=other.mac),
             "ARP answer for the router": says(me.mac, self.router4),
             "ARP answer to the host": says(me.mac, other.ip4, to=self.router),
-            "ARP to all, for another's address": says(me.mac, other.ip4, to=ALL, op=1, pdst=other.ip4),
-            "ARP to all, for the router's address": says(me.mac, self.router4, to=ALL, op=1, pdst=self.router4),
+            "ARP to all, for another's address": says(
+                me.mac, other.ip4, to=ALL, op=1, pdst=other.ip4
+            ),
+            "ARP to all, for the router's address": says(
+                me.mac, self.router4, to=ALL, op=1, pdst=self.router4
+            ),
             "ARP question as another": says(me.mac, other.ip4, to=ALL, op=1),
             "ARP probe of another's address": says(me.mac, "0.0.0.0", to=ALL, op=1, pdst=other.ip4),
             "ARP of IEEE 802 hardware": says(me.mac, other.ip4, hwtype=6),
@@ -177,10 +197,16 @@ class Lies(NamedTuple):
             "another's IPv4 as IPv6": f"::ffff:{other.ip4}",
         }
         found: Named = {}
-        for where, mac in (("a service", self.victim), ("the host", self.router), ("all", ALL6_MAC)):
+        for where, mac in (
+            ("a service", self.victim),
+            ("the host", self.router),
+            ("all", ALL6_MAC),
+        ):
             head = Ether(src=me.mac, dst=mac)
             for name, source in sources.items():
-                found[f"{name} to {where}"] = lambda m, p, h=head, s=source: h / IPv6(src=s, dst=OUTSIDE[6]) / udp(m, p)
+                found[f"{name} to {where}"] = lambda m, p, h=head, s=source: (
+                    h / IPv6(src=s, dst=OUTSIDE[6]) / udp(m, p)
+                )
             for name, source, address in (
                 ("another's MAC, own IPv6", other.mac, me.ip6),
                 ("another's MAC and IPv6", other.mac, other.ip6),
@@ -198,7 +224,11 @@ class Lies(NamedTuple):
         return found
 
     def _advert(self, target: str, mark: bytes) -> Any:
-        return ICMPv6ND_NA(tgt=target, R=0, S=0, O=1) / marked(mark) / ICMPv6NDOptDstLLAddr(lladdr=self.me.mac)
+        return (
+            ICMPv6ND_NA(tgt=target, R=0, S=0, O=1)
+            / marked(mark)
+            / ICMPv6NDOptDstLLAddr(lladdr=self.me.mac)
+        )
 
     def _router(self, mark: bytes) -> Any:
         own = ICMPv6NDOptSrcLLAddr(lladdr=self.me.mac)
@@ -207,8 +237,12 @@ class Lies(NamedTuple):
     def nd(self) -> Named:
         me, other = self.me, self.other
 
-        def said(body: Callable[[bytes], Any], source: str = me.ip6, to: str = ALL6, mac: str = ALL6_MAC) -> One:
-            return lambda mark, port: Ether(src=me.mac, dst=mac) / IPv6(src=source, dst=to, hlim=255) / body(mark)
+        def said(
+            body: Callable[[bytes], Any], source: str = me.ip6, to: str = ALL6, mac: str = ALL6_MAC
+        ) -> One:
+            return lambda mark, port: (
+                Ether(src=me.mac, dst=mac) / IPv6(src=source, dst=to, hlim=255) / body(mark)
+            )
 
         def solicit(target: str, lladdr: str) -> Callable[[bytes], Any]:
             option = ICMPv6NDOptSrcLLAddr(lladdr=lladdr)
@@ -216,31 +250,55 @@ class Lies(NamedTuple):
 
         redirect = ICMPv6ND_Redirect(tgt=me.ip6, dst=other.ip6)
         found: Named = {}
-        for where, mac in (("", self.victim), (", to the host", self.router), (", to all", ALL6_MAC)):
+        for where, mac in (
+            ("", self.victim),
+            (", to the host", self.router),
+            (", to all", ALL6_MAC),
+        ):
             to = self.router6 if mac == self.router else ALL6
             found |= {
-                f"NA for another's address{where}": said(lambda m: self._advert(other.ip6, m), to=to, mac=mac),
-                f"NA for the router{where}": said(lambda m: self._advert(self.router6, m), to=to, mac=mac),
+                f"NA for another's address{where}": said(
+                    lambda m: self._advert(other.ip6, m), to=to, mac=mac
+                ),
+                f"NA for the router{where}": said(
+                    lambda m: self._advert(self.router6, m), to=to, mac=mac
+                ),
                 f"NA for the bridge's link-local address{where}": said(
                     lambda m: self._advert(BRIDGE_LLA, m), to=to, mac=mac
                 ),
-                f"NA as another{where}": said(lambda m: self._advert(other.ip6, m), other.ip6, to=to, mac=mac),
-                f"NS as another{where}": said(solicit(self.router6, me.mac), other.ip6, to=to, mac=mac),
-                f"NS as the router{where}": said(solicit(other.ip6, me.mac), self.router6, to=to, mac=mac),
+                f"NA as another{where}": said(
+                    lambda m: self._advert(other.ip6, m), other.ip6, to=to, mac=mac
+                ),
+                f"NS as another{where}": said(
+                    solicit(self.router6, me.mac), other.ip6, to=to, mac=mac
+                ),
+                f"NS as the router{where}": said(
+                    solicit(other.ip6, me.mac), self.router6, to=to, mac=mac
+                ),
                 f"NS of nobody for another's address{where}": said(
                     lambda m: ICMPv6ND_NS(tgt=other.ip6) / marked(m), "::", to=to, mac=mac
                 ),
                 f"router advertisement{where}": said(self._router, to=to, mac=mac),
-                f"router advertisement as the bridge{where}": said(self._router, BRIDGE_LLA, to=to, mac=mac),
+                f"router advertisement as the bridge{where}": said(
+                    self._router, BRIDGE_LLA, to=to, mac=mac
+                ),
                 f"redirect{where}": said(lambda m: redirect / marked(m), to=to, mac=mac),
-                f"redirect as the bridge{where}": said(lambda m: redirect / marked(m), BRIDGE_LLA, to=to, mac=mac),
+                f"redirect as the bridge{where}": said(
+                    lambda m: redirect / marked(m), BRIDGE_LLA, to=to, mac=mac
+                ),
             }
         return found | {
             "router advertisement of a link-local address": said(self._router, LLA),
             "MLD query": said(lambda m: ICMPv6MLQuery() / Raw(m)),
-            "NS that gives another's MAC as its own": said(solicit(self.router6, other.mac), mac=self.victim),
+            "NS that gives another's MAC as its own": said(
+                solicit(self.router6, other.mac), mac=self.victim
+            ),
             "NA that gives another's MAC as its own": said(
-                lambda m: ICMPv6ND_NA(tgt=me.ip6, O=1) / ICMPv6NDOptDstLLAddr(lladdr=other.mac) / marked(m),
+                lambda m: (
+                    ICMPv6ND_NA(tgt=me.ip6, O=1)
+                    / ICMPv6NDOptDstLLAddr(lladdr=other.mac)
+                    / marked(m)
+                ),
                 mac=self.victim,
             ),
         }
@@ -253,13 +311,20 @@ class Lies(NamedTuple):
             "hop-by-hop options": IPv6ExtHdrHopByHop(),
             "destination options": options,
             "a routing header": IPv6ExtHdrRouting(addresses=[], segleft=0),
-            "much": IPv6ExtHdrHopByHop() / options / options / IPv6ExtHdrRouting(addresses=[], segleft=0) / options,
+            "much": IPv6ExtHdrHopByHop()
+            / options
+            / options
+            / IPv6ExtHdrRouting(addresses=[], segleft=0)
+            / options,
             "a fragment header": alone(id=7),
             "a fragment header and options": alone(id=8) / options,
             "options and a fragment header": options / alone(id=9),
             "two fragment headers": alone(id=10) / alone(id=11),
         }
-        bodies = {"NA for another's address": lambda m: self._advert(self.other.ip6, m), "RA": self._router}
+        bodies = {
+            "NA for another's address": lambda m: self._advert(self.other.ip6, m),
+            "RA": self._router,
+        }
         places = {
             "": (self.victim, ALL6),
             ", to all": (ALL6_MAC, ALL6),
@@ -269,13 +334,19 @@ class Lies(NamedTuple):
         for (where, (mac, to)), (name, body) in itertools.product(places.items(), bodies.items()):
             head = Ether(src=me.mac, dst=mac) / IPv6(src=me.ip6, dst=to, hlim=255)
             for header, first in headers.items():
-                found[f"{name} behind {header}{where}"] = lambda m, p, h=head, f=first, b=body: h / f / b(m)
+                found[f"{name} behind {header}{where}"] = lambda m, p, h=head, f=first, b=body: (
+                    h / f / b(m)
+                )
             found |= {
                 f"{name} in fragments{where}": lambda m, p, h=head, b=body: parts(h, b(m), p),
-                f"{name} in fragments behind options{where}": lambda m, p, h=head, b=body: parts(h / options, b(m), p),
+                f"{name} in fragments behind options{where}": lambda m, p, h=head, b=body: parts(
+                    h / options, b(m), p
+                ),
                 # what it is would be told only in the rest, which RFC 7112 forbids
                 f"{name} in the rest behind options{where}": lambda m, p, h=head, b=body: parts(
-                    h, IPv6ExtHdrDestOpt(options=[PadN(optdata=m.ljust(SPLIT - 4, b"\0"))]) / b(m), p
+                    h,
+                    IPv6ExtHdrDestOpt(options=[PadN(optdata=m.ljust(SPLIT - 4, b"\0"))]) / b(m),
+                    p,
                 ),
             }
         return found
@@ -285,7 +356,9 @@ class Lies(NamedTuple):
         inside = {
             "own IPv4": lambda m, p: IP(src=me.ip4, dst=OUTSIDE[4]) / udp(m, p),
             "another's IPv4": lambda m, p: IP(src=self.other.ip4, dst=OUTSIDE[4]) / udp(m, p),
-            "ARP": lambda m, p: ARP(op=2, hwsrc=me.mac, psrc=self.router4, pdst=self.other.ip4) / Raw(m),
+            "ARP": lambda m, p: (
+                ARP(op=2, hwsrc=me.mac, psrc=self.router4, pdst=self.other.ip4) / Raw(m)
+            ),
             "RA": lambda m, p: IPv6(src=me.ip6, dst=ALL6, hlim=255) / self._router(m),
         }
         tags = {
@@ -299,8 +372,10 @@ class Lies(NamedTuple):
         for tag, head in tags.items():
             for name, body in inside.items():
                 for where, mac in (("a service", self.victim), ("the host", self.router)):
-                    found[f"{name} behind {tag} to {where}"] = lambda m, p, h=head, b=body, mac=mac: (
-                        Ether(src=me.mac, dst=mac) / h / b(m, p)
+                    found[f"{name} behind {tag} to {where}"] = (
+                        lambda m, p, h=head, b=body, mac=mac: (
+                            Ether(src=me.mac, dst=mac) / h / b(m, p)
+                        )
                     )
         return found
 
@@ -325,7 +400,9 @@ class Lies(NamedTuple):
             "batman": 0x4305,
         }
         found = {name: plain(number) for name, number in numbers.items()}
-        found |= {f"{name}, to the host": plain(number, self.router) for name, number in numbers.items()}
+        found |= {
+            f"{name}, to the host": plain(number, self.router) for name, number in numbers.items()
+        }
         return found | {
             "MPLS": lambda m, p: head / MPLS(label=16, s=1) / ip / udp(m, p),
             "PPPoE": lambda m, p: head / PPPoE(sessionid=1) / PPP() / ip / udp(m, p),
@@ -335,11 +412,17 @@ class Lies(NamedTuple):
             ),
             "NetBIOS over LLC": lambda m, p: head / LLC(dsap=0xF0, ssap=0xF0, ctrl=3) / Raw(m),
             "IPv6 as IPv4": lambda m, p: (
-                Ether(src=me.mac, dst=self.victim, type=0x0800) / Raw(bytes(IPv6(src=me.ip6) / udp(m, p)))
+                Ether(src=me.mac, dst=self.victim, type=0x0800)
+                / Raw(bytes(IPv6(src=me.ip6) / udp(m, p)))
             ),
-            "IPv4 as IPv6": lambda m, p: Ether(src=me.mac, dst=self.victim, type=0x86DD) / Raw(bytes(ip / udp(m, p))),
+            "IPv4 as IPv6": lambda m, p: (
+                Ether(src=me.mac, dst=self.victim, type=0x86DD) / Raw(bytes(ip / udp(m, p)))
+            ),
             "BPDU": lambda m, p: (
-                Ether(src=me.mac, dst="01:80:c2:00:00:00") / LLC(dsap=0x42, ssap=0x42, ctrl=3) / STP() / Raw(m)
+                Ether(src=me.mac, dst="01:80:c2:00:00:00")
+                / LLC(dsap=0x42, ssap=0x42, ctrl=3)
+                / STP()
+                / Raw(m)
             ),
             "CDP": lambda m, p: (
                 Ether(src=me.mac, dst="01:00:0c:cc:cc:cc")
@@ -361,7 +444,9 @@ class Shouts(NamedTuple):
     def frames(self) -> Named:
         me, victim = self.me, self.victim
         group = "01:00:5e:00:00:fb"
-        offer = BOOTP(op=2, yiaddr=victim.ip4, siaddr=me.ip4) / DHCP(options=[("message-type", "offer"), "end"])
+        offer = BOOTP(op=2, yiaddr=victim.ip4, siaddr=me.ip4) / DHCP(
+            options=[("message-type", "offer"), "end"]
+        )
         targets = {
             "to all": (ALL, "255.255.255.255"),
             "to all of the subnet": (ALL, "10.99.1.255"),
@@ -395,13 +480,17 @@ class Shouts(NamedTuple):
             found[f"UDP {name}"] = lambda m, p, h=head: h / udp(m, p)
             found[f"ping {name}"] = lambda m, p, h=head: h / ICMP() / Raw(m)
             found[f"fragments {name}"] = lambda m, p, h=head: parts(h, udp(m * 4, p), p)
-            found[f"DHCP offer {name}"] = lambda m, p, h=head: h / UDP(sport=67, dport=68) / offer / Raw(m)
+            found[f"DHCP offer {name}"] = lambda m, p, h=head: (
+                h / UDP(sport=67, dport=68) / offer / Raw(m)
+            )
         for name, (mac, target) in targets6.items():
             head6 = Ether(src=me.mac, dst=mac) / IPv6(src=me.ip6, dst=target)
             found[f"UDP6 {name}"] = lambda m, p, h=head6: h / udp(m, p, 547)
             found[f"ping6 {name}"] = lambda m, p, h=head6: h / ICMPv6EchoRequest(data=m)
             found[f"fragments6 {name}"] = lambda m, p, h=head6: parts(h, udp(m * 4, p), p)
-            found[f"UDP6 behind hop-by-hop options {name}"] = lambda m, p, h=head6: h / IPv6ExtHdrHopByHop() / udp(m, p)
+            found[f"UDP6 behind hop-by-hop options {name}"] = lambda m, p, h=head6: (
+                h / IPv6ExtHdrHopByHop() / udp(m, p)
+            )
         found["IGMP query to all hosts"] = lambda m, p: (
             Ether(src=me.mac, dst="01:00:5e:00:00:01")
             / IP(src=me.ip4, dst="224.0.0.1", ttl=1, proto=2)
@@ -421,16 +510,28 @@ def ipv6_anywhere(me: str, other: str, router: str) -> Named:
         for source in (LLA, "fd00:99:3::2", "::"):
             to = ALL6 if mac == ALL6_MAC else BRIDGE_LLA
             found[f"UDP as {source} to {where}"] = said(source, to, mac, udp)
-            found[f"ping as {source} to {where}"] = said(source, to, mac, lambda m, p: ICMPv6EchoRequest(data=m))
-        found[f"NS to {where}"] = said(LLA, ALL6, mac, lambda m, p: ICMPv6ND_NS(tgt="fe80::2") / marked(m))
-        found[f"NA to {where}"] = said(LLA, ALL6, mac, lambda m, p: ICMPv6ND_NA(tgt=LLA) / marked(m))
+            found[f"ping as {source} to {where}"] = said(
+                source, to, mac, lambda m, p: ICMPv6EchoRequest(data=m)
+            )
+        found[f"NS to {where}"] = said(
+            LLA, ALL6, mac, lambda m, p: ICMPv6ND_NS(tgt="fe80::2") / marked(m)
+        )
+        found[f"NA to {where}"] = said(
+            LLA, ALL6, mac, lambda m, p: ICMPv6ND_NA(tgt=LLA) / marked(m)
+        )
         found[f"RA to {where}"] = said(LLA, ALL6, mac, lambda m, p: ICMPv6ND_RA() / marked(m))
-    found["MLD report"] = said(LLA, "ff02::16", "33:33:00:00:00:16", lambda m, p: ICMPv6MLReport2() / Raw(m))
-    found["router solicitation"] = said(LLA, "ff02::2", "33:33:00:00:00:02", lambda m, p: ICMPv6ND_RS() / marked(m))
+    found["MLD report"] = said(
+        LLA, "ff02::16", "33:33:00:00:00:16", lambda m, p: ICMPv6MLReport2() / Raw(m)
+    )
+    found["router solicitation"] = said(
+        LLA, "ff02::2", "33:33:00:00:00:02", lambda m, p: ICMPv6ND_RS() / marked(m)
+    )
     return found
 
 
-def honest(me: Addresses, other: Addresses, router: str, router4: str, router6: str) -> dict[str, tuple[str, One]]:
+def honest(
+    me: Addresses, other: Addresses, router: str, router4: str, router6: str
+) -> dict[str, tuple[str, One]]:
     """What a service may send, by whom it must be seen: "db" (``other``) or "host"."""
     to_db, to_host, to_all = (Ether(src=me.mac, dst=mac) for mac in (other.mac, router, ALL))
     all6 = Ether(src=me.mac, dst=ALL6_MAC)
@@ -448,17 +549,32 @@ def honest(me: Addresses, other: Addresses, router: str, router4: str, router6: 
     return {
         "UDP": ("db", lambda m, p: to_db / IP(src=me.ip4, dst=other.ip4) / udp(m, p)),
         "UDP to the host": ("host", lambda m, p: to_host / IP(src=me.ip4, dst=router4) / udp(m, p)),
-        "broadcast to the host": ("host", lambda m, p: to_all / IP(src=me.ip4, dst="10.99.1.255") / udp(m, p)),
-        "fragments": ("db", lambda m, p: parts(to_db / IP(src=me.ip4, dst=other.ip4), udp(m * 4, p), p)),
+        "broadcast to the host": (
+            "host",
+            lambda m, p: to_all / IP(src=me.ip4, dst="10.99.1.255") / udp(m, p),
+        ),
+        "fragments": (
+            "db",
+            lambda m, p: parts(to_db / IP(src=me.ip4, dst=other.ip4), udp(m * 4, p), p),
+        ),
         "ARP question": ("db", arp),
         "ARP question to the host": ("host", arp),
         "UDP6": ("db", lambda m, p: to_db / six(other.ip6) / udp(m, p)),
-        "UDP6 behind options": ("db", lambda m, p: to_db / six(other.ip6) / IPv6ExtHdrDestOpt() / udp(m, p)),
-        "ping6 to the host": ("host", lambda m, p: to_host / six(router6) / ICMPv6EchoRequest(data=m)),
+        "UDP6 behind options": (
+            "db",
+            lambda m, p: to_db / six(other.ip6) / IPv6ExtHdrDestOpt() / udp(m, p),
+        ),
+        "ping6 to the host": (
+            "host",
+            lambda m, p: to_host / six(router6) / ICMPv6EchoRequest(data=m),
+        ),
         "fragments6": ("db", lambda m, p: parts(to_db / six(other.ip6), udp(m * 4, p), p)),
         "NS to all": ("db", lambda m, p: all6 / six(ALL6) / solicit(address(m))),
         "NS to the host": ("host", lambda m, p: to_host / six(router6) / solicit(address(m))),
         "NA to all": ("db", lambda m, p: all6 / six(address(m, "ff02")) / advert),
         "NA to one": ("db", lambda m, p: to_db / six(address(m)) / advert),
-        "NA without an option": ("db", lambda m, p: to_db / six(address(m)) / ICMPv6ND_NA(tgt=me.ip6)),
+        "NA without an option": (
+            "db",
+            lambda m, p: to_db / six(address(m)) / ICMPv6ND_NA(tgt=me.ip6),
+        ),
     }

@@ -31,7 +31,9 @@ def throw_away_host[**P](test: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         read, write = os.pipe()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # fork beside xdist's threads: the child uses none
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # fork beside xdist's threads: the child uses none
             pid = os.fork()
         if pid == 0:
             _child(write, functools.partial(test, *args, **kwargs))
@@ -79,5 +81,7 @@ def ip(words: str) -> list[dict[str, Any]]:
 
 def nft(text: str) -> None:
     """Load rules by the nft command."""
-    done = subprocess.run(["nft", "-f", "-"], input=text, check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        ["nft", "-f", "-"], input=text, check=False, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr

@@ -20,7 +20,9 @@ SYSTEMD = "/usr/lib/systemd/systemd"
 TARGET = "niso-test.target"
 UNITS = "etc/systemd/system"
 
-needs_systemd = pytest.mark.skipif(not os.path.exists(SYSTEMD), reason=f"{SYSTEMD} is not installed: ./dev setup")
+needs_systemd = pytest.mark.skipif(
+    not os.path.exists(SYSTEMD), reason=f"{SYSTEMD} is not installed: ./dev setup"
+)
 
 # what would change the machine's own kernel, or takes time and is for nothing here
 MASKED = (
@@ -103,7 +105,9 @@ exec {SYSTEMD} --system --unit={TARGET} </dev/null
 class Machine:
     """A booted machine. ``disk`` is where it keeps what it writes, in the lab; with ``like`` it has what that one had."""
 
-    def __init__(self, lab: Lab, folder: str = "/tmp/machine", like: pathlib.Path | None = None) -> None:
+    def __init__(
+        self, lab: Lab, folder: str = "/tmp/machine", like: pathlib.Path | None = None
+    ) -> None:
         self.lab = lab
         self.folder = folder
         self.disk = lab.path(f"{folder}/upper")
@@ -122,7 +126,9 @@ class Machine:
             stderr=subprocess.DEVNULL,
         )
         self.pid = int(lab.wait_for(self._child, 10, "a child of unshare").split()[0])
-        lab.wait_for(lambda: self.systemctl("is-active", TARGET, check=False).returncode == 0, 30, "boot")
+        lab.wait_for(
+            lambda: self.systemctl("is-active", TARGET, check=False).returncode == 0, 30, "boot"
+        )
 
     def _child(self) -> str:
         path = self.lab.path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
@@ -135,7 +141,9 @@ class Machine:
             (units / name).symlink_to("/dev/null")
         needs = "basic.target systemd-journald.service multi-user.target"
         (units / TARGET).write_text(f"[Unit]\nRequires={needs}\nAfter={needs}\nAllowIsolate=yes\n")
-        (units / "multi-user.target").write_text("[Unit]\nRequires=basic.target\nAfter=basic.target\n")
+        (units / "multi-user.target").write_text(
+            "[Unit]\nRequires=basic.target\nAfter=basic.target\n"
+        )
         for wanted in (
             pathlib.Path("/", UNITS, "multi-user.target.wants"),
             pathlib.Path("/usr/lib/systemd/system/multi-user.target.wants"),
@@ -169,7 +177,9 @@ class Machine:
 
     def show(self, service: str, *properties: str) -> dict[str, str]:
         """Properties of a service's unit, by their names."""
-        lines = self.systemctl("show", f"--property={','.join(properties)}", f"niso-{service}").stdout.splitlines()
+        lines = self.systemctl(
+            "show", f"--property={','.join(properties)}", f"niso-{service}"
+        ).stdout.splitlines()
         return dict(line.split("=", 1) for line in lines)
 
     def state(self, service: str) -> str:
@@ -178,7 +188,9 @@ class Machine:
         return f"{found['ActiveState']}/{found['SubState']}"
 
     def journal(self, service: str) -> str:
-        return str(self.run("journalctl", "--no-pager", "--output=cat", f"--unit=niso-{service}").stdout)
+        return str(
+            self.run("journalctl", "--no-pager", "--output=cat", f"--unit=niso-{service}").stdout
+        )
 
     def path(self, inside: str) -> pathlib.Path:
         """The path out here of a path in the machine."""

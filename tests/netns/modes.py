@@ -22,20 +22,28 @@ def api(lab: Lab, **sections: Any) -> str:
 
 def side(lab: Lab, name: str = "side", port: int = 90, **sections: Any) -> str:
     """Shares api's network, and publishes a port of its own."""
-    network = {"mode": "share", "share": "api", "ports": [f"{SHARED}:{port}"]} | sections.pop("network", {})
+    network = {"mode": "share", "share": "api", "ports": [f"{SHARED}:{port}"]} | sections.pop(
+        "network", {}
+    )
     return echo(lab, name, port, network=network, **sections)
 
 
 def alone(lab: Lab, **sections: Any) -> str:
     """Of mode none, with a hostname of its own; listens on 80."""
     return echo(
-        lab, "alone", 80, network={"mode": "none", "hostname": "hermit"} | sections.pop("network", {}), **sections
+        lab,
+        "alone",
+        80,
+        network={"mode": "none", "hostname": "hermit"} | sections.pop("network", {}),
+        **sections,
     )
 
 
 def open_(lab: Lab, port: int = 7000, **sections: Any) -> str:
     """Of mode host; listens on ``port`` of the host."""
-    return echo(lab, "open", port, network={"mode": "host"} | sections.pop("network", {}), **sections)
+    return echo(
+        lab, "open", port, network={"mode": "host"} | sections.pop("network", {}), **sections
+    )
 
 
 def home_of(lab: Lab, pid: int | str) -> int:
@@ -66,13 +74,17 @@ def seen_in(lab: Lab, service: str, *command: str) -> str:
 def names_in(lab: Lab, service: str) -> dict[str, list[str]]:
     """Address to names in a service's hosts file, without what each has."""
     lines = [line.split() for line in seen_in(lab, service, "cat", "/etc/hosts").splitlines()]
-    return {line[0]: line[1:] for line in lines if line and line[0] != "#" and "localhost" not in line}
+    return {
+        line[0]: line[1:] for line in lines if line and line[0] != "#" and "localhost" not in line
+    }
 
 
 def running(lab: Lab, *services: str) -> dict[str, tuple[int, int]]:
     """Service to (pid, restarts), each of them running."""
     found = {name: inspect(lab, name) for name in services}
-    assert {name: each["status"] for name, each in found.items()} == dict.fromkeys(services, "running")
+    assert {name: each["status"] for name, each in found.items()} == dict.fromkeys(
+        services, "running"
+    )
     return {name: (each["pid"], each["restarts"]) for name, each in found.items()}
 
 
@@ -84,5 +96,11 @@ def no_folders_but(lab: Lab, *kept: str) -> None:
 def changed(before: dict[str, Any], after: dict[str, Any], *keys: str) -> list[str]:
     """Where the kernel differs in two snapshots, but for the MACs that it gives to the host's ends of new links."""
     kept = keys or ("namespaces", "in the host", "mounts", "cgroups")
-    found = [each for key in kept for each in snapshots.differences(before.get(key), after.get(key), key)]
-    return [each for each in found if not re.match(r"in the host/(link|address)/ni[^/]+-[0-9a-f]{7}/address: ", each)]
+    found = [
+        each for key in kept for each in snapshots.differences(before.get(key), after.get(key), key)
+    ]
+    return [
+        each
+        for each in found
+        if not re.match(r"in the host/(link|address)/ni[^/]+-[0-9a-f]{7}/address: ", each)
+    ]

@@ -28,7 +28,10 @@ class Case(NamedTuple):
     reaches: tuple[str, ...]
 
     def passes(self, who: str, port: int, proto: str) -> bool:
-        return any(each in self.reaches for each in (who, f"{who}:{port}", f"{who}/{proto}", f"{who}:{port}/{proto}"))
+        return any(
+            each in self.reaches
+            for each in (who, f"{who}:{port}", f"{who}/{proto}", f"{who}:{port}/{proto}")
+        )
 
 
 def _in(*entries: str, deny: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -53,7 +53,14 @@ class Topology:
     def _ports(self, draw: random.Random, service: str) -> list[str]:
         base = 8000 + 100 * int(service[1:])
         families = self.families(service)
-        forms = ["{0}:80", "{0}:80/udp", "{0}:81/sctp", "0.0.0.0:{0}:81", f"{HOST[4]}:{{0}}:80", "127.0.0.1:{0}:80"]
+        forms = [
+            "{0}:80",
+            "{0}:80/udp",
+            "{0}:81/sctp",
+            "0.0.0.0:{0}:81",
+            f"{HOST[4]}:{{0}}:80",
+            "127.0.0.1:{0}:80",
+        ]
         forms += ["{0}-{1}:81-82", "{0}-{1}:81-82/udp"]
         if 6 in families:
             forms += ["[::]:{0}:80", f"[{HOST[6]}]:{{0}}:81/udp"]
@@ -87,9 +94,9 @@ class Topology:
         return [self._entry(draw) for _ in range(draw.randint(least, most))]
 
     def _entry(self, draw: random.Random) -> str:
-        peer = draw.choice((self._service, self._service, self._service, self._network, self._prefix, self._prefix))(
-            draw
-        )
+        peer = draw.choice(
+            (self._service, self._service, self._service, self._network, self._prefix, self._prefix)
+        )(draw)
         form = draw.choice(("", "", "", "port", "port", "range", "proto", "both"))
         if form == "":
             return peer
@@ -118,9 +125,23 @@ class Topology:
         low = draw.choice(_NUMBERS)
         return draw.choice(
             (
-                *(f"10.99.{number}.{low}", f"10.99.{number}.{low}/32", f"10.99.{number}.{low & ~1}/31"),
-                *(f"10.99.{number}.1", f"10.99.{number}.0/24", "10.99.0.0/16", "0.0.0.0/0", "0.0.0.0/1"),
-                *(f"fd00:99:{number}::{low}", f"fd00:99:{number}::{low & ~1}/127", f"fd00:99:{number}::1"),
+                *(
+                    f"10.99.{number}.{low}",
+                    f"10.99.{number}.{low}/32",
+                    f"10.99.{number}.{low & ~1}/31",
+                ),
+                *(
+                    f"10.99.{number}.1",
+                    f"10.99.{number}.0/24",
+                    "10.99.0.0/16",
+                    "0.0.0.0/0",
+                    "0.0.0.0/1",
+                ),
+                *(
+                    f"fd00:99:{number}::{low}",
+                    f"fd00:99:{number}::{low & ~1}/127",
+                    f"fd00:99:{number}::1",
+                ),
                 *(f"fd00:99:{number}::/64", "fd00:99::/32", "::/0", "fe80::/10"),
                 *(HOST[4], HOST[6], "192.0.2.0/24", OUTSIDE[4][0], OUTSIDE[6][0], "2001:db8::/32"),
             )

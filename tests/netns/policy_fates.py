@@ -67,12 +67,11 @@ class Fate:
 
     def __str__(self) -> str:
         who = ", ".join(
-            f"{s.place or 'host'} at {s.address} {s.port or ''}".strip() for s in sorted(self.seen, key=str)
+            f"{s.place or 'host'} at {s.address} {s.port or ''}".strip()
+            for s in sorted(self.seen, key=str)
         )
         wire = ", ".join(str(place) for place in self.started_at)
-        return (
-            f"seen by {who or 'nobody'}{f' (SYN at {wire})' if wire else ''}, {'' if self.answered else 'not '}answered"
-        )
+        return f"seen by {who or 'nobody'}{f' (SYN at {wire})' if wire else ''}, {'' if self.answered else 'not '}answered"
 
 
 def family(address: str) -> int:
@@ -88,13 +87,17 @@ class Fates:
 
     numbers = itertools.count(1)
 
-    def __init__(self, wire: Wire, places: dict[Place, list[tuple[str, str, int]]], ports: Sequence[int]) -> None:
+    def __init__(
+        self, wire: Wire, places: dict[Place, list[tuple[str, str, int]]], ports: Sequence[int]
+    ) -> None:
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536) if hard > 0 else 65536, hard))
         self._wire = wire
         self._selector = selectors.EpollSelector()
         self._others = [OTHER - number_of(place) for place in places]
-        self._index = {(place, link): index for place, found in places.items() for _, link, index in found}
+        self._index = {
+            (place, link): index for place, found in places.items() for _, link, index in found
+        }
         self._raw: dict[tuple[Place, str, int], socket.socket] = {}
         self._udp: dict[Cell, socket.socket] = {}
         self._all: list[socket.socket] = []
@@ -104,7 +107,10 @@ class Fates:
         for place, found in places.items():
             for address, _, index in found:
                 self._listen(
-                    place, address, index if address.startswith("fe80:") else 0, ports[:1] if place is None else ports
+                    place,
+                    address,
+                    index if address.startswith("fe80:") else 0,
+                    ports[:1] if place is None else ports,
                 )
             if place is not None:
                 for link in {link for _, link, _ in found if link != "lo"}:
@@ -138,7 +144,9 @@ class Fates:
         for proto in protocols:
             made = self._make(place, family(address), socket.SOCK_RAW, proto)
             made.bind(at(0))
-            call = {socket.IPPROTO_SCTP: self._sctp, ICMP[family(address)]: self._icmp}.get(proto, self._other)
+            call = {socket.IPPROTO_SCTP: self._sctp, ICMP[family(address)]: self._icmp}.get(
+                proto, self._other
+            )
             self._on(made, call, Seen(place, address, None))
             self._raw[place, address, proto] = made
 
@@ -148,7 +156,9 @@ class Fates:
         self._on(made, self._frame, Seen(place, link, None))
 
     def _make(self, place: Place, family_: int, kind: int, proto: int = 0) -> socket.socket:
-        made = self._high(self._wire.socket(place, FAMILY.get(family_, family_), kind, proto, keep=False))
+        made = self._high(
+            self._wire.socket(place, FAMILY.get(family_, family_), kind, proto, keep=False)
+        )
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2 << 20)
         self._all.append(made)
@@ -160,7 +170,9 @@ class Fates:
         high.setblocking(False)
         return high
 
-    def _on(self, made: socket.socket, call: Callable[[socket.socket, Seen], None], here: Seen) -> None:
+    def _on(
+        self, made: socket.socket, call: Callable[[socket.socket, Seen], None], here: Seen
+    ) -> None:
         self._selector.register(made, selectors.EVENT_READ, (call, here))
 
     def _saw(self, number: int, here: Seen) -> None:
@@ -206,7 +218,10 @@ class Fates:
             elif sctp_chunk(packet) == INIT_ACK:
                 number = int.from_bytes(packet[4:8], "big")
                 cell = self._asked.get(number)
-                if cell and (peer[0].partition("%")[0], int.from_bytes(packet[:2], "big")) == (cell.to, cell.port):
+                if cell and (peer[0].partition("%")[0], int.from_bytes(packet[:2], "big")) == (
+                    cell.to,
+                    cell.port,
+                ):
                     self._heard(number)
 
     def _icmp(self, raw: socket.socket, here: Seen) -> None:
@@ -229,7 +244,9 @@ class Fates:
 
     def _frame(self, link: socket.socket, here: Seen) -> None:
         for frame, address in _received(link):
-            if address[2] != PACKET_HOST:  # a bridge floods what it knows no port for, which only the addressed takes
+            if (
+                address[2] != PACKET_HOST
+            ):  # a bridge floods what it knows no port for, which only the addressed takes
                 continue
             kind = frame[12:14]
             if kind == b"\x08\x00" and frame[23] == socket.IPPROTO_TCP:
@@ -275,11 +292,17 @@ class Fates:
             made = self._make(cell.place, family(cell.to), socket.SOCK_STREAM)
             port = self._free_port(number)
             made.bind((cell.source, port))
-            self._selector.register(made, selectors.EVENT_WRITE, (self._connected, Seen(None, str(number), None)))
+            self._selector.register(
+                made, selectors.EVENT_WRITE, (self._connected, Seen(None, str(number), None))
+            )
             made.connect(self._sockaddr(cell))
         elif cell.proto == "udp":
             if cell not in self._udp:
-                made = self._high(self._wire.socket(cell.place, FAMILY[family(cell.to)], socket.SOCK_DGRAM, keep=False))
+                made = self._high(
+                    self._wire.socket(
+                        cell.place, FAMILY[family(cell.to)], socket.SOCK_DGRAM, keep=False
+                    )
+                )
                 made.bind((cell.source, 0))
                 self._udp[cell] = made
                 self._on(made, self._echoed, Seen(None, "", None))
@@ -295,7 +318,9 @@ class Fates:
             assert cell.port
             return sctp_init(10_000 + number % 50_000, cell.port, number)
         if cell.proto == "icmp":
-            body = struct.pack("!BBHHHI", ECHO[family(cell.to)][0], 0, 0, number & 0xFFFF, 1, number)
+            body = struct.pack(
+                "!BBHHHI", ECHO[family(cell.to)][0], 0, 0, number & 0xFFFF, 1, number
+            )
             return body if family(cell.to) == 6 else body[:2] + _checksum(body) + body[4:]
         return struct.pack("!2sI", b"go", number)
 
@@ -334,7 +359,9 @@ class Fates:
         """
         self._of, self._asked, self._by_port = {}, {}, {}
         kept = len(self._all)
-        order = sorted(cells, key=lambda cell: cell.proto == "tcp")  # neighbours are known when the first SYN goes
+        order = sorted(
+            cells, key=lambda cell: cell.proto == "tcp"
+        )  # neighbours are known when the first SYN goes
         tries: dict[Cell, int] = {}
         for at, cell in enumerate(order):
             number = next(self.numbers)

@@ -71,10 +71,14 @@ class Flows:
 
     def leave(self, place: str | None) -> None:
         """Close what is held of a namespace, which could not go before."""
-        self._wire.socket(None, socket.AF_INET, socket.SOCK_DGRAM, keep=False).close()  # the factory leaves it too
+        self._wire.socket(
+            None, socket.AF_INET, socket.SOCK_DGRAM, keep=False
+        ).close()  # the factory leaves it too
         for where, made in self._made:
             if where == place and made.fileno() >= 0:
-                if made.type == socket.SOCK_STREAM:  # at once: what waits for an answer keeps a namespace too
+                if (
+                    made.type == socket.SOCK_STREAM
+                ):  # at once: what waits for an answer keeps a namespace too
                     made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 made.close()
 
@@ -83,7 +87,9 @@ class Flows:
             if made.fileno() >= 0 and made.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 made.close()
 
-    def try_open(self, many: Iterable[Asked], seconds: float = ALIVE_SECONDS) -> dict[Asked, Flow | None]:
+    def try_open(
+        self, many: Iterable[Asked], seconds: float = ALIVE_SECONDS
+    ) -> dict[Asked, Flow | None]:
         """All at once, each on a port of its own; None where a flow does not come about in this time."""
         found: dict[Asked, Flow | None] = {}
         waiting = {}
@@ -131,7 +137,9 @@ class Flows:
         assert all(found.values()), [str(asked) for asked, flow in found.items() if flow is None]
         return [flow for flow in found.values() if flow is not None]
 
-    def judge(self, alive: Iterable[Flow], cut: Iterable[Flow], servers_first: bool = False) -> list[str]:
+    def judge(
+        self, alive: Iterable[Flow], cut: Iterable[Flow], servers_first: bool = False
+    ) -> list[str]:
         """A line for each that is not as it should be. Both ends of each speak, the one at first and then the other.
 
         In UDP the client is always the one at first, and of what is cut the server says nothing: its datagram would be the
@@ -140,8 +148,13 @@ class Flows:
         alive, cut = list(alive), list(cut)
         wrong: list[str] = []
         for second in (False, True):
-            asked = [flow for flow in (*alive, *cut) if flow in alive or not (second and flow.is_udp)]
-            speaker = {flow: ("client", "server")[second ^ (servers_first and not flow.is_udp)] for flow in asked}
+            asked = [
+                flow for flow in (*alive, *cut) if flow in alive or not (second and flow.is_udp)
+            ]
+            speaker = {
+                flow: ("client", "server")[second ^ (servers_first and not flow.is_udp)]
+                for flow in asked
+            }
             words = {flow: flow.say(speaker[flow]) for flow in asked}
 
             def unheard(words: dict[Flow, bytes] = words) -> list[Flow]:
@@ -155,6 +168,12 @@ class Flows:
                 unheard()
                 time.sleep(0.02)
             missing = unheard()
-            wrong += [f"{flow.name}: {speaker[flow]} is not heard" for flow in alive if flow in missing]
-            wrong += [f"{f.name}: {speaker[f]} is still heard" for f in cut if f in words and f not in missing]
+            wrong += [
+                f"{flow.name}: {speaker[flow]} is not heard" for flow in alive if flow in missing
+            ]
+            wrong += [
+                f"{f.name}: {speaker[f]} is still heard"
+                for f in cut
+                if f in words and f not in missing
+            ]
         return wrong

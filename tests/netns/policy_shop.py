@@ -25,7 +25,9 @@ class Shop:
         self.flows = Flows(wire)
         self._tables: dict[str, dict[str, Any]] = {}
         self._ports = itertools.count(100)
-        lab.niso("net", "create", "backend", "--subnet", "10.99.1.0/24", "--subnet", "fd00:99:1::/64")
+        lab.niso(
+            "net", "create", "backend", "--subnet", "10.99.1.0/24", "--subnet", "fd00:99:1::/64"
+        )
 
     def write(self, name: str, rules: dict[str, Any] | None = None, **network: Any) -> str:
         """The manifest of a service, with what was said of its network before; gives its folder."""
@@ -60,18 +62,27 @@ class Shop:
 
     def content(self) -> None:
         done = self.lab.niso("net", "check", check=False)
-        assert (done.returncode, done.stdout) == (0, "everything: as it should be\n"), done.stdout + done.stderr
+        assert (done.returncode, done.stdout) == (0, "everything: as it should be\n"), (
+            done.stdout + done.stderr
+        )
 
     def address(self, name: str, family: int = 4) -> str:
         return Addresses(self.lab, f"niso-{name}").ip(family)
 
     def open(
-        self, *ends: tuple[str | None, str], families: Sequence[int] = FAMILIES, protocols: Sequence[str] = PROTOCOLS
+        self,
+        *ends: tuple[str | None, str],
+        families: Sequence[int] = FAMILIES,
+        protocols: Sequence[str] = PROTOCOLS,
     ) -> list[Flow]:
         """Flows from one to another of each of these, by each family and protocol."""
-        return self.flows.open(*(asked for pair in ends for asked in self._asked(*pair, families, protocols)))
+        return self.flows.open(
+            *(asked for pair in ends for asked in self._asked(*pair, families, protocols))
+        )
 
-    def _asked(self, client: str | None, server: str, families: Sequence[int], protocols: Sequence[str]) -> list[Asked]:
+    def _asked(
+        self, client: str | None, server: str, families: Sequence[int], protocols: Sequence[str]
+    ) -> list[Asked]:
         at = Addresses(self.lab, f"niso-{server}")
         return [
             Asked(_place(client), _place(server), (at.ip(family), next(self._ports)), proto)
@@ -79,7 +90,9 @@ class Shop:
             for proto in protocols
         ]
 
-    def published(self, client: str, server: str, families: Sequence[int] = FAMILIES) -> list[Asked]:
+    def published(
+        self, client: str, server: str, families: Sequence[int] = FAMILIES
+    ) -> list[Asked]:
         """By port 80, which ``server`` publishes as 8080."""
         at = Addresses(self.lab, f"niso-{server}")
         return [
@@ -88,10 +101,16 @@ class Shop:
             for proto in PROTOCOLS
         ]
 
-    def reach(self, client: str | None, server: str, families: Sequence[int] = FAMILIES) -> set[str]:
+    def reach(
+        self, client: str | None, server: str, families: Sequence[int] = FAMILIES
+    ) -> set[str]:
         """By which protocols and families a new flow comes about."""
         found = self.flows.try_open(self._asked(client, server, families, PROTOCOLS), TRIED_SECONDS)
-        return {f"{asked.proto}{6 if ':' in asked.at[0] else 4}" for asked, flow in found.items() if flow}
+        return {
+            f"{asked.proto}{6 if ':' in asked.at[0] else 4}"
+            for asked, flow in found.items()
+            if flow
+        }
 
 
 TRIED_SECONDS = 0.5

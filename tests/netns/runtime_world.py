@@ -99,7 +99,9 @@ class Runtime:
     def wait_for_state(self, state: str, **wanted: Any) -> dict[str, Any]:
         def now() -> dict[str, Any] | None:
             found = self.status()
-            same = found["state"] == state and all(found[key] == value for key, value in wanted.items())
+            same = found["state"] == state and all(
+                found[key] == value for key, value in wanted.items()
+            )
             return found if same else None
 
         found: dict[str, Any] = self.lab.wait_for(now, 20, f"{state} {wanted}")
@@ -126,10 +128,21 @@ class Runtime:
         listing = self.lab.run("ps", "-eo", "args=").stdout.splitlines()
         words = ("conmon", "niso-init", "crun", "niso.runtime", "nsenter")
         # one that has ended and that the lab's PID 1 is about to reap is none
-        processes = [line for line in listing if any(word in line for word in words) and "<defunct>" not in line]
+        processes = [
+            line
+            for line in listing
+            if any(word in line for word in words) and "<defunct>" not in line
+        ]
         # What goes while find looks at it is no failure of find's.
         files = self.lab.run(
-            "find", "/run/niso", "-path", f"*{SERVICE}*", "-not", "-path", "/run/niso/locks/*", check=False
+            "find",
+            "/run/niso",
+            "-path",
+            f"*{SERVICE}*",
+            "-not",
+            "-path",
+            "/run/niso/locks/*",
+            check=False,
         ).stdout
         cgroups = self.lab.run("find", "/sys/fs/cgroup", "-name", f"{CGROUP}*", check=False).stdout
         mounts = self.lab.run("cat", "/proc/mounts").stdout

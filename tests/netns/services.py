@@ -39,7 +39,13 @@ def toml(value: Any) -> str:
     return json.dumps(value)
 
 
-def package(lab: Lab, name: str, *command: str, files: dict[str, str] | None = None, **sections: dict[str, Any]) -> str:
+def package(
+    lab: Lab,
+    name: str,
+    *command: str,
+    files: dict[str, str] | None = None,
+    **sections: dict[str, Any],
+) -> str:
     """Write (or write again) a package whose entrypoint and arguments are ``command``; gives its folder.
 
     ``sections`` are further tables of the manifest, and keys that are laid over ``package`` and ``binary``.
@@ -57,7 +63,9 @@ def package(lab: Lab, name: str, *command: str, files: dict[str, str] | None = N
     folder = f"/tmp/packages/{name}"
     for path, text in {**(files or {}), "manifest.toml": "\n".join(lines) + "\n"}.items():
         there = lab.path(f"{folder}/{path}")
-        if not there.exists() or there.read_text() != text:  # a new time of the same content would be a new package
+        if (
+            not there.exists() or there.read_text() != text
+        ):  # a new time of the same content would be a new package
             lab.write(f"{folder}/{path}", text, 0o755)
     return folder
 
@@ -70,7 +78,15 @@ def idle(lab: Lab, name: str, **sections: dict[str, Any]) -> str:
 def echo(lab: Lab, name: str, port: int = 80, **sections: dict[str, Any]) -> str:
     """A service that answers on TCP ``port`` as `ECHO` says."""
     return package(
-        lab, name, "/usr/bin/python3", "-ISu", "/app/echo.py", name, str(port), files={"echo.py": ECHO}, **sections
+        lab,
+        name,
+        "/usr/bin/python3",
+        "-ISu",
+        "/app/echo.py",
+        name,
+        str(port),
+        files={"echo.py": ECHO},
+        **sections,
     )
 
 
@@ -81,7 +97,16 @@ def on(network: str, **keys: Any) -> dict[str, Any]:
 def ask(lab: Lab, address: str, port: int, netns: str | None = None, seconds: int = 1) -> str:
     """What an echo service there answers to somebody in ``netns``; empty where nobody answers in that time."""
     done = lab.run(
-        BUSYBOX, "nc", "-w", str(seconds), address, str(port), input="", netns=netns, check=False, timeout=10
+        BUSYBOX,
+        "nc",
+        "-w",
+        str(seconds),
+        address,
+        str(port),
+        input="",
+        netns=netns,
+        check=False,
+        timeout=10,
     )
     return str(done.stdout).strip()
 
@@ -133,7 +158,9 @@ def refused(lab: Lab, *argv: str, status: int = 1, **options: Any) -> str:
     done = lab.niso(*argv, check=False, **options)
     lines = str(done.stderr).splitlines()
     assert done.returncode == status, (argv, done.returncode, done.stdout, done.stderr)
-    assert lines and all(line.startswith(("niso: ", "  hint: ", "    ")) for line in lines), done.stderr
+    assert lines and all(line.startswith(("niso: ", "  hint: ", "    ")) for line in lines), (
+        done.stderr
+    )
     assert "Traceback" not in done.stderr and "unexpected" not in done.stderr
     return str(done.stderr)
 
@@ -143,8 +170,23 @@ def busybox_rootfs(lab: Lab, folder: str) -> str:
     for below in ("bin", "etc", "var", "home/web"):
         lab.path(f"{folder}/{below}").mkdir(parents=True, exist_ok=True)
     shutil.copy(BUSYBOX, lab.path(f"{folder}/bin/busybox"))
-    for name in ("sh", "cat", "id", "sleep", "hostname", "nslookup", "ping", "ls", "nc", "env", "touch", "wget"):
+    for name in (
+        "sh",
+        "cat",
+        "id",
+        "sleep",
+        "hostname",
+        "nslookup",
+        "ping",
+        "ls",
+        "nc",
+        "env",
+        "touch",
+        "wget",
+    ):
         lab.path(f"{folder}/bin/{name}").symlink_to("busybox")
-    lab.path(f"{folder}/etc/passwd").write_text("root:x:0:0::/:/bin/sh\nweb:x:33:44::/home/web:/bin/sh\n")
+    lab.path(f"{folder}/etc/passwd").write_text(
+        "root:x:0:0::/:/bin/sh\nweb:x:33:44::/home/web:/bin/sh\n"
+    )
     lab.path(f"{folder}/etc/group").write_text("root:x:0:\nweb:x:44:\nextra:x:55:web\n")
     return folder

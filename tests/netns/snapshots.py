@@ -113,7 +113,9 @@ def take(lab: Lab) -> Snapshot:
     """Links, addresses, routes, rules and sysctls of every namespace of the host; mounts, cgroups, processes, files and the store."""
     found: Snapshot = json.loads(lab.run("python3", "-c", _SCRIPT).stdout)
     files = found["files"].items()
-    found["files"] = {path: value for path, value in files if path not in _FOLDERS and not path.startswith(_STAYS)}
+    found["files"] = {
+        path: value for path, value in files if path not in _FOLDERS and not path.startswith(_STAYS)
+    }
     return found
 
 

@@ -39,7 +39,9 @@ while True:
 """Lives only if it reaches a service when it starts, and says whether it still does when it is asked to end."""
 
 
-def write(lab: Lab, *services: dict[str, Any], name: str = "shop", networks: dict[str, Any] | None = None) -> str:
+def write(
+    lab: Lab, *services: dict[str, Any], name: str = "shop", networks: dict[str, Any] | None = None
+) -> str:
     """Write a stack.toml; a key whose value is a table, but ``depends_on``, ``policy`` and ``ip``, is a table of its own. Gives the folder."""
     lines = ["[stack]", f"name = {toml(name)}", "[networks]"]
     lines += [f"{key} = {toml(value)}" for key, value in (networks or {}).items()]
@@ -52,7 +54,10 @@ def write(lab: Lab, *services: dict[str, Any], name: str = "shop", networks: dic
         }
         lines += [f"{key} = {toml(value)}" for key, value in service.items() if key not in tables]
         for key, value in tables.items():
-            lines += [f"[service.{key}]", *(f"{inner} = {toml(each)}" for inner, each in value.items())]
+            lines += [
+                f"[service.{key}]",
+                *(f"{inner} = {toml(each)}" for inner, each in value.items()),
+            ]
     lab.write(f"{FOLDER}/stack.toml", "\n".join(lines) + "\n")
     return FOLDER
 
@@ -74,4 +79,6 @@ def server(lab: Lab, name: str, port: int = 80, after_s: float = 0.0, **sections
 
 def needs(lab: Lab, name: str, host: str, port: int = 80, **sections: Any) -> str:
     argv = ("/usr/bin/python3", "-ISu", "/app/needs.py", host, str(port))
-    return package(lab, name, *argv, files={"needs.py": NEEDS}, **{"service": {"restart": "no"}, **sections})
+    return package(
+        lab, name, *argv, files={"needs.py": NEEDS}, **{"service": {"restart": "no"}, **sections}
+    )

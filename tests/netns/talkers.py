@@ -68,7 +68,9 @@ def speaker(lab: Lab, name: str, *inner: int, network: str = "niso-default", **k
     ports = [str(port) for port in inner or (80,)]
     command = ("/usr/bin/python3", "-ISu", "/app/speak.py", name, *ports)
     soon = {"restart_delay": "100ms"}
-    return package(lab, name, *command, files={"speak.py": SERVER}, network=on(network, **keys), service=soon)
+    return package(
+        lab, name, *command, files={"speak.py": SERVER}, network=on(network, **keys), service=soon
+    )
 
 
 def received(lab: Lab, name: str, inner: str, port: int = 80) -> list[tuple[str, str]]:
@@ -84,7 +86,9 @@ def received(lab: Lab, name: str, inner: str, port: int = 80) -> list[tuple[str,
         return text if mark in text else ""
 
     lines = lab.wait_for(log, 10, f"{mark} in the log of {name}").splitlines()
-    found = [match.groups() for line in lines if (match := re.fullmatch(r"got (\S+) from (\S+)", line))]
+    found = [
+        match.groups() for line in lines if (match := re.fullmatch(r"got (\S+) from (\S+)", line))
+    ]
     return [(data, peer) for data, peer in found if not data.startswith("mark-")]
 
 
@@ -146,7 +150,9 @@ class Talkers:
         self._thread.join(10)
 
     def add(self, name: str, netns: str | None, address: str, port: int) -> Talker:
-        made = Talker(name, self._wire.socket(netns, socket.AF_INET, socket.SOCK_DGRAM), (address, port))
+        made = Talker(
+            name, self._wire.socket(netns, socket.AF_INET, socket.SOCK_DGRAM), (address, port)
+        )
         with self._busy:
             self.all.append(made)
         return made
@@ -166,7 +172,9 @@ class Talkers:
     def say(self, lab: Lab, since: dict[Talker, int], service: str, count: int = 4) -> None:
         """Every talker's datagrams since then are answered by that service, each of them; by nobody where it is ""."""
         last = {each: number + count for each, number in since.items()}
-        lab.wait_for(lambda: all(each.sent > last[each] + 2 for each in since), 20, "the talkers have sent")
+        lab.wait_for(
+            lambda: all(each.sent > last[each] + 2 for each in since), 20, "the talkers have sent"
+        )
 
         def wrong() -> list[str]:
             with self._busy:
@@ -274,6 +282,9 @@ def start(lab: Lab, *folders: str) -> None:
     for name in (folder.rpartition("/")[2] for folder in folders):
         inner = json.loads(lab.niso("inspect", name).stdout)["endpoints"][0]["address"]
         ports = json.loads(
-            lab.path(f"/tmp/packages/{name}/manifest.toml").read_text().split("args = ")[1].splitlines()[0]
+            lab.path(f"/tmp/packages/{name}/manifest.toml")
+            .read_text()
+            .split("args = ")[1]
+            .splitlines()[0]
         )
         answer(lab, inner, int(ports[3]))

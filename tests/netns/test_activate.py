@@ -51,7 +51,9 @@ def test_first_activation_makes_bridge_namespace_veth_address_and_default_route(
     bridge = lab.ip_json("-d", "address", "show", "dev", "niso-backend")[0]
     assert bridge["linkinfo"]["info_kind"] == "bridge"
     assert re.fullmatch("niso:[0-9a-f]{8}", bridge["ifalias"])
-    assert [each["local"] for each in bridge["addr_info"] if each["family"] == "inet"] == ["10.99.1.1"]
+    assert [each["local"] for each in bridge["addr_info"] if each["family"] == "inet"] == [
+        "10.99.1.1"
+    ]
     assert "UP" in bridge["flags"]
 
     port = host_end(lab, "api")
@@ -89,7 +91,9 @@ def test_service_may_bind_every_port_and_ping(lab: Lab) -> None:
 
 
 def test_package_is_a_read_only_copy_at_app_made_at_activation(lab: Lab) -> None:
-    folder = package(lab, "api", "bin/run", files={"bin/run": "#!/bin/sh\nexec sleep 1000\n", "data": "first\n"})
+    folder = package(
+        lab, "api", "bin/run", files={"bin/run": "#!/bin/sh\nexec sleep 1000\n", "data": "first\n"}
+    )
     lab.niso("activate", folder)
     lab.write(f"{folder}/data", "second\n")
     assert lab.niso("exec", "api", "--", "cat", "/app/data").stdout == "first\n"
@@ -131,7 +135,9 @@ def test_argument_is_a_manifest_a_folder_or_a_known_service(lab: Lab) -> None:
     lab.niso("activate", "api", cwd="/tmp/packages")
     lab.niso("deactivate", "api")
     lab.write(f"{folder}/manifest.toml", "this is no manifest")
-    lab.niso("activate", "api", cwd="/tmp/packages")  # the known service, with the manifest of its last activation
+    lab.niso(
+        "activate", "api", cwd="/tmp/packages"
+    )  # the known service, with the manifest of its last activation
     assert ps(lab, "api")["status"] == "running"
     assert "line 1, column 6" in refused(lab, "activate", "./api", cwd="/tmp/packages")
     assert "'nothing'" in refused(lab, "activate", "nothing")
@@ -182,16 +188,25 @@ def test_changed_environment_restarts_the_process_in_the_same_namespace(lab: Lab
 
 def test_changed_package_file_restarts_and_shows_the_new_one(lab: Lab) -> None:
     command = ("bin/run",)
-    lab.niso("activate", package(lab, "api", *command, files={"bin/run": "#!/bin/sh\nexec sleep 1001\n"}))
+    lab.niso(
+        "activate", package(lab, "api", *command, files={"bin/run": "#!/bin/sh\nexec sleep 1001\n"})
+    )
     pid = pid_of(lab, "api")
-    lab.niso("activate", package(lab, "api", *command, files={"bin/run": "#!/bin/sh\nexec sleep 10002\n"}))
+    lab.niso(
+        "activate",
+        package(lab, "api", *command, files={"bin/run": "#!/bin/sh\nexec sleep 10002\n"}),
+    )
     assert pid_of(lab, "api") != pid
     assert "10002" in lab.niso("exec", "api", "--", "cat", "/app/bin/run").stdout
     assert len(os.listdir(lab.path("/var/lib/niso/packages/api"))) == 1
 
 
 def test_changed_network_moves_the_endpoint(lab: Lab) -> None:
-    lab.niso("activate", idle(lab, "api", network=on("backend")), idle(lab, "peer", network=on("backend")))
+    lab.niso(
+        "activate",
+        idle(lab, "api", network=on("backend")),
+        idle(lab, "peer", network=on("backend")),
+    )
     lab.niso("activate", idle(lab, "api", network=on("frontend")))
     assert inside(lab, "api", "eth0")["addr_info"][0]["local"] == "10.99.2.2"
     assert host_end(lab, "api")["master"] == "niso-frontend"
@@ -227,7 +242,12 @@ def test_process_that_ended_for_good_leaves_its_service_active(lab: Lab) -> None
     )
     lab.wait_for(lambda: ps(lab, "job")["status"] == "exited (3)")
     assert inside(lab, "job", "eth0")["addr_info"][0]["local"] == "10.99.0.2"
-    assert lab.niso("net", "ports").stdout.splitlines()[1].split() == ["job", "0.0.0.0:8080", "80", "tcp"]
+    assert lab.niso("net", "ports").stdout.splitlines()[1].split() == [
+        "job",
+        "0.0.0.0:8080",
+        "80",
+        "tcp",
+    ]
     assert lab.niso("net", "check").returncode == 0  # an end for good is as it should be
     lab.niso("restart", "job")
     assert lab.niso("logs", "job").stdout == "begin\nbegin\n"
@@ -253,7 +273,10 @@ def test_unchanged_activation_puts_back_what_the_service_has_lost(lab: Lab) -> N
 
 def test_remove_leaves_the_host_as_before_the_first_activation(lab: Lab) -> None:
     before = snapshots.take(lab)
-    lab.niso("activate", echo(lab, "api", network={"networks": ["backend", "frontend"], "ports": ["8080:80"]}))
+    lab.niso(
+        "activate",
+        echo(lab, "api", network={"networks": ["backend", "frontend"], "ports": ["8080:80"]}),
+    )
     lab.niso("activate", idle(lab, "worker", network=on("backend")))
     answer(lab, HOST, 8080, "client")
     lab.niso("deactivate", "--all")
@@ -270,7 +293,10 @@ def test_deactivate_takes_all_from_the_kernel_and_keeps_the_lease(lab: Lab) -> N
     before = snapshots.take(lab)
     lab.niso(
         "activate",
-        *(idle(lab, name, network=on("backend", ports=[f"{port}:80"])) for name, port in (("a", 1001), ("b", 1002))),
+        *(
+            idle(lab, name, network=on("backend", ports=[f"{port}:80"]))
+            for name, port in (("a", 1001), ("b", 1002))
+        ),
     )
     assert (address(lab, "a"), address(lab, "b")) == ("10.99.1.2", "10.99.1.3")
     said = lab.niso("deactivate", "a", "b").stdout
@@ -298,7 +324,10 @@ def test_deactivate_ends_a_process_that_ignores_term_after_its_stop_timeout(lab:
 
 def test_remove_succeeds_and_leaves_nothing_where_much_is_gone_already(lab: Lab) -> None:
     before = snapshots.take(lab)
-    lab.niso("activate", echo(lab, "api", network={"networks": ["backend", "frontend"], "ports": ["8080:80"]}))
+    lab.niso(
+        "activate",
+        echo(lab, "api", network={"networks": ["backend", "frontend"], "ports": ["8080:80"]}),
+    )
     lab.run("kill", "-9", str(pid_of(lab, "api")))
     lab.run("nft", "flush", "ruleset")
     lab.run("ip", "netns", "delete", "niso-api")
@@ -306,7 +335,9 @@ def test_remove_succeeds_and_leaves_nothing_where_much_is_gone_already(lab: Lab)
     lab.run("rm", "-r", "/run/niso/hosts", "/tmp/packages/api")
     lab.niso("remove", "api")
     after = snapshots.take(lab)
-    assert {table: rows for table, rows in after.pop("store").items() if rows and table != "meta"} == {}
+    assert {
+        table: rows for table, rows in after.pop("store").items() if rows and table != "meta"
+    } == {}
     assert not before.pop("store")
     assert snapshots.differences(before, after) == []
 

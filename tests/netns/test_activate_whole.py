@@ -67,7 +67,9 @@ def test_several_services_are_activated_all_or_none(lab: Lab) -> None:
     after = snapshots.take(lab)
     for each in (before, after):
         each["processes"] = [re.sub(r"^\d+ |/proc/\d+", "", line) for line in each["processes"]]
-        each["files"] = {path: v for path, v in each["files"].items() if "/run/niso/services/old" not in path}
+        each["files"] = {
+            path: v for path, v in each["files"].items() if "/run/niso/services/old" not in path
+        }
     assert snapshots.differences(before, after) == []
     assert pid_of(lab, "old") != pid  # it was replaced, and put back
 
@@ -91,11 +93,15 @@ def _bad_user(lab: Lab) -> str:
 
 
 def _dies_at_once(lab: Lab) -> str:
-    return package(lab, "api", "sh", "-c", "echo last words >&2; exit 3", network=on("new", ports=["8080:80"]))
+    return package(
+        lab, "api", "sh", "-c", "echo last words >&2; exit 3", network=on("new", ports=["8080:80"])
+    )
 
 
 def _bad_interpreter(lab: Lab) -> str:
-    return package(lab, "api", "bin/run", files={"bin/run": "#!/no/such/interpreter\n"}, network=on("new"))
+    return package(
+        lab, "api", "bin/run", files={"bin/run": "#!/no/such/interpreter\n"}, network=on("new")
+    )
 
 
 def _runtime_refuses(lab: Lab) -> str:
@@ -151,11 +157,16 @@ def _no_address_left(lab: Lab) -> str:
         (_name_taken, ["network.aliases", "'www' is held by service 'base'"]),
         (_foreign_bridge, ["link 'niso-new'", "not this niso's own"]),
         (_foreign_netns, ["network namespace 'niso-api'", "not this niso's own"]),
-        (_no_address_left, ["network 'tiny' (10.50.0.0/30) has no free address", "niso remove", "full"]),
+        (
+            _no_address_left,
+            ["network 'tiny' (10.50.0.0/30) has no free address", "niso remove", "full"],
+        ),
     ],
     ids=lambda value: value.__name__.strip("_") if callable(value) else "",
 )
-def test_failed_activation_leaves_nothing_and_says_why(lab: Lab, make: Any, words: list[str]) -> None:
+def test_failed_activation_leaves_nothing_and_says_why(
+    lab: Lab, make: Any, words: list[str]
+) -> None:
     lab.niso("activate", idle(lab, "base", network={"ports": ["7000:80"], "aliases": ["www"]}))
     folder = make(lab)
     before = snapshots.take(lab)
@@ -163,7 +174,10 @@ def test_failed_activation_leaves_nothing_and_says_why(lab: Lab, make: Any, word
     assert all(word in said for word in words), said
     assert snapshots.differences(before, snapshots.take(lab)) == []
     error = json.loads(refused_json(lab, "activate", "--json", folder))["error"]
-    assert set(error) == {"message", "hint", "key"} and words[0] in f"{error['key']} {error['message']}"
+    assert (
+        set(error) == {"message", "hint", "key"}
+        and words[0] in f"{error['key']} {error['message']}"
+    )
     assert snapshots.differences(before, snapshots.take(lab)) == []
 
 
@@ -181,25 +195,43 @@ def test_port_of_a_process_of_the_host_is_refused_and_names_it(lab: Lab) -> None
     )
     assert listener.stdout and listener.stdout.readline() == b"1\n"
     said = refused(lab, "activate", idle(lab, "api", network={"ports": ["8080:80"]}))
-    assert f"host port 8080/tcp is used by python3 (pid {listener.pid})" in said.replace("python3.13", "python3")
+    assert f"host port 8080/tcp is used by python3 (pid {listener.pid})" in said.replace(
+        "python3.13", "python3"
+    )
     listener.kill()
 
 
 def test_second_state_folder_in_one_network_namespace_is_refused(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "api"))
     before = snapshots.take(lab)
-    other: dict[str, str | None] = {"NISO_STATE_DIR": "/tmp/other", "NISO_RUN_DIR": "/tmp/other-run"}
+    other: dict[str, str | None] = {
+        "NISO_STATE_DIR": "/tmp/other",
+        "NISO_RUN_DIR": "/tmp/other-run",
+    }
     said = refused(lab, "activate", idle(lab, "second"), env=other)
     assert "/tmp/other/state.db is not there" in said and "of the niso state folder with id" in said
     assert snapshots.differences(before, snapshots.take(lab)) == []
 
 
 def test_all_errors_of_a_manifest_come_at_once_with_their_keys(lab: Lab) -> None:
-    folder = idle(lab, "api", network={"ports": ["0:80", "x:1"], "mode": "nat", "colour": 1}, healthcheck={"tcp": 0})
+    folder = idle(
+        lab,
+        "api",
+        network={"ports": ["0:80", "x:1"], "mode": "nat", "colour": 1},
+        healthcheck={"tcp": 0},
+    )
     said = refused(lab, "activate", folder)
-    for key in ("network.ports[0]", "network.ports[1]", "network.mode", "network.colour", "healthcheck"):
+    for key in (
+        "network.ports[0]",
+        "network.ports[1]",
+        "network.mode",
+        "network.colour",
+        "healthcheck",
+    ):
         assert key in said, said
-    assert all(f"{folder}/manifest.toml" in line for line in said.splitlines() if line.startswith("niso: "))
+    assert all(
+        f"{folder}/manifest.toml" in line for line in said.splitlines() if line.startswith("niso: ")
+    )
 
 
 def test_services_activated_at_the_same_time_get_different_addresses(lab: Lab) -> None:
@@ -208,7 +240,9 @@ def test_services_activated_at_the_same_time_get_different_addresses(lab: Lab) -
     for command in commands:
         _, err = command.communicate()
         assert command.returncode == 0, err
-    assert sorted(address(lab, f"s{number}") for number in range(4)) == [f"10.99.0.{n}" for n in (2, 3, 4, 5)]
+    assert sorted(address(lab, f"s{number}") for number in range(4)) == [
+        f"10.99.0.{n}" for n in (2, 3, 4, 5)
+    ]
     assert lab.niso("net", "check").returncode == 0
 
 
@@ -241,7 +275,9 @@ def test_open_files_beyond_the_limit_are_no_hindrance_and_nobody_inherits_them(l
     script = 'exec 7>/tmp/seven 200>/tmp/two-hundred; ulimit -S -n 150; niso activate "$0"; ls -l /proc/self/fd >&2'
     done = lab.run("bash", "-c", script, folder)
     assert done.stdout.startswith("api: active")
-    assert "/tmp/seven" in done.stderr and "/tmp/two-hundred" in done.stderr, "the caller has them still"
+    assert "/tmp/seven" in done.stderr and "/tmp/two-hundred" in done.stderr, (
+        "the caller has them still"
+    )
     conmon = lab.run("sh", "-c", "cat /run/niso/services/api/run-*/conmon.pid").stdout.strip()
     for pid in (conmon, str(pid_of(lab, "api"))):
         assert "/tmp/" not in lab.run("ls", "-l", f"/proc/{pid}/fd").stdout

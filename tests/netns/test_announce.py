@@ -24,15 +24,32 @@ def test_neighbours_hear_of_the_new_holder_of_an_address(lab: Lab, nud: str) -> 
     lab.niso("net", "create", "backend", "--subnet", "10.99.1.0/24", "--subnet", "fd00:99::/64")
     lab.niso("activate", idle(lab, "peer", network=on("backend")))
     for address in ("10.99.1.3", "fd00:99::3"):
-        lab.run("ip", "neigh", "replace", address, "lladdr", OLD, "dev", "eth0", "nud", nud, netns="niso-peer")
+        lab.run(
+            "ip",
+            "neigh",
+            "replace",
+            address,
+            "lladdr",
+            OLD,
+            "dev",
+            "eth0",
+            "nud",
+            nud,
+            netns="niso-peer",
+        )
         assert known(lab, address) == OLD
     lab.niso("activate", idle(lab, "api", network=on("backend")))
-    assert [each["local"] for each in lab.ip_json("address", "show", "eth0", netns="niso-api")[0]["addr_info"]] == [
+    assert [
+        each["local"]
+        for each in lab.ip_json("address", "show", "eth0", netns="niso-api")[0]["addr_info"]
+    ] == [
         "10.99.1.3",
         "fd00:99::3",
     ]
     for address in ("10.99.1.3", "fd00:99::3"):
-        lab.wait_for(lambda address=address: known(lab, address) == mac(lab, "api"), 5, f"news of {address}")
+        lab.wait_for(
+            lambda address=address: known(lab, address) == mac(lab, "api"), 5, f"news of {address}"
+        )
     # what is asked for it leaves nothing behind
     assert lab.ip_json("neigh", "show", netns="niso-api") == []
 
@@ -41,12 +58,20 @@ def test_pair_goes_with_a_namespace_that_somebody_holds(lab: Lab) -> None:
     """Nobody in the namespace has a way to the bridge any more, and the links are gone when the command comes back."""
     lab.niso("activate", idle(lab, "base"), idle(lab, "api"))
     holder = lab.popen("ip", "netns", "exec", "niso-api", "sleep", "1000")
-    lab.wait_for(lambda: lab.run("ip", "netns", "pids", "niso-api").stdout.count("\n") >= 3, what="the holder")
+    lab.wait_for(
+        lambda: lab.run("ip", "netns", "pids", "niso-api").stdout.count("\n") >= 3,
+        what="the holder",
+    )
     links = {link["ifname"] for link in lab.ip_json("link")}
     lab.niso("deactivate", "api")
     left = {link["ifname"] for link in lab.ip_json("link")}
     assert len(links - left) == 1 and not left - links
-    assert lab.run("nsenter", f"--net=/proc/{holder.pid}/ns/net", "ip", "-br", "link").stdout.split()[0] == "lo"
+    assert (
+        lab.run("nsenter", f"--net=/proc/{holder.pid}/ns/net", "ip", "-br", "link").stdout.split()[
+            0
+        ]
+        == "lo"
+    )
     assert lab.niso("net", "check").returncode == 0
     lab.niso("activate", "api")
     assert lab.niso("net", "check").returncode == 0

@@ -18,7 +18,8 @@ def test_whatever_is_on_the_command_line_niso_answers_in_its_own_way(lab: Lab) -
     idle(lab, "api", network={"network": "backend", "ports": ["8080:80"]})
     idle(lab, "web", network={"network": "backend"})
     lab.write(
-        "/tmp/stack/stack.toml", '[stack]\nname = "s"\n[[service]]\nname = "web"\npackage = "/tmp/packages/web"\n'
+        "/tmp/stack/stack.toml",
+        '[stack]\nname = "s"\n[[service]]\nname = "web"\npackage = "/tmp/packages/web"\n',
     )
     lab.run("nft", FOREIGN)
     before = [thing for thing in lab.nft_json() if "foreign" in str(thing)]
@@ -48,7 +49,9 @@ def test_what_no_name_can_be_is_told_in_what_a_terminal_can_show(lab: Lab) -> No
     lab.niso("activate", idle(lab, "api"))
     for arguments, status, words in HOSTILE:
         assert words in refused(lab, *arguments, status=status)
-    assert lab.niso("logs", "api", "-n", "9" * 30).stdout == ""  # more lines than can be counted are all
+    assert (
+        lab.niso("logs", "api", "-n", "9" * 30).stdout == ""
+    )  # more lines than can be counted are all
     folder, odd = idle(lab, "web"), "/tmp/caf\udce9"
     lab.run("mv", folder, odd)
     assert "its path is not UTF-8" in refused(lab, "activate", ".", cwd=odd)

@@ -65,7 +65,9 @@ def packets(source: str, target: str, mark: bytes, port: int) -> dict[str, Packe
     }
     if six:
         found["SCTP"] = IPv6(src=source, dst=target, nh=132) / sctp
-        found["UDP behind hop-by-hop options"] = head / IPv6ExtHdrHopByHop() / UDP(sport=port, dport=80) / Raw(mark)
+        found["UDP behind hop-by-hop options"] = (
+            head / IPv6ExtHdrHopByHop() / UDP(sport=port, dport=80) / Raw(mark)
+        )
         found["ping behind destination options"] = head / IPv6ExtHdrDestOpt() / ping
         found["an unknown protocol"] = IPv6(src=source, dst=target, nh=253) / Raw(mark)
     else:
@@ -75,7 +77,13 @@ def packets(source: str, target: str, mark: bytes, port: int) -> dict[str, Packe
 
 
 def each_packet(
-    who: str, sender: Link, head: Packet, source: str, target: str, receiver: Link, leave_out: tuple[str, ...] = ()
+    who: str,
+    sender: Link,
+    head: Packet,
+    source: str,
+    target: str,
+    receiver: Link,
+    leave_out: tuple[str, ...] = (),
 ) -> list[Attack]:
     """An attack for each kind of packet. A RST for no connection is invalid to connection tracking, which counts nothing."""
     return [
@@ -98,7 +106,9 @@ def test_neighbour_with_a_route_reaches_no_service_by_its_address(world: World) 
         for family in (4, 6):
             if target := world.of[name].ip(family):
                 receiver = world.link[name]
-                attacks += each_packet("neighbour", world.link["neighbour"], head, NEIGHBOUR[family], target, receiver)
+                attacks += each_packet(
+                    "neighbour", world.link["neighbour"], head, NEIGHBOUR[family], target, receiver
+                )
     api = world.of["api"].ip4
     attacks.append(
         Attack(
@@ -112,7 +122,9 @@ def test_neighbour_with_a_route_reaches_no_service_by_its_address(world: World) 
 
 
 @both_ways
-def test_services_of_other_networks_are_not_reached_by_their_addresses(world: World, nf_call: int) -> None:
+def test_services_of_other_networks_are_not_reached_by_their_addresses(
+    world: World, nf_call: int
+) -> None:
     bridged(world.lab, nf_call)
     attacks = []
     for source, target in (
@@ -127,14 +139,19 @@ def test_services_of_other_networks_are_not_reached_by_their_addresses(world: Wo
         for family in (4, 6):
             own, other = world.of[source].ip(family), world.of[target].ip(family)
             if own and other:
-                attacks += each_packet(source, world.link[source], head, own, other, world.link[target])
+                attacks += each_packet(
+                    source, world.link[source], head, own, other, world.link[target]
+                )
     world.prove(attacks, [NOT_PUBLISHED, BY_STATE], FORWARD)
 
 
 def test_loopback_of_the_host_is_reached_from_no_wire_and_no_service(world: World) -> None:
     """Ports that are published on 127.0.0.1, and programs of the host that listen there; also 127.0.0.1 as a source."""
     world.lab.run(
-        "sysctl", "-qw", "net.ipv4.conf.uplink0.route_localnet=1", "net.ipv4.conf.niso-frontend.route_localnet=1"
+        "sysctl",
+        "-qw",
+        "net.ipv4.conf.uplink0.route_localnet=1",
+        "net.ipv4.conf.niso-frontend.route_localnet=1",
     )
     wires = {
         "neighbour": (NEIGHBOUR[4], world.host.mac),
@@ -148,19 +165,25 @@ def test_loopback_of_the_host_is_reached_from_no_wire_and_no_service(world: Worl
             Attack(
                 f"{name} -> 127.0.0.1, published there",
                 sender,
-                lambda mark, port, own=own, head=head: [head / world.udp(own, "127.0.0.1", mark, port, 8083)],
+                lambda mark, port, own=own, head=head: [
+                    head / world.udp(own, "127.0.0.1", mark, port, 8083)
+                ],
                 (world.link["api"],),
             ),
             Attack(
                 f"{name} -> 127.0.0.1, where a program of the host listens",
                 sender,
-                lambda mark, port, own=own, head=head: [head / world.udp(own, "127.0.0.1", mark, port, LOOPBACK_EAR)],
+                lambda mark, port, own=own, head=head: [
+                    head / world.udp(own, "127.0.0.1", mark, port, LOOPBACK_EAR)
+                ],
                 (world.loopback_ear,),
             ),
             Attack(
                 f"{name} -> 127.0.0.1, published everywhere",
                 sender,
-                lambda mark, port, own=own, head=head: [head / world.udp(own, "127.0.0.1", mark, port, 8080)],
+                lambda mark, port, own=own, head=head: [
+                    head / world.udp(own, "127.0.0.1", mark, port, 8080)
+                ],
                 (world.link["api"],),
             ),
         ]
@@ -168,7 +191,9 @@ def test_loopback_of_the_host_is_reached_from_no_wire_and_no_service(world: Worl
             Attack(
                 f"{name} as 127.0.0.1",
                 sender,
-                lambda mark, port, head=head: [head / world.udp("127.0.0.1", HOST[4], mark, port, EAR)],
+                lambda mark, port, head=head: [
+                    head / world.udp("127.0.0.1", HOST[4], mark, port, EAR)
+                ],
                 (world.ear[4],),
             )
         )
@@ -190,7 +215,9 @@ def test_loopback6_of_the_host_is_reached_from_no_wire_and_no_service(world: Wor
             head = Ether(src=world.mac[name], dst=router)
             mark = world.shoot(
                 world.link[name],
-                lambda mark, sport, h=head, s=source, t=target, p=port: [h / world.udp(s, t, mark, sport, p)],
+                lambda mark, sport, h=head, s=source, t=target, p=port: [
+                    h / world.udp(s, t, mark, sport, p)
+                ],
             )
             assert all(world.honest(each) for each in receivers)
             assert not any(each.saw(mark) for each in receivers), (name, source, target, port)
@@ -211,7 +238,9 @@ def test_addresses_of_niso_subnets_are_not_believed_from_the_wire(world: World) 
                     Attack(
                         f"neighbour as {source} to port {port} of the host",
                         sender,
-                        lambda mark, sport, s=source, f=family, p=port: [head / world.udp(s, HOST[f], mark, sport, p)],
+                        lambda mark, sport, s=source, f=family, p=port: [
+                            head / world.udp(s, HOST[f], mark, sport, p)
+                        ],
                         (receiver,),
                     )
                 )
@@ -219,7 +248,9 @@ def test_addresses_of_niso_subnets_are_not_believed_from_the_wire(world: World) 
 
 
 @both_ways
-def test_service_of_an_internal_network_reaches_nothing_outside_of_it(world: World, nf_call: int) -> None:
+def test_service_of_an_internal_network_reaches_nothing_outside_of_it(
+    world: World, nf_call: int
+) -> None:
     """Not other machines, not services of other networks, and not these by what they publish on the host."""
     bridged(world.lab, nf_call)
     head, sender = Ether(src=world.mac["mate"], dst=world.bridge["inner"].mac), world.link["mate"]
@@ -227,7 +258,9 @@ def test_service_of_an_internal_network_reaches_nothing_outside_of_it(world: Wor
     for family in (4, 6):
         own = world.of["mate"].ip(family)
         attacks += each_packet("mate", sender, head, own, CLIENT[family], world.link["client"])
-        attacks += each_packet("mate", sender, head, own, world.of["web"].ip(family), world.link["web"])
+        attacks += each_packet(
+            "mate", sender, head, own, world.of["web"].ip(family), world.link["web"]
+        )
         for address in (HOST[family], GATEWAY["inner"][family], GATEWAY["frontend"][family]):
             for proto in (UDP, TCP):
                 attacks.append(
@@ -240,7 +273,9 @@ def test_service_of_an_internal_network_reaches_nothing_outside_of_it(world: Wor
                         (world.link["web"],),
                     )
                 )
-    attacks += each_packet("mate", sender, head, world.of["mate"].ip4, world.of["plain"].ip4, world.link["plain"])
+    attacks += each_packet(
+        "mate", sender, head, world.of["mate"].ip4, world.of["plain"].ip4, world.link["plain"]
+    )
     world.prove(attacks, [INTERNAL, NOT_PUBLISHED, BY_STATE], FORWARD)
 
 
@@ -251,18 +286,30 @@ def test_service_of_an_internal_network_reaches_the_host_and_its_network(
 ) -> None:
     """And is reached by the ports that it publishes."""
     bridged(world.lab, nf_call)
-    own, inner, vault = world.of["mate"].ip(family), world.bridge["inner"].mac, world.of["vault"].ip(family)
+    own, inner, vault = (
+        world.of["mate"].ip(family),
+        world.bridge["inner"].mac,
+        world.of["vault"].ip(family),
+    )
     ways = [
         ("mate", inner, own, GATEWAY["inner"][family], EAR, world.ear[family]),
         ("mate", inner, own, HOST[family], EAR, world.ear[family]),
         ("mate", world.mac["vault"], own, vault, 9000, world.link["vault"]),
         ("mate", inner, own, HOST[family], 8092, world.link["vault"]),
         ("neighbour", world.host.mac, NEIGHBOUR[family], HOST[family], 8092, world.link["vault"]),
-        ("web", world.bridge["frontend"].mac, world.of["web"].ip(family), HOST[family], 8092, world.link["vault"]),
+        (
+            "web",
+            world.bridge["frontend"].mac,
+            world.of["web"].ip(family),
+            HOST[family],
+            8092,
+            world.link["vault"],
+        ),
     ]
     for sender, mac, source, target, port, receiver in ways:
         head = Ether(src=world.mac[sender], dst=mac)
         mark = world.shoot(
-            world.link[sender], lambda m, p, h=head, s=source, t=target, to=port: [h / world.udp(s, t, m, p, to)]
+            world.link[sender],
+            lambda m, p, h=head, s=source, t=target, to=port: [h / world.udp(s, t, m, p, to)],
         )
         assert world.arrives(mark, [receiver]), f"{sender} does not reach {target} port {port}"

@@ -21,8 +21,14 @@ FROM_PORT = Rule("bridge niso", "prerouting", ("iifname @ports",))
 BETWEEN = Rule("bridge niso", "forward", ("iifname @ports oifname @ports",))
 # a lie may be stopped by more than one rule
 LIES = [FROM_PORT, BETWEEN]
-FROM_ELSEWHERE = [Rule("inet niso", "raw", (words, "drop")) for words in ("iifname @ports", "saddr @subnets")]
-COUNT_FROM = [("bridge niso", "from_port"), ("bridge niso", "from_own6"), ("bridge niso", "from_own_nd")]
+FROM_ELSEWHERE = [
+    Rule("inet niso", "raw", (words, "drop")) for words in ("iifname @ports", "saddr @subnets")
+]
+COUNT_FROM = [
+    ("bridge niso", "from_port"),
+    ("bridge niso", "from_own6"),
+    ("bridge niso", "from_own_nd"),
+]
 COUNT_BETWEEN = [("bridge niso", "between")]
 
 both_ways = pytest.mark.parametrize("nf_call", [0, 1])
@@ -38,9 +44,13 @@ def listed(one: frames.One) -> Callable[[bytes, int], list[Any]]:
     return lambda mark, port: made if isinstance(made := one(mark, port), list) else [made]
 
 
-def from_mallory(world: World, made: dict[str, Callable[[bytes, int], Any]], to_host: bool) -> list[Attack]:
+def from_mallory(
+    world: World, made: dict[str, Callable[[bytes, int], Any]], to_host: bool
+) -> list[Attack]:
     receivers = (world.link["db"], world.link["niso-backend"]) if to_host else (world.link["db"],)
-    return [Attack(name, world.link["mallory"], listed(one), receivers) for name, one in made.items()]
+    return [
+        Attack(name, world.link["mallory"], listed(one), receivers) for name, one in made.items()
+    ]
 
 
 def lies(world: World) -> Lies:
@@ -55,7 +65,9 @@ def lies(world: World) -> Lies:
 
 
 @both_ways
-@pytest.mark.parametrize("kind", ["ipv4", "arp", "ipv6", "nd", "hidden_nd", "tagged", "other_types"])
+@pytest.mark.parametrize(
+    "kind", ["ipv4", "arp", "ipv6", "nd", "hidden_nd", "tagged", "other_types"]
+)
 def test_service_sends_nothing_but_its_own(world: World, kind: str, nf_call: int) -> None:
     bridged(world.lab, nf_call)
     made = getattr(lies(world), kind)()
@@ -77,7 +89,13 @@ def test_no_ipv6_frame_passes_on_a_network_without_ipv6(world: World, nf_call: i
     receivers = (world.link["plain"], world.link["niso-old"])
     made = frames.ipv6_anywhere(evil.mac, plain.mac, router)
     attacks = [
-        Attack(name, world.link["evil"], listed(one), receivers, name not in frames.SAID_BY_EVERY_KERNEL)
+        Attack(
+            name,
+            world.link["evil"],
+            listed(one),
+            receivers,
+            name not in frames.SAID_BY_EVERY_KERNEL,
+        )
         for name, one in made.items()
     ]
     world.prove(attacks, LIES, COUNT_FROM)
@@ -102,7 +120,8 @@ def test_frames_to_link_local_macs_bring_nothing_to_the_host(world: World, nf_ca
                         f"{who} {source} to 01:80:c2:00:00:{last}",
                         world.link["mallory"],
                         lambda m, p, s=source, t=target, last=last: [
-                            Ether(src=mallory.mac, dst=f"01:80:c2:00:00:{last}") / world.udp(s, t, m, p, EAR)
+                            Ether(src=mallory.mac, dst=f"01:80:c2:00:00:{last}")
+                            / world.udp(s, t, m, p, EAR)
                         ],
                         (world.ear[family],),
                     )
@@ -114,7 +133,9 @@ def test_service_sends_all_that_is_its_own(world: World) -> None:
     """So that the others fail for what is wrong with them, and not all the time."""
     me, db, router = world.of["mallory"], world.of["db"], world.bridge["backend"].mac
     link = {"db": world.link["db"], "host": world.link["niso-backend"]}
-    for name, (receiver, one) in frames.honest(me, db, router, GATEWAY["backend"][4], GATEWAY["backend"][6]).items():
+    for name, (receiver, one) in frames.honest(
+        me, db, router, GATEWAY["backend"][4], GATEWAY["backend"][6]
+    ).items():
         mark = world.shoot(world.link["mallory"], listed(one))
         assert world.arrives(mark, [link[receiver]]), name
 
@@ -129,8 +150,14 @@ def test_nobodys_tables_are_poisoned(world: World) -> None:
     """Where the lie for api's address, or for a router, ends up in the victim's kernel without the rules, with them it does not."""
     lab, api, mallory = world.lab, world.of["api"], world.of["mallory"]
     sender, made = world.link["mallory"], lies(world)
-    victims = {"db": ("niso-db", "eth0", world.mac["db"]), "host": (None, "niso-backend", world.bridge["backend"].mac)}
-    shots = {api.ip4: made.arp()["ARP answer for another's address"], api.ip6: made.nd()["NA for another's address"]}
+    victims = {
+        "db": ("niso-db", "eth0", world.mac["db"]),
+        "host": (None, "niso-backend", world.bridge["backend"].mac),
+    }
+    shots = {
+        api.ip4: made.arp()["ARP answer for another's address"],
+        api.ip6: made.nd()["NA for another's address"],
+    }
 
     def learn(netns: str | None, link: str) -> bool:
         for target in (api.ip4, api.ip6):
@@ -146,7 +173,9 @@ def test_nobodys_tables_are_poisoned(world: World) -> None:
     def believed(victim: str) -> set[str]:
         netns, link, _ = victims[victim]
         return {
-            address for address, mac in neighbours(lab, netns, link).items() if mac == mallory.mac and address in shots
+            address
+            for address, mac in neighbours(lab, netns, link).items()
+            if mac == mallory.mac and address in shots
         }
 
     def routers() -> list[Any]:
@@ -158,7 +187,10 @@ def test_nobodys_tables_are_poisoned(world: World) -> None:
     for victim, (netns, link, _) in victims.items():
         with world.without(LIES):
             assert learn(netns, link)
-            lab.wait_for(lambda v=victim: (lie(v), believed(v) == set(shots))[1], what=f"lies to {victim} are believed")
+            lab.wait_for(
+                lambda v=victim: (lie(v), believed(v) == set(shots))[1],
+                what=f"lies to {victim} are believed",
+            )
             lab.wait_for(routers, what="db takes mallory for a router")
         lab.wait_for(lambda n=netns, li=link: learn(n, li), what=f"{victim} knows api again")
         assert routers() == []
@@ -179,7 +211,9 @@ def test_bridge_learns_no_mac_that_is_not_its_ports_own(world: World) -> None:
             world.link["mallory"].send(head / world.udp(me.ip4, db.ip4, b"flood", 9, 9))
 
     def learnt(round_: int) -> int:
-        return world.lab.run("bridge", "fdb", "show", "br", "niso-backend").stdout.count(f"02:66:00:00:{round_:02x}:")
+        return world.lab.run("bridge", "fdb", "show", "br", "niso-backend").stdout.count(
+            f"02:66:00:00:{round_:02x}:"
+        )
 
     with world.without(LIES):
         flood(1)

@@ -25,9 +25,26 @@ WORKS_OUTSIDE = {
         "syslog",
         "no_randomization",
     ),
-    *("ptrace", "process_vm_readv", "pidfd_getfd_of_pid_1", "setns_net_of_pid_1", "files_by_handle", "set_priority"),
-    *("write /proc/sys/kernel/core_pattern", "write /proc/sys/net/ipv4/ip_forward", "write /sys/class/net/lo/ifalias"),
-    *("read /etc/shadow", "leave the cgroup", "open a device of its own making", "packet socket", "raw socket"),
+    *(
+        "ptrace",
+        "process_vm_readv",
+        "pidfd_getfd_of_pid_1",
+        "setns_net_of_pid_1",
+        "files_by_handle",
+        "set_priority",
+    ),
+    *(
+        "write /proc/sys/kernel/core_pattern",
+        "write /proc/sys/net/ipv4/ip_forward",
+        "write /sys/class/net/lo/ifalias",
+    ),
+    *(
+        "read /etc/shadow",
+        "leave the cgroup",
+        "open a device of its own making",
+        "packet socket",
+        "raw socket",
+    ),
     *(
         "read nftables",
         "make a link",
@@ -35,7 +52,12 @@ WORKS_OUTSIDE = {
         "abstract socket of the host",
         "shared memory of the host",
     ),
-    *("processes of the host", "look into /var/lib/niso", "look into /run/niso", "look into /run/netns"),
+    *(
+        "processes of the host",
+        "look into /var/lib/niso",
+        "look into /run/niso",
+        "look into /run/netns",
+    ),
 }
 """What this program can do as root in the lab; other things depend on the kernel."""
 
@@ -50,9 +72,7 @@ time.sleep(1000)
 """
 
 IDLE = "import time; time.sleep(1000)"
-AT_ONCE = (
-    f"import runpy, sys; sys.argv.append('--all'); runpy.run_path('/app/attacker.py', run_name='__main__'); {IDLE}"
-)
+AT_ONCE = f"import runpy, sys; sys.argv.append('--all'); runpy.run_path('/app/attacker.py', run_name='__main__'); {IDLE}"
 
 
 @pytest.fixture
@@ -67,7 +87,9 @@ def host(lab: Lab) -> Lab:
     return lab
 
 
-def attacked(lab: Lab, name: str, by_exec: bool = False, **sections: dict[str, Any]) -> tuple[set[str], str]:
+def attacked(
+    lab: Lab, name: str, by_exec: bool = False, **sections: dict[str, Any]
+) -> tuple[set[str], str]:
     """What works for the attacker in a service of its own, and what niso warned of."""
     argv = IDLE if by_exec else AT_ONCE
     folder = package(lab, name, PYTHON, "-ISc", argv, files={"attacker.py": ATTACKER}, **sections)
@@ -84,16 +106,19 @@ def test_nothing_works_from_inside_and_all_of_it_does_outside(host: Lab) -> None
     inside = {
         "user": attacked(host, "user"),
         "root": attacked(host, "root", True, service={"user": "0:0"}),
-        "written": attacked(host, "written", True, service={"user": "0:0"}, isolation={"read_only": False}),
+        "written": attacked(
+            host, "written", True, service={"user": "0:0"}, isolation={"read_only": False}
+        ),
     }
     own_root = {
         "write /etc/passwd",
         "make a file in /etc",
         "make a file in /",
     }  # a layer of its own, forgotten at its end
-    assert {name: works - (own_root if name == "written" else set()) for name, (works, _) in inside.items()} == {
-        name: set() for name in inside
-    }
+    assert {
+        name: works - (own_root if name == "written" else set())
+        for name, (works, _) in inside.items()
+    } == {name: set() for name in inside}
     assert all("a right on the machine" not in warned for _, warned in inside.values())
     host.niso("remove", "user", "root", "written")
     assert (host.ip_json("link"), host.run("nft", "list", "tables").stdout) == before
@@ -105,7 +130,11 @@ def test_nothing_works_from_inside_and_all_of_it_does_outside(host: Lab) -> None
 
 def test_network_capabilities_are_of_its_own_namespace_alone(host: Lab) -> None:
     works, warned = attacked(
-        host, "net", True, service={"user": "0:0"}, isolation={"capabilities": ["NET_ADMIN", "NET_RAW"]}
+        host,
+        "net",
+        True,
+        service={"user": "0:0"},
+        isolation={"capabilities": ["NET_ADMIN", "NET_RAW"]},
     )
     assert works == {
         "packet socket",
@@ -116,12 +145,17 @@ def test_network_capabilities_are_of_its_own_namespace_alone(host: Lab) -> None:
         "take another address",
     }
     assert "a right on the machine" not in warned
-    assert "attack" not in host.run("ip", "link").stdout and "10.99.0.77" not in host.run("ip", "address").stdout
+    assert (
+        "attack" not in host.run("ip", "link").stdout
+        and "10.99.0.77" not in host.run("ip", "address").stdout
+    )
 
 
 def test_what_mode_host_and_some_capabilities_give_away_is_warned_of(host: Lab) -> None:
     """The threat model says it: these are not kept from the machine."""
-    works, warned = attacked(host, "near", True, network={"mode": "host"}, isolation={"capabilities": ["NET_ADMIN"]})
+    works, warned = attacked(
+        host, "near", True, network={"mode": "host"}, isolation={"capabilities": ["NET_ADMIN"]}
+    )
     assert {"abstract socket of the host", "read nftables"} <= works
     assert (
         "near: isolation.capabilities: NET_ADMIN is a right on the machine: it can change the machine's network"

@@ -25,7 +25,14 @@ def test_niso_is_measured_and_who_is_left_out_is_named() -> None:
     processes = found.row("processes", "niso", 2)
     assert processes and processes.values == [6]  # conmon, catatonit and sleep of each
     assert {each.who for each in found.absent} == PEERS
-    data = {"quick": True, "machine": "", "versions": [""], "date": "", "seconds": 1, "load": ["0", "0"]}
+    data = {
+        "quick": True,
+        "machine": "",
+        "versions": [""],
+        "date": "",
+        "seconds": 1,
+        "load": ["0", "0"],
+    }
     text = page.text({"services": data | found.dump()}, [])
     assert "| `niso activate` | " in text and "| netavark setup | not measured |" in text
     assert "- docker: left out by --without" in text
@@ -36,10 +43,15 @@ def test_a_party_that_fails_is_noted_and_the_others_go_on() -> None:
         assert chapter.lab("nobody") is None
         lab = chapter.lab("batch")
         assert lab
-        cases = {"good": lambda: {"it": 1.0}, "bad": lambda: lab.call("load", "tcp", "192.0.2.9", 1, 1)}
+        cases = {
+            "good": lambda: {"it": 1.0},
+            "bad": lambda: lab.call("load", "tcp", "192.0.2.9", 1, 1),
+        }
         chapter.in_turn("rounds", cases, 0, 0, 2, 20)
         assert lab.call("grow", 1, 20.0) == {"count": 1, "why": ""}
-        ended = chapter.at_once({"late": (lab, "grow", [3_000, 60.0]), "after": (lab, "ready", [])}, 0.3)
+        ended = chapter.at_once(
+            {"late": (lab, "grow", [3_000, 60.0]), "after": (lab, "ready", [])}, 0.3
+        )
     assert [len(row.values) for row in chapter.found.rows("it")] == [2]
     assert [each.who for each in chapter.found.absent] == ["nobody", "bad", "late", "after"]
     assert ended == {}

@@ -24,7 +24,9 @@ def boots() -> Iterator[Callable[[Lab | None], Lab]]:
             lab = stack.enter_context(Lab())
             for folder in (STATE, "/tmp/packages"):
                 if before is not None and before.path(folder).is_dir():
-                    shutil.copytree(before.path(folder), lab.path(folder), symlinks=True, dirs_exist_ok=True)
+                    shutil.copytree(
+                        before.path(folder), lab.path(folder), symlinks=True, dirs_exist_ok=True
+                    )
             return lab
 
         yield boot
@@ -59,7 +61,8 @@ def test_restore_brings_enabled_services_back_as_they_were(boots) -> None:
     )
     lab.niso("enable", "other")
     assert (
-        lab.niso("enable", "other", "api", "side").stdout == "other: is enabled already\napi: enabled\nside: enabled\n"
+        lab.niso("enable", "other", "api", "side").stdout
+        == "other: is enabled already\napi: enabled\nside: enabled\n"
     )
     assert inspect(lab, "api")["enabled"] and not inspect(lab, "loose")["enabled"]
     lab.niso("port-forward", "api", "9000:80")
@@ -68,11 +71,22 @@ def test_restore_brings_enabled_services_back_as_they_were(boots) -> None:
     lab = boots(lab)
     assert set(statuses(lab).values()) == {"inactive"}
     missing = lab.niso("net", "check", check=False)
-    assert missing.returncode == 1 and "process" not in missing.stdout and "namespace" not in missing.stdout
+    assert (
+        missing.returncode == 1
+        and "process" not in missing.stdout
+        and "namespace" not in missing.stdout
+    )
     done = lab.niso("restore")
     assert [line.split(": ")[0] for line in done.stdout.splitlines()] == ["api", "other", "side"]
-    assert statuses(lab) == {"api": "running", "loose": "inactive", "other": "running", "side": "running"}
-    assert {name: (address(lab, name), ps(lab, name)["ports"]) for name in ("api", "other")} == before
+    assert statuses(lab) == {
+        "api": "running",
+        "loose": "inactive",
+        "other": "running",
+        "side": "running",
+    }
+    assert {
+        name: (address(lab, name), ps(lab, name)["ports"]) for name in ("api", "other")
+    } == before
     for port in (8080, 9000):
         assert answer(lab, "192.0.2.1", port, "client") == "api 192.0.2.2"
         assert ask(lab, "192.0.2.1", port, "neighbour") == ""
@@ -134,7 +148,11 @@ def test_forwarding_goes_back_to_what_this_boot_had(boots) -> None:
     lab.niso("net", "create", "both", "--ipv6")
     lab.niso("activate", idle(lab, "api", network=on("both")))
     lab = boots(lab)
-    lab.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding")
+    lab.run(
+        "sh",
+        "-c",
+        "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding",
+    )
     lab.niso("activate", "api")
     assert '"closed"' not in json.dumps([each for each in lab.nft_json() if "element" in each])
     lab.niso("deactivate", "api")
@@ -195,7 +213,9 @@ def test_deactivate_ends_forwards_that_a_reboot_kept(boots) -> None:
 @pytest.mark.parametrize("at", [4, 12, 20, 28, 36])
 def test_activation_that_was_cut_off_is_undone_after_a_reboot(boots, at) -> None:
     lab = boots()
-    lab.niso("activate", echo(lab, "api", network=on("backend", ports=["8080:80"])), idle(lab, "loose"))
+    lab.niso(
+        "activate", echo(lab, "api", network=on("backend", ports=["8080:80"])), idle(lab, "loose")
+    )
     lab.niso("enable", "api")
     was = address(lab, "api")
     echo(lab, "api", network=on("frontend", ports=["8081:80"]))
@@ -218,11 +238,15 @@ def test_activation_that_was_cut_off_is_undone_after_a_reboot(boots, at) -> None
     assert all_is_well(lab)
 
 
-@pytest.mark.parametrize("command", [("deactivate", "api"), ("remove", "api"), ("port-forward", "api", "9000:80")])
+@pytest.mark.parametrize(
+    "command", [("deactivate", "api"), ("remove", "api"), ("port-forward", "api", "9000:80")]
+)
 @pytest.mark.parametrize("at", [2, 3])
 def test_other_commands_that_were_cut_off_are_finished_after_a_reboot(boots, command, at) -> None:
     lab = boots()
-    lab.niso("activate", echo(lab, "api", network=on("backend")), idle(lab, "web", network=on("backend")))
+    lab.niso(
+        "activate", echo(lab, "api", network=on("backend")), idle(lab, "web", network=on("backend"))
+    )
     lab.niso("enable", "api")
     died = lab.niso(*command, env={"NISO_FAILPOINT": f"{at}:kill"}, check=False)
     assert died.returncode == -9
@@ -231,7 +255,9 @@ def test_other_commands_that_were_cut_off_are_finished_after_a_reboot(boots, com
     assert set(statuses(lab).values()) == {"inactive"}
     lab.niso("restore")
     assert store(lab, "SELECT * FROM intent") == []
-    assert statuses(lab) == ({"web": "inactive"} if command[0] == "remove" else {"api": "running", "web": "inactive"})
+    assert statuses(lab) == (
+        {"web": "inactive"} if command[0] == "remove" else {"api": "running", "web": "inactive"}
+    )
     if command[0] == "port-forward":
         assert answer(lab, "192.0.2.1", 9000, "client") == "api 192.0.2.2"
     assert all_is_well(lab)
@@ -241,7 +267,9 @@ def test_another_network_namespace_is_no_reboot(lab) -> None:
     """Nor a pid namespace: as long as anything of what is active is to be seen, it is active."""
     lab.niso("activate", echo(lab, "api", network=on("backend", ports=["8080:80"])))
     lab.niso("activate", idle(lab, "bare", network={"mode": "host"}))
-    assert set(json.loads(lab.client("niso", "ps", "--json").stdout)[0]["status"].split()) == {"running"}
+    assert set(json.loads(lab.client("niso", "ps", "--json").stdout)[0]["status"].split()) == {
+        "running"
+    }
     lab.run("unshare", "--pid", "--fork", "--mount-proc", "niso", "ps")
     assert statuses(lab) == {"api": "running", "bare": "running"}
     assert all_is_well(lab)
@@ -261,7 +289,14 @@ def test_disable_and_wrong_names(lab) -> None:
     lab.niso(
         "activate",
         idle(lab, "api"),
-        package(lab, "side", "/usr/bin/busybox", "sleep", "1000", network={"mode": "share", "share": "api"}),
+        package(
+            lab,
+            "side",
+            "/usr/bin/busybox",
+            "sleep",
+            "1000",
+            network={"mode": "share", "share": "api"},
+        ),
     )
     assert "hint: niso enable api side" in refused(lab, "enable", "side")
     lab.niso("enable", "side", "api")

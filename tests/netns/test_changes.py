@@ -12,7 +12,20 @@ from typing import Any
 import pytest
 import snapshots
 from conftest import Lab, Process
-from services import HOST, address, answer, echo, environment_of, idle, inside, inspect, on, package, pid_of, refused
+from services import (
+    HOST,
+    address,
+    answer,
+    echo,
+    environment_of,
+    idle,
+    inside,
+    inspect,
+    on,
+    package,
+    pid_of,
+    refused,
+)
 
 TALKER = """\
 import socket, sys
@@ -28,7 +41,9 @@ class Connection:
     """A TCP connection from ``netns`` that gives back what it is told, as long as it lives."""
 
     def __init__(self, lab: Lab, to: str, port: int, netns: str) -> None:
-        self._process: Process = lab.popen("python3", "-ISuc", TALKER, to, str(port), stdin=-1, netns=netns)
+        self._process: Process = lab.popen(
+            "python3", "-ISuc", TALKER, to, str(port), stdin=-1, netns=netns
+        )
         assert self._process.stdout
         assert self._process.stdout.readline() != b""
 
@@ -53,7 +68,11 @@ class Known:
         for link in self._links:
             netns = f"niso-{self._name}"
             shown = self._lab.ip_json("link", "show", "dev", link, netns=netns)[0]
-            found += [shown["ifindex"], shown["address"], inside(self._lab, self._name, link)["addr_info"][0]["local"]]
+            found += [
+                shown["ifindex"],
+                shown["address"],
+                inside(self._lab, self._name, link)["addr_info"][0]["local"],
+            ]
         return found
 
     def same_network(self) -> bool:
@@ -106,7 +125,9 @@ def test_new_name_needs_no_restart(lab: Lab, shown: Any) -> None:
     steps = shown(idle(lab, "api", network={"aliases": ["www"]}))
     assert len(steps) == 1 and steps[0].startswith("hosts file")
     assert known.same_process() and known.same_network()
-    assert lab.niso("exec", "web", "--", "getent", "hosts", "www").stdout.split()[0] == address(lab, "api")
+    assert lab.niso("exec", "web", "--", "getent", "hosts", "www").stdout.split()[0] == address(
+        lab, "api"
+    )
 
 
 def _environment(lab: Lab) -> str:
@@ -116,14 +137,25 @@ def _environment(lab: Lab) -> str:
 def _arguments(lab: Lab) -> str:
     folder = echo(lab, "api", network={"ports": ["8080:80"]})
     return (
-        package(lab, "api", "/usr/bin/python3", "-ISu", "/app/echo.py", "again", "80", network={"ports": ["8080:80"]})
+        package(
+            lab,
+            "api",
+            "/usr/bin/python3",
+            "-ISu",
+            "/app/echo.py",
+            "again",
+            "80",
+            network={"ports": ["8080:80"]},
+        )
         or folder
     )
 
 
 def _content(lab: Lab) -> str:
     folder = echo(lab, "api", network={"ports": ["8080:80"]})
-    lab.write(f"{folder}/echo.py", lab.path(f"{folder}/echo.py").read_text() + "# another one\n", 0o755)
+    lab.write(
+        f"{folder}/echo.py", lab.path(f"{folder}/echo.py").read_text() + "# another one\n", 0o755
+    )
     return folder
 
 
@@ -136,11 +168,16 @@ def _capability(lab: Lab) -> str:
 
 
 @pytest.mark.parametrize("change", [_environment, _arguments, _content, _volume, _capability])
-def test_what_the_process_itself_sees_restarts_it_in_the_same_namespace(lab: Lab, shown: Any, change: Any) -> None:
+def test_what_the_process_itself_sees_restarts_it_in_the_same_namespace(
+    lab: Lab, shown: Any, change: Any
+) -> None:
     lab.niso("activate", echo(lab, "api", network={"ports": ["8080:80"]}))
     known = Known(lab, "api")
     steps = shown(change(lab))
-    assert [step for step in steps if not step.startswith("copy package")] == ["stop api", steps[-1]]
+    assert [step for step in steps if not step.startswith("copy package")] == [
+        "stop api",
+        steps[-1],
+    ]
     assert steps[-1].startswith("start api:")
     assert not known.same_process() and known.same_network()
     assert answer(lab, HOST, 8080, "client").split()[1] == "192.0.2.2"
@@ -150,29 +187,47 @@ def test_what_the_process_itself_sees_restarts_it_in_the_same_namespace(lab: Lab
         lab.niso("exec", "api", "--", "touch", "/data/kept")
 
 
-def test_new_network_is_plugged_in_while_the_process_runs_and_connections_live_on(lab: Lab, shown: Any) -> None:
+def test_new_network_is_plugged_in_while_the_process_runs_and_connections_live_on(
+    lab: Lab, shown: Any
+) -> None:
     lab.niso(
-        "activate", echo(lab, "api", network=on("backend", ports=["8080:80"])), idle(lab, "web", network=on("backend"))
+        "activate",
+        echo(lab, "api", network=on("backend", ports=["8080:80"])),
+        idle(lab, "web", network=on("backend")),
     )
     lab.niso("activate", echo(lab, "front", network=on("frontend")))
     known = Known(lab, "api")
-    own, published = Connection(lab, address(lab, "api"), 80, "niso-web"), Connection(lab, HOST, 8080, "client")
+    own, published = (
+        Connection(lab, address(lab, "api"), 80, "niso-web"),
+        Connection(lab, HOST, 8080, "client"),
+    )
     folder = echo(lab, "api", network={"networks": ["backend", "frontend"], "ports": ["8080:80"]})
     steps = shown(folder)
     assert steps[-1] == "show api the hosts file backend+frontend" and "stop api" not in steps
     assert known.same_process() and known.same_network() and own.lives() and published.lives()
     assert inside(lab, "api", "eth1")["addr_info"][0]["local"].startswith("10.99.2.")
-    assert answer(lab, inside(lab, "api", "eth1")["addr_info"][0]["local"], 80, "niso-front").startswith("api ")
+    assert answer(
+        lab, inside(lab, "api", "eth1")["addr_info"][0]["local"], 80, "niso-front"
+    ).startswith("api ")
     # the process, and what it starts, sees the names of both networks at once; nobody else's file has changed
     hosts = lab.run("cat", f"/proc/{known.pid}/root/etc/hosts").stdout
     assert "front.niso.local" in hosts and "web.niso.local" in hosts
-    assert lab.niso("exec", "api", "--", "getent", "hosts", "front").stdout.split()[0] == address(lab, "front")
+    assert lab.niso("exec", "api", "--", "getent", "hosts", "front").stdout.split()[0] == address(
+        lab, "front"
+    )
     assert "front" not in lab.niso("exec", "web", "--", "cat", "/etc/hosts").stdout
     mounts = [
-        line for line in lab.run("cat", f"/proc/{known.pid}/mountinfo").stdout.splitlines() if "niso-hosts" in line
+        line
+        for line in lab.run("cat", f"/proc/{known.pid}/mountinfo").stdout.splitlines()
+        if "niso-hosts" in line
     ]
-    assert len(mounts) == 1 and {"ro", "nosuid", "nodev", "noexec"} <= set(mounts[0].split()[5].split(","))
-    assert lab.niso("exec", "api", "--", "sh", "-c", "echo x >>/etc/hosts", check=False).returncode != 0
+    assert len(mounts) == 1 and {"ro", "nosuid", "nodev", "noexec"} <= set(
+        mounts[0].split()[5].split(",")
+    )
+    assert (
+        lab.niso("exec", "api", "--", "sh", "-c", "echo x >>/etc/hosts", check=False).returncode
+        != 0
+    )
 
     # and out again; what comes later is seen in the file of this one network
     shown(echo(lab, "api", network={"networks": ["backend"], "ports": ["8080:80"]}))
@@ -187,10 +242,14 @@ def test_new_network_is_plugged_in_while_the_process_runs_and_connections_live_o
 
 
 def test_network_change_that_cannot_be_leaves_process_hosts_and_connections(lab: Lab) -> None:
-    lab.niso("activate", echo(lab, "api", network=on("backend")), idle(lab, "web", network=on("backend")))
+    lab.niso(
+        "activate", echo(lab, "api", network=on("backend")), idle(lab, "web", network=on("backend"))
+    )
     known, connection = Known(lab, "api"), Connection(lab, address(lab, "api"), 80, "niso-web")
     bad = package(lab, "bad", "sh", "-c", "exit 3")
-    said = refused(lab, "activate", echo(lab, "api", network={"networks": ["backend", "frontend"]}), bad)
+    said = refused(
+        lab, "activate", echo(lab, "api", network={"networks": ["backend", "frontend"]}), bad
+    )
     assert "bad: its process ended at once" in said
     assert known.same_process() and known.same_network() and connection.lives()
     lab.niso("activate", idle(lab, "late", network=on("backend")))
@@ -202,18 +261,31 @@ def test_network_change_that_cannot_be_leaves_process_hosts_and_connections(lab:
 def test_service_with_a_root_of_its_own_is_shown_other_names_too(lab: Lab) -> None:
     from services import busybox_rootfs
 
-    folder = package(lab, "box", "sleep", "1000", package={"rootfs": "rootfs"}, network=on("backend"))
+    folder = package(
+        lab, "box", "sleep", "1000", package={"rootfs": "rootfs"}, network=on("backend")
+    )
     busybox_rootfs(lab, f"{folder}/rootfs")
     lab.niso("activate", folder, idle(lab, "front", network=on("frontend")))
     pid = pid_of(lab, "box")
-    package(lab, "box", "sleep", "1000", package={"rootfs": "rootfs"}, network={"networks": ["backend", "frontend"]})
+    package(
+        lab,
+        "box",
+        "sleep",
+        "1000",
+        package={"rootfs": "rootfs"},
+        network={"networks": ["backend", "frontend"]},
+    )
     lab.niso("activate", folder)
     assert pid_of(lab, "box") == pid
     assert "front" in lab.niso("exec", "box", "--", "cat", "/etc/hosts").stdout
 
 
 def test_who_shares_the_namespace_goes_on_too_when_a_network_comes(lab: Lab) -> None:
-    lab.niso("activate", idle(lab, "api", network=on("backend")), idle(lab, "front", network=on("frontend")))
+    lab.niso(
+        "activate",
+        idle(lab, "api", network=on("backend")),
+        idle(lab, "front", network=on("frontend")),
+    )
     lab.niso("activate", echo(lab, "side", network={"mode": "share", "share": "api"}))
     pids = [pid_of(lab, name) for name in ("api", "side")]
     connection = Connection(lab, address(lab, "api"), 80, "niso-api")
@@ -225,7 +297,10 @@ def test_who_shares_the_namespace_goes_on_too_when_a_network_comes(lab: Lab) -> 
 
 def test_unchanged_manifest_does_nothing_and_says_so(lab: Lab, shown: Any) -> None:
     folder = echo(
-        lab, "api", network={"networks": ["backend", "frontend"], "ports": ["8080:80"]}, environment={"A": "b"}
+        lab,
+        "api",
+        network={"networks": ["backend", "frontend"], "ports": ["8080:80"]},
+        environment={"A": "b"},
     )
     lab.niso("activate", folder)
     before, known = snapshots.take(lab), Known(lab, "api")
@@ -247,13 +322,17 @@ def test_of_several_only_the_changed_one_is_told_and_touched(lab: Lab) -> None:
 
 def answers_as_db(lab: Lab) -> str:
     """Who answers a third service by the name db."""
-    code = "import socket; print(socket.create_connection(('db', 80), 5).recv(9).decode().split()[0])"
+    code = (
+        "import socket; print(socket.create_connection(('db', 80), 5).recv(9).decode().split()[0])"
+    )
     return str(lab.niso("exec", "peer", "--", "python3", "-c", code).stdout).strip()
 
 
 @pytest.mark.parametrize("order", ["ab", "ba"])
 @pytest.mark.parametrize("swaps", [False, True], ids=["moves", "swaps"])
-def test_a_name_moves_between_two_services_of_one_command(lab: Lab, order: str, swaps: bool) -> None:
+def test_a_name_moves_between_two_services_of_one_command(
+    lab: Lab, order: str, swaps: bool
+) -> None:
     has = {"aliases": ["db"]}
     other: dict[str, Any] = {"aliases": ["cache"]} if swaps else {}
     folders = {"a": echo(lab, "a", network=has), "b": echo(lab, "b", network=other)}

@@ -27,7 +27,8 @@ def shared(request: pytest.FixtureRequest) -> Iterator[World]:
 def matches(found: list[dict[str, str]], wanted: list[tuple[str, str]]) -> bool:
     pairs = [(each["problem"], each["what"]) for each in found]
     return len(pairs) == len(wanted) and all(
-        any(problem == p and re.search(pattern, what) for p, what in pairs) for problem, pattern in wanted
+        any(problem == p and re.search(pattern, what) for p, what in pairs)
+        for problem, pattern in wanted
     )
 
 
@@ -46,7 +47,9 @@ def _damage_and_mend(shared: World, name: str) -> None:
         shared.tell("pause")
     damage.do(shared)
     # who ends a process is done before it has ended
-    lab.wait_for(lambda: matches(shared.check(), damage.found), 5, f"{damage.found}, not {shared.check()}")
+    lab.wait_for(
+        lambda: matches(shared.check(), damage.found), 5, f"{damage.found}, not {shared.check()}"
+    )
     status, out, err = shared.niso("net", "repair", "-v")
     assert status == 0 and out.startswith("repaired: ") and err, err
     assert shared.niso("net", "repair", "-v") == (0, "nothing to repair\n", "")
@@ -92,7 +95,19 @@ def test_check_of_one_service_or_network_sees_only_that(two: World) -> None:
     status, out, err = two.niso("net", "check", "peer")
     assert status == 1 and out.startswith("missing: nftables map element") and not err
     assert "nothing" in refused(lab, "net", "check", "nothing", status=2)
-    lab.run("ip", "-n", "niso-api", "neighbour", "add", "10.99.1.9", "lladdr", "02::1", "dev", "eth0", check=False)
+    lab.run(
+        "ip",
+        "-n",
+        "niso-api",
+        "neighbour",
+        "add",
+        "10.99.1.9",
+        "lladdr",
+        "02::1",
+        "dev",
+        "eth0",
+        check=False,
+    )
     lab.run("bridge", "link", "set", "dev", two.port, "isolated", "on")
     assert two.check("extra") == []
     assert matches(two.check("api"), [("different", "^veth")])
@@ -167,7 +182,9 @@ def test_service_that_is_not_known_any_more_is_ended(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("odd", ["mkfifo", "mkdir", "mkdir -p F/full"])
-def test_odd_files_in_the_run_folder_keep_no_service_from_being_deactivated(two: World, odd: str) -> None:
+def test_odd_files_in_the_run_folder_keep_no_service_from_being_deactivated(
+    two: World, odd: str
+) -> None:
     lab = two.lab
     lab.niso("activate", idle(lab, "lone", network=on("extra")))
     hosts, state = "/run/niso/hosts/extra/hosts", "/run/niso/services/lone/state.json"
@@ -184,9 +201,16 @@ def test_fifos_in_the_folder_of_a_run_keep_nobody_waiting(two: World) -> None:
     lab.niso("activate", idle(lab, "lone", network=on("extra")))
     pid = inspect(lab, "lone")["pid"]
     lab.run(
-        "sh", "-c", "cd /run/niso/services/lone/run-0; rm conmon.pid; mkfifo stopping conmon.pid exits/left exited.pid"
+        "sh",
+        "-c",
+        "cd /run/niso/services/lone/run-0; rm conmon.pid; mkfifo stopping conmon.pid exits/left exited.pid",
     )
-    lab.run("sh", "-c", "cd /var/lib/niso/logs/lone; rm -f *; mkfifo service.log service.log.1", check=False)
+    lab.run(
+        "sh",
+        "-c",
+        "cd /var/lib/niso/logs/lone; rm -f *; mkfifo service.log service.log.1",
+        check=False,
+    )
     for words in (("ps",), ("logs", "lone"), ("net", "check"), ("inspect", "lone")):
         lab.niso(*words, timeout=20, check=False)
     assert lab.niso("deactivate", "lone", timeout=30).returncode == 0
@@ -200,7 +224,11 @@ def test_hosts_file_that_is_a_full_folder_is_not_removed(two: World) -> None:
     hosts = "/run/niso/hosts/backend/hosts"
     lab.run("sh", "-c", f"rm {hosts}; mkdir -p {hosts}/full")
     status, out, err = two.niso("net", "repair")
-    assert (status, out) == (1, "") and f"{hosts} is a folder that is not empty" in err and "move it away" in err, err
+    assert (
+        (status, out) == (1, "")
+        and f"{hosts} is a folder that is not empty" in err
+        and "move it away" in err
+    ), err
     lab.run("mv", hosts, "/tmp/away")
     assert two.niso("net", "repair")[:2] == (0, "repaired: 1 steps\n")
     assert two.check() == []
@@ -209,7 +237,10 @@ def test_hosts_file_that_is_a_full_folder_is_not_removed(two: World) -> None:
 def test_ps_tells_a_process_that_ended_unnoticed_from_one_that_was_moved(two: World) -> None:
     lab = two.lab
     two.leave_cgroup()
-    rows = {row["service"]: row["status"] for row in json.loads(lab.niso("ps", "--json", timeout=4).stdout)}
+    rows = {
+        row["service"]: row["status"]
+        for row in json.loads(lab.niso("ps", "--json", timeout=4).stdout)
+    }
     assert (rows["api"], rows["peer"]) == ("running", "running")
     two.niso("net", "repair")
     two.stop_conmon()
@@ -254,7 +285,10 @@ def test_sweep_removes_all_that_is_nisos_and_nothing_else(lab: Lab, store: str) 
         ("address", "add", "10.8.0.1/24", "dev", "niso-vpn"),
     ):
         lab.run("ip", *words)
-    lab.run("nft", "add table inet other; add chain inet other c; add table ip niso; add table inet niso2")
+    lab.run(
+        "nft",
+        "add table inet other; add chain inet other c; add table ip niso; add table inet niso2",
+    )
     before = snapshots.take(lab)
     lab.niso("net", "create", "backend", "--ipv6")
     lab.niso(
@@ -278,7 +312,11 @@ def test_sweep_removes_all_that_is_nisos_and_nothing_else(lab: Lab, store: str) 
     after = snapshots.take(lab)
     for each in (before, after):
         each.pop("store")
-        each["files"] = {path: value for path, value in each["files"].items() if not path.startswith("/var/lib/niso")}
+        each["files"] = {
+            path: value
+            for path, value in each["files"].items()
+            if not path.startswith("/var/lib/niso")
+        }
     assert "\n".join(snapshots.differences(before, after)) == ""
     assert not [pid for pid in pids if lab.path(f"/proc/{pid}").exists()]
     assert lab.niso("net", "repair", "--sweep").stdout == "nothing of niso's is in the kernel\n"

@@ -19,13 +19,32 @@ from services import CLIENT, HOST, answer, echo, idle, inspect, on, package, ps,
 
 
 def test_ps_shows_all_known_services(lab: Lab) -> None:
-    assert lab.niso("ps").stdout.split() == ["SERVICE", "STATUS", "HEALTH", "MODE", "ADDRESS", "PORTS", "UPTIME"]
+    assert lab.niso("ps").stdout.split() == [
+        "SERVICE",
+        "STATUS",
+        "HEALTH",
+        "MODE",
+        "ADDRESS",
+        "PORTS",
+        "UPTIME",
+    ]
     assert lab.niso("ps", "--json").stdout == "[]\n"
-    lab.niso("activate", idle(lab, "api", network={"ports": ["8080:80", "443:443"]}), idle(lab, "off"))
-    lab.niso("activate", package(lab, "job", "sh", "-c", "sleep 0.3; exit 3", service={"restart": "no"}))
+    lab.niso(
+        "activate", idle(lab, "api", network={"ports": ["8080:80", "443:443"]}), idle(lab, "off")
+    )
+    lab.niso(
+        "activate", package(lab, "job", "sh", "-c", "sleep 0.3; exit 3", service={"restart": "no"})
+    )
     lab.niso(
         "activate",
-        package(lab, "loop", "sh", "-c", "sleep 0.3; exit 1", service={"restart": "always", "restart_delay": "1m"}),
+        package(
+            lab,
+            "loop",
+            "sh",
+            "-c",
+            "sleep 0.3; exit 1",
+            service={"restart": "always", "restart_delay": "1m"},
+        ),
     )
     lab.niso("deactivate", "off")
     wanted = {"api": "running", "job": "exited (3)", "loop": "restarting", "off": "inactive"}
@@ -56,7 +75,12 @@ def test_crashed_process_starts_again_and_failures_are_counted(lab: Lab) -> None
 
 
 def test_inspect_tells_what_the_kernel_has(lab: Lab) -> None:
-    lab.niso("activate", echo(lab, "api", network=on("backend", ports=["8080:80"], hostname="front", aliases=["web"])))
+    lab.niso(
+        "activate",
+        echo(
+            lab, "api", network=on("backend", ports=["8080:80"], hostname="front", aliases=["web"])
+        ),
+    )
     found = inspect(lab, "front")
     end = found["endpoints"][0]
     inner = lab.ip_json("address", "show", "eth0", netns="niso-api")[0]
@@ -66,7 +90,10 @@ def test_inspect_tells_what_the_kernel_has(lab: Lab) -> None:
     assert port["master"] == end["bridge"] == "niso-backend"
     assert port["ifindex"] == inner["link_index"]
     assert found["names"] == ["front", "api", "web"]
-    assert os.stat(lab.path(found["netns"])).st_ino == os.stat(lab.path(f"/proc/{found['pid']}/ns/net")).st_ino
+    assert (
+        os.stat(lab.path(found["netns"])).st_ino
+        == os.stat(lab.path(f"/proc/{found['pid']}/ns/net")).st_ino
+    )
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", found["activated_at"])
     assert found["manifest"]["network"]["ports"] == ["8080:80"]
     assert lab.path(found["package"]).is_dir()
@@ -83,7 +110,9 @@ def test_logs_give_what_it_wrote_to_both_outputs_line_by_line(lab: Lab) -> None:
     assert lab.niso("logs", "api").stdout.splitlines() == ["one", "two", "no newline"]
     assert lab.niso("logs", "api", "-n", "2").stdout.splitlines() == ["two", "no newline"]
     assert lab.niso("logs", "api", "-n", "0").stdout == ""
-    assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\S* one\n", lab.niso("logs", "-t", "api").stdout)
+    assert re.match(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\S* one\n", lab.niso("logs", "-t", "api").stdout
+    )
     lab.niso("deactivate", "api")
     assert lab.niso("logs", "api").stdout.startswith("one\n")
     refused(lab, "logs", "api", "-n", "-1", status=2)
@@ -205,9 +234,24 @@ def test_help_version_schema_and_completion_need_no_root_and_all_else_says_so(la
         "    done = subprocess.run(['niso', *words], capture_output=True, text=True)\n"
         "    print(repr((words, done.returncode, done.stdout, done.stderr)))\n"
     )
-    free = [[], ["version"], ["--version"], ["schema"], ["help", "activate"], ["net"], ["net", "create", "--help"]]
+    free = [
+        [],
+        ["version"],
+        ["--version"],
+        ["schema"],
+        ["help", "activate"],
+        ["net"],
+        ["net", "create", "--help"],
+    ]
     free += [["completion", "bash"]]
-    closed = [["ps"], ["net", "list"], ["activate", "x"], ["deactivate", "--all"], ["logs", "x"], ["net", "rules"]]
+    closed = [
+        ["ps"],
+        ["net", "list"],
+        ["activate", "x"],
+        ["deactivate", "--all"],
+        ["logs", "x"],
+        ["net", "rules"],
+    ]
     lines = "\n".join(" ".join(words) for words in free + closed)
     out = lab.run(*UNPRIVILEGED, "python", "-c", script, input=lines).stdout.splitlines()
     assert len(out) == len(free + closed)
@@ -267,15 +311,25 @@ def test_output_that_is_buffered_comes_before_the_end(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "api"))
     assert "api" in lab.run("sh", "-c", "niso ps | cat", env=buffered).stdout
     assert json.loads(lab.run("niso", "ps", "--json", env=buffered).stdout)[0]["service"] == "api"
-    code = "import niso.cli.main as m\ndef run(_):\n  print('said')\n  return 1\nm.run = run\nm.main()"
+    code = (
+        "import niso.cli.main as m\ndef run(_):\n  print('said')\n  return 1\nm.run = run\nm.main()"
+    )
     done = lab.run("python", "-c", code, env=buffered, check=False)
     assert (done.returncode, done.stdout) == (1, "said\n")
 
 
 def test_output_that_cannot_be_written_is_told(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "api"))
-    for command, status in (("ps", 1), ("ps --json", 1), ("net check", 2), ("net check --json", 2), ("schema", 1)):
-        done = lab.run("sh", "-c", f"niso {command} > /dev/full", check=False, env={"PYTHONUNBUFFERED": None})
+    for command, status in (
+        ("ps", 1),
+        ("ps --json", 1),
+        ("net check", 2),
+        ("net check --json", 2),
+        ("schema", 1),
+    ):
+        done = lab.run(
+            "sh", "-c", f"niso {command} > /dev/full", check=False, env={"PYTHONUNBUFFERED": None}
+        )
         assert done.returncode == status, (command, done)
         words = json.loads(done.stderr)["error"]["message"] if "--json" in command else done.stderr
         assert "the output cannot be written: No space left on device" in words, (command, done)
@@ -283,7 +337,9 @@ def test_output_that_cannot_be_written_is_told(lab: Lab) -> None:
 
 @pytest.mark.parametrize("command", ["activate ./api", "stack up", "stack down"])
 def test_current_folder_that_is_gone_is_told(lab: Lab, command: str) -> None:
-    done = lab.run("sh", "-c", f"mkdir /tmp/gone; cd /tmp/gone; rmdir /tmp/gone; niso {command}", check=False)
+    done = lab.run(
+        "sh", "-c", f"mkdir /tmp/gone; cd /tmp/gone; rmdir /tmp/gone; niso {command}", check=False
+    )
     assert (done.returncode, done.stderr) == (
         1,
         "niso: the current folder is not there any more\n  hint: cd to one that is there, and try again\n",
@@ -293,8 +349,12 @@ def test_current_folder_that_is_gone_is_told(lab: Lab, command: str) -> None:
 def test_empty_words_are_refused_as_no_name_and_no_command(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "api"))
     for command in (["net", "log", ""], ["logs", ""], ["net", "check", ""]):
-        assert refused(lab, *command, status=2 if command[1] == "check" else 1).startswith("niso: no service ")
-    assert refused(lab, "lab", "--", "", status=125).startswith("niso: the command to run is empty\n  hint: ")
+        assert refused(lab, *command, status=2 if command[1] == "check" else 1).startswith(
+            "niso: no service "
+        )
+    assert refused(lab, "lab", "--", "", status=125).startswith(
+        "niso: the command to run is empty\n  hint: "
+    )
 
 
 @pytest.mark.parametrize(
@@ -362,7 +422,12 @@ def test_reading_commands_change_nothing(lab: Lab) -> None:
     lab.niso("activate", echo(lab, "api", network={"ports": ["8080:80"]}))
     answer(lab, HOST, 8080, "client")
     before = snapshots.take(lab)
-    for command in (*commands, ["inspect", "api"], ["net", "inspect", "niso-default"], ["logs", "api"]):
+    for command in (
+        *commands,
+        ["inspect", "api"],
+        ["net", "inspect", "niso-default"],
+        ["logs", "api"],
+    ):
         lab.niso(*command)
     assert snapshots.differences(before, snapshots.take(lab)) == []
     assert answer(lab, HOST, 8080, "client") == f"api {CLIENT}"
@@ -374,7 +439,12 @@ def test_reading_commands_change_nothing(lab: Lab) -> None:
 def test_what_takes_over_a_second_is_told(lab: Lab) -> None:
     """A service that does not end by itself, and a lock that somebody else has."""
     stubborn = package(
-        lab, "slow", "sh", "-c", "trap '' TERM; while :; do sleep 0.1; done", service={"stop_timeout": "4s"}
+        lab,
+        "slow",
+        "sh",
+        "-c",
+        "trap '' TERM; while :; do sleep 0.1; done",
+        service={"stop_timeout": "4s"},
     )
     lab.niso("activate", stubborn, idle(lab, "api"))
     assert re.fullmatch(r"niso: stop slow \(\ds\)\n", lab.niso("restart", "slow").stderr)
@@ -382,26 +452,46 @@ def test_what_takes_over_a_second_is_told(lab: Lab) -> None:
     assert lab.niso("deactivate", "slow", "-v").stderr.splitlines()[0] == "stop slow"
     for command in (["restart", "api"], ["port-forward", "api", "9090:90"], ["remove", "api"]):
         holder = lab.popen(
-            "flock", "/run/niso/locks/api.lock", "sh", "-c", "echo locked; read line", stdin=subprocess.PIPE
+            "flock",
+            "/run/niso/locks/api.lock",
+            "sh",
+            "-c",
+            "echo locked; read line",
+            stdin=subprocess.PIPE,
         )
         assert holder.stdout and holder.stdout.readline() == b"locked\n"
         waiting = lab.popen("niso", *command)
         assert waiting.stderr
         said = waiting.stderr.readline().decode()
-        assert re.fullmatch(r"niso: wait for another niso command, which is at work on api \(\ds\)\n", said)
+        assert re.fullmatch(
+            r"niso: wait for another niso command, which is at work on api \(\ds\)\n", said
+        )
         holder.communicate(b"")
         assert waiting.wait(60) == 0
 
 
 def test_names_that_niso_uses_itself_are_free_for_services(lab: Lab) -> None:
     """Locks, folders, bridges, tables: none of niso's own is one of a service."""
-    names = ["cgroup", "health", "lock", "log", "services", "hosts", "default", "niso-default", "bridge", "lo"]
-    server = package(lab, "health", "python3", "-m", "http.server", "8080", healthcheck={"tcp": 8080})
+    names = [
+        "cgroup",
+        "health",
+        "lock",
+        "log",
+        "services",
+        "hosts",
+        "default",
+        "niso-default",
+        "bridge",
+        "lo",
+    ]
+    server = package(
+        lab, "health", "python3", "-m", "http.server", "8080", healthcheck={"tcp": 8080}
+    )
     packages = [server, *(idle(lab, name) for name in names if name != "health")]
     lab.niso("activate", *packages)
-    assert {row["service"]: row["status"] for row in json.loads(lab.niso("ps", "--json").stdout)} == dict.fromkeys(
-        names, "running"
-    )
+    assert {
+        row["service"]: row["status"] for row in json.loads(lab.niso("ps", "--json").stdout)
+    } == dict.fromkeys(names, "running")
     lab.niso("net", "check")
     lab.niso("remove", *names)
     assert json.loads(lab.niso("ps", "--json").stdout) == []

@@ -40,7 +40,11 @@ class Terminal:
         while not re.search(pattern, said):
             if not select.select([self.near], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 pytest.fail(f"{pattern!r} did not come: {said!r}")
-            said += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x07", "", os.read(self.near, 4096).decode(errors="replace"))
+            said += re.sub(
+                r"\x1b\[[0-9;?]*[A-Za-z]|\x07",
+                "",
+                os.read(self.near, 4096).decode(errors="replace"),
+            )
         return said
 
     def completed(self, typed: str, pattern: str) -> str:
@@ -54,7 +58,12 @@ class Terminal:
 @pytest.fixture
 def world(lab: Lab) -> Lab:
     network = on("backend", ports=["8080:80", "127.0.0.1:53:53/udp"])
-    lab.niso("activate", idle(lab, "payments", network=network), idle(lab, "postgres"), idle(lab, "other"))
+    lab.niso(
+        "activate",
+        idle(lab, "payments", network=network),
+        idle(lab, "postgres"),
+        idle(lab, "other"),
+    )
     lab.niso("deactivate", "other")
     lab.niso("port-forward", "payments", "9090:90")
     lab.write("/tmp/there/shop/stack.toml", "")

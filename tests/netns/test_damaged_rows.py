@@ -10,16 +10,24 @@ DAMAGE = "import sqlite3, sys; c = sqlite3.connect('/var/lib/niso/state.db'); c.
 
 
 @pytest.mark.parametrize(
-    ("column", "text"), [("spec", "x"), ("spec", "{}"), ("spec", "[]"), ("manifest", "x"), ("manifest", "{}")]
+    ("column", "text"),
+    [("spec", "x"), ("spec", "{}"), ("spec", "[]"), ("manifest", "x"), ("manifest", "{}")],
 )
-def test_damaged_row_is_named_and_keeps_no_other_service_from_anything(lab: Lab, column: str, text: str) -> None:
+def test_damaged_row_is_named_and_keeps_no_other_service_from_anything(
+    lab: Lab, column: str, text: str
+) -> None:
     package = echo(lab, "c", network=on("back", ports=["8080:80"]))
     lab.niso("activate", package, idle(lab, "d"))
     lab.run("python3", "-ISc", DAMAGE, column, text)
     named = lab.niso("net", "check", check=False)
     assert (named.returncode, named.stdout) == (1, "different: store: service of service 'c'\n")
     assert ps(lab, "c")["status"] == ps(lab, "d")["status"] == "running"
-    for command in (("restart", "d"), ("activate", idle(lab, "e")), ("net", "create", "more"), ("remove", "e")):
+    for command in (
+        ("restart", "d"),
+        ("activate", idle(lab, "e")),
+        ("net", "create", "more"),
+        ("remove", "e"),
+    ):
         assert "defect" not in lab.niso(*command).stderr
     if (column, text) != ("manifest", "{}"):
         assert f"hint: niso activate {package}" in refused(lab, "inspect", "c")
@@ -27,7 +35,10 @@ def test_damaged_row_is_named_and_keeps_no_other_service_from_anything(lab: Lab,
     if column == "spec":  # the running service has it too
         assert (done.returncode, done.stdout) == (0, "repaired: 1 steps\n")
     else:
-        assert done.returncode == 1 and "service 'c': what the store has of it cannot be understood" in done.stderr
+        assert (
+            done.returncode == 1
+            and "service 'c': what the store has of it cannot be understood" in done.stderr
+        )
         assert f"hint: niso activate {package}" in done.stderr
         lab.niso("activate", package)
     assert lab.niso("net", "check").stdout == "everything: as it should be\n"

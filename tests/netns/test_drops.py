@@ -54,18 +54,31 @@ def stats(lab: Lab) -> dict[str, dict[str, int]]:
 
 def test_drops_are_counted_by_service_and_direction_in_both_families(world: Lab) -> None:
     before = stats(world)
-    assert {row[way] for row in before.values() for way in ("in-drops", "out-drops", "foreign")} == {0}
+    assert {
+        row[way] for row in before.values() for way in ("in-drops", "out-drops", "foreign")
+    } == {0}
     for family in (4, 6):
         send(world, "api", "db:82", family)
         send(world, "web", "db:83", family)
         send(world, "api", "db:81", family)
     send(world, "api", "db:81/udp")
     after = stats(world)
-    drops = {name: (row["in-drops"], row["out-drops"], row["foreign"]) for name, row in after.items()}
+    drops = {
+        name: (row["in-drops"], row["out-drops"], row["foreign"]) for name, row in after.items()
+    }
     assert drops == {"db": (4, 0, 0), "api": (0, 3, 0), "web": (0, 0, 0)}
     table = world.niso("net", "stats").stdout.splitlines()
     assert table[0].split() == [
-        *("SERVICE", "IN-PACKETS", "IN-BYTES", "IN-DROPS", "OUT-PACKETS", "OUT-BYTES", "OUT-DROPS", "FOREIGN")
+        *(
+            "SERVICE",
+            "IN-PACKETS",
+            "IN-BYTES",
+            "IN-DROPS",
+            "OUT-PACKETS",
+            "OUT-BYTES",
+            "OUT-DROPS",
+            "FOREIGN",
+        )
     ]
     assert [line.split()[0] for line in table[1:]] == ["api", "db", "web"]
 
@@ -74,7 +87,8 @@ def test_traffic_is_what_the_links_have_carried(world: Lab) -> None:
     before = stats(world)
     world.run("ping", "-c", "5", "-i", "0.01", "-s", "1000", "10.99.1.3", netns="niso-web")
     web, api = (
-        {key: value - before[name][key] for key, value in stats(world)[name].items()} for name in ("web", "api")
+        {key: value - before[name][key] for key, value in stats(world)[name].items()}
+        for name in ("web", "api")
     )
     # echo requests and replies of 1000 bytes with their headers, and what ARP may have had to ask
     for sent, got in ((web, api), (api, web)):
@@ -82,7 +96,9 @@ def test_traffic_is_what_the_links_have_carried(world: Lab) -> None:
         assert 5 * 1042 <= sent["out-bytes"] <= 5 * 1042 + 200
     for name in ("web", "api"):
         early = stats(world)[name]
-        link = world.ip_json("-s", "link", "show", "dev", "eth0", netns=f"niso-{name}")[0]["stats64"]
+        link = world.ip_json("-s", "link", "show", "dev", "eth0", netns=f"niso-{name}")[0][
+            "stats64"
+        ]
         late = stats(world)[name]  # neighbours are confirmed at any time
         for way, told in (("in", link["rx"]), ("out", link["tx"])):
             for what in ("packets", "bytes"):
@@ -94,8 +110,14 @@ def test_what_a_service_sends_that_is_not_its_own_is_counted_to_it(world: Lab) -
     with Wire(world) as wire:
         link = wire.link("niso-web", "eth0")
         for i in range(7):
-            link.send(Ether(src=web.mac, dst=db.mac) / IP(src=f"10.99.1.{100 + i}", dst=db.ip4) / UDP(dport=80))
-        link.send(Ether(src=web.mac, dst=db.mac) / IP(src=web.ip4, dst=db.ip4) / UDP(dport=80))  # its own
+            link.send(
+                Ether(src=web.mac, dst=db.mac)
+                / IP(src=f"10.99.1.{100 + i}", dst=db.ip4)
+                / UDP(dport=80)
+            )
+        link.send(
+            Ether(src=web.mac, dst=db.mac) / IP(src=web.ip4, dst=db.ip4) / UDP(dport=80)
+        )  # its own
     world.wait_for(lambda: stats(world)["web"]["foreign"] == 7, what="7 foreign frames of web")
     assert (stats(world)["db"]["foreign"], stats(world)["db"]["in-drops"]) == (0, 0)
     # what the rules note is nobody else's: the tables are as they should be, and stay so
@@ -154,7 +176,9 @@ def ended(process: Process) -> tuple[int, str]:
 
 
 def test_log_shows_each_drop_as_it_happens(world: Lab) -> None:
-    device = next(link for link in world.ip_json("link") if link["ifname"].startswith("niapi-"))["ifname"]
+    device = next(link for link in world.ip_json("link") if link["ifname"].startswith("niapi-"))[
+        "ifname"
+    ]
     with reading(world) as process:
         for family in (4, 6):
             for proto in PORTS:
@@ -166,7 +190,9 @@ def test_log_shows_each_drop_as_it_happens(world: Lab) -> None:
         assert ended(process) == (130, "")
     assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z  ", line) for line in lines)
     shown = [line.split("  ", 1)[1].rstrip() for line in lines]
-    denied = [f"db  in  network.policy.deny_from[0]  api → db:82/{proto}  {device}" for proto in PORTS]
+    denied = [
+        f"db  in  network.policy.deny_from[0]  api → db:82/{proto}  {device}" for proto in PORTS
+    ]
     assert shown == [
         *denied,
         *denied,
@@ -196,7 +222,10 @@ def test_log_of_one_service_as_json(world: Lab) -> None:
 
 
 def test_what_others_log_to_the_group_is_not_shown(world: Lab) -> None:
-    world.run("nft", "add table inet other; add chain inet other out { type filter hook output priority 0; }")
+    world.run(
+        "nft",
+        "add table inet other; add chain inet other out { type filter hook output priority 0; }",
+    )
     world.run("nft", f'add rule inet other out ip protocol icmp log prefix "other" group {GROUP}')
     with reading(world) as process:
         world.run("ping", "-c", "1", "192.0.2.2")

@@ -35,7 +35,9 @@ def tell(lab: Lab, name: str, **sections: dict[str, Any]) -> str:
 
 def ask(lab: Lab, address: str, port: int, netns: str | None = None) -> str:
     """What a service there answers to somebody in ``netns``; empty where nobody answers within a second."""
-    done = lab.run(BUSYBOX, "nc", "-w", "1", address, str(port), input="", netns=netns, check=False, timeout=10)
+    done = lab.run(
+        BUSYBOX, "nc", "-w", "1", address, str(port), input="", netns=netns, check=False, timeout=10
+    )
     return str(done.stdout).strip()
 
 
@@ -98,7 +100,11 @@ def test_service_has_an_address_of_each_family_and_no_other(dual: Lab) -> None:
     assert {(each["local"], each["prefixlen"]) for each in found} == {(API, 24), (API6, 64)}
     assert not any("tentative" in each for each in found)
     bridge = dual.ip_json("address", "show", "dev", "niso-backend")[0]["addr_info"]
-    assert {f"{each['local']}/{each['prefixlen']}" for each in bridge} == {"10.99.1.1/24", "fd00:1::1/64", "fe80::1/64"}
+    assert {f"{each['local']}/{each['prefixlen']}" for each in bridge} == {
+        "10.99.1.1/24",
+        "fd00:1::1/64",
+        "fe80::1/64",
+    }
     routes = dual.ip_json("-6", "route", "show", "default", netns="niso-api")
     assert [each["gateway"] for each in routes] == [GATEWAY6]
 
@@ -107,7 +113,10 @@ def test_name_gives_both_addresses_forward_and_reverse(dual: Lab) -> None:
     for name in ("db", "db.niso.local"):
         found = dual.niso("exec", "api", "--", "getent", "ahosts", name).stdout
         assert {line.split()[0] for line in found.splitlines()} == {DB, DB6}
-    assert dual.niso("exec", "api", "--", "getent", "hosts", DB6).stdout.split()[1:] == ["db.niso.local", "db"]
+    assert dual.niso("exec", "api", "--", "getent", "hosts", DB6).stdout.split()[1:] == [
+        "db.niso.local",
+        "db",
+    ]
 
 
 @pytest.mark.parametrize(("target", "source"), [(DB, API), (DB6, API6)])
@@ -117,7 +126,9 @@ def test_services_reach_each_other_by_both_families(dual: Lab, target: str, sour
 
 
 @pytest.mark.parametrize(("target", "gateway"), [(API, GATEWAY), (API6, GATEWAY6)])
-def test_host_and_service_reach_each_other_by_both_families(dual: Lab, target: str, gateway: str) -> None:
+def test_host_and_service_reach_each_other_by_both_families(
+    dual: Lab, target: str, gateway: str
+) -> None:
     assert pings(dual, target) and pings(dual, gateway, "niso-api")
     assert ask(dual, target, 80) == f"api {gateway}"
     assert pings(dual, HOST6 if ":" in gateway else HOST, "niso-api")
@@ -151,7 +162,9 @@ STATES = {"REACHABLE", "STALE", "DELAY", "PROBE"}
 def neighbour(lab: Lab, address: str, link: str, netns: str | None = None) -> set[str]:
     """The states of a neighbour entry; empty where there is none."""
     return {
-        state for each in lab.ip_json("neigh", "show", address, "dev", link, netns=netns) for state in each["state"]
+        state
+        for each in lab.ip_json("neigh", "show", address, "dev", link, netns=netns)
+        for state in each["state"]
     }
 
 
@@ -162,7 +175,9 @@ def test_forwarded_traffic_finds_the_service_again_after_its_neighbour_entry_is_
 ) -> None:
     """Nothing but the client's own packets: for them the host asks with fe80::1, and the service answers that."""
     sides = [("niso-backend", API6, None), ("eth0", GATEWAY6, "niso-api")]
-    for link, address, netns in [each for each in sides if side == "both" or (side == "host") == (each[2] is None)]:
+    for link, address, netns in [
+        each for each in sides if side == "both" or (side == "host") == (each[2] is None)
+    ]:
         if how == "flushed":
             dual.run("ip", "-6", "neigh", "flush", "dev", link, netns=netns)
         else:
@@ -208,10 +223,14 @@ def test_no_datagram_is_lost_while_neighbours_are_confirmed_anew(dual: Lab) -> N
         dual.run("ip", "-6", "neigh", "flush", "dev", link, netns=netns)  # those have the old times
     dual.niso("port-forward", "api", "7001:7001/udp")
     ways = [("client", 7000, "niso-api", CLIENT6), ("niso-api", 7001, "client", HOST6)]
-    receivers = [dual.popen("python3", "-ISc", RECEIVE, str(port), netns=to) for to, port, _, _ in ways]
+    receivers = [
+        dual.popen("python3", "-ISc", RECEIVE, str(port), netns=to) for to, port, _, _ in ways
+    ]
     for receiver in receivers:
         assert receiver.stdout and receiver.stdout.readline() == b"ready\n"
-    senders = [dual.popen("python3", "-ISc", SEND, at, str(port), netns=by) for _, port, by, at in ways]
+    senders = [
+        dual.popen("python3", "-ISc", SEND, at, str(port), netns=by) for _, port, by, at in ways
+    ]
     states = set()
     while any(sender.poll() is None for sender in senders):
         states |= neighbour(dual, GATEWAY6, "eth0", "niso-api")
@@ -224,20 +243,30 @@ def test_host_confirms_a_stale_service_by_a_probe(dual: Lab) -> None:
     dual.run("ip", "neigh", "replace", API6, "dev", "niso-backend", "nud", "stale")
     send = f"import socket; socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).sendto(b'x', ({API6!r}, 9))"
     dual.run("python3", "-ISc", send)
-    dual.wait_for(lambda: neighbour(dual, API6, "niso-backend") == {"REACHABLE"}, 15, "the probe's answer")
+    dual.wait_for(
+        lambda: neighbour(dual, API6, "niso-backend") == {"REACHABLE"}, 15, "the probe's answer"
+    )
 
 
 # --- what is told -----------------------------------------------------------------------------------------------------
 
 
 def test_list_inspect_and_json_show_both_families(dual: Lab) -> None:
-    assert dual.niso("net", "list").stdout.splitlines()[1].split() == ["backend", f"{SUBNET},", SUBNET6, "2"]
+    assert dual.niso("net", "list").stdout.splitlines()[1].split() == [
+        "backend",
+        f"{SUBNET},",
+        SUBNET6,
+        "2",
+    ]
     assert dual.niso("net", "inspect", "backend").stdout == (
         f"Name: backend\nSubnet: {SUBNET}, {SUBNET6}\nBridge: niso-backend\nServices:\n"
         f"  api  {API}, {API6}  ports: 8080→80\n  db   {DB}, {DB6}  ports: none\n"
     )
     found = json.loads(dual.niso("net", "inspect", "backend", "--json").stdout)
-    assert found["subnets"] == [{"cidr": SUBNET, "gateway": GATEWAY}, {"cidr": SUBNET6, "gateway": GATEWAY6}]
+    assert found["subnets"] == [
+        {"cidr": SUBNET, "gateway": GATEWAY},
+        {"cidr": SUBNET6, "gateway": GATEWAY6},
+    ]
     assert found["internal"] is False
 
 
@@ -247,11 +276,27 @@ def test_list_inspect_and_json_show_both_families(dual: Lab) -> None:
 @pytest.mark.parametrize(
     ("harm", "netns", "words"),
     [
-        ("ip -6 address del fd00:1::2/64 dev eth0", "niso-api", "missing: address fd00:1::2/64 on eth0"),
-        ("ip -6 address add fd00:1::99/64 dev eth0", "niso-api", "foreign: address fd00:1::99/64 on eth0"),
+        (
+            "ip -6 address del fd00:1::2/64 dev eth0",
+            "niso-api",
+            "missing: address fd00:1::2/64 on eth0",
+        ),
+        (
+            "ip -6 address add fd00:1::99/64 dev eth0",
+            "niso-api",
+            "foreign: address fd00:1::99/64 on eth0",
+        ),
         ("ip -6 route del default", "niso-api", "missing: route ::/0 via fd00:1::1 on eth0"),
-        ("ip -6 address del fd00:1::1/64 dev niso-backend", None, "missing: address fd00:1::1/64 on niso-backend"),
-        ("ip -6 address del fe80::1/64 dev niso-backend", None, "missing: address fe80::1/64 on niso-backend"),
+        (
+            "ip -6 address del fd00:1::1/64 dev niso-backend",
+            None,
+            "missing: address fd00:1::1/64 on niso-backend",
+        ),
+        (
+            "ip -6 address del fe80::1/64 dev niso-backend",
+            None,
+            "missing: address fe80::1/64 on niso-backend",
+        ),
         (
             "sysctl -qw net.ipv6.conf.uplink0.force_forwarding=0",
             None,
@@ -262,7 +307,11 @@ def test_list_inspect_and_json_show_both_families(dual: Lab) -> None:
             None,
             "different: sysctl net/ipv6/conf/niso-backend/disa",
         ),
-        ("sysctl -qw net.ipv6.conf.all.forwarding=0", None, "different: sysctl net/ipv6/conf/niso-backend/force_f"),
+        (
+            "sysctl -qw net.ipv6.conf.all.forwarding=0",
+            None,
+            "different: sysctl net/ipv6/conf/niso-backend/force_f",
+        ),
         (
             "nft delete element inet niso closed { ipv6 }",
             None,
@@ -296,8 +345,13 @@ def test_deactivate_and_remove_leave_nothing(lab: Lab) -> None:
     before = snapshots.take(lab)
     lab.niso("net", "create", "backend", "--subnet", SUBNET, "--subnet", SUBNET6)
     made = snapshots.take(lab)
-    planned = lab.niso("activate", "--dry-run", tell(lab, "api", network=on("backend", ports=["8080:80"]))).stdout
-    assert "address add fd00:1::2/64 dev eth0" in planned and "net/ipv6/conf/uplink0/force_forwarding=1" in planned
+    planned = lab.niso(
+        "activate", "--dry-run", tell(lab, "api", network=on("backend", ports=["8080:80"]))
+    ).stdout
+    assert (
+        "address add fd00:1::2/64 dev eth0" in planned
+        and "net/ipv6/conf/uplink0/force_forwarding=1" in planned
+    )
     for other in (before, made):
         other["files"] = snapshots.take(lab)["files"]
     assert snapshots.differences(made, snapshots.take(lab)) == []
@@ -324,15 +378,23 @@ def test_service_keeps_its_addresses_of_both_families(lab: Lab) -> None:
     lab.niso("remove", "one")
     lab.niso("deactivate", "two", "three")
     said = lab.niso("activate", "three", "two").stdout
-    assert "two: active  10.99.1.3, fd00:1::3" in said and "three: active  10.99.1.4, fd00:1::4" in said
-    assert "10.99.1.2, fd00:1::2" in lab.niso("activate", idle(lab, "four", network=on("backend", ip=API))).stdout
+    assert (
+        "two: active  10.99.1.3, fd00:1::3" in said
+        and "three: active  10.99.1.4, fd00:1::4" in said
+    )
+    assert (
+        "10.99.1.2, fd00:1::2"
+        in lab.niso("activate", idle(lab, "four", network=on("backend", ip=API))).stdout
+    )
 
 
 def test_service_that_moves_to_a_dual_stack_network_gets_ipv6(lab: Lab) -> None:
     """Its namespace stays, in which IPv6 was off for links to come."""
     lab.niso("net", "create", "backend", "--subnet", SUBNET, "--subnet", SUBNET6)
     lab.niso("net", "create", "plain", "--subnet", "10.99.2.0/24")
-    lab.niso("activate", tell(lab, "api", network=on("plain")), tell(lab, "db", network=on("backend")))
+    lab.niso(
+        "activate", tell(lab, "api", network=on("plain")), tell(lab, "db", network=on("backend"))
+    )
     lab.niso("activate", tell(lab, "api", network={"networks": ["plain", "backend"]}))
     assert checked(lab) == CONTENT
     assert answer(lab, "fd00:1::2", 80, "niso-api").startswith("db fd00:1::")
@@ -409,14 +471,20 @@ def test_nothing_leaves_an_internal_network(internal: Lab, target: str) -> None:
 
 
 @pytest.mark.parametrize(("own", "gateway", "other"), [(API, GATEWAY, DB), (API6, GATEWAY6, DB6)])
-def test_internal_network_has_itself_and_the_host(internal: Lab, own: str, gateway: str, other: str) -> None:
+def test_internal_network_has_itself_and_the_host(
+    internal: Lab, own: str, gateway: str, other: str
+) -> None:
     assert ask(internal, other, 80, "niso-api") == f"db {own}"
     assert ask(internal, own, 80) == f"api {gateway}"
-    assert pings(internal, gateway, "niso-api") and pings(internal, HOST6 if ":" in own else HOST, "niso-api")
+    assert pings(internal, gateway, "niso-api") and pings(
+        internal, HOST6 if ":" in own else HOST, "niso-api"
+    )
 
 
 @pytest.mark.parametrize(("host", "client"), [(HOST, CLIENT), (HOST6, CLIENT6)])
-def test_published_port_of_an_internal_network_is_reached_and_answers(internal: Lab, host: str, client: str) -> None:
+def test_published_port_of_an_internal_network_is_reached_and_answers(
+    internal: Lab, host: str, client: str
+) -> None:
     assert ask(internal, host, 8080, "client") == f"api {client}"
 
 
@@ -430,7 +498,10 @@ def test_internal_service_reaches_no_service_of_another_network(internal: Lab) -
 
 def test_internal_network_is_told_as_such_and_right(internal: Lab) -> None:
     assert checked(internal) == CONTENT
-    assert "\nBridge: niso-backend\nInternal: yes\nServices:\n" in internal.niso("net", "inspect", "backend").stdout
+    assert (
+        "\nBridge: niso-backend\nInternal: yes\nServices:\n"
+        in internal.niso("net", "inspect", "backend").stdout
+    )
     assert "Internal" not in internal.niso("net", "inspect", "frontend").stdout
     found = json.loads(internal.niso("net", "inspect", "backend", "--json").stdout)
     assert found["internal"] is True

@@ -28,11 +28,19 @@ JUDGES = ("net explain",)
 
 
 def commands() -> list[Command]:
-    return [each for one in first_screen() for each in (one.actions if isinstance(one, Group) else (one,))]
+    return [
+        each
+        for one in first_screen()
+        for each in (one.actions if isinstance(one, Group) else (one,))
+    ]
 
 
 def make(lab: Lab) -> None:
-    lab.niso("activate", *(f"./{name}" for name in ("api", "db", "cache", "postgres", "dns", "api-2")), cwd=HERE)
+    lab.niso(
+        "activate",
+        *(f"./{name}" for name in ("api", "db", "cache", "postgres", "dns", "api-2")),
+        cwd=HERE,
+    )
 
 
 @pytest.fixture
@@ -55,7 +63,9 @@ def world(lab: Lab) -> Lab:
 
 def try_example(world: Lab, command: Command, example: str) -> None:
     """Run it, where it cannot leave anything on the machine's disk, and look at its exit status and errors."""
-    line = example.removeprefix("@reboot /usr/local/bin/").replace("/etc/bash_completion.d/niso", "/tmp/words")
+    line = example.removeprefix("@reboot /usr/local/bin/").replace(
+        "/etc/bash_completion.d/niso", "/tmp/words"
+    )
     shell, before = "bash", ""
     allowed = {0, 1} if command.name in JUDGES else {0}
     if "completion zsh" in line:
@@ -102,6 +112,12 @@ def test_example_of_the_lab_works() -> None:
         own = os.path.join(sys.prefix, "bin")
         env = {**os.environ, "PATH": f"{own}:{os.environ['PATH']}"}
         done = subprocess.run(
-            ["bash", "-c", LAB], check=False, cwd=folder, env=env, capture_output=True, text=True, timeout=60
+            ["bash", "-c", LAB],
+            check=False,
+            cwd=folder,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
     assert done.returncode == 0 and ">hello</a>" in done.stdout, done.stderr

@@ -10,7 +10,10 @@ import pytest
 from conftest import Lab
 from services import idle, on, refused
 
-SUBNETS = {"backend": ("10.99.1.0/24", "fd00:99:1::/64"), "front": ("10.99.2.0/24", "fd00:99:2::/64")}
+SUBNETS = {
+    "backend": ("10.99.1.0/24", "fd00:99:1::/64"),
+    "front": ("10.99.2.0/24", "fd00:99:2::/64"),
+}
 
 
 @pytest.fixture
@@ -18,13 +21,25 @@ def world(lab: Lab) -> Lab:
     """db admits api on some ports and the client; api may go to db's ports; web and both are free, vault is internal."""
     for name, (four, six) in SUBNETS.items():
         lab.niso("net", "create", name, "--subnet", four, "--subnet", six)
-    lab.niso("net", "create", "vault", "--internal", "--subnet", "10.99.3.0/24", "--subnet", "fd00:99:3::/64")
+    lab.niso(
+        "net",
+        "create",
+        "vault",
+        "--internal",
+        "--subnet",
+        "10.99.3.0/24",
+        "--subnet",
+        "fd00:99:3::/64",
+    )
     lab.niso(
         "activate",
         idle(
             lab,
             "db",
-            network=on("backend", ports=["5432:80/tcp", "5432:80/udp", "5432:80/sctp", "9000-9002:9000-9002"]),
+            network=on(
+                "backend",
+                ports=["5432:80/tcp", "5432:80/udp", "5432:80/sctp", "9000-9002:9000-9002"],
+            ),
             **{
                 "network.policy": {
                     "allow_from": ["api:80", "api/icmp", "192.0.2.2", "network:front:9000-9002"],
@@ -76,7 +91,9 @@ CASES = [
         for proto in ("tcp", "udp", "sctp")
     ),
     Case("api", "db", "", (f"{OUT} egress.allow[1]", f"{IN} allow_from[1]")),
-    Case("api", "db:81", "egress", (f"{OUT} egress.deny[0]",), "network.policy.egress.deny[0]", False),
+    Case(
+        "api", "db:81", "egress", (f"{OUT} egress.deny[0]",), "network.policy.egress.deny[0]", False
+    ),
     Case(
         "api",
         "db:81/udp",
@@ -109,7 +126,9 @@ CASES = [
     Case("safe", "HOST:5432", "path", ("forward out of an internal network",), "", False),
     Case("safe", "CLIENT:80", "path", ("forward out of an internal network",), "", None),
     Case("web", "CLIENT:80", "", (), "", None),
-    Case("api", "CLIENT:81", "egress", (f"{OUT} egress.allow",), "network.policy.egress.allow", None),
+    Case(
+        "api", "CLIENT:81", "egress", (f"{OUT} egress.allow",), "network.policy.egress.allow", None
+    ),
     Case("api", "host:22", "egress", (f"{OUT} egress.allow",), "network.policy.egress.allow", None),
     Case("web", "host", "", (), "", None),
     Case("web", "NOBODY:80", "path", ("forward not published",), "", None),
@@ -117,7 +136,12 @@ CASES = [
 ]
 ADDRESSES = {
     4: {"HOST": "192.0.2.1", "CLIENT": "192.0.2.2", "NOBODY": "10.99.1.99", "ASTRAY": "10.99.1.4"},
-    6: {"HOST": "[2001:db8::1]", "CLIENT": "[2001:db8::2]", "NOBODY": "[fd00:99:1::99]", "ASTRAY": "fd00:99:1::4"},
+    6: {
+        "HOST": "[2001:db8::1]",
+        "CLIENT": "[2001:db8::2]",
+        "NOBODY": "[fd00:99:1::99]",
+        "ASTRAY": "fd00:99:1::4",
+    },
 }
 
 
@@ -140,13 +164,20 @@ def told(text: str, family: int) -> str:
 def test_each_part_is_named_and_a_real_packet_proves_it(world: Lab, family: int) -> None:
     wrong = []
     for case in map(by_ipv6, CASES) if family == 6 else CASES:
-        found = explain(world, told(case.source, family), told(case.to, family), f"-{family}", "--prove")
-        decides = next((part for part in ("path", "egress", "ingress") if found[part]["verdict"] == "drop"), "")
+        found = explain(
+            world, told(case.source, family), told(case.to, family), f"-{family}", "--prove"
+        )
+        decides = next(
+            (part for part in ("path", "egress", "ingress") if found[part]["verdict"] == "drop"), ""
+        )
         counted = tuple(short(count["rule"]) for count in found["proof"]["counters"])
         rose = all(count["after"] > count["before"] for count in found["proof"]["counters"])
         got = (decides, counted, found["proof"]["agrees"], rose, found["proof"]["arrived"])
         key = found[decides]["key"] if decides else None
-        if got != (case.decides, case.counted, case.agrees, True, case.arrives) or (key or "") != case.key:
+        if (
+            got != (case.decides, case.counted, case.agrees, True, case.arrives)
+            or (key or "") != case.key
+        ):
             wrong.append(f"{case}: {got} {key} {found['proof']}")
         assert (found["verdict"] == "drop") == bool(decides)
         assert ":" in found["from"]["address"] or family == 4
@@ -156,7 +187,9 @@ def test_each_part_is_named_and_a_real_packet_proves_it(world: Lab, family: int)
 
 def short(rule: str) -> str:
     """``forward not published`` of a rule, ``db allow_from[0]`` of a policy's element."""
-    match = re.fullmatch(r'element inet niso \w+ \{ .* comment "([\w-]+) (?:network\.policy\.)?(.*)" : \w+ \}', rule)
+    match = re.fullmatch(
+        r'element inet niso \w+ \{ .* comment "([\w-]+) (?:network\.policy\.)?(.*)" : \w+ \}', rule
+    )
     match = match or re.fullmatch(r'rule (?:inet|bridge) niso ([\w-]+): .*comment "(.*)"', rule)
     assert match, rule
     return f"{match[1]} {match[2]}"
@@ -176,7 +209,8 @@ def elements(lab: Lab) -> set[str]:
             if not re.match("(in|out)[46]_", container):
                 unseen += '| comment "[^"]*"'
             found.update(
-                f"element {table} {container} {{ {re.sub(unseen, '', each)} }}" for each in match[1].split(", ")
+                f"element {table} {container} {{ {re.sub(unseen, '', each)} }}"
+                for each in match[1].split(", ")
             )
     return found
 
@@ -228,7 +262,10 @@ def test_text(world: Lab) -> None:
     assert "by published ports only" in both.splitlines()[1]
     differs = world.niso("net", "explain", "both", "web").stdout
     assert "by IPv6" not in differs
-    world.niso("activate", idle(world, "web", network=on("front"), **{"network.policy": {"deny_from": ["fd00::/8"]}}))
+    world.niso(
+        "activate",
+        idle(world, "web", network=on("front"), **{"network.policy": {"deny_from": ["fd00::/8"]}}),
+    )
     differs = world.niso("net", "explain", "both", "web").stdout
     assert "by IPv6 (fd00:99:2::2) it is dropped: network.policy.deny_from[0]" in differs
     assert explain(world, "both", "web")["other_family"]["verdict"] == "drop"
@@ -262,8 +299,20 @@ def test_wrong_questions(world: Lab) -> None:
     wrong("api", "300.1.1.1:80", "'300.1.1.1' is no address")
     wrong("::ffff:10.0.0.1", "db:80", "IPv4-mapped")
     wrong("198.51.100.7", "db:80", "--prove sends from services and from the host", 2, "--prove")
-    wrong("192.0.2.2", "db:80", "-6 does not go with 192.0.2.2, which is an IPv4 address\n  hint: -4", 2, "-6")
-    wrong("api", "fd00:99:1::2", "-4 does not go with fd00:99:1::2, which is an IPv6 address\n  hint: -6", 2, "-4")
+    wrong(
+        "192.0.2.2",
+        "db:80",
+        "-6 does not go with 192.0.2.2, which is an IPv4 address\n  hint: -4",
+        2,
+        "-6",
+    )
+    wrong(
+        "api",
+        "fd00:99:1::2",
+        "-4 does not go with fd00:99:1::2, which is an IPv6 address\n  hint: -6",
+        2,
+        "-4",
+    )
     wrong("192.0.2.2", "fd00:99:1::2", "192.0.2.2 and fd00:99:1::2 are not of one family")
     wrong("api", "0.0.0.0:80", "'0.0.0.0' is nobody's address")
     wrong("api", "[::]:80", "'::' is nobody's address")
@@ -273,14 +322,33 @@ def test_rules_that_are_not_as_they_should_be_are_found_out(world: Lab) -> None:
     """An open rule in front lets pass what should drop; without the rule that admits, nothing passes."""
     world.run("nft", "insert", "rule", "inet", "niso", "check_in4", "accept")
     found = explain(world, "api", "db:82", "--prove")
-    assert (found["verdict"], found["proof"]["agrees"], found["proof"]["arrived"]) == ("drop", False, True)
+    assert (found["verdict"], found["proof"]["agrees"], found["proof"]["arrived"]) == (
+        "drop",
+        False,
+        True,
+    )
     world.niso("net", "repair")
     assert explain(world, "api", "db:82", "--prove")["proof"]["agrees"]
     world.run(
-        "nft", "insert", "rule", "inet", "niso", "forward", "oifname", "niso-backend", "tcp", "dport", "80", "drop"
+        "nft",
+        "insert",
+        "rule",
+        "inet",
+        "niso",
+        "forward",
+        "oifname",
+        "niso-backend",
+        "tcp",
+        "dport",
+        "80",
+        "drop",
     )
     found = explain(world, "api", "db:80", "--prove")
-    assert (found["verdict"], found["proof"]["agrees"], found["proof"]["arrived"]) == ("pass", False, False)
+    assert (found["verdict"], found["proof"]["agrees"], found["proof"]["arrived"]) == (
+        "pass",
+        False,
+        False,
+    )
     assert not any(count["after"] > count["before"] for count in found["proof"]["counters"])
     done = world.niso("net", "explain", "api", "db:80", "--prove", check=False)
     assert done.returncode == 1
@@ -293,7 +361,11 @@ def test_rules_that_are_not_as_they_should_be_are_found_out(world: Lab) -> None:
 def test_packet_of_which_nothing_can_be_seen_proves_nothing(world: Lab) -> None:
     """There is no machine of that address, and no rule counts what web sends."""
     found = explain(world, "web", "192.0.2.99:80/udp", "--prove")
-    assert (found["verdict"], found["proof"]["agrees"], found["proof"]["answered"]) == ("pass", None, False)
+    assert (found["verdict"], found["proof"]["agrees"], found["proof"]["answered"]) == (
+        "pass",
+        None,
+        False,
+    )
     text = world.niso("net", "explain", "web", "192.0.2.99:80/udp", "--prove").stdout
     assert "  proof    tells nothing: one packet was sent; 192.0.2.99 did not answer" in text
 
@@ -312,13 +384,21 @@ def test_what_the_host_forwards_for_services_alone_is_not_for_others(lab: Lab) -
 
     def dropped() -> int:
         rules = [
-            thing["rule"] for thing in lab.nft_json() if thing.get("rule", {}).get("comment", "").endswith("niso alone")
+            thing["rule"]
+            for thing in lab.nft_json()
+            if thing.get("rule", {}).get("comment", "").endswith("niso alone")
         ]
-        return int(next(each["counter"]["packets"] for each in rules[0]["expr"] if "counter" in each))
+        return int(
+            next(each["counter"]["packets"] for each in rules[0]["expr"] if "counter" in each)
+        )
 
     done = lab.niso("net", "explain", "192.0.2.2", "203.0.113.5", check=False)
     said = done.stdout
-    assert done.returncode == 1 and "drop" in said and "the host forwards IPv4 for services alone" in said
+    assert (
+        done.returncode == 1
+        and "drop" in said
+        and "the host forwards IPv4 for services alone" in said
+    )
     before = dropped()
     lab.run("ip", "route", "replace", "203.0.113.0/24", "via", "192.0.2.1", netns="client")
     lab.run("ping", "-c", "1", "-W", "1", "203.0.113.5", netns="client", check=False)
@@ -326,4 +406,7 @@ def test_what_the_host_forwards_for_services_alone_is_not_for_others(lab: Lab) -
     lab.niso("deactivate", "any")
     lab.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
     lab.niso("activate", "any")
-    assert "no service has to do with it" in lab.niso("net", "explain", "192.0.2.2", "203.0.113.5").stdout
+    assert (
+        "no service has to do with it"
+        in lab.niso("net", "explain", "192.0.2.2", "203.0.113.5").stdout
+    )

@@ -16,18 +16,26 @@ table ip filter {
 """
 
 
-def test_another_tables_drop_is_told_with_the_rule_that_mends_it_and_nobody_edits_it(lab: Lab) -> None:
+def test_another_tables_drop_is_told_with_the_rule_that_mends_it_and_nobody_edits_it(
+    lab: Lab,
+) -> None:
     lab.run("nft", "-f", "-", input=DROP)
     before = lab.run("nft", "list", "table", "ip", "filter").stdout
     done = lab.niso("activate", echo(lab, "api", network=on("backend", ports=["8080:80"])))
     assert "ip filter FORWARD" in done.stderr and "niso-backend" in done.stderr
-    remedy = [line.removeprefix("  hint: ") for line in done.stderr.splitlines() if line.startswith("  hint: ")]
+    remedy = [
+        line.removeprefix("  hint: ")
+        for line in done.stderr.splitlines()
+        if line.startswith("  hint: ")
+    ]
     assert remedy and all("niso-backend" in line for line in remedy)
     answer(lab, "127.0.0.1", 8080)
     assert ask(lab, HOST, 8080, "client") == ""
 
     found = json.loads(lab.niso("net", "check", "--json", check=False).stdout)
-    assert [each["problem"] for each in found] == ["foreign"] and "ip filter FORWARD" in found[0]["what"]
+    assert [each["problem"] for each in found] == ["foreign"] and "ip filter FORWARD" in found[0][
+        "what"
+    ]
     for name in (None, "api", "backend"):
         assert lab.niso("net", "check", *([name] if name else []), check=False).returncode == 1
     ways = json.loads(lab.niso("net", "ports", "--exposed", "--json").stdout)[0]["from"]
@@ -53,14 +61,21 @@ def test_link_of_the_host_that_does_not_forward_is_told_and_left_alone(lab: Lab)
 
     for names in ((), ("api",)):
         found = json.loads(lab.niso("net", "check", "--json", *names, check=False).stdout)
-        assert [each["problem"] for each in found] == ["foreign"] and "link uplink0 forwards no IPv4" in found[0][
-            "what"
-        ]
+        assert [each["problem"] for each in found] == [
+            "foreign"
+        ] and "link uplink0 forwards no IPv4" in found[0]["what"]
     remedy = found[0]["detail"]
     ways = json.loads(lab.niso("net", "ports", "--exposed", "--json").stdout)[0]["from"]
-    assert ways == ["this host", "services", "nobody by uplink0: net/ipv4/conf/uplink0/forwarding is 0"]
+    assert ways == [
+        "this host",
+        "services",
+        "nobody by uplink0: net/ipv4/conf/uplink0/forwarding is 0",
+    ]
     explained = lab.niso("net", "explain", CLIENT, f"{HOST}:8080", check=False)
-    assert explained.returncode == 1 and "path     drop  uplink0 forwards nothing that comes by it" in explained.stdout
+    assert (
+        explained.returncode == 1
+        and "path     drop  uplink0 forwards nothing that comes by it" in explained.stdout
+    )
     assert lab.niso("net", "repair").stdout == "nothing to repair\n"
     assert lab.run("sysctl", "-n", setting).stdout == "0\n"
 

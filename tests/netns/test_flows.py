@@ -27,7 +27,9 @@ def town() -> Iterator[Lab]:
         lab.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
         one = {"network": "one"}
         start(lab, speaker(lab, "a", **one), speaker(lab, "b", **one))
-        lab.niso("activate", idle(lab, "peer", network=on("one")), idle(lab, "far", network=on("two")))
+        lab.niso(
+            "activate", idle(lab, "peer", network=on("one")), idle(lab, "far", network=on("two"))
+        )
         yield lab
 
 
@@ -74,7 +76,9 @@ def entries(lab: Lab, *filters: str) -> dict[str, str]:
 # --- UDP ------------------------------------------------------------------------------------------------------------
 
 
-def test_udp_follows_a_port_that_port_forward_adds_moves_and_removes(town: Lab, talkers: Talkers) -> None:
+def test_udp_follows_a_port_that_port_forward_adds_moves_and_removes(
+    town: Lab, talkers: Talkers
+) -> None:
     talkers.say(town, talkers.now(), "")
     for command, who in (
         (("a", f"{PORT}:80/udp"), "a"),
@@ -95,7 +99,9 @@ def test_udp_follows_manifests_activations_and_deactivations(town: Lab, talkers:
     town.niso("activate", speaker(town, "a", network="one", ports=[f"{PORT}:80/udp"]))
     talkers.say(town, talkers.now(), "a")
     # as a range, and without a host address no more: the same port by other maps
-    ranged = [f"{at}:{PORT - 1}-{PORT}:79-80/udp" for at in (HOST, "127.0.0.1", "10.99.1.1", "10.99.2.1")]
+    ranged = [
+        f"{at}:{PORT - 1}-{PORT}:79-80/udp" for at in (HOST, "127.0.0.1", "10.99.1.1", "10.99.2.1")
+    ]
     town.niso("activate", speaker(town, "a", network="one", ports=ranged))
     talkers.say(town, talkers.now(), "a")
     town.niso("activate", speaker(town, "a", network="one"))
@@ -134,7 +140,9 @@ def test_udp_of_every_port_of_a_range_follows(town: Lab, wire: Wire) -> None:
         talkers.say(town, talkers.now(), "")
 
 
-def test_udp_of_a_specific_address_follows_between_it_and_all_addresses(town: Lab, talkers: Talkers) -> None:
+def test_udp_of_a_specific_address_follows_between_it_and_all_addresses(
+    town: Lab, talkers: Talkers
+) -> None:
     """A port on one address is laid over the one on all, of the same service: only who goes by it moves."""
     start(town, speaker(town, "a", 80, 81, network="one", ports=[f"{PORT}:80/udp"]))
     talkers.say(town, talkers.now(), "a")
@@ -193,9 +201,15 @@ def test_sctp_follows_a_port_that_comes_moves_and_goes(town: Lab, wire: Wire) ->
                         server.sendto(sctp_init_ack(packet), (peer, 0))
         if found:
             acks = town.wait_for(
-                lambda: [p for p, peer in packets(clients[netns]) if sctp_chunk(p) == INIT_ACK and peer == HOST]
+                lambda: [
+                    p
+                    for p, peer in packets(clients[netns])
+                    if sctp_chunk(p) == INIT_ACK and peer == HOST
+                ]
             )
-            assert all(packet[:4] == PORT.to_bytes(2, "big") + (4000).to_bytes(2, "big") for packet in acks)
+            assert all(
+                packet[:4] == PORT.to_bytes(2, "big") + (4000).to_bytes(2, "big") for packet in acks
+            )
         return found
 
     form = f"{PORT}:80/sctp"
@@ -217,7 +231,13 @@ def test_sctp_follows_a_port_that_comes_moves_and_goes(town: Lab, wire: Wire) ->
 
 def talk(wire: Wire) -> list[Conversation]:
     """Open connections by all ways."""
-    ways = (("client", HOST), (None, "127.0.0.1"), (None, HOST), ("niso-peer", HOST), ("niso-far", HOST))
+    ways = (
+        ("client", HOST),
+        (None, "127.0.0.1"),
+        (None, HOST),
+        ("niso-peer", HOST),
+        ("niso-far", HOST),
+    )
     return [Conversation(wire, netns, to, PORT) for netns, to in ways]
 
 
@@ -249,7 +269,9 @@ def test_established_tcp_lives_on_when_its_port_moves_and_goes(town: Lab, wire: 
     assert len(open_ones) == 15
 
 
-def test_established_tcp_lives_on_when_the_last_port_of_its_network_goes(town: Lab, wire: Wire) -> None:
+def test_established_tcp_lives_on_when_the_last_port_of_its_network_goes(
+    town: Lab, wire: Wire
+) -> None:
     """By 127.0.0.1 and from the same network it needs what the bridge has only for published ports."""
     town.niso("port-forward", "a", f"{PORT}:80")
     open_ones = talk(wire)
@@ -267,7 +289,9 @@ def test_established_tcp_lives_on_when_its_services_last_port_goes(town: Lab, wi
     assert silent([*open_ones, itself], "after") == []
 
 
-def test_deactivate_ends_every_flow_of_the_service_and_no_other(town: Lab, wire: Wire, talkers: Talkers) -> None:
+def test_deactivate_ends_every_flow_of_the_service_and_no_other(
+    town: Lab, wire: Wire, talkers: Talkers
+) -> None:
     town.niso("port-forward", "a", f"{PORT}:80/udp")
     town.niso("port-forward", "a", "8080:80")
     town.niso("port-forward", "b", "8081:80")
@@ -283,7 +307,9 @@ def test_deactivate_ends_every_flow_of_the_service_and_no_other(town: Lab, wire:
     after = {number: line for number, line in entries(town).items() if f"={gone} " in line}
     assert not before & after.keys()
     # the host's own socket may still send straight to the address, which no rule keeps it from
-    assert all(f"src=10.99.1.1 dst={gone} " in line and "UNREPLIED" in line for line in after.values()), after
+    assert all(
+        f"src=10.99.1.1 dst={gone} " in line and "UNREPLIED" in line for line in after.values()
+    ), after
     assert all(each.has_ended() for each in own)
     assert all(each.goes_on("still there") for each in others)
     left = entries(town, "-p", "tcp", "--orig-port-dst", "8081").values()
@@ -298,11 +324,15 @@ def inherit(lab: Lab, was: str, folder: str) -> None:
     """Activate the speaker, who gets that address."""
     lab.niso("activate", folder)
     assert address(lab, "heir") == was
-    lab.run("ip", "neigh", "flush", "dev", "niso-one")  # a wrong flow must not be lost for the old MAC
+    lab.run(
+        "ip", "neigh", "flush", "dev", "niso-one"
+    )  # a wrong flow must not be lost for the old MAC
     answer(lab, was, 80)
 
 
-def test_reused_address_inherits_no_flow_to_a_published_port(town: Lab, wire: Wire, talkers: Talkers) -> None:
+def test_reused_address_inherits_no_flow_to_a_published_port(
+    town: Lab, wire: Wire, talkers: Talkers
+) -> None:
     """The client goes on sending to a's port while a goes and another service gets a's address."""
     town.niso("port-forward", "a", f"{PORT}:80/udp")
     talkers.say(town, talkers.now(), "a")
@@ -355,7 +385,9 @@ def test_reused_address_is_its_new_services_for_the_host_and_the_network(town: L
     town.niso("activate", speaker(town, "heir", network="one"))
     assert address(town, "heir") == was
     for netns in (None, "niso-peer"):
-        town.wait_for(lambda netns=netns: ask(town, was, 80, netns), 5, f"an answer to {netns or 'the host'}")
+        town.wait_for(
+            lambda netns=netns: ask(town, was, 80, netns), 5, f"an answer to {netns or 'the host'}"
+        )
 
 
 # --- other people's flows ---------------------------------------------------------------------------------------------
@@ -363,7 +395,12 @@ def test_reused_address_is_its_new_services_for_the_host_and_the_network(town: L
 
 def test_other_flows_with_the_same_port_number_are_left_alone(town: Lab, wire: Wire) -> None:
     """DNS of the host, of services and of a machine that this host routes for; and a flow to another published port."""
-    town.run("sysctl", "-qw", "net.ipv4.conf.all.send_redirects=0", "net.ipv4.conf.uplink0.send_redirects=0")
+    town.run(
+        "sysctl",
+        "-qw",
+        "net.ipv4.conf.all.send_redirects=0",
+        "net.ipv4.conf.uplink0.send_redirects=0",
+    )
     town.run("ip", "address", "add", "198.51.100.3/32", "dev", "lo", netns="neighbour")
     town.run("ip", "route", "add", "198.51.100.3", "via", NEIGHBOUR)
     town.run("ip", "route", "add", "198.51.100.3", "via", HOST, netns="client")
@@ -393,7 +430,9 @@ def test_other_flows_with_the_same_port_number_are_left_alone(town: Lab, wire: W
             sent = re.search(r"sport=(\d+) dport=(\d+)", line)
             assert sent
             found[f"{sent[1]} {sent[2]}"] = number
-        wanted = {name: f"{each.getsockname()[1]} {port}" for name, (each, _, port) in flows.items()}
+        wanted = {
+            name: f"{each.getsockname()[1]} {port}" for name, (each, _, port) in flows.items()
+        }
         return {name: found[key] for name, key in wanted.items() if key in found}
 
     town.wait_for(lambda: known().keys() == flows.keys(), 10, "a flow of each kind")

@@ -56,9 +56,13 @@ DAMAGE = {
 class Talker:
     """A UDP client that keeps its socket."""
 
-    def __init__(self, lab: Lab, netns: str | None, to: tuple[str, int], port: int, seconds: float = 0.5) -> None:
+    def __init__(
+        self, lab: Lab, netns: str | None, to: tuple[str, int], port: int, seconds: float = 0.5
+    ) -> None:
         arguments = (to[0], str(to[1]), str(port), str(seconds))
-        self._process: Process = lab.popen("python3", "-ISuc", TALK, *arguments, netns=netns, stdin=-1)
+        self._process: Process = lab.popen(
+            "python3", "-ISuc", TALK, *arguments, netns=netns, stdin=-1
+        )
 
     def ask(self, word: str) -> str:
         assert self._process.stdin and self._process.stdout
@@ -73,7 +77,10 @@ def host(lab: Lab) -> Lab:
     lab.niso("net", "create", "backend", "--subnet", "10.99.1.0/24", "--subnet", "fd00:1::/64")
     files = {"server.py": SERVER}
     command = ("/usr/bin/python3", "-ISu", "/app/server.py", "::", "7000")
-    lab.niso("activate", package(lab, "api", *command, files=files, network=on("backend", ports=["7000:7000/udp"])))
+    lab.niso(
+        "activate",
+        package(lab, "api", *command, files=files, network=on("backend", ports=["7000:7000/udp"])),
+    )
     outside = lab.popen("python3", "-ISuc", SERVER, "0.0.0.0", "6000", netns="client")
     assert outside.stdout and outside.stdout.readline() == b"ready\n"
     first = Talker(lab, "client", (HOST, 7000), 4999)
@@ -90,7 +97,8 @@ def entry(lab: Lab, port: int) -> str:
 def _without_nat(lab: Lab, port: int) -> bool:
     """Whether the flow from this port is tracked, and its answer is its reverse."""
     found = "".join(
-        lab.run("conntrack", "-L", "-f", family, "-p", "udp", f"--sport={port}").stdout for family in ("ipv4", "ipv6")
+        lab.run("conntrack", "-L", "-f", family, "-p", "udp", f"--sport={port}").stdout
+        for family in ("ipv4", "ipv6")
     )
     ends = re.findall(r"(?:src|dst)=(\S+)", found)
     return len(ends) == 4 and ends[:2] == ends[:1:-1]
@@ -98,7 +106,9 @@ def _without_nat(lab: Lab, port: int) -> bool:
 
 @pytest.mark.parametrize("how", ["repair", "activate"])
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_rules_come_back_in_one_transaction_and_flows_get_their_nat(host: Lab, damage: str, how: str) -> None:
+def test_rules_come_back_in_one_transaction_and_flows_get_their_nat(
+    host: Lab, damage: str, how: str
+) -> None:
     right = Talker(host, "client", (HOST, 7000), 5000)
     seen = f"::ffff:{CLIENT}"
     assert right.ask("before") == f"before {seen}"
@@ -116,7 +126,11 @@ def test_rules_come_back_in_one_transaction_and_flows_get_their_nat(host: Lab, d
     if how == "repair":
         assert host.niso("net", "repair").stdout.startswith("repaired: ")
     else:
-        host.niso("activate", idle(host, "other", network={"mode": "none"}), idle(host, "new", network=on("backend")))
+        host.niso(
+            "activate",
+            idle(host, "other", network={"mode": "none"}),
+            idle(host, "new", network=on("backend")),
+        )
     touched = [lines for lines in generations.since() if any(" niso" in line for line in lines)]
     assert len(touched) == 1, [lines[:4] for lines in touched]
     assert inwards.ask("now") == f"now {seen}"

@@ -83,13 +83,17 @@ def swept(lab: Lab, _: str) -> None:
 def refused_late(lab: Lab, name: str) -> None:
     """The activation that was the first is undone: here by a second one of a service that ends at once."""
     ends(lab, name)
-    said = refused(lab, "activate", idle(lab, "bad", network=on("dual"), binary={"args": ["false"]}))
+    said = refused(
+        lab, "activate", idle(lab, "bad", network=on("dual"), binary={"args": ["false"]})
+    )
     assert "bad" in said
 
 
 @pytest.mark.parametrize("end", [ends, swept, refused_late])
 @pytest.mark.parametrize("own", ["", "far0", "default"])
-def test_all_is_as_it_was_after_the_last_service(host: Lab, end: Callable[[Lab, str], None], own: str) -> None:
+def test_all_is_as_it_was_after_the_last_service(
+    host: Lab, end: Callable[[Lab, str], None], own: str
+) -> None:
     """``own``: a link that the administrator has made a router's by itself keeps that, and no other gets it."""
     what = "force_forwarding" if way(host) == "force_forwarding" else "forwarding"
     if own:
@@ -157,7 +161,11 @@ def test_link_that_comes_later_works_and_is_as_others_afterwards(host: Lab) -> N
     ends(host, "api")
     ends(host, "second")
     for name in ("forwarding", "accept_ra", "force_forwarding"):
-        assert value(host, f"late0/{name}") == value(host, f"far0/{name}") == ("1" if name == "accept_ra" else "0")
+        assert (
+            value(host, f"late0/{name}")
+            == value(host, f"far0/{name}")
+            == ("1" if name == "accept_ra" else "0")
+        )
         assert value(host, f"niso-later/{name}") == value(host, f"far0/{name}")
 
 
@@ -203,7 +211,10 @@ def test_forwarding_that_another_program_ends_is_found_and_mended(host: Lab) -> 
     activate(host, "api", "dual")
     put(host, "all/forwarding", "0")
     assert not pings(host, CLIENT6, "niso-api")
-    assert "force_forwarding" in (said := host.niso("net", "check", check=False).stdout) or "all/forwarding" in said
+    assert (
+        "force_forwarding" in (said := host.niso("net", "check", check=False).stdout)
+        or "all/forwarding" in said
+    )
     host.niso("net", "repair")
     assert pings(host, CLIENT6, "niso-api") and content(host)
 
@@ -220,7 +231,11 @@ s.sendto(struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, int(sys.argv[1]), 0, 0), ("f
 
 def learned(lab: Lab) -> list[int]:
     """How long the host's default routes from router advertisements live, in seconds."""
-    return [each["expires"] for each in lab.ip_json("-6", "route", "show", "default") if each.get("protocol") == "ra"]
+    return [
+        each["expires"]
+        for each in lab.ip_json("-6", "route", "show", "default")
+        if each.get("protocol") == "ra"
+    ]
 
 
 def test_host_keeps_its_route_from_router_advertisements_and_hears_more(host: Lab) -> None:

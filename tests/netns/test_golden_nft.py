@@ -16,7 +16,9 @@ from niso.plan import nft
 
 
 def given_to_nft(text: str, *options: str) -> None:
-    done = subprocess.run(["nft", *options, "-f", "-"], input=text, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["nft", *options, "-f", "-"], input=text, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 

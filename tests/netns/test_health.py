@@ -69,7 +69,9 @@ while True:
 """
 
 
-def server(lab: Lab, name: str, *args: str, check: dict[str, Any], **sections: dict[str, Any]) -> str:
+def server(
+    lab: Lab, name: str, *args: str, check: dict[str, Any], **sections: dict[str, Any]
+) -> str:
     command = (PYTHON, "-ISu", "/app/server.py", *args)
     return package(lab, name, *command, files={"server.py": SERVER}, healthcheck=check, **sections)
 
@@ -97,7 +99,9 @@ def test_activate_waits_until_the_service_is_healthy(lab: Lab) -> None:
 
 
 def test_probe_that_takes_over_a_second_is_told(lab: Lab) -> None:
-    lab.niso("activate", server(lab, "api", ":8080", check=http("/200", interval="1s", timeout="1500ms")))
+    lab.niso(
+        "activate", server(lab, "api", ":8080", check=http("/200", interval="1s", timeout="1500ms"))
+    )
     pid = pid_of(lab, "api")
     lab.run("kill", "-STOP", lab.run("cat", f"/proc/{pid}/task/{pid}/children").stdout.strip())
     time.sleep(1.1)
@@ -109,11 +113,15 @@ def test_probe_that_takes_over_a_second_is_told(lab: Lab) -> None:
 
 
 def test_healthy_service_is_not_waited_for_a_whole_interval(lab: Lab) -> None:
-    folder = server(lab, "api", ":8080", "0.5", check={"tcp": 8080, "interval": "30s", "start_period": "40s"})
+    folder = server(
+        lab, "api", ":8080", "0.5", check={"tcp": 8080, "interval": "30s", "start_period": "40s"}
+    )
     lab.niso("activate", folder, timeout=20)
 
 
-@pytest.mark.parametrize("path", ["/200", "/204", "/302", "/399", "/headers", "/continue", "/request"])
+@pytest.mark.parametrize(
+    "path", ["/200", "/204", "/302", "/399", "/headers", "/continue", "/request"]
+)
 def test_answer_that_is_healthy(lab: Lab, path: str) -> None:
     lab.niso("activate", server(lab, "api", ":8080", check=http(path)))
     assert ps(lab, "api")["health"] == "healthy"
@@ -132,10 +140,14 @@ def test_answer_that_is_healthy(lab: Lab, path: str) -> None:
         ("/binary", "no HTTP answer"),
     ],
 )
-def test_answer_that_is_not_undoes_the_activation_and_is_told(lab: Lab, path: str, words: str) -> None:
+def test_answer_that_is_not_undoes_the_activation_and_is_told(
+    lab: Lab, path: str, words: str
+) -> None:
     folder = server(lab, "api", ":8080", check=http(path, **SOON))
     said = refused(lab, "activate", folder)
-    assert f"api: is unhealthy, its probe failed 2 times: http://127.0.0.1:8080{path}: {words}" in said
+    assert (
+        f"api: is unhealthy, its probe failed 2 times: http://127.0.0.1:8080{path}: {words}" in said
+    )
     assert json.loads(lab.niso("ps", "--json").stdout) == []
     assert "niso-api" not in lab.run("ip", "netns").stdout
     assert lab.run("find", "/run/niso/health", "-type", "f", check=False).stdout == ""
@@ -143,7 +155,12 @@ def test_answer_that_is_not_undoes_the_activation_and_is_told(lab: Lab, path: st
 
 def test_nobody_listening_is_told_with_the_last_lines(lab: Lab) -> None:
     folder = package(
-        lab, "api", "/bin/sh", "-c", "echo no such table; exec sleep 1000", healthcheck={"tcp": 81, **SOON}
+        lab,
+        "api",
+        "/bin/sh",
+        "-c",
+        "echo no such table; exec sleep 1000",
+        healthcheck={"tcp": 81, **SOON},
     )
     said = refused(lab, "activate", folder)
     assert "tcp 81: connection refused (127.0.0.1); it said:\n    no such table" in said
@@ -163,7 +180,9 @@ def test_timeout_ends_the_wait_in_the_start_period(lab: Lab) -> None:
 
 
 def test_process_that_dies_meanwhile_fails_at_once(lab: Lab) -> None:
-    folder = package(lab, "api", "/bin/sh", "-c", "sleep 0.7; echo lost it; exit 3", healthcheck={"tcp": 81})
+    folder = package(
+        lab, "api", "/bin/sh", "-c", "sleep 0.7; echo lost it; exit 3", healthcheck={"tcp": 81}
+    )
     said = refused(lab, "activate", folder, timeout=15)
     assert "its process ended before it was healthy (exit status 3); it said:\n    lost it" in said
 
@@ -188,7 +207,9 @@ def test_new_healthcheck_alone_restarts_nothing_and_is_waited_for(lab: Lab) -> N
     refused(lab, "activate", server(lab, "api", ":8080", check=http("/500", **SOON)))
     assert pid_of(lab, "api") == pid
     assert inspect(lab, "api")["manifest"]["healthcheck"]["http"] == "http://127.0.0.1:8080/200"
-    assert "nothing to do" in str(lab.niso("activate", server(lab, "api", ":8080", check=http("/200"))).stdout)
+    assert "nothing to do" in str(
+        lab.niso("activate", server(lab, "api", ":8080", check=http("/200"))).stdout
+    )
 
 
 def test_slow_probe_of_one_does_not_delay_the_others(lab: Lab) -> None:
@@ -203,7 +224,9 @@ def test_slow_probe_of_one_does_not_delay_the_others(lab: Lab) -> None:
     assert done.returncode == 1
     lines = str(done.stderr).splitlines()
     failed = next(i for i, line in enumerate(lines) if "undo activation" in line)
-    assert {"one is healthy", "two is healthy"} <= {line.removeprefix("niso: ").strip() for line in lines[:failed]}
+    assert {"one is healthy", "two is healthy"} <= {
+        line.removeprefix("niso: ").strip() for line in lines[:failed]
+    }
     assert json.loads(lab.niso("ps", "--json").stdout) == []
 
 
@@ -215,14 +238,21 @@ def test_service_that_listens_elsewhere_is_found(lab: Lab, listen: str) -> None:
 
 def test_probe_stays_inside_the_service(lab: Lab) -> None:
     """The host's own listener of that port is another one."""
-    host = lab.popen(PYTHON, "-c", "import socket, time; s = socket.create_server(('', 8080)); time.sleep(1000)")
+    host = lab.popen(
+        PYTHON, "-c", "import socket, time; s = socket.create_server(('', 8080)); time.sleep(1000)"
+    )
     lab.wait_for(lambda: ":8080" in lab.run("ss", "-ltn").stdout)
-    assert "connection refused" in refused(lab, "activate", idle(lab, "api", healthcheck={"tcp": 8080, **SOON}))
+    assert "connection refused" in refused(
+        lab, "activate", idle(lab, "api", healthcheck={"tcp": 8080, **SOON})
+    )
     host.kill()
 
 
 def test_restart_waits_for_healthy_too(lab: Lab) -> None:
-    lab.niso("activate", server(lab, "api", ":8080", "0.5", check=http("/200", **SOON | {"start_period": "20s"})))
+    lab.niso(
+        "activate",
+        server(lab, "api", ":8080", "0.5", check=http("/200", **SOON | {"start_period": "20s"})),
+    )
     lab.niso("restart", "api")
     assert ps(lab, "api")["health"] == "healthy"
 
@@ -260,7 +290,9 @@ def test_service_that_falls_ill_is_unhealthy_and_is_left_alone(lab: Lab) -> None
 
 def test_process_that_niso_starts_again_is_starting_until_it_answers(lab: Lab) -> None:
     check = {"tcp": 8080, "interval": "100ms", "start_period": "60s"}
-    lab.niso("activate", server(lab, "api", ":8080", "2", check=check, service={"restart_delay": "10ms"}))
+    lab.niso(
+        "activate", server(lab, "api", ":8080", "2", check=check, service={"restart_delay": "10ms"})
+    )
     lab.run("kill", "-9", str(pid_of(lab, "api")))
     lab.wait_for(lambda: ps(lab, "api")["health"] == "starting", 10)
     lab.wait_for(lambda: ps(lab, "api")["health"] == "healthy", 10)
@@ -268,7 +300,9 @@ def test_process_that_niso_starts_again_is_starting_until_it_answers(lab: Lab) -
 
 def test_health_of_what_has_none_or_does_not_run(lab: Lab) -> None:
     lab.niso(
-        "activate", idle(lab, "plain"), server(lab, "api", ":8080", check={"tcp": 8080}, service={"restart": "no"})
+        "activate",
+        idle(lab, "plain"),
+        server(lab, "api", ":8080", check={"tcp": 8080}, service={"restart": "no"}),
     )
     assert ps(lab, "plain")["health"] is None
     lab.run("kill", "-9", str(pid_of(lab, "api")))
@@ -298,7 +332,9 @@ def test_ps_of_many_waits_for_one_timeout(lab: Lab) -> None:
 
 def test_many_ps_at_once_ask_once(lab: Lab) -> None:
     """The first is still being answered when the others come: they wait for what it is told."""
-    lab.niso("activate", server(lab, "api", ":8080", check=http("/slow", interval="20s", timeout="10s")))
+    lab.niso(
+        "activate", server(lab, "api", ":8080", check=http("/slow", interval="20s", timeout="10s"))
+    )
     lab.run("rm", "/run/niso/health/api.json")
     before = asked(lab, "api")
     looks = [lab.popen("niso", "ps", "--json") for _ in range(5)]

@@ -76,11 +76,15 @@ def lives(lab: Lab, folder: str) -> None:
     """It is started, sees its own hosts file and its working folder, and goes without a trace; nothing outside has changed."""
     before = state(lab)
     lab.niso("activate", folder)
-    script = (
-        "cat /etc/hosts; cat /etc/hostname; pwd; echo x >/data/deep/file; cat /etc/shadow /etc/hosts.treasure; ls /app"
-    )
-    seen = lab.niso("exec", "evil", "--", "/bin/busybox", "sh", "-c", script, check=False, timeout=20).stdout
-    assert "10.99.0.2  evil.niso.local evil\n" in seen and "\nevil\n/work\n" in seen and "treasure" not in seen, seen
+    script = "cat /etc/hosts; cat /etc/hostname; pwd; echo x >/data/deep/file; cat /etc/shadow /etc/hosts.treasure; ls /app"
+    seen = lab.niso(
+        "exec", "evil", "--", "/bin/busybox", "sh", "-c", script, check=False, timeout=20
+    ).stdout
+    assert (
+        "10.99.0.2  evil.niso.local evil\n" in seen
+        and "\nevil\n/work\n" in seen
+        and "treasure" not in seen
+    ), seen
     assert "root:" not in seen
     lab.niso("remove", "evil")
     assert state(lab) == before
@@ -90,9 +94,12 @@ def lives(lab: Lab, folder: str) -> None:
 
 
 @pytest.mark.parametrize("shift", range(len(ODD) if LONG else 2))
-def test_file_of_etc_that_is_something_else_is_neither_waited_for_nor_followed(lab: Lab, shift: int) -> None:
+def test_file_of_etc_that_is_something_else_is_neither_waited_for_nor_followed(
+    lab: Lab, shift: int
+) -> None:
     odd = [
-        f"rm -rf etc/{name}; " + ODD[(i + shift * 5 + shift // 2) % len(ODD)].replace("%s", f"etc/{name}")
+        f"rm -rf etc/{name}; "
+        + ODD[(i + shift * 5 + shift // 2) % len(ODD)].replace("%s", f"etc/{name}")
         for i, name in enumerate(READ)
     ]
     lives(lab, hostile(lab, *odd))
@@ -108,7 +115,10 @@ def test_place_that_niso_mounts_at_does_not_lead_out(lab: Lab, shift: int) -> No
         "mknod %s c 1 3",
         "ln -s lost %s",
     )
-    odd = [f"rm -rf {name}; " + ways[(i + shift) % len(ways)].replace("%s", name) for i, name in enumerate(MOUNTED)]
+    odd = [
+        f"rm -rf {name}; " + ways[(i + shift) % len(ways)].replace("%s", name)
+        for i, name in enumerate(MOUNTED)
+    ]
     lives(lab, hostile(lab, *odd, f"ln -s {OUTSIDE} data"))
 
 
@@ -123,11 +133,19 @@ def test_etc_that_leads_out_or_is_no_folder_becomes_the_services_own(lab: Lab, w
         ("ln -s / app", "its /app leads to /, and what niso mounts at / would hide it"),
         ("ln -s /etc run", "its /run leads to /etc, and what niso mounts at /etc would hide it"),
         ("rm -r etc; ln -s /tmp/x etc; ln -s y tmp; ln -s . y", "its /tmp leads to /, and"),
-        ("mkdir proc; ln -s ../proc app", "its /app leads to /proc, and what niso mounts at /proc would hide it"),
-        ("rm -r etc; mkdir dev; ln -s /dev etc", "its /etc leads to /dev, and what niso mounts at /dev would hide it"),
+        (
+            "mkdir proc; ln -s ../proc app",
+            "its /app leads to /proc, and what niso mounts at /proc would hide it",
+        ),
+        (
+            "rm -r etc; mkdir dev; ln -s /dev etc",
+            "its /etc leads to /dev, and what niso mounts at /dev would hide it",
+        ),
     ],
 )
-def test_link_that_would_have_a_mount_hide_the_root_is_refused_by_name(lab: Lab, link: str, words: str) -> None:
+def test_link_that_would_have_a_mount_hide_the_root_is_refused_by_name(
+    lab: Lab, link: str, words: str
+) -> None:
     said = refused(lab, "activate", hostile(lab, link))
     assert f"/manifest.toml: package.rootfs: {words}" in said
 
@@ -137,7 +155,10 @@ def test_working_folder_and_entrypoint_do_not_lead_out(lab: Lab) -> None:
     said = refused(
         lab,
         "activate",
-        hostile(lab, f"rm -rf work bin/busybox; ln -s {OUTSIDE}/work work; ln -s {OUTSIDE}/busybox bin/busybox"),
+        hostile(
+            lab,
+            f"rm -rf work bin/busybox; ln -s {OUTSIDE}/work work; ln -s {OUTSIDE}/busybox bin/busybox",
+        ),
     )
     assert "binary.working_dir: '/work' does not exist" in said or "working_dir" in said
     assert "binary.entrypoint: '/bin/busybox' does not exist in the rootfs" in said

@@ -20,9 +20,17 @@ PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
 
 def known(*paths: str) -> list[str]:
     """The files at and below these paths of the clone, but what Python and installations leave there."""
-    found = (file for path in paths for file in ((ROOT / path).rglob("*") if (ROOT / path).is_dir() else [ROOT / path]))
+    found = (
+        file
+        for path in paths
+        for file in ((ROOT / path).rglob("*") if (ROOT / path).is_dir() else [ROOT / path])
+    )
     left = ("__pycache__", "niso.egg-info")
-    return [str(f.relative_to(ROOT)) for f in found if f.is_file() and not any(name in f.parts for name in left)]
+    return [
+        str(f.relative_to(ROOT))
+        for f in found
+        if f.is_file() and not any(name in f.parts for name in left)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +40,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     for name in known("src", "bin/niso", "docs/man", "pyproject.toml", "README.md"):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, copy / name)
-    argv = [*PIP, "wheel", "-q", "--no-deps", "--no-index", "--no-build-isolation", "-w", str(made), str(copy)]
+    argv = [
+        *PIP,
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-index",
+        "--no-build-isolation",
+        "-w",
+        str(made),
+        str(copy),
+    ]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (found,) = made.glob("niso-*.whl")
@@ -52,8 +70,19 @@ def test_the_wheel_has_every_file_of_the_source_and_every_man_page(wheel: pathli
 def test_an_installed_niso_needs_no_clone(lab: Lab, wheel: pathlib.Path) -> None:
     lab.path(f"/tmp/{wheel.name}").write_bytes(wheel.read_bytes())
     lab.run("/usr/bin/python3", "-m", "venv", "--without-pip", VENV)
-    lab.run(*PIP, "-q", "--python", f"{VENV}/bin/python", "install", "--no-deps", "--no-index", f"/tmp/{wheel.name}")
-    site = lab.run(f"{VENV}/bin/python", "-Ic", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip()
+    lab.run(
+        *PIP,
+        "-q",
+        "--python",
+        f"{VENV}/bin/python",
+        "install",
+        "--no-deps",
+        "--no-index",
+        f"/tmp/{wheel.name}",
+    )
+    site = lab.run(
+        f"{VENV}/bin/python", "-Ic", "import sysconfig; print(sysconfig.get_path('purelib'))"
+    ).stdout.strip()
     niso = f"{VENV}/bin/niso"
 
     assert lab.run(
@@ -61,13 +90,20 @@ def test_an_installed_niso_needs_no_clone(lab: Lab, wheel: pathlib.Path) -> None
     ).stdout.startswith(site)
     with zipfile.ZipFile(wheel) as archive:
         (metadata,) = (
-            archive.read(name).decode() for name in archive.namelist() if name.endswith(".dist-info/METADATA")
+            archive.read(name).decode()
+            for name in archive.namelist()
+            if name.endswith(".dist-info/METADATA")
         )
     version = next(line.split()[1] for line in metadata.splitlines() if line.startswith("Version:"))
     assert lab.run(niso, "--version").stdout == f"niso {version}\n"
     assert lab.run(niso, "schema").stdout == lab.niso("schema").stdout != ""
 
-    folder = echo(lab, "api", service={"restart": "always", "restart_delay": "50ms"}, network={"ports": ["8080:80"]})
+    folder = echo(
+        lab,
+        "api",
+        service={"restart": "always", "restart_delay": "50ms"},
+        network={"ports": ["8080:80"]},
+    )
     lab.run(niso, "activate", folder)
     assert answer(lab, HOST, 8080, "client").startswith("api ")
     assert lab.run(niso, "exec", "api", "--", "echo", "inside").stdout == "inside\n"
@@ -75,7 +111,8 @@ def test_an_installed_niso_needs_no_clone(lab: Lab, wheel: pathlib.Path) -> None
     before = pid_of(lab, "api")
     lab.run("kill", "-KILL", str(before))
     lab.wait_for(
-        lambda: json.loads(lab.run(niso, "inspect", "api").stdout)["pid"] not in (None, before), what="a restart"
+        lambda: json.loads(lab.run(niso, "inspect", "api").stdout)["pid"] not in (None, before),
+        what="a restart",
     )
     assert answer(lab, HOST, 8080, "client").startswith("api ")
     assert lab.run(niso, "net", "check").stdout == "everything: as it should be\n"

@@ -54,17 +54,33 @@ def ask(lab: Lab, *words: str, status: int = 0) -> Any:
 
 
 def test_every_command_prints_what_the_reference_says(lab: Lab) -> None:
-    assert ask(lab, "ps") == ask(lab, "net", "list") == ask(lab, "net", "ports") == ask(lab, "net", "stats") == []
+    assert (
+        ask(lab, "ps")
+        == ask(lab, "net", "list")
+        == ask(lab, "net", "ports")
+        == ask(lab, "net", "stats")
+        == []
+    )
     ask(lab, "net", "create", "backend", "--ipv6")
     ask(lab, "net", "create", "spare", "--internal")
     policy = {"network.policy": {"deny_from": ["web"], "log": True}}
     health = {"healthcheck": {"tcp": 80, "interval": "1s"}}
-    api = echo(lab, "api", network=on("backend", ports=["8080:80", "9000-9002:9000-9002"]), **policy, **health)
+    api = echo(
+        lab,
+        "api",
+        network=on("backend", ports=["8080:80", "9000-9002:9000-9002"]),
+        **policy,
+        **health,
+    )
     web = idle(lab, "web", network=on("backend"))
     first = ask(lab, "activate", api, web)
-    assert [each["changed"] for each in first] == [True, True] and first[0]["ports"][1]["host_ip"] == "::"
+    assert [each["changed"] for each in first] == [True, True] and first[0]["ports"][1][
+        "host_ip"
+    ] == "::"
     assert ask(lab, "activate", web)[0]["changed"] is False
-    lab.niso("activate", package(lab, "job", "sh", "-c", "sleep 0.3; exit 3", service={"restart": "no"}))
+    lab.niso(
+        "activate", package(lab, "job", "sh", "-c", "sleep 0.3; exit 3", service={"restart": "no"})
+    )
     lab.niso("activate", idle(lab, "side", network={"mode": "share", "share": "web"}))
     lab.niso("activate", idle(lab, "alone", network={"mode": "none"}))
 
@@ -90,7 +106,11 @@ def test_every_command_prints_what_the_reference_says(lab: Lab) -> None:
 
     log = lab.popen("niso", "net", "log", "--json")
     assert log.stdout
-    lab.run("sh", "-c", "for i in 1 2 3 4 5 6 7 8; do niso exec web -- ping -c 1 -W 1 api & sleep 0.2; done; wait")
+    lab.run(
+        "sh",
+        "-c",
+        "for i in 1 2 3 4 5 6 7 8; do niso exec web -- ping -c 1 -W 1 api & sleep 0.2; done; wait",
+    )
     drop = json.loads(log.stdout.readline())
     conforms(drop, RESULTS["net log"].fields, "net log")
     direction = next(field for field in RESULTS["net log"].fields if field.name == "direction")
@@ -101,14 +121,19 @@ def test_every_command_prints_what_the_reference_says(lab: Lab) -> None:
 
     assert ask(lab, "net", "check") == []
     lab.run("ip", "link", "set", "niso-spare", "down")
-    lab.run("nft", "delete", "element", "inet", "niso", "publish_any", "{ tcp . 8080 }", check=False)
+    lab.run(
+        "nft", "delete", "element", "inet", "niso", "publish_any", "{ tcp . 8080 }", check=False
+    )
     assert ask(lab, "net", "check", status=1)
     assert ask(lab, "net", "repair")["steps"] > 0
 
     ask(lab, "enable", "api", "web")
     ask(lab, "restore")
     ask(lab, "disable", "web")
-    lab.write("/tmp/stack/stack.toml", f'[stack]\nname = "s"\n[[service]]\nname = "in"\npackage = "{web}"\n')
+    lab.write(
+        "/tmp/stack/stack.toml",
+        f'[stack]\nname = "s"\n[[service]]\nname = "in"\npackage = "{web}"\n',
+    )
     ask(lab, "stack", "up", "/tmp/stack")
     ask(lab, "stack", "status", "/tmp/stack")
     ask(lab, "stack", "down", "/tmp/stack")
@@ -142,4 +167,8 @@ def test_errors_are_an_object_a_line_on_stderr(lab: Lab) -> None:
         for each in errors:
             assert set(each) == {"error"} and set(each["error"]) == {"message", "hint", "key"}
             assert each["error"]["message"]
-    assert {each["error"]["key"] for each in errors} == {"package.name", "package.version", "network.ports[0]"}
+    assert {each["error"]["key"] for each in errors} == {
+        "package.name",
+        "package.version",
+        "network.ports[0]",
+    }

@@ -21,13 +21,22 @@ UNASSIGNED = 253  # an IP protocol for experiments (RFC 3692)
 
 
 def tool(words: str) -> str:
-    done = subprocess.run(["conntrack", *words.split()], check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        ["conntrack", *words.split()], check=False, capture_output=True, text=True
+    )
     assert done.returncode == 0, f"conntrack {words}: {done.stderr}"
     return done.stdout
 
 
 def add(
-    source: str, destination: str, proto: str, sport: int, dport: int, *, to: str = "", status: str = "SEEN_REPLY"
+    source: str,
+    destination: str,
+    proto: str,
+    sport: int,
+    dport: int,
+    *,
+    to: str = "",
+    status: str = "SEEN_REPLY",
 ) -> None:
     """An entry; with ``to`` one that was DNATed there."""
     state = "--state ESTABLISHED " if proto == "tcp" else ""
@@ -53,7 +62,9 @@ def left() -> set[tuple[str, int]]:
 
 @pytest.mark.parametrize(("walk", "own"), [(0, 10**9), (10**9, 10**9), (0, -(10**9))])
 @throw_away_host
-def test_flush_addresses_takes_flows_of_either_end_before_and_after_nat(walk: int, own: int) -> None:
+def test_flush_addresses_takes_flows_of_either_end_before_and_after_nat(
+    walk: int, own: int
+) -> None:
     """Also where the kernel is asked to delete by itself."""
     conntrack._WALK, conntrack._OWN_WALK = walk, own
     nft(
@@ -118,17 +129,30 @@ def test_flush_addresses_takes_all_protocols_of_both_families(walk: int) -> None
         sh(f"ip address add {address}/{128 if ':' in address else 32} dev lo nodad")
         sh(f"ping -c 1 -w 10 -I {address} {address}")
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        for kind, number in ((socket.SOCK_DGRAM, socket.IPPROTO_UDP), (socket.SOCK_RAW, UNASSIGNED)):
+        for kind, number in (
+            (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
+            (socket.SOCK_RAW, UNASSIGNED),
+        ):
             with socket.socket(family, kind, number) as one:
                 one.bind((address, 0))
                 one.sendto(b"data", (address, 9 if kind == socket.SOCK_DGRAM else 0))
 
     def shown() -> list[tuple[str, str]]:
-        listed = [line.split() for family in ("ipv4", "ipv6") for line in tool(f"-L -f {family}").splitlines()]
-        fields = [(line[0], next(word for word in line if word.startswith("src="))) for line in listed]
-        return sorted({(proto, source.removeprefix("src=")) for proto, source in fields if proto != "tcp"})
+        listed = [
+            line.split()
+            for family in ("ipv4", "ipv6")
+            for line in tool(f"-L -f {family}").splitlines()
+        ]
+        fields = [
+            (line[0], next(word for word in line if word.startswith("src="))) for line in listed
+        ]
+        return sorted(
+            {(proto, source.removeprefix("src=")) for proto, source in fields if proto != "tcp"}
+        )
 
-    both = {address: {proto for proto, source in shown() if source == address} for address in addresses}
+    both = {
+        address: {proto for proto, source in shown() if source == address} for address in addresses
+    }
     assert both["10.99.1.2"] == both["10.99.1.3"] == {"icmp", "udp", "unknown"}
     assert both["fd00:99::2"] == both["fd00:99::3"] == {"icmpv6", "udp", "unknown"}
     assert conntrack.flush_addresses(["10.99.1.2", "fd00:99::2"]) >= 6
@@ -146,7 +170,9 @@ def add_sctp(source: str, sport: int, dport: int) -> None:
 @pytest.mark.parametrize("walk", WALKS)
 @pytest.mark.parametrize("proto", ["tcp", "udp", "sctp"])
 @throw_away_host
-def test_flush_ports_takes_flows_to_those_ports_and_that_protocol_only(proto: str, walk: int) -> None:
+def test_flush_ports_takes_flows_to_those_ports_and_that_protocol_only(
+    proto: str, walk: int
+) -> None:
     conntrack._WALK = walk
     flows = [
         ("192.0.2.11", proto, 1, 8080),
@@ -173,7 +199,11 @@ def test_flush_ports_takes_flows_to_those_ports_and_that_protocol_only(proto: st
     assert left() == everything - {("192.0.2.11", 8080), ("192.0.2.14", 8081)}
     # a range, and a port of another protocol that nothing was sent to
     assert conntrack.flush_ports([(proto, 8022, 8029), ("udp", 7, 7)]) == 8
-    gone = {("192.0.2.11", 8080), ("192.0.2.14", 8081), *((f"192.0.2.{n}", 8000 + n) for n in range(22, 30))}
+    gone = {
+        ("192.0.2.11", 8080),
+        ("192.0.2.14", 8081),
+        *((f"192.0.2.{n}", 8000 + n) for n in range(22, 30)),
+    }
     assert left() == everything - gone
     several = [(proto, port, port) for port in (8020, 8021, 8030, 8031, 8079, 8079, 9999)]
     assert conntrack.flush_ports(several) == 5
@@ -199,12 +229,18 @@ def test_flush_ports_takes_what_was_sent_to_these_addresses_of_both_families(wal
 
     def fill() -> set[str]:
         for number, destination in enumerate(destinations):
-            add("::9" if ":" in destination else "10.0.0.9", destination, "udp", 1000 + number, 8080)
+            add(
+                "::9" if ":" in destination else "10.0.0.9", destination, "udp", 1000 + number, 8080
+            )
         return set(destinations)
 
     def kept() -> set[str]:
-        lines = [line for family in ("ipv4", "ipv6") for line in tool(f"-L -f {family}").splitlines()]
-        return {next(word for word in line.split() if word.startswith("dst="))[4:] for line in lines}
+        lines = [
+            line for family in ("ipv4", "ipv6") for line in tool(f"-L -f {family}").splitlines()
+        ]
+        return {
+            next(word for word in line.split() if word.startswith("dst="))[4:] for line in lines
+        }
 
     port = [("udp", 8080, 8080)]
     everything = fill()
@@ -231,7 +267,9 @@ def test_flush_ports_keeps_tcp_that_has_seen_a_reply_and_ends_all_else(walk: int
         ("192.0.2.12", "SYN_RECV", "SEEN_REPLY"),
         ("192.0.2.13", "SYN_SENT", "UNSET"),
     ):
-        tool(f"-I -s {source} -d 192.0.2.1 -p tcp --sport 1 --dport 8080 --state {state} --timeout 600 -u {status}")
+        tool(
+            f"-I -s {source} -d 192.0.2.1 -p tcp --sport 1 --dport 8080 --state {state} --timeout 600 -u {status}"
+        )
     add("192.0.2.14", "192.0.2.1", "udp", 1, 8080, status="SEEN_REPLY,ASSURED")
     add("192.0.2.15", "192.0.2.1", "udp", 1, 8080, status="UNSET")
     add_sctp("192.0.2.16", 1, 8080)
@@ -307,7 +345,9 @@ def test_flush_ports_takes_thousands(walk: int) -> None:
 @throw_away_host
 def test_flush_takes_flows_of_other_zones_too() -> None:
     tool("-I -s 192.0.2.11 -d 192.0.2.1 -p udp --sport 1 --dport 8080 --timeout 600 -u UNSET -w 7")
-    tool("-I -s 192.0.2.11 -d 192.0.2.1 -p udp --sport 1 --dport 8080 --timeout 600 -u UNSET --orig-zone 8")
+    tool(
+        "-I -s 192.0.2.11 -d 192.0.2.1 -p udp --sport 1 --dport 8080 --timeout 600 -u UNSET --orig-zone 8"
+    )
     assert len(tool("-L").splitlines()) == 2
     assert conntrack.flush_ports([("udp", 8080, 8080)]) == 2
     assert left() == set()
@@ -333,12 +373,18 @@ def test_flush_walks_the_table_no_more_often_than_it_must() -> None:
     assert walked(lambda: conntrack.flush_addresses(["10.99.1.2"])) == (0, 0)
     add("192.0.2.11", "192.0.2.1", "udp", 1, 8080)
     assert walked(lambda: conntrack.flush_ports(many)) == (0, 1)  # few entries: all at once
-    assert walked(lambda: conntrack.flush_addresses(["10.99.1.2", "10.99.1.3", "fd00::2"])) == (0, 1)
+    assert walked(lambda: conntrack.flush_addresses(["10.99.1.2", "10.99.1.3", "fd00::2"])) == (
+        0,
+        1,
+    )
     conntrack._WALK = 0  # many entries: what the kernel chooses
     assert walked(lambda: conntrack.flush_ports(many)) == (0, 6)
     assert walked(lambda: conntrack.flush_ports([("udp", 80, 81)])) == (0, 4)
     assert walked(lambda: conntrack.flush_addresses(["10.99.1.2", "fd00::2", "fd00::3"])) == (0, 5)
-    assert walked(lambda: conntrack.flush_ports([("udp", 8080, 8080)])) == (1, 4)  # and a second time that finds none
+    assert walked(lambda: conntrack.flush_ports([("udp", 8080, 8080)])) == (
+        1,
+        4,
+    )  # and a second time that finds none
 
 
 @throw_away_host

@@ -29,14 +29,20 @@ def test_created_namespace_is_one_for_iproute2_with_lo_up_and_marked() -> None:
     (lo,) = ip("-n niso-api link")
     assert (lo["ifname"], lo["ifalias"]) == ("lo", ALIAS)
     assert "UP" in lo["flags"]
-    assert sh("ip netns exec niso-api readlink /proc/self/ns/net") != sh("readlink /proc/self/ns/net")
+    assert sh("ip netns exec niso-api readlink /proc/self/ns/net") != sh(
+        "readlink /proc/self/ns/net"
+    )
 
 
 @throw_away_host
 def test_directory_is_a_shared_mount_so_that_other_mount_namespaces_let_go() -> None:
     netns.create("niso-api")
     lines = [line.split() for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines()]
-    assert [any(word.startswith("shared:") for word in words) for words in lines if words[4] == "/run/netns"] == [True]
+    assert [
+        any(word.startswith("shared:") for word in words)
+        for words in lines
+        if words[4] == "/run/netns"
+    ] == [True]
 
 
 @throw_away_host
@@ -48,7 +54,11 @@ def test_names_lists_whoevers_namespaces_and_not_other_files() -> None:
     pathlib.Path("/run/netns/uts").touch()
     sh("mount --bind /proc/self/ns/uts /run/netns/uts")
     assert netns.names() == ["niso-api", "other"]
-    assert [netns.exists(name) for name in ("other", "niso-api", "file", "uts", "absent")] == [True, True, *3 * [False]]
+    assert [netns.exists(name) for name in ("other", "niso-api", "file", "uts", "absent")] == [
+        True,
+        True,
+        *3 * [False],
+    ]
 
 
 @throw_away_host
@@ -222,9 +232,9 @@ def test_an_interrupted_create_leaves_no_name() -> None:
             patch.setattr(
                 netns,
                 step,
-                lambda *args, name_it=name_it, real=real: (name_it if "niso-api" in str(args) or not args else real)(
-                    *args
-                ),
+                lambda *args, name_it=name_it, real=real: (
+                    name_it if "niso-api" in str(args) or not args else real
+                )(*args),
             )
             with pytest.raises(KeyboardInterrupt):
                 netns.create("niso-api", alias=ALIAS)

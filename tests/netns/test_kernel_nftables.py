@@ -50,7 +50,10 @@ CONTAINERS = {
     ),
     "peers": (
         "map peers { type ipv4_addr . inet_service : verdict; flags interval; }",
-        {"10.0.0.0/8 . 80-90": ("drop", ""), "192.168.1.1-192.168.1.77 . 443": ("accept", "frontend")},
+        {
+            "10.0.0.0/8 . 80-90": ("drop", ""),
+            "192.168.1.1-192.168.1.77 . 443": ("accept", "frontend"),
+        },
     ),
     "bridges": (
         "set bridges { type ifname; }",
@@ -114,7 +117,9 @@ def test_elements_and_get_give_back_what_nft_loaded(name: str) -> None:
     ],
 )
 @throw_away_host
-def test_get_leaves_out_what_is_not_there_and_what_is_only_covered(name: str, present: str, absent: str) -> None:
+def test_get_leaves_out_what_is_not_there_and_what_is_only_covered(
+    name: str, present: str, absent: str
+) -> None:
     expected = load(name)
     with Nft() as kernel:
         assert kernel.get("inet t", name, [absent, present, absent]) == {present: expected[present]}
@@ -134,9 +139,12 @@ def test_container_or_table_that_does_not_exist_has_nothing() -> None:
 @throw_away_host
 def test_get_and_elements_manage_thousands() -> None:
     expected = {
-        f"tcp . {number}": (f"10.99.{number % 250}.2 . {number}", f"svc{number}") for number in range(1, 10_001)
+        f"tcp . {number}": (f"10.99.{number % 250}.2 . {number}", f"svc{number}")
+        for number in range(1, 10_001)
     }
-    nft("table inet t {\n map m { type inet_proto . inet_service : ipv4_addr . inet_service; }\n}\n")
+    nft(
+        "table inet t {\n map m { type inet_proto . inet_service : ipv4_addr . inet_service; }\n}\n"
+    )
     written = (f'{key} comment "{comment}" : {value}' for key, (value, comment) in expected.items())
     nft("add element inet t m { " + ",\n".join(written) + " }")
     with Nft() as kernel:
@@ -147,7 +155,9 @@ def test_get_and_elements_manage_thousands() -> None:
 @throw_away_host
 def test_run_applies_all_lines_as_one_transaction() -> None:
     with Nft() as kernel:
-        kernel.run("table inet t {\n set s { type ipv4_addr; }\n}\nadd element inet t s { 10.0.0.1 }\n")
+        kernel.run(
+            "table inet t {\n set s { type ipv4_addr; }\n}\nadd element inet t s { 10.0.0.1 }\n"
+        )
         before = sh("nft list ruleset")
         assert "10.0.0.1" in before
         with pytest.raises(KernelError):
@@ -164,7 +174,10 @@ def test_run_applies_all_lines_as_one_transaction() -> None:
             "add element inet t s { 10.0.0.2 }\ndelete element inet t s { 10.0.0.9 }",
             ("line 2", "'10.0.0.9'", "No such"),
         ),
-        ("add element inet t s { 10.0.0.2 }\nadd rule inet t absent accept", ("line 2", "'absent'", "No such file")),
+        (
+            "add element inet t s { 10.0.0.2 }\nadd rule inet t absent accept",
+            ("line 2", "'absent'", "No such file"),
+        ),
         ("add element inet t s { 10.0.0.2 }\nfoo bar\n", ("line 2", "'foo bar'", "syntax error")),
         ("foo bar", ("'foo bar'", "syntax error")),
     ],
@@ -196,9 +209,14 @@ def test_query_gives_what_nft_j_prints() -> None:
     load("publish")
     printed = json.loads(sh("nft -j list table inet t"))["nftables"]
     with Nft() as kernel:
-        assert kernel.query("list table inet t") == [item for item in printed if "metainfo" not in item]
+        assert kernel.query("list table inet t") == [
+            item for item in printed if "metainfo" not in item
+        ]
         kernel.run("add chain inet t more")
-        assert {item["chain"]["name"] for item in kernel.query("list chains")} == {"policy_api", "more"}
+        assert {item["chain"]["name"] for item in kernel.query("list chains")} == {
+            "policy_api",
+            "more",
+        }
         with pytest.raises(KernelError, match="'absent'"):
             kernel.query("list table inet absent")
 

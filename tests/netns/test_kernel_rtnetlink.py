@@ -21,12 +21,23 @@ MAC = "0a:00:00:00:00:07"
 
 
 def add_pair(
-    rtnl: Rtnl, name: str = "niapi-1", peer: str = "eth0", bridge: str = "niso-b", hairpin: bool = True
+    rtnl: Rtnl,
+    name: str = "niapi-1",
+    peer: str = "eth0",
+    bridge: str = "niso-b",
+    hairpin: bool = True,
 ) -> None:
     fd = netns.open_fd("niso-api")
     try:
         rtnl.add_veth(
-            name, peer=peer, peer_netns_fd=fd, peer_mac=MAC, mtu=1400, bridge=bridge, hairpin=hairpin, alias=ALIAS
+            name,
+            peer=peer,
+            peer_netns_fd=fd,
+            peer_mac=MAC,
+            mtu=1400,
+            bridge=bridge,
+            hairpin=hairpin,
+            alias=ALIAS,
         )
     finally:
         os.close(fd)
@@ -45,7 +56,12 @@ def test_new_bridge_is_up_and_marked_without_stp_snooping_or_link_local_address(
     assert link["linkinfo"]["info_kind"] == "bridge"
     assert "UP" in link["flags"]
     assert (link["mtu"], link["ifalias"], link["inet6_addr_gen_mode"]) == (1400, ALIAS, "none")
-    assert (data["stp_state"], data["forward_delay"], data["mcast_snooping"], data["mcast_querier"]) == (0, 0, 0, 0)
+    assert (
+        data["stp_state"],
+        data["forward_delay"],
+        data["mcast_snooping"],
+        data["mcast_querier"],
+    ) == (0, 0, 0, 0)
     assert ip("address show niso-b")[0]["addr_info"] == []
 
 
@@ -55,9 +71,15 @@ def test_bridge_keeps_its_mac_and_mtu_as_ports_come_and_go() -> None:
         rtnl.add_bridge("niso-b", mtu=1400, alias=ALIAS, mac="0e:ff:ff:ff:ff:fe")
         sh("ip link add low address 02:00:00:00:00:01 mtu 1300 type veth peer lower")
         rtnl.set_link("low", master="niso-b")
-        assert (ip("link show niso-b")[0]["address"], ip("link show niso-b")[0]["mtu"]) == ("0e:ff:ff:ff:ff:fe", 1400)
+        assert (ip("link show niso-b")[0]["address"], ip("link show niso-b")[0]["mtu"]) == (
+            "0e:ff:ff:ff:ff:fe",
+            1400,
+        )
         rtnl.delete_link("low")
-    assert (ip("link show niso-b")[0]["address"], ip("link show niso-b")[0]["mtu"]) == ("0e:ff:ff:ff:ff:fe", 1400)
+    assert (ip("link show niso-b")[0]["address"], ip("link show niso-b")[0]["mtu"]) == (
+        "0e:ff:ff:ff:ff:fe",
+        1400,
+    )
 
 
 def calls(bridge: str) -> tuple[int, int]:
@@ -94,17 +116,27 @@ def test_bridge_has_its_own_nf_call_and_the_sysctls_stay(everywhere: str) -> Non
     assert sysctls() == before
 
 
-@pytest.mark.parametrize(("network", "family"), [("10.99.1.{}/24", "ipv4"), ("fd00:99::{}/64", "ipv6")])
+@pytest.mark.parametrize(
+    ("network", "family"), [("10.99.1.{}/24", "ipv4"), ("fd00:99::{}/64", "ipv6")]
+)
 @throw_away_host
-def test_only_a_bridge_that_calls_shows_its_frames_to_the_forward_hook(network: str, family: str) -> None:
+def test_only_a_bridge_that_calls_shows_its_frames_to_the_forward_hook(
+    network: str, family: str
+) -> None:
     for file in pathlib.Path("/proc/sys/net/bridge").glob("bridge-nf-call-*"):
         file.write_text("0")
-    nft(f"table inet t {{\n chain c {{ type filter hook forward priority 0; meta nfproto {family} counter; }}\n}}")
+    nft(
+        f"table inet t {{\n chain c {{ type filter hook forward priority 0; meta nfproto {family} counter; }}\n}}"
+    )
 
     def seen() -> int:
         listed = json.loads(sh("nft -j list chain inet t c"))["nftables"]
         return next(
-            int(e["counter"]["packets"]) for t in listed if "rule" in t for e in t["rule"]["expr"] if "counter" in e
+            int(e["counter"]["packets"])
+            for t in listed
+            if "rule" in t
+            for e in t["rule"]["expr"]
+            if "counter" in e
         )
 
     with Rtnl() as rtnl:
@@ -175,7 +207,12 @@ def test_new_veth_joins_the_bridge_and_the_namespace() -> None:
         add_pair(rtnl, "niapi-2", "eth1", hairpin=False)
     near, second = ip("link show niapi-1")[0], ip("link show niapi-2")[0]
     far = ip("-n niso-api link show eth0")[0]
-    assert (near["master"], near["ifalias"], near["mtu"], near["link_netnsid"]) == ("niso-b", ALIAS, 1400, 0)
+    assert (near["master"], near["ifalias"], near["mtu"], near["link_netnsid"]) == (
+        "niso-b",
+        ALIAS,
+        1400,
+        0,
+    )
     assert (near["inet6_addr_gen_mode"], "UP" in near["flags"]) == ("none", True)
     assert near["linkinfo"]["info_slave_data"]["hairpin"] is True
     assert second["linkinfo"]["info_slave_data"]["hairpin"] is False
@@ -226,10 +263,16 @@ def test_reader_sees_links_as_iproute2_does() -> None:
             assert link == rtnl.link(name)
             assert link.index == there["ifindex"]
             assert link.kind == info.get("info_kind", "")
-            assert (link.mtu, link.mac, link.up) == (there["mtu"], there["address"], "UP" in there["flags"])
+            assert (link.mtu, link.mac, link.up) == (
+                there["mtu"],
+                there["address"],
+                "UP" in there["flags"],
+            )
             assert link.master == (index[there["master"]] if "master" in there else 0)
             assert link.alias == there.get("ifalias", "")
-            assert link.peer_index == (index[there["link"]] if "link" in there else there.get("link_index", 0))
+            assert link.peer_index == (
+                index[there["link"]] if "link" in there else there.get("link_index", 0)
+            )
             assert link.peer_netnsid == there.get("link_netnsid", -1)
             assert link.hairpin == info.get("info_slave_data", {}).get("hairpin", False)
             assert link.call_iptables == bool(data.get("nf_call_iptables"))
@@ -303,7 +346,11 @@ def test_several_links_are_deleted_together_and_no_others() -> None:
 @throw_away_host
 def test_address_is_added_once_read_and_deleted(cidr: str, flag: str) -> None:
     def shown() -> set[str]:
-        return {f"{a['local']}/{a['prefixlen']}" for link in ip("address show niso-b") for a in link["addr_info"]}
+        return {
+            f"{a['local']}/{a['prefixlen']}"
+            for link in ip("address show niso-b")
+            for a in link["addr_info"]
+        }
 
     with Rtnl() as rtnl:
         rtnl.add_bridge("niso-b", mtu=1500, alias=ALIAS)
@@ -316,8 +363,15 @@ def test_address_is_added_once_read_and_deleted(cidr: str, flag: str) -> None:
         assert not flag or entry[flag] is True
         (found,) = rtnl.addresses(link.index)
         family = socket.AF_INET6 if ":" in cidr else socket.AF_INET
-        assert (found.index, found.family, found.address, found.scope) == (link.index, family, cidr, 0)
-        everything = {f"{a['local']}/{a['prefixlen']}" for one in ip("address") for a in one["addr_info"]}
+        assert (found.index, found.family, found.address, found.scope) == (
+            link.index,
+            family,
+            cidr,
+            0,
+        )
+        everything = {
+            f"{a['local']}/{a['prefixlen']}" for one in ip("address") for a in one["addr_info"]
+        }
         assert {address.address for address in rtnl.addresses()} == everything
         rtnl.delete_address(link.index, cidr)
         rtnl.delete_address(link.index, cidr)
@@ -342,7 +396,10 @@ def test_link_local_address_has_scope_link_and_can_be_used_at_once() -> None:
             inner.add_address(link.index, "fe80::2/64")  # while it is down
             inner.set_link("eth0", up=True)
         sh("ip netns exec niso-api ping -c 1 -w 10 -I fe80::2%eth0 fe80::1%eth0")
-        for options, name, address in (("", "niso-b", "fe80::1"), ("-n niso-api ", "eth0", "fe80::2")):
+        for options, name, address in (
+            ("", "niso-b", "fe80::1"),
+            ("-n niso-api ", "eth0", "fe80::2"),
+        ):
             shown = {a["local"]: a for a in ip(f"{options}-6 address show {name}")[0]["addr_info"]}
             assert (shown[address]["scope"], shown[address]["prefixlen"]) == ("link", 64)
             assert not {"tentative", "dadfailed"} & shown[address].keys()
@@ -365,7 +422,11 @@ def test_routes_are_added_once_read_and_deleted(
     def shown() -> set[tuple[str, str, str]]:
         family = "-6 " if ":" in own else "-4 "
         listed = ip(f"{family}route show dev niso-b")
-        return {(r["dst"], r.get("gateway", ""), r["protocol"]) for r in listed if r["protocol"] != "kernel"}
+        return {
+            (r["dst"], r.get("gateway", ""), r["protocol"])
+            for r in listed
+            if r["protocol"] != "kernel"
+        }
 
     with Rtnl() as rtnl:
         rtnl.add_bridge("niso-b", mtu=1500, alias=ALIAS)
@@ -376,7 +437,9 @@ def test_routes_are_added_once_read_and_deleted(
             rtnl.add_route(everywhere, gateway, link.index)
             rtnl.add_route(direct, "", link.index)
         assert shown() == {("default", gateway, "boot"), (direct, "", "boot")}
-        read = {(r.destination, r.gateway, r.index) for r in rtnl.routes(link.index) if r.protocol == 3}
+        read = {
+            (r.destination, r.gateway, r.index) for r in rtnl.routes(link.index) if r.protocol == 3
+        }
         assert read == {(everywhere, gateway, link.index), (direct, "", link.index)}
         assert set(rtnl.routes(link.index)) <= set(rtnl.routes())
         if ":" not in own:  # IPv6 has many routes to one prefix

@@ -11,7 +11,9 @@ from kernel_world import sh, throw_away_host
 from niso.kernel import netns, sockdiag
 
 
-def opened(family: int, kind: int, address: str, port: int, *, only_v6: bool = False) -> socket.socket:
+def opened(
+    family: int, kind: int, address: str, port: int, *, only_v6: bool = False
+) -> socket.socket:
     one = socket.socket(family, kind)
     if family == socket.AF_INET6:
         one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_v6)
@@ -48,15 +50,22 @@ def test_listeners_are_those_that_take_what_comes_to_their_port() -> None:
         }
         assert set(sockdiag.listeners(proto)) == expected
         for port in range(8000, 8009):
-            assert set(sockdiag.listeners(proto, port)) == {row for row in expected if row[2] == port}
+            assert set(sockdiag.listeners(proto, port)) == {
+                row for row in expected if row[2] == port
+            }
         shown = sh(f"ss -Hln --{proto}").splitlines()
-        assert {int(line.split()[3].rpartition(":")[2]) for line in shown} == {row[2] for row in expected}
+        assert {int(line.split()[3].rpartition(":")[2]) for line in shown} == {
+            row[2] for row in expected
+        }
 
 
 @throw_away_host
 def test_listeners_of_a_range_are_those_within_it() -> None:
     for proto, kind in (("tcp", socket.SOCK_STREAM), ("udp", socket.SOCK_DGRAM)):
-        kept = [opened(socket.AF_INET, kind, "127.0.0.1", port) for port in (7999, 8000, 8005, 8010, 8011)]
+        kept = [
+            opened(socket.AF_INET, kind, "127.0.0.1", port)
+            for port in (7999, 8000, 8005, 8010, 8011)
+        ]
         kept.append(opened(socket.AF_INET6, kind, "::", 8006))
 
         def ports(first: int, last: int, proto: str = proto) -> set[int]:
@@ -78,7 +87,10 @@ def test_listeners_of_a_range_are_those_within_it() -> None:
 def test_udp_socket_that_is_connected_is_no_listener() -> None:
     server = opened(socket.AF_INET, socket.SOCK_DGRAM, "127.0.0.1", 8001)
     client = opened(socket.AF_INET, socket.SOCK_DGRAM, "127.0.0.1", 8002)
-    assert {row.inode for row in sockdiag.listeners("udp", 8001, 8002)} == {inode(server), inode(client)}
+    assert {row.inode for row in sockdiag.listeners("udp", 8001, 8002)} == {
+        inode(server),
+        inode(client),
+    }
     client.connect(("127.0.0.1", 8001))
     assert [row.inode for row in sockdiag.listeners("udp", 8001, 8002)] == [inode(server)]
     assert sockdiag.listeners("udp", 8002) == []
@@ -86,7 +98,10 @@ def test_udp_socket_that_is_connected_is_no_listener() -> None:
 
 @throw_away_host
 def test_sctp_has_the_listeners_that_the_kernel_has_none_without_sctp() -> None:
-    kept = [opened(socket.AF_INET, kind, "0.0.0.0", 8001) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)]
+    kept = [
+        opened(socket.AF_INET, kind, "0.0.0.0", 8001)
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+    ]
     expected = []
     try:
         one = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP)

@@ -11,7 +11,9 @@ from niso.base.errors import KernelError
 from niso.kernel import netns, sysctl
 
 
-@pytest.mark.parametrize(("fsopen", "walks"), [(sysctl._FSOPEN, 64), (sysctl._FSOPEN, 1), (9999, 1)])
+@pytest.mark.parametrize(
+    ("fsopen", "walks"), [(sysctl._FSOPEN, 64), (sysctl._FSOPEN, 1), (9999, 1)]
+)
 @throw_away_host
 def test_written_value_is_that_namespaces_only(fsopen: int, walks: int) -> None:
     """By a proc file system of our own, by one after the other, and where the kernel gives none."""
@@ -22,9 +24,15 @@ def test_written_value_is_that_namespaces_only(fsopen: int, walks: int) -> None:
         sysctl.write("net/ipv4/ip_forward", "1")
         assert sysctl.read("net/ipv4/ip_forward") == "1"
         sysctl.write("net/ipv4/ip_local_port_range", "30000 40000")
-    assert sh("cat /proc/sys/net/ipv4/ip_forward") == before == f"{sysctl.read('net/ipv4/ip_forward')}\n"
+    assert (
+        sh("cat /proc/sys/net/ipv4/ip_forward")
+        == before
+        == f"{sysctl.read('net/ipv4/ip_forward')}\n"
+    )
     assert sh("ip netns exec niso-api cat /proc/sys/net/ipv4/ip_forward") == "1\n"
-    assert sh("ip netns exec niso-api cat /proc/sys/net/ipv4/ip_local_port_range") == "30000\t40000\n"
+    assert (
+        sh("ip netns exec niso-api cat /proc/sys/net/ipv4/ip_local_port_range") == "30000\t40000\n"
+    )
 
 
 @throw_away_host
@@ -45,13 +53,16 @@ def test_missing_sysctl_reads_as_none_and_cannot_be_written() -> None:
 
 @throw_away_host
 def test_value_that_the_kernel_refuses_is_an_error_that_names_it() -> None:
-    with pytest.raises(KernelError, match="net/ipv4/ip_unprivileged_port_start to '70000'") as caught:
+    with pytest.raises(
+        KernelError, match="net/ipv4/ip_unprivileged_port_start to '70000'"
+    ) as caught:
         sysctl.write("net/ipv4/ip_unprivileged_port_start", "70000")
     assert caught.value.errno == errno.EINVAL
 
 
 @pytest.mark.parametrize(
-    "name", ["kernel/hostname", "/net/ipv4/ip_forward", "net/../kernel/hostname", "net.ipv4.ip_forward"]
+    "name",
+    ["kernel/hostname", "/net/ipv4/ip_forward", "net/../kernel/hostname", "net.ipv4.ip_forward"],
 )
 @throw_away_host
 def test_name_outside_net_is_refused(name: str) -> None:

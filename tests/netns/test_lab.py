@@ -105,7 +105,9 @@ def machine(lab: Lab) -> Lab:
 def kept_below(folder: str) -> list[str]:
     """What a lab keeps there because the tests and their Python are below it."""
     wanted = (TESTS, pathlib.Path(sys.prefix))
-    return sorted({path.relative_to(folder).parts[0] for path in wanted if path.is_relative_to(folder)})
+    return sorted(
+        {path.relative_to(folder).parts[0] for path in wanted if path.is_relative_to(folder)}
+    )
 
 
 def snapshot(machine: Lab) -> dict[str, object]:
@@ -114,7 +116,9 @@ def snapshot(machine: Lab) -> dict[str, object]:
 
 
 def children(machine: Lab, pid: int) -> list[int]:
-    return [int(word) for word in machine.path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [
+        int(word) for word in machine.path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    ]
 
 
 def sleepers(machine: Lab) -> str:
@@ -140,12 +144,18 @@ def test_lab_has_the_network_of_the_address_plan_and_no_other_link(lab: Lab) -> 
         links = lab.ip_json("addr", netns=netns)
         assert [link["ifname"] for link in links] == ["lo", name]
         assert all("UP" in link["flags"] for link in links)
-        found = {(item["local"], item["prefixlen"]) for item in links[1]["addr_info"] if item["scope"] == "global"}
+        found = {
+            (item["local"], item["prefixlen"])
+            for item in links[1]["addr_info"]
+            if item["scope"] == "global"
+        }
         assert found == {(addresses[0], 24), (addresses[1], 64)}
         forwards = lab.run("cat", "/proc/sys/net/ipv4/ip_forward", netns=netns).stdout
         assert forwards == ("1\n" if netns == "client" else "0\n")
     assert [route["gateway"] for route in lab.ip_json("route", "show", "default")] == ["192.0.2.2"]
-    assert [route["gateway"] for route in lab.ip_json("-6", "route", "show", "default")] == ["2001:db8::2"]
+    assert [route["gateway"] for route in lab.ip_json("-6", "route", "show", "default")] == [
+        "2001:db8::2"
+    ]
     assert lab.ip_json("route", "show", "default", netns="client") == []
     assert sorted(lab.run("ls", "/sys/class/net").stdout.split()) == ["lo", "uplink0"]
 
@@ -153,7 +163,9 @@ def test_lab_has_the_network_of_the_address_plan_and_no_other_link(lab: Lab) -> 
 def test_lab_says_at_once_that_there_is_no_way_out(lab: Lab) -> None:
     said = lab.run("ping", "-c", "1", "-W", "5", "198.51.100.1", check=False)
     assert said.returncode == 1
-    assert "From 192.0.2.2" in said.stdout, "the gateway refuses; silence would keep name look-ups waiting"
+    assert "From 192.0.2.2" in said.stdout, (
+        "the gateway refuses; silence would keep name look-ups waiting"
+    )
 
 
 def test_machines_of_the_segment_reach_each_other_by_both_families(lab: Lab) -> None:
@@ -169,10 +181,16 @@ def test_machines_of_the_segment_reach_each_other_by_both_families(lab: Lab) -> 
 
 def test_lab_has_its_own_namespaces_marks_and_folders(lab: Lab) -> None:
     for kind in NAMESPACES:
-        assert lab.run("readlink", f"/proc/self/ns/{kind}").stdout.strip() != os.readlink(f"/proc/self/ns/{kind}")
+        assert lab.run("readlink", f"/proc/self/ns/{kind}").stdout.strip() != os.readlink(
+            f"/proc/self/ns/{kind}"
+        )
     assert lab.run("hostname").stdout == "niso-lab\n"
     assert lab.path("/run/niso-lab").exists()
-    assert sorted(lab.run("ls", "/run").stdout.split()) == ["netns", "niso-lab", *kept_below("/run")]
+    assert sorted(lab.run("ls", "/run").stdout.split()) == [
+        "netns",
+        "niso-lab",
+        *kept_below("/run"),
+    ]
     for folder in ("/tmp", "/var/lib/niso", "/dev/shm"):
         assert lab.run("ls", "-A", folder).stdout.split() == kept_below(folder)
     assert lab.run("stat", "-c", "%a", "/var/lib/niso").stdout == "700\n"
@@ -194,7 +212,9 @@ def test_lab_drops_variables_that_point_out_of_it(lab: Lab) -> None:
 def test_current_folder_below_tmp_stays_reachable_and_writable(lab: Lab) -> None:
     lab.write("/tmp/a/b/file", "text")
     lab.write("/tmp/other", "text")
-    out = lab.run(*LAB, "sh", "-c", "pwd; cat file; echo; touch new; ls /tmp", cwd="/tmp/a/b").stdout.split()
+    out = lab.run(
+        *LAB, "sh", "-c", "pwd; cat file; echo; touch new; ls /tmp", cwd="/tmp/a/b"
+    ).stdout.split()
     assert out == ["/tmp/a/b", "text", *sorted(["a", *kept_below("/tmp")])]
     assert lab.path("/tmp/a/b/new").exists()
 
@@ -238,8 +258,12 @@ def test_machine_is_as_before_after_a_lab_that_was_killed(machine: Lab, victims:
     before = snapshot(machine)
     process, supervisor = start_changed_lab(machine)
     changed = snapshot(machine)
-    assert {key for key in before if changed[key] != before[key]} == {"cgroups"}, "what a lab leaves behind when killed"
-    pids = [str({"caller": process.pid, "supervisor": supervisor}[victim]) for victim in victims.split()]
+    assert {key for key in before if changed[key] != before[key]} == {"cgroups"}, (
+        "what a lab leaves behind when killed"
+    )
+    pids = [
+        str({"caller": process.pid, "supervisor": supervisor}[victim]) for victim in victims.split()
+    ]
     # Stopped first, so that neither can clean up after the other. (The kernel continues a stopped process whose group
     # loses its last parent, so the second may get as far as a few folders before its own end.)
     machine.run("kill", "-STOP", *pids)
@@ -253,19 +277,31 @@ def test_machine_is_as_before_after_a_lab_that_was_killed(machine: Lab, victims:
 
 def test_real_machine_is_as_before_after_a_lab_that_changed_everything() -> None:
     def look() -> dict[str, object]:
-        found = json.loads(subprocess.run([sys.executable, "-c", SNAPSHOT], capture_output=True, check=True).stdout)
+        found = json.loads(
+            subprocess.run([sys.executable, "-c", SNAPSHOT], capture_output=True, check=True).stdout
+        )
         # Others work on this machine meanwhile.
-        kept = {key: value for key, value in found.items() if key not in ("tmp", "cgroups", "shm", "run")}
+        kept = {
+            key: value
+            for key, value in found.items()
+            if key not in ("tmp", "cgroups", "shm", "run")
+        }
         return kept | {"run": sorted(os.listdir("/run"))}
 
     before = look()
     # A lab that lacks a namespace must fail here, before it changes the machine.
     guards = [
-        f'[ "$(readlink /proc/self/ns/{kind})" != "{os.readlink(f"/proc/self/ns/{kind}")}" ]' for kind in NAMESPACES
+        f'[ "$(readlink /proc/self/ns/{kind})" != "{os.readlink(f"/proc/self/ns/{kind}")}" ]'
+        for kind in NAMESPACES
     ]
     script = "\n".join(["set -e", *guards, "cat /run/niso-lab", CHANGES])
     done = subprocess.run(
-        [*LAB, "sh", "-c", script], capture_output=True, text=True, check=True, timeout=60, start_new_session=True
+        [*LAB, "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        start_new_session=True,
     )
     name, word = done.stdout.split()
     assert word == "changed"
@@ -331,7 +367,9 @@ def test_terminal_gives_job_control_ctrl_c_and_window_size(machine: Lab) -> None
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 77, 0, 0))
     prompt: dict[str, str | None] = {"PS1": "ready> ", "TERM": "dumb", "HISTFILE": None}
     command = (*LAB, "bash", "--norc", "--noprofile", "-i")
-    process = machine.popen(*command, stdin=theirs, stdout=theirs, stderr=theirs, tty=True, env=prompt)
+    process = machine.popen(
+        *command, stdin=theirs, stdout=theirs, stderr=theirs, tty=True, env=prompt
+    )
     os.close(theirs)
     read_until(ours, b"ready> ")
     os.write(ours, b"stty size; cat\n")

@@ -33,7 +33,12 @@ def netns_inode(lab: Lab, name: str) -> int:
 def many(lab: Lab, first_port: int = 9000) -> list[str]:
     policies = {1: {"network.policy": {"allow_from": ["s0"]}}}
     return [
-        idle(lab, f"s{number}", network={"ports": [f"{first_port + number}:80"]}, **policies.get(number, {}))
+        idle(
+            lab,
+            f"s{number}",
+            network={"ports": [f"{first_port + number}:80"]},
+            **policies.get(number, {}),
+        )
         for number in range(MANY)
     ]
 
@@ -76,13 +81,20 @@ def test_all_are_undone_where_the_last_one_fails(lab: Lab) -> None:
     assert lab.niso("net", "check").returncode == 0
 
 
-def test_what_one_gives_up_another_of_the_same_command_gets_and_may_have_to_give_back(lab: Lab) -> None:
+def test_what_one_gives_up_another_of_the_same_command_gets_and_may_have_to_give_back(
+    lab: Lab,
+) -> None:
     """In both orders of the names: undoing is no matter of who comes first."""
     lab.niso(
-        "activate", echo(lab, "aa", network={"ports": ["9001:80"]}), echo(lab, "zz", network={"ports": ["9002:80"]})
+        "activate",
+        echo(lab, "aa", network={"ports": ["9001:80"]}),
+        echo(lab, "zz", network={"ports": ["9002:80"]}),
     )
     dies = package(lab, "mm", "sh", "-c", "exit 3")
-    swapped = [echo(lab, "aa", network={"ports": ["9002:80"]}), echo(lab, "zz", network={"ports": ["9001:80"]})]
+    swapped = [
+        echo(lab, "aa", network={"ports": ["9002:80"]}),
+        echo(lab, "zz", network={"ports": ["9001:80"]}),
+    ]
     refused(lab, "activate", *swapped, dies)
     assert [answer(lab, HOST, port, "client")[:2] for port in (9001, 9002)] == ["aa", "zz"]
     lab.niso("activate", *swapped)
@@ -112,7 +124,17 @@ def test_processes_are_asked_to_end_at_once(lab: Lab) -> None:
     lab.niso(
         "activate",
         *(
-            package(lab, name, "sh", "-c", script, "sh", name, volumes=volumes, service={"stop_timeout": "20s"})
+            package(
+                lab,
+                name,
+                "sh",
+                "-c",
+                script,
+                "sh",
+                name,
+                volumes=volumes,
+                service={"stop_timeout": "20s"},
+            )
             for name in names
         ),
     )
@@ -139,7 +161,10 @@ def test_deactivation_goes_on_past_one_that_does_not_end_and_says_which(lab: Lab
     lab.run("mount", "--bind", "/tmp", "/run/niso/services/s1/run-0/persist")
     said = refused(lab, "deactivate", "s0", "s1", "s2")
     assert "s1" in said and blocked.exists()
-    assert {name: ps(lab, name)["status"] for name in ("s0", "s2")} == {"s0": "inactive", "s2": "inactive"}
+    assert {name: ps(lab, name)["status"] for name in ("s0", "s2")} == {
+        "s0": "inactive",
+        "s2": "inactive",
+    }
     lab.run("umount", "/run/niso/services/s1/run-0/persist")
     lab.niso("deactivate", "s1")
     assert ps(lab, "s1")["status"] == "inactive" and lab.niso("net", "check").returncode == 0
@@ -158,15 +183,23 @@ def test_one_command_of_many_killed_after_its_record_converges(lab: Lab, verb: s
     points = re.findall(r"(?m)^(\d+) ", lab.path(log).read_text())
     lab.niso(
         "remove",
-        *(row["service"] for row in json.loads(lab.niso("ps", "--json").stdout) if row["service"] != "base"),
+        *(
+            row["service"]
+            for row in json.loads(lab.niso("ps", "--json").stdout)
+            if row["service"] != "base"
+        ),
         check=False,
     )
     if verb != "activate":
         lab.niso("activate", *folders)
-    done = lab.niso(verb, *what, env={"NISO_FAILPOINT": f"{len(points) * 2 // 3}:kill"}, check=False)
+    done = lab.niso(
+        verb, *what, env={"NISO_FAILPOINT": f"{len(points) * 2 // 3}:kill"}, check=False
+    )
     assert done.returncode == -9
     lab.niso("net", "repair")
     assert lab.niso("net", "check").returncode == 0
     known = {row["service"]: row["status"] for row in json.loads(lab.niso("ps", "--json").stdout)}
-    wanted = {"base": "running"} | ({name: "inactive" for name in names} if verb == "deactivate" else {})
+    wanted = {"base": "running"} | (
+        {name: "inactive" for name in names} if verb == "deactivate" else {}
+    )
     assert known == wanted

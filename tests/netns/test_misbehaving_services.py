@@ -63,7 +63,10 @@ def test_namespace_that_another_process_holds_open_goes_without_its_addresses(la
 
 def test_service_that_fills_its_log_at_full_speed_has_a_bounded_one(lab: Lab) -> None:
     """conmon starts the log anew at 64 MB; the flood fills no disk, and niso's commands go on."""
-    lab.niso("activate", evil(lab, "evil", "line = b'x' * 1000 + b'\\n'\nwhile True: os.write(1, line * 60)"))
+    lab.niso(
+        "activate",
+        evil(lab, "evil", "line = b'x' * 1000 + b'\\n'\nwhile True: os.write(1, line * 60)"),
+    )
     size = "du -sm /var/lib/niso/logs/evil | cut -f1"
     lab.wait_for(lambda: int(lab.run("sh", "-c", size).stdout) > 20, 60, "a large log")
     for _ in range(4):
@@ -75,13 +78,28 @@ def test_service_that_fills_its_log_at_full_speed_has_a_bounded_one(lab: Lab) ->
 
 
 def test_fork_bomb_is_bounded_by_its_limit_and_ends_at_once(lab: Lab) -> None:
-    if not os.path.isdir("/sys/fs/cgroup/pids") and not lab.path("/sys/fs/cgroup/cgroup.controllers").exists():
+    if (
+        not os.path.isdir("/sys/fs/cgroup/pids")
+        and not lab.path("/sys/fs/cgroup/cgroup.controllers").exists()
+    ):
         pytest.skip("this machine has no pids controller")
-    script = "while True:\n    try:\n        os.fork()\n    except OSError:\n        time.sleep(0.01)"
-    lab.niso("activate", evil(lab, "evil", script, **{"isolation.resources": {"pids_limit": 100, "cpu_max": "50%"}}))
+    script = (
+        "while True:\n    try:\n        os.fork()\n    except OSError:\n        time.sleep(0.01)"
+    )
+    lab.niso(
+        "activate",
+        evil(lab, "evil", script, **{"isolation.resources": {"pids_limit": 100, "cpu_max": "50%"}}),
+    )
     inside = "ls -d /proc/[0-9]* | wc -l"
     lab.wait_for(
-        lambda: int(lab.run("nsenter", "-t", str(pid_of(lab, "evil")), "-p", "-m", "sh", "-c", inside).stdout) >= 95
+        lambda: (
+            int(
+                lab.run(
+                    "nsenter", "-t", str(pid_of(lab, "evil")), "-p", "-m", "sh", "-c", inside
+                ).stdout
+            )
+            >= 95
+        )
     )
     lab.niso("remove", "evil")
     assert "evil" not in lab.niso("ps").stdout and left(lab).splitlines()[-1] == "0"
@@ -91,7 +109,9 @@ def test_last_words_of_a_service_reach_the_terminal_escaped(lab: Lab) -> None:
     words = "\\x1b]0;owned\\x07 \\x1b[2J \\u202e red \\x9b31m"
     folder = evil(lab, "evil", f"print('{words}'); sys.exit(3)", healthcheck={"tcp": 81})
     said = refused(lab, "activate", folder)
-    assert "\\x1b]0;owned\\x07 \\x1b[2J \\u202e red" in said and said.replace("\n", "").isprintable()
+    assert (
+        "\\x1b]0;owned\\x07 \\x1b[2J \\u202e red" in said and said.replace("\n", "").isprintable()
+    )
 
 
 def test_conmon_of_another_is_not_ended_by_a_lie_on_a_command_line(lab: Lab) -> None:
@@ -112,9 +132,17 @@ def test_limits_of_the_callers_shell_are_not_the_services(lab: Lab) -> None:
     fill = "yes 'a line of this log, again and again' | head -c 3000000"
     script = f"ulimit -f; ulimit -t; cut -d' ' -f19 /proc/self/stat; {fill}; exec sleep 1000"
     folder = package(lab, "loud", "sh", "-c", script)
-    lab.run("sh", "-c", f"ulimit -S -f 1000; ulimit -S -t 900; exec nice -n 7 niso activate {folder}")
-    lab.wait_for(lambda: len(lab.niso("logs", "loud", text=False).stdout) > 2_900_000, 20, "the whole log")
-    assert lab.niso("logs", "loud", "-n", "1000000").stdout.split("\n")[:3] == ["unlimited", "unlimited", "0"]
+    lab.run(
+        "sh", "-c", f"ulimit -S -f 1000; ulimit -S -t 900; exec nice -n 7 niso activate {folder}"
+    )
+    lab.wait_for(
+        lambda: len(lab.niso("logs", "loud", text=False).stdout) > 2_900_000, 20, "the whole log"
+    )
+    assert lab.niso("logs", "loud", "-n", "1000000").stdout.split("\n")[:3] == [
+        "unlimited",
+        "unlimited",
+        "0",
+    ]
 
 
 def test_a_service_that_was_asked_to_end_is_not_restarting(lab: Lab) -> None:
@@ -134,16 +162,29 @@ def test_a_conmon_that_has_not_said_its_pid_ends_with_the_start_that_died(lab: L
     log = "/tmp/points"
     lab.niso("activate", idle(lab, "api"))
     lab.niso("remove", "api")  # so the steps that are taken once are behind
-    lab.niso("activate", "/tmp/packages/api", env={"NISO_FAILPOINT": "0", "NISO_FAILPOINT_LOG": log})
+    lab.niso(
+        "activate", "/tmp/packages/api", env={"NISO_FAILPOINT": "0", "NISO_FAILPOINT_LOG": log}
+    )
     points = lab.path(log).read_text().splitlines()
     number = next(line.split()[0] for line in points if line.endswith("mount the root of api"))
     lab.niso("remove", "api")
-    died = lab.niso("activate", "/tmp/packages/api", check=False, env={"NISO_FAILPOINT": f"{number}:kill"})
+    died = lab.niso(
+        "activate", "/tmp/packages/api", check=False, env={"NISO_FAILPOINT": f"{number}:kill"}
+    )
     assert died.returncode == -9
     bundle = "/run/niso/services/api/run-0"
     # as one that is slow to begin: it has the command line of a conmon
     slow = lab.popen(
-        "sh", "-c", "sleep 1000; true", "conmon", "-b", bundle, "-p", f"{bundle}/pid", "-P", f"{bundle}/conmon.pid"
+        "sh",
+        "-c",
+        "sleep 1000; true",
+        "conmon",
+        "-b",
+        bundle,
+        "-p",
+        f"{bundle}/pid",
+        "-P",
+        f"{bundle}/conmon.pid",
     )
     lab.niso("net", "repair", check=False)
     assert slow.wait(10) == -9

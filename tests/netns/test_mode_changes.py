@@ -23,7 +23,20 @@ from modes import (
     seen_in,
     side,
 )
-from services import CLIENT, HOST, address, answer, ask, echo, idle, inspect, on, pid_of, ps, refused
+from services import (
+    CLIENT,
+    HOST,
+    address,
+    answer,
+    ask,
+    echo,
+    idle,
+    inspect,
+    on,
+    pid_of,
+    ps,
+    refused,
+)
 
 MODES = {
     "bridge": on("front", ports=["7070:70"]),
@@ -52,10 +65,17 @@ def assert_is(lab: Lab, mode: str) -> None:
         else:
             assert ask(lab, HOST, port, "client") == ""
     links = set(seen_in(lab, "x", "ls", "/sys/class/net").split())
-    assert {"bridge": links == {"lo", "eth0"}, "none": links == {"lo"}, "share": links == {"lo", "eth0"}}.get(
-        mode, "uplink0" in links
-    )
-    names = {"bridge": "x", "none": "hermit", "share": "api", "host": lab.run("hostname").stdout.strip()}
+    assert {
+        "bridge": links == {"lo", "eth0"},
+        "none": links == {"lo"},
+        "share": links == {"lo", "eth0"},
+    }.get(mode, "uplink0" in links)
+    names = {
+        "bridge": "x",
+        "none": "hermit",
+        "share": "api",
+        "host": lab.run("hostname").stdout.strip(),
+    }
     assert seen_in(lab, "x", "hostname").strip() == names[mode]
     done = lab.niso("net", "check", check=False)
     assert (done.returncode, done.stdout) == (0, "everything: as it should be\n")
@@ -79,21 +99,33 @@ def test_every_change_of_mode_applies_the_difference(lab: Lab, walk: tuple[str, 
         assert running(lab, "api")
     lab.niso("remove", "x")
     after = snapshots.take(lab)
-    assert changed(before, after, "namespaces", "in the host", "in niso-api", "mounts", "cgroups") == []
+    assert (
+        changed(before, after, "namespaces", "in the host", "in niso-api", "mounts", "cgroups")
+        == []
+    )
 
 
-@pytest.mark.parametrize(("old", "new"), [*pairwise(("bridge", "host", "none", "share", "bridge")), ("share", "host")])
-def test_change_of_mode_that_fails_leaves_the_service_as_it_was(lab: Lab, old: str, new: str) -> None:
+@pytest.mark.parametrize(
+    ("old", "new"), [*pairwise(("bridge", "host", "none", "share", "bridge")), ("share", "host")]
+)
+def test_change_of_mode_that_fails_leaves_the_service_as_it_was(
+    lab: Lab, old: str, new: str
+) -> None:
     root = {"isolation": {"capabilities": ["NET_BIND_SERVICE"]}}
     lab.niso("activate", api(lab))
     lab.niso("activate", changing(lab, old, **root))
     assert_is(lab, old)
     before = snapshots.take(lab)
-    broken = idle(lab, "x", network=MODES[new], binary={"entrypoint": "/bin/false", "args": []}, **root)
+    broken = idle(
+        lab, "x", network=MODES[new], binary={"entrypoint": "/bin/false", "args": []}, **root
+    )
     assert "its process ended at once" in refused(lab, "activate", broken)
     assert_is(lab, old)
     after = snapshots.take(lab)
-    assert changed(before, after, "namespaces", "in the host", "in niso-api", "mounts", "cgroups") == []
+    assert (
+        changed(before, after, "namespaces", "in the host", "in niso-api", "mounts", "cgroups")
+        == []
+    )
     for table, rows in before["store"].items():
         assert after["store"][table] == rows, table
 
@@ -113,7 +145,10 @@ def test_provider_and_sharer_that_change_places_in_one_command(lab: Lab) -> None
     # and back, which fails: all is as it was
     before = snapshots.take(lab)
     broken = idle(
-        lab, "side", network={"mode": "share", "share": "api"}, binary={"entrypoint": "/bin/false", "args": []}
+        lab,
+        "side",
+        network={"mode": "share", "share": "api"},
+        binary={"entrypoint": "/bin/false", "args": []},
     )
     said = refused(lab, "activate", api(lab), broken)
     assert "side: its process ended at once" in said
@@ -121,7 +156,10 @@ def test_provider_and_sharer_that_change_places_in_one_command(lab: Lab) -> None
     for port, service in ((PORT, "api"), (SHARED, "side")):
         assert answer(lab, HOST, port, "client") == f"{service} {CLIENT}"
     after = snapshots.take(lab)
-    assert changed(before, after, "namespaces", "in the host", "in niso-side", "mounts", "cgroups") == []
+    assert (
+        changed(before, after, "namespaces", "in the host", "in niso-side", "mounts", "cgroups")
+        == []
+    )
     assert lab.niso("net", "check").returncode == 0
 
 
@@ -141,19 +179,32 @@ def test_changed_provider_keeps_the_namespace_and_what_runs_in_it(lab: Lab) -> N
     assert (address(lab, "api"), ps(lab, "side")["address"]) == ("10.99.1.77", "10.99.1.77")
     assert answer(lab, HOST, SHARED, "client") == f"side {CLIENT}"
     # its names and ports
-    lab.niso("activate", api(lab, network={"ports": ["8181:80"], "aliases": ["web"]}, environment={"LEVEL": "debug"}))
+    lab.niso(
+        "activate",
+        api(
+            lab, network={"ports": ["8181:80"], "aliases": ["web"]}, environment={"LEVEL": "debug"}
+        ),
+    )
     assert running(lab, "api", "side") == now
     assert "web" in names_in(lab, "side")[address(lab, "api")]
     # its network: hosts file and links are others, the namespace and who is in it are not
-    moved = echo(lab, "api", 80, network=on("front", ports=[f"{PORT}:80"]), environment={"LEVEL": "debug"})
+    moved = echo(
+        lab, "api", 80, network=on("front", ports=[f"{PORT}:80"]), environment={"LEVEL": "debug"}
+    )
     lab.niso("activate", moved)
     assert running(lab, "api", "side") == now
     assert namespace(lab, "api") == lives_in(lab, "api") == lives_in(lab, "side") == there
-    assert set(names_in(lab, "side")) == set(names_in(lab, "api")) == {address(lab, "api"), address(lab, "peer")}
+    assert (
+        set(names_in(lab, "side"))
+        == set(names_in(lab, "api"))
+        == {address(lab, "api"), address(lab, "peer")}
+    )
     for port, service in ((PORT, "api"), (SHARED, "side")):
         assert answer(lab, HOST, port, "client") == f"{service} {CLIENT}"
         assert answer(lab, HOST, port, "niso-peer") == f"{service} {address(lab, 'peer')}"
-    assert [row["name"] for row in json.loads(lab.niso("net", "list", "--json").stdout)] == ["front"]
+    assert [row["name"] for row in json.loads(lab.niso("net", "list", "--json").stdout)] == [
+        "front"
+    ]
     # to mode none the port of its sharer cannot follow
     said = refused(lab, "activate", echo(lab, "api", 80, network={"mode": "none"}))
     assert (
@@ -161,7 +212,9 @@ def test_changed_provider_keeps_the_namespace_and_what_runs_in_it(lab: Lab) -> N
         in said
     )
     assert answer(lab, HOST, SHARED, "client") == f"side {CLIENT}"
-    lab.niso("activate", echo(lab, "api", 80, network={"mode": "none"}), side(lab, network={"ports": []}))
+    lab.niso(
+        "activate", echo(lab, "api", 80, network={"mode": "none"}), side(lab, network={"ports": []})
+    )
     assert namespace(lab, "api") == lives_in(lab, "api") == lives_in(lab, "side") == there
     assert ask(lab, HOST, SHARED, "client") == ""
     assert answer(lab, "127.0.0.1", 90, "niso-api").startswith("side ")
@@ -173,14 +226,19 @@ def test_changed_provider_that_fails_takes_its_sharer_back_too(lab: Lab) -> None
     there = namespace(lab, "api")
     before = snapshots.take(lab)
     broken = {"entrypoint": "/bin/false", "args": []}
-    said = refused(lab, "activate", idle(lab, "api", network=on("front", hostname="web"), binary=broken))
+    said = refused(
+        lab, "activate", idle(lab, "api", network=on("front", hostname="web"), binary=broken)
+    )
     assert "api: its process ended at once" in said
     assert namespace(lab, "api") == lives_in(lab, "api") == lives_in(lab, "side") == there
     for port, service in ((PORT, "api"), (SHARED, "side")):
         assert answer(lab, HOST, port, "client") == f"{service} {CLIENT}"
     assert seen_in(lab, "side", "hostname") == "api\n"
     after = snapshots.take(lab)
-    assert changed(before, after, "namespaces", "in the host", "in niso-api", "mounts", "cgroups") == []
+    assert (
+        changed(before, after, "namespaces", "in the host", "in niso-api", "mounts", "cgroups")
+        == []
+    )
     assert lab.niso("net", "check").returncode == 0
 
 
@@ -216,7 +274,9 @@ def test_policy_that_names_a_sharer_means_its_provider_while_it_is_active(lab: L
     lab.niso("deactivate", "side")
     assert ask(lab, at, 50, "niso-api") == ""
     talk.stdin.write(b"still there?\n")
-    assert lab.run("timeout", "1", "cat", input=b"", text=False).returncode == 0  # a second of silence
+    assert (
+        lab.run("timeout", "1", "cat", input=b"", text=False).returncode == 0
+    )  # a second of silence
     assert talk.poll() is None
     talk.kill()
     assert b"still" not in talk.stdout.read()
@@ -232,7 +292,9 @@ def test_policy_of_a_provider_holds_for_its_sharers_ports(lab: Lab) -> None:
     assert ask(lab, HOST, SHARED, "client") == ""
     assert answer(lab, HOST, SHARED, "neighbour").startswith("side ")
     rows = json.loads(lab.niso("net", "ports", "--exposed", "--json").stdout)
-    assert any(f"but not deny_from: {CLIENT}:90" in row["from"] for row in rows if row["service"] == "side")
+    assert any(
+        f"but not deny_from: {CLIENT}:90" in row["from"] for row in rows if row["service"] == "side"
+    )
     assert lab.niso("net", "explain", CLIENT, f"{HOST}:{SHARED}", check=False).returncode == 1
 
 
@@ -253,7 +315,9 @@ def test_policy_cannot_name_a_service_of_mode_host(lab: Lab, direction: str) -> 
     assert [row["service"] for row in json.loads(lab.niso("ps", "--json").stdout)] == ["open"]
     # in one command too, and when a service becomes one of mode host
     lab.niso("remove", "open")
-    assert "mode host" in refused(lab, "activate", db, open_(lab)).replace("'host' cannot be", "mode host")
+    assert "mode host" in refused(lab, "activate", db, open_(lab)).replace(
+        "'host' cannot be", "mode host"
+    )
     lab.niso("activate", db, idle(lab, "open", network=on("backend")))
     refused(lab, "activate", open_(lab))
     assert ps(lab, "open")["mode"] == "bridge"
@@ -262,7 +326,11 @@ def test_policy_cannot_name_a_service_of_mode_host(lab: Lab, direction: str) -> 
 def test_policy_that_names_a_service_of_mode_none_matches_nothing(lab: Lab) -> None:
     rules = {"network.policy": {"allow_from": ["alone", "peer"]}}
     lab.niso("activate", alone(lab), echo(lab, "db", 50, network=on("backend"), **rules))
-    lab.niso("activate", idle(lab, "peer", network=on("backend")), idle(lab, "other", network=on("backend")))
+    lab.niso(
+        "activate",
+        idle(lab, "peer", network=on("backend")),
+        idle(lab, "other", network=on("backend")),
+    )
     at = address(lab, "db")
     assert answer(lab, at, 50, "niso-peer").startswith("db ")
     assert ask(lab, at, 50, "niso-other") == ""
@@ -276,7 +344,8 @@ def test_sharer_whose_providers_namespace_was_lost_is_told_and_put_right(lab: La
     lab.niso("activate", api(lab), side(lab))
     lab.run("ip", "netns", "delete", "niso-api")
     found = {
-        (row["problem"], row["what"]) for row in json.loads(lab.niso("net", "check", "--json", check=False).stdout)
+        (row["problem"], row["what"])
+        for row in json.loads(lab.niso("net", "check", "--json", check=False).stdout)
     }
     assert ("missing", "network namespace niso-api") in found
     lab.niso("net", "repair")

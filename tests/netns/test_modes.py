@@ -24,7 +24,20 @@ from modes import (
     seen_in,
     side,
 )
-from services import CLIENT, HOST, address, answer, ask, echo, idle, inspect, on, pid_of, ps, refused
+from services import (
+    CLIENT,
+    HOST,
+    address,
+    answer,
+    ask,
+    echo,
+    idle,
+    inspect,
+    on,
+    pid_of,
+    ps,
+    refused,
+)
 
 KERNEL = ("namespaces", "in the host", "mounts", "cgroups")
 """What of a snapshot is the kernel's."""
@@ -51,7 +64,10 @@ def test_host_mode_is_the_hosts_network_and_nothing_else_of_the_host(lab: Lab) -
     # no namespace, link, rule, sysctl, forwarding: nothing of the kernel's network is touched, nor is anything to be put back
     assert after["store"]["sysctl"] == []
     assert (
-        snapshots.differences({key: before[key] for key in KERNEL[:3]}, {key: after[key] for key in KERNEL[:3]}) == []
+        snapshots.differences(
+            {key: before[key] for key in KERNEL[:3]}, {key: after[key] for key in KERNEL[:3]}
+        )
+        == []
     )
 
     assert answer(lab, HOST, 7000, "client") == f"open {CLIENT}"
@@ -125,16 +141,23 @@ def test_mode_none_has_its_loopback_and_no_way_out_or_in(lab: Lab) -> None:
     assert [(link["ifname"], "UP" in link["flags"]) for link in links] == [("lo", True)]
     assert {each["local"] for each in links[0]["addr_info"]} == {"127.0.0.1", "::1"}
 
-    assert answer(lab, "127.0.0.1", 80, "niso-alone") == "alone 127.0.0.1"  # and it may bind every port
+    assert (
+        answer(lab, "127.0.0.1", 80, "niso-alone") == "alone 127.0.0.1"
+    )  # and it may bind every port
     assert seen_in(lab, "alone", "hostname") == "hermit\n"
     assert seen_in(lab, "alone", "cat", "/etc/hostname") == "hermit\n"
     own = ["hermit.niso.local", "hermit", "alone.niso.local", "alone"]
     assert names_in(lab, "alone") == {"127.0.0.1": own, "::1": own}
     assert seen_in(lab, "alone", "cat", "/etc/hosts").count("localhost") > 1
     for name in ("hermit", "alone.niso.local"):
-        assert lab.niso("exec", "alone", "--", "/usr/bin/getent", "hosts", name).stdout.split()[0] == "::1"
+        assert (
+            lab.niso("exec", "alone", "--", "/usr/bin/getent", "hosts", name).stdout.split()[0]
+            == "::1"
+        )
     for target in (HOST, CLIENT, "10.99.0.1"):
-        done = lab.niso("exec", "alone", "--", "/usr/bin/busybox", "nc", "-w1", target, "80", check=False)
+        done = lab.niso(
+            "exec", "alone", "--", "/usr/bin/busybox", "nc", "-w1", target, "80", check=False
+        )
         assert done.returncode != 0 and "unreachable" in done.stderr
     assert ask(lab, HOST, 80, "client") == ""
 
@@ -180,9 +203,16 @@ def test_what_is_lost_of_mode_none_is_told_and_put_right(lab: Lab) -> None:
 
 
 def test_share_is_the_providers_network_names_and_addresses(lab: Lab) -> None:
-    lab.niso("activate", api(lab, network={"hostname": "web"}), side(lab), idle(lab, "peer", network=on("backend")))
+    lab.niso(
+        "activate",
+        api(lab, network={"hostname": "web"}),
+        side(lab),
+        idle(lab, "peer", network=on("backend")),
+    )
     assert lives_in(lab, "side") == lives_in(lab, "api") == namespace(lab, "api")
-    assert sorted(each for each in os.listdir(lab.path("/run/netns")) if each.startswith("niso-")) == [
+    assert sorted(
+        each for each in os.listdir(lab.path("/run/netns")) if each.startswith("niso-")
+    ) == [
         "niso-api",
         "niso-peer",
     ]
@@ -196,18 +226,25 @@ def test_share_is_the_providers_network_names_and_addresses(lab: Lab) -> None:
     # each other by loopback, others by the sharer's name
     assert answer(lab, "127.0.0.1", 90, "niso-api").startswith("side 127.0.0.1")
     assert seen_in(lab, "side", "nc", "-w1", "127.0.0.1", "80").startswith("api 127.0.0.1")
-    assert seen_in(lab, "peer", "nc", "-w1", "side", "90").startswith(f"side {address(lab, 'peer')}")
+    assert seen_in(lab, "peer", "nc", "-w1", "side", "90").startswith(
+        f"side {address(lab, 'peer')}"
+    )
 
     shown = ps(lab, "side")
     assert (shown["mode"], shown["address"]) == ("share", at)
-    assert [(each["host_port"], each["container_port"]) for each in shown["ports"]] == [(SHARED, 90)]
+    assert [(each["host_port"], each["container_port"]) for each in shown["ports"]] == [
+        (SHARED, 90)
+    ]
     assert [each["host_port"] for each in ps(lab, "api")["ports"]] == [PORT]
     rows = json.loads(lab.niso("net", "ports", "--json").stdout)
     assert {(row["service"], row["host_port"]) for row in rows} == {("api", PORT), ("side", SHARED)}
     assert (inspect(lab, "side")["shares"], inspect(lab, "api")["shared_by"]) == ("api", ["side"])
     assert inspect(lab, "side")["netns"] == "/run/netns/niso-api"
     lines = lab.niso("net", "inspect", "backend").stdout.splitlines()
-    assert [line.split()[:2] for line in lines if line.startswith("  ")][:2] == [["api", at], ["side", at]]
+    assert [line.split()[:2] for line in lines if line.startswith("  ")][:2] == [
+        ["api", at],
+        ["side", at],
+    ]
     assert lab.niso("net", "check").returncode == 0
     assert lab.niso("net", "check", "side").returncode == 0
 
@@ -235,7 +272,13 @@ def test_ports_of_a_sharer_are_reached_every_way_and_end_with_it(lab: Lab, bridg
     before = {key: value for key, value in snapshots.take(lab).items() if key in KERNEL}
     lab.niso("deactivate", "side")
     assert talk.wait(10) == 0  # the server's end is closed
-    for where, to in (("client", HOST), (None, HOST), (None, "127.0.0.1"), ("niso-peer", HOST), ("niso-api", HOST)):
+    for where, to in (
+        ("client", HOST),
+        (None, HOST),
+        (None, "127.0.0.1"),
+        ("niso-peer", HOST),
+        ("niso-api", HOST),
+    ):
         assert ask(lab, to, SHARED, where) == "", (where, to)
     flows = lab.run("cat", "/proc/net/nf_conntrack", check=False).stdout
     assert f"dport={SHARED} " not in flows
@@ -291,7 +334,9 @@ for line in sys.stdin:
 def test_sharer_needs_a_provider_that_is_there(lab: Lab) -> None:
     path = side(lab)
     said = refused(lab, "activate", path)
-    assert f"{path}/manifest.toml: network.share: no service 'api' is known" in said and "hint" in said
+    assert (
+        f"{path}/manifest.toml: network.share: no service 'api' is known" in said and "hint" in said
+    )
     lab.niso("activate", api(lab))
     lab.niso("deactivate", "api")
     before = snapshots.take(lab)
@@ -301,10 +346,14 @@ def test_sharer_needs_a_provider_that_is_there(lab: Lab) -> None:
     # both in one command, in either order
     lab.niso("activate", path, "api")
     assert lives_in(lab, "side") == namespace(lab, "api")
-    said = refused(lab, "activate", echo(lab, "third", 70, network={"mode": "share", "share": "side"}))
+    said = refused(
+        lab, "activate", echo(lab, "third", 70, network={"mode": "share", "share": "side"})
+    )
     assert "it shares that of 'api'" in said and 'share = "api"' in said
     lab.niso("activate", open_(lab))
-    said = refused(lab, "activate", echo(lab, "third", 70, network={"mode": "share", "share": "open"}))
+    said = refused(
+        lab, "activate", echo(lab, "third", 70, network={"mode": "share", "share": "open"})
+    )
     assert "network.share: service 'open' is of mode host" in said
     assert json.loads(lab.niso("ps", "--json").stdout) and "third" not in lab.niso("ps").stdout
 
@@ -320,7 +369,10 @@ def test_provider_is_held_while_it_is_shared(lab: Lab) -> None:
     ):
         said = refused(lab, *command)
         assert "service 'api' is needed: " in said and "'second'" in said, said
-        assert "hint: niso deactivate second" in said or "hint: niso deactivate second side api" in said
+        assert (
+            "hint: niso deactivate second" in said
+            or "hint: niso deactivate second side api" in said
+        )
     for mode in ({"mode": "host"}, {"mode": "share", "share": "second"}):
         said = refused(lab, "activate", echo(lab, "api", 80, network=mode))
         assert "network." in said
@@ -342,8 +394,13 @@ def test_provider_is_held_while_it_is_shared(lab: Lab) -> None:
 
 def test_sharers_end_before_their_provider(lab: Lab) -> None:
     script = "trap 'echo end; exit' TERM; while true; do sleep 0.05; done"
-    for name, network in (("a-provider", on("backend")), ("b-sharer", {"mode": "share", "share": "a-provider"})):
-        folder = idle(lab, name, network=network, binary={"entrypoint": "/bin/sh", "args": ["-c", script]})
+    for name, network in (
+        ("a-provider", on("backend")),
+        ("b-sharer", {"mode": "share", "share": "a-provider"}),
+    ):
+        folder = idle(
+            lab, name, network=network, binary={"entrypoint": "/bin/sh", "args": ["-c", script]}
+        )
         lab.niso("activate", folder)
     done = lab.niso("deactivate", "-v", "--all")
     lines = [line for line in done.stderr.splitlines() if line.startswith("stop ")]
@@ -362,7 +419,10 @@ def test_share_of_mode_none(lab: Lab) -> None:
     assert seen_in(lab, "guest", "hostname") == "hermit\n"
     assert ps(lab, "guest")["address"] == ""
     said = refused(lab, "activate", echo(lab, "guest", 90, network=both | {"ports": ["9090:90"]}))
-    assert "network.ports[0]: service 'alone', whose network namespace it shares, is of mode none" in said
+    assert (
+        "network.ports[0]: service 'alone', whose network namespace it shares, is of mode none"
+        in said
+    )
     assert "PORT: 'alone', whose network 'guest' shares, is of mode none" in refused(
         lab, "port-forward", "guest", "1:1"
     )
@@ -374,7 +434,9 @@ def test_share_of_mode_none(lab: Lab) -> None:
 
 
 def test_port_of_a_sharer_is_forwarded_and_clashes_like_any(lab: Lab) -> None:
-    lab.niso("activate", api(lab), side(lab), idle(lab, "peer", network=on("backend", ports=["7070:70"])))
+    lab.niso(
+        "activate", api(lab), side(lab), idle(lab, "peer", network=on("backend", ports=["7070:70"]))
+    )
     lab.niso("port-forward", "side", "9191:90")
     assert answer(lab, HOST, 9191, "client") == f"side {CLIENT}"
     assert answer(lab, HOST, 9191, "niso-api").startswith("side ")
@@ -401,7 +463,12 @@ def test_sharer_of_a_dual_stack_provider_on_two_networks_is_published_on_both(la
     dual = "import socket\nserver = socket.create_server(('::', 90), family=socket.AF_INET6, dualstack_ipv6=True)\n"
     dual += "while True:\n    c, peer = server.accept()\n    c.sendall(b'side ' + peer[0].encode() + b'\\n')\n    c.close()\n"
     share = {"mode": "share", "share": "api", "ports": ["9090:90"]}
-    folder = idle(lab, "side", network=share, binary={"entrypoint": "/usr/bin/python3", "args": ["-ISc", dual]})
+    folder = idle(
+        lab,
+        "side",
+        network=share,
+        binary={"entrypoint": "/usr/bin/python3", "args": ["-ISc", dual]},
+    )
     lab.niso("activate", folder, idle(lab, "peer", network=on("backend")))
     assert answer(lab, HOST, 9090, "client").endswith(CLIENT)
     assert answer(lab, "2001:db8::1", 9090, "client") == "side 2001:db8::2"
@@ -420,7 +487,10 @@ def test_commands_of_every_mode(lab: Lab) -> None:
         assert running(lab, service)[service] != before
         assert lab.niso("logs", service).returncode == 0
     spoken = idle(
-        lab, "talk", network={"mode": "host"}, binary={"entrypoint": "/bin/sh", "args": ["-c", "echo hi; sleep 1000"]}
+        lab,
+        "talk",
+        network={"mode": "host"},
+        binary={"entrypoint": "/bin/sh", "args": ["-c", "echo hi; sleep 1000"]},
     )
     lab.niso("activate", spoken)
     assert lab.niso("logs", "talk").stdout == "hi\n"
@@ -431,28 +501,46 @@ def test_commands_of_every_mode(lab: Lab) -> None:
 
 
 def test_explain_and_ping_say_what_a_mode_means(lab: Lab) -> None:
-    lab.niso("activate", api(lab), side(lab), alone(lab), open_(lab), idle(lab, "peer", network=on("backend")))
+    lab.niso(
+        "activate",
+        api(lab),
+        side(lab),
+        alone(lab),
+        open_(lab),
+        idle(lab, "peer", network=on("backend")),
+    )
     at, there = address(lab, "api"), address(lab, "peer")
     assert f"side ({at})" in lab.niso("net", "ping", "side", "peer").stdout
     assert f"peer ({there})" in lab.niso("net", "ping", "peer", "side").stdout
     said = lab.niso("net", "explain", "peer", "side:90").stdout
-    assert "pass" in said and "side shares the network of api: its addresses, and its policy" in said
+    assert (
+        "pass" in said and "side shares the network of api: its addresses, and its policy" in said
+    )
     assert lab.niso("net", "explain", "side", "peer:80", "--prove").returncode == 0
     assert "its own address" in lab.niso("net", "explain", "side", "api:80").stdout
     assert f"side ({at})" in lab.niso("net", "ping", "api", "side").stdout
     said = lab.niso("net", "explain", CLIENT, f"{HOST}:{SHARED}").stdout
     assert "is a published port of side, which shares the network of api, and leads to" in said
-    assert "is a published port of api and leads to" in lab.niso("net", "explain", CLIENT, f"{HOST}:{PORT}").stdout
+    assert (
+        "is a published port of api and leads to"
+        in lab.niso("net", "explain", CLIENT, f"{HOST}:{PORT}").stdout
+    )
     for arguments in (["net", "ping", "peer", "open"], ["net", "explain", "open", "peer:80"]):
-        assert "open is of mode host" in refused(lab, *arguments, status=2 if "explain" in arguments else 1)
+        assert "open is of mode host" in refused(
+            lab, *arguments, status=2 if "explain" in arguments else 1
+        )
     for arguments in (["net", "ping", "alone", "peer"], ["net", "explain", "peer", "alone:80"]):
-        assert "alone is of mode none" in refused(lab, *arguments, status=2 if "explain" in arguments else 1)
+        assert "alone is of mode none" in refused(
+            lab, *arguments, status=2 if "explain" in arguments else 1
+        )
     lab.niso("deactivate", "side")
     assert "side is not active" in refused(lab, "net", "ping", "side", "peer")
 
 
 def started_again(lab: Lab, service: str, before: int) -> None:
-    lab.wait_for(lambda: inspect(lab, service)["pid"] not in (None, before), 10, f"{service} started again")
+    lab.wait_for(
+        lambda: inspect(lab, service)["pid"] not in (None, before), 10, f"{service} started again"
+    )
 
 
 def test_sharer_killed_or_provider_killed_the_namespace_stays(lab: Lab) -> None:
@@ -480,7 +568,9 @@ for _ in range(int(sys.argv[2])):
 """
 
 
-def test_provider_that_is_restarted_a_hundred_times_never_moves_its_sharers_listener(lab: Lab) -> None:
+def test_provider_that_is_restarted_a_hundred_times_never_moves_its_sharers_listener(
+    lab: Lab,
+) -> None:
     lab.niso("activate", idle(lab, "api", network=on("backend")), side(lab))
     talk = lab.popen("/usr/bin/busybox", "nc", HOST, str(SHARED), stdin=-1, netns="client")
     assert talk.stdin and talk.stdout
@@ -488,7 +578,11 @@ def test_provider_that_is_restarted_a_hundred_times_never_moves_its_sharers_list
 
     def listener() -> str:
         lines = lab.run("cat", "/proc/net/tcp", netns="niso-api").stdout.splitlines()
-        (found,) = [line.split()[9] for line in lines if line.split()[1].endswith(":005A") and line.split()[3] == "0A"]
+        (found,) = [
+            line.split()[9]
+            for line in lines
+            if line.split()[1].endswith(":005A") and line.split()[3] == "0A"
+        ]
         return found
 
     there, before, inode = namespace(lab, "api"), running(lab, "side"), listener()

@@ -18,7 +18,9 @@ def bridge_addresses(lab: Lab, bridge: str) -> list[str]:
 
 
 def subnets(lab: Lab) -> dict[str, str]:
-    return {row["name"]: row["subnet"] for row in json.loads(lab.niso("net", "list", "--json").stdout)}
+    return {
+        row["name"]: row["subnet"] for row in json.loads(lab.niso("net", "list", "--json").stdout)
+    }
 
 
 def test_create_makes_the_bridge_at_once_and_remove_takes_it_away(lab: Lab) -> None:
@@ -30,14 +32,20 @@ def test_create_makes_the_bridge_at_once_and_remove_takes_it_away(lab: Lab) -> N
     assert link["linkinfo"]["info_kind"] == "bridge" and "UP" in link["flags"]
     assert link["ifalias"].startswith("niso:")
     assert bridge_addresses(lab, "niso-backend") == ["10.99.1.1/24"]
-    tables = {(each["table"]["family"], each["table"]["name"]) for each in lab.nft_json() if "table" in each}
+    tables = {
+        (each["table"]["family"], each["table"]["name"])
+        for each in lab.nft_json()
+        if "table" in each
+    }
     assert tables == {("inet", "niso"), ("bridge", "niso")}
     assert lab.niso("net", "create", "backend").stdout.startswith("backend: is there already")
 
     assert lab.niso("net", "remove", "backend").stdout == "backend: removed\n"
     after = snapshots.take(lab)
     before["store"] = after["store"]
-    before["files"] = {path: v for path, v in after["files"].items() if path in before["files"] or "/niso" in path}
+    before["files"] = {
+        path: v for path, v in after["files"].items() if path in before["files"] or "/niso" in path
+    }
     assert snapshots.differences(before, after) == []
     assert "no network 'backend'" in refused(lab, "net", "remove", "backend")
 
@@ -64,7 +72,11 @@ def test_list_and_inspect_show_what_the_seed_shows(lab: Lab) -> None:
         "  api     10.99.1.2  ports: 8080→8080\n"
         "  worker  10.99.1.3  ports: none (inactive)\n"
     )
-    ascii_only: dict[str, str | None] = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ascii_only: dict[str, str | None] = {
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+    }
     assert "8080->8080" in lab.niso("net", "inspect", "backend", env=ascii_only).stdout
     found = json.loads(lab.niso("net", "inspect", "backend", "--json").stdout)
     assert found["services"][0]["ports"] == [
@@ -77,12 +89,20 @@ def test_ports_and_rules_show_what_is_published(lab: Lab) -> None:
     assert lab.niso("net", "ports").stdout.split() == ["SERVICE", "HOST", "CONTAINER", "PROTO"]
     assert lab.niso("net", "ports", "--json").stdout == "[]\n"
     assert lab.niso("net", "rules").stdout == ""
-    lab.niso("activate", idle(lab, "api", network={"ports": ["8080:80", "8080:80/tcp", "0.0.0.0:443:443"]}))
+    lab.niso(
+        "activate",
+        idle(lab, "api", network={"ports": ["8080:80", "8080:80/tcp", "0.0.0.0:443:443"]}),
+    )
     rows = [line.split() for line in lab.niso("net", "ports").stdout.splitlines()[1:]]
     assert rows == [["api", "0.0.0.0:8080", "80", "tcp"], ["api", "0.0.0.0:443", "443", "tcp"]]
     row = json.loads(lab.niso("net", "ports", "--json").stdout)[0]
     assert row | {"service": "api", "container": 80, "proto": "tcp"} == row
-    assert {"host_ip": "0.0.0.0", "host_port": 8080, "container_port": 80, "proto": "tcp"}.items() <= row.items()
+    assert {
+        "host_ip": "0.0.0.0",
+        "host_port": 8080,
+        "container_port": 80,
+        "proto": "tcp",
+    }.items() <= row.items()
     assert 'tcp . 8080 comment "api" : 10.99.0.2 . 80' in lab.niso("net", "rules").stdout
     rules = json.loads(lab.niso("net", "rules", "--json").stdout)["nftables"]
     assert {each["map"]["name"] for each in rules if "map" in each} >= {"publish_any4"}
@@ -155,29 +175,55 @@ def test_pool_is_taken_from_the_environment_and_can_be_used_up(lab: Lab) -> None
         (["--subnet", "2001:db8::/60"], ["overlaps 2001:db8::/64", "uplink0"]),
         (["--subnet", "2001:db8:77::/64"], ["overlaps 2001:db8:77::/48", "uplink0"]),
         (["--subnet", "fd00:99::/56"], ["overlaps fd00:99:0:5::/64", "network 'backend'"]),
-        (["--subnet", "10.50.0.0/24", "--subnet", "fd00:99:0:5::/96"], ["overlaps", "network 'backend'"]),
+        (
+            ["--subnet", "10.50.0.0/24", "--subnet", "fd00:99:0:5::/96"],
+            ["overlaps", "network 'backend'"],
+        ),
         (["--subnet", "fd00::1/64"], ["--subnet 'fd00::1/64'", "did you mean fd00::/64?"]),
         (["--subnet", "fd00::/47"], ["--subnet fd00::/47", "/48 to /126"]),
         (["--subnet", "fd00::/127"], ["--subnet fd00::/127", "/48 to /126"]),
         *(
             (["--subnet", each], [f"--subnet {each}", "not a prefix that hosts can have"])
-            for each in ("::/64", "::ffff:0:0/96", "fe80::/64", "fec0::/64", "ff02::/64", "64:ff9b::/96", "4000::/64")
+            for each in (
+                "::/64",
+                "::ffff:0:0/96",
+                "fe80::/64",
+                "fec0::/64",
+                "ff02::/64",
+                "64:ff9b::/96",
+                "4000::/64",
+            )
         ),
         (["--subnet", "fd00::/64", "--subnet", "fd01::/64"], ["one IPv6 subnet"]),
         (["--subnet", "10.50.0.0/24", "--subnet", "10.51.0.0/24"], ["one IPv4 subnet"]),
         (["--subnet", "fd00::/64", "--ipv6"], ["--ipv6", "fd00::/64"]),
         (["--subnet", "fd00::/64", "--gateway", "fd00::"], ["--gateway fd00::", "network itself"]),
-        (["--subnet", "fd00::/64", "--gateway", "fd01::1"], ["--gateway fd01::1", "not in fd00::/64"]),
-        (["--subnet", "10.50.0.0/24", "--gateway", "fd00::1"], ["--gateway fd00::1", "not in 10.50.0.0/24"]),
+        (
+            ["--subnet", "fd00::/64", "--gateway", "fd01::1"],
+            ["--gateway fd01::1", "not in fd00::/64"],
+        ),
+        (
+            ["--subnet", "10.50.0.0/24", "--gateway", "fd00::1"],
+            ["--gateway fd00::1", "not in 10.50.0.0/24"],
+        ),
         (["--ipv6", "--gateway", "nonsense"], ["--gateway 'nonsense'"]),
         (
             ["--subnet", "10.50.0.0/24", "--gateway", "10.50.0.3", "--gateway", "10.50.0.4"],
             ["--gateway 10.50.0.4", "second one"],
         ),
         (["--ipv6", "--mtu", "1279"], ["--mtu 1279", "1280", "IPv6"]),
-        (["--subnet", "10.50.0.0/24", "--gateway", "10.51.0.1"], ["--gateway 10.51.0.1", "10.50.0.0/24"]),
-        (["--subnet", "10.50.0.0/24", "--gateway", "10.50.0.0"], ["--gateway 10.50.0.0", "network itself"]),
-        (["--subnet", "10.50.0.0/24", "--gateway", "10.50.0.255"], ["--gateway 10.50.0.255", "broadcast"]),
+        (
+            ["--subnet", "10.50.0.0/24", "--gateway", "10.51.0.1"],
+            ["--gateway 10.51.0.1", "10.50.0.0/24"],
+        ),
+        (
+            ["--subnet", "10.50.0.0/24", "--gateway", "10.50.0.0"],
+            ["--gateway 10.50.0.0", "network itself"],
+        ),
+        (
+            ["--subnet", "10.50.0.0/24", "--gateway", "10.50.0.255"],
+            ["--gateway 10.50.0.255", "broadcast"],
+        ),
         (["--mtu", "100"], ["--mtu 100"]),
     ],
 )
@@ -189,7 +235,9 @@ def test_network_that_cannot_be_is_refused_and_changes_nothing(
     lab.run("ip", "route", "add", "2001:db8:77::/48", "via", "2001:db8::3")
     lab.niso("net", "create", "backend", "--subnet", "10.99.1.0/24", "--subnet", "fd00:99:0:5::/64")
     before = snapshots.take(lab)
-    said = refused(lab, "net", "create", "new", *arguments, status=1 if "overlaps" in words[0] else 2)
+    said = refused(
+        lab, "net", "create", "new", *arguments, status=1 if "overlaps" in words[0] else 2
+    )
     assert all(word in said for word in words), said
     assert snapshots.differences(before, snapshots.take(lab)) == []
 
@@ -205,14 +253,21 @@ def test_network_that_cannot_be_is_refused_and_changes_nothing(
         ),
         (["--ipv6"], ["--ipv6"]),
         (["--subnet", "10.50.0.0/24", "--subnet", "fd00::/64"], ["--ipv6"]),
-        (["--subnet", "fd00::/64", "--gateway", "fd00::5"], ["--subnet", "fd00::/64", "--gateway", "fd00::0005"]),
+        (
+            ["--subnet", "fd00::/64", "--gateway", "fd00::5"],
+            ["--subnet", "fd00::/64", "--gateway", "fd00::0005"],
+        ),
         (["--internal", "--mtu", "1300"], ["--internal"]),
     ],
 )
-def test_network_that_is_there_as_asked_for_stays_so(lab: Lab, first: list[str], again: list[str]) -> None:
+def test_network_that_is_there_as_asked_for_stays_so(
+    lab: Lab, first: list[str], again: list[str]
+) -> None:
     lab.niso("net", "create", "backend", *first)
     before = snapshots.take(lab)
-    assert lab.niso("net", "create", "backend", *again).stdout.startswith("backend: is there already")
+    assert lab.niso("net", "create", "backend", *again).stdout.startswith(
+        "backend: is there already"
+    )
     assert lab.niso("net", "create", "--dry-run", "backend", *again).stdout == ""
     assert snapshots.differences(before, snapshots.take(lab)) == []
 
@@ -221,12 +276,24 @@ def test_network_that_is_there_as_asked_for_stays_so(lab: Lab, first: list[str],
     ("first", "again", "words"),
     [
         (["--subnet", "10.50.0.0/24"], ["--subnet", "10.51.0.0/24"], "with subnet 10.50.0.0/24"),
-        (["--subnet", "10.50.0.0/24"], ["--subnet", "10.50.0.0/24", "--ipv6"], "with subnet 10.50.0.0/24"),
+        (
+            ["--subnet", "10.50.0.0/24"],
+            ["--subnet", "10.50.0.0/24", "--ipv6"],
+            "with subnet 10.50.0.0/24",
+        ),
         (["--subnet", "10.50.0.0/24"], ["--subnet", "fd00::/64"], "with subnet 10.50.0.0/24"),
         (["--subnet", "fd00::/64"], [], "with subnet fd00::/64"),
         (["--ipv6"], [], "with subnet 10.99.1.0/24, fd"),
-        (["--ipv6"], ["--subnet", "10.99.1.0/24", "--subnet", "fd00::/64"], "with subnet 10.99.1.0/24, fd"),
-        (["--subnet", "fd00::/64"], ["--subnet", "fd00::/64", "--gateway", "fd00::2"], "with gateway fd00::1"),
+        (
+            ["--ipv6"],
+            ["--subnet", "10.99.1.0/24", "--subnet", "fd00::/64"],
+            "with subnet 10.99.1.0/24, fd",
+        ),
+        (
+            ["--subnet", "fd00::/64"],
+            ["--subnet", "fd00::/64", "--gateway", "fd00::2"],
+            "with gateway fd00::1",
+        ),
         (["--mtu", "1300"], ["--mtu", "1400"], "with mtu 1300"),
         ([], ["--internal"], "and is not internal"),
         (["--internal"], [], "as an internal network"),
@@ -259,7 +326,9 @@ def test_ipv6_takes_the_next_free_unique_local_64_of_one_prefix(lab: Lab) -> Non
 def test_gateways_and_mtu_of_both_families(lab: Lab) -> None:
     lab.run("ip", "link", "set", "uplink0", "mtu", "1000")
     gateways = ("--gateway", "fd00:5::ff", "--gateway", "10.50.0.9")
-    lab.niso("net", "create", "backend", "--subnet", "fd00:5::/64", "--subnet", "10.50.0.0/24", *gateways)
+    lab.niso(
+        "net", "create", "backend", "--subnet", "fd00:5::/64", "--subnet", "10.50.0.0/24", *gateways
+    )
     link = lab.ip_json("address", "show", "dev", "niso-backend")[0]
     found = {f"{each['local']}/{each['prefixlen']}" for each in link["addr_info"]}
     assert found == {"10.50.0.9/24", "fd00:5::ff/64", "fe80::1/64"}
@@ -269,7 +338,9 @@ def test_gateways_and_mtu_of_both_families(lab: Lab) -> None:
 def test_host_without_ipv6_is_told_so_and_has_networks_of_ipv4(lab: Lab) -> None:
     lab.run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
     for asked in (["--ipv6"], ["--subnet", "fd00:5::/64"]):
-        assert "net.ipv6.conf.all.disable_ipv6 is 1" in refused(lab, "net", "create", "backend", *asked)
+        assert "net.ipv6.conf.all.disable_ipv6 is 1" in refused(
+            lab, "net", "create", "backend", *asked
+        )
     lab.niso("net", "create", "backend")
     assert subnets(lab) == {"backend": "10.99.1.0/24"}
 
@@ -296,24 +367,34 @@ def test_long_network_names_get_different_bridges(lab: Lab) -> None:
     lab.niso("net", "create", "a-rather-long-name")
     lab.niso("net", "create", "a-rather-long-name-too")
     bridges = [each["ifname"] for each in lab.ip_json("link", "show", "type", "bridge")]
-    assert len(bridges) == 2 and all(each.startswith("niso-a-ra") and len(each) <= 15 for each in bridges)
+    assert len(bridges) == 2 and all(
+        each.startswith("niso-a-ra") and len(each) <= 15 for each in bridges
+    )
 
 
 def test_gateway_is_the_bridge_address_and_given_to_no_service(lab: Lab) -> None:
     lab.niso("net", "create", "backend", "--subnet", "10.50.0.0/29", "--gateway", "10.50.0.2")
     assert bridge_addresses(lab, "niso-backend") == ["10.50.0.2/29"]
     lab.niso("activate", *(idle(lab, f"s{number}", network=on("backend")) for number in range(5)))
-    assert [address(lab, f"s{number}") for number in range(5)] == [f"10.50.0.{n}" for n in (1, 3, 4, 5, 6)]
+    assert [address(lab, f"s{number}") for number in range(5)] == [
+        f"10.50.0.{n}" for n in (1, 3, 4, 5, 6)
+    ]
     assert lab.ip_json("route", "show", "default", netns="niso-s0")[0]["gateway"] == "10.50.0.2"
 
 
 def test_full_network_is_an_error_that_names_the_inactive_services(lab: Lab) -> None:
     lab.niso("net", "create", "tiny", "--subnet", "10.50.0.0/29")
     lab.niso("activate", *(idle(lab, f"s{number}", network=on("tiny")) for number in range(5)))
-    assert "make a larger network" in refused(lab, "activate", idle(lab, "more", network=on("tiny")))
+    assert "make a larger network" in refused(
+        lab, "activate", idle(lab, "more", network=on("tiny"))
+    )
     lab.niso("deactivate", "s3")
     said = refused(lab, "activate", idle(lab, "more", network=on("tiny")))
-    assert "network 'tiny' (10.50.0.0/29) has no free address" in said and "s3" in said and "s2" not in said
+    assert (
+        "network 'tiny' (10.50.0.0/29) has no free address" in said
+        and "s3" in said
+        and "s2" not in said
+    )
     lab.niso("remove", "s3")
     lab.niso("activate", "/tmp/packages/more")
     assert address(lab, "more") == "10.50.0.5"
@@ -344,12 +425,16 @@ def test_networks_remove_refuses_while_a_known_service_is_on_it(lab: Lab) -> Non
     assert subnets(lab) == {}
 
 
-def test_network_made_by_an_activation_goes_with_its_last_service_and_a_created_one_stays(lab: Lab) -> None:
+def test_network_made_by_an_activation_goes_with_its_last_service_and_a_created_one_stays(
+    lab: Lab,
+) -> None:
     lab.niso("net", "create", "kept")
     lab.niso("activate", idle(lab, "api", network={"networks": ["kept", "made"]}))
     lab.niso("remove", "api")
     assert set(subnets(lab)) == {"kept"}
-    assert [each["ifname"] for each in lab.ip_json("link", "show", "type", "bridge")] == ["niso-kept"]
+    assert [each["ifname"] for each in lab.ip_json("link", "show", "type", "bridge")] == [
+        "niso-kept"
+    ]
 
 
 def test_dry_run_of_create_and_remove_prints_the_steps_that_then_run(lab: Lab) -> None:
@@ -357,7 +442,10 @@ def test_dry_run_of_create_and_remove_prints_the_steps_that_then_run(lab: Lab) -
     before = snapshots.take(lab)
     planned = lab.niso("net", "create", "--dry-run", "new").stdout
     assert "ip link add niso-new mtu 1500 type bridge" in planned
-    assert "ip address add fd" in lab.niso("net", "create", "--dry-run", "new", "--ipv6", "--internal").stdout
+    assert (
+        "ip address add fd"
+        in lab.niso("net", "create", "--dry-run", "new", "--ipv6", "--internal").stdout
+    )
     assert snapshots.differences(before, snapshots.take(lab)) == []
     assert lab.niso("net", "create", "-v", "new").stderr == planned
     before = snapshots.take(lab)
@@ -369,13 +457,24 @@ def test_dry_run_of_create_and_remove_prints_the_steps_that_then_run(lab: Lab) -
 # --- several networks -------------------------------------------------------------------------------------------------
 
 
-def test_service_on_two_networks_has_eth0_and_eth1_and_its_default_route_by_the_first(lab: Lab) -> None:
-    api = echo(lab, "api", network={"networks": ["backend", "frontend"], "ip": {"frontend": "10.77.5.9"}})
+def test_service_on_two_networks_has_eth0_and_eth1_and_its_default_route_by_the_first(
+    lab: Lab,
+) -> None:
+    api = echo(
+        lab, "api", network={"networks": ["backend", "frontend"], "ip": {"frontend": "10.77.5.9"}}
+    )
     lab.niso("net", "create", "frontend", "--subnet", "10.77.5.0/24")
-    lab.niso("activate", api, idle(lab, "db", network=on("backend")), idle(lab, "web", network=on("frontend")))
+    lab.niso(
+        "activate",
+        api,
+        idle(lab, "db", network=on("backend")),
+        idle(lab, "web", network=on("frontend")),
+    )
     assert inside(lab, "api", "eth0")["addr_info"][0]["local"] == "10.99.1.2"
     assert inside(lab, "api", "eth1")["addr_info"][0]["local"] == "10.77.5.9"
-    assert [each["gateway"] for each in lab.ip_json("route", "show", "default", netns="niso-api")] == ["10.99.1.1"]
+    assert [
+        each["gateway"] for each in lab.ip_json("route", "show", "default", netns="niso-api")
+    ] == ["10.99.1.1"]
     assert answer(lab, "10.99.1.2", 80, "niso-db") == f"api {address(lab, 'db')}"
     assert ask(lab, "10.77.5.9", 80, "niso-web") == f"api {address(lab, 'web')}"
     assert ask(lab, "10.99.1.2", 80, "niso-web") == ""
@@ -385,18 +484,24 @@ def test_service_on_two_networks_has_eth0_and_eth1_and_its_default_route_by_the_
 # --- static addresses -------------------------------------------------------------------------------------------------
 
 
-def test_static_address_makes_the_network_that_holds_it_and_is_given_to_nobody_else(lab: Lab) -> None:
+def test_static_address_makes_the_network_that_holds_it_and_is_given_to_nobody_else(
+    lab: Lab,
+) -> None:
     lab.niso("activate", idle(lab, "api", network=on("backend", ip="10.60.7.3")))
     assert subnets(lab)["backend"] == "10.60.7.0/24"
     assert address(lab, "api") == "10.60.7.3"
     lab.niso("deactivate", "api")
-    lab.niso("activate", idle(lab, "one", network=on("backend")), idle(lab, "two", network=on("backend")))
+    lab.niso(
+        "activate", idle(lab, "one", network=on("backend")), idle(lab, "two", network=on("backend"))
+    )
     assert [address(lab, name) for name in ("one", "two")] == ["10.60.7.2", "10.60.7.4"]
     said = refused(lab, "activate", idle(lab, "thief", network=on("backend", ip="10.60.7.3")))
     assert "network.ip: 10.60.7.3 is leased to service 'api'" in said
 
 
-def test_static_address_whose_prefix_is_taken_names_the_key_and_what_would_be_right(lab: Lab) -> None:
+def test_static_address_whose_prefix_is_taken_names_the_key_and_what_would_be_right(
+    lab: Lab,
+) -> None:
     lab.niso("activate", idle(lab, "api"))
     folder = idle(lab, "new", network=on("fresh", ip="10.99.0.66"))
     assert refused(lab, "activate", folder) == (
@@ -433,7 +538,9 @@ def test_changed_static_address_moves_the_service_and_its_name(lab: Lab) -> None
     lab.niso("activate", idle(lab, "api", network={"ip": "10.99.0.60"}))
     assert address(lab, "api") == "10.99.0.60"
     assert len(inside(lab, "api", "eth0")["addr_info"]) == 1
-    assert lab.niso("exec", "peer", "--", "getent", "hosts", "api").stdout.split()[0] == "10.99.0.60"
+    assert (
+        lab.niso("exec", "peer", "--", "getent", "hosts", "api").stdout.split()[0] == "10.99.0.60"
+    )
     assert "1 received" in lab.niso("exec", "peer", "--", "ping", "-c1", "-W2", "api").stdout
 
 

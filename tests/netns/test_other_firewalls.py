@@ -31,11 +31,16 @@ class Found(NamedTuple):
 
 def drops(lab: Lab, *bridges: str, bridged: bool = True) -> list[Found]:
     """What niso finds in the lab, of niso-backend where no bridge is named."""
-    out = lab.run(sys.executable, "-c", DROPS, str(int(bridged)), *(bridges or ("niso-backend",))).stdout
+    out = lab.run(
+        sys.executable, "-c", DROPS, str(int(bridged)), *(bridges or ("niso-backend",))
+    ).stdout
     found = []
     for chain, what, remedy, names, words in json.loads(out):
         assert names == sorted(bridges or ("niso-backend",))
-        assert words == f"nftables chain {chain} drops connections of {', '.join(names)} ({', '.join(what)})"
+        assert (
+            words
+            == f"nftables chain {chain} drops connections of {', '.join(names)} ({', '.join(what)})"
+        )
         found.append(Found(chain, tuple(what), remedy))
     return found
 
@@ -54,10 +59,14 @@ def busy() -> Iterator[Lab]:
 
 def start(lab: Lab) -> None:
     lab.niso(
-        "activate", echo(lab, "api", network=on("backend", ports=["8080:80"])), echo(lab, "db", network=on("backend"))
+        "activate",
+        echo(lab, "api", network=on("backend", ports=["8080:80"])),
+        echo(lab, "db", network=on("backend")),
     )
     lab.write("/tmp/echo.py", ECHO)
-    lab.popen("python3", "-ISu", "/tmp/echo.py", "outside", "7777", netns="client", stdout=-3, stderr=-3)
+    lab.popen(
+        "python3", "-ISu", "/tmp/echo.py", "outside", "7777", netns="client", stdout=-3, stderr=-3
+    )
     answer(lab, CLIENT, 7777)
     for name in ("api", "db"):
         answer(lab, address(lab, name), 80)
@@ -67,7 +76,9 @@ def start(lab: Lab) -> None:
 def host(busy: Lab) -> Iterator[Lab]:
     """`busy` without any foreign table, before and after."""
     yield busy
-    for table in {(t["family"], t["name"]) for t in (each.get("table") for each in busy.nft_json()) if t}:
+    for table in {
+        (t["family"], t["name"]) for t in (each.get("table") for each in busy.nft_json()) if t
+    }:
         if table not in (("inet", "niso"), ("bridge", "niso")):
             busy.run("nft", "delete", "table", *table)
 
@@ -79,7 +90,11 @@ def passing(lab: Lab) -> set[str]:
         "outward": (CLIENT, 7777, "niso-api", f"outside {HOST}"),
         "within the network": (address(lab, "db"), 80, "niso-api", f"db {address(lab, 'api')}"),
     }
-    return {what for what, (to, port, netns, expected) in tried.items() if ask(lab, to, port, netns) == expected}
+    return {
+        what
+        for what, (to, port, netns, expected) in tried.items()
+        if ask(lab, to, port, netns) == expected
+    }
 
 
 def load(lab: Lab, text: str) -> None:
@@ -93,7 +108,9 @@ def told(lab: Lab, lines: list[str]) -> None:
 
 
 def insert(where: str) -> list[str]:
-    return [f"nft 'insert rule {where} {key} \"niso-backend\" accept'" for key in ("iifname", "oifname")]
+    return [
+        f"nft 'insert rule {where} {key} \"niso-backend\" accept'" for key in ("iifname", "oifname")
+    ]
 
 
 def iptables(chain: str, *flags: str, tool: str = "iptables") -> list[str]:
@@ -104,7 +121,12 @@ CASES = {
     "docker-26": (texts.DOCKER_26, "ip filter FORWARD", ALL, iptables("DOCKER-USER")),
     "docker-28": (texts.DOCKER_28, "ip filter FORWARD", ALL, iptables("DOCKER-USER")),
     "iptables": (texts.PLAIN_IPTABLES, "ip filter FORWARD", OUT, iptables("FORWARD", "-i")),
-    "mangle": (texts.MANGLE, "ip mangle FORWARD", OUT, iptables("FORWARD", "-i", tool="iptables -t mangle")),
+    "mangle": (
+        texts.MANGLE,
+        "ip mangle FORWARD",
+        OUT,
+        iptables("FORWARD", "-i", tool="iptables -t mangle"),
+    ),
     "physdev": (texts.BRIDGED, "ip filter FORWARD", ("published", "outward"), iptables("FORWARD")),
     "nixos": (texts.NIXOS, "inet filter forward", OUT, insert("inet filter forward")[:1]),
     "plain": (texts.PLAIN, "inet filter forward", ALL, insert("inet filter forward")),
@@ -113,7 +135,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_foreign_chain_drops_what_is_said_and_no_more_and_the_remedy_helps(host: Lab, name: str) -> None:
+def test_foreign_chain_drops_what_is_said_and_no_more_and_the_remedy_helps(
+    host: Lab, name: str
+) -> None:
     text, chain, what, remedy = CASES[name]
     assert passing(host) == set(ALL)
     load(host, text)
@@ -137,8 +161,13 @@ TOOLS = {
         texts.FIREWALLD,
         "inet firewalld filter_FORWARD",
         OUT,
-        ["firewall-cmd --permanent --zone=trusted --add-interface=niso-backend", "firewall-cmd --reload"],
-        ["nft 'insert rule inet firewalld filter_FORWARD_POLICIES iifname \"niso-backend\" accept'"],
+        [
+            "firewall-cmd --permanent --zone=trusted --add-interface=niso-backend",
+            "firewall-cmd --reload",
+        ],
+        [
+            "nft 'insert rule inet firewalld filter_FORWARD_POLICIES iifname \"niso-backend\" accept'"
+        ],
     ),
     "bridge": (
         texts.SWITCHES,
@@ -152,7 +181,9 @@ TOOLS = {
 
 
 @pytest.mark.parametrize("name", TOOLS)
-def test_firewall_with_a_tool_of_its_own_drops_what_is_said_and_its_rule_helps(host: Lab, name: str) -> None:
+def test_firewall_with_a_tool_of_its_own_drops_what_is_said_and_its_rule_helps(
+    host: Lab, name: str
+) -> None:
     text, chain, what, remedy, made = TOOLS[name]
     load(host, text)
     assert drops(host) == [Found(chain, what, remedy)]
@@ -163,7 +194,9 @@ def test_firewall_with_a_tool_of_its_own_drops_what_is_said_and_its_rule_helps(h
 
 
 @pytest.mark.parametrize(
-    "text", [texts.BLOCKLIST, texts.ALLOWED, texts.CATCH_ALL], ids=["blocklist", "allowed", "catch-all"]
+    "text",
+    [texts.BLOCKLIST, texts.ALLOWED, texts.CATCH_ALL],
+    ids=["blocklist", "allowed", "catch-all"],
 )
 def test_firewall_that_lets_niso_pass_is_not_named(host: Lab, text: str) -> None:
     load(host, text)
@@ -171,13 +204,17 @@ def test_firewall_that_lets_niso_pass_is_not_named(host: Lab, text: str) -> None
     assert passing(host) == set(ALL)
 
 
-def test_frames_that_are_only_switched_are_left_out_where_no_forward_chain_sees_them(lab: Lab) -> None:
+def test_frames_that_are_only_switched_are_left_out_where_no_forward_chain_sees_them(
+    lab: Lab,
+) -> None:
     start(lab)
     load(lab, texts.PLAIN)
     lab.run("sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=0")
     lab.run("ip", "link", "set", "niso-backend", "type", "bridge", "nf_call_iptables", "0")
     seen = ("published", "outward")
-    assert drops(lab, bridged=False) == [Found("inet filter forward", seen, insert("inet filter forward"))]
+    assert drops(lab, bridged=False) == [
+        Found("inet filter forward", seen, insert("inet filter forward"))
+    ]
     assert passing(lab) == {"within the network"}
 
 
@@ -200,13 +237,21 @@ def test_every_dropping_chain_is_named_and_a_sleeping_table_is_not(host: Lab) ->
     [
         (
             texts.PLAIN,
-            [f"nft 'insert rule inet filter forward {key} \"niso-*\" accept'" for key in ("iifname", "oifname")],
+            [
+                f"nft 'insert rule inet filter forward {key} \"niso-*\" accept'"
+                for key in ("iifname", "oifname")
+            ],
         ),
-        (texts.DOCKER_28, [f"iptables -I DOCKER-USER {flag} niso-+ -j ACCEPT" for flag in ("-i", "-o")]),
+        (
+            texts.DOCKER_28,
+            [f"iptables -I DOCKER-USER {flag} niso-+ -j ACCEPT" for flag in ("-i", "-o")],
+        ),
     ],
     ids=["nft", "docker"],
 )
-def test_several_bridges_are_let_pass_by_one_rule_each_way(host: Lab, text: str, remedy: list[str]) -> None:
+def test_several_bridges_are_let_pass_by_one_rule_each_way(
+    host: Lab, text: str, remedy: list[str]
+) -> None:
     load(host, text)
     ((_, what, lines),) = drops(host, "niso-backend", "niso-frontend")
     assert (what, lines) == (ALL, remedy)
@@ -236,7 +281,9 @@ def test_names_of_a_hostile_table_are_escaped_and_no_command_is_made_of_them(lab
     ((chain, what, remedy),) = drops(lab)
     assert chain == "ip x\\x1b[31m;$(reboot) x\\x1b[31m;$(reboot)"
     assert what == ALL
-    assert remedy == [f'have this chain begin with: {key} "niso-backend" accept' for key in ("iifname", "oifname")]
+    assert remedy == [
+        f'have this chain begin with: {key} "niso-backend" accept' for key in ("iifname", "oifname")
+    ]
 
 
 HOSTILE = r"""

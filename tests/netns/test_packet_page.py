@@ -33,11 +33,16 @@ table bridge tracer {
 	chain in { type filter hook prerouting priority -350; udp dport { 80, 8080, 8081, 8082, 53 } meta nftrace set 1; }
 }
 """
-SEND = (
-    "import socket, sys; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', (sys.argv[1], int(sys.argv[2])))"
-)
+SEND = "import socket, sys; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', (sys.argv[1], int(sys.argv[2])))"
 
-API, PEER, DB, WEB, LEFT, RIGHT = "10.99.1.2", "10.99.1.3", "10.99.1.4", "10.99.2.2", "10.99.3.2", "10.99.3.3"
+API, PEER, DB, WEB, LEFT, RIGHT = (
+    "10.99.1.2",
+    "10.99.1.3",
+    "10.99.1.4",
+    "10.99.2.2",
+    "10.99.3.2",
+    "10.99.3.3",
+)
 
 
 ENTERS = re.compile(r"trace id \w+ (inet|bridge) niso (\w+) packet:")
@@ -86,10 +91,14 @@ class Trace:
     def __init__(self, lab: Lab) -> None:
         self.lines: list[str] = []
         self._lab = lab
-        self._process = lab.popen("stdbuf", "-oL", "nft", "monitor", "trace", stderr=subprocess.STDOUT)
+        self._process = lab.popen(
+            "stdbuf", "-oL", "nft", "monitor", "trace", stderr=subprocess.STDOUT
+        )
         threading.Thread(target=self._read, daemon=True).start()
         deadline = time.monotonic() + 60
-        while not self._seen(8082, 0):  # it reads the whole ruleset before it listens, which is slow on a busy machine
+        while not self._seen(
+            8082, 0
+        ):  # it reads the whole ruleset before it listens, which is slow on a busy machine
             if time.monotonic() > deadline:
                 pytest.fail(f"nft monitor does not listen: {self.lines}")
             self._probe(8082)
@@ -109,7 +118,10 @@ class Trace:
         """Whether a probe to ``port`` has passed the last of its three chains since line ``start``."""
         said = "".join(self.lines[start:])
         probes = re.findall(rf"trace id (\w+) inet niso output packet: .* udp dport {port} ", said)
-        return any(re.search(rf"trace id {probe} inet niso postrouting (rule|policy accept)", said) for probe in probes)
+        return any(
+            re.search(rf"trace id {probe} inet niso postrouting (rule|policy accept)", said)
+            for probe in probes
+        )
 
     def end(self) -> None:
         """Send one more packet and wait for its trace, which comes behind all of those before."""
@@ -145,8 +157,15 @@ def traced() -> Iterator[tuple[Lab, Trace]]:
             idle(lab, "right", network=on("plain")),
         )
         lab.run("ip", "route", "add", "10.99.1.0/24", "via", HOST, netns="client")
-        for name, address in (("niso-peer", API), ("niso-peer", DB), ("niso-left", RIGHT), ("niso-web", HOST)):
-            lab.run("ping", "-c1", "-W2", address, netns=name, check=False)  # neighbours are known from here on
+        for name, address in (
+            ("niso-peer", API),
+            ("niso-peer", DB),
+            ("niso-left", RIGHT),
+            ("niso-web", HOST),
+        ):
+            lab.run(
+                "ping", "-c1", "-W2", address, netns=name, check=False
+            )  # neighbours are known from here on
         lab.run("nft", "-f", "-", input=TRACER)
         yield lab, Trace(lab)
 
@@ -156,20 +175,28 @@ def test_the_table_has_these_ways_and_no_others() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
-def test_a_packet_passes_the_chains_that_the_page_names(traced: tuple[Lab, Trace], way: Way) -> None:
+def test_a_packet_passes_the_chains_that_the_page_names(
+    traced: tuple[Lab, Trace], way: Way
+) -> None:
     lab, trace = traced
     wanted = rows()[way.name]
     start = len(trace.lines)
     lab.run("python3", "-ISc", SEND, way.to[0], str(way.to[1]), netns=way.sender)
     with contextlib.suppress(pytest.fail.Exception):  # what it is in its place is said below
-        lab.wait_for(lambda: trace.chains(start)[: len(wanted)] == wanted, timeout=1 if UPDATE else 10)
+        lab.wait_for(
+            lambda: trace.chains(start)[: len(wanted)] == wanted, timeout=1 if UPDATE else 10
+        )
     trace.end()  # and no further chain
     found = trace.chains(start)
     assert found[-3:] == ["output", "from_host", "postrouting"]
     if UPDATE:
         words = " → ".join(f"`{chain}`" for chain in found[:-3])
         PAGE.write_text(
-            re.sub(rf"(?m)^\| {re.escape(way.name)} \| [^|]* \|", f"| {way.name} | {words} |", PAGE.read_text())
+            re.sub(
+                rf"(?m)^\| {re.escape(way.name)} \| [^|]* \|",
+                f"| {way.name} | {words} |",
+                PAGE.read_text(),
+            )
         )
     else:
         assert found[:-3] == wanted

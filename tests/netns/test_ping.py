@@ -19,7 +19,9 @@ def policy(**keys: object) -> dict[str, object]:
 @pytest.fixture
 def backend(lab: Lab) -> Lab:
     lab.run(*BACKEND)
-    lab.niso("activate", idle(lab, "db", network=on("backend", hostname="postgres", aliases=["sql"])))
+    lab.niso(
+        "activate", idle(lab, "db", network=on("backend", hostname="postgres", aliases=["sql"]))
+    )
     lab.niso("activate", idle(lab, "api", network=on("backend")))
     return lab
 
@@ -31,7 +33,9 @@ def test_two_services_of_one_network_in_the_form_of_the_seed(backend: Lab, to: s
 
 
 def test_arrow_is_one_that_the_terminal_can_show(backend: Lab) -> None:
-    out = backend.niso("net", "ping", "api", "db", env={"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}).stdout
+    out = backend.niso(
+        "net", "ping", "api", "db", env={"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    ).stdout
     assert "api (10.99.1.3) -> db (10.99.1.2): ok (" in out
 
 
@@ -47,7 +51,8 @@ def test_echo_is_sent_by_the_source_and_answered_by_the_target(backend: Lab) -> 
     before = echoes("api"), echoes("db")
     backend.niso("net", "ping", "api", "db")
     api, db = (
-        [b - a for a, b in zip(old, echoes(name), strict=True)] for name, old in zip(("api", "db"), before, strict=True)
+        [b - a for a, b in zip(old, echoes(name), strict=True)]
+        for name, old in zip(("api", "db"), before, strict=True)
     )
     assert (api, db) == ([0, 0, 1], [1, 1, 0])
 
@@ -62,18 +67,28 @@ def test_json(backend: Lab) -> None:
     }
 
 
-def test_address_is_that_of_the_first_shared_network_and_ipv6_where_only_that_is_there(lab: Lab) -> None:
+def test_address_is_that_of_the_first_shared_network_and_ipv6_where_only_that_is_there(
+    lab: Lab,
+) -> None:
     lab.run(*BACKEND)
     lab.niso("net", "create", "front", "--subnet", "10.99.2.0/24")
     lab.niso("net", "create", "six", "--subnet", "fd00:99:3::/64")
     both = ["front", "six", "backend"]
     lab.niso(
-        "activate", idle(lab, "api", network={"networks": both}), idle(lab, "db", network={"networks": both[::-1]})
+        "activate",
+        idle(lab, "api", network={"networks": both}),
+        idle(lab, "db", network={"networks": both[::-1]}),
     )
-    assert lab.niso("net", "ping", "api", "db").stdout.startswith("api (10.99.2.2) → db (10.99.2.3): ok")
-    assert lab.niso("net", "ping", "db", "api").stdout.startswith("db (10.99.1.3) → api (10.99.1.2): ok")
+    assert lab.niso("net", "ping", "api", "db").stdout.startswith(
+        "api (10.99.2.2) → db (10.99.2.3): ok"
+    )
+    assert lab.niso("net", "ping", "db", "api").stdout.startswith(
+        "db (10.99.1.3) → api (10.99.1.2): ok"
+    )
     lab.niso("activate", idle(lab, "only", network=on("six")))
-    assert lab.niso("net", "ping", "only", "api").stdout.startswith("only (fd00:99:3::4) → api (fd00:99:3::2): ok")
+    assert lab.niso("net", "ping", "only", "api").stdout.startswith(
+        "only (fd00:99:3::4) → api (fd00:99:3::2): ok"
+    )
 
 
 def test_unknown_names_and_what_is_no_service(backend: Lab) -> None:
@@ -92,7 +107,11 @@ def test_inactive_and_apart(backend: Lab) -> None:
     )
     backend.niso("deactivate", "db")
     inactive = "niso: db is not active\n  hint: niso activate db\n"
-    assert refused(backend, "net", "ping", "api", "db") == refused(backend, "net", "ping", "db", "api") == inactive
+    assert (
+        refused(backend, "net", "ping", "api", "db")
+        == refused(backend, "net", "ping", "db", "api")
+        == inactive
+    )
 
 
 @pytest.mark.parametrize("subnet", ["10.99.1.0/24", "fd00:99:1::/64"])
@@ -105,8 +124,18 @@ def test_inactive_and_apart(backend: Lab) -> None:
             "network.policy.deny_from[1]",
             'network.policy.deny_from[1] of db, "api", denies it',
         ),
-        ({"allow_from": ["web"]}, {}, "network.policy.allow_from", "network.policy.allow_from of db does not name it"),
-        ({"allow_from": []}, {}, "network.policy.allow_from", "network.policy.allow_from of db is empty"),
+        (
+            {"allow_from": ["web"]},
+            {},
+            "network.policy.allow_from",
+            "network.policy.allow_from of db does not name it",
+        ),
+        (
+            {"allow_from": []},
+            {},
+            "network.policy.allow_from",
+            "network.policy.allow_from of db is empty",
+        ),
         (
             {},
             {"deny": ["db/icmp"]},
@@ -149,14 +178,19 @@ def test_policy_that_drops_it_is_named(
 def test_policy_that_allows_icmp_lets_it_pass(lab: Lab) -> None:
     lab.run(*BACKEND)
     lab.niso("activate", idle(lab, "db", network=on("backend"), **policy(allow_from=["api/icmp"])))
-    lab.niso("activate", idle(lab, "api", network=on("backend"), **{"network.policy.egress": {"allow": ["db"]}}))
+    lab.niso(
+        "activate",
+        idle(lab, "api", network=on("backend"), **{"network.policy.egress": {"allow": ["db"]}}),
+    )
     assert ": ok (" in lab.niso("net", "ping", "api", "db").stdout
 
 
 def test_no_answer_where_nothing_of_nisos_forbids_it(backend: Lab) -> None:
     backend.run("ip", "link", "set", "eth0", "down", netns="niso-db")
     words = refused(backend, "net", "ping", "api", "db")
-    assert "no answer in 1s, though nothing of niso's forbids it\n  hint: niso net check db" in words
+    assert (
+        "no answer in 1s, though nothing of niso's forbids it\n  hint: niso net check db" in words
+    )
     assert words.startswith("niso: wait for an answer of db (1s)\n")
     assert (
         str(backend.niso("net", "ping", "api", "db", "--json", check=False).stderr).count("\n") == 1

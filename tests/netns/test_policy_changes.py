@@ -65,25 +65,39 @@ def test_stricter_ingress_cuts_what_it_denies_and_nothing_else(
 
 @pytest.mark.parametrize("value", [0, 1])
 @pytest.mark.parametrize("servers_first", [False, True])
-def test_stricter_egress_cuts_what_it_denies_and_nothing_else(shop: Shop, value: int, servers_first: bool) -> None:
+def test_stricter_egress_cuts_what_it_denies_and_nothing_else(
+    shop: Shop, value: int, servers_first: bool
+) -> None:
     bridged(shop.lab, value)
     shop.activate("db", "api", "web")
     alive = shop.open(("web", "api"), ("api", "web"), ("db", "web"), (None, "web"))
-    outside = [Asked("niso-web", "client", (address, 700), proto) for address in CLIENT.values() for proto in PROTOCOLS]
+    outside = [
+        Asked("niso-web", "client", (address, 700), proto)
+        for address in CLIENT.values()
+        for proto in PROTOCOLS
+    ]
     cut = [*shop.open(("web", "db")), *shop.flows.open(*outside)]
     assert shop.flows.judge([*alive, *cut], []) == []
     shop.policy("web", {"egress": {"allow": ["api"]}})
     wrong = shop.flows.judge(alive, cut, servers_first)
     assert not wrong, "\n".join(wrong)
     shop.policy("web", {"egress": {"deny": ["api"]}})
-    assert (shop.reach("web", "db"), shop.reach("web", "api"), shop.reach("api", "web")) == (EVERY, set(), EVERY)
+    assert (shop.reach("web", "db"), shop.reach("web", "api"), shop.reach("api", "web")) == (
+        EVERY,
+        set(),
+        EVERY,
+    )
 
 
 @pytest.mark.parametrize("servers_first", [False, True])
 def test_stricter_egress_cuts_what_is_open_to_the_host(shop: Shop, servers_first: bool) -> None:
     shop.activate("web")
     flows = shop.flows.open(
-        *(Asked("niso-web", None, (at, 700 + n), p) for n, at in enumerate(HOST.values()) for p in PROTOCOLS)
+        *(
+            Asked("niso-web", None, (at, 700 + n), p)
+            for n, at in enumerate(HOST.values())
+            for p in PROTOCOLS
+        )
     )
     other_way = shop.open((None, "web"))
     shop.policy("web", {"egress": {"allow": []}})
@@ -94,7 +108,10 @@ def test_stricter_egress_cuts_what_is_open_to_the_host(shop: Shop, servers_first
 def test_first_policy_cuts_a_connection_whose_server_listens_no_more(shop: Shop) -> None:
     """As one that is about to end. Frames were not tracked before, so who began it is to be found out."""
     shop.activate("db", "api", "web")
-    cut, alive = shop.open(("web", "db"), protocols=["tcp"]), shop.open(("api", "db"), protocols=["tcp"])
+    cut, alive = (
+        shop.open(("web", "db"), protocols=["tcp"]),
+        shop.open(("api", "db"), protocols=["tcp"]),
+    )
     shop.flows.close_listeners()
     shop.policy("db", {"allow_from": ["api"]})
     assert shop.flows.judge(alive, cut) == []
@@ -104,7 +121,9 @@ def test_change_of_one_entry_cuts_only_that_port(shop: Shop) -> None:
     shop.activate("db", "api")
     shop.policy("db", {"allow_from": ["api:100-199", "api:9000"]})
     at = shop.address("db")
-    kept, gone = shop.flows.open(*(Asked("niso-api", "niso-db", (at, port), "tcp") for port in (150, 9000)))
+    kept, gone = shop.flows.open(
+        *(Asked("niso-api", "niso-db", (at, port), "tcp") for port in (150, 9000))
+    )
     shop.policy("db", {"allow_from": ["api:100-199"]})
     assert shop.flows.judge([kept], [gone]) == []
     shop.policy("db", {"allow_from": ["0.0.0.0/0"], "deny_from": ["api:150/udp"]})
@@ -122,7 +141,10 @@ def test_gone_service_is_off_its_bridge_whoever_holds_its_namespace(lab: Lab) ->
         lab.niso("deactivate", "a")
         with contextlib.suppress(OSError):  # its link may be gone, which is as good
             held.send(
-                Ether(src="02:11:22:33:44:55", dst=mac) / IP(src="10.99.0.99", dst=address) / UDP(dport=80) / b"spoof"
+                Ether(src="02:11:22:33:44:55", dst=mac)
+                / IP(src="10.99.0.99", dst=address)
+                / UDP(dport=80)
+                / b"spoof"
             )
         lab.run("ping", "-c", "1", "-W", "2", address)
         assert watcher.look() and not watcher.saw(b"spoof")
@@ -139,7 +161,11 @@ def test_name_that_comes_goes_and_moves(shop: Shop) -> None:
     assert shop.reach("api", "db") == set()
     shop.activate("later")
     shop.content()
-    assert (shop.reach("later", "db"), shop.reach("db", "later"), shop.reach("db", "api")) == (EVERY, EVERY, set())
+    assert (shop.reach("later", "db"), shop.reach("db", "later"), shop.reach("db", "api")) == (
+        EVERY,
+        EVERY,
+        set(),
+    )
     was = shop.address("later")
 
     shop.stop("deactivate", "later")
@@ -205,9 +231,17 @@ def test_service_that_takes_another_address_keeps_its_policy(shop: Shop) -> None
 def test_empty_list_leaves_the_host_alone(shop: Shop) -> None:
     shop.activate("db", "api")
     shop.policy("db", {"allow_from": []})
-    assert (shop.reach(None, "db"), shop.reach("api", "db"), shop.reach("db", "api")) == (EVERY, set(), EVERY)
+    assert (shop.reach(None, "db"), shop.reach("api", "db"), shop.reach("db", "api")) == (
+        EVERY,
+        set(),
+        EVERY,
+    )
     shop.policy("db", {"allow_from": [], "egress": {"allow": []}})
-    assert (shop.reach(None, "db"), shop.reach("api", "db"), shop.reach("db", "api")) == (EVERY, set(), set())
+    assert (shop.reach(None, "db"), shop.reach("api", "db"), shop.reach("db", "api")) == (
+        EVERY,
+        set(),
+        set(),
+    )
 
 
 def test_deny_wins_over_allow_and_families_are_apart(shop: Shop) -> None:
@@ -226,12 +260,16 @@ def test_egress_counts_for_the_hosts_own_addresses(shop: Shop) -> None:
 
     def reached() -> list[str]:
         many = [Asked("niso-api", None, (address, 53), "tcp") for address in addresses]
-        found = [asked.at[0] for asked, flow in shop.flows.try_open(many, TRIED_SECONDS).items() if flow]
+        found = [
+            asked.at[0] for asked, flow in shop.flows.try_open(many, TRIED_SECONDS).items() if flow
+        ]
         shop.flows.leave(None)
         return found
 
     assert reached() == list(addresses)
-    shop.policy("api", {"egress": {"allow": ["network:backend", "10.99.1.1:53", f"[{HOST[6]}]:53/udp"]}})
+    shop.policy(
+        "api", {"egress": {"allow": ["network:backend", "10.99.1.1:53", f"[{HOST[6]}]:53/udp"]}}
+    )
     assert reached() == ["10.99.1.1"]
     shop.policy("api", {"egress": {"allow": ["0.0.0.0/0", "::/0"], "deny": [HOST[4], HOST[6]]}})
     assert reached() == ["10.99.1.1", "fd00:99:1::1"]
@@ -245,7 +283,11 @@ def test_update_is_one_transaction(shop: Shop) -> None:
     shop.policy("db", {"allow_from": ["api"]})
     generations = Generations(shop.lab)
     changes: list[dict[str, Any] | None] = [
-        {"allow_from": ["web"], "deny_from": ["api:80"], "egress": {"allow": ["api", "network:backend"]}},
+        {
+            "allow_from": ["web"],
+            "deny_from": ["api:80"],
+            "egress": {"allow": ["api", "network:backend"]},
+        },
         {"allow_from": ["later"]},
         None,
         {"allow_from": []},
@@ -278,7 +320,10 @@ BROKEN = {
 def test_what_is_deleted_by_hand_is_named_and_mended(shop: Shop) -> None:
     shop.activate("db", "api", "web")
     allowed = ["api", "network:other", "10.50.0.0/16:1-2", "fd50::/16"]
-    shop.policy("db", {"allow_from": allowed, "deny_from": ["api:7", "api:8-9"], "egress": {"deny": ["web"]}})
+    shop.policy(
+        "db",
+        {"allow_from": allowed, "deny_from": ["api:7", "api:8-9"], "egress": {"deny": ["web"]}},
+    )
     own = {
         "db": shop.address("db"),
         "db6": shop.address("db", 6),
@@ -299,7 +344,9 @@ def test_what_is_deleted_by_hand_is_named_and_mended(shop: Shop) -> None:
 
 def _rules(lab: Lab) -> str:
     """The tables as text, without counts; chains in the order of their names, since one that is made anew comes last."""
-    text = re.sub(r"packets \d+ bytes \d+", "", lab.run("nft", "list", "table", "inet", "niso").stdout)
+    text = re.sub(
+        r"packets \d+ bytes \d+", "", lab.run("nft", "list", "table", "inet", "niso").stdout
+    )
     return "\n".join(sorted(text.split("\n\n")))
 
 
@@ -308,7 +355,8 @@ def test_repair_of_a_policy_cuts_what_came_in_meanwhile(shop: Shop) -> None:
     shop.policy("db", {"allow_from": ["api"]})
     own, own6 = shop.address("db"), shop.address("db", 6)
     shop.lab.run(
-        "nft", f"delete element inet niso ingress4 {{ {own} }}; delete element inet niso ingress6 {{ {own6} }}"
+        "nft",
+        f"delete element inet niso ingress4 {{ {own} }}; delete element inet niso ingress6 {{ {own6} }}",
     )
     intruders, friends = shop.open(("web", "db")), shop.open(("api", "db"))
     shop.lab.niso("net", "repair")

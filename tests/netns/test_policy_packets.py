@@ -72,30 +72,47 @@ def places(lab: Lab, services: list[str]) -> dict[Place, list[tuple[str, str, in
             return [
                 (info["local"], link["ifname"], link["ifindex"])
                 for link, info in infos
-                if info["local"] != "::1" and (info["scope"] != "link" or info["local"] == LINK_LOCAL)
+                if info["local"] != "::1"
+                and (info["scope"] != "link" or info["local"] == LINK_LOCAL)
                 if netns is None or link["ifname"] != "lo"
             ]
 
-        found: list[tuple[str, str, int]] = lab.wait_for(settled, what=f"no tentative address of {netns or 'the host'}")
+        found: list[tuple[str, str, int]] = lab.wait_for(
+            settled, what=f"no tentative address of {netns or 'the host'}"
+        )
         return found
 
-    return {each: addresses(each) for each in (None, "client", "neighbour", *(f"niso-{name}" for name in services))}
+    return {
+        each: addresses(each)
+        for each in (None, "client", "neighbour", *(f"niso-{name}" for name in services))
+    }
 
 
-def cells(fates: Fates, here: dict[Place, list[tuple[str, str, int]]], world: World) -> Iterator[Cell]:
+def cells(
+    fates: Fates, here: dict[Place, list[tuple[str, str, int]]], world: World
+) -> Iterator[Cell]:
     """A packet from every address of every place to each address that there is, by every protocol and port of interest."""
-    leased = [a for known in world.services.values() for each in known.endpoints for a in each.addresses]
+    leased = [
+        a for known in world.services.values() for each in known.endpoints for a in each.addresses
+    ]
     hosts = [address for address, _, _ in here[None] if address != LINK_LOCAL]
     outside = [each for of in OUTSIDE.values() for each in of]
     published = {
-        (p.host_port + n, p.proto) for known in world.services.values() for p in known.ports for n in range(p.count)
+        (p.host_port + n, p.proto)
+        for known in world.services.values()
+        for p in known.ports
+        for n in range(p.count)
     }
     for place, own in here.items():
         sources = [address for address, _, _ in own if address != LINK_LOCAL]
-        for to in dict.fromkeys((*leased, *hosts, *(outside if place else ()), "10.99.1.77", LINK_LOCAL)):
+        for to in dict.fromkeys(
+            (*leased, *hosts, *(outside if place else ()), "10.99.1.77", LINK_LOCAL)
+        ):
             if to == LINK_LOCAL and not (place or "").startswith("niso-"):
                 continue
-            if (place is None and to == "10.99.1.77") or (to.startswith("127.") and place is not None):
+            if (place is None and to == "10.99.1.77") or (
+                to.startswith("127.") and place is not None
+            ):
                 continue
             by = sorted({link for _, link, _ in own}) if to == LINK_LOCAL else [""]
             for link in by:
@@ -103,9 +120,13 @@ def cells(fates: Fates, here: dict[Place, list[tuple[str, str, int]]], world: Wo
                 for source in sources:
                     if family(source) != family(to) or (place is None and source != taken):
                         continue
-                    if to == LINK_LOCAL and (taken is None or (source, link) not in [each[:2] for each in own]):
+                    if to == LINK_LOCAL and (
+                        taken is None or (source, link) not in [each[:2] for each in own]
+                    ):
                         continue  # a service leads it by eth0 alone
-                    yield from _flows(Cell(place, source, to, None, "", link), to in hosts, published)
+                    yield from _flows(
+                        Cell(place, source, to, None, "", link), to in hosts, published
+                    )
 
 
 def _flows(cell: Cell, to_host: bool, published: set[tuple[int, str]]) -> Iterator[Cell]:
@@ -124,7 +145,9 @@ def judged(world: World, cell: Cell) -> Verdict:
     return policy.decide(world, cell.source, cell.to, cell.port, cell.proto)
 
 
-def expected(here: dict[Place, list[tuple[str, str, int]]], cell: Cell, verdict: Verdict) -> set[Seen]:
+def expected(
+    here: dict[Place, list[tuple[str, str, int]]], cell: Cell, verdict: Verdict
+) -> set[Seen]:
     if not verdict.passes:
         return set()
     to = verdict.destination.address
@@ -156,7 +179,10 @@ def _is_served(verdict: Verdict) -> bool:
     """Whether anybody listens where it leads to; elsewhere nothing could be seen. The host's own has one port alone."""
     to = verdict.destination
     outside = any(to.address in found for found in OUTSIDE.values())
-    return verdict.port in (None, *(SERVED if to.service or outside or not verdict.passes else SERVED[:1]))
+    return verdict.port in (
+        None,
+        *(SERVED if to.service or outside or not verdict.passes else SERVED[:1]),
+    )
 
 
 class Run:
@@ -177,7 +203,13 @@ class Run:
             self.lab.run("sysctl", "-qw", f"net.bridge.bridge-nf-call-{kind}={draw.randint(0, 1)}")
         for name, cidrs in topology.networks.items():
             words = [word for cidr in cidrs for word in ("--subnet", cidr)]
-            self.lab.niso("net", "create", name, *words, *(["--internal"] if name in topology.internal else []))
+            self.lab.niso(
+                "net",
+                "create",
+                name,
+                *words,
+                *(["--internal"] if name in topology.internal else []),
+            )
         self._activate(draw, topology, sorted(topology.services))
         here = places(self.lab, sorted(topology.services))
         with Fates(self.wire, here, SERVED) as fates:
@@ -185,7 +217,9 @@ class Run:
                 if number:
                     # one alone, several or all change at once
                     names = sorted(topology.services)
-                    self._activate(draw, topology, draw.sample(names, draw.choice((1, 1, 2, len(names)))))
+                    self._activate(
+                        draw, topology, draw.sample(names, draw.choice((1, 1, 2, len(names))))
+                    )
                 self.compare(fates, here, draw, limit, f"seed {seed}, round {number}")
         gone = draw.choice(sorted(topology.services))
         self.lab.niso(draw.choice(("deactivate", "remove")), gone)
@@ -209,7 +243,12 @@ class Run:
         self.lab.niso("activate", *folders)
 
     def compare(
-        self, fates: Fates, here: dict[Place, list[tuple[str, str, int]]], draw: random.Random, limit: int, what: str
+        self,
+        fates: Fates,
+        here: dict[Place, list[tuple[str, str, int]]],
+        draw: random.Random,
+        limit: int,
+        what: str,
     ) -> None:
         world = engine_world(self.lab)
         everything = list(cells(fates, here, world))
@@ -219,7 +258,11 @@ class Run:
         self.passed += passed
         manifests = {name: known.policy for name, known in world.services.items()}
         assert not wrong, "\n".join(
-            [f"{what}: {len(wrong)} of {len(chosen)} differ", *map(str, wrong[:40]), *map(str, manifests.items())]
+            [
+                f"{what}: {len(wrong)} of {len(chosen)} differ",
+                *map(str, wrong[:40]),
+                *map(str, manifests.items()),
+            ]
         )
 
 
@@ -248,7 +291,15 @@ def test_engine_and_kernel_agree_in_a_world_of_a_new_seed() -> None:
 def test_cases_of_kubernetes_conformance(lab: Lab) -> None:
     """The table is by hand: neither the engine nor the kernel may say anything else. One change after the other, in one world."""
     for name, number in (("backend", 1), ("frontend", 2)):
-        lab.niso("net", "create", name, "--subnet", f"10.99.{number}.0/24", "--subnet", f"fd00:99:{number}::/64")
+        lab.niso(
+            "net",
+            "create",
+            name,
+            "--subnet",
+            f"10.99.{number}.0/24",
+            "--subnet",
+            f"fd00:99:{number}::/64",
+        )
     was = {name: _case_package(lab, name, {}) for name in policy_cases.NETWORKS}
     lab.niso("activate", *was.values())
     here = places(lab, sorted(policy_cases.NETWORKS))
@@ -259,13 +310,21 @@ def test_cases_of_kubernetes_conformance(lab: Lab) -> None:
         asked = _case_cells(here)
         for case in policy_cases.CASES:
             after = {name: case.policies.get(name, {}) for name in policies}
-            changed = [_case_package(lab, name, rules) for name, rules in after.items() if rules != policies[name]]
+            changed = [
+                _case_package(lab, name, rules)
+                for name, rules in after.items()
+                if rules != policies[name]
+            ]
             policies = after
             if changed:
                 lab.niso("activate", *changed)
-            services = {n: known._replace(policy=_parsed(after[n])) for n, known in world.services.items()}
+            services = {
+                n: known._replace(policy=_parsed(after[n])) for n, known in world.services.items()
+            }
             world = world._replace(services=services)
-            passing = {cell for cell, (who, port) in asked.items() if case.passes(who, port, cell.proto)}
+            passing = {
+                cell for cell, (who, port) in asked.items() if case.passes(who, port, cell.proto)
+            }
             fate = fates.of(list(asked), passing)
             for cell, (who, port) in asked.items():
                 said, should = judged(world, cell).passes, cell in passing
@@ -279,16 +338,27 @@ def test_cases_of_kubernetes_conformance(lab: Lab) -> None:
 
 def _parsed(rules: dict[str, Any]) -> Policy:
     egress = rules.get("egress", {})
-    lists = (rules.get("allow_from"), rules.get("deny_from", ()), egress.get("allow"), egress.get("deny", ()))
+    lists = (
+        rules.get("allow_from"),
+        rules.get("deny_from", ()),
+        egress.get("allow"),
+        egress.get("deny", ()),
+    )
     return model.parse(*lists, False)
 
 
 def _case_package(lab: Lab, name: str, rules: dict[str, Any]) -> str:
-    ports = [f"80{port}:{port}/{proto}" for port in policy_cases.PORTS for proto in policy_cases.PROTOCOLS]
+    ports = [
+        f"80{port}:{port}/{proto}"
+        for port in policy_cases.PORTS
+        for proto in policy_cases.PROTOCOLS
+    ]
     network = {"network": policy_cases.NETWORKS[name], "ports": ports if name == "s1" else []}
     rules = dict(rules)
     egress = rules.pop("egress", {})
-    return idle(lab, name, **{"network": network, "network.policy": rules, "network.policy.egress": egress})
+    return idle(
+        lab, name, **{"network": network, "network.policy": rules, "network.policy.egress": egress}
+    )
 
 
 def _case_cells(here: dict[Place, list[tuple[str, str, int]]]) -> dict[Cell, tuple[str, int]]:
@@ -298,10 +368,15 @@ def _case_cells(here: dict[Place, list[tuple[str, str, int]]]) -> dict[Cell, tup
         name, _, target = who.partition(">")
         place: Place = name if name == "client" else f"niso-{name}"
         for source, _, _ in here[place]:
-            inside = next(a for a, _, _ in here[f"niso-{target or 's1'}"] if family(a) == family(source))
+            inside = next(
+                a for a, _, _ in here[f"niso-{target or 's1'}"] if family(a) == family(source)
+            )
             published = name in ("s4", "client")
             to = HOST[family(source)] if published else inside
             for port in policy_cases.PORTS:
                 for proto in policy_cases.PROTOCOLS:
-                    found[Cell(place, source, to, 8000 + port if published else port, proto)] = (who, port)
+                    found[Cell(place, source, to, 8000 + port if published else port, proto)] = (
+                        who,
+                        port,
+                    )
     return found

@@ -17,7 +17,9 @@ def shop(lab: Lab) -> Iterator[Shop]:
         yield Shop(lab, wire)
 
 
-def test_peer_that_comes_changes_nothing_for_one_that_is_named_by_its_address_too(shop: Shop) -> None:
+def test_peer_that_comes_changes_nothing_for_one_that_is_named_by_its_address_too(
+    shop: Shop,
+) -> None:
     shop.activate("api")
     own, own6 = shop.address("api"), shop.address("api", 6)
     shop.activate("db")
@@ -56,7 +58,9 @@ def test_sharer_that_leaves_takes_what_its_name_allowed_with_it(shop: Shop, goes
     if goes == "deactivate":
         shop.lab.niso("deactivate", "side")
     elif goes == "another provider":
-        shop.lab.niso("activate", idle(shop.lab, "side", network={"mode": "share", "share": "other"}))
+        shop.lab.niso(
+            "activate", idle(shop.lab, "side", network={"mode": "share", "share": "other"})
+        )
     else:
         shop.lab.niso("activate", idle(shop.lab, "side", network={"network": "backend"}))
     assert shop.flows.judge([], cut) == []
@@ -106,7 +110,9 @@ def test_network_without_ipv6_goes_while_another_forwards_it(shop: Shop) -> None
 
 
 @pytest.mark.parametrize("ends", ["published anew", "deactivate"])
-def test_bridge_that_a_publisher_has_left_is_as_others_when_its_ports_are_elsewhere(shop: Shop, ends: str) -> None:
+def test_bridge_that_a_publisher_has_left_is_as_others_when_its_ports_are_elsewhere(
+    shop: Shop, ends: str
+) -> None:
     """Open connections by a port that went live on, so its bridge stays tracked until the service publishes anew or ends."""
     shop.lab.niso("net", "create", "other", "--subnet", "10.99.7.0/24")
     shop.activate("db", ports=["8080:80"])

@@ -50,7 +50,9 @@ def unchanged(lab: Lab, before: dict[str, Any]) -> None:
 
 def content(lab: Lab) -> None:
     done = lab.niso("net", "check", check=False)
-    assert (done.returncode, done.stdout) == (0, "everything: as it should be\n"), done.stdout + done.stderr
+    assert (done.returncode, done.stdout) == (0, "everything: as it should be\n"), (
+        done.stdout + done.stderr
+    )
 
 
 # --- another service has it -------------------------------------------------------------------------------------------
@@ -80,13 +82,23 @@ def test_port_that_another_service_has_names_it_and_changes_nothing(taken: Lab) 
         folder = idle(taken, "b", network={"ports": ["4000:4000", wanted]})
         said = refused(taken, "activate", folder)
         words = f"network.ports[1]: host port {host} is published by 'a'{f' as {held}' if held else ''}\n"
-        assert words in said and f"{folder}/manifest.toml" in said and "niso deactivate a" in said, said
+        assert (
+            words in said and f"{folder}/manifest.toml" in said and "niso deactivate a" in said
+        ), said
     unchanged(taken, before)
 
 
 def test_ports_that_do_not_meet_are_shared_by_number(taken: Lab) -> None:
     """By protocol, by address, and beside a range; a packet to each comes to whom it should."""
-    ports = ["8080:80/udp", "127.0.0.2:5432:80", "10.99.0.1:8443:80", "8011:80", "7999:80", "53:80/tcp", "53:53/sctp"]
+    ports = [
+        "8080:80/udp",
+        "127.0.0.2:5432:80",
+        "10.99.0.1:8443:80",
+        "8011:80",
+        "7999:80",
+        "53:80/tcp",
+        "53:53/sctp",
+    ]
     ports += ["127.0.0.1:7000-7009:7000-7009", "192.0.2.77:8443:80"]
     start(taken, speaker(taken, "b", ports=ports))
     for at, port, who in (
@@ -109,14 +121,18 @@ def test_two_services_of_one_activation_that_clash_are_refused_together(taken: L
     one = idle(taken, "one", network={"ports": ["6000:80"]})
     two = idle(taken, "two", network={"ports": ["127.0.0.1:6000:80"]})
     said = refused(taken, "activate", one, two)
-    assert "network.ports[0]: host port 127.0.0.1:6000/tcp is published by 'one' as 6000/tcp" in said
+    assert (
+        "network.ports[0]: host port 127.0.0.1:6000/tcp is published by 'one' as 6000/tcp" in said
+    )
     assert "hint: one is part of this command too: choose another port for one of the two\n" in said
     unchanged(taken, before)
     for keys, words in (
         ({"ip": "10.99.0.77"}, "choose another address for one of the two"),
         ({"aliases": ["both"]}, "choose another name for one of the two"),
     ):
-        said = refused(taken, "activate", idle(taken, "one", network=keys), idle(taken, "two", network=keys))
+        said = refused(
+            taken, "activate", idle(taken, "one", network=keys), idle(taken, "two", network=keys)
+        )
         assert f"two/manifest.toml: network.{next(iter(keys))}: " in said
         assert f"hint: one is part of this command too: {words}\n" in said
     unchanged(taken, before)
@@ -130,7 +146,9 @@ def test_all_that_a_manifest_cannot_have_is_told_at_once(taken: Lab) -> None:
         "import socket, time; s = socket.create_server(('', 6100)); print(1, flush=True); time.sleep(60)",
     )
     assert listener.stdout and listener.stdout.readline() == b"1\n"
-    taken.niso("activate", idle(taken, "one", network={"ip": "10.99.0.77", "aliases": ["www", "web"]}))
+    taken.niso(
+        "activate", idle(taken, "one", network={"ip": "10.99.0.77", "aliases": ["www", "web"]})
+    )
     before = everything(taken)
     network = {
         "ip": "10.99.0.77",
@@ -151,7 +169,10 @@ def test_service_swaps_a_port_with_another_in_one_activation(lab: Lab) -> None:
     start(lab, speaker(lab, "three", ports=["6003:80"]))
     before = everything(lab)
     for first, second in (("one", "two"), ("two", "one")):
-        folders = [speaker(lab, first, ports=["6002:80", "6003:80"]), speaker(lab, second, ports=["6001:80"])]
+        folders = [
+            speaker(lab, first, ports=["6002:80", "6003:80"]),
+            speaker(lab, second, ports=["6001:80"]),
+        ]
         assert "6003/tcp is published by 'three'" in refused(lab, "activate", *folders)
         unchanged(lab, before)
     folders = [speaker(lab, "one", ports=["6002:80"]), speaker(lab, "two", ports=["6001:80"])]
@@ -178,9 +199,17 @@ time.sleep(300)
 
 
 def listen(
-    lab: Lab, family: str, kind: str, address: str, port: int, only6: int = 0, netns: str | None = None
+    lab: Lab,
+    family: str,
+    kind: str,
+    address: str,
+    port: int,
+    only6: int = 0,
+    netns: str | None = None,
 ) -> Process:
-    process = lab.popen("python3", "-ISc", LISTEN, family, kind, address, str(port), str(only6), netns=netns)
+    process = lab.popen(
+        "python3", "-ISc", LISTEN, family, kind, address, str(port), str(only6), netns=netns
+    )
     assert process.stdout and process.stdout.readline() == b"ready\n"
     return process
 
@@ -191,12 +220,30 @@ def end(process: Process) -> None:
 
 
 LISTENERS = (
-    ("AF_INET", "SOCK_STREAM", "0.0.0.0", ["{}:80", "127.0.0.1:{}:80", "6090-6199:6090-6199"], ["{}:80/udp"]),
+    (
+        "AF_INET",
+        "SOCK_STREAM",
+        "0.0.0.0",
+        ["{}:80", "127.0.0.1:{}:80", "6090-6199:6090-6199"],
+        ["{}:80/udp"],
+    ),
     ("AF_INET6", "SOCK_STREAM", "::", ["{}:80", "192.0.2.1:{}:80"], ["{}:80/udp"]),
     ("AF_INET", "SOCK_STREAM", HOST, ["{}:80", "192.0.2.1:{}:80"], ["127.0.0.1:{}:80"]),
-    ("AF_INET", "SOCK_STREAM", "127.0.0.1", ["0.0.0.0:{}:80", "127.0.0.1:{}:80"], ["192.0.2.1:{}:80"]),
+    (
+        "AF_INET",
+        "SOCK_STREAM",
+        "127.0.0.1",
+        ["0.0.0.0:{}:80", "127.0.0.1:{}:80"],
+        ["192.0.2.1:{}:80"],
+    ),
     ("AF_INET6", "SOCK_STREAM", "::ffff:192.0.2.1", ["{}:80"], ["127.0.0.1:{}:80"]),
-    ("AF_INET", "SOCK_DGRAM", "0.0.0.0", ["{}:80/udp", "6590-6605:80-95/udp"], ["{}:80", "{}:80/sctp"]),
+    (
+        "AF_INET",
+        "SOCK_DGRAM",
+        "0.0.0.0",
+        ["{}:80/udp", "6590-6605:80-95/udp"],
+        ["{}:80", "{}:80/sctp"],
+    ),
     ("AF_INET6", "SOCK_DGRAM", "::", ["{}:80/udp"], ["{}:80"]),
     ("AF_INET", "SOCK_DGRAM", "127.0.0.1", ["{}:80/udp"], ["192.0.2.1:{}:80/udp"]),
 )
@@ -213,12 +260,20 @@ def test_port_of_a_process_of_the_host_names_it_and_changes_nothing(taken: Lab) 
     for number, listener, (*_, clash, _) in zip(numbers, listeners, LISTENERS, strict=True):
         who = f"is used by python3 (pid {listener.pid}), which listens on "
         for form in (each.format(number) for each in clash):
-            said = refused(taken, "activate", idle(taken, "b", network={"ports": ["4000:4000", form]}))
-            assert "network.ports[1]: host port " in said and who in said and f":{number}\n" in said, said
+            said = refused(
+                taken, "activate", idle(taken, "b", network={"ports": ["4000:4000", form]})
+            )
+            assert (
+                "network.ports[1]: host port " in said and who in said and f":{number}\n" in said
+            ), said
         said = refused(taken, "port-forward", "a", clash[0].format(number))
         assert who in said, said
     unchanged(taken, before)
-    forms = [form.format(number) for number, each in zip(numbers, LISTENERS, strict=True) for form in each[4]]
+    forms = [
+        form.format(number)
+        for number, each in zip(numbers, LISTENERS, strict=True)
+        for form in each[4]
+    ]
     taken.niso("activate", idle(taken, "b", network={"ports": forms}))
     taken.niso("remove", "b")
     for listener in listeners:
@@ -272,14 +327,23 @@ def test_specific_address_wins_over_all_addresses_within_one_service(lab: Lab) -
     assert ask(lab, HOST, 8080, "client") == f"a 80 {CLIENT}"
     content(lab)
     # each can go alone, and what is left takes its place
-    lab.niso("activate", speaker(lab, "a", 80, 81, 82, 8005, ports=["8080:80", "8000-8010:8000-8010"]))
+    lab.niso(
+        "activate", speaker(lab, "a", 80, 81, 82, 8005, ports=["8080:80", "8000-8010:8000-8010"])
+    )
     assert ask(lab, "127.0.0.1", 8080).startswith("a 80 ")
     assert ask(lab, "10.99.0.1", 8005).startswith("a 8005 ")
     content(lab)
 
 
 def test_equal_entries_are_one(lab: Lab) -> None:
-    twice = ["8080:80", "8080:80/tcp", "8080:80", "8000-8001:8000-8001", "8000-8001:8000-8001/tcp", "0.0.0.0:8080:80"]
+    twice = [
+        "8080:80",
+        "8080:80/tcp",
+        "8080:80",
+        "8000-8001:8000-8001",
+        "8000-8001:8000-8001/tcp",
+        "0.0.0.0:8080:80",
+    ]
     lab.niso("activate", idle(lab, "a", network={"ports": twice}))
     assert rows(lab, "a") == [("0.0.0.0", 8080, 80, "tcp"), ("0.0.0.0", 8000, 8000, "tcp")]
     count = sum(
@@ -308,13 +372,19 @@ def test_entries_that_contradict_each_other_are_refused_with_both_places(lab: La
 def test_host_address_that_appears_later_works_at_once(lab: Lab) -> None:
     ports = ["192.0.2.50:8088:80", "192.0.2.50:7000-7001:80-81", "192.0.2.50:8005-8006:8005-8006"]
     start(lab, speaker(lab, "a", 80, 81, 8005, ports=ports))
-    assert "nobody: this host has no address 192.0.2.50 now" in lab.niso("net", "ports", "--exposed").stdout
+    assert (
+        "nobody: this host has no address 192.0.2.50 now"
+        in lab.niso("net", "ports", "--exposed").stdout
+    )
     assert ask(lab, "192.0.2.50", 8088, "client") == ""
     before = lab.nft_json()
     lab.run("ip", "address", "add", "192.0.2.50/24", "dev", "uplink0")
     lab.run("ip", "neigh", "flush", "all", netns="client")  # it has just seen that nobody has it
     for port, inner in ((8088, 80), (7001, 81), (8005, 8005)):
-        assert lab.wait_for(lambda port=port: ask(lab, "192.0.2.50", port, "client")) == f"a {inner} {CLIENT}"
+        assert (
+            lab.wait_for(lambda port=port: ask(lab, "192.0.2.50", port, "client"))
+            == f"a {inner} {CLIENT}"
+        )
         assert ask(lab, "192.0.2.50", port).startswith(f"a {inner} ")
         assert ask(lab, HOST, port, "client") == ""
     assert len(before) == len(lab.nft_json())
@@ -337,7 +407,9 @@ def test_ipv6_port_on_a_network_without_ipv6_is_refused(lab: Lab) -> None:
     lab.niso("net", "create", "old", "--subnet", "10.99.7.0/24")
     before = everything(lab)
     for form in ("[::]:8080:8080", "[2001:db8::1]:8080:8080"):
-        said = refused(lab, "activate", idle(lab, "a", network=on("old", ports=["8080:80/udp", form])))
+        said = refused(
+            lab, "activate", idle(lab, "a", network=on("old", ports=["8080:80/udp", form]))
+        )
         assert (
             "network.ports[1]: " in said
             and "is an IPv6 port, and the network of service 'a' has no IPv6 subnet" in said
@@ -372,7 +444,10 @@ def test_free_port_is_kept_and_given_to_nobody_else(lab: Lab) -> None:
             if command == ("activate", "a"):
                 # while a is away its ports are not free either
                 lab.niso("activate", idle(lab, "b", network={"ports": [":80", ":80-81"]}))
-                assert not {*range(first, ranged + 2)} & {*chosen(lab, "b"), chosen(lab, "b")[1] + 1}
+                assert not {*range(first, ranged + 2)} & {
+                    *chosen(lab, "b"),
+                    chosen(lab, "b")[1] + 1,
+                }
                 lab.niso("remove", "b")
             lab.niso(*command)
         assert rows(lab, "a") == kept, commands
@@ -392,12 +467,23 @@ def test_free_port_is_kept_and_given_to_nobody_else(lab: Lab) -> None:
 
 
 def test_ports_read_as_the_contract_says(taken: Lab) -> None:
-    text = ["8080→80", "8000-8010→8000-8010", "127.0.0.1:5432→81", "192.0.2.1:8443→443", "9000→90", "53→53/udp"]
+    text = [
+        "8080→80",
+        "8000-8010→8000-8010",
+        "127.0.0.1:5432→81",
+        "192.0.2.1:8443→443",
+        "9000→90",
+        "53→53/udp",
+    ]
     text.append("192.0.2.1:7000-7009→7000-7009")
-    shown = [line.split() for line in taken.niso("net", "inspect", "niso-default").stdout.splitlines()]
+    shown = [
+        line.split() for line in taken.niso("net", "inspect", "niso-default").stdout.splitlines()
+    ]
     assert f"a {address(taken, 'a')} ports: {', '.join(text)}".split() in shown
     assert ", ".join(text) in taken.niso("ps").stdout
-    ascii_only = taken.niso("ps", env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}).stdout
+    ascii_only = taken.niso(
+        "ps", env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ).stdout
     assert "53->53/udp" in ascii_only and "→" not in ascii_only
     table = [line.split() for line in taken.niso("net", "ports").stdout.splitlines()]
     assert table[0] == ["SERVICE", "HOST", "CONTAINER", "PROTO"]
@@ -411,11 +497,27 @@ def test_ports_read_as_the_contract_says(taken: Lab) -> None:
         ["a", "192.0.2.1:7000-7009", "7000-7009", "tcp"],
     ]
     as_json = ps(taken, "a")["ports"]
-    assert as_json[5] == {"host_ip": "0.0.0.0", "host_port": 53, "container_port": 53, "proto": "udp"}
-    assert as_json[2] == {"host_ip": "127.0.0.1", "host_port": 5432, "container_port": 81, "proto": "tcp"}
+    assert as_json[5] == {
+        "host_ip": "0.0.0.0",
+        "host_port": 53,
+        "container_port": 53,
+        "proto": "udp",
+    }
+    assert as_json[2] == {
+        "host_ip": "127.0.0.1",
+        "host_port": 5432,
+        "container_port": 81,
+        "proto": "tcp",
+    }
     listed = json.loads(taken.niso("net", "ports", "--json").stdout)
-    assert [{key: row[key] for key in expected} for row, expected in zip(listed, as_json, strict=True)] == as_json
-    assert (listed[5]["service"], listed[5]["host"], listed[5]["container"]) == ("a", "0.0.0.0:53", 53)
+    assert [
+        {key: row[key] for key in expected} for row, expected in zip(listed, as_json, strict=True)
+    ] == as_json
+    assert (listed[5]["service"], listed[5]["host"], listed[5]["container"]) == (
+        "a",
+        "0.0.0.0:53",
+        53,
+    )
     described = json.loads(taken.niso("net", "inspect", "niso-default", "--json").stdout)
     assert described["services"][0]["ports"] == as_json
     assert json.loads(taken.niso("inspect", "a").stdout)["ports"] == as_json
@@ -440,17 +542,29 @@ def test_exposed_names_the_internal_networks_that_do_not_lead_to_a_port(lab: Lab
         ("both", 8081, ["niso-default", "quiet"]),
         ("inner", 8082, ["quiet"]),
     ):
-        lab.niso("activate", echo(lab, name, network={"ports": [f"{port}:80"], "networks": networks}))
+        lab.niso(
+            "activate", echo(lab, name, network={"ports": [f"{port}:80"], "networks": networks})
+        )
         answer(lab, HOST, port, "client")
-    lab.niso("activate", *(idle(lab, f"at-{name}", network=on(name)) for name in ("quiet", "still", "niso-default")))
-    ways = {row["service"]: row["from"] for row in json.loads(lab.niso("net", "ports", "--exposed", "--json").stdout)}
+    lab.niso(
+        "activate",
+        *(idle(lab, f"at-{name}", network=on(name)) for name in ("quiet", "still", "niso-default")),
+    )
+    ways = {
+        row["service"]: row["from"]
+        for row in json.loads(lab.niso("net", "ports", "--exposed", "--json").stdout)
+    }
     for service, port, words, reached in (
         ("open", 8080, "services but by internal network quiet or still", {"niso-default"}),
         ("both", 8081, "services but by internal network still", {"niso-default", "quiet"}),
         ("inner", 8082, "services but by internal network still", {"niso-default", "quiet"}),
     ):
         assert ways[service][1] == words
-        found = {name for name in ("quiet", "still", "niso-default") if ask(lab, HOST, port, f"niso-at-{name}")}
+        found = {
+            name
+            for name in ("quiet", "still", "niso-default")
+            if ask(lab, HOST, port, f"niso-at-{name}")
+        }
         assert found == reached, service
 
 
@@ -471,4 +585,6 @@ def test_wrong_forms_are_all_named_at_once(lab: Lab) -> None:
     done = lab.niso("activate", "--json", folder, check=False)
     assert done.returncode == 1
     errors = [json.loads(line)["error"] for line in done.stderr.splitlines()]
-    assert [each["key"] for each in errors] == [f"network.ports[{number}]" for number in range(1, len(wrong) + 1)]
+    assert [each["key"] for each in errors] == [
+        f"network.ports[{number}]" for number in range(1, len(wrong) + 1)
+    ]

@@ -20,7 +20,11 @@ from wire import Wire
 def pair() -> Iterator[Lab]:
     """``a`` publishes 8080 and ``b`` publishes 8081; both speak on 80 and 81."""
     with Lab(240) as lab:
-        start(lab, speaker(lab, "a", 80, 81, ports=["8080:80"]), speaker(lab, "b", 80, 81, ports=["8081:80"]))
+        start(
+            lab,
+            speaker(lab, "a", 80, 81, ports=["8080:80"]),
+            speaker(lab, "b", 80, 81, ports=["8081:80"]),
+        )
         yield lab
 
 
@@ -38,12 +42,17 @@ def elements(lab: Lab) -> dict[str, str]:
 def rows(lab: Lab) -> list[tuple[str, int, int, str]]:
     """(service, host port, container port, protocol) as ``net ports`` has it."""
     found = json.loads(lab.niso("net", "ports", "--json").stdout)
-    return [(each["service"], each["host_port"], each["container_port"], each["proto"]) for each in found]
+    return [
+        (each["service"], each["host_port"], each["container_port"], each["proto"])
+        for each in found
+    ]
 
 
 def content(lab: Lab) -> None:
     done = lab.niso("net", "check", check=False)
-    assert (done.returncode, done.stdout) == (0, "everything: as it should be\n"), done.stdout + done.stderr
+    assert (done.returncode, done.stdout) == (0, "everything: as it should be\n"), (
+        done.stdout + done.stderr
+    )
 
 
 def test_forwarded_port_works_at_once_and_restarts_nothing(pair: Lab) -> None:
@@ -56,7 +65,9 @@ def test_forwarded_port_works_at_once_and_restarts_nothing(pair: Lab) -> None:
     assert ("a", 9090, 81, "tcp") in rows(pair)
     first = snapshots.take(pair)
     assert "is published already" in pair.niso("port-forward", "a", "9090:81/tcp").stdout
-    assert "is published already" in pair.niso("port-forward", "a", "8080:80").stdout  # by its manifest
+    assert (
+        "is published already" in pair.niso("port-forward", "a", "8080:80").stdout
+    )  # by its manifest
     assert snapshots.differences(first, snapshots.take(pair)) == []
     assert "no longer published" in pair.niso("port-forward", "a", "9090:81", "--remove").stdout
     assert ask(pair, HOST, 9090, "client") == ""
@@ -213,7 +224,11 @@ def test_taken_host_port_names_its_holder_and_the_way_to_take_it(pair: Lab) -> N
     whole, part = "--replace takes 8080:80 from a", "it is part of a range: move the whole range"
     for form, shown, hint in (
         ("8080:81", "host port 8080/tcp is published by 'a'", whole),
-        ("127.0.0.1:8080:81", "host port 127.0.0.1:8080/tcp is published by 'a' as 8080/tcp", whole),
+        (
+            "127.0.0.1:8080:81",
+            "host port 127.0.0.1:8080/tcp is published by 'a' as 8080/tcp",
+            whole,
+        ),
         ("8070-8090:8070-8090", "host port 8070-8090/tcp is published by 'a' as 8080/tcp", whole),
         ("9005:81", "host port 9005/tcp is published by 'a' as 9000-9010/tcp", part),
     ):
@@ -250,16 +265,23 @@ def test_replaced_port_is_the_new_services_in_every_table(pair: Lab) -> None:
     pair.niso("port-forward", "b", "8080:81", "--replace")
     assert ask(pair, HOST, 8080, "client") == f"b 81 {CLIENT}"
     assert ask(pair, "127.0.0.1", 8080).startswith("b 81")
-    assert elements(pair) == {"8080/tcp": f"{address(pair, 'b')}:81", "8081/tcp": f"{address(pair, 'b')}:80"}
+    assert elements(pair) == {
+        "8080/tcp": f"{address(pair, 'b')}:81",
+        "8081/tcp": f"{address(pair, 'b')}:80",
+    }
     assert rows(pair) == [("b", 8081, 80, "tcp"), ("b", 8080, 81, "tcp")]
     content(pair)
     # a has none left; what its manifest says comes back when it is activated anew, if b no longer has it
-    changed = pair.niso("activate", speaker(pair, "a", 80, 81, ports=["8080:80"], aliases=["other"]))
+    changed = pair.niso(
+        "activate", speaker(pair, "a", 80, 81, ports=["8080:80"], aliases=["other"])
+    )
     assert "a: host port 8080/tcp is forwarded to 'b' in its place" in changed.stderr
     assert ask(pair, HOST, 8080, "client") == f"b 81 {CLIENT}"
     content(pair)
     # a port that it never had is refused
-    assert "published by 'b'" in refused(pair, "activate", speaker(pair, "a", 80, 81, ports=["8080:80", "8081:80"]))
+    assert "published by 'b'" in refused(
+        pair, "activate", speaker(pair, "a", 80, 81, ports=["8080:80", "8081:80"])
+    )
     assert ask(pair, HOST, 8080, "client") == f"b 81 {CLIENT}"
     content(pair)
     pair.niso("port-forward", "b", "8080:81", "--remove")
@@ -325,7 +347,10 @@ def test_replace_by_a_wildcard_takes_every_specific_address(lab: Lab) -> None:
 def test_moving_a_port_under_load_loses_no_connection(pair: Lab) -> None:
     """About 1,000 new connections a second meet six moves; what was open before goes on with the one it had."""
     with Wire(pair) as wire:
-        old = [Conversation(wire, netns, HOST, 8080) for netns in ("client", "neighbour", None, "niso-b")]
+        old = [
+            Conversation(wire, netns, HOST, 8080)
+            for netns in ("client", "neighbour", None, "niso-b")
+        ]
         assert all(each.service == "a" for each in old)
         load = Load(pair, "client", HOST, 8080, 1000)
         ends: list[tuple[float, float, str]] = []
@@ -343,9 +368,16 @@ def test_moving_a_port_under_load_loses_no_connection(pair: Lab) -> None:
     wrong = [each for each in done if each[2] not in ("a", "b")]
     assert not wrong, f"{len(wrong)} of {len(done)}: {wrong[:10]}"
     spans = [(0.0, ends[0][0], "a")]
-    spans += [(one[1], other[0], one[2]) for one, other in zip(ends, [*ends[1:], (1e12, 1e12, "")], strict=True)]
+    spans += [
+        (one[1], other[0], one[2])
+        for one, other in zip(ends, [*ends[1:], (1e12, 1e12, "")], strict=True)
+    ]
     for began, end, name in spans:
-        strays = [each for each in done if began <= each[0] and each[0] + each[1] < end and each[2] != name]
+        strays = [
+            each
+            for each in done
+            if began <= each[0] and each[0] + each[1] < end and each[2] != name
+        ]
         assert not strays, f"{name} had it: {strays[:10]}"
         assert any(began <= each[0] < end for each in done)
     assert len(done) > 500, "that was no load"
@@ -374,7 +406,9 @@ NEXT = (
         ("b 8080:81 --replace", "a 8080:81 --replace", "a", "b"),
     ],
 )
-def test_port_is_whole_wherever_niso_was_killed(pair: Lab, command: str, back: str, before: str, after: str) -> None:
+def test_port_is_whole_wherever_niso_was_killed(
+    pair: Lab, command: str, back: str, before: str, after: str
+) -> None:
     """After each death the kernel has the one or the other, and so has everything when the next command is done."""
     leads_to = {"": "", "a": f"{address(pair, 'a')}:81", "b": f"{address(pair, 'b')}:81"}
     idle(pair, "c")
@@ -394,7 +428,9 @@ def test_port_is_whole_wherever_niso_was_killed(pair: Lab, command: str, back: s
         content(pair)
         now = elements(pair).get(f"{number}/tcp", "")
         owner = next(((row[0], row[2]) for row in rows(pair) if row[1] == number), None)
-        assert now == (f"{address(pair, owner[0])}:{owner[1]}" if owner else ""), f"killed at step {point}"
+        assert now == (f"{address(pair, owner[0])}:{owner[1]}" if owner else ""), (
+            f"killed at step {point}"
+        )
         assert now in (leads_to[before], leads_to[after])
         said = ask(pair, HOST, number, "client").split()
         assert said[:2] == ([owner[0], str(owner[1])] if owner else [])

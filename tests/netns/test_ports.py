@@ -61,7 +61,9 @@ def dropped(lab: Lab, words: str) -> int:
 
 
 @pytest.mark.parametrize("who", ["client", "neighbour"])
-def test_other_machine_reaches_a_published_port_and_the_service_sees_its_address(shop: Lab, who: str) -> None:
+def test_other_machine_reaches_a_published_port_and_the_service_sees_its_address(
+    shop: Lab, who: str
+) -> None:
     assert ask(shop, HOST, 8080, who) == f"api {CLIENT if who == 'client' else NEIGHBOUR}"
 
 
@@ -84,7 +86,9 @@ def test_service_reaches_a_published_port_by_the_hosts_address(shop: Lab) -> Non
 
 def test_services_of_a_network_reach_each_other_by_name_and_address(shop: Lab) -> None:
     assert ask(shop, address(shop, "db"), 80, "niso-api") == f"db {address(shop, 'api')}"
-    done = shop.niso("exec", "api", "--", "busybox", "nc", "-w", "2", "db.niso.local", "80", input="")
+    done = shop.niso(
+        "exec", "api", "--", "busybox", "nc", "-w", "2", "db.niso.local", "80", input=""
+    )
     assert done.stdout.strip() == f"db {address(shop, 'api')}"
 
 
@@ -110,7 +114,10 @@ def test_other_machine_with_a_route_reaches_no_service_but_by_published_ports(sh
     for name in ("api", "db", "web"):
         assert ask(shop, address(shop, name), 80, "neighbour") == ""
     assert dropped(shop, "not published") > before
-    assert "100% packet loss" in shop.neighbour("ping", "-c1", "-W1", address(shop, "api"), check=False).stdout
+    assert (
+        "100% packet loss"
+        in shop.neighbour("ping", "-c1", "-W1", address(shop, "api"), check=False).stdout
+    )
     assert ask(shop, HOST, 80, "neighbour") == ""
     assert ask(shop, HOST, 8080, "neighbour") == f"api {NEIGHBOUR}"
 
@@ -118,7 +125,9 @@ def test_other_machine_with_a_route_reaches_no_service_but_by_published_ports(sh
 def test_services_of_different_networks_do_not_reach_each_other(shop: Lab) -> None:
     for source, target in (("api", "web"), ("web", "api"), ("web", "db")):
         assert ask(shop, address(shop, target), 80, f"niso-{source}") == ""
-        ping = shop.run("ping", "-c1", "-W1", address(shop, target), netns=f"niso-{source}", check=False)
+        ping = shop.run(
+            "ping", "-c1", "-W1", address(shop, target), netns=f"niso-{source}", check=False
+        )
         assert "100% packet loss" in ping.stdout
 
 
@@ -134,7 +143,9 @@ def test_service_does_not_reach_loopback_of_the_host(shop: Lab) -> None:
             shop.run("sysctl", "-qw", "net.ipv4.conf.eth0.route_localnet=1", netns=netns)
             before = dropped(shop, "loopback from a wire")
             assert ask(shop, "127.0.0.1", 9, netns) == ""
-            assert dropped(shop, "loopback from a wire") > before, "the packet never came to the host"
+            assert dropped(shop, "loopback from a wire") > before, (
+                "the packet never came to the host"
+            )
         finally:
             shop.run("ip", "route", "del", "127.0.0.0/8", "via", gateway, netns=netns)
             shop.run("ip", "address", "add", "127.0.0.1/8", "dev", "lo", netns=netns)
@@ -146,7 +157,15 @@ def test_source_address_of_a_niso_subnet_is_not_believed_from_the_wire(shop: Lab
     """The neighbour sends as db to the published port; without the rule the host would take it for db."""
     shop.run("ip", "address", "add", "10.99.1.77/32", "dev", "lo", netns="neighbour")
     before = dropped(shop, "a service's address from elsewhere")
-    watch = shop.popen("python3", "-ISc", WATCH, "eth0", "1", socket.inet_aton("10.99.1.77").hex(), netns="niso-api")
+    watch = shop.popen(
+        "python3",
+        "-ISc",
+        WATCH,
+        "eth0",
+        "1",
+        socket.inet_aton("10.99.1.77").hex(),
+        netns="niso-api",
+    )
     assert watch.stdout and watch.stdout.readline() == b"ready\n"
     send = "import socket; s = socket.socket(); s.settimeout(1); s.bind((%r, 0)); s.connect_ex((%r, 8080))"
     shop.neighbour("python3", "-ISc", send % ("10.99.1.77", HOST))
@@ -213,7 +232,9 @@ for _ in range(3):
         ("another frame type", False),
     ],
 )
-def test_service_with_raw_sockets_sends_nothing_but_its_own(shop: Lab, kind: str, passes: bool) -> None:
+def test_service_with_raw_sockets_sends_nothing_but_its_own(
+    shop: Lab, kind: str, passes: bool
+) -> None:
     """Watched on the bridge, where the host receives what the port has let through."""
     watch = shop.popen("python3", "-ISc", WATCH, "niso-backend", "1", b"spam".hex())
     assert watch.stdout and watch.stdout.readline() == b"ready\n"
@@ -273,7 +294,12 @@ def test_foreign_traffic_is_routed_only_if_it_was_before(lab: Lab, forwarded_bef
     lab.run("ip", "route", "add", "198.51.100.3", "via", NEIGHBOUR)
     lab.run("ip", "route", "add", "198.51.100.3", "via", HOST, netns="client")
     lab.run("sysctl", "-qw", "net.ipv4.conf.all.accept_redirects=0", netns="client")
-    lab.run("sysctl", "-qw", "net.ipv4.conf.all.send_redirects=0", "net.ipv4.conf.uplink0.send_redirects=0")
+    lab.run(
+        "sysctl",
+        "-qw",
+        "net.ipv4.conf.all.send_redirects=0",
+        "net.ipv4.conf.uplink0.send_redirects=0",
+    )
 
     def passes() -> bool:
         return lab.client("ping", "-c1", "-W1", "198.51.100.3", check=False).returncode == 0
@@ -294,7 +320,19 @@ def test_frames_of_a_foreign_bridge_are_untouched(lab: Lab, nf_call: str) -> Non
     lab.run("ip", "link", "set", "br-other", "up")
     for number in (1, 2):
         lab.run("ip", "netns", "add", f"m{number}")
-        lab.run("ip", "link", "add", f"m{number}", "type", "veth", "peer", "name", "eth0", "netns", f"m{number}")
+        lab.run(
+            "ip",
+            "link",
+            "add",
+            f"m{number}",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            f"m{number}",
+        )
         lab.run("ip", "link", "set", f"m{number}", "master", "br-other", "up")
         lab.run("ip", "address", "add", f"172.20.0.{number}/24", "dev", "eth0", netns=f"m{number}")
         lab.run("ip", "link", "set", "eth0", "up", netns=f"m{number}")
@@ -304,7 +342,9 @@ def test_frames_of_a_foreign_bridge_are_untouched(lab: Lab, nf_call: str) -> Non
     assert listener.stdout and listener.stdout.readline() == b"1\n"
     ask(lab, "172.20.0.2", 7777, "m1")
     assert listener.communicate()[0].strip() == "172.20.0.1"
-    assert lab.run("ping", "-c1", "-W1", "-b", "172.20.0.255", netns="m1", check=False).returncode in (0, 1)
+    assert lab.run(
+        "ping", "-c1", "-W1", "-b", "172.20.0.255", netns="m1", check=False
+    ).returncode in (0, 1)
     assert lab.run("ping", "-c1", "-W1", "172.20.0.2", netns="m1").returncode == 0
 
 
@@ -316,7 +356,12 @@ def test_global_bridge_sysctls_stay_as_found(lab: Lab) -> None:
         assert answer(lab, HOST, 8080, "client") == f"api {CLIENT}"
         assert answer(lab, address(lab, "db"), 80, "niso-api") == f"db {address(lab, 'api')}"
         found = lab.run(
-            "sysctl", "-n", *(f"net.bridge.bridge-nf-call-{name}" for name in ("iptables", "ip6tables", "arptables"))
+            "sysctl",
+            "-n",
+            *(
+                f"net.bridge.bridge-nf-call-{name}"
+                for name in ("iptables", "ip6tables", "arptables")
+            ),
         )
         assert found.stdout.split() == [value] * 3
         lab.niso("deactivate", "--all")

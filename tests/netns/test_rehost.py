@@ -39,7 +39,9 @@ def test_service_that_bends_its_etc_has_nothing_unmounted(lab: Lab) -> None:
     lab.niso("activate", bent(lab, "one"))
     lab.wait_for(lambda: "bent" in lab.niso("logs", "bent").stdout, 10, "its /etc is another")
     lab.niso("activate", bent(lab, "one", "two"))
-    lab.wait_for(lambda: lab.niso("logs", "bent").stdout.count("bent") > 1, 10, "its process has begun anew")
+    lab.wait_for(
+        lambda: lab.niso("logs", "bent").stdout.count("bent") > 1, 10, "its process has begun anew"
+    )
     time.sleep(0.3)  # it tries every 50 ms
     mounts = lab.run("cat", f"/proc/{pid_of(lab, 'bent')}/mountinfo").stdout
     assert " /proc/sys ro," in mounts
@@ -58,7 +60,11 @@ def test_sharer_that_leaves_its_stack_while_its_provider_moves_ends(lab: Lab) ->
     )
     networks = {"other": {"subnet": "10.99.9.0/24"}}
     sharer = service("side", folder, mode="share", share="web", ports=["9001:80"])
-    lab.niso("stack", "up", write(lab, service("web", folder, networks=["other"]), sharer, networks=networks))
+    lab.niso(
+        "stack",
+        "up",
+        write(lab, service("web", folder, networks=["other"]), sharer, networks=networks),
+    )
     lab.niso("stack", "up", write(lab, service("web", folder, ports=["9001:80"])), timeout=60)
     assert lab.niso("inspect", "side", "--json").stdout.count('"inactive"') == 1
     assert lab.niso("net", "check").returncode == 0

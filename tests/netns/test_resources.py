@@ -13,7 +13,12 @@ from services import BUSYBOX, idle, inspect, package, pid_of, ps, refused
 
 PYTHON = "/usr/bin/python3"
 FILES = {
-    "memory": (("memory/{}/memory.limit_in_bytes", "{}/memory.max"), "memory_max", "32M", str(32 << 20)),
+    "memory": (
+        ("memory/{}/memory.limit_in_bytes", "{}/memory.max"),
+        "memory_max",
+        "32M",
+        str(32 << 20),
+    ),
     "pids": (("pids/{}/pids.max", "{}/pids.max"), "pids_limit", 20, "20"),
 }
 
@@ -27,7 +32,11 @@ def cgroup(lab: Lab, name: str) -> str:
 
 def machine_has(controller: str) -> bool:
     text = pathlib.Path("/proc/self/mountinfo").read_text()
-    v1 = any(controller in line.rsplit(" ", 1)[1].split(",") for line in text.splitlines() if " - cgroup " in line)
+    v1 = any(
+        controller in line.rsplit(" ", 1)[1].split(",")
+        for line in text.splitlines()
+        if " - cgroup " in line
+    )
     v2 = pathlib.Path("/sys/fs/cgroup/cgroup.controllers")
     return v1 or (v2.exists() and controller in v2.read_text().split())
 
@@ -47,7 +56,9 @@ def read(lab: Lab, name: str, *paths: str) -> str:
 
 
 @pytest.mark.parametrize("controller", FILES)
-def test_limit_is_in_the_services_cgroup_and_comes_and_goes_with_the_manifest(lab: Lab, controller: str) -> None:
+def test_limit_is_in_the_services_cgroup_and_comes_and_goes_with_the_manifest(
+    lab: Lab, controller: str
+) -> None:
     needs(controller)
     paths, key, value, text = FILES[controller]
     lab.niso("activate", idle(lab, "api"))
@@ -67,7 +78,10 @@ def test_share_of_cpus_is_in_the_services_cgroup(lab: Lab) -> None:
     try:
         assert read(lab, "api", "{}/cpu.max") == "150000 100000"
     except FileNotFoundError:
-        assert read(lab, "api", "cpu/{}/cpu.cfs_quota_us", "cpu,cpuacct/{}/cpu.cfs_quota_us") == "150000"
+        assert (
+            read(lab, "api", "cpu/{}/cpu.cfs_quota_us", "cpu,cpuacct/{}/cpu.cfs_quota_us")
+            == "150000"
+        )
 
 
 def test_service_that_takes_more_memory_is_killed_and_that_is_told(lab: Lab) -> None:
@@ -78,10 +92,20 @@ def test_service_that_takes_more_memory_is_killed_and_that_is_told(lab: Lab) -> 
     lab.niso("activate", folder)
     lab.wait_for(lambda: ps(lab, "api")["status"] == "exited (137)", 20)
     assert inspect(lab, "api")["out_of_memory"] is True
-    soon = package(lab, "soon", PYTHON, "-ISc", "b'x' * (200 << 20)", healthcheck={"tcp": 81}, **limits)
+    soon = package(
+        lab, "soon", PYTHON, "-ISc", "b'x' * (200 << 20)", healthcheck={"tcp": 81}, **limits
+    )
     words = "ended before it was healthy (killed by SIGKILL, out of memory: isolation.resources.memory_max)"
     assert words in refused(lab, "activate", soon)
-    small = package(lab, "small", PYTHON, "-ISc", script.replace("200", "2"), service={"restart": "no"}, **limits)
+    small = package(
+        lab,
+        "small",
+        PYTHON,
+        "-ISc",
+        script.replace("200", "2"),
+        service={"restart": "no"},
+        **limits,
+    )
     lab.niso("activate", small)
     lab.run("sleep", "1.5")
     assert ps(lab, "small")["status"] == "running"
@@ -102,7 +126,10 @@ except BlockingIOError:
     print("made", made, flush=True)
 time.sleep(1000)
 """
-    lab.niso("activate", package(lab, "api", PYTHON, "-ISc", script, **{"isolation.resources": {"pids_limit": 20}}))
+    lab.niso(
+        "activate",
+        package(lab, "api", PYTHON, "-ISc", script, **{"isolation.resources": {"pids_limit": 20}}),
+    )
     lab.wait_for(lambda: "made" in lab.niso("logs", "api").stdout)
     assert lab.niso("logs", "api").stdout.split() == ["made", "18"]  # PID 1 and the first one count
 
@@ -125,7 +152,9 @@ def test_limits_hold_after_a_crash_and_a_restart(lab: Lab) -> None:
     keys = {"service": {"restart_delay": "10ms"}, "isolation.resources": {"pids_limit": 20}}
     lab.niso("activate", idle(lab, "api", **keys))
     lab.run("kill", "-9", str(pid_of(lab, "api")))
-    lab.wait_for(lambda: inspect(lab, "api")["restarts"] == 1 and ps(lab, "api")["status"] == "running")
+    lab.wait_for(
+        lambda: inspect(lab, "api")["restarts"] == 1 and ps(lab, "api")["status"] == "running"
+    )
     assert read(lab, "api", *FILES["pids"][0]) == "20"
     lab.niso("restart", "api")
     assert read(lab, "api", *FILES["pids"][0]) == "20"
@@ -169,7 +198,11 @@ def test_v2_alone_without_the_controllers_warns_and_runs(lab: Lab) -> None:
 def test_cgroups_above_the_services_are_left_as_they_were(lab: Lab) -> None:
     def above() -> str:
         return str(
-            lab.run("sh", "-c", "grep . /sys/fs/cgroup/*/*.limit_in_bytes /sys/fs/cgroup/*/cpu.cfs_* 2>&1 || :").stdout
+            lab.run(
+                "sh",
+                "-c",
+                "grep . /sys/fs/cgroup/*/*.limit_in_bytes /sys/fs/cgroup/*/cpu.cfs_* 2>&1 || :",
+            ).stdout
         )
 
     before = above()

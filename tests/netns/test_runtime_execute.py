@@ -83,13 +83,27 @@ def test_stdout_and_stderr_stay_apart(runtime: Runtime) -> None:
 
 
 def test_hundred_megabytes_come_whole(runtime: Runtime, lab: Lab) -> None:
-    count = lab.run("sh", "-c", '"$@" | wc -c', "sh", "python", "-c", EXECUTE, "head", "-c", "100000000", "/dev/zero")
+    count = lab.run(
+        "sh",
+        "-c",
+        '"$@" | wc -c',
+        "sh",
+        "python",
+        "-c",
+        EXECUTE,
+        "head",
+        "-c",
+        "100000000",
+        "/dev/zero",
+    )
     assert count.stdout.strip() == "100000000"
 
 
 def test_command_that_does_not_read_its_input_does_not_hang(runtime: Runtime) -> None:
     assert (
-        runtime.exec("sh", "-c", "exec <&-; sleep 0.2; echo done", input=b"x" * 1_000_000, text=False).stdout
+        runtime.exec(
+            "sh", "-c", "exec <&-; sleep 0.2; echo done", input=b"x" * 1_000_000, text=False
+        ).stdout
         == b"done\n"
     )
 
@@ -106,7 +120,17 @@ def test_process_left_behind_does_not_hold_the_command(runtime: Runtime) -> None
 
 def test_redirected_file_and_dev_null_keep_their_owner(runtime: Runtime, lab: Lab) -> None:
     lab.write("/tmp/out", "", 0o600)
-    lab.run("sh", "-c", '"$@" </dev/null >/tmp/out 2>/dev/null', "sh", "python", "-c", EXECUTE, "echo", "hi")
+    lab.run(
+        "sh",
+        "-c",
+        '"$@" </dev/null >/tmp/out 2>/dev/null',
+        "sh",
+        "python",
+        "-c",
+        EXECUTE,
+        "echo",
+        "hi",
+    )
     found = lab.run("stat", "-c", "%u:%g %a", "/tmp/out", "/dev/null").stdout.splitlines()
     assert found == ["0:0 600", "0:0 666"]
     assert lab.run("cat", "/tmp/out").stdout == "hi\n"
@@ -114,7 +138,12 @@ def test_redirected_file_and_dev_null_keep_their_owner(runtime: Runtime, lab: La
 
 @pytest.mark.parametrize(
     ("closed", "script"),
-    [("<&-", "echo x; echo y >&2; cat"), (">&-", "echo y >&2"), ("2>&-", "echo x"), ("<&- >&- 2>&-", "cat")],
+    [
+        ("<&-", "echo x; echo y >&2; cat"),
+        (">&-", "echo y >&2"),
+        ("2>&-", "echo x"),
+        ("<&- >&- 2>&-", "cat"),
+    ],
 )
 def test_closed_descriptors_that_are_not_written_to_are_no_trouble(
     runtime: Runtime, lab: Lab, closed: str, script: str
@@ -123,14 +152,20 @@ def test_closed_descriptors_that_are_not_written_to_are_no_trouble(
 
 
 @pytest.mark.parametrize(
-    ("to", "why"), [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")], ids=["full", "closed"]
+    ("to", "why"),
+    [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")],
+    ids=["full", "closed"],
 )
-@pytest.mark.parametrize("then", ["true", "exec sleep 4321", "trap '' TERM; while :; do sleep 0.1; done"])
+@pytest.mark.parametrize(
+    "then", ["true", "exec sleep 4321", "trap '' TERM; while :; do sleep 0.1; done"]
+)
 def test_output_that_cannot_be_written_is_an_error_and_ends_the_command(
     runtime: Runtime, lab: Lab, to: str, why: str, then: str
 ) -> None:
     script = f"echo $$ >/tmp/pid; echo hi; {then}"
-    done = lab.run("sh", "-c", f'"$@" {to}', "sh", "python", "-c", EXECUTE, "sh", "-c", script, check=False)
+    done = lab.run(
+        "sh", "-c", f'"$@" {to}', "sh", "python", "-c", EXECUTE, "sh", "-c", script, check=False
+    )
     assert (done.returncode, done.stderr) == (125, f"niso: demo: cannot write its output: {why}\n")
     assert "sleep 4321" not in lab.run("ps", "-eo", "args=").stdout
     inside = runtime.exec("sh", "-c", "! test -e /proc/$(cat /tmp/pid)", check=False)
@@ -138,12 +173,28 @@ def test_output_that_cannot_be_written_is_an_error_and_ends_the_command(
 
 
 @pytest.mark.parametrize("to", ["2>/dev/full", "2>&-"])
-def test_error_output_that_cannot_be_written_is_no_success(runtime: Runtime, lab: Lab, to: str) -> None:
-    done = lab.run("sh", "-c", f'"$@" {to}', "sh", "python", "-c", EXECUTE, "sh", "-c", "echo y >&2", check=False)
+def test_error_output_that_cannot_be_written_is_no_success(
+    runtime: Runtime, lab: Lab, to: str
+) -> None:
+    done = lab.run(
+        "sh",
+        "-c",
+        f'"$@" {to}',
+        "sh",
+        "python",
+        "-c",
+        EXECUTE,
+        "sh",
+        "-c",
+        "echo y >&2",
+        check=False,
+    )
     assert done.returncode != 0
 
 
-def test_container_that_crun_has_forgotten_is_told_once_and_with_the_next_step(runtime: Runtime, lab: Lab) -> None:
+def test_container_that_crun_has_forgotten_is_told_once_and_with_the_next_step(
+    runtime: Runtime, lab: Lab
+) -> None:
     lab.run("mv", "/run/niso/crun", "/run/niso/away")
     code = EXECUTE.replace("{error.message}", "{error.message} (hint: {error.hint})")
     done = lab.run("python", "-c", code, "true", check=False)
@@ -168,7 +219,9 @@ def test_signal_reaches_the_command(runtime: Runtime, lab: Lab, number: str) -> 
 
 def test_nothing_of_a_command_is_left(runtime: Runtime, lab: Lab) -> None:
     runtime.exec("true")
-    assert not [name for name in lab.run("ls", f"{FOLDER}/run-0").stdout.split() if name.startswith("exec-")]
+    assert not [
+        name for name in lab.run("ls", f"{FOLDER}/run-0").stdout.split() if name.startswith("exec-")
+    ]
     assert "crun" not in lab.run("ps", "-eo", "comm=").stdout
 
 
@@ -185,7 +238,15 @@ class Terminal:
         termios.tcsetwinsize(far, (33, 99))
         self.far = far
         self.process: Process = lab.popen(
-            "python", "-c", EXECUTE, *command, stdin=far, stdout=far, stderr=far, tty=True, env={"TERM": "vt220"}
+            "python",
+            "-c",
+            EXECUTE,
+            *command,
+            stdin=far,
+            stdout=far,
+            stderr=far,
+            tty=True,
+            env={"TERM": "vt220"},
         )
         self.seen = b""
 
@@ -216,7 +277,9 @@ def test_terminal_has_the_size_and_type_of_the_users_and_is_given_back(
     runtime: Runtime, lab: Lab, terminals: list[Terminal]
 ) -> None:
     terminals.append(
-        terminal := Terminal(lab, "sh", "-c", UNTIL_SIZED + "tty; stty size; echo $TERM; read x; echo got $x; exit 6")
+        terminal := Terminal(
+            lab, "sh", "-c", UNTIL_SIZED + "tty; stty size; echo $TERM; read x; echo got $x; exit 6"
+        )
     )
     terminal.wait_for(b"vt220")
     assert b"/dev/pts/" in terminal.seen
@@ -229,7 +292,9 @@ def test_terminal_has_the_size_and_type_of_the_users_and_is_given_back(
 
 def test_resize_reaches_the_command(runtime: Runtime, lab: Lab, terminals: list[Terminal]) -> None:
     terminals.append(
-        terminal := Terminal(lab, "sh", "-c", "trap 'stty size' WINCH; echo ready; while :; do sleep 0.02; done")
+        terminal := Terminal(
+            lab, "sh", "-c", "trap 'stty size' WINCH; echo ready; while :; do sleep 0.02; done"
+        )
     )
     terminal.wait_for(b"ready")
     termios.tcsetwinsize(terminal.near, (44, 111))
@@ -241,7 +306,10 @@ def test_resize_reaches_the_command(runtime: Runtime, lab: Lab, terminals: list[
 def test_keys_are_the_commands_own(runtime: Runtime, lab: Lab, terminals: list[Terminal]) -> None:
     terminals.append(
         terminal := Terminal(
-            lab, "sh", "-c", "trap 'echo interrupted; exit 4' INT; echo ready; while :; do sleep 0.02; done"
+            lab,
+            "sh",
+            "-c",
+            "trap 'echo interrupted; exit 4' INT; echo ready; while :; do sleep 0.02; done",
         )
     )
     terminal.wait_for(b"ready")
@@ -250,7 +318,9 @@ def test_keys_are_the_commands_own(runtime: Runtime, lab: Lab, terminals: list[T
     assert terminal.process.wait(10) == 4
 
 
-def test_end_of_input_key_ends_a_reader(runtime: Runtime, lab: Lab, terminals: list[Terminal]) -> None:
+def test_end_of_input_key_ends_a_reader(
+    runtime: Runtime, lab: Lab, terminals: list[Terminal]
+) -> None:
     terminals.append(terminal := Terminal(lab, "cat"))
     terminal.type(b"line\r")
     terminal.wait_for(b"line\r\nline\r\n")
@@ -260,7 +330,9 @@ def test_end_of_input_key_ends_a_reader(runtime: Runtime, lab: Lab, terminals: l
 
 def test_terminal_as_input_alone_leaves_the_output_raw(runtime: Runtime, lab: Lab) -> None:
     near, far = pty.openpty()
-    process = lab.popen("python", "-c", EXECUTE, "printf", "a\\nb\\n", stdin=far, tty=True, text=False)
+    process = lab.popen(
+        "python", "-c", EXECUTE, "printf", "a\\nb\\n", stdin=far, tty=True, text=False
+    )
     assert process.communicate(timeout=10)[0] == b"a\nb\n"
     os.close(near)
     os.close(far)
@@ -276,7 +348,9 @@ def test_command_that_was_interrupted_gives_its_terminal_back(
     assert termios.tcgetattr(terminal.far) == terminal.settings
 
 
-def test_owner_of_the_users_terminal_stays(runtime: Runtime, lab: Lab, terminals: list[Terminal]) -> None:
+def test_owner_of_the_users_terminal_stays(
+    runtime: Runtime, lab: Lab, terminals: list[Terminal]
+) -> None:
     terminals.append(terminal := Terminal(lab, "true"))
     before = os.fstat(terminal.far)
     assert terminal.process.wait(10) == 0
@@ -284,7 +358,9 @@ def test_owner_of_the_users_terminal_stays(runtime: Runtime, lab: Lab, terminals
 
 
 def test_stop_of_the_service_ends_its_commands(runtime: Runtime, lab: Lab) -> None:
-    process = lab.popen("python", "-c", EXECUTE, "sh", "-c", "echo ready; exec sleep 1000", stdin=subprocess.DEVNULL)
+    process = lab.popen(
+        "python", "-c", EXECUTE, "sh", "-c", "echo ready; exec sleep 1000", stdin=subprocess.DEVNULL
+    )
     assert process.stdout
     assert process.stdout.readline() == b"ready\n"
     runtime.stop()

@@ -36,7 +36,11 @@ class Writer:
         lab.write(f"{PACKAGE}/writer", WRITER, 0o755)
         self.pid = self.runtime.start(["/bin/sh", "-c", "mkfifo /tmp/go; exec /app/writer"])
         self.written = 0
-        lab.wait_for(lambda: lab.run("test", "-p", f"/proc/{self.pid}/root/tmp/go", check=False).returncode == 0)
+        lab.wait_for(
+            lambda: (
+                lab.run("test", "-p", f"/proc/{self.pid}/root/tmp/go", check=False).returncode == 0
+            )
+        )
 
     def write(self, lines: int) -> None:
         """Have the service write so many more lines, and wait until the log has them."""
@@ -102,4 +106,6 @@ def test_state_folder_with_a_colon_in_its_name_has_its_log(lab: Lab) -> None:
     runtime = Runtime(lab)
     lab.environment["NISO_STATE_DIR"] = "/tmp/a:b c"
     lab.environment["NISO_RUN_DIR"] = "/tmp/r:u,n"
-    assert runtime.output("echo one", hosts_folder="/run/niso/hosts/backend").splitlines() == ["one"]
+    assert runtime.output("echo one", hosts_folder="/run/niso/hosts/backend").splitlines() == [
+        "one"
+    ]

@@ -22,7 +22,9 @@ def busybox(lab: Lab, rootfs: str) -> str:
     lab.run("cp", "/usr/bin/busybox", f"{rootfs}/bin/busybox")
     for name in ("sh", "cat", "id", "ls", "touch", "sleep", "hostname"):
         lab.run("ln", "-s", "busybox", f"{rootfs}/bin/{name}")
-    lab.path(f"{rootfs}/etc/passwd").write_text("root:x:0:0::/:/bin/sh\nweb:x:33:44::/srv:/bin/sh\n")
+    lab.path(f"{rootfs}/etc/passwd").write_text(
+        "root:x:0:0::/:/bin/sh\nweb:x:33:44::/srv:/bin/sh\n"
+    )
     lab.path(f"{rootfs}/etc/group").write_text("root:x:0:\nweb:x:44:\nextra:x:55:web\n")
     return rootfs
 
@@ -35,21 +37,27 @@ def test_process_has_no_privileges(runtime: Runtime) -> None:
     found = status_fields(runtime.output("cat /proc/self/status"))
     assert found["Uid"].split() == [str(UID)] * 4
     assert found["Gid"].split() == [str(UID)] * 4
-    assert {found[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
+    assert {found[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {
+        "0" * 16
+    }
     assert found["NoNewPrivs"] == "1"
     assert found["Seccomp"] == "2"
 
 
 def test_granted_capability_is_had_by_the_unprivileged_user_and_no_other(runtime: Runtime) -> None:
     found = status_fields(runtime.output("cat /proc/self/status", capabilities=["NET_ADMIN"]))
-    assert {int(found[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {1 << 12}
+    assert {
+        int(found[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+    } == {1 << 12}
 
 
 def test_service_is_at_rest_when_all_its_threads_sleep(runtime: Runtime) -> None:
     code = "import sys; from niso.runtime import rest; print(rest.mark(int(sys.argv[1])))"
 
     def mark() -> str:
-        return runtime.lab.run("python", "-c", code, str(runtime.call("status", SERVICE)["pid"])).stdout.strip()
+        return runtime.lab.run(
+            "python", "-c", code, str(runtime.call("status", SERVICE)["pid"])
+        ).stdout.strip()
 
     runtime.start(["/bin/sh", "-c", "until [ -e /tmp/go ]; do :; done; exec sleep 1000"])
     assert [mark(), mark()] == ["None", "None"]
@@ -81,13 +89,19 @@ def test_system_is_read_only_and_temporary_folders_are_not(runtime: Runtime) -> 
 def test_root_user_without_capabilities_cannot_write_either(runtime: Runtime) -> None:
     script = "for d in / /usr /etc /app /etc/niso-hosts /sys /proc/sys/kernel /proc/sys/net/ipv4; do touch $d/x 2>/dev/null && echo $d; done; echo 1 >/proc/sys/net/ipv4/ip_forward; mount -t tmpfs x /tmp && echo mounted; true"
     text = runtime.output(script, uid=0, gid=0, user_name="root")
-    assert not {"/", "/usr", "/etc", "/app", "/etc/niso-hosts", "/sys", "mounted"} & set(text.split("\n"))
+    assert not {"/", "/usr", "/etc", "/app", "/etc/niso-hosts", "/sys", "mounted"} & set(
+        text.split("\n")
+    )
 
 
 @pytest.mark.parametrize("flag", ["-U", "-n", "-m", "-p", "-u", "-i", "-C", "-T"])
 def test_process_cannot_make_a_namespace(runtime: Runtime, flag: str) -> None:
     text = runtime.output(
-        f"unshare {flag} true 2>&1; echo $?", uid=0, gid=0, user_name="root", capabilities=["SYS_CHROOT"]
+        f"unshare {flag} true 2>&1; echo $?",
+        uid=0,
+        gid=0,
+        user_name="root",
+        capabilities=["SYS_CHROOT"],
     )
     assert text.splitlines()[-1] == "1"
     assert "not permitted" in text or "not implemented" in text
@@ -108,10 +122,16 @@ sqlite3.connect(tempfile.mktemp()).execute("create table t (x)")
 
 
 @pytest.mark.parametrize(
-    ("family", "kind", "protocol"), [(40, 1, 0), (38, 5, 0), (16, 3, 9)], ids=["vsock", "alg", "audit"]
+    ("family", "kind", "protocol"),
+    [(40, 1, 0), (38, 5, 0), (16, 3, 9)],
+    ids=["vsock", "alg", "audit"],
 )
-def test_sockets_of_the_machine_are_refused(runtime: Runtime, family: int, kind: int, protocol: int) -> None:
-    text = runtime.output(f"python3 -c 'import socket; socket.socket({family}, {kind}, {protocol})'")
+def test_sockets_of_the_machine_are_refused(
+    runtime: Runtime, family: int, kind: int, protocol: int
+) -> None:
+    text = runtime.output(
+        f"python3 -c 'import socket; socket.socket({family}, {kind}, {protocol})'"
+    )
     assert "Function not implemented" in text
 
 
@@ -126,7 +146,9 @@ def test_assembled_etc_is_its_own_and_has_no_secret_of_the_host(runtime: Runtime
     assert "42" in lines
 
 
-def test_hosts_file_renamed_over_is_seen_at_once_and_cannot_be_written(runtime: Runtime, lab: Lab) -> None:
+def test_hosts_file_renamed_over_is_seen_at_once_and_cannot_be_written(
+    runtime: Runtime, lab: Lab
+) -> None:
     runtime.start(["/bin/sleep", "1000"])
     lab.write(f"{HOSTS}/draft", "10.99.1.9 late\n")
     lab.run("mv", f"{HOSTS}/draft", f"{HOSTS}/hosts")
@@ -140,7 +162,9 @@ AWKWARD = ["/tmp/plain", "/tmp/a:b,c\\d e=f/root,fs:1"]
 
 @pytest.mark.parametrize("rootfs", AWKWARD)
 @pytest.mark.parametrize("read_only", [True, False])
-def test_own_rootfs_is_used_and_never_written_to(runtime: Runtime, lab: Lab, rootfs: str, read_only: bool) -> None:
+def test_own_rootfs_is_used_and_never_written_to(
+    runtime: Runtime, lab: Lab, rootfs: str, read_only: bool
+) -> None:
     busybox(lab, rootfs)
     tree = ("find", rootfs, "-printf", "%p %m %u %g %s %T@ %l\\n")
     before = lab.run(*tree).stdout
@@ -163,24 +187,34 @@ def test_writable_root_takes_writes_of_root_and_forgets_them(runtime: Runtime, l
 
 def test_writable_assembled_root_takes_writes(runtime: Runtime) -> None:
     text = runtime.output(
-        "touch /etc/x /opt/x && echo yes; touch /usr/x", uid=0, gid=0, user_name="root", read_only=False
+        "touch /etc/x /opt/x && echo yes; touch /usr/x",
+        uid=0,
+        gid=0,
+        user_name="root",
+        read_only=False,
     )
     assert text.splitlines()[0] == "yes"
     assert "Read-only" in text
 
 
-def test_rootfs_with_links_for_etc_var_and_run_keeps_them_inside(runtime: Runtime, lab: Lab) -> None:
+def test_rootfs_with_links_for_etc_var_and_run_keeps_them_inside(
+    runtime: Runtime, lab: Lab
+) -> None:
     rootfs = busybox(lab, "/tmp/links")
     lab.run(
         "sh",
         "-c",
         f"cd {rootfs} && mkdir -p conf data && mv etc/* conf && rmdir etc var && ln -s /conf etc && ln -s ../../data var && ln -s /data/run run",
     )
-    text = runtime.output("cat /etc/hostname /etc/hosts; touch /run/x /var/tmp/x && echo ok", rootfs=rootfs)
+    text = runtime.output(
+        "cat /etc/hostname /etc/hosts; touch /run/x /var/tmp/x && echo ok", rootfs=rootfs
+    )
     assert text.splitlines() == ["shop", "127.0.0.1 localhost", "ok"]
 
 
-def test_overlay_and_bind_mounts_are_never_in_the_hosts_namespace(runtime: Runtime, lab: Lab) -> None:
+def test_overlay_and_bind_mounts_are_never_in_the_hosts_namespace(
+    runtime: Runtime, lab: Lab
+) -> None:
     rootfs = busybox(lab, "/tmp/hidden")
     before = lab.run("cat", "/proc/mounts").stdout
     runtime.start(["/bin/sleep", "1000"], rootfs=rootfs)
@@ -211,7 +245,8 @@ def test_stop_of_one_service_keeps_the_cgroup_of_another(runtime: Runtime, lab: 
 
 def test_program_that_ignores_term_is_killed_after_its_timeout(runtime: Runtime, lab: Lab) -> None:
     runtime.start(
-        ["/bin/sh", "-c", "trap 'echo asked' TERM; echo ready; while :; do sleep 0.05; done"], stop_timeout_s=0.3
+        ["/bin/sh", "-c", "trap 'echo asked' TERM; echo ready; while :; do sleep 0.05; done"],
+        stop_timeout_s=0.3,
     )
     lab.wait_for(lambda: "ready" in runtime.log())
     runtime.stop()
@@ -221,7 +256,11 @@ def test_program_that_ignores_term_is_killed_after_its_timeout(runtime: Runtime,
 
 def test_program_is_given_the_time_to_end_by_itself(runtime: Runtime, lab: Lab) -> None:
     runtime.start(
-        ["/bin/sh", "-c", "trap 'sleep 0.3; echo bye; exit 0' TERM; echo ready; while :; do sleep 0.05; done"]
+        [
+            "/bin/sh",
+            "-c",
+            "trap 'sleep 0.3; echo bye; exit 0' TERM; echo ready; while :; do sleep 0.05; done",
+        ]
     )
     lab.wait_for(lambda: "ready" in runtime.log())
     runtime.stop()
@@ -238,7 +277,9 @@ def test_program_is_given_the_time_to_end_by_itself(runtime: Runtime, lab: Lab) 
     ],
     ids=["netns", "package", "rootfs", "refused by crun"],
 )
-def test_failed_create_says_why_and_leaves_nothing(runtime: Runtime, changes: dict[str, str], words: str) -> None:
+def test_failed_create_says_why_and_leaves_nothing(
+    runtime: Runtime, changes: dict[str, str], words: str
+) -> None:
     with pytest.raises(Refused, match=re.escape(words)):
         runtime.start(["/bin/sleep", "1000"], **changes)
     assert runtime.leftovers() == NOTHING
@@ -297,7 +338,9 @@ def test_owner_of_dev_null_stays_root(runtime: Runtime, lab: Lab) -> None:
     assert lab.run("stat", "-c", "%u %a", "/dev/null").stdout.split() == ["0", "666"]
 
 
-def test_pid_that_is_another_process_by_now_is_not_taken_for_the_service(runtime: Runtime, lab: Lab) -> None:
+def test_pid_that_is_another_process_by_now_is_not_taken_for_the_service(
+    runtime: Runtime, lab: Lab
+) -> None:
     runtime.start(["/bin/sleep", "1000"])
     bystander = lab.popen("sleep", "1000")
     state = lab.path(f"{FOLDER}/state.json")
@@ -313,7 +356,9 @@ def test_pid_that_is_another_process_by_now_is_not_taken_for_the_service(runtime
     assert runtime.leftovers() == NOTHING
 
 
-def test_killed_conmon_is_seen_and_the_service_can_still_be_stopped(runtime: Runtime, lab: Lab) -> None:
+def test_killed_conmon_is_seen_and_the_service_can_still_be_stopped(
+    runtime: Runtime, lab: Lab
+) -> None:
     runtime.start(["/bin/sleep", "1000"])
     lab.run("kill", "-KILL", lab.path(f"{FOLDER}/run-0/conmon.pid").read_text())
     lab.wait_for(lambda: not runtime.status()["conmon"])
@@ -366,7 +411,11 @@ def test_stop_killed_at_any_step_can_be_repeated(runtime: Runtime, lab: Lab) -> 
 def test_start_that_fails_at_any_step_leaves_nothing(runtime: Runtime) -> None:
     for step in range(1, 50):
         try:
-            runtime.call("start", runtime.spec(["/bin/sleep", "1000"]), env={"NISO_FAILPOINT": f"{step}:ENOSPC"})
+            runtime.call(
+                "start",
+                runtime.spec(["/bin/sleep", "1000"]),
+                env={"NISO_FAILPOINT": f"{step}:ENOSPC"},
+            )
         except Refused as error:
             assert "No space left" in str(error)
             assert runtime.leftovers() == NOTHING, step
@@ -378,7 +427,13 @@ def test_start_that_fails_at_any_step_leaves_nothing(runtime: Runtime) -> None:
 
 @pytest.mark.parametrize(
     "removed",
-    [["services/demo"], ["services/demo/run-0"], ["services/demo/spec.json"], ["services/demo", "crun"], ["crun"]],
+    [
+        ["services/demo"],
+        ["services/demo/run-0"],
+        ["services/demo/spec.json"],
+        ["services/demo", "crun"],
+        ["crun"],
+    ],
     ids="+".join,
 )
 def test_service_whose_files_were_removed_can_be_started_again_and_stopped(
@@ -412,5 +467,7 @@ def test_error_without_a_file_does_not_name_one(runtime: Runtime) -> None:
         "try: process.start(spec.ProcessSpec(**json.loads(sys.argv[1])))\n"
         "except NisoError as error: print(error.message)"
     )
-    said = runtime.lab.run("python", "-c", code, json.dumps(runtime.spec(["/bin/sleep", "1000"]))).stdout
+    said = runtime.lab.run(
+        "python", "-c", code, json.dumps(runtime.spec(["/bin/sleep", "1000"]))
+    ).stdout
     assert said == "demo: cannot start its process: No space left on device\n"

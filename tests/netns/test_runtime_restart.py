@@ -13,7 +13,9 @@ def runtime(lab: Lab) -> Runtime:
 
 
 @pytest.mark.parametrize(("policy", "code"), [("no", 0), ("no", 3), ("on-failure", 0)])
-def test_end_that_the_policy_accepts_is_final(runtime: Runtime, lab: Lab, policy: str, code: int) -> None:
+def test_end_that_the_policy_accepts_is_final(
+    runtime: Runtime, lab: Lab, policy: str, code: int
+) -> None:
     runtime.start(["/bin/sh", "-c", f"exit {code}"], restart=policy)
     lab.wait_for(lambda: not runtime.status()["conmon"], what="conmon ends")
     found = runtime.status()
@@ -33,7 +35,9 @@ def test_end_that_the_policy_does_not_accept_starts_it_again(
     assert found["pid"] != first
     lab.wait_for(lambda: runtime.log().count("began") >= 3)
     # One conmon however often it has been started: no chain of those before.
-    lab.wait_for(lambda: sum("/usr/bin/conmon" in line for line in runtime.leftovers()["processes"]) == 1)
+    lab.wait_for(
+        lambda: sum("/usr/bin/conmon" in line for line in runtime.leftovers()["processes"]) == 1
+    )
     runtime.stop()
     assert runtime.leftovers() == NOTHING
 

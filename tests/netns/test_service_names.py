@@ -31,9 +31,18 @@ def quick_answers(lab: Lab) -> None:
     resolv_conf(lab, f"nameserver {CLIENT}\n")
 
 
-def test_hosts_shows_each_active_service_of_a_shared_network_hostname_first_then_name_then_aliases(lab: Lab) -> None:
-    lab.niso("activate", idle(lab, "api", network=on("backend", hostname="front", aliases=["web", "www"])))
-    lab.niso("activate", idle(lab, "postgres", network=on("backend")), idle(lab, "apart", network=on("frontend")))
+def test_hosts_shows_each_active_service_of_a_shared_network_hostname_first_then_name_then_aliases(
+    lab: Lab,
+) -> None:
+    lab.niso(
+        "activate",
+        idle(lab, "api", network=on("backend", hostname="front", aliases=["web", "www"])),
+    )
+    lab.niso(
+        "activate",
+        idle(lab, "postgres", network=on("backend")),
+        idle(lab, "apart", network=on("frontend")),
+    )
     api = "10.99.1.2  front.niso.local front api.niso.local api web.niso.local web www.niso.local www\n"
     both = api + "10.99.1.3  postgres.niso.local postgres\n"
     assert seen(lab, "api") == seen(lab, "postgres") == both
@@ -52,8 +61,14 @@ def test_service_on_two_networks_is_seen_by_its_address_on_the_readers_first_one
         idle(lab, "c", network=on("two")),
     )
     one, two = "10.99.1.", "10.99.2."
-    assert seen(lab, "a") == f"{one}2  a.niso.local a\n{one}3  b.niso.local b\n{two}4  c.niso.local c\n"
-    assert seen(lab, "b") == f"{two}2  a.niso.local a\n{two}3  b.niso.local b\n{two}4  c.niso.local c\n"
+    assert (
+        seen(lab, "a")
+        == f"{one}2  a.niso.local a\n{one}3  b.niso.local b\n{two}4  c.niso.local c\n"
+    )
+    assert (
+        seen(lab, "b")
+        == f"{two}2  a.niso.local a\n{two}3  b.niso.local b\n{two}4  c.niso.local c\n"
+    )
     assert seen(lab, "c") == seen(lab, "b")
 
 
@@ -66,10 +81,17 @@ def test_names_change_in_a_running_process_that_holds_nothing_open(lab: Lab) -> 
         "    except OSError:\n        now = 'unknown'\n"
         "    if now != last:\n        print(now, flush=True)\n        last = now\n    time.sleep(0.02)\n"
     )
-    lab.niso("activate", package(lab, "reader", "/usr/bin/python3", "-ISu", "/app/look.py", files={"look.py": script}))
+    lab.niso(
+        "activate",
+        package(
+            lab, "reader", "/usr/bin/python3", "-ISu", "/app/look.py", files={"look.py": script}
+        ),
+    )
 
     def said(*lines: str) -> None:
-        lab.wait_for(lambda: tuple(lab.niso("logs", "reader").stdout.splitlines()) == lines, 20, str(lines))
+        lab.wait_for(
+            lambda: tuple(lab.niso("logs", "reader").stdout.splitlines()) == lines, 20, str(lines)
+        )
 
     said("unknown")
     lab.niso("activate", idle(lab, "late"))
@@ -84,7 +106,9 @@ def test_hosts_is_never_half_written(lab: Lab) -> None:
         "import time\nseen = set()\nwhile True:\n    text = open('/etc/hosts').read()\n"
         "    if text not in seen:\n        seen.add(text)\n        print(repr(text), flush=True)\n"
     )
-    folder = package(lab, "reader", "/usr/bin/python3", "-ISu", "/app/read.py", files={"read.py": script})
+    folder = package(
+        lab, "reader", "/usr/bin/python3", "-ISu", "/app/read.py", files={"read.py": script}
+    )
     lab.niso("activate", folder, *(idle(lab, f"s{number}") for number in range(3)))
     for _ in range(3):
         lab.niso("deactivate", "s0")
@@ -94,7 +118,9 @@ def test_hosts_is_never_half_written(lab: Lab) -> None:
     texts = [eval(line) for line in lab.niso("logs", "reader").stdout.splitlines()]
     assert len(texts) >= 3
     for text in texts:
-        assert text.startswith(HEAD + "10.99.0.2  reader.niso.local reader\n") and text.endswith("\n")
+        assert text.startswith(HEAD + "10.99.0.2  reader.niso.local reader\n") and text.endswith(
+            "\n"
+        )
         rest = text.removeprefix(HEAD + "10.99.0.2  reader.niso.local reader\n")
         assert set(rest.splitlines(keepends=True)) <= lines
 
@@ -119,7 +145,9 @@ def test_services_with_the_same_networks_share_one_file(lab: Lab) -> None:
 
 def test_look_ups_of_glibc_and_busybox_work_forward_and_reverse(lab: Lab) -> None:
     quick_answers(lab)
-    box = package(lab, "box", "sleep", "1000", package={"rootfs": "rootfs"}, network={"aliases": ["crate"]})
+    box = package(
+        lab, "box", "sleep", "1000", package={"rootfs": "rootfs"}, network={"aliases": ["crate"]}
+    )
     busybox_rootfs(lab, f"{box}/rootfs")
     lab.niso("activate", box, idle(lab, "api", network={"aliases": ["web"]}))
     there = address(lab, "api")
@@ -129,12 +157,21 @@ def test_look_ups_of_glibc_and_busybox_work_forward_and_reverse(lab: Lab) -> Non
         # busybox' ping prints what it looked up and then wants a raw socket, which the service may not have
         looked = lab.niso("exec", "box", "--", "ping", "-c1", "-W2", name, check=False).stdout
         assert looked.startswith(f"PING {name} ({there})")
-    assert lab.niso("exec", "api", "--", "getent", "hosts", address(lab, "box")).stdout.split()[1] == "box.niso.local"
+    assert (
+        lab.niso("exec", "api", "--", "getent", "hosts", address(lab, "box")).stdout.split()[1]
+        == "box.niso.local"
+    )
     reverse = "import socket; print(socket.gethostbyaddr(socket.gethostbyname('crate'))[0])"
-    assert lab.niso("exec", "api", "--", "/usr/bin/python3", "-ISc", reverse).stdout == "box.niso.local\n"
+    assert (
+        lab.niso("exec", "api", "--", "/usr/bin/python3", "-ISc", reverse).stdout
+        == "box.niso.local\n"
+    )
     looked = lab.niso("exec", "box", "--", "ping", "-c1", "localhost", check=False).stdout
     assert looked.startswith("PING localhost (127.0.0.1)")
-    assert lab.niso("exec", "api", "--", "getent", "ahosts", "localhost").stdout.split()[0] in ("::1", "127.0.0.1")
+    assert lab.niso("exec", "api", "--", "getent", "ahosts", "localhost").stdout.split()[0] in (
+        "::1",
+        "127.0.0.1",
+    )
     assert lab.niso("exec", "api", "--", "getent", "hosts", "nobody", check=False).returncode == 2
 
 
@@ -146,7 +183,12 @@ def test_hostname_is_the_hostname_everywhere(lab: Lab, rootfs: bool) -> None:
         busybox_rootfs(lab, f"{folder}/rootfs")
     lab.niso("activate", folder)
     found = lab.niso(
-        "exec", "api", "--", "sh", "-c", "hostname; cat /etc/hostname; cat /proc/sys/kernel/hostname"
+        "exec",
+        "api",
+        "--",
+        "sh",
+        "-c",
+        "hostname; cat /etc/hostname; cat /proc/sys/kernel/hostname",
     ).stdout
     assert found == "front\n" * 3
 
@@ -183,7 +225,9 @@ def test_name_of_a_known_service_cannot_be_taken_even_while_it_is_inactive(lab: 
     for other in ({"hostname": "api"}, {"hostname": "web"}, {"aliases": ["front"]}):
         said = refused(lab, "activate", idle(lab, "second", network=on("elsewhere", **other)))
         assert f"network.{next(iter(other))}" in said and "is held by service 'api'" in said
-    assert "package.name: the name 'front' is held by service 'api'" in refused(lab, "activate", idle(lab, "front"))
+    assert "package.name: the name 'front' is held by service 'api'" in refused(
+        lab, "activate", idle(lab, "front")
+    )
     lab.niso("remove", "api")
     lab.niso("activate", "/tmp/packages/front")
 
@@ -196,14 +240,22 @@ def test_changed_alias_shows_in_running_services_without_a_restart(lab: Lab) -> 
     assert lab.niso("inspect", "api").stdout.split('"pid": ')[1].split(",")[0] == before
 
 
-@pytest.mark.skipif(os.environ.get("NISO_TEST_LONG") != "1", reason="NISO_TEST_LONG=1 runs it: a minute of debootstrap")
+@pytest.mark.skipif(
+    os.environ.get("NISO_TEST_LONG") != "1",
+    reason="NISO_TEST_LONG=1 runs it: a minute of debootstrap",
+)
 def test_debian_of_its_own_runs_and_looks_names_up(lab: Lab, tmp_path: Path) -> None:
     """The bootstrapped tree is made outside the lab, which has no way out."""
     made = tmp_path / "debian"
     subprocess.run(
-        ["debootstrap", "--variant=minbase", "trixie", str(made)], check=True, capture_output=True, timeout=600
+        ["debootstrap", "--variant=minbase", "trixie", str(made)],
+        check=True,
+        capture_output=True,
+        timeout=600,
     )
-    debian = package(lab, "debian", "sleep", "1000", package={"rootfs": "rootfs"}, service={"user": "www-data"})
+    debian = package(
+        lab, "debian", "sleep", "1000", package={"rootfs": "rootfs"}, service={"user": "www-data"}
+    )
     lab.path(f"{debian}/rootfs").mkdir()
     subprocess.run(["cp", "-a", f"{made}/.", str(lab.path(f"{debian}/rootfs"))], check=True)
     lab.niso("activate", debian, idle(lab, "api"))

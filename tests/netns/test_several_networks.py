@@ -54,7 +54,9 @@ def asked(lab: Lab, netns: str | None, ways: list[tuple[str, str, int]]) -> dict
 
 
 @pytest.mark.parametrize("bridged", ["0", "1"])
-def test_published_port_of_a_service_on_several_networks_answers_whoever_asks(lab: Lab, bridged: str) -> None:
+def test_published_port_of_a_service_on_several_networks_answers_whoever_asks(
+    lab: Lab, bridged: str
+) -> None:
     lab.run("sysctl", "-qw", f"net.bridge.bridge-nf-call-iptables={bridged}")
     for name, subnet in (("one", ONE), ("two", TWO), ("three", THREE)):
         lab.niso("net", "create", name, "--subnet", subnet)
@@ -68,7 +70,11 @@ def test_published_port_of_a_service_on_several_networks_answers_whoever_asks(la
     server = lab.popen("/usr/bin/python3", "-ISc", SERVER, netns="niso-both")
     assert server.stdout and server.stdout.readline() == b"ready\n"
     gateways = ("10.99.1.1", "10.99.2.1")
-    ways = [(kind, host, port) for kind, port in (("tcp", 8080), ("udp", 5353)) for host in (HOST, *gateways)]
+    ways = [
+        (kind, host, port)
+        for kind, port in (("tcp", 8080), ("udp", 5353))
+        for host in (HOST, *gateways)
+    ]
     ways.append(("tcp", HOST, 7070))
 
     outside = asked(lab, "client", [way for way in ways if way[1] == HOST])
@@ -77,7 +83,11 @@ def test_published_port_of_a_service_on_several_networks_answers_whoever_asks(la
         seen = asked(lab, f"niso-{name}", ways)
         assert set(seen.values()) == {address(lab, name)}, (name, seen)
     mixed = asked(lab, "niso-mixed", ways)
-    own = [found["local"] for link in lab.ip_json("-4", "address", netns="niso-mixed") for found in link["addr_info"]]
+    own = [
+        found["local"]
+        for link in lab.ip_json("-4", "address", netns="niso-mixed")
+        for found in link["addr_info"]
+    ]
     assert set(mixed.values()) <= set(own), mixed
     # a service must not see itself, nor the host by an address that it would answer by another link
     itself = asked(lab, "niso-both", ways)
@@ -89,6 +99,8 @@ def test_published_port_of_a_service_on_several_networks_answers_whoever_asks(la
 
     for kind, port in itertools.product(("tcp",), (8080, 7070)):
         lab.niso("deactivate", "both")
-        assert asked(lab, "niso-c0", [(kind, HOST, port)])[f"{kind} {HOST}:{port}"] != address(lab, "c0")
+        assert asked(lab, "niso-c0", [(kind, HOST, port)])[f"{kind} {HOST}:{port}"] != address(
+            lab, "c0"
+        )
     elements = [e for t in lab.nft_json() if "map" in t for e in t["map"].get("elem", ())]
     assert elements == []

@@ -13,4 +13,6 @@ SOAK = (sys.executable, "-B", str(TESTS / "soak" / "soak.py"), "--seed", "7")
 def test_services_are_churned_and_nobody_else_notices() -> None:
     argv = [*SOAK, "--minutes", "0.1", "--services", "9", "--rate", "100"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300)
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "soak: passed"), done.stdout + done.stderr
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "soak: passed"), (
+        done.stdout + done.stderr
+    )

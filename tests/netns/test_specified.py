@@ -38,7 +38,9 @@ allow = [
 MODES = ("bridge", "host", "none", "share")
 
 
-def service(lab: Lab, name: str, network: str = "", program: str = 'entrypoint = "sleep"\nargs = ["1000"]') -> str:
+def service(
+    lab: Lab, name: str, network: str = "", program: str = 'entrypoint = "sleep"\nargs = ["1000"]'
+) -> str:
     text = f'[package]\nname = "{name}"\nversion = "1.0.0"\n[binary]\n{program}\n{network}'
     lab.write(f"/tmp/{name}/manifest.toml", text)
     return f"/tmp/{name}"
@@ -60,7 +62,10 @@ def prints(lab: Lab, command: str, expected: str) -> None:
 def test_the_commands_print_what_the_page_shows(lab: Lab) -> None:
     lab.run("niso", "net", "create", "backend", "--subnet", "10.99.1.0/24")
     dns = on("niso-default", "53:53/udp")
-    for path in (service(lab, "api", on("backend", "8080:8080")), service(lab, "worker", on("backend"))):
+    for path in (
+        service(lab, "api", on("backend", "8080:8080")),
+        service(lab, "worker", on("backend")),
+    ):
         lab.niso("activate", path)
     prints(
         lab,
@@ -78,7 +83,10 @@ def test_the_commands_print_what_the_page_shows(lab: Lab) -> None:
     # (the page lists the networks in another order, of which it says nothing)
     listed = words(lab.niso("net", "list").stdout)
     assert listed[0] == ["NAME", "SUBNET", "SERVICES"]
-    assert sorted(listed[1:]) == [["backend", "10.99.1.0/24", "2"], ["niso-default", "10.99.0.0/24", "3"]]
+    assert sorted(listed[1:]) == [
+        ["backend", "10.99.1.0/24", "2"],
+        ["niso-default", "10.99.0.0/24", "3"],
+    ]
     prints(
         lab,
         "niso net ports",
@@ -94,7 +102,9 @@ def test_the_commands_print_what_the_page_shows(lab: Lab) -> None:
     assert rules.startswith("table inet niso {") and "dnat ip to" in rules and "tcp . 9090" in rules
     lab.niso("remove", "worker")
 
-    lab.niso("activate", service(lab, "postgres", on("backend")), service(lab, "redis", on("backend")))
+    lab.niso(
+        "activate", service(lab, "postgres", on("backend")), service(lab, "redis", on("backend"))
+    )
     hosts = words(lab.run("niso", "exec", "api", "--", "cat", "/etc/hosts").stdout)
     shown = words("""
         10.99.1.2 api.niso.local api
@@ -103,8 +113,13 @@ def test_the_commands_print_what_the_page_shows(lab: Lab) -> None:
     """)
     assert [line for line in hosts if line in shown] == shown
     prints(lab, "niso net ping api postgres", "api (10.99.1.2) → postgres (10.99.1.3): ok (0.3ms)")
-    found = lab.run("niso", "exec", "api", "--", "getent", "hosts", "postgres.niso.local").stdout.split()
-    assert found[:2] == ["10.99.1.3", "postgres.niso.local"]  # getent goes on with the other names of the line
+    found = lab.run(
+        "niso", "exec", "api", "--", "getent", "hosts", "postgres.niso.local"
+    ).stdout.split()
+    assert found[:2] == [
+        "10.99.1.3",
+        "postgres.niso.local",
+    ]  # getent goes on with the other names of the line
 
     lab.niso("remove", "api", "postgres", "redis")
     lab.run("niso", "net", "remove", "backend")
@@ -115,9 +130,15 @@ def test_the_fragments_of_manifests_do_what_the_page_says(lab: Lab) -> None:
     lab.niso("net", "create", "backend", "--subnet", "10.99.1.0/24")
     lab.niso("activate", service(lab, "shop-api", FRAGMENT))
     assert (
-        lab.ip_json("-4", "address", "show", "eth0", netns="niso-shop-api")[0]["addr_info"][0]["local"] == "10.99.1.10"
+        lab.ip_json("-4", "address", "show", "eth0", netns="niso-shop-api")[0]["addr_info"][0][
+            "local"
+        ]
+        == "10.99.1.10"
     )
-    assert lab.niso("exec", "shop-api", "--", "getent", "hosts", "api.niso.local").stdout.split()[0] == "10.99.1.10"
+    assert (
+        lab.niso("exec", "shop-api", "--", "getent", "hosts", "api.niso.local").stdout.split()[0]
+        == "10.99.1.10"
+    )
     lab.niso("remove", "shop-api")
 
     lab.niso("activate", service(lab, "ported", PORTS))
@@ -130,12 +151,27 @@ def test_the_fragments_of_manifests_do_what_the_page_says(lab: Lab) -> None:
 
     web = 'entrypoint = "python3"\nargs = ["-m", "http.server", "{}"]\n[healthcheck]\ntcp = {}\n'
     lab.niso(
-        "activate", service(lab, "api", POLICY, web.format(80, 80)), service(lab, "frontend"), service(lab, "other")
+        "activate",
+        service(lab, "api", POLICY, web.format(80, 80)),
+        service(lab, "frontend"),
+        service(lab, "other"),
     )
     lab.niso("activate", service(lab, "postgres", "", web.format(5432, 5432)))
 
     def connects(source: str, url: str) -> bool:
-        done = lab.niso("exec", source, "--", "curl", "-s", "-o", "/dev/null", "--max-time", "2", url, check=False)
+        done = lab.niso(
+            "exec",
+            source,
+            "--",
+            "curl",
+            "-s",
+            "-o",
+            "/dev/null",
+            "--max-time",
+            "2",
+            url,
+            check=False,
+        )
         assert done.returncode in (0, 28), done  # or timed out
         return done.returncode == 0
 
@@ -151,5 +187,9 @@ def test_there_are_four_modes(lab: Lab, mode: str) -> None:
         lab.niso("activate", service(lab, "base"))
     lab.niso("activate", service(lab, "one", f'[network]\nmode = "{mode}"\n{share}'))
     links = {line["ifname"] for line in lab.ip_json("link")}
-    inside = set(re.findall(r"^\d+: ([\w-]+)", lab.niso("exec", "one", "--", "ip", "link").stdout, re.MULTILINE))
+    inside = set(
+        re.findall(
+            r"^\d+: ([\w-]+)", lab.niso("exec", "one", "--", "ip", "link").stdout, re.MULTILINE
+        )
+    )
     assert inside == (links if mode == "host" else {"lo"} if mode == "none" else {"lo", "eth0"})

@@ -21,7 +21,9 @@ def up(lab: Lab, folder: str, *options: str) -> str:
 
 
 def networks(lab: Lab) -> dict[str, str]:
-    return {row["name"]: row["subnet"] for row in json.loads(lab.niso("net", "list", "--json").stdout)}
+    return {
+        row["name"]: row["subnet"] for row in json.loads(lab.niso("net", "list", "--json").stdout)
+    }
 
 
 def stack_of_two(lab: Lab, **api: Any) -> str:
@@ -44,7 +46,10 @@ def test_up_makes_networks_and_starts_each_service_when_what_it_needs_is_healthy
         f"api: active  {address(lab, 'api')}  ports: 8080→80",
     ]
     assert networks(lab) == {"backend": "10.99.7.0/24"}
-    assert address(lab, "db").startswith("10.99.7.") and lab.niso("logs", "api").stdout == "start reached\n"
+    assert (
+        address(lab, "db").startswith("10.99.7.")
+        and lab.niso("logs", "api").stdout == "start reached\n"
+    )
     assert members(lab) == [
         "api",
         "db",
@@ -61,7 +66,9 @@ def test_without_the_dependency_it_would_not_have_lived(lab: Lab) -> None:
     assert snapshots.differences(before, snapshots.take(lab)) == []
 
 
-def test_down_ends_each_service_before_those_that_it_depends_on_and_keeps_addresses(lab: Lab) -> None:
+def test_down_ends_each_service_before_those_that_it_depends_on_and_keeps_addresses(
+    lab: Lab,
+) -> None:
     folder = stack_of_two(lab)
     up(lab, folder)
     addresses = {name: address(lab, name) for name in ("db", "api")}
@@ -70,7 +77,9 @@ def test_down_ends_each_service_before_those_that_it_depends_on_and_keeps_addres
     assert done.stderr == planned and planned.startswith("stop api\nstop db\n")
     assert done.stdout == "api: inactive\ndb: inactive\n"
     assert lab.niso("logs", "api").stdout == "start reached\nend reached\n"
-    assert {row["status"] for row in json.loads(lab.niso("stack", "status", folder, "--json").stdout)} == {"inactive"}
+    assert {
+        row["status"] for row in json.loads(lab.niso("stack", "status", folder, "--json").stdout)
+    } == {"inactive"}
     assert networks(lab) == {"backend": "10.99.7.0/24"}
     assert lab.niso("stack", "down", folder).stdout == "api: is not active\ndb: is not active\n"
     up(lab, folder)
@@ -107,7 +116,9 @@ def test_up_applies_the_difference_and_a_dry_run_shows_it(lab: Lab) -> None:
     pids = {name: pid_of(lab, name) for name in ("db", "api")}
     write(
         lab,
-        service("api", needs(lab, "api", "db"), networks=["backend"], environment={"LEVEL": "debug"}),
+        service(
+            "api", needs(lab, "api", "db"), networks=["backend"], environment={"LEVEL": "debug"}
+        ),
         service("db", "/tmp/packages/db", networks=["backend"], ports=["5432:80"]),
         networks=BACKEND,
     )
@@ -121,10 +132,16 @@ def test_up_applies_the_difference_and_a_dry_run_shows_it(lab: Lab) -> None:
 
 
 def test_service_that_left_the_file_ends_and_what_it_had_is_free_for_others(lab: Lab) -> None:
-    folder = write(lab, service("web", echo(lab, "web"), ports=["8080:80"]), service("job", idle(lab, "job")))
+    folder = write(
+        lab, service("web", echo(lab, "web"), ports=["8080:80"]), service("job", idle(lab, "job"))
+    )
     up(lab, folder)
     kept, job = address(lab, "web"), pid_of(lab, "job")
-    write(lab, service("www", echo(lab, "www"), ports=["8080:80"]), service("job", "/tmp/packages/job"))
+    write(
+        lab,
+        service("www", echo(lab, "www"), ports=["8080:80"]),
+        service("job", "/tmp/packages/job"),
+    )
     planned = up(lab, folder, "--dry-run")
     done = lab.niso("stack", "up", folder, "-v")
     assert done.stderr == planned and "stop web" in planned.splitlines()
@@ -141,8 +158,12 @@ def test_service_that_left_the_file_ends_and_what_it_had_is_free_for_others(lab:
     assert address(lab, "web") == kept
 
 
-def test_failed_up_leaves_networks_services_and_those_that_would_have_left_as_they_were(lab: Lab) -> None:
-    folder = write(lab, service("web", echo(lab, "web"), ports=["8080:80"]), service("job", idle(lab, "job")))
+def test_failed_up_leaves_networks_services_and_those_that_would_have_left_as_they_were(
+    lab: Lab,
+) -> None:
+    folder = write(
+        lab, service("web", echo(lab, "web"), ports=["8080:80"]), service("job", idle(lab, "job"))
+    )
     up(lab, folder)
     job = pid_of(lab, "job")
     dies = package(lab, "bad", "sh", "-c", "echo no luck; exit 7")
@@ -187,21 +208,31 @@ def test_service_of_another_stack_and_a_network_that_differs_are_refused_by_key(
     own = service("web", idle(lab, "web"), networks=["backend"])
     other = {"backend": {"subnet": "10.99.8.0/24"}}
     said = refused(lab, "stack", "up", write(lab, own, name="other", networks=other))
-    assert "stack.toml: networks.backend: network 'backend' is there with subnet 10.99.7.0/24" in said
+    assert (
+        "stack.toml: networks.backend: network 'backend' is there with subnet 10.99.7.0/24" in said
+    )
     write(lab, own, name="other", networks={"backend": {"subnet": "10.99.7.0"}})
     done = lab.niso("stack", "up", "--json", "/tmp/stack", check=False)
-    assert done.returncode == 1 and json.loads(done.stderr)["error"]["key"] == "networks.backend.subnet"
+    assert (
+        done.returncode == 1
+        and json.loads(done.stderr)["error"]["key"] == "networks.backend.subnet"
+    )
     assert snapshots.differences(before, snapshots.take(lab)) == []
     up(lab, write(lab, own, name="other", networks=BACKEND))  # one network for both is fine
     lab.niso("stack", "down", "/tmp/stack")
     assert ps(lab, "db")["status"] == "running"
 
 
-def test_services_that_were_activated_singly_can_join_and_one_can_be_removed_alone(lab: Lab) -> None:
+def test_services_that_were_activated_singly_can_join_and_one_can_be_removed_alone(
+    lab: Lab,
+) -> None:
     lab.niso("activate", idle(lab, "db"))
     pid = pid_of(lab, "db")
     folder = write(
-        lab, service("db", "/tmp/packages/db"), service("web", idle(lab, "web"), networks=["backend"]), networks=BACKEND
+        lab,
+        service("db", "/tmp/packages/db"),
+        service("web", idle(lab, "web"), networks=["backend"]),
+        networks=BACKEND,
     )
     up(lab, folder)
     assert pid_of(lab, "db") == pid
@@ -215,7 +246,9 @@ def test_services_that_were_activated_singly_can_join_and_one_can_be_removed_alo
 
 def test_network_that_no_service_is_on_is_not_made_and_one_that_was_there_stays(lab: Lab) -> None:
     lab.niso("net", "create", "backend", "--subnet", "10.99.7.0/24")
-    folder = write(lab, service("db", idle(lab, "db"), networks=["backend"]), networks={**BACKEND, "spare": {}})
+    folder = write(
+        lab, service("db", idle(lab, "db"), networks=["backend"]), networks={**BACKEND, "spare": {}}
+    )
     assert up(lab, folder).splitlines()[0] == "network spare: no service is on it, not made"
     lab.niso("remove", "db")
     assert networks(lab) == {"backend": "10.99.7.0/24"}
@@ -226,7 +259,12 @@ def test_what_takes_over_a_second_is_told(lab: Lab) -> None:
     done = lab.niso("stack", "up", write(lab, service("db", slow)))
     assert done.stderr.splitlines() == ["niso: wait until healthy: db (1s)"]
     stubborn = package(
-        lab, "old", "sh", "-c", "trap '' TERM; while :; do sleep 0.1; done", service={"stop_timeout": "2s"}
+        lab,
+        "old",
+        "sh",
+        "-c",
+        "trap '' TERM; while :; do sleep 0.1; done",
+        service={"stop_timeout": "2s"},
     )
     lab.niso("stack", "up", write(lab, service("old", stubborn)))
     assert lab.niso("stack", "down", "/tmp/stack").stderr == "niso: stop old (1s)\n"
@@ -254,7 +292,11 @@ def test_status_shows_what_is_not_up_yet_too(lab: Lab) -> None:
         ("db", "inactive", None),
         ("web", "inactive", None),
     ]
-    assert lab.niso("stack", "status", folder).stdout.splitlines()[2].split() == ["web", "inactive", *("-",) * 5]
+    assert lab.niso("stack", "status", folder).stdout.splitlines()[2].split() == [
+        "web",
+        "inactive",
+        *("-",) * 5,
+    ]
 
 
 def test_interrupted_up_is_undone(lab: Lab) -> None:
@@ -276,14 +318,18 @@ def test_interrupted_up_is_undone(lab: Lab) -> None:
 @pytest.mark.parametrize("wait", ["1s", "x"])
 def test_service_that_does_not_become_healthy_in_time_undoes_all(lab: Lab, wait: str) -> None:
     folder = write(
-        lab, service("db", server(lab, "db", after_s=1000, healthcheck=HEALTHY)), service("web", idle(lab, "web"))
+        lab,
+        service("db", server(lab, "db", after_s=1000, healthcheck=HEALTHY)),
+        service("web", idle(lab, "web")),
     )
     lab.niso("activate", idle(lab, "base"))
     before = snapshots.take(lab)
     if wait == "x":
         assert "--timeout" in refused(lab, "stack", "up", folder, "--timeout", wait, status=2)
     else:
-        assert "db: is not healthy after 1s" in refused(lab, "stack", "up", folder, "--timeout", wait)
+        assert "db: is not healthy after 1s" in refused(
+            lab, "stack", "up", folder, "--timeout", wait
+        )
     assert snapshots.differences(before, snapshots.take(lab)) == []
 
 
@@ -301,5 +347,9 @@ def test_error_of_one_of_two_services_of_a_package_names_its_own_entry(lab: Lab)
         '[package]\nname = "twice"\nversion = "1"\n[binary]\nentrypoint = "/usr/bin/busybox"\nargs = ["sleep", "100000"]\n',
     )
     lab.niso("activate", idle(lab, "holder", network={"ports": ["9202:80"]}))
-    stack = write(lab, service("one", folder, ports=["9201:80"]), service("two", folder, ports=["9202:80"]))
-    assert "service[1].ports[0]: host port 9202/tcp is published by 'holder'" in refused(lab, "stack", "up", stack)
+    stack = write(
+        lab, service("one", folder, ports=["9201:80"]), service("two", folder, ports=["9202:80"])
+    )
+    assert "service[1].ports[0]: host port 9202/tcp is published by 'holder'" in refused(
+        lab, "stack", "up", stack
+    )

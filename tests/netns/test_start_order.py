@@ -26,7 +26,9 @@ except NisoError as error:
 SOON = {"interval": "100ms", "timeout": "1s", "retries": 2, "start_period": "30s"}
 
 
-def activate(lab: Lab, folders: list[str], after: dict[str, dict[str, str]], timeout_s: float = 30) -> list[str]:
+def activate(
+    lab: Lab, folders: list[str], after: dict[str, dict[str, str]], timeout_s: float = 30
+) -> list[str]:
     """The lines that are about starting, in their order."""
     done = lab.run("python", "-c", ACTIVATE, json.dumps([folders, after, timeout_s]))
     words = ("start ", "stop ", "ERROR ")
@@ -40,7 +42,9 @@ def activate(lab: Lab, folders: list[str], after: dict[str, dict[str, str]], tim
 def listening(lab: Lab, name: str, after_s: str, **sections: dict[str, Any]) -> str:
     """A service that listens on port 80 some time after its start."""
     script = f"sleep {after_s}; while :; do nc -l -p 80 >/dev/null </dev/null; done"
-    return package(lab, name, BUSYBOX, "sh", "-c", script, healthcheck={"tcp": 80, **SOON}, **sections)
+    return package(
+        lab, name, BUSYBOX, "sh", "-c", script, healthcheck={"tcp": 80, **SOON}, **sections
+    )
 
 
 def test_service_starts_when_those_it_needs_are_healthy_and_others_do_not_wait(lab: Lab) -> None:
@@ -51,12 +55,20 @@ def test_service_starts_when_those_it_needs_are_healthy_and_others_do_not_wait(l
 
 def test_started_is_enough_where_that_is_asked_for(lab: Lab) -> None:
     folders = [idle(lab, "api"), listening(lab, "db", "1.5")]
-    assert activate(lab, folders, {"api": {"db": "started"}}) == ["start db", "start api", "db is healthy"]
+    assert activate(lab, folders, {"api": {"db": "started"}}) == [
+        "start db",
+        "start api",
+        "db is healthy",
+    ]
 
 
 def test_chain_starts_one_after_the_other(lab: Lab) -> None:
     folders = [idle(lab, "c"), idle(lab, "b"), idle(lab, "a")]
-    assert activate(lab, folders, {"c": {"b": "started"}, "b": {"a": "started"}}) == ["start a", "start b", "start c"]
+    assert activate(lab, folders, {"c": {"b": "started"}, "b": {"a": "started"}}) == [
+        "start a",
+        "start b",
+        "start c",
+    ]
 
 
 def test_what_fails_keeps_those_that_need_it_from_starting_and_undoes_all(lab: Lab) -> None:
@@ -72,7 +84,10 @@ def test_healthy_service_that_stays_as_it_is_holds_nobody_up(lab: Lab) -> None:
     db = listening(lab, "db", "0")
     activate(lab, [db], {})
     pid = pid_of(lab, "db")
-    assert activate(lab, [idle(lab, "api"), db], {"api": {"db": "healthy"}}) == ["db is healthy", "start api"]
+    assert activate(lab, [idle(lab, "api"), db], {"api": {"db": "healthy"}}) == [
+        "db is healthy",
+        "start api",
+    ]
     assert pid_of(lab, "db") == pid
 
 
@@ -82,19 +97,26 @@ def test_sick_service_that_stays_as_it_is_fails_those_that_need_it(lab: Lab) -> 
     activate(lab, [db], {})
     pid = pid_of(lab, "db")
     lines = activate(lab, [idle(lab, "api"), db], {"api": {"db": "healthy"}})
-    assert lines[-1].startswith("ERROR db: is unhealthy, its probe failed 2 times: tcp 80: connection refused")
+    assert lines[-1].startswith(
+        "ERROR db: is unhealthy, its probe failed 2 times: tcp 80: connection refused"
+    )
     assert pid_of(lab, "db") == pid
 
 
 @pytest.mark.parametrize(
     ("after", "words"),
     [
-        ({"a": {"b": "started"}, "b": {"a": "started"}}, "each of a, b waits for another one of them"),
+        (
+            {"a": {"b": "started"}, "b": {"a": "started"}},
+            "each of a, b waits for another one of them",
+        ),
         ({"a": {"b": "healthy"}}, "a comes after b is healthy, and that has no healthcheck"),
         ({"a": {"c": "started"}}, "a comes after c is started, which it is not"),
     ],
 )
-def test_order_that_cannot_be_is_refused(lab: Lab, after: dict[str, dict[str, str]], words: str) -> None:
+def test_order_that_cannot_be_is_refused(
+    lab: Lab, after: dict[str, dict[str, str]], words: str
+) -> None:
     lines = activate(lab, [idle(lab, "a"), idle(lab, "b")], after)
     assert lines == [f"ERROR {words}"]
     assert json.loads(lab.niso("ps", "--json").stdout) == []
@@ -106,7 +128,9 @@ def test_processes_that_restart_end_at_once(lab: Lab) -> None:
     names = [f"api{number}" for number in range(6)]
     folders = [package(lab, name, BUSYBOX, "sh", "-c", script) for name in names]
     activate(lab, folders, {})
-    folders = [package(lab, name, BUSYBOX, "sh", "-c", script, environment={"A": "b"}) for name in names]
+    folders = [
+        package(lab, name, BUSYBOX, "sh", "-c", script, environment={"A": "b"}) for name in names
+    ]
     lines = activate(lab, folders, {})
     assert lines[:6] == [f"stop {name}" for name in names]
     assert sorted(lines[6:]) == [f"start {name}" for name in names]

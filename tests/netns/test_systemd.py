@@ -34,7 +34,9 @@ def enabled(machine: Machine, folder: str, name: str = "api") -> None:
 
 
 def row(machine: Machine, name: str = "api") -> dict[str, Any]:
-    return next(each for each in json.loads(machine.niso("ps", "--json").stdout) if each["service"] == name)
+    return next(
+        each for each in json.loads(machine.niso("ps", "--json").stdout) if each["service"] == name
+    )
 
 
 def pids(machine: Machine, name: str = "api") -> tuple[int, int]:
@@ -47,7 +49,10 @@ def namespace(machine: Machine, name: str = "api") -> str:
     """Which one the service's name stands for, and that its process is in it."""
     found = machine.run("stat", "--format=%i", f"/run/netns/niso-{name}").stdout.strip()
     pid = json.loads(machine.niso("inspect", name).stdout)["pid"]
-    assert pid is None or machine.run("readlink", f"/proc/{pid}/ns/net").stdout.strip() == f"net:[{found}]"
+    assert (
+        pid is None
+        or machine.run("readlink", f"/proc/{pid}/ns/net").stdout.strip() == f"net:[{found}]"
+    )
     return str(found)
 
 
@@ -60,7 +65,11 @@ def is_followed(machine: Machine, name: str = "api") -> bool:
         cgroup = machine.path(f"/proc/{main}/cgroup").read_text()
     except FileNotFoundError:
         return False
-    return command[0] == b"/usr/bin/conmon" and str(first) in children and f"/niso-{name}.service" in cgroup
+    return (
+        command[0] == b"/usr/bin/conmon"
+        and str(first) in children
+        and f"/niso-{name}.service" in cgroup
+    )
 
 
 def test_enable_gives_a_unit_that_follows_the_service(lab, machine) -> None:
@@ -79,14 +88,21 @@ def test_enable_gives_a_unit_that_follows_the_service(lab, machine) -> None:
 
 def test_restarts_of_any_kind_are_one_running_unit(lab, machine) -> None:
     """By hand, by a crash, by an activation of a changed manifest, by a repair."""
-    manifest = {"service": {"restart_delay": "100ms"}, "network": on("niso-default", ports=["8080:80"])}
+    manifest = {
+        "service": {"restart_delay": "100ms"},
+        "network": on("niso-default", ports=["8080:80"]),
+    }
     enabled(machine, echo(lab, "api", **manifest))
     invocation = machine.show("api", "InvocationID", "ActiveEnterTimestampMonotonic")
     home = namespace(machine)
 
     def is_another(before: int) -> bool:
         now = json.loads(machine.niso("inspect", "api").stdout)["pid"]
-        return now not in (None, before) and row(machine)["status"] == "running" and is_followed(machine)
+        return (
+            now not in (None, before)
+            and row(machine)["status"] == "running"
+            and is_followed(machine)
+        )
 
     for what in ("restart", "crash", "crash", "restart", "activate", "crash", "repair"):
         before = pids(machine)[1]
@@ -102,7 +118,9 @@ def test_restarts_of_any_kind_are_one_running_unit(lab, machine) -> None:
                 "rm", "-r", "/run/niso/crun/niso-service-api"
             )  # which cannot be given back to a process that lives
             machine.niso("net", "repair")
-        lab.wait_for(lambda b=before: is_another(b), 10, f"{what}: another process, which the unit follows")
+        lab.wait_for(
+            lambda b=before: is_another(b), 10, f"{what}: another process, which the unit follows"
+        )
         assert answer(lab, "192.0.2.1", 8080, "client") == "api 192.0.2.2"
         assert namespace(machine) == home
         assert machine.state("api") == RUNNING
@@ -120,7 +138,11 @@ def test_stop_leaves_nothing_and_start_brings_all_back(lab, machine) -> None:
     assert machine.state("api") == DEAD and machine.show("api", "Result") == {"Result": "success"}
     assert row(machine)["status"] == "inactive"
     assert machine.run("ls", "/run/netns").stdout == ""
-    assert not [link for link in lab.ip_json("link") if link["ifname"].startswith("niso") and "master" in link]
+    assert not [
+        link
+        for link in lab.ip_json("link")
+        if link["ifname"].startswith("niso") and "master" in link
+    ]
     assert machine.run("pgrep", "--full", "conmon", check=False).stdout == ""
     assert ask(lab, "192.0.2.1", 8080, "client") == ""
     machine.systemctl("start", "niso-api")
@@ -151,7 +173,15 @@ def test_an_end_for_good_is_the_units(lab, machine) -> None:
     enabled(machine, package(lab, "api", "sh", "-c", script, service={"restart": "no"}))
     home = namespace(machine)
     for code, state in ((0, DEAD), (3, FAILED)):
-        machine.niso("exec", "api", "--", "sh", "-c", f"echo {code} > /tmp/new; mv /tmp/new /tmp/end", check=False)
+        machine.niso(
+            "exec",
+            "api",
+            "--",
+            "sh",
+            "-c",
+            f"echo {code} > /tmp/new; mv /tmp/new /tmp/end",
+            check=False,
+        )
         lab.wait_for(lambda s=state: machine.state("api") == s, 10, state)
         assert machine.show("api", "ExecMainStatus") == {"ExecMainStatus": str(code)}
         assert row(machine)["status"] == f"exited ({code})"
@@ -168,9 +198,20 @@ def test_a_crash_loop_obeys_niso_alone(lab, machine) -> None:
     """The delay doubles; systemd sees one running unit the whole time."""
     enabled(
         machine,
-        package(lab, "api", "sh", "-c", "echo began; sleep 0.3; exit 1", service={"restart_delay": "400ms"}),
+        package(
+            lab,
+            "api",
+            "sh",
+            "-c",
+            "echo began; sleep 0.3; exit 1",
+            service={"restart_delay": "400ms"},
+        ),
     )
-    lab.wait_for(lambda: json.loads(machine.niso("inspect", "api").stdout)["restarts"] >= 2, 20, "two restarts")
+    lab.wait_for(
+        lambda: json.loads(machine.niso("inspect", "api").stdout)["restarts"] >= 2,
+        20,
+        "two restarts",
+    )
     assert machine.state("api") == RUNNING
     assert machine.show("api", "NRestarts") == {"NRestarts": "0"}
     stamps = [float(line.split()[0]) for line in _stamps(machine)][
@@ -195,16 +236,27 @@ def _stamps(machine: Machine) -> list[str]:
 
 def test_disable_takes_the_unit_away_and_leaves_the_service(lab, machine) -> None:
     enabled(
-        machine, echo(lab, "api", service={"restart_delay": "100ms"}, network=on("niso-default", ports=["8080:80"]))
+        machine,
+        echo(
+            lab,
+            "api",
+            service={"restart_delay": "100ms"},
+            network=on("niso-default", ports=["8080:80"]),
+        ),
     )
     machine.niso("restart", "api")
-    machine.run("kill", "-KILL", str(pids(machine)[1]))  # what the exit command starts is wholly in the unit's cgroup
-    lab.wait_for(lambda: row(machine)["status"] == "running" and is_followed(machine), 10, "running again")
+    machine.run(
+        "kill", "-KILL", str(pids(machine)[1])
+    )  # what the exit command starts is wholly in the unit's cgroup
+    lab.wait_for(
+        lambda: row(machine)["status"] == "running" and is_followed(machine), 10, "running again"
+    )
     before = pids(machine)[1]
     machine.niso("disable", "api")
     lab.wait_for(
         lambda: (
-            machine.show("api", "LoadState", "ActiveState") == {"LoadState": "not-found", "ActiveState": "inactive"}
+            machine.show("api", "LoadState", "ActiveState")
+            == {"LoadState": "not-found", "ActiveState": "inactive"}
         ),
         10,
     )
@@ -233,7 +285,9 @@ def test_a_unit_that_is_not_nisos_is_left_alone(lab, machine) -> None:
     assert done.returncode == 1 and "was not made for this state folder" in done.stderr
     machine.niso("disable", "api")
     machine.niso("remove", "api")
-    assert machine.path(f"/{UNITS}/niso-api.service").read_text() == "[Service]\nExecStart=/bin/true\n"
+    assert (
+        machine.path(f"/{UNITS}/niso-api.service").read_text() == "[Service]\nExecStart=/bin/true\n"
+    )
 
 
 def test_journal_has_what_the_service_says(lab, machine) -> None:
@@ -242,7 +296,11 @@ def test_journal_has_what_the_service_says(lab, machine) -> None:
     machine.niso("enable", "api")
     assert machine.state("api") == DEAD, "enable does not activate"
     machine.systemctl("start", "niso-api")
-    lab.wait_for(lambda: "api says hello" in machine.journal("api").splitlines(), 10, "its line in the journal")
+    lab.wait_for(
+        lambda: "api says hello" in machine.journal("api").splitlines(),
+        10,
+        "its line in the journal",
+    )
     assert "api: active" in machine.journal("api"), "what niso says"
     assert machine.niso("logs", "api", "-n", "1").stdout == "api says hello\n"
 
@@ -280,13 +338,18 @@ def test_folders_with_odd_names(lab, machine) -> None:
     """systemd reads back what enable wrote."""
     odd = """/var/lib/o d%h'"$HOME" ü\\"""
     env = {"NISO_STATE_DIR": odd, "NISO_RUN_DIR": "/run/niso %i", "NISO_POOL": "10.77.0.0/16"}
-    machine.niso("activate", echo(lab, "api", network=on("niso-default", ports=["8080:80"])), env=env)
+    machine.niso(
+        "activate", echo(lab, "api", network=on("niso-default", ports=["8080:80"])), env=env
+    )
     machine.niso("enable", "api", env=env)
     machine.systemctl("restart", "niso-api")
     assert machine.state("api") == RUNNING
     rows = json.loads(machine.niso("ps", "--json", env=env).stdout)
     assert [(each["status"], each["address"]) for each in rows] == [("running", "10.77.0.2")]
-    assert machine.run("systemd-analyze", "verify", "/etc/systemd/system/niso-api.service").stderr == ""
+    assert (
+        machine.run("systemd-analyze", "verify", "/etc/systemd/system/niso-api.service").stderr
+        == ""
+    )
     machine.systemctl("stop", "niso-api")
     assert json.loads(machine.niso("ps", "--json", env=env).stdout)[0]["status"] == "inactive"
 
@@ -347,7 +410,9 @@ def test_enabled_services_come_back_with_a_reboot(labs, tmp_path) -> None:
 
     again = Machine(second, like=disk)
     for name in ("api", "side", "other"):
-        second.wait_for(lambda n=name: again.state(n) == RUNNING, 30, f"{name} is back: {again.journal(name)}")
+        second.wait_for(
+            lambda n=name: again.state(n) == RUNNING, 30, f"{name} is back: {again.journal(name)}"
+        )
         assert is_followed(again, name)
         assert row(again, name)["address"] == before[name]
     assert row(again, "loose")["status"] == "inactive"

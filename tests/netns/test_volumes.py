@@ -24,7 +24,9 @@ def with_volumes(lab: Lab, name: str, rootfs: bool = False, **volumes: dict[str,
     """An idle service with volumes, on the host's /usr or a root file system of its own."""
     if not rootfs:
         return idle(lab, name, volumes=volumes)
-    folder = package(lab, name, "/bin/busybox", "sleep", "100000", package={"rootfs": "rootfs"}, volumes=volumes)
+    folder = package(
+        lab, name, "/bin/busybox", "sleep", "100000", package={"rootfs": "rootfs"}, volumes=volumes
+    )
     if not lab.path(f"{folder}/rootfs/bin/busybox").exists():
         busybox_rootfs(lab, f"{folder}/rootfs")
         lab.path(f"{folder}/rootfs{BUSYBOX}").parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +44,9 @@ BOTH = pytest.mark.parametrize("rootfs", [False, True], ids=["host's /usr", "own
 def test_named_volume_belongs_to_the_service_and_outlives_it(lab: Lab, rootfs: bool) -> None:
     folder = with_volumes(lab, "api", rootfs, data={"mount": "/data/deep"})
     lab.niso("activate", folder)
-    assert sh(lab, "api", "echo one >/data/deep/file; stat -c '%a %u %g' /data/deep; id -u").split() == [
+    assert sh(
+        lab, "api", "echo one >/data/deep/file; stat -c '%a %u %g' /data/deep; id -u"
+    ).split() == [
         "700",
         "1900000000",
         "1900000000",
@@ -53,7 +57,9 @@ def test_named_volume_belongs_to_the_service_and_outlives_it(lab: Lab, rootfs: b
     lab.niso("restart", "api")
     assert sh(lab, "api", "cat /data/deep/file") == "one\n"
     lab.run("kill", "-9", str(pid_of(lab, "api")))
-    lab.wait_for(lambda: inspect(lab, "api")["restarts"] == 1 and ps(lab, "api")["status"] == "running")
+    lab.wait_for(
+        lambda: inspect(lab, "api")["restarts"] == 1 and ps(lab, "api")["status"] == "running"
+    )
     assert sh(lab, "api", "cat /data/deep/file") == "one\n"
     lab.niso("deactivate", "api")
     lab.niso("activate", "api")
@@ -72,7 +78,9 @@ def test_volumes_are_of_one_service_and_name(lab: Lab) -> None:
     assert sh(lab, "two", "ls /data") == ""
 
 
-def test_volume_of_a_service_with_a_read_only_root_can_be_written_to_and_nothing_else(lab: Lab) -> None:
+def test_volume_of_a_service_with_a_read_only_root_can_be_written_to_and_nothing_else(
+    lab: Lab,
+) -> None:
     lab.niso("activate", with_volumes(lab, "api", data={"mount": "/srv/data"}))
     assert ok(lab, "api", "echo x >/srv/data/file")
     assert not ok(lab, "api", "echo x >/srv/file")
@@ -81,9 +89,13 @@ def test_volume_of_a_service_with_a_read_only_root_can_be_written_to_and_nothing
 @BOTH
 @pytest.mark.parametrize("read_only", [True, False])
 def test_rootfs_and_host_are_never_written_to(lab: Lab, rootfs: bool, read_only: bool) -> None:
-    folder = with_volumes(lab, "api", rootfs, data={"mount": "/new/place"}, x={"mount": "/etc/app", "tmpfs": True})
+    folder = with_volumes(
+        lab, "api", rootfs, data={"mount": "/new/place"}, x={"mount": "/etc/app", "tmpfs": True}
+    )
     text = lab.path(f"{folder}/manifest.toml").read_text()
-    lab.write(f"{folder}/manifest.toml", text + f"[isolation]\nread_only = {str(read_only).lower()}\n")
+    lab.write(
+        f"{folder}/manifest.toml", text + f"[isolation]\nread_only = {str(read_only).lower()}\n"
+    )
     lab.niso("activate", folder)
     assert ok(lab, "api", "echo x >/new/place/file && echo x >/etc/app/file")
     assert not lab.path("/new").exists() and not lab.path("/etc/app").exists()
@@ -100,16 +112,23 @@ def test_changed_volumes_restart_the_process_in_its_namespace(lab: Lab) -> None:
     assert lab.run("stat", "-Lc", "%i", "/run/netns/niso-api").stdout == inode
     assert ok(lab, "api", "echo x >/data/file")
     pid = pid_of(lab, "api")
-    assert "nothing to do" in lab.niso("activate", with_volumes(lab, "api", data={"mount": "/data"})).stdout
+    assert (
+        "nothing to do"
+        in lab.niso("activate", with_volumes(lab, "api", data={"mount": "/data"})).stdout
+    )
     assert pid_of(lab, "api") == pid
     lab.niso("activate", with_volumes(lab, "api", data={"mount": "/other"}))
     assert sh(lab, "api", "cat /other/file") == "x\n"
 
 
 def test_failed_first_activation_leaves_no_empty_volume(lab: Lab) -> None:
-    refused(lab, "activate", package(lab, "api", "/bin/false", volumes={"data": {"mount": "/data"}}))
+    refused(
+        lab, "activate", package(lab, "api", "/bin/false", volumes={"data": {"mount": "/data"}})
+    )
     assert not lab.path(f"{KEPT}/api").exists()
-    folder = package(lab, "api", "/bin/sh", "-c", "echo x >/data/x; exit 1", volumes={"data": {"mount": "/data"}})
+    folder = package(
+        lab, "api", "/bin/sh", "-c", "echo x >/data/x; exit 1", volumes={"data": {"mount": "/data"}}
+    )
     refused(lab, "activate", folder)
     assert lab.path(f"{KEPT}/api/data/x").exists()
 
@@ -134,7 +153,9 @@ def test_uid_of_a_volume_that_is_kept_is_given_to_nobody_else(lab: Lab) -> None:
 def test_remove_with_volumes_deletes_them_and_follows_no_link(lab: Lab) -> None:
     lab.write("/tmp/precious/file", "precious")
     lab.niso(
-        "activate", with_volumes(lab, "api", data={"mount": "/data"}), with_volumes(lab, "other", data={"mount": "/d"})
+        "activate",
+        with_volumes(lab, "api", data={"mount": "/data"}),
+        with_volumes(lab, "other", data={"mount": "/d"}),
     )
     sh(lab, "other", "echo x >/d/file")
     sh(
@@ -168,7 +189,9 @@ def test_mount_of_the_host_in_a_volume_is_not_emptied(lab: Lab) -> None:
     lab.run("mkdir", f"{KEPT}/api/data/m")
     lab.run("mount", "--bind", "/tmp/precious", f"{KEPT}/api/data/m")
     said = refused(lab, "remove", "--volumes", "api")
-    assert f"something is mounted at {KEPT}/api/data/m" in said and f"umount {KEPT}/api/data/m" in said
+    assert (
+        f"something is mounted at {KEPT}/api/data/m" in said and f"umount {KEPT}/api/data/m" in said
+    )
     assert ps(lab, "api")["status"] == "running"
     lab.run("umount", f"{KEPT}/api/data/m")
     lab.niso("remove", "--volumes", "api")
@@ -191,7 +214,10 @@ def test_folder_and_file_of_the_host_are_shown(lab: Lab, rootfs: bool) -> None:
         run={"mount": "/run/app/a", "host": "/tmp/srv/conf/a"},
     )
     lab.niso("activate", folder)
-    assert sh(lab, "api", "cat /etc/app/a /etc/app.conf /run/app/a; echo b >/etc/app/b") == "from the host\n" * 3
+    assert (
+        sh(lab, "api", "cat /etc/app/a /etc/app.conf /run/app/a; echo b >/etc/app/b")
+        == "from the host\n" * 3
+    )
     assert lab.path("/tmp/srv/conf/b").read_text() == "b\n"
     assert lab.run("stat", "-c", "%u", "/tmp/srv/conf").stdout == "0\n"
 
@@ -247,12 +273,17 @@ def test_setuid_and_devices_do_not_work_in_any_volume(lab: Lab) -> None:
 def test_path_of_the_host_that_is_not_there_is_told_before_anything_changes(lab: Lab) -> None:
     folder = with_volumes(lab, "api", data={"mount": "/data", "host": "/tmp/nowhere"})
     said = refused(lab, "activate", folder)
-    assert f"niso: {folder}/manifest.toml: volumes.data.host: '/tmp/nowhere' does not exist on the host" in said
+    assert (
+        f"niso: {folder}/manifest.toml: volumes.data.host: '/tmp/nowhere' does not exist on the host"
+        in said
+    )
     assert "hint: mkdir -p /tmp/nowhere" in said
     lab.run("mkdir", "/tmp/nowhere")
     lab.niso("activate", folder)
     lab.run("rmdir", "/tmp/nowhere")
-    assert "volumes.data.host: '/tmp/nowhere' does not exist on the host" in refused(lab, "restart", "api")
+    assert "volumes.data.host: '/tmp/nowhere' does not exist on the host" in refused(
+        lab, "restart", "api"
+    )
 
 
 # --- tmpfs -----------------------------------------------------------------------------------------------------------
@@ -260,7 +291,10 @@ def test_path_of_the_host_that_is_not_there_is_told_before_anything_changes(lab:
 
 @BOTH
 def test_tmpfs_has_its_size_and_is_empty_at_each_start(lab: Lab, rootfs: bool) -> None:
-    lab.niso("activate", with_volumes(lab, "api", rootfs, tmp={"mount": "/scratch", "tmpfs": True, "size": "1M"}))
+    lab.niso(
+        "activate",
+        with_volumes(lab, "api", rootfs, tmp={"mount": "/scratch", "tmpfs": True, "size": "1M"}),
+    )
     assert ok(lab, "api", "dd if=/dev/zero of=/scratch/a bs=1k count=512")
     assert not ok(lab, "api", "dd if=/dev/zero of=/scratch/b bs=1k count=1024")
     assert sh(lab, "api", "stat -c '%a %u' /scratch") == "700 1900000000\n"
@@ -269,7 +303,9 @@ def test_tmpfs_has_its_size_and_is_empty_at_each_start(lab: Lab, rootfs: bool) -
 
 
 def test_volume_may_take_the_place_of_nisos_own_tmpfs(lab: Lab) -> None:
-    lab.niso("activate", with_volumes(lab, "api", data={"mount": "/tmp"}, run={"mount": "/run/data"}))
+    lab.niso(
+        "activate", with_volumes(lab, "api", data={"mount": "/tmp"}, run={"mount": "/run/data"})
+    )
     sh(lab, "api", "echo x >/tmp/file; echo y >/run/data/file")
     lab.niso("restart", "api")
     assert sh(lab, "api", "cat /tmp/file /run/data/file") == "x\ny\n"
@@ -287,7 +323,10 @@ def test_link_of_the_rootfs_does_not_lead_out_of_it(lab: Lab) -> None:
     sh(lab, "api", "echo x >/out/data/file; echo y >/link/file")
     assert sh(lab, "api", "cat /tmp2/data/file /inside/file") == "x\ny\n"
     assert (
-        lab.run("find", "/tmp/outside", f"{folder}/rootfs/inside", f"{folder}/rootfs/tmp2", "-type", "f").stdout == ""
+        lab.run(
+            "find", "/tmp/outside", f"{folder}/rootfs/inside", f"{folder}/rootfs/tmp2", "-type", "f"
+        ).stdout
+        == ""
     )
 
 
@@ -306,7 +345,10 @@ def test_link_to_what_is_nisos_is_refused(lab: Lab, link: str, target: str, word
         lab.path(f"{folder}/rootfs/{name}").mkdir(parents=True, exist_ok=True)
     os.symlink(target, lab.path(f"{folder}/rootfs/{link}"))
     said = refused(lab, "activate", folder)
-    assert f"{folder}/manifest.toml: volumes.data.mount: '/data' cannot be a mount point: {words}" in said
+    assert (
+        f"{folder}/manifest.toml: volumes.data.mount: '/data' cannot be a mount point: {words}"
+        in said
+    )
 
 
 @pytest.mark.parametrize("point", ["/usr/share/app", "/bin/app", "/etc/ssl/certs/app"])
@@ -344,7 +386,11 @@ def die_before(lab: Lab, words: str, *command: str) -> None:
     log = "/tmp/steps"
     for number in range(1, 100):
         lab.run("rm", "-f", log)
-        died = lab.niso(*command, check=False, env={"NISO_FAILPOINT": f"{number}:kill", "NISO_FAILPOINT_LOG": log})
+        died = lab.niso(
+            *command,
+            check=False,
+            env={"NISO_FAILPOINT": f"{number}:kill", "NISO_FAILPOINT_LOG": log},
+        )
         assert died.returncode == -9
         if words in lab.run("tail", "-n", "1", log).stdout:
             return
@@ -354,7 +400,9 @@ def die_before(lab: Lab, words: str, *command: str) -> None:
 def test_kill_while_a_volume_is_made_leaves_it_whole_or_not_at_all(lab: Lab) -> None:
     folder = with_volumes(lab, "api", data={"mount": "/data"})
     die_before(lab, "make volume", "activate", folder)
-    lab.run("mkdir", "-p", f"{KEPT}/api/.data.new")  # as a kill a little later leaves it, still root's
+    lab.run(
+        "mkdir", "-p", f"{KEPT}/api/.data.new"
+    )  # as a kill a little later leaves it, still root's
     lab.niso("activate", folder)
     assert sh(lab, "api", "stat -c '%a %u' /data; echo x >/data/file") == "700 1900000000\n"
     assert lab.run("ls", "-A", f"{KEPT}/api").stdout == "data\n"

@@ -79,7 +79,15 @@ class World:
         for name in SUBNETS:
             Addresses(lab, None, f"niso-{name}")
         for subnet in SUBNETS["backend"]:
-            lab.run("ip", "route", "add", subnet, "via", HOST[6 if ":" in subnet else 4], netns="neighbour")
+            lab.run(
+                "ip",
+                "route",
+                "add",
+                subnet,
+                "via",
+                HOST[6 if ":" in subnet else 4],
+                netns="neighbour",
+            )
 
     @staticmethod
     def _network(name: str) -> dict[str, Any]:
@@ -89,7 +97,11 @@ class World:
 
     def paths(self, family: int) -> list[Path]:
         """``by`` is the network by which a service sends."""
-        host, backend, frontend = HOST[family], GATEWAY["backend"][family], GATEWAY["frontend"][family]
+        host, backend, frontend = (
+            HOST[family],
+            GATEWAY["backend"][family],
+            GATEWAY["frontend"][family],
+        )
         found = [
             Path("client", "client", host, CLIENT[family]),
             Path("neighbour", "neighbour", host, NEIGHBOUR[family]),
@@ -105,11 +117,19 @@ class World:
             if own := self.addresses[name][0].ip(family):
                 found.append(Path(name, f"niso-{name}", host, own, networks[0]))
                 found.append(
-                    Path(f"{name} by its bridge", f"niso-{name}", GATEWAY[networks[0]][family], own, networks[0])
+                    Path(
+                        f"{name} by its bridge",
+                        f"niso-{name}",
+                        GATEWAY[networks[0]][family],
+                        own,
+                        networks[0],
+                    )
                 )
         web, both = self.addresses["web"][0], self.addresses["both"][1]
         found.append(Path("web by another bridge", "niso-web", backend, web.ip(family), "frontend"))
-        found.append(Path("both by its second bridge", "niso-both", backend, both.ip(family), "backend"))
+        found.append(
+            Path("both by its second bridge", "niso-both", backend, both.ip(family), "backend")
+        )
         return found
 
     def cells(self, family: int) -> list[Cell]:
@@ -118,7 +138,9 @@ class World:
     def cell(self, path: Path, port: Port, family: int) -> Cell:
         """What must come of a path and a port: the contract, section 6."""
         networks = NETWORKS[port.service]
-        network = path.by if path.by in networks else networks[0]  # on the client's network, if the service is there
+        network = (
+            path.by if path.by in networks else networks[0]
+        )  # on the client's network, if the service is there
         server = self.addresses[port.service][networks.index(network)].ip(family)
         out_of_inner = path.by == "inner" and network != "inner"
         if not port.is_at(path.to) or not server or out_of_inner:
@@ -126,7 +148,12 @@ class World:
         own_address = path.source in (each.ip(family) for each in self.addresses[port.service])
         by_a_bridge = path.netns is None and path.to != HOST[family]
         # the host is known by its address on the service's bridge where it used that of another bridge or of no wire
-        return Cell(path, port, server, GATEWAY[network][family] if own_address or by_a_bridge else path.source)
+        return Cell(
+            path,
+            port,
+            server,
+            GATEWAY[network][family] if own_address or by_a_bridge else path.source,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +171,9 @@ def bridged(lab: Lab, value: int) -> None:
 @pytest.mark.parametrize("nf_call", [0, 1])
 @pytest.mark.parametrize("proto", PROTOCOLS)
 @pytest.mark.parametrize("family", [4, 6])
-def test_each_way_in_reaches_whom_it_should_and_no_other(world: World, family: int, proto: str, nf_call: int) -> None:
+def test_each_way_in_reaches_whom_it_should_and_no_other(
+    world: World, family: int, proto: str, nf_call: int
+) -> None:
     bridged(world.lab, nf_call)
     cells = world.cells(family)
     servers = Servers(world.wire, PORTS, world.addresses, proto, family)
@@ -160,7 +189,9 @@ def test_each_way_in_reaches_whom_it_should_and_no_other(world: World, family: i
 def test_localhost_is_answered_by_loopback(world: World) -> None:
     """By name, as people do it: a client that is given ::1 first is refused there at once and takes 127.0.0.1."""
     servers = Servers(world.wire, PORTS, world.addresses, "tcp", 4)
-    listener = next(key for key in servers.selector.get_map().values() if key.data[1].getsockname()[1] == 8080)
+    listener = next(
+        key for key in servers.selector.get_map().values() if key.data[1].getsockname()[1] == 8080
+    )
     code = "import socket; s = socket.create_connection(('localhost', 8080), 5); print(s.getpeername()[0])"
     try:
         assert world.lab.run("python3", "-ISc", code).stdout == "127.0.0.1\n"

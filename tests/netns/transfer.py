@@ -34,13 +34,17 @@ def main(host: str, port: int) -> None:
             waiting = False
             print(received, flush=True)
         pause = None if outstanding or not going else max(0.0, due - now)
-        ready, writable, _ = select.select([connection, 0], [connection] if unsent else [], [], pause)
+        ready, writable, _ = select.select(
+            [connection, 0], [connection] if unsent else [], [], pause
+        )
         if writable:
             unsent = unsent[connection.send(unsent) :]
         if connection in ready:
             data = connection.recv(1 << 20)
             if not data or not outstanding.startswith(data):
-                sys.exit("the connection has ended" if not data else f"other bytes after {received}")
+                sys.exit(
+                    "the connection has ended" if not data else f"other bytes after {received}"
+                )
             del outstanding[: len(data)]
             received += len(data)
         if 0 in ready:

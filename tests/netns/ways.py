@@ -76,13 +76,21 @@ class Servers:
     """Listeners of one protocol and family on the container ports of every service; they note who came, and answer."""
 
     def __init__(
-        self, wire: Wire, ports: Iterable[Port], addresses: dict[str, list[Addresses]], proto: str, family: int
+        self,
+        wire: Wire,
+        ports: Iterable[Port],
+        addresses: dict[str, list[Addresses]],
+        proto: str,
+        family: int,
     ) -> None:
         self.wire, self.proto, self.family = wire, proto, family
         self.selector = selectors.DefaultSelector()
         self.seen: dict[int, str] = {}
         self.unsound: list[str] = []
-        wanted = {(p.service, p.container if proto != "sctp" else 0, p.bound or proto == "sctp") for p in ports}
+        wanted = {
+            (p.service, p.container if proto != "sctp" else 0, p.bound or proto == "sctp")
+            for p in ports
+        }
         for service, port, bound in sorted(wanted):
             own = [each.ip(family) for each in addresses[service] if each.ip(family)]
             for address in own if bound else own[:1]:
@@ -91,7 +99,9 @@ class Servers:
                 if proto == "tcp":
                     listener.listen(256)
                 self.selector.register(
-                    listener, selectors.EVENT_READ, (self._take, listener, f"{address if bound else '*'} {port}")
+                    listener,
+                    selectors.EVENT_READ,
+                    (self._take, listener, f"{address if bound else '*'} {port}"),
                 )
 
     def _open(self, service: str) -> socket.socket:
@@ -107,7 +117,9 @@ class Servers:
         if self.proto == "tcp":
             connection, peer = listener.accept()
             connection.setblocking(False)
-            self.selector.register(connection, selectors.EVENT_READ, (self._hear, connection, f"{where}, {peer[0]}"))
+            self.selector.register(
+                connection, selectors.EVENT_READ, (self._hear, connection, f"{where}, {peer[0]}")
+            )
         elif self.proto == "udp":
             data, peer = listener.recvfrom(4096)
             self.seen[int(data)] = f"{where}, {peer[0]}"
@@ -170,7 +182,9 @@ class Clients:
                 self._raw[cell.path.netns] = self._register(cell.path.netns, self._sctp)
             # what the host itself refuses at once is no way in either
             with contextlib.suppress(OSError):
-                self._raw[cell.path.netns].sendto(sctp_init(number, cell.port.host, number), (cell.path.to, 0))
+                self._raw[cell.path.netns].sendto(
+                    sctp_init(number, cell.port.host, number), (cell.path.to, 0)
+                )
             return number
         client = self._register(cell.path.netns, self._echo)
         with contextlib.suppress(BlockingIOError, OSError):
@@ -179,11 +193,17 @@ class Clients:
             with contextlib.suppress(OSError):
                 client.send(str(number).encode())
         else:
-            self.servers.selector.modify(client, selectors.EVENT_WRITE, (self._connected, client, str(number)))
+            self.servers.selector.modify(
+                client, selectors.EVENT_WRITE, (self._connected, client, str(number))
+            )
         return number
 
-    def _register(self, netns: str | None, call: Callable[[socket.socket, str], None]) -> socket.socket:
-        client = self.servers.wire.socket(netns, FAMILY[self.family], *kind_of(self.proto), keep=False)
+    def _register(
+        self, netns: str | None, call: Callable[[socket.socket, str], None]
+    ) -> socket.socket:
+        client = self.servers.wire.socket(
+            netns, FAMILY[self.family], *kind_of(self.proto), keep=False
+        )
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         self.servers.selector.register(client, selectors.EVENT_READ, (call, client, ""))
         self._open.append(client)
@@ -270,5 +290,7 @@ def wrong(outcomes: dict[Cell, Outcome]) -> list[str]:
         # a server on the wildcard cannot tell; a raw socket, which SCTP is spoken over, is always on an address
         seen = found.server if cell.port.bound else found.server.replace("*", cell.server)
         if seen != should or found.answered != bool(should):
-            lines.append(f"{cell}: should be {f'seen as {should!r}, answered' if should else 'unreachable'}; {found}")
+            lines.append(
+                f"{cell}: should be {f'seen as {should!r}, answered' if should else 'unreachable'}; {found}"
+            )
     return lines

@@ -69,7 +69,9 @@ class Wire:
         self._control.close()
         self._factory.wait(20)
 
-    def socket(self, netns: str | None, family: int, kind: int, proto: int = 0, keep: bool = True) -> socket.socket:
+    def socket(
+        self, netns: str | None, family: int, kind: int, proto: int = 0, keep: bool = True
+    ) -> socket.socket:
         """A socket of ``netns`` (None: the lab's host) that does not block. Without ``keep`` the caller closes it."""
         self._control.send(json.dumps([netns, family, kind, proto]).encode())
         message, fds, _, _ = socket.recv_fds(self._control, 4096, 1)
@@ -150,11 +152,17 @@ class Addresses:
             found = lab.ip_json("address", "show", "dev", link, netns=netns)[0]
             return None if any(each.get("tentative") for each in found["addr_info"]) else found
 
-        found = lab.wait_for(settled, what=f"no tentative address on {link} of {netns or 'the host'}")
+        found = lab.wait_for(
+            settled, what=f"no tentative address on {link} of {netns or 'the host'}"
+        )
         self.mac: str = found["address"]
         self.index: int = found["ifindex"]
         for family, name in ((4, "inet"), (6, "inet6")):
-            here = [e["local"] for e in found["addr_info"] if e["family"] == name and e["scope"] == "global"]
+            here = [
+                e["local"]
+                for e in found["addr_info"]
+                if e["family"] == name and e["scope"] == "global"
+            ]
             setattr(self, f"ip{family}", here[0] if here else "")
 
     ip4: str

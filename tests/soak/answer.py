@@ -15,7 +15,9 @@ def main(name: str, ports: list[int]) -> None:
     listeners: dict[int, socket.socket] = {}
     clients: dict[int, socket.socket] = {}
     for port in ports:
-        listener = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=BACKLOG)
+        listener = socket.create_server(
+            ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=BACKLOG
+        )
         listener.setblocking(False)
         listeners[listener.fileno()] = listener
         poll.register(listener, select.EPOLLIN)

@@ -32,7 +32,11 @@ STEADY: dict[str, dict[str, Any]] = {
     "st3": {"network": "quiet"},
     "st4": {"network": "quiet"},
     "st6": {"network": "six", "ports": ["9006:8000"]},
-    "st5": {"networks": ["shared", "six"], "ports": ["9100-9105:9100-9105"], "policy": {"egress": {"deny": ["st0"]}}},
+    "st5": {
+        "networks": ["shared", "six"],
+        "ports": ["9100-9105:9100-9105"],
+        "policy": {"egress": {"deny": ["st0"]}},
+    },
 }
 
 
@@ -48,7 +52,12 @@ def niso(*argv: str) -> Ran:
     began = time.time()
     try:
         done = subprocess.run(
-            ["niso", *argv], capture_output=True, text=True, timeout=COMMAND_S, check=False, stdin=subprocess.DEVNULL
+            ["niso", *argv],
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S,
+            check=False,
+            stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
         return Ran(argv, began, time.time(), -1, f"has not ended in {COMMAND_S:g} s")
@@ -59,11 +68,20 @@ def package(name: str, network: dict[str, Any]) -> str:
     """Write a package, or its manifest anew; gives its folder."""
     folder = f"{PACKAGES}/{name}"
     ports = [*LISTENED, *(range(9100, 9106) if name == "st5" else ())]
-    lines = ["[package]", f'name = "{name}"', 'version = "1"', "[binary]", 'entrypoint = "/usr/bin/python3"']
+    lines = [
+        "[package]",
+        f'name = "{name}"',
+        'version = "1"',
+        "[binary]",
+        'entrypoint = "/usr/bin/python3"',
+    ]
     lines += [f"args = {json.dumps(['-ISB', SERVER, name, *map(str, ports)])}", "[network]"]
     policy = network.get("policy", {})
     lines += [f"{key} = {json.dumps(value)}" for key, value in network.items() if key != "policy"]
-    lines += ["[network.policy]", *(f"{key} = {json.dumps(value)}" for key, value in policy.items() if key != "egress")]
+    lines += [
+        "[network.policy]",
+        *(f"{key} = {json.dumps(value)}" for key, value in policy.items() if key != "egress"),
+    ]
     lines += [
         "[network.policy.egress]",
         *(f"{key} = {json.dumps(value)}" for key, value in policy.get("egress", {}).items()),
@@ -72,7 +90,9 @@ def package(name: str, network: dict[str, Any]) -> str:
         lines += ["[healthcheck]", f"tcp = {LISTENED[0]}"]  # it is asked once it listens
     os.makedirs(folder, exist_ok=True)
     if not os.path.exists(f"{folder}/answer.py"):
-        pathlib.Path(folder, "answer.py").write_text(ANSWER.read_text(encoding="utf-8"), encoding="utf-8")
+        pathlib.Path(folder, "answer.py").write_text(
+            ANSWER.read_text(encoding="utf-8"), encoding="utf-8"
+        )
     pathlib.Path(folder, "manifest.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
@@ -88,10 +108,15 @@ def host_port(number: int) -> int:
 
 def base(number: int) -> dict[str, Any]:
     """How a churned service is where the world is counted."""
-    network: dict[str, Any] = {"network": [*SHARED[:2], *(f"pass{n}" for n in range(PASSING))][number % (2 + PASSING)]}
+    network: dict[str, Any] = {
+        "network": [*SHARED[:2], *(f"pass{n}" for n in range(PASSING))][number % (2 + PASSING)]
+    }
     network["ports"] = [f"{host_port(number)}:8000"]
     if number % 4 == 0:
-        network["policy"] = {"allow_from": ["st0", "0.0.0.0/0:8000"], "deny_from": [churned(number + 1)]}
+        network["policy"] = {
+            "allow_from": ["st0", "0.0.0.0/0:8000"],
+            "deny_from": [churned(number + 1)],
+        }
     return network
 
 
@@ -111,8 +136,19 @@ class Worker:
         """To be called when all are active; whoever calls activates all of them afterwards, so that they are as `base` says."""
         while not until.is_set():
             number = self._chance.choice(self._services)
-            deeds = [self._deactivate, self._restart, self._change, self._forward, self._network, self._remove]
-            deed = self._chance.choices(deeds, (3, 2, 6, 3, 1, 1))[0] if number in self._active else self._activate
+            deeds = [
+                self._deactivate,
+                self._restart,
+                self._change,
+                self._forward,
+                self._network,
+                self._remove,
+            ]
+            deed = (
+                self._chance.choices(deeds, (3, 2, 6, 3, 1, 1))[0]
+                if number in self._active
+                else self._activate
+            )
             deed(number)
         for number, forwards in self._forwards.items():
             for each in forwards:
@@ -132,7 +168,9 @@ class Worker:
     def _deactivate(self, number: int) -> None:
         several = {
             number,
-            *self._chance.sample(sorted(self._active), min(len(self._active), self._chance.choice((1, 1, 1, 4)))),
+            *self._chance.sample(
+                sorted(self._active), min(len(self._active), self._chance.choice((1, 1, 1, 4)))
+            ),
         }
         self._do("deactivate", *(churned(each) for each in several))
         self._gone(several)

@@ -70,7 +70,9 @@ class Generator:
     def __init__(self, netns: str, rate: float, seed: int, targets: list[tuple[Any, ...]]) -> None:
         self.netns = netns
         argv = [sys.executable, "-ISB", str(LOAD), netns, str(rate), str(seed)]
-        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self._process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
         self.said: dict[str, Any] = {}
         self.tell(json.dumps(targets))
 

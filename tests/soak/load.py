@@ -185,7 +185,9 @@ class Load:
         self.failed += 1
         if len(self.failures) < TOLD:
             at = f"[{target.address}]" if ":" in target.address else target.address
-            self.failures.append((time.time(), f"{target.kind} {target.name} at {at}:{target.port}: {what}"))
+            self.failures.append(
+                (time.time(), f"{target.kind} {target.name} at {at}:{target.port}: {what}")
+            )
 
     def _beat(self, now: float) -> None:
         """Send a byte by each connection that is kept, whose last one has come back."""

@@ -45,7 +45,12 @@ def sample() -> Sample:
     exact["cgroups"] = sum(1 for _ in os.walk("/sys/fs/cgroup"))
     with open("/proc/self/mountinfo", encoding="utf-8") as lines:
         exact["mounts"] = sum(1 for _ in lines)
-    found = (os.path.join(folder, name) for root in FOLDERS for folder, _, names in os.walk(root) for name in names)
+    found = (
+        os.path.join(folder, name)
+        for root in FOLDERS
+        for folder, _, names in os.walk(root)
+        for name in names
+    )
     files = frozenset(path for path in found if not path.startswith(OF_THE_MACHINE))
     exact["files"] = len(files)
     conmons = {}
@@ -56,7 +61,12 @@ def sample() -> Sample:
             name = _read(f"/proc/{pid}/comm").strip()
             fds = len(os.listdir(f"/proc/{pid}/fd"))
             resident = next(
-                (line for line in _read(f"/proc/{pid}/status").splitlines() if line.startswith("VmRSS:")), ""
+                (
+                    line
+                    for line in _read(f"/proc/{pid}/status").splitlines()
+                    if line.startswith("VmRSS:")
+                ),
+                "",
             )
         except OSError:
             continue
@@ -108,7 +118,9 @@ def _lab_memory() -> int:
 
 def _namespaces() -> int:
     return next(
-        int(line.split()[1]) for line in _read("/proc/slabinfo").splitlines() if line.startswith("net_namespace ")
+        int(line.split()[1])
+        for line in _read("/proc/slabinfo").splitlines()
+        if line.startswith("net_namespace ")
     )
 
 

@@ -54,7 +54,8 @@ class Soak:
         self.samples: list[Sample] = []
         self.failures: list[str] = []
         self._workers = [
-            Worker(f"w{n}", f"{seed} {n}", list(range(n, count, WORKERS)), count) for n in range(min(WORKERS, count))
+            Worker(f"w{n}", f"{seed} {n}", list(range(n, count, WORKERS)), count)
+            for n in range(min(WORKERS, count))
         ]
         self._settled: list[Ran] = []
         self._generators: list[Generator] = []
@@ -75,7 +76,9 @@ class Soak:
 
     def _prepare(self) -> dict[str, Any]:
         for name, seconds in FORGOTTEN_AFTER.items():
-            measure.output("sysctl", "-qw", f"net.netfilter.nf_conntrack_tcp_timeout_{name}={seconds}")
+            measure.output(
+                "sysctl", "-qw", f"net.netfilter.nf_conntrack_tcp_timeout_{name}={seconds}"
+            )
         # another machine that knows the way to what is not published
         measure.output("ip", "-n", "client", "route", "replace", "10.99.0.0/16", "via", HOST)
         # the store, and what is made once, are there before anything is counted
@@ -96,21 +99,32 @@ class Soak:
         return ran
 
     def _all_as_base(self) -> list[str]:
-        return ["activate", *(churn.package(churned(number), churn.base(number)) for number in range(self._count))]
+        return [
+            "activate",
+            *(churn.package(churned(number), churn.base(number)) for number in range(self._count)),
+        ]
 
     def _loads(self) -> None:
         for pid in measure.steady_processes():
             hurry(pid)
-        at = {row["service"]: row["address"].split(", ") for row in json.loads(niso("ps", "--json").said)}
+        at = {
+            row["service"]: row["address"].split(", ")
+            for row in json.loads(niso("ps", "--json").said)
+        }
         for number, (netns, each) in enumerate(targets(at, self._count).items()):
-            self._generators.append(Generator(netns, self._rate * SHARES[netns], self._seed + number, each))
+            self._generators.append(
+                Generator(netns, self._rate * SHARES[netns], self._seed + number, each)
+            )
 
     def _round(self, length: float) -> None:
         """Churn for ``length`` seconds, put everything as `churn.base` says, and count."""
         self._tell("go")
         began = time.monotonic()
         stop = threading.Event()
-        threads = [threading.Thread(target=worker.churn, args=(stop,), daemon=True) for worker in self._workers]
+        threads = [
+            threading.Thread(target=worker.churn, args=(stop,), daemon=True)
+            for worker in self._workers
+        ]
         for thread in threads:
             thread.start()
         time.sleep(length)
@@ -147,11 +161,16 @@ class Soak:
                 was, now = first.exact.get(name, 0), found.exact.get(name, 0)
                 if was != now:
                     self._fail(f"{name}: {was} at first, {now} after round {len(self.samples) - 1}")
-            for words, some in (("more", found.files - first.files), ("missing", first.files - found.files)):
+            for words, some in (
+                ("more", found.files - first.files),
+                ("missing", first.files - found.files),
+            ):
                 if some:
                     self._fail(f"{words}: {', '.join(sorted(some)[:5])}")
             if found.flows > first.flows + FLOWS:
-                self._fail(f"flows: {first.flows} at first, {found.flows} after round {len(self.samples) - 1}")
+                self._fail(
+                    f"flows: {first.flows} at first, {found.flows} after round {len(self.samples) - 1}"
+                )
         self._check("after a round")
 
     def _check(self, when: str) -> None:
@@ -200,7 +219,9 @@ class Soak:
 
 
 def snapshot() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(measure.output(sys.executable, "-ISB", str(FAULTS / "kernel_snapshot.py")))
+    found: dict[str, Any] = json.loads(
+        measure.output(sys.executable, "-ISB", str(FAULTS / "kernel_snapshot.py"))
+    )
     return found
 
 
@@ -236,13 +257,21 @@ def inside(args: argparse.Namespace) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="./dev soak", description="Churn services under new connections, in a lab; see that nobody else notices."
+        prog="./dev soak",
+        description="Churn services under new connections, in a lab; see that nobody else notices.",
     )
-    parser.add_argument("--minutes", type=float, default=10, help="how long services are churned (default: 10)")
-    parser.add_argument("--services", type=int, default=200, help="how many (default: 200)")
-    parser.add_argument("--rate", type=float, default=1000, help="new connections a second (default: 1000)")
     parser.add_argument(
-        "--seed", type=int, default=random.randrange(1 << 32), help="what is done is drawn from it (default: a new one)"
+        "--minutes", type=float, default=10, help="how long services are churned (default: 10)"
+    )
+    parser.add_argument("--services", type=int, default=200, help="how many (default: 200)")
+    parser.add_argument(
+        "--rate", type=float, default=1000, help="new connections a second (default: 1000)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=random.randrange(1 << 32),
+        help="what is done is drawn from it (default: a new one)",
     )
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -252,7 +281,11 @@ def main() -> None:
         sys.exit(inside(args))
     words = [f"--{name}={getattr(args, name)}" for name in ("minutes", "services", "rate", "seed")]
     own = [sys.executable, "-B", str(HERE / "soak.py"), "--inside", *words]
-    sys.exit(subprocess.run([sys.executable, "-m", "niso.commands.lab", "--", *own], check=False, cwd="/").returncode)
+    sys.exit(
+        subprocess.run(
+            [sys.executable, "-m", "niso.commands.lab", "--", *own], check=False, cwd="/"
+        ).returncode
+    )
 
 
 if __name__ == "__main__":

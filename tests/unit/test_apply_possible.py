@@ -25,11 +25,15 @@ def names(state: State) -> set[str]:
     return {thing.name for thing in state.sysctls}
 
 
-def test_nothing_of_ipv6_is_wanted_where_the_kernel_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_ipv6_is_wanted_where_the_kernel_has_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(converge.sysctl, "read", lambda name: None if "ipv6" in name else "0")
     assert names(converge._possible(WANT)) == {"net/ipv4/ip_forward"}
 
 
-def test_what_was_noted_of_a_link_that_is_gone_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_noted_of_a_link_that_is_gone_is_not_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(converge.sysctl, "read", lambda name: "0" if name == FORWARDING6 else None)
     assert names(converge._possible(WANT)) == names(WANT) - {"net/ipv6/conf/gone0/force_forwarding"}

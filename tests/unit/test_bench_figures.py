@@ -43,7 +43,13 @@ def test_a_slope_is_for_each_more() -> None:
 def test_text_of_figures() -> None:
     assert spread(Row("", "", 1, 1, [3, 1, 2])) == "**2.00** (1.00 to 3.00)"
     assert spread(Row("", "", 1, 1, [1234.4])) == "1,234 (once)"
-    assert [number(value) for value in (0.994, 9.994, 9.996, 99.94, 99.96)] == ["0.99", "9.99", "10.0", "99.9", "100"]
+    assert [number(value) for value in (0.994, 9.994, 9.996, 99.94, 99.96)] == [
+        "0.99",
+        "9.99",
+        "10.0",
+        "99.9",
+        "100",
+    ]
 
 
 def test_what_is_found_survives_a_file() -> None:
@@ -53,7 +59,11 @@ def test_what_is_found_survives_a_file() -> None:
 
 
 def test_a_table_says_where_a_party_was_and_which_there_was_not() -> None:
-    rows = (("attach", "niso", "own"), ("attach", "netavark", "peer"), ("attach", "docker", "other"))
+    rows = (
+        ("attach", "niso", "own"),
+        ("attach", "netavark", "peer"),
+        ("attach", "docker", "other"),
+    )
     table = page._table(found(), "ms", rows, [10, 1_000], ("attach", "niso"), "ms")
     assert table[2:] == [
         "| own | **3.00** (2.00 to 4.00) | 1.00 | **4.00** (4.00 to 4.00) | 1.00 |",
@@ -64,7 +74,14 @@ def test_a_table_says_where_a_party_was_and_which_there_was_not() -> None:
 
 
 def test_the_page_names_what_is_not_measured_and_a_quick_run() -> None:
-    data = {"quick": True, "machine": "M", "versions": ["niso 1"], "date": "today", "seconds": 1, "load": ["0", "0"]}
+    data = {
+        "quick": True,
+        "machine": "M",
+        "versions": ["niso 1"],
+        "date": "today",
+        "seconds": 1,
+        "load": ["0", "0"],
+    }
     text = page.text({"services": data | found().dump()}, ["network"])
     assert "quick run" in text and "- machine: M" in text
     assert "- docker: there is none" in text

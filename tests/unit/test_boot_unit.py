@@ -36,7 +36,9 @@ def words(line: str) -> list[str]:
                 found.append(word)
             word = None
         else:
-            assert each != b"'", "a single quote outside of double ones would begin a string" if not inside else ""
+            assert each != b"'", (
+                "a single quote outside of double ones would begin a string" if not inside else ""
+            )
             word = (word or b"") + each
         i += 1
     assert not inside

@@ -57,7 +57,9 @@ def test_first_screen_has_every_command_and_fits_a_terminal_of_24_lines(capsys, 
 
 @pytest.mark.parametrize("name", ["net", "stack"])
 def test_group_alone_shows_its_actions(capsys, name) -> None:
-    asked = [said(capsys, *words) for words in ([name], [name, "--help"], [name, "-h"], ["help", name])]
+    asked = [
+        said(capsys, *words) for words in ([name], [name, "--help"], [name, "-h"], ["help", name])
+    ]
     assert len(set(asked)) == 1
     status, out, err = asked[0]
     assert (status, err) == (0, "")
@@ -90,7 +92,9 @@ def test_help_has_usage_a_sentence_all_options_and_an_example(capsys, command) -
 def test_help_fits_other_terminals(columns, monkeypatch, capsys) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     for command in VISIBLE:
-        outside = re.sub(r"^examples?:\n((?:  .*\n)+)", "", shown.command(command), flags=re.MULTILINE)
+        outside = re.sub(
+            r"^examples?:\n((?:  .*\n)+)", "", shown.command(command), flags=re.MULTILINE
+        )
         assert max(len(line) for line in outside.splitlines()) <= columns, command.name
     for words in ([], ["net"], ["stack"]):
         assert max(len(line) for line in said(capsys, *words)[1].splitlines()) <= columns, words
@@ -105,7 +109,9 @@ EXAMPLES = [(command, line) for command in VISIBLE for line, _ in command.exampl
 
 @pytest.mark.parametrize(("command", "line"), EXAMPLES, ids=[line for _, line in EXAMPLES])
 def test_example_is_of_its_command_and_right(command, line) -> None:
-    words = shlex.split(line.replace("source <(", "").replace(")", "") if line.startswith("source") else line)
+    words = shlex.split(
+        line.replace("source <(", "").replace(")", "") if line.startswith("source") else line
+    )
     words = words[: words.index(">")] if ">" in words else words
     words = [word for word in words if word != "@reboot"]
     assert words[0].rpartition("/")[2] == "niso"
@@ -137,7 +143,10 @@ def test_one_option_has_one_meaning_everywhere() -> None:
         ("logs api -n -5", {"lines": -5}),
         ("logs api --lines=7 -t", {"lines": 7, "timestamps": True}),
         ("logs -- -x", {"name": "-x"}),
-        ("net create x --subnet 10.1.0.0/24 --subnet=fd00::/64", {"subnet": ["10.1.0.0/24", "fd00::/64"], "name": "x"}),
+        (
+            "net create x --subnet 10.1.0.0/24 --subnet=fd00::/64",
+            {"subnet": ["10.1.0.0/24", "fd00::/64"], "name": "x"},
+        ),
         ("net create --mtu 9000 x", {"mtu": 9000, "gateway": [], "ipv6": False}),
         ("net explain api db:1", {"family": None, "prove": False}),
         ("net explain -6 api db:1", {"family": 6}),
@@ -169,9 +178,18 @@ def test_words_become_values(line, values) -> None:
         ("activat x", "no command 'activat' / did you mean 'activate'?"),
         ("frobnicate", "no command 'frobnicate' / niso help lists them"),
         ("-x", "no command '-x' / niso help lists them"),
-        ("-v ps", "no command '-v' / options go after the command: niso ps --help lists its options"),
-        ("-v activate ./api", "no command '-v' / options go after the command: niso activate ./api -v"),
-        ("-v stack up there", "no command '-v' / options go after the command: niso stack up there -v"),
+        (
+            "-v ps",
+            "no command '-v' / options go after the command: niso ps --help lists its options",
+        ),
+        (
+            "-v activate ./api",
+            "no command '-v' / options go after the command: niso activate ./api -v",
+        ),
+        (
+            "-v stack up there",
+            "no command '-v' / options go after the command: niso stack up there -v",
+        ),
         ("net -v create x", "no command '-v' / options go after the command: niso net create x -v"),
         ("-v net frob", "no command '-v' / niso help lists them"),
         ("help activat", "no command 'activat' / did you mean 'activate'?"),
@@ -179,7 +197,10 @@ def test_words_become_values(line, values) -> None:
         ("net lst", "no action 'net lst' / did you mean 'net list'?"),
         ("net zzzzz", "no action 'net zzzzz' / niso help net lists them"),
         ("stack dwon .", "no action 'stack dwon' / did you mean 'stack down'?"),
-        ("activate", "PATH|NAME is missing: a manifest, its folder, or a known service / niso activate --help"),
+        (
+            "activate",
+            "PATH|NAME is missing: a manifest, its folder, or a known service / niso activate --help",
+        ),
         ("activate --colour x", "no option '--colour' / niso activate --help lists them"),
         ("activate --dryrun", "no option '--dryrun' / did you mean '--dry-run'?"),
         ("activate --time 5s x", "no option '--time' / did you mean '--timeout'?"),
@@ -191,8 +212,14 @@ def test_words_become_values(line, values) -> None:
         ("logs x -n --follow", "-n needs a value: -n, --lines N / niso logs --help"),
         ("logs x -n many", "-n 'many': must be a whole number / niso logs --help"),
         ("logs x -fx", "no option '-x' / niso logs --help lists them"),
-        ("net create", "NAME is missing: a-z 0-9 -, begins with a letter, at most 63 / niso net create --help"),
-        ("net create x --mtu many", "--mtu 'many': must be a whole number / niso net create --help"),
+        (
+            "net create",
+            "NAME is missing: a-z 0-9 -, begins with a letter, at most 63 / niso net create --help",
+        ),
+        (
+            "net create x --mtu many",
+            "--mtu 'many': must be a whole number / niso net create --help",
+        ),
         ("net explain a b -4 -6", "-4 and -6 do not go together / niso net explain --help"),
         (
             "port-forward a 1:1 --remove --replace",
@@ -212,15 +239,36 @@ def test_wrong_words_are_status_2_and_the_hint_says_what_is_right(capsys, line, 
 def test_wrong_words_for_json_callers_are_json(capsys) -> None:
     status, out, err = said(capsys, "ps", "--json", "--colour")
     assert (status, out) == (2, "")
-    assert err == '{"error": {"message": "no option \'--colour\'", "hint": "niso ps --help lists them", "key": null}}\n'
+    assert (
+        err
+        == '{"error": {"message": "no option \'--colour\'", "hint": "niso ps --help lists them", "key": null}}\n'
+    )
     for words in (["--json", "net", "list"], ["net", "--json", "list"]):
         _, _, err = said(capsys, *words)
-        assert '"no command \'--json\'", "hint": "options go after the command: niso net list --json"' in err
+        assert (
+            '"no command \'--json\'", "hint": "options go after the command: niso net list --json"'
+            in err
+        )
 
 
 @pytest.mark.parametrize("command", VISIBLE, ids=lambda command: command.name)
 def test_words_that_nobody_expects_are_never_worse_than_an_error(command) -> None:
-    odd = ["", "-", "--", "---", "--=", "-=", "=x", "--x=y", "-\x00", "ä", "-ä", "--json=", "-nn", "\udcff"]
+    odd = [
+        "",
+        "-",
+        "--",
+        "---",
+        "--=",
+        "-=",
+        "=x",
+        "--x=y",
+        "-\x00",
+        "ä",
+        "-ä",
+        "--json=",
+        "-nn",
+        "\udcff",
+    ]
     for first in odd:
         for second in odd:
             try:

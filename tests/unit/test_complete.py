@@ -40,10 +40,26 @@ def names(words: str, current: str = "") -> list[str]:
 @pytest.mark.parametrize(
     ("words", "current", "offered"),
     [
-        ("net create x", "-", "--subnet --ipv6 --gateway --internal --mtu --dry-run --verbose --json --help"),
-        ("net create x --ipv6 --mtu 9", "-", "--subnet --gateway --internal --dry-run --verbose --json --help"),
-        ("net create x --subnet a -v", "-", "--subnet --ipv6 --gateway --internal --mtu --dry-run --json --help"),
-        ("net create x", "", "--subnet --ipv6 --gateway --internal --mtu --dry-run --verbose --json --help"),
+        (
+            "net create x",
+            "-",
+            "--subnet --ipv6 --gateway --internal --mtu --dry-run --verbose --json --help",
+        ),
+        (
+            "net create x --ipv6 --mtu 9",
+            "-",
+            "--subnet --gateway --internal --dry-run --verbose --json --help",
+        ),
+        (
+            "net create x --subnet a -v",
+            "-",
+            "--subnet --ipv6 --gateway --internal --mtu --dry-run --json --help",
+        ),
+        (
+            "net create x",
+            "",
+            "--subnet --ipv6 --gateway --internal --mtu --dry-run --verbose --json --help",
+        ),
         ("net create x --mtu", "", ""),
         ("net create x --mtu", "-", ""),
         ("net create", "", ""),
@@ -84,7 +100,11 @@ def test_first_word_is_a_command() -> None:
 @pytest.mark.parametrize(
     ("line", "breaks", "said"),
     [
-        ("niso net exp", " :=", "explain\ttell whether a packet passes, and which line or default decides\n"),
+        (
+            "niso net exp",
+            " :=",
+            "explain\ttell whether a packet passes, and which line or default decides\n",
+        ),
         ("niso net explain hos", " ", "host\tthis machine\n"),
         ("niso net explain x y:", " :", ""),
     ],
@@ -103,7 +123,9 @@ def test_bash_gets_what_follows_its_last_break(capsys, monkeypatch) -> None:
     assert capsys.readouterr().out == "db:80/tcp\t\n"
 
 
-@pytest.mark.parametrize("words", [[], ["bash"], ["zsh"], ["bash", "--"], ["zsh", "--"], ["zsh", "--", ""]])
+@pytest.mark.parametrize(
+    "words", [[], ["bash"], ["zsh"], ["bash", "--"], ["zsh", "--"], ["zsh", "--", ""]]
+)
 def test_call_that_no_shell_makes_is_no_defect(capsys, words) -> None:
     assert main.run(["complete", *words]) in (0, 2)
     assert "unexpected" not in capsys.readouterr().err
@@ -119,6 +141,10 @@ def test_script_names_the_niso_that_printed_it_and_is_right(capsys, shell, monke
     assert (done.returncode, done.stderr) == (0, "")
     if shell == "bash":
         done = subprocess.run(
-            ["shellcheck", "-s", "bash", "-"], input=script, capture_output=True, text=True, check=False
+            ["shellcheck", "-s", "bash", "-"],
+            input=script,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.stdout == ""

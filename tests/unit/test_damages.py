@@ -30,6 +30,9 @@ def test_every_kind_is_damaged_in_every_way() -> None:
 
 def test_every_field_of_state_is_a_kind_of_thing() -> None:
     """So that a new field of State is a new kind above."""
-    kinds = {str(annotation).partition("[")[2].rstrip("]") for annotation in State.__annotations__.values()}
+    kinds = {
+        str(annotation).partition("[")[2].rstrip("]")
+        for annotation in State.__annotations__.values()
+    }
     kinds = {name.removesuffix("')").rstrip("]") for name in kinds}
     assert kinds == {kind.__name__ for kind in get_args(Thing)}

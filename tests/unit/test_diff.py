@@ -84,7 +84,9 @@ def test_whatever_step_it_dies_after_the_next_run_converges(before, after, stops
 
 @BOUNDED
 @given(snapshots(), st.randoms(use_true_random=False))
-def test_whatever_is_lost_comes_back_and_nothing_else_is_touched(snapshot, chance: random.Random) -> None:
+def test_whatever_is_lost_comes_back_and_nothing_else_is_touched(
+    snapshot, chance: random.Random
+) -> None:
     want = desired(snapshot)
     kernel = FakeKernel()
     apply(kernel, want)
@@ -97,13 +99,19 @@ def test_whatever_is_lost_comes_back_and_nothing_else_is_touched(snapshot, chanc
         if chance.random() < 0.3:
             lost |= {veth.name for veth in kernel.veths.values() if veth.netns == name} | {name}
             kernel.lose_netns(name)
-    gone_elements = [key for key in sorted(kernel.elements) if chance.random() < 0.1 and key[1] != "owner"]
+    gone_elements = [
+        key for key in sorted(kernel.elements) if chance.random() < 0.1 and key[1] != "owner"
+    ]
     for key in gone_elements:
         del kernel.elements[key]
     steps = diff(want, kernel.read(want))
     kernel.write(steps)
     assert same(kernel.read(want), want)
-    added = {s.thing.name for s in steps if isinstance(s, Step) and isinstance(s.thing, Veth | Netns | Bridge)}
+    added = {
+        s.thing.name
+        for s in steps
+        if isinstance(s, Step) and isinstance(s.thing, Veth | Netns | Bridge)
+    }
     # a namespace that is made anew takes all of its pairs with it
     assert added <= lost | {veth.name for veth in want.veths if veth.netns in lost}
     statements = [line for s in steps if isinstance(s, NftTransaction) for line in s.statements]
@@ -140,7 +148,11 @@ def test_nft_additions_come_before_links_and_guards_go_after_them(before, after)
     for i in transactions:
         adds = [s for s in steps[i].statements if s.startswith("add element")]
         assert not adds or i == 0
-        guards = [s for s in steps[i].statements if s.startswith("delete element") and s.split()[4] in nft.LATE]
+        guards = [
+            s
+            for s in steps[i].statements
+            if s.startswith("delete element") and s.split()[4] in nft.LATE
+        ]
         # a guard whose element only changes is deleted and added in one transaction
         keys = {s.partition(" comment ")[0].removeprefix("add ").removesuffix(" }") for s in adds}
         guards = [s for s in guards if s.removeprefix("delete ").removesuffix(" }") not in keys]
@@ -149,11 +161,17 @@ def test_nft_additions_come_before_links_and_guards_go_after_them(before, after)
 
 def test_first_service_is_made_referents_first_and_taken_away_in_reverse() -> None:
     empty, one = State(), state(API, networks=(BACKEND,))
-    kind_of = [type(s.thing).__name__ if isinstance(s, Step) else type(s).__name__ for s in diff(one, empty)]
+    kind_of = [
+        type(s.thing).__name__ if isinstance(s, Step) else type(s).__name__
+        for s in diff(one, empty)
+    ]
     assert list(dict.fromkeys(kind_of)) == [
         *("NftTransaction", "Bridge", "Netns", "Sysctl", "Veth", "Address", "Route", "HostsEdit"),
     ]
-    kind_of = [type(s.thing).__name__ if isinstance(s, Step) else type(s).__name__ for s in diff(empty, one)]
+    kind_of = [
+        type(s.thing).__name__ if isinstance(s, Step) else type(s).__name__
+        for s in diff(empty, one)
+    ]
     assert kind_of == ["HostsFile", "Veth", "Netns", "Bridge", "NftTransaction"]
 
 
@@ -161,7 +179,10 @@ def test_service_that_goes_deletes_only_its_link_namespace_and_elements() -> Non
     """The link first: who holds the namespace must not have it on the bridge when its guards are gone."""
     steps = diff(state(DB), state(API, DB))
     (link,) = {veth.name for veth in state(API, DB).veths - state(DB).veths}
-    assert [s.thing.name for s in steps if isinstance(s, Step) and s.action == "delete"] == [link, "niso-api"]
+    assert [s.thing.name for s in steps if isinstance(s, Step) and s.action == "delete"] == [
+        link,
+        "niso-api",
+    ]
     (transaction,) = [s for s in steps if isinstance(s, NftTransaction)]
     assert transaction is steps[-1]
     assert len(transaction.statements) == len(state(API, DB).elements - state(DB).elements)
@@ -170,27 +191,42 @@ def test_service_that_goes_deletes_only_its_link_namespace_and_elements() -> Non
 def test_networks_that_change_places_take_both_pairs_away_before_either_comes_back() -> None:
     both = API._replace(endpoints=(endpoint(BACKEND, 2), endpoint(FRONT, 2)))
     turned = API._replace(endpoints=(endpoint(FRONT, 2), endpoint(BACKEND, 2)))
-    actions = [s.action for s in diff(state(turned), state(both)) if isinstance(s, Step) and isinstance(s.thing, Veth)]
+    actions = [
+        s.action
+        for s in diff(state(turned), state(both))
+        if isinstance(s, Step) and isinstance(s.thing, Veth)
+    ]
     assert actions == ["delete", "delete", "add", "add"]
 
 
 def test_service_that_moves_to_another_network_frees_eth0_first() -> None:
     moved = API._replace(endpoints=(endpoint(FRONT, 2),))
-    actions = [s.action for s in diff(state(moved), state(API)) if isinstance(s, Step) and isinstance(s.thing, Veth)]
+    actions = [
+        s.action
+        for s in diff(state(moved), state(API))
+        if isinstance(s, Step) and isinstance(s.thing, Veth)
+    ]
     assert actions == ["delete", "add"]
 
 
 def test_new_address_comes_before_the_old_one_goes_and_route_stays() -> None:
     moved = API._replace(endpoints=(endpoint(BACKEND, 9),))
     steps = [s for s in diff(state(moved), state(API)) if isinstance(s, Step)]
-    assert [(s.action, s.thing.address) for s in steps] == [("add", "10.99.0.9/24"), ("delete", "10.99.0.2/24")]
+    assert [(s.action, s.thing.address) for s in steps] == [
+        ("add", "10.99.0.9/24"),
+        ("delete", "10.99.0.2/24"),
+    ]
 
 
 def test_lost_tables_come_back_with_all_elements_in_one_transaction() -> None:
     want = state(API, DB)
     (step,) = diff(want, want._replace(rulesets=frozenset(), elements=frozenset()))
     assert isinstance(step, NftTransaction)
-    assert step.statements[:3] == ("destroy table inet niso", "destroy table bridge niso", nft.TABLES)
+    assert step.statements[:3] == (
+        "destroy table inet niso",
+        "destroy table bridge niso",
+        nft.TABLES,
+    )
     assert len(step.statements) == 3 + len(want.elements)
 
 
@@ -201,7 +237,9 @@ def test_rules_of_another_version_are_replaced_in_one_transaction() -> None:
     assert step.statements[2] == nft.TABLES
 
 
-def test_rules_of_another_version_and_a_service_that_goes_at_once_leave_it_guarded_to_its_end() -> None:
+def test_rules_of_another_version_and_a_service_that_goes_at_once_leave_it_guarded_to_its_end() -> (
+    None
+):
     kernel = FakeKernel()
     apply(kernel, state(API, DB))
     kernel.ruleset = "0ld"
@@ -216,7 +254,8 @@ def test_sysctl_that_nobody_wants_is_left_alone() -> None:
 
 def sysctl_steps(want: dict[str, str], have: dict[str, str]) -> list[str]:
     states = [
-        State(sysctls=frozenset(Sysctl("", name, value) for name, value in each.items())) for each in (want, have)
+        State(sysctls=frozenset(Sysctl("", name, value) for name, value in each.items()))
+        for each in (want, have)
     ]
     return [step.describe() for step in diff(*states)]
 
@@ -224,8 +263,16 @@ def sysctl_steps(want: dict[str, str], have: dict[str, str]) -> list[str]:
 def test_host_is_told_to_keep_its_routers_before_it_forwards() -> None:
     """accept_ra 1 and forwarding: the kernel forgets what it has learned from routers (net/ipv6/addrconf.c)."""
     conf = "net/ipv6/conf"
-    want = {f"{conf}/all/forwarding": "1", f"{conf}/uplink0/accept_ra": "2", f"{conf}/default/accept_ra": "2"}
-    have = {f"{conf}/all/forwarding": "0", f"{conf}/uplink0/accept_ra": "1", f"{conf}/default/accept_ra": "1"}
+    want = {
+        f"{conf}/all/forwarding": "1",
+        f"{conf}/uplink0/accept_ra": "2",
+        f"{conf}/default/accept_ra": "2",
+    }
+    have = {
+        f"{conf}/all/forwarding": "0",
+        f"{conf}/uplink0/accept_ra": "1",
+        f"{conf}/default/accept_ra": "1",
+    }
     assert sysctl_steps(want, have) == [
         f"sysctl -w '{conf}/default/accept_ra=2'",
         f"sysctl -w '{conf}/uplink0/accept_ra=2'",
@@ -235,7 +282,9 @@ def test_host_is_told_to_keep_its_routers_before_it_forwards() -> None:
     assert sysctl_steps(want, want) == []
 
 
-def test_link_that_was_a_router_by_itself_is_one_again_after_the_forwarding_of_all_has_reset_it() -> None:
+def test_link_that_was_a_router_by_itself_is_one_again_after_the_forwarding_of_all_has_reset_it() -> (
+    None
+):
     conf = "net/ipv6/conf"
     want = {f"{conf}/all/forwarding": "0", f"{conf}/eth9/forwarding": "1"}
     have = {f"{conf}/all/forwarding": "1", f"{conf}/eth9/forwarding": "1"}
@@ -254,23 +303,39 @@ def test_link_that_was_a_router_by_itself_is_one_again_after_the_forwarding_of_a
 
 
 def test_bridge_that_begins_to_track_is_changed_in_place() -> None:
-    before, after = state(API._replace(ports=()), networks=(BACKEND,)), state(API, networks=(BACKEND,))
+    before, after = (
+        state(API._replace(ports=()), networks=(BACKEND,)),
+        state(API, networks=(BACKEND,)),
+    )
     words = [
-        step.describe() for step in diff(after, before) if isinstance(step, Step) and isinstance(step.thing, Bridge)
+        step.describe()
+        for step in diff(after, before)
+        if isinstance(step, Step) and isinstance(step.thing, Bridge)
     ]
-    assert words == ["ip link set niso-backend mtu 1500 up type bridge nf_call_iptables 1 nf_call_ip6tables 0"]
+    assert words == [
+        "ip link set niso-backend mtu 1500 up type bridge nf_call_iptables 1 nf_call_ip6tables 0"
+    ]
 
 
 def test_port_that_moves_to_another_service_goes_and_comes_in_one_transaction() -> None:
     after = state(API._replace(ports=()), DB._replace(ports=API.ports))
-    transactions = [step for step in diff(after, state(API, DB)) if isinstance(step, NftTransaction)]
-    (moved,) = [step for step in transactions if any("publish_any4" in line for line in step.statements)]
-    assert [line.split()[0] for line in moved.statements if "publish_any4" in line] == ["delete", "add"]
+    transactions = [
+        step for step in diff(after, state(API, DB)) if isinstance(step, NftTransaction)
+    ]
+    (moved,) = [
+        step for step in transactions if any("publish_any4" in line for line in step.statements)
+    ]
+    assert [line.split()[0] for line in moved.statements if "publish_any4" in line] == [
+        "delete",
+        "add",
+    ]
 
 
 def test_range_that_grows_goes_and_comes_in_one_transaction() -> None:
     kernel = FakeKernel()
-    short, long = (state(API._replace(ports=(Port("", 8000, 8000, "tcp", count),))) for count in (5, 9))
+    short, long = (
+        state(API._replace(ports=(Port("", 8000, 8000, "tcp", count),))) for count in (5, 9)
+    )
     for want in (short, long, short):
         steps = apply(kernel, want)
         assert sum(isinstance(step, NftTransaction) for step in steps) == 1
@@ -306,7 +371,9 @@ def test_descriptions_are_lines_that_a_shell_reads(before, after) -> None:
                 assert words[0] in ("ip", "sysctl", "bridge")
                 assert "&&" not in words or words[words.index("&&") + 1] in ("ip", "bridge")
         if isinstance(step, NftTransaction) and step.statements[0].split()[0] in ("add", "delete"):
-            assert [shlex.split(line)[1:] for line in step.describe().splitlines()] == [[s] for s in step.statements]
+            assert [shlex.split(line)[1:] for line in step.describe().splitlines()] == [
+                [s] for s in step.statements
+            ]
         if not isinstance(step, NftTransaction):
             assert len(step.describe().splitlines()) == 1
 

@@ -24,7 +24,9 @@ from niso.plan import nft
 ROOT = pages.ROOT
 PAGES = pages.pages()
 TOML = [block for page in PAGES for block in pages.blocks(page) if block.kind == "toml"]
-_LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"")
+_LINK = re.compile(
+    r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\""
+)
 _CODE = re.compile(r"``[^`]+``|`([^`\n]+)`")
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
@@ -46,7 +48,10 @@ def anchors(page: pathlib.Path) -> set[str]:
     for title in re.findall(r"^#{1,6} +(.*?) *#*$", prose(page), re.MULTILINE):
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).replace("`", "").lower()
         anchor = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
-        taken = sum(each == anchor or re.fullmatch(rf"{re.escape(anchor)}-\d+", each) is not None for each in found)
+        taken = sum(
+            each == anchor or re.fullmatch(rf"{re.escape(anchor)}-\d+", each) is not None
+            for each in found
+        )
         found.append(f"{anchor}-{taken}" if taken else anchor)
     return set(found)
 
@@ -54,7 +59,10 @@ def anchors(page: pathlib.Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_each_link_leads_somewhere(page: pathlib.Path) -> None:
     wrong = []
-    for link in (next(filter(None, groups)) for groups in _LINK.findall(re.sub(r"`[^`\n]*`", "", prose(page)))):
+    for link in (
+        next(filter(None, groups))
+        for groups in _LINK.findall(re.sub(r"`[^`\n]*`", "", prose(page)))
+    ):
         if re.match(r"[a-z]+:", link):
             continue
         path, _, anchor = link.partition("#")
@@ -69,7 +77,9 @@ def test_every_page_can_be_found_from_the_readme() -> None:
     while new:
         page = new.pop()
         reached.add(page)
-        links = (next(filter(None, groups)).partition("#")[0] for groups in _LINK.findall(prose(page)))
+        links = (
+            next(filter(None, groups)).partition("#")[0] for groups in _LINK.findall(prose(page))
+        )
         targets = {(page.parent / link).resolve() for link in links if link.endswith(".md")}
         new |= {target for target in targets if target.exists()} - reached
     assert set(PAGES) - reached == set()
@@ -89,7 +99,10 @@ def check(data: dict[str, Any], folder: pathlib.Path) -> None:
             service.setdefault("name", f"service{number}")
             package = folder / service.setdefault("package", "./shown")
             package.mkdir(exist_ok=True)
-            minimal = {"package": {"name": "shown", "version": "1"}, "binary": {"entrypoint": "true"}}
+            minimal = {
+                "package": {"name": "shown", "version": "1"},
+                "binary": {"entrypoint": "true"},
+            }
             asked = {"healthcheck": {"tcp": 80}}  # what depends_on "healthy" needs
             (package / "manifest.toml").write_text(toml(minimal | asked))
         (folder / "stack.toml").write_text(toml(data))
@@ -107,7 +120,11 @@ def toml(value: Any, top: bool = True) -> str:
     if isinstance(value, dict) and top:
         return "".join(f"{quoted(key)} = {toml(each, False)}\n" for key, each in value.items())
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{quoted(key)} = {toml(each, False)}" for key, each in value.items()) + " }"
+        return (
+            "{ "
+            + ", ".join(f"{quoted(key)} = {toml(each, False)}" for key, each in value.items())
+            + " }"
+        )
     if isinstance(value, list):
         return "[" + ", ".join(toml(each, False) for each in value) + "]"
     return str(value).lower() if isinstance(value, (bool, int)) else quoted(value)
@@ -141,13 +158,23 @@ def test_each_figure_of_the_comparison_stands_in_the_page_that_its_row_names() -
         assert link, row
         known = set(_NUMBER.findall((ROOT / link.group(1)).read_text()))
         figures = [figure for cell in cells[1:] for figure in _NUMBER.findall(cell)]
-        assert figures and set(figures) <= known, f"{row}: not in {link.group(1)}: {set(figures) - known}"
+        assert figures and set(figures) <= known, (
+            f"{row}: not in {link.group(1)}: {set(figures) - known}"
+        )
 
 
 def test_the_picture_of_a_packets_way_has_chains_that_there_are() -> None:
     svg = (ROOT / "docs/design/packet.svg").read_text()
-    drawn = {name for names in re.findall(r'class="chain"[^>]*>([^<]+)<', svg) for name in names.split(", ")}
-    assert {"raw", "publish", "forward"} <= drawn <= set(re.findall(r"^\tchain (\w+) {", nft.TABLES, re.MULTILINE))
+    drawn = {
+        name
+        for names in re.findall(r'class="chain"[^>]*>([^<]+)<', svg)
+        for name in names.split(", ")
+    }
+    assert (
+        {"raw", "publish", "forward"}
+        <= drawn
+        <= set(re.findall(r"^\tchain (\w+) {", nft.TABLES, re.MULTILINE))
+    )
 
 
 @cache
@@ -172,7 +199,12 @@ def test_commands_in_the_text_are_commands_of_niso(page: pathlib.Path) -> None:
     wrong = []
     for code in _CODE.findall(prose(page)):
         words = code.split()
-        if len(words) < 2 or words[0] != "niso" or not re.fullmatch(r"[a-z-]+", words[1]) or "|" in code:
+        if (
+            len(words) < 2
+            or words[0] != "niso"
+            or not re.fullmatch(r"[a-z-]+", words[1])
+            or "|" in code
+        ):
             continue
         command = words[1:3] if words[1] in ("net", "stack") and len(words) > 2 else words[1:2]
         options = [word.rstrip("]") for word in words[len(command) + 1 :] if word.startswith("-")]
@@ -180,7 +212,9 @@ def test_commands_in_the_text_are_commands_of_niso(page: pathlib.Path) -> None:
         text = help_of(*command)
         if command[0].startswith("-"):
             continue
-        if not text or any(not re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", text) for option in own):
+        if not text or any(
+            not re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", text) for option in own
+        ):
             wrong.append(code)
     assert not wrong
 
@@ -194,7 +228,10 @@ def test_verbs_of_dev_are_verbs(page: pathlib.Path) -> None:
 
 def test_what_is_not_run_is_shown_somewhere() -> None:
     shown = {
-        line.strip().removeprefix("$ ") for page in pages.run_pages() for b in pages.blocks(page) for line in b.lines
+        line.strip().removeprefix("$ ")
+        for page in pages.run_pages()
+        for b in pages.blocks(page)
+        for line in b.lines
     }
     assert set(pages.NOT_RUN) <= shown
 
@@ -202,7 +239,10 @@ def test_what_is_not_run_is_shown_somewhere() -> None:
 def test_a_wrong_command_and_a_wrong_output_are_seen() -> None:
     """What tests/netns/test_docs.py trusts in, on a shell's own output."""
     page = ROOT / "README.md"
-    ok, silent = pages.Command(page, 1, "ps", ("NAME   UP", "api    3s", "...")), pages.Command(page, 2, "true", None)
+    ok, silent = (
+        pages.Command(page, 1, "ps", ("NAME   UP", "api    3s", "...")),
+        pages.Command(page, 2, "true", None),
+    )
     printed = "\n@@ 0\nNAME  UP\napi  12m3s\ndb  1s\n\n@@ 0:\n\n@@ 1\n\n@@ 1:\n"
     assert pages.wrong([ok, silent], printed) == []
     for said in (
@@ -212,14 +252,20 @@ def test_a_wrong_command_and_a_wrong_output_are_seen() -> None:
         ("NAME UP api 3s db 1s",),
     ):
         assert len(pages.wrong([ok._replace(expected=said), silent], printed)) == 1
-    assert "failed: [false]" in pages.wrong([ok, silent], printed.replace("@@ 1:", "@@ 1: [false]"))[0]
+    assert (
+        "failed: [false]" in pages.wrong([ok, silent], printed.replace("@@ 1:", "@@ 1: [false]"))[0]
+    )
     assert "did not get through" in pages.wrong([ok, silent], printed.replace("@@ 1:", "@@"))[0]
 
 
 def test_commands_that_need_no_root_are_all_named() -> None:
-    free = {name for name in main.COMMANDS if isinstance(found := main.find(name, ""), Command) and not found.root} - {
-        "complete"
-    }
+    free = {
+        name
+        for name in main.COMMANDS
+        if isinstance(found := main.find(name, ""), Command) and not found.root
+    } - {"complete"}
     for page in PAGES:
-        for named in re.findall(r"[Aa]ll(?: commands)? but ([^.;]*?) need root", page.read_text(encoding="utf-8")):
+        for named in re.findall(
+            r"[Aa]ll(?: commands)? but ([^.;]*?) need root", page.read_text(encoding="utf-8")
+        ):
             assert set(re.findall(r"[a-z]+", named)) - {"niso", "and"} == free, page

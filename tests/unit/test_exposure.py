@@ -19,7 +19,11 @@ WAYS = ["this host", "services", "other machines by 192.0.2.1 on uplink0"]
         (parse([], [], None, [], False), ["this host", "nobody else: allow_from is empty"]),
         (
             parse(["web", "10.0.0.0/8:80"], ["network:guests"], None, [], False),
-            [*WAYS, "of these only allow_from: web, 10.0.0.0/8:80", "but not deny_from: network:guests"],
+            [
+                *WAYS,
+                "of these only allow_from: web, 10.0.0.0/8:80",
+                "but not deny_from: network:guests",
+            ],
         ),
     ],
 )

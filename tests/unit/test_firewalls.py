@@ -29,14 +29,24 @@ from niso.kernel.netlink import attribute, nested, text
 INET, IP, BRIDGE, IP6 = 1, 2, 7, 10
 ACCEPT, DROP, RETURN = Verdict("accept"), Verdict("drop"), Verdict("return")
 R1, R2 = 16, 32  # NFT_REG_1, NFT_REG_2
-IIF, OIF, STATE, STATUS = Load(R1, "meta", 6), Load(R1, "meta", 7), Load(R1, "ct", 0), Load(R1, "ct", 2)
+IIF, OIF, STATE, STATUS = (
+    Load(R1, "meta", 6),
+    Load(R1, "meta", 7),
+    Load(R1, "ct", 0),
+    Load(R1, "ct", 2),
+)
 BACKEND = Place("niso-backend", 7, {4: "10.99.1.1/24"})
 
 
 class Rules:
     """A table by hand: chains by name, and sets of (length of a key, elements)."""
 
-    def __init__(self, *base: Rule, sets: dict[str, tuple[int, dict[bytes, Verdict | None]]] | None = None, **chains):
+    def __init__(
+        self,
+        *base: Rule,
+        sets: dict[str, tuple[int, dict[bytes, Verdict | None]]] | None = None,
+        **chains,
+    ):
         self.chains: dict[str, list[Rule]] = {"FORWARD": list(base)} | {
             name: list(rules) for name, rules in chains.items()
         }
@@ -49,7 +59,9 @@ class Rules:
     def key_length(self, family: int, table: str, name: str) -> int:
         return self.sets.get(name, (0, {}))[0]
 
-    def element(self, family: int, table: str, name: str, key: bytes) -> tuple[bool, Verdict | None]:
+    def element(
+        self, family: int, table: str, name: str, key: bytes
+    ) -> tuple[bool, Verdict | None]:
         self.asked.append(key)
         elements = self.sets[name][1]
         return key in elements, elements.get(key)
@@ -66,7 +78,9 @@ def found(
 ) -> set[str]:
     """What a chain of these rules drops."""
     chain = Chain(family, "filter", "FORWARD", accepts)
-    return {what for drop in drops(rules, [chain], [place], bridged, families) for what in drop.what}
+    return {
+        what for drop in drops(rules, [chain], [place], bridged, families) for what in drop.what
+    }
 
 
 def named(name: str, *, inverted: bool = False) -> Between:
@@ -102,9 +116,19 @@ REPLIES = (STATE, *bits(2 | 4), ACCEPT)
         ([(Tracked(64), ACCEPT), IN], {PUBLISHED}),
         ([(Tracked(None, reply=False), ACCEPT)], {PUBLISHED, OUTWARD}),
         ([(Tracked(None, reply=True), DROP), (ACCEPT,)], {PUBLISHED, OUTWARD}),
-        ([(Load(R1, "ct", 1), Between(R1, b"\0", b"\0", True), DROP), (ACCEPT,)], {PUBLISHED, OUTWARD}),
         (
-            [(Load(R1, "meta", 4), Between(R1, struct.pack("=I", 7), struct.pack("=I", 7)), ACCEPT), REPLIES],
+            [(Load(R1, "ct", 1), Between(R1, b"\0", b"\0", True), DROP), (ACCEPT,)],
+            {PUBLISHED, OUTWARD},
+        ),
+        (
+            [
+                (
+                    Load(R1, "meta", 4),
+                    Between(R1, struct.pack("=I", 7), struct.pack("=I", 7)),
+                    ACCEPT,
+                ),
+                REPLIES,
+            ],
             {PUBLISHED},
         ),
         ([(IIF, named("niso-*"), ACCEPT), REPLIES], {PUBLISHED}),
@@ -118,7 +142,9 @@ def test_chain_with_policy_drop_drops_what_no_rule_accepts(rules, dropped) -> No
 
 def test_chain_with_policy_accept_drops_what_a_rule_drops() -> None:
     assert found(Rules(), accepts=True) == set()
-    assert found(Rules((OIF, named("niso-backend"), STATE, *bits(8), DROP)), accepts=True) == {PUBLISHED}
+    assert found(Rules((OIF, named("niso-backend"), STATE, *bits(8), DROP)), accepts=True) == {
+        PUBLISHED
+    }
     assert found(Rules((ACCEPT,), (DROP,)), accepts=True) == set()
 
 
@@ -151,8 +177,13 @@ def test_rule_with_an_expression_that_may_end_it_matches_neither_way() -> None:
 
 
 def test_uplink_is_no_niso_bridge_and_nothing_else_is_known_of_its_name() -> None:
-    assert found(Rules((IIF, named("niso-backend", inverted=True), DROP)), accepts=True) == {PUBLISHED, OUTWARD}
-    assert found(Rules((IIF, named("niso-*", inverted=True), STATE, *bits(8), DROP)), accepts=True) == {PUBLISHED}
+    assert found(Rules((IIF, named("niso-backend", inverted=True), DROP)), accepts=True) == {
+        PUBLISHED,
+        OUTWARD,
+    }
+    assert found(
+        Rules((IIF, named("niso-*", inverted=True), STATE, *bits(8), DROP)), accepts=True
+    ) == {PUBLISHED}
     for inverted in (False, True):
         assert found(Rules((IIF, named("eth0", inverted=inverted), ACCEPT), (REPLIES))) == (
             {PUBLISHED} if inverted else {PUBLISHED, OUTWARD}
@@ -179,23 +210,45 @@ def test_an_uplink_of_one_rule_is_forgotten_in_the_same_register() -> None:
 def test_prefix_of_the_bridge_is_known(prefix, length, dropped) -> None:
     mask = (2**32 - 2 ** (32 - length)).to_bytes(4, "big")
     source = Load(R1, "payload", 1, 12, 4)
-    assert found(Rules((source, Mask(R1, R1, mask, bytes(4)), Between(R1, prefix, prefix), ACCEPT), REPLIES)) == dropped
+    assert (
+        found(
+            Rules(
+                (source, Mask(R1, R1, mask, bytes(4)), Between(R1, prefix, prefix), ACCEPT), REPLIES
+            )
+        )
+        == dropped
+    )
     last = bytes(p | ~m & 0xFF for p, m in zip(prefix, mask, strict=True))
     assert found(Rules((source, Between(R1, prefix, last), ACCEPT), REPLIES)) == dropped
     if length % 8 == 0:  # as iptables compiles it
         short = prefix[: length // 8]
-        assert found(Rules((source._replace(length=len(short)), Between(R1, short, short), ACCEPT), REPLIES)) == dropped
+        assert (
+            found(
+                Rules(
+                    (source._replace(length=len(short)), Between(R1, short, short), ACCEPT), REPLIES
+                )
+            )
+            == dropped
+        )
 
 
 def test_jump_comes_back_goto_does_not_and_a_circle_ends() -> None:
     jump, goto = Verdict("jump", "user"), Verdict("goto", "user")
     assert found(Rules((jump,), (ACCEPT,), user=[(RETURN,), (DROP,)])) == set()
     assert found(Rules((goto,), (ACCEPT,), user=[(RETURN,), (DROP,)])) == {PUBLISHED, OUTWARD}
-    assert found(Rules((jump,), (ACCEPT,), user=[(Verdict("goto", "next"),), (DROP,)], next=[])) == set()
-    assert found(Rules((jump,), (ACCEPT,), user=[(Verdict("continue"),), (DROP,)])) == {PUBLISHED, OUTWARD}
+    assert (
+        found(Rules((jump,), (ACCEPT,), user=[(Verdict("goto", "next"),), (DROP,)], next=[]))
+        == set()
+    )
+    assert found(Rules((jump,), (ACCEPT,), user=[(Verdict("continue"),), (DROP,)])) == {
+        PUBLISHED,
+        OUTWARD,
+    }
     assert found(Rules((RETURN,), (ACCEPT,))) == {PUBLISHED, OUTWARD}
     assert found(Rules((Verdict("jump", "gone"),), (ACCEPT,))) == set()
-    assert found(Rules((jump,), user=[(jump,), (jump,)])) == set()  # 2 ** 16 ways: given up, nothing is said
+    assert (
+        found(Rules((jump,), user=[(jump,), (jump,)])) == set()
+    )  # 2 ** 16 ways: given up, nothing is said
 
 
 def test_sets_are_asked_only_for_keys_that_are_known() -> None:
@@ -203,7 +256,9 @@ def test_sets_are_asked_only_for_keys_that_are_known() -> None:
     rules = Rules((IIF, Lookup("s", R1), ACCEPT), REPLIES, sets={"s": (16, {name: None})})
     assert found(rules) == {PUBLISHED}
     assert set(rules.asked) == {name}
-    assert found(Rules((IIF, Lookup("s", R1, inverted=True), DROP), (ACCEPT,), sets={"s": (16, {})})) == {
+    assert found(
+        Rules((IIF, Lookup("s", R1, inverted=True), DROP), (ACCEPT,), sets={"s": (16, {})})
+    ) == {
         OUTWARD,
         PUBLISHED,
     }
@@ -213,7 +268,9 @@ def test_sets_are_asked_only_for_keys_that_are_known() -> None:
 def test_a_short_value_fills_its_word_as_a_part_of_a_key() -> None:
     key = b"\x08\x00\x00\x00" + struct.pack("=I", 8)
     parts = (Load(R1, "meta", 1), Load(R1 + 4, "ct", 0))
-    assert found(Rules((*parts, Lookup("s", R1), DROP), (ACCEPT,), sets={"s": (8, {key: None})})) == {
+    assert found(
+        Rules((*parts, Lookup("s", R1), DROP), (ACCEPT,), sets={"s": (8, {key: None})})
+    ) == {
         PUBLISHED,
         OUTWARD,
     }
@@ -223,14 +280,19 @@ def test_verdict_maps_decide_and_a_miss_goes_on_with_the_next_rule() -> None:
     state = {struct.pack("=I", 8): Verdict("jump", "new"), struct.pack("=I", 2): ACCEPT}
     rules = Rules((STATE, Lookup("m", R1, verdict=True)), sets={"m": (4, state)}, new=[OUT])
     assert found(rules) == {OUTWARD}
-    assert found(Rules((STATE, Lookup("m", R1, verdict=True)), (ACCEPT,), sets={"m": (4, {})})) == set()
+    assert (
+        found(Rules((STATE, Lookup("m", R1, verdict=True)), (ACCEPT,), sets={"m": (4, {})}))
+        == set()
+    )
 
 
 def test_frames_within_a_network_concern_chains_of_ip_only_where_they_are_handed_there() -> None:
     assert found(Rules(), bridged=False) == {PUBLISHED, OUTWARD}
     assert found(Rules(), bridged=True) == {PUBLISHED, OUTWARD, WITHIN}
     assert found(Rules((Bridged(True), ACCEPT)), bridged=True) == {WITHIN}
-    assert found(Rules((IIF, named("niso-backend"), OIF, named("niso-backend"), ACCEPT)), bridged=True) == {
+    assert found(
+        Rules((IIF, named("niso-backend"), OIF, named("niso-backend"), ACCEPT)), bridged=True
+    ) == {
         PUBLISHED,
         OUTWARD,
     }
@@ -247,7 +309,10 @@ def test_bridge_chains_see_frames_of_ports_and_arp() -> None:
     assert found(Rules((*ipv4, ACCEPT)), family=BRIDGE) == {WITHIN}  # ARP is not let through
     assert (
         found(
-            Rules((*ipv4, ACCEPT), accepts_arp := (Load(R1, "meta", 1), Between(R1, b"\x08\x06", b"\x08\x06"), ACCEPT)),
+            Rules(
+                (*ipv4, ACCEPT),
+                accepts_arp := (Load(R1, "meta", 1), Between(R1, b"\x08\x06", b"\x08\x06"), ACCEPT),
+            ),
             family=BRIDGE,
         )
         == set()
@@ -267,16 +332,23 @@ def test_families_are_those_of_the_bridge() -> None:
         assert bool(found(Rules(), family=family, families=families)) is dropped
     ipv6 = (Load(R1, "meta", 15), Between(R1, b"\x0a", b"\x0a"))
     assert found(Rules((*ipv6, DROP)), accepts=True, family=INET) == set()
-    assert found(Rules((*ipv6, DROP)), accepts=True, family=INET, families=(4, 6)) == {PUBLISHED, OUTWARD}
+    assert found(Rules((*ipv6, DROP)), accepts=True, family=INET, families=(4, 6)) == {
+        PUBLISHED,
+        OUTWARD,
+    }
     place = Place("niso-backend", 7, {6: "fd00::1/64"})
     source = (Load(R1, "payload", 1, 8, 8), Between(R1, b"\xfd" + bytes(7), b"\xfd" + bytes(7)))
-    assert found(Rules((*source, ACCEPT), REPLIES), family=IP6, families=(6,), place=place) == {PUBLISHED}
+    assert found(Rules((*source, ACCEPT), REPLIES), family=IP6, families=(6,), place=place) == {
+        PUBLISHED
+    }
 
 
 # --- remedies ---------------------------------------------------------------------------------------------------------
 
 
-def remedy(family: int, table: str, name: str, *bridges: str, rules: Rules | None = None) -> tuple[str, ...]:
+def remedy(
+    family: int, table: str, name: str, *bridges: str, rules: Rules | None = None
+) -> tuple[str, ...]:
     fake = rules or Rules()
     if name not in fake.chains:
         fake.chains[name] = []
@@ -293,11 +365,20 @@ def through(*chains: str) -> Rules:
 @pytest.mark.parametrize(
     ("given", "lines"),
     [
-        ((IP, "filter", "FORWARD"), ["iptables -I FORWARD -i {} -j ACCEPT", "iptables -I FORWARD -o {} -j ACCEPT"]),
-        ((IP6, "filter", "FORWARD"), ["ip6tables -I FORWARD -i {} -j ACCEPT", "ip6tables -I FORWARD -o {} -j ACCEPT"]),
+        (
+            (IP, "filter", "FORWARD"),
+            ["iptables -I FORWARD -i {} -j ACCEPT", "iptables -I FORWARD -o {} -j ACCEPT"],
+        ),
+        (
+            (IP6, "filter", "FORWARD"),
+            ["ip6tables -I FORWARD -i {} -j ACCEPT", "ip6tables -I FORWARD -o {} -j ACCEPT"],
+        ),
         (
             (IP, "security", "FORWARD"),
-            ["iptables -t security -I FORWARD -i {} -j ACCEPT", "iptables -t security -I FORWARD -o {} -j ACCEPT"],
+            [
+                "iptables -t security -I FORWARD -i {} -j ACCEPT",
+                "iptables -t security -I FORWARD -o {} -j ACCEPT",
+            ],
         ),
         ((BRIDGE, "filter", "FORWARD"), ["ebtables -I FORWARD --logical-in {} -j ACCEPT"]),
         (
@@ -314,9 +395,16 @@ def test_remedy_is_a_command_of_the_tool_and_one_for_all_bridges(given, lines) -
 
 
 def test_remedy_goes_where_docker_and_ufw_keep_the_users_rules() -> None:
-    docker, ufw, ufw6 = through("DOCKER-USER"), through("ufw-before-forward"), through("ufw6-user-forward")
+    docker, ufw, ufw6 = (
+        through("DOCKER-USER"),
+        through("ufw-before-forward"),
+        through("ufw6-user-forward"),
+    )
     ufw.chains["ufw-before-forward"] = [(Verdict("jump", "ufw-user-forward"),)]
-    user = ("iptables -I DOCKER-USER -i niso-backend -j ACCEPT", "iptables -I DOCKER-USER -o niso-backend -j ACCEPT")
+    user = (
+        "iptables -I DOCKER-USER -i niso-backend -j ACCEPT",
+        "iptables -I DOCKER-USER -o niso-backend -j ACCEPT",
+    )
     route = ("ufw route allow in on niso-backend", "ufw route allow out on niso-backend")
     assert remedy(IP, "filter", "FORWARD", rules=docker) == user
     assert remedy(IP, "filter", "FORWARD", rules=ufw) == route
@@ -344,7 +432,10 @@ def test_remedy_of_other_tables_is_for_nft_and_safe_to_paste() -> None:
         "nft 'insert rule inet filter forward iifname \"niso-backend\" accept'",
         "nft 'insert rule inet filter forward oifname \"niso-backend\" accept'",
     )
-    assert remedy(IP, "t-1", "fw.x", "niso-a", "niso-b")[1] == "nft 'insert rule ip t-1 fw.x oifname \"niso-*\" accept'"
+    assert (
+        remedy(IP, "t-1", "fw.x", "niso-a", "niso-b")[1]
+        == "nft 'insert rule ip t-1 fw.x oifname \"niso-*\" accept'"
+    )
     for name in ("a b", "x;reboot", "$(reboot)", "'", "", "9lives", "-f", "\x1b[2J", "a\nb", "ü"):
         for line in remedy(IP, name, "c") + remedy(IP, "t", name):
             assert line.startswith("have this chain begin with: ") and line.isprintable()
@@ -359,7 +450,10 @@ def test_what_is_shown_of_foreign_names_is_printable(table, name) -> None:
 
 def test_words_are_one_line() -> None:
     drop = Drop("ip filter FORWARD", (PUBLISHED, OUTWARD), (), ("niso-a", "niso-b"))
-    assert drop.words() == "nftables chain ip filter FORWARD drops connections of niso-a, niso-b (published, outward)"
+    assert (
+        drop.words()
+        == "nftables chain ip filter FORWARD drops connections of niso-a, niso-b (published, outward)"
+    )
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -408,7 +502,9 @@ def test_conntrack_match_of_iptables_is_read(flags, inverted, states, expected) 
     info = bytes(146) + struct.pack("=3H", flags, inverted, states) + bytes(12)
     match = text(1, "conntrack") + be32(2, 3) + attribute(3, info)
     assert rule(expressions(("match", match))) == (expected,)
-    assert rule(expressions(("match", text(1, "conntrack") + be32(2, 3) + attribute(3, info[:100])))) == (Perhaps(),)
+    assert rule(
+        expressions(("match", text(1, "conntrack") + be32(2, 3) + attribute(3, info[:100])))
+    ) == (Perhaps(),)
 
 
 NAMES = [
@@ -428,7 +524,8 @@ NAMES = [
 NAMES += ["reject", "queue", "counter", "fib", "limit", "unheard-of"]
 ATTRIBUTES = st.lists(
     st.tuples(
-        st.integers(0, 12), st.one_of(st.binary(max_size=24), st.integers(0, 99).map(lambda n: struct.pack(">I", n)))
+        st.integers(0, 12),
+        st.one_of(st.binary(max_size=24), st.integers(0, 99).map(lambda n: struct.pack(">I", n))),
     ),
     max_size=6,
 ).map(lambda pairs: b"".join(attribute(kind, data) for kind, data in pairs))
@@ -437,7 +534,12 @@ NESTS = st.lists(st.tuples(st.integers(0, 6), ATTRIBUTES), max_size=5).map(
 )
 
 
-@given(st.lists(st.tuples(st.sampled_from(NAMES), st.one_of(ATTRIBUTES, NESTS, st.binary(max_size=40))), max_size=8))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(NAMES), st.one_of(ATTRIBUTES, NESTS, st.binary(max_size=40))),
+        max_size=8,
+    )
+)
 def test_no_rule_can_make_it_fail(entries) -> None:
     read = rule(expressions(*entries))
     rules = Rules(read, sets={"": (4, {})})
@@ -451,5 +553,7 @@ def test_no_bytes_can_make_it_fail(body) -> None:
 
 
 def test_no_bridge_asks_nothing(monkeypatch) -> None:
-    monkeypatch.setattr(foreign_firewalls.foreign_chains.Foreign, "base_chains", lambda self: pytest.fail("asked"))
+    monkeypatch.setattr(
+        foreign_firewalls.foreign_chains.Foreign, "base_chains", lambda self: pytest.fail("asked")
+    )
     assert foreign_firewalls.foreign_drops([], True) == []

@@ -86,7 +86,9 @@ def test_first_line_decides(text: bytes, words: str) -> None:
 def test_request_names_host_and_path_and_ends_the_connection() -> None:
     got: list[bytes] = []
     listener = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=lambda: got.append(listener.accept()[0].recv(4096)), daemon=True)
+    thread = threading.Thread(
+        target=lambda: got.append(listener.accept()[0].recv(4096)), daemon=True
+    )
     thread.start()
     ask(listener.getsockname()[1], host="api:81", path="/a?b", timeout_s=0.2)
     thread.join(10)
@@ -124,7 +126,10 @@ def test_probe_that_meets_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_silent_server_is_given_up_and_does_not_delay_the_others() -> None:
-    with server(lambda connection: time.sleep(1)) as silent, server(says(b"HTTP/1.1 200 OK\r\n\r\n")) as well:
+    with (
+        server(lambda connection: time.sleep(1)) as silent,
+        server(says(b"HTTP/1.1 200 OK\r\n\r\n")) as well,
+    ):
         slow = CHECK._replace(port=silent, timeout_s=0.3)
         quick = CHECK._replace(port=well)
         probes = [health.Probe(slow, None), health.Probe(quick, None)]
@@ -133,7 +138,9 @@ def test_silent_server_is_given_up_and_does_not_delay_the_others() -> None:
         assert (probes[0].answer, probes[1].answer) == (None, "")
         while probes[0].answer is None:
             health.turn([probes[0]], (), probes[0].deadline)
-        assert probes[0].answer == "http://127.0.0.1:80/: answer of 127.0.0.1: no answer within 0.3s"
+        assert (
+            probes[0].answer == "http://127.0.0.1:80/: answer of 127.0.0.1: no answer within 0.3s"
+        )
 
 
 def test_server_that_accepts_no_more_is_given_up() -> None:
@@ -143,7 +150,9 @@ def test_server_that_accepts_no_more_is_given_up() -> None:
             sock = stack.enter_context(socket.socket())
             sock.setblocking(False)
             sock.connect_ex(listener.getsockname())
-        assert "connect to 127.0.0.1: no answer within 0.2s" in ask(listener.getsockname()[1], path=None, timeout_s=0.2)
+        assert "connect to 127.0.0.1: no answer within 0.2s" in ask(
+            listener.getsockname()[1], path=None, timeout_s=0.2
+        )
 
 
 # --- what is known ---------------------------------------------------------------------------------------------------
@@ -182,7 +191,11 @@ def test_answers_are_counted_for_one_run_of_the_process() -> None:
     assert found is not None and found.failures == 0 and found.well_at > 0
     health.note("api", (13, 2000.0), "no")
     found = health.known("api")
-    assert found is not None and (found.run, found.failures, found.well_at) == ((13, 2000.0), 1, 0.0)
+    assert found is not None and (found.run, found.failures, found.well_at) == (
+        (13, 2000.0),
+        1,
+        0.0,
+    )
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"run": 1}'])
@@ -204,7 +217,10 @@ def test_only_those_that_are_due_are_asked(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(health, "ask", answers)
     for name in ("one", "two"):
         os.makedirs(paths.service_dir(name))
-    services = [health.Asked(name, CHECK._replace(port=port), None, RUN) for name, port in (("one", 1), ("two", 2))]
+    services = [
+        health.Asked(name, CHECK._replace(port=port), None, RUN)
+        for name, port in (("one", 1), ("two", 2))
+    ]
     health.note("one", RUN, "")
     assert {name: found.state for name, found in health.look(services, told.append).items()} == {
         "one": "healthy",
@@ -215,7 +231,9 @@ def test_only_those_that_are_due_are_asked(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(asked) == 1
     found = health.known("one")
     assert found is not None
-    with open(paths.health_file("one"), "w", encoding="utf-8") as file:  # a clock that was set back asks again
+    with open(
+        paths.health_file("one"), "w", encoding="utf-8"
+    ) as file:  # a clock that was set back asks again
         file.write(json.dumps(found._replace(asked_at=time.time() + 3600)._asdict()))
     health.look(services, told.append)
     assert [check.port for check in asked] == [2, 1]

@@ -12,7 +12,9 @@ from niso.plan import hosts_text
 
 BOUNDED = settings(max_examples=200, deadline=None)
 ADDRESS = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).map(str)
-NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,8}[a-z0-9]", fullmatch=True).map(lambda name: hosts_text.line_names((name,)))
+NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,8}[a-z0-9]", fullmatch=True).map(
+    lambda name: hosts_text.line_names((name,))
+)
 LINES = st.sets(st.builds(hosts_text.line, ADDRESS, NAMES), max_size=12)
 
 
@@ -51,7 +53,10 @@ def test_edit_and_its_reverse_leave_the_file_as_it_was(there, added) -> None:
 
 def test_line_has_domain_and_bare_name_of_each_name_hostname_first() -> None:
     names = hosts_text.line_names(("postgres", "db"))
-    assert hosts_text.line("10.99.1.3", names) == "10.99.1.3  postgres.niso.local postgres db.niso.local db\n"
+    assert (
+        hosts_text.line("10.99.1.3", names)
+        == "10.99.1.3  postgres.niso.local postgres db.niso.local db\n"
+    )
 
 
 def test_header_alone_has_no_services() -> None:

@@ -33,7 +33,13 @@ PURE_MAY = {
     "plan.subnets": {"ipaddress"},
     "plan.verdict": {"ipaddress"},
     "plan.diff": {"ipaddress"},
-    "plan.nft": {"bisect", "ipaddress", "itertools", "re", "socket"},  # socket for inet_pton alone, see below
+    "plan.nft": {
+        "bisect",
+        "ipaddress",
+        "itertools",
+        "re",
+        "socket",
+    },  # socket for inet_pton alone, see below
     "plan.hosts_text": {"bisect", "socket"},
     "plan.policy_maps": {"bisect", "ipaddress", "itertools", "re", "socket"},
 }
@@ -134,7 +140,9 @@ def test_module_imports_only_what_lies_below_it(module) -> None:
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name])
 def test_module_needs_nothing_but_niso_and_the_standard_library(module) -> None:
-    assert {name.partition(".")[0] for name in imports(MODULES[module])} - {"niso"} <= sys.stdlib_module_names
+    assert {name.partition(".")[0] for name in imports(MODULES[module])} - {
+        "niso"
+    } <= sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if layer(name) == "plan"])
@@ -145,24 +153,42 @@ def test_pure_module_does_no_io_and_knows_no_time_or_chance(module) -> None:
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     assert not names & {"open", "print", "input", "exec", "eval", "__import__"}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "socket":
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "socket"
+        ):
             assert node.attr in {"inet_pton", "inet_ntop", "AF_INET", "AF_INET6"}
 
 
-@pytest.mark.parametrize("path", sorted(SOURCE.rglob("__init__.py")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "path", sorted(SOURCE.rglob("__init__.py")), ids=lambda path: path.parent.name
+)
 def test_init_files_are_empty(path) -> None:
     assert path.read_text() == ""
 
 
 def test_only_the_command_line_ends_the_process_or_prints() -> None:
     for module, path in MODULES.items():
-        if layer(module) == "cli" or module.startswith("commands.lab") or module in ("runtime.on_exit", "runtime.logs"):
+        if (
+            layer(module) == "cli"
+            or module.startswith("commands.lab")
+            or module in ("runtime.on_exit", "runtime.logs")
+        ):
             continue
-        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-        assert not [call for call in calls if isinstance(call, ast.Name) and call.id in ("print", "exit")], module
-        assert not [call for call in calls if isinstance(call, ast.Attribute) and ast.unparse(call) == "sys.exit"], (
-            module
-        )
+        calls = [
+            node.func
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call)
+        ]
+        assert not [
+            call for call in calls if isinstance(call, ast.Name) and call.id in ("print", "exit")
+        ], module
+        assert not [
+            call
+            for call in calls
+            if isinstance(call, ast.Attribute) and ast.unparse(call) == "sys.exit"
+        ], module
 
 
 def loaded(*arguments: str) -> set[str]:
@@ -179,7 +205,14 @@ def loaded(*arguments: str) -> set[str]:
     )
     done = subprocess.run(
         # -S -I: no site, so that no .pth of the virtual environment counts
-        [sys.executable, "-S", "-I", "-c", f"import sys; sys.path[:0] = {[str(SOURCE.parent)]!r}\n{code}", *arguments],
+        [
+            sys.executable,
+            "-S",
+            "-I",
+            "-c",
+            f"import sys; sys.path[:0] = {[str(SOURCE.parent)]!r}\n{code}",
+            *arguments,
+        ],
         capture_output=True,
         text=True,
         check=True,

@@ -114,7 +114,11 @@ except KeyboardInterrupt:
 def test_one_that_comes_where_nothing_can_be_raised_comes_again(how: str) -> None:
     argv = [sys.executable, "-c", LOSES_IT, *([how] if how else [])]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
-    assert (done.stdout, done.stderr, done.returncode) == ("held, interrupted\n" if how else "interrupted\n", "", 0)
+    assert (done.stdout, done.stderr, done.returncode) == (
+        "held, interrupted\n" if how else "interrupted\n",
+        "",
+        0,
+    )
 
 
 def test_error_after_one_is_told_and_the_command_interrupted(
@@ -161,7 +165,9 @@ with Lock():
         print("held")
 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 """
-    done = subprocess.run([sys.executable, "-c", held], capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", held], capture_output=True, text=True, timeout=20, check=False
+    )
     assert (done.stdout, done.stderr) == ("held\n", "")
 
 
@@ -187,7 +193,9 @@ def test_first_one_lets_the_undoing_of_a_failure_go_on(monkeypatch: pytest.Monke
         main._interrupt()
 
 
-def test_one_that_comes_while_modules_are_imported_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_comes_while_modules_are_imported_ends_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(main._interrupts, "over", False)
     for there in (types.ModuleType("niso.services.undo"), None):
         monkeypatch.setattr(main._interrupts, "last", -main._BURST_S)
@@ -209,7 +217,15 @@ def test_crun_that_creates_is_no_conmon(monkeypatch: pytest.MonkeyPatch) -> None
     bundle = os.path.join(os.environ["NISO_RUN_DIR"], "services", "a", "run-0").encode()
     lines = {
         1: [b"conmon", b"-b", bundle, b"-p", bundle + b"/pid", b"-P", bundle + b"/conmon.pid"],
-        2: [b"crun", b"create", b"--bundle", bundle, b"--pid-file", bundle + b"/pid", b"niso-service-a"],
+        2: [
+            b"crun",
+            b"create",
+            b"--bundle",
+            bundle,
+            b"--pid-file",
+            bundle + b"/pid",
+            b"niso-service-a",
+        ],
     }
     monkeypatch.setattr(process, "_command_line", lambda pid: lines.get(pid, []))
     monkeypatch.setattr(os, "listdir", lambda _: ["1", "2", "self"])

@@ -86,7 +86,13 @@ def test_refusal_names_why_a_number_cannot_be(net, number, word) -> None:
         ("10.99.0.0/16", 24, ["10.99.1.0/24"], "10.99.0.0/24", "10.99.2.0/24"),
         ("10.99.0.0/16", 24, ["10.99.1.128/25"], "10.99.0.0/24", "10.99.2.0/24"),
         ("10.99.0.0/16", 24, ["10.99.0.0/17"], None, "10.99.128.0/24"),
-        ("10.99.0.0/16", 24, ["10.99.0.0/17", "10.99.3.0/24", "10.99.3.7/32"], None, "10.99.128.0/24"),
+        (
+            "10.99.0.0/16",
+            24,
+            ["10.99.0.0/17", "10.99.3.0/24", "10.99.3.7/32"],
+            None,
+            "10.99.128.0/24",
+        ),
         ("10.99.0.0/16", 24, ["10.0.0.0/8"], None, None),
         ("10.99.0.0/16", 24, ["0.0.0.0/1", "fd00::/8"], None, None),
         ("10.99.0.0/16", 24, ["192.168.0.0/16", "fd00::/8"], None, "10.99.0.0/24"),
@@ -101,7 +107,10 @@ def test_refusal_names_why_a_number_cannot_be(net, number, word) -> None:
 )
 def test_free_prefix_is_the_lowest_that_overlaps_nothing(pool, length, taken, kept, free) -> None:
     found = subnets.free_prefix(
-        ip_network(pool), length, [ip_network(each) for each in taken], ip_network(kept) if kept else None
+        ip_network(pool),
+        length,
+        [ip_network(each) for each in taken],
+        ip_network(kept) if kept else None,
     )
     assert found == (ip_network(free) if free else None)
 
@@ -110,6 +119,11 @@ def test_free_prefix_is_the_lowest_that_overlaps_nothing(pool, length, taken, ke
 @given(st.lists(st.tuples(st.integers(0, 2**10 - 1), st.integers(22, 32))))
 def test_free_prefix_agrees_with_trying_each(spans) -> None:
     pool = ip_network("10.99.0.0/22")
-    taken = [ip_network((int(pool.network_address) + offset, length), strict=False) for offset, length in spans]
-    expected = next((p for p in pool.subnets(new_prefix=24) if not any(p.overlaps(t) for t in taken)), None)
+    taken = [
+        ip_network((int(pool.network_address) + offset, length), strict=False)
+        for offset, length in spans
+    ]
+    expected = next(
+        (p for p in pool.subnets(new_prefix=24) if not any(p.overlaps(t) for t in taken)), None
+    )
     assert subnets.free_prefix(pool, 24, taken) == expected

@@ -32,12 +32,20 @@ class Leases(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.world.__exit__(None, None, None)
 
-    @initialize(target=networks, gateways=st.lists(st.integers(1, 2), min_size=5, max_size=5), dual=st.booleans())
+    @initialize(
+        target=networks,
+        gateways=st.lists(st.integers(1, 2), min_size=5, max_size=5),
+        dual=st.booleans(),
+    )
     def make_networks(self, gateways, dual):
         for number, cidr in enumerate(SUBNETS):
             name = f"n{number}"
             net = ip_network(cidr)
-            gateway = net.network_address + gateways[number] if number % 2 else net.broadcast_address - gateways[number]
+            gateway = (
+                net.network_address + gateways[number]
+                if number % 2
+                else net.broadcast_address - gateways[number]
+            )
             self.subnet[name] = Subnet(4, cidr, str(gateway))
             subnets = [self.subnet[name]]
             if dual and number == 1:
@@ -81,8 +89,16 @@ class Leases(RuleBasedStateMachine):
             assert dump(self.store) == before
             assert repr(full[0]) in refused.value.message
             # names, at most five, those whose removal would help
-            idle = {name for name in self.held if full[0] in self.held[name] and name not in self.active | {service}}
-            named = {name for name in self.held if f" {name}" in (refused.value.hint or "").replace(",", " ")}
+            idle = {
+                name
+                for name in self.held
+                if full[0] in self.held[name] and name not in self.active | {service}
+            }
+            named = {
+                name
+                for name in self.held
+                if f" {name}" in (refused.value.hint or "").replace(",", " ")
+            }
             if full[0] not in self.second:
                 assert named <= idle
                 assert len(named) == min(len(idle), 5)
@@ -97,7 +113,9 @@ class Leases(RuleBasedStateMachine):
         subnet = self.subnet[network]
         net = ip_network(subnet.cidr)
         wanted = net.network_address + number
-        others = {a for name, on in self.held.items() if name != service for a in on.get(network, ())}
+        others = {
+            a for name, on in self.held.items() if name != service for a in on.get(network, ())
+        }
         sixth = self.held.get(service, {}).get(network, ())[1:]
         if network in self.second and not sixth:
             free = self.lowest(network, self.second[network])
@@ -111,7 +129,10 @@ class Leases(RuleBasedStateMachine):
         )
         before = dump(self.store)
         if impossible or str(wanted) in others:
-            with pytest.raises(InvalidInput if impossible else Conflict) as refused, self.store.transaction():
+            with (
+                pytest.raises(InvalidInput if impossible else Conflict) as refused,
+                self.store.transaction(),
+            ):
                 put(self.store, service, (network,), static={network: str(wanted)})
             assert refused.value.key == "network.ip"
             assert str(wanted) in refused.value.message
@@ -122,7 +143,9 @@ class Leases(RuleBasedStateMachine):
             return
         with self.store.transaction():
             put(self.store, service, (network,), static={network: str(wanted)})
-        self.held[service] = {network: (str(wanted), *sixth) if network in self.second else (str(wanted),)}
+        self.held[service] = {
+            network: (str(wanted), *sixth) if network in self.second else (str(wanted),)
+        }
         self.active.add(service)
 
     @rule(service=SERVICES)
@@ -170,12 +193,22 @@ class Leases(RuleBasedStateMachine):
 
     @invariant()
     def no_address_twice_and_none_that_is_not_a_services(self) -> None:
-        all_of_them = [a for name in self.subnet for family in (4, 6) for a, _, _ in self.store.leases(name, family)]
+        all_of_them = [
+            a
+            for name in self.subnet
+            for family in (4, 6)
+            for a, _, _ in self.store.leases(name, family)
+        ]
         assert (
-            len(all_of_them) == len(set(all_of_them)) == sum(len(a) for on in self.held.values() for a in on.values())
+            len(all_of_them)
+            == len(set(all_of_them))
+            == sum(len(a) for on in self.held.values() for a in on.values())
         )
         for name in self.subnet:
-            for subnet in (self.subnet[name], *([self.second[name]] if name in self.second else ())):
+            for subnet in (
+                self.subnet[name],
+                *([self.second[name]] if name in self.second else ()),
+            ):
                 net = ip_network(subnet.cidr)
                 for address, _, _ in self.store.leases(name, subnet.family):
                     assert ip_address(address) in net

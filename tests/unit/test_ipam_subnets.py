@@ -24,14 +24,24 @@ def test_unique_local_prefix_follows_from_the_state_id(state_id: str) -> None:
 
 
 def test_unique_local_prefixes_of_hosts_differ_in_all_40_bits() -> None:
-    numbers = [int(unique_local(f"{n:08x}").network_address) >> 80 & (1 << 40) - 1 for n in range(400)]
+    numbers = [
+        int(unique_local(f"{n:08x}").network_address) >> 80 & (1 << 40) - 1 for n in range(400)
+    ]
     assert len(set(numbers)) == 400
     for bit in range(40):
         assert 120 < sum(number >> bit & 1 for number in numbers) < 280
 
 
 @pytest.mark.parametrize(
-    "text", ["fd00::/64", "fdff:ffff:ffff::/48", "2001:db8::/126", "2a00:1450::/56", "10.0.0.0/8", "192.168.1.4/30"]
+    "text",
+    [
+        "fd00::/64",
+        "fdff:ffff:ffff::/48",
+        "2001:db8::/126",
+        "2a00:1450::/56",
+        "10.0.0.0/8",
+        "192.168.1.4/30",
+    ],
 )
 def test_subnet_that_hosts_can_have(text: str) -> None:
     assert parse_subnet(text) == ip_network(text)
@@ -78,5 +88,11 @@ def test_ipv6_subnet_is_either_refused_or_ordinary_unicast(number: int, length: 
         assert parse_subnet(str(net)) == net
     except UsageError:
         return
-    assert not (net.is_multicast or net.is_link_local or net.is_loopback or net.is_reserved or net.is_site_local)
+    assert not (
+        net.is_multicast
+        or net.is_link_local
+        or net.is_loopback
+        or net.is_reserved
+        or net.is_site_local
+    )
     assert 48 <= length <= 126

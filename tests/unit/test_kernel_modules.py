@@ -25,7 +25,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Pat
     return folder / "net/bridge"
 
 
-def test_missing_module_is_loaded_and_other_bridges_keep_their_frames(tmp_path, monkeypatch) -> None:
+def test_missing_module_is_loaded_and_other_bridges_keep_their_frames(
+    tmp_path, monkeypatch
+) -> None:
     folder = tmp_path / "sys/net/bridge"
     make = f"/bin/mkdir -p {folder}\n" + "\n".join(f"echo 1 > {folder}/{name}" for name in NAMES)
     assert machine(tmp_path, monkeypatch, make) == folder
@@ -43,7 +45,9 @@ def test_module_that_is_there_is_left_as_it_is(tmp_path, monkeypatch) -> None:
     assert (folder / NAMES[0]).read_text() == "1"
 
 
-def test_module_that_cannot_be_loaded_is_an_error_that_says_what_will_not_work(tmp_path, monkeypatch) -> None:
+def test_module_that_cannot_be_loaded_is_an_error_that_says_what_will_not_work(
+    tmp_path, monkeypatch
+) -> None:
     machine(tmp_path, monkeypatch, "exit 1")
     with pytest.raises(KernelError, match="br_netfilter cannot be loaded: services of one network"):
         modules.load_bridge_netfilter()

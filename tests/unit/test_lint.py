@@ -46,5 +46,7 @@ def test_lint_has_nothing_to_say(name: str) -> None:
 
 
 def test_lint_sees_the_scripts() -> None:
-    assert {"dev", ".ci/run", "examples/shop/demo", "examples/shop/postgres/bin/start"} <= set(SHELL)
+    assert {"dev", ".ci/run", "examples/shop/demo", "examples/shop/postgres/bin/start"} <= set(
+        SHELL
+    )
     assert "examples/shop/api/bin/api" in PYTHON

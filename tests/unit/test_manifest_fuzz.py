@@ -25,7 +25,17 @@ KEYS = {
     "environment": ["A", "A B", "PATH"],
     "service": ["user", "restart", "restart_delay", "stop_timeout"],
     "isolation": ["capabilities", "read_only", "resources"],
-    "network": ["mode", "share", "network", "networks", "ports", "hostname", "aliases", "ip", "policy"],
+    "network": [
+        "mode",
+        "share",
+        "network",
+        "networks",
+        "ports",
+        "hostname",
+        "aliases",
+        "ip",
+        "policy",
+    ],
     "volumes": ["data"],
     "healthcheck": ["tcp", "http", "interval", "timeout", "retries", "start_period"],
 }
@@ -98,7 +108,9 @@ def table(names: list[str]) -> st.SearchStrategy[dict[str, Any]]:
 
 
 MANIFESTS = st.one_of(
-    st.fixed_dictionaries({}, optional={name: st.one_of(table(keys), VALUES) for name, keys in KEYS.items()}),
+    st.fixed_dictionaries(
+        {}, optional={name: st.one_of(table(keys), VALUES) for name, keys in KEYS.items()}
+    ),
     st.fixed_dictionaries({}, optional={name: table(keys) for name, keys in KEYS.items()}).map(
         lambda data: HEAD | data
     ),
@@ -107,7 +119,9 @@ MANIFESTS = st.one_of(
 
 
 def quoted(text: str) -> str:
-    return '"' + "".join(c if c.isascii() and c.isalnum() else f"\\U{ord(c):08x}" for c in text) + '"'
+    return (
+        '"' + "".join(c if c.isascii() and c.isalnum() else f"\\U{ord(c):08x}" for c in text) + '"'
+    )
 
 
 def toml(value: Any) -> str:
@@ -135,27 +149,36 @@ def load(content: bytes) -> model.Manifest | None:
             single = error.errors if isinstance(error, ErrorGroup) else [error]
             for one in single:
                 assert one.message.startswith(path)
-                assert all(text is None or text.isprintable() for text in (one.message, one.hint, one.key))
+                assert all(
+                    text is None or text.isprintable() for text in (one.message, one.hint, one.key)
+                )
             return None
 
 
 @settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(MANIFESTS)
 def test_random_structure_loads_or_is_refused_and_what_loads_is_whole(data: dict[str, Any]) -> None:
-    manifest = load("\n".join(f"{quoted(name)} = {toml(value)}" for name, value in data.items()).encode())
+    manifest = load(
+        "\n".join(f"{quoted(name)} = {toml(value)}" for name, value in data.items()).encode()
+    )
     if manifest is not None:
         assert VALIDATOR.is_valid(data)
         assert model.decode(model.encode(manifest)) == manifest
         assert model.names(manifest)[0] == model.hostname(manifest)
         assert set(model.static_ips(manifest)) <= set(model.networks(manifest))
-        assert len(set(model.ports(manifest))) == len(model.ports(manifest)) <= len(manifest.network.ports)
+        assert (
+            len(set(model.ports(manifest)))
+            == len(model.ports(manifest))
+            <= len(manifest.network.ports)
+        )
         model.user(manifest)
         assert 0 < model.restart_delay(manifest) <= 60
         assert 0 <= model.stop_timeout(manifest) <= 3600
 
 
 PATHS = st.one_of(
-    st.from_regex(r"(/(\.{0,2}|[a-e]{1,2}|etc|app|proc|hosts|usr|tmp)){1,3}/?", fullmatch=True), st.text(max_size=5)
+    st.from_regex(r"(/(\.{0,2}|[a-e]{1,2}|etc|app|proc|hosts|usr|tmp)){1,3}/?", fullmatch=True),
+    st.text(max_size=5),
 )
 SIZES = st.from_regex(r"[0-9]{1,10}[KMGk]?", fullmatch=True)
 NEAR = st.fixed_dictionaries(
@@ -205,7 +228,9 @@ NEAR = st.fixed_dictionaries(
 @settings(deadline=None, max_examples=600, suppress_health_check=[HealthCheck.too_slow])
 @given(NEAR)
 def test_what_is_nearly_right_loads_as_the_schema_says_or_is_refused(data: dict[str, Any]) -> None:
-    manifest = load("\n".join(f"{quoted(name)} = {toml(value)}" for name, value in data.items()).encode())
+    manifest = load(
+        "\n".join(f"{quoted(name)} = {toml(value)}" for name, value in data.items()).encode()
+    )
     if manifest is None:
         return
     assert VALIDATOR.is_valid(data)
@@ -229,5 +254,7 @@ GOOD = b'[package]\nname = "api"\nversion = "1"\n[binary]\nentrypoint = "x"\n[ne
 
 @settings(deadline=None, max_examples=300)
 @given(st.integers(0, len(GOOD)), st.integers(0, 3), st.binary(max_size=4))
-def test_good_manifest_with_a_few_bytes_changed_loads_or_is_refused(start: int, length: int, patch: bytes) -> None:
+def test_good_manifest_with_a_few_bytes_changed_loads_or_is_refused(
+    start: int, length: int, patch: bytes
+) -> None:
     load(GOOD[:start] + patch + GOOD[start + length :])

@@ -70,7 +70,9 @@ def errors(folder: Path, text: str) -> dict[str, InvalidInput]:
         assert isinstance(error, InvalidInput)
         assert error.message.startswith(f"{path}: {error.key}: ")
         assert error.message.isprintable()
-    found = {str(error.key): error for error in caught.value.errors if isinstance(error, InvalidInput)}
+    found = {
+        str(error.key): error for error in caught.value.errors if isinstance(error, InvalidInput)
+    }
     assert len(found) == len(caught.value.errors)
     return found
 
@@ -106,7 +108,11 @@ def test_every_key_is_read_into_its_place(tmp_path: Path) -> None:
 def test_smallest_manifest_has_the_defaults(tmp_path: Path) -> None:
     manifest = loaded(tmp_path, HEAD)
     assert manifest.binary == model.Binary("bin/api", (), "/app")
-    assert (manifest.service.restart, model.restart_delay(manifest), model.stop_timeout(manifest)) == (
+    assert (
+        manifest.service.restart,
+        model.restart_delay(manifest),
+        model.stop_timeout(manifest),
+    ) == (
         "on-failure",
         1,
         10,
@@ -126,13 +132,17 @@ def test_static_ip_as_text_is_that_of_the_only_network(tmp_path: Path) -> None:
 
 
 def test_alias_that_repeats_the_name_is_one_name(tmp_path: Path) -> None:
-    assert model.names(loaded(tmp_path, HEAD + '[network]\nhostname = "web"\naliases = ["api", "web"]')) == (
+    assert model.names(
+        loaded(tmp_path, HEAD + '[network]\nhostname = "web"\naliases = ["api", "web"]')
+    ) == (
         "web",
         "api",
     )
 
 
-def test_folder_and_file_and_relative_path_load_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_and_file_and_relative_path_load_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write(tmp_path, HEAD)
     monkeypatch.chdir(tmp_path)
     for argument in (path, str(tmp_path), ".", "manifest.toml", f"{tmp_path}/"):
@@ -187,10 +197,28 @@ def test_all_errors_come_at_once_with_their_keys(tmp_path: Path) -> None:
     interval = 5
     """
     assert set(errors(tmp_path, text)) == {
-        *("package.name", "package.version", "binary.entrypoint", "binary.args[1]", "binary.args[2]"),
+        *(
+            "package.name",
+            "package.version",
+            "binary.entrypoint",
+            "binary.args[1]",
+            "binary.args[2]",
+        ),
         *('environment."A B"', "environment.DEBUG", "service.restart", "service.restart_delay"),
-        *("isolation.capabilities[0]", "isolation.read_only", "network.prots", "network.ports[1]", "network.ports[2]"),
-        *("network.ports[3]", "network.networks[0]", "network.networks[2]", "network.aliases[0]", "network.aliases[2]"),
+        *(
+            "isolation.capabilities[0]",
+            "isolation.read_only",
+            "network.prots",
+            "network.ports[1]",
+            "network.ports[2]",
+        ),
+        *(
+            "network.ports[3]",
+            "network.networks[0]",
+            "network.networks[2]",
+            "network.aliases[0]",
+            "network.aliases[2]",
+        ),
         *("network.ip.other", "network.ip.backend", "volumes.data.mount", "volumes.data.host"),
         *("volumes.more.mount", "isolation.resources.memory_max", "isolation.resources.pids_limit"),
         *("healthcheck.http", "healthcheck.interval"),
@@ -198,7 +226,9 @@ def test_all_errors_come_at_once_with_their_keys(tmp_path: Path) -> None:
 
 
 def test_wrong_values_are_found_also_when_every_type_is_right(tmp_path: Path) -> None:
-    found = errors(tmp_path, HEAD + '[service]\nuser = "a b"\n[network]\nports = ["80:80", "53:53/icmp"]\n')
+    found = errors(
+        tmp_path, HEAD + '[service]\nuser = "a b"\n[network]\nports = ["80:80", "53:53/icmp"]\n'
+    )
     assert set(found) == {"service.user", "network.ports[1]"}
 
 
@@ -234,21 +264,45 @@ def test_unknown_key_without_a_near_one_lists_what_there_is(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "key", "words"),
     [
-        ("[network]\nnetwork = 'a'\nnetworks = ['b']", "network.networks", "network.network is there too"),
+        (
+            "[network]\nnetwork = 'a'\nnetworks = ['b']",
+            "network.networks",
+            "network.network is there too",
+        ),
         ("[network]\nnetworks = []", "network.networks", "it is empty"),
-        ("[network]\nnetworks = ['a', 'a']", "network.networks[1]", "network.networks[0] is the same"),
-        ("[network]\naliases = ['a', 'b', 'a']", "network.aliases[2]", "network.aliases[0] is the same"),
+        (
+            "[network]\nnetworks = ['a', 'a']",
+            "network.networks[1]",
+            "network.networks[0] is the same",
+        ),
+        (
+            "[network]\naliases = ['a', 'b', 'a']",
+            "network.aliases[2]",
+            "network.aliases[0] is the same",
+        ),
         ("[network]\nnetworks = ['a', 'b']\nip = '10.1.1.1'", "network.ip", "several networks"),
-        ("[network]\nnetwork = 'a'\nip = { b = '10.1.1.1' }", "network.ip.b", 'right would be one of ["a"]'),
+        (
+            "[network]\nnetwork = 'a'\nip = { b = '10.1.1.1' }",
+            "network.ip.b",
+            'right would be one of ["a"]',
+        ),
         ("[network]\nip = { a = '10.1.1.1' }", "network.ip.a", '"niso-default"'),
         (
             "[network]\nports = ['80:80', '0.0.0.0:80:81']",
             "network.ports[1]",
             'network.ports[0] ("80:80") has that host port',
         ),
-        ("[network]\nports = ['[::1]:80:80']", "network.ports[0]", "the kernel takes packets for ::1 from no bridge"),
+        (
+            "[network]\nports = ['[::1]:80:80']",
+            "network.ports[0]",
+            "the kernel takes packets for ::1 from no bridge",
+        ),
         ("[network]\nip = 'fd00::2'", "network.ip", "only the IPv4 address can be chosen"),
-        ("[network]\nip = { niso-default = 'fd00::2' }", "network.ip.niso-default", "the IPv6 one is leased, and kept"),
+        (
+            "[network]\nip = { niso-default = 'fd00::2' }",
+            "network.ip.niso-default",
+            "the IPv6 one is leased, and kept",
+        ),
         ("[network]\nmode = 'bridged'", "network.mode", 'right would be "bridge"'),
         ("[service]\nrestart = 'never'", "service.restart", '"on-failure" or "no" or "always"'),
         ("[service]\nuser = 1000", "service.user", "right would be a string"),
@@ -268,7 +322,15 @@ def test_wrong_part_is_named(tmp_path: Path, text: str, key: str, words: str) ->
 
 
 def test_contradictions_of_ports_come_all_at_once(tmp_path: Path) -> None:
-    ports = ["80:80", "80:81", "53:53/udp", "[::]:53:54/udp", "8000-8010:8000-8010", "8005:8005", "9000:9000"]
+    ports = [
+        "80:80",
+        "80:81",
+        "53:53/udp",
+        "[::]:53:54/udp",
+        "8000-8010:8000-8010",
+        "8005:8005",
+        "9000:9000",
+    ]
     found = errors(tmp_path, HEAD + f"[network]\nports = {ports}\n")
     assert set(found) == {"network.ports[1]", "network.ports[3]", "network.ports[5]"}
 
@@ -310,7 +372,9 @@ def test_what_is_none_of_the_choices_is_no_example_of_them(tmp_path: Path) -> No
         ("network.policy", "allow_from = [80]", '"frontend:8080/tcp"'),
     ],
 )
-def test_example_of_a_hint_is_one_that_the_key_takes(tmp_path: Path, table: str, line: str, example: str) -> None:
+def test_example_of_a_hint_is_one_that_the_key_takes(
+    tmp_path: Path, table: str, line: str, example: str
+) -> None:
     assert error(tmp_path, HEAD + f"[{table}]\n{line}").hint == f"for example {example}"
     right = HEAD + f"[{table}]\n{line.rpartition('= ')[0]}= {example}"
     if line.startswith("ports = ["):
@@ -347,7 +411,9 @@ def test_table_header_forgotten_is_an_error_of_the_key(tmp_path: Path) -> None:
         (b"a = 1\nb = '\xff'", "line 2, column 6: not UTF-8"),
     ],
 )
-def test_syntax_error_comes_alone_with_line_and_column(tmp_path: Path, text: str | bytes, place: str) -> None:
+def test_syntax_error_comes_alone_with_line_and_column(
+    tmp_path: Path, text: str | bytes, place: str
+) -> None:
     path = write(tmp_path, text)
     with pytest.raises(InvalidInput) as caught:
         load(path)
@@ -363,14 +429,21 @@ def test_syntax_error_comes_alone_with_line_and_column(tmp_path: Path, text: str
         (b"#" * (toml.MAX_BYTES + 1), "larger than"),
     ],
 )
-def test_file_that_no_manifest_can_be_is_refused(tmp_path: Path, text: str | bytes, words: str) -> None:
+def test_file_that_no_manifest_can_be_is_refused(
+    tmp_path: Path, text: str | bytes, words: str
+) -> None:
     with pytest.raises(InvalidInput, match=words):
         load(write(tmp_path, text))
 
 
 def test_missing_file_and_folder_without_manifest_are_not_found(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for path in (tmp_path, tmp_path / "none", tmp_path / "none" / "manifest.toml", tmp_path / "file" / "x"):
+    for path in (
+        tmp_path,
+        tmp_path / "none",
+        tmp_path / "none" / "manifest.toml",
+        tmp_path / "file" / "x",
+    ):
         with pytest.raises(NotFound, match="no such file"):
             load(str(path))
 
@@ -435,7 +508,19 @@ def test_rootfs_must_be_a_folder_of_the_package(tmp_path: Path) -> None:
 
     for name in ("build/rootfs", "inside", "build/rootfs/"):
         assert loaded(package, with_rootfs(name)).package.rootfs == name
-    for name in ("none", "file", "outside", "absolute", "self", ".", "sibling", "..", "/usr", "build/../..", ""):
+    for name in (
+        "none",
+        "file",
+        "outside",
+        "absolute",
+        "self",
+        ".",
+        "sibling",
+        "..",
+        "/usr",
+        "build/../..",
+        "",
+    ):
         assert error(package, with_rootfs(name)).key == "package.rootfs"
 
 

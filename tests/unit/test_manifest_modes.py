@@ -58,7 +58,9 @@ def test_mode_with_all_that_goes_with_it_is_right(tmp_path: Path, mode: str) -> 
     assert VALIDATOR.is_valid(tomllib.loads(HEAD + text))
 
 
-@pytest.mark.parametrize(("mode", "key"), [(m, k) for m in RIGHT if m != "bridge" for k in KEYS if k not in RIGHT[m]])
+@pytest.mark.parametrize(
+    ("mode", "key"), [(m, k) for m in RIGHT if m != "bridge" for k in KEYS if k not in RIGHT[m]]
+)
 def test_key_that_does_not_go_with_the_mode_is_an_error_that_says_what_to_do(
     tmp_path: Path, mode: str, key: str
 ) -> None:
@@ -102,7 +104,11 @@ def test_mode_share_needs_to_know_whose(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("share", "words"),
-    [("api", "the service's own name"), ("Db", 'the character "D"'), ("localhost", "taken by the system")],
+    [
+        ("api", "the service's own name"),
+        ("Db", 'the character "D"'),
+        ("localhost", "taken by the system"),
+    ],
 )
 def test_share_of_what_cannot_be_is_an_error(tmp_path: Path, share: str, words: str) -> None:
     (error,) = errors(tmp_path, f"[network]\nmode = 'share'\nshare = '{share}'")

@@ -23,7 +23,12 @@ VALID: dict[str, Any] = {
     "package": {"name": "api", "version": "1.0.0", "rootfs": "rootfs"},
     "binary": {"entrypoint": "bin/api", "args": ["--port", "8080", ""], "working_dir": "/app"},
     "environment": {"LOG_LEVEL": "info"},
-    "service": {"user": "1000:1000", "restart": "on-failure", "restart_delay": "1s", "stop_timeout": "10s"},
+    "service": {
+        "user": "1000:1000",
+        "restart": "on-failure",
+        "restart_delay": "1s",
+        "stop_timeout": "10s",
+    },
     "isolation": {"capabilities": ["NET_RAW"], "read_only": True},
     "network": {
         "mode": "bridge",
@@ -79,7 +84,10 @@ def test_every_key_has_a_description() -> None:
         ("environment.A", "line\nline"),
         ("isolation.resources", {"memory_max": "512M", "cpu_max": "200%", "pids_limit": 4096}),
         ("healthcheck", {"tcp": 8080}),
-        ("healthcheck", {"http": "http://127.0.0.1:8080/health?deep=1", "interval": "5s", "retries": 3}),
+        (
+            "healthcheck",
+            {"http": "http://127.0.0.1:8080/health?deep=1", "interval": "5s", "retries": 3},
+        ),
         ("healthcheck", {"http": "http://[::1]:8080"}),
         ("healthcheck", {"http": "http://api.niso.local"}),
         ("volumes", {}),
@@ -164,7 +172,9 @@ def test_invalid_manifest_does_not_pass(key: str, value: object) -> None:
     assert list(VALIDATOR.iter_errors(with_value(key, value))) != []
 
 
-@pytest.mark.parametrize("port", [1, 9, 10, 9999, 10000, 59999, 60000, 64999, 65000, 65499, 65500, 65529, 65530, 65535])
+@pytest.mark.parametrize(
+    "port", [1, 9, 10, 9999, 10000, 59999, 60000, 64999, 65000, 65499, 65500, 65529, 65530, 65535]
+)
 def test_port_pattern_takes_the_ends_of_its_parts(port: int) -> None:
     assert VALIDATOR.is_valid(with_value("network.ports", [f"{port}:{port}"]))
 
@@ -181,7 +191,13 @@ PORTS = (
         ":8000-8010",
         "127.0.0.1::80",
     ),
-    *("0.0.0.0:443:443", "127.0.0.1:5432:5432", "8000-8010:8000-8010", "8000-8010:9000-9010/udp", "8000-8010"),
+    *(
+        "0.0.0.0:443:443",
+        "127.0.0.1:5432:5432",
+        "8000-8010:8000-8010",
+        "8000-8010:9000-9010/udp",
+        "8000-8010",
+    ),
     *("[::]:8081:8081", "[2001:db8::1]:8000-8010:8000-8010", "[::]:8082", "[2001:db8::1]::80"),
 )
 
@@ -196,13 +212,16 @@ SAMPLES = st.one_of(
     st.text(max_size=8),
     st.from_regex(r"[a-z0-9./:_~+-]{1,12}", fullmatch=True),
     st.from_regex(
-        r"(0\.0\.0\.0:|127\.0\.0\.1:|\[::\]:)?[0-9]{0,5}(-[0-9]{1,5})?:[0-9]{1,5}(/tcp|/udp)?", fullmatch=True
+        r"(0\.0\.0\.0:|127\.0\.0\.1:|\[::\]:)?[0-9]{0,5}(-[0-9]{1,5})?:[0-9]{1,5}(/tcp|/udp)?",
+        fullmatch=True,
     ),
     st.sampled_from(PORTS),
     st.from_regex(r"[0-9]{1,3}(ms|s|m|h)", fullmatch=True),
     st.from_regex(r"/?[a-z .]{1,4}/[a-z.]{1,3}/?", fullmatch=True),
     st.from_regex(r"[0-9]{1,3}(\.[0-9]{1,3}){3}", fullmatch=True),
-    st.sampled_from(["host", "localhost", "default", "ip6-x", "NET_RAW", "1000:1000", "4294967294", "a\nb"]),
+    st.sampled_from(
+        ["host", "localhost", "default", "ip6-x", "NET_RAW", "1000:1000", "4294967294", "a\nb"]
+    ),
 )
 
 
@@ -213,7 +232,9 @@ def test_what_a_rule_accepts_the_schema_accepts(key: str, text: str) -> None:
         RULES[key](text, key)
     except InvalidInput:
         assume(False)
-    data = with_value(key, [text] if key in validate.ARRAY_RULES or key == "network.ports" else text)
+    data = with_value(
+        key, [text] if key in validate.ARRAY_RULES or key == "network.ports" else text
+    )
     if key == "network.network":
         del data["network"]["networks"]
     if key == "network.share":

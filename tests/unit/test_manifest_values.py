@@ -64,25 +64,89 @@ def test_right_value_is_parsed(parser: Parser, text: str, value: object) -> None
 REFUSED: list[tuple[Parser, list[str]]] = [
     (
         values.duration,
-        ["", "5", "s", "-1s", "1.5s", "5 s", "5S", "1h5m", "1ss", "1sm", "٣s", "05s", "99999999999s", "25h"],
+        [
+            "",
+            "5",
+            "s",
+            "-1s",
+            "1.5s",
+            "5 s",
+            "5S",
+            "1h5m",
+            "1ss",
+            "1sm",
+            "٣s",
+            "05s",
+            "99999999999s",
+            "25h",
+        ],
     ),
     (values.restart_delay, ["0s", "9ms", "61s", "2m"]),
     (values.stop_timeout, ["2h"]),
     (values.size, ["", "K", "0K", "64", "64k", "64KB", "1.5G", "-1K", "9" * 5000 + "K"]),
     (
         values.service_name,
-        ["", "Api", "1a", "-a", "a-", "a_b", "a.b", "ä", "a" * 64, "host", "localhost", "ip6-loopback", "a\n", "a b"],
+        [
+            "",
+            "Api",
+            "1a",
+            "-a",
+            "a-",
+            "a_b",
+            "a.b",
+            "ä",
+            "a" * 64,
+            "host",
+            "localhost",
+            "ip6-loopback",
+            "a\n",
+            "a b",
+        ],
     ),
     (values.host_label, ["", "localhost", "host", "ip6-allnodes", "web.", "WEB", "a" * 64]),
     (values.network_name, ["", "default", "9a", "Backend", "a/b", "a" * 64, "a\x00"]),
-    (values.user, ["", ":", "1000:", ":1000", "1:2:3", "01", "-1", "4294967295", "1:4294967295", "a b", "1a", "a:1"]),
+    (
+        values.user,
+        [
+            "",
+            ":",
+            "1000:",
+            ":1000",
+            "1:2:3",
+            "01",
+            "-1",
+            "4294967295",
+            "1:4294967295",
+            "a b",
+            "1a",
+            "a:1",
+        ],
+    ),
     (values.user, ["٣", "ä", "-a", ".a", "a" * 33, "9" * 5000]),
-    (values.ipv4, ["", "10.99.1", "10.99.1.256", "10.99.01.1", "10.99.1.1 ", "0.1.2.3", "127.0.0.1", "169.254.1.1"]),
+    (
+        values.ipv4,
+        [
+            "",
+            "10.99.1",
+            "10.99.1.256",
+            "10.99.01.1",
+            "10.99.1.1 ",
+            "0.1.2.3",
+            "127.0.0.1",
+            "169.254.1.1",
+        ],
+    ),
     (values.ipv4, ["224.0.0.1", "255.255.255.255", "fd00::2", "1.2.3.4.5", "10.99.1.0/24", "api"]),
-    (values.ipv4_prefix, ["10.99.1.0", "10.99.1.1/24", "10.99.1.0/31", "0.0.0.0/0", "fd00::/64", "127.0.0.0/8"]),
+    (
+        values.ipv4_prefix,
+        ["10.99.1.0", "10.99.1.1/24", "10.99.1.0/31", "0.0.0.0/0", "fd00::/64", "127.0.0.0/8"],
+    ),
     (values.ipv4_prefix, ["/24", "10.99.1.0/024", "10.99.1.0/", "224.0.0.0/24", "10.99.1.0/-1"]),
     (values.version, ["", "a b", "-1", "1\n", "v" * 65, "ä"]),
-    (values.entrypoint, ["", "../x", "bin/../../x", "bin/", "a\x00b", "a\nb", "\x1b[31m", "x" * 4096]),
+    (
+        values.entrypoint,
+        ["", "../x", "bin/../../x", "bin/", "a\x00b", "a\nb", "\x1b[31m", "x" * 4096],
+    ),
     (values.working_dir, ["", "app", "./app", "/a\x00"]),
     (values.rootfs, ["", "/rootfs", "..", "a/../../b", "a\x07"]),
     (values.environment_name, ["", "A B", "1A", "A-B", "A=B", "Ä", "A\x00"]),
@@ -91,12 +155,16 @@ REFUSED: list[tuple[Parser, list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("parser", "text"), [(parser, text) for parser, texts in REFUSED for text in texts])
+@pytest.mark.parametrize(
+    ("parser", "text"), [(parser, text) for parser, texts in REFUSED for text in texts]
+)
 def test_wrong_value_is_refused_with_key_and_the_right_form(parser: Parser, text: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         parser(text, "some.key")
     assert caught.value.key == "some.key"
-    assert re.match(r"some\.key: value .* is wrong because .+; right would be .+", caught.value.message)
+    assert re.match(
+        r"some\.key: value .* is wrong because .+; right would be .+", caught.value.message
+    )
     assert caught.value.message.isprintable()
     assert len(caught.value.message) < 700
 
@@ -105,7 +173,9 @@ def test_capabilities_are_those_of_the_kernels_header() -> None:
     header = Path("/usr/include/linux/capability.h")
     if not header.exists():
         pytest.skip("linux/capability.h is not installed")
-    defined = re.findall(r"^#define CAP_([A-Z_]+)\s+\d+$", header.read_text(encoding="utf-8"), re.MULTILINE)
+    defined = re.findall(
+        r"^#define CAP_([A-Z_]+)\s+\d+$", header.read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert set(defined) == set(values.CAPABILITIES)
 
 

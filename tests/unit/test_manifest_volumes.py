@@ -42,7 +42,11 @@ def said(errors: list[InvalidInput]) -> dict[str | None, str]:
         ({"mount": "/d", "size": "1M"}, "size", "only a tmpfs has a size"),
         ({"mount": "/d", "host": "/d", "size": "1M"}, "size", "only a tmpfs has a size"),
         ({"mount": "/d", "mode": "ro"}, "mode", "only a path of the host has a mode"),
-        ({"mount": "/d", "tmpfs": True, "mode": "rw"}, "mode", "only a path of the host has a mode"),
+        (
+            {"mount": "/d", "tmpfs": True, "mode": "rw"},
+            "mode",
+            "only a path of the host has a mode",
+        ),
         ({"mount": "/d", "tmpfs": True, "size": "64"}, "size", "it is no size"),
     ],
 )
@@ -80,7 +84,13 @@ def test_name_that_is_no_folders_name_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("second", "words"),
-    [("/data/a", "the same as"), ("/data/a/b/c", "below"), ("/data", "above"), ("/data/ab", ""), ("/dat", "")],
+    [
+        ("/data/a", "the same as"),
+        ("/data/a/b/c", "below"),
+        ("/data", "above"),
+        ("/data/ab", ""),
+        ("/dat", ""),
+    ],
 )
 def test_mount_points_lie_apart(second: str, words: str) -> None:
     found = parse_volumes.problems({"one": {"mount": "/data/a"}, "two": {"mount": second}})
@@ -107,7 +117,9 @@ def test_mount_points_lie_apart(second: str, words: str) -> None:
         ("http://web.niso.local:8080/", "", 8080, "web.niso.local:8080", "/"),
     ],
 )
-def test_url_of_the_service_itself_is_taken(text: str, address: str, port: int, host: str, path: str) -> None:
+def test_url_of_the_service_itself_is_taken(
+    text: str, address: str, port: int, host: str, path: str
+) -> None:
     assert parse_health.url(text, "k", {"api", "web"}) == (address, port, host, path)
 
 
@@ -153,15 +165,24 @@ def test_other_urls_are_refused(text: str, words: str) -> None:
 )
 def test_wrong_healthcheck_is_refused(section: dict[str, Any], keys: list[str] | None) -> None:
     found = [error.key for error in parse_health.problems(section, ())]
-    assert found == (keys or [f"healthcheck.{k}" for k in ("interval", "timeout", "start_period", "retries")])
+    assert found == (
+        keys or [f"healthcheck.{k}" for k in ("interval", "timeout", "start_period", "retries")]
+    )
 
 
 def test_stored_healthcheck_is_read_with_its_defaults() -> None:
     assert parse_health.of_stored({"package": {"name": "api"}}) is None
     assert parse_health.of_stored({"package": {"name": "api"}, "healthcheck": None}) is None
-    stored = {"package": {"name": "api"}, "network": {"hostname": "web"}, "healthcheck": {"http": "http://web/x"}}
+    stored = {
+        "package": {"name": "api"},
+        "network": {"hostname": "web"},
+        "healthcheck": {"http": "http://web/x"},
+    }
     assert parse_health.of_stored(stored) == ("", 80, "web", "/x", 5.0, 2.0, 3, 10.0)
-    stored = {"package": {"name": "api"}, "healthcheck": {"tcp": 81, "http": None, "retries": 1, "interval": "1s"}}
+    stored = {
+        "package": {"name": "api"},
+        "healthcheck": {"tcp": 81, "http": None, "retries": 1, "interval": "1s"},
+    }
     assert parse_health.of_stored(stored) == ("", 81, "", None, 1.0, 2.0, 1, 10.0)
 
 
@@ -170,7 +191,12 @@ def test_stored_healthcheck_is_read_with_its_defaults() -> None:
 
 def test_right_limits_are_taken() -> None:
     assert parse_resources.memory_max("512M", "k") == 512 << 20
-    assert [parse_resources.cpu_max(text, "k") for text in ("1%", "50%", "200%", "1000000%")] == [1, 50, 200, 1_000_000]
+    assert [parse_resources.cpu_max(text, "k") for text in ("1%", "50%", "200%", "1000000%")] == [
+        1,
+        50,
+        200,
+        1_000_000,
+    ]
     assert parse_resources.problems({"memory_max": "1M", "cpu_max": "1%", "pids_limit": 2}) == []
 
 
@@ -183,7 +209,10 @@ def test_wrong_share_of_cpus_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("memory_max", "64K"), ("memory_max", "1T"), ("pids_limit", 1), ("pids_limit", 2**40)]
+    ("name", "value"),
+    [("memory_max", "64K"), ("memory_max", "1T"), ("pids_limit", 1), ("pids_limit", 2**40)],
 )
 def test_wrong_limit_is_refused_by_its_key(name: str, value: object) -> None:
-    assert [error.key for error in parse_resources.problems({name: value})] == [f"isolation.resources.{name}"]
+    assert [error.key for error in parse_resources.problems({name: value})] == [
+        f"isolation.resources.{name}"
+    ]

@@ -28,17 +28,25 @@ from niso.services.targets import Target
 from niso.store.store import ALL, Intent, Scope, ServiceRow, Store
 
 ONE = Network("one", "", 1500, (Subnet(4, "10.99.1.0/24", "10.99.1.1"),))
-TWO = Network("two", "", 1500, (Subnet(4, "10.99.2.0/24", "10.99.2.1"), Subnet(6, "fd00:2::/64", "fd00:2::1")))
+TWO = Network(
+    "two", "", 1500, (Subnet(4, "10.99.2.0/24", "10.99.2.1"), Subnet(6, "fd00:2::/64", "fd00:2::1"))
+)
 P80, P90 = Port("", 8080, 80, "tcp"), Port("", 9090, 90, "tcp")
 
 
 def manifest_of(name: str, **network: object) -> Manifest:
-    data = {"package": {"name": name, "version": "1"}, "binary": {"entrypoint": "sleep"}, "network": network}
+    data = {
+        "package": {"name": name, "version": "1"},
+        "binary": {"entrypoint": "sleep"},
+        "network": network,
+    }
     return convert(data, Manifest)
 
 
 def target(name: str, **network: object) -> Target:
-    return Target(name, manifest_of(name, **network), f"/srv/{name}/manifest.toml", f"/p/{name}", None, None)
+    return Target(
+        name, manifest_of(name, **network), f"/srv/{name}/manifest.toml", f"/p/{name}", None, None
+    )
 
 
 @pytest.fixture
@@ -59,7 +67,9 @@ def store() -> Store:
     return store
 
 
-def share(store: Store, name: str = "side", provider: str = "api", ports: tuple[Port, ...] = (P90,)) -> None:
+def share(
+    store: Store, name: str = "side", provider: str = "api", ports: tuple[Port, ...] = (P90,)
+) -> None:
     with store.transaction():
         put(
             store,
@@ -73,7 +83,11 @@ def share(store: Store, name: str = "side", provider: str = "api", ports: tuple[
 
 
 def elements(state: State, container: str) -> dict[str, tuple[str, str]]:
-    return {e.element: (e.value, e.comment) for e in state.elements if (e.table, e.container) == (nft.INET, container)}
+    return {
+        e.element: (e.value, e.comment)
+        for e in state.elements
+        if (e.table, e.container) == (nft.INET, container)
+    }
 
 
 # --- what is wanted --------------------------------------------------------------------------------------------------
@@ -101,8 +115,13 @@ def test_port_of_a_sharer_alone_gives_its_provider_what_a_port_needs(store: Stor
     state = desired(store.snapshot(ALL))
     assert [veth.hairpin for veth in state.veths] == [True]
     assert elements(state, "hairpin4") == {"10.99.1.2 . 10.99.1.2": ("10.99.1.1", "api")}
-    assert {(bridge.name, bridge.tracked4) for bridge in state.bridges} == {("niso-one", True), ("niso-two", False)}
-    assert [s.value for s in state.sysctls if s.name == "net/ipv4/conf/niso-one/route_localnet"] == ["1"]
+    assert {(bridge.name, bridge.tracked4) for bridge in state.bridges} == {
+        ("niso-one", True),
+        ("niso-two", False),
+    }
+    assert [
+        s.value for s in state.sysctls if s.name == "net/ipv4/conf/niso-one/route_localnet"
+    ] == ["1"]
 
 
 def test_mode_host_wants_nothing_and_mode_none_a_namespace_and_a_file_of_its_own() -> None:
@@ -116,7 +135,10 @@ def test_mode_host_wants_nothing_and_mode_none_a_namespace_and_a_file_of_its_own
     own = "hermit.niso.local hermit alone.niso.local alone"
     assert state.netns == {Netns("niso-alone", names.alias(store.state_id()))}
     assert state.hosts_files == {HostsFile("=alone")}
-    assert state.hosts_lines == {HostsLine("=alone", "127.0.0.1", own), HostsLine("=alone", "::1", own)}
+    assert state.hosts_lines == {
+        HostsLine("=alone", "127.0.0.1", own),
+        HostsLine("=alone", "::1", own),
+    }
     assert {s.netns for s in state.sysctls} == {"niso-alone"}  # forwarding is nobody's need
     assert not state.rulesets | state.elements | state.veths | state.bridges | state.addresses
 
@@ -224,20 +246,28 @@ def test_provider_that_cannot_be_is_refused_with_the_next_step(store: Store) -> 
         put(store, "x", (), mode="none", hostname="other")
     with pytest.raises(InvalidInput, match="a name of the service itself"):
         sharing.provider_of(store, target("x", mode="share", share="other"), frozenset({"x"}))
-    assert sharing.provider_of(store, target("y", mode="share", share="web"), frozenset({"y"})) == "api"
+    assert (
+        sharing.provider_of(store, target("y", mode="share", share="web"), frozenset({"y"}))
+        == "api"
+    )
     assert sharing.provider_of(store, target("y", mode="none"), frozenset({"y"})) is None
     # one that another command is at may be gone in a moment
     with store.transaction():
         store.begin_intent("api", "activate", 1.0)
     with pytest.raises(Conflict, match="is being changed by another command"):
         sharing.provider_of(store, target("y", mode="share", share="api"), frozenset({"y"}))
-    assert sharing.provider_of(store, target("y", mode="share", share="api"), frozenset({"y", "api"})) == "api"
+    assert (
+        sharing.provider_of(store, target("y", mode="share", share="api"), frozenset({"y", "api"}))
+        == "api"
+    )
 
 
 def test_provider_cannot_end_while_it_is_shared_or_may_have_to_be_again(store: Store) -> None:
     share(store)
     for services in (["api"], ["api", "other"]):
-        with pytest.raises(Conflict, match="service 'api' is needed: 'side' shares its network namespace"):
+        with pytest.raises(
+            Conflict, match="service 'api' is needed: 'side' shares its network namespace"
+        ):
             stop.refuse(store, services)
     stop.refuse(store, ["side"])
     stop.refuse(store, ["side", "api"])
@@ -258,7 +288,10 @@ def test_provider_cannot_become_what_has_no_namespace(store: Store) -> None:
     row = store.service("api")
     assert row is not None
     host = row._replace(mode="host", networks=(), manifest=encode(manifest_of("api", mode="host")))
-    with pytest.raises(Conflict, match=r"network\.mode: 'host' cannot be, since 'side' shares its network namespace"):
+    with pytest.raises(
+        Conflict,
+        match=r"network\.mode: 'host' cannot be, since 'side' shares its network namespace",
+    ):
         sharing.check(store, [host])
     with pytest.raises(Conflict, match="service 'api' is needed"):
         sharing.check(store, [], [row])
@@ -271,21 +304,33 @@ def test_sharers_follow_a_provider_that_shows_them_something_else(store: Store) 
     row, provider = store.service("side"), store.service("api")
     assert row is not None and provider is not None
     there = sharing.home(store, "api", manifest_of("api", network="one", hostname="web"), None)
-    assert there == sharing.home(store, "side", manifest_of("side", mode="share", share="api"), "api")
+    assert there == sharing.home(
+        store, "side", manifest_of("side", mode="share", share="api"), "api"
+    )
     with store.transaction():
         spec = SPEC._replace(service="side", **there._asdict())
         store.put_service(row._replace(spec=json.dumps(spec._asdict()), package="/usr"))
-    same = target("api", network="one", hostname="web", ports=["1:1"], aliases=["x"], ip="10.99.1.9")
+    same = target(
+        "api", network="one", hostname="web", ports=["1:1"], aliases=["x"], ip="10.99.1.9"
+    )
     assert [each.name for each in sharing.with_followers(store, [same])] == ["api"]
     sharing.check(store, [provider])
-    for network in ({"network": "two", "hostname": "web"}, {"network": "one"}, {"mode": "none", "hostname": "web"}):
+    for network in (
+        {"network": "two", "hostname": "web"},
+        {"network": "one"},
+        {"mode": "none", "hostname": "web"},
+    ):
         moved = provider._replace(
             manifest=encode(manifest_of("api", **network)), mode=str(network.get("mode", "bridge"))
         )
-        with pytest.raises(Conflict, match="has just begun to share the network namespace of 'api'"):
+        with pytest.raises(
+            Conflict, match="has just begun to share the network namespace of 'api'"
+        ):
             sharing.check(store, [moved])
         sharing.check(store, [moved, row])
-    assert sharing.home(store, "open", manifest_of("open", mode="host"), None) == sharing.Home("", "", "")
+    assert sharing.home(store, "open", manifest_of("open", mode="host"), None) == sharing.Home(
+        "", "", ""
+    )
 
 
 # --- order of undoing ------------------------------------------------------------------------------------------------
@@ -295,7 +340,9 @@ def ordered(store: Store, *services: str) -> list[str]:
     found = [intent for name in services if (intent := store.intent(name))]
     assert len(found) == len(services)
     for each in (found, found[::-1]):
-        assert [i.service for i in undo.in_order(store, each)] == [i.service for i in undo.in_order(store, found)]
+        assert [i.service for i in undo.in_order(store, each)] == [
+            i.service for i in undo.in_order(store, found)
+        ]
     return [intent.service for intent in undo.in_order(store, found)]
 
 
@@ -402,7 +449,11 @@ def _apply(store: Store, operation: tuple) -> tuple[Scope, Scope] | None:
     if mode == "none" and any(store.ports(sharer) for sharer in store.sharers(name)):
         return None  # the sharer is activated with it, and refused
     scope = scope_of(store, [wanted])
-    ports = (Port("", 8000 + NAMES.index(name), 80, "tcp"),) if publishes and mode in ("bridge", "share") else ()
+    ports = (
+        (Port("", 8000 + NAMES.index(name), 80, "tcp"),)
+        if publishes and mode in ("bridge", "share")
+        else ()
+    )
     if mode == "share" and not store.port_families(provider):
         ports = ()
     with store.transaction():
@@ -428,7 +479,9 @@ def things(state: State) -> set[object]:
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(_OPERATION, min_size=1, max_size=10))
-def test_scope_of_a_change_holds_all_that_it_changes_and_takes_nothing_of_others(operations: list[tuple]) -> None:
+def test_scope_of_a_change_holds_all_that_it_changes_and_takes_nothing_of_others(
+    operations: list[tuple],
+) -> None:
     """Scoped, the difference is what it is of everything: nothing is missed, and nobody else's things go."""
     with TemporaryStore() as store:
         with store.transaction():
@@ -474,6 +527,9 @@ class TemporaryCopy:
 
 
 def test_union_keeps_what_two_scopes_want() -> None:
-    one, other = State(netns=frozenset({Netns("a", "x")})), State(netns=frozenset({Netns("b", "x")}))
+    one, other = (
+        State(netns=frozenset({Netns("a", "x")})),
+        State(netns=frozenset({Netns("b", "x")})),
+    )
     assert union(one, other).netns == one.netns | other.netns
     assert os.path.basename(names.own_hosts_folder("a")) == "=a"

@@ -71,7 +71,9 @@ def test_mac_is_unicast_locally_administered_and_stays(service, network, state_i
 
 
 def test_mac_differs_by_service_network_and_state_folder() -> None:
-    assert len({names.mac(s, n, i) for s in ("a", "b") for n in ("a", "b") for i in ("0", "1")}) == 8
+    assert (
+        len({names.mac(s, n, i) for s in ("a", "b") for n in ("a", "b") for i in ("0", "1")}) == 8
+    )
 
 
 @BOUNDED

@@ -37,7 +37,9 @@ from niso.plan import nft
 
 ANSWERS = {
     name: [bytes.fromhex(message) for message in messages]
-    for name, messages in json.loads(pathlib.Path(__file__).with_name("netlink_answers.json").read_text()).items()
+    for name, messages in json.loads(
+        pathlib.Path(__file__).with_name("netlink_answers.json").read_text()
+    ).items()
 }
 MANY = 10 if os.environ.get("NISO_TEST_LONG") else 1
 BOUNDED = settings(max_examples=200 * MANY, deadline=None)
@@ -73,7 +75,11 @@ class Kernel:
 
 
 def message(kind: int, sequence: int, body: bytes, flags: int = MULTI) -> bytes:
-    return struct.pack("=IHHII", 16 + len(body), kind, flags, sequence, 0) + body + bytes(-len(body) % 4)
+    return (
+        struct.pack("=IHHII", 16 + len(body), kind, flags, sequence, 0)
+        + body
+        + bytes(-len(body) % 4)
+    )
 
 
 def done(sequence: int = 1, flags: int = MULTI) -> bytes:
@@ -110,16 +116,28 @@ READERS: dict[str, Callable[[list[bytes]], Any]] = {
     "link": lambda said: of(rtnetlink.Rtnl, said).link("lo"),
     "addresses": lambda said: of(rtnetlink.Rtnl, said).addresses(),
     "routes": lambda said: of(rtnetlink.Rtnl, said).routes(),
-    "traffic": lambda said: of(netlink.Netlink, said).dump("list links", 18, b"", link_counters._parse),
-    "listeners": lambda said: of(netlink.Netlink, said).dump("list sockets", 20, b"", sockdiag._parse),
-    "connections": lambda said: of(netlink.Netlink, said).dump("list sockets", 20, b"", sockdiag._parse_ends),
-    "flows": lambda said: of(netlink.Netlink, said).dump("list connections", 257, b"", flows._parse),
+    "traffic": lambda said: of(netlink.Netlink, said).dump(
+        "list links", 18, b"", link_counters._parse
+    ),
+    "listeners": lambda said: of(netlink.Netlink, said).dump(
+        "list sockets", 20, b"", sockdiag._parse
+    ),
+    "connections": lambda said: of(netlink.Netlink, said).dump(
+        "list sockets", 20, b"", sockdiag._parse_ends
+    ),
+    "flows": lambda said: of(netlink.Netlink, said).dump(
+        "list connections", 257, b"", flows._parse
+    ),
     "header": lambda said: of(nft_elements.Nfnetlink, said).header("inet niso", "publish_any4"),
     "element": lambda said: of(nft_elements.Nfnetlink, said).get(H4, ["tcp . 8080"]),
-    "counts": lambda said: [of(nft_elements.Nfnetlink, list(said)).counts(each) for each in COUNTED],
+    "counts": lambda said: [
+        of(nft_elements.Nfnetlink, list(said)).counts(each) for each in COUNTED
+    ],
     "foreign": _foreign,
     "log": _log,
-    "change": lambda said: of(netlink.Netlink, said).transact(netlink.Message("change", 16, 0, b"")),
+    "change": lambda said: of(netlink.Netlink, said).transact(
+        netlink.Message("change", 16, 0, b"")
+    ),
     "batch": lambda said: of(nft_elements.Nfnetlink, said).change(
         "change", [nft_elements.Change(True, H4, "tcp . 1", "10.0.0.1 . 2", "")]
     ),
@@ -152,9 +170,14 @@ def test_answers_of_a_real_kernel_are_read(name: str) -> None:
     if name == "counts":
         of_name = {"in4_rest": b"in4_rest\0", "in4_prefix_ports": b"in4_prefix_ports\0"}
         headers = [(h, one) for h in COUNTED for one in said if of_name.get(h.name, b"-") in one]
-        assert headers and all(of(nft_elements.Nfnetlink, [one, said[-1]]).counts(h) for h, one in headers)
+        assert headers and all(
+            of(nft_elements.Nfnetlink, [one, said[-1]]).counts(h) for h, one in headers
+        )
         return
-    if name in ("addresses", "routes"):  # asked for each family: the second answer has the next sequence number
+    if name in (
+        "addresses",
+        "routes",
+    ):  # asked for each family: the second answer has the next sequence number
         said.append(message(DONE, 2, bytes(4)))
     found = read(name, said)
     assert found if name != "routes" else found is not None
@@ -171,7 +194,19 @@ def altered(draw: st.DrawFn, name: str) -> list[bytes]:
         at = draw(st.integers(0, max(0, len(data) - 1)))
         match draw(
             st.sampled_from(
-                ["cut", "flip", "length", "attribute", "insert", "double", "drop", "sequence", "kind", "bytes", "tail"]
+                [
+                    "cut",
+                    "flip",
+                    "length",
+                    "attribute",
+                    "insert",
+                    "double",
+                    "drop",
+                    "sequence",
+                    "kind",
+                    "bytes",
+                    "tail",
+                ]
             )
         ):
             case "cut":
@@ -184,11 +219,14 @@ def altered(draw: st.DrawFn, name: str) -> list[bytes]:
                 data[at] ^= draw(st.integers(1, 255))
             case "length" if len(data) >= 4:
                 data[:4] = struct.pack(
-                    "=I", draw(st.sampled_from([0, 1, 15, 16, 17, 20, len(data) + 4, 2**31, 2**32 - 1]))
+                    "=I",
+                    draw(st.sampled_from([0, 1, 15, 16, 17, 20, len(data) + 4, 2**31, 2**32 - 1])),
                 )
             case "attribute" if len(data) > 24:
                 at = 16 + (at & ~3) % (len(data) - 20)
-                data[at : at + 4] = struct.pack("=HH", draw(st.integers(0, 65535)), draw(st.integers(0, 65535)))
+                data[at : at + 4] = struct.pack(
+                    "=HH", draw(st.integers(0, 65535)), draw(st.integers(0, 65535))
+                )
             case "insert":
                 data[at:at] = draw(st.binary(max_size=12))
             case "double":
@@ -198,7 +236,9 @@ def altered(draw: st.DrawFn, name: str) -> list[bytes]:
             case "sequence" if len(data) >= 12:
                 data[8:12] = struct.pack("=I", draw(st.sampled_from([0, 1, 2, 3, 2**32 - 1])))
             case "kind" if len(data) >= 8:
-                data[4:8] = struct.pack("=HH", draw(st.sampled_from([ERROR, DONE, 1, 4])), draw(st.integers(0, 0x3FF)))
+                data[4:8] = struct.pack(
+                    "=HH", draw(st.sampled_from([ERROR, DONE, 1, 4])), draw(st.integers(0, 0x3FF))
+                )
             case "bytes":
                 data = bytearray(draw(st.binary(max_size=64)))
         said[which] = bytes(data)
@@ -222,10 +262,17 @@ def test_no_bytes_make_a_reader_fail_but_with_words(name: str, said: list[bytes]
 
 
 @BOUNDED
-@given(st.sampled_from(sorted(READERS)), st.integers(0, 70_000), st.binary(max_size=200), st.integers(0, 1024))
+@given(
+    st.sampled_from(sorted(READERS)),
+    st.integers(0, 70_000),
+    st.binary(max_size=200),
+    st.integers(0, 1024),
+)
 @example("flows", 1, b"", 0)
 @example("listeners", 20, b"\x02", 0)
-def test_no_body_makes_a_reader_fail_but_with_words(name: str, kind: int, body: bytes, flags: int) -> None:
+def test_no_body_makes_a_reader_fail_but_with_words(
+    name: str, kind: int, body: bytes, flags: int
+) -> None:
     read(name, [message(kind & 0xFFFF, 1, body, flags), done(), message(DONE, 2, b"")])
 
 
@@ -236,7 +283,9 @@ TRUNCATED = [
     LINK[:-4],  # the message is longer than what came
     struct.pack("=I", 0) + LINK[4:],
     struct.pack("=I", 15) + LINK[4:],
-    message(16, 1, bytes(16) + struct.pack("=HH", 200, 3) + b"eth0"),  # an attribute is longer than its message
+    message(
+        16, 1, bytes(16) + struct.pack("=HH", 200, 3) + b"eth0"
+    ),  # an attribute is longer than its message
     message(ERROR, 1, b""),
     message(ERROR, 1, b"\0\0"),
     message(ERROR, 1, struct.pack("=i", 5) + bytes(16)),  # success, and more
@@ -257,7 +306,10 @@ def test_error_message_is_told_with_the_kernels_words() -> None:
     body = struct.pack("=i", -errno.ENODEV) + struct.pack("=I", 16) + bytes(12) + words
     with pytest.raises(KernelError) as raised:
         READERS["change"]([message(ERROR, 1, body, 0x200 | 0x100)])
-    assert raised.value.errno == errno.ENODEV and "no such device (no \x1b such" in raised.value.message
+    assert (
+        raised.value.errno == errno.ENODEV
+        and "no such device (no \x1b such" in raised.value.message
+    )
 
 
 def test_acknowledgement_of_another_number_is_none() -> None:
@@ -296,7 +348,9 @@ def test_answer_that_is_larger_than_the_buffer_is_an_error() -> None:
 
 
 @BOUNDED
-@given(st.binary(max_size=80), st.sampled_from(["tcp", "udp", "sctp", "icmp"]), st.sampled_from([4, 6]))
+@given(
+    st.binary(max_size=80), st.sampled_from(["tcp", "udp", "sctp", "icmp"]), st.sampled_from([4, 6])
+)
 @example(b"", "tcp", 4)
 @example(b"\x45", "icmp", 4)
 def test_no_packet_of_a_service_makes_a_probe_fail(packet: bytes, proto: str, version: int) -> None:
@@ -318,13 +372,17 @@ def test_time_of_a_logged_packet_can_always_be_shown(seconds: int, micros: int) 
     from niso.cli.output import time_text
 
     body = (
-        bytes(4) + netlink.attribute(3, struct.pack("!QQ", seconds, micros)) + netlink.attribute(9, b"\x45" + bytes(30))
+        bytes(4)
+        + netlink.attribute(3, struct.pack("!QQ", seconds, micros))
+        + netlink.attribute(9, b"\x45" + bytes(30))
     )
     found = nflog._parse(body)
     assert found is not None and time_text(found.time)
 
 
-def test_no_attribute_of_an_entry_makes_the_flush_of_flows_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_attribute_of_an_entry_makes_the_flush_of_flows_fail(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     plain = netlink.Netlink
 
     @settings(max_examples=60 * MANY, deadline=None)
@@ -354,13 +412,22 @@ GOOD_SET = {
             "map": {
                 "type": ["inet_proto", "inet_service"],
                 "map": ["ipv4_addr", "inet_service"],
-                "elem": [[{"elem": {"val": {"concat": [6, 8080]}, "comment": "api"}}, {"concat": ["10.99.0.2", 80]}]],
+                "elem": [
+                    [
+                        {"elem": {"val": {"concat": [6, 8080]}, "comment": "api"}},
+                        {"concat": ["10.99.0.2", 80]},
+                    ]
+                ],
             }
         },
     ]
 }
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=6) | st.sampled_from(["tcp", "accept", "niso"]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=6)
+    | st.sampled_from(["tcp", "accept", "niso"]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
@@ -416,17 +483,25 @@ def elements(monkeypatch: pytest.MonkeyPatch, answer: bytes) -> Any:
 
 
 def test_json_of_nft_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert elements(monkeypatch, json.dumps(GOOD_SET).encode()) == {"tcp . 8080": ("10.99.0.2 . 80", "api")}
+    assert elements(monkeypatch, json.dumps(GOOD_SET).encode()) == {
+        "tcp . 8080": ("10.99.0.2 . 80", "api")
+    }
 
 
-def test_no_json_of_nft_makes_its_reader_fail_but_with_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_json_of_nft_makes_its_reader_fail_but_with_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     good = json.dumps(GOOD_SET).encode()
 
     @BOUNDED
     @given(
         st.one_of(
             JSON.map(lambda value: json.dumps(value).encode()),
-            JSON.map(lambda value: json.dumps({"nftables": [{"map": {"elem": [value]}}, {"map": value}]}).encode()),
+            JSON.map(
+                lambda value: json.dumps(
+                    {"nftables": [{"map": {"elem": [value]}}, {"map": value}]}
+                ).encode()
+            ),
             st.binary(max_size=40),
             st.tuples(st.integers(0, len(good)), st.integers(0, 8), st.binary(max_size=4)).map(
                 lambda cut: good[: cut[0]] + cut[2] + good[cut[0] + cut[1] :]

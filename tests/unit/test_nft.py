@@ -87,7 +87,11 @@ def all_elements(service: str, network: str, number: int = 0) -> list[Element]:
         *nft.network(network, names.bridge(network), subnets, internal=True),
         *nft.endpoint(service, link, mac, (four, six)),
         *(element for port in ports for element in nft.published(service, port, (four, six))),
-        *(element for port in ports for element in nft.published_on(service, port, names.bridge(network), (four, six))),
+        *(
+            element
+            for port in ports
+            for element in nft.published_on(service, port, names.bridge(network), (four, six))
+        ),
         *nft.hairpin(service, ((four, subnets[0].gateway), (six, subnets[1].gateway))),
     ]
 
@@ -101,7 +105,9 @@ def test_elements_of_odd_but_valid_names_are_accepted_by_the_kernel() -> None:
     elements = [*nft.owner("0123abcd"), nft.closed(4), nft.closed(6)]
     for number, name in enumerate(ODD_NAMES):
         elements += all_elements(name, ODD_NAMES[-1 - number], number)
-    statements = [nft.statement("add", e) for e in elements] + [nft.statement("delete", e) for e in elements]
+    statements = [nft.statement("add", e) for e in elements] + [
+        nft.statement("delete", e) for e in elements
+    ]
     done = checked("\n".join([nft.TABLES, *statements]))
     assert done.returncode == 0, done.stderr
 
@@ -122,7 +128,9 @@ def test_no_name_can_break_out_of_its_place(service, network) -> None:
         # outside quotes nothing but what render wrote is left: verbs, set names, keys, values
         outside = re.sub(r'"[^"]*"', "", statement)
         assert '"' not in outside
-        assert re.fullmatch(r"add element (inet|bridge) niso \w+ \{ [0-9a-z:./ -]+ \}", outside), outside
+        assert re.fullmatch(r"add element (inet|bridge) niso \w+ \{ [0-9a-z:./ -]+ \}", outside), (
+            outside
+        )
 
 
 def test_comment_comes_before_the_value_and_only_where_something_is_added() -> None:
@@ -145,7 +153,9 @@ def test_list_of_containers_is_that_of_the_text() -> None:
         if (container := re.match(r"\t(?:set|map) (\w+) ", line)) and "dynamic" not in line:
             found[table].append(container[1])
     assert {name: tuple(each) for name, each in found.items()} == nft.CONTAINERS
-    assert {name for containers in nft.CONTAINERS.values() for name in containers} >= nft.LATE | nft.POLICIES
+    assert {
+        name for containers in nft.CONTAINERS.values() for name in containers
+    } >= nft.LATE | nft.POLICIES
 
 
 def test_all_kinds_of_elements_are_there_and_each_is_of_its_types() -> None:
@@ -193,23 +203,41 @@ def policy_elements() -> list[Element]:
         *("db/icmp", "db:80/tcp", "db:90-95", "10.0.0.0/8:80", "[fd00::/8]:90-95"),
         *("0.0.0.0/0:80", "[::/0]:80", "0.0.0.0/0:9-10", "[::/0]:9-10"),
     ]
-    ingress = tuple(parse_entry(text, f"network.policy.allow_from[{i}]", False) for i, text in enumerate(written))
-    egress = tuple(parse_entry(text, f"network.policy.egress.allow[{i}]", True) for i, text in enumerate(written))
+    ingress = tuple(
+        parse_entry(text, f"network.policy.allow_from[{i}]", False)
+        for i, text in enumerate(written)
+    )
+    egress = tuple(
+        parse_entry(text, f"network.policy.egress.allow[{i}]", True)
+        for i, text in enumerate(written)
+    )
     own = Policed("api", ("10.99.1.2", "fd00::2"), Policy(allow_from=ingress, egress_allow=egress))
     return policy_maps.elements(own, [Member("service", "db", ("10.99.1.3", "fd00::3"))])
 
 
 def test_elements_of_policies_are_accepted_by_the_kernel() -> None:
     elements = policy_elements()
-    statements = [nft.statement("add", e) for e in elements] + [nft.statement("delete", e) for e in elements]
+    statements = [nft.statement("add", e) for e in elements] + [
+        nft.statement("delete", e) for e in elements
+    ]
     done = checked("\n".join([nft.TABLES, *statements]))
     assert done.returncode == 0, done.stderr
 
 
 def test_only_published_ports_may_go_before_what_they_lead_to() -> None:
     guards = nft.LATE | nft.POLICIES
-    early = {name for containers in nft.CONTAINERS.values() for name in containers if name not in guards}
-    kinds = ("local_addr", "local_any", "publish_addr", "publish_any", "range_addr", "range_any", "hairpin")
+    early = {
+        name for containers in nft.CONTAINERS.values() for name in containers if name not in guards
+    }
+    kinds = (
+        "local_addr",
+        "local_any",
+        "publish_addr",
+        "publish_any",
+        "range_addr",
+        "range_any",
+        "hairpin",
+    )
     assert early == {f"{kind}{family}" for kind in kinds for family in (4, 6)}
 
 
@@ -220,7 +248,15 @@ def test_every_set_that_is_declared_is_used_by_a_rule() -> None:
 
 
 def test_text_has_both_families() -> None:
-    for container in ("subnets", "sources", "publish_any", "publish_addr", "range_any", "range_addr", "hairpin"):
+    for container in (
+        "subnets",
+        "sources",
+        "publish_any",
+        "publish_addr",
+        "range_any",
+        "range_addr",
+        "hairpin",
+    ):
         for family in "46":
             assert f"@{container}{family}" in nft.TABLES
     for words in ("ip saddr @subnets4", "ip6 saddr @subnets6", "dnat ip to", "dnat ip6 to"):

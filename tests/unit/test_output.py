@@ -108,7 +108,9 @@ def test_port_text(port, shown, monkeypatch) -> None:
         ("", (), []),
     ],
 )
-def test_port_has_a_row_for_all_addresses_of_each_family_of_the_network(host_ip, families, rows) -> None:
+def test_port_has_a_row_for_all_addresses_of_each_family_of_the_network(
+    host_ip, families, rows
+) -> None:
     assert output.host_addresses(Port(host_ip, 80, 80, "tcp"), families) == rows
 
 
@@ -117,7 +119,13 @@ def test_ports_in_json_are_a_row_each_and_a_range_says_how_many_it_has() -> None
     assert output.ports_json(ports, (4, 6)) == [
         {"host_ip": "0.0.0.0", "host_port": 8080, "container_port": 80, "proto": "tcp"},
         {"host_ip": "::", "host_port": 8080, "container_port": 80, "proto": "tcp"},
-        {"host_ip": "127.0.0.1", "host_port": 8000, "container_port": 9000, "proto": "udp", "range": 3},
+        {
+            "host_ip": "127.0.0.1",
+            "host_port": 8000,
+            "container_port": 9000,
+            "proto": "udp",
+            "range": 3,
+        },
     ]
     assert output.ports_json((), (4,)) == []
 
@@ -127,7 +135,9 @@ def test_address_with_a_port_is_in_brackets_where_it_is_ipv6() -> None:
     assert output.bracketed("192.0.2.1") == "192.0.2.1"
 
 
-@pytest.mark.parametrize(("encoding", "arrow"), [("utf-8", "→"), ("ascii", "->"), ("latin-1", "->"), ("cp437", "->")])
+@pytest.mark.parametrize(
+    ("encoding", "arrow"), [("utf-8", "→"), ("ascii", "->"), ("latin-1", "->"), ("cp437", "->")]
+)
 def test_arrow_is_what_the_output_can_show(encoding, arrow) -> None:
     code = "from niso.cli import output; print(output.arrow())"
     done = subprocess.run(
@@ -210,8 +220,14 @@ def on_terminal(columns: int, **environment: str) -> tuple[str, str]:
     said = []
     for near, _ in ends:
         fcntl.ioctl(near, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")} | {"TERM": "xterm"} | environment
-    subprocess.run([sys.executable, "-c", code], stdout=ends[0][1], stderr=ends[1][1], check=True, env=env)
+    env = (
+        {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")}
+        | {"TERM": "xterm"}
+        | environment
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], stdout=ends[0][1], stderr=ends[1][1], check=True, env=env
+    )
     for near, far in ends:
         os.close(far)
         said.append(os.read(near, 65536).decode().replace("\r\n", "\n"))
@@ -226,7 +242,10 @@ def test_wide_terminal_shows_words_of_status_and_the_beginning_of_errors_in_colo
         "api      \x1b[32mrunning\x1b[0m  10.99.0.2, fd00:99::2  8080→80, 443→443, 127.0.0.1:53→53/udp\n"
         "db       \x1b[31mfailed\x1b[0m   -                      -\n"
     )
-    assert err == "\x1b[33mniso: warning:\x1b[0m careful\n  hint: do\n\x1b[31mniso:\x1b[0m gone\n  hint: look\n"
+    assert (
+        err
+        == "\x1b[33mniso: warning:\x1b[0m careful\n  hint: do\n\x1b[31mniso:\x1b[0m gone\n  hint: look\n"
+    )
 
 
 @pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"TERM": ""}])
@@ -250,7 +269,11 @@ def test_narrow_terminal_folds_lists_and_cuts_nothing_off() -> None:
     for said in ("abc", "0", "-5", "²"):
         assert on_terminal(58, NO_COLOR="1", COLUMNS=said)[0] == out
     least, _ = on_terminal(20, NO_COLOR="1")
-    assert all(item in least.replace(",", "").split() for _, _, a, p in ROWS for item in f"{a}, {p}".split(", "))
+    assert all(
+        item in least.replace(",", "").split()
+        for _, _, a, p in ROWS
+        for item in f"{a}, {p}".split(", ")
+    )
 
 
 def test_what_is_no_terminal_has_every_row_in_a_line(capsys, monkeypatch) -> None:
@@ -261,7 +284,11 @@ def test_what_is_no_terminal_has_every_row_in_a_line(capsys, monkeypatch) -> Non
 
 @BOUNDED
 @given(
-    st.lists(st.lists(st.lists(st.text("ab1", min_size=1), max_size=4).map(", ".join), min_size=3, max_size=3)),
+    st.lists(
+        st.lists(
+            st.lists(st.text("ab1", min_size=1), max_size=4).map(", ".join), min_size=3, max_size=3
+        )
+    ),
     st.integers(1, 80),
 )
 def test_folded_table_has_every_item_in_its_column(rows, room) -> None:
@@ -270,7 +297,9 @@ def test_folded_table_has_every_item_in_its_column(rows, room) -> None:
     folded, narrow = output._narrowed(lines, widths, room)
     assert all(len(line[i]) <= narrow[i] <= widths[i] for line in folded for i in range(3))
     fits = sum(narrow) + 4 <= room
-    least = [max(len(f"{item},") for line in lines for item in line[i].split(", ")) for i in range(3)]
+    least = [
+        max(len(f"{item},") for line in lines for item in line[i].split(", ")) for i in range(3)
+    ]
     assert fits or sum(least) + 4 > room
     for i in range(3):
         whole = "".join(value for line in lines for value in line[i]).replace(" ", "")
@@ -284,7 +313,9 @@ def test_a_reader_that_has_gone_is_no_error_to_speak_of(words: list[str]) -> Non
     argv = [sys.executable, "-m", "niso.cli", *words]
     buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     try:
-        done = subprocess.run(argv, stdout=write, stderr=subprocess.PIPE, check=False, timeout=60, env=buffered)
+        done = subprocess.run(
+            argv, stdout=write, stderr=subprocess.PIPE, check=False, timeout=60, env=buffered
+        )
     finally:
         os.close(write)
     assert (done.returncode, done.stderr) == (1, b"")

@@ -119,7 +119,13 @@ def test_symlinks_are_copied_as_they_are_and_none_is_followed(folder) -> None:
     outside = folder.parent / "outside"
     outside.mkdir()
     (outside / "treasure").write_text("x")
-    targets = {"root": "/", "up": "..", "out": str(outside), "dangling": "nowhere/at all", "loop": "loop"}
+    targets = {
+        "root": "/",
+        "up": "..",
+        "out": str(outside),
+        "dangling": "nowhere/at all",
+        "loop": "loop",
+    }
     for name, target in targets.items():
         (folder / name).symlink_to(target)
     copy = copied(folder)
@@ -155,7 +161,16 @@ def test_rootfs_elsewhere_that_a_link_names_is_no_part_of_it(folder) -> None:
 
 
 def test_names_with_newlines_and_odd_bytes_are_copied(folder) -> None:
-    odd = [b"new\nline", b"caf\xe9", b"\xff\xfe", b" space ", b"-rf", "größe".encode(), b"\x1b[31m", b"a" * 255]
+    odd = [
+        b"new\nline",
+        b"caf\xe9",
+        b"\xff\xfe",
+        b" space ",
+        b"-rf",
+        "größe".encode(),
+        b"\x1b[31m",
+        b"a" * 255,
+    ]
     for name in odd:
         with open(os.path.join(os.fsencode(folder), name), "wb") as file:
             file.write(name)
@@ -192,7 +207,9 @@ def _socket(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, _socket, _device])
-def test_what_is_no_file_folder_or_link_is_refused_by_name_and_nothing_is_left(folder, make) -> None:
+def test_what_is_no_file_folder_or_link_is_refused_by_name_and_nothing_is_left(
+    folder, make
+) -> None:
     make(folder / "bin" / "odd")
     with pytest.raises(InvalidInput, match=r"bin/odd.*files, folders and symlinks only"):
         package.fingerprint(str(folder), None)
@@ -226,7 +243,9 @@ def meanwhile(monkeypatch, after: str, change) -> None:
     monkeypatch.setattr(package, "_copy_one", and_then)
 
 
-def test_package_that_changes_while_it_is_copied_is_refused_and_nothing_is_left(folder, monkeypatch) -> None:
+def test_package_that_changes_while_it_is_copied_is_refused_and_nothing_is_left(
+    folder, monkeypatch
+) -> None:
     digest = package.fingerprint(str(folder), None)
     meanwhile(monkeypatch, "secret", lambda: (folder / "bin" / "api").write_text("#!/bin/other\n"))
     with pytest.raises(InvalidInput, match="changed while it was copied"):
@@ -234,7 +253,9 @@ def test_package_that_changes_while_it_is_copied_is_refused_and_nothing_is_left(
     assert left_over() == []
 
 
-def test_file_that_vanishes_while_it_is_copied_is_an_error_that_names_it(folder, monkeypatch) -> None:
+def test_file_that_vanishes_while_it_is_copied_is_an_error_that_names_it(
+    folder, monkeypatch
+) -> None:
     digest = package.fingerprint(str(folder), None)
     meanwhile(monkeypatch, "bin", (folder / "secret").unlink)
     with pytest.raises(NisoError, match=r"secret: No such file"):
@@ -250,9 +271,17 @@ def swapped(path: Path, for_what: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "after"),
-    [("bin", "bin"), ("bin", "secret"), ("deep/below", "deep"), ("deep", "secret"), ("secret", "bin")],
+    [
+        ("bin", "bin"),
+        ("bin", "secret"),
+        ("deep/below", "deep"),
+        ("deep", "secret"),
+        ("secret", "bin"),
+    ],
 )
-def test_name_that_becomes_a_symlink_while_it_is_copied_is_not_followed(folder, monkeypatch, name, after) -> None:
+def test_name_that_becomes_a_symlink_while_it_is_copied_is_not_followed(
+    folder, monkeypatch, name, after
+) -> None:
     outside = folder.parent / "outside"
     shutil.copytree(folder, outside)
     (folder / "deep" / "below").mkdir(parents=True)
@@ -267,10 +296,16 @@ def test_name_that_becomes_a_symlink_while_it_is_copied_is_not_followed(folder, 
     monkeypatch.setattr(package, "_delete_copy", lambda path: seen.extend(Path(path).rglob("*")))
     with pytest.raises(NisoError):
         package.copy("api", str(folder), None, package.fingerprint(str(folder), None))
-    assert seen and all("treasure" not in each.read_text() for each in seen if each.is_file() and not each.is_symlink())
+    assert seen and all(
+        "treasure" not in each.read_text()
+        for each in seen
+        if each.is_file() and not each.is_symlink()
+    )
 
 
-def test_file_that_becomes_something_else_after_it_was_looked_at_is_copied_as_it_was(folder, monkeypatch) -> None:
+def test_file_that_becomes_something_else_after_it_was_looked_at_is_copied_as_it_was(
+    folder, monkeypatch
+) -> None:
     """Not even a fifo in its place is waited for: the file is held, not its name."""
     one = package._copy_one
     seen = []
@@ -336,7 +371,9 @@ def as_nobody(what) -> str:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize(("path", "words"), [("bin", "cannot read package folder"), ("secret", "cannot copy")])
+@pytest.mark.parametrize(
+    ("path", "words"), [("bin", "cannot read package folder"), ("secret", "cannot copy")]
+)
 def test_what_cannot_be_read_is_an_error_that_names_it(folder, monkeypatch, path, words) -> None:
     top = Path(tempfile.mkdtemp())  # pytest's own folders are root's alone
     try:

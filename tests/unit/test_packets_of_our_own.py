@@ -29,7 +29,9 @@ SIX = {"src": "fd00::2", "dst": "fd00::3"}
 
 @given(st.binary(max_size=64))
 def test_checksum_of_sctp(data: bytes) -> None:
-    assert struct.pack("<I", probe._crc32c(data)) == struct.pack(">I", crc32c(data))  # as on the wire
+    assert struct.pack("<I", probe._crc32c(data)) == struct.pack(
+        ">I", crc32c(data)
+    )  # as on the wire
 
 
 def test_checksum_of_sctp_is_that_of_the_standard() -> None:
@@ -101,7 +103,9 @@ def test_group_that_cannot_be_read(
     monkeypatch: pytest.MonkeyPatch, number: int, held: str, kind: type[Exception], words: str
 ) -> None:
     def fail(*_: object) -> None:
-        raise KernelError({errno.EPERM: "not permitted", errno.ENOMEM: "no memory"}.get(number, "?"), None, number)
+        raise KernelError(
+            {errno.EPERM: "not permitted", errno.ENOMEM: "no memory"}.get(number, "?"), None, number
+        )
 
     monkeypatch.setattr(nflog.Nflog, "transact", fail)
     monkeypatch.setattr(nflog, "_holder", lambda _: held)

@@ -35,19 +35,27 @@ DB = Service("db", 1, (endpoint(BACKEND, 3),), (), ("db",))
 
 
 def elements(state: State, container: str, table: str = nft.INET) -> dict[str, tuple[str, str]]:
-    return {e.element: (e.value, e.comment) for e in state.elements if (e.table, e.container) == (table, container)}
+    return {
+        e.element: (e.value, e.comment)
+        for e in state.elements
+        if (e.table, e.container) == (table, container)
+    }
 
 
 def test_empty_store_wants_nothing_but_the_sysctls_as_they_were() -> None:
     assert desired(Snapshot(STATE_ID)) == State()
-    assert desired(everything((), ())) == State(sysctls=frozenset({Sysctl("", "net/ipv4/ip_forward", "0")}))
+    assert desired(everything((), ())) == State(
+        sysctls=frozenset({Sysctl("", "net/ipv4/ip_forward", "0")})
+    )
 
 
 def test_network_without_services_is_a_bridge_that_lets_nothing_through() -> None:
     state = desired(everything((BACKEND,), ()))
     assert state.rulesets == {Ruleset(nft.DIGEST)}
     assert state.bridges == {
-        Bridge("niso-backend", 1500, ALIAS, True, False, False, names.mac("", "niso-backend", ALIAS))
+        Bridge(
+            "niso-backend", 1500, ALIAS, True, False, False, names.mac("", "niso-backend", ALIAS)
+        )
     }
     assert state.addresses == {Address("", "niso-backend", "10.99.0.1/24")}
     assert state.sysctls == {
@@ -65,12 +73,16 @@ def test_service_that_publishes() -> None:
     state = desired(everything((BACKEND,), (API,)))
     host_end, mac = names.veth("api", "backend", 3), names.mac("api", "backend", STATE_ID)
     assert state.netns == {Netns("niso-api", ALIAS)}
-    assert state.veths == {Veth(host_end, "niso-api", "eth0", mac, 1500, "niso-backend", True, ALIAS)}
+    assert state.veths == {
+        Veth(host_end, "niso-api", "eth0", mac, 1500, "niso-backend", True, ALIAS)
+    }
     assert Address("niso-api", "eth0", "10.99.0.2/24") in state.addresses
     assert state.routes == {Route("niso-api", "0.0.0.0/0", "10.99.0.1", "eth0")}
     assert elements(state, "publish_any4") == {"tcp . 8080": ("10.99.0.2 . 80", "api")}
     assert elements(state, "publish_any6") == {}
-    assert elements(state, "sources4", nft.BRIDGE) == {f'"{host_end}" . {mac} . 10.99.0.2': ("", "api")}
+    assert elements(state, "sources4", nft.BRIDGE) == {
+        f'"{host_end}" . {mac} . 10.99.0.2': ("", "api")
+    }
     for table in (nft.INET, nft.BRIDGE):
         assert elements(state, "ports", table) == {f'"{host_end}"': ("", "api")}
     assert Sysctl("", "net/ipv4/conf/niso-backend/route_localnet", "1") in state.sysctls
@@ -82,7 +94,9 @@ def test_service_that_publishes() -> None:
         "net/ipv6/conf/default/disable_ipv6": "1",
     }
     assert state.hosts_files == {HostsFile("backend")}
-    assert state.hosts_lines == {HostsLine("backend", "10.99.0.2", "web.niso.local web api.niso.local api")}
+    assert state.hosts_lines == {
+        HostsLine("backend", "10.99.0.2", "web.niso.local web api.niso.local api")
+    }
 
 
 def test_forwarding_that_was_off_is_closed_for_others_and_goes_back_with_the_last_service() -> None:
@@ -101,8 +115,14 @@ def test_service_that_publishes_nothing_has_no_hairpin_and_no_route_localnet() -
     assert Sysctl("", "net/ipv4/conf/niso-backend/route_localnet", "0") in state.sysctls
 
 
-def test_two_networks_are_eth0_and_eth1_and_ports_lead_to_the_first_but_for_those_on_the_second() -> None:
-    ports = (Port("", 8080, 80, "tcp"), Port("192.0.2.1", 53, 53, "udp"), Port("127.0.0.1", 9, 9, "tcp"))
+def test_two_networks_are_eth0_and_eth1_and_ports_lead_to_the_first_but_for_those_on_the_second() -> (
+    None
+):
+    ports = (
+        Port("", 8080, 80, "tcp"),
+        Port("192.0.2.1", 53, 53, "udp"),
+        Port("127.0.0.1", 9, 9, "tcp"),
+    )
     both = API._replace(endpoints=(endpoint(FRONT, 5), endpoint(BACKEND, 2)), ports=ports)
     state = desired(everything((BACKEND, FRONT), (both,)))
     assert {(v.peer, v.bridge, v.hairpin) for v in state.veths} == {
@@ -115,9 +135,13 @@ def test_two_networks_are_eth0_and_eth1_and_ports_lead_to_the_first_but_for_thos
         "192.0.2.1 . udp . 53": ("10.99.1.5 . 53", "api"),
         "127.0.0.1 . tcp . 9": ("10.99.1.5 . 9", "api"),
     }
-    assert elements(state, "local_any4") == {'"niso-backend" . tcp . 8080': ("10.99.0.2 . 80", "api")}
+    assert elements(state, "local_any4") == {
+        '"niso-backend" . tcp . 8080': ("10.99.0.2 . 80", "api")
+    }
     # 127.0.0.1 is reached from no bridge
-    assert elements(state, "local_addr4") == {'"niso-backend" . 192.0.2.1 . udp . 53': ("10.99.0.2 . 53", "api")}
+    assert elements(state, "local_addr4") == {
+        '"niso-backend" . 192.0.2.1 . udp . 53': ("10.99.0.2 . 53", "api")
+    }
     assert elements(state, "hairpin4") == {
         "10.99.1.5 . 10.99.1.5": ("10.99.1.1", "api"),
         "10.99.1.5 . 10.99.0.2": ("10.99.0.1", "api"),
@@ -129,7 +153,9 @@ def test_two_networks_are_eth0_and_eth1_and_ports_lead_to_the_first_but_for_thos
         ("niso-front", True, False),
     }
     # only the first is reached by 127.0.0.1
-    loopback = {s.name.split("/")[3]: s.value for s in state.sysctls if s.name.endswith("route_localnet")}
+    loopback = {
+        s.name.split("/")[3]: s.value for s in state.sysctls if s.name.endswith("route_localnet")
+    }
     assert loopback == {"niso-front": "1", "niso-backend": "0"}
 
 
@@ -149,7 +175,10 @@ def test_who_shares_two_networks_is_given_the_address_on_the_readers_first() -> 
 def test_services_of_other_networks_are_in_no_hosts_file_of_ours() -> None:
     other = DB._replace(endpoints=(endpoint(FRONT, 3),))
     lines = desired(everything((BACKEND, FRONT), (API, other))).hosts_lines
-    assert {(line.folder, line.names.split()[1]) for line in lines} == {("backend", "web"), ("front", "db")}
+    assert {(line.folder, line.names.split()[1]) for line in lines} == {
+        ("backend", "web"),
+        ("front", "db"),
+    }
 
 
 def test_dual_stack_has_each_thing_of_both_families() -> None:
@@ -157,15 +186,25 @@ def test_dual_stack_has_each_thing_of_both_families() -> None:
     service = API._replace(endpoints=(endpoint(dual, 2),))
     state = desired(everything((dual,), (service,)))
     assert {a.address for a in state.addresses if a.netns} == {"10.99.0.2/24", "fd00:99:1::2/64"}
-    assert {a.address for a in state.addresses if not a.netns} == {"10.99.0.1/24", "fd00:99:1::1/64", "fe80::1/64"}
-    assert {(r.destination, r.gateway) for r in state.routes} == {("0.0.0.0/0", "10.99.0.1"), ("::/0", "fd00:99:1::1")}
+    assert {a.address for a in state.addresses if not a.netns} == {
+        "10.99.0.1/24",
+        "fd00:99:1::1/64",
+        "fe80::1/64",
+    }
+    assert {(r.destination, r.gateway) for r in state.routes} == {
+        ("0.0.0.0/0", "10.99.0.1"),
+        ("::/0", "fd00:99:1::1"),
+    }
     assert elements(state, "publish_any6") == {"tcp . 8080": ("fd00:99:1::2 . 80", "api")}
     assert list(elements(state, "subnets6")) == ["fd00:99:1::/64"]
     assert len(elements(state, "sources6", nft.BRIDGE)) == 1
     assert elements(state, "hairpin4") == {"10.99.0.2 . 10.99.0.2": ("10.99.0.1", "api")}
     assert elements(state, "hairpin6") == {"fd00:99:1::2 . fd00:99:1::2": ("fd00:99:1::1", "api")}
     assert [(b.tracked4, b.tracked6) for b in state.bridges] == [(True, True)]
-    assert {(s.netns, s.value) for s in state.sysctls if "disable_ipv6" in s.name} == {("", "0"), ("niso-api", "0")}
+    assert {(s.netns, s.value) for s in state.sysctls if "disable_ipv6" in s.name} == {
+        ("", "0"),
+        ("niso-api", "0"),
+    }
     assert Sysctl("niso-api", "net/ipv6/conf/default/addr_gen_mode", "1") in state.sysctls
     assert {line.address for line in state.hosts_lines} == {"10.99.0.2", "fd00:99:1::2"}
 
@@ -175,7 +214,11 @@ def test_dual_stack_has_each_thing_of_both_families() -> None:
     [
         (Port("0.0.0.0", 80, 81, "udp"), {"publish_any4": {"udp . 80": "10.99.0.2 . 81"}}, {}),
         (Port("::", 80, 81, "sctp"), {}, {"publish_any6": {"sctp . 80": "fd00:99:1::2 . 81"}}),
-        (Port("192.0.2.1", 80, 81, "tcp"), {"publish_addr4": {"192.0.2.1 . tcp . 80": "10.99.0.2 . 81"}}, {}),
+        (
+            Port("192.0.2.1", 80, 81, "tcp"),
+            {"publish_addr4": {"192.0.2.1 . tcp . 80": "10.99.0.2 . 81"}},
+            {},
+        ),
         (
             Port("2001:db8::1", 80, 81, "tcp"),
             {},
@@ -194,11 +237,18 @@ def test_dual_stack_has_each_thing_of_both_families() -> None:
         (
             Port("::", 8000, 9000, "tcp", 2),
             {},
-            {"publish_any6": {"tcp . 8000": "fd00:99:1::2 . 9000", "tcp . 8001": "fd00:99:1::2 . 9001"}},
+            {
+                "publish_any6": {
+                    "tcp . 8000": "fd00:99:1::2 . 9000",
+                    "tcp . 8001": "fd00:99:1::2 . 9001",
+                }
+            },
         ),
     ],
 )
-def test_form_of_a_port_is_elements_of_the_families_of_its_host_address(port: Port, four: dict, six: dict) -> None:
+def test_form_of_a_port_is_elements_of_the_families_of_its_host_address(
+    port: Port, four: dict, six: dict
+) -> None:
     dual = network(0, dual=True)
     service = API._replace(endpoints=(endpoint(dual, 2),), ports=(port,))
     state = desired(everything((dual,), (service,)))
@@ -212,10 +262,20 @@ def test_form_of_a_port_is_elements_of_the_families_of_its_host_address(port: Po
 
 def test_port_that_only_ipv6_has_opens_no_way_from_loopback() -> None:
     dual = network(0, dual=True)
-    for host_ip, value in (("::", "0"), ("2001:db8::1", "0"), ("192.0.2.1", "0"), ("127.0.0.1", "1"), ("", "1")):
-        service = API._replace(endpoints=(endpoint(dual, 2),), ports=(Port(host_ip, 80, 80, "tcp"),))
+    for host_ip, value in (
+        ("::", "0"),
+        ("2001:db8::1", "0"),
+        ("192.0.2.1", "0"),
+        ("127.0.0.1", "1"),
+        ("", "1"),
+    ):
+        service = API._replace(
+            endpoints=(endpoint(dual, 2),), ports=(Port(host_ip, 80, 80, "tcp"),)
+        )
         state = desired(everything((dual,), (service,)))
-        assert Sysctl("", "net/ipv4/conf/niso-backend/route_localnet", value) in state.sysctls, host_ip
+        assert Sysctl("", "net/ipv4/conf/niso-backend/route_localnet", value) in state.sysctls, (
+            host_ip
+        )
 
 
 def test_internal_network_is_named_in_the_set_that_lets_nothing_out() -> None:
@@ -234,7 +294,9 @@ def test_broadcast_address_of_each_ipv4_subnet_is_named() -> None:
 
 
 @pytest.mark.parametrize("before", [FORCED, SWITCHED])
-def test_ipv6_forwarding_is_on_and_closed_for_others_while_a_service_has_ipv6(before: tuple) -> None:
+def test_ipv6_forwarding_is_on_and_closed_for_others_while_a_service_has_ipv6(
+    before: tuple,
+) -> None:
     dual = network(0, dual=True)
     service = API._replace(endpoints=(endpoint(dual, 2),))
     state = desired(everything((dual,), (service,), ipv6_before=before))
@@ -242,7 +304,11 @@ def test_ipv6_forwarding_is_on_and_closed_for_others_while_a_service_has_ipv6(be
     on = {s.name: s.value for s in state.sysctls if s.name in dict(before)}
     assert on == {name: "2" if name.endswith("accept_ra") else "1" for name, _ in before}
     # an IPv4 service alone needs nothing of it: all goes back
-    state = desired(everything((dual, FRONT), (DB._replace(endpoints=(endpoint(FRONT, 3),)),), ipv6_before=before))
+    state = desired(
+        everything(
+            (dual, FRONT), (DB._replace(endpoints=(endpoint(FRONT, 3),)),), ipv6_before=before
+        )
+    )
     assert elements(state, "closed") == {"ipv4": ("", "")}
     assert {s.name: s.value for s in state.sysctls if s.name in dict(before)} == dict(before)
 
@@ -253,13 +319,18 @@ def test_ipv6_forwarding_that_was_on_is_left_on_and_closed_to_nobody() -> None:
     before = (("net/ipv6/conf/all/forwarding", "1"),)
     state = desired(everything((dual,), (service,), "1", before))
     assert elements(state, "closed") == {}
-    for snapshot in (everything((dual,), (service,), "1", before), everything((dual,), (), "1", before)):
+    for snapshot in (
+        everything((dual,), (service,), "1", before),
+        everything((dual,), (), "1", before),
+    ):
         assert Sysctl("", "net/ipv6/conf/all/forwarding", "1") in desired(snapshot).sysctls
 
 
 def test_ipv6_alone() -> None:
     only = Network("six", "niso-six", 1500, (Subnet(6, "fd00:7::/64", "fd00:7::1"),), False)
-    service = Service("api", 1, (Endpoint("six", ("fd00:7::2",)),), (Port("", 1, 2, "tcp"),), ("api",))
+    service = Service(
+        "api", 1, (Endpoint("six", ("fd00:7::2",)),), (Port("", 1, 2, "tcp"),), ("api",)
+    )
     state = desired(everything((only,), (service,)))
     assert {r.destination for r in state.routes} == {"::/0"}
     assert elements(state, "publish_any4") == {}
@@ -296,10 +367,14 @@ def test_everything_that_a_thing_refers_to_is_there(snapshot) -> None:
         assert (thing.netns, thing.link) in links
     for route in state.routes:
         on = [
-            ipaddress.ip_interface(a.address) for a in state.addresses if (a.netns, a.link) == (route.netns, route.link)
+            ipaddress.ip_interface(a.address)
+            for a in state.addresses
+            if (a.netns, a.link) == (route.netns, route.link)
         ]
         assert any(ipaddress.ip_address(route.gateway) in each.network for each in on)
-    assert {line.folder for line in state.hosts_lines} <= {file.folder for file in state.hosts_files}
+    assert {line.folder for line in state.hosts_lines} <= {
+        file.folder for file in state.hosts_files
+    }
     if state.elements:
         assert state.rulesets
 
@@ -329,7 +404,9 @@ def test_each_published_port_leads_to_an_address_of_its_owner(snapshot) -> None:
         if element.value:
             address = element.value.split(" . ")[0]
             if element.container.startswith("hairpin"):
-                gateways = {subnet.gateway for network in snapshot.networks for subnet in network.subnets}
+                gateways = {
+                    subnet.gateway for network in snapshot.networks for subnet in network.subnets
+                }
                 assert address in gateways
                 continue
             assert [
@@ -347,7 +424,9 @@ def test_each_service_finds_itself_and_all_its_neighbours_by_name(snapshot) -> N
         on = {endpoint.network for endpoint in reader.endpoints}
         folder = names.hosts_folder(tuple(endpoint.network for endpoint in reader.endpoints))
         seen = {line.names.split()[1] for line in state.hosts_lines if line.folder == folder}
-        assert seen == {s.names[0] for s in snapshot.services if on & {e.network for e in s.endpoints}}
+        assert seen == {
+            s.names[0] for s in snapshot.services if on & {e.network for e in s.endpoints}
+        }
 
 
 def test_element_of_a_state_says_who_owns_it() -> None:

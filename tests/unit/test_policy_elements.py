@@ -28,10 +28,16 @@ def addresses(known: Known) -> tuple[str, ...]:
 
 def members(world: World) -> list[Member]:
     """What every name stands for."""
-    found = [Member("service", name, addresses(each)) for each in world.services.values() for name in each.names]
+    found = [
+        Member("service", name, addresses(each))
+        for each in world.services.values()
+        for name in each.names
+    ]
     for name, each in world.networks.items():
         gateways = tuple(subnet.gateway for subnet in each.subnets)
-        found.append(Member("network", name, tuple(subnet.cidr for subnet in each.subnets), gateways))
+        found.append(
+            Member("network", name, tuple(subnet.cidr for subnet in each.subnets), gateways)
+        )
     return found
 
 
@@ -43,7 +49,9 @@ def of(world: World, name: str, only: frozenset[str] | None = None) -> list[Elem
     return rules.elements(policed(world.services[name], only), members(world))
 
 
-def look_up(elements: list[Element], ingress: bool, own: str, packet: tuple[str, str, int]) -> list[Element]:
+def look_up(
+    elements: list[Element], ingress: bool, own: str, packet: tuple[str, str, int]
+) -> list[Element]:
     """What a chain's look-ups find for (peer, protocol, port), in their order: our own reading of the maps."""
     peer, proto, port = packet
     family = 6 if ":" in own else 4
@@ -99,7 +107,13 @@ def agree(world: World, elements: dict[str, list[Element]], packet: Packet) -> N
         if holder is None or (ingress and "host" in reason.words):
             continue
         word = {"icmp": "ipv6-icmp" if ":" in own else "icmp"}.get(proto, proto)
-        gate = Element(nft.INET, f"{'in' if ingress else 'e'}gress{6 if ':' in own else 4}", own, "", holder.name)
+        gate = Element(
+            nft.INET,
+            f"{'in' if ingress else 'e'}gress{6 if ':' in own else 4}",
+            own,
+            "",
+            holder.name,
+        )
         if gate not in elements[holder.name]:
             assert reason.passes, (packet, reason)
             continue
@@ -123,7 +137,9 @@ def test_no_two_elements_of_a_part_answer_for_the_same_packet(data: st.DataObjec
             boxes = [box(each) for each in found if each.container == container]
             for i, one in enumerate(boxes):
                 for other in boxes[:i]:
-                    assert any(a[1] < b[0] or b[1] < a[0] for a, b in zip(one, other, strict=True)), (one, other)
+                    assert any(
+                        a[1] < b[0] or b[1] < a[0] for a, b in zip(one, other, strict=True)
+                    ), (one, other)
 
 
 def box(element: Element) -> list[tuple[int, int]]:
@@ -140,14 +156,19 @@ def box(element: Element) -> list[tuple[int, int]]:
             low, _, high = field.partition("-")
             ends = (low, high or low)
             ranges.append(
-                tuple(int(ipaddress.ip_address(end)) if "." in end or ":" in end else int(end) for end in ends)  # type: ignore[arg-type]
+                tuple(
+                    int(ipaddress.ip_address(end)) if "." in end or ":" in end else int(end)
+                    for end in ends
+                )  # type: ignore[arg-type]
             )
     return ranges
 
 
 @properties
 @given(st.data(), st.sampled_from(SERVICES))
-def test_peer_that_comes_or_goes_changes_its_own_elements_alone(data: st.DataObject, gone: str) -> None:
+def test_peer_that_comes_or_goes_changes_its_own_elements_alone(
+    data: st.DataObject, gone: str
+) -> None:
     """And those are what the scope of that change renders."""
     drawn = data.draw(worlds())
     if gone not in drawn.services:
@@ -164,7 +185,9 @@ def test_peer_that_comes_or_goes_changes_its_own_elements_alone(data: st.DataObj
 
 
 def test_overlaps_are_settled_by_the_narrowest_that_is_named() -> None:
-    policy_ = policy(["api:80", "10.99.0.0/16:80-90/tcp", "0.0.0.0/0:443/tcp"], ["api:85", "10.99.1.0/24:82"])
+    policy_ = policy(
+        ["api:80", "10.99.0.0/16:80-90/tcp", "0.0.0.0/0:443/tcp"], ["api:85", "10.99.1.0/24:82"]
+    )
     about = world(
         [known("db", {"net": ["10.99.1.2"]}, policy_), known("api", {"net": ["10.99.1.3"]})],
         [network("net", "10.99.1.0/24")],

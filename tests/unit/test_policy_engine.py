@@ -33,7 +33,9 @@ FLOWS = [(80, "tcp"), (53, "udp"), (9, "sctp"), (None, "icmp"), (None, "gre")]
 
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize(("port", "proto"), FLOWS)
-def test_without_policies_all_on_one_network_may_connect(port: int | None, proto: str, family: int) -> None:
+def test_without_policies_all_on_one_network_may_connect(
+    port: int | None, proto: str, family: int
+) -> None:
     assert who_reaches(WORLD, "db", port, proto, family) == {"api", "cache"}
 
 
@@ -45,7 +47,11 @@ def test_deny_all_ingress(port: int | None, proto: str, family: int) -> None:
     assert passes(closed, "db", "api", port, proto, family)  # its own connections are not meant
     assert who_reaches(closed, "api", port, proto, family) == {"db", "cache"}
     verdict = ask(closed, "api", "db", port, proto, family)
-    assert (verdict.path.passes, verdict.egress.passes, verdict.ingress.passes) == (True, True, False)
+    assert (verdict.path.passes, verdict.egress.passes, verdict.ingress.passes) == (
+        True,
+        True,
+        False,
+    )
     assert verdict.dropped_by == verdict.ingress
     assert verdict.ingress.words == "network.policy.allow_from of db is empty"
     assert verdict.ingress[2:] == ("db", "network.policy.allow_from", "")
@@ -63,7 +69,9 @@ def test_deny_all_egress(port: int | None, proto: str, family: int) -> None:
     verdict = ask(closed, "api", "db", port, proto, family)
     assert verdict.dropped_by == verdict.egress
     assert verdict.egress[2:] == ("api", "network.policy.egress.allow", "")
-    assert verdict.ingress.words == "db has no allow_from, and its deny_from does not name the source"
+    assert (
+        verdict.ingress.words == "db has no allow_from, and its deny_from does not name the source"
+    )
 
 
 def test_deny_all_of_both_directions() -> None:
@@ -100,9 +108,15 @@ def test_allow_by_peer_and_port(family: int) -> None:
 @pytest.mark.parametrize("proto", ["tcp", "udp", "sctp"])
 def test_protocol_that_is_named_is_the_only_one(proto: str, other: str) -> None:
     for text in (f"api:80/{proto}", f"api/{proto}"):
-        assert passes(with_policy(WORLD, "db", policy(allow_from=[text])), "api", "db", 80, other) is (proto == other)
-        assert passes(with_policy(WORLD, "db", policy(deny_from=[text])), "api", "db", 80, other) is (proto != other)
-        assert not passes(with_policy(WORLD, "db", policy(allow_from=[text])), "api", "db", None, "icmp")
+        assert passes(
+            with_policy(WORLD, "db", policy(allow_from=[text])), "api", "db", 80, other
+        ) is (proto == other)
+        assert passes(
+            with_policy(WORLD, "db", policy(deny_from=[text])), "api", "db", 80, other
+        ) is (proto != other)
+        assert not passes(
+            with_policy(WORLD, "db", policy(allow_from=[text])), "api", "db", None, "icmp"
+        )
     every_port = with_policy(WORLD, "db", policy(allow_from=[f"api/{proto}"]))
     assert passes(every_port, "api", "db", 65535, proto)
 
@@ -121,11 +135,15 @@ def test_all_ports_that_are_named_are_still_no_icmp() -> None:
     only = with_policy(WORLD, "db", policy(allow_from=["api:1-65535"]))
     assert passes(only, "api", "db", 65535, "udp")
     assert not passes(only, "api", "db", None, "icmp")
-    assert passes(with_policy(WORLD, "db", policy(deny_from=["api:1-65535"])), "api", "db", None, "icmp")
+    assert passes(
+        with_policy(WORLD, "db", policy(deny_from=["api:1-65535"])), "api", "db", None, "icmp"
+    )
 
 
 def test_stacked_rules_add_up_and_several_name_one_peer() -> None:
-    stacked = with_policy(WORLD, "db", policy(allow_from=["api:80", "cache:81", "api:81", "cache:80/udp"]))
+    stacked = with_policy(
+        WORLD, "db", policy(allow_from=["api:80", "cache:81", "api:81", "cache:80/udp"])
+    )
     assert who_reaches(stacked, "db", 80) == {"api"}
     assert who_reaches(stacked, "db", 81) == {"api", "cache"}
     assert who_reaches(stacked, "db", 80, "udp") == {"api", "cache"}
@@ -159,8 +177,12 @@ def test_updated_peer_is_followed_to_its_address_and_to_its_name() -> None:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_name_that_is_not_known_names_nobody_until_it_comes_and_when_it_is_gone(family: int) -> None:
-    waiting = with_policy(with_policy(WORLD, "db", policy(allow_from=["ghost"])), "api", policy(deny=["ghost:80"]))
+def test_name_that_is_not_known_names_nobody_until_it_comes_and_when_it_is_gone(
+    family: int,
+) -> None:
+    waiting = with_policy(
+        with_policy(WORLD, "db", policy(allow_from=["ghost"])), "api", policy(deny=["ghost:80"])
+    )
     assert who_reaches(waiting, "db", family=family) == set()
     assert passes(waiting, "api", "cache", family=family)
     ghost = known("g", {"backend": ("10.99.1.7", "fd00:1::7")}, names=("ghost", "g"))
@@ -168,7 +190,9 @@ def test_name_that_is_not_known_names_nobody_until_it_comes_and_when_it_is_gone(
     assert passes(there, "g", "db", family=family)
     assert not passes(there, "api", "g", family=family)
     assert passes(there, "api", "g", 81, family=family)
-    gone = there._replace(services={name: each for name, each in there.services.items() if name != "g"})
+    gone = there._replace(
+        services={name: each for name, each in there.services.items() if name != "g"}
+    )
     assert not passes(gone, lease(there, "g", family), "db", family=family)
 
 
@@ -201,18 +225,29 @@ def test_egress_denied_although_the_server_allows(family: int) -> None:
 
 
 def test_ingress_denied_although_the_client_allows() -> None:
-    rules = with_policy(with_policy(WORLD, "db", policy(deny_from=["api"])), "api", policy(allow=["db"]))
+    rules = with_policy(
+        with_policy(WORLD, "db", policy(deny_from=["api"])), "api", policy(allow=["db"])
+    )
     verdict = ask(rules, "api", "db")
-    assert (verdict.passes, verdict.egress.passes, verdict.dropped_by) == (False, True, verdict.ingress)
+    assert (verdict.passes, verdict.egress.passes, verdict.dropped_by) == (
+        False,
+        True,
+        verdict.ingress,
+    )
 
 
 @pytest.mark.parametrize(
-    ("allow", "deny"), [("10.99.0.0/16", "10.99.1.4/32"), ("10.99.1.4/32", "10.99.1.0/24"), ("cache", "cache")]
+    ("allow", "deny"),
+    [("10.99.0.0/16", "10.99.1.4/32"), ("10.99.1.4/32", "10.99.1.0/24"), ("cache", "cache")],
 )
-def test_block_that_is_denied_is_an_exception_and_no_allow_takes_it_back(allow: str, deny: str) -> None:
+def test_block_that_is_denied_is_an_exception_and_no_allow_takes_it_back(
+    allow: str, deny: str
+) -> None:
     rules = with_policy(WORLD, "db", policy(allow_from=[allow], deny_from=[deny]))
     assert not passes(rules, "cache", "db")
-    rules = with_policy(WORLD, "cache", policy(allow=["10.99.0.0/16", "10.99.1.3"], deny=["10.99.1.3/32"]))
+    rules = with_policy(
+        WORLD, "cache", policy(allow=["10.99.0.0/16", "10.99.1.3"], deny=["10.99.1.3/32"])
+    )
     assert passes(rules, "cache", "api")
     assert not passes(rules, "cache", "db")
 
@@ -229,8 +264,14 @@ def test_empty_deny_list_denies_nothing() -> None:
 
 
 def test_deny_is_the_entry_that_is_named_where_an_allow_matches_too() -> None:
-    rules = with_policy(WORLD, "db", policy(allow_from=["api"], deny_from=["cache", "network:backend"]))
-    assert ask(rules, "api", "db").ingress[2:] == ("db", "network.policy.deny_from[1]", "network:backend")
+    rules = with_policy(
+        WORLD, "db", policy(allow_from=["api"], deny_from=["cache", "network:backend"])
+    )
+    assert ask(rules, "api", "db").ingress[2:] == (
+        "db",
+        "network.policy.deny_from[1]",
+        "network:backend",
+    )
 
 
 # --- families and networks -------------------------------------------------------------------------------------------
@@ -248,11 +289,16 @@ def test_deny_is_the_entry_that_is_named_where_an_allow_matches_too() -> None:
         ("network:frontend", False, False),
     ],
 )
-def test_rule_opens_and_closes_the_families_that_it_names_alone(text: str, four: bool, six: bool) -> None:
+def test_rule_opens_and_closes_the_families_that_it_names_alone(
+    text: str, four: bool, six: bool
+) -> None:
     opened = with_policy(WORLD, "db", policy(allow_from=[text]))
     assert (passes(opened, "api", "db"), passes(opened, "api", "db", family=6)) == (four, six)
     closed = with_policy(WORLD, "db", policy(deny_from=[text]))
-    assert (passes(closed, "api", "db"), passes(closed, "api", "db", family=6)) == (not four, not six)
+    assert (passes(closed, "api", "db"), passes(closed, "api", "db", family=6)) == (
+        not four,
+        not six,
+    )
 
 
 def test_network_means_those_on_it_by_their_address_there() -> None:
@@ -286,15 +332,20 @@ def test_network_and_service_of_one_name_are_not_mixed_up() -> None:
     twin = known("backend", {"frontend": ("10.99.2.9",)})
     both = WORLD._replace(services={**WORLD.services, "backend": twin})
     assert not passes(with_policy(both, "db", policy(allow_from=["backend"])), "api", "db")
-    assert not passes(with_policy(both, "blog", policy(allow_from=["network:backend"])), "backend", "blog")
+    assert not passes(
+        with_policy(both, "blog", policy(allow_from=["network:backend"])), "backend", "blog"
+    )
 
 
 def test_policy_opens_no_way_between_networks() -> None:
-    open_all = with_policy(with_policy(WORLD, "db", policy(allow_from=["blog"])), "blog", policy(allow=["db"]))
+    open_all = with_policy(
+        with_policy(WORLD, "db", policy(allow_from=["blog"])), "blog", policy(allow=["db"])
+    )
     verdict = ask(open_all, "blog", "db")
     assert (verdict.passes, verdict.egress.passes, verdict.ingress.passes) == (False, True, True)
     assert (
-        verdict.path.words == "networks frontend and backend are apart: only published ports lead from one to the other"
+        verdict.path.words
+        == "networks frontend and backend are apart: only published ports lead from one to the other"
     )
 
 
@@ -305,7 +356,10 @@ def test_service_of_two_networks_reaches_both_by_its_address_there_alone() -> No
     assert not passes(WORLD, "10.99.1.5", "blog")
     assert passes(WORLD, "10.99.2.3", OUTSIDE)
     verdict = ask(WORLD, "10.99.1.5", OUTSIDE)  # the default route is by the first
-    assert verdict.path.words == f"web sends to {OUTSIDE} by network frontend, where 10.99.1.5 is not its address"
+    assert (
+        verdict.path.words
+        == f"web sends to {OUTSIDE} by network frontend, where 10.99.1.5 is not its address"
+    )
     assert (
         ask(WORLD, "fd00:1::5", OUTSIDE6, family=6).path.words
         == "web has no way to IPv6 addresses outside its networks"
@@ -340,7 +394,9 @@ def test_service_of_two_networks_reaches_both_by_its_address_there_alone() -> No
         ("::/0", "10.99.1.2", 80, "tcp", False),
     ],
 )
-def test_entry_matches_peer_port_and_protocol(text: str, address: str, port: Any, proto: str, expected: bool) -> None:
+def test_entry_matches_peer_port_and_protocol(
+    text: str, address: str, port: Any, proto: str, expected: bool
+) -> None:
     for egress in (False, True):
         assert matches(parse_entry(text, "key", egress), WORLD, address, port, proto) is expected
 
@@ -355,9 +411,16 @@ def test_sharer_means_its_provider_and_one_without_a_network_means_nobody() -> N
 
 def test_fixed_world_is_as_networks_can_be() -> None:
     networks: dict[str, Network] = {each.name: each for each in NETWORKS}
-    taken = [address for each in SERVICES for endpoint in each.endpoints for address in endpoint.addresses]
+    taken = [
+        address
+        for each in SERVICES
+        for endpoint in each.endpoints
+        for address in endpoint.addresses
+    ]
     assert len(set(taken)) == len(taken)
     for each in SERVICES:
         for endpoint in each.endpoints:
-            for subnet, address in zip(networks[endpoint.network].subnets, endpoint.addresses, strict=True):
+            for subnet, address in zip(
+                networks[endpoint.network].subnets, endpoint.addresses, strict=True
+            ):
                 assert ipaddress.ip_address(address) in ipaddress.ip_network(subnet.cidr)

@@ -81,9 +81,7 @@ def test_form_of_an_entry_is_parsed(
     assert parse_entry(text, KEY, egress) == Entry(KEY, text, Peer(kind, name), first, last, proto)
 
 
-NETWORK = (
-    'network: and a name of a-z, 0-9 and - that starts with a letter and has at most 63 characters | "network:backend"'
-)
+NETWORK = 'network: and a name of a-z, 0-9 and - that starts with a letter and has at most 63 characters | "network:backend"'
 OUTSIDE = 'a service\'s name, or addresses or prefixes | "203.0.113.7:443"'
 NO_OUTSIDE = "names outside niso.local are not supported"
 PORTS = "ports from 1 to 65535"
@@ -95,7 +93,11 @@ REFUSED: list[tuple[str, str, str]] = [
     # names
     ("", "it names no peer", FORMS),
     (":80", "it names no peer", ALL_HTTP),
-    ("/tcp", "it names no peer", '"0.0.0.0/0/tcp" for all of IPv4 and "[::/0]/tcp" for all of IPv6'),
+    (
+        "/tcp",
+        "it names no peer",
+        '"0.0.0.0/0/tcp" for all of IPv4 and "[::/0]/tcp" for all of IPv6',
+    ),
     ("Frontend", '"Frontend" is no service\'s name', FORMS),
     ("frontend ", '"frontend " is no service\'s name', FORMS),
     (" frontend:80", '" frontend" is no service\'s name', FORMS),
@@ -115,7 +117,11 @@ REFUSED: list[tuple[str, str, str]] = [
     ("network:Back", '"Back" is no network\'s name', NETWORK),
     ("network:/tcp", '"" is no network\'s name', NETWORK),
     ("network:a.niso.local", '"a.niso.local" is no network\'s name', NETWORK),
-    ("network:default:80", "the network of that name is called niso-default", '"network:niso-default"'),
+    (
+        "network:default:80",
+        "the network of that name is called niso-default",
+        '"network:niso-default"',
+    ),
     ("network:back:end", '"end" is no port', PORTS),
     ("network:9a", '"9a" is no port', PORTS),
     # ports and protocols
@@ -155,21 +161,41 @@ REFUSED: list[tuple[str, str, str]] = [
     ("10.0.0.0/255.0.0.0", '"255.0.0.0" is no prefix length of IPv4', "a length from 0 to 32"),
     ("fd00::/129", '"129" is no prefix length of IPv6', "a length from 0 to 128"),
     ("[fd00::/]:80", '"" is no prefix length of IPv6', "a length from 0 to 128"),
-    ("10.1.2.3/8", "it has host bits set", '"10.0.0.0/8", or "10.1.2.3" for the one address | "10.0.0.0/8"'),
+    (
+        "10.1.2.3/8",
+        "it has host bits set",
+        '"10.0.0.0/8", or "10.1.2.3" for the one address | "10.0.0.0/8"',
+    ),
     (
         "10.9.9.9/8:80/tcp",
         "it has host bits set",
         '"10.0.0.0/8:80/tcp", or "10.9.9.9:80/tcp" for the one address | "10.0.0.0/8:80/tcp"',
     ),
-    ("1.2.3.4/0", "it has host bits set", '"0.0.0.0/0", or "1.2.3.4" for the one address | "0.0.0.0/0"'),
-    ("fd00::1/8", "it has host bits set", '"fd00::/8", or "fd00::1" for the one address | "fd00::/8"'),
+    (
+        "1.2.3.4/0",
+        "it has host bits set",
+        '"0.0.0.0/0", or "1.2.3.4" for the one address | "0.0.0.0/0"',
+    ),
+    (
+        "fd00::1/8",
+        "it has host bits set",
+        '"fd00::/8", or "fd00::1" for the one address | "fd00::/8"',
+    ),
     (
         "[fd00::1/8]:80",
         "it has host bits set",
         '"[fd00::/8]:80", or "[fd00::1]:80" for the one address | "[fd00::/8]:80"',
     ),
-    ("fd00::/8:80", "its ports follow an IPv6 prefix without brackets", 'brackets around it | "[fd00::/8]:80"'),
-    ("::/0:80-90/tcp", "its ports follow an IPv6 prefix without brackets", 'brackets around it | "[::/0]:80-90/tcp"'),
+    (
+        "fd00::/8:80",
+        "its ports follow an IPv6 prefix without brackets",
+        'brackets around it | "[fd00::/8]:80"',
+    ),
+    (
+        "::/0:80-90/tcp",
+        "its ports follow an IPv6 prefix without brackets",
+        'brackets around it | "[::/0]:80-90/tcp"',
+    ),
     ("frontend:80:90", '"frontend:80:90" is no IPv6 address', FORMS),
     ("fd00::g", '"fd00::g" is no IPv6 address', FORMS),
     ("fe80::1%eth0", '"fe80::1%eth0" has a zone, which says nothing to other machines', FORMS),
@@ -210,9 +236,13 @@ def test_wrong_entry_is_refused_with_reason_and_the_right_form(
     assert message.isprintable()
 
 
-@pytest.mark.parametrize("text", ["host", "localhost", "host:80", "localhost/tcp", "host.niso.local:80"])
+@pytest.mark.parametrize(
+    "text", ["host", "localhost", "host:80", "localhost/tcp", "host.niso.local:80"]
+)
 def test_host_is_no_peer_and_the_message_says_what_holds_in_that_direction(text: str) -> None:
-    with pytest.raises(InvalidInput, match="because the host may always connect in; right would be to leave it out"):
+    with pytest.raises(
+        InvalidInput, match="because the host may always connect in; right would be to leave it out"
+    ):
         parse_entry(text, KEY, False)
     with pytest.raises(
         InvalidInput, match="because the host is no service; right would be addresses of the host"
@@ -230,7 +260,9 @@ def test_what_a_message_calls_right_is_accepted() -> None:
 
 TEXTS = st.one_of(
     st.text(max_size=20),
-    st.from_regex(r"\[?[a-z0-9.:/%-]{0,20}\]?(:[0-9]{1,5}(-[0-9]{1,5})?)?(/[a-z]{0,4})?", fullmatch=True),
+    st.from_regex(
+        r"\[?[a-z0-9.:/%-]{0,20}\]?(:[0-9]{1,5}(-[0-9]{1,5})?)?(/[a-z]{0,4})?", fullmatch=True
+    ),
     st.builds(
         "{}{}{}".format,
         st.one_of(
@@ -268,9 +300,17 @@ def test_any_text_is_an_entry_or_an_error_that_is_safe_to_print(text: str, egres
     assert entry.proto in ("", "tcp", "udp", "sctp", "icmp")
     if entry.peer.kind == "prefix":
         assert str(ipaddress.ip_network(entry.peer.name)) == entry.peer.name
-    peer = {"prefix": "[{}]" if ":" in entry.peer.name else "{}", "network": "network:{}", "service": "{}"}
+    peer = {
+        "prefix": "[{}]" if ":" in entry.peer.name else "{}",
+        "network": "network:{}",
+        "service": "{}",
+    }
     ports = "" if (entry.first, entry.last) == (0, 65535) else f":{entry.first}-{entry.last}"
-    again = peer[entry.peer.kind].format(entry.peer.name) + ports + (f"/{entry.proto}" if entry.proto else "")
+    again = (
+        peer[entry.peer.kind].format(entry.peer.name)
+        + ports
+        + (f"/{entry.proto}" if entry.proto else "")
+    )
     assert parse_entry(again, KEY, egress)._replace(text=text) == entry
     data = {
         "package": {"name": "api", "version": "1"},
@@ -329,14 +369,60 @@ def test_policy_of_a_manifest_has_all_lists_with_their_keys(tmp_path: Path) -> N
     )
     assert model.policy(manifest) == Policy(
         (
-            Entry("network.policy.allow_from[0]", "frontend:80", Peer("service", "frontend"), 80, 80, ""),
-            Entry("network.policy.allow_from[1]", "network:backend", Peer("network", "backend"), 0, 65535, ""),
+            Entry(
+                "network.policy.allow_from[0]",
+                "frontend:80",
+                Peer("service", "frontend"),
+                80,
+                80,
+                "",
+            ),
+            Entry(
+                "network.policy.allow_from[1]",
+                "network:backend",
+                Peer("network", "backend"),
+                0,
+                65535,
+                "",
+            ),
         ),
-        (Entry("network.policy.deny_from[0]", "10.0.0.0/8", Peer("prefix", "10.0.0.0/8"), 0, 65535, ""),),
-        (Entry("network.policy.egress.allow[0]", "db.niso.local:5432", Peer("service", "db"), 5432, 5432, ""),),
         (
-            Entry("network.policy.egress.deny[0]", "fd00::1", Peer("prefix", "fd00::1/128"), 0, 65535, ""),
-            Entry("network.policy.egress.deny[1]", "frontend/icmp", Peer("service", "frontend"), 0, 65535, "icmp"),
+            Entry(
+                "network.policy.deny_from[0]",
+                "10.0.0.0/8",
+                Peer("prefix", "10.0.0.0/8"),
+                0,
+                65535,
+                "",
+            ),
+        ),
+        (
+            Entry(
+                "network.policy.egress.allow[0]",
+                "db.niso.local:5432",
+                Peer("service", "db"),
+                5432,
+                5432,
+                "",
+            ),
+        ),
+        (
+            Entry(
+                "network.policy.egress.deny[0]",
+                "fd00::1",
+                Peer("prefix", "fd00::1/128"),
+                0,
+                65535,
+                "",
+            ),
+            Entry(
+                "network.policy.egress.deny[1]",
+                "frontend/icmp",
+                Peer("service", "frontend"),
+                0,
+                65535,
+                "icmp",
+            ),
         ),
         True,
     )
@@ -354,7 +440,10 @@ def test_policy_of_a_manifest_has_all_lists_with_their_keys(tmp_path: Path) -> N
     ],
 )
 def test_missing_list_allows_all_and_an_empty_one_nobody(
-    tmp_path: Path, text: str, allow_from: tuple[Entry, ...] | None, egress_allow: tuple[Entry, ...] | None
+    tmp_path: Path,
+    text: str,
+    allow_from: tuple[Entry, ...] | None,
+    egress_allow: tuple[Entry, ...] | None,
 ) -> None:
     manifest = loaded(tmp_path, text)
     assert model.policy(manifest) == Policy(allow_from, (), egress_allow, (), False)
@@ -386,9 +475,17 @@ def test_all_errors_of_a_policy_come_at_once_with_their_keys(tmp_path: Path) -> 
         """,
     )
     assert set(found) == {
-        *("network.policy.allow_from[1]", "network.policy.allow_from[2]", "network.policy.allow_from[3]"),
+        *(
+            "network.policy.allow_from[1]",
+            "network.policy.allow_from[2]",
+            "network.policy.allow_from[3]",
+        ),
         *("network.policy.deny_from", "network.policy.allowfrom", "network.policy.log"),
-        *("network.policy.egress.allow[1]", "network.policy.egress.allow[2]", "network.policy.egress.deny[0]"),
+        *(
+            "network.policy.egress.allow[1]",
+            "network.policy.egress.allow[2]",
+            "network.policy.egress.deny[0]",
+        ),
         "network.policy.egress.log",
     }
     assert "host may always connect in" in found["network.policy.allow_from[3]"]
@@ -405,7 +502,9 @@ def test_all_errors_of_a_policy_come_at_once_with_their_keys(tmp_path: Path) -> 
         "network.policy.egress.deny",
     ],
 )
-def test_wrong_entry_of_each_list_is_found_also_when_every_type_is_right(tmp_path: Path, key: str) -> None:
+def test_wrong_entry_of_each_list_is_found_also_when_every_type_is_right(
+    tmp_path: Path, key: str
+) -> None:
     found = errors(tmp_path, f'[network]\n{key.removeprefix("network.")} = ["fine", "Bad"]\n')
     assert list(found) == [f"{key}[1]"]
     assert '"Bad" is no service' in found[f"{key}[1]"]
@@ -418,7 +517,11 @@ def test_wrong_entry_of_each_list_is_found_also_when_every_type_is_right(tmp_pat
         ("[network.policy]\negress = []", "network.policy.egress", "a table"),
         ("[network.policy]\nallow_from = {}", "network.policy.allow_from", "an array"),
         ("[[network.policy]]\n", "network.policy", "a table"),
-        ("[network.policy.egress]\nallow_from = []", "network.policy.egress.allow_from", "network.policy.egress.allow"),
+        (
+            "[network.policy.egress]\nallow_from = []",
+            "network.policy.egress.allow_from",
+            "network.policy.egress.allow",
+        ),
     ],
 )
 def test_wrong_part_of_the_table_is_named(tmp_path: Path, text: str, key: str, words: str) -> None:

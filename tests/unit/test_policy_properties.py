@@ -8,7 +8,16 @@ from collections.abc import Iterable
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from policy_worlds import SERVICES, TEXTS, Packet, packets, swapped, swapped_world, with_policy, worlds
+from policy_worlds import (
+    SERVICES,
+    TEXTS,
+    Packet,
+    packets,
+    swapped,
+    swapped_world,
+    with_policy,
+    worlds,
+)
 
 from niso.manifest.parse_policy import parse_entry
 from niso.plan.records import Entry, Policy
@@ -51,7 +60,9 @@ def drawn(data: st.DataObject) -> tuple[World, list[Packet]]:
 
 @properties
 @given(st.data(), NAMES, st.sampled_from(["deny_from", "egress_deny"]), TEXTS, st.integers(0, 4))
-def test_another_deny_opens_nothing(data: st.DataObject, name: str, which: str, text: str, place: int) -> None:
+def test_another_deny_opens_nothing(
+    data: st.DataObject, name: str, which: str, text: str, place: int
+) -> None:
     world, flows = drawn(data)
     before: tuple[Entry, ...] = getattr(world.services[name].policy, which)
     more = changed(world, name, **{which: (*before[:place], entry(text, which), *before[place:])})
@@ -60,12 +71,18 @@ def test_another_deny_opens_nothing(data: st.DataObject, name: str, which: str, 
 
 
 @properties
-@given(st.data(), NAMES, st.sampled_from(["allow_from", "egress_allow"]), st.lists(TEXTS, max_size=4))
-def test_allow_list_only_narrows(data: st.DataObject, name: str, which: str, texts: list[str]) -> None:
+@given(
+    st.data(), NAMES, st.sampled_from(["allow_from", "egress_allow"]), st.lists(TEXTS, max_size=4)
+)
+def test_allow_list_only_narrows(
+    data: st.DataObject, name: str, which: str, texts: list[str]
+) -> None:
     """Against none; and a shorter one against a longer."""
     world, flows = drawn(data)
     entries = tuple(entry(text, which, place) for place, text in enumerate(texts))
-    free, more, fewer = (changed(world, name, **{which: each}) for each in (None, entries, entries[:-1]))
+    free, more, fewer = (
+        changed(world, name, **{which: each}) for each in (None, entries, entries[:-1])
+    )
     for each in flows:
         allowed, listed, shorter = (decide(one, *each).passes for one in (free, more, fewer))
         assert allowed >= listed >= shorter
@@ -81,14 +98,20 @@ def test_policies_open_nothing_that_is_not_open_without_them(data: st.DataObject
     for one, without in zip(asked(world, flows), asked(bare, flows), strict=True):
         assert without.passes or not one.passes
         assert one.path == without.path
-        assert (one.source, one.destination, one.port) == (without.source, without.destination, without.port)
+        assert (one.source, one.destination, one.port) == (
+            without.source,
+            without.destination,
+            without.port,
+        )
         assert one.passes is (one.path.passes and one.egress.passes and one.ingress.passes)
         assert one.dropped_by in (None, one.path, one.egress, one.ingress)
 
 
 @properties
 @given(st.data(), NAMES, NAMES)
-def test_policy_of_a_service_changes_nothing_between_others(data: st.DataObject, name: str, model: str) -> None:
+def test_policy_of_a_service_changes_nothing_between_others(
+    data: st.DataObject, name: str, model: str
+) -> None:
     world, flows = drawn(data)
     other = with_policy(world, name, data.draw(worlds()).services[model].policy)
     for was, now in zip(asked(world, flows), asked(other, flows), strict=True):
@@ -105,9 +128,16 @@ def test_policy_of_a_service_changes_nothing_between_others(data: st.DataObject,
 def test_order_of_entries_changes_no_verdict(data: st.DataObject, name: str) -> None:
     world, flows = drawn(data)
     rules = world.services[name].policy
-    mixed = {which: tuple(data.draw(st.permutations(getattr(rules, which) or ()))) for which in LISTS}
-    lists = {which: None if getattr(rules, which) is None else entries for which, entries in mixed.items()}
-    for was, now in zip(asked(world, flows), asked(changed(world, name, **lists), flows), strict=True):
+    mixed = {
+        which: tuple(data.draw(st.permutations(getattr(rules, which) or ()))) for which in LISTS
+    }
+    lists = {
+        which: None if getattr(rules, which) is None else entries
+        for which, entries in mixed.items()
+    }
+    for was, now in zip(
+        asked(world, flows), asked(changed(world, name, **lists), flows), strict=True
+    ):
         assert (was.passes, was.egress.passes, was.ingress.passes) == (
             now.passes,
             now.egress.passes,
@@ -121,11 +151,16 @@ def test_both_families_are_alike(data: st.DataObject) -> None:
     world, flows = drawn(data)
     other = swapped_world(world)
     assert swapped_world(other) == world._replace(
-        services={n: each._replace(policy=each.policy._replace(log=False)) for n, each in world.services.items()}
+        services={
+            n: each._replace(policy=each.policy._replace(log=False))
+            for n, each in world.services.items()
+        }
     )
     for each in flows:
         one = decide(world, *each)
-        image = decide(other, swapped(each.source), swapped(each.destination), each.port, each.proto)
+        image = decide(
+            other, swapped(each.source), swapped(each.destination), each.port, each.proto
+        )
         assert one.passes is image.passes
         assert (one.path.passes, one.egress.passes, one.ingress.passes) == (
             *(image.path.passes, image.egress.passes, image.ingress.passes),
@@ -147,7 +182,9 @@ def test_entries_of_one_family_say_nothing_in_the_other(data: st.DataObject) -> 
                 which: None
                 if getattr(each.policy, which) is None
                 else tuple(
-                    e for e in getattr(each.policy, which) if e.peer.kind != "prefix" or (":" in e.peer.name) != colon
+                    e
+                    for e in getattr(each.policy, which)
+                    if e.peer.kind != "prefix" or (":" in e.peer.name) != colon
                 )
                 for which in LISTS
             }
@@ -179,7 +216,12 @@ def names(entry: Entry, world: World, address: str, port: int | None, proto: str
         }
         peer = address in every
     elif entry.peer.kind == "network":
-        subnets = [s for each in world.networks.values() if each.name == entry.peer.name for s in each.subnets]
+        subnets = [
+            s
+            for each in world.networks.values()
+            if each.name == entry.peer.name
+            for s in each.subnets
+        ]
         spans = [ipaddress.ip_network(s.cidr) for s in subnets]
         peer = any(
             span.version == number.version and span[0] <= number <= span[-1]  # type: ignore[operator]
@@ -223,25 +265,35 @@ def expected(
 
 @properties
 @given(st.data())
-def test_entry_that_a_reason_names_is_the_one_and_without_it_the_next_one_decides(data: st.DataObject) -> None:
+def test_entry_that_a_reason_names_is_the_one_and_without_it_the_next_one_decides(
+    data: st.DataObject,
+) -> None:
     world, flows = drawn(data)
     for each in flows:
         verdict = decide(world, *each)
-        for reason, side in ((verdict.ingress, verdict.destination), (verdict.egress, verdict.source)):
+        for reason, side in (
+            (verdict.ingress, verdict.destination),
+            (verdict.egress, verdict.source),
+        ):
             if side.service and (reason.key or "has no" in reason.words):
                 ingress = reason is verdict.ingress
                 which = ("allow_from", "deny_from") if ingress else ("egress_allow", "egress_deny")
                 peer = verdict.source.address if ingress else verdict.destination.address
-                assert (reason.passes, reason.key) == expected(world, side.service, peer, verdict, each.proto, which)
+                assert (reason.passes, reason.key) == expected(
+                    world, side.service, peer, verdict, each.proto, which
+                )
                 _without(world, each, reason, ingress, which, peer)
 
 
-def _without(world: World, flow: Packet, reason: Reason, ingress: bool, which: tuple[str, str], peer: str) -> None:
+def _without(
+    world: World, flow: Packet, reason: Reason, ingress: bool, which: tuple[str, str], peer: str
+) -> None:
     """Take away the entries that reasons name, one by one, until no entry decides."""
     while reason.text:
         rules = world.services[reason.service].policy
         everything = {
-            name: tuple(each for each in getattr(rules, name) or () if each.key != reason.key) for name in which
+            name: tuple(each for each in getattr(rules, name) or () if each.key != reason.key)
+            for name in which
         }
         if getattr(rules, which[0]) is None:
             del everything[which[0]]
@@ -249,7 +301,9 @@ def _without(world: World, flow: Packet, reason: Reason, ingress: bool, which: t
         verdict = decide(world, *flow)
         after = verdict.ingress if ingress else verdict.egress
         service = reason.service
-        assert (after.passes, after.key) == expected(world, service, peer, verdict, flow.proto, which)
+        assert (after.passes, after.key) == expected(
+            world, service, peer, verdict, flow.proto, which
+        )
         if not after.key:
             assert "has no" in after.words
         reason = after
@@ -265,7 +319,9 @@ def test_reason_says_in_words_what_it_says_in_its_fields(data: st.DataObject) ->
             assert reason.words
             if reason.text:
                 word = "allows" if reason.passes else "denies"
-                assert reason.words == f'{reason.key} of {reason.service}, "{reason.text}", {word} it'
+                assert (
+                    reason.words == f'{reason.key} of {reason.service}, "{reason.text}", {word} it'
+                )
             elif reason.key:
                 assert reason.words.startswith(f"{reason.key} of {reason.service} ")
                 assert not reason.passes
@@ -277,7 +333,9 @@ def test_reason_says_in_words_what_it_says_in_its_fields(data: st.DataObject) ->
 
 
 def is_host(world: World, address: str) -> bool:
-    return address in world.host or any(address == s.gateway for each in world.networks.values() for s in each.subnets)
+    return address in world.host or any(
+        address == s.gateway for each in world.networks.values() for s in each.subnets
+    )
 
 
 @properties
@@ -301,13 +359,22 @@ def test_networks_are_apart_but_for_published_ports(data: st.DataObject) -> None
     world, flows = drawn(data)
     for each, verdict in zip(flows, asked(world, flows), strict=True):
         source, destination = verdict.source.service, verdict.destination.service
-        if not verdict.passes or not destination or is_host(world, each.source) or source == destination:
+        if (
+            not verdict.passes
+            or not destination
+            or is_host(world, each.source)
+            or source == destination
+        ):
             continue
         target = world.services[destination]
-        inside = next(e.network for e in target.endpoints if verdict.destination.address in e.addresses)
+        inside = next(
+            e.network for e in target.endpoints if verdict.destination.address in e.addresses
+        )
         published = is_host(world, each.destination)
         if source:
-            own = next(e.network for e in world.services[source].endpoints if each.source in e.addresses)
+            own = next(
+                e.network for e in world.services[source].endpoints if each.source in e.addresses
+            )
             assert own == inside or (published and not world.networks[own].internal)
         else:
             assert published
@@ -325,5 +392,7 @@ def test_internal_network_leads_to_the_host_and_itself_alone(data: st.DataObject
             own = next(e.network for e in known.endpoints if each.source in e.addresses)
             address = ipaddress.ip_address(verdict.destination.address)
             if world.networks[own].internal and verdict.destination.service != known.name:
-                on = any(address in ipaddress.ip_network(s.cidr) for s in world.networks[own].subnets)
+                on = any(
+                    address in ipaddress.ip_network(s.cidr) for s in world.networks[own].subnets
+                )
                 assert on or is_host(world, verdict.destination.address)

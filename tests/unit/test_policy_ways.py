@@ -21,9 +21,13 @@ from niso.plan.verdict import decide, matches
 # --- the host and the outside ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("source", [HOST, HOST6, "10.99.1.1", "fd00:1::1", "10.99.2.1", "127.0.0.1", "fe80::1"])
+@pytest.mark.parametrize(
+    "source", [HOST, HOST6, "10.99.1.1", "fd00:1::1", "10.99.2.1", "127.0.0.1", "fe80::1"]
+)
 def test_host_may_always_connect_in(source: str) -> None:
-    closed = with_policy(WORLD, "db", policy(allow_from=[], deny_from=["0.0.0.0/0", "::/0", "network:backend"]))
+    closed = with_policy(
+        WORLD, "db", policy(allow_from=[], deny_from=["0.0.0.0/0", "::/0", "network:backend"])
+    )
     verdict = ask(closed, source, "db", family=6 if ":" in source else 4)
     assert verdict.passes
     assert verdict.ingress.words == "the host may always connect in"
@@ -34,8 +38,12 @@ def test_host_may_always_connect_in(source: str) -> None:
 def test_egress_counts_for_the_hosts_own_addresses(address: str) -> None:
     family = 6 if ":" in address else 4
     assert passes(WORLD, "api", address, 53, "udp", family)
-    assert not passes(with_policy(WORLD, "api", policy(allow=[])), "api", address, 53, "udp", family)
-    named = with_policy(WORLD, "api", policy(allow=[f"[{address}]:53" if family == 6 else f"{address}:53"]))
+    assert not passes(
+        with_policy(WORLD, "api", policy(allow=[])), "api", address, 53, "udp", family
+    )
+    named = with_policy(
+        WORLD, "api", policy(allow=[f"[{address}]:53" if family == 6 else f"{address}:53"])
+    )
     assert passes(named, "api", address, 53, "udp", family)
     assert not passes(named, "api", address, 54, "udp", family)
     assert not passes(named, "api", address, None, "icmp", family)
@@ -61,11 +69,20 @@ def test_outside_reaches_no_service_that_publishes_nothing(destination: str) -> 
     assert verdict.path.words == "db can be reached from outside the host by published ports only"
 
 
-@pytest.mark.parametrize(("source", "family"), [("10.99.1.77", 4), ("fd00:1::77", 6), ("10.99.3.200", 4)])
-def test_address_that_nobody_has_reaches_nobody_and_is_not_reached(source: str, family: int) -> None:
-    assert ask(WORLD, source, "db", family=family).path.words == f"no service has the address {source}"
+@pytest.mark.parametrize(
+    ("source", "family"), [("10.99.1.77", 4), ("fd00:1::77", 6), ("10.99.3.200", 4)]
+)
+def test_address_that_nobody_has_reaches_nobody_and_is_not_reached(
+    source: str, family: int
+) -> None:
+    assert (
+        ask(WORLD, source, "db", family=family).path.words == f"no service has the address {source}"
+    )
     assert ask(WORLD, "api", source, family=family).path.passes is False
-    assert ask(WORLD, HOST if family == 4 else HOST6, source).path.words == f"no service has the address {source}"
+    assert (
+        ask(WORLD, HOST if family == 4 else HOST6, source).path.words
+        == f"no service has the address {source}"
+    )
 
 
 def test_service_that_is_not_active_sends_and_gets_nothing_but_its_name_holds() -> None:
@@ -75,8 +92,12 @@ def test_service_that_is_not_active_sends_and_gets_nothing_but_its_name_holds() 
     assert matches(named, WORLD, "10.99.1.6", 80, "tcp")
 
 
-@pytest.mark.parametrize("destination", ["10.99.1.255", "255.255.255.255", "224.0.0.251", "ff02::fb", "ff02::1"])
-def test_broadcast_and_multicast_reach_no_service_and_egress_counts_for_them(destination: str) -> None:
+@pytest.mark.parametrize(
+    "destination", ["10.99.1.255", "255.255.255.255", "224.0.0.251", "ff02::fb", "ff02::1"]
+)
+def test_broadcast_and_multicast_reach_no_service_and_egress_counts_for_them(
+    destination: str,
+) -> None:
     family = 6 if ":" in destination else 4
     verdict = ask(WORLD, "api", destination, 5353, "udp", family)
     assert verdict.path == (False, "broadcast and multicast pass to no service", "", "", "")
@@ -102,7 +123,12 @@ def test_loopback_is_each_ones_own() -> None:
 
 
 def test_what_concerns_no_service_is_let_be() -> None:
-    for source, destination in ((OUTSIDE, HOST), (HOST, OUTSIDE), (OUTSIDE, "198.51.100.1"), (OUTSIDE6, HOST6)):
+    for source, destination in (
+        (OUTSIDE, HOST),
+        (HOST, OUTSIDE),
+        (OUTSIDE, "198.51.100.1"),
+        (OUTSIDE6, HOST6),
+    ):
         assert passes(WORLD, source, destination)
 
 
@@ -110,7 +136,9 @@ def test_families_do_not_reach_each_other() -> None:
     assert not decide(WORLD, "10.99.1.2", "fd00:1::3", 80, "tcp").passes
 
 
-@pytest.mark.parametrize(("port", "proto"), [(None, "tcp"), (None, "udp"), (80, "icmp"), (80, "gre"), (80, "")])
+@pytest.mark.parametrize(
+    ("port", "proto"), [(None, "tcp"), (None, "udp"), (80, "icmp"), (80, "gre"), (80, "")]
+)
 def test_port_without_protocol_that_has_ports_is_refused(port: int | None, proto: str) -> None:
     with pytest.raises(ValueError, match="with port"):
         decide(WORLD, "10.99.1.2", "10.99.1.3", port, proto)
@@ -119,14 +147,20 @@ def test_port_without_protocol_that_has_ports_is_refused(port: int | None, proto
 def test_addresses_are_taken_in_any_form() -> None:
     only = with_policy(WORLD, "db", policy(allow_from=["api"]))
     verdict = decide(only, "FD00:1:0::2", "fd00:1::0:3", 80, "tcp")
-    assert (verdict.passes, verdict.source, verdict.destination) == (True, ("api", "fd00:1::2"), ("db", "fd00:1::3"))
+    assert (verdict.passes, verdict.source, verdict.destination) == (
+        True,
+        ("api", "fd00:1::2"),
+        ("db", "fd00:1::3"),
+    )
 
 
 # --- internal networks -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_service_of_an_internal_network_reaches_host_and_network_and_nothing_else(family: int) -> None:
+def test_service_of_an_internal_network_reaches_host_and_network_and_nothing_else(
+    family: int,
+) -> None:
     host, outside = (HOST, OUTSIDE) if family == 4 else (HOST6, OUTSIDE6)
     assert passes(WORLD, "safe", "vault", family=family)
     assert passes(WORLD, "safe", host, family=family)
@@ -136,7 +170,10 @@ def test_service_of_an_internal_network_reaches_host_and_network_and_nothing_els
     assert passes(WORLD, host, "safe", family=family)
     for destination in (outside, "api"):
         verdict = ask(WORLD, "safe", destination, family=family)
-        assert verdict.path.words == "network inner is internal: it leads to the host and its own services only"
+        assert (
+            verdict.path.words
+            == "network inner is internal: it leads to the host and its own services only"
+        )
     assert not passes(WORLD, "api", "safe", family=family)
     assert not passes(WORLD, outside, "safe", family=family)
 
@@ -144,7 +181,9 @@ def test_service_of_an_internal_network_reaches_host_and_network_and_nothing_els
 @pytest.mark.parametrize("family", [4, 6])
 def test_internal_network_has_no_detour_by_published_ports(family: int) -> None:
     host, outside = (HOST, OUTSIDE) if family == 4 else (HOST6, OUTSIDE6)
-    shared = known("shared", {"backend": ("10.99.1.8", "fd00:1::8"), "inner": ("10.99.3.8", "fd00:3::8")})
+    shared = known(
+        "shared", {"backend": ("10.99.1.8", "fd00:1::8"), "inner": ("10.99.3.8", "fd00:3::8")}
+    )
     base = WORLD._replace(services={**WORLD.services, "shared": shared})
     base = with_ports("api", Port(ANY, 8080, 80, "tcp"), base=base)
     base = with_ports("vault", Port(ANY, 8081, 80, "tcp"), base=base)
@@ -153,13 +192,18 @@ def test_internal_network_has_no_detour_by_published_ports(family: int) -> None:
     assert passes(base, "safe", host, 8081, family=family)
     # who is on the internal network too is reached there
     verdict = ask(base, "safe", host, 8082, family=family)
-    assert (verdict.passes, verdict.destination.address) == (True, "10.99.3.8" if family == 4 else "fd00:3::8")
+    assert (verdict.passes, verdict.destination.address) == (
+        True,
+        "10.99.3.8" if family == 4 else "fd00:3::8",
+    )
     for client in ("blog", outside) if family == 4 else (outside, "api"):
         assert passes(base, client, host, 8081, family=family)
 
 
 def test_service_that_is_on_an_internal_network_first_does_not_get_out_by_it() -> None:
-    first = known("first", {"inner": ("10.99.3.9", "fd00:3::9"), "backend": ("10.99.1.9", "fd00:1::9")})
+    first = known(
+        "first", {"inner": ("10.99.3.9", "fd00:3::9"), "backend": ("10.99.1.9", "fd00:1::9")}
+    )
     base = WORLD._replace(services={**WORLD.services, "first": first})
     assert not passes(base, "10.99.3.9", OUTSIDE)
     assert not passes(base, "10.99.1.9", OUTSIDE)
@@ -175,27 +219,44 @@ def test_published_port_is_reached_by_every_address_of_the_host(source: str, add
     verdict = ask(EVERYWHERE, source, address, 8080)
     assert verdict.passes
     assert (verdict.destination, verdict.port) == (("api", "10.99.1.2"), 80)
-    assert verdict.path.words == f"{address}:8080/tcp is a published port of api and leads to 10.99.1.2:80"
+    assert (
+        verdict.path.words
+        == f"{address}:8080/tcp is a published port of api and leads to 10.99.1.2:80"
+    )
 
 
 def test_published_port_is_of_both_families_where_it_has_no_address() -> None:
     verdict = ask(EVERYWHERE, OUTSIDE6, HOST6, 8080)
     assert (verdict.passes, verdict.destination) == (True, ("api", "fd00:1::2"))
-    assert verdict.path.words == f"[{HOST6}]:8080/tcp is a published port of api and leads to [fd00:1::2]:80"
+    assert (
+        verdict.path.words
+        == f"[{HOST6}]:8080/tcp is a published port of api and leads to [fd00:1::2]:80"
+    )
     assert verdict.port == 80
     only4 = with_ports("blog", Port(ANY, 8080, 80, "tcp"))  # on a network without IPv6
     assert ask(only4, OUTSIDE6, HOST6, 8080).destination.service == ""
 
 
-@pytest.mark.parametrize(("host_ip", "four", "six"), [(ANY, True, True), (ANY4, True, False), (ANY6, False, True)])
-def test_published_port_of_one_family_is_not_of_the_other(host_ip: str, four: bool, six: bool) -> None:
+@pytest.mark.parametrize(
+    ("host_ip", "four", "six"), [(ANY, True, True), (ANY4, True, False), (ANY6, False, True)]
+)
+def test_published_port_of_one_family_is_not_of_the_other(
+    host_ip: str, four: bool, six: bool
+) -> None:
     one = with_ports("api", Port(host_ip, 8080, 80, "tcp"))
     assert (ask(one, OUTSIDE, HOST, 8080).destination.service == "api") is four
     assert (ask(one, OUTSIDE6, HOST6, 8080).destination.service == "api") is six
 
 
 def test_published_port_is_of_its_protocol_and_number_alone() -> None:
-    for port, proto in ((8081, "tcp"), (8079, "tcp"), (8080, "udp"), (8080, "sctp"), (None, "icmp"), (80, "tcp")):
+    for port, proto in (
+        (8081, "tcp"),
+        (8079, "tcp"),
+        (8080, "udp"),
+        (8080, "sctp"),
+        (None, "icmp"),
+        (80, "tcp"),
+    ):
         verdict = ask(EVERYWHERE, OUTSIDE, HOST, port, proto)
         assert (verdict.destination, verdict.port) == (("", HOST), port)
         assert verdict.path.words == f"{HOST} is the host's own"
@@ -227,7 +288,9 @@ def test_range_leads_each_port_to_its_own(port: int, inside: int) -> None:
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_specific_address_wins_over_all_addresses(order: int) -> None:
-    ports = (Port(ANY, 8080, 80, "tcp"), Port(HOST, 8080, 81, "tcp"), Port(HOST6, 8080, 82, "tcp"))[::order]
+    ports = (Port(ANY, 8080, 80, "tcp"), Port(HOST, 8080, 81, "tcp"), Port(HOST6, 8080, 82, "tcp"))[
+        ::order
+    ]
     both = with_ports("web", *ports)
     assert ask(both, OUTSIDE, HOST, 8080).port == 81
     assert ask(both, OUTSIDE, "10.99.2.1", 8080).port == 80
@@ -252,10 +315,16 @@ def test_port_of_a_service_that_is_not_active_is_not_published() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "address"), [(OUTSIDE, "10.99.2.3"), ("blog", "10.99.2.3"), ("db", "10.99.1.5"), (HOST, "10.99.2.3")]
+    ("source", "address"),
+    [(OUTSIDE, "10.99.2.3"), ("blog", "10.99.2.3"), ("db", "10.99.1.5"), (HOST, "10.99.2.3")],
 )
-def test_service_of_two_networks_is_reached_on_the_one_that_its_client_is_on(source: str, address: str) -> None:
-    assert ask(with_ports("web", Port(ANY, 8080, 80, "tcp")), source, HOST, 8080).destination == ("web", address)
+def test_service_of_two_networks_is_reached_on_the_one_that_its_client_is_on(
+    source: str, address: str
+) -> None:
+    assert ask(with_ports("web", Port(ANY, 8080, 80, "tcp")), source, HOST, 8080).destination == (
+        "web",
+        address,
+    )
 
 
 def test_service_is_published_by_the_families_of_its_first_network_alone() -> None:
@@ -273,7 +342,13 @@ def test_policy_of_ingress_sees_own_port_and_real_client_behind_a_published_port
     rules = with_policy(EVERYWHERE, "api", policy(allow_from=[f"{OUTSIDE}:8080"]))
     assert not passes(rules, OUTSIDE, HOST, 8080)
     assert ask(rules, OUTSIDE, HOST, 8080).dropped_by == (
-        *(False, "network.policy.allow_from of api does not name it", "api", "network.policy.allow_from", ""),
+        *(
+            False,
+            "network.policy.allow_from of api does not name it",
+            "api",
+            "network.policy.allow_from",
+            "",
+        ),
     )
 
 
@@ -286,16 +361,31 @@ def test_empty_allow_list_closes_published_ports_too_but_to_the_host() -> None:
 
 
 def test_policy_of_egress_sees_the_service_behind_a_published_port() -> None:
-    for text, allowed in (("api:80", True), ("api:8080", False), (f"{HOST}:8080", False), ("10.99.1.2:80", True)):
-        assert passes(with_policy(EVERYWHERE, "blog", policy(allow=[text])), "blog", HOST, 8080) is allowed
-        assert passes(with_policy(EVERYWHERE, "blog", policy(deny=[text])), "blog", HOST, 8080) is not allowed
+    for text, allowed in (
+        ("api:80", True),
+        ("api:8080", False),
+        (f"{HOST}:8080", False),
+        ("10.99.1.2:80", True),
+    ):
+        assert (
+            passes(with_policy(EVERYWHERE, "blog", policy(allow=[text])), "blog", HOST, 8080)
+            is allowed
+        )
+        assert (
+            passes(with_policy(EVERYWHERE, "blog", policy(deny=[text])), "blog", HOST, 8080)
+            is not allowed
+        )
 
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_service_reaches_itself_by_every_way_whatever_policies_say(family: int) -> None:
     text = ["0.0.0.0/0", "::/0", "api", "network:backend"]
-    closed = with_policy(EVERYWHERE, "api", policy(allow_from=[], allow=[], deny_from=text, deny=text))
-    own, host, gateway = ("10.99.1.2", HOST, "10.99.1.1") if family == 4 else ("fd00:1::2", HOST6, "fd00:1::1")
+    closed = with_policy(
+        EVERYWHERE, "api", policy(allow_from=[], allow=[], deny_from=text, deny=text)
+    )
+    own, host, gateway = (
+        ("10.99.1.2", HOST, "10.99.1.1") if family == 4 else ("fd00:1::2", HOST6, "fd00:1::1")
+    )
     for destination, port in ((own, 80), (host, 8080), (gateway, 8080)):
         verdict = ask(closed, "api", destination, port, family=family)
         assert verdict.passes

@@ -58,11 +58,20 @@ def test_form_is_read(text: str, port: Port) -> None:
 
 
 NO_HOST = [
-    ("[::1]:8080:8080", "the kernel takes packets for ::1 from no bridge, so no answer would come back"),
-    ("[0:0:0:0:0:0:0:1]:80:80", "the kernel takes packets for ::1 from no bridge, so no answer would come back"),
+    (
+        "[::1]:8080:8080",
+        "the kernel takes packets for ::1 from no bridge, so no answer would come back",
+    ),
+    (
+        "[0:0:0:0:0:0:0:1]:80:80",
+        "the kernel takes packets for ::1 from no bridge, so no answer would come back",
+    ),
     ("[::1]:80", "the kernel takes packets for ::1 from no bridge, so no answer would come back"),
     ("[::1]::80", "the kernel takes packets for ::1 from no bridge, so no answer would come back"),
-    ("[::1]:80:80/udp", "the kernel takes packets for ::1 from no bridge, so no answer would come back"),
+    (
+        "[::1]:80:80/udp",
+        "the kernel takes packets for ::1 from no bridge, so no answer would come back",
+    ),
     ("[::ffff:192.0.2.1]:80:80", "is an IPv4 address: write 192.0.2.1"),
     ("[::ffff:0.0.0.0]:80:80", "is an IPv4 address: write 0.0.0.0"),
     ("[::ffff:127.0.0.1]:80:80", "is an IPv4 address: write 127.0.0.1"),
@@ -76,7 +85,9 @@ NO_HOST = [
 
 
 @pytest.mark.parametrize(("text", "reason"), NO_HOST)
-def test_address_by_which_no_host_can_be_reached_is_refused_with_the_reason(text: str, reason: str) -> None:
+def test_address_by_which_no_host_can_be_reached_is_refused_with_the_reason(
+    text: str, reason: str
+) -> None:
     with pytest.raises(InvalidInput) as caught:
         parse_port(text, KEY)
     assert caught.value.key == KEY
@@ -85,17 +96,80 @@ def test_address_by_which_no_host_can_be_reached_is_refused_with_the_reason(text
 
 
 def test_loopback_of_ipv6_is_refused_with_what_to_write_instead() -> None:
-    with pytest.raises(InvalidInput, match=r"publish it on 127\.0\.0\.1, or on an address of the host"):
+    with pytest.raises(
+        InvalidInput, match=r"publish it on 127\.0\.0\.1, or on an address of the host"
+    ):
         parse_port("[::1]:8080:8080", KEY)
 
 
 GARBAGE = [
-    *("", ":", "::", ":::", "a:b", "0:80", "80:0", ":0", "0", "80:", "80:65536", "65536", "080:80", "-1:80", "80-:80"),
-    *("-80:80", "80:80/", "80:80/TCP", "80:80/icmp", "80:80/tcp/udp", "/tcp", "80 :80", " 80:80", "80:80\n", "+80:80"),
-    *("1.2.3:80:80", "256.0.0.1:80:80", "127.0.0.01:80:80", "127.0.0.1:80", ":80:80", "localhost:80:80", "1:2:3:4"),
-    *("[::g]:80:80", "[::1]80:80", "[::1:80:80", "[]:80:80", "[127.0.0.1]:80:80", "[fe80::1%eth0]:80:80", "::1:80:80"),
-    *("80-70:80-70", "80-90:80-89", "80-90:80", "80:80-90", ":80-70", "80-90-95:80-90", "0-5:0-5", "65530-65536:1-7"),
-    *("127.0.0.1:0:80", "[::]:", "127.0.0.1::", "٣:80", "8e1:80", "0x50:80", "8_0:80", "9" * 5000 + ":80"),
+    *(
+        "",
+        ":",
+        "::",
+        ":::",
+        "a:b",
+        "0:80",
+        "80:0",
+        ":0",
+        "0",
+        "80:",
+        "80:65536",
+        "65536",
+        "080:80",
+        "-1:80",
+        "80-:80",
+    ),
+    *(
+        "-80:80",
+        "80:80/",
+        "80:80/TCP",
+        "80:80/icmp",
+        "80:80/tcp/udp",
+        "/tcp",
+        "80 :80",
+        " 80:80",
+        "80:80\n",
+        "+80:80",
+    ),
+    *(
+        "1.2.3:80:80",
+        "256.0.0.1:80:80",
+        "127.0.0.01:80:80",
+        "127.0.0.1:80",
+        ":80:80",
+        "localhost:80:80",
+        "1:2:3:4",
+    ),
+    *(
+        "[::g]:80:80",
+        "[::1]80:80",
+        "[::1:80:80",
+        "[]:80:80",
+        "[127.0.0.1]:80:80",
+        "[fe80::1%eth0]:80:80",
+        "::1:80:80",
+    ),
+    *(
+        "80-70:80-70",
+        "80-90:80-89",
+        "80-90:80",
+        "80:80-90",
+        ":80-70",
+        "80-90-95:80-90",
+        "0-5:0-5",
+        "65530-65536:1-7",
+    ),
+    *(
+        "127.0.0.1:0:80",
+        "[::]:",
+        "127.0.0.1::",
+        "٣:80",
+        "8e1:80",
+        "0x50:80",
+        "8_0:80",
+        "9" * 5000 + ":80",
+    ),
 ]
 
 
@@ -134,7 +208,9 @@ HOST_IPS = ("", "0.0.0.0", "::", "127.0.0.1", "192.0.2.1", "2001:db8::1")
 
 
 @st.composite
-def small_ports(draw: st.DrawFn, protocols: tuple[str, ...] = ("tcp", "udp"), free: bool = False) -> Port:
+def small_ports(
+    draw: st.DrawFn, protocols: tuple[str, ...] = ("tcp", "udp"), free: bool = False
+) -> Port:
     """A port or a range within 10 to 19."""
     count = draw(st.integers(1, 4))
     return Port(
@@ -174,7 +250,9 @@ def parsed(*texts: str) -> tuple[Port, ...]:
         (("0.0.0.0:81:81", "82:80", "81:80/udp"), ("0.0.0.0:81:81", "82:80", "81:80/udp")),
     ],
 )
-def test_equal_entries_are_one_in_the_order_of_the_first(texts: tuple[str, ...], left: tuple[str, ...]) -> None:
+def test_equal_entries_are_one_in_the_order_of_the_first(
+    texts: tuple[str, ...], left: tuple[str, ...]
+) -> None:
     assert distinct(parsed(*texts)) == parsed(*left)
 
 
@@ -200,7 +278,9 @@ def test_equal_entries_are_one_in_the_order_of_the_first(texts: tuple[str, ...],
         (("80:80", "80:80/tcp", "0.0.0.0:80:80"), None),
     ],
 )
-def test_host_port_that_is_published_twice_differently_is_found(texts: tuple, places: tuple[int, int] | None) -> None:
+def test_host_port_that_is_published_twice_differently_is_found(
+    texts: tuple, places: tuple[int, int] | None
+) -> None:
     assert first_of(contradictions(parsed(*texts))) == places
 
 
@@ -209,7 +289,11 @@ def takes(port: Port) -> set[tuple[str, str, int]]:
     if not port.host_port:
         return set()
     where = {"": ("0.0.0.0", "::")}.get(port.host_ip, (port.host_ip,))
-    return {(port.proto, at, number) for at in where for number in range(port.host_port, port.host_port + port.count)}
+    return {
+        (port.proto, at, number)
+        for at in where
+        for number in range(port.host_port, port.host_port + port.count)
+    }
 
 
 def same(one: Port, other: Port) -> bool:

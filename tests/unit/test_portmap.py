@@ -83,7 +83,9 @@ def test_port_that_is_left_open_is_the_lowest_free_one_and_the_others_stay_as_th
     assert chosen == wanted("20000:81")
 
 
-def test_chosen_port_is_kept_over_activations_deactivation_and_other_ports_of_the_manifest() -> None:
+def test_chosen_port_is_kept_over_activations_deactivation_and_other_ports_of_the_manifest() -> (
+    None
+):
     store = new_store()
     assert admit(store, ":80") == wanted("20000:80")
     assert admit(store, ":79", ":80") == wanted("20001:79", "20000:80")
@@ -100,7 +102,9 @@ def test_chosen_port_is_another_for_another_container_port_protocol_address_or_l
 
 
 def test_ports_of_others_are_not_chosen_whether_they_are_active_or_not() -> None:
-    store = new_store(db=wanted("20000:1"), web=wanted("127.0.0.1:20002-20004:1-3"), dns=wanted("20001:1/udp"))
+    store = new_store(
+        db=wanted("20000:1"), web=wanted("127.0.0.1:20002-20004:1-3"), dns=wanted("20001:1/udp")
+    )
     with store.transaction():
         store.set_active("db", False)
     assert admit(store, ":80", ":81", ":82") == wanted("20001:80", "20005:81", "20006:82")
@@ -124,7 +128,11 @@ def test_port_that_a_begun_change_gave_up_is_not_chosen() -> None:
 
 
 def test_ports_on_which_the_host_listens_are_not_chosen(listening) -> None:
-    listening["tcp"] = [listener("127.0.0.1", 20000), listener("::", 20001), listener("0.0.0.0", 20003)]
+    listening["tcp"] = [
+        listener("127.0.0.1", 20000),
+        listener("::", 20001),
+        listener("0.0.0.0", 20003),
+    ]
     listening["udp"] = [listener("0.0.0.0", 20002)]
     assert admit(new_store(), ":80", ":81") == wanted("20002:80", "20004:81")
 
@@ -144,7 +152,9 @@ def test_own_forward_is_not_chosen() -> None:
 
 def test_range_that_is_left_open_gets_as_many_ports_in_a_row() -> None:
     store = new_store(db=wanted("20003:1", "20008:1"))
-    assert admit(store, ":8000-8003", ":9000-9002") == wanted("20004-20007:8000-8003", "20000-20002:9000-9002")
+    assert admit(store, ":8000-8003", ":9000-9002") == wanted(
+        "20004-20007:8000-8003", "20000-20002:9000-9002"
+    )
 
 
 def test_kept_port_that_the_manifest_now_names_for_another_is_given_up() -> None:
@@ -164,7 +174,9 @@ def test_kept_port_that_another_service_has_meanwhile_is_given_up() -> None:
     assert admit(store, ":80") == wanted("20001:80")
 
 
-def test_kept_port_on_which_the_host_listens_meanwhile_is_given_up_unless_the_service_has_it_now(listening) -> None:
+def test_kept_port_on_which_the_host_listens_meanwhile_is_given_up_unless_the_service_has_it_now(
+    listening,
+) -> None:
     store = new_store()
     assert admit(store, ":80") == wanted("20000:80")
     listening["tcp"] = [listener("127.0.0.1", 20000)]
@@ -184,7 +196,10 @@ def test_no_port_left_is_a_conflict_that_names_the_key() -> None:
 
 def test_ports_that_are_free_but_not_in_a_row_are_not_enough() -> None:
     store = new_store(db=wanted(f"{FREE_FIRST}-{FREE_LAST - 3}:1-9997"))
-    assert refused(store, ":1-4").message == "network.ports[0]: no 4 ports in a row of 20000-29999 free"
+    assert (
+        refused(store, ":1-4").message
+        == "network.ports[0]: no 4 ports in a row of 20000-29999 free"
+    )
     assert admit(store, ":1-3") == wanted("29997-29999:1-3")
     assert refused(store, ":1-3", ":9").message == "network.ports[1]: no port of 20000-29999 free"
 
@@ -201,18 +216,31 @@ def test_last_port_of_the_range_is_given_and_what_lies_above_it_does_not_matter(
     ("held", "asked", "message"),
     [
         ("8080:80", "8080:80", "host port 8080/tcp is published by 'blog'"),
-        ("8080:80", "127.0.0.1:8080:80", "host port 127.0.0.1:8080/tcp is published by 'blog' as 8080/tcp"),
-        ("127.0.0.1:8080:80", "8080:80", "host port 8080/tcp is published by 'blog' as 127.0.0.1:8080/tcp"),
+        (
+            "8080:80",
+            "127.0.0.1:8080:80",
+            "host port 127.0.0.1:8080/tcp is published by 'blog' as 8080/tcp",
+        ),
+        (
+            "127.0.0.1:8080:80",
+            "8080:80",
+            "host port 8080/tcp is published by 'blog' as 127.0.0.1:8080/tcp",
+        ),
         ("8000-8010:1-11", "8005:80", "host port 8005/tcp is published by 'blog' as 8000-8010/tcp"),
         ("8005:80", "8000-8010:1-11", "host port 8000-8010/tcp is published by 'blog' as 8005/tcp"),
         ("53:53/udp", "53:1/udp", "host port 53/udp is published by 'blog'"),
         ("0.0.0.0:80:80", "80:80", "host port 80/tcp is published by 'blog' as 0.0.0.0:80/tcp"),
     ],
 )
-def test_port_of_another_service_is_a_conflict_that_names_it_and_how_it_has_it(held, asked, message) -> None:
+def test_port_of_another_service_is_a_conflict_that_names_it_and_how_it_has_it(
+    held, asked, message
+) -> None:
     error = refused(new_store(blog=wanted(held)), "1:1", asked)
     assert error.message == f"network.ports[1]: {message}"
-    assert (error.hint, error.key) == ("niso deactivate blog, or choose another port", "network.ports[1]")
+    assert (error.hint, error.key) == (
+        "niso deactivate blog, or choose another port",
+        "network.ports[1]",
+    )
 
 
 def test_port_of_another_service_in_ipv6_is_shown_in_brackets() -> None:
@@ -223,8 +251,13 @@ def test_port_of_another_service_in_ipv6_is_shown_in_brackets() -> None:
         put(store, "blog", (DUAL.name,), ports=tuple(wanted("[2001:db8::1]:80:80")))
         put(store, "api", (DUAL.name,))
     message = refused(store, "80:80").message
-    assert message == "network.ports[0]: host port 80/tcp is published by 'blog' as [2001:db8::1]:80/tcp"
-    assert admit(store, "0.0.0.0:80:80", "[2001:db8::2]:80:81") == wanted("0.0.0.0:80:80", "[2001:db8::2]:80:81")
+    assert (
+        message
+        == "network.ports[0]: host port 80/tcp is published by 'blog' as [2001:db8::1]:80/tcp"
+    )
+    assert admit(store, "0.0.0.0:80:80", "[2001:db8::2]:80:81") == wanted(
+        "0.0.0.0:80:80", "[2001:db8::2]:80:81"
+    )
 
 
 @pytest.mark.parametrize(
@@ -250,8 +283,16 @@ def test_port_of_an_inactive_service_is_given() -> None:
 @pytest.mark.parametrize(
     ("socket", "asked", "message"),
     [
-        (("0.0.0.0", 80), "80:80", "host port 80/tcp is used by nginx (pid 42), which listens on 0.0.0.0:80"),
-        (("127.0.0.1", 80), "80:80", "host port 80/tcp is used by nginx (pid 42), which listens on 127.0.0.1:80"),
+        (
+            ("0.0.0.0", 80),
+            "80:80",
+            "host port 80/tcp is used by nginx (pid 42), which listens on 0.0.0.0:80",
+        ),
+        (
+            ("127.0.0.1", 80),
+            "80:80",
+            "host port 80/tcp is used by nginx (pid 42), which listens on 127.0.0.1:80",
+        ),
         (
             ("192.0.2.1", 80),
             "192.0.2.1:80:80",
@@ -264,7 +305,9 @@ def test_port_of_an_inactive_service_is_given() -> None:
         ),
     ],
 )
-def test_port_on_which_a_process_listens_is_a_conflict_that_names_it(listening, socket, asked, message) -> None:
+def test_port_on_which_a_process_listens_is_a_conflict_that_names_it(
+    listening, socket, asked, message
+) -> None:
     listening["tcp"] = [listener(*socket)]
     error = refused(new_store(), asked)
     assert error.message == f"network.ports[0]: {message}"
@@ -272,14 +315,20 @@ def test_port_on_which_a_process_listens_is_a_conflict_that_names_it(listening, 
 
 
 @pytest.mark.parametrize("address", ["::", "::1"])
-def test_process_that_only_takes_ipv6_is_in_the_way_where_the_network_has_ipv6(listening, address) -> None:
+def test_process_that_only_takes_ipv6_is_in_the_way_where_the_network_has_ipv6(
+    listening, address
+) -> None:
     listening["tcp"] = [listener(address, 80)]
     message = refused(new_store(DUAL.name), "80:80").message
-    assert message == (f"network.ports[0]: host port 80/tcp is used by nginx (pid 42), which listens on [{address}]:80")
+    assert message == (
+        f"network.ports[0]: host port 80/tcp is used by nginx (pid 42), which listens on [{address}]:80"
+    )
 
 
 @pytest.mark.parametrize("address", ["::", "::1"])
-def test_process_that_only_takes_ipv6_is_in_nobodys_way_on_an_ipv4_network(listening, address) -> None:
+def test_process_that_only_takes_ipv6_is_in_nobodys_way_on_an_ipv4_network(
+    listening, address
+) -> None:
     listening["tcp"] = [listener(address, 80)]
     assert admit(new_store(), "80:80") == wanted("80:80")
 
@@ -287,7 +336,10 @@ def test_process_that_only_takes_ipv6_is_in_nobodys_way_on_an_ipv4_network(liste
 def test_process_that_cannot_be_seen_is_said_to_be_so(listening) -> None:
     listening["udp"] = [listener("0.0.0.0", 53, inode=0)]
     message = refused(new_store(), "53:53/udp").message
-    assert "host port 53/udp is used by a process that cannot be seen from here, which listens on 0.0.0.0:53" in message
+    assert (
+        "host port 53/udp is used by a process that cannot be seen from here, which listens on 0.0.0.0:53"
+        in message
+    )
 
 
 @pytest.mark.parametrize(
@@ -317,7 +369,9 @@ def test_port_that_the_service_has_is_not_looked_at_again(listening) -> None:
 def test_messages_call_a_port_by_the_key_that_the_manifest_has_it_under() -> None:
     store = new_store(blog=wanted("8080:80"))
     with pytest.raises(Conflict) as caught, store.transaction():
-        portmap.admit(store, "api", wanted("80:80", "8080:80"), (), ("network.ports[0]", "network.ports[4]"))
+        portmap.admit(
+            store, "api", wanted("80:80", "8080:80"), (), ("network.ports[0]", "network.ports[4]")
+        )
     assert caught.value.key == "network.ports[4]"
     assert caught.value.message.startswith("network.ports[4]: host port 8080/tcp ")
 
@@ -328,13 +382,31 @@ def test_messages_call_a_port_by_the_key_that_the_manifest_has_it_under() -> Non
 @pytest.mark.parametrize(
     ("on", "asked", "message"),
     [
-        (FOUR, "[::]:80:80", "[::]:80/tcp is an IPv6 port, and the network of service 'api' has no IPv6 subnet"),
-        (FOUR, "[2001:db8::1]::80", "is an IPv6 port, and the network of service 'api' has no IPv6 subnet"),
-        (SIX, "0.0.0.0:80:80", "0.0.0.0:80/tcp is an IPv4 port, and the network of service 'api' has no IPv4 subnet"),
-        (SIX, "127.0.0.1:80:80", "127.0.0.1:80/tcp is an IPv4 port, and the network of service 'api' has no IPv4"),
+        (
+            FOUR,
+            "[::]:80:80",
+            "[::]:80/tcp is an IPv6 port, and the network of service 'api' has no IPv6 subnet",
+        ),
+        (
+            FOUR,
+            "[2001:db8::1]::80",
+            "is an IPv6 port, and the network of service 'api' has no IPv6 subnet",
+        ),
+        (
+            SIX,
+            "0.0.0.0:80:80",
+            "0.0.0.0:80/tcp is an IPv4 port, and the network of service 'api' has no IPv4 subnet",
+        ),
+        (
+            SIX,
+            "127.0.0.1:80:80",
+            "127.0.0.1:80/tcp is an IPv4 port, and the network of service 'api' has no IPv4",
+        ),
     ],
 )
-def test_port_of_a_family_that_the_network_has_not_is_a_conflict(on: Network, asked: str, message: str) -> None:
+def test_port_of_a_family_that_the_network_has_not_is_a_conflict(
+    on: Network, asked: str, message: str
+) -> None:
     store = new_store()
     with store.transaction():
         put(store, "api", (on.name, DUAL.name))
@@ -358,7 +430,9 @@ def test_ports_of_both_families_are_given_on_a_dual_stack_network() -> None:
     with store.transaction():
         put(store, "api", (DUAL.name,))
     asked = ("0.0.0.0:80:80", "[::]:80:81", "[2001:db8::1]:82:82/udp", "[::]::83")
-    assert admit(store, *asked) == wanted("0.0.0.0:80:80", "[::]:80:81", "[2001:db8::1]:82:82/udp", "[::]:20000:83")
+    assert admit(store, *asked) == wanted(
+        "0.0.0.0:80:80", "[::]:80:81", "[2001:db8::1]:82:82/udp", "[::]:20000:83"
+    )
 
 
 # --- forwards ----------------------------------------------------------------------------------------------------
@@ -373,7 +447,9 @@ def test_ports_of_both_families_are_given_on_a_dual_stack_network() -> None:
         ("127.0.0.1:53:1/udp", "127.0.0.1:53:53/udp", "127.0.0.1:53:1/udp"),
     ],
 )
-def test_port_that_is_forwarded_to_another_is_a_conflict_that_says_how_to_end_it(forward, asked, remove) -> None:
+def test_port_that_is_forwarded_to_another_is_a_conflict_that_says_how_to_end_it(
+    forward, asked, remove
+) -> None:
     store = new_store()
     with store.transaction():
         store.add_forward("api", *wanted(forward))
@@ -404,9 +480,16 @@ def test_specific_address_beside_a_forward_of_all_is_given() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.lists(st.tuples(st.sampled_from(("api", "db", "web")), st.lists(small_ports(free=True), max_size=3)), max_size=6)
+    st.lists(
+        st.tuples(
+            st.sampled_from(("api", "db", "web")), st.lists(small_ports(free=True), max_size=3)
+        ),
+        max_size=6,
+    )
 )
-def test_whatever_is_admitted_no_packet_is_for_two_services_and_no_port_is_there_twice(manifests) -> None:
+def test_whatever_is_admitted_no_packet_is_for_two_services_and_no_port_is_there_twice(
+    manifests,
+) -> None:
     with TemporaryStore() as store:
         with store.transaction():
             for each in NETWORKS:
@@ -432,7 +515,9 @@ def test_whatever_is_admitted_no_packet_is_for_two_services_and_no_port_is_there
                     assert whose.setdefault(packet, name) == name
             for name in ("api", "db", "web"):
                 mine = [port for _, port in store.ports(name)]
-                assert sum(len(takes(port)) for port in mine) == len({place for port in mine for place in takes(port)})
+                assert sum(len(takes(port)) for port in mine) == len(
+                    {place for port in mine for place in takes(port)}
+                )
 
 
 @settings(max_examples=200, deadline=None)
@@ -440,5 +525,7 @@ def test_whatever_is_admitted_no_packet_is_for_two_services_and_no_port_is_there
 def test_text_of_a_port_names_its_host_side_for_messages(port: Port) -> None:
     shown = portmap.shown(port)
     assert shown.endswith(f"/{port.proto}")
-    assert shown.startswith(f"[{port.host_ip}]:" if ":" in port.host_ip else f"{port.host_ip}:" if port.host_ip else "")
+    assert shown.startswith(
+        f"[{port.host_ip}]:" if ":" in port.host_ip else f"{port.host_ip}:" if port.host_ip else ""
+    )
     assert portmap.text(port).startswith(shown.rpartition("/")[0])

@@ -44,7 +44,11 @@ _RETURN = re.compile(r"(ip6?) daddr (\S+) return( comment \"[^\"]*\")?")
 (_CHAIN,) = re.findall(r"\tchain publish \{\n(.*?)\n\t\}", nft.TABLES, re.DOTALL)
 CHAIN = [line.strip() for line in _CHAIN.splitlines()]
 RETURNS = [found.group(1, 2) for line in CHAIN if (found := _RETURN.fullmatch(line))]
-RULES = [(found[1], found[2].split(" . "), found[3]) for line in CHAIN if (found := _RULE.fullmatch(line))]
+RULES = [
+    (found[1], found[2].split(" . "), found[3])
+    for line in CHAIN
+    if (found := _RULE.fullmatch(line))
+]
 """(family, what is looked up, map), in the order of the chain, which has nothing else but the returns at its start."""
 
 Maps = dict[str, dict[tuple[str, ...], list[tuple[int, int, str, str]]]]
@@ -58,7 +62,9 @@ def maps(state: State) -> Maps:
             *parts, ports = element.element.split(" . ")
             first, _, last = ports.partition("-")
             entry = (int(first), int(last or first), element.value, element.comment)
-            found.setdefault(element.container, {}).setdefault(tuple(p.strip('"') for p in parts), []).append(entry)
+            found.setdefault(element.container, {}).setdefault(
+                tuple(p.strip('"') for p in parts), []
+            ).append(entry)
     return found
 
 
@@ -103,11 +109,19 @@ def owner(snapshot: Snapshot, packet: Packet) -> Hit | None:
             continue
         # on the families of the first network, the client's own network before all
         first = {":" in address for address in service.endpoints[0].addresses}
-        near = [each for each in service.endpoints if bridges[each.network] == packet.iif and (family == 6) in first]
+        near = [
+            each
+            for each in service.endpoints
+            if bridges[each.network] == packet.iif and (family == 6) in first
+        ]
         for each in [*near, service.endpoints[0]]:
             for address in each.addresses:
                 if (6 if ":" in address else 4) == family:
-                    return Hit(service.name, address, takers[0].container_port + packet.port - takers[0].host_port)
+                    return Hit(
+                        service.name,
+                        address,
+                        takers[0].container_port + packet.port - takers[0].host_port,
+                    )
     return None
 
 
@@ -116,8 +130,12 @@ def worlds(draw: st.DrawFn) -> Snapshot:
     """Services whose ports are tightly packed, yet no packet is for two of them and no place is needed twice by one."""
     services: list[Service] = []
     used: set[tuple[str, str, int]] = set()
-    for number, name in enumerate(draw(st.lists(st.sampled_from(SERVICES), max_size=3, unique=True))):
-        on: list[Network] = draw(st.lists(st.sampled_from(NETWORKS), min_size=1, max_size=3, unique=True))
+    for number, name in enumerate(
+        draw(st.lists(st.sampled_from(SERVICES), max_size=3, unique=True))
+    ):
+        on: list[Network] = draw(
+            st.lists(st.sampled_from(NETWORKS), min_size=1, max_size=3, unique=True)
+        )
         ports: list[Port] = []
         for _ in range(draw(st.integers(0, 6))):
             count = draw(st.sampled_from((1, 1, 1, 2, 3, 5)))
@@ -157,7 +175,9 @@ def test_maps_send_each_packet_to_the_service_that_publishes_its_port(snapshot: 
 
 @settings(max_examples=150, deadline=None)
 @given(worlds())
-def test_service_that_reaches_itself_by_a_published_port_sees_the_gateway_of_where_it_is_reached(snapshot) -> None:
+def test_service_that_reaches_itself_by_a_published_port_sees_the_gateway_of_where_it_is_reached(
+    snapshot,
+) -> None:
     """By whichever of its addresses it asks: its link takes no packet that comes from its own address."""
     state = desired(snapshot)
     tables = maps(state)
@@ -166,26 +186,40 @@ def test_service_that_reaches_itself_by_a_published_port_sees_the_gateway_of_whe
         for n in NETWORKS
         for subnet in n.subnets
     }
-    pairs = {tuple(e.element.split(" . ")): e.value for e in state.elements if e.container.startswith("hairpin")}
+    pairs = {
+        tuple(e.element.split(" . ")): e.value
+        for e in state.elements
+        if e.container.startswith("hairpin")
+    }
     bridges = {each.name: each.bridge for each in snapshot.networks}
     for service in snapshot.services:
         for link in service.endpoints:
             for source in link.addresses:
                 for packet in PACKETS:
                     hit = walk(tables, packet) if packet.iif == bridges[link.network] else None
-                    if hit is None or hit.service != service.name or (":" in hit.address) != (":" in source):
+                    if (
+                        hit is None
+                        or hit.service != service.name
+                        or (":" in hit.address) != (":" in source)
+                    ):
                         continue
                     prefix = hit.address.rpartition("::" if ":" in source else ".")[0]
                     assert pairs[source, hit.address] == gateways[prefix]
     assert {source for source, _ in pairs} == {
-        address for s in snapshot.services if s.ports for each in s.endpoints for address in each.addresses
+        address
+        for s in snapshot.services
+        if s.ports
+        for each in s.endpoints
+        for address in each.addresses
     }
 
 
 def test_chain_asks_for_one_address_before_all_and_for_single_ports_before_ranges() -> None:
     kinds = ("local_addr", "local_any", "publish_addr", "range_addr", "publish_any", "range_any")
     for family in "46":
-        assert [name for _, _, name in RULES if name.endswith(family)] == [f"{kind}{family}" for kind in kinds]
+        assert [name for _, _, name in RULES if name.endswith(family)] == [
+            f"{kind}{family}" for kind in kinds
+        ]
     assert len(CHAIN) == len(RULES) + len(RETURNS), "a rule that the walk does not know"
     assert all(_RETURN.fullmatch(line) for line in CHAIN[: len(RETURNS)])
 
@@ -207,8 +241,14 @@ def test_chain_asks_for_one_address_before_all_and_for_single_ports_before_range
 )
 def test_packet_of_one_world_is_sent_where_it_belongs(packet: Packet, hit: Hit | None) -> None:
     """Both ways of looking, held to what was worked out by hand."""
-    ports = (Port("", 10, 80, "tcp"), Port("203.0.113.9", 10, 81, "tcp"), Port("0.0.0.0", 12, 12, "tcp", 6))
-    service = Service("api", 1, (endpoint(NETWORKS[0], 2), endpoint(NETWORKS[1], 2)), ports, ("api",))
+    ports = (
+        Port("", 10, 80, "tcp"),
+        Port("203.0.113.9", 10, 81, "tcp"),
+        Port("0.0.0.0", 12, 12, "tcp", 6),
+    )
+    service = Service(
+        "api", 1, (endpoint(NETWORKS[0], 2), endpoint(NETWORKS[1], 2)), ports, ("api",)
+    )
     snapshot = everything(NETWORKS, (service,))
     assert walk(maps(desired(snapshot)), packet) == hit
     assert owner(snapshot, packet) == hit

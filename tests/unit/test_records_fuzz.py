@@ -22,10 +22,14 @@ BOUNDED = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-SCALARS = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8)
+SCALARS = (
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8)
+)
 VALUES = st.recursive(
     SCALARS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 PHASES = st.sampled_from(["running", "starting", "restarting", "exited", "failed", "none"])
@@ -38,11 +42,20 @@ STATE = st.fixed_dictionaries(
     },
     optional={
         name: VALUES
-        for name in ("pid", "exit_code", "started_at", "starter", "error", "launched_at", "started_monotonic")
+        for name in (
+            "pid",
+            "exit_code",
+            "started_at",
+            "starter",
+            "error",
+            "launched_at",
+            "started_monotonic",
+        )
     },
 )
 HEALTH = st.fixed_dictionaries(
-    {name: VALUES for name in ("run", "asked_at", "well_at", "failures", "words")}, optional={"more": VALUES}
+    {name: VALUES for name in ("run", "asked_at", "well_at", "failures", "words")},
+    optional={"more": VALUES},
 )
 
 
@@ -55,7 +68,11 @@ def service() -> str:
 
 
 def written(path: str, content: Any) -> None:
-    data = content if isinstance(content, bytes) else json.dumps(content).encode("utf-8", "surrogatepass")
+    data = (
+        content
+        if isinstance(content, bytes)
+        else json.dumps(content).encode("utf-8", "surrogatepass")
+    )
     pathlib.Path(path).write_bytes(data)
 
 
@@ -87,8 +104,12 @@ def test_damaged_answers_of_a_healthcheck_count_as_none(service: str, found: Any
 
 LINES = st.lists(
     st.one_of(
-        st.binary(max_size=60).map(lambda text: b"2026-01-02T03:04:05.000000001+00:00 stdout F " + text),
-        st.binary(max_size=60).map(lambda text: b"2026-01-02T03:04:05.000000001+00:00 stderr P " + text),
+        st.binary(max_size=60).map(
+            lambda text: b"2026-01-02T03:04:05.000000001+00:00 stdout F " + text
+        ),
+        st.binary(max_size=60).map(
+            lambda text: b"2026-01-02T03:04:05.000000001+00:00 stderr P " + text
+        ),
         st.binary(max_size=60),
     ),
     max_size=8,
@@ -109,7 +130,11 @@ def test_whatever_is_in_a_log_it_is_read_and_shown_without_control_bytes(
 @BOUNDED
 @given(
     st.lists(
-        st.one_of(st.binary(max_size=40), st.just(b"HTTP/1.1 200 OK\r\n\r\n"), st.just(b"HTTP/1.1 100 \r\n")),
+        st.one_of(
+            st.binary(max_size=40),
+            st.just(b"HTTP/1.1 200 OK\r\n\r\n"),
+            st.just(b"HTTP/1.1 100 \r\n"),
+        ),
         max_size=6,
     )
 )

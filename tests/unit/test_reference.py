@@ -24,7 +24,11 @@ MANUALS = [name for name in PAGES if name.startswith("man/")]
 
 
 def commands() -> list[Command]:
-    return [each for one in first_screen() for each in (one.actions if isinstance(one, Group) else (one,))]
+    return [
+        each
+        for one in first_screen()
+        for each in (one.actions if isinstance(one, Group) else (one,))
+    ]
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -33,7 +37,11 @@ def test_page_is_what_the_code_says(name: str) -> None:
 
 
 def test_there_are_no_other_pages() -> None:
-    there = {f"{folder}/{each.name}" for folder in ("man", "reference") for each in (DOCS / folder).iterdir()}
+    there = {
+        f"{folder}/{each.name}"
+        for folder in ("man", "reference")
+        for each in (DOCS / folder).iterdir()
+    }
     assert there == set(PAGES)
 
 
@@ -55,7 +63,12 @@ def test_manuals_have_every_command_option_example_and_exit_status() -> None:
     for command in commands():
         group = command.name.split()[0]
         page = PAGES[f"man/niso-{group}.1" if f"man/niso-{group}.1" in PAGES else "man/niso.1"]
-        shown = page.replace("\\-", "-").replace("\\(aq", "'").replace("\\(ga", "`").replace("\\(ti", "~")
+        shown = (
+            page.replace("\\-", "-")
+            .replace("\\(aq", "'")
+            .replace("\\(ga", "`")
+            .replace("\\(ti", "~")
+        )
         assert f".SS niso {command.name}\n" in shown
         for option in command.options:
             assert f"\\fB{option.takes}\\fR" in shown
@@ -134,7 +147,9 @@ def test_stack_page_has_every_key() -> None:
 
 
 def test_what_json_prints_is_told_of_every_command_that_has_it() -> None:
-    have = {each.name for each in commands() if any("--json" in option.flags for option in each.options)}
+    have = {
+        each.name for each in commands() if any("--json" in option.flags for option in each.options)
+    }
     assert have == set(results.RESULTS)
     assert main.COMMANDS.keys() >= {name.split()[0] for name in have}
 

@@ -50,7 +50,9 @@ class Machine:
     def mount(self, place: str, kind: str, options: str = "rw") -> None:
         (self.top / place).mkdir(exist_ok=True)
         with self.table.open("a") as file:
-            file.write(f"2 1 0:2 / {self.top / place} rw,nosuid shared:3 - {kind} {kind} {options}\n")
+            file.write(
+                f"2 1 0:2 / {self.top / place} rw,nosuid shared:3 - {kind} {kind} {options}\n"
+            )
 
     def control(self, controllers: str, enabled: str) -> pathlib.Path:
         (self.top / "cgroup.controllers").write_text(controllers)
@@ -112,7 +114,9 @@ def test_v2_that_refuses_holds_nothing(machine: Machine, monkeypatch: pytest.Mon
     machine.control("cpu", "")
     assert usable() == ["cpu"]  # the others are not there at all
     (machine.top / "cgroup.subtree_control").unlink()
-    (machine.top / "cgroup.subtree_control").mkdir()  # opens for no writing, as where root is not allowed to
+    (
+        machine.top / "cgroup.subtree_control"
+    ).mkdir()  # opens for no writing, as where root is not allowed to
     assert usable() == []
 
 
@@ -130,7 +134,11 @@ def test_nothing_is_looked_at_for_a_service_without_limits(machine: Machine) -> 
         ("9:name=systemd:/a/b\n0::/\n", [("systemd", "cgroup", "rw,name=systemd")], "systemd/a/b"),
         ("4:cpu,cpuacct:/a\n", [("cpu,cpuacct", "cgroup", "rw,cpu,cpuacct")], "cpu,cpuacct/a"),
         ("0::/user.slice/s\n", [("", "cgroup2", "rw,nsdelegate")], "user.slice/s"),
-        ("3:pids:/x\n", [("memory", "cgroup", "rw,memory"), ("pids", "cgroup", "rw,pids")], "pids/x"),
+        (
+            "3:pids:/x\n",
+            [("memory", "cgroup", "rw,memory"), ("pids", "cgroup", "rw,pids")],
+            "pids/x",
+        ),
     ],
 )
 def test_process_moves_to_the_cgroup_that_it_is_in(

@@ -23,7 +23,9 @@ class Files:
         self.folder.mkdir(parents=True)
         self.count = 0
 
-    def add(self, text: str, tag: str = "F", stream: str = "stdout", name: str = "service.log") -> None:
+    def add(
+        self, text: str, tag: str = "F", stream: str = "stdout", name: str = "service.log"
+    ) -> None:
         self.count += 1
         with open(self.folder / name, "a", encoding="utf-8") as file:
             file.write(f"{STAMP.format(self.count)} {stream} {tag} {text}\n")
@@ -80,13 +82,19 @@ def test_last_lines_are_the_last_of_all(files: Files, last: int) -> None:
         name = "service.log.2" if i < 500 else "service.log.1" if i < 2900 else "service.log"
         if i % 7 == 0:
             files.add("begin ", "P", name=name)
-        files.add(f"{i} {'x' * (i % 300)}", stream="stderr" if i % 7 and i % 5 == 0 else "stdout", name=name)
+        files.add(
+            f"{i} {'x' * (i % 300)}",
+            stream="stderr" if i % 7 and i % 5 == 0 else "stdout",
+            name=name,
+        )
     whole = list(logs.read("demo"))
     assert len(whole) == 3000
     assert list(logs.read("demo", last)) == (whole[-last:] if last else [])
 
 
-def test_last_lines_read_little_of_a_large_log(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_lines_read_little_of_a_large_log(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with open(files.folder / "service.log", "w", encoding="utf-8") as file:
         for i in range(200_000):
             file.write(f"{STAMP.format(i)} stdout F line {i}\n")
@@ -164,7 +172,9 @@ def test_small_log_is_given_its_second_name_and_not_rotated(files: Files) -> Non
     assert os.path.samefile(files.folder / "service.log", files.folder / "service.log.kept")
 
 
-def test_large_log_is_rotated_and_two_older_ones_are_kept(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_log_is_rotated_and_two_older_ones_are_kept(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(logs, "ROTATE_BYTES", 10)
     for text in ("one", "two", "three", "four"):
         files.add(text)

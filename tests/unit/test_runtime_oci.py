@@ -11,7 +11,9 @@ import pytest
 from niso.runtime import oci, on_exit, process
 from niso.runtime.spec import ProcessSpec
 
-PROFILE: dict[str, Any] = json.loads((pathlib.Path(oci.__file__).parent / "seccomp.json").read_text())
+PROFILE: dict[str, Any] = json.loads(
+    (pathlib.Path(oci.__file__).parent / "seccomp.json").read_text()
+)
 
 SPEC = ProcessSpec(
     service="api",
@@ -40,7 +42,9 @@ SPEC = ProcessSpec(
 
 
 def config(spec: ProcessSpec = SPEC) -> dict[str, Any]:
-    return oci.config(spec, "/bundle/root", "/usr/bin/catatonit", "/etc/niso-hosts", ["/usr"], PROFILE, 1_048_576)
+    return oci.config(
+        spec, "/bundle/root", "/usr/bin/catatonit", "/etc/niso-hosts", ["/usr"], PROFILE, 1_048_576
+    )
 
 
 def test_configuration_is_plain_json_and_says_the_same_each_time() -> None:
@@ -57,21 +61,37 @@ def test_program_runs_below_catatonit_with_the_specs_user_and_environment() -> N
 
 def test_environment_of_the_manifest_wins() -> None:
     found = oci.process(SPEC._replace(environment={"PATH": "/x", "HOME": "/y"}), ["a"], 100)
-    assert [entry for entry in found["env"] if entry.startswith(("PATH=", "HOME="))] == ["PATH=/x", "HOME=/y"]
+    assert [entry for entry in found["env"] if entry.startswith(("PATH=", "HOME="))] == [
+        "PATH=/x",
+        "HOME=/y",
+    ]
 
 
 def test_limit_of_open_files_is_never_more_than_the_caller_may_grant() -> None:
-    assert oci.process(SPEC, ["a"], 500)["rlimits"][0] == {"type": "RLIMIT_NOFILE", "soft": 500, "hard": 500}
+    assert oci.process(SPEC, ["a"], 500)["rlimits"][0] == {
+        "type": "RLIMIT_NOFILE",
+        "soft": 500,
+        "hard": 500,
+    }
 
 
 def test_namespaces_are_new_but_for_the_network_which_is_joined_by_path() -> None:
     found = {entry["type"]: entry.get("path") for entry in config()["linux"]["namespaces"]}
-    assert found == {"pid": None, "mount": None, "ipc": None, "uts": None, "network": "/run/netns/niso-api"}
+    assert found == {
+        "pid": None,
+        "mount": None,
+        "ipc": None,
+        "uts": None,
+        "network": "/run/netns/niso-api",
+    }
 
 
 def test_capabilities_are_the_same_in_all_five_sets() -> None:
     found = config(SPEC._replace(capabilities=["NET_RAW"]))["process"]["capabilities"]
-    assert found == {name: ["CAP_NET_RAW"] for name in ("bounding", "effective", "inheritable", "permitted", "ambient")}
+    assert found == {
+        name: ["CAP_NET_RAW"]
+        for name in ("bounding", "effective", "inheritable", "permitted", "ambient")
+    }
 
 
 def test_package_hosts_and_host_folders_are_mounted_read_only() -> None:
@@ -87,7 +107,8 @@ def actions(capabilities: list[str], name: str) -> set[tuple[str, bool]]:
 
 
 @pytest.mark.parametrize(
-    "name", ["mount", "bpf", "setns", "keyctl", "perf_event_open", "ptrace", "open_by_handle_at", "clone3"]
+    "name",
+    ["mount", "bpf", "setns", "keyctl", "perf_event_open", "ptrace", "open_by_handle_at", "clone3"],
 )
 def test_filter_denies_what_reaches_beyond_the_service(name: str) -> None:
     assert actions([], name) == {("SCMP_ACT_ERRNO", False)}
@@ -125,7 +146,12 @@ def test_restart_delay_doubles_up_to_a_minute() -> None:
 
 @pytest.mark.parametrize(
     ("code", "words"),
-    [(0, "exit status 0"), (137, "killed by SIGKILL"), (255, "exit status 255"), (None, "no exit status")],
+    [
+        (0, "exit status 0"),
+        (137, "killed by SIGKILL"),
+        (255, "exit status 255"),
+        (None, "no exit status"),
+    ],
 )
 def test_exit_is_described(code: int | None, words: str) -> None:
     assert process.describe_exit(code) == words

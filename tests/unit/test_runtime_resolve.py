@@ -52,12 +52,27 @@ def script(path: pathlib.Path, text: str = "#!/usr/bin/tool\n", mode: int = 0o75
         ("0", (0, 0, [], "root", "/root")),
     ],
 )
-def test_user_is_looked_up_in_the_rootfs(rootfs: pathlib.Path, user: str | None, expected: object) -> None:
+def test_user_is_looked_up_in_the_rootfs(
+    rootfs: pathlib.Path, user: str | None, expected: object
+) -> None:
     assert resolve.resolve_user(str(rootfs), user, OWN_UID, "api") == expected
 
 
 @pytest.mark.parametrize(
-    "user", ["nobody-here", "web:none", "web:", ":5", "", "-1", "4294967295", "99999999999", "odd", "1:4294967295", "١"]
+    "user",
+    [
+        "nobody-here",
+        "web:none",
+        "web:",
+        ":5",
+        "",
+        "-1",
+        "4294967295",
+        "99999999999",
+        "odd",
+        "1:4294967295",
+        "١",
+    ],
 )
 def test_user_that_cannot_be_names_key_and_value(rootfs: pathlib.Path, user: str) -> None:
     with pytest.raises(InvalidInput) as caught:
@@ -72,7 +87,9 @@ def test_assembled_root_knows_the_users_of_the_host() -> None:
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "huge", "loop", "device", "absent"])
-def test_user_database_that_is_no_small_file_counts_as_empty(rootfs: pathlib.Path, kind: str) -> None:
+def test_user_database_that_is_no_small_file_counts_as_empty(
+    rootfs: pathlib.Path, kind: str
+) -> None:
     passwd = rootfs / "etc" / "passwd"
     passwd.unlink()
     if kind == "fifo":
@@ -90,9 +107,15 @@ def test_user_database_that_is_no_small_file_counts_as_empty(rootfs: pathlib.Pat
         resolve.resolve_user(str(rootfs), "web", OWN_UID, "api")
 
 
-def test_links_of_the_rootfs_lead_nowhere_outside_it(rootfs: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_links_of_the_rootfs_lead_nowhere_outside_it(
+    rootfs: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     (tmp_path / "outside").write_text("root:x:0:0::/:\nhost:x:1:1::/:\n")
-    for target in (str(tmp_path / "outside"), "../../outside", "../../../../../../../" + str(tmp_path / "outside")):
+    for target in (
+        str(tmp_path / "outside"),
+        "../../outside",
+        "../../../../../../../" + str(tmp_path / "outside"),
+    ):
         passwd = rootfs / "etc" / "passwd"
         passwd.unlink()
         passwd.symlink_to(target)
@@ -103,7 +126,9 @@ def test_links_of_the_rootfs_lead_nowhere_outside_it(rootfs: pathlib.Path, tmp_p
     assert resolve.read_database(str(rootfs), "passwd")[0][0] == "web"
 
 
-def test_entrypoint_of_the_package_is_below_app(rootfs: pathlib.Path, package: pathlib.Path) -> None:
+def test_entrypoint_of_the_package_is_below_app(
+    rootfs: pathlib.Path, package: pathlib.Path
+) -> None:
     script(rootfs / "usr" / "bin" / "tool", "\x7fELF")
     script(package / "bin" / "api", "#! /bin/tool -x\n")
     for name in ("bin/api", "./bin/api", "/app/bin/api"):
@@ -111,18 +136,33 @@ def test_entrypoint_of_the_package_is_below_app(rootfs: pathlib.Path, package: p
         assert os.path.normpath(found) == "/app/bin/api"
 
 
-def test_file_of_the_package_goes_before_the_path(rootfs: pathlib.Path, package: pathlib.Path) -> None:
+def test_file_of_the_package_goes_before_the_path(
+    rootfs: pathlib.Path, package: pathlib.Path
+) -> None:
     script(rootfs / "usr" / "bin" / "tool", "\x7fELF")
-    assert resolve.resolve_entrypoint(str(package), str(rootfs), "tool", DEFAULT_PATH) == "/usr/bin/tool"
-    assert resolve.resolve_entrypoint(str(package), str(rootfs), "tool", "/nowhere:relative:/bin") == "/bin/tool"
+    assert (
+        resolve.resolve_entrypoint(str(package), str(rootfs), "tool", DEFAULT_PATH)
+        == "/usr/bin/tool"
+    )
+    assert (
+        resolve.resolve_entrypoint(str(package), str(rootfs), "tool", "/nowhere:relative:/bin")
+        == "/bin/tool"
+    )
     script(package / "tool", "\x7fELF")
-    assert resolve.resolve_entrypoint(str(package), str(rootfs), "tool", DEFAULT_PATH) == "/app/tool"
+    assert (
+        resolve.resolve_entrypoint(str(package), str(rootfs), "tool", DEFAULT_PATH) == "/app/tool"
+    )
 
 
-def test_link_of_the_rootfs_into_the_package_is_followed(rootfs: pathlib.Path, package: pathlib.Path) -> None:
+def test_link_of_the_rootfs_into_the_package_is_followed(
+    rootfs: pathlib.Path, package: pathlib.Path
+) -> None:
     script(package / "bin" / "api", "\x7fELF")
     (rootfs / "usr" / "bin" / "api").symlink_to("/app/bin/../bin/api")
-    assert resolve.resolve_entrypoint(str(package), str(rootfs), "/bin/api", DEFAULT_PATH) == "/bin/api"
+    assert (
+        resolve.resolve_entrypoint(str(package), str(rootfs), "/bin/api", DEFAULT_PATH)
+        == "/bin/api"
+    )
 
 
 def test_assembled_root_has_the_hosts_usr_and_its_alternatives(package: pathlib.Path) -> None:
@@ -131,7 +171,9 @@ def test_assembled_root_has_the_hosts_usr_and_its_alternatives(package: pathlib.
 
 
 @pytest.mark.parametrize("entrypoint", ["/etc/init.d/x", "/root/x", "/var/lib", "/etc/passwd"])
-def test_assembled_root_has_nothing_else_of_the_host(package: pathlib.Path, entrypoint: str) -> None:
+def test_assembled_root_has_nothing_else_of_the_host(
+    package: pathlib.Path, entrypoint: str
+) -> None:
     with pytest.raises(InvalidInput):
         resolve.resolve_entrypoint(str(package), None, entrypoint, DEFAULT_PATH)
 
@@ -178,13 +220,20 @@ def test_package_that_links_out_of_itself_is_resolved_in_the_service(
     assert resolve.resolve_entrypoint(str(package), None, "bin/sh", DEFAULT_PATH) == "/app/bin/sh"
 
 
-def test_working_dir_must_be_a_folder_of_the_service(rootfs: pathlib.Path, package: pathlib.Path) -> None:
+def test_working_dir_must_be_a_folder_of_the_service(
+    rootfs: pathlib.Path, package: pathlib.Path
+) -> None:
     for folder in ("/", "/app", "/app/bin", "/tmp", "/run", "/var/tmp"):
         resolve.check_working_dir(str(package), None, folder)
         resolve.check_working_dir(str(package), str(rootfs), folder)
     resolve.check_working_dir(str(package), str(rootfs), "/etc")
     resolve.check_working_dir(str(package), None, "/usr/share")
-    for root, folder in ((None, "/app/none"), (None, "/root"), (str(rootfs), "/srv"), (str(rootfs), "/etc/passwd")):
+    for root, folder in (
+        (None, "/app/none"),
+        (None, "/root"),
+        (str(rootfs), "/srv"),
+        (str(rootfs), "/etc/passwd"),
+    ):
         with pytest.raises(InvalidInput) as caught:
             resolve.check_working_dir(str(package), root, folder)
         assert caught.value.key == "binary.working_dir"

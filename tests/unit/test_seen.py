@@ -27,7 +27,14 @@ def made(**ports: Port) -> World:
         known("db", {"back": ["10.99.1.2", "fd00:99:1::2"]}, policy(["api:80"]), *ports.values()),
         known("api", {"back": ["10.99.1.3", "fd00:99:1::3"]}),
         known("web", {"front": ["10.99.2.2"]}),
-        known("both", {"front": ["10.99.2.3"], "six": ["fd00:99:3::2"], "back": ["10.99.1.4", "fd00:99:1::4"]}),
+        known(
+            "both",
+            {
+                "front": ["10.99.2.3"],
+                "six": ["fd00:99:3::2"],
+                "back": ["10.99.1.4", "fd00:99:1::4"],
+            },
+        ),
         known("new", {"six": ["fd00:99:3::3"]}),
         known("safe", {"vault": ["10.99.4.2"]}),
     ]
@@ -99,7 +106,11 @@ def test_who_is_meant() -> None:
     store = Store.open()
     assert explain.resolve(store, "host") == End()
     assert explain.resolve(store, "192.0.2.7") == End(address="192.0.2.7")
-    assert explain.resolve(store, "FD00:0::1") == explain.resolve(store, "[fd00::1]") == End(address="fd00::1")
+    assert (
+        explain.resolve(store, "FD00:0::1")
+        == explain.resolve(store, "[fd00::1]")
+        == End(address="fd00::1")
+    )
     for text in ("::ffff:10.0.0.1", "fe80::1%eth0", "300.1.1.1", "10.0.0.0/8", "fd00::zz", "1.2.3"):
         with pytest.raises(UsageError):
             explain.resolve(store, text)
@@ -140,9 +151,15 @@ def test_who_is_meant() -> None:
     ],
 )
 def test_addresses(
-    monkeypatch: pytest.MonkeyPatch, source: End, to: End, family: int | None, pair: tuple[str, str] | None
+    monkeypatch: pytest.MonkeyPatch,
+    source: End,
+    to: End,
+    family: int | None,
+    pair: tuple[str, str] | None,
 ) -> None:
-    monkeypatch.setattr(probe, "own_address", lambda to: None if to == "198.51.100.1" else f"by {to}")
+    monkeypatch.setattr(
+        probe, "own_address", lambda to: None if to == "198.51.100.1" else f"by {to}"
+    )
     if pair is not None:
         assert explain.ends(made(), source, to, family) == pair
         return
@@ -157,7 +174,10 @@ def test_rules_of_the_fixed_text_are_those_of_each_chain() -> None:
         hooks = body.count("\t\ttype ")
         rules = sum(len(nft.rules_of(table, chain)) for chain in chains)
         assert rules + hooks == sum(line.startswith("\t\t") for line in body.splitlines())
-    assert nft.rules_of(nft.INET, "forward")[-1] == 'oifname @bridges counter drop comment "not published"'
+    assert (
+        nft.rules_of(nft.INET, "forward")[-1]
+        == 'oifname @bridges counter drop comment "not published"'
+    )
 
 
 SOURCES4, PUBLISH = "sources4", Port("", 5432, 80, "tcp")
@@ -203,7 +223,9 @@ def test_objects_of_the_way_and_what_counts_it(
     assert all(each.counts for each in explained.counted)
     # the drop that is told is the rule's
     if counted and not explained.verdict.passes:
-        assert explained.counted[-1].text.endswith(": drop") or " drop" in explained.counted[-1].text
+        assert (
+            explained.counted[-1].text.endswith(": drop") or " drop" in explained.counted[-1].text
+        )
 
 
 def test_element_of_each_family_is_named_with_the_line_of_the_manifest() -> None:
@@ -217,8 +239,13 @@ def test_element_of_each_family_is_named_with_the_line_of_the_manifest() -> None
 
 def test_other_family_where_both_have_it() -> None:
     store, about = Store.open(), made()
-    other = explain.other_family(store, about, End("api"), End("db"), Packet("10.99.1.3", "10.99.1.2", 80, "tcp"))
+    other = explain.other_family(
+        store, about, End("api"), End("db"), Packet("10.99.1.3", "10.99.1.2", 80, "tcp")
+    )
     assert other is not None and other.packet == Packet("fd00:99:1::3", "fd00:99:1::2", 80, "tcp")
     assert (
-        explain.other_family(store, about, End("web"), End("db"), Packet("10.99.2.2", "10.99.1.2", 80, "tcp")) is None
+        explain.other_family(
+            store, about, End("web"), End("db"), Packet("10.99.2.2", "10.99.1.2", 80, "tcp")
+        )
+        is None
     )

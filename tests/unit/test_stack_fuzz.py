@@ -15,15 +15,33 @@ from niso.commands import stack
 from niso.manifest import stack_file as model
 
 MANY = 20 if os.environ.get("NISO_TEST_LONG") else 1
-BOUNDED = settings(max_examples=80 * MANY, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+BOUNDED = settings(
+    max_examples=80 * MANY, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 PACKAGES = st.sampled_from(
-    ["./api", "api", "./db", "..", ".", "/", "/etc", "./nowhere", "./api/../../..", "", "\0", "x" * 5000, "./escape"]
+    [
+        "./api",
+        "api",
+        "./db",
+        "..",
+        ".",
+        "/",
+        "/etc",
+        "./nowhere",
+        "./api/../../..",
+        "",
+        "\0",
+        "x" * 5000,
+        "./escape",
+    ]
 )
 NAMES = st.sampled_from(["api", "db", "a", "s", "host", "Api", "api.b", "", "-x", "\x1b", "а"])
 SERVICE = st.fixed_dictionaries(
     {"name": NAMES, "package": PACKAGES},
     optional={
-        "depends_on": st.dictionaries(NAMES, st.sampled_from(["healthy", "started", "ill"]), max_size=3)
+        "depends_on": st.dictionaries(
+            NAMES, st.sampled_from(["healthy", "started", "ill"]), max_size=3
+        )
         | st.lists(NAMES, max_size=3)
         | VALUES,
         **{name: VALUES for name in KEYS["network"]},
@@ -33,7 +51,10 @@ SERVICE = st.fixed_dictionaries(
 NETWORK = st.fixed_dictionaries(
     {},
     optional={
-        "subnet": st.sampled_from(["10.99.1.0/24", "10.99.0.0/99", "fd00::/64", "::/0", "10.99.1.1", ""]) | VALUES,
+        "subnet": st.sampled_from(
+            ["10.99.1.0/24", "10.99.0.0/99", "fd00::/64", "::/0", "10.99.1.1", ""]
+        )
+        | VALUES,
         "ipv6": st.booleans() | VALUES,
         "gateway": TEXTS | VALUES,
         "internal": st.booleans() | VALUES,
@@ -68,16 +89,19 @@ def read(content: bytes) -> model.Stack | None:
             except NisoError as error:
                 found = None
                 for one in error.errors if isinstance(error, ErrorGroup) else [error]:
-                    assert all(text is None or text.isprintable() for text in (one.message, one.hint, one.key)), (
-                        one.message
-                    )
+                    assert all(
+                        text is None or text.isprintable()
+                        for text in (one.message, one.hint, one.key)
+                    ), one.message
         return found  # type: ignore[return-value]
 
 
 @BOUNDED
 @given(STACKS)
 def test_random_structure_is_read_or_refused(data: dict[str, Any]) -> None:
-    found = read("\n".join(f"{quoted(name)} = {toml(value)}" for name, value in data.items()).encode())
+    found = read(
+        "\n".join(f"{quoted(name)} = {toml(value)}" for name, value in data.items()).encode()
+    )
     if found is not None:
         seen: set[str] = set()
         for member in found.members:
@@ -91,12 +115,12 @@ def test_random_bytes_are_refused(content: bytes) -> None:
     assert read(content) is None
 
 
-TEXT = (
-    b'[stack]\nname = "s"\n[networks]\nb = { subnet = "10.99.1.0/24" }\n[[service]]\nname = "api"\npackage = "./api"\n'
-)
+TEXT = b'[stack]\nname = "s"\n[networks]\nb = { subnet = "10.99.1.0/24" }\n[[service]]\nname = "api"\npackage = "./api"\n'
 
 
 @BOUNDED
 @given(st.integers(0, len(TEXT)), st.integers(0, 3), st.binary(max_size=4))
-def test_good_stack_with_a_few_bytes_changed_is_read_or_refused(start: int, length: int, patch: bytes) -> None:
+def test_good_stack_with_a_few_bytes_changed_is_read_or_refused(
+    start: int, length: int, patch: bytes
+) -> None:
     read(TEXT[:start] + patch + TEXT[start + length :])

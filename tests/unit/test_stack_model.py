@@ -51,14 +51,20 @@ def service(name: str, text: str = "", package: str = "") -> str:
 
 
 def manifest(folder: str, name: str) -> manifests.Manifest:
-    return next(member for member in stacks.load(folder).members if member.name == name).loaded.manifest
+    return next(
+        member for member in stacks.load(folder).members if member.name == name
+    ).loaded.manifest
 
 
 def test_services_come_after_those_that_they_depend_on(shop: Any) -> None:
-    text = service("a", 'depends_on = ["b", "c"]', "api") + service("b", 'depends_on = { c = "started" }', "api")
+    text = service("a", 'depends_on = ["b", "c"]', "api") + service(
+        "b", 'depends_on = { c = "started" }', "api"
+    )
     stack = stacks.load(shop(text + service("c", "", "db") + service("d", "", "db")))
     order = [member.name for member in stack.members]
-    assert sorted(order) == ["a", "b", "c", "d"] and order.index("c") < order.index("b") < order.index("a")
+    assert sorted(order) == ["a", "b", "c", "d"] and order.index("c") < order.index(
+        "b"
+    ) < order.index("a")
     assert {member.name: member.after for member in stack.members} == {
         "a": {"b": "started", "c": "started"},
         "b": {"c": "started"},
@@ -88,7 +94,11 @@ def test_keys_of_the_stack_lie_over_those_of_the_manifest(shop: Any) -> None:
     assert (found.binary.entrypoint, found.binary.args) == ("/usr/bin/sleep", ("2",))
     assert (found.service.restart, found.service.stop_timeout) == ("no", "1s")
     assert manifests.networks(found) == ("front", "back")
-    assert (found.network.ports, found.network.hostname, found.network.aliases) == (("8081:80",), "shop", ("www",))
+    assert (found.network.ports, found.network.hostname, found.network.aliases) == (
+        ("8081:80",),
+        "shop",
+        ("www",),
+    )
     assert (found.network.policy.allow_from, found.network.policy.deny_from) == (("web",), ("db",))
     assert found.healthcheck is not None
     assert (found.healthcheck.tcp, found.healthcheck.http, found.healthcheck.retries) == (
@@ -113,15 +123,29 @@ def test_networks_are_as_net_create_knows_them(shop: Any) -> None:
     assert networks["a"] == model.Network(subnet="10.99.1.0/24", gateway="10.99.1.9", mtu=1400)
     assert (networks["a"].subnets, networks["a"].gateways) == (("10.99.1.0/24",), ("10.99.1.9",))
     assert networks["b"] == model.Network(ipv6=True, internal=True) and networks["b"].subnets == ()
-    assert networks["c"].subnets == ("10.99.2.0/24", "fd00:2::/64") and networks["c"].gateways == ("fd00:2::9",)
+    assert networks["c"].subnets == ("10.99.2.0/24", "fd00:2::/64") and networks["c"].gateways == (
+        "fd00:2::9",
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "key", "words"),
     [
-        (service("db", 'depends_on = ["dbb"]') + service("x", "", "db"), "service[0].depends_on[0]", "no such service"),
-        (service("db", 'depends_on = { ap = "started" }') + service("api"), "service[0].depends_on.ap", "api"),
-        (service("db", 'depends_on = { api = "ready" }') + service("api"), "service[0].depends_on.api", '"healthy"'),
+        (
+            service("db", 'depends_on = ["dbb"]') + service("x", "", "db"),
+            "service[0].depends_on[0]",
+            "no such service",
+        ),
+        (
+            service("db", 'depends_on = { ap = "started" }') + service("api"),
+            "service[0].depends_on.ap",
+            "api",
+        ),
+        (
+            service("db", 'depends_on = { api = "ready" }') + service("api"),
+            "service[0].depends_on.api",
+            '"healthy"',
+        ),
         (
             service("db", 'depends_on = { api = "healthy" }') + service("api"),
             "service[0].depends_on.api",
@@ -136,13 +160,33 @@ def test_networks_are_as_net_create_knows_them(shop: Any) -> None:
         (service("db", 'mode = "share"'), "service[0]", "network.share"),
         (service("db", 'ip = "10.99.1.300"'), "service[0].ip", "no IPv4 address"),
         (service("db", "[service.environment]\nA = 1"), "service[0].environment.A", "number"),
-        (service("db", '[service.environment]\n"A B" = "x"'), 'service[0].environment."A B"', "variable"),
-        (service("db", '[service.binary]\nentry = "x"'), "service[0].binary.entry", "service[0].binary.entrypoint"),
-        (service("db", "policy = { allow_form = [] }"), "service[0].policy.allow_form", "service[0].policy.allow_from"),
-        (service("db", 'policy = { allow_from = ["x y"] }'), "service[0].policy.allow_from[0]", "x y"),
+        (
+            service("db", '[service.environment]\n"A B" = "x"'),
+            'service[0].environment."A B"',
+            "variable",
+        ),
+        (
+            service("db", '[service.binary]\nentry = "x"'),
+            "service[0].binary.entry",
+            "service[0].binary.entrypoint",
+        ),
+        (
+            service("db", "policy = { allow_form = [] }"),
+            "service[0].policy.allow_form",
+            "service[0].policy.allow_from",
+        ),
+        (
+            service("db", 'policy = { allow_from = ["x y"] }'),
+            "service[0].policy.allow_from[0]",
+            "x y",
+        ),
         (service("db", "[service.network]\nports = []"), "service[0].network", "a table"),
         ("[networks]\nA = {}\n" + service("db"), "networks.A", '"A"'),
-        ('[networks]\nx = { subnet = "10.0.0.1/24" }\n' + service("db"), "networks.x.subnet", "host bits"),
+        (
+            '[networks]\nx = { subnet = "10.0.0.1/24" }\n' + service("db"),
+            "networks.x.subnet",
+            "host bits",
+        ),
         (
             '[networks]\nx = { subnet = ["10.1.0.0/24", "10.2.0.0/24"] }\n' + service("db"),
             "networks.x.subnet",
@@ -155,18 +199,31 @@ def test_networks_are_as_net_create_knows_them(shop: Any) -> None:
         ("[[services]]\n", "services", "service"),
     ],
 )
-def test_wrong_value_is_told_with_file_key_and_what_is_right(shop: Any, text: str, key: str, words: str) -> None:
+def test_wrong_value_is_told_with_file_key_and_what_is_right(
+    shop: Any, text: str, key: str, words: str
+) -> None:
     head = f"{text}{HEAD}" if text.startswith("service =") else HEAD + text
     found = errors_of(shop("", head))
     assert key in found and words in found[key], found
 
 
 def test_all_errors_come_at_once(shop: Any) -> None:
-    text = "[networks]\nx = { mtu = 1 }\n" + service("db", 'depends_on = ["y"]\nports = ["x"]\nfoo = 1')
-    found = errors_of(
-        shop(text + service("b", 'ports = ["y"]', "api") + service("c", "", "nowhere"), '[stack]\nname = "S"\n')
+    text = "[networks]\nx = { mtu = 1 }\n" + service(
+        "db", 'depends_on = ["y"]\nports = ["x"]\nfoo = 1'
     )
-    wanted = {"stack.name", "networks.x.mtu", "service[0].depends_on[0]", "service[0].ports[0]", "service[0].foo"}
+    found = errors_of(
+        shop(
+            text + service("b", 'ports = ["y"]', "api") + service("c", "", "nowhere"),
+            '[stack]\nname = "S"\n',
+        )
+    )
+    wanted = {
+        "stack.name",
+        "networks.x.mtu",
+        "service[0].depends_on[0]",
+        "service[0].ports[0]",
+        "service[0].foo",
+    }
     assert wanted | {"service[1].ports[0]", "service[2].package"} <= set(found)
 
 
@@ -187,10 +244,14 @@ def test_manifest_that_does_not_go_with_the_stack_names_both(shop: Any) -> None:
 
 def test_circle_is_named_in_its_order(shop: Any) -> None:
     text = "".join(
-        service(a, f'depends_on = ["{b}"]', "api") for a, b in (("a", "b"), ("b", "c"), ("c", "a"), ("d", "a"))
+        service(a, f'depends_on = ["{b}"]', "api")
+        for a, b in (("a", "b"), ("b", "c"), ("c", "a"), ("d", "a"))
     )
     (words,) = errors_of(shop(text)).values()
-    assert any(f"{way}; right" in words for way in ("a -> b -> c -> a", "b -> c -> a -> b", "c -> a -> b -> c")), words
+    assert any(
+        f"{way}; right" in words
+        for way in ("a -> b -> c -> a", "b -> c -> a -> b", "c -> a -> b -> c")
+    ), words
 
 
 def test_a_thousand_services_in_a_row_are_put_in_order(shop: Any) -> None:
@@ -202,7 +263,11 @@ def test_outline_needs_the_name_alone(shop: Any) -> None:
     text = service("db", "foo = 1", "nowhere") + service("api", 'depends_on = { db = "healthy" }')
     outline = model.outline(shop(text + "[networks]\nx = 3\n"))
     assert (outline.name, outline.after) == ("shop", {"db": (), "api": ("db",)})
-    for head, key in (("", "stack"), ("[stack]\n", "stack.name"), ("[stack]\nname = 3\n", "stack.name")):
+    for head, key in (
+        ("", "stack"),
+        ("[stack]\n", "stack.name"),
+        ("[stack]\nname = 3\n", "stack.name"),
+    ):
         with pytest.raises(NisoError) as caught:
             model.outline(shop(text, head))
         assert f"stack.toml: {key}" in caught.value.message, key

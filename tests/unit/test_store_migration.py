@@ -106,7 +106,10 @@ NUMBER_2 = (2).to_bytes(16)
 ROWS: dict[str, list[tuple]] = {
     "meta": [("state_id", "0123abcd"), ("world", reboot.here())],
     "network": [("backend", "niso-backend", 1500, 1, 1.0), ("front", "niso-front", 1400, 0, 2.0)],
-    "subnet": [("backend", 4, "10.99.1.0/24", "10.99.1.1"), ("front", 4, "10.99.2.0/24", "10.99.2.1")],
+    "subnet": [
+        ("backend", 4, "10.99.1.0/24", "10.99.1.1"),
+        ("front", 4, "10.99.2.0/24", "10.99.2.1"),
+    ],
     "service": [
         (
             "api",
@@ -123,7 +126,21 @@ ROWS: dict[str, list[tuple]] = {
             1.0,
             2.0,
         ),
-        ("db", "/srv/db/manifest.toml", "{}", None, "/p/db", "f", 5001, 0, 1, '["front"]', "{}", 1.0, 2.0),
+        (
+            "db",
+            "/srv/db/manifest.toml",
+            "{}",
+            None,
+            "/p/db",
+            "f",
+            5001,
+            0,
+            1,
+            '["front"]',
+            "{}",
+            1.0,
+            2.0,
+        ),
     ],
     "host_name": [("web", "api", 0), ("api", "api", 1), ("db", "db", 0)],
     "endpoint": [("api", 0, "backend"), ("api", 1, "front"), ("db", 0, "front")],
@@ -171,14 +188,25 @@ def layout(database: sqlite3.Connection) -> tuple[dict[str, object], list[str]]:
     """Columns of all tables, and all indexes that are not SQLite's own."""
     tables = [
         row[0]
-        for row in database.execute("SELECT name FROM sqlite_master WHERE type='table' AND name NOT LIKE 'sqlite%'")
+        for row in database.execute(
+            "SELECT name FROM sqlite_master WHERE type='table' AND name NOT LIKE 'sqlite%'"
+        )
     ]
-    columns = {table: database.execute(f"PRAGMA table_info({table})").fetchall() for table in tables}
-    indexes = [row[0] for row in database.execute("SELECT sql FROM sqlite_master WHERE type='index' AND sql NOT NULL")]
+    columns = {
+        table: database.execute(f"PRAGMA table_info({table})").fetchall() for table in tables
+    }
+    indexes = [
+        row[0]
+        for row in database.execute(
+            "SELECT sql FROM sqlite_master WHERE type='index' AND sql NOT NULL"
+        )
+    ]
     return columns, sorted(indexes)
 
 
-def test_database_of_version_1_has_the_layout_of_a_new_one(version_1, monkeypatch, tmp_path: Path) -> None:
+def test_database_of_version_1_has_the_layout_of_a_new_one(
+    version_1, monkeypatch, tmp_path: Path
+) -> None:
     version_1.close()
     old = Store.open()
     monkeypatch.setenv("NISO_STATE_DIR", str(tmp_path / "new"))
@@ -201,7 +229,9 @@ def test_what_version_1_held_is_all_there_and_means_the_same(version_1) -> None:
     assert store.forwards("api") == []
     assert store.chosen_port("api", Port("", 0, 80, "tcp")) is None
     assert store.port_holders(Port("127.0.0.1", 443, 1, "tcp")) == [("api", PORTS[1])]
-    assert {each.name: (each.internal, each.publishes, each.by_loopback) for each in store.networks()} == {
+    assert {
+        each.name: (each.internal, each.publishes, each.by_loopback) for each in store.networks()
+    } == {
         "backend": (False, True, True),
         "front": (False, True, False),
     }
@@ -269,7 +299,13 @@ def test_service_of_version_1_can_be_put_again_and_keeps_what_it_had(version_1) 
     store = Store.open()
     with store.transaction():
         store.begin_intent("api", "activate", 6.0)
-        put(store, "api", ("backend", "front"), static={"front": "10.99.2.5"}, ports=(*PORTS, Port("", 1, 1, "udp", 3)))
+        put(
+            store,
+            "api",
+            ("backend", "front"),
+            static={"front": "10.99.2.5"},
+            ports=(*PORTS, Port("", 1, 1, "udp", 3)),
+        )
     assert store.addresses("api") == [("backend", "10.99.1.2"), ("front", "10.99.2.5")]
     intent = store.intent("api")
     assert intent is not None
@@ -296,7 +332,9 @@ def test_services_of_version_2_are_of_bridge_mode_and_not_enabled(version_2) -> 
     before = {table: version_2.execute(f"SELECT * FROM {table}").fetchall() for table in ROWS}
     version_2.close()
     store = Store.open()
-    assert {row.name: (row.mode, row.provider, row.enabled, row.active) for row in store.services()} == {
+    assert {
+        row.name: (row.mode, row.provider, row.enabled, row.active) for row in store.services()
+    } == {
         "api": ("bridge", None, False, True),
         "db": ("bridge", None, False, False),
     }
@@ -358,7 +396,11 @@ def test_every_version_has_a_migration_to_the_next() -> None:
 
 def test_every_earlier_version_is_made_into_this_one() -> None:
     """A version without a database of its own here is one that nobody has tried."""
-    earlier = {int(name.removeprefix("version_")) for name in globals() if re.fullmatch("version_[0-9]+", name)}
+    earlier = {
+        int(name.removeprefix("version_"))
+        for name in globals()
+        if re.fullmatch("version_[0-9]+", name)
+    }
     assert earlier == set(range(1, schema.VERSION))
     assert schema.MIGRATIONS.keys() == set(range(2, schema.VERSION + 1))
 

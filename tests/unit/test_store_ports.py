@@ -90,7 +90,10 @@ ROWS = st.lists(st.tuples(st.sampled_from(SERVICES), small_ports()), max_size=6)
 
 
 def filled(store: Store, rows: list[tuple[str, Port]]) -> dict[str, tuple[Port, ...]]:
-    mine = {name: tuple(dict.fromkeys(port for service, port in rows if service == name)) for name in SERVICES}
+    mine = {
+        name: tuple(dict.fromkeys(port for service, port in rows if service == name))
+        for name in SERVICES
+    }
     with store.transaction():
         for each in NETWORKS:
             add_network(store, each)
@@ -100,12 +103,23 @@ def filled(store: Store, rows: list[tuple[str, Port]]) -> dict[str, tuple[Port, 
 
 
 @BOUNDED
-@given(ROWS, ROWS, st.sets(st.sampled_from(SERVICES)), st.sets(st.sampled_from(SERVICES)), small_ports())
-def test_holders_and_spans_are_those_of_a_look_at_each_row(rows, later, inactive, begun, wanted) -> None:
+@given(
+    ROWS,
+    ROWS,
+    st.sets(st.sampled_from(SERVICES)),
+    st.sets(st.sampled_from(SERVICES)),
+    small_ports(),
+)
+def test_holders_and_spans_are_those_of_a_look_at_each_row(
+    rows, later, inactive, begun, wanted
+) -> None:
     """Also of the rows of begun changes: what those gave up is held as what is there is, until they have ended."""
     with TemporaryStore() as store:
         before = filled(store, rows)
-        after = {name: tuple(dict.fromkeys(port for service, port in later if service == name)) for name in begun}
+        after = {
+            name: tuple(dict.fromkeys(port for service, port in later if service == name))
+            for name in begun
+        }
         with store.transaction():
             for name in inactive:
                 store.set_active(name, False)
@@ -124,7 +138,9 @@ def test_holders_and_spans_are_those_of_a_look_at_each_row(rows, later, inactive
         assert set(found) == expected
         assert len(found) == len(expected)
 
-        known = [port for name in SERVICES for port in {*after.get(name, before[name]), *before[name]}]
+        known = [
+            port for name in SERVICES for port in {*after.get(name, before[name]), *before[name]}
+        ]
         first, last = wanted.host_port, wanted.last
         numbers = {
             number
@@ -134,10 +150,17 @@ def test_holders_and_spans_are_those_of_a_look_at_each_row(rows, later, inactive
             if first <= number <= last
         }
         spans = store.spans(wanted.proto, first, last)
-        assert {number for low, high in spans for number in range(low, high + 1) if first <= number <= last} == numbers
+        assert {
+            number
+            for low, high in spans
+            for number in range(low, high + 1)
+            if first <= number <= last
+        } == numbers
 
 
-def test_port_of_a_begun_change_whose_service_was_inactive_before_is_nobodys_when_it_is_left_out() -> None:
+def test_port_of_a_begun_change_whose_service_was_inactive_before_is_nobodys_when_it_is_left_out() -> (
+    None
+):
     store = new_store(api=(RANGE,))
     with store.transaction():
         store.set_active("api", False)
@@ -173,7 +196,11 @@ def test_chosen_port_is_known_by_what_asked_for_it() -> None:
 
 
 def test_new_ports_of_the_manifest_leave_forwards_where_they_are() -> None:
-    first, forward, second = Port("", 80, 80, "tcp"), Port("127.0.0.1", 53, 53, "udp", 2), Port("", 81, 81, "tcp")
+    first, forward, second = (
+        Port("", 80, 80, "tcp"),
+        Port("127.0.0.1", 53, 53, "udp", 2),
+        Port("", 81, 81, "tcp"),
+    )
     store = new_store(api=(first,))
     with store.transaction():
         store.add_forward("api", forward)
@@ -240,7 +267,10 @@ def test_ports_on_the_move_are_noted_by_service_until_each_has_ended() -> None:
     with store.transaction():
         store.begin_moving([("db", one), ("api", two), ("db", three)], 5.0)
     assert store.moved_ports() == [("api", two), ("db", one), ("db", three)]
-    assert {(intent.service, intent.action) for intent in store.intents()} == {("api", "ports"), ("db", "ports")}
+    assert {(intent.service, intent.action) for intent in store.intents()} == {
+        ("api", "ports"),
+        ("db", "ports"),
+    }
     # nobody holds what is only noted
     assert store.port_holders(two) == []
     assert store.spans("tcp", 81, 90) == []
@@ -286,7 +316,9 @@ def test_intent_notes_whole_rows() -> None:
         (Port("2001:db8::1", 80, 80, "tcp"), False),
     ],
 )
-def test_network_is_told_that_ports_lead_into_it_and_whether_by_loopback(port: Port, by_loopback: bool) -> None:
+def test_network_is_told_that_ports_lead_into_it_and_whether_by_loopback(
+    port: Port, by_loopback: bool
+) -> None:
     store = new_store()
     with store.transaction():
         put(store, "api", (FRONT, BACKEND), ports=(port,))
@@ -304,7 +336,9 @@ def test_network_is_told_that_ports_lead_into_it_and_whether_by_loopback(port: P
 def test_snapshot_of_some_ports_says_whether_the_service_has_any() -> None:
     one, other = Port("", 80, 80, "tcp"), Port("", 81, 81, "tcp")
     store = new_store(api=(one, other))
-    scope = ALL._replace(services=("api",), networks=(BACKEND,), ports=(other, other._replace(host_port=9)))
+    scope = ALL._replace(
+        services=("api",), networks=(BACKEND,), ports=(other, other._replace(host_port=9))
+    )
     (service,) = store.snapshot(scope).services
     assert (service.ports, service.publishes) == ((other,), True)
     with store.transaction():

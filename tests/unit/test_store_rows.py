@@ -48,7 +48,9 @@ def change(store: Store, changes: list) -> None:
     """Do them in the transaction of the caller; what cannot be is left out."""
     for verb, service, on, ports in changes:
         if verb == "put":
-            found = tuple(port if isinstance(port, Port) else Port("", port, 80, "tcp") for port in ports)
+            found = tuple(
+                port if isinstance(port, Port) else Port("", port, 80, "tcp") for port in ports
+            )
             put(store, service, on, ports=found, hostname=f"{service}-host")
         elif verb == "deactivate":
             store.set_active(service, False)
@@ -107,7 +109,10 @@ def test_damaged_page_is_told_in_one_line() -> None:
         store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         root, size = (
             store._db.execute(query).fetchone()[0]
-            for query in ("SELECT rootpage FROM sqlite_schema WHERE name='lease'", "PRAGMA page_size")
+            for query in (
+                "SELECT rootpage FROM sqlite_schema WHERE name='lease'",
+                "PRAGMA page_size",
+            )
         )
         with open(paths.database(), "r+b") as file:
             file.seek((root - 1) * size)
@@ -115,7 +120,10 @@ def test_damaged_page_is_told_in_one_line() -> None:
         store._db.execute("PRAGMA shrink_memory")
         with pytest.raises(NisoError) as caught:
             store.require_sound()
-        assert caught.value.message.startswith(f"{paths.database()}: ") and "page" in caught.value.message
+        assert (
+            caught.value.message.startswith(f"{paths.database()}: ")
+            and "page" in caught.value.message
+        )
     assert caught.value.message.isprintable()
 
 
@@ -202,7 +210,11 @@ def test_reader_sees_the_last_commit_while_a_writer_is_at_work() -> None:
 def test_second_writer_waits_and_does_not_mix(tmp_path) -> None:
     one, other = Store.open(), Store.open()
     other._db.execute("PRAGMA busy_timeout=0")
-    with one.transaction(), pytest.raises(sqlite3.OperationalError, match="locked"), other.transaction():
+    with (
+        one.transaction(),
+        pytest.raises(sqlite3.OperationalError, match="locked"),
+        other.transaction(),
+    ):
         pass
     with other.transaction():
         filled_without_transaction(other)
@@ -320,7 +332,9 @@ def owner_is_in(scope: Scope, thing, snapshot: Snapshot) -> bool:
     """Whether one thing of the whole state belongs to a scope, told from the thing's own fields."""
     services = set(scope.services or ())
     active = [service for service in snapshot.services if service.name in services]
-    networks = set(scope.networks or ()) | {endpoint.network for service in active for endpoint in service.endpoints}
+    networks = set(scope.networks or ()) | {
+        endpoint.network for service in active for endpoint in service.endpoints
+    }
     kind = type(thing).__name__
     bridges = {names.bridge(network) for network in networks}
     folders = {names.hosts_folder(reader) for reader in snapshot.readers if set(reader) & networks}
@@ -332,7 +346,13 @@ def owner_is_in(scope: Scope, thing, snapshot: Snapshot) -> bool:
     if kind == "Bridge":
         return thing.name in bridges
     if kind in ("Address", "Sysctl") and not thing.netns:
-        link = thing.link if kind == "Address" else thing.name.split("/")[3] if "/conf/" in thing.name else None
+        link = (
+            thing.link
+            if kind == "Address"
+            else thing.name.split("/")[3]
+            if "/conf/" in thing.name
+            else None
+        )
         return link is None or link in bridges
     if kind in ("Netns", "Veth", "Address", "Route", "Sysctl"):
         netns = thing.name if kind == "Netns" else thing.netns
@@ -341,9 +361,15 @@ def owner_is_in(scope: Scope, thing, snapshot: Snapshot) -> bool:
         return thing.folder in folders
     if kind == "HostsLine":
         readers = {names.hosts_folder(reader): reader for reader in snapshot.readers}
-        only = [s.name for s in snapshot.services if tuple(e.network for e in s.endpoints) == readers[thing.folder]]
+        only = [
+            s.name
+            for s in snapshot.services
+            if tuple(e.network for e in s.endpoints) == readers[thing.folder]
+        ]
         whole = set(only) <= services
-        mine = {line_names for service in active for line_names in (f"{service.names[0]}.niso.local",)}
+        mine = {
+            line_names for service in active for line_names in (f"{service.names[0]}.niso.local",)
+        }
         return thing.folder in folders and (whole or thing.names.split()[0] in mine)
     return True
 
@@ -371,9 +397,13 @@ def test_snapshot_of_a_scope_is_part_of_the_whole(changes, services) -> None:
     with TemporaryStore() as store:
         filled(store, changes)
         part, whole = store.snapshot(Scope(services)), store.snapshot(ALL)
-        assert set(part.services) == {service for service in whole.services if service.name in services}
+        assert set(part.services) == {
+            service for service in whole.services if service.name in services
+        }
         assert set(part.networks) <= set(whole.networks)
-        assert {e.network for s in part.services for e in s.endpoints} <= {n.name for n in part.networks}
+        assert {e.network for s in part.services for e in s.endpoints} <= {
+            n.name for n in part.networks
+        }
         assert part.readers <= whole.readers
         assert part.fresh <= whole.fresh == whole.readers
         assert set(part.neighbours) <= set(whole.services)
@@ -423,7 +453,10 @@ def test_full_network_names_no_more_than_five_holders() -> None:
             store.set_active(f"s{number}", False)
     with pytest.raises(Conflict) as full, store.transaction():
         put(store, "late", NAMES[:1])
-    assert full.value.hint == "niso remove frees the leases of inactive services: s0, s1, s2, s3, s4 and 2 more"
+    assert (
+        full.value.hint
+        == "niso remove frees the leases of inactive services: s0, s1, s2, s3, s4 and 2 more"
+    )
     assert store.service("late") is None
 
 
@@ -463,13 +496,21 @@ def test_snapshot_of_one_service_does_not_walk_through_all_active_ones() -> None
         put(store, "api", (NAMES[0],), ports=(PORTS[2],))
         asked: list[str] = []
         store._db.set_trace_callback(asked.append)
-        store.snapshot(Scope(("api",), (NAMES[0],), names=(("service", "api"), ("network", NAMES[0]))))
+        store.snapshot(
+            Scope(("api",), (NAMES[0],), names=(("service", "api"), ("network", NAMES[0])))
+        )
         store._db.set_trace_callback(None)
-        plans = {q: [row[3] for row in store._db.execute(f"EXPLAIN QUERY PLAN {q}")] for q in asked if "SELECT" in q}
+        plans = {
+            q: [row[3] for row in store._db.execute(f"EXPLAIN QUERY PLAN {q}")]
+            for q in asked
+            if "SELECT" in q
+        }
     assert plans and not [
         q
         for q, plan in plans.items()
-        if any("service_active" in step for step in plan) and "COUNT" not in q and "LIMIT 1" not in q
+        if any("service_active" in step for step in plan)
+        and "COUNT" not in q
+        and "LIMIT 1" not in q
     ]
 
 

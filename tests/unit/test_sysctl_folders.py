@@ -36,7 +36,9 @@ def test_what_is_not_there_is_none_and_cannot_be_set(net: Path) -> None:
         sysctl.write("net/ipv4/nonesuch", "1")
 
 
-@pytest.mark.parametrize("name", ["kernel/hostname", "net/../kernel/hostname", "net/ipv4", "/net/ipv4/ip_forward"])
+@pytest.mark.parametrize(
+    "name", ["kernel/hostname", "net/../kernel/hostname", "net/ipv4", "/net/ipv4/ip_forward"]
+)
 def test_only_what_lies_below_net_is_touched(net: Path, name: str) -> None:
     with pytest.raises(KernelError, match="not a sysctl of a network namespace"):
         sysctl.read(name)
@@ -44,7 +46,9 @@ def test_only_what_lies_below_net_is_touched(net: Path, name: str) -> None:
         sysctl.write(name, "x")
 
 
-def test_folder_that_cannot_be_opened_anew_is_not_closed_twice(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_that_cannot_be_opened_anew_is_not_closed_twice(
+    net: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert sysctl.read("net/ipv4/ip_forward") == "0"
     monkeypatch.setattr(sysctl, "_folders", {})
     monkeypatch.setattr(sysctl, "_MOST_WALKS", 1)

@@ -79,7 +79,9 @@ VALUES: list[tuple[Any, tuple[str, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize(("data", "keys"), VALUES, ids=lambda each: repr(each) if not isinstance(each, tuple) else "")
+@pytest.mark.parametrize(
+    ("data", "keys"), VALUES, ids=lambda each: repr(each) if not isinstance(each, tuple) else ""
+)
 def test_key_takes_the_values_of_its_type_and_no_others(data: Any, keys: tuple[str, ...]) -> None:
     for key in Every._fields:
         errors = validate.walk({key: data}, Every)
@@ -152,7 +154,8 @@ ANY = st.sampled_from([data for data, _ in VALUES])
 @BOUNDED
 @given(
     st.dictionaries(
-        st.sampled_from([*Every._fields, "more"]), ANY | st.dictionaries(st.sampled_from(["k", "name"]), ANY)
+        st.sampled_from([*Every._fields, "more"]),
+        ANY | st.dictionaries(st.sampled_from(["k", "name"]), ANY),
     )
 )
 def test_data_is_refused_exactly_where_walk_finds_something(data: Any) -> None:
@@ -167,10 +170,15 @@ def test_manifest_is_refused_exactly_where_walk_finds_something(data: Any) -> No
 
 @BOUNDED
 @given(STACKS, SERVICE, NETWORK)
-def test_parts_of_a_stack_are_refused_exactly_where_walk_finds_something(data: Any, service: Any, network: Any) -> None:
+def test_parts_of_a_stack_are_refused_exactly_where_walk_finds_something(
+    data: Any, service: Any, network: Any
+) -> None:
     agree(data, stack_file._Whole)
     agree(network, stack_file.Network)
-    agree({name: value for name, value in service.items() if name in stack_file.Own._fields}, stack_file.Own)
+    agree(
+        {name: value for name, value in service.items() if name in stack_file.Own._fields},
+        stack_file.Own,
+    )
 
 
 def test_schema_knows_every_type() -> None:
@@ -183,7 +191,11 @@ def test_schema_knows_every_type() -> None:
     assert properties["maybe"] == properties["leaf"] == {"$ref": "#/$defs/Leaf"}
     array = {"type": "array", "items": {"enum": ["a", "b"]}}
     assert properties["deep"] == {"type": "object", "additionalProperties": array}
-    assert [each.get("type") for each in properties["several"]["anyOf"]] == ["string", "array", "object"]
+    assert [each.get("type") for each in properties["several"]["anyOf"]] == [
+        "string",
+        "array",
+        "object",
+    ]
     assert (found["Every"]["required"], found["Leaf"]["required"]) == ([], ["name"])
 
 
@@ -191,17 +203,20 @@ def test_types_are_read_without_typing() -> None:
     code = "import sys, niso.cli.service, niso.commands.activate, niso.manifest.validate, niso.manifest.stack_file\n"
     code += "from niso.manifest.load import Manifest, decode, encode\n"
     code += "from niso.manifest.convert import convert\n"
-    code += (
-        "decode(encode(convert({'package': {'name': 'a', 'version': '1'}, 'binary': {'entrypoint': 'x'}}, Manifest)))\n"
-    )
+    code += "decode(encode(convert({'package': {'name': 'a', 'version': '1'}, 'binary': {'entrypoint': 'x'}}, Manifest)))\n"
     code += "assert niso.manifest.validate.walk({}, Manifest)\n"
     code += "sys.exit('typing' in sys.modules)"
-    subprocess.run([sys.executable, "-ISc", f"import sys; sys.path[:0] = {sys.path!r}\n{code}"], check=True)
+    subprocess.run(
+        [sys.executable, "-ISc", f"import sys; sys.path[:0] = {sys.path!r}\n{code}"], check=True
+    )
 
 
 # --- the text in the store -------------------------------------------------------------------------------------------
 
-HEAD: dict[str, Any] = {"package": {"name": "api", "version": "1.0.0"}, "binary": {"entrypoint": "bin/api"}}
+HEAD: dict[str, Any] = {
+    "package": {"name": "api", "version": "1.0.0"},
+    "binary": {"entrypoint": "bin/api"},
+}
 SMALLEST = (
     '{"package":{"name":"api","version":"1.0.0","rootfs":null},"binary":{"entrypoint":"bin/api","args":[],"working_dir":"/app"},'
     '"environment":{},"service":{"user":null,"restart":"on-failure","restart_delay":"1s","stop_timeout":"10s"},'
@@ -213,7 +228,12 @@ FULL: dict[str, Any] = {
     "package": {"name": "api", "version": "1.0.0", "rootfs": "rootfs"},
     "binary": {"entrypoint": "bin/api", "args": ["--port", "8080", ""], "working_dir": "/srv"},
     "environment": {"B": "2", "A": "1"},
-    "service": {"user": "1000:1000", "restart": "always", "restart_delay": "200ms", "stop_timeout": "2m"},
+    "service": {
+        "user": "1000:1000",
+        "restart": "always",
+        "restart_delay": "200ms",
+        "stop_timeout": "2m",
+    },
     "isolation": {
         "capabilities": ["NET_RAW"],
         "read_only": False,
@@ -229,7 +249,11 @@ FULL: dict[str, Any] = {
         "ports": ["80:80"],
         "aliases": ["web"],
         "ip": {"a": "10.99.1.10"},
-        "policy": {"allow_from": [], "log": True, "egress": {"allow": ["db:5432"], "deny": ["10.0.0.0/8"]}},
+        "policy": {
+            "allow_from": [],
+            "log": True,
+            "egress": {"allow": ["db:5432"], "deny": ["10.0.0.0/8"]},
+        },
     },
 }
 FULLEST = (
@@ -246,7 +270,9 @@ FULLEST = (
 )
 
 
-@pytest.mark.parametrize(("data", "text"), [(HEAD, SMALLEST), (FULL, FULLEST)], ids=["smallest", "full"])
+@pytest.mark.parametrize(
+    ("data", "text"), [(HEAD, SMALLEST), (FULL, FULLEST)], ids=["smallest", "full"]
+)
 def test_stored_text_is_that_of_all_versions(data: dict[str, Any], text: str) -> None:
     """A service whose stored text changed would be seen as changed."""
     made = convert.convert(data, Manifest)
@@ -293,7 +319,9 @@ def test_stored_text_may_be_written_otherwise(instead: str, text: str) -> None:
 
 def test_stored_text_without_a_key_has_its_default() -> None:
     """As one of a niso that did not have the key yet."""
-    assert decode(SMALLEST.replace('"volumes":{},', "").replace(',"tmpfs":false', "")) == decode(SMALLEST)
+    assert decode(SMALLEST.replace('"volumes":{},', "").replace(',"tmpfs":false', "")) == decode(
+        SMALLEST
+    )
 
 
 DAMAGED = [
@@ -314,7 +342,18 @@ DAMAGED = [
     ('"environment":{}', '"environment":null'),
     *(
         ('"pids_limit":null', f'"pids_limit":{number}')
-        for number in ("1.0", "1e2", "01", "+1", "true", '"1"', "NaN", "Infinity", "-Infinity", "1" * 5000)
+        for number in (
+            "1.0",
+            "1e2",
+            "01",
+            "+1",
+            "true",
+            '"1"',
+            "NaN",
+            "Infinity",
+            "-Infinity",
+            "1" * 5000,
+        )
     ),
     ('"read_only":true', '"read_only":1'),
     ('"args":[]', '"args":{}'),
@@ -349,8 +388,14 @@ def test_stored_text_that_is_damaged_is_an_error_of_niso(part: str, instead: str
     ("text", "words"),
     [
         ("null", "value None is wrong because it is null; right would be a table"),
-        (SMALLEST.replace('"name":"api",', ""), "package.name: is missing; right would be a string"),
-        (SMALLEST.replace('"read_only":true', '"read_only":1'), "isolation.read_only: value 1 is wrong"),
+        (
+            SMALLEST.replace('"name":"api",', ""),
+            "package.name: is missing; right would be a string",
+        ),
+        (
+            SMALLEST.replace('"read_only":true', '"read_only":1'),
+            "isolation.read_only: value 1 is wrong",
+        ),
         ("[", "Expecting value"),
     ],
     ids=["null", "missing", "wrong", "no JSON"],
@@ -368,7 +413,9 @@ def test_error_of_a_stored_text_says_what_is_wrong(text: str, words: str) -> Non
     st.sampled_from(["null", '"', "1", "{}", ","]) | st.text(max_size=3),
 )
 @example(0, len(FULLEST), "{}")
-def test_stored_text_with_a_few_characters_changed_is_read_or_refused(start: int, length: int, patch: str) -> None:
+def test_stored_text_with_a_few_characters_changed_is_read_or_refused(
+    start: int, length: int, patch: str
+) -> None:
     try:
         found = decode(FULLEST[:start] + patch + FULLEST[start + length :])
     except NisoError as error:

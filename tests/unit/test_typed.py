@@ -51,13 +51,19 @@ def test_is_as_one_of_typing() -> None:
     for kind in (Ours, Theirs):
         one = kind("a", more=(1, 2))
         assert (one.name, one.port, one.more, one.both) == ("a", 80, (1, 2), "a:80")
-        assert one == ("a", 80, (1, 2)) and hash(one) == hash(("a", 80, (1, 2))) and isinstance(one, tuple)
+        assert (
+            one == ("a", 80, (1, 2))
+            and hash(one) == hash(("a", 80, (1, 2)))
+            and isinstance(one, tuple)
+        )
         assert kind._fields == kind.__match_args__ == ("name", "port", "more")
         assert kind._field_defaults == {"port": 80, "more": ()}
         assert kind.__doc__ == "One." and kind.__module__ == __name__
         assert repr(one) == f"{kind.__name__}(name='a', port=80, more=(1, 2))"
         assert one._asdict() == {"name": "a", "port": 80, "more": (1, 2)}
-        assert one._replace(port=81) == kind("a", 81, (1, 2)) and type(one._replace(port=81)) is kind
+        assert (
+            one._replace(port=81) == kind("a", 81, (1, 2)) and type(one._replace(port=81)) is kind
+        )
         assert pickle.loads(pickle.dumps(one)) == one and type(copy.deepcopy(one)) is kind
         assert typing.get_type_hints(kind) == {"name": str, "port": int, "more": tuple[int, ...]}
         match one:
@@ -72,9 +78,12 @@ def test_is_as_one_of_typing() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments, named", [((), {}), (("a", 1, (), 4), {}), (("a",), {"name": "b"}), (("a",), {"other": 1})]
+    "arguments, named",
+    [((), {}), (("a", 1, (), 4), {}), (("a",), {"name": "b"}), (("a",), {"other": 1})],
 )
-def test_wrong_arguments_are_refused_in_the_same_words(arguments: tuple[object, ...], named: dict[str, object]) -> None:
+def test_wrong_arguments_are_refused_in_the_same_words(
+    arguments: tuple[object, ...], named: dict[str, object]
+) -> None:
     words = []
     for kind in (Ours, Theirs):
         with pytest.raises(TypeError) as raised:
@@ -90,9 +99,13 @@ def test_one_without_fields_and_one_that_inherits() -> None:
 
 def test_a_field_without_a_default_cannot_follow_one_that_has_one() -> None:
     with pytest.raises(TypeError, match="Bad"):
-        lite_typing._Kind("Bad", (lite_typing.NamedTuple,), {"__annotations__": {"a": "int", "b": "int"}, "a": 1})
+        lite_typing._Kind(
+            "Bad", (lite_typing.NamedTuple,), {"__annotations__": {"a": "int", "b": "int"}, "a": 1}
+        )
 
 
 def test_does_not_import_typing() -> None:
     code = "import sys, niso.base.lite_typing, niso.plan.records, niso.plan.state; sys.exit('typing' in sys.modules)"
-    subprocess.run([sys.executable, "-ISc", f"import sys; sys.path[:0] = {sys.path!r}\n{code}"], check=True)
+    subprocess.run(
+        [sys.executable, "-ISc", f"import sys; sys.path[:0] = {sys.path!r}\n{code}"], check=True
+    )

@@ -8,7 +8,9 @@ if TYPE_CHECKING:
     from hashlib import sha256
 else:
     try:
-        from _sha2 import sha256  # CPython's own, and what hashlib falls back on; it has no public name
+        from _sha2 import (
+            sha256,
+        )  # CPython's own, and what hashlib falls back on; it has no public name
     except ImportError:
         from hashlib import sha256
 

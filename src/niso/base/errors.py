@@ -56,6 +56,8 @@ class ErrorGroup(NisoError):
     """Several errors at once (all of one manifest, or all that a teardown met). Never empty."""
 
     def __init__(self, errors: list[NisoError]) -> None:
-        super().__init__("; ".join(error.message for error in errors), errors[0].hint, errors[0].key)
+        super().__init__(
+            "; ".join(error.message for error in errors), errors[0].hint, errors[0].key
+        )
         self.errors = errors
         self.exit_status = errors[0].exit_status

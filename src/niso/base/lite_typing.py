@@ -27,7 +27,9 @@ def _maker(name: str, fields: tuple[str, ...], defaults: tuple[object, ...]) -> 
         text = f"lambda _cls, {arguments}: _new(_cls, ({arguments}))"
         _templates[len(fields)] = eval(text, {"_new": tuple.__new__})  # noqa: S307  # made of nothing but a number
     template = _templates[len(fields)]
-    code = template.__code__.replace(co_varnames=("_cls", *fields), co_name="__new__", co_qualname=f"{name}.__new__")
+    code = template.__code__.replace(
+        co_varnames=("_cls", *fields), co_name="__new__", co_qualname=f"{name}.__new__"
+    )
     return FunctionType(code, template.__globals__, "__new__", defaults or None)
 
 
@@ -70,7 +72,9 @@ class _Kind(type):
             "__slots__": (),
             "__match_args__": fields,
             "_fields": fields,
-            "_field_defaults": dict(zip(fields[len(fields) - len(defaults) :], defaults, strict=True)),
+            "_field_defaults": dict(
+                zip(fields[len(fields) - len(defaults) :], defaults, strict=True)
+            ),
         }
         return type(name, (_Tuple,), body)
 

@@ -3,7 +3,9 @@
 import _signal  # type: ignore[import-not-found]
 
 if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # until niso has its own: nothing has begun by then
+    _signal.signal(
+        _signal.SIGINT, _signal.SIG_DFL
+    )  # until niso has its own: nothing has begun by then
 
 from niso.cli.main import main
 

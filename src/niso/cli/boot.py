@@ -18,10 +18,21 @@ def run(name: str, args: Args) -> int:
     with Progress(args) as report:
         marked = (boot.enable if name == "enable" else boot.disable)(store, names, report)
     if args.json:
-        output.as_json([{"service": each.service, "changed": each.changed, "unit": each.unit} for each in marked])
+        output.as_json(
+            [
+                {"service": each.service, "changed": each.changed, "unit": each.unit}
+                for each in marked
+            ]
+        )
         return 0
     for each in marked:
-        words = f"{name}d" if each.changed else f"is {name}d already" if name == "enable" else "is not enabled"
+        words = (
+            f"{name}d"
+            if each.changed
+            else f"is {name}d already"
+            if name == "enable"
+            else "is not enabled"
+        )
         print(f"{each.service}: {words}{f'  {each.unit}' if each.unit else ''}")
     return 0
 

@@ -60,7 +60,11 @@ VERBOSE = Option("verbose", ("-v", "--verbose"), "print each step as it is taken
 DRY_RUN = Option("dry_run", ("--dry-run",), "print the steps and change nothing")
 JSON = Option("json", ("--json",), "print the result, and errors, as JSON")
 TIMEOUT = Option(
-    "timeout", ("--timeout",), "how long to wait until each service has started, or is healthy", "TIME", "60s"
+    "timeout",
+    ("--timeout",),
+    "how long to wait until each service has started, or is healthy",
+    "TIME",
+    "60s",
 )
 
 

@@ -137,7 +137,9 @@ def _of_command(command: Command, words: list[str], current: str) -> Found:
         if argument.times == "..." and not ended:
             return [("--", argument.help)]
         if argument.times != "..." or not left:
-            found = [each for each in _KINDS[argument.completes](placed, given) if each[0] not in placed]
+            found = [
+                each for each in _KINDS[argument.completes](placed, given) if each[0] not in placed
+            ]
         break
     else:
         return _options(command, given)
@@ -148,7 +150,11 @@ def _options(command: Command, given: list[str]) -> Found:
     """The options that may still be given, each by its long name."""
     had = [option for option in command.options if set(option.flags) & set(given)]
     groups = {option.group for option in had if option.group}
-    free = [each for each in command.options if (each.many or each not in had) and each.group not in groups]
+    free = [
+        each
+        for each in command.options
+        if (each.many or each not in had) and each.group not in groups
+    ]
     return [*((each.flags[-1], each.help) for each in free), (HELP[-1], "print help")]
 
 
@@ -189,7 +195,9 @@ def _word(port: Port) -> str:
     from niso.cli import output
 
     host = f"{output.bracketed(port.host_ip)}:" if port.host_ip else ""
-    ends = f"{output.span(port.host_port, port.count)}:{output.span(port.container_port, port.count)}"
+    ends = (
+        f"{output.span(port.host_port, port.count)}:{output.span(port.container_port, port.count)}"
+    )
     return host + ends + ("" if port.proto == "tcp" else f"/{port.proto}")
 
 
@@ -199,7 +207,11 @@ def _forwards(placed: list[str], given: list[str]) -> Found:
     def read(store: Store) -> Found:
         name = store.resolve(placed[0])
         if "--replace" in given:
-            return [(_word(port), f"of {holder}") for holder, port in store.active_ports() if holder != name]
+            return [
+                (_word(port), f"of {holder}")
+                for holder, port in store.active_ports()
+                if holder != name
+            ]
         return [(_word(port), "forwarded") for port in store.forwards(name)]
 
     return _from_store(read)

@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from niso.explain.explain import Explanation, Object
     from niso.explain.prove import Proof
 
-COLUMNS = ("SERVICE", "IN-PACKETS", "IN-BYTES", "IN-DROPS", "OUT-PACKETS", "OUT-BYTES", "OUT-DROPS", "FOREIGN")
+COLUMNS = (
+    "SERVICE",
+    "IN-PACKETS",
+    "IN-BYTES",
+    "IN-DROPS",
+    "OUT-PACKETS",
+    "OUT-BYTES",
+    "OUT-DROPS",
+    "FOREIGN",
+)
 
 
 def run(action: str, args: Args) -> int:
@@ -37,10 +46,15 @@ def _ping(args: Args) -> int:
         packet, took = prove.ping(store, args.source, args.destination)
     from_, to = (explain.resolve(store, name).name for name in (args.source, args.destination))
     if args.json:
-        ends = [{"service": s, "address": a} for s, a in ((from_, packet.source), (to, packet.destination))]
+        ends = [
+            {"service": s, "address": a}
+            for s, a in ((from_, packet.source), (to, packet.destination))
+        ]
         output.as_json({"from": ends[0], "to": ends[1], "ok": True, "seconds": round(took, 6)})
     else:
-        print(f"{from_} ({packet.source}) {output.arrow()} {to} ({packet.destination}): ok ({_ms(took)}ms)")
+        print(
+            f"{from_} ({packet.source}) {output.arrow()} {to} ({packet.destination}): ok ({_ms(took)}ms)"
+        )
     return 0
 
 
@@ -77,13 +91,21 @@ def _explained(args: Args) -> int:
     explained = explain.explain(store, world, packet, closed)
     if args.prove:
         prove.sender_namespace(world, packet, explained.verdict)
-    other = None if args.family else explain.other_family(store, world, source, destination, packet, closed)
-    differs = other if other is not None and other.verdict.passes != explained.verdict.passes else None
+    other = (
+        None
+        if args.family
+        else explain.other_family(store, world, source, destination, packet, closed)
+    )
+    differs = (
+        other if other is not None and other.verdict.passes != explained.verdict.passes else None
+    )
     proof = prove.prove(world, explained) if args.prove else None
     if args.json:
         described = _explained_json(explained)
         described["other_family"] = None if other is None else _explained_json(other)
-        described["shares"] = {end.sharer: end.service for end in (source, destination) if end.sharer}
+        described["shares"] = {
+            end.sharer: end.service for end in (source, destination) if end.sharer
+        }
         if proof is not None:
             described["proof"] = _proof_json(proof)
         output.as_json(described)
@@ -91,11 +113,17 @@ def _explained(args: Args) -> int:
         _print_explained(explained)
         for end in (source, destination):
             if end.sharer:
-                print(f"  {end.sharer} shares the network of {end.service}: its addresses, and its policy")
+                print(
+                    f"  {end.sharer} shares the network of {end.service}: its addresses, and its policy"
+                )
         if differs is not None:
             reason = differs.verdict.dropped_by
             words = f"it is dropped: {reason.words}" if reason else "it passes"
-            print(output.escaped(f"  by IPv{differs.packet.family} ({differs.packet.destination}) {words}"))
+            print(
+                output.escaped(
+                    f"  by IPv{differs.packet.family} ({differs.packet.destination}) {words}"
+                )
+            )
         if proof is not None:
             _print_proof(explained, proof)
     return 0 if explained.verdict.passes and (proof is None or proof.agrees is not False) else 1
@@ -104,7 +132,11 @@ def _explained(args: Args) -> int:
 def _print_explained(explained: Explanation) -> None:
     packet, verdict = explained.packet, explained.verdict
     arrow = output.arrow()
-    asked = [_end("", packet.destination, packet.port)] if verdict.destination.address != packet.destination else []
+    asked = (
+        [_end("", packet.destination, packet.port)]
+        if verdict.destination.address != packet.destination
+        else []
+    )
     reached = _end(verdict.destination.service, verdict.destination.address, verdict.port)
     ends = [_end(verdict.source.service, packet.source, None), *asked, reached]
     print(f"{f' {arrow} '.join(ends)}/{packet.proto}: {'pass' if verdict.passes else 'drop'}")
@@ -117,7 +149,13 @@ def _print_explained(explained: Explanation) -> None:
 
 def _end(service: str, address: str, port: int | None) -> str:
     """``db (10.99.1.2):5432``, ``[2001:db8::2]:80``."""
-    shown = f"{service} ({address})" if service else output.bracketed(address) if port is not None else address
+    shown = (
+        f"{service} ({address})"
+        if service
+        else output.bracketed(address)
+        if port is not None
+        else address
+    )
     return shown if port is None else f"{shown}:{port}"
 
 
@@ -135,7 +173,9 @@ def _print_proof(explained: Explanation, proof: Proof) -> None:
     elif proof.arrived is None:
         words = f"one packet was sent; {to} {'answered' if proof.answered else 'did not answer'}"
     else:
-        words = f"one packet was sent; it {'arrived' if proof.arrived else 'did not arrive'} at {to}"
+        words = (
+            f"one packet was sent; it {'arrived' if proof.arrived else 'did not arrive'} at {to}"
+        )
     outcome = {True: "agrees", False: "DOES NOT AGREE", None: "tells nothing"}[proof.agrees]
     print(output.escaped(f"  {'proof':<8} {outcome}: {words}"))
     for count in proof.counts:
@@ -184,7 +224,8 @@ def _proof_json(proof: Proof) -> dict[str, object]:
         "answered": proof.answered,
         "unsent": proof.unsent or None,
         "counters": [
-            {"rule": _object(count.rule), "before": count.before, "after": count.after} for count in proof.counts
+            {"rule": _object(count.rule), "before": count.before, "after": count.after}
+            for count in proof.counts
         ],
     }
 
@@ -197,9 +238,13 @@ def _stats(args: Args) -> int:
 
     rows = drops.stats(Store.open(create=False))
     if args.json:
-        output.as_json([dict(zip((column.lower() for column in COLUMNS), row, strict=True)) for row in rows])
+        output.as_json(
+            [dict(zip((column.lower() for column in COLUMNS), row, strict=True)) for row in rows]
+        )
     else:
-        output.table(COLUMNS, [["-" if value is None else str(value) for value in row] for row in rows])
+        output.table(
+            COLUMNS, [["-" if value is None else str(value) for value in row] for row in rows]
+        )
     return 0
 
 
@@ -211,8 +256,15 @@ def _log(args: Args) -> int:
     try:
         with drops.Log(store, service) as log:
             if not drops.logging(store, service):
-                whose = f"{service}'s policy does not have" if service else "no active service's policy has"
-                output.warn(f"{whose} log = true: nothing will show until one has", ["[network.policy] log = true"])
+                whose = (
+                    f"{service}'s policy does not have"
+                    if service
+                    else "no active service's policy has"
+                )
+                output.warn(
+                    f"{whose} log = true: nothing will show until one has",
+                    ["[network.policy] log = true"],
+                )
             _follow(log, args.json)
     except KeyboardInterrupt:
         return 130
@@ -224,7 +276,9 @@ def _follow(log: Log, as_json: bool) -> NoReturn:
 
     poll = select.poll()
     poll.register(log, select.POLLIN)
-    poll.register(sys.stdout, 0)  # says when the other end of a pipe has gone, though nothing is written
+    poll.register(
+        sys.stdout, 0
+    )  # says when the other end of a pipe has gone, though nothing is written
     while True:
         ready = dict(poll.poll())
         if ready.get(sys.stdout.fileno(), 0):
@@ -252,7 +306,11 @@ def _drop_json(drop: Drop) -> dict[str, object]:
         "direction": drop.direction,
         "key": drop.key,
         "source": {"service": drop.source_name or None, "address": drop.source},
-        "destination": {"service": drop.destination_name or None, "address": drop.destination, "port": drop.port},
+        "destination": {
+            "service": drop.destination_name or None,
+            "address": drop.destination,
+            "port": drop.port,
+        },
         "proto": drop.proto,
         "interface": drop.link,
     }

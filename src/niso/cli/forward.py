@@ -20,7 +20,8 @@ def run(_: str, args: Args) -> int:
         raise UsageError(error.message, error.hint, error.key) from None
     if not port.host_port:
         raise UsageError(
-            f"PORT {args.port!r}: a forward names its host port", f"niso port-forward {args.name} 8080{args.port}"
+            f"PORT {args.port!r}: a forward names its host port",
+            f"niso port-forward {args.name} 8080{args.port}",
         )
     store = Store.open(create=False)
     name = store.resolve(args.name)
@@ -30,7 +31,9 @@ def run(_: str, args: Args) -> int:
         if args.remove:
             journal.port_unforward(store, name, port, report)
         else:
-            changed, taken = journal.port_forward(store, name, port, replace=args.replace, report=report)
+            changed, taken = journal.port_forward(
+                store, name, port, replace=args.replace, report=report
+            )
     if args.json:
         rows = output.ports_json([port], store.port_families(name))
         lost = [
@@ -39,9 +42,15 @@ def run(_: str, args: Args) -> int:
         ]
         output.as_json({"service": name, "changed": changed, "ports": rows, "taken": lost})
         return 0
-    state = "no longer published" if args.remove else "published" if changed else "is published already"
+    state = (
+        "no longer published" if args.remove else "published" if changed else "is published already"
+    )
     print(f"{name}: {output.port_text(port)} {state}")
     for holder, held in taken:
-        back = "" if holder == name else f"; once it is free, niso activate {holder} publishes what its manifest has"
+        back = (
+            ""
+            if holder == name
+            else f"; once it is free, niso activate {holder} publishes what its manifest has"
+        )
         print(f"{holder}: {output.port_text(held)} no longer published{back}")
     return 0

@@ -46,7 +46,9 @@ begin:  {first}   {what}
 
 def group(of: Group) -> str:
     columns = width()
-    lines = _list([(each.name.removeprefix(f"{of.name} "), each.does) for each in of.actions], columns)
+    lines = _list(
+        [(each.name.removeprefix(f"{of.name} "), each.does) for each in of.actions], columns
+    )
     example = next(each for each in of.actions if each.examples).name
     return (
         f"usage: niso {of.name} ACTION ...\n\n{_wrapped(sentence(of.does), columns)}\nactions:\n{lines}\n"
@@ -63,7 +65,10 @@ def command(of: Command) -> str:
     if of.arguments:
         parts.append(
             "arguments:\n"
-            + _list([(each.metavar, _defaulted(each.help, each.default)) for each in of.arguments], columns)
+            + _list(
+                [(each.metavar, _defaulted(each.help, each.default)) for each in of.arguments],
+                columns,
+            )
         )
     options = [(_aligned(each.takes), _defaulted(each.help, each.default)) for each in of.options]
     parts.append("options:\n" + _list([*options, ("-h, --help", "print this")], columns))
@@ -108,7 +113,9 @@ def _list(rows: list[tuple[str, str]], columns: int) -> str:
     left = min(max(len(word) for word, _ in rows), 22)
     shown = []
     for word, meaning in rows:
-        lines = textwrap.wrap(meaning, columns - left - 4, break_on_hyphens=False, break_long_words=False)
+        lines = textwrap.wrap(
+            meaning, columns - left - 4, break_on_hyphens=False, break_long_words=False
+        )
         head = f"  {word:<{left}}  "
         if len(word) > left:
             shown.append(f"  {word}")
@@ -120,7 +127,11 @@ def _list(rows: list[tuple[str, str]], columns: int) -> str:
 
 def examples(of: Command, columns: int) -> list[str]:
     """Commands and remarks: a command is never broken, and a remark that has no room beside it stands above it."""
-    short = [len(line) for line, remark in of.examples if remark and len(line) + len(remark) <= columns - 6]
+    short = [
+        len(line)
+        for line, remark in of.examples
+        if remark and len(line) + len(remark) <= columns - 6
+    ]
     column = max((each for each in short if each <= 44), default=0)
     lines = []
     for line, remark in of.examples:

@@ -43,7 +43,9 @@ def _status(row: ServiceRow) -> tuple[str, float | None, dict[str, object]]:
     found = process.status(row.name, closely=True)
     running = found.state == "running"
     uptime = max(0.0, time.time() - found.started_at) if running and found.started_at else None
-    words = {"exited": f"exited ({found.exit_code})", "none": "failed"}.get(found.state, found.state)
+    words = {"exited": f"exited ({found.exit_code})", "none": "failed"}.get(
+        found.state, found.state
+    )
     details: dict[str, object] = {
         "pid": found.pid,
         "exit_code": found.exit_code,
@@ -61,7 +63,9 @@ def _healths(rows: Iterable[ServiceRow], args: Args) -> dict[str, Health]:
         return {}
     from niso.runtime import process
 
-    running = [(row, found) for row in checked if (found := process.status(row.name)).state == "running"]
+    running = [
+        (row, found) for row in checked if (found := process.status(row.name)).state == "running"
+    ]
     if not running:
         return {}
     import json
@@ -74,11 +78,18 @@ def _healths(rows: Iterable[ServiceRow], args: Args) -> dict[str, Health]:
         said = spec.understood(row.spec)
         try:
             check = model.of_stored(json.loads(row.manifest))
-        except (ValueError, LookupError, TypeError, AttributeError):  # damaged, as `niso net check` says
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+        ):  # damaged, as `niso net check` says
             continue
         if check is not None and said is not None:
             namespace = spec.namespace(said)
-            asked.append(health.Asked(row.name, check, namespace, (found.pid or 0, found.started_at or 0.0)))
+            asked.append(
+                health.Asked(row.name, check, namespace, (found.pid or 0, found.started_at or 0.0))
+            )
     from niso.cli.progress import Progress
 
     with Progress(args) as report:
@@ -93,10 +104,15 @@ def ps(store: Store, args: Args, only: Iterable[str] | None = None) -> int:
     healths = _healths(known, args)
     for row in known:
         words, uptime, _ = _status(row)
-        address = ", ".join(address for _, address in store.addresses(row.name)) if row.active else ""
+        address = (
+            ", ".join(address for _, address in store.addresses(row.name)) if row.active else ""
+        )
         ports = [port for _, port in store.ports(row.name)] if row.active else []
         rows.append((row.name, words, row.mode, address, ports, uptime))
-    rows += [(name, "inactive", "-", "", [], None) for name in (wanted or set()) - {row.name for row in known}]
+    rows += [
+        (name, "inactive", "-", "", [], None)
+        for name in (wanted or set()) - {row.name for row in known}
+    ]
     rows.sort()
     if args.json:
         output.as_json(
@@ -163,7 +179,9 @@ def _everything(store: Store, row: ServiceRow, args: Args) -> dict[str, object]:
                 "gateway": ", ".join(subnet.gateway for subnet in network.subnets),
                 "mac": names.mac(whose.name, name, store.state_id()),
                 "interface": f"eth{position}",
-                "host_interface": names.veth(whose.name, name, whose.generation) if row.active else None,
+                "host_interface": names.veth(whose.name, name, whose.generation)
+                if row.active
+                else None,
                 "mtu": network.mtu,
             }
         )
@@ -181,7 +199,9 @@ def _everything(store: Store, row: ServiceRow, args: Args) -> dict[str, object]:
         "names": list(store.names(row.name)),
         "networks": list(by_network),
         "endpoints": endpoints,
-        "ports": output.ports_json((port for _, port in store.ports(row.name)), store.port_families(row.name)),
+        "ports": output.ports_json(
+            (port for _, port in store.ports(row.name)), store.port_families(row.name)
+        ),
         "forwards": output.ports_json(store.forwards(row.name), store.port_families(row.name)),
         "netns": (spec.netns or None) if row.active else None,
         "user": {"uid": spec.uid, "gid": spec.gid, "name": spec.user_name},

@@ -85,7 +85,9 @@ def _have_outputs() -> None:
         try:
             os.fstat(fd)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
+            os.set_inheritable(
+                os.open(os.devnull, os.O_RDWR), True
+            )  # it gets the lowest number that is free
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
@@ -102,7 +104,11 @@ def run(arguments: list[str]) -> int:
     as_json = False
     try:
         try:
-            as_json = "--json" in arguments[: arguments.index("--")] if "--" in arguments else "--json" in arguments
+            as_json = (
+                "--json" in arguments[: arguments.index("--")]
+                if "--" in arguments
+                else "--json" in arguments
+            )
             return _run(arguments, as_json)
         finally:
             _interrupts.over = True
@@ -113,7 +119,13 @@ def run(arguments: list[str]) -> int:
 
 def _run(arguments: list[str], as_json: bool) -> int:
     """As `run`. Raises KeyboardInterrupt."""
-    failed = 125 if arguments[:1] in (["exec"], ["lab"]) else 2 if " ".join(arguments[:2]) in JUDGES else 0
+    failed = (
+        125
+        if arguments[:1] in (["exec"], ["lab"])
+        else 2
+        if " ".join(arguments[:2]) in JUDGES
+        else 0
+    )
     try:
         status = _command(arguments or ["help"])
         sys.stdout.flush()
@@ -142,7 +154,9 @@ def _command(arguments: list[str]) -> int:
     for each in arguments:
         # the store keeps text, and crun is told of a command in JSON, which would change other bytes
         if name != "lab" and not _encodable(each):
-            raise UsageError(f"{each!r} is not UTF-8", "names, paths and what exec runs are UTF-8 text")
+            raise UsageError(
+                f"{each!r} is not UTF-8", "names, paths and what exec runs are UTF-8 text"
+            )
     if name not in COMMANDS:
         _refuse_early_option(arguments, 0)
         visible = [each for each in COMMANDS if each != "complete"]
@@ -154,7 +168,10 @@ def _command(arguments: list[str]) -> int:
             return _print_help([name])
         _refuse_early_option(arguments, 1)
         raise unknown(
-            "action", f"{name} {words[0]}", [each.name for each in command.actions], f"niso help {name} lists them"
+            "action",
+            f"{name} {words[0]}",
+            [each.name for each in command.actions],
+            f"niso help {name} lists them",
         )
     if command.name != name:
         words = words[1:]
@@ -162,7 +179,10 @@ def _command(arguments: list[str]) -> int:
         return _print_help(command.name.split())
     parsed = parse(command, words)
     if command.root and os.geteuid() != 0:
-        raise NisoError("needs root", f"sudo niso {' '.join(arguments)}" if _plain(arguments) else "run it with sudo")
+        raise NisoError(
+            "needs root",
+            f"sudo niso {' '.join(arguments)}" if _plain(arguments) else "run it with sudo",
+        )
     if command.root and command.name not in WITHOUT_STORE and "--sweep" not in words:
         _refuse_lost_store()
     return int(_module(COMMANDS[name][0]).run(command.name, parsed))
@@ -177,7 +197,11 @@ def _refuse_early_option(arguments: list[str], place: int) -> None:
     if isinstance(command, Command):
         takes = any(option in each.flags and not each.metavar for each in command.options)
         fits = takes and "--" not in words and _plain([*words, option])
-        hint = f"niso {' '.join(words)} {option}" if fits else f"niso {command.name} --help lists its options"
+        hint = (
+            f"niso {' '.join(words)} {option}"
+            if fits
+            else f"niso {command.name} --help lists its options"
+        )
         raise UsageError(f"no command {option!r}", f"options go after the command: {hint}")
 
 
@@ -281,7 +305,9 @@ def _end_on_signals() -> None:
     _signal.signal(_signal.SIGTERM, _interrupt)
     _signal.signal(_signal.SIGALRM, _again)
     sys.unraisablehook = _unraisable
-    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)  # ignored, as some parents leave it, children end without a status
+    _signal.signal(
+        _signal.SIGCHLD, _signal.SIG_DFL
+    )  # ignored, as some parents leave it, children end without a status
     for number in (_signal.SIGINT, _signal.SIGHUP):
         if _signal.getsignal(number) != _signal.SIG_IGN:  # in the background of a script, by nohup
             _signal.signal(number, _interrupt)
@@ -302,7 +328,8 @@ def _explained(error: Exception) -> NisoError:
     if isinstance(error, OSError):
         return NisoError(f"{error.filename}: {error.strerror}")
     return NisoError(
-        f"unexpected {kind.__name__}: {error}", "this is a defect of niso; NISO_TRACEBACK=1 shows where it happened"
+        f"unexpected {kind.__name__}: {error}",
+        "this is a defect of niso; NISO_TRACEBACK=1 shows where it happened",
     )
 
 
@@ -313,11 +340,15 @@ def _unnamed(error: OSError) -> NisoError:
         os.write(1, b"")
     except OSError as again:
         if again.errno == error.errno:
-            return NisoError(f"the output cannot be written: {error.strerror}", "send it where there is room")
+            return NisoError(
+                f"the output cannot be written: {error.strerror}", "send it where there is room"
+            )
     try:
         os.getcwd()
     except OSError:
-        return NisoError("the current folder is not there any more", "cd to one that is there, and try again")
+        return NisoError(
+            "the current folder is not there any more", "cd to one that is there, and try again"
+        )
     return NisoError(f"system call: {error.strerror}")
 
 

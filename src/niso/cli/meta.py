@@ -21,7 +21,9 @@ def run(name: str, args: Args) -> int:
         as_json(schema())
         return 0
     if args.command and not args.command[0]:
-        raise UsageError("the command to run is empty", "niso lab -- CMD, or niso lab alone for a shell")
+        raise UsageError(
+            "the command to run is empty", "niso lab -- CMD, or niso lab alone for a shell"
+        )
     from niso.commands.lab import process
 
     return process.run(args.command)
@@ -36,7 +38,12 @@ def print_help(words: list[str]) -> int:
         return 0
     name = main.ALIASES.get(words[0], words[0])
     if name not in main.COMMANDS:
-        raise unknown("command", name, [each for each in main.COMMANDS if each != "complete"], "niso help lists them")
+        raise unknown(
+            "command",
+            name,
+            [each for each in main.COMMANDS if each != "complete"],
+            "niso help lists them",
+        )
     found = main.find(name, words[1] if words[1:] else "")
     if isinstance(found, Command):
         print(help.command(found), end="")
@@ -50,4 +57,6 @@ def print_help(words: list[str]) -> int:
 
 def first_screen() -> list[Command | Group]:
     """All commands, those that everybody knows left out."""
-    return [main.find(name, "") for name in main.COMMANDS if name not in ("complete", "help", "version")]
+    return [
+        main.find(name, "") for name in main.COMMANDS if name not in ("complete", "help", "version")
+    ]

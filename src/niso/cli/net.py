@@ -32,7 +32,9 @@ def _create(args: Args) -> int:
     except InvalidInput as error:
         raise UsageError(error.message, error.hint, error.key) from None
     store = Store.open(create=not args.dry_run)
-    wish = networks.Wish(name, tuple(args.subnet), args.ipv6, tuple(args.gateway), args.internal, args.mtu)
+    wish = networks.Wish(
+        name, tuple(args.subnet), args.ipv6, tuple(args.gateway), args.internal, args.mtu
+    )
     with Progress(args) as report:
         if not args.dry_run and store.intents():
             from niso.services import journal
@@ -43,19 +45,29 @@ def _create(args: Args) -> int:
     if args.json:
         output.as_json(_network_json(store, network))
     elif not args.dry_run:
-        print(f"{name}: {'created' if made else 'is there already'}  {_subnets(network)}  {network.bridge}")
+        print(
+            f"{name}: {'created' if made else 'is there already'}  {_subnets(network)}  {network.bridge}"
+        )
     return 0
 
 
 def _list(args: Args) -> int:
     store = Store.open(create=False)
     counts = store.member_counts()
-    rows = [(network.name, _subnets(network), counts.get(network.name, 0)) for network in store.networks()]
+    rows = [
+        (network.name, _subnets(network), counts.get(network.name, 0))
+        for network in store.networks()
+    ]
     rows.sort(key=lambda row: (row[0] != _DEFAULT_NETWORK, row[0]))
     if args.json:
-        output.as_json([{"name": name, "subnet": subnet, "services": count} for name, subnet, count in rows])
+        output.as_json(
+            [{"name": name, "subnet": subnet, "services": count} for name, subnet, count in rows]
+        )
     else:
-        output.table(("NAME", "SUBNET", "SERVICES"), [(name, subnet, str(count)) for name, subnet, count in rows])
+        output.table(
+            ("NAME", "SUBNET", "SERVICES"),
+            [(name, subnet, str(count)) for name, subnet, count in rows],
+        )
     return 0
 
 
@@ -120,12 +132,18 @@ def _ports(args: Args) -> int:
         on = {service: [network for network, _ in store.addresses(service)] for service in families}
         first = {service: store.require_network(on[service][0]) for service in families}
         # what comes by an internal network stays on it: it reaches who is on it too
-        closed = {service: [each for each in internal if each not in on[service]] for service in families}
+        closed = {
+            service: [each for each in internal if each not in on[service]] for service in families
+        }
         ways = exposure.ways_in(
-            (port._replace(host_ip=host), first[service], closed[service]) for service, port, host in rows
+            (port._replace(host_ip=host), first[service], closed[service])
+            for service, port, host in rows
         )
         policies = {service: store.policy(store.home(service)) for service in families}
-        ways = [exposure.narrowed(each, policies[service]) for each, (service, _, _) in zip(ways, rows, strict=True)]
+        ways = [
+            exposure.narrowed(each, policies[service])
+            for each, (service, _, _) in zip(ways, rows, strict=True)
+        ]
     cells = [
         (
             service,
@@ -145,14 +163,19 @@ def _ports(args: Args) -> int:
                     **output.port_json(port, host),
                     **({"from": reached} if args.exposed else {}),
                 }
-                for (service, port, host), (_, shown, *_), reached in zip(rows, cells, ways, strict=True)
+                for (service, port, host), (_, shown, *_), reached in zip(
+                    rows, cells, ways, strict=True
+                )
             ]
         )
         return 0
     columns: tuple[str, ...] = ("SERVICE", "HOST", "CONTAINER", "PROTO")
     if args.exposed:
         columns = (*columns, "FROM")
-        output.table(columns, [(*cell, "; ".join(reached)) for cell, reached in zip(cells, ways, strict=True)])
+        output.table(
+            columns,
+            [(*cell, "; ".join(reached)) for cell, reached in zip(cells, ways, strict=True)],
+        )
     else:
         output.table(columns, cells)
     return 0
@@ -185,7 +208,9 @@ def _check(args: Args) -> int:
     for line in foreign_firewalls.unseen((4, 6)):
         output.warn(line)
     if args.json:
-        output.as_json([{"problem": each.problem, "what": each.what, "detail": each.detail} for each in found])
+        output.as_json(
+            [{"problem": each.problem, "what": each.what, "detail": each.detail} for each in found]
+        )
     else:
         for each in found:
             print(output.escaped(each.text()))
@@ -259,7 +284,9 @@ def _network_json(store: Store, network: Network) -> dict[str, object]:
                 "service": service,
                 "active": active,
                 "address": ", ".join(a for n, a in store.addresses(service) if n == network.name),
-                "ports": output.ports_json((port for _, port in store.ports(service)), store.port_families(service)),
+                "ports": output.ports_json(
+                    (port for _, port in store.ports(service)), store.port_families(service)
+                ),
             }
             for service, active in _members(store, network)
         ],

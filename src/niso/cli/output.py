@@ -13,12 +13,17 @@ def escaped(text: str) -> str:
     """``text`` with control characters (C0, C1, DEL, line separators, bidi overrides) written as \\x1b or \\u202e."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}" for c in text)
+    return "".join(
+        c if c.isprintable() else f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}"
+        for c in text
+    )
 
 
 def escaped_lines(text: str) -> str:
     """As `escaped`, of a text whose lines and tabs stay."""
-    return "\n".join("\t".join(escaped(part) for part in line.split("\t")) for line in text.split("\n"))
+    return "\n".join(
+        "\t".join(escaped(part) for part in line.split("\t")) for line in text.split("\n")
+    )
 
 
 def arrow() -> str:
@@ -44,16 +49,23 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for line in lines:
         cells = [value.ljust(width) for value, width in zip(line, widths, strict=True)]
         if painted and line is not lines[0]:
-            cells = [_painted(cell) if name in PAINTED else cell for name, cell in zip(columns, cells, strict=True)]
+            cells = [
+                _painted(cell) if name in PAINTED else cell
+                for name, cell in zip(columns, cells, strict=True)
+            ]
         print("  ".join(cells).rstrip())
 
 
 _BREAKS = (", ", "; ")
 
 
-def _narrowed(lines: list[list[str]], widths: list[int], room: int) -> tuple[list[list[str]], list[int]]:
+def _narrowed(
+    lines: list[list[str]], widths: list[int], room: int
+) -> tuple[list[list[str]], list[int]]:
     """The lines of a table with its lists broken between their items, the widest columns first, until they fit into ``room``."""
-    least = [max(len(item) for line in lines for item in _items(line[i])) for i in range(len(widths))]
+    least = [
+        max(len(item) for line in lines for item in _items(line[i])) for i in range(len(widths))
+    ]
     widths = list(widths)
     while sum(widths) + 2 * (len(widths) - 1) > room:
         spare, widest = max((width if width > least[i] else 0, i) for i, width in enumerate(widths))
@@ -114,7 +126,11 @@ def said_columns() -> int:
 def terminal_columns(descriptor: int) -> int:
     """How wide the terminal is that this output goes to; 0 where it is none."""
     try:
-        return (said_columns() or os.get_terminal_size(descriptor).columns) if os.isatty(descriptor) else 0
+        return (
+            (said_columns() or os.get_terminal_size(descriptor).columns)
+            if os.isatty(descriptor)
+            else 0
+        )
     except OSError:
         return 0
 
@@ -180,13 +196,19 @@ def port_json(port: Port, host_ip: str) -> dict[str, object]:
 
 
 def ports_json(ports: Iterable[Port], families: tuple[int, ...]) -> list[dict[str, object]]:
-    return [port_json(port, address) for port in ports for address in host_addresses(port, families)]
+    return [
+        port_json(port, address) for port in ports for address in host_addresses(port, families)
+    ]
 
 
 def duration(seconds: float) -> str:
     """``42s``, ``3m12s``, ``5h4m``, ``12d3h``."""
     whole = int(seconds)
-    for unit, size, smaller, small in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+    for unit, size, smaller, small in (
+        ("d", 86400, "h", 3600),
+        ("h", 3600, "m", 60),
+        ("m", 60, "s", 1),
+    ):
         if whole >= size:
             return f"{whole // size}{unit}{whole % size // small}{smaller}"
     return f"{whole}s"

@@ -32,7 +32,9 @@ class Args:
 def asks_help(words: list[str], command: Command) -> bool:
     """Whether -h or --help is among the options, and no word of what is to be run."""
     for word in words:
-        if word == "--" or (not word.startswith("-") and command.arguments and command.arguments[0].times == "..."):
+        if word == "--" or (
+            not word.startswith("-") and command.arguments and command.arguments[0].times == "..."
+        ):
             return False
         if word in HELP:
             return True
@@ -111,7 +113,11 @@ def _defaults(command: Command) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for option in command.options:
         found[option.dest] = (
-            [] if option.many else (option.default or None) if option.metavar or option.means else False
+            []
+            if option.many
+            else (option.default or None)
+            if option.metavar or option.means
+            else False
         )
     return found
 

@@ -16,7 +16,9 @@ from niso.cli.output import escaped, note, step
 from niso.cli.parse import Args
 
 if TYPE_CHECKING:
-    from niso.reconcile.converge import Report  # which is more than the commands need that only look
+    from niso.reconcile.converge import (
+        Report,
+    )  # which is more than the commands need that only look
 
 AT_ONCE_S = 1.0
 AGAIN_S = 10.0
@@ -83,10 +85,18 @@ class Progress:
                 if time.monotonic() < since + (self._told + AGAIN_S if self._told else AT_ONCE_S):
                     continue  # there was another line meanwhile
                 told = round(time.monotonic() - since)
-                words = f"wait until healthy: {', '.join(self._unhealthy)}" if self._unhealthy else self._doing
+                words = (
+                    f"wait until healthy: {', '.join(self._unhealthy)}"
+                    if self._unhealthy
+                    else self._doing
+                )
                 try:
-                    if select.select([], [2], [], 0)[1]:  # who does not read it must not keep the command from its end
-                        os.write(2, f"niso: {escaped(words)} ({told:.0f}s)\n".encode()[: select.PIPE_BUF])
+                    if select.select([], [2], [], 0)[
+                        1
+                    ]:  # who does not read it must not keep the command from its end
+                        os.write(
+                            2, f"niso: {escaped(words)} ({told:.0f}s)\n".encode()[: select.PIPE_BUF]
+                        )
                 except OSError:
                     return
                 if since == self._since:

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def run(name: str, args: Args) -> int:
-    return {"activate": _activate, "deactivate": _deactivate, "remove": _remove, "restart": _restart}[name](args)
+    return {
+        "activate": _activate,
+        "deactivate": _deactivate,
+        "remove": _remove,
+        "restart": _restart,
+    }[name](args)
 
 
 def _deactivate(args: Args) -> int:
@@ -88,7 +93,9 @@ def _resolved(store: Store, names: list[str]) -> list[str]:
 
 def with_healthcheck(store: Store, names: list[str]) -> list[str]:
     """Those of known services that are waited for until they are healthy."""
-    return [name for name in names if (row := store.service(name)) and '"healthcheck":{' in row.manifest]
+    return [
+        name for name in names if (row := store.service(name)) and '"healthcheck":{' in row.manifest
+    ]
 
 
 def _named(store: Store, name: str, kept: bool) -> str:
@@ -111,7 +118,9 @@ def _activate(args: Args) -> int:
     store = Store.open(create=not args.dry_run)
     wanted = targets.find_targets(store, args.what)
     with Progress(args, [each.name for each in wanted if each.manifest.healthcheck]) as report:
-        outcomes = activate.activate(store, wanted, timeout_s, report, args.dry_run, meanwhile=_prepare)
+        outcomes = activate.activate(
+            store, wanted, timeout_s, report, args.dry_run, meanwhile=_prepare
+        )
     if args.dry_run:
         return 0
     warn(store, outcomes)
@@ -167,13 +176,19 @@ def warn_of_taken(store: Store, names: list[str]) -> None:
     from niso.services import admit
     from niso.services import ports as portmap
 
-    rows = [row for name in names if (row := store.service(name)) is not None] if store.all_forwards() else []
+    rows = (
+        [row for name in names if (row := store.service(name)) is not None]
+        if store.all_forwards()
+        else []
+    )
     for row in rows:
         name, ports = row.name, admit.published(row)
         for port, holder, held in portmap.taken(store, name, ports, ports.copy):
             output.warn(
                 f"{name}: host port {portmap.shown(port)} is forwarded to {_whose(name, holder, held)} in its place",
-                (f"niso port-forward {holder} {portmap.text(held)} --remove, then activate {name} again",),
+                (
+                    f"niso port-forward {holder} {portmap.text(held)} --remove, then activate {name} again",
+                ),
             )
 
 
@@ -206,14 +221,18 @@ def warn_of_limits(store: Store, names: list[str]) -> None:
         for controller in set(limits) - set(cgroup.usable(limits)):
             output.warn(
                 f"{name}: {oci.CONTROLLERS[controller]} has no effect: this machine has no cgroup controller {controller}",
-                ("see cgroups(7): niso needs it in a v1 hierarchy, or in cgroup.subtree_control of the root of v2",),
+                (
+                    "see cgroups(7): niso needs it in a v1 hierarchy, or in cgroup.subtree_control of the root of v2",
+                ),
             )
 
 
 def settle(store: Store, names: list[str]) -> None:
     """Tell systemd of services that were started, where it supervises them. Raises NisoError where it is systemd that asked for it."""
     asked = any(unit.path(name) is not None for name in names)
-    if not asked and not (unit.booted() and any((row := store.service(name)) and row.enabled for name in names)):
+    if not asked and not (
+        unit.booted() and any((row := store.service(name)) and row.enabled for name in names)
+    ):
         return
     from niso.commands import boot
 

@@ -19,7 +19,9 @@ def _up(args: Args) -> int:
     timeout_s = lifecycle.timeout(args.timeout)
     loaded = stack.load(args.dir)
     store = Store.open(create=not args.dry_run)
-    with Progress(args, [member.name for member in loaded.members if member.has_healthcheck]) as report:
+    with Progress(
+        args, [member.name for member in loaded.members if member.has_healthcheck]
+    ) as report:
         done = stack.up(store, loaded, timeout_s, report, args.dry_run)
     if args.dry_run:
         return 0
@@ -53,7 +55,9 @@ def _down(args: Args) -> int:
     if args.dry_run:
         return 0
     if args.json:
-        output.as_json([{"service": service, "changed": changed} for service, changed in done.services])
+        output.as_json(
+            [{"service": service, "changed": changed} for service, changed in done.services]
+        )
         return 0
     for service, changed in done.services:
         print(f"{service}: {'inactive' if changed else 'is not active'}")

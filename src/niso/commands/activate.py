@@ -57,9 +57,14 @@ def activate(
         with Lock(), store.transaction() as transaction:
             transaction.cancel()
             return _plan_only(
-                store, sharing.with_followers(store, targets, stack.leaving if stack else ()), report, stack
+                store,
+                sharing.with_followers(store, targets, stack.leaving if stack else ()),
+                report,
+                stack,
             )
-    recover(store, report, [*(stack.leaving if stack else ()), *(target.name for target in targets)])
+    recover(
+        store, report, [*(stack.leaving if stack else ()), *(target.name for target in targets)]
+    )
     targets = sharing.with_followers(store, targets, stack.leaving if stack else ())
     every = [*(stack.leaving if stack else ()), *(target.name for target in targets)]
     with locked(store, every):
@@ -73,7 +78,11 @@ def activate(
                 scope = _scope(store, targets, leaving, stack)
                 with store.transaction():
                     before = desired_now(store, scope)
-                    known = {(names.netns(t.name), address) for t in targets for _, address in store.addresses(t.name)}
+                    known = {
+                        (names.netns(t.name), address)
+                        for t in targets
+                        for _, address in store.addresses(t.name)
+                    }
                     recorded = _recorded(store, targets, copies, leaving, stack)
                     # what is somebody else's is found before anything is on record or changed
                     planned = plan(store, scope, before, trusting=True)
@@ -86,10 +95,17 @@ def activate(
                 portmap.flush(before, reached)
                 if policy_flows.narrows(before, reached):
                     # a name that shared an address may have been what let it
-                    shared = [row.provider for row in (*(c.before for c in changes), *leaving) if row and row.provider]
+                    shared = [
+                        row.provider
+                        for row in (*(c.before for c in changes), *leaving)
+                        if row and row.provider
+                    ]
                     policy_flows.cut(store, [*(change.name for change in changes), *shared])
             start.run(changes, timeout_s, report, after, meanwhile)
-            with Lock(), signals_held():  # it is done: an interrupt would leave the copies that nobody needs any more
+            with (
+                Lock(),
+                signals_held(),
+            ):  # it is done: an interrupt would leave the copies that nobody needs any more
                 with store.transaction():
                     touched = _touched(store, changes, bool(steps))
                     scope, before = _drop_left(store, changes, stack)
@@ -104,7 +120,11 @@ def activate(
 
 
 def _stopped(
-    store: Store, targets: list[Target], copies: dict[str, str], stack: Membership | None, report: Report
+    store: Store,
+    targets: list[Target],
+    copies: dict[str, str],
+    stack: Membership | None,
+    report: Report,
 ) -> list[ServiceRow]:
     """The services that leave the stack, their processes stopped; what ends them is undone like an activation."""
     if stack is None or not stack.leaving:
@@ -129,11 +149,18 @@ def _leaving(store: Store, stack: Membership | None) -> list[ServiceRow]:
     return [row for row in rows if row is not None and row.active]
 
 
-def _scope(store: Store, targets: list[Target], leaving: list[ServiceRow], stack: Membership | None) -> Scope:
+def _scope(
+    store: Store, targets: list[Target], leaving: list[ServiceRow], stack: Membership | None
+) -> Scope:
     scope = scope_of(store, targets)
     # a name of one that shares a namespace stands for an address while it is active
-    concerned = {*scope.names, *store.names_with(store.with_companions(row.name for row in leaving if row.provider))}
-    made = (wish.name for wish in (stack.networks if stack else ()) if store.network(wish.name) is None)
+    concerned = {
+        *scope.names,
+        *store.names_with(store.with_companions(row.name for row in leaving if row.provider)),
+    }
+    made = (
+        wish.name for wish in (stack.networks if stack else ()) if store.network(wish.name) is None
+    )
     concerned.update(("network", name) for name in made)
     names = (*(scope.services or ()), *store.with_companions(row.name for row in leaving))
     on = {*(scope.networks or ()), *(network for row in leaving for network in row.networks)}
@@ -141,7 +168,11 @@ def _scope(store: Store, targets: list[Target], leaving: list[ServiceRow], stack
 
 
 def _recorded(
-    store: Store, targets: list[Target], copies: dict[str, str], leaving: list[ServiceRow], stack: Membership | None
+    store: Store,
+    targets: list[Target],
+    copies: dict[str, str],
+    leaving: list[ServiceRow],
+    stack: Membership | None,
 ) -> list[Change]:
     if stack is not None:
         from niso.services import stacks
@@ -151,7 +182,10 @@ def _recorded(
     for target in targets:
         release(store, target)
     together = frozenset((*copies, *(row.name for row in leaving)))
-    changes = [record(store, target, copies[target.name], together, frozenset(copies)) for target in targets]
+    changes = [
+        record(store, target, copies[target.name], together, frozenset(copies))
+        for target in targets
+    ]
     sharing.check(store, [change.row for change in changes], leaving)
     if stack is not None:
         for change in changes:
@@ -164,14 +198,20 @@ def _touched(store: Store, changes: list[Change], steps: bool) -> set[str]:
     found = {
         change.name
         for change in changes
-        if change.restarts or (intent := store.intent(change.name)) is None or not store.is_as_before(intent)
+        if change.restarts
+        or (intent := store.intent(change.name)) is None
+        or not store.is_as_before(intent)
     }
     return {change.name for change in changes} if steps and not found else found
 
 
 def _begin_copies(store: Store, targets: list[Target]) -> None:
     """Note the intent of those whose package must be copied first: whoever finds it removes the copy."""
-    fresh = [t.name for t in targets if t.fingerprint is not None and not package.is_copied(t.name, t.fingerprint)]
+    fresh = [
+        t.name
+        for t in targets
+        if t.fingerprint is not None and not package.is_copied(t.name, t.fingerprint)
+    ]
     begin(store, fresh, "activate")
 
 
@@ -187,11 +227,15 @@ def _copy_path(target: Target, report: Report) -> str:
 def _copy(target: Target, report: Report) -> str:
     path = _copy_path(target, report)
     if target.fingerprint is not None:
-        package.copy(target.name, target.folder, target.rootfs, target.fingerprint, target.manifest_path)
+        package.copy(
+            target.name, target.folder, target.rootfs, target.fingerprint, target.manifest_path
+        )
     return path
 
 
-def _plan_only(store: Store, targets: list[Target], report: Report, stack: Membership | None) -> list[Outcome]:
+def _plan_only(
+    store: Store, targets: list[Target], report: Report, stack: Membership | None
+) -> list[Outcome]:
     copies = {target.name: _copy_path(target, report) for target in targets}
     leaving = _leaving(store, stack)
     for row in leaving:
@@ -212,18 +256,24 @@ def _plan_only(store: Store, targets: list[Target], report: Report, stack: Membe
             report(start.words(change))
     touched = _touched(store, changes, bool(steps))
     scope, before = _drop_left(store, changes, stack)
-    said = {step.describe() for step in steps}  # the kernel has not done them, so they are found again
+    said = {
+        step.describe() for step in steps
+    }  # the kernel has not done them, so they are found again
     for step in plan(store, scope, before).steps if scope.networks else []:
         if step.describe() not in said:
             report(step.describe())
     return [_outcome(store, change, change.name in touched) for change in changes]
 
 
-def _drop_left(store: Store, changes: list[Change], stack: Membership | None) -> tuple[Scope, State]:
+def _drop_left(
+    store: Store, changes: list[Change], stack: Membership | None
+) -> tuple[Scope, State]:
     """End the intents and drop the networks that nobody is on any more; the scope that this changed, and its state before."""
     for name in (*(change.name for change in changes), *(stack.leaving if stack else ())):
         store.end_intent(name)
-    left = {name for c in changes if c.before for name in set(c.before.networks) - set(c.row.networks)}
+    left = {
+        name for c in changes if c.before for name in set(c.before.networks) - set(c.row.networks)
+    }
     scope = Scope((), tuple(sorted(left)), names=tuple(("network", name) for name in sorted(left)))
     before = desired_now(store, scope)
     store.drop_implicit_networks(left)

@@ -99,7 +99,11 @@ def quoted(word: str) -> str:
     if word and all(c.isascii() and (c.isalnum() or c in "/._-+=,@") for c in word):
         return word
     text = "".join(
-        f"\\x{byte:02x}" if byte < 0x20 or byte >= 0x7F else f"\\{chr(byte)}" if chr(byte) in '"\\' else chr(byte)
+        f"\\x{byte:02x}"
+        if byte < 0x20 or byte >= 0x7F
+        else f"\\{chr(byte)}"
+        if chr(byte) in '"\\'
+        else chr(byte)
         for byte in os.fsencode(word)
     )
     return f'"{text.replace("%", "%%")}"'
@@ -199,7 +203,12 @@ def _systemctl(*arguments: str, may_fail: bool = False) -> str:
     words = f"systemctl {' '.join(arguments)}"
     try:
         done = subprocess.run(
-            ["systemctl", *(() if arguments[0] == "is-active" else ("--quiet",)), "--no-ask-password", *arguments],
+            [
+                "systemctl",
+                *(() if arguments[0] == "is-active" else ("--quiet",)),
+                "--no-ask-password",
+                *arguments,
+            ],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -209,10 +218,14 @@ def _systemctl(*arguments: str, may_fail: bool = False) -> str:
     except FileNotFoundError as error:
         raise NisoError("systemctl is not installed", "apt install systemd") from error
     except subprocess.TimeoutExpired as error:
-        raise NisoError(f"{words}: no answer within {_SYSTEMCTL_S:g}s", "systemctl list-jobs") from error
+        raise NisoError(
+            f"{words}: no answer within {_SYSTEMCTL_S:g}s", "systemctl list-jobs"
+        ) from error
     if done.returncode != 0 and not may_fail:
         said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-        raise NisoError(f"{words}: {said}", f"systemctl status {arguments[-1]}" if arguments[1:] else None)
+        raise NisoError(
+            f"{words}: {said}", f"systemctl status {arguments[-1]}" if arguments[1:] else None
+        )
     return done.stdout
 
 
@@ -237,7 +250,9 @@ def enable(store: Store, names: list[str], report: Report = silent) -> list[Mark
             report(f"write {_unit_file(name)}")
         fresh.update(written)
         _start_units(row for row in rows if row.active)
-    return [Marked(name, name in fresh, _unit_file(name) if unit.booted() else None) for name in names]
+    return [
+        Marked(name, name in fresh, _unit_file(name) if unit.booted() else None) for name in names
+    ]
 
 
 def disable(store: Store, names: list[str], report: Report = silent) -> list[Marked]:
@@ -255,7 +270,10 @@ def disable(store: Store, names: list[str], report: Report = silent) -> list[Mar
     was = {row.name for row in rows if row.enabled}
     _set_enabled(store, was, False)
     was.update(clear(names, report))
-    return [Marked(name, name in was, _unit_file(name) if name in was and unit.booted() else None) for name in names]
+    return [
+        Marked(name, name in was, _unit_file(name) if name in was and unit.booted() else None)
+        for name in names
+    ]
 
 
 def clear(names: Iterable[str], report: Report = silent) -> list[str]:
@@ -377,7 +395,9 @@ def _activate(
         if len(names) == 1:
             errors += [_naming(names[0], each) for each in _each(error)]
             return []
-    return [outcome for name in names for outcome in _activate(store, [name], timeout_s, report, errors)]
+    return [
+        outcome for name in names for outcome in _activate(store, [name], timeout_s, report, errors)
+    ]
 
 
 def _each(error: NisoError) -> list[NisoError]:

@@ -89,7 +89,9 @@ def _concerned(store: Store, name: str | None) -> tuple[list[Network], list[str]
     if name is None:
         return store.networks(), store.active_services()
     scope, active = _scope(store, name)
-    return [network for each in scope.networks or () if (network := store.network(each)) is not None], active
+    return [
+        network for each in scope.networks or () if (network := store.network(each)) is not None
+    ], active
 
 
 def _own(store: Store, name: str | None) -> list[Finding]:
@@ -101,15 +103,24 @@ def _own(store: Store, name: str | None) -> list[Finding]:
         _, want, have, foreign = compare(store)
         strange = [Finding("foreign", error.message) for error in foreign.values()]
         return [
-            *(_hole(store_repair.Hole("different", "service", row.name)) for row in store_repair.damaged(store)),
+            *(
+                _hole(store_repair.Hole("different", "service", row.name))
+                for row in store_repair.damaged(store)
+            ),
             *findings(want, have),
             *strange,
             *_processes(store, store.active_services()),
-            *(Finding("foreign", f"process of service {name!r}", NOT_ACTIVE) for name in _left_running(store)),
+            *(
+                Finding("foreign", f"process of service {name!r}", NOT_ACTIVE)
+                for name in _left_running(store)
+            ),
         ]
     scope, active = _scope(store, name)
     want = desired_now(store, scope)
-    return [*findings(want, read(want, alias(store.state_id()), strays=True)), *_processes(store, active)]
+    return [
+        *findings(want, read(want, alias(store.state_id()), strays=True)),
+        *_processes(store, active),
+    ]
 
 
 def _scope(store: Store, name: str) -> tuple[Scope, list[str]]:
@@ -119,7 +130,8 @@ def _scope(store: Store, name: str) -> tuple[Scope, list[str]]:
     if store.name_holder(bare_name(name)) is None:
         known = [*(each for each, _, _ in store.service_names()), *store.network_names()]
         raise NotFound(
-            f"no service or network {name!r}", suggest(name, known, "niso ps and niso net list have all names")
+            f"no service or network {name!r}",
+            suggest(name, known, "niso ps and niso net list have all names"),
         )
     service = store.resolve(name)
     row = store.service(service)
@@ -128,16 +140,26 @@ def _scope(store: Store, name: str) -> tuple[Scope, list[str]]:
 
 
 def _hole(found: store_repair.Hole) -> Finding:
-    return Finding(found.problem, f"store: {found.table}{f' of service {found.service!r}' if found.service else ''}")
+    return Finding(
+        found.problem,
+        f"store: {found.table}{f' of service {found.service!r}' if found.service else ''}",
+    )
 
 
 def _other_firewalls(networks: Iterable[Network]) -> list[Finding]:
-    return [Finding("foreign", drop.words(), f"add: {'; '.join(drop.remedy)}") for drop in exposure.drops(networks)]
+    return [
+        Finding("foreign", drop.words(), f"add: {'; '.join(drop.remedy)}")
+        for drop in exposure.drops(networks)
+    ]
 
 
 def _closed_links(active: list[str]) -> list[Finding]:
     """Of the host's links; where no service is active it is nobody's concern."""
-    return [Finding("foreign", what, remedy) for what, remedy in exposure.closed_links()] if active else []
+    return (
+        [Finding("foreign", what, remedy) for what, remedy in exposure.closed_links()]
+        if active
+        else []
+    )
 
 
 def findings(want: State, have: State) -> list[Finding]:
@@ -149,12 +171,16 @@ def findings(want: State, have: State) -> list[Finding]:
         before, more = by_key(wanted, present)
         for thing in sorted(wanted):
             was = before.pop(thing.key(), None)
-            if was == thing or any(parent in without for parent in (*_parents(thing), *_followed(thing, was))):
+            if was == thing or any(
+                parent in without for parent in (*_parents(thing), *_followed(thing, was))
+            ):
                 continue
             if was is None:
                 found.append(_absent(thing))
                 without.add(_identity(thing))
-            elif isinstance(was, Sysctl) and was.name.endswith("/disable_ipv6") and was.value == "1":
+            elif (
+                isinstance(was, Sysctl) and was.name.endswith("/disable_ipv6") and was.value == "1"
+            ):
                 found += _different(thing, was, without)
                 without.add(f"link /{was.netns}/{was.name.split('/')[3]} without IPv6")
             elif isinstance(was, Ruleset):
@@ -164,10 +190,14 @@ def findings(want: State, have: State) -> list[Finding]:
                     without.add("ruleset")
             else:
                 found += _different(thing, was, without)
-                if isinstance(was, Veth) and not was.peer:  # what lies on the other end is out of sight
+                if (
+                    isinstance(was, Veth) and not was.peer
+                ):  # what lies on the other end is out of sight
                     without.add(_identity(thing))
                 if isinstance(was, Bridge | Veth) and not was.up:
-                    without.update(f"{each} down" for each in (_identity(was), f"link //{was.name}"))
+                    without.update(
+                        f"{each} down" for each in (_identity(was), f"link //{was.name}")
+                    )
         for thing in sorted([*before.values(), *more]):
             if isinstance(thing, Sysctl) or any(parent in without for parent in _parents(thing)):
                 continue
@@ -192,7 +222,10 @@ def plan_mend(store: Store, report: Report) -> None:
     steps, want, _, _ = compare(store)
     back |= {veth.name for veth in want.veths if veth.netns in back}
     for step in steps:
-        if not (isinstance(step, Step) and ({step.thing.key()[0], getattr(step.thing, "netns", "")} & back)):
+        if not (
+            isinstance(step, Step)
+            and ({step.thing.key()[0], getattr(step.thing, "netns", "")} & back)
+        ):
             report(step.describe())
     for name in store.active_services():
         row = store.service(name)
@@ -232,7 +265,9 @@ def mend(store: Store, report: Report = silent) -> int:
             # flows that began while a rule was away have no NAT, and would keep their client from it
             flows.clear(desired_now(store, ALL))
             # and what came in while a policy was away is cut
-            policy_flows.cut(store, [name for name in store.active_services() if store.policy(name) is not None])
+            policy_flows.cut(
+                store, [name for name in store.active_services() if store.policy(name) is not None]
+            )
     done = recovered + len(steps)
     for name in store.active_services():
         with service_lock(name):
@@ -268,7 +303,11 @@ def mend(store: Store, report: Report = silent) -> int:
             done += 1
     if errors:
         raise ErrorGroup(
-            [each for error in errors for each in (error.errors if isinstance(error, ErrorGroup) else [error])]
+            [
+                each
+                for error in errors
+                for each in (error.errors if isinstance(error, ErrorGroup) else [error])
+            ]
         )
     return done
 
@@ -325,7 +364,12 @@ def _nameless(store: Store) -> list[tuple[str, int]]:
     for name in store.active_services():
         spec = load(name)
         pid = process.status(name).pid
-        if spec is None or pid is None or spec.netns != paths.netns_path(name) or netns.exists(names.netns(name)):
+        if (
+            spec is None
+            or pid is None
+            or spec.netns != paths.netns_path(name)
+            or netns.exists(names.netns(name))
+        ):
             continue
         if netns.marked(pid) == mark:
             found.append((name, pid))
@@ -369,7 +413,9 @@ def _package(row: ServiceRow) -> Finding | None:
     if os.path.isdir(row.package):
         return None
     return Finding(
-        "missing", f"package copy {row.package} of service {row.name!r}", f"niso activate {row.manifest_path}"
+        "missing",
+        f"package copy {row.package} of service {row.name!r}",
+        f"niso activate {row.manifest_path}",
     )
 
 
@@ -383,7 +429,9 @@ def _process(name: str) -> Finding | None:
     """What is wrong with an active service's process; an end that its conmon has seen is not."""
     what = f"process of service {name!r}"
     if process.strayed(name):
-        return Finding("different", f"cgroup of service {name!r}", "its process was moved out of it")
+        return Finding(
+            "different", f"cgroup of service {name!r}", "its process was moved out of it"
+        )
     status = process.status(name, closely=True)
     if status.state in ("none", "failed"):
         return Finding("missing", what, status.error or "")
@@ -399,7 +447,9 @@ def _process(name: str) -> Finding | None:
     if not _sees_hosts(name, status.pid):
         return Finding("different", what, BLIND)
     if not process.conmon_alive(name):
-        return Finding("missing", f"conmon of service {name!r}", "nobody keeps its log or restarts it")
+        return Finding(
+            "missing", f"conmon of service {name!r}", "nobody keeps its log or restarts it"
+        )
     if status.pid is not None and not process.known_to_crun(name, status.pid):
         return Finding("missing", f"crun's state of service {name!r}", "exec does not find it")
     return None
@@ -421,7 +471,9 @@ def _sees_hosts(name: str, pid: int | None) -> bool:
     """Whether the folder that a service reads its names from is the one that niso writes; True where that cannot be told."""
     spec = load(name)
     try:
-        return spec is None or os.path.samestat(os.stat(f"/proc/{pid}/root/etc/{HOSTS}"), os.stat(spec.hosts_folder))
+        return spec is None or os.path.samestat(
+            os.stat(f"/proc/{pid}/root/etc/{HOSTS}"), os.stat(spec.hosts_folder)
+        )
     except OSError:
         return True
 
@@ -438,8 +490,17 @@ def _hosts_path(file: HostsFile) -> str:
 
 def _ruleset(was: Ruleset) -> list[Finding]:
     if not was.wrong:
-        return [Finding("different", "nftables tables inet niso and bridge niso", "of another version of niso")]
-    return [Finding(problem, f"nftables {what}") for problem, _, what in (text.partition(" ") for text in was.wrong)]
+        return [
+            Finding(
+                "different",
+                "nftables tables inet niso and bridge niso",
+                "of another version of niso",
+            )
+        ]
+    return [
+        Finding(problem, f"nftables {what}")
+        for problem, _, what in (text.partition(" ") for text in was.wrong)
+    ]
 
 
 def _different(thing: Thing, was: Thing, without: set[str]) -> list[Finding]:
@@ -448,11 +509,23 @@ def _different(thing: Thing, was: Thing, without: set[str]) -> list[Finding]:
     for field, wanted, present in zip(type(thing)._fields, thing, was, strict=True):
         if wanted == present:
             continue
-        if isinstance(thing, Veth) and field in ("bridge", "hairpin") and f"link //{thing.bridge}" in without:
+        if (
+            isinstance(thing, Veth)
+            and field in ("bridge", "hairpin")
+            and f"link //{thing.bridge}" in without
+        ):
             continue
-        if isinstance(thing, Veth) and field in ("netns", "peer", "mac", "up") and f"netns {thing.netns}" in without:
+        if (
+            isinstance(thing, Veth)
+            and field in ("netns", "peer", "mac", "up")
+            and f"netns {thing.netns}" in without
+        ):
             continue
-        if isinstance(thing, Veth) and present == "state disabled" and f"link //{thing.bridge} down" in without:
+        if (
+            isinstance(thing, Veth)
+            and present == "state disabled"
+            and f"link //{thing.bridge} down" in without
+        ):
             continue
         if field == "strange":
             texts.append(f"set otherwise: {present}")
@@ -474,8 +547,13 @@ def _followed(thing: Thing, was: Thing | None) -> list[str]:
         thing.address if isinstance(thing, Address) else thing.destination
     ):
         whole = f"link /{thing.netns}/all without IPv6"
-        return [whole, *(f"link /{thing.netns}/{thing.link} {why}" for why in ("down", "without IPv6"))]
-    if isinstance(thing, Sysctl) and thing.name.endswith("/default/disable_ipv6"):  # set with that of all
+        return [
+            whole,
+            *(f"link /{thing.netns}/{thing.link} {why}" for why in ("down", "without IPv6")),
+        ]
+    if isinstance(thing, Sysctl) and thing.name.endswith(
+        "/default/disable_ipv6"
+    ):  # set with that of all
         return [f"link /{thing.netns}/all without IPv6"]
     if isinstance(thing, Route) or (isinstance(thing, Address) and was is not None):
         return [f"link /{thing.netns}/{thing.link} down"]
@@ -510,7 +588,10 @@ def _parents(thing: Thing) -> list[str]:
     if isinstance(thing, Sysctl):
         # net/ipv4/conf/<link>/...
         parts = thing.name.split("/")
-        return [f"netns {thing.netns}", *([f"link /{thing.netns}/{parts[3]}"] if parts[2:3] == ["conf"] else [])]
+        return [
+            f"netns {thing.netns}",
+            *([f"link /{thing.netns}/{parts[3]}"] if parts[2:3] == ["conf"] else []),
+        ]
     return []
 
 
@@ -519,7 +600,9 @@ def _what(thing: Thing) -> str:
         kind = "map element" if thing.value else "set element"
         value = f" : {thing.value}" if thing.value else ""
         owner = f" of {thing.comment!r}" if thing.comment else ""
-        return f"nftables {kind} {thing.table} {thing.container} {{ {thing.element}{value} }}{owner}"
+        return (
+            f"nftables {kind} {thing.table} {thing.container} {{ {thing.element}{value} }}{owner}"
+        )
     if isinstance(thing, Ruleset):
         return "nftables tables inet niso and bridge niso"
     if isinstance(thing, Bridge):
@@ -541,7 +624,9 @@ def _what(thing: Thing) -> str:
     if isinstance(thing, Neighbour):
         if not thing.address:
             return f"entry {thing.mac} of port {thing.link} in its bridge's table"
-        return f"neighbour entry {thing.address} lladdr {thing.mac} on {thing.link}{_in(thing.netns)}"
+        return (
+            f"neighbour entry {thing.address} lladdr {thing.mac} on {thing.link}{_in(thing.netns)}"
+        )
     if isinstance(thing, HostsFile):
         return f"hosts file {_hosts_path(thing)}"
     return f"line {thing.address} {thing.names} in hosts file of {thing.folder}"

@@ -16,9 +16,15 @@ def refuse() -> None:
         return
     with Rtnl() as rtnl:
         marked = [link for link in rtnl.links() if link.alias.startswith("niso:")]
-    what = [f"link {link.name} of the niso state folder with id {link.alias.partition(':')[2]}" for link in marked]
+    what = [
+        f"link {link.name} of the niso state folder with id {link.alias.partition(':')[2]}"
+        for link in marked
+    ]
     folder = os.path.join(paths.run_dir(), "services")
-    what += [f"service {name!r} in {folder}" for name in sorted(os.listdir(folder) if os.path.isdir(folder) else ())]
+    what += [
+        f"service {name!r} in {folder}"
+        for name in sorted(os.listdir(folder) if os.path.isdir(folder) else ())
+    ]
     if what:
         more = f" and {len(what) - 1} more" if len(what) > 1 else ""
         raise Conflict(

@@ -32,7 +32,9 @@ class Up(NamedTuple):
 
 class Down(NamedTuple):
     stack: str
-    services: list[tuple[str, bool]]  # in the order in which they ended, and whether they were active
+    services: list[
+        tuple[str, bool]
+    ]  # in the order in which they ended, and whether they were active
 
 
 def load(path: str) -> Stack:
@@ -40,7 +42,9 @@ def load(path: str) -> Stack:
     return model.load(path, _network_errors)
 
 
-def up(store: Store, stack: Stack, timeout_s: float, report: Report = silent, dry_run: bool = False) -> Up:
+def up(
+    store: Store, stack: Stack, timeout_s: float, report: Report = silent, dry_run: bool = False
+) -> Up:
     """Make everything be as the stack's file says, or leave everything as it was. Raises what `activation.activate` does."""
     if not dry_run:
         journal.recover(store, report)  # who belongs to the stack may be another one before
@@ -61,7 +65,13 @@ def up(store: Store, stack: Stack, timeout_s: float, report: Report = silent, dr
     return Up(outcomes, left, made, [name for name in stack.networks if name not in on])
 
 
-def down(store: Store, path: str, report: Report = silent, dry_run: bool = False, with_volumes: bool = False) -> Down:
+def down(
+    store: Store,
+    path: str,
+    report: Report = silent,
+    dry_run: bool = False,
+    with_volumes: bool = False,
+) -> Down:
     """Deactivate all services of a stack, each before those that it depends on; their leases and networks stay.
 
     ``with_volumes`` their named volumes go. Needs the stack's name alone to be right in its file. Raises NisoError.

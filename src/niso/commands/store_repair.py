@@ -62,7 +62,9 @@ def holes(store: Store) -> list[Hole]:
 
 def damaged(store: Store) -> list[ServiceRow]:
     """Services whose manifest or process spec in the store cannot be understood."""
-    return [row for row in store.services() if not _can_be_told(row) or understood(row.spec) is None]
+    return [
+        row for row in store.services() if not _can_be_told(row) or understood(row.spec) is None
+    ]
 
 
 def mend(store: Store, row: ServiceRow) -> None:
@@ -87,7 +89,9 @@ def fill(store: Store, found: Iterable[Hole]) -> None:
     """Put them right; the caller is in a transaction of the store. Raises NisoError."""
     wanted = list(found)
     store.drop_orphans()
-    for name in sorted({hole.service for hole in wanted if hole.problem == "missing" and hole.service}):
+    for name in sorted(
+        {hole.service for hole in wanted if hole.problem == "missing" and hole.service}
+    ):
         row = store.service(name)
         if row is not None:
             _restore(store, row)
@@ -146,33 +150,56 @@ def _port_in_kernel(store: Store, service: str, port: Port) -> Port | None:
     first = [address for network, address in own if network == own[0][0]]
     with Nft() as kernel:
         for address in first if not port.host_port else ():
-            where = f"publish_{'any' if port.host_ip in WIDE else 'addr'}{6 if ':' in address else 4}"
+            where = (
+                f"publish_{'any' if port.host_ip in WIDE else 'addr'}{6 if ':' in address else 4}"
+            )
             for element, (value, owner) in (kernel.elements(nft.INET, where) or {}).items():
                 *_, proto, number = element.split(" . ")
-                if (owner, proto, value) == (service, port.proto, f"{address} . {port.container_port}"):
+                if (owner, proto, value) == (
+                    service,
+                    port.proto,
+                    f"{address} . {port.container_port}",
+                ):
                     port = port._replace(host_port=int(number))
         if not port.host_port:
             return None
         wanted = nft.published(service, port, first)
-        has = [kernel.get(e.table, e.container, [e.element]).get(e.element) == (e.value, service) for e in wanted]
+        has = [
+            kernel.get(e.table, e.container, [e.element]).get(e.element) == (e.value, service)
+            for e in wanted
+        ]
         return port if has and all(has) else None
 
 
 def _lease_again(store: Store, row: ServiceRow, network: str, position: int) -> None:
     """Lease the addresses that an active service's link has to it, where they are on record no more."""
-    lost = [s for s in store.require_network(network).subnets if store.lease_of(row.name, network, s.family) is None]
+    lost = [
+        s
+        for s in store.require_network(network).subnets
+        if store.lease_of(row.name, network, s.family) is None
+    ]
     if not lost or not row.active or not netns.exists(names.netns(row.name)):
         return
     with netns.inside(names.netns(row.name)), Rtnl() as rtnl:
         link = rtnl.link(f"eth{position}")
-        found = [ipaddress.ip_interface(each.address).ip for each in rtnl.addresses(link.index)] if link else []
+        found = (
+            [ipaddress.ip_interface(each.address).ip for each in rtnl.addresses(link.index)]
+            if link
+            else []
+        )
     for subnet in lost:
         prefix = ipaddress.ip_network(subnet.cidr)
         for address in found:
             free = store.lease_holder(str(address)) is None and str(address) != subnet.gateway
-            if address in prefix and free and store.lease_of(row.name, network, subnet.family) is None:
+            if (
+                address in prefix
+                and free
+                and store.lease_of(row.name, network, subnet.family) is None
+            ):
                 number = int(address) - int(prefix.network_address)
-                store.add_lease(row.name, network, subnet.family, number, str(address), static=False)
+                store.add_lease(
+                    row.name, network, subnet.family, number, str(address), static=False
+                )
 
 
 def _sysctls(store: Store) -> set[str]:

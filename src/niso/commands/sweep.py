@@ -77,7 +77,10 @@ def _alone() -> Iterator[None]:
             ):  # else somebody came meanwhile: all are taken in their order, or two would wait for each other
                 yield
                 return
-    raise Conflict("other niso commands begin with new services all the while", "try again when they have ended")
+    raise Conflict(
+        "other niso commands begin with new services all the while",
+        "try again when they have ended",
+    )
 
 
 def _refuse_strangers() -> None:
@@ -96,11 +99,16 @@ def _homeless() -> list[tuple[str, str]]:
     """(service, cgroup) of those whose links are here and whose folder is not in this run folder."""
     known = set(process.left())
     with Rtnl() as rtnl:
-        ids = {link.alias.partition(":")[2] for link in rtnl.links() if link.alias.startswith("niso:")}
+        ids = {
+            link.alias.partition(":")[2] for link in rtnl.links() if link.alias.startswith("niso:")
+        }
     return [
         (name, f"/niso-{state_id}/{name}")
         for state_id in sorted(ids)
-        for name in sorted({name for root in cgroup.roots() for name in _folders(f"{root}/niso-{state_id}")} - known)
+        for name in sorted(
+            {name for root in cgroup.roots() for name in _folders(f"{root}/niso-{state_id}")}
+            - known
+        )
     ]
 
 
@@ -110,7 +118,9 @@ def _all_of_niso() -> list[tuple[str, Callable[[], None]]]:
     for name in process.left():
         things.append((f"stop {name}", partial(process.stop, name, 0)))
     for name, path in _homeless():
-        things.append((f"end what runs in the cgroup {path}", partial(process.end_lost, name, path)))
+        things.append(
+            (f"end what runs in the cgroup {path}", partial(process.end_lost, name, path))
+        )
     for name in netns.names():
         with netns.inside(name), Rtnl() as rtnl:
             lo = rtnl.link("lo")

@@ -65,10 +65,25 @@ def stats(store: Store) -> list[Stats]:
         carried = [links.get(end) for end in ends]
         whole = [each for each in carried if each is not None] if None not in carried else []
         sums = [sum(each[i] for each in whole) if whole else None for i in range(4)]
-        sent_packets, sent_bytes, got_packets, got_bytes = sums  # the host's end receives what the service sends
-        dropped = [None if drops is None else drops.get((way, row.name), 0) for way in ("in", "out")]
+        sent_packets, sent_bytes, got_packets, got_bytes = (
+            sums  # the host's end receives what the service sends
+        )
+        dropped = [
+            None if drops is None else drops.get((way, row.name), 0) for way in ("in", "out")
+        ]
         strange = None if foreign is None else sum(foreign.get(end, 0) for end in ends)
-        found.append(Stats(row.name, got_packets, got_bytes, dropped[0], sent_packets, sent_bytes, dropped[1], strange))
+        found.append(
+            Stats(
+                row.name,
+                got_packets,
+                got_bytes,
+                dropped[0],
+                sent_packets,
+                sent_bytes,
+                dropped[1],
+                strange,
+            )
+        )
     return found
 
 
@@ -130,10 +145,15 @@ class Log:
             direction = each.prefix.removeprefix("niso ")
             if direction not in ("in", "out"):
                 continue  # somebody else's rule
-            names_ = [self._store.lease_holder(address) or "" for address in (each.source, each.destination)]
+            names_ = [
+                self._store.lease_holder(address) or ""
+                for address in (each.source, each.destination)
+            ]
             service = names_[0 if direction == "out" else 1]
             if self._service in (None, service):
-                egress, ingress = verdict.judge(self._world(), each.source, each.destination, each.port, each.proto)
+                egress, ingress = verdict.judge(
+                    self._world(), each.source, each.destination, each.port, each.proto
+                )
                 # none where the policy has changed since
                 key = (egress if direction == "out" else ingress).key
                 ends = (each.source, names_[0], each.destination, names_[1], each.port, each.proto)

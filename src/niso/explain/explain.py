@@ -125,32 +125,45 @@ def resolve(store: Store, text: str) -> End:
             raise UsageError(f"{text!r} is no address", TARGET) from None
         return _end(store, store.resolve(text))
     if isinstance(address, ipaddress.IPv6Address) and (address.ipv4_mapped or address.scope_id):
-        raise UsageError(f"{text!r}: IPv4-mapped addresses and zones are not supported", "name the address itself")
+        raise UsageError(
+            f"{text!r}: IPv4-mapped addresses and zones are not supported",
+            "name the address itself",
+        )
     if address.is_unspecified:
-        raise UsageError(f"{text!r} is nobody's address: who connects to it reaches itself", "name an address, or host")
+        raise UsageError(
+            f"{text!r} is nobody's address: who connects to it reaches itself",
+            "name an address, or host",
+        )
     return End(address=str(address))
 
 
 def _end(store: Store, service: str) -> End:
     row, home = store.service(service), store.service(store.home(service))
     if row is not None and row.mode == "host":
-        words = (
-            f"{service} is of mode host: it sends and listens with the host's own addresses, as any program of the host"
+        words = f"{service} is of mode host: it sends and listens with the host's own addresses, as any program of the host"
+        raise NisoError(
+            words, "ask for host in its place: niso net explain host TO, or FROM host:PORT"
         )
-        raise NisoError(words, "ask for host in its place: niso net explain host TO, or FROM host:PORT")
     if row is not None and home is None:
         raise NisoError(
-            f"{service} shares the network of {row.provider}, which is not known", f"niso inspect {service}"
+            f"{service} shares the network of {row.provider}, which is not known",
+            f"niso inspect {service}",
         )
     if home is not None and home.mode == "none":
-        whose = f"{service} is" if home.name == service else f"{service} shares the network of {home.name}, which is"
+        whose = (
+            f"{service} is"
+            if home.name == service
+            else f"{service} shares the network of {home.name}, which is"
+        )
         raise NisoError(
-            f"{whose} of mode none: it has its own loopback and nothing else", 'mode = "bridge" has a network'
+            f"{whose} of mode none: it has its own loopback and nothing else",
+            'mode = "bridge" has a network',
         )
     if row is not None and home is not None and home.name != service:
         if not row.active:
             raise NisoError(
-                f"{service} is not active: it shares the network of {home.name}", f"niso activate {service}"
+                f"{service} is not active: it shares the network of {home.name}",
+                f"niso activate {service}",
             )
         return End(service=home.name, sharer=service)
     return End(service=service)
@@ -163,11 +176,17 @@ def ends(world: World, source: End, destination: End, family: int | None = None)
     """
     given = {6 if ":" in end.address else 4 for end in (source, destination) if end.address}
     if len(given) > 1:
-        raise UsageError(f"{source.address} and {destination.address} are not of one family", "name two of one family")
+        raise UsageError(
+            f"{source.address} and {destination.address} are not of one family",
+            "name two of one family",
+        )
     for end in (source, destination):
         if end.address and family not in (None, *given):
             other = 6 if family == 4 else 4
-            raise UsageError(f"-{family} does not go with {end.address}, which is an IPv{other} address", f"-{other}")
+            raise UsageError(
+                f"-{family} does not go with {end.address}, which is an IPv{other} address",
+                f"-{other}",
+            )
     families = [each for each in (4, 6) if family in (None, each) and given <= {each}]
     for each in families:
         to = _destination(world, source, destination, each)
@@ -195,7 +214,9 @@ def _destination(world: World, source: End, to: End, family: int) -> str | None:
             return probe.own_address(source.address)
         return "127.0.0.1" if family == 4 else "::1"
     known = world.services[to.service]
-    by_network = {endpoint.network: _of_family(endpoint.addresses, family) for endpoint in known.endpoints}
+    by_network = {
+        endpoint.network: _of_family(endpoint.addresses, family) for endpoint in known.endpoints
+    }
     shared = [by_network.get(endpoint.network) for endpoint in sender.endpoints] if sender else []
     return next((address for address in (*shared, *by_network.values()) if address), None)
 
@@ -209,7 +230,9 @@ def _source(world: World, source: End, to: str, family: int) -> str | None:
     if any(to in endpoint.addresses for endpoint in endpoints):
         return to
     on = [endpoint for endpoint in endpoints if _holds(world.networks[endpoint.network], to)]
-    return next((a for endpoint in (*on, *endpoints) if (a := _of_family(endpoint.addresses, family))), None)
+    return next(
+        (a for endpoint in (*on, *endpoints) if (a := _of_family(endpoint.addresses, family))), None
+    )
 
 
 def _of_family(addresses: tuple[str, ...], family: int) -> str | None:
@@ -229,14 +252,19 @@ def _network_of(world: World, address: str) -> Network | None:
 
 
 def explain(
-    store: Store, world: World, packet: Packet, closed: Mapping[str, Collection[str]] = MappingProxyType({})
+    store: Store,
+    world: World,
+    packet: Packet,
+    closed: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> Explanation:
     """The engine's verdict with the objects of the kernel that do the same.
 
     ``closed`` are links of the host with their addresses that forward nothing (`niso.kernel.host_facts.not_forwarding`).
     """
     verdict = _named(store, packet, decide(world, *packet))
-    sender, receiver = (world.services.get(party.service) for party in (verdict.source, verdict.destination))
+    sender, receiver = (
+        world.services.get(party.service) for party in (verdict.source, verdict.destination)
+    )
     path, early, late = _path(store, world, packet, verdict)
     egress: tuple[Object, ...] = ()
     ingress: tuple[Object, ...] = ()
@@ -245,7 +273,9 @@ def explain(
         to = verdict.destination.address
         egress = _policy_objects(world, sender, False, packet.source, to, judged)
         ingress = (
-            () if is_host(world, packet.source) else _policy_objects(world, receiver, True, to, packet.source, judged)
+            ()
+            if is_host(world, packet.source)
+            else _policy_objects(world, receiver, True, to, packet.source, judged)
         )
     if early:
         counted: tuple[Object, ...] = early
@@ -253,17 +283,25 @@ def explain(
         counted = ()
     else:
         counted = egress if not verdict.egress.passes else egress + ingress
-        counted = counted if not (verdict.egress.passes and verdict.ingress.passes) else counted + late
+        counted = (
+            counted if not (verdict.egress.passes and verdict.ingress.passes) else counted + late
+        )
     link = _closed_link(world, packet, verdict, closed)
     if link:
         words = f"{link} forwards nothing that comes by it: net/ipv4/conf/{link}/forwarding is 0"
         verdict, counted = verdict._replace(passes=False, path=Reason(False, words)), ()
-    return Explanation(packet, verdict, path, egress, ingress, tuple(each for each in counted if each.counts))
+    return Explanation(
+        packet, verdict, path, egress, ingress, tuple(each for each in counted if each.counts)
+    )
 
 
-def _closed_link(world: World, packet: Packet, verdict: Verdict, closed: Mapping[str, Collection[str]]) -> str:
+def _closed_link(
+    world: World, packet: Packet, verdict: Verdict, closed: Mapping[str, Collection[str]]
+) -> str:
     """The link that a packet from outside comes to the host by where that does not forward it; else ""."""
-    from_outside = not verdict.source.service and not is_host(world, packet.source) and packet.family == 4
+    from_outside = (
+        not verdict.source.service and not is_host(world, packet.source) and packet.family == 4
+    )
     if not (closed and from_outside and verdict.path.passes and verdict.destination.service):
         return ""
     own = probe.own_address(packet.source)  # the host answers by the link that it came by
@@ -273,7 +311,9 @@ def _closed_link(world: World, packet: Packet, verdict: Verdict, closed: Mapping
 def _named(store: Store, packet: Packet, verdict: Verdict) -> Verdict:
     """The verdict with the service that has the published port, where that shares the network of the one it leads to."""
     provider = verdict.destination.service
-    for sharer in store.sharers(provider) if verdict.destination.address != packet.destination else ():
+    for sharer in (
+        store.sharers(provider) if verdict.destination.address != packet.destination else ()
+    ):
         for _, port in store.ports(sharer):
             if port.clashes(Port(packet.destination, packet.port or 0, 0, packet.proto)):
                 words = f"published port of {sharer}, which shares the network of {provider},"
@@ -309,17 +349,23 @@ def _walks(world: World, packet: Packet, verdict: Verdict) -> bool:
     if sender is None:
         return not is_host(world, packet.source)
     own = (address for endpoint in sender.endpoints for address in endpoint.addresses)
-    return packet.destination not in own and not ipaddress.ip_address(packet.destination).is_loopback
+    return (
+        packet.destination not in own and not ipaddress.ip_address(packet.destination).is_loopback
+    )
 
 
 _Rules = tuple[Object, ...]
 
 
-def _path(store: Store, world: World, packet: Packet, verdict: Verdict) -> tuple[_Rules, _Rules, _Rules]:
+def _path(
+    store: Store, world: World, packet: Packet, verdict: Verdict
+) -> tuple[_Rules, _Rules, _Rules]:
     """The objects of the way; of these the rules that drop it before policies are asked, and after."""
     sender = world.services.get(verdict.source.service)
     family = packet.family
-    if (":" in packet.source) != (family == 6) or (sender and not (sender.active and _walks(world, packet, verdict))):
+    if (":" in packet.source) != (family == 6) or (
+        sender and not (sender.active and _walks(world, packet, verdict))
+    ):
         return (), (), ()
     to = ipaddress.ip_address(packet.destination)
     entered = _network_of(world, packet.source) if sender else None
@@ -327,7 +373,14 @@ def _path(store: Store, world: World, packet: Packet, verdict: Verdict) -> tuple
     reached = _network_of(world, target)
     objects: list[Object] = []
     if sender and entered:
-        on = next((e.network for e in sender.endpoints if _holds(world.networks[e.network], packet.destination)), None)
+        on = next(
+            (
+                e.network
+                for e in sender.endpoints
+                if _holds(world.networks[e.network], packet.destination)
+            ),
+            None,
+        )
         by = world.networks[on or sender.endpoints[0].network]
         if all(subnet.family != family for subnet in by.subnets):
             return (), (), ()
@@ -337,18 +390,24 @@ def _path(store: Store, world: World, packet: Packet, verdict: Verdict) -> tuple
             return spoofed, spoofed if family == 4 else (), ()
         objects.append(_port_element(store, sender.name, by.name, packet.source, family))
     elif not sender and not is_host(world, packet.source) and _network_of(world, packet.source):
-        strange = _static(nft.INET, "raw", f"{'ip' if family == 4 else 'ip6'} saddr @subnets{family}")
+        strange = _static(
+            nft.INET, "raw", f"{'ip' if family == 4 else 'ip6'} saddr @subnets{family}"
+        )
         return strange, strange, ()
     if target != packet.destination:
         objects += _published(world, packet, verdict, entered)
     if verdict.path.passes:
         return (*objects, *_passing(world, packet, sender, entered, reached)), (), ()
-    if to.is_multicast or (reached and verdict.destination.service == "" and _is_broadcast(reached, target)):
+    if to.is_multicast or (
+        reached and verdict.destination.service == "" and _is_broadcast(reached, target)
+    ):
         return (*objects, *_static(nft.BRIDGE, "between", "broadcast, multicast")), (), ()
     if not sender and is_host(world, packet.source):
         return tuple(objects), (), ()
     if to.is_loopback:
-        strange = _static(nft.INET, "raw", f"{'ip daddr 127.0.0.0/8' if family == 4 else 'ip6 daddr ::1'}")
+        strange = _static(
+            nft.INET, "raw", f"{'ip daddr 127.0.0.0/8' if family == 4 else 'ip6 daddr ::1'}"
+        )
         return strange, strange, ()
     if entered and entered.internal and (reached is None or reached.name != entered.name):
         closed = _static(nft.INET, "forward", "out of an internal network")
@@ -360,13 +419,25 @@ def _path(store: Store, world: World, packet: Packet, verdict: Verdict) -> tuple
 
 
 def _passing(
-    world: World, packet: Packet, sender: Known | None, entered: Network | None, reached: Network | None
+    world: World,
+    packet: Packet,
+    sender: Known | None,
+    entered: Network | None,
+    reached: Network | None,
 ) -> _Rules:
     if sender is None or entered is None:
         return ()
-    if reached is not None and reached.name == entered.name and not is_host(world, packet.destination):
+    if (
+        reached is not None
+        and reached.name == entered.name
+        and not is_host(world, packet.destination)
+    ):
         # frames of a bridge that needs no connection tracking are switched, and no rule sees them
-        return _static(nft.INET, "forward", "@same_bridge accept", 1) if reached.publishes or reached.policed else ()
+        return (
+            _static(nft.INET, "forward", "@same_bridge accept", 1)
+            if reached.publishes or reached.policed
+            else ()
+        )
     if reached is None and not is_host(world, packet.destination):
         word = "ip" if packet.family == 4 else "ip6"
         return _static(nft.INET, "postrouting", f"{word} saddr @subnets")
@@ -374,14 +445,18 @@ def _passing(
 
 
 def _is_broadcast(network: Network, address: str) -> bool:
-    subnets = (ipaddress.ip_network(subnet.cidr) for subnet in network.subnets if subnet.family == 4)
+    subnets = (
+        ipaddress.ip_network(subnet.cidr) for subnet in network.subnets if subnet.family == 4
+    )
     return any(address == str(subnet.broadcast_address) for subnet in subnets)
 
 
 def _static(table: str, chain: str, fragment: str, last: int = 0) -> _Rules:
     """The rule of the fixed text that has ``fragment`` in it: the first, or with ``last`` the last."""
     rules = nft.rules_of(table, chain)
-    found = [Object(table, chain, text, place) for place, text in enumerate(rules) if fragment in text]
+    found = [
+        Object(table, chain, text, place) for place, text in enumerate(rules) if fragment in text
+    ]
     return tuple(found[-1:] if last else found[:1])
 
 
@@ -401,14 +476,18 @@ def _port_element(store: Store, service: str, network: str, address: str, family
     )
 
 
-def _published(world: World, packet: Packet, verdict: Verdict, entered: Network | None) -> list[Object]:
+def _published(
+    world: World, packet: Packet, verdict: Verdict, entered: Network | None
+) -> list[Object]:
     """The map element that leads the packet to a service."""
     known = world.services[verdict.destination.service]
     target = verdict.destination.address
     beside = any(target in endpoint.addresses for endpoint in known.endpoints[1:])
     for host_ip in (packet.destination, "any"):
         for port in known.ports:
-            if port.proto != packet.proto or (port.host_ip == packet.destination) != (host_ip != "any"):
+            if port.proto != packet.proto or (port.host_ip == packet.destination) != (
+                host_ip != "any"
+            ):
                 continue
             if beside and entered:
                 elements = nft.published_on(known.name, port, entered.bridge, [target])
@@ -421,7 +500,9 @@ def _published(world: World, packet: Packet, verdict: Verdict, entered: Network 
     return []
 
 
-def _policy_objects(world: World, known: Known | None, ingress: bool, own: str, peer: str, packet: _Judged) -> _Rules:
+def _policy_objects(
+    world: World, known: Known | None, ingress: bool, own: str, peer: str, packet: _Judged
+) -> _Rules:
     """What leads a packet to a service's policy, and the element there that decides."""
     if known is None or not known.active:
         return ()
@@ -429,7 +510,9 @@ def _policy_objects(world: World, known: Known | None, ingress: bool, own: str, 
     deciding = rules.decides(policed, _members(world, known.policy), ingress, own, peer, *packet)
     if deciding is None:
         return ()
-    leads = Element(nft.INET, f"{'in' if ingress else 'e'}gress{6 if ':' in own else 4}", own, "", known.name)
+    leads = Element(
+        nft.INET, f"{'in' if ingress else 'e'}gress{6 if ':' in own else 4}", own, "", known.name
+    )
     said = f'{deciding.element} comment "{deciding.comment}" : {deciding.value}'
     return _object(leads), Object(nft.INET, deciding.container, said)
 
@@ -448,7 +531,9 @@ def _members(world: World, policy: Policy) -> list[Member]:
     for kind, name in sorted({(entry.peer.kind, entry.peer.name) for entry in policy.entries()}):
         if kind == "network" and name in world.networks:
             subnets = world.networks[name].subnets
-            cidrs, gateways = (tuple(each) for each in zip(*((s.cidr, s.gateway) for s in subnets), strict=True))
+            cidrs, gateways = (
+                tuple(each) for each in zip(*((s.cidr, s.gateway) for s in subnets), strict=True)
+            )
             found.append(Member(kind, name, cidrs, gateways))
         elif kind == "service":
             holder = next((each for each in world.services.values() if name in each.names), None)

@@ -36,7 +36,10 @@ def closed_links() -> list[tuple[str, str]]:
     """(what is wrong, what to do) of each link of the host that forwards no IPv4: nobody reaches a service by it, and no
     service reaches anybody. It is not niso's to change. Raises KernelError."""
     return [
-        (f"link {name} forwards no IPv4 ({_forwarding(name)} is 0)", f"sysctl -w {_forwarding(name)}=1")
+        (
+            f"link {name} forwards no IPv4 ({_forwarding(name)} is 0)",
+            f"sysctl -w {_forwarding(name)}=1",
+        )
         for name in sorted(host_facts.not_forwarding())
     ]
 
@@ -55,11 +58,21 @@ def ways_in(ports: Iterable[tuple[Port, Network, Sequence[str]]]) -> list[list[s
     for network in {network for _, network, _ in wanted}:
         for family in (4, 6):
             only = network._replace(subnets=tuple(s for s in network.subnets if s.family == family))
-            blocked[network.name, family] = [d.chain for d in drops([only]) if "published" in d.what]
+            blocked[network.name, family] = [
+                d.chain for d in drops([only]) if "published" in d.what
+            ]
     ways = []
     for port, network, internal in wanted:
         chains = blocked[network.name, port.families[0]]
-        ways.append(_ways(port, addresses, closed, internal, f" (but {', '.join(chains)} drops it)" if chains else ""))
+        ways.append(
+            _ways(
+                port,
+                addresses,
+                closed,
+                internal,
+                f" (but {', '.join(chains)} drops it)" if chains else "",
+            )
+        )
     return ways
 
 
@@ -71,7 +84,9 @@ def narrowed(ways: list[str], policy: Policy | None) -> list[str]:
         return [ways[0], "nobody else: allow_from is empty"]
     said = []
     if policy.allow_from is not None:
-        said.append(f"of these only allow_from: {', '.join(entry.text for entry in policy.allow_from)}")
+        said.append(
+            f"of these only allow_from: {', '.join(entry.text for entry in policy.allow_from)}"
+        )
     if policy.deny_from:
         said.append(f"but not deny_from: {', '.join(entry.text for entry in policy.deny_from)}")
     return [*ways, *said]
@@ -86,13 +101,21 @@ def _addresses() -> list[tuple[str, str, bool]]:
             address = ipaddress.ip_interface(each.address).ip
             link = links.get(each.index)
             if link is not None and not address.is_link_local:
-                outside = not address.is_loopback and not link.alias.startswith("niso:") and link.name != "lo"
+                outside = (
+                    not address.is_loopback
+                    and not link.alias.startswith("niso:")
+                    and link.name != "lo"
+                )
                 found.append((str(address), link.name, outside))
     return found
 
 
 def _ways(
-    port: Port, addresses: list[tuple[str, str, bool]], closed: set[str], internal: Sequence[str], but: str
+    port: Port,
+    addresses: list[tuple[str, str, bool]],
+    closed: set[str],
+    internal: Sequence[str],
+    but: str,
 ) -> list[str]:
     if port.host_ip in (ANY4, ANY6):
         there = [each for each in addresses if (":" in each[0]) == (port.host_ip == ANY6)]
@@ -103,7 +126,11 @@ def _ways(
         if not there:
             return [f"nobody: this host has no address {port.host_ip} now"]
     shut = {link for address, link, _ in there if ":" not in address and link in closed}
-    outside = [f"{address} on {link}" for address, link, is_outside in there if is_outside and link not in shut]
+    outside = [
+        f"{address} on {link}"
+        for address, link, is_outside in there
+        if is_outside and link not in shut
+    ]
     others = [f"other machines by {', '.join(outside)}{but}"] if outside else []
     nobody = [f"nobody by {link}: {_forwarding(link)} is 0" for link in sorted(shut)]
     inner = f" but by internal network {' or '.join(internal)}" if internal else ""

@@ -39,7 +39,16 @@ _DEPTH = 16  # NFT_JUMP_STACK_SIZE
 _STEPS = 50_000  # rules in one packet's way, after which it counts as accepted: nothing is known
 
 # enum nft_meta_keys, nft_ct_keys; ct state and status (linux/netfilter/nf_conntrack_common.h)
-_PROTOCOL, _IIF, _OIF, _IIFNAME, _OIFNAME, _NFPROTO, _BRI_IIFNAME, _BRI_OIFNAME = 1, 4, 5, 6, 7, 15, 17, 18
+_PROTOCOL, _IIF, _OIF, _IIFNAME, _OIFNAME, _NFPROTO, _BRI_IIFNAME, _BRI_OIFNAME = (
+    1,
+    4,
+    5,
+    6,
+    7,
+    15,
+    17,
+    18,
+)
 _STATE, _DIRECTION, _STATUS = 0, 1, 2
 _ESTABLISHED, _NEW = 2, 8
 _SEEN_REPLY, _CONFIRMED, _SRC_NAT, _DST_NAT = 2, 8, 16, 32
@@ -103,10 +112,14 @@ class Source(Protocol):
 
     def rules(self, family: int, table: str, chain: str) -> list[Rule]: ...
     def key_length(self, family: int, table: str, name: str) -> int: ...
-    def element(self, family: int, table: str, name: str, key: bytes) -> tuple[bool, Verdict | None]: ...
+    def element(
+        self, family: int, table: str, name: str, key: bytes
+    ) -> tuple[bool, Verdict | None]: ...
 
 
-def foreign_drops(bridges: Iterable[str], bridged: bool, families: Iterable[int] = (4,)) -> list[Drop]:
+def foreign_drops(
+    bridges: Iterable[str], bridged: bool, families: Iterable[int] = (4,)
+) -> list[Drop]:
     """The foreign chains of this network namespace that drop what niso lets pass by these bridges.
 
     ``bridged``: frames between two services of a bridge go through the forward chains of ip, ip6 and inet too (its
@@ -133,7 +146,11 @@ def unseen(families: Iterable[int] = (4,)) -> list[str]:
 
 
 def drops(
-    source: Source, chains: Iterable[Chain], places: Iterable[Place], bridged: bool, families: tuple[int, ...]
+    source: Source,
+    chains: Iterable[Chain],
+    places: Iterable[Place],
+    bridged: bool,
+    families: tuple[int, ...],
 ) -> list[Drop]:
     """As `foreign_drops`, of chains that ``source`` knows."""
     sent = [(place, list(packets(place, bridged, families))) for place in places]
@@ -155,7 +172,9 @@ def drops(
                     tools = visited if tools is None else tools & visited
         if what:
             remedy = _remedy(chain, tuple(concerned), ways, tools or set())
-            shown = " ".join(_shown(part) for part in (FAMILIES[chain.family], chain.table, chain.name))
+            shown = " ".join(
+                _shown(part) for part in (FAMILIES[chain.family], chain.table, chain.name)
+            )
             order = tuple(word for word in (PUBLISHED, OUTWARD, WITHIN) if word in what)
             found.append(Drop(shown, order, remedy, tuple(concerned)))
     return found
@@ -164,7 +183,9 @@ def drops(
 # --- packets ----------------------------------------------------------------------------------------------------------
 
 
-def packets(place: Place, bridged: bool, families: Iterable[int]) -> Iterator[tuple[set[int], Packet]]:
+def packets(
+    place: Place, bridged: bool, families: Iterable[int]
+) -> Iterator[tuple[set[int], Packet]]:
     """(the families of tables whose forward chains see it, packet): the first, a later one and a reply of each kind."""
     for family in families:
         routed = {_NUMBERS["inet"], _NUMBERS["ip" if family == 4 else "ip6"]}
@@ -183,16 +204,22 @@ def _routed(place: Place, family: int, what: str, established: bool, reply: bool
     if established:
         status |= _SEEN_REPLY | _CONFIRMED | (_SRC_NAT if what == OUTWARD else 0)
     state = _ESTABLISHED if established else _NEW
-    tracked = state | (_XT_DNAT if status & _DST_NAT else 0) | (_XT_SNAT if status & _SRC_NAT else 0)
+    tracked = (
+        state | (_XT_DNAT if status & _DST_NAT else 0) | (_XT_SNAT if status & _SRC_NAT else 0)
+    )
     facts = {
         ("meta", _NFPROTO): _all(bytes([2 if family == 4 else 10])),
         ("meta", _PROTOCOL): _all(_ETHERTYPES[family]),
         ("ct", _STATE): _all(struct.pack("=I", state)),
         ("ct", _DIRECTION): _all(bytes([reply])),
-        ("ct", _STATUS): Known(struct.pack("=I", status), struct.pack("=I", 1 | _SEEN_REPLY | _CONFIRMED | 16 | 32)),
+        ("ct", _STATUS): Known(
+            struct.pack("=I", status), struct.pack("=I", 1 | _SEEN_REPLY | _CONFIRMED | 16 | 32)
+        ),
     }
     for name, index, ours in ((_IIFNAME, _IIF, enters), (_OIFNAME, _OIF, leaves)):
-        facts["meta", name] = _all(_name(place.bridge)) if ours else Known(bytes(16), bytes(16), uplink=True)
+        facts["meta", name] = (
+            _all(_name(place.bridge)) if ours else Known(bytes(16), bytes(16), uplink=True)
+        )
         if ours and place.index:
             facts["meta", index] = _all(struct.pack("=I", place.index))
     headers = {1: _header(place, family, enters, leaves)}
@@ -223,7 +250,9 @@ def _header(place: Place, family: int, source: bool, destination: bool) -> Known
         text, _, length = place.prefixes[family].partition("/")
         bits = (1 << width * 8) - (1 << width * 8 - int(length))
         mask = bits.to_bytes(width, "big")
-        address = _and(socket.inet_pton(socket.AF_INET if family == 4 else socket.AF_INET6, text), mask)
+        address = _and(
+            socket.inet_pton(socket.AF_INET if family == 4 else socket.AF_INET6, text), mask
+        )
     data, known = bytes(start), bytes(start)
     for ours in (source, destination):
         data += address if ours else bytes(width)
@@ -326,7 +355,10 @@ class _Way:
         if isinstance(expression, Tracked):
             if packet.tracked is None:
                 return None
-            fits = expression.states is None or bool(expression.states & packet.tracked) is not expression.inverted
+            fits = (
+                expression.states is None
+                or bool(expression.states & packet.tracked) is not expression.inverted
+            )
             return fits and expression.reply in (None, packet.reply)
         if isinstance(expression, Bridged):
             return packet.bridged is not expression.inverted
@@ -385,7 +417,9 @@ class _Registers:
         if len(data) < size:
             self.write(expression.target, None)
             return
-        masked = bytes(a & b ^ x for a, b, x in zip(data, expression.mask, expression.xor, strict=True))
+        masked = bytes(
+            a & b ^ x for a, b, x in zip(data, expression.mask, expression.xor, strict=True)
+        )
         # a bit that is masked out is known to be what it is flipped to
         now = bytes(k | ~b & 0xFF for k, b in zip(known, expression.mask, strict=True))
         self.write(expression.target, Known(masked, now))
@@ -422,7 +456,9 @@ class _Registers:
 # --- what to add ------------------------------------------------------------------------------------------------------
 
 
-def _remedy(chain: Chain, bridges: tuple[str, ...], ways: set[bool], visited: set[str]) -> tuple[str, ...]:
+def _remedy(
+    chain: Chain, bridges: tuple[str, ...], ways: set[bool], visited: set[str]
+) -> tuple[str, ...]:
     """Command lines, by the tool that made the chain. ``ways``: True to accept what enters by a bridge, False what leaves;
     ``visited``: the chains that every dropped packet came through, so that a rule in them has effect."""
     family, table, name = FAMILIES[chain.family], chain.table, chain.name
@@ -430,33 +466,55 @@ def _remedy(chain: Chain, bridges: tuple[str, ...], ways: set[bool], visited: se
     wild = len(bridges) > 1 and all(bridge.startswith("niso-") for bridge in bridges)
     plus = ("niso-+",) if wild else bridges
     if (family, table) == ("inet", "firewalld"):
-        adds = tuple(f"firewall-cmd --permanent --zone=trusted --add-interface={bridge}" for bridge in plus)
+        adds = tuple(
+            f"firewall-cmd --permanent --zone=trusted --add-interface={bridge}" for bridge in plus
+        )
         return (*adds, "firewall-cmd --reload")
     iptables = {"ip": "iptables", "ip6": "ip6tables"}.get(family, "")
     if iptables and table == "filter" and "DOCKER-USER" in visited:
         return tuple(
-            f"{iptables} -I DOCKER-USER {'-i' if i else '-o'} {each} -j ACCEPT" for each in plus for i in ordered
+            f"{iptables} -I DOCKER-USER {'-i' if i else '-o'} {each} -j ACCEPT"
+            for each in plus
+            for i in ordered
         )
     if iptables and table == "filter" and visited & {"ufw-user-forward", "ufw6-user-forward"}:
-        return tuple(f"ufw route allow {'in' if i else 'out'} on {each}" for each in plus for i in ordered)
+        return tuple(
+            f"ufw route allow {'in' if i else 'out'} on {each}" for each in plus for i in ordered
+        )
     if iptables and table in ("filter", "mangle", "security") and name == "FORWARD":
         tool = iptables if table == "filter" else f"{iptables} -t {table}"
-        return tuple(f"{tool} -I FORWARD {'-i' if i else '-o'} {each} -j ACCEPT" for each in plus for i in ordered)
+        return tuple(
+            f"{tool} -I FORWARD {'-i' if i else '-o'} {each} -j ACCEPT"
+            for each in plus
+            for i in ordered
+        )
     if (family, table, name) == ("bridge", "filter", "FORWARD"):
         return tuple(f"ebtables -I FORWARD --logical-in {each} -j ACCEPT" for each in plus)
-    keys = {True: "meta ibrname", False: "meta obrname"} if family == "bridge" else {True: "iifname", False: "oifname"}
+    keys = (
+        {True: "meta ibrname", False: "meta obrname"}
+        if family == "bridge"
+        else {True: "iifname", False: "oifname"}
+    )
     star = ("niso-*",) if wild else bridges
     rules = [f'{keys[i]} "{each}" accept' for each in star for i in ordered]
     if not all(
-        part and not part[0].isdigit() and part[0] not in "-." and set(part) <= _PLAIN for part in (table, name)
+        part and not part[0].isdigit() and part[0] not in "-." and set(part) <= _PLAIN
+        for part in (table, name)
     ):
         # nft has no way to write such a name
         return tuple(f"have this chain begin with: {rule}" for rule in rules)
-    return tuple(f"nft {shlex.quote(f'insert rule {family} {table} {name} {rule}')}" for rule in rules)
+    return tuple(
+        f"nft {shlex.quote(f'insert rule {family} {table} {name} {rule}')}" for rule in rules
+    )
 
 
 def _shown(text: str) -> str:
     """As `niso.cli.output.escaped`; a name with a space is no two names."""
     return "".join(
-        c if c.isprintable() and c != " " else f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}" for c in text
+        c
+        if c.isprintable() and c != " "
+        else f"\\x{ord(c):02x}"
+        if ord(c) < 256
+        else f"\\u{ord(c):04x}"
+        for c in text
     )

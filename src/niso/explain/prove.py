@@ -54,13 +54,17 @@ def ping(store: Store, source: str, destination: str) -> tuple[Packet, float]:
     sender, receiver = resolve(store, source), resolve(store, destination)
     for end, name in ((sender, source), (receiver, destination)):
         if not end.service:
-            raise UsageError(f"{name!r} is no service", "niso net explain tells of the host and of addresses")
+            raise UsageError(
+                f"{name!r} is no service", "niso net explain tells of the host and of addresses"
+            )
         row = store.service(end.service)
         if row is None or not row.active:
             raise NisoError(f"{end.name} is not active", f"niso activate {end.name}")
     from_, to = sender.service, receiver.service
     world = policy_flows.world(store)
-    networks = [{endpoint.network for endpoint in world.services[name].endpoints} for name in (from_, to)]
+    networks = [
+        {endpoint.network for endpoint in world.services[name].endpoints} for name in (from_, to)
+    ]
     if not networks[0] & networks[1]:
         lists = " and ".join(
             f"{name} is on {', '.join(e.network for e in world.services[name].endpoints) or 'none'}"
@@ -79,14 +83,19 @@ def ping(store: Store, source: str, destination: str) -> tuple[Packet, float]:
     reason = verdict.dropped_by
     if reason is None:
         raise NisoError(
-            f"{where}: no answer in {PATIENCE_S:g}s, though nothing of niso's forbids it", f"niso net check {to}"
+            f"{where}: no answer in {PATIENCE_S:g}s, though nothing of niso's forbids it",
+            f"niso net check {to}",
         )
     without = _without_icmp(world, verdict, reason)
     words = (
-        f"{without.key} of {reason.service}, {without.text!r}, allows ports but no ICMP" if without else reason.words
+        f"{without.key} of {reason.service}, {without.text!r}, allows ports but no ICMP"
+        if without
+        else reason.words
     )
     raise NisoError(
-        f"{where}: {words}", f"niso net explain {from_} {to}", (without.key if without else reason.key) or None
+        f"{where}: {words}",
+        f"niso net explain {from_} {to}",
+        (without.key if without else reason.key) or None,
     )
 
 
@@ -100,7 +109,12 @@ def _without_icmp(world: World, verdict: Verdict, reason: Reason) -> Entry | Non
     entries = (policy.egress_allow if egress else policy.allow_from) or ()
     anything = (entry._replace(first=0, last=65535, proto="") for entry in entries)
     return next(
-        (e for e, any_ in zip(entries, anything, strict=True) if matches(any_, world, peer, None, "icmp")), None
+        (
+            e
+            for e, any_ in zip(entries, anything, strict=True)
+            if matches(any_, world, peer, None, "icmp")
+        ),
+        None,
     )
 
 
@@ -112,7 +126,10 @@ def sender_namespace(world: World, packet: Packet, verdict: Verdict) -> str:
     known = world.services.get(verdict.source.service)
     if known is not None:
         if not known.active:
-            raise NisoError(f"{known.name} is not active: nothing can be sent from it", f"niso activate {known.name}")
+            raise NisoError(
+                f"{known.name} is not active: nothing can be sent from it",
+                f"niso activate {known.name}",
+            )
         return names.netns(known.name)
     if not is_host(world, packet.source):
         raise UsageError(
@@ -167,7 +184,11 @@ def _packets(kernel: Nft, rule: Object) -> int | None:
             return None
         return counted.packets
     try:
-        listed = [item["rule"] for item in kernel.query(f"list chain {rule.table} {rule.container}") if "rule" in item]
+        listed = [
+            item["rule"]
+            for item in kernel.query(f"list chain {rule.table} {rule.container}")
+            if "rule" in item
+        ]
     except KernelError:
         return None
     if rule.place >= len(listed):

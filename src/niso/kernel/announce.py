@@ -15,7 +15,10 @@ from niso.kernel.rtnl_sockets import Sockets
 
 _ALL_NODES = "ff02::1"
 _NEIGHBOUR_ADVERT, _OVERRIDE, _TARGET_LINK = 136, 0x20000000, 2  # ICMPv6 type, flag O, option
-_FREEBIND, _HOPS = 78, 255  # IPV6_FREEBIND, linux/in6.h: the address may be its link's only in a moment
+_FREEBIND, _HOPS = (
+    78,
+    255,
+)  # IPV6_FREEBIND, linux/in6.h: the address may be its link's only in a moment
 
 
 def announce(sockets: Sockets, name: str, link: str, cidr: str) -> None:
@@ -30,14 +33,22 @@ def announce(sockets: Sockets, name: str, link: str, cidr: str) -> None:
     address = cidr.partition("/")[0]
     packed = socket.inet_pton(socket.AF_INET6, address)
     # the kernel writes the checksum (RFC 3542, 3.1)
-    message = struct.pack("!BBHI", _NEIGHBOUR_ADVERT, 0, 0, _OVERRIDE) + packed + bytes([_TARGET_LINK, 1])
+    message = (
+        struct.pack("!BBHI", _NEIGHBOUR_ADVERT, 0, 0, _OVERRIDE) + packed + bytes([_TARGET_LINK, 1])
+    )
     message += bytes.fromhex(found.mac.replace(":", ""))
     try:
         with (
             netns.inside(name),
-            socket.socket(socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_ICMPV6) as raw,
+            socket.socket(
+                socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_ICMPV6
+            ) as raw,
         ):
-            for option, value in ((_FREEBIND, 1), (socket.IPV6_MULTICAST_HOPS, _HOPS), (socket.IPV6_MULTICAST_LOOP, 0)):
+            for option, value in (
+                (_FREEBIND, 1),
+                (socket.IPV6_MULTICAST_HOPS, _HOPS),
+                (socket.IPV6_MULTICAST_LOOP, 0),
+            ):
                 raw.setsockopt(socket.IPPROTO_IPV6, option, value)
             raw.bind((address, 0, 0, 0))
             raw.sendto(message, (_ALL_NODES, 0, 0, found.index))

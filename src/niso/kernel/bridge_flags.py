@@ -80,13 +80,17 @@ def strange_bridge(found: dict[int, bytes]) -> str:
 def usual(strange: str) -> list[bytes]:
     """The attributes for one RTM_NEWLINK after another that put back what ``strange`` names, of a bridge or of a port."""
     names = [words.partition(" ")[0] for words in strange.split(", ")] if strange else []
-    port = [attribute(kind, bytes([usual])) for kind, (name, usual) in _FLAGS.items() if name in names]
+    port = [
+        attribute(kind, bytes([usual])) for kind, (name, usual) in _FLAGS.items() if name in names
+    ]
     if "group_fwd_mask" in names:
         port.append(attribute(_GROUP_FORWARD, struct.pack("=H", 0)))
     if "state" in names:
         port.append(attribute(_PORT_STATE, bytes([_FORWARDING])))
     own = [
-        attribute(kind, struct.pack(form, usual)) for kind, (name, form, usual) in _SETTINGS.items() if name in names
+        attribute(kind, struct.pack(form, usual))
+        for kind, (name, form, usual) in _SETTINGS.items()
+        if name in names
     ]
     return [
         *(_linkinfo(_INFO_SLAVE_KIND, _INFO_SLAVE_DATA, each) for each in port),

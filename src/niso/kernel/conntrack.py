@@ -11,12 +11,19 @@ from niso.kernel import netlink
 from niso.kernel.netlink import Message, attribute, attributes, nested, u32
 from niso.kernel.nft_elements import nfgenmsg
 
-_CT_GET, _CT_DELETE, _CT_GET_STATS = 0x0101, 0x0102, 0x0105  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_*
+_CT_GET, _CT_DELETE, _CT_GET_STATS = (
+    0x0101,
+    0x0102,
+    0x0105,
+)  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_*
 _TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _ID, _ZONE, _FILTER, _STATUS_MASK = 1, 2, 3, 12, 18, 25, 26
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _PROTO_NUM, _PROTO_DST_PORT = 1, 3
 _STATS_ENTRIES = 1  # CTA_STATS_GLOBAL_ENTRIES
-_FILTER_SOURCE, _FILTER_DESTINATION = 0x01, 0x02  # CTA_FILTER_FLAG(...), net/netfilter/nf_internals.h
+_FILTER_SOURCE, _FILTER_DESTINATION = (
+    0x01,
+    0x02,
+)  # CTA_FILTER_FLAG(...), net/netfilter/nf_internals.h
 _FILTER_PROTO, _FILTER_DST_PORT = 0x08, 0x20
 _SEEN_REPLY = 0x2  # IPS_SEEN_REPLY
 
@@ -31,7 +38,9 @@ _FEW_PORTS: dict[int, int] = {_TCP: 1, _UDP: 4}
 _WALK, _SKIPPED, _GIVEN = 11_000, 0.2, 7
 _OWN_WALK, _OWN_SKIPPED = 250, 0.05  # where the kernel deletes by itself: it need not tell of any
 _PASSES = 16
-_SETTLED = 0.1  # seconds; what was under way when the caller changed the rules has its entry by then
+_SETTLED = (
+    0.1  # seconds; what was under way when the caller changed the rules has its entry by then
+)
 _CHUNK = 64  # deletions in one sendmsg
 _ABSENT = (errno.EINVAL, errno.EOPNOTSUPP)  # a kernel without ctnetlink
 
@@ -56,7 +65,9 @@ def flush_addresses(addresses: Iterable[str]) -> int:
     # Of IPv6 the kernel's filter gives those that do not match (ctnetlink_filter_match_tuple, Linux 5.8 to 6.18 at least).
     filters = [nfgenmsg(socket.AF_INET6)] if socket.AF_INET6 in packed.values() else []
     filters += [
-        _filter(socket.AF_INET, kind, flag, nested(_TUPLE_IP, attribute(end[socket.AF_INET], address)))
+        _filter(
+            socket.AF_INET, kind, flag, nested(_TUPLE_IP, attribute(end[socket.AF_INET], address))
+        )
         for address, family in packed.items()
         if family == socket.AF_INET
         for kind in (_TUPLE_ORIG, _TUPLE_REPLY)
@@ -66,7 +77,9 @@ def flush_addresses(addresses: Iterable[str]) -> int:
 
 
 def flush_ports(
-    ports: Iterable[tuple[str, int, int]], addresses: Callable[[], Iterable[str]] | None = None, answered: bool = False
+    ports: Iterable[tuple[str, int, int]],
+    addresses: Callable[[], Iterable[str]] | None = None,
+    answered: bool = False,
 ) -> int:
     """End the flows that were sent to these ports but TCP that has seen a reply; gives how many entries went.
 
@@ -87,7 +100,9 @@ def flush_ports(
         nonlocal is_ours
         sent = attributes(entry[_TUPLE_ORIG])
         ends = attributes(sent[_TUPLE_PROTO])
-        if int.from_bytes(ends.get(_PROTO_DST_PORT, b""), "big") not in wanted.get(ends[_PROTO_NUM][0], ()):
+        if int.from_bytes(ends.get(_PROTO_DST_PORT, b""), "big") not in wanted.get(
+            ends[_PROTO_NUM][0], ()
+        ):
             return False
         if addresses is not None:
             is_ours = is_ours or _within(addresses())
@@ -95,7 +110,9 @@ def flush_ports(
                 return False
         if answered:
             return True
-        return not (ends[_PROTO_NUM][0] == _TCP and int.from_bytes(entry[_STATUS], "big") & _SEEN_REPLY)
+        return not (
+            ends[_PROTO_NUM][0] == _TCP and int.from_bytes(entry[_STATUS], "big") & _SEEN_REPLY
+        )
 
     filters = []
     for number, of_proto in wanted.items():
@@ -104,10 +121,15 @@ def flush_ports(
         if (
             number == _TCP and not answered
         ):  # a kernel that knows this filter leaves out those that have seen a reply: mostly all
-            rest = attribute(_STATUS, bytes(4)) + attribute(_STATUS_MASK, _SEEN_REPLY.to_bytes(4, "big"))
+            rest = attribute(_STATUS, bytes(4)) + attribute(
+                _STATUS_MASK, _SEEN_REPLY.to_bytes(4, "big")
+            )
         if len(of_proto) <= _FEW_PORTS.get(number, 0):
             flags |= _FILTER_DST_PORT
-            tuples = [its + attribute(_PROTO_DST_PORT, port.to_bytes(2, "big")) for port in sorted(of_proto)]
+            tuples = [
+                its + attribute(_PROTO_DST_PORT, port.to_bytes(2, "big"))
+                for port in sorted(of_proto)
+            ]
         filters += [
             _filter(family, _TUPLE_ORIG, flags, nested(_TUPLE_PROTO, one)) + rest
             for one in tuples
@@ -124,7 +146,9 @@ def _filter(family: int, kind: int, flags: int, wanted: bytes) -> bytes:
     return nfgenmsg(family) + nested(kind, wanted) + nested(_FILTER, u32(kind, flags))
 
 
-def _flush(filters: list[bytes], matches: Callable[[int, _Entry], bool], exact: bool = False) -> int:
+def _flush(
+    filters: list[bytes], matches: Callable[[int, _Entry], bool], exact: bool = False
+) -> int:
     """Delete the entries that the filters give and that match, in passes until one finds none.
 
     With ``exact`` those of IPv4 give nothing but what matches, and where there are many entries the kernel is asked to delete
@@ -155,7 +179,12 @@ def _flush(filters: list[bytes], matches: Callable[[int, _Entry], bool], exact: 
             refusals = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT)
             for start in range(0, len(ours), _CHUNK):
                 chunk = ours[start : start + _CHUNK]
-                kernel.transact(*(Message("end many connections", _CT_DELETE, 0, body, refusals) for body in chunk))
+                kernel.transact(
+                    *(
+                        Message("end many connections", _CT_DELETE, 0, body, refusals)
+                        for body in chunk
+                    )
+                )
             answer = kernel.get_one(what, _CT_GET_STATS, nfgenmsg(socket.AF_UNSPEC), _ABSENT)
             left = netlink.understood(what, _entries, answer or b"")
             deleted, count = max(0, count - left), left
@@ -170,7 +199,9 @@ def _flush(filters: list[bytes], matches: Callable[[int, _Entry], bool], exact: 
             for start in range(0, len(found), _CHUNK):
                 chunk = found[start : start + _CHUNK]
                 what = f"end {len(chunk)} connections"
-                kernel.transact(*(Message(what, _CT_DELETE, 0, body, (errno.ENOENT,)) for body in chunk))
+                kernel.transact(
+                    *(Message(what, _CT_DELETE, 0, body, (errno.ENOENT,)) for body in chunk)
+                )
             deleted += len(found)
             if late or not found:
                 break
@@ -201,7 +232,8 @@ def _within(addresses: Iterable[str]) -> Callable[[bytes], bool]:
 
     def holds(packed: bytes) -> bool:
         return packed in exact or any(
-            len(packed) == size and int.from_bytes(packed, "big") >> shift == prefix for size, shift, prefix in prefixes
+            len(packed) == size and int.from_bytes(packed, "big") >> shift == prefix
+            for size, shift, prefix in prefixes
         )
 
     return holds

@@ -23,7 +23,11 @@ _PROTO_NUM, _SRC_PORT, _DST_PORT = 1, 2, 3
 _PROTOINFO_TCP, _TCP_STATE, _TCP_FLAGS_ORIG, _TCP_FLAGS_REPLY = 1, 1, 4, 5
 _SOURCE: dict[int, int] = {socket.AF_INET: 1, socket.AF_INET6: 3}
 _DESTINATION: dict[int, int] = {socket.AF_INET: 2, socket.AF_INET6: 4}
-_SEEN_REPLY, _ASSURED, _CONFIRMED = 0x2, 0x4, 0x8  # IPS_*; an entry of ours is confirmed as it is made
+_SEEN_REPLY, _ASSURED, _CONFIRMED = (
+    0x2,
+    0x4,
+    0x8,
+)  # IPS_*; an entry of ours is confirmed as it is made
 _ESTABLISHED = 3  # TCP_CONNTRACK_ESTABLISHED
 _BE_LIBERAL = 0x08  # IP_CT_TCP_FLAG_BE_LIBERAL: the windows are not known
 _IDLE_S = 432_000  # nf_conntrack_tcp_timeout_established's default
@@ -50,7 +54,9 @@ def of(addresses: Iterable[str]) -> list[Flow]:
     wanted = set(addresses)
     found = []
     with netlink.Netfilter() as kernel:
-        for flow, ends in kernel.dump("list connections", _CT_GET, nfgenmsg(socket.AF_UNSPEC), _parse, _ABSENT):
+        for flow, ends in kernel.dump(
+            "list connections", _CT_GET, nfgenmsg(socket.AF_UNSPEC), _parse, _ABSENT
+        ):
             if not wanted.isdisjoint(ends):
                 found.append(flow)
     return found
@@ -85,7 +91,9 @@ def end(flows: Iterable[Flow | Tracked]) -> int:
         for start in range(0, len(handles), _CHUNK):
             chunk = handles[start : start + _CHUNK]
             what = f"end {len(chunk)} connections"
-            kernel.transact(*(Message(what, _CT_DELETE, 0, body, (errno.ENOENT,)) for body in chunk))
+            kernel.transact(
+                *(Message(what, _CT_DELETE, 0, body, (errno.ENOENT,)) for body in chunk)
+            )
     return len(handles)
 
 
@@ -99,7 +107,12 @@ def introduce(connections: Iterable[Connection]) -> None:
         for start in range(0, len(bodies), _CHUNK):
             chunk = bodies[start : start + _CHUNK]
             flags = netlink.CREATE | netlink.EXCL
-            kernel.transact(*(Message("track a connection", _CT_NEW, flags, body, (errno.EEXIST,)) for body in chunk))
+            kernel.transact(
+                *(
+                    Message("track a connection", _CT_NEW, flags, body, (errno.EEXIST,))
+                    for body in chunk
+                )
+            )
 
 
 def _parse(body: bytes) -> tuple[Flow, set[str]]:
@@ -111,7 +124,9 @@ def _parse(body: bytes) -> tuple[Flow, set[str]]:
     ports = attributes(answered[_TUPLE_PROTO])
     number = ports[_PROTO_NUM][0]
     proto = _NAMES.get(number, str(number))
-    port = int.from_bytes(ports[_SRC_PORT], "big") if _SRC_PORT in ports and proto != "icmp" else None
+    port = (
+        int.from_bytes(ports[_SRC_PORT], "big") if _SRC_PORT in ports and proto != "icmp" else None
+    )
     rest = b"".join(attribute(kind, entry[kind]) for kind in (_ID, _ZONE) if kind in entry)
     handle = nfgenmsg(family) + nested(_TUPLE_ORIG, entry[_TUPLE_ORIG]) + rest
     return Flow(from_, back_from, port, proto, handle), {from_, to, back_from, back_to}
@@ -126,7 +141,9 @@ def _whole(body: bytes) -> Tracked:
     there = attributes(sent[_TUPLE_PROTO]).get(_DST_PORT)
     port = int.from_bytes(there, "big") if there is not None and flow.port is not None else None
     answered = bool(int.from_bytes(entry.get(_STATUS, b""), "big") & _SEEN_REPLY)
-    return Tracked(flow.proto, source, destination, port, answers_from, answers_to, answered, flow.handle)
+    return Tracked(
+        flow.proto, source, destination, port, answers_from, answers_to, answered, flow.handle
+    )
 
 
 def _addresses(family: int, tuple_: dict[int, bytes]) -> tuple[str, str]:

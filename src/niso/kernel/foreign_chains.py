@@ -109,9 +109,45 @@ Rule = tuple[Expression, ...]
 
 # What only does something, and goes on. A limit, a quota or an unknown expression may also end the rule.
 _PASSES = {"counter", "log", "last", "notrack", "dup"}
-_LOADS = {"exthdr", "fib", "rt", "socket", "osf", "hash", "numgen", "tunnel", "xfrm", "byteorder", "inner"}
-_TARGETS_PASS = {"LOG", "NFLOG", "ULOG", "MARK", "CONNMARK", "CONNSECMARK", "SECMARK", "CLASSIFY", "TCPMSS", "TRACE"}
-_TARGETS_PASS |= {"DSCP", "TOS", "TTL", "HL", "CHECKSUM", "AUDIT", "TEE", "SET", "IDLETIMER", "LED", "RATEEST", "mark"}
+_LOADS = {
+    "exthdr",
+    "fib",
+    "rt",
+    "socket",
+    "osf",
+    "hash",
+    "numgen",
+    "tunnel",
+    "xfrm",
+    "byteorder",
+    "inner",
+}
+_TARGETS_PASS = {
+    "LOG",
+    "NFLOG",
+    "ULOG",
+    "MARK",
+    "CONNMARK",
+    "CONNSECMARK",
+    "SECMARK",
+    "CLASSIFY",
+    "TCPMSS",
+    "TRACE",
+}
+_TARGETS_PASS |= {
+    "DSCP",
+    "TOS",
+    "TTL",
+    "HL",
+    "CHECKSUM",
+    "AUDIT",
+    "TEE",
+    "SET",
+    "IDLETIMER",
+    "LED",
+    "RATEEST",
+    "mark",
+}
 _TARGETS_DROP = {"REJECT", "DROP", "TARPIT", "DELUDE", "CHAOS"}
 
 
@@ -134,7 +170,9 @@ class Foreign(Nfnetlink):
         """The rules of one chain in their order; none where there is no such chain. Raises KernelError."""
         key = (family, table, chain)
         if key not in self._rules:
-            body = nfgenmsg(family) + text(1, table) + text(2, chain)  # NFTA_RULE_TABLE, NFTA_RULE_CHAIN
+            body = (
+                nfgenmsg(family) + text(1, table) + text(2, chain)
+            )  # NFTA_RULE_TABLE, NFTA_RULE_CHAIN
             self._rules[key] = self.dump(f"list chain {chain}", _GETRULE, body, rule, _MISSING)
         return self._rules[key]
 
@@ -142,7 +180,9 @@ class Foreign(Nfnetlink):
         """How many bytes a key of the set has; 0 where there is no such set. Raises KernelError."""
         key = (family, table, name)
         if key not in self._key_lengths:
-            body = nfgenmsg(family) + text(1, table) + text(2, name)  # NFTA_SET_TABLE, NFTA_SET_NAME
+            body = (
+                nfgenmsg(family) + text(1, table) + text(2, name)
+            )  # NFTA_SET_TABLE, NFTA_SET_NAME
             what = f"read set {name}"
             answer = self.get_one(what, _GETSET, body, _MISSING) or b""
             self._key_lengths[key] = understood(
@@ -150,20 +190,29 @@ class Foreign(Nfnetlink):
             )  # NFTA_SET_KEY_LEN
         return self._key_lengths[key]
 
-    def element(self, family: int, table: str, name: str, key: bytes) -> tuple[bool, Verdict | None]:
+    def element(
+        self, family: int, table: str, name: str, key: bytes
+    ) -> tuple[bool, Verdict | None]:
         """Whether the set has ``key`` or something for all keys, and its verdict. Raises KernelError."""
         place = (family, table, name, key)
         if place not in self._elements:
             self._elements[place] = self._element(*place)
         return self._elements[place]
 
-    def _element(self, family: int, table: str, name: str, key: bytes) -> tuple[bool, Verdict | None]:
+    def _element(
+        self, family: int, table: str, name: str, key: bytes
+    ) -> tuple[bool, Verdict | None]:
         prefix = nfgenmsg(family) + text(1, table) + text(2, name)  # NFTA_SET_ELEM_LIST_TABLE, _SET
-        for which in (nested(1, attribute(1, key)), attribute(3, struct.pack(">I", _CATCHALL))):  # _KEY, _FLAGS
+        for which in (
+            nested(1, attribute(1, key)),
+            attribute(3, struct.pack(">I", _CATCHALL)),
+        ):  # _KEY, _FLAGS
             body = prefix + nested(3, nested(1, which))
             # EINVAL, EOPNOTSUPP: a kernel that knows no such element, or cannot be asked for one of this set
             what = f"read set {name}"
-            answer = self.get_one(what, _GETSETELEM, body, (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP))
+            answer = self.get_one(
+                what, _GETSETELEM, body, (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP)
+            )
             if answer is not None:
                 return True, understood(what, _verdict_of_element, answer)
         return False, None
@@ -188,9 +237,13 @@ def _base_chain(body: bytes) -> Chain | None:
     if 4 not in found or not body or body[0] not in FAMILIES:  # NFTA_CHAIN_HOOK
         return None
     table = string(found.get(1, b""))
-    if _number(attributes(found[4]), 1) != _FORWARD or (table == "niso" and FAMILIES[body[0]] in ("inet", "bridge")):
+    if _number(attributes(found[4]), 1) != _FORWARD or (
+        table == "niso" and FAMILIES[body[0]] in ("inet", "bridge")
+    ):
         return None
-    return Chain(body[0], table, string(found.get(3, b"")), _number(found, 5, 1) == 1)  # NFTA_CHAIN_NAME, _POLICY
+    return Chain(
+        body[0], table, string(found.get(3, b"")), _number(found, 5, 1) == 1
+    )  # NFTA_CHAIN_NAME, _POLICY
 
 
 def rule(body: bytes) -> Rule:
@@ -224,7 +277,9 @@ def _load(source: str, found: dict[int, bytes]) -> Expression | None:
     """NFTA_META_* and NFTA_CT_* (1 register, 2 key); one without a register sets something."""
     if 1 not in found:
         return None
-    if source == "ct" and 3 in found and _number(found, 2) != 1:  # one direction's address or counter
+    if (
+        source == "ct" and 3 in found and _number(found, 2) != 1
+    ):  # one direction's address or counter
         return Forget()
     return Load(_register(found, 1), source, _number(found, 2))
 
@@ -232,7 +287,9 @@ def _load(source: str, found: dict[int, bytes]) -> Expression | None:
 def _payload(found: dict[int, bytes]) -> Expression | None:
     if 1 not in found:
         return None
-    return Load(_register(found, 1), "payload", _number(found, 2), _number(found, 3), _number(found, 4))
+    return Load(
+        _register(found, 1), "payload", _number(found, 2), _number(found, 3), _number(found, 4)
+    )
 
 
 def _bitwise(found: dict[int, bytes]) -> Expression:
@@ -264,7 +321,9 @@ def _range(found: dict[int, bytes]) -> Expression:
 def _lookup(found: dict[int, bytes]) -> Expression:
     if _number(found, 3):  # a map's value that is no verdict
         return Forget()
-    return Lookup(string(found.get(1, b"")), _register(found, 2), 3 in found, bool(_number(found, 5) & 1))
+    return Lookup(
+        string(found.get(1, b"")), _register(found, 2), 3 in found, bool(_number(found, 5) & 1)
+    )
 
 
 def _immediate(found: dict[int, bytes]) -> Expression:
@@ -278,7 +337,9 @@ def _object(found: dict[int, bytes]) -> Expression | None:
 
 
 def _dynset(found: dict[int, bytes]) -> Expression | None:
-    return Perhaps() if 7 in found or 10 in found else None  # NFTA_DYNSET_EXPR, _EXPRESSIONS: a limit, say
+    return (
+        Perhaps() if 7 in found or 10 in found else None
+    )  # NFTA_DYNSET_EXPR, _EXPRESSIONS: a limit, say
 
 
 def _match(found: dict[int, bytes]) -> Expression | None:
@@ -332,7 +393,9 @@ def _verdict(nest: bytes | None) -> Verdict | None:
     code = struct.unpack_from(">i", found.get(1, b"").rjust(4, b"\0"))[0]
     if code in _VERDICTS:
         return Verdict(_VERDICTS[code], string(found.get(2, b"")))
-    return Verdict("drop" if code & 0xFF == 0 else "accept")  # NF_DROP; NF_ACCEPT, and NF_QUEUE as above
+    return Verdict(
+        "drop" if code & 0xFF == 0 else "accept"
+    )  # NF_DROP; NF_ACCEPT, and NF_QUEUE as above
 
 
 def _value(nest: bytes | None) -> bytes:
@@ -363,7 +426,9 @@ def _list(data: bytes) -> Iterator[bytes]:
 def unseen(family: int) -> bool:
     """Whether iptables-legacy (ip6tables-legacy for 6) has a filter table here, whose rules nf_tables does not show."""
     try:
-        with open(f"/proc/thread-self/net/ip{'6' if family == 6 else ''}_tables_names", encoding="ascii") as file:
+        with open(
+            f"/proc/thread-self/net/ip{'6' if family == 6 else ''}_tables_names", encoding="ascii"
+        ) as file:
             return "filter" in file.read(4096).split()
     except (OSError, UnicodeDecodeError):
         return False

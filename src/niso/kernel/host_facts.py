@@ -33,7 +33,11 @@ def used_prefixes(except_alias: str) -> list[tuple[Network, str]]:
         for route in rtnl.routes():
             link = links.get(route.index)
             net = ipaddress.ip_network(route.destination)
-            if net.prefixlen and not (link and link.alias == except_alias) and not net.is_link_local:
+            if (
+                net.prefixlen
+                and not (link and link.alias == except_alias)
+                and not net.is_link_local
+            ):
                 found[net, link.name if link else "no link"] = None
         for address in rtnl.addresses():
             link = links.get(address.index)
@@ -48,7 +52,11 @@ def lacks_ipv6() -> str | None:
     disabled = sysctl.read("net/ipv6/conf/all/disable_ipv6")
     if disabled is None:
         return "this kernel has no IPv6, or was started with ipv6.disable=1"
-    return "IPv6 is switched off here (sysctl net.ipv6.conf.all.disable_ipv6 is 1)" if disabled == "1" else None
+    return (
+        "IPv6 is switched off here (sysctl net.ipv6.conf.all.disable_ipv6 is 1)"
+        if disabled == "1"
+        else None
+    )
 
 
 def receiving6() -> list[str]:
@@ -59,7 +67,11 @@ def receiving6() -> list[str]:
     with Rtnl() as rtnl:
         links = rtnl.links()
     bridges = {link.index for link in links if link.kind == "bridge"}
-    return [link.name for link in links if link.name not in ("lo", "all", "default") and link.master not in bridges]
+    return [
+        link.name
+        for link in links
+        if link.name not in ("lo", "all", "default") and link.master not in bridges
+    ]
 
 
 def not_forwarding() -> dict[str, set[str]]:
@@ -80,7 +92,11 @@ def not_forwarding() -> dict[str, set[str]]:
                 and not link.alias.startswith("niso:")
             ):
                 found.setdefault(link.name, set()).add(str(address))
-    return {name: own for name, own in found.items() if sysctl.read(f"net/ipv4/conf/{name}/forwarding") == "0"}
+    return {
+        name: own
+        for name, own in found.items()
+        if sysctl.read(f"net/ipv4/conf/{name}/forwarding") == "0"
+    }
 
 
 def resolv_conf() -> tuple[str, str | None]:
@@ -98,9 +114,7 @@ def resolv_conf() -> tuple[str, str | None]:
         if any(line.split()[:1] == ["nameserver"] for line in kept):
             return "\n".join(kept) + "\n", None
     rest = [line for line in text.splitlines() if not _is_loopback(line)]
-    warning = (
-        "the host's only name servers are on its loopback, which services cannot reach: outside names will not resolve"
-    )
+    warning = "the host's only name servers are on its loopback, which services cannot reach: outside names will not resolve"
     return "".join(f"{line}\n" for line in rest), warning
 
 

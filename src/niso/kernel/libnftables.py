@@ -35,7 +35,9 @@ def _load() -> ctypes.CDLL:
         try:
             library = ctypes.CDLL("libnftables.so.1")
         except OSError as error:
-            raise KernelError(f"cannot load libnftables.so.1: {error}", "apt install libnftables1") from error
+            raise KernelError(
+                f"cannot load libnftables.so.1: {error}", "apt install libnftables1"
+            ) from error
         library.nft_ctx_new.restype = ctypes.c_void_p
         library.nft_ctx_new.argtypes = [ctypes.c_uint32]
         for name in ("nft_ctx_buffer_output", "nft_ctx_buffer_error", "nft_ctx_free"):
@@ -113,7 +115,9 @@ class Nft:
         """What a ``list`` command prints, as text. Raises KernelError."""
         if self._nft.nft_run_cmd_from_buffer(self._context, command.encode()):
             raise self._error(self._words(), command)
-        return (self._nft.nft_ctx_get_output_buffer(self._context) or b"").decode("utf-8", "replace")
+        return (self._nft.nft_ctx_get_output_buffer(self._context) or b"").decode(
+            "utf-8", "replace"
+        )
 
     def elements(self, family_table: str, container: str) -> dict[str, tuple[str, str]] | None:
         """Every element of a set or map: element -> (value, "" in a set; comment or ""), as nft writes them.
@@ -135,7 +139,9 @@ class Nft:
             raise _unreadable(command) from error
         return found
 
-    def get(self, family_table: str, container: str, keys: Iterable[str]) -> dict[str, tuple[str, str]]:
+    def get(
+        self, family_table: str, container: str, keys: Iterable[str]
+    ) -> dict[str, tuple[str, str]]:
         """Those of ``keys`` that a set or map has, as `elements` gives them; the cost does not grow with the others."""
         wanted = list(keys)
         if not wanted:
@@ -156,7 +162,9 @@ class Nft:
             with open(fd, "w", encoding="utf-8", closefd=False) as file:
                 file.write(text)
             self._nft.nft_ctx_set_dry_run(self._context, True)
-            failed = self._nft.nft_run_cmd_from_filename(self._context, f"/proc/self/fd/{fd}".encode())
+            failed = self._nft.nft_run_cmd_from_filename(
+                self._context, f"/proc/self/fd/{fd}".encode()
+            )
             self._nft.nft_ctx_set_dry_run(self._context, False)
         finally:
             os.close(fd)
@@ -185,7 +193,9 @@ class Nft:
 
 
 def _unreadable(command: str) -> KernelError:
-    return KernelError(f"nft: what it answers to '{command}' cannot be read", "nft -j list ruleset shows it")
+    return KernelError(
+        f"nft: what it answers to '{command}' cannot be read", "nft -j list ruleset shows it"
+    )
 
 
 def _element(entry: Any, body: dict[str, Any]) -> tuple[str, tuple[str, str]]:
@@ -211,7 +221,9 @@ def _types(declared: Any) -> list[str]:
 def _text(value: Any, types: list[str]) -> str:
     if isinstance(value, dict):
         if "concat" in value:
-            return " . ".join(_text(part, types[i : i + 1]) for i, part in enumerate(value["concat"]))
+            return " . ".join(
+                _text(part, types[i : i + 1]) for i, part in enumerate(value["concat"])
+            )
         if "range" in value:
             return "-".join(_text(end, types) for end in value["range"])
         if "prefix" in value:

@@ -12,7 +12,9 @@ from niso.kernel.netlink import attributes, string
 _GETLINK = 18
 _IFLA_IFNAME, _IFLA_STATS64 = 3, 23
 _ifinfomsg = struct.Struct("=BxHiII")
-_stats = struct.Struct("=QQQQ")  # the first of struct rtnl_link_stats64: rx_packets, tx_packets, rx_bytes, tx_bytes
+_stats = struct.Struct(
+    "=QQQQ"
+)  # the first of struct rtnl_link_stats64: rx_packets, tx_packets, rx_bytes, tx_bytes
 
 
 class Traffic(NamedTuple):

@@ -38,14 +38,21 @@ def of_link(rtnl: Rtnl, link_index: int) -> list[Fixed]:
     def parse(body: bytes) -> Fixed | None:
         family, index, state, _, _ = _ndmsg.unpack_from(body)
         found = attributes(body, 12)
-        if index != link_index or not state & _PERMANENT or family not in _FAMILIES or _DST not in found:
+        if (
+            index != link_index
+            or not state & _PERMANENT
+            or family not in _FAMILIES
+            or _DST not in found
+        ):
             return None
         return Fixed(index, socket.inet_ntop(family, found[_DST]), found.get(_LLADDR, b"").hex(":"))
 
     return [
         entry
         for family in _FAMILIES
-        for entry in rtnl.dump("list neighbours", _GETNEIGH, _request(family) + u32(_IFINDEX, link_index), parse)
+        for entry in rtnl.dump(
+            "list neighbours", _GETNEIGH, _request(family) + u32(_IFINDEX, link_index), parse
+        )
     ]
 
 
@@ -59,7 +66,11 @@ def of_bridge(rtnl: Rtnl, bridge_index: int, own: set[str]) -> list[Fixed]:
         _, index, state, flags, _ = _ndmsg.unpack_from(body)
         found = attributes(body, 12)
         mac = found.get(_LLADDR, b"").hex(":")
-        if not state & (_NOARP | _PERMANENT) or flags & _SELF or (state & _PERMANENT and mac in own):
+        if (
+            not state & (_NOARP | _PERMANENT)
+            or flags & _SELF
+            or (state & _PERMANENT and mac in own)
+        ):
             return None
         return Fixed(index, "", mac)
 
@@ -72,7 +83,9 @@ def delete(rtnl: Rtnl, entry: Fixed) -> None:
     mac = attribute(_LLADDR, bytes.fromhex(entry.mac.replace(":", "")))
     if entry.address:
         family = socket.AF_INET6 if ":" in entry.address else socket.AF_INET
-        body = _request(family, entry.link_index) + attribute(_DST, socket.inet_pton(family, entry.address))
+        body = _request(family, entry.link_index) + attribute(
+            _DST, socket.inet_pton(family, entry.address)
+        )
     else:
         body = _request(_AF_BRIDGE, entry.link_index, _MASTERS) + mac
     what = f"delete neighbour {entry.address or entry.mac} of link {entry.link_index}"

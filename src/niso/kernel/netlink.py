@@ -150,9 +150,13 @@ class Netlink:
 
     def __init__(self, protocol: int) -> None:
         try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+            self._socket = socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
+            )
         except OSError as error:
-            raise refused(f"open a netlink socket (protocol {protocol})", error.errno or 0) from error
+            raise refused(
+                f"open a netlink socket (protocol {protocol})", error.errno or 0
+            ) from error
         self._sequence = 0
         for option in (_EXT_ACK, _CAP_ACK, *((_GET_STRICT_CHK,) if protocol == ROUTE else ())):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
@@ -194,7 +198,12 @@ class Netlink:
                 raise refused(message.what, number, words)
 
     def transact_batch(
-        self, what: str, begin: Message, messages: list[Message], end: Message, clashes: tuple[int, ...]
+        self,
+        what: str,
+        begin: Message,
+        messages: list[Message],
+        end: Message,
+        clashes: tuple[int, ...],
     ) -> None:
         """Send a batch (nfnetlink_rcv_batch), which the kernel takes whole or not at all. Raises KernelError.
 
@@ -212,7 +221,9 @@ class Netlink:
         try:
             failpoint.hit(what)
             with contextlib.suppress(PermissionError):
-                self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(packet) + _BUFFER)
+                self._socket.setsockopt(
+                    socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(packet) + _BUFFER
+                )
             self._socket.sendto(packet, (0, 0))
             while True:
                 for reply in self._receive():
@@ -230,7 +241,9 @@ class Netlink:
         """The body of the one answer to a request; None where the kernel answers with an errno in ``absent``."""
         return self.get_all(what, kind, [body], absent)[0]
 
-    def get_all(self, what: str, kind: int, bodies: list[bytes], absent: tuple[int, ...]) -> list[bytes | None]:
+    def get_all(
+        self, what: str, kind: int, bodies: list[bytes], absent: tuple[int, ...]
+    ) -> list[bytes | None]:
         """As `get_one` for each of ``bodies``, in one sendmsg. Their answers must fit the socket's buffer together."""
         first = self._sequence + 1
         packet = b"".join(self._pack(kind, 0, body) for body in bodies)
@@ -253,7 +266,12 @@ class Netlink:
         return [answers[sequence] for sequence in asked]
 
     def dump[T](
-        self, what: str, kind: int, body: bytes, parse: Callable[[bytes], T | None], absent: tuple[int, ...] = ()
+        self,
+        what: str,
+        kind: int,
+        body: bytes,
+        parse: Callable[[bytes], T | None],
+        absent: tuple[int, ...] = (),
     ) -> list[T]:
         """All that ``parse`` makes of the bodies of a dump, without None; empty where it ends with an errno in ``absent``.
 
@@ -272,7 +290,12 @@ class Netlink:
         raise refused(what, errno.EBUSY, f"it changed each of the {_DUMP_TRIES} times it was read")
 
     def _dump_once[T](
-        self, what: str, kind: int, body: bytes, parse: Callable[[bytes], T | None], absent: tuple[int, ...]
+        self,
+        what: str,
+        kind: int,
+        body: bytes,
+        parse: Callable[[bytes], T | None],
+        absent: tuple[int, ...],
     ) -> list[T] | None:
         self._socket.sendto(self._pack(kind, DUMP, body), (0, 0))
         found: list[T] = []
@@ -293,7 +316,11 @@ class Netlink:
 
     def _pack(self, kind: int, flags: int, body: bytes) -> bytes:
         self._sequence += 1
-        return _header.pack(16 + len(body), kind, flags | REQUEST, self._sequence, 0) + body + b"\0" * (-len(body) % 4)
+        return (
+            _header.pack(16 + len(body), kind, flags | REQUEST, self._sequence, 0)
+            + body
+            + b"\0" * (-len(body) % 4)
+        )
 
     def _receive(self) -> list[_Reply]:
         """The messages of one datagram of the kernel, whose port is 0 (netlink(7)). Raises OSError."""
@@ -360,7 +387,11 @@ def _result(reply: _Reply, offset: int) -> tuple[int, str]:
     """
     try:
         # the end of a dump may be without a number
-        number = -struct.unpack_from("=i", reply.body)[0] if reply.body or reply.kind == _NLMSG_ERROR else 0
+        number = (
+            -struct.unpack_from("=i", reply.body)[0]
+            if reply.body or reply.kind == _NLMSG_ERROR
+            else 0
+        )
         words = ""
         if reply.flags & _ACK_TLVS:
             if reply.kind == _NLMSG_ERROR and not reply.flags & _CAPPED:

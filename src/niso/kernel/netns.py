@@ -54,7 +54,9 @@ def make(name: str, *, alias: str = "") -> Rtnl:
         except BaseException:
             if rtnl is not None:
                 rtnl.close()
-            _libc.umount2(path.encode(), _MNT_DETACH)  # an interrupt may have come when it had its name
+            _libc.umount2(
+                path.encode(), _MNT_DETACH
+            )  # an interrupt may have come when it had its name
             os.unlink(path)
             raise
         return rtnl
@@ -103,7 +105,10 @@ def delete(name: str) -> None:
     what = f"delete network namespace '{name}'"
     try:
         failpoint.hit(what)
-        if _libc.umount2(path.encode(), _MNT_DETACH) and ctypes.get_errno() not in (errno.EINVAL, errno.ENOENT):
+        if _libc.umount2(path.encode(), _MNT_DETACH) and ctypes.get_errno() not in (
+            errno.EINVAL,
+            errno.ENOENT,
+        ):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
         os.unlink(path)
     except FileNotFoundError:
@@ -121,7 +126,9 @@ def clear_unfinished(name: str) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise refused(f"clear what is left of network namespace '{name}'", error.errno or 0) from error
+        raise refused(
+            f"clear what is left of network namespace '{name}'", error.errno or 0
+        ) from error
 
 
 def exists(name: str) -> bool:
@@ -215,7 +222,9 @@ class Elsewhere:
             else:
                 os.unshare(os.CLONE_NEWNET)
         except OSError as error:
-            raise refused(f"enter network namespace '{self._name or '(new)'}'", error.errno or 0) from error
+            raise refused(
+                f"enter network namespace '{self._name or '(new)'}'", error.errno or 0
+            ) from error
         finally:
             if target >= 0:
                 os.close(target)

@@ -28,7 +28,12 @@ _RECEIVE_BYTES = 1 << 20
 _SO_RCVBUFFORCE = 33
 _BOUND = "/proc/net/netfilter/nfnetlink_log"
 _PROTOCOLS = {1: "icmp", 58: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
-_EXTENSIONS = {0, 43, 60, 135}  # IPv6 headers that have their length in their second byte (RFC 8200, 4)
+_EXTENSIONS = {
+    0,
+    43,
+    60,
+    135,
+}  # IPv6 headers that have their length in their second byte (RFC 8200, 4)
 _FRAGMENT = 44
 
 
@@ -112,7 +117,11 @@ def _holder(group: int) -> str:
         return ""
     if not ports:
         return ""
-    return f"another process (pid {ports[0]})" if os.path.exists(f"/proc/{ports[0]}") else "another process"
+    return (
+        f"another process (pid {ports[0]})"
+        if os.path.exists(f"/proc/{ports[0]}")
+        else "another process"
+    )
 
 
 def _parse(body: bytes) -> Logged | None:
@@ -122,11 +131,16 @@ def _parse(body: bytes) -> Logged | None:
         return None
     stamp = found.get(_TIMESTAMP)
     seconds, micros = struct.unpack("!QQ", stamp) if stamp else (0, 0)
-    if seconds >= _END_OF_TIME or micros >= 1_000_000:  # a sender may say when a packet is to leave (SO_TXTIME)
+    if (
+        seconds >= _END_OF_TIME or micros >= 1_000_000
+    ):  # a sender may say when a packet is to leave (SO_TXTIME)
         seconds = 0
     index = next((found[kind] for kind in (_PHYSINDEV, _INDEV, _OUTDEV) if kind in found), b"")
     return Logged(
-        seconds + micros / 1e6 if seconds else time.time(), string(found.get(_PREFIX, b"")), _link(index), *ends
+        seconds + micros / 1e6 if seconds else time.time(),
+        string(found.get(_PREFIX, b"")),
+        _link(index),
+        *ends,
     )
 
 
@@ -142,11 +156,15 @@ def _ends(packet: bytes) -> tuple[str, str, int | None, str] | None:
     """(source, destination, destination's port, protocol) of an IP packet, which may be cut off; None for no IP."""
     version = packet[0] >> 4 if packet else 0
     if version == 4 and len(packet) >= 20:
-        source, destination = (socket.inet_ntop(socket.AF_INET, packet[at : at + 4]) for at in (12, 16))
+        source, destination = (
+            socket.inet_ntop(socket.AF_INET, packet[at : at + 4]) for at in (12, 16)
+        )
         first = not int.from_bytes(packet[6:8], "big") & 0x1FFF
         number, offset = packet[9], (packet[0] & 15) * 4
     elif version == 6 and len(packet) >= 40:
-        source, destination = (socket.inet_ntop(socket.AF_INET6, packet[at : at + 16]) for at in (8, 24))
+        source, destination = (
+            socket.inet_ntop(socket.AF_INET6, packet[at : at + 16]) for at in (8, 24)
+        )
         number, offset, first = _upper(packet)
     else:
         return None

@@ -13,7 +13,16 @@ from niso.kernel import netlink
 from niso.kernel.netlink import attribute, attributes, nested, several, string, text, understood
 from niso.plan import nft
 
-PROTOCOLS = {"icmp": 1, "igmp": 2, "tcp": 6, "udp": 17, "gre": 47, "ipv6-icmp": 58, "sctp": 132, "udplite": 136}
+PROTOCOLS = {
+    "icmp": 1,
+    "igmp": 2,
+    "tcp": 6,
+    "udp": 17,
+    "gre": 47,
+    "ipv6-icmp": 58,
+    "sctp": 132,
+    "udplite": 136,
+}
 
 _FAMILIES = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
 _GETSET, _GETSETELEM = 0x0A0A, 0x0A0D  # NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_*
@@ -34,7 +43,16 @@ _VERDICTS = {0: "drop", 1: "accept", -1: "continue", -3: "jump", -4: "goto", -5:
 # nftables, include/datatype.h: the number and the width in bytes of each type niso uses.
 _NFPROTO, _IPV4, _IPV6, _ETHER, _PROTO, _SERVICE, _IFNAME = 2, 7, 8, 9, 12, 13, 41
 _MAC_NUMBER = -1  # six bytes of a packet, without a type
-_WIDTHS = {_MAC_NUMBER: 6, _NFPROTO: 1, _IPV4: 4, _IPV6: 16, _ETHER: 6, _PROTO: 1, _SERVICE: 2, _IFNAME: 16}
+_WIDTHS = {
+    _MAC_NUMBER: 6,
+    _NFPROTO: 1,
+    _IPV4: 4,
+    _IPV6: 16,
+    _ETHER: 6,
+    _PROTO: 1,
+    _SERVICE: 2,
+    _IFNAME: 16,
+}
 _NFPROTOS = {"ipv4": 2, "ipv6": 10}  # NFPROTO_*
 _NAMES = {
     "nf_proto": _NFPROTO,
@@ -52,7 +70,11 @@ _TYPE_BITS = 6
 _NEWSETELEM, _DELSETELEM = 0x0A0C, 0x0A0E
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11  # NFNL_MSG_BATCH_*
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
-_CLASHES = (errno.EEXIST, errno.EBUSY, errno.ENOTEMPTY)  # the same key with another value; an interval that overlaps
+_CLASHES = (
+    errno.EEXIST,
+    errno.EBUSY,
+    errno.ENOTEMPTY,
+)  # the same key with another value; an interval that overlaps
 _MOST_BYTES = 32 << 10  # of the elements in one message: an attribute holds 64 KiB
 
 _ABSENT = (errno.ENOENT, errno.EINVAL)  # no such table, set or element; a set of other types
@@ -85,9 +107,15 @@ class Nfnetlink(netlink.Netfilter):
         """
         messages = []
         for (adds, header), chunk in _chunks(changes):
-            prefix = nfgenmsg(header.family) + text(_LIST_TABLE, header.table) + text(_LIST_SET, header.name)
+            prefix = (
+                nfgenmsg(header.family)
+                + text(_LIST_TABLE, header.table)
+                + text(_LIST_SET, header.name)
+            )
             kind, flags = (_NEWSETELEM, netlink.CREATE) if adds else (_DELSETELEM, 0)
-            messages.append(netlink.Message(what, kind, flags, prefix + nested(_LIST_ELEMENTS, *chunk)))
+            messages.append(
+                netlink.Message(what, kind, flags, prefix + nested(_LIST_ELEMENTS, *chunk))
+            )
         self.transact_batch(
             what,
             netlink.Message(what, _BATCH_BEGIN, 0, nfgenmsg(0, _SUBSYSTEM)),
@@ -98,8 +126,16 @@ class Nfnetlink(netlink.Netfilter):
 
     def counts(self, header: Header) -> list[Counted]:
         """All elements of a set or map that count. Raises KernelError."""
-        body = nfgenmsg(header.family) + text(_LIST_TABLE, header.table) + text(_LIST_SET, header.name)
-        found = self.dump(f"read {header.name}", _GETSETELEM, body, lambda answer: _counted(header, answer), _ABSENT)
+        body = (
+            nfgenmsg(header.family) + text(_LIST_TABLE, header.table) + text(_LIST_SET, header.name)
+        )
+        found = self.dump(
+            f"read {header.name}",
+            _GETSETELEM,
+            body,
+            lambda answer: _counted(header, answer),
+            _ABSENT,
+        )
         return [each for some in found for each in some]
 
     def count(self, header: Header, key: str) -> Counted | None:
@@ -107,7 +143,11 @@ class Nfnetlink(netlink.Netfilter):
         first, last = _pack_key(header, key)
         what = "read nftables elements"
         answer = self.get_one(what, _GETSETELEM, _request(header, first, last), _ABSENT)
-        found = understood(what, lambda body: _counted(header, body), answer) if answer is not None else []
+        found = (
+            understood(what, lambda body: _counted(header, body), answer)
+            if answer is not None
+            else []
+        )
         return found[0]._replace(key=key) if found else None
 
     def header(self, family_table: str, container: str) -> Header | None:
@@ -123,9 +163,13 @@ class Nfnetlink(netlink.Netfilter):
 
     def get(self, header: Header, keys: Iterable[str]) -> dict[str, tuple[str, str]]:
         """Those of ``keys`` that are there: key -> (value, comment), both as nft writes them. Raises KernelError."""
-        return {key: found for (_, key), found in self.get_many((header, key) for key in keys).items()}
+        return {
+            key: found for (_, key), found in self.get_many((header, key) for key in keys).items()
+        }
 
-    def get_many(self, wanted: Iterable[tuple[Header, str]]) -> dict[tuple[Header, str], tuple[str, str]]:
+    def get_many(
+        self, wanted: Iterable[tuple[Header, str]]
+    ) -> dict[tuple[Header, str], tuple[str, str]]:
         """As `get`, of several sets and maps; of those that are not there, nothing. Raises KernelError."""
         pairs = list(wanted)
         found = {}
@@ -138,7 +182,10 @@ class Nfnetlink(netlink.Netfilter):
             bodies = [_request(header, first, last) for header, _, first, last in asked]
             # Intervals of one field are stored as starts and ends, and the end of one that the next follows is left out:
             # this is the interval, if its last value belongs to the same start and the value after it does not.
-            lone = {i: len(bodies) + 2 * n for n, i in enumerate(i for i, a in enumerate(asked) if _is_lone(a[0]))}
+            lone = {
+                i: len(bodies) + 2 * n
+                for n, i in enumerate(i for i, a in enumerate(asked) if _is_lone(a[0]))
+            }
             for i in lone:
                 header, _, _, last = asked[i]
                 bodies += [_request(header, last, b""), _request(header, _next(last), b"")]
@@ -200,7 +247,9 @@ def _header(family: int, table: str, name: str, answer: bytes) -> Header:
     data = int.from_bytes(found.get(_SET_DATA_TYPE, b""), "big")
     value = None if data == _VERDICT_TYPE else _unpack_type(data)
     key = _unpack_type(int.from_bytes(found[_SET_KEY_TYPE], "big"))
-    return Header(family, table, name, bool(flags & _FLAG_INTERVAL), key, value if flags & _FLAG_MAP else ())
+    return Header(
+        family, table, name, bool(flags & _FLAG_INTERVAL), key, value if flags & _FLAG_MAP else ()
+    )
 
 
 def _counted(header: Header, answer: bytes) -> list[Counted]:
@@ -211,7 +260,11 @@ def _counted(header: Header, answer: bytes) -> list[Counted]:
         if string(expression.get(_EXPR_NAME, b"")) == "counter":
             number = int.from_bytes(attributes(expression[_EXPR_DATA])[_COUNTER_PACKETS], "big")
             key = _fields(header.key, _data(element[_ELEM_KEY]))
-            found.append(Counted(key, _value(header, element.get(_ELEM_DATA, b"")), _comment(element), number))
+            found.append(
+                Counted(
+                    key, _value(header, element.get(_ELEM_DATA, b"")), _comment(element), number
+                )
+            )
     return found
 
 
@@ -232,7 +285,9 @@ def _answered(answer: bytes | None) -> bytes:
     """The key of the element in an answer."""
     if answer is None:
         return b""
-    return _data(attributes(attributes(attributes(answer, 4)[_LIST_ELEMENTS])[_LIST_ELEM])[_ELEM_KEY])
+    return _data(
+        attributes(attributes(attributes(answer, 4)[_LIST_ELEMENTS])[_LIST_ELEM])[_ELEM_KEY]
+    )
 
 
 def can_change(header: Header) -> bool:
@@ -253,7 +308,9 @@ def _request(header: Header, first: bytes, last: bytes) -> bytes:
     parts = [nested(_ELEM_KEY, attribute(_DATA_VALUE, first))]
     if last and not _is_lone(header):
         parts.append(nested(_ELEM_KEY_END, attribute(_DATA_VALUE, last)))
-    prefix = nfgenmsg(header.family) + text(_LIST_TABLE, header.table) + text(_LIST_SET, header.name)
+    prefix = (
+        nfgenmsg(header.family) + text(_LIST_TABLE, header.table) + text(_LIST_SET, header.name)
+    )
     return prefix + nested(_LIST_ELEMENTS, nested(_LIST_ELEM, *parts))
 
 
@@ -264,7 +321,9 @@ def _chunks(changes: Iterable[Change]) -> Iterator[tuple[tuple[bool, Header], li
     size = 0
     for change in changes:
         element = _element(change)
-        if place is not None and (place != (change.adds, change.header) or size + len(element) > _MOST_BYTES):
+        if place is not None and (
+            place != (change.adds, change.header) or size + len(element) > _MOST_BYTES
+        ):
             yield place, chunk
             chunk, size = [], 0
         place = (change.adds, change.header)
@@ -303,11 +362,15 @@ def _pack_value(header: Header, value: str) -> bytes:
     return attribute(_DATA_VALUE, packed)
 
 
-def declared(family_table: str, container: str, key: str, value: str | None, interval: bool) -> Header:
+def declared(
+    family_table: str, container: str, key: str, value: str | None, interval: bool
+) -> Header:
     """The header of a set or map that is declared with these types, as nft writes them ("inet_proto . inet_service")."""
     family, _, table = family_table.partition(" ")
     types = [
-        tuple(_NAMES[name] for name in names.split(" . ")) for names in (key, value) if names and names != "verdict"
+        tuple(_NAMES[name] for name in names.split(" . "))
+        for names in (key, value)
+        if names and names != "verdict"
     ]
     values = None if value == "verdict" else types[1] if value else ()
     return Header(_FAMILIES[family], table, container, interval, types[0], values)
@@ -374,9 +437,13 @@ def _unpack(kind: int, packed: bytes) -> str:
     if kind == _SERVICE:
         return str(int.from_bytes(packed, "big"))
     if kind == _NFPROTO:
-        return next((name for name, number in _NFPROTOS.items() if number == packed[0]), str(packed[0]))
+        return next(
+            (name for name, number in _NFPROTOS.items() if number == packed[0]), str(packed[0])
+        )
     if kind == _PROTO:
-        return next((name for name, number in PROTOCOLS.items() if number == packed[0]), str(packed[0]))
+        return next(
+            (name for name, number in PROTOCOLS.items() if number == packed[0]), str(packed[0])
+        )
     return f'"{string(packed)}"'
 
 

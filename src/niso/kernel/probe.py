@@ -22,11 +22,21 @@ if TYPE_CHECKING:
     from typing import Self
 
 _NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
-_ECHO = {4: (socket.IPPROTO_ICMP, 8, 0), 6: (socket.IPPROTO_ICMPV6, 128, 129)}  # protocol, request, reply
+_ECHO = {
+    4: (socket.IPPROTO_ICMP, 8, 0),
+    6: (socket.IPPROTO_ICMPV6, 128, 129),
+}  # protocol, request, reply
 _ETHERTYPE = {4: 0x0800, 6: 0x86DD}
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _SYN, _ACK = 0x02, 0x10
-_UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EPERM, errno.EINVAL, errno.ECONNREFUSED)
+_UNREACHABLE = (
+    errno.ENETUNREACH,
+    errno.EHOSTUNREACH,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EINVAL,
+    errno.ECONNREFUSED,
+)
 _TCP = struct.Struct("!HHIIBBHHH")
 _AT_ONCE = 1000  # packets of others that are looked at before the time is
 
@@ -68,8 +78,13 @@ class Probe:
                 self._socket = self._open()
             if watched is not None:
                 with netns.inside(watched[0]):
-                    kind, ethertype = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, socket.htons(_ETHERTYPE[self._version])
-                    sniffer = self._stack.enter_context(socket.socket(socket.AF_PACKET, kind, ethertype))
+                    kind, ethertype = (
+                        socket.SOCK_DGRAM | socket.SOCK_CLOEXEC,
+                        socket.htons(_ETHERTYPE[self._version]),
+                    )
+                    sniffer = self._stack.enter_context(
+                        socket.socket(socket.AF_PACKET, kind, ethertype)
+                    )
                 sniffer.setblocking(False)
                 self._watched = (sniffer, watched[1] or 0)
         except OSError as error:
@@ -117,7 +132,10 @@ class Probe:
 
     def _open(self) -> socket.socket:
         family = _FAMILY[self._version]
-        if self._proto in ("tcp", "udp"):  # a port of our own, so that nobody else's answer is taken for ours
+        if self._proto in (
+            "tcp",
+            "udp",
+        ):  # a port of our own, so that nobody else's answer is taken for ours
             kind = socket.SOCK_STREAM if self._proto == "tcp" else socket.SOCK_DGRAM
             holder = self._stack.enter_context(socket.socket(family, kind | socket.SOCK_CLOEXEC))
             holder.bind((self._source, 0))
@@ -129,7 +147,9 @@ class Probe:
         else:
             self._own_port = 49152 + int.from_bytes(self._token, "big") % 16384
         number = _ECHO[self._version][0] if self._proto == "icmp" else _NUMBERS[self._proto]
-        raw = self._stack.enter_context(socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, number))
+        raw = self._stack.enter_context(
+            socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, number)
+        )
         raw.bind((self._source, 0))
         raw.setblocking(False)
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
@@ -137,7 +157,10 @@ class Probe:
 
     def _packet(self) -> bytes:
         if self._proto == "icmp":
-            request = struct.pack("!BBHHH", _ECHO[self._version][1], 0, 0, self._own_port, 1) + self._token
+            request = (
+                struct.pack("!BBHHH", _ECHO[self._version][1], 0, 0, self._own_port, 1)
+                + self._token
+            )
             return _with_sum(request, 2, request)  # of ICMPv6 the kernel makes it (RFC 3542, 3.1)
         if self._proto == "sctp":
             # INIT (RFC 9260, 3.3.2): tag, window, one stream each way, first number
@@ -148,13 +171,19 @@ class Probe:
         packet = _TCP.pack(self._own_port, self._port, sequence, 0, 5 << 4, _SYN, 64240, 0, 0)
         family = _FAMILY[self._version]
         ends = socket.inet_pton(family, self._source) + socket.inet_pton(family, self._to)
-        return _with_sum(packet, 16, ends + struct.pack("!II", len(packet), _NUMBERS["tcp"]) + packet)
+        return _with_sum(
+            packet, 16, ends + struct.pack("!II", len(packet), _NUMBERS["tcp"]) + packet
+        )
 
     def _is_answered(self) -> bool:
         try:
             for _ in range(_AT_ONCE):
                 data = self._socket.recv(4096)
-                if self._is_answer(data if self._version == 6 or self._proto == "udp" else data[(data[0] & 15) * 4 :]):
+                if self._is_answer(
+                    data
+                    if self._version == 6 or self._proto == "udp"
+                    else data[(data[0] & 15) * 4 :]
+                ):
                     return True
             return False
         except BlockingIOError:
@@ -198,11 +227,17 @@ class Probe:
     def _is_ours(self, packet: bytes, port: int) -> bool:
         if len(packet) < 20:
             return False
-        number, offset = (packet[9], (packet[0] & 15) * 4) if self._version == 4 else (packet[6], 40)
+        number, offset = (
+            (packet[9], (packet[0] & 15) * 4) if self._version == 4 else (packet[6], 40)
+        )
         data = packet[offset:]
         if self._proto == "icmp":
             return number == _ECHO[self._version][0] and data[8:12] == self._token
-        if number != _NUMBERS[self._proto] or len(data) < 8 or int.from_bytes(data[2:4], "big") != port:
+        if (
+            number != _NUMBERS[self._proto]
+            or len(data) < 8
+            or int.from_bytes(data[2:4], "big") != port
+        ):
             return False
         if self._proto == "tcp":
             return data[4:8] == self._token

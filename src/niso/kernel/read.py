@@ -32,7 +32,9 @@ from niso.plan.state import (
     Veth,
 )
 
-OWN_ROUTES = 3  # RTPROT_BOOT: what niso (like iproute2) adds; the kernel's own routes are its business
+OWN_ROUTES = (
+    3  # RTPROT_BOOT: what niso (like iproute2) adds; the kernel's own routes are its business
+)
 
 
 NOWHERE = {number: word for word, number in rtnetlink.NOWHERE.items()}
@@ -60,7 +62,9 @@ def read(
         with Sockets() as own:
             return read(candidates, alias, foreign, own, strays, rules)
     state_id = alias.partition(":")[2]
-    tables = _tables(candidates, state_id, foreign is not None) if rules else State(candidates.rulesets)
+    tables = (
+        _tables(candidates, state_id, foreign is not None) if rules else State(candidates.rulesets)
+    )
     bridges: set[Bridge] = set()
     veths: set[Veth] = set()
     namespaces: set[Netns] = set()
@@ -76,7 +80,9 @@ def read(
         if link is None or not _own(link, alias, foreign):
             continue
         tracked = (link.call_iptables, link.call_ip6tables)
-        bridges.add(Bridge(link.name, link.mtu, link.alias, link.up, *tracked, link.mac, link.strange))
+        bridges.add(
+            Bridge(link.name, link.mtu, link.alias, link.up, *tracked, link.mac, link.strange)
+        )
     wanted = _by_namespace(candidates)
     here = wanted.pop("", _Wanted())
     _addresses(rtnl, "", here.links, addresses, routes)
@@ -84,7 +90,11 @@ def read(
     if strays and Sysctl("", "net/ipv4/ip_forward", "1") in sysctls:
         # bridges follow that one, until somebody sets theirs
         forwarding = (f"net/ipv4/conf/{bridge.name}/forwarding" for bridge in bridges)
-        sysctls |= {found for found in _sysctls(Sysctl("", each, "1") for each in forwarding) if found.value == "0"}
+        sysctls |= {
+            found
+            for found in _sysctls(Sysctl("", each, "1") for each in forwarding)
+            if found.value == "0"
+        }
     for name in sorted({thing.name for thing in candidates.netns}):
         if not netns.exists(name):
             continue
@@ -95,7 +105,9 @@ def read(
                 if not _own(link, alias, foreign):
                     continue
                 host_ends[veth.name] = link
-        inner = _inside(sockets.at(name), here, name, alias, foreign, addresses, routes, sysctls, namespaces)
+        inner = _inside(
+            sockets.at(name), here, name, alias, foreign, addresses, routes, sysctls, namespaces
+        )
         if strays and inner is not None:
             routes |= {
                 Route(name, found.destination, "", "", NOWHERE[found.type])
@@ -110,11 +122,19 @@ def read(
         if inner is not None:
             for link in host_ends.values():
                 # a port that has just begun to carry takes a moment to forward
-                seen = link if strays else link._replace(strange=link.strange.partition("state ")[0].rstrip(", "))
+                seen = (
+                    link
+                    if strays
+                    else link._replace(strange=link.strange.partition("state ")[0].rstrip(", "))
+                )
                 veths.add(_veth(seen, name, inner, rtnl.name(link.master)))
     for name, here in wanted.items():
         for veth in here.veths:  # a pair whose namespace has lost its name
-            if not netns.exists(name) and (link := rtnl.link(veth.name)) and _own(link, alias, foreign):
+            if (
+                not netns.exists(name)
+                and (link := rtnl.link(veth.name))
+                and _own(link, alias, foreign)
+            ):
                 veths.add(_veth(link, "", {}, rtnl.name(link.master)))
 
     if strays:
@@ -135,7 +155,11 @@ def read(
 
 
 def _host_strays(
-    bridges: set[Bridge], alias: str, attached: set[Attached], found: set[Neighbour], addresses: set[Address]
+    bridges: set[Bridge],
+    alias: str,
+    attached: set[Attached],
+    found: set[Neighbour],
+    addresses: set[Address],
 ) -> None:
     """Of our bridges: ports that are not ours, entries set by hand, and which of their addresses have lost their route."""
     names = {bridge.name for bridge in bridges}
@@ -146,7 +170,9 @@ def _host_strays(
             ports = [link for link in links if link.master == bridge.index]
             attached |= {Attached(bridge.name, link.name) for link in ports if link.alias != alias}
             fixed = neighbours.of_link(rtnl, bridge.index)
-            fixed += neighbours.of_bridge(rtnl, bridge.index, {link.mac for link in (bridge, *ports)})
+            fixed += neighbours.of_bridge(
+                rtnl, bridge.index, {link.mac for link in (bridge, *ports)}
+            )
             found |= {
                 Neighbour("", by_index[entry.link_index].name, entry.address, entry.mac)
                 for entry in fixed
@@ -160,7 +186,9 @@ def _host_strays(
 
 def _is_routed(address: str, there: set[str]) -> bool:
     """Whether an address's own prefix is among the destinations ``there``; one of a single address has no route."""
-    return address.endswith("/128" if ":" in address else "/32") or rtnetlink.prefix(address) in there
+    return (
+        address.endswith("/128" if ":" in address else "/32") or rtnetlink.prefix(address) in there
+    )
 
 
 def read_all(want: State, alias: str, foreign: Foreign) -> State:
@@ -171,7 +199,8 @@ def read_all(want: State, alias: str, foreign: Foreign) -> State:
     namespaces = {name for name in netns.names() if _lo_alias(name) == alias}
     candidates = want._replace(
         elements=frozenset(),  # all are read below
-        bridges=want.bridges | {Bridge(link.name, 0, alias) for link in ours if link.kind == "bridge"},
+        bridges=want.bridges
+        | {Bridge(link.name, 0, alias) for link in ours if link.kind == "bridge"},
         netns=want.netns | {Netns(name, alias) for name in namespaces},
     )
     have = read(candidates, alias, foreign, strays=True)
@@ -181,7 +210,9 @@ def read_all(want: State, alias: str, foreign: Foreign) -> State:
     addresses, routes = set(have.addresses), set(have.routes)
     with Rtnl() as rtnl:
         known_links = {each.link for each in addresses if not each.netns}
-        _addresses(rtnl, "", {bridge.name for bridge in have.bridges} - known_links, addresses, routes)
+        _addresses(
+            rtnl, "", {bridge.name for bridge in have.bridges} - known_links, addresses, routes
+        )
     for name in sorted(namespaces):
         with netns.inside(name), Rtnl() as rtnl:
             inner = {link.name: link for link in rtnl.links() if link.kind == "veth"}
@@ -262,7 +293,9 @@ def _tables(candidates: State, state_id: str, adopts: bool) -> State:
         elements=frozenset(element for element in elements if element.key() in asked),
     )
     return (
-        have if elements.issuperset(nft.owner(state_id)) else have._replace(rulesets=_strange_tables(state_id, adopts))
+        have
+        if elements.issuperset(nft.owner(state_id))
+        else have._replace(rulesets=_strange_tables(state_id, adopts))
     )
 
 
@@ -278,7 +311,9 @@ def _strange_tables(state_id: str, adopts: bool) -> frozenset[Ruleset]:
                 gone.append(f"missing table {table}")
                 continue
             texts = {mark.strip('"') for mark in marks}
-            if texts or not adopts:  # tables of this form that have lost their mark are mended where everything is
+            if (
+                texts or not adopts
+            ):  # tables of this form that have lost their mark are mended where everything is
                 _owned(table, texts, state_id)
             digests += [text[6:] for text in texts if text.startswith("rules-")]
         if len(digests) != len(nft.CONTAINERS) or len(set(digests)) != 1:
@@ -311,7 +346,9 @@ def _all_tables(state_id: str) -> State:
                 found = kernel.elements(table, container) or {}
                 if container == "owner" and found:
                     _owned(table, {mark.strip('"') for mark in found}, state_id)
-                elements.update(Element(table, container, key, *rest) for key, rest in found.items())
+                elements.update(
+                    Element(table, container, key, *rest) for key, rest in found.items()
+                )
     return State(frozenset({Ruleset(nft.DIGEST, wrong)}), frozenset(elements))
 
 
@@ -339,7 +376,9 @@ def _by_namespace(candidates: State) -> dict[str, _Wanted]:
     return found
 
 
-def _addresses(rtnl: Rtnl, name: str, links: Iterable[str], addresses: set[Address], routes: set[Route]) -> None:
+def _addresses(
+    rtnl: Rtnl, name: str, links: Iterable[str], addresses: set[Address], routes: set[Route]
+) -> None:
     """Add the addresses and, in a namespace, the routes of the named links: all that they have."""
     for link_name in links:
         link = rtnl.link(link_name)
@@ -347,7 +386,9 @@ def _addresses(rtnl: Rtnl, name: str, links: Iterable[str], addresses: set[Addre
             _addresses_of(rtnl, name, link, addresses, routes)
 
 
-def _addresses_of(rtnl: Rtnl, name: str, link: Link, addresses: set[Address], routes: set[Route]) -> None:
+def _addresses_of(
+    rtnl: Rtnl, name: str, link: Link, addresses: set[Address], routes: set[Route]
+) -> None:
     own = rtnl.addresses(link.index)
     if not name:  # the host's other routes are not ours
         addresses |= {Address(name, link.name, found.address, True, found.lasts) for found in own}
@@ -355,7 +396,8 @@ def _addresses_of(rtnl: Rtnl, name: str, link: Link, addresses: set[Address], ro
     by_link = rtnl.routes(link.index)
     there = {found.destination for found in by_link if not found.gateway}
     addresses |= {
-        Address(name, link.name, found.address, _is_routed(found.address, there), found.lasts) for found in own
+        Address(name, link.name, found.address, _is_routed(found.address, there), found.lasts)
+        for found in own
     }
     routes |= {
         Route(name, found.destination, found.gateway, link.name)
@@ -390,7 +432,9 @@ def _inside(
             _addresses_of(rtnl, name, link, addresses, routes)
             if link_name in peers:
                 links[link_name] = link
-    lost = wanted.addresses6 - {(each.link, each.address) for each in addresses if each.netns == name}
+    lost = wanted.addresses6 - {
+        (each.link, each.address) for each in addresses if each.netns == name
+    }
     without = sorted({link for link, _ in lost} & there)
     if wanted.sysctls or without:
         with netns.inside(name):
@@ -423,13 +467,26 @@ def _sysctls(wanted: Iterable[Sysctl]) -> set[Sysctl]:
 
 def _veth(link: Link, name: str, inner: dict[str, Link], bridge: str) -> Veth:
     """The pair as it is; its other end is looked for among ``inner``, the links of its namespace."""
-    peer = next((far for far in inner.values() if far.index == link.peer_index and far.peer_index == link.index), None)
+    peer = next(
+        (
+            far
+            for far in inner.values()
+            if far.index == link.peer_index and far.peer_index == link.index
+        ),
+        None,
+    )
     if peer is None:
-        return Veth(link.name, "", "", "", link.mtu, bridge, link.hairpin, link.alias, link.up, link.strange)
+        return Veth(
+            link.name, "", "", "", link.mtu, bridge, link.hairpin, link.alias, link.up, link.strange
+        )
     mtu = link.mtu if link.mtu == peer.mtu else -1
     up = link.up and peer.up
-    strange = ", ".join([*filter(None, [link.strange]), *([bridge_flags.ARP_OFF_INSIDE] if peer.strange else [])])
-    return Veth(link.name, name, peer.name, peer.mac, mtu, bridge, link.hairpin, link.alias, up, strange)
+    strange = ", ".join(
+        [*filter(None, [link.strange]), *([bridge_flags.ARP_OFF_INSIDE] if peer.strange else [])]
+    )
+    return Veth(
+        link.name, name, peer.name, peer.mac, mtu, bridge, link.hairpin, link.alias, up, strange
+    )
 
 
 def _folders() -> list[str]:
@@ -441,7 +498,9 @@ def _folders() -> list[str]:
 
 def hosts_remnants(but: Collection[HostsFile]) -> frozenset[HostsFile]:
     """All that `is_remnant`, but these."""
-    return frozenset(file for file in map(HostsFile, _folders()) if file not in but and is_remnant(file))
+    return frozenset(
+        file for file in map(HostsFile, _folders()) if file not in but and is_remnant(file)
+    )
 
 
 def is_remnant(file: HostsFile) -> bool:
@@ -455,7 +514,11 @@ def is_remnant(file: HostsFile) -> bool:
 
 def _hosts_lines(candidates: State) -> tuple[frozenset[HostsFile], frozenset[HostsLine]]:
     """Which candidate files and lines are there, without taking the files apart: they have a line for each service."""
-    texts = {file: text for file in candidates.hosts_files if (text := _hosts_text(file.folder)) is not None}
+    texts = {
+        file: text
+        for file in candidates.hosts_files
+        if (text := _hosts_text(file.folder)) is not None
+    }
     found = frozenset(
         line
         for line in candidates.hosts_lines
@@ -467,7 +530,9 @@ def _hosts_lines(candidates: State) -> tuple[frozenset[HostsFile], frozenset[Hos
 def _hosts_text(folder: str) -> str | None:
     """The text of a hosts file that begins as niso writes it and that everybody may read; any other counts as absent."""
     try:
-        text = (files.read(os.path.join(paths.hosts_root(), folder, "hosts"), 0o444) or b"").decode()
+        text = (
+            files.read(os.path.join(paths.hosts_root(), folder, "hosts"), 0o444) or b""
+        ).decode()
     except (OSError, ValueError):
         return None
     return text if text.startswith(hosts_text.HEADER) and text.endswith("\n") else None

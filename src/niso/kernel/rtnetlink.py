@@ -228,11 +228,20 @@ class Rtnl(netlink.Netlink):
                 _ifinfo(index)
                 + text(_IFLA_IFNAME, name)
                 + u32(_IFLA_MTU, mtu)
-                + nested(_IFLA_LINKINFO, text(_INFO_KIND, "veth"), nested(_INFO_DATA, attribute(_VETH_INFO_PEER, far))),
+                + nested(
+                    _IFLA_LINKINFO,
+                    text(_INFO_KIND, "veth"),
+                    nested(_INFO_DATA, attribute(_VETH_INFO_PEER, far)),
+                ),
             ),
             Message(what, _NEWLINK, 0, _ifinfo(index) + _alias(alias)),
             _no_link_local(what, index),
-            Message(f"attach '{name}' to bridge '{bridge}'", _NEWLINK, 0, _ifinfo(index) + u32(_IFLA_MASTER, master)),
+            Message(
+                f"attach '{name}' to bridge '{bridge}'",
+                _NEWLINK,
+                0,
+                _ifinfo(index) + u32(_IFLA_MASTER, master),
+            ),
             Message(f"set hairpin of '{name}'", _NEWLINK, 0, _ifinfo(index) + _hairpin(hairpin)),
             Message(f"set link '{name}' up", _NEWLINK, 0, _ifinfo(index, _IFF_UP, _IFF_UP)),
         )
@@ -281,7 +290,9 @@ class Rtnl(netlink.Netlink):
             messages.append(Message(what, _NEWLINK, 0, _ifinfo(0, flags, switched) + changes))
         if hairpin is not None:
             what = f"set hairpin of '{name}' {'on' if hairpin else 'off'}"
-            messages.append(Message(what, _NEWLINK, 0, _ifinfo() + text(_IFLA_IFNAME, name) + _hairpin(hairpin)))
+            messages.append(
+                Message(what, _NEWLINK, 0, _ifinfo() + text(_IFLA_IFNAME, name) + _hairpin(hairpin))
+            )
         calls = _calls(call_iptables, call_ip6tables)
         if calls:
             what = f"set nf_call_iptables, nf_call_ip6tables of '{name}'"
@@ -305,7 +316,12 @@ class Rtnl(netlink.Netlink):
                 (name, _ifinfo(0, 0, _IFF_UP) + text(_IFLA_IFNAME, name) + u32(_IFLA_MASTER, 0))
                 for name in names[start : start + _AT_ONCE]
             ]
-            self.transact(*(Message(f"detach link '{n}'", _NEWLINK, 0, body, (errno.ENODEV,)) for n, body in bodies))
+            self.transact(
+                *(
+                    Message(f"detach link '{n}'", _NEWLINK, 0, body, (errno.ENODEV,))
+                    for n, body in bodies
+                )
+            )
 
     def delete_link(self, name: str) -> None:
         """Delete the link ``name`` (and a veth's other end); one that is not there is fine."""
@@ -322,16 +338,22 @@ class Rtnl(netlink.Netlink):
         what = f"delete links {', '.join(repr(name) for name in names)}"
         for start in range(0, len(names), _AT_ONCE):
             some = names[start : start + _AT_ONCE]
-            bodies = [_ifinfo() + text(_IFLA_IFNAME, name) + u32(_IFLA_GROUP, number) for name in some]
+            bodies = [
+                _ifinfo() + text(_IFLA_IFNAME, name) + u32(_IFLA_GROUP, number) for name in some
+            ]
             self.transact(*(Message(what, _NEWLINK, 0, body, (errno.ENODEV,)) for body in bodies))
-        self.transact(Message(what, _DELLINK, 0, _ifinfo() + u32(_IFLA_GROUP, number), (errno.ENODEV,)))
+        self.transact(
+            Message(what, _DELLINK, 0, _ifinfo() + u32(_IFLA_GROUP, number), (errno.ENODEV,))
+        )
 
     def addresses(self, link_index: int | None = None) -> list[LinkAddress]:
         """The addresses of one link, or of all, of both families."""
         found = []
         for family in _FAMILIES:  # one of both in one dump would walk all links to find the one
             body = _ifaddrmsg.pack(family, 0, 0, 0, link_index or 0)
-            for address in self.dump("list addresses", _GETADDR, body, _parse_address, (errno.ENODEV,)):
+            for address in self.dump(
+                "list addresses", _GETADDR, body, _parse_address, (errno.ENODEV,)
+            ):
                 # Without IPv6 the kernel answers for all families.
                 if address.family == family:
                     found.append(address)
@@ -367,7 +389,9 @@ class Rtnl(netlink.Netlink):
     def delete_address(self, link_index: int, cidr: str) -> None:
         """Take an address from a link; a missing one is fine."""
         family, packed, length = _parse_cidr(cidr)
-        body = _ifaddrmsg.pack(family, length, 0, _SCOPE_UNIVERSE, link_index) + attribute(_IFA_LOCAL, packed)
+        body = _ifaddrmsg.pack(family, length, 0, _SCOPE_UNIVERSE, link_index) + attribute(
+            _IFA_LOCAL, packed
+        )
         what = f"delete address {cidr} from link {link_index}"
         self.transact(Message(what, _DELADDR, 0, body, (errno.EADDRNOTAVAIL, errno.ENODEV)))
 
@@ -401,13 +425,16 @@ class Rtnl(netlink.Netlink):
             self.transact(Message(what, _NEWROUTE, netlink.CREATE | netlink.EXCL, body))
         except KernelError as error:
             wanted = (_canonical(destination), gateway, index)
-            if error.errno != errno.EEXIST or all(route[:3] != wanted for route in self.routes(index)):
+            if error.errno != errno.EEXIST or all(
+                route[:3] != wanted for route in self.routes(index)
+            ):
                 raise
 
     def delete_route(self, destination: str, gateway: str, index: int) -> None:
         """Delete a route, of any metric; a missing one is fine."""
         self._delete_routes(
-            f"delete route {destination} via {gateway or 'link'} {index}", _route(destination, gateway, index, 0)
+            f"delete route {destination} via {gateway or 'link'} {index}",
+            _route(destination, gateway, index, 0),
         )
 
     def delete_nowhere(self, destination: str, kind: str) -> None:
@@ -441,7 +468,9 @@ class Rtnl(netlink.Netlink):
         try:
             self.transact(*messages)
         except KernelError:
-            self.transact(Message("delete the unfinished link", _DELLINK, 0, _ifinfo(index), (errno.ENODEV,)))
+            self.transact(
+                Message("delete the unfinished link", _DELLINK, 0, _ifinfo(index), (errno.ENODEV,))
+            )
             raise
 
 
@@ -507,7 +536,11 @@ def _canonical(cidr: str) -> str:
 
 def _number(attributes_: dict[int, bytes], kind: int, default: int) -> int:
     payload = attributes_.get(kind)
-    return int.from_bytes(payload, "little" if _LITTLE else "big", signed=default < 0) if payload else default
+    return (
+        int.from_bytes(payload, "little" if _LITTLE else "big", signed=default < 0)
+        if payload
+        else default
+    )
 
 
 _LITTLE = struct.pack("=H", 1) == b"\1\0"
@@ -552,7 +585,11 @@ def _parse_address(body: bytes) -> LinkAddress:
     # IFA_LOCAL is the address itself, where a point-to-point link has its peer in IFA_ADDRESS; IPv6 mostly has the latter only.
     packed = found.get(_IFA_LOCAL) or found[_IFA_ADDRESS]
     return LinkAddress(
-        index, family, f"{socket.inet_ntop(family, packed)}/{length}", scope, _number(found, _IFA_FLAGS, flags)
+        index,
+        family,
+        f"{socket.inet_ntop(family, packed)}/{length}",
+        scope,
+        _number(found, _IFA_FLAGS, flags),
     )
 
 

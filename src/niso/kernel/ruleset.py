@@ -28,7 +28,9 @@ def differences(kernel: Nft) -> tuple[str, ...] | None:
         expected = _objects(scratch)
     gone = [table for table in nft.CONTAINERS if f"table {table}" not in present]
     expected = {
-        name: thing for name, thing in expected.items() if not any(f" {table} " in f"{name} " for table in gone)
+        name: thing
+        for name, thing in expected.items()
+        if not any(f" {table} " in f"{name} " for table in gone)
     }
     return tuple(f"missing table {table}" for table in gone) + tuple(
         sorted(

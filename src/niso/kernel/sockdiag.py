@@ -80,7 +80,9 @@ def connections() -> list[Connection]:
         for family in (socket.AF_INET, socket.AF_INET6):
             body = _request.pack(family, socket.IPPROTO_TCP, 0, 1 << _ESTABLISHED) + bytes(_ID_SIZE)
             for here, there in kernel.dump("list tcp connections", _BY_FAMILY, body, _parse_ends):
-                found.append(Connection(*there, *here) if here[1] in served else Connection(*here, *there))
+                found.append(
+                    Connection(*there, *here) if here[1] in served else Connection(*here, *there)
+                )
     return found
 
 
@@ -126,7 +128,9 @@ def _parse(body: bytes) -> list[Listener]:
     if family == socket.AF_INET:
         return [Listener(family, socket.inet_ntop(socket.AF_INET, source[:4]), port, inode)]
     if source.startswith(_MAPPED):
-        return [Listener(socket.AF_INET, socket.inet_ntop(socket.AF_INET, source[12:]), port, inode)]
+        return [
+            Listener(socket.AF_INET, socket.inet_ntop(socket.AF_INET, source[12:]), port, inode)
+        ]
     found = [Listener(family, socket.inet_ntop(socket.AF_INET6, source), port, inode)]
     only_v6 = attributes(body, 4 + _ID_SIZE + 20).get(_SKV6ONLY, b"\1") != b"\0"
     if source == bytes(16) and not only_v6:

@@ -16,11 +16,24 @@ from niso.kernel.rtnetlink import Rtnl
 from niso.kernel.rtnl_sockets import Sockets
 from niso.plan import hosts_text
 from niso.plan.diff import AnyStep, Edit, HostsEdit, NftTransaction, Step
-from niso.plan.state import Address, Attached, Bridge, HostsFile, Neighbour, Netns, Route, Sysctl, Veth
+from niso.plan.state import (
+    Address,
+    Attached,
+    Bridge,
+    HostsFile,
+    Neighbour,
+    Netns,
+    Route,
+    Sysctl,
+    Veth,
+)
 
 
 def write(
-    steps: Iterable[AnyStep], sockets: Sockets, ending: list[str] | None = None, known: Container[tuple[str, str]] = ()
+    steps: Iterable[AnyStep],
+    sockets: Sockets,
+    ending: list[str] | None = None,
+    known: Container[tuple[str, str]] = (),
 ) -> None:
     """Do all steps in their order; the first failure ends it. Raises KernelError with the step's words.
 
@@ -35,11 +48,17 @@ def write(
         writer.do(*several)
     for step in writer.steps:
         thing = step.thing if isinstance(step, Step) and step.action == "add" else None
-        if isinstance(thing, Address) and thing.netns and (thing.netns, thing.address.partition("/")[0]) not in known:
+        if (
+            isinstance(thing, Address)
+            and thing.netns
+            and (thing.netns, thing.address.partition("/")[0]) not in known
+        ):
             announce(sockets, thing.netns, thing.link, thing.address)
 
 
-def write_what_can_be(steps: Iterable[AnyStep], sockets: Sockets, ending: list[str] | None = None) -> list[NisoError]:
+def write_what_can_be(
+    steps: Iterable[AnyStep], sockets: Sockets, ending: list[str] | None = None
+) -> list[NisoError]:
     """Do all steps, going on after a failure (teardown); gives the errors met. ``ending`` as in `write`.
 
     After a failure no rule goes: what it guards may be what could not be taken away.
@@ -84,12 +103,20 @@ def _delete(rtnl: Rtnl, names: list[str]) -> None:
 class _Writer:
     """Steps, and how they are done: by sockets that are opened once."""
 
-    def __init__(self, steps: Iterable[AnyStep], sockets: Sockets, ending: list[str] | None) -> None:
+    def __init__(
+        self, steps: Iterable[AnyStep], sockets: Sockets, ending: list[str] | None
+    ) -> None:
         self.steps = list(steps)
         self._sockets = sockets
         self._ending = ending if ending is not None else []
-        gone = (step.thing for step in self.steps if isinstance(step, Step) and step.action == "delete")
-        self._detached = {thing.name for thing in gone if isinstance(thing, Netns)} if ending is not None else set()
+        gone = (
+            step.thing for step in self.steps if isinstance(step, Step) and step.action == "delete"
+        )
+        self._detached = (
+            {thing.name for thing in gone if isinstance(thing, Netns)}
+            if ending is not None
+            else set()
+        )
 
     def batches(self) -> list[list[AnyStep]]:
         """The steps in their order, each by itself, but together what costs as much as one: veth pairs that go, for which the kernel
@@ -127,7 +154,9 @@ class _Writer:
             else:
                 self._things([each for each in (step, *more) if isinstance(each, Step)])
         except OSError as error:
-            raise KernelError(f"{words.splitlines()[0]}: {error.strerror}", errno=error.errno or 0) from error
+            raise KernelError(
+                f"{words.splitlines()[0]}: {error.strerror}", errno=error.errno or 0
+            ) from error
 
     def _things(self, steps: list[Step]) -> None:
         step, thing = steps[0], steps[0].thing
@@ -146,7 +175,9 @@ class _Writer:
         elif isinstance(thing, Sysctl):
             with netns.inside(thing.netns) if thing.netns else nullcontext():
                 sysctl.write_all(
-                    (each.thing.name, each.thing.value) for each in steps if isinstance(each.thing, Sysctl)
+                    (each.thing.name, each.thing.value)
+                    for each in steps
+                    if isinstance(each.thing, Sysctl)
                 )
         elif isinstance(thing, Attached):
             self._sockets.at("").set_link(thing.link, master="")
@@ -225,7 +256,14 @@ class _Writer:
             inside = bridge_flags.ARP_OFF if bridge_flags.ARP_OFF_INSIDE in found else ""
             # another bridge's port is a new one
             strange = found if isinstance(step.was, Veth) and step.was.bridge == veth.bridge else ""
-            rtnl.set_link(veth.name, mtu=veth.mtu, master=veth.bridge, hairpin=veth.hairpin, up=True, strange=strange)
+            rtnl.set_link(
+                veth.name,
+                mtu=veth.mtu,
+                master=veth.bridge,
+                hairpin=veth.hairpin,
+                up=True,
+                strange=strange,
+            )
         self._sockets.at(veth.netns).set_link(veth.peer, mtu=veth.mtu, up=True, strange=inside)
 
     def _address(self, step: Step, address: Address) -> None:
@@ -292,7 +330,13 @@ def _transaction(step: NftTransaction) -> None:
         netlink.change(
             what,
             (
-                Change(edit.verb == "add", header, edit.element.element, edit.element.value, edit.element.comment)
+                Change(
+                    edit.verb == "add",
+                    header,
+                    edit.element.element,
+                    edit.element.value,
+                    edit.element.comment,
+                )
                 for edit, header in zip(edits, headers, strict=True)
             ),
         )
@@ -328,7 +372,9 @@ def _edit_hosts(step: HostsEdit) -> None:
         if step.create and not os.path.exists(path):
             os.rmdir(folder)
         if isinstance(error, OSError) and error.errno == errno.ENOTEMPTY:
-            raise KernelError(f"{path} is a folder that is not empty", "move it away, then niso net repair") from error
+            raise KernelError(
+                f"{path} is a folder that is not empty", "move it away, then niso net repair"
+            ) from error
         raise
 
 
@@ -357,5 +403,8 @@ def remove_hosts(folder: str) -> None:
     except NotADirectoryError:
         os.unlink(path)
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):  # what somebody has put there is not niso's
+        if error.errno not in (
+            errno.ENOENT,
+            errno.ENOTEMPTY,
+        ):  # what somebody has put there is not niso's
             raise

@@ -34,7 +34,9 @@ def kind(of: Any) -> Kind:
     if type(of) is UnionType:
         return {form: inside for part in of.__args__ for form, inside in kind(part).items()}
     if type(of) is GenericAlias:
-        return {list: kind(of.__args__[0])} if of.__origin__ is tuple else {dict: kind(of.__args__[1])}
+        return (
+            {list: kind(of.__args__[0])} if of.__origin__ is tuple else {dict: kind(of.__args__[1])}
+        )
     if type(of) is Choice:
         return {str: of.texts}
     return {dict: of} if is_table(of) else {of: None}

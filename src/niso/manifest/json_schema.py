@@ -42,12 +42,13 @@ _PEERS = (
     r"|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:/[0-9]{1,3})?(?:/(?:tcp|udp|sctp|icmp))?"
 )
 _PEER = f"^(?:{_PEERS})$"
-_PEER_FORMS = (
-    "a service, network:NAME, an address or a prefix, with :PORT or :PORT-PORT and /tcp, /udp, /sctp or /icmp."
-)
+_PEER_FORMS = "a service, network:NAME, an address or a prefix, with :PORT or :PORT-PORT and /tcp, /udp, /sctp or /icmp."
 
 _TEXTS: dict[str, tuple[str, str]] = {
-    "Package.name": (_LABEL, f"The service's name: {values.NAME_RIGHT}; not host, localhost or ip6-*."),
+    "Package.name": (
+        _LABEL,
+        f"The service's name: {values.NAME_RIGHT}; not host, localhost or ip6-*.",
+    ),
     "Package.version": (r"^[A-Za-z0-9][A-Za-z0-9.+_~-]{0,63}$", "The package's version."),
     "Package.rootfs": (
         rf"^(?!/){_NO_CLIMB}{_PATH[1:]}",
@@ -58,7 +59,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "A file of the package, else an absolute path of the rootfs, else a command on the service's PATH.",
     ),
     "Binary.args": (_ARGUMENT, "The entrypoint's arguments."),
-    "Binary.working_dir": (rf"^/{_PATH[1:-2]}*$", "The folder that the service starts in; /app is the package."),
+    "Binary.working_dir": (
+        rf"^/{_PATH[1:-2]}*$",
+        "The folder that the service starts in; /app is the package.",
+    ),
     "Service.user": (
         r"^(?:(?:0|[1-9][0-9]{0,9})(?::(?:0|[1-9][0-9]{0,9}))?|[A-Za-z_][A-Za-z0-9_.-]{0,31})$",
         "A name of the rootfs, or uid[:gid]. Without it the service has a uid of its own.",
@@ -72,7 +76,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
         _LABEL,
         'With mode = "share": the service, of mode bridge or none, whose network namespace it joins.',
     ),
-    "Resources.memory_max": (_SIZE, "The most memory, swap included: 64K, 512M, 2G (1024). At least 1M."),
+    "Resources.memory_max": (
+        _SIZE,
+        "The most memory, swap included: 64K, 512M, 2G (1024). At least 1M.",
+    ),
     "Resources.cpu_max": (r"^[1-9][0-9]{0,6}%$", "The most CPU time: 100% is one CPU, 200% two."),
     "Healthcheck.http": (
         r"^http://(?:localhost|127\.[0-9.]+|\[[0-9a-fA-F:.]+\]|[a-z][a-z0-9.-]*)(?::[0-9]{1,5})?(?:[/?#].*)?$",
@@ -80,11 +87,23 @@ _TEXTS: dict[str, tuple[str, str]] = {
     ),
     "Healthcheck.interval": (_DURATION, "From one probe to the next, 100ms to 24h."),
     "Healthcheck.timeout": (_DURATION, "What a probe may take, 10ms to 1m."),
-    "Healthcheck.start_period": (_DURATION, "From the start: failures in it do not count. Up to 1h."),
-    "Volume.mount": (_MOUNT, "Where it is inside the service: an absolute path, apart from all other volumes."),
-    "Volume.host": (rf"^/{_PATH[1:-2]}*$", "A path of the host, a folder or a file, which must be there."),
+    "Healthcheck.start_period": (
+        _DURATION,
+        "From the start: failures in it do not count. Up to 1h.",
+    ),
+    "Volume.mount": (
+        _MOUNT,
+        "Where it is inside the service: an absolute path, apart from all other volumes.",
+    ),
+    "Volume.host": (
+        rf"^/{_PATH[1:-2]}*$",
+        "A path of the host, a folder or a file, which must be there.",
+    ),
     "Volume.size": (_SIZE, "The most that a tmpfs holds: 64K, 512M, 2G (1024)."),
-    "Network.network": (r"^(?!default$)[a-z][a-z0-9-]{0,62}$", f"The network: {values.NETWORK_RIGHT}; not default."),
+    "Network.network": (
+        r"^(?!default$)[a-z][a-z0-9-]{0,62}$",
+        f"The network: {values.NETWORK_RIGHT}; not default.",
+    ),
     "Network.networks": (
         r"^(?!default$)[a-z][a-z0-9-]{0,62}$",
         "Several networks instead of one: eth0, eth1 and so on. The first gives the default route.",
@@ -93,11 +112,23 @@ _TEXTS: dict[str, tuple[str, str]] = {
         rf"^(?:{_OCTET}(?:\.{_OCTET}){{3}}:(?:{_PORTS})?:|(?:\[[0-9A-Fa-f:.]{{2,45}}\]:)?(?:(?:{_PORTS})?:)?){_PORTS}(?:/(?:tcp|udp|sctp))?$",
         "Published ports: [ADDRESS:]HOST:CONTAINER[/PROTOCOL], ranges too.",
     ),
-    "Network.hostname": (_LABEL, "The name in every peer's /etc/hosts; by default the package's name."),
+    "Network.hostname": (
+        _LABEL,
+        "The name in every peer's /etc/hosts; by default the package's name.",
+    ),
     "Network.aliases": (_LABEL, "More names of the service."),
-    "Policy.allow_from": (_PEER, f"Who alone may connect; without it all may. Each is {_PEER_FORMS}"),
-    "Policy.deny_from": (_PEER, f"Who may not connect, whatever allow_from says. Each is {_PEER_FORMS}"),
-    "Egress.allow": (_PEER, f"Where alone it may connect; without it everywhere. Each is {_PEER_FORMS}"),
+    "Policy.allow_from": (
+        _PEER,
+        f"Who alone may connect; without it all may. Each is {_PEER_FORMS}",
+    ),
+    "Policy.deny_from": (
+        _PEER,
+        f"Who may not connect, whatever allow_from says. Each is {_PEER_FORMS}",
+    ),
+    "Egress.allow": (
+        _PEER,
+        f"Where alone it may connect; without it everywhere. Each is {_PEER_FORMS}",
+    ),
     "Egress.deny": (_PEER, f"Where it may not connect, whatever allow says. Each is {_PEER_FORMS}"),
     "Network.ip": (
         _IPV4,
@@ -151,7 +182,9 @@ def schema() -> dict[str, Any]:
     check_of["properties"]["tcp"] |= {"minimum": 1, "maximum": 65535}
     check_of["properties"]["retries"] |= {"minimum": 1, "maximum": parse_health.MAX_RETRIES}
     check_of["oneOf"] = [{"required": ["tcp"]}, {"required": ["http"]}]
-    found["Manifest"]["properties"]["volumes"]["propertyNames"] = {"pattern": "^[A-Za-z][A-Za-z0-9_-]{0,62}$"}
+    found["Manifest"]["properties"]["volumes"]["propertyNames"] = {
+        "pattern": "^[A-Za-z][A-Za-z0-9_-]{0,62}$"
+    }
     is_tmpfs = {"properties": {"tmpfs": {"const": True}}, "required": ["tmpfs"]}
     found["Volume"] |= {
         "if": is_tmpfs,
@@ -222,7 +255,11 @@ def _choice(form: type, inside: Any) -> dict[str, Any]:
         return {"type": "array", "items": _kind(inside)}
     if form is dict:
         return {"type": "object", "additionalProperties": _kind(inside)}
-    return {"enum": sorted(inside)} if inside else {"type": {str: "string", bool: "boolean", int: "integer"}[form]}
+    return (
+        {"enum": sorted(inside)}
+        if inside
+        else {"type": {str: "string", bool: "boolean", int: "integer"}[form]}
+    )
 
 
 def _describe(key: str, field: dict[str, Any]) -> None:

@@ -141,7 +141,9 @@ def checked(data: dict[str, object], path: str) -> Manifest:
     errors += validate.rules(data, os.path.dirname(path))
     if manifest is None or errors:
         file = values.escaped(path)
-        raise ErrorGroup([InvalidInput(f"{file}: {error.message}", error.hint, error.key) for error in errors])
+        raise ErrorGroup(
+            [InvalidInput(f"{file}: {error.message}", error.hint, error.key) for error in errors]
+        )
     return manifest
 
 
@@ -155,7 +157,9 @@ def decode(text: str) -> Manifest:
     data: object = None
     try:
         data = json.loads(text)
-        json.dumps(data, ensure_ascii=False).encode()  # json also reads halves of surrogate pairs, which are no text
+        json.dumps(
+            data, ensure_ascii=False
+        ).encode()  # json also reads halves of surrogate pairs, which are no text
         return convert.convert(data, Manifest)
     except convert.Mismatch:
         from niso.manifest import validate
@@ -180,7 +184,9 @@ def hostname(manifest: Manifest) -> str:
 
 def names(manifest: Manifest) -> tuple[str, ...]:
     """Every name that the service holds in the space all services share: hostname, package's name, aliases."""
-    return tuple(dict.fromkeys((hostname(manifest), manifest.package.name, *manifest.network.aliases)))
+    return tuple(
+        dict.fromkeys((hostname(manifest), manifest.package.name, *manifest.network.aliases))
+    )
 
 
 def ports(manifest: Manifest) -> dict[Port, str]:
@@ -203,12 +209,18 @@ def static_ips(manifest: Manifest) -> dict[str, str]:
 def policy(manifest: Manifest) -> Rules:
     """Who may connect to the service, and where it may connect."""
     said = manifest.network.policy
-    return policies.parse(said.allow_from, said.deny_from, said.egress.allow, said.egress.deny, said.log)
+    return policies.parse(
+        said.allow_from, said.deny_from, said.egress.allow, said.egress.deny, said.log
+    )
 
 
 def user(manifest: Manifest) -> values.User | None:
     """Whom the service runs as; None for a uid of its own from niso's range."""
-    return values.user(manifest.service.user, "service.user") if manifest.service.user is not None else None
+    return (
+        values.user(manifest.service.user, "service.user")
+        if manifest.service.user is not None
+        else None
+    )
 
 
 def restart_delay(manifest: Manifest) -> float:
@@ -219,7 +231,9 @@ def restart_delay(manifest: Manifest) -> float:
 def memory_max(manifest: Manifest) -> int | None:
     """Bytes that the service may have; None for no limit."""
     text = manifest.isolation.resources.memory_max
-    return None if text is None else parse_resources.memory_max(text, "isolation.resources.memory_max")
+    return (
+        None if text is None else parse_resources.memory_max(text, "isolation.resources.memory_max")
+    )
 
 
 def cpu_max(manifest: Manifest) -> int | None:

@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 INTERVAL, TIMEOUT, RETRIES, START_PERIOD = "5s", "2s", 3, "10s"
 MAX_RETRIES = 1000
 MAX_URL = 2048
-_RIGHT = "http://HOST:PORT/PATH, where HOST is localhost, a loopback address or the service's own name"
+_RIGHT = (
+    "http://HOST:PORT/PATH, where HOST is localhost, a loopback address or the service's own name"
+)
 _EXAMPLE = '"http://127.0.0.1:8080/health"'
-_URL_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~:/?#[]@!$&'()*+,;=%")
+_URL_CHARACTERS = frozenset(
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~:/?#[]@!$&'()*+,;=%"
+)
 
 
 def interval(text: str, key: str) -> float:
@@ -52,7 +56,9 @@ def url(text: str, key: str, names: Iterable[str] = ()) -> tuple[str, int, str, 
     elif not _URL_CHARACTERS.issuperset(text):
         reason = "it has a character that a URL cannot have as it is"
     elif scheme == "https":
-        reason = "https is not supported: a probe stays inside the service and checks no certificate"
+        reason = (
+            "https is not supported: a probe stays inside the service and checks no certificate"
+        )
     elif not mark or scheme != "http":
         reason = "it is no http URL"
     if reason:
@@ -63,11 +69,18 @@ def url(text: str, key: str, names: Iterable[str] = ()) -> tuple[str, int, str, 
     if "@" in host:
         raise values.wrong(key, text, "it has a user or password", _RIGHT, _EXAMPLE)
     bracket, _, after = host.rpartition("]")
-    name, colon, number = (bracket[1:], *_after(after)) if bracket.startswith("[") else host.partition(":")
+    name, colon, number = (
+        (bracket[1:], *_after(after)) if bracket.startswith("[") else host.partition(":")
+    )
     port = values.port_number(number) if colon else 80
     if port is None:
         raise values.wrong(key, text, "its port is none", "a port of 1 to 65535", _EXAMPLE)
-    return _address(text, key, name, set(names)), port, host, path if path.startswith("/") else f"/{path}"
+    return (
+        _address(text, key, name, set(names)),
+        port,
+        host,
+        path if path.startswith("/") else f"/{path}",
+    )
 
 
 def _after(text: str) -> tuple[str, str]:
@@ -111,7 +124,12 @@ def of_stored(manifest: Mapping[str, Any]) -> Healthcheck | None:
     if not section:
         return None
     network = manifest.get("network") or {}
-    return parse(section, own_names(manifest["package"]["name"], network.get("hostname"), network.get("aliases") or ()))
+    return parse(
+        section,
+        own_names(
+            manifest["package"]["name"], network.get("hostname"), network.get("aliases") or ()
+        ),
+    )
 
 
 def own_names(name: object, hostname: object, aliases: object) -> set[str]:
@@ -123,7 +141,11 @@ def own_names(name: object, hostname: object, aliases: object) -> set[str]:
 def problems(section: Mapping[str, Any], names: Iterable[str]) -> list[InvalidInput]:
     """Every wrong value of the section as tomllib returned it; what has the wrong type is left to `niso.manifest.validate.walk`."""
     errors: list[InvalidInput] = []
-    for name, rule in (("interval", interval), ("timeout", timeout), ("start_period", start_period)):
+    for name, rule in (
+        ("interval", interval),
+        ("timeout", timeout),
+        ("start_period", start_period),
+    ):
         text = section.get(name)
         if isinstance(text, str):
             try:
@@ -137,12 +159,22 @@ def problems(section: Mapping[str, Any], names: Iterable[str]) -> list[InvalidIn
         except InvalidInput as error:
             errors.append(error)
     if type(tcp) is int and not 1 <= tcp <= 65535:
-        errors.append(values.wrong("healthcheck.tcp", tcp, "it is out of range", "a port of 1 to 65535", "8080"))
+        errors.append(
+            values.wrong(
+                "healthcheck.tcp", tcp, "it is out of range", "a port of 1 to 65535", "8080"
+            )
+        )
     if type(retries) is int and not 1 <= retries <= MAX_RETRIES:
         right = f"a number of 1 to {MAX_RETRIES}"
-        errors.append(values.wrong("healthcheck.retries", retries, "it is out of range", right, "3"))
+        errors.append(
+            values.wrong("healthcheck.retries", retries, "it is out of range", right, "3")
+        )
     if tcp is not None and http is not None:
-        errors.append(values.wrong("healthcheck.http", http, "healthcheck.tcp is there too", "one of the two keys"))
+        errors.append(
+            values.wrong(
+                "healthcheck.http", http, "healthcheck.tcp is there too", "one of the two keys"
+            )
+        )
     if tcp is None and http is None:
         message = "healthcheck: has neither tcp nor http; right would be one of the two"
         errors.append(InvalidInput(message, "for example tcp = 8080", "healthcheck"))

@@ -38,7 +38,9 @@ def parse(
     return Policy(
         None if allow_from is None else _entries(allow_from, "network.policy.allow_from", False),
         _entries(deny_from, "network.policy.deny_from", False),
-        None if egress_allow is None else _entries(egress_allow, "network.policy.egress.allow", True),
+        None
+        if egress_allow is None
+        else _entries(egress_allow, "network.policy.egress.allow", True),
         _entries(egress_deny, "network.policy.egress.deny", True),
         log,
     )
@@ -61,11 +63,18 @@ def parse_entry(text: str, key: str, egress: bool) -> Entry:
     peer, rest = _split(text, key)
     ports, slash, proto = rest[1:].partition("/") if rest.startswith(":") else ("", rest, rest[1:])
     if slash and proto not in PROTOCOLS:
-        raise _wrong(text, key, f"{values.shown(proto)} is no protocol" if proto else "nothing follows its /")
+        raise _wrong(
+            text, key, f"{values.shown(proto)} is no protocol" if proto else "nothing follows its /"
+        )
     if not rest.startswith(":"):
         first, last = ALL_PORTS
     elif proto == "icmp":
-        raise _wrong(text, key, "ICMP has no ports", f"{values.shown(f'{peer}/icmp')}, or a port of another protocol")
+        raise _wrong(
+            text,
+            key,
+            "ICMP has no ports",
+            f"{values.shown(f'{peer}/icmp')}, or a port of another protocol",
+        )
     else:
         first, last = _range(ports, text, key)
     return Entry(key, text, _peer(peer, rest, text, key, egress), first, last, proto)
@@ -78,7 +87,11 @@ def _split(text: str, key: str) -> tuple[str, str]:
         if not bracket or ":" not in peer or (rest and rest[0] not in ":/"):
             raise _wrong(text, key, "it does not start with an IPv6 address or prefix in brackets")
         return peer, rest
-    start = len(_NETWORK) if text.startswith(_NETWORK) and text[len(_NETWORK) :][:1] not in values.DIGITS else 0
+    start = (
+        len(_NETWORK)
+        if text.startswith(_NETWORK) and text[len(_NETWORK) :][:1] not in values.DIGITS
+        else 0
+    )
     if start:  # else network:8080 is a service's port
         ends = [place for place in (text.find(":", start), text.find("/", start)) if place >= 0]
         end = min(ends, default=len(text))
@@ -96,9 +109,19 @@ def _range(ports: str, text: str, key: str) -> tuple[int, int]:
     last = values.port_number(high) if dash else first
     if first is None or last is None:
         right = "ports from 1 to 65535"
-        raise _wrong(text, key, f"{values.shown(ports)} is no port" if ports else "no port follows its :", right)
+        raise _wrong(
+            text,
+            key,
+            f"{values.shown(ports)} is no port" if ports else "no port follows its :",
+            right,
+        )
     if last < first:
-        raise _wrong(text, key, f"its range ends before it starts, {first} is more than {last}", f"{last}-{first}")
+        raise _wrong(
+            text,
+            key,
+            f"its range ends before it starts, {first} is more than {last}",
+            f"{last}-{first}",
+        )
     return first, last
 
 
@@ -115,22 +138,31 @@ def _peer(peer: str, rest: str, text: str, key: str, egress: bool) -> Peer:
 
 def _network(name: str, text: str, key: str) -> str:
     if name == "default":
-        raise _wrong(text, key, "the network of that name is called niso-default", '"network:niso-default"')
+        raise _wrong(
+            text, key, "the network of that name is called niso-default", '"network:niso-default"'
+        )
     try:
         return values.network_name(name, key)
     except InvalidInput:
         reason = f"{values.shown(name)} is no network's name"
-        raise _wrong(text, key, reason, f"network: and {values.NETWORK_RIGHT}", '"network:backend"') from None
+        raise _wrong(
+            text, key, reason, f"network: and {values.NETWORK_RIGHT}", '"network:backend"'
+        ) from None
 
 
 def _service(peer: str, text: str, key: str, egress: bool) -> str:
     name = peer.removesuffix(f".{DOMAIN}")
     if "." in name or peer == DOMAIN:
         reason = f"names outside {DOMAIN} are not supported"
-        raise _wrong(text, key, reason, "a service's name, or addresses or prefixes", '"203.0.113.7:443"')
+        raise _wrong(
+            text, key, reason, "a service's name, or addresses or prefixes", '"203.0.113.7:443"'
+        )
     if name in ("host", "localhost"):
         if egress:
-            reason, right = "the host is no service", "addresses of the host, which count as any other"
+            reason, right = (
+                "the host is no service",
+                "addresses of the host, which count as any other",
+            )
             raise _wrong(text, key, reason, right, '"192.0.2.1:53"')
         raise _wrong(text, key, "the host may always connect in", "to leave it out")
     try:
@@ -150,12 +182,22 @@ def _prefix(peer: str, rest: str, text: str, key: str) -> _Prefix:
     if bits is None:
         if number.version == 6 and ":" in length:
             example = f'"[{address}/{length.replace(":", "]:", 1)}{rest}"'
-            raise _wrong(text, key, "its ports follow an IPv6 prefix without brackets", "brackets around it", example)
+            raise _wrong(
+                text,
+                key,
+                "its ports follow an IPv6 prefix without brackets",
+                "brackets around it",
+                example,
+            )
         right = f"a length from 0 to {number.max_prefixlen}"
-        raise _wrong(text, key, f"{values.shown(length)} is no prefix length of IPv{number.version}", right)
+        raise _wrong(
+            text, key, f"{values.shown(length)} is no prefix length of IPv{number.version}", right
+        )
     prefix = ipaddress.ip_network(f"{number}/{bits}", strict=False)
     if prefix.network_address != number:
-        right = f"{_written(str(prefix), rest)}, or {_written(str(number), rest)} for the one address"
+        right = (
+            f"{_written(str(prefix), rest)}, or {_written(str(number), rest)} for the one address"
+        )
         raise _wrong(text, key, "it has host bits set", right, _written(str(prefix), rest))
     if reason := _not_a_peer(prefix):
         raise _wrong(text, key, *reason)
@@ -187,13 +229,21 @@ def _written(peer: str, rest: str) -> str:
 def _not_a_peer(prefix: _Prefix) -> tuple[str, str] | None:
     """Why no packet of a service has an address of it, and what is right; None where it can."""
     if isinstance(prefix, ipaddress.IPv6Network) and prefix.subnet_of(_MAPPED):
-        number = ipaddress.IPv4Network((int(prefix.network_address) & 0xFFFFFFFF, prefix.prefixlen - 96))
+        number = ipaddress.IPv4Network(
+            (int(prefix.network_address) & 0xFFFFFFFF, prefix.prefixlen - 96)
+        )
         plain = str(number.network_address) if number.prefixlen == 32 else str(number)
         return "it is IPv4 written as IPv6", f'"{plain}"'
     if prefix.prefixlen == prefix.max_prefixlen and prefix.network_address.is_unspecified:
-        return "it is no host's address", f'"{prefix.network_address}/0" for all of IPv{prefix.version}'
+        return (
+            "it is no host's address",
+            f'"{prefix.network_address}/0" for all of IPv{prefix.version}',
+        )
     if prefix.is_loopback:
-        return "loopback addresses pass between no services, and the host may always connect in", "to leave it out"
+        return (
+            "loopback addresses pass between no services, and the host may always connect in",
+            "to leave it out",
+        )
     return None
 
 

@@ -94,7 +94,9 @@ def _wrong(text: str, key: str, reason: str) -> InvalidInput:
 def distinct(ports: tuple[Port, ...]) -> tuple[Port, ...]:
     """Each port once, in order; one on all of a family is left out where the same is published on all addresses."""
     known = dict.fromkeys(ports)
-    return tuple(p for p in known if p.host_ip not in (ANY4, ANY6) or p._replace(host_ip=ANY) not in known)
+    return tuple(
+        p for p in known if p.host_ip not in (ANY4, ANY6) or p._replace(host_ip=ANY) not in known
+    )
 
 
 def contradictions(ports: Iterable[Port]) -> list[tuple[int, int]]:
@@ -107,13 +109,17 @@ def contradictions(ports: Iterable[Port]) -> list[tuple[int, int]]:
         if not port.host_port:
             continue
         for where in (ANY4, ANY6) if port.host_ip == ANY else (port.host_ip,):
-            groups.setdefault((port.proto, where), []).append((port.host_port, port.last, place, port))
+            groups.setdefault((port.proto, where), []).append(
+                (port.host_port, port.last, place, port)
+            )
     found: dict[int, int] = {}
     for group in groups.values():
         group.sort()
         reach = group[0]  # of those before, the one that ends last
         for each in group[1:]:
-            if each[0] <= reach[1] and each[3]._replace(host_ip="") != reach[3]._replace(host_ip=""):
+            if each[0] <= reach[1] and each[3]._replace(host_ip="") != reach[3]._replace(
+                host_ip=""
+            ):
                 found.setdefault(max(each[2], reach[2]), min(each[2], reach[2]))
             reach = max(reach, each, key=lambda one: one[1])
     return sorted(found.items())

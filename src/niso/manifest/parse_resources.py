@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 MIN_MEMORY = 1 << 20
 MAX_MEMORY = 1 << 60
-MIN_PIDS, MAX_PIDS = 2, 4_194_304  # PID 1 of the service and its program; PID_MAX_LIMIT (linux/threads.h)
+MIN_PIDS, MAX_PIDS = (
+    2,
+    4_194_304,
+)  # PID 1 of the service and its program; PID_MAX_LIMIT (linux/threads.h)
 MAX_PERCENT = 1_000_000
 
 
@@ -28,7 +31,11 @@ def memory_max(text: str, key: str) -> int:
 def cpu_max(text: str, key: str) -> int:
     """Per cent of one CPU: ``200%`` is two of them."""
     digits = text.removesuffix("%")
-    number = int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 7 and digits[0] != "0" else 0
+    number = (
+        int(digits)
+        if digits.isascii() and digits.isdigit() and len(digits) <= 7 and digits[0] != "0"
+        else 0
+    )
     if digits == text or not 1 <= number <= MAX_PERCENT:
         right = f"a whole number of 1 to {MAX_PERCENT} with %, where 100% is one CPU"
         raise values.wrong(key, text, "it is no share of CPUs", right, '"200%"')

@@ -19,14 +19,23 @@ MAX_SIZE = 1 << 60
 
 TAKEN = ("/proc", "/sys", "/dev", "/app", "/etc/niso-hosts")
 """Neither these nor anything below them can be a mount point: they are niso's."""
-TAKEN_FILES = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf")
+TAKEN_FILES = (
+    "/etc/hosts",
+    "/etc/hostname",
+    "/etc/resolv.conf",
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/nsswitch.conf",
+)
 HIDING = ("/", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/var")
 """Not these themselves: the service's root, or what niso has put there, would be hidden."""
 
 
 def name(text: str, key: str) -> str:
     """The name of a volume, which is a folder's name too."""
-    if not (0 < len(text) <= values.MAX_NAME and NAME_CHARACTERS.issuperset(text) and text[0].isalpha()):
+    if not (
+        0 < len(text) <= values.MAX_NAME and NAME_CHARACTERS.issuperset(text) and text[0].isalpha()
+    ):
         right = "a name of letters, digits, - and _ that starts with a letter and has at most 63 characters"
         raise values.wrong(key, text, "it is no name of a volume", right, "data")
     return text
@@ -43,7 +52,9 @@ def mount(text: str, key: str) -> str:
     if reason is None:
         reason = taken(text)
     if reason:
-        raise values.wrong(key, text, reason, "an absolute path of the service, such as /data", '"/data"')
+        raise values.wrong(
+            key, text, reason, "an absolute path of the service, such as /data", '"/data"'
+        )
     return text
 
 
@@ -105,7 +116,9 @@ def problems(section: Mapping[str, Any]) -> list[InvalidInput]:
     return errors
 
 
-def _near(point: str, key: str, points: dict[str, str], above: dict[str, str]) -> Iterator[InvalidInput]:
+def _near(
+    point: str, key: str, points: dict[str, str], above: dict[str, str]
+) -> Iterator[InvalidInput]:
     """What is wrong with ``point`` because of those before it, to which it is added."""
     parts = point.split("/")
     folders = ["/".join(parts[:end]) for end in range(2, len(parts))]
@@ -131,8 +144,14 @@ def _combined(keys: Mapping[str, Any], base: str) -> list[InvalidInput]:
         errors.append(values.wrong(f"{base}.host", keys["host"], reason, "one of the two keys"))
     if "size" in keys and not tmpfs:
         reason = "only a tmpfs has a size"
-        errors.append(values.wrong(f"{base}.size", keys["size"], reason, "to leave it out, or tmpfs = true beside it"))
+        errors.append(
+            values.wrong(
+                f"{base}.size", keys["size"], reason, "to leave it out, or tmpfs = true beside it"
+            )
+        )
     if "mode" in keys and not bound:
         reason = "only a path of the host has a mode: the others can be written to"
-        errors.append(values.wrong(f"{base}.mode", keys["mode"], reason, "to leave it out, or host beside it"))
+        errors.append(
+            values.wrong(f"{base}.mode", keys["mode"], reason, "to leave it out, or host beside it")
+        )
     return errors

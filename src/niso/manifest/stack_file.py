@@ -104,7 +104,11 @@ Also = Callable[[str, Network], Iterable[InvalidInput]]
 def place(path: str) -> str:
     """The absolute path of the stack.toml that ``path``, a file or a folder, means."""
     path = os.path.abspath(path)
-    return path if path.endswith(".toml") and not os.path.isdir(path) else os.path.join(path, FILE_NAME)
+    return (
+        path
+        if path.endswith(".toml") and not os.path.isdir(path)
+        else os.path.join(path, FILE_NAME)
+    )
 
 
 def outline(path: str) -> Outline:
@@ -116,7 +120,9 @@ def outline(path: str) -> Outline:
         values.service_name(name, "stack.name")
     except convert.Mismatch:
         errors = validate.walk({"stack": data.get("stack", {})}, _Whole)
-        raise ErrorGroup([_in_file(path, error) for error in errors if (error.key or "").startswith("stack")]) from None
+        raise ErrorGroup(
+            [_in_file(path, error) for error in errors if (error.key or "").startswith("stack")]
+        ) from None
     except InvalidInput as error:
         raise _in_file(path, error) from None
     after: dict[str, tuple[str, ...]] = {}
@@ -124,7 +130,9 @@ def outline(path: str) -> Outline:
         needs = item.get("depends_on")
         if isinstance(own := item.get("name"), str):
             after[own] = (
-                tuple(each for each in needs if isinstance(each, str)) if isinstance(needs, dict | list) else ()
+                tuple(each for each in needs if isinstance(each, str))
+                if isinstance(needs, dict | list)
+                else ()
             )
     return Outline(name, path, after)
 
@@ -143,7 +151,9 @@ def load(path: str, also: Also = lambda _name, _network: ()) -> Stack:
     members: list[Member] = []
     for key, keys in _tables(data.get("service")):
         own = {name: value for name, value in keys.items() if name in Own._fields}
-        overrides = {name: value for name, value in keys.items() if name in (*NETWORK_KEYS, *TABLES)}
+        overrides = {
+            name: value for name, value in keys.items() if name in (*NETWORK_KEYS, *TABLES)
+        }
         errors += [*validate.walk(own, Own, key), *_unknown(keys, key)]
         item = _item(own, key)
         if wrong := _name_error(item, own.get("name"), items):
@@ -158,7 +168,9 @@ def load(path: str, also: Also = lambda _name, _network: ()) -> Stack:
     if errors or told:
         raise ErrorGroup([*(_in_file(path, error) for error in errors), *told])
     order = ordered({item.name: item.after for item in items.values()})
-    return Stack(name, path, networks, tuple(sorted(members, key=lambda member: order.index(member.name))))
+    return Stack(
+        name, path, networks, tuple(sorted(members, key=lambda member: order.index(member.name)))
+    )
 
 
 def ordered(after: Mapping[str, Iterable[str]]) -> list[str]:
@@ -173,7 +185,11 @@ def in_words_of(stack: Stack, error: NisoError) -> NisoError:
     """The error of a service's manifest as one of the stack's file, where that file has the key."""
     for member in stack.members:
         start = f"{member.loaded.path}: "
-        if error.service in ("", member.name) and error.key and error.message.startswith(f"{start}{error.key}"):
+        if (
+            error.service in ("", member.name)
+            and error.key
+            and error.message.startswith(f"{start}{error.key}")
+        ):
             key = _key_here(member.key, member.overrides, error.key)
             if key is not None:
                 words = error.message.removeprefix(start).replace(error.key, key)
@@ -214,7 +230,10 @@ def _refused(rule: Callable[[str, str], object], value: str, key: str) -> Invali
 
 def _top(data: dict[str, object], also: Also) -> tuple[str, dict[str, Network], list[InvalidInput]]:
     """The stack's name, its networks, and what is wrong with all but the services."""
-    shape = {**data, "service": [{} for _ in items] if isinstance(items := data.get("service"), list) else items}
+    shape = {
+        **data,
+        "service": [{} for _ in items] if isinstance(items := data.get("service"), list) else items,
+    }
     if "service" not in data:
         del shape["service"]
     for index, item in enumerate(items if isinstance(items, list) else []):
@@ -271,7 +290,11 @@ class _Item(NamedTuple):
     def path(self, dependency: str) -> str:
         """The key of a dependency."""
         base = f"{self.key}.depends_on"
-        return f"{base}[{list(self.after).index(dependency)}]" if self.listed else validate.join(base, dependency)
+        return (
+            f"{base}[{list(self.after).index(dependency)}]"
+            if self.listed
+            else validate.join(base, dependency)
+        )
 
 
 def _item(own: Mapping[str, Any], key: str) -> _Item:
@@ -291,7 +314,9 @@ def _name_error(item: _Item, name: object, items: Mapping[str, _Item]) -> Invali
         return None
     key = f"{item.key}.name"
     if item.name in items:
-        return values.wrong(key, name, f"{items[item.name].key} has it", "a name of its own for each service")
+        return values.wrong(
+            key, name, f"{items[item.name].key} has it", "a name of its own for each service"
+        )
     return _refused(values.service_name, name, key)
 
 
@@ -333,10 +358,14 @@ def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) ->
 
 def _over(base: dict[str, Any], laid: Mapping[str, Any]) -> dict[str, Any]:
     gone = {_INSTEAD[key] for key in laid if key in _INSTEAD} - laid.keys()
-    found = {key: value for key, value in base.items() if key not in gone or isinstance(value, dict)}
+    found = {
+        key: value for key, value in base.items() if key not in gone or isinstance(value, dict)
+    }
     for key, value in laid.items():
         under = found.get(key, {})
-        found[key] = _over(under, value) if isinstance(value, dict) and isinstance(under, dict) else value
+        found[key] = (
+            _over(under, value) if isinstance(value, dict) and isinstance(under, dict) else value
+        )
     return found
 
 
@@ -347,7 +376,10 @@ def _here(at: str, key: str, overrides: Mapping[str, Any], error: NisoError) -> 
     if mine is None or error.key is None:
         return InvalidInput(f"{key}: with {values.escaped(at)}: {message}", error.hint, key)
     wrong, right, advice = message.replace(error.key, mine).partition("; right would be ")
-    right, hint = (re.sub(r"\bnetwork\.(?=[a-z_])", f"{key}.", text) for text in (right + advice, error.hint or ""))
+    right, hint = (
+        re.sub(r"\bnetwork\.(?=[a-z_])", f"{key}.", text)
+        for text in (right + advice, error.hint or "")
+    )
     return InvalidInput(wrong + right, hint or None, mine)
 
 
@@ -368,7 +400,9 @@ def _key_here(key: str, overrides: Mapping[str, Any], manifest_key: str) -> str 
 # --- dependencies ----------------------------------------------------------------------------------------------------
 
 
-def _dependencies(items: Mapping[str, _Item], known: Mapping[str, Manifest]) -> Iterable[InvalidInput]:
+def _dependencies(
+    items: Mapping[str, _Item], known: Mapping[str, Manifest]
+) -> Iterable[InvalidInput]:
     """Dependencies on nobody, on the health of a service without a healthcheck, and in a circle."""
     for item in items.values():
         for name, condition in item.after.items():
@@ -377,18 +411,29 @@ def _dependencies(items: Mapping[str, _Item], known: Mapping[str, Manifest]) -> 
                 near = validate.nearest(name, list(items))
                 right = f"one of {', '.join(sorted(items))}"
                 yield values.wrong(
-                    path, name, "the stack has no such service", right, values.shown(near) if near else ""
+                    path,
+                    name,
+                    "the stack has no such service",
+                    right,
+                    values.shown(near) if near else "",
                 )
             elif condition == "healthy" and name in known and not _has_healthcheck(known[name]):
                 reason = f"{name!r} has no healthcheck"
                 yield values.wrong(
-                    path, condition, reason, f'"started", or a [healthcheck] in the manifest of {name!r}'
+                    path,
+                    condition,
+                    reason,
+                    f'"started", or a [healthcheck] in the manifest of {name!r}',
                 )
-    circle = _circle({item.name: [each for each in item.after if each in items] for item in items.values()})
+    circle = _circle(
+        {item.name: [each for each in item.after if each in items] for item in items.values()}
+    )
     if circle:
         first = items[min(circle, key=list(items).index)]
         reason = f"the services wait for each other: {' -> '.join(circle)}"
-        yield values.wrong(f"{first.key}.depends_on", list(first.after), reason, "an order without a circle")
+        yield values.wrong(
+            f"{first.key}.depends_on", list(first.after), reason, "an order without a circle"
+        )
 
 
 def _has_healthcheck(known: Manifest) -> bool:

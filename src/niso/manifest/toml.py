@@ -30,13 +30,17 @@ def _read(path: str, name: str) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound(f"{file}: no such file", advice) from None
     except OSError as error:
-        raise NisoError(f"{file}: cannot be read: {os.strerror(error.errno or 0).lower()}") from error
+        raise NisoError(
+            f"{file}: cannot be read: {os.strerror(error.errno or 0).lower()}"
+        ) from error
     except ValueError:  # a NUL or a character that the file system's encoding does not have
         raise InvalidInput(f"{file}: no path can have these characters") from None
     try:
         path.encode()
     except UnicodeEncodeError:
-        raise InvalidInput(f"{file}: its path is not UTF-8", "rename the file, or the folder that it is in") from None
+        raise InvalidInput(
+            f"{file}: its path is not UTF-8", "rename the file, or the folder that it is in"
+        ) from None
     if len(content) > MAX_BYTES:
         raise InvalidInput(f"{file}: larger than {MAX_BYTES} bytes", advice)
     return content
@@ -56,14 +60,20 @@ def _parse(content: bytes, path: str) -> dict[str, object]:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         column = error.start - content.rfind(b"\n", 0, error.start)
-        raise InvalidInput(f"{file}: line {line}, column {column}: not UTF-8", "save the file as UTF-8") from None
+        raise InvalidInput(
+            f"{file}: line {line}, column {column}: not UTF-8", "save the file as UTF-8"
+        ) from None
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise InvalidInput(f"{file}: {_syntax(str(error), text)}", "see https://toml.io for the syntax") from None
+        raise InvalidInput(
+            f"{file}: {_syntax(str(error), text)}", "see https://toml.io for the syntax"
+        ) from None
     except RecursionError:
         raise InvalidInput(f"{file}: nested too deep") from None
-    except ValueError:  # int() of more digits than it takes; every other ValueError is a TOMLDecodeError
+    except (
+        ValueError
+    ):  # int() of more digits than it takes; every other ValueError is a TOMLDecodeError
         raise InvalidInput(f"{file}: a number has too many digits") from None
 
 

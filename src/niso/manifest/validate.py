@@ -99,7 +99,9 @@ def _walk(value: Any, may_be: Kind, key: str) -> Iterator[InvalidInput]:
     inside: Any = may_be.get(form)
     unlike = form is str and inside is not None and value not in inside
     if form not in may_be or unlike:
-        reason = "it is none of the choices" if unlike else f"it is {_FORMS.get(form, 'a date or time')}"
+        reason = (
+            "it is none of the choices" if unlike else f"it is {_FORMS.get(form, 'a date or time')}"
+        )
         yield values.wrong(key, value, reason, _words(may_be), _example(value, may_be, key))
     elif form is list:
         for index, item in enumerate(value):
@@ -130,8 +132,16 @@ def _walk_table(data: dict[str, object], table: Any, key: str) -> Iterator[Inval
     for name in convert.required(table):
         if name not in data:
             path = join(key, name)
-            hint = f"add [{path}]" if dict in known[name] else f"add {name} to [{key}]" if key else f"add [[{path}]]"
-            yield InvalidInput(f"{path}: is missing; right would be {_words(known[name])}", hint, path)
+            hint = (
+                f"add [{path}]"
+                if dict in known[name]
+                else f"add {name} to [{key}]"
+                if key
+                else f"add [[{path}]]"
+            )
+            yield InvalidInput(
+                f"{path}: is missing; right would be {_words(known[name])}", hint, path
+            )
 
 
 def _words(may_be: Kind) -> str:
@@ -147,7 +157,12 @@ def _words(may_be: Kind) -> str:
 
 def _example(value: object, may_be: Kind, key: str) -> str:
     """What was probably meant: a number in quotes, with a unit where the key needs one, or a string in brackets; as the key takes it."""
-    if str in may_be and may_be[str] is None and isinstance(value, int | float) and abs(value) < 10**18:
+    if (
+        str in may_be
+        and may_be[str] is None
+        and isinstance(value, int | float)
+        and abs(value) < 10**18
+    ):
         text = str(value).lower()
         return _accepted(_rule(key), key, text, *(f"{text}{unit}" for unit in ("s", "M", "%")))
     if isinstance(value, str) and list in may_be:
@@ -162,10 +177,14 @@ def _rule(key: str) -> Callable[[str, str], object] | None:
     if bracket:
         return ARRAY_RULES.get(array) or MORE_RULES.get(array)
     if key.startswith("volumes."):
-        return {"mount": parse_volumes.mount, "host": parse_volumes.host, "size": parse_volumes.size}.get(
-            key.rpartition(".")[2]
-        )
-    return values.ipv4 if key.startswith("network.ip.") else TEXT_RULES.get(key) or MORE_RULES.get(key)
+        return {
+            "mount": parse_volumes.mount,
+            "host": parse_volumes.host,
+            "size": parse_volumes.size,
+        }.get(key.rpartition(".")[2])
+    return (
+        values.ipv4 if key.startswith("network.ip.") else TEXT_RULES.get(key) or MORE_RULES.get(key)
+    )
 
 
 def _accepted(rule: Callable[[str, str], object] | None, key: str, *texts: str) -> str:
@@ -202,9 +221,13 @@ def _table(data: dict[str, Any], path: str) -> dict[str, Any]:
 def _texts(items: object, key: str) -> Iterator[tuple[str, str]]:
     """Path and text of each string of an array or table."""
     if isinstance(items, list):
-        yield from ((f"{key}[{index}]", item) for index, item in enumerate(items) if isinstance(item, str))
+        yield from (
+            (f"{key}[{index}]", item) for index, item in enumerate(items) if isinstance(item, str)
+        )
     elif isinstance(items, dict):
-        yield from ((join(key, name), item) for name, item in items.items() if isinstance(item, str))
+        yield from (
+            (join(key, name), item) for name, item in items.items() if isinstance(item, str)
+        )
 
 
 def rules(data: dict[str, object], folder: str) -> list[InvalidInput]:
@@ -265,7 +288,9 @@ def _contradictions(known: list[tuple[str, str, Port]]) -> Iterator[InvalidInput
     for place, before in contradictions(port for _, _, port in known):
         path, text, _ = known[place]
         first, earlier, _ = known[before]
-        yield values.wrong(path, text, f"{first} ({values.shown(earlier)}) has that host port", "another host port")
+        yield values.wrong(
+            path, text, f"{first} ({values.shown(earlier)}) has that host port", "another host port"
+        )
 
 
 def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
@@ -277,13 +302,17 @@ def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
         if name in WITHOUT[mode]:
             key = f"network.{name}"
             right = 'mode = "share", or to leave it out' if name == "share" else "to leave it out"
-            hint = f"leave {key} out" + ("" if mode == "bridge" else f', or mode = "{_fitting(name)}"')
+            hint = f"leave {key} out" + (
+                "" if mode == "bridge" else f', or mode = "{_fitting(name)}"'
+            )
             shown = values.wrong(key, value, _WHY[mode], right)
             yield InvalidInput(shown.message, hint, key)
     share = network.get("share")
     if mode == "share" and "share" not in network:
         key, right = "network.share", "the name of the service whose network it is to share"
-        yield InvalidInput(f"{key}: is missing; right would be {right}", 'add share = "NAME" to [network]', key)
+        yield InvalidInput(
+            f"{key}: is missing; right would be {right}", 'add share = "NAME" to [network]', key
+        )
     if mode == "share" and isinstance(share, str) and share == service:
         right = "the name of another service"
         yield values.wrong("network.share", share, "it is the service's own name", right)
@@ -297,13 +326,23 @@ def _fitting(name: str) -> str:
 def _networks(network: dict[str, Any]) -> Iterator[InvalidInput]:
     several, ip = network.get("networks"), network.get("ip")
     if "network" in network and "networks" in network:
-        yield values.wrong("network.networks", several, "network.network is there too", "one of the two keys")
+        yield values.wrong(
+            "network.networks", several, "network.network is there too", "one of the two keys"
+        )
     if several == []:
-        yield values.wrong("network.networks", several, "it is empty", "one network or more", '["backend"]')
+        yield values.wrong(
+            "network.networks", several, "it is empty", "one network or more", '["backend"]'
+        )
     names = several if isinstance(several, list) else [network.get("network", DEFAULT_NETWORK)]
     if isinstance(ip, str) and len(names) > 1:
         example = f"{{ {names[0]} = {values.shown(ip)} }}" if isinstance(names[0], str) else ""
-        yield values.wrong("network.ip", ip, "there are several networks", "a table of network and address", example)
+        yield values.wrong(
+            "network.ip",
+            ip,
+            "there are several networks",
+            "a table of network and address",
+            example,
+        )
     if isinstance(ip, dict):
         known = {name for name in names if isinstance(name, str)}
         for name in (name for name in ip if name not in known):
@@ -324,7 +363,11 @@ def _rootfs(rootfs: str, folder: str) -> Iterator[InvalidInput]:
     path = os.path.realpath(os.path.join(home, rootfs))
     right, example = "a folder beside the manifest", '"rootfs"'
     if path == home or os.path.commonpath((path, home)) != home:
-        reason = "it is the package's own folder" if path == home else "it leads out of the package's folder"
+        reason = (
+            "it is the package's own folder"
+            if path == home
+            else "it leads out of the package's folder"
+        )
         yield values.wrong("package.rootfs", rootfs, reason, right, example)
     elif not os.path.isdir(path):
         reason = "it is no folder" if os.path.lexists(path) else "there is no such folder"

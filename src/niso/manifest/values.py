@@ -28,9 +28,7 @@ CAPABILITIES = tuple(
     MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE""".split()  # noqa: SIM905
 )
 
-NAME_RIGHT = (
-    "a name of a-z, 0-9 and - that starts with a letter, ends with a letter or digit and has at most 63 characters"
-)
+NAME_RIGHT = "a name of a-z, 0-9 and - that starts with a letter, ends with a letter or digit and has at most 63 characters"
 NETWORK_RIGHT = "a name of a-z, 0-9 and - that starts with a letter and has at most 63 characters"
 
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -80,7 +78,9 @@ def shown(value: object, limit: int = 80, depth: int = 2) -> str:
 def wrong(key: str, value: object, reason: str, right: str, example: str = "") -> InvalidInput:
     """The error that says which value of which key is wrong, why, and what would be right."""
     hint = f"for example {example}" if example else None
-    return InvalidInput(f"{key}: value {shown(value)} is wrong because {reason}; right would be {right}", hint, key)
+    return InvalidInput(
+        f"{key}: value {shown(value)} is wrong because {reason}; right would be {right}", hint, key
+    )
 
 
 def _name_reason(text: str) -> str | None:
@@ -119,7 +119,9 @@ def host_label(text: str, key: str) -> str:
 
 def network_name(text: str, key: str) -> str:
     """The name of a network; ``default`` is refused because its bridge would be that of ``niso-default``."""
-    reason = _name_reason(text) or ("the network of that name is called niso-default" if text == "default" else None)
+    reason = _name_reason(text) or (
+        "the network of that name is called niso-default" if text == "default" else None
+    )
     if reason:
         raise wrong(key, text, reason, NETWORK_RIGHT, '"backend"')
     return text
@@ -127,7 +129,12 @@ def network_name(text: str, key: str) -> str:
 
 def _number(text: str, digits: int) -> int | None:
     """The decimal number ``text`` of at most ``digits`` digits without sign or leading zero; None where it is none."""
-    if not text or len(text) > digits or not DIGITS.issuperset(text) or (text[0] == "0" and text != "0"):
+    if (
+        not text
+        or len(text) > digits
+        or not DIGITS.issuperset(text)
+        or (text[0] == "0" and text != "0")
+    ):
         return None
     return int(text)
 
@@ -219,7 +226,9 @@ def ipv4(text: str, key: str) -> str:
     octets = _octets(text)
     if octets is None and is_ipv6(text):
         only4 = "only the IPv4 address can be chosen: the IPv6 one is leased, and kept"
-        error = wrong(key, text, only4, "an IPv4 address where the network has an IPv4 subnet, or none")
+        error = wrong(
+            key, text, only4, "an IPv4 address where the network has an IPv4 subnet, or none"
+        )
         error.hint = f"leave {key} out"
         raise error
     if reason := "it is no IPv4 address" if octets is None else _not_unicast(octets):
@@ -240,7 +249,13 @@ def ipv4_prefix(text: str, key: str) -> str:
     start = (number >> (32 - bits) << (32 - bits)).to_bytes(4)
     if number != int.from_bytes(start):
         network = f"{'.'.join(map(str, start))}/{bits}"
-        raise wrong(key, text, "it has host bits set", f"the network's own address, {network}", f'"{network}"')
+        raise wrong(
+            key,
+            text,
+            "it has host bits set",
+            f"the network's own address, {network}",
+            f'"{network}"',
+        )
     if reason := _not_unicast(octets):
         raise wrong(key, text, reason, right, example)
     return text
@@ -257,13 +272,25 @@ def user(text: str, key: str) -> User:
             _wrong_user(key, text, "the number is out of range")
         return User(None, uid, gid)
     plain = text.replace("-", "").replace("_", "").replace(".", "")
-    if not (text and text[0] not in "-." and text.isascii() and (plain.isalnum() or not plain) and len(text) <= 32):
+    if not (
+        text
+        and text[0] not in "-."
+        and text.isascii()
+        and (plain.isalnum() or not plain)
+        and len(text) <= 32
+    ):
         _wrong_user(key, text, "it is no user's name")
     return User(text, None, None)
 
 
 def _wrong_user(key: str, text: str, reason: str) -> NoReturn:
-    raise wrong(key, text, reason, "uid, uid:gid (0 to 4294967294) or a user's name of the rootfs", '"1000:1000"')
+    raise wrong(
+        key,
+        text,
+        reason,
+        "uid, uid:gid (0 to 4294967294) or a user's name of the rootfs",
+        '"1000:1000"',
+    )
 
 
 def version(text: str, key: str) -> str:

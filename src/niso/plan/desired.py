@@ -11,7 +11,19 @@ from collections.abc import Mapping
 from niso.base import names
 from niso.plan import hosts_text, nft, policy_maps
 from niso.plan.records import Network, Port, Service, Snapshot
-from niso.plan.state import Address, Bridge, Element, HostsFile, HostsLine, Netns, Route, Ruleset, State, Sysctl, Veth
+from niso.plan.state import (
+    Address,
+    Bridge,
+    Element,
+    HostsFile,
+    HostsLine,
+    Netns,
+    Route,
+    Ruleset,
+    State,
+    Sysctl,
+    Veth,
+)
 
 FORWARDING = "net/ipv4/ip_forward"
 FORWARDING6 = "net/ipv6/conf/all/forwarding"
@@ -46,15 +58,25 @@ def desired(snapshot: Snapshot) -> State:
         families = {subnet.family for subnet in network.subnets}
         # what passes between two services of one bridge must be seen where a policy asks, or where an answer is one to a
         # published port
-        tracked4, tracked6 = ((network.publishes or network.policed) and family in families for family in (4, 6))
+        tracked4, tracked6 = (
+            (network.publishes or network.policed) and family in families for family in (4, 6)
+        )
         mac = names.mac("", network.bridge, alias)
         bridges.add(Bridge(network.bridge, network.mtu, alias, True, tracked4, tracked6, mac))
-        elements.update(nft.network(network.name, network.bridge, network.subnets, network.internal))
+        elements.update(
+            nft.network(network.name, network.bridge, network.subnets, network.internal)
+        )
         for subnet in network.subnets:
             length = subnet.cidr.rpartition("/")[2]
             addresses.add(Address("", network.bridge, f"{subnet.gateway}/{length}"))
-        sysctls.add(Sysctl("", f"net/ipv4/conf/{network.bridge}/route_localnet", str(int(network.by_loopback))))
-        sysctls.add(Sysctl("", f"net/ipv6/conf/{network.bridge}/disable_ipv6", str(int(6 not in families))))
+        sysctls.add(
+            Sysctl(
+                "", f"net/ipv4/conf/{network.bridge}/route_localnet", str(int(network.by_loopback))
+            )
+        )
+        sysctls.add(
+            Sysctl("", f"net/ipv6/conf/{network.bridge}/disable_ipv6", str(int(6 not in families)))
+        )
         if 6 in families:
             addresses.add(Address("", network.bridge, BRIDGE_LINK_LOCAL))
 
@@ -73,7 +95,18 @@ def desired(snapshot: Snapshot) -> State:
             host_end = names.veth(service.name, network.name, service.generation)
             mac = names.mac(service.name, network.name, snapshot.state_id)
             inner = f"eth{position}"
-            veths.add(Veth(host_end, netns, inner, mac, network.mtu, network.bridge, service.publishes, alias))
+            veths.add(
+                Veth(
+                    host_end,
+                    netns,
+                    inner,
+                    mac,
+                    network.mtu,
+                    network.bridge,
+                    service.publishes,
+                    alias,
+                )
+            )
             for subnet, address in zip(network.subnets, endpoint.addresses, strict=True):
                 length = subnet.cidr.rpartition("/")[2]
                 addresses.add(Address(netns, inner, f"{address}/{length}"))
@@ -85,7 +118,9 @@ def desired(snapshot: Snapshot) -> State:
             own = [
                 (address, subnet.gateway)
                 for endpoint in service.endpoints
-                for subnet, address in zip(networks[endpoint.network].subnets, endpoint.addresses, strict=True)
+                for subnet, address in zip(
+                    networks[endpoint.network].subnets, endpoint.addresses, strict=True
+                )
             ]
             elements.update(nft.hairpin(service.name, own))
 
@@ -120,7 +155,8 @@ def shut(before: Mapping[str, str], any_active: bool, any_active6: bool) -> froz
     """The families that the host forwards for services alone: it forwarded none before, by the sysctls that it had."""
     four = any_active and before.get(FORWARDING) == "0"
     six = any_active6 and any(
-        name.startswith("net/ipv6/") and name.endswith("forwarding") and value == "0" for name, value in before.items()
+        name.startswith("net/ipv6/") and name.endswith("forwarding") and value == "0"
+        for name, value in before.items()
     )
     return frozenset(([4] if four else []) + ([6] if six else []))
 
@@ -129,7 +165,9 @@ def _host_sysctls(snapshot: Snapshot) -> list[Sysctl]:
     """Forwarding is on while a service needs it; afterwards what was found before goes back."""
     found = []
     for name, before in snapshot.sysctls_before:
-        found.append(Sysctl("", name, ON[name.rpartition("/")[2]] if _needed(snapshot, name) else before))
+        found.append(
+            Sysctl("", name, ON[name.rpartition("/")[2]] if _needed(snapshot, name) else before)
+        )
     return found
 
 
@@ -157,7 +195,11 @@ def _service_sysctls(netns: str, networks: list[Network]) -> list[Sysctl]:
 
 
 def _hosts_files(snapshot: Snapshot) -> list[HostsFile]:
-    own = [HostsFile(names.own_hosts_folder(service.name)) for service in snapshot.services if service.mode == "none"]
+    own = [
+        HostsFile(names.own_hosts_folder(service.name))
+        for service in snapshot.services
+        if service.mode == "none"
+    ]
     return [*(HostsFile(names.hosts_folder(reader)) for reader in snapshot.readers), *own]
 
 
@@ -167,7 +209,9 @@ def _hosts_lines(snapshot: Snapshot) -> list[HostsLine]:
     One without a network has a file of its own.
     """
     lines = [
-        HostsLine(names.own_hosts_folder(service.name), address, hosts_text.line_names(service.names))
+        HostsLine(
+            names.own_hosts_folder(service.name), address, hosts_text.line_names(service.names)
+        )
         for service in snapshot.services
         if service.mode == "none"
         for address in ("127.0.0.1", "::1")
@@ -179,5 +223,7 @@ def _hosts_lines(snapshot: Snapshot) -> list[HostsLine]:
             shared = next((network for network in reader if network in by_network), None)
             if shared is not None:
                 text = hosts_text.line_names(service.names)
-                lines.extend(HostsLine(names.hosts_folder(reader), each, text) for each in by_network[shared])
+                lines.extend(
+                    HostsLine(names.hosts_folder(reader), each, text) for each in by_network[shared]
+                )
     return lines

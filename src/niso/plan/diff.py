@@ -96,8 +96,12 @@ def diff(want: State, have: State) -> list[AnyStep]:
     early = _veths_in_the_way(want, have)
     have = _without(have, early)
     going = {thing.name for thing in have.netns} - {thing.name for thing in want.netns}
-    going_links = {("", thing.name) for thing in have.bridges} - {("", thing.name) for thing in want.bridges}
-    going_links |= {(veth.netns, veth.peer) for veth in have.veths if veth.key() not in _keys(want.veths)}
+    going_links = {("", thing.name) for thing in have.bridges} - {
+        ("", thing.name) for thing in want.bridges
+    }
+    going_links |= {
+        (veth.netns, veth.peer) for veth in have.veths if veth.key() not in _keys(want.veths)
+    }
     made: list[AnyStep] = []
     gone: list[AnyStep] = []
     for kind, wanted, present in zip(State._fields, kinds(want), kinds(have), strict=True):
@@ -127,7 +131,9 @@ def diff(want: State, have: State) -> list[AnyStep]:
     return [*first, *made, *edits, *files_gone, *_ordered(gone), *last]
 
 
-def by_key(wanted: Collection[Thing], present: Collection[Thing]) -> tuple[dict[tuple[str, ...], Thing], list[Thing]]:
+def by_key(
+    wanted: Collection[Thing], present: Collection[Thing]
+) -> tuple[dict[tuple[str, ...], Thing], list[Thing]]:
     """What is there by its key, and what more has a key of these: the kernel has several routes to one place, by their metric."""
     found: dict[tuple[str, ...], Thing] = {}
     more = []
@@ -152,7 +158,11 @@ def unhindered(want: State, have: State) -> State:
         _, family, _, link, name = (*thing.name.split("/"), "", "", "")[:5]
         if (family, name, thing.value) == ("ipv6", "disable_ipv6", "1") and thing.netns in inside:
             added.add(thing._replace(value="0"))
-        if (family, name, thing.value) == ("ipv4", "forwarding", "0") and not thing.netns and link in bridges:
+        if (
+            (family, name, thing.value) == ("ipv4", "forwarding", "0")
+            and not thing.netns
+            and link in bridges
+        ):
             added.add(thing._replace(value="1"))
     return want._replace(sysctls=want.sysctls | added) if added else want
 
@@ -189,9 +199,17 @@ def _keys(things: Iterable[Thing]) -> set[tuple[str, ...]]:
 def _veths_in_the_way(want: State, have: State) -> set[Veth]:
     """Veth pairs that must go before others come: those whose other end is wrong or has a name that another one needs."""
     wanted = {veth.key(): veth for veth in want.veths}
-    right = {veth for veth in have.veths if veth.key() in wanted and _far_end(veth) == _far_end(wanted[veth.key()])}
+    right = {
+        veth
+        for veth in have.veths
+        if veth.key() in wanted and _far_end(veth) == _far_end(wanted[veth.key()])
+    }
     ends = {(veth.netns, veth.peer) for veth in want.veths}
-    return {veth for veth in have.veths - right if veth.key() in wanted or (veth.netns, veth.peer) in ends}
+    return {
+        veth
+        for veth in have.veths - right
+        if veth.key() in wanted or (veth.netns, veth.peer) in ends
+    }
 
 
 def _far_end(veth: Veth) -> tuple[str, str, str]:
@@ -211,7 +229,9 @@ def _without(have: State, veths: set[Veth]) -> State:
 def _ordered(gone: list[AnyStep]) -> list[AnyStep]:
     """Deletions in the reverse of the order in which things are made."""
     position = {Bridge: 0, Netns: 1, Veth: 2, Address: 3, Route: 4, Neighbour: 5, Attached: 6}
-    return sorted(gone, key=lambda step: -position[type(step.thing)] if isinstance(step, Step) else 0)
+    return sorted(
+        gone, key=lambda step: -position[type(step.thing)] if isinstance(step, Step) else 0
+    )
 
 
 def _nft(want: State, have: State) -> tuple[list[AnyStep], list[AnyStep]]:
@@ -226,7 +246,9 @@ def _nft(want: State, have: State) -> tuple[list[AnyStep], list[AnyStep]]:
         guards = _guards_of_what_goes(want, have)
         adds = (Edit("add", element) for element in sorted(want.elements | guards))
         drops = tuple(Edit("delete", element) for element in sorted(guards))
-        return [NftTransaction((*tables, nft.TABLES, *adds))], [NftTransaction(drops)] if drops else []
+        return [NftTransaction((*tables, nft.TABLES, *adds))], [
+            NftTransaction(drops)
+        ] if drops else []
     before = {element.key(): element for element in have.elements}
     added: list[Edit] = []
     early: list[Edit] = []
@@ -238,14 +260,25 @@ def _nft(want: State, have: State) -> tuple[list[AnyStep], list[AnyStep]]:
         if was is not None:
             early.append(Edit("delete", element))
         added.append(Edit("add", element))
-    going = {address.address.partition("/")[0] for address in have.addresses - want.addresses if address.netns}
-    going |= {e.element.rpartition(" . ")[2] for e in before.values() if e.container in ("sources4", "sources6")}
+    going = {
+        address.address.partition("/")[0]
+        for address in have.addresses - want.addresses
+        if address.netns
+    }
+    going |= {
+        e.element.rpartition(" . ")[2]
+        for e in before.values()
+        if e.container in ("sources4", "sources6")
+    }
     renewed = {_room(edit.element) for edit in added} - {None}
     for element in sorted(before.values()):
         guards_on = element.container in nft.LATE
         if element.container in nft.POLICIES:
             # what an address was denied holds until it is gone; but intervals that replace others need their room at once
-            guards_on = bool(set(element.element.split(" . ")[:2]) & going) and _room(element) not in renewed
+            guards_on = (
+                bool(set(element.element.split(" . ")[:2]) & going)
+                and _room(element) not in renewed
+            )
         (late if guards_on else early).append(Edit("delete", element))
     if not added:
         early, late = [], [*early, *late]
@@ -277,10 +310,17 @@ def _hosts(want: State, have: State) -> tuple[list[AnyStep], list[AnyStep]]:
     for file in sorted(want.hosts_files):
         create = file not in have.hosts_files
         wanted = {line for line in want.hosts_lines if line.folder == file.folder}
-        present = set() if create else {line for line in have.hosts_lines if line.folder == file.folder}
+        present = (
+            set() if create else {line for line in have.hosts_lines if line.folder == file.folder}
+        )
         if create or wanted != present:
             edits.append(
-                HostsEdit(file.folder, create, tuple(sorted(present - wanted)), tuple(sorted(wanted - present)))
+                HostsEdit(
+                    file.folder,
+                    create,
+                    tuple(sorted(present - wanted)),
+                    tuple(sorted(wanted - present)),
+                )
             )
     return edits, [Step("delete", file) for file in sorted(have.hosts_files - want.hosts_files)]
 
@@ -296,15 +336,15 @@ def _bridge_words(step: Step) -> str:
         return f"ip link delete {bridge.name}"
     tracked = f"type bridge nf_call_iptables {int(bridge.tracked4)} nf_call_ip6tables {int(bridge.tracked6)}"
     if step.action == "add":
-        return (
-            f"ip link add {bridge.name} mtu {bridge.mtu} {tracked} && ip link set {bridge.name} alias {bridge.alias} up"
-        )
+        return f"ip link add {bridge.name} mtu {bridge.mtu} {tracked} && ip link set {bridge.name} alias {bridge.alias} up"
     was = step.was if isinstance(step.was, Bridge) else bridge
     address = f" address {bridge.mac}" if was.mac != bridge.mac else ""
     names = _first_words(was.strange)
     arp = " arp on" if "arp" in names else ""
     usual = (f"{name} {30000 if name == 'ageing_time' else 0}" for name in names if name != "arp")
-    return " ".join((f"ip link set {bridge.name} mtu {bridge.mtu}{address}{arp} up {tracked}", *usual))
+    return " ".join(
+        (f"ip link set {bridge.name} mtu {bridge.mtu}{address}{arp} up {tracked}", *usual)
+    )
 
 
 def _first_words(strange: str) -> list[str]:
@@ -357,10 +397,14 @@ def _address_words(step: Step) -> str:
         words = []
         if not was.lasting:
             forever = "valid_lft forever preferred_lft forever"
-            words.append(f"{_inside(address.netns)}address replace {address.address} dev {address.link} {forever}")
+            words.append(
+                f"{_inside(address.netns)}address replace {address.address} dev {address.link} {forever}"
+            )
         if not was.routed:
             prefix = ipaddress.ip_interface(address.address).network
-            words.append(f"{_inside(address.netns)}route add {prefix} dev {address.link} proto kernel")
+            words.append(
+                f"{_inside(address.netns)}route add {prefix} dev {address.link} proto kernel"
+            )
         return " && ".join(words)
     verb = "delete" if step.action == "delete" else "add"
     return f"{_inside(address.netns)}address {verb} {address.address} dev {address.link}"

@@ -32,7 +32,9 @@ def _order(text: str) -> tuple[int, bytes]:
 def edit(text: str, remove: set[str], add: set[str]) -> str:
     """``text`` with whole lines taken out and put in at their place, by address. Both sets are of whole lines."""
     elsewhere = remove | add
-    lines = [each for each in text[len(HEADER) :].splitlines(keepends=True) if each not in elsewhere]
+    lines = [
+        each for each in text[len(HEADER) :].splitlines(keepends=True) if each not in elsewhere
+    ]
     for each in add:
         insort(lines, each, key=_order)
     return HEADER + "".join(lines)

@@ -320,13 +320,24 @@ def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]
 DECLARED = dict(_declared())
 """(table, set or map) -> (types of its key, of its value, whether it takes intervals), as the text has them."""
 
-CONTAINERS = {table: tuple(name for at, name in DECLARED if at == table) for table in (INET, BRIDGE)}
+CONTAINERS = {
+    table: tuple(name for at, name in DECLARED if at == table) for table in (INET, BRIDGE)
+}
 """Every set and map that niso fills, so that a reader can list them."""
 
 POLICIES = frozenset(
     (
-        *(f"{kind}{family}" for kind in ("ingress", "egress", "no_start_in", "no_start_out") for family in (4, 6)),
-        *(f"{way}{family}_{part}" for way in ("in", "out") for family in (4, 6) for part in POLICY_PARTS),
+        *(
+            f"{kind}{family}"
+            for kind in ("ingress", "egress", "no_start_in", "no_start_out")
+            for family in (4, 6)
+        ),
+        *(
+            f"{way}{family}_{part}"
+            for way in ("in", "out")
+            for family in (4, 6)
+            for part in POLICY_PARTS
+        ),
     )
 )
 """The sets and maps that hold policies."""
@@ -336,7 +347,17 @@ COUNTED = frozenset(name for name in POLICIES if not name.startswith(("ingress",
 
 LATE = frozenset(
     (
-        *("owner", "bridges", "same_bridge", "ports", "subnets4", "subnets6", "internal", "closed", "before"),
+        *(
+            "owner",
+            "bridges",
+            "same_bridge",
+            "ports",
+            "subnets4",
+            "subnets6",
+            "internal",
+            "closed",
+            "before",
+        ),
         *("sources4", "sources6", "links", "broadcasts"),
     )
 )
@@ -345,7 +366,11 @@ LATE = frozenset(
 
 def rules_of(table: str, chain: str) -> list[str]:
     """The rules of a chain of the fixed text, in their order."""
-    body = TABLES.partition(f"table {table} {{")[2].partition(f"chain {chain} {{\n")[2].partition("\n\t}")[0]
+    body = (
+        TABLES.partition(f"table {table} {{")[2]
+        .partition(f"chain {chain} {{\n")[2]
+        .partition("\n\t}")[0]
+    )
     lines = [line.strip() for line in body.splitlines()]
     return [line for line in lines if not line.startswith("type ")]
 
@@ -381,7 +406,11 @@ def before(sysctl: str, value: str) -> list[Element]:
     if found is None or not re.fullmatch("[0-9]{1,9}", value):
         return []
     link, what = found["link"] or "all", found["v4"] or found["v6"]
-    return [Element(INET, "before", " . ".join(map(_quoted, (link, _SHORT.get(what, what), value))), "", "")]
+    return [
+        Element(
+            INET, "before", " . ".join(map(_quoted, (link, _SHORT.get(what, what), value))), "", ""
+        )
+    ]
 
 
 def sysctl_before(element: str) -> tuple[str, str]:
@@ -393,7 +422,9 @@ def sysctl_before(element: str) -> tuple[str, str]:
     return f"net/ipv6/conf/{link}/{long}", value
 
 
-def network(name: str, bridge: str, subnets: Iterable[Subnet], internal: bool = False) -> list[Element]:
+def network(
+    name: str, bridge: str, subnets: Iterable[Subnet], internal: bool = False
+) -> list[Element]:
     quoted = _quoted(bridge)
     elements = [
         Element(INET, "bridges", quoted, "", name),
@@ -412,11 +443,16 @@ def network(name: str, bridge: str, subnets: Iterable[Subnet], internal: bool = 
 def endpoint(service: str, host_end: str, mac: str, addresses: Iterable[str]) -> list[Element]:
     """A service's bridge port: it may send with exactly these addresses."""
     port = _quoted(host_end)
-    elements = [Element(INET, "ports", port, "", service), Element(BRIDGE, "ports", port, "", service)]
+    elements = [
+        Element(INET, "ports", port, "", service),
+        Element(BRIDGE, "ports", port, "", service),
+    ]
     number = int(mac.replace(":", ""), 16) if mac else 0
     for address in addresses:
         family = "6" if ":" in address else "4"
-        elements.append(Element(BRIDGE, f"sources{family}", f"{port} . {mac} . {address}", "", service))
+        elements.append(
+            Element(BRIDGE, f"sources{family}", f"{port} . {mac} . {address}", "", service)
+        )
         if family == "6":
             # as a number: where neighbour discovery carries it, nft knows of no type
             elements.append(Element(BRIDGE, "links", f"{port} . {number}", "", service))
@@ -460,7 +496,11 @@ def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]
     if port.host_ip.startswith("127."):
         return []
     single = port.host_ip not in (ANY, ANY4, ANY6)
-    start = f"{_quoted(bridge)} . {port.host_ip} . {port.proto}" if single else f"{_quoted(bridge)} . {port.proto}"
+    start = (
+        f"{_quoted(bridge)} . {port.host_ip} . {port.proto}"
+        if single
+        else f"{_quoted(bridge)} . {port.proto}"
+    )
     return [
         Element(
             INET,

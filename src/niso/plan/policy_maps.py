@@ -70,12 +70,20 @@ class _Direction(NamedTuple):
         """What holds where no entry matches."""
         if self.allow is None:
             return Decision(True, "")
-        return Decision(False, "network.policy.allow_from" if self.ingress else "network.policy.egress.allow")
+        return Decision(
+            False, "network.policy.allow_from" if self.ingress else "network.policy.egress.allow"
+        )
 
     def element(self, part: str, key: str, decision: Decision) -> Element:
-        verdict = PASSES if decision.passes else f"goto log_{_word(self.ingress)}" if self.log else "drop"
+        verdict = (
+            PASSES if decision.passes else f"goto log_{_word(self.ingress)}" if self.log else "drop"
+        )
         return Element(
-            INET, container(self.ingress, self.family, part), key, verdict, f"{self.service} {decision.key}".rstrip()
+            INET,
+            container(self.ingress, self.family, part),
+            key,
+            verdict,
+            f"{self.service} {decision.key}".rstrip(),
         )
 
 
@@ -95,24 +103,42 @@ def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
     for own in policed.addresses:
         family = 6 if ":" in own else 4
         if policed.only is None:
-            found += [Element(INET, f"no_start_{way}{family}", own, "", policed.service) for way in ("in", "out")]
+            found += [
+                Element(INET, f"no_start_{way}{family}", own, "", policed.service)
+                for way in ("in", "out")
+            ]
         for direction in _directions(policed, own):
             if policed.only is None:
                 found.append(
-                    Element(INET, f"{'in' if direction.ingress else 'e'}gress{family}", own, "", policed.service)
+                    Element(
+                        INET,
+                        f"{'in' if direction.ingress else 'e'}gress{family}",
+                        own,
+                        "",
+                        policed.service,
+                    )
                 )
             found += _elements(direction, policed, meaning)
     return found
 
 
 def decides(
-    policed: Policed, members: Iterable[Member], ingress: bool, own: str, peer: str, proto: str, port: int | None
+    policed: Policed,
+    members: Iterable[Member],
+    ingress: bool,
+    own: str,
+    peer: str,
+    proto: str,
+    port: int | None,
 ) -> Element | None:
     """The element that decides on a packet between ``own``, an address of the service, and ``peer``; None: no policy asks.
 
     ``proto`` as in an Entry, or any other word.
     """
-    found = {(each.container, each.element): each for each in elements(policed._replace(only=None), members)}
+    found = {
+        (each.container, each.element): each
+        for each in elements(policed._replace(only=None), members)
+    }
     family = 6 if ":" in own else 4
     number = ipaddress.ip_address(peer)
     for part in POLICY_PARTS:
@@ -151,9 +177,20 @@ def _ends(text: str) -> tuple[int, int]:
 def _directions(policed: Policed, own: str) -> list[_Direction]:
     """Those directions of a policy that say something."""
     policy: Policy = policed.policy
-    sides = (True, policy.deny_from, policy.allow_from), (False, policy.egress_deny, policy.egress_allow)
+    sides = (
+        (True, policy.deny_from, policy.allow_from),
+        (False, policy.egress_deny, policy.egress_allow),
+    )
     found = [
-        _Direction(policed.service, ingress, own, deny, allow, frozenset(entry.key for entry in deny), policy.log)
+        _Direction(
+            policed.service,
+            ingress,
+            own,
+            deny,
+            allow,
+            frozenset(entry.key for entry in deny),
+            policy.log,
+        )
         for ingress, deny, allow in sides
     ]
     return [each for each in found if each.deny or each.allow is not None]
@@ -193,7 +230,9 @@ def _elements(direction: _Direction, policed: Policed, meaning: _Meaning) -> lis
     for peer in _peers(direction, policed, meaning):
         matching = [entry for entry in entries if _matches(entry, peer, meaning)]
         if peer in policed.addresses:  # a service may always reach itself
-            found.append(direction.element("peer", f"{direction.own} . {peer}", Decision(True, "itself")))
+            found.append(
+                direction.element("peer", f"{direction.own} . {peer}", Decision(True, "itself"))
+            )
             continue
         found += _parts(direction, ("port", "ports", "peer"), f"{peer} . ", matching, otherwise)
     if policed.only is not None:
@@ -206,7 +245,11 @@ def _peers(direction: _Direction, policed: Policed, meaning: _Meaning) -> list[s
     """The addresses that are looked up by themselves."""
     entries = (*direction.deny, *(direction.allow or ()))
     # those of the manifest hang on themselves: they are there whoever has the address
-    named = {entry.peer.name.partition("/")[0] for entry in entries if entry.peer.kind == "prefix" and _is_one(entry)}
+    named = {
+        entry.peer.name.partition("/")[0]
+        for entry in entries
+        if entry.peer.kind == "prefix" and _is_one(entry)
+    }
     for entry in entries:
         if entry.peer.kind == "service":
             addresses = meaning.addresses.get(entry.peer.name, ())
@@ -245,7 +288,9 @@ def _within(address: str, prefixes: Iterable[str]) -> bool:
 # --- prefixes --------------------------------------------------------------------------------------------------------
 
 
-def _prefixes(direction: _Direction, wide: list[Entry], everybody: list[Entry], meaning: _Meaning) -> list[Element]:
+def _prefixes(
+    direction: _Direction, wide: list[Entry], everybody: list[Entry], meaning: _Meaning
+) -> list[Element]:
     """The elements of all peers that lie in a prefix, cut where the entries that match change."""
     spans = [(span, entry) for entry in wide for span in _spans(entry, direction.family, meaning)]
     cuts = sorted({first for (first, _), _ in spans} | {last + 1 for (_, last), _ in spans})
@@ -260,9 +305,15 @@ def _prefixes(direction: _Direction, wide: list[Entry], everybody: list[Entry], 
     for first, last, matching in runs:
         if matching:
             keys = matching | {entry.key for entry in everybody}
-            both = [entry for entry in (*direction.deny, *(direction.allow or ())) if entry.key in keys]
+            both = [
+                entry for entry in (*direction.deny, *(direction.allow or ())) if entry.key in keys
+            ]
             found += _parts(
-                direction, ("", "prefix_ports", "prefix"), f"{_span(first, last, direction.family)} . ", both, None
+                direction,
+                ("", "prefix_ports", "prefix"),
+                f"{_span(first, last, direction.family)} . ",
+                both,
+                None,
             )
     return found
 
@@ -278,7 +329,9 @@ def _spans(entry: Entry, family: int, meaning: _Meaning) -> list[tuple[int, int]
             spans = [
                 part
                 for low, high in spans
-                for part in (((low, at - 1), (at + 1, high)) if low <= at <= high else ((low, high),))
+                for part in (
+                    ((low, at - 1), (at + 1, high)) if low <= at <= high else ((low, high),)
+                )
                 if part[0] <= part[1]
             ]
     return spans
@@ -298,7 +351,11 @@ def _span(first: int, last: int, family: int) -> str:
 
 
 def _parts(
-    direction: _Direction, parts: tuple[str, str, str], peer: str, entries: list[Entry], otherwise: Decision | None
+    direction: _Direction,
+    parts: tuple[str, str, str],
+    peer: str,
+    entries: list[Entry],
+    otherwise: Decision | None,
 ) -> list[Element]:
     """What these entries, which all match the peer, say of each protocol and port.
 
@@ -339,12 +396,16 @@ def _deviations(direction: _Direction, entries: list[Entry], base: Decision) -> 
     return found
 
 
-def _decision(direction: _Direction, entries: list[Entry], proto: str, port: int | None) -> Decision:
+def _decision(
+    direction: _Direction, entries: list[Entry], proto: str, port: int | None
+) -> Decision:
     """The verdict on a peer that all ``entries`` match, deny entries first; ``proto`` "" is one that no entry names."""
     for entry in entries:
         if entry.proto and entry.proto != proto:
             continue
-        if (entry.first, entry.last) != ALL_PORTS and (port is None or not entry.first <= port <= entry.last):
+        if (entry.first, entry.last) != ALL_PORTS and (
+            port is None or not entry.first <= port <= entry.last
+        ):
             continue
         return Decision(entry.key not in direction.denied, entry.key)
     return direction.free

@@ -83,7 +83,12 @@ class Policy(NamedTuple):
 
     def entries(self) -> tuple[Entry, ...]:
         """All of them."""
-        return (*(self.allow_from or ()), *self.deny_from, *(self.egress_allow or ()), *self.egress_deny)
+        return (
+            *(self.allow_from or ()),
+            *self.deny_from,
+            *(self.egress_allow or ()),
+            *self.egress_deny,
+        )
 
 
 class Member(NamedTuple):
@@ -135,7 +140,9 @@ class Service(NamedTuple):
     endpoints: tuple[Endpoint, ...]
     ports: tuple[Port, ...]
     names: tuple[str, ...]  # hostname first
-    publishes: bool = False  # it has ports, these or others, or somebody who shares its namespace has
+    publishes: bool = (
+        False  # it has ports, these or others, or somebody who shares its namespace has
+    )
     mode: str = "bridge"  # or host, none, share: then endpoints are its provider's, and names its provider has too
 
 

@@ -169,7 +169,18 @@ class HostsLine(NamedTuple):
 
 
 Thing = (
-    Element | Ruleset | Bridge | Netns | Veth | Address | Route | Sysctl | Attached | Neighbour | HostsFile | HostsLine
+    Element
+    | Ruleset
+    | Bridge
+    | Netns
+    | Veth
+    | Address
+    | Route
+    | Sysctl
+    | Attached
+    | Neighbour
+    | HostsFile
+    | HostsLine
 )
 
 

@@ -42,11 +42,15 @@ def refusal(subnet: Network, gateway: int, number: int) -> str | None:
     return None
 
 
-def free_prefix(pool: Network, length: int, taken: Iterable[Network], kept: Network | None = None) -> Network | None:
+def free_prefix(
+    pool: Network, length: int, taken: Iterable[Network], kept: Network | None = None
+) -> Network | None:
     """The lowest prefix of ``length`` in ``pool`` that overlaps none of ``taken`` and is not ``kept``; None if there is none."""
     size = 1 << (pool.max_prefixlen - length)
     spans = sorted(
-        (int(net.network_address), int(net.broadcast_address)) for net in taken if net.version == pool.version
+        (int(net.network_address), int(net.broadcast_address))
+        for net in taken
+        if net.version == pool.version
     )
     if kept is not None:
         spans = sorted([*spans, (int(kept.network_address), int(kept.broadcast_address))])
@@ -60,4 +64,8 @@ def free_prefix(pool: Network, length: int, taken: Iterable[Network], kept: Netw
         start = (high // size + 1) * size
     if start + size - 1 > end:
         return None
-    return ipaddress.ip_network((start, length)) if pool.version == 4 else ipaddress.IPv6Network((start, length))
+    return (
+        ipaddress.ip_network((start, length))
+        if pool.version == 4
+        else ipaddress.IPv6Network((start, length))
+    )

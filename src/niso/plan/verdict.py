@@ -35,9 +35,13 @@ class World(NamedTuple):
 
     services: Mapping[str, Known]
     networks: Mapping[str, Network]
-    host: frozenset[str] = frozenset()  # the host's addresses; 127.0.0.0/8, ::1 and the gateways are known without it
+    host: frozenset[str] = (
+        frozenset()
+    )  # the host's addresses; 127.0.0.0/8, ::1 and the gateways are known without it
     closed: frozenset[int] = frozenset()  # families that the host forwards for services alone
-    wires: frozenset[str] = frozenset()  # the prefixes of the host's links: within one of them nothing passes the host
+    wires: frozenset[str] = (
+        frozenset()
+    )  # the prefixes of the host's links: within one of them nothing passes the host
 
 
 class Party(NamedTuple):
@@ -69,7 +73,9 @@ class Verdict(NamedTuple):
     @property
     def dropped_by(self) -> Reason | None:
         """The first that drops it: the way, then egress, then ingress, as in the kernel."""
-        return next((each for each in (self.path, self.egress, self.ingress) if not each.passes), None)
+        return next(
+            (each for each in (self.path, self.egress, self.ingress) if not each.passes), None
+        )
 
 
 class _Way(NamedTuple):
@@ -110,7 +116,9 @@ def decide(world: World, source: str, destination: str, port: int | None, proto:
     )
 
 
-def judge(world: World, source: str, destination: str, port: int | None, proto: str) -> tuple[Reason, Reason]:
+def judge(
+    world: World, source: str, destination: str, port: int | None, proto: str
+) -> tuple[Reason, Reason]:
     """(egress, ingress) of an open flow, whose ends are as they are behind NAT. How it got there is not judged.
 
     A service may always reach itself, also where NAT gives it its gateway's address.
@@ -130,7 +138,9 @@ def matches(entry: Entry, world: World, address: str, port: int | None, proto: s
     """
     if entry.proto not in ("", proto):
         return False
-    if (entry.first, entry.last) != (0, 65535) and (port is None or not entry.first <= port <= entry.last):
+    if (entry.first, entry.last) != (0, 65535) and (
+        port is None or not entry.first <= port <= entry.last
+    ):
         return False
     peer = entry.peer
     if peer.kind == "prefix":
@@ -155,7 +165,15 @@ def _egress(world: World, sender: _Holder | None, source: str, way: _Way, proto:
     free = f"{service} has no egress.allow, and its egress.deny does not name the destination"
     key = "network.policy.egress"
     return _judge(
-        world, service, policy.egress_deny, policy.egress_allow, f"{key}.allow", free, way.address, way.port, proto
+        world,
+        service,
+        policy.egress_deny,
+        policy.egress_allow,
+        f"{key}.allow",
+        free,
+        way.address,
+        way.port,
+        proto,
     )
 
 
@@ -167,7 +185,9 @@ def _ingress(world: World, receiver: _Holder | None, source: str, way: _Way, pro
     service, policy = receiver[0].name, receiver[0].policy
     free = f"{service} has no allow_from, and its deny_from does not name the source"
     key = "network.policy.allow_from"
-    return _judge(world, service, policy.deny_from, policy.allow_from, key, free, source, way.port, proto)
+    return _judge(
+        world, service, policy.deny_from, policy.allow_from, key, free, source, way.port, proto
+    )
 
 
 def _judge(
@@ -224,9 +244,13 @@ def _way(world: World, source: str, destination: str, port: int | None, proto: s
             return accept(f"{destination} is {words} to {known.name}")._replace(itself=True)
         by = entered if _is_link_local6(to) else _leaves_by(world, known, to)
         if by is None:
-            return drop(f"{known.name} has no way to IPv{to.version} addresses outside its networks")
+            return drop(
+                f"{known.name} has no way to IPv{to.version} addresses outside its networks"
+            )
         if by != entered:
-            return drop(f"{known.name} sends to {destination} by network {by}, where {source} is not its address")
+            return drop(
+                f"{known.name} sends to {destination} by network {by}, where {source} is not its address"
+            )
     elif not from_host and _network_of(world, source) is not None:
         return drop(f"no service has the address {source}")
     if to.is_loopback and not from_host:
@@ -250,19 +274,25 @@ def _way(world: World, source: str, destination: str, port: int | None, proto: s
         if from_host:
             return accept("the host can reach every service")
         if not sender:
-            return drop(f"{known.name} can be reached from outside the host by published ports only")
+            return drop(
+                f"{known.name} can be reached from outside the host by published ports only"
+            )
         if network == entered:
             return accept(f"{sender[0].name} and {known.name} are both on network {network}")
         if world.networks[entered].internal:
             return drop(_stays(entered))
-        return drop(f"networks {entered} and {network} are apart: only published ports lead from one to the other")
+        return drop(
+            f"networks {entered} and {network} are apart: only published ports lead from one to the other"
+        )
     if _network_of(world, destination) is not None:
         return drop(f"no service has the address {destination}")
     if not sender:
         both = (ipaddress.ip_address(source), to)
         on_a_wire = any(all(_within(each, prefix) for each in both) for prefix in world.wires)
         if to.version in world.closed and not (from_host or on_a_wire):
-            return drop(f"the host forwards IPv{to.version} for services alone, as it forwarded none before")
+            return drop(
+                f"the host forwards IPv{to.version} for services alone, as it forwarded none before"
+            )
         return accept("no service has to do with it")
     if _is_link_local6(to):
         return drop("no service has a link-local address, and the host leads to none")
@@ -272,13 +302,19 @@ def _way(world: World, source: str, destination: str, port: int | None, proto: s
 
 
 def _to_published(
-    world: World, sender: _Holder | None, found: tuple[Known, str, str, int], entered: str, asked: str
+    world: World,
+    sender: _Holder | None,
+    found: tuple[Known, str, str, int],
+    entered: str,
+    asked: str,
 ) -> _Way:
     known, network, address, port = found
     words = f"{asked} is a published port of {known.name} and leads to {_at(address, port)}"
     if sender and network != entered and world.networks[entered].internal:
         return _Way(Reason(False, _stays(entered)), address, port)
-    return _Way(Reason(True, words), address, port, itself=sender is not None and known is sender[0])
+    return _Way(
+        Reason(True, words), address, port, itself=sender is not None and known is sender[0]
+    )
 
 
 def _stays(network: str) -> str:
@@ -303,13 +339,27 @@ def _published(
             for each in known.ports if known.active else ():
                 inside = each.host_port and each.host_port <= port <= each.last
                 # published are the families of its first network
-                inside = inside and any(_family(a) == to.version for e in known.endpoints[:1] for a in e.addresses)
-                if inside and each.proto == proto and each.host_ip in hosts and to.version in each.families:
-                    shared = [endpoint for endpoint in known.endpoints if endpoint.network == entered]
+                inside = inside and any(
+                    _family(a) == to.version for e in known.endpoints[:1] for a in e.addresses
+                )
+                if (
+                    inside
+                    and each.proto == proto
+                    and each.host_ip in hosts
+                    and to.version in each.families
+                ):
+                    shared = [
+                        endpoint for endpoint in known.endpoints if endpoint.network == entered
+                    ]
                     for endpoint in (*shared, *known.endpoints[:1]):
                         for address in endpoint.addresses:
                             if _family(address) == to.version:
-                                return known, endpoint.network, address, each.container_port + port - each.host_port
+                                return (
+                                    known,
+                                    endpoint.network,
+                                    address,
+                                    each.container_port + port - each.host_port,
+                                )
     return None
 
 
@@ -319,7 +369,11 @@ def _leaves_by(world: World, known: Known, to: _Address) -> str | None:
         if _on(world.networks[endpoint.network], str(to)):
             return endpoint.network
     first = known.endpoints[0].network
-    return first if any(subnet.family == to.version for subnet in world.networks[first].subnets) else None
+    return (
+        first
+        if any(subnet.family == to.version for subnet in world.networks[first].subnets)
+        else None
+    )
 
 
 # --- addresses -------------------------------------------------------------------------------------------------------
@@ -343,7 +397,9 @@ def _addresses(known: Known) -> tuple[str, ...]:
 
 def _is_host(world: World, address: str) -> bool:
     """Whether the host takes it for its own; 127.0.0.0/8 and ::1 are the host's unless a service sends to them."""
-    if address in world.host or any(address in _gateways(network) for network in world.networks.values()):
+    if address in world.host or any(
+        address in _gateways(network) for network in world.networks.values()
+    ):
         return True
     return ipaddress.ip_address(address).is_loopback
 
@@ -374,5 +430,9 @@ def _is_broadcast(world: World, to: _Address) -> bool:
     """Whether it is a multicast address or a broadcast one of a niso network or of every link (RFC 919, RFC 1112)."""
     if to.is_multicast or str(to) == "255.255.255.255":
         return True
-    cidrs = (s.cidr for network in world.networks.values() for s in network.subnets if s.family == 4)
-    return to.version == 4 and any(to == ipaddress.IPv4Network(cidr).broadcast_address for cidr in cidrs)
+    cidrs = (
+        s.cidr for network in world.networks.values() for s in network.subnets if s.family == 4
+    )
+    return to.version == 4 and any(
+        to == ipaddress.IPv4Network(cidr).broadcast_address for cidr in cidrs
+    )

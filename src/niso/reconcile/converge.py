@@ -24,7 +24,18 @@ from niso.plan import nft
 from niso.plan.desired import FORWARDING6, ON, desired
 from niso.plan.diff import AnyStep, HostsEdit, NftTransaction, Step, diff
 from niso.plan.records import Snapshot
-from niso.plan.state import Address, Element, HostsFile, Route, State, Sysctl, Thing, Veth, kinds, union
+from niso.plan.state import (
+    Address,
+    Element,
+    HostsFile,
+    Route,
+    State,
+    Sysctl,
+    Thing,
+    Veth,
+    kinds,
+    union,
+)
 from niso.store.store import ALL, Scope, Store
 
 Report = Callable[[str], None]
@@ -56,13 +67,17 @@ class Lock:
         path = os.path.join(paths.run_dir(), "lock")
         try:
             os.makedirs(paths.run_dir(), mode=0o755, exist_ok=True)
-            self._file = Lock._last[thread] = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+")
+            self._file = Lock._last[thread] = FileIO(
+                os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+"
+            )
             waits.lock(self._file.fileno(), "changes the network", self._at_most_s)
         except KeyboardInterrupt:
             self.__exit__()
             raise
         except OSError as error:
-            raise NisoError(f"{error.filename or paths.run_dir()}: {error.strerror}", "check NISO_RUN_DIR") from error
+            raise NisoError(
+                f"{error.filename or paths.run_dir()}: {error.strerror}", "check NISO_RUN_DIR"
+            ) from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -91,11 +106,15 @@ def plan(store: Store, scope: Scope, before: State, trusting: bool = False) -> P
     candidates = union(want, before)
     known = {element.key() for element in before.elements} if trusting else set()
     unread = frozenset(e for e in want.elements if trusting and e.value and e.key() not in known)
-    have = _own(read(candidates._replace(elements=candidates.elements - unread), mark), want, before)
+    have = _own(
+        read(candidates._replace(elements=candidates.elements - unread), mark), want, before
+    )
     have = _with_remnants(have, filter(is_remnant, before.hosts_files - want.hosts_files))
     steps = diff(want, have)
     whole = {hosts_folder(reader) for reader in snapshot.fresh}
-    whole |= {own_hosts_folder(service.name) for service in snapshot.services if service.mode == "none"}
+    whole |= {
+        own_hosts_folder(service.name) for service in snapshot.services if service.mode == "none"
+    }
     if scope != ALL and _rebuilds(want, have, steps, whole):
         # the tables, or a file that others read, are gone: what stood in them is not only this scope's
         return plan(store, ALL, before)
@@ -117,7 +136,9 @@ def converge(
     only detached, and noted there: the caller has to `end_links` when it has let go of the lock. Gives the steps taken. Raises
     KernelError or, from a teardown, an ErrorGroup.
     """
-    return carry_out(store, scope, before, plan(store, scope, before, trusting=True), report, teardown, ending)
+    return carry_out(
+        store, scope, before, plan(store, scope, before, trusting=True), report, teardown, ending
+    )
 
 
 def carry_out(
@@ -183,8 +204,15 @@ def _touched(steps: list[AnyStep], candidates: State) -> State:
         elif isinstance(step, HostsEdit):
             things.setdefault("HostsFile", set()).add(HostsFile(step.folder))
             things.setdefault("HostsLine", set()).update((*step.remove, *step.add))
-    inside = {thing.netns for each in things.values() for thing in each if isinstance(thing, Veth | Address | Route)}
-    things.setdefault("Netns", set()).update(thing for thing in candidates.netns if thing.name in inside)
+    inside = {
+        thing.netns
+        for each in things.values()
+        for thing in each
+        if isinstance(thing, Veth | Address | Route)
+    }
+    things.setdefault("Netns", set()).update(
+        thing for thing in candidates.netns if thing.name in inside
+    )
     names = (
         "Ruleset",
         "Element",
@@ -205,7 +233,10 @@ def _touched(steps: list[AnyStep], candidates: State) -> State:
 def _of(want: State, touched: State) -> State:
     """What ``want`` says of what is in ``touched``: of a link all its addresses and routes, and always the rules."""
     keys = [{thing.key() for thing in each} for each in kinds(touched)]
-    parts = (frozenset(t for t in each if t.key() in some) for each, some in zip(kinds(want), keys, strict=True))
+    parts = (
+        frozenset(t for t in each if t.key() in some)
+        for each, some in zip(kinds(want), keys, strict=True)
+    )
     links = {(thing.netns, thing.link) for thing in touched.addresses | touched.routes}
     links |= {(veth.netns, veth.peer) for veth in touched.veths}
     return State(*parts)._replace(  # type: ignore[arg-type]
@@ -223,8 +254,12 @@ def _rebuilt(steps: list[AnyStep]) -> bool:
 def _without_dying(want: State, candidates: State, have: State) -> State:
     """``have`` without veth pairs of namespaces that went and that are off their bridge: those go in the kernel's own time."""
     stays = {namespace.name for namespace in want.netns}
-    dying = {veth.name for veth in candidates.veths if veth.netns not in stays} - {veth.name for veth in want.veths}
-    return have._replace(veths=frozenset(veth for veth in have.veths if veth.name not in dying or veth.bridge))
+    dying = {veth.name for veth in candidates.veths if veth.netns not in stays} - {
+        veth.name for veth in want.veths
+    }
+    return have._replace(
+        veths=frozenset(veth for veth in have.veths if veth.name not in dying or veth.bridge)
+    )
 
 
 def desired_now(store: Store, scope: Scope) -> State:
@@ -238,7 +273,9 @@ def _desired(snapshot: Snapshot) -> State:
         return desired(snapshot)
     except (ValueError, LookupError) as error:
         words = f"{paths.database()}: rows that belong together are not all there"
-        raise NisoError(words, "niso net check names them, niso net repair writes them again") from error
+        raise NisoError(
+            words, "niso net check names them, niso net repair writes them again"
+        ) from error
 
 
 def _possible(want: State, before: State | None = None) -> State:
@@ -253,7 +290,13 @@ def _possible(want: State, before: State | None = None) -> State:
             return True
         if link in going and not thing.netns:
             return True
-        kept = thing.netns or kind != "ipv6" or name not in ON or link in ("all", "default") or link in made
+        kept = (
+            thing.netns
+            or kind != "ipv6"
+            or name not in ON
+            or link in ("all", "default")
+            or link in made
+        )
         return not kept and sysctl.read(thing.name) is None
 
     return want._replace(sysctls=frozenset(thing for thing in want.sysctls if not gone(thing)))
@@ -276,7 +319,9 @@ def _rebuilds(want: State, have: State, steps: list[AnyStep], whole: set[str]) -
     """Whether more is lost than this scope's. The hosts files ``whole`` have no reader outside of it."""
     if want.rulesets != have.rulesets:
         return True
-    return any(isinstance(step, HostsEdit) and step.create and step.folder not in whole for step in steps)
+    return any(
+        isinstance(step, HostsEdit) and step.create and step.folder not in whole for step in steps
+    )
 
 
 def compare(store: Store) -> tuple[list[AnyStep], State, State, Foreign]:
@@ -303,10 +348,18 @@ def _without_foreign(state: State, foreign: set[str]) -> State:
     return state._replace(
         bridges=frozenset(b for b in state.bridges if b.name not in foreign),
         netns=frozenset(n for n in state.netns if n.name not in foreign),
-        sysctls=frozenset(s for s in state.sysctls if s.netns not in foreign and not foreign & set(s.name.split("/"))),
+        sysctls=frozenset(
+            s
+            for s in state.sysctls
+            if s.netns not in foreign and not foreign & set(s.name.split("/"))
+        ),
         veths=frozenset(v for v in state.veths if v.name not in foreign),
-        addresses=frozenset(a for a in state.addresses if a.netns not in foreign and (a.netns, a.link) not in lost),
-        routes=frozenset(r for r in state.routes if r.netns not in foreign and (r.netns, r.link) not in lost),
+        addresses=frozenset(
+            a for a in state.addresses if a.netns not in foreign and (a.netns, a.link) not in lost
+        ),
+        routes=frozenset(
+            r for r in state.routes if r.netns not in foreign and (r.netns, r.link) not in lost
+        ),
     )
 
 
@@ -324,5 +377,7 @@ def repair(store: Store, report: Report = silent) -> list[AnyStep]:
     if foreign:
         raise ErrorGroup(list(foreign.values()))
     if left:
-        raise KernelError(f"still not as it should be: {left[0].describe().splitlines()[0]}", "niso net check")
+        raise KernelError(
+            f"still not as it should be: {left[0].describe().splitlines()[0]}", "niso net check"
+        )
     return steps

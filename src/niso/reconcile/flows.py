@@ -43,7 +43,9 @@ def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
     """Whether a flow is one that lacks its NAT."""
     targets = _Targets(want)
     subnets = [
-        ipaddress.ip_network(each.element) for each in want.elements if each.container in ("subnets4", "subnets6")
+        ipaddress.ip_network(each.element)
+        for each in want.elements
+        if each.container in ("subnets4", "subnets6")
     ]
 
     def is_stray(flow: Tracked) -> bool:

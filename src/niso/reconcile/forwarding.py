@@ -82,8 +82,12 @@ def put_back(store: Store) -> None:
 def to_put_back(before: dict[str, str]) -> list[tuple[str, str]]:
     """(sysctl, value) of all that is not as it was found, in the order in which it can be; with the links that came later."""
     # first what resets others, which then have their own value again
-    wanted = sorted({**before, **_late(before)}.items(), key=lambda found: (found[0] != FORWARDING6, found))
-    resets = any(name == FORWARDING6 and sysctl.read(name) not in (None, value) for name, value in wanted)
+    wanted = sorted(
+        {**before, **_late(before)}.items(), key=lambda found: (found[0] != FORWARDING6, found)
+    )
+    resets = any(
+        name == FORWARDING6 and sysctl.read(name) not in (None, value) for name, value in wanted
+    )
     return [
         (name, value)
         for name, value in wanted
@@ -98,7 +102,9 @@ def _found6() -> dict[str, str]:
     names = ["default", *host_facts.receiving6()]
     if sysctl.read(f"{CONF6}/default/{FORCE}"):
         values = {name: sysctl.read(f"{CONF6}/{name}/{FORCE}") for name in names}
-        return {f"{CONF6}/{name}/{FORCE}": value for name, value in values.items() if value is not None}
+        return {
+            f"{CONF6}/{name}/{FORCE}": value for name, value in values.items() if value is not None
+        }
     found = {FORWARDING6: "0"}
     for name in names:
         # 0 and 2 do not depend on forwarding; a link that was a router's by itself would not be one afterwards

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from niso.kernel.sockdiag import Connection
     from niso.plan.verdict import World
 
-_BRIDGED = {False: "net/bridge/bridge-nf-call-iptables", True: "net/bridge/bridge-nf-call-ip6tables"}
+_BRIDGED = {
+    False: "net/bridge/bridge-nf-call-iptables",
+    True: "net/bridge/bridge-nf-call-ip6tables",
+}
 _PASSES = 8
 
 
@@ -39,7 +42,9 @@ def world(store: Store) -> World:
         services[row.name] = Known(
             name=row.name,
             names=store.names_there(row.name),
-            endpoints=tuple(Endpoint(network, addresses) for network, addresses in endpoints.items()),
+            endpoints=tuple(
+                Endpoint(network, addresses) for network, addresses in endpoints.items()
+            ),
             policy=store.policy(row.name) or Policy(),
             ports=tuple(store.ports_there(row.name)),
             active=row.active,
@@ -49,13 +54,17 @@ def world(store: Store) -> World:
     host = frozenset(each.address.partition("/")[0] for each in own)
     wires = frozenset(prefix(each.address) for each in own)
     closed = shut(dict(store.sysctls_before()), store.any_active(), store.any_active(6))
-    return World(services, {network.name: network for network in store.networks()}, host, closed, wires)
+    return World(
+        services, {network.name: network for network in store.networks()}, host, closed, wires
+    )
 
 
 def narrows(before: State, after: State) -> bool:
     """Whether a change may deny what was allowed: something that let pass is gone, or something that does not is new."""
     was, now = _said(before), _said(after)
-    return any(value == PASSES for _, value in was - now) or any(value != PASSES for _, value in now - was)
+    return any(value == PASSES for _, value in was - now) or any(
+        value != PASSES for _, value in now - was
+    )
 
 
 def _said(state: State) -> set[tuple[tuple[str, ...], str]]:
@@ -109,7 +118,9 @@ def introduce(store: Store, before: State, after: State) -> None:
         return
     from niso.kernel import flows, sockdiag
 
-    networks = [network for network in store.networks() if network.bridge in {name for name, _ in turned}]
+    networks = [
+        network for network in store.networks() if network.bridge in {name for name, _ in turned}
+    ]
     found: set[Connection] = set()
     for network in networks:
         subnets = [
@@ -121,11 +132,15 @@ def introduce(store: Store, before: State, after: State) -> None:
             if active and netns.exists(names.netns(service)):
                 with netns.inside(names.netns(service)):
                     found |= {each for each in sockdiag.connections() if _within(each, subnets)}
-    flows.introduce(sorted(each for each in found if _reversed(each) not in found or _by_ports(each)))
+    flows.introduce(
+        sorted(each for each in found if _reversed(each) not in found or _by_ports(each))
+    )
 
 
 def _reversed(connection: Connection) -> Connection:
-    return type(connection)(connection.server, connection.server_port, connection.client, connection.client_port)
+    return type(connection)(
+        connection.server, connection.server_port, connection.client, connection.client_port
+    )
 
 
 def _by_ports(connection: Connection) -> bool:
@@ -133,6 +148,11 @@ def _by_ports(connection: Connection) -> bool:
     return connection.client_port > connection.server_port
 
 
-def _within(connection: Connection, subnets: list[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
-    client, server = ipaddress.ip_address(connection.client), ipaddress.ip_address(connection.server)
+def _within(
+    connection: Connection, subnets: list[ipaddress.IPv4Network | ipaddress.IPv6Network]
+) -> bool:
+    client, server = (
+        ipaddress.ip_address(connection.client),
+        ipaddress.ip_address(connection.server),
+    )
     return client != server and any(client in subnet and server in subnet for subnet in subnets)

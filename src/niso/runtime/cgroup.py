@@ -62,7 +62,9 @@ def _mounts() -> Iterator[_Mount]:
 def _mounted() -> dict[str, str]:
     """Mount point: ``cgroup`` or ``cgroup2``."""
     return {
-        each.point.encode().decode("unicode_escape") if "\\" in each.point else each.point: each.kind
+        each.point.encode().decode("unicode_escape")
+        if "\\" in each.point
+        else each.point: each.kind
         for each in _mounts()
     }
 
@@ -75,18 +77,30 @@ def move_nowhere() -> None:
     Where no cgroup is found, or it cannot be written to, nothing happens.
     """
     with open(_OWN, encoding="utf-8", errors="surrogateescape") as lines:
-        paths = {names: path for _, names, path in (line.rstrip("\n").split(":", 2) for line in lines)}
+        paths = {
+            names: path for _, names, path in (line.rstrip("\n").split(":", 2) for line in lines)
+        }
     # where they are mounted nearly always; to look that up costs 2 ms where 1,000 services are
-    if any(_moved(f"{_TOP}/{names}{path}") for names, path in paths.items() if not names.startswith("name=")):
+    if any(
+        _moved(f"{_TOP}/{names}{path}")
+        for names, path in paths.items()
+        if not names.startswith("name=")
+    ):
         return
     for mount in _mounts():
         has = set(mount.options.split(","))
         v2 = mount.kind == _V2
-        names = "" if v2 else next((each for each in paths if each and set(each.split(",")) <= has), None)
+        names = (
+            ""
+            if v2
+            else next((each for each in paths if each and set(each.split(",")) <= has), None)
+        )
         if names not in paths:
             continue
         own = f"{paths[names]}/"
-        if own.startswith(f"{mount.root.rstrip('/')}/") and _moved(f"{mount.point}/{own.removeprefix(mount.root)}"):
+        if own.startswith(f"{mount.root.rstrip('/')}/") and _moved(
+            f"{mount.point}/{own.removeprefix(mount.root)}"
+        ):
             return
 
 

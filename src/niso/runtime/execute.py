@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from typing import Any
 
 CANNOT, NOT_EXECUTABLE, NOT_FOUND, SIGNALLED = 125, 126, 127, 128
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+FORWARDED = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
 _BLOCK = 1 << 16
 _RETRY_MS = 20
 _END_S = 2.0
@@ -48,7 +55,9 @@ def execute(service: str, command: list[str]) -> int:
     if now.pid is None:
         state = "it is being started or stopped" if now.state == "running" else now.state
         raise _failed(
-            CANNOT, f"{service} has no running process ({state})", f"niso restart {service}, or niso logs {service}"
+            CANNOT,
+            f"{service} has no running process ({state})",
+            f"niso restart {service}, or niso logs {service}",
         )
     record = read_state(service)
     bundle = process.bundle_of(service, int(record["run"]) if record else 0)
@@ -83,7 +92,9 @@ def _check(service: str, pid: int, command: str, what: dict[str, Any]) -> None:
     problem = resolve.problem_with(mounts, found)
     if problem is not None:
         missing = problem == "does not exist"
-        raise _failed(NOT_FOUND if missing else NOT_EXECUTABLE, f"{service}: {command!r} {problem}", None)
+        raise _failed(
+            NOT_FOUND if missing else NOT_EXECUTABLE, f"{service}: {command!r} {problem}", None
+        )
 
 
 class _Session:
@@ -116,7 +127,9 @@ class _Session:
             self._relay()
         except OSError as error:
             self._end_command()
-            raise _failed(CANNOT, f"{self._service}: cannot write its output: {error.strerror}", None) from error
+            raise _failed(
+                CANNOT, f"{self._service}: cannot write its output: {error.strerror}", None
+            ) from error
         _, status = os.waitpid(self._pid, 0)
         self._pid = 0
         code = os.waitstatus_to_exitcode(status)
@@ -154,7 +167,9 @@ class _Session:
         import termios
 
         if self._master >= 0:
-            fcntl.ioctl(self._master, termios.TIOCSWINSZ, fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8)))
+            fcntl.ioctl(
+                self._master, termios.TIOCSWINSZ, fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8))
+            )
 
     def _spawn(self, more: list[str], stdin: int, stdout: int, stderr: int) -> None:
         from niso.runtime.spec import write_json
@@ -164,9 +179,13 @@ class _Session:
         argv = ["crun", f"--root={launch.crun_root()}", f"--log=file:{self._stem}.log", "exec"]
         argv += ["--process", f"{self._stem}.json", "--pid-file", f"{self._stem}.pid", *more]
         argv.append(launch.container_id(self._service))
-        actions = [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate((stdin, stdout, stderr))]
+        actions = [
+            (os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate((stdin, stdout, stderr))
+        ]
         # A process group of its own: what the terminal sends to ours, niso forwards.
-        self._pid = os.posix_spawn(launch.tool("crun"), argv, launch.environment(), file_actions=actions, setpgroup=0)
+        self._pid = os.posix_spawn(
+            launch.tool("crun"), argv, launch.environment(), file_actions=actions, setpgroup=0
+        )
         self._pidfd = os.pidfd_open(self._pid)
 
     def _spawn_on_pipes(self) -> None:
@@ -239,7 +258,10 @@ class _Session:
                 if self._started or self._sources[fd] != 2:
                     poll.register(fd, select.POLLIN)
             if self._sink >= 0 and self._to_write:
-                poll.register(self._sink, select.POLLOUT | (select.POLLIN if self._sink in self._sources else 0))
+                poll.register(
+                    self._sink,
+                    select.POLLOUT | (select.POLLIN if self._sink in self._sources else 0),
+                )
             elif self._sink >= 0 and stdin_open:
                 poll.register(0, select.POLLIN)
             ready = dict(poll.poll(1000 if self._started and not self._signals else _RETRY_MS))
@@ -252,7 +274,9 @@ class _Session:
                 self._pass_on(fd)
             if self._pidfd in ready:
                 refused = not self._started and os.path.getsize(f"{self._stem}.log") > 0
-                for fd in [fd for fd, target in self._sources.items() if target != 2 or not refused]:
+                for fd in [
+                    fd for fd, target in self._sources.items() if target != 2 or not refused
+                ]:
                     os.set_blocking(fd, False)
                     while fd in self._sources and self._pass_on(fd):
                         pass
@@ -331,9 +355,13 @@ class _Session:
                     return
 
     def _refused(self, words: str) -> ProcessError:
-        if not os.path.exists(os.path.join(launch.crun_root(), launch.container_id(self._service), "status")):
+        if not os.path.exists(
+            os.path.join(launch.crun_root(), launch.container_id(self._service), "status")
+        ):
             hint = f"niso restart {self._service}"
-            return _failed(CANNOT, f"{self._service}: crun does not know it any more: {words}", hint)
+            return _failed(
+                CANNOT, f"{self._service}: crun does not know it any more: {words}", hint
+            )
         if "Permission denied" in words:
             return _failed(NOT_EXECUTABLE, f"{self._service}: {words}", None)
         if "executable file" in words or "No such file" in words:

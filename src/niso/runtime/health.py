@@ -83,9 +83,7 @@ def _steps(check: Healthcheck, namespace: str | None, doing: list[str]) -> _Step
                 yield sock, select.POLLOUT
                 number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if number == 0 and sock.getsockname() == sock.getpeername():
-                number = (
-                    errno.ECONNREFUSED
-                )  # met itself: a port that nobody listens on, chosen for our own end (RFC 9293, simultaneous open)
+                number = errno.ECONNREFUSED  # met itself: a port that nobody listens on, chosen for our own end (RFC 9293, simultaneous open)
             if number == 0:
                 if check.path is None:
                     return ""
@@ -93,7 +91,9 @@ def _steps(check: Healthcheck, namespace: str | None, doing: list[str]) -> _Step
                 return (yield from _http(sock, check))
             refusals = refusals or f"{check.words}: {os.strerror(number).lower()} ({address})"
         except OSError as error:
-            refusals = refusals or f"{check.words}: {(error.strerror or str(error)).lower()} ({address})"
+            refusals = (
+                refusals or f"{check.words}: {(error.strerror or str(error)).lower()} ({address})"
+            )
         finally:
             sock.close()
     return refusals
@@ -115,7 +115,9 @@ def _candidates(check: Healthcheck, namespace: str | None) -> Generator[str, Non
 def _socket(address: str, namespace: str | None) -> socket.socket:
     with _inside(namespace):
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        return socket.socket(
+            family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        )
 
 
 def _inside(namespace: str | None) -> Any:
@@ -165,7 +167,12 @@ def _status(got: bytes) -> tuple[int | None, bytes]:
     while True:
         line, end, _ = got.partition(b"\n")
         words = line.split(b" ", 2)
-        if not end or not line.startswith(b"HTTP/1.") or len(words) < 2 or len(words[1].strip()) != 3:
+        if (
+            not end
+            or not line.startswith(b"HTTP/1.")
+            or len(words) < 2
+            or len(words[1].strip()) != 3
+        ):
             return None, got
         code = words[1].strip()
         if not code.isdigit():
@@ -280,8 +287,12 @@ def look(services: Sequence[Asked], report: Callable[[str], None]) -> dict[str, 
         lock = open_lock(".health")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            due = [each for each in services if _is_due(each)]  # another one may have asked meanwhile
-            for each, words in zip(due, ask([(each.check, each.namespace) for each in due]), strict=True):
+            due = [
+                each for each in services if _is_due(each)
+            ]  # another one may have asked meanwhile
+            for each, words in zip(
+                due, ask([(each.check, each.namespace) for each in due]), strict=True
+            ):
                 note(each.service, each.run, words)
         finally:
             os.close(lock)
@@ -307,6 +318,9 @@ def judge(check: Healthcheck, started_at: float, found: Known | None) -> Health:
     well_until = max(found.well_at, started_at + check.start_period_s)
     if not found.well_at and found.asked_at <= well_until:
         return Health("starting", found.words)
-    if found.failures >= check.retries or found.asked_at - well_until >= check.retries * check.interval_s:
+    if (
+        found.failures >= check.retries
+        or found.asked_at - well_until >= check.retries * check.interval_s
+    ):
         return Health("unhealthy", found.words)
     return Health("healthy" if found.well_at else "starting", found.words)

@@ -52,9 +52,16 @@ class _Attributes(ctypes.Structure):
 
 def can(old: ProcessSpec | None, new: ProcessSpec) -> bool:
     """Whether a service that runs as ``old`` says need only be shown another hosts file to be as ``new`` says."""
-    if old is None or not (old.hosts_folder and new.hosts_folder) or old.hosts_folder == new.hosts_folder:
+    if (
+        old is None
+        or not (old.hosts_folder and new.hosts_folder)
+        or old.hosts_folder == new.hosts_folder
+    ):
         return False
-    return old._replace(hosts_folder=new.hosts_folder) == new and process.status(old.service).state == "running"
+    return (
+        old._replace(hosts_folder=new.hosts_folder) == new
+        and process.status(old.service).state == "running"
+    )
 
 
 def show_or_start(spec: ProcessSpec, report: Callable[[str], None]) -> None:
@@ -93,7 +100,14 @@ def show(spec: ProcessSpec) -> None:
 def _clone(folder: str) -> int:
     tree = _call(_OPEN_TREE, _AT_FDCWD, folder.encode(), _CLONE | _CLOEXEC)
     attributes = _Attributes(_ATTRIBUTES, 0, 0, 0)
-    _call(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, ctypes.byref(attributes), ctypes.sizeof(attributes))
+    _call(
+        _MOUNT_SETATTR,
+        tree,
+        b"",
+        _AT_EMPTY_PATH,
+        ctypes.byref(attributes),
+        ctypes.sizeof(attributes),
+    )
     return tree
 
 
@@ -151,7 +165,8 @@ def _unmount(name: bytes) -> None:
 def _call(number: int, *arguments: object) -> int:
     result = int(
         _libc.syscall(
-            ctypes.c_long(number), *(ctypes.c_long(each) if isinstance(each, int) else each for each in arguments)
+            ctypes.c_long(number),
+            *(ctypes.c_long(each) if isinstance(each, int) else each for each in arguments),
         )
     )
     if result < 0:

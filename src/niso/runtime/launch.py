@@ -38,8 +38,26 @@ EXITED_PID = "exited.pid"
 _BEGINS_S = 60.0
 """How long conmon may take from its word to its fork, which is a millisecond."""
 
-_TOOL_FOLDERS = ("/usr/bin", "/usr/local/bin", "/usr/sbin", "/usr/libexec/podman", "/usr/libexec/catatonit")
-_LIMITS = ("AS", "CPU", "DATA", "FSIZE", "MEMLOCK", "MSGQUEUE", "NPROC", "RSS", "RTTIME", "SIGPENDING", "STACK")
+_TOOL_FOLDERS = (
+    "/usr/bin",
+    "/usr/local/bin",
+    "/usr/sbin",
+    "/usr/libexec/podman",
+    "/usr/libexec/catatonit",
+)
+_LIMITS = (
+    "AS",
+    "CPU",
+    "DATA",
+    "FSIZE",
+    "MEMLOCK",
+    "MSGQUEUE",
+    "NPROC",
+    "RSS",
+    "RTTIME",
+    "SIGPENDING",
+    "STACK",
+)
 _PROFILE = os.path.join(os.path.dirname(__file__), "seccomp.json")
 
 
@@ -79,7 +97,11 @@ def nofile_max() -> int:
 
 def environment() -> dict[str, str]:
     """What conmon, crun and the exit command see of the environment: nothing but where niso's folders are."""
-    kept = {name: value for name, value in os.environ.items() if name.startswith("NISO_") and "FAILPOINT" not in name}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("NISO_") and "FAILPOINT" not in name
+    }
     return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **kept}
 
 
@@ -88,7 +110,10 @@ def expect() -> None:
 
     See `cgroup.move_nowhere`. Without it the creation, which says the same but later, takes 6 ms more.
     """
-    with signals_held(), suppress(RuntimeError):  # held in the thread for ever: they are the main thread's to see
+    with (
+        signals_held(),
+        suppress(RuntimeError),
+    ):  # held in the thread for ever: they are the main thread's to see
         _thread.start_new_thread(_move_nowhere, ())
 
 
@@ -111,7 +136,9 @@ class Launch:
         try:
             failpoint.hit(f"write the bundle of {spec.service}")
             os.mkdir(bundle, 0o700)
-            with signals_held():  # one that came between the two would leave a thread and a conmon to nobody
+            with (
+                signals_held()
+            ):  # one that came between the two would leave a thread and a conmon to nobody
                 maker = _Maker(spec, bundle)  # conmon is loaded while the bundle is written
                 self._held.callback(maker.close)
             write_bundle(spec, bundle)
@@ -157,7 +184,11 @@ def write_bundle(spec: ProcessSpec, bundle: str) -> None:
     volumes.make_points(spec.rootfs, f"{bundle}/layer", where)
     folders: list[str] = []
     if spec.rootfs is None:
-        links = [f"/{name}" for name in root.TOP_LINKS if os.path.isdir(f"/{name}") and not os.path.islink(f"/{name}")]
+        links = [
+            f"/{name}"
+            for name in root.TOP_LINKS
+            if os.path.isdir(f"/{name}") and not os.path.islink(f"/{name}")
+        ]
         folders = ["/usr", *links, *root.etc_folders()]
     with open(_PROFILE, encoding="utf-8") as file:
         profile = json.load(file)
@@ -239,7 +270,9 @@ class _Maker:
         self._sync = self._start = -1
         self._tid = 0
         # Taken by who waits, released by who is waited for.
-        self._says, self._may_mount, self._may_end, self._ended = (_thread.allocate_lock() for _ in range(4))
+        self._says, self._may_mount, self._may_end, self._ended = (
+            _thread.allocate_lock() for _ in range(4)
+        )
         for lock in (self._says, self._may_mount, self._may_end, self._ended):
             lock.acquire()
         try:
@@ -253,7 +286,9 @@ class _Maker:
         self._says.acquire()
         if self._conmon and isinstance(self._wrong, OSError):
             where = self._wrong.filename or "unshare"
-            raise ProcessError(f"{self._spec.service}: cannot mount its root: {self._wrong.strerror}: {where}")
+            raise ProcessError(
+                f"{self._spec.service}: cannot mount its root: {self._wrong.strerror}: {where}"
+            )
         if self._wrong is not None:
             raise self._wrong
 
@@ -262,11 +297,17 @@ class _Maker:
         _own_limits(self._conmon)
         pidfd = os.pidfd_open(self._conmon)
         try:
-            with signals_held():  # one between conmon's fork and its pid file would leave a conmon that nobody knows
-                with suppress(BrokenPipeError):  # it died at once; what it said is read from the other pipe
+            with (
+                signals_held()
+            ):  # one between conmon's fork and its pid file would leave a conmon that nobody knows
+                with suppress(
+                    BrokenPipeError
+                ):  # it died at once; what it said is read from the other pipe
                     os.write(self._start, b"\0")
                 if not wait_gone(pidfd, _BEGINS_S):
-                    raise ProcessError(f"{self._spec.service}: conmon has not begun its work within {_BEGINS_S:g}s")
+                    raise ProcessError(
+                        f"{self._spec.service}: conmon has not begun its work within {_BEGINS_S:g}s"
+                    )
                 os.waitpid(self._conmon, 0)
                 self._conmon = 0
         finally:
@@ -326,8 +367,16 @@ class _Maker:
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
                     (os.POSIX_SPAWN_DUP2, 0, 1),
-                    (os.POSIX_SPAWN_OPEN, 2, f"{self._bundle}/conmon.err", os.O_WRONLY | os.O_CREAT, 0o600),
-                    *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in (sync, start)),  # which makes it inherited
+                    (
+                        os.POSIX_SPAWN_OPEN,
+                        2,
+                        f"{self._bundle}/conmon.err",
+                        os.O_WRONLY | os.O_CREAT,
+                        0o600,
+                    ),
+                    *(
+                        (os.POSIX_SPAWN_DUP2, fd, fd) for fd in (sync, start)
+                    ),  # which makes it inherited
                 ],
                 setsid=True,
                 setsigmask=(),

@@ -61,7 +61,9 @@ def rotate_if_large(service: str) -> None:
         os.close(lock)
 
 
-def read(service: str, last: int | None = None, follow: bool = False, timestamps: bool = False) -> Iterator[bytes]:
+def read(
+    service: str, last: int | None = None, follow: bool = False, timestamps: bool = False
+) -> Iterator[bytes]:
     """The lines that a service wrote, each with its newline; both streams in the order of their arrival.
 
     ``last``: only so many from the end. ``follow``: go on with what comes, until the service's log folder is gone. ``timestamps``: each
@@ -71,7 +73,12 @@ def read(service: str, last: int | None = None, follow: bool = False, timestamps
     try:
         start, offset = (0, 0) if last is None else _tail(files, last)
         past = _joined(
-            (line for i, fd in enumerate(files) if i >= start for line in _lines(fd, offset if i == start else 0))
+            (
+                line
+                for i, fd in enumerate(files)
+                if i >= start
+                for line in _lines(fd, offset if i == start else 0)
+            )
         )
         if last is None and not follow:
             yield from (_shown(record, timestamps) for record in past)
@@ -86,7 +93,10 @@ def read(service: str, last: int | None = None, follow: bool = False, timestamps
                 yield _shown(record, timestamps)
         if follow:
             newest = files.pop() if files else -1
-            yield from (_shown(record, timestamps) for record in _joined(_coming(service, newest), unfinished))
+            yield from (
+                _shown(record, timestamps)
+                for record in _joined(_coming(service, newest), unfinished)
+            )
     finally:
         for fd in files:
             os.close(fd)
@@ -210,7 +220,8 @@ def _rotate(service: str, path: str) -> None:
     ctl = -1
     try:
         ctl = os.open(
-            os.path.join(paths.service_dir(service), f"run-{record['run']}", "ctl"), os.O_WRONLY | os.O_NONBLOCK
+            os.path.join(paths.service_dir(service), f"run-{record['run']}", "ctl"),
+            os.O_WRONLY | os.O_NONBLOCK,
         )
     except OSError as error:
         # No conmon: the next one makes the file.

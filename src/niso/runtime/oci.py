@@ -55,7 +55,14 @@ _MASKED = (
     "/sys/firmware",
     "/sys/fs/selinux",
 )
-_READ_ONLY = ("/proc/asound", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+_READ_ONLY = (
+    "/proc/asound",
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+)
 _DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2))
 """null, zero, full, random, urandom, tty, ptmx (Linux' devices.txt)."""
 
@@ -65,7 +72,9 @@ def cgroup(spec: ProcessSpec) -> str:
     return f"/niso-{spec.state_id}/{spec.service}"
 
 
-def process(spec: ProcessSpec, args: list[str], nofile_max: int, terminal: bool = False) -> dict[str, Any]:
+def process(
+    spec: ProcessSpec, args: list[str], nofile_max: int, terminal: bool = False
+) -> dict[str, Any]:
     """The ``process`` object for ``args`` run as the service: its user, environment, folder, capabilities and limits.
 
     ``nofile_max``: the most open files that the caller may grant.
@@ -89,7 +98,11 @@ def process(spec: ProcessSpec, args: list[str], nofile_max: int, terminal: bool 
         "cwd": spec.working_dir,
         "capabilities": {name: capabilities for name in sets},
         "rlimits": [
-            {"type": "RLIMIT_NOFILE", "soft": min(NOFILE_SOFT, nofile_max), "hard": min(NOFILE_HARD, nofile_max)},
+            {
+                "type": "RLIMIT_NOFILE",
+                "soft": min(NOFILE_SOFT, nofile_max),
+                "hard": min(NOFILE_HARD, nofile_max),
+            },
             {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
         ],
         "noNewPrivileges": True,
@@ -131,7 +144,10 @@ def config(
             "resources": {
                 "devices": [
                     {"allow": False, "access": "rwm"},
-                    *({"allow": True, "type": "c", "major": a, "minor": b, "access": "rw"} for a, b in _DEVICES),
+                    *(
+                        {"allow": True, "type": "c", "major": a, "minor": b, "access": "rw"}
+                        for a, b in _DEVICES
+                    ),
                     {"allow": True, "type": "c", "major": 136, "access": "rw"},
                 ],
                 **{name: value for name, value in limits(spec).items() if name in controllers},
@@ -165,7 +181,9 @@ def select_seccomp(profile: dict[str, Any], capabilities: list[str]) -> dict[str
             continue
         if "without" in rule and rule["without"] in have:
             continue
-        rules.append({key: value for key, value in rule.items() if key not in ("with", "without", "why")})
+        rules.append(
+            {key: value for key, value in rule.items() if key not in ("with", "without", "why")}
+        )
     return {
         "defaultAction": profile["defaultAction"],
         "defaultErrnoRet": profile["defaultErrnoRet"],
@@ -174,14 +192,24 @@ def select_seccomp(profile: dict[str, Any], capabilities: list[str]) -> dict[str
     }
 
 
-def _mounts(spec: ProcessSpec, init: str, hosts_at: str, host_folders: list[str]) -> list[dict[str, Any]]:
+def _mounts(
+    spec: ProcessSpec, init: str, hosts_at: str, host_folders: list[str]
+) -> list[dict[str, Any]]:
     owner = [f"uid={spec.uid}", f"gid={spec.gid}"]
     mounts = [
         _mount("proc", "/proc", "proc", "nosuid", "noexec", "nodev"),
         _mount("sysfs", "/sys", "sysfs", "nosuid", "noexec", "nodev", "ro"),
         _mount("tmpfs", "/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
         _mount(
-            "devpts", "/dev/pts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"
+            "devpts",
+            "/dev/pts",
+            "devpts",
+            "nosuid",
+            "noexec",
+            "newinstance",
+            "ptmxmode=0666",
+            "mode=0620",
+            "gid=5",
         ),
         _mount("tmpfs", "/dev/shm", "tmpfs", "nosuid", "noexec", "nodev", "mode=1777"),  # noqa: S108
         _mount("mqueue", "/dev/mqueue", "mqueue", "nosuid", "noexec", "nodev"),
@@ -193,8 +221,12 @@ def _mounts(spec: ProcessSpec, init: str, hosts_at: str, host_folders: list[str]
         _mount(spec.package, APP, "bind", "rbind", "rro", "nosuid", "nodev"),
     ]
     if spec.hosts_folder:
-        mounts.append(_mount(spec.hosts_folder, hosts_at, "bind", "bind", "ro", "nosuid", "nodev", "noexec"))
-    mounts += [_mount(path, path, "bind", "rbind", "rro", "nosuid", "nodev") for path in host_folders]
+        mounts.append(
+            _mount(spec.hosts_folder, hosts_at, "bind", "bind", "ro", "nosuid", "nodev", "noexec")
+        )
+    mounts += [
+        _mount(path, path, "bind", "rbind", "rro", "nosuid", "nodev") for path in host_folders
+    ]
     return mounts
 
 

@@ -32,7 +32,9 @@ def delay_s(first_s: float, failures: int) -> float:
 def main(service: str, bundle: str) -> None:
     """Record the end of the run in ``bundle``; wait and start the service again where its policy says so."""
     try:
-        with open(files.make(f"{bundle}/{launch.EXITED_PID}", 0o600), "w", encoding="ascii") as file:
+        with open(
+            files.make(f"{bundle}/{launch.EXITED_PID}", 0o600), "w", encoding="ascii"
+        ) as file:
             file.write(str(os.getpid()))
     except FileNotFoundError:
         return
@@ -80,7 +82,10 @@ def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
     again = process.restarts_after(spec.restart, code)
     record.pop("pid", None)
     record.update(
-        phase="restarting" if again else "exited", exit_code=code, failures=failures + (code != 0), ended_at=time.time()
+        phase="restarting" if again else "exited",
+        exit_code=code,
+        failures=failures + (code != 0),
+        ended_at=time.time(),
     )
     process.write_state(spec.service, record)
     return record

@@ -33,12 +33,16 @@ def fingerprint(folder: str, rootfs: str | None, manifest: str | None = None) ->
         size = 0 if stat.S_ISDIR(info.st_mode) else info.st_size
         times = 0 if stat.S_ISDIR(info.st_mode) else info.st_mtime_ns
         digest.update(
-            f"{each.path}\0{info.st_mode}\0{size}\0{times}\0{each.target}\0".encode("utf-8", "surrogateescape")
+            f"{each.path}\0{info.st_mode}\0{size}\0{times}\0{each.target}\0".encode(
+                "utf-8", "surrogateescape"
+            )
         )
     return digest.hexdigest()
 
 
-def copy(service: str, folder: str, rootfs: str | None, digest: str, manifest: str | None = None) -> str:
+def copy(
+    service: str, folder: str, rootfs: str | None, digest: str, manifest: str | None = None
+) -> str:
     """Copy a package folder to the state folder, unless that very copy is there; gives the copy's path.
 
     Owners become root, and all is readable and nothing writable for others. Raises InvalidInput where the package changes meanwhile, NisoError.
@@ -53,12 +57,16 @@ def copy(service: str, folder: str, rootfs: str | None, digest: str, manifest: s
         for each in _walk(folder, rootfs):
             _copy_one(each, os.path.join(folder, each.path), os.path.join(temporary, each.path))
         if fingerprint(folder, rootfs, manifest) != digest:
-            raise InvalidInput(f"{folder}: changed while it was copied", "activate it again when it is whole")
+            raise InvalidInput(
+                f"{folder}: changed while it was copied", "activate it again when it is whole"
+            )
         failpoint.hit(f"name package copy {target}")
         os.rename(temporary, target)
     except OSError as error:
         _delete_copy(temporary)
-        raise NisoError(f"cannot copy {folder}: {error.filename or target}: {error.strerror}") from error
+        raise NisoError(
+            f"cannot copy {folder}: {error.filename or target}: {error.strerror}"
+        ) from error
     except BaseException:
         _delete_copy(temporary)
         raise
@@ -143,14 +151,22 @@ def _walk(folder: str, rootfs: str | None) -> Iterator[_Entry]:
                     kind = stat.S_IFMT(info.st_mode)
                     if kind not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
                         raise InvalidInput(
-                            f"{path!r}: a package has files, folders and symlinks only", "move it out of the package"
+                            f"{path!r}: a package has files, folders and symlinks only",
+                            "move it out of the package",
                         )
-                    yield _Entry(relative, info, os.readlink("", dir_fd=fd) if kind == stat.S_IFLNK else "", fd)
+                    yield _Entry(
+                        relative,
+                        info,
+                        os.readlink("", dir_fd=fd) if kind == stat.S_IFLNK else "",
+                        fd,
+                    )
                 finally:
                     os.close(fd)
                 if kind == stat.S_IFDIR:
                     if depth >= MAX_DEPTH:
-                        raise InvalidInput(f"{path!r}: folders are nested more than {MAX_DEPTH} deep")
+                        raise InvalidInput(
+                            f"{path!r}: folders are nested more than {MAX_DEPTH} deep"
+                        )
                     pending.append((relative, depth + 1))
         finally:
             os.close(inside)

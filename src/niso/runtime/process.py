@@ -129,7 +129,12 @@ class Run:
         """Its pid, when it runs and is on record as running."""
         pid = self._launch.finish()
         logs.rotate_if_large(self._service)
-        now = {"phase": "running", "pid": pid, "started_at": time.time(), "started_monotonic": time.monotonic()}
+        now = {
+            "phase": "running",
+            "pid": pid,
+            "started_at": time.time(),
+            "started_monotonic": time.monotonic(),
+        }
         write_state(self._service, {**self._record, **now})
         return pid
 
@@ -250,7 +255,9 @@ def _end_lost(service: str, path: str | None) -> None:
     crun still knows its bundle and cgroup. Where crun's folder is gone too, the cgroup ``path`` tells: it has to be empty by now.
     """
     # what a create that was killed half-way has left counts as nothing
-    known = read_json(os.path.join(launch.crun_root(), launch.container_id(service), "status")) or {}
+    known = (
+        read_json(os.path.join(launch.crun_root(), launch.container_id(service), "status")) or {}
+    )
     lost = known.keys() >= {"bundle", "cgroup-path"} and not os.path.isdir(str(known["bundle"]))
     if not lost and (path is None or not cgroup.pids(path)):
         return
@@ -282,7 +289,9 @@ def _conmons(services: Collection[str]) -> list[tuple[int, str]]:
             service, _, run = os.fsdecode(word.removeprefix(start)).partition("/")
             if not word.startswith(start) or service not in services or not run.startswith("run-"):
                 continue
-            if word + b"/conmon.pid" in words:  # and no crun, which is told of the other files of that folder
+            if (
+                word + b"/conmon.pid" in words
+            ):  # and no crun, which is told of the other files of that folder
                 found.append((pid, os.fsdecode(word)))
     return found
 
@@ -299,7 +308,10 @@ def restart(service: str) -> int:
         # It stays active, so its status has to say what became of it.
         os.makedirs(paths.service_dir(service), 0o700, exist_ok=True)
         save(spec)
-        write_state(service, {"run": 0, "phase": "failed", "restarts": 0, "failures": 0, "error": error.message})
+        write_state(
+            service,
+            {"run": 0, "phase": "failed", "restarts": 0, "failures": 0, "error": error.message},
+        )
         raise
 
 
@@ -313,7 +325,10 @@ def status(service: str, closely: bool = False) -> Status:
         return shown
     # a look at a process that lives takes none of this time
     deadline = time.monotonic() + _CONMON_S
-    while shown.state == "running" and _letter(shown.pid or _number((read_state(service) or {}).get("pid"))) in "ZX":
+    while (
+        shown.state == "running"
+        and _letter(shown.pid or _number((read_state(service) or {}).get("pid"))) in "ZX"
+    ):
         keeper = conmon(service)
         if (keeper is not None and _letter(keeper) in "Tt") or time.monotonic() >= deadline:
             words = f"its process has ended, and its conmon (pid {keeper}) does not take that in"
@@ -348,8 +363,15 @@ def _status(service: str) -> Status:
         if code is None:
             # Its conmon writes the exit status in a moment; without one nobody ever will.
             return shown._replace(state="running" if conmon_alive(service) else "failed")
-        asked = os.path.exists(f"{bundle}/{launch.STOPPING}")  # to end, after which its restart policy does not act
-        again = spec is not None and restarts_after(spec.restart, code) and not asked and conmon_alive(service)
+        asked = os.path.exists(
+            f"{bundle}/{launch.STOPPING}"
+        )  # to end, after which its restart policy does not act
+        again = (
+            spec is not None
+            and restarts_after(spec.restart, code)
+            and not asked
+            and conmon_alive(service)
+        )
         return shown._replace(state="restarting" if again else "exited", exit_code=code)
     if phase == "starting" and not os.path.exists(f"/proc/{record.get('starter', 0)}"):
         return shown._replace(state="failed")
@@ -360,13 +382,19 @@ def _status(service: str) -> Status:
 
 def runs(service: str) -> bool:
     """Whether it runs, or will again by its restart policy, and nobody has begun to stop it."""
-    return not stop_begun(service) and status(service).state in ("running", "starting", "restarting")
+    return not stop_begun(service) and status(service).state in (
+        "running",
+        "starting",
+        "restarting",
+    )
 
 
 def stop_begun(service: str) -> bool:
     """Whether somebody has begun to stop its present run, and not finished."""
     record = read_state(service)
-    return record is not None and os.path.exists(f"{bundle_of(service, int(record['run']))}/{launch.STOPPING}")
+    return record is not None and os.path.exists(
+        f"{bundle_of(service, int(record['run']))}/{launch.STOPPING}"
+    )
 
 
 def at_home(service: str) -> bool:
@@ -374,7 +402,9 @@ def at_home(service: str) -> bool:
     spec = load(service)
     pid = status(service).pid
     try:
-        there = os.stat((spec.netns if spec else "") or "/proc/self/ns/net")  # without one it is the host's
+        there = os.stat(
+            (spec.netns if spec else "") or "/proc/self/ns/net"
+        )  # without one it is the host's
         home = os.stat(f"/proc/{pid}/ns/net")
         if there.st_dev != home.st_dev:
             return True  # no namespace has the name
@@ -386,7 +416,10 @@ def at_home(service: str) -> bool:
 def known_to_crun(service: str, pid: int) -> bool:
     """Whether crun's own state has ``pid`` as the service's PID 1: without it crun can neither run nor end anything in there."""
     try:
-        known = read_json(os.path.join(launch.crun_root(), launch.container_id(service), "status")) or {}
+        known = (
+            read_json(os.path.join(launch.crun_root(), launch.container_id(service), "status"))
+            or {}
+        )
     except (OSError, ValueError):
         return False
     return known.get("pid") == pid
@@ -397,7 +430,10 @@ def strayed(service: str) -> bool:
 
     Where there are several hierarchies it has to be in the cgroup in all that crun uses.
     """
-    record, keeper = read_json(os.path.join(paths.service_dir(service), "state.json")), conmon(service)
+    record, keeper = (
+        read_json(os.path.join(paths.service_dir(service), "state.json")),
+        conmon(service),
+    )
     spec = load(service)
     pid = _number((record or {}).get("pid"))
     if spec is None or pid is None or keeper is None or pid not in _children(keeper):
@@ -448,7 +484,9 @@ def describe_exit(code: int | None) -> str:
 def out_of_memory(service: str) -> bool:
     """Whether a process of the service's present run was killed because of its memory limit (conmon tells by a file)."""
     record = read_state(service)
-    return record is not None and os.path.exists(f"{bundle_of(service, int(record['run']))}/persist/oom")
+    return record is not None and os.path.exists(
+        f"{bundle_of(service, int(record['run']))}/persist/oom"
+    )
 
 
 def bundle_of(service: str, number: int) -> str:
@@ -512,7 +550,9 @@ def _end(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:
                     return
             _signal(pidfd, signal.SIGKILL)
             if not launch.wait_gone(pidfd, _KILL_S):
-                raise ProcessError(f"{spec.service if spec else bundle}: process {pid} does not end after SIGKILL")
+                raise ProcessError(
+                    f"{spec.service if spec else bundle}: process {pid} does not end after SIGKILL"
+                )
         finally:
             os.close(pidfd)
 

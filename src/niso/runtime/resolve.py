@@ -40,7 +40,9 @@ def open_inside(mounts: dict[str, str], path: str) -> tuple[int, str]:
                 following = _open_real(mounts, done)
             else:
                 target = mounts.get("/" + "/".join([*done, part]))
-                following = os.open(target, _FOLDER) if target else os.open(part, _NOFOLLOW, dir_fd=fd)
+                following = (
+                    os.open(target, _FOLDER) if target else os.open(part, _NOFOLLOW, dir_fd=fd)
+                )
                 if not stat.S_ISLNK(os.fstat(following).st_mode):
                     done.append(part)
                 else:
@@ -110,7 +112,11 @@ def resolve_user(
     else:
         entry = next((line for line in users if line[0] == name), None)
         if entry is None:
-            raise _bad_user(user, f"is not in /etc/passwd of {where}", "use a name of it, or a number (uid or uid:gid)")
+            raise _bad_user(
+                user,
+                f"is not in /etc/passwd of {where}",
+                "use a name of it, or a number (uid or uid:gid)",
+            )
         uid, gid = int(entry[2]), int(entry[3])
     if group.isascii() and group.isdigit():
         gid = _number(group, user)
@@ -118,12 +124,24 @@ def resolve_user(
         found = next((line for line in groups if line[0] == group), None)
         if found is None:
             raise _bad_user(
-                user, f"names a group that is not in /etc/group of {where}", "use a name of it, or a number"
+                user,
+                f"names a group that is not in /etc/group of {where}",
+                "use a name of it, or a number",
             )
         gid = int(found[2])
     account = entry[0] if entry else service
-    more = [] if group or not entry else [int(line[2]) for line in groups if account in line[3].split(",")]
-    return uid, gid, sorted(set(more) - {gid}), account, (entry[5] if entry and entry[5] else "/tmp")  # noqa: S108
+    more = (
+        []
+        if group or not entry
+        else [int(line[2]) for line in groups if account in line[3].split(",")]
+    )
+    return (
+        uid,
+        gid,
+        sorted(set(more) - {gid}),
+        account,
+        (entry[5] if entry and entry[5] else "/tmp"),
+    )  # noqa: S108
 
 
 def read_database(rootfs: str | None, name: str) -> list[list[str]]:
@@ -141,7 +159,9 @@ def read_database(rootfs: str | None, name: str) -> list[list[str]]:
     return [
         line
         for line in lines
-        if len(line) == fields and line[0] and all(line[i].isascii() and line[i].isdigit() for i in numbers)
+        if len(line) == fields
+        and line[0]
+        and all(line[i].isascii() and line[i].isdigit() for i in numbers)
     ]
 
 
@@ -181,7 +201,9 @@ def resolve_entrypoint(package: str, rootfs: str | None, entrypoint: str, path_e
         found = search(mounts, entrypoint, path_env)
         if found is None:
             raise _bad_entrypoint(
-                entrypoint, f"is neither a file of the package nor on the service's PATH ({path_env})", ""
+                entrypoint,
+                f"is neither a file of the package nor on the service's PATH ({path_env})",
+                "",
             )
         inside = found
     else:
@@ -242,7 +264,9 @@ def problem_with(mounts: dict[str, str], path: str, depth: int = 0) -> str | Non
     return None
 
 
-def check_working_dir(package: str, rootfs: str | None, working_dir: str, volumes: Sequence[str] = ()) -> None:
+def check_working_dir(
+    package: str, rootfs: str | None, working_dir: str, volumes: Sequence[str] = ()
+) -> None:
     """Raise `InvalidInput` (key binary.working_dir) where the service will not have that folder.
 
     What lies below one of the mount points ``volumes`` is only known when it runs.

@@ -54,9 +54,7 @@ _ETC_SSL = ("ssl/openssl.cnf",)
 TOP_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 TMPFS = ("/tmp", "/run", "/var/tmp")  # noqa: S108 - inside the service
 _MOUNT_POINTS = ("/proc", "/sys", "/dev", APP, *TMPFS)
-_NSSWITCH = (
-    "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nnetworks: files\nprotocols: files\nservices: files\n"
-)
+_NSSWITCH = "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nnetworks: files\nprotocols: files\nservices: files\n"
 
 
 def etc_folders() -> list[str]:
@@ -75,7 +73,11 @@ def write_layer(spec: ProcessSpec, layer: str) -> str:
     if spec.rootfs is None:
         etc = "/etc"
         _assembled_folders(layer)
-        points += ["/usr", *etc_folders(), *(f"/{name}" for name in TOP_LINKS if _is_folder(f"/{name}"))]
+        points += [
+            "/usr",
+            *etc_folders(),
+            *(f"/{name}" for name in TOP_LINKS if _is_folder(f"/{name}")),
+        ]
     else:
         _copy_owner(spec.rootfs, layer)
         etc = place(spec.rootfs, "/etc")
@@ -108,14 +110,22 @@ def assemble(spec: ProcessSpec, bundle: str) -> None:
         os.mkdir("scratch/upper", 0o755)
         os.mkdir("scratch/work", 0o700)
         _copy_owner("layer", "scratch/upper")
-        mount("niso", "root", "overlay", flags, f"lowerdir={lower},upperdir=scratch/upper,workdir=scratch/work")
+        mount(
+            "niso",
+            "root",
+            "overlay",
+            flags,
+            f"lowerdir={lower},upperdir=scratch/upper,workdir=scratch/work",
+        )
     elif spec.rootfs is not None:
         mount("niso", "root", "overlay", flags | MS_RDONLY, f"lowerdir={lower}")
     else:
         mount("layer", "root", None, MS_BIND)
 
 
-def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+def mount(
+    source: str | None, target: str, kind: str | None, flags: int, data: str | None = None
+) -> None:
     """mount(2). Raises OSError that names the target."""
     libc = ctypes.CDLL(None, use_errno=True)
     texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
@@ -128,7 +138,18 @@ def _assembled_folders(layer: str) -> None:
     for name in TOP_LINKS:
         if os.path.islink(f"/{name}"):
             os.symlink(os.readlink(f"/{name}"), f"{layer}/{name}")
-    for name in ("etc", "home", "mnt", "opt", "srv", "usr", "var", "var/cache", "var/lib", "var/log"):
+    for name in (
+        "etc",
+        "home",
+        "mnt",
+        "opt",
+        "srv",
+        "usr",
+        "var",
+        "var/cache",
+        "var/lib",
+        "var/log",
+    ):
         os.mkdir(f"{layer}/{name}", 0o755)
     os.mkdir(f"{layer}/root", 0o700)
     os.symlink("/run", f"{layer}/var/run")
@@ -162,11 +183,15 @@ def _write_etc(spec: ProcessSpec, etc: str) -> None:
     group = resolve.read_database(spec.rootfs, "group")
     if spec.rootfs is None:
         # The host's users are none of the service's business, but for those it is said to be.
-        passwd = [line for line in passwd if line[0] in ("root", "nobody") or line[2] == str(spec.uid)]
+        passwd = [
+            line for line in passwd if line[0] in ("root", "nobody") or line[2] == str(spec.uid)
+        ]
         shown = {0, spec.gid, *spec.groups, *(int(line[3]) for line in passwd)}
         group = [[*line[:3], ""] for line in group if int(line[2]) in shown]
     if all(line[2] != str(spec.uid) for line in passwd):
-        passwd.append([_free_name(spec, passwd), "x", str(spec.uid), str(spec.gid), "", spec.home, "/bin/sh"])
+        passwd.append(
+            [_free_name(spec, passwd), "x", str(spec.uid), str(spec.gid), "", spec.home, "/bin/sh"]
+        )
     if all(line[2] != str(spec.gid) for line in group):
         group.append([_free_name(spec, group), "x", str(spec.gid), ""])
     _write(f"{etc}/passwd", _lines(passwd))

@@ -66,7 +66,11 @@ def locked_services() -> set[str]:
         found = os.listdir(paths.lock_dir())
     except FileNotFoundError:
         return set()
-    return {name.removesuffix(".lock") for name in found if name.count(".") == 1 and name.endswith(".lock")}
+    return {
+        name.removesuffix(".lock")
+        for name in found
+        if name.count(".") == 1 and name.endswith(".lock")
+    }
 
 
 def remove_locks(service: str) -> None:

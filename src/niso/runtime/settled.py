@@ -33,7 +33,9 @@ def mark(init: int) -> Mark | None:
             entered = entered or word not in (b"", oci.INIT.encode())
             for thread in os.listdir(f"/proc/{pid}/task"):
                 runs = _runs(f"/proc/{pid}/task/{thread}/status")
-                with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file_of_children:
+                with open(
+                    f"/proc/{pid}/task/{thread}/children", encoding="ascii"
+                ) as file_of_children:
                     children = [int(word) for word in file_of_children.read().split()]
                 if runs is None or len(found) >= _MOST or (children and pid != init):
                     return None  # a shell goes on, or ends, with what it has started
@@ -51,8 +53,13 @@ def is_kept_waiting(init: int) -> bool:
             pids = [init, *map(int, children.read().split())]
         for pid in pids:
             with open(f"/proc/{pid}/stat", "rb") as file:
-                fields = file.read().rpartition(b") ")[2].split()  # proc_pid_stat(5), from the third on
-            if fields[0] in (b"R", b"D") and int(fields[11]) + int(fields[12]) < os.sysconf("SC_CLK_TCK") // 10:
+                fields = (
+                    file.read().rpartition(b") ")[2].split()
+                )  # proc_pid_stat(5), from the third on
+            if (
+                fields[0] in (b"R", b"D")
+                and int(fields[11]) + int(fields[12]) < os.sysconf("SC_CLK_TCK") // 10
+            ):
                 return True
     except (FileNotFoundError, ProcessLookupError):
         pass

@@ -43,7 +43,9 @@ def has_ended() -> bool:
 def path(service: str, pid: int | None = None) -> str | None:
     """The cgroup of a service's unit, if process ``pid`` (default: this one) is in it (proc_pid_cgroup(5))."""
     try:
-        with open(f"/proc/{pid or 'self'}/cgroup", encoding="utf-8", errors="surrogateescape") as lines:
+        with open(
+            f"/proc/{pid or 'self'}/cgroup", encoding="utf-8", errors="surrogateescape"
+        ) as lines:
             found = [line.rstrip("\n").split(":", 2)[2] for line in lines]
     except (FileNotFoundError, ProcessLookupError):
         return None

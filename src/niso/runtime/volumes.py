@@ -58,7 +58,10 @@ def placed(rootfs: str | None, volumes: list[Volume]) -> list[Placed]:
         at = _place(rootfs, volume)
         for other in found:
             if at == other.at or at.startswith(f"{other.at}/") or other.at.startswith(f"{at}/"):
-                raise _wrong(volume, f"that is {at}, which is not apart from {other.volume.mount} ({other.at})")
+                raise _wrong(
+                    volume,
+                    f"that is {at}, which is not apart from {other.volume.mount} ({other.at})",
+                )
         found.append(Placed(volume, at, _is_folder(volume)))
     return found
 
@@ -72,11 +75,20 @@ def _place(rootfs: str | None, volume: Volume) -> str:
     else:
         # the links of an assembled root
         at = next(
-            (path.replace(link, to, 1) for link, to in _LINKS if path == link or path.startswith(f"{link}/")), path
+            (
+                path.replace(link, to, 1)
+                for link, to in _LINKS
+                if path == link or path.startswith(f"{link}/")
+            ),
+            path,
         )
         hosts = ("/usr", *(f"/{name}" for name in TOP_LINKS))
-        read_only = next((each for each in hosts if path == each or path.startswith(f"{each}/")), None)
-        read_only = read_only or next((each for each in etc_folders() if path.startswith(f"{each}/")), None)
+        read_only = next(
+            (each for each in hosts if path == each or path.startswith(f"{each}/")), None
+        )
+        read_only = read_only or next(
+            (each for each in etc_folders() if path.startswith(f"{each}/")), None
+        )
         if read_only is not None:
             raise _wrong(volume, f"without a rootfs {read_only} is the host's, read-only")
     if reason := taken(at):
@@ -94,13 +106,21 @@ def _is_folder(volume: Volume) -> bool:
         return stat.S_ISDIR(os.stat(volume.source).st_mode)
     except OSError as error:
         key = f"volumes.{volume.name}.host"
-        reason = "does not exist on the host" if isinstance(error, FileNotFoundError) else f"{error.strerror}"
-        raise InvalidInput(f"{key}: {volume.source!r} {reason}", f"mkdir -p {volume.source}", key) from None
+        reason = (
+            "does not exist on the host"
+            if isinstance(error, FileNotFoundError)
+            else f"{error.strerror}"
+        )
+        raise InvalidInput(
+            f"{key}: {volume.source!r} {reason}", f"mkdir -p {volume.source}", key
+        ) from None
 
 
 def _wrong(volume: Volume, reason: str) -> InvalidInput:
     key = f"volumes.{volume.name}.mount"
-    return InvalidInput(f"{key}: {volume.mount!r} cannot be a mount point: {reason}", "for example /data", key)
+    return InvalidInput(
+        f"{key}: {volume.mount!r} cannot be a mount point: {reason}", "for example /data", key
+    )
 
 
 def make_named(spec: ProcessSpec) -> None:
@@ -124,7 +144,9 @@ def mounts(spec: ProcessSpec, where: list[Placed]) -> list[dict[str, Any]]:
     for volume, at, _ in where:
         if volume.source is not None:
             options = [*_BIND, "rro" if volume.read_only else "rw"]
-            found.append({"source": volume.source, "destination": at, "type": "bind", "options": options})
+            found.append(
+                {"source": volume.source, "destination": at, "type": "bind", "options": options}
+            )
             continue
         options = ["nosuid", "nodev", "mode=0700", f"uid={spec.uid}", f"gid={spec.gid}"]
         options += [f"size={volume.size}"] if volume.size is not None else []
@@ -144,7 +166,9 @@ def make_points(rootfs: str | None, layer: str, where: list[Placed]) -> None:
 def kept(service: str) -> list[str]:
     """The names of the named volumes that are kept of a service, known or not."""
     try:
-        return sorted(name for name in os.listdir(paths.volume_dir(service)) if not name.startswith("."))
+        return sorted(
+            name for name in os.listdir(paths.volume_dir(service)) if not name.startswith(".")
+        )
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -183,7 +207,10 @@ def remove_empty(service: str) -> None:
 def check_removable(service: str) -> None:
     """Raise Conflict where something of the host is mounted in a volume, which would be removed with it."""
     for point in _mounted_below(os.path.realpath(paths.volume_dir(service))):
-        raise Conflict(f"{service}: its volumes are not removed: something is mounted at {point}", f"umount {point}")
+        raise Conflict(
+            f"{service}: its volumes are not removed: something is mounted at {point}",
+            f"umount {point}",
+        )
 
 
 def remove_all(service: str, report: Callable[[str], None]) -> None:
@@ -211,7 +238,10 @@ def remove_all(service: str, report: Callable[[str], None]) -> None:
 def _mounted_below(folder: str) -> list[str]:
     """The mount points at or below a folder in the caller's mount namespace (proc_pid_mountinfo(5))."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts_:
-        words = [line.split(" ")[4].encode("utf-8", "surrogateescape").decode("unicode_escape") for line in mounts_]
+        words = [
+            line.split(" ")[4].encode("utf-8", "surrogateescape").decode("unicode_escape")
+            for line in mounts_
+        ]
     points = [word.encode("latin-1").decode("utf-8", "surrogateescape") for word in words]
     return [point for point in points if point == folder or point.startswith(f"{folder}/")]
 

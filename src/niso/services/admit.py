@@ -71,7 +71,9 @@ def _other_meanings(store: Store, target: Target) -> set[Name]:
     kept = kept and shared is None and row is not None and row.provider is None
     if not kept or any((network, address) not in leased for network, address in statics.items()):
         found |= {("service", name) for name in names_}
-        found |= set(store.names_with(store.with_companions([target.name, *([shared] if shared else ())])))
+        found |= set(
+            store.names_with(store.with_companions([target.name, *([shared] if shared else ())]))
+        )
     return found
 
 
@@ -90,7 +92,9 @@ def release(store: Store, target: Target) -> None:
     store.set_names(target.name, tuple(name for name in store.names(target.name) if name in names))
 
 
-def record(store: Store, target: Target, copy: str, together: frozenset[str], beside: frozenset[str]) -> Change:
+def record(
+    store: Store, target: Target, copy: str, together: frozenset[str], beside: frozenset[str]
+) -> Change:
     """Write one service, which is released, as it will be to the store.
 
     ``together`` are all services of the command, ``beside`` those of them whose manifests it activates.
@@ -134,7 +138,11 @@ def _record(
     uid = before.uid if before else _free_uid(store, name)
     spec = _spec(store, target, copy, generation, uid, provider)
     said = understood(before.spec) if before is not None and was_active else None
-    if before is not None and said is not None and "host" not in (before.mode, manifest.network.mode):
+    if (
+        before is not None
+        and said is not None
+        and "host" not in (before.mode, manifest.network.mode)
+    ):
         same = spec._replace(resolv_conf=said.resolv_conf)
         spec = same if same == said else spec  # other name servers alone restart nothing
     row = ServiceRow(
@@ -198,7 +206,9 @@ def published(row: ServiceRow) -> dict[Port, str]:
         return {}
 
 
-def _held_names(store: Store, service: str, manifest: Manifest, beside: frozenset[str]) -> dict[str, Conflict]:
+def _held_names(
+    store: Store, service: str, manifest: Manifest, beside: frozenset[str]
+) -> dict[str, Conflict]:
     """The names of a manifest that another service has, with what is to be said of it."""
     found: dict[str, Conflict] = {}
     for name in model.names(manifest):
@@ -209,8 +219,12 @@ def _held_names(store: Store, service: str, manifest: Manifest, beside: frozense
                 key = "package.name"
             hint = f"choose another name, or niso remove {holder}"
             if holder in beside:
-                hint = f"{holder} is part of this command too: choose another name for one of the two"
-            found[name] = Conflict(f"{key}: the name {name!r} is held by service {holder!r}", hint, key)
+                hint = (
+                    f"{holder} is part of this command too: choose another name for one of the two"
+                )
+            found[name] = Conflict(
+                f"{key}: the name {name!r} is held by service {holder!r}", hint, key
+            )
     return found
 
 
@@ -220,7 +234,11 @@ def _check_peers(store: Store, service: str, manifest: Manifest, policy: Policy)
         for name in model.names(manifest):
             for other in store.naming("service", name):
                 named = store.policy(other)
-                said = (each for each in entries(named or Policy()) if each.peer == Peer("service", name))
+                said = (
+                    each
+                    for each in entries(named or Policy())
+                    if each.peer == Peer("service", name)
+                )
                 entry, row = next(said, None), store.service(other)
                 if entry is not None and row is not None:
                     raise Conflict(
@@ -239,7 +257,12 @@ def _check_peers(store: Store, service: str, manifest: Manifest, policy: Policy)
 
 def entries(policy: Policy) -> list[Entry]:
     """All entries of a policy."""
-    return [*(policy.allow_from or ()), *policy.deny_from, *(policy.egress_allow or ()), *policy.egress_deny]
+    return [
+        *(policy.allow_from or ()),
+        *policy.deny_from,
+        *(policy.egress_allow or ()),
+        *policy.egress_deny,
+    ]
 
 
 def _refuse_ports(store: Store, service: str, keys: list[str]) -> None:
@@ -271,7 +294,9 @@ def _free_uid(store: Store, service: str) -> int:
     return store.free_uid(targets.FIRST_UID, set().union(*kept.values()))
 
 
-def _spec(store: Store, target: Target, copy: str, generation: int, uid: int, provider: str | None) -> ProcessSpec:
+def _spec(
+    store: Store, target: Target, copy: str, generation: int, uid: int, provider: str | None
+) -> ProcessSpec:
     manifest = target.manifest
     at_home = sharing.home(store, target.name, manifest, provider)
     uid, gid, groups, user_name, home = targets.user(target, uid)
@@ -282,7 +307,10 @@ def _spec(store: Store, target: Target, copy: str, generation: int, uid: int, pr
         generation=generation,
         package=copy,
         rootfs=target.rootfs,
-        argv=[targets.entrypoint(target, copy if os.path.isdir(copy) else target.folder), *manifest.binary.args],
+        argv=[
+            targets.entrypoint(target, copy if os.path.isdir(copy) else target.folder),
+            *manifest.binary.args,
+        ],
         working_dir=manifest.binary.working_dir,
         environment=dict(manifest.environment),
         uid=uid,

@@ -51,7 +51,9 @@ def deactivate(
         return []
     recover(store, report, services)
     with locked(store, services):
-        active = [name for name in services if (row := store.service(name)) is not None and row.active]
+        active = [
+            name for name in services if (row := store.service(name)) is not None and row.active
+        ]
         begin(store, active, "stop" if keep_forwards else "deactivate")
         errors = stop.finish(store, active, report, True, keep_forwards, needs)
         idle = [name for name in services if name not in active and store.forwards(name)]
@@ -63,7 +65,9 @@ def deactivate(
     return [(name, name in active) for name in services]
 
 
-def remove(store: Store, services: list[str], report: Report = silent, with_volumes: bool = False) -> None:
+def remove(
+    store: Store, services: list[str], report: Report = silent, with_volumes: bool = False
+) -> None:
     """Deactivate services and forget them, their leases, logs and copies, and ``with_volumes`` their named volumes.
 
     Volumes that are left of a service that is not known go too. Raises NisoError.
@@ -90,7 +94,9 @@ def remove_volumes(store: Store, services: list[str], report: Report = silent) -
     with locked(store, services):
         for name in services:
             if (row := store.service(name)) is not None and row.active:
-                raise Conflict(f"service {name!r} is active, and has its volumes", f"niso deactivate {name}")
+                raise Conflict(
+                    f"service {name!r} is active, and has its volumes", f"niso deactivate {name}"
+                )
             volumes.check_removable(name)
         for name in services:
             volumes.remove_all(name, report)
@@ -115,7 +121,9 @@ def restart(store: Store, services: list[str], report: Report = silent) -> None:
                 raise spec.damaged(name, row.manifest_path)
             for folder in (row.package, row.rootfs):
                 if folder is not None and not os.path.isdir(folder):
-                    raise NotFound(f"{name}: {folder} is gone", f"niso activate {row.manifest_path}")
+                    raise NotFound(
+                        f"{name}: {folder} is gone", f"niso activate {row.manifest_path}"
+                    )
             rows.append(row)
         begin(store, services, "restart")
         try:
@@ -134,7 +142,9 @@ def _with_name_servers(store: Store, rows: list[ServiceRow]) -> list[ServiceRow]
     text = host_facts.resolv_conf()[0]
     said = [spec.parse(row.spec) for row in rows]
     now = [
-        row._replace(spec=json.dumps(each._replace(resolv_conf=text)._asdict())) if each.netns else row
+        row._replace(spec=json.dumps(each._replace(resolv_conf=text)._asdict()))
+        if each.netns
+        else row
         for row, each in zip(rows, said, strict=True)
     ]
     if now != rows:
@@ -180,7 +190,9 @@ def recover(store: Store, report: Report = silent, names: Iterable[str] = ()) ->
     concerned = set(names)
     errors: dict[str, NisoError] = {}
     done = 0
-    for activations, group in groupby(in_order(store, store.intents()), lambda intent: intent.action == "activate"):
+    for activations, group in groupby(
+        in_order(store, store.intents()), lambda intent: intent.action == "activate"
+    ):
         with ExitStack() as locks:
             begun = []
             for found in group:

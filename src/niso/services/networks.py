@@ -21,7 +21,10 @@ from niso.store.store import Scope, Store
 DEFAULT_POOL = "10.99.0.0/16"
 PREFIX_LENGTH = 24
 PREFIX_LENGTHS = {4: (8, 30), 6: (48, 126)}
-MIN_MTUS = {4: 576, 6: 1280}  # RFC 791's least datagram that every host takes; RFC 8200's least of a link
+MIN_MTUS = {
+    4: 576,
+    6: 1280,
+}  # RFC 791's least datagram that every host takes; RFC 8200's least of a link
 MAX_MTU = 65535  # the most that a link can have
 THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")  # RFC 1122, 3.2.1.3
 UNICAST6 = (
@@ -37,9 +40,13 @@ def pool() -> ipam.Network:
     try:
         found = ipaddress.ip_network(text)
     except ValueError as error:
-        raise InvalidInput(f"NISO_POOL: {error}", f"a prefix like {DEFAULT_POOL}", "NISO_POOL") from None
+        raise InvalidInput(
+            f"NISO_POOL: {error}", f"a prefix like {DEFAULT_POOL}", "NISO_POOL"
+        ) from None
     if found.version != 4 or found.prefixlen > PREFIX_LENGTH:
-        raise InvalidInput(f"NISO_POOL: {text!r} holds no /24", f"an IPv4 prefix like {DEFAULT_POOL}", "NISO_POOL")
+        raise InvalidInput(
+            f"NISO_POOL: {text!r} holds no /24", f"an IPv4 prefix like {DEFAULT_POOL}", "NISO_POOL"
+        )
     return found
 
 
@@ -144,7 +151,9 @@ def ensure(store: Store, wish: Wish, implicit: bool) -> Network | None:
     return network
 
 
-def create(store: Store, wish: Wish, report: Report = silent, dry_run: bool = False) -> Network | None:
+def create(
+    store: Store, wish: Wish, report: Report = silent, dry_run: bool = False
+) -> Network | None:
     """Make a network and its bridge at once; None where one of that name and these values is there already.
 
     Raises Conflict (name, subnet or bridge taken, by whom), UsageError, KernelError; then nothing has changed.
@@ -210,12 +219,21 @@ def plan_network(
     Raises Conflict where subnet or bridge are taken or the host has no IPv6, UsageError.
     """
     state_id = store.state_id()
-    taken = [(ipaddress.ip_network(s.cidr), f"network {n.name!r}") for n in store.networks() for s in n.subnets]
+    taken = [
+        (ipaddress.ip_network(s.cidr), f"network {n.name!r}")
+        for n in store.networks()
+        for s in n.subnets
+    ]
     taken += [
-        (net, f"the host's route or address on {link}") for net, link in host_facts.used_prefixes(names.alias(state_id))
+        (net, f"the host's route or address on {link}")
+        for net, link in host_facts.used_prefixes(names.alias(state_id))
     ]
     nets = list(subnets)
-    around = ipaddress.ip_network((holds, PREFIX_LENGTH), strict=False) if holds is not None and not nets else None
+    around = (
+        ipaddress.ip_network((holds, PREFIX_LENGTH), strict=False)
+        if holds is not None and not nets
+        else None
+    )
     if not nets:
         nets.append(around or _next_free(name, taken))
     if ipv6:
@@ -230,22 +248,31 @@ def plan_network(
                         f"choose another one, or make the network first: niso net create {name} --subnet CIDR",
                         "network.ip",
                     )
-                raise Conflict(f"network {name!r}: subnet {net} overlaps {other} of {whose}", "choose another --subnet")
+                raise Conflict(
+                    f"network {name!r}: subnet {net} overlaps {other} of {whose}",
+                    "choose another --subnet",
+                )
     with_ipv6 = any(net.version == 6 for net in nets)
     missing = host_facts.lacks_ipv6() if with_ipv6 else None
     if missing is not None:
-        raise Conflict(f"network {name!r} cannot have IPv6: {missing}", "leave --ipv6 and the IPv6 --subnet out")
+        raise Conflict(
+            f"network {name!r} cannot have IPv6: {missing}",
+            "leave --ipv6 and the IPv6 --subnet out",
+        )
     bridge = names.bridge(name)
     holder = store.bridge_holder(bridge)
     if holder is not None:
         raise Conflict(
-            f"network {name!r} would have the bridge of network {holder!r} ({bridge})", "choose another name"
+            f"network {name!r} would have the bridge of network {holder!r} ({bridge})",
+            "choose another name",
         )
     given = _gateways(nets, gateways)
     return Network(
         name=name,
         bridge=bridge,
-        mtu=mtu if mtu is not None else max(host_facts.default_mtu(), MIN_MTUS[6] if with_ipv6 else 0),
+        mtu=mtu
+        if mtu is not None
+        else max(host_facts.default_mtu(), MIN_MTUS[6] if with_ipv6 else 0),
         subnets=tuple(
             Subnet(net.version, str(net), given.get(net.version, str(net.network_address + 1)))
             for net in sorted(nets, key=lambda net: net.version)
@@ -266,17 +293,22 @@ def _parsed(subnets: Sequence[str], ipv6: bool) -> list[ipam.Network]:
             )
     if ipv6 and any(net.version == 6 for net in nets):
         raise UsageError(
-            f"--ipv6 chooses a subnet, and --subnet {nets[-1]} names one", "leave one of them out", "--ipv6"
+            f"--ipv6 chooses a subnet, and --subnet {nets[-1]} names one",
+            "leave one of them out",
+            "--ipv6",
         )
     return nets
 
 
-def _next_unique_local(name: str, state_id: str, taken: list[tuple[ipam.Network, str]]) -> ipam.Network:
+def _next_unique_local(
+    name: str, state_id: str, taken: list[tuple[ipam.Network, str]]
+) -> ipam.Network:
     whole = unique_local(state_id)
     found = ipam.free_prefix(whole, 64, [net for net, _ in taken])
     if found is None:
         raise Conflict(
-            f"network {name!r}: no free /64 is left in {whole}", "--subnet names an IPv6 prefix that is free"
+            f"network {name!r}: no free /64 is left in {whole}",
+            "--subnet names an IPv6 prefix that is free",
         )
     return found
 
@@ -285,11 +317,17 @@ def _next_free(name: str, taken: list[tuple[ipam.Network, str]]) -> ipam.Network
     whole = pool()
     kept = ipaddress.ip_network((whole.network_address, PREFIX_LENGTH))
     used = [net for net, _ in taken]
-    if name == names.DEFAULT_NETWORK and not any(net.version == 4 and net.overlaps(kept) for net in used):
+    if name == names.DEFAULT_NETWORK and not any(
+        net.version == 4 and net.overlaps(kept) for net in used
+    ):
         return kept
     found = ipam.free_prefix(whole, PREFIX_LENGTH, used, kept)
     if found is None:
-        others = [f"{net} of {whose}" for net, whose in taken if net.version == whole.version and net.overlaps(whole)]
+        others = [
+            f"{net} of {whose}"
+            for net, whose in taken
+            if net.version == whole.version and net.overlaps(whole)
+        ]
         shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         reasons = [f"it is taken by {shown}"] if others else []
         if not any(net.version == 4 and net.overlaps(kept) for net in used):
@@ -328,11 +366,15 @@ def _same(present: Network, wish: Wish) -> None:
     there = {subnet.family: subnet for subnet in present.subnets}
     shown = ", ".join(subnet.cidr for subnet in present.subnets)
     differs = None
-    if wish.families != there.keys() or any(str(net) != there[net.version].cidr for net in wish.nets):
+    if wish.families != there.keys() or any(
+        str(net) != there[net.version].cidr for net in wish.nets
+    ):
         differs = f"with subnet {shown}"
     elif wish.gateways:
         have = {family: subnet.gateway for family, subnet in there.items()}
-        given = _gateways([ipaddress.ip_network(subnet.cidr) for subnet in present.subnets], wish.gateways)
+        given = _gateways(
+            [ipaddress.ip_network(subnet.cidr) for subnet in present.subnets], wish.gateways
+        )
         if any(have[family] != gateway for family, gateway in given.items()):
             differs = f"with gateway {', '.join(have.values())}"
     if differs is None and wish.internal != present.internal:
@@ -340,7 +382,9 @@ def _same(present: Network, wish: Wish) -> None:
     if differs is None and wish.mtu is not None and wish.mtu != present.mtu:
         differs = f"with mtu {present.mtu}"
     if differs is not None:
-        raise Conflict(f"network {present.name!r} is there {differs}", f"niso net remove {present.name} first")
+        raise Conflict(
+            f"network {present.name!r} is there {differs}", f"niso net remove {present.name} first"
+        )
 
 
 def _forget(store: Store, name: str) -> None:

@@ -24,7 +24,13 @@ FREE_FIRST, FREE_LAST = 20_000, 29_999
 
 def shown(port: Port) -> str:
     """``127.0.0.1:8000-8010/udp``: the host's side, for messages."""
-    address = "" if port.host_ip == ANY else f"[{port.host_ip}]:" if ":" in port.host_ip else f"{port.host_ip}:"
+    address = (
+        ""
+        if port.host_ip == ANY
+        else f"[{port.host_ip}]:"
+        if ":" in port.host_ip
+        else f"{port.host_ip}:"
+    )
     return f"{address}{span(port.host_port, port.count)}/{port.proto}"
 
 
@@ -58,13 +64,19 @@ def admit(
     chosen: list[Port] = []
     errors: list[NisoError] = []
     new = [port for port in wanted if port not in have]
-    gone = {port for port, _, _ in taken(store, service, new, published)} if published is not None else set()
+    gone = (
+        {port for port, _, _ in taken(store, service, new, published)}
+        if published is not None
+        else set()
+    )
     for key, port in zip(keys, wanted, strict=True):
         try:
             _check_family(service, port, families, key)
             found = port
             if not port.host_port:
-                found = port._replace(host_port=_choose(store, service, port, [*wanted, *ports], have, listeners, key))
+                found = port._replace(
+                    host_port=_choose(store, service, port, [*wanted, *ports], have, listeners, key)
+                )
                 chosen.append(found)
             elif port not in have:
                 if port in gone:
@@ -81,7 +93,9 @@ def admit(
         except Conflict as error:
             errors.append(error)
             continue
-        if forward not in have:  # it was kept over a reboot, and somebody else may have the host port now
+        if (
+            forward not in have
+        ):  # it was kept over a reboot, and somebody else may have the host port now
             try:
                 _check_holders(store, service, forward, f"port-forward {text(forward)}", together)
                 listeners.check(forward, f"port-forward {text(forward)}")
@@ -130,7 +144,9 @@ def _check_family(service: str, port: Port, families: tuple[int, ...], key: str)
         family = port.families[0]
         raise Conflict(
             f"{key}: {shown(port)} is an IPv{family} port, and the network of service {service!r} has no IPv{family} subnet",
-            "niso net create NAME --ipv6 makes a network that has both" if family == 6 else "leave the address out",
+            "niso net create NAME --ipv6 makes a network that has both"
+            if family == 6
+            else "leave the address out",
             key,
         )
 
@@ -139,20 +155,34 @@ def _check_mode(store: Store, service: str, key: str) -> None:
     """Raise Conflict where a service is on no network that a port could lead to."""
     home = store.service(store.home(service))
     if home is not None and home.mode in ("host", "none"):
-        whose = f"service {service!r}" if home.name == service else f"{home.name!r}, whose network {service!r} shares,"
+        whose = (
+            f"service {service!r}"
+            if home.name == service
+            else f"{home.name!r}, whose network {service!r} shares,"
+        )
         if home.mode == "host":
-            raise Conflict(f"{key}: {whose} is of mode host", "what it listens on is the host's already", key)
-        raise Conflict(f"{key}: {whose} is of mode none: nothing leads there", 'mode = "bridge" has a network', key)
+            raise Conflict(
+                f"{key}: {whose} is of mode host", "what it listens on is the host's already", key
+            )
+        raise Conflict(
+            f"{key}: {whose} is of mode none: nothing leads there",
+            'mode = "bridge" has a network',
+            key,
+        )
 
 
-def _check_holders(store: Store, service: str, port: Port, key: str, together: frozenset[str]) -> None:
+def _check_holders(
+    store: Store, service: str, port: Port, key: str, together: frozenset[str]
+) -> None:
     """Raise Conflict if another service has the host port."""
     for holder, held in store.port_holders(port, together):
         if holder != service:
             words = f"{key}: host port {shown(port)} is published by {holder!r}{_as(held, port)}"
             hint = f"niso deactivate {holder}, or choose another port"
             if holder in together:
-                hint = f"{holder} is part of this command too: choose another port for one of the two"
+                hint = (
+                    f"{holder} is part of this command too: choose another port for one of the two"
+                )
             if held in store.forwards(holder):
                 hint = f"niso port-forward {holder} {text(held)} --remove, or choose another port"
             raise Conflict(words, hint, key)
@@ -200,7 +230,9 @@ class _Listeners:
         """Raise Conflict if a process of the host listens on the host port."""
         for listener in self.clashing(port):
             who = sockdiag.holder(listener.inode)
-            program = f"{who[1]} (pid {who[0]})" if who else "a process that cannot be seen from here"
+            program = (
+                f"{who[1]} (pid {who[0]})" if who else "a process that cannot be seen from here"
+            )
             at = f"[{listener.address}]" if ":" in listener.address else listener.address
             raise Conflict(
                 f"{key}: host port {shown(port)} is used by {program}, which listens on {at}:{listener.port}",
@@ -227,7 +259,9 @@ def _choose(
         if clear and (again in have or not (others or listeners.clashing(again))):
             return kept
     taken = store.spans(port.proto, FREE_FIRST, FREE_LAST)
-    taken += [(each.host_port, each.last) for each in mine if each.host_port and each.proto == port.proto]
+    taken += [
+        (each.host_port, each.last) for each in mine if each.host_port and each.proto == port.proto
+    ]
     taken += [(each.port, each.port) for each in listeners.of(port.proto)]
     candidate = FREE_FIRST
     for first, last in sorted(taken):
@@ -236,7 +270,9 @@ def _choose(
         candidate = max(candidate, last + 1)
     if candidate + port.count - 1 > FREE_LAST:
         many = "port" if port.count == 1 else f"{port.count} ports in a row"
-        raise Conflict(f"{key}: no {many} of {FREE_FIRST}-{FREE_LAST} free", "name a host port", key)
+        raise Conflict(
+            f"{key}: no {many} of {FREE_FIRST}-{FREE_LAST} free", "name a host port", key
+        )
     return candidate
 
 
@@ -264,7 +300,11 @@ def forward(
         _check_mode(store, service, key)
         _check_family(service, port, store.port_families(service), key)
         holders = store.port_holders(port)
-        losers = [(holder, held) for holder, held in holders if holder != service or _same_place(held, port)]
+        losers = [
+            (holder, held)
+            for holder, held in holders
+            if holder != service or _same_place(held, port)
+        ]
         if losers and not replace:
             holder, held = losers[0]
             words = f"host port {shown(port)} is published by {holder!r}{_as(held, port)}"
@@ -279,7 +319,9 @@ def forward(
                 words = f"host port {shown(port)} is part of {shown(held)} of {holder!r}"
                 raise Conflict(words, "move the whole range, or change that manifest", key)
             if holder not in locked:
-                raise Conflict(f"{holder!r} has just taken host port {shown(port)}", "try again", key)
+                raise Conflict(
+                    f"{holder!r} has just taken host port {shown(port)}", "try again", key
+                )
         _Listeners(store.port_families(service)).check(port, key)
         _change(store, [(service, port)], losers, report)
     return True, losers
@@ -303,7 +345,9 @@ def unforward(store: Store, service: str, port: Port, report: Report = silent) -
                 words = f"{text(port)} is in the manifest of {service!r}"
                 raise Conflict(words, "take it out there, and activate it again", "PORT")
             added = ", ".join(text(each) for each in forwards) or "none"
-            raise NotFound(f"{text(port)} is not forwarded to {service!r}", f"its forwards: {added}")
+            raise NotFound(
+                f"{text(port)} is not forwarded to {service!r}", f"its forwards: {added}"
+            )
         _change(store, [], [(service, port)], report)
 
 
@@ -342,7 +386,9 @@ def _change(store: Store, come: _Moved, go: _Moved, report: Report) -> None:
         raise
 
 
-def _carry_out(store: Store, moved: _Moved, before: State, report: Report, teardown: bool = False) -> None:
+def _carry_out(
+    store: Store, moved: _Moved, before: State, report: Report, teardown: bool = False
+) -> None:
     names = sorted({service for service, _ in moved})
     on = {network for name in names for network, _ in store.addresses(name)}
     # what a sharer's ports need of its provider's links is in scope too

@@ -42,7 +42,11 @@ def home(store: Store, service: str, manifest: Manifest, provider: str | None) -
         return Home("", "", "")
     on = model.networks(manifest)
     folder = names.hosts_folder(on) if on else names.own_hosts_folder(service)
-    return Home(paths.netns_path(service), os.path.join(paths.hosts_root(), folder), model.hostname(manifest))
+    return Home(
+        paths.netns_path(service),
+        os.path.join(paths.hosts_root(), folder),
+        model.hostname(manifest),
+    )
 
 
 def provider_of(store: Store, target: Target, together: frozenset[str]) -> str | None:
@@ -59,14 +63,20 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
     except NotFound:
         words = f"{_KEY}: no service {share!r} is known"
         raise Conflict(
-            words, f"activate it first, or both in one command: niso activate PATH {target.name}", _KEY
+            words,
+            f"activate it first, or both in one command: niso activate PATH {target.name}",
+            _KEY,
         ) from None
     if provider == target.name:
-        raise InvalidInput(f"{_KEY}: {share!r} is a name of the service itself", "name another service", _KEY)
+        raise InvalidInput(
+            f"{_KEY}: {share!r} is a name of the service itself", "name another service", _KEY
+        )
     row = store.service(provider)
     assert row is not None
     if row.mode == "host":
-        words = f"{_KEY}: service {provider!r} is of mode host and has no network namespace of its own"
+        words = (
+            f"{_KEY}: service {provider!r} is of mode host and has no network namespace of its own"
+        )
         raise Conflict(words, 'mode = "host" gives this service the same network', _KEY)
     if row.mode == "share":
         words = f"{_KEY}: service {provider!r} has no network namespace of its own, it shares that of {row.provider!r}"
@@ -74,7 +84,9 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
     if not row.active:
         words = f"{_KEY}: service {provider!r} is not active"
         raise Conflict(
-            words, f"niso activate {provider}, or both in one command: niso activate {provider} {target.name}", _KEY
+            words,
+            f"niso activate {provider}, or both in one command: niso activate {provider} {target.name}",
+            _KEY,
         )
     if provider not in together and store.intent(provider) is not None:
         words = f"{_KEY}: service {provider!r} is being changed by another command"
@@ -82,7 +94,9 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
     return provider
 
 
-def with_followers(store: Store, wanted: Iterable[Target], ending: Iterable[str] = ()) -> list[Target]:
+def with_followers(
+    store: Store, wanted: Iterable[Target], ending: Iterable[str] = ()
+) -> list[Target]:
     """``wanted`` with the active services that must be started anew with them, providers first; none that is ``ending``.
 
     Who shares a namespace sees its hostname and hosts file; where a provider gets others, its sharers do.
@@ -94,7 +108,12 @@ def with_followers(store: Store, wanted: Iterable[Target], ending: Iterable[str]
             there = home(store, target.name, target.manifest, None)
             for sharer in store.sharers(target.name):
                 row = store.service(sharer)
-                if sharer not in found and sharer not in ends and row is not None and not _sees(row, there):
+                if (
+                    sharer not in found
+                    and sharer not in ends
+                    and row is not None
+                    and not _sees(row, there)
+                ):
                     found[sharer] = targets.known(store, sharer)
     return sorted(found.values(), key=lambda target: target.manifest.network.mode == "share")
 
@@ -121,9 +140,15 @@ def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[Service
         for sharer in sharers:
             other = store.service(sharer)
             there = home(store, row.name, model.decode(row.manifest), None)
-            if other is not None and sharer not in together and other.provider == row.name and not _sees(other, there):
+            if (
+                other is not None
+                and sharer not in together
+                and other.provider == row.name
+                and not _sees(other, there)
+            ):
                 raise Conflict(
-                    f"service {sharer!r} has just begun to share the network namespace of {row.name!r}", "try again"
+                    f"service {sharer!r} has just begun to share the network namespace of {row.name!r}",
+                    "try again",
                 )
 
 

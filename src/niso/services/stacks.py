@@ -55,4 +55,6 @@ def error_of(network: str, error: NisoError) -> InvalidInput:
     option = error.key or ""
     key = f"networks.{network}" + (f".{option.removeprefix('--')}" if option else "")
     words = error.message.removeprefix(f"{option} ") if option else error.message
-    return InvalidInput(f"{key}: {words.replace('--', '')}", (error.hint or "").replace("--", "") or None, key)
+    return InvalidInput(
+        f"{key}: {words.replace('--', '')}", (error.hint or "").replace("--", "") or None, key
+    )

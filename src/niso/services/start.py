@@ -76,15 +76,28 @@ def run(
             hosts_mount.show_or_start(parse_spec(change.row.spec), report)
     begin = {change.name for change in changes if change.restarts}
     after = {name: each for name, each in (after or {}).items() if name in begin}
-    needed = {dependency for each in after.values() for dependency, state in each.items() if state == HEALTHY}
+    needed = {
+        dependency
+        for each in after.values()
+        for dependency, state in each.items()
+        if state == HEALTHY
+    }
     starts = []
     for change in changes:
         was = change.before if change.before is not None and change.before.active else None
         check = check_of(change.row)
-        asked = change.restarts or change.name in needed or (was is not None and check_of(was) != check)
+        asked = (
+            change.restarts or change.name in needed or (was is not None and check_of(was) != check)
+        )
         # of one whose record is damaged the new one says how long it may take to end
-        stops = (understood(was.spec) or parse_spec(change.row.spec)) if was is not None and change.restarts else None
-        starts.append(_Start(change.row, stops, change.restarts, check if asked else None, timeout_s))
+        stops = (
+            (understood(was.spec) or parse_spec(change.row.spec))
+            if was is not None and change.restarts
+            else None
+        )
+        starts.append(
+            _Start(change.row, stops, change.restarts, check if asked else None, timeout_s)
+        )
     _check_order(starts, after)
     _Starting(starts, after, report, meanwhile).all()
 
@@ -105,7 +118,12 @@ def check_of(row: ServiceRow) -> Healthcheck | None:
     """The healthcheck of a service's manifest."""
     try:
         return model.of_stored(json.loads(row.manifest))
-    except (ValueError, LookupError, TypeError, AttributeError):  # damaged, as `niso net check` says
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ):  # damaged, as `niso net check` says
         return None
 
 
@@ -138,7 +156,8 @@ def _check_order(starts: list[_Start], after: After) -> None:
             well = state == STARTED or (recorded is not None and recorded.failures == 0)
             if process.status(dependency).state != "running" or not well:
                 raise Conflict(
-                    f"{name} comes after {dependency} is {state}, which it is not", f"niso ps, for {dependency}"
+                    f"{name} comes after {dependency} is {state}, which it is not",
+                    f"niso ps, for {dependency}",
                 )
 
 
@@ -191,9 +210,7 @@ class _Wait:
     def next_at(self) -> float:
         """When something is to be done even if nothing happens."""
         moments = [self.deadline]
-        if (
-            not self._started
-        ):  # whether it is time by now is for is_started to say: else that moment could pass between the two
+        if not self._started:  # whether it is time by now is for is_started to say: else that moment could pass between the two
             moments.append(min(self._ripe_at, self._look_at))
         if not self.well and self.probe is None:
             moments.append(self.ask_at)
@@ -213,8 +230,17 @@ class _Wait:
                 self._ripe_at, self._rests = now, True
             self._look_at = now + (self._look_s if mark is None else RESTS_S)
             self._look_s *= 1.25
-        waits_on = self.start.starts and not self._rests and now < min(self._began + _BUSY_S, self.deadline)
-        if now >= self._ripe_at and waits_on and self.pidfd >= 0 and settled.is_kept_waiting(self.run[0]):
+        waits_on = (
+            self.start.starts
+            and not self._rests
+            and now < min(self._began + _BUSY_S, self.deadline)
+        )
+        if (
+            now >= self._ripe_at
+            and waits_on
+            and self.pidfd >= 0
+            and settled.is_kept_waiting(self.run[0])
+        ):
             self._ripe_at = now + STARTED_WITHIN_S / 4
         self._started = now >= self._ripe_at
         return self._started
@@ -241,7 +267,9 @@ class _Wait:
             self._counts_at = probe.began + check.interval_s
             if self._failures >= check.retries:
                 times = "once" if check.retries == 1 else f"{check.retries} times"
-                raise _failed(self.start.name, f"is unhealthy, its probe failed {times}: {self.said}")
+                raise _failed(
+                    self.start.name, f"is unhealthy, its probe failed {times}: {self.said}"
+                )
         self.ask_at = now + min(self._pause_s, check.interval_s)
         self._pause_s = min(2 * self._pause_s, _MOST_PAUSE_S)
 
@@ -258,7 +286,11 @@ class _Starting:
     """All starts of one command."""
 
     def __init__(
-        self, starts: list[_Start], after: After, report: Report, meanwhile: Callable[[], object] | None = None
+        self,
+        starts: list[_Start],
+        after: After,
+        report: Report,
+        meanwhile: Callable[[], object] | None = None,
     ) -> None:
         self._meanwhile = meanwhile
         self._todo = starts
@@ -280,7 +312,8 @@ class _Starting:
                 elif not self._waits and not self._begun and not self._ends and self._todo:
                     names = ", ".join(start.name for start in self._todo)
                     raise Conflict(
-                        f"each of {names} waits for another one of them", "break the circle of what comes after what"
+                        f"each of {names} waits for another one of them",
+                        "break the circle of what comes after what",
                     )
                 self._turn(wait=next(self._ready(), None) is None)
         finally:
@@ -336,10 +369,22 @@ class _Starting:
             self._meanwhile = None
         if self._waits or self._ends or self._begun:
             under_way: list[_Wait | _End] = [*self._waits, *self._ends]
-            until = min((each.next_at for each in under_way), default=time.monotonic() + TIMEOUT_S) if wait else 0.0
-            probes = [each.probe for each in self._waits if each.probe is not None and each.probe.answer is None]
-            over = any(each.probe is not None and each.probe.answer is not None for each in self._waits)
-            pidfds = [each.pidfd for each in under_way if each.pidfd >= 0] + [begun.fd for _, begun in self._begun]
+            until = (
+                min((each.next_at for each in under_way), default=time.monotonic() + TIMEOUT_S)
+                if wait
+                else 0.0
+            )
+            probes = [
+                each.probe
+                for each in self._waits
+                if each.probe is not None and each.probe.answer is None
+            ]
+            over = any(
+                each.probe is not None and each.probe.answer is not None for each in self._waits
+            )
+            pidfds = [each.pidfd for each in under_way if each.pidfd >= 0] + [
+                begun.fd for _, begun in self._begun
+            ]
             health.turn(probes, pidfds, 0.0 if over else until)
         self._created()
         end = next((each for each in self._ends if each.is_over), None)
@@ -375,7 +420,9 @@ class _Starting:
 
 
 def _failed(service: str, what: str) -> ProcessError:
-    return ProcessError(f"{service}: {what}{_last_words(service)}", "see [healthcheck] of its manifest")
+    return ProcessError(
+        f"{service}: {what}{_last_words(service)}", "see [healthcheck] of its manifest"
+    )
 
 
 def _ended(service: str, unhealthy: bool) -> NisoError:

@@ -50,7 +50,11 @@ def finish(
     kept = {*errors, *(row.provider for row in rows if row.name in errors)}
     rows = [row for row in rows if row.name not in kept]
     scope = _scope(store, rows)
-    left = [row.name for row in rows if row.provider and row.provider not in {each.name for each in rows}]
+    left = [
+        row.name
+        for row in rows
+        if row.provider and row.provider not in {each.name for each in rows}
+    ]
     ports = [port for name in left for _, port in store.ports(name)]
     links: list[str] = []
     with Lock(), store.transaction():
@@ -63,7 +67,9 @@ def finish(
         flush(before, after)
         portmap.end_flows(ports)
         if left and policy_flows.narrows(before, after):
-            policy_flows.cut(store, left)  # what others' policies allowed to the name that shared an address
+            policy_flows.cut(
+                store, left
+            )  # what others' policies allowed to the name that shared an address
         if ends:
             for row in rows:
                 store.end_intent(row.name)
@@ -109,7 +115,9 @@ def forget(store: Store, services: list[str], report: Report, with_volumes: bool
         on.update(row.networks if row else ())
     with Lock():
         everyone = store.names_with(store.with_companions(services))
-        scope = Scope((), tuple(sorted(on)), names=(*everyone, *(("network", each) for each in sorted(on))))
+        scope = Scope(
+            (), tuple(sorted(on)), names=(*everyone, *(("network", each) for each in sorted(on)))
+        )
         with store.transaction():
             before = desired_now(store, scope)
             for name in services:

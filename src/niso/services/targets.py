@@ -50,7 +50,9 @@ def find_targets(store: Store, arguments: Iterable[str]) -> list[Target]:
             other = targets.setdefault(target.name, target)
             if other.manifest_path != target.manifest_path:
                 errors.append(
-                    Conflict(f"{other.manifest_path} and {target.manifest_path} are both named {target.name!r}")
+                    Conflict(
+                        f"{other.manifest_path} and {target.manifest_path} are both named {target.name!r}"
+                    )
                 )
     if errors:
         raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
@@ -68,10 +70,14 @@ def known(store: Store, service: str) -> Target:
     """A known service with the manifest of its last activation. Raises NotFound where its package copy is gone, NisoError."""
     row = store.service(service)
     assert row is not None
-    gone = NotFound(f"{service}: its package copy {row.package} is gone", f"niso activate {row.manifest_path}")
+    gone = NotFound(
+        f"{service}: its package copy {row.package} is gone", f"niso activate {row.manifest_path}"
+    )
     if not os.path.isdir(row.package):
         raise gone
-    target = Target(service, model.decode(row.manifest), row.manifest_path, row.package, row.rootfs, None)
+    target = Target(
+        service, model.decode(row.manifest), row.manifest_path, row.package, row.rootfs, None
+    )
     try:
         _check_files(target)
     except NisoError:
@@ -95,7 +101,9 @@ def of_manifest(loaded: model.Loaded) -> Target:
     """The service of a checked manifest, whose files are looked at. Raises InvalidInput, ErrorGroup, NisoError."""
     rootfs = loaded.manifest.package.rootfs
     root = os.path.realpath(os.path.join(loaded.folder, rootfs)) if rootfs else None
-    target = Target(loaded.manifest.package.name, loaded.manifest, loaded.path, loaded.folder, root, "")
+    target = Target(
+        loaded.manifest.package.name, loaded.manifest, loaded.path, loaded.folder, root, ""
+    )
     _check_files(target)
     return target._replace(fingerprint=package.fingerprint(loaded.folder, root, loaded.path))
 
@@ -116,12 +124,16 @@ def _check_files(target: Target) -> None:
         ),
     )
     for error in volume_rules.check(target.rootfs, volumes(manifest)):
-        errors.append(InvalidInput(f"{target.manifest_path}: {error.message}", error.hint, error.key))
+        errors.append(
+            InvalidInput(f"{target.manifest_path}: {error.message}", error.hint, error.key)
+        )
     for check in checks:
         try:
             check()
         except NisoError as error:
-            errors.append(InvalidInput(f"{target.manifest_path}: {error.message}", error.hint, error.key))
+            errors.append(
+                InvalidInput(f"{target.manifest_path}: {error.message}", error.hint, error.key)
+            )
     if errors:
         raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
 
@@ -140,7 +152,9 @@ def volumes(manifest: Manifest) -> list[Volume]:
     for name, volume in manifest.volumes.items():
         named = volume.host is None and not volume.tmpfs
         source = os.path.join(kept, name) if named else volume.host
-        size = None if volume.size is None else model_volumes.size(volume.size, f"volumes.{name}.size")
+        size = (
+            None if volume.size is None else model_volumes.size(volume.size, f"volumes.{name}.size")
+        )
         found.append(Volume(name, volume.mount, source, named, volume.mode == "ro", size))
     return found
 

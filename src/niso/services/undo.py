@@ -39,12 +39,16 @@ def undo_all(store: Store, services: Iterable[str], cause: BaseException, report
     finally:
         undoing = False
     if left and isinstance(cause, NisoError):
-        raise ErrorGroup([cause, *(_not_undone(names, error) for names, error in left.items())]) from cause
+        raise ErrorGroup(
+            [cause, *(_not_undone(names, error) for names, error in left.items())]
+        ) from cause
 
 
 def _not_undone(names: str, error: NisoError) -> NisoError:
     said = error.message.removeprefix(f"{names}: ")
-    return NisoError(f"{names}: the activation is not undone yet: {said}", error.hint or "niso net repair")
+    return NisoError(
+        f"{names}: the activation is not undone yet: {said}", error.hint or "niso net repair"
+    )
 
 
 def in_order(store: Store, intents: Iterable[Intent]) -> list[Intent]:
@@ -108,7 +112,9 @@ def start_again(store: Store, name: str) -> None:
         # its namespace was another one meanwhile, or it was about to end
         if not process.at_home(name) or process.stop_begun(name):
             process.stop(name)
-        if process.status(name).state == "starting":  # whoever holds the lock began it, and was interrupted
+        if (
+            process.status(name).state == "starting"
+        ):  # whoever holds the lock began it, and was interrupted
             process.stop(name, 0)
         if process.status(name).state in ("none", "failed"):
             process.start(spec.parse(restored.spec))
@@ -127,33 +133,54 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
         now, was = store.service(name), before(intent)
         old = spec.understood(was.spec) if was is not None and was.active else None
         now_spec = spec.understood(now.spec) if now is not None else None
-        if old is not None and now_spec is not None and (hosts_mount.can(now_spec, old) or _runs_with(name, old)):
+        if (
+            old is not None
+            and now_spec is not None
+            and (hosts_mount.can(now_spec, old) or _runs_with(name, old))
+        ):
             # whether it was shown another hosts file by now is not asked: its own may have been away, so it is shown that again
-            if now_spec.hosts_folder != old.hosts_folder and old.hosts_folder and process.status(name).pid is not None:
+            if (
+                now_spec.hosts_folder != old.hosts_folder
+                and old.hosts_folder
+                and process.status(name).pid is not None
+            ):
                 shown.append(old)
         else:
             process.stop(name, 0)
-        ports[name] = [port for _, port in store.ports(name)] if now is not None and now.provider else []
+        ports[name] = (
+            [port for _, port in store.ports(name)] if now is not None and now.provider else []
+        )
         on.update(now.networks if now else ())
-        everyone.update(store.with_companions([name]), (was.provider,) if was is not None and was.provider else ())
+        everyone.update(
+            store.with_companions([name]),
+            (was.provider,) if was is not None and was.provider else (),
+        )
     on |= store.published_on(everyone)
     links: list[str] = []
     # the kernel follows inside the transaction: if niso dies here the intents are found again, with all that they are about
     with Lock(), store.transaction():
         concerned = set(store.names_with(everyone))
         for intent in intents:
-            concerned.update(("service", row[0]) for row in json.loads(intent.undo).get("host_name", ()))
+            concerned.update(
+                ("service", row[0]) for row in json.loads(intent.undo).get("host_name", ())
+            )
         concerned.update(("network", name) for name in on)
         names_before = tuple(sorted(concerned))
-        before_ = desired_now(store, Scope(tuple(sorted(everyone)), tuple(sorted(on)), names=names_before))
+        before_ = desired_now(
+            store, Scope(tuple(sorted(everyone)), tuple(sorted(on)), names=names_before)
+        )
         try:
             store.undo(intents)
         except sqlite3.IntegrityError as error:
             # of an activation of several another command undoes one at this moment, which has not given back what this one had
-            raise NisoError(f"what it had is another's for the moment: {error}", "niso net repair") from error
+            raise NisoError(
+                f"what it had is another's for the moment: {error}", "niso net repair"
+            ) from error
         forwarding.note_late(store)
         everyone.update(store.with_companions(ports))
-        restored = {name: row for name in ports if (row := store.service(name)) is not None and row.active}
+        restored = {
+            name: row for name in ports if (row := store.service(name)) is not None and row.active
+        }
         on.update(network for row in restored.values() for network in row.networks)
         scope = Scope(tuple(sorted(everyone)), tuple(sorted(on)), names=names_before)
         policy_flows.introduce(store, before_, desired_now(store, scope))

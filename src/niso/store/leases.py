@@ -12,7 +12,11 @@ KEY = "network.ip"
 
 
 def lease(
-    store: Store, service: str, network_name: str, static: str | None, beside: frozenset[str] = frozenset()
+    store: Store,
+    service: str,
+    network_name: str,
+    static: str | None,
+    beside: frozenset[str] = frozenset(),
 ) -> None:
     """Give the service an address of each subnet: the static one, the one it has, else the lowest free one.
 
@@ -51,7 +55,9 @@ def _static_number(
 ) -> int:
     address = ipaddress.ip_address(wanted)
     if address not in net:
-        raise InvalidInput(f"{KEY}: {wanted} is not in {net}, the subnet of network {network!r}", None, KEY)
+        raise InvalidInput(
+            f"{KEY}: {wanted} is not in {net}, the subnet of network {network!r}", None, KEY
+        )
     number = int(address) - int(net.network_address)
     reason = subnets.refusal(net, gateway, number)
     if reason:
@@ -60,7 +66,9 @@ def _static_number(
     if holder is not None and holder != service:
         hint = f"choose another, or niso remove {holder}"
         if holder in beside:
-            hint = f"{holder} is part of this command too: choose another address for one of the two"
+            hint = (
+                f"{holder} is part of this command too: choose another address for one of the two"
+            )
         raise Conflict(f"{KEY}: {wanted} is leased to service {holder!r}", hint, KEY)
     return number
 
@@ -68,5 +76,9 @@ def _static_number(
 def _full(store: Store, network: str, family: int, cidr: str) -> Conflict:
     idle = [service for _, service, active in store.leases(network, family) if not active]
     shown = ", ".join(idle[:5]) + (f" and {len(idle) - 5} more" if len(idle) > 5 else "")
-    hint = f"niso remove frees the leases of inactive services: {shown}" if idle else "make a larger network"
+    hint = (
+        f"niso remove frees the leases of inactive services: {shown}"
+        if idle
+        else "make a larger network"
+    )
     return Conflict(f"network {network!r} ({cidr}) has no free address", hint)

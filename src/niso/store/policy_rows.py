@@ -28,7 +28,9 @@ class PolicyRows:
         for service in services:
             policy = self.policy(service.name)
             if policy is not None:
-                addresses = tuple(address for endpoint in service.endpoints for address in endpoint.addresses)
+                addresses = tuple(
+                    address for endpoint in service.endpoints for address in endpoint.addresses
+                )
                 yield Policed(service.name, addresses, policy)
         only: dict[str, set[str] | None] = {}
         for kind, name in sorted(names):
@@ -36,13 +38,19 @@ class PolicyRows:
             for service_name in self._naming(kind, name):
                 # what a network stands for changes more than single peers
                 before = only.get(service_name, set())
-                only[service_name] = None if kind == "network" or before is None else before | set(addresses)
+                only[service_name] = (
+                    None if kind == "network" or before is None else before | set(addresses)
+                )
         for service_name, values in sorted(only.items()):
             policy = self.policy(service_name)
             if service_name not in whole and policy is not None:
-                rows = self._db.execute("SELECT address FROM lease WHERE service=? ORDER BY address", (service_name,))
+                rows = self._db.execute(
+                    "SELECT address FROM lease WHERE service=? ORDER BY address", (service_name,)
+                )
                 own = tuple(row[0] for row in rows)
-                yield Policed(service_name, own, policy, None if values is None else frozenset(values))
+                yield Policed(
+                    service_name, own, policy, None if values is None else frozenset(values)
+                )
 
     def naming(self, kind: str, name: str) -> list[str]:
         """The known services whose policies have this name."""
@@ -65,10 +73,16 @@ class PolicyRows:
         wanted: set[Name] = set()
         for each in policed:
             for entry in each.policy.entries():
-                if entry.peer.kind == "network" or (entry.peer.kind == "service" and each.only is None):
+                if entry.peer.kind == "network" or (
+                    entry.peer.kind == "service" and each.only is None
+                ):
                     wanted.add((entry.peer.kind, entry.peer.name))
             # addresses that stand in the manifest are looked at whoever has them, so who that is must be known
-            single = [e.peer.name.partition("/")[0] for e in each.policy.entries() if e.peer.kind == "prefix"]
+            single = [
+                e.peer.name.partition("/")[0]
+                for e in each.policy.entries()
+                if e.peer.kind == "prefix"
+            ]
             for address in () if each.only is None else {*each.only, *single}:
                 wanted.update(("service", name) for name in self._answers_to(address))
         return tuple(Member(kind, name, *self._meant(kind, name)) for kind, name in sorted(wanted))
@@ -111,16 +125,31 @@ class PolicyRows:
         if policy is None:
             return
         self._db.execute("INSERT INTO policy VALUES (?, ?)", (service, encoded(policy)))
-        peers = {(entry.peer.kind, entry.peer.name) for entry in policy.entries() if entry.peer.kind != "prefix"}
-        self._db.executemany("INSERT INTO policy_peer VALUES (?, ?, ?)", [(service, *peer) for peer in sorted(peers)])
+        peers = {
+            (entry.peer.kind, entry.peer.name)
+            for entry in policy.entries()
+            if entry.peer.kind != "prefix"
+        }
+        self._db.executemany(
+            "INSERT INTO policy_peer VALUES (?, ?, ?)", [(service, *peer) for peer in sorted(peers)]
+        )
         self._db.execute(
-            "INSERT INTO policed SELECT DISTINCT service, network FROM endpoint WHERE service=?", (service,)
+            "INSERT INTO policed SELECT DISTINCT service, network FROM endpoint WHERE service=?",
+            (service,),
         )
 
 
 def _policy(value: list[object]) -> Policy:
     def entries(found: object) -> tuple[Entry, ...] | None:
-        return None if found is None else tuple(Entry(e[0], e[1], Peer(*e[2]), *e[3:]) for e in found)  # type: ignore[attr-defined]
+        return (
+            None if found is None else tuple(Entry(e[0], e[1], Peer(*e[2]), *e[3:]) for e in found)
+        )  # type: ignore[attr-defined]
 
     allow, deny, egress_allow, egress_deny, log = value
-    return Policy(entries(allow), entries(deny) or (), entries(egress_allow), entries(egress_deny) or (), bool(log))
+    return Policy(
+        entries(allow),
+        entries(deny) or (),
+        entries(egress_allow),
+        entries(egress_deny) or (),
+        bool(log),
+    )

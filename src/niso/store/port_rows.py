@@ -18,10 +18,13 @@ _PORT = "host_ip, host_port, container_port, proto, count"
 _IS = "service=? AND host_ip=? AND host_port=? AND container_port=? AND proto=? AND count=?"
 # a port of an intent's undo, by the column's place in the table; rows of the first version have no count
 _UNDONE = (
-    ", ".join(f"json_extract(value, '$[{i}]')" for i in (2, 3, 4, 5)) + ", COALESCE(json_extract(value, '$[6]'), 1)"
+    ", ".join(f"json_extract(value, '$[{i}]')" for i in (2, 3, 4, 5))
+    + ", COALESCE(json_extract(value, '$[6]'), 1)"
 )
 
-_UNDONE_SPAN = "json_extract(value, '$[3]') AS first, COALESCE(json_extract(value, '$[6]'), 1) AS length"
+_UNDONE_SPAN = (
+    "json_extract(value, '$[3]') AS first, COALESCE(json_extract(value, '$[6]'), 1) AS length"
+)
 
 
 class PortRows:
@@ -32,7 +35,9 @@ class PortRows:
     def ports(self, service: str | None = None) -> list[tuple[str, Port]]:
         """(service, port) of one service or of all, in the order of the manifest, forwards last."""
         where, values = ("WHERE service=?", (service,)) if service else ("", ())
-        rows = self._db.execute(f"SELECT service, {_PORT} FROM port {where} ORDER BY service, position", values)
+        rows = self._db.execute(
+            f"SELECT service, {_PORT} FROM port {where} ORDER BY service, position", values
+        )
         return [(row[0], Port(*row[1:])) for row in rows]
 
     def active_ports(self) -> list[tuple[str, Port]]:
@@ -43,7 +48,10 @@ class PortRows:
         return [(row[0], Port(*row[1:])) for row in rows]
 
     def has_port(self, service: str, port: Port) -> bool:
-        return self._db.execute(f"SELECT 1 FROM port WHERE {_IS}", (service, *port)).fetchone() is not None
+        return (
+            self._db.execute(f"SELECT 1 FROM port WHERE {_IS}", (service, *port)).fetchone()
+            is not None
+        )
 
     def some_ports(self, service: str, among: Iterable[Port]) -> list[Port]:
         """Those of ``among`` that a service has."""
@@ -54,37 +62,47 @@ class PortRows:
         found = {
             network
             for service in services
-            for (network,) in self._db.execute("SELECT network FROM published WHERE service=?", (service,))
+            for (network,) in self._db.execute(
+                "SELECT network FROM published WHERE service=?", (service,)
+            )
         }
         known = {row[0] for row in self._db.execute("SELECT name FROM network")} if found else set()
         return found & known
 
     def publishes(self, service: str) -> bool:
         """Whether a service has published a port since it became active."""
-        return self._db.execute("SELECT 1 FROM published WHERE service=?", (service,)).fetchone() is not None
+        return (
+            self._db.execute("SELECT 1 FROM published WHERE service=?", (service,)).fetchone()
+            is not None
+        )
 
     def forwards(self, service: str) -> list[Port]:
         """The ports that were added to a service while it was active."""
         rows = self._db.execute(
-            f"SELECT {_PORT} FROM port WHERE service=? AND origin=? ORDER BY position", (service, FORWARD)
+            f"SELECT {_PORT} FROM port WHERE service=? AND origin=? ORDER BY position",
+            (service, FORWARD),
         )
         return [Port(*row) for row in rows]
 
     def all_forwards(self) -> list[tuple[str, Port]]:
         """(service, port) of all that was forwarded to known services, active or not."""
         rows = self._db.execute(
-            f"SELECT service, {_PORT} FROM port WHERE origin=? ORDER BY service, position", (FORWARD,)
+            f"SELECT service, {_PORT} FROM port WHERE origin=? ORDER BY service, position",
+            (FORWARD,),
         )
         return [(row[0], Port(*row[1:])) for row in rows]
 
     def manifest_ports(self, service: str) -> list[Port]:
         """The ports of a service that its manifest names with their host ports."""
         rows = self._db.execute(
-            f"SELECT {_PORT} FROM port WHERE service=? AND origin=? ORDER BY position", (service, MANIFEST)
+            f"SELECT {_PORT} FROM port WHERE service=? AND origin=? ORDER BY position",
+            (service, MANIFEST),
         )
         return [Port(*row) for row in rows]
 
-    def port_holders(self, wanted: Port, but: frozenset[str] = frozenset()) -> list[tuple[str, Port]]:
+    def port_holders(
+        self, wanted: Port, but: frozenset[str] = frozenset()
+    ) -> list[tuple[str, Port]]:
         """(service, port) of all active services whose port a packet for ``wanted`` could be for.
 
         What a begun change has given up is held too, until it has ended: it may have to be put back. Not that of services in
@@ -102,7 +120,11 @@ class PortRows:
         ).fetchall()
         if others_intend(self._db, but):
             rows += [row for row in self._db.execute(undone, (proto,)) if row[0] not in but]
-        return [(row[0], port) for row in dict.fromkeys(rows) if (port := Port(*row[1:])).clashes(wanted)]
+        return [
+            (row[0], port)
+            for row in dict.fromkeys(rows)
+            if (port := Port(*row[1:])).clashes(wanted)
+        ]
 
     def chosen_port(self, service: str, wanted: Port) -> int | None:
         """The host port that was chosen for a port of this service that asks for a free one."""
@@ -125,11 +147,16 @@ class PortRows:
 
     def set_ports(self, service: str, ports: Iterable[Port], chosen: Iterable[Port] = ()) -> None:
         """Replace what came from the manifest; ``chosen`` are those of ``ports`` whose host port niso chose."""
-        found = self._db.execute(f"SELECT {_PORT}, origin FROM port WHERE service=? ORDER BY position", (service,))
+        found = self._db.execute(
+            f"SELECT {_PORT}, origin FROM port WHERE service=? ORDER BY position", (service,)
+        )
         before = [(Port(*row[:-1]), row[-1]) for row in found]
         free = set(chosen)
         mine = {port: CHOSEN if port in free else MANIFEST for port in ports}
-        rows = [*mine.items(), *((port, FORWARD) for port, origin in before if origin == FORWARD and port not in mine)]
+        rows = [
+            *mine.items(),
+            *((port, FORWARD) for port, origin in before if origin == FORWARD and port not in mine),
+        ]
         if rows != before:  # one that was taken has left a gap in the positions, which is no change
             self._db.execute("DELETE FROM port WHERE service=?", (service,))
             self._db.executemany(
@@ -163,7 +190,9 @@ class PortRows:
 
     def take_port(self, service: str, port: Port) -> list[tuple[object, ...]]:
         """Delete a port of a service; gives its row, for `put_port_rows`."""
-        return self._db.execute(f"DELETE FROM port WHERE {_IS} RETURNING *", (service, *port)).fetchall()
+        return self._db.execute(
+            f"DELETE FROM port WHERE {_IS} RETURNING *", (service, *port)
+        ).fetchall()
 
     def put_port_rows(self, rows: Iterable[tuple[object, ...]]) -> None:
         self._db.executemany("INSERT INTO port VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
@@ -172,11 +201,15 @@ class PortRows:
         """Note, with the change itself, which ports of which services come or go, until the kernel has followed."""
         for service, group in groupby(sorted(ports), key=itemgetter(0)):
             moved = encoded({"moved": [port for _, port in group]})
-            self._db.execute("INSERT OR REPLACE INTO intent VALUES (?, 'ports', ?, ?)", (service, moved, now))
+            self._db.execute(
+                "INSERT OR REPLACE INTO intent VALUES (?, 'ports', ?, ?)", (service, moved, now)
+            )
 
     def moved_ports(self) -> list[tuple[str, Port]]:
         """All that `begin_moving` noted and that has not ended."""
-        rows = self._db.execute("SELECT service, undo FROM intent WHERE action='ports' ORDER BY service")
+        rows = self._db.execute(
+            "SELECT service, undo FROM intent WHERE action='ports' ORDER BY service"
+        )
         return [(service, Port(*port)) for service, undo in rows for port in decoded(undo)["moved"]]
 
     def end_publishing(self, service: str, keep_forwards: bool = False) -> None:

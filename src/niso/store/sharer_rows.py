@@ -28,7 +28,9 @@ class ModeRows:
 
     def sharers(self, provider: str) -> list[str]:
         """The active services that are in the namespace of this one."""
-        rows = self._db.execute("SELECT name FROM service WHERE provider=? AND active=1 ORDER BY name", (provider,))
+        rows = self._db.execute(
+            "SELECT name FROM service WHERE provider=? AND active=1 ORDER BY name", (provider,)
+        )
         return [row[0] for row in rows]
 
     def held_sharers(self, provider: str, but: frozenset[str] = frozenset()) -> list[str]:
@@ -47,11 +49,15 @@ class ModeRows:
         """These services with their providers, and with all that share a namespace with one of them now."""
         found = list(services)
         homes = {self.home(name) for name in found}
-        return tuple(sorted({*found, *homes, *(sharer for home in homes for sharer in self.sharers(home))}))
+        return tuple(
+            sorted({*found, *homes, *(sharer for home in homes for sharer in self.sharers(home))})
+        )
 
     def names(self, service: str) -> tuple[str, ...]:
         """Its own: hostname, name, aliases."""
-        rows = self._db.execute("SELECT name FROM host_name WHERE service=? ORDER BY position", (service,))
+        rows = self._db.execute(
+            "SELECT name FROM host_name WHERE service=? ORDER BY position", (service,)
+        )
         return tuple(row[0] for row in rows)
 
     def names_there(self, service: str) -> tuple[str, ...]:
@@ -71,7 +77,8 @@ class ModeRows:
     def mode_of_name(self, name: str) -> str | None:
         """The mode of the service that has this name; None where there is none."""
         row = self._db.execute(
-            "SELECT mode FROM host_name h JOIN service s ON s.name=h.service WHERE h.name=?", (name,)
+            "SELECT mode FROM host_name h JOIN service s ON s.name=h.service WHERE h.name=?",
+            (name,),
         ).fetchone()
         return str(row[0]) if row else None
 

@@ -48,7 +48,10 @@ class SnapshotRows(PortRows, PolicyRows, ModeRows):
         return str(row[0])
 
     def active_services(self) -> list[str]:
-        return [row[0] for row in self._db.execute("SELECT name FROM service WHERE active=1 ORDER BY name")]
+        return [
+            row[0]
+            for row in self._db.execute("SELECT name FROM service WHERE active=1 ORDER BY name")
+        ]
 
     def any_active(self, family: int | None = None) -> bool:
         """Whether a service is active on a network, of this family if one is given."""
@@ -74,7 +77,9 @@ class SnapshotRows(PortRows, PolicyRows, ModeRows):
 
     def names_with(self, services: Iterable[str]) -> tuple[Name, ...]:
         """What policies may call these services."""
-        return tuple(sorted({("service", name) for service in services for name in self.names(service)}))
+        return tuple(
+            sorted({("service", name) for service in services for name in self.names(service)})
+        )
 
     def _networks(self, only: tuple[str, ...] | None) -> list[Network]:
         where, values = ("", ()) if only is None else (f"WHERE n.name IN ({marks(only)})", only)
@@ -89,13 +94,19 @@ class SnapshotRows(PortRows, PolicyRows, ModeRows):
         found: dict[str, Network] = {}
         for name, bridge, mtu, family, cidr, gateway, *flags in rows:
             subnets = found[name].subnets if name in found else ()
-            found[name] = Network(name, bridge, mtu, (*subnets, Subnet(family, cidr, gateway)), *map(bool, flags))
+            found[name] = Network(
+                name, bridge, mtu, (*subnets, Subnet(family, cidr, gateway)), *map(bool, flags)
+            )
         return list(found.values())
 
-    def _active(self, names: Iterable[str], ports: tuple[Port, ...] | None = None) -> Iterator[Service]:
+    def _active(
+        self, names: Iterable[str], ports: tuple[Port, ...] | None = None
+    ) -> Iterator[Service]:
         """The services of ``names`` that are active, as the plan sees them, with all of their ports or those of ``ports``."""
         for name in names:
-            row = self._db.execute("SELECT generation, mode FROM service WHERE name=? AND active=1", (name,)).fetchone()
+            row = self._db.execute(
+                "SELECT generation, mode FROM service WHERE name=? AND active=1", (name,)
+            ).fetchone()
             if row is None:
                 continue
             own = row[1] != "share"  # else what it has is its provider's
@@ -105,9 +116,13 @@ class SnapshotRows(PortRows, PolicyRows, ModeRows):
             yield Service(
                 name=name,
                 generation=row[0],
-                endpoints=tuple(Endpoint(network, addresses) for network, addresses in endpoints.items()),
+                endpoints=tuple(
+                    Endpoint(network, addresses) for network, addresses in endpoints.items()
+                ),
                 ports=tuple(
-                    self.some_ports(name, ports) if ports is not None else (port for _, port in self.ports(name))
+                    self.some_ports(name, ports)
+                    if ports is not None
+                    else (port for _, port in self.ports(name))
                 ),
                 publishes=own and any(map(self.publishes, (name, *self.sharers(name)))),
                 names=self.names_there(name) if own else (),
@@ -135,10 +150,14 @@ class SnapshotRows(PortRows, PolicyRows, ModeRows):
         # a file that has no reader outside the scope is written whole
         own = [service for service in services if service.mode == "bridge"]
         inside = [tuple(endpoint.network for endpoint in service.endpoints) for service in own]
-        fresh = frozenset(reader for reader, count in lists.items() if everything or inside.count(reader) == count)
+        fresh = frozenset(
+            reader for reader, count in lists.items() if everything or inside.count(reader) == count
+        )
         # where only ports are touched, policies are not
         policed = tuple(self._policed(services, scope.names)) if scope.ports is None else ()
-        neighbours = services if everything else tuple(self._active(self._on({n for r in fresh for n in r})))
+        neighbours = (
+            services if everything else tuple(self._active(self._on({n for r in fresh for n in r})))
+        )
         return Snapshot(
             state_id=self.state_id(),
             networks=tuple(self._networks(wanted)),

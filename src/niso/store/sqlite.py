@@ -93,7 +93,9 @@ _OF_ANOTHER_FORM = ("no such table", "no such column", "table ")
 def way_back() -> str:
     """How services come back when the store is lost: a copy of each package, with its manifest, is kept."""
     copies = os.path.join(paths.state_dir(), "packages")
-    return f"services can be activated again from their folders, or from the copies in {copies}/NAME/*"
+    return (
+        f"services can be activated again from their folders, or from the copies in {copies}/NAME/*"
+    )
 
 
 def damaged(words: str) -> NisoError:
@@ -122,7 +124,9 @@ def unusable(error: Exception) -> NisoError:
     if type(error) is sqlite3.DatabaseError or str(error).startswith(_OF_ANOTHER_FORM):
         return damaged(str(error))
     if "locked" in words:
-        return NisoError(words, "another niso command has been changing it for 10 s: try again when it has ended")
+        return NisoError(
+            words, "another niso command has been changing it for 10 s: try again when it has ended"
+        )
     try:
         found = os.statvfs(paths.state_dir())
         if found.f_bavail * found.f_frsize < 1 << 16 and "full" not in words:

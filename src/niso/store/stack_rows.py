@@ -12,17 +12,24 @@ class StackRows:
 
     def stack_of(self, service: str) -> str | None:
         """The stack that a service belongs to."""
-        row = self._db.execute("SELECT stack FROM stack_member WHERE service=?", (service,)).fetchone()
+        row = self._db.execute(
+            "SELECT stack FROM stack_member WHERE service=?", (service,)
+        ).fetchone()
         return str(row[0]) if row else None
 
     def stack_members(self, stack: str) -> list[str]:
         """The known services of a stack, by name."""
-        rows = self._db.execute("SELECT service FROM stack_member WHERE stack=? ORDER BY service", (stack,))
+        rows = self._db.execute(
+            "SELECT service FROM stack_member WHERE stack=? ORDER BY service", (stack,)
+        )
         return [row[0] for row in rows]
 
     def stacks(self) -> list[str]:
         """The names of all stacks that a known service belongs to."""
-        return [row[0] for row in self._db.execute("SELECT DISTINCT stack FROM stack_member ORDER BY stack")]
+        return [
+            row[0]
+            for row in self._db.execute("SELECT DISTINCT stack FROM stack_member ORDER BY stack")
+        ]
 
     # --- writing; inside a transaction ---------------------------------------------------------------------------
 

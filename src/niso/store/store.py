@@ -18,7 +18,15 @@ from niso.plan.records import Network
 from niso.store import reboot, tables
 from niso.store.disk_reserve import room
 from niso.store.snapshots import ALL, Scope, SnapshotRows, marks
-from niso.store.sqlite import Transaction, damaged, decoded, encoded, require_store, unusable, use_wal
+from niso.store.sqlite import (
+    Transaction,
+    damaged,
+    decoded,
+    encoded,
+    require_store,
+    unusable,
+    use_wal,
+)
 from niso.store.stack_rows import StackRows
 
 if TYPE_CHECKING:
@@ -66,7 +74,9 @@ class Intent(NamedTuple):
     """A change that was begun: what to do if its process is gone."""
 
     service: str
-    action: str  # activate | deactivate | stop (deactivate, and keep the forwards) | remove | restart
+    action: (
+        str  # activate | deactivate | stop (deactivate, and keep the forwards) | remove | restart
+    )
     undo: str  # JSON: {table: [row, ...]}
 
 
@@ -118,7 +128,9 @@ class Store(SnapshotRows, StackRows):
         except sqlite3.DatabaseError as error:
             raise unusable(error) from error
         except OSError as error:
-            raise NisoError(f"{error.filename}: {error.strerror}", "check NISO_STATE_DIR") from error
+            raise NisoError(
+                f"{error.filename}: {error.strerror}", "check NISO_STATE_DIR"
+            ) from error
         return store
 
     @classmethod
@@ -165,7 +177,8 @@ class Store(SnapshotRows, StackRows):
             raise damaged("it is a database, but not a store of niso's")
         if version > tables.VERSION:
             raise NisoError(
-                f"{paths.database()} is of version {version}, this niso knows {tables.VERSION}", "use the newer niso"
+                f"{paths.database()} is of version {version}, this niso knows {tables.VERSION}",
+                "use the newer niso",
             )
         with self.transaction():
             version = self._version()  # another process may have been first
@@ -177,7 +190,9 @@ class Store(SnapshotRows, StackRows):
 
     def _require_form(self) -> None:
         """Raise NisoError where tables or columns are not those of this version."""
-        query = "SELECT COUNT(*) FROM sqlite_schema m, pragma_table_info(m.name) WHERE m.type='table'"
+        query = (
+            "SELECT COUNT(*) FROM sqlite_schema m, pragma_table_info(m.name) WHERE m.type='table'"
+        )
         if self._db.execute(query).fetchone() != (tables.COLUMNS,):
             raise damaged("it has not the tables that a store of its version has")
         self.state_id()
@@ -234,7 +249,9 @@ class Store(SnapshotRows, StackRows):
         return _service_row(row) if row else None
 
     def services(self) -> list[ServiceRow]:
-        return [_service_row(row) for row in self._db.execute("SELECT * FROM service ORDER BY name")]
+        return [
+            _service_row(row) for row in self._db.execute("SELECT * FROM service ORDER BY name")
+        ]
 
     def service_names(self) -> list[tuple[str, bool, bool]]:
         """(name, active, enabled) of every service: cheap with many."""
@@ -259,7 +276,8 @@ class Store(SnapshotRows, StackRows):
         if row:
             return str(row[0])
         undone = self._db.execute(
-            "SELECT service FROM intent, json_each(undo, '$.host_name') WHERE json_extract(value, '$[0]')=?", (name,)
+            "SELECT service FROM intent, json_each(undo, '$.host_name') WHERE json_extract(value, '$[0]')=?",
+            (name,),
         )
         return next((service for (service,) in undone if service not in beside), None)
 
@@ -278,7 +296,10 @@ class Store(SnapshotRows, StackRows):
     def require_network(self, name: str) -> Network:
         found = self.network(name)
         if found is None:
-            raise NotFound(f"no network {name!r}", suggest(name, self.network_names(), "niso net list lists them"))
+            raise NotFound(
+                f"no network {name!r}",
+                suggest(name, self.network_names(), "niso net list lists them"),
+            )
         return found
 
     def bridge_holder(self, bridge: str) -> str | None:
@@ -297,7 +318,8 @@ class Store(SnapshotRows, StackRows):
     def held_by(self, network: str) -> list[str]:
         """The services that would be on a network again if their begun changes were undone."""
         rows = self._db.execute(
-            "SELECT service FROM intent, json_each(undo, '$.endpoint') WHERE json_extract(value, '$[2]')=?", (network,)
+            "SELECT service FROM intent, json_each(undo, '$.endpoint') WHERE json_extract(value, '$[2]')=?",
+            (network,),
         )
         return [row[0] for row in rows]
 
@@ -310,7 +332,9 @@ class Store(SnapshotRows, StackRows):
         return [Intent(*row) for row in rows]
 
     def intent(self, service: str) -> Intent | None:
-        row = self._db.execute("SELECT service, action, undo FROM intent WHERE service=?", (service,)).fetchone()
+        row = self._db.execute(
+            "SELECT service, action, undo FROM intent WHERE service=?", (service,)
+        ).fetchone()
         return Intent(*row) if row else None
 
     # --- writing; inside a transaction ---------------------------------------------------------------------------
@@ -321,7 +345,9 @@ class Store(SnapshotRows, StackRows):
             "INSERT INTO network VALUES (?, ?, ?, ?, ?, ?)",
             (network.name, network.bridge, network.mtu, int(implicit), now, int(network.internal)),
         )
-        self._db.executemany("INSERT INTO subnet VALUES (?, ?, ?, ?)", [(network.name, *s) for s in network.subnets])
+        self._db.executemany(
+            "INSERT INTO subnet VALUES (?, ?, ?, ?)", [(network.name, *s) for s in network.subnets]
+        )
 
     def drop_network(self, name: str) -> None:
         self._db.execute("DELETE FROM network WHERE name=?", (name,))
@@ -333,7 +359,9 @@ class Store(SnapshotRows, StackRows):
             for name in sorted(set(names))
             if not self._on({name})
             and not self.held_by(name)
-            and self._db.execute("SELECT 1 FROM network WHERE name=? AND implicit=1", (name,)).fetchone()
+            and self._db.execute(
+                "SELECT 1 FROM network WHERE name=? AND implicit=1", (name,)
+            ).fetchone()
         ]
         for name in gone:
             self.drop_network(name)
@@ -341,7 +369,9 @@ class Store(SnapshotRows, StackRows):
 
     def put_service(self, row: ServiceRow) -> None:
         """Insert a service, or replace its own columns; what hangs on it stays."""
-        values = row._replace(active=int(row.active), networks=encoded(row.networks), enabled=int(row.enabled))  # type: ignore[arg-type]
+        values = row._replace(
+            active=int(row.active), networks=encoded(row.networks), enabled=int(row.enabled)
+        )  # type: ignore[arg-type]
         marks = ", ".join("?" * len(values))
         updates = ", ".join(f"{field}=excluded.{field}" for field in ServiceRow._fields[1:])
         self._db.execute(
@@ -357,13 +387,16 @@ class Store(SnapshotRows, StackRows):
 
     def set_names(self, service: str, names: tuple[str, ...]) -> None:
         self._db.execute("DELETE FROM host_name WHERE service=?", (service,))
-        self._db.executemany("INSERT INTO host_name VALUES (?, ?, ?)", [(n, service, i) for i, n in enumerate(names)])
+        self._db.executemany(
+            "INSERT INTO host_name VALUES (?, ?, ?)", [(n, service, i) for i, n in enumerate(names)]
+        )
 
     def set_endpoints(self, service: str, networks: tuple[str, ...]) -> None:
         """The ordered networks of a service; leases on networks that it left go."""
         self._db.execute("DELETE FROM endpoint WHERE service=?", (service,))
         self._db.executemany(
-            "INSERT INTO endpoint VALUES (?, ?, ?)", [(service, i, network) for i, network in enumerate(networks)]
+            "INSERT INTO endpoint VALUES (?, ?, ?)",
+            [(service, i, network) for i, network in enumerate(networks)],
         )
         self._db.execute(
             f"DELETE FROM lease WHERE service=? AND network NOT IN ({marks(networks)})",
@@ -372,7 +405,8 @@ class Store(SnapshotRows, StackRows):
 
     def lease_of(self, service: str, network: str, family: int) -> tuple[str, bool] | None:
         row = self._db.execute(
-            "SELECT address, static FROM lease WHERE service=? AND network=? AND family=?", (service, network, family)
+            "SELECT address, static FROM lease WHERE service=? AND network=? AND family=?",
+            (service, network, family),
         ).fetchone()
         return (row[0], bool(row[1])) if row else None
 
@@ -393,18 +427,26 @@ class Store(SnapshotRows, StackRows):
             (network, family),
         ).fetchall()
         rows = self._db.execute(
-            "SELECT number FROM lease WHERE network=? AND family=? ORDER BY number", (network, family)
+            "SELECT number FROM lease WHERE network=? AND family=? ORDER BY number",
+            (network, family),
         )
-        return merge((int.from_bytes(row[0]) for row in rows), sorted(int.from_bytes(row[0]) for row in held))
+        return merge(
+            (int.from_bytes(row[0]) for row in rows), sorted(int.from_bytes(row[0]) for row in held)
+        )
 
-    def add_lease(self, service: str, network: str, family: int, number: int, address: str, static: bool) -> None:
+    def add_lease(
+        self, service: str, network: str, family: int, number: int, address: str, static: bool
+    ) -> None:
         self._db.execute(
             "INSERT INTO lease VALUES (?, ?, ?, ?, ?, ?)",
             (network, family, number.to_bytes(16), address, service, int(static)),
         )
 
     def drop_lease(self, service: str, network: str, family: int) -> None:
-        self._db.execute("DELETE FROM lease WHERE service=? AND network=? AND family=?", (service, network, family))
+        self._db.execute(
+            "DELETE FROM lease WHERE service=? AND network=? AND family=?",
+            (service, network, family),
+        )
 
     def free_uid(self, first: int, skip: Container[int] = ()) -> int:
         """The lowest number from ``first`` on that no service has and that is not in ``skip``."""
@@ -414,7 +456,9 @@ class Store(SnapshotRows, StackRows):
             (first, first),
         ).fetchone()
         uid = int(row[0])
-        while uid in skip or self._db.execute("SELECT 1 FROM service WHERE uid=?", (uid,)).fetchone():
+        while (
+            uid in skip or self._db.execute("SELECT 1 FROM service WHERE uid=?", (uid,)).fetchone()
+        ):
             uid += 1
         return uid
 
@@ -432,7 +476,9 @@ class Store(SnapshotRows, StackRows):
     def begin_intent(self, service: str, action: str, now: float) -> None:
         """Note, before a change, what the service's rows are, so that whoever finds it unfinished can undo it."""
         undo = encoded(self.rows(service))
-        self._db.execute("INSERT OR REPLACE INTO intent VALUES (?, ?, ?, ?)", (service, action, undo, now))
+        self._db.execute(
+            "INSERT OR REPLACE INTO intent VALUES (?, ?, ?, ?)", (service, action, undo, now)
+        )
 
     def end_intent(self, service: str) -> None:
         self._db.execute("DELETE FROM intent WHERE service=?", (service,))
@@ -453,10 +499,15 @@ class Store(SnapshotRows, StackRows):
             for table, rows in decoded(intent.undo).items():
                 names = [column[1] for column in self._db.execute(f"PRAGMA table_info({table})")]
                 for row in rows:
-                    values = [bytes.fromhex(value["hex"]) if isinstance(value, dict) else value for value in row]
+                    values = [
+                        bytes.fromhex(value["hex"]) if isinstance(value, dict) else value
+                        for value in row
+                    ]
                     # rows of an older version are shorter: what was added since has its default
                     columns = ", ".join(names[: len(values)])
-                    self._db.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks(values)})", values)
+                    self._db.execute(
+                        f"INSERT INTO {table} ({columns}) VALUES ({marks(values)})", values
+                    )
         for intent, now in changed:
             restored = self.service(intent.service)
             if restored is not None and now is not None:
@@ -472,8 +523,12 @@ class Store(SnapshotRows, StackRows):
         rows = {}
         for table in ROW_TABLES:
             column = "name" if table == "service" else "service"
-            found = self._db.execute(f"SELECT * FROM {table} WHERE {column}=?", (service,)).fetchall()
-            rows[table] = [[{"hex": v.hex()} if isinstance(v, bytes) else v for v in row] for row in found]
+            found = self._db.execute(
+                f"SELECT * FROM {table} WHERE {column}=?", (service,)
+            ).fetchall()
+            rows[table] = [
+                [{"hex": v.hex()} if isinstance(v, bytes) else v for v in row] for row in found
+            ]
         return rows
 
 
@@ -500,13 +555,17 @@ def _remove_database(path: str) -> None:
 def _service_row(row: tuple[object, ...]) -> ServiceRow:
     fields = ServiceRow(*row)  # type: ignore[arg-type]
     return fields._replace(
-        active=bool(fields.active), networks=tuple(decoded(str(fields.networks))), enabled=bool(fields.enabled)
+        active=bool(fields.active),
+        networks=tuple(decoded(str(fields.networks))),
+        enabled=bool(fields.enabled),
     )
 
 
 def bare_name(name: str) -> str:
     """The name of a service without .niso.local, which may follow it."""
-    return name.removesuffix(".niso.local")  # names.DOMAIN, which would be another module for every command to load
+    return name.removesuffix(
+        ".niso.local"
+    )  # names.DOMAIN, which would be another module for every command to load
 
 
 def suggest(name: str, known: list[str], otherwise: str) -> str:

@@ -35,7 +35,15 @@ COMMANDS = (
     Command(
         "lab",
         "open a throw-away host to try things in",
-        (Argument("command", "[-- CMD...]", "what runs in it; without it: your shell", "...", "command"),),
+        (
+            Argument(
+                "command",
+                "[-- CMD...]",
+                "what runs in it; without it: your shell",
+                "...",
+                "command",
+            ),
+        ),
         (),
         "The host has 192.0.2.1 and 2001:db8::1 on uplink0; `ip netns exec client ...` is another machine (192.0.2.2), "
         "`ip netns exec neighbour ...` a third (192.0.2.3). There is no way out of it. All of it ends with the command.",
@@ -81,7 +89,10 @@ COMMANDS = (
     Command(
         "complete",
         "print what can stand at the end of a line; the scripts of niso completion call it",
-        (Argument("shell", "SHELL", "bash or zsh"), Argument("words", "-- WORD...", "the line, or its words", "...")),
+        (
+            Argument("shell", "SHELL", "bash or zsh"),
+            Argument("words", "-- WORD...", "the line, or its words", "..."),
+        ),
         root=False,
     ),
 )

@@ -11,7 +11,11 @@ GROUP = Group(
         Command(
             "net create",
             "make a network and its bridge",
-            (Argument("name", "NAME", "a-z 0-9 -, begins with a letter, at most 63", "", "nothing"),),
+            (
+                Argument(
+                    "name", "NAME", "a-z 0-9 -, begins with a letter, at most 63", "", "nothing"
+                ),
+            ),
             (
                 Option(
                     "subnet",
@@ -21,13 +25,29 @@ GROUP = Group(
                     "CIDR",
                     many=True,
                 ),
-                Option("ipv6", ("--ipv6",), "an IPv6 subnet too: a /64 of the host's own unique local prefix"),
                 Option(
-                    "gateway", ("--gateway",), "the bridge's address; without it: the subnet's first", "IP", many=True
+                    "ipv6",
+                    ("--ipv6",),
+                    "an IPv6 subnet too: a /64 of the host's own unique local prefix",
                 ),
-                Option("internal", ("--internal",), "nothing is forwarded out; the host and published ports work"),
                 Option(
-                    "mtu", ("--mtu",), "largest packet; without it: that of the default route's link", "N", number=True
+                    "gateway",
+                    ("--gateway",),
+                    "the bridge's address; without it: the subnet's first",
+                    "IP",
+                    many=True,
+                ),
+                Option(
+                    "internal",
+                    ("--internal",),
+                    "nothing is forwarded out; the host and published ports work",
+                ),
+                Option(
+                    "mtu",
+                    ("--mtu",),
+                    "largest packet; without it: that of the default route's link",
+                    "N",
+                    number=True,
                 ),
                 DRY_RUN,
                 VERBOSE,
@@ -89,7 +109,9 @@ GROUP = Group(
             "send an ICMP echo from one service to another",
             (
                 Argument("source", "FROM", "an active service", "", "active"),
-                Argument("destination", "TO", "an active service with a network in common", "", "active"),
+                Argument(
+                    "destination", "TO", "an active service with a network in common", "", "active"
+                ),
             ),
             (JSON,),
             "From inside FROM's namespace to TO's address as FROM's hosts file gives it. Where nothing comes back, the reason is "
@@ -102,12 +124,22 @@ GROUP = Group(
             "tell whether a packet passes, and which line or default decides",
             (
                 Argument("source", "FROM", "a service, an address, or host", "", "end"),
-                Argument("destination", "TO", "the same, with :PORT and /PROTO where wanted", "", "target"),
+                Argument(
+                    "destination",
+                    "TO",
+                    "the same, with :PORT and /PROTO where wanted",
+                    "",
+                    "target",
+                ),
             ),
             (
                 Option("family", ("-4",), "by IPv4", group="family", means=4),
                 Option("family", ("-6",), "by IPv6", group="family", means=6),
-                Option("prove", ("--prove",), "send one such packet, and see that the kernel's rules count it"),
+                Option(
+                    "prove",
+                    ("--prove",),
+                    "send one such packet, and see that the kernel's rules count it",
+                ),
                 JSON,
             ),
             "After :PORT may stand /tcp (the default), /udp or /sctp; without a port it is an ICMP echo. An IPv6 address with a "
@@ -115,14 +147,20 @@ GROUP = Group(
             (
                 ("niso net explain api postgres:5432", ""),
                 ("niso net explain api postgres:5432 --prove", "with a real packet"),
-                ("niso net explain 192.0.2.7 192.0.2.1:8080/tcp", "another machine, a published port"),
+                (
+                    "niso net explain 192.0.2.7 192.0.2.1:8080/tcp",
+                    "another machine, a published port",
+                ),
                 ("niso net explain api '[fd00:99:1::2]:53/udp'", ""),
                 ("niso net explain host api", "an ICMP echo"),
             ),
             (
                 ("0", "it passes"),
                 ("1", "it is dropped, or what came of the real packet does not agree"),
-                ("2", "there is no such packet to judge: an unknown name, or no address of that family"),
+                (
+                    "2",
+                    "there is no such packet to judge: an unknown name, or no address of that family",
+                ),
             ),
         ),
         Command(
@@ -149,7 +187,11 @@ GROUP = Group(
         Command(
             "net check",
             "compare what should be with what the kernel has",
-            (Argument("name", "NAME", "one service or network; without it: everything", "?", "known"),),
+            (
+                Argument(
+                    "name", "NAME", "one service or network; without it: everything", "?", "known"
+                ),
+            ),
             (JSON,),
             "Each line names a thing that is missing, foreign or different. It changes nothing.",
             (("niso net check", ""), ("niso net check api", "")),

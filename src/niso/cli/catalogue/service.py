@@ -8,7 +8,11 @@ COMMANDS = (
     Command(
         "activate",
         "set up the network of services and start them, all or none",
-        (Argument("what", "PATH|NAME", "a manifest, its folder, or a known service", "+", "package"),),
+        (
+            Argument(
+                "what", "PATH|NAME", "a manifest, its folder, or a known service", "+", "package"
+            ),
+        ),
         (TIMEOUT, DRY_RUN, VERBOSE, JSON),
         "An argument with a / or ending in .toml is a manifest or its folder, else a known service, with the manifest of its "
         "last activation, else a folder. Where something cannot be done, all is put back as it was. A service that is active "
@@ -19,21 +23,29 @@ COMMANDS = (
             ("niso activate api", "a known service"),
             ("niso activate --dry-run ./api", "what it would do"),
         ),
-        (("0", "all are active, and healthy where they have a healthcheck"), ("1", "nothing has changed")),
+        (
+            ("0", "all are active, and healthy where they have a healthcheck"),
+            ("1", "nothing has changed"),
+        ),
     ),
     Command(
         "deactivate",
         "stop services and take down their networks",
         (Argument("names", "NAME", "an active service", "*", "active"),),
         (
-            Option("all", ("--all",), "all active services, those that share another's network first"),
+            Option(
+                "all", ("--all",), "all active services, those that share another's network first"
+            ),
             DRY_RUN,
             VERBOSE,
             JSON,
         ),
         "A service keeps its addresses, logs and volumes for its next activation. What niso port-forward has published ends.",
         (("niso deactivate api", "its address stays its own"), ("niso deactivate --all", "")),
-        (("0", "they are not active any more, or were not"), ("1", "one of them cannot go, and none has gone")),
+        (
+            ("0", "they are not active any more, or were not"),
+            ("1", "one of them cannot go, and none has gone"),
+        ),
     ),
     Command(
         "restart",
@@ -46,7 +58,15 @@ COMMANDS = (
     Command(
         "remove",
         "deactivate services and forget them",
-        (Argument("names", "NAME", "a known service; with --volumes one too that is long gone", "+", "service"),),
+        (
+            Argument(
+                "names",
+                "NAME",
+                "a known service; with --volumes one too that is long gone",
+                "+",
+                "service",
+            ),
+        ),
         (Option("volumes", ("--volumes",), "delete its named volumes too"), VERBOSE, JSON),
         "Frees the addresses, and deletes the logs and niso's copy of the package. Named volumes stay, but for --volumes.",
         (("niso remove api", ""), ("niso remove --volumes api", "and its data")),
@@ -108,7 +128,12 @@ COMMANDS = (
         ),
         (
             Option("remove", ("--remove",), "take it away again", group="which"),
-            Option("replace", ("--replace",), "take the host port from the service that has it", group="which"),
+            Option(
+                "replace",
+                ("--replace",),
+                "take the host port from the service that has it",
+                group="which",
+            ),
             VERBOSE,
             JSON,
         ),

@@ -28,7 +28,12 @@ GROUP = Group(
             "stack down",
             "deactivate all services of the stack",
             (_DIR,),
-            (Option("volumes", ("--volumes",), "delete the services' named volumes too"), DRY_RUN, VERBOSE, JSON),
+            (
+                Option("volumes", ("--volumes",), "delete the services' named volumes too"),
+                DRY_RUN,
+                VERBOSE,
+                JSON,
+            ),
             "Addresses, networks and, without --volumes, volumes stay; niso remove NAME forgets a service.",
             (("niso stack down ./shop", ""),),
         ),

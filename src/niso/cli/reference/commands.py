@@ -35,16 +35,28 @@ PROGRESS = (
 ENVIRONMENT = (
     ("NISO_STATE_DIR", "where what must last is kept, in place of /var/lib/niso"),
     ("NISO_RUN_DIR", "where what a reboot ends is kept, in place of /run/niso"),
-    ("NISO_POOL", "the prefix that networks without --subnet are taken from, in place of 10.99.0.0/16"),
+    (
+        "NISO_POOL",
+        "the prefix that networks without --subnet are taken from, in place of 10.99.0.0/16",
+    ),
     ("NO_COLOR", "no colour where it is not empty; none either with TERM=dumb"),
     ("COLUMNS", "the width of tables and help on a terminal, in place of its own"),
     ("NISO_TRACEBACK", "1 shows where in niso's code an unexpected error happened"),
 )
 FILES = (
-    ("/var/lib/niso", "the store, copies of packages, named volumes and logs; root alone can read it"),
+    (
+        "/var/lib/niso",
+        "the store, copies of packages, named volumes and logs; root alone can read it",
+    ),
     ("/run/niso", "locks, hosts files and what runs now"),
-    ("/run/netns/niso-NAME", "the network namespace of a service, for `ip netns exec niso-NAME ...`"),
-    ("/etc/systemd/system/niso-NAME.service", "the unit of a service that is enabled, where systemd is the init"),
+    (
+        "/run/netns/niso-NAME",
+        "the network namespace of a service, for `ip netns exec niso-NAME ...`",
+    ),
+    (
+        "/etc/systemd/system/niso-NAME.service",
+        "the unit of a service that is enabled, where systemd is the init",
+    ),
 )
 MANUALS = ("niso(1)", "niso-net(1)", "niso-stack(1)", "niso-manifest(5)", "niso-stack(5)")
 
@@ -89,15 +101,24 @@ def manuals() -> Iterator[Page]:
         else:
             blocks.append(Text(f"{sentence(each.does)} See niso-{each.name}(1)."))
     yield Page(
-        "niso", 1, "networks for services on Linux, without daemon and proxy", (*blocks, *_common()), _others("niso(1)")
+        "niso",
+        1,
+        "networks for services on Linux, without daemon and proxy",
+        (*blocks, *_common()),
+        _others("niso(1)"),
     )
     for group in groups:
-        blocks = [Heading("Synopsis"), Code("\n".join(usage(each, _COLUMNS) for each in group.actions))]
+        blocks = [
+            Heading("Synopsis"),
+            Code("\n".join(usage(each, _COLUMNS) for each in group.actions)),
+        ]
         blocks += [Heading("Description"), Text(sentence(group.does)), Heading("Actions")]
         for action in group.actions:
             blocks += [Heading(f"niso {action.name}", 2), *_command(action)]
         blocks += [Heading("Exit status"), Terms(EXITS)]
-        yield Page(f"niso-{group.name}", 1, group.does, tuple(blocks), _others(f"niso-{group.name}(1)"))
+        yield Page(
+            f"niso-{group.name}", 1, group.does, tuple(blocks), _others(f"niso-{group.name}(1)")
+        )
 
 
 def _others(own: str) -> tuple[str, ...]:

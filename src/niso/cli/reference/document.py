@@ -58,12 +58,22 @@ def markdown(title: str, blocks: Iterable[Block]) -> str:
             case Heading(words, level):
                 parts.append(f"{'#' * (level + 1)} {words}")
             case Text(words):
-                parts.append(textwrap.fill(_marked(words), 120, break_on_hyphens=False, break_long_words=False))
+                parts.append(
+                    textwrap.fill(
+                        _marked(words), 120, break_on_hyphens=False, break_long_words=False
+                    )
+                )
             case Code(text, language):
                 parts.append(f"```{language}\n{text}\n```")
             case Terms(rows):
                 parts.append(
-                    "\n".join(["| | |", "| --- | --- |", *(f"| {_cell(a)} | {_marked(b)} |" for a, b in rows)])
+                    "\n".join(
+                        [
+                            "| | |",
+                            "| --- | --- |",
+                            *(f"| {_cell(a)} | {_marked(b)} |" for a, b in rows),
+                        ]
+                    )
                 )
     return "\n\n".join(parts) + "\n"
 
@@ -75,7 +85,10 @@ def _cell(words: str) -> str:
 def _marked(words: str) -> str:
     """What is no code and has a meaning in Markdown is escaped."""
     pieces = words.split("`")
-    plain = [re.sub(r"([*<>\[\]|])", r"\\\1", piece) if i % 2 == 0 else piece for i, piece in enumerate(pieces)]
+    plain = [
+        re.sub(r"([*<>\[\]|])", r"\\\1", piece) if i % 2 == 0 else piece
+        for i, piece in enumerate(pieces)
+    ]
     return "`".join(plain)
 
 
@@ -92,11 +105,20 @@ def man(page: Page, version: str) -> str:
     for block in page.blocks:
         match block:
             case Heading(words, level):
-                parts.append(f".S{'H' if level == 1 else 'S'} {_roff(words.upper() if level == 1 else words)}")
+                parts.append(
+                    f".S{'H' if level == 1 else 'S'} {_roff(words.upper() if level == 1 else words)}"
+                )
             case Text(words):
                 parts += [".PP", _lines(_bold(words))]
             case Code(text, _):
-                parts += [".PP", ".RS 4", ".nf", *(_line(_roff(line)) for line in text.split("\n")), ".fi", ".RE"]
+                parts += [
+                    ".PP",
+                    ".RS 4",
+                    ".nf",
+                    *(_line(_roff(line)) for line in text.split("\n")),
+                    ".fi",
+                    ".RE",
+                ]
             case Terms(rows):
                 for term, meaning in rows:
                     parts += [".TP", f"\\fB{_roff(term)}\\fR", _lines(_bold(meaning)) or "\\&"]
@@ -109,7 +131,14 @@ def man(page: Page, version: str) -> str:
 
 def _roff(text: str) -> str:
     """Letters that troff would read as a request, or show as another letter than was meant."""
-    for letter, shown in (("\\", "\\e"), ("-", "\\-"), ("'", "\\(aq"), ("`", "\\(ga"), ("^", "\\(ha"), ("~", "\\(ti")):
+    for letter, shown in (
+        ("\\", "\\e"),
+        ("-", "\\-"),
+        ("'", "\\(aq"),
+        ("`", "\\(ga"),
+        ("^", "\\(ha"),
+        ("~", "\\(ti"),
+    ):
         text = text.replace(letter, shown)
     return text.replace("→", "\\(->")
 

@@ -62,18 +62,27 @@ depends_on = { db = "healthy" }
 DATABASE_URL = "postgres://app@db.niso.local:5432/shop\""""
 
 PORTS = (
-    ("8080:80", "the host's port 8080, at all of its addresses, leads to port 80 of the service, by TCP"),
+    (
+        "8080:80",
+        "the host's port 8080, at all of its addresses, leads to port 80 of the service, by TCP",
+    ),
     ("53:53/udp", "by UDP; /tcp and /sctp likewise"),
     ("8080", "the same port on both sides"),
     (":8080", "a free port of the host, of 20000 to 29999, which the service keeps"),
-    ("8000-8010:8000-8010", "a range; one that is equal on both sides costs the kernel no more than one port"),
+    (
+        "8000-8010:8000-8010",
+        "a range; one that is equal on both sides costs the kernel no more than one port",
+    ),
     ("127.0.0.1:5432:5432", "from this host only"),
     ("192.0.2.1:443:443", "at one address of the host, which need not be there yet"),
     ("[2001:db8::1]:443:443", "at one IPv6 address"),
     ("0.0.0.0:80:80", "at all IPv4 addresses; [::]:80:80 at all of IPv6"),
 )
 PEERS = (
-    ("frontend", "a service, by its name or hostname, with .niso.local or without; it need not be known yet"),
+    (
+        "frontend",
+        "a service, by its name or hostname, with .niso.local or without; it need not be known yet",
+    ),
     ("network:guests", "the addresses of a network but the host's: its services as they are on it"),
     ("10.1.2.3", "an address; of IPv6 too"),
     ("10.1.0.0/16", "a prefix"),
@@ -82,7 +91,16 @@ PEERS = (
     ("[fd00::/8]:80", "an IPv6 peer with a port stands in brackets"),
     ("db/icmp", "one protocol: tcp, udp, sctp or icmp"),
 )
-_TABLES = ("package", "binary", "environment", "service", "isolation", "healthcheck", "volumes", "network")
+_TABLES = (
+    "package",
+    "binary",
+    "environment",
+    "service",
+    "isolation",
+    "healthcheck",
+    "volumes",
+    "network",
+)
 _NETWORK_KEYS = {
     "subnet": "Its addresses, or an array of one of each family. Without it: the next free /24 of the pool.",
     "ipv6": "Whether it has an IPv6 subnet too: a /64 of the host's own unique local prefix.",
@@ -164,7 +182,9 @@ def manuals() -> Iterator[Page]:
     )
 
 
-def _table(definitions: dict[str, Any], path: str, field: dict[str, Any], required: bool) -> Iterator[Block]:
+def _table(
+    definitions: dict[str, Any], path: str, field: dict[str, Any], required: bool
+) -> Iterator[Block]:
     """A table with its keys, and then the tables in it."""
     yield Heading(f"[{path}]")
     yield Text(f"{field['description']}{' It must be there.' if required else ''}")
@@ -179,7 +199,10 @@ def _table(definitions: dict[str, Any], path: str, field: dict[str, Any], requir
     keys = definition["properties"]
     yield Terms(
         tuple(
-            (f"{name}: {kind(key)}{', required' if name in definition['required'] else ''}", _said(key))
+            (
+                f"{name}: {kind(key)}{', required' if name in definition['required'] else ''}",
+                _said(key),
+            )
             for name, key in keys.items()
             if "$ref" not in key
         )
@@ -219,4 +242,7 @@ def _rows(table: type, words: dict[str, str]) -> Iterator[tuple[str, str]]:
     for name, key in definition["properties"].items():
         default = key.get("default")
         said = f" Default: {str(default).lower()}." if isinstance(default, bool) else ""
-        yield f"{name}: {kind(key)}{', required' if name in definition['required'] else ''}", words[name] + said
+        yield (
+            f"{name}: {kind(key)}{', required' if name in definition['required'] else ''}",
+            words[name] + said,
+        )

@@ -36,7 +36,9 @@ class Result(NamedTuple):
 _SERVICE = Field("service", "string", "the service's name")
 _CHANGED = Field("changed", "boolean", "false where it was so already")
 _ADDRESS = Field(
-    "address", "string", "its addresses, with a comma and a space between several; empty where it has none"
+    "address",
+    "string",
+    "its addresses, with a comma and a space between several; empty where it has none",
 )
 _PORT = (
     Field("host_ip", "string", "the host's address; 0.0.0.0 and :: are all addresses of a family"),
@@ -57,9 +59,14 @@ _END = (
     Field("service", "string", "null where it is none", null=True),
     Field("address", "string", "an IPv4 or IPv6 address"),
 )
-_AT = (Field("port", "integer", "null for icmp", null=True), Field("proto", "string", "tcp, udp, sctp or icmp"))
+_AT = (
+    Field("port", "integer", "null for icmp", null=True),
+    Field("proto", "string", "tcp, udp, sctp or icmp"),
+)
 _STATUS = Field("status", "string", "running, starting, restarting, exited (N), failed or inactive")
-_HEALTH = Field("health", "string", "starting, healthy or unhealthy; null without a healthcheck", null=True)
+_HEALTH = Field(
+    "health", "string", "starting, healthy or unhealthy; null without a healthcheck", null=True
+)
 _REASON = (
     Field("verdict", "string", "pass or drop"),
     Field("words", "string", "what decides"),
@@ -182,12 +189,21 @@ RESULTS: dict[str, Result] = {
     ),
     "port-forward": Result(
         "object",
-        (_SERVICE, _CHANGED, _PORTS, Field("taken", "array", "who has lost ports by --replace", (_SERVICE, _PORTS))),
+        (
+            _SERVICE,
+            _CHANGED,
+            _PORTS,
+            Field("taken", "array", "who has lost ports by --replace", (_SERVICE, _PORTS)),
+        ),
     ),
     "net create": Result("object", _NETWORK),
     "net list": Result(
         "array",
-        (_NETWORK[0], _NETWORK[1], Field("services", "integer", "how many known services are on it")),
+        (
+            _NETWORK[0],
+            _NETWORK[1],
+            Field("services", "integer", "how many known services are on it"),
+        ),
     ),
     "net inspect": Result("object", _NETWORK),
     "net remove": Result("array", (_NETWORK[0], _CHANGED)),
@@ -198,10 +214,14 @@ RESULTS: dict[str, Result] = {
             Field("host", "string", "address and port, or ports"),
             Field("container", "integer", "as container_port"),
             *_PORT,
-            Field("from", "array", "strings: from where it can be reached", when="--exposed is given"),
+            Field(
+                "from", "array", "strings: from where it can be reached", when="--exposed is given"
+            ),
         ),
     ),
-    "net rules": Result("object", (Field("nftables", "array", "as libnftables gives it: libnftables-json(5)"),)),
+    "net rules": Result(
+        "object", (Field("nftables", "array", "as libnftables gives it: libnftables-json(5)"),)
+    ),
     "net ping": Result(
         "object",
         (
@@ -216,9 +236,17 @@ RESULTS: dict[str, Result] = {
         (
             *_JUDGED,
             Field(
-                "other_family", "object", "the same by the other family, where both ends have it", _JUDGED, null=True
+                "other_family",
+                "object",
+                "the same by the other family, where both ends have it",
+                _JUDGED,
+                null=True,
             ),
-            Field("shares", "object", "by the name of a service that was asked for and shares: whose network it has"),
+            Field(
+                "shares",
+                "object",
+                "by the name of a service that was asked for and shares: whose network it has",
+            ),
             Field(
                 "proof",
                 "object",
@@ -327,7 +355,9 @@ def page_blocks() -> Iterator[Block]:
     for name, result in RESULTS.items():
         yield Heading(f"niso {name}")
         yield Text(
-            {"array": "An array of objects.", "object": "An object.", "lines": "An object a line."}[result.shape]
+            {"array": "An array of objects.", "object": "An object.", "lines": "An object a line."}[
+                result.shape
+            ]
         )
         if result.note:
             yield Text(result.note)
@@ -337,7 +367,11 @@ def page_blocks() -> Iterator[Block]:
 def _rows(fields: tuple[Field, ...], above: str) -> Iterator[tuple[str, str]]:
     for field in fields:
         kind = {"array": "array of objects" if field.of else "array"}.get(field.type, field.type)
-        words = "; ".join(each for each in (field.words, f"only where {field.when}" if field.when else "") if each)
+        words = "; ".join(
+            each for each in (field.words, f"only where {field.when}" if field.when else "") if each
+        )
         yield f"{above}{field.name}: {kind}{' or null' if field.null else ''}", words
         if field.of and field.of is not _JUDGED:
-            yield from _rows(field.of, f"{above}{field.name}{'[]' if field.type == 'array' else ''}.")
+            yield from _rows(
+                field.of, f"{above}{field.name}{'[]' if field.type == 'array' else ''}."
+            )

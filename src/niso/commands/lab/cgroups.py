@@ -49,7 +49,11 @@ def mounts() -> list[Mount]:
             fields, _, rest = line.partition(" - ")
             _, _, device, root, point = fields.split(" ")[:5]
             kind, _, options = rest.rstrip("\n").split(" ")[:3]
-            if kind not in ("cgroup", "cgroup2") or device in found or not point.startswith("/sys/fs/cgroup"):
+            if (
+                kind not in ("cgroup", "cgroup2")
+                or device in found
+                or not point.startswith("/sys/fs/cgroup")
+            ):
                 continue
             base = point
             if kind == "cgroup":
@@ -87,7 +91,10 @@ def _make(mount: Mount, path: str) -> Folder:
                 raise
             time.sleep(0.001)
             continue
-        for name in ("cpuset.cpus", "cpuset.mems"):  # empty at first in v1, and then no process can enter
+        for name in (
+            "cpuset.cpus",
+            "cpuset.mems",
+        ):  # empty at first in v1, and then no process can enter
             if not mount.unified and os.path.exists(f"{path}/{name}"):
                 _write(f"{path}/{name}", _read(f"{mount.base}/{name}"))
         return Folder(mount, path, lock)

@@ -84,7 +84,9 @@ def _configure(machine: _Machine, gateways: tuple[str, ...]) -> None:
         index = link.index if link else 0
         for address, length in list(zip(machine.addresses, (_V4, _V6), strict=True))[:families]:
             rtnl.add_address(index, f"{address}/{length}")
-        for gateway, everywhere in list(zip(gateways, ("0.0.0.0/0", "::/0"), strict=False))[:families]:
+        for gateway, everywhere in list(zip(gateways, ("0.0.0.0/0", "::/0"), strict=False))[
+            :families
+        ]:
             rtnl.add_route(everywhere, gateway, index)
 
 

@@ -108,7 +108,10 @@ def run(command: list[str]) -> int:
         caller = os.getpid()
         supervisor = os.fork()
         if supervisor == 0:
-            _in_child(failure_write, lambda: _supervise(caller, name, folders, command, mask, terminal, failure_write))
+            _in_child(
+                failure_write,
+                lambda: _supervise(caller, name, folders, command, mask, terminal, failure_write),
+            )
         os.close(failure_write)
         status = _wait_for(supervisor)
         terminal.take_back(status)
@@ -130,7 +133,9 @@ def _in_child(failure: int, work: Callable[[], int]) -> NoReturn:
     except NisoError as error:
         os.write(failure, json.dumps([error.message, error.hint]).encode())
     except OSError as error:
-        known = refused(f"make a lab ({error.filename})" if error.filename else "make a lab", error.errno or 0)
+        known = refused(
+            f"make a lab ({error.filename})" if error.filename else "make a lab", error.errno or 0
+        )
         os.write(failure, json.dumps([known.message, known.hint]).encode())
     finally:
         os._exit(status)
@@ -201,7 +206,9 @@ def _first(
         return FAILED
     cgroup_mounts = cgroups.mounts()
     entered = cgroups.enter(folders)
-    os.unshare(os.CLONE_NEWNS | os.CLONE_NEWNET | os.CLONE_NEWUTS | os.CLONE_NEWIPC | os.CLONE_NEWCGROUP)
+    os.unshare(
+        os.CLONE_NEWNS | os.CLONE_NEWNET | os.CLONE_NEWUTS | os.CLONE_NEWIPC | os.CLONE_NEWCGROUP
+    )
     cgroups.settle(entered)
     extra = mounts.build(name, cgroup_mounts, entered)
     socket.sethostname(HOSTNAME)
@@ -218,17 +225,24 @@ def _first(
 
 def _environment(extra: dict[str, str]) -> dict[str, str]:
     dropped = {"NISO_STATE_DIR", "NISO_RUN_DIR", "NISO_POOL"}
-    dropped |= {key for key in ("TMPDIR", "XDG_RUNTIME_DIR") if not os.path.isdir(os.environ.get(key, "/"))}
+    dropped |= {
+        key for key in ("TMPDIR", "XDG_RUNTIME_DIR") if not os.path.isdir(os.environ.get(key, "/"))
+    }
     environment = {key: value for key, value in os.environ.items() if key not in dropped} | extra
     own = os.path.join(sys.prefix, "bin")
     folders = environment.get("PATH", os.defpath).split(":")
-    environment["PATH"] = ":".join([*folders, *(folder for folder in (own,) if folder not in folders)])
+    environment["PATH"] = ":".join(
+        [*folders, *(folder for folder in (own,) if folder not in folders)]
+    )
     environment["NISO_LAB"] = "1"
     return environment
 
 
 def _execute(
-    command: list[str], environment: dict[str, str], mask: set[int | signal.Signals], terminal: _Terminal
+    command: list[str],
+    environment: dict[str, str],
+    mask: set[int | signal.Signals],
+    terminal: _Terminal,
 ) -> NoReturn:
     status = FAILED
     try:
@@ -236,13 +250,19 @@ def _execute(
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores
             signal.signal(number, signal.SIG_DFL)
         for number in _PASSED_ON:
-            if callable(signal.getsignal(number)):  # or a signal on the way to the command would end here
+            if callable(
+                signal.getsignal(number)
+            ):  # or a signal on the way to the command would end here
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.execvpe(command[0], command, environment)
     except OSError as error:
         status = NOT_FOUND if error.errno in (errno.ENOENT, errno.ENOTDIR) else NOT_EXECUTABLE
-        reason = "not found" if status == NOT_FOUND else f"cannot be executed: {(error.strerror or '').lower()}"
+        reason = (
+            "not found"
+            if status == NOT_FOUND
+            else f"cannot be executed: {(error.strerror or '').lower()}"
+        )
         os.write(2, f"niso: '{command[0]}' {reason}\n".encode())
     finally:
         os._exit(status)
