@@ -257,9 +257,9 @@ def _store() -> dict[str, list[str]]:
         database.close()
     kept = {
         name: sorted(
-            _without_generation([row[key] for key in row.keys() if key not in CHANGING])
+            _without_generation([row[key] for key in row.keys() if key not in CHANGING])  # noqa: SIM118  # sqlite3.Row iterates over values
             for row in found
-        )  # noqa: SIM118
+        )
         for name, found in rows.items()
     }
     return {name: found for name, found in kept.items() if found}

@@ -140,8 +140,8 @@ def resolve_user(
         gid,
         sorted(set(more) - {gid}),
         account,
-        (entry[5] if entry and entry[5] else "/tmp"),
-    )  # noqa: S108
+        (entry[5] if entry and entry[5] else "/tmp"),  # noqa: S108  # a home, no file
+    )
 
 
 def read_database(rootfs: str | None, name: str) -> list[list[str]]:
