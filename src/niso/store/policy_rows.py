@@ -141,9 +141,9 @@ class PolicyRows:
 
 def _policy(value: list[object]) -> Policy:
     def entries(found: object) -> tuple[Entry, ...] | None:
-        return (
-            None if found is None else tuple(Entry(e[0], e[1], Peer(*e[2]), *e[3:]) for e in found)
-        )  # type: ignore[attr-defined]
+        if found is None:
+            return None
+        return tuple(Entry(e[0], e[1], Peer(*e[2]), *e[3:]) for e in found)  # type: ignore[attr-defined]
 
     allow, deny, egress_allow, egress_deny, log = value
     return Policy(

@@ -369,9 +369,12 @@ class Store(SnapshotRows, StackRows):
 
     def put_service(self, row: ServiceRow) -> None:
         """Insert a service, or replace its own columns; what hangs on it stays."""
-        values = row._replace(
-            active=int(row.active), networks=encoded(row.networks), enabled=int(row.enabled)
-        )  # type: ignore[arg-type]
+        columns = row._asdict() | {
+            "active": int(row.active),
+            "networks": encoded(row.networks),
+            "enabled": int(row.enabled),
+        }
+        values = tuple(columns.values())
         marks = ", ".join("?" * len(values))
         updates = ", ".join(f"{field}=excluded.{field}" for field in ServiceRow._fields[1:])
         self._db.execute(
