@@ -1,4 +1,6 @@
-"""What the documentation shows, as something that can be run: blocks of the pages, and a shell session made of them.
+"""What the documentation shows, as something that can be run.
+
+That is: blocks of the pages, and a shell session made of them.
 
 How a page is read (the tests are tests/unit/test_docs_text.py and tests/netns/test_docs.py):
 

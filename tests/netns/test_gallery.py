@@ -1,4 +1,4 @@
-"""What the READMEs of examples/ claim beside the commands that they show; those are run by test_docs.py."""
+"""What the READMEs of examples/ claim in their text; test_docs.py runs the commands they show."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def test_changed_pages_of_the_static_site_are_shown_after_the_next_activate(lab:
 def test_nginx_has_no_privileges_and_ends_at_term(lab: Lab) -> None:
     copied(lab, "static-site")
     lab.niso("activate", "./static-site")
-    status = lab.niso("exec", "site", "--", "sh", "-c", 'cat /proc/"$(cat /tmp/nginx.pid)"/status').stdout
+    status = lab.niso(
+        "exec", "site", "--", "sh", "-c", 'cat /proc/"$(cat /tmp/nginx.pid)"/status'
+    ).stdout
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     assert int(fields["CapEff"], 16) == 0 and "0" not in fields["Uid"].split()
     # what does not end at TERM takes a stop_timeout of 10 s
@@ -69,14 +71,24 @@ def test_a_venv_does_not_need_the_folder_that_it_was_made_in(lab: Lab) -> None:
     lab.niso("restart", "app")
     url = f"http://{HOST}:8000/"
     lab.wait_for(lambda: lab.client("curl", "-sSf", url, check=False).returncode == 0)
-    assert json.loads(lab.client("curl", "-sSf", url).stdout) == {"client": CLIENT, "prefix": "/app/venv"}
+    assert json.loads(lab.client("curl", "-sSf", url).stdout) == {
+        "client": CLIENT,
+        "prefix": "/app/venv",
+    }
 
 
 def test_the_worker_goes_on_when_the_queue_comes_back(lab: Lab) -> None:
     copied(lab, "worker")
     lab.niso("stack", "up", "./worker")
     lab.niso("restart", "queue")
-    lab.wait_for(lambda: lab.run("curl", "-sf", "-d", "one", "http://127.0.0.1:8090/jobs", check=False).returncode == 0)
+    lab.wait_for(
+        lambda: (
+            lab.run(
+                "curl", "-sf", "-d", "one", "http://127.0.0.1:8090/jobs", check=False
+            ).returncode
+            == 0
+        )
+    )
     lab.wait_for(lambda: is_done(lab, "one"))
 
 

@@ -69,7 +69,9 @@ def test_the_wheel_has_every_file_of_the_source_and_every_man_page(wheel: pathli
 
 def test_the_wheel_has_the_licence(wheel: pathlib.Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        (licence,) = (name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE"))
+        (licence,) = (
+            name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE")
+        )
         assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
         (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         assert "\nLicense-Expression: Apache-2.0\n" in archive.read(metadata).decode()

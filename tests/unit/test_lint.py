@@ -21,7 +21,11 @@ def scripts(word: bytes) -> list[str]:
     for top in CODE:
         path = ROOT / top
         for file in [path] if path.is_file() else sorted(path.rglob("*")):
-            if FETCHED & set(file.relative_to(ROOT).parts) or not file.is_file() or not os.access(file, os.X_OK):
+            if (
+                FETCHED & set(file.relative_to(ROOT).parts)
+                or not file.is_file()
+                or not os.access(file, os.X_OK)
+            ):
                 continue
             with file.open("rb") as stream:
                 first = stream.readline()
