@@ -1,4 +1,6 @@
-"""What the documentation shows, as something that can be run: blocks of README.md and docs/, and a shell session made of them.
+"""What the documentation shows, as something that can be run.
+
+That is: blocks of the pages, and a shell session made of them.
 
 How a page is read (the tests are tests/unit/test_docs_text.py and tests/netns/test_docs.py):
 
@@ -28,6 +30,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 NOT_RUN = {
     "./dev demo": "installs Debian packages on the machine; it is itself a lab",
     "./dev setup": "installs Debian packages on the machine",
+    "./dev examples": "installs Debian packages on the machine; what starts the tests has done it",
     "./dev test": "the run that this is part of",
     "sudo apt install pipx libnftables1 nftables iproute2 crun conmon catatonit": "./dev fresh does, in a new Debian",
     "sudo pipx install --global .": "./dev fresh does, in a new Debian",
@@ -74,7 +77,13 @@ class Command(NamedTuple):
 
 def pages() -> list[pathlib.Path]:
     """All pages of the documentation."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    examples = ROOT / "examples"
+    return [
+        *sorted(ROOT.glob("*.md")),
+        *sorted((ROOT / "docs").rglob("*.md")),
+        examples / "README.md",
+        *sorted(examples.glob("*/README.md")),
+    ]
 
 
 def run_pages() -> list[pathlib.Path]:

@@ -1,4 +1,7 @@
-"""Every command that README.md and the guides show is run, and prints what they say. How pages are read: tests/pages.py."""
+"""Every command that README.md, the guides and the examples show is run, and prints what they say.
+
+How pages are read: tests/pages.py.
+"""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def known(*paths: str) -> list[str]:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Built from a copy of the clone, by the setuptools that is here."""
     copy, made = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
-    for name in known("src", "bin/niso", "docs/man", "pyproject.toml", "README.md"):
+    for name in known("src", "bin/niso", "docs/man", "pyproject.toml", "README.md", "LICENSE"):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, copy / name)
     argv = [
@@ -65,6 +65,16 @@ def test_the_wheel_has_every_file_of_the_source_and_every_man_page(wheel: pathli
     command = {name for name in packed if name.endswith(".data/scripts/niso")}
     assert len(command) == 1
     assert {name.partition(".data/data/")[2] or name for name in packed - command} == wanted | pages
+
+
+def test_the_wheel_has_the_licence(wheel: pathlib.Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (licence,) = (
+            name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE")
+        )
+        assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
+        (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        assert "\nLicense-Expression: Apache-2.0\n" in archive.read(metadata).decode()
 
 
 def test_an_installed_niso_needs_no_clone(lab: Lab, wheel: pathlib.Path) -> None:

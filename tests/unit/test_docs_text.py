@@ -1,4 +1,6 @@
-"""README.md and docs/ are true where a machine can tell: links, anchors, TOML, figures, and the words of commands in the text.
+"""The pages of the documentation are true where a machine can tell.
+
+That is: links, anchors, TOML, figures, and the words of commands in the text.
 
 That the commands of their blocks do what they say is tests/netns/test_docs.py.
 """

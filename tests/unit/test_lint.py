@@ -11,6 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = (".ci", "examples", "src", "tests", "dev")
+FETCHED = {"server", "venv"}
+"""Folders of the examples with what ./dev fetches."""
 
 
 def scripts(word: bytes) -> list[str]:
@@ -19,7 +21,11 @@ def scripts(word: bytes) -> list[str]:
     for top in CODE:
         path = ROOT / top
         for file in [path] if path.is_file() else sorted(path.rglob("*")):
-            if "server" in file.parts or not file.is_file() or not os.access(file, os.X_OK):
+            if (
+                FETCHED & set(file.relative_to(ROOT).parts)
+                or not file.is_file()
+                or not os.access(file, os.X_OK)
+            ):
                 continue
             with file.open("rb") as stream:
                 first = stream.readline()
@@ -29,7 +35,7 @@ def scripts(word: bytes) -> list[str]:
 
 
 SHELL = scripts(b"sh")
-PYTHON = ["src", "tests", *scripts(b"python")]
+PYTHON = ["examples", "src", "tests", *scripts(b"python")]
 
 COMMANDS = {
     "ruff check": [sys.executable, "-m", "ruff", "check", *PYTHON],
