@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from niso.base.errors import NisoError
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.cli import main
+from niso.cli import registry
 from niso.cli.command import Command, Group, Option
 from niso.cli.parse import HELP, Args, unknown
 
@@ -85,20 +85,26 @@ def candidates(words: list[str], current: str) -> Found:
     """What can follow ``words`` (without ``niso`` itself) where ``current`` has been typed; more than begins with it, too."""
     if not words:
         return _commands()
-    name = main.ALIASES.get(words[0], words[0])
-    if name not in main.COMMANDS or name == "complete":
+    name = registry.ALIASES.get(words[0], words[0])
+    if name not in registry.COMMANDS or name == "complete":
         return []
     if name == "help":
-        found = main.find(words[1], "") if len(words) > 1 and words[1] in main.COMMANDS else None
+        found = (
+            registry.find(words[1], "")
+            if len(words) > 1 and words[1] in registry.COMMANDS
+            else None
+        )
         return _commands() if len(words) == 1 else _actions(found) if len(words) == 2 else []
-    found = main.find(name, words[1] if words[1:] else "")
+    found = registry.find(name, words[1] if words[1:] else "")
     if isinstance(found, Group):
         return _actions(found) if len(words) == 1 else []
     return _of_command(found, words[2 if " " in found.name else 1 :], current)
 
 
 def _commands() -> Found:
-    return [(name, main.find(name, "").does) for name in main.COMMANDS if name != "complete"]
+    return [
+        (name, registry.find(name, "").does) for name in registry.COMMANDS if name != "complete"
+    ]
 
 
 def _actions(group: Command | Group | None) -> Found:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from niso.cli.main import VERSION
 from niso.cli.reference import commands, files, results
 from niso.cli.reference.document import man, markdown
+from niso.cli.registry import VERSION
 
 
 def pages() -> dict[str, str]:
