@@ -61,3 +61,6 @@ class ErrorGroup(NisoError):
         )
         self.errors = errors
         self.exit_status = errors[0].exit_status
+
+
+Error = NisoError

@@ -10,26 +10,18 @@ from niso.base.errors import ErrorGroup, NisoError
 
 def explained(error: Exception) -> NisoError:
     """An error that no layer translated, in words."""
-    kind = type(error)
-    if kind.__module__ == "sqlite3":
-        from sqlite3 import DatabaseError, OperationalError
+    from niso.api.guard import explained as known
 
-        from niso.store.sqlite import unusable
-
-        if isinstance(error, OperationalError) or kind is DatabaseError:
-            return unusable(error)
     if isinstance(error, OSError) and error.filename is None:
-        return _unnamed(error)
-    if isinstance(error, OSError):
-        return NisoError(f"{error.filename}: {error.strerror}")
-    return NisoError(
-        f"unexpected {kind.__name__}: {error}",
+        return _of_output(error) or known(error) or NisoError(f"system call: {error.strerror}")
+    return known(error) or NisoError(
+        f"unexpected {type(error).__name__}: {error}",
         "this is a defect of niso; NISO_TRACEBACK=1 shows where it happened",
     )
 
 
-def _unnamed(error: OSError) -> NisoError:
-    """A system call's error that does not say of what: of the output or the current folder, where these are not as they should be."""
+def _of_output(error: OSError) -> NisoError | None:
+    """An error of a system call that does not say of what, where it is of the output."""
     try:
         sys.stdout.flush()  # what could not be written is still there, unless it was much
         os.write(1, b"")
@@ -38,13 +30,7 @@ def _unnamed(error: OSError) -> NisoError:
             return NisoError(
                 f"the output cannot be written: {error.strerror}", "send it where there is room"
             )
-    try:
-        os.getcwd()
-    except OSError:
-        return NisoError(
-            "the current folder is not there any more", "cd to one that is there, and try again"
-        )
-    return NisoError(f"system call: {error.strerror}")
+    return None
 
 
 def report(error: NisoError, as_json: bool) -> None:

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 JUDGES = ("net check", "net explain")
 """Those whose 1 is an answer: not as it should be, dropped."""
 
-WITHOUT_STORE = ("lab", "net rules")
-"""Those that are not about what the store knows."""
-
 
 def main() -> None:
     """Entry point of the console script; ends the process."""
@@ -65,8 +62,8 @@ def _have_outputs() -> None:
 
 def _end(status: int) -> NoReturn:
     """End this process as it is: to take the interpreter apart first is up to 8 ms of a command. SQLite is told of its end."""
-    if "niso.store.store" in sys.modules:
-        sys.modules["niso.store.store"].close_all()
+    if "niso.api.session" in sys.modules:
+        sys.modules["niso.api.session"].close_all()
     os._exit(status)
 
 
@@ -154,8 +151,6 @@ def _command(arguments: list[str]) -> int:
             "needs root",
             f"sudo niso {' '.join(arguments)}" if _plain(arguments) else "run it with sudo",
         )
-    if command.root and command.name not in WITHOUT_STORE and "--sweep" not in words:
-        _refuse_lost_store()
     return int(module(COMMANDS[name][0]).run(command.name, parsed))
 
 
@@ -174,15 +169,6 @@ def _refuse_early_option(arguments: list[str], place: int) -> None:
             else f"niso {command.name} --help lists its options"
         )
         raise UsageError(f"no command {option!r}", f"options go after the command: {hint}")
-
-
-def _refuse_lost_store() -> None:
-    from niso.base import paths
-
-    if not os.path.lexists(paths.database()):
-        from niso.commands import lost_store
-
-        lost_store.refuse()
 
 
 def _print_help(words: list[str]) -> int:

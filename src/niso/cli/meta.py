@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from niso import __version__
 from niso.base.errors import UsageError
 from niso.cli import registry
 from niso.cli.command import Command, Group
@@ -12,13 +13,13 @@ def run(name: str, args: Args) -> int:
     if name == "help":
         return print_help(args.words)
     if name == "version":
-        print(f"niso {registry.VERSION}")
+        print(f"niso {__version__}")
         return 0
     if name == "schema":
+        from niso.api.host import manifest_schema
         from niso.cli.output import as_json
-        from niso.manifest.json_schema import schema
 
-        as_json(schema())
+        as_json(manifest_schema())
         return 0
     if args.command and not args.command[0]:
         raise UsageError(
@@ -34,7 +35,7 @@ def print_help(words: list[str]) -> int:
     from niso.cli import help
 
     if not words or words[0] in HELP:
-        print(help.first_screen(registry.VERSION, first_screen()), end="")
+        print(help.first_screen(__version__, first_screen()), end="")
         return 0
     name = registry.ALIASES.get(words[0], words[0])
     if name not in registry.COMMANDS:

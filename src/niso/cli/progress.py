@@ -6,19 +6,19 @@ import _thread
 import os
 import select
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 
+from niso.api.events import Caution, Expects, Finished, Step
 from niso.base import waits as locks
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.signals import signals_held
-from niso.cli.output import escaped, note, step
+from niso.cli.output import escaped, note, step, warn
 from niso.cli.parse import Args
 
 if TYPE_CHECKING:
-    from niso.reconcile.converge import (
-        Report,
-    )  # which is more than the commands need that only look
+    from collections.abc import Callable
+
+    from niso.api.events import Event
 
 AT_ONCE_S = 1.0
 AGAIN_S = 10.0
@@ -28,27 +28,38 @@ SLOW = ("start ", "restart ", "stop ", "copy ", "wait ", "undo ", "remove the vo
 
 
 class Progress:
-    """``with Progress(args) as report:`` shows what is reported as the options -v and --dry-run say, else by its second second.
+    """``with Progress(args) as host.progress:`` shows events as -v and --dry-run ask, else what takes over a second.
 
-    ``waits`` are the services that a start of takes until they are healthy. The thread that tells begins with the first line that may be
-    slow, and sleeps until a line has been the last one for a second.
+    Warnings are always shown. The thread that tells begins with the first line that may be slow, and sleeps until a line has been
+    the last one for a second.
     """
 
-    def __init__(self, args: Args, waits: Iterable[str] = ()) -> None:
+    def __init__(self, args: Args) -> None:
         self._verbose = bool(getattr(args, "verbose", False))
         self._quiet = bool(args.json)  # who reads JSON reads it on stderr too
         self._dry_run = bool(getattr(args, "dry_run", False))
-        self._waits = frozenset(waits)
+        self._waits: frozenset[str] = frozenset()
         self._began = time.monotonic()
         self._tells = False
         self._over, self._telling = _thread.allocate_lock(), _thread.allocate_lock()
         self._doing, self._since, self._told = "", 0.0, 0.0
         self._unhealthy: dict[str, None] = {}
 
-    def __enter__(self) -> Report:
-        steps = note if self._verbose else _silent if self._quiet else self._report
-        locks.told = steps
-        return step if self._dry_run else steps
+    def __enter__(self) -> Callable[[Event], None]:
+        lines = note if self._verbose else _silent if self._quiet else self._report
+        locks.told = lines
+        self._show = step if self._dry_run else lines
+        return self._receive
+
+    def _receive(self, event: Event) -> None:
+        if isinstance(event, Step):
+            self._show(event.text)
+        elif isinstance(event, Expects):
+            self._waits = frozenset(event.services)
+        elif isinstance(event, Finished):
+            self._stop()
+        elif isinstance(event, Caution):
+            warn(event.text, event.hints)
 
     def _report(self, line: str) -> None:
         """What is being done from now on."""
@@ -66,6 +77,10 @@ class Progress:
                 _thread.start_new_thread(self._tell, ())
 
     def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        """Tell no more."""
         locks.told = None
         if self._tells:
             self._over.release()

@@ -8,8 +8,6 @@ from niso.cli.command import Command, Group
 if TYPE_CHECKING:
     from types import ModuleType
 
-VERSION = "0.1.0"
-
 COMMANDS = {
     "activate": ("service", "service"),
     "deactivate": ("service", "service"),

@@ -6,6 +6,7 @@ relayed through pipes, or through a terminal of the service's own where the call
 
 from __future__ import annotations
 
+import _thread
 import os
 import select
 import signal
@@ -42,6 +43,30 @@ def execute(service: str, command: list[str]) -> int:
     Stdin, stdout, stderr and signals pass through, and a terminal where stdin and stdout both are one. Raises `ProcessError` with
     exit_status 127 (not found), 126 (not executable) or 125 (all else).
     """
+    return _execute(service, command, (0, 1, 2), FORWARDED)
+
+
+def capture(service: str, command: list[str], stdin: bytes = b"") -> tuple[int, bytes, bytes]:
+    """Run ``command`` in a service; (exit status, stdout, stderr). Raises as `execute` does.
+
+    No signal is passed on, so that any thread can call it.
+    """
+    files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
+    try:
+        _write_all(files[0], stdin)
+        os.lseek(files[0], 0, os.SEEK_SET)
+        status = _execute(service, command, (files[0], files[1], files[2]), ())
+        written = [os.pread(fd, os.fstat(fd).st_size, 0) for fd in files[1:]]
+    finally:
+        for fd in files:
+            os.close(fd)
+    return status, written[0], written[1]
+
+
+def _execute(
+    service: str, command: list[str], files: tuple[int, int, int], forwarded: tuple[int, ...]
+) -> int:
+    """As `execute`, with these for stdin, stdout and stderr, passing on these signals."""
     for fd in (0, 1, 2):
         # A descriptor that is closed would be taken by one of ours. For reading alone: who writes to it gets EBADF as before.
         try:
@@ -64,12 +89,13 @@ def execute(service: str, command: list[str]) -> int:
     config = read_json(f"{bundle}/config.json")
     if config is None:
         raise _failed(CANNOT, f"{service} is being stopped", None)
-    terminal = os.isatty(0) and os.isatty(1)
+    terminal = os.isatty(files[0]) and os.isatty(files[1])
     what: dict[str, Any] = {**config["process"], "args": command, "terminal": terminal}
     _check(service, now.pid, command[0], what)
-    session = _Session(service, f"{bundle}/exec-{os.getpid()}", what)
+    stem = f"{bundle}/exec-{os.getpid()}-{_thread.get_ident()}"
+    session = _Session(service, stem, what, files)
     try:
-        return session.run()
+        return session.run(forwarded)
     finally:
         session.close()
 
@@ -100,7 +126,10 @@ def _check(service: str, pid: int, command: str, what: dict[str, Any]) -> None:
 class _Session:
     """One crun exec and the bytes that go to and fro."""
 
-    def __init__(self, service: str, stem: str, what: dict[str, Any]) -> None:
+    def __init__(
+        self, service: str, stem: str, what: dict[str, Any], files: tuple[int, int, int]
+    ) -> None:
+        self._files = files
         self._service = service
         self._stem = stem
         self._what = what
@@ -116,8 +145,8 @@ class _Session:
         self._sources: dict[int, int] = {}
         self._started = False
 
-    def run(self) -> int:
-        for number in FORWARDED:
+    def run(self, forwarded: tuple[int, ...]) -> int:
+        for number in forwarded:
             self._old[number] = signal.signal(number, self._note)
         if self._terminal:
             self._spawn_on_terminal()
@@ -263,12 +292,12 @@ class _Session:
                     select.POLLOUT | (select.POLLIN if self._sink in self._sources else 0),
                 )
             elif self._sink >= 0 and stdin_open:
-                poll.register(0, select.POLLIN)
+                poll.register(self._files[0], select.POLLIN)
             ready = dict(poll.poll(1000 if self._started and not self._signals else _RETRY_MS))
             self._forward()
             if ready.get(self._sink, 0) & (select.POLLOUT | select.POLLERR):
                 self._feed()
-            if 0 in ready:
+            if self._files[0] in ready:
                 stdin_open = self._take()
             for fd in [fd for fd in self._sources if ready.get(fd, 0) & ~select.POLLOUT]:
                 self._pass_on(fd)
@@ -285,7 +314,7 @@ class _Session:
     def _take(self) -> bool:
         """Read stdin once; whether there may be more."""
         try:
-            self._to_write = os.read(0, _BLOCK)
+            self._to_write = os.read(self._files[0], _BLOCK)
         except BlockingIOError:
             return True
         except OSError:
@@ -318,7 +347,7 @@ class _Session:
             return False
         except OSError:
             block = b""  # EIO: the last one has closed the terminal (pty(7))
-        if block and _write_all(self._sources[fd], block):
+        if block and _write_all(self._files[self._sources[fd]], block):
             return True
         # At the end, or nobody reads us any more: then the command gets its SIGPIPE.
         del self._sources[fd]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from niso import __version__
 from niso.cli.reference import commands, files, results
 from niso.cli.reference.document import man, markdown
-from niso.cli.registry import VERSION
 
 
 def pages() -> dict[str, str]:
@@ -15,5 +15,5 @@ def pages() -> dict[str, str]:
         "reference/stack.md": markdown("stack.toml", files.stack_blocks()),
     }
     for page in (*commands.manuals(), *files.manuals()):
-        found[f"man/{page.name}.{page.section}"] = man(page, VERSION)
+        found[f"man/{page.name}.{page.section}"] = man(page, __version__)
     return found

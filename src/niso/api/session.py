@@ -1,0 +1,123 @@
+"""What all parts of one `niso.connect` share: the store, the folders, the progress callback.
+
+This is the only place that opens the store for a command.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+
+from niso.api import events
+from niso.base import paths
+from niso.base.errors import Conflict, NisoError
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.store import store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    Progress = Callable[[events.Event], object]
+
+
+class Session:
+    """Belongs to the thread and the process that made it, as its SQLite connection does."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+        self.state_dir, self.run_dir = paths.state_dir(), paths.run_dir()
+        self.callback_error: BaseException | None = None
+        self._store: store.Store | None = None
+        self._owner = (os.getpid(), _thread.get_ident())
+
+    def require(self) -> None:
+        """Raise Conflict where this is not the caller's, or where the store is lost."""
+        if (os.getpid(), _thread.get_ident()) != self._owner:
+            raise Conflict(
+                "this niso.Host belongs to another thread or process",
+                "call niso.connect() in each thread, and after a fork",
+            )
+        if (self.state_dir, self.run_dir) != (paths.state_dir(), paths.run_dir()):
+            raise Conflict(
+                f"this process now uses the state folder {paths.state_dir()}, not {self.state_dir}",
+                "use one state folder and one run folder in a process",
+            )
+        if not os.path.lexists(paths.database()):
+            from niso.commands import lost_store
+
+            lost_store.refuse()
+
+    def store(self, create: bool = False) -> store.Store:
+        """Return the store; an empty one in memory where there is none and ``create`` is false.
+
+        Raises NisoError, Conflict.
+        """
+        self.require()
+        if self._store is not None and os.path.lexists(paths.database()):
+            return self._store
+        self.close()
+        opened = store.Store.open(create=create)
+        if os.path.lexists(paths.database()):  # one in memory is not kept: another may appear
+            self._store = opened
+        return opened
+
+    def close(self) -> None:
+        """Close the store; the next call opens it again."""
+        opened, self._store = self._store, None
+        if opened is not None:
+            opened.close()
+
+    # --- progress --------------------------------------------------------------------------------
+
+    def send(self, event: events.Event) -> None:
+        """Give an event to the callback. What that raises ends the call as it is."""
+        if self.progress is None:
+            return
+        try:
+            self.progress(event)
+        except BaseException as error:
+            self.callback_error = error
+            raise
+
+    def report(self, line: str) -> None:
+        """Send a line of progress."""
+        self.send(events.Step(line))
+
+    def caution(self, text: str, hints: Iterable[str] = ()) -> None:
+        """Send a warning."""
+        self.send(events.Caution(text, tuple(hints)))
+
+    def expect(self, services: Iterable[str]) -> None:
+        """Send the services that are waited for until they are healthy."""
+        names = tuple(services)
+        if names:
+            self.send(events.Expects(names))
+
+
+def open_session(
+    state_dir: str | os.PathLike[str] | None,
+    run_dir: str | os.PathLike[str] | None,
+    progress: Progress | None,
+) -> Session:
+    """Return a session of these folders; None: those of the environment, or niso's own.
+
+    Raises NisoError without root.
+    """
+    for variable, folder in (("NISO_STATE_DIR", state_dir), ("NISO_RUN_DIR", run_dir)):
+        if folder is not None:
+            # the processes that niso starts read it too
+            os.environ[variable] = os.path.abspath(_path(variable, folder))
+    if os.geteuid() != 0:
+        raise NisoError("needs root", "run it with sudo")
+    return Session(progress)
+
+
+def close_all() -> None:
+    """Close every store, for a process that ends without Python's own end."""
+    store.close_all()
+
+
+def _path(variable: str, folder: object) -> str:
+    from niso.api.guard import path
+
+    return path(folder, variable.removeprefix("NISO_").lower())

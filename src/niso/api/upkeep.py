@@ -1,0 +1,75 @@
+"""check, repair and sweep: what should be against what is."""
+
+from __future__ import annotations
+
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from niso.api.session import Session
+
+
+class Finding(NamedTuple):
+    """One difference between the configuration and the machine."""
+
+    problem: str
+    """missing, foreign, different, dropped or failed"""
+    what: str
+    """the thing"""
+    detail: str
+    """how it differs; can be empty"""
+
+    @property
+    def text(self) -> str:
+        """The finding in one line."""
+        return f"{self.problem}: {self.what}{f' ({self.detail})' if self.detail else ''}"
+
+
+class Repaired(NamedTuple):
+    """Result of `Host.repair`."""
+
+    steps: int
+    """how much was done; only where --sweep is not given"""
+
+
+class Swept(NamedTuple):
+    """Result of `Host.sweep`."""
+
+    removed: int
+    """how many things; only where --sweep is given"""
+
+
+def check(session: Session, name: str | None) -> tuple[Finding, ...]:
+    from niso.commands import check
+    from niso.explain import foreign_firewalls
+
+    findings = check.check(session.store(), name)
+    for line in foreign_firewalls.unseen((4, 6)):
+        session.caution(line)
+    return tuple(Finding(each.problem, each.what, each.detail) for each in findings)
+
+
+def repair(session: Session, dry_run: bool) -> Repaired:
+    from niso.api import handover
+    from niso.api.events import Finished
+    from niso.commands import check
+
+    store = session.store()
+    if dry_run:
+        check.plan_mend(store, session.report)
+        return Repaired(0)
+    steps = check.mend(store, session.report)
+    session.send(Finished())
+    if steps:
+        handover.settle(session, store, store.active_services())
+    return Repaired(steps)
+
+
+def sweep(session: Session, dry_run: bool) -> Swept:
+    from niso.api.events import Finished
+    from niso.commands import sweep
+
+    removed, untold = sweep.sweep(session.report, dry_run)
+    session.send(Finished())
+    if untold is not None and not dry_run:
+        session.caution(untold.message)
+    return Swept(removed)
