@@ -16,14 +16,18 @@ if TYPE_CHECKING:
     from conftest import Lab
 
 LOADED = (
-    "check",
-    "cli.lifecycle",
+    "api.handover",
+    "api.networks",
+    "api.services",
+    "api.status",
     "cli.net",
-    "exposure",
-    "firewalls",
+    "cli.service",
+    "commands.activate",
+    "commands.check",
+    "explain.exposure",
+    "explain.foreign_firewalls",
     "kernel.ruleset",
-    "model.check",
-    "rows",
+    "manifest.validate",
 )
 
 
