@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False  # as in typing, whose import is dearer than all of this
 
 if TYPE_CHECKING:
+    from niso.api.as_json import plain as plain
     from niso.api.events import Caution as Caution
     from niso.api.events import Event as Event
     from niso.api.events import Expects as Expects
@@ -63,9 +64,8 @@ if TYPE_CHECKING:
     from niso.base.errors import ProcessError as ProcessError
     from niso.base.errors import UsageError as UsageError
 
-    _: object
-
 _MODULES = {
+    "api.as_json": "plain",
     "api.events": "Caution Event Expects Finished Step",
     "api.host": "Host connect manifest_schema",
     "api.networks": "CreatedNetwork Network NetworkLine NetworkMember PublishedPort RemovedNetwork"
@@ -82,15 +82,17 @@ _MODULES = {
 """Module -> the names that are imported from it."""
 
 
-def __getattr__(name: str) -> object:
-    for module, names in _MODULES.items():
-        if name in names.split():
-            import importlib
+if not TYPE_CHECKING:  # a type checker would take every name for one of niso
 
-            value: object = getattr(importlib.import_module(f"niso.{module}"), name)
-            globals()[name] = value
-            return value
-    raise AttributeError(f"module 'niso' has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        for module, names in _MODULES.items():
+            if name in names.split():
+                import importlib
+
+                value: object = getattr(importlib.import_module(f"niso.{module}"), name)
+                globals()[name] = value
+                return value
+        raise AttributeError(f"module 'niso' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from niso.api.guard import LEAST_TIMEOUT_S, guarded, path, seconds, text, texts
 from niso.api.ports import Port, rows
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
@@ -316,8 +318,12 @@ class Services:
         command while it runs; call it in the main thread. Raises Conflict where the service is not
         active, ProcessError where the command cannot be run.
         """
+        from niso.base.errors import UsageError
         from niso.runtime.execute import execute
 
+        threading = sys.modules.get("threading")
+        if threading and threading.current_thread() is not threading.main_thread():
+            raise UsageError("exec passes signals on, which the main thread alone can", "use run()")
         return execute(*self._to_run(name, command))
 
     @guarded
