@@ -37,9 +37,10 @@ class Session:
                 "this niso.Host belongs to another thread or process",
                 "call niso.connect() in each thread, and after a fork",
             )
-        if (self.state_dir, self.run_dir) != (paths.state_dir(), paths.run_dir()):
+        folders = f"{paths.state_dir()} and {paths.run_dir()}"
+        if f"{self.state_dir} and {self.run_dir}" != folders:
             raise Conflict(
-                f"this process now uses the state folder {paths.state_dir()}, not {self.state_dir}",
+                f"this process now uses the folders {folders}, not {self.state_dir} and {self.run_dir}",
                 "use one state folder and one run folder in a process",
             )
         if not os.path.lexists(paths.database()):
