@@ -1,4 +1,4 @@
-"""What activate and port-forward load, as tests/unit/test_imports.py holds the commands that need no kernel."""
+"""What activate and port-forward load; tests/unit/test_imports.py has the commands without a kernel."""
 
 from __future__ import annotations
 

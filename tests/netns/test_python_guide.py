@@ -1,4 +1,4 @@
-"""docs/guide/python.md: its examples run in their order in one interpreter, and print what the page shows."""
+"""docs/guide/python.md: its examples run in their order, and print what the page shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The Python API at its edge: what is wrong is one of niso's errors; results are values. tests/netns/test_api.py has the rest."""
+"""The Python API at its edge: misuse is one of niso's errors, results are values.
+
+tests/netns/test_api.py has what needs a kernel.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Results as plain data for JSON. The types of the results are its schema: docs/reference/json.md."""
+"""Turn results into plain data for JSON.
+
+The types of the results are its schema: docs/reference/json.md is made of them.
+"""
 
 from __future__ import annotations
 

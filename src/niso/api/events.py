@@ -1,4 +1,4 @@
-"""Events that a call sends to the ``progress`` callback of `niso.connect`, in the order in which they happen."""
+"""The events of a call, for the ``progress`` callback of `niso.connect`."""
 
 from __future__ import annotations
 

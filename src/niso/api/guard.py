@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from niso.base.errors import NisoError, UsageError
+from niso.base.errors import Error, UsageError
 from niso.base.lite_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def guarded[**P, R](method: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **named: P.kwargs) -> R:
         try:
             return method(*args, **named)
-        except NisoError:
+        except Error:
             raise
         except Exception as error:
             owner: Any = args[0]
@@ -37,7 +37,7 @@ def guarded[**P, R](method: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def explained(error: Exception) -> NisoError | None:
+def explained(error: Exception) -> Error | None:
     """Return niso's error for one of SQLite or of the system; None for any other."""
     kind = type(error)
     if kind.__module__ == "sqlite3":
@@ -51,14 +51,14 @@ def explained(error: Exception) -> NisoError | None:
     if not isinstance(error, OSError):
         return None
     if error.filename is not None:
-        return NisoError(f"{error.filename}: {error.strerror}")
+        return Error(f"{error.filename}: {error.strerror}")
     try:
         os.getcwd()
     except OSError:
-        return NisoError(
+        return Error(
             "the current folder is not there any more", "cd to one that is there, and try again"
         )
-    return NisoError(f"system call: {error.strerror}")
+    return Error(f"system call: {error.strerror}")
 
 
 def text(value: object, what: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from niso.base.errors import NisoError
+from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def prepare() -> None:
 def settle(session: Session, store: Store, names: list[str]) -> None:
     """Have systemd, where it is the init, supervise services that were started.
 
-    Raises NisoError where it is systemd that asked for the start; else the error is a warning.
+    Raises Error where it is systemd that asked for the start; else the error is a warning.
     """
     from niso.runtime import unit
 
@@ -48,7 +48,7 @@ def settle(session: Session, store: Store, names: list[str]) -> None:
 
     try:
         boot.settle(store, names)
-    except NisoError as error:
+    except Error as error:
         if asked:
             raise
         session.caution(error.message, [error.hint] if error.hint else [])
@@ -64,7 +64,10 @@ def has_ended_by_itself(names: list[str]) -> bool:
 def deactivate(
     session: Session, store: Store, names: list[str], dry_run: bool
 ) -> list[tuple[str, bool]]:
-    """Stop services; (service, whether it was active). Forwards of a unit's service stay on record."""
+    """Stop services; return (service, whether it was active) of each.
+
+    The forwards of services that systemd stops come back with them.
+    """
     from niso.runtime import unit
     from niso.services import journal
 
@@ -95,9 +98,11 @@ def warn_of_limits(session: Session, store: Store, names: list[str]) -> None:
         limits = oci.limits(spec.parse(row.spec)) if row is not None else {}
         for controller in set(limits) - set(cgroup.usable(limits)):
             session.caution(
-                f"{name}: {oci.CONTROLLERS[controller]} has no effect: this machine has no cgroup controller {controller}",
+                f"{name}: {oci.CONTROLLERS[controller]} has no effect:"
+                f" this machine has no cgroup controller {controller}",
                 (
-                    "see cgroups(7): niso needs it in a v1 hierarchy, or in cgroup.subtree_control of the root of v2",
+                    "see cgroups(7): niso needs it in a v1 hierarchy,"
+                    " or in cgroup.subtree_control of the root of v2",
                 ),
             )
 
@@ -116,9 +121,11 @@ def _warn_of_taken(session: Session, store: Store, names: list[str]) -> None:
         name, ports = row.name, admit.published(row)
         for port, holder, held in portmap.taken(store, name, ports, ports.copy):
             session.caution(
-                f"{name}: host port {portmap.shown(port)} is forwarded to {_whose(name, holder, held)} in its place",
+                f"{name}: host port {portmap.shown(port)} is forwarded to"
+                f" {_whose(name, holder, held)} in its place",
                 (
-                    f"niso port-forward {holder} {portmap.text(held)} --remove, then activate {name} again",
+                    f"niso port-forward {holder} {portmap.text(held)} --remove,"
+                    f" then activate {name} again",
                 ),
             )
 
@@ -138,5 +145,6 @@ def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
             means = oci.THE_MACHINE | ({} if process and process.netns else oci.HOST_NETWORK)
             if capability in means:
                 session.caution(
-                    f"{name}: isolation.capabilities: {capability} is a right on the machine: {means[capability]}"
+                    f"{name}: isolation.capabilities: {capability} is a right on the machine:"
+                    f" {means[capability]}"
                 )

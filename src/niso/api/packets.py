@@ -254,10 +254,11 @@ class Drops:
         self._log.__exit__()
 
 
-# --- the calls -------------------------------------------------------------------------------------
+# --- the calls ---------------------------------------------------------------------------------
 
 
 def ping(session: Session, source: str, destination: str) -> Pong:
+    """Send an echo request and wait for the reply: `Host.ping`."""
     session.report(f"wait for an answer of {destination}")
     from niso.explain import explain, prove  # a part of the time that is told
 
@@ -272,6 +273,7 @@ def ping(session: Session, source: str, destination: str) -> Pong:
 def explain(
     session: Session, source: str, destination: str, family: int | None, proves: bool
 ) -> Explanation:
+    """Judge a packet, and with ``proves`` send one: `Host.explain`."""
     from niso.base.errors import UsageError
 
     if family not in (None, 4, 6):
@@ -302,12 +304,14 @@ def explain(
 
 
 def stats(session: Session) -> tuple[Stats, ...]:
+    """Read the counters of each active service: `Host.stats`."""
     from niso.explain import drops
 
     return tuple(Stats(*each) for each in drops.stats(session.store()))
 
 
 def drops(session: Session, name: str | None) -> Drops:
+    """Start to follow drops: `Host.drops`."""
     from niso.explain import drops
 
     store = session.store()

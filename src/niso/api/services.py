@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from niso.api.session import Session
     from niso.api.status import Service, ServiceLine
-    from niso.base.errors import NisoError
+    from niso.base.errors import Error
     from niso.commands import activate as activation
     from niso.commands import boot
     from niso.plan import records
@@ -67,7 +67,7 @@ class Restored(NamedTuple):
     """Result of `Services.restore`: one service's error does not keep the others from starting."""
 
     outcomes: tuple[Outcome, ...]
-    errors: tuple[NisoError, ...]
+    errors: tuple[Error, ...]
 
 
 class Taken(NamedTuple):

@@ -10,7 +10,7 @@ import os
 
 from niso.api import events
 from niso.base import paths
-from niso.base.errors import Conflict, NisoError
+from niso.base.errors import Conflict, Error
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.store import store
 
@@ -40,7 +40,8 @@ class Session:
         folders = f"{paths.state_dir()} and {paths.run_dir()}"
         if f"{self.state_dir} and {self.run_dir}" != folders:
             raise Conflict(
-                f"this process now uses the folders {folders}, not {self.state_dir} and {self.run_dir}",
+                f"this process now uses the folders {folders},"
+                f" not {self.state_dir} and {self.run_dir}",
                 "use one state folder and one run folder in a process",
             )
         if not os.path.lexists(paths.database()):
@@ -51,7 +52,7 @@ class Session:
     def store(self, create: bool = False) -> store.Store:
         """Return the store; an empty one in memory where there is none and ``create`` is false.
 
-        Raises NisoError, Conflict.
+        Raises Error, Conflict.
         """
         self.require()
         if self._store is not None and os.path.lexists(paths.database()):
@@ -102,14 +103,14 @@ def open_session(
 ) -> Session:
     """Return a session of these folders; None: those of the environment, or niso's own.
 
-    Raises NisoError without root.
+    Raises Error without root.
     """
     for variable, folder in (("NISO_STATE_DIR", state_dir), ("NISO_RUN_DIR", run_dir)):
         if folder is not None:
             # the processes that niso starts read it too
             os.environ[variable] = os.path.abspath(_path(variable, folder))
     if os.geteuid() != 0:
-        raise NisoError("needs root", "run it with sudo")
+        raise Error("needs root", "run it with sudo")
     return Session(progress)
 
 

@@ -227,7 +227,7 @@ def _healths(session: Session, services: Iterable[ServiceRow]) -> dict[str, Heal
 
 
 def everything(session: Session, store: Store, name: str) -> Service:
-    """Return all that is known of a service. Raises NisoError where its row is damaged."""
+    """Return all that is known of a service. Raises Error where its row is damaged."""
     import json
 
     from niso.base import paths

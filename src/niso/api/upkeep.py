@@ -39,6 +39,7 @@ class Swept(NamedTuple):
 
 
 def check(session: Session, name: str | None) -> tuple[Finding, ...]:
+    """Compare configuration and machine: `Host.check`."""
     from niso.commands import check
     from niso.explain import foreign_firewalls
 
@@ -49,6 +50,7 @@ def check(session: Session, name: str | None) -> tuple[Finding, ...]:
 
 
 def repair(session: Session, dry_run: bool) -> Repaired:
+    """Put right what differs: `Host.repair`."""
     from niso.api import handover
     from niso.api.events import Finished
     from niso.commands import check
@@ -65,6 +67,7 @@ def repair(session: Session, dry_run: bool) -> Repaired:
 
 
 def sweep(session: Session, dry_run: bool) -> Swept:
+    """Remove everything from the kernel: `Host.sweep`."""
     from niso.api.events import Finished
     from niso.commands import sweep
 

@@ -10,7 +10,7 @@ import io
 import os
 import sys
 
-from niso.base.errors import NisoError, UsageError
+from niso.base.errors import Error, UsageError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.cli import interrupts
 from niso.cli.command import Command, Group
@@ -38,7 +38,7 @@ def main() -> None:
         interrupts.end_on_signals()
         status = run(sys.argv[1:])
     except KeyboardInterrupt:  # before `run` was ready for it
-        report(NisoError("interrupted"), False)
+        report(Error("interrupted"), False)
         status = 130
     try:
         sys.stdout.flush()  # what was printed before an error
@@ -81,7 +81,7 @@ def run(arguments: list[str]) -> int:
         finally:
             interrupts.state.over = True
     except KeyboardInterrupt:
-        report(NisoError("interrupted"), as_json)
+        report(Error("interrupted"), as_json)
         return 130
 
 
@@ -98,7 +98,7 @@ def _run(arguments: list[str], as_json: bool) -> int:
         status = _command(arguments or ["help"])
         sys.stdout.flush()
         return status
-    except NisoError as error:
+    except Error as error:
         return _failed(error, as_json, max(failed, error.exit_status))
     except BrokenPipeError:
         # whoever read our output has gone: nothing to say
@@ -109,7 +109,7 @@ def _run(arguments: list[str], as_json: bool) -> int:
         return _failed(explained(error), as_json, failed or 1)
 
 
-def _failed(error: NisoError, as_json: bool, status: int) -> int:
+def _failed(error: Error, as_json: bool, status: int) -> int:
     """Tell of an error; gives ``status``. Raises KeyboardInterrupt where that came first: the error may be its consequence."""
     report(error, as_json)
     if interrupts.state.last > 0:
@@ -147,7 +147,7 @@ def _command(arguments: list[str]) -> int:
         return _print_help(command.name.split())
     parsed = parse(command, words)
     if command.root and os.geteuid() != 0:
-        raise NisoError(
+        raise Error(
             "needs root",
             f"sudo niso {' '.join(arguments)}" if _plain(arguments) else "run it with sudo",
         )

@@ -237,7 +237,7 @@ def is_terminal() -> bool:
 
 
 class LateProgress:
-    """Shows progress as `Progress` does, which is imported with the first event: as a rule there is none."""
+    """Shows progress as `Progress` does, which is imported with the first event, if any."""
 
     def __init__(self, args: Args) -> None:
         self._args = args

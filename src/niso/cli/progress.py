@@ -28,10 +28,11 @@ SLOW = ("start ", "restart ", "stop ", "copy ", "wait ", "undo ", "remove the vo
 
 
 class Progress:
-    """``with Progress(args) as host.progress:`` shows events as -v and --dry-run ask, else what takes over a second.
+    """``with Progress(args) as host.progress:`` shows events as -v and --dry-run ask.
 
-    Warnings are always shown. The thread that tells begins with the first line that may be slow, and sleeps until a line has been
-    the last one for a second.
+    Without them it shows what takes over a second. Warnings are always shown. The thread that tells
+    begins with the first line that may be slow, and sleeps until a line has been the last one for a
+    second.
     """
 
     def __init__(self, args: Args) -> None:
