@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 LOADED = (
     "api.handover",
-    "api.networks",
-    "api.services",
+    "api.host_networks",
+    "api.host_services",
     "api.status",
     "cli.net",
     "cli.service",

@@ -20,14 +20,24 @@ if TYPE_CHECKING:
     from niso.api.host import Host as Host
     from niso.api.host import connect as connect
     from niso.api.host import manifest_schema as manifest_schema
-    from niso.api.networks import CreatedNetwork as CreatedNetwork
-    from niso.api.networks import Network as Network
-    from niso.api.networks import NetworkLine as NetworkLine
-    from niso.api.networks import NetworkMember as NetworkMember
-    from niso.api.networks import PublishedPort as PublishedPort
-    from niso.api.networks import RemovedNetwork as RemovedNetwork
-    from niso.api.networks import Rules as Rules
-    from niso.api.networks import Subnet as Subnet
+    from niso.api.host_networks import CreatedNetwork as CreatedNetwork
+    from niso.api.host_networks import Network as Network
+    from niso.api.host_networks import NetworkLine as NetworkLine
+    from niso.api.host_networks import NetworkMember as NetworkMember
+    from niso.api.host_networks import PublishedPort as PublishedPort
+    from niso.api.host_networks import RemovedNetwork as RemovedNetwork
+    from niso.api.host_networks import Rules as Rules
+    from niso.api.host_networks import Subnet as Subnet
+    from niso.api.host_services import Done as Done
+    from niso.api.host_services import Executed as Executed
+    from niso.api.host_services import Forwarded as Forwarded
+    from niso.api.host_services import Marked as Marked
+    from niso.api.host_services import Outcome as Outcome
+    from niso.api.host_services import Package as Package
+    from niso.api.host_services import Restored as Restored
+    from niso.api.host_services import Taken as Taken
+    from niso.api.host_stacks import StackDown as StackDown
+    from niso.api.host_stacks import StackUp as StackUp
     from niso.api.packets import Drop as Drop
     from niso.api.packets import Drops as Drops
     from niso.api.packets import Explanation as Explanation
@@ -36,17 +46,7 @@ if TYPE_CHECKING:
     from niso.api.packets import Pong as Pong
     from niso.api.packets import Proof as Proof
     from niso.api.packets import Stats as Stats
-    from niso.api.ports import Port as Port
-    from niso.api.services import Done as Done
-    from niso.api.services import Executed as Executed
-    from niso.api.services import Forwarded as Forwarded
-    from niso.api.services import Marked as Marked
-    from niso.api.services import Outcome as Outcome
-    from niso.api.services import Package as Package
-    from niso.api.services import Restored as Restored
-    from niso.api.services import Taken as Taken
-    from niso.api.stacks import StackDown as StackDown
-    from niso.api.stacks import StackUp as StackUp
+    from niso.api.published import Port as Port
     from niso.api.status import Endpoint as Endpoint
     from niso.api.status import Process as Process
     from niso.api.status import Service as Service
@@ -68,12 +68,12 @@ _MODULES = {
     "api.as_json": "plain",
     "api.events": "Caution Event Expects Finished Step",
     "api.host": "Host connect manifest_schema",
-    "api.networks": "CreatedNetwork Network NetworkLine NetworkMember PublishedPort RemovedNetwork"
+    "api.host_networks": "CreatedNetwork Network NetworkLine NetworkMember PublishedPort RemovedNetwork"
     " Rules Subnet",
     "api.packets": "Drop Drops Explanation Judged Judgement Pong Proof Stats",
-    "api.ports": "Port",
-    "api.services": "Done Executed Forwarded Marked Outcome Package Restored Taken",
-    "api.stacks": "StackDown StackUp",
+    "api.published": "Port",
+    "api.host_services": "Done Executed Forwarded Marked Outcome Package Restored Taken",
+    "api.host_stacks": "StackDown StackUp",
     "api.status": "Endpoint Process Service ServiceLine User",
     "api.upkeep": "Finding Repaired Swept",
     "base.errors": "Conflict Error ErrorGroup InvalidInput KernelError NotFound ProcessError"

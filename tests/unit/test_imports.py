@@ -85,7 +85,7 @@ COMMON = {
     "niso.api.events",
     "niso.api.guard",
     "niso.api.host",
-    "niso.api.ports",
+    "niso.api.published",
     "niso.api.session",
     "niso.base",
     "niso.cli",
@@ -293,12 +293,12 @@ def loaded(*arguments: str) -> set[str]:
 @pytest.mark.parametrize(
     ("command", "own"),
     [
-        ("net list", {"niso.api.networks", "niso.cli.net", "niso.cli.catalogue.net"}),
-        ("net ports", {"niso.api.networks", "niso.cli.net", "niso.cli.catalogue.net"}),
+        ("net list", {"niso.api.host_networks", "niso.cli.net", "niso.cli.catalogue.net"}),
+        ("net ports", {"niso.api.host_networks", "niso.cli.net", "niso.cli.catalogue.net"}),
         (
             "ps",
             {
-                "niso.api.services",
+                "niso.api.host_services",
                 "niso.api.status",
                 "niso.cli.inspect",
                 "niso.cli.catalogue.service",
@@ -356,7 +356,7 @@ def test_completion_of_names_loads_the_words_of_one_command_and_the_store() -> N
     found = loaded("complete", "zsh", "--", "niso", "net", "explain", "")
     ours = {name for name in found if name.partition(".")[0] == "niso"}
     own = {
-        "niso.api.services",
+        "niso.api.host_services",
         "niso.cli.complete",
         "niso.cli.catalogue.machine",
         "niso.cli.catalogue.net",

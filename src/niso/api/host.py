@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     import os
     from types import TracebackType
 
-    from niso.api.networks import Networks
+    from niso.api.host_networks import Networks
+    from niso.api.host_services import Services
+    from niso.api.host_stacks import Stacks
     from niso.api.packets import Drops, Explanation, Pong, Stats
-    from niso.api.services import Services
     from niso.api.session import Progress
-    from niso.api.stacks import Stacks
     from niso.api.upkeep import Finding, Repaired, Swept
 
 
@@ -67,21 +67,21 @@ class Host:
     @property
     def networks(self) -> Networks:
         """Networks and published ports."""
-        from niso.api.networks import Networks
+        from niso.api.host_networks import Networks
 
         return Networks(self.session)
 
     @property
     def services(self) -> Services:
         """Services."""
-        from niso.api.services import Services
+        from niso.api.host_services import Services
 
         return Services(self.session)
 
     @property
     def stacks(self) -> Stacks:
         """Stacks: the services of one stack.toml."""
-        from niso.api.stacks import Stacks
+        from niso.api.host_stacks import Stacks
 
         return Stacks(self.session)
 

@@ -8,7 +8,7 @@ from niso.cli import output
 from niso.cli.parse import Args
 
 if TYPE_CHECKING:
-    from niso.api.networks import Network
+    from niso.api.host_networks import Network
 
 SEEN = ("ping", "explain", "stats", "log")
 """The actions that are in a module of their own: cli/explain.py."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from niso.api.events import Event
-    from niso.api.ports import Port
+    from niso.api.published import Port
     from niso.cli.parse import Args
     from niso.cli.progress import Progress
 

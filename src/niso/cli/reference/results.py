@@ -115,19 +115,19 @@ def _object(module: str, name: str) -> Result:
 
 
 RESULTS: dict[str, Result] = {
-    "activate": _array("services", "Outcome"),
-    "deactivate": _array("services", "Done"),
-    "restart": _array("services", "Done"),
-    "remove": _array("services", "Done"),
+    "activate": _array("host_services", "Outcome"),
+    "deactivate": _array("host_services", "Done"),
+    "restart": _array("host_services", "Done"),
+    "remove": _array("host_services", "Done"),
     "ps": _array("status", "ServiceLine"),
     "inspect": _object("status", "Service"),
-    "port-forward": _object("services", "Forwarded"),
-    "net create": _object("networks", "Network"),
-    "net list": _array("networks", "NetworkLine"),
-    "net inspect": _object("networks", "Network"),
-    "net remove": _array("networks", "RemovedNetwork"),
-    "net ports": _array("networks", "PublishedPort"),
-    "net rules": _object("networks", "Rules"),
+    "port-forward": _object("host_services", "Forwarded"),
+    "net create": _object("host_networks", "Network"),
+    "net list": _array("host_networks", "NetworkLine"),
+    "net inspect": _object("host_networks", "Network"),
+    "net remove": _array("host_networks", "RemovedNetwork"),
+    "net ports": _array("host_networks", "PublishedPort"),
+    "net rules": _object("host_networks", "Rules"),
     "net ping": _object("packets", "Pong"),
     "net explain": _object("packets", "Explanation"),
     "net stats": Result(
@@ -138,12 +138,12 @@ RESULTS: dict[str, Result] = {
     "net log": Result("lines", fields("packets", "Drop")),
     "net check": _array("upkeep", "Finding"),
     "net repair": Result("object", (*fields("upkeep", "Repaired"), *fields("upkeep", "Swept"))),
-    "stack up": _object("stacks", "StackUp"),
-    "stack down": _array("services", "Done"),
+    "stack up": _object("host_stacks", "StackUp"),
+    "stack down": _array("host_services", "Done"),
     "stack status": _array("status", "ServiceLine"),
-    "enable": _array("services", "Marked"),
-    "disable": _array("services", "Marked"),
-    "restore": _array("services", "Outcome"),
+    "enable": _array("host_services", "Marked"),
+    "disable": _array("host_services", "Marked"),
+    "restore": _array("host_services", "Outcome"),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from niso.api.guard import LEAST_TIMEOUT_S, guarded, path, seconds
-from niso.api.services import Done, Outcome, described
+from niso.api.host_services import Done, Outcome, described
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:

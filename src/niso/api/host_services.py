@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from niso.api.guard import LEAST_TIMEOUT_S, guarded, path, seconds, text, texts
-from niso.api.ports import Port, rows
+from niso.api.published import Port, rows
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:

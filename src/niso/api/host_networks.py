@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from niso.api.guard import guarded, text, texts
-from niso.api.ports import Port, rows
+from niso.api.published import Port, rows
 from niso.base.errors import InvalidInput, UsageError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
