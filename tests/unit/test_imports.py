@@ -92,6 +92,8 @@ COMMON = {
     "niso.store.tables",
     "niso.store.disk_reserve",
     "niso.store.snapshots",
+    "niso.store.intent_rows",
+    "niso.store.lease_rows",
     "niso.store.sqlite",
     "niso.store.stack_rows",
     "niso.store.store",

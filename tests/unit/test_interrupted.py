@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from niso.base import waits
+from niso.base import locks
 from niso.base.errors import NisoError
+from niso.base.locks import Lock
 from niso.base.signals import ENDING, signals_held
 from niso.cli import main
-from niso.reconcile.converge import Lock
 from niso.runtime import process, resolve
 from niso.services import undo
 from niso.store import sqlite
@@ -155,7 +155,7 @@ def test_nothing_is_closed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nisos_lock_that_an_interrupt_kept_from_being_released_is_taken_again() -> None:
     held = """
 import fcntl, os
-from niso.reconcile.converge import Lock
+from niso.base.locks import Lock
 Lock().__enter__()  # and an interrupt comes as the block ends, before anything is closed
 with Lock():
     fd = os.open(os.path.join(os.environ["NISO_RUN_DIR"], "lock"), os.O_RDWR)
@@ -175,7 +175,7 @@ def test_lock_that_another_one_holds_is_waited_for_no_longer_than_asked() -> Non
     with Lock():
         fd = os.open(os.path.join(os.environ["NISO_RUN_DIR"], "lock"), os.O_RDWR)
         try:
-            waits.lock(fd, "is at work", 0.05)
+            locks.take(fd, "is at work", 0.05)
             with pytest.raises(BlockingIOError):
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         finally:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from niso.base.errors import InvalidInput
 from niso.manifest.parse_ports import contradictions, distinct, parse_port
 from niso.plan.records import Port
-from niso.services.ports import text as written
+from niso.plan.records import text as written
 
 BOUNDED = settings(max_examples=400, deadline=None)
 KEY = "network.ports[0]"

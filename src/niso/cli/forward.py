@@ -6,8 +6,8 @@ from niso.base.errors import InvalidInput, UsageError
 from niso.cli import output
 from niso.cli.parse import Args
 from niso.cli.progress import Progress
+from niso.commands import port_forward
 from niso.plan.records import Port
-from niso.services import journal
 from niso.store.store import Store
 
 
@@ -29,9 +29,9 @@ def run(_: str, args: Args) -> int:
     changed = True
     with Progress(args) as report:
         if args.remove:
-            journal.port_unforward(store, name, port, report)
+            port_forward.port_unforward(store, name, port, report)
         else:
-            changed, taken = journal.port_forward(
+            changed, taken = port_forward.port_forward(
                 store, name, port, replace=args.replace, report=report
             )
     if args.json:

@@ -9,16 +9,14 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 
-from niso.base import waits as locks
+from niso.base import locks
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.signals import signals_held
 from niso.cli.output import escaped, note, step
 from niso.cli.parse import Args
 
 if TYPE_CHECKING:
-    from niso.reconcile.converge import (
-        Report,
-    )  # which is more than the commands need that only look
+    from niso.base.report import Report
 
 AT_ONCE_S = 1.0
 AGAIN_S = 10.0

@@ -12,13 +12,14 @@ from collections.abc import Callable
 
 from niso.base import names, paths
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.locks import Lock
+from niso.base.report import Report, silent
 from niso.base.signals import signals_held
 from niso.plan.records import Port
 from niso.plan.state import State
-from niso.reconcile import policy_flows
-from niso.reconcile.converge import Lock, Report, carry_out, converge, desired_now, plan, silent
+from niso.reconcile import nat_flows, policy_flows
+from niso.reconcile.converge import carry_out, converge, desired_now, plan
 from niso.runtime import package
-from niso.services import ports as portmap
 from niso.services import sharing, start, stop
 from niso.services.admit import Change, record, release, scope_of
 from niso.services.journal import begin, locked, recover
@@ -91,8 +92,8 @@ def activate(
                 policy_flows.introduce(store, before, planned.want)
                 steps = carry_out(store, scope, before, planned, report, known=known)
                 reached = desired_now(store, scope)
-                stop.flush(before, reached)
-                portmap.flush(before, reached)
+                nat_flows.flush_gone_addresses(before, reached)
+                nat_flows.flush_changed_ports(before, reached)
                 if policy_flows.narrows(before, reached):
                     # a name that shared an address may have been what let it
                     shared = [

@@ -15,11 +15,12 @@ from collections.abc import Iterable
 from niso.base import paths
 from niso.base.errors import Conflict, ErrorGroup, NisoError, ProcessError
 from niso.base.lite_typing import NamedTuple
-from niso.commands import activate
+from niso.base.locks import Lock, service_lock
+from niso.base.report import Report, silent
+from niso.commands import activate, restart
 from niso.commands.activate import Outcome
-from niso.reconcile.converge import Lock, Report, repair, silent
+from niso.reconcile.converge import repair
 from niso.runtime import process, unit
-from niso.runtime.service_lock import service_lock
 from niso.services import journal, start
 from niso.services.targets import find_targets
 from niso.store.store import ServiceRow, Store
@@ -316,7 +317,7 @@ def settle(store: Store, names: Iterable[str]) -> None:
     for row in rows:
         if unit.path(row.name) is not None:
             if not process.keepers(row.name):  # its conmon was killed, and it runs on
-                journal.restart(store, [row.name])
+                restart.restart(store, [row.name])
             _ready(row.name)
             return
     rows = [row for row in rows if row.enabled]

@@ -11,15 +11,15 @@ from itertools import chain
 
 from niso.base import failpoint, paths
 from niso.base.errors import Conflict, ErrorGroup, NisoError
+from niso.base.locks import Lock, locked_services, service_lock
+from niso.base.report import Report, silent
 from niso.kernel import netns, sysctl
 from niso.kernel.libnftables import Nft
 from niso.kernel.rtnetlink import Rtnl
 from niso.plan import nft
 from niso.reconcile import forwarding
-from niso.reconcile.converge import Lock, Report, silent
 from niso.runtime import cgroup, process
 from niso.runtime.package import delete_tree
-from niso.runtime.service_lock import locked_services, service_lock
 from niso.store.sqlite import unusable
 from niso.store.store import Store
 

@@ -167,3 +167,27 @@ class Snapshot(NamedTuple):
     any_active: bool = False
     any_active6: bool = False  # on a network with IPv6
     sysctls_before: tuple[tuple[str, str], ...] = ()
+
+
+def shown(port: Port) -> str:
+    """``127.0.0.1:8000-8010/udp``: the host's side, for messages."""
+    address = (
+        ""
+        if port.host_ip == ANY
+        else f"[{port.host_ip}]:"
+        if ":" in port.host_ip
+        else f"{port.host_ip}:"
+    )
+    return f"{address}{span(port.host_port, port.count)}/{port.proto}"
+
+
+def span(first: int, count: int) -> str:
+    """``8000`` or ``8000-8010``."""
+    return str(first) if count == 1 else f"{first}-{first + count - 1}"
+
+
+def text(port: Port) -> str:
+    """A port as the user writes it: ``127.0.0.1:53:53/udp``."""
+    address, _, rest = shown(port).rpartition(f"{span(port.host_port, port.count)}/")
+    proto = "" if rest == "tcp" else f"/{rest}"
+    return f"{address}{span(port.host_port, port.count)}:{span(port.container_port, port.count)}{proto}"

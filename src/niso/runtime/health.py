@@ -17,11 +17,11 @@ from collections.abc import Callable, Generator, Sequence
 from niso.base import paths
 from niso.base.errors import NisoError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.locks import open_lock
 from niso.kernel import netns
 from niso.kernel.rtnetlink import Rtnl
 from niso.plan.records import Healthcheck
 from niso.runtime import process
-from niso.runtime.service_lock import open_lock
 from niso.runtime.spec import read_json
 
 if TYPE_CHECKING:

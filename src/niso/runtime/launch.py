@@ -23,9 +23,9 @@ from contextlib import ExitStack, suppress
 
 from niso.base import failpoint, paths
 from niso.base.errors import ProcessError
+from niso.base.locks import open_lock
 from niso.base.signals import ENDING, signals_delivered, signals_held
 from niso.runtime import cgroup, oci, root, unit, volumes
-from niso.runtime.service_lock import open_lock
 from niso.runtime.spec import ProcessSpec, write_json
 
 LOG_NAME = "service.log"

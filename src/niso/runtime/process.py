@@ -1,4 +1,4 @@
-"""A service's process: start, stop, restart, status. Who changes something holds the service's lock (`niso.runtime.service_lock`).
+"""A service's process: start, stop, restart, status. Who changes something holds the service's lock (`niso.base.locks`).
 
 ``<run>/services/<service>/`` holds spec.json, state.json and one folder ``run-N`` per start (bundle, pid files, exit status). What is
 said of a process is always checked against the kernel: its pid counts only while that process is in the service's cgroup.

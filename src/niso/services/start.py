@@ -14,9 +14,9 @@ from datetime import datetime
 
 from niso.base.errors import Conflict, NisoError, ProcessError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.report import Report, silent
 from niso.manifest import parse_health as model
 from niso.plan.records import Healthcheck
-from niso.reconcile.converge import Report, silent
 from niso.runtime import health, hosts_mount, launch, logs, process, settled
 from niso.runtime.spec import ProcessSpec, namespace, read_state, understood
 from niso.runtime.spec import parse as parse_spec

@@ -12,13 +12,14 @@ from collections.abc import Iterable, Mapping
 
 from niso.base import names, paths
 from niso.base.errors import Conflict, ErrorGroup, NisoError
-from niso.kernel import conntrack, netns
+from niso.base.locks import Lock
+from niso.base.report import Report
+from niso.kernel import netns
 from niso.kernel.write import end_links
-from niso.plan.state import State
-from niso.reconcile import forwarding, policy_flows
-from niso.reconcile.converge import Lock, Report, converge, desired_now, plan
+from niso.reconcile import forwarding, nat_flows, policy_flows
+from niso.reconcile.converge import converge, desired_now, plan
+from niso.reconcile.nat_flows import flush_gone_addresses
 from niso.runtime import package, process, spec, volumes
-from niso.services import ports as portmap
 from niso.store.store import Scope, ServiceRow, Store
 
 Needs = Mapping[str, Iterable[str]]
@@ -64,8 +65,8 @@ def finish(
         for row in rows:
             netns.clear_unfinished(names.netns(row.name))
         after = desired_now(store, scope)
-        flush(before, after)
-        portmap.end_flows(ports)
+        flush_gone_addresses(before, after)
+        nat_flows.end_flows(ports)
         if left and policy_flows.narrows(before, after):
             policy_flows.cut(
                 store, left
@@ -200,14 +201,6 @@ def _scope(store: Store, rows: Iterable[ServiceRow]) -> Scope:
     shared = store.names_with(store.with_companions(row.name for row in rows if row.provider))
     on = {network for row in rows for network in row.networks} | store.published_on(services)
     return Scope(services, tuple(sorted(on)), names=shared)
-
-
-def flush(before: State, after: State) -> None:
-    """No flow of an address that is gone is left for the next one that gets it."""
-    gone = {a.address.partition("/")[0] for a in before.addresses if a.netns}
-    gone -= {a.address.partition("/")[0] for a in after.addresses if a.netns}
-    if gone:
-        conntrack.flush_addresses(gone)
 
 
 def refuse(store: Store, services: Iterable[str]) -> None:

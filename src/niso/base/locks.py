@@ -1,4 +1,4 @@
-"""One lock per service: who holds it may start, stop or replace that service's process."""
+"""The locks of niso: its own, one for each service, and telling whom a command waits for."""
 
 from __future__ import annotations
 
@@ -6,9 +6,42 @@ import errno
 import fcntl
 import os
 import time
+from _thread import get_ident
+from collections.abc import Callable
+from contextlib import suppress
+from io import FileIO
 
-from niso.base import paths, waits
-from niso.base.errors import Conflict
+from niso.base import paths
+from niso.base.errors import Conflict, NisoError
+
+told: Callable[[str], None] | None = None
+"""Takes what is waited for, where somebody wants to know: a command that shows its progress."""
+
+
+_PAUSE_S = 0.005
+
+
+def take(fd: int, whose: str, at_most_s: float | None = None) -> None:
+    """Lock ``fd`` for this process alone (flock(2)), as soon as nobody else has it; or not at all, after ``at_most_s`` seconds.
+
+    Raises OSError.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    except BlockingIOError:
+        if told is not None:
+            told(f"wait for another niso command, which {whose}")
+    if at_most_s is None:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        return
+    until = time.monotonic() + at_most_s
+    while time.monotonic() < until:
+        time.sleep(_PAUSE_S)
+        with suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+
 
 _RETRY_S = 0.02
 
@@ -31,7 +64,7 @@ class service_lock:
             self._fd = open_lock(self._service)
             try:
                 if deadline is None:
-                    waits.lock(self._fd, f"is at work on {self._service}")
+                    take(self._fd, f"is at work on {self._service}")
                 else:
                     self._wait(deadline)
                 if _is_current(self._fd, self._service):
@@ -104,3 +137,42 @@ def open_lock(name: str) -> int:
     except FileNotFoundError:
         os.makedirs(paths.lock_dir(), 0o700, exist_ok=True)
         return os.open(_path(name), flags, 0o600)
+
+
+class Lock:
+    """niso's lock: one writer at a time. Held over plan and write, never while a process is waited for.
+
+    With ``at_most_s`` the block runs without it where it cannot be had within so many seconds.
+    """
+
+    _last: dict[int, FileIO] = {}  # noqa: RUF012
+    """The file of the last one of each thread. An interrupt may have come before it was closed, and whoever undoes would wait
+    for it for ever."""
+
+    def __init__(self, at_most_s: float | None = None) -> None:
+        self._at_most_s = at_most_s
+        self._file: FileIO | None = None
+
+    def __enter__(self) -> Lock:
+        thread = get_ident()
+        if thread in Lock._last:
+            Lock._last[thread].close()
+        path = os.path.join(paths.run_dir(), "lock")
+        try:
+            os.makedirs(paths.run_dir(), mode=0o755, exist_ok=True)
+            self._file = Lock._last[thread] = FileIO(
+                os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+"
+            )
+            take(self._file.fileno(), "changes the network", self._at_most_s)
+        except KeyboardInterrupt:
+            self.__exit__()
+            raise
+        except OSError as error:
+            raise NisoError(
+                f"{error.filename or paths.run_dir()}: {error.strerror}", "check NISO_RUN_DIR"
+            ) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
