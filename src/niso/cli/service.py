@@ -176,7 +176,6 @@ def warn_of_name_servers(names: list[str]) -> None:
 
 def warn_of_taken(store: Store, names: list[str]) -> None:
     """Say which ports of their manifests services do not have, because they were forwarded to others in their place."""
-    from niso.plan import records
     from niso.services import admit
     from niso.services import ports as portmap
 
@@ -189,10 +188,8 @@ def warn_of_taken(store: Store, names: list[str]) -> None:
         name, ports = row.name, admit.published(row)
         for port, holder, held in portmap.taken(store, name, ports, ports.copy):
             output.warn(
-                f"{name}: host port {records.shown(port)} is forwarded to {_whose(name, holder, held)} in its place",
-                (
-                    f"niso port-forward {holder} {records.text(held)} --remove, then activate {name} again",
-                ),
+                f"{name}: host port {port.host_side} is forwarded to {_whose(name, holder, held)} in its place",
+                (f"niso port-forward {holder} {held.text} --remove, then activate {name} again",),
             )
 
 

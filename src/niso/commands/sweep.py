@@ -12,6 +12,7 @@ from itertools import chain
 from niso.base import failpoint, paths
 from niso.base.errors import Conflict, ErrorGroup, NisoError
 from niso.base.locks import Lock, locked_services, service_lock
+from niso.base.names import is_marked, state_id_of
 from niso.base.report import Report, silent
 from niso.kernel import netns, sysctl
 from niso.kernel.libnftables import Nft
@@ -99,9 +100,7 @@ def _homeless() -> list[tuple[str, str]]:
     """(service, cgroup) of those whose links are here and whose folder is not in this run folder."""
     known = set(process.left())
     with Rtnl() as rtnl:
-        ids = {
-            link.alias.partition(":")[2] for link in rtnl.links() if link.alias.startswith("niso:")
-        }
+        ids = {state_id_of(link.alias) for link in rtnl.links() if is_marked(link.alias)}
     return [
         (name, f"/niso-{state_id}/{name}")
         for state_id in sorted(ids)
@@ -124,12 +123,12 @@ def _all_of_niso() -> list[tuple[str, Callable[[], None]]]:
     for name in netns.names():
         with netns.inside(name), Rtnl() as rtnl:
             lo = rtnl.link("lo")
-        if lo is not None and lo.alias.startswith("niso:"):
+        if lo is not None and is_marked(lo.alias):
             things.append((f"ip netns delete {name}", partial(netns.delete, name)))
     with Rtnl() as rtnl:
         links = sorted(rtnl.links(), key=lambda link: link.kind == "bridge")
     for link in links:
-        if link.alias.startswith("niso:"):
+        if is_marked(link.alias):
             things.append((f"ip link delete {link.name}", partial(_delete_link, link.name)))
     return things
 
@@ -138,7 +137,7 @@ def _all_rules() -> list[tuple[str, Callable[[], None]]]:
     """The same of the rules, and of the sysctls of which they say what they were."""
     things: list[tuple[str, Callable[[], None]]] = []
     with Rtnl() as rtnl:
-        going = {link.name for link in rtnl.links() if link.alias.startswith("niso:")}
+        going = {link.name for link in rtnl.links() if is_marked(link.alias)}
     with Nft() as kernel:
         marks = kernel.elements(nft.INET, "before") or ()
         for name, value in forwarding.to_put_back(dict(map(nft.sysctl_before, marks))):

@@ -12,13 +12,23 @@ from types import MappingProxyType
 from niso.base import names
 from niso.base.errors import NisoError
 from niso.base.lite_typing import NamedTuple
-from niso.explain.question import End, Packet, ends, holds
+from niso.explain.question import End, Packet, ends
 from niso.kernel import probe
 from niso.plan import nft
 from niso.plan import policy_maps as rules
-from niso.plan.records import Member, Network, Policed, Policy, Port
+from niso.plan.records import Member, Network, Policed, Policy, Port, family_of
 from niso.plan.state import Element
-from niso.plan.verdict import Known, Reason, Verdict, World, decide
+from niso.plan.verdict import (
+    Known,
+    Reason,
+    Verdict,
+    World,
+    addresses_of,
+    decide,
+    holds,
+    is_host,
+    network_of,
+)
 from niso.store.store import Store
 
 
@@ -49,11 +59,6 @@ class Explanation(NamedTuple):
 
 
 # --- what is asked ---------------------------------------------------------------------------------------------------
-
-
-def network_of(world: World, address: str) -> Network | None:
-    return next((network for network in world.networks.values() if holds(network, address)), None)
-
 
 # --- explain ---------------------------------------------------------------------------------------------------------
 
@@ -145,11 +150,6 @@ def other_family(
     return explain(store, world, packet._replace(source=found[0], destination=found[1]), closed)
 
 
-def is_host(world: World, address: str) -> bool:
-    gateways = (subnet.gateway for network in world.networks.values() for subnet in network.subnets)
-    return address in world.host or address in gateways or ipaddress.ip_address(address).is_loopback
-
-
 def _walks(world: World, packet: Packet, verdict: Verdict) -> bool:
     """Whether the packet leaves its namespace and comes by the chains of policies."""
     sender = world.services.get(verdict.source.service)
@@ -170,7 +170,7 @@ def _path(
     """The objects of the way; of these the rules that drop it before policies are asked, and after."""
     sender = world.services.get(verdict.source.service)
     family = packet.family
-    if (":" in packet.source) != (family == 6) or (
+    if family_of(packet.source) != family or (
         sender and not (sender.active and _walks(world, packet, verdict))
     ):
         return (), (), ()
@@ -313,7 +313,7 @@ def _policy_objects(
     """What leads a packet to a service's policy, and the element there that decides."""
     if known is None or not known.active:
         return ()
-    policed = Policed(known.name, _addresses(known), known.policy)
+    policed = Policed(known.name, addresses_of(known), known.policy)
     deciding = rules.decides(policed, _members(world, known.policy), ingress, own, peer, *packet)
     if deciding is None:
         return ()
@@ -326,10 +326,6 @@ def _policy_objects(
 
 _Judged = tuple[str, int | None]
 """(protocol, port) as policies see them."""
-
-
-def _addresses(known: Known) -> tuple[str, ...]:
-    return tuple(address for endpoint in known.endpoints for address in endpoint.addresses)
 
 
 def _members(world: World, policy: Policy) -> list[Member]:
@@ -345,5 +341,5 @@ def _members(world: World, policy: Policy) -> list[Member]:
         elif kind == "service":
             holder = next((each for each in world.services.values() if name in each.names), None)
             if holder is not None:
-                found.append(Member(kind, name, _addresses(holder)))
+                found.append(Member(kind, name, addresses_of(holder)))
     return found

@@ -19,6 +19,7 @@ from niso.kernel.foreign_chains import (
     Chain,
 )
 from niso.kernel.rtnetlink import Rtnl
+from niso.plan.records import family_of
 
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
@@ -113,7 +114,7 @@ def _places(bridges: list[str]) -> list[Place]:
             link = rtnl.link(bridge)
             prefixes: dict[int, set[str]] = {}
             for each in rtnl.addresses(link.index) if link else ():
-                prefixes.setdefault(6 if ":" in each.address else 4, set()).add(each.address)
+                prefixes.setdefault(family_of(each.address), set()).add(each.address)
             one = {family: found.pop() for family, found in prefixes.items() if len(found) == 1}
             places.append(Place(bridge, link.index if link else 0, one))
     return places

@@ -66,7 +66,7 @@ _ETHERTYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}
 _ARP = b"\x08\x06"
 
 
-class Known(NamedTuple):
+class Bits(NamedTuple):
     """What is known of a value: the bits of ``data`` where ``mask`` has ones. ``uplink``: it is the name of no niso bridge."""
 
     data: bytes
@@ -84,8 +84,8 @@ class Packet(NamedTuple):
     what: str
     enters: bool
     leaves: bool
-    facts: Mapping[tuple[str, int], Known]
-    headers: Mapping[int, Known]
+    facts: Mapping[tuple[str, int], Bits]
+    headers: Mapping[int, Bits]
     tracked: int | None
     reply: bool
     bridged: bool
@@ -138,13 +138,13 @@ def _routed(place: Place, family: int, what: str, established: bool, reply: bool
         ("meta", _PROTOCOL): _all(_ETHERTYPES[family]),
         ("ct", _STATE): _all(struct.pack("=I", state)),
         ("ct", _DIRECTION): _all(bytes([reply])),
-        ("ct", _STATUS): Known(
+        ("ct", _STATUS): Bits(
             struct.pack("=I", status), struct.pack("=I", 1 | _SEEN_REPLY | _CONFIRMED | 16 | 32)
         ),
     }
     for name, index, ours in ((_IIFNAME, _IIF, enters), (_OIFNAME, _OIF, leaves)):
         facts["meta", name] = (
-            _all(_name(place.bridge)) if ours else Known(bytes(16), bytes(16), uplink=True)
+            _all(_name(place.bridge)) if ours else Bits(bytes(16), bytes(16), uplink=True)
         )
         if ours and place.index:
             facts["meta", index] = _all(struct.pack("=I", place.index))
@@ -154,7 +154,7 @@ def _routed(place: Place, family: int, what: str, established: bool, reply: bool
 
 def _switched(place: Place, family: int, ethertype: bytes, reply: bool) -> Packet:
     """A frame between two services: its ports are named ni..., and connection tracking may not have seen it."""
-    port = Known(b"ni" + bytes(14), b"\xff\xff" + bytes(14))
+    port = Bits(b"ni" + bytes(14), b"\xff\xff" + bytes(14))
     facts = {
         ("meta", _PROTOCOL): _all(ethertype),
         ("meta", _IIFNAME): port,
@@ -162,13 +162,13 @@ def _switched(place: Place, family: int, ethertype: bytes, reply: bool) -> Packe
         ("meta", _BRI_IIFNAME): _all(_name(place.bridge)),
         ("meta", _BRI_OIFNAME): _all(_name(place.bridge)),
     }
-    headers = {0: Known(bytes(12) + ethertype, bytes(12) + b"\xff\xff")}
+    headers = {0: Bits(bytes(12) + ethertype, bytes(12) + b"\xff\xff")}
     if ethertype != _ARP:
         headers[1] = _header(place, family, True, True)
     return Packet(WITHIN, True, True, facts, headers, None, reply, True)
 
 
-def _header(place: Place, family: int, source: bool, destination: bool) -> Known:
+def _header(place: Place, family: int, source: bool, destination: bool) -> Bits:
     """An IP header of which the prefix of the bridge is known, as source or destination."""
     start, width = (12, 4) if family == 4 else (8, 16)
     address, mask = bytes(width), bytes(width)
@@ -183,11 +183,11 @@ def _header(place: Place, family: int, source: bool, destination: bool) -> Known
     for ours in (source, destination):
         data += address if ours else bytes(width)
         known += mask if ours else bytes(width)
-    return Known(data, known)
+    return Bits(data, known)
 
 
-def _all(data: bytes) -> Known:
-    return Known(data, b"\xff" * len(data))
+def _all(data: bytes) -> Bits:
+    return Bits(data, b"\xff" * len(data))
 
 
 def _name(ifname: str) -> bytes:
@@ -277,7 +277,7 @@ class _Way:
             return True
         return None
 
-    def _loaded(self, load: Load) -> Known | None:
+    def _loaded(self, load: Load) -> Bits | None:
         if load.source != "payload":
             return self._packet.facts.get((load.source, load.key))
         header = self._packet.headers.get(load.key)
@@ -286,7 +286,7 @@ class _Way:
         end = load.offset + load.length
         if end > len(header.data):
             return None
-        return Known(header.data[load.offset : end], header.mask[load.offset : end])
+        return Bits(header.data[load.offset : end], header.mask[load.offset : end])
 
     def _look_up(self, lookup: Lookup, registers: _Registers) -> tuple[bool | None, Verdict | None]:
         length = self._source.key_length(self._family, self._table, lookup.name)
@@ -309,9 +309,9 @@ class _Registers:
         self._data, self._known = bytearray(80), bytearray(80)
         self._uplinks: set[int] = set()
 
-    def write(self, register: int, value: Known | None) -> None:
+    def write(self, register: int, value: Bits | None) -> None:
         """None is a value of which nothing, its length neither, is known: at most 16 bytes."""
-        data, mask, uplink = value or Known(bytes(16), bytes(16))
+        data, mask, uplink = value or Bits(bytes(16), bytes(16))
         size = min(-(-len(data) // 4) * 4, 80 - register)
         # what is shorter than a word is filled up with zeros (nft_reg_store8)
         self._data[register : register + size] = data.ljust(size, b"\0")[:size]
@@ -332,7 +332,7 @@ class _Registers:
         )
         # a bit that is masked out is known to be what it is flipped to
         now = bytes(k | ~b & 0xFF for k, b in zip(known, expression.mask, strict=True))
-        self.write(expression.target, Known(masked, now))
+        self.write(expression.target, Bits(masked, now))
 
     def read(self, register: int, length: int) -> bytes | None:
         """The bytes there, if all of them are known."""

@@ -7,13 +7,13 @@ import time
 from niso.base import names
 from niso.base.errors import KernelError, NisoError, UsageError
 from niso.base.lite_typing import NamedTuple
-from niso.explain.explanation import Explanation, Object, is_host
+from niso.explain.explanation import Explanation, Object
 from niso.explain.question import Packet, ends, resolve
 from niso.kernel import probe
 from niso.kernel.libnftables import Nft
 from niso.kernel.nft_elements import HEADERS, Nfnetlink
 from niso.plan.records import Entry
-from niso.plan.verdict import Reason, Verdict, World, decide, matches
+from niso.plan.verdict import Reason, Verdict, World, decide, is_host, matches
 from niso.reconcile.world import read_world
 from niso.store.store import Store
 

@@ -7,8 +7,8 @@ import ipaddress
 from niso.base.errors import NisoError, UsageError
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import probe
-from niso.plan.records import Network
-from niso.plan.verdict import PORTED, World
+from niso.plan.records import family_of
+from niso.plan.verdict import PORTED, World, holds
 from niso.store.store import Store
 
 PROTOCOLS = (*PORTED, "icmp")
@@ -42,7 +42,7 @@ class Packet(NamedTuple):
 
     @property
     def family(self) -> int:
-        return 6 if ":" in self.destination else 4
+        return family_of(self.destination)
 
 
 def parse_target(text: str) -> tuple[str, int | None, str]:
@@ -140,7 +140,7 @@ def ends(world: World, source: End, destination: End, family: int | None = None)
 
     Raises NisoError where they have no addresses of one family.
     """
-    given = {6 if ":" in end.address else 4 for end in (source, destination) if end.address}
+    given = {family_of(end.address) for end in (source, destination) if end.address}
     if len(given) > 1:
         raise UsageError(
             f"{source.address} and {destination.address} are not of one family",
@@ -202,9 +202,4 @@ def _source(world: World, source: End, to: str, family: int) -> str | None:
 
 
 def _of_family(addresses: tuple[str, ...], family: int) -> str | None:
-    return next((address for address in addresses if (":" in address) == (family == 6)), None)
-
-
-def holds(network: Network, address: str) -> bool:
-    number = ipaddress.ip_address(address)
-    return any(number in ipaddress.ip_network(subnet.cidr) for subnet in network.subnets)
+    return next((address for address in addresses if family_of(address) == family), None)

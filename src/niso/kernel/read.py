@@ -16,6 +16,7 @@ from niso.kernel.nft_elements import HEADERS, Nfnetlink
 from niso.kernel.rtnetlink import KERNEL, Link, Rtnl
 from niso.kernel.rtnl_sockets import Sockets
 from niso.plan import hosts_text, nft
+from niso.plan.records import family_of
 from niso.plan.state import (
     Address,
     Attached,
@@ -187,7 +188,8 @@ def _host_strays(
 def _is_routed(address: str, there: set[str]) -> bool:
     """Whether an address's own prefix is among the destinations ``there``; one of a single address has no route."""
     return (
-        address.endswith("/128" if ":" in address else "/32") or rtnetlink.prefix(address) in there
+        address.endswith("/128" if family_of(address) == 6 else "/32")
+        or rtnetlink.prefix(address) in there
     )
 
 
@@ -369,7 +371,7 @@ def _by_namespace(candidates: State) -> dict[str, _Wanted]:
     for thing in candidates.addresses | candidates.routes:
         here = found.setdefault(thing.netns, _Wanted())
         here.links.add(thing.link)
-        if isinstance(thing, Address) and ":" in thing.address:
+        if isinstance(thing, Address) and family_of(thing.address) == 6:
             here.addresses6.add((thing.link, thing.address))
     for each in candidates.sysctls:
         found.setdefault(each.netns, _Wanted()).sysctls.append(each)

@@ -7,6 +7,7 @@ from collections.abc import Container
 from niso.base import paths
 from niso.base.lite_typing import NamedTuple
 from niso.plan.diff import by_key, unhindered
+from niso.plan.records import family_of
 from niso.plan.state import (
     Address,
     Attached,
@@ -146,8 +147,9 @@ def _different(thing: Thing, was: Thing, without: set[str]) -> list[Finding]:
 
 def _followed(thing: Thing, was: Thing | None) -> list[str]:
     """What this follows from if it is so: a link that is down has lost its routes, and of IPv6 its addresses."""
-    if isinstance(thing, Address | Route) and ":" in (
-        thing.address if isinstance(thing, Address) else thing.destination
+    if (
+        isinstance(thing, Address | Route)
+        and family_of(thing.address if isinstance(thing, Address) else thing.destination) == 6
     ):
         whole = f"link /{thing.netns}/all without IPv6"
         return [

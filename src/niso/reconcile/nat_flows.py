@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from niso.kernel import conntrack, flows
 from niso.kernel.flows import Tracked
 from niso.kernel.rtnetlink import Rtnl
-from niso.plan.records import Port
+from niso.plan.records import Port, family_of
 from niso.plan.state import State
 
 _PASSES = 8
@@ -103,7 +103,7 @@ class _Targets:
             for host, proto, first, last, target in self._ranges
             if host in ("", flow.destination) and proto == flow.proto and first <= flow.port <= last
         )
-        return {target for target in found if (":" in target) == (":" in flow.destination)}
+        return {target for target in found if family_of(target) == family_of(flow.destination)}
 
 
 def flush_changed_ports(before: State, after: State) -> None:

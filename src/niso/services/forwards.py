@@ -8,7 +8,7 @@ from niso.base.errors import Conflict, NotFound
 from niso.base.locks import Lock
 from niso.base.report import Report, silent
 from niso.plan import nft
-from niso.plan.records import Port, shown, text
+from niso.plan.records import Port
 from niso.plan.state import Element, State
 from niso.reconcile.converge import converge
 from niso.reconcile.nat_flows import flush_ports
@@ -44,20 +44,20 @@ def forward(
         ]
         if losers and not replace:
             holder, held = losers[0]
-            words = f"host port {shown(port)} is published by {holder!r}{as_held(held, port)}"
-            hint = f"--replace takes {text(held)} from {holder}"
+            words = f"host port {port.host_side} is published by {holder!r}{as_held(held, port)}"
+            hint = f"--replace takes {held.text} from {holder}"
             if holder == service:
-                hint = f"--replace puts it in the place of {text(held)}"
+                hint = f"--replace puts it in the place of {held.text}"
             if _is_part(port, held):
                 hint = "it is part of a range: move the whole range, or change that manifest"
             raise Conflict(words, hint, key)
         for holder, held in losers:
             if _is_part(port, held):
-                words = f"host port {shown(port)} is part of {shown(held)} of {holder!r}"
+                words = f"host port {port.host_side} is part of {held.host_side} of {holder!r}"
                 raise Conflict(words, "move the whole range, or change that manifest", key)
             if holder not in locked:
                 raise Conflict(
-                    f"{holder!r} has just taken host port {shown(port)}", "try again", key
+                    f"{holder!r} has just taken host port {port.host_side}", "try again", key
                 )
         Listeners(store.port_families(service)).check(port, key)
         _change(store, [(service, port)], losers, report)
@@ -79,12 +79,10 @@ def unforward(store: Store, service: str, port: Port, report: Report = silent) -
         if port not in forwards:
             _require_active(store, service)
             if store.has_port(service, port):
-                words = f"{text(port)} is in the manifest of {service!r}"
+                words = f"{port.text} is in the manifest of {service!r}"
                 raise Conflict(words, "take it out there, and activate it again", "PORT")
-            added = ", ".join(text(each) for each in forwards) or "none"
-            raise NotFound(
-                f"{text(port)} is not forwarded to {service!r}", f"its forwards: {added}"
-            )
+            added = ", ".join(each.text for each in forwards) or "none"
+            raise NotFound(f"{port.text} is not forwarded to {service!r}", f"its forwards: {added}")
         _change(store, [], [(service, port)], report)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Container, Iterable, Sequence
 
 from niso.base.errors import Conflict, ErrorGroup, NisoError
 from niso.kernel import sockdiag
-from niso.plan.records import ANY, ANY4, ANY6, Port, shown, text
+from niso.plan.records import Port, bracketed, family_of
 from niso.store.store import Store
 
 FREE_FIRST, FREE_LAST = 20_000, 29_999
@@ -66,7 +66,7 @@ def admit(
             errors.append(error)
     for forward in forwards:
         try:
-            check_family(service, forward, families, f"port-forward {text(forward)}")
+            check_family(service, forward, families, f"port-forward {forward.text}")
         except Conflict as error:
             errors.append(error)
             continue
@@ -74,8 +74,8 @@ def admit(
             forward not in have
         ):  # it was kept over a reboot, and somebody else may have the host port now
             try:
-                _check_holders(store, service, forward, f"port-forward {text(forward)}", together)
-                listeners.check(forward, f"port-forward {text(forward)}")
+                _check_holders(store, service, forward, f"port-forward {forward.text}", together)
+                listeners.check(forward, f"port-forward {forward.text}")
             except Conflict as error:
                 errors.append(error)
     if errors:
@@ -104,8 +104,7 @@ def taken(
 
 def same_place(one: Port, other: Port) -> bool:
     """Whether both would take a host port at the same address: of all and one, the one wins."""
-    wide = (ANY, ANY4, ANY6)
-    alike = one.host_ip == other.host_ip or (one.host_ip in wide and other.host_ip in wide)
+    alike = one.host_ip == other.host_ip or (one.is_wide and other.is_wide)
     return alike and one.clashes(other)
 
 
@@ -113,7 +112,7 @@ def check_family(service: str, port: Port, families: tuple[int, ...], key: str) 
     if not set(port.families) & set(families):
         family = port.families[0]
         raise Conflict(
-            f"{key}: {shown(port)} is an IPv{family} port, and the network of service {service!r} has no IPv{family} subnet",
+            f"{key}: {port.host_side} is an IPv{family} port, and the network of service {service!r} has no IPv{family} subnet",
             "niso net create NAME --ipv6 makes a network that has both"
             if family == 6
             else "leave the address out",
@@ -128,7 +127,7 @@ def _check_holders(
     for holder, held in store.port_holders(port, together):
         if holder != service:
             words = (
-                f"{key}: host port {shown(port)} is published by {holder!r}{as_held(held, port)}"
+                f"{key}: host port {port.host_side} is published by {holder!r}{as_held(held, port)}"
             )
             hint = f"niso deactivate {holder}, or choose another port"
             if holder in together:
@@ -136,7 +135,7 @@ def _check_holders(
                     f"{holder} is part of this command too: choose another port for one of the two"
                 )
             if held in store.forwards(holder):
-                hint = f"niso port-forward {holder} {text(held)} --remove, or choose another port"
+                hint = f"niso port-forward {holder} {held.text} --remove, or choose another port"
             raise Conflict(words, hint, key)
 
 
@@ -145,15 +144,15 @@ def _check_forwards(service: str, port: Port, forwards: Iterable[Port], key: str
     for forward in forwards:
         if same_place(forward, port):
             raise Conflict(
-                f"{key}: host port {shown(port)} is forwarded to another port of {service!r}",
-                f"niso port-forward {service} {text(forward)} --remove",
+                f"{key}: host port {port.host_side} is forwarded to another port of {service!r}",
+                f"niso port-forward {service} {forward.text} --remove",
                 key,
             )
 
 
 def as_held(held: Port, wanted: Port) -> str:
     """How the holder has it, where that is not what was asked for."""
-    return "" if shown(held) == shown(wanted) else f" as {shown(held)}"
+    return "" if held.host_side == wanted.host_side else f" as {held.host_side}"
 
 
 class Listeners:
@@ -174,7 +173,7 @@ class Listeners:
             each
             for each in self.of(port.proto)
             if port.host_port <= each.port <= port.last
-            and (6 if ":" in each.address else 4) in self._families
+            and family_of(each.address) in self._families
             and port.clashes(Port(each.address, each.port, 0, port.proto))
         ]
 
@@ -185,9 +184,9 @@ class Listeners:
             program = (
                 f"{who[1]} (pid {who[0]})" if who else "a process that cannot be seen from here"
             )
-            at = f"[{listener.address}]" if ":" in listener.address else listener.address
+            at = bracketed(listener.address)
             raise Conflict(
-                f"{key}: host port {shown(port)} is used by {program}, which listens on {at}:{listener.port}",
+                f"{key}: host port {port.host_side} is used by {program}, which listens on {at}:{listener.port}",
                 "stop it, or choose another port",
                 key,
             )
