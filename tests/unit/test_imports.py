@@ -140,6 +140,19 @@ def test_module_imports_only_what_lies_below_it(module) -> None:
     assert used <= set(ORDER[: ORDER.index(own) + 1]), f"{module} imports upward"
 
 
+def test_no_two_modules_have_one_name() -> None:
+    """But a command's: its words (cli/catalogue), its command line (cli) and what it means (commands)."""
+    places: dict[str, set[str]] = {}
+    for path in SOURCE.rglob("*.py"):
+        if not path.stem.startswith("__"):
+            places.setdefault(path.stem, set()).add(str(path.parent.relative_to(SOURCE)))
+    assert {
+        name: folders
+        for name, folders in places.items()
+        if len(folders) > 1 and not folders <= {"cli", "cli/catalogue", "commands"}
+    } == {}
+
+
 @pytest.mark.parametrize("module", [name for name in MODULES if name])
 def test_module_needs_nothing_but_niso_and_the_standard_library(module) -> None:
     assert {name.partition(".")[0] for name in imports(MODULES[module])} - {

@@ -1,4 +1,4 @@
-"""check, repair and sweep: what should be against what is, each thing by its name."""
+"""Check: what should be against what is, each thing by its name."""
 
 from __future__ import annotations
 

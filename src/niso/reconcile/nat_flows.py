@@ -1,7 +1,7 @@
-"""Flows that began while niso's rules were away, and so have not the NAT that they should: they end when the rules are back.
+"""End flows whose NAT is not what the rules say now.
 
-Connection tracking asks the rules for the first packet of a flow alone. A datagram that came meanwhile has left an entry
-without NAT, which keeps its client away for as long as it sends.
+Connection tracking asks the rules for the first packet of a flow alone. A datagram that came while niso's rules were away, or
+before a published port changed, has left an entry that keeps its client away for as long as it sends.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def clear(want: State) -> int:
 
     TCP that has had an answer stays: whoever answers has it. It looks until it finds none, since packets are under way.
     """
-    is_stray = _judge(want, _own_addresses())
+    is_stray = _judge(want, set(own_addresses()))
     ended = 0
     for _ in range(_PASSES):
         found = [flow for flow in flows.tracked() if is_stray(flow)]
@@ -33,11 +33,6 @@ def clear(want: State) -> int:
             break
         ended += flows.end(found)
     return ended
-
-
-def _own_addresses() -> set[str]:
-    with Rtnl() as rtnl:
-        return {each.address.partition("/")[0] for each in rtnl.addresses()}
 
 
 def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
@@ -135,7 +130,7 @@ def end_flows(ports: Iterable[Port]) -> None:
 def own_addresses() -> list[str]:
     """Every address that the host takes for its own, 127.0.0.0/8 as a prefix."""
     with Rtnl() as rtnl:
-        found = {str(ipaddress.ip_interface(each.address).ip) for each in rtnl.addresses()}
+        found = {each.address.partition("/")[0] for each in rtnl.addresses()}
     return [*sorted(found), "127.0.0.0/8"]
 
 

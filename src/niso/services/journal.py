@@ -1,4 +1,4 @@
-"""What a service goes through once it has been activated: deactivate, remove, restart, ports; and the recovery of what a dead process left.
+"""The journal of intents: begin a change, lock its services, and recover what a dead process left half-way.
 
 Every change is noted in the store (an intent) before the kernel sees it. Whoever finds an intent whose process is gone
 finishes it (deactivate, remove) or undoes it (activate, restart). niso's lock is held over plan and write; a service's own lock is

@@ -1,6 +1,6 @@
-"""Which host ports a service gets: who has them already, which are free, and the ports that come and go while it runs.
+"""Which host ports a service gets: who has them already, and which are free.
 
-The caller of `admit` is in a transaction of the store; `forward` and `unforward` are whole commands.
+The caller of `admit` is in a transaction of the store.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def admit(
 def taken(
     store: Store, service: str, wanted: Iterable[Port], published: Callable[[], Container[Port]]
 ) -> list[tuple[Port, str, Port]]:
-    """Of the ports ``wanted`` those that `forward` took from a service since its last activation, for whom (it may be itself, with
+    """Of the ports ``wanted`` those that `niso port-forward` took from a service since its last activation, for whom (it may be itself, with
     another port inside), and for which port.
 
     Then its last manifest (``published``) has it and its record does not. It stays taken as long as that forward is there.
@@ -140,7 +140,7 @@ def _check_holders(
 
 
 def _check_forwards(service: str, port: Port, forwards: Iterable[Port], key: str) -> None:
-    """Raise Conflict if `forward` publishes another port of this service there."""
+    """Raise Conflict if `niso port-forward` publishes another port of this service there."""
     for forward in forwards:
         if same_place(forward, port):
             raise Conflict(
