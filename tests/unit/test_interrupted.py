@@ -171,6 +171,41 @@ fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert (done.stdout, done.stderr) == ("held\n", "")
 
 
+def test_nisos_lock_whose_release_was_interrupted_is_taken_again_by_who_undoes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Lock, "__exit__", interrupted(lambda *_: None))
+            with Lock():
+                pass
+    except KeyboardInterrupt:
+        with Lock():
+            assert is_held()
+    assert not is_held()
+
+
+def test_nisos_lock_that_is_taken_in_its_own_block_is_refused_and_stays_held() -> None:
+    with Lock():
+        with pytest.raises(RuntimeError, match="taken twice"), Lock():
+            pytest.fail("the outer one would have been released")
+        assert is_held()
+    with Lock():  # and one after the other is none of that
+        assert is_held()
+
+
+def is_held() -> bool:
+    """Whether somebody has niso's lock."""
+    fd = os.open(os.path.join(os.environ["NISO_RUN_DIR"], "lock"), os.O_RDWR)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def test_lock_that_another_one_holds_is_waited_for_no_longer_than_asked() -> None:
     with Lock():
         fd = os.open(os.path.join(os.environ["NISO_RUN_DIR"], "lock"), os.O_RDWR)

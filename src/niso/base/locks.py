@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import sys
 import time
 from _thread import get_ident
 from collections.abc import Callable
@@ -13,6 +14,12 @@ from io import FileIO
 
 from niso.base import paths
 from niso.base.errors import Conflict, NisoError
+from niso.base.lite_typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from weakref import ref
+else:
+    from _weakref import ref  # the same, without what weakref imports besides
 
 told: Callable[[str], None] | None = None
 """Takes what is waited for, where somebody wants to know: a command that shows its progress."""
@@ -140,29 +147,27 @@ def open_lock(name: str) -> int:
 
 
 class Lock:
-    """niso's lock: one writer at a time. Held over plan and write, never while a process is waited for.
+    """Hold niso's lock: one writer at a time, over plan and write, never while a process is waited for.
 
-    With ``at_most_s`` the block runs without it where it cannot be had within so many seconds.
+    With ``at_most_s`` the block runs without it where it cannot be had within so many seconds. A thread that has it
+    cannot take it again (RuntimeError): the inner block would wait for the outer one for ever. Only what an interrupt
+    may have kept from being released is taken over: whoever undoes needs it.
     """
 
-    _last: dict[int, FileIO] = {}  # noqa: RUF012
-    """The file of the last one of each thread. An interrupt may have come before it was closed, and whoever undoes would wait
-    for it for ever."""
+    _last: dict[int, ref[Lock]] = {}  # noqa: RUF012
+    """The last one of each thread, for as long as anything holds it: without that its file closes by itself."""
 
     def __init__(self, at_most_s: float | None = None) -> None:
         self._at_most_s = at_most_s
         self._file: FileIO | None = None
 
     def __enter__(self) -> Lock:
-        thread = get_ident()
-        if thread in Lock._last:
-            Lock._last[thread].close()
+        self._require_alone()
+        Lock._last[get_ident()] = ref(self)
         path = os.path.join(paths.run_dir(), "lock")
         try:
             os.makedirs(paths.run_dir(), mode=0o755, exist_ok=True)
-            self._file = Lock._last[thread] = FileIO(
-                os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+"
-            )
+            self._file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+")
             take(self._file.fileno(), "changes the network", self._at_most_s)
         except KeyboardInterrupt:
             self.__exit__()
@@ -176,3 +181,21 @@ class Lock:
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
+
+    def _require_alone(self) -> None:
+        """Raise RuntimeError if this thread holds the lock, unless an interrupt ended the block that took it."""
+        known = Lock._last.get(get_ident())
+        last = known() if known is not None else None
+        if last is None or last._file is None or last._file.closed:
+            return
+        if not _is_interrupted():
+            raise RuntimeError("niso's lock is taken twice by one thread")
+        last._file.close()
+
+
+def _is_interrupted() -> bool:
+    """Return whether the exception that is being handled is an interrupt, or came of one."""
+    error = sys.exception()
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
