@@ -94,8 +94,9 @@ class service_lock:
                     raise
             if time.monotonic() >= deadline:
                 raise Conflict(
-                    f"{self._service}: another niso command is starting or stopping it",
+                    "another niso command is starting or stopping it",
                     "wait for it to end and try again",
+                    service=self._service,
                 )
             time.sleep(_RETRY_S)
 

@@ -17,7 +17,7 @@ def run(_: str, args: Args) -> int:
     try:
         port = parse_port(args.port, "PORT")
     except InvalidInput as error:
-        raise UsageError(error.message, error.hint, error.key) from None
+        raise UsageError.of(error) from None
     if not port.host_port:
         raise UsageError(
             f"PORT {args.port!r}: a forward names its host port",

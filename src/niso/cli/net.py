@@ -31,7 +31,7 @@ def _create(args: Args) -> int:
     try:
         name = network_name(args.name, "NAME")
     except InvalidInput as error:
-        raise UsageError(error.message, error.hint, error.key) from None
+        raise UsageError.of(error) from None
     store = Store.open(create=not args.dry_run)
     wish = Wish(name, tuple(args.subnet), args.ipv6, tuple(args.gateway), args.internal, args.mtu)
     with Progress(args) as report:

@@ -148,7 +148,7 @@ def timeout(text: str) -> float:
     try:
         return values.duration(text, "--timeout", low=0.2)
     except InvalidInput as error:
-        raise UsageError(error.message, error.hint, error.key) from None
+        raise UsageError.of(error) from None
 
 
 def warn(store: Store, outcomes: list[Outcome]) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 
 from niso.base import paths
-from niso.base.errors import Conflict, ErrorGroup, NisoError, ProcessError
+from niso.base.errors import Conflict, NisoError, ProcessError, each
 from niso.base.lite_typing import NamedTuple
 from niso.base.locks import Lock, service_lock
 from niso.base.report import Report, silent
@@ -336,7 +336,7 @@ def _ready(service: str) -> None:
     with service_lock(service):
         found = process.keepers(service)
         if not found:
-            raise ProcessError(f"{service}: its process has ended", f"niso logs {service}")
+            raise ProcessError("its process has ended", f"niso logs {service}", service=service)
         unit.adopt([pid for pid in found if unit.path(service, pid) != own], own)
         unit.tell(f"MAINPID={found[0]}", "READY=1")
 
@@ -368,12 +368,12 @@ def restore(store: Store, timeout_s: float, report: Report = silent) -> Restored
     try:
         journal.recover(store, report, [intent.service for intent in store.intents()])
     except NisoError as error:
-        errors += _each(error)
+        errors += each(error)
     try:
         with Lock():
             repair(store, report)
     except NisoError as error:
-        errors += _each(error)
+        errors += each(error)
     enabled = [row for row in store.services() if row.enabled]
     outcomes: list[Outcome] = []
     for together in (
@@ -394,18 +394,13 @@ def _activate(
         return activate.activate(store, find_targets(store, names), timeout_s, report)
     except NisoError as error:
         if len(names) == 1:
-            errors += [_naming(names[0], each) for each in _each(error)]
+            errors += [_naming(names[0], one) for one in each(error)]
             return []
     return [
         outcome for name in names for outcome in _activate(store, [name], timeout_s, report, errors)
     ]
 
 
-def _each(error: NisoError) -> list[NisoError]:
-    return error.errors if isinstance(error, ErrorGroup) else [error]
-
-
 def _naming(service: str, error: NisoError) -> NisoError:
-    if not error.message.startswith(f"{service}: "):
-        error.message = f"{service}: {error.message}"
+    error.service = error.service or service
     return error

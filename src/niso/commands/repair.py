@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from niso.base import names, paths
-from niso.base.errors import ErrorGroup, NisoError
+from niso.base.errors import ErrorGroup, NisoError, each
 from niso.base.locks import Lock, service_lock
 from niso.base.names import alias
 from niso.base.report import Report, silent
@@ -119,13 +119,7 @@ def mend(store: Store, report: Report = silent) -> int:
                 errors.append(error)
             done += 1
     if errors:
-        raise ErrorGroup(
-            [
-                each
-                for error in errors
-                for each in (error.errors if isinstance(error, ErrorGroup) else [error])
-            ]
-        )
+        raise ErrorGroup([one for error in errors for one in each(error)])
     return done
 
 
@@ -155,7 +149,7 @@ def _write_spec_again(row: ServiceRow, report: Report) -> int:
     try:
         save(journal.stored_spec(row))
     except OSError as error:
-        raise NisoError(f"{row.name}: cannot write spec.json: {error.strerror}") from error
+        raise NisoError(f"cannot write spec.json: {error.strerror}", service=row.name) from error
     return 1
 
 

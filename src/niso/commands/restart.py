@@ -32,7 +32,7 @@ def restart(store: Store, services: list[str], report: Report = silent) -> None:
             for folder in (row.package, row.rootfs):
                 if folder is not None and not os.path.isdir(folder):
                     raise NotFound(
-                        f"{name}: {folder} is gone", f"niso activate {row.manifest_path}"
+                        f"{folder} is gone", f"niso activate {row.manifest_path}", service=name
                     )
             rows.append(row)
         begin(store, services, "restart")

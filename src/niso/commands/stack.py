@@ -107,8 +107,9 @@ def _targets(store: Store, stack: Stack) -> list[Target]:
     for member in stack.members:
         if member.name in taken:
             key = f"{member.key}.name"
-            error: NisoError = taken[member.name]
-            errors.append(InvalidInput(f"{stack.file}: {key}: {error.message}", error.hint, key))
+            error: NisoError = InvalidInput.of(taken[member.name])
+            error.file, error.key = stack.file, key
+            errors.append(error)
         try:
             found.append(targets.of_manifest(member.loaded))
         except ErrorGroup as group:

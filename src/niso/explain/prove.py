@@ -97,6 +97,7 @@ def ping(store: Store, source: str, destination: str) -> tuple[Packet, float]:
         f"{where}: {words}",
         f"niso net explain {from_} {to}",
         (without.key if without else reason.key) or None,
+        names_key=False,
     )
 
 

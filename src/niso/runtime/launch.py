@@ -463,7 +463,7 @@ def _created_pid(spec: ProcessSpec, bundle: str, sync: int) -> int:
     if not words:
         with open(f"{bundle}/conmon.err", "rb") as file:
             words = plain(file.read(4096)) or "conmon ended without a word"
-    raise ProcessError(f"{spec.service}: {words.removeprefix('; ')}")
+    raise ProcessError(f"{words.removeprefix('; ')}", service=spec.service)
 
 
 def remove_cgroups(path: str) -> None:

@@ -216,7 +216,7 @@ def abandon(spec: ProcessSpec, bundle: str) -> None:
 
 def _failed(service: str, what: str, error: OSError) -> ProcessError:
     where = f": {error.filename}" if error.filename else ""
-    return ProcessError(f"{service}: cannot {what} its process: {error.strerror}{where}")
+    return ProcessError(f"cannot {what} its process: {error.strerror}{where}", service=service)
 
 
 def _end_all(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s: float) -> None:
@@ -612,7 +612,7 @@ def _kill_rest(service: str, path: str) -> None:
                 continue
             _signal(pidfd, signal.SIGKILL)
             if not launch.wait_gone(pidfd, _KILL_S):
-                raise ProcessError(f"{service}: process {pid} does not end after SIGKILL")
+                raise ProcessError(f"process {pid} does not end after SIGKILL", service=service)
         finally:
             os.close(pidfd)
 

@@ -112,14 +112,14 @@ def _is_folder(volume: Volume) -> bool:
             else f"{error.strerror}"
         )
         raise InvalidInput(
-            f"{key}: {volume.source!r} {reason}", f"mkdir -p {volume.source}", key
+            f"{volume.source!r} {reason}", f"mkdir -p {volume.source}", key
         ) from None
 
 
 def _wrong(volume: Volume, reason: str) -> InvalidInput:
     key = f"volumes.{volume.name}.mount"
     return InvalidInput(
-        f"{key}: {volume.mount!r} cannot be a mount point: {reason}", "for example /data", key
+        f"{volume.mount!r} cannot be a mount point: {reason}", "for example /data", key
     )
 
 
@@ -208,8 +208,9 @@ def check_removable(service: str) -> None:
     """Raise Conflict where something of the host is mounted in a volume, which would be removed with it."""
     for point in _mounted_below(os.path.realpath(paths.volume_dir(service))):
         raise Conflict(
-            f"{service}: its volumes are not removed: something is mounted at {point}",
+            f"its volumes are not removed: something is mounted at {point}",
             f"umount {point}",
+            service=service,
         )
 
 
@@ -230,8 +231,9 @@ def remove_all(service: str, report: Callable[[str], None]) -> None:
         shutil.rmtree(folder)
     except OSError as error:
         raise NisoError(
-            f"{service}: its volumes cannot be removed: {error.filename or folder}: {error.strerror}",
+            f"its volumes cannot be removed: {error.filename or folder}: {error.strerror}",
             f"niso remove --volumes {service}",
+            service=service,
         ) from error
 
 

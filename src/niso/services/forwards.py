@@ -50,14 +50,19 @@ def forward(
                 hint = f"--replace puts it in the place of {held.text}"
             if _is_part(port, held):
                 hint = "it is part of a range: move the whole range, or change that manifest"
-            raise Conflict(words, hint, key)
+            raise Conflict(words, hint, key, names_key=False)
         for holder, held in losers:
             if _is_part(port, held):
                 words = f"host port {port.host_side} is part of {held.host_side} of {holder!r}"
-                raise Conflict(words, "move the whole range, or change that manifest", key)
+                raise Conflict(
+                    words, "move the whole range, or change that manifest", key, names_key=False
+                )
             if holder not in locked:
                 raise Conflict(
-                    f"{holder!r} has just taken host port {port.host_side}", "try again", key
+                    f"{holder!r} has just taken host port {port.host_side}",
+                    "try again",
+                    key,
+                    names_key=False,
                 )
         Listeners(store.port_families(service)).check(port, key)
         _change(store, [(service, port)], losers, report)
@@ -80,7 +85,9 @@ def unforward(store: Store, service: str, port: Port, report: Report = silent) -
             _require_active(store, service)
             if store.has_port(service, port):
                 words = f"{port.text} is in the manifest of {service!r}"
-                raise Conflict(words, "take it out there, and activate it again", "PORT")
+                raise Conflict(
+                    words, "take it out there, and activate it again", "PORT", names_key=False
+                )
             added = ", ".join(each.text for each in forwards) or "none"
             raise NotFound(f"{port.text} is not forwarded to {service!r}", f"its forwards: {added}")
         _change(store, [], [(service, port)], report)
@@ -166,10 +173,10 @@ def _check_mode(store: Store, service: str, key: str) -> None:
         )
         if home.mode == "host":
             raise Conflict(
-                f"{key}: {whose} is of mode host", "what it listens on is the host's already", key
+                f"{whose} is of mode host", "what it listens on is the host's already", key
             )
         raise Conflict(
-            f"{key}: {whose} is of mode none: nothing leads there",
+            f"{whose} is of mode none: nothing leads there",
             'mode = "bridge" has a network',
             key,
         )

@@ -112,7 +112,7 @@ def check_family(service: str, port: Port, families: tuple[int, ...], key: str) 
     if not set(port.families) & set(families):
         family = port.families[0]
         raise Conflict(
-            f"{key}: {port.host_side} is an IPv{family} port, and the network of service {service!r} has no IPv{family} subnet",
+            f"{port.host_side} is an IPv{family} port, and the network of service {service!r} has no IPv{family} subnet",
             "niso net create NAME --ipv6 makes a network that has both"
             if family == 6
             else "leave the address out",
@@ -126,9 +126,7 @@ def _check_holders(
     """Raise Conflict if another service has the host port."""
     for holder, held in store.port_holders(port, together):
         if holder != service:
-            words = (
-                f"{key}: host port {port.host_side} is published by {holder!r}{as_held(held, port)}"
-            )
+            words = f"host port {port.host_side} is published by {holder!r}{as_held(held, port)}"
             hint = f"niso deactivate {holder}, or choose another port"
             if holder in together:
                 hint = (
@@ -144,7 +142,7 @@ def _check_forwards(service: str, port: Port, forwards: Iterable[Port], key: str
     for forward in forwards:
         if same_place(forward, port):
             raise Conflict(
-                f"{key}: host port {port.host_side} is forwarded to another port of {service!r}",
+                f"host port {port.host_side} is forwarded to another port of {service!r}",
                 f"niso port-forward {service} {forward.text} --remove",
                 key,
             )
@@ -186,7 +184,7 @@ class Listeners:
             )
             at = bracketed(listener.address)
             raise Conflict(
-                f"{key}: host port {port.host_side} is used by {program}, which listens on {at}:{listener.port}",
+                f"host port {port.host_side} is used by {program}, which listens on {at}:{listener.port}",
                 "stop it, or choose another port",
                 key,
             )
@@ -221,9 +219,7 @@ def _choose(
         candidate = max(candidate, last + 1)
     if candidate + port.count - 1 > FREE_LAST:
         many = "port" if port.count == 1 else f"{port.count} ports in a row"
-        raise Conflict(
-            f"{key}: no {many} of {FREE_FIRST}-{FREE_LAST} free", "name a host port", key
-        )
+        raise Conflict(f"no {many} of {FREE_FIRST}-{FREE_LAST} free", "name a host port", key)
     return candidate
 
 

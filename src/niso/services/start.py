@@ -421,7 +421,7 @@ class _Starting:
 
 def _failed(service: str, what: str) -> ProcessError:
     return ProcessError(
-        f"{service}: {what}{_last_words(service)}", "see [healthcheck] of its manifest"
+        f"{what}{_last_words(service)}", "see [healthcheck] of its manifest", service=service
     )
 
 
@@ -433,7 +433,7 @@ def _ended(service: str, unhealthy: bool) -> NisoError:
         ended += ", out of memory: isolation.resources.memory_max"
     when = "before it was healthy" if unhealthy else "at once"
     hint = "see binary.entrypoint and binary.args of its manifest" if not said else None
-    return ProcessError(f"{service}: its process ended {when} ({ended})" + said, hint)
+    return ProcessError(f"its process ended {when} ({ended})" + said, hint, service=service)
 
 
 def _last_words(service: str) -> str:

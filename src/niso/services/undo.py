@@ -45,9 +45,9 @@ def undo_all(store: Store, services: Iterable[str], cause: BaseException, report
 
 
 def _not_undone(names: str, error: NisoError) -> NisoError:
-    said = error.message.removeprefix(f"{names}: ")
+    said = error.detail if error.service == names and not error.file else error.message
     return NisoError(
-        f"{names}: the activation is not undone yet: {said}", error.hint or "niso net repair"
+        f"the activation is not undone yet: {said}", error.hint or "niso net repair", service=names
     )
 
 
