@@ -17,6 +17,7 @@ import pytest
 from niso.base import locks
 from niso.base.errors import NisoError
 from niso.base.locks import Lock
+from niso.base.report import WaitingForLock
 from niso.base.signals import ENDING, signals_held
 from niso.cli import main
 from niso.runtime import process, resolve
@@ -210,7 +211,7 @@ def test_lock_that_another_one_holds_is_waited_for_no_longer_than_asked() -> Non
     with Lock():
         fd = os.open(os.path.join(os.environ["NISO_RUN_DIR"], "lock"), os.O_RDWR)
         try:
-            locks.take(fd, "is at work", 0.05)
+            locks.take(fd, WaitingForLock(), 0.05)
             with pytest.raises(BlockingIOError):
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         finally:

@@ -8,28 +8,30 @@ import os
 import sys
 import time
 from _thread import get_ident
-from collections.abc import Callable
 from contextlib import suppress
 from io import FileIO
 
 from niso.base import paths
 from niso.base.errors import Conflict, NisoError
 from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.report import Report, WaitingForLock
 
 if TYPE_CHECKING:
     from weakref import ref
 else:
     from _weakref import ref  # the same, without what weakref imports besides
 
-told: Callable[[str], None] | None = None
+told: Report | None = None
 """Takes what is waited for, where somebody wants to know: a command that shows its progress."""
 
 
 _PAUSE_S = 0.005
 
 
-def take(fd: int, whose: str, at_most_s: float | None = None) -> None:
+def take(fd: int, event: WaitingForLock, at_most_s: float | None = None) -> None:
     """Lock ``fd`` for this process alone (flock(2)), as soon as nobody else has it; or not at all, after ``at_most_s`` seconds.
+
+    ``event`` is reported where somebody else has it.
 
     Raises OSError.
     """
@@ -38,7 +40,7 @@ def take(fd: int, whose: str, at_most_s: float | None = None) -> None:
         return
     except BlockingIOError:
         if told is not None:
-            told(f"wait for another niso command, which {whose}")
+            told(event)
     if at_most_s is None:
         fcntl.flock(fd, fcntl.LOCK_EX)
         return
@@ -71,7 +73,7 @@ class service_lock:
             self._fd = open_lock(self._service)
             try:
                 if deadline is None:
-                    take(self._fd, f"is at work on {self._service}")
+                    take(self._fd, WaitingForLock(self._service))
                 else:
                     self._wait(deadline)
                 if _is_current(self._fd, self._service):
@@ -169,7 +171,7 @@ class Lock:
         try:
             os.makedirs(paths.run_dir(), mode=0o755, exist_ok=True)
             self._file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+")
-            take(self._file.fileno(), "changes the network", self._at_most_s)
+            take(self._file.fileno(), WaitingForLock(), self._at_most_s)
         except KeyboardInterrupt:
             self.__exit__()
             raise

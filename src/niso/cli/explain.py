@@ -36,10 +36,11 @@ def run(action: str, args: Args) -> int:
 
 
 def _ping(args: Args) -> int:
+    from niso.base.report import WaitingForPacket
     from niso.cli.progress import Progress
 
     with Progress(args) as report:
-        report(f"wait for an answer of {args.destination}")
+        report(WaitingForPacket(args.destination, answer=True))
         from niso.explain import prove, question  # a part of the time that is told
 
         store = Store.open(create=False)
@@ -70,10 +71,11 @@ def _ms(seconds: float) -> str:
 def _explain(args: Args) -> int:
     if not args.prove:
         return _explained(args)
+    from niso.base.report import WaitingForPacket
     from niso.cli.progress import Progress
 
     with Progress(args) as report:
-        report(f"wait for what comes of a packet to {args.destination}")
+        report(WaitingForPacket(args.destination, answer=False))
         return _explained(args)
 
 

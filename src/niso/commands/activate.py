@@ -13,7 +13,7 @@ from collections.abc import Callable
 from niso.base import names, paths
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import Lock
-from niso.base.report import Report, silent
+from niso.base.report import CopyingPackage, Report, Stopping, silent
 from niso.base.signals import signals_held
 from niso.plan.records import Port
 from niso.plan.state import State
@@ -221,7 +221,7 @@ def _copy_path(target: Target, report: Report) -> str:
     if target.fingerprint is None:
         return target.folder
     if not package.is_copied(target.name, target.fingerprint):
-        report(f"copy package {target.folder}")
+        report(CopyingPackage(target.folder))
     return os.path.join(paths.package_dir(target.name), target.fingerprint)
 
 
@@ -240,29 +240,27 @@ def _plan_only(
     copies = {target.name: _copy_path(target, report) for target in targets}
     leaving = _leaving(store, stack)
     for row in leaving:
-        report(f"stop {row.name}")
+        report(Stopping(row.name))
     scope = _scope(store, targets, leaving, stack)
     before = desired_now(store, scope)
     changes = _recorded(store, targets, copies, leaving, stack)
     steps = plan(store, scope, before).steps
     for step in steps:
-        report(step.describe())
+        report(step)
     for change in changes:
         if change.rehosts:
-            report(start.words(change))
+            report(start.event_of(change))
     for change in changes:
         if change.restarts:
             if change.before is not None and change.before.active:
-                report(f"stop {change.name}")
-            report(start.words(change))
+                report(Stopping(change.name))
+            report(start.event_of(change))
     touched = _touched(store, changes, bool(steps))
     scope, before = _drop_left(store, changes, stack)
-    said = {
-        step.describe() for step in steps
-    }  # the kernel has not done them, so they are found again
+    told = set(steps)  # the kernel has not done them, so they are found again
     for step in plan(store, scope, before).steps if scope.networks else []:
-        if step.describe() not in said:
-            report(step.describe())
+        if step not in told:
+            report(step)
     return [_outcome(store, change, change.name in touched) for change in changes]
 
 

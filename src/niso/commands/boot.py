@@ -16,7 +16,7 @@ from niso.base import paths
 from niso.base.errors import Conflict, NisoError, ProcessError, each
 from niso.base.lite_typing import NamedTuple
 from niso.base.locks import Lock, service_lock
-from niso.base.report import Report, silent
+from niso.base.report import ChangingUnit, Report, silent
 from niso.commands import activate, restart
 from niso.commands.activate import Outcome
 from niso.reconcile.converge import repair
@@ -248,7 +248,7 @@ def enable(store: Store, names: list[str], report: Report = silent) -> list[Mark
     if unit.booted():
         written = _write_units(store, rows)
         for name in written:
-            report(f"write {_unit_file(name)}")
+            report(ChangingUnit("write", _unit_file(name)))
         fresh.update(written)
         _start_units(row for row in rows if row.active)
     return [
@@ -289,7 +289,7 @@ def clear(names: Iterable[str], report: Report = silent) -> list[str]:
         mine.append(name)
         with service_lock(name):
             unit.give_back(name, process.conmon(name))
-        report(f"remove {_unit_file(name)}")
+        report(ChangingUnit("remove", _unit_file(name)))
     return _remove_units(mine)
 
 

@@ -26,7 +26,7 @@ def create(
             network = ensure(store, wish, implicit=False)
             if dry_run:
                 for step in plan(store, scope, before).steps:
-                    report(step.describe())
+                    report(step)
                 transaction.cancel()
                 return network
         try:
@@ -56,7 +56,7 @@ def remove(store: Store, names: list[str], report: Report = silent, dry_run: boo
                 store.drop_network(name)
             if dry_run:
                 for step in plan(store, scope, before).steps:
-                    report(step.describe())
+                    report(step)
                 transaction.cancel()
                 return
             # inside the transaction: if it cannot be done, or niso dies here, the networks stay known and can be repaired

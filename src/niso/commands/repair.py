@@ -8,7 +8,18 @@ from niso.base import names, paths
 from niso.base.errors import ErrorGroup, NisoError, each
 from niso.base.locks import Lock, service_lock
 from niso.base.names import alias
-from niso.base.report import Report, silent
+from niso.base.report import (
+    Command,
+    CopyingPackage,
+    Event,
+    RepairingStore,
+    Report,
+    ShowingHosts,
+    Starting,
+    Stopping,
+    WritingSpec,
+    silent,
+)
 from niso.commands import store_repair
 from niso.commands.check import left_running
 from niso.kernel import netns
@@ -34,7 +45,7 @@ def plan_mend(store: Store, report: Report) -> None:
         store = copy
     homes = _nameless(store)
     for name, pid in homes:
-        report(f"ip netns attach {names.netns(name)} {pid}")
+        report(Command(f"ip netns attach {names.netns(name)} {pid}"))
     back = {names.netns(name) for name, _ in homes}
     steps, want, _, _ = compare(store)
     back |= {veth.name for veth in want.veths if veth.netns in back}
@@ -43,16 +54,16 @@ def plan_mend(store: Store, report: Report) -> None:
             isinstance(step, Step)
             and ({step.thing.key()[0], getattr(step.thing, "netns", "")} & back)
         ):
-            report(step.describe())
+            report(step)
     for name in store.active_services():
         row = store.service(name)
         if row is not None and of_package(row) is not None:
-            report(f"copy package {os.path.dirname(row.manifest_path)}")
+            report(CopyingPackage(os.path.dirname(row.manifest_path)))
         finding = of_process(name)
         if finding is not None:
             report(_mending(name, finding))
     for name in left_running(store):
-        report(f"stop {name}")
+        report(Stopping(name))
 
 
 def mend(store: Store, report: Report = silent) -> int:
@@ -100,7 +111,7 @@ def mend(store: Store, report: Report = silent) -> int:
                 report(_mending(name, finding))
                 try:
                     spec = journal.stored_spec(row)
-                    if finding.detail == BLIND:
+                    if finding.defect == BLIND:
                         hosts_mount.show_or_start(spec, report)
                     else:
                         process.stop(name, spec.stop_timeout_s)
@@ -112,7 +123,7 @@ def mend(store: Store, report: Report = silent) -> int:
         with service_lock(name):
             if name not in left_running(store):  # somebody was at it
                 continue
-            report(f"stop {name}")
+            report(Stopping(name))
             try:
                 process.stop(name)
             except NisoError as error:
@@ -135,7 +146,7 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
     if not same:
         words = f"{row.name}: its package copy {row.package} is gone, and {folder} has another package or none now"
         raise NisoError(words, f"niso activate {row.manifest_path}")
-    report(f"copy package {folder}")
+    report(CopyingPackage(folder))
     package.copy(row.name, folder, row.rootfs, row.fingerprint, row.manifest_path)
     return 1
 
@@ -143,7 +154,7 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
 def _write_spec_again(row: ServiceRow, report: Report) -> int:
     """Write what a running service was started from where that is gone; how much was done. Raises NisoError."""
     finding = of_process(row.name)
-    if finding is None or finding.detail != UNKNOWN:
+    if finding is None or finding.defect != UNKNOWN:
         return 0
     report(_mending(row.name, finding))
     try:
@@ -163,9 +174,10 @@ def _fill(store: Store, report: Report) -> int:
     return len(lost)
 
 
-def _filling(hole: store_repair.Hole) -> str:
-    verb = "delete" if hole.problem == "foreign" else "write"
-    return f"{verb} {hole.table}{f' of {hole.service}' if hole.service else ''} in the store"
+def _filling(hole: store_repair.Hole) -> Event:
+    return RepairingStore(
+        "delete" if hole.problem == "foreign" else "write", hole.table, hole.service
+    )
 
 
 def _nameless(store: Store) -> list[tuple[str, int]]:
@@ -190,12 +202,12 @@ def _nameless(store: Store) -> list[tuple[str, int]]:
 def _name_again(store: Store, report: Report) -> int:
     homes = _nameless(store)
     for name, pid in homes:
-        report(f"ip netns attach {names.netns(name)} {pid}")
+        report(Command(f"ip netns attach {names.netns(name)} {pid}"))
         netns.attach(names.netns(name), pid, alias(store.state_id()))
     return len(homes)
 
 
-def _mending(name: str, finding: Finding) -> str:
-    if finding.detail == UNKNOWN:
-        return f"write spec.json of {name}"
-    return f"show {name} its hosts file" if finding.detail == BLIND else f"start {name}"
+def _mending(name: str, finding: Finding) -> Event:
+    if finding.defect == UNKNOWN:
+        return WritingSpec(name)
+    return ShowingHosts(name) if finding.defect == BLIND else Starting(name)

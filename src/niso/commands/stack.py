@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from niso.base.errors import ErrorGroup, InvalidInput, NisoError
 from niso.base.lite_typing import NamedTuple
-from niso.base.report import Report, silent
+from niso.base.report import RemovingVolumes, Report, silent
 from niso.commands import activate, deactivate
 from niso.commands.activate import Outcome
 from niso.manifest import load as manifest
@@ -86,7 +86,7 @@ def down(
     if with_volumes and dry_run:
         for name in names:
             if kept := volumes.kept(name):
-                report(f"remove the volumes of {name}: {', '.join(kept)}")
+                report(RemovingVolumes(name, tuple(kept)))
     elif with_volumes:
         deactivate.remove_volumes(store, names, report)
     return Down(outline.name, ended if not dry_run else [(name, True) for name in names])

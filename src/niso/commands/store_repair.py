@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from niso.base import names
 from niso.base.errors import NisoError
-from niso.base.lite_typing import NamedTuple
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel import netns
 from niso.kernel.libnftables import Nft
 from niso.kernel.rtnetlink import Rtnl
@@ -25,11 +25,14 @@ from niso.runtime.spec import load, understood
 from niso.store import leases
 from niso.store.store import ServiceRow, Store
 
+if TYPE_CHECKING:
+    from niso.plan.findings import Problem
+
 
 class Hole(NamedTuple):
     """``problem`` is missing, foreign or different; ``table`` has lost a row of ``service``, has one of a service that is not there, or a damaged one."""
 
-    problem: str
+    problem: Problem
     table: str
     service: str
 

@@ -16,7 +16,7 @@ from niso.explain.question import End, Packet, ends
 from niso.kernel import probe
 from niso.plan import nft
 from niso.plan import policy_maps as rules
-from niso.plan.records import Member, Network, Policed, Policy, Port, family_of
+from niso.plan.records import Member, Network, Policed, Policy, family_of
 from niso.plan.state import Element
 from niso.plan.verdict import (
     Known,
@@ -73,7 +73,7 @@ def explain(
 
     ``closed`` are links of the host with their addresses that forward nothing (`niso.kernel.host_facts.not_forwarding`).
     """
-    verdict = _named(store, packet, decide(world, *packet))
+    verdict = decide(world, *packet)
     sender, receiver = (
         world.services.get(party.service) for party in (verdict.source, verdict.destination)
     )
@@ -118,20 +118,6 @@ def _closed_link(
         return ""
     own = probe.own_address(packet.source)  # the host answers by the link that it came by
     return next((name for name, addresses in closed.items() if own in addresses), "")
-
-
-def _named(store: Store, packet: Packet, verdict: Verdict) -> Verdict:
-    """The verdict with the service that has the published port, where that shares the network of the one it leads to."""
-    provider = verdict.destination.service
-    for sharer in (
-        store.sharers(provider) if verdict.destination.address != packet.destination else ()
-    ):
-        for _, port in store.ports(sharer):
-            if port.clashes(Port(packet.destination, packet.port or 0, 0, packet.proto)):
-                words = f"published port of {sharer}, which shares the network of {provider},"
-                named = verdict.path.words.replace(f"published port of {provider}", words, 1)
-                return verdict._replace(path=verdict.path._replace(words=named))
-    return verdict
 
 
 def other_family(

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 
 from niso.base import files, paths
 from niso.base.errors import Conflict
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel import bridge_flags, neighbours, netns, rtnetlink, sysctl
 from niso.kernel.nft_elements import HEADERS, Nfnetlink
 from niso.kernel.rtnetlink import KERNEL, Link, Rtnl
@@ -32,6 +33,9 @@ from niso.plan.state import (
     Sysctl,
     Veth,
 )
+
+if TYPE_CHECKING:
+    from niso.plan.findings import Problem
 
 OWN_ROUTES = (
     3  # RTPROT_BOOT: what niso (like iproute2) adds; the kernel's own routes are its business
@@ -306,11 +310,12 @@ def _strange_tables(state_id: str, adopts: bool) -> frozenset[Ruleset]:
     from niso.kernel.libnftables import Nft
 
     with Nft() as kernel:
-        digests, gone = [], []
+        digests: list[str] = []
+        gone: list[tuple[Problem, str]] = []
         for table in nft.CONTAINERS:
             marks = kernel.elements(table, "owner")
             if marks is None:
-                gone.append(f"missing table {table}")
+                gone.append(("missing", f"table {table}"))
                 continue
             texts = {mark.strip('"') for mark in marks}
             if (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 
 from niso.base import paths
-from niso.base.lite_typing import NamedTuple
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.plan.diff import by_key, unhindered
 from niso.plan.records import family_of
 from niso.plan.state import (
@@ -26,13 +26,22 @@ from niso.plan.state import (
     kinds,
 )
 
+if TYPE_CHECKING:
+    from typing import Literal
+
+    Problem = Literal["missing", "foreign", "different"]
+
 
 class Finding(NamedTuple):
-    """``problem`` is missing, foreign or different; ``what`` names the thing; ``detail`` says how it differs."""
+    """``what`` names the thing, ``detail`` says how it differs; both are for people.
 
-    problem: str
+    ``defect`` is a name of its own for what repair treats in its own way (niso.runtime.defects).
+    """
+
+    problem: Problem
     what: str
     detail: str = ""
+    defect: str = ""
 
     def text(self) -> str:
         """One line."""
@@ -65,7 +74,7 @@ def findings(want: State, have: State, strange: Container[str]) -> list[Finding]
                 without.add(f"link /{was.netns}/{was.name.split('/')[3]} without IPv6")
             elif isinstance(was, Ruleset):
                 found += _ruleset(was)
-                without.update(text.partition(" ")[2] for text in was.wrong)
+                without.update(name for _, name in was.wrong)
                 if was._replace(wrong=()) != thing:
                     without.add("ruleset")
             else:
@@ -101,10 +110,7 @@ def _ruleset(was: Ruleset) -> list[Finding]:
                 "of another version of niso",
             )
         ]
-    return [
-        Finding(problem, f"nftables {what}")
-        for problem, _, what in (text.partition(" ") for text in was.wrong)
-    ]
+    return [Finding(problem, f"nftables {name}") for problem, name in was.wrong]
 
 
 def _different(thing: Thing, was: Thing, without: set[str]) -> list[Finding]:

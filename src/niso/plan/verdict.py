@@ -28,6 +28,7 @@ class Known(NamedTuple):
     policy: Policy = Policy()
     ports: tuple[Port, ...] = ()  # published: each with its host port
     active: bool = True
+    sharers: tuple[tuple[Port, str], ...] = ()  # of ports that are not its own: whose they are
 
 
 class World(NamedTuple):
@@ -301,15 +302,26 @@ def _way(world: World, source: str, destination: str, port: int | None, proto: s
     return accept(f"network {entered} leads out")
 
 
+class _Published(NamedTuple):
+    """Where a published port leads."""
+
+    known: Known  # whose network it leads to
+    network: str
+    address: str
+    port: int
+    sharer: str  # whose port it is, where that shares the network; else ""
+
+
 def _to_published(
     world: World,
     sender: _Holder | None,
-    found: tuple[Known, str, str, int],
+    found: _Published,
     entered: str,
     asked: str,
 ) -> _Way:
-    known, network, address, port = found
-    words = f"{asked} is a published port of {known.name} and leads to {_at(address, port)}"
+    known, network, address, port, sharer = found
+    whose = f"{sharer}, which shares the network of {known.name}," if sharer else known.name
+    words = f"{asked} is a published port of {whose} and leads to {_at(address, port)}"
     if sender and network != entered and world.networks[entered].internal:
         return _Way(Reason(False, _stays(entered)), address, port)
     return _Way(
@@ -327,8 +339,8 @@ def _at(address: str, port: int | None) -> str:
 
 def _published(
     world: World, to: _Address, port: int | None, proto: str, entered: str
-) -> tuple[Known, str, str, int] | None:
-    """Whose a published port of a host's address is, with the network, address and port that it leads to.
+) -> _Published | None:
+    """Whose a published port of a host's address is, and where it leads.
 
     Who is on the network from which it is asked is reached there, else on its first. The specific address wins.
     """
@@ -354,11 +366,12 @@ def _published(
                     for endpoint in (*shared, *known.endpoints[:1]):
                         for address in endpoint.addresses:
                             if family_of(address) == to.version:
-                                return (
+                                return _Published(
                                     known,
                                     endpoint.network,
                                     address,
                                     each.container_port + port - each.host_port,
+                                    dict(known.sharers).get(each, ""),
                                 )
     return None
 

@@ -108,7 +108,7 @@ def carry_out(
     if not steps:
         return []
     for step in steps:
-        report(step.describe())
+        report(step)
     touched = _touched(steps, planned.candidates)
     want = _of(planned.want, touched)
     with Sockets() as sockets:
@@ -322,7 +322,7 @@ def repair(store: Store, report: Report = silent) -> list[AnyStep]:
     """
     steps, want, have, foreign = compare(store)
     for step in steps:
-        report(step.describe())
+        report(step)
     with Sockets() as sockets:
         write(steps, sockets)
     left = diff(want, _without_dying(want, have, compare(store)[2])) if steps else []

@@ -32,6 +32,11 @@ def read_world(store: Store) -> World:
             policy=store.policy(row.name) or Policy(),
             ports=tuple(store.ports_there(row.name)),
             active=row.active,
+            sharers=tuple(
+                (port, sharer)
+                for sharer in store.sharers(row.name)
+                for _, port in store.ports(sharer)
+            ),
         )
     with Rtnl() as rtnl:
         own = rtnl.addresses()

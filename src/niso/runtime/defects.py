@@ -25,13 +25,20 @@ def of_process(name: str) -> Finding | None:
         return None
     spec = load(name)
     if spec is None:
-        return Finding("missing", f"spec.json of service {name!r}", UNKNOWN)
+        return Finding(
+            "missing",
+            f"spec.json of service {name!r}",
+            "what it was started from, by which its process is known",
+            UNKNOWN,
+        )
     if _lost_sight(spec.package, status.pid):
         return Finding("different", what, "its package copy was removed under it")
     if not process.at_home(name):
         return Finding("different", what, "it runs in another network namespace")
     if not _sees_hosts(name, status.pid):
-        return Finding("different", what, BLIND)
+        return Finding(
+            "different", what, "it does not see its hosts file: the folder was removed", BLIND
+        )
     if not process.conmon_alive(name):
         return Finding(
             "missing", f"conmon of service {name!r}", "nobody keeps its log or restarts it"
@@ -52,10 +59,8 @@ def of_package(row: ServiceRow) -> Finding | None:
     )
 
 
-UNKNOWN = "what it was started from, by which its process is known"
-
-
-BLIND = "it does not see its hosts file: the folder was removed"
+UNKNOWN, BLIND = "spec gone", "hosts file unseen"
+"""Defects that repair mends while the process runs on."""
 
 
 def _lost_sight(copy: str, pid: int | None) -> bool:

@@ -12,12 +12,13 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 
 from niso.base import paths
 from niso.base.errors import NisoError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import open_lock
+from niso.base.report import Report, WaitingForHealth
 from niso.kernel import netns
 from niso.kernel.rtnetlink import Rtnl
 from niso.plan.records import Healthcheck, family_of
@@ -278,12 +279,12 @@ def known(service: str) -> Probed | None:
         return None
 
 
-def look(services: Sequence[Asked], report: Callable[[str], None]) -> dict[str, Health]:
+def look(services: Sequence[Asked], report: Report) -> dict[str, Health]:
     """How services are, asked at most once an interval; all that are to be asked are asked at once. ``report`` is told of whom."""
     import fcntl
 
     if late := [each.service for each in services if _is_due(each)]:
-        report(f"wait for the health of {', '.join(late)}")
+        report(WaitingForHealth(tuple(late)))
         lock = open_lock(".health")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)

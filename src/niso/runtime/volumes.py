@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
 
 from niso.base import failpoint, paths
 from niso.base.errors import Conflict, InvalidInput, NisoError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.report import RemovingVolumes, Report
 from niso.manifest.parse_volumes import taken
 from niso.runtime.root import TMPFS, TOP_LINKS, etc_folders, mount_file, mount_point, place
 from niso.runtime.spec import ProcessSpec
@@ -214,7 +214,7 @@ def check_removable(service: str) -> None:
         )
 
 
-def remove_all(service: str, report: Callable[[str], None]) -> None:
+def remove_all(service: str, report: Report) -> None:
     """Remove all named volumes of a service that has no process, with what they hold; none is fine. Follows no link.
 
     Raises NisoError.
@@ -225,7 +225,7 @@ def remove_all(service: str, report: Callable[[str], None]) -> None:
     if not os.path.lexists(folder):
         return
     check_removable(service)
-    report(f"remove the volumes of {service}: {', '.join(kept(service))}")
+    report(RemovingVolumes(service, tuple(kept(service))))
     try:
         failpoint.hit(f"remove the volumes of {service}")
         shutil.rmtree(folder)

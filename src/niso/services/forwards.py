@@ -6,7 +6,7 @@ import time
 
 from niso.base.errors import Conflict, NotFound
 from niso.base.locks import Lock
-from niso.base.report import Report, silent
+from niso.base.report import FinishingPorts, Report, silent
 from niso.plan import nft
 from niso.plan.records import Port
 from niso.plan.state import Element, State
@@ -102,7 +102,7 @@ def finish(store: Store, report: Report = silent) -> None:
     with Lock():
         moved = store.moved_ports()
         if moved:
-            report(f"ports of {', '.join(sorted({service for service, _ in moved}))}")
+            report(FinishingPorts(tuple(sorted({service for service, _ in moved}))))
             _carry_out(store, moved, _elements(store, moved), report)
 
 

@@ -15,7 +15,7 @@ from itertools import groupby
 
 from niso.base.errors import Conflict, ErrorGroup, NisoError
 from niso.base.locks import Lock, remove_locks, service_lock
-from niso.base.report import Report, silent
+from niso.base.report import EndingRestart, NotStarted, Report, Unfinished, silent
 from niso.runtime import process, spec
 from niso.runtime.spec import ProcessSpec
 from niso.services import forwards, stop
@@ -34,7 +34,7 @@ def end_restart(store: Store, services: list[str], report: Report) -> None:
         try:
             start_again(store, name)
         except NisoError as error:
-            report(f"{name}: cannot be started again: {error.message}")
+            report(NotStarted(name, error))
     end_intents(store, services)
 
 
@@ -71,7 +71,7 @@ def recover(store: Store, report: Report = silent, names: Iterable[str] = ()) ->
                 process.end_strays({intent.service for intent in begun})
                 errors |= undo(store, begun, report)
     for name, error in errors.items():
-        report(f"{name}: what was begun cannot be ended yet: {error.message}")
+        report(Unfinished(name, error))
     told = [error for name, error in errors.items() if name in concerned]
     if told:
         raise ErrorGroup(told)
@@ -85,7 +85,7 @@ def _finish(store: Store, intent: Intent, report: Report) -> dict[str, NisoError
         if intent.action == "ports":
             forwards.finish(store, report)
         elif intent.action == "restart":
-            report(f"end restart of {name}")
+            report(EndingRestart(name))
             process.end_strays({name})
             end_restart(store, [name], report)
         else:

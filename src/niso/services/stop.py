@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from niso.base import names, paths
 from niso.base.errors import Conflict, ErrorGroup, NisoError
 from niso.base.locks import Lock
-from niso.base.report import Report
+from niso.base.report import Forgetting, Report, Stopping
 from niso.kernel import netns
 from niso.kernel.write import end_links
 from niso.reconcile import forwarding, nat_flows, policy_flows
@@ -92,12 +92,12 @@ def plan_only(store: Store, services: list[str], report: Report) -> None:
     """Report what `finish` would do; the caller is in a transaction that it cancels."""
     rows = [row for name in services if (row := store.service(name)) is not None and row.active]
     for row in rows:
-        report(f"stop {row.name}")
+        report(Stopping(row.name))
     scope = _scope(store, rows)
     before = desired_now(store, scope)
     go(store, rows)
     for step in plan(store, scope, before).steps if rows else []:
-        report(step.describe())
+        report(step)
 
 
 def forget(store: Store, services: list[str], report: Report, with_volumes: bool = False) -> None:
@@ -109,7 +109,7 @@ def forget(store: Store, services: list[str], report: Report, with_volumes: bool
     for name in services if with_volumes else ():
         volumes.remove_all(name, report)
     for name in services:
-        report(f"forget {name}")
+        report(Forgetting(name))
         row = store.service(name)
         package.keep_only(name, set())
         package.delete_tree(paths.log_dir(name))
@@ -153,7 +153,7 @@ def stop(rows: Iterable[ServiceRow], report: Report, needs: Needs) -> dict[str, 
         while left or asked:
             ready = [name for name in left if not dependents[name]]
             for name in ready or ([] if asked else list(left)):
-                report(f"stop {name}")
+                report(Stopping(name))
                 timeout_s = left.pop(name)
                 pidfd = process.ask_to_end(name) if timeout_s > 0 else -1
                 asked[name] = (pidfd, time.monotonic() + (timeout_s if pidfd >= 0 else 0.0))

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from niso.base import names, paths
 from niso.base.errors import ErrorGroup, NisoError, ProcessError
 from niso.base.locks import Lock
-from niso.base.report import Report
+from niso.base.report import Report, Undoing
 from niso.kernel import netns
 from niso.kernel.write import end_links
 from niso.plan.records import Port
@@ -78,7 +78,7 @@ def before(intent: Intent) -> ServiceRow | None:
 def undo(store: Store, intents: list[Intent], report: Report) -> dict[str, NisoError]:
     """Undo begun activations together: what one gave up another one may have. Gives what went wrong, by service."""
     for intent in intents:
-        report(f"undo activation of {intent.service}")
+        report(Undoing(intent.service))
     errors: dict[str, NisoError] = {}
     changed = [intent for intent in intents if not store.is_as_before(intent)]
     try:
