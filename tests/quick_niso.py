@@ -24,6 +24,8 @@ LOADED = (
     "cli.service",
     "commands.activate",
     "commands.check",
+    "commands.repair",
+    "commands.store_repair",
     "explain.exposure",
     "explain.foreign_firewalls",
     "kernel.ruleset",

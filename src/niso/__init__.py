@@ -13,10 +13,8 @@ TYPE_CHECKING = False  # as in typing, whose import is dearer than all of this
 if TYPE_CHECKING:
     from niso.api.as_json import plain as plain
     from niso.api.events import Caution as Caution
-    from niso.api.events import Event as Event
     from niso.api.events import Expects as Expects
     from niso.api.events import Finished as Finished
-    from niso.api.events import Step as Step
     from niso.api.host import Host as Host
     from niso.api.host import connect as connect
     from niso.api.host import manifest_schema as manifest_schema
@@ -63,10 +61,20 @@ if TYPE_CHECKING:
     from niso.base.errors import NotFound as NotFound
     from niso.base.errors import ProcessError as ProcessError
     from niso.base.errors import UsageError as UsageError
+    from niso.base.report import CopyingPackage as CopyingPackage
+    from niso.base.report import Event as Event
+    from niso.base.report import Healthy as Healthy
+    from niso.base.report import RemovingVolumes as RemovingVolumes
+    from niso.base.report import Starting as Starting
+    from niso.base.report import Stopping as Stopping
+    from niso.base.report import Undoing as Undoing
+    from niso.base.report import WaitingForHealth as WaitingForHealth
+    from niso.base.report import WaitingForLock as WaitingForLock
+    from niso.base.report import WaitingForPacket as WaitingForPacket
 
 _MODULES = {
     "api.as_json": "plain",
-    "api.events": "Caution Event Expects Finished Step",
+    "api.events": "Caution Expects Finished",
     "api.host": "Host connect manifest_schema",
     "api.host_networks": "CreatedNetwork Network NetworkLine NetworkMember PublishedPort RemovedNetwork"
     " Rules Subnet",
@@ -78,6 +86,8 @@ _MODULES = {
     "api.upkeep": "Finding Repaired Swept",
     "base.errors": "Conflict Error ErrorGroup InvalidInput KernelError NotFound ProcessError"
     " UsageError",
+    "base.report": "CopyingPackage Event Healthy RemovingVolumes Starting Stopping Undoing"
+    " WaitingForHealth WaitingForLock WaitingForPacket",
 }
 """Module -> the names that are imported from it."""
 

@@ -37,7 +37,7 @@ def test_events_tell_what_happens_in_order(lab: Lab) -> None:
     events = said(
         lab,
         f"""
-host.progress = lambda event: say([type(event).__name__, *event])
+host.progress = lambda event: say([type(event).__name__, event.describe()])
 try:
     host.services.activate({api!r}, timeout=1)
 except niso.ProcessError as error:
@@ -47,11 +47,16 @@ host.services.activate(data("web", {BUSYBOX!r}, "sleep", "1000"), dry_run=True)
 """,
     )
     kinds = [event[0] for event in events]
-    assert events[0] == ["Expects", ["api"]]
-    assert set(kinds[1 : kinds.index("failed")]) == {"Step"}
-    after = events[kinds.index("failed") + 1 :]
-    assert ["Finished"] in after and after[0][0] == "Step"
-    assert any(event[0] == "Step" and "web" in event[1] for event in after)
+    assert events[0] == ["Expects", "start until healthy: api"]
+    assert [kind for kind in kinds if kind in ("Starting", "Undoing", "failed")][:3] == [
+        "Starting",
+        "Undoing",
+        "failed",
+    ]
+    after = kinds[kinds.index("failed") + 1 :]
+    assert after.index("Starting") < after.index("Finished")
+    assert after.count("Finished") == 2  # nothing was started the second time
+    assert after.count("Starting") == 1
 
 
 def test_error_of_the_callback_undoes_the_change(lab: Lab) -> None:
@@ -60,7 +65,7 @@ def test_error_of_the_callback_undoes_the_change(lab: Lab) -> None:
         f"""
 class Enough(Exception): pass
 def stop(event):
-    if isinstance(event, niso.Step) and event.text.startswith("start "):
+    if isinstance(event, niso.Starting):
         raise Enough
 host.progress = stop
 try:

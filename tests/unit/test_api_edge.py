@@ -155,7 +155,7 @@ def test_error_of_the_callback_is_the_callers_own(host: niso.Host) -> None:
 
         @guard.guarded
         def report(self) -> None:
-            self.session.report("a step")
+            self.session.report(niso.Starting("api"))
 
     with pytest.raises(OSError, match="No space"):
         Reporting().report()

@@ -30,9 +30,9 @@ ORDER = (
 """The folders of src/niso, from the ground up: each may import those before it."""
 
 CLI_MAY = {
-    "cli.meta": {"niso.commands.lab.process"},  # makes a machine; `niso.connect` is of one
+    "cli.meta": {"niso.commands.lab.supervisor.run"},  # makes a machine; `niso.connect` is of one
     # the pages of the files that users write
-    "cli.reference.files": {"niso.manifest.json_schema", "niso.manifest.stack_file"},
+    "cli.reference.toml_files": {"niso.manifest.json_schema", "niso.manifest.stack_file"},
 }
 """What modules of cli/ import besides cli, the API, and base (errors, terminal and signals)."""
 
@@ -109,6 +109,8 @@ COMMON = {
     "niso.store.tables",
     "niso.store.disk_reserve",
     "niso.store.snapshots",
+    "niso.store.intent_rows",
+    "niso.store.lease_rows",
     "niso.store.sqlite",
     "niso.store.stack_rows",
     "niso.store.store",
@@ -161,6 +163,19 @@ def test_the_command_stands_on_the_api(module) -> None:
     used = {name for name in imports(MODULES[module]) if name.startswith("niso.")}
     below = {name for name in used if layer(name) not in ("cli", "api", "base", "__version__")}
     assert below == CLI_MAY.get(module, set())
+
+
+def test_no_two_modules_have_one_name() -> None:
+    """But a command's: its words (cli/catalogue), its command line (cli) and what it means (commands)."""
+    places: dict[str, set[str]] = {}
+    for path in SOURCE.rglob("*.py"):
+        if not path.stem.startswith("__"):
+            places.setdefault(path.stem, set()).add(str(path.parent.relative_to(SOURCE)))
+    assert {
+        name: folders
+        for name, folders in places.items()
+        if len(folders) > 1 and not folders <= {"cli", "cli/catalogue", "commands"}
+    } == {}
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name])
@@ -320,6 +335,8 @@ def test_short_command_loads_only_these_modules(command, own, filled) -> None:
         lost = {
             "niso.commands",
             "niso.commands.lost_store",
+            "niso.base.digest",
+            "niso.base.names",
             "niso.kernel",
             "niso.kernel.rtnetlink",
             "niso.kernel.netlink",

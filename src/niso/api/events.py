@@ -1,14 +1,8 @@
-"""The events of a call, for the ``progress`` callback of `niso.connect`."""
+"""Events that the API adds to those of `niso.base.report`, for the ``progress`` callback."""
 
 from __future__ import annotations
 
 from niso.base.lite_typing import NamedTuple
-
-
-class Step(NamedTuple):
-    """A step that is taken next, or with ``dry_run`` would be; ``text`` is one line."""
-
-    text: str
 
 
 class Expects(NamedTuple):
@@ -16,9 +10,17 @@ class Expects(NamedTuple):
 
     services: tuple[str, ...]
 
+    def describe(self) -> str:
+        """Return the event for people: a line."""
+        return f"start until healthy: {', '.join(self.services)}"
+
 
 class Finished(NamedTuple):
     """The change is complete. Cautions and the hand-over to systemd follow."""
+
+    def describe(self) -> str:
+        """Return the event for people: a line."""
+        return "done"
 
 
 class Caution(NamedTuple):
@@ -27,5 +29,6 @@ class Caution(NamedTuple):
     text: str
     hints: tuple[str, ...] = ()
 
-
-Event = Step | Expects | Finished | Caution
+    def describe(self) -> str:
+        """Return the event for people: a line."""
+        return self.text

@@ -114,4 +114,4 @@ def duration(words: str, what: str) -> float:
     try:
         return values.duration(words, what, low=LEAST_TIMEOUT_S)
     except InvalidInput as error:
-        raise UsageError(error.message, error.hint, error.key) from None
+        raise UsageError.of(error) from None

@@ -68,8 +68,8 @@ def deactivate(
 
     The forwards of services that systemd stops come back with them.
     """
+    from niso.commands import deactivate as command
     from niso.runtime import unit
-    from niso.services import journal
 
     by_systemd = any(unit.path(name) is not None for name in names)
     if by_systemd:  # which does not ask whether it may: those that it knows have gone before
@@ -77,7 +77,7 @@ def deactivate(
             *names,
             *(row.name for row in store.services() if row.active and row.provider in names),
         ]
-    return journal.deactivate(store, names, session.report, dry_run, keep_forwards=by_systemd)
+    return command.deactivate(store, names, session.report, dry_run, keep_forwards=by_systemd)
 
 
 def warn_of_name_servers(session: Session, names: list[str]) -> None:
@@ -121,12 +121,9 @@ def _warn_of_taken(session: Session, store: Store, names: list[str]) -> None:
         name, ports = row.name, admit.published(row)
         for port, holder, held in portmap.taken(store, name, ports, ports.copy):
             session.caution(
-                f"{name}: host port {portmap.shown(port)} is forwarded to"
+                f"{name}: host port {port.host_side} is forwarded to"
                 f" {_whose(name, holder, held)} in its place",
-                (
-                    f"niso port-forward {holder} {portmap.text(held)} --remove,"
-                    f" then activate {name} again",
-                ),
+                (f"niso port-forward {holder} {held.text} --remove, then activate {name} again",),
             )
 
 

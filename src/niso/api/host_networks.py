@@ -136,24 +136,25 @@ class Networks:
         ``internal`` forwards nothing out, ``mtu`` is in bytes. Raises Conflict, UsageError,
         KernelError; then nothing has changed.
         """
+        from niso.commands import network as command
         from niso.manifest.values import network_name
-        from niso.services import networks
+        from niso.services.networks import Wish
 
         self.session.require()
         try:
             name = network_name(text(name, "NAME"), "NAME")
         except InvalidInput as error:
-            raise UsageError(error.message, error.hint, error.key) from None
+            raise UsageError.of(error) from None
         if mtu is not None and (isinstance(mtu, bool) or not isinstance(mtu, int)):
             raise UsageError(f"mtu: must be a whole number, not {type(mtu).__name__}", None, "mtu")
         given = tuple(texts(subnets, "subnets")), tuple(texts(gateways, "gateways"))
-        store = self.session.store(create=not dry_run)
-        wish = networks.Wish(name, given[0], ipv6, given[1], internal, mtu)
+        store = self.session.store_for_change(create=not dry_run)
+        wish = Wish(name, given[0], ipv6, given[1], internal, mtu)
         if not dry_run and store.intents():
             from niso.services import journal
 
             journal.recover(store, self.session.report)
-        made = networks.create(store, wish, self.session.report, dry_run)
+        made = command.create(store, wish, self.session.report, dry_run)
         return CreatedNetwork(
             made is not None, _described(store, made or store.require_network(name))
         )
@@ -186,13 +187,14 @@ class Networks:
 
         Raises NotFound, and Conflict where a known service is on one.
         """
-        from niso.services import journal, networks
+        from niso.commands import network as command
+        from niso.services import journal
 
         wanted = [*dict.fromkeys(texts(names, "names"))]
-        store = self.session.store()
+        store = self.session.store_for_change()
         if not dry_run:
             journal.recover(store, self.session.report)
-        networks.remove(store, wanted, self.session.report, dry_run)
+        command.remove(store, wanted, self.session.report, dry_run)
         return tuple(RemovedNetwork(name, not dry_run) for name in wanted)
 
     @guarded

@@ -138,13 +138,13 @@ class Services:
         self.session.require()
         timeout_s = seconds(timeout, "timeout", LEAST_TIMEOUT_S)
         wishes = [_wish(each) for each in what]
-        store = self.session.store(create=not dry_run)
+        store = self.session.store_for_change(create=not dry_run)
         wanted = targets.find_targets(store, wishes)
         self.session.expect(each.name for each in wanted if each.manifest.healthcheck)
         outcomes = activate.activate(
             store, wanted, timeout_s, self.session.report, dry_run, meanwhile=handover.prepare
         )
-        self.session.send(Finished())
+        self.session.report(Finished())
         if not dry_run:
             handover.activated(self.session, store, outcomes)
         return described(store, outcomes)
@@ -158,7 +158,7 @@ class Services:
         self.session.require()
         if handover.has_ended_by_itself(wanted):
             return ()
-        store = self.session.store()
+        store = self.session.store_for_change()
         outcomes = handover.deactivate(self.session, store, _resolved(store, wanted), dry_run)
         return tuple(Done(*each) for each in outcomes)
 
@@ -168,7 +168,7 @@ class Services:
         from niso.api import handover
         from niso.services import journal
 
-        store = self.session.store()
+        store = self.session.store_for_change()
         if not dry_run:
             journal.recover(store, self.session.report)  # which may bring services back
         outcomes = handover.deactivate(self.session, store, store.active_services(), dry_run)
@@ -182,13 +182,13 @@ class Services:
         """
         from niso.api import handover
         from niso.api.events import Finished
-        from niso.services import journal
+        from niso.commands import restart
 
-        store = self.session.store()
+        store = self.session.store_for_change()
         wanted = _resolved(store, texts(names, "names"))
         self.session.expect(with_healthcheck(store, wanted))
-        journal.restart(store, wanted, self.session.report)
-        self.session.send(Finished())
+        restart.restart(store, wanted, self.session.report)
+        self.session.report(Finished())
         handover.warn_of_limits(self.session, store, wanted)
         handover.warn_of_name_servers(self.session, wanted)
         handover.settle(self.session, store, wanted)
@@ -197,13 +197,13 @@ class Services:
     @guarded
     def remove(self, *names: str, volumes: bool = False) -> tuple[Done, ...]:
         """Stop services and forget them, with ``volumes`` their named volumes too. Raises Error."""
+        from niso.commands import deactivate
         from niso.runtime import unit
-        from niso.services import journal
 
-        store = self.session.store()
+        store = self.session.store_for_change()
         wanted = [*dict.fromkeys(_known(store, each, volumes) for each in texts(names, "names"))]
         enabled = [each for each in wanted if (row := store.service(each)) and row.enabled]
-        journal.remove(store, wanted, self.session.report, volumes)
+        deactivate.remove(store, wanted, self.session.report, volumes)
         if enabled and unit.booted():
             from niso.commands import boot
 
@@ -217,7 +217,7 @@ class Services:
         """Have services start at boot. Raises Conflict, Error."""
         from niso.commands import boot
 
-        store = self.session.store()
+        store = self.session.store_for_change()
         marked = boot.enable(store, _resolved(store, texts(names, "names")), self.session.report)
         return _marked(marked)
 
@@ -226,7 +226,7 @@ class Services:
         """Do not have services start at boot; active ones stay active. Raises Conflict, Error."""
         from niso.commands import boot
 
-        store = self.session.store()
+        store = self.session.store_for_change()
         marked = boot.disable(store, _resolved(store, texts(names, "names")), self.session.report)
         return _marked(marked)
 
@@ -239,11 +239,11 @@ class Services:
 
         self.session.require()
         timeout_s = seconds(timeout, "timeout", LEAST_TIMEOUT_S)
-        store = self.session.store()
+        store = self.session.store_for_change()
         enabled = [row.name for row in store.services() if row.enabled]
         self.session.expect(with_healthcheck(store, enabled))
         done = boot.restore(store, timeout_s, self.session.report)
-        self.session.send(Finished())
+        self.session.report(Finished())
         handover.activated(self.session, store, done.outcomes)
         return Restored(described(store, done.outcomes), tuple(done.errors))
 
@@ -358,12 +358,12 @@ class Services:
 
         With ``replace`` it is taken from the service that has it. Raises Conflict, KernelError.
         """
-        from niso.services import journal
+        from niso.commands import port_forward
 
         wanted = self._port(name, port)
-        store = self.session.store()
+        store = self.session.store_for_change()
         service = store.resolve(name)
-        changed, taken = journal.port_forward(
+        changed, taken = port_forward.port_forward(
             store, service, wanted, replace=replace, report=self.session.report
         )
         return Forwarded(
@@ -378,12 +378,12 @@ class Services:
     @guarded
     def port_unforward(self, name: str, port: str) -> Forwarded:
         """Take away a port that `port_forward` has published. Raises NotFound, Conflict."""
-        from niso.services import journal
+        from niso.commands import port_forward
 
         wanted = self._port(name, port)
-        store = self.session.store()
+        store = self.session.store_for_change()
         service = store.resolve(name)
-        journal.port_unforward(store, service, wanted, self.session.report)
+        port_forward.port_unforward(store, service, wanted, self.session.report)
         return Forwarded(service, True, rows([wanted], store.port_families(service)), ())
 
     def _port(self, name: str, port: str) -> records.Port:
@@ -395,7 +395,7 @@ class Services:
         try:
             wanted = parse_port(text(port, "PORT"), "PORT")
         except InvalidInput as error:
-            raise UsageError(error.message, error.hint, error.key) from None
+            raise UsageError.of(error) from None
         if not wanted.host_port:
             raise UsageError(
                 f"PORT {port!r}: a forward names its host port",

@@ -56,10 +56,10 @@ class Stacks:
         self.session.require()
         timeout_s = seconds(timeout, "timeout", LEAST_TIMEOUT_S)
         loaded = command.load(path(stack, "stack"))
-        store = self.session.store(create=not dry_run)
+        store = self.session.store_for_change(create=not dry_run)
         self.session.expect(member.name for member in loaded.members if member.has_healthcheck)
         done = command.up(store, loaded, timeout_s, self.session.report, dry_run)
-        self.session.send(Finished())
+        self.session.report(Finished())
         if not dry_run:
             handover.activated(self.session, store, done.outcomes)
         return StackUp(
@@ -80,7 +80,7 @@ class Stacks:
         """
         from niso.commands import stack as command
 
-        store = self.session.store()
+        store = self.session.store_for_change()
         where = path(stack, "stack")
         done = command.down(store, where, self.session.report, dry_run, volumes)
         return StackDown(done.stack, tuple(Done(*each) for each in done.services))

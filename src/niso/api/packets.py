@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from niso.api.session import Session
     from niso.explain import drops as follower
-    from niso.explain import explain as engine
+    from niso.explain import explanation as engine
     from niso.explain import prove as prover
     from niso.plan.verdict import Reason
     from niso.store.store import Store
@@ -259,12 +259,14 @@ class Drops:
 
 def ping(session: Session, source: str, destination: str) -> Pong:
     """Send an echo request and wait for the reply: `Host.ping`."""
-    session.report(f"wait for an answer of {destination}")
-    from niso.explain import explain, prove  # a part of the time that is told
+    from niso.base.report import WaitingForPacket
+
+    session.report(WaitingForPacket(destination, answer=True))
+    from niso.explain import prove, question  # a part of the time that is told
 
     store = session.store()
     packet, took = prove.ping(store, source, destination)
-    from_, to = (explain.resolve(store, name).name for name in (source, destination))
+    from_, to = (question.resolve(store, name).name for name in (source, destination))
     return Pong(
         Participant(from_, packet.source), Participant(to, packet.destination), True, round(took, 6)
     )
@@ -275,25 +277,26 @@ def explain(
 ) -> Explanation:
     """Judge a packet, and with ``proves`` send one: `Host.explain`."""
     from niso.base.errors import UsageError
+    from niso.base.report import WaitingForPacket
 
     if family not in (None, 4, 6):
         raise UsageError(f"family {family!r}: must be 4 or 6", None, "family")
     if proves:
-        session.report(f"wait for what comes of a packet to {destination}")
-    from niso.explain import explain, prove
+        session.report(WaitingForPacket(destination, answer=False))
+    from niso.explain import explanation, prove, question
     from niso.kernel import host_facts
-    from niso.reconcile import policy_flows
+    from niso.reconcile.world import read_world
 
     store = session.store()
-    who, port, proto = explain.parse_target(destination)
-    from_, to = explain.resolve(store, source), explain.resolve(store, who)
-    world = policy_flows.world(store)
-    packet = explain.Packet(*explain.ends(world, from_, to, family), port, proto)
+    who, port, proto = question.parse_target(destination)
+    from_, to = question.resolve(store, source), question.resolve(store, who)
+    world = read_world(store)
+    packet = question.Packet(*question.ends(world, from_, to, family), port, proto)
     closed = host_facts.not_forwarding()
-    explained = explain.explain(store, world, packet, closed)
+    explained = explanation.explain(store, world, packet, closed)
     if proves:
         prove.sender_namespace(world, packet, explained.verdict)
-    other = None if family else explain.other_family(store, world, from_, to, packet, closed)
+    other = None if family else explanation.other_family(store, world, from_, to, packet, closed)
     proof = prove.prove(world, explained) if proves else None
     return Explanation(
         _judged(explained),

@@ -12,12 +12,14 @@ from niso.api import events
 from niso.base import paths
 from niso.base.errors import Conflict, Error
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.store import store
+from niso.store import store as stores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    Progress = Callable[[events.Event], object]
+    from niso.base.report import Event
+
+    Progress = Callable[[Event], object]
 
 
 class Session:
@@ -27,12 +29,12 @@ class Session:
         self.progress = progress
         self.state_dir, self.run_dir = paths.state_dir(), paths.run_dir()
         self.callback_error: BaseException | None = None
-        self._store: store.Store | None = None
-        self._owner = (os.getpid(), _thread.get_ident())
+        self._store: stores.Store | None = None
+        self._owner = _here()
 
     def require(self) -> None:
         """Raise Conflict where this is not the caller's, or where the store is lost."""
-        if (os.getpid(), _thread.get_ident()) != self._owner:
+        if self._owner != _here():
             raise Conflict(
                 "this niso.Host belongs to another thread or process",
                 "call niso.connect() in each thread, and after a fork",
@@ -49,7 +51,7 @@ class Session:
 
             lost_store.refuse()
 
-    def store(self, create: bool = False) -> store.Store:
+    def store(self, create: bool = False) -> stores.Store:
         """Return the store; an empty one in memory where there is none and ``create`` is false.
 
         Raises Error, Conflict.
@@ -58,10 +60,21 @@ class Session:
         if self._store is not None and os.path.lexists(paths.database()):
             return self._store
         self.close()
-        opened = store.Store.open(create=create)
+        opened = stores.Store.open(create=create)
         if os.path.lexists(paths.database()):  # one in memory is not kept: another may appear
             self._store = opened
         return opened
+
+    def store_for_change(self, create: bool = False) -> stores.Store:
+        """Return the store as `store` does, for a call that takes locks: who waits is told."""
+        self.tell_of_waits()
+        return self.store(create)
+
+    def tell_of_waits(self) -> None:
+        """Report it from now on when a lock is waited for."""
+        from niso.base import locks
+
+        locks.told = self.report
 
     def close(self) -> None:
         """Close the store; the next call opens it again."""
@@ -71,29 +84,30 @@ class Session:
 
     # --- progress --------------------------------------------------------------------------------
 
-    def send(self, event: events.Event) -> None:
+    def report(self, event: Event) -> None:
         """Give an event to the callback. What that raises ends the call as it is."""
-        if self.progress is None:
-            return
+        if self.progress is None or self._owner != _here():
+            return  # a lock that another thread waits for is nothing to this one's callback
         try:
             self.progress(event)
         except BaseException as error:
             self.callback_error = error
             raise
 
-    def report(self, line: str) -> None:
-        """Send a line of progress."""
-        self.send(events.Step(line))
-
     def caution(self, text: str, hints: Iterable[str] = ()) -> None:
         """Send a warning."""
-        self.send(events.Caution(text, tuple(hints)))
+        self.report(events.Caution(text, tuple(hints)))
 
     def expect(self, services: Iterable[str]) -> None:
         """Send the services that are waited for until they are healthy."""
         names = tuple(services)
         if names:
-            self.send(events.Expects(names))
+            self.report(events.Expects(names))
+
+
+def _here() -> tuple[int, int]:
+    """Return this process and this thread."""
+    return os.getpid(), _thread.get_ident()
 
 
 def open_session(
@@ -116,7 +130,7 @@ def open_session(
 
 def close_all() -> None:
     """Close every store, for a process that ends without Python's own end."""
-    store.close_all()
+    stores.close_all()
 
 
 def _path(variable: str, folder: object) -> str:

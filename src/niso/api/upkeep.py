@@ -53,14 +53,14 @@ def repair(session: Session, dry_run: bool) -> Repaired:
     """Put right what differs: `Host.repair`."""
     from niso.api import handover
     from niso.api.events import Finished
-    from niso.commands import check
+    from niso.commands import repair as command
 
-    store = session.store()
+    store = session.store_for_change()
     if dry_run:
-        check.plan_mend(store, session.report)
+        command.plan_mend(store, session.report)
         return Repaired(0)
-    steps = check.mend(store, session.report)
-    session.send(Finished())
+    steps = command.mend(store, session.report)
+    session.report(Finished())
     if steps:
         handover.settle(session, store, store.active_services())
     return Repaired(steps)
@@ -71,8 +71,9 @@ def sweep(session: Session, dry_run: bool) -> Swept:
     from niso.api.events import Finished
     from niso.commands import sweep
 
+    session.tell_of_waits()
     removed, untold = sweep.sweep(session.report, dry_run)
-    session.send(Finished())
+    session.report(Finished())
     if untold is not None and not dry_run:
         session.caution(untold.message)
     return Swept(removed)

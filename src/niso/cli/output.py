@@ -11,8 +11,8 @@ from niso.base.lite_typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from niso.api.events import Event
     from niso.api.published import Port
+    from niso.base.report import Event
     from niso.cli.parse import Args
     from niso.cli.progress import Progress
 

@@ -8,23 +8,39 @@ import select
 import time
 from contextlib import suppress
 
-from niso.api.events import Caution, Expects, Finished, Step
-from niso.base import waits as locks
-from niso.base.lite_typing import TYPE_CHECKING
+from niso.api.events import Caution, Expects, Finished
+from niso.base.report import (
+    CopyingPackage,
+    Event,
+    Healthy,
+    RemovingVolumes,
+    Report,
+    Starting,
+    Stopping,
+    Undoing,
+    WaitingForHealth,
+    WaitingForLock,
+    WaitingForPacket,
+    silent,
+)
 from niso.base.signals import signals_held
 from niso.cli.output import escaped, note, step, warn
 from niso.cli.parse import Args
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from niso.api.events import Event
-
 AT_ONCE_S = 1.0
 AGAIN_S = 10.0
 SOON_S = 0.5
-SLOW = ("start ", "restart ", "stop ", "copy ", "wait ", "undo ", "remove the volumes ")
-"""What a line begins with that may take long: the others are steps of the kernel, of which it takes many."""
+SLOW = (
+    Starting,
+    Stopping,
+    CopyingPackage,
+    Undoing,
+    RemovingVolumes,
+    WaitingForLock,
+    WaitingForHealth,
+    WaitingForPacket,
+)
+"""What may take long: most others are steps of the kernel, of which it takes many."""
 
 
 class Progress:
@@ -46,30 +62,30 @@ class Progress:
         self._doing, self._since, self._told = "", 0.0, 0.0
         self._unhealthy: dict[str, None] = {}
 
-    def __enter__(self) -> Callable[[Event], None]:
-        lines = note if self._verbose else _silent if self._quiet else self._report
-        locks.told = lines
-        self._show = step if self._dry_run else lines
+    def __enter__(self) -> Report:
+        self._tell_of = _note if self._verbose else silent if self._quiet else self._report
+        self._show = _step if self._dry_run else self._tell_of
         return self._receive
 
     def _receive(self, event: Event) -> None:
-        if isinstance(event, Step):
-            self._show(event.text)
-        elif isinstance(event, Expects):
+        if isinstance(event, Expects):
             self._waits = frozenset(event.services)
         elif isinstance(event, Finished):
             self._stop()
         elif isinstance(event, Caution):
             warn(event.text, event.hints)
+        elif isinstance(event, WaitingForLock):  # with --dry-run too
+            self._tell_of(event)
+        else:
+            self._show(event)
 
-    def _report(self, line: str) -> None:
+    def _report(self, event: Event) -> None:
         """What is being done from now on."""
         now = time.monotonic()
-        if not self._tells and not line.startswith(SLOW) and now < self._began + SOON_S:
+        if not self._tells and not isinstance(event, SLOW) and now < self._began + SOON_S:
             return
-        line = line.split("\n", 1)[0]
-        self._note(line)
-        self._doing, self._since, self._told = line, now, 0.0
+        self._follow(event)
+        self._doing, self._since, self._told = event.describe().split("\n", 1)[0], now, 0.0
         if not self._tells:
             # held in the thread for ever: they are the main thread's to see
             with signals_held(), suppress(RuntimeError):
@@ -82,7 +98,6 @@ class Progress:
 
     def _stop(self) -> None:
         """Tell no more."""
-        locks.told = None
         if self._tells:
             self._over.release()
             with self._telling:  # a line that is being told comes before what the command prints
@@ -118,16 +133,19 @@ class Progress:
                 if since == self._since:
                     self._told = told
 
-    def _note(self, line: str) -> None:
-        word, _, rest = line.partition(" ")
-        name = rest.partition(":")[0]
-        if word == "start" and name in self._waits:
-            self._unhealthy[name] = None
-        elif rest == "is healthy":
-            self._unhealthy.pop(word, None)
-        elif word in ("undo", "stop"):
+    def _follow(self, event: Event) -> None:
+        """Keep in mind which services are waited for until they are healthy."""
+        if isinstance(event, Starting) and event.service in self._waits:
+            self._unhealthy[event.service] = None
+        elif isinstance(event, Healthy):
+            self._unhealthy.pop(event.service, None)
+        elif isinstance(event, Undoing | Stopping):
             self._unhealthy.clear()
 
 
-def _silent(line: str) -> None:
-    """Tell nobody."""
+def _note(event: Event) -> None:
+    note(event.describe())
+
+
+def _step(event: Event) -> None:
+    step(event.describe())

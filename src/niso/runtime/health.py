@@ -12,16 +12,17 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 
 from niso.base import paths
 from niso.base.errors import NisoError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.locks import open_lock
+from niso.base.report import Report, WaitingForHealth
 from niso.kernel import netns
 from niso.kernel.rtnetlink import Rtnl
-from niso.plan.records import Healthcheck
+from niso.plan.records import Healthcheck, family_of
 from niso.runtime import process
-from niso.runtime.service_lock import open_lock
 from niso.runtime.spec import read_json
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def _candidates(check: Healthcheck, namespace: str | None) -> Generator[str, Non
 
 def _socket(address: str, namespace: str | None) -> socket.socket:
     with _inside(namespace):
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        family = socket.AF_INET6 if family_of(address) == 6 else socket.AF_INET
         return socket.socket(
             family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         )
@@ -219,7 +220,7 @@ def ask(asked: Sequence[tuple[Healthcheck, str | None]]) -> list[str]:
 # --- what was answered last ------------------------------------------------------------------------------------------
 
 
-class Known(NamedTuple):
+class Probed(NamedTuple):
     """What is known of one run of a service's process: ``run`` is (pid, when it started)."""
 
     run: tuple[int, float]
@@ -254,11 +255,11 @@ def note(service: str, run: tuple[int, float], words: str) -> None:
     before = known(service)
     now = time.time()
     if before is None or before.run != run:
-        before = Known(run, 0.0, 0.0, 0, "")
+        before = Probed(run, 0.0, 0.0, 0, "")
     if words:
         after = before._replace(asked_at=now, failures=before.failures + 1, words=words)
     else:
-        after = Known(run, now, now, 0, "")
+        after = Probed(run, now, now, 0, "")
     path = paths.health_file(service)
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     draft = f"{path}.{os.getpid()}"  # two may write at once
@@ -269,21 +270,21 @@ def note(service: str, run: tuple[int, float], words: str) -> None:
         process.forget_health(service)
 
 
-def known(service: str) -> Known | None:
+def known(service: str) -> Probed | None:
     """What was answered last; None where nothing is known."""
     try:
         found = read_json(paths.health_file(service))
-        return None if found is None else Known(**{**found, "run": tuple(found["run"])})
+        return None if found is None else Probed(**{**found, "run": tuple(found["run"])})
     except (ValueError, TypeError, KeyError):
         return None
 
 
-def look(services: Sequence[Asked], report: Callable[[str], None]) -> dict[str, Health]:
+def look(services: Sequence[Asked], report: Report) -> dict[str, Health]:
     """How services are, asked at most once an interval; all that are to be asked are asked at once. ``report`` is told of whom."""
     import fcntl
 
     if late := [each.service for each in services if _is_due(each)]:
-        report(f"wait for the health of {', '.join(late)}")
+        report(WaitingForHealth(tuple(late)))
         lock = open_lock(".health")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -299,7 +300,7 @@ def look(services: Sequence[Asked], report: Callable[[str], None]) -> dict[str, 
     return {each.service: judge(each.check, each.run[1], _own(each)) for each in services}
 
 
-def _own(asked: Asked) -> Known | None:
+def _own(asked: Asked) -> Probed | None:
     found = known(asked.service)
     return found if found is not None and found.run == asked.run else None
 
@@ -309,7 +310,7 @@ def _is_due(asked: Asked) -> bool:
     return found is None or not 0 <= time.time() - found.asked_at < asked.check.interval_s
 
 
-def judge(check: Healthcheck, started_at: float, found: Known | None) -> Health:
+def judge(check: Healthcheck, started_at: float, found: Probed | None) -> Health:
     """What the answers mean. Nobody asks while nobody looks, so one failure counts for all that would have been since it was well."""
     if found is None:
         return Health("starting", "")

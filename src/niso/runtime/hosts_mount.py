@@ -12,10 +12,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Callable
 
 from niso.base import failpoint, paths
 from niso.base.errors import ProcessError
+from niso.base.report import Report, RestartingInstead
 from niso.base.signals import signals_held
 from niso.runtime import process
 from niso.runtime.root import HOSTS
@@ -64,12 +64,12 @@ def can(old: ProcessSpec | None, new: ProcessSpec) -> bool:
     )
 
 
-def show_or_start(spec: ProcessSpec, report: Callable[[str], None]) -> None:
+def show_or_start(spec: ProcessSpec, report: Report) -> None:
     """As `show`; where that cannot be, its process ends and starts anew. Raises ProcessError."""
     try:
         show(spec)
     except ProcessError as error:
-        report(f"{error.message}; restart {spec.service}")
+        report(RestartingInstead(spec.service, error))
         process.stop(spec.service, spec.stop_timeout_s)
         process.start(spec)
 

@@ -23,9 +23,9 @@ from contextlib import ExitStack, suppress
 
 from niso.base import failpoint, paths
 from niso.base.errors import ProcessError
+from niso.base.locks import open_lock
 from niso.base.signals import ENDING, signals_delivered, signals_held
 from niso.runtime import cgroup, oci, root, unit, volumes
-from niso.runtime.service_lock import open_lock
 from niso.runtime.spec import ProcessSpec, write_json
 
 LOG_NAME = "service.log"
@@ -463,7 +463,7 @@ def _created_pid(spec: ProcessSpec, bundle: str, sync: int) -> int:
     if not words:
         with open(f"{bundle}/conmon.err", "rb") as file:
             words = plain(file.read(4096)) or "conmon ended without a word"
-    raise ProcessError(f"{spec.service}: {words.removeprefix('; ')}")
+    raise ProcessError(f"{words.removeprefix('; ')}", service=spec.service)
 
 
 def remove_cgroups(path: str) -> None:

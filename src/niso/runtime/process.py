@@ -1,4 +1,4 @@
-"""A service's process: start, stop, restart, status. Who changes something holds the service's lock (`niso.runtime.service_lock`).
+"""A service's process: start, stop, restart, status. Who changes something holds the service's lock (`niso.base.locks`).
 
 ``<run>/services/<service>/`` holds spec.json, state.json and one folder ``run-N`` per start (bundle, pid files, exit status). What is
 said of a process is always checked against the kernel: its pid counts only while that process is in the service's cgroup.
@@ -216,7 +216,7 @@ def abandon(spec: ProcessSpec, bundle: str) -> None:
 
 def _failed(service: str, what: str, error: OSError) -> ProcessError:
     where = f": {error.filename}" if error.filename else ""
-    return ProcessError(f"{service}: cannot {what} its process: {error.strerror}{where}")
+    return ProcessError(f"cannot {what} its process: {error.strerror}{where}", service=service)
 
 
 def _end_all(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s: float) -> None:
@@ -612,7 +612,7 @@ def _kill_rest(service: str, path: str) -> None:
                 continue
             _signal(pidfd, signal.SIGKILL)
             if not launch.wait_gone(pidfd, _KILL_S):
-                raise ProcessError(f"{service}: process {pid} does not end after SIGKILL")
+                raise ProcessError(f"process {pid} does not end after SIGKILL", service=service)
         finally:
             os.close(pidfd)
 

@@ -286,7 +286,7 @@ def check_working_dir(
         folder = False
     if not folder:
         raise InvalidInput(
-            f"binary.working_dir: {working_dir!r} is not a folder in the service",
+            f"{working_dir!r} is not a folder in the service",
             f"use {APP} (the package) or a folder of it",
             "binary.working_dir",
         )
@@ -299,7 +299,7 @@ def _number(text: str, user: str) -> int:
 
 
 def _bad_user(user: str, what: str, hint: str) -> InvalidInput:
-    return InvalidInput(f"service.user: {user!r} {what}", hint, "service.user")
+    return InvalidInput(f"{user!r} {what}", hint, "service.user")
 
 
 def _bad_entrypoint(entrypoint: str, what: str, problem: str) -> InvalidInput:
@@ -308,4 +308,4 @@ def _bad_entrypoint(entrypoint: str, what: str, problem: str) -> InvalidInput:
         if problem == "is not executable"
         else "name a file of the package, an absolute path of its system, or a command on its PATH"
     )
-    return InvalidInput(f"binary.entrypoint: {entrypoint!r} {what}", hint, "binary.entrypoint")
+    return InvalidInput(f"{entrypoint!r} {what}", hint, "binary.entrypoint")

@@ -250,7 +250,7 @@ def check_points(rootfs: str) -> None:
             else:
                 what = f"its {point} leads to {at[point]}"
             raise InvalidInput(
-                f"package.rootfs: {what}, and what niso mounts at {at[point]} would hide it",
+                f"{what}, and what niso mounts at {at[point]} would hide it",
                 "have a folder of the rootfs there",
                 "package.rootfs",
             )

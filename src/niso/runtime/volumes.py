@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
 
 from niso.base import failpoint, paths
 from niso.base.errors import Conflict, InvalidInput, NisoError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.report import RemovingVolumes, Report
 from niso.manifest.parse_volumes import taken
 from niso.runtime.root import TMPFS, TOP_LINKS, etc_folders, mount_file, mount_point, place
 from niso.runtime.spec import ProcessSpec
@@ -112,14 +112,14 @@ def _is_folder(volume: Volume) -> bool:
             else f"{error.strerror}"
         )
         raise InvalidInput(
-            f"{key}: {volume.source!r} {reason}", f"mkdir -p {volume.source}", key
+            f"{volume.source!r} {reason}", f"mkdir -p {volume.source}", key
         ) from None
 
 
 def _wrong(volume: Volume, reason: str) -> InvalidInput:
     key = f"volumes.{volume.name}.mount"
     return InvalidInput(
-        f"{key}: {volume.mount!r} cannot be a mount point: {reason}", "for example /data", key
+        f"{volume.mount!r} cannot be a mount point: {reason}", "for example /data", key
     )
 
 
@@ -208,12 +208,13 @@ def check_removable(service: str) -> None:
     """Raise Conflict where something of the host is mounted in a volume, which would be removed with it."""
     for point in _mounted_below(os.path.realpath(paths.volume_dir(service))):
         raise Conflict(
-            f"{service}: its volumes are not removed: something is mounted at {point}",
+            f"its volumes are not removed: something is mounted at {point}",
             f"umount {point}",
+            service=service,
         )
 
 
-def remove_all(service: str, report: Callable[[str], None]) -> None:
+def remove_all(service: str, report: Report) -> None:
     """Remove all named volumes of a service that has no process, with what they hold; none is fine. Follows no link.
 
     Raises NisoError.
@@ -224,14 +225,15 @@ def remove_all(service: str, report: Callable[[str], None]) -> None:
     if not os.path.lexists(folder):
         return
     check_removable(service)
-    report(f"remove the volumes of {service}: {', '.join(kept(service))}")
+    report(RemovingVolumes(service, tuple(kept(service))))
     try:
         failpoint.hit(f"remove the volumes of {service}")
         shutil.rmtree(folder)
     except OSError as error:
         raise NisoError(
-            f"{service}: its volumes cannot be removed: {error.filename or folder}: {error.strerror}",
+            f"its volumes cannot be removed: {error.filename or folder}: {error.strerror}",
             f"niso remove --volumes {service}",
+            service=service,
         ) from error
 
 

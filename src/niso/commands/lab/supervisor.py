@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from niso.base.errors import NisoError
-from niso.commands.lab import cgroups, mounts, network
+from niso.commands.lab import cgroups, machines, mounts
 from niso.kernel import modules
 from niso.kernel.netlink import refused
 
@@ -212,7 +212,7 @@ def _first(
     cgroups.settle(entered)
     extra = mounts.build(name, cgroup_mounts, entered)
     socket.sethostname(HOSTNAME)
-    segment = network.build()
+    segment = machines.build()
     environment = _environment(extra)
     child = os.fork()
     if child == 0:
