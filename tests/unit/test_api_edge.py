@@ -196,6 +196,7 @@ def test_results_cannot_be_changed() -> None:
 def test_error_has_message_hint_and_key() -> None:
     error = niso.Conflict("taken", "choose another", "network.ip")
     assert isinstance(error, niso.Error)
-    assert (error.message, error.hint, error.key) == ("taken", "choose another", "network.ip")
+    assert (error.reason, error.hint, error.key) == ("taken", "choose another", "network.ip")
+    assert error.message == "network.ip: taken"
     for kind in ("NotFound", "InvalidInput", "UsageError", "KernelError", "ProcessError"):
         assert issubclass(getattr(niso, kind), niso.Error)
