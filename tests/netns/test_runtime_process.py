@@ -52,7 +52,7 @@ def test_granted_capability_is_had_by_the_unprivileged_user_and_no_other(runtime
 
 
 def test_service_is_at_rest_when_all_its_threads_sleep(runtime: Runtime) -> None:
-    code = "import sys; from niso.runtime import rest; print(rest.mark(int(sys.argv[1])))"
+    code = "import sys; from niso.runtime import idle; print(idle.mark(int(sys.argv[1])))"
 
     def mark() -> str:
         return runtime.lab.run(

@@ -19,7 +19,7 @@ from niso.base.errors import NisoError
 from niso.base.signals import ENDING, signals_held
 from niso.cli import main
 from niso.reconcile.converge import Lock
-from niso.runtime import process, resolve
+from niso.runtime import process, service_paths
 from niso.services import undo
 from niso.store import sqlite
 from niso.store.store import Store
@@ -149,7 +149,7 @@ def test_nothing_is_closed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "close", lambda fd: close(fd) if not closed else real(fd))
-        resolve.open_inside({"": "/"}, "/usr/bin/env")
+        service_paths.open_inside({"": "/"}, "/usr/bin/env")
 
 
 def test_nisos_lock_that_an_interrupt_kept_from_being_released_is_taken_again() -> None:
@@ -227,7 +227,7 @@ def test_crun_that_creates_is_no_conmon(monkeypatch: pytest.MonkeyPatch) -> None
             b"niso-service-a",
         ],
     }
-    monkeypatch.setattr(process, "_command_line", lambda pid: lines.get(pid, []))
+    monkeypatch.setattr(process, "command_line", lambda pid: lines.get(pid, []))
     monkeypatch.setattr(os, "listdir", lambda _: ["1", "2", "self"])
     assert process._conmons(["a"]) == [(1, bundle.decode())]
 

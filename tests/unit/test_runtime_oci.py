@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from niso.runtime import oci, on_exit, process
+from niso.runtime import oci, on_exit, status
 from niso.runtime.spec import ProcessSpec
 
 PROFILE: dict[str, Any] = json.loads(
@@ -154,4 +154,4 @@ def test_restart_delay_doubles_up_to_a_minute() -> None:
     ],
 )
 def test_exit_is_described(code: int | None, words: str) -> None:
-    assert process.describe_exit(code) == words
+    assert status.describe_exit(code) == words

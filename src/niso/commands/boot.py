@@ -18,7 +18,7 @@ from niso.base.lite_typing import NamedTuple
 from niso.commands import activate
 from niso.commands.activate import Outcome
 from niso.reconcile.converge import Lock, Report, repair, silent
-from niso.runtime import process, unit
+from niso.runtime import status, unit
 from niso.runtime.service_lock import service_lock
 from niso.services import journal, start
 from niso.services.targets import find_targets
@@ -287,7 +287,7 @@ def clear(names: Iterable[str], report: Report = silent) -> list[str]:
             continue
         mine.append(name)
         with service_lock(name):
-            unit.give_back(name, process.conmon(name))
+            unit.give_back(name, status.conmon(name))
         report(f"remove {_unit_file(name)}")
     return _remove_units(mine)
 
@@ -315,7 +315,7 @@ def settle(store: Store, names: Iterable[str]) -> None:
     rows = [row for name in names if (row := store.service(name)) is not None and row.active]
     for row in rows:
         if unit.path(row.name) is not None:
-            if not process.keepers(row.name):  # its conmon was killed, and it runs on
+            if not status.keepers(row.name):  # its conmon was killed, and it runs on
                 journal.restart(store, [row.name])
             _ready(row.name)
             return
@@ -333,7 +333,7 @@ def _ready(service: str) -> None:
     own = unit.path(service)
     assert own is not None
     with service_lock(service):
-        found = process.keepers(service)
+        found = status.keepers(service)
         if not found:
             raise ProcessError(f"{service}: its process has ended", f"niso logs {service}")
         unit.adopt([pid for pid in found if unit.path(service, pid) != own], own)
@@ -345,7 +345,7 @@ def _start_units(rows: Iterable[ServiceRow]) -> None:
     waiting = [
         unit.name(row.name)
         for row in rows
-        if (conmon := process.conmon(row.name)) is not None and unit.path(row.name, conmon) is None
+        if (conmon := status.conmon(row.name)) is not None and unit.path(row.name, conmon) is None
     ]
     if waiting:
         _systemctl("start", *waiting)

@@ -35,7 +35,7 @@ from niso.plan.state import (
 )
 from niso.reconcile import flows, policy_flows
 from niso.reconcile.converge import Lock, Report, compare, desired_now, repair, silent
-from niso.runtime import hosts_mount, package, process
+from niso.runtime import hosts_mount, package, process, status
 from niso.runtime.root import HOSTS
 from niso.runtime.service_lock import service_lock
 from niso.runtime.spec import APP, load, save
@@ -363,7 +363,7 @@ def _nameless(store: Store) -> list[tuple[str, int]]:
     found = []
     for name in store.active_services():
         spec = load(name)
-        pid = process.status(name).pid
+        pid = status.read(name).pid
         if (
             spec is None
             or pid is None
@@ -390,7 +390,7 @@ NOT_ACTIVE = "it is not active"
 def _left_running(store: Store) -> list[str]:
     """The services that have a process, or what is left of one, and are not active; what somebody is at is left out."""
     found = []
-    for name in process.left():
+    for name in status.left():
         row = store.service(name)
         if (row is None or not row.active) and store.intent(name) is None:
             found.append(name)
@@ -428,29 +428,29 @@ def _mending(name: str, finding: Finding) -> str:
 def _process(name: str) -> Finding | None:
     """What is wrong with an active service's process; an end that its conmon has seen is not."""
     what = f"process of service {name!r}"
-    if process.strayed(name):
+    if status.strayed(name):
         return Finding(
             "different", f"cgroup of service {name!r}", "its process was moved out of it"
         )
-    status = process.status(name, closely=True)
-    if status.state in ("none", "failed"):
-        return Finding("missing", what, status.error or "")
-    if status.state != "running":
+    now = status.read(name, closely=True)
+    if now.state in ("none", "failed"):
+        return Finding("missing", what, now.error or "")
+    if now.state != "running":
         return None
     spec = load(name)
     if spec is None:
         return Finding("missing", f"spec.json of service {name!r}", UNKNOWN)
-    if _lost_sight(spec.package, status.pid):
+    if _lost_sight(spec.package, now.pid):
         return Finding("different", what, "its package copy was removed under it")
-    if not process.at_home(name):
+    if not status.at_home(name):
         return Finding("different", what, "it runs in another network namespace")
-    if not _sees_hosts(name, status.pid):
+    if not _sees_hosts(name, now.pid):
         return Finding("different", what, BLIND)
-    if not process.conmon_alive(name):
+    if not status.conmon_alive(name):
         return Finding(
             "missing", f"conmon of service {name!r}", "nobody keeps its log or restarts it"
         )
-    if status.pid is not None and not process.known_to_crun(name, status.pid):
+    if now.pid is not None and not status.known_to_crun(name, now.pid):
         return Finding("missing", f"crun's state of service {name!r}", "exec does not find it")
     return None
 

@@ -17,7 +17,7 @@ from niso.kernel.rtnetlink import Rtnl
 from niso.plan import nft
 from niso.reconcile import forwarding
 from niso.reconcile.converge import Lock, Report, silent
-from niso.runtime import cgroup, process
+from niso.runtime import cgroup, process, status
 from niso.runtime.package import delete_tree
 from niso.runtime.service_lock import locked_services, service_lock
 from niso.store.sqlite import unusable
@@ -97,7 +97,7 @@ def _refuse_strangers() -> None:
 
 def _homeless() -> list[tuple[str, str]]:
     """(service, cgroup) of those whose links are here and whose folder is not in this run folder."""
-    known = set(process.left())
+    known = set(status.left())
     with Rtnl() as rtnl:
         ids = {
             link.alias.partition(":")[2] for link in rtnl.links() if link.alias.startswith("niso:")
@@ -115,7 +115,7 @@ def _homeless() -> list[tuple[str, str]]:
 def _all_of_niso() -> list[tuple[str, Callable[[], None]]]:
     """(words, how to remove it) of everything that carries a mark of niso, in the order in which it can go."""
     things: list[tuple[str, Callable[[], None]]] = []
-    for name in process.left():
+    for name in status.left():
         things.append((f"stop {name}", partial(process.stop, name, 0)))
     for name, path in _homeless():
         things.append(

@@ -14,7 +14,7 @@ from types import FrameType
 
 from niso.base.errors import ProcessError
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.runtime import launch, process, resolve
+from niso.runtime import crun, entrypoint, pids, status
 from niso.runtime.oci import SHELL_TERM
 from niso.runtime.spec import DEFAULT_PATH, read_json, read_state
 
@@ -48,10 +48,10 @@ def execute(service: str, command: list[str]) -> int:
             os.fstat(fd)
         except OSError:
             os.open("/dev/null", os.O_RDONLY)
-    now = process.status(service)
+    now = status.read(service)
     if now.pid is None and now.state == "running":  # it was just ending, or beginning
         time.sleep(0.05)
-        now = process.status(service)
+        now = status.read(service)
     if now.pid is None:
         state = "it is being started or stopped" if now.state == "running" else now.state
         raise _failed(
@@ -60,7 +60,7 @@ def execute(service: str, command: list[str]) -> int:
             f"niso restart {service}, or niso logs {service}",
         )
     record = read_state(service)
-    bundle = process.bundle_of(service, int(record["run"]) if record else 0)
+    bundle = status.bundle_of(service, int(record["run"]) if record else 0)
     config = read_json(f"{bundle}/config.json")
     if config is None:
         raise _failed(CANNOT, f"{service} is being stopped", None)
@@ -80,7 +80,7 @@ def _check(service: str, pid: int, command: str, what: dict[str, Any]) -> None:
     environment = dict(entry.split("=", 1) for entry in what["env"])
     if "/" not in command:
         path_env = environment.get("PATH", DEFAULT_PATH)
-        found = resolve.search(mounts, command, path_env) if command else None
+        found = entrypoint.search(mounts, command, path_env) if command else None
         if found is None:
             raise _failed(
                 NOT_FOUND,
@@ -89,7 +89,7 @@ def _check(service: str, pid: int, command: str, what: dict[str, Any]) -> None:
             )
     else:
         found = command if command.startswith("/") else f"{what['cwd'].rstrip('/')}/{command}"
-    problem = resolve.problem_with(mounts, found)
+    problem = entrypoint.problem_with(mounts, found)
     if problem is not None:
         missing = problem == "does not exist"
         raise _failed(
@@ -134,7 +134,7 @@ class _Session:
         self._pid = 0
         code = os.waitstatus_to_exitcode(status)
         with open(f"{self._stem}.log", "rb") as file:
-            words = launch.plain(file.read(_BLOCK))
+            words = crun.plain_message(file.read(_BLOCK))
         if words:
             raise self._refused(words)
         return SIGNALLED - code if code < 0 else code
@@ -176,15 +176,15 @@ class _Session:
 
         write_json(f"{self._stem}.json", self._what)
         os.close(os.open(f"{self._stem}.log", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        argv = ["crun", f"--root={launch.crun_root()}", f"--log=file:{self._stem}.log", "exec"]
+        argv = ["crun", f"--root={crun.state_dir()}", f"--log=file:{self._stem}.log", "exec"]
         argv += ["--process", f"{self._stem}.json", "--pid-file", f"{self._stem}.pid", *more]
-        argv.append(launch.container_id(self._service))
+        argv.append(crun.container_id(self._service))
         actions = [
             (os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate((stdin, stdout, stderr))
         ]
         # A process group of its own: what the terminal sends to ours, niso forwards.
         self._pid = os.posix_spawn(
-            launch.tool("crun"), argv, launch.environment(), file_actions=actions, setpgroup=0
+            crun.tool("crun"), argv, crun.environment(), file_actions=actions, setpgroup=0
         )
         self._pidfd = os.pidfd_open(self._pid)
 
@@ -337,7 +337,7 @@ class _Session:
             return
         try:
             # The number may be another's by now; crun's child it is only as long as crun waits for it.
-            while self._signals and process.in_service(self._service, pid):
+            while self._signals and pids.in_service(self._service, pid):
                 signal.pidfd_send_signal(target, self._signals.pop(0))
         except ProcessLookupError:
             return
@@ -351,12 +351,12 @@ class _Session:
             deadline = time.monotonic() + _END_S
             while time.monotonic() < deadline:
                 self._forward()
-                if launch.wait_gone(self._pidfd, _RETRY_MS / 1000):
+                if pids.wait_readable(self._pidfd, _RETRY_MS / 1000):
                     return
 
     def _refused(self, words: str) -> ProcessError:
         if not os.path.exists(
-            os.path.join(launch.crun_root(), launch.container_id(self._service), "status")
+            os.path.join(crun.state_dir(), crun.container_id(self._service), "status")
         ):
             hint = f"niso restart {self._service}"
             return _failed(

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from niso.base import failpoint, paths
 from niso.base.errors import ProcessError
 from niso.base.signals import signals_held
-from niso.runtime import process
+from niso.runtime import process, status
 from niso.runtime.root import HOSTS
 from niso.runtime.spec import ProcessSpec, save
 
@@ -60,7 +60,7 @@ def can(old: ProcessSpec | None, new: ProcessSpec) -> bool:
         return False
     return (
         old._replace(hosts_folder=new.hosts_folder) == new
-        and process.status(old.service).state == "running"
+        and status.read(old.service).state == "running"
     )
 
 

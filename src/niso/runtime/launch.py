@@ -18,13 +18,13 @@ import json
 import os
 import resource
 import signal
-import time
 from contextlib import ExitStack, suppress
 
 from niso.base import failpoint, paths
 from niso.base.errors import ProcessError
-from niso.base.signals import ENDING, signals_delivered, signals_held
-from niso.runtime import cgroup, oci, root, unit, volumes
+from niso.base.signals import ENDING, signals_held
+from niso.runtime import cgroup, crun, oci, root, unit, volumes
+from niso.runtime.pids import wait_readable
 from niso.runtime.service_lock import open_lock
 from niso.runtime.spec import ProcessSpec, write_json
 
@@ -32,19 +32,9 @@ LOG_NAME = "service.log"
 LOG_SIZE_MAX = 64 << 20
 """Bytes after which conmon itself starts the log anew; see `niso.runtime.logs`."""
 
-STOPPING = "stopping"
-EXITED_PID = "exited.pid"
-
 _BEGINS_S = 60.0
 """How long conmon may take from its word to its fork, which is a millisecond."""
 
-_TOOL_FOLDERS = (
-    "/usr/bin",
-    "/usr/local/bin",
-    "/usr/sbin",
-    "/usr/libexec/podman",
-    "/usr/libexec/catatonit",
-)
 _LIMITS = (
     "AS",
     "CPU",
@@ -61,28 +51,6 @@ _LIMITS = (
 _PROFILE = os.path.join(os.path.dirname(__file__), "seccomp.json")
 
 
-def tool(name: str) -> str:
-    """The absolute path of crun, conmon, catatonit or nsenter. Raises `ProcessError`."""
-    if failpoint.broken(name):
-        return "/usr/bin/false"
-    for folder in _TOOL_FOLDERS:
-        path = f"{folder}/{name}"
-        if os.access(path, os.X_OK):
-            return path
-    package = "util-linux" if name == "nsenter" else name
-    raise ProcessError(f"{name} is not installed", f"apt install {package}")
-
-
-def crun_root() -> str:
-    """The folder of crun's own state (``crun --root``)."""
-    return os.path.join(paths.run_dir(), "crun")
-
-
-def container_id(service: str) -> str:
-    """What crun and conmon call a service's container. For journald conmon wants more than 12 letters (its ctr_logging.c)."""
-    return f"niso-service-{service}"
-
-
 def nofile_max() -> int:
     """The most open files that this process may grant: root without CAP_SYS_RESOURCE cannot go beyond its own hard limit."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as status:
@@ -93,16 +61,6 @@ def nofile_max() -> int:
         return most
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return most if hard == resource.RLIM_INFINITY else min(most, hard)
-
-
-def environment() -> dict[str, str]:
-    """What conmon, crun and the exit command see of the environment: nothing but where niso's folders are."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith("NISO_") and "FAILPOINT" not in name
-    }
-    return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **kept}
 
 
 def expect() -> None:
@@ -162,7 +120,7 @@ class Launch:
         finally:
             self.close()
         failpoint.hit(f"start the process of {self._spec.service}")
-        status, words = crun("start", container_id(self._spec.service))
+        status, words = crun.run("start", crun.container_id(self._spec.service))
         if status != 0:
             raise ProcessError(f"{self._spec.service}: crun start: {words}")
         return pid
@@ -195,7 +153,7 @@ def write_bundle(spec: ProcessSpec, bundle: str) -> None:
     config = oci.config(
         spec,
         f"{bundle}/root",
-        tool("catatonit"),
+        crun.tool("catatonit"),
         hosts_at,
         folders,
         profile,
@@ -204,53 +162,6 @@ def write_bundle(spec: ProcessSpec, bundle: str) -> None:
         cgroup.usable(oci.limits(spec)),
     )
     write_json(f"{bundle}/config.json", config)
-
-
-def crun(*args: str) -> tuple[int, str]:
-    """Run crun; its exit status and its words (stderr), stripped."""
-    program = tool("crun")
-    with signals_held():
-        read, write = os.pipe()
-        try:
-            pid = os.posix_spawn(
-                program,
-                ["crun", f"--root={crun_root()}", *args],
-                environment(),
-                file_actions=[
-                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-                    (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
-                    (os.POSIX_SPAWN_DUP2, write, 2),
-                ],
-                setsigmask=(),
-            )
-        finally:
-            os.close(write)
-        try:
-            with signals_delivered():
-                words = read_all(read)
-        finally:
-            _, status = os.waitpid(pid, 0)  # what it is at is not to go on beside what undoes it
-    return os.waitstatus_to_exitcode(status), plain(words)
-
-
-def plain(words: bytes) -> str:
-    """The runtime's message without its time stamps, on one line."""
-    lines = []
-    for line in words.decode("utf-8", "replace").splitlines():
-        stamp, _, rest = line.partition(": ")
-        lines.append(rest if stamp[:2] == "20" and "T" in stamp and rest else line)
-    return "; ".join(line.strip() for line in lines if line.strip())
-
-
-def read_all(fd: int, most: int = 1 << 16) -> bytes:
-    """Read ``fd`` to its end, keep the first ``most`` bytes, close it."""
-    kept = b""
-    try:
-        while chunk := os.read(fd, 4096):
-            kept += chunk[: most - len(kept)]
-    finally:
-        os.close(fd)
-    return kept
 
 
 class _Maker:
@@ -304,7 +215,7 @@ class _Maker:
                     BrokenPipeError
                 ):  # it died at once; what it said is read from the other pipe
                     os.write(self._start, b"\0")
-                if not wait_gone(pidfd, _BEGINS_S):
+                if not wait_readable(pidfd, _BEGINS_S):
                     raise ProcessError(
                         f"{self._spec.service}: conmon has not begun its work within {_BEGINS_S:g}s"
                     )
@@ -363,7 +274,7 @@ class _Maker:
             self._conmon = os.posix_spawn(
                 argv[0],
                 argv,
-                {**environment(), "_OCI_SYNCPIPE": str(sync), "_OCI_STARTPIPE": str(start)},
+                {**crun.environment(), "_OCI_SYNCPIPE": str(sync), "_OCI_STARTPIPE": str(start)},
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
                     (os.POSIX_SPAWN_DUP2, 0, 1),
@@ -410,15 +321,22 @@ def _conmon_argv(spec: ProcessSpec, bundle: str, tid: int) -> list[str]:
         f"--mount=/proc/{tid}/ns/mnt",
         f"--root=/proc/{tid}/root",  # ours, where niso itself runs in a chroot
         "--",
-        tool("crun"),
+        crun.tool("crun"),
         "--cgroup-manager=cgroupfs",
-        f"--root={crun_root()}",
+        f"--root={crun.state_dir()}",
     ]
     return [
-        tool("conmon"),
+        crun.tool("conmon"),
         *("--api-version", "1"),
-        *("-c", container_id(spec.service), "-u", container_id(spec.service), "-n", spec.service),
-        *("-r", tool("nsenter"), *(f"--runtime-arg={arg}" for arg in runtime)),
+        *(
+            "-c",
+            crun.container_id(spec.service),
+            "-u",
+            crun.container_id(spec.service),
+            "-n",
+            spec.service,
+        ),
+        *("-r", crun.tool("nsenter"), *(f"--runtime-arg={arg}" for arg in runtime)),
         *("-b", bundle, "-p", f"{bundle}/pid", "-P", f"{bundle}/conmon.pid"),
         *("-l", f"k8s-file:{LOG_NAME}", "--log-size-max", str(LOG_SIZE_MAX), "--no-sync-log"),
         *(("-l", "journald") if unit.logs_to_journal(spec.service) else ()),
@@ -459,10 +377,10 @@ def _created_pid(spec: ProcessSpec, bundle: str, sync: int) -> int:
     pid = answer.get("data", -1)
     if isinstance(pid, int) and pid > 0:
         return pid
-    words = plain(str(answer.get("message", "")).encode())
+    words = crun.plain_message(str(answer.get("message", "")).encode())
     if not words:
         with open(f"{bundle}/conmon.err", "rb") as file:
-            words = plain(file.read(4096)) or "conmon ended without a word"
+            words = crun.plain_message(file.read(4096)) or "conmon ended without a word"
     raise ProcessError(f"{spec.service}: {words.removeprefix('; ')}")
 
 
@@ -477,18 +395,3 @@ def remove_cgroups(path: str) -> None:
         return
     finally:
         os.close(guard)
-
-
-def wait_gone(pidfd: int, timeout_s: float) -> bool:
-    """Wait at most ``timeout_s`` for a process to end (pidfd_open(2)); whether it has."""
-    import select
-
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    deadline = time.monotonic() + timeout_s
-    while True:
-        left = deadline - time.monotonic()
-        if poll.poll(max(0, int(left * 1000 + 0.999))):
-            return True
-        if left <= 0:
-            return False

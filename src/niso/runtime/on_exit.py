@@ -12,7 +12,7 @@ import time
 from niso.base import files
 from niso.base.errors import NisoError
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.runtime import launch, logs, oci, process, unit
+from niso.runtime import launch, logs, oci, process, status, unit
 from niso.runtime.service_lock import service_lock
 from niso.runtime.spec import ProcessSpec, load, read_state
 
@@ -33,14 +33,14 @@ def main(service: str, bundle: str) -> None:
     """Record the end of the run in ``bundle``; wait and start the service again where its policy says so."""
     try:
         with open(
-            files.make(f"{bundle}/{launch.EXITED_PID}", 0o600), "w", encoding="ascii"
+            files.make(f"{bundle}/{status.EXITED_PID}", 0o600), "w", encoding="ascii"
         ) as file:
             file.write(str(os.getpid()))
     except FileNotFoundError:
         return
-    if os.path.exists(f"{bundle}/{launch.STOPPING}"):
+    if os.path.exists(f"{bundle}/{status.STOPPING}"):
         return
-    code = process.exit_code(service, bundle)
+    code = status.exit_code(service, bundle)
     if code is None:
         return
     with service_lock(service):
@@ -59,16 +59,16 @@ def main(service: str, bundle: str) -> None:
 def _current(service: str, bundle: str) -> ProcessSpec | None:
     """The spec, if the run in ``bundle`` is still the service's present one and no stop is under way. Under the lock."""
     record = read_state(service)
-    if files.read(f"{bundle}/{launch.EXITED_PID}") != str(os.getpid()).encode():
+    if files.read(f"{bundle}/{status.EXITED_PID}") != str(os.getpid()).encode():
         return None  # a folder of the same name, made after somebody had removed ours
     if record is None or f"run-{record['run']}" != os.path.basename(bundle):
         return None
-    return None if os.path.exists(f"{bundle}/{launch.STOPPING}") else load(service)
+    return None if os.path.exists(f"{bundle}/{status.STOPPING}") else load(service)
 
 
 def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
     record = read_state(spec.service) or {"run": 0, "restarts": 0, "failures": 0}
-    for older in process.bundles(os.path.dirname(bundle)):
+    for older in status.bundles(os.path.dirname(bundle)):
         if older != bundle:
             # Kept until now: whoever stops the service waits for that run's conmon too.
             process.end_conmon(older)
@@ -79,7 +79,7 @@ def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
     began = record.get("started_monotonic")
     lived_s = time.monotonic() - began if isinstance(began, float) else 0.0
     failures = 0 if code == 0 or lived_s >= LONG_LIFE_S else int(record["failures"])
-    again = process.restarts_after(spec.restart, code)
+    again = status.restarts_after(spec.restart, code)
     record.pop("pid", None)
     record.update(
         phase="restarting" if again else "exited",
@@ -87,7 +87,7 @@ def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
         failures=failures + (code != 0),
         ended_at=time.time(),
     )
-    process.write_state(spec.service, record)
+    status.write_state(spec.service, record)
     return record
 
 
@@ -99,17 +99,17 @@ def _try_again(spec: ProcessSpec, record: dict[str, Any], bundle: str) -> dict[s
         counts = {"restarts": restarts + 1, "failures": failures, "exit_code": record["exit_code"]}
         process.Run(spec, number + 1, counts).finish()
     except (NisoError, OSError) as error:
-        following = process.bundle_of(spec.service, number + 1)
+        following = status.bundle_of(spec.service, number + 1)
         process.abandon(spec, following)
         record = {**record, "failures": failures + 1, "error": str(error)}
-        process.write_state(spec.service, record)
+        status.write_state(spec.service, record)
         return record
     _tell_unit(spec.service)
     return {"phase": "running"}
 
 
 def _tell_unit(service: str) -> None:
-    conmon = process.conmon(service)
+    conmon = status.conmon(service)
     if conmon is not None and unit.path(service) is not None:
         try:
             unit.tell(f"MAINPID={conmon}")

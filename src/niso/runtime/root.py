@@ -14,7 +14,7 @@ import stat
 
 from niso.base import paths
 from niso.base.errors import InvalidInput
-from niso.runtime import resolve
+from niso.runtime import service_paths, users
 from niso.runtime.spec import APP, ProcessSpec
 
 # mount(2), linux/mount.h
@@ -173,14 +173,14 @@ def _shared(source: str) -> str:
         os.makedirs(folder, 0o700, exist_ok=True)
         draft = f"{copy}.{os.getpid()}"
         with open(source, "rb") as file:
-            _write(draft, file.read(resolve.MAX_DATABASE_BYTES))
+            _write(draft, file.read(service_paths.MAX_DATABASE_BYTES))
         os.rename(draft, copy)
     return copy
 
 
 def _write_etc(spec: ProcessSpec, etc: str) -> None:
-    passwd = resolve.read_database(spec.rootfs, "passwd")
-    group = resolve.read_database(spec.rootfs, "group")
+    passwd = users.read_database(spec.rootfs, "passwd")
+    group = users.read_database(spec.rootfs, "group")
     if spec.rootfs is None:
         # The host's users are none of the service's business, but for those it is said to be.
         passwd = [
@@ -211,7 +211,7 @@ def of_host(name: str) -> str:
     """The text of a file of the host's /etc as it is now; empty where there is none that can be read."""
     try:
         with open(f"/etc/{name}", encoding="utf-8", errors="surrogateescape") as file:
-            return file.read(resolve.MAX_DATABASE_BYTES)
+            return file.read(service_paths.MAX_DATABASE_BYTES)
     except OSError:
         return ""
 
@@ -261,7 +261,7 @@ def place(rootfs: str, path: str) -> str:
     rest = ""
     while path:
         try:
-            fd, real = resolve.open_inside({"": rootfs}, path)
+            fd, real = service_paths.open_inside({"": rootfs}, path)
         except OSError:
             path, _, name = path.rpartition("/")
             rest = f"/{name}{rest}"
@@ -273,7 +273,7 @@ def place(rootfs: str, path: str) -> str:
 
 def _exists(rootfs: str, path: str) -> bool:
     try:
-        fd, _ = resolve.open_inside({"": rootfs}, path)
+        fd, _ = service_paths.open_inside({"": rootfs}, path)
     except OSError:
         return False
     os.close(fd)

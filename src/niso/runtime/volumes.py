@@ -1,6 +1,6 @@
 """The volumes of a service: where each is on the host, and where it really is inside the service.
 
-A mount point is looked up in the rootfs with its links followed inside (`niso.runtime.resolve`), made in niso's own layer where it is missing, and
+A mount point is looked up in the rootfs with its links followed inside (`niso.runtime.service_paths`), made in niso's own layer where it is missing, and
 mounted by crun, which never leaves the root either. Nothing is written to the rootfs or to a path of the host.
 """
 

@@ -17,7 +17,7 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.manifest import parse_health as model
 from niso.plan.records import Healthcheck
 from niso.reconcile.converge import Report, silent
-from niso.runtime import health, hosts_mount, launch, logs, process, settled
+from niso.runtime import health, hosts_mount, idle, launch, logs, process, status
 from niso.runtime.spec import ProcessSpec, namespace, read_state, understood
 from niso.runtime.spec import parse as parse_spec
 from niso.store.store import ServiceRow
@@ -154,7 +154,7 @@ def _check_order(starts: list[_Start], after: After) -> None:
                 continue
             recorded = health.known(dependency)
             well = state == STARTED or (recorded is not None and recorded.failures == 0)
-            if process.status(dependency).state != "running" or not well:
+            if status.read(dependency).state != "running" or not well:
                 raise Conflict(
                     f"{name} comes after {dependency} is {state}, which it is not",
                     f"niso ps, for {dependency}",
@@ -186,7 +186,7 @@ class _Wait:
 
     def __init__(self, start: _Start) -> None:
         self.start = start
-        now = process.status(start.name)
+        now = status.read(start.name)
         # One that has been started again by now has ended as well; one that ran before may have been, long ago.
         self.pidfd = process.hold(start.name) if now.restarts == 0 or not start.starts else -1
         self.run = (now.pid or 0, now.started_at or 0.0)
@@ -194,7 +194,7 @@ class _Wait:
         self.deadline = began + start.timeout_s
         self._ripe_at = min(began + STARTED_WITHIN_S, self.deadline) if start.starts else began
         self._look_at, self._look_s = began, _LOOK_S
-        self._mark: settled.Mark | None = None
+        self._mark: idle.Mark | None = None
         self._rests_since, self._rests, self._began = began, False, began
         self._started = False
         self.well = start.check is None
@@ -223,7 +223,7 @@ class _Wait:
         if self._started:
             return True
         if now < self._ripe_at and now >= self._look_at:
-            mark = settled.mark(self.run[0]) if self.pidfd >= 0 else None
+            mark = idle.mark(self.run[0]) if self.pidfd >= 0 else None
             if mark is None or mark != self._mark:
                 self._mark, self._rests_since = mark, now
             elif now - self._rests_since >= RESTS_S:
@@ -235,12 +235,7 @@ class _Wait:
             and not self._rests
             and now < min(self._began + _BUSY_S, self.deadline)
         )
-        if (
-            now >= self._ripe_at
-            and waits_on
-            and self.pidfd >= 0
-            and settled.is_kept_waiting(self.run[0])
-        ):
+        if now >= self._ripe_at and waits_on and self.pidfd >= 0 and idle.is_starved(self.run[0]):
             self._ripe_at = now + STARTED_WITHIN_S / 4
         self._started = now >= self._ripe_at
         return self._started
@@ -427,9 +422,9 @@ def _failed(service: str, what: str) -> ProcessError:
 
 def _ended(service: str, unhealthy: bool) -> NisoError:
     """The error that says how the process ended and what it said last."""
-    ended = process.describe_exit(_exit_code_soon(service))
+    ended = status.describe_exit(_exit_code_soon(service))
     said = _last_words(service)
-    if process.out_of_memory(service):
+    if status.out_of_memory(service):
         ended += ", out of memory: isolation.resources.memory_max"
     when = "before it was healthy" if unhealthy else "at once"
     hint = "see binary.entrypoint and binary.args of its manifest" if not said else None
@@ -459,7 +454,7 @@ def _exit_code_soon(service: str) -> int | None:
         record = read_state(service) or {"run": 0}
         code: int | None = record.get("exit_code")
         if code is None:
-            code = process.exit_code(service, process.bundle_of(service, int(record["run"])))
+            code = status.exit_code(service, status.bundle_of(service, int(record["run"])))
         if code is not None or time.monotonic() >= deadline:
             return code
         time.sleep(0.01)

@@ -46,7 +46,7 @@ def mark(init: int) -> Mark | None:
     return tuple(found) if entered else None
 
 
-def is_kept_waiting(init: int) -> bool:
+def is_starved(init: int) -> bool:
     """Whether PID 1 or a child of it wants to run and has not had 0.1 s of a processor yet: the machine is too busy to tell of it."""
     try:
         with open(f"/proc/{init}/task/{init}/children", encoding="ascii") as children:
