@@ -19,7 +19,7 @@ def test_the_moment_of_being_started_is_waited_for_also_where_it_has_just_passed
     now = [1000.0]
     monkeypatch.setattr(start.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(status, "read", lambda _: status.Status("running", None, 1, 1.0, 0, None))
-    monkeypatch.setattr(process, "hold", lambda _: -1)
+    monkeypatch.setattr(process, "open_init", lambda _: -1)
     wait = start._Wait(start._Start(BUSY, None, True, None, 60.0))
     ripe_at = now[0] + start.STARTED_WITHIN_S
     now[0] = ripe_at - 0.0001

@@ -315,7 +315,7 @@ def settle(store: Store, names: Iterable[str]) -> None:
     rows = [row for name in names if (row := store.service(name)) is not None and row.active]
     for row in rows:
         if unit.path(row.name) is not None:
-            if not status.keepers(row.name):  # its conmon was killed, and it runs on
+            if not status.supervisors(row.name):  # its conmon was killed, and it runs on
                 journal.restart(store, [row.name])
             _ready(row.name)
             return
@@ -333,7 +333,7 @@ def _ready(service: str) -> None:
     own = unit.path(service)
     assert own is not None
     with service_lock(service):
-        found = status.keepers(service)
+        found = status.supervisors(service)
         if not found:
             raise ProcessError(f"{service}: its process has ended", f"niso logs {service}")
         unit.adopt([pid for pid in found if unit.path(service, pid) != own], own)

@@ -390,7 +390,7 @@ NOT_ACTIVE = "it is not active"
 def _left_running(store: Store) -> list[str]:
     """The services that have a process, or what is left of one, and are not active; what somebody is at is left out."""
     found = []
-    for name in status.left():
+    for name in status.services():
         row = store.service(name)
         if (row is None or not row.active) and store.intent(name) is None:
             found.append(name)
@@ -428,7 +428,7 @@ def _mending(name: str, finding: Finding) -> str:
 def _process(name: str) -> Finding | None:
     """What is wrong with an active service's process; an end that its conmon has seen is not."""
     what = f"process of service {name!r}"
-    if status.strayed(name):
+    if status.outside_cgroup(name):
         return Finding(
             "different", f"cgroup of service {name!r}", "its process was moved out of it"
         )
@@ -442,7 +442,7 @@ def _process(name: str) -> Finding | None:
         return Finding("missing", f"spec.json of service {name!r}", UNKNOWN)
     if _lost_sight(spec.package, now.pid):
         return Finding("different", what, "its package copy was removed under it")
-    if not status.at_home(name):
+    if not status.in_own_netns(name):
         return Finding("different", what, "it runs in another network namespace")
     if not _sees_hosts(name, now.pid):
         return Finding("different", what, BLIND)

@@ -87,7 +87,7 @@ def _refuse_strangers() -> None:
     """Raise Conflict where services run that this run folder does not know: their network is not for us to take."""
     for name, path in _homeless():
         pids = cgroup.pids(path)
-        if pids and not process.kept_here(name):
+        if pids and not process.has_conmon(name):
             state_id = path.split("/")[1].removeprefix("niso-")
             raise Conflict(
                 f"service {name!r} of the niso state folder with id {state_id} runs (pid {pids[0]}), under another run folder",
@@ -97,7 +97,7 @@ def _refuse_strangers() -> None:
 
 def _homeless() -> list[tuple[str, str]]:
     """(service, cgroup) of those whose links are here and whose folder is not in this run folder."""
-    known = set(status.left())
+    known = set(status.services())
     with Rtnl() as rtnl:
         ids = {
             link.alias.partition(":")[2] for link in rtnl.links() if link.alias.startswith("niso:")
@@ -115,11 +115,11 @@ def _homeless() -> list[tuple[str, str]]:
 def _all_of_niso() -> list[tuple[str, Callable[[], None]]]:
     """(words, how to remove it) of everything that carries a mark of niso, in the order in which it can go."""
     things: list[tuple[str, Callable[[], None]]] = []
-    for name in status.left():
+    for name in status.services():
         things.append((f"stop {name}", partial(process.stop, name, 0)))
     for name, path in _homeless():
         things.append(
-            (f"end what runs in the cgroup {path}", partial(process.end_lost, name, path))
+            (f"end what runs in the cgroup {path}", partial(process.end_orphans, name, path))
         )
     for name in netns.names():
         with netns.inside(name), Rtnl() as rtnl:

@@ -1,4 +1,4 @@
-"""Run crun, and find the other programs that start a service."""
+"""Run crun, and find the programs that niso starts services with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TOOL_FOLDERS = (
 
 
 def tool(name: str) -> str:
-    """The absolute path of crun, conmon, catatonit or nsenter. Raises `ProcessError`."""
+    """Return the absolute path of crun, conmon, catatonit or nsenter. Raises `ProcessError`."""
     if failpoint.broken(name):
         return "/usr/bin/false"
     for folder in _TOOL_FOLDERS:
@@ -30,27 +30,33 @@ def tool(name: str) -> str:
 
 
 def state_dir() -> str:
-    """The folder of crun's own state (``crun --root``)."""
+    """Return the folder of crun's own state (``crun --root``)."""
     return os.path.join(paths.run_dir(), "crun")
 
 
 def container_id(service: str) -> str:
-    """What crun and conmon call a service's container. For journald conmon wants more than 12 letters (its ctr_logging.c)."""
+    """Return the container id of a service for crun and conmon.
+
+    conmon's journald driver needs more than 12 characters (conmon, src/ctr_logging.c).
+    """
     return f"niso-service-{service}"
 
 
 def environment() -> dict[str, str]:
-    """What conmon, crun and the exit command see of the environment: nothing but where niso's folders are."""
-    kept = {
+    """Return the environment of conmon, crun and the exit command: niso's folders, no more."""
+    folders = {
         name: value
         for name, value in os.environ.items()
         if name.startswith("NISO_") and "FAILPOINT" not in name
     }
-    return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **kept}
+    return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **folders}
 
 
 def run(*args: str) -> tuple[int, str]:
-    """Run crun; its exit status and its words (stderr), stripped."""
+    """Run crun; return its exit status and its error message (stderr, on one line).
+
+    Waits for crun to end even if a signal interrupts: an undo must not run beside it.
+    """
     program = tool("crun")
     with signals_held():
         read, write = os.pipe()
@@ -72,21 +78,21 @@ def run(*args: str) -> tuple[int, str]:
             with signals_delivered():
                 words = read_all(read)
         finally:
-            _, status = os.waitpid(pid, 0)  # what it is at is not to go on beside what undoes it
-    return os.waitstatus_to_exitcode(status), plain_message(words)
+            _, wait_status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(wait_status), plain_message(words)
 
 
 def plain_message(words: bytes) -> str:
-    """The runtime's message without its time stamps, on one line."""
+    """Strip the time stamps from a message of crun or conmon and join its lines with "; "."""
     lines = []
     for line in words.decode("utf-8", "replace").splitlines():
-        stamp, _, rest = line.partition(": ")
-        lines.append(rest if stamp[:2] == "20" and "T" in stamp and rest else line)
+        stamp, _, message = line.partition(": ")
+        lines.append(message if stamp[:2] == "20" and "T" in stamp and message else line)
     return "; ".join(line.strip() for line in lines if line.strip())
 
 
 def read_all(fd: int, most: int = 1 << 16) -> bytes:
-    """Read ``fd`` to its end, keep the first ``most`` bytes, close it."""
+    """Read ``fd`` to its end and close it; return the first ``most`` bytes."""
     kept = b""
     try:
         while chunk := os.read(fd, 4096):

@@ -77,7 +77,7 @@ def show_or_start(spec: ProcessSpec, report: Callable[[str], None]) -> None:
 def show(spec: ProcessSpec) -> None:
     """Have the running service see ``spec.hosts_folder``, and its next start too. Once more changes nothing. Raises ProcessError."""
     what = f"{spec.service}: cannot show it another hosts file"
-    pidfd = process.hold(spec.service)
+    pidfd = process.open_init(spec.service)
     try:
         failpoint.hit(f"show {spec.service} another hosts file")
         save(spec)

@@ -1,4 +1,8 @@
-"""Identify processes by number without mistaking a reused number for the old process."""
+"""Identify processes by pid without mistaking a recycled pid for the original process.
+
+The functions that open a pidfd (pidfd_open(2)) check the process after the open: from then on the
+descriptor refers to that process, whatever happens to its pid.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,21 @@ from niso.base import files
 from niso.runtime import cgroup, oci
 from niso.runtime.spec import load
 
+_PID_MAX = 1 << 22
+"""The kernel's largest limit of pids (PID_MAX_LIMIT, linux/threads.h)."""
+
 
 def in_service(service: str, pid: int) -> bool:
-    """Whether ``pid`` is one of the service's processes now, and not another one that got its number."""
+    """Return whether ``pid`` is a process of the service now, not another one with a recycled pid."""
     spec = load(service)
     return spec is not None and cgroup.holds(oci.cgroup(spec), pid)
 
 
 def children(pid: int | None) -> list[int]:
-    """The children of a process with one thread (proc_pid_task_tid_children(5)); none where the kernel does not tell."""
+    """List the children of a single-threaded process (proc_pid_task_tid_children(5)).
+
+    Empty if the process is gone, or the kernel lacks CONFIG_PROC_CHILDREN.
+    """
     try:
         with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
             return [int(word) for word in file.read().split()]
@@ -28,43 +38,42 @@ def children(pid: int | None) -> list[int]:
 
 
 def open_in_service(service: str, pid: int | None) -> int:
-    """A pidfd of the service's process ``pid``; -1 where that is gone or another's by now."""
+    """Open a pidfd of the service's process ``pid``; -1 if that is gone or not the service's."""
     if pid is None:
         return -1
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return -1
-    # Checked after the open: from here on the descriptor means this process whatever becomes of the number.
     if in_service(service, pid):
         return pidfd
     os.close(pidfd)
     return -1
 
 
-def open_keeper(pid: int | None, bundle: str) -> int:
-    """A pidfd of the conmon or exit command of ``bundle``; -1 where that is gone."""
+def open_supervisor(pid: int | None, bundle: str) -> int:
+    """Open a pidfd of ``pid``, the conmon or exit command of ``bundle``; -1 if that is gone."""
     if pid is None:
         return -1
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return -1
-    if is_keeper(pid, bundle):
+    if is_supervisor(pid, bundle):
         return pidfd
     os.close(pidfd)
     return -1
 
 
-def is_keeper(pid: int | None, bundle: str) -> bool:
-    """Whether ``pid`` lives and has ``bundle`` on its command line, as conmon and the exit command do."""
+def is_supervisor(pid: int | None, bundle: str) -> bool:
+    """Return whether ``pid`` is the conmon or exit command of ``bundle``, by its command line."""
     words = [] if pid is None else command_line(pid)
     name = os.fsencode(bundle)
     return name in words or b"--exit-command-arg=" + name in words
 
 
 def command_line(pid: int) -> list[bytes]:
-    """The words of a process's command line (proc_pid_cmdline(5)); none where it is gone."""
+    """Read the command line of a process (proc_pid_cmdline(5)); empty if it is gone."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             return file.read().split(b"\0")
@@ -73,7 +82,7 @@ def command_line(pid: int) -> list[bytes]:
 
 
 def state_letter(pid: int | None) -> str:
-    """The state of a process (proc_pid_stat(5)): Z is a zombie, T and t are stopped; X where it is gone."""
+    """Read the state of a process (proc_pid_stat(5)): Z zombie, T or t stopped, X gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return chr(file.read().rpartition(b") ")[2][0])
@@ -82,10 +91,12 @@ def state_letter(pid: int | None) -> str:
 
 
 def is_init(pid: int | None) -> bool:
+    """Return whether ``pid`` is the PID 1 (catatonit) of a service."""
     return pid is not None and command_line(pid)[:1] == [oci.INIT.encode()]
 
 
 def send_signal(pidfd: int, number: int) -> None:
+    """Send a signal by pidfd; no-op if the process has ended."""
     try:
         signal.pidfd_send_signal(pidfd, number)
     except ProcessLookupError:
@@ -93,20 +104,26 @@ def send_signal(pidfd: int, number: int) -> None:
 
 
 def read_pid(path: str) -> int | None:
+    """Read the pid in a file; None if there is no file, or no valid pid in it. Raises OSError."""
     try:
-        return int(files.read(path) or b"")
+        pid = int(files.read(path) or b"")
     except ValueError:
         return None
+    return pid if 0 < pid <= _PID_MAX else None
 
 
 def int_or_none(value: object) -> int | None:
+    """Return ``value`` if it is an int, else None."""
     return value if isinstance(value, int) else None
 
 
-def wait_readable(pidfd: int, timeout_s: float) -> bool:
-    """Wait at most ``timeout_s`` for a process to end (pidfd_open(2)); whether it has."""
+def wait_readable(fd: int, timeout_s: float) -> bool:
+    """Wait up to ``timeout_s`` until ``fd`` is readable; return whether it is.
+
+    A pidfd is readable once its process has ended (pidfd_open(2)).
+    """
     poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
+    poll.register(fd, select.POLLIN)
     deadline = time.monotonic() + timeout_s
     while True:
         left = deadline - time.monotonic()

@@ -1,7 +1,9 @@
-"""A service's process: start, stop, restart, status. Who changes something holds the service's lock (`niso.runtime.service_lock`).
+"""Start and stop the process of a service.
 
-``<run>/services/<service>/`` holds spec.json, state.json and one folder ``run-N`` per start (bundle, pid files, exit status). What is
-said of a process is always checked against the kernel: its pid counts only while that process is in the service's cgroup.
+A caller that changes anything holds the service's lock (`niso.runtime.service_lock`).
+``<run>/services/<service>/`` holds spec.json, state.json and one folder ``run-N`` per start (OCI
+bundle, pid files, exit status).
+A recorded pid counts only while the kernel lists that process in the service's cgroup.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from niso.base import failpoint, paths
 from niso.base.errors import NisoError, ProcessError
@@ -22,7 +24,7 @@ from niso.runtime.pids import (
     command_line,
     is_init,
     open_in_service,
-    open_keeper,
+    open_supervisor,
     read_pid,
     send_signal,
     wait_readable,
@@ -33,23 +35,26 @@ if TYPE_CHECKING:
     from typing import Any
 
 _KILL_S = 10.0
+"""How long a process may take to end after SIGKILL."""
 
 
 class Start:
-    """A start under way: the service is being created, and runs when `finish` has come back. The caller does that, or `close`.
+    """A start in progress: crun creates the container, and `finish` starts it.
 
-    Whatever is left of an earlier activation is cleared first. Both raise `ProcessError` in the runtime's own words and then leave no
-    process, cgroup, mount or file (but its log).
+    The caller must call `finish` or `close`.
+    The constructor first removes what an earlier activation left.
+    Raises `ProcessError` with the message of crun or conmon; no process, cgroup, mount or file
+    except the log is left then.
     """
 
     def __init__(self, spec: ProcessSpec) -> None:
-        # "starting" is no hindrance: under the lock nobody else starts it, so that one died on the way.
+        # "starting" does not block: with the lock held, only a niso that died can have left it.
         if status.read(spec.service).state in ("running", "restarting"):
-            raise ProcessError(f"{spec.service} runs already", f"niso restart {spec.service}")
+            raise ProcessError(f"{spec.service} is already running", f"niso restart {spec.service}")
         stop(spec.service)
         self._service = spec.service
         with _whole(spec.service):
-            _end_lost(spec.service, oci.cgroup(spec))
+            _end_orphans(spec.service, oci.cgroup(spec))
             failpoint.hit(f"write the spec of {spec.service}")
             os.makedirs(paths.service_dir(spec.service), 0o700, exist_ok=True)
             save(spec)
@@ -57,29 +62,29 @@ class Start:
 
     @property
     def fd(self) -> int:
-        """Can be read when it `is_created`."""
+        """Return a descriptor that becomes readable when `is_created` becomes true."""
         return self._run.fd
 
     @property
     def is_created(self) -> bool:
-        """Whether `finish` need not wait for its creation, or for the reason why it could not be."""
+        """Return whether `finish` would not block: the container exists, or its creation failed."""
         return wait_readable(self._run.fd, 0)
 
     def finish(self) -> int:
-        """The pid of its PID 1 on the host."""
+        """Start the created container; return the pid of its PID 1 on the host."""
         with _whole(self._service):
             pid = self._run.finish()
             unit.hand_over(self._service, status.conmon(self._service))
             return pid
 
     def close(self) -> None:
-        """Let go of one that is not to be finished; `stop` ends it."""
+        """Release a start that will not be finished; `stop` ends its processes."""
         self._run.close()
 
 
 @contextmanager
 def _whole(service: str) -> Iterator[None]:
-    """A start that fails leaves nothing of the service."""
+    """Remove everything of the service if the block fails."""
     try:
         yield
     except NisoError:
@@ -91,14 +96,16 @@ def _whole(service: str) -> Iterator[None]:
 
 
 def start(spec: ProcessSpec) -> int:
-    """Start a service and wait for it, see `Start`; the pid of its PID 1 on the host."""
+    """Start a service and wait for it (`Start`); return the pid of its PID 1 on the host."""
     return Start(spec).finish()
 
 
 class Run:
-    """The ``number``-th run of an activation under way, on record. ``counts``: restarts and failures so far.
+    """One run of a service in progress, recorded in state.json.
 
-    Raises what `niso.runtime.launch.Launch` does.
+    ``number`` counts the runs of this activation from 0.
+    ``counts`` holds the restarts and failures so far.
+    Raises the errors of `niso.runtime.launch.Launch`.
     """
 
     def __init__(self, spec: ProcessSpec, number: int, counts: dict[str, Any]) -> None:
@@ -115,7 +122,7 @@ class Run:
         self.fd = self._launch.fd
 
     def finish(self) -> int:
-        """Its pid, when it runs and is on record as running."""
+        """Start the container, record it as running, return the pid of its PID 1."""
         pid = self._launch.finish()
         logs.rotate_if_large(self._service)
         now = {
@@ -128,24 +135,24 @@ class Run:
         return pid
 
     def close(self) -> None:
-        """Let go of one that is not to be finished."""
+        """Release a run that will not be finished."""
         self._launch.close()
 
 
-def hold(service: str) -> int:
-    """A pidfd (pidfd_open(2)) of the service's present PID 1, which the caller closes; -1 where none runs."""
+def open_init(service: str) -> int:
+    """Open a pidfd (pidfd_open(2)) of the service's PID 1, which the caller closes; -1 if none runs."""
     return open_in_service(service, status.read(service).pid)
 
 
-def lives(pidfd: int) -> bool:
-    """Whether the process of `hold` has not ended."""
+def is_alive(pidfd: int) -> bool:
+    """Return whether the process of `open_init` is still running; False for -1."""
     return pidfd >= 0 and not wait_readable(pidfd, 0)
 
 
-def ask_to_end(service: str) -> int:
-    """Send a service TERM, after which its restart policy does not act; what comes then is for `stop`.
+def terminate(service: str) -> int:
+    """Send SIGTERM to a service and disable its restart policy; `stop` does the rest.
 
-    Gives a pidfd of its PID 1, which the caller closes; -1 where none runs that would heed it.
+    Returns a pidfd of its PID 1, which the caller closes; -1 if none runs that handles SIGTERM.
     """
     folder = paths.service_dir(service)
     if not os.path.isdir(folder):
@@ -166,14 +173,14 @@ def ask_to_end(service: str) -> int:
 
 
 def stop(service: str, timeout_s: float | None = None) -> None:
-    """End a service and remove all that is left of its process; nothing there is fine.
+    """Stop a service and remove its runtime state; no-op if there is none.
 
-    TERM, then after ``timeout_s`` seconds (None: what its spec says) KILL. Its restart policy does not act. Raises `ProcessError` where
-    something could not be ended.
+    Sends SIGTERM, then SIGKILL after ``timeout_s`` seconds (default: the spec's stop timeout).
+    The restart policy does not apply. Raises `ProcessError` if a process does not end.
     """
     folder = paths.service_dir(service)
     try:
-        _end_lost(service, None)
+        _end_orphans(service, None)
         if not os.path.isdir(folder):
             return
         spec = load(service)
@@ -189,15 +196,13 @@ def stop(service: str, timeout_s: float | None = None) -> None:
 
 
 def forget_health(service: str) -> None:
-    """Remove what the last probe said; none is fine. Raises OSError."""
-    try:
+    """Remove the last answer of the healthcheck; no-op if there is none. Raises OSError."""
+    with suppress(FileNotFoundError):
         os.unlink(paths.health_file(service))
-    except FileNotFoundError:
-        return
 
 
 def abandon(spec: ProcessSpec, bundle: str) -> None:
-    """Undo one run that failed to start, and keep the rest of the service's folder. Raises `ProcessError`."""
+    """Undo a run that failed to start; keep the service's other files. Raises `ProcessError`."""
     if os.path.isdir(bundle):
         _end_all(spec.service, spec, [bundle], 0)
         remove_tree(bundle)
@@ -217,33 +222,37 @@ def _end_all(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s:
     failpoint.hit(f"remove what is left of the process of {service}")
     for bundle in runs:
         end_conmon(bundle)
-    # Only now: a conmon that was in the middle of a create could have made it whole behind our back.
+    # Last: a conmon in the middle of a create could have completed it after an earlier delete.
     clear(service)
     if spec is not None:
-        _kill_rest(service, oci.cgroup(spec))
+        _kill_cgroup(service, oci.cgroup(spec))
         launch.remove_cgroups(oci.cgroup(spec))
 
 
-def end_lost(service: str, path: str) -> None:
-    """End what lives on in the cgroup ``path`` of a service whose folder is gone, and remove it. Raises `ProcessError`."""
+def end_orphans(service: str, path: str) -> None:
+    """Kill what survives in the cgroup ``path`` of a service whose folder is gone, and remove it.
+
+    Raises `ProcessError`.
+    """
     try:
-        _end_lost(service, path)
+        _end_orphans(service, path)
         launch.remove_cgroups(path)
     except OSError as error:
         raise _failed(service, "stop", error) from error
 
 
-def kept_here(service: str) -> bool:
-    """Whether a conmon that was started with this run folder keeps a process of the service."""
-    return bool(_conmons(service))
+def has_conmon(service: str) -> bool:
+    """Return whether a conmon started with this run folder supervises a process of the service."""
+    return bool(_conmons((service,)))
 
 
-def _end_lost(service: str, path: str | None) -> None:
-    """End what lives on of a service whose folder somebody has removed; nothing of that kind is fine.
+def _end_orphans(service: str, path: str | None) -> None:
+    """Kill the processes of a service whose folder was removed; no-op if there are none.
 
-    crun still knows its bundle and cgroup. Where crun's folder is gone too, the cgroup ``path`` tells: it has to be empty by now.
+    crun's state still names the bundle and the cgroup.
+    If crun's state is gone too, the cgroup ``path`` decides: no process may be in it by now.
     """
-    # what a create that was killed half-way has left counts as nothing
+    # The state of an interrupted create lacks these keys and counts as none.
     known = read_json(os.path.join(crun.state_dir(), crun.container_id(service), "status")) or {}
     lost = known.keys() >= {"bundle", "cgroup-path"} and not os.path.isdir(str(known["bundle"]))
     if not lost and (path is None or not cgroup.pids(path)):
@@ -251,23 +260,26 @@ def _end_lost(service: str, path: str | None) -> None:
     failpoint.hit(f"end the lost process of {service}")
     path = path or str(known["cgroup-path"])
     clear(service)
-    _kill_rest(service, path)
-    # Its exit command would take the next run, in a folder of the same name, for its own.
+    _kill_cgroup(service, path)
+    # Its exit command would mistake the next run, in a folder of the same name, for its own.
     for pid, bundle in _conmons((service,)):
         _end_conmon(pid, bundle)
     launch.remove_cgroups(path)
 
 
-def end_strays(services: Collection[str]) -> None:
-    """End each conmon of a start whose niso died that has not said its pid yet: it would take a later run in a folder of the same name
-    for its own. The caller holds the services' locks. Looks at all processes."""
+def end_unrecorded_conmons(services: Collection[str]) -> None:
+    """End every conmon that an interrupted start left before its pid file was written.
+
+    It would mistake a later run in a folder of the same name for its own.
+    The caller holds the locks of the services. Scans all processes.
+    """
     for pid, bundle in _conmons(services):
         if pid != read_pid(f"{bundle}/conmon.pid"):
             _end_conmon(pid, bundle)
 
 
 def _conmons(services: Collection[str]) -> list[tuple[int, str]]:
-    """Every conmon of services, with its bundle, by the command lines of all processes."""
+    """List (pid, bundle) of every conmon of the services, from all command lines in /proc."""
     start = os.fsencode(os.path.join(paths.run_dir(), "services")) + b"/"
     found = []
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
@@ -276,43 +288,23 @@ def _conmons(services: Collection[str]) -> list[tuple[int, str]]:
             service, _, run = os.fsdecode(word.removeprefix(start)).partition("/")
             if not word.startswith(start) or service not in services or not run.startswith("run-"):
                 continue
-            if (
-                word + b"/conmon.pid" in words
-            ):  # and no crun, which is told of the other files of that folder
+            # crun's command line also names the bundle, but never conmon.pid.
+            if word + b"/conmon.pid" in words:
                 found.append((pid, os.fsdecode(word)))
     return found
 
 
-def restart(service: str) -> int:
-    """End the process and start it again from the same spec; the new pid. Raises `ProcessError`, `NotFound` is the caller's."""
-    spec = load(service)
-    if spec is None:
-        raise ProcessError(f"{service} has no process to restart", f"niso activate {service}")
-    stop(service)
-    try:
-        return start(spec)
-    except ProcessError as error:
-        # It stays active, so its status has to say what became of it.
-        os.makedirs(paths.service_dir(service), 0o700, exist_ok=True)
-        save(spec)
-        status.write_state(
-            service,
-            {"run": 0, "phase": "failed", "restarts": 0, "failures": 0, "error": error.message},
-        )
-        raise
-
-
 def clear(service: str) -> None:
-    """Have crun forget the container, whatever its state; nothing there is fine."""
+    """Delete the container from crun, in whatever state it is; no-op if crun has none."""
     state = os.path.join(crun.state_dir(), crun.container_id(service))
     if os.path.isdir(state):
         crun.run("delete", "--force", crun.container_id(service))
-        # A create that was killed half-way leaves what crun itself cannot read.
+        # crun cannot read what an interrupted create left.
         remove_tree(state)
 
 
 def remove_tree(path: str) -> None:
-    """Remove a folder of niso's own and all below it; links are removed, not followed. Nothing there is fine."""
+    """Remove one of niso's folders with its content, following no link; no-op if it is missing."""
     for folder, folders, others in os.walk(path, topdown=False):
         for name in others:
             os.unlink(os.path.join(folder, name))
@@ -327,12 +319,15 @@ def remove_tree(path: str) -> None:
 
 
 def _end(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:
-    """TERM, wait, KILL, wait: the PID 1 of a run, with which all its processes go (pid_namespaces(7))."""
+    """Send SIGTERM, then SIGKILL, to the PID 1 of a run.
+
+    The kernel kills all other processes of the run with it (pid_namespaces(7)).
+    """
     pid = read_pid(f"{bundle}/pid")
     pidfd = open_in_service(spec.service, pid) if spec else -1
     if pidfd >= 0:
         try:
-            # A container that was created and never started does not heed TERM.
+            # A container that was created but never started does not handle SIGTERM.
             if timeout_s > 0 and is_init(pid):
                 send_signal(pidfd, signal.SIGTERM)
                 if wait_readable(pidfd, timeout_s):
@@ -340,16 +335,16 @@ def _end(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:
             send_signal(pidfd, signal.SIGKILL)
             if not wait_readable(pidfd, _KILL_S):
                 raise ProcessError(
-                    f"{spec.service if spec else bundle}: process {pid} does not end after SIGKILL"
+                    f"{spec.service if spec else bundle}: process {pid} did not end after SIGKILL"
                 )
         finally:
             os.close(pidfd)
 
 
 def end_conmon(bundle: str) -> None:
-    """Have the exit command of a run end, then its conmon, which has first to write the service's last lines.
+    """End the exit command of a run, then its conmon, which may first write the last log lines.
 
-    What children conmon still has when the service is gone are its exit command, or a create that was cut off.
+    Once the service has ended, conmon's only children are its exit command or an interrupted create.
     """
     pid = read_pid(f"{bundle}/conmon.pid")
     if pid is not None:
@@ -357,7 +352,7 @@ def end_conmon(bundle: str) -> None:
 
 
 def _end_conmon(pid: int, bundle: str) -> None:
-    conmon = open_keeper(pid, bundle)
+    conmon = open_supervisor(pid, bundle)
     if conmon < 0:
         return
     pause_s = 0.001
@@ -368,9 +363,9 @@ def _end_conmon(pid: int, bundle: str) -> None:
                 send_signal(conmon, signal.SIGKILL)
                 wait_readable(conmon, _KILL_S)
                 return
-            # The exit command writes its pid first and looks for the mark after: one of the two sees the other.
+            # The exit command writes its pid before it checks STOPPING, so one of us sees the other.
             for child in (*children(pid), read_pid(f"{bundle}/{status.EXITED_PID}")):
-                command = open_keeper(child, bundle)
+                command = open_supervisor(child, bundle)
                 if command >= 0:
                     send_signal(command, signal.SIGKILL)
                     os.close(command)
@@ -379,26 +374,26 @@ def _end_conmon(pid: int, bundle: str) -> None:
         os.close(conmon)
 
 
-def _kill_rest(service: str, path: str) -> None:
-    """Kill what is still in the service's cgroup ``path``: a create that was cut off may leave its first process."""
+def _kill_cgroup(service: str, path: str) -> None:
+    """Kill what is left in the cgroup ``path``: an interrupted create can leave its first process."""
     for pid in cgroup.pids(path):
         try:
             pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
             continue
         try:
-            # Checked after the open, as in open_in_service.
+            # Check after the open, as open_in_service does.
             if not cgroup.holds(path, pid):
                 continue
             send_signal(pidfd, signal.SIGKILL)
             if not wait_readable(pidfd, _KILL_S):
-                raise ProcessError(f"{service}: process {pid} does not end after SIGKILL")
+                raise ProcessError(f"{service}: process {pid} did not end after SIGKILL")
         finally:
             os.close(pidfd)
 
 
 def _touch(path: str) -> None:
-    """Have ``path`` be there, whatever it is."""
+    """Create the file ``path`` unless something of any kind is there."""
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The status of a service's process, from niso's files and /proc; takes no lock and starts no process."""
+"""Read the status of a service's process from niso's files and /proc: no lock, no fork."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from niso.runtime.pids import (
     in_service,
     int_or_none,
     is_init,
-    is_keeper,
+    is_supervisor,
     read_pid,
     state_letter,
 )
@@ -24,40 +24,42 @@ if TYPE_CHECKING:
     from typing import Any
 
 STOPPING = "stopping"
+"""A file of a run: someone stops this run, so the restart policy does not apply."""
 EXITED_PID = "exited.pid"
+"""A file of a run: the pid of conmon's exit command."""
 
 CONMON_S = 5.0
-"""How long conmon may take to write the last lines and end, once the service has."""
+"""How long conmon may take to write the last log lines and end after the service has ended."""
 
 
 class Status(NamedTuple):
-    """A service's process as it is now."""
+    """The present status of a service's process."""
 
     state: str
     """running, starting, restarting, exited, failed or none."""
     exit_code: int | None
-    """Of the last end; 128 + N for signal N."""
+    """Exit status of the last run; 128 + N for signal N."""
     pid: int | None
-    """Of its PID 1, on the host."""
+    """PID 1 of the service, as a host pid."""
     started_at: float | None
     """Seconds since 1970."""
     restarts: int
     error: str | None
-    """Why the last attempt to start it again failed."""
+    """Why the last restart failed."""
 
 
 NONE = Status("none", None, None, None, 0, None)
 
 
 def read(service: str, closely: bool = False) -> Status:
-    """How the process is, from files and /proc; no lock, no fork.
+    """Return the status of a service's process.
 
-    With ``closely`` its PID 1 itself is looked at too: it may have ended, and its conmon not take that in.
+    With ``closely``, also detect a PID 1 that has ended while its conmon does not react.
+    That takes up to `CONMON_S`, and only if PID 1 has ended.
     """
     shown = _read(service)
     if not closely or shown.state != "running":
         return shown
-    # a look at a process that lives takes none of this time
     deadline = time.monotonic() + CONMON_S
     while (
         shown.state == "running"
@@ -65,7 +67,7 @@ def read(service: str, closely: bool = False) -> Status:
     ):
         keeper = conmon(service)
         if (keeper is not None and state_letter(keeper) in "Tt") or time.monotonic() >= deadline:
-            words = f"its process has ended, and its conmon (pid {keeper}) does not take that in"
+            words = f"its process has ended, but its conmon (pid {keeper}) does not react"
             return shown._replace(state="failed", pid=None, error=words)
         time.sleep(0.02)
         shown = _read(service)
@@ -78,95 +80,96 @@ def _read(service: str) -> Status:
         return NONE
     phase = str(record["phase"])
     bundle = bundle_of(service, int(record["run"]))
-    pid = int_or_none(record.get("pid"))
-    code = int_or_none(record.get("exit_code"))
-    since = record.get("started_at")
+    started_at = record.get("started_at")
     shown = Status(
-        phase,
-        code,
-        None,
-        since if isinstance(since, float) else None,
-        int(record["restarts"]),
-        str(record["error"]) if record.get("error") else None,
+        state=phase,
+        exit_code=int_or_none(record.get("exit_code")),
+        pid=None,
+        started_at=started_at if isinstance(started_at, float) else None,
+        restarts=int(record["restarts"]),
+        error=str(record["error"]) if record.get("error") else None,
     )
     if phase == "running":
-        if pid is not None and in_service(service, pid):
-            return shown._replace(pid=pid)
-        code = exit_code(service, bundle)
-        spec = load(service)
-        if code is None:
-            # Its conmon writes the exit status in a moment; without one nobody ever will.
-            return shown._replace(state="running" if conmon_alive(service) else "failed")
-        asked = os.path.exists(
-            f"{bundle}/{STOPPING}"
-        )  # to end, after which its restart policy does not act
-        again = (
-            spec is not None
-            and restarts_after(spec.restart, code)
-            and not asked
-            and conmon_alive(service)
-        )
-        return shown._replace(state="restarting" if again else "exited", exit_code=code)
+        return _read_running(service, record, bundle, shown)
     if phase == "starting" and not os.path.exists(f"/proc/{record.get('starter', 0)}"):
         return shown._replace(state="failed")
-    if phase == "restarting" and not is_keeper(read_pid(f"{bundle}/{EXITED_PID}"), bundle):
+    if phase == "restarting" and not is_supervisor(read_pid(f"{bundle}/{EXITED_PID}"), bundle):
         return shown._replace(state="failed")
     return shown
 
 
+def _read_running(service: str, record: dict[str, Any], bundle: str, shown: Status) -> Status:
+    """Return the status of a run that state.json calls running; it may have ended since."""
+    pid = int_or_none(record.get("pid"))
+    if pid is not None and in_service(service, pid):
+        return shown._replace(pid=pid)
+    code = exit_code(service, bundle)
+    if code is None:
+        # conmon writes the exit status in a moment; without a conmon nobody ever will.
+        return shown._replace(state="running" if conmon_alive(service) else "failed")
+    spec = load(service)
+    restarts = (
+        spec is not None
+        and restarts_after(spec.restart, code)
+        and not os.path.exists(f"{bundle}/{STOPPING}")
+        and conmon_alive(service)
+    )
+    return shown._replace(state="restarting" if restarts else "exited", exit_code=code)
+
+
 def runs(service: str) -> bool:
-    """Whether it runs, or will again by its restart policy, and nobody has begun to stop it."""
-    return not stop_begun(service) and read(service).state in (
+    """Return whether a service runs, or will restart by its policy, and no stop has begun."""
+    return not is_stopping(service) and read(service).state in (
         "running",
         "starting",
         "restarting",
     )
 
 
-def stop_begun(service: str) -> bool:
-    """Whether somebody has begun to stop its present run, and not finished."""
+def is_stopping(service: str) -> bool:
+    """Return whether a stop of the present run has begun and not completed."""
     record = read_state(service)
     return record is not None and os.path.exists(
         f"{bundle_of(service, int(record['run']))}/{STOPPING}"
     )
 
 
-def at_home(service: str) -> bool:
-    """Whether its process is in the network namespace that has its name now; True where that cannot be told."""
+def in_own_netns(service: str) -> bool:
+    """Return whether PID 1 is in the network namespace that now has the service's name.
+
+    True if that cannot be determined. A service without a namespace belongs in the caller's.
+    """
     spec = load(service)
     pid = read(service).pid
     try:
-        there = os.stat(
-            (spec.netns if spec else "") or "/proc/self/ns/net"
-        )  # without one it is the host's
-        home = os.stat(f"/proc/{pid}/ns/net")
-        if there.st_dev != home.st_dev:
-            return True  # no namespace has the name
-        return spec is None or os.path.samestat(home, there)
+        expected = os.stat((spec.netns if spec else "") or "/proc/self/ns/net")
+        actual = os.stat(f"/proc/{pid}/ns/net")
+        if expected.st_dev != actual.st_dev:
+            return True  # an ordinary file: no namespace has the name
+        return spec is None or os.path.samestat(actual, expected)
     except OSError:
         return True
 
 
 def known_to_crun(service: str, pid: int) -> bool:
-    """Whether crun's own state has ``pid`` as the service's PID 1: without it crun can neither run nor end anything in there."""
-    try:
-        known = (
-            read_json(os.path.join(crun.state_dir(), crun.container_id(service), "status")) or {}
-        )
-    except (OSError, ValueError):
-        return False
-    return known.get("pid") == pid
+    """Return whether crun's state has ``pid`` as the service's PID 1.
 
-
-def strayed(service: str) -> bool:
-    """Whether its PID 1 lives, as its conmon's child, and somebody has moved it out of the service's cgroup.
-
-    Where there are several hierarchies it has to be in the cgroup in all that crun uses.
+    Otherwise crun can neither exec in the service nor kill it.
     """
-    record, keeper = (
-        read_json(os.path.join(paths.service_dir(service), "state.json")),
-        conmon(service),
-    )
+    try:
+        known = read_json(os.path.join(crun.state_dir(), crun.container_id(service), "status"))
+    except OSError:
+        return False
+    return (known or {}).get("pid") == pid
+
+
+def outside_cgroup(service: str) -> bool:
+    """Return whether PID 1 runs as conmon's child but was moved out of the service's cgroup.
+
+    With several hierarchies, it must be in the cgroup in each one that crun uses.
+    """
+    record = read_json(os.path.join(paths.service_dir(service), "state.json"))
+    keeper = conmon(service)
     spec = load(service)
     pid = int_or_none((record or {}).get("pid"))
     if spec is None or pid is None or keeper is None or pid not in children(keeper):
@@ -175,35 +178,38 @@ def strayed(service: str) -> bool:
 
 
 def restarts_after(policy: str, code: int) -> bool:
-    """Whether a service with this restart policy starts again after exit status ``code``."""
+    """Return whether the restart policy starts a service again after exit status ``code``."""
     return policy == "always" or (policy == "on-failure" and code != 0)
 
 
 def conmon_alive(service: str) -> bool:
-    """Whether the conmon of the service's present run lives."""
+    """Return whether the conmon of the service's present run is alive."""
     return conmon(service) is not None
 
 
 def conmon(service: str) -> int | None:
-    """The pid of the conmon of the service's present run; None where it has ended."""
+    """Return the pid of the conmon of the service's present run; None if it has ended."""
     record = read_state(service)
     if record is None:
         return None
     bundle = bundle_of(service, int(record["run"]))
     pid = read_pid(f"{bundle}/conmon.pid")
-    return pid if is_keeper(pid, bundle) else None
+    return pid if is_supervisor(pid, bundle) else None
 
 
-def keepers(service: str) -> list[int]:
-    """The conmon of the service's present run, then its children: its exit command, and what that has started."""
-    found = [pid] if (pid := conmon(service)) is not None else []
-    for each in found:
-        found += children(each)
-    return [pid for pid in found if not in_service(service, pid)]
+def supervisors(service: str) -> list[int]:
+    """List the conmon of the present run and its descendants: its exit command and what that runs.
+
+    The service's own processes are not listed.
+    """
+    pids = [pid] if (pid := conmon(service)) is not None else []
+    for parent in pids:  # grows while it is walked
+        pids += children(parent)
+    return [pid for pid in pids if not in_service(service, pid)]
 
 
 def describe_exit(code: int | None) -> str:
-    """``exit status 1``, or the signal's name where ``code`` is 128 + N."""
+    """Describe an exit status: ``exit status 1``, or ``killed by SIGKILL`` for 128 + N."""
     if code is None:
         return "no exit status"
     if code > 128:
@@ -215,7 +221,7 @@ def describe_exit(code: int | None) -> str:
 
 
 def out_of_memory(service: str) -> bool:
-    """Whether a process of the service's present run was killed because of its memory limit (conmon tells by a file)."""
+    """Return whether the memory limit killed a process of the present run (conmon's file oom)."""
     record = read_state(service)
     return record is not None and os.path.exists(
         f"{bundle_of(service, int(record['run']))}/persist/oom"
@@ -223,7 +229,7 @@ def out_of_memory(service: str) -> bool:
 
 
 def bundle_of(service: str, number: int) -> str:
-    """The folder of an activation's ``number``-th run."""
+    """Return the folder of an activation's ``number``-th run."""
     return os.path.join(paths.service_dir(service), f"run-{number}")
 
 
@@ -233,15 +239,15 @@ def write_state(service: str, record: dict[str, Any]) -> None:
 
 
 def exit_code(service: str, bundle: str) -> int | None:
-    """What conmon wrote at the end; None before it, and after a failed create (an empty file)."""
+    """Read the exit status that conmon wrote; None before the end and after a failed create."""
     try:
         return int(files.read(f"{bundle}/exits/{crun.container_id(service)}") or b"")
     except ValueError:
         return None
 
 
-def left() -> list[str]:
-    """Every service that has a process, or what is left of one."""
+def services() -> list[str]:
+    """List every service that has a process, or runtime files of one."""
     try:
         return sorted(os.listdir(os.path.join(paths.run_dir(), "services")))
     except (FileNotFoundError, NotADirectoryError):
@@ -249,5 +255,5 @@ def left() -> list[str]:
 
 
 def bundles(folder: str) -> list[str]:
-    """The folders of all runs that are left in a service's folder."""
+    """List the folders of all runs below a service's folder."""
     return [os.path.join(folder, name) for name in os.listdir(folder) if name.startswith("run-")]

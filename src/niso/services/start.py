@@ -166,13 +166,13 @@ class _End:
 
     def __init__(self, start: _Start, timeout_s: float) -> None:
         self.start = start
-        self.pidfd = process.ask_to_end(start.name) if timeout_s > 0 else -1
+        self.pidfd = process.terminate(start.name) if timeout_s > 0 else -1
         self.next_at = time.monotonic() + (timeout_s if self.pidfd >= 0 else 0.0)
 
     @property
     def is_over(self) -> bool:
         """Whether it has ended, or has had its time."""
-        return not process.lives(self.pidfd) or time.monotonic() >= self.next_at
+        return not process.is_alive(self.pidfd) or time.monotonic() >= self.next_at
 
     def close(self) -> None:
         """Let go of the process."""
@@ -188,7 +188,7 @@ class _Wait:
         self.start = start
         now = status.read(start.name)
         # One that has been started again by now has ended as well; one that ran before may have been, long ago.
-        self.pidfd = process.hold(start.name) if now.restarts == 0 or not start.starts else -1
+        self.pidfd = process.open_init(start.name) if now.restarts == 0 or not start.starts else -1
         self.run = (now.pid or 0, now.started_at or 0.0)
         began = time.monotonic()
         self.deadline = began + start.timeout_s
@@ -395,7 +395,7 @@ class _Starting:
     def _look(self, wait: _Wait) -> None:
         """What became of one: ended (ProcessError), out of time (ProcessError), started, healthy."""
         start = wait.start
-        if not process.lives(wait.pidfd):
+        if not process.is_alive(wait.pidfd):
             raise _ended(start.name, not wait.well)
         if not wait.is_started:
             return

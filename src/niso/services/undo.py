@@ -110,7 +110,7 @@ def start_again(store: Store, name: str) -> None:
     restored = store.service(name)
     if restored is not None and restored.active:
         # its namespace was another one meanwhile, or it was about to end
-        if not status.at_home(name) or status.stop_begun(name):
+        if not status.in_own_netns(name) or status.is_stopping(name):
             process.stop(name)
         if (
             status.read(name).state == "starting"
