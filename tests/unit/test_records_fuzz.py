@@ -96,10 +96,10 @@ def test_damaged_records_of_a_process_count_as_none(service: str, state: Any, sa
 @given(st.one_of(HEALTH, VALUES, st.binary(max_size=40)))
 def test_damaged_answers_of_a_healthcheck_count_as_none(service: str, found: Any) -> None:
     written(paths.health_file(service), found)
-    known = health.known(service)
+    known = health.read_record(service)
     if known is not None:
-        asked = health.Asked(service, None, None, (1, 2.0))  # type: ignore[arg-type]
-        assert known.run == (1, 2.0) or health._own(asked) is None
+        asked = health.Target(service, None, None, (1, 2.0))  # type: ignore[arg-type]
+        assert known.run == (1, 2.0) or health._current(asked) is None
 
 
 LINES = st.lists(

@@ -43,7 +43,10 @@ SPEC = ProcessSpec(
 
 def config(spec: ProcessSpec = SPEC) -> dict[str, Any]:
     return oci.config(
-        spec, "/bundle/root", "/usr/bin/catatonit", "/etc/niso-hosts", ["/usr"], PROFILE, 1_048_576
+        spec,
+        "/bundle/root",
+        "/etc/niso-hosts",
+        oci.Machine("/usr/bin/catatonit", 1_048_576, PROFILE, ["/usr"]),
     )
 
 

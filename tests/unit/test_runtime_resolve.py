@@ -230,3 +230,36 @@ def test_working_dir_must_be_a_folder_of_the_service(
         with pytest.raises(InvalidInput) as caught:
             check_working_dir(str(package), root, folder)
         assert caught.value.key == "binary.working_dir"
+
+
+@pytest.mark.parametrize("line", ["#!/bin/tool\0x\n", "#!/bin/tool\targument\n", "#!  /bin/tool"])
+def test_interpreter_ends_where_the_kernel_ends_it(
+    rootfs: pathlib.Path, package: pathlib.Path, line: str
+) -> None:
+    script(rootfs / "usr" / "bin" / "tool", "\x7fELF")
+    script(package / "bin" / "api", line)
+    assert resolve_entrypoint(str(package), str(rootfs), "bin/api", DEFAULT_PATH) == "/app/bin/api"
+
+
+def test_interpreter_with_a_carriage_return_is_another_file(
+    rootfs: pathlib.Path, package: pathlib.Path
+) -> None:
+    script(rootfs / "usr" / "bin" / "tool", "\x7fELF")
+    (package / "bin" / "api").write_bytes(b"#!/bin/tool\r\necho\r\n")
+    (package / "bin" / "api").chmod(0o755)
+    with pytest.raises(InvalidInput, match=r"the interpreter '/bin/tool\\r', which does not exist"):
+        resolve_entrypoint(str(package), str(rootfs), "bin/api", DEFAULT_PATH)
+
+
+def test_ids_that_the_kernel_does_not_have_are_skipped(rootfs: pathlib.Path) -> None:
+    many = "9" * 5000  # int() refuses more than 4300 digits
+    (rootfs / "etc" / "passwd").write_text(
+        f"huge:x:{many}:0::/:/bin/sh\nunset:x:4294967295:0::/:/bin/sh\nok:x:7:8::/srv:/bin/sh\n"
+    )
+    (rootfs / "etc" / "group").write_text(f"huge:x:{many}:ok\nmore:x:9:ok\n")
+    assert users.read_database(str(rootfs), "passwd") == [
+        ["ok", "x", "7", "8", "", "/srv", "/bin/sh"]
+    ]
+    assert users.resolve_user(str(rootfs), "ok", 1, "demo") == (7, 8, [9], "ok", "/srv")
+    with pytest.raises(InvalidInput):
+        users.resolve_user(str(rootfs), "huge", 1, "demo")

@@ -88,12 +88,12 @@ def _healths(rows: Iterable[ServiceRow], args: Args) -> dict[str, Health]:
         if check is not None and said is not None:
             namespace = spec.namespace(said)
             asked.append(
-                health.Asked(row.name, check, namespace, (found.pid or 0, found.started_at or 0.0))
+                health.Target(row.name, check, namespace, (found.pid or 0, found.started_at or 0.0))
             )
     from niso.cli.progress import Progress
 
     with Progress(args) as report:
-        return health.look(asked, report)
+        return health.check_all(asked, report)
 
 
 def ps(store: Store, args: Args, only: Iterable[str] | None = None) -> int:

@@ -284,7 +284,7 @@ def mend(store: Store, report: Report = silent) -> int:
                 try:
                     spec = journal.stored_spec(row)
                     if finding.detail == BLIND:
-                        hosts_mount.show_or_start(spec, report)
+                        hosts_mount.swap_or_restart(spec, report)
                     else:
                         process.stop(name, spec.stop_timeout_s)
                         process.start(spec)

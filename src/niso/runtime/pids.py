@@ -20,7 +20,7 @@ _PID_MAX = 1 << 22
 
 
 def in_service(service: str, pid: int) -> bool:
-    """Return whether ``pid`` is a process of the service now, not another one with a recycled pid."""
+    """Return whether ``pid`` is now a process of the service, by its cgroup."""
     spec = load(service)
     return spec is not None and cgroup.holds(oci.cgroup(spec), pid)
 

@@ -140,7 +140,7 @@ class Run:
 
 
 def open_init(service: str) -> int:
-    """Open a pidfd (pidfd_open(2)) of the service's PID 1, which the caller closes; -1 if none runs."""
+    """Open a pidfd of the service's PID 1, which the caller closes; -1 if none runs."""
     return open_in_service(service, status.read(service).pid)
 
 
@@ -281,7 +281,7 @@ def end_unrecorded_conmons(services: Collection[str]) -> None:
 def _conmons(services: Collection[str]) -> list[tuple[int, str]]:
     """List (pid, bundle) of every conmon of the services, from all command lines in /proc."""
     start = os.fsencode(os.path.join(paths.run_dir(), "services")) + b"/"
-    found = []
+    conmons = []
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         words = command_line(pid)
         for word in words:
@@ -290,8 +290,8 @@ def _conmons(services: Collection[str]) -> list[tuple[int, str]]:
                 continue
             # crun's command line also names the bundle, but never conmon.pid.
             if word + b"/conmon.pid" in words:
-                found.append((pid, os.fsdecode(word)))
-    return found
+                conmons.append((pid, os.fsdecode(word)))
+    return conmons
 
 
 def clear(service: str) -> None:
@@ -344,7 +344,7 @@ def _end(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:
 def end_conmon(bundle: str) -> None:
     """End the exit command of a run, then its conmon, which may first write the last log lines.
 
-    Once the service has ended, conmon's only children are its exit command or an interrupted create.
+    Once the service has ended, conmon has no other child than that or an interrupted create.
     """
     pid = read_pid(f"{bundle}/conmon.pid")
     if pid is not None:
@@ -363,7 +363,7 @@ def _end_conmon(pid: int, bundle: str) -> None:
                 send_signal(conmon, signal.SIGKILL)
                 wait_readable(conmon, _KILL_S)
                 return
-            # The exit command writes its pid before it checks STOPPING, so one of us sees the other.
+            # The exit command writes its pid before it checks STOPPING: one of us sees the other.
             for child in (*children(pid), read_pid(f"{bundle}/{status.EXITED_PID}")):
                 command = open_supervisor(child, bundle)
                 if command >= 0:
@@ -375,7 +375,7 @@ def _end_conmon(pid: int, bundle: str) -> None:
 
 
 def _kill_cgroup(service: str, path: str) -> None:
-    """Kill what is left in the cgroup ``path``: an interrupted create can leave its first process."""
+    """Kill what is left in the cgroup ``path``, as the first process of an interrupted create."""
     for pid in cgroup.pids(path):
         try:
             pidfd = os.pidfd_open(pid)

@@ -1,4 +1,7 @@
-"""Open files as a service sees them, without entering its root: links never lead out of it."""
+"""Open files as a service sees them, without entering its root.
+
+Paths are walked component by component, so no symlink leads out of the root.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import errno
 import os
 import stat
 
-MAX_DATABASE_BYTES = 4 << 20
+MAX_FILE_BYTES = 4 << 20
+"""The largest file that `read_inside` reads."""
 _MAX_LINKS = 40
+"""As the kernel's limit (MAXSYMLINKS, path_resolution(7))."""
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _NOFOLLOW = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -15,9 +20,10 @@ _NOFOLLOW = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 def open_inside(mounts: dict[str, str], path: str) -> tuple[int, str]:
     """Open ``path`` as a service sees it, without side effects (O_PATH).
 
-    ``mounts`` says which folder of the host shows where (``{"": rootfs, "/app": package}``); "" is the root.
-    Out: the descriptor, which the caller closes, and the path inside the service with all links followed.
-    Raises OSError (ENOENT, ENOTDIR, ELOOP ...).
+    ``mounts`` maps mount points to folders of the host: ``{"": rootfs, "/app": package}``; "" is
+    the root.
+    Returns the descriptor, which the caller closes, and the path inside the service with all links
+    resolved. Raises OSError (ENOENT, ENOTDIR, ELOOP ...).
     """
     todo = _parts(path)
     done: list[str] = []
@@ -27,7 +33,7 @@ def open_inside(mounts: dict[str, str], path: str) -> tuple[int, str]:
         while todo:
             part = todo.pop()
             if part == "..":
-                # '..' of a mounted folder lies on the host, so go down again from the top.
+                # '..' of a mounted folder lies on the host: walk down again from the root.
                 done = done[:-1]
                 following = _open_real(mounts, done)
             else:
@@ -49,7 +55,7 @@ def open_inside(mounts: dict[str, str], path: str) -> tuple[int, str]:
                     done = []
                     following = _open_real(mounts, done)
             fd, above = following, fd
-            os.close(above)  # which nobody closes once more where an interrupt comes now
+            os.close(above)  # after the swap: an interrupt here must not close fd twice
         if path.endswith("/") and not stat.S_ISDIR(os.fstat(fd).st_mode):
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
     except BaseException:
@@ -63,7 +69,7 @@ def _parts(path: str) -> list[str]:
 
 
 def _open_real(mounts: dict[str, str], parts: list[str]) -> int:
-    """Open a folder whose path inside the service has no links left in it."""
+    """Open a folder by a path inside the service that has no links left."""
     fd = os.open(mounts[""], _FOLDER)
     for i, part in enumerate(parts):
         target = mounts.get("/" + "/".join(parts[: i + 1]))
@@ -76,15 +82,18 @@ def _open_real(mounts: dict[str, str], parts: list[str]) -> int:
 
 
 def read_inside(mounts: dict[str, str], path: str) -> bytes:
-    """The content of a small regular file as the service sees it. Raises OSError (EFBIG over 4 MiB, EINVAL if no file)."""
+    """Read a small regular file as the service sees it.
+
+    Raises OSError: EFBIG over `MAX_FILE_BYTES`, EINVAL if it is not a regular file.
+    """
     fd, _ = open_inside(mounts, path)
     try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", path)
-        if found.st_size > MAX_DATABASE_BYTES:
+        if info.st_size > MAX_FILE_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
         with open(f"/proc/self/fd/{fd}", "rb") as file:
-            return file.read(MAX_DATABASE_BYTES)
+            return file.read(MAX_FILE_BYTES)
     finally:
         os.close(fd)

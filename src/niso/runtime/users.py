@@ -6,71 +6,71 @@ from niso.base.errors import InvalidInput
 from niso.runtime.service_paths import read_inside
 
 MAX_ID = 4_294_967_294
+"""The largest uid or gid; (uid_t) -1 means "unchanged" (setresuid(2))."""
+_HOME = "/tmp"  # noqa: S108 - a tmpfs of the service's own
 
 
 def resolve_user(
     rootfs: str | None, user: str | None, own_uid: int, service: str
 ) -> tuple[int, int, list[int], str, str]:
-    """Who a service runs as: (uid, gid, supplementary groups, name, home).
+    """Look up who a service runs as: (uid, gid, supplementary gids, name, home).
 
-    ``user`` is ``name``, ``name:group``, ``uid`` or ``uid:gid``, looked up in the service's own /etc/passwd and /etc/group (the host's
-    where the root is assembled); None is ``own_uid``, named like the service. Raises `InvalidInput`.
+    ``user`` is ``name``, ``name:group``, ``uid`` or ``uid:gid``; None means ``own_uid``, named
+    like the service.
+    Names are looked up in /etc/passwd and /etc/group of the rootfs, or of the host without one.
+    Raises `InvalidInput` with the key service.user.
     """
     if user is None:
-        return own_uid, own_uid, [], service, "/tmp"  # noqa: S108 - inside the service, its own tmpfs
+        return own_uid, own_uid, [], service, _HOME
     where = "the rootfs" if rootfs else "the host"
-    users = read_database(rootfs, "passwd")
     groups = read_database(rootfs, "group")
     name, colon, group = user.partition(":")
     if colon and not group:
         raise _bad_user(user, "is not a user", "write name, uid, or uid:gid")
-    entry: list[str] | None
-    if name.isascii() and name.isdigit():
-        uid = _number(name, user)
-        entry = next((line for line in users if line[2] == str(uid)), None)
-        gid = int(entry[3]) if entry else uid
-    else:
-        entry = next((line for line in users if line[0] == name), None)
-        if entry is None:
-            raise _bad_user(
-                user,
-                f"is not in /etc/passwd of {where}",
-                "use a name of it, or a number (uid or uid:gid)",
-            )
-        uid, gid = int(entry[2]), int(entry[3])
-    if group.isascii() and group.isdigit():
-        gid = _number(group, user)
-    elif group:
-        found = next((line for line in groups if line[0] == group), None)
-        if found is None:
-            raise _bad_user(
-                user,
-                f"names a group that is not in /etc/group of {where}",
-                "use a name of it, or a number",
-            )
-        gid = int(found[2])
-    account = entry[0] if entry else service
-    more = (
-        []
-        if group or not entry
-        else [int(line[2]) for line in groups if account in line[3].split(",")]
-    )
-    return (
-        uid,
-        gid,
-        sorted(set(more) - {gid}),
-        account,
-        (entry[5] if entry and entry[5] else "/tmp"),  # noqa: S108  # a home, no file
-    )
+    uid, gid, account = _account(read_database(rootfs, "passwd"), name, user, where)
+    if group:
+        gid = _gid(groups, group, user, where)
+    name = account[0] if account else service
+    supplementary = set()
+    if account and not group:
+        supplementary = {int(line[2]) for line in groups if name in line[3].split(",")} - {gid}
+    home = account[5] if account and account[5] else _HOME
+    return uid, gid, sorted(supplementary), name, home
+
+
+def _account(
+    accounts: list[list[str]], name: str, user: str, where: str
+) -> tuple[int, int, list[str] | None]:
+    """Look up a name or uid: (uid, primary gid, its line of passwd; None for an unknown uid)."""
+    if _is_number(name):
+        uid = _parse_id(name, user)
+        account = next((line for line in accounts if line[2] == str(uid)), None)
+        return uid, int(account[3]) if account else uid, account
+    account = next((line for line in accounts if line[0] == name), None)
+    if account is None:
+        hint = "use a name from that file, or a number (uid or uid:gid)"
+        raise _bad_user(user, f"is not in /etc/passwd of {where}", hint)
+    return int(account[2]), int(account[3]), account
+
+
+def _gid(groups: list[list[str]], group: str, user: str, where: str) -> int:
+    if _is_number(group):
+        return _parse_id(group, user)
+    entry = next((line for line in groups if line[0] == group), None)
+    if entry is None:
+        hint = "use a name from that file, or a number"
+        raise _bad_user(user, f"names a group that is not in /etc/group of {where}", hint)
+    return int(entry[2])
 
 
 def read_database(rootfs: str | None, name: str) -> list[list[str]]:
-    """The well-formed lines of ``/etc/passwd`` or ``/etc/group`` (passwd(5), group(5)), split at the colons.
+    """Read the valid lines of ``/etc/passwd`` or ``/etc/group`` (passwd(5), group(5)) as fields.
 
-    Nothing but a regular file of at most 4 MiB is read; anything else counts as empty, as for the C library.
+    Anything but a regular file of at most 4 MiB counts as empty.
+    Lines with an id above `MAX_ID` are skipped, as the C library skips them.
     """
     fields = 7 if name == "passwd" else 4
-    numbers = (2, 3) if name == "passwd" else (2,)
+    ids = (2, 3) if name == "passwd" else (2,)
     try:
         text = read_inside({"": rootfs or "/"}, f"/etc/{name}")
     except OSError:
@@ -79,17 +79,24 @@ def read_database(rootfs: str | None, name: str) -> list[list[str]]:
     return [
         line
         for line in lines
-        if len(line) == fields
-        and line[0]
-        and all(line[i].isascii() and line[i].isdigit() for i in numbers)
+        if len(line) == fields and line[0] and all(_is_id(line[i]) for i in ids)
     ]
 
 
-def _number(text: str, user: str) -> int:
-    if len(text) > 10 or int(text) > MAX_ID:
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _is_id(text: str) -> bool:
+    """Return whether a field is a valid uid or gid. int() refuses more than 4300 digits."""
+    return _is_number(text) and len(text) <= 10 and int(text) <= MAX_ID
+
+
+def _parse_id(text: str, user: str) -> int:
+    if not _is_id(text):
         raise _bad_user(user, "has an id that is out of range", f"ids go from 0 to {MAX_ID}")
     return int(text)
 
 
-def _bad_user(user: str, what: str, hint: str) -> InvalidInput:
-    return InvalidInput(f"service.user: {user!r} {what}", hint, "service.user")
+def _bad_user(user: str, problem: str, hint: str) -> InvalidInput:
+    return InvalidInput(f"service.user: {user!r} {problem}", hint, "service.user")

@@ -194,7 +194,7 @@ def _record(
     for sharer in store.sharers(name):
         store.note_published(sharer)
     old = said if said is not None and status.runs(name) else None
-    rehosts = hosts_mount.can(old, spec)
+    rehosts = hosts_mount.can_swap(old, spec)
     return Change(target, before, row, restarts=not rehosts and old != spec, rehosts=rehosts)
 
 

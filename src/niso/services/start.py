@@ -73,7 +73,7 @@ def run(
     for change in changes:
         if change.rehosts:
             report(words(change))
-            hosts_mount.show_or_start(parse_spec(change.row.spec), report)
+            hosts_mount.swap_or_restart(parse_spec(change.row.spec), report)
     begin = {change.name for change in changes if change.restarts}
     after = {name: each for name, each in (after or {}).items() if name in begin}
     needed = {
@@ -152,7 +152,7 @@ def _check_order(starts: list[_Start], after: After) -> None:
                         f"add [healthcheck] to the manifest of {dependency}, or wait for started",
                     )
                 continue
-            recorded = health.known(dependency)
+            recorded = health.read_record(dependency)
             well = state == STARTED or (recorded is not None and recorded.failures == 0)
             if status.read(dependency).state != "running" or not well:
                 raise Conflict(
@@ -380,7 +380,7 @@ class _Starting:
             pidfds = [each.pidfd for each in under_way if each.pidfd >= 0] + [
                 begun.fd for _, begun in self._begun
             ]
-            health.turn(probes, pidfds, 0.0 if over else until)
+            health.advance(probes, pidfds, 0.0 if over else until)
         self._created()
         end = next((each for each in self._ends if each.is_over), None)
         if end is not None:
@@ -402,7 +402,7 @@ class _Starting:
         now = time.monotonic()
         if wait.well:
             if start.check is not None:
-                health.note(start.name, wait.run, "")
+                health.write_record(start.name, wait.run, "")
                 self._report(f"{start.name} is healthy")
             self._reached[start.name] = HEALTHY if start.check is not None else STARTED
             self._waits.remove(wait)

@@ -136,7 +136,7 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
         if (
             old is not None
             and now_spec is not None
-            and (hosts_mount.can(now_spec, old) or _runs_with(name, old))
+            and (hosts_mount.can_swap(now_spec, old) or _runs_with(name, old))
         ):
             # whether it was shown another hosts file by now is not asked: its own may have been away, so it is shown that again
             if (
@@ -190,7 +190,7 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
         after = desired_now(store, scope)
         for old in shown:
             try:
-                hosts_mount.show(old)
+                hosts_mount.swap(old)
             except ProcessError:
                 process.stop(old.service, 0)  # it is started again afterwards
         stop.flush(before_, after)
