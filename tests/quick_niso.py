@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from conftest import Lab
 
 LOADED = (
-    "check",
-    "cli.lifecycle",
     "cli.net",
-    "exposure",
-    "firewalls",
+    "cli.service",
+    "commands.check",
+    "commands.repair",
+    "commands.store_repair",
+    "explain.exposure",
+    "explain.foreign_firewalls",
     "kernel.ruleset",
-    "model.check",
-    "rows",
+    "manifest.validate",
 )
 
 

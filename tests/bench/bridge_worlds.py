@@ -7,8 +7,7 @@ import contextlib
 from niso_world import NisoWorld, package
 from worlds import SERVED, World, run, timed, write
 
-from niso.commands import activate
-from niso.services import journal
+from niso.commands import activate, deactivate
 from niso.services.targets import find_targets
 
 A_NETWORK = 200  # services on each
@@ -32,7 +31,7 @@ class Policies(NisoWorld):
         more = timed(lambda: self._activate([3]))
         folder = self._package(3, "extra")
         attach = timed(lambda: self.activate([folder]))
-        detach = timed(lambda: journal.deactivate(self.store, ["extra"]))
+        detach = timed(lambda: deactivate.deactivate(self.store, ["extra"]))
         return {
             "peer taken out": less,
             "peer put in": more,

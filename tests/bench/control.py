@@ -116,10 +116,10 @@ class World:
         self._names += names
 
     def clear(self) -> None:
-        from niso.services import journal
+        from niso.commands import deactivate
 
         with _without_processes():
-            journal.remove(self.store, self._names)
+            deactivate.remove(self.store, self._names)
         self._names = []
 
     def one(self) -> Iterator[tuple[str, float]]:
@@ -161,9 +161,9 @@ class World:
         activate.activate(self.store, find_targets(self.store, folders), 60)
 
     def _deactivate(self, names: list[str]) -> None:
-        from niso.services import journal
+        from niso.commands import deactivate
 
-        journal.deactivate(self.store, names)
+        deactivate.deactivate(self.store, names)
 
 
 def profile(what: str, count: int, rounds: int) -> None:

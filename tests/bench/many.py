@@ -63,8 +63,9 @@ def timed(what: Callable[[], object]) -> float:
 
 def measure(count: int, profile: str | None) -> None:
     from niso.commands import activate as activation
+    from niso.commands import deactivate as deactivation
     from niso.runtime import process, status
-    from niso.services import journal, start
+    from niso.services import start
     from niso.services.targets import find_targets
     from niso.store.store import Store
 
@@ -83,7 +84,7 @@ def measure(count: int, profile: str | None) -> None:
         activation.activate(store, find_targets(store, some), 60)
 
     def deactivate(some: list[str]) -> None:
-        journal.deactivate(store, some)
+        deactivation.deactivate(store, some)
 
     activate(folders)  # packages are copied once
     deactivate(names)

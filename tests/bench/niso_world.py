@@ -10,9 +10,9 @@ import control
 from worlds import SPARE, SPARE_TO, Mapping, World, ports_of, run, timed
 
 from niso.commands import activate as activation
+from niso.commands import deactivate, port_forward
 from niso.manifest.parse_ports import parse_port
 from niso.plan.records import Port
-from niso.services import journal
 from niso.services.targets import find_targets
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -75,7 +75,7 @@ class NisoWorld(World):
         added = timed(lambda: self.activate([folder]))
         return {
             "publish": added,
-            "withdraw": timed(lambda: journal.deactivate(self.store, ["extra"])),
+            "withdraw": timed(lambda: deactivate.deactivate(self.store, ["extra"])),
         }
 
     def one_more(self, way: str) -> dict[str, float]:
@@ -88,10 +88,10 @@ class NisoWorld(World):
         return self._forward(Port("", self._next, 81, "tcp"))
 
     def _forward(self, port: Port) -> dict[str, float]:
-        added = timed(lambda: journal.port_forward(self.store, "first", port))
+        added = timed(lambda: port_forward.port_forward(self.store, "first", port))
         return {
             "publish": added,
-            "withdraw": timed(lambda: journal.port_unforward(self.store, "first", port)),
+            "withdraw": timed(lambda: port_forward.port_unforward(self.store, "first", port)),
         }
 
 

@@ -20,7 +20,7 @@ _CALL = r"""
 import json, sys
 from niso.base.errors import NisoError
 from niso.runtime import process, spec, status
-from niso.runtime.service_lock import service_lock
+from niso.base.locks import service_lock
 name, args = sys.argv[1], json.loads(sys.argv[2])
 if name == "start":
     args = [spec.ProcessSpec(**args[0])]

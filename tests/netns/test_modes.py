@@ -560,11 +560,11 @@ def test_sharer_killed_or_provider_killed_the_namespace_stays(lab: Lab) -> None:
 
 AGAIN = """
 import sys
-from niso.services import journal as services
+from niso.commands.restart import restart
 from niso.store.store import Store
 store = Store.open()
 for _ in range(int(sys.argv[2])):
-    services.restart(store, [sys.argv[1]])
+    restart(store, [sys.argv[1]])
 """
 
 

@@ -36,9 +36,9 @@ LINK_LOCAL = "fe80::1"
 
 WORLD = """\
 import base64, pickle
-from niso.reconcile import policy_flows as policies
+from niso.reconcile.world import read_world
 from niso.store.store import Store
-print(base64.b64encode(pickle.dumps(policies.world(Store.open()))).decode())
+print(base64.b64encode(pickle.dumps(read_world(Store.open()))).decode())
 """
 
 

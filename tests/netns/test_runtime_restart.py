@@ -87,7 +87,7 @@ def test_restarter_that_was_killed_shows_as_failed(runtime: Runtime, lab: Lab) -
 
 
 def test_exit_while_a_command_holds_the_lock_waits_for_it(runtime: Runtime, lab: Lab) -> None:
-    hold = "import sys\nfrom niso.runtime.service_lock import service_lock\nwith service_lock('demo'): print('held', flush=True); sys.stdin.read()"
+    hold = "import sys\nfrom niso.base.locks import service_lock\nwith service_lock('demo'): print('held', flush=True); sys.stdin.read()"
     runtime.start(["/bin/sh", "-c", "sleep 0.2; exit 1"], restart="on-failure")
     holder = lab.popen("python", "-c", hold, stdin=-1)
     assert holder.stdout

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from niso.explain import foreign_firewalls
-from niso.explain.foreign_firewalls import OUTWARD, PUBLISHED, WITHIN, Drop, Place, drops
+from niso.explain.foreign_firewalls import Drop, drops
+from niso.explain.foreign_walk import OUTWARD, PUBLISHED, WITHIN, Place
 from niso.kernel.foreign_chains import (
     Between,
     Bridged,

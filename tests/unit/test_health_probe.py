@@ -15,7 +15,7 @@ import pytest
 from niso.base import paths
 from niso.plan.records import Healthcheck
 from niso.runtime import health
-from niso.runtime.health import Record
+from niso.runtime.health import Probed
 
 CHECK = Healthcheck("127.0.0.1", 80, "127.0.0.1:80", "/", 5.0, 2.0, 3, 10.0)
 RUN = (12, 1000.0)
@@ -183,18 +183,18 @@ def test_server_that_accepts_no_more_is_given_up() -> None:
     ("found", "state"),
     [
         (None, "starting"),
-        (Record(RUN, 1001.0, 1001.0, 0, ""), "healthy"),
-        (Record(RUN, 1005.0, 0.0, 9, "no"), "starting"),  # all in the start period
-        (Record(RUN, 1012.0, 0.0, 2, "no"), "starting"),
-        (Record(RUN, 1012.0, 0.0, 3, "no"), "unhealthy"),
-        (Record(RUN, 2000.0, 0.0, 1, "no"), "unhealthy"),  # nobody has asked for long
-        (Record(RUN, 1104.0, 1100.0, 1, "no"), "healthy"),
-        (Record(RUN, 1108.0, 1100.0, 2, "no"), "healthy"),
-        (Record(RUN, 1108.0, 1100.0, 3, "no"), "unhealthy"),
-        (Record(RUN, 1116.0, 1100.0, 1, "no"), "unhealthy"),
+        (Probed(RUN, 1001.0, 1001.0, 0, ""), "healthy"),
+        (Probed(RUN, 1005.0, 0.0, 9, "no"), "starting"),  # all in the start period
+        (Probed(RUN, 1012.0, 0.0, 2, "no"), "starting"),
+        (Probed(RUN, 1012.0, 0.0, 3, "no"), "unhealthy"),
+        (Probed(RUN, 2000.0, 0.0, 1, "no"), "unhealthy"),  # nobody has asked for long
+        (Probed(RUN, 1104.0, 1100.0, 1, "no"), "healthy"),
+        (Probed(RUN, 1108.0, 1100.0, 2, "no"), "healthy"),
+        (Probed(RUN, 1108.0, 1100.0, 3, "no"), "unhealthy"),
+        (Probed(RUN, 1116.0, 1100.0, 1, "no"), "unhealthy"),
     ],
 )
-def test_state_follows_from_the_answers(found: Record | None, state: str) -> None:
+def test_state_follows_from_the_answers(found: Probed | None, state: str) -> None:
     assert health.judge(CHECK, RUN[1], found).state == state
 
 

@@ -92,6 +92,8 @@ COMMON = {
     "niso.store.tables",
     "niso.store.disk_reserve",
     "niso.store.snapshots",
+    "niso.store.intent_rows",
+    "niso.store.lease_rows",
     "niso.store.sqlite",
     "niso.store.stack_rows",
     "niso.store.store",
@@ -136,6 +138,19 @@ def test_module_imports_only_what_lies_below_it(module) -> None:
     assert own in ORDER, f"{module}: a new folder needs a place in ORDER"
     used = {layer(name) for name in imports(MODULES[module]) if name.startswith("niso.")}
     assert used <= set(ORDER[: ORDER.index(own) + 1]), f"{module} imports upward"
+
+
+def test_no_two_modules_have_one_name() -> None:
+    """But a command's: its words (cli/catalogue), its command line (cli) and what it means (commands)."""
+    places: dict[str, set[str]] = {}
+    for path in SOURCE.rglob("*.py"):
+        if not path.stem.startswith("__"):
+            places.setdefault(path.stem, set()).add(str(path.parent.relative_to(SOURCE)))
+    assert {
+        name: folders
+        for name, folders in places.items()
+        if len(folders) > 1 and not folders <= {"cli", "cli/catalogue", "commands"}
+    } == {}
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name])
@@ -246,6 +261,8 @@ def test_short_command_loads_only_these_modules(command, own, filled) -> None:
         lost = {
             "niso.commands",
             "niso.commands.lost_store",
+            "niso.base.digest",
+            "niso.base.names",
             "niso.kernel",
             "niso.kernel.rtnetlink",
             "niso.kernel.netlink",

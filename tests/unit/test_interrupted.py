@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from niso.base import waits
+from niso.base import locks
 from niso.base.errors import NisoError
+from niso.base.locks import Lock
+from niso.base.report import WaitingForLock
 from niso.base.signals import ENDING, signals_held
 from niso.cli import main
-from niso.reconcile.converge import Lock
 from niso.runtime import pids, process, service_paths
 from niso.services import undo
 from niso.store import sqlite
@@ -156,7 +157,7 @@ def test_nothing_is_closed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nisos_lock_that_an_interrupt_kept_from_being_released_is_taken_again() -> None:
     held = """
 import fcntl, os
-from niso.reconcile.converge import Lock
+from niso.base.locks import Lock
 Lock().__enter__()  # and an interrupt comes as the block ends, before anything is closed
 with Lock():
     fd = os.open(os.path.join(os.environ["NISO_RUN_DIR"], "lock"), os.O_RDWR)
@@ -172,11 +173,46 @@ fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert (done.stdout, done.stderr) == ("held\n", "")
 
 
+def test_nisos_lock_whose_release_was_interrupted_is_taken_again_by_who_undoes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Lock, "__exit__", interrupted(lambda *_: None))
+            with Lock():
+                pass
+    except KeyboardInterrupt:
+        with Lock():
+            assert is_held()
+    assert not is_held()
+
+
+def test_nisos_lock_that_is_taken_in_its_own_block_is_refused_and_stays_held() -> None:
+    with Lock():
+        with pytest.raises(RuntimeError, match="taken twice"), Lock():
+            pytest.fail("the outer one would have been released")
+        assert is_held()
+    with Lock():  # and one after the other is none of that
+        assert is_held()
+
+
+def is_held() -> bool:
+    """Whether somebody has niso's lock."""
+    fd = os.open(os.path.join(os.environ["NISO_RUN_DIR"], "lock"), os.O_RDWR)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def test_lock_that_another_one_holds_is_waited_for_no_longer_than_asked() -> None:
     with Lock():
         fd = os.open(os.path.join(os.environ["NISO_RUN_DIR"], "lock"), os.O_RDWR)
         try:
-            waits.lock(fd, "is at work", 0.05)
+            locks.take(fd, WaitingForLock(), 0.05)
             with pytest.raises(BlockingIOError):
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         finally:

@@ -20,7 +20,7 @@ from niso.plan.desired import desired
 from niso.plan.records import Entry, Network, Peer, Policy, Port, Subnet
 from niso.plan.state import HostsFile, HostsLine, Netns, State, union
 from niso.plan.verdict import decide
-from niso.reconcile import policy_flows
+from niso.reconcile.world import read_world
 from niso.runtime import oci, root
 from niso.services import sharing, stop, undo
 from niso.services.admit import scope_of
@@ -204,7 +204,7 @@ def test_policy_that_names_a_sharer_means_its_provider_while_it_is_active(store:
     assert meant() == ()
     share(store)
     assert meant() == ("10.99.1.2",)
-    world = policy_flows.world(store)
+    world = read_world(store)
     assert set(world.services) == {"api", "db"}
     assert world.services["api"].names == ("web", "api", "side")
     assert world.services["api"].ports == (P80, P90)
@@ -212,7 +212,7 @@ def test_policy_that_names_a_sharer_means_its_provider_while_it_is_active(store:
     with store.transaction():
         store.set_active("side", False)
     assert meant() == ()
-    assert not decide(policy_flows.world(store), "10.99.1.2", "10.99.1.3", 50, "tcp").passes
+    assert not decide(read_world(store), "10.99.1.2", "10.99.1.3", 50, "tcp").passes
 
 
 def test_name_of_a_service_without_addresses_means_nobody(store: Store) -> None:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from niso.base.errors import InvalidInput
 from niso.manifest.parse_ports import contradictions, distinct, parse_port
 from niso.plan.records import Port
-from niso.services.ports import text as written
 
 BOUNDED = settings(max_examples=400, deadline=None)
 KEY = "network.ports[0]"
@@ -225,7 +224,7 @@ def small_ports(
 @BOUNDED
 @given(small_ports(("tcp", "udp", "sctp")))
 def test_port_that_is_written_as_the_user_writes_it_is_read_as_the_same(port: Port) -> None:
-    assert parse_port(written(port), KEY) == port
+    assert parse_port(port.text, KEY) == port
 
 
 # --- several -----------------------------------------------------------------------------------------------------

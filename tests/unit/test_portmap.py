@@ -162,7 +162,7 @@ def test_kept_port_that_the_manifest_now_names_for_another_is_given_up() -> None
     assert admit(store, ":80") == wanted("20000:80")
     ports = admit(store, ":80", "20000:81")
     assert ports[1] == wanted("20000:81")[0]
-    assert first_of(contradictions(ports)) is None, portmap.text(ports[0])
+    assert first_of(contradictions(ports)) is None, ports[0].text
 
 
 def test_kept_port_that_another_service_has_meanwhile_is_given_up() -> None:
@@ -523,9 +523,9 @@ def test_whatever_is_admitted_no_packet_is_for_two_services_and_no_port_is_there
 @settings(max_examples=200, deadline=None)
 @given(small_ports(("tcp", "udp", "sctp")))
 def test_text_of_a_port_names_its_host_side_for_messages(port: Port) -> None:
-    shown = portmap.shown(port)
+    shown = port.host_side
     assert shown.endswith(f"/{port.proto}")
     assert shown.startswith(
         f"[{port.host_ip}]:" if ":" in port.host_ip else f"{port.host_ip}:" if port.host_ip else ""
     )
-    assert portmap.text(port).startswith(shown.rpartition("/")[0])
+    assert port.text.startswith(shown.rpartition("/")[0])

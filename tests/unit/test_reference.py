@@ -11,7 +11,7 @@ import pytest
 from niso.cli import main
 from niso.cli.command import Command, Group
 from niso.cli.meta import first_screen
-from niso.cli.reference import files, results
+from niso.cli.reference import results, toml_files
 from niso.cli.reference.document import Code, Heading, Page, Terms, Text, man, markdown
 from niso.cli.reference.pages import pages
 from niso.manifest import json_schema, load, stack_file
@@ -104,9 +104,11 @@ def test_example_manifest_is_right(tmp_path: Path) -> None:
 
     import jsonschema
 
-    (tmp_path / "manifest.toml").write_text(files.MANIFEST)
+    (tmp_path / "manifest.toml").write_text(toml_files.MANIFEST)
     assert load.load(str(tmp_path)).manifest.network.ports == ("8080:8080",)
-    jsonschema.Draft202012Validator(json_schema.schema()).validate(tomllib.loads(files.MANIFEST))
+    jsonschema.Draft202012Validator(json_schema.schema()).validate(
+        tomllib.loads(toml_files.MANIFEST)
+    )
 
 
 def test_example_stack_is_right(tmp_path: Path) -> None:
@@ -115,16 +117,16 @@ def test_example_stack_is_right(tmp_path: Path) -> None:
         (tmp_path / name / "manifest.toml").write_text(
             f'[package]\nname = "{name}"\nversion = "1"\n[binary]\nentrypoint = "sh"\n[healthcheck]\ntcp = 80\n'
         )
-    (tmp_path / "stack.toml").write_text(files.STACK)
+    (tmp_path / "stack.toml").write_text(toml_files.STACK)
     assert [member.name for member in stack_file.load(str(tmp_path)).members] == ["db", "api"]
 
 
-@pytest.mark.parametrize("form", [form for form, _ in files.PORTS])
+@pytest.mark.parametrize("form", [form for form, _ in toml_files.PORTS])
 def test_form_of_a_port_is_right(form: str) -> None:
     parse_port(form, "PORT")
 
 
-@pytest.mark.parametrize("form", [form for form, _ in files.PEERS])
+@pytest.mark.parametrize("form", [form for form, _ in toml_files.PEERS])
 def test_form_of_a_peer_is_right(form: str) -> None:
     parse((form,), (), None, (), False)
     parse(None, (form,), (form,), (form,), True)

@@ -6,8 +6,8 @@ import pytest
 from policy_worlds import known, network, policy, world
 
 from niso.base.errors import NisoError, NotFound, UsageError
-from niso.explain import explain
-from niso.explain.explain import End, Packet
+from niso.explain import explanation, question
+from niso.explain.question import End, Packet
 from niso.kernel import probe
 from niso.plan import nft
 from niso.plan.records import Port
@@ -60,7 +60,7 @@ def made(**ports: Port) -> World:
     ],
 )
 def test_target(text: str, meant: tuple[str, int | None, str]) -> None:
-    assert explain.parse_target(text) == meant
+    assert question.parse_target(text) == meant
 
 
 WRONG = (
@@ -98,24 +98,24 @@ WRONG = (
 @pytest.mark.parametrize("text", WRONG)
 def test_wrong_target(text: str) -> None:
     with pytest.raises(UsageError):
-        who, _, _ = explain.parse_target(text)
-        explain.resolve(Store.open(), who)
+        who, _, _ = question.parse_target(text)
+        question.resolve(Store.open(), who)
 
 
 def test_who_is_meant() -> None:
     store = Store.open()
-    assert explain.resolve(store, "host") == End()
-    assert explain.resolve(store, "192.0.2.7") == End(address="192.0.2.7")
+    assert question.resolve(store, "host") == End()
+    assert question.resolve(store, "192.0.2.7") == End(address="192.0.2.7")
     assert (
-        explain.resolve(store, "FD00:0::1")
-        == explain.resolve(store, "[fd00::1]")
+        question.resolve(store, "FD00:0::1")
+        == question.resolve(store, "[fd00::1]")
         == End(address="fd00::1")
     )
     for text in ("::ffff:10.0.0.1", "fe80::1%eth0", "300.1.1.1", "10.0.0.0/8", "fd00::zz", "1.2.3"):
         with pytest.raises(UsageError):
-            explain.resolve(store, text)
+            question.resolve(store, text)
     with pytest.raises(NotFound):
-        explain.resolve(store, "db")
+        question.resolve(store, "db")
 
 
 @pytest.mark.parametrize(
@@ -161,10 +161,10 @@ def test_addresses(
         probe, "own_address", lambda to: None if to == "198.51.100.1" else f"by {to}"
     )
     if pair is not None:
-        assert explain.ends(made(), source, to, family) == pair
+        assert question.ends(made(), source, to, family) == pair
         return
     with pytest.raises(NisoError, match=r"no addresses of one family|are not of one family"):
-        explain.ends(made(), source, to, family)
+        question.ends(made(), source, to, family)
 
 
 def test_rules_of_the_fixed_text_are_those_of_each_chain() -> None:
@@ -217,7 +217,7 @@ SOURCES4, PUBLISH = "sources4", Port("", 5432, 80, "tcp")
 def test_objects_of_the_way_and_what_counts_it(
     source: str, to: str, port: int, path: list[str], counted: list[str]
 ) -> None:
-    explained = explain.explain(Store.open(), made(db=PUBLISH), Packet(source, to, port, "tcp"))
+    explained = explanation.explain(Store.open(), made(db=PUBLISH), Packet(source, to, port, "tcp"))
     assert [each.container for each in explained.path] == path
     assert [each.container for each in explained.counted] == counted
     assert all(each.counts for each in explained.counted)
@@ -230,7 +230,7 @@ def test_objects_of_the_way_and_what_counts_it(
 
 def test_element_of_each_family_is_named_with_the_line_of_the_manifest() -> None:
     for family, source, to in ((4, "10.99.1.3", "10.99.1.2"), (6, "fd00:99:1::3", "fd00:99:1::2")):
-        explained = explain.explain(Store.open(), made(), Packet(source, to, 80, "tcp"))
+        explained = explanation.explain(Store.open(), made(), Packet(source, to, 80, "tcp"))
         leads, element = explained.ingress
         assert (leads.container, leads.text) == (f"ingress{family}", to)
         said = f'{to} . {source} . tcp . 80 comment "db network.policy.allow_from[0]" : return'
@@ -239,12 +239,12 @@ def test_element_of_each_family_is_named_with_the_line_of_the_manifest() -> None
 
 def test_other_family_where_both_have_it() -> None:
     store, about = Store.open(), made()
-    other = explain.other_family(
+    other = explanation.other_family(
         store, about, End("api"), End("db"), Packet("10.99.1.3", "10.99.1.2", 80, "tcp")
     )
     assert other is not None and other.packet == Packet("fd00:99:1::3", "fd00:99:1::2", 80, "tcp")
     assert (
-        explain.other_family(
+        explanation.other_family(
             store, about, End("web"), End("db"), Packet("10.99.2.2", "10.99.1.2", 80, "tcp")
         )
         is None

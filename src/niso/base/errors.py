@@ -1,12 +1,17 @@
 """The errors that niso reports, each with the next step for the person who reads it.
 
-A message is lower case, names the thing and its value, and has no full stop. ``hint`` is the next
-step, a command where there is one. ``key`` is the path of a manifest key (``network.ports[1]``), ``service`` whose manifest it is
-where that is not clear from the message.
-Whatever is raised on the way to a user is a `NisoError`; only `niso.cli` turns it into text and an exit status.
+An error is data: ``reason`` says what is wrong, in lower case and without a full stop; ``file``, ``key`` and
+``value`` say where, ``right`` what would be right, ``hint`` the next step, a command where there is one. Text for
+people is made of them in one place, `NisoError.message`; who passes an error on changes fields, never text.
+Whatever is raised on the way to a user is a `NisoError`; only `niso.cli` turns it into an exit status.
 """
 
 from __future__ import annotations
+
+from niso.base.lite_typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
 class NisoError(Exception):
@@ -14,12 +19,67 @@ class NisoError(Exception):
 
     exit_status = 1
 
-    def __init__(self, message: str, hint: str | None = None, key: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
+    def __init__(
+        self,
+        reason: str,
+        hint: str | None = None,
+        key: str | None = None,
+        *,
+        file: str = "",
+        value: str = "",
+        right: str = "",
+        service: str = "",
+        names_key: bool = True,
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
         self.hint = hint
         self.key = key
-        self.service = ""
+        """The path of a manifest's key (``network.ports[1]``), an option (``--subnet``) or an argument (``PORT``)."""
+        self.file = file
+        """The path of the file that has the key, printable."""
+        self.value = value
+        """The value of the key, as the file would have it, printable."""
+        self.right = right
+        """What would be right in place of the value, or of nothing where the key is missing."""
+        self.service = service
+        """Whose process or manifest it is about."""
+        self.names_key = names_key
+        """Whether the message begins with the key; else the reason names it, or need not."""
+
+    @property
+    def detail(self) -> str:
+        """The message without the file or the service that it is about."""
+        reason = self.reason
+        if self.right:
+            if self.value:
+                reason = f"value {self.value} is wrong because {reason}"
+            reason += f"; right would be {self.right}"
+        if not self.key or not self.names_key:
+            return reason
+        return f"{self.key} {reason}" if self.key.startswith("--") else f"{self.key}: {reason}"
+
+    @property
+    def message(self) -> str:
+        """One line, or the reason's lines: where it is, and what is wrong."""
+        place = self.file or self.service
+        return f"{place}: {self.detail}" if place else self.detail
+
+    def __str__(self) -> str:
+        return self.message
+
+    @classmethod
+    def of(cls, error: NisoError) -> Self:
+        """Return an error of this class that says what ``error`` says, in the same place."""
+        new = cls(error.reason, error.hint)
+        new.key, new.names_key, new.value, new.right = (
+            error.key,
+            error.names_key,
+            error.value,
+            error.right,
+        )
+        new.file, new.service = error.file, error.service
+        return new
 
 
 class UsageError(NisoError):
@@ -43,8 +103,8 @@ class NotFound(NisoError):
 class KernelError(NisoError):
     """The kernel refused a step. ``errno`` is its number (errno.h), 0 where there is none."""
 
-    def __init__(self, message: str, hint: str | None = None, errno: int = 0) -> None:
-        super().__init__(message, hint)
+    def __init__(self, reason: str, hint: str | None = None, errno: int = 0) -> None:
+        super().__init__(reason, hint)
         self.errno = errno
 
 
@@ -56,8 +116,16 @@ class ErrorGroup(NisoError):
     """Several errors at once (all of one manifest, or all that a teardown met). Never empty."""
 
     def __init__(self, errors: list[NisoError]) -> None:
+        first = errors[0]
         super().__init__(
-            "; ".join(error.message for error in errors), errors[0].hint, errors[0].key
+            "; ".join(error.message for error in errors), first.hint, first.key, names_key=False
         )
         self.errors = errors
         self.exit_status = errors[0].exit_status
+
+
+def each(error: NisoError) -> list[NisoError]:
+    """Return the errors of a group, and of any other error itself."""
+    if not isinstance(error, ErrorGroup):
+        return [error]
+    return [one for inner in error.errors for one in each(inner)]

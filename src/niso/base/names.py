@@ -36,9 +36,22 @@ def netns(service: str) -> str:
     return f"niso-{service}"
 
 
+_MARK = "niso:"
+
+
 def alias(state_id: str) -> str:
-    """The alias (IFLA_IFALIAS) that says a link is this niso's own."""
-    return f"niso:{state_id}"
+    """Return the alias (IFLA_IFALIAS) that marks a link as one of the state folder ``state_id``."""
+    return f"{_MARK}{state_id}"
+
+
+def is_marked(alias: str) -> bool:
+    """Return whether a link with this alias belongs to niso, whichever state folder made it."""
+    return alias.startswith(_MARK)
+
+
+def state_id_of(alias: str) -> str:
+    """Return the id of the state folder that made the link with this alias."""
+    return alias.removeprefix(_MARK)
 
 
 def mac(service: str, network: str, state_id: str) -> str:

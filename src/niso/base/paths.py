@@ -53,6 +53,11 @@ def hosts_root() -> str:
     return os.path.join(run_dir(), "hosts")
 
 
+def hosts_file(folder: str) -> str:
+    """Return the path of the hosts file in ``folder`` of `hosts_root`."""
+    return os.path.join(hosts_root(), folder, "hosts")
+
+
 def lock_dir() -> str:
     return os.path.join(run_dir(), "locks")
 

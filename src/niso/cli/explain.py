@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from niso.explain.drops import Drop, Log
-    from niso.explain.explain import Explanation, Object
+    from niso.explain.explanation import Explanation, Object
     from niso.explain.prove import Proof
 
 COLUMNS = (
@@ -36,15 +36,16 @@ def run(action: str, args: Args) -> int:
 
 
 def _ping(args: Args) -> int:
+    from niso.base.report import WaitingForPacket
     from niso.cli.progress import Progress
 
     with Progress(args) as report:
-        report(f"wait for an answer of {args.destination}")
-        from niso.explain import explain, prove  # a part of the time that is told
+        report(WaitingForPacket(args.destination, answer=True))
+        from niso.explain import prove, question  # a part of the time that is told
 
         store = Store.open(create=False)
         packet, took = prove.ping(store, args.source, args.destination)
-    from_, to = (explain.resolve(store, name).name for name in (args.source, args.destination))
+    from_, to = (question.resolve(store, name).name for name in (args.source, args.destination))
     if args.json:
         ends = [
             {"service": s, "address": a}
@@ -70,31 +71,32 @@ def _ms(seconds: float) -> str:
 def _explain(args: Args) -> int:
     if not args.prove:
         return _explained(args)
+    from niso.base.report import WaitingForPacket
     from niso.cli.progress import Progress
 
     with Progress(args) as report:
-        report(f"wait for what comes of a packet to {args.destination}")
+        report(WaitingForPacket(args.destination, answer=False))
         return _explained(args)
 
 
 def _explained(args: Args) -> int:
-    from niso.explain import explain, prove
+    from niso.explain import explanation, prove, question
     from niso.kernel import host_facts
-    from niso.reconcile import policy_flows
+    from niso.reconcile.world import read_world
 
     store = Store.open(create=False)
-    who, port, proto = explain.parse_target(args.destination)
-    source, destination = explain.resolve(store, args.source), explain.resolve(store, who)
-    world = policy_flows.world(store)
-    packet = explain.Packet(*explain.ends(world, source, destination, args.family), port, proto)
+    who, port, proto = question.parse_target(args.destination)
+    source, destination = question.resolve(store, args.source), question.resolve(store, who)
+    world = read_world(store)
+    packet = question.Packet(*question.ends(world, source, destination, args.family), port, proto)
     closed = host_facts.not_forwarding()
-    explained = explain.explain(store, world, packet, closed)
+    explained = explanation.explain(store, world, packet, closed)
     if args.prove:
         prove.sender_namespace(world, packet, explained.verdict)
     other = (
         None
         if args.family
-        else explain.other_family(store, world, source, destination, packet, closed)
+        else explanation.other_family(store, world, source, destination, packet, closed)
     )
     differs = (
         other if other is not None and other.verdict.passes != explained.verdict.passes else None

@@ -6,8 +6,8 @@ from niso.base.errors import InvalidInput, UsageError
 from niso.cli import output
 from niso.cli.parse import Args
 from niso.cli.progress import Progress
+from niso.commands import port_forward
 from niso.plan.records import Port
-from niso.services import journal
 from niso.store.store import Store
 
 
@@ -17,7 +17,7 @@ def run(_: str, args: Args) -> int:
     try:
         port = parse_port(args.port, "PORT")
     except InvalidInput as error:
-        raise UsageError(error.message, error.hint, error.key) from None
+        raise UsageError.of(error) from None
     if not port.host_port:
         raise UsageError(
             f"PORT {args.port!r}: a forward names its host port",
@@ -29,9 +29,9 @@ def run(_: str, args: Args) -> int:
     changed = True
     with Progress(args) as report:
         if args.remove:
-            journal.port_unforward(store, name, port, report)
+            port_forward.port_unforward(store, name, port, report)
         else:
-            changed, taken = journal.port_forward(
+            changed, taken = port_forward.port_forward(
                 store, name, port, replace=args.replace, report=report
             )
     if args.json:

@@ -24,9 +24,9 @@ def run(name: str, args: Args) -> int:
         raise UsageError(
             "the command to run is empty", "niso lab -- CMD, or niso lab alone for a shell"
         )
-    from niso.commands.lab import process
+    from niso.commands.lab.supervisor import run
 
-    return process.run(args.command)
+    return run(args.command)
 
 
 def print_help(words: list[str]) -> int:

@@ -24,23 +24,22 @@ def run(name: str, args: Args) -> int:
 
 def _create(args: Args) -> int:
     from niso.cli.progress import Progress
+    from niso.commands.network import create
     from niso.manifest.values import network_name
-    from niso.services import networks
+    from niso.services.networks import Wish
 
     try:
         name = network_name(args.name, "NAME")
     except InvalidInput as error:
-        raise UsageError(error.message, error.hint, error.key) from None
+        raise UsageError.of(error) from None
     store = Store.open(create=not args.dry_run)
-    wish = networks.Wish(
-        name, tuple(args.subnet), args.ipv6, tuple(args.gateway), args.internal, args.mtu
-    )
+    wish = Wish(name, tuple(args.subnet), args.ipv6, tuple(args.gateway), args.internal, args.mtu)
     with Progress(args) as report:
         if not args.dry_run and store.intents():
             from niso.services import journal
 
             journal.recover(store, report)
-        made = networks.create(store, wish, report, args.dry_run)
+        made = create(store, wish, report, args.dry_run)
     network = made or store.require_network(name)
     if args.json:
         output.as_json(_network_json(store, network))
@@ -100,14 +99,15 @@ def _inspect(args: Args) -> int:
 
 def _remove(args: Args) -> int:
     from niso.cli.progress import Progress
-    from niso.services import journal, networks
+    from niso.commands.network import remove
+    from niso.services import journal
 
     store = Store.open(create=False)
     names = list(dict.fromkeys(args.names))
     with Progress(args) as report:
         if not args.dry_run:
             journal.recover(store, report)
-        networks.remove(store, names, report, args.dry_run)
+        remove(store, names, report, args.dry_run)
     if args.json:
         output.as_json([{"name": name, "changed": not args.dry_run} for name in names])
     elif not args.dry_run:
@@ -222,16 +222,16 @@ def _check(args: Args) -> int:
 def _repair(args: Args) -> int:
     from niso.cli import service as lifecycle
     from niso.cli.progress import Progress
-    from niso.commands import check
+    from niso.commands import repair
 
     if args.sweep:
         return _sweep(args)
     store = Store.open(create=False)
     with Progress(args) as report:
         if args.dry_run:
-            check.plan_mend(store, report)
+            repair.plan_mend(store, report)
             return 0
-        done = check.mend(store, report)
+        done = repair.mend(store, report)
     if done:
         lifecycle.settle(store, store.active_services())
     if args.json:

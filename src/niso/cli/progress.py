@@ -9,22 +9,39 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 
-from niso.base import waits as locks
-from niso.base.lite_typing import TYPE_CHECKING
+from niso.base import locks
+from niso.base.report import (
+    CopyingPackage,
+    Event,
+    Healthy,
+    RemovingVolumes,
+    Report,
+    Starting,
+    Stopping,
+    Undoing,
+    WaitingForHealth,
+    WaitingForLock,
+    WaitingForPacket,
+    silent,
+)
 from niso.base.signals import signals_held
 from niso.cli.output import escaped, note, step
 from niso.cli.parse import Args
 
-if TYPE_CHECKING:
-    from niso.reconcile.converge import (
-        Report,
-    )  # which is more than the commands need that only look
-
 AT_ONCE_S = 1.0
 AGAIN_S = 10.0
 SOON_S = 0.5
-SLOW = ("start ", "restart ", "stop ", "copy ", "wait ", "undo ", "remove the volumes ")
-"""What a line begins with that may take long: the others are steps of the kernel, of which it takes many."""
+SLOW = (
+    Starting,
+    Stopping,
+    CopyingPackage,
+    Undoing,
+    RemovingVolumes,
+    WaitingForLock,
+    WaitingForHealth,
+    WaitingForPacket,
+)
+"""What may take long: most others are steps of the kernel, of which it takes many."""
 
 
 class Progress:
@@ -46,18 +63,17 @@ class Progress:
         self._unhealthy: dict[str, None] = {}
 
     def __enter__(self) -> Report:
-        steps = note if self._verbose else _silent if self._quiet else self._report
-        locks.told = steps
-        return step if self._dry_run else steps
+        report = _note if self._verbose else silent if self._quiet else self._report
+        locks.told = report
+        return _step if self._dry_run else report
 
-    def _report(self, line: str) -> None:
+    def _report(self, event: Event) -> None:
         """What is being done from now on."""
         now = time.monotonic()
-        if not self._tells and not line.startswith(SLOW) and now < self._began + SOON_S:
+        if not self._tells and not isinstance(event, SLOW) and now < self._began + SOON_S:
             return
-        line = line.split("\n", 1)[0]
-        self._note(line)
-        self._doing, self._since, self._told = line, now, 0.0
+        self._follow(event)
+        self._doing, self._since, self._told = event.describe().split("\n", 1)[0], now, 0.0
         if not self._tells:
             # held in the thread for ever: they are the main thread's to see
             with signals_held(), suppress(RuntimeError):
@@ -102,16 +118,19 @@ class Progress:
                 if since == self._since:
                     self._told = told
 
-    def _note(self, line: str) -> None:
-        word, _, rest = line.partition(" ")
-        name = rest.partition(":")[0]
-        if word == "start" and name in self._waits:
-            self._unhealthy[name] = None
-        elif rest == "is healthy":
-            self._unhealthy.pop(word, None)
-        elif word in ("undo", "stop"):
+    def _follow(self, event: Event) -> None:
+        """Keep in mind which services are waited for until they are healthy."""
+        if isinstance(event, Starting) and event.service in self._waits:
+            self._unhealthy[event.service] = None
+        elif isinstance(event, Healthy):
+            self._unhealthy.pop(event.service, None)
+        elif isinstance(event, Undoing | Stopping):
             self._unhealthy.clear()
 
 
-def _silent(line: str) -> None:
-    """Tell nobody."""
+def _note(event: Event) -> None:
+    note(event.describe())
+
+
+def _step(event: Event) -> None:
+    step(event.describe())

@@ -7,6 +7,7 @@ from niso.base.lite_typing import TYPE_CHECKING
 from niso.cli import output
 from niso.cli.parse import Args
 from niso.cli.progress import Progress
+from niso.commands import deactivate, restart
 from niso.plan.records import Port
 from niso.runtime import unit
 from niso.services import journal
@@ -40,7 +41,9 @@ def _deactivate(args: Args) -> int:
         by_systemd = any(unit.path(each) is not None for each in names)
         if by_systemd:  # which does not ask whether it may: those that it knows have gone before
             names += [row.name for row in store.services() if row.active and row.provider in names]
-        outcomes = journal.deactivate(store, names, report, args.dry_run, keep_forwards=by_systemd)
+        outcomes = deactivate.deactivate(
+            store, names, report, args.dry_run, keep_forwards=by_systemd
+        )
     if args.dry_run:
         return 0
     if args.json:
@@ -58,7 +61,7 @@ def _remove(args: Args) -> int:
     names = list(dict.fromkeys(_named(store, each, args.volumes) for each in args.names))
     enabled = [each for each in names if (row := store.service(each)) and row.enabled]
     with Progress(args) as report:
-        journal.remove(store, names, report, args.volumes)
+        deactivate.remove(store, names, report, args.volumes)
         if enabled and unit.booted():
             from niso.commands import boot
 
@@ -71,7 +74,7 @@ def _restart(args: Args) -> int:
     store = Store.open(create=False)
     names = _resolved(store, args.names)
     with Progress(args, with_healthcheck(store, names)) as report:
-        journal.restart(store, names, report)
+        restart.restart(store, names, report)
     warn_of_limits(store, names)
     warn_of_name_servers(names)
     settle(store, names)
@@ -145,7 +148,7 @@ def timeout(text: str) -> float:
     try:
         return values.duration(text, "--timeout", low=0.2)
     except InvalidInput as error:
-        raise UsageError(error.message, error.hint, error.key) from None
+        raise UsageError.of(error) from None
 
 
 def warn(store: Store, outcomes: list[Outcome]) -> None:
@@ -185,10 +188,8 @@ def warn_of_taken(store: Store, names: list[str]) -> None:
         name, ports = row.name, admit.published(row)
         for port, holder, held in portmap.taken(store, name, ports, ports.copy):
             output.warn(
-                f"{name}: host port {portmap.shown(port)} is forwarded to {_whose(name, holder, held)} in its place",
-                (
-                    f"niso port-forward {holder} {portmap.text(held)} --remove, then activate {name} again",
-                ),
+                f"{name}: host port {port.host_side} is forwarded to {_whose(name, holder, held)} in its place",
+                (f"niso port-forward {holder} {held.text} --remove, then activate {name} again",),
             )
 
 

@@ -12,13 +12,14 @@ from collections.abc import Callable
 
 from niso.base import names, paths
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.locks import Lock
+from niso.base.report import CopyingPackage, Report, Stopping, silent
 from niso.base.signals import signals_held
 from niso.plan.records import Port
 from niso.plan.state import State
-from niso.reconcile import policy_flows
-from niso.reconcile.converge import Lock, Report, carry_out, converge, desired_now, plan, silent
+from niso.reconcile import nat_flows, policy_flows
+from niso.reconcile.converge import carry_out, converge, desired_now, plan
 from niso.runtime import package
-from niso.services import ports as portmap
 from niso.services import sharing, start, stop
 from niso.services.admit import Change, record, release, scope_of
 from niso.services.journal import begin, locked, recover
@@ -91,8 +92,8 @@ def activate(
                 policy_flows.introduce(store, before, planned.want)
                 steps = carry_out(store, scope, before, planned, report, known=known)
                 reached = desired_now(store, scope)
-                stop.flush(before, reached)
-                portmap.flush(before, reached)
+                nat_flows.flush_gone_addresses(before, reached)
+                nat_flows.flush_changed_ports(before, reached)
                 if policy_flows.narrows(before, reached):
                     # a name that shared an address may have been what let it
                     shared = [
@@ -220,7 +221,7 @@ def _copy_path(target: Target, report: Report) -> str:
     if target.fingerprint is None:
         return target.folder
     if not package.is_copied(target.name, target.fingerprint):
-        report(f"copy package {target.folder}")
+        report(CopyingPackage(target.folder))
     return os.path.join(paths.package_dir(target.name), target.fingerprint)
 
 
@@ -239,29 +240,27 @@ def _plan_only(
     copies = {target.name: _copy_path(target, report) for target in targets}
     leaving = _leaving(store, stack)
     for row in leaving:
-        report(f"stop {row.name}")
+        report(Stopping(row.name))
     scope = _scope(store, targets, leaving, stack)
     before = desired_now(store, scope)
     changes = _recorded(store, targets, copies, leaving, stack)
     steps = plan(store, scope, before).steps
     for step in steps:
-        report(step.describe())
+        report(step)
     for change in changes:
         if change.rehosts:
-            report(start.words(change))
+            report(start.event_of(change))
     for change in changes:
         if change.restarts:
             if change.before is not None and change.before.active:
-                report(f"stop {change.name}")
-            report(start.words(change))
+                report(Stopping(change.name))
+            report(start.event_of(change))
     touched = _touched(store, changes, bool(steps))
     scope, before = _drop_left(store, changes, stack)
-    said = {
-        step.describe() for step in steps
-    }  # the kernel has not done them, so they are found again
+    told = set(steps)  # the kernel has not done them, so they are found again
     for step in plan(store, scope, before).steps if scope.networks else []:
-        if step.describe() not in said:
-            report(step.describe())
+        if step not in told:
+            report(step)
     return [_outcome(store, change, change.name in touched) for change in changes]
 
 

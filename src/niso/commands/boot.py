@@ -13,13 +13,14 @@ import time
 from collections.abc import Iterable
 
 from niso.base import paths
-from niso.base.errors import Conflict, ErrorGroup, NisoError, ProcessError
+from niso.base.errors import Conflict, NisoError, ProcessError, each
 from niso.base.lite_typing import NamedTuple
-from niso.commands import activate
+from niso.base.locks import Lock, service_lock
+from niso.base.report import ChangingUnit, Report, silent
+from niso.commands import activate, restart
 from niso.commands.activate import Outcome
-from niso.reconcile.converge import Lock, Report, repair, silent
+from niso.reconcile.converge import repair
 from niso.runtime import status, unit
-from niso.runtime.service_lock import service_lock
 from niso.services import journal, start
 from niso.services.targets import find_targets
 from niso.store.store import ServiceRow, Store
@@ -247,7 +248,7 @@ def enable(store: Store, names: list[str], report: Report = silent) -> list[Mark
     if unit.booted():
         written = _write_units(store, rows)
         for name in written:
-            report(f"write {_unit_file(name)}")
+            report(ChangingUnit("write", _unit_file(name)))
         fresh.update(written)
         _start_units(row for row in rows if row.active)
     return [
@@ -288,7 +289,7 @@ def clear(names: Iterable[str], report: Report = silent) -> list[str]:
         mine.append(name)
         with service_lock(name):
             unit.give_back(name, status.conmon(name))
-        report(f"remove {_unit_file(name)}")
+        report(ChangingUnit("remove", _unit_file(name)))
     return _remove_units(mine)
 
 
@@ -316,7 +317,7 @@ def settle(store: Store, names: Iterable[str]) -> None:
     for row in rows:
         if unit.path(row.name) is not None:
             if not status.supervisors(row.name):  # its conmon was killed, and it runs on
-                journal.restart(store, [row.name])
+                restart.restart(store, [row.name])
             _ready(row.name)
             return
     rows = [row for row in rows if row.enabled]
@@ -335,7 +336,7 @@ def _ready(service: str) -> None:
     with service_lock(service):
         found = status.supervisors(service)
         if not found:
-            raise ProcessError(f"{service}: its process has ended", f"niso logs {service}")
+            raise ProcessError("its process has ended", f"niso logs {service}", service=service)
         unit.adopt([pid for pid in found if unit.path(service, pid) != own], own)
         unit.tell(f"MAINPID={found[0]}", "READY=1")
 
@@ -367,12 +368,12 @@ def restore(store: Store, timeout_s: float, report: Report = silent) -> Restored
     try:
         journal.recover(store, report, [intent.service for intent in store.intents()])
     except NisoError as error:
-        errors += _each(error)
+        errors += each(error)
     try:
         with Lock():
             repair(store, report)
     except NisoError as error:
-        errors += _each(error)
+        errors += each(error)
     enabled = [row for row in store.services() if row.enabled]
     outcomes: list[Outcome] = []
     for together in (
@@ -393,18 +394,13 @@ def _activate(
         return activate.activate(store, find_targets(store, names), timeout_s, report)
     except NisoError as error:
         if len(names) == 1:
-            errors += [_naming(names[0], each) for each in _each(error)]
+            errors += [_naming(names[0], one) for one in each(error)]
             return []
     return [
         outcome for name in names for outcome in _activate(store, [name], timeout_s, report, errors)
     ]
 
 
-def _each(error: NisoError) -> list[NisoError]:
-    return error.errors if isinstance(error, ErrorGroup) else [error]
-
-
 def _naming(service: str, error: NisoError) -> NisoError:
-    if not error.message.startswith(f"{service}: "):
-        error.message = f"{service}: {error.message}"
+    error.service = error.service or service
     return error

@@ -6,6 +6,7 @@ import os
 
 from niso.base import paths
 from niso.base.errors import Conflict
+from niso.base.names import is_marked, state_id_of
 from niso.kernel.rtnetlink import Rtnl
 from niso.store.sqlite import way_back
 
@@ -15,9 +16,9 @@ def refuse() -> None:
     if os.path.lexists(paths.database()):
         return
     with Rtnl() as rtnl:
-        marked = [link for link in rtnl.links() if link.alias.startswith("niso:")]
+        marked = [link for link in rtnl.links() if is_marked(link.alias)]
     what = [
-        f"link {link.name} of the niso state folder with id {link.alias.partition(':')[2]}"
+        f"link {link.name} of the niso state folder with id {state_id_of(link.alias)}"
         for link in marked
     ]
     folder = os.path.join(paths.run_dir(), "services")

@@ -9,12 +9,12 @@ from collections.abc import Iterable
 
 from niso.base.errors import ErrorGroup, InvalidInput, NisoError
 from niso.base.lite_typing import NamedTuple
-from niso.commands import activate
+from niso.base.report import RemovingVolumes, Report, silent
+from niso.commands import activate, deactivate
 from niso.commands.activate import Outcome
 from niso.manifest import load as manifest
 from niso.manifest import stack_file as model
 from niso.manifest.stack_file import Stack
-from niso.reconcile.converge import Report, silent
 from niso.runtime import volumes
 from niso.services import journal, networks, stacks, targets
 from niso.services.networks import Wish
@@ -82,13 +82,13 @@ def down(
     names = members(store, outline)
     for name in names if with_volumes else ():
         volumes.check_removable(name)  # before anything is stopped
-    ended = journal.deactivate(store, names, report, dry_run, needs=outline.after)
+    ended = deactivate.deactivate(store, names, report, dry_run, needs=outline.after)
     if with_volumes and dry_run:
         for name in names:
             if kept := volumes.kept(name):
-                report(f"remove the volumes of {name}: {', '.join(kept)}")
+                report(RemovingVolumes(name, tuple(kept)))
     elif with_volumes:
-        journal.remove_volumes(store, names, report)
+        deactivate.remove_volumes(store, names, report)
     return Down(outline.name, ended if not dry_run else [(name, True) for name in names])
 
 
@@ -107,8 +107,9 @@ def _targets(store: Store, stack: Stack) -> list[Target]:
     for member in stack.members:
         if member.name in taken:
             key = f"{member.key}.name"
-            error: NisoError = taken[member.name]
-            errors.append(InvalidInput(f"{stack.file}: {key}: {error.message}", error.hint, key))
+            error: NisoError = InvalidInput.of(taken[member.name])
+            error.file, error.key = stack.file, key
+            errors.append(error)
         try:
             found.append(targets.of_manifest(member.loaded))
         except ErrorGroup as group:

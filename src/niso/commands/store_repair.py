@@ -12,26 +12,27 @@ from collections.abc import Iterable
 
 from niso.base import names
 from niso.base.errors import NisoError
-from niso.base.lite_typing import NamedTuple
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel import netns
 from niso.kernel.libnftables import Nft
 from niso.kernel.rtnetlink import Rtnl
 from niso.manifest import load as model
 from niso.plan import nft
-from niso.plan.records import ANY, ANY4, ANY6, Policy, Port
+from niso.plan.records import Policy, Port, family_of
 from niso.reconcile import forwarding
 from niso.runtime.spec import damaged as broken
 from niso.runtime.spec import load, understood
 from niso.store import leases
 from niso.store.store import ServiceRow, Store
 
-WIDE = (ANY, ANY4, ANY6)
+if TYPE_CHECKING:
+    from niso.plan.findings import Problem
 
 
 class Hole(NamedTuple):
     """``problem`` is missing, foreign or different; ``table`` has lost a row of ``service``, has one of a service that is not there, or a damaged one."""
 
-    problem: str
+    problem: Problem
     table: str
     service: str
 
@@ -150,9 +151,7 @@ def _port_in_kernel(store: Store, service: str, port: Port) -> Port | None:
     first = [address for network, address in own if network == own[0][0]]
     with Nft() as kernel:
         for address in first if not port.host_port else ():
-            where = (
-                f"publish_{'any' if port.host_ip in WIDE else 'addr'}{6 if ':' in address else 4}"
-            )
+            where = f"publish_{'any' if port.is_wide else 'addr'}{family_of(address)}"
             for element, (value, owner) in (kernel.elements(nft.INET, where) or {}).items():
                 *_, proto, number = element.split(" . ")
                 if (owner, proto, value) == (

@@ -11,15 +11,17 @@ from itertools import chain
 
 from niso.base import failpoint, paths
 from niso.base.errors import Conflict, ErrorGroup, NisoError
+from niso.base.lite_typing import NamedTuple
+from niso.base.locks import Lock, locked_services, service_lock
+from niso.base.names import is_marked, state_id_of
+from niso.base.report import Command, EndingLost, Event, Report, Stopping, silent
 from niso.kernel import netns, sysctl
 from niso.kernel.libnftables import Nft
 from niso.kernel.rtnetlink import Rtnl
 from niso.plan import nft
 from niso.reconcile import forwarding
-from niso.reconcile.converge import Lock, Report, silent
 from niso.runtime import cgroup, process, status
 from niso.runtime.package import delete_tree
-from niso.runtime.service_lock import locked_services, service_lock
 from niso.store.sqlite import unusable
 from niso.store.store import Store
 
@@ -37,18 +39,18 @@ def sweep(report: Report = silent, dry_run: bool = False) -> tuple[int, NisoErro
     untold: NisoError | None = None
     with Lock() if dry_run else _alone():
         _refuse_strangers()
-        for words, remove in chain(_all_of_niso(), _all_rules()):
-            if errors and words.startswith("nft "):  # what they guard may still be there
+        for thing in chain(_all_of_niso(), _all_rules()):
+            if errors and thing.is_guard:  # what it guards may still be there
                 continue
-            report(words)
+            report(thing.event)
             gone += 1
             if dry_run:
                 continue
             try:
-                failpoint.hit(words)
-                remove()
+                failpoint.hit(thing.event.describe())
+                thing.remove()
             except OSError as error:
-                errors.append(NisoError(f"{words}: {error.strerror}"))
+                errors.append(NisoError(f"{thing.event.describe()}: {error.strerror}"))
             except NisoError as error:
                 errors.append(error)
         if not dry_run:
@@ -61,6 +63,14 @@ def sweep(report: Report = silent, dry_run: bool = False) -> tuple[int, NisoErro
     if errors:
         raise ErrorGroup(errors)
     return gone, untold
+
+
+class _Thing(NamedTuple):
+    """Something of niso's in the kernel, and how it goes."""
+
+    event: Event
+    remove: Callable[[], None]
+    is_guard: bool = False  # a table: its rules guard everything else
 
 
 @contextmanager
@@ -99,9 +109,7 @@ def _homeless() -> list[tuple[str, str]]:
     """(service, cgroup) of those whose links are here and whose folder is not in this run folder."""
     known = set(status.services())
     with Rtnl() as rtnl:
-        ids = {
-            link.alias.partition(":")[2] for link in rtnl.links() if link.alias.startswith("niso:")
-        }
+        ids = {state_id_of(link.alias) for link in rtnl.links() if is_marked(link.alias)}
     return [
         (name, f"/niso-{state_id}/{name}")
         for state_id in sorted(ids)
@@ -112,42 +120,44 @@ def _homeless() -> list[tuple[str, str]]:
     ]
 
 
-def _all_of_niso() -> list[tuple[str, Callable[[], None]]]:
-    """(words, how to remove it) of everything that carries a mark of niso, in the order in which it can go."""
-    things: list[tuple[str, Callable[[], None]]] = []
+def _all_of_niso() -> list[_Thing]:
+    """Everything that carries a mark of niso, in the order in which it can go."""
+    things: list[_Thing] = []
     for name in status.services():
-        things.append((f"stop {name}", partial(process.stop, name, 0)))
+        things.append(_Thing(Stopping(name), partial(process.stop, name, 0)))
     for name, path in _homeless():
-        things.append(
-            (f"end what runs in the cgroup {path}", partial(process.end_orphans, name, path))
-        )
+        things.append(_Thing(EndingLost(path), partial(process.end_orphans, name, path)))
     for name in netns.names():
         with netns.inside(name), Rtnl() as rtnl:
             lo = rtnl.link("lo")
-        if lo is not None and lo.alias.startswith("niso:"):
-            things.append((f"ip netns delete {name}", partial(netns.delete, name)))
+        if lo is not None and is_marked(lo.alias):
+            delete = Command(f"ip netns delete {name}")
+            things.append(_Thing(delete, partial(netns.delete, name)))
     with Rtnl() as rtnl:
         links = sorted(rtnl.links(), key=lambda link: link.kind == "bridge")
     for link in links:
-        if link.alias.startswith("niso:"):
-            things.append((f"ip link delete {link.name}", partial(_delete_link, link.name)))
+        if is_marked(link.alias):
+            delete = Command(f"ip link delete {link.name}")
+            things.append(_Thing(delete, partial(_delete_link, link.name)))
     return things
 
 
-def _all_rules() -> list[tuple[str, Callable[[], None]]]:
+def _all_rules() -> list[_Thing]:
     """The same of the rules, and of the sysctls of which they say what they were."""
-    things: list[tuple[str, Callable[[], None]]] = []
+    things: list[_Thing] = []
     with Rtnl() as rtnl:
-        going = {link.name for link in rtnl.links() if link.alias.startswith("niso:")}
+        going = {link.name for link in rtnl.links() if is_marked(link.alias)}
     with Nft() as kernel:
         marks = kernel.elements(nft.INET, "before") or ()
         for name, value in forwarding.to_put_back(dict(map(nft.sysctl_before, marks))):
             if going & set(name.split("/")):
                 continue
-            things.append((f"sysctl -w {name}={value}", partial(sysctl.write, name, value)))
+            put_back = Command(f"sysctl -w {name}={value}")
+            things.append(_Thing(put_back, partial(sysctl.write, name, value)))
         for table in nft.CONTAINERS:
             if kernel.elements(table, "owner") is not None:
-                things.append((f"nft destroy table {table}", partial(_destroy_table, table)))
+                destroy = Command(f"nft destroy table {table}")
+                things.append(_Thing(destroy, partial(_destroy_table, table), is_guard=True))
     return things
 
 

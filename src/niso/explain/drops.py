@@ -13,7 +13,7 @@ from niso.kernel.nft_elements import HEADERS, Nfnetlink
 from niso.plan import nft, verdict
 from niso.plan.policy_maps import PASSES
 from niso.plan.verdict import World
-from niso.reconcile import policy_flows
+from niso.reconcile.world import read_world
 from niso.store.store import Store
 
 
@@ -163,7 +163,7 @@ class Log:
         """The world as the store has it now."""
         version = self._store.changes()
         if self._known is None or self._known[0] != version:
-            self._known = (version, policy_flows.world(self._store))
+            self._known = (version, read_world(self._store))
         return self._known[1]
 
 

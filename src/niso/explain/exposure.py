@@ -5,11 +5,12 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Sequence
 
+from niso.base.names import is_marked
 from niso.explain import foreign_firewalls
 from niso.explain.foreign_firewalls import Drop
 from niso.kernel import host_facts, sysctl
 from niso.kernel.rtnetlink import Rtnl
-from niso.plan.records import ANY4, ANY6, Network, Policy, Port
+from niso.plan.records import ANY4, ANY6, Network, Policy, Port, family_of
 
 _BRIDGED = {4: "net/bridge/bridge-nf-call-iptables", 6: "net/bridge/bridge-nf-call-ip6tables"}
 
@@ -102,9 +103,7 @@ def _addresses() -> list[tuple[str, str, bool]]:
             link = links.get(each.index)
             if link is not None and not address.is_link_local:
                 outside = (
-                    not address.is_loopback
-                    and not link.alias.startswith("niso:")
-                    and link.name != "lo"
+                    not address.is_loopback and not is_marked(link.alias) and link.name != "lo"
                 )
                 found.append((str(address), link.name, outside))
     return found
@@ -118,14 +117,14 @@ def _ways(
     but: str,
 ) -> list[str]:
     if port.host_ip in (ANY4, ANY6):
-        there = [each for each in addresses if (":" in each[0]) == (port.host_ip == ANY6)]
+        there = [each for each in addresses if family_of(each[0]) in port.families]
     elif port.host_ip.startswith("127."):
         return ["this host"]
     else:
         there = [each for each in addresses if each[0] == port.host_ip]
         if not there:
             return [f"nobody: this host has no address {port.host_ip} now"]
-    shut = {link for address, link, _ in there if ":" not in address and link in closed}
+    shut = {link for address, link, _ in there if family_of(address) == 4 and link in closed}
     outside = [
         f"{address} on {link}"
         for address, link, is_outside in there

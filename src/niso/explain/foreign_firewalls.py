@@ -9,52 +9,19 @@ name) matches nothing: a chain counts as dropping if it accepts such packets onl
 from __future__ import annotations
 
 import shlex
-import socket
-import struct
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol
+from collections.abc import Iterable
 
 from niso.base.lite_typing import NamedTuple
+from niso.explain.foreign_walk import OUTWARD, PUBLISHED, WITHIN, Place, Source, follow, packets
 from niso.kernel import foreign_chains
 from niso.kernel.foreign_chains import (
     FAMILIES,
-    Between,
-    Bridged,
     Chain,
-    Expression,
-    Load,
-    Lookup,
-    Mask,
-    Rule,
-    Tracked,
-    Verdict,
 )
 from niso.kernel.rtnetlink import Rtnl
+from niso.plan.records import family_of
 
-PUBLISHED, OUTWARD, WITHIN = "published", "outward", "within the network"
-
-_NUMBERS = {name: number for number, name in FAMILIES.items()}
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
-_DEPTH = 16  # NFT_JUMP_STACK_SIZE
-_STEPS = 50_000  # rules in one packet's way, after which it counts as accepted: nothing is known
-
-# enum nft_meta_keys, nft_ct_keys; ct state and status (linux/netfilter/nf_conntrack_common.h)
-_PROTOCOL, _IIF, _OIF, _IIFNAME, _OIFNAME, _NFPROTO, _BRI_IIFNAME, _BRI_OIFNAME = (
-    1,
-    4,
-    5,
-    6,
-    7,
-    15,
-    17,
-    18,
-)
-_STATE, _DIRECTION, _STATUS = 0, 1, 2
-_ESTABLISHED, _NEW = 2, 8
-_SEEN_REPLY, _CONFIRMED, _SRC_NAT, _DST_NAT = 2, 8, 16, 32
-_XT_SNAT, _XT_DNAT = 64, 128
-_ETHERTYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}
-_ARP = b"\x08\x06"
 
 
 class Drop(NamedTuple):
@@ -72,49 +39,6 @@ class Drop(NamedTuple):
     def words(self) -> str:
         """One line, without the remedy."""
         return f"nftables chain {self.chain} drops connections of {', '.join(self.bridges)} ({', '.join(self.what)})"
-
-
-class Known(NamedTuple):
-    """What is known of a value: the bits of ``data`` where ``mask`` has ones. ``uplink``: it is the name of no niso bridge."""
-
-    data: bytes
-    mask: bytes
-    uplink: bool = False
-
-
-class Packet(NamedTuple):
-    """A packet that has not been sent. ``facts``: ("meta" | "ct", key) -> value; ``headers``: by NFT_PAYLOAD_*_HEADER.
-
-    ``enters`` and ``leaves`` say whether it does so by the bridge, ``tracked`` is what iptables calls its states (None where
-    that cannot be known), ``reply`` its direction, ``bridged`` whether it is switched.
-    """
-
-    what: str
-    enters: bool
-    leaves: bool
-    facts: Mapping[tuple[str, int], Known]
-    headers: Mapping[int, Known]
-    tracked: int | None
-    reply: bool
-    bridged: bool
-
-
-class Place(NamedTuple):
-    """A niso bridge: its index (0 where it is not there) and its prefixes by family (4 or 6)."""
-
-    bridge: str
-    index: int = 0  # type: ignore[assignment]  # hides tuple.index
-    prefixes: Mapping[int, str] = {}
-
-
-class Source(Protocol):
-    """Where rules come from: `niso.kernel.foreign_chains.Foreign`."""
-
-    def rules(self, family: int, table: str, chain: str) -> list[Rule]: ...
-    def key_length(self, family: int, table: str, name: str) -> int: ...
-    def element(
-        self, family: int, table: str, name: str, key: bytes
-    ) -> tuple[bool, Verdict | None]: ...
 
 
 def foreign_drops(
@@ -183,83 +107,6 @@ def drops(
 # --- packets ----------------------------------------------------------------------------------------------------------
 
 
-def packets(
-    place: Place, bridged: bool, families: Iterable[int]
-) -> Iterator[tuple[set[int], Packet]]:
-    """(the families of tables whose forward chains see it, packet): the first, a later one and a reply of each kind."""
-    for family in families:
-        routed = {_NUMBERS["inet"], _NUMBERS["ip" if family == 4 else "ip6"]}
-        for established, reply in ((False, False), (True, False), (True, True)):
-            for what in (PUBLISHED, OUTWARD, *([WITHIN] if bridged else ())):
-                yield routed, _routed(place, family, what, established, reply)
-            yield {_NUMBERS["bridge"]}, _switched(place, family, _ETHERTYPES[family], reply)
-        if family == 4:
-            yield {_NUMBERS["bridge"]}, _switched(place, family, _ARP, False)
-
-
-def _routed(place: Place, family: int, what: str, established: bool, reply: bool) -> Packet:
-    enters = what == WITHIN or (what == OUTWARD) is not reply
-    leaves = what == WITHIN or not enters
-    status = _DST_NAT if what == PUBLISHED else 0
-    if established:
-        status |= _SEEN_REPLY | _CONFIRMED | (_SRC_NAT if what == OUTWARD else 0)
-    state = _ESTABLISHED if established else _NEW
-    tracked = (
-        state | (_XT_DNAT if status & _DST_NAT else 0) | (_XT_SNAT if status & _SRC_NAT else 0)
-    )
-    facts = {
-        ("meta", _NFPROTO): _all(bytes([2 if family == 4 else 10])),
-        ("meta", _PROTOCOL): _all(_ETHERTYPES[family]),
-        ("ct", _STATE): _all(struct.pack("=I", state)),
-        ("ct", _DIRECTION): _all(bytes([reply])),
-        ("ct", _STATUS): Known(
-            struct.pack("=I", status), struct.pack("=I", 1 | _SEEN_REPLY | _CONFIRMED | 16 | 32)
-        ),
-    }
-    for name, index, ours in ((_IIFNAME, _IIF, enters), (_OIFNAME, _OIF, leaves)):
-        facts["meta", name] = (
-            _all(_name(place.bridge)) if ours else Known(bytes(16), bytes(16), uplink=True)
-        )
-        if ours and place.index:
-            facts["meta", index] = _all(struct.pack("=I", place.index))
-    headers = {1: _header(place, family, enters, leaves)}
-    return Packet(what, enters, leaves, facts, headers, tracked, reply, what == WITHIN)
-
-
-def _switched(place: Place, family: int, ethertype: bytes, reply: bool) -> Packet:
-    """A frame between two services: its ports are named ni..., and connection tracking may not have seen it."""
-    port = Known(b"ni" + bytes(14), b"\xff\xff" + bytes(14))
-    facts = {
-        ("meta", _PROTOCOL): _all(ethertype),
-        ("meta", _IIFNAME): port,
-        ("meta", _OIFNAME): port,
-        ("meta", _BRI_IIFNAME): _all(_name(place.bridge)),
-        ("meta", _BRI_OIFNAME): _all(_name(place.bridge)),
-    }
-    headers = {0: Known(bytes(12) + ethertype, bytes(12) + b"\xff\xff")}
-    if ethertype != _ARP:
-        headers[1] = _header(place, family, True, True)
-    return Packet(WITHIN, True, True, facts, headers, None, reply, True)
-
-
-def _header(place: Place, family: int, source: bool, destination: bool) -> Known:
-    """An IP header of which the prefix of the bridge is known, as source or destination."""
-    start, width = (12, 4) if family == 4 else (8, 16)
-    address, mask = bytes(width), bytes(width)
-    if family in place.prefixes:
-        text, _, length = place.prefixes[family].partition("/")
-        bits = (1 << width * 8) - (1 << width * 8 - int(length))
-        mask = bits.to_bytes(width, "big")
-        address = _and(
-            socket.inet_pton(socket.AF_INET if family == 4 else socket.AF_INET6, text), mask
-        )
-    data, known = bytes(start), bytes(start)
-    for ours in (source, destination):
-        data += address if ours else bytes(width)
-        known += mask if ours else bytes(width)
-    return Known(data, known)
-
-
 def _places(bridges: list[str]) -> list[Place]:
     places = []
     with Rtnl() as rtnl:
@@ -267,190 +114,13 @@ def _places(bridges: list[str]) -> list[Place]:
             link = rtnl.link(bridge)
             prefixes: dict[int, set[str]] = {}
             for each in rtnl.addresses(link.index) if link else ():
-                prefixes.setdefault(6 if ":" in each.address else 4, set()).add(each.address)
+                prefixes.setdefault(family_of(each.address), set()).add(each.address)
             one = {family: found.pop() for family, found in prefixes.items() if len(found) == 1}
             places.append(Place(bridge, link.index if link else 0, one))
     return places
 
 
-def _all(data: bytes) -> Known:
-    return Known(data, b"\xff" * len(data))
-
-
-def _name(ifname: str) -> bytes:
-    return ifname.encode()[:16].ljust(16, b"\0")
-
-
-def _and(one: bytes, other: bytes) -> bytes:
-    return bytes(a & b for a, b in zip(one, other, strict=True))
-
-
 # --- following --------------------------------------------------------------------------------------------------------
-
-
-def follow(source: Source, chain: Chain, packet: Packet) -> tuple[bool, set[str]]:
-    """(whether a base chain accepts the packet, the chains of its table that the packet came through)."""
-    way = _Way(source, chain, packet)
-    verdict = way.walk(chain.name, 0)
-    return chain.accepts if verdict is None else verdict, way.visited
-
-
-class _Way:
-    """A packet on its way through the chains of one table, with the registers of the rule that it is at."""
-
-    def __init__(self, source: Source, chain: Chain, packet: Packet) -> None:
-        self._source = source
-        self._family, self._table = chain.family, chain.table
-        self._packet = packet
-        self._steps = 0
-        self.visited: set[str] = set()
-
-    def walk(self, chain: str, depth: int) -> bool | None:
-        """True for accept, False for drop, None where it comes back from ``chain``."""
-        self.visited.add(chain)
-        for rule in self._source.rules(self._family, self._table, chain):
-            self._steps += 1
-            if self._steps > _STEPS:
-                return True
-            verdict = self._rule(rule)
-            if verdict is None or verdict.kind in ("continue", "break"):
-                continue
-            if verdict.kind in ("accept", "drop"):
-                return verdict.kind == "accept"
-            if verdict.kind == "return" or depth >= _DEPTH:
-                return None
-            found = self.walk(verdict.chain, depth + 1)
-            if found is not None or verdict.kind == "goto":
-                return found
-        return None
-
-    def _rule(self, rule: Rule) -> Verdict | None:
-        """The verdict of a rule; None where it does not match for sure."""
-        registers = _Registers()
-        for expression in rule:
-            if isinstance(expression, Verdict):
-                return expression
-            if isinstance(expression, Lookup):
-                matches, verdict = self._look_up(expression, registers)
-                if verdict is not None:
-                    return verdict
-            else:
-                matches = self._expression(expression, registers)
-            if not matches:
-                return None
-        return None
-
-    def _expression(self, expression: Expression, registers: _Registers) -> bool | None:
-        """Whether the rule goes on; None where that cannot be known."""
-        packet = self._packet
-        if isinstance(expression, Load):
-            registers.write(expression.register, self._loaded(expression))
-            return True
-        if isinstance(expression, Mask):
-            registers.mask(expression)
-            return True
-        if isinstance(expression, Between):
-            matches = registers.between(expression)
-            return matches if matches is None else matches is not expression.inverted
-        if isinstance(expression, Tracked):
-            if packet.tracked is None:
-                return None
-            fits = (
-                expression.states is None
-                or bool(expression.states & packet.tracked) is not expression.inverted
-            )
-            return fits and expression.reply in (None, packet.reply)
-        if isinstance(expression, Bridged):
-            return packet.bridged is not expression.inverted
-        if isinstance(expression, foreign_chains.Forget):
-            registers.forget()
-            return True
-        return None
-
-    def _loaded(self, load: Load) -> Known | None:
-        if load.source != "payload":
-            return self._packet.facts.get((load.source, load.key))
-        header = self._packet.headers.get(load.key)
-        if header is None:
-            return None
-        end = load.offset + load.length
-        if end > len(header.data):
-            return None
-        return Known(header.data[load.offset : end], header.mask[load.offset : end])
-
-    def _look_up(self, lookup: Lookup, registers: _Registers) -> tuple[bool | None, Verdict | None]:
-        length = self._source.key_length(self._family, self._table, lookup.name)
-        key = registers.read(lookup.register, length)
-        if key is None:
-            return None, None
-        has, verdict = self._source.element(self._family, self._table, lookup.name, key)
-        if lookup.verdict:
-            return has, verdict
-        return has is not lookup.inverted, None
-
-
-class _Registers:
-    """What is known of the registers of a rule; nothing at its start."""
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        self._data, self._known = bytearray(80), bytearray(80)
-        self._uplinks: set[int] = set()
-
-    def write(self, register: int, value: Known | None) -> None:
-        """None is a value of which nothing, its length neither, is known: at most 16 bytes."""
-        data, mask, uplink = value or Known(bytes(16), bytes(16))
-        size = min(-(-len(data) // 4) * 4, 80 - register)
-        # what is shorter than a word is filled up with zeros (nft_reg_store8)
-        self._data[register : register + size] = data.ljust(size, b"\0")[:size]
-        self._known[register : register + size] = mask.ljust(size, b"\xff")[:size]
-        self._uplinks.discard(register)
-        if uplink:
-            self._uplinks.add(register)
-
-    def mask(self, expression: Mask) -> None:
-        size = len(expression.mask)
-        data = self._data[expression.source : expression.source + size]
-        known = self._known[expression.source : expression.source + size]
-        if len(data) < size:
-            self.write(expression.target, None)
-            return
-        masked = bytes(
-            a & b ^ x for a, b, x in zip(data, expression.mask, expression.xor, strict=True)
-        )
-        # a bit that is masked out is known to be what it is flipped to
-        now = bytes(k | ~b & 0xFF for k, b in zip(known, expression.mask, strict=True))
-        self.write(expression.target, Known(masked, now))
-
-    def read(self, register: int, length: int) -> bytes | None:
-        """The bytes there, if all of them are known."""
-        end = register + length
-        if not length or end > 80 or any(byte != 0xFF for byte in self._known[register:end]):
-            return None
-        return bytes(self._data[register:end])
-
-    def between(self, expression: Between) -> bool | None:
-        first, last = expression.first, expression.last
-        size = len(first or last)
-        start = expression.register
-        if start + size > 80:
-            return None
-        if start in self._uplinks and first == last and first.startswith(b"niso-"):
-            return False
-        known = int.from_bytes(self._known[start : start + size], "big")
-        data = int.from_bytes(self._data[start : start + size], "big") & known
-        top = (1 << size * 8) - 1
-        low, high = int.from_bytes(first, "big"), int.from_bytes(last, "big") if last else top
-        if low == high:
-            if (data ^ low) & known:
-                return False
-            return True if known == top else None
-        lowest, highest = data, data | top & ~known
-        if low <= lowest and highest <= high:
-            return True
-        return False if highest < low or lowest > high else None
 
 
 # --- what to add ------------------------------------------------------------------------------------------------------

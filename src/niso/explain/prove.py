@@ -7,13 +7,14 @@ import time
 from niso.base import names
 from niso.base.errors import KernelError, NisoError, UsageError
 from niso.base.lite_typing import NamedTuple
-from niso.explain.explain import Explanation, Object, Packet, ends, is_host, resolve
+from niso.explain.explanation import Explanation, Object
+from niso.explain.question import Packet, ends, resolve
 from niso.kernel import probe
 from niso.kernel.libnftables import Nft
 from niso.kernel.nft_elements import HEADERS, Nfnetlink
 from niso.plan.records import Entry
-from niso.plan.verdict import Reason, Verdict, World, decide, matches
-from niso.reconcile import policy_flows
+from niso.plan.verdict import Reason, Verdict, World, decide, is_host, matches
+from niso.reconcile.world import read_world
 from niso.store.store import Store
 
 PATIENCE_S = 1.0
@@ -61,7 +62,7 @@ def ping(store: Store, source: str, destination: str) -> tuple[Packet, float]:
         if row is None or not row.active:
             raise NisoError(f"{end.name} is not active", f"niso activate {end.name}")
     from_, to = sender.service, receiver.service
-    world = policy_flows.world(store)
+    world = read_world(store)
     networks = [
         {endpoint.network for endpoint in world.services[name].endpoints} for name in (from_, to)
     ]
@@ -96,6 +97,7 @@ def ping(store: Store, source: str, destination: str) -> tuple[Packet, float]:
         f"{where}: {words}",
         f"niso net explain {from_} {to}",
         (without.key if without else reason.key) or None,
+        names_key=False,
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from niso.kernel import netlink
 from niso.kernel.netlink import Message, attribute, attributes, nested, u32
 from niso.kernel.nft_elements import nfgenmsg
+from niso.plan.records import family_of
 
 _CT_GET, _CT_DELETE, _CT_GET_STATS = (
     0x0101,
@@ -213,7 +214,7 @@ def _entries(answer: bytes) -> int:
 
 
 def _pack(address: str) -> tuple[bytes, int]:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    family = socket.AF_INET6 if family_of(address) == 6 else socket.AF_INET
     return socket.inet_pton(family, address), family
 
 

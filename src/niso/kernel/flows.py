@@ -15,6 +15,7 @@ from niso.kernel import netlink
 from niso.kernel.netlink import Message, attribute, attributes, nested
 from niso.kernel.nft_elements import nfgenmsg
 from niso.kernel.sockdiag import Connection
+from niso.plan.records import family_of
 
 _CT_NEW, _CT_GET, _CT_DELETE = 0x0100, 0x0101, 0x0102
 _TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _PROTOINFO, _TIMEOUT, _ID, _ZONE = 1, 2, 3, 4, 7, 12, 18
@@ -153,7 +154,7 @@ def _addresses(family: int, tuple_: dict[int, bytes]) -> tuple[str, str]:
 
 
 def _new(connection: Connection) -> bytes:
-    family = socket.AF_INET6 if ":" in connection.client else socket.AF_INET
+    family = socket.AF_INET6 if family_of(connection.client) == 6 else socket.AF_INET
     client = (connection.client, connection.client_port)
     server = (connection.server, connection.server_port)
     liberal = bytes([_BE_LIBERAL, _BE_LIBERAL])  # struct nf_ct_tcp_flags: flags, mask

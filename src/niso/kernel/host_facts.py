@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
+from niso.base.names import is_marked
 from niso.kernel import sysctl
 from niso.kernel.rtnetlink import Rtnl
 from niso.plan.subnets import Network
@@ -89,7 +90,7 @@ def not_forwarding() -> dict[str, set[str]]:
                 and not address.is_loopback
                 and link
                 and link.up
-                and not link.alias.startswith("niso:")
+                and not is_marked(link.alias)
             ):
                 found.setdefault(link.name, set()).add(str(address))
     return {

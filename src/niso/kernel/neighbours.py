@@ -12,6 +12,7 @@ import struct
 from niso.base.lite_typing import NamedTuple
 from niso.kernel.netlink import Message, attribute, attributes, u32
 from niso.kernel.rtnetlink import Rtnl
+from niso.plan.records import family_of
 
 _DELNEIGH, _GETNEIGH = 29, 30
 _AF_BRIDGE = 7
@@ -82,7 +83,7 @@ def delete(rtnl: Rtnl, entry: Fixed) -> None:
     """Delete an entry; a missing one is fine. Raises KernelError."""
     mac = attribute(_LLADDR, bytes.fromhex(entry.mac.replace(":", "")))
     if entry.address:
-        family = socket.AF_INET6 if ":" in entry.address else socket.AF_INET
+        family = socket.AF_INET6 if family_of(entry.address) == 6 else socket.AF_INET
         body = _request(family, entry.link_index) + attribute(
             _DST, socket.inet_pton(family, entry.address)
         )

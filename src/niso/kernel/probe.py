@@ -17,6 +17,7 @@ from niso.base.errors import KernelError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel import netns
 from niso.kernel.netlink import refused
+from niso.plan.records import family_of
 
 if TYPE_CHECKING:
     from typing import Self
@@ -67,7 +68,7 @@ class Probe:
         watched: tuple[str, int | None] | None = None,
     ) -> None:
         self._to, self._port, self._proto = destination, port or 0, proto
-        self._source, self._version = source, 6 if ":" in source else 4
+        self._source, self._version = source, family_of(source)
         self._token = os.urandom(4)
         self._own_port = 0
         self._stack = contextlib.ExitStack()
@@ -260,7 +261,7 @@ def echo(namespace: str, source: str, destination: str, seconds: float) -> float
 
 def own_address(destination: str) -> str | None:
     """The address from which the caller's namespace sends to ``destination``, by its routes; None where none leads there."""
-    family = socket.AF_INET6 if ":" in destination else socket.AF_INET
+    family = socket.AF_INET6 if family_of(destination) == 6 else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
         try:
             asker.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)

@@ -11,11 +11,13 @@ from collections.abc import Collection, Iterable
 
 from niso.base import files, paths
 from niso.base.errors import Conflict
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel import bridge_flags, neighbours, netns, rtnetlink, sysctl
 from niso.kernel.nft_elements import HEADERS, Nfnetlink
 from niso.kernel.rtnetlink import KERNEL, Link, Rtnl
 from niso.kernel.rtnl_sockets import Sockets
 from niso.plan import hosts_text, nft
+from niso.plan.records import family_of
 from niso.plan.state import (
     Address,
     Attached,
@@ -31,6 +33,9 @@ from niso.plan.state import (
     Sysctl,
     Veth,
 )
+
+if TYPE_CHECKING:
+    from niso.plan.findings import Problem
 
 OWN_ROUTES = (
     3  # RTPROT_BOOT: what niso (like iproute2) adds; the kernel's own routes are its business
@@ -187,7 +192,8 @@ def _host_strays(
 def _is_routed(address: str, there: set[str]) -> bool:
     """Whether an address's own prefix is among the destinations ``there``; one of a single address has no route."""
     return (
-        address.endswith("/128" if ":" in address else "/32") or rtnetlink.prefix(address) in there
+        address.endswith("/128" if family_of(address) == 6 else "/32")
+        or rtnetlink.prefix(address) in there
     )
 
 
@@ -304,11 +310,12 @@ def _strange_tables(state_id: str, adopts: bool) -> frozenset[Ruleset]:
     from niso.kernel.libnftables import Nft
 
     with Nft() as kernel:
-        digests, gone = [], []
+        digests: list[str] = []
+        gone: list[tuple[Problem, str]] = []
         for table in nft.CONTAINERS:
             marks = kernel.elements(table, "owner")
             if marks is None:
-                gone.append(f"missing table {table}")
+                gone.append(("missing", f"table {table}"))
                 continue
             texts = {mark.strip('"') for mark in marks}
             if (
@@ -369,7 +376,7 @@ def _by_namespace(candidates: State) -> dict[str, _Wanted]:
     for thing in candidates.addresses | candidates.routes:
         here = found.setdefault(thing.netns, _Wanted())
         here.links.add(thing.link)
-        if isinstance(thing, Address) and ":" in thing.address:
+        if isinstance(thing, Address) and family_of(thing.address) == 6:
             here.addresses6.add((thing.link, thing.address))
     for each in candidates.sysctls:
         found.setdefault(each.netns, _Wanted()).sysctls.append(each)

@@ -18,6 +18,7 @@ from niso.base.errors import KernelError
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import bridge_flags, netlink
 from niso.kernel.netlink import Message, attribute, attributes, nested, refused, text, u32
+from niso.plan.records import family_of
 
 MAIN = 254  # RT_TABLE_MAIN
 KERNEL = 2  # RTPROT_KERNEL: the kernel's own, with an address
@@ -517,7 +518,7 @@ def _packed_mac(mac: str) -> bytes:
 
 def _parse_cidr(cidr: str) -> tuple[int, bytes, int]:
     address, _, length = cidr.partition("/")
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    family = socket.AF_INET6 if family_of(address) == 6 else socket.AF_INET
     return family, socket.inet_pton(family, address), int(length)
 
 

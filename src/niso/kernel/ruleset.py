@@ -14,9 +14,11 @@ from niso.plan import nft
 if TYPE_CHECKING:
     from typing import Any
 
+    from niso.plan.findings import Problem
 
-def differences(kernel: Nft) -> tuple[str, ...] | None:
-    """Names of chains, sets and maps that are missing, foreign or different; None where both tables are missing.
+
+def differences(kernel: Nft) -> tuple[tuple[Problem, str], ...] | None:
+    """Chains, sets and maps that are missing, foreign or different, by name; None where both tables are missing.
 
     Of a table that is missing nothing else is named.
     """
@@ -32,13 +34,19 @@ def differences(kernel: Nft) -> tuple[str, ...] | None:
         for name, thing in expected.items()
         if not any(f" {table} " in f"{name} " for table in gone)
     }
-    return tuple(f"missing table {table}" for table in gone) + tuple(
-        sorted(
-            f"{'missing' if name not in present else 'foreign' if name not in expected else 'different'} {name}"
-            for name in expected.keys() | present.keys()
-            if expected.get(name) != present.get(name)
+    unlike: list[tuple[Problem, str]] = [
+        (
+            "missing"
+            if name not in present
+            else "foreign"
+            if name not in expected
+            else "different",
+            name,
         )
-    )
+        for name in expected.keys() | present.keys()
+        if expected.get(name) != present.get(name)
+    ]
+    return (*(("missing", f"table {table}") for table in gone), *sorted(unlike))
 
 
 def _objects(kernel: Nft) -> dict[str, list[Any]]:

@@ -140,10 +140,9 @@ def checked(data: dict[str, object], path: str) -> Manifest:
         errors += validate.walk(data, Manifest)
     errors += validate.rules(data, os.path.dirname(path))
     if manifest is None or errors:
-        file = values.escaped(path)
-        raise ErrorGroup(
-            [InvalidInput(f"{file}: {error.message}", error.hint, error.key) for error in errors]
-        )
+        for error in errors:
+            error.file = values.escaped(path)
+        raise ErrorGroup([*errors])
     return manifest
 
 
@@ -164,7 +163,7 @@ def decode(text: str) -> Manifest:
     except convert.Mismatch:
         from niso.manifest import validate
 
-        reason = validate.walk(data, Manifest)[0].message.removeprefix(": ")
+        reason = validate.walk(data, Manifest)[0].detail
     except (ValueError, RecursionError) as error:
         reason = str(error)
     message = f"the stored manifest cannot be understood: {values.escaped(reason)}"

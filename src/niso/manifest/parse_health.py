@@ -176,6 +176,12 @@ def problems(section: Mapping[str, Any], names: Iterable[str]) -> list[InvalidIn
             )
         )
     if tcp is None and http is None:
-        message = "healthcheck: has neither tcp nor http; right would be one of the two"
-        errors.append(InvalidInput(message, "for example tcp = 8080", "healthcheck"))
+        errors.append(
+            InvalidInput(
+                "has neither tcp nor http",
+                "for example tcp = 8080",
+                "healthcheck",
+                right="one of the two",
+            )
+        )
     return errors

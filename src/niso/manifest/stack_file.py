@@ -184,16 +184,17 @@ def ordered(after: Mapping[str, Iterable[str]]) -> list[str]:
 def in_words_of(stack: Stack, error: NisoError) -> NisoError:
     """The error of a service's manifest as one of the stack's file, where that file has the key."""
     for member in stack.members:
-        start = f"{member.loaded.path}: "
+        path = member.loaded.path
         if (
-            error.service in ("", member.name)
-            and error.key
-            and error.message.startswith(f"{start}{error.key}")
+            error.key
+            and error.service in ("", member.name)
+            and error.file in (path, values.escaped(path))
         ):
             key = _key_here(member.key, member.overrides, error.key)
             if key is not None:
-                words = error.message.removeprefix(start).replace(error.key, key)
-                return type(error)(f"{stack.file}: {words}", error.hint, key)
+                moved = type(error).of(error)
+                moved.file, moved.key = stack.file, key
+                return moved
     return error
 
 
@@ -211,7 +212,9 @@ class _Whole(NamedTuple):
 
 
 def _in_file(path: str, error: NisoError) -> NisoError:
-    return InvalidInput(f"{values.escaped(path)}: {error.message}", error.hint, error.key)
+    new = InvalidInput.of(error)
+    new.file = values.escaped(path)
+    return new
 
 
 def _tables(items: object) -> list[tuple[str, dict[str, Any]]]:
@@ -270,9 +273,11 @@ def _unknown(keys: Mapping[str, object], key: str) -> Iterable[InvalidInput]:
         right = validate.join(key, near) if near else f"one of {', '.join(known)}"
         hint = f"did you mean {validate.join(key, near)}?" if near else f"leave {path} out"
         yield InvalidInput(
-            f"{path}: value {values.shown(value)} is wrong because the key is unknown; right would be {right}",
+            "the key is unknown",
             hint,
             path,
+            value=values.shown(value),
+            right=right,
         )
 
 
@@ -371,16 +376,17 @@ def _over(base: dict[str, Any], laid: Mapping[str, Any]) -> dict[str, Any]:
 
 def _here(at: str, key: str, overrides: Mapping[str, Any], error: NisoError) -> InvalidInput:
     """An error of a manifest that comes of the stack's keys, in the stack's words."""
-    message = error.message.removeprefix(f"{values.escaped(at)}: ")
     mine = _key_here(key, overrides, error.key or "")
-    if mine is None or error.key is None:
-        return InvalidInput(f"{key}: with {values.escaped(at)}: {message}", error.hint, key)
-    wrong, right, advice = message.replace(error.key, mine).partition("; right would be ")
-    right, hint = (
+    if mine is None:
+        return InvalidInput(f"with {values.escaped(at)}: {error.detail}", error.hint, key)
+    new = InvalidInput.of(error)
+    new.file, new.key = "", mine
+    new.right, hint = (
         re.sub(r"\bnetwork\.(?=[a-z_])", f"{key}.", text)
-        for text in (right + advice, error.hint or "")
+        for text in (error.right, error.hint or "")
     )
-    return InvalidInput(wrong + right, hint or None, mine)
+    new.hint = hint or None
+    return new
 
 
 def _key_here(key: str, overrides: Mapping[str, Any], manifest_key: str) -> str | None:

@@ -16,33 +16,34 @@ def load(path: str, name: str) -> dict[str, object]:
 
     Raises NotFound where there is none, NisoError where it cannot be read, InvalidInput where it is no TOML.
     """
-    return _parse(_read(path, name), path)
+    try:
+        return _parse(_read(path, name))
+    except NisoError as error:
+        error.file = values.escaped(path)
+        raise
 
 
 def _read(path: str, name: str) -> bytes:
-    file = values.escaped(path)
     advice = f"give the path of a {name} or of its folder"
     try:
         with open(path, "rb", opener=_open) as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                raise InvalidInput(f"{file}: not a regular file", advice)
+                raise InvalidInput("not a regular file", advice)
             content = stream.read(MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
-        raise NotFound(f"{file}: no such file", advice) from None
+        raise NotFound("no such file", advice) from None
     except OSError as error:
-        raise NisoError(
-            f"{file}: cannot be read: {os.strerror(error.errno or 0).lower()}"
-        ) from error
+        raise NisoError(f"cannot be read: {os.strerror(error.errno or 0).lower()}") from error
     except ValueError:  # a NUL or a character that the file system's encoding does not have
-        raise InvalidInput(f"{file}: no path can have these characters") from None
+        raise InvalidInput("no path can have these characters") from None
     try:
         path.encode()
     except UnicodeEncodeError:
         raise InvalidInput(
-            f"{file}: its path is not UTF-8", "rename the file, or the folder that it is in"
+            "its path is not UTF-8", "rename the file, or the folder that it is in"
         ) from None
     if len(content) > MAX_BYTES:
-        raise InvalidInput(f"{file}: larger than {MAX_BYTES} bytes", advice)
+        raise InvalidInput(f"larger than {MAX_BYTES} bytes", advice)
     return content
 
 
@@ -51,30 +52,29 @@ def _open(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _parse(content: bytes, path: str) -> dict[str, object]:
+def _parse(content: bytes) -> dict[str, object]:
     import tomllib
 
-    file = values.escaped(path)
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         column = error.start - content.rfind(b"\n", 0, error.start)
         raise InvalidInput(
-            f"{file}: line {line}, column {column}: not UTF-8", "save the file as UTF-8"
+            f"line {line}, column {column}: not UTF-8", "save the file as UTF-8"
         ) from None
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InvalidInput(
-            f"{file}: {_syntax(str(error), text)}", "see https://toml.io for the syntax"
+            _syntax(str(error), text), "see https://toml.io for the syntax"
         ) from None
     except RecursionError:
-        raise InvalidInput(f"{file}: nested too deep") from None
+        raise InvalidInput("nested too deep") from None
     except (
         ValueError
     ):  # int() of more digits than it takes; every other ValueError is a TOMLDecodeError
-        raise InvalidInput(f"{file}: a number has too many digits") from None
+        raise InvalidInput("a number has too many digits") from None
 
 
 def _syntax(message: str, text: str) -> str:

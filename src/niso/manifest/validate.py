@@ -125,9 +125,11 @@ def _walk_table(data: dict[str, object], table: Any, key: str) -> Iterator[Inval
             near = nearest(name, list(known)) if guesses <= _MAX_GUESSES else None
             right = f"{join(key, near)}" if near else f"one of {', '.join(known)}"
             yield InvalidInput(
-                f"{path}: value {values.shown(value)} is wrong because the key is unknown; right would be {right}",
+                "the key is unknown",
                 f"did you mean {join(key, near)}?" if near else f"leave {path} out",
                 path,
+                value=values.shown(value),
+                right=right,
             )
     for name in convert.required(table):
         if name not in data:
@@ -139,9 +141,7 @@ def _walk_table(data: dict[str, object], table: Any, key: str) -> Iterator[Inval
                 if key
                 else f"add [[{path}]]"
             )
-            yield InvalidInput(
-                f"{path}: is missing; right would be {_words(known[name])}", hint, path
-            )
+            yield InvalidInput("is missing", hint, path, right=_words(known[name]))
 
 
 def _words(may_be: Kind) -> str:
@@ -305,14 +305,13 @@ def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
             hint = f"leave {key} out" + (
                 "" if mode == "bridge" else f', or mode = "{_fitting(name)}"'
             )
-            shown = values.wrong(key, value, _WHY[mode], right)
-            yield InvalidInput(shown.message, hint, key)
+            error = values.wrong(key, value, _WHY[mode], right)
+            error.hint = hint
+            yield error
     share = network.get("share")
     if mode == "share" and "share" not in network:
         key, right = "network.share", "the name of the service whose network it is to share"
-        yield InvalidInput(
-            f"{key}: is missing; right would be {right}", 'add share = "NAME" to [network]', key
-        )
+        yield InvalidInput("is missing", 'add share = "NAME" to [network]', key, right=right)
     if mode == "share" and isinstance(share, str) and share == service:
         right = "the name of another service"
         yield values.wrong("network.share", share, "it is the service's own name", right)

@@ -78,9 +78,7 @@ def shown(value: object, limit: int = 80, depth: int = 2) -> str:
 def wrong(key: str, value: object, reason: str, right: str, example: str = "") -> InvalidInput:
     """The error that says which value of which key is wrong, why, and what would be right."""
     hint = f"for example {example}" if example else None
-    return InvalidInput(
-        f"{key}: value {shown(value)} is wrong because {reason}; right would be {right}", hint, key
-    )
+    return InvalidInput(reason, hint, key, value=shown(value), right=right)
 
 
 def _name_reason(text: str) -> str | None:

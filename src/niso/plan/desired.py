@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from niso.base import names
 from niso.plan import hosts_text, nft, policy_maps
-from niso.plan.records import Network, Port, Service, Snapshot
+from niso.plan.records import Network, Port, Service, Snapshot, family_of
 from niso.plan.state import (
     Address,
     Bridge,
@@ -144,9 +144,9 @@ def _published(service: Service, port: Port, networks: dict[str, Network]) -> li
         return []
     first, *others = service.endpoints
     elements = nft.published(service.name, port, first.addresses)
-    both = {":" in address for address in first.addresses}
+    families = {family_of(address) for address in first.addresses}
     for endpoint in others:
-        there = [address for address in endpoint.addresses if (":" in address) in both]
+        there = [address for address in endpoint.addresses if family_of(address) in families]
         elements += nft.published_on(service.name, port, networks[endpoint.network].bridge, there)
     return elements
 

@@ -6,6 +6,7 @@ import socket
 from bisect import insort
 
 from niso.base.names import DOMAIN
+from niso.plan.records import family_of
 
 HEADER = (
     "# written by niso; changes as services come and go\n"
@@ -25,7 +26,7 @@ def line(address: str, names: str) -> str:
 
 def _order(text: str) -> tuple[int, bytes]:
     address = text.partition(" ")[0]
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    family = socket.AF_INET6 if family_of(address) == 6 else socket.AF_INET
     return (family, socket.inet_pton(family, address))
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from niso.base.digest import sha256
-from niso.plan.records import ANY, ANY4, ANY6, Port, Subnet
+from niso.plan.records import Port, Subnet, family_of
 from niso.plan.state import Element
 
 INET = "inet niso"
@@ -449,11 +449,11 @@ def endpoint(service: str, host_end: str, mac: str, addresses: Iterable[str]) ->
     ]
     number = int(mac.replace(":", ""), 16) if mac else 0
     for address in addresses:
-        family = "6" if ":" in address else "4"
+        family = family_of(address)
         elements.append(
             Element(BRIDGE, f"sources{family}", f"{port} . {mac} . {address}", "", service)
         )
-        if family == "6":
+        if family == 6:
             # as a number: where neighbour discovery carries it, nft knows of no type
             elements.append(Element(BRIDGE, "links", f"{port} . {number}", "", service))
     return elements
@@ -465,10 +465,10 @@ def published(service: str, port: Port, addresses: Iterable[str]) -> list[Elemen
     Equal ranges are one element; of others each port is one.
     """
     elements = []
-    single = port.host_ip not in (ANY, ANY4, ANY6)
+    single = not port.is_wide
     where, start = ("addr", f"{port.host_ip} . {port.proto}") if single else ("any", port.proto)
     for address in addresses:
-        family = 6 if ":" in address else 4
+        family = family_of(address)
         if family not in port.families:
             continue
         if port.count > 1 and port.host_port == port.container_port:
@@ -495,7 +495,7 @@ def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]
     """
     if port.host_ip.startswith("127."):
         return []
-    single = port.host_ip not in (ANY, ANY4, ANY6)
+    single = not port.is_wide
     start = (
         f"{_quoted(bridge)} . {port.host_ip} . {port.proto}"
         if single
@@ -510,7 +510,7 @@ def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]
             service,
         )
         for address in addresses
-        if (6 if ":" in address else 4) in port.families
+        if family_of(address) in port.families
         for n in range(port.count)
     ]
 
@@ -525,7 +525,7 @@ def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:
         Element(INET, f"hairpin{6 if ':' in to else 4}", f"{source} . {to}", gateway, service)
         for to, gateway in pairs
         for source, _ in pairs
-        if (":" in source) == (":" in to)
+        if family_of(source) == family_of(to)
     ]
 
 

@@ -24,7 +24,7 @@ from collections.abc import Iterable
 
 from niso.base.lite_typing import NamedTuple
 from niso.plan.nft import INET, POLICY_PARTS
-from niso.plan.records import Entry, Member, Policed, Policy
+from niso.plan.records import Entry, Member, Policed, Policy, family_of
 from niso.plan.state import Element
 
 ALL_PORTS = (0, 65535)
@@ -63,7 +63,7 @@ class _Direction(NamedTuple):
 
     @property
     def family(self) -> int:
-        return 6 if ":" in self.own else 4
+        return family_of(self.own)
 
     @property
     def free(self) -> Decision:
@@ -101,7 +101,7 @@ def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
     meaning = _Meaning(members)
     found: list[Element] = []
     for own in policed.addresses:
-        family = 6 if ":" in own else 4
+        family = family_of(own)
         if policed.only is None:
             found += [
                 Element(INET, f"no_start_{way}{family}", own, "", policed.service)
@@ -139,7 +139,7 @@ def decides(
         (each.container, each.element): each
         for each in elements(policed._replace(only=None), members)
     }
-    family = 6 if ":" in own else 4
+    family = family_of(own)
     number = ipaddress.ip_address(peer)
     for part in POLICY_PARTS:
         name = container(ingress, family, part)
@@ -218,7 +218,7 @@ def _elements(direction: _Direction, policed: Policed, meaning: _Meaning) -> lis
     for entry in entries:
         if entry.peer.kind == "network":
             wide.append(entry)
-        elif entry.peer.kind == "prefix" and _family(entry.peer.name) == direction.family:
+        elif entry.peer.kind == "prefix" and family_of(entry.peer.name) == direction.family:
             length = entry.peer.name.rpartition("/")[2]
             if length == "0":
                 everybody.append(entry)
@@ -256,17 +256,13 @@ def _peers(direction: _Direction, policed: Policed, meaning: _Meaning) -> list[s
             named.update(a for a in addresses if policed.only is None or a in policed.only)
     if policed.only is None:
         named.update(policed.addresses)
-    return sorted(peer for peer in named if _family(peer) == direction.family)
+    return sorted(peer for peer in named if family_of(peer) == direction.family)
 
 
 def _is_one(entry: Entry) -> bool:
     """Whether a prefix is one address."""
     address, _, length = entry.peer.name.partition("/")
-    return length == ("128" if ":" in address else "32")
-
-
-def _family(address: str) -> int:
-    return 6 if ":" in address else 4
+    return length == ("128" if family_of(address) == 6 else "32")
 
 
 def _matches(entry: Entry, address: str, meaning: _Meaning) -> bool:
@@ -322,9 +318,9 @@ def _spans(entry: Entry, family: int, meaning: _Meaning) -> list[tuple[int, int]
     """The addresses of one family that a prefix or a network stands for, as numbers. The host is no member of a network."""
     member = meaning.networks.get(entry.peer.name) if entry.peer.kind == "network" else None
     cidrs = (entry.peer.name,) if entry.peer.kind == "prefix" else member.values if member else ()
-    spans = [_ends(cidr) for cidr in cidrs if _family(cidr) == family]
+    spans = [_ends(cidr) for cidr in cidrs if family_of(cidr) == family]
     for gateway in member.gateways if member else ():
-        if _family(gateway) == family:
+        if family_of(gateway) == family:
             at = int(ipaddress.ip_address(gateway))
             spans = [
                 part

@@ -6,6 +6,22 @@ from niso.base.lite_typing import NamedTuple
 
 ANY, ANY4, ANY6 = "", "0.0.0.0", "::"
 """Host addresses that stand for all: of each family that the network has, of IPv4, of IPv6."""
+WIDE = (ANY, ANY4, ANY6)
+
+
+def family_of(address: str) -> int:
+    """Return the IP version, 4 or 6, of an address or prefix in text form."""
+    return 6 if ":" in address else 4
+
+
+def bracketed(address: str) -> str:
+    """Return ``[fd00::1]`` for an IPv6 address and an IPv4 address as it is (RFC 3986, 3.2.2)."""
+    return f"[{address}]" if family_of(address) == 6 else address
+
+
+def span(first: int, count: int) -> str:
+    """Return ``8000``, or ``8000-8010`` for more than one port."""
+    return str(first) if count == 1 else f"{first}-{first + count - 1}"
 
 
 class Subnet(NamedTuple):
@@ -42,7 +58,28 @@ class Port(NamedTuple):
     @property
     def families(self) -> tuple[int, ...]:
         """Of which families host addresses are meant: 4, 6."""
-        return (4, 6) if self.host_ip == ANY else (6,) if ":" in self.host_ip else (4,)
+        return (4, 6) if self.host_ip == ANY else (family_of(self.host_ip),)
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it is published on all host addresses of a family."""
+        return self.host_ip in WIDE
+
+    @property
+    def host_side(self) -> str:
+        """``127.0.0.1:8000-8010/udp``, for messages."""
+        return f"{self._host}{span(self.host_port, self.count)}/{self.proto}"
+
+    @property
+    def text(self) -> str:
+        """As the user writes it: ``127.0.0.1:53:53/udp``."""
+        proto = "" if self.proto == "tcp" else f"/{self.proto}"
+        inside = span(self.container_port, self.count)
+        return f"{self._host}{span(self.host_port, self.count)}:{inside}{proto}"
+
+    @property
+    def _host(self) -> str:
+        return "" if self.host_ip == ANY else f"{bracketed(self.host_ip)}:"
 
     def clashes(self, other: Port) -> bool:
         """Whether a packet could be for both."""
@@ -50,8 +87,7 @@ class Port(NamedTuple):
             return False
         if not set(self.families) & set(other.families):
             return False
-        wide = (ANY, ANY4, ANY6)
-        return self.host_ip == other.host_ip or self.host_ip in wide or other.host_ip in wide
+        return self.host_ip == other.host_ip or self.is_wide or other.is_wide
 
 
 class Peer(NamedTuple):

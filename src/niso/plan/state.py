@@ -7,7 +7,10 @@ text in their canonical form (``10.99.1.2``, ``fd00::2``) and prefixes as ``10.9
 
 from __future__ import annotations
 
-from niso.base.lite_typing import NamedTuple
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from niso.plan.findings import Problem
 
 
 class Element(NamedTuple):
@@ -31,7 +34,7 @@ class Ruleset(NamedTuple):
     """
 
     digest: str
-    wrong: tuple[str, ...] = ()
+    wrong: tuple[tuple[Problem, str], ...] = ()
 
     def key(self) -> tuple[str, ...]:
         return ()

@@ -11,7 +11,7 @@ import ipaddress
 from collections.abc import Mapping
 
 from niso.base.lite_typing import NamedTuple
-from niso.plan.records import ANY, ANY4, ANY6, Endpoint, Entry, Network, Policy, Port
+from niso.plan.records import WIDE, Endpoint, Entry, Network, Policy, Port, bracketed, family_of
 
 PORTED = ("tcp", "udp", "sctp")
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -28,6 +28,7 @@ class Known(NamedTuple):
     policy: Policy = Policy()
     ports: tuple[Port, ...] = ()  # published: each with its host port
     active: bool = True
+    sharers: tuple[tuple[Port, str], ...] = ()  # of ports that are not its own: whose they are
 
 
 class World(NamedTuple):
@@ -147,7 +148,7 @@ def matches(entry: Entry, world: World, address: str, port: int | None, proto: s
         return _within(ipaddress.ip_address(address), peer.name)
     if peer.kind == "network":
         network = world.networks.get(peer.name)
-        return network is not None and _on(network, address) and address not in _gateways(network)
+        return network is not None and holds(network, address) and address not in _gateways(network)
     holder = _holder(world, address)
     return holder is not None and peer.name in holder[0].names
 
@@ -180,7 +181,7 @@ def _egress(world: World, sender: _Holder | None, source: str, way: _Way, proto:
 def _ingress(world: World, receiver: _Holder | None, source: str, way: _Way, proto: str) -> Reason:
     if receiver is None:
         return Reason(True, f"{_who(world, way.address)} has no policy of niso")
-    if _is_host(world, source):
+    if is_host(world, source):
         return Reason(True, "the host may always connect in")
     service, policy = receiver[0].name, receiver[0].policy
     free = f"{service} has no allow_from, and its deny_from does not name the source"
@@ -214,7 +215,7 @@ def _judge(
 
 
 def _who(world: World, address: str) -> str:
-    return "the host" if _is_host(world, address) else address
+    return "the host" if is_host(world, address) else address
 
 
 # --- the way ---------------------------------------------------------------------------------------------------------
@@ -232,13 +233,13 @@ def _way(world: World, source: str, destination: str, port: int | None, proto: s
     to = ipaddress.ip_address(destination)
     if ipaddress.ip_address(source).version != to.version:
         return drop("IPv4 addresses and IPv6 addresses do not reach each other")
-    sender, from_host = _holder(world, source), _is_host(world, source)
+    sender, from_host = _holder(world, source), is_host(world, source)
     entered = ""  # the network on which it reaches the host's bridge
     if sender:
         known, entered = sender
         if not known.active:
             return drop(f"{known.name} is not active")
-        own = destination in _addresses(known)
+        own = destination in addresses_of(known)
         if own or to.is_loopback:
             words = "its own address" if own else "its own loopback"
             return accept(f"{destination} is {words} to {known.name}")._replace(itself=True)
@@ -251,7 +252,7 @@ def _way(world: World, source: str, destination: str, port: int | None, proto: s
             return drop(
                 f"{known.name} sends to {destination} by network {by}, where {source} is not its address"
             )
-    elif not from_host and _network_of(world, source) is not None:
+    elif not from_host and network_of(world, source) is not None:
         return drop(f"no service has the address {source}")
     if to.is_loopback and not from_host:
         return drop("the host's loopback addresses can be reached from no other machine")
@@ -260,7 +261,7 @@ def _way(world: World, source: str, destination: str, port: int | None, proto: s
             return accept("the host can reach every service")
         return drop("broadcast and multicast pass to no service")
 
-    if _is_host(world, destination):
+    if is_host(world, destination):
         found = _published(world, to, port, proto, entered)
         if found is None:
             return accept(f"{destination} is the host's own")
@@ -284,7 +285,7 @@ def _way(world: World, source: str, destination: str, port: int | None, proto: s
         return drop(
             f"networks {entered} and {network} are apart: only published ports lead from one to the other"
         )
-    if _network_of(world, destination) is not None:
+    if network_of(world, destination) is not None:
         return drop(f"no service has the address {destination}")
     if not sender:
         both = (ipaddress.ip_address(source), to)
@@ -301,15 +302,26 @@ def _way(world: World, source: str, destination: str, port: int | None, proto: s
     return accept(f"network {entered} leads out")
 
 
+class _Published(NamedTuple):
+    """Where a published port leads."""
+
+    known: Known  # whose network it leads to
+    network: str
+    address: str
+    port: int
+    sharer: str  # whose port it is, where that shares the network; else ""
+
+
 def _to_published(
     world: World,
     sender: _Holder | None,
-    found: tuple[Known, str, str, int],
+    found: _Published,
     entered: str,
     asked: str,
 ) -> _Way:
-    known, network, address, port = found
-    words = f"{asked} is a published port of {known.name} and leads to {_at(address, port)}"
+    known, network, address, port, sharer = found
+    whose = f"{sharer}, which shares the network of {known.name}," if sharer else known.name
+    words = f"{asked} is a published port of {whose} and leads to {_at(address, port)}"
     if sender and network != entered and world.networks[entered].internal:
         return _Way(Reason(False, _stays(entered)), address, port)
     return _Way(
@@ -322,25 +334,25 @@ def _stays(network: str) -> str:
 
 
 def _at(address: str, port: int | None) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    return f"{bracketed(address)}:{port}"
 
 
 def _published(
     world: World, to: _Address, port: int | None, proto: str, entered: str
-) -> tuple[Known, str, str, int] | None:
-    """Whose a published port of a host's address is, with the network, address and port that it leads to.
+) -> _Published | None:
+    """Whose a published port of a host's address is, and where it leads.
 
     Who is on the network from which it is asked is reached there, else on its first. The specific address wins.
     """
     if port is None or (to.version == 6 and to.is_loopback):
         return None
-    for hosts in ((str(to),), (ANY, ANY4, ANY6)):
+    for hosts in ((str(to),), WIDE):
         for known in world.services.values():
             for each in known.ports if known.active else ():
                 inside = each.host_port and each.host_port <= port <= each.last
                 # published are the families of its first network
                 inside = inside and any(
-                    _family(a) == to.version for e in known.endpoints[:1] for a in e.addresses
+                    family_of(a) == to.version for e in known.endpoints[:1] for a in e.addresses
                 )
                 if (
                     inside
@@ -353,12 +365,13 @@ def _published(
                     ]
                     for endpoint in (*shared, *known.endpoints[:1]):
                         for address in endpoint.addresses:
-                            if _family(address) == to.version:
-                                return (
+                            if family_of(address) == to.version:
+                                return _Published(
                                     known,
                                     endpoint.network,
                                     address,
                                     each.container_port + port - each.host_port,
+                                    dict(known.sharers).get(each, ""),
                                 )
     return None
 
@@ -366,7 +379,7 @@ def _published(
 def _leaves_by(world: World, known: Known, to: _Address) -> str | None:
     """The network by which a service sends to an address: the one that has it, else its first, which has the default route."""
     for endpoint in known.endpoints:
-        if _on(world.networks[endpoint.network], str(to)):
+        if holds(world.networks[endpoint.network], str(to)):
             return endpoint.network
     first = known.endpoints[0].network
     return (
@@ -379,10 +392,6 @@ def _leaves_by(world: World, known: Known, to: _Address) -> str | None:
 # --- addresses -------------------------------------------------------------------------------------------------------
 
 
-def _family(address: str) -> int:
-    return 6 if ":" in address else 4
-
-
 def _holder(world: World, address: str) -> _Holder | None:
     for known in world.services.values():
         for endpoint in known.endpoints:
@@ -391,11 +400,12 @@ def _holder(world: World, address: str) -> _Holder | None:
     return None
 
 
-def _addresses(known: Known) -> tuple[str, ...]:
+def addresses_of(known: Known) -> tuple[str, ...]:
+    """Return all leases of a service."""
     return tuple(address for endpoint in known.endpoints for address in endpoint.addresses)
 
 
-def _is_host(world: World, address: str) -> bool:
+def is_host(world: World, address: str) -> bool:
     """Whether the host takes it for its own; 127.0.0.0/8 and ::1 are the host's unless a service sends to them."""
     if address in world.host or any(
         address in _gateways(network) for network in world.networks.values()
@@ -408,11 +418,13 @@ def _gateways(network: Network) -> tuple[str, ...]:
     return tuple(subnet.gateway for subnet in network.subnets)
 
 
-def _network_of(world: World, address: str) -> str | None:
-    return next((name for name, network in world.networks.items() if _on(network, address)), None)
+def network_of(world: World, address: str) -> Network | None:
+    """Return the network that has the address, whether or not a service has it."""
+    return next((network for network in world.networks.values() if holds(network, address)), None)
 
 
-def _on(network: Network, address: str) -> bool:
+def holds(network: Network, address: str) -> bool:
+    """Return whether the address is in a subnet of the network."""
     number = ipaddress.ip_address(address)
     return any(_within(number, subnet.cidr) for subnet in network.subnets)
 

@@ -7,15 +7,13 @@ same code with another scope.
 from __future__ import annotations
 
 import errno
-import os
-from _thread import get_ident
-from collections.abc import Callable, Container, Iterable
-from io import FileIO
+from collections.abc import Container, Iterable
 
-from niso.base import failpoint, paths, waits
+from niso.base import failpoint, paths
 from niso.base.errors import ErrorGroup, KernelError, NisoError
 from niso.base.lite_typing import NamedTuple
 from niso.base.names import alias, hosts_folder, own_hosts_folder
+from niso.base.report import Report, silent
 from niso.kernel import sysctl
 from niso.kernel.read import Foreign, hosts_remnants, is_remnant, read, read_all
 from niso.kernel.rtnl_sockets import Sockets
@@ -37,52 +35,6 @@ from niso.plan.state import (
     union,
 )
 from niso.store.store import ALL, Scope, Store
-
-Report = Callable[[str], None]
-"""Takes one line of progress, without its newline."""
-
-
-def silent(_: str) -> None:
-    pass
-
-
-class Lock:
-    """niso's lock: one writer at a time. Held over plan and write, never while a process is waited for.
-
-    With ``at_most_s`` the block runs without it where it cannot be had within so many seconds.
-    """
-
-    _last: dict[int, FileIO] = {}  # noqa: RUF012
-    """The file of the last one of each thread. An interrupt may have come before it was closed, and whoever undoes would wait
-    for it for ever."""
-
-    def __init__(self, at_most_s: float | None = None) -> None:
-        self._at_most_s = at_most_s
-        self._file: FileIO | None = None
-
-    def __enter__(self) -> Lock:
-        thread = get_ident()
-        if thread in Lock._last:
-            Lock._last[thread].close()
-        path = os.path.join(paths.run_dir(), "lock")
-        try:
-            os.makedirs(paths.run_dir(), mode=0o755, exist_ok=True)
-            self._file = Lock._last[thread] = FileIO(
-                os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+"
-            )
-            waits.lock(self._file.fileno(), "changes the network", self._at_most_s)
-        except KeyboardInterrupt:
-            self.__exit__()
-            raise
-        except OSError as error:
-            raise NisoError(
-                f"{error.filename or paths.run_dir()}: {error.strerror}", "check NISO_RUN_DIR"
-            ) from error
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
 
 
 class Plan(NamedTuple):
@@ -156,7 +108,7 @@ def carry_out(
     if not steps:
         return []
     for step in steps:
-        report(step.describe())
+        report(step)
     touched = _touched(steps, planned.candidates)
     want = _of(planned.want, touched)
     with Sockets() as sockets:
@@ -182,9 +134,9 @@ def carry_out(
             "another program may be changing niso's objects: niso net check",
         )
     if _rebuilt(steps):
-        from niso.reconcile import flows
+        from niso.reconcile import nat_flows
 
-        flows.clear(planned.want)
+        nat_flows.clear(planned.want)
     failpoint.hit("verified")
     return steps
 
@@ -370,7 +322,7 @@ def repair(store: Store, report: Report = silent) -> list[AnyStep]:
     """
     steps, want, have, foreign = compare(store)
     for step in steps:
-        report(step.describe())
+        report(step)
     with Sockets() as sockets:
         write(steps, sockets)
     left = diff(want, _without_dying(want, have, compare(store)[2])) if steps else []

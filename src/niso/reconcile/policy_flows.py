@@ -8,11 +8,10 @@ from collections.abc import Iterable
 from niso.base import names
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel import netns, sysctl
-from niso.kernel.rtnetlink import Rtnl, prefix
 from niso.plan import nft
 from niso.plan.policy_maps import PASSES
-from niso.plan.records import Endpoint, Policy
 from niso.plan.state import State
+from niso.reconcile.world import read_world
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -25,38 +24,6 @@ _BRIDGED = {
     True: "net/bridge/bridge-nf-call-ip6tables",
 }
 _PASSES = 8
-
-
-def world(store: Store) -> World:
-    """All known services and networks, and this host's addresses, as the engine needs them. Raises KernelError."""
-    from niso.plan.desired import shut
-    from niso.plan.verdict import Known, World
-
-    services = {}
-    for row in store.services():
-        if row.mode == "share":  # what it is on the network is its provider
-            continue
-        endpoints: dict[str, tuple[str, ...]] = {}
-        for network, address in store.addresses(row.name):
-            endpoints[network] = (*endpoints.get(network, ()), address)
-        services[row.name] = Known(
-            name=row.name,
-            names=store.names_there(row.name),
-            endpoints=tuple(
-                Endpoint(network, addresses) for network, addresses in endpoints.items()
-            ),
-            policy=store.policy(row.name) or Policy(),
-            ports=tuple(store.ports_there(row.name)),
-            active=row.active,
-        )
-    with Rtnl() as rtnl:
-        own = rtnl.addresses()
-    host = frozenset(each.address.partition("/")[0] for each in own)
-    wires = frozenset(prefix(each.address) for each in own)
-    closed = shut(dict(store.sysctls_before()), store.any_active(), store.any_active(6))
-    return World(
-        services, {network.name: network for network in store.networks()}, host, closed, wires
-    )
 
 
 def narrows(before: State, after: State) -> bool:
@@ -85,7 +52,7 @@ def cut(store: Store, services: Iterable[str]) -> int:
     for _ in range(_PASSES):
         found = flows.of(addresses)
         if found and known is None:
-            known = world(store)
+            known = read_world(store)
         denied = [flow for flow in found if known is not None and not _allowed(known, flow)]
         if not denied:
             break

@@ -134,7 +134,7 @@ def check_working_dir(
         is_folder = False
     if not is_folder:
         raise InvalidInput(
-            f"binary.working_dir: {working_dir!r} is not a folder in the service",
+            f"{working_dir!r} is not a folder in the service",
             f"use {APP} (the package) or a folder below it",
             "binary.working_dir",
         )
@@ -146,4 +146,4 @@ def _bad_entrypoint(entrypoint: str, what: str, problem: str = "") -> InvalidInp
         if problem == _NOT_EXECUTABLE
         else "name a file of the package, an absolute path, or a command on the service's PATH"
     )
-    return InvalidInput(f"binary.entrypoint: {entrypoint!r} {what}", hint, "binary.entrypoint")
+    return InvalidInput(f"{entrypoint!r} {what}", hint, "binary.entrypoint")

@@ -13,16 +13,17 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 
 from niso.base import paths
 from niso.base.errors import NisoError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.locks import open_lock
+from niso.base.report import Report, WaitingForHealth
 from niso.kernel import netns
 from niso.kernel.rtnetlink import Rtnl
-from niso.plan.records import Healthcheck
+from niso.plan.records import Healthcheck, family_of
 from niso.runtime import process
-from niso.runtime.service_lock import open_lock
 from niso.runtime.spec import read_json
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _candidates(check: Healthcheck, namespace: str | None) -> Generator[str, Non
 
 def _socket(address: str, namespace: str | None) -> socket.socket:
     with _inside(namespace):
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        family = socket.AF_INET6 if family_of(address) == 6 else socket.AF_INET
         return socket.socket(
             family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         )
@@ -243,7 +244,7 @@ def probe_all(targets: Sequence[tuple[Healthcheck, str | None]]) -> list[str]:
 # --- the last answers ---------------------------------------------------------------------------
 
 
-class Record(NamedTuple):
+class Probed(NamedTuple):
     """The answers to the probes of one run of a service."""
 
     run: tuple[int, float]
@@ -265,7 +266,7 @@ class Target(NamedTuple):
     check: Healthcheck
     namespace: str | None
     run: tuple[int, float]
-    """As in `Record`."""
+    """As in `Probed`."""
 
 
 class Health(NamedTuple):
@@ -283,11 +284,11 @@ def write_record(service: str, run: tuple[int, float], words: str) -> None:
     before = read_record(service)
     now = time.time()
     if before is None or before.run != run:
-        before = Record(run, 0.0, 0.0, 0, "")
+        before = Probed(run, 0.0, 0.0, 0, "")
     if words:
         after = before._replace(asked_at=now, failures=before.failures + 1, words=words)
     else:
-        after = Record(run, now, now, 0, "")
+        after = Probed(run, now, now, 0, "")
     path = paths.health_file(service)
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     draft = f"{path}.{os.getpid()}"  # two processes may write at once
@@ -298,11 +299,11 @@ def write_record(service: str, run: tuple[int, float], words: str) -> None:
         process.forget_health(service)
 
 
-def read_record(service: str) -> Record | None:
+def read_record(service: str) -> Probed | None:
     """Read the last answers of a service; None if there are none, or the file is damaged."""
     try:
         fields = read_json(paths.health_file(service))
-        record = None if fields is None else Record(**{**fields, "run": tuple(fields["run"])})
+        record = None if fields is None else Probed(**{**fields, "run": tuple(fields["run"])})
     except (ValueError, TypeError, KeyError):
         return None
     kinds = {"asked_at": float, "well_at": float, "failures": int, "words": str}
@@ -311,7 +312,7 @@ def read_record(service: str) -> Record | None:
     return None
 
 
-def check_all(targets: Sequence[Target], report: Callable[[str], None]) -> dict[str, Health]:
+def check_all(targets: Sequence[Target], report: Report) -> dict[str, Health]:
     """Return the health of services; probe at once all that were not probed for an interval.
 
     ``report`` receives their names.
@@ -319,7 +320,7 @@ def check_all(targets: Sequence[Target], report: Callable[[str], None]) -> dict[
     import fcntl
 
     if due := [target for target in targets if _is_due(target)]:
-        report(f"wait for the health of {', '.join(target.service for target in due)}")
+        report(WaitingForHealth(tuple(target.service for target in due)))
         lock = open_lock(".health")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -335,7 +336,7 @@ def check_all(targets: Sequence[Target], report: Callable[[str], None]) -> dict[
     }
 
 
-def _current(target: Target) -> Record | None:
+def _current(target: Target) -> Probed | None:
     """Read the answers of the target's present run; None if there are none."""
     record = read_record(target.service)
     return record if record is not None and record.run == target.run else None
@@ -346,7 +347,7 @@ def _is_due(target: Target) -> bool:
     return record is None or not 0 <= time.time() - record.asked_at < target.check.interval_s
 
 
-def judge(check: Healthcheck, started_at: float, record: Record | None) -> Health:
+def judge(check: Healthcheck, started_at: float, record: Probed | None) -> Health:
     """Return the health that the recorded answers mean.
 
     Services are probed only when someone asks. So a failure also counts for the probes that would

@@ -14,10 +14,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Callable
 
 from niso.base import failpoint, paths
 from niso.base.errors import ProcessError
+from niso.base.report import Report, RestartingInstead
 from niso.base.signals import signals_held
 from niso.runtime import process, status
 from niso.runtime.root import HOSTS
@@ -66,7 +66,7 @@ def can_swap(old: ProcessSpec | None, new: ProcessSpec) -> bool:
     )
 
 
-def swap_or_restart(spec: ProcessSpec, report: Callable[[str], None]) -> None:
+def swap_or_restart(spec: ProcessSpec, report: Report) -> None:
     """Replace the hosts file as `swap` does; if that fails, restart the service.
 
     Raises ProcessError.
@@ -74,7 +74,7 @@ def swap_or_restart(spec: ProcessSpec, report: Callable[[str], None]) -> None:
     try:
         swap(spec)
     except ProcessError as error:
-        report(f"{error.message}; restart {spec.service}")
+        report(RestartingInstead(spec.service, error))
         process.stop(spec.service, spec.stop_timeout_s)
         process.start(spec)
 

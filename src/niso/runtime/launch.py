@@ -22,10 +22,10 @@ from contextlib import ExitStack, suppress
 
 from niso.base import failpoint, paths
 from niso.base.errors import ProcessError
+from niso.base.locks import open_lock
 from niso.base.signals import ENDING, signals_held
 from niso.runtime import cgroup, crun, oci, root, unit, volumes
 from niso.runtime.pids import wait_readable
-from niso.runtime.service_lock import open_lock
 from niso.runtime.spec import ProcessSpec, write_json
 
 LOG_NAME = "service.log"
@@ -375,7 +375,7 @@ def _created_pid(spec: ProcessSpec, bundle: str, sync: int) -> int:
     if not words:
         with open(f"{bundle}/conmon.err", "rb") as file:
             words = crun.plain_message(file.read(4096)) or "conmon ended without a message"
-    raise ProcessError(f"{spec.service}: {words.removeprefix('; ')}")
+    raise ProcessError(f"{words.removeprefix('; ')}", service=spec.service)
 
 
 def remove_cgroups(path: str) -> None:

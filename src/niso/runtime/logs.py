@@ -21,8 +21,8 @@ from collections.abc import Iterator
 
 from niso.base import failpoint, paths
 from niso.base.lite_typing import NamedTuple
+from niso.base.locks import open_lock
 from niso.runtime.launch import LOG_NAME
-from niso.runtime.service_lock import open_lock
 from niso.runtime.spec import read_state
 
 ROTATE_BYTES = 16 << 20

@@ -15,8 +15,8 @@ import time
 from niso.base import files
 from niso.base.errors import NisoError
 from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.locks import service_lock
 from niso.runtime import launch, logs, oci, process, status, unit
-from niso.runtime.service_lock import service_lock
 from niso.runtime.spec import ProcessSpec, load, read_state
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Start and stop the process of a service.
 
-A caller that changes anything holds the service's lock (`niso.runtime.service_lock`).
+A caller that changes anything holds the service's lock (`niso.base.locks`).
 ``<run>/services/<service>/`` holds spec.json, state.json and one folder ``run-N`` per start (OCI
 bundle, pid files, exit status).
 A recorded pid counts only while the kernel lists that process in the service's cgroup.
@@ -210,7 +210,7 @@ def abandon(spec: ProcessSpec, bundle: str) -> None:
 
 def _failed(service: str, what: str, error: OSError) -> ProcessError:
     where = f": {error.filename}" if error.filename else ""
-    return ProcessError(f"{service}: cannot {what} its process: {error.strerror}{where}")
+    return ProcessError(f"cannot {what} its process: {error.strerror}{where}", service=service)
 
 
 def _end_all(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s: float) -> None:
@@ -387,7 +387,7 @@ def _kill_cgroup(service: str, path: str) -> None:
                 continue
             send_signal(pidfd, signal.SIGKILL)
             if not wait_readable(pidfd, _KILL_S):
-                raise ProcessError(f"{service}: process {pid} did not end after SIGKILL")
+                raise ProcessError(f"process {pid} did not end after SIGKILL", service=service)
         finally:
             os.close(pidfd)
 

@@ -275,7 +275,7 @@ def check_points(rootfs: str) -> None:
             else:
                 what = f"its {point} leads to {at[point]}"
             raise InvalidInput(
-                f"package.rootfs: {what}, which niso's mount at {at[point]} would hide",
+                f"{what}, which niso's mount at {at[point]} would hide",
                 "replace the link by a folder in the rootfs",
                 "package.rootfs",
             )

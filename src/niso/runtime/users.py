@@ -99,4 +99,4 @@ def _parse_id(text: str, user: str) -> int:
 
 
 def _bad_user(user: str, problem: str, hint: str) -> InvalidInput:
-    return InvalidInput(f"service.user: {user!r} {problem}", hint, "service.user")
+    return InvalidInput(f"{user!r} {problem}", hint, "service.user")

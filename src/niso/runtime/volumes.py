@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
 
 from niso.base import failpoint, paths
 from niso.base.errors import Conflict, InvalidInput, NisoError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.report import RemovingVolumes, Report
 from niso.manifest.parse_volumes import taken
 from niso.runtime import cgroup
 from niso.runtime.root import TMPFS, TOP_LINKS, etc_folders, mount_file, mount_point, place
@@ -115,14 +115,14 @@ def _is_folder(volume: Volume) -> bool:
             else f"{error.strerror}"
         )
         raise InvalidInput(
-            f"{key}: {volume.source!r} {reason}", f"mkdir -p {volume.source}", key
+            f"{volume.source!r} {reason}", f"mkdir -p {volume.source}", key
         ) from None
 
 
 def _bad_mount(volume: Volume, reason: str) -> InvalidInput:
     key = f"volumes.{volume.name}.mount"
     return InvalidInput(
-        f"{key}: {volume.mount!r} cannot be a mount point: {reason}", "for example /data", key
+        f"{volume.mount!r} cannot be a mount point: {reason}", "for example /data", key
     )
 
 
@@ -214,12 +214,13 @@ def check_removable(service: str) -> None:
     """Raise Conflict if something is mounted in a volume: it would be removed too."""
     for point in _mounted_below(os.path.realpath(paths.volume_dir(service))):
         raise Conflict(
-            f"{service}: cannot remove its volumes: something is mounted at {point}",
+            f"cannot remove its volumes: something is mounted at {point}",
             f"umount {point}",
+            service=service,
         )
 
 
-def remove_all(service: str, report: Callable[[str], None]) -> None:
+def remove_all(service: str, report: Report) -> None:
     """Remove all named volumes of a service with their content; no-op if it has none.
 
     The service must have no process. Follows no link. Raises NisoError.
@@ -230,15 +231,16 @@ def remove_all(service: str, report: Callable[[str], None]) -> None:
     if not os.path.lexists(folder):
         return
     check_removable(service)
-    report(f"remove the volumes of {service}: {', '.join(kept(service))}")
+    report(RemovingVolumes(service, tuple(kept(service))))
     try:
         failpoint.hit(f"remove the volumes of {service}")
         shutil.rmtree(folder)
     except OSError as error:
         where = error.filename or folder
         raise NisoError(
-            f"{service}: cannot remove its volumes: {where}: {error.strerror}",
+            f"cannot remove its volumes: {where}: {error.strerror}",
             f"niso remove --volumes {service}",
+            service=service,
         ) from error
 
 

@@ -111,8 +111,7 @@ def record(
     if not errors:
         return change
     for each in errors:
-        each.message = f"{target.manifest_path}: {each.message}"
-        each.service = target.name
+        each.file, each.service = target.manifest_path, target.name
     raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
 
 
@@ -222,9 +221,7 @@ def _held_names(
                 hint = (
                     f"{holder} is part of this command too: choose another name for one of the two"
                 )
-            found[name] = Conflict(
-                f"{key}: the name {name!r} is held by service {holder!r}", hint, key
-            )
+            found[name] = Conflict(f"the name {name!r} is held by service {holder!r}", hint, key)
     return found
 
 
@@ -242,14 +239,14 @@ def _check_peers(store: Store, service: str, manifest: Manifest, policy: Policy)
                 entry, row = next(said, None), store.service(other)
                 if entry is not None and row is not None:
                     raise Conflict(
-                        f"network.mode: 'host' cannot be, since {entry.key} ({entry.text!r}) of service {other!r} names it",
+                        f"'host' cannot be, since {entry.key} ({entry.text!r}) of service {other!r} names it",
                         f"take it out of {row.manifest_path} and activate that first: the host's own addresses belong to no service",
                         "network.mode",
                     )
     for entry in entries(policy):
         if entry.peer.kind == "service" and store.mode_of_name(entry.peer.name) == "host":
             raise Conflict(
-                f"{entry.key}: {entry.text!r} names a service of mode host, which has no addresses but the host's",
+                f"{entry.text!r} names a service of mode host, which has no addresses but the host's",
                 "leave it out: the host may always connect in; in egress the host's addresses can be named",
                 entry.key,
             )
@@ -270,7 +267,7 @@ def _refuse_ports(store: Store, service: str, keys: list[str]) -> None:
     provider = store.home(service)
     if keys:
         raise Conflict(
-            f"{keys[0]}: service {provider!r}, whose network namespace it shares, is of mode none: nothing leads there",
+            f"service {provider!r}, whose network namespace it shares, is of mode none: nothing leads there",
             "leave network.ports out, or share that of a service of mode bridge",
             keys[0],
         )

@@ -15,8 +15,7 @@ from niso.base.lite_typing import NamedTuple
 from niso.kernel import host_facts
 from niso.plan import subnets as ipam
 from niso.plan.records import Network, Subnet
-from niso.reconcile.converge import Lock, Report, converge, desired_now, plan, silent
-from niso.store.store import Scope, Store
+from niso.store.store import Store
 
 DEFAULT_POOL = "10.99.0.0/16"
 PREFIX_LENGTH = 24
@@ -40,12 +39,10 @@ def pool() -> ipam.Network:
     try:
         found = ipaddress.ip_network(text)
     except ValueError as error:
-        raise InvalidInput(
-            f"NISO_POOL: {error}", f"a prefix like {DEFAULT_POOL}", "NISO_POOL"
-        ) from None
+        raise InvalidInput(f"{error}", f"a prefix like {DEFAULT_POOL}", "NISO_POOL") from None
     if found.version != 4 or found.prefixlen > PREFIX_LENGTH:
         raise InvalidInput(
-            f"NISO_POOL: {text!r} holds no /24", f"an IPv4 prefix like {DEFAULT_POOL}", "NISO_POOL"
+            f"{text!r} holds no /24", f"an IPv4 prefix like {DEFAULT_POOL}", "NISO_POOL"
         )
     return found
 
@@ -66,11 +63,11 @@ def parse_subnet(text: str) -> ipam.Network:
             hint = f"did you mean {ipaddress.ip_network(text, strict=False)}?"
         except ValueError:
             pass
-        raise UsageError(f"--subnet {text!r}: {error}", hint, key) from None
+        raise UsageError(f"{text!r}: {error}", hint, key) from None
     hint = EXAMPLES[found.version == 6]
     shortest, longest = PREFIX_LENGTHS[found.version]
     if not shortest <= found.prefixlen <= longest:
-        raise UsageError(f"--subnet {text}: must be a /{shortest} to /{longest}", hint, key)
+        raise UsageError(f"{text}: must be a /{shortest} to /{longest}", hint, key)
     if found.version == 6:
         usable = any(found.subnet_of(unicast) for unicast in UNICAST6)
     else:
@@ -82,7 +79,7 @@ def parse_subnet(text: str) -> ipam.Network:
             or found.subnet_of(THIS_NETWORK)
         )
     if not usable:
-        raise UsageError(f"--subnet {text}: not a prefix that hosts can have", hint, key)
+        raise UsageError(f"{text}: not a prefix that hosts can have", hint, key)
     return found
 
 
@@ -121,7 +118,7 @@ def check(wish: Wish) -> None:
     nets, least = wish.nets, MIN_MTUS[max(wish.families)]
     if wish.mtu is not None and not least <= wish.mtu <= MAX_MTU:
         raise UsageError(
-            f"--mtu {wish.mtu}: must be {least} to {MAX_MTU}{' where there is IPv6' if least == MIN_MTUS[6] else ''}",
+            f"{wish.mtu}: must be {least} to {MAX_MTU}{' where there is IPv6' if least == MIN_MTUS[6] else ''}",
             "leave it out for the default route's",
             "--mtu",
         )
@@ -149,58 +146,6 @@ def ensure(store: Store, wish: Wish, implicit: bool) -> Network | None:
     )
     store.add_network(network, implicit=implicit, now=time.time())
     return network
-
-
-def create(
-    store: Store, wish: Wish, report: Report = silent, dry_run: bool = False
-) -> Network | None:
-    """Make a network and its bridge at once; None where one of that name and these values is there already.
-
-    Raises Conflict (name, subnet or bridge taken, by whom), UsageError, KernelError; then nothing has changed.
-    """
-    check(wish)
-    with Lock():
-        scope = Scope((), (wish.name,), names=(("network", wish.name),))
-        with store.transaction() as transaction:
-            before = desired_now(store, scope)
-            network = ensure(store, wish, implicit=False)
-            if dry_run:
-                for step in plan(store, scope, before).steps:
-                    report(step.describe())
-                transaction.cancel()
-                return network
-        try:
-            converge(store, scope, before, report)
-        except BaseException:
-            if network is not None:
-                _forget(store, wish.name)
-            raise
-    return network
-
-
-def remove(store: Store, names: list[str], report: Report = silent, dry_run: bool = False) -> None:
-    """Remove networks and their bridges, all or none. Raises NotFound, Conflict where a known service is on one."""
-    with Lock():
-        for name in names:
-            store.require_network(name)
-            members = [service for service, _ in store.members(name)] or store.held_by(name)
-            if members:
-                raise Conflict(
-                    f"network {name!r} is used by {', '.join(members)}",
-                    f"niso remove {' '.join(members)} takes them away",
-                )
-        scope = Scope((), tuple(names), names=tuple(("network", name) for name in names))
-        with store.transaction() as transaction:
-            before = desired_now(store, scope)
-            for name in names:
-                store.drop_network(name)
-            if dry_run:
-                for step in plan(store, scope, before).steps:
-                    report(step.describe())
-                transaction.cancel()
-                return
-            # inside the transaction: if it cannot be done, or niso dies here, the networks stay known and can be repaired
-            converge(store, scope, before, report, teardown=True)
 
 
 def plan_network(
@@ -243,10 +188,11 @@ def plan_network(
             if other.version == net.version and other.overlaps(net):
                 if net == around:
                     raise Conflict(
-                        f'network.ip: value "{holds}" is wrong because network {name!r}, which is new, would have {net}, '
-                        f"and that overlaps {other} of {whose}; right would be an address of a /{PREFIX_LENGTH} that is free",
+                        f"network {name!r}, which is new, would have {net}, and that overlaps {other} of {whose}",
                         f"choose another one, or make the network first: niso net create {name} --subnet CIDR",
                         "network.ip",
+                        value=f'"{holds}"',
+                        right=f"an address of a /{PREFIX_LENGTH} that is free",
                     )
                 raise Conflict(
                     f"network {name!r}: subnet {net} overlaps {other} of {whose}",
@@ -287,13 +233,13 @@ def _parsed(subnets: Sequence[str], ipv6: bool) -> list[ipam.Network]:
     for one, other in pairwise(nets):
         if one.version == other.version:
             raise UsageError(
-                f"--subnet {one}, --subnet {other}: a network has one IPv{one.version} subnet",
+                f"{one}, --subnet {other}: a network has one IPv{one.version} subnet",
                 "one IPv4 and one IPv6 subnet at most; niso net create makes another network",
                 "--subnet",
             )
     if ipv6 and any(net.version == 6 for net in nets):
         raise UsageError(
-            f"--ipv6 chooses a subnet, and --subnet {nets[-1]} names one",
+            f"chooses a subnet, and --subnet {nets[-1]} names one",
             "leave one of them out",
             "--ipv6",
         )
@@ -347,7 +293,7 @@ def _gateways(nets: Sequence[ipam.Network], texts: Sequence[str]) -> dict[int, s
         try:
             address = ipaddress.ip_address(text)
         except ValueError as error:
-            raise UsageError(f"--gateway {text!r}: {error}", hint, "--gateway") from None
+            raise UsageError(f"{text!r}: {error}", hint, "--gateway") from None
         net = next((net for net in nets if net.version == address.version), None)
         if net is None or address not in net:
             reason: str | None = f"not in {net or ' or '.join(map(str, nets))}"
@@ -356,7 +302,7 @@ def _gateways(nets: Sequence[ipam.Network], texts: Sequence[str]) -> dict[int, s
         else:
             reason = ipam.refusal(net, -1, int(address) - int(net.network_address))
         if reason:
-            raise UsageError(f"--gateway {text}: {reason}", hint, "--gateway")
+            raise UsageError(f"{text}: {reason}", hint, "--gateway")
         found[address.version] = str(address)
     return found
 
@@ -385,12 +331,3 @@ def _same(present: Network, wish: Wish) -> None:
         raise Conflict(
             f"network {present.name!r} is there {differs}", f"niso net remove {present.name} first"
         )
-
-
-def _forget(store: Store, name: str) -> None:
-    """Undo a network whose bridge could not be made."""
-    scope = Scope((), (name,), names=(("network", name),))
-    before = desired_now(store, scope)
-    with store.transaction():
-        store.drop_network(name)
-    converge(store, scope, before, teardown=True)

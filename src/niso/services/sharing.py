@@ -61,7 +61,7 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
     try:
         provider = store.resolve(share)
     except NotFound:
-        words = f"{_KEY}: no service {share!r} is known"
+        words = f"no service {share!r} is known"
         raise Conflict(
             words,
             f"activate it first, or both in one command: niso activate PATH {target.name}",
@@ -69,27 +69,25 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
         ) from None
     if provider == target.name:
         raise InvalidInput(
-            f"{_KEY}: {share!r} is a name of the service itself", "name another service", _KEY
+            f"{share!r} is a name of the service itself", "name another service", _KEY
         )
     row = store.service(provider)
     assert row is not None
     if row.mode == "host":
-        words = (
-            f"{_KEY}: service {provider!r} is of mode host and has no network namespace of its own"
-        )
+        words = f"service {provider!r} is of mode host and has no network namespace of its own"
         raise Conflict(words, 'mode = "host" gives this service the same network', _KEY)
     if row.mode == "share":
-        words = f"{_KEY}: service {provider!r} has no network namespace of its own, it shares that of {row.provider!r}"
+        words = f"service {provider!r} has no network namespace of its own, it shares that of {row.provider!r}"
         raise Conflict(words, f'share = "{row.provider}"', _KEY)
     if not row.active:
-        words = f"{_KEY}: service {provider!r} is not active"
+        words = f"service {provider!r} is not active"
         raise Conflict(
             words,
             f"niso activate {provider}, or both in one command: niso activate {provider} {target.name}",
             _KEY,
         )
     if provider not in together and store.intent(provider) is not None:
-        words = f"{_KEY}: service {provider!r} is being changed by another command"
+        words = f"service {provider!r} is being changed by another command"
         raise Conflict(words, "try again when that has ended", _KEY)
     return provider
 
@@ -133,9 +131,10 @@ def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[Service
         sharers = store.held_sharers(row.name, together)
         if sharers and row.mode not in PROVIDERS:
             raise Conflict(
-                f"{row.manifest_path}: network.mode: {row.mode!r} cannot be, since {they_share(sharers)} its network namespace",
+                f"{row.mode!r} cannot be, since {they_share(sharers)} its network namespace",
                 f"niso deactivate {' '.join(sharers)}, or activate them with another mode in the same command",
                 "network.mode",
+                file=row.manifest_path,
             )
         for sharer in sharers:
             other = store.service(sharer)

@@ -42,19 +42,22 @@ def prepare(store: Store, wanted: Membership, services: Iterable[str]) -> None:
         try:
             networks.ensure(store, wish, implicit=True)
         except NisoError as error:
-            said = error_of(wish.name, error)
+            moved = Conflict.of(error_of(wish.name, error))
             on = [name for name, _ in store.members(wish.name)]
-            hint = f"say what is there, or first niso remove {' '.join(on)}" if on else error.hint
-            raise Conflict(f"{wanted.file}: {said.message}", hint, said.key) from None
+            moved.file = wanted.file
+            moved.hint = (
+                f"say what is there, or first niso remove {' '.join(on)}" if on else error.hint
+            )
+            raise moved from None
     for name in wanted.leaving:
         store.leave_stack(name)
 
 
 def error_of(network: str, error: NisoError) -> InvalidInput:
     """An error of a network with the key that it has in a stack.toml: ``networks.backend.subnet`` for ``--subnet``."""
-    option = error.key or ""
-    key = f"networks.{network}" + (f".{option.removeprefix('--')}" if option else "")
-    words = error.message.removeprefix(f"{option} ") if option else error.message
-    return InvalidInput(
-        f"{key}: {words.replace('--', '')}", (error.hint or "").replace("--", "") or None, key
-    )
+    new = InvalidInput.of(error)
+    option = (error.key or "").removeprefix("--")
+    new.key = f"networks.{network}" + (f".{option}" if option else "")
+    new.reason = error.reason.replace("--", "")
+    new.hint = (error.hint or "").replace("--", "") or None
+    return new

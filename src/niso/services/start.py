@@ -14,9 +14,9 @@ from datetime import datetime
 
 from niso.base.errors import Conflict, NisoError, ProcessError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.report import Event, Healthy, Report, ShowingHosts, Starting, Stopping, silent
 from niso.manifest import parse_health as model
 from niso.plan.records import Healthcheck
-from niso.reconcile.converge import Report, silent
 from niso.runtime import health, hosts_mount, idle, launch, logs, process, status
 from niso.runtime.spec import ProcessSpec, namespace, read_state, understood
 from niso.runtime.spec import parse as parse_spec
@@ -72,7 +72,7 @@ def run(
     """
     for change in changes:
         if change.rehosts:
-            report(words(change))
+            report(event_of(change))
             hosts_mount.swap_or_restart(parse_spec(change.row.spec), report)
     begin = {change.name for change in changes if change.restarts}
     after = {name: each for name, each in (after or {}).items() if name in begin}
@@ -127,16 +127,16 @@ def check_of(row: ServiceRow) -> Healthcheck | None:
         return None
 
 
-def words(change: Change) -> str:
-    """What `run` reports when it starts a service, or shows it another hosts file."""
-    spec = parse_spec(change.row.spec)
+def event_of(change: Change) -> Event:
+    """Return what `run` reports when it starts a service, or shows it another hosts file."""
     if change.rehosts:
-        return f"show {change.name} the hosts file {os.path.basename(spec.hosts_folder)}"
-    return _start_words(change.row)
+        folder = os.path.basename(parse_spec(change.row.spec).hosts_folder)
+        return ShowingHosts(change.name, folder)
+    return _starting(change.row)
 
 
-def _start_words(row: ServiceRow) -> str:
-    return f"start {row.name}: {' '.join(parse_spec(row.spec).argv)}"
+def _starting(row: ServiceRow) -> Starting:
+    return Starting(row.name, tuple(parse_spec(row.spec).argv))
 
 
 def _check_order(starts: list[_Start], after: After) -> None:
@@ -334,14 +334,14 @@ class _Starting:
             self._reached[start.name] = STARTED
             return
         if start.stops is not None:
-            self._report(f"stop {start.name}")
+            self._report(Stopping(start.name))
             self._ends.append(_End(start, start.stops.stop_timeout_s))
         else:
             self._start(start)
 
     def _start(self, start: _Start) -> None:
         if start.starts:
-            self._report(_start_words(start.row))
+            self._report(_starting(start.row))
             self._begun.append((start, process.Start(parse_spec(start.row.spec))))
         else:
             self._waits.append(_Wait(start))
@@ -403,7 +403,7 @@ class _Starting:
         if wait.well:
             if start.check is not None:
                 health.write_record(start.name, wait.run, "")
-                self._report(f"{start.name} is healthy")
+                self._report(Healthy(start.name))
             self._reached[start.name] = HEALTHY if start.check is not None else STARTED
             self._waits.remove(wait)
             wait.close()
@@ -416,7 +416,7 @@ class _Starting:
 
 def _failed(service: str, what: str) -> ProcessError:
     return ProcessError(
-        f"{service}: {what}{_last_words(service)}", "see [healthcheck] of its manifest"
+        f"{what}{_last_words(service)}", "see [healthcheck] of its manifest", service=service
     )
 
 
@@ -428,7 +428,7 @@ def _ended(service: str, unhealthy: bool) -> NisoError:
         ended += ", out of memory: isolation.resources.memory_max"
     when = "before it was healthy" if unhealthy else "at once"
     hint = "see binary.entrypoint and binary.args of its manifest" if not said else None
-    return ProcessError(f"{service}: its process ended {when} ({ended})" + said, hint)
+    return ProcessError(f"its process ended {when} ({ended})" + said, hint, service=service)
 
 
 def _last_words(service: str) -> str:

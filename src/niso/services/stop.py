@@ -12,13 +12,14 @@ from collections.abc import Iterable, Mapping
 
 from niso.base import names, paths
 from niso.base.errors import Conflict, ErrorGroup, NisoError
-from niso.kernel import conntrack, netns
+from niso.base.locks import Lock
+from niso.base.report import Forgetting, Report, Stopping
+from niso.kernel import netns
 from niso.kernel.write import end_links
-from niso.plan.state import State
-from niso.reconcile import forwarding, policy_flows
-from niso.reconcile.converge import Lock, Report, converge, desired_now, plan
+from niso.reconcile import forwarding, nat_flows, policy_flows
+from niso.reconcile.converge import converge, desired_now, plan
+from niso.reconcile.nat_flows import flush_gone_addresses
 from niso.runtime import package, process, spec, volumes
-from niso.services import ports as portmap
 from niso.store.store import Scope, ServiceRow, Store
 
 Needs = Mapping[str, Iterable[str]]
@@ -64,8 +65,8 @@ def finish(
         for row in rows:
             netns.clear_unfinished(names.netns(row.name))
         after = desired_now(store, scope)
-        flush(before, after)
-        portmap.end_flows(ports)
+        flush_gone_addresses(before, after)
+        nat_flows.end_flows(ports)
         if left and policy_flows.narrows(before, after):
             policy_flows.cut(
                 store, left
@@ -91,12 +92,12 @@ def plan_only(store: Store, services: list[str], report: Report) -> None:
     """Report what `finish` would do; the caller is in a transaction that it cancels."""
     rows = [row for name in services if (row := store.service(name)) is not None and row.active]
     for row in rows:
-        report(f"stop {row.name}")
+        report(Stopping(row.name))
     scope = _scope(store, rows)
     before = desired_now(store, scope)
     go(store, rows)
     for step in plan(store, scope, before).steps if rows else []:
-        report(step.describe())
+        report(step)
 
 
 def forget(store: Store, services: list[str], report: Report, with_volumes: bool = False) -> None:
@@ -108,7 +109,7 @@ def forget(store: Store, services: list[str], report: Report, with_volumes: bool
     for name in services if with_volumes else ():
         volumes.remove_all(name, report)
     for name in services:
-        report(f"forget {name}")
+        report(Forgetting(name))
         row = store.service(name)
         package.keep_only(name, set())
         package.delete_tree(paths.log_dir(name))
@@ -152,7 +153,7 @@ def stop(rows: Iterable[ServiceRow], report: Report, needs: Needs) -> dict[str, 
         while left or asked:
             ready = [name for name in left if not dependents[name]]
             for name in ready or ([] if asked else list(left)):
-                report(f"stop {name}")
+                report(Stopping(name))
                 timeout_s = left.pop(name)
                 pidfd = process.terminate(name) if timeout_s > 0 else -1
                 asked[name] = (pidfd, time.monotonic() + (timeout_s if pidfd >= 0 else 0.0))
@@ -200,14 +201,6 @@ def _scope(store: Store, rows: Iterable[ServiceRow]) -> Scope:
     shared = store.names_with(store.with_companions(row.name for row in rows if row.provider))
     on = {network for row in rows for network in row.networks} | store.published_on(services)
     return Scope(services, tuple(sorted(on)), names=shared)
-
-
-def flush(before: State, after: State) -> None:
-    """No flow of an address that is gone is left for the next one that gets it."""
-    gone = {a.address.partition("/")[0] for a in before.addresses if a.netns}
-    gone -= {a.address.partition("/")[0] for a in after.addresses if a.netns}
-    if gone:
-        conntrack.flush_addresses(gone)
 
 
 def refuse(store: Store, services: Iterable[str]) -> None:

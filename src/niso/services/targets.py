@@ -72,7 +72,9 @@ def known(store: Store, service: str) -> Target:
     row = store.service(service)
     assert row is not None
     gone = NotFound(
-        f"{service}: its package copy {row.package} is gone", f"niso activate {row.manifest_path}"
+        f"its package copy {row.package} is gone",
+        f"niso activate {row.manifest_path}",
+        service=service,
     )
     if not os.path.isdir(row.package):
         raise gone
@@ -125,18 +127,20 @@ def _check_files(target: Target) -> None:
         ),
     )
     for error in volume_rules.check(target.rootfs, volumes(manifest)):
-        errors.append(
-            InvalidInput(f"{target.manifest_path}: {error.message}", error.hint, error.key)
-        )
+        errors.append(_in_manifest(target, error))
     for check in checks:
         try:
             check()
         except NisoError as error:
-            errors.append(
-                InvalidInput(f"{target.manifest_path}: {error.message}", error.hint, error.key)
-            )
+            errors.append(_in_manifest(target, error))
     if errors:
         raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+
+
+def _in_manifest(target: Target, error: NisoError) -> InvalidInput:
+    new = InvalidInput.of(error)
+    new.file = target.manifest_path
+    return new
 
 
 def entrypoint(target: Target, folder: str) -> str:

@@ -11,14 +11,14 @@ from collections.abc import Iterable
 
 from niso.base import names, paths
 from niso.base.errors import ErrorGroup, NisoError, ProcessError
+from niso.base.locks import Lock
+from niso.base.report import Report, Undoing
 from niso.kernel import netns
 from niso.kernel.write import end_links
 from niso.plan.records import Port
-from niso.reconcile import forwarding, policy_flows
-from niso.reconcile.converge import Lock, Report, converge, desired_now
+from niso.reconcile import forwarding, nat_flows, policy_flows
+from niso.reconcile.converge import converge, desired_now
 from niso.runtime import hosts_mount, package, process, spec, status, volumes
-from niso.services import ports as portmap
-from niso.services import stop
 from niso.store.store import Intent, Scope, ServiceRow, Store
 
 undoing = False
@@ -45,9 +45,9 @@ def undo_all(store: Store, services: Iterable[str], cause: BaseException, report
 
 
 def _not_undone(names: str, error: NisoError) -> NisoError:
-    said = error.message.removeprefix(f"{names}: ")
+    said = error.detail if error.service == names and not error.file else error.message
     return NisoError(
-        f"{names}: the activation is not undone yet: {said}", error.hint or "niso net repair"
+        f"the activation is not undone yet: {said}", error.hint or "niso net repair", service=names
     )
 
 
@@ -78,7 +78,7 @@ def before(intent: Intent) -> ServiceRow | None:
 def undo(store: Store, intents: list[Intent], report: Report) -> dict[str, NisoError]:
     """Undo begun activations together: what one gave up another one may have. Gives what went wrong, by service."""
     for intent in intents:
-        report(f"undo activation of {intent.service}")
+        report(Undoing(intent.service))
     errors: dict[str, NisoError] = {}
     changed = [intent for intent in intents if not store.is_as_before(intent)]
     try:
@@ -193,13 +193,13 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
                 hosts_mount.swap(old)
             except ProcessError:
                 process.stop(old.service, 0)  # it is started again afterwards
-        stop.flush(before_, after)
-        portmap.flush(before_, after)
+        nat_flows.flush_gone_addresses(before_, after)
+        nat_flows.flush_changed_ports(before_, after)
         # who connected meanwhile by what is undone
         policy_flows.cut(store, everyone)
         for name, had in ports.items():
             kept = {port for _, port in store.ports(name)} if name in restored else set()
-            portmap.end_flows(port for port in had if port not in kept)
+            nat_flows.end_flows(port for port in had if port not in kept)
         forwarding.forget(store)
     end_links(links)
 

@@ -25,7 +25,7 @@ def lease(
     network = store.require_network(network_name)
     if static is not None and all(subnet.family != 4 for subnet in network.subnets):
         raise InvalidInput(
-            f"{KEY}: network {network_name!r} has no IPv4 subnet that could hold {static}",
+            f"network {network_name!r} has no IPv4 subnet that could hold {static}",
             f"leave it out: the address on {network_name} is leased, and kept",
             KEY,
         )
@@ -56,12 +56,12 @@ def _static_number(
     address = ipaddress.ip_address(wanted)
     if address not in net:
         raise InvalidInput(
-            f"{KEY}: {wanted} is not in {net}, the subnet of network {network!r}", None, KEY
+            f"{wanted} is not in {net}, the subnet of network {network!r}", None, KEY
         )
     number = int(address) - int(net.network_address)
     reason = subnets.refusal(net, gateway, number)
     if reason:
-        raise InvalidInput(f"{KEY}: {wanted} cannot be a service's address: {reason}", None, KEY)
+        raise InvalidInput(f"{wanted} cannot be a service's address: {reason}", None, KEY)
     holder = store.lease_holder(wanted)
     if holder is not None and holder != service:
         hint = f"choose another, or niso remove {holder}"
@@ -69,7 +69,7 @@ def _static_number(
             hint = (
                 f"{holder} is part of this command too: choose another address for one of the two"
             )
-        raise Conflict(f"{KEY}: {wanted} is leased to service {holder!r}", hint, KEY)
+        raise Conflict(f"{wanted} is leased to service {holder!r}", hint, KEY)
     return number
 
 

@@ -57,7 +57,9 @@ class Transaction:
             if kind is None and not self._cancelled:
                 failpoint.hit("commit to the store")
                 if failpoint.broken(failpoint.FULL):
-                    raise sqlite3.OperationalError("database or disk is full")
+                    full = sqlite3.OperationalError("database or disk is full")
+                    full.sqlite_errorcode = sqlite3.SQLITE_FULL
+                    raise full
                 with room(make=True):
                     self._db.execute("COMMIT")
         finally:
@@ -84,10 +86,6 @@ def use_wal(connection: sqlite3.Connection) -> None:
 def others_intend(connection: sqlite3.Connection, but: frozenset[str]) -> bool:
     """Whether a change of any service but these is under way: what intents hold is slow to read, and mostly not needed."""
     return any(row[0] not in but for row in connection.execute("SELECT service FROM intent"))
-
-
-_OF_ANOTHER_FORM = ("no such table", "no such column", "table ")
-"""How SQLite begins to say that a database has not the tables that this code knows."""
 
 
 def way_back() -> str:
@@ -121,17 +119,20 @@ def require_store() -> None:
 def unusable(error: Exception) -> NisoError:
     """What SQLite says of the store, and the next step: for a damaged file, else for a place that cannot be written."""
     words = f"{paths.database()}: {error}"
-    if type(error) is sqlite3.DatabaseError or str(error).startswith(_OF_ANOTHER_FORM):
+    # the low byte is the primary code (sqlite.org/rescode.html)
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    # what niso asks is right, so SQLITE_ERROR means that tables or columns are not those that it knows
+    if type(error) is sqlite3.DatabaseError or code == sqlite3.SQLITE_ERROR:
         return damaged(str(error))
-    if "locked" in words:
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return NisoError(
             words, "another niso command has been changing it for 10 s: try again when it has ended"
         )
     try:
         found = os.statvfs(paths.state_dir())
-        if found.f_bavail * found.f_frsize < 1 << 16 and "full" not in words:
+        if found.f_bavail * found.f_frsize < 1 << 16 and code != sqlite3.SQLITE_FULL:
             words += " (no space left on its disk)"
-        if found.f_flag & os.ST_RDONLY and "readonly" not in words:
+        if found.f_flag & os.ST_RDONLY and code != sqlite3.SQLITE_READONLY:
             words += " (its file system is read-only)"
     except OSError:
         pass

@@ -8,8 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Container, Iterable, Iterator
-from heapq import merge
+from collections.abc import Container, Iterable
 
 from niso.base import failpoint, paths
 from niso.base.errors import NisoError, NotFound
@@ -17,6 +16,8 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.plan.records import Network
 from niso.store import reboot, tables
 from niso.store.disk_reserve import room
+from niso.store.intent_rows import ROW_TABLES, Intent, IntentRows
+from niso.store.lease_rows import LeaseRows
 from niso.store.snapshots import ALL, Scope, SnapshotRows, marks
 from niso.store.sqlite import (
     Transaction,
@@ -35,20 +36,6 @@ else:
     from _weakref import ref  # the same, without what weakref imports besides
 
 __all__ = ["ALL", "Intent", "Scope", "ServiceRow", "Store"]
-
-ROW_TABLES = (
-    "service",
-    "host_name",
-    "endpoint",
-    "lease",
-    "port",
-    "published",
-    "policy",
-    "policy_peer",
-    "policed",
-    "stack_member",
-)
-"""The tables that hold a service, parents first; the column with its name is ``name`` in the first, else ``service``."""
 
 
 class ServiceRow(NamedTuple):
@@ -70,16 +57,6 @@ class ServiceRow(NamedTuple):
     enabled: bool = False  # activated at boot
 
 
-class Intent(NamedTuple):
-    """A change that was begun: what to do if its process is gone."""
-
-    service: str
-    action: (
-        str  # activate | deactivate | stop (deactivate, and keep the forwards) | remove | restart
-    )
-    undo: str  # JSON: {table: [row, ...]}
-
-
 class _Connection(sqlite3.Connection):
     """One that can be referred to weakly."""
 
@@ -96,7 +73,7 @@ def close_all() -> None:
     _open.clear()
 
 
-class Store(SnapshotRows, StackRows):
+class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
     """One connection. ``with store.transaction():`` for every change; a failure inside changes nothing."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -281,15 +258,6 @@ class Store(SnapshotRows, StackRows):
         )
         return next((service for (service,) in undone if service not in beside), None)
 
-    def leases(self, network: str, family: int = 4) -> list[tuple[str, str, bool]]:
-        """(address, service, service is active) of a network, ascending."""
-        rows = self._db.execute(
-            "SELECT address, service, active FROM lease JOIN service s ON s.name=lease.service"
-            " WHERE network=? AND family=? ORDER BY number",
-            (network, family),
-        )
-        return [(row[0], row[1], bool(row[2])) for row in rows]
-
     def network_names(self) -> list[str]:
         return [row[0] for row in self._db.execute("SELECT name FROM network ORDER BY name")]
 
@@ -326,16 +294,6 @@ class Store(SnapshotRows, StackRows):
     def member_counts(self) -> dict[str, int]:
         """How many known services are on each network that has any."""
         return dict(self._db.execute("SELECT network, COUNT(*) FROM endpoint GROUP BY network"))
-
-    def intents(self) -> list[Intent]:
-        rows = self._db.execute("SELECT service, action, undo FROM intent ORDER BY created_at")
-        return [Intent(*row) for row in rows]
-
-    def intent(self, service: str) -> Intent | None:
-        row = self._db.execute(
-            "SELECT service, action, undo FROM intent WHERE service=?", (service,)
-        ).fetchone()
-        return Intent(*row) if row else None
 
     # --- writing; inside a transaction ---------------------------------------------------------------------------
 
@@ -406,51 +364,6 @@ class Store(SnapshotRows, StackRows):
             (service, *networks),
         )
 
-    def lease_of(self, service: str, network: str, family: int) -> tuple[str, bool] | None:
-        row = self._db.execute(
-            "SELECT address, static FROM lease WHERE service=? AND network=? AND family=?",
-            (service, network, family),
-        ).fetchone()
-        return (row[0], bool(row[1])) if row else None
-
-    def lease_holder(self, address: str) -> str | None:
-        """The service that has this address, or would have it again if its begun change were undone."""
-        row = self._db.execute(
-            "SELECT service FROM lease WHERE address=? UNION ALL SELECT service FROM intent, json_each(undo, '$.lease')"
-            " WHERE json_extract(value, '$[3]')=?",
-            (address, address),
-        ).fetchone()
-        return str(row[0]) if row else None
-
-    def used_numbers(self, network: str, family: int) -> Iterator[int]:
-        """The numbers of all leases of a subnet, ascending, and of those that a begun change may have to take back."""
-        held = self._db.execute(
-            "SELECT unhex(json_extract(value, '$[2].hex')) FROM intent, json_each(undo, '$.lease')"
-            " WHERE json_extract(value, '$[0]')=? AND json_extract(value, '$[1]')=?",
-            (network, family),
-        ).fetchall()
-        rows = self._db.execute(
-            "SELECT number FROM lease WHERE network=? AND family=? ORDER BY number",
-            (network, family),
-        )
-        return merge(
-            (int.from_bytes(row[0]) for row in rows), sorted(int.from_bytes(row[0]) for row in held)
-        )
-
-    def add_lease(
-        self, service: str, network: str, family: int, number: int, address: str, static: bool
-    ) -> None:
-        self._db.execute(
-            "INSERT INTO lease VALUES (?, ?, ?, ?, ?, ?)",
-            (network, family, number.to_bytes(16), address, service, int(static)),
-        )
-
-    def drop_lease(self, service: str, network: str, family: int) -> None:
-        self._db.execute(
-            "DELETE FROM lease WHERE service=? AND network=? AND family=?",
-            (service, network, family),
-        )
-
     def free_uid(self, first: int, skip: Container[int] = ()) -> int:
         """The lowest number from ``first`` on that no service has and that is not in ``skip``."""
         row = self._db.execute(
@@ -475,20 +388,6 @@ class Store(SnapshotRows, StackRows):
     def clear_sysctls_before(self, pattern: str) -> None:
         """Forget those whose name is like ``pattern``, with * for anything."""
         self._db.execute("DELETE FROM sysctl WHERE name GLOB ?", (pattern,))
-
-    def begin_intent(self, service: str, action: str, now: float) -> None:
-        """Note, before a change, what the service's rows are, so that whoever finds it unfinished can undo it."""
-        undo = encoded(self.rows(service))
-        self._db.execute(
-            "INSERT OR REPLACE INTO intent VALUES (?, ?, ?, ?)", (service, action, undo, now)
-        )
-
-    def end_intent(self, service: str) -> None:
-        self._db.execute("DELETE FROM intent WHERE service=?", (service,))
-
-    def is_as_before(self, intent: Intent) -> bool:
-        """Whether the service's rows are as the intent found them."""
-        return bool(decoded(intent.undo) == self.rows(intent.service))
 
     def undo(self, intents: Iterable[Intent]) -> None:
         """Put the services' rows back as the intents found them; networks that only they had go.
@@ -520,19 +419,6 @@ class Store(SnapshotRows, StackRows):
             for sharer in self.sharers(intent.service):
                 self.note_published(sharer)
             self.drop_implicit_networks(now.networks if now else ())
-
-    def rows(self, service: str) -> dict[str, list[list[object]]]:
-        """All of a service, table by table, as JSON can hold it."""
-        rows = {}
-        for table in ROW_TABLES:
-            column = "name" if table == "service" else "service"
-            found = self._db.execute(
-                f"SELECT * FROM {table} WHERE {column}=?", (service,)
-            ).fetchall()
-            rows[table] = [
-                [{"hex": v.hex()} if isinstance(v, bytes) else v for v in row] for row in found
-            ]
-        return rows
 
 
 def _connected(path: str) -> sqlite3.Connection:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from niso.cli.main import VERSION
-from niso.cli.reference import commands, files, results
+from niso.cli.reference import commands, results, toml_files
 from niso.cli.reference.document import man, markdown
 
 
@@ -11,9 +11,9 @@ def pages() -> dict[str, str]:
     found = {
         "reference/commands.md": markdown("Commands", commands.page_blocks()),
         "reference/json.md": markdown("What --json prints", results.page_blocks()),
-        "reference/manifest.md": markdown("manifest.toml", files.manifest_blocks()),
-        "reference/stack.md": markdown("stack.toml", files.stack_blocks()),
+        "reference/manifest.md": markdown("manifest.toml", toml_files.manifest_blocks()),
+        "reference/stack.md": markdown("stack.toml", toml_files.stack_blocks()),
     }
-    for page in (*commands.manuals(), *files.manuals()):
+    for page in (*commands.manuals(), *toml_files.manuals()):
         found[f"man/{page.name}.{page.section}"] = man(page, VERSION)
     return found

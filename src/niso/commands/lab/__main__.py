@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from niso.base.errors import NisoError
-from niso.commands.lab.process import FAILED, run
+from niso.commands.lab.supervisor import FAILED, run
 
 
 def main(arguments: list[str]) -> int:

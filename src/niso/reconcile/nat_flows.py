@@ -1,7 +1,7 @@
-"""Flows that began while niso's rules were away, and so have not the NAT that they should: they end when the rules are back.
+"""End flows whose NAT is not what the rules say now.
 
-Connection tracking asks the rules for the first packet of a flow alone. A datagram that came meanwhile has left an entry
-without NAT, which keeps its client away for as long as it sends.
+Connection tracking asks the rules for the first packet of a flow alone. A datagram that came while niso's rules were away, or
+before a published port changed, has left an entry that keeps its client away for as long as it sends.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterable
 
-from niso.kernel import flows
+from niso.kernel import conntrack, flows
 from niso.kernel.flows import Tracked
 from niso.kernel.rtnetlink import Rtnl
+from niso.plan.records import Port, family_of
 from niso.plan.state import State
 
 _PASSES = 8
@@ -24,7 +25,7 @@ def clear(want: State) -> int:
 
     TCP that has had an answer stays: whoever answers has it. It looks until it finds none, since packets are under way.
     """
-    is_stray = _judge(want, _own_addresses())
+    is_stray = _judge(want, set(own_addresses()))
     ended = 0
     for _ in range(_PASSES):
         found = [flow for flow in flows.tracked() if is_stray(flow)]
@@ -32,11 +33,6 @@ def clear(want: State) -> int:
             break
         ended += flows.end(found)
     return ended
-
-
-def _own_addresses() -> set[str]:
-    with Rtnl() as rtnl:
-        return {each.address.partition("/")[0] for each in rtnl.addresses()}
 
 
 def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
@@ -102,4 +98,52 @@ class _Targets:
             for host, proto, first, last, target in self._ranges
             if host in ("", flow.destination) and proto == flow.proto and first <= flow.port <= last
         )
-        return {target for target in found if (":" in target) == (":" in flow.destination)}
+        return {target for target in found if family_of(target) == family_of(flow.destination)}
+
+
+def flush_changed_ports(before: State, after: State) -> None:
+    """End the flows that a change of published ports concerns, but TCP that has an answer: they follow at once.
+
+    A datagram that was sent while a port was away has left an entry without NAT, which would keep its client away.
+    """
+    changed = {
+        element.element
+        for element in before.elements ^ after.elements
+        if element.container.startswith(("publish_", "range_"))
+    }
+    if changed:
+        flush_ports(_claim(element) for element in changed)
+
+
+def flush_ports(claims: Iterable[tuple[str, int, int]], answered: bool = False) -> None:
+    """End the flows to (protocol, first port, last port) of this host's own addresses; TCP with an answer only if ``answered``."""
+    conntrack.flush_ports(claims, own_addresses, answered)
+
+
+def end_flows(ports: Iterable[Port]) -> None:
+    """End all flows to published ports whose service is gone while the address that they led to stays."""
+    claims = [(port.proto, port.host_port, port.last) for port in ports]
+    if claims:
+        flush_ports(claims, answered=True)
+
+
+def own_addresses() -> list[str]:
+    """Every address that the host takes for its own, 127.0.0.0/8 as a prefix."""
+    with Rtnl() as rtnl:
+        found = {each.address.partition("/")[0] for each in rtnl.addresses()}
+    return [*sorted(found), "127.0.0.0/8"]
+
+
+def _claim(element: str) -> tuple[str, int, int]:
+    """``10.0.0.1 . tcp . 8000-8010`` -> ("tcp", 8000, 8010)."""
+    *_, proto, ports = element.split(" . ")
+    first, _, last = ports.partition("-")
+    return proto, int(first), int(last or first)
+
+
+def flush_gone_addresses(before: State, after: State) -> None:
+    """No flow of an address that is gone is left for the next one that gets it."""
+    gone = {a.address.partition("/")[0] for a in before.addresses if a.netns}
+    gone -= {a.address.partition("/")[0] for a in after.addresses if a.netns}
+    if gone:
+        conntrack.flush_addresses(gone)

@@ -23,7 +23,7 @@ from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
 from niso.base.errors import NisoError
-from niso.commands.lab import cgroups, mounts, network
+from niso.commands.lab import cgroups, machines, mounts
 from niso.kernel import modules
 from niso.kernel.netlink import refused
 
@@ -221,7 +221,7 @@ def _run_init(lab: _Lab, supervisor: int) -> int:
     cgroups.settle(entered)
     extra = mounts.build(lab.name, cgroup_mounts, entered)
     socket.sethostname(HOSTNAME)
-    segment = network.build()
+    segment = machines.build()
     environment = _environment(extra)
     child = os.fork()
     if child == 0:

@@ -1,0 +1,82 @@
+"""Deactivate services, and forget them or their volumes."""
+
+from __future__ import annotations
+
+from niso.base.errors import Conflict
+from niso.base.locks import Lock
+from niso.base.report import Report, silent
+from niso.runtime import volumes
+from niso.services import stop
+from niso.services.journal import begin, locked, recover
+from niso.store.store import Store
+
+
+def deactivate(
+    store: Store,
+    services: list[str],
+    report: Report = silent,
+    dry_run: bool = False,
+    keep_forwards: bool = False,
+    needs: stop.Needs | None = None,
+) -> list[tuple[str, bool]]:
+    """Stop services and take down their networks; leases stay. Gives (service, whether it was active).
+
+    With ``keep_forwards`` their forwards come back with them. Processes end at once, but those that others depend on after them.
+    """
+    if dry_run:
+        with Lock(), store.transaction() as transaction:
+            transaction.cancel()
+            stop.refuse(store, services)
+            stop.plan_only(store, services, report)
+        return []
+    recover(store, report, services)
+    with locked(store, services):
+        active = [
+            name for name in services if (row := store.service(name)) is not None and row.active
+        ]
+        begin(store, active, "stop" if keep_forwards else "deactivate")
+        errors = stop.finish(store, active, report, True, keep_forwards, needs)
+        idle = [name for name in services if name not in active and store.forwards(name)]
+        if idle and not keep_forwards:
+            with Lock(), store.transaction():
+                for name in idle:
+                    store.end_publishing(name)
+        stop.raise_all(errors)
+    return [(name, name in active) for name in services]
+
+
+def remove(
+    store: Store, services: list[str], report: Report = silent, with_volumes: bool = False
+) -> None:
+    """Deactivate services and forget them, their leases, logs and copies, and ``with_volumes`` their named volumes.
+
+    Volumes that are left of a service that is not known go too. Raises NisoError.
+    """
+    recover(store, report, services)
+    with locked(store, services):
+        known = [name for name in services if store.service(name) is not None]
+        if with_volumes:
+            for name in services:
+                volumes.check_removable(name)  # before anything is stopped
+        begin(store, known, "remove volumes" if with_volumes else "remove")
+        errors = stop.finish(store, known, report, ends=False)
+        ended = [name for name in known if (row := store.service(name)) and not row.active]
+        stop.forget(store, ended, report, with_volumes)
+        for name in services if with_volumes else ():
+            if name not in known:
+                volumes.remove_all(name, report)
+        stop.raise_all(errors)
+
+
+def remove_volumes(store: Store, services: list[str], report: Report = silent) -> None:
+    """Remove the named volumes of services that are not active. Raises Conflict where one is, NisoError."""
+    recover(store, report, services)
+    with locked(store, services):
+        for name in services:
+            if (row := store.service(name)) is not None and row.active:
+                raise Conflict(
+                    f"service {name!r} is active, and has its volumes", f"niso deactivate {name}"
+                )
+            volumes.check_removable(name)
+        for name in services:
+            volumes.remove_all(name, report)

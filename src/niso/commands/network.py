@@ -1,0 +1,72 @@
+"""Create and remove networks."""
+
+from __future__ import annotations
+
+from niso.base.errors import Conflict
+from niso.base.locks import Lock
+from niso.base.report import Report, silent
+from niso.plan.records import Network
+from niso.reconcile.converge import converge, desired_now, plan
+from niso.services.networks import Wish, check, ensure
+from niso.store.store import Scope, Store
+
+
+def create(
+    store: Store, wish: Wish, report: Report = silent, dry_run: bool = False
+) -> Network | None:
+    """Make a network and its bridge at once; None where one of that name and these values is there already.
+
+    Raises Conflict (name, subnet or bridge taken, by whom), UsageError, KernelError; then nothing has changed.
+    """
+    check(wish)
+    with Lock():
+        scope = Scope((), (wish.name,), names=(("network", wish.name),))
+        with store.transaction() as transaction:
+            before = desired_now(store, scope)
+            network = ensure(store, wish, implicit=False)
+            if dry_run:
+                for step in plan(store, scope, before).steps:
+                    report(step)
+                transaction.cancel()
+                return network
+        try:
+            converge(store, scope, before, report)
+        except BaseException:
+            if network is not None:
+                _forget(store, wish.name)
+            raise
+    return network
+
+
+def remove(store: Store, names: list[str], report: Report = silent, dry_run: bool = False) -> None:
+    """Remove networks and their bridges, all or none. Raises NotFound, Conflict where a known service is on one."""
+    with Lock():
+        for name in names:
+            store.require_network(name)
+            members = [service for service, _ in store.members(name)] or store.held_by(name)
+            if members:
+                raise Conflict(
+                    f"network {name!r} is used by {', '.join(members)}",
+                    f"niso remove {' '.join(members)} takes them away",
+                )
+        scope = Scope((), tuple(names), names=tuple(("network", name) for name in names))
+        with store.transaction() as transaction:
+            before = desired_now(store, scope)
+            for name in names:
+                store.drop_network(name)
+            if dry_run:
+                for step in plan(store, scope, before).steps:
+                    report(step)
+                transaction.cancel()
+                return
+            # inside the transaction: if it cannot be done, or niso dies here, the networks stay known and can be repaired
+            converge(store, scope, before, report, teardown=True)
+
+
+def _forget(store: Store, name: str) -> None:
+    """Undo a network whose bridge could not be made."""
+    scope = Scope((), (name,), names=(("network", name),))
+    before = desired_now(store, scope)
+    with store.transaction():
+        store.drop_network(name)
+    converge(store, scope, before, teardown=True)

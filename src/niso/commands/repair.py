@@ -1,0 +1,213 @@
+"""Repair whatever `niso net check` finds."""
+
+from __future__ import annotations
+
+import os
+
+from niso.base import names, paths
+from niso.base.errors import ErrorGroup, NisoError, each
+from niso.base.locks import Lock, service_lock
+from niso.base.names import alias
+from niso.base.report import (
+    Command,
+    CopyingPackage,
+    Event,
+    RepairingStore,
+    Report,
+    ShowingHosts,
+    Starting,
+    Stopping,
+    WritingSpec,
+    silent,
+)
+from niso.commands import store_repair
+from niso.commands.check import left_running
+from niso.kernel import netns
+from niso.plan.diff import Step
+from niso.plan.findings import Finding
+from niso.reconcile import nat_flows, policy_flows
+from niso.reconcile.converge import compare, desired_now, repair
+from niso.runtime import hosts_mount, package, process, status
+from niso.runtime.defects import BLIND, UNKNOWN, of_package, of_process
+from niso.runtime.spec import load, save
+from niso.services import journal
+from niso.store.store import ALL, ServiceRow, Store
+
+
+def plan_mend(store: Store, report: Report) -> None:
+    """Report what `mend` would do now, but for what was left half-way. Changes nothing."""
+    lost = store_repair.holes(store)
+    for hole in lost:
+        report(_filling(hole))
+    if lost:
+        copy = store.in_memory()
+        store_repair.fill(copy, lost)
+        store = copy
+    homes = _nameless(store)
+    for name, pid in homes:
+        report(Command(f"ip netns attach {names.netns(name)} {pid}"))
+    back = {names.netns(name) for name, _ in homes}
+    steps, want, _, _ = compare(store)
+    back |= {veth.name for veth in want.veths if veth.netns in back}
+    for step in steps:
+        if not (
+            isinstance(step, Step)
+            and ({step.thing.key()[0], getattr(step.thing, "netns", "")} & back)
+        ):
+            report(step)
+    for name in store.active_services():
+        row = store.service(name)
+        if row is not None and of_package(row) is not None:
+            report(CopyingPackage(os.path.dirname(row.manifest_path)))
+        finding = of_process(name)
+        if finding is not None:
+            report(_mending(name, finding))
+    for name in left_running(store):
+        report(Stopping(name))
+
+
+def mend(store: Store, report: Report = silent) -> int:
+    """Recover what was left half-way, put everything right and start what should run; gives how much was done."""
+    errors: list[NisoError] = []
+    with Lock():
+        recovered = _fill(store, report)  # where this cannot be, what should be is not known
+        for damaged in store_repair.damaged(store):
+            try:
+                store_repair.mend(store, damaged)
+                report(_filling(store_repair.Hole("different", "service", damaged.name)))
+                recovered += 1
+            except NisoError as error:
+                errors.append(error)
+    try:
+        recovered += journal.recover(store, report, [intent.service for intent in store.intents()])
+    except NisoError as error:
+        errors.append(error)
+    with Lock():
+        try:
+            recovered += _name_again(store, report)
+            steps = repair(store, report)
+        except NisoError as error:
+            errors.append(error)
+            steps = []
+        if steps or errors:
+            # flows that began while a rule was away have no NAT, and would keep their client from it
+            nat_flows.clear(desired_now(store, ALL))
+            # and what came in while a policy was away is cut
+            policy_flows.cut(
+                store, [name for name in store.active_services() if store.policy(name) is not None]
+            )
+    done = recovered + len(steps)
+    for name in store.active_services():
+        with service_lock(name):
+            row = store.service(name)
+            if row is None or not row.active:
+                continue
+            try:
+                done += _copy_again(row, report) + _write_spec_again(row, report)
+            except NisoError as error:
+                errors.append(error)
+            finding = of_process(name)
+            if finding is not None:
+                report(_mending(name, finding))
+                try:
+                    spec = journal.stored_spec(row)
+                    if finding.defect == BLIND:
+                        hosts_mount.swap_or_restart(spec, report)
+                    else:
+                        process.stop(name, spec.stop_timeout_s)
+                        process.start(spec)
+                except NisoError as error:
+                    errors.append(error)
+                done += 1
+    for name in left_running(store):
+        with service_lock(name):
+            if name not in left_running(store):  # somebody was at it
+                continue
+            report(Stopping(name))
+            try:
+                process.stop(name)
+            except NisoError as error:
+                errors.append(error)
+            done += 1
+    if errors:
+        raise ErrorGroup([one for error in errors for one in each(error)])
+    return done
+
+
+def _copy_again(row: ServiceRow, report: Report) -> int:
+    """Copy a service's package where the copy is gone; how much was done. Raises NisoError where it is another one by now."""
+    if of_package(row) is None:
+        return 0
+    folder = os.path.dirname(row.manifest_path)
+    try:
+        same = package.fingerprint(folder, row.rootfs, row.manifest_path) == row.fingerprint
+    except NisoError:
+        same = False
+    if not same:
+        words = f"{row.name}: its package copy {row.package} is gone, and {folder} has another package or none now"
+        raise NisoError(words, f"niso activate {row.manifest_path}")
+    report(CopyingPackage(folder))
+    package.copy(row.name, folder, row.rootfs, row.fingerprint, row.manifest_path)
+    return 1
+
+
+def _write_spec_again(row: ServiceRow, report: Report) -> int:
+    """Write what a running service was started from where that is gone; how much was done. Raises NisoError."""
+    finding = of_process(row.name)
+    if finding is None or finding.defect != UNKNOWN:
+        return 0
+    report(_mending(row.name, finding))
+    try:
+        save(journal.stored_spec(row))
+    except OSError as error:
+        raise NisoError(f"cannot write spec.json: {error.strerror}", service=row.name) from error
+    return 1
+
+
+def _fill(store: Store, report: Report) -> int:
+    lost = store_repair.holes(store)
+    if lost:
+        with store.transaction():
+            store_repair.fill(store, lost)
+    for hole in lost:
+        report(_filling(hole))
+    return len(lost)
+
+
+def _filling(hole: store_repair.Hole) -> Event:
+    return RepairingStore(
+        "delete" if hole.problem == "foreign" else "write", hole.table, hole.service
+    )
+
+
+def _nameless(store: Store) -> list[tuple[str, int]]:
+    """(active service, pid of its process) where its network namespace has lost its name and the process is still in it."""
+    mark = alias(store.state_id())
+    found = []
+    for name in store.active_services():
+        spec = load(name)
+        pid = status.read(name).pid
+        if (
+            spec is None
+            or pid is None
+            or spec.netns != paths.netns_path(name)
+            or netns.exists(names.netns(name))
+        ):
+            continue
+        if netns.marked(pid) == mark:
+            found.append((name, pid))
+    return found
+
+
+def _name_again(store: Store, report: Report) -> int:
+    homes = _nameless(store)
+    for name, pid in homes:
+        report(Command(f"ip netns attach {names.netns(name)} {pid}"))
+        netns.attach(names.netns(name), pid, alias(store.state_id()))
+    return len(homes)
+
+
+def _mending(name: str, finding: Finding) -> Event:
+    if finding.defect == UNKNOWN:
+        return WritingSpec(name)
+    return ShowingHosts(name) if finding.defect == BLIND else Starting(name)

@@ -1,0 +1,48 @@
+"""All known services and networks, as policies are judged by."""
+
+from __future__ import annotations
+
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.kernel.rtnetlink import Rtnl, prefix
+from niso.plan.records import Endpoint, Policy
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.plan.verdict import World
+
+
+def read_world(store: Store) -> World:
+    """All known services and networks, and this host's addresses, as the engine needs them. Raises KernelError."""
+    from niso.plan.desired import shut
+    from niso.plan.verdict import Known, World
+
+    services = {}
+    for row in store.services():
+        if row.mode == "share":  # what it is on the network is its provider
+            continue
+        endpoints: dict[str, tuple[str, ...]] = {}
+        for network, address in store.addresses(row.name):
+            endpoints[network] = (*endpoints.get(network, ()), address)
+        services[row.name] = Known(
+            name=row.name,
+            names=store.names_there(row.name),
+            endpoints=tuple(
+                Endpoint(network, addresses) for network, addresses in endpoints.items()
+            ),
+            policy=store.policy(row.name) or Policy(),
+            ports=tuple(store.ports_there(row.name)),
+            active=row.active,
+            sharers=tuple(
+                (port, sharer)
+                for sharer in store.sharers(row.name)
+                for _, port in store.ports(sharer)
+            ),
+        )
+    with Rtnl() as rtnl:
+        own = rtnl.addresses()
+    host = frozenset(each.address.partition("/")[0] for each in own)
+    wires = frozenset(prefix(each.address) for each in own)
+    closed = shut(dict(store.sysctls_before()), store.any_active(), store.any_active(6))
+    return World(
+        services, {network.name: network for network in store.networks()}, host, closed, wires
+    )

@@ -1,0 +1,85 @@
+"""Find defects of the process and the package copy of an active service."""
+
+from __future__ import annotations
+
+import os
+
+from niso.plan.findings import Finding
+from niso.runtime import status
+from niso.runtime.root import HOSTS
+from niso.runtime.spec import APP, load
+from niso.store.store import ServiceRow
+
+
+def of_process(name: str) -> Finding | None:
+    """Return the defect of an active service's process, None if it has none.
+
+    A process that has ended is not a defect if its conmon has recorded the end.
+    """
+    what = f"process of service {name!r}"
+    if status.outside_cgroup(name):
+        return Finding(
+            "different", f"cgroup of service {name!r}", "its process was moved out of it"
+        )
+    now = status.read(name, closely=True)
+    if now.state in ("none", "failed"):
+        return Finding("missing", what, now.error or "")
+    if now.state != "running":
+        return None
+    spec = load(name)
+    if spec is None:
+        return Finding(
+            "missing",
+            f"spec.json of service {name!r}",
+            "what it was started from, by which its process is known",
+            UNKNOWN,
+        )
+    if _lost_sight(spec.package, now.pid):
+        return Finding("different", what, "its package copy was removed under it")
+    if not status.in_own_netns(name):
+        return Finding("different", what, "it runs in another network namespace")
+    if not _sees_hosts(name, now.pid):
+        return Finding(
+            "different", what, "it does not see its hosts file: the folder was removed", BLIND
+        )
+    if not status.conmon_alive(name):
+        return Finding(
+            "missing", f"conmon of service {name!r}", "nobody keeps its log or restarts it"
+        )
+    if now.pid is not None and not status.known_to_crun(name, now.pid):
+        return Finding("missing", f"crun's state of service {name!r}", "exec does not find it")
+    return None
+
+
+def of_package(row: ServiceRow) -> Finding | None:
+    """Return a finding if the package copy of a service is missing; its content is not checked."""
+    if os.path.isdir(row.package):
+        return None
+    return Finding(
+        "missing",
+        f"package copy {row.package} of service {row.name!r}",
+        f"niso activate {row.manifest_path}",
+    )
+
+
+UNKNOWN, BLIND = "spec gone", "hosts file unseen"
+"""Defects that are repaired while the process keeps running."""
+
+
+def _lost_sight(copy: str, pid: int | None) -> bool:
+    """Return whether /app is a removed package copy although the copy exists again."""
+    try:
+        return os.stat(f"/proc/{pid}/root{APP}").st_nlink == 0 and os.path.isdir(copy)
+    except OSError:
+        return False
+
+
+def _sees_hosts(name: str, pid: int | None) -> bool:
+    """Return whether a service sees the hosts folder that niso writes; True if that is unknown."""
+    spec = load(name)
+    try:
+        return spec is None or os.path.samestat(
+            os.stat(f"/proc/{pid}/root/etc/{HOSTS}"), os.stat(spec.hosts_folder)
+        )
+    except OSError:
+        return True

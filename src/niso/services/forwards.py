@@ -1,0 +1,182 @@
+"""The ports that come and go while a service runs (`niso port-forward`)."""
+
+from __future__ import annotations
+
+import time
+
+from niso.base.errors import Conflict, NotFound
+from niso.base.locks import Lock
+from niso.base.report import FinishingPorts, Report, silent
+from niso.plan import nft
+from niso.plan.records import Port
+from niso.plan.state import Element, State
+from niso.reconcile.converge import converge
+from niso.reconcile.nat_flows import flush_ports
+from niso.services.ports import Listeners, as_held, check_family, same_place
+from niso.store.store import Scope, Store
+
+
+def concerned(store: Store, service: str, port: Port, replace: bool) -> set[str]:
+    """The services whose ports `forward` would change: the caller holds their locks."""
+    return {service} | ({holder for holder, _ in store.port_holders(port)} if replace else set())
+
+
+def forward(
+    store: Store, service: str, port: Port, replace: bool, locked: set[str], report: Report = silent
+) -> tuple[bool, list[tuple[str, Port]]]:
+    """Publish one more port of an active service at once; (whether it was not yet, what was taken from which services).
+
+    With ``replace`` it is taken from whichever service has it, in one transaction of the kernel. ``locked`` are the services
+    whose locks the caller holds. Raises Conflict, KernelError; then nothing has changed.
+    """
+    key = "PORT"
+    with Lock():
+        _require_active(store, service)
+        if store.has_port(service, port):
+            return False, []
+        _check_mode(store, service, key)
+        check_family(service, port, store.port_families(service), key)
+        holders = store.port_holders(port)
+        losers = [
+            (holder, held)
+            for holder, held in holders
+            if holder != service or same_place(held, port)
+        ]
+        if losers and not replace:
+            holder, held = losers[0]
+            words = f"host port {port.host_side} is published by {holder!r}{as_held(held, port)}"
+            hint = f"--replace takes {held.text} from {holder}"
+            if holder == service:
+                hint = f"--replace puts it in the place of {held.text}"
+            if _is_part(port, held):
+                hint = "it is part of a range: move the whole range, or change that manifest"
+            raise Conflict(words, hint, key, names_key=False)
+        for holder, held in losers:
+            if _is_part(port, held):
+                words = f"host port {port.host_side} is part of {held.host_side} of {holder!r}"
+                raise Conflict(
+                    words, "move the whole range, or change that manifest", key, names_key=False
+                )
+            if holder not in locked:
+                raise Conflict(
+                    f"{holder!r} has just taken host port {port.host_side}",
+                    "try again",
+                    key,
+                    names_key=False,
+                )
+        Listeners(store.port_families(service)).check(port, key)
+        _change(store, [(service, port)], losers, report)
+    return True, losers
+
+
+def _is_part(port: Port, held: Port) -> bool:
+    """Whether ``held`` has ports beside those of ``port``, so that it cannot be taken away without them."""
+    return held.host_port < port.host_port or held.last > port.last
+
+
+def unforward(store: Store, service: str, port: Port, report: Report = silent) -> None:
+    """Take away a port that `forward` added, or one that waits for its service since a reboot.
+
+    Raises NotFound where there is none, Conflict where the manifest has it.
+    """
+    with Lock():
+        forwards = store.forwards(service)
+        if port not in forwards:
+            _require_active(store, service)
+            if store.has_port(service, port):
+                words = f"{port.text} is in the manifest of {service!r}"
+                raise Conflict(
+                    words, "take it out there, and activate it again", "PORT", names_key=False
+                )
+            added = ", ".join(each.text for each in forwards) or "none"
+            raise NotFound(f"{port.text} is not forwarded to {service!r}", f"its forwards: {added}")
+        _change(store, [], [(service, port)], report)
+
+
+def finish(store: Store, report: Report = silent) -> None:
+    """Carry out what processes that are gone have recorded of ports.
+
+    All of it at once: what one service lost, another one may have got. A living process keeps niso's lock from its record
+    to the end, so what is found here is nobody's.
+    """
+    with Lock():
+        moved = store.moved_ports()
+        if moved:
+            report(FinishingPorts(tuple(sorted({service for service, _ in moved}))))
+            _carry_out(store, moved, _elements(store, moved), report)
+
+
+_Moved = list[tuple[str, Port]]
+
+
+def _change(store: Store, come: _Moved, go: _Moved, report: Report) -> None:
+    """Record it, and have the kernel follow; if it cannot, the record goes back. The caller holds niso's lock."""
+    with store.transaction():
+        rows = [row for service, port in go for row in store.take_port(service, port)]
+        for service, port in come:
+            store.add_forward(service, port)
+        store.begin_moving([*come, *go], time.time())
+    before = _elements(store, go)
+    try:
+        _carry_out(store, [*come, *go], before, report)
+    except BaseException:
+        with store.transaction():
+            for service, port in come:
+                store.take_port(service, port)
+            store.put_port_rows(rows)
+        _carry_out(store, [*come, *go], _elements(store, come), report, teardown=True)
+        raise
+
+
+def _carry_out(
+    store: Store, moved: _Moved, before: State, report: Report, teardown: bool = False
+) -> None:
+    names = sorted({service for service, _ in moved})
+    on = {network for name in names for network, _ in store.addresses(name)}
+    # what a sharer's ports need of its provider's links is in scope too
+    scope = Scope(store.with_companions(names), tuple(sorted(on)), tuple(port for _, port in moved))
+    converge(store, scope, before, report, teardown)
+    flush_ports((port.proto, port.host_port, port.last) for _, port in moved)
+    with store.transaction():
+        for name in names:
+            store.end_intent(name)
+
+
+def _elements(store: Store, ports: _Moved) -> State:
+    """What these ports are, or were, in the kernel's maps; and what a service has there as long as it has any port."""
+    found: set[Element] = set()
+    for service, port in ports:
+        own = store.addresses(service)
+        first = [address for network, address in own if network == own[0][0]]
+        found.update(nft.published(service, port, first))
+        for name in {network for network, _ in own} - {own[0][0]}:
+            there = [address for network, address in own if network == name]
+            found.update(nft.published_on(service, port, store.require_network(name).bridge, there))
+        found.update(nft.hairpin(store.home(service), [(address, "") for _, address in own]))
+    return State(elements=frozenset(found))
+
+
+def _require_active(store: Store, service: str) -> None:
+    row = store.service(service)
+    if row is None or not row.active:
+        raise Conflict(f"service {service!r} is not active", f"niso activate {service}")
+
+
+def _check_mode(store: Store, service: str, key: str) -> None:
+    """Raise Conflict where a service is on no network that a port could lead to."""
+    home = store.service(store.home(service))
+    if home is not None and home.mode in ("host", "none"):
+        whose = (
+            f"service {service!r}"
+            if home.name == service
+            else f"{home.name!r}, whose network {service!r} shares,"
+        )
+        if home.mode == "host":
+            raise Conflict(
+                f"{whose} is of mode host", "what it listens on is the host's already", key
+            )
+        raise Conflict(
+            f"{whose} is of mode none: nothing leads there",
+            'mode = "bridge" has a network',
+            key,
+        )

@@ -1,0 +1,102 @@
+"""No decision by prose: what a message, a finding or an event says is for people, and code goes by fields and types."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+import pytest
+from test_imports import MODULES
+
+PROSE = {"message", "detail", "reason", "words", "hint", "right"}
+"""The fields that are text for people."""
+DECIDES = {
+    "startswith",
+    "endswith",
+    "removeprefix",
+    "removesuffix",
+    "partition",
+    "rpartition",
+    "split",
+    "find",
+    "index",
+    "count",
+}
+"""Methods of str that tell one text from another, or take it apart."""
+
+MAY = {
+    ("cli.progress", "event.describe().split('\\n', 1)"),  # shows the first command of several
+}
+"""What takes prose apart to show less of it."""
+
+
+def is_prose(node: ast.expr) -> bool:
+    """Whether an expression is text for people: ``error.message``, ``str(error)``, ``step.describe()``."""
+    if isinstance(node, ast.Attribute):
+        return node.attr in PROSE and not (
+            isinstance(node.value, ast.Name) and node.value.id in ("args", "self")
+        )
+    if not isinstance(node, ast.Call):
+        return False
+    if isinstance(node.func, ast.Attribute):
+        return node.func.attr == "describe" or (
+            node.func.attr in ("text", "words") and not node.args
+        )
+    return (
+        isinstance(node.func, ast.Name)
+        and node.func.id == "str"
+        and len(node.args) == 1
+        and isinstance(node.args[0], ast.Name)
+        and node.args[0].id in ("error", "group", "cause")
+    )
+
+
+def decisions(tree: ast.AST) -> Iterator[ast.expr]:
+    """Expressions that compare prose, look into it or take it apart."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            empty = any(isinstance(side, ast.Constant) and not side.value for side in sides)
+            if any(map(is_prose, sides)) and not empty:
+                yield node
+        elif (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in DECIDES
+            and is_prose(node.func.value)
+        ):
+            yield node
+        elif isinstance(node, ast.Assign | ast.AugAssign) and any(
+            isinstance(target, ast.Attribute) and target.attr == "message"
+            for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        ):
+            yield node  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name])
+def test_nothing_is_decided_by_text_for_people(module: str) -> None:
+    found = {ast.unparse(node) for node in decisions(ast.parse(MODULES[module].read_text()))}
+    assert {each for each in found if (module, each) not in MAY} == set()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "if error.message.startswith('a: '): pass",
+        "if 'locked' in str(error): pass",
+        "x = step.describe() in told",
+        "x = finding.detail == BLIND",
+        "x = error.message.removeprefix('a: ')",
+        "error.message = 'a: ' + error.message",
+        "word, _, rest = verdict.path.words.partition(' ')",
+    ],
+)
+def test_such_a_decision_is_seen(code: str) -> None:
+    assert list(decisions(ast.parse(code)))
+
+
+@pytest.mark.parametrize(
+    "code", ["if isinstance(error, Conflict): pass", "x = error.hint == ''", "print(error.message)"]
+)
+def test_showing_it_is_none(code: str) -> None:
+    assert not list(decisions(ast.parse(code)))
