@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from niso.base import paths
+from niso.base.report import Event, WaitingForHealth
 from niso.plan.records import Healthcheck
 from niso.runtime import health
 from niso.runtime.health import Probed
@@ -239,7 +240,7 @@ def test_record_that_cannot_be_read_counts_as_none(text: str) -> None:
 
 def test_only_those_that_are_due_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Healthcheck] = []
-    told: list[str] = []
+    told: list[Event] = []
 
     def answers(wanted: list[tuple[Healthcheck, str | None]]) -> list[str]:
         asked.extend(check for check, _ in wanted)
@@ -270,4 +271,4 @@ def test_only_those_that_are_due_are_asked(monkeypatch: pytest.MonkeyPatch) -> N
         file.write(json.dumps(found._replace(asked_at=time.time() + 3600)._asdict()))
     health.check_all(services, told.append)
     assert [check.port for check in asked] == [2, 1]
-    assert told == ["wait for the health of two", "wait for the health of one"]
+    assert told == [WaitingForHealth(("two",)), WaitingForHealth(("one",))]
