@@ -165,7 +165,7 @@ def test_configuration_without_a_namespace_of_ones_own_has_no_network_entry() ->
 
     def config(**changes: str) -> dict[str, object]:
         spec = SPEC._replace(**changes)  # type: ignore[arg-type]
-        return oci.config(spec, "/b/root", "/c", "/etc/niso-hosts", [], PROFILE, 1024)
+        return oci.config(spec, "/b/root", "/etc/niso-hosts", oci.Machine("/c", 1024, PROFILE))
 
     kinds = [each["type"] for each in config()["linux"]["namespaces"]]  # type: ignore[index]
     on_host = config(netns="", hosts_folder="")

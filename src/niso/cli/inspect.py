@@ -37,10 +37,10 @@ def _status(row: ServiceRow) -> tuple[str, float | None, dict[str, object]]:
     """(words of STATUS, seconds of uptime, details) of a service."""
     if not row.active:
         return "inactive", None, {}
-    from niso.runtime import logs, process
+    from niso.runtime import logs, status
 
     logs.rotate_if_large(row.name)
-    found = process.status(row.name, closely=True)
+    found = status.read(row.name, closely=True)
     running = found.state == "running"
     uptime = max(0.0, time.time() - found.started_at) if running and found.started_at else None
     words = {"exited": f"exited ({found.exit_code})", "none": "failed"}.get(
@@ -49,7 +49,7 @@ def _status(row: ServiceRow) -> tuple[str, float | None, dict[str, object]]:
     details: dict[str, object] = {
         "pid": found.pid,
         "exit_code": found.exit_code,
-        "out_of_memory": process.out_of_memory(row.name),
+        "out_of_memory": status.out_of_memory(row.name),
         "restarts": found.restarts,
         "started_at": output.time_text(found.started_at),
     }
@@ -61,10 +61,10 @@ def _healths(rows: Iterable[ServiceRow], args: Args) -> dict[str, Health]:
     checked = [row for row in rows if row.active and '"healthcheck":{' in row.manifest]
     if not checked:
         return {}
-    from niso.runtime import process
+    from niso.runtime import status
 
     running = [
-        (row, found) for row in checked if (found := process.status(row.name)).state == "running"
+        (row, found) for row in checked if (found := status.read(row.name)).state == "running"
     ]
     if not running:
         return {}
@@ -88,12 +88,12 @@ def _healths(rows: Iterable[ServiceRow], args: Args) -> dict[str, Health]:
         if check is not None and said is not None:
             namespace = spec.namespace(said)
             asked.append(
-                health.Asked(row.name, check, namespace, (found.pid or 0, found.started_at or 0.0))
+                health.Target(row.name, check, namespace, (found.pid or 0, found.started_at or 0.0))
             )
     from niso.cli.progress import Progress
 
     with Progress(args) as report:
-        return health.look(asked, report)
+        return health.check_all(asked, report)
 
 
 def ps(store: Store, args: Args, only: Iterable[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from niso.plan.findings import Finding, findings
 from niso.plan.records import Network
 from niso.plan.state import State
 from niso.reconcile.converge import compare, desired_now
-from niso.runtime import process
+from niso.runtime import status
 from niso.runtime.defects import of_package, of_process
 from niso.store.store import Scope, Store, bare_name, suggest
 
@@ -141,7 +141,7 @@ NOT_ACTIVE = "it is not active"
 def left_running(store: Store) -> list[str]:
     """The services that have a process, or what is left of one, and are not active; what somebody is at is left out."""
     found = []
-    for name in process.left():
+    for name in status.services():
         row = store.service(name)
         if (row is None or not row.active) and store.intent(name) is None:
             found.append(name)

@@ -27,7 +27,7 @@ from niso.plan.diff import Step
 from niso.plan.findings import Finding
 from niso.reconcile import nat_flows, policy_flows
 from niso.reconcile.converge import compare, desired_now, repair
-from niso.runtime import hosts_mount, package, process
+from niso.runtime import hosts_mount, package, process, status
 from niso.runtime.defects import BLIND, UNKNOWN, of_package, of_process
 from niso.runtime.spec import load, save
 from niso.services import journal
@@ -112,7 +112,7 @@ def mend(store: Store, report: Report = silent) -> int:
                 try:
                     spec = journal.stored_spec(row)
                     if finding.defect == BLIND:
-                        hosts_mount.show_or_start(spec, report)
+                        hosts_mount.swap_or_restart(spec, report)
                     else:
                         process.stop(name, spec.stop_timeout_s)
                         process.start(spec)
@@ -186,7 +186,7 @@ def _nameless(store: Store) -> list[tuple[str, int]]:
     found = []
     for name in store.active_services():
         spec = load(name)
-        pid = process.status(name).pid
+        pid = status.read(name).pid
         if (
             spec is None
             or pid is None

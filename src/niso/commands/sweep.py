@@ -20,7 +20,7 @@ from niso.kernel.libnftables import Nft
 from niso.kernel.rtnetlink import Rtnl
 from niso.plan import nft
 from niso.reconcile import forwarding
-from niso.runtime import cgroup, process
+from niso.runtime import cgroup, process, status
 from niso.runtime.package import delete_tree
 from niso.store.sqlite import unusable
 from niso.store.store import Store
@@ -97,7 +97,7 @@ def _refuse_strangers() -> None:
     """Raise Conflict where services run that this run folder does not know: their network is not for us to take."""
     for name, path in _homeless():
         pids = cgroup.pids(path)
-        if pids and not process.kept_here(name):
+        if pids and not process.has_conmon(name):
             state_id = path.split("/")[1].removeprefix("niso-")
             raise Conflict(
                 f"service {name!r} of the niso state folder with id {state_id} runs (pid {pids[0]}), under another run folder",
@@ -107,7 +107,7 @@ def _refuse_strangers() -> None:
 
 def _homeless() -> list[tuple[str, str]]:
     """(service, cgroup) of those whose links are here and whose folder is not in this run folder."""
-    known = set(process.left())
+    known = set(status.services())
     with Rtnl() as rtnl:
         ids = {state_id_of(link.alias) for link in rtnl.links() if is_marked(link.alias)}
     return [
@@ -123,10 +123,10 @@ def _homeless() -> list[tuple[str, str]]:
 def _all_of_niso() -> list[_Thing]:
     """Everything that carries a mark of niso, in the order in which it can go."""
     things: list[_Thing] = []
-    for name in process.left():
+    for name in status.services():
         things.append(_Thing(Stopping(name), partial(process.stop, name, 0)))
     for name, path in _homeless():
-        things.append(_Thing(EndingLost(path), partial(process.end_lost, name, path)))
+        things.append(_Thing(EndingLost(path), partial(process.end_orphans, name, path)))
     for name in netns.names():
         with netns.inside(name), Rtnl() as rtnl:
             lo = rtnl.link("lo")

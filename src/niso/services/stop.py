@@ -155,7 +155,7 @@ def stop(rows: Iterable[ServiceRow], report: Report, needs: Needs) -> dict[str, 
             for name in ready or ([] if asked else list(left)):
                 report(Stopping(name))
                 timeout_s = left.pop(name)
-                pidfd = process.ask_to_end(name) if timeout_s > 0 else -1
+                pidfd = process.terminate(name) if timeout_s > 0 else -1
                 asked[name] = (pidfd, time.monotonic() + (timeout_s if pidfd >= 0 else 0.0))
                 clear.append(name)
             for name in _over(asked):

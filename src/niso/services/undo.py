@@ -18,7 +18,7 @@ from niso.kernel.write import end_links
 from niso.plan.records import Port
 from niso.reconcile import forwarding, nat_flows, policy_flows
 from niso.reconcile.converge import converge, desired_now
-from niso.runtime import hosts_mount, package, process, spec, volumes
+from niso.runtime import hosts_mount, package, process, spec, status, volumes
 from niso.store.store import Intent, Scope, ServiceRow, Store
 
 undoing = False
@@ -110,13 +110,13 @@ def start_again(store: Store, name: str) -> None:
     restored = store.service(name)
     if restored is not None and restored.active:
         # its namespace was another one meanwhile, or it was about to end
-        if not process.at_home(name) or process.stop_begun(name):
+        if not status.in_own_netns(name) or status.is_stopping(name):
             process.stop(name)
         if (
-            process.status(name).state == "starting"
+            status.read(name).state == "starting"
         ):  # whoever holds the lock began it, and was interrupted
             process.stop(name, 0)
-        if process.status(name).state in ("none", "failed"):
+        if status.read(name).state in ("none", "failed"):
             process.start(spec.parse(restored.spec))
 
 
@@ -136,13 +136,13 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
         if (
             old is not None
             and now_spec is not None
-            and (hosts_mount.can(now_spec, old) or _runs_with(name, old))
+            and (hosts_mount.can_swap(now_spec, old) or _runs_with(name, old))
         ):
             # whether it was shown another hosts file by now is not asked: its own may have been away, so it is shown that again
             if (
                 now_spec.hosts_folder != old.hosts_folder
                 and old.hosts_folder
-                and process.status(name).pid is not None
+                and status.read(name).pid is not None
             ):
                 shown.append(old)
         else:
@@ -190,7 +190,7 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
         after = desired_now(store, scope)
         for old in shown:
             try:
-                hosts_mount.show(old)
+                hosts_mount.swap(old)
             except ProcessError:
                 process.stop(old.service, 0)  # it is started again afterwards
         nat_flows.flush_gone_addresses(before_, after)
@@ -213,4 +213,4 @@ def _forget_failed(name: str, kept: ServiceRow | None) -> None:
 
 
 def _runs_with(name: str, wanted: spec.ProcessSpec) -> bool:
-    return spec.load(name) == wanted and process.runs(name)
+    return spec.load(name) == wanted and status.runs(name)
