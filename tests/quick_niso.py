@@ -23,7 +23,7 @@ LOADED = (
     "commands.store_repair",
     "explain.exposure",
     "explain.foreign_firewalls",
-    "kernel.ruleset",
+    "kernel.nft_compare",
     "manifest.validate",
 )
 

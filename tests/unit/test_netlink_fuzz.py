@@ -29,11 +29,11 @@ from niso.kernel import (
     netlink,
     nflog,
     nft_elements,
+    nft_tables,
     probe,
     rtnetlink,
     sockdiag,
 )
-from niso.plan import nft
 
 ANSWERS = {
     name: [bytes.fromhex(message) for message in messages]
@@ -110,7 +110,7 @@ def _log(said: list[bytes]) -> Any:
 
 
 H4 = nft_elements.HEADERS["inet niso", "publish_any4"]
-COUNTED = [nft_elements.HEADERS["inet niso", name] for name in sorted(nft.COUNTED)]
+COUNTED = [nft_elements.HEADERS["inet niso", name] for name in sorted(nft_tables.COUNTED)]
 READERS: dict[str, Callable[[list[bytes]], Any]] = {
     "links": lambda said: of(rtnetlink.Rtnl, said).links(),
     "link": lambda said: of(rtnetlink.Rtnl, said).link("lo"),

@@ -182,12 +182,12 @@ def _ports(args: Args) -> int:
 
 
 def _rules(args: Args) -> int:
+    from niso.kernel import nft_tables
     from niso.kernel.libnftables import Nft
-    from niso.plan import nft
 
     objects: list[object] = []
     with Nft() as kernel:
-        for table in nft.CONTAINERS:
+        for table in nft_tables.CONTAINERS:
             if kernel.elements(table, "owner") is None:
                 continue
             if args.json:

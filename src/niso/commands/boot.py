@@ -19,6 +19,7 @@ from niso.base.locks import Lock, service_lock
 from niso.base.report import ChangingUnit, Report, silent
 from niso.commands import activate, restart
 from niso.commands.activate import Outcome
+from niso.kernel.real import Real
 from niso.reconcile.converge import repair
 from niso.runtime import status, unit
 from niso.services import journal, start
@@ -371,7 +372,7 @@ def restore(store: Store, timeout_s: float, report: Report = silent) -> Restored
         errors += each(error)
     try:
         with Lock():
-            repair(store, report)
+            repair(Real(), store, report)
     except NisoError as error:
         errors += each(error)
     enabled = [row for row in store.services() if row.enabled]

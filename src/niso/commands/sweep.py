@@ -15,7 +15,7 @@ from niso.base.lite_typing import NamedTuple
 from niso.base.locks import Lock, locked_services, service_lock
 from niso.base.names import is_marked, state_id_of
 from niso.base.report import Command, EndingLost, Event, Report, Stopping, silent
-from niso.kernel import netns, sysctl
+from niso.kernel import netns, nft_tables, sysctl
 from niso.kernel.libnftables import Nft
 from niso.kernel.rtnetlink import Rtnl
 from niso.plan import nft
@@ -148,13 +148,13 @@ def _all_rules() -> list[_Thing]:
     with Rtnl() as rtnl:
         going = {link.name for link in rtnl.links() if is_marked(link.alias)}
     with Nft() as kernel:
-        marks = kernel.elements(nft.INET, "before") or ()
+        marks = kernel.elements(nft_tables.INET, "before") or ()
         for name, value in forwarding.to_put_back(dict(map(nft.sysctl_before, marks))):
             if going & set(name.split("/")):
                 continue
             put_back = Command(f"sysctl -w {name}={value}")
             things.append(_Thing(put_back, partial(sysctl.write, name, value)))
-        for table in nft.CONTAINERS:
+        for table in nft_tables.CONTAINERS:
             if kernel.elements(table, "owner") is not None:
                 destroy = Command(f"nft destroy table {table}")
                 things.append(_Thing(destroy, partial(_destroy_table, table), is_guard=True))

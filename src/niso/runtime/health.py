@@ -17,12 +17,13 @@ from collections.abc import Generator, Sequence
 
 from niso.base import paths
 from niso.base.errors import NisoError
+from niso.base.family import family_of
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import open_lock
 from niso.base.report import Report, WaitingForHealth
 from niso.kernel import netns
 from niso.kernel.rtnetlink import Rtnl
-from niso.plan.records import Healthcheck, family_of
+from niso.plan.records import Healthcheck
 from niso.runtime import process
 from niso.runtime.spec import read_json
 

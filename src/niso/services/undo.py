@@ -14,7 +14,7 @@ from niso.base.errors import ErrorGroup, NisoError, ProcessError
 from niso.base.locks import Lock
 from niso.base.report import Report, Undoing
 from niso.kernel import netns
-from niso.kernel.write import end_links
+from niso.kernel.real import Real
 from niso.plan.records import Port
 from niso.reconcile import forwarding, nat_flows, policy_flows
 from niso.reconcile.converge import converge, desired_now
@@ -167,7 +167,7 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
         concerned.update(("network", name) for name in on)
         names_before = tuple(sorted(concerned))
         before_ = desired_now(
-            store, Scope(tuple(sorted(everyone)), tuple(sorted(on)), names=names_before)
+            Real(), store, Scope(tuple(sorted(everyone)), tuple(sorted(on)), names=names_before)
         )
         try:
             store.undo(intents)
@@ -183,11 +183,11 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
         }
         on.update(network for row in restored.values() for network in row.networks)
         scope = Scope(tuple(sorted(everyone)), tuple(sorted(on)), names=names_before)
-        policy_flows.introduce(store, before_, desired_now(store, scope))
-        converge(store, scope, before_, report, teardown=True, ending=links)
+        policy_flows.introduce(store, before_, desired_now(Real(), store, scope))
+        converge(Real(), store, scope, before_, report, teardown=True, ending=links)
         for name in ports.keys() - restored.keys():
             netns.clear_unfinished(names.netns(name))
-        after = desired_now(store, scope)
+        after = desired_now(Real(), store, scope)
         for old in shown:
             try:
                 hosts_mount.swap(old)
@@ -201,7 +201,7 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
             kept = {port for _, port in store.ports(name)} if name in restored else set()
             nat_flows.end_flows(port for port in had if port not in kept)
         forwarding.forget(store)
-    end_links(links)
+    Real().end_links(links)
 
 
 def _forget_failed(name: str, kept: ServiceRow | None) -> None:
