@@ -80,6 +80,7 @@ COMMON = {
     "niso.cli.parse",
     "niso.base.errors",
     "niso.base.failpoint",
+    "niso.base.family",
     "niso.base.paths",
     "niso.plan",
     "niso.plan.records",
