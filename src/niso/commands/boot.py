@@ -403,5 +403,7 @@ def _activate(
 
 
 def _naming(service: str, error: NisoError) -> NisoError:
-    error.service = error.service or service
-    return error
+    """Return the error with the service before all else that it says."""
+    if error.service == service and not error.file:
+        return error
+    return NisoError(error.message, error.hint, error.key, service=service, names_key=False)
