@@ -19,7 +19,7 @@ LOADED = (
     "api.handover",
     "api.host_networks",
     "api.host_services",
-    "api.status",
+    "api.host_status",
     "cli.net",
     "cli.service",
     "commands.activate",
@@ -28,7 +28,7 @@ LOADED = (
     "commands.store_repair",
     "explain.exposure",
     "explain.foreign_firewalls",
-    "kernel.ruleset",
+    "kernel.nft_compare",
     "manifest.validate",
 )
 

@@ -221,16 +221,15 @@ class _without_processes:
     """Within the block services have no process; the store and the kernel's network are as ever."""
 
     def __enter__(self) -> None:
-        from niso.runtime import process
+        from niso.runtime import process, status
         from niso.services import start
 
         nothing = mock.Mock(return_value=None)
-        status = mock.Mock(return_value=mock.Mock(state="running", pid=1, error=None))
-        ask = mock.Mock(return_value=-1)
+        running = mock.Mock(return_value=mock.Mock(state="running", pid=1, error=None))
+        asked = mock.Mock(return_value=-1)
         self._patches = [
-            mock.patch.multiple(
-                process, start=nothing, stop=nothing, ask_to_end=ask, status=status, runs=status
-            ),
+            mock.patch.multiple(process, start=nothing, stop=nothing, terminate=asked),
+            mock.patch.multiple(status, read=running, runs=running),
             mock.patch.multiple(start, run=nothing, expect=nothing),
         ]
         for patch in self._patches:

@@ -64,20 +64,16 @@ def timed(what: Callable[[], object]) -> float:
 def measure(count: int, profile: str | None) -> None:
     from niso.commands import activate as activation
     from niso.commands import deactivate as deactivation
-    from niso.runtime import process
+    from niso.runtime import process, status
     from niso.services import start
     from niso.services.targets import find_targets
     from niso.store.store import Store
 
     nothing = mock.Mock(return_value=None)
-    status = mock.Mock(return_value=mock.Mock(state="running", pid=1, error=None))
-    without = {
-        "start": nothing,
-        "stop": nothing,
-        "ask_to_end": mock.Mock(return_value=-1),
-        "status": status,
-    }
-    mock.patch.multiple(process, **without, runs=mock.Mock(return_value=True)).start()
+    running = mock.Mock(return_value=mock.Mock(state="running", pid=1, error=None))
+    asked = mock.Mock(return_value=-1)
+    mock.patch.multiple(process, start=nothing, stop=nothing, terminate=asked).start()
+    mock.patch.multiple(status, read=running, runs=mock.Mock(return_value=True)).start()
     mock.patch.object(start, "run", nothing).start()
 
     names = [f"s{number:03}" for number in range(count)]

@@ -19,18 +19,13 @@ def main() -> None:
     if os.environ.get("NISO_LAB") != "1":
         sys.exit("only in a lab")
     from niso.cli.main import main as command
-    from niso.runtime import process
+    from niso.runtime import process, status
     from niso.services import start
 
-    replaced = {
-        "start": nothing,
-        "stop": nothing,
-        "ask_to_end": lambda *_, **__: -1,
-        "runs": lambda *_, **__: True,
-        "status": lambda *_, **__: SimpleNamespace(state="running", pid=1, error=None),
-    }
-    for name, value in replaced.items():
-        setattr(process, name, value)
+    process.start = process.stop = nothing  # type: ignore[assignment]
+    process.terminate = lambda *_, **__: -1
+    status.runs = lambda *_, **__: True
+    status.read = lambda *_, **__: SimpleNamespace(state="running", pid=1, error=None)  # type: ignore[assignment,return-value]
     start.run = start.expect = nothing  # type: ignore[assignment]
     command()
 

@@ -131,7 +131,7 @@ def reason(action: str) -> str:
         "sqlite-busy": "database is locked",
         "sqlite-full": "disk is full",
         "crun": "niso: ",  # whoever waits for what crun does says that it is not so
-        "conmon": "conmon ended without a word",
+        "conmon": "conmon ended without a message",
     }
     return later.get(action) or ERRNOS[action].lower()
 

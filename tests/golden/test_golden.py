@@ -17,17 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_kernel import FakeKernel
 from stored import TemporaryStore, add_network, put
 
 from niso.base.names import DEFAULT_NETWORK
+from niso.kernel import nft_tables
+from niso.kernel.diff import diff
+from niso.kernel.fake import Fake
+from niso.kernel.kinds import order
+from niso.kernel.kinds.element import NftTransaction
+from niso.kernel.kinds.kind import AnyStep
+from niso.kernel.kinds.ruleset import Ruleset
+from niso.kernel.kinds.setting import FORWARDING
+from niso.kernel.state import State
 from niso.manifest import load as model
 from niso.manifest.parse_ports import parse_port
-from niso.plan import nft
-from niso.plan.desired import FORWARDING, desired
-from niso.plan.diff import AnyStep, NftTransaction, diff
+from niso.plan.desired import desired
 from niso.plan.records import Network, Subnet
-from niso.plan.state import Ruleset, State, kinds
 from niso.store.store import ALL, Store
 
 HERE = Path(__file__).parent
@@ -79,7 +84,7 @@ def fill(store: Store, world: dict[str, Any]) -> None:
             store.drop_network(name)
 
 
-def disturb(kernel: FakeKernel, what: dict[str, Any]) -> None:
+def disturb(kernel: Fake, what: dict[str, Any]) -> None:
     """Make the kernel different: rules of another version, files, pairs or namespaces that are lost."""
     kernel.ruleset = what.get("rules", kernel.ruleset)
     for folder in what.get("lost_hosts_files", []):
@@ -101,7 +106,7 @@ def worked_out(case: str) -> tuple[State, State, list[AnyStep]]:
         if (folder / "current.json").exists()
         else {}
     )
-    kernel = FakeKernel()
+    kernel = Fake(strict=True)
     with TemporaryStore() as store:
         store._db.execute("UPDATE meta SET value=? WHERE key='state_id'", (STATE_ID,))
         for file in ("before.toml", "after.toml"):
@@ -111,17 +116,17 @@ def worked_out(case: str) -> tuple[State, State, list[AnyStep]]:
                 disturb(kernel, current)
             fill(store, tomllib.loads((folder / file).read_text()))
             want = desired(store.snapshot(ALL))
-            have = kernel.read(want)
+            have = kernel.everything(want)
             steps = diff(want, have)
             kernel.write(steps)
-    assert diff(want, kernel.read(want)) == []
+    assert diff(want, kernel.everything(want)) == []
     return have, want, steps
 
 
 def written(state: State) -> str:
     lines = []
-    for kind in kinds(state):
-        for thing in sorted(kind):
+    for kind in order.KINDS:
+        for thing in sorted(state[kind.thing]):
             fields = " ".join(f"{name}={value!r}" for name, value in thing._asdict().items())
             lines.append(f"{type(thing).__name__} {fields}\n")
     return "".join(lines)
@@ -153,11 +158,11 @@ def test_golden(case: str) -> None:
 def test_goldens_over_each_other_in_random_order_end_where_they_should(seed: int) -> None:
     states = [state for case in CASES for state in worked_out(case)[:2]]
     random.Random(seed).shuffle(states)
-    kernel = FakeKernel()
+    kernel = Fake(strict=True)
     for state in states:
-        want = state._replace(rulesets=frozenset({Ruleset(nft.DIGEST)} if state.rulesets else ()))
-        kernel.write(diff(want, kernel.read(want)))
-        have = kernel.read(want)
+        want = state.replace(Ruleset, [Ruleset(nft_tables.DIGEST)] if state[Ruleset] else [])
+        kernel.write(diff(want, kernel.everything(want)))
+        have = kernel.everything(want)
         assert have == want
         assert diff(want, have) == []
 

@@ -59,6 +59,7 @@ NO_CASE = {
     "Netns.alias": "the same",
     "Attached missing": "none is wanted",
     "Neighbour missing": "none is wanted",
+    "HostsRemnant missing": "none is wanted",
 }
 
 DAMAGES: dict[str, Damage] = {
@@ -416,12 +417,12 @@ DAMAGES: dict[str, Damage] = {
         [("different", API)],
     ),
     "port isolated": Damage(
-        ("Veth.strange",),
+        ("Veth.drift",),
         lambda w: w.run("bridge", "link", "set", "dev", w.port, "isolated", "on"),
         [("different", API)],
     ),
     "port does not learn and flood": Damage(
-        ("Veth.strange",),
+        ("Veth.drift",),
         lambda w: w.run(
             "bridge",
             "link",
@@ -438,18 +439,18 @@ DAMAGES: dict[str, Damage] = {
         [("different", API)],
     ),
     "port disabled": Damage(
-        ("Veth.strange",),
+        ("Veth.drift",),
         lambda w: w.run("bridge", "link", "set", "dev", w.port, "state", "0"),
         [("different", API)],
     ),
     "ARP off inside": Damage(
-        ("Veth.strange",), lambda w: w.ip("-n niso-api link set eth0 arp off"), [("different", API)]
+        ("Veth.drift",), lambda w: w.ip("-n niso-api link set eth0 arp off"), [("different", API)]
     ),
     "ARP off of the port": Damage(
-        ("Veth.strange",), lambda w: w.ip(f"link set {w.port} arp off"), [("different", API)]
+        ("Veth.drift",), lambda w: w.ip(f"link set {w.port} arp off"), [("different", API)]
     ),
     "ARP off and port isolated": Damage(
-        ("Veth.strange",),
+        ("Veth.drift",),
         lambda w: w.sh(
             'ip -n niso-api link set eth0 arp off; ip link set "$1" arp off down; bridge link set dev "$1" isolated on',
             w.port,
@@ -458,12 +459,12 @@ DAMAGES: dict[str, Damage] = {
     ),
     # --- bridges
     "ARP off of the bridge": Damage(
-        ("Bridge.strange",),
+        ("Bridge.drift",),
         lambda w: w.ip("link set niso-extra arp off"),
         [("different", r"^bridge niso-extra$")],
     ),
     "ARP off of a bridge with STP": Damage(
-        ("Bridge.strange",),
+        ("Bridge.drift",),
         lambda w: w.ip(
             "link set niso-extra arp off", "link set niso-extra type bridge stp_state 1"
         ),
@@ -502,7 +503,7 @@ DAMAGES: dict[str, Damage] = {
         stack="dual",
     ),
     "bridge with STP": Damage(
-        ("Bridge.strange",),
+        ("Bridge.drift",),
         lambda w: w.ip("link set niso-extra type bridge stp_state 1"),
         [("different", r"^bridge niso-extra$")],
     ),
@@ -644,7 +645,7 @@ DAMAGES: dict[str, Damage] = {
         [("foreign", r"^hosts file /run/niso/hosts/evil/hosts$")],
     ),
     "hosts file of a killed command": Damage(
-        ("HostsFile foreign",),
+        ("HostsRemnant foreign",),
         lambda w: w.sh("mkdir /run/niso/hosts/evil; touch /run/niso/hosts/evil/hosts.new"),
         [("foreign", r"^hosts file /run/niso/hosts/evil/hosts$")],
     ),

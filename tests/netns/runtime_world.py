@@ -19,14 +19,14 @@ CGROUP = f"niso-{STATE_ID}"
 _CALL = r"""
 import json, sys
 from niso.base.errors import NisoError
-from niso.runtime import process, spec
+from niso.runtime import process, spec, status
 from niso.base.locks import service_lock
 name, args = sys.argv[1], json.loads(sys.argv[2])
 if name == "start":
     args = [spec.ProcessSpec(**args[0])]
 try:
     if name == "status":
-        result = process.status(*args)._asdict() | {"conmon": process.conmon_alive(*args)}
+        result = status.read(*args)._asdict() | {"conmon": status.conmon_alive(*args)}
     elif name == "load":
         result = spec.load(*args)
     else:

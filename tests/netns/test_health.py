@@ -132,12 +132,12 @@ def test_answer_that_is_healthy(lab: Lab, path: str) -> None:
     [
         ("/404", "status 404"),
         ("/500", "status 500"),
-        ("/199", "closed without an answer"),
+        ("/199", "closed without a response"),
         ("/silent", "answer of 127.0.0.1: no answer within 0.3s"),
         ("/bytes", "answer of 127.0.0.1: no answer within 0.3s"),
-        ("/line", "no HTTP answer"),
-        ("/close", "closed without an answer"),
-        ("/binary", "no HTTP answer"),
+        ("/line", "no HTTP response"),
+        ("/close", "closed without a response"),
+        ("/binary", "no HTTP response"),
     ],
 )
 def test_answer_that_is_not_undoes_the_activation_and_is_told(

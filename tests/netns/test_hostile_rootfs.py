@@ -130,16 +130,16 @@ def test_etc_that_leads_out_or_is_no_folder_becomes_the_services_own(lab: Lab, w
 @pytest.mark.parametrize(
     ("link", "words"),
     [
-        ("ln -s / app", "its /app leads to /, and what niso mounts at / would hide it"),
-        ("ln -s /etc run", "its /run leads to /etc, and what niso mounts at /etc would hide it"),
-        ("rm -r etc; ln -s /tmp/x etc; ln -s y tmp; ln -s . y", "its /tmp leads to /, and"),
+        ("ln -s / app", "its /app leads to /, which niso's mount at / would hide"),
+        ("ln -s /etc run", "its /run leads to /etc, which niso's mount at /etc would hide"),
+        ("rm -r etc; ln -s /tmp/x etc; ln -s y tmp; ln -s . y", "its /tmp leads to /, which"),
         (
             "mkdir proc; ln -s ../proc app",
-            "its /app leads to /proc, and what niso mounts at /proc would hide it",
+            "its /app leads to /proc, which niso's mount at /proc would hide",
         ),
         (
             "rm -r etc; mkdir dev; ln -s /dev etc",
-            "its /etc leads to /dev, and what niso mounts at /dev would hide it",
+            "its /etc leads to /dev, which niso's mount at /dev would hide",
         ),
     ],
 )

@@ -102,17 +102,18 @@ def test_bridge_has_its_own_nf_call_and_the_sysctls_stay(everywhere: str) -> Non
         rtnl.add_bridge("niso-b", mtu=1500, alias=ALIAS, call_iptables=True)
         rtnl.add_bridge("niso-c", mtu=1500, alias=ALIAS, call_ip6tables=True)
         assert (calls("niso-a"), calls("niso-b"), calls("niso-c")) == ((0, 0), (1, 0), (0, 1))
-        rtnl.set_link("niso-b", call_ip6tables=True, mtu=1400)
+        rtnl.set_link("niso-b", mtu=1400)
+        rtnl.set_calls("niso-b", call_ip6tables=True)
         assert (calls("niso-b"), ip("link show niso-b")[0]["mtu"]) == ((1, 1), 1400)
-        rtnl.set_link("niso-b", call_iptables=False)
+        rtnl.set_calls("niso-b", call_iptables=False)
         assert calls("niso-b") == (0, 1)
-        rtnl.set_link("niso-b", call_iptables=True, call_ip6tables=False)
+        rtnl.set_calls("niso-b", call_iptables=True, call_ip6tables=False)
         assert calls("niso-b") == (1, 0)
         rtnl.set_link("niso-b", up=True)
         assert calls("niso-b") == (1, 0)
         sh("ip link add p1 type veth peer p2")
         with pytest.raises(KernelError, match="'p1'"):
-            rtnl.set_link("p1", call_iptables=True)
+            rtnl.set_calls("p1", call_iptables=True)
     assert sysctls() == before
 
 
@@ -164,11 +165,11 @@ def test_only_a_bridge_that_calls_shows_its_frames_to_the_forward_hook(
         ping = f"ip netns exec niso-2 ping -c 1 -w 10 {network.format(3).partition('/')[0]}"
         sh(ping)
         assert seen() == 0
-        rtnl.set_link("niso-b", call_iptables=family == "ipv4", call_ip6tables=family == "ipv6")
+        rtnl.set_calls("niso-b", call_iptables=family == "ipv4", call_ip6tables=family == "ipv6")
         sh(ping)
         assert seen() >= 2  # echo and reply; of IPv6 also neighbour discovery
         before = seen()
-        rtnl.set_link("niso-b", call_iptables=family != "ipv4", call_ip6tables=family != "ipv6")
+        rtnl.set_calls("niso-b", call_iptables=family != "ipv4", call_ip6tables=family != "ipv6")
         sh(ping)
         assert seen() == before
 

@@ -240,6 +240,11 @@ def test_lab_that_cannot_be_made_says_why_with_status_125(lab: Lab) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_mount_whose_name_is_not_utf_8_does_not_hinder_a_lab(lab: Lab) -> None:
+    script = "d=$(printf '/mnt/caf\\351') && mkdir -p $d && mount -t tmpfs none $d && exec \"$@\""
+    lab.run(*LAB, "sh", "-c", script, "sh", *LAB, "true")
+
+
 def test_lab_in_a_lab_works(lab: Lab) -> None:
     script = 'import json,subprocess; print(subprocess.run(["ip","-j","link"],capture_output=True,text=True).stdout)'
     out = lab.run(*LAB, *LAB, sys.executable, "-c", script).stdout

@@ -202,7 +202,7 @@ def test_container_that_crun_has_forgotten_is_told_once_and_with_the_next_step(
     lab.run("mv", "/run/niso/away", "/run/niso/crun")
     assert done.returncode == 125
     assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("niso: demo: crun does not know it any more")
+    assert done.stderr.startswith("niso: demo: crun has lost its state of it")
     assert "(hint: niso restart demo)" in done.stderr
 
 
@@ -346,6 +346,19 @@ def test_command_that_was_interrupted_gives_its_terminal_back(
     terminal.process.send_signal(signal.SIGTERM)
     assert terminal.process.wait(10) == 143
     assert termios.tcgetattr(terminal.far) == terminal.settings
+
+
+def test_terminal_that_hangs_up_leaves_nothing(
+    runtime: Runtime, lab: Lab, terminals: list[Terminal]
+) -> None:
+    terminal = Terminal(
+        lab, "sh", "-c", "trap 'sleep 0.3; exit 3' HUP; echo ready; while :; do sleep 0.02; done"
+    )
+    terminal.wait_for(b"ready")
+    terminal.close()  # as a connection that is lost
+    terminal.process.send_signal(signal.SIGHUP)
+    assert terminal.process.wait(10) in (3, 125)
+    assert "exec-" not in lab.run("ls", f"{FOLDER}/run-0").stdout
 
 
 def test_owner_of_the_users_terminal_stays(

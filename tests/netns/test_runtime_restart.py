@@ -102,7 +102,14 @@ def test_exit_while_a_command_holds_the_lock_waits_for_it(runtime: Runtime, lab:
 
 def test_exit_command_of_an_older_run_changes_nothing(runtime: Runtime, lab: Lab) -> None:
     runtime.start(["/bin/sleep", "1000"], restart="always")
-    pid = runtime.call("restart", SERVICE)
+    runtime.stop()
+    pid = runtime.start(["/bin/sleep", "1000"], restart="always")
     lab.run("python", "-I", "-m", "niso.runtime.on_exit", SERVICE, f"{FOLDER}/run-9")
     assert runtime.status()["pid"] == pid
     runtime.stop()
+
+
+def test_exit_command_still_has_the_name_that_running_conmons_know(lab: Lab) -> None:
+    """A conmon keeps the module name that niso gave it when its service started."""
+    for module in ("niso.runtime.exited", "niso.runtime.on_exit"):
+        lab.run("python", "-I", "-m", module, SERVICE, f"{FOLDER}/run-9")

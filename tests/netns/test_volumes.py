@@ -333,10 +333,10 @@ def test_link_of_the_rootfs_does_not_lead_out_of_it(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("link", "target", "words"),
     [
-        ("data", "/etc", "that is /etc in the rootfs, and it would hide the service's /etc"),
-        ("data", "/proc/sys", "that is /proc/sys in the rootfs, and /proc is niso's"),
-        ("data", "etc/../app", "that is /app in the rootfs, and /app is niso's"),
-        ("data", "more", "that is /more, which is not apart from /more (/more)"),
+        ("data", "/etc", "it is /etc in the rootfs; it would hide the service's /etc"),
+        ("data", "/proc/sys", "it is /proc/sys in the rootfs; /proc is niso's"),
+        ("data", "etc/../app", "it is /app in the rootfs; /app is niso's"),
+        ("data", "more", "it is /more, which overlaps with /more (/more)"),
     ],
 )
 def test_link_to_what_is_nisos_is_refused(lab: Lab, link: str, target: str, words: str) -> None:

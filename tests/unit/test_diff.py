@@ -5,16 +5,26 @@ from __future__ import annotations
 import random
 import shlex
 
-from fake_kernel import FakeKernel, Refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from snapshots_made import endpoint, everything, network, snapshots
 
-from niso.plan import nft
+from niso.base.errors import KernelError
+from niso.kernel import nft_tables
+from niso.kernel.diff import diff
+from niso.kernel.fake import Fake
+from niso.kernel.kinds.bridge import Bridge
+from niso.kernel.kinds.element import Edit, Element, NftTransaction
+from niso.kernel.kinds.hosts_file import HostsEdit
+from niso.kernel.kinds.kind import Step
+from niso.kernel.kinds.namespace import Netns
+from niso.kernel.kinds.route import Route
+from niso.kernel.kinds.ruleset import Ruleset
+from niso.kernel.kinds.setting import Sysctl
+from niso.kernel.kinds.veth import Veth
+from niso.kernel.state import State
 from niso.plan.desired import desired
-from niso.plan.diff import HostsEdit, NftTransaction, Step, diff
 from niso.plan.records import Port, Service
-from niso.plan.state import Bridge, Netns, Ruleset, State, Sysctl, Veth, kinds
 
 BOUNDED = settings(max_examples=120, deadline=None)
 
@@ -27,9 +37,9 @@ def state(*services: Service, networks: tuple = (BACKEND, FRONT)) -> State:
     return desired(everything(networks, services))
 
 
-def apply(kernel: FakeKernel, want: State) -> list:
+def apply(kernel: Fake, want: State) -> list:
     """Do what diff says, one step after the other, looking at each moment that nothing stands unguarded."""
-    steps = diff(want, kernel.read(want))
+    steps = diff(want, kernel.everything(want))
     for step in steps:
         guarded_so_far = not kernel.unguarded()
         kernel.do(step)
@@ -39,7 +49,7 @@ def apply(kernel: FakeKernel, want: State) -> list:
 
 def same(have: State, want: State) -> bool:
     """Equal but for sysctls, which have no end of their own."""
-    return have._replace(sysctls=want.sysctls) == want and want.sysctls <= have.sysctls
+    return have.replace(Sysctl, want[Sysctl]) == want and want[Sysctl] <= have[Sysctl]
 
 
 @BOUNDED
@@ -51,35 +61,35 @@ def test_equal_states_give_no_step(snapshot) -> None:
 @BOUNDED
 @given(snapshots(), snapshots())
 def test_steps_make_what_is_there_into_what_should_be(before, after) -> None:
-    kernel = FakeKernel()
+    kernel = Fake(strict=True)
     apply(kernel, desired(before))
     want = desired(after)
     apply(kernel, want)
-    assert same(kernel.read(want), want)
-    assert diff(want, kernel.read(want)) == []
+    assert same(kernel.everything(want), want)
+    assert diff(want, kernel.everything(want)) == []
 
 
 @BOUNDED
 @given(st.lists(snapshots(), min_size=2, max_size=6))
 def test_walks_over_many_states_end_where_they_should(walk) -> None:
-    kernel = FakeKernel()
+    kernel = Fake(strict=True)
     for snapshot in walk:
         want = desired(snapshot)
         apply(kernel, want)
-        assert same(kernel.read(want), want)
+        assert same(kernel.everything(want), want)
         assert apply(kernel, want) == []
 
 
 @BOUNDED
 @given(snapshots(), snapshots(), st.integers(0, 200))
 def test_whatever_step_it_dies_after_the_next_run_converges(before, after, stops_after) -> None:
-    kernel = FakeKernel()
+    kernel = Fake(strict=True)
     apply(kernel, desired(before))
     want = desired(after)
-    for step in diff(want, kernel.read(want))[:stops_after]:
+    for step in diff(want, kernel.everything(want))[:stops_after]:
         kernel.do(step)
     apply(kernel, want)
-    assert same(kernel.read(want), want)
+    assert same(kernel.everything(want), want)
 
 
 @BOUNDED
@@ -88,7 +98,7 @@ def test_whatever_is_lost_comes_back_and_nothing_else_is_touched(
     snapshot, chance: random.Random
 ) -> None:
     want = desired(snapshot)
-    kernel = FakeKernel()
+    kernel = Fake(strict=True)
     apply(kernel, want)
     lost: set[str] = set()
     for name in sorted(kernel.veths):
@@ -104,16 +114,16 @@ def test_whatever_is_lost_comes_back_and_nothing_else_is_touched(
     ]
     for key in gone_elements:
         del kernel.elements[key]
-    steps = diff(want, kernel.read(want))
+    steps = diff(want, kernel.everything(want))
     kernel.write(steps)
-    assert same(kernel.read(want), want)
+    assert same(kernel.everything(want), want)
     added = {
         s.thing.name
         for s in steps
         if isinstance(s, Step) and isinstance(s.thing, Veth | Netns | Bridge)
     }
     # a namespace that is made anew takes all of its pairs with it
-    assert added <= lost | {veth.name for veth in want.veths if veth.netns in lost}
+    assert added <= lost | {veth.name for veth in want[Veth] if veth.netns in lost}
     statements = [line for s in steps if isinstance(s, NftTransaction) for line in s.statements]
     assert len(statements) == len(gone_elements)
 
@@ -122,10 +132,10 @@ def test_whatever_is_lost_comes_back_and_nothing_else_is_touched(
 @given(snapshots(), snapshots())
 def test_steps_touch_nothing_that_is_equal(before, after) -> None:
     have, want = desired(before), desired(after)
-    if have.rulesets != want.rulesets:
+    if have[Ruleset] != want[Ruleset]:
         return
-    equal = {thing for a, b in zip(kinds(have), kinds(want), strict=True) for thing in a & b}
-    ends = {(veth.netns, veth.peer) for veth in have.veths - want.veths}
+    equal = set(have) & set(want)
+    ends = {(veth.netns, veth.peer) for veth in have[Veth] - want[Veth]}
     for step in diff(want, have):
         if isinstance(step, Step):
             # an address or route of a link that is made anew is made again with it
@@ -134,7 +144,7 @@ def test_steps_touch_nothing_that_is_equal(before, after) -> None:
         elif isinstance(step, HostsEdit):
             assert step.create or not equal & {*step.remove, *step.add}
         else:
-            unchanged = {nft.statement("add", e) for e in want.elements & have.elements}
+            unchanged = {Edit("add", e).text() for e in want[Element] & have[Element]}
             assert not unchanged & set(step.statements)
 
 
@@ -151,7 +161,7 @@ def test_nft_additions_come_before_links_and_guards_go_after_them(before, after)
         guards = [
             s
             for s in steps[i].statements
-            if s.startswith("delete element") and s.split()[4] in nft.LATE
+            if s.startswith("delete element") and s.split()[4] in nft_tables.LATE
         ]
         # a guard whose element only changes is deleted and added in one transaction
         keys = {s.partition(" comment ")[0].removeprefix("add ").removesuffix(" }") for s in adds}
@@ -178,14 +188,14 @@ def test_first_service_is_made_referents_first_and_taken_away_in_reverse() -> No
 def test_service_that_goes_deletes_only_its_link_namespace_and_elements() -> None:
     """The link first: who holds the namespace must not have it on the bridge when its guards are gone."""
     steps = diff(state(DB), state(API, DB))
-    (link,) = {veth.name for veth in state(API, DB).veths - state(DB).veths}
+    (link,) = {veth.name for veth in state(API, DB)[Veth] - state(DB)[Veth]}
     assert [s.thing.name for s in steps if isinstance(s, Step) and s.action == "delete"] == [
         link,
         "niso-api",
     ]
     (transaction,) = [s for s in steps if isinstance(s, NftTransaction)]
     assert transaction is steps[-1]
-    assert len(transaction.statements) == len(state(API, DB).elements - state(DB).elements)
+    assert len(transaction.statements) == len(state(API, DB)[Element] - state(DB)[Element])
 
 
 def test_networks_that_change_places_take_both_pairs_away_before_either_comes_back() -> None:
@@ -220,42 +230,41 @@ def test_new_address_comes_before_the_old_one_goes_and_route_stays() -> None:
 
 def test_lost_tables_come_back_with_all_elements_in_one_transaction() -> None:
     want = state(API, DB)
-    (step,) = diff(want, want._replace(rulesets=frozenset(), elements=frozenset()))
+    (step,) = diff(want, want.replace(Ruleset, ()).replace(Element, ()))
     assert isinstance(step, NftTransaction)
     assert step.statements[:3] == (
         "destroy table inet niso",
         "destroy table bridge niso",
-        nft.TABLES,
+        nft_tables.TABLES,
     )
-    assert len(step.statements) == 3 + len(want.elements)
+    assert len(step.statements) == 3 + len(want[Element])
 
 
 def test_rules_of_another_version_are_replaced_in_one_transaction() -> None:
     want = state(API)
-    (step,) = diff(want, want._replace(rulesets=frozenset({Ruleset("0ld")})))
+    (step,) = diff(want, want.replace(Ruleset, [Ruleset("0ld")]))
     assert isinstance(step, NftTransaction)
-    assert step.statements[2] == nft.TABLES
+    assert step.statements[2] == nft_tables.TABLES
 
 
 def test_rules_of_another_version_and_a_service_that_goes_at_once_leave_it_guarded_to_its_end() -> (
     None
 ):
-    kernel = FakeKernel()
+    kernel = Fake(strict=True)
     apply(kernel, state(API, DB))
     kernel.ruleset = "0ld"
     apply(kernel, state(DB, networks=(BACKEND,)))
-    assert same(kernel.read(state(DB, networks=(BACKEND,))), state(DB, networks=(BACKEND,)))
+    assert same(kernel.everything(state(DB, networks=(BACKEND,))), state(DB, networks=(BACKEND,)))
 
 
 def test_sysctl_that_nobody_wants_is_left_alone() -> None:
-    have = State(sysctls=frozenset({Sysctl("", "net/ipv4/ip_forward", "1")}))
+    have = State({Sysctl("", "net/ipv4/ip_forward", "1")})
     assert diff(State(), have) == []
 
 
 def sysctl_steps(want: dict[str, str], have: dict[str, str]) -> list[str]:
     states = [
-        State(sysctls=frozenset(Sysctl("", name, value) for name, value in each.items()))
-        for each in (want, have)
+        State(Sysctl("", name, value) for name, value in each.items()) for each in (want, have)
     ]
     return [step.describe() for step in diff(*states)]
 
@@ -294,12 +303,12 @@ def test_link_that_was_a_router_by_itself_is_one_again_after_the_forwarding_of_a
     ]
     # nothing resets it where all stays as it is
     assert sysctl_steps(want, want) == []
-    kernel = FakeKernel()
-    kernel.foreign_links = {"eth9"}
-    wanted = State(sysctls=frozenset(Sysctl("", name, value) for name, value in want.items()))
+    kernel = Fake(strict=True)
+    kernel.foreign_links = {"eth9": ""}
+    wanted = State(Sysctl("", name, value) for name, value in want.items())
     kernel.sysctls = {("", name): value for name, value in have.items()}
-    kernel.write(diff(wanted, kernel.read(wanted)))
-    assert kernel.read(wanted) == wanted
+    kernel.write(diff(wanted, kernel.everything(wanted)))
+    assert kernel.everything(wanted) == wanted
 
 
 def test_bridge_that_begins_to_track_is_changed_in_place() -> None:
@@ -332,27 +341,23 @@ def test_port_that_moves_to_another_service_goes_and_comes_in_one_transaction() 
 
 
 def test_range_that_grows_goes_and_comes_in_one_transaction() -> None:
-    kernel = FakeKernel()
+    kernel = Fake(strict=True)
     short, long = (
         state(API._replace(ports=(Port("", 8000, 8000, "tcp", count),))) for count in (5, 9)
     )
     for want in (short, long, short):
         steps = apply(kernel, want)
         assert sum(isinstance(step, NftTransaction) for step in steps) == 1
-        assert same(kernel.read(want), want)
+        assert same(kernel.everything(want), want)
 
 
 def test_pair_whose_namespace_lost_its_name_is_made_anew() -> None:
     want = state(API)
-    (veth,) = want.veths
+    (veth,) = want[Veth]
     stray = veth._replace(netns="", peer="", mac="")
-    have = want._replace(
-        netns=frozenset(),
-        veths=frozenset({stray}),
-        addresses=frozenset(a for a in want.addresses if not a.netns),
-        routes=frozenset(),
-        sysctls=frozenset(s for s in want.sysctls if not s.netns),
-    )
+    gone = (Netns, Veth, Route)
+    kept = (t for t in want if not isinstance(t, gone) and not getattr(t, "netns", ""))
+    have = State([*kept, stray])
     steps = [(s.action, type(s.thing)) for s in diff(want, have)]
     assert [s for s in steps if s[1] is Veth] == [("delete", Veth), ("add", Veth)]
     assert steps[0] == ("add", Netns)
@@ -379,15 +384,22 @@ def test_descriptions_are_lines_that_a_shell_reads(before, after) -> None:
 
 
 def test_fake_kernel_refuses_what_the_kernel_refuses() -> None:
-    kernel = FakeKernel()
+    kernel = Fake(strict=True)
     apply(kernel, state(API._replace(ports=(*API.ports, Port("", 9000, 9000, "tcp", 11)))))
     key = "tcp . 8080"
+
+    def element(container: str, key: str, value: str = "") -> Element:
+        return Element(nft_tables.INET, container, key, value, "")
+
+    def add(*fields: str) -> NftTransaction:
+        return NftTransaction((Edit("add", element(*fields)),))
+
     refused = (
         NftTransaction((f"add element inet niso publish_any4 {{ {key} : 10.99.0.7 . 80 }}",)),
-        NftTransaction(("delete element inet niso publish_any4 { tcp . 9 }",)),
-        NftTransaction(("add element inet niso nonesuch { 1 }",)),
-        NftTransaction(("add element inet niso range_any4 { tcp . 9010-9020 : 10.99.0.2 }",)),
-        NftTransaction(("add element inet niso subnets4 { 10.99.0.128/25 }",)),
+        NftTransaction((Edit("delete", element("publish_any4", "tcp . 9")),)),
+        add("nonesuch", "1"),
+        add("range_any4", "tcp . 9010-9020", "10.99.0.2"),
+        add("subnets4", "10.99.0.128/25"),
         Step("add", next(iter(kernel.bridges.values()))),
         Step("add", next(iter(kernel.netns.values()))),
         Step("add", next(iter(kernel.addresses))),
@@ -397,12 +409,12 @@ def test_fake_kernel_refuses_what_the_kernel_refuses() -> None:
         Step("add", next(iter(kernel.routes.values()))),
         Step("add", Sysctl("niso-none", "net/ipv4/ip_forward", "1")),
     )
-    before = kernel.read(state(API))
+    before = kernel.everything(state(API))
     for step in refused:
         try:
             kernel.do(step)
-        except Refused:
+        except KernelError:
             pass
         else:
             raise AssertionError(f"taken: {step}")
-        assert kernel.read(state(API)) == before
+        assert kernel.everything(state(API)) == before

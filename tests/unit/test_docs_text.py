@@ -20,8 +20,8 @@ import pytest
 
 from niso.cli import main, registry
 from niso.cli.command import Command
+from niso.kernel import nft_tables
 from niso.manifest import load, stack_file
-from niso.plan import nft
 
 ROOT = pages.ROOT
 PAGES = pages.pages()
@@ -175,7 +175,7 @@ def test_the_picture_of_a_packets_way_has_chains_that_there_are() -> None:
     assert (
         {"raw", "publish", "forward"}
         <= drawn
-        <= set(re.findall(r"^\tchain (\w+) {", nft.TABLES, re.MULTILINE))
+        <= set(re.findall(r"^\tchain (\w+) {", nft_tables.TABLES, re.MULTILINE))
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from niso.base import paths
+from niso.base.report import Event, WaitingForHealth
 from niso.plan.records import Healthcheck
 from niso.runtime import health
 from niso.runtime.health import Probed
@@ -51,7 +52,7 @@ def says(text: bytes) -> Callable[[socket.socket], None]:
 
 
 def ask(port: int, **changes: object) -> str:
-    (words,) = health.ask([(CHECK._replace(port=port, **changes), None)])  # type: ignore[arg-type]
+    (words,) = health.probe_all([(CHECK._replace(port=port, **changes), None)])  # type: ignore[arg-type]
     return words
 
 
@@ -65,16 +66,16 @@ def ask(port: int, **changes: object) -> str:
         (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 500 X\r\n", "status 500"),
         (b"HTTP/1.1 400 Bad\r\n\r\n", "status 400"),
         (b"HTTP/1.1 099 X\r\n\r\n", "status 99"),
-        (b"HTTP/1.1 200", "no HTTP answer"),
-        (b"HTTP/1.1 20 X\r\n", "no HTTP answer"),
-        (b"HTTP/1.1 2000 X\r\n", "no HTTP answer"),
-        (b"HTTP/2.0 200 X\r\n", "no HTTP answer"),
-        (b"HTTP/1.1 +20 X\r\n", "no HTTP answer"),
-        (b"HTTP/1.1 \xb2\xb2\xb2 X\r\n", "no HTTP answer"),
-        (b"\n", "no HTTP answer"),
-        (b"x" * 100_000, "no HTTP answer"),
-        (b"HTTP/1.1 100 Continue\r\n\r\n", "closed without an answer"),
-        (b"", "closed without an answer"),
+        (b"HTTP/1.1 200", "no HTTP response"),
+        (b"HTTP/1.1 20 X\r\n", "no HTTP response"),
+        (b"HTTP/1.1 2000 X\r\n", "no HTTP response"),
+        (b"HTTP/2.0 200 X\r\n", "no HTTP response"),
+        (b"HTTP/1.1 +20 X\r\n", "no HTTP response"),
+        (b"HTTP/1.1 \xb2\xb2\xb2 X\r\n", "no HTTP response"),
+        (b"\n", "no HTTP response"),
+        (b"x" * 100_000, "no HTTP response"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", "closed without a response"),
+        (b"", "closed without a response"),
     ],
 )
 def test_first_line_decides(text: bytes, words: str) -> None:
@@ -125,6 +126,25 @@ def test_probe_that_meets_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert ask(port, path=None) == f"tcp {port}: connection refused (127.0.0.1)"
 
 
+def test_server_that_never_ends_its_interim_responses_is_given_up() -> None:
+    """It is faster than the probe, which would never wait, and so never see its deadline."""
+
+    class Fast:
+        reads = 0
+
+        def send(self, data: bytes) -> int:
+            return len(data)
+
+        def recv(self, size: int) -> bytes:
+            self.reads += 1
+            assert self.reads < 100, "the probe reads for ever"
+            return (b"HTTP/1.1 100 Continue\r\n\r\n" * 200)[:4000]
+
+    with pytest.raises(StopIteration) as end:
+        next(health._http(Fast(), CHECK))  # type: ignore[arg-type]
+    assert end.value.value.endswith("no HTTP response")
+
+
 def test_silent_server_is_given_up_and_does_not_delay_the_others() -> None:
     with (
         server(lambda connection: time.sleep(1)) as silent,
@@ -134,10 +154,12 @@ def test_silent_server_is_given_up_and_does_not_delay_the_others() -> None:
         quick = CHECK._replace(port=well)
         probes = [health.Probe(slow, None), health.Probe(quick, None)]
         while probes[1].answer is None:
-            health.turn([probe for probe in probes if probe.answer is None], (), probes[0].deadline)
+            health.advance(
+                [probe for probe in probes if probe.answer is None], (), probes[0].deadline
+            )
         assert (probes[0].answer, probes[1].answer) == (None, "")
         while probes[0].answer is None:
-            health.turn([probes[0]], (), probes[0].deadline)
+            health.advance([probes[0]], (), probes[0].deadline)
         assert (
             probes[0].answer == "http://127.0.0.1:80/: answer of 127.0.0.1: no answer within 0.3s"
         )
@@ -178,19 +200,21 @@ def test_state_follows_from_the_answers(found: Probed | None, state: str) -> Non
 
 
 def test_answers_are_counted_for_one_run_of_the_process() -> None:
-    health.note("api", RUN, "no")
-    assert health.known("api") is None  # the service's folder is not there: nothing may be left
+    health.write_record("api", RUN, "no")
+    assert (
+        health.read_record("api") is None
+    )  # the service's folder is not there: nothing may be left
     folder = paths.service_dir("api")
     os.makedirs(folder)
-    health.note("api", RUN, "no")
-    health.note("api", RUN, "none")
-    found = health.known("api")
+    health.write_record("api", RUN, "no")
+    health.write_record("api", RUN, "none")
+    found = health.read_record("api")
     assert found is not None and (found.failures, found.words, found.well_at) == (2, "none", 0.0)
-    health.note("api", RUN, "")
-    found = health.known("api")
+    health.write_record("api", RUN, "")
+    found = health.read_record("api")
     assert found is not None and found.failures == 0 and found.well_at > 0
-    health.note("api", (13, 2000.0), "no")
-    found = health.known("api")
+    health.write_record("api", (13, 2000.0), "no")
+    found = health.read_record("api")
     assert found is not None and (found.run, found.failures, found.well_at) == (
         (13, 2000.0),
         1,
@@ -198,43 +222,53 @@ def test_answers_are_counted_for_one_run_of_the_process() -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"run": 1}'])
+DAMAGED = {"run": RUN, "asked_at": 1.0, "well_at": 0.0, "failures": 1, "words": ""}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "{}", '{"run": 1}']
+    + [json.dumps(DAMAGED | {name: None}) for name in DAMAGED]
+    + [json.dumps(DAMAGED | {"asked_at": "1"}), json.dumps(DAMAGED | {"asked_at": 10**400})],
+)
 def test_record_that_cannot_be_read_counts_as_none(text: str) -> None:
     os.makedirs(os.path.dirname(paths.health_file("api")))
     with open(paths.health_file("api"), "w", encoding="utf-8") as file:
         file.write(text)
-    assert health.known("api") is None
+    assert health.read_record("api") is None
 
 
 def test_only_those_that_are_due_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Healthcheck] = []
-    told: list[str] = []
+    told: list[Event] = []
 
     def answers(wanted: list[tuple[Healthcheck, str | None]]) -> list[str]:
         asked.extend(check for check, _ in wanted)
         return [""] * len(wanted)
 
-    monkeypatch.setattr(health, "ask", answers)
+    monkeypatch.setattr(health, "probe_all", answers)
     for name in ("one", "two"):
         os.makedirs(paths.service_dir(name))
     services = [
-        health.Asked(name, CHECK._replace(port=port), None, RUN)
+        health.Target(name, CHECK._replace(port=port), None, RUN)
         for name, port in (("one", 1), ("two", 2))
     ]
-    health.note("one", RUN, "")
-    assert {name: found.state for name, found in health.look(services, told.append).items()} == {
+    health.write_record("one", RUN, "")
+    assert {
+        name: found.state for name, found in health.check_all(services, told.append).items()
+    } == {
         "one": "healthy",
         "two": "healthy",
     }
     assert [check.port for check in asked] == [2]
-    health.look(services, told.append)
+    health.check_all(services, told.append)
     assert len(asked) == 1
-    found = health.known("one")
+    found = health.read_record("one")
     assert found is not None
     with open(
         paths.health_file("one"), "w", encoding="utf-8"
     ) as file:  # a clock that was set back asks again
         file.write(json.dumps(found._replace(asked_at=time.time() + 3600)._asdict()))
-    health.look(services, told.append)
+    health.check_all(services, told.append)
     assert [check.port for check in asked] == [2, 1]
-    assert told == ["wait for the health of two", "wait for the health of one"]
+    assert told == [WaitingForHealth(("two",)), WaitingForHealth(("one",))]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niso.plan import hosts_text
+from niso.kernel import hosts_text
 
 BOUNDED = settings(max_examples=200, deadline=None)
 ADDRESS = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).map(str)

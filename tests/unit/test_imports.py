@@ -15,8 +15,8 @@ SOURCE = Path(__file__).resolve().parents[2] / "src" / "niso"
 
 ORDER = (
     "base",
-    "plan",
     "kernel",
+    "plan",
     "store",
     "manifest",
     "runtime",
@@ -40,16 +40,14 @@ PURE_MAY = {
     "": {"__future__", "typing", "collections.abc"},
     "plan.subnets": {"ipaddress"},
     "plan.verdict": {"ipaddress"},
-    "plan.diff": {"ipaddress"},
-    "plan.nft": {
+    "plan.nft": {"ipaddress", "re"},
+    "plan.policy_maps": {
         "bisect",
         "ipaddress",
         "itertools",
         "re",
         "socket",
     },  # socket for inet_pton alone, see below
-    "plan.hosts_text": {"bisect", "socket"},
-    "plan.policy_maps": {"bisect", "ipaddress", "itertools", "re", "socket"},
 }
 
 HEAVY = {
@@ -99,6 +97,7 @@ COMMON = {
     "niso.cli.registry",
     "niso.base.errors",
     "niso.base.failpoint",
+    "niso.base.family",
     "niso.base.paths",
     "niso.plan",
     "niso.plan.records",
@@ -314,7 +313,7 @@ def loaded(*arguments: str) -> set[str]:
             "ps",
             {
                 "niso.api.host_services",
-                "niso.api.status",
+                "niso.api.host_status",
                 "niso.cli.inspect",
                 "niso.cli.catalogue.service",
             },
@@ -339,6 +338,7 @@ def test_short_command_loads_only_these_modules(command, own, filled) -> None:
             "niso.base.names",
             "niso.kernel",
             "niso.kernel.rtnetlink",
+            "niso.kernel.rtnl_records",
             "niso.kernel.netlink",
             "niso.kernel.bridge_flags",
         }

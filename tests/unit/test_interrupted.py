@@ -10,6 +10,7 @@ import threading
 import time
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from niso.base.report import WaitingForLock
 from niso.base.signals import ENDING, signals_held
 from niso.cli import main
 from niso.cli.interrupts import BURST_S, interrupt, state
-from niso.runtime import process, resolve
+from niso.runtime import pids, process, service_paths
 from niso.services import undo
 from niso.store import sqlite
 from niso.store.store import Store
@@ -151,7 +152,7 @@ def test_nothing_is_closed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "close", lambda fd: close(fd) if not closed else real(fd))
-        resolve.open_inside({"": "/"}, "/usr/bin/env")
+        service_paths.open_inside({"": "/"}, "/usr/bin/env")
 
 
 def test_nisos_lock_that_an_interrupt_kept_from_being_released_is_taken_again() -> None:
@@ -264,9 +265,17 @@ def test_crun_that_creates_is_no_conmon(monkeypatch: pytest.MonkeyPatch) -> None
             b"niso-service-a",
         ],
     }
-    monkeypatch.setattr(process, "_command_line", lambda pid: lines.get(pid, []))
+    monkeypatch.setattr(process, "command_line", lambda pid: lines.get(pid, []))
     monkeypatch.setattr(os, "listdir", lambda _: ["1", "2", "self"])
     assert process._conmons(["a"]) == [(1, bundle.decode())]
+    assert process.has_conmon("a")
+    assert not process.has_conmon("a-b")  # the name of the other service is part of its own
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "0", "99999999999999999999", "9" * 5000])
+def test_file_without_a_possible_pid_counts_as_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "pid").write_text(text)
+    assert pids.read_pid(f"{tmp_path}/pid") is None
 
 
 def test_nisos_lock_of_another_thread_is_waited_for() -> None:

@@ -13,12 +13,21 @@ from stored import TemporaryStore, add_network, put
 
 from niso.base import names
 from niso.base.errors import Conflict, InvalidInput
+from niso.kernel import nft_tables
+from niso.kernel.kinds.address import Address
+from niso.kernel.kinds.bridge import Bridge
+from niso.kernel.kinds.element import Element
+from niso.kernel.kinds.hosts_file import HostsFile
+from niso.kernel.kinds.hosts_line import HostsLine
+from niso.kernel.kinds.namespace import Netns
+from niso.kernel.kinds.ruleset import Ruleset
+from niso.kernel.kinds.setting import Sysctl
+from niso.kernel.kinds.veth import Veth
+from niso.kernel.state import State
 from niso.manifest.convert import convert
 from niso.manifest.load import Manifest, encode
-from niso.plan import nft
 from niso.plan.desired import desired
 from niso.plan.records import Entry, Network, Peer, Policy, Port, Subnet
-from niso.plan.state import HostsFile, HostsLine, Netns, State, union
 from niso.plan.verdict import decide
 from niso.reconcile.world import read_world
 from niso.runtime import oci, root
@@ -85,8 +94,8 @@ def share(
 def elements(state: State, container: str) -> dict[str, tuple[str, str]]:
     return {
         e.element: (e.value, e.comment)
-        for e in state.elements
-        if (e.table, e.container) == (nft.INET, container)
+        for e in state[Element]
+        if (e.table, e.container) == (nft_tables.INET, container)
     }
 
 
@@ -101,8 +110,8 @@ def test_sharer_has_ports_at_its_providers_address_and_nothing_else(store: Store
         "tcp . 8080": ("10.99.1.2 . 80", "api"),
         "tcp . 9090": ("10.99.1.2 . 90", "side"),
     }
-    assert after._replace(elements=before.elements, hosts_lines=before.hosts_lines) == before
-    assert after.hosts_lines == {
+    assert after.replace(Element, before[Element]).replace(HostsLine, before[HostsLine]) == before
+    assert after[HostsLine] == {
         HostsLine("one", "10.99.1.2", "web.niso.local web api.niso.local api side.niso.local side")
     }
 
@@ -113,14 +122,14 @@ def test_port_of_a_sharer_alone_gives_its_provider_what_a_port_needs(store: Stor
         store.end_publishing("api")
     share(store)
     state = desired(store.snapshot(ALL))
-    assert [veth.hairpin for veth in state.veths] == [True]
+    assert [veth.hairpin for veth in state[Veth]] == [True]
     assert elements(state, "hairpin4") == {"10.99.1.2 . 10.99.1.2": ("10.99.1.1", "api")}
-    assert {(bridge.name, bridge.tracked4) for bridge in state.bridges} == {
+    assert {(bridge.name, bridge.tracked4) for bridge in state[Bridge]} == {
         ("niso-one", True),
         ("niso-two", False),
     }
     assert [
-        s.value for s in state.sysctls if s.name == "net/ipv4/conf/niso-one/route_localnet"
+        s.value for s in state[Sysctl] if s.name == "net/ipv4/conf/niso-one/route_localnet"
     ] == ["1"]
 
 
@@ -133,14 +142,14 @@ def test_mode_host_wants_nothing_and_mode_none_a_namespace_and_a_file_of_its_own
         put(store, "alone", (), mode="none", hostname="hermit")
     state = desired(store.snapshot(ALL))
     own = "hermit.niso.local hermit alone.niso.local alone"
-    assert state.netns == {Netns("niso-alone", names.alias(store.state_id()))}
-    assert state.hosts_files == {HostsFile("=alone")}
-    assert state.hosts_lines == {
+    assert state[Netns] == {Netns("niso-alone", names.alias(store.state_id()))}
+    assert state[HostsFile] == {HostsFile("=alone")}
+    assert state[HostsLine] == {
         HostsLine("=alone", "127.0.0.1", own),
         HostsLine("=alone", "::1", own),
     }
-    assert {s.netns for s in state.sysctls} == {"niso-alone"}  # forwarding is nobody's need
-    assert not state.rulesets | state.elements | state.veths | state.bridges | state.addresses
+    assert {s.netns for s in state[Sysctl]} == {"niso-alone"}  # forwarding is nobody's need
+    assert not state[Ruleset] | state[Element] | state[Veth] | state[Bridge] | state[Address]
 
 
 def test_ports_of_a_sharer_move_with_its_provider(store: Store) -> None:
@@ -165,7 +174,7 @@ def test_configuration_without_a_namespace_of_ones_own_has_no_network_entry() ->
 
     def config(**changes: str) -> dict[str, object]:
         spec = SPEC._replace(**changes)  # type: ignore[arg-type]
-        return oci.config(spec, "/b/root", "/c", "/etc/niso-hosts", [], PROFILE, 1024)
+        return oci.config(spec, "/b/root", "/etc/niso-hosts", oci.Machine("/c", 1024, PROFILE))
 
     kinds = [each["type"] for each in config()["linux"]["namespaces"]]  # type: ignore[index]
     on_host = config(netns="", hosts_folder="")
@@ -474,7 +483,7 @@ def _apply(store: Store, operation: tuple) -> tuple[Scope, Scope] | None:
 
 
 def things(state: State) -> set[object]:
-    return {thing for kind in state for thing in kind}
+    return set(state)
 
 
 @settings(max_examples=150, deadline=None)
@@ -527,9 +536,6 @@ class TemporaryCopy:
 
 
 def test_union_keeps_what_two_scopes_want() -> None:
-    one, other = (
-        State(netns=frozenset({Netns("a", "x")})),
-        State(netns=frozenset({Netns("b", "x")})),
-    )
-    assert union(one, other).netns == one.netns | other.netns
+    one, other = State([Netns("a", "x")]), State([Netns("b", "x")])
+    assert (one | other)[Netns] == one[Netns] | other[Netns]
     assert os.path.basename(names.own_hosts_folder("a")) == "=a"

@@ -29,11 +29,11 @@ from niso.kernel import (
     netlink,
     nflog,
     nft_elements,
+    nft_tables,
     probe,
     rtnetlink,
     sockdiag,
 )
-from niso.plan import nft
 
 ANSWERS = {
     name: [bytes.fromhex(message) for message in messages]
@@ -110,7 +110,7 @@ def _log(said: list[bytes]) -> Any:
 
 
 H4 = nft_elements.HEADERS["inet niso", "publish_any4"]
-COUNTED = [nft_elements.HEADERS["inet niso", name] for name in sorted(nft.COUNTED)]
+COUNTED = [nft_elements.HEADERS["inet niso", name] for name in sorted(nft_tables.COUNTED)]
 READERS: dict[str, Callable[[list[bytes]], Any]] = {
     "links": lambda said: of(rtnetlink.Rtnl, said).links(),
     "link": lambda said: of(rtnetlink.Rtnl, said).link("lo"),
@@ -369,7 +369,7 @@ def test_no_packet_makes_the_log_fail(packet: bytes) -> None:
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
 def test_time_of_a_logged_packet_can_always_be_shown(seconds: int, micros: int) -> None:
-    from niso.api.status import time_text
+    from niso.api.host_status import time_text
 
     body = (
         bytes(4)

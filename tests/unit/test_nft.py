@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from niso.base import names
+from niso.kernel import nft_tables
+from niso.kernel.kinds.element import Edit, Element
+from niso.kernel.kinds.ruleset import owner
 from niso.manifest.parse_policy import parse_entry
 from niso.plan import nft, policy_maps
 from niso.plan.records import Member, Policed, Policy, Port, Subnet
-from niso.plan.state import Element
 
 NAME = st.from_regex(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 ODD_NAMES = (
@@ -97,31 +99,33 @@ def all_elements(service: str, network: str, number: int = 0) -> list[Element]:
 
 
 def test_tables_are_accepted_by_the_kernel() -> None:
-    done = checked(nft.TABLES)
+    done = checked(nft_tables.TABLES)
     assert done.returncode == 0, done.stderr
 
 
 def test_elements_of_odd_but_valid_names_are_accepted_by_the_kernel() -> None:
-    elements = [*nft.owner("0123abcd"), nft.closed(4), nft.closed(6)]
+    elements = [*owner("0123abcd"), nft.closed(4), nft.closed(6)]
     for number, name in enumerate(ODD_NAMES):
         elements += all_elements(name, ODD_NAMES[-1 - number], number)
-    statements = [nft.statement("add", e) for e in elements] + [
-        nft.statement("delete", e) for e in elements
+    statements = [Edit("add", e).text() for e in elements] + [
+        Edit("delete", e).text() for e in elements
     ]
-    done = checked("\n".join([nft.TABLES, *statements]))
+    done = checked("\n".join([nft_tables.TABLES, *statements]))
     assert done.returncode == 0, done.stderr
 
 
 def test_check_sees_what_the_kernel_would_refuse() -> None:
-    assert checked(nft.TABLES + "\nadd element inet niso nonesuch { 1 }").returncode != 0
-    assert checked(nft.TABLES + '\ndelete element inet niso ports { "eth0" }').returncode != 0
+    assert checked(nft_tables.TABLES + "\nadd element inet niso nonesuch { 1 }").returncode != 0
+    assert (
+        checked(nft_tables.TABLES + '\ndelete element inet niso ports { "eth0" }').returncode != 0
+    )
 
 
 @settings(max_examples=100, deadline=None)
 @given(NAME, NAME)
 def test_no_name_can_break_out_of_its_place(service, network) -> None:
     for element in all_elements(service, network):
-        statement = nft.statement("add", element)
+        statement = Edit("add", element).text()
         assert "\n" not in statement
         assert statement.count("{") == statement.count("}") == 1
         assert statement.count(";") == 0
@@ -134,40 +138,40 @@ def test_no_name_can_break_out_of_its_place(service, network) -> None:
 
 
 def test_comment_comes_before_the_value_and_only_where_something_is_added() -> None:
-    element = Element(nft.INET, "publish_any4", "tcp . 1", "10.0.0.2 . 2", "api")
-    assert nft.statement("add", element) == (
+    element = Element(nft_tables.INET, "publish_any4", "tcp . 1", "10.0.0.2 . 2", "api")
+    assert Edit("add", element).text() == (
         'add element inet niso publish_any4 { tcp . 1 comment "api" : 10.0.0.2 . 2 }'
     )
-    assert nft.statement("delete", element) == "delete element inet niso publish_any4 { tcp . 1 }"
-    assert nft.statement("add", nft.closed(4)) == "add element inet niso closed { ipv4 }"
+    assert Edit("delete", element).text() == "delete element inet niso publish_any4 { tcp . 1 }"
+    assert Edit("add", nft.closed(4)).text() == "add element inet niso closed { ipv4 }"
 
 
 def test_list_of_containers_is_that_of_the_text() -> None:
     found: dict[str, list[str]] = {}
     table = ""
-    for line in nft.TABLES.splitlines():
+    for line in nft_tables.TABLES.splitlines():
         if heading := re.fullmatch(r"table (\w+ \w+) \{", line):
             table = heading[1]
             found[table] = []
         # what is dynamic is filled by the rules themselves
         if (container := re.match(r"\t(?:set|map) (\w+) ", line)) and "dynamic" not in line:
             found[table].append(container[1])
-    assert {name: tuple(each) for name, each in found.items()} == nft.CONTAINERS
+    assert {name: tuple(each) for name, each in found.items()} == nft_tables.CONTAINERS
     assert {
-        name for containers in nft.CONTAINERS.values() for name in containers
-    } >= nft.LATE | nft.POLICIES
+        name for containers in nft_tables.CONTAINERS.values() for name in containers
+    } >= nft_tables.LATE | nft_tables.POLICIES
 
 
 def test_all_kinds_of_elements_are_there_and_each_is_of_its_types() -> None:
     """So that what is given to the kernel above, and to the fake one, is all that there is."""
-    elements = [*nft.owner("0123abcd"), nft.closed(4), *all_elements("api", "backend")]
+    elements = [*owner("0123abcd"), nft.closed(4), *all_elements("api", "backend")]
     elements += nft.before("net/ipv4/ip_forward", "0")
     elements += policy_elements()
     assert {(e.table, e.container) for e in elements} == {
-        (table, name) for table, containers in nft.CONTAINERS.items() for name in containers
+        (table, name) for table, containers in nft_tables.CONTAINERS.items() for name in containers
     }
     for element in elements:
-        key, value, interval = nft.DECLARED[element.table, element.container]
+        key, value, interval = nft_tables.DECLARED[element.table, element.container]
         assert len(element.element.split(" . ")) == len(key.split(" . "))
         assert bool(element.value) == (value is not None)
         assert len(element.value.split(" . ")) == len((value or "").split(" . "))
@@ -187,7 +191,7 @@ def test_all_kinds_of_elements_are_there_and_each_is_of_its_types() -> None:
 def test_what_a_sysctl_was_is_read_back(name: str, value: str) -> None:
     (element,) = nft.before(name, value)
     assert nft.sysctl_before(element.element) == (name, value)
-    done = checked(f"{nft.TABLES}\n{nft.statement('add', element)}")
+    done = checked(f"{nft_tables.TABLES}\n{Edit('add', element).text()}")
     assert done.returncode == 0, done.stderr
 
 
@@ -217,17 +221,20 @@ def policy_elements() -> list[Element]:
 
 def test_elements_of_policies_are_accepted_by_the_kernel() -> None:
     elements = policy_elements()
-    statements = [nft.statement("add", e) for e in elements] + [
-        nft.statement("delete", e) for e in elements
+    statements = [Edit("add", e).text() for e in elements] + [
+        Edit("delete", e).text() for e in elements
     ]
-    done = checked("\n".join([nft.TABLES, *statements]))
+    done = checked("\n".join([nft_tables.TABLES, *statements]))
     assert done.returncode == 0, done.stderr
 
 
 def test_only_published_ports_may_go_before_what_they_lead_to() -> None:
-    guards = nft.LATE | nft.POLICIES
+    guards = nft_tables.LATE | nft_tables.POLICIES
     early = {
-        name for containers in nft.CONTAINERS.values() for name in containers if name not in guards
+        name
+        for containers in nft_tables.CONTAINERS.values()
+        for name in containers
+        if name not in guards
     }
     kinds = (
         "local_addr",
@@ -242,9 +249,9 @@ def test_only_published_ports_may_go_before_what_they_lead_to() -> None:
 
 
 def test_every_set_that_is_declared_is_used_by_a_rule() -> None:
-    for containers in nft.CONTAINERS.values():
+    for containers in nft_tables.CONTAINERS.values():
         for name in set(containers) - {"owner", "policies", "before"}:
-            assert re.search(rf"@{name}\b", nft.TABLES), name
+            assert re.search(rf"@{name}\b", nft_tables.TABLES), name
 
 
 def test_text_has_both_families() -> None:
@@ -258,14 +265,14 @@ def test_text_has_both_families() -> None:
         "hairpin",
     ):
         for family in "46":
-            assert f"@{container}{family}" in nft.TABLES
+            assert f"@{container}{family}" in nft_tables.TABLES
     for words in ("ip saddr @subnets4", "ip6 saddr @subnets6", "dnat ip to", "dnat ip6 to"):
-        assert words in nft.TABLES
+        assert words in nft_tables.TABLES
 
 
 def test_digest_is_of_the_text() -> None:
-    assert re.fullmatch(r"[0-9a-f]{8}", nft.DIGEST)
-    marks = {element.element for element in nft.owner("0123abcd")}
-    assert marks == {'"id-0123abcd"', f'"rules-{nft.DIGEST}"'}
-    assert {element.table for element in nft.owner("0123abcd")} == set(nft.CONTAINERS)
+    assert re.fullmatch(r"[0-9a-f]{8}", nft_tables.DIGEST)
+    marks = {element.element for element in owner("0123abcd")}
+    assert marks == {'"id-0123abcd"', f'"rules-{nft_tables.DIGEST}"'}
+    assert {element.table for element in owner("0123abcd")} == set(nft_tables.CONTAINERS)
     assert all(len(mark.strip('"')) <= 15 for mark in marks), "an ifname holds 15 characters"

@@ -211,7 +211,7 @@ def test_what_is_no_file_folder_or_link_is_refused_by_name_and_nothing_is_left(
     folder, make
 ) -> None:
     make(folder / "bin" / "odd")
-    with pytest.raises(InvalidInput, match=r"bin/odd.*files, folders and symlinks only"):
+    with pytest.raises(InvalidInput, match=r"bin/odd.*only files, folders and symlinks"):
         package.fingerprint(str(folder), None)
     with pytest.raises(InvalidInput, match="bin/odd"):
         package.copy("api", str(folder), None, "0" * 64)
@@ -261,6 +261,15 @@ def test_file_that_vanishes_while_it_is_copied_is_an_error_that_names_it(
     with pytest.raises(NisoError, match=r"secret: No such file"):
         package.copy("api", str(folder), None, digest)
     assert left_over() == []
+
+
+def test_remains_of_an_interrupted_copy_do_not_hinder_a_process_of_the_same_pid(folder) -> None:
+    digest = package.fingerprint(str(folder), None)
+    remains = Path(paths.package_dir("api")) / f"{digest}.{os.getpid()}.new"
+    remains.mkdir(parents=True)
+    (remains / "bin").mkdir()
+    copy = Path(package.copy("api", str(folder), None, digest))
+    assert (copy / "bin" / "api").exists() and not remains.exists()
 
 
 def swapped(path: Path, for_what: Path) -> None:
@@ -320,7 +329,7 @@ def test_file_that_becomes_something_else_after_it_was_looked_at_is_copied_as_it
 
     digest = package.fingerprint(str(folder), None)
     monkeypatch.setattr(package, "_copy_one", late)
-    with pytest.raises(InvalidInput, match="files, folders and symlinks only"):
+    with pytest.raises(InvalidInput, match="only files, folders and symlinks"):
         package.copy("api", str(folder), None, digest)
     assert seen == ["x"] and left_over() == []
 

@@ -9,23 +9,20 @@ from hypothesis import given, settings
 from snapshots_made import FORCED, STATE_ID, SWITCHED, endpoint, everything, network, snapshots
 
 from niso.base import names
-from niso.plan import nft
+from niso.kernel import nft_tables
+from niso.kernel.kinds.address import Address
+from niso.kernel.kinds.bridge import Bridge
+from niso.kernel.kinds.element import Element
+from niso.kernel.kinds.hosts_file import HostsFile
+from niso.kernel.kinds.hosts_line import HostsLine
+from niso.kernel.kinds.namespace import Netns
+from niso.kernel.kinds.route import Route
+from niso.kernel.kinds.ruleset import Ruleset
+from niso.kernel.kinds.setting import Sysctl
+from niso.kernel.kinds.veth import Veth
+from niso.kernel.state import State
 from niso.plan.desired import desired
 from niso.plan.records import Endpoint, Network, Port, Service, Snapshot, Subnet
-from niso.plan.state import (
-    Address,
-    Bridge,
-    Element,
-    HostsFile,
-    HostsLine,
-    Netns,
-    Route,
-    Ruleset,
-    State,
-    Sysctl,
-    Veth,
-    kinds,
-)
 
 BOUNDED = settings(max_examples=120, deadline=None)
 ALIAS = "niso:0123abcd"
@@ -34,31 +31,31 @@ API = Service("api", 3, (endpoint(BACKEND, 2),), (Port("", 8080, 80, "tcp"),), (
 DB = Service("db", 1, (endpoint(BACKEND, 3),), (), ("db",))
 
 
-def elements(state: State, container: str, table: str = nft.INET) -> dict[str, tuple[str, str]]:
+def elements(
+    state: State, container: str, table: str = nft_tables.INET
+) -> dict[str, tuple[str, str]]:
     return {
         e.element: (e.value, e.comment)
-        for e in state.elements
+        for e in state[Element]
         if (e.table, e.container) == (table, container)
     }
 
 
 def test_empty_store_wants_nothing_but_the_sysctls_as_they_were() -> None:
     assert desired(Snapshot(STATE_ID)) == State()
-    assert desired(everything((), ())) == State(
-        sysctls=frozenset({Sysctl("", "net/ipv4/ip_forward", "0")})
-    )
+    assert desired(everything((), ())) == State([Sysctl("", "net/ipv4/ip_forward", "0")])
 
 
 def test_network_without_services_is_a_bridge_that_lets_nothing_through() -> None:
     state = desired(everything((BACKEND,), ()))
-    assert state.rulesets == {Ruleset(nft.DIGEST)}
-    assert state.bridges == {
+    assert state[Ruleset] == {Ruleset(nft_tables.DIGEST)}
+    assert state[Bridge] == {
         Bridge(
             "niso-backend", 1500, ALIAS, True, False, False, names.mac("", "niso-backend", ALIAS)
         )
     }
-    assert state.addresses == {Address("", "niso-backend", "10.99.0.1/24")}
-    assert state.sysctls == {
+    assert state[Address] == {Address("", "niso-backend", "10.99.0.1/24")}
+    assert state[Sysctl] == {
         Sysctl("", "net/ipv4/ip_forward", "0"),
         Sysctl("", "net/ipv4/conf/niso-backend/route_localnet", "0"),
         Sysctl("", "net/ipv6/conf/niso-backend/disable_ipv6", "1"),
@@ -66,35 +63,35 @@ def test_network_without_services_is_a_bridge_that_lets_nothing_through() -> Non
     assert elements(state, "bridges") == {'"niso-backend"': ("", "backend")}
     assert elements(state, "subnets4") == {"10.99.0.0/24": ("", "backend")}
     assert elements(state, "closed") == {}
-    assert not state.netns | state.veths | state.routes | state.hosts_files | state.hosts_lines
+    assert not state[Netns] | state[Veth] | state[Route] | state[HostsFile] | state[HostsLine]
 
 
 def test_service_that_publishes() -> None:
     state = desired(everything((BACKEND,), (API,)))
     host_end, mac = names.veth("api", "backend", 3), names.mac("api", "backend", STATE_ID)
-    assert state.netns == {Netns("niso-api", ALIAS)}
-    assert state.veths == {
+    assert state[Netns] == {Netns("niso-api", ALIAS)}
+    assert state[Veth] == {
         Veth(host_end, "niso-api", "eth0", mac, 1500, "niso-backend", True, ALIAS)
     }
-    assert Address("niso-api", "eth0", "10.99.0.2/24") in state.addresses
-    assert state.routes == {Route("niso-api", "0.0.0.0/0", "10.99.0.1", "eth0")}
+    assert Address("niso-api", "eth0", "10.99.0.2/24") in state[Address]
+    assert state[Route] == {Route("niso-api", "0.0.0.0/0", "10.99.0.1", "eth0")}
     assert elements(state, "publish_any4") == {"tcp . 8080": ("10.99.0.2 . 80", "api")}
     assert elements(state, "publish_any6") == {}
-    assert elements(state, "sources4", nft.BRIDGE) == {
+    assert elements(state, "sources4", nft_tables.BRIDGE) == {
         f'"{host_end}" . {mac} . 10.99.0.2': ("", "api")
     }
-    for table in (nft.INET, nft.BRIDGE):
+    for table in (nft_tables.INET, nft_tables.BRIDGE):
         assert elements(state, "ports", table) == {f'"{host_end}"': ("", "api")}
-    assert Sysctl("", "net/ipv4/conf/niso-backend/route_localnet", "1") in state.sysctls
-    assert Sysctl("", "net/ipv4/ip_forward", "1") in state.sysctls
-    assert {s.name: s.value for s in state.sysctls if s.netns} == {
+    assert Sysctl("", "net/ipv4/conf/niso-backend/route_localnet", "1") in state[Sysctl]
+    assert Sysctl("", "net/ipv4/ip_forward", "1") in state[Sysctl]
+    assert {s.name: s.value for s in state[Sysctl] if s.netns} == {
         "net/ipv4/ip_unprivileged_port_start": "0",
         "net/ipv4/ping_group_range": "0\t2147483647",
         "net/ipv4/conf/all/promote_secondaries": "1",
         "net/ipv6/conf/default/disable_ipv6": "1",
     }
-    assert state.hosts_files == {HostsFile("backend")}
-    assert state.hosts_lines == {
+    assert state[HostsFile] == {HostsFile("backend")}
+    assert state[HostsLine] == {
         HostsLine("backend", "10.99.0.2", "web.niso.local web api.niso.local api")
     }
 
@@ -104,15 +101,15 @@ def test_forwarding_that_was_off_is_closed_for_others_and_goes_back_with_the_las
     assert elements(desired(everything((BACKEND,), (API,), "1")), "closed") == {}
     for before in ("0", "1"):
         after = desired(everything((BACKEND,), (), before))
-        assert Sysctl("", "net/ipv4/ip_forward", before) in after.sysctls
+        assert Sysctl("", "net/ipv4/ip_forward", before) in after[Sysctl]
 
 
 def test_service_that_publishes_nothing_has_no_hairpin_and_no_route_localnet() -> None:
     state = desired(everything((BACKEND,), (DB,)))
-    assert [veth.hairpin for veth in state.veths] == [False]
-    assert [(bridge.tracked4, bridge.tracked6) for bridge in state.bridges] == [(False, False)]
+    assert [veth.hairpin for veth in state[Veth]] == [False]
+    assert [(bridge.tracked4, bridge.tracked6) for bridge in state[Bridge]] == [(False, False)]
     assert elements(state, "hairpin4") == {}
-    assert Sysctl("", "net/ipv4/conf/niso-backend/route_localnet", "0") in state.sysctls
+    assert Sysctl("", "net/ipv4/conf/niso-backend/route_localnet", "0") in state[Sysctl]
 
 
 def test_two_networks_are_eth0_and_eth1_and_ports_lead_to_the_first_but_for_those_on_the_second() -> (
@@ -125,11 +122,11 @@ def test_two_networks_are_eth0_and_eth1_and_ports_lead_to_the_first_but_for_thos
     )
     both = API._replace(endpoints=(endpoint(FRONT, 5), endpoint(BACKEND, 2)), ports=ports)
     state = desired(everything((BACKEND, FRONT), (both,)))
-    assert {(v.peer, v.bridge, v.hairpin) for v in state.veths} == {
+    assert {(v.peer, v.bridge, v.hairpin) for v in state[Veth]} == {
         ("eth0", "niso-front", True),
         ("eth1", "niso-backend", True),
     }
-    assert state.routes == {Route("niso-api", "0.0.0.0/0", "10.99.1.1", "eth0")}
+    assert state[Route] == {Route("niso-api", "0.0.0.0/0", "10.99.1.1", "eth0")}
     assert elements(state, "publish_any4") == {"tcp . 8080": ("10.99.1.5 . 80", "api")}
     assert elements(state, "publish_addr4") == {
         "192.0.2.1 . udp . 53": ("10.99.1.5 . 53", "api"),
@@ -148,13 +145,13 @@ def test_two_networks_are_eth0_and_eth1_and_ports_lead_to_the_first_but_for_thos
         "10.99.0.2 . 10.99.1.5": ("10.99.1.1", "api"),
         "10.99.0.2 . 10.99.0.2": ("10.99.0.1", "api"),
     }
-    assert {(b.name, b.tracked4, b.tracked6) for b in state.bridges} == {
+    assert {(b.name, b.tracked4, b.tracked6) for b in state[Bridge]} == {
         ("niso-backend", True, False),
         ("niso-front", True, False),
     }
     # only the first is reached by 127.0.0.1
     loopback = {
-        s.name.split("/")[3]: s.value for s in state.sysctls if s.name.endswith("route_localnet")
+        s.name.split("/")[3]: s.value for s in state[Sysctl] if s.name.endswith("route_localnet")
     }
     assert loopback == {"niso-front": "1", "niso-backend": "0"}
 
@@ -162,7 +159,7 @@ def test_two_networks_are_eth0_and_eth1_and_ports_lead_to_the_first_but_for_thos
 def test_who_shares_two_networks_is_given_the_address_on_the_readers_first() -> None:
     both = API._replace(endpoints=(endpoint(FRONT, 5), endpoint(BACKEND, 2)))
     turned = DB._replace(endpoints=(endpoint(BACKEND, 3), endpoint(FRONT, 6)))
-    lines = desired(everything((BACKEND, FRONT), (both, turned))).hosts_lines
+    lines = desired(everything((BACKEND, FRONT), (both, turned)))[HostsLine]
     seen = {(line.folder, line.names.split()[1]): line.address for line in lines}
     assert seen == {
         ("front+backend", "web"): "10.99.1.5",
@@ -174,7 +171,7 @@ def test_who_shares_two_networks_is_given_the_address_on_the_readers_first() -> 
 
 def test_services_of_other_networks_are_in_no_hosts_file_of_ours() -> None:
     other = DB._replace(endpoints=(endpoint(FRONT, 3),))
-    lines = desired(everything((BACKEND, FRONT), (API, other))).hosts_lines
+    lines = desired(everything((BACKEND, FRONT), (API, other)))[HostsLine]
     assert {(line.folder, line.names.split()[1]) for line in lines} == {
         ("backend", "web"),
         ("front", "db"),
@@ -185,28 +182,28 @@ def test_dual_stack_has_each_thing_of_both_families() -> None:
     dual = network(0, dual=True)
     service = API._replace(endpoints=(endpoint(dual, 2),))
     state = desired(everything((dual,), (service,)))
-    assert {a.address for a in state.addresses if a.netns} == {"10.99.0.2/24", "fd00:99:1::2/64"}
-    assert {a.address for a in state.addresses if not a.netns} == {
+    assert {a.address for a in state[Address] if a.netns} == {"10.99.0.2/24", "fd00:99:1::2/64"}
+    assert {a.address for a in state[Address] if not a.netns} == {
         "10.99.0.1/24",
         "fd00:99:1::1/64",
         "fe80::1/64",
     }
-    assert {(r.destination, r.gateway) for r in state.routes} == {
+    assert {(r.destination, r.gateway) for r in state[Route]} == {
         ("0.0.0.0/0", "10.99.0.1"),
         ("::/0", "fd00:99:1::1"),
     }
     assert elements(state, "publish_any6") == {"tcp . 8080": ("fd00:99:1::2 . 80", "api")}
     assert list(elements(state, "subnets6")) == ["fd00:99:1::/64"]
-    assert len(elements(state, "sources6", nft.BRIDGE)) == 1
+    assert len(elements(state, "sources6", nft_tables.BRIDGE)) == 1
     assert elements(state, "hairpin4") == {"10.99.0.2 . 10.99.0.2": ("10.99.0.1", "api")}
     assert elements(state, "hairpin6") == {"fd00:99:1::2 . fd00:99:1::2": ("fd00:99:1::1", "api")}
-    assert [(b.tracked4, b.tracked6) for b in state.bridges] == [(True, True)]
-    assert {(s.netns, s.value) for s in state.sysctls if "disable_ipv6" in s.name} == {
+    assert [(b.tracked4, b.tracked6) for b in state[Bridge]] == [(True, True)]
+    assert {(s.netns, s.value) for s in state[Sysctl] if "disable_ipv6" in s.name} == {
         ("", "0"),
         ("niso-api", "0"),
     }
-    assert Sysctl("niso-api", "net/ipv6/conf/default/addr_gen_mode", "1") in state.sysctls
-    assert {line.address for line in state.hosts_lines} == {"10.99.0.2", "fd00:99:1::2"}
+    assert Sysctl("niso-api", "net/ipv6/conf/default/addr_gen_mode", "1") in state[Sysctl]
+    assert {line.address for line in state[HostsLine]} == {"10.99.0.2", "fd00:99:1::2"}
 
 
 @pytest.mark.parametrize(
@@ -254,7 +251,7 @@ def test_form_of_a_port_is_elements_of_the_families_of_its_host_address(
     state = desired(everything((dual,), (service,)))
     found = {
         name: {key: value for key, (value, _) in each.items()}
-        for name in nft.CONTAINERS[nft.INET]
+        for name in nft_tables.CONTAINERS[nft_tables.INET]
         if name.startswith(("publish_", "range_", "local_")) and (each := elements(state, name))
     }
     assert found == four | six
@@ -273,7 +270,7 @@ def test_port_that_only_ipv6_has_opens_no_way_from_loopback() -> None:
             endpoints=(endpoint(dual, 2),), ports=(Port(host_ip, 80, 80, "tcp"),)
         )
         state = desired(everything((dual,), (service,)))
-        assert Sysctl("", "net/ipv4/conf/niso-backend/route_localnet", value) in state.sysctls, (
+        assert Sysctl("", "net/ipv4/conf/niso-backend/route_localnet", value) in state[Sysctl], (
             host_ip
         )
 
@@ -287,7 +284,7 @@ def test_internal_network_is_named_in_the_set_that_lets_nothing_out() -> None:
 
 def test_broadcast_address_of_each_ipv4_subnet_is_named() -> None:
     state = desired(everything((network(0, dual=True), FRONT), ()))
-    assert elements(state, "broadcasts", nft.BRIDGE) == {
+    assert elements(state, "broadcasts", nft_tables.BRIDGE) == {
         "10.99.0.255": ("", "backend"),
         "10.99.1.255": ("", "front"),
     }
@@ -301,7 +298,7 @@ def test_ipv6_forwarding_is_on_and_closed_for_others_while_a_service_has_ipv6(
     service = API._replace(endpoints=(endpoint(dual, 2),))
     state = desired(everything((dual,), (service,), ipv6_before=before))
     assert elements(state, "closed") == {"ipv4": ("", ""), "ipv6": ("", "")}
-    on = {s.name: s.value for s in state.sysctls if s.name in dict(before)}
+    on = {s.name: s.value for s in state[Sysctl] if s.name in dict(before)}
     assert on == {name: "2" if name.endswith("accept_ra") else "1" for name, _ in before}
     # an IPv4 service alone needs nothing of it: all goes back
     state = desired(
@@ -310,7 +307,7 @@ def test_ipv6_forwarding_is_on_and_closed_for_others_while_a_service_has_ipv6(
         )
     )
     assert elements(state, "closed") == {"ipv4": ("", "")}
-    assert {s.name: s.value for s in state.sysctls if s.name in dict(before)} == dict(before)
+    assert {s.name: s.value for s in state[Sysctl] if s.name in dict(before)} == dict(before)
 
 
 def test_ipv6_forwarding_that_was_on_is_left_on_and_closed_to_nobody() -> None:
@@ -323,7 +320,7 @@ def test_ipv6_forwarding_that_was_on_is_left_on_and_closed_to_nobody() -> None:
         everything((dual,), (service,), "1", before),
         everything((dual,), (), "1", before),
     ):
-        assert Sysctl("", "net/ipv6/conf/all/forwarding", "1") in desired(snapshot).sysctls
+        assert Sysctl("", "net/ipv6/conf/all/forwarding", "1") in desired(snapshot)[Sysctl]
 
 
 def test_ipv6_alone() -> None:
@@ -332,7 +329,7 @@ def test_ipv6_alone() -> None:
         "api", 1, (Endpoint("six", ("fd00:7::2",)),), (Port("", 1, 2, "tcp"),), ("api",)
     )
     state = desired(everything((only,), (service,)))
-    assert {r.destination for r in state.routes} == {"::/0"}
+    assert {r.destination for r in state[Route]} == {"::/0"}
     assert elements(state, "publish_any4") == {}
     assert elements(state, "publish_any6") == {"tcp . 1": ("fd00:7::2 . 2", "api")}
 
@@ -340,8 +337,8 @@ def test_ipv6_alone() -> None:
 def test_new_activation_changes_the_link_and_keeps_the_mac() -> None:
     first = desired(everything((BACKEND,), (API,)))
     again = desired(everything((BACKEND,), (API._replace(generation=4),)))
-    assert {v.name for v in first.veths}.isdisjoint({v.name for v in again.veths})
-    assert {v.mac for v in first.veths} == {v.mac for v in again.veths}
+    assert {v.name for v in first[Veth]}.isdisjoint({v.name for v in again[Veth]})
+    assert {v.mac for v in first[Veth]} == {v.mac for v in again[Veth]}
 
 
 @BOUNDED
@@ -349,48 +346,49 @@ def test_new_activation_changes_the_link_and_keeps_the_mac() -> None:
 def test_plan_is_the_same_each_time_and_names_each_thing_once(snapshot) -> None:
     state = desired(snapshot)
     assert state == desired(snapshot)
-    for kind in kinds(state):
-        assert len({thing.key() for thing in kind}) == len(kind)
-    assert len({veth.mac for veth in state.veths}) == len(state.veths)
+    things = list(state)
+    assert len({(type(thing), thing.key()) for thing in things}) == len(things)
+    assert len({veth.mac for veth in state[Veth]}) == len(state[Veth])
 
 
 @BOUNDED
 @given(snapshots())
 def test_everything_that_a_thing_refers_to_is_there(snapshot) -> None:
     state = desired(snapshot)
-    bridges, spaces = {b.name for b in state.bridges}, {n.name for n in state.netns}
-    links = {("", name) for name in bridges} | {(v.netns, v.peer) for v in state.veths}
-    for veth in state.veths:
+    bridges, spaces = {b.name for b in state[Bridge]}, {n.name for n in state[Netns]}
+    links = {("", name) for name in bridges} | {(v.netns, v.peer) for v in state[Veth]}
+    for veth in state[Veth]:
         assert veth.netns in spaces
         assert veth.bridge in bridges
-    for thing in (*state.addresses, *state.routes):
+    for thing in (*state[Address], *state[Route]):
         assert (thing.netns, thing.link) in links
-    for route in state.routes:
+    for route in state[Route]:
         on = [
             ipaddress.ip_interface(a.address)
-            for a in state.addresses
+            for a in state[Address]
             if (a.netns, a.link) == (route.netns, route.link)
         ]
         assert any(ipaddress.ip_address(route.gateway) in each.network for each in on)
-    assert {line.folder for line in state.hosts_lines} <= {
-        file.folder for file in state.hosts_files
-    }
-    if state.elements:
-        assert state.rulesets
+    assert {line.folder for line in state[HostsLine]} <= {file.folder for file in state[HostsFile]}
+    if state[Element]:
+        assert state[Ruleset]
 
 
 @BOUNDED
 @given(snapshots())
 def test_each_link_is_guarded_and_each_guard_is_of_a_link(snapshot) -> None:
     state = desired(snapshot)
-    assert set(elements(state, "bridges")) == {f'"{bridge.name}"' for bridge in state.bridges}
-    for table in (nft.INET, nft.BRIDGE):
-        assert set(elements(state, "ports", table)) == {f'"{veth.name}"' for veth in state.veths}
-    sources = {*elements(state, "sources4", nft.BRIDGE), *elements(state, "sources6", nft.BRIDGE)}
+    assert set(elements(state, "bridges")) == {f'"{bridge.name}"' for bridge in state[Bridge]}
+    for table in (nft_tables.INET, nft_tables.BRIDGE):
+        assert set(elements(state, "ports", table)) == {f'"{veth.name}"' for veth in state[Veth]}
+    sources = {
+        *elements(state, "sources4", nft_tables.BRIDGE),
+        *elements(state, "sources6", nft_tables.BRIDGE),
+    }
     own = {
         f'"{veth.name}" . {veth.mac} . {address.address.partition("/")[0]}'
-        for veth in state.veths
-        for address in state.addresses
+        for veth in state[Veth]
+        for address in state[Address]
         if (address.netns, address.link) == (veth.netns, veth.peer)
     }
     assert sources == own
@@ -400,7 +398,7 @@ def test_each_link_is_guarded_and_each_guard_is_of_a_link(snapshot) -> None:
 @given(snapshots())
 def test_each_published_port_leads_to_an_address_of_its_owner(snapshot) -> None:
     state = desired(snapshot)
-    for element in state.elements:
+    for element in state[Element]:
         if element.value:
             address = element.value.split(" . ")[0]
             if element.container.startswith("hairpin"):
@@ -411,7 +409,7 @@ def test_each_published_port_leads_to_an_address_of_its_owner(snapshot) -> None:
                 continue
             assert [
                 a
-                for a in state.addresses
+                for a in state[Address]
                 if a.address.split("/")[0] == address and a.netns == f"niso-{element.comment}"
             ]
 
@@ -423,7 +421,7 @@ def test_each_service_finds_itself_and_all_its_neighbours_by_name(snapshot) -> N
     for reader in snapshot.services:
         on = {endpoint.network for endpoint in reader.endpoints}
         folder = names.hosts_folder(tuple(endpoint.network for endpoint in reader.endpoints))
-        seen = {line.names.split()[1] for line in state.hosts_lines if line.folder == folder}
+        seen = {line.names.split()[1] for line in state[HostsLine] if line.folder == folder}
         assert seen == {
             s.names[0] for s in snapshot.services if on & {e.network for e in s.endpoints}
         }
@@ -431,8 +429,8 @@ def test_each_service_finds_itself_and_all_its_neighbours_by_name(snapshot) -> N
 
 def test_element_of_a_state_says_who_owns_it() -> None:
     state = desired(everything((BACKEND,), (API,)))
-    owners = {element.comment for element in state.elements}
+    owners = {element.comment for element in state[Element]}
     assert owners == {"", "api", "backend"}
-    unowned = {element.container for element in state.elements if not element.comment}
+    unowned = {element.container for element in state[Element] if not element.comment}
     assert unowned == {"owner", "closed", "before"}
-    assert Element(nft.INET, "owner", '"id-0123abcd"', "", "") in state.elements
+    assert Element(nft_tables.INET, "owner", '"id-0123abcd"', "", "") in state[Element]

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from policy_worlds import SERVICES, Packet, known, network, packets, policy, world, worlds
 
-from niso.plan import nft
+from niso.kernel import nft_tables
+from niso.kernel.kinds.element import Element
 from niso.plan import policy_maps as rules
 from niso.plan.records import Member, Policed
-from niso.plan.state import Element
 from niso.plan.verdict import Known, World, judge
 
 properties = settings(
@@ -56,7 +56,7 @@ def look_up(
     peer, proto, port = packet
     family = 6 if ":" in own else 4
     found = []
-    for part, (fields, _) in nft.POLICY_PARTS.items():
+    for part, (fields, _) in nft_tables.POLICY_PARTS.items():
         for each in elements:
             if each.container != f"{'in' if ingress else 'out'}{family}_{part}":
                 continue
@@ -108,7 +108,7 @@ def agree(world: World, elements: dict[str, list[Element]], packet: Packet) -> N
             continue
         word = {"icmp": "ipv6-icmp" if ":" in own else "icmp"}.get(proto, proto)
         gate = Element(
-            nft.INET,
+            nft_tables.INET,
             f"{'in' if ingress else 'e'}gress{6 if ':' in own else 4}",
             own,
             "",

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from snapshots_made import SERVICES, endpoint, everything, network
 from test_port_forms import packets, takes
 
-from niso.plan import nft
+from niso.kernel import nft_tables
+from niso.kernel.kinds.element import Element
+from niso.kernel.state import State
 from niso.plan.desired import desired
 from niso.plan.records import Network, Port, Service, Snapshot
-from niso.plan.state import State
 
 NETWORKS = (network(0), network(1, dual=True), network(2, dual=True, internal=True))
 DESTINATIONS = ("127.0.0.1", "192.0.2.1", "203.0.113.9", "::1", "2001:db8::1", "fd00::9")
@@ -41,7 +42,7 @@ _RULE = re.compile(r"dnat (ip6?) to (.+) map @(\w+)")
 _RETURN = re.compile(r"(ip6?) daddr (\S+) return( comment \"[^\"]*\")?")
 
 
-(_CHAIN,) = re.findall(r"\tchain publish \{\n(.*?)\n\t\}", nft.TABLES, re.DOTALL)
+(_CHAIN,) = re.findall(r"\tchain publish \{\n(.*?)\n\t\}", nft_tables.TABLES, re.DOTALL)
 CHAIN = [line.strip() for line in _CHAIN.splitlines()]
 RETURNS = [found.group(1, 2) for line in CHAIN if (found := _RETURN.fullmatch(line))]
 RULES = [
@@ -57,7 +58,7 @@ Maps = dict[str, dict[tuple[str, ...], list[tuple[int, int, str, str]]]]
 def maps(state: State) -> Maps:
     """Map -> the parts of its keys but the last, which is a port -> (first port, last port, value, owner)."""
     found: Maps = {}
-    for element in state.elements:
+    for element in state[Element]:
         if element.container.startswith(("local_", "publish_", "range_")):
             *parts, ports = element.element.split(" . ")
             first, _, last = ports.partition("-")
@@ -188,7 +189,7 @@ def test_service_that_reaches_itself_by_a_published_port_sees_the_gateway_of_whe
     }
     pairs = {
         tuple(e.element.split(" . ")): e.value
-        for e in state.elements
+        for e in state[Element]
         if e.container.startswith("hairpin")
     }
     bridges = {each.name: each.bridge for each in snapshot.networks}

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from niso.api.status import time_text
+from niso.api.host_status import time_text
 from niso.base import paths
 from niso.cli.output import escaped_lines
 from niso.kernel import sockdiag
-from niso.runtime import health, launch, logs, process, spec
+from niso.runtime import crun, health, launch, logs, spec, status
 
 BOUNDED = settings(
     max_examples=3000 if os.environ.get("NISO_TEST_LONG") else 150,
@@ -85,11 +85,11 @@ def written(path: str, content: Any) -> None:
 def test_damaged_records_of_a_process_count_as_none(service: str, state: Any, saved: Any) -> None:
     written(f"{paths.service_dir(service)}/state.json", state)
     written(f"{paths.service_dir(service)}/spec.json", saved)
-    found = process.status(service)
+    found = status.read(service)
     assert isinstance(found.state, str) and isinstance(found.restarts, int)
     assert spec.load(service) is None
-    assert process.runs(service) in (True, False) and not process.conmon_alive(service)
-    process.out_of_memory(service)
+    assert status.runs(service) in (True, False) and not status.conmon_alive(service)
+    status.out_of_memory(service)
     logs.rotate_if_large(service)
 
 
@@ -97,10 +97,10 @@ def test_damaged_records_of_a_process_count_as_none(service: str, state: Any, sa
 @given(st.one_of(HEALTH, VALUES, st.binary(max_size=40)))
 def test_damaged_answers_of_a_healthcheck_count_as_none(service: str, found: Any) -> None:
     written(paths.health_file(service), found)
-    known = health.known(service)
+    known = health.read_record(service)
     if known is not None:
-        asked = health.Asked(service, None, None, (1, 2.0))  # type: ignore[arg-type]
-        assert known.run == (1, 2.0) or health._own(asked) is None
+        asked = health.Target(service, None, None, (1, 2.0))  # type: ignore[arg-type]
+        assert known.run == (1, 2.0) or health._current(asked) is None
 
 
 LINES = st.lists(
@@ -148,7 +148,7 @@ def test_no_answer_to_a_healthcheck_makes_it_fail(blocks: list[bytes]) -> None:
 @BOUNDED
 @given(st.binary(max_size=80))
 def test_words_of_the_runtime_are_one_line(words: bytes) -> None:
-    assert "\n" not in launch.plain(words) and "\r" not in launch.plain(words)
+    assert "\n" not in crun.plain_message(words) and "\r" not in crun.plain_message(words)
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False, min_value=0, max_value=2**36))

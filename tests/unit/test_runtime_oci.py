@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from niso.runtime import oci, on_exit, process
+from niso.runtime import oci, on_exit, status
 from niso.runtime.spec import ProcessSpec
 
 PROFILE: dict[str, Any] = json.loads(
@@ -43,7 +43,10 @@ SPEC = ProcessSpec(
 
 def config(spec: ProcessSpec = SPEC) -> dict[str, Any]:
     return oci.config(
-        spec, "/bundle/root", "/usr/bin/catatonit", "/etc/niso-hosts", ["/usr"], PROFILE, 1_048_576
+        spec,
+        "/bundle/root",
+        "/etc/niso-hosts",
+        oci.Machine("/usr/bin/catatonit", 1_048_576, PROFILE, ["/usr"]),
     )
 
 
@@ -154,4 +157,4 @@ def test_restart_delay_doubles_up_to_a_minute() -> None:
     ],
 )
 def test_exit_is_described(code: int | None, words: str) -> None:
-    assert process.describe_exit(code) == words
+    assert status.describe_exit(code) == words

@@ -8,7 +8,8 @@ import pathlib
 import pytest
 
 from niso.base.errors import InvalidInput
-from niso.runtime import resolve
+from niso.runtime import users
+from niso.runtime.entrypoint import check_working_dir, resolve_entrypoint
 from niso.runtime.spec import DEFAULT_PATH
 
 OWN_UID = 1_900_000_007
@@ -55,7 +56,7 @@ def script(path: pathlib.Path, text: str = "#!/usr/bin/tool\n", mode: int = 0o75
 def test_user_is_looked_up_in_the_rootfs(
     rootfs: pathlib.Path, user: str | None, expected: object
 ) -> None:
-    assert resolve.resolve_user(str(rootfs), user, OWN_UID, "api") == expected
+    assert users.resolve_user(str(rootfs), user, OWN_UID, "api") == expected
 
 
 @pytest.mark.parametrize(
@@ -76,14 +77,14 @@ def test_user_is_looked_up_in_the_rootfs(
 )
 def test_user_that_cannot_be_names_key_and_value(rootfs: pathlib.Path, user: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        resolve.resolve_user(str(rootfs), user, OWN_UID, "api")
+        users.resolve_user(str(rootfs), user, OWN_UID, "api")
     assert caught.value.key == "service.user"
     assert repr(user) in caught.value.message
     assert caught.value.hint
 
 
 def test_assembled_root_knows_the_users_of_the_host() -> None:
-    assert resolve.resolve_user(None, "root", OWN_UID, "api")[:2] == (0, 0)
+    assert users.resolve_user(None, "root", OWN_UID, "api")[:2] == (0, 0)
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "huge", "loop", "device", "absent"])
@@ -104,7 +105,7 @@ def test_user_database_that_is_no_small_file_counts_as_empty(
     elif kind == "device":
         passwd.symlink_to("/dev/zero")
     with pytest.raises(InvalidInput):
-        resolve.resolve_user(str(rootfs), "web", OWN_UID, "api")
+        users.resolve_user(str(rootfs), "web", OWN_UID, "api")
 
 
 def test_links_of_the_rootfs_lead_nowhere_outside_it(
@@ -119,11 +120,11 @@ def test_links_of_the_rootfs_lead_nowhere_outside_it(
         passwd = rootfs / "etc" / "passwd"
         passwd.unlink()
         passwd.symlink_to(target)
-        assert resolve.read_database(str(rootfs), "passwd") == []
+        assert users.read_database(str(rootfs), "passwd") == []
     passwd.unlink()
     (rootfs / "usr" / "passwd").write_text("web:x:33:44::/:/bin/sh\n")
     passwd.symlink_to("/bin/../passwd")
-    assert resolve.read_database(str(rootfs), "passwd")[0][0] == "web"
+    assert users.read_database(str(rootfs), "passwd")[0][0] == "web"
 
 
 def test_entrypoint_of_the_package_is_below_app(
@@ -132,7 +133,7 @@ def test_entrypoint_of_the_package_is_below_app(
     script(rootfs / "usr" / "bin" / "tool", "\x7fELF")
     script(package / "bin" / "api", "#! /bin/tool -x\n")
     for name in ("bin/api", "./bin/api", "/app/bin/api"):
-        found = resolve.resolve_entrypoint(str(package), str(rootfs), name, DEFAULT_PATH)
+        found = resolve_entrypoint(str(package), str(rootfs), name, DEFAULT_PATH)
         assert os.path.normpath(found) == "/app/bin/api"
 
 
@@ -140,18 +141,13 @@ def test_file_of_the_package_goes_before_the_path(
     rootfs: pathlib.Path, package: pathlib.Path
 ) -> None:
     script(rootfs / "usr" / "bin" / "tool", "\x7fELF")
+    assert resolve_entrypoint(str(package), str(rootfs), "tool", DEFAULT_PATH) == "/usr/bin/tool"
     assert (
-        resolve.resolve_entrypoint(str(package), str(rootfs), "tool", DEFAULT_PATH)
-        == "/usr/bin/tool"
-    )
-    assert (
-        resolve.resolve_entrypoint(str(package), str(rootfs), "tool", "/nowhere:relative:/bin")
+        resolve_entrypoint(str(package), str(rootfs), "tool", "/nowhere:relative:/bin")
         == "/bin/tool"
     )
     script(package / "tool", "\x7fELF")
-    assert (
-        resolve.resolve_entrypoint(str(package), str(rootfs), "tool", DEFAULT_PATH) == "/app/tool"
-    )
+    assert resolve_entrypoint(str(package), str(rootfs), "tool", DEFAULT_PATH) == "/app/tool"
 
 
 def test_link_of_the_rootfs_into_the_package_is_followed(
@@ -159,15 +155,12 @@ def test_link_of_the_rootfs_into_the_package_is_followed(
 ) -> None:
     script(package / "bin" / "api", "\x7fELF")
     (rootfs / "usr" / "bin" / "api").symlink_to("/app/bin/../bin/api")
-    assert (
-        resolve.resolve_entrypoint(str(package), str(rootfs), "/bin/api", DEFAULT_PATH)
-        == "/bin/api"
-    )
+    assert resolve_entrypoint(str(package), str(rootfs), "/bin/api", DEFAULT_PATH) == "/bin/api"
 
 
 def test_assembled_root_has_the_hosts_usr_and_its_alternatives(package: pathlib.Path) -> None:
-    assert resolve.resolve_entrypoint(str(package), None, "sh", DEFAULT_PATH) == "/usr/bin/sh"
-    assert resolve.resolve_entrypoint(str(package), None, "/bin/sh", DEFAULT_PATH) == "/bin/sh"
+    assert resolve_entrypoint(str(package), None, "sh", DEFAULT_PATH) == "/usr/bin/sh"
+    assert resolve_entrypoint(str(package), None, "/bin/sh", DEFAULT_PATH) == "/bin/sh"
 
 
 @pytest.mark.parametrize("entrypoint", ["/etc/init.d/x", "/root/x", "/var/lib", "/etc/passwd"])
@@ -175,7 +168,7 @@ def test_assembled_root_has_nothing_else_of_the_host(
     package: pathlib.Path, entrypoint: str
 ) -> None:
     with pytest.raises(InvalidInput):
-        resolve.resolve_entrypoint(str(package), None, entrypoint, DEFAULT_PATH)
+        resolve_entrypoint(str(package), None, entrypoint, DEFAULT_PATH)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +197,7 @@ def test_entrypoint_that_cannot_run_is_found_before_the_start(
     script(package / "bin" / "empty", "#!\n")
     (package / "bin" / "loop").symlink_to("loop")
     with pytest.raises(InvalidInput) as caught:
-        resolve.resolve_entrypoint(str(package), str(rootfs), entrypoint, DEFAULT_PATH)
+        resolve_entrypoint(str(package), str(rootfs), entrypoint, DEFAULT_PATH)
     assert caught.value.key == "binary.entrypoint"
     assert repr(entrypoint) in caught.value.message
     assert words in caught.value.message
@@ -216,18 +209,18 @@ def test_package_that_links_out_of_itself_is_resolved_in_the_service(
 ) -> None:
     (package / "bin" / "sh").symlink_to("/bin/sh")
     with pytest.raises(InvalidInput, match="does not exist"):
-        resolve.resolve_entrypoint(str(package), str(rootfs), "bin/sh", DEFAULT_PATH)
-    assert resolve.resolve_entrypoint(str(package), None, "bin/sh", DEFAULT_PATH) == "/app/bin/sh"
+        resolve_entrypoint(str(package), str(rootfs), "bin/sh", DEFAULT_PATH)
+    assert resolve_entrypoint(str(package), None, "bin/sh", DEFAULT_PATH) == "/app/bin/sh"
 
 
 def test_working_dir_must_be_a_folder_of_the_service(
     rootfs: pathlib.Path, package: pathlib.Path
 ) -> None:
     for folder in ("/", "/app", "/app/bin", "/tmp", "/run", "/var/tmp"):
-        resolve.check_working_dir(str(package), None, folder)
-        resolve.check_working_dir(str(package), str(rootfs), folder)
-    resolve.check_working_dir(str(package), str(rootfs), "/etc")
-    resolve.check_working_dir(str(package), None, "/usr/share")
+        check_working_dir(str(package), None, folder)
+        check_working_dir(str(package), str(rootfs), folder)
+    check_working_dir(str(package), str(rootfs), "/etc")
+    check_working_dir(str(package), None, "/usr/share")
     for root, folder in (
         (None, "/app/none"),
         (None, "/root"),
@@ -235,5 +228,38 @@ def test_working_dir_must_be_a_folder_of_the_service(
         (str(rootfs), "/etc/passwd"),
     ):
         with pytest.raises(InvalidInput) as caught:
-            resolve.check_working_dir(str(package), root, folder)
+            check_working_dir(str(package), root, folder)
         assert caught.value.key == "binary.working_dir"
+
+
+@pytest.mark.parametrize("line", ["#!/bin/tool\0x\n", "#!/bin/tool\targument\n", "#!  /bin/tool"])
+def test_interpreter_ends_where_the_kernel_ends_it(
+    rootfs: pathlib.Path, package: pathlib.Path, line: str
+) -> None:
+    script(rootfs / "usr" / "bin" / "tool", "\x7fELF")
+    script(package / "bin" / "api", line)
+    assert resolve_entrypoint(str(package), str(rootfs), "bin/api", DEFAULT_PATH) == "/app/bin/api"
+
+
+def test_interpreter_with_a_carriage_return_is_another_file(
+    rootfs: pathlib.Path, package: pathlib.Path
+) -> None:
+    script(rootfs / "usr" / "bin" / "tool", "\x7fELF")
+    (package / "bin" / "api").write_bytes(b"#!/bin/tool\r\necho\r\n")
+    (package / "bin" / "api").chmod(0o755)
+    with pytest.raises(InvalidInput, match=r"the interpreter '/bin/tool\\r', which does not exist"):
+        resolve_entrypoint(str(package), str(rootfs), "bin/api", DEFAULT_PATH)
+
+
+def test_ids_that_the_kernel_does_not_have_are_skipped(rootfs: pathlib.Path) -> None:
+    many = "9" * 5000  # int() refuses more than 4300 digits
+    (rootfs / "etc" / "passwd").write_text(
+        f"huge:x:{many}:0::/:/bin/sh\nunset:x:4294967295:0::/:/bin/sh\nok:x:7:8::/srv:/bin/sh\n"
+    )
+    (rootfs / "etc" / "group").write_text(f"huge:x:{many}:ok\nmore:x:9:ok\n")
+    assert users.read_database(str(rootfs), "passwd") == [
+        ["ok", "x", "7", "8", "", "/srv", "/bin/sh"]
+    ]
+    assert users.resolve_user(str(rootfs), "ok", 1, "demo") == (7, 8, [9], "ok", "/srv")
+    with pytest.raises(InvalidInput):
+        users.resolve_user(str(rootfs), "huge", 1, "demo")

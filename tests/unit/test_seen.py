@@ -8,8 +8,7 @@ from policy_worlds import known, network, policy, world
 from niso.base.errors import NisoError, NotFound, UsageError
 from niso.explain import explanation, question
 from niso.explain.question import End, Packet
-from niso.kernel import probe
-from niso.plan import nft
+from niso.kernel import nft_tables, probe
 from niso.plan.records import Port
 from niso.plan.verdict import World
 from niso.store.store import Store
@@ -168,14 +167,14 @@ def test_addresses(
 
 
 def test_rules_of_the_fixed_text_are_those_of_each_chain() -> None:
-    for table in nft.CONTAINERS:
-        body = nft.TABLES.partition(f"table {table} {{")[2].partition("\n}")[0]
+    for table in nft_tables.CONTAINERS:
+        body = nft_tables.TABLES.partition(f"table {table} {{")[2].partition("\n}")[0]
         chains = [line.split()[1] for line in body.splitlines() if line.startswith("\tchain ")]
         hooks = body.count("\t\ttype ")
-        rules = sum(len(nft.rules_of(table, chain)) for chain in chains)
+        rules = sum(len(nft_tables.rules_of(table, chain)) for chain in chains)
         assert rules + hooks == sum(line.startswith("\t\t") for line in body.splitlines())
     assert (
-        nft.rules_of(nft.INET, "forward")[-1]
+        nft_tables.rules_of(nft_tables.INET, "forward")[-1]
         == 'oifname @bridges counter drop comment "not published"'
     )
 

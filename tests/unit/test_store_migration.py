@@ -13,9 +13,10 @@ from stored import dump, put
 
 from niso.base import paths
 from niso.base.errors import NisoError
+from niso.kernel.kinds.element import Element
+from niso.kernel.kinds.setting import Sysctl
 from niso.plan.desired import desired
 from niso.plan.records import Port
-from niso.plan.state import Sysctl
 from niso.store import reboot
 from niso.store import tables as schema
 from niso.store.store import ALL, Store
@@ -236,7 +237,7 @@ def test_what_version_1_held_is_all_there_and_means_the_same(version_1) -> None:
         "front": (False, True, False),
     }
     state = desired(store.snapshot(ALL))
-    published = {e.element: e.value for e in state.elements if e.container == "publish_any4"}
+    published = {e.element: e.value for e in state[Element] if e.container == "publish_any4"}
     assert published == {"tcp . 8080": "10.99.1.2 . 80", "tcp . 443": "10.99.1.2 . 8443"}
     # what a second opening finds is what the first one left
     store.close()
@@ -291,7 +292,7 @@ def test_ports_of_an_undone_change_lead_into_the_network_that_they_led_into(begu
     (backend,) = [each for each in store.networks() if each.name == "backend"]
     assert (backend.publishes, backend.by_loopback) == (True, True)
     state = desired(store.snapshot(ALL))
-    assert Sysctl("", "net/ipv4/conf/niso-backend/route_localnet", "1") in state.sysctls
+    assert Sysctl("", "net/ipv4/conf/niso-backend/route_localnet", "1") in state[Sysctl]
 
 
 def test_service_of_version_1_can_be_put_again_and_keeps_what_it_had(version_1) -> None:

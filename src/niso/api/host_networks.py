@@ -242,13 +242,13 @@ class Networks:
 
 def _tables(as_text: bool) -> list[Any]:
     """Return niso's tables that the kernel has: each one's text, or its list of objects."""
+    from niso.kernel import nft_tables
     from niso.kernel.libnftables import Nft
-    from niso.plan import nft
 
     with Nft() as kernel:
         return [
             kernel.text(f"list table {table}") if as_text else kernel.query(f"list table {table}")
-            for table in nft.CONTAINERS
+            for table in nft_tables.CONTAINERS
             if kernel.elements(table, "owner") is not None
         ]
 

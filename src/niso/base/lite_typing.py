@@ -13,9 +13,9 @@ TYPE_CHECKING = False
 """As in typing: type checkers go by the name."""
 
 if TYPE_CHECKING:
-    from typing import Any, Literal, NamedTuple, Self
+    from typing import Any, Generic, Literal, NamedTuple, Self
 
-__all__ = ["TYPE_CHECKING", "Choice", "Literal", "NamedTuple"]
+__all__ = ["TYPE_CHECKING", "Choice", "Generic", "Literal", "NamedTuple"]
 
 _templates: dict[int, FunctionType] = {}
 
@@ -83,6 +83,15 @@ if not TYPE_CHECKING:
 
     class NamedTuple(metaclass=_Kind):
         """As `typing.NamedTuple`, for classes whose annotations are text (``from __future__ import annotations``)."""
+
+
+if not TYPE_CHECKING:
+
+    class Generic:
+        """As `typing.Generic` for type checkers; while niso runs, ``Generic[T]`` and a subclass's ``Kind[T]`` are the class."""
+
+        def __class_getitem__(cls, _):
+            return cls
 
 
 class Choice:

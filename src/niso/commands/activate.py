@@ -15,8 +15,9 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import Lock
 from niso.base.report import CopyingPackage, Report, Stopping, silent
 from niso.base.signals import signals_held
+from niso.kernel.real import Real
+from niso.kernel.state import State
 from niso.plan.records import Port
-from niso.plan.state import State
 from niso.reconcile import nat_flows, policy_flows
 from niso.reconcile.converge import carry_out, converge, desired_now, plan
 from niso.runtime import package
@@ -78,7 +79,7 @@ def activate(
             with Lock():
                 scope = _scope(store, targets, leaving, stack)
                 with store.transaction():
-                    before = desired_now(store, scope)
+                    before = desired_now(Real(), store, scope)
                     known = {
                         (names.netns(t.name), address)
                         for t in targets
@@ -86,12 +87,12 @@ def activate(
                     }
                     recorded = _recorded(store, targets, copies, leaving, stack)
                     # what is somebody else's is found before anything is on record or changed
-                    planned = plan(store, scope, before, trusting=True)
+                    planned = plan(Real(), store, scope, before, trusting=True)
                 changes += recorded
                 start.expect(changes)
                 policy_flows.introduce(store, before, planned.want)
-                steps = carry_out(store, scope, before, planned, report, known=known)
-                reached = desired_now(store, scope)
+                steps = carry_out(Real(), store, planned, report, known=known)
+                reached = desired_now(Real(), store, scope)
                 nat_flows.flush_gone_addresses(before, reached)
                 nat_flows.flush_changed_ports(before, reached)
                 if policy_flows.narrows(before, reached):
@@ -111,7 +112,7 @@ def activate(
                     touched = _touched(store, changes, bool(steps))
                     scope, before = _drop_left(store, changes, stack)
                     if scope.networks:
-                        converge(store, scope, before, report, teardown=True)
+                        converge(Real(), store, scope, before, report, teardown=True)
                 for change in changes:
                     package.keep_only(change.name, {change.row.package})
         except BaseException as error:
@@ -136,9 +137,9 @@ def _stopped(
         with Lock(), store.transaction() as transaction:
             transaction.cancel()
             scope = _scope(store, targets, rows, stack)
-            before = desired_now(store, scope)
+            before = desired_now(Real(), store, scope)
             _recorded(store, targets, copies, rows, stack)
-            plan(store, scope, before, trusting=True)
+            plan(Real(), store, scope, before, trusting=True)
     begin(store, list(stack.leaving), "activate")
     stop.raise_all(list(stop.stop(rows, report, stack.needs).values()))
     return rows
@@ -242,9 +243,9 @@ def _plan_only(
     for row in leaving:
         report(Stopping(row.name))
     scope = _scope(store, targets, leaving, stack)
-    before = desired_now(store, scope)
+    before = desired_now(Real(), store, scope)
     changes = _recorded(store, targets, copies, leaving, stack)
-    steps = plan(store, scope, before).steps
+    steps = plan(Real(), store, scope, before).steps
     for step in steps:
         report(step)
     for change in changes:
@@ -258,7 +259,7 @@ def _plan_only(
     touched = _touched(store, changes, bool(steps))
     scope, before = _drop_left(store, changes, stack)
     told = set(steps)  # the kernel has not done them, so they are found again
-    for step in plan(store, scope, before).steps if scope.networks else []:
+    for step in plan(Real(), store, scope, before).steps if scope.networks else []:
         if step not in told:
             report(step)
     return [_outcome(store, change, change.name in touched) for change in changes]
@@ -274,7 +275,7 @@ def _drop_left(
         name for c in changes if c.before for name in set(c.before.networks) - set(c.row.networks)
     }
     scope = Scope((), tuple(sorted(left)), names=tuple(("network", name) for name in sorted(left)))
-    before = desired_now(store, scope)
+    before = desired_now(Real(), store, scope)
     store.drop_implicit_networks(left)
     return scope, before
 

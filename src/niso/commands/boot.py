@@ -19,8 +19,9 @@ from niso.base.locks import Lock, service_lock
 from niso.base.report import ChangingUnit, Report, silent
 from niso.commands import activate, restart
 from niso.commands.activate import Outcome
+from niso.kernel.real import Real
 from niso.reconcile.converge import repair
-from niso.runtime import process, unit
+from niso.runtime import status, unit
 from niso.services import journal, start
 from niso.services.targets import find_targets
 from niso.store.store import ServiceRow, Store
@@ -288,7 +289,7 @@ def clear(names: Iterable[str], report: Report = silent) -> list[str]:
             continue
         mine.append(name)
         with service_lock(name):
-            unit.give_back(name, process.conmon(name))
+            unit.give_back(name, status.conmon(name))
         report(ChangingUnit("remove", _unit_file(name)))
     return _remove_units(mine)
 
@@ -316,7 +317,7 @@ def settle(store: Store, names: Iterable[str]) -> None:
     rows = [row for name in names if (row := store.service(name)) is not None and row.active]
     for row in rows:
         if unit.path(row.name) is not None:
-            if not process.keepers(row.name):  # its conmon was killed, and it runs on
+            if not status.supervisors(row.name):  # its conmon was killed, and it runs on
                 restart.restart(store, [row.name])
             _ready(row.name)
             return
@@ -334,7 +335,7 @@ def _ready(service: str) -> None:
     own = unit.path(service)
     assert own is not None
     with service_lock(service):
-        found = process.keepers(service)
+        found = status.supervisors(service)
         if not found:
             raise ProcessError("its process has ended", f"niso logs {service}", service=service)
         unit.adopt([pid for pid in found if unit.path(service, pid) != own], own)
@@ -346,7 +347,7 @@ def _start_units(rows: Iterable[ServiceRow]) -> None:
     waiting = [
         unit.name(row.name)
         for row in rows
-        if (conmon := process.conmon(row.name)) is not None and unit.path(row.name, conmon) is None
+        if (conmon := status.conmon(row.name)) is not None and unit.path(row.name, conmon) is None
     ]
     if waiting:
         _systemctl("start", *waiting)
@@ -371,7 +372,7 @@ def restore(store: Store, timeout_s: float, report: Report = silent) -> Restored
         errors += each(error)
     try:
         with Lock():
-            repair(store, report)
+            repair(Real(), store, report)
     except NisoError as error:
         errors += each(error)
     enabled = [row for row in store.services() if row.enabled]
@@ -402,5 +403,7 @@ def _activate(
 
 
 def _naming(service: str, error: NisoError) -> NisoError:
-    error.service = error.service or service
-    return error
+    """Return the error with the service before all else that it says."""
+    if error.service == service and not error.file:
+        return error
+    return NisoError(error.message, error.hint, error.key, service=service, names_key=False)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable
 
-from niso.base import paths
 from niso.base.errors import KernelError, NotFound
 from niso.base.locks import Lock
 from niso.base.names import alias
 from niso.commands import store_repair
 from niso.explain import exposure
-from niso.kernel.read import read
+from niso.kernel.real import Real
 from niso.plan.findings import Finding, findings
 from niso.plan.records import Network
-from niso.plan.state import State
 from niso.reconcile.converge import compare, desired_now
-from niso.runtime import process
+from niso.runtime import status
 from niso.runtime.defects import of_package, of_process
 from niso.store.store import Scope, Store, bare_name, suggest
 
@@ -66,14 +63,14 @@ def _own(store: Store, name: str | None) -> list[Finding]:
     if lost:  # what should be in the kernel is not known before they are back
         return lost
     if name is None:
-        _, want, have, foreign = compare(store)
+        _, want, have, foreign = compare(Real(), store)
         strange = [Finding("foreign", error.message) for error in foreign.values()]
         return [
             *(
                 _hole(store_repair.Hole("different", "service", row.name))
                 for row in store_repair.damaged(store)
             ),
-            *findings(want, have, _with_hosts_file(want)),
+            *findings(want, have),
             *strange,
             *_processes(store, store.active_services()),
             *(
@@ -82,9 +79,9 @@ def _own(store: Store, name: str | None) -> list[Finding]:
             ),
         ]
     scope, active = _scope(store, name)
-    want = desired_now(store, scope)
+    want = desired_now(Real(), store, scope)
     return [
-        *findings(want, read(want, alias(store.state_id()), strays=True), _with_hosts_file(want)),
+        *findings(want, Real().read(want, alias(store.state_id()), strays=True)),
         *_processes(store, active),
     ]
 
@@ -103,13 +100,6 @@ def _scope(store: Store, name: str) -> tuple[Scope, list[str]]:
     row = store.service(service)
     assert row is not None
     return Scope(store.with_companions([service]), row.networks), [service] if row.active else []
-
-
-def _with_hosts_file(want: State) -> set[str]:
-    """The folders of the wanted hosts files in which there is any file of that name."""
-    return {
-        file.folder for file in want.hosts_files if os.path.lexists(paths.hosts_file(file.folder))
-    }
 
 
 def _hole(found: store_repair.Hole) -> Finding:
@@ -141,7 +131,7 @@ NOT_ACTIVE = "it is not active"
 def left_running(store: Store) -> list[str]:
     """The services that have a process, or what is left of one, and are not active; what somebody is at is left out."""
     found = []
-    for name in process.left():
+    for name in status.services():
         row = store.service(name)
         if (row is None or not row.active) and store.intent(name) is None:
             found.append(name)

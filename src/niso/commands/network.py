@@ -5,6 +5,7 @@ from __future__ import annotations
 from niso.base.errors import Conflict
 from niso.base.locks import Lock
 from niso.base.report import Report, silent
+from niso.kernel.real import Real
 from niso.plan.records import Network
 from niso.reconcile.converge import converge, desired_now, plan
 from niso.services.networks import Wish, check, ensure
@@ -22,15 +23,15 @@ def create(
     with Lock():
         scope = Scope((), (wish.name,), names=(("network", wish.name),))
         with store.transaction() as transaction:
-            before = desired_now(store, scope)
+            before = desired_now(Real(), store, scope)
             network = ensure(store, wish, implicit=False)
             if dry_run:
-                for step in plan(store, scope, before).steps:
+                for step in plan(Real(), store, scope, before).steps:
                     report(step)
                 transaction.cancel()
                 return network
         try:
-            converge(store, scope, before, report)
+            converge(Real(), store, scope, before, report)
         except BaseException:
             if network is not None:
                 _forget(store, wish.name)
@@ -51,22 +52,22 @@ def remove(store: Store, names: list[str], report: Report = silent, dry_run: boo
                 )
         scope = Scope((), tuple(names), names=tuple(("network", name) for name in names))
         with store.transaction() as transaction:
-            before = desired_now(store, scope)
+            before = desired_now(Real(), store, scope)
             for name in names:
                 store.drop_network(name)
             if dry_run:
-                for step in plan(store, scope, before).steps:
+                for step in plan(Real(), store, scope, before).steps:
                     report(step)
                 transaction.cancel()
                 return
             # inside the transaction: if it cannot be done, or niso dies here, the networks stay known and can be repaired
-            converge(store, scope, before, report, teardown=True)
+            converge(Real(), store, scope, before, report, teardown=True)
 
 
 def _forget(store: Store, name: str) -> None:
     """Undo a network whose bridge could not be made."""
     scope = Scope((), (name,), names=(("network", name),))
-    before = desired_now(store, scope)
+    before = desired_now(Real(), store, scope)
     with store.transaction():
         store.drop_network(name)
-    converge(store, scope, before, teardown=True)
+    converge(Real(), store, scope, before, teardown=True)

@@ -23,11 +23,13 @@ from niso.base.report import (
 from niso.commands import store_repair
 from niso.commands.check import left_running
 from niso.kernel import netns
-from niso.plan.diff import Step
+from niso.kernel.kinds.kind import Step
+from niso.kernel.kinds.veth import Veth
+from niso.kernel.real import Real
 from niso.plan.findings import Finding
 from niso.reconcile import nat_flows, policy_flows
 from niso.reconcile.converge import compare, desired_now, repair
-from niso.runtime import hosts_mount, package, process
+from niso.runtime import hosts_mount, package, process, status
 from niso.runtime.defects import BLIND, UNKNOWN, of_package, of_process
 from niso.runtime.spec import load, save
 from niso.services import journal
@@ -47,8 +49,8 @@ def plan_mend(store: Store, report: Report) -> None:
     for name, pid in homes:
         report(Command(f"ip netns attach {names.netns(name)} {pid}"))
     back = {names.netns(name) for name, _ in homes}
-    steps, want, _, _ = compare(store)
-    back |= {veth.name for veth in want.veths if veth.netns in back}
+    steps, want, _, _ = compare(Real(), store)
+    back |= {veth.name for veth in want[Veth] if veth.netns in back}
     for step in steps:
         if not (
             isinstance(step, Step)
@@ -85,13 +87,13 @@ def mend(store: Store, report: Report = silent) -> int:
     with Lock():
         try:
             recovered += _name_again(store, report)
-            steps = repair(store, report)
+            steps = repair(Real(), store, report)
         except NisoError as error:
             errors.append(error)
             steps = []
         if steps or errors:
             # flows that began while a rule was away have no NAT, and would keep their client from it
-            nat_flows.clear(desired_now(store, ALL))
+            nat_flows.clear(Real(), desired_now(Real(), store, ALL))
             # and what came in while a policy was away is cut
             policy_flows.cut(
                 store, [name for name in store.active_services() if store.policy(name) is not None]
@@ -112,7 +114,7 @@ def mend(store: Store, report: Report = silent) -> int:
                 try:
                     spec = journal.stored_spec(row)
                     if finding.defect == BLIND:
-                        hosts_mount.show_or_start(spec, report)
+                        hosts_mount.swap_or_restart(spec, report)
                     else:
                         process.stop(name, spec.stop_timeout_s)
                         process.start(spec)
@@ -186,7 +188,7 @@ def _nameless(store: Store) -> list[tuple[str, int]]:
     found = []
     for name in store.active_services():
         spec = load(name)
-        pid = process.status(name).pid
+        pid = status.read(name).pid
         if (
             spec is None
             or pid is None

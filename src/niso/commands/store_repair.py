@@ -12,13 +12,14 @@ from collections.abc import Iterable
 
 from niso.base import names
 from niso.base.errors import NisoError
+from niso.base.family import family_of
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.kernel import netns
+from niso.kernel import netns, nft_tables
 from niso.kernel.libnftables import Nft
 from niso.kernel.rtnetlink import Rtnl
 from niso.manifest import load as model
 from niso.plan import nft
-from niso.plan.records import Policy, Port, family_of
+from niso.plan.records import Policy, Port
 from niso.reconcile import forwarding
 from niso.runtime.spec import damaged as broken
 from niso.runtime.spec import load, understood
@@ -26,7 +27,7 @@ from niso.store import leases
 from niso.store.store import ServiceRow, Store
 
 if TYPE_CHECKING:
-    from niso.plan.findings import Problem
+    from niso.kernel.kinds.kind import Problem
 
 
 class Hole(NamedTuple):
@@ -152,7 +153,7 @@ def _port_in_kernel(store: Store, service: str, port: Port) -> Port | None:
     with Nft() as kernel:
         for address in first if not port.host_port else ():
             where = f"publish_{'any' if port.is_wide else 'addr'}{family_of(address)}"
-            for element, (value, owner) in (kernel.elements(nft.INET, where) or {}).items():
+            for element, (value, owner) in (kernel.elements(nft_tables.INET, where) or {}).items():
                 *_, proto, number = element.split(" . ")
                 if (owner, proto, value) == (
                     service,
@@ -204,7 +205,7 @@ def _lease_again(store: Store, row: ServiceRow, network: str, position: int) -> 
 def _sysctls(store: Store) -> set[str]:
     """Note again what was found of forwarding, as the kernel still has it on record; which sysctls are noted then."""
     with Nft() as kernel:
-        marks = kernel.elements(nft.INET, "before") or ()
+        marks = kernel.elements(nft_tables.INET, "before") or ()
     for name, value in map(nft.sysctl_before, marks):
         store.set_sysctl_before(name, value)
     on = {network for row in store.services() if row.active for network in row.networks}

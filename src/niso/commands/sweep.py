@@ -15,12 +15,12 @@ from niso.base.lite_typing import NamedTuple
 from niso.base.locks import Lock, locked_services, service_lock
 from niso.base.names import is_marked, state_id_of
 from niso.base.report import Command, EndingLost, Event, Report, Stopping, silent
-from niso.kernel import netns, sysctl
+from niso.kernel import netns, nft_tables, sysctl
 from niso.kernel.libnftables import Nft
 from niso.kernel.rtnetlink import Rtnl
 from niso.plan import nft
 from niso.reconcile import forwarding
-from niso.runtime import cgroup, process
+from niso.runtime import cgroup, process, status
 from niso.runtime.package import delete_tree
 from niso.store.sqlite import unusable
 from niso.store.store import Store
@@ -97,7 +97,7 @@ def _refuse_strangers() -> None:
     """Raise Conflict where services run that this run folder does not know: their network is not for us to take."""
     for name, path in _homeless():
         pids = cgroup.pids(path)
-        if pids and not process.kept_here(name):
+        if pids and not process.has_conmon(name):
             state_id = path.split("/")[1].removeprefix("niso-")
             raise Conflict(
                 f"service {name!r} of the niso state folder with id {state_id} runs (pid {pids[0]}), under another run folder",
@@ -107,7 +107,7 @@ def _refuse_strangers() -> None:
 
 def _homeless() -> list[tuple[str, str]]:
     """(service, cgroup) of those whose links are here and whose folder is not in this run folder."""
-    known = set(process.left())
+    known = set(status.services())
     with Rtnl() as rtnl:
         ids = {state_id_of(link.alias) for link in rtnl.links() if is_marked(link.alias)}
     return [
@@ -123,10 +123,10 @@ def _homeless() -> list[tuple[str, str]]:
 def _all_of_niso() -> list[_Thing]:
     """Everything that carries a mark of niso, in the order in which it can go."""
     things: list[_Thing] = []
-    for name in process.left():
+    for name in status.services():
         things.append(_Thing(Stopping(name), partial(process.stop, name, 0)))
     for name, path in _homeless():
-        things.append(_Thing(EndingLost(path), partial(process.end_lost, name, path)))
+        things.append(_Thing(EndingLost(path), partial(process.end_orphans, name, path)))
     for name in netns.names():
         with netns.inside(name), Rtnl() as rtnl:
             lo = rtnl.link("lo")
@@ -148,13 +148,13 @@ def _all_rules() -> list[_Thing]:
     with Rtnl() as rtnl:
         going = {link.name for link in rtnl.links() if is_marked(link.alias)}
     with Nft() as kernel:
-        marks = kernel.elements(nft.INET, "before") or ()
+        marks = kernel.elements(nft_tables.INET, "before") or ()
         for name, value in forwarding.to_put_back(dict(map(nft.sysctl_before, marks))):
             if going & set(name.split("/")):
                 continue
             put_back = Command(f"sysctl -w {name}={value}")
             things.append(_Thing(put_back, partial(sysctl.write, name, value)))
-        for table in nft.CONTAINERS:
+        for table in nft_tables.CONTAINERS:
             if kernel.elements(table, "owner") is not None:
                 destroy = Command(f"nft destroy table {table}")
                 things.append(_Thing(destroy, partial(_destroy_table, table), is_guard=True))

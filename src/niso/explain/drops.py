@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from niso.base import names
 from niso.base.lite_typing import NamedTuple
-from niso.kernel import link_counters
+from niso.kernel import link_counters, nft_tables
 from niso.kernel.libnftables import Nft
 from niso.kernel.nflog import Logged, Nflog
 from niso.kernel.nft_elements import HEADERS, Nfnetlink
-from niso.plan import nft, verdict
+from niso.plan import verdict
 from niso.plan.policy_maps import PASSES
 from niso.plan.verdict import World
 from niso.reconcile.world import read_world
@@ -91,11 +91,11 @@ def _policy_drops() -> dict[tuple[str, str], int] | None:
     """(direction, service) -> packets that its policy has dropped; None where the table is missing."""
     found: dict[tuple[str, str], int] = {}
     with Nfnetlink() as kernel:
-        if kernel.header(nft.INET, "owner") is None:
+        if kernel.header(nft_tables.INET, "owner") is None:
             return None
-        for name in sorted(nft.COUNTED):
+        for name in sorted(nft_tables.COUNTED):
             direction = "in" if name.startswith(("in", "no_start_in")) else "out"
-            for counted in kernel.counts(HEADERS[nft.INET, name]):
+            for counted in kernel.counts(HEADERS[nft_tables.INET, name]):
                 if counted.value != PASSES:
                     key = (direction, counted.comment.partition(" ")[0])
                     found[key] = found.get(key, 0) + counted.packets
@@ -104,10 +104,10 @@ def _policy_drops() -> dict[tuple[str, str], int] | None:
 
 def _foreign(kernel: Nft) -> dict[str, int] | None:
     """Frames that were dropped by the bridge port that they came from; None where the set is missing."""
-    if kernel.elements(nft.BRIDGE, "owner") is None:
+    if kernel.elements(nft_tables.BRIDGE, "owner") is None:
         return None
     found = {}
-    for item in kernel.query(f"list set {nft.BRIDGE} {nft.DROPPED_FROM}"):
+    for item in kernel.query(f"list set {nft_tables.BRIDGE} {nft_tables.DROPPED_FROM}"):
         for each in item.get("set", {}).get("elem", ()):
             element = each.get("elem", {}) if isinstance(each, dict) else {}
             if "counter" in element:  # one that somebody else has added may have none
@@ -124,7 +124,7 @@ class Log:
     def __init__(self, store: Store, service: str | None) -> None:
         self._store, self._service = store, service
         self._known: tuple[int, World] | None = None
-        self._source = Nflog(nft.LOG_GROUP)
+        self._source = Nflog(nft_tables.LOG_GROUP)
 
     def __enter__(self) -> Log:
         return self

@@ -11,13 +11,14 @@ from types import MappingProxyType
 
 from niso.base import names
 from niso.base.errors import NisoError
+from niso.base.family import family_of
 from niso.base.lite_typing import NamedTuple
 from niso.explain.question import End, Packet, ends
-from niso.kernel import probe
+from niso.kernel import nft_tables, probe
+from niso.kernel.kinds.element import Element
 from niso.plan import nft
 from niso.plan import policy_maps as rules
-from niso.plan.records import Member, Network, Policed, Policy, family_of
-from niso.plan.state import Element
+from niso.plan.records import Member, Network, Policed, Policy
 from niso.plan.verdict import (
     Known,
     Reason,
@@ -43,7 +44,7 @@ class Object(NamedTuple):
     @property
     def counts(self) -> bool:
         if self.place is None:
-            return self.container in nft.COUNTED
+            return self.container in nft_tables.COUNTED
         return " counter " in f" {self.text} "
 
 
@@ -178,13 +179,13 @@ def _path(
         if all(subnet.family != family for subnet in by.subnets):
             return (), (), ()
         if by.name != entered.name and not to.is_link_local:
-            spoofed = _static(nft.BRIDGE, "from_port", "not its own address")
+            spoofed = _static(nft_tables.BRIDGE, "from_port", "not its own address")
             # of IPv6 nothing may leave at all: no neighbour is asked for with a source that the link does not have
             return spoofed, spoofed if family == 4 else (), ()
         objects.append(_port_element(store, sender.name, by.name, packet.source, family))
     elif not sender and not is_host(world, packet.source) and network_of(world, packet.source):
         strange = _static(
-            nft.INET, "raw", f"{'ip' if family == 4 else 'ip6'} saddr @subnets{family}"
+            nft_tables.INET, "raw", f"{'ip' if family == 4 else 'ip6'} saddr @subnets{family}"
         )
         return strange, strange, ()
     if target != packet.destination:
@@ -194,19 +195,19 @@ def _path(
     if to.is_multicast or (
         reached and verdict.destination.service == "" and _is_broadcast(reached, target)
     ):
-        return (*objects, *_static(nft.BRIDGE, "between", "broadcast, multicast")), (), ()
+        return (*objects, *_static(nft_tables.BRIDGE, "between", "broadcast, multicast")), (), ()
     if not sender and is_host(world, packet.source):
         return tuple(objects), (), ()
     if to.is_loopback:
         strange = _static(
-            nft.INET, "raw", f"{'ip daddr 127.0.0.0/8' if family == 4 else 'ip6 daddr ::1'}"
+            nft_tables.INET, "raw", f"{'ip daddr 127.0.0.0/8' if family == 4 else 'ip6 daddr ::1'}"
         )
         return strange, strange, ()
     if entered and entered.internal and (reached is None or reached.name != entered.name):
-        closed = _static(nft.INET, "forward", "out of an internal network")
+        closed = _static(nft_tables.INET, "forward", "out of an internal network")
         return (*objects, *closed), closed, ()
     if reached and (entered is None or reached.name != entered.name):
-        apart = _static(nft.INET, "forward", "not published")
+        apart = _static(nft_tables.INET, "forward", "not published")
         return (*objects, *apart), (), apart
     return tuple(objects), (), ()
 
@@ -227,13 +228,13 @@ def _passing(
     ):
         # frames of a bridge that needs no connection tracking are switched, and no rule sees them
         return (
-            _static(nft.INET, "forward", "@same_bridge accept", 1)
+            _static(nft_tables.INET, "forward", "@same_bridge accept", 1)
             if reached.publishes or reached.policed
             else ()
         )
     if reached is None and not is_host(world, packet.destination):
         word = "ip" if packet.family == 4 else "ip6"
-        return _static(nft.INET, "postrouting", f"{word} saddr @subnets")
+        return _static(nft_tables.INET, "postrouting", f"{word} saddr @subnets")
     return ()
 
 
@@ -246,7 +247,7 @@ def _is_broadcast(network: Network, address: str) -> bool:
 
 def _static(table: str, chain: str, fragment: str, last: int = 0) -> _Rules:
     """The rule of the fixed text that has ``fragment`` in it: the first, or with ``last`` the last."""
-    rules = nft.rules_of(table, chain)
+    rules = nft_tables.rules_of(table, chain)
     found = [
         Object(table, chain, text, place) for place, text in enumerate(rules) if fragment in text
     ]
@@ -304,10 +305,14 @@ def _policy_objects(
     if deciding is None:
         return ()
     leads = Element(
-        nft.INET, f"{'in' if ingress else 'e'}gress{6 if ':' in own else 4}", own, "", known.name
+        nft_tables.INET,
+        f"{'in' if ingress else 'e'}gress{6 if ':' in own else 4}",
+        own,
+        "",
+        known.name,
     )
     said = f'{deciding.element} comment "{deciding.comment}" : {deciding.value}'
-    return _object(leads), Object(nft.INET, deciding.container, said)
+    return _object(leads), Object(nft_tables.INET, deciding.container, said)
 
 
 _Judged = tuple[str, int | None]

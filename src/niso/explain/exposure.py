@@ -5,12 +5,13 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Sequence
 
+from niso.base.family import family_of
 from niso.base.names import is_marked
 from niso.explain import foreign_firewalls
 from niso.explain.foreign_firewalls import Drop
 from niso.kernel import host_facts, sysctl
 from niso.kernel.rtnetlink import Rtnl
-from niso.plan.records import ANY4, ANY6, Network, Policy, Port, family_of
+from niso.plan.records import ANY4, ANY6, Network, Policy, Port
 
 _BRIDGED = {4: "net/bridge/bridge-nf-call-iptables", 6: "net/bridge/bridge-nf-call-ip6tables"}
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 
+from niso.base.family import family_of
 from niso.base.lite_typing import NamedTuple
 from niso.explain.foreign_walk import OUTWARD, PUBLISHED, WITHIN, Place, Source, follow, packets
 from niso.kernel import foreign_chains
@@ -19,7 +20,6 @@ from niso.kernel.foreign_chains import (
     Chain,
 )
 from niso.kernel.rtnetlink import Rtnl
-from niso.plan.records import family_of
 
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 

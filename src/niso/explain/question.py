@@ -5,9 +5,9 @@ from __future__ import annotations
 import ipaddress
 
 from niso.base.errors import NisoError, UsageError
+from niso.base.family import family_of
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import probe
-from niso.plan.records import family_of
 from niso.plan.verdict import PORTED, World, holds
 from niso.store.store import Store
 

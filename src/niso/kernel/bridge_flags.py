@@ -48,7 +48,7 @@ _SETTINGS: dict[int, tuple[str, str, int]] = {
 }
 
 
-def strange_port(found: dict[int, bytes], operstate: int) -> str:
+def drift_of_port(found: dict[int, bytes], operstate: int) -> str:
     """What of a port (its IFLA_INFO_SLAVE_DATA) is not as on a new one: ``isolated on, learning off``.
 
     Its state counts while its link carries: then only somebody's word keeps it from forwarding.
@@ -66,7 +66,7 @@ def strange_port(found: dict[int, bytes], operstate: int) -> str:
     return ", ".join(words)
 
 
-def strange_bridge(found: dict[int, bytes]) -> str:
+def drift_of_bridge(found: dict[int, bytes]) -> str:
     """What of a bridge (its IFLA_INFO_DATA) niso did not make so: ``stp_state 1``."""
     words = []
     for kind, (name, form, usual) in _SETTINGS.items():
@@ -77,9 +77,9 @@ def strange_bridge(found: dict[int, bytes]) -> str:
     return ", ".join(words)
 
 
-def usual(strange: str) -> list[bytes]:
-    """The attributes for one RTM_NEWLINK after another that put back what ``strange`` names, of a bridge or of a port."""
-    names = [words.partition(" ")[0] for words in strange.split(", ")] if strange else []
+def usual(drift: str) -> list[bytes]:
+    """The attributes for one RTM_NEWLINK after another that put back what ``drift`` names, of a bridge or of a port."""
+    names = [words.partition(" ")[0] for words in drift.split(", ")] if drift else []
     port = [
         attribute(kind, bytes([usual])) for kind, (name, usual) in _FLAGS.items() if name in names
     ]

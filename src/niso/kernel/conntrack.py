@@ -7,10 +7,10 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 
+from niso.base.family import family_of
 from niso.kernel import netlink
 from niso.kernel.netlink import Message, attribute, attributes, nested, u32
 from niso.kernel.nft_elements import nfgenmsg
-from niso.plan.records import family_of
 
 _CT_GET, _CT_DELETE, _CT_GET_STATS = (
     0x0101,

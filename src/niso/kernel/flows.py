@@ -10,12 +10,12 @@ import socket
 import struct
 from collections.abc import Iterable
 
+from niso.base.family import family_of
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import netlink
 from niso.kernel.netlink import Message, attribute, attributes, nested
 from niso.kernel.nft_elements import nfgenmsg
 from niso.kernel.sockdiag import Connection
-from niso.plan.records import family_of
 
 _CT_NEW, _CT_GET, _CT_DELETE = 0x0100, 0x0101, 0x0102
 _TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _PROTOINFO, _TIMEOUT, _ID, _ZONE = 1, 2, 3, 4, 7, 12, 18

@@ -7,7 +7,8 @@ import ipaddress
 from niso.base.names import is_marked
 from niso.kernel import sysctl
 from niso.kernel.rtnetlink import Rtnl
-from niso.plan.subnets import Network
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 DEFAULT_MTU = 1500
 RESOLVED_UPSTREAMS = "/run/systemd/resolve/resolv.conf"

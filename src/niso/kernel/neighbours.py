@@ -9,10 +9,10 @@ import errno
 import socket
 import struct
 
+from niso.base.family import family_of
 from niso.base.lite_typing import NamedTuple
 from niso.kernel.netlink import Message, attribute, attributes, u32
 from niso.kernel.rtnetlink import Rtnl
-from niso.plan.records import family_of
 
 _DELNEIGH, _GETNEIGH = 29, 30
 _AF_BRIDGE = 7

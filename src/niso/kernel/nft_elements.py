@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 
 from niso.base.lite_typing import NamedTuple
-from niso.kernel import netlink
+from niso.kernel import netlink, nft_tables
 from niso.kernel.netlink import attribute, attributes, nested, several, string, text, understood
-from niso.plan import nft
 
 PROTOCOLS = {
     "icmp": 1,
@@ -376,7 +375,9 @@ def declared(
     return Header(_FAMILIES[family], table, container, interval, types[0], values)
 
 
-HEADERS = {place: declared(place[0], place[1], *types) for place, types in nft.DECLARED.items()}
+HEADERS = {
+    place: declared(place[0], place[1], *types) for place, types in nft_tables.DECLARED.items()
+}
 """The header of each set and map of niso's text."""
 
 

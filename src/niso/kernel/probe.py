@@ -14,10 +14,10 @@ import struct
 import time
 
 from niso.base.errors import KernelError
+from niso.base.family import family_of
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel import netns
 from niso.kernel.netlink import refused
-from niso.plan.records import family_of
 
 if TYPE_CHECKING:
     from typing import Self

@@ -15,10 +15,42 @@ from collections.abc import Sequence
 from fcntl import ioctl
 
 from niso.base.errors import KernelError
-from niso.base.lite_typing import NamedTuple
 from niso.kernel import bridge_flags, netlink
-from niso.kernel.netlink import Message, attribute, attributes, nested, refused, text, u32
-from niso.plan.records import family_of
+from niso.kernel.netlink import Message, attribute, nested, refused, text, u32
+from niso.kernel.rtnl_records import (
+    BR_NF_CALL_IP6TABLES,
+    BR_NF_CALL_IPTABLES,
+    BRPORT_MODE,
+    IFA_ADDRESS,
+    IFA_LOCAL,
+    IFF_NOARP,
+    IFF_UP,
+    IFLA_ADDRESS,
+    IFLA_IFALIAS,
+    IFLA_IFNAME,
+    IFLA_LINKINFO,
+    IFLA_MASTER,
+    IFLA_MTU,
+    INFO_DATA,
+    INFO_KIND,
+    INFO_SLAVE_DATA,
+    INFO_SLAVE_KIND,
+    RTA_DST,
+    RTA_GATEWAY,
+    RTA_OIF,
+    RTA_TABLE,
+    Link,
+    LinkAddress,
+    LinkRoute,
+    canonical,
+    ifaddrmsg,
+    ifinfomsg,
+    parse_address,
+    parse_cidr,
+    parse_link,
+    parse_route,
+    rtmsg,
+)
 
 MAIN = 254  # RT_TABLE_MAIN
 KERNEL = 2  # RTPROT_KERNEL: the kernel's own, with an address
@@ -32,25 +64,18 @@ _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _NEWNEIGH, _DELNEIGH = 28, 29
 
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
-_IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 18, 20, 26, 28, 29
-_IFLA_OPERSTATE, _IFLA_GROUP, _IFLA_LINK_NETNSID = 16, 27, 37
+_IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_EXT_MASK, _IFLA_GROUP = 26, 28, 29, 27
 _AT_ONCE = 64  # messages whose answers fit the socket's buffer together
-_INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _BR_FORWARD_DELAY, _BR_STP_STATE, _BR_MCAST_SNOOPING = 1, 5, 23
-_BR_NF_CALL_IPTABLES, _BR_NF_CALL_IP6TABLES = 36, 37
-_BRPORT_MODE = 4  # hairpin
 _VETH_INFO_PEER = 1
 _INET6_ADDR_GEN_MODE, _ADDR_GEN_MODE_NONE = 8, 1
 _SKIP_STATS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
 
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
-_IFA_F_NODAD, _IFA_F_DEPRECATED, _IFA_F_PERMANENT = 0x02, 0x20, 0x80
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_TABLE = 1, 4, 5, 6, 7, 15
+_IFA_F_NODAD = 0x02
+_RTA_PRIORITY, _RTA_PREFSRC = 6, 7
 _METRIC6 = 256  # IP6_RT_PRIO_ADDRCONF: of the routes that the kernel adds with IPv6 addresses
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
 
-_IFF_UP, _IFF_NOARP = 1, 0x80
 _SIOCGIFNAME, _SIOCGIFINDEX = 0x8910, 0x8933
 _LO = 1  # LOOPBACK_IFINDEX
 _OWN_INDEX = 1 << 20  # the first index of links made here; the kernel counts up from 1
@@ -58,62 +83,8 @@ _INDEX_TRIES = 16
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 _ifreq = struct.Struct("=16si20x")
-_ifinfomsg = struct.Struct("=BxHiII")
-_ifaddrmsg = struct.Struct("=BBBBI")
-_rtmsg = struct.Struct("=BBBBBBBBI")
 _ndmsg = struct.Struct("=BBHiHBB")
 _NDA_DST, _NTF_USE = 1, 0x01
-
-
-class Link(NamedTuple):
-    """A network interface of the namespace that was asked.
-
-    ``kind`` is "bridge", "veth", or "" for those without a driver of their own (lo, hardware); ``mtu`` in bytes; ``master``
-    the index of its bridge, 0 for none; ``peer_index`` IFLA_LINK (a veth's other end, 0 for none) and ``peer_netnsid`` that
-    end's namespace, -1 for this one; ``hairpin`` of a bridge port; ``call_iptables``, ``call_ip6tables`` of a bridge; ``strange``
-    what of a bridge or a port is not as niso makes it (`niso.kernel.bridge_flags`).
-    """
-
-    index: int  # type: ignore[assignment]  # hides tuple.index
-    name: str
-    kind: str
-    mtu: int
-    mac: str
-    up: bool
-    master: int
-    alias: str
-    peer_index: int
-    peer_netnsid: int
-    hairpin: bool
-    call_iptables: bool
-    call_ip6tables: bool
-    strange: str = ""
-
-
-class LinkAddress(NamedTuple):
-    """An address of a link: ``family`` AF_INET or AF_INET6, ``address`` as "10.99.1.1/24", ``flags`` IFA_F_*."""
-
-    index: int  # type: ignore[assignment]  # hides tuple.index
-    family: int
-    address: str
-    scope: int
-    flags: int
-
-    @property
-    def lasts(self) -> bool:
-        """Whether no lifetime of it ends, or has ended."""
-        return self.flags & (_IFA_F_PERMANENT | _IFA_F_DEPRECATED) == _IFA_F_PERMANENT
-
-
-class LinkRoute(NamedTuple):
-    """A route: ``destination`` a prefix ("0.0.0.0/0" for default), ``gateway`` "" for none, ``index`` of its link or 0."""
-
-    destination: str
-    gateway: str
-    index: int  # type: ignore[assignment]  # hides tuple.index
-    table: int
-    protocol: int
-    type: int
 
 
 class Rtnl(netlink.Netlink):
@@ -128,9 +99,9 @@ class Rtnl(netlink.Netlink):
     def link(self, name: str) -> Link | None:
         """The link ``name``, or None."""
         what = f"read link '{name}'"
-        body = _ifinfo() + text(_IFLA_IFNAME, name) + u32(_IFLA_EXT_MASK, _SKIP_STATS)
+        body = _ifinfo() + text(IFLA_IFNAME, name) + u32(_IFLA_EXT_MASK, _SKIP_STATS)
         answer = self.get_one(what, _GETLINK, body, (errno.ENODEV,))
-        return netlink.understood(what, _parse_link, answer) if answer is not None else None
+        return netlink.understood(what, parse_link, answer) if answer is not None else None
 
     def index(self, name: str) -> int:
         """The index of the link ``name``, which costs a tenth of `link`. Raises KernelError where it is not there (netdevice(7))."""
@@ -153,7 +124,7 @@ class Rtnl(netlink.Netlink):
     def links(self) -> list[Link]:
         """All links, in the kernel's order."""
         body = _ifinfo() + u32(_IFLA_EXT_MASK, _SKIP_STATS)
-        return self.dump("list links", _GETLINK, body, _parse_link)
+        return self.dump("list links", _GETLINK, body, parse_link)
 
     def add_bridge(
         self,
@@ -187,14 +158,14 @@ class Rtnl(netlink.Netlink):
                 _NEWLINK,
                 netlink.CREATE | netlink.EXCL,
                 _ifinfo(index)
-                + text(_IFLA_IFNAME, name)
-                + attribute(_IFLA_ADDRESS, own)
-                + nested(_IFLA_LINKINFO, text(_INFO_KIND, "bridge"), nested(_INFO_DATA, *data)),
+                + text(IFLA_IFNAME, name)
+                + attribute(IFLA_ADDRESS, own)
+                + nested(IFLA_LINKINFO, text(INFO_KIND, "bridge"), nested(INFO_DATA, *data)),
             ),
             # The MTU after creation: only a change counts as the user's choice, which outlives the last port.
-            Message(what, _NEWLINK, 0, _ifinfo(index) + _alias(alias) + u32(_IFLA_MTU, mtu)),
+            Message(what, _NEWLINK, 0, _ifinfo(index) + _alias(alias) + u32(IFLA_MTU, mtu)),
             _no_link_local(what, index),
-            Message(f"set bridge '{name}' up", _NEWLINK, 0, _ifinfo(index, _IFF_UP, _IFF_UP)),
+            Message(f"set bridge '{name}' up", _NEWLINK, 0, _ifinfo(index, IFF_UP, IFF_UP)),
         )
 
     def add_veth(
@@ -215,9 +186,9 @@ class Rtnl(netlink.Netlink):
         what = f"create veth '{name}'"
         far = (
             _ifinfo()
-            + text(_IFLA_IFNAME, peer)
-            + attribute(_IFLA_ADDRESS, _packed_mac(peer_mac))
-            + u32(_IFLA_MTU, mtu)
+            + text(IFLA_IFNAME, peer)
+            + attribute(IFLA_ADDRESS, _packed_mac(peer_mac))
+            + u32(IFLA_MTU, mtu)
             + u32(_IFLA_NET_NS_FD, peer_netns_fd)
         )
         self._create(
@@ -227,12 +198,12 @@ class Rtnl(netlink.Netlink):
                 _NEWLINK,
                 netlink.CREATE | netlink.EXCL,
                 _ifinfo(index)
-                + text(_IFLA_IFNAME, name)
-                + u32(_IFLA_MTU, mtu)
+                + text(IFLA_IFNAME, name)
+                + u32(IFLA_MTU, mtu)
                 + nested(
-                    _IFLA_LINKINFO,
-                    text(_INFO_KIND, "veth"),
-                    nested(_INFO_DATA, attribute(_VETH_INFO_PEER, far)),
+                    IFLA_LINKINFO,
+                    text(INFO_KIND, "veth"),
+                    nested(INFO_DATA, attribute(_VETH_INFO_PEER, far)),
                 ),
             ),
             Message(what, _NEWLINK, 0, _ifinfo(index) + _alias(alias)),
@@ -241,10 +212,10 @@ class Rtnl(netlink.Netlink):
                 f"attach '{name}' to bridge '{bridge}'",
                 _NEWLINK,
                 0,
-                _ifinfo(index) + u32(_IFLA_MASTER, master),
+                _ifinfo(index) + u32(IFLA_MASTER, master),
             ),
             Message(f"set hairpin of '{name}'", _NEWLINK, 0, _ifinfo(index) + _hairpin(hairpin)),
-            Message(f"set link '{name}' up", _NEWLINK, 0, _ifinfo(index, _IFF_UP, _IFF_UP)),
+            Message(f"set link '{name}' up", _NEWLINK, 0, _ifinfo(index, IFF_UP, IFF_UP)),
         )
 
     def set_link(
@@ -257,31 +228,29 @@ class Rtnl(netlink.Netlink):
         master: str | None = None,
         hairpin: bool | None = None,
         mac: str | None = None,
-        call_iptables: bool | None = None,
-        call_ip6tables: bool | None = None,
-        strange: str = "",
+        drift: str = "",
     ) -> None:
         """Change what is not None of the link ``name``; ``master`` "" takes it off its bridge, ``alias`` "" clears it.
 
-        ``hairpin`` is for a bridge's port, ``call_iptables`` and ``call_ip6tables`` are for a bridge (see `add_bridge`).
-        What ``strange`` names of a port or a bridge is put back (`niso.kernel.bridge_flags`).
+        ``hairpin`` is for a bridge's port.
+        What ``drift`` names of a port or a bridge is put back (`niso.kernel.bridge_flags`).
         """
-        flags, switched = _IFF_UP if up else 0, 0 if up is None else _IFF_UP
-        if bridge_flags.ARP_OFF in strange.split(", "):
-            switched |= _IFF_NOARP
-        changes = text(_IFLA_IFNAME, name)
+        flags, switched = IFF_UP if up else 0, 0 if up is None else IFF_UP
+        if bridge_flags.ARP_OFF in drift.split(", "):
+            switched |= IFF_NOARP
+        changes = text(IFLA_IFNAME, name)
         words = []
         if mtu is not None:
-            changes += u32(_IFLA_MTU, mtu)
+            changes += u32(IFLA_MTU, mtu)
             words.append(f"mtu {mtu}")
         if alias is not None:
             changes += _alias(alias)
             words.append(f"alias '{alias}'")
         if mac is not None:
-            changes += attribute(_IFLA_ADDRESS, _packed_mac(mac))
+            changes += attribute(IFLA_ADDRESS, _packed_mac(mac))
             words.append(f"mac {mac}")
         if master is not None:
-            changes += u32(_IFLA_MASTER, self.index(master) if master else 0)
+            changes += u32(IFLA_MASTER, self.index(master) if master else 0)
             words.append(f"master {master or 'none'}")
         if up is not None:
             words.append("up" if up else "down")
@@ -292,20 +261,24 @@ class Rtnl(netlink.Netlink):
         if hairpin is not None:
             what = f"set hairpin of '{name}' {'on' if hairpin else 'off'}"
             messages.append(
-                Message(what, _NEWLINK, 0, _ifinfo() + text(_IFLA_IFNAME, name) + _hairpin(hairpin))
+                Message(what, _NEWLINK, 0, _ifinfo() + text(IFLA_IFNAME, name) + _hairpin(hairpin))
             )
-        calls = _calls(call_iptables, call_ip6tables)
-        if calls:
-            what = f"set nf_call_iptables, nf_call_ip6tables of '{name}'"
-            own = nested(_IFLA_LINKINFO, text(_INFO_KIND, "bridge"), nested(_INFO_DATA, *calls))
-            messages.append(Message(what, _NEWLINK, 0, _ifinfo() + text(_IFLA_IFNAME, name) + own))
-        body = _ifinfo() + text(_IFLA_IFNAME, name)
+        body = _ifinfo() + text(IFLA_IFNAME, name)
         messages += [
-            Message(f"set '{name}' as it was made ({strange})", _NEWLINK, 0, body + each)
-            for each in bridge_flags.usual(strange)
+            Message(f"set '{name}' as it was made ({drift})", _NEWLINK, 0, body + each)
+            for each in bridge_flags.usual(drift)
         ]
         if messages:
             self.transact(*messages)
+
+    def set_calls(
+        self, name: str, call_iptables: bool | None = None, call_ip6tables: bool | None = None
+    ) -> None:
+        """Change what is not None of the bridge ``name``; see `add_bridge`."""
+        what = f"set nf_call_iptables, nf_call_ip6tables of '{name}'"
+        data = nested(INFO_DATA, *_calls(call_iptables, call_ip6tables))
+        own = nested(IFLA_LINKINFO, text(INFO_KIND, "bridge"), data)
+        self.transact(Message(what, _NEWLINK, 0, _ifinfo() + text(IFLA_IFNAME, name) + own))
 
     def detach(self, names: Sequence[str]) -> None:
         """Take links down and off their bridge; those that are not there are fine.
@@ -314,7 +287,7 @@ class Rtnl(netlink.Netlink):
         """
         for start in range(0, len(names), _AT_ONCE):
             bodies = [
-                (name, _ifinfo(0, 0, _IFF_UP) + text(_IFLA_IFNAME, name) + u32(_IFLA_MASTER, 0))
+                (name, _ifinfo(0, 0, IFF_UP) + text(IFLA_IFNAME, name) + u32(IFLA_MASTER, 0))
                 for name in names[start : start + _AT_ONCE]
             ]
             self.transact(
@@ -326,7 +299,7 @@ class Rtnl(netlink.Netlink):
 
     def delete_link(self, name: str) -> None:
         """Delete the link ``name`` (and a veth's other end); one that is not there is fine."""
-        body = _ifinfo() + text(_IFLA_IFNAME, name)
+        body = _ifinfo() + text(IFLA_IFNAME, name)
         self.transact(Message(f"delete link '{name}'", _DELLINK, 0, body, (errno.ENODEV,)))
 
     def delete_links(self, names: Sequence[str]) -> None:
@@ -340,7 +313,7 @@ class Rtnl(netlink.Netlink):
         for start in range(0, len(names), _AT_ONCE):
             some = names[start : start + _AT_ONCE]
             bodies = [
-                _ifinfo() + text(_IFLA_IFNAME, name) + u32(_IFLA_GROUP, number) for name in some
+                _ifinfo() + text(IFLA_IFNAME, name) + u32(_IFLA_GROUP, number) for name in some
             ]
             self.transact(*(Message(what, _NEWLINK, 0, body, (errno.ENODEV,)) for body in bodies))
         self.transact(
@@ -351,9 +324,9 @@ class Rtnl(netlink.Netlink):
         """The addresses of one link, or of all, of both families."""
         found = []
         for family in _FAMILIES:  # one of both in one dump would walk all links to find the one
-            body = _ifaddrmsg.pack(family, 0, 0, 0, link_index or 0)
+            body = ifaddrmsg.pack(family, 0, 0, 0, link_index or 0)
             for address in self.dump(
-                "list addresses", _GETADDR, body, _parse_address, (errno.ENODEV,)
+                "list addresses", _GETADDR, body, parse_address, (errno.ENODEV,)
             ):
                 # Without IPv6 the kernel answers for all families.
                 if address.family == family:
@@ -366,42 +339,42 @@ class Rtnl(netlink.Netlink):
         IPv6 without duplicate address detection: IPAM gives no address twice, and it would keep the service waiting. Of
         IPv6 the kernel itself tells the scope: fe80::1/64 is a link-local one.
         """
-        family, packed, length = _parse_cidr(cidr)
+        family, packed, length = parse_cidr(cidr)
         flags = _IFA_F_NODAD if family == socket.AF_INET6 else 0
-        body = _ifaddrmsg.pack(family, length, flags, _SCOPE_UNIVERSE, link_index)
-        body += attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
+        body = ifaddrmsg.pack(family, length, flags, _SCOPE_UNIVERSE, link_index)
+        body += attribute(IFA_LOCAL, packed) + attribute(IFA_ADDRESS, packed)
         what = f"add address {cidr} to link {link_index}"
         how = netlink.REPLACE if replace else netlink.EXCL
         self.transact(Message(what, _NEWADDR, netlink.CREATE | how, body, (errno.EEXIST,)))
 
     def add_connected_route(self, link_index: int, cidr: str) -> None:
         """Give back the route to an address's prefix that the kernel makes with the address; one that is there is fine."""
-        family, packed, length = _parse_cidr(cidr)
+        family, packed, length = parse_cidr(cidr)
         whole = 8 * len(packed)
         number = int.from_bytes(packed) >> (whole - length) << (whole - length)
         is_4 = family == socket.AF_INET
         scope = _SCOPE_LINK if is_4 else _SCOPE_UNIVERSE
-        body = _rtmsg.pack(family, length, 0, 0, MAIN, KERNEL, scope, UNICAST, 0)
-        body += attribute(_RTA_DST, number.to_bytes(len(packed))) + u32(_RTA_OIF, link_index)
+        body = rtmsg.pack(family, length, 0, 0, MAIN, KERNEL, scope, UNICAST, 0)
+        body += attribute(RTA_DST, number.to_bytes(len(packed))) + u32(RTA_OIF, link_index)
         body += attribute(_RTA_PREFSRC, packed) if is_4 else u32(_RTA_PRIORITY, _METRIC6)
         what = f"add the route to {cidr} by link {link_index}"
         self.transact(Message(what, _NEWROUTE, netlink.CREATE, body, (errno.EEXIST,)))
 
     def delete_address(self, link_index: int, cidr: str) -> None:
         """Take an address from a link; a missing one is fine."""
-        family, packed, length = _parse_cidr(cidr)
-        body = _ifaddrmsg.pack(family, length, 0, _SCOPE_UNIVERSE, link_index) + attribute(
-            _IFA_LOCAL, packed
+        family, packed, length = parse_cidr(cidr)
+        body = ifaddrmsg.pack(family, length, 0, _SCOPE_UNIVERSE, link_index) + attribute(
+            IFA_LOCAL, packed
         )
         what = f"delete address {cidr} from link {link_index}"
         self.transact(Message(what, _DELADDR, 0, body, (errno.EADDRNOTAVAIL, errno.ENODEV)))
 
     def routes(self, link_index: int | None = None, table: int = MAIN) -> list[LinkRoute]:
         """The routes of a table, of both families, by one link or by any."""
-        body = _rtmsg.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0) + u32(_RTA_TABLE, table)
-        body += u32(_RTA_OIF, link_index) if link_index else b""
+        body = rtmsg.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0) + u32(RTA_TABLE, table)
+        body += u32(RTA_OIF, link_index) if link_index else b""
         absent = (errno.ENOENT, errno.ENODEV)  # no such table yet; no such link
-        found = self.dump("list routes", _GETROUTE, body, _parse_route, absent)
+        found = self.dump("list routes", _GETROUTE, body, parse_route, absent)
         return [route for family, route in found if family in _FAMILIES and route.table == table]
 
     def announce(self, link_index: int, address: str) -> None:
@@ -409,7 +382,7 @@ class Rtnl(netlink.Netlink):
 
         It asks who has the address, as for any neighbour that is to be used (NTF_USE), and forgets the question.
         """
-        family, packed, _ = _parse_cidr(address)
+        family, packed, _ = parse_cidr(address)
         what = f"announce {address} on link {link_index}"
         use = _ndmsg.pack(family, 0, 0, link_index, 0, _NTF_USE, 0) + attribute(_NDA_DST, packed)
         drop = _ndmsg.pack(family, 0, 0, link_index, 0, 0, 0) + attribute(_NDA_DST, packed)
@@ -425,7 +398,7 @@ class Rtnl(netlink.Netlink):
         try:
             self.transact(Message(what, _NEWROUTE, netlink.CREATE | netlink.EXCL, body))
         except KernelError as error:
-            wanted = (_canonical(destination), gateway, index)
+            wanted = (canonical(destination), gateway, index)
             if error.errno != errno.EEXIST or all(
                 route[:3] != wanted for route in self.routes(index)
             ):
@@ -440,11 +413,11 @@ class Rtnl(netlink.Netlink):
 
     def delete_nowhere(self, destination: str, kind: str) -> None:
         """Delete a route of a kind of `NOWHERE`, of any metric; a missing one is fine."""
-        family, packed, length = _parse_cidr(destination)
-        body = _rtmsg.pack(family, length, 0, 0, MAIN, 0, _SCOPE_NOWHERE, NOWHERE[kind], 0)
-        body += attribute(_RTA_DST, packed) if length else b""
+        family, packed, length = parse_cidr(destination)
+        body = rtmsg.pack(family, length, 0, 0, MAIN, 0, _SCOPE_NOWHERE, NOWHERE[kind], 0)
+        body += attribute(RTA_DST, packed) if length else b""
         # IPv6 does not look at the type, but has these routes by lo
-        body += u32(_RTA_OIF, _LO) if family == socket.AF_INET6 else b""
+        body += u32(RTA_OIF, _LO) if family == socket.AF_INET6 else b""
         self._delete_routes(f"delete {kind} route {destination}", body)
 
     def _delete_routes(self, what: str, body: bytes) -> None:
@@ -476,16 +449,16 @@ class Rtnl(netlink.Netlink):
 
 
 def _ifinfo(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
-    return _ifinfomsg.pack(socket.AF_UNSPEC, 0, index, flags, change)
+    return ifinfomsg.pack(socket.AF_UNSPEC, 0, index, flags, change)
 
 
 def _alias(alias: str) -> bytes:
-    return attribute(_IFLA_IFALIAS, alias.encode())
+    return attribute(IFLA_IFALIAS, alias.encode())
 
 
 def _hairpin(on: bool) -> bytes:
-    data = nested(_INFO_SLAVE_DATA, attribute(_BRPORT_MODE, bytes([on])))
-    return nested(_IFLA_LINKINFO, text(_INFO_SLAVE_KIND, "bridge"), data)
+    data = nested(INFO_SLAVE_DATA, attribute(BRPORT_MODE, bytes([on])))
+    return nested(IFLA_LINKINFO, text(INFO_SLAVE_KIND, "bridge"), data)
 
 
 def _no_link_local(what: str, index: int) -> Message:
@@ -496,115 +469,21 @@ def _no_link_local(what: str, index: int) -> Message:
 
 
 def _calls(call_iptables: bool | None, call_ip6tables: bool | None) -> list[bytes]:
-    wanted = ((_BR_NF_CALL_IPTABLES, call_iptables), (_BR_NF_CALL_IP6TABLES, call_ip6tables))
+    wanted = ((BR_NF_CALL_IPTABLES, call_iptables), (BR_NF_CALL_IP6TABLES, call_ip6tables))
     return [attribute(kind, bytes([on])) for kind, on in wanted if on is not None]
 
 
 def _route(destination: str, gateway: str, index: int, protocol: int) -> bytes:
-    family, packed, length = _parse_cidr(destination)
+    family, packed, length = parse_cidr(destination)
     # IPv4 refuses a gateway in a route of link scope, and needs "nowhere" to delete one of either; IPv6 has no scopes.
     scope = _SCOPE_UNIVERSE if gateway or family == socket.AF_INET6 else _SCOPE_LINK
     scope = scope if protocol else _SCOPE_NOWHERE
-    body = _rtmsg.pack(family, length, 0, 0, MAIN, protocol, scope, UNICAST, 0)
-    body += attribute(_RTA_DST, packed) if length else b""
+    body = rtmsg.pack(family, length, 0, 0, MAIN, protocol, scope, UNICAST, 0)
+    body += attribute(RTA_DST, packed) if length else b""
     if gateway:
-        body += attribute(_RTA_GATEWAY, socket.inet_pton(family, gateway))
-    return body + u32(_RTA_OIF, index)
+        body += attribute(RTA_GATEWAY, socket.inet_pton(family, gateway))
+    return body + u32(RTA_OIF, index)
 
 
 def _packed_mac(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
-
-
-def _parse_cidr(cidr: str) -> tuple[int, bytes, int]:
-    address, _, length = cidr.partition("/")
-    family = socket.AF_INET6 if family_of(address) == 6 else socket.AF_INET
-    return family, socket.inet_pton(family, address), int(length)
-
-
-def prefix(cidr: str) -> str:
-    """The prefix that an address with its length is in: "10.0.0.0/8" for "10.1.2.3/8"."""
-    family, packed, length = _parse_cidr(cidr)
-    beyond = 8 * len(packed) - length
-    number = int.from_bytes(packed, "big") >> beyond << beyond
-    return f"{socket.inet_ntop(family, number.to_bytes(len(packed), 'big'))}/{length}"
-
-
-def _canonical(cidr: str) -> str:
-    family, packed, length = _parse_cidr(cidr)
-    return f"{socket.inet_ntop(family, packed)}/{length}"
-
-
-def _number(attributes_: dict[int, bytes], kind: int, default: int) -> int:
-    payload = attributes_.get(kind)
-    return (
-        int.from_bytes(payload, "little" if _LITTLE else "big", signed=default < 0)
-        if payload
-        else default
-    )
-
-
-_LITTLE = struct.pack("=H", 1) == b"\1\0"
-
-
-def _parse_link(body: bytes) -> Link:
-    _, _, index, flags, _ = _ifinfomsg.unpack_from(body)
-    found = attributes(body, 16)
-    info = attributes(found.get(_IFLA_LINKINFO, b""))
-    kind = netlink.string(info.get(_INFO_KIND, b""))
-    own = attributes(info.get(_INFO_DATA, b"")) if kind == "bridge" else {}
-    is_port = netlink.string(info.get(_INFO_SLAVE_KIND, b"")) == "bridge"
-    port = attributes(info.get(_INFO_SLAVE_DATA, b"")) if is_port else {}
-    strange = (
-        bridge_flags.strange_port(port, _number(found, _IFLA_OPERSTATE, 0))
-        if port
-        else bridge_flags.strange_bridge(own)
-    )
-    if flags & _IFF_NOARP:
-        strange = f"{bridge_flags.ARP_OFF}, {strange}" if strange else bridge_flags.ARP_OFF
-    return Link(
-        index=index,
-        name=netlink.string(found[_IFLA_IFNAME]),
-        kind=kind,
-        mtu=_number(found, _IFLA_MTU, 0),
-        mac=found.get(_IFLA_ADDRESS, b"").hex(":"),
-        up=bool(flags & _IFF_UP),
-        master=_number(found, _IFLA_MASTER, 0),
-        alias=netlink.string(found.get(_IFLA_IFALIAS, b"")),
-        peer_index=_number(found, _IFLA_LINK, 0),
-        peer_netnsid=_number(found, _IFLA_LINK_NETNSID, -1),
-        hairpin=port.get(_BRPORT_MODE, b"\0") != b"\0",
-        call_iptables=own.get(_BR_NF_CALL_IPTABLES, b"\0") != b"\0",
-        call_ip6tables=own.get(_BR_NF_CALL_IP6TABLES, b"\0") != b"\0",
-        strange=strange,
-    )
-
-
-def _parse_address(body: bytes) -> LinkAddress:
-    family, length, flags, scope, index = _ifaddrmsg.unpack_from(body)
-    found = attributes(body, 8)
-    # IFA_LOCAL is the address itself, where a point-to-point link has its peer in IFA_ADDRESS; IPv6 mostly has the latter only.
-    packed = found.get(_IFA_LOCAL) or found[_IFA_ADDRESS]
-    return LinkAddress(
-        index,
-        family,
-        f"{socket.inet_ntop(family, packed)}/{length}",
-        scope,
-        _number(found, _IFA_FLAGS, flags),
-    )
-
-
-def _parse_route(body: bytes) -> tuple[int, LinkRoute]:
-    family, length, _, _, table, protocol, _, kind, _ = _rtmsg.unpack_from(body)
-    found = attributes(body, 12)
-    packed = found.get(_RTA_DST) or bytes(16 if family == socket.AF_INET6 else 4)
-    gateway = found.get(_RTA_GATEWAY)
-    route = LinkRoute(
-        destination=f"{socket.inet_ntop(family, packed)}/{length}",
-        gateway=socket.inet_ntop(family, gateway) if gateway else "",
-        index=_number(found, _RTA_OIF, 0),
-        table=_number(found, _RTA_TABLE, table),
-        protocol=protocol,
-        type=kind,
-    )
-    return family, route

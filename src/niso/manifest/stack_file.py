@@ -194,6 +194,8 @@ def in_words_of(stack: Stack, error: NisoError) -> NisoError:
             if key is not None:
                 moved = type(error).of(error)
                 moved.file, moved.key = stack.file, key
+                moved.reason = error.reason.replace(error.key, key)
+                moved.right = error.right.replace(error.key, key)
                 return moved
     return error
 
@@ -381,9 +383,11 @@ def _here(at: str, key: str, overrides: Mapping[str, Any], error: NisoError) -> 
         return InvalidInput(f"with {values.escaped(at)}: {error.detail}", error.hint, key)
     new = InvalidInput.of(error)
     new.file, new.key = "", mine
+    old = error.key or ""
+    new.reason = error.reason.replace(old, mine)
     new.right, hint = (
         re.sub(r"\bnetwork\.(?=[a-z_])", f"{key}.", text)
-        for text in (error.right, error.hint or "")
+        for text in (error.right.replace(old, mine), error.hint or "")
     )
     new.hint = hint or None
     return new

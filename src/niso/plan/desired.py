@@ -6,136 +6,105 @@ it into a `State` of the same extent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from niso.base import names
-from niso.plan import hosts_text, nft, policy_maps
-from niso.plan.records import Network, Port, Service, Snapshot, family_of
-from niso.plan.state import (
-    Address,
-    Bridge,
-    Element,
-    HostsFile,
-    HostsLine,
-    Netns,
-    Route,
-    Ruleset,
-    State,
-    Sysctl,
-    Veth,
-)
+from niso.base.family import family_of
+from niso.kernel import hosts_text, nft_tables
+from niso.kernel.kinds.address import Address
+from niso.kernel.kinds.bridge import Bridge
+from niso.kernel.kinds.element import Element
+from niso.kernel.kinds.hosts_file import HostsFile
+from niso.kernel.kinds.hosts_line import HostsLine
+from niso.kernel.kinds.kind import Thing
+from niso.kernel.kinds.namespace import Netns
+from niso.kernel.kinds.route import Route
+from niso.kernel.kinds.ruleset import Ruleset, owner
+from niso.kernel.kinds.setting import FORWARDING, ON, Sysctl
+from niso.kernel.kinds.veth import Veth
+from niso.kernel.state import State
+from niso.plan import nft, policy_maps
+from niso.plan.records import Network, Port, Service, Snapshot
 
-FORWARDING = "net/ipv4/ip_forward"
-FORWARDING6 = "net/ipv6/conf/all/forwarding"
-ON = {"ip_forward": "1", "forwarding": "1", "force_forwarding": "1", "accept_ra": "2"}
-"""By the last part of its name: what a sysctl of the host must be while a service is active. Its value before is on record."""
 BRIDGE_LINK_LOCAL = "fe80::1/64"
 """A bridge's own: the host asks for a neighbour with it where what it forwards has another's source (RFC 4861, 7.2.2)."""
 
 
 def desired(snapshot: Snapshot) -> State:
     """What the kernel should have of all that is in the snapshot's scope."""
-    alias = names.alias(snapshot.state_id)
-    elements: set[Element] = set(nft.owner(snapshot.state_id)) if snapshot.any_network else set()
+    networks = {network.name: network for network in snapshot.networks}
+    things: list[Thing] = [*_shared(snapshot), *_host_sysctls(snapshot), *_hosts_files(snapshot)]
+    things += _hosts_lines(snapshot)
+    for network in snapshot.networks:
+        things += _network(snapshot, network)
+    for service in snapshot.services:
+        for port in service.ports if service.mode != "host" else ():
+            things += _published(service, port, networks)
+        if service.mode not in ("host", "share"):  # what a sharer has more is its provider's
+            things += _service(snapshot, service, networks)
+    return State(things)
+
+
+def _shared(snapshot: Snapshot) -> Iterator[Thing]:
+    """The tables, and those of their elements that are no service's and no network's."""
+    if snapshot.any_network:
+        yield Ruleset(nft_tables.DIGEST)
+        yield from owner(snapshot.state_id)
     for policed in snapshot.policed:
-        elements.update(policy_maps.elements(policed, snapshot.members))
-    bridges: set[Bridge] = set()
-    namespaces: set[Netns] = set()
-    veths: set[Veth] = set()
-    addresses: set[Address] = set()
-    routes: set[Route] = set()
-    sysctls: set[Sysctl] = set(_host_sysctls(snapshot))
-
+        yield from policy_maps.elements(policed, snapshot.members)
     for family in shut(dict(snapshot.sysctls_before), snapshot.any_active, snapshot.any_active6):
-        elements.add(nft.closed(family))
-
+        yield nft.closed(family)
     for name, value in snapshot.sysctls_before:
         if _needed(snapshot, name):
-            elements.update(nft.before(name, value))
+            yield from nft.before(name, value)
 
-    networks = {network.name: network for network in snapshot.networks}
-    for network in snapshot.networks:
-        families = {subnet.family for subnet in network.subnets}
-        # what passes between two services of one bridge must be seen where a policy asks, or where an answer is one to a
-        # published port
-        tracked4, tracked6 = (
-            (network.publishes or network.policed) and family in families for family in (4, 6)
-        )
-        mac = names.mac("", network.bridge, alias)
-        bridges.add(Bridge(network.bridge, network.mtu, alias, True, tracked4, tracked6, mac))
-        elements.update(
-            nft.network(network.name, network.bridge, network.subnets, network.internal)
-        )
-        for subnet in network.subnets:
-            length = subnet.cidr.rpartition("/")[2]
-            addresses.add(Address("", network.bridge, f"{subnet.gateway}/{length}"))
-        sysctls.add(
-            Sysctl(
-                "", f"net/ipv4/conf/{network.bridge}/route_localnet", str(int(network.by_loopback))
-            )
-        )
-        sysctls.add(
-            Sysctl("", f"net/ipv6/conf/{network.bridge}/disable_ipv6", str(int(6 not in families)))
-        )
-        if 6 in families:
-            addresses.add(Address("", network.bridge, BRIDGE_LINK_LOCAL))
 
-    for service in snapshot.services:
-        if service.mode == "host":
-            continue
-        for port in service.ports:
-            elements.update(_published(service, port, networks))
-        if service.mode == "share":  # all else is its provider's
-            continue
-        netns = names.netns(service.name)
-        namespaces.add(Netns(netns, alias))
-        sysctls.update(_service_sysctls(netns, [networks[e.network] for e in service.endpoints]))
-        for position, endpoint in enumerate(service.endpoints):
-            network = networks[endpoint.network]
-            host_end = names.veth(service.name, network.name, service.generation)
-            mac = names.mac(service.name, network.name, snapshot.state_id)
-            inner = f"eth{position}"
-            veths.add(
-                Veth(
-                    host_end,
-                    netns,
-                    inner,
-                    mac,
-                    network.mtu,
-                    network.bridge,
-                    service.publishes,
-                    alias,
-                )
-            )
-            for subnet, address in zip(network.subnets, endpoint.addresses, strict=True):
-                length = subnet.cidr.rpartition("/")[2]
-                addresses.add(Address(netns, inner, f"{address}/{length}"))
-                if position == 0:
-                    everywhere = "0.0.0.0/0" if subnet.family == 4 else "::/0"
-                    routes.add(Route(netns, everywhere, subnet.gateway, inner))
-            elements.update(nft.endpoint(service.name, host_end, mac, endpoint.addresses))
-        if service.publishes:
-            own = [
-                (address, subnet.gateway)
-                for endpoint in service.endpoints
-                for subnet, address in zip(
-                    networks[endpoint.network].subnets, endpoint.addresses, strict=True
-                )
-            ]
-            elements.update(nft.hairpin(service.name, own))
-
-    return State(
-        rulesets=frozenset({Ruleset(nft.DIGEST)} if snapshot.any_network else ()),
-        elements=frozenset(elements),
-        bridges=frozenset(bridges),
-        netns=frozenset(namespaces),
-        sysctls=frozenset(sysctls),
-        veths=frozenset(veths),
-        addresses=frozenset(addresses),
-        routes=frozenset(routes),
-        hosts_files=frozenset(_hosts_files(snapshot)),
-        hosts_lines=frozenset(_hosts_lines(snapshot)),
+def _network(snapshot: Snapshot, network: Network) -> Iterator[Thing]:
+    """A bridge with its gateways, and what the rules and the host have to know of it."""
+    alias = names.alias(snapshot.state_id)
+    bridge = network.bridge
+    families = {subnet.family for subnet in network.subnets}
+    # what passes between two services of one bridge must be seen where a policy asks, or where an answer is one to a
+    # published port
+    tracked4, tracked6 = (
+        (network.publishes or network.policed) and family in families for family in (4, 6)
     )
+    mac = names.mac("", bridge, alias)
+    yield Bridge(bridge, network.mtu, alias, True, tracked4, tracked6, mac)
+    yield from nft.network(network.name, bridge, network.subnets, network.internal)
+    for subnet in network.subnets:
+        length = subnet.cidr.rpartition("/")[2]
+        yield Address("", bridge, f"{subnet.gateway}/{length}")
+    yield Sysctl("", f"net/ipv4/conf/{bridge}/route_localnet", str(int(network.by_loopback)))
+    yield Sysctl("", f"net/ipv6/conf/{bridge}/disable_ipv6", str(int(6 not in families)))
+    if 6 in families:
+        yield Address("", bridge, BRIDGE_LINK_LOCAL)
+
+
+def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network]) -> Iterator[Thing]:
+    """A namespace with a veth pair, addresses and routes for each network that the service is on."""
+    alias = names.alias(snapshot.state_id)
+    netns = names.netns(service.name)
+    yield Netns(netns, alias)
+    yield from _service_sysctls(netns, [networks[e.network] for e in service.endpoints])
+    own: list[tuple[str, str]] = []  # its addresses, each with the gateway of its network
+    for position, endpoint in enumerate(service.endpoints):
+        network = networks[endpoint.network]
+        host_end = names.veth(service.name, network.name, service.generation)
+        mac = names.mac(service.name, network.name, snapshot.state_id)
+        inner = f"eth{position}"
+        link = (network.mtu, network.bridge, service.publishes, alias)
+        yield Veth(host_end, netns, inner, mac, *link)
+        for subnet, address in zip(network.subnets, endpoint.addresses, strict=True):
+            own.append((address, subnet.gateway))
+            length = subnet.cidr.rpartition("/")[2]
+            yield Address(netns, inner, f"{address}/{length}")
+            if position == 0:
+                everywhere = "0.0.0.0/0" if subnet.family == 4 else "::/0"
+                yield Route(netns, everywhere, subnet.gateway, inner)
+        yield from nft.endpoint(service.name, host_end, mac, endpoint.addresses)
+    if service.publishes:
+        yield from nft.hairpin(service.name, own)
 
 
 def _published(service: Service, port: Port, networks: dict[str, Network]) -> list[Element]:

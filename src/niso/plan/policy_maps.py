@@ -22,10 +22,11 @@ import ipaddress
 import itertools
 from collections.abc import Iterable
 
+from niso.base.family import family_of
 from niso.base.lite_typing import NamedTuple
-from niso.plan.nft import INET, POLICY_PARTS
-from niso.plan.records import Entry, Member, Policed, Policy, family_of
-from niso.plan.state import Element
+from niso.kernel.kinds.element import Element
+from niso.kernel.nft_tables import INET, POLICY_PARTS
+from niso.plan.records import Entry, Member, Policed, Policy
 
 ALL_PORTS = (0, 65535)
 PORTED = ("tcp", "udp", "sctp")

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+from niso.base.family import family_of
 from niso.base.lite_typing import NamedTuple
 
 ANY, ANY4, ANY6 = "", "0.0.0.0", "::"
 """Host addresses that stand for all: of each family that the network has, of IPv4, of IPv6."""
 WIDE = (ANY, ANY4, ANY6)
-
-
-def family_of(address: str) -> int:
-    """Return the IP version, 4 or 6, of an address or prefix in text form."""
-    return 6 if ":" in address else 4
 
 
 def bracketed(address: str) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from niso.kernel import host_facts, sysctl
-from niso.plan.desired import FORWARDING, FORWARDING6, ON
+from niso.kernel.kinds.setting import FORWARDING, FORWARDING6, ON
 from niso.store.store import Store
 
 CONF6 = "net/ipv6/conf"

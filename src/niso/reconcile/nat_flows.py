@@ -9,29 +9,33 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterable
 
-from niso.kernel import conntrack, flows
+from niso.base.family import family_of
+from niso.kernel import conntrack
 from niso.kernel.flows import Tracked
+from niso.kernel.interface import Kernel
+from niso.kernel.kinds.address import Address
+from niso.kernel.kinds.element import Element
 from niso.kernel.rtnetlink import Rtnl
-from niso.plan.records import Port, family_of
-from niso.plan.state import State
+from niso.kernel.state import State
+from niso.plan.records import Port
 
 _PASSES = 8
 
 Net = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-def clear(want: State) -> int:
+def clear(kernel: Kernel, want: State) -> int:
     """End the flows that have not the NAT that ``want``, which is of everything, gives them; gives how many. Raises KernelError.
 
     TCP that has had an answer stays: whoever answers has it. It looks until it finds none, since packets are under way.
     """
-    is_stray = _judge(want, set(own_addresses()))
+    is_stray = _judge(want, set(kernel.host_addresses()))
     ended = 0
     for _ in range(_PASSES):
-        found = [flow for flow in flows.tracked() if is_stray(flow)]
+        found = [flow for flow in kernel.flows() if is_stray(flow)]
         if not found:
             break
-        ended += flows.end(found)
+        ended += kernel.end_flows(found)
     return ended
 
 
@@ -40,7 +44,7 @@ def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
     targets = _Targets(want)
     subnets = [
         ipaddress.ip_network(each.element)
-        for each in want.elements
+        for each in want[Element]
         if each.container in ("subnets4", "subnets6")
     ]
 
@@ -73,7 +77,7 @@ class _Targets:
     def __init__(self, want: State) -> None:
         self._at: dict[tuple[str, str, int], set[str]] = {}  # host's address or "", protocol, port
         self._ranges: list[tuple[str, str, int, int, str]] = []
-        for each in want.elements:
+        for each in want[Element]:
             way, _, where = each.container.rstrip("46").partition("_")
             if way not in ("publish", "range", "local") or not each.value:
                 continue
@@ -108,7 +112,7 @@ def flush_changed_ports(before: State, after: State) -> None:
     """
     changed = {
         element.element
-        for element in before.elements ^ after.elements
+        for element in before[Element] ^ after[Element]
         if element.container.startswith(("publish_", "range_"))
     }
     if changed:
@@ -143,7 +147,7 @@ def _claim(element: str) -> tuple[str, int, int]:
 
 def flush_gone_addresses(before: State, after: State) -> None:
     """No flow of an address that is gone is left for the next one that gets it."""
-    gone = {a.address.partition("/")[0] for a in before.addresses if a.netns}
-    gone -= {a.address.partition("/")[0] for a in after.addresses if a.netns}
+    gone = {a.address.partition("/")[0] for a in before[Address] if a.netns}
+    gone -= {a.address.partition("/")[0] for a in after[Address] if a.netns}
     if gone:
         conntrack.flush_addresses(gone)

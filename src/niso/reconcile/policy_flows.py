@@ -7,10 +7,11 @@ from collections.abc import Iterable
 
 from niso.base import names
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.kernel import netns, sysctl
-from niso.plan import nft
+from niso.kernel import netns, nft_tables, sysctl
+from niso.kernel.kinds.bridge import Bridge
+from niso.kernel.kinds.element import Element
+from niso.kernel.state import State
 from niso.plan.policy_maps import PASSES
-from niso.plan.state import State
 from niso.reconcile.world import read_world
 from niso.store.store import Store
 
@@ -36,7 +37,9 @@ def narrows(before: State, after: State) -> bool:
 
 def _said(state: State) -> set[tuple[tuple[str, ...], str]]:
     """What policies say, whichever line of a manifest says it."""
-    return {(each.key(), each.value) for each in state.elements if each.container in nft.POLICIES}
+    return {
+        (each.key(), each.value) for each in state[Element] if each.container in nft_tables.POLICIES
+    }
 
 
 def cut(store: Store, services: Iterable[str]) -> int:
@@ -73,9 +76,9 @@ def introduce(store: Store, before: State, after: State) -> None:
 
     Raises KernelError.
     """
-    was = {bridge.name: bridge for bridge in before.bridges}
+    was = {bridge.name: bridge for bridge in before[Bridge]}
     turned: set[tuple[str, bool]] = set()
-    for bridge in after.bridges:
+    for bridge in after[Bridge]:
         old = was.get(bridge.name)
         if old is not None:
             turned |= {(bridge.name, False)} if bridge.tracked4 and not old.tracked4 else set()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.kernel.rtnetlink import Rtnl, prefix
+from niso.kernel.rtnetlink import Rtnl
+from niso.kernel.rtnl_records import prefix
 from niso.plan.records import Endpoint, Policy
 from niso.store.store import Store
 

@@ -1,8 +1,9 @@
-"""The cgroups of services, wherever the hierarchies are mounted (cgroups(7)): v1, v2 or both beside each other."""
+"""The cgroups of services in all mounted hierarchies (cgroups(7)): v1, v2 or both side by side."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 
 from niso.base.lite_typing import NamedTuple
@@ -13,38 +14,42 @@ _V1, _V2 = "cgroup", "cgroup2"
 
 
 def roots() -> list[str]:
-    """The mount point of each hierarchy that this process sees (proc_pid_mountinfo(5))."""
+    """List the mount point of each hierarchy that this process sees (proc_pid_mountinfo(5))."""
     return list(_mounted())
 
 
 def usable(wanted: Iterable[str]) -> list[str]:
-    """Those of the controllers ``wanted`` (memory, cpu, pids) that can limit a service on this machine.
+    """List the controllers among ``wanted`` (memory, cpu, pids) that can limit a service here.
 
-    v1: a hierarchy of the controller is mounted where crun looks for it; beside such ones, v2 has no limits for us, because
-    crun does not use it there. v2 alone: the controller is enabled for the children of the root, or can be; only those wanted are.
+    v1: a hierarchy of the controller is mounted where crun looks for it. crun does not use a v2
+    hierarchy beside v1.
+    v2 alone: the controller is enabled for the children of the root. This enables it if possible.
     """
     wanted = list(wanted)
     if not wanted:
         return []
     kinds = _mounted()
     if kinds.get(_TOP) == _V2:
-        there = _words(f"{_TOP}/cgroup.controllers")
-        return [name for name in wanted if name in there and _enabled(name)]
+        available = _words(f"{_TOP}/cgroup.controllers")
+        return [name for name in wanted if name in available and _enable(name)]
     return [name for name in wanted if kinds.get(os.path.realpath(f"{_TOP}/{name}")) == _V1]
 
 
 class _Mount(NamedTuple):
     point: str
     root: str
-    """What of the hierarchy is at its root."""
+    """The cgroup that is mounted."""
     kind: str
     """``cgroup`` or ``cgroup2``."""
     options: str
-    """Of the super block: for v1 they name the hierarchy."""
+    """Of the superblock; in v1 they name the controllers of the hierarchy."""
 
 
 def _mounts() -> Iterator[_Mount]:
-    """The mounts of hierarchies. No other line is taken apart: each service's namespace has one."""
+    """Yield the mounts of cgroup hierarchies.
+
+    Other lines are not parsed: there is one for the namespace of every service.
+    """
     with open(_MOUNTS, "rb") as file:
         text = file.read()
     at = text.find(b" - cgroup")
@@ -60,52 +65,51 @@ def _mounts() -> Iterator[_Mount]:
 
 
 def _mounted() -> dict[str, str]:
-    """Mount point: ``cgroup`` or ``cgroup2``."""
-    return {
-        each.point.encode().decode("unicode_escape")
-        if "\\" in each.point
-        else each.point: each.kind
-        for each in _mounts()
-    }
+    """Map each mount point to ``cgroup`` or ``cgroup2``."""
+    return {unescaped(mount.point): mount.kind for mount in _mounts()}
+
+
+def unescaped(path: str) -> str:
+    """Replace the octal escapes of a path in mountinfo (``\\040`` for a space)."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
 
 
 def move_nowhere() -> None:
-    """Move this process to the cgroup that it is in, so that the next one that is moved need not wait.
+    """Move this process into the cgroup that it is in, so that the next move need not wait.
 
-    The kernel moves processes behind a lock that is free for all others: the first move waits until every processor has
-    passed a quiet point, some 19 ms, those soon after it do not (cgroup_threadgroup_rwsem, kernel/cgroup/cgroup.c; percpu-rwsem.rst).
-    Where no cgroup is found, or it cannot be written to, nothing happens.
+    The kernel moves processes under a lock that is cheap for readers: the first writer waits for an
+    RCU grace period, about 19 ms, and writers soon after it do not (cgroup_threadgroup_rwsem,
+    kernel/cgroup/cgroup.c; Documentation/locking/percpu-rw-semaphore.rst).
+    No-op if no cgroup is found, or it is not writable. Raises OSError, ValueError.
     """
     with open(_OWN, encoding="utf-8", errors="surrogateescape") as lines:
-        paths = {
-            names: path for _, names, path in (line.rstrip("\n").split(":", 2) for line in lines)
-        }
-    # where they are mounted nearly always; to look that up costs 2 ms where 1,000 services are
-    if any(
-        _moved(f"{_TOP}/{names}{path}")
-        for names, path in paths.items()
-        if not names.startswith("name=")
-    ):
-        return
+        fields = [line.rstrip("\n").split(":", 2) for line in lines]
+    paths = {controllers: path for _, controllers, path in fields}
+    # The usual mount points; with 1,000 services, reading mountinfo costs 2 ms.
+    usual = [f"{_TOP}/{names}{path}" for names, path in paths.items() if names[:5] != "name="]
+    if not any(_move_here(folder) for folder in usual):
+        any(_move_here(folder) for folder in _own_folders(paths))
+
+
+def _own_folders(paths: dict[str, str]) -> Iterator[str]:
+    """Yield the folder of this process's cgroup in each mounted hierarchy.
+
+    ``paths`` maps the controllers of a hierarchy ("" for v2) to the cgroup (proc_pid_cgroup(5)).
+    """
     for mount in _mounts():
-        has = set(mount.options.split(","))
-        v2 = mount.kind == _V2
-        names = (
-            ""
-            if v2
-            else next((each for each in paths if each and set(each.split(",")) <= has), None)
-        )
-        if names not in paths:
+        options = set(mount.options.split(","))
+        names: str | None = ""
+        if mount.kind == _V1:
+            names = next((key for key in paths if key and set(key.split(",")) <= options), None)
+        if names is None or names not in paths:
             continue
         own = f"{paths[names]}/"
-        if own.startswith(f"{mount.root.rstrip('/')}/") and _moved(
-            f"{mount.point}/{own.removeprefix(mount.root)}"
-        ):
-            return
+        if own.startswith(f"{mount.root.rstrip('/')}/"):
+            yield f"{mount.point}/{own.removeprefix(mount.root)}"
 
 
-def _moved(cgroup: str) -> bool:
-    """Whether this process could be moved to the cgroup of this folder."""
+def _move_here(cgroup: str) -> bool:
+    """Move this process into the cgroup of this folder; return whether that succeeded."""
     try:
         fd = os.open(f"{cgroup}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
         try:
@@ -117,8 +121,8 @@ def _moved(cgroup: str) -> bool:
     return True
 
 
-def _enabled(controller: str) -> bool:
-    """Whether the children of v2's root have the controller; it is enabled for them where it can be (cgroups(7))."""
+def _enable(controller: str) -> bool:
+    """Enable a controller for the children of v2's root; return whether it is (cgroups(7))."""
     path = f"{_TOP}/cgroup.subtree_control"
     if controller in _words(path):
         return True
@@ -131,6 +135,7 @@ def _enabled(controller: str) -> bool:
 
 
 def _words(path: str) -> list[str]:
+    """Read the words of a file; empty if it cannot be read."""
     try:
         with open(path, encoding="ascii") as file:
             return file.read().split()
@@ -139,39 +144,39 @@ def _words(path: str) -> list[str]:
 
 
 def holds(path: str, pid: int) -> bool:
-    """Whether process ``pid`` is in the cgroup ``path`` (``/niso-<id>/<service>``) or below it; False where it is gone."""
+    """Return whether process ``pid`` is in or below the cgroup ``path``; False if it has ended.
+
+    ``path`` is relative to the hierarchy (``/niso-<id>/<service>``), and may lie below others.
+    """
     try:
         with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as lines:
-            return any(f"{line.rstrip()}/".find(f"{path}/") >= 0 for line in lines)
+            return any(f"{path}/" in f"{line.rstrip()}/" for line in lines)
     except (FileNotFoundError, ProcessLookupError):
         return False
 
 
 def holds_wholly(path: str, pid: int) -> bool:
-    """Whether process ``pid`` is in the cgroup ``path`` or below it in all hierarchies of v1 and, where that has it, in v2.
+    """Return whether ``pid`` is in or below the cgroup ``path`` in every hierarchy that crun uses.
 
-    crun uses all of v1 or v2 alone. True where the process is gone.
+    crun uses all hierarchies of v1, or v2 if there is none. True if the process has ended.
     """
     try:
         with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as lines:
-            found = [line.rstrip("\n").split(":", 2) for line in lines]
+            entries = [line.rstrip("\n").split(":", 2) for line in lines]
     except (FileNotFoundError, ProcessLookupError):
         return True
-    inside = {number: f"{there}/".find(f"{path}/") >= 0 for number, _, there in found}
-    v1 = [ours for number, ours in inside.items() if number != "0"]
+    inside = {number: f"{path}/" in f"{cgroup}/" for number, _, cgroup in entries}
+    v1 = [is_inside for number, is_inside in inside.items() if number != "0"]
     return all(v1) if v1 else inside.get("0", False)
 
 
 def pids(path: str) -> list[int]:
-    """The processes in the cgroup ``path``, in any hierarchy."""
-    found: set[int] = set()
-    for root in roots():
-        found.update(pids_in(f"{root}{path}"))
-    return sorted(found)
+    """List the processes in the cgroup ``path`` in any hierarchy."""
+    return sorted({pid for root in roots() for pid in pids_in(f"{root}{path}")})
 
 
 def pids_in(folder: str) -> list[int]:
-    """The processes in one folder of one hierarchy; none where it is not there."""
+    """List the processes in one folder of one hierarchy; empty if it does not exist."""
     try:
         with open(f"{folder}/cgroup.procs", encoding="ascii") as procs:
             return [int(line) for line in procs]
@@ -180,20 +185,20 @@ def pids_in(folder: str) -> list[int]:
 
 
 def remove(path: str) -> None:
-    """Remove the cgroup ``path`` and all below it in each hierarchy; what is busy or not there stays as it is."""
+    """Remove the cgroup ``path`` and those below it in each hierarchy; skip those in use."""
     for root in roots():
         for folder, _, _ in os.walk(f"{root}{path}", topdown=False):
             remove_empty(folder)
 
 
 def remove_parent(path: str) -> None:
-    """Remove the folder above the cgroup ``path`` where it is empty."""
+    """Remove the parent of the cgroup ``path`` in each hierarchy if it is empty."""
     for root in roots():
         remove_empty(os.path.dirname(f"{root}{path}"))
 
 
 def remove_empty(folder: str) -> None:
-    """rmdir(2), quietly where it is busy or gone."""
+    """Remove a cgroup; no-op if it is in use or does not exist (rmdir(2))."""
     try:
         os.rmdir(folder)
     except OSError:

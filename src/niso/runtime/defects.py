@@ -1,27 +1,30 @@
-"""What can be wrong with the process and the package copy of an active service."""
+"""Find defects of the process and the package copy of an active service."""
 
 from __future__ import annotations
 
 import os
 
 from niso.plan.findings import Finding
-from niso.runtime import process
+from niso.runtime import status
 from niso.runtime.root import HOSTS
 from niso.runtime.spec import APP, load
 from niso.store.store import ServiceRow
 
 
 def of_process(name: str) -> Finding | None:
-    """What is wrong with an active service's process; an end that its conmon has seen is not."""
+    """Return the defect of an active service's process, None if it has none.
+
+    A process that has ended is not a defect if its conmon has recorded the end.
+    """
     what = f"process of service {name!r}"
-    if process.strayed(name):
+    if status.outside_cgroup(name):
         return Finding(
             "different", f"cgroup of service {name!r}", "its process was moved out of it"
         )
-    status = process.status(name, closely=True)
-    if status.state in ("none", "failed"):
-        return Finding("missing", what, status.error or "")
-    if status.state != "running":
+    now = status.read(name, closely=True)
+    if now.state in ("none", "failed"):
+        return Finding("missing", what, now.error or "")
+    if now.state != "running":
         return None
     spec = load(name)
     if spec is None:
@@ -31,25 +34,25 @@ def of_process(name: str) -> Finding | None:
             "what it was started from, by which its process is known",
             UNKNOWN,
         )
-    if _lost_sight(spec.package, status.pid):
+    if _lost_sight(spec.package, now.pid):
         return Finding("different", what, "its package copy was removed under it")
-    if not process.at_home(name):
+    if not status.in_own_netns(name):
         return Finding("different", what, "it runs in another network namespace")
-    if not _sees_hosts(name, status.pid):
+    if not _sees_hosts(name, now.pid):
         return Finding(
             "different", what, "it does not see its hosts file: the folder was removed", BLIND
         )
-    if not process.conmon_alive(name):
+    if not status.conmon_alive(name):
         return Finding(
             "missing", f"conmon of service {name!r}", "nobody keeps its log or restarts it"
         )
-    if status.pid is not None and not process.known_to_crun(name, status.pid):
+    if now.pid is not None and not status.known_to_crun(name, now.pid):
         return Finding("missing", f"crun's state of service {name!r}", "exec does not find it")
     return None
 
 
 def of_package(row: ServiceRow) -> Finding | None:
-    """Whether the copy that a service shows at /app is there; what is in it is not looked at."""
+    """Return a finding if the package copy of a service is missing; its content is not checked."""
     if os.path.isdir(row.package):
         return None
     return Finding(
@@ -60,11 +63,11 @@ def of_package(row: ServiceRow) -> Finding | None:
 
 
 UNKNOWN, BLIND = "spec gone", "hosts file unseen"
-"""Defects that repair mends while the process runs on."""
+"""Defects that are repaired while the process keeps running."""
 
 
 def _lost_sight(copy: str, pid: int | None) -> bool:
-    """Whether a service shows a package copy that has been removed, while there is one to show."""
+    """Return whether /app is a removed package copy although the copy exists again."""
     try:
         return os.stat(f"/proc/{pid}/root{APP}").st_nlink == 0 and os.path.isdir(copy)
     except OSError:
@@ -72,7 +75,7 @@ def _lost_sight(copy: str, pid: int | None) -> bool:
 
 
 def _sees_hosts(name: str, pid: int | None) -> bool:
-    """Whether the folder that a service reads its names from is the one that niso writes; True where that cannot be told."""
+    """Return whether a service sees the hosts folder that niso writes; True if that is unknown."""
     spec = load(name)
     try:
         return spec is None or os.path.samestat(

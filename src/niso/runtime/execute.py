@@ -1,7 +1,7 @@
-"""``niso exec``: one more command inside a running service, as the service (crun exec).
+"""Run a command inside a running service, as the service's user (``niso exec``, crun exec).
 
-crun gives whatever it gets as stdin and stdout to the service's user (fchown(2)), so it never gets the caller's: the bytes are
-relayed through pipes, or through a terminal of the service's own where the caller has one.
+crun changes the owner of its stdin and stdout to the service's user (fchown(2)), so it never gets
+the caller's. Bytes are relayed through pipes, or a new terminal if the caller has one.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import os
 import select
 import signal
 import time
+from contextlib import suppress
 from types import FrameType
 
 from niso.base.errors import ProcessError
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.runtime import launch, process, resolve
+from niso.runtime import crun, entrypoint, pids, status
 from niso.runtime.oci import SHELL_TERM
-from niso.runtime.spec import DEFAULT_PATH, read_json, read_state
+from niso.runtime.spec import DEFAULT_PATH, read_json, read_state, write_json
 
 if TYPE_CHECKING:
     from typing import Any
@@ -34,49 +35,50 @@ FORWARDED = (
 _BLOCK = 1 << 16
 _RETRY_MS = 20
 _END_S = 2.0
-"""How long a command may take to end after SIGTERM, when nobody gets its output any more."""
+"""How long a command may take to end after SIGTERM, once its output cannot be written."""
 
 
 def execute(service: str, command: list[str]) -> int:
-    """Run ``command`` in a service; its exit status, 128 + N where signal N ended it.
+    """Run ``command`` in a service; return its exit status, 128 + N if signal N ended it.
 
-    Stdin, stdout, stderr and signals pass through, and a terminal where stdin and stdout both are one. Raises `ProcessError` with
-    exit_status 127 (not found), 126 (not executable) or 125 (all else).
+    Stdin, stdout, stderr and signals pass through. The command gets a terminal if stdin and stdout
+    both are one.
+    Raises `ProcessError` with exit_status 127 (not found), 126 (not executable) or 125 (other).
     """
     return _execute(service, command, (0, 1, 2), FORWARDED)
 
 
 def capture(service: str, command: list[str], stdin: bytes = b"") -> tuple[int, bytes, bytes]:
-    """Run ``command`` in a service; (exit status, stdout, stderr). Raises as `execute` does.
+    """Run ``command`` in a service; return (exit status, stdout, stderr). Raises as `execute` does.
 
-    No signal is passed on, so that any thread can call it.
+    No signal is forwarded, so that any thread can call it.
     """
     files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
     try:
         _write_all(files[0], stdin)
         os.lseek(files[0], 0, os.SEEK_SET)
-        status = _execute(service, command, (files[0], files[1], files[2]), ())
+        exit_status = _execute(service, command, (files[0], files[1], files[2]), ())
         written = [os.pread(fd, os.fstat(fd).st_size, 0) for fd in files[1:]]
     finally:
         for fd in files:
             os.close(fd)
-    return status, written[0], written[1]
+    return exit_status, written[0], written[1]
 
 
 def _execute(
     service: str, command: list[str], files: tuple[int, int, int], forwarded: tuple[int, ...]
 ) -> int:
-    """As `execute`, with these for stdin, stdout and stderr, passing on these signals."""
+    """Run ``command`` as `execute` does, with these files as stdin, stdout and stderr."""
     for fd in (0, 1, 2):
-        # A descriptor that is closed would be taken by one of ours. For reading alone: who writes to it gets EBADF as before.
+        # Keep one of ours from taking a closed number. Read-only: a write still fails with EBADF.
         try:
             os.fstat(fd)
         except OSError:
             os.open("/dev/null", os.O_RDONLY)
-    now = process.status(service)
-    if now.pid is None and now.state == "running":  # it was just ending, or beginning
+    now = status.read(service)
+    if now.pid is None and now.state == "running":  # it is starting or ending
         time.sleep(0.05)
-        now = process.status(service)
+        now = status.read(service)
     if now.pid is None:
         state = "it is being started or stopped" if now.state == "running" else now.state
         raise _failed(
@@ -85,69 +87,82 @@ def _execute(
             f"niso restart {service}, or niso logs {service}",
         )
     record = read_state(service)
-    bundle = process.bundle_of(service, int(record["run"]) if record else 0)
+    bundle = status.bundle_of(service, int(record["run"]) if record else 0)
     config = read_json(f"{bundle}/config.json")
     if config is None:
         raise _failed(CANNOT, f"{service} is being stopped", None)
     terminal = os.isatty(files[0]) and os.isatty(files[1])
-    what: dict[str, Any] = {**config["process"], "args": command, "terminal": terminal}
-    _check(service, now.pid, command[0], what)
+    oci_process: dict[str, Any] = {**config["process"], "args": command, "terminal": terminal}
+    _check_command(service, now.pid, command[0], oci_process)
     stem = f"{bundle}/exec-{os.getpid()}-{_thread.get_ident()}"
-    session = _Session(service, stem, what, files)
+    session = _Session(service, stem, oci_process, files)
     try:
         return session.run(forwarded)
     finally:
         session.close()
 
 
-def _check(service: str, pid: int, command: str, what: dict[str, Any]) -> None:
-    """Look the command up in the running service's root, so that its absence is told from its own exit status."""
+def _check_command(service: str, pid: int, command: str, oci_process: dict[str, Any]) -> None:
+    """Raise `ProcessError` if the running service's root has no such executable command.
+
+    So a missing command is not mistaken for one that exits with status 127.
+    """
     mounts = {"": f"/proc/{pid}/root"}
-    environment = dict(entry.split("=", 1) for entry in what["env"])
+    environment = dict(entry.split("=", 1) for entry in oci_process["env"])
     if "/" not in command:
         path_env = environment.get("PATH", DEFAULT_PATH)
-        found = resolve.search(mounts, command, path_env) if command else None
-        if found is None:
+        path = entrypoint.search(mounts, command, path_env) if command else None
+        if path is None:
             raise _failed(
                 NOT_FOUND,
                 f"{service}: {command!r} is not on its PATH ({path_env})",
-                "give the absolute path of a command",
+                "use the absolute path of a command",
             )
     else:
-        found = command if command.startswith("/") else f"{what['cwd'].rstrip('/')}/{command}"
-    problem = resolve.problem_with(mounts, found)
+        folder = oci_process["cwd"].rstrip("/")
+        path = command if command.startswith("/") else f"{folder}/{command}"
+    problem = entrypoint.problem_with(mounts, path)
     if problem is not None:
-        missing = problem == "does not exist"
-        raise _failed(
-            NOT_FOUND if missing else NOT_EXECUTABLE, f"{service}: {command!r} {problem}", None
-        )
+        exit_status = NOT_FOUND if problem == entrypoint.MISSING else NOT_EXECUTABLE
+        raise _failed(exit_status, f"{service}: {command!r} {problem}", None)
 
 
 class _Session:
-    """One crun exec and the bytes that go to and fro."""
+    """One crun exec and the relay of its input, output and signals.
+
+    ``stem`` is the path of its temporary files without their suffix.
+    ``oci_process`` is the process object (OCI runtime-spec, config.md, Process).
+    ``files`` are the caller's stdin, stdout and stderr.
+    """
 
     def __init__(
-        self, service: str, stem: str, what: dict[str, Any], files: tuple[int, int, int]
+        self, service: str, stem: str, oci_process: dict[str, Any], files: tuple[int, int, int]
     ) -> None:
         self._files = files
         self._service = service
         self._stem = stem
-        self._what = what
-        self._terminal = bool(what["terminal"])
+        self._process = oci_process
+        self._terminal = bool(oci_process["terminal"])
         self._signals: list[int] = []
+        """Received and not yet forwarded."""
         self._saved_tty: list[Any] | None = None
-        self._old: dict[int, Any] = {}
-        self._pidfd = -1
-        self._pid = 0
+        self._handlers: dict[int, Any] = {}
+        """The caller's signal handlers, to be restored."""
+        self._pid, self._pidfd = 0, -1
+        """crun; the pid is 0 once it is reaped."""
         self._master = -1
         self._to_write = b""
+        """Read from stdin and not yet written to the sink."""
         self._sink = -1
+        """The command's stdin; -1 once that is closed."""
         self._sources: dict[int, int] = {}
+        """The command's outputs, and our descriptor for each."""
         self._started = False
 
     def run(self, forwarded: tuple[int, ...]) -> int:
+        """Run the command; return its exit status. Raises `ProcessError`."""
         for number in forwarded:
-            self._old[number] = signal.signal(number, self._note)
+            self._handlers[number] = signal.signal(number, self._note)
         if self._terminal:
             self._spawn_on_terminal()
         else:
@@ -159,39 +174,40 @@ class _Session:
             raise _failed(
                 CANNOT, f"{self._service}: cannot write its output: {error.strerror}", None
             ) from error
-        _, status = os.waitpid(self._pid, 0)
+        _, wait_status = os.waitpid(self._pid, 0)
         self._pid = 0
-        code = os.waitstatus_to_exitcode(status)
+        code = os.waitstatus_to_exitcode(wait_status)
         with open(f"{self._stem}.log", "rb") as file:
-            words = launch.plain(file.read(_BLOCK))
+            words = crun.plain_message(file.read(_BLOCK))
         if words:
             raise self._refused(words)
         return SIGNALLED - code if code < 0 else code
 
     def close(self) -> None:
-        """Give the terminal and the signals back, and leave no file or descriptor."""
+        """Restore the terminal and the signal handlers; remove all files and descriptors."""
         if self._saved_tty is not None:
             import termios
 
-            termios.tcsetattr(0, termios.TCSADRAIN, self._saved_tty)
-        for number, before in self._old.items():
-            signal.signal(number, before)
+            with suppress(termios.error):  # it has hung up
+                termios.tcsetattr(0, termios.TCSADRAIN, self._saved_tty)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
         for fd in {self._pidfd, self._sink, self._master, *self._sources}:
             if fd >= 0:
                 os.close(fd)
         if self._pid:
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
-        for end in ("json", "pid", "log", "sock"):
-            try:
-                os.unlink(f"{self._stem}.{end}")
-            except FileNotFoundError:
-                continue
+        for suffix in ("json", "pid", "log", "sock"):
+            with suppress(FileNotFoundError):
+                os.unlink(f"{self._stem}.{suffix}")
 
     def _note(self, number: int, _: FrameType | None) -> None:
+        """Remember a signal until it can be forwarded."""
         self._signals.append(number)
 
-    def _resized(self, *_: object) -> None:
+    def _resize(self, *_: object) -> None:
+        """Give the service's terminal the size of the caller's."""
         import fcntl
         import termios
 
@@ -200,24 +216,24 @@ class _Session:
                 self._master, termios.TIOCSWINSZ, fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8))
             )
 
-    def _spawn(self, more: list[str], stdin: int, stdout: int, stderr: int) -> None:
-        from niso.runtime.spec import write_json
-
-        write_json(f"{self._stem}.json", self._what)
+    def _spawn(self, options: list[str], stdin: int, stdout: int, stderr: int) -> None:
+        """Start crun exec with these descriptors."""
+        write_json(f"{self._stem}.json", self._process)
         os.close(os.open(f"{self._stem}.log", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        argv = ["crun", f"--root={launch.crun_root()}", f"--log=file:{self._stem}.log", "exec"]
-        argv += ["--process", f"{self._stem}.json", "--pid-file", f"{self._stem}.pid", *more]
-        argv.append(launch.container_id(self._service))
+        argv = ["crun", f"--root={crun.state_dir()}", f"--log=file:{self._stem}.log", "exec"]
+        argv += ["--process", f"{self._stem}.json", "--pid-file", f"{self._stem}.pid", *options]
+        argv.append(crun.container_id(self._service))
         actions = [
             (os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate((stdin, stdout, stderr))
         ]
-        # A process group of its own: what the terminal sends to ours, niso forwards.
+        # A process group of its own: niso forwards what the terminal sends to its own group.
         self._pid = os.posix_spawn(
-            launch.tool("crun"), argv, launch.environment(), file_actions=actions, setpgroup=0
+            crun.tool("crun"), argv, crun.environment(), file_actions=actions, setpgroup=0
         )
         self._pidfd = os.pidfd_open(self._pid)
 
     def _spawn_on_pipes(self) -> None:
+        """Start crun exec with a pipe for each of stdin, stdout and stderr."""
         stdin, self._sink = os.pipe()
         out, stdout = os.pipe()
         err, stderr = os.pipe()
@@ -230,69 +246,63 @@ class _Session:
                 os.close(fd)
 
     def _spawn_on_terminal(self) -> None:
-        import socket
+        """Start crun exec on a new terminal of the service, and set the caller's to raw mode."""
+        import termios
         import tty
 
         rows, columns = os.get_terminal_size(0)[::-1]
-        self._what["consoleSize"] = {"height": rows, "width": columns}
-        names = [entry.partition("=")[0] for entry in self._what["env"]]
-        if "TERM" not in names:
-            self._what["env"] = [*self._what["env"], f"TERM={os.environ.get('TERM') or SHELL_TERM}"]
-        folder, name = os.path.split(f"{self._stem}.sock")
-        folder_fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        # By the descriptor: a socket's path has at most 107 bytes (unix(7)).
-        address = f"/proc/{os.getpid()}/fd/{folder_fd}/{name}"
-        nothing, end = os.pipe()
-        words, say = os.pipe()
-        os.close(end)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            listener.bind(address)
-            listener.listen(1)
-            try:
-                self._spawn(["--tty", "--console-socket", address], nothing, say, say)
-            finally:
-                os.close(nothing)
-                os.close(say)
-            poll = select.poll()
-            poll.register(listener.fileno(), select.POLLIN)
-            poll.register(self._pidfd, select.POLLIN)
-            ready = {fd for fd, _ in poll.poll()}
-            if listener.fileno() in ready:
-                with listener.accept()[0] as connection:
-                    _, descriptors, _, _ = socket.recv_fds(connection, 256, 1)
-                self._master = descriptors[0] if descriptors else -1
-        os.close(folder_fd)
-        os.close(words)
+        self._process["consoleSize"] = {"height": rows, "width": columns}
+        environment = self._process["env"]
+        if not any(entry.startswith("TERM=") for entry in environment):
+            term = os.environ.get("TERM") or SHELL_TERM
+            self._process["env"] = [*environment, f"TERM={term}"]
+        self._master = self._receive_master()
         if self._master < 0:
             return
-        import termios
-
         self._saved_tty = termios.tcgetattr(0)
         tty.setraw(0, termios.TCSADRAIN)
-        self._old[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, self._resized)
-        self._resized()
+        self._handlers[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, self._resize)
+        self._resize()
         os.set_blocking(self._master, False)
         self._sink = self._master
         self._sources = {self._master: 1}
 
+    def _receive_master(self) -> int:
+        """Start crun exec and receive the master of its terminal; -1 if crun fails."""
+        import socket
+
+        folder, name = os.path.split(f"{self._stem}.sock")
+        folder_fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        # Through the descriptor: the path of a socket has at most 107 bytes (unix(7)).
+        address = f"/proc/{os.getpid()}/fd/{folder_fd}/{name}"
+        empty, empty_end = os.pipe()
+        discarded, output = os.pipe()
+        os.close(empty_end)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(address)
+            listener.listen(1)
+            try:
+                self._spawn(["--tty", "--console-socket", address], empty, output, output)
+            finally:
+                os.close(empty)
+                os.close(output)
+            poll = select.poll()
+            poll.register(listener.fileno(), select.POLLIN)
+            poll.register(self._pidfd, select.POLLIN)
+            descriptors: list[int] = []
+            if listener.fileno() in {fd for fd, _ in poll.poll()}:
+                with listener.accept()[0] as connection:
+                    _, descriptors, _, _ = socket.recv_fds(connection, 256, 1)
+        os.close(folder_fd)
+        os.close(discarded)
+        return descriptors[0] if descriptors else -1
+
     def _relay(self) -> None:
-        """Until crun ends: stdin in, outputs out, signals on. Then what is still in the pipes."""
+        """Relay stdin, output and signals until crun ends, then what is left in the pipes."""
         stdin_open = self._sink >= 0
         while True:
-            poll = select.poll()
-            poll.register(self._pidfd, select.POLLIN)
             self._started = self._started or os.path.exists(f"{self._stem}.pid")
-            for fd in self._sources:
-                # Until the command has started only crun writes there, and what it says is told from its log.
-                if self._started or self._sources[fd] != 2:
-                    poll.register(fd, select.POLLIN)
-            if self._sink >= 0 and self._to_write:
-                poll.register(
-                    self._sink,
-                    select.POLLOUT | (select.POLLIN if self._sink in self._sources else 0),
-                )
-            elif self._sink >= 0 and stdin_open:
-                poll.register(self._files[0], select.POLLIN)
+            poll = self._poll(stdin_open)
             ready = dict(poll.poll(1000 if self._started and not self._signals else _RETRY_MS))
             self._forward()
             if ready.get(self._sink, 0) & (select.POLLOUT | select.POLLERR):
@@ -302,17 +312,34 @@ class _Session:
             for fd in [fd for fd in self._sources if ready.get(fd, 0) & ~select.POLLOUT]:
                 self._pass_on(fd)
             if self._pidfd in ready:
-                refused = not self._started and os.path.getsize(f"{self._stem}.log") > 0
-                for fd in [
-                    fd for fd, target in self._sources.items() if target != 2 or not refused
-                ]:
-                    os.set_blocking(fd, False)
-                    while fd in self._sources and self._pass_on(fd):
-                        pass
+                self._drain()
                 return
 
+    def _poll(self, stdin_open: bool) -> select.poll:
+        """Register what the relay waits for now."""
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        for fd, target in self._sources.items():
+            # Before the command starts, only crun writes to stderr; its log has the same.
+            if self._started or target != 2:
+                poll.register(fd, select.POLLIN)
+        if self._sink >= 0 and self._to_write:
+            events = select.POLLIN if self._sink in self._sources else 0
+            poll.register(self._sink, select.POLLOUT | events)
+        elif self._sink >= 0 and stdin_open:
+            poll.register(self._files[0], select.POLLIN)
+        return poll
+
+    def _drain(self) -> None:
+        """Pass on what is left in the pipes; not the stderr of a crun that has failed."""
+        failed = not self._started and os.path.getsize(f"{self._stem}.log") > 0
+        for fd in [fd for fd, target in self._sources.items() if target != 2 or not failed]:
+            os.set_blocking(fd, False)
+            while fd in self._sources and self._pass_on(fd):
+                pass
+
     def _take(self) -> bool:
-        """Read stdin once; whether there may be more."""
+        """Read stdin once and feed it to the command; return whether there may be more."""
         try:
             self._to_write = os.read(self._files[0], _BLOCK)
         except BlockingIOError:
@@ -328,34 +355,35 @@ class _Session:
         return True
 
     def _feed(self) -> None:
+        """Write to the command's stdin what it accepts; close it if the command has closed it."""
         try:
             self._to_write = self._to_write[os.write(self._sink, self._to_write) :]
         except BlockingIOError:
             return
         except OSError:
-            # The command reads no more: neither do we.
             self._to_write = b""
             if not self._terminal:
                 os.close(self._sink)
             self._sink = -1
 
     def _pass_on(self, fd: int) -> bool:
-        """Move one block from the command to where it belongs; False at the end and where there is none now."""
+        """Copy one block of output to the caller; return False at the end, or if it would block."""
         try:
             block = os.read(fd, _BLOCK)
         except BlockingIOError:
             return False
         except OSError:
-            block = b""  # EIO: the last one has closed the terminal (pty(7))
+            block = b""  # EIO: nobody has the terminal open any more (pty(7))
         if block and _write_all(self._files[self._sources[fd]], block):
             return True
-        # At the end, or nobody reads us any more: then the command gets its SIGPIPE.
+        # At the end, or our own reader has gone: closing makes the command get SIGPIPE.
         del self._sources[fd]
         if fd != self._master:
             os.close(fd)
         return False
 
     def _forward(self) -> None:
+        """Send the received signals to the command once it has started."""
         if not self._signals:
             return
         try:
@@ -365,8 +393,8 @@ class _Session:
         except (FileNotFoundError, ValueError, ProcessLookupError):
             return
         try:
-            # The number may be another's by now; crun's child it is only as long as crun waits for it.
-            while self._signals and process.in_service(self._service, pid):
+            # The pid may be recycled by now: check it after the open.
+            while self._signals and pids.in_service(self._service, pid):
                 signal.pidfd_send_signal(target, self._signals.pop(0))
         except ProcessLookupError:
             return
@@ -374,23 +402,21 @@ class _Session:
             os.close(target)
 
     def _end_command(self) -> None:
-        """TERM, then KILL: nobody gets what it writes. `close` ends crun."""
+        """End a command whose output cannot be written: SIGTERM, then SIGKILL."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             self._signals = [number]
             deadline = time.monotonic() + _END_S
             while time.monotonic() < deadline:
                 self._forward()
-                if launch.wait_gone(self._pidfd, _RETRY_MS / 1000):
+                if pids.wait_readable(self._pidfd, _RETRY_MS / 1000):
                     return
 
     def _refused(self, words: str) -> ProcessError:
-        if not os.path.exists(
-            os.path.join(launch.crun_root(), launch.container_id(self._service), "status")
-        ):
-            hint = f"niso restart {self._service}"
-            return _failed(
-                CANNOT, f"{self._service}: crun does not know it any more: {words}", hint
-            )
+        """Return the error for a message of crun, with the exit status that fits it."""
+        state = os.path.join(crun.state_dir(), crun.container_id(self._service), "status")
+        if not os.path.exists(state):
+            message = f"{self._service}: crun has lost its state of it: {words}"
+            return _failed(CANNOT, message, f"niso restart {self._service}")
         if "Permission denied" in words:
             return _failed(NOT_EXECUTABLE, f"{self._service}: {words}", None)
         if "executable file" in words or "No such file" in words:
@@ -399,7 +425,10 @@ class _Session:
 
 
 def _write_all(fd: int, data: bytes) -> bool:
-    """Write all of ``data``, also to a descriptor that somebody has made non-blocking; False where nobody reads it. Raises OSError."""
+    """Write all of ``data``, also to a non-blocking ``fd``; return False if its reader has gone.
+
+    Raises OSError.
+    """
     while data:
         try:
             data = data[os.write(fd, data) :]
@@ -412,7 +441,7 @@ def _write_all(fd: int, data: bytes) -> bool:
     return True
 
 
-def _failed(status: int, message: str, hint: str | None) -> ProcessError:
+def _failed(exit_status: int, message: str, hint: str | None) -> ProcessError:
     error = ProcessError(message, hint)
-    error.exit_status = status
+    error.exit_status = exit_status
     return error

@@ -1,7 +1,8 @@
-"""Asking services whether they are well: probes that never block, and what was answered last.
+"""Probe the health of services without blocking, and keep the last answer of each.
 
-A probe is a socket made inside the service's network namespace, so nothing runs there and nothing is parsed by a shell. Any number
-of probes go on at once in one poll(2); each is over when its time is, whatever the other end does.
+A probe is a socket made inside the service's network namespace: no process runs there, and no
+shell parses anything. Any number of probes share one poll(2), and each ends at its deadline,
+whatever its peer does.
 """
 
 from __future__ import annotations
@@ -16,64 +17,70 @@ from collections.abc import Generator, Sequence
 
 from niso.base import paths
 from niso.base.errors import NisoError
+from niso.base.family import family_of
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import open_lock
 from niso.base.report import Report, WaitingForHealth
 from niso.kernel import netns
 from niso.kernel.rtnetlink import Rtnl
-from niso.plan.records import Healthcheck, family_of
+from niso.plan.records import Healthcheck
 from niso.runtime import process
 from niso.runtime.spec import read_json
 
 if TYPE_CHECKING:
     from typing import Any
 
-_MOST_ANSWER = 16 << 10
-_MOST_ADDRESSES = 16
+_MAX_RESPONSE = 16 << 10
+"""Bytes, interim responses included: more is no HTTP server, and must not keep a probe busy."""
+_MAX_ADDRESSES = 16
 _BLOCK = 4096
 
 _Steps = Generator[tuple[socket.socket, int], None, str]
 
 
 class Probe:
-    """One question under way. ``fd`` becomes ready for ``events`` (poll(2)) when it can go on; ``answer`` is None until it is over."""
+    """One probe in progress.
+
+    ``fd`` becomes ready for ``events`` (poll(2)) when `go_on` can continue.
+    """
 
     def __init__(self, check: Healthcheck, namespace: str | None) -> None:
-        """Begin. ``namespace``: the name below /run/netns, None for the caller's own."""
+        """Start. ``namespace`` is a name below /run/netns; None means the caller's own."""
         self.began = time.monotonic()
         self.deadline = self.began + check.timeout_s
         self.fd = -1
         self.events = 0
         self.answer: str | None = None
-        """"" is well, else what is wrong in words."""
+        """None until the probe ends, then "" for healthy, else the reason."""
         self._check = check
         self._doing = ["connect"]
         self._steps = _steps(check, namespace, self._doing)
         self.go_on()
 
     def go_on(self) -> None:
-        """Do what can be done without waiting."""
+        """Continue as far as possible without blocking."""
         try:
             sock, self.events = next(self._steps)
             self.fd = sock.fileno()
         except StopIteration as end:
             self.answer = end.value
-        except (NisoError, OSError) as error:  # its namespace is gone
+        except (NisoError, OSError) as error:  # the namespace is gone
             self.answer = f"{self._check.words}: {error}"
 
     def give_up_if_late(self) -> None:
-        """End with a word on what took too long where the time is over."""
+        """End the probe if its deadline has passed; the answer names the step that was too slow."""
         if self.answer is None and time.monotonic() >= self.deadline:
             self.close()
-            self.answer = f"{self._check.words}: {self._doing[0]}: no answer within {self._check.timeout_s:g}s"
+            late = f"{self._doing[0]}: no answer within {self._check.timeout_s:g}s"
+            self.answer = f"{self._check.words}: {late}"
 
     def close(self) -> None:
-        """Close the socket of a probe that nobody waits for any more."""
+        """Close the socket of a probe; no-op if it has ended."""
         self._steps.close()
 
 
 def _steps(check: Healthcheck, namespace: str | None, doing: list[str]) -> _Steps:
-    """The course of a probe: yields what it waits for, returns "" or what is wrong."""
+    """Run a probe: yield the socket and events to wait for, return "" or the reason."""
     refusals = ""
     for address in _candidates(check, namespace):
         sock = _socket(address, namespace)
@@ -84,7 +91,8 @@ def _steps(check: Healthcheck, namespace: str | None, doing: list[str]) -> _Step
                 yield sock, select.POLLOUT
                 number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if number == 0 and sock.getsockname() == sock.getpeername():
-                number = errno.ECONNREFUSED  # met itself: a port that nobody listens on, chosen for our own end (RFC 9293, simultaneous open)
+                # RFC 9293, 3.5: without a listener, a connection from the port to itself succeeds.
+                number = errno.ECONNREFUSED
             if number == 0:
                 if check.path is None:
                     return ""
@@ -101,16 +109,20 @@ def _steps(check: Healthcheck, namespace: str | None, doing: list[str]) -> _Step
 
 
 def _candidates(check: Healthcheck, namespace: str | None) -> Generator[str, None, None]:
-    """The addresses to try. Those of the links are only looked up when nobody answers on loopback."""
+    """Yield the addresses to try: loopback, then those of the links, read only if needed."""
     if check.address:
         yield check.address
         return
     yield "127.0.0.1"
     yield "::1"
     with _inside(namespace), Rtnl() as rtnl:
-        found = [each.address.partition("/")[0] for each in rtnl.addresses()]
-    own = [each for each in found if not each.startswith(("127.", "fe80:")) and each != "::1"]
-    yield from own[:_MOST_ADDRESSES]
+        addresses = [entry.address.partition("/")[0] for entry in rtnl.addresses()]
+    own = [
+        address
+        for address in addresses
+        if not address.startswith(("127.", "fe80:")) and address != "::1"
+    ]
+    yield from own[:_MAX_ADDRESSES]
 
 
 def _socket(address: str, namespace: str | None) -> socket.socket:
@@ -130,7 +142,10 @@ def _inside(namespace: str | None) -> Any:
 
 
 def _http(sock: socket.socket, check: Healthcheck) -> _Steps:
-    """Ask (RFC 9112) and read no more than the status line; interim answers (RFC 9110, 15.2) come before it."""
+    """Send a request (RFC 9112) and read up to the status line of the final response.
+
+    Interim responses (RFC 9110, 15.2) come before it.
+    """
     lines = (
         f"GET {check.path} HTTP/1.1",
         f"Host: {check.host}",
@@ -144,29 +159,33 @@ def _http(sock: socket.socket, check: Healthcheck) -> _Steps:
             request = request[sock.send(request) :]
         except BlockingIOError:
             yield sock, select.POLLOUT
-    got = b""
-    while len(got) < _MOST_ANSWER:
+    received = b""
+    size = 0
+    while size < _MAX_RESPONSE:
         try:
             block = sock.recv(_BLOCK)
         except BlockingIOError:
             yield sock, select.POLLIN
             continue
-        got += block
-        status, got = _status(got)
+        size += len(block)
+        status, received = _status(received + block)
         if status is not None:
             return "" if 200 <= status < 400 else f"{check.words}: status {status}"
         if not block:
             break
-        if b"\n" in got and not got.startswith(b"HTTP/"):
+        if b"\n" in received and not received.startswith(b"HTTP/"):
             break
-    what = "no HTTP answer" if got or len(got) >= _MOST_ANSWER else "closed without an answer"
+    what = "no HTTP response" if received or size >= _MAX_RESPONSE else "closed without a response"
     return f"{check.words}: {what}"
 
 
-def _status(got: bytes) -> tuple[int | None, bytes]:
-    """The final status code where ``got`` has it, and what is left to look at after interim answers."""
+def _status(received: bytes) -> tuple[int | None, bytes]:
+    """Parse the final status code, None if there is none yet, and skip interim responses.
+
+    Returns it with the bytes that are still to be parsed.
+    """
     while True:
-        line, end, _ = got.partition(b"\n")
+        line, end, _ = received.partition(b"\n")
         words = line.split(b" ", 2)
         if (
             not end
@@ -174,85 +193,96 @@ def _status(got: bytes) -> tuple[int | None, bytes]:
             or len(words) < 2
             or len(words[1].strip()) != 3
         ):
-            return None, got
+            return None, received
         code = words[1].strip()
         if not code.isdigit():
-            return None, got
+            return None, received
         if not code.startswith(b"1"):
-            return int(code), got
-        _, blank, rest = got.replace(b"\r\n", b"\n").partition(b"\n\n")
+            return int(code), received
+        _, blank, following = received.replace(b"\r\n", b"\n").partition(b"\n\n")
         if not blank:
-            return None, got
-        got = rest
+            return None, received
+        received = following
 
 
-def turn(probes: Sequence[Probe], others: Sequence[int], until: float) -> None:
-    """Wait until a probe can go on or one of ``others`` (descriptors, POLLIN) is ready, at most until ``until`` (monotonic), and go on."""
+def advance(probes: Sequence[Probe], others: Sequence[int], until: float) -> None:
+    """Wait until a probe can go on or one of the descriptors ``others`` is readable; go on.
+
+    Returns at ``until`` (monotonic seconds) at the latest.
+    """
     poll = select.poll()
     for probe in probes:
         poll.register(probe.fd, probe.events)
         until = min(until, probe.deadline)
     for fd in others:
         poll.register(fd, select.POLLIN)
-    # poll(2) knows whole milliseconds, and to wait for 3 in the place of 2 is to be late at each look at a start
+    # poll(2) counts whole milliseconds: round down and sleep for the rest, so as not to be late.
     ready = {fd for fd, _ in poll.poll(max(0, int((until - time.monotonic()) * 1000)))}
-    if not ready and (rest_s := until - time.monotonic()) > 0:
-        time.sleep(min(rest_s, 0.001))
+    if not ready and (left_s := until - time.monotonic()) > 0:
+        time.sleep(min(left_s, 0.001))
     for probe in probes:
         if probe.fd in ready:
             probe.go_on()
         probe.give_up_if_late()
 
 
-def ask(asked: Sequence[tuple[Healthcheck, str | None]]) -> list[str]:
-    """Ask all at once, each a check and a namespace; for each "" or what is wrong. Takes as long as the longest timeout at most."""
+def probe_all(targets: Sequence[tuple[Healthcheck, str | None]]) -> list[str]:
+    """Run probes at the same time, each a check and a namespace; return "" or the reason for each.
+
+    Takes at most the longest timeout.
+    """
     probes: list[Probe] = []
     try:
-        probes += [Probe(check, namespace) for check, namespace in asked]
-        while open_ones := [probe for probe in probes if probe.answer is None]:
-            turn(open_ones, (), open_ones[0].deadline)
+        probes += [Probe(check, namespace) for check, namespace in targets]
+        while pending := [probe for probe in probes if probe.answer is None]:
+            advance(pending, (), pending[0].deadline)
     finally:
         for probe in probes:
             probe.close()
     return [probe.answer or "" for probe in probes]
 
 
-# --- what was answered last ------------------------------------------------------------------------------------------
+# --- the last answers ---------------------------------------------------------------------------
 
 
 class Probed(NamedTuple):
-    """What is known of one run of a service's process: ``run`` is (pid, when it started)."""
+    """The answers to the probes of one run of a service."""
 
     run: tuple[int, float]
+    """PID 1 on the host, and when it started (seconds since 1970)."""
     asked_at: float
-    """Seconds since 1970; 0 for never."""
+    """Of the last probe, in seconds since 1970; 0 for never."""
     well_at: float
-    """When it last was well; 0 for never."""
+    """Of the last successful probe; 0 for never."""
     failures: int
-    """In a row, until now."""
+    """Consecutive failures up to now."""
     words: str
-    """What was wrong last."""
+    """Why the last probe failed; "" if it succeeded."""
 
 
-class Asked(NamedTuple):
-    """A running service whose health is wanted."""
+class Target(NamedTuple):
+    """A running service to be checked."""
 
     service: str
     check: Healthcheck
     namespace: str | None
     run: tuple[int, float]
+    """As in `Probed`."""
 
 
 class Health(NamedTuple):
     state: str
     """healthy, unhealthy or starting."""
     words: str
-    """What the last probe said; "" where it was well."""
+    """Why the last probe failed; "" if it succeeded."""
 
 
-def note(service: str, run: tuple[int, float], words: str) -> None:
-    """Record one answer; ``words`` as `Probe.answer`. For a service that goes meanwhile, nothing is left. Raises OSError."""
-    before = known(service)
+def write_record(service: str, run: tuple[int, float], words: str) -> None:
+    """Record one answer: ``words`` as in `Probe.answer`. Raises OSError.
+
+    Leaves nothing of a service that is removed meanwhile.
+    """
+    before = read_record(service)
     now = time.time()
     if before is None or before.run != run:
         before = Probed(run, 0.0, 0.0, 0, "")
@@ -262,7 +292,7 @@ def note(service: str, run: tuple[int, float], words: str) -> None:
         after = Probed(run, now, now, 0, "")
     path = paths.health_file(service)
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-    draft = f"{path}.{os.getpid()}"  # two may write at once
+    draft = f"{path}.{os.getpid()}"  # two processes may write at once
     with open(draft, "w", encoding="utf-8") as file:
         file.write(json.dumps(after._asdict()))
     os.rename(draft, path)
@@ -270,58 +300,70 @@ def note(service: str, run: tuple[int, float], words: str) -> None:
         process.forget_health(service)
 
 
-def known(service: str) -> Probed | None:
-    """What was answered last; None where nothing is known."""
+def read_record(service: str) -> Probed | None:
+    """Read the last answers of a service; None if there are none, or the file is damaged."""
     try:
-        found = read_json(paths.health_file(service))
-        return None if found is None else Probed(**{**found, "run": tuple(found["run"])})
+        fields = read_json(paths.health_file(service))
+        record = None if fields is None else Probed(**{**fields, "run": tuple(fields["run"])})
     except (ValueError, TypeError, KeyError):
         return None
+    kinds = {"asked_at": float, "well_at": float, "failures": int, "words": str}
+    if all(isinstance(getattr(record, name, None), kind) for name, kind in kinds.items()):
+        return record
+    return None
 
 
-def look(services: Sequence[Asked], report: Report) -> dict[str, Health]:
-    """How services are, asked at most once an interval; all that are to be asked are asked at once. ``report`` is told of whom."""
+def check_all(targets: Sequence[Target], report: Report) -> dict[str, Health]:
+    """Return the health of services; probe at once all that were not probed for an interval.
+
+    ``report`` receives their names.
+    """
     import fcntl
 
-    if late := [each.service for each in services if _is_due(each)]:
-        report(WaitingForHealth(tuple(late)))
+    if due := [target for target in targets if _is_due(target)]:
+        report(WaitingForHealth(tuple(target.service for target in due)))
         lock = open_lock(".health")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            due = [
-                each for each in services if _is_due(each)
-            ]  # another one may have asked meanwhile
-            for each, words in zip(
-                due, ask([(each.check, each.namespace) for each in due]), strict=True
-            ):
-                note(each.service, each.run, words)
+            # Another process may have probed some of them meanwhile.
+            due = [target for target in due if _is_due(target)]
+            answers = probe_all([(target.check, target.namespace) for target in due])
+            for target, words in zip(due, answers, strict=True):
+                write_record(target.service, target.run, words)
         finally:
             os.close(lock)
-    return {each.service: judge(each.check, each.run[1], _own(each)) for each in services}
+    return {
+        target.service: judge(target.check, target.run[1], _current(target)) for target in targets
+    }
 
 
-def _own(asked: Asked) -> Probed | None:
-    found = known(asked.service)
-    return found if found is not None and found.run == asked.run else None
+def _current(target: Target) -> Probed | None:
+    """Read the answers of the target's present run; None if there are none."""
+    record = read_record(target.service)
+    return record if record is not None and record.run == target.run else None
 
 
-def _is_due(asked: Asked) -> bool:
-    found = _own(asked)
-    return found is None or not 0 <= time.time() - found.asked_at < asked.check.interval_s
+def _is_due(target: Target) -> bool:
+    record = _current(target)
+    return record is None or not 0 <= time.time() - record.asked_at < target.check.interval_s
 
 
-def judge(check: Healthcheck, started_at: float, found: Probed | None) -> Health:
-    """What the answers mean. Nobody asks while nobody looks, so one failure counts for all that would have been since it was well."""
-    if found is None:
+def judge(check: Healthcheck, started_at: float, record: Probed | None) -> Health:
+    """Return the health that the recorded answers mean.
+
+    Services are probed only when someone asks. So a failure also counts for the probes that would
+    have run since the last success.
+    """
+    if record is None:
         return Health("starting", "")
-    if not found.failures:
+    if not record.failures:
         return Health("healthy", "")
-    well_until = max(found.well_at, started_at + check.start_period_s)
-    if not found.well_at and found.asked_at <= well_until:
-        return Health("starting", found.words)
+    well_until = max(record.well_at, started_at + check.start_period_s)
+    if not record.well_at and record.asked_at <= well_until:
+        return Health("starting", record.words)
     if (
-        found.failures >= check.retries
-        or found.asked_at - well_until >= check.retries * check.interval_s
+        record.failures >= check.retries
+        or record.asked_at - well_until >= check.retries * check.interval_s
     ):
-        return Health("unhealthy", found.words)
-    return Health("healthy" if found.well_at else "starting", found.words)
+        return Health("unhealthy", record.words)
+    return Health("healthy" if record.well_at else "starting", record.words)

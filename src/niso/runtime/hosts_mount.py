@@ -1,10 +1,12 @@
-"""Showing a running service another hosts file: its networks have changed, and with them the folder that it should see.
+"""Replace the hosts file of a running service when its networks, and so its hosts folder, change.
 
-The new folder is mounted below the old one, which then goes (move_mount(2), MOVE_MOUNT_BENEATH, Linux 6.5): at each moment the service
-sees one of them. An older kernel has a moment without.
+The new folder is mounted beneath the old one, which is then unmounted (move_mount(2),
+MOVE_MOUNT_BENEATH, Linux 6.5): the service sees one of them at every moment.
+On an older kernel it sees neither for a moment.
 
-The service may have made of its /etc what it likes, and niso acts there with all rights. So no symlink is followed, and what is
-found must be a mount from where niso has its hosts files; else nothing is touched, and the process must be started anew.
+niso acts with full privileges in an /etc that the service may have changed. So it follows no
+symlink, and replaces only a mount of the file system that holds niso's hosts files.
+Otherwise it changes nothing, and the service must be restarted.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from niso.base import failpoint, paths
 from niso.base.errors import ProcessError
 from niso.base.report import Report, RestartingInstead
 from niso.base.signals import signals_held
-from niso.runtime import process
+from niso.runtime import process, status
 from niso.runtime.root import HOSTS
 from niso.runtime.spec import ProcessSpec, save
 
@@ -33,13 +35,13 @@ _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class _How(ctypes.Structure):
+class _OpenHow(ctypes.Structure):
     """struct open_how."""
 
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
-class _Attributes(ctypes.Structure):
+class _MountAttr(ctypes.Structure):
     """struct mount_attr."""
 
     _fields_ = (
@@ -50,8 +52,8 @@ class _Attributes(ctypes.Structure):
     )
 
 
-def can(old: ProcessSpec | None, new: ProcessSpec) -> bool:
-    """Whether a service that runs as ``old`` says need only be shown another hosts file to be as ``new`` says."""
+def can_swap(old: ProcessSpec | None, new: ProcessSpec) -> bool:
+    """Return whether ``old`` runs and differs from ``new`` in its hosts folder alone."""
     if (
         old is None
         or not (old.hosts_folder and new.hosts_folder)
@@ -60,24 +62,30 @@ def can(old: ProcessSpec | None, new: ProcessSpec) -> bool:
         return False
     return (
         old._replace(hosts_folder=new.hosts_folder) == new
-        and process.status(old.service).state == "running"
+        and status.read(old.service).state == "running"
     )
 
 
-def show_or_start(spec: ProcessSpec, report: Report) -> None:
-    """As `show`; where that cannot be, its process ends and starts anew. Raises ProcessError."""
+def swap_or_restart(spec: ProcessSpec, report: Report) -> None:
+    """Replace the hosts file as `swap` does; if that fails, restart the service.
+
+    Raises ProcessError.
+    """
     try:
-        show(spec)
+        swap(spec)
     except ProcessError as error:
         report(RestartingInstead(spec.service, error))
         process.stop(spec.service, spec.stop_timeout_s)
         process.start(spec)
 
 
-def show(spec: ProcessSpec) -> None:
-    """Have the running service see ``spec.hosts_folder``, and its next start too. Once more changes nothing. Raises ProcessError."""
+def swap(spec: ProcessSpec) -> None:
+    """Make a running service see ``spec.hosts_folder``, now and after a restart; idempotent.
+
+    Raises ProcessError.
+    """
     what = f"{spec.service}: cannot show it another hosts file"
-    pidfd = process.hold(spec.service)
+    pidfd = process.open_init(spec.service)
     try:
         failpoint.hit(f"show {spec.service} another hosts file")
         save(spec)
@@ -85,11 +93,11 @@ def show(spec: ProcessSpec) -> None:
             raise ProcessError(f"{what}: it has ended", f"niso logs {spec.service}")
         tree = _clone(spec.hosts_folder)
         try:
-            words = _in_child(pidfd, tree, os.stat(paths.hosts_root()).st_dev)
+            problem = _swap_in_child(pidfd, tree, os.stat(paths.hosts_root()).st_dev)
         finally:
             os.close(tree)
-        if words:
-            raise ProcessError(f"{what}: {words}", f"niso restart {spec.service}")
+        if problem:
+            raise ProcessError(f"{what}: {problem}", f"niso restart {spec.service}")
     except OSError as error:
         raise ProcessError(f"{what}: {error.strerror}", f"niso restart {spec.service}") from error
     finally:
@@ -98,9 +106,10 @@ def show(spec: ProcessSpec) -> None:
 
 
 def _clone(folder: str) -> int:
-    tree = _call(_OPEN_TREE, _AT_FDCWD, folder.encode(), _CLONE | _CLOEXEC)
-    attributes = _Attributes(_ATTRIBUTES, 0, 0, 0)
-    _call(
+    """Open a detached, read-only bind mount of ``folder`` (open_tree(2), mount_setattr(2))."""
+    tree = _syscall(_OPEN_TREE, _AT_FDCWD, folder.encode(), _CLONE | _CLOEXEC)
+    attributes = _MountAttr(_ATTRIBUTES, 0, 0, 0)
+    _syscall(
         _MOUNT_SETATTR,
         tree,
         b"",
@@ -111,14 +120,17 @@ def _clone(folder: str) -> int:
     return tree
 
 
-def _in_child(pidfd: int, tree: int, device: int) -> str:
-    """Swap the mounts in the service's mount namespace; empty, or what went wrong. ``device`` is that of niso's hosts files."""
+def _swap_in_child(pidfd: int, tree: int, device: int) -> str:
+    """Swap the mounts in the mount namespace of ``pidfd``; return the error, "" for none.
+
+    ``device`` is the st_dev of niso's hosts files.
+    """
     with signals_held():
         read, write = os.pipe()
         pid = os.fork()
         if pid == 0:
             try:
-                os.setns(pidfd, os.CLONE_NEWNS)  # which makes the service's root this process's
+                os.setns(pidfd, os.CLONE_NEWNS)  # also sets this process's root to the service's
                 _swap(tree, device)
             except OSError as error:
                 os.write(write, (error.strerror or "refused").encode())
@@ -133,40 +145,45 @@ def _in_child(pidfd: int, tree: int, device: int) -> str:
 
 
 def _swap(tree: int, device: int) -> None:
+    """Replace the mount on /etc/niso-hosts of this process's root by ``tree``. Raises OSError."""
     os.chdir("/")
-    etc = _plain(_AT_FDCWD, b"etc")
+    etc = _open_folder(_AT_FDCWD, b"etc")
     os.fchdir(etc)
-    target = _plain(etc, HOSTS.encode())
+    target = _open_folder(etc, HOSTS.encode())
     if os.fstat(target).st_dev != device:
-        raise OSError(errno.ENOENT, "it is not where it was mounted")
+        raise OSError(errno.ENOENT, "the service has moved or unmounted it")
     try:
-        _call(_MOVE_MOUNT, tree, b"", target, b"", _FROM_EMPTY_PATH | _TO_EMPTY_PATH | _BENEATH)
+        _syscall(_MOVE_MOUNT, tree, b"", target, b"", _FROM_EMPTY_PATH | _TO_EMPTY_PATH | _BENEATH)
     except OSError as error:
-        if error.errno != errno.EINVAL:
+        if error.errno != errno.EINVAL:  # else a kernel without MOVE_MOUNT_BENEATH
             raise
         _unmount(HOSTS.encode())
-        _call(_MOVE_MOUNT, tree, b"", etc, HOSTS.encode(), _FROM_EMPTY_PATH)
+        _syscall(_MOVE_MOUNT, tree, b"", etc, HOSTS.encode(), _FROM_EMPTY_PATH)
         return
     _unmount(HOSTS.encode())
 
 
-def _plain(folder: int, name: bytes) -> int:
-    """A descriptor of a folder in ``folder``, where no symlink leads to it. Raises OSError."""
-    how = _How(os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, 0, _RESOLVE)
-    return _call(_OPENAT2, folder, name, ctypes.byref(how), ctypes.sizeof(how))
+def _open_folder(folder: int, name: bytes) -> int:
+    """Open a folder below ``folder`` without following a symlink (openat2(2)). Raises OSError."""
+    how = _OpenHow(os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, 0, _RESOLVE)
+    return _syscall(_OPENAT2, folder, name, ctypes.byref(how), ctypes.sizeof(how))
 
 
 def _unmount(name: bytes) -> None:
-    """What is mounted on ``name`` of the working folder: nobody without CAP_SYS_ADMIN can put another thing there meanwhile."""
+    """Unmount ``name`` of the working folder. Raises OSError.
+
+    Only CAP_SYS_ADMIN could have replaced what is mounted there since it was checked.
+    """
     if _libc.umount2(name, _MNT_DETACH | _UMOUNT_NOFOLLOW):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def _call(number: int, *arguments: object) -> int:
+def _syscall(number: int, *arguments: object) -> int:
+    """Call syscall(2); return its result. Raises OSError."""
     result = int(
         _libc.syscall(
             ctypes.c_long(number),
-            *(ctypes.c_long(each) if isinstance(each, int) else each for each in arguments),
+            *(ctypes.c_long(value) if isinstance(value, int) else value for value in arguments),
         )
     )
     if result < 0:

@@ -1,12 +1,12 @@
-"""From a spec to a running process: mounts in a namespace of their own, conmon, crun create, crun start.
+"""Start a service: mount its root in a private mount namespace, then run conmon and crun.
 
-    conmon                                     (waits for a word)
-    a thread: unshare, mount the root, wait    (its mount namespace goes with it)
-    conmon: nsenter -- crun create             (enters that namespace, so the host's never sees a mount)
+    conmon                                     waits for a byte on a pipe
+    a thread: unshare, mount the root, wait    its mount namespace ends with it
+    conmon: nsenter -- crun create             enters that namespace; the host's never has a mount
     crun start
 
-Nothing is composed as a string that something parses, and conmon's working folder is the log folder because its log option knows no
-way to take a ``:``.
+No shell and no format string is involved. conmon runs in the log folder, because its log option
+cannot take a path with a ``:``.
 """
 
 from __future__ import annotations
@@ -18,33 +18,25 @@ import json
 import os
 import resource
 import signal
-import time
 from contextlib import ExitStack, suppress
 
 from niso.base import failpoint, paths
 from niso.base.errors import ProcessError
 from niso.base.locks import open_lock
-from niso.base.signals import ENDING, signals_delivered, signals_held
-from niso.runtime import cgroup, oci, root, unit, volumes
+from niso.base.signals import ENDING, signals_held
+from niso.runtime import cgroup, crun, oci, root, unit, volumes
+from niso.runtime.pids import wait_readable
 from niso.runtime.spec import ProcessSpec, write_json
 
 LOG_NAME = "service.log"
 LOG_SIZE_MAX = 64 << 20
-"""Bytes after which conmon itself starts the log anew; see `niso.runtime.logs`."""
+"""Bytes after which conmon itself starts a new log file; see `niso.runtime.logs`."""
 
-STOPPING = "stopping"
-EXITED_PID = "exited.pid"
+_FORK_TIMEOUT_S = 60.0
+"""How long conmon may take to fork once it may create; it takes a millisecond."""
+_CAP_SYS_RESOURCE = 24
+"""linux/capability.h"""
 
-_BEGINS_S = 60.0
-"""How long conmon may take from its word to its fork, which is a millisecond."""
-
-_TOOL_FOLDERS = (
-    "/usr/bin",
-    "/usr/local/bin",
-    "/usr/sbin",
-    "/usr/libexec/podman",
-    "/usr/libexec/catatonit",
-)
 _LIMITS = (
     "AS",
     "CPU",
@@ -61,72 +53,42 @@ _LIMITS = (
 _PROFILE = os.path.join(os.path.dirname(__file__), "seccomp.json")
 
 
-def tool(name: str) -> str:
-    """The absolute path of crun, conmon, catatonit or nsenter. Raises `ProcessError`."""
-    if failpoint.broken(name):
-        return "/usr/bin/false"
-    for folder in _TOOL_FOLDERS:
-        path = f"{folder}/{name}"
-        if os.access(path, os.X_OK):
-            return path
-    package = "util-linux" if name == "nsenter" else name
-    raise ProcessError(f"{name} is not installed", f"apt install {package}")
-
-
-def crun_root() -> str:
-    """The folder of crun's own state (``crun --root``)."""
-    return os.path.join(paths.run_dir(), "crun")
-
-
-def container_id(service: str) -> str:
-    """What crun and conmon call a service's container. For journald conmon wants more than 12 letters (its ctr_logging.c)."""
-    return f"niso-service-{service}"
-
-
 def nofile_max() -> int:
-    """The most open files that this process may grant: root without CAP_SYS_RESOURCE cannot go beyond its own hard limit."""
+    """Return the largest limit of open files that this process may set.
+
+    Without CAP_SYS_RESOURCE, root cannot exceed its own hard limit (setrlimit(2)).
+    """
     with open("/proc/self/status", encoding="ascii", errors="replace") as status:
         effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
     with open("/proc/sys/fs/nr_open", encoding="ascii") as file:
         most = int(file.read())
-    if effective & (1 << 24):
+    if effective & (1 << _CAP_SYS_RESOURCE):
         return most
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return most if hard == resource.RLIM_INFINITY else min(most, hard)
 
 
-def environment() -> dict[str, str]:
-    """What conmon, crun and the exit command see of the environment: nothing but where niso's folders are."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith("NISO_") and "FAILPOINT" not in name
-    }
-    return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **kept}
-
-
 def expect() -> None:
-    """Say that a process will be created some 10 ms from now: what the kernel must wait for before is over by then.
+    """Prepare the kernel for a process that will be created in about 10 ms; saves 6 ms then.
 
-    See `cgroup.move_nowhere`. Without it the creation, which says the same but later, takes 6 ms more.
+    See `cgroup.move_nowhere`.
     """
-    with (
-        signals_held(),
-        suppress(RuntimeError),
-    ):  # held in the thread for ever: they are the main thread's to see
+    # The thread keeps the signals blocked for its whole life: the main thread handles them.
+    with signals_held(), suppress(RuntimeError):
         _thread.start_new_thread(_move_nowhere, ())
 
 
 def _move_nowhere() -> None:
-    with suppress(OSError, ValueError):  # a gain and no more
+    with suppress(OSError, ValueError):  # only an optimization
         cgroup.move_nowhere()
 
 
 class Launch:
-    """A service that is being created from the new folder ``bundle``, and runs when `finish` has come back.
+    """The creation of a service's container from the new folder ``bundle``; `finish` starts it.
 
-    The caller holds the service's lock, and does `finish` or `close`. Raises `ProcessError` in the runtime's words, or OSError; what has
-    been made by then is the caller's to clear (`niso.runtime.process.clear`).
+    The caller holds the service's lock, and must call `finish` or `close`.
+    Raises `ProcessError` with the message of crun or conmon, or OSError. After an error, the caller
+    removes what exists by then (`niso.runtime.process.clear`).
     """
 
     def __init__(self, spec: ProcessSpec, bundle: str) -> None:
@@ -136,44 +98,43 @@ class Launch:
         try:
             failpoint.hit(f"write the bundle of {spec.service}")
             os.mkdir(bundle, 0o700)
-            with (
-                signals_held()
-            ):  # one that came between the two would leave a thread and a conmon to nobody
-                maker = _Maker(spec, bundle)  # conmon is loaded while the bundle is written
-                self._held.callback(maker.close)
+            # A signal between the two would leave a thread and a conmon without an owner.
+            with signals_held():
+                creator = _Creator(spec, bundle)  # conmon loads while the bundle is written
+                self._held.callback(creator.close)
             write_bundle(spec, bundle)
-            # Nobody removes the cgroup above ours between crun's making it and the one below it.
+            # Keeps others from removing the parent cgroup before crun has made ours in it.
             guard = open_lock(".cgroup")
             self._held.callback(os.close, guard)
             fcntl.flock(guard, fcntl.LOCK_SH)
             failpoint.hit(f"mount the root of {spec.service}")
-            maker.mount()
+            creator.mount()
             failpoint.hit(f"create the process of {spec.service}")
-            self.fd = maker.create()
-            """Can be read when it is created, or could not be."""
+            self.fd = creator.create()
+            """Readable once the container exists, or its creation has failed."""
         except BaseException:
             self.close()
             raise
 
     def finish(self) -> int:
-        """Wait until it is created, and start it; the pid of its PID 1 on the host."""
+        """Wait for the container and start it; return the pid of its PID 1 on the host."""
         try:
             pid = _created_pid(self._spec, self._bundle, self.fd)
         finally:
             self.close()
         failpoint.hit(f"start the process of {self._spec.service}")
-        status, words = crun("start", container_id(self._spec.service))
-        if status != 0:
+        exit_status, words = crun.run("start", crun.container_id(self._spec.service))
+        if exit_status != 0:
             raise ProcessError(f"{self._spec.service}: crun start: {words}")
         return pid
 
     def close(self) -> None:
-        """Let go of what its creation needs."""
+        """Release what the creation needs: the thread with its mounts, conmon's pipes, the lock."""
         self._held.close()
 
 
 def write_bundle(spec: ProcessSpec, bundle: str) -> None:
-    """Write the OCI bundle into the folder ``bundle``: config.json and the folders that the root is made of. Raises OSError."""
+    """Write the OCI bundle: config.json and the folders of the root. Raises OSError."""
     if not spec.netns:
         spec = spec._replace(hostname=os.uname().nodename, resolv_conf=root.of_host("resolv.conf"))
     for name in ("layer", "lower", "scratch", "root", "exits", "persist"):
@@ -182,132 +143,73 @@ def write_bundle(spec: ProcessSpec, bundle: str) -> None:
     volumes.make_named(spec)
     hosts_at = root.write_layer(spec, f"{bundle}/layer")
     volumes.make_points(spec.rootfs, f"{bundle}/layer", where)
-    folders: list[str] = []
-    if spec.rootfs is None:
-        links = [
-            f"/{name}"
-            for name in root.TOP_LINKS
-            if os.path.isdir(f"/{name}") and not os.path.islink(f"/{name}")
-        ]
-        folders = ["/usr", *links, *root.etc_folders()]
     with open(_PROFILE, encoding="utf-8") as file:
         profile = json.load(file)
-    config = oci.config(
-        spec,
-        f"{bundle}/root",
-        tool("catatonit"),
-        hosts_at,
-        folders,
-        profile,
-        nofile_max(),
-        volumes.mounts(spec, where),
-        cgroup.usable(oci.limits(spec)),
+    machine = oci.Machine(
+        init=crun.tool("catatonit"),
+        nofile_max=nofile_max(),
+        seccomp=profile,
+        folders=root.host_folders() if spec.rootfs is None else (),
+        controllers=cgroup.usable(oci.limits(spec)),
     )
+    mounts = volumes.mounts(spec, where)
+    config = oci.config(spec, f"{bundle}/root", hosts_at, machine, mounts)
     write_json(f"{bundle}/config.json", config)
 
 
-def crun(*args: str) -> tuple[int, str]:
-    """Run crun; its exit status and its words (stderr), stripped."""
-    program = tool("crun")
-    with signals_held():
-        read, write = os.pipe()
-        try:
-            pid = os.posix_spawn(
-                program,
-                ["crun", f"--root={crun_root()}", *args],
-                environment(),
-                file_actions=[
-                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-                    (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
-                    (os.POSIX_SPAWN_DUP2, write, 2),
-                ],
-                setsigmask=(),
-            )
-        finally:
-            os.close(write)
-        try:
-            with signals_delivered():
-                words = read_all(read)
-        finally:
-            _, status = os.waitpid(pid, 0)  # what it is at is not to go on beside what undoes it
-    return os.waitstatus_to_exitcode(status), plain(words)
+class _Creator:
+    """A thread that starts conmon and then mounts the service's root in a private mount namespace.
 
-
-def plain(words: bytes) -> str:
-    """The runtime's message without its time stamps, on one line."""
-    lines = []
-    for line in words.decode("utf-8", "replace").splitlines():
-        stamp, _, rest = line.partition(": ")
-        lines.append(rest if stamp[:2] == "20" and "T" in stamp and rest else line)
-    return "; ".join(line.strip() for line in lines if line.strip())
-
-
-def read_all(fd: int, most: int = 1 << 16) -> bytes:
-    """Read ``fd`` to its end, keep the first ``most`` bytes, close it."""
-    kept = b""
-    try:
-        while chunk := os.read(fd, 4096):
-            kept += chunk[: most - len(kept)]
-    finally:
-        os.close(fd)
-    return kept
-
-
-class _Maker:
-    """A thread that starts conmon, which waits for a word, and then mounts the service's root in a mount namespace of its own.
-
-    What a thread takes for itself by unshare(2) is gone for it alone: the working folder that conmon is started in, then the mounts.
-    A process would have to be forked: that copies the page tables, and afterwards each page that is written to, 2 ms each time.
-    Made where signals are held (`signals_held`): they are so in the thread for ever, since they are the main thread's to see.
+    unshare(2) gives the thread alone a working folder, in which conmon starts, and then the mounts.
+    A forked process would cost 2 ms more, for its page tables and each page that is written to.
+    Construct it with signals held (`signals_held`): the thread keeps them blocked for its whole
+    life, because the main thread handles them.
     """
 
     def __init__(self, spec: ProcessSpec, bundle: str) -> None:
         self._spec = spec
         self._bundle = bundle
-        self._wrong: Exception | None = None
+        self._error: Exception | None = None
         self._conmon = 0
-        """Its pid until it is told to create."""
+        """Its pid until it has forked; then 0."""
         self._sync = self._start = -1
+        """The pipe from conmon (the result of the create) and the one to it (may create)."""
         self._tid = 0
-        # Taken by who waits, released by who is waited for.
-        self._says, self._may_mount, self._may_end, self._ended = (
+        # Used as events: acquire waits, release signals.
+        self._mounted, self._may_mount, self._may_end, self._ended = (
             _thread.allocate_lock() for _ in range(4)
         )
-        for lock in (self._says, self._may_mount, self._may_end, self._ended):
-            lock.acquire()
+        for event in (self._mounted, self._may_mount, self._may_end, self._ended):
+            event.acquire()
         try:
             _thread.start_new_thread(self._run, ())
         except RuntimeError:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), "pthread_create") from None
 
     def mount(self) -> None:
-        """Mount the root, of which conmon's container will be made. Raises ProcessError, OSError."""
+        """Mount the root of the container. Raises ProcessError or OSError."""
         self._may_mount.release()
-        self._says.acquire()
-        if self._conmon and isinstance(self._wrong, OSError):
-            where = self._wrong.filename or "unshare"
+        self._mounted.acquire()
+        if self._conmon and isinstance(self._error, OSError):
+            where = self._error.filename or "unshare"
             raise ProcessError(
-                f"{self._spec.service}: cannot mount its root: {self._wrong.strerror}: {where}"
+                f"{self._spec.service}: cannot mount its root: {self._error.strerror}: {where}"
             )
-        if self._wrong is not None:
-            raise self._wrong
+        if self._error is not None:
+            raise self._error
 
     def create(self) -> int:
-        """Have conmon create the container; a pipe by which it says how that went (`close` closes it)."""
-        _own_limits(self._conmon)
+        """Make conmon create the container; return the pipe with its result (`close` closes it)."""
+        _set_limits(self._conmon)
         pidfd = os.pidfd_open(self._conmon)
         try:
-            with (
-                signals_held()
-            ):  # one between conmon's fork and its pid file would leave a conmon that nobody knows
-                with suppress(
-                    BrokenPipeError
-                ):  # it died at once; what it said is read from the other pipe
+            # A signal between conmon's fork and its pid file would leave an unrecorded conmon.
+            with signals_held():
+                with suppress(BrokenPipeError):  # it has died; the other pipe has its message
                     os.write(self._start, b"\0")
-                if not wait_gone(pidfd, _BEGINS_S):
-                    raise ProcessError(
-                        f"{self._spec.service}: conmon has not begun its work within {_BEGINS_S:g}s"
-                    )
+                if not wait_readable(pidfd, _FORK_TIMEOUT_S):
+                    late = f"conmon did not start within {_FORK_TIMEOUT_S:g}s"
+                    raise ProcessError(f"{self._spec.service}: {late}")
                 os.waitpid(self._conmon, 0)
                 self._conmon = 0
         finally:
@@ -315,7 +217,7 @@ class _Maker:
         return self._sync
 
     def close(self) -> None:
-        """End the thread, and with it the mounts, and a conmon that has not been told to create."""
+        """End the thread, with it the mounts, and a conmon that may not create yet."""
         with signals_held():
             self._may_end.release()
             if self._may_mount.locked():
@@ -339,12 +241,12 @@ class _Maker:
                 return
             os.unshare(os.CLONE_NEWNS)
             root.assemble(self._spec, self._bundle)
-            self._says.release()
-            _move_nowhere()  # while conmon and crun begin
+            self._mounted.release()
+            _move_nowhere()  # while conmon and crun start
             self._may_end.acquire()
         except Exception as error:
-            self._wrong = error
-            self._says.release()
+            self._error = error
+            self._mounted.release()
         finally:
             self._ended.release()
 
@@ -354,8 +256,8 @@ class _Maker:
         os.chdir(logs)
         self._sync, sync = os.pipe()
         start, self._start = os.pipe()
-        # Whatever the caller's shell left open for its children is not for a process that stays. To have it closed there
-        # (POSIX_SPAWN_CLOSE) is refused for numbers that the limit of open files does not reach any more.
+        # conmon must not keep descriptors that the caller's shell left open for its children.
+        # POSIX_SPAWN_CLOSE fails for numbers above the present limit of open files.
         left = [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2 and _is_inherited(fd)]
         argv = _conmon_argv(self._spec, self._bundle, self._tid)
         try:
@@ -363,7 +265,7 @@ class _Maker:
             self._conmon = os.posix_spawn(
                 argv[0],
                 argv,
-                {**environment(), "_OCI_SYNCPIPE": str(sync), "_OCI_STARTPIPE": str(start)},
+                {**crun.environment(), "_OCI_SYNCPIPE": str(sync), "_OCI_STARTPIPE": str(start)},
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
                     (os.POSIX_SPAWN_DUP2, 0, 1),
@@ -374,9 +276,8 @@ class _Maker:
                         os.O_WRONLY | os.O_CREAT,
                         0o600,
                     ),
-                    *(
-                        (os.POSIX_SPAWN_DUP2, fd, fd) for fd in (sync, start)
-                    ),  # which makes it inherited
+                    # A dup onto itself clears FD_CLOEXEC (glibc, spawni.c).
+                    *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in (sync, start)),
                 ],
                 setsid=True,
                 setsigmask=(),
@@ -390,35 +291,42 @@ class _Maker:
 
 def _set_inherited(fds: list[int], inherited: bool) -> None:
     for fd in fds:
-        with suppress(OSError):  # another thread of the caller's has closed it
+        with suppress(OSError):  # another thread has closed it
             os.set_inheritable(fd, inherited)
 
 
 def _is_inherited(fd: int) -> bool:
     try:
         return os.get_inheritable(fd)
-    except OSError:  # the one by which the list was read
+    except OSError:  # the descriptor that listed the folder
         return False
 
 
 def _conmon_argv(spec: ProcessSpec, bundle: str, tid: int) -> list[str]:
-    """conmon's command line. Its container is created where the thread ``tid`` is."""
+    """Return conmon's command line; the container is created in the namespace of thread ``tid``."""
     import sys
 
     exit_command = ["-I", "-m", "niso.runtime.on_exit", spec.service, bundle]
     runtime = [
         f"--mount=/proc/{tid}/ns/mnt",
-        f"--root=/proc/{tid}/root",  # ours, where niso itself runs in a chroot
+        f"--root=/proc/{tid}/root",  # differs from the namespace's root if niso runs in a chroot
         "--",
-        tool("crun"),
+        crun.tool("crun"),
         "--cgroup-manager=cgroupfs",
-        f"--root={crun_root()}",
+        f"--root={crun.state_dir()}",
     ]
     return [
-        tool("conmon"),
+        crun.tool("conmon"),
         *("--api-version", "1"),
-        *("-c", container_id(spec.service), "-u", container_id(spec.service), "-n", spec.service),
-        *("-r", tool("nsenter"), *(f"--runtime-arg={arg}" for arg in runtime)),
+        *(
+            "-c",
+            crun.container_id(spec.service),
+            "-u",
+            crun.container_id(spec.service),
+            "-n",
+            spec.service,
+        ),
+        *("-r", crun.tool("nsenter"), *(f"--runtime-arg={arg}" for arg in runtime)),
         *("-b", bundle, "-p", f"{bundle}/pid", "-P", f"{bundle}/conmon.pid"),
         *("-l", f"k8s-file:{LOG_NAME}", "--log-size-max", str(LOG_SIZE_MAX), "--no-sync-log"),
         *(("-l", "journald") if unit.logs_to_journal(spec.service) else ()),
@@ -428,16 +336,16 @@ def _conmon_argv(spec: ProcessSpec, bundle: str, tid: int) -> list[str]:
     ]
 
 
-def _own_limits(pid: int) -> None:
-    """Give conmon the limits and niceness of PID 1, as a service has that it starts, and not those of the caller's shell.
+def _set_limits(pid: int) -> None:
+    """Give conmon the resource limits and niceness of PID 1 instead of the calling shell's.
 
-    Its ``ulimit -f`` would end the log. What is the service's own (open files, core) crun sets.
+    The shell's ``ulimit -f`` would end the log. crun sets the limits of the service itself.
     """
     for name in _LIMITS:
         limit = getattr(resource, f"RLIMIT_{name}")
         try:
             resource.prlimit(pid, limit, resource.prlimit(1, limit))
-        except (OSError, ValueError):  # without CAP_SYS_RESOURCE: as far as it may
+        except (OSError, ValueError):  # without CAP_SYS_RESOURCE: up to our own hard limit
             most = resource.getrlimit(limit)[1]
             resource.prlimit(pid, limit, (most, most))
     with suppress(OSError):
@@ -445,7 +353,11 @@ def _own_limits(pid: int) -> None:
 
 
 def _created_pid(spec: ProcessSpec, bundle: str, sync: int) -> int:
-    """What conmon says of crun create (conmon's write_sync_fd): one line of JSON. Its end of the pipe stays open."""
+    """Read the pid of the created container from conmon (conmon's write_sync_fd).
+
+    conmon writes one line of JSON and keeps its end of the pipe open.
+    Raises `ProcessError` with the message of crun if the create failed.
+    """
     line = b""
     while b"\n" not in line:
         chunk = os.read(sync, 4096)
@@ -459,15 +371,15 @@ def _created_pid(spec: ProcessSpec, bundle: str, sync: int) -> int:
     pid = answer.get("data", -1)
     if isinstance(pid, int) and pid > 0:
         return pid
-    words = plain(str(answer.get("message", "")).encode())
+    words = crun.plain_message(str(answer.get("message", "")).encode())
     if not words:
         with open(f"{bundle}/conmon.err", "rb") as file:
-            words = plain(file.read(4096)) or "conmon ended without a word"
+            words = crun.plain_message(file.read(4096)) or "conmon ended without a message"
     raise ProcessError(f"{words.removeprefix('; ')}", service=spec.service)
 
 
 def remove_cgroups(path: str) -> None:
-    """Remove a service's cgroup, and the one above it when it was the last and nobody is starting one."""
+    """Remove a service's cgroup, and its parent if that is empty and no service is starting."""
     cgroup.remove(path)
     guard = open_lock(".cgroup")
     try:
@@ -477,18 +389,3 @@ def remove_cgroups(path: str) -> None:
         return
     finally:
         os.close(guard)
-
-
-def wait_gone(pidfd: int, timeout_s: float) -> bool:
-    """Wait at most ``timeout_s`` for a process to end (pidfd_open(2)); whether it has."""
-    import select
-
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    deadline = time.monotonic() + timeout_s
-    while True:
-        left = deadline - time.monotonic()
-        if poll.poll(max(0, int(left * 1000 + 0.999))):
-            return True
-        if left <= 0:
-            return False

@@ -1,9 +1,12 @@
-"""What a service wrote: conmon's log files (its format ``k8s-file``), read across rotation.
+"""Rotate and read the log of a service: conmon's files in its format ``k8s-file``.
 
-conmon writes ``service.log``. Whenever niso looks at a service whose log is over 16 MiB it renames it to ``service.log.1`` (and that to
-``.2``) and has conmon open a new one. conmon's own limit (`niso.runtime.launch.LOG_SIZE_MAX`) bounds the disk for who writes more than that
-between two looks: conmon then puts a new file over the name, and the one before lives on as ``service.log.kept``, a hard link that
-niso made. So the last 10 MB are there for every service that writes less than twice that limit between two looks.
+conmon writes ``service.log``. When niso looks at a service whose log exceeds 16 MiB, it renames the
+log to ``service.log.1`` (and that to ``.2``) and makes conmon open a new file.
+
+conmon's own limit (`niso.runtime.launch.LOG_SIZE_MAX`) bounds the disk space of a service that
+writes more between two looks: conmon then puts a new file over the name. The old one survives as
+``service.log.kept``, a hard link that niso made.
+So the last 10 MB are kept for every service that writes less than twice that limit between looks.
 """
 
 from __future__ import annotations
@@ -30,16 +33,22 @@ _REOPEN_S = 1.0
 
 
 class Record(NamedTuple):
-    """One line of the log file: when (RFC 3339), stdout or stderr, whether the line goes on in the next record, the bytes."""
+    """One line of the log file: all or part of a line that the service wrote."""
 
     stamp: bytes
+    """RFC 3339."""
     stream: bytes
+    """stdout or stderr."""
     partial: bool
+    """Whether the next record of the stream continues the line."""
     text: bytes
 
 
 def rotate_if_large(service: str) -> None:
-    """Begin a new log file where the present one is large; two stat(2) otherwise. Who rotates it already is left to it."""
+    """Start a new log file if the present one exceeds 16 MiB; costs two stat(2) otherwise.
+
+    No-op if another process is rotating it. Raises OSError.
+    """
     path = os.path.join(paths.log_dir(service), LOG_NAME)
     try:
         large = os.stat(path).st_size > ROTATE_BYTES
@@ -64,21 +73,21 @@ def rotate_if_large(service: str) -> None:
 def read(
     service: str, last: int | None = None, follow: bool = False, timestamps: bool = False
 ) -> Iterator[bytes]:
-    """The lines that a service wrote, each with its newline; both streams in the order of their arrival.
+    """Yield the lines that a service wrote, with their newlines, both streams in order of arrival.
 
-    ``last``: only so many from the end. ``follow``: go on with what comes, until the service's log folder is gone. ``timestamps``: each
-    line begins with its time (RFC 3339) and a space. A line that the service has not ended has no newline and comes last.
+    ``last`` limits them to so many from the end.
+    With ``follow``, continue with new lines until the log folder is removed.
+    With ``timestamps``, each line starts with its time (RFC 3339) and a space.
+    A line that the service has not ended yet comes last, without a newline.
     """
-    files = _open(os.path.join(paths.log_dir(service), LOG_NAME))
+    files = _open_files(os.path.join(paths.log_dir(service), LOG_NAME))
     try:
         start, offset = (0, 0) if last is None else _tail(files, last)
         past = _joined(
-            (
-                line
-                for i, fd in enumerate(files)
-                if i >= start
-                for line in _lines(fd, offset if i == start else 0)
-            )
+            line
+            for i, fd in enumerate(files)
+            if i >= start
+            for line in _lines(fd, offset if i == start else 0)
         )
         if last is None and not follow:
             yield from (_shown(record, timestamps) for record in past)
@@ -93,10 +102,8 @@ def read(
                 yield _shown(record, timestamps)
         if follow:
             newest = files.pop() if files else -1
-            yield from (
-                _shown(record, timestamps)
-                for record in _joined(_coming(service, newest), unfinished)
-            )
+            coming = _joined(_follow(service, newest), unfinished)
+            yield from (_shown(record, timestamps) for record in coming)
     finally:
         for fd in files:
             os.close(fd)
@@ -108,7 +115,10 @@ def _shown(record: Record, timestamps: bool) -> bytes:
 
 
 def _joined(lines: Iterator[bytes], begun: list[Record] | None = None) -> Iterator[Record]:
-    """Whole lines of the log's records. Records of the other stream in between do not break a line."""
+    """Join the records of each line, also around records of the other stream.
+
+    ``begun`` are partial records that the lines continue.
+    """
     open_lines = {record.stream: record for record in begun or ()}
     for line in lines:
         parts = line.split(b" ", 3)
@@ -126,26 +136,29 @@ def _joined(lines: Iterator[bytes], begun: list[Record] | None = None) -> Iterat
 
 
 def _lines(fd: int, offset: int) -> Iterator[bytes]:
-    """The whole lines of a file from ``offset`` (the start of one) on, without their newlines."""
-    rest = b""
+    """Yield the complete lines of a file, without newlines, from ``offset``, where one starts."""
+    partial = b""
     while block := os.pread(fd, _BLOCK, offset):
         offset += len(block)
-        *whole, rest = (rest + block).split(b"\n")
+        *whole, partial = (partial + block).split(b"\n")
         yield from whole
 
 
-def _coming(service: str, fd: int) -> Iterator[bytes]:
-    """What is written from now on, across rotation, until the log folder is gone. ``fd`` was read to its end; it is closed here."""
+def _follow(service: str, fd: int) -> Iterator[bytes]:
+    """Yield new lines across rotation until the log folder is removed.
+
+    ``fd`` is the newest file, already read to its end, or -1. It is closed here.
+    """
     path = os.path.join(paths.log_dir(service), LOG_NAME)
     offset = _end_of_last_line(fd) if fd >= 0 else 0
-    rest = b""
+    partial = b""
     try:
         while True:
-            # Looked at before the read: what is read to its end after another file has the name is complete.
+            # Stat before the read: once another file has the name, a read to the end is complete.
             present = _identity(path)
             while fd >= 0 and (block := os.pread(fd, _BLOCK, offset)):
                 offset += len(block)
-                *whole, rest = (rest + block).split(b"\n")
+                *whole, partial = (partial + block).split(b"\n")
                 yield from whole
             if present is not None and (fd < 0 or present != _identity(fd)):
                 if fd >= 0:
@@ -154,7 +167,7 @@ def _coming(service: str, fd: int) -> Iterator[bytes]:
                     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 except FileNotFoundError:
                     fd = -1
-                offset, rest = 0, b""
+                offset, partial = 0, b""
                 continue
             if present is None and not os.path.isdir(os.path.dirname(path)):
                 return
@@ -165,42 +178,46 @@ def _coming(service: str, fd: int) -> Iterator[bytes]:
 
 
 def _end_of_last_line(fd: int) -> int:
+    """Return the offset after the last newline; 0 if there is none."""
     end = os.fstat(fd).st_size
     while end > 0:
         begin = max(0, end - _BLOCK)
-        found = os.pread(fd, end - begin, begin).rfind(b"\n")
-        if found >= 0:
-            return begin + found + 1
+        newline = os.pread(fd, end - begin, begin).rfind(b"\n")
+        if newline >= 0:
+            return begin + newline + 1
         end = begin
     return 0
 
 
 def _tail(files: list[int], last: int) -> tuple[int, int]:
-    """Which file, and which line start in it, has at least the ``last`` lines (and their first parts) after it; read from the end."""
+    """Find where to start for the ``last`` lines: (index of the file, offset of a record).
+
+    Reads from the end. At least these lines, with all their parts, follow that record.
+    """
     ended = 0
     for i in reversed(range(len(files))):
         end = os.fstat(files[i]).st_size
-        rest = b""
+        partial = b""
         while end > 0:
             begin = max(0, end - _BLOCK)
-            head, *whole = (os.pread(files[i], end - begin, begin) + rest).split(b"\n")
+            head, *whole = (os.pread(files[i], end - begin, begin) + partial).split(b"\n")
             if begin == 0:
                 whole.insert(0, head)
                 head = b""
-            # The first record of a line may lie before the end of the line above it, so one more line is read.
+            # A line's first record can precede the end of the line before it: read one line more.
             ended += sum(1 for line in whole if line.split(b" ", 3)[2:3] == [b"F"])
             if ended > last:
                 return i, begin + len(head) + (1 if begin else 0)
-            rest = head
+            partial = head
             end = begin
     return 0, 0
 
 
-def _open(path: str) -> list[int]:
-    """The files of a log, the oldest first, each once."""
+def _open_files(path: str) -> list[int]:
+    """Open the files of a log, oldest first, each once."""
     files: list[int] = []
     seen: set[tuple[int, int]] = set()
-    # The newest first: a rotation meanwhile then shows a file twice, never not at all.
+    # Newest first: a rotation in between then shows a file twice, but never hides one.
     for name in (path, f"{path}.kept", f"{path}.1", f"{path}.2"):
         try:
             fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -216,6 +233,7 @@ def _open(path: str) -> list[int]:
 
 
 def _rotate(service: str, path: str) -> None:
+    """Rename the log and make conmon open a new one; wait for that up to `_REOPEN_S`."""
     record = read_state(service) or {"run": 0}
     ctl = -1
     try:
@@ -224,15 +242,16 @@ def _rotate(service: str, path: str) -> None:
             os.O_WRONLY | os.O_NONBLOCK,
         )
     except OSError as error:
-        # No conmon: the next one makes the file.
+        # Without a conmon: the next one makes the file.
         if error.errno not in (errno.ENXIO, errno.ENOENT):
             raise
     _shift(path, path)
     if ctl < 0:
         return
     try:
-        # "Open the log file anew" (conmon, src/ctrl.c: REOPEN_LOGS_EVENT).
-        os.write(ctl, b"2 0 0\n")
+        os.write(ctl, b"2 0 0\n")  # REOPEN_LOGS_EVENT (conmon, src/ctrl.c)
+    except BrokenPipeError:  # conmon has ended since
+        return
     finally:
         os.close(ctl)
     deadline = time.monotonic() + _REOPEN_S
@@ -241,7 +260,10 @@ def _rotate(service: str, path: str) -> None:
 
 
 def _keep(path: str) -> None:
-    """Give the present file a second name, so that it outlives conmon's own rotation; move on the one that did."""
+    """Link the present file as ``.kept``, so that it survives conmon's own rotation.
+
+    A file that has survived one is shifted to ``.1``.
+    """
     kept = f"{path}.kept"
     if _identity(kept) is not None and not _same(path, kept):
         if _same(kept, f"{path}.1"):
@@ -253,7 +275,7 @@ def _keep(path: str) -> None:
 
 
 def _shift(path: str, newest: str) -> None:
-    """``newest`` becomes ``.1``, what that was becomes ``.2``."""
+    """Rename ``.1`` to ``.2`` and ``newest`` to ``.1``."""
     if os.path.exists(f"{path}.1"):
         os.rename(f"{path}.1", f"{path}.2")
     os.rename(newest, f"{path}.1")
@@ -265,8 +287,9 @@ def _same(first: str, second: str) -> bool:
 
 
 def _identity(file: str | int) -> tuple[int, int] | None:
+    """Return (device, inode) of a path or descriptor; None if there is no such file."""
     try:
-        found = os.stat(file)
+        info = os.stat(file)
     except FileNotFoundError:
         return None
-    return found.st_dev, found.st_ino
+    return info.st_dev, info.st_ino

@@ -1,10 +1,10 @@
-"""The OCI configuration of a service (OCI runtime-spec 1.0.2, config.md): a pure function of its spec."""
+"""Render the OCI configuration of a service from its spec (OCI runtime-spec 1.0.2, config.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
 
-from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.runtime.root import TMPFS
 from niso.runtime.spec import APP, ProcessSpec, path_env
 
@@ -16,30 +16,32 @@ CONTROLLERS = {
     "cpu": "isolation.resources.cpu_max",
     "pids": "isolation.resources.pids_limit",
 }
-"""The cgroup controllers of limits, and the keys that ask for them."""
+"""Cgroup controllers, and the manifest key that needs each."""
 _CPU_PERIOD_US = 100_000
 
 THE_MACHINE = {
-    "SYS_ADMIN": "it can mount, and by cgroups have the machine run programs as root; it can write the hosts files of others",
+    "SYS_ADMIN": "it can mount file systems, run programs as the machine's root through cgroups, "
+    "and write the hosts files of other services",
     "SYS_MODULE": "it can load kernel modules",
-    "SYS_RAWIO": "it can use the hardware's ports",
-    "DAC_READ_SEARCH": "it can read every file of the machine's file systems",
+    "SYS_RAWIO": "it can access I/O ports of the hardware",
+    "DAC_READ_SEARCH": "it can read every file on the machine's file systems",
 }
-"""Capabilities that no namespace keeps within a service, and what they mean."""
+"""Capabilities that namespaces do not confine to a service, and what they allow."""
 HOST_NETWORK = {
     "NET_ADMIN": "it can change the machine's network",
     "NET_RAW": "it can read and forge the machine's packets",
 }
-"""The same in mode host."""
+"""More of them for a service in the host's network namespace."""
 
 INIT = "/dev/niso-init"
-"""PID 1 of the service: catatonit, mounted into its /dev."""
+"""PID 1 of a service: catatonit, mounted into the service's /dev."""
 SHELL_TERM = "xterm"
+"""TERM of a command on a terminal if the caller's is unset."""
 
 NOFILE_SOFT, NOFILE_HARD = 65_536, 1_048_576
-"""Open files: enough without a word in the manifest, few enough that a program which closes all of them at start is not slow."""
+"""Limits of open files: enough for any service, few enough for a program that closes them all."""
 
-# As Podman's, pkg/specgen/generate/config_linux.go: what /proc and /sys tell about the machine, and what would change it.
+# As Podman (pkg/specgen/generate/config_linux.go): files that reveal the machine, or change it.
 _MASKED = (
     "/proc/acpi",
     "/proc/interrupts",
@@ -67,31 +69,39 @@ _DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2))
 """null, zero, full, random, urandom, tty, ptmx (Linux' devices.txt)."""
 
 
+class Machine(NamedTuple):
+    """What config.json takes from the machine."""
+
+    init: str
+    """The path of catatonit."""
+    nofile_max: int
+    """The largest limit of open files that the caller may set."""
+    seccomp: dict[str, Any]
+    """The profile (seccomp.json)."""
+    folders: Sequence[str] = ()
+    """Folders that the service sees read-only at the same path."""
+    controllers: Container[str] = CONTROLLERS
+    """Cgroup controllers that can limit the service."""
+
+
 def cgroup(spec: ProcessSpec) -> str:
-    """The service's cgroup, below the root of each hierarchy."""
+    """Return the service's cgroup, relative to the root of each hierarchy."""
     return f"/niso-{spec.state_id}/{spec.service}"
 
 
-def process(
-    spec: ProcessSpec, args: list[str], nofile_max: int, terminal: bool = False
-) -> dict[str, Any]:
-    """The ``process`` object for ``args`` run as the service: its user, environment, folder, capabilities and limits.
-
-    ``nofile_max``: the most open files that the caller may grant.
-    """
+def process(spec: ProcessSpec, args: list[str], nofile_max: int) -> dict[str, Any]:
+    """Return the process object (config.md, Process) that runs ``args`` as the service."""
     environment = {
         "PATH": path_env(spec.environment),
         "HOME": spec.home,
         "USER": spec.user_name,
         "HOSTNAME": spec.hostname,
     }
-    if terminal:
-        environment["TERM"] = SHELL_TERM
     environment.update(spec.environment)
     capabilities = [f"CAP_{name}" for name in spec.capabilities]
     sets = ("bounding", "effective", "inheritable", "permitted", "ambient")
     return {
-        "terminal": terminal,
+        "terminal": False,
         "user": {"uid": spec.uid, "gid": spec.gid, "umask": 0o022, "additionalGids": spec.groups},
         "args": args,
         "env": [f"{name}={value}" for name, value in environment.items()],
@@ -112,26 +122,22 @@ def process(
 def config(
     spec: ProcessSpec,
     root: str,
-    init: str,
     hosts_at: str,
-    host_folders: list[str],
-    seccomp: dict[str, Any],
-    nofile_max: int,
+    machine: Machine,
     volumes: Sequence[dict[str, Any]] = (),
-    controllers: Container[str] = CONTROLLERS,
 ) -> dict[str, Any]:
-    """The whole config.json.
+    """Return the content of config.json.
 
-    ``root`` is the assembled root's folder, ``init`` catatonit's path on the host, ``hosts_at`` where the hosts folder is shown,
-    ``host_folders`` what of the host is shown read-only at the same path, ``seccomp`` the profile (seccomp.json),
-    ``volumes`` mounts that come last, ``controllers`` those that the machine can hold the service's limits with.
+    ``root`` is the folder of the assembled root on the host.
+    ``hosts_at`` is the mount point of the hosts folder in the service.
+    ``volumes`` are mount objects that come last.
     """
     return {
         "ociVersion": "1.0.2",
-        "process": process(spec, [INIT, "--", *spec.argv], nofile_max),
+        "process": process(spec, [INIT, "--", *spec.argv], machine.nofile_max),
         "root": {"path": root, "readonly": spec.read_only},
         "hostname": spec.hostname,
-        "mounts": [*_mounts(spec, init, hosts_at, host_folders), *volumes],
+        "mounts": [*_mounts(spec, hosts_at, machine), *volumes],
         "linux": {
             "namespaces": [
                 {"type": "pid"},
@@ -150,30 +156,37 @@ def config(
                     ),
                     {"allow": True, "type": "c", "major": 136, "access": "rw"},
                 ],
-                **{name: value for name, value in limits(spec).items() if name in controllers},
+                **{
+                    name: value
+                    for name, value in limits(spec).items()
+                    if name in machine.controllers
+                },
             },
             "maskedPaths": list(_MASKED),
             "readonlyPaths": list(_READ_ONLY),
-            "seccomp": select_seccomp(seccomp, spec.capabilities),
+            "seccomp": select_seccomp(machine.seccomp, spec.capabilities),
         },
     }
 
 
 def limits(spec: ProcessSpec) -> dict[str, dict[str, int]]:
-    """Controller (cgroups(7)): what linux.resources says of it. Only those that the service has a limit of."""
-    found: dict[str, dict[str, int]] = {}
+    """Return the service's limits by controller, as in config-linux.md, Control groups."""
+    resources: dict[str, dict[str, int]] = {}
     if spec.memory_max is not None:
-        # memory and swap together: swap on top would only make it slow before it is killed
-        found["memory"] = {"limit": spec.memory_max, "swap": spec.memory_max}
+        # "swap" limits memory and swap together: no swap, which would only delay the OOM kill.
+        resources["memory"] = {"limit": spec.memory_max, "swap": spec.memory_max}
     if spec.cpu_max is not None:
-        found["cpu"] = {"quota": spec.cpu_max * _CPU_PERIOD_US // 100, "period": _CPU_PERIOD_US}
+        resources["cpu"] = {"quota": spec.cpu_max * _CPU_PERIOD_US // 100, "period": _CPU_PERIOD_US}
     if spec.pids_limit is not None:
-        found["pids"] = {"limit": spec.pids_limit}
-    return found
+        resources["pids"] = {"limit": spec.pids_limit}
+    return resources
 
 
 def select_seccomp(profile: dict[str, Any], capabilities: list[str]) -> dict[str, Any]:
-    """The profile for a service with these capabilities: rules marked ``with`` or ``without`` a capability are taken or left."""
+    """Return the profile for a service with these capabilities.
+
+    A rule marked ``with`` or ``without`` applies only with or without that capability.
+    """
     have = set(capabilities)
     rules = []
     for rule in profile["syscalls"]:
@@ -192,9 +205,8 @@ def select_seccomp(profile: dict[str, Any], capabilities: list[str]) -> dict[str
     }
 
 
-def _mounts(
-    spec: ProcessSpec, init: str, hosts_at: str, host_folders: list[str]
-) -> list[dict[str, Any]]:
+def _mounts(spec: ProcessSpec, hosts_at: str, machine: Machine) -> list[dict[str, Any]]:
+    """Return niso's own mounts; volumes come after them."""
     owner = [f"uid={spec.uid}", f"gid={spec.gid}"]
     mounts = [
         _mount("proc", "/proc", "proc", "nosuid", "noexec", "nodev"),
@@ -213,8 +225,8 @@ def _mounts(
         ),
         _mount("tmpfs", "/dev/shm", "tmpfs", "nosuid", "noexec", "nodev", "mode=1777"),  # noqa: S108
         _mount("mqueue", "/dev/mqueue", "mqueue", "nosuid", "noexec", "nodev"),
-        _mount(init, INIT, "bind", "bind", "ro", "nosuid", "nodev"),
-        # Before the mounts that may lie below it: a service may own its /run.
+        _mount(machine.init, INIT, "bind", "bind", "ro", "nosuid", "nodev"),
+        # Before mounts that can lie below it; the service's user owns /run.
         _mount("tmpfs", TMPFS[1], "tmpfs", "nosuid", "nodev", "mode=755", *owner),
         _mount("tmpfs", TMPFS[0], "tmpfs", "nosuid", "nodev", "mode=1777"),
         _mount("tmpfs", TMPFS[2], "tmpfs", "nosuid", "nodev", "mode=1777"),
@@ -225,7 +237,7 @@ def _mounts(
             _mount(spec.hosts_folder, hosts_at, "bind", "bind", "ro", "nosuid", "nodev", "noexec")
         )
     mounts += [
-        _mount(path, path, "bind", "rbind", "rro", "nosuid", "nodev") for path in host_folders
+        _mount(path, path, "bind", "rbind", "rro", "nosuid", "nodev") for path in machine.folders
     ]
     return mounts
 

@@ -1,6 +1,9 @@
-"""``python -m niso.runtime.on_exit SERVICE BUNDLE``: what conmon calls when a service has ended. Applies the restart policy.
+"""``python -m niso.runtime.on_exit SERVICE BUNDLE``: conmon's exit command.
 
-A stop marks the run, then ends this process: it may be waiting for the lock that the stop holds, or for the time to try again.
+conmon runs it when a service has ended. It records the end and applies the restart policy.
+A stop marks the run (`status.STOPPING`) and then kills this process, which may be waiting for the
+lock that the stop holds, or for the delay before a restart.
+Each conmon names this module until its service ends, so its name must not change.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from niso.base import files
 from niso.base.errors import NisoError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import service_lock
-from niso.runtime import launch, logs, oci, process, unit
+from niso.runtime import launch, logs, oci, process, status, unit
 from niso.runtime.spec import ProcessSpec, load, read_state
 
 if TYPE_CHECKING:
@@ -21,26 +24,30 @@ if TYPE_CHECKING:
 
 MAX_DELAY_S = 60.0
 LONG_LIFE_S = 60.0
-"""Who lived that long starts anew: the delay is the first one again."""
+"""A run that lasted this long resets the delay to the first one."""
 
 
 def delay_s(first_s: float, failures: int) -> float:
-    """The wait before a start after so many failures in a row: ``first_s``, then twice as long each time, at most a minute (or ``first_s``)."""
+    """Return the delay before a restart: ``first_s``, doubled for each failure in a row.
+
+    It is at most `MAX_DELAY_S`, or ``first_s`` if that is longer.
+    """
     return float(min(max(MAX_DELAY_S, first_s), first_s * 2 ** min(failures, 32)))
 
 
 def main(service: str, bundle: str) -> None:
-    """Record the end of the run in ``bundle``; wait and start the service again where its policy says so."""
+    """Record the end of the run in ``bundle``, then restart the service as its policy says."""
     try:
         with open(
-            files.make(f"{bundle}/{launch.EXITED_PID}", 0o600), "w", encoding="ascii"
+            files.make(f"{bundle}/{status.EXITED_PID}", 0o600), "w", encoding="ascii"
         ) as file:
             file.write(str(os.getpid()))
     except FileNotFoundError:
         return
-    if os.path.exists(f"{bundle}/{launch.STOPPING}"):
+    # Checked after the pid is written: a stop marks the run first and reads the pid after.
+    if os.path.exists(f"{bundle}/{status.STOPPING}"):
         return
-    code = process.exit_code(service, bundle)
+    code = status.exit_code(service, bundle)
     if code is None:
         return
     with service_lock(service):
@@ -53,24 +60,28 @@ def main(service: str, bundle: str) -> None:
         with service_lock(service):
             if _current(service, bundle) is None:
                 return
-            record = _try_again(spec, record, bundle)
+            record = _restart(spec, record)
 
 
 def _current(service: str, bundle: str) -> ProcessSpec | None:
-    """The spec, if the run in ``bundle`` is still the service's present one and no stop is under way. Under the lock."""
+    """Return the spec if ``bundle`` is still the present run and no stop has begun, else None.
+
+    The caller holds the service's lock.
+    """
     record = read_state(service)
-    if files.read(f"{bundle}/{launch.EXITED_PID}") != str(os.getpid()).encode():
-        return None  # a folder of the same name, made after somebody had removed ours
+    if files.read(f"{bundle}/{status.EXITED_PID}") != str(os.getpid()).encode():
+        return None  # our folder was removed, and another one made in its place
     if record is None or f"run-{record['run']}" != os.path.basename(bundle):
         return None
-    return None if os.path.exists(f"{bundle}/{launch.STOPPING}") else load(service)
+    return None if os.path.exists(f"{bundle}/{status.STOPPING}") else load(service)
 
 
 def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
+    """Clean up after a run and write its end to state.json; return the record."""
     record = read_state(spec.service) or {"run": 0, "restarts": 0, "failures": 0}
-    for older in process.bundles(os.path.dirname(bundle)):
+    for older in status.bundles(os.path.dirname(bundle)):
         if older != bundle:
-            # Kept until now: whoever stops the service waits for that run's conmon too.
+            # Kept until now: a stop must wait for the conmon of that run too.
             process.end_conmon(older)
             process.remove_tree(older)
     process.clear(spec.service)
@@ -79,42 +90,48 @@ def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
     began = record.get("started_monotonic")
     lived_s = time.monotonic() - began if isinstance(began, float) else 0.0
     failures = 0 if code == 0 or lived_s >= LONG_LIFE_S else int(record["failures"])
-    again = process.restarts_after(spec.restart, code)
+    restarts = status.restarts_after(spec.restart, code)
     record.pop("pid", None)
     record.update(
-        phase="restarting" if again else "exited",
+        phase="restarting" if restarts else "exited",
         exit_code=code,
         failures=failures + (code != 0),
         ended_at=time.time(),
     )
-    process.write_state(spec.service, record)
+    status.write_state(spec.service, record)
     return record
 
 
-def _try_again(spec: ProcessSpec, record: dict[str, Any], bundle: str) -> dict[str, Any]:
-    number = int(record["run"])
-    restarts = int(record["restarts"])
-    failures = int(record["failures"])
+def _restart(spec: ProcessSpec, record: dict[str, Any]) -> dict[str, Any]:
+    """Start the next run; return its record, or on failure this run's with the error added."""
+    number = int(record["run"]) + 1
+    counts = {
+        "restarts": int(record["restarts"]) + 1,
+        "failures": int(record["failures"]),
+        "exit_code": record["exit_code"],
+    }
     try:
-        counts = {"restarts": restarts + 1, "failures": failures, "exit_code": record["exit_code"]}
-        process.Run(spec, number + 1, counts).finish()
+        process.Run(spec, number, counts).finish()
     except (NisoError, OSError) as error:
-        following = process.bundle_of(spec.service, number + 1)
-        process.abandon(spec, following)
-        record = {**record, "failures": failures + 1, "error": str(error)}
-        process.write_state(spec.service, record)
+        process.abandon(spec, status.bundle_of(spec.service, number))
+        record = {**record, "failures": counts["failures"] + 1, "error": str(error)}
+        status.write_state(spec.service, record)
         return record
-    _tell_unit(spec.service)
+    _notify_unit(spec.service)
     return {"phase": "running"}
 
 
-def _tell_unit(service: str) -> None:
-    conmon = process.conmon(service)
+def _notify_unit(service: str) -> None:
+    """Make the new conmon the main process of the service's systemd unit, if it has one.
+
+    If that fails, systemd takes the end of this run's conmon for the end of the service.
+    """
+    conmon = status.conmon(service)
     if conmon is not None and unit.path(service) is not None:
         try:
             unit.tell(f"MAINPID={conmon}")
         except OSError:
-            return  # systemd takes the end of this run's conmon for that of the service, which goes on
+            return
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""A service's process: start, stop, restart, status. Who changes something holds the service's lock (`niso.base.locks`).
+"""Start and stop the process of a service.
 
-``<run>/services/<service>/`` holds spec.json, state.json and one folder ``run-N`` per start (bundle, pid files, exit status). What is
-said of a process is always checked against the kernel: its pid counts only while that process is in the service's cgroup.
+A caller that changes anything holds the service's lock (`niso.base.locks`).
+``<run>/services/<service>/`` holds spec.json, state.json and one folder ``run-N`` per start (OCI
+bundle, pid files, exit status).
+A recorded pid counts only while the kernel lists that process in the service's cgroup.
 """
 
 from __future__ import annotations
@@ -11,56 +13,48 @@ import os
 import signal
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from niso.base import failpoint, files, paths
+from niso.base import failpoint, paths
 from niso.base.errors import NisoError, ProcessError
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.runtime import cgroup, launch, logs, oci, unit
-from niso.runtime.spec import ProcessSpec, load, read_json, read_state, save, write_json
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.runtime import cgroup, crun, launch, logs, oci, status, unit
+from niso.runtime.pids import (
+    children,
+    command_line,
+    is_init,
+    open_in_service,
+    open_supervisor,
+    read_pid,
+    send_signal,
+    wait_readable,
+)
+from niso.runtime.spec import ProcessSpec, load, read_json, save
 
 if TYPE_CHECKING:
     from typing import Any
 
-_CONMON_S = 5.0
-"""How long conmon may take to write the last lines and end, once the service has."""
 _KILL_S = 10.0
-
-
-class Status(NamedTuple):
-    """A service's process as it is now."""
-
-    state: str
-    """running, starting, restarting, exited, failed or none."""
-    exit_code: int | None
-    """Of the last end; 128 + N for signal N."""
-    pid: int | None
-    """Of its PID 1, on the host."""
-    started_at: float | None
-    """Seconds since 1970."""
-    restarts: int
-    error: str | None
-    """Why the last attempt to start it again failed."""
-
-
-NONE = Status("none", None, None, None, 0, None)
+"""How long a process may take to end after SIGKILL."""
 
 
 class Start:
-    """A start under way: the service is being created, and runs when `finish` has come back. The caller does that, or `close`.
+    """A start in progress: crun creates the container, and `finish` starts it.
 
-    Whatever is left of an earlier activation is cleared first. Both raise `ProcessError` in the runtime's own words and then leave no
-    process, cgroup, mount or file (but its log).
+    The caller must call `finish` or `close`.
+    The constructor first removes what an earlier activation left.
+    Raises `ProcessError` with the message of crun or conmon; no process, cgroup, mount or file
+    except the log is left then.
     """
 
     def __init__(self, spec: ProcessSpec) -> None:
-        # "starting" is no hindrance: under the lock nobody else starts it, so that one died on the way.
-        if status(spec.service).state in ("running", "restarting"):
-            raise ProcessError(f"{spec.service} runs already", f"niso restart {spec.service}")
+        # "starting" does not block: with the lock held, only a niso that died can have left it.
+        if status.read(spec.service).state in ("running", "restarting"):
+            raise ProcessError(f"{spec.service} is already running", f"niso restart {spec.service}")
         stop(spec.service)
         self._service = spec.service
         with _whole(spec.service):
-            _end_lost(spec.service, oci.cgroup(spec))
+            _end_orphans(spec.service, oci.cgroup(spec))
             failpoint.hit(f"write the spec of {spec.service}")
             os.makedirs(paths.service_dir(spec.service), 0o700, exist_ok=True)
             save(spec)
@@ -68,29 +62,29 @@ class Start:
 
     @property
     def fd(self) -> int:
-        """Can be read when it `is_created`."""
+        """Return a descriptor that becomes readable when `is_created` becomes true."""
         return self._run.fd
 
     @property
     def is_created(self) -> bool:
-        """Whether `finish` need not wait for its creation, or for the reason why it could not be."""
-        return launch.wait_gone(self._run.fd, 0)
+        """Return whether `finish` would not block: the container exists, or its creation failed."""
+        return wait_readable(self._run.fd, 0)
 
     def finish(self) -> int:
-        """The pid of its PID 1 on the host."""
+        """Start the created container; return the pid of its PID 1 on the host."""
         with _whole(self._service):
             pid = self._run.finish()
-            unit.hand_over(self._service, conmon(self._service))
+            unit.hand_over(self._service, status.conmon(self._service))
             return pid
 
     def close(self) -> None:
-        """Let go of one that is not to be finished; `stop` ends it."""
+        """Release a start that will not be finished; `stop` ends its processes."""
         self._run.close()
 
 
 @contextmanager
 def _whole(service: str) -> Iterator[None]:
-    """A start that fails leaves nothing of the service."""
+    """Remove everything of the service if the block fails."""
     try:
         yield
     except NisoError:
@@ -102,14 +96,16 @@ def _whole(service: str) -> Iterator[None]:
 
 
 def start(spec: ProcessSpec) -> int:
-    """Start a service and wait for it, see `Start`; the pid of its PID 1 on the host."""
+    """Start a service and wait for it (`Start`); return the pid of its PID 1 on the host."""
     return Start(spec).finish()
 
 
 class Run:
-    """The ``number``-th run of an activation under way, on record. ``counts``: restarts and failures so far.
+    """One run of a service in progress, recorded in state.json.
 
-    Raises what `niso.runtime.launch.Launch` does.
+    ``number`` counts the runs of this activation from 0.
+    ``counts`` holds the restarts and failures so far.
+    Raises the errors of `niso.runtime.launch.Launch`.
     """
 
     def __init__(self, spec: ProcessSpec, number: int, counts: dict[str, Any]) -> None:
@@ -121,12 +117,12 @@ class Run:
             "starter": os.getpid(),
             **counts,
         }
-        write_state(spec.service, self._record)
-        self._launch = launch.Launch(spec, bundle_of(spec.service, number))
+        status.write_state(spec.service, self._record)
+        self._launch = launch.Launch(spec, status.bundle_of(spec.service, number))
         self.fd = self._launch.fd
 
     def finish(self) -> int:
-        """Its pid, when it runs and is on record as running."""
+        """Start the container, record it as running, return the pid of its PID 1."""
         pid = self._launch.finish()
         logs.rotate_if_large(self._service)
         now = {
@@ -135,41 +131,41 @@ class Run:
             "started_at": time.time(),
             "started_monotonic": time.monotonic(),
         }
-        write_state(self._service, {**self._record, **now})
+        status.write_state(self._service, {**self._record, **now})
         return pid
 
     def close(self) -> None:
-        """Let go of one that is not to be finished."""
+        """Release a run that will not be finished."""
         self._launch.close()
 
 
-def hold(service: str) -> int:
-    """A pidfd (pidfd_open(2)) of the service's present PID 1, which the caller closes; -1 where none runs."""
-    return _open(service, status(service).pid)
+def open_init(service: str) -> int:
+    """Open a pidfd of the service's PID 1, which the caller closes; -1 if none runs."""
+    return open_in_service(service, status.read(service).pid)
 
 
-def lives(pidfd: int) -> bool:
-    """Whether the process of `hold` has not ended."""
-    return pidfd >= 0 and not launch.wait_gone(pidfd, 0)
+def is_alive(pidfd: int) -> bool:
+    """Return whether the process of `open_init` is still running; False for -1."""
+    return pidfd >= 0 and not wait_readable(pidfd, 0)
 
 
-def ask_to_end(service: str) -> int:
-    """Send a service TERM, after which its restart policy does not act; what comes then is for `stop`.
+def terminate(service: str) -> int:
+    """Send SIGTERM to a service and disable its restart policy; `stop` does the rest.
 
-    Gives a pidfd of its PID 1, which the caller closes; -1 where none runs that would heed it.
+    Returns a pidfd of its PID 1, which the caller closes; -1 if none runs that handles SIGTERM.
     """
     folder = paths.service_dir(service)
     if not os.path.isdir(folder):
         return -1
     failpoint.hit(f"ask the process of {service} to end")
-    unit.stand_in(service, conmon(service))
-    for bundle in bundles(folder):
-        _touch(f"{bundle}/{launch.STOPPING}")
-    for bundle in bundles(folder):
-        pid = _read_pid(f"{bundle}/pid")
-        pidfd = _open(service, pid)
-        if pidfd >= 0 and _is_init(pid):
-            _signal(pidfd, signal.SIGTERM)
+    unit.stand_in(service, status.conmon(service))
+    for bundle in status.bundles(folder):
+        _touch(f"{bundle}/{status.STOPPING}")
+    for bundle in status.bundles(folder):
+        pid = read_pid(f"{bundle}/pid")
+        pidfd = open_in_service(service, pid)
+        if pidfd >= 0 and is_init(pid):
+            send_signal(pidfd, signal.SIGTERM)
             return pidfd
         if pidfd >= 0:
             os.close(pidfd)
@@ -177,21 +173,21 @@ def ask_to_end(service: str) -> int:
 
 
 def stop(service: str, timeout_s: float | None = None) -> None:
-    """End a service and remove all that is left of its process; nothing there is fine.
+    """Stop a service and remove its runtime state; no-op if there is none.
 
-    TERM, then after ``timeout_s`` seconds (None: what its spec says) KILL. Its restart policy does not act. Raises `ProcessError` where
-    something could not be ended.
+    Sends SIGTERM, then SIGKILL after ``timeout_s`` seconds (default: the spec's stop timeout).
+    The restart policy does not apply. Raises `ProcessError` if a process does not end.
     """
     folder = paths.service_dir(service)
     try:
-        _end_lost(service, None)
+        _end_orphans(service, None)
         if not os.path.isdir(folder):
             return
         spec = load(service)
         if timeout_s is None:
             timeout_s = spec.stop_timeout_s if spec else 0.0
-        unit.stand_in(service, conmon(service))
-        _end_all(service, spec, bundles(folder), timeout_s)
+        unit.stand_in(service, status.conmon(service))
+        _end_all(service, spec, status.bundles(folder), timeout_s)
         failpoint.hit(f"remove the runtime files of {service}")
         remove_tree(folder)
         forget_health(service)
@@ -200,15 +196,13 @@ def stop(service: str, timeout_s: float | None = None) -> None:
 
 
 def forget_health(service: str) -> None:
-    """Remove what the last probe said; none is fine. Raises OSError."""
-    try:
+    """Remove the last answer of the healthcheck; no-op if there is none. Raises OSError."""
+    with suppress(FileNotFoundError):
         os.unlink(paths.health_file(service))
-    except FileNotFoundError:
-        return
 
 
 def abandon(spec: ProcessSpec, bundle: str) -> None:
-    """Undo one run that failed to start, and keep the rest of the service's folder. Raises `ProcessError`."""
+    """Undo a run that failed to start; keep the service's other files. Raises `ProcessError`."""
     if os.path.isdir(bundle):
         _end_all(spec.service, spec, [bundle], 0)
         remove_tree(bundle)
@@ -222,302 +216,95 @@ def _failed(service: str, what: str, error: OSError) -> ProcessError:
 def _end_all(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s: float) -> None:
     failpoint.hit(f"stop the process of {service}")
     for bundle in runs:
-        _touch(f"{bundle}/{launch.STOPPING}")
+        _touch(f"{bundle}/{status.STOPPING}")
     for bundle in runs:
         _end(spec, bundle, timeout_s)
     failpoint.hit(f"remove what is left of the process of {service}")
     for bundle in runs:
         end_conmon(bundle)
-    # Only now: a conmon that was in the middle of a create could have made it whole behind our back.
+    # Last: a conmon in the middle of a create could have completed it after an earlier delete.
     clear(service)
     if spec is not None:
-        _kill_rest(service, oci.cgroup(spec))
+        _kill_cgroup(service, oci.cgroup(spec))
         launch.remove_cgroups(oci.cgroup(spec))
 
 
-def end_lost(service: str, path: str) -> None:
-    """End what lives on in the cgroup ``path`` of a service whose folder is gone, and remove it. Raises `ProcessError`."""
+def end_orphans(service: str, path: str) -> None:
+    """Kill what survives in the cgroup ``path`` of a service whose folder is gone, and remove it.
+
+    Raises `ProcessError`.
+    """
     try:
-        _end_lost(service, path)
+        _end_orphans(service, path)
         launch.remove_cgroups(path)
     except OSError as error:
         raise _failed(service, "stop", error) from error
 
 
-def kept_here(service: str) -> bool:
-    """Whether a conmon that was started with this run folder keeps a process of the service."""
-    return bool(_conmons(service))
+def has_conmon(service: str) -> bool:
+    """Return whether a conmon started with this run folder supervises a process of the service."""
+    return bool(_conmons((service,)))
 
 
-def _end_lost(service: str, path: str | None) -> None:
-    """End what lives on of a service whose folder somebody has removed; nothing of that kind is fine.
+def _end_orphans(service: str, path: str | None) -> None:
+    """Kill the processes of a service whose folder was removed; no-op if there are none.
 
-    crun still knows its bundle and cgroup. Where crun's folder is gone too, the cgroup ``path`` tells: it has to be empty by now.
+    crun's state still names the bundle and the cgroup.
+    If crun's state is gone too, the cgroup ``path`` decides: no process may be in it by now.
     """
-    # what a create that was killed half-way has left counts as nothing
-    known = (
-        read_json(os.path.join(launch.crun_root(), launch.container_id(service), "status")) or {}
-    )
+    # The state of an interrupted create lacks these keys and counts as none.
+    known = read_json(os.path.join(crun.state_dir(), crun.container_id(service), "status")) or {}
     lost = known.keys() >= {"bundle", "cgroup-path"} and not os.path.isdir(str(known["bundle"]))
     if not lost and (path is None or not cgroup.pids(path)):
         return
     failpoint.hit(f"end the lost process of {service}")
     path = path or str(known["cgroup-path"])
     clear(service)
-    _kill_rest(service, path)
-    # Its exit command would take the next run, in a folder of the same name, for its own.
+    _kill_cgroup(service, path)
+    # Its exit command would mistake the next run, in a folder of the same name, for its own.
     for pid, bundle in _conmons((service,)):
         _end_conmon(pid, bundle)
     launch.remove_cgroups(path)
 
 
-def end_strays(services: Collection[str]) -> None:
-    """End each conmon of a start whose niso died that has not said its pid yet: it would take a later run in a folder of the same name
-    for its own. The caller holds the services' locks. Looks at all processes."""
+def end_unrecorded_conmons(services: Collection[str]) -> None:
+    """End every conmon that an interrupted start left before its pid file was written.
+
+    It would mistake a later run in a folder of the same name for its own.
+    The caller holds the locks of the services. Scans all processes.
+    """
     for pid, bundle in _conmons(services):
-        if pid != _read_pid(f"{bundle}/conmon.pid"):
+        if pid != read_pid(f"{bundle}/conmon.pid"):
             _end_conmon(pid, bundle)
 
 
 def _conmons(services: Collection[str]) -> list[tuple[int, str]]:
-    """Every conmon of services, with its bundle, by the command lines of all processes."""
+    """List (pid, bundle) of every conmon of the services, from all command lines in /proc."""
     start = os.fsencode(os.path.join(paths.run_dir(), "services")) + b"/"
-    found = []
+    conmons = []
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-        words = _command_line(pid)
+        words = command_line(pid)
         for word in words:
             service, _, run = os.fsdecode(word.removeprefix(start)).partition("/")
             if not word.startswith(start) or service not in services or not run.startswith("run-"):
                 continue
-            if (
-                word + b"/conmon.pid" in words
-            ):  # and no crun, which is told of the other files of that folder
-                found.append((pid, os.fsdecode(word)))
-    return found
-
-
-def restart(service: str) -> int:
-    """End the process and start it again from the same spec; the new pid. Raises `ProcessError`, `NotFound` is the caller's."""
-    spec = load(service)
-    if spec is None:
-        raise ProcessError(f"{service} has no process to restart", f"niso activate {service}")
-    stop(service)
-    try:
-        return start(spec)
-    except ProcessError as error:
-        # It stays active, so its status has to say what became of it.
-        os.makedirs(paths.service_dir(service), 0o700, exist_ok=True)
-        save(spec)
-        write_state(
-            service,
-            {"run": 0, "phase": "failed", "restarts": 0, "failures": 0, "error": error.message},
-        )
-        raise
-
-
-def status(service: str, closely: bool = False) -> Status:
-    """How the process is, from files and /proc; no lock, no fork.
-
-    With ``closely`` its PID 1 itself is looked at too: it may have ended, and its conmon not take that in.
-    """
-    shown = _status(service)
-    if not closely or shown.state != "running":
-        return shown
-    # a look at a process that lives takes none of this time
-    deadline = time.monotonic() + _CONMON_S
-    while (
-        shown.state == "running"
-        and _letter(shown.pid or _number((read_state(service) or {}).get("pid"))) in "ZX"
-    ):
-        keeper = conmon(service)
-        if (keeper is not None and _letter(keeper) in "Tt") or time.monotonic() >= deadline:
-            words = f"its process has ended, and its conmon (pid {keeper}) does not take that in"
-            return shown._replace(state="failed", pid=None, error=words)
-        time.sleep(0.02)
-        shown = _status(service)
-    return shown
-
-
-def _status(service: str) -> Status:
-    record = read_state(service)
-    if record is None:
-        return NONE
-    phase = str(record["phase"])
-    bundle = bundle_of(service, int(record["run"]))
-    pid = _number(record.get("pid"))
-    code = _number(record.get("exit_code"))
-    since = record.get("started_at")
-    shown = Status(
-        phase,
-        code,
-        None,
-        since if isinstance(since, float) else None,
-        int(record["restarts"]),
-        str(record["error"]) if record.get("error") else None,
-    )
-    if phase == "running":
-        if pid is not None and in_service(service, pid):
-            return shown._replace(pid=pid)
-        code = exit_code(service, bundle)
-        spec = load(service)
-        if code is None:
-            # Its conmon writes the exit status in a moment; without one nobody ever will.
-            return shown._replace(state="running" if conmon_alive(service) else "failed")
-        asked = os.path.exists(
-            f"{bundle}/{launch.STOPPING}"
-        )  # to end, after which its restart policy does not act
-        again = (
-            spec is not None
-            and restarts_after(spec.restart, code)
-            and not asked
-            and conmon_alive(service)
-        )
-        return shown._replace(state="restarting" if again else "exited", exit_code=code)
-    if phase == "starting" and not os.path.exists(f"/proc/{record.get('starter', 0)}"):
-        return shown._replace(state="failed")
-    if phase == "restarting" and not _alive_as(_read_pid(f"{bundle}/{launch.EXITED_PID}"), bundle):
-        return shown._replace(state="failed")
-    return shown
-
-
-def runs(service: str) -> bool:
-    """Whether it runs, or will again by its restart policy, and nobody has begun to stop it."""
-    return not stop_begun(service) and status(service).state in (
-        "running",
-        "starting",
-        "restarting",
-    )
-
-
-def stop_begun(service: str) -> bool:
-    """Whether somebody has begun to stop its present run, and not finished."""
-    record = read_state(service)
-    return record is not None and os.path.exists(
-        f"{bundle_of(service, int(record['run']))}/{launch.STOPPING}"
-    )
-
-
-def at_home(service: str) -> bool:
-    """Whether its process is in the network namespace that has its name now; True where that cannot be told."""
-    spec = load(service)
-    pid = status(service).pid
-    try:
-        there = os.stat(
-            (spec.netns if spec else "") or "/proc/self/ns/net"
-        )  # without one it is the host's
-        home = os.stat(f"/proc/{pid}/ns/net")
-        if there.st_dev != home.st_dev:
-            return True  # no namespace has the name
-        return spec is None or os.path.samestat(home, there)
-    except OSError:
-        return True
-
-
-def known_to_crun(service: str, pid: int) -> bool:
-    """Whether crun's own state has ``pid`` as the service's PID 1: without it crun can neither run nor end anything in there."""
-    try:
-        known = (
-            read_json(os.path.join(launch.crun_root(), launch.container_id(service), "status"))
-            or {}
-        )
-    except (OSError, ValueError):
-        return False
-    return known.get("pid") == pid
-
-
-def strayed(service: str) -> bool:
-    """Whether its PID 1 lives, as its conmon's child, and somebody has moved it out of the service's cgroup.
-
-    Where there are several hierarchies it has to be in the cgroup in all that crun uses.
-    """
-    record, keeper = (
-        read_json(os.path.join(paths.service_dir(service), "state.json")),
-        conmon(service),
-    )
-    spec = load(service)
-    pid = _number((record or {}).get("pid"))
-    if spec is None or pid is None or keeper is None or pid not in _children(keeper):
-        return False
-    return _is_init(pid) and not cgroup.holds_wholly(oci.cgroup(spec), pid)
-
-
-def restarts_after(policy: str, code: int) -> bool:
-    """Whether a service with this restart policy starts again after exit status ``code``."""
-    return policy == "always" or (policy == "on-failure" and code != 0)
-
-
-def conmon_alive(service: str) -> bool:
-    """Whether the conmon of the service's present run lives."""
-    return conmon(service) is not None
-
-
-def conmon(service: str) -> int | None:
-    """The pid of the conmon of the service's present run; None where it has ended."""
-    record = read_state(service)
-    if record is None:
-        return None
-    bundle = bundle_of(service, int(record["run"]))
-    pid = _read_pid(f"{bundle}/conmon.pid")
-    return pid if _alive_as(pid, bundle) else None
-
-
-def keepers(service: str) -> list[int]:
-    """The conmon of the service's present run, then its children: its exit command, and what that has started."""
-    found = [pid] if (pid := conmon(service)) is not None else []
-    for each in found:
-        found += _children(each)
-    return [pid for pid in found if not in_service(service, pid)]
-
-
-def describe_exit(code: int | None) -> str:
-    """``exit status 1``, or the signal's name where ``code`` is 128 + N."""
-    if code is None:
-        return "no exit status"
-    if code > 128:
-        try:
-            return f"killed by {signal.Signals(code - 128).name}"
-        except ValueError:
-            pass
-    return f"exit status {code}"
-
-
-def out_of_memory(service: str) -> bool:
-    """Whether a process of the service's present run was killed because of its memory limit (conmon tells by a file)."""
-    record = read_state(service)
-    return record is not None and os.path.exists(
-        f"{bundle_of(service, int(record['run']))}/persist/oom"
-    )
-
-
-def bundle_of(service: str, number: int) -> str:
-    """The folder of an activation's ``number``-th run."""
-    return os.path.join(paths.service_dir(service), f"run-{number}")
-
-
-def write_state(service: str, record: dict[str, Any]) -> None:
-    """Replace state.json. Raises OSError."""
-    write_json(os.path.join(paths.service_dir(service), "state.json"), record)
-
-
-def exit_code(service: str, bundle: str) -> int | None:
-    """What conmon wrote at the end; None before it, and after a failed create (an empty file)."""
-    try:
-        return int(files.read(f"{bundle}/exits/{launch.container_id(service)}") or b"")
-    except ValueError:
-        return None
+            # crun's command line also names the bundle, but never conmon.pid.
+            if word + b"/conmon.pid" in words:
+                conmons.append((pid, os.fsdecode(word)))
+    return conmons
 
 
 def clear(service: str) -> None:
-    """Have crun forget the container, whatever its state; nothing there is fine."""
-    state = os.path.join(launch.crun_root(), launch.container_id(service))
+    """Delete the container from crun, in whatever state it is; no-op if crun has none."""
+    state = os.path.join(crun.state_dir(), crun.container_id(service))
     if os.path.isdir(state):
-        launch.crun("delete", "--force", launch.container_id(service))
-        # A create that was killed half-way leaves what crun itself cannot read.
+        crun.run("delete", "--force", crun.container_id(service))
+        # crun cannot read what an interrupted create left.
         remove_tree(state)
 
 
 def remove_tree(path: str) -> None:
-    """Remove a folder of niso's own and all below it; links are removed, not followed. Nothing there is fine."""
+    """Remove one of niso's folders with its content, following no link; no-op if it is missing."""
     for folder, folders, others in os.walk(path, topdown=False):
         for name in others:
             os.unlink(os.path.join(folder, name))
@@ -531,185 +318,84 @@ def remove_tree(path: str) -> None:
         os.rmdir(path)
 
 
-def in_service(service: str, pid: int) -> bool:
-    """Whether ``pid`` is one of the service's processes now, and not another one that got its number."""
-    spec = load(service)
-    return spec is not None and cgroup.holds(oci.cgroup(spec), pid)
-
-
 def _end(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:
-    """TERM, wait, KILL, wait: the PID 1 of a run, with which all its processes go (pid_namespaces(7))."""
-    pid = _read_pid(f"{bundle}/pid")
-    pidfd = _open(spec.service, pid) if spec else -1
+    """Send SIGTERM, then SIGKILL, to the PID 1 of a run.
+
+    The kernel kills all other processes of the run with it (pid_namespaces(7)).
+    """
+    pid = read_pid(f"{bundle}/pid")
+    pidfd = open_in_service(spec.service, pid) if spec else -1
     if pidfd >= 0:
         try:
-            # A container that was created and never started does not heed TERM.
-            if timeout_s > 0 and _is_init(pid):
-                _signal(pidfd, signal.SIGTERM)
-                if launch.wait_gone(pidfd, timeout_s):
+            # A container that was created but never started does not handle SIGTERM.
+            if timeout_s > 0 and is_init(pid):
+                send_signal(pidfd, signal.SIGTERM)
+                if wait_readable(pidfd, timeout_s):
                     return
-            _signal(pidfd, signal.SIGKILL)
-            if not launch.wait_gone(pidfd, _KILL_S):
+            send_signal(pidfd, signal.SIGKILL)
+            if not wait_readable(pidfd, _KILL_S):
                 raise ProcessError(
-                    f"{spec.service if spec else bundle}: process {pid} does not end after SIGKILL"
+                    f"{spec.service if spec else bundle}: process {pid} did not end after SIGKILL"
                 )
         finally:
             os.close(pidfd)
 
 
 def end_conmon(bundle: str) -> None:
-    """Have the exit command of a run end, then its conmon, which has first to write the service's last lines.
+    """End the exit command of a run, then its conmon, which may first write the last log lines.
 
-    What children conmon still has when the service is gone are its exit command, or a create that was cut off.
+    Once the service has ended, conmon has no other child than that or an interrupted create.
     """
-    pid = _read_pid(f"{bundle}/conmon.pid")
+    pid = read_pid(f"{bundle}/conmon.pid")
     if pid is not None:
         _end_conmon(pid, bundle)
 
 
 def _end_conmon(pid: int, bundle: str) -> None:
-    conmon = _pidfd(pid, bundle)
+    conmon = open_supervisor(pid, bundle)
     if conmon < 0:
         return
     pause_s = 0.001
-    deadline = time.monotonic() + _CONMON_S
+    deadline = time.monotonic() + status.CONMON_S
     try:
-        while not launch.wait_gone(conmon, pause_s):
+        while not wait_readable(conmon, pause_s):
             if time.monotonic() >= deadline:
-                _signal(conmon, signal.SIGKILL)
-                launch.wait_gone(conmon, _KILL_S)
+                send_signal(conmon, signal.SIGKILL)
+                wait_readable(conmon, _KILL_S)
                 return
-            # The exit command writes its pid first and looks for the mark after: one of the two sees the other.
-            for child in (*_children(pid), _read_pid(f"{bundle}/{launch.EXITED_PID}")):
-                command = _pidfd(child, bundle)
+            # The exit command writes its pid before it checks STOPPING: one of us sees the other.
+            for child in (*children(pid), read_pid(f"{bundle}/{status.EXITED_PID}")):
+                command = open_supervisor(child, bundle)
                 if command >= 0:
-                    _signal(command, signal.SIGKILL)
+                    send_signal(command, signal.SIGKILL)
                     os.close(command)
             pause_s = min(2 * pause_s, 0.02)
     finally:
         os.close(conmon)
 
 
-def _children(pid: int | None) -> list[int]:
-    """The children of a process with one thread (proc_pid_task_tid_children(5)); none where the kernel does not tell."""
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-            return [int(word) for word in file.read().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-
-
-def _kill_rest(service: str, path: str) -> None:
-    """Kill what is still in the service's cgroup ``path``: a create that was cut off may leave its first process."""
+def _kill_cgroup(service: str, path: str) -> None:
+    """Kill what is left in the cgroup ``path``, as the first process of an interrupted create."""
     for pid in cgroup.pids(path):
         try:
             pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
             continue
         try:
-            # Checked after the open, as in _open.
+            # Check after the open, as open_in_service does.
             if not cgroup.holds(path, pid):
                 continue
-            _signal(pidfd, signal.SIGKILL)
-            if not launch.wait_gone(pidfd, _KILL_S):
-                raise ProcessError(f"process {pid} does not end after SIGKILL", service=service)
+            send_signal(pidfd, signal.SIGKILL)
+            if not wait_readable(pidfd, _KILL_S):
+                raise ProcessError(f"process {pid} did not end after SIGKILL", service=service)
         finally:
             os.close(pidfd)
 
 
-def _open(service: str, pid: int | None) -> int:
-    """A pidfd of the service's process ``pid``; -1 where that is gone or another's by now."""
-    if pid is None:
-        return -1
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return -1
-    # Checked after the open: from here on the descriptor means this process whatever becomes of the number.
-    if in_service(service, pid):
-        return pidfd
-    os.close(pidfd)
-    return -1
-
-
-def _pidfd(pid: int | None, bundle: str) -> int:
-    """A pidfd of the conmon or exit command of ``bundle``; -1 where that is gone."""
-    if pid is None:
-        return -1
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return -1
-    if _alive_as(pid, bundle):
-        return pidfd
-    os.close(pidfd)
-    return -1
-
-
-def _alive_as(pid: int | None, bundle: str) -> bool:
-    """Whether ``pid`` lives and has ``bundle`` on its command line, as conmon and the exit command do."""
-    words = [] if pid is None else _command_line(pid)
-    name = os.fsencode(bundle)
-    return name in words or b"--exit-command-arg=" + name in words
-
-
-def _command_line(pid: int) -> list[bytes]:
-    """The words of a process's command line (proc_pid_cmdline(5)); none where it is gone."""
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return file.read().split(b"\0")
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-
-
-def _letter(pid: int | None) -> str:
-    """The state of a process (proc_pid_stat(5)): Z is a zombie, T and t are stopped; X where it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return chr(file.read().rpartition(b") ")[2][0])
-    except (FileNotFoundError, ProcessLookupError):
-        return "X"
-
-
-def _is_init(pid: int | None) -> bool:
-    return pid is not None and _command_line(pid)[:1] == [oci.INIT.encode()]
-
-
-def _signal(pidfd: int, number: int) -> None:
-    try:
-        signal.pidfd_send_signal(pidfd, number)
-    except ProcessLookupError:
-        return
-
-
-def left() -> list[str]:
-    """Every service that has a process, or what is left of one."""
-    try:
-        return sorted(os.listdir(os.path.join(paths.run_dir(), "services")))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def bundles(folder: str) -> list[str]:
-    """The folders of all runs that are left in a service's folder."""
-    return [os.path.join(folder, name) for name in os.listdir(folder) if name.startswith("run-")]
-
-
 def _touch(path: str) -> None:
-    """Have ``path`` be there, whatever it is."""
+    """Create the file ``path`` unless something of any kind is there."""
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600))
     except OSError as error:
         if error.errno not in (errno.ENXIO, errno.EISDIR):  # a FIFO, a folder
             raise
-
-
-def _read_pid(path: str) -> int | None:
-    try:
-        return int(files.read(path) or b"")
-    except ValueError:
-        return None
-
-
-def _number(value: object) -> int | None:
-    return value if isinstance(value, int) else None

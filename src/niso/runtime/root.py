@@ -1,8 +1,11 @@
-"""How a service's root file system is put together.
+"""Assemble the root file system of a service.
 
-An own rootfs is the lower layer of an overlay whose upper lower layer is a small folder of ours (mount points, /etc/passwd, /etc/hosts ...): nothing is
-written to it. Without one, that folder is the root and shows the host's /usr read-only. `write_layer` writes the folder; `assemble` mounts, and
-must run in a mount namespace of its own: the host's never holds a mount of ours.
+niso's layer is a small folder with mount points, /etc/passwd, /etc/hosts and the like.
+It is the upper of the two lower layers of an overlay, above the service's rootfs, which is never
+written to. Without a rootfs, it is the root itself, and shows the host's /usr read-only.
+
+`write_layer` writes the folder. `assemble` mounts, and must run in a private mount namespace: the
+host's never has a mount of niso's.
 """
 
 from __future__ import annotations
@@ -14,16 +17,19 @@ import stat
 
 from niso.base import paths
 from niso.base.errors import InvalidInput
-from niso.runtime import resolve
+from niso.runtime import service_paths, users
 from niso.runtime.spec import APP, ProcessSpec
 
 # mount(2), linux/mount.h
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REC, MS_BIND, MS_SLAVE = 0x1, 0x2, 0x4, 0x4000, 0x1000, 0x80000
 
 HOSTS = "niso-hosts"
-"""Below the service's /etc: the folder that holds hosts. A file renamed over is seen through a mounted folder, not through a mounted file."""
+"""The folder below the service's /etc that contains hosts.
 
-# From the host's /etc into an assembled root. No key, password or machine id is among them; folders are mounted, so they stay current.
+A folder is mounted, because a mounted file does not follow a rename over it.
+"""
+
+# What an assembled root has of the host's /etc: no key, password or machine id.
 ETC_FILES = (
     "bindresvport.blacklist",
     "debian_version",
@@ -54,30 +60,43 @@ _ETC_SSL = ("ssl/openssl.cnf",)
 TOP_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 TMPFS = ("/tmp", "/run", "/var/tmp")  # noqa: S108 - inside the service
 _MOUNT_POINTS = ("/proc", "/sys", "/dev", APP, *TMPFS)
-_NSSWITCH = "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nnetworks: files\nprotocols: files\nservices: files\n"
+_NSSWITCH = """\
+passwd: files
+group: files
+shadow: files
+hosts: files dns
+networks: files
+protocols: files
+services: files
+"""
 
 
 def etc_folders() -> list[str]:
-    """The folders of the host's /etc, as absolute paths, that an assembled root shows read-only."""
+    """List the folders of the host's /etc that an assembled root shows read-only."""
     java = [name for name in os.listdir("/etc") if name.startswith("java-")]
     return [f"/etc/{name}" for name in (*ETC_FOLDERS, *java) if os.path.isdir(f"/etc/{name}")]
 
 
-def write_layer(spec: ProcessSpec, layer: str) -> str:
-    """Fill the empty folder ``layer`` with what niso adds to the root; the path inside the service of /etc/niso-hosts' mount point.
+def host_folders() -> list[str]:
+    """List the folders of the host that an assembled root shows read-only at the same path."""
+    return [
+        "/usr",
+        *(f"/{name}" for name in TOP_LINKS if _is_folder(f"/{name}")),
+        *etc_folders(),
+    ]
 
-    Raises OSError.
+
+def write_layer(spec: ProcessSpec, layer: str) -> str:
+    """Fill the empty folder ``layer`` with what niso adds to the root.
+
+    Returns the mount point of the hosts folder inside the service. Raises OSError.
     """
     os.chmod(layer, 0o755)
     points = list(_MOUNT_POINTS)
     if spec.rootfs is None:
         etc = "/etc"
         _assembled_folders(layer)
-        points += [
-            "/usr",
-            *etc_folders(),
-            *(f"/{name}" for name in TOP_LINKS if _is_folder(f"/{name}")),
-        ]
+        points += host_folders()
     else:
         _copy_owner(spec.rootfs, layer)
         etc = place(spec.rootfs, "/etc")
@@ -90,15 +109,15 @@ def write_layer(spec: ProcessSpec, layer: str) -> str:
 
 
 def assemble(spec: ProcessSpec, bundle: str) -> None:
-    """Mount the root at ``bundle``/root. Only in a mount namespace of its own (unshare(2)), which this makes a slave of the host's.
+    """Mount the root at ``bundle``/root, in a mount namespace that the caller has unshared.
 
-    Layers are named relative to ``bundle`` (the working directory is changed), for overlay's options know no other way to
-    take ``:`` and ``,``. Raises OSError.
+    Makes the namespace a slave of the host's, and ``bundle`` the working directory: relative names
+    of the layers keep ``:`` and ``,`` out of overlay's options. Raises OSError.
     """
     os.chdir(bundle)
     mount(None, "/", None, MS_REC | MS_SLAVE)
     if os.path.isdir("/sys/fs/cgroup/unified") and os.path.isdir("/sys/fs/cgroup/systemd"):
-        # Hybrid cgroups: crun refuses the unified hierarchy when it lies beside the others.
+        # crun does not accept the unified hierarchy beside those of v1: hide it.
         mount("none", "/sys/fs/cgroup/unified", "tmpfs", MS_NOSUID | MS_NODEV)
     lower = "layer"
     flags = MS_NOSUID | MS_NODEV
@@ -126,7 +145,7 @@ def assemble(spec: ProcessSpec, bundle: str) -> None:
 def mount(
     source: str | None, target: str, kind: str | None, flags: int, data: str | None = None
 ) -> None:
-    """mount(2). Raises OSError that names the target."""
+    """Call mount(2). Raises OSError with ``target`` as its file name."""
     libc = ctypes.CDLL(None, use_errno=True)
     texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
     if libc.mount(texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3]) != 0:
@@ -135,6 +154,7 @@ def mount(
 
 
 def _assembled_folders(layer: str) -> None:
+    """Make the folders and links of a root without a rootfs, and the host's files in its /etc."""
     for name in TOP_LINKS:
         if os.path.islink(f"/{name}"):
             os.symlink(os.readlink(f"/{name}"), f"{layer}/{name}")
@@ -165,24 +185,28 @@ def _assembled_folders(layer: str) -> None:
 
 
 def _shared(source: str) -> str:
-    """A copy of a file of the host's /etc that all layers have as a hard link: /run is memory. A newer original makes a new copy."""
-    found = os.stat(source)
+    """Return a copy of a file of the host's /etc, to be linked into all layers: /run is memory.
+
+    A changed original gets a new copy.
+    """
+    info = os.stat(source)
     folder = os.path.join(paths.run_dir(), "etc")
-    copy = os.path.join(folder, f"{source.replace('/', '%')}@{found.st_mtime_ns}@{found.st_size}")
+    copy = os.path.join(folder, f"{source.replace('/', '%')}@{info.st_mtime_ns}@{info.st_size}")
     if not os.path.exists(copy):
         os.makedirs(folder, 0o700, exist_ok=True)
         draft = f"{copy}.{os.getpid()}"
         with open(source, "rb") as file:
-            _write(draft, file.read(resolve.MAX_DATABASE_BYTES))
+            _write(draft, file.read(service_paths.MAX_FILE_BYTES))
         os.rename(draft, copy)
     return copy
 
 
 def _write_etc(spec: ProcessSpec, etc: str) -> None:
-    passwd = resolve.read_database(spec.rootfs, "passwd")
-    group = resolve.read_database(spec.rootfs, "group")
+    """Write the files of /etc that depend on the service: users, name resolution, hostname."""
+    passwd = users.read_database(spec.rootfs, "passwd")
+    group = users.read_database(spec.rootfs, "group")
     if spec.rootfs is None:
-        # The host's users are none of the service's business, but for those it is said to be.
+        # Hide the host's users except root, nobody and the service's own.
         passwd = [
             line for line in passwd if line[0] in ("root", "nobody") or line[2] == str(spec.uid)
         ]
@@ -203,20 +227,21 @@ def _write_etc(spec: ProcessSpec, etc: str) -> None:
     else:
         _write(f"{etc}/hosts", of_host("hosts").encode(errors="surrogateescape"))
     if spec.rootfs is None or not _exists(spec.rootfs, "/etc/nsswitch.conf"):
-        # Without this file glibc asks DNS before /etc/hosts (nss/nss_database.c).
+        # Without this file, glibc queries DNS before /etc/hosts (nss/nss_database.c).
         _write(f"{etc}/nsswitch.conf", _NSSWITCH.encode())
 
 
 def of_host(name: str) -> str:
-    """The text of a file of the host's /etc as it is now; empty where there is none that can be read."""
+    """Read a file of the host's /etc; empty if it cannot be read."""
     try:
         with open(f"/etc/{name}", encoding="utf-8", errors="surrogateescape") as file:
-            return file.read(resolve.MAX_DATABASE_BYTES)
+            return file.read(service_paths.MAX_FILE_BYTES)
     except OSError:
         return ""
 
 
 def _free_name(spec: ProcessSpec, lines: list[list[str]]) -> str:
+    """Return the service's user name, with its uid appended if another entry has that name."""
     taken = {line[0] for line in lines}
     return spec.user_name if spec.user_name not in taken else f"{spec.user_name}-{spec.uid}"
 
@@ -232,9 +257,9 @@ def _write(path: str, content: bytes) -> None:
 
 
 def check_points(rootfs: str) -> None:
-    """That no link of the rootfs has one of niso's mounts hide / or another place that a service needs.
+    """Raise InvalidInput (key package.rootfs) if a link would make niso's mounts hide each other.
 
-    Raises InvalidInput with the key package.rootfs.
+    Such a link leads from a mount point to /, or into the place of another mount.
     """
     at = {point: place(rootfs, point) or "/" for point in (*_MOUNT_POINTS, "/etc")}
     for point in _MOUNT_POINTS:
@@ -250,30 +275,30 @@ def check_points(rootfs: str) -> None:
             else:
                 what = f"its {point} leads to {at[point]}"
             raise InvalidInput(
-                f"{what}, and what niso mounts at {at[point]} would hide it",
-                "have a folder of the rootfs there",
+                f"{what}, which niso's mount at {at[point]} would hide",
+                "replace the link by a folder in the rootfs",
                 "package.rootfs",
             )
 
 
 def place(rootfs: str, path: str) -> str:
-    """Where in the root ``path`` really is, links followed as far as there is something."""
-    rest = ""
+    """Resolve the links of ``path`` in the rootfs, as far as the path exists."""
+    missing = ""
     while path:
         try:
-            fd, real = resolve.open_inside({"": rootfs}, path)
+            fd, real = service_paths.open_inside({"": rootfs}, path)
         except OSError:
             path, _, name = path.rpartition("/")
-            rest = f"/{name}{rest}"
+            missing = f"/{name}{missing}"
             continue
         os.close(fd)
-        return real.rstrip("/") + rest
-    return rest
+        return real.rstrip("/") + missing
+    return missing
 
 
 def _exists(rootfs: str, path: str) -> bool:
     try:
-        fd, _ = resolve.open_inside({"": rootfs}, path)
+        fd, _ = service_paths.open_inside({"": rootfs}, path)
     except OSError:
         return False
     os.close(fd)
@@ -281,7 +306,10 @@ def _exists(rootfs: str, path: str) -> bool:
 
 
 def mount_point(rootfs: str | None, layer: str, path: str) -> None:
-    """Make the folder ``path`` in the layer where the rootfs has none; folders above it keep the rootfs's owner and mode."""
+    """Make the folder ``path`` in the layer. Raises OSError.
+
+    Folders that exist in the rootfs get the same owner and mode.
+    """
     if rootfs is not None:
         path = place(rootfs, path)
     built = ""
@@ -290,8 +318,8 @@ def mount_point(rootfs: str | None, layer: str, path: str) -> None:
         try:
             os.mkdir(layer + built, 0o755)
         except FileExistsError:
-            if os.path.islink(layer + built):  # to what lies on the host
-                raise OSError(errno.ELOOP, "a link of niso's own is in the way", built) from None
+            if os.path.islink(layer + built):  # niso's own; it leads to a place on the host
+                raise OSError(errno.ELOOP, "it is below a symlink", built) from None
             continue
         os.chmod(layer + built, 0o755)
         if rootfs is not None and os.path.isdir(rootfs + built):
@@ -299,7 +327,10 @@ def mount_point(rootfs: str | None, layer: str, path: str) -> None:
 
 
 def mount_file(rootfs: str | None, layer: str, path: str) -> None:
-    """Make the empty file ``path`` in the layer, for a file to be mounted on; what is there already stays."""
+    """Make the empty file ``path`` in the layer as a mount point; no-op if it exists.
+
+    Raises OSError.
+    """
     if rootfs is not None:
         path = place(rootfs, path)
     mount_point(rootfs, layer, os.path.dirname(path))
@@ -310,11 +341,12 @@ def mount_file(rootfs: str | None, layer: str, path: str) -> None:
 
 
 def _copy_owner(source: str, target: str) -> None:
-    found = os.lstat(source)
-    if not stat.S_ISDIR(found.st_mode):
+    """Copy the owner and mode of a folder; no-op if ``source`` is not a folder."""
+    info = os.lstat(source)
+    if not stat.S_ISDIR(info.st_mode):
         return
-    os.chown(target, found.st_uid, found.st_gid)
-    os.chmod(target, stat.S_IMODE(found.st_mode))
+    os.chown(target, info.st_uid, info.st_gid)
+    os.chmod(target, stat.S_IMODE(info.st_mode))
 
 
 def _is_folder(path: str) -> bool:

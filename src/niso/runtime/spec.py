@@ -1,4 +1,4 @@
-"""What a service's process is, as plain data: everything that the runtime needs and nothing that it must look up."""
+"""The process of a service as plain data: all that the runtime needs to start it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class ProcessSpec(NamedTuple):
     state_id: str
     generation: int
     package: str
-    """The copy of the package, shown read-only at /app."""
+    """The copy of the package, mounted read-only at /app."""
     rootfs: str | None
-    """The service's own root file system, never written to; None: assembled from the host's /usr."""
+    """The service's root file system, never written to; None for one made of the host's /usr."""
     argv: list[str]
     """The entrypoint as a path inside the service, then its arguments."""
     working_dir: str
@@ -40,17 +40,20 @@ class ProcessSpec(NamedTuple):
     read_only: bool
     hostname: str
     hosts_folder: str
-    """The folder that holds the file ``hosts``; empty where the host's own is shown."""
+    """The folder that contains the file ``hosts``; empty for the host's own."""
     resolv_conf: str
     """The text of /etc/resolv.conf."""
     netns: str
-    """The path of its network namespace; empty for the host's. Then hostname and resolv_conf are the host's as well, read at each start."""
+    """The path of its network namespace; empty for the host's.
+
+    In the host's, hostname and resolv_conf are the host's too, read at each start.
+    """
     restart: str
     """no, on-failure or always."""
     restart_delay_s: float
     stop_timeout_s: float
     memory_max: int | None = None
-    """Bytes; None in this and the next two: no limit."""
+    """Bytes; None here and in the next two means no limit."""
     cpu_max: int | None = None
     """Per cent of one CPU."""
     pids_limit: int | None = None
@@ -59,17 +62,17 @@ class ProcessSpec(NamedTuple):
 
 
 def path_env(environment: dict[str, str]) -> str:
-    """The PATH that the service sees."""
+    """Return the PATH of a service."""
     return environment.get("PATH", DEFAULT_PATH)
 
 
 def namespace(spec: ProcessSpec) -> str | None:
-    """The name of the network namespace that a service runs in; None for the host's."""
+    """Return the name of a service's network namespace; None for the host's."""
     return os.path.basename(spec.netns) if spec.netns else None
 
 
 def parse(text: str) -> ProcessSpec:
-    """The spec that `niso.store` keeps as JSON, whichever version of niso wrote it. Raises NisoError where it is damaged."""
+    """Parse the JSON of a spec in the store, of any version of niso. Raises NisoError."""
     try:
         return ProcessSpec(**json.loads(text))
     except (ValueError, TypeError, RecursionError):
@@ -78,7 +81,7 @@ def parse(text: str) -> ProcessSpec:
 
 
 def understood(text: str) -> ProcessSpec | None:
-    """As `parse`; None where it is damaged, for who can do without."""
+    """Parse as `parse` does, but return None if the text is damaged."""
     try:
         return parse(text)
     except NisoError:
@@ -86,48 +89,49 @@ def understood(text: str) -> ProcessSpec | None:
 
 
 def damaged(service: str, manifest_path: str) -> NisoError:
-    """The error for a row of the store that cannot be understood, where nothing can be done without."""
+    """Return the error for a damaged row of the store that a command cannot do without."""
     words = f"service {service!r}: what the store has of it cannot be understood"
     return NisoError(words, f"niso activate {manifest_path}, or niso remove {service}")
 
 
 def save(spec: ProcessSpec) -> None:
-    """Write spec.json into the service's folder, whole or not at all. Raises OSError."""
+    """Write spec.json into the service's folder, atomically. Raises OSError."""
     write_json(os.path.join(paths.service_dir(spec.service), "spec.json"), spec._asdict())
 
 
 def load(service: str) -> ProcessSpec | None:
-    """The spec of a service's present activation; None where there is none."""
-    found = read_json(os.path.join(paths.service_dir(service), "spec.json"))
+    """Read the spec of a service's present activation; None if there is none, or it is damaged."""
+    fields = read_json(os.path.join(paths.service_dir(service), "spec.json"))
     try:
-        return None if found is None else ProcessSpec(**found)
+        return None if fields is None else ProcessSpec(**fields)
     except TypeError:  # other keys
         return None
 
 
 def read_state(service: str) -> dict[str, Any] | None:
-    """What state.json says of a service's present activation; None where there is none, or one that cannot be understood."""
-    found = read_json(os.path.join(paths.service_dir(service), "state.json"))
+    """Read state.json of a service's activation; None if there is none, or it is damaged."""
+    record = read_json(os.path.join(paths.service_dir(service), "state.json"))
     kinds = {"run": int, "phase": str, "restarts": int, "failures": int}
-    if found is None or not all(isinstance(found.get(name), kind) for name, kind in kinds.items()):
+    if record is None:
         return None
-    return found
+    is_valid = all(isinstance(record.get(name), kind) for name, kind in kinds.items())
+    return record if is_valid else None
 
 
 def write_json(path: str, value: object) -> None:
-    """Replace ``path`` by ``value`` as JSON (0600), whole or not at all. Raises OSError."""
+    """Replace ``path`` by ``value`` as JSON (mode 0600), atomically. Raises OSError."""
     draft = f"{path}.new"
     with open(files.make(draft, 0o600), "w", encoding="utf-8") as file:
-        # Not json.dump: only dumps is done in C.
+        # dumps instead of dump: only dumps is implemented in C.
         file.write(json.dumps(value))
     files.rename(draft, path)
 
 
 def read_json(path: str) -> dict[str, Any] | None:
-    """The JSON object in ``path``; None where there is no such file, or something else in it: a damaged record counts as none."""
+    """Read the JSON object in ``path``; None if there is none. Raises OSError."""
     try:
         text = files.read(path)
-        found = None if text is None else json.loads(text.decode())
+        value = None if text is None else json.loads(text.decode())
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None

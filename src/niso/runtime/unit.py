@@ -1,10 +1,13 @@
-"""Which of a service's processes its systemd unit follows: its conmon, through every restart, whoever starts it again.
+"""Keep the systemd unit of a service attached to its conmon through every restart.
 
-niso alone starts a service again. systemd is only told (sd_notify(3), MAINPID) which process is the unit's main one now, so
-it sees a service that is restarted as one that runs on, and an end for good as the end of the unit, with its exit status.
-Only a process of the unit's cgroup may say so. The exit command is one, as a child of conmon. A command by hand is none:
-before it ends a process it puts one of its own in the unit, which stands in until the next conmon is there, and whose end
-without one is the unit's, as that of a service that was deactivated.
+niso alone restarts a service. It only tells systemd which process is the unit's main process now
+(sd_notify(3), MAINPID). So systemd sees a restarted service as running, and a final end as the end
+of the unit, with its exit status.
+
+Only a process in the unit's cgroup may send that. The exit command is in it, as a child of conmon.
+A niso command is not: before it ends conmon, it moves a process of its own into the unit. This
+stand-in stays until the next conmon runs. Its end without one ends the unit, as for a service that
+was deactivated.
 """
 
 from __future__ import annotations
@@ -21,50 +24,57 @@ if TYPE_CHECKING:
 
 _NOTIFY = "/run/systemd/notify"
 _JOURNAL = "/run/systemd/journal/socket"
-_HEARD_S = 5.0
-"""How long systemd may take to hear a message."""
+_NOTIFY_S = 5.0
+"""How long systemd may take to handle a message."""
 
 
 def name(service: str) -> str:
-    """The unit's."""
+    """Return the name of a service's unit."""
     return f"niso-{service}.service"
 
 
 def booted() -> bool:
-    """Whether systemd is the init here (sd_booted(3))."""
+    """Return whether systemd is the init (sd_booted(3))."""
     return os.path.isdir("/run/systemd/system")
 
 
 def has_ended() -> bool:
-    """Whether a unit's stop is called because its main process has ended, not to end it (systemd.exec(5), $EXIT_CODE)."""
+    """Return whether a unit's ExecStop runs because its main process has ended.
+
+    Otherwise it runs to end that process (systemd.exec(5), $EXIT_CODE).
+    """
     return "EXIT_CODE" in os.environ
 
 
 def path(service: str, pid: int | None = None) -> str | None:
-    """The cgroup of a service's unit, if process ``pid`` (default: this one) is in it (proc_pid_cgroup(5))."""
+    """Return the cgroup of a service's unit if process ``pid`` (default: this one) is in it.
+
+    None if it is not, or has ended (proc_pid_cgroup(5)).
+    """
     try:
         with open(
             f"/proc/{pid or 'self'}/cgroup", encoding="utf-8", errors="surrogateescape"
         ) as lines:
-            found = [line.rstrip("\n").split(":", 2)[2] for line in lines]
+            cgroups = [line.rstrip("\n").split(":", 2)[2] for line in lines]
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return next((each for each in found if each.endswith(f"/{name(service)}")), None)
+    return next((path for path in cgroups if path.endswith(f"/{name(service)}")), None)
 
 
 def logs_to_journal(service: str) -> bool:
-    """Whether a conmon that is started now will be in the unit, and journald there."""
+    """Return whether a conmon started now will be in the service's unit and journald runs."""
     return (service in _stand_ins or path(service) is not None) and os.path.exists(_JOURNAL)
 
 
 def adopt(pids: list[int], to: str) -> None:
-    """Move processes into the cgroup ``to`` in each hierarchy that has it and takes them."""
+    """Move processes into the cgroup ``to`` in each hierarchy that has it and accepts them."""
     for root in cgroup.roots():
         for pid in pids:
             _move(pid, f"{root}{to}")
 
 
 def _move(pid: int, folder: str) -> None:
+    """Move a process into the cgroup of ``folder``; no-op if that fails."""
     try:
         with open(f"{folder}/cgroup.procs", "w", encoding="ascii") as file:
             file.write(str(pid))
@@ -73,20 +83,25 @@ def _move(pid: int, folder: str) -> None:
 
 
 def tell(*lines: str) -> None:
-    """Tell systemd (``MAINPID=12``, ``READY=1``), and wait until it has heard it. Raises OSError."""
+    """Send assignments (``MAINPID=12``, ``READY=1``) to systemd and wait until it has handled them.
+
+    Waits up to `_NOTIFY_S`. Raises OSError.
+    """
     import socket
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        sender.settimeout(_HEARD_S)
+        sender.settimeout(_NOTIFY_S)
         sender.connect(_NOTIFY)
         sender.send("\n".join(lines).encode())
-        # "BARRIER=1": systemd closes the descriptor when it has handled what came before (sd_notify_barrier(3))
+        # systemd closes the descriptor once it has handled earlier messages (sd_notify_barrier(3)).
         read, write = os.pipe()
         try:
             socket.send_fds(sender, [b"BARRIER=1"], [write])
             os.close(write)
             write = -1
-            select.select([read], [], [], _HEARD_S)
+            poll = select.poll()
+            poll.register(read, select.POLLIN)
+            poll.poll(_NOTIFY_S * 1000)
         finally:
             os.close(read)
             if write >= 0:
@@ -94,11 +109,14 @@ def tell(*lines: str) -> None:
 
 
 _stand_ins: dict[str, tuple[int, int, str, int]] = {}
-"""service -> (the pipe to its stand-in, the pipe from it, the unit's cgroup, its pid)"""
+"""Service: the pipe to its stand-in, the pipe from it, the unit's cgroup, the stand-in's pid."""
 
 
 def stand_in(service: str, conmon: int | None) -> None:
-    """Before ``conmon`` ends by hand: put a process in its place in the unit, if it is in one and we are not."""
+    """Move a stand-in into the unit of ``conmon``, which the caller is about to end.
+
+    No-op if conmon is not in a unit, or this process is in it too.
+    """
     if conmon is None or service in _stand_ins or path(service) is not None:
         return
     unit = path(service, conmon)
@@ -113,12 +131,12 @@ def stand_in(service: str, conmon: int | None) -> None:
         os.close(wait)
         os.close(say)
         os.waitpid(pid, 0)
-        said = os.read(done, 20)
-        _stand_ins[service] = (hold, done, unit, int(said or b"-1"))
+        stand_in_pid = os.read(done, 20)
+        _stand_ins[service] = (hold, done, unit, int(stand_in_pid or b"-1"))
 
 
 def hand_over(service: str, conmon: int | None) -> None:
-    """The next conmon is there: the stand-in makes it the unit's main process, and ends."""
+    """Make the next conmon the unit's main process in place of the stand-in, which ends."""
     if service not in _stand_ins or conmon is None:
         return
     hold, done, unit, _ = _stand_ins.pop(service)
@@ -134,14 +152,14 @@ def hand_over(service: str, conmon: int | None) -> None:
 
 
 def give_back(service: str, conmon: int | None) -> None:
-    """Take conmon, and what else is there of the service, out of the unit into the root cgroup; the unit ends, they live on."""
+    """End a service's unit, but not its processes: they move to the root cgroup."""
     stand_in(service, conmon)
     if service not in _stand_ins:
         return
-    hold, done, unit, standing = _stand_ins.pop(service)
+    hold, done, unit, stand_in_pid = _stand_ins.pop(service)
     for root in cgroup.roots():
         for pid in cgroup.pids_in(f"{root}{unit}"):
-            if pid != standing:
+            if pid != stand_in_pid:
                 _move(pid, root)
     os.close(hold)
     os.read(done, 1)
@@ -149,7 +167,7 @@ def give_back(service: str, conmon: int | None) -> None:
 
 
 def _stand(unit: str, wait: int, say: int) -> NoReturn:
-    """The stand-in: in a second fork, so that its parent is systemd, which then sees how it ends."""
+    """Run the stand-in, in a second fork: systemd becomes its parent and sees its exit status."""
     try:
         if os.fork() != 0:
             os._exit(0)
@@ -159,8 +177,8 @@ def _stand(unit: str, wait: int, say: int) -> NoReturn:
         adopt([os.getpid()], unit)
         tell(f"MAINPID={os.getpid()}")
         os.write(say, f"{os.getpid()}".encode())
-        follower = os.read(wait, 20)
-        if follower:
-            tell(f"MAINPID={follower.decode()}")
+        conmon = os.read(wait, 20)
+        if conmon:
+            tell(f"MAINPID={conmon.decode()}")
     finally:
         os._exit(0)

@@ -1,7 +1,8 @@
-"""The volumes of a service: where each is on the host, and where it really is inside the service.
+"""Place, create and remove the volumes of a service.
 
-A mount point is looked up in the rootfs with its links followed inside (`niso.runtime.resolve`), made in niso's own layer where it is missing, and
-mounted by crun, which never leaves the root either. Nothing is written to the rootfs or to a path of the host.
+The links of a mount point are resolved inside the rootfs (`niso.runtime.service_paths`).
+A missing mount point is made in niso's own layer, and crun mounts there without leaving the root.
+Nothing is written to the rootfs or to a path of the host.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from niso.base.errors import Conflict, InvalidInput, NisoError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.report import RemovingVolumes, Report
 from niso.manifest.parse_volumes import taken
+from niso.runtime import cgroup
 from niso.runtime.root import TMPFS, TOP_LINKS, etc_folders, mount_file, mount_point, place
 from niso.runtime.spec import ProcessSpec
 
@@ -24,82 +26,83 @@ _BIND = ("rbind", "rprivate", "rnosuid", "rnodev")
 
 
 class Volume(NamedTuple):
-    """One volume, as the spec keeps it (a dict of this)."""
+    """A volume; the spec keeps it as a dict."""
 
     name: str
     mount: str
-    """The mount point that the manifest names."""
+    """The mount point in the manifest."""
     source: str | None
     """A path of the host; None for a tmpfs."""
     named: bool
-    """Whether niso makes and keeps it."""
+    """Whether niso creates it and keeps it when the service is removed."""
     read_only: bool
     size: int | None
-    """Bytes of a tmpfs; None: what the kernel takes, half of the memory."""
+    """Bytes of a tmpfs; None means the kernel's default, half of the memory (tmpfs(5))."""
 
 
 class Placed(NamedTuple):
     volume: Volume
     at: str
-    """The mount point inside the service, links followed."""
+    """The mount point inside the service, links resolved."""
     folder: bool
-    """Whether it is a folder, else a file."""
+    """Whether it is a folder or a file."""
 
 
 def of_spec(spec: ProcessSpec) -> list[Volume]:
-    """The volumes of a service."""
-    return [Volume(**each) for each in spec.volumes]
+    """Return the volumes of a service."""
+    return [Volume(**fields) for fields in spec.volumes]
 
 
 def placed(rootfs: str | None, volumes: list[Volume]) -> list[Placed]:
-    """Where the volumes are inside a service with this rootfs. Raises InvalidInput, whose key is that of the manifest."""
-    found: list[Placed] = []
+    """Resolve the mount points of volumes in a service with this rootfs.
+
+    Raises InvalidInput with the key of the manifest, also if two of them overlap.
+    """
+    result: list[Placed] = []
     for volume in volumes:
         at = _place(rootfs, volume)
-        for other in found:
-            if at == other.at or at.startswith(f"{other.at}/") or other.at.startswith(f"{at}/"):
-                raise _wrong(
-                    volume,
-                    f"that is {at}, which is not apart from {other.volume.mount} ({other.at})",
-                )
-        found.append(Placed(volume, at, _is_folder(volume)))
-    return found
+        for other in result:
+            if _is_within(at, other.at) or _is_within(other.at, at):
+                reason = f"it is {at}, which overlaps with {other.volume.mount} ({other.at})"
+                raise _bad_mount(volume, reason)
+        result.append(Placed(volume, at, _is_folder(volume)))
+    return result
 
 
 def _place(rootfs: str | None, volume: Volume) -> str:
+    """Resolve the mount point of one volume. Raises InvalidInput."""
     path = volume.mount
-    if any(path == each or path.startswith(f"{each}/") for each in TMPFS):
-        return path  # a tmpfs of niso's own, whatever the rootfs has there
-    if rootfs is not None:
-        at = place(rootfs, path)
-    else:
-        # the links of an assembled root
-        at = next(
-            (
-                path.replace(link, to, 1)
-                for link, to in _LINKS
-                if path == link or path.startswith(f"{link}/")
-            ),
-            path,
-        )
-        hosts = ("/usr", *(f"/{name}" for name in TOP_LINKS))
-        read_only = next(
-            (each for each in hosts if path == each or path.startswith(f"{each}/")), None
-        )
-        read_only = read_only or next(
-            (each for each in etc_folders() if path.startswith(f"{each}/")), None
-        )
-        if read_only is not None:
-            raise _wrong(volume, f"without a rootfs {read_only} is the host's, read-only")
+    if any(_is_within(path, point) for point in TMPFS):
+        return path  # in a tmpfs of niso's own, whatever the rootfs has there
+    at = _place_assembled(volume) if rootfs is None else place(rootfs, path)
     if reason := taken(at):
-        raise _wrong(volume, reason if at == path else f"that is {at} in the rootfs, and {reason}")
+        raise _bad_mount(volume, reason if at == path else f"it is {at} in the rootfs; {reason}")
     return at
 
 
+def _place_assembled(volume: Volume) -> str:
+    """Resolve a mount point in the assembled root of a service without a rootfs."""
+    path = volume.mount
+    read_only = ["/usr", *(f"/{name}" for name in TOP_LINKS)]
+    read_only = [folder for folder in read_only if _is_within(path, folder)]
+    read_only += [folder for folder in etc_folders() if path.startswith(f"{folder}/")]
+    if read_only:
+        raise _bad_mount(volume, f"without a rootfs, {read_only[0]} is the host's, read-only")
+    links = [(link, target) for link, target in _LINKS if _is_within(path, link)]
+    return path.replace(*links[0], 1) if links else path
+
+
+def _is_within(path: str, folder: str) -> bool:
+    """Return whether ``path`` is ``folder`` or below it."""
+    return path == folder or path.startswith(f"{folder}/")
+
+
 _LINKS = (("/var/run", "/run"), ("/var/lock", "/run/lock"))
+"""The links of an assembled root that a mount point can be below."""
 
 
 def _is_folder(volume: Volume) -> bool:
+    """Return whether a volume is a folder. Raises InvalidInput if its host path cannot be used."""
     if volume.source is None or volume.named:
         return True
     try:
@@ -116,7 +119,7 @@ def _is_folder(volume: Volume) -> bool:
         ) from None
 
 
-def _wrong(volume: Volume, reason: str) -> InvalidInput:
+def _bad_mount(volume: Volume, reason: str) -> InvalidInput:
     key = f"volumes.{volume.name}.mount"
     return InvalidInput(
         f"{volume.mount!r} cannot be a mount point: {reason}", "for example /data", key
@@ -124,14 +127,17 @@ def _wrong(volume: Volume, reason: str) -> InvalidInput:
 
 
 def make_named(spec: ProcessSpec) -> None:
-    """Make the named volumes that are not there yet, owned by the service's user (0700), each whole or not at all. Raises OSError."""
+    """Create the missing named volumes, each atomically, mode 0700 and owned by the service's user.
+
+    Raises OSError.
+    """
     for volume in of_spec(spec):
         if not volume.named or volume.source is None or os.path.isdir(volume.source):
             continue
         failpoint.hit(f"make volume {volume.source}")
         folder, name = os.path.split(volume.source)
         os.makedirs(folder, 0o700, exist_ok=True)
-        draft = os.path.join(folder, f".{name}.new")  # no volume's name starts with a dot
+        draft = os.path.join(folder, f".{name}.new")  # names of volumes do not start with a dot
         os.makedirs(draft, 0o700, exist_ok=True)
         os.chmod(draft, 0o700)
         os.chown(draft, spec.uid, spec.gid)
@@ -139,32 +145,32 @@ def make_named(spec: ProcessSpec) -> None:
 
 
 def mounts(spec: ProcessSpec, where: list[Placed]) -> list[dict[str, Any]]:
-    """The mounts of config.json (OCI runtime-spec, config.md, Mounts)."""
-    found = []
+    """Return the mount objects of config.json (OCI runtime-spec, config.md, Mounts)."""
+    result = []
     for volume, at, _ in where:
         if volume.source is not None:
             options = [*_BIND, "rro" if volume.read_only else "rw"]
-            found.append(
+            result.append(
                 {"source": volume.source, "destination": at, "type": "bind", "options": options}
             )
             continue
         options = ["nosuid", "nodev", "mode=0700", f"uid={spec.uid}", f"gid={spec.gid}"]
         options += [f"size={volume.size}"] if volume.size is not None else []
-        found.append({"source": "tmpfs", "destination": at, "type": "tmpfs", "options": options})
-    return found
+        result.append({"source": "tmpfs", "destination": at, "type": "tmpfs", "options": options})
+    return result
 
 
 def make_points(rootfs: str | None, layer: str, where: list[Placed]) -> None:
-    """Make the mount points in niso's layer where the root has none. Raises OSError."""
+    """Make the mount points that the root lacks, in niso's layer. Raises OSError."""
     for _, at, folder in where:
         (mount_point if folder else mount_file)(rootfs, layer, at)
 
 
-# --- named volumes over time -----------------------------------------------------------------------------------------
+# --- named volumes, which outlive an activation -------------------------------------------------
 
 
 def kept(service: str) -> list[str]:
-    """The names of the named volumes that are kept of a service, known or not."""
+    """List the names of the named volumes that exist of a service, even of a removed one."""
     try:
         return sorted(
             name for name in os.listdir(paths.volume_dir(service)) if not name.startswith(".")
@@ -174,24 +180,24 @@ def kept(service: str) -> list[str]:
 
 
 def owners() -> dict[str, set[int]]:
-    """Service: the uids of the named volumes that are kept of it."""
+    """Map each service with named volumes to the uids that own them."""
     top = os.path.dirname(paths.volume_dir("-"))
     try:
         services = os.listdir(top)
     except FileNotFoundError:
         return {}
-    found: dict[str, set[int]] = {service: set() for service in services}
-    for service, uids in found.items():
+    owners: dict[str, set[int]] = {service: set() for service in services}
+    for service, uids in owners.items():
         for name in kept(service):
             try:
                 uids.add(os.lstat(os.path.join(paths.volume_dir(service), name)).st_uid)
             except FileNotFoundError:  # removed meanwhile
                 continue
-    return found
+    return owners
 
 
 def remove_empty(service: str) -> None:
-    """Remove the named volumes that hold nothing, as an activation that failed leaves them."""
+    """Remove the empty named volumes that a failed activation leaves."""
     folder = paths.volume_dir(service)
     try:
         names = os.listdir(folder)
@@ -205,19 +211,19 @@ def remove_empty(service: str) -> None:
 
 
 def check_removable(service: str) -> None:
-    """Raise Conflict where something of the host is mounted in a volume, which would be removed with it."""
+    """Raise Conflict if something is mounted in a volume: it would be removed too."""
     for point in _mounted_below(os.path.realpath(paths.volume_dir(service))):
         raise Conflict(
-            f"its volumes are not removed: something is mounted at {point}",
+            f"cannot remove its volumes: something is mounted at {point}",
             f"umount {point}",
             service=service,
         )
 
 
 def remove_all(service: str, report: Report) -> None:
-    """Remove all named volumes of a service that has no process, with what they hold; none is fine. Follows no link.
+    """Remove all named volumes of a service with their content; no-op if it has none.
 
-    Raises NisoError.
+    The service must have no process. Follows no link. Raises NisoError.
     """
     import shutil
 
@@ -230,26 +236,23 @@ def remove_all(service: str, report: Report) -> None:
         failpoint.hit(f"remove the volumes of {service}")
         shutil.rmtree(folder)
     except OSError as error:
+        where = error.filename or folder
         raise NisoError(
-            f"its volumes cannot be removed: {error.filename or folder}: {error.strerror}",
+            f"cannot remove its volumes: {where}: {error.strerror}",
             f"niso remove --volumes {service}",
             service=service,
         ) from error
 
 
 def _mounted_below(folder: str) -> list[str]:
-    """The mount points at or below a folder in the caller's mount namespace (proc_pid_mountinfo(5))."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts_:
-        words = [
-            line.split(" ")[4].encode("utf-8", "surrogateescape").decode("unicode_escape")
-            for line in mounts_
-        ]
-    points = [word.encode("latin-1").decode("utf-8", "surrogateescape") for word in words]
-    return [point for point in points if point == folder or point.startswith(f"{folder}/")]
+    """List the mount points at or below a folder (proc_pid_mountinfo(5))."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        points = [cgroup.unescaped(line.split(" ")[4]) for line in lines]
+    return [point for point in points if _is_within(point, folder)]
 
 
 def check(rootfs: str | None, volumes: list[Volume]) -> list[InvalidInput]:
-    """All that is wrong with the volumes of a service, found before anything is started."""
+    """Return all errors in the volumes of a service, before anything is started."""
     errors: list[InvalidInput] = []
     good: list[Volume] = []
     for volume in volumes:

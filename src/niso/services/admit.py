@@ -13,7 +13,7 @@ from niso.manifest import load as model
 from niso.manifest.load import Manifest
 from niso.plan.records import Entry, Peer, Policy, Port
 from niso.reconcile import forwarding
-from niso.runtime import hosts_mount, process, volumes
+from niso.runtime import hosts_mount, status, volumes
 from niso.runtime.spec import ProcessSpec, understood
 from niso.services import ports as portmap
 from niso.services import sharing, targets
@@ -192,8 +192,8 @@ def _record(
     store.set_ports(name, ports, chosen)
     for sharer in store.sharers(name):
         store.note_published(sharer)
-    old = said if said is not None and process.runs(name) else None
-    rehosts = hosts_mount.can(old, spec)
+    old = said if said is not None and status.runs(name) else None
+    rehosts = hosts_mount.can_swap(old, spec)
     return Change(target, before, row, restarts=not rehosts and old != spec, rehosts=rehosts)
 
 

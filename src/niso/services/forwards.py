@@ -7,9 +7,11 @@ import time
 from niso.base.errors import Conflict, NotFound
 from niso.base.locks import Lock
 from niso.base.report import FinishingPorts, Report, silent
+from niso.kernel.kinds.element import Element
+from niso.kernel.real import Real
+from niso.kernel.state import State
 from niso.plan import nft
 from niso.plan.records import Port
-from niso.plan.state import Element, State
 from niso.reconcile.converge import converge
 from niso.reconcile.nat_flows import flush_ports
 from niso.services.ports import Listeners, as_held, check_family, same_place
@@ -135,7 +137,7 @@ def _carry_out(
     on = {network for name in names for network, _ in store.addresses(name)}
     # what a sharer's ports need of its provider's links is in scope too
     scope = Scope(store.with_companions(names), tuple(sorted(on)), tuple(port for _, port in moved))
-    converge(store, scope, before, report, teardown)
+    converge(Real(), store, scope, before, report, teardown)
     flush_ports((port.proto, port.host_port, port.last) for _, port in moved)
     with store.transaction():
         for name in names:
@@ -153,7 +155,7 @@ def _elements(store: Store, ports: _Moved) -> State:
             there = [address for network, address in own if network == name]
             found.update(nft.published_on(service, port, store.require_network(name).bridge, there))
         found.update(nft.hairpin(store.home(service), [(address, "") for _, address in own]))
-    return State(elements=frozenset(found))
+    return State(found)
 
 
 def _require_active(store: Store, service: str) -> None:

@@ -68,7 +68,7 @@ def recover(store: Store, report: Report = silent, names: Iterable[str] = ()) ->
                     errors |= _finish(store, intent, report)
                     locks.close()  # each is whole by itself
             if begun:
-                process.end_strays({intent.service for intent in begun})
+                process.end_unrecorded_conmons({intent.service for intent in begun})
                 errors |= undo(store, begun, report)
     for name, error in errors.items():
         report(Unfinished(name, error))
@@ -86,7 +86,7 @@ def _finish(store: Store, intent: Intent, report: Report) -> dict[str, NisoError
             forwards.finish(store, report)
         elif intent.action == "restart":
             report(EndingRestart(name))
-            process.end_strays({name})
+            process.end_unrecorded_conmons({name})
             end_restart(store, [name], report)
         else:
             stop.raise_all(stop.finish(store, [name], report, not removes, intent.action == "stop"))

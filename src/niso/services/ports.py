@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Sequence
 
 from niso.base.errors import Conflict, ErrorGroup, NisoError
+from niso.base.family import family_of
 from niso.kernel import sockdiag
-from niso.plan.records import Port, bracketed, family_of
+from niso.plan.records import Port, bracketed
 from niso.store.store import Store
 
 FREE_FIRST, FREE_LAST = 20_000, 29_999

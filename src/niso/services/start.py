@@ -17,7 +17,7 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.report import Event, Healthy, Report, ShowingHosts, Starting, Stopping, silent
 from niso.manifest import parse_health as model
 from niso.plan.records import Healthcheck
-from niso.runtime import health, hosts_mount, launch, logs, process, settled
+from niso.runtime import health, hosts_mount, idle, launch, logs, process, status
 from niso.runtime.spec import ProcessSpec, namespace, read_state, understood
 from niso.runtime.spec import parse as parse_spec
 from niso.store.store import ServiceRow
@@ -73,7 +73,7 @@ def run(
     for change in changes:
         if change.rehosts:
             report(event_of(change))
-            hosts_mount.show_or_start(parse_spec(change.row.spec), report)
+            hosts_mount.swap_or_restart(parse_spec(change.row.spec), report)
     begin = {change.name for change in changes if change.restarts}
     after = {name: each for name, each in (after or {}).items() if name in begin}
     needed = {
@@ -152,9 +152,9 @@ def _check_order(starts: list[_Start], after: After) -> None:
                         f"add [healthcheck] to the manifest of {dependency}, or wait for started",
                     )
                 continue
-            recorded = health.known(dependency)
+            recorded = health.read_record(dependency)
             well = state == STARTED or (recorded is not None and recorded.failures == 0)
-            if process.status(dependency).state != "running" or not well:
+            if status.read(dependency).state != "running" or not well:
                 raise Conflict(
                     f"{name} comes after {dependency} is {state}, which it is not",
                     f"niso ps, for {dependency}",
@@ -166,13 +166,13 @@ class _End:
 
     def __init__(self, start: _Start, timeout_s: float) -> None:
         self.start = start
-        self.pidfd = process.ask_to_end(start.name) if timeout_s > 0 else -1
+        self.pidfd = process.terminate(start.name) if timeout_s > 0 else -1
         self.next_at = time.monotonic() + (timeout_s if self.pidfd >= 0 else 0.0)
 
     @property
     def is_over(self) -> bool:
         """Whether it has ended, or has had its time."""
-        return not process.lives(self.pidfd) or time.monotonic() >= self.next_at
+        return not process.is_alive(self.pidfd) or time.monotonic() >= self.next_at
 
     def close(self) -> None:
         """Let go of the process."""
@@ -186,15 +186,15 @@ class _Wait:
 
     def __init__(self, start: _Start) -> None:
         self.start = start
-        now = process.status(start.name)
+        now = status.read(start.name)
         # One that has been started again by now has ended as well; one that ran before may have been, long ago.
-        self.pidfd = process.hold(start.name) if now.restarts == 0 or not start.starts else -1
+        self.pidfd = process.open_init(start.name) if now.restarts == 0 or not start.starts else -1
         self.run = (now.pid or 0, now.started_at or 0.0)
         began = time.monotonic()
         self.deadline = began + start.timeout_s
         self._ripe_at = min(began + STARTED_WITHIN_S, self.deadline) if start.starts else began
         self._look_at, self._look_s = began, _LOOK_S
-        self._mark: settled.Mark | None = None
+        self._mark: idle.Mark | None = None
         self._rests_since, self._rests, self._began = began, False, began
         self._started = False
         self.well = start.check is None
@@ -223,7 +223,7 @@ class _Wait:
         if self._started:
             return True
         if now < self._ripe_at and now >= self._look_at:
-            mark = settled.mark(self.run[0]) if self.pidfd >= 0 else None
+            mark = idle.mark(self.run[0]) if self.pidfd >= 0 else None
             if mark is None or mark != self._mark:
                 self._mark, self._rests_since = mark, now
             elif now - self._rests_since >= RESTS_S:
@@ -235,12 +235,7 @@ class _Wait:
             and not self._rests
             and now < min(self._began + _BUSY_S, self.deadline)
         )
-        if (
-            now >= self._ripe_at
-            and waits_on
-            and self.pidfd >= 0
-            and settled.is_kept_waiting(self.run[0])
-        ):
+        if now >= self._ripe_at and waits_on and self.pidfd >= 0 and idle.is_starved(self.run[0]):
             self._ripe_at = now + STARTED_WITHIN_S / 4
         self._started = now >= self._ripe_at
         return self._started
@@ -385,7 +380,7 @@ class _Starting:
             pidfds = [each.pidfd for each in under_way if each.pidfd >= 0] + [
                 begun.fd for _, begun in self._begun
             ]
-            health.turn(probes, pidfds, 0.0 if over else until)
+            health.advance(probes, pidfds, 0.0 if over else until)
         self._created()
         end = next((each for each in self._ends if each.is_over), None)
         if end is not None:
@@ -400,14 +395,14 @@ class _Starting:
     def _look(self, wait: _Wait) -> None:
         """What became of one: ended (ProcessError), out of time (ProcessError), started, healthy."""
         start = wait.start
-        if not process.lives(wait.pidfd):
+        if not process.is_alive(wait.pidfd):
             raise _ended(start.name, not wait.well)
         if not wait.is_started:
             return
         now = time.monotonic()
         if wait.well:
             if start.check is not None:
-                health.note(start.name, wait.run, "")
+                health.write_record(start.name, wait.run, "")
                 self._report(Healthy(start.name))
             self._reached[start.name] = HEALTHY if start.check is not None else STARTED
             self._waits.remove(wait)
@@ -427,9 +422,9 @@ def _failed(service: str, what: str) -> ProcessError:
 
 def _ended(service: str, unhealthy: bool) -> NisoError:
     """The error that says how the process ended and what it said last."""
-    ended = process.describe_exit(_exit_code_soon(service))
+    ended = status.describe_exit(_exit_code_soon(service))
     said = _last_words(service)
-    if process.out_of_memory(service):
+    if status.out_of_memory(service):
         ended += ", out of memory: isolation.resources.memory_max"
     when = "before it was healthy" if unhealthy else "at once"
     hint = "see binary.entrypoint and binary.args of its manifest" if not said else None
@@ -459,7 +454,7 @@ def _exit_code_soon(service: str) -> int | None:
         record = read_state(service) or {"run": 0}
         code: int | None = record.get("exit_code")
         if code is None:
-            code = process.exit_code(service, process.bundle_of(service, int(record["run"])))
+            code = status.exit_code(service, status.bundle_of(service, int(record["run"])))
         if code is not None or time.monotonic() >= deadline:
             return code
         time.sleep(0.01)

@@ -15,7 +15,7 @@ from niso.base.errors import Conflict, ErrorGroup, NisoError
 from niso.base.locks import Lock
 from niso.base.report import Forgetting, Report, Stopping
 from niso.kernel import netns
-from niso.kernel.write import end_links
+from niso.kernel.real import Real
 from niso.reconcile import forwarding, nat_flows, policy_flows
 from niso.reconcile.converge import converge, desired_now, plan
 from niso.reconcile.nat_flows import flush_gone_addresses
@@ -59,12 +59,12 @@ def finish(
     ports = [port for name in left for _, port in store.ports(name)]
     links: list[str] = []
     with Lock(), store.transaction():
-        before = desired_now(store, scope)
+        before = desired_now(Real(), store, scope)
         go(store, rows, keep_forwards)
-        converge(store, scope, before, report, teardown=True, ending=links)
+        converge(Real(), store, scope, before, report, teardown=True, ending=links)
         for row in rows:
             netns.clear_unfinished(names.netns(row.name))
-        after = desired_now(store, scope)
+        after = desired_now(Real(), store, scope)
         flush_gone_addresses(before, after)
         nat_flows.end_flows(ports)
         if left and policy_flows.narrows(before, after):
@@ -75,7 +75,7 @@ def finish(
             for row in rows:
                 store.end_intent(row.name)
         forwarding.forget(store)
-    end_links(links)
+    Real().end_links(links)
     return list(errors.values())
 
 
@@ -94,9 +94,9 @@ def plan_only(store: Store, services: list[str], report: Report) -> None:
     for row in rows:
         report(Stopping(row.name))
     scope = _scope(store, rows)
-    before = desired_now(store, scope)
+    before = desired_now(Real(), store, scope)
     go(store, rows)
-    for step in plan(store, scope, before).steps if rows else []:
+    for step in plan(Real(), store, scope, before).steps if rows else []:
         report(step)
 
 
@@ -120,12 +120,12 @@ def forget(store: Store, services: list[str], report: Report, with_volumes: bool
             (), tuple(sorted(on)), names=(*everyone, *(("network", each) for each in sorted(on)))
         )
         with store.transaction():
-            before = desired_now(store, scope)
+            before = desired_now(Real(), store, scope)
             for name in services:
                 store.forget(name)
                 store.end_intent(name)
             store.drop_implicit_networks(on)
-            converge(store, scope, before, report, teardown=True)
+            converge(Real(), store, scope, before, report, teardown=True)
 
 
 def stop(rows: Iterable[ServiceRow], report: Report, needs: Needs) -> dict[str, NisoError]:
@@ -155,7 +155,7 @@ def stop(rows: Iterable[ServiceRow], report: Report, needs: Needs) -> dict[str, 
             for name in ready or ([] if asked else list(left)):
                 report(Stopping(name))
                 timeout_s = left.pop(name)
-                pidfd = process.ask_to_end(name) if timeout_s > 0 else -1
+                pidfd = process.terminate(name) if timeout_s > 0 else -1
                 asked[name] = (pidfd, time.monotonic() + (timeout_s if pidfd >= 0 else 0.0))
                 clear.append(name)
             for name in _over(asked):

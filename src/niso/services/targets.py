@@ -11,8 +11,9 @@ from niso.base.lite_typing import NamedTuple
 from niso.manifest import load as model
 from niso.manifest import parse_volumes as model_volumes
 from niso.manifest.load import Manifest
-from niso.runtime import package, resolve, root
+from niso.runtime import package, root, users
 from niso.runtime import volumes as volume_rules
+from niso.runtime.entrypoint import check_working_dir, resolve_entrypoint
 from niso.runtime.spec import path_env
 from niso.runtime.volumes import Volume
 from niso.store.store import Store, bare_name
@@ -122,7 +123,7 @@ def _check_files(target: Target) -> None:
         lambda: None if target.rootfs is None else root.check_points(target.rootfs),
         lambda: entrypoint(target, target.folder),
         lambda: user(target, FIRST_UID),
-        lambda: resolve.check_working_dir(
+        lambda: check_working_dir(
             target.folder,
             target.rootfs,
             manifest.binary.working_dir,
@@ -148,7 +149,7 @@ def _in_manifest(target: Target, error: NisoError) -> InvalidInput:
 
 def entrypoint(target: Target, folder: str) -> str:
     manifest = target.manifest
-    return resolve.resolve_entrypoint(
+    return resolve_entrypoint(
         folder, target.rootfs, manifest.binary.entrypoint, path_env(dict(manifest.environment))
     )
 
@@ -168,4 +169,4 @@ def volumes(manifest: Manifest) -> list[Volume]:
 
 
 def user(target: Target, own_uid: int) -> tuple[int, int, list[int], str, str]:
-    return resolve.resolve_user(target.rootfs, target.manifest.service.user, own_uid, target.name)
+    return users.resolve_user(target.rootfs, target.manifest.service.user, own_uid, target.name)

@@ -14,11 +14,11 @@ from niso.base.errors import ErrorGroup, NisoError, ProcessError
 from niso.base.locks import Lock
 from niso.base.report import Report, Undoing
 from niso.kernel import netns
-from niso.kernel.write import end_links
+from niso.kernel.real import Real
 from niso.plan.records import Port
 from niso.reconcile import forwarding, nat_flows, policy_flows
 from niso.reconcile.converge import converge, desired_now
-from niso.runtime import hosts_mount, package, process, spec, volumes
+from niso.runtime import hosts_mount, package, process, spec, status, volumes
 from niso.store.store import Intent, Scope, ServiceRow, Store
 
 undoing = False
@@ -110,13 +110,13 @@ def start_again(store: Store, name: str) -> None:
     restored = store.service(name)
     if restored is not None and restored.active:
         # its namespace was another one meanwhile, or it was about to end
-        if not process.at_home(name) or process.stop_begun(name):
+        if not status.in_own_netns(name) or status.is_stopping(name):
             process.stop(name)
         if (
-            process.status(name).state == "starting"
+            status.read(name).state == "starting"
         ):  # whoever holds the lock began it, and was interrupted
             process.stop(name, 0)
-        if process.status(name).state in ("none", "failed"):
+        if status.read(name).state in ("none", "failed"):
             process.start(spec.parse(restored.spec))
 
 
@@ -136,13 +136,13 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
         if (
             old is not None
             and now_spec is not None
-            and (hosts_mount.can(now_spec, old) or _runs_with(name, old))
+            and (hosts_mount.can_swap(now_spec, old) or _runs_with(name, old))
         ):
             # whether it was shown another hosts file by now is not asked: its own may have been away, so it is shown that again
             if (
                 now_spec.hosts_folder != old.hosts_folder
                 and old.hosts_folder
-                and process.status(name).pid is not None
+                and status.read(name).pid is not None
             ):
                 shown.append(old)
         else:
@@ -167,7 +167,7 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
         concerned.update(("network", name) for name in on)
         names_before = tuple(sorted(concerned))
         before_ = desired_now(
-            store, Scope(tuple(sorted(everyone)), tuple(sorted(on)), names=names_before)
+            Real(), store, Scope(tuple(sorted(everyone)), tuple(sorted(on)), names=names_before)
         )
         try:
             store.undo(intents)
@@ -183,14 +183,14 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
         }
         on.update(network for row in restored.values() for network in row.networks)
         scope = Scope(tuple(sorted(everyone)), tuple(sorted(on)), names=names_before)
-        policy_flows.introduce(store, before_, desired_now(store, scope))
-        converge(store, scope, before_, report, teardown=True, ending=links)
+        policy_flows.introduce(store, before_, desired_now(Real(), store, scope))
+        converge(Real(), store, scope, before_, report, teardown=True, ending=links)
         for name in ports.keys() - restored.keys():
             netns.clear_unfinished(names.netns(name))
-        after = desired_now(store, scope)
+        after = desired_now(Real(), store, scope)
         for old in shown:
             try:
-                hosts_mount.show(old)
+                hosts_mount.swap(old)
             except ProcessError:
                 process.stop(old.service, 0)  # it is started again afterwards
         nat_flows.flush_gone_addresses(before_, after)
@@ -201,7 +201,7 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
             kept = {port for _, port in store.ports(name)} if name in restored else set()
             nat_flows.end_flows(port for port in had if port not in kept)
         forwarding.forget(store)
-    end_links(links)
+    Real().end_links(links)
 
 
 def _forget_failed(name: str, kept: ServiceRow | None) -> None:
@@ -213,4 +213,4 @@ def _forget_failed(name: str, kept: ServiceRow | None) -> None:
 
 
 def _runs_with(name: str, wanted: spec.ProcessSpec) -> bool:
-    return spec.load(name) == wanted and process.runs(name)
+    return spec.load(name) == wanted and status.runs(name)

@@ -1,4 +1,4 @@
-"""``python -m niso.commands.lab [-- CMD...]``: a lab without the rest of niso's command line."""
+"""``python -m niso.commands.lab [-- CMD...]``: run a command in a lab."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from niso.commands.lab.supervisor import FAILED, run
 
 
 def main(arguments: list[str]) -> int:
+    """Run a lab; return the exit status, 125 if the lab cannot be made."""
     if arguments[:1] == ["--"]:
         arguments = arguments[1:]
     try:

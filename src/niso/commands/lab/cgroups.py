@@ -1,8 +1,9 @@
-"""The lab's own folder in each cgroup hierarchy, which is the root of what the lab sees of it (cgroup_namespaces(7)).
+"""The lab's cgroup in each hierarchy: the root of what the lab sees (cgroup_namespaces(7)).
 
-So whatever the lab makes lies below one folder, which goes with the lab. In a v1 hierarchy the folder lies below the
-cgroup of whoever starts the lab, whose limits go on counting; in v2 it lies at the root, because below a cgroup with
-processes no controller can be had. A hierarchy that is read-only or absent is left alone.
+So all cgroups of the lab are below one, which is removed with it.
+In v1 that is below the cgroup of the caller, whose limits still apply. In v2 it is below the root,
+because a cgroup with processes cannot enable controllers for its children.
+A hierarchy that is read-only or not mounted is left alone.
 """
 
 from __future__ import annotations
@@ -15,66 +16,74 @@ import time
 from niso.base.lite_typing import NamedTuple
 
 PREFIX = "niso-lab-"
-_LEAF = "init"  # where the lab's processes are in v2: a cgroup with processes cannot give controllers to others
+_LEAF = "init"
+"""The child that holds the lab's processes in v2, so that the lab's root can enable controllers."""
 _MAKE_TRIES = 100
-_REMOVE_SECONDS = 5.0
+_REMOVE_S = 5.0
 
 
 class Mount(NamedTuple):
-    """A mount of a cgroup hierarchy: ``point`` is where, ``base`` the folder in it that a lab's folder lies in."""
+    """A mount of a cgroup hierarchy."""
 
     point: str
     unified: bool
+    """Whether it is v2."""
     base: str
+    """The folder in which a lab makes its own."""
 
 
 class Folder(NamedTuple):
-    """A lab's folder in a hierarchy. ``lock`` is an open descriptor of it that carries a shared flock: the lab lives."""
+    """A lab's folder in a hierarchy."""
 
     mount: Mount
     path: str
     lock: int
+    """A descriptor of the folder with a shared flock: the lab is alive."""
 
 
 def mounts() -> list[Mount]:
-    """The cgroup hierarchies that are mounted here, each once (proc_pid_mountinfo(5), cgroups(7))."""
+    """List the mounted cgroup hierarchies, each once (proc_pid_mountinfo(5), cgroups(7))."""
     own: dict[frozenset[str], str] = {}
-    with open("/proc/self/cgroup", encoding="utf-8") as lines:
+    with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             _, controllers, path = line.rstrip("\n").split(":", 2)
             own[frozenset(controllers.split(",")) - {""}] = path
-    found: dict[str, Mount] = {}
-    with open("/proc/self/mountinfo", encoding="utf-8") as lines:
+    by_device: dict[str, Mount] = {}
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
-            fields, _, rest = line.partition(" - ")
-            _, _, device, root, point = fields.split(" ")[:5]
-            kind, _, options = rest.rstrip("\n").split(" ")[:3]
-            if (
-                kind not in ("cgroup", "cgroup2")
-                or device in found
-                or not point.startswith("/sys/fs/cgroup")
-            ):
-                continue
-            base = point
-            if kind == "cgroup":
-                words = set(options.split(","))
-                path = next((path for names, path in own.items() if names and names <= words), root)
-                if path.startswith(root):
-                    base = os.path.normpath(f"{point}/{path.removeprefix(root)}")
-            found[device] = Mount(point, kind == "cgroup2", base)
-    return list(found.values())
+            left, _, right = line.partition(" - ")
+            _, _, device, root, point = left.split(" ")[:5]
+            kind, _, options = right.rstrip("\n").split(" ")[:3]
+            is_cgroup = kind in ("cgroup", "cgroup2") and point.startswith("/sys/fs/cgroup")
+            if is_cgroup and device not in by_device:
+                base = point if kind == "cgroup2" else _v1_base(point, root, options, own)
+                by_device[device] = Mount(point, kind == "cgroup2", base)
+    return list(by_device.values())
+
+
+def _v1_base(point: str, root: str, options: str, own: dict[frozenset[str], str]) -> str:
+    """Return the folder of this process's cgroup in a v1 hierarchy, or its mount point.
+
+    ``own`` maps the controllers of each hierarchy to this process's cgroup.
+    """
+    words = set(options.split(","))
+    path = next((path for names, path in own.items() if names and names <= words), root)
+    if not path.startswith(root):
+        return point
+    return os.path.normpath(f"{point}/{path.removeprefix(root)}")
 
 
 def make(name: str) -> list[Folder]:
-    """Make the folder ``name`` in each hierarchy that can be written to."""
-    found = []
+    """Make the folder ``name`` in each writable hierarchy."""
+    folders = []
     for mount in mounts():
         with contextlib.suppress(OSError):
-            found.append(_make(mount, f"{mount.base}/{name}"))
-    return found
+            folders.append(_make(mount, f"{mount.base}/{name}"))
+    return folders
 
 
 def _make(mount: Mount, path: str) -> Folder:
+    """Make and lock a folder. Raises OSError."""
     for _ in range(_MAKE_TRIES):
         lock = -1
         try:
@@ -84,17 +93,15 @@ def _make(mount: Mount, path: str) -> Folder:
             if not os.path.exists(path):
                 raise FileNotFoundError
         except (FileExistsError, FileNotFoundError, BlockingIOError):
-            # the sweep of another lab came between, and may not have removed it yet
+            # The sweep of another lab came in between, and may not have removed it yet.
             if lock >= 0:
                 os.close(lock)
             elif not os.path.isdir(mount.base):
                 raise
             time.sleep(0.001)
             continue
-        for name in (
-            "cpuset.cpus",
-            "cpuset.mems",
-        ):  # empty at first in v1, and then no process can enter
+        # Empty in a new v1 cpuset, which no process can enter then (cpuset(7)).
+        for name in ("cpuset.cpus", "cpuset.mems"):
             if not mount.unified and os.path.exists(f"{path}/{name}"):
                 _write(f"{path}/{name}", _read(f"{mount.base}/{name}"))
         return Folder(mount, path, lock)
@@ -102,7 +109,7 @@ def _make(mount: Mount, path: str) -> Folder:
 
 
 def enter(folders: list[Folder]) -> list[Folder]:
-    """Move this process into the folders; returns those that let it in."""
+    """Move this process into the folders; return those where that succeeded."""
     entered = []
     for folder in folders:
         with contextlib.suppress(OSError):
@@ -112,7 +119,7 @@ def enter(folders: list[Folder]) -> list[Folder]:
 
 
 def settle(folders: list[Folder]) -> None:
-    """Make the controllers of v2 available to the lab's cgroups. To be called once the folders are the lab's roots."""
+    """Enable the controllers of v2 for the lab's cgroups, once the folders are the lab's roots."""
     for folder in folders:
         if not folder.mount.unified:
             continue
@@ -125,21 +132,24 @@ def settle(folders: list[Folder]) -> None:
 
 
 def remove(folders: list[Folder]) -> None:
-    """Remove the folders and all below them, once the last process is gone; closes their locks."""
-    deadline = time.monotonic() + _REMOVE_SECONDS
+    """Remove the folders and those below them once no process is left; close their locks.
+
+    Waits up to 5 s.
+    """
+    deadline = time.monotonic() + _REMOVE_S
     for folder in folders:
-        # The kernel takes a dead process off its cgroup a little after its parent has been told.
+        # A process leaves its cgroup shortly after its parent has received SIGCHLD.
         while not _remove_tree(folder.path) and time.monotonic() < deadline:
             time.sleep(0.002)
         os.close(folder.lock)
 
 
 def sweep() -> None:
-    """Remove folders of labs that were killed with all their keepers. What still has processes stays."""
+    """Remove folders of labs whose processes were all killed; those still in use stay."""
     for mount in mounts():
-        above = os.path.dirname(mount.base)
-        # The one who starts labs may get a new v1 cgroup each time, beside the last one.
-        folders = [mount.base] if mount.base == mount.point else [mount.base, *_children(above)]
+        parent = os.path.dirname(mount.base)
+        # The caller can get a new v1 cgroup each time, as a sibling of the last one.
+        folders = [mount.base] if mount.base == mount.point else [mount.base, *_children(parent)]
         for path in (path for folder in folders for path in _children(folder)):
             if os.path.basename(path).startswith(PREFIX):
                 with contextlib.suppress(OSError):
@@ -147,6 +157,7 @@ def sweep() -> None:
 
 
 def _sweep_one(path: str) -> None:
+    """Remove the folder of a dead lab. Raises OSError, BlockingIOError if the lab is alive."""
     lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -156,6 +167,7 @@ def _sweep_one(path: str) -> None:
 
 
 def _children(path: str) -> list[str]:
+    """List the folders in ``path``; empty if it cannot be read."""
     try:
         with os.scandir(path) as entries:
             return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
@@ -164,6 +176,7 @@ def _children(path: str) -> list[str]:
 
 
 def _remove_tree(path: str) -> bool:
+    """Remove a folder and those below it; return whether it is gone."""
     for child in _children(path):
         _remove_tree(child)
     try:

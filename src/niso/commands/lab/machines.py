@@ -1,4 +1,4 @@
-"""The lab's network: the host, and two other machines on one segment, with no link to the machine outside."""
+"""Build the lab's network: the host and two more machines on a segment without an uplink."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ _GATEWAY = ("192.0.2.2", "2001:db8::2")
 
 
 class _Machine(NamedTuple):
-    port: str  # its end on the segment
+    """A machine on the segment."""
+
+    port: str
+    """Its veth end on the segment's bridge."""
     link: str
+    """Its own veth end."""
     mac: str
     addresses: tuple[str, str]
+    """IPv4, IPv6."""
 
 
 _HOST = _Machine("host", "uplink0", "02:00:c0:00:02:01", ("192.0.2.1", "2001:db8::1"))
@@ -28,9 +33,10 @@ _OTHERS = {
 
 
 def build() -> int:
-    """Make it; to be called in the lab's new, empty network namespace. Raises KernelError.
+    """Build the network in the lab's new, empty network namespace. Raises KernelError.
 
-    Returns a descriptor of the namespace that holds the segment's bridge and has no name: it ends when that is closed.
+    Returns a descriptor of the unnamed namespace with the segment's bridge, which ends when the
+    descriptor is closed.
     """
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     for name in _OTHERS:
@@ -51,7 +57,8 @@ def build() -> int:
         with netns.inside(name):
             _configure(machine, ())
             if name == "client":
-                # The host's gateway: it has no way on, and says so at once, so that no name look-up waits for an answer.
+                # The host's gateway has no route onward. By forwarding, it answers "unreachable",
+                # so that no name look-up waits for a timeout.
                 _write("/proc/sys/net/ipv4/ip_forward", "1")
                 if os.path.exists("/proc/sys/net/ipv6"):
                     _write("/proc/sys/net/ipv6/conf/all/forwarding", "1")
@@ -59,6 +66,7 @@ def build() -> int:
 
 
 def _plug(rtnl: Rtnl, machine: _Machine, far: int) -> None:
+    """Connect a machine, in the network namespace ``far``, to the segment."""
     rtnl.add_veth(
         machine.port,
         peer=machine.link,
@@ -72,10 +80,11 @@ def _plug(rtnl: Rtnl, machine: _Machine, far: int) -> None:
 
 
 def _configure(machine: _Machine, gateways: tuple[str, ...]) -> None:
+    """Set up the links, addresses and default routes of a machine in its network namespace."""
     families = 2 if os.path.exists("/proc/sys/net/ipv6") else 1
     _no_forwarding()
     if families == 2:
-        # Nobody else is on the segment; duplicate address detection would keep its machines from settling for 2 s.
+        # The addresses are unique; duplicate address detection would delay them by 2 s.
         _write(f"/proc/sys/net/ipv6/conf/{machine.link}/accept_dad", "0")
     with Rtnl() as rtnl:
         rtnl.set_link("lo", up=True)
@@ -91,7 +100,10 @@ def _configure(machine: _Machine, gateways: tuple[str, ...]) -> None:
 
 
 def _no_forwarding() -> None:
-    """A new namespace takes over the machine's IPv4 settings (net.core.devconf_inherit_init_net); labs start all alike."""
+    """Turn off IPv4 forwarding, which a new namespace can inherit.
+
+    See net.core.devconf_inherit_init_net, Documentation/admin-guide/sysctl/net.rst.
+    """
     with open("/proc/sys/net/ipv4/ip_forward", encoding="ascii") as file:
         forwards = file.read().strip() != "0"
     if forwards:

@@ -1,27 +1,20 @@
-"""The lab's file system: the machine's, with its own /proc, /sys, /run, /tmp, /dev/shm and state folder over it."""
+"""Mount the lab's file system: the machine's, with its own /proc, /sys, /run, /tmp and state."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
+from pathlib import Path
 
 from niso.base import paths
 from niso.commands.lab.cgroups import Folder, Mount
 from niso.kernel.netlink import refused
 
-_RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT, _BIND, _MOVE, _REC, _PRIVATE = (
-    1,
-    2,
-    4,
-    8,
-    32,
-    0x1000,
-    0x2000,
-    0x4000,
-    1 << 18,
-)
-_DETACH = 2  # umount2's
+# mount(2), umount2(2), linux/mount.h
+_RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT = 1, 2, 4, 8, 32
+_BIND, _MOVE, _REC, _PRIVATE = 0x1000, 0x2000, 0x4000, 1 << 18
+_DETACH = 2
 _PLAIN = _NOSUID | _NODEV | _NOEXEC
 _CGROUP = "/sys/fs/cgroup"
 _STATE = "/var/lib/niso"
@@ -30,10 +23,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def build(name: str, cgroup_mounts: list[Mount], folders: list[Folder]) -> dict[str, str]:
-    """Make the file system of the lab ``name``; to be called by its PID 1 in new mount, pid, net and cgroup namespaces.
+    """Mount the file system of the lab ``name``; return environment variables that the lab needs.
 
-    ``folders`` are the lab's own cgroups; hierarchies of ``cgroup_mounts`` without one are shown read-only. Returns
-    environment variables that the lab needs. Raises KernelError.
+    The caller is the lab's PID 1, in new mount, pid, net and cgroup namespaces.
+    ``folders`` are the lab's cgroups; hierarchies of ``cgroup_mounts`` without one are read-only.
+    Raises KernelError.
     """
     current = os.getcwd()
     _leave_chroot()
@@ -69,15 +63,16 @@ def build(name: str, cgroup_mounts: list[Mount], folders: list[Folder]) -> dict[
 
 
 def _leave_chroot() -> None:
-    """Take the mounts off the machine's; and where this is a chroot, make its folder the root of the mount namespace.
+    """Make the mounts private, and the root of a chroot the root of the mount namespace.
 
-    Whoever joins a mount namespace starts at its root, so in a chroot crun's exec would land outside of it.
+    A process that joins a mount namespace starts at its root (setns(2)), so crun exec would leave
+    the chroot.
     """
     own = os.open("/", os.O_PATH | os.O_CLOEXEC)
     here = os.fstat(own)
     namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.setns(namespace, os.CLONE_NEWNS)  # to its root, setns(2)
+        os.setns(namespace, os.CLONE_NEWNS)  # moves this process to its root
         _mount("none", "/", "", _REC | _PRIVATE)
         if os.path.samestat(os.stat("/"), here):
             return
@@ -94,9 +89,12 @@ def _leave_chroot() -> None:
 
 
 def _build_state(overlay: bool) -> dict[str, str]:
-    """An empty state folder at its usual place, without a trace on the machine's disk."""
+    """Mount an empty state folder at its usual place; return the variables that it needs.
+
+    ``overlay``: the machine has none, so it is made in an overlay, not on the machine's disk.
+    """
     if overlay:
-        # The tmpfs lives on below the overlay when its own mount is gone.
+        # The overlay keeps the tmpfs alive after its own mount is gone.
         layer = "/run/niso-lab-layer"
         os.mkdir(layer)
         _mount("tmpfs", layer, "tmpfs", _NOSUID | _NODEV, "mode=755")
@@ -116,7 +114,10 @@ def _build_state(overlay: bool) -> dict[str, str]:
 
 
 def _build_sys(cgroup_mounts: list[Mount], folders: dict[str, str]) -> None:
-    """A sysfs of the lab's network namespace, and the cgroup hierarchies as the machine has them, from the lab's folders."""
+    """Mount a sysfs of the lab's network namespace, and the lab's part of each cgroup hierarchy.
+
+    ``folders`` maps mount points of hierarchies to the lab's folders.
+    """
     new = "/tmp/sys"  # noqa: S108
     os.mkdir(new)
     _mount("sysfs", new, "sysfs", _PLAIN)
@@ -132,7 +133,7 @@ def _build_sys(cgroup_mounts: list[Mount], folders: dict[str, str]) -> None:
 
 
 def _build_cgroup_tmpfs(new: str) -> None:
-    """The folder of mounts that v1 has, with its links (cpu -> cpu,cpuacct)."""
+    """Mount the folder that holds the hierarchies of v1, with its links (cpu -> cpu,cpuacct)."""
     _mount("tmpfs", new, "tmpfs", _PLAIN, "mode=755")
     with os.scandir(_CGROUP) as entries:
         for entry in entries:
@@ -141,6 +142,7 @@ def _build_cgroup_tmpfs(new: str) -> None:
 
 
 def _build_proc() -> None:
+    """Mount a procfs of the lab's pid namespace."""
     new = "/tmp/proc"  # noqa: S108
     os.mkdir(new)
     _mount("proc", new, "proc", _PLAIN)
@@ -148,29 +150,32 @@ def _build_proc() -> None:
 
 
 def _replace(target: str, new: str) -> None:
-    """Put the mount ``new`` in the place of the tree at ``target``; over it where that may not be taken away."""
+    """Move the mount ``new`` to ``target`` in place of what is mounted there, or over it."""
     _libc.umount2(target.encode(), _DETACH)
     _mount(new, target, "", _MOVE)
     os.rmdir(new)
 
 
 def _reachable(current: str, covered: list[str]) -> list[str]:
-    """The folders below ``covered`` that the lab needs: where it was started, Python's, and niso's checkout."""
-    source = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+    """List the folders below ``covered`` that the lab must still see, without those below others.
+
+    They are the current folder, Python's, and niso's checkout or the folder it is installed in.
+    """
+    source = str(Path(__file__).resolve().parents[3])
     checkout = os.path.dirname(source)
     if os.path.exists(f"{checkout}/pyproject.toml"):
         source = checkout
     wanted = {os.path.realpath(path) for path in (current, source, sys.prefix, sys.base_prefix)}
-    found: list[str] = []
+    reachable: list[str] = []
     for path in sorted(wanted):
-        below = any(path.startswith(f"{folder}/") for folder in covered)
-        if below and not any(path.startswith(f"{folder}/") for folder in found):
-            found.append(path)
-    return found
+        is_covered = any(path.startswith(f"{folder}/") for folder in covered)
+        if is_covered and not any(path.startswith(f"{folder}/") for folder in reachable):
+            reachable.append(path)
+    return reachable
 
 
 def _resolver() -> tuple[str, bytes] | None:
-    """Path and content of a resolv.conf that is a link into /run."""
+    """Return path and content of the machine's resolv.conf if it is a link into /run, else None."""
     path = os.path.realpath("/etc/resolv.conf")
     if not path.startswith("/run/"):
         return None
@@ -182,5 +187,6 @@ def _resolver() -> tuple[str, bytes] | None:
 
 
 def _mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
+    """Call mount(2). Raises KernelError."""
     if _libc.mount(source.encode(), os.fsencode(target), kind.encode(), flags, options.encode()):
         raise refused(f"mount {kind or source} on {target}", ctypes.get_errno())

@@ -1,10 +1,11 @@
-"""The lab's processes: the caller, a supervisor outside the lab's pid namespace, the lab's PID 1, and the command.
+"""Run a command in a lab, with a supervisor outside of its pid namespace.
 
     caller ── supervisor ── PID 1 ── command
 
-The caller passes signals on and gives the terminal away and back. The supervisor cleans up, also when the caller is
-killed; when the supervisor is killed, the caller does, and when both are, the next lab. Whichever dies, the kernel kills
-PID 1 (PR_SET_PDEATHSIG) and with it all that is in the lab (pid_namespaces(7)).
+The caller forwards signals, and hands over the terminal and takes it back.
+The supervisor cleans up, even if the caller is killed. If the supervisor is killed, the caller
+cleans up; if both are, the next lab does. Whichever dies, the kernel kills PID 1
+(PR_SET_PDEATHSIG, prctl(2)) and with it every process in the lab (pid_namespaces(7)).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from contextlib import suppress
+from typing import NamedTuple, NoReturn
 
 from niso.base.errors import NisoError
 from niso.commands.lab import cgroups, machines, mounts
@@ -45,10 +47,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Terminal:
-    """Whether the command gets a process group of its own, and whether that is the terminal's foreground one.
+    """The terminal, if the command gets it with a process group of its own in the foreground.
 
-    A group of its own keeps ``kill 0`` in the lab and Ctrl-C away from us. In a pipeline, or in the background, the shell's
-    group must stay the terminal's, and the command stays in it.
+    Its own group keeps ``kill 0`` in the lab, and Ctrl-C away from us.
+    In a pipeline or in the background, the shell's group must keep the terminal, and the command
+    stays in that group.
     """
 
     def __init__(self) -> None:
@@ -68,34 +71,36 @@ class _Terminal:
         self._settings = termios.tcgetattr(fd)
 
     def give(self) -> None:
-        """To be called by the command's process."""
+        """Put the calling process into its own group and that in the foreground."""
         if self.own_group:
             os.setpgid(0, 0)
         if self.fd >= 0:
             os.tcsetpgrp(self.fd, os.getpgrp())
 
     def take_back(self, status: int) -> None:
+        """Return to the foreground after the command has ended with ``status``."""
         if self.fd < 0:
             return
         import termios
 
-        os.tcsetpgrp(self.fd, os.getpgrp())
-        if status > 128:  # killed: it may have left the terminal raw
-            termios.tcsetattr(self.fd, termios.TCSADRAIN, self._settings)
+        with suppress(OSError, termios.error):  # it has hung up
+            os.tcsetpgrp(self.fd, os.getpgrp())
+            if status > 128:  # killed by a signal: the terminal may still be in raw mode
+                termios.tcsetattr(self.fd, termios.TCSADRAIN, self._settings)
         os.close(self.fd)
 
 
 def run(command: list[str]) -> int:
-    """Run ``command`` (default: $SHELL, else /bin/bash) in a new lab; its exit status, 128+N where signal N ended it.
+    """Run ``command`` (default: $SHELL, else /bin/bash) in a new lab; return its exit status.
 
-    126 where the command is not executable, 127 where it is not found (both said on stderr). Needs root. Raises NisoError
-    where the lab could not be made.
+    128 + N if signal N ended it, 126 if it is not executable, 127 if it is not found; the last two
+    also print the reason to stderr.
+    Needs root. Raises NisoError if the lab cannot be made.
     """
     command = command or [os.environ.get("SHELL") or "/bin/bash"]
-    try:
-        modules.load_bridge_netfilter()  # here: in the lab, the sysctls that come with it are not this machine's
-    except NisoError:
-        pass  # what needs it says so
+    with suppress(NisoError):  # what needs the module reports it
+        # Out here, because in the lab its sysctls would not be this machine's.
+        modules.load_bridge_netfilter()
     cgroups.sweep()
     name = cgroups.PREFIX + os.urandom(4).hex()
     folders = cgroups.make(name)
@@ -103,18 +108,15 @@ def run(command: list[str]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
-    terminal = _Terminal()
+    lab = _Lab(name, folders, command, mask, _Terminal())
     try:
         caller = os.getpid()
         supervisor = os.fork()
         if supervisor == 0:
-            _in_child(
-                failure_write,
-                lambda: _supervise(caller, name, folders, command, mask, terminal, failure_write),
-            )
+            _in_child(failure_write, lambda: _supervise(lab, caller, failure_write))
         os.close(failure_write)
         status = _wait_for(supervisor)
-        terminal.take_back(status)
+        lab.terminal.take_back(status)
         cgroups.remove(folders)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -125,8 +127,22 @@ def run(command: list[str]) -> int:
     return status
 
 
+class _Lab(NamedTuple):
+    """What all processes of a lab know of it."""
+
+    name: str
+    folders: list[cgroups.Folder]
+    command: list[str]
+    mask: set[int | signal.Signals]
+    """The caller's signal mask."""
+    terminal: _Terminal
+
+
 def _in_child(failure: int, work: Callable[[], int]) -> NoReturn:
-    """Run ``work`` in a process just forked and exit with its result; its failure goes to the caller of `run`."""
+    """Run ``work`` in a process just forked, and exit with its result.
+
+    An error is written to the pipe ``failure`` as [message, hint], for the caller of `run`.
+    """
     status = FAILED
     try:
         status = work()
@@ -142,7 +158,7 @@ def _in_child(failure: int, work: Callable[[], int]) -> NoReturn:
 
 
 def _wait_for(child: int) -> int:
-    """Pass signals on until ``child`` has ended; its exit status, or 128+N."""
+    """Forward signals until ``child`` has ended; return its exit status, or 128 + N."""
     while True:
         info = signal.sigwaitinfo(_WATCHED)
         if info.si_signo == signal.SIGCHLD:
@@ -151,30 +167,25 @@ def _wait_for(child: int) -> int:
                 return _status(status)
         elif info.si_signo == _PARENT_GONE:
             os.kill(child, signal.SIGKILL)
-        # What the terminal sends (si_code > 0) the command gets by itself.
+        # The command receives signals from the terminal (si_code > 0) itself.
         elif info.si_signo in _PASSED_ON and info.si_code <= 0:
             os.kill(child, info.si_signo)
 
 
 def _status(status: int) -> int:
+    """Convert a wait status to an exit status, 128 + N for signal N."""
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 
 
 def _die_with_parent(number: int) -> None:
+    """Make the kernel send signal ``number`` to this process when its parent dies."""
     if _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0):
         raise refused("follow the parent's death", ctypes.get_errno())
 
 
-def _supervise(
-    caller: int,
-    name: str,
-    folders: list[cgroups.Folder],
-    command: list[str],
-    mask: set[int | signal.Signals],
-    terminal: _Terminal,
-    failure: int,
-) -> int:
+def _supervise(lab: _Lab, caller: int, failure: int) -> int:
+    """Run the supervisor: start the lab's PID 1, wait for it, clean up; return its exit status."""
     _die_with_parent(_PARENT_GONE)
     if os.getppid() != caller:
         os.kill(os.getpid(), _PARENT_GONE)
@@ -182,48 +193,47 @@ def _supervise(
     os.unshare(os.CLONE_NEWPID)
     first = os.fork()
     if first == 0:
-        _in_child(failure, lambda: _first(alive, name, folders, command, mask, terminal))
+        _in_child(failure, lambda: _run_init(lab, alive))
     os.close(failure)
-    # Neither the terminal nor a signal to the caller's group may stop the one who cleans up.
+    # Neither the terminal nor a signal to the caller's group may stop the process that cleans up.
     os.setpgid(0, 0)
     os.chdir("/")
     status = _wait_for(first)
-    cgroups.remove(folders)
+    cgroups.remove(lab.folders)
     return status
 
 
-def _first(
-    alive: int,
-    name: str,
-    folders: list[cgroups.Folder],
-    command: list[str],
-    mask: set[int | signal.Signals],
-    terminal: _Terminal,
-) -> int:
-    """The lab's PID 1: makes the lab, runs ``command``, reaps; its end is the end of all in the lab."""
+def _run_init(lab: _Lab, supervisor: int) -> int:
+    """Run the lab's PID 1: make the lab, run the command, reap; return its exit status.
+
+    ``supervisor`` is a pidfd.
+    """
     _die_with_parent(signal.SIGKILL)
-    if select.select([alive], [], [], 0)[0]:  # too late: it has died already
+    poll = select.poll()
+    poll.register(supervisor, select.POLLIN)
+    if poll.poll(0):  # it died before the line above
         return FAILED
     cgroup_mounts = cgroups.mounts()
-    entered = cgroups.enter(folders)
+    entered = cgroups.enter(lab.folders)
     os.unshare(
         os.CLONE_NEWNS | os.CLONE_NEWNET | os.CLONE_NEWUTS | os.CLONE_NEWIPC | os.CLONE_NEWCGROUP
     )
     cgroups.settle(entered)
-    extra = mounts.build(name, cgroup_mounts, entered)
+    extra = mounts.build(lab.name, cgroup_mounts, entered)
     socket.sethostname(HOSTNAME)
     segment = machines.build()
     environment = _environment(extra)
     child = os.fork()
     if child == 0:
-        _execute(command, environment, mask, terminal)
+        _execute(lab, environment)
     os.chdir("/")
-    status = _reap_until_end(child, terminal)
+    status = _reap_until_end(child, lab.terminal)
     os.close(segment)
     return status
 
 
 def _environment(extra: dict[str, str]) -> dict[str, str]:
+    """Return the command's environment: the caller's without what points out of the lab."""
     dropped = {"NISO_STATE_DIR", "NISO_RUN_DIR", "NISO_POOL"}
     dropped |= {
         key for key in ("TMPDIR", "XDG_RUNTIME_DIR") if not os.path.isdir(os.environ.get(key, "/"))
@@ -238,23 +248,19 @@ def _environment(extra: dict[str, str]) -> dict[str, str]:
     return environment
 
 
-def _execute(
-    command: list[str],
-    environment: dict[str, str],
-    mask: set[int | signal.Signals],
-    terminal: _Terminal,
-) -> NoReturn:
+def _execute(lab: _Lab, environment: dict[str, str]) -> NoReturn:
+    """Become the command. Prints to stderr and exits with 126 or 127 if that fails."""
     status = FAILED
+    command = lab.command
     try:
-        terminal.give()
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores
+        lab.terminal.give()
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
             signal.signal(number, signal.SIG_DFL)
         for number in _PASSED_ON:
-            if callable(
-                signal.getsignal(number)
-            ):  # or a signal on the way to the command would end here
+            # A Python handler would swallow a signal that is pending when the mask is restored.
+            if callable(signal.getsignal(number)):
                 signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.pthread_sigmask(signal.SIG_SETMASK, lab.mask)
         os.execvpe(command[0], command, environment)
     except OSError as error:
         status = NOT_FOUND if error.errno in (errno.ENOENT, errno.ENOTDIR) else NOT_EXECUTABLE
@@ -269,7 +275,7 @@ def _execute(
 
 
 def _reap_until_end(command: int, terminal: _Terminal) -> int:
-    """Reap every process that ends and pass signals on; the exit status of ``command``, or 128+N."""
+    """Reap ended processes and forward signals; return the exit status of ``command``."""
     while True:
         info = signal.sigwaitinfo(_WATCHED)
         if info.si_signo in _PASSED_ON:
@@ -284,6 +290,6 @@ def _reap_until_end(command: int, terminal: _Terminal) -> int:
                 continue
             if not os.WIFSTOPPED(status):
                 return _status(status)
-            # Nobody could continue it: the shell outside sees only the caller.
+            # Nobody else could continue it: the shell outside only sees the caller.
             if terminal.fd >= 0 and os.WSTOPSIG(status) == signal.SIGTSTP:
                 os.killpg(command, signal.SIGCONT)

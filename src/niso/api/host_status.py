@@ -169,20 +169,20 @@ def _status(row: ServiceRow) -> tuple[str, float | None, Process | None]:
     """Return (status, uptime in seconds, process) of a service."""
     if not row.active:
         return "inactive", None, None
-    from niso.runtime import logs, process
+    from niso.runtime import logs, status
 
     logs.rotate_if_large(row.name)
-    now = process.status(row.name, closely=True)
+    now = status.read(row.name, closely=True)
     running = now.state == "running"
     uptime = max(0.0, time.time() - now.started_at) if running and now.started_at else None
-    status = {"exited": f"exited ({now.exit_code})", "none": "failed"}.get(now.state, now.state)
+    word = {"exited": f"exited ({now.exit_code})", "none": "failed"}.get(now.state, now.state)
     return (
-        status,
+        word,
         uptime,
         Process(
             now.pid,
             now.exit_code,
-            process.out_of_memory(row.name),
+            status.out_of_memory(row.name),
             now.restarts,
             time_text(now.started_at),
         ),
@@ -194,11 +194,9 @@ def _healths(session: Session, services: Iterable[ServiceRow]) -> dict[str, Heal
     checked = [row for row in services if row.active and '"healthcheck":{' in row.manifest]
     if not checked:
         return {}
-    from niso.runtime import process
+    from niso.runtime import status
 
-    running = [
-        (row, now) for row in checked if (now := process.status(row.name)).state == "running"
-    ]
+    running = [(row, now) for row in checked if (now := status.read(row.name)).state == "running"]
     if not running:
         return {}
     import json
@@ -221,9 +219,9 @@ def _healths(session: Session, services: Iterable[ServiceRow]) -> dict[str, Heal
         if check is not None and stored is not None:
             namespace = spec.namespace(stored)
             asked.append(
-                health.Asked(row.name, check, namespace, (now.pid or 0, now.started_at or 0.0))
+                health.Target(row.name, check, namespace, (now.pid or 0, now.started_at or 0.0))
             )
-    return health.look(asked, session.report)
+    return health.check_all(asked, session.report)
 
 
 def everything(session: Session, store: Store, name: str) -> Service:

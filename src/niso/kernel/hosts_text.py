@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 from bisect import insort
 
+from niso.base.family import family_of
 from niso.base.names import DOMAIN
-from niso.plan.records import family_of
 
 HEADER = (
     "# written by niso; changes as services come and go\n"

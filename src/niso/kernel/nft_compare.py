@@ -1,20 +1,20 @@
-"""Whether the two tables in the kernel have the chains, sets and rules that plan/nft.py gives.
+"""Whether the two tables in the kernel have the chains, sets and rules that kernel/nft_tables.py has.
 
 The kernel itself says how the text looks when it is listed: it is loaded in a network namespace that exists for a moment.
 """
 
 from __future__ import annotations
 
-from niso.base.errors import KernelError
+from niso.base import paths
+from niso.base.errors import Conflict, KernelError
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.kernel import netns
+from niso.kernel import netns, nft_tables
 from niso.kernel.libnftables import Nft
-from niso.plan import nft
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from niso.plan.findings import Problem
+    from niso.kernel.kinds.kind import Problem
 
 
 def differences(kernel: Nft) -> tuple[tuple[Problem, str], ...] | None:
@@ -26,9 +26,9 @@ def differences(kernel: Nft) -> tuple[tuple[Problem, str], ...] | None:
     if not present:
         return None
     with netns.unnamed(), Nft() as scratch:
-        scratch.run(nft.TABLES)
+        scratch.run(nft_tables.TABLES)
         expected = _objects(scratch)
-    gone = [table for table in nft.CONTAINERS if f"table {table}" not in present]
+    gone = [table for table in nft_tables.CONTAINERS if f"table {table}" not in present]
     expected = {
         name: thing
         for name, thing in expected.items()
@@ -52,7 +52,7 @@ def differences(kernel: Nft) -> tuple[tuple[Problem, str], ...] | None:
 def _objects(kernel: Nft) -> dict[str, list[Any]]:
     """``chain inet niso forward`` -> its definition and rules, without handles, counters' values and elements."""
     found: dict[str, list[Any]] = {}
-    for table in nft.CONTAINERS:
+    for table in nft_tables.CONTAINERS:
         try:
             objects = kernel.query(f"list table {table}")
         except KernelError:
@@ -79,3 +79,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(inner) for inner in value]
     return value
+
+
+def check_owner(table: str, texts: set[str], state_id: str) -> None:
+    """Raise Conflict where the marks of a table name another state folder, or nobody."""
+    others = {text[3:] for text in texts if text.startswith("id-")} - {state_id}
+    if others or not texts:
+        whose = f"the niso state folder with id {min(others)}" if others else "somebody else"
+        raise Conflict(
+            f"table {table} in this network namespace belongs to {whose}, not to {paths.state_dir()}",
+            "set NISO_STATE_DIR to that folder; if it is lost, niso net repair --sweep ends and clears all that it left",
+        )

@@ -1,0 +1,86 @@
+"""From the state that is wanted and the state that is there to the steps between them. Pure.
+
+Things are made in the order of their kinds and deleted in reverse, additions before deletions.
+"""
+
+from __future__ import annotations
+
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.kernel.kinds import order
+from niso.kernel.kinds.kind import Step, kind_of
+from niso.kernel.state import State
+
+if TYPE_CHECKING:
+    from niso.kernel.kinds.kind import AnyStep
+
+
+def diff(want: State, have: State) -> list[AnyStep]:
+    """Return the steps that make ``have`` into ``want``; none for equal states. Both must be of the same extent."""
+    want = wanted(want, have)
+    first: list[AnyStep] = []
+    made: list[AnyStep] = []
+    gone: list[AnyStep] = []
+    last: list[AnyStep] = []
+    early = State.of_kinds(lambda kind: kind.in_the_way(want, have))
+    have = _without(have, early)
+    going = _places_that_go(want, have)
+    for kind in order.KINDS:
+        steps = kind.steps(want, have, going)
+        first += steps.first
+        made += [Step("delete", thing) for thing in sorted(early[kind.thing])]
+        made += steps.made
+        gone[:0] = steps.gone
+        last += steps.last
+    return [*first, *made, *gone, *last]
+
+
+def wanted(want: State, have: State) -> State:
+    """Return ``want`` in view of what ``have`` shows: with the right values of what is in its way."""
+    return State.of_kinds(lambda kind: kind.wanted(want, have))
+
+
+def _places_that_go(want: State, have: State) -> set[str]:
+    """The places of ``have`` that are not wanted; what lies in them goes too."""
+    going: set[str] = set()
+    for kind in order.KINDS:
+        if kind.holds_others:
+            keys = {thing.key() for thing in want[kind.thing]}
+            going |= {kind.place(t) for t in have[kind.thing] if t.key() not in keys}
+    return going
+
+
+def _without(have: State, early: State) -> State:
+    """``have`` without the things of ``early`` and what lies in them."""
+    if not early:
+        return have
+    places = {kind_of(thing).place(thing) for thing in early}
+    return State.of_kinds(
+        lambda kind: (
+            thing
+            for thing in have[kind.thing] - early[kind.thing]
+            if kind.is_transactional or places.isdisjoint(kind.lies_in(thing))
+        )
+    )
+
+
+def without_foreign(states: tuple[State, State], names: set[str]) -> tuple[State, State]:
+    """Return both states without links and namespaces of these names, and without what hangs on them in either."""
+    if not names:
+        return states
+    lost = {place for name in names for place in (f"link //{name}", f"netns {name}")}
+    keys: set[tuple[type, tuple[str, ...]]] = set()
+    both = states[0] | states[1]
+    size = -1
+    while len(keys) > size:  # until nothing more hangs on what is lost
+        size = len(keys)
+        for thing in both:
+            kind = kind_of(thing)
+            place = kind.place(thing)
+            if place in lost or not lost.isdisjoint(kind.hangs_on(thing)):
+                keys.add((type(thing), thing.key()))
+                lost |= {place} - {""}
+    one, other = (
+        State(thing for thing in state if (type(thing), thing.key()) not in keys)
+        for state in states
+    )
+    return one, other

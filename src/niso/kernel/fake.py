@@ -1,0 +1,482 @@
+"""A kernel in memory: it takes steps and refuses what the real one refuses, with the same errno.
+
+What it knows was looked up on the real one, and one test runs the same cases on both. A duplicate map element with another
+value, the deletion of a missing one, and an interval that overlaps another are errors, and undo their whole transaction. A
+link's name is taken until it is deleted. What lies in a namespace or on a link goes with it. The first address of a prefix
+takes the later ones with it unless promote_secondaries is set. What sets the IPv6 forwarding of all links sets that of each.
+
+Things of kinds that are not named here can be added where the places are that they hang on, and deleted.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import re
+from collections.abc import Callable, Container, Iterable
+
+from niso.base.errors import Conflict, NisoError
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.kernel.fake_tables import FakeTables, refuse_unless
+from niso.kernel.kinds import order
+from niso.kernel.kinds.address import Address
+from niso.kernel.kinds.bridge import Bridge
+from niso.kernel.kinds.element import NftTransaction
+from niso.kernel.kinds.hosts_file import HostsEdit, HostsFile
+from niso.kernel.kinds.hosts_line import HostsLine
+from niso.kernel.kinds.kind import Step, kind_of
+from niso.kernel.kinds.namespace import Netns
+from niso.kernel.kinds.route import Route
+from niso.kernel.kinds.ruleset import Ruleset
+from niso.kernel.kinds.setting import FORWARDING6, Sysctl
+from niso.kernel.kinds.veth import Veth
+from niso.kernel.state import State
+
+if TYPE_CHECKING:
+    from typing import Any, Self
+
+    from niso.kernel.flows import Tracked
+    from niso.kernel.interface import Foreign
+    from niso.kernel.kinds.kind import AnyStep
+
+PROMOTE = "net/ipv4/conf/all/promote_secondaries"
+MOST_PORTS = 1023
+"""Ports of one bridge (BR_MAX_PORTS, net/bridge/br_private.h; port 0 is none)."""
+_LONGEST_NAME = 15  # IFNAMSIZ without its end
+_FORWARDING6 = re.compile(r"net/ipv6/conf/[^/]+/forwarding")
+
+
+class Fake(FakeTables):
+    """`niso.kernel.interface.Kernel` without a kernel.
+
+    ``strict`` refuses also what the real one takes without effect, such as the deletion of what is not there: a plan has no
+    such step. ``fail`` is asked before each step; an errno that it returns fails the step.
+    """
+
+    def __init__(self, strict: bool = False) -> None:
+        super().__init__()
+        self.strict = strict
+        self.fail: Callable[[AnyStep], int] = lambda step: 0
+        self.done: list[str] = []  # the words of the steps that were taken
+        self.bridges: dict[str, Bridge] = {}
+        self.netns: dict[str, Netns] = {}
+        self.veths: dict[str, Veth] = {}
+        self.addresses: dict[Address, None] = {}  # in the order in which they came
+        self.routes: dict[tuple[str, str], Route] = {}
+        self.sysctls: dict[tuple[str, str], str] = {}
+        self.hosts: dict[str, set[HostsLine]] = {}
+        self.others: dict[type, dict[tuple[str, ...], Any]] = {}
+        self.foreign_links: dict[str, str] = {"uplink0": ""}  # the host's own, with their alias
+        self.foreign_netns: set[str] = set()
+        self.tracked: list[Tracked] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    # --- reading ---
+
+    def everything(self, want: State) -> State:
+        """Return all that there is; of sysctls those that ``want`` has."""
+        return State(
+            [
+                *([Ruleset(self.ruleset)] if self.ruleset else ()),
+                *self.elements.values(),
+                *self.bridges.values(),
+                *self.netns.values(),
+                *(
+                    thing._replace(value=self.sysctls.get((thing.netns, thing.name), "kernel's"))
+                    for thing in want[Sysctl]
+                    if self._has_sysctl(thing)
+                ),
+                *self.veths.values(),
+                *self.addresses,
+                *self.routes.values(),
+                *map(HostsFile, self.hosts),
+                *(line for lines in self.hosts.values() for line in lines),
+                *(thing for things in self.others.values() for thing in things.values()),
+            ]
+        )
+
+    def read(
+        self,
+        candidates: State,
+        alias: str,
+        foreign: Foreign | None = None,
+        strays: bool = False,
+        taken: bool = False,
+    ) -> State:
+        """As `Kernel.read`; of strays it knows none."""
+        self._check_owner(candidates, foreign)
+        present = self.everything(candidates)
+        keys = {(type(thing), thing.key()) for thing in candidates}
+        links = {
+            (kind.space(thing), link)
+            for kind in order.KINDS
+            for thing in candidates[kind.thing]
+            for link in kind.links(thing)
+        }
+        names = {thing.name for thing in candidates[Netns]}
+
+        def is_asked(thing: Any) -> bool:
+            kind = kind_of(thing)
+            if (
+                kind.space(thing)
+                and kind.space(thing) not in names
+                and not kind.reads_closed_spaces
+            ):
+                return False
+            if kind.is_read_by_link:
+                return any((kind.space(thing), link) in links for link in kind.links(thing))
+            return isinstance(thing, Ruleset) or (type(thing), thing.key()) in keys
+
+        return State.of_kinds(
+            lambda kind: (
+                candidates[kind.thing]
+                if taken and kind.is_transactional
+                else filter(is_asked, present[kind.thing])
+            )
+        )
+
+    def read_all(self, want: State, alias: str, foreign: Foreign) -> State:
+        self._check_owner(want, foreign)
+        return self.everything(want)
+
+    def sysctl(self, name: str) -> str | None:
+        thing = Sysctl("", name, "")
+        return self.sysctls.get(("", name), "0") if self._has_sysctl(thing) else None
+
+    def _check_owner(self, candidates: State, foreign: Foreign | None) -> None:
+        links = {b.name for b in candidates[Bridge]} | {v.name for v in candidates[Veth]}
+        spaces = {thing.name for thing in candidates[Netns]}
+        for name in sorted(links & self.foreign_links.keys() | spaces & self.foreign_netns):
+            error = Conflict(f"{name!r} exists and is not this niso's own")
+            if foreign is None:
+                raise error
+            foreign[name] = error
+
+    def unguarded(self) -> list[str]:
+        """Return the links that could carry a packet which no rule looks at; empty while both tables are missing."""
+        if self.ruleset is None:
+            return []
+        things: tuple[Any, ...] = (*self.bridges.values(), *self.veths.values())
+        return [
+            thing.name
+            for thing in things
+            if any(guard.key() not in self.elements for guard in kind_of(thing).guards(thing))
+        ]
+
+    # --- writing ---
+
+    def write(
+        self,
+        steps: Iterable[AnyStep],
+        ending: list[str] | None = None,
+        known: Container[tuple[str, str]] = (),
+    ) -> None:
+        steps = list(steps)
+        for step in steps:
+            self._do(step, steps, ending)
+
+    def write_what_can_be(
+        self, steps: Iterable[AnyStep], ending: list[str] | None = None
+    ) -> list[NisoError]:
+        steps = list(steps)
+        errors: list[NisoError] = []
+        for step in steps:
+            if errors and step.kind.is_transactional:
+                continue
+            try:
+                self._do(step, steps, ending)
+            except NisoError as error:
+                errors.append(error)
+        return errors
+
+    def end_links(self, names: list[str]) -> None:
+        for name in names:
+            if name in self.veths:
+                self.lose_veth(name)
+
+    def flows(self) -> list[Tracked]:
+        return list(self.tracked)
+
+    def end_flows(self, flows: list[Tracked]) -> int:
+        before = len(self.tracked)
+        self.tracked = [flow for flow in self.tracked if flow not in flows]
+        return before - len(self.tracked)
+
+    def host_addresses(self) -> list[str]:
+        return [a.address.partition("/")[0] for a in self.addresses if not a.netns]
+
+    def do(self, step: AnyStep) -> None:
+        """Do one step. Raises KernelError."""
+        self._do(step, [step], None)
+
+    def _do(self, step: AnyStep, steps: list[AnyStep], ending: list[str] | None) -> None:
+        number = self.fail(step)
+        refuse_unless(not number, number, step.describe().splitlines()[0])
+        if isinstance(step, NftTransaction):
+            self.transact(step)
+        elif isinstance(step, HostsEdit):
+            self._edit_hosts(step)
+        elif isinstance(step, Step):
+            if ending is not None and self._is_detached(step, steps):
+                ending.append(step.thing.name)
+                self.veths[step.thing.name] = step.thing._replace(bridge="", up=False)
+            else:
+                self._thing(step)
+        self.done.append(step.describe())
+
+    def _thing(self, step: Step[Any]) -> None:
+        ways: dict[type, Callable[[Step[Any], Any], None]] = {
+            Bridge: self._bridge,
+            Netns: self._netns,
+            Veth: self._veth,
+            Address: self._address,
+            Route: self._route,
+            Sysctl: self._sysctl,
+            HostsFile: self._hosts_file,
+        }
+        ways.get(type(step.thing), self._other)(step, step.thing)
+
+    @staticmethod
+    def _is_detached(step: Step[Any], steps: list[AnyStep]) -> bool:
+        """Whether a veth pair goes whose namespace goes too."""
+        return (
+            isinstance(step.thing, Veth)
+            and step.action == "delete"
+            and any(
+                isinstance(other, Step)
+                and other.action == "delete"
+                and isinstance(other.thing, Netns)
+                and other.thing.name == step.thing.netns
+                for other in steps
+            )
+        )
+
+    def _absent(self, number: int, thing: object) -> None:
+        """Refuse a deletion of what is not there where that is asked for."""
+        refuse_unless(not self.strict, number, thing)
+
+    def _other(self, step: Step[Any], thing: Any) -> None:
+        """A thing of a kind that needs no more than its places."""
+        things = self.others.setdefault(type(thing), {})
+        if step.action == "delete":
+            if things.pop(thing.key(), None) is None:
+                self._absent(errno.ENOENT, thing)
+            return
+        if step.action == "add":
+            refuse_unless(thing.key() not in things, errno.EEXIST, thing)
+        refuse_unless(
+            all(place in self._places() for place in kind_of(thing).hangs_on(thing)),
+            errno.ENODEV,
+            thing,
+        )
+        things[thing.key()] = thing
+
+    def _places(self) -> set[str]:
+        things: tuple[Any, ...] = (
+            *self.bridges.values(),
+            *self.netns.values(),
+            *self.veths.values(),
+        )
+        names = {f"link //{name}" for name in (*self.veths, *self.foreign_links)}
+        return {kind_of(thing).place(thing) for thing in things} | names | {"netns "}
+
+    # --- links ---
+
+    def _taken(self, name: str) -> bool:
+        return name in self.bridges or name in self.veths or name in self.foreign_links
+
+    def _check_new(self, name: str) -> None:
+        refuse_unless(len(name) <= _LONGEST_NAME, errno.ERANGE, name)
+        refuse_unless(not self._taken(name), errno.EEXIST, name)
+
+    def _bridge(self, step: Step[Bridge], bridge: Bridge) -> None:
+        if step.action == "add":
+            self._check_new(bridge.name)
+        elif bridge.name not in self.bridges:
+            if step.action == "delete":
+                self._absent(errno.ENODEV, bridge)
+                return
+            refuse_unless(False, errno.ENODEV, bridge)
+        if step.action != "delete":
+            self.bridges[bridge.name] = bridge
+            return
+        del self.bridges[bridge.name]
+        self._link_gone("", bridge.name)
+        for veth in [veth for veth in self.veths.values() if veth.bridge == bridge.name]:
+            self.veths[veth.name] = veth._replace(bridge="")
+
+    def _netns(self, step: Step[Netns], netns: Netns) -> None:
+        if step.action == "add":
+            taken = netns.name in self.netns or netns.name in self.foreign_netns
+            refuse_unless(not taken, errno.EEXIST, netns)
+            self.netns[netns.name] = netns
+        elif step.action == "change":
+            refuse_unless(netns.name in self.netns, errno.ENOENT, netns)
+            self.netns[netns.name] = netns
+        elif netns.name in self.netns:
+            self.lose_netns(netns.name)
+        else:
+            self._absent(errno.ENOENT, netns)
+
+    def lose_netns(self, name: str) -> None:
+        """Let a namespace go, with all that lies in it. A pair that was detached goes in the kernel's own time."""
+        del self.netns[name]
+        for veth in [veth for veth in self.veths.values() if veth.netns == name]:
+            self._link_gone(name, veth.peer)
+            if veth.bridge:
+                del self.veths[veth.name]
+            else:
+                self.veths[veth.name] = veth._replace(netns="", peer="", mac="")
+        self.sysctls = {key: value for key, value in self.sysctls.items() if key[0] != name}
+        self._others_gone(f"netns {name}")
+
+    def _veth(self, step: Step[Veth], veth: Veth) -> None:
+        present = self.veths.get(veth.name)
+        if step.action == "delete":
+            if present is None:
+                self._absent(errno.ENODEV, veth)
+            else:
+                self.lose_veth(veth.name)
+            return
+        if step.action == "add":
+            refuse_unless(veth.netns in self.netns, errno.ENOENT, veth)
+        refuse_unless(veth.bridge in self.bridges, errno.ENODEV, veth)
+        if step.action == "add":
+            self._check_new(veth.name)
+            ends = {(other.netns, other.peer) for other in self.veths.values()}
+            refuse_unless((veth.netns, veth.peer) not in ends, errno.EEXIST, veth)
+        else:
+            refuse_unless(present is not None, errno.ENODEV, veth)
+            far = (veth.netns, veth.peer, veth.mac)
+            same = present is not None and (present.netns, present.peer, present.mac) == far
+            refuse_unless(same, errno.EINVAL, "the other end cannot be changed")
+        ports = sum(
+            other.bridge == veth.bridge and other.name != veth.name for other in self.veths.values()
+        )
+        refuse_unless(ports < MOST_PORTS, errno.EXFULL, veth)
+        self.veths[veth.name] = veth
+
+    def lose_veth(self, name: str) -> None:
+        """Let a veth pair go, with what its other end has."""
+        veth = self.veths.pop(name)
+        self._link_gone(veth.netns, veth.peer)
+
+    def _link_gone(self, netns: str, link: str) -> None:
+        self.addresses = {a: None for a in self.addresses if (a.netns, a.link) != (netns, link)}
+        self.routes = {
+            key: route
+            for key, route in self.routes.items()
+            if (route.netns, route.link) != (netns, link)
+        }
+        self.sysctls = {
+            key: value
+            for key, value in self.sysctls.items()
+            if key[0] != netns or f"/{link}/" not in key[1]
+        }
+        self._others_gone(f"link /{netns}/{link}")
+
+    def _others_gone(self, place: str) -> None:
+        for kind, things in self.others.items():
+            self.others[kind] = {
+                key: thing
+                for key, thing in things.items()
+                if place not in kind_of(thing).lies_in(thing)
+            }
+
+    def _has_link(self, netns: str, link: str) -> bool:
+        if not netns:
+            return self._taken(link)
+        return any((veth.netns, veth.peer) == (netns, link) for veth in self.veths.values())
+
+    # --- addresses, routes, sysctls, files ---
+
+    def _address(self, step: Step[Address], address: Address) -> None:
+        refuse_unless(not address.netns or address.netns in self.netns, errno.ENOENT, address)
+        there = self._has_link(address.netns, address.link)
+        if step.action != "delete":
+            refuse_unless(there, errno.ENODEV, address)
+            if step.action == "add" and self.strict:
+                refuse_unless(address not in self.addresses, errno.EEXIST, address)
+            self.addresses[address] = None
+            return
+        if address not in self.addresses:
+            self._absent(errno.EADDRNOTAVAIL, address)
+            return
+        prefix = ipaddress.ip_interface(address.address).network
+        on_link = [
+            other
+            for other in self.addresses
+            if (other.netns, other.link) == (address.netns, address.link)
+        ]
+        of_prefix = [a for a in on_link if ipaddress.ip_interface(a.address).network == prefix]
+        promotes = prefix.version == 6 or self.sysctls.get((address.netns, PROMOTE)) == "1"
+        for other in of_prefix if of_prefix[0] == address and not promotes else [address]:
+            del self.addresses[other]
+        is_6 = prefix.version == 6
+        if not any((":" in a.address) == is_6 for a in on_link if a in self.addresses):
+            # the last of its family (fib_disable_ip)
+            self.routes = {
+                key: route
+                for key, route in self.routes.items()
+                if (route.netns, route.link) != (address.netns, address.link)
+                or (":" in route.destination) != is_6
+            }
+
+    def _route(self, step: Step[Route], route: Route) -> None:
+        refuse_unless(not route.netns or route.netns in self.netns, errno.ENOENT, route)
+        key = (route.netns, route.destination)
+        present = self.routes.get(key)
+        if step.action == "delete":
+            if self.routes.pop(key, None) is None:
+                self._absent(errno.ESRCH, route)
+            return
+        refuse_unless(
+            step.action == "add" or present is not None or not self.strict, errno.ESRCH, route
+        )
+        refuse_unless(self._has_link(route.netns, route.link), errno.ENODEV, route)
+        if step.action == "add" and present is not None:
+            refuse_unless(present == route and not self.strict, errno.EEXIST, route)
+        is_6 = ":" in route.destination
+        reachable = any(
+            ipaddress.ip_address(route.gateway) in ipaddress.ip_interface(address.address).network
+            for address in self.addresses
+            if (address.netns, address.link) == (route.netns, route.link)
+        )
+        refuse_unless(reachable, errno.EHOSTUNREACH if is_6 else errno.ENETUNREACH, route)
+        self.routes[key] = route
+
+    def _has_sysctl(self, sysctl: Sysctl) -> bool:
+        if sysctl.netns and sysctl.netns not in self.netns:
+            return False
+        link = sysctl.name.split("/")[3] if "/conf/" in sysctl.name else "all"
+        return link in ("all", "default") or self._has_link(sysctl.netns, link)
+
+    def _sysctl(self, step: Step[Sysctl], sysctl: Sysctl) -> None:
+        refuse_unless(step.action != "delete", errno.EINVAL, "a sysctl cannot be deleted")
+        refuse_unless(self._has_sysctl(sysctl), errno.ENOENT, sysctl)
+        self.sysctls[sysctl.netns, sysctl.name] = sysctl.value
+        if sysctl.name == FORWARDING6:
+            of_each = [
+                key
+                for key in self.sysctls
+                if key[0] == sysctl.netns and _FORWARDING6.fullmatch(key[1])
+            ]
+            self.sysctls.update(dict.fromkeys(of_each, sysctl.value))
+
+    def _edit_hosts(self, step: HostsEdit) -> None:
+        if step.create:
+            self.hosts[step.folder] = set()
+        refuse_unless(step.folder in self.hosts, errno.ENOENT, step)
+        lines = self.hosts[step.folder]
+        as_read = set(step.remove) <= lines and not lines & set(step.add)
+        refuse_unless(as_read or not self.strict, errno.EINVAL, "not as it was read")
+        self.hosts[step.folder] = (lines - set(step.remove)) | set(step.add)
+
+    def _hosts_file(self, step: Step[HostsFile], file: HostsFile) -> None:
+        if self.hosts.pop(file.folder, None) is None:
+            self._absent(errno.ENOENT, file)

@@ -1,0 +1,83 @@
+"""niso's two nftables tables in memory; see `niso.kernel.fake`."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+
+from niso.base.errors import KernelError
+from niso.kernel import nft_tables
+from niso.kernel.kinds.element import Edit, Element, NftTransaction
+
+
+def refuse_unless(so: bool, number: int, words: object) -> None:
+    """Raise KernelError with an errno where something is not so."""
+    if not so:
+        raise KernelError(f"{words}: {os.strerror(number)}", errno=number)
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether two keys of an interval set have a value in common: prefixes, or concatenations that end in ports."""
+    *start, last = one.split(" . ")
+    *start_, last_ = other.split(" . ")
+    if "/" in last:
+        return ipaddress.ip_network(last).overlaps(ipaddress.ip_network(last_))
+    low, high, low_, high_ = (
+        int(part) for text in (last, last_) for part in (text.split("-") * 2)[:2]
+    )
+    return start == start_ and low <= high_ and low_ <= high
+
+
+class FakeTables:
+    """The tables as the digest of their text, and their elements."""
+
+    def __init__(self) -> None:
+        self.ruleset: str | None = None
+        self.elements: dict[tuple[str, ...], Element] = {}
+
+    def transact(self, step: NftTransaction) -> None:
+        """Do all edits or none. Raises KernelError."""
+        refuse_unless(bool(step.edits), errno.EINVAL, "an empty transaction")
+        before = (self.ruleset, dict(self.elements))
+        try:
+            for edit in step.edits:
+                if isinstance(edit, str):
+                    self._text(edit)
+                else:
+                    self._edit(edit)
+        except KernelError:
+            self.ruleset, self.elements = before
+            raise
+
+    def _text(self, statement: str) -> None:
+        table = statement.removeprefix("destroy table ")
+        if table in nft_tables.CONTAINERS:
+            self.ruleset = None
+            self.elements = {key: e for key, e in self.elements.items() if key[0] != table}
+            return
+        refuse_unless(statement == nft_tables.TABLES, errno.EINVAL, statement)
+        refuse_unless(self.ruleset is None, errno.EINVAL, "rules would come twice")
+        self.ruleset = nft_tables.DIGEST
+
+    def _edit(self, edit: Edit) -> None:
+        words, element = edit.text(), edit.element
+        table, container = element.table, element.container
+        refuse_unless(self.ruleset is not None, errno.ENOENT, words)
+        refuse_unless(container in nft_tables.CONTAINERS[table], errno.ENOENT, words)
+        present = self.elements.get(element.key())
+        if edit.verb == "delete":
+            refuse_unless(present is not None, errno.ENOENT, words)
+            del self.elements[element.key()]
+        elif present is not None:
+            refuse_unless(present.value == element.value, errno.EEXIST, words)
+        else:
+            if nft_tables.DECLARED[table, container][2]:
+                others = [
+                    e.element
+                    for e in self.elements.values()
+                    if (e.table, e.container) == (table, container)
+                ]
+                clash = any(overlap(element.element, other) for other in others)
+                refuse_unless(not clash, errno.EEXIST, words)
+            self.elements[element.key()] = element

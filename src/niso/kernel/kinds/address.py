@@ -1,0 +1,123 @@
+"""Addresses of links."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.kernel.kinds.kind import Kind, Step, in_netns, inside, link_place, netns_place
+
+if TYPE_CHECKING:
+    from niso.kernel.reading import Space
+    from niso.kernel.writing import Writer
+
+
+class Address(NamedTuple):
+    """An address with its prefix length.
+
+    ``routed``: there is the kernel's own route to that prefix by this link. ``lasting``: no lifetime of it ends.
+    """
+
+    netns: str
+    link: str
+    address: str
+    routed: bool = True
+    lasting: bool = True
+
+    def key(self) -> tuple[str, ...]:
+        return (self.netns, self.link, self.address)
+
+
+class _Addresses(Kind[Address]):
+    names_links = True
+    is_read_by_link = True
+
+    def space(self, thing: Address) -> str:
+        return thing.netns
+
+    def links(self, thing: Address) -> tuple[str, ...]:
+        return (thing.link,)
+
+    def lies_in(self, thing: Address) -> tuple[str, ...]:
+        return (netns_place(thing.netns), link_place(thing.netns, thing.link))
+
+    def words(self, step: Step[Address]) -> str:
+        address = step.thing
+        if step.action != "change":
+            return (
+                f"{inside(address.netns)}address {step.action} {address.address} dev {address.link}"
+            )
+        was = step.was or address
+        words = []
+        if not was.lasting:
+            forever = "valid_lft forever preferred_lft forever"
+            words.append(
+                f"{inside(address.netns)}address replace {address.address} dev {address.link} {forever}"
+            )
+        if not was.routed:
+            from niso.kernel.rtnl_records import prefix
+
+            words.append(
+                f"{inside(address.netns)}route add {prefix(address.address)} dev {address.link} proto kernel"
+            )
+        return " && ".join(words)
+
+    def what(self, thing: Address) -> str:
+        return f"address {thing.address} on {thing.link}{in_netns(thing.netns)}"
+
+    def follows_from(self, thing: Address, was: Address | None) -> tuple[str, ...]:
+        """A link that is down has lost its routes, and of IPv6 its addresses."""
+        link = link_place(thing.netns, thing.link)
+        if ":" in thing.address:
+            whole = link_place(thing.netns, "all")
+            return (f"{whole} without IPv6", f"{link} down", f"{link} without IPv6")
+        return (f"{link} down",) if was is not None else ()
+
+    def field_words(self, field: str, wanted: object, present: object) -> str:
+        if field == "lasting":
+            return "it has a lifetime that ends"
+        return "the kernel's route to its prefix is gone"
+
+    def read(self, space: Space, things: Collection[Address]) -> Iterable[Address]:
+        """All addresses of the links that the candidates are about. On the host their routes count among strays only."""
+        for link in space.links_of_concern():
+            by_link = space.routes(link) if space.name or space.reading.strays else None
+            there = {route.destination for route in by_link or () if not route.gateway}
+            for address in space.addresses(link):
+                routed = by_link is None or _is_routed(address.address, there)
+                yield Address(space.name, link.name, address.address, routed, address.lasts)
+
+    def write(self, writer: Writer, steps: Sequence[Step[Address]]) -> None:
+        (step,) = steps
+        address = step.thing
+        rtnl, index = writer.link(address.netns, address.link)
+        if step.action == "delete":
+            if index is not None:
+                rtnl.delete_address(index, address.address)
+            return
+        index = writer.existing(index, address.link)
+        if step.action == "add":
+            rtnl.add_address(index, address.address)
+            return
+        if step.was is not None and not step.was.lasting:
+            rtnl.add_address(index, address.address, replace=True)
+        rtnl.add_connected_route(index, address.address)
+
+    def after_writing(self, writer: Writer, step: Step[Address]) -> None:
+        """Announce a new address of a service: neighbours may know it with another MAC."""
+        address = step.thing
+        plain = address.address.partition("/")[0]
+        if step.action == "add" and address.netns and (address.netns, plain) not in writer.known:
+            from niso.kernel.announce import announce
+
+            announce(writer.sockets, address.netns, address.link, address.address)
+
+
+def _is_routed(address: str, there: set[str]) -> bool:
+    """Whether an address's own prefix is among the destinations ``there``; one of a single address has no route."""
+    from niso.kernel.rtnl_records import prefix
+
+    return address.endswith("/128" if ":" in address else "/32") or prefix(address) in there
+
+
+KIND = _Addresses(Address)

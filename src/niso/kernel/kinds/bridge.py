@@ -1,0 +1,130 @@
+"""Bridges: one for each network."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.kernel.kinds.element import Element
+from niso.kernel.kinds.kind import Kind, Step, link_place
+from niso.kernel.nft_tables import INET
+
+if TYPE_CHECKING:
+    from niso.kernel.reading import Reading, Space
+    from niso.kernel.writing import Writer
+
+
+class Bridge(NamedTuple):
+    """``tracked4`` and ``tracked6``: frames that it switches go through the inet tables, whatever the global sysctls say.
+
+    ``drift`` names its other settings that are not as niso makes them (kernel/bridge_flags.py).
+    """
+
+    name: str
+    mtu: int  # bytes
+    alias: str
+    up: bool = True
+    tracked4: bool = False
+    tracked6: bool = False
+    mac: str = ""
+    drift: str = ""
+
+    def key(self) -> tuple[str, ...]:
+        return (self.name,)
+
+
+class _Bridges(Kind[Bridge]):
+    holds_others = True
+
+    def place(self, thing: Bridge) -> str:
+        return link_place("", thing.name)
+
+    def guards(self, thing: Bridge) -> Iterable[Element]:
+        name = f'"{thing.name}"'
+        return (
+            Element(INET, "bridges", name, "", ""),
+            Element(INET, "same_bridge", f"{name} . {name}", "", ""),
+        )
+
+    def words(self, step: Step[Bridge]) -> str:
+        bridge = step.thing
+        if step.action == "delete":
+            return f"ip link delete {bridge.name}"
+        tracked = f"type bridge nf_call_iptables {int(bridge.tracked4)} nf_call_ip6tables {int(bridge.tracked6)}"
+        if step.action == "add":
+            return (
+                f"ip link add {bridge.name} mtu {bridge.mtu} {tracked}"
+                f" && ip link set {bridge.name} alias {bridge.alias} up"
+            )
+        was = step.was or bridge
+        address = f" address {bridge.mac}" if was.mac != bridge.mac else ""
+        names = [text.partition(" ")[0] for text in was.drift.split(", ")] if was.drift else []
+        arp = " arp on" if "arp" in names else ""
+        usual = (
+            f"{name} {30000 if name == 'ageing_time' else 0}" for name in names if name != "arp"
+        )
+        return " ".join(
+            (f"ip link set {bridge.name} mtu {bridge.mtu}{address}{arp} up {tracked}", *usual)
+        )
+
+    def what(self, thing: Bridge) -> str:
+        return f"bridge {thing.name}"
+
+    def conditions(self, thing: Bridge, was: Bridge) -> Iterable[str]:
+        return () if was.up else (f"{self.place(was)} down",)
+
+    def field_words(self, field: str, wanted: object, present: object) -> str:
+        if field == "drift":
+            return f"set otherwise: {present}"
+        return super().field_words(field, wanted, present)
+
+    def claimed(self, reading: Reading) -> Iterable[Bridge]:
+        alias = reading.alias
+        return (
+            Bridge(link.name, 0, alias)
+            for link in reading.host.all_links()
+            if link.alias == alias and link.kind == "bridge"
+        )
+
+    def read(self, space: Space, things: Collection[Bridge]) -> Iterable[Bridge]:
+        for name in {thing.name for thing in things}:
+            link = space.own_link(name)
+            if link is not None:
+                tracked = (link.call_iptables, link.call_ip6tables)
+                yield Bridge(
+                    link.name, link.mtu, link.alias, link.up, *tracked, link.mac, link.drift
+                )
+
+    def write(self, writer: Writer, steps: Sequence[Step[Bridge]]) -> None:
+        (step,) = steps
+        bridge = step.thing
+        rtnl = writer.rtnl("")
+        if step.action == "delete":
+            rtnl.delete_link(bridge.name)
+            return
+        if bridge.tracked4 or bridge.tracked6:
+            from niso.kernel.modules import load_bridge_netfilter
+
+            load_bridge_netfilter()
+        if step.action == "add":
+            rtnl.add_bridge(
+                bridge.name,
+                mtu=bridge.mtu,
+                alias=bridge.alias,
+                # made again it has the same: for up to a minute services send to the one that they know
+                mac=bridge.mac or None,
+                call_iptables=bridge.tracked4,
+                call_ip6tables=bridge.tracked6,
+            )
+            return
+        rtnl.set_link(
+            bridge.name,
+            mtu=bridge.mtu,
+            mac=bridge.mac or None,
+            up=True,
+            drift=step.was.drift if step.was else "",
+        )
+        rtnl.set_calls(bridge.name, bridge.tracked4, bridge.tracked6)
+
+
+KIND = _Bridges(Bridge)

@@ -1,0 +1,237 @@
+"""Elements of the sets and maps of niso's two nftables tables, and the transactions that change them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.kernel import nft_tables
+from niso.kernel.kinds.kind import Kind, Steps
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from niso.kernel.reading import Reading, Space
+    from niso.kernel.state import State
+    from niso.kernel.writing import Writer
+
+
+class Element(NamedTuple):
+    """One element of an nftables set (``value`` empty) or map.
+
+    ``comment`` names the service or network that owns it, and in a policy the line of the manifest that says so.
+    """
+
+    table: str  # "inet niso" or "bridge niso"
+    container: str
+    element: str  # as nft writes it: "tcp . 8080"
+    value: str
+    comment: str
+
+    def key(self) -> tuple[str, ...]:
+        return (self.table, self.container, self.element)
+
+
+class Edit(NamedTuple):
+    """An element that an nftables transaction adds or deletes."""
+
+    verb: str  # "add" or "delete"
+    element: Element
+
+    def text(self) -> str:
+        """Return it as nft reads it (nft(8))."""
+        table, container, what, value, comment = self.element
+        if self.verb == "add":
+            what += f' comment "{comment}"' if comment else ""
+            what += f" : {value}" if value else ""
+        return f"{self.verb} element {table} {container} {{ {what} }}"
+
+
+class NftTransaction(NamedTuple):
+    """What the kernel takes as a whole or not at all: edits of elements, and nft's text where the tables are made again."""
+
+    edits: tuple[Edit | str, ...]
+
+    @property
+    def statements(self) -> tuple[str, ...]:
+        """All of it as nft reads it."""
+        return tuple(edit if isinstance(edit, str) else edit.text() for edit in self.edits)
+
+    @property
+    def kind(self) -> Kind[Any]:
+        return KIND
+
+    def things(self) -> tuple[Any, ...]:
+        return ()
+
+    def makes_tables(self) -> bool:
+        return nft_tables.TABLES in self.edits
+
+    def describe(self) -> str:
+        first, last = self.edits[0], self.edits[-1]
+        if isinstance(last, str) and last.startswith("destroy table"):
+            return f"nft '{'; '.join(self.statements)}'"
+        if isinstance(first, str) and first.startswith("destroy table"):
+            return f"nft -f -   # both tables anew, with {len(self.edits) - 3} elements"
+        return "\n".join(f"nft {statement!r}" for statement in self.statements)
+
+
+class _Elements(Kind[Element]):
+    is_transactional = True
+
+    def lies_in(self, thing: Element) -> tuple[str, ...]:
+        container = f"{thing.table} {thing.container}"
+        return ("ruleset", f"table {thing.table}", f"set {container}", f"map {container}")
+
+    def what(self, thing: Element) -> str:
+        kind = "map element" if thing.value else "set element"
+        value = f" : {thing.value}" if thing.value else ""
+        owner = f" of {thing.comment!r}" if thing.comment else ""
+        return (
+            f"nftables {kind} {thing.table} {thing.container} {{ {thing.element}{value} }}{owner}"
+        )
+
+    def in_scope(self, have: State, want: State, before: State) -> frozenset[Element]:
+        """Leave out what was this scope's and is another's now: a port that has moved is not to go."""
+        keys = {element.key() for element in want[Element]}
+        owners = {(element.key(), element.comment) for element in before[Element]}
+        return frozenset(
+            e for e in have[Element] if e.key() in keys or (e.key(), e.comment) in owners
+        )
+
+    def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
+        """Change elements in one transaction before everything else, and in one after it delete those that guard something.
+
+        Without additions all goes in the last one.
+        """
+        from niso.kernel.kinds.ruleset import Ruleset
+
+        if want[Ruleset] != have[Ruleset]:  # that step has them all
+            return Steps()
+        before = {element.key(): element for element in have[Element]}
+        early: list[Edit] = []
+        added: list[Edit] = []
+        for element in sorted(want[Element]):
+            was = before.pop(element.key(), None)
+            if was == element:
+                continue
+            if was is not None:
+                early.append(Edit("delete", element))
+            added.append(Edit("add", element))
+        addresses = _addresses_that_go(want, have, before.values())
+        renewed = {_room(edit.element) for edit in added} - {None}
+        late: list[Edit] = []
+        for element in sorted(before.values()):
+            guards_on = element.container in nft_tables.LATE
+            if element.container in nft_tables.POLICIES:
+                # what an address was denied holds until it is gone; intervals that replace others need their room at once
+                own = not addresses.isdisjoint(element.element.split(" . ")[:2])
+                guards_on = own and _room(element) not in renewed
+            (late if guards_on else early).append(Edit("delete", element))
+        if not added:
+            early, late = [], [*early, *late]
+        first = [NftTransaction((*early, *added))] if early or added else []
+        return Steps(first, last=[NftTransaction(tuple(late))] if late else [])
+
+    def by_space(self, things: Iterable[Element]) -> dict[str, Collection[Element]]:
+        return {"": frozenset(things)}
+
+    def read(self, space: Space, things: Collection[Element]) -> Iterable[Element]:
+        reading = space.reading
+        if reading.everything:
+            return () if space.name else _all(reading)
+        if not things:
+            return ()
+        present = lookup(reading)
+        keys = {element.key() for element in things}
+        return {Element(*key, *present[key]) for key in keys if key in present}
+
+    def write(self, writer: Writer, steps: Sequence[NftTransaction]) -> None:
+        """Do one transaction: by netlink, or by libnftables where it is of tables or of elements that netlink.py cannot write."""
+        from niso.kernel.nft_elements import HEADERS, Change, Nfnetlink, can_change
+
+        (step,) = steps
+        edits = [edit for edit in step.edits if isinstance(edit, Edit)]
+        headers = [HEADERS[edit.element.table, edit.element.container] for edit in edits]
+        if len(edits) < len(step.edits) or not all(map(can_change, headers)):
+            from niso.kernel.libnftables import Nft
+
+            with Nft() as kernel:
+                kernel.run("\n".join(step.statements))
+            return
+        what = f"apply nftables elements ({step.statements[0][:80]})"
+        with Nfnetlink() as netlink:
+            netlink.change(
+                what,
+                (
+                    Change(edit.verb == "add", header, *edit.element[2:])
+                    for edit, header in zip(edits, headers, strict=True)
+                ),
+            )
+
+
+def _addresses_that_go(want: State, have: State, gone: Iterable[Element]) -> set[str]:
+    """Addresses of services that are not wanted any more, without their length."""
+    from niso.kernel.kinds.address import Address
+
+    return {
+        *(
+            address.address.partition("/")[0]
+            for address in have[Address] - want[Address]
+            if address.netns
+        ),
+        *(
+            element.element.rpartition(" . ")[2]
+            for element in gone
+            if element.container in ("sources4", "sources6")
+        ),
+    }
+
+
+def _room(element: Element) -> tuple[str, ...] | None:
+    """What intervals of policies share, so that one may overlap another that is to go; None for all that are not intervals."""
+    part = element.container.partition("_")[2]
+    intervals = nft_tables.POLICY_PARTS.get(part, ("", False))[1]
+    if element.container not in nft_tables.POLICIES or not intervals:
+        return None
+    own, peer = element.element.split(" . ")[:2]
+    return (element.container, own, peer) if part == "ports" else (element.container, own)
+
+
+def lookup(reading: Reading) -> dict[tuple[str, str, str], tuple[str, str]]:
+    """Return (value, comment) of the candidates and of the tables' marks that there are, by key; asked once for each reading."""
+    if reading.elements is None:
+        from niso.kernel.kinds.ruleset import owner
+        from niso.kernel.nft_elements import HEADERS, Nfnetlink
+
+        keys = {e[:3] for e in (*owner(reading.state_id), *reading.candidates[Element])}
+        with Nfnetlink() as netlink:
+            present = netlink.get_many((HEADERS[key[:2]], key[2]) for key in keys)
+        reading.elements = {
+            key: present[HEADERS[key[:2]], key[2]]
+            for key in keys
+            if (HEADERS[key[:2]], key[2]) in present
+        }
+    return reading.elements
+
+
+def _all(reading: Reading) -> Iterable[Element]:
+    """All elements of the two tables. Raises Conflict where the tables are not this niso's."""
+    from niso.kernel.libnftables import Nft
+    from niso.kernel.nft_compare import check_owner
+
+    elements: set[Element] = set()
+    with Nft() as kernel:
+        for table, containers in nft_tables.CONTAINERS.items():
+            for container in containers:
+                present = kernel.elements(table, container) or {}
+                if container == "owner" and present:
+                    texts = {mark.strip('"') for mark in present}
+                    check_owner(table, texts, reading.state_id)
+                elements.update(
+                    Element(table, container, key, *more) for key, more in present.items()
+                )
+    return elements
+
+
+KIND = _Elements(Element)

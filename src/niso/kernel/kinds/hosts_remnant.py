@@ -1,0 +1,65 @@
+"""What an interrupted change leaves of a hosts file: none is wanted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Sequence
+
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.kernel.kinds.hosts_file import HostsFile, folders, path_of, remove
+from niso.kernel.kinds.kind import Kind, Step, kind_of
+
+if TYPE_CHECKING:
+    from niso.kernel.reading import Space
+    from niso.kernel.state import State
+    from niso.kernel.writing import Writer
+
+
+class HostsRemnant(NamedTuple):
+    """A folder with nothing in it, or nothing but a draft; it reads as no file."""
+
+    folder: str
+
+    def key(self) -> tuple[str, ...]:
+        return (self.folder,)
+
+
+class _HostsRemnants(Kind[HostsRemnant]):
+    def words(self, step: Step[HostsRemnant]) -> str:
+        return f"hosts file {step.thing.folder}: {step.action}"
+
+    def what(self, thing: HostsRemnant) -> str:
+        file = HostsFile(thing.folder)
+        return kind_of(file).what(file)
+
+    def wanted(self, want: State, have: State) -> frozenset[HostsRemnant]:
+        """Leave those of wanted files: to make the file is to make use of them."""
+        files = want[HostsFile]
+        return frozenset(r for r in have[HostsRemnant] if HostsFile(r.folder) in files)
+
+    def read(self, space: Space, things: Collection[HostsRemnant]) -> Iterable[HostsRemnant]:
+        reading = space.reading
+        if space.name:
+            return ()
+        names = {thing.folder for thing in things}
+        names.update(file.folder for file in space.things(HostsFile))
+        names.update(folders() if reading.everything else ())
+        return (
+            HostsRemnant(name)
+            for name in sorted(names - reading.hosts_texts.keys())
+            if _is_remnant(name)
+        )
+
+    def write(self, writer: Writer, steps: Sequence[Step[HostsRemnant]]) -> None:
+        remove(steps[0].thing.folder)
+
+
+def _is_remnant(folder: str) -> bool:
+    path = path_of(folder)
+    try:
+        return not os.path.islink(path) and set(os.listdir(path)) <= {"hosts.new"}
+    except OSError:
+        return False
+
+
+KIND = _HostsRemnants(HostsRemnant)

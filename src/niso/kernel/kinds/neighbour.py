@@ -1,0 +1,89 @@
+"""Neighbour entries that somebody has set by hand on niso's links: none is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.kernel.kinds.kind import Kind, Step, in_netns, inside, link_place, netns_place
+
+if TYPE_CHECKING:
+    from niso.kernel.reading import Space
+    from niso.kernel.writing import Writer
+
+
+class Neighbour(NamedTuple):
+    """``address`` is empty in a bridge's own table, where ``link`` is the port."""
+
+    netns: str
+    link: str
+    address: str
+    mac: str
+
+    def key(self) -> tuple[str, ...]:
+        return tuple(self)
+
+
+class _Neighbours(Kind[Neighbour]):
+    def space(self, thing: Neighbour) -> str:
+        return thing.netns
+
+    def lies_in(self, thing: Neighbour) -> tuple[str, ...]:
+        return (netns_place(thing.netns), link_place(thing.netns, thing.link))
+
+    def words(self, step: Step[Neighbour]) -> str:
+        entry = step.thing
+        if not entry.address:
+            return f"bridge fdb delete {entry.mac} dev {entry.link} master"
+        return f"{inside(entry.netns)}neighbour delete {entry.address} dev {entry.link}"
+
+    def what(self, thing: Neighbour) -> str:
+        if not thing.address:
+            return f"entry {thing.mac} of port {thing.link} in its bridge's table"
+        where = f"on {thing.link}{in_netns(thing.netns)}"
+        return f"neighbour entry {thing.address} lladdr {thing.mac} {where}"
+
+    def read(self, space: Space, things: Collection[Neighbour]) -> Iterable[Neighbour]:
+        if not space.reading.strays:
+            return ()
+        return _of_services(space) if space.name else _of_bridges(space)
+
+    def write(self, writer: Writer, steps: Sequence[Step[Neighbour]]) -> None:
+        from niso.kernel import neighbours
+
+        entry = steps[0].thing
+        rtnl, index = writer.link(entry.netns, entry.link)
+        if index is not None:
+            neighbours.delete(rtnl, neighbours.Fixed(index, entry.address, entry.mac))
+
+
+def _of_services(space: Space) -> Iterable[Neighbour]:
+    """Those of a namespace's ends of candidate veth pairs."""
+    from niso.kernel import neighbours
+    from niso.kernel.kinds.veth import Veth
+
+    for name in {veth.peer for veth in space.things(Veth)}:
+        link = space.link(name)
+        for entry in neighbours.of_link(space.rtnl, link.index) if link is not None else ():
+            yield Neighbour(space.name, name, entry.address, entry.mac)
+
+
+def _of_bridges(space: Space) -> Iterable[Neighbour]:
+    """Those of our bridges, as links and in the tables of their own."""
+    from niso.kernel import neighbours
+    from niso.kernel.kinds.bridge import Bridge
+
+    names = {bridge.name for bridge in space.reading.so_far(Bridge)}
+    links = space.all_links()
+    by_index = {link.index: link.name for link in links}
+    for bridge in (link for link in links if link.name in names):
+        macs = {link.mac for link in links if link.master == bridge.index} | {bridge.mac}
+        for entry in (
+            *neighbours.of_link(space.rtnl, bridge.index),
+            *neighbours.of_bridge(space.rtnl, bridge.index, macs),
+        ):
+            if entry.link_index in by_index:
+                yield Neighbour("", by_index[entry.link_index], entry.address, entry.mac)
+
+
+KIND = _Neighbours(Neighbour)

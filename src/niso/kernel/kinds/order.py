@@ -1,0 +1,34 @@
+"""The kinds of kernel objects, in the order in which things are made; they are taken away in reverse.
+
+Rules come before anything that could carry a packet and go after it, so that what exists half-way is never wider than
+what was declared. A kind is the file of its name in this folder.
+"""
+
+from __future__ import annotations
+
+from niso.base.lite_typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from niso.kernel.kinds.kind import Kind
+
+NAMES = (
+    "ruleset",
+    "element",
+    "bridge",
+    "namespace",
+    "setting",
+    "veth",
+    "address",
+    "route",
+    "attached",
+    "neighbour",
+    "hosts_file",
+    "hosts_remnant",
+    "hosts_line",
+)
+
+KINDS: tuple[Kind[Any], ...] = tuple(
+    __import__(f"niso.kernel.kinds.{name}", fromlist=["KIND"]).KIND for name in NAMES
+)

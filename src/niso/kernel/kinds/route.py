@@ -1,0 +1,100 @@
+"""Routes of the main table of services' namespaces."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.kernel.kinds.kind import Kind, Step, in_netns, inside, link_place, netns_place
+
+if TYPE_CHECKING:
+    from niso.kernel.reading import Space
+    from niso.kernel.writing import Writer
+
+
+class Route(NamedTuple):
+    """``destination`` is a prefix; ``default`` is written ``0.0.0.0/0`` or ``::/0``.
+
+    ``type`` is blackhole, unreachable, prohibit or throw, and then there is no link; empty for a unicast route, as all of
+    niso's are.
+    """
+
+    netns: str
+    destination: str
+    gateway: str
+    link: str
+    type: str = ""
+
+    def key(self) -> tuple[str, ...]:
+        return (self.netns, self.destination, self.type)
+
+
+class _Routes(Kind[Route]):
+    names_links = True
+    is_read_by_link = True
+
+    def space(self, thing: Route) -> str:
+        return thing.netns
+
+    def links(self, thing: Route) -> tuple[str, ...]:
+        return (thing.link,)
+
+    def lies_in(self, thing: Route) -> tuple[str, ...]:
+        return (netns_place(thing.netns), link_place(thing.netns, thing.link))
+
+    def words(self, step: Step[Route]) -> str:
+        route = step.thing
+        start = f"{inside(route.netns)}route"
+        if route.type:
+            return f"{start} delete {route.type} {route.destination}"
+        verb = "replace" if step.action == "change" else step.action
+        return f"{start} {verb} {route.destination} via {route.gateway} dev {route.link}"
+
+    def what(self, thing: Route) -> str:
+        if thing.type:
+            return f"route {thing.type} {thing.destination}{in_netns(thing.netns)}"
+        return (
+            f"route {thing.destination} via {thing.gateway} on {thing.link}{in_netns(thing.netns)}"
+        )
+
+    def follows_from(self, thing: Route, was: Route | None) -> tuple[str, ...]:
+        """A link that is down has lost its routes."""
+        link = link_place(thing.netns, thing.link)
+        if ":" in thing.destination:
+            whole = link_place(thing.netns, "all")
+            return (f"{whole} without IPv6", f"{link} down", f"{link} without IPv6")
+        return (f"{link} down",)
+
+    def read(self, space: Space, things: Collection[Route]) -> Iterable[Route]:
+        """All routes of the links that the candidates are about, but those that the kernel makes. The host's are not niso's."""
+        if not space.name:
+            return
+        from niso.kernel.rtnetlink import BOOT, KERNEL, NOWHERE
+
+        for link in space.links_of_concern():
+            for route in space.routes(link):
+                if route.protocol == BOOT or route.gateway:
+                    yield Route(space.name, route.destination, route.gateway, link.name)
+        if space.reading.strays:
+            words = {number: word for word, number in NOWHERE.items()}
+            for route in space.rtnl.routes():
+                if route.type in words and route.protocol != KERNEL:
+                    yield Route(space.name, route.destination, "", "", words[route.type])
+
+    def write(self, writer: Writer, steps: Sequence[Step[Route]]) -> None:
+        (step,) = steps
+        route = step.thing
+        if route.type:  # none of these is wanted
+            writer.rtnl(route.netns).delete_nowhere(route.destination, route.type)
+            return
+        gone = route if step.action == "delete" else step.was
+        if gone is not None:
+            rtnl, index = writer.link(gone.netns, gone.link)
+            if index is not None:
+                rtnl.delete_route(gone.destination, gone.gateway, index)
+        if step.action != "delete":
+            rtnl, index = writer.link(route.netns, route.link)
+            rtnl.add_route(route.destination, route.gateway, writer.existing(index, route.link))
+
+
+KIND = _Routes(Route)

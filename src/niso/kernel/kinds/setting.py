@@ -1,0 +1,232 @@
+"""Sysctls of the host and of services' namespaces. niso sets values; there is no deletion."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Iterable, Sequence
+
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.kernel.kinds.kind import AnyStep, Kind, Step, Steps, by_key, in_netns, link_place
+from niso.kernel.kinds.kind import netns_place as _netns_place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from niso.kernel.reading import Space
+    from niso.kernel.state import State
+    from niso.kernel.writing import Writer
+
+FORWARDING = "net/ipv4/ip_forward"
+FORWARDING6 = "net/ipv6/conf/all/forwarding"
+ON = {"ip_forward": "1", "forwarding": "1", "force_forwarding": "1", "accept_ra": "2"}
+"""By the last part of its name: what a sysctl of the host must be while a service is active. Its value before is on record."""
+
+
+class Sysctl(NamedTuple):
+    netns: str
+    name: str  # below /proc/sys: "net/ipv4/ip_forward"
+    value: str
+
+    def key(self) -> tuple[str, ...]:
+        return (self.netns, self.name)
+
+
+class _Sysctls(Kind[Sysctl]):
+    is_only_set = True
+
+    def space(self, thing: Sysctl) -> str:
+        return thing.netns
+
+    def lies_in(self, thing: Sysctl) -> tuple[str, ...]:
+        link = _link(thing)
+        places = (_netns_place(thing.netns),)
+        return (*places, link_place(thing.netns, link)) if link else places
+
+    def words(self, step: Step[Sysctl]) -> str:
+        sysctl = step.thing
+        prefix = f"ip netns exec {sysctl.netns} " if sysctl.netns else ""
+        value = sysctl.value.replace("\t", " ")
+        return f"{prefix}sysctl -w '{sysctl.name}={value}'"
+
+    def what(self, thing: Sysctl) -> str:
+        return f"sysctl {thing.name}={thing.value!r}{in_netns(thing.netns)}"
+
+    # --- planning ---
+
+    def wanted(self, want: State, have: State) -> frozenset[Sysctl]:
+        """Add the right values of sysctls that niso leaves as a new link has them, where ``have`` has one that is in its way.
+
+        Such are IPv6 switched off for a service, and IPv4 forwarding for a bridge; `read` looks at them.
+        """
+        from niso.kernel.kinds.bridge import Bridge
+        from niso.kernel.kinds.namespace import Netns
+
+        inside = {thing.name for thing in want[Netns]}
+        bridges = {thing.name for thing in want[Bridge]}
+        known = {thing.key() for thing in want[Sysctl]}
+        added = set()
+        for thing in have[Sysctl]:
+            if thing.key() in known:
+                continue
+            family, link, name = _parts(thing)
+            if (family, name, thing.value) == ("ipv6", "disable_ipv6", "1") and (
+                thing.netns in inside
+            ):
+                added.add(thing._replace(value="0"))
+            if (family, name, thing.value) == ("ipv4", "forwarding", "0") and (
+                not thing.netns and link in bridges
+            ):
+                added.add(thing._replace(value="1"))
+        return want[Sysctl] | added
+
+    def possible(
+        self, want: State, before: State | None, sysctl: Callable[[str], str | None]
+    ) -> frozenset[Sysctl]:
+        """Leave out those of IPv6 where the kernel has none, and of the host's links that are gone or go."""
+        from niso.kernel.kinds.bridge import Bridge
+
+        made = {bridge.name for bridge in want[Bridge]}
+        going = {bridge.name for bridge in before[Bridge]} - made if before is not None else set()
+        has_ipv6 = sysctl(FORWARDING6) is not None
+
+        def can_be(thing: Sysctl) -> bool:
+            family, link, name = _parts(thing)
+            if (family == "ipv6" and not has_ipv6) or (link in going and not thing.netns):
+                return False
+            if thing.netns or family != "ipv6" or name not in ON:
+                return True
+            return link in ("all", "default") or link in made or sysctl(thing.name) is not None
+
+        return frozenset(filter(can_be, want[Sysctl]))
+
+    def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
+        """Set what differs; what the forwarding of all links sets again has to get its own value after it.
+
+        accept_ra comes before forwarding: a host that begins to forward forgets the routers that it was not told to keep.
+        """
+        made: list[AnyStep] = []
+        before, _ = by_key(want[Sysctl], have[Sysctl])
+        reset: set[str] = set()  # namespaces whose forwarding of all is set
+        for thing in sorted(want[Sysctl], key=_order):
+            was = before.get(thing.key())
+            is_reset = thing.netns in reset and _is_forwarding6(thing)
+            if was is None:
+                made.append(Step("add", thing))
+            elif was != thing or is_reset:
+                made.append(Step("change", thing, was))
+            if thing.name == FORWARDING6 and was != thing:
+                reset.add(thing.netns)
+        return Steps(made=made)
+
+    def is_read_back(self, thing: Sysctl) -> bool:
+        """Not those of services, which only their own file sets; those of the host's links follow others, which may change them."""
+        return not thing.netns
+
+    # --- findings ---
+
+    def follows_from(self, thing: Sysctl, was: Sysctl | None) -> tuple[str, ...]:
+        if thing.name.endswith("/default/disable_ipv6"):  # set with that of all
+            return (f"{link_place(thing.netns, 'all')} without IPv6",)
+        return ()
+
+    def conditions(self, thing: Sysctl, was: Sysctl) -> Iterable[str]:
+        if was.name.endswith("/disable_ipv6") and was.value == "1":
+            return (f"{link_place(was.netns, was.name.split('/')[3])} without IPv6",)
+        return ()
+
+    # --- reading and writing ---
+
+    def read(self, space: Space, things: Collection[Sysctl]) -> Iterable[Sysctl]:
+        from contextlib import nullcontext
+
+        from niso.kernel import netns
+
+        without = _links_without_ipv6(space)
+        if not things and not without:
+            return ()
+        with netns.inside(space.name) if space.name else nullcontext():
+            present = _present(things)
+            present |= _switched_off(space.name, without)
+            if not space.name and space.reading.strays:
+                present |= _bridges_that_do_not_forward(space, present)
+        return present
+
+    def batch(self, step: Step[Sysctl], writer: Writer) -> Hashable:
+        """Those of one namespace, which has to be entered."""
+        return step.thing.netns
+
+    def write(self, writer: Writer, steps: Sequence[Step[Sysctl]]) -> None:
+        from contextlib import nullcontext
+
+        from niso.kernel import netns, sysctl
+
+        name = steps[0].thing.netns
+        with netns.inside(name) if name else nullcontext():
+            sysctl.write_all((step.thing.name, step.thing.value) for step in steps)
+
+
+def _parts(thing: Sysctl) -> tuple[str, str, str]:
+    """Family, link and last part of ``net/FAMILY/conf/LINK/NAME``; the latter two are "" for others."""
+    _, family, _, link, name = (*thing.name.split("/"), "", "", "")[:5]
+    return family, link, name
+
+
+def _link(thing: Sysctl) -> str:
+    parts = thing.name.split("/")
+    return parts[3] if parts[2:3] == ["conf"] else ""
+
+
+def _order(thing: Sysctl) -> tuple[bool, bool, Sysctl]:
+    return thing.name.endswith("forwarding"), thing.name != FORWARDING6, thing
+
+
+def _is_forwarding6(thing: Sysctl) -> bool:
+    return thing.name.startswith("net/ipv6/conf/") and thing.name.endswith("/forwarding")
+
+
+def _present(things: Iterable[Sysctl]) -> set[Sysctl]:
+    """Which there are in the namespace that the caller is in, with their values."""
+    from niso.kernel import sysctl
+
+    asked = list(things)
+    values = zip(asked, sysctl.read_all(thing.name for thing in asked), strict=True)
+    return {thing._replace(value=value) for thing, value in values if value is not None}
+
+
+def _links_without_ipv6(space: Space) -> list[str]:
+    """Links of a service that lack a candidate IPv6 address."""
+    from niso.kernel.kinds.address import Address
+
+    if not space.name:
+        return []
+    asked = {(a.link, a.address) for a in space.things(Address) if ":" in a.address}
+    links = {name: link for name, _ in asked if (link := space.link(name)) is not None}
+    return sorted(
+        name
+        for name, link in links.items()
+        if {address for of, address in asked if of == name}
+        - {address.address for address in space.addresses(link)}
+    )
+
+
+def _switched_off(netns: str, links: list[str]) -> set[Sysctl]:
+    """What keeps these links from having IPv6 addresses: the switch of all, else those of their own."""
+    for some in (["all"], links) if links else ():
+        asked = (Sysctl(netns, f"net/ipv6/conf/{link}/disable_ipv6", "0") for link in some)
+        off = {thing for thing in _present(asked) if thing.value == "1"}
+        if off:
+            return off
+    return set()
+
+
+def _bridges_that_do_not_forward(space: Space, present: set[Sysctl]) -> set[Sysctl]:
+    """Bridges follow ip_forward until somebody sets theirs."""
+    from niso.kernel.kinds.bridge import Bridge
+
+    if Sysctl("", FORWARDING, "1") not in present:
+        return set()
+    names = (bridge.name for bridge in space.reading.so_far(Bridge))
+    asked = (Sysctl("", f"net/ipv4/conf/{name}/forwarding", "1") for name in names)
+    return {thing for thing in _present(asked) if thing.value == "0"}
+
+
+KIND = _Sysctls(Sysctl)

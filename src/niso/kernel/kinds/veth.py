@@ -1,0 +1,289 @@
+"""Veth pairs: one for each network that a service is on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Hashable, Iterable, Sequence
+
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.kernel.kinds.element import Element
+from niso.kernel.kinds.kind import Kind, Step, link_place, netns_place
+from niso.kernel.nft_tables import BRIDGE, INET
+
+if TYPE_CHECKING:
+    from niso.kernel.reading import Reading, Space
+    from niso.kernel.rtnetlink import Rtnl
+    from niso.kernel.rtnl_records import Link
+    from niso.kernel.state import State
+    from niso.kernel.writing import Writer
+
+
+class Veth(NamedTuple):
+    """``name`` on the host, a port of ``bridge``; ``peer`` in ``netns``. ``up`` is both ends.
+
+    ``drift`` names the port's other flags, and of the peer its ARP, that are not as on a new one (kernel/bridge_flags.py).
+    """
+
+    name: str
+    netns: str
+    peer: str
+    mac: str  # of the peer
+    mtu: int
+    bridge: str
+    hairpin: bool
+    alias: str
+    up: bool = True
+    drift: str = ""
+
+    def key(self) -> tuple[str, ...]:
+        return (self.name,)
+
+
+class _Veths(Kind[Veth]):
+    names_links = True
+    holds_others = True
+    goes_along = False  # whoever holds its namespace would keep it on the bridge, unguarded
+    reads_closed_spaces = True
+
+    def space(self, thing: Veth) -> str:
+        return thing.netns
+
+    def links(self, thing: Veth) -> tuple[str, ...]:
+        return (thing.peer,)
+
+    def place(self, thing: Veth) -> str:
+        return link_place(thing.netns, thing.peer)
+
+    def lies_in(self, thing: Veth) -> tuple[str, ...]:
+        return (netns_place(thing.netns),)
+
+    def hangs_on(self, thing: Veth) -> tuple[str, ...]:
+        host_end = link_place("", thing.name)  # somebody else's link may have its name
+        return (*self.lies_in(thing), link_place("", thing.bridge), host_end)
+
+    def guards(self, thing: Veth) -> Iterable[Element]:
+        name = f'"{thing.name}"'
+        return (Element(INET, "ports", name, "", ""), Element(BRIDGE, "ports", name, "", ""))
+
+    # --- words ---
+
+    def words(self, step: Step[Veth]) -> str:
+        veth = step.thing
+        if step.action == "delete":
+            return f"ip link delete {veth.name}"
+        if step.action == "add":
+            return (
+                f"ip link add {veth.name} mtu {veth.mtu} type veth peer {veth.peer} address {veth.mac} netns {veth.netns}"
+                f" && ip link set {veth.name} master {veth.bridge} alias {veth.alias} up"
+            )
+        was = step.was or veth
+        also = _drift_words(veth, was)
+        if also and was._replace(hairpin=veth.hairpin, drift="") == veth:
+            return " && ".join(also)
+        words = f"ip link set {veth.name} mtu {veth.mtu} master {veth.bridge} up"
+        return " && ".join([words, *also])
+
+    def what(self, thing: Veth) -> str:
+        return f"veth {thing.name}{f' to {thing.netns} {thing.peer}' if thing.netns else ''}"
+
+    # --- planning ---
+
+    def in_the_way(self, want: State, have: State) -> frozenset[Veth]:
+        """Pairs whose other end is wrong or has a name that another one needs."""
+        wanted = {veth.key(): veth for veth in want[Veth]}
+        ends = {_end(veth) for veth in want[Veth]}
+        return frozenset(
+            veth
+            for veth in have[Veth]
+            if (veth.key() in wanted or _end(veth) in ends)
+            and not (veth.key() in wanted and _far_end(veth) == _far_end(wanted[veth.key()]))
+        )
+
+    def settled(self, have: State, want: State, candidates: State) -> frozenset[Veth]:
+        """Leave out pairs of namespaces that went and that are off their bridge: those go in the kernel's own time."""
+        from niso.kernel.kinds.namespace import Netns
+
+        stays = {namespace.name for namespace in want[Netns]}
+        dying = {veth.name for veth in candidates[Veth] if veth.netns not in stays}
+        dying -= {veth.name for veth in want[Veth]}
+        return frozenset(veth for veth in have[Veth] if veth.name not in dying or veth.bridge)
+
+    # --- findings ---
+
+    def conditions(self, thing: Veth, was: Veth) -> Iterable[str]:
+        if not was.peer:  # what lies on the other end is out of sight
+            yield self.place(thing)
+        if not was.up:
+            yield from (f"{self.place(was)} down", f"{link_place('', was.name)} down")
+
+    def field_follows(
+        self, thing: Veth, field: str, present: object, known: Collection[str]
+    ) -> bool:
+        bridge = link_place("", thing.bridge)
+        return (
+            (field in ("bridge", "hairpin") and bridge in known)
+            or (field in ("netns", "peer", "mac", "up") and netns_place(thing.netns) in known)
+            or (present == "state disabled" and f"{bridge} down" in known)
+        )
+
+    def field_words(self, field: str, wanted: object, present: object) -> str:
+        if field == "drift":
+            return f"set otherwise: {present}"
+        shown = "not of the pair" if present in ("", -1) else present
+        return f"{field} is {shown!r}, should be {wanted!r}"
+
+    # --- reading ---
+
+    def read(self, space: Space, things: Collection[Veth]) -> Iterable[Veth]:
+        """Both ends. Of a closed space only those whose namespace has lost its name."""
+        from niso.kernel import netns
+
+        if not things:
+            return
+        host = space.reading.host
+        if not space.is_open and netns.exists(space.name):  # somebody else's: is a host end too?
+            for veth in things:
+                host.own_link(veth.name)
+            return
+        peers = {veth.peer for veth in things} if space.is_open else set()
+        inner = [link for name in peers if (link := space.link(name)) is not None]
+        for name in {veth.name for veth in things}:
+            link = host.own_link(name)
+            if link is not None:
+                if space.is_open and not space.reading.strays:
+                    # a port that has just begun to carry takes a moment to forward
+                    drift = link.drift.partition("state ")[0].rstrip(", ")
+                    link = link._replace(drift=drift)
+                yield _pair(link, space.name, inner, host.rtnl.name(link.master))
+
+    def left_over(self, reading: Reading) -> Iterable[Veth]:
+        known = {veth.name for veth in reading.so_far(Veth)}
+        ends = {
+            link.peer_index: (space.name, link)
+            for space in reading.inner_spaces
+            for link in space.all_links()
+            if link.kind == "veth"
+        }
+        links = reading.host.all_links()
+        names = {link.index: link.name for link in links}
+        for link in links:
+            if link.alias == reading.alias and link.kind == "veth" and link.name not in known:
+                name, far = ends.get(link.index, ("", link))
+                yield _pair(link, name, [far], names.get(link.master, ""))
+
+    # --- writing ---
+
+    def batch(self, step: Step[Veth], writer: Writer) -> Hashable:
+        """Those that go: for each by itself the kernel waits some 20 ms for its readers."""
+        if step.action != "delete":
+            return None
+        return "detach" if step.thing.netns in writer.detached else "delete"
+
+    def write(self, writer: Writer, steps: Sequence[Step[Veth]]) -> None:
+        step = steps[0]
+        if step.action == "delete":
+            _end_pairs(writer, [step.thing for step in steps])
+        elif step.action == "add":
+            _add(writer, step.thing)
+        else:
+            _change(writer, step.thing, step.was or step.thing)
+
+
+def _end(veth: Veth) -> tuple[str, str]:
+    return (veth.netns, veth.peer)
+
+
+def _far_end(veth: Veth) -> tuple[str, str, str]:
+    return (veth.netns, veth.peer, veth.mac)
+
+
+def _drift_words(veth: Veth, was: Veth) -> list[str]:
+    """The commands that put flags back."""
+    from niso.kernel.bridge_flags import ARP_OFF, ARP_OFF_INSIDE
+
+    flags = [f"hairpin {'on' if veth.hairpin else 'off'}"] if was.hairpin != veth.hairpin else []
+    arp = {
+        ARP_OFF: f"ip link set {veth.name} arp on",
+        ARP_OFF_INSIDE: f"ip -n {veth.netns} link set {veth.peer} arp on",
+    }
+    commands: list[str] = []
+    for text in was.drift.split(", ") if was.drift else []:
+        name, _, value = text.partition(" ")
+        if text in arp:
+            commands.append(arp[text])
+        else:
+            flags.append(f"{name} {({'on': 'off', 'off': 'on', 'set': '0'}).get(value, '3')}")
+    if flags:
+        commands.append(f"bridge link set dev {veth.name} {' '.join(flags)}")
+    return commands
+
+
+def _pair(link: Link, netns: str, inner: Iterable[Link], bridge: str) -> Veth:
+    """The pair as it is; its other end is looked for among ``inner``, links of its namespace."""
+    from niso.kernel.bridge_flags import ARP_OFF_INSIDE
+
+    pairs = (f for f in inner if f.index == link.peer_index and f.peer_index == link.index)
+    peer = next(pairs, None)
+    own = (bridge, link.hairpin, link.alias)
+    if peer is None:
+        return Veth(link.name, "", "", "", link.mtu, *own, link.up, link.drift)
+    mtu = link.mtu if link.mtu == peer.mtu else -1
+    drift = ", ".join([*filter(None, [link.drift]), *([ARP_OFF_INSIDE] if peer.drift else [])])
+    return Veth(link.name, netns, peer.name, peer.mac, mtu, *own, link.up and peer.up, drift)
+
+
+def _end_pairs(writer: Writer, veths: list[Veth]) -> None:
+    """Delete all of them, or only detach them where their namespace goes: the kernel needs some 20 ms to delete one, or many."""
+    names = [veth.name for veth in veths]
+    if veths[0].netns in writer.detached:
+        writer.rtnl("").detach(names)
+        writer.ending += names
+    else:
+        delete_links(writer.rtnl(""), names)
+
+
+def delete_links(rtnl: Rtnl, names: list[str]) -> None:
+    """Delete links; for one alone the kernel need not walk all links for its group."""
+    if len(names) == 1:
+        rtnl.delete_link(names[0])
+    else:
+        rtnl.delete_links(names)
+
+
+def _add(writer: Writer, veth: Veth) -> None:
+    from niso.kernel import netns
+
+    fd = netns.open_fd(veth.netns)
+    try:
+        writer.rtnl("").add_veth(
+            veth.name,
+            peer=veth.peer,
+            peer_netns_fd=fd,
+            peer_mac=veth.mac,
+            mtu=veth.mtu,
+            bridge=veth.bridge,
+            hairpin=veth.hairpin,
+            alias=veth.alias,
+        )
+    finally:
+        os.close(fd)
+    writer.rtnl(veth.netns).set_link(veth.peer, mtu=veth.mtu, up=True)
+
+
+def _change(writer: Writer, veth: Veth, was: Veth) -> None:
+    from niso.kernel.bridge_flags import ARP_OFF, ARP_OFF_INSIDE
+
+    writer.rtnl("").set_link(
+        veth.name,
+        mtu=veth.mtu,
+        master=veth.bridge,
+        hairpin=veth.hairpin,
+        up=True,
+        # another bridge's port is a new one
+        drift=was.drift if was.bridge == veth.bridge else "",
+    )
+    inside = ARP_OFF if ARP_OFF_INSIDE in was.drift else ""
+    writer.rtnl(veth.netns).set_link(veth.peer, mtu=veth.mtu, up=True, drift=inside)
+
+
+KIND = _Veths(Veth)

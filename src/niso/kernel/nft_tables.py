@@ -1,0 +1,371 @@
+"""The nftables ruleset: two static tables, and the elements that services and networks add to their sets and maps.
+
+Chains never change with services: a change is elements added and deleted in one transaction, so its cost does not grow
+with what is there. Both tables carry both families. How a packet travels: docs/design/packet.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from niso.base.digest import sha256
+
+INET = "inet niso"
+BRIDGE = "bridge niso"
+
+SWITCHED = "0x4e150000"
+"""The mark that carries 'this frame is switched on a foreign bridge' from the bridge hook to the forward chain."""
+
+DROPPED_FROM = "dropped_from"
+"""The set of the bridge table that counts, by bridge port, what a service sent that was not its own. The rules fill it, so it
+is no container of State; a rule of its own before the drop, since a set that is full ends its rule."""
+
+LOG_GROUP = 28271
+"""The nfnetlink_log group to which what policies with ``log = true`` drop is sent."""
+LOG_RATE = "rate 20/second burst 50 packets"
+
+POLICY_PARTS = {
+    "port": ("{own} . {peer} . inet_proto . inet_service", False),
+    "ports": ("{own} . {peer} . inet_proto . inet_service", True),
+    "peer": ("{own} . {peer}", False),
+    "prefix_ports": ("{own} . {peer} . inet_proto . inet_service", True),
+    "prefix": ("{own} . {peer}", True),
+    "any_port": ("{own} . inet_proto . inet_service", False),
+    "any_ports": ("{own} . inet_proto . inet_service", True),
+    "rest": ("{own}", False),
+}
+"""Part of a policy -> the fields of its key, and whether they are intervals; in the order in which they are looked up.
+
+``own`` is the address of the service whose policy it is. What each part is for: plan/policy_maps.py."""
+
+
+def _policy_maps() -> str:
+    return "\n".join(
+        f"\tmap {way}{family}_{part} {{ type {fields.format(own=kind, peer=kind)} : verdict;"
+        f"{' flags interval;' if interval else ''} counter; }}"
+        for way in ("in", "out")
+        for family, kind in ((4, "ipv4_addr"), (6, "ipv6_addr"))
+        for part, (fields, interval) in POLICY_PARTS.items()
+    )
+
+
+def _policy_chains() -> str:
+    chains = []
+    for way, own, peer in (("in", "daddr", "saddr"), ("out", "saddr", "daddr")):
+        for family, word in ((4, "ip"), (6, "ip6")):
+            read = {
+                "{own}": f"{word} {own}",
+                "{peer}": f"{word} {peer}",
+                "inet_proto": "meta l4proto",
+                "inet_service": "th dport",
+            }
+            lines = [f"\tchain check_{way}{family} {{"]
+            for part, (fields, _) in POLICY_PARTS.items():
+                key = " . ".join(read[field] for field in fields.split(" . "))
+                lines.append(f"\t\t{key} vmap @{way}{family}_{part}")
+            chains.append("\n".join((*lines, "\t}")))
+    return "\n\n".join(chains)
+
+
+_POLICY_MAPS = _policy_maps()
+_POLICY_CHAINS = _policy_chains()
+_NO_START = "ct state new meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn"
+
+TABLES = f"""\
+table inet niso {{
+	comment "made by niso; see niso net rules"
+
+	set owner {{ type ifname; }}
+	set bridges {{ type ifname; }}
+	set same_bridge {{ type ifname . ifname; }}
+	set ports {{ type ifname; }}
+	set subnets4 {{ type ipv4_addr; flags interval; }}
+	set subnets6 {{ type ipv6_addr; flags interval; }}
+	set internal {{ type ifname; }}
+	set closed {{ type nf_proto; }}
+	set before {{ type ifname . ifname . ifname; }}
+	set no_start_in4 {{ type ipv4_addr; counter; }}
+	set no_start_in6 {{ type ipv6_addr; counter; }}
+	set no_start_out4 {{ type ipv4_addr; counter; }}
+	set no_start_out6 {{ type ipv6_addr; counter; }}
+	set ingress4 {{ type ipv4_addr; }}
+	set ingress6 {{ type ipv6_addr; }}
+	set egress4 {{ type ipv4_addr; }}
+	set egress6 {{ type ipv6_addr; }}
+{_POLICY_MAPS}
+	set log_in4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
+	set log_in6 {{ type ipv6_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
+	set log_out4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
+	set log_out6 {{ type ipv6_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
+	map local_addr4 {{ type ifname . ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
+	map local_addr6 {{ type ifname . ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }}
+	map local_any4 {{ type ifname . inet_proto . inet_service : ipv4_addr . inet_service; }}
+	map local_any6 {{ type ifname . inet_proto . inet_service : ipv6_addr . inet_service; }}
+	map publish_addr4 {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
+	map publish_addr6 {{ type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }}
+	map publish_any4 {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
+	map publish_any6 {{ type inet_proto . inet_service : ipv6_addr . inet_service; }}
+	map range_addr4 {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr; flags interval; }}
+	map range_addr6 {{ type ipv6_addr . inet_proto . inet_service : ipv6_addr; flags interval; }}
+	map range_any4 {{ type inet_proto . inet_service : ipv4_addr; flags interval; }}
+	map range_any6 {{ type inet_proto . inet_service : ipv6_addr; flags interval; }}
+	map hairpin4 {{ type ipv4_addr . ipv4_addr : ipv4_addr; }}
+	map hairpin6 {{ type ipv6_addr . ipv6_addr : ipv6_addr; }}
+
+	chain raw {{
+		type filter hook prerouting priority raw; policy accept;
+		iif "lo" accept
+		ip daddr 127.0.0.0/8 counter drop comment "loopback from a wire, before DNAT can hide it"
+		ip saddr 127.0.0.0/8 counter drop
+		ip6 daddr ::1 counter drop
+		ip6 saddr ::1 counter drop
+		iifname @bridges accept
+		iifname @ports counter drop comment "not switched: link-local control frames"
+		ip saddr @subnets4 counter drop comment "a service's address from elsewhere"
+		ip6 saddr @subnets6 counter drop
+	}}
+
+	chain publish {{
+		ip6 daddr ::1 return comment "the kernel takes packets for it from no bridge: no answer would come back"
+		dnat ip to iifname . ip daddr . meta l4proto . th dport map @local_addr4
+		dnat ip to iifname . meta l4proto . th dport map @local_any4
+		dnat ip to ip daddr . meta l4proto . th dport map @publish_addr4
+		dnat ip to ip daddr . meta l4proto . th dport map @range_addr4
+		dnat ip to meta l4proto . th dport map @publish_any4
+		dnat ip to meta l4proto . th dport map @range_any4
+		dnat ip6 to iifname . ip6 daddr . meta l4proto . th dport map @local_addr6
+		dnat ip6 to iifname . meta l4proto . th dport map @local_any6
+		dnat ip6 to ip6 daddr . meta l4proto . th dport map @publish_addr6
+		dnat ip6 to ip6 daddr . meta l4proto . th dport map @range_addr6
+		dnat ip6 to meta l4proto . th dport map @publish_any6
+		dnat ip6 to meta l4proto . th dport map @range_any6
+	}}
+
+	chain prerouting {{
+		type nat hook prerouting priority dstnat; policy accept;
+		fib daddr type local jump publish
+	}}
+
+	chain output {{
+		type nat hook output priority dstnat; policy accept;
+		fib daddr type local jump publish
+	}}
+
+	chain postrouting {{
+		type nat hook postrouting priority srcnat; policy accept;
+		oifname @bridges goto to_services
+		ip saddr @subnets4 masquerade
+		ip6 saddr @subnets6 masquerade
+	}}
+
+	chain to_services {{
+		ip saddr 127.0.0.0/8 masquerade comment "the host by 127.0.0.1"
+		ct status & dnat == 0 accept
+		snat ip to ip saddr . ip daddr map @hairpin4 comment "a service that reaches itself"
+		snat ip6 to ip6 saddr . ip6 daddr map @hairpin6
+		ip saddr @subnets4 fib saddr type local masquerade comment "the host by another bridge's address"
+		ip6 saddr @subnets6 fib saddr type local masquerade
+	}}
+
+	chain forward {{
+		type filter hook forward priority filter; policy accept;
+		iifname != @bridges oifname != @bridges goto others
+		ct state vmap {{ established : accept, related : goto related, invalid : drop }}
+		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} iifname . oifname @same_bridge accept
+		iifname @internal iifname . oifname != @same_bridge counter drop comment "out of an internal network"
+		{_NO_START} jump no_start
+		ip saddr @egress4 jump check_out4
+		ip6 saddr @egress6 jump check_out6
+		ip daddr @ingress4 jump check_in4
+		ip6 daddr @ingress6 jump check_in6
+		ct status dnat oifname @bridges accept comment "published"
+		iifname . oifname @same_bridge accept
+		oifname @bridges counter drop comment "not published"
+	}}
+
+	chain input {{
+		type filter hook input priority filter; policy accept;
+		iifname != @bridges accept
+		ct state vmap {{ established : accept, related : goto related }}
+		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+		{_NO_START} jump no_start
+		ip saddr @egress4 jump check_out4
+		ip6 saddr @egress6 jump check_out6
+	}}
+
+	chain from_host {{
+		type filter hook output priority filter; policy accept;
+		oifname != @bridges accept
+		{_NO_START} jump no_start
+	}}
+
+	chain no_start {{
+		ip daddr @no_start_in4 drop comment "of a connection that a policy has cut"
+		ip6 daddr @no_start_in6 drop
+		ip saddr @no_start_out4 drop
+		ip6 saddr @no_start_out6 drop
+	}}
+
+{_POLICY_CHAINS}
+
+	chain log_in {{
+		update @log_in4 {{ ip daddr limit {LOG_RATE} }} log prefix "niso in" group {LOG_GROUP}
+		update @log_in6 {{ ip6 daddr limit {LOG_RATE} }} log prefix "niso in" group {LOG_GROUP}
+		drop
+	}}
+
+	chain log_out {{
+		update @log_out4 {{ ip saddr limit {LOG_RATE} }} log prefix "niso out" group {LOG_GROUP}
+		update @log_out6 {{ ip6 saddr limit {LOG_RATE} }} log prefix "niso out" group {LOG_GROUP}
+		drop
+	}}
+
+	chain related {{
+		meta l4proto {{ icmp, ipv6-icmp }} accept
+		counter drop
+	}}
+
+	chain others {{
+		meta mark & 0xffff0000 == {SWITCHED} accept comment "not routed: switched on somebody's bridge"
+		meta nfproto @closed counter drop comment "forwarding is on for niso alone"
+	}}
+}}
+
+table bridge niso {{
+	comment "made by niso; see niso net rules"
+
+	set owner {{ type ifname; }}
+	set ports {{ type ifname; }}
+	set sources4 {{ type ifname . ether_addr . ipv4_addr; }}
+	set sources6 {{ type ifname . ether_addr . ipv6_addr; }}
+	set links {{ typeof iifname . @th,208,48; }}
+	set broadcasts {{ type ipv4_addr; }}
+	set {DROPPED_FROM} {{ type ifname; size 65535; flags dynamic; counter; }}
+
+	chain prerouting {{
+		type filter hook prerouting priority -300; policy accept;
+		ether type ip iifname . ether saddr . ip saddr @sources4 accept
+		iifname @ports goto from_port
+	}}
+
+	chain from_port {{
+		ether type arp iifname . ether saddr . arp saddr ip @sources4 iifname . arp saddr ether . arp saddr ip @sources4 accept
+		ether type ip6 iifname . ether saddr . ip6 saddr @sources6 goto from_own6
+		ether type ip6 icmpv6 type {{ mld-listener-report, mld-listener-done, mld2-listener-report, nd-router-solicit }} drop comment "what every kernel says, and needs no count"
+		add @{DROPPED_FROM} {{ iifname }}
+		counter drop comment "not its own address"
+	}}
+
+	chain from_own6 {{
+		meta l4proto != ipv6-icmp accept
+		icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem, echo-request, echo-reply }} accept
+		icmpv6 type nd-neighbor-solicit goto from_own_nd
+		icmpv6 type nd-neighbor-advert iifname . ether saddr . icmpv6 taddr @sources6 goto from_own_nd
+		exthdr frag exists frag frag-off != 0 accept comment "its rest: hosts take no ND in fragments (RFC 6980)"
+		add @{DROPPED_FROM} {{ iifname }}
+		counter drop comment "router advertisements, redirects, ND for others"
+	}}
+
+	chain from_own_nd {{
+		ip6 length 24 accept comment "no option"
+		ip6 length 32 @th,192,16 {{ 0x0101, 0x0201 }} iifname . @th,208,48 @links accept comment "one option, with its own MAC"
+		counter drop comment "ND with a MAC that is not its own"
+	}}
+
+	chain forward {{
+		type filter hook forward priority -200; policy accept;
+		ether type ip oifname . ether daddr . ip daddr @sources4 accept comment "to one service alone"
+		ether type ip6 oifname . ether daddr . ip6 daddr @sources6 accept
+		iifname @ports oifname @ports goto between
+		iifname != @ports meta mark & 0xffff0000 == 0 meta mark set meta mark | {SWITCHED}
+	}}
+
+	chain between {{
+		ether type arp accept
+		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+		meta pkttype {{ broadcast, multicast }} counter drop
+		ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} counter drop comment "in a frame to one MAC"
+		ip daddr @broadcasts counter drop
+		ip6 daddr ff00::/8 counter drop
+	}}
+
+	chain postrouting {{
+		type filter hook postrouting priority 300; policy accept;
+		meta mark & 0xffff0000 == {SWITCHED} meta mark set meta mark & 0x0000ffff
+	}}
+}}
+"""
+
+DIGEST = sha256(TABLES.encode()).hexdigest()[:8]
+
+
+def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]]:
+    """What `DECLARED` is made of. Not those that rules fill, which have more words."""
+    table = ""
+    for line in TABLES.splitlines():
+        if line.startswith("table "):
+            table = line[6:-2]
+        elif line.startswith(("\tset ", "\tmap ")):
+            name, _, body = line[5:].removesuffix("; }").partition(" { ")
+            types, *more = body.split("; ")
+            key, _, value = types.partition(" ")[2].partition(" : ")
+            if {"flags interval", "counter"}.issuperset(more):
+                yield (table, name), (key, value or None, "flags interval" in more)
+
+
+DECLARED = dict(_declared())
+"""(table, set or map) -> (types of its key, of its value, whether it takes intervals), as the text has them."""
+
+CONTAINERS = {
+    table: tuple(name for at, name in DECLARED if at == table) for table in (INET, BRIDGE)
+}
+"""Every set and map that niso fills, so that a reader can list them."""
+
+POLICIES = frozenset(
+    (
+        *(
+            f"{kind}{family}"
+            for kind in ("ingress", "egress", "no_start_in", "no_start_out")
+            for family in (4, 6)
+        ),
+        *(
+            f"{way}{family}_{part}"
+            for way in ("in", "out")
+            for family in (4, 6)
+            for part in POLICY_PARTS
+        ),
+    )
+)
+"""The sets and maps that hold policies."""
+
+COUNTED = frozenset(name for name in POLICIES if not name.startswith(("ingress", "egress")))
+"""Those of which each element counts its packets."""
+
+LATE = frozenset(
+    (
+        *(
+            "owner",
+            "bridges",
+            "same_bridge",
+            "ports",
+            "subnets4",
+            "subnets6",
+            "internal",
+            "closed",
+            "before",
+        ),
+        *("sources4", "sources6", "links", "broadcasts"),
+    )
+)
+"""Sets that guard something: their elements go only after what they guard is gone. For policies' see kinds/element.py."""
+
+
+def rules_of(table: str, chain: str) -> list[str]:
+    """The rules of a chain of the fixed text, in their order."""
+    body = (
+        TABLES.partition(f"table {table} {{")[2]
+        .partition(f"chain {chain} {{\n")[2]
+        .partition("\n\t}")[0]
+    )
+    lines = [line.strip() for line in body.splitlines()]
+    return [line for line in lines if not line.startswith("type ")]

@@ -1,0 +1,173 @@
+"""Links, addresses and routes as the kernel's answers have them (linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h)."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from niso.base.family import family_of
+from niso.base.lite_typing import NamedTuple
+from niso.kernel import bridge_flags, netlink
+from niso.kernel.netlink import attributes
+
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
+IFLA_LINKINFO, IFLA_IFALIAS = 18, 20
+_IFLA_OPERSTATE, _IFLA_LINK_NETNSID = 16, 37
+INFO_KIND, INFO_DATA, INFO_SLAVE_KIND, INFO_SLAVE_DATA = 1, 2, 4, 5
+BR_NF_CALL_IPTABLES, BR_NF_CALL_IP6TABLES = 36, 37
+BRPORT_MODE = 4  # hairpin
+
+IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
+_IFA_F_DEPRECATED, _IFA_F_PERMANENT = 0x20, 0x80
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_TABLE = 1, 4, 5, 15
+
+IFF_UP, IFF_NOARP = 1, 0x80
+
+ifinfomsg = struct.Struct("=BxHiII")
+ifaddrmsg = struct.Struct("=BBBBI")
+rtmsg = struct.Struct("=BBBBBBBBI")
+
+
+class Link(NamedTuple):
+    """A network interface of the namespace that was asked.
+
+    ``kind`` is "bridge", "veth", or "" for those without a driver of their own (lo, hardware); ``mtu`` in bytes; ``master``
+    the index of its bridge, 0 for none; ``peer_index`` IFLA_LINK (a veth's other end, 0 for none) and ``peer_netnsid`` that
+    end's namespace, -1 for this one; ``hairpin`` of a bridge port; ``call_iptables``, ``call_ip6tables`` of a bridge; ``drift``
+    what of a bridge or a port is not as niso makes it (`niso.kernel.bridge_flags`).
+    """
+
+    index: int  # type: ignore[assignment]  # hides tuple.index
+    name: str
+    kind: str
+    mtu: int
+    mac: str
+    up: bool
+    master: int
+    alias: str
+    peer_index: int
+    peer_netnsid: int
+    hairpin: bool
+    call_iptables: bool
+    call_ip6tables: bool
+    drift: str = ""
+
+
+class LinkAddress(NamedTuple):
+    """An address of a link: ``family`` AF_INET or AF_INET6, ``address`` as "10.99.1.1/24", ``flags`` IFA_F_*."""
+
+    index: int  # type: ignore[assignment]  # hides tuple.index
+    family: int
+    address: str
+    scope: int
+    flags: int
+
+    @property
+    def lasts(self) -> bool:
+        """Whether no lifetime of it ends, or has ended."""
+        return self.flags & (_IFA_F_PERMANENT | _IFA_F_DEPRECATED) == _IFA_F_PERMANENT
+
+
+class LinkRoute(NamedTuple):
+    """A route: ``destination`` a prefix ("0.0.0.0/0" for default), ``gateway`` "" for none, ``index`` of its link or 0."""
+
+    destination: str
+    gateway: str
+    index: int  # type: ignore[assignment]  # hides tuple.index
+    table: int
+    protocol: int
+    type: int
+
+
+def parse_cidr(cidr: str) -> tuple[int, bytes, int]:
+    address, _, length = cidr.partition("/")
+    family = socket.AF_INET6 if family_of(address) == 6 else socket.AF_INET
+    return family, socket.inet_pton(family, address), int(length)
+
+
+def prefix(cidr: str) -> str:
+    """The prefix that an address with its length is in: "10.0.0.0/8" for "10.1.2.3/8"."""
+    family, packed, length = parse_cidr(cidr)
+    beyond = 8 * len(packed) - length
+    number = int.from_bytes(packed, "big") >> beyond << beyond
+    return f"{socket.inet_ntop(family, number.to_bytes(len(packed), 'big'))}/{length}"
+
+
+def canonical(cidr: str) -> str:
+    family, packed, length = parse_cidr(cidr)
+    return f"{socket.inet_ntop(family, packed)}/{length}"
+
+
+def _number(attributes_: dict[int, bytes], kind: int, default: int) -> int:
+    payload = attributes_.get(kind)
+    return (
+        int.from_bytes(payload, "little" if _LITTLE else "big", signed=default < 0)
+        if payload
+        else default
+    )
+
+
+_LITTLE = struct.pack("=H", 1) == b"\1\0"
+
+
+def parse_link(body: bytes) -> Link:
+    _, _, index, flags, _ = ifinfomsg.unpack_from(body)
+    found = attributes(body, 16)
+    info = attributes(found.get(IFLA_LINKINFO, b""))
+    kind = netlink.string(info.get(INFO_KIND, b""))
+    own = attributes(info.get(INFO_DATA, b"")) if kind == "bridge" else {}
+    is_port = netlink.string(info.get(INFO_SLAVE_KIND, b"")) == "bridge"
+    port = attributes(info.get(INFO_SLAVE_DATA, b"")) if is_port else {}
+    drift = (
+        bridge_flags.drift_of_port(port, _number(found, _IFLA_OPERSTATE, 0))
+        if port
+        else bridge_flags.drift_of_bridge(own)
+    )
+    if flags & IFF_NOARP:
+        drift = f"{bridge_flags.ARP_OFF}, {drift}" if drift else bridge_flags.ARP_OFF
+    return Link(
+        index=index,
+        name=netlink.string(found[IFLA_IFNAME]),
+        kind=kind,
+        mtu=_number(found, IFLA_MTU, 0),
+        mac=found.get(IFLA_ADDRESS, b"").hex(":"),
+        up=bool(flags & IFF_UP),
+        master=_number(found, IFLA_MASTER, 0),
+        alias=netlink.string(found.get(IFLA_IFALIAS, b"")),
+        peer_index=_number(found, IFLA_LINK, 0),
+        peer_netnsid=_number(found, _IFLA_LINK_NETNSID, -1),
+        hairpin=port.get(BRPORT_MODE, b"\0") != b"\0",
+        call_iptables=own.get(BR_NF_CALL_IPTABLES, b"\0") != b"\0",
+        call_ip6tables=own.get(BR_NF_CALL_IP6TABLES, b"\0") != b"\0",
+        drift=drift,
+    )
+
+
+def parse_address(body: bytes) -> LinkAddress:
+    family, length, flags, scope, index = ifaddrmsg.unpack_from(body)
+    found = attributes(body, 8)
+    # IFA_LOCAL is the address itself, where a point-to-point link has its peer in IFA_ADDRESS; IPv6 mostly has the latter only.
+    packed = found.get(IFA_LOCAL) or found[IFA_ADDRESS]
+    return LinkAddress(
+        index,
+        family,
+        f"{socket.inet_ntop(family, packed)}/{length}",
+        scope,
+        _number(found, IFA_FLAGS, flags),
+    )
+
+
+def parse_route(body: bytes) -> tuple[int, LinkRoute]:
+    family, length, _, _, table, protocol, _, kind, _ = rtmsg.unpack_from(body)
+    found = attributes(body, 12)
+    packed = found.get(RTA_DST) or bytes(16 if family == socket.AF_INET6 else 4)
+    gateway = found.get(RTA_GATEWAY)
+    route = LinkRoute(
+        destination=f"{socket.inet_ntop(family, packed)}/{length}",
+        gateway=socket.inet_ntop(family, gateway) if gateway else "",
+        index=_number(found, RTA_OIF, 0),
+        table=_number(found, RTA_TABLE, table),
+        protocol=protocol,
+        type=kind,
+    )
+    return family, route

@@ -1,0 +1,76 @@
+"""What the kernel should have, or has, as plain data: a set of things for each kind.
+
+Addresses are text in their canonical form (``10.99.1.2``, ``fd00::2``) and prefixes as ``10.99.1.1/24``; both families use
+the same kinds. ``netns`` is the name below /run/netns, and ``""`` is the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.kernel.kinds import order
+
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    from niso.kernel.kinds.kind import Kind, Thing
+
+    T = TypeVar("T", bound=Thing)
+
+_NONE: frozenset[Any] = frozenset()
+
+
+class State:
+    """Things by their kind; ``state[Bridge]`` is a frozenset of bridges. Never changes; equal states have equal things."""
+
+    __slots__ = ("_by_type",)
+
+    def __init__(self, things: Iterable[Thing] = ()) -> None:
+        sets: dict[type, set[Thing]] = {}
+        for thing in things:
+            sets.setdefault(type(thing), set()).add(thing)
+        self._by_type: dict[type, frozenset[Any]] = {
+            kind: frozenset(some) for kind, some in sets.items()
+        }
+
+    @classmethod
+    def of_sets(cls, sets: Iterable[tuple[type[Any], frozenset[Any]]]) -> State:
+        """Return the state of whole sets, each with its type."""
+        state = cls()
+        state._by_type = {kind: things for kind, things in sets if things}
+        return state
+
+    @classmethod
+    def of_kinds(cls, things: Callable[[Kind[Any]], Iterable[Any]]) -> State:
+        """Return the state with what the function returns for each kind."""
+        return cls.of_sets((kind.thing, frozenset(things(kind))) for kind in order.KINDS)
+
+    def __getitem__(self, kind: type[T]) -> frozenset[T]:
+        return self._by_type.get(kind, _NONE)
+
+    def __iter__(self) -> Iterator[Any]:
+        """All things, by the order of their kinds."""
+        for kind in order.KINDS:
+            yield from self[kind.thing]
+
+    def __or__(self, other: State) -> State:
+        """All things of both; a thing that both have with different fields is in it twice."""
+        types = self._by_type.keys() | other._by_type.keys()
+        return State.of_sets((kind, self[kind] | other[kind]) for kind in types)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, State) and self._by_type == other._by_type
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._by_type.items()))
+
+    def __bool__(self) -> bool:
+        return bool(self._by_type)
+
+    def __repr__(self) -> str:
+        return f"State({list(self)!r})"
+
+    def replace(self, kind: type[T], things: Iterable[T]) -> State:
+        """Return the same with other things of one kind."""
+        return State.of_sets({**self._by_type, kind: frozenset(things)}.items())

@@ -1,0 +1,136 @@
+"""From steps to the kernel: the one place that changes it. How a step is done is said by its kind (kernel/kinds)."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Container, Iterable
+
+from niso.base import failpoint
+from niso.base.errors import KernelError, NisoError
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.kernel.kinds.kind import Step
+from niso.kernel.kinds.namespace import Netns
+from niso.kernel.kinds.veth import delete_links
+from niso.kernel.rtnetlink import Rtnl
+from niso.kernel.rtnl_sockets import Sockets
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from niso.kernel.kinds.kind import AnyStep
+
+
+class Writer:
+    """Steps, and what their kinds need to do them: sockets that are opened once.
+
+    With ``ending`` veth pairs whose namespace goes too are only detached, and their names added there. Services' addresses
+    in ``known``, as (namespace, address), need no announcement: their neighbours know the right MAC.
+    """
+
+    def __init__(
+        self,
+        steps: Iterable[AnyStep],
+        sockets: Sockets,
+        ending: list[str] | None = None,
+        known: Container[tuple[str, str]] = (),
+    ) -> None:
+        self.steps = list(steps)
+        self.sockets = sockets
+        self.known = known
+        self.ending = ending if ending is not None else []
+        self.detached = {
+            step.thing.name
+            for step in self.steps
+            if ending is not None
+            and isinstance(step, Step)
+            and step.action == "delete"
+            and isinstance(step.thing, Netns)
+        }
+
+    def rtnl(self, netns: str) -> Rtnl:
+        """Return a socket of a namespace; "" is the host. Raises KernelError."""
+        return self.sockets.at(netns)
+
+    def link(self, netns: str, name: str) -> tuple[Rtnl, int | None]:
+        """Return a socket of the namespace, and the link's index there; None where it is gone, and what lay on it with it."""
+        rtnl = self.rtnl(netns)
+        try:
+            return rtnl, rtnl.index(name)
+        except KernelError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            return rtnl, None
+
+    @staticmethod
+    def existing(index: int | None, link: str) -> int:
+        """Return the index of a link that has to be there. Raises KernelError."""
+        if index is None:
+            raise KernelError(f"link {link!r} is not there", "niso net repair", errno=errno.ENODEV)
+        return index
+
+    def run(self) -> None:
+        """Do all steps in their order; the first failure ends it. Raises KernelError with the step's words."""
+        for batch in self._batches():
+            self._do(batch)
+        for step in self.steps:
+            if isinstance(step, Step):
+                step.kind.after_writing(self, step)
+
+    def run_what_can_be(self) -> list[NisoError]:
+        """Do all steps, going on after a failure; return the errors.
+
+        After a failure no rule goes: what it guards may be what could not be taken away.
+        """
+        errors: list[NisoError] = []
+        for batch in self._batches():
+            if errors and batch[0].kind.is_transactional:
+                continue
+            try:
+                self._do(batch)
+            except NisoError as error:
+                errors.append(error)
+                for step in batch[1:]:
+                    try:
+                        self._do([step])
+                    except NisoError as other:
+                        errors.append(other)
+        return errors
+
+    def _batches(self) -> list[list[AnyStep]]:
+        """The steps in their order; together those that cost as much as one by the word of their kind."""
+        batches: list[list[AnyStep]] = []
+        last: Hashable = None
+        for step in self.steps:
+            common = step.kind.batch(step, self) if isinstance(step, Step) else None
+            key = None if common is None else (step.kind, common)
+            if key is not None and key == last:
+                batches[-1].append(step)
+            else:
+                batches.append([step])
+            last = key
+        return batches
+
+    def _do(self, batch: list[AnyStep]) -> None:
+        """Do steps of one batch. Raises KernelError with the words of the one that failed, or of the last."""
+        words = ""
+        try:
+            for step in batch:
+                words = step.describe()
+                failpoint.hit(words)
+            batch[0].kind.write(self, batch)
+        except OSError as error:
+            raise KernelError(
+                f"{words.splitlines()[0]}: {error.strerror}", errno=error.errno or 0
+            ) from error
+
+
+def end_links(names: list[str]) -> None:
+    """Delete the links that a `Writer` has detached, so that they are gone when this returns. Raises KernelError."""
+    if names:
+        what = f"delete links {', '.join(names)}"
+        try:
+            failpoint.hit(what)
+        except OSError as error:
+            raise KernelError(f"{what}: {error.strerror}", errno=error.errno or 0) from error
+        with Rtnl() as rtnl:
+            delete_links(rtnl, names)

@@ -1,0 +1,102 @@
+"""Run crun, and find the programs that niso starts services with."""
+
+from __future__ import annotations
+
+import os
+
+from niso.base import failpoint, paths
+from niso.base.errors import ProcessError
+from niso.base.signals import signals_delivered, signals_held
+
+_TOOL_FOLDERS = (
+    "/usr/bin",
+    "/usr/local/bin",
+    "/usr/sbin",
+    "/usr/libexec/podman",
+    "/usr/libexec/catatonit",
+)
+
+
+def tool(name: str) -> str:
+    """Return the absolute path of crun, conmon, catatonit or nsenter. Raises `ProcessError`."""
+    if failpoint.broken(name):
+        return "/usr/bin/false"
+    for folder in _TOOL_FOLDERS:
+        path = f"{folder}/{name}"
+        if os.access(path, os.X_OK):
+            return path
+    package = "util-linux" if name == "nsenter" else name
+    raise ProcessError(f"{name} is not installed", f"apt install {package}")
+
+
+def state_dir() -> str:
+    """Return the folder of crun's own state (``crun --root``)."""
+    return os.path.join(paths.run_dir(), "crun")
+
+
+def container_id(service: str) -> str:
+    """Return the container id of a service for crun and conmon.
+
+    conmon's journald driver needs more than 12 characters (conmon, src/ctr_logging.c).
+    """
+    return f"niso-service-{service}"
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of conmon, crun and the exit command: niso's folders, no more."""
+    folders = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("NISO_") and "FAILPOINT" not in name
+    }
+    return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **folders}
+
+
+def run(*args: str) -> tuple[int, str]:
+    """Run crun; return its exit status and its error message (stderr, on one line).
+
+    Waits for crun to end even if a signal interrupts: an undo must not run beside it.
+    """
+    program = tool("crun")
+    with signals_held():
+        read, write = os.pipe()
+        try:
+            pid = os.posix_spawn(
+                program,
+                ["crun", f"--root={state_dir()}", *args],
+                environment(),
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, write, 2),
+                ],
+                setsigmask=(),
+            )
+        finally:
+            os.close(write)
+        try:
+            with signals_delivered():
+                words = read_all(read)
+        finally:
+            _, wait_status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(wait_status), plain_message(words)
+
+
+def plain_message(words: bytes) -> str:
+    """Strip the time stamps from a message of crun or conmon and join its lines with "; "."""
+    lines = []
+    for line in words.decode("utf-8", "replace").splitlines():
+        stamp, _, message = line.partition(": ")
+        lines.append(message if stamp[:2] == "20" and "T" in stamp and message else line)
+    return "; ".join(line.strip() for line in lines if line.strip())
+
+
+def read_all(fd: int, most: int = 1 << 16) -> bytes:
+    """Read ``fd`` to its end and close it; return the first ``most`` bytes."""
+    kept = b""
+    try:
+        while chunk := os.read(fd, 4096):
+            kept += chunk[: most - len(kept)]
+    finally:
+        os.close(fd)
+    return kept

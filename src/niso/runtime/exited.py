@@ -1,0 +1,13 @@
+"""``python -m niso.runtime.exited SERVICE BUNDLE``: the former name of `niso.runtime.on_exit`.
+
+Services that an earlier version of niso started have a conmon whose exit command names it.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from niso.runtime.on_exit import main
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

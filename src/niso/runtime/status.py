@@ -1,0 +1,259 @@
+"""Read the status of a service's process from niso's files and /proc: no lock, no fork."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from niso.base import files, paths
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.runtime import cgroup, crun, oci
+from niso.runtime.pids import (
+    children,
+    in_service,
+    int_or_none,
+    is_init,
+    is_supervisor,
+    read_pid,
+    state_letter,
+)
+from niso.runtime.spec import load, read_json, read_state, write_json
+
+if TYPE_CHECKING:
+    from typing import Any
+
+STOPPING = "stopping"
+"""A file of a run: someone stops this run, so the restart policy does not apply."""
+EXITED_PID = "exited.pid"
+"""A file of a run: the pid of conmon's exit command."""
+
+CONMON_S = 5.0
+"""How long conmon may take to write the last log lines and end after the service has ended."""
+
+
+class Status(NamedTuple):
+    """The present status of a service's process."""
+
+    state: str
+    """running, starting, restarting, exited, failed or none."""
+    exit_code: int | None
+    """Exit status of the last run; 128 + N for signal N."""
+    pid: int | None
+    """PID 1 of the service, as a host pid."""
+    started_at: float | None
+    """Seconds since 1970."""
+    restarts: int
+    error: str | None
+    """Why the last restart failed."""
+
+
+NONE = Status("none", None, None, None, 0, None)
+
+
+def read(service: str, closely: bool = False) -> Status:
+    """Return the status of a service's process.
+
+    With ``closely``, also detect a PID 1 that has ended while its conmon does not react.
+    That takes up to `CONMON_S`, and only if PID 1 has ended.
+    """
+    shown = _read(service)
+    if not closely or shown.state != "running":
+        return shown
+    deadline = time.monotonic() + CONMON_S
+    while (
+        shown.state == "running"
+        and state_letter(shown.pid or int_or_none((read_state(service) or {}).get("pid"))) in "ZX"
+    ):
+        keeper = conmon(service)
+        if (keeper is not None and state_letter(keeper) in "Tt") or time.monotonic() >= deadline:
+            words = f"its process has ended, but its conmon (pid {keeper}) does not react"
+            return shown._replace(state="failed", pid=None, error=words)
+        time.sleep(0.02)
+        shown = _read(service)
+    return shown
+
+
+def _read(service: str) -> Status:
+    record = read_state(service)
+    if record is None:
+        return NONE
+    phase = str(record["phase"])
+    bundle = bundle_of(service, int(record["run"]))
+    started_at = record.get("started_at")
+    shown = Status(
+        state=phase,
+        exit_code=int_or_none(record.get("exit_code")),
+        pid=None,
+        started_at=started_at if isinstance(started_at, float) else None,
+        restarts=int(record["restarts"]),
+        error=str(record["error"]) if record.get("error") else None,
+    )
+    if phase == "running":
+        return _read_running(service, record, bundle, shown)
+    if phase == "starting" and not os.path.exists(f"/proc/{record.get('starter', 0)}"):
+        return shown._replace(state="failed")
+    if phase == "restarting" and not is_supervisor(read_pid(f"{bundle}/{EXITED_PID}"), bundle):
+        return shown._replace(state="failed")
+    return shown
+
+
+def _read_running(service: str, record: dict[str, Any], bundle: str, shown: Status) -> Status:
+    """Return the status of a run that state.json calls running; it may have ended since."""
+    pid = int_or_none(record.get("pid"))
+    if pid is not None and in_service(service, pid):
+        return shown._replace(pid=pid)
+    code = exit_code(service, bundle)
+    if code is None:
+        # conmon writes the exit status in a moment; without a conmon nobody ever will.
+        return shown._replace(state="running" if conmon_alive(service) else "failed")
+    spec = load(service)
+    restarts = (
+        spec is not None
+        and restarts_after(spec.restart, code)
+        and not os.path.exists(f"{bundle}/{STOPPING}")
+        and conmon_alive(service)
+    )
+    return shown._replace(state="restarting" if restarts else "exited", exit_code=code)
+
+
+def runs(service: str) -> bool:
+    """Return whether a service runs, or will restart by its policy, and no stop has begun."""
+    return not is_stopping(service) and read(service).state in (
+        "running",
+        "starting",
+        "restarting",
+    )
+
+
+def is_stopping(service: str) -> bool:
+    """Return whether a stop of the present run has begun and not completed."""
+    record = read_state(service)
+    return record is not None and os.path.exists(
+        f"{bundle_of(service, int(record['run']))}/{STOPPING}"
+    )
+
+
+def in_own_netns(service: str) -> bool:
+    """Return whether PID 1 is in the network namespace that now has the service's name.
+
+    True if that cannot be determined. A service without a namespace belongs in the caller's.
+    """
+    spec = load(service)
+    pid = read(service).pid
+    try:
+        expected = os.stat((spec.netns if spec else "") or "/proc/self/ns/net")
+        actual = os.stat(f"/proc/{pid}/ns/net")
+        if expected.st_dev != actual.st_dev:
+            return True  # an ordinary file: no namespace has the name
+        return spec is None or os.path.samestat(actual, expected)
+    except OSError:
+        return True
+
+
+def known_to_crun(service: str, pid: int) -> bool:
+    """Return whether crun's state has ``pid`` as the service's PID 1.
+
+    Otherwise crun can neither exec in the service nor kill it.
+    """
+    try:
+        known = read_json(os.path.join(crun.state_dir(), crun.container_id(service), "status"))
+    except OSError:
+        return False
+    return (known or {}).get("pid") == pid
+
+
+def outside_cgroup(service: str) -> bool:
+    """Return whether PID 1 runs as conmon's child but was moved out of the service's cgroup.
+
+    With several hierarchies, it must be in the cgroup in each one that crun uses.
+    """
+    record = read_json(os.path.join(paths.service_dir(service), "state.json"))
+    keeper = conmon(service)
+    spec = load(service)
+    pid = int_or_none((record or {}).get("pid"))
+    if spec is None or pid is None or keeper is None or pid not in children(keeper):
+        return False
+    return is_init(pid) and not cgroup.holds_wholly(oci.cgroup(spec), pid)
+
+
+def restarts_after(policy: str, code: int) -> bool:
+    """Return whether the restart policy starts a service again after exit status ``code``."""
+    return policy == "always" or (policy == "on-failure" and code != 0)
+
+
+def conmon_alive(service: str) -> bool:
+    """Return whether the conmon of the service's present run is alive."""
+    return conmon(service) is not None
+
+
+def conmon(service: str) -> int | None:
+    """Return the pid of the conmon of the service's present run; None if it has ended."""
+    record = read_state(service)
+    if record is None:
+        return None
+    bundle = bundle_of(service, int(record["run"]))
+    pid = read_pid(f"{bundle}/conmon.pid")
+    return pid if is_supervisor(pid, bundle) else None
+
+
+def supervisors(service: str) -> list[int]:
+    """List the conmon of the present run and its descendants: its exit command and what that runs.
+
+    The service's own processes are not listed.
+    """
+    pids = [pid] if (pid := conmon(service)) is not None else []
+    for parent in pids:  # grows while it is walked
+        pids += children(parent)
+    return [pid for pid in pids if not in_service(service, pid)]
+
+
+def describe_exit(code: int | None) -> str:
+    """Describe an exit status: ``exit status 1``, or ``killed by SIGKILL`` for 128 + N."""
+    if code is None:
+        return "no exit status"
+    if code > 128:
+        try:
+            return f"killed by {signal.Signals(code - 128).name}"
+        except ValueError:
+            pass
+    return f"exit status {code}"
+
+
+def out_of_memory(service: str) -> bool:
+    """Return whether the memory limit killed a process of the present run (conmon's file oom)."""
+    record = read_state(service)
+    return record is not None and os.path.exists(
+        f"{bundle_of(service, int(record['run']))}/persist/oom"
+    )
+
+
+def bundle_of(service: str, number: int) -> str:
+    """Return the folder of an activation's ``number``-th run."""
+    return os.path.join(paths.service_dir(service), f"run-{number}")
+
+
+def write_state(service: str, record: dict[str, Any]) -> None:
+    """Replace state.json. Raises OSError."""
+    write_json(os.path.join(paths.service_dir(service), "state.json"), record)
+
+
+def exit_code(service: str, bundle: str) -> int | None:
+    """Read the exit status that conmon wrote; None before the end and after a failed create."""
+    try:
+        return int(files.read(f"{bundle}/exits/{crun.container_id(service)}") or b"")
+    except ValueError:
+        return None
+
+
+def services() -> list[str]:
+    """List every service that has a process, or runtime files of one."""
+    try:
+        return sorted(os.listdir(os.path.join(paths.run_dir(), "services")))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def bundles(folder: str) -> list[str]:
+    """List the folders of all runs below a service's folder."""
+    return [os.path.join(folder, name) for name in os.listdir(folder) if name.startswith("run-")]

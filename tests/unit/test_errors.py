@@ -1,0 +1,53 @@
+"""Errors are data, and one place makes text of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from niso.base.errors import Conflict, ErrorGroup, InvalidInput, NisoError, UsageError, each
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (NisoError("needs root"), "needs root"),
+        (NisoError("is gone", service="api"), "api: is gone"),
+        (InvalidInput("nested too deep", file="/m.toml"), "/m.toml: nested too deep"),
+        (
+            InvalidInput("it is a number", None, "a.b", file="/m.toml", value="3", right="text"),
+            "/m.toml: a.b: value 3 is wrong because it is a number; right would be text",
+        ),
+        (
+            InvalidInput("is missing", None, "a.b", right="a table"),
+            "a.b: is missing; right would be a table",
+        ),
+        (UsageError("10.0.0.0/33: too long", None, "--subnet"), "--subnet 10.0.0.0/33: too long"),
+        (Conflict("port 80 is taken", None, "PORT", names_key=False), "port 80 is taken"),
+        (NisoError("is gone", service="api", file="/m.toml"), "/m.toml: is gone"),
+    ],
+)
+def test_message_says_where_and_what(error: NisoError, message: str) -> None:
+    assert (error.message, str(error)) == (message, message)
+
+
+def test_error_of_another_class_says_the_same_in_the_same_place() -> None:
+    error = InvalidInput("r", "h", "k", file="/f", value="v", right="w", service="s")
+    other = Conflict.of(error)
+    assert type(other) is Conflict
+    assert vars(other) == vars(error)
+    other.file, other.key = "/stack.toml", "service[0].k"
+    assert (
+        other.message == "/stack.toml: service[0].k: value v is wrong because r; right would be w"
+    )
+    assert error.file == "/f"
+
+
+def test_group_says_all_and_takes_hint_and_key_of_the_first() -> None:
+    inner = ErrorGroup([UsageError("a", "do b", "K"), NisoError("c", service="s")])
+    assert (inner.message, inner.hint, inner.key, inner.exit_status) == (
+        "K: a; s: c",
+        "do b",
+        "K",
+        2,
+    )
+    assert [one.reason for one in each(ErrorGroup([inner, NisoError("d")]))] == ["a", "c", "d"]

@@ -1,0 +1,13 @@
+"""What a lab must still see below the folders that it covers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from niso.commands.lab import mounts
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def test_lab_that_covers_nisos_checkout_still_sees_all_of_it() -> None:
+    assert str(CHECKOUT) in mounts._reachable("/", [str(CHECKOUT.parent)])

@@ -1,0 +1,90 @@
+"""Progress goes by what an event is."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from niso.api.events import Caution, Expects, Finished
+from niso.base.report import (
+    Command,
+    Event,
+    Forgetting,
+    Healthy,
+    Starting,
+    Stopping,
+    Undoing,
+    WaitingForLock,
+)
+from niso.cli.progress import Progress
+
+
+def progress(**options: Any) -> Progress:
+    args: Any = SimpleNamespace(json=False, **options)
+    return Progress(args)
+
+
+@pytest.mark.parametrize(
+    ("events", "waited"),
+    [
+        ([Starting("api", ("sleep", "1"))], ["api"]),
+        ([Starting("api"), Starting("web")], ["api", "web"]),
+        ([Starting("api"), Starting("web"), Healthy("api")], ["web"]),
+        ([Starting("other")], []),  # it has no healthcheck
+        ([Starting("api"), Forgetting("is healthy")], ["api"]),  # whatever its name is
+        ([Starting("api"), Undoing("api")], []),
+        ([Starting("api"), Stopping("web")], []),
+    ],
+)
+def test_it_knows_which_services_are_waited_for(events: list[Event], waited: list[str]) -> None:
+    shows = progress()
+    with shows as report:
+        report(Expects(("api", "web")))
+        for event in events:
+            report(event)
+        assert list(shows._unhealthy) == waited
+
+
+def test_thread_begins_with_what_may_be_slow() -> None:
+    shows = progress()
+    with shows as report:
+        report(Command("start of nothing"))
+        assert not shows._tells
+        report(WaitingForLock())
+        assert shows._tells
+        report(Finished())
+        assert not shows._tells  # what follows is no part of what was waited for
+
+
+@pytest.mark.parametrize(
+    ("options", "out", "err"),
+    [
+        ({"verbose": True}, "", "start api: sleep 1\nnft 'a'\nnft 'b'\n"),
+        ({"dry_run": True}, "start api: sleep 1\nnft 'a'\nnft 'b'\n", ""),
+        ({}, "", ""),
+    ],
+)
+def test_options_show_every_line(
+    capfd: pytest.CaptureFixture[str], options: dict[str, bool], out: str, err: str
+) -> None:
+    with progress(**options) as report:
+        report(Starting("api", ("sleep", "1")))
+        report(Command("nft 'a'\nnft 'b'"))
+    assert capfd.readouterr() == (out, err)
+
+
+@pytest.mark.parametrize("options", [{}, {"verbose": True}, {"dry_run": True}])
+def test_warning_is_shown_whatever_the_options(
+    capfd: pytest.CaptureFixture[str], options: dict[str, bool]
+) -> None:
+    with progress(**options) as report:
+        report(Caution("beware", ("do this",)))
+    assert capfd.readouterr() == ("", "niso: warning: beware\n  hint: do this\n")
+
+
+def test_wait_for_a_lock_is_no_step_of_a_dry_run(capfd: pytest.CaptureFixture[str]) -> None:
+    with progress(dry_run=True, verbose=True) as report:
+        report(WaitingForLock())
+    assert capfd.readouterr().out == ""
