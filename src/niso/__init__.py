@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from niso.api.host_services import Taken as Taken
     from niso.api.host_stacks import StackDown as StackDown
     from niso.api.host_stacks import StackUp as StackUp
-    from niso.api.host_status import Endpoint as Endpoint
-    from niso.api.host_status import Process as Process
-    from niso.api.host_status import Service as Service
-    from niso.api.host_status import ServiceLine as ServiceLine
-    from niso.api.host_status import User as User
+    from niso.api.service_views import Endpoint as Endpoint
+    from niso.api.service_views import Process as Process
+    from niso.api.service_views import Service as Service
+    from niso.api.service_views import ServiceLine as ServiceLine
+    from niso.api.service_views import User as User
     from niso.api.packets import Drop as Drop
     from niso.api.packets import Drops as Drops
     from niso.api.packets import Explanation as Explanation
@@ -82,7 +82,7 @@ _MODULES = {
     "api.published": "Port",
     "api.host_services": "Done Executed Forwarded Marked Outcome Package Restored Taken",
     "api.host_stacks": "StackDown StackUp",
-    "api.host_status": "Endpoint Process Service ServiceLine User",
+    "api.service_views": "Endpoint Process Service ServiceLine User",
     "api.upkeep": "Finding Repaired Swept",
     "base.errors": "Conflict Error ErrorGroup InvalidInput KernelError NotFound ProcessError"
     " UsageError",

@@ -313,7 +313,7 @@ def loaded(*arguments: str) -> set[str]:
             "ps",
             {
                 "niso.api.host_services",
-                "niso.api.host_status",
+                "niso.api.service_views",
                 "niso.cli.inspect",
                 "niso.cli.catalogue.service",
             },
