@@ -18,10 +18,9 @@ from typing import Any
 
 import pytest
 from fake_kernel import FakeKernel
-from stored import TemporaryStore, add_network, put
+from stored import TemporaryStore, add_network, put, service_spec
 
 from niso.base.names import DEFAULT_NETWORK
-from niso.manifest import load as model
 from niso.manifest.parse_ports import parse_port
 from niso.plan import nft
 from niso.plan.desired import FORWARDING, desired
@@ -54,19 +53,14 @@ def fill(store: Store, world: dict[str, Any]) -> None:
             if row.name not in wanted:
                 store.set_active(row.name, False)
         for name, network in wanted.items():
-            text = {
-                "package": {"name": name, "version": "1"},
-                "binary": {"entrypoint": "/bin/true"},
-                "network": network,
-            }
-            manifest = model.decode(json.dumps(text))
+            spec = service_spec(name, network=network)
             put(
                 store,
                 name,
-                model.networks(manifest),
-                static=model.static_ips(manifest),
-                ports=tuple(model.ports(manifest)),
-                hostname=model.hostname(manifest),
+                spec.networks,
+                static=spec.addresses,
+                ports=tuple(published.port for published in spec.ports),
+                hostname=spec.hostname,
             )
             store.end_publishing(name)
             for port in world.get("forwards", {}).get(name, ()):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 
 from niso.base.lite_typing import TYPE_CHECKING
+from niso.plan.process_spec import ProcessSpec
 from niso.runtime.root import TMPFS
-from niso.runtime.spec import APP, ProcessSpec, path_env
+from niso.runtime.spec import APP, path_env
 
 if TYPE_CHECKING:
     from typing import Any
@@ -92,7 +93,12 @@ def process(
     sets = ("bounding", "effective", "inheritable", "permitted", "ambient")
     return {
         "terminal": terminal,
-        "user": {"uid": spec.uid, "gid": spec.gid, "umask": 0o022, "additionalGids": spec.groups},
+        "user": {
+            "uid": spec.uid,
+            "gid": spec.gid,
+            "umask": 0o022,
+            "additionalGids": list(spec.groups),
+        },
         "args": args,
         "env": [f"{name}={value}" for name, value in environment.items()],
         "cwd": spec.working_dir,
@@ -172,7 +178,7 @@ def limits(spec: ProcessSpec) -> dict[str, dict[str, int]]:
     return found
 
 
-def select_seccomp(profile: dict[str, Any], capabilities: list[str]) -> dict[str, Any]:
+def select_seccomp(profile: dict[str, Any], capabilities: Sequence[str]) -> dict[str, Any]:
     """The profile for a service with these capabilities: rules marked ``with`` or ``without`` a capability are taken or left."""
     have = set(capabilities)
     rules = []

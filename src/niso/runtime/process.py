@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from niso.base import failpoint, files, paths
 from niso.base.errors import NisoError, ProcessError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.plan.process_spec import ProcessSpec
 from niso.runtime import cgroup, launch, logs, oci, unit
-from niso.runtime.spec import ProcessSpec, load, read_json, read_state, save, write_json
+from niso.runtime.spec import load, read_json, read_state, save, write_json
 
 if TYPE_CHECKING:
     from typing import Any

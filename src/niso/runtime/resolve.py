@@ -11,13 +11,13 @@ import stat
 from collections.abc import Sequence
 
 from niso.base.errors import InvalidInput
+from niso.plan.service_spec import User
 from niso.runtime.spec import APP
 
 MAX_DATABASE_BYTES = 4 << 20
 _MAX_LINKS = 40
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _NOFOLLOW = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-MAX_ID = 4_294_967_294
 
 
 def open_inside(mounts: dict[str, str], path: str) -> tuple[int, str]:
@@ -89,59 +89,34 @@ def mounts_of(package: str, rootfs: str | None) -> dict[str, str]:
 
 
 def resolve_user(
-    rootfs: str | None, user: str | None, own_uid: int, service: str
-) -> tuple[int, int, list[int], str, str]:
+    rootfs: str | None, user: User | None, own_uid: int, service: str
+) -> tuple[int, int, tuple[int, ...], str, str]:
     """Who a service runs as: (uid, gid, supplementary groups, name, home).
 
-    ``user`` is ``name``, ``name:group``, ``uid`` or ``uid:gid``, looked up in the service's own /etc/passwd and /etc/group (the host's
-    where the root is assembled); None is ``own_uid``, named like the service. Raises `InvalidInput`.
+    ``user`` is looked up in the service's own /etc/passwd and /etc/group (the host's where the root is assembled); None is
+    ``own_uid``, named like the service. Raises `InvalidInput` where it has no user of that name.
     """
     if user is None:
-        return own_uid, own_uid, [], service, "/tmp"  # noqa: S108 - inside the service, its own tmpfs
+        return own_uid, own_uid, (), service, "/tmp"  # noqa: S108 - inside the service, its own tmpfs
     where = "the rootfs" if rootfs else "the host"
-    users = read_database(rootfs, "passwd")
-    groups = read_database(rootfs, "group")
-    name, colon, group = user.partition(":")
-    if colon and not group:
-        raise _bad_user(user, "is not a user", "write name, uid, or uid:gid")
-    entry: list[str] | None
-    if name.isascii() and name.isdigit():
-        uid = _number(name, user)
-        entry = next((line for line in users if line[2] == str(uid)), None)
-        gid = int(entry[3]) if entry else uid
-    else:
-        entry = next((line for line in users if line[0] == name), None)
-        if entry is None:
-            raise _bad_user(
-                user,
-                f"is not in /etc/passwd of {where}",
+    column, wanted = (0, user.name) if user.name is not None else (2, str(user.uid))
+    entry = next((line for line in read_database(rootfs, "passwd") if line[column] == wanted), None)
+    if entry is None:
+        if user.uid is None:
+            raise InvalidInput(
+                f"{user.text!r} is not in /etc/passwd of {where}",
                 "use a name of it, or a number (uid or uid:gid)",
+                "service.user",
             )
-        uid, gid = int(entry[2]), int(entry[3])
-    if group.isascii() and group.isdigit():
-        gid = _number(group, user)
-    elif group:
-        found = next((line for line in groups if line[0] == group), None)
-        if found is None:
-            raise _bad_user(
-                user,
-                f"names a group that is not in /etc/group of {where}",
-                "use a name of it, or a number",
-            )
-        gid = int(found[2])
-    account = entry[0] if entry else service
-    more = (
-        []
-        if group or not entry
-        else [int(line[2]) for line in groups if account in line[3].split(",")]
-    )
-    return (
-        uid,
-        gid,
-        sorted(set(more) - {gid}),
-        account,
-        (entry[5] if entry and entry[5] else "/tmp"),  # noqa: S108  # a home, no file
-    )
+        return user.uid, user.uid if user.gid is None else user.gid, (), service, "/tmp"  # noqa: S108
+    name, _, uid, gid, _, home, _ = entry
+    more: set[int] = set()
+    if user.gid is None:
+        groups = read_database(rootfs, "group")
+        more = {int(line[2]) for line in groups if name in line[3].split(",")}
+        more.discard(int(gid))
+    own_gid = int(gid) if user.gid is None else user.gid
+    return int(uid), own_gid, tuple(sorted(more)), name, home or "/tmp"  # noqa: S108  # a home, no file
 
 
 def read_database(rootfs: str | None, name: str) -> list[list[str]]:
@@ -290,16 +265,6 @@ def check_working_dir(
             f"use {APP} (the package) or a folder of it",
             "binary.working_dir",
         )
-
-
-def _number(text: str, user: str) -> int:
-    if len(text) > 10 or int(text) > MAX_ID:
-        raise _bad_user(user, "has an id that is out of range", f"ids go from 0 to {MAX_ID}")
-    return int(text)
-
-
-def _bad_user(user: str, what: str, hint: str) -> InvalidInput:
-    return InvalidInput(f"{user!r} {what}", hint, "service.user")
 
 
 def _bad_entrypoint(entrypoint: str, what: str, problem: str) -> InvalidInput:

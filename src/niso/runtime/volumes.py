@@ -8,34 +8,20 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 
 from niso.base import failpoint, paths
 from niso.base.errors import Conflict, InvalidInput, NisoError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.report import RemovingVolumes, Report
-from niso.manifest.parse_volumes import taken
+from niso.plan.mount_points import taken
+from niso.plan.process_spec import ProcessSpec, Volume
 from niso.runtime.root import TMPFS, TOP_LINKS, etc_folders, mount_file, mount_point, place
-from niso.runtime.spec import ProcessSpec
 
 if TYPE_CHECKING:
     from typing import Any
 
 _BIND = ("rbind", "rprivate", "rnosuid", "rnodev")
-
-
-class Volume(NamedTuple):
-    """One volume, as the spec keeps it (a dict of this)."""
-
-    name: str
-    mount: str
-    """The mount point that the manifest names."""
-    source: str | None
-    """A path of the host; None for a tmpfs."""
-    named: bool
-    """Whether niso makes and keeps it."""
-    read_only: bool
-    size: int | None
-    """Bytes of a tmpfs; None: what the kernel takes, half of the memory."""
 
 
 class Placed(NamedTuple):
@@ -46,12 +32,7 @@ class Placed(NamedTuple):
     """Whether it is a folder, else a file."""
 
 
-def of_spec(spec: ProcessSpec) -> list[Volume]:
-    """The volumes of a service."""
-    return [Volume(**each) for each in spec.volumes]
-
-
-def placed(rootfs: str | None, volumes: list[Volume]) -> list[Placed]:
+def placed(rootfs: str | None, volumes: Iterable[Volume]) -> list[Placed]:
     """Where the volumes are inside a service with this rootfs. Raises InvalidInput, whose key is that of the manifest."""
     found: list[Placed] = []
     for volume in volumes:
@@ -125,7 +106,7 @@ def _wrong(volume: Volume, reason: str) -> InvalidInput:
 
 def make_named(spec: ProcessSpec) -> None:
     """Make the named volumes that are not there yet, owned by the service's user (0700), each whole or not at all. Raises OSError."""
-    for volume in of_spec(spec):
+    for volume in spec.volumes:
         if not volume.named or volume.source is None or os.path.isdir(volume.source):
             continue
         failpoint.hit(f"make volume {volume.source}")
@@ -248,7 +229,7 @@ def _mounted_below(folder: str) -> list[str]:
     return [point for point in points if point == folder or point.startswith(f"{folder}/")]
 
 
-def check(rootfs: str | None, volumes: list[Volume]) -> list[InvalidInput]:
+def check(rootfs: str | None, volumes: Iterable[Volume]) -> list[InvalidInput]:
     """All that is wrong with the volumes of a service, found before anything is started."""
     errors: list[InvalidInput] = []
     good: list[Volume] = []
