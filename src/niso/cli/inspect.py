@@ -56,9 +56,10 @@ def _status(row: ServiceRow) -> tuple[str, float | None, dict[str, object]]:
     return words, uptime, details
 
 
-def _healths(rows: Iterable[ServiceRow], args: Args) -> dict[str, Health]:
+def _healths(store: Store, rows: Iterable[ServiceRow], args: Args) -> dict[str, Health]:
     """How those are that run and have a healthcheck: all that are due are asked at once."""
-    checked = [row for row in rows if row.active and '"healthcheck":{' in row.manifest]
+    names = set(store.checked_services())
+    checked = [row for row in rows if row.name in names]
     if not checked:
         return {}
     from niso.runtime import status
@@ -68,28 +69,15 @@ def _healths(rows: Iterable[ServiceRow], args: Args) -> dict[str, Health]:
     ]
     if not running:
         return {}
-    import json
-
-    from niso.manifest import parse_health as model
-    from niso.runtime import health, spec
+    from niso.runtime import health
+    from niso.runtime.spec import namespace
 
     asked = []
     for row, found in running:
-        said = spec.understood(row.spec)
-        try:
-            check = model.of_stored(json.loads(row.manifest))
-        except (
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-        ):  # damaged, as `niso net check` says
-            continue
-        if check is not None and said is not None:
-            namespace = spec.namespace(said)
-            asked.append(
-                health.Target(row.name, check, namespace, (found.pid or 0, found.started_at or 0.0))
-            )
+        wanted, said = row.service, row.process  # None if damaged, as `niso net check` says
+        if wanted is not None and wanted.healthcheck is not None and said is not None:
+            run = (found.pid or 0, found.started_at or 0.0)
+            asked.append(health.Target(row.name, wanted.healthcheck, namespace(said), run))
     from niso.cli.progress import Progress
 
     with Progress(args) as report:
@@ -101,7 +89,7 @@ def ps(store: Store, args: Args, only: Iterable[str] | None = None) -> int:
     rows: list[tuple[str, str, str, str, list[Port], float | None]] = []
     wanted = None if only is None else set(only)
     known = [row for row in store.services() if wanted is None or row.name in wanted]
-    healths = _healths(known, args)
+    healths = _healths(store, known, args)
     for row in known:
         words, uptime, _ = _status(row)
         address = (
@@ -149,20 +137,11 @@ def ps(store: Store, args: Args, only: Iterable[str] | None = None) -> int:
 
 
 def _everything(store: Store, row: ServiceRow, args: Args) -> dict[str, object]:
-    import json
-
     from niso.base import names, paths
-    from niso.runtime.spec import damaged, understood
 
-    spec = understood(row.spec)
-    try:
-        manifest = json.loads(row.manifest)
-    except ValueError:
-        manifest = None
-    if spec is None or manifest is None:
-        raise damaged(row.name, row.manifest_path)
+    spec, wanted = row.require_process(), row.require_service()
     words, uptime, details = _status(row)
-    health = _healths([row], args).get(row.name)
+    health = _healths(store, [row], args).get(row.name)
     networks = {network.name: network for network in store.networks()}
     whose = store.service(store.home(row.name)) or row  # what a sharer has is its provider's
     endpoints = []
@@ -207,7 +186,7 @@ def _everything(store: Store, row: ServiceRow, args: Args) -> dict[str, object]:
         "user": {"uid": spec.uid, "gid": spec.gid, "name": spec.user_name},
         "enabled": row.enabled,
         "manifest_path": row.manifest_path,
-        "manifest": manifest,
+        "manifest": wanted.manifest,
         "package": row.package,
         "rootfs": row.rootfs,
         "logs": paths.log_dir(row.name),

@@ -96,9 +96,8 @@ def _resolved(store: Store, names: list[str]) -> list[str]:
 
 def with_healthcheck(store: Store, names: list[str]) -> list[str]:
     """Those of known services that are waited for until they are healthy."""
-    return [
-        name for name in names if (row := store.service(name)) and '"healthcheck":{' in row.manifest
-    ]
+    checked = set(store.checked_services())
+    return [name for name in names if name in checked]
 
 
 def _named(store: Store, name: str, kept: bool) -> str:
@@ -120,7 +119,7 @@ def _activate(args: Args) -> int:
     timeout_s = timeout(args.timeout)
     store = Store.open(create=not args.dry_run)
     wanted = targets.find_targets(store, args.what)
-    with Progress(args, [each.name for each in wanted if each.manifest.healthcheck]) as report:
+    with Progress(args, [each.name for each in wanted if each.spec.healthcheck]) as report:
         outcomes = activate.activate(
             store, wanted, timeout_s, report, args.dry_run, meanwhile=_prepare
         )
@@ -185,8 +184,8 @@ def warn_of_taken(store: Store, names: list[str]) -> None:
         else []
     )
     for row in rows:
-        name, ports = row.name, admit.published(row)
-        for port, holder, held in portmap.taken(store, name, ports, ports.copy):
+        name, ports = row.name, admit.published_by(row)
+        for port, holder, held in portmap.taken(store, name, ports, ports):
             output.warn(
                 f"{name}: host port {port.host_side} is forwarded to {_whose(name, holder, held)} in its place",
                 (f"niso port-forward {holder} {held.text} --remove, then activate {name} again",),
@@ -199,11 +198,11 @@ def _whose(name: str, holder: str, held: Port) -> str:
 
 def warn_of_rights(store: Store, names: list[str]) -> None:
     """Say which capabilities of services are rights on the whole machine."""
-    from niso.runtime import oci, spec
+    from niso.runtime import oci
 
     for name in names:
         row = store.service(name)
-        said = spec.parse(row.spec) if row is not None else None
+        said = row.require_process() if row is not None else None
         for capability in said.capabilities if said else ():
             means = oci.THE_MACHINE | ({} if said and said.netns else oci.HOST_NETWORK)
             if capability in means:
@@ -214,11 +213,11 @@ def warn_of_rights(store: Store, names: list[str]) -> None:
 
 def warn_of_limits(store: Store, names: list[str]) -> None:
     """Say which limits of services this machine cannot hold them to."""
-    from niso.runtime import cgroup, oci, spec
+    from niso.runtime import cgroup, oci
 
     for name in names:
         row = store.service(name)
-        limits = oci.limits(spec.parse(row.spec)) if row is not None else {}
+        limits = oci.limits(row.require_process()) if row is not None else {}
         for controller in set(limits) - set(cgroup.usable(limits)):
             output.warn(
                 f"{name}: {oci.CONTROLLERS[controller]} has no effect: this machine has no cgroup controller {controller}",
