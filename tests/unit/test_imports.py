@@ -24,9 +24,17 @@ ORDER = (
     "explain",
     "services",
     "commands",
+    "api",
     "cli",
 )
 """The folders of src/niso, from the ground up: each may import those before it."""
+
+CLI_MAY = {
+    "cli.meta": {"niso.commands.lab.supervisor.run"},  # makes a machine; `niso.connect` is of one
+    # the pages of the files that users write
+    "cli.reference.toml_files": {"niso.manifest.json_schema", "niso.manifest.stack_file"},
+}
+"""What modules of cli/ import besides cli, the API, and base (errors, terminal and signals)."""
 
 PURE_MAY = {
     "": {"__future__", "typing", "collections.abc"},
@@ -71,13 +79,22 @@ HEAVY = {
 }
 COMMON = {
     "niso",
+    "niso.api",
+    "niso.api.events",
+    "niso.api.guard",
+    "niso.api.host",
+    "niso.api.published",
+    "niso.api.session",
     "niso.base",
     "niso.cli",
     "niso.cli.catalogue",
     "niso.cli.command",
+    "niso.cli.failures",
+    "niso.cli.interrupts",
     "niso.cli.main",
     "niso.cli.output",
     "niso.cli.parse",
+    "niso.cli.registry",
     "niso.base.errors",
     "niso.base.family",
     "niso.base.failpoint",
@@ -137,7 +154,15 @@ def test_module_imports_only_what_lies_below_it(module) -> None:
     own = layer(module)
     assert own in ORDER, f"{module}: a new folder needs a place in ORDER"
     used = {layer(name) for name in imports(MODULES[module]) if name.startswith("niso.")}
+    used.discard("__version__")
     assert used <= set(ORDER[: ORDER.index(own) + 1]), f"{module} imports upward"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if layer(name) == "cli"])
+def test_the_command_stands_on_the_api(module) -> None:
+    used = {name for name in imports(MODULES[module]) if name.startswith("niso.")}
+    below = {name for name in used if layer(name) not in ("cli", "api", "base", "__version__")}
+    assert below == CLI_MAY.get(module, set())
 
 
 def test_no_two_modules_have_one_name() -> None:
@@ -200,10 +225,51 @@ def test_pure_module_does_no_io_and_knows_no_time_or_chance(module) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted(SOURCE.rglob("__init__.py")), ids=lambda path: path.parent.name
+    "path", sorted(SOURCE.rglob("*/__init__.py")), ids=lambda path: path.parent.name
 )
 def test_init_files_are_empty(path) -> None:
     assert path.read_text() == ""
+
+
+def test_importing_niso_loads_nothing_else() -> None:
+    code = "import sys; before = set(sys.modules); import niso; print(*set(sys.modules) - before)"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-S",
+            "-I",
+            "-c",
+            f"import sys; sys.path[:0] = {[str(SOURCE.parent)]!r}; {code}",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(done.stdout.split()) == {"niso", "__future__"}
+
+
+def test_every_name_of_niso_is_one_for_type_checkers_too() -> None:
+    import niso
+
+    tree = ast.parse(MODULES[""].read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    typed = {
+        (str(node.module), alias.name)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    lazy = {
+        (f"niso.{module}", name)
+        for module, names in niso._MODULES.items()
+        for name in names.split()
+    }
+    assert typed == lazy
+    for _, name in lazy:
+        assert getattr(niso, name)
+        assert name in dir(niso)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = niso.nothing
 
 
 def test_only_the_command_line_ends_the_process_or_prints() -> None:
@@ -265,9 +331,17 @@ def loaded(*arguments: str) -> set[str]:
 @pytest.mark.parametrize(
     ("command", "own"),
     [
-        ("net list", {"niso.cli.net", "niso.cli.catalogue.net"}),
-        ("net ports", {"niso.cli.net", "niso.cli.catalogue.net"}),
-        ("ps", {"niso.cli.inspect", "niso.cli.catalogue.service"}),
+        ("net list", {"niso.api.host_networks", "niso.cli.net", "niso.cli.catalogue.net"}),
+        ("net ports", {"niso.api.host_networks", "niso.cli.net", "niso.cli.catalogue.net"}),
+        (
+            "ps",
+            {
+                "niso.api.host_services",
+                "niso.api.status",
+                "niso.cli.inspect",
+                "niso.cli.catalogue.service",
+            },
+        ),
         ("version", set()),
     ],
 )
@@ -301,7 +375,10 @@ def test_short_command_loads_only_these_modules(command, own, filled) -> None:
             "niso.cli.catalogue",
             "niso.cli.catalogue.machine",
             "niso.cli.command",
+            "niso.cli.failures",
+            "niso.cli.interrupts",
             "niso.cli.main",
+            "niso.cli.registry",
             "niso.cli.parse",
             "niso.cli.meta",
             "niso.base.errors",
@@ -319,6 +396,11 @@ def test_completion_of_names_loads_the_words_of_one_command_and_the_store() -> N
     Store.open().close()
     found = loaded("complete", "zsh", "--", "niso", "net", "explain", "")
     ours = {name for name in found if name.partition(".")[0] == "niso"}
-    own = {"niso.cli.complete", "niso.cli.catalogue.machine", "niso.cli.catalogue.net"}
+    own = {
+        "niso.api.host_services",
+        "niso.cli.complete",
+        "niso.cli.catalogue.machine",
+        "niso.cli.catalogue.net",
+    }
     assert ours == COMMON - {"niso.cli.output"} | own
     assert not {name.partition(".")[0] for name in found} & HEAVY

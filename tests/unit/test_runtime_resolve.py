@@ -248,6 +248,12 @@ def test_ids_that_the_kernel_does_not_have_are_skipped(rootfs: pathlib.Path) -> 
     assert users.read_database(str(rootfs), "passwd") == [
         ["ok", "x", "7", "8", "", "/srv", "/bin/sh"]
     ]
-    assert users.resolve_user(str(rootfs), "ok", 1, "demo") == (7, 8, [9], "ok", "/srv")
+    assert users.resolve_user(str(rootfs), User("ok", None, None), 1, "demo") == (
+        7,
+        8,
+        (9,),
+        "ok",
+        "/srv",
+    )
     with pytest.raises(InvalidInput):
-        users.resolve_user(str(rootfs), "huge", 1, "demo")
+        users.resolve_user(str(rootfs), User("huge", None, None), 1, "demo")

@@ -2,8 +2,8 @@
 
 An error is data: ``reason`` says what is wrong, in lower case and without a full stop; ``file``, ``key`` and
 ``value`` say where, ``right`` what would be right, ``hint`` the next step, a command where there is one. Text for
-people is made of them in one place, `NisoError.message`; who passes an error on changes fields, never text.
-Whatever is raised on the way to a user is a `NisoError`; only `niso.cli` turns it into an exit status.
+people is made of them in one place, `Error.message`; who passes an error on changes fields, never text.
+Whatever is raised on the way to a user is a `Error`; only `niso.cli` turns it into an exit status.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-class NisoError(Exception):
+class Error(Exception):
     """It could not be done (exit status 1)."""
 
     exit_status = 1
@@ -69,7 +69,7 @@ class NisoError(Exception):
         return self.message
 
     @classmethod
-    def of(cls, error: NisoError) -> Self:
+    def of(cls, error: Error) -> Self:
         """Return an error of this class that says what ``error`` says, in the same place."""
         new = cls(error.reason, error.hint)
         new.key, new.names_key, new.value, new.right = (
@@ -82,25 +82,28 @@ class NisoError(Exception):
         return new
 
 
-class UsageError(NisoError):
+NisoError = Error
+
+
+class UsageError(Error):
     """The command was called wrongly (exit status 2)."""
 
     exit_status = 2
 
 
-class InvalidInput(NisoError):
+class InvalidInput(Error):
     """A manifest, name or value cannot be; nothing has changed."""
 
 
-class Conflict(NisoError):
+class Conflict(Error):
     """Something else holds what was asked for; the message names the holder."""
 
 
-class NotFound(NisoError):
+class NotFound(Error):
     """No such service, network or file."""
 
 
-class KernelError(NisoError):
+class KernelError(Error):
     """The kernel refused a step. ``errno`` is its number (errno.h), 0 where there is none."""
 
     def __init__(self, reason: str, hint: str | None = None, errno: int = 0) -> None:
@@ -108,14 +111,14 @@ class KernelError(NisoError):
         self.errno = errno
 
 
-class ProcessError(NisoError):
+class ProcessError(Error):
     """A service's process could not be started, reached or stopped; the message has the runtime's own words."""
 
 
-class ErrorGroup(NisoError):
+class ErrorGroup(Error):
     """Several errors at once (all of one manifest, or all that a teardown met). Never empty."""
 
-    def __init__(self, errors: list[NisoError]) -> None:
+    def __init__(self, errors: list[Error]) -> None:
         first = errors[0]
         super().__init__(
             "; ".join(error.message for error in errors), first.hint, first.key, names_key=False
@@ -124,7 +127,7 @@ class ErrorGroup(NisoError):
         self.exit_status = errors[0].exit_status
 
 
-def each(error: NisoError) -> list[NisoError]:
+def each(error: Error) -> list[Error]:
     """Return the errors of a group, and of any other error itself."""
     if not isinstance(error, ErrorGroup):
         return [error]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from niso.base import convert
-from niso.base.errors import ErrorGroup, InvalidInput
+from niso.base.errors import ErrorGroup, InvalidInput, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.manifest import build, toml, values
 from niso.manifest.manifest_tables import Manifest
@@ -33,6 +34,29 @@ def load(path: str) -> Loaded:
     """
     path = place(path)
     return Loaded(checked(toml.load(path, FILE_NAME), path), path, os.path.dirname(path))
+
+
+def of_data(data: object, folder: str) -> Loaded:
+    """Check a manifest that is given as data, as tomllib would read it; ``folder`` has its files.
+
+    Messages name it as the manifest.toml of that folder. Raises ErrorGroup as `load` does.
+    """
+    path = os.path.join(folder, FILE_NAME)
+    if not os.path.isdir(folder):
+        raise NotFound(f"{values.escaped(folder)}: no such folder", "give the folder of its files")
+    tables = _tables(data)
+    if not isinstance(tables, dict):
+        raise InvalidInput(f"{values.escaped(path)}: must be a table, not {type(data).__name__}")
+    return Loaded(checked(tables, path), path, folder)
+
+
+def _tables(value: object) -> object:
+    """Return ``value`` with plain dicts and lists, as tomllib makes them."""
+    if isinstance(value, Mapping):
+        return {str(key): _tables(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_tables(item) for item in value]
+    return value
 
 
 def place(path: str) -> str:

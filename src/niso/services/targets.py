@@ -32,8 +32,10 @@ class Target(NamedTuple):
     fingerprint: str | None  # None: ``folder`` is the copy already
 
 
-def find_targets(store: Store, arguments: Iterable[str]) -> list[Target]:
+def find_targets(store: Store, arguments: Iterable[str | model.Loaded]) -> list[Target]:
     """What the arguments of ``niso activate`` mean: a manifest or its folder, a known service, else a folder here.
+
+    A manifest that has been read already stands for itself.
 
     All errors of all arguments come at once. Nothing has changed when it raises.
     """
@@ -89,7 +91,9 @@ def known(store: Store, service: str) -> Target:
     return target
 
 
-def _find_target(store: Store, argument: str) -> Target:
+def _find_target(store: Store, argument: str | model.Loaded) -> Target:
+    if not isinstance(argument, str):
+        return of_manifest(argument)
     if "/" not in argument and not argument.endswith(".toml"):
         holder = store.name_holder(bare_name(argument))
         if holder is not None:
