@@ -308,8 +308,10 @@ def _services(found: Found, drawn: set[str]) -> list[str]:
     for row in found.rows("start of many, each"):
         gone = found.row("removal of many, each", "niso", row.wanted)
         lines += [
-            f"{row.at} services in one `niso activate`: {spread(row)} ms each"
-            + (f"; in one `niso remove`: {spread(gone)} ms each." if gone else "."),
+            _prose(
+                f"{row.at} services in one `niso activate`: {spread(row)} ms each"
+                + (f"; in one `niso remove`: {spread(gone)} ms each." if gone else ".")
+            ),
             "",
         ]
     lines += [
