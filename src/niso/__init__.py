@@ -45,11 +45,11 @@ if TYPE_CHECKING:
     from niso.api.packets import Proof as Proof
     from niso.api.packets import Stats as Stats
     from niso.api.published import Port as Port
-    from niso.api.status import Endpoint as Endpoint
-    from niso.api.status import Process as Process
-    from niso.api.status import Service as Service
-    from niso.api.status import ServiceLine as ServiceLine
-    from niso.api.status import User as User
+    from niso.api.service_views import Endpoint as Endpoint
+    from niso.api.service_views import Process as Process
+    from niso.api.service_views import Service as Service
+    from niso.api.service_views import ServiceLine as ServiceLine
+    from niso.api.service_views import User as User
     from niso.api.upkeep import Finding as Finding
     from niso.api.upkeep import Repaired as Repaired
     from niso.api.upkeep import Swept as Swept

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from typing import Any
 
+    from niso.api.service_views import Service, ServiceLine
     from niso.api.session import Session
-    from niso.api.status import Service, ServiceLine
     from niso.base.errors import Error
     from niso.commands import activate as activation
     from niso.commands import boot
@@ -252,9 +252,9 @@ class Services:
     @guarded
     def list(self) -> tuple[ServiceLine, ...]:
         """Return all known services and how they are, by name. Due health checks are run."""
-        from niso.api import status
+        from niso.api import service_views
 
-        return status.lines(self.session, self.session.store())
+        return service_views.lines(self.session, self.session.store())
 
     @guarded
     def names(self) -> tuple[Name, ...]:
@@ -269,10 +269,10 @@ class Services:
     @guarded
     def inspect(self, name: str) -> Service:
         """Return all that is known of one service. Raises NotFound, Error."""
-        from niso.api import status
+        from niso.api import service_views
 
         store = self.session.store()
-        return status.everything(self.session, store, store.resolve(text(name, "name")))
+        return service_views.everything(self.session, store, store.resolve(text(name, "name")))
 
     @guarded
     def forwards(self, name: str) -> tuple[Port, ...]:

@@ -9,8 +9,8 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import os
 
+    from niso.api.service_views import ServiceLine
     from niso.api.session import Session
-    from niso.api.status import ServiceLine
 
 
 class StackUp(NamedTuple):
@@ -88,11 +88,11 @@ class Stacks:
     @guarded
     def status(self, stack: str | os.PathLike[str]) -> tuple[ServiceLine, ...]:
         """Return the services of a stack and how they are, as ``host.services.list()``."""
-        from niso.api import status
+        from niso.api import service_views
         from niso.manifest import stack_file
 
         self.session.require()
         outline = stack_file.outline(path(stack, "stack"))
         store = self.session.store()
         names = {*outline.after, *store.stack_members(outline.name)}
-        return status.lines(self.session, store, names)
+        return service_views.lines(self.session, store, names)

@@ -406,7 +406,7 @@ def _drop(drop: follower.Drop) -> Drop:
 
 def _when(seconds: float) -> str:
     """Return a time as RFC 3339 in UTC, to the millisecond."""
-    from niso.api.status import time_text
+    from niso.api.service_views import time_text
 
     whole = str(time_text(seconds))
     return f"{whole[:-1]}.{int(seconds % 1 * 1000):03d}Z"

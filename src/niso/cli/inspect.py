@@ -10,7 +10,7 @@ from niso.cli import output
 from niso.cli.parse import Args
 
 if TYPE_CHECKING:
-    from niso.api.status import ServiceLine
+    from niso.api.service_views import ServiceLine
 
 COLUMNS = ("SERVICE", "STATUS", "HEALTH", "MODE", "ADDRESS", "PORTS", "UPTIME")
 
