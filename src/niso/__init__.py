@@ -82,7 +82,7 @@ _MODULES = {
     "api.published": "Port",
     "api.host_services": "Done Executed Forwarded Marked Outcome Package Restored Taken",
     "api.host_stacks": "StackDown StackUp",
-    "api.status": "Endpoint Process Service ServiceLine User",
+    "api.service_views": "Endpoint Process Service ServiceLine User",
     "api.upkeep": "Finding Repaired Swept",
     "base.errors": "Conflict Error ErrorGroup InvalidInput KernelError NotFound ProcessError"
     " UsageError",

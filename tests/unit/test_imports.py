@@ -337,7 +337,7 @@ def loaded(*arguments: str) -> set[str]:
             "ps",
             {
                 "niso.api.host_services",
-                "niso.api.status",
+                "niso.api.service_views",
                 "niso.cli.inspect",
                 "niso.cli.catalogue.service",
             },
