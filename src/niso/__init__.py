@@ -36,11 +36,6 @@ if TYPE_CHECKING:
     from niso.api.host_services import Taken as Taken
     from niso.api.host_stacks import StackDown as StackDown
     from niso.api.host_stacks import StackUp as StackUp
-    from niso.api.service_views import Endpoint as Endpoint
-    from niso.api.service_views import Process as Process
-    from niso.api.service_views import Service as Service
-    from niso.api.service_views import ServiceLine as ServiceLine
-    from niso.api.service_views import User as User
     from niso.api.packets import Drop as Drop
     from niso.api.packets import Drops as Drops
     from niso.api.packets import Explanation as Explanation
@@ -50,6 +45,11 @@ if TYPE_CHECKING:
     from niso.api.packets import Proof as Proof
     from niso.api.packets import Stats as Stats
     from niso.api.published import Port as Port
+    from niso.api.service_views import Endpoint as Endpoint
+    from niso.api.service_views import Process as Process
+    from niso.api.service_views import Service as Service
+    from niso.api.service_views import ServiceLine as ServiceLine
+    from niso.api.service_views import User as User
     from niso.api.upkeep import Finding as Finding
     from niso.api.upkeep import Repaired as Repaired
     from niso.api.upkeep import Swept as Swept

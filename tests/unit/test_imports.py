@@ -17,8 +17,8 @@ ORDER = (
     "base",
     "kernel",
     "plan",
-    "store",
     "manifest",
+    "store",
     "runtime",
     "reconcile",
     "explain",
@@ -96,8 +96,8 @@ COMMON = {
     "niso.cli.parse",
     "niso.cli.registry",
     "niso.base.errors",
-    "niso.base.failpoint",
     "niso.base.family",
+    "niso.base.failpoint",
     "niso.base.paths",
     "niso.plan",
     "niso.plan.records",
@@ -110,6 +110,7 @@ COMMON = {
     "niso.store.snapshots",
     "niso.store.intent_rows",
     "niso.store.lease_rows",
+    "niso.store.service_row",
     "niso.store.sqlite",
     "niso.store.stack_rows",
     "niso.store.store",
@@ -182,6 +183,29 @@ def test_module_needs_nothing_but_niso_and_the_standard_library(module) -> None:
     assert {name.partition(".")[0] for name in imports(MODULES[module])} - {
         "niso"
     } <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if layer(name) != "manifest"])
+def test_text_of_a_manifest_is_parsed_in_manifest_alone(module) -> None:
+    """Elsewhere it is a ServiceSpec. The API and the command line have texts of their own, and old stores have manifests as written."""
+    used = {
+        name.split(".")[2] for name in imports(MODULES[module]) if name.startswith("niso.manifest.")
+    }
+    if layer(module) not in ("cli", "api"):
+        assert used <= {"load", "stack_file"} | (
+            {"build"} if module == "store.written_rows" else set()
+        )
+
+
+@pytest.mark.parametrize(
+    "module", [m for m in MODULES if layer(m) in ("reconcile", "explain", "services", "commands")]
+)
+def test_json_of_the_store_is_decoded_in_the_store_alone(module) -> None:
+    if not module.startswith("commands.lab"):
+        used = imports(MODULES[module])
+        assert not used & {"json", "niso.store.sqlite.decoded", "niso.store.sqlite"}
+        text = MODULES[module].read_text()
+        assert not [name for name in ("specs.service(", "specs.process(") if name in text]
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if layer(name) == "plan"])

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niso.api import as_json, service_views, published
+from niso.api import as_json, published, service_views
 from niso.cli import output
 from niso.plan.records import Port
 

@@ -17,6 +17,7 @@ from niso.cli.reference.pages import pages
 from niso.manifest import json_schema, load, stack_file
 from niso.manifest.parse_policy import parse
 from niso.manifest.parse_ports import parse_port
+from niso.plan.records import Port
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = pages()
@@ -105,7 +106,8 @@ def test_example_manifest_is_right(tmp_path: Path) -> None:
     import jsonschema
 
     (tmp_path / "manifest.toml").write_text(toml_files.MANIFEST)
-    assert load.load(str(tmp_path)).manifest.network.ports == ("8080:8080",)
+    (published,) = load.load(str(tmp_path)).spec.ports
+    assert published.port == Port("", 8080, 8080, "tcp")
     jsonschema.Draft202012Validator(json_schema.schema()).validate(
         tomllib.loads(toml_files.MANIFEST)
     )

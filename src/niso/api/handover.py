@@ -91,11 +91,11 @@ def warn_of_name_servers(session: Session, names: list[str]) -> None:
 
 def warn_of_limits(session: Session, store: Store, names: list[str]) -> None:
     """Warn of limits that this machine cannot hold services to."""
-    from niso.runtime import cgroup, oci, spec
+    from niso.runtime import cgroup, oci
 
     for name in names:
         row = store.service(name)
-        limits = oci.limits(spec.parse(row.spec)) if row is not None else {}
+        limits = oci.limits(row.require_process()) if row is not None else {}
         for controller in set(limits) - set(cgroup.usable(limits)):
             session.caution(
                 f"{name}: {oci.CONTROLLERS[controller]} has no effect:"
@@ -118,8 +118,8 @@ def _warn_of_taken(session: Session, store: Store, names: list[str]) -> None:
         else []
     )
     for row in rows:
-        name, ports = row.name, admit.published(row)
-        for port, holder, held in portmap.taken(store, name, ports, ports.copy):
+        name, ports = row.name, admit.published_by(row)
+        for port, holder, held in portmap.taken(store, name, ports, ports):
             session.caution(
                 f"{name}: host port {port.host_side} is forwarded to"
                 f" {_whose(name, holder, held)} in its place",
@@ -133,11 +133,11 @@ def _whose(name: str, holder: str, held: Port) -> str:
 
 def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
     """Warn of capabilities that are rights on the whole machine."""
-    from niso.runtime import oci, spec
+    from niso.runtime import oci
 
     for name in names:
         row = store.service(name)
-        process = spec.parse(row.spec) if row is not None else None
+        process = row.require_process() if row is not None else None
         for capability in process.capabilities if process else ():
             means = oci.THE_MACHINE | ({} if process and process.netns else oci.HOST_NETWORK)
             if capability in means:

@@ -140,7 +140,7 @@ class Services:
         wishes = [_wish(each) for each in what]
         store = self.session.store_for_change(create=not dry_run)
         wanted = targets.find_targets(store, wishes)
-        self.session.expect(each.name for each in wanted if each.manifest.healthcheck)
+        self.session.expect(each.name for each in wanted if each.spec.healthcheck)
         outcomes = activate.activate(
             store, wanted, timeout_s, self.session.report, dry_run, meanwhile=handover.prepare
         )
@@ -422,9 +422,8 @@ def described(store: Store, outcomes: Iterable[activation.Outcome]) -> tuple[Out
 
 def with_healthcheck(store: Store, names: Iterable[str]) -> list[str]:
     """Return those of known services that are waited for until they are healthy."""
-    return [
-        name for name in names if (row := store.service(name)) and '"healthcheck":{' in row.manifest
-    ]
+    checked = set(store.checked_services())
+    return [name for name in names if name in checked]
 
 
 def _wish(what: object) -> Any:

@@ -146,7 +146,7 @@ def lines(
     """Return all known services, or only these, whether they are known or not, by name."""
     wanted = None if only is None else set(only)
     known = [row for row in store.services() if wanted is None or row.name in wanted]
-    healths = _healths(session, known)
+    healths = _healths(session, store, known)
     lines = [_line(store, row, healths.get(row.name)) for row in known]
     for name in (wanted or set()) - {row.name for row in known}:
         lines.append(ServiceLine(name, "inactive", None, None, "", (), None))
@@ -169,29 +169,31 @@ def _status(row: ServiceRow) -> tuple[str, float | None, Process | None]:
     """Return (status, uptime in seconds, process) of a service."""
     if not row.active:
         return "inactive", None, None
-    from niso.runtime import logs, status
+    from niso.runtime import logs
+    from niso.runtime import status as process
 
     logs.rotate_if_large(row.name)
-    now = status.read(row.name, closely=True)
+    now = process.read(row.name, closely=True)
     running = now.state == "running"
     uptime = max(0.0, time.time() - now.started_at) if running and now.started_at else None
-    word = {"exited": f"exited ({now.exit_code})", "none": "failed"}.get(now.state, now.state)
+    status = {"exited": f"exited ({now.exit_code})", "none": "failed"}.get(now.state, now.state)
     return (
-        word,
+        status,
         uptime,
         Process(
             now.pid,
             now.exit_code,
-            status.out_of_memory(row.name),
+            process.out_of_memory(row.name),
             now.restarts,
             time_text(now.started_at),
         ),
     )
 
 
-def _healths(session: Session, services: Iterable[ServiceRow]) -> dict[str, Health]:
+def _healths(session: Session, store: Store, services: Iterable[ServiceRow]) -> dict[str, Health]:
     """Return how those are that run and have a healthcheck: all that are due are asked at once."""
-    checked = [row for row in services if row.active and '"healthcheck":{' in row.manifest]
+    checked_services = set(store.checked_services())
+    checked = [row for row in services if row.name in checked_services]
     if not checked:
         return {}
     from niso.runtime import status
@@ -199,49 +201,27 @@ def _healths(session: Session, services: Iterable[ServiceRow]) -> dict[str, Heal
     running = [(row, now) for row in checked if (now := status.read(row.name)).state == "running"]
     if not running:
         return {}
-    import json
-
-    from niso.manifest import parse_health as model
-    from niso.runtime import health, spec
+    from niso.runtime import health
+    from niso.runtime.spec import namespace
 
     asked = []
     for row, now in running:
-        stored = spec.understood(row.spec)
-        try:
-            check = model.of_stored(json.loads(row.manifest))
-        except (
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-        ):  # damaged, as `niso net check` says
-            continue
-        if check is not None and stored is not None:
-            namespace = spec.namespace(stored)
-            asked.append(
-                health.Target(row.name, check, namespace, (now.pid or 0, now.started_at or 0.0))
-            )
+        service, process = row.service, row.process  # None if damaged, as `niso net check` says
+        if service is not None and service.healthcheck is not None and process is not None:
+            run = (now.pid or 0, now.started_at or 0.0)
+            asked.append(health.Target(row.name, service.healthcheck, namespace(process), run))
     return health.check_all(asked, session.report)
 
 
 def everything(session: Session, store: Store, name: str) -> Service:
     """Return all that is known of a service. Raises Error where its row is damaged."""
-    import json
-
     from niso.base import paths
-    from niso.runtime.spec import damaged, understood
 
     row = store.service(name)
     assert row is not None
-    spec = understood(row.spec)
-    try:
-        manifest = json.loads(row.manifest)
-    except ValueError:
-        manifest = None
-    if spec is None or manifest is None:
-        raise damaged(row.name, row.manifest_path)
+    spec, manifest = row.require_process(), dict(row.require_service().manifest)
     status, uptime, process = _status(row)
-    health = _healths(session, [row]).get(row.name)
+    health = _healths(session, store, [row]).get(row.name)
     endpoints = _endpoints(store, row)
     families = store.port_families(row.name)
     return Service(

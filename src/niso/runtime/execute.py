@@ -49,26 +49,26 @@ def execute(service: str, command: list[str]) -> int:
 
 
 def capture(service: str, command: list[str], stdin: bytes = b"") -> tuple[int, bytes, bytes]:
-    """Run ``command`` in a service; return (exit status, stdout, stderr). Raises as `execute` does.
+    """Run ``command`` in a service; (exit status, stdout, stderr). Raises as `execute` does.
 
-    No signal is forwarded, so that any thread can call it.
+    No signal is passed on, so that any thread can call it.
     """
     files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
     try:
         _write_all(files[0], stdin)
         os.lseek(files[0], 0, os.SEEK_SET)
-        exit_status = _execute(service, command, (files[0], files[1], files[2]), ())
+        status = _execute(service, command, (files[0], files[1], files[2]), ())
         written = [os.pread(fd, os.fstat(fd).st_size, 0) for fd in files[1:]]
     finally:
         for fd in files:
             os.close(fd)
-    return exit_status, written[0], written[1]
+    return status, written[0], written[1]
 
 
 def _execute(
     service: str, command: list[str], files: tuple[int, int, int], forwarded: tuple[int, ...]
 ) -> int:
-    """Run ``command`` as `execute` does, with these files as stdin, stdout and stderr."""
+    """As `execute`, with these for stdin, stdout and stderr, passing on these signals."""
     for fd in (0, 1, 2):
         # Keep one of ours from taking a closed number. Read-only: a write still fails with EBADF.
         try:
@@ -160,7 +160,7 @@ class _Session:
         self._started = False
 
     def run(self, forwarded: tuple[int, ...]) -> int:
-        """Run the command; return its exit status. Raises `ProcessError`."""
+        """Run the command, pass on these signals, return its exit status. Raises `ProcessError`."""
         for number in forwarded:
             self._handlers[number] = signal.signal(number, self._note)
         if self._terminal:
