@@ -19,7 +19,7 @@ LOADED = (
     "api.handover",
     "api.host_networks",
     "api.host_services",
-    "api.status",
+    "api.service_views",
     "cli.net",
     "cli.service",
     "commands.activate",
