@@ -14,7 +14,7 @@ import pytest
 import niso
 from niso.api import guard
 from niso.api.as_json import JOINED, PYTHON_ONLY
-from niso.api.status import Process
+from niso.api.service_views import Process
 from niso.base import paths
 from niso.store.store import Store
 

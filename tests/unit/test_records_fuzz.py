@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from niso.api.status import time_text
+from niso.api.service_views import time_text
 from niso.base import paths
 from niso.cli.output import escaped_lines
 from niso.kernel import sockdiag
