@@ -304,7 +304,7 @@ def test_nothing_of_the_caller_is_inherited(runtime: Runtime, lab: Lab) -> None:
         "python",
         "-c",
         "import os, sys, json\nfor fd in (7, 8): os.set_inheritable(fd, True)\n"
-        "from niso.base.convert import convert\nfrom niso.plan.process_spec import ProcessSpec\nfrom niso.runtime import process\nfrom niso.runtime.service_lock import service_lock\n"
+        "from niso.base.convert import convert\nfrom niso.plan.process_spec import ProcessSpec\nfrom niso.runtime import process\nfrom niso.base.locks import service_lock\n"
         "with service_lock('demo'): process.start(convert(json.loads(sys.argv[1]), ProcessSpec))",
         json.dumps(runtime.spec(["/bin/sleep", "1000"])),
         env={"SECRET_OF_CALLER": "x"},

@@ -142,7 +142,7 @@ def imports(path: Path) -> set[str]:
 
 
 def layer(module: str) -> str:
-    """``kernel`` of ``niso.kernel.read.read``; ``errors`` of ``niso.base.errors.NisoError``."""
+    """``kernel`` of ``niso.kernel.reading.read``; ``errors`` of ``niso.base.errors.NisoError``."""
     return module.removeprefix("niso.").partition(".")[0]
 
 
@@ -404,3 +404,9 @@ def test_completion_of_names_loads_the_words_of_one_command_and_the_store() -> N
     }
     assert ours == COMMON - {"niso.cli.output"} | own
     assert not {name.partition(".")[0] for name in found} & HEAVY
+
+
+def test_modules_that_tests_load_early_exist() -> None:
+    from quick_niso import LOADED
+
+    assert set(LOADED) <= set(MODULES)
