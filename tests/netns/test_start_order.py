@@ -17,8 +17,10 @@ from niso.store.store import Store
 from niso.services.targets import find_targets
 folders, after, timeout_s = json.loads(sys.argv[1])
 store = Store.open()
+def shown(event):
+    print(event.describe())
 try:
-    activation.activate(store, find_targets(store, folders), timeout_s, print, after=after)
+    activation.activate(store, find_targets(store, folders), timeout_s, shown, after=after)
 except NisoError as error:
     print("ERROR " + error.message)
 """
