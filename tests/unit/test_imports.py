@@ -79,6 +79,7 @@ COMMON = {
     "niso.cli.output",
     "niso.cli.parse",
     "niso.base.errors",
+    "niso.base.family",
     "niso.base.failpoint",
     "niso.base.family",
     "niso.base.paths",
