@@ -81,7 +81,6 @@ COMMON = {
     "niso.base.errors",
     "niso.base.family",
     "niso.base.failpoint",
-    "niso.base.family",
     "niso.base.paths",
     "niso.plan",
     "niso.plan.records",
