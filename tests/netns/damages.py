@@ -1,6 +1,6 @@
 """Every kind of object that niso has, deleted or changed by somebody else: what is done, and the findings that it must give.
 
-``tests/unit/test_damages.py`` holds this table to the kinds of `niso.plan.state`.
+``tests/unit/test_damages.py`` holds this table to the kinds of `niso.kernel.kinds.order`.
 """
 
 from __future__ import annotations

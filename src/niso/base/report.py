@@ -1,6 +1,6 @@
 """What a command tells of its work: events, each with its fields, and with the words that people read.
 
-A step of the kernel (niso.plan.diff) is an event too. Who listens decides by an event's type, never by its words.
+A step of the kernel (niso.kernel.kinds.kind) is an event too. Who listens decides by an event's type, never by its words.
 """
 
 from __future__ import annotations

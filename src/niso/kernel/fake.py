@@ -54,8 +54,7 @@ class Fake(FakeTables):
     """
 
     def __init__(self, strict: bool = False) -> None:
-        super().__init__()
-        self.strict = strict
+        super().__init__(strict)
         self.fail: Callable[[AnyStep], int] = lambda step: 0
         self.done: list[str] = []  # the words of the steps that were taken
         self.bridges: dict[str, Bridge] = {}

@@ -32,7 +32,8 @@ def overlap(one: str, other: str) -> bool:
 class FakeTables:
     """The tables as the digest of their text, and their elements."""
 
-    def __init__(self) -> None:
+    def __init__(self, strict: bool) -> None:
+        self.strict = strict
         self.ruleset: str | None = None
         self.elements: dict[tuple[str, ...], Element] = {}
 
@@ -79,5 +80,7 @@ class FakeTables:
                     if (e.table, e.container) == (table, container)
                 ]
                 clash = any(overlap(element.element, other) for other in others)
+                if clash and "/" in element.element and not self.strict:
+                    return  # a prefix in another one, or around it: the kernel takes it without effect
                 refuse_unless(not clash, errno.EEXIST, words)
             self.elements[element.key()] = element

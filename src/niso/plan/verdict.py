@@ -166,17 +166,8 @@ def _egress(world: World, sender: _Holder | None, source: str, way: _Way, proto:
     service, policy = sender[0].name, sender[0].policy
     free = f"{service} has no egress.allow, and its egress.deny does not name the destination"
     key = "network.policy.egress"
-    return _judge(
-        world,
-        service,
-        policy.egress_deny,
-        policy.egress_allow,
-        f"{key}.allow",
-        free,
-        way.address,
-        way.port,
-        proto,
-    )
+    side = _Side(service, policy.egress_deny, policy.egress_allow, f"{key}.allow", free)
+    return _judge(world, side, way.address, way.port, proto)
 
 
 def _ingress(world: World, receiver: _Holder | None, source: str, way: _Way, proto: str) -> Reason:
@@ -187,23 +178,23 @@ def _ingress(world: World, receiver: _Holder | None, source: str, way: _Way, pro
     service, policy = receiver[0].name, receiver[0].policy
     free = f"{service} has no allow_from, and its deny_from does not name the source"
     key = "network.policy.allow_from"
-    return _judge(
-        world, service, policy.deny_from, policy.allow_from, key, free, source, way.port, proto
-    )
+    side = _Side(service, policy.deny_from, policy.allow_from, key, free)
+    return _judge(world, side, source, way.port, proto)
 
 
-def _judge(
-    world: World,
-    service: str,
-    deny: tuple[Entry, ...],
-    allow: tuple[Entry, ...] | None,
-    allow_key: str,
-    free: str,
-    peer: str,
-    port: int | None,
-    proto: str,
-) -> Reason:
+class _Side(NamedTuple):
+    """One direction of a service's policy; ``free`` says why what it does not name passes."""
+
+    service: str
+    deny: tuple[Entry, ...]
+    allow: tuple[Entry, ...] | None
+    allow_key: str
+    free: str
+
+
+def _judge(world: World, side: _Side, peer: str, port: int | None, proto: str) -> Reason:
     """What one direction of a policy says: deny wins over allow, and what no allow list names is denied where there is one."""
+    service, deny, allow, allow_key, free = side
     for passes, entries in ((False, deny), (True, allow or ())):
         for entry in entries:
             if matches(entry, world, peer, port, proto):
@@ -222,85 +213,116 @@ def _who(world: World, address: str) -> str:
 # --- the way ---------------------------------------------------------------------------------------------------------
 
 
+class _Packet(NamedTuple):
+    """A packet on its way: who sends it, and on which network it reaches the host's bridge ("" if on none)."""
+
+    source: str
+    destination: str
+    port: int | None
+    proto: str
+    sender: Known | None
+    entered: str
+    from_host: bool
+
+    def drop(self, words: str) -> _Way:
+        return _Way(Reason(False, words), self.destination, self.port)
+
+    def accept(self, words: str) -> _Way:
+        return _Way(Reason(True, words), self.destination, self.port)
+
+
 def _way(world: World, source: str, destination: str, port: int | None, proto: str) -> _Way:
     """Where a packet gets if no policy forbids it, and what lets it or does not."""
-
-    def drop(words: str) -> _Way:
-        return _Way(Reason(False, words), destination, port)
-
-    def accept(words: str) -> _Way:
-        return _Way(Reason(True, words), destination, port)
-
     to = ipaddress.ip_address(destination)
+    holder, from_host = _holder(world, source), is_host(world, source)
+    sender, entered = holder or (None, "")
+    packet = _Packet(source, destination, port, proto, sender, entered, from_host)
     if ipaddress.ip_address(source).version != to.version:
-        return drop("IPv4 addresses and IPv6 addresses do not reach each other")
-    sender, from_host = _holder(world, source), is_host(world, source)
-    entered = ""  # the network on which it reaches the host's bridge
+        return packet.drop("IPv4 addresses and IPv6 addresses do not reach each other")
     if sender:
-        known, entered = sender
-        if not known.active:
-            return drop(f"{known.name} is not active")
-        own = destination in addresses_of(known)
-        if own or to.is_loopback:
-            words = "its own address" if own else "its own loopback"
-            return accept(f"{destination} is {words} to {known.name}")._replace(itself=True)
-        by = entered if _is_link_local6(to) else _leaves_by(world, known, to)
-        if by is None:
-            return drop(
-                f"{known.name} has no way to IPv{to.version} addresses outside its networks"
-            )
-        if by != entered:
-            return drop(
-                f"{known.name} sends to {destination} by network {by}, where {source} is not its address"
-            )
+        ended = _by_sender(world, packet, sender, to)
+        if ended is not None:
+            return ended
     elif not from_host and network_of(world, source) is not None:
-        return drop(f"no service has the address {source}")
+        return packet.drop(f"no service has the address {source}")
     if to.is_loopback and not from_host:
-        return drop("the host's loopback addresses can be reached from no other machine")
+        return packet.drop("the host's loopback addresses can be reached from no other machine")
     if _is_broadcast(world, to):
         if from_host:
-            return accept("the host can reach every service")
-        return drop("broadcast and multicast pass to no service")
+            return packet.accept("the host can reach every service")
+        return packet.drop("broadcast and multicast pass to no service")
 
     if is_host(world, destination):
         found = _published(world, to, port, proto, entered)
         if found is None:
-            return accept(f"{destination} is the host's own")
-        return _to_published(world, sender, found, entered, f"{_at(destination, port)}/{proto}")
+            return packet.accept(f"{destination} is the host's own")
+        asked = f"{_at(destination, port)}/{proto}"
+        return _to_published(world, holder, found, entered, asked)
 
     receiver = _holder(world, destination)
     if receiver:
-        known, network = receiver
-        if not known.active:
-            return drop(f"{known.name} is not active")
-        if from_host:
-            return accept("the host can reach every service")
-        if not sender:
-            return drop(
-                f"{known.name} can be reached from outside the host by published ports only"
-            )
-        if network == entered:
-            return accept(f"{sender[0].name} and {known.name} are both on network {network}")
-        if world.networks[entered].internal:
-            return drop(_stays(entered))
-        return drop(
-            f"networks {entered} and {network} are apart: only published ports lead from one to the other"
-        )
+        return _to_service(world, packet, *receiver)
     if network_of(world, destination) is not None:
-        return drop(f"no service has the address {destination}")
+        return packet.drop(f"no service has the address {destination}")
+    return _outwards(world, packet, to)
+
+
+def _by_sender(world: World, packet: _Packet, known: Known, to: _Address) -> _Way | None:
+    """What becomes of a service's packet before it reaches the host's bridge; None if it gets there."""
+    source, destination, entered = packet.source, packet.destination, packet.entered
+    if not known.active:
+        return packet.drop(f"{known.name} is not active")
+    own = destination in addresses_of(known)
+    if own or to.is_loopback:
+        words = "its own address" if own else "its own loopback"
+        return packet.accept(f"{destination} is {words} to {known.name}")._replace(itself=True)
+    by = entered if _is_link_local6(to) else _leaves_by(world, known, to)
+    if by is None:
+        return packet.drop(
+            f"{known.name} has no way to IPv{to.version} addresses outside its networks"
+        )
+    if by != entered:
+        return packet.drop(
+            f"{known.name} sends to {destination} by network {by}, where {source} is not its address"
+        )
+    return None
+
+
+def _to_service(world: World, packet: _Packet, known: Known, network: str) -> _Way:
+    """What becomes of a packet to a service's own address."""
+    sender, entered = packet.sender, packet.entered
+    if not known.active:
+        return packet.drop(f"{known.name} is not active")
+    if packet.from_host:
+        return packet.accept("the host can reach every service")
     if not sender:
-        both = (ipaddress.ip_address(source), to)
+        return packet.drop(
+            f"{known.name} can be reached from outside the host by published ports only"
+        )
+    if network == entered:
+        return packet.accept(f"{sender.name} and {known.name} are both on network {network}")
+    if world.networks[entered].internal:
+        return packet.drop(_stays(entered))
+    return packet.drop(
+        f"networks {entered} and {network} are apart: only published ports lead from one to the other"
+    )
+
+
+def _outwards(world: World, packet: _Packet, to: _Address) -> _Way:
+    """What becomes of a packet to an address that is neither the host's nor on a network of niso's."""
+    if not packet.sender:
+        both = (ipaddress.ip_address(packet.source), to)
         on_a_wire = any(all(_within(each, prefix) for each in both) for prefix in world.wires)
-        if to.version in world.closed and not (from_host or on_a_wire):
-            return drop(
+        if to.version in world.closed and not (packet.from_host or on_a_wire):
+            return packet.drop(
                 f"the host forwards IPv{to.version} for services alone, as it forwarded none before"
             )
-        return accept("no service has to do with it")
+        return packet.accept("no service has to do with it")
     if _is_link_local6(to):
-        return drop("no service has a link-local address, and the host leads to none")
-    if world.networks[entered].internal:
-        return drop(_stays(entered))
-    return accept(f"network {entered} leads out")
+        return packet.drop("no service has a link-local address, and the host leads to none")
+    if world.networks[packet.entered].internal:
+        return packet.drop(_stays(packet.entered))
+    return packet.accept(f"network {packet.entered} leads out")
 
 
 class _Published(NamedTuple):

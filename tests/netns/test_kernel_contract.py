@@ -1,0 +1,173 @@
+"""The same steps on the real kernel and on the one in memory: both take them or refuse them with one errno, and have the same."""
+
+from __future__ import annotations
+
+import pytest
+from kernel_world import throw_away_host
+
+from niso.base.errors import KernelError
+from niso.kernel import nft_tables
+from niso.kernel.fake import Fake
+from niso.kernel.interface import Kernel
+from niso.kernel.kinds.address import Address
+from niso.kernel.kinds.bridge import Bridge
+from niso.kernel.kinds.element import Edit, Element, NftTransaction
+from niso.kernel.kinds.kind import AnyStep, Step
+from niso.kernel.kinds.namespace import Netns
+from niso.kernel.kinds.route import Route
+from niso.kernel.kinds.ruleset import owner
+from niso.kernel.kinds.setting import Sysctl
+from niso.kernel.kinds.veth import Veth
+from niso.kernel.real import Real
+from niso.kernel.state import State
+
+ALIAS = "niso:0123abcd"
+BRIDGE = Bridge("niso-b", 1500, ALIAS, mac="0a:00:00:00:00:01")
+SPACE = Netns("niso-s", ALIAS)
+PAIR = Veth("niapi-1", "niso-s", "eth0", "0a:00:00:00:00:02", 1500, "niso-b", False, ALIAS)
+OWN = Address("niso-s", "eth0", "10.99.0.2/24")
+OWN6 = Address("niso-s", "eth0", "fd00:99::2/64")
+WAY = Route("niso-s", "0.0.0.0/0", "10.99.0.1", "eth0")
+WAY6 = Route("niso-s", "::/0", "fd00:99::1", "eth0")
+IPV6 = Sysctl("niso-s", "net/ipv6/conf/default/disable_ipv6", "0")
+
+
+def element(container: str, key: str, value: str = "") -> Element:
+    return Element(nft_tables.INET, container, key, value, "")
+
+
+def edits(verb: str, *elements: Element) -> NftTransaction:
+    return NftTransaction(tuple(Edit(verb, each) for each in elements))
+
+
+def add(*things: object) -> tuple[Step, ...]:
+    return tuple(Step("add", thing) for thing in things)
+
+
+def delete(*things: object) -> tuple[Step, ...]:
+    return tuple(Step("delete", thing) for thing in things)
+
+
+TABLES = NftTransaction(
+    (
+        *(f"destroy table {table}" for table in nft_tables.CONTAINERS),
+        nft_tables.TABLES,
+        *(Edit("add", each) for each in owner("0123abcd")),
+    )
+)
+PORT = element("publish_any4", "tcp . 8080", "10.99.0.2 . 80")
+BY_HAND = Sysctl("niso-s", "net/ipv6/conf/default/addr_gen_mode", "1")
+LINKS = add(BRIDGE, SPACE, IPV6, BY_HAND, PAIR)
+WHOLE = (*LINKS, *add(OWN, OWN6, WAY, WAY6))
+
+CASES: dict[str, tuple[AnyStep, ...]] = {
+    "a service": WHOLE,
+    "a service that goes": (*WHOLE, *delete(PAIR, SPACE, BRIDGE)),
+    "what is not there goes": delete(PAIR, SPACE, BRIDGE),
+    "two bridges of one name": add(BRIDGE, BRIDGE),
+    "bridge of too long a name": add(BRIDGE._replace(name="a234567890123456")),
+    "two namespaces of one name": add(SPACE, SPACE),
+    "pair into no namespace": add(BRIDGE, PAIR),
+    "pair on no bridge": add(SPACE, PAIR),
+    "two pairs of one name": (*LINKS, *add(PAIR._replace(peer="eth1"))),
+    "two pairs of one inner name": (*LINKS, *add(PAIR._replace(name="niapi-2"))),
+    "change of a bridge that is not there": (Step("change", BRIDGE, BRIDGE),),
+    "change of a pair that is not there": (*add(BRIDGE, SPACE), Step("change", PAIR, PAIR)),
+    "address of no link": add(SPACE, OWN),
+    "address of no namespace": add(OWN),
+    "address twice": (*LINKS, *add(OWN, OWN)),
+    "address that is not there goes": (*LINKS, *delete(OWN)),
+    "first address of a prefix goes": (
+        *LINKS,
+        *add(OWN, OWN._replace(address="10.99.0.3/24")),
+        *delete(OWN),
+    ),
+    "the last address takes its routes": (*WHOLE, *delete(OWN)),
+    "route without an address": (*LINKS, *add(WAY)),
+    "route without an address, IPv6": (*LINKS, *add(WAY6)),
+    "route twice": (*LINKS, *add(OWN, WAY, WAY)),
+    "another route to one place": (
+        *LINKS,
+        *add(OWN, WAY, WAY._replace(gateway="10.99.0.9")),
+    ),
+    "route that is not there goes": (*LINKS, *delete(WAY)),
+    "sysctl of no link": add(Sysctl("", "net/ipv4/conf/nonesuch/forwarding", "1")),
+    "sysctl of no namespace": add(Sysctl("niso-x", "net/ipv4/ip_forward", "1")),
+    "tables": (TABLES, edits("add", PORT)),
+    "element without tables": (edits("add", PORT),),
+    "element twice": (TABLES, edits("add", PORT), edits("add", PORT)),
+    "element with another value": (
+        TABLES,
+        edits("add", PORT),
+        edits("add", PORT._replace(value="10.99.0.3 . 80")),
+    ),
+    "element that is not there goes": (TABLES, edits("delete", PORT)),
+    "a transaction that fails at its end": (
+        TABLES,
+        edits("add", PORT),
+        edits("delete", PORT, element("publish_any4", "tcp . 9", "10.99.0.2 . 9")),
+    ),
+    "prefix inside another": (
+        TABLES,
+        edits("add", element("subnets4", "10.99.0.0/24")),
+        edits("add", element("subnets4", "10.99.0.128/25")),
+    ),
+    "prefix around another": (
+        TABLES,
+        edits("add", element("subnets4", "10.99.0.128/25")),
+        edits("add", element("subnets4", "10.99.0.0/24")),
+    ),
+    "ports that overlap others": (
+        TABLES,
+        edits("add", element("range_any4", "tcp . 9000-9010", "10.99.0.2")),
+        edits("add", element("range_any4", "tcp . 9010-9020", "10.99.0.2")),
+    ),
+    "ports inside others": (
+        TABLES,
+        edits("add", element("range_any4", "tcp . 9000-9010", "10.99.0.2")),
+        edits("add", element("range_any4", "tcp . 9002-9003", "10.99.0.3")),
+    ),
+}
+
+
+def outcome(kernel: Kernel, steps: tuple[AnyStep, ...]) -> tuple[list[int], State]:
+    """The errno of each step, 0 where it is taken, and what there is then."""
+    numbers = []
+    for step in steps:
+        try:
+            kernel.write([step], known={("niso-s", "10.99.0.2"), ("niso-s", "10.99.0.3")})
+            numbers.append(0)
+        except KernelError as error:
+            numbers.append(error.errno)
+    return numbers, kernel.read_all(State(), ALIAS, {})
+
+
+@pytest.mark.parametrize("case", CASES)
+@throw_away_host
+def test_both_kernels_take_and_refuse_the_same(case: str) -> None:
+    numbers, state = outcome(Real(), CASES[case])
+    expected, wanted = outcome(Fake(), CASES[case])
+    assert numbers == expected
+    assert set(state) == set(wanted)
+
+
+@throw_away_host
+def test_bridge_is_full_at_1023_ports() -> None:
+    """Ports are added by hand, 1,023 of them: the fake counts, the real one refuses the next."""
+    from niso.kernel.fake import MOST_PORTS
+
+    kernels: tuple[Kernel, ...] = (Real(), Fake())
+    for kernel in kernels:
+        kernel.write(add(BRIDGE, SPACE))
+        with kernel:
+            kernel.write(
+                add(
+                    *(
+                        PAIR._replace(name=f"p{number}", peer=f"e{number}")
+                        for number in range(MOST_PORTS)
+                    )
+                )
+            )
+        with pytest.raises(KernelError) as raised:
+            kernel.write(add(PAIR))
+        assert raised.value.errno == 54  # EXFULL

@@ -1,0 +1,288 @@
+"""converge, plan, compare and repair on a kernel in memory: what they do, and what they leave when a step fails."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+import pytest
+from stored import TemporaryStore, add_network, put
+
+from niso.base import names
+from niso.base.errors import Conflict, ErrorGroup, KernelError
+from niso.base.lite_typing import NamedTuple
+from niso.kernel import nft_tables
+from niso.kernel.fake import Fake
+from niso.kernel.kinds import order
+from niso.kernel.kinds.element import NftTransaction
+from niso.kernel.kinds.hosts_file import HostsFile
+from niso.kernel.kinds.kind import Kind, Step, netns_place
+from niso.kernel.kinds.namespace import Netns
+from niso.kernel.kinds.ruleset import Ruleset
+from niso.kernel.kinds.veth import Veth
+from niso.kernel.state import State
+from niso.plan.findings import findings
+from niso.plan.records import Network, Port, Subnet
+from niso.reconcile import converge
+from niso.store.store import ALL, Scope, Store
+
+ONE = Network("one", "", 1500, (Subnet(4, "10.99.1.0/24", "10.99.1.1"),))
+WEB = Port("", 8080, 80, "tcp")
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    with TemporaryStore() as opened:
+        with opened.transaction():
+            add_network(opened, ONE)
+        yield opened
+
+
+@pytest.fixture
+def kernel() -> Fake:
+    return Fake(strict=True)
+
+
+def activate(kernel: Fake, store: Store, *services: str, ports: tuple[Port, ...] = ()) -> list:
+    """What activate does to the kernel: record the services, then converge their scope."""
+    scope = Scope(tuple(services), ("one",))
+    before = converge.desired_now(kernel, store, scope)
+    with store.transaction():
+        for service in services:
+            put(store, service, ("one",), ports=ports)
+    return converge.converge(kernel, store, scope, before)
+
+
+def deactivate(kernel: Fake, store: Store, service: str, ending: list[str] | None = None) -> list:
+    scope = Scope((service,), ("one",))
+    before = converge.desired_now(kernel, store, scope)
+    with store.transaction():
+        store.forget(service)
+    return converge.converge(kernel, store, scope, before, teardown=True, ending=ending)
+
+
+def is_as_wanted(kernel: Fake, store: Store) -> bool:
+    return converge.compare(kernel, store)[0] == [] and not kernel.unguarded()
+
+
+def test_second_service_costs_its_own_steps_and_nothing_of_the_first(
+    kernel: Fake, store: Store
+) -> None:
+    activate(kernel, store, "api")
+    assert is_as_wanted(kernel, store)
+    first = dict(kernel.veths)
+    activate(kernel, store, "db")
+    assert is_as_wanted(kernel, store)
+    assert first.items() <= kernel.veths.items()
+    assert converge.converge(kernel, store, Scope(("db",), ("one",)), State()) == []
+
+
+def test_what_was_detached_goes_when_the_lock_is_released(kernel: Fake, store: Store) -> None:
+    activate(kernel, store, "api", "db")
+    (link,) = [veth.name for veth in kernel.veths.values() if veth.netns == names.netns("api")]
+    ending: list[str] = []
+    deactivate(kernel, store, "api", ending)
+    assert ending == [link]
+    assert kernel.veths[link].bridge == ""
+    kernel.end_links(ending)
+    assert link not in kernel.veths
+    assert is_as_wanted(kernel, store)
+
+
+@pytest.mark.parametrize("number", range(1, 14))
+def test_activation_that_fails_at_any_step_is_undone(
+    kernel: Fake, store: Store, number: int
+) -> None:
+    activate(kernel, store, "api")
+    there = kernel.everything(State())
+    scope, count = Scope(("db",), ("one",)), 0
+
+    def fail(_: object) -> int:
+        nonlocal count
+        count += 1
+        return errno.ENOMEM if count == number else 0
+
+    kernel.fail = fail
+    try:
+        activate(kernel, store, "db", ports=(WEB,))
+    except KernelError as error:
+        assert error.errno == errno.ENOMEM
+        assert not kernel.unguarded()
+    else:
+        assert count < number
+        return
+    before = converge.desired_now(kernel, store, scope)
+    with store.transaction():
+        store.forget("db")
+    converge.converge(kernel, store, scope, before, teardown=True)
+    assert kernel.everything(State()) == there
+
+
+def test_teardown_goes_on_after_a_failure_and_keeps_the_rules(kernel: Fake, store: Store) -> None:
+    activate(kernel, store, "api", "db")
+    kernel.fail = lambda step: errno.EBUSY if isinstance(getattr(step, "thing", None), Veth) else 0
+    with pytest.raises(ErrorGroup) as raised:
+        deactivate(kernel, store, "api")
+    assert [error.errno for error in raised.value.errors] == [errno.EBUSY]
+    assert names.netns("api") not in kernel.netns
+    assert not kernel.unguarded()
+    kernel.fail = lambda step: 0
+    converge.repair(kernel, store)
+    assert is_as_wanted(kernel, store)
+
+
+def test_element_that_has_another_value_is_found_by_the_kernels_word(
+    kernel: Fake, store: Store
+) -> None:
+    """An element that is new by the store is not looked for: the kernel refuses it, and the plan is made again."""
+    activate(kernel, store, "api")
+    scope = Scope(("api",), ("one",), (WEB,))
+    before = converge.desired_now(kernel, store, scope)
+    with store.transaction():
+        put(store, "api", ("one",), ports=(WEB,))
+    want = converge.desired_now(kernel, store, scope)
+    (element,) = [e for e in converge_elements(want) if e.container == "publish_any4"]
+    kernel.elements[element.key()] = element._replace(value="10.99.1.77 . 1")
+    steps = converge.converge(kernel, store, scope, before)
+    assert any("delete element" in s for s in steps[0].statements)
+    assert kernel.elements[element.key()] == element
+    assert is_as_wanted(kernel, store)
+
+
+def converge_elements(state: State) -> list:
+    from niso.kernel.kinds.element import Element
+
+    return list(state[Element])
+
+
+def test_lost_tables_widen_a_scope_to_everything(kernel: Fake, store: Store) -> None:
+    activate(kernel, store, "api")
+    kernel.ruleset, kernel.elements = None, {}
+    steps = activate(kernel, store, "db")
+    assert isinstance(steps[0], NftTransaction)
+    assert steps[0].makes_tables()
+    assert is_as_wanted(kernel, store)
+
+
+def test_lost_hosts_file_that_others_read_widens_a_scope_to_everything(
+    kernel: Fake, store: Store
+) -> None:
+    activate(kernel, store, "api")
+    lines = {folder: set(some) for folder, some in kernel.hosts.items()}
+    kernel.hosts.clear()
+    activate(kernel, store, "db")
+    assert all(some < kernel.hosts[folder] for folder, some in lines.items())
+    assert is_as_wanted(kernel, store)
+
+
+def test_change_that_the_kernel_does_not_keep_is_an_error(kernel: Fake, store: Store) -> None:
+    take = kernel.write
+
+    def forgetful(*arguments: object, **more: object) -> None:
+        take(*arguments, **more)  # type: ignore[arg-type]
+        for name in list(kernel.veths):
+            kernel.lose_veth(name)
+
+    kernel.write = forgetful  # type: ignore[method-assign, assignment]
+    with pytest.raises(KernelError, match="did not keep a change: ip link add"):
+        activate(kernel, store, "api")
+
+
+def test_name_that_somebody_else_has_is_a_conflict_and_nothing_changes(
+    kernel: Fake, store: Store
+) -> None:
+    kernel.foreign_links[names.bridge("one")] = ""
+    with pytest.raises(Conflict):
+        activate(kernel, store, "api")
+    assert kernel.done == []
+    with pytest.raises(ErrorGroup):
+        converge.repair(kernel, store)
+    assert not kernel.veths
+    assert kernel.ruleset == nft_tables.DIGEST
+
+
+def test_repair_makes_again_what_is_lost_and_nothing_else(kernel: Fake, store: Store) -> None:
+    activate(kernel, store, "api", "db")
+    kernel.lose_netns(names.netns("api"))
+    words: list[str] = []
+    converge.repair(kernel, store, lambda event: words.append(event.describe()))
+    assert words[0] == f"ip netns add {names.netns('api')}"
+    assert not any(names.netns("db") in line for line in words)
+    assert converge.repair(kernel, store) == []
+
+
+# --- a kind that somebody adds ---------------------------------------------------------------------------------------
+
+
+class Lamp(NamedTuple):
+    """A made-up thing that lies in a namespace."""
+
+    netns: str
+    name: str
+    colour: str = "green"
+
+    def key(self) -> tuple[str, ...]:
+        return (self.netns, self.name)
+
+
+class _Lamps(Kind[Lamp]):
+    def space(self, thing: Lamp) -> str:
+        return thing.netns
+
+    def lies_in(self, thing: Lamp) -> tuple[str, ...]:
+        return (netns_place(thing.netns),)
+
+    def words(self, step: Step[Lamp]) -> str:
+        return f"lamp {step.action} {step.thing.name} {step.thing.colour}"
+
+
+def test_made_up_kind_is_planned_written_checked_and_repaired(
+    kernel: Fake, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One `Kind`, and one line in the order."""
+    lamps = _Lamps(Lamp)
+    at = next(i for i, kind in enumerate(order.KINDS) if kind.thing is HostsFile)
+    monkeypatch.setattr(order, "KINDS", (*order.KINDS[:at], lamps, *order.KINDS[at:]))
+    real = converge.desired
+
+    def with_lamps(snapshot: object) -> State:
+        want = real(snapshot)  # type: ignore[arg-type]
+        return want | State(Lamp(netns.name, "front") for netns in want[Netns])
+
+    monkeypatch.setattr(converge, "desired", with_lamps)
+    planned = converge.plan(kernel, store, ALL, State())
+    assert not planned.want[Lamp]
+    steps = activate(kernel, store, "api")
+    space = names.netns("api")
+    lamp = Lamp(space, "front")
+    done = [step.describe() for step in steps]
+    assert "lamp add front green" in done
+    assert done.index(f"ip netns add {space}") < done.index("lamp add front green")
+    assert is_as_wanted(kernel, store)
+
+    kernel.others[Lamp][lamp.key()] = lamp._replace(colour="red")
+    kernel.others[Lamp][space, "back"] = Lamp(space, "back")
+    _, want, have, _ = converge.compare(kernel, store)
+    assert [finding.text() for finding in findings(want, have)] == [
+        f"different: lamp {space} front (colour is 'red', should be 'green')",
+        f"foreign: lamp {space} back",
+    ]
+    assert [step.describe() for step in converge.repair(kernel, store)] == [
+        "lamp change front green",
+        "lamp delete back green",
+    ]
+    assert is_as_wanted(kernel, store)
+
+    kernel.lose_netns(space)
+    _, want, have, _ = converge.compare(kernel, store)
+    assert not any("lamp" in finding.text() for finding in findings(want, have))
+    converge.repair(kernel, store)
+    assert is_as_wanted(kernel, store)
+    steps = deactivate(kernel, store, "api")
+    assert not any("lamp" in step.describe() for step in steps)  # it goes with its namespace
+    assert not kernel.others[Lamp]
+
+
+def test_states_of_the_fake_have_the_tables(kernel: Fake, store: Store) -> None:
+    activate(kernel, store, "api")
+    assert kernel.everything(State())[Ruleset] == {Ruleset(nft_tables.DIGEST)}
