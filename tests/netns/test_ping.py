@@ -122,13 +122,13 @@ def test_inactive_and_apart(backend: Lab) -> None:
             {"deny_from": ["web", "api"]},
             {},
             "network.policy.deny_from[1]",
-            'network.policy.deny_from[1] of db, "api", denies it',
+            'denied by network.policy.deny_from[1] of db ("api")',
         ),
         (
             {"allow_from": ["web"]},
             {},
             "network.policy.allow_from",
-            "network.policy.allow_from of db does not name it",
+            "not listed in network.policy.allow_from of db",
         ),
         (
             {"allow_from": []},
@@ -140,7 +140,7 @@ def test_inactive_and_apart(backend: Lab) -> None:
             {},
             {"deny": ["db/icmp"]},
             "network.policy.egress.deny[0]",
-            'network.policy.egress.deny[0] of api, "db/icmp", denies it',
+            'denied by network.policy.egress.deny[0] of api ("db/icmp")',
         ),
         (
             {},
