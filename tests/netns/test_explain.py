@@ -353,7 +353,7 @@ def test_rules_that_are_not_as_they_should_be_are_found_out(world: Lab) -> None:
     done = world.niso("net", "explain", "api", "db:80", "--prove", check=False)
     assert done.returncode == 1
     assert "DOES NOT AGREE: one packet was sent; it did not arrive at db" in done.stdout
-    assert done.stderr == "niso: wait for what comes of a packet to db:80 (1s)\n"
+    assert done.stderr == "niso: waiting for a packet to reach db:80 (1s)\n"
     world.niso("net", "repair")
     assert explain(world, "api", "db:80", "--prove")["proof"]["agrees"]
 

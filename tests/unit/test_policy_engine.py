@@ -69,7 +69,7 @@ def test_deny_all_egress(port: int | None, proto: str, family: int) -> None:
     verdict = ask(closed, "api", "db", port, proto, family)
     assert verdict.dropped_by == verdict.egress
     assert verdict.egress[2:] == ("api", "network.policy.egress.allow", "")
-    assert verdict.ingress.words == "not listed in network.policy.deny_from of db"
+    assert verdict.ingress.words == "db has no ingress policy"
 
 
 def test_deny_all_of_both_directions() -> None:

@@ -70,4 +70,4 @@ def test_options_show_every_line(
         report(Starting("api", ("sleep", "1")))
         report(Command("nft 'a'\nnft 'b'"))
     assert capfd.readouterr() == (out, err)
-    assert locks.told is None
+    assert locks.listener is None

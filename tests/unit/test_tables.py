@@ -387,14 +387,14 @@ def test_stored_text_that_is_damaged_is_an_error_of_niso(part: str, instead: str
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("null", "value None is wrong because it is null; right would be a table"),
+        ("null", "None is not valid: it is null (expected: a table)"),
         (
             SMALLEST.replace('"name":"api",', ""),
-            "package.name: is missing; right would be a string",
+            "package.name: is missing (expected: a string)",
         ),
         (
             SMALLEST.replace('"read_only":true', '"read_only":1'),
-            "isolation.read_only: value 1 is wrong",
+            "isolation.read_only: 1 is not valid",
         ),
         ("[", "Expecting value"),
     ],

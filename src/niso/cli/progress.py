@@ -64,7 +64,7 @@ class Progress:
 
     def __enter__(self) -> Report:
         report = _note if self._verbose else silent if self._quiet else self._report
-        locks.told = report
+        locks.listener = report
         return _step if self._dry_run else report
 
     def _report(self, event: Event) -> None:
@@ -82,7 +82,7 @@ class Progress:
                 _thread.start_new_thread(self._tell, ())
 
     def __exit__(self, *_: object) -> None:
-        locks.told = None
+        locks.listener = None
         if self._tells:
             self._over.release()
             with self._telling:  # a line that is being told comes before what the command prints

@@ -47,7 +47,7 @@ class Party(NamedTuple):
 
 
 class Reason(NamedTuple):
-    """The result of one check. ``service``, ``key``, ``text``: the deciding manifest line, if any."""
+    """The result of one check. ``service``, ``key``, ``text``: the manifest line, if one decides."""
 
     passes: bool
     words: str
@@ -87,7 +87,7 @@ class _Path(NamedTuple):
 def decide(world: World, source: str, destination: str, port: int | None, proto: str) -> Verdict:
     """Return the verdict on a packet as sent: ``destination`` and ``port`` may be published.
 
-    ``proto`` is tcp, udp or sctp with a port; or icmp (both families), or any other name, with None.
+    ``proto`` is tcp, udp or sctp with a port; or icmp (both families) or any other without one.
     A broadcast or multicast packet is judged for the services that could receive it; the host
     receives whatever egress allows. Raises ValueError for an invalid address, and for a port that
     does not fit the protocol.
