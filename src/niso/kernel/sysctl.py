@@ -1,6 +1,7 @@
-"""Sysctls of the network namespace that the caller is in, by /proc/sys (proc_sys_net(5), ip-sysctl).
+"""Sysctls of the caller's network namespace, by /proc/sys (proc_sys_net(5), ip-sysctl.rst).
 
-Parts of a name are parted by slashes, so that an interface may have dots in its name: "net/ipv4/conf/eth0.7/forwarding".
+The parts of a name are separated by slashes, since an interface's name may contain dots:
+"net/ipv4/conf/eth0.7/forwarding".
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ _MOST_FOLDERS = 8
 _MOST_WALKS = 64
 
 _folders: dict[tuple[int, str], int] = {}
-"""(network namespace, "ipv4") -> a descriptor of that namespace's /proc/sys/net/ipv4."""
+"""Maps (network namespace, "ipv4") to a descriptor of that namespace's /proc/sys/net/ipv4."""
 _top, _walks = -1, 0
-"""A descriptor of the folder that these are opened from, and how many have been."""
+"""A descriptor of the folder that these are opened from, and how many were opened."""
 
 
 def read(name: str) -> str | None:
-    """The value without its newline; None where this kernel, or this interface, does not have it. Raises KernelError."""
+    """Return the value without its newline; None if this kernel or interface does not have it.
+
+    Raises KernelError.
+    """
     return read_all((name,))[0]
 
 
@@ -41,12 +45,12 @@ def read_all(names: Iterable[str]) -> list[str | None]:
 
 
 def write(name: str, value: str) -> None:
-    """Set it. Raises KernelError, also where there is no such sysctl."""
+    """Set a sysctl. Raises KernelError, also if it does not exist."""
     write_all(((name, value),))
 
 
 def write_all(values: Iterable[tuple[str, str]]) -> None:
-    """As `write` for each (name, value), in their order and in one namespace: the caller does not leave it meanwhile."""
+    """As `write` for each (name, value), in order and in one namespace."""
     here = 0
     for name, value in values:
         what = f"set sysctl {name} to '{value}'"
@@ -77,22 +81,25 @@ def _read(here: int, name: str) -> str | None:
 
 
 def _open(here: int, name: str, flags: int) -> int:
-    """A descriptor of one sysctl of the namespace that this thread is in now, whose inode is ``here``. Raises OSError."""
+    """Return a descriptor of a sysctl of this thread's namespace, whose inode is ``here``.
+
+    Raises OSError.
+    """
     _check(name)
-    _, family, rest = name.split("/", 2)
+    _, family, tail = name.split("/", 2)
     key = (here, family)
     folder = _folders.get(key)
     if folder is not None:
         try:
-            return os.open(rest, flags | os.O_CLOEXEC, dir_fd=folder)
+            return os.open(tail, flags | os.O_CLOEXEC, dir_fd=folder)
         except FileNotFoundError:
-            # gone, or the folder is one of a namespace that is gone and had the same number
+            # gone, or the folder of an earlier namespace with the same inode number
             os.close(_folders.pop(key))
     while len(_folders) >= _MOST_FOLDERS:
         os.close(_folders.pop(next(iter(_folders))))  # the oldest
     folder = _open_folder(family)
     _folders[key] = folder
-    return os.open(rest, flags | os.O_CLOEXEC, dir_fd=folder)
+    return os.open(tail, flags | os.O_CLOEXEC, dir_fd=folder)
 
 
 def _open_folder(family: str) -> int:
@@ -107,11 +114,11 @@ def _open_folder(family: str) -> int:
 
 
 def _own_sys() -> int:
-    """A descriptor of the folder sys of a proc file system that nobody else sees (fsopen(2)); else of /proc/sys.
+    """Return a descriptor of the folder sys of a private proc mount (fsopen(2)), else of /proc/sys.
 
-    The folders of all namespaces have one name, and so lie in one chain of a file system's dentry cache: with 1,000 namespaces
-    to open two of them by /proc takes 1 to 2 ms, by one's own 0.07 ms with making it. Where /proc/sys is read-only, so it is
-    meant to be for niso too.
+    These folders have the same name in all namespaces, so they share one chain of the file system's
+    dentry cache. With 1,000 namespaces, opening two of them by /proc takes 1 to 2 ms; by a private
+    mount 0.07 ms, including the mount. If /proc/sys is read-only, niso respects that.
     """
     read_only = os.statvfs(_SYS).f_flag & os.ST_RDONLY
     libc = ctypes.CDLL(None, use_errno=True)
@@ -131,6 +138,6 @@ def _own_sys() -> int:
 
 
 def _check(name: str) -> None:
-    """Raise KernelError for what is not below net/: all others are the whole machine's."""
+    """Raise KernelError for a name outside net/: such sysctls belong to the whole machine."""
     if not name.startswith("net/") or ".." in name.split("/") or name.count("/") < 2:
         raise KernelError(f"'{name}' is not a sysctl of a network namespace")
