@@ -50,9 +50,10 @@ _SETTINGS: dict[int, tuple[str, str, int]] = {
 
 
 def drift_of_port(settings: dict[int, bytes], operstate: int) -> str:
-    """Return the non-default settings of a port (IFLA_INFO_SLAVE_DATA): ``isolated on, learning off``.
+    """Return the non-default settings of a port: ``isolated on, learning off``.
 
-    The port's state counts only while its link has a carrier: otherwise the kernel sets it.
+    ``settings`` is its IFLA_INFO_SLAVE_DATA. The port's state counts only while its link has a
+    carrier: otherwise the kernel sets it.
     """
     words = [
         f"{name} {'on' if settings[kind][0] else 'off'}"

@@ -28,7 +28,7 @@ _SOURCE: dict[int, int] = {socket.AF_INET: 1, socket.AF_INET6: 3}  # CTA_IP_V4_S
 _DESTINATION: dict[int, int] = {socket.AF_INET: 2, socket.AF_INET6: 4}
 _TCP, _UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 _PROTOCOLS = {"tcp": _TCP, "udp": _UDP, "sctp": socket.IPPROTO_SCTP}
-# Up to so many ports, a dump of each costs less than one of all. The kernel cannot filter SCTP ports.
+# Up to so many ports, a dump of each costs less than one of all. SCTP ports cannot be filtered.
 _FEW_PORTS: dict[int, int] = {_TCP: 1, _UDP: 4}
 
 # Costs of a dump in µs, measured with 262,144 buckets: walking the table, an entry that the kernel
@@ -154,8 +154,8 @@ def _flush(
     It repeats until a pass finds none, or until one began so late that all it finds was made by the
     new rules: the clients of a busy service send all the time.
 
-    With ``exact`` the IPv4 filters return only matches. If there are many entries the kernel is then
-    asked to delete by filter itself (seen with Linux 6.18; an older one should refuse).
+    With ``exact`` the IPv4 filters return only matches. If there are many entries the kernel is
+    then asked to delete by filter itself (seen with Linux 6.18; an older one should refuse).
     """
 
     def parse(body: bytes) -> bytes | None:

@@ -67,7 +67,7 @@ def _without(have: State, early: State) -> State:
 
 
 def without_foreign(states: tuple[State, State], names: set[str]) -> tuple[State, State]:
-    """Return both states without these links and namespaces, and without whatever depends on them."""
+    """Return both states without these links and namespaces, and without what depends on them."""
     if not names:
         return states
     lost = {place for name in names for place in (f"link //{name}", f"netns {name}")}

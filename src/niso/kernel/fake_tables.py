@@ -84,6 +84,6 @@ class FakeTables:
                 ]
                 clash = any(overlap(element.element, other) for other in others)
                 if clash and "/" in element.element and not self.strict:
-                    return  # a prefix inside another, or around it: the kernel accepts it without effect
+                    return  # nested prefixes: the kernel accepts this without effect
                 refuse_unless(not clash, errno.EEXIST, words)
             self.elements[element.key()] = element

@@ -37,8 +37,8 @@ _ABSENT = (errno.EINVAL, errno.EOPNOTSUPP)
 class Flow(NamedTuple):
     """A flow from ``source`` to ``destination`` and ``port``, as these are behind NAT.
 
-    ``proto`` is a policy's name for it. ``port`` is None if the protocol has none. ``handle`` is for
-    `end`.
+    ``proto`` is a policy's name for it. ``port`` is None if the protocol has none. ``handle`` is
+    for `end`.
     """
 
     source: str
@@ -67,7 +67,8 @@ def of(addresses: Iterable[str]) -> list[Flow]:
 class Tracked(NamedTuple):
     """A flow as it was sent and as it is answered; without NAT one is the reverse of the other.
 
-    ``port`` is the one it was sent to. ``answered``: a reply has been seen. ``handle`` is for `end`.
+    ``port`` is the one it was sent to. ``answered``: a reply has been seen. ``handle`` is for
+    `end`.
     """
 
     proto: str
@@ -105,8 +106,8 @@ def end(flows: Iterable[Flow | Tracked]) -> int:
 def introduce(connections: Iterable[Connection]) -> None:
     """Add open connections as established; no-op for known ones. Raises KernelError.
 
-    For a bridge that is about to track its frames: otherwise a packet from the middle of a connection
-    would be taken for its start.
+    For a bridge that is about to track its frames: otherwise a packet from the middle of a
+    connection would be taken for its start.
     """
     bodies = [_new(connection) for connection in connections]
     with netlink.Netfilter() as kernel:

@@ -68,8 +68,8 @@ def lacks_ipv6() -> str | None:
 def receiving6() -> list[str]:
     """Return the links that can receive IPv6 packets from other machines.
 
-    That is all but lo, and ports of bridges, since their bridge receives for them. A link whose name is
-    no sysctl folder of its own ("all", "default") is left out.
+    That is all but lo, and ports of bridges, since their bridge receives for them. A link whose
+    name is no sysctl folder of its own ("all", "default") is left out.
     """
     with Rtnl() as rtnl:
         links = rtnl.links()

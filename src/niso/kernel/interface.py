@@ -1,4 +1,4 @@
-"""The interface of a kernel, so that another one can be passed in: `niso.kernel.fake` needs no root."""
+"""The interface of a kernel, so that others can stand in: `niso.kernel.fake` needs no root."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ else:
 
 
 class Kernel(Protocol):
-    """A network stack with niso's objects. Within its ``with`` block sockets stay open between calls."""
+    """A network stack with niso's objects.
+
+    Within its ``with`` block sockets stay open between calls.
+    """
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...

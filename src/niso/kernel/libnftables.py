@@ -91,7 +91,7 @@ class Nft:
             raise refused(what, error.errno or 0) from error
         if self._nft.nft_run_cmd_from_buffer(self._context, text.encode()):
             words = self._words()
-            # for text from a buffer nft reports errors of the kernel at the first line, for a file correctly
+            # nft reports the kernel's errors at the first line of a buffer, but correctly in a file
             raise self._error(self._dry_run(text) or words, text)
         if failpoint.broken(failpoint.OVERRUN):
             raise refused(what, errno.ENOBUFS)
@@ -126,8 +126,9 @@ class Nft:
     def elements(self, family_table: str, container: str) -> dict[str, tuple[str, str]] | None:
         """Map every element of a set or map to (value, comment), as nft writes them.
 
-        ``family_table`` is "inet niso". The value is "" in a set, the comment "" if there is none. Returns
-        None if there is no such set or map. Costs 20 µs per element: to read a few of many see `get`.
+        ``family_table`` is "inet niso". The value is "" in a set, the comment "" if there is none.
+        Returns None if there is no such set or map. Costs 20 µs per element: to read a few of many
+        see `get`.
         """
         with nft_elements.Nfnetlink() as kernel:
             header = kernel.header(family_table, container)

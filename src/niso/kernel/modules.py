@@ -16,9 +16,9 @@ _MODPROBE = ("/usr/sbin/modprobe", "/sbin/modprobe")
 def load_bridge_netfilter() -> None:
     """Load br_netfilter if it is missing, for bridges with nf_call_iptables.
 
-    Its global sysctls start at 1, which would pass the frames of all other bridges through everybody's
-    rules. They are set to 0, which is the behaviour without the module. Raises KernelError if there is
-    no such module.
+    Its global sysctls start at 1, which would pass the frames of all other bridges through
+    everybody's rules. They are set to 0, which is the behaviour without the module. Raises
+    KernelError if there is no such module.
     """
     if os.path.isdir(f"{_SYS}/{BRIDGE_NETFILTER}"):
         return

@@ -26,7 +26,10 @@ _ndmsg = struct.Struct("=BxxxiHBB")
 
 
 class Fixed(NamedTuple):
-    """A permanent entry. In a bridge's table ``address`` is empty and ``link_index`` is the port."""
+    """A permanent entry.
+
+    In a bridge's table ``address`` is empty and ``link_index`` is the port.
+    """
 
     link_index: int
     address: str

@@ -1,9 +1,9 @@
-"""Netlink: requests, acknowledgements with the kernel's own words, dumps (netlink(7), linux/netlink.h).
+"""Netlink: requests, acknowledgements with the kernel's own words, and dumps.
 
-This is the only place that turns an errno into a `KernelError`: see `refused`. Only messages from
-the kernel count, since a process with NET_ADMIN in a service's network namespace could send to our
-socket too. Truncated messages and impossible lengths raise an error; a partial answer is never
-returned.
+See netlink(7) and linux/netlink.h. This is the only place that turns an errno into a `KernelError`:
+see `refused`. Only messages from the kernel count, since a process with NET_ADMIN in a service's
+network namespace could send to our socket too. Truncated messages and impossible lengths raise an
+error; a partial answer is never returned.
 """
 
 from __future__ import annotations
@@ -60,7 +60,10 @@ _attribute = struct.Struct("=HH")  # struct nlattr
 
 
 class Message(NamedTuple):
-    """A request for a change. ``what`` is the step in words; errnos in ``fine`` count as success."""
+    """A request for a change.
+
+    ``what`` is the step in words; errnos in ``fine`` count as success.
+    """
 
     what: str
     kind: int
@@ -125,7 +128,10 @@ def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
 
 
 def several(data: bytes, kind: int) -> Iterator[bytes]:
-    """Yield the payloads of all attributes of one kind. Raises ValueError for an impossible length."""
+    """Yield the payloads of all attributes of one kind.
+
+    Raises ValueError for an impossible length.
+    """
     offset = 0
     while offset + 4 <= len(data):
         length, own_kind = _attribute.unpack_from(data, offset)
@@ -246,7 +252,7 @@ class Netlink:
             raise refused(what, error.errno or 0) from error
 
     def get_one(self, what: str, kind: int, body: bytes, absent: tuple[int, ...]) -> bytes | None:
-        """Return the body of the one answer; None if the kernel answers with an errno in ``absent``."""
+        """Return the body of the answer; None if the kernel answers with an errno in ``absent``."""
         return self.get_all(what, kind, [body], absent)[0]
 
     def get_all(
@@ -355,7 +361,7 @@ class Netlink:
         return replies
 
     def _drain(self) -> None:
-        """Discard what is left of an abandoned dump; later remains are known by their sequence number."""
+        """Discard what is left of an abandoned dump; a late rest has an old sequence number."""
         try:
             while self._socket.recv(_BUFFER, socket.MSG_DONTWAIT):
                 pass

@@ -35,8 +35,8 @@ def make(name: str, *, alias: str = "") -> Rtnl:
     """Create the namespace ``name`` with ``lo`` up and, if given, ``alias`` on it.
 
     Returns a socket in it, which the caller closes. The namespace gets its name last, so that one
-    with this name always carries its mark. A kill leaves at most an empty file, which counts as absent
-    and is reused. Raises KernelError (EEXIST if the name is taken).
+    with this name always carries its mark. A kill leaves at most an empty file, which counts as
+    absent and is reused. Raises KernelError (EEXIST if the name is taken).
     """
     path = _path(name)
     what = f"create network namespace '{name}'"
@@ -184,7 +184,10 @@ def names() -> list[str]:
 
 
 def open_fd(name: str) -> int:
-    """Return a descriptor (close-on-exec) of the namespace. The caller closes it. Raises KernelError."""
+    """Return a descriptor (close-on-exec) of the namespace.
+
+    The caller closes it. Raises KernelError.
+    """
     try:
         fd = os.open(_path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -275,8 +278,8 @@ def _mount(source: str, target: str, flags: int) -> None:
 def _make_directory() -> None:
     """Make /run/netns a shared mount, so that deletions here reach all mount namespaces.
 
-    As iproute2 does (ipnetns.c). Only the folder itself is changed: including the namespaces mounted
-    in it would take 0.3 ms for 1,000 of them.
+    As iproute2 does (ipnetns.c). Only the folder itself is changed: including the namespaces
+    mounted in it would take 0.3 ms for 1,000 of them.
     """
     try:
         _mount("", paths.NETNS_DIR, _MS_SHARED)

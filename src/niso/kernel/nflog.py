@@ -33,10 +33,10 @@ _FRAGMENT = 44
 
 
 class Logged(NamedTuple):
-    """A logged packet: its time (seconds since 1970), the rule's prefix, the ingress link and its ends.
+    """A logged packet: its time (seconds since 1970), the rule's prefix, its ingress link and ends.
 
-    The link of a bridge is its port. ``port`` is the destination's, None if there is none. ``proto`` is
-    a name, or a number if it has no name here.
+    On a bridge the link is the bridge's port. ``port`` is the destination's, None if there is none.
+    ``proto`` is a name, or a number if it has no name here.
     """
 
     time: float
@@ -69,7 +69,7 @@ class Nflog(netlink.Netlink):
         return self._socket.fileno()
 
     def read(self) -> list[Logged] | None:
-        """Wait for packets and return them; None if some were lost because the reader was too slow."""
+        """Wait for packets and return them; None if some were lost because reading was too slow."""
         try:
             replies = self._receive()
         except OSError as error:

@@ -56,8 +56,8 @@ class Probe:
     """A packet to be sent from ``source`` to ``destination``. A context manager.
 
     ``namespace`` is the sender's, "" for the caller's. ``proto`` is tcp (a SYN), udp (an empty
-    datagram) or sctp (an INIT) with ``port``, or icmp (an echo). ``watched`` is (namespace, port behind
-    NAT) of the receiver. Raises KernelError if a namespace or the address does not exist.
+    datagram) or sctp (an INIT) with ``port``, or icmp (an echo). ``watched`` is (namespace, port
+    behind NAT) of the receiver. Raises KernelError if a namespace or the address does not exist.
     """
 
     def __init__(
@@ -265,7 +265,7 @@ def echo(namespace: str, source: str, destination: str, seconds: float) -> float
 
 
 def own_address(destination: str) -> str | None:
-    """Return the source address for ``destination`` by the caller's routes; None if none matches."""
+    """Return the source address for ``destination`` by the caller's routes; None without a route."""
     family = socket.AF_INET6 if family_of(destination) == 6 else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
         try:

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 
 class Space:
-    """One network namespace while it is read; ``""`` is the host's. It caches what the kernel answers."""
+    """One network namespace while it is read; ``""`` is the host's.
+
+    It caches what the kernel answers.
+    """
 
     def __init__(self, reading: Reading, name: str, things: dict[type, Collection[Any]]) -> None:
         self.reading = reading
@@ -148,7 +151,10 @@ class Reading:
         )
 
     def run(self, candidates: State, taken: bool = False) -> State:
-        """Read the candidates. With ``taken`` transactional things are not read but taken as they are."""
+        """Read the candidates.
+
+        With ``taken`` transactional things are not read but taken as they are.
+        """
         self.candidates = candidates
         spaces: dict[str, dict[type, Collection[Any]]] = {"": {}}
         for kind in order.KINDS:

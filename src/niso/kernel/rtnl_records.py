@@ -34,11 +34,11 @@ rtmsg = struct.Struct("=BBBBBBBBI")
 class Link(NamedTuple):
     """A network interface of the queried namespace.
 
-    ``kind`` is "bridge", "veth", or "" for those without a driver kind (lo, hardware). ``mtu`` is in
-    bytes. ``master`` is the index of its bridge, 0 for none. ``peer_index`` is IFLA_LINK (a veth's
-    other end, 0 for none) and ``peer_netnsid`` that end's namespace, -1 for this one. ``hairpin`` is of
-    a bridge port, ``call_iptables`` and ``call_ip6tables`` of a bridge. ``drift`` names non-default
-    settings of a bridge or port (`niso.kernel.bridge_flags`).
+    ``kind`` is "bridge", "veth", or "" for those without a driver kind (lo, hardware). ``mtu`` is
+    in bytes. ``master`` is the index of its bridge, 0 for none. ``peer_index`` is IFLA_LINK (a
+    veth's other end, 0 for none) and ``peer_netnsid`` that end's namespace, -1 for this one.
+    ``hairpin`` is of a bridge port, ``call_iptables`` and ``call_ip6tables`` of a bridge. ``drift``
+    names non-default settings of a bridge or port (`niso.kernel.bridge_flags`).
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index
@@ -78,8 +78,8 @@ class LinkAddress(NamedTuple):
 class LinkRoute(NamedTuple):
     """A route.
 
-    ``destination`` is a prefix ("0.0.0.0/0" for default), ``gateway`` "" for none, ``index`` that of
-    its link or 0.
+    ``destination`` is a prefix ("0.0.0.0/0" for default), ``gateway`` "" for none, ``index`` that
+    of its link or 0.
     """
 
     destination: str

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 class Writer:
     """Steps, and the sockets that their kinds need to execute them.
 
-    With ``ending`` veth pairs whose namespace is deleted too are only detached, and their names added
-    to it. Addresses in ``known``, as (namespace, address), are not announced: their neighbours already
-    have the right MAC.
+    With ``ending`` veth pairs whose namespace is deleted too are only detached, and their names
+    added to it. Addresses in ``known``, as (namespace, address), are not announced: their
+    neighbours already have the right MAC.
     """
 
     def __init__(
@@ -120,7 +120,10 @@ class Writer:
         return batches
 
     def _do(self, batch: list[AnyStep]) -> None:
-        """Execute the steps of one batch. Raises KernelError with the words of the one that failed."""
+        """Execute the steps of one batch.
+
+        Raises KernelError with the words of the one that failed.
+        """
         words = ""
         try:
             for step in batch:
@@ -134,7 +137,10 @@ class Writer:
 
 
 def end_links(names: list[str]) -> None:
-    """Delete the links that a `Writer` has detached. They are gone on return. Raises KernelError."""
+    """Delete the links that a `Writer` has detached.
+
+    They are gone on return. Raises KernelError.
+    """
     if names:
         what = f"delete links {', '.join(names)}"
         try:

@@ -47,7 +47,10 @@ class Party(NamedTuple):
 
 
 class Reason(NamedTuple):
-    """The result of one check. ``service``, ``key``, ``text``: the manifest line, if one decides."""
+    """The result of one check.
+
+    ``service``, ``key``, ``text``: the manifest line, if one decides.
+    """
 
     passes: bool
     words: str
