@@ -397,7 +397,7 @@ def test_what_the_host_forwards_for_services_alone_is_not_for_others(lab: Lab) -
     assert (
         done.returncode == 1
         and "drop" in said
-        and "the host forwards IPv4 for services alone" in said
+        and "the host forwards IPv4 for services only" in said
     )
     before = dropped()
     lab.run("ip", "route", "replace", "203.0.113.0/24", "via", "192.0.2.1", netns="client")

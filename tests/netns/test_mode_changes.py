@@ -357,7 +357,7 @@ def test_sharer_whose_providers_namespace_was_lost_is_told_and_put_right(lab: La
     lab.run("ip", "netns", "delete", "niso-api")
     lab.run("ip", "netns", "add", "niso-api")
     said = lab.niso("net", "check", check=False).stdout
-    assert "'niso-api' exists and is not this niso's own" in said
+    assert "'niso-api' exists and does not belong to this niso" in said
     for service in ("api", "side"):
         assert f"process of service '{service}' (it runs in another network namespace)" in said
 

@@ -356,7 +356,7 @@ def test_foreign_link_of_the_bridge_name_is_an_error_and_untouched(lab: Lab) -> 
     lab.niso("net", "list")
     before = snapshots.take(lab)
     said = refused(lab, "net", "create", "backend")
-    assert "link 'niso-backend' exists and is not this niso's own" in said
+    assert "link 'niso-backend' exists and does not belong to this niso" in said
     after = snapshots.take(lab)
     before["store"] = {table: [] for table in after["store"]} | {"meta": after["store"]["meta"]}
     before["files"] = after["files"]

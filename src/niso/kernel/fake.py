@@ -409,9 +409,9 @@ class Fake(FakeTables):
 
     def _address(self, step: Step[Address], address: Address) -> None:
         refuse_unless(not address.netns or address.netns in self.netns, errno.ENOENT, address)
-        there = self._has_link(address.netns, address.link)
+        has_link = self._has_link(address.netns, address.link)
         if step.action != "delete":
-            refuse_unless(there, errno.ENODEV, address)
+            refuse_unless(has_link, errno.ENODEV, address)
             if step.action == "add" and self.strict:
                 refuse_unless(address not in self.addresses, errno.EEXIST, address)
             self.addresses[address] = None

@@ -83,7 +83,7 @@ class Lookup(NamedTuple):
 
 
 class Tracked(NamedTuple):
-    """The iptables match "conntrack": any of ``states`` (XT_CONNTRACK_STATE_BIT) and a direction."""
+    """The iptables match "conntrack": any of ``states`` (XT_CONNTRACK_STATE_BIT), a direction."""
 
     states: int | None
     inverted: bool = False

@@ -265,7 +265,7 @@ def echo(namespace: str, source: str, destination: str, seconds: float) -> float
 
 
 def own_address(destination: str) -> str | None:
-    """Return the source address for ``destination`` by the caller's routes; None without a route."""
+    """Return the source address for ``destination`` by the caller's routes; None without one."""
     family = socket.AF_INET6 if family_of(destination) == 6 else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
         try:

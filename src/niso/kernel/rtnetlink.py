@@ -359,7 +359,7 @@ class Rtnl(netlink.Netlink):
         self.transact(Message(what, _NEWADDR, netlink.CREATE | how, body, (errno.EEXIST,)))
 
     def add_connected_route(self, link_index: int, cidr: str) -> None:
-        """Restore the route to its prefix that the kernel adds with an address; no-op if present."""
+        """Restore the prefix route that the kernel adds with an address; no-op if it exists."""
         family, packed, length = parse_cidr(cidr)
         whole = 8 * len(packed)
         number = int.from_bytes(packed) >> (whole - length) << (whole - length)

@@ -38,10 +38,10 @@ def read(name: str) -> str | None:
 def read_all(names: Iterable[str]) -> list[str | None]:
     """As `read` for each name, in one namespace: the caller does not leave it meanwhile."""
     try:
-        here = os.stat(_OWN).st_ino
+        inode = os.stat(_OWN).st_ino
     except OSError as error:
         raise refused("read sysctls", error.errno or 0) from error
-    return [_read(here, name) for name in names]
+    return [_read(inode, name) for name in names]
 
 
 def write(name: str, value: str) -> None:
@@ -51,14 +51,14 @@ def write(name: str, value: str) -> None:
 
 def write_all(values: Iterable[tuple[str, str]]) -> None:
     """As `write` for each (name, value), in order and in one namespace."""
-    here = 0
+    inode = 0
     for name, value in values:
         what = f"set sysctl {name} to '{value}'"
         _check(name)
         try:
             failpoint.hit(what)
-            here = here or os.stat(_OWN).st_ino
-            fd = _open(here, name, os.O_WRONLY | os.O_TRUNC)
+            inode = inode or os.stat(_OWN).st_ino
+            fd = _open(inode, name, os.O_WRONLY | os.O_TRUNC)
             try:
                 os.write(fd, value.encode())
             finally:
@@ -67,9 +67,9 @@ def write_all(values: Iterable[tuple[str, str]]) -> None:
             raise refused(what, error.errno or 0) from error
 
 
-def _read(here: int, name: str) -> str | None:
+def _read(inode: int, name: str) -> str | None:
     try:
-        fd = _open(here, name, os.O_RDONLY)
+        fd = _open(inode, name, os.O_RDONLY)
         try:
             return os.read(fd, 4096).decode("ascii").rstrip("\n")
         finally:
@@ -80,14 +80,14 @@ def _read(here: int, name: str) -> str | None:
         raise refused(f"read sysctl {name}", error.errno or 0) from error
 
 
-def _open(here: int, name: str, flags: int) -> int:
+def _open(inode: int, name: str, flags: int) -> int:
     """Return a descriptor of a sysctl of this thread's namespace, whose inode is ``here``.
 
     Raises OSError.
     """
     _check(name)
     _, family, tail = name.split("/", 2)
-    key = (here, family)
+    key = (inode, family)
     folder = _folders.get(key)
     if folder is not None:
         try:
