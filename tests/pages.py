@@ -15,6 +15,7 @@ How a page is read (the tests are tests/unit/test_docs_text.py and tests/netns/t
 - ``<!-- setup`` starts commands that make what the page takes for given (another program's firewall), up to ``-->``.
 - A ``toml`` block is a manifest, a stack, or a part of one, and niso must accept it.
 - `NOT_RUN` lists what is not run, each with its reason. Blocks of any other kind (``text``, ``nft``, none) are prose.
+- ``python`` blocks, in docs/guide/python.md alone: tests/netns/test_python_guide.py.
 """
 
 from __future__ import annotations

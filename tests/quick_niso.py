@@ -16,8 +16,13 @@ if TYPE_CHECKING:
     from conftest import Lab
 
 LOADED = (
+    "api.handover",
+    "api.host_networks",
+    "api.host_services",
+    "api.service_views",
     "cli.net",
     "cli.service",
+    "commands.activate",
     "commands.check",
     "commands.repair",
     "commands.store_repair",

@@ -7,10 +7,19 @@ import shutil
 import tempfile
 from types import TracebackType
 
-from niso.base import names
+from niso.base import convert, names
+from niso.manifest import build
+from niso.manifest.manifest_tables import Manifest
 from niso.plan.records import Network, Port
+from niso.plan.service_spec import ServiceSpec
 from niso.store import leases
 from niso.store.store import ServiceRow, Store
+
+
+def service_spec(name: str = "api", **tables: object) -> ServiceSpec:
+    """What a small manifest asks for that has these tables too: ``network={"ports": ["80:80"]}``."""
+    data = {"package": {"name": name, "version": "1"}, "binary": {"entrypoint": "sleep"}, **tables}
+    return build.spec(convert.convert(data, Manifest), {})
 
 
 class TemporaryStore:

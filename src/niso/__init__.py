@@ -1,0 +1,109 @@
+"""niso: networks for services on Linux, without daemon and proxy. ``host = niso.connect()``.
+
+Each name is imported when it is first used, so that ``import niso`` is cheap (PEP 562).
+Names that start with an underscore, and all modules below this one, are not part of the API.
+"""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+
+TYPE_CHECKING = False  # as in typing, whose import is dearer than all of this
+
+if TYPE_CHECKING:
+    from niso.api.as_json import plain as plain
+    from niso.api.events import Caution as Caution
+    from niso.api.events import Expects as Expects
+    from niso.api.events import Finished as Finished
+    from niso.api.host import Host as Host
+    from niso.api.host import connect as connect
+    from niso.api.host import manifest_schema as manifest_schema
+    from niso.api.host_networks import CreatedNetwork as CreatedNetwork
+    from niso.api.host_networks import Network as Network
+    from niso.api.host_networks import NetworkLine as NetworkLine
+    from niso.api.host_networks import NetworkMember as NetworkMember
+    from niso.api.host_networks import PublishedPort as PublishedPort
+    from niso.api.host_networks import RemovedNetwork as RemovedNetwork
+    from niso.api.host_networks import Rules as Rules
+    from niso.api.host_networks import Subnet as Subnet
+    from niso.api.host_services import Done as Done
+    from niso.api.host_services import Executed as Executed
+    from niso.api.host_services import Forwarded as Forwarded
+    from niso.api.host_services import Marked as Marked
+    from niso.api.host_services import Outcome as Outcome
+    from niso.api.host_services import Package as Package
+    from niso.api.host_services import Restored as Restored
+    from niso.api.host_services import Taken as Taken
+    from niso.api.host_stacks import StackDown as StackDown
+    from niso.api.host_stacks import StackUp as StackUp
+    from niso.api.packets import Drop as Drop
+    from niso.api.packets import Drops as Drops
+    from niso.api.packets import Explanation as Explanation
+    from niso.api.packets import Judged as Judged
+    from niso.api.packets import Judgement as Judgement
+    from niso.api.packets import Pong as Pong
+    from niso.api.packets import Proof as Proof
+    from niso.api.packets import Stats as Stats
+    from niso.api.published import Port as Port
+    from niso.api.service_views import Endpoint as Endpoint
+    from niso.api.service_views import Process as Process
+    from niso.api.service_views import Service as Service
+    from niso.api.service_views import ServiceLine as ServiceLine
+    from niso.api.service_views import User as User
+    from niso.api.upkeep import Finding as Finding
+    from niso.api.upkeep import Repaired as Repaired
+    from niso.api.upkeep import Swept as Swept
+    from niso.base.errors import Conflict as Conflict
+    from niso.base.errors import Error as Error
+    from niso.base.errors import ErrorGroup as ErrorGroup
+    from niso.base.errors import InvalidInput as InvalidInput
+    from niso.base.errors import KernelError as KernelError
+    from niso.base.errors import NotFound as NotFound
+    from niso.base.errors import ProcessError as ProcessError
+    from niso.base.errors import UsageError as UsageError
+    from niso.base.report import CopyingPackage as CopyingPackage
+    from niso.base.report import Event as Event
+    from niso.base.report import Healthy as Healthy
+    from niso.base.report import RemovingVolumes as RemovingVolumes
+    from niso.base.report import Starting as Starting
+    from niso.base.report import Stopping as Stopping
+    from niso.base.report import Undoing as Undoing
+    from niso.base.report import WaitingForHealth as WaitingForHealth
+    from niso.base.report import WaitingForLock as WaitingForLock
+    from niso.base.report import WaitingForPacket as WaitingForPacket
+
+_MODULES = {
+    "api.as_json": "plain",
+    "api.events": "Caution Expects Finished",
+    "api.host": "Host connect manifest_schema",
+    "api.host_networks": "CreatedNetwork Network NetworkLine NetworkMember PublishedPort RemovedNetwork"
+    " Rules Subnet",
+    "api.packets": "Drop Drops Explanation Judged Judgement Pong Proof Stats",
+    "api.published": "Port",
+    "api.host_services": "Done Executed Forwarded Marked Outcome Package Restored Taken",
+    "api.host_stacks": "StackDown StackUp",
+    "api.service_views": "Endpoint Process Service ServiceLine User",
+    "api.upkeep": "Finding Repaired Swept",
+    "base.errors": "Conflict Error ErrorGroup InvalidInput KernelError NotFound ProcessError"
+    " UsageError",
+    "base.report": "CopyingPackage Event Healthy RemovingVolumes Starting Stopping Undoing"
+    " WaitingForHealth WaitingForLock WaitingForPacket",
+}
+"""Module -> the names that are imported from it."""
+
+
+if not TYPE_CHECKING:  # a type checker would take every name for one of niso
+
+    def __getattr__(name: str) -> object:
+        for module, names in _MODULES.items():
+            if name in names.split():
+                import importlib
+
+                value: object = getattr(importlib.import_module(f"niso.{module}"), name)
+                globals()[name] = value
+                return value
+        raise AttributeError(f"module 'niso' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *(name for names in _MODULES.values() for name in names.split())})

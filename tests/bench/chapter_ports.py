@@ -93,7 +93,7 @@ def _labs(chapter: Chapter, sizes: Sizes) -> tuple[dict[str, Lab], dict[str, Lab
             took = lab.call("fill", count, within_s=min(sizes.fill_s, max(1.0, chapter.left_s())))
             if sizes.in_turn.get(who, count) < count:
                 chapter.found.add("publish each", who, count, count, took)
-                chapter.found.lacks("withdraw each", who, count, "they were ended with their lab")
+                chapter.found.lacks("withdraw each", who, count, "removed together with its lab")
             if flows:
                 lab.call("serve", ["first", "last"])
             many[who] = lab
@@ -125,7 +125,7 @@ def _publish(chapter: Chapter, labs: dict[str, Lab], sizes: Sizes) -> None:
                             f"publish {shape}",
                             who,
                             count,
-                            f"left out: {_most(chapter, who, sizes)}",
+                            f"skipped: {_most(chapter, who, sizes)}",
                         )
                     continue
                 call = partial(lab.call, "publish", WAYS.get(who, ""), count, each)

@@ -76,8 +76,8 @@ def _grow(
     for who, grown in chapter.at_once(asked, seconds + 90).items():
         at[who] = grown["count"]
         if at[who] < size:
-            why = grown["why"] or f"in the {seconds:.0f} s that it was given"
-            chapter.found.lacks("", LABS[who], size, f"came to {at[who]:,} services: {why}")
+            why = grown["why"] or f"its time limit was {seconds:.0f} s"
+            chapter.found.lacks("", LABS[who], size, f"reached {at[who]:,} services: {why}")
 
 
 def _network(

@@ -1,7 +1,9 @@
-"""The page of results: markdown from figures. Touches nothing of the world."""
+"""Write the page of results: Markdown from figures. Pure functions."""
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,20 +18,28 @@ NAMES = {
     "cni": "CNI plugins",
     "podman": "podman",
     "docker": "docker",
-    # what only stands among the reasons
+    # only in the list of what was not measured
     "niso-whole": "niso, whole services",
     "no-policy": "niso, no policy",
     "policed": "niso, with a policy",
     "docker-proxy": "docker with its proxy",
 }
 Rows = Sequence[tuple[str, str, str]]
-"""(what, who, how the line is called)"""
+"""(what, who, the name of the line)"""
 
 
 def text(figures: dict[str, Any], pictures: Iterable[str]) -> str:
-    """All of it. ``pictures``: the names of those that could be drawn."""
+    """Return the whole page. ``pictures`` has the names of the charts that could be drawn."""
     drawn = set(pictures)
-    lines = ["# niso beside its peers", "", *_how(figures), "## In short", "", short(figures), ""]
+    lines = [
+        "# Benchmarks: niso and its peers",
+        "",
+        *_how(figures),
+        "## Summary",
+        "",
+        short(figures),
+        "",
+    ]
     for name, write in (("services", _services), ("ports", _ports), ("policies", _inside)):
         if name in figures:
             found = Found.load(figures[name])
@@ -40,53 +50,67 @@ def text(figures: dict[str, Any], pictures: Iterable[str]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _prose(words: str, indent: str = "") -> str:
+    """Wrap a paragraph to 100 columns, without a break inside ``code``."""
+    joined = re.sub(r"`[^`]+`", lambda code: code.group().replace(" ", "\0"), words)
+    lines = textwrap.wrap(
+        joined, 100, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(lines).replace("\0", " ")
+
+
 def _how(figures: dict[str, Any]) -> list[str]:
     quick = any(each["quick"] for each in figures.values())
-    said = [
-        "Written by `./dev bench`. Each party has a lab of its own, all of a chapter live at once, and what is compared is measured"
-        " in turn (A B C C B A …), after one round that is not counted. A ratio is the median of the rounds' ratios. Smaller is"
-        " better, except for what passes through a port. All state folders are on tmpfs: a disk's fsync is in no figure.",
+    lines = [
+        _prose(
+            "`./dev bench` writes this page. Each party runs in a lab of its own. All labs of a chapter are"
+            " up at once, and the parties are measured in turn (A B C C B A …), after one round that is not"
+            " counted. A ratio is the median of the ratios of the rounds. Smaller is better, except for"
+            " traffic. All state folders are on tmpfs, so no figure contains a disk's fsync."
+        ),
         "",
     ]
     if quick:
-        said += [
-            "**This was a quick run: few rounds, small sizes. Figures to go by come from `./dev bench`.**",
+        lines += [
+            "**This was a quick run: few rounds, small sizes. `./dev bench` measures reliable figures.**",
             "",
         ]
     for each in {
         repr((each["machine"], each["versions"])): each for each in figures.values()
     }.values():
-        said += [f"- machine: {each['machine']}", f"- versions: {', '.join(each['versions'])}"]
-    return [*said, ""]
+        lines.append(_prose(f"- machine: {each['machine']}", "  "))
+        lines.append(_prose(f"- versions: {', '.join(each['versions'])}", "  "))
+    return [*lines, ""]
 
 
 def _went(name: str, data: dict[str, Any], found: Found) -> list[str]:
-    """When, how long, with which load; and all that was not measured, with the reason."""
+    """Say when a chapter was measured, for how long and under which load, and what is missing."""
     lines = []
     if found.absent:
         lines += ["Not measured:", ""]
         for each in found.absent:
             at = f" at {each.at:,}" if each.at else ""
-            lines.append(
-                f"- {NAMES.get(each.who, each.who)}{at}{f' ({each.what})' if each.what else ''}: {each.why}"
-            )
+            what = f" ({each.what})" if each.what else ""
+            lines.append(_prose(f"- {NAMES.get(each.who, each.who)}{at}{what}: {each.why}", "  "))
         lines.append("")
     rounds = "; ".join(found.notes)
     kind = "quick run, " if data["quick"] else ""
     lines += [
-        f"<sub>{kind}{data['date']}, {data['seconds']} s, load of the machine {data['load'][0]} to {data['load'][1]}."
-        f" Rounds, and the load before and after: {rounds}.</sub>",
+        _prose(
+            f"<sub>{kind}{data['date']}, {data['seconds']} s, load of the machine {data['load'][0]} to"
+            f" {data['load'][1]}. Rounds, with the load before and after: {rounds}.</sub>"
+        ),
         "",
     ]
     return lines
 
 
-# --- in short --------------------------------------------------------------------------------------------------------
+# --- summary --------------------------------------------------------------------------------------------------------
 
 
 def short(figures: dict[str, Any]) -> str:
-    """The figures that matter most, what is beside them, and what niso aims at, as a table."""
-    lines = ["| | niso | beside it | niso to it | aim |", "| --- | --- | --- | --- | --- |"]
+    """Return the main figures, those of the peers, and niso's targets, as a table."""
+    lines = ["| | niso | compared with | ratio | target |", "| --- | --- | --- | --- | --- |"]
 
     def line(
         words: str,
@@ -111,54 +135,52 @@ def short(figures: dict[str, Any]) -> str:
         tools, engines = ("netavark", "cni", "docker"), ("podman", "docker")
         own = found.row("attach", "niso", few)
         line(
-            f"attach a network, in process, at {few} services",
+            f"attach a network, in process, beside {few} services",
             own,
             _of(found, "attach", tools, few),
             "ms",
-            "2 ms at most",
+            "≤ 2 ms",
         )
-        beside = [(f"niso at {few}", own), *_of(found, "attach", tools, many)]
+        beside = [(f"niso beside {few}", own), *_of(found, "attach", tools, many)]
         line(
-            f"the same at {many:,}",
+            f"the same beside {many:,}",
             found.row("attach", "niso", many),
             beside,
             "ms",
-            f"1.5 of {few} at most",
+            f"≤ 1.5 of {few}",
         )
         line(
-            f"detach, at {few}",
+            f"detach, beside {few}",
             found.row("detach", "niso", few),
             _of(found, "detach", tools, few),
             "ms",
-            "2 ms at most",
+            "≤ 2 ms",
         )
         beside = _of(found, "attach", tools, few)
         line(
-            f"attach, whole command, at {few}",
+            f"attach, whole command, beside {few}",
             found.row("attach", "niso command", few),
             beside,
             "ms",
         )
         beside = _of(found, "start", engines, few)
-        aim = "0.7 of podman, 0.35 of docker at most"
+        aim = "≤ 0.7 of podman, ≤ 0.35 of docker"
         line(
-            f"start a service, whole command, at {few}",
+            f"start a service, whole command, beside {few}",
             found.row("start", "niso", few),
             beside,
             "ms",
             aim,
         )
         line(
-            f"remove it, at {few}",
+            f"remove it, beside {few}",
             found.row("remove", "niso", few),
             _of(found, "remove", engines, few),
             "ms",
         )
         for row in found.rows("start of many, each"):
-            beside = [("one alone", found.row("start", "niso", few))]
-            line(
-                f"start {row.at} services in one command, each", row, beside, "ms", "25 ms at most"
-            )
+            beside = [("one service", found.row("start", "niso", few))]
+            line(f"start {row.at} services in one command, each", row, beside, "ms", "≤ 25 ms")
         commands = (("docker version", "docker"), ("podman version", "podman"))
         beside = [(name, found.row(f"floor: {name}", who, 0)) for name, who in commands]
         line(
@@ -166,7 +188,7 @@ def short(figures: dict[str, Any]) -> str:
             found.row("floor: niso net list", "niso", 0),
             beside,
             "ms",
-            "1.2 of docker version at most",
+            "≤ 1.2 of docker version",
         )
     if "ports" in figures:
         found = Found.load(figures["ports"])
@@ -179,10 +201,10 @@ def short(figures: dict[str, Any]) -> str:
             last,
             [("1 port", only)],
             "a second",
-            "0.95 at least",
+            "≥ 0.95",
         )
         only = next(iter(found.rows("bulk", "niso 1")), None)
-        line("throughput through a port", only, _limits(found, "bulk"), "Gbit/s", "0.95 at least")
+        line("throughput through a port", only, _limits(found, "bulk"), "Gbit/s", "≥ 0.95")
     return "\n".join(lines) if len(lines) > 2 else "Not measured yet."
 
 
@@ -201,13 +223,13 @@ def _limits(found: Found, what: str) -> list[tuple[str, Row | None]]:
 def _table(
     found: Found, head: str, rows: Rows, sizes: Sequence[int], base: tuple[str, str], unit: str
 ) -> list[str]:
-    """A line for each row, two columns for each size: the figure, and its ratio to ``base`` (what, who)."""
+    """Return a line for each row, with two columns for each size: figure, and ratio to ``base``."""
     columns = [
         each
         for size in sizes
         for each in (
             f"at {size:,}" if size else unit,
-            "to the first line" if (base == rows[0][:2]) else f"to {NAMES.get(base[1], base[1])}",
+            "to first line" if (base == rows[0][:2]) else f"to {NAMES.get(base[1], base[1])}",
         )
     ]
     lines = [f"| {head} | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}"]
@@ -232,9 +254,9 @@ def _picture(name: str, words: str, drawn: set[str]) -> list[str]:
 
 def _services(found: Found, drawn: set[str]) -> list[str]:
     sizes = found.sizes("attach")
-    lines = ["## One service's network, beside so many others", ""]
+    lines = ["## Attach and detach one service's network", ""]
     lines += _picture(
-        "network", "Attach and detach of one service's network, by how many there are", drawn
+        "network", "Attach and detach of one service's network, by number of services", drawn
     )
     for what, whole, words in (
         ("attach", "activate", "attached"),
@@ -242,7 +264,7 @@ def _services(found: Found, drawn: set[str]) -> list[str]:
     ):
         rows = (
             (what, "niso", "niso, in process: the kernel's part"),
-            (whole, "niso", f"niso, in process: all that `niso {whole}` does but the process"),
+            (whole, "niso", f"niso, in process: all of `niso {whole}` except the process"),
             (what, "niso command", f"niso, whole command: `niso {whole}` without the process"),
             (what, "batch", NAMES["batch"] + ", no bookkeeping"),
             (what, "netavark", f"netavark {'setup' if what == 'attach' else 'teardown'}"),
@@ -255,14 +277,17 @@ def _services(found: Found, drawn: set[str]) -> list[str]:
         )
         lines += _table(found, f"ms, {words}", rows, sizes, (what, "niso"), "ms")
     lines += [
-        "One published port each, all services of a party on one bridge. niso's kernel part of a detach ends when nothing can pass any"
-        " more; the kernel needs some 10 to 20 ms then to delete the pair, which all others are in. `in process`: by a program that runs already, as a"
-        " daemon's would be; all others start a program (CNI: four). netavark and CNI find the namespace made; niso and the bare"
-        " commands make it.",
+        _prose(
+            "Each service has one published port; all services of a party are on one bridge. niso's kernel part of"
+            " a detach ends when nothing can pass any more. The kernel then needs some 10 to 20 ms to delete the"
+            " pair; all other figures include that. *In process* means a program that is already running, as a"
+            " daemon would be. All others start a program (CNI: four). niso and the bare commands create the"
+            " namespace; netavark and CNI receive it."
+        ),
         "",
-        "## A whole service, beside so many others",
+        "## Start and remove one service",
         "",
-        *_picture("whole", "Start and removal of one service, by how many there are", drawn),
+        *_picture("whole", "Start and removal of one service, by number of services", drawn),
     ]
     for what, commands in (
         ("start", ("`niso activate`", "`podman run -d -p`", "`docker run -d -p`")),
@@ -283,24 +308,26 @@ def _services(found: Found, drawn: set[str]) -> list[str]:
     for row in found.rows("start of many, each"):
         gone = found.row("removal of many, each", "niso", row.wanted)
         lines += [
-            f"{row.at} services in one `niso activate`: {spread(row)} ms each"
-            + (f"; in one `niso remove`: {spread(gone)} ms each." if gone else "."),
+            _prose(
+                f"{row.at} services in one `niso activate`: {spread(row)} ms each"
+                + (f"; in one `niso remove`: {spread(gone)} ms each." if gone else ".")
+            ),
             "",
         ]
     lines += [
-        "Every service is busybox' `sleep` with one published port. niso and podman have crun and conmon, docker runc and"
-        " containerd; podman and docker have overlayfs, and are told to kill at once (`podman rm --time 0`), where niso ends the"
-        " process by TERM.",
+        _prose(
+            "Every service is busybox' `sleep` with one published port. niso and podman use crun and conmon, docker"
+            " uses runc and containerd. podman and docker use overlayfs and kill the process at once"
+            " (`podman rm --time 0`). niso sends TERM."
+        ),
         "",
         "## Memory of the processes",
         "",
-        *_picture(
-            "memory", "Resident memory of all processes, by how many services there are", drawn
-        ),
+        *_picture("memory", "Resident memory of all processes, by number of services", drawn),
         *_memory_table(found),
-        "## What a command costs at least",
+        "## Minimum cost of a command",
         "",
-        *_picture("floor", "The floor of the commands", drawn),
+        *_picture("floor", "Minimum cost of the commands", drawn),
     ]
     rows = [
         (f"floor: {name}", who, f"`{name}`")
@@ -323,7 +350,7 @@ def _memory_table(found: Found) -> list[str]:
     ]
     own = slope(rows[0][1])
     lines = [
-        "| MiB, resident (PSS) | of all at the most services | one service more | to niso | processes for each | the rest: daemons |",
+        "| MiB, resident (PSS) | total at the largest number | each further service | to niso | processes each | daemons |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for who, sizes, processes in rows:
@@ -345,18 +372,24 @@ def _memory_table(found: Found) -> list[str]:
     return [
         *lines,
         "",
-        "Pages that several processes share count in parts (`Pss` of /proc/PID/smaps_rollup). What the kernel holds for links,"
-        " namespaces and rules is not in it.",
+        _prose(
+            "Pages shared by several processes count proportionally (`Pss` of /proc/PID/smaps_rollup). Kernel memory"
+            " for links, namespaces and rules is not included."
+        ),
         "",
     ]
 
 
 def _ports(found: Found, drawn: set[str]) -> list[str]:
-    lines = ["## Publishing ports", "", *_picture("ports", "Publishing ports, by how many", drawn)]
-    for what, words in (("publish", "published"), ("withdraw", "taken away")):
+    lines = [
+        "## Publishing ports",
+        "",
+        *_picture("ports", "Publishing ports, by number of ports", drawn),
+    ]
+    for what, words in (("publish", "published"), ("withdraw", "withdrawn")):
         for shape, as_what in (
-            ("range", "a range as it is (8000-8999)"),
-            ("each", "each to another number"),
+            ("range", "a range that keeps its numbers (8000-8999)"),
+            ("each", "each port mapped to another number"),
         ):
             rows = (
                 (f"{what} {shape}", "niso", "niso: a service with them, in process"),
@@ -368,7 +401,7 @@ def _ports(found: Found, drawn: set[str]) -> list[str]:
                 (
                     f"{what} {shape}",
                     "niso forward",
-                    "niso port-forward: of a service that runs, in process",
+                    "niso port-forward on a running service, in process",
                 ),
                 (f"{what} {shape}", "netavark", "netavark: a network with them"),
                 (f"{what} {shape}", "cni", "CNI: a network with them"),
@@ -384,22 +417,24 @@ def _ports(found: Found, drawn: set[str]) -> list[str]:
                 "ms",
             )
     lines += [
-        "No peer can publish a port of a container that runs. podman's and docker's figures are of the whole container; podman makes"
-        " one range of ports in a row.",
+        _prose(
+            "No peer can publish a port of a running container. The figures of podman and docker include the whole"
+            " container. podman merges consecutive ports into one range."
+        ),
         "",
-        "### One more port where there are others",
+        "### One more port beside others",
         "",
     ]
     lines += _one_more(found)
     lines += [
-        "## What passes through a port, from another machine",
+        "## Traffic through a port, from another machine",
         "",
-        *_picture("flows", "What passes through a port", drawn),
+        *_picture("flows", "Traffic through a port", drawn),
     ]
     lines += _flows(found)
     lines += ["## Memory of published ports", ""]
     lines += [
-        "| resident (PSS) of all processes | with 1 port, MiB | with many, MiB | one port more, KiB | processes more |"
+        "| resident (PSS) of all processes | with 1 port, MiB | with many, MiB | each further port, KiB | further processes |"
     ]
     lines += ["| --- | --- | --- | --- | --- |"]
     for who in ("niso", "docker", "docker with its proxy"):
@@ -419,7 +454,10 @@ def _ports(found: Found, drawn: set[str]) -> list[str]:
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "niso's service has no process here, so that what is left is what ports need: none. netavark and CNI have no process either.",
+        _prose(
+            "niso's service has no process here, so its figure is what ports alone need: none. netavark and CNI have"
+            " no process either."
+        ),
         "",
     ]
     return lines
@@ -427,7 +465,7 @@ def _ports(found: Found, drawn: set[str]) -> list[str]:
 
 def _one_more(found: Found) -> list[str]:
     lines = [
-        "| ms | at 1 port | at many | how many | ratio | taken away, at 1 | at many |",
+        "| ms | beside 1 port | beside many | how many | ratio | withdrawn, beside 1 | beside many |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for who, name in (
@@ -455,11 +493,11 @@ def _one_more(found: Found) -> list[str]:
 
 
 def flow_lines(found: Found) -> list[tuple[str, str]]:
-    """(who, how it is called) of all flows, in the order of the table."""
+    """Return (who, name) of all flows, in the order of the table."""
     named = [
         ("routed", "routed to the service: no NAT, no netfilter"),
         ("tracked", "routed, with connection tracking"),
-        ("translated", "by one DNAT rule, the only rule there is"),
+        ("translated", "one DNAT rule, no other rule"),
     ]
     for who in ("niso", "netavark", "cni", "docker"):
         for row in sorted(found.rows("tcp"), key=lambda row: (row.at, row.who)):
@@ -485,11 +523,13 @@ def _flows(found: Found) -> list[str]:
     return [
         *lines,
         "",
-        "More is better. One client process on the first processor and one server process on the last, in C. New flows: 64 open at a"
-        " time; a TCP flow is a connection, one byte and a reset; a UDP flow a new socket, one datagram and its answer; each has a"
-        " source address and port of its own. Throughput: one TCP connection from the client. The two processes and the kernel's"
-        " work for them fill both processors. docker has its userland proxy off, except where it is named; podman's rules are"
-        " netavark's.",
+        _prose(
+            "More is better. One client process runs on the first processor and one server process on the last,"
+            " both in C. They and the kernel's work for them fill both processors. New flows: 64 are open at a time."
+            " A TCP flow is a connection, one byte and a reset. A UDP flow is a new socket, one datagram and its"
+            " answer. Each has a source address and port of its own. Throughput: one TCP connection from the"
+            " client. docker runs without its userland proxy, except where named. podman uses netavark's rules."
+        ),
         "",
     ]
 
@@ -504,9 +544,9 @@ INSIDE = {
 
 def _inside(found: Found, drawn: set[str]) -> list[str]:
     lines = [
-        "## Between two services of one bridge",
+        "## Traffic between two services on one bridge",
         "",
-        *_picture("inside", "What passes inside a bridge", drawn),
+        *_picture("inside", "Traffic inside a bridge", drawn),
     ]
     heads = "new TCP connections/s | to switching | new UDP flows/s | to switching | throughput, Gbit/s | to switching"
     lines += [f"| | {heads} |", "| --- | --- | --- | --- | --- | --- | --- |"]
@@ -523,7 +563,7 @@ def _inside(found: Found, drawn: set[str]) -> list[str]:
         "",
         "More is better.",
         "",
-        "### One change of a policy, where others have policies too",
+        "### One change of a policy, beside other policies",
         "",
     ]
     rows = {row.who: row.at for row in found.rows("peer put in")}
@@ -534,16 +574,19 @@ def _inside(found: Found, drawn: set[str]) -> list[str]:
             "| --- | --- | --- | --- |",
         ]
         for what, name in (
-            ("peer taken out", "one peer taken out of a policy"),
-            ("peer put in", "one peer put into it"),
-            ("service added", "one more service with such a policy"),
-            ("service taken away", "taken away"),
+            ("peer taken out", "remove one peer from a policy"),
+            ("peer put in", "add one peer to it"),
+            ("service added", "add a service with such a policy"),
+            ("service taken away", "remove it"),
         ):
             a, b = found.rows(what, few)[0], found.rows(what, many)[0]
             lines.append(f"| {name} | {spread(a)} | {spread(b)} | {times(ratio(b, a))} |")
         lines += [
             "",
-            "Each service's policy names 10 others of its network with a port. In process; services have no process.",
+            _prose(
+                "Each service's policy names 10 others on its network with a port. Measured in process; the services"
+                " have no process."
+            ),
             "",
         ]
     return lines

@@ -1,4 +1,4 @@
-"""``plots.py FIGURES FOLDER``: draw the pictures of the page, PNG and SVG, and print their names. Needs matplotlib."""
+"""Draw the charts of the page, PNG and SVG, and print their names: ``plots.py FIGURES FOLDER``. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -161,8 +161,8 @@ def network(found: Found) -> Figure | None:
             (what, "cni", "CNI plugins"),
             (what, "docker", "docker network connect / disconnect"),
         ]
-        words = f"one service's network is {title}"
-        drawn.append(_lines(each, found, lines, "services there are beside it", "ms (log)", words))
+        words = f"one service's network, {title}"
+        drawn.append(_lines(each, found, lines, "existing services", "ms (log)", words))
     if not any(drawn):
         return None
     _legend(figure, axes)
@@ -180,8 +180,8 @@ def whole(found: Found) -> Figure | None:
             (what, "podman", "podman run -d -p / rm -f"),
         ]
         lines.append((what, "docker", "docker run -d -p / rm -f"))
-        words = f"one service with its process is {title}"
-        drawn.append(_lines(each, found, lines, "services there are beside it", "ms (log)", words))
+        words = f"one service with its process, {title}"
+        drawn.append(_lines(each, found, lines, "existing services", "ms (log)", words))
     if not any(drawn):
         return None
     _legend(figure, axes)
@@ -212,7 +212,7 @@ def floor(found: Found) -> Figure | None:
     if not bars:
         return None
     figure, (axes,) = _figure(1, 3.4)
-    _bars(axes, bars, "ms", "what a command costs at least")
+    _bars(axes, bars, "ms", "minimum cost of a command")
     return figure
 
 
@@ -256,7 +256,9 @@ def ports(found: Found) -> Figure | None:
     figure, axes = _figure(2)
     drawn = []
     for each, (shape, title) in zip(
-        axes, (("range", "a range as it is"), ("each", "each to another number")), strict=True
+        axes,
+        (("range", "a range that keeps its numbers"), ("each", "each to another number")),
+        strict=True,
     ):
         lines = [
             ("niso", "niso, a service with them, in process"),

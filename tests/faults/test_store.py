@@ -11,7 +11,7 @@ from conftest import Lab
 from fault_world import LONG, World
 from quick_niso import Quick
 
-from niso.cli import main
+from niso.cli import registry
 from niso.cli.catalogue import net
 
 STATE = "/var/lib/niso"
@@ -123,7 +123,7 @@ DAMAGES = {
 
 
 def test_every_command_is_tried() -> None:
-    known = {*main.COMMANDS, *(action.name for action in net.GROUP.actions)}
+    known = {*registry.COMMANDS, *(action.name for action in net.GROUP.actions)}
     assert COMMANDS.keys() | WITHOUT == known
 
 

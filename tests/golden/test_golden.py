@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stored import TemporaryStore, add_network, put
+from stored import TemporaryStore, add_network, put, service_spec
 
 from niso.base.names import DEFAULT_NETWORK
 from niso.kernel import nft_tables
@@ -29,7 +29,6 @@ from niso.kernel.kinds.kind import AnyStep
 from niso.kernel.kinds.ruleset import Ruleset
 from niso.kernel.kinds.setting import FORWARDING
 from niso.kernel.state import State
-from niso.manifest import load as model
 from niso.manifest.parse_ports import parse_port
 from niso.plan.desired import desired
 from niso.plan.records import Network, Subnet
@@ -59,19 +58,14 @@ def fill(store: Store, world: dict[str, Any]) -> None:
             if row.name not in wanted:
                 store.set_active(row.name, False)
         for name, network in wanted.items():
-            text = {
-                "package": {"name": name, "version": "1"},
-                "binary": {"entrypoint": "/bin/true"},
-                "network": network,
-            }
-            manifest = model.decode(json.dumps(text))
+            spec = service_spec(name, network=network)
             put(
                 store,
                 name,
-                model.networks(manifest),
-                static=model.static_ips(manifest),
-                ports=tuple(model.ports(manifest)),
-                hostname=model.hostname(manifest),
+                spec.networks,
+                static=spec.addresses,
+                ports=tuple(published.port for published in spec.ports),
+                hostname=spec.hostname,
             )
             store.end_publishing(name)
             for port in world.get("forwards", {}).get(name, ()):

@@ -19,11 +19,13 @@ CGROUP = f"niso-{STATE_ID}"
 _CALL = r"""
 import json, sys
 from niso.base.errors import NisoError
+from niso.base.convert import convert
+from niso.plan.process_spec import ProcessSpec
 from niso.runtime import process, spec, status
 from niso.base.locks import service_lock
 name, args = sys.argv[1], json.loads(sys.argv[2])
 if name == "start":
-    args = [spec.ProcessSpec(**args[0])]
+    args = [convert(args[0], ProcessSpec)]
 try:
     if name == "status":
         result = status.read(*args)._asdict() | {"conmon": status.conmon_alive(*args)}

@@ -14,8 +14,8 @@ from conftest import Lab
 from services import echo, idle, on
 
 from niso.cli.command import Command, Group
-from niso.cli.main import find
 from niso.cli.meta import first_screen
+from niso.cli.registry import find
 
 HERE = "/tmp/here"
 LAB = next(line for line, _ in find("lab", "").examples if "--" in line)  # type: ignore[union-attr]

@@ -304,8 +304,8 @@ def test_nothing_of_the_caller_is_inherited(runtime: Runtime, lab: Lab) -> None:
         "python",
         "-c",
         "import os, sys, json\nfor fd in (7, 8): os.set_inheritable(fd, True)\n"
-        "from niso.runtime import process, spec\nfrom niso.base.locks import service_lock\n"
-        "with service_lock('demo'): process.start(spec.ProcessSpec(**json.loads(sys.argv[1])))",
+        "from niso.base.convert import convert\nfrom niso.plan.process_spec import ProcessSpec\nfrom niso.runtime import process\nfrom niso.base.locks import service_lock\n"
+        "with service_lock('demo'): process.start(convert(json.loads(sys.argv[1]), ProcessSpec))",
         json.dumps(runtime.spec(["/bin/sleep", "1000"])),
         env={"SECRET_OF_CALLER": "x"},
     )
@@ -362,8 +362,8 @@ def test_start_killed_at_any_step_can_be_cleared_and_repeated(runtime: Runtime, 
             done = lab.run(
                 "python",
                 "-c",
-                "import sys, json\nfrom niso.runtime import process, spec\n"
-                "process.start(spec.ProcessSpec(**json.loads(sys.argv[1])))",
+                "import sys, json\nfrom niso.base.convert import convert\nfrom niso.plan.process_spec import ProcessSpec\nfrom niso.runtime import process\n"
+                "process.start(convert(json.loads(sys.argv[1]), ProcessSpec))",
                 json.dumps(runtime.spec(["/bin/sleep", "1000"])),
                 env={"NISO_FAILPOINT": f"{step}:kill"},
                 check=False,
@@ -450,10 +450,10 @@ def test_stop_ends_a_service_whose_folder_was_removed(runtime: Runtime, lab: Lab
 
 def test_error_without_a_file_does_not_name_one(runtime: Runtime) -> None:
     code = (
-        "import errno, os, sys, json\nfrom niso.base.errors import NisoError\nfrom niso.runtime import process, spec\n"
+        "import errno, os, sys, json\nfrom niso.base.errors import NisoError\nfrom niso.base.convert import convert\nfrom niso.plan.process_spec import ProcessSpec\nfrom niso.runtime import process\n"
         "def full(*_): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
         "process.save = full\n"
-        "try: process.start(spec.ProcessSpec(**json.loads(sys.argv[1])))\n"
+        "try: process.start(convert(json.loads(sys.argv[1]), ProcessSpec))\n"
         "except NisoError as error: print(error.message)"
     )
     said = runtime.lab.run(

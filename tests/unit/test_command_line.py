@@ -11,7 +11,7 @@ import pytest
 
 from niso.base.errors import UsageError
 from niso.cli import help as shown
-from niso.cli import main
+from niso.cli import main, registry
 from niso.cli.command import Command, Group
 from niso.cli.parse import parse
 
@@ -20,8 +20,8 @@ HIDDEN = ("complete",)
 
 def commands() -> list[Command]:
     found: list[Command] = []
-    for name in main.COMMANDS:
-        each = main.find(name, "")
+    for name in registry.COMMANDS:
+        each = registry.find(name, "")
         found += each.actions if isinstance(each, Group) else [each]
     return found
 
@@ -51,7 +51,7 @@ def test_first_screen_has_every_command_and_fits_a_terminal_of_24_lines(capsys, 
     assert (status, err) == (0, "")
     lines = out.splitlines()
     assert len(lines) <= 23 and all(len(line) <= 80 for line in lines)
-    for name in main.COMMANDS.keys() - {*HIDDEN, "help", "version"}:
+    for name in registry.COMMANDS.keys() - {*HIDDEN, "help", "version"}:
         assert re.search(rf"^  {name} ", out, re.MULTILINE), name
 
 
@@ -63,7 +63,7 @@ def test_group_alone_shows_its_actions(capsys, name) -> None:
     assert len(set(asked)) == 1
     status, out, err = asked[0]
     assert (status, err) == (0, "")
-    group = main.find(name, "")
+    group = registry.find(name, "")
     assert isinstance(group, Group)
     for action in group.actions:
         assert f"{action.name.split()[1]:<7}  {action.does}" in out or f" {action.does}\n" in out

@@ -18,7 +18,7 @@ from typing import Any
 import pages
 import pytest
 
-from niso.cli import main
+from niso.cli import main, registry
 from niso.cli.command import Command
 from niso.kernel import nft_tables
 from niso.manifest import load, stack_file
@@ -263,8 +263,8 @@ def test_a_wrong_command_and_a_wrong_output_are_seen() -> None:
 def test_commands_that_need_no_root_are_all_named() -> None:
     free = {
         name
-        for name in main.COMMANDS
-        if isinstance(found := main.find(name, ""), Command) and not found.root
+        for name in registry.COMMANDS
+        if isinstance(found := registry.find(name, ""), Command) and not found.root
     } - {"complete"}
     for page in PAGES:
         for named in re.findall(

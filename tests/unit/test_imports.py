@@ -17,16 +17,24 @@ ORDER = (
     "base",
     "kernel",
     "plan",
-    "store",
     "manifest",
+    "store",
     "runtime",
     "reconcile",
     "explain",
     "services",
     "commands",
+    "api",
     "cli",
 )
 """The folders of src/niso, from the ground up: each may import those before it."""
+
+CLI_MAY = {
+    "cli.meta": {"niso.commands.lab.supervisor.run"},  # makes a machine; `niso.connect` is of one
+    # the pages of the files that users write
+    "cli.reference.toml_files": {"niso.manifest.json_schema", "niso.manifest.stack_file"},
+}
+"""What modules of cli/ import besides cli, the API, and base (errors, terminal and signals)."""
 
 PURE_MAY = {
     "": {"__future__", "typing", "collections.abc"},
@@ -71,13 +79,22 @@ HEAVY = {
 }
 COMMON = {
     "niso",
+    "niso.api",
+    "niso.api.events",
+    "niso.api.guard",
+    "niso.api.host",
+    "niso.api.published",
+    "niso.api.session",
     "niso.base",
     "niso.cli",
     "niso.cli.catalogue",
     "niso.cli.command",
+    "niso.cli.failures",
+    "niso.cli.interrupts",
     "niso.cli.main",
     "niso.cli.output",
     "niso.cli.parse",
+    "niso.cli.registry",
     "niso.base.errors",
     "niso.base.family",
     "niso.base.failpoint",
@@ -93,6 +110,7 @@ COMMON = {
     "niso.store.snapshots",
     "niso.store.intent_rows",
     "niso.store.lease_rows",
+    "niso.store.service_row",
     "niso.store.sqlite",
     "niso.store.stack_rows",
     "niso.store.store",
@@ -124,7 +142,7 @@ def imports(path: Path) -> set[str]:
 
 
 def layer(module: str) -> str:
-    """``kernel`` of ``niso.kernel.read.read``; ``errors`` of ``niso.base.errors.NisoError``."""
+    """``kernel`` of ``niso.kernel.reading.read``; ``errors`` of ``niso.base.errors.NisoError``."""
     return module.removeprefix("niso.").partition(".")[0]
 
 
@@ -136,7 +154,15 @@ def test_module_imports_only_what_lies_below_it(module) -> None:
     own = layer(module)
     assert own in ORDER, f"{module}: a new folder needs a place in ORDER"
     used = {layer(name) for name in imports(MODULES[module]) if name.startswith("niso.")}
+    used.discard("__version__")
     assert used <= set(ORDER[: ORDER.index(own) + 1]), f"{module} imports upward"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if layer(name) == "cli"])
+def test_the_command_stands_on_the_api(module) -> None:
+    used = {name for name in imports(MODULES[module]) if name.startswith("niso.")}
+    below = {name for name in used if layer(name) not in ("cli", "api", "base", "__version__")}
+    assert below == CLI_MAY.get(module, set())
 
 
 def test_no_two_modules_have_one_name() -> None:
@@ -159,6 +185,29 @@ def test_module_needs_nothing_but_niso_and_the_standard_library(module) -> None:
     } <= sys.stdlib_module_names
 
 
+@pytest.mark.parametrize("module", [name for name in MODULES if layer(name) != "manifest"])
+def test_text_of_a_manifest_is_parsed_in_manifest_alone(module) -> None:
+    """Elsewhere it is a ServiceSpec. The API and the command line have texts of their own, and old stores have manifests as written."""
+    used = {
+        name.split(".")[2] for name in imports(MODULES[module]) if name.startswith("niso.manifest.")
+    }
+    if layer(module) not in ("cli", "api"):
+        assert used <= {"load", "stack_file"} | (
+            {"build"} if module == "store.written_rows" else set()
+        )
+
+
+@pytest.mark.parametrize(
+    "module", [m for m in MODULES if layer(m) in ("reconcile", "explain", "services", "commands")]
+)
+def test_json_of_the_store_is_decoded_in_the_store_alone(module) -> None:
+    if not module.startswith("commands.lab"):
+        used = imports(MODULES[module])
+        assert not used & {"json", "niso.store.sqlite.decoded", "niso.store.sqlite"}
+        text = MODULES[module].read_text()
+        assert not [name for name in ("specs.service(", "specs.process(") if name in text]
+
+
 @pytest.mark.parametrize("module", [name for name in MODULES if layer(name) == "plan"])
 def test_pure_module_does_no_io_and_knows_no_time_or_chance(module) -> None:
     used = {name for name in imports(MODULES[module]) if not name.startswith("niso.")}
@@ -176,10 +225,51 @@ def test_pure_module_does_no_io_and_knows_no_time_or_chance(module) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted(SOURCE.rglob("__init__.py")), ids=lambda path: path.parent.name
+    "path", sorted(SOURCE.rglob("*/__init__.py")), ids=lambda path: path.parent.name
 )
 def test_init_files_are_empty(path) -> None:
     assert path.read_text() == ""
+
+
+def test_importing_niso_loads_nothing_else() -> None:
+    code = "import sys; before = set(sys.modules); import niso; print(*set(sys.modules) - before)"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-S",
+            "-I",
+            "-c",
+            f"import sys; sys.path[:0] = {[str(SOURCE.parent)]!r}; {code}",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(done.stdout.split()) == {"niso", "__future__"}
+
+
+def test_every_name_of_niso_is_one_for_type_checkers_too() -> None:
+    import niso
+
+    tree = ast.parse(MODULES[""].read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    typed = {
+        (str(node.module), alias.name)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    lazy = {
+        (f"niso.{module}", name)
+        for module, names in niso._MODULES.items()
+        for name in names.split()
+    }
+    assert typed == lazy
+    for _, name in lazy:
+        assert getattr(niso, name)
+        assert name in dir(niso)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = niso.nothing
 
 
 def test_only_the_command_line_ends_the_process_or_prints() -> None:
@@ -241,9 +331,17 @@ def loaded(*arguments: str) -> set[str]:
 @pytest.mark.parametrize(
     ("command", "own"),
     [
-        ("net list", {"niso.cli.net", "niso.cli.catalogue.net"}),
-        ("net ports", {"niso.cli.net", "niso.cli.catalogue.net"}),
-        ("ps", {"niso.cli.inspect", "niso.cli.catalogue.service"}),
+        ("net list", {"niso.api.host_networks", "niso.cli.net", "niso.cli.catalogue.net"}),
+        ("net ports", {"niso.api.host_networks", "niso.cli.net", "niso.cli.catalogue.net"}),
+        (
+            "ps",
+            {
+                "niso.api.host_services",
+                "niso.api.service_views",
+                "niso.cli.inspect",
+                "niso.cli.catalogue.service",
+            },
+        ),
         ("version", set()),
     ],
 )
@@ -277,7 +375,10 @@ def test_short_command_loads_only_these_modules(command, own, filled) -> None:
             "niso.cli.catalogue",
             "niso.cli.catalogue.machine",
             "niso.cli.command",
+            "niso.cli.failures",
+            "niso.cli.interrupts",
             "niso.cli.main",
+            "niso.cli.registry",
             "niso.cli.parse",
             "niso.cli.meta",
             "niso.base.errors",
@@ -295,6 +396,17 @@ def test_completion_of_names_loads_the_words_of_one_command_and_the_store() -> N
     Store.open().close()
     found = loaded("complete", "zsh", "--", "niso", "net", "explain", "")
     ours = {name for name in found if name.partition(".")[0] == "niso"}
-    own = {"niso.cli.complete", "niso.cli.catalogue.machine", "niso.cli.catalogue.net"}
+    own = {
+        "niso.api.host_services",
+        "niso.cli.complete",
+        "niso.cli.catalogue.machine",
+        "niso.cli.catalogue.net",
+    }
     assert ours == COMMON - {"niso.cli.output"} | own
     assert not {name.partition(".")[0] for name in found} & HEAVY
+
+
+def test_modules_that_tests_load_early_exist() -> None:
+    from quick_niso import LOADED
+
+    assert set(LOADED) <= set(MODULES)

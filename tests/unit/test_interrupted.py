@@ -21,6 +21,7 @@ from niso.base.locks import Lock
 from niso.base.report import WaitingForLock
 from niso.base.signals import ENDING, signals_held
 from niso.cli import main
+from niso.cli.interrupts import BURST_S, interrupt, state
 from niso.runtime import pids, process, service_paths
 from niso.services import undo
 from niso.store import sqlite
@@ -87,7 +88,7 @@ def test_signals_are_not_held_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
 
 LOSES_IT = """
 import os, signal, sys, time
-from niso.cli import main
+from niso.cli.interrupts import end_on_signals
 
 class Lost:
     def __del__(self):
@@ -98,7 +99,7 @@ class Lost:
 
 if sys.argv[1:] == ["held"]:
     from niso.base.signals import signals_held
-main._end_on_signals()
+end_on_signals()
 try:
     it = Lost()
     del it
@@ -128,14 +129,14 @@ def test_error_after_one_is_told_and_the_command_interrupted(
 ) -> None:
     def command(_: list[str]) -> int:
         try:
-            main._interrupt()
+            interrupt()
         except KeyboardInterrupt:
             raise NisoError("a file is closed twice") from None
         return 0
 
     monkeypatch.setattr(main, "_command", command)
-    monkeypatch.setattr(main._interrupts, "last", -main._BURST_S)
-    monkeypatch.setattr(main._interrupts, "over", False)
+    monkeypatch.setattr(state, "last", -BURST_S)
+    monkeypatch.setattr(state, "over", False)
     assert main.run(["ps"]) == 130
     assert capsys.readouterr().err == "niso: a file is closed twice\nniso: interrupted\n"
 
@@ -220,25 +221,25 @@ def test_lock_that_another_one_holds_is_waited_for_no_longer_than_asked() -> Non
 
 
 def test_first_one_lets_the_undoing_of_a_failure_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(main._interrupts, "last", -main._BURST_S)
-    monkeypatch.setattr(main._interrupts, "over", False)
+    monkeypatch.setattr(state, "last", -BURST_S)
+    monkeypatch.setattr(state, "over", False)
     monkeypatch.setattr(undo, "undoing", True)
-    main._interrupt()
-    main._interrupt()  # a burst is one
-    monkeypatch.setattr(main._interrupts, "last", main._interrupts.last - main._BURST_S)
+    interrupt()
+    interrupt()  # a burst is one
+    monkeypatch.setattr(state, "last", state.last - BURST_S)
     with pytest.raises(KeyboardInterrupt):
-        main._interrupt()
+        interrupt()
 
 
 def test_one_that_comes_while_modules_are_imported_ends_the_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(main._interrupts, "over", False)
+    monkeypatch.setattr(state, "over", False)
     for there in (types.ModuleType("niso.services.undo"), None):
-        monkeypatch.setattr(main._interrupts, "last", -main._BURST_S)
+        monkeypatch.setattr(state, "last", -BURST_S)
         monkeypatch.setitem(sys.modules, "niso.services.undo", there)
         with pytest.raises(KeyboardInterrupt):
-            main._interrupt()
+            interrupt()
 
 
 def test_undoing_is_one_for_as_long_as_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:

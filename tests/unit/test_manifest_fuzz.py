@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from niso.base.errors import ErrorGroup, NisoError
+from niso.manifest import build
 from niso.manifest import load as model
-from niso.manifest import parse_health
 from niso.manifest.json_schema import schema
+from niso.plan.service_spec import ServiceSpec
+from niso.store import specs
 
 VALIDATOR = Draft202012Validator(schema())
 HEAD: dict[str, Any] = {"package": {"name": "api", "version": "1"}, "binary": {"entrypoint": "x"}}
@@ -137,14 +139,14 @@ def toml(value: Any) -> str:
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
-def load(content: bytes) -> model.Manifest | None:
+def load(content: bytes) -> ServiceSpec | None:
     """The manifest of these bytes, or None after an error, which is held to be of niso and printable."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "manifest.toml")
         with open(path, "wb") as file:
             file.write(content)
         try:
-            return model.load(path).manifest
+            return model.load(path).spec
         except NisoError as error:
             single = error.errors if isinstance(error, ErrorGroup) else [error]
             for one in single:
@@ -155,25 +157,27 @@ def load(content: bytes) -> model.Manifest | None:
             return None
 
 
+def is_kept(spec: ServiceSpec) -> None:
+    """The store keeps it as it is, and an old store's manifest becomes the same."""
+    text = specs.encode_service(spec)
+    assert specs.service(f"{text} ") == spec  # another text: else what was encoded is remembered
+    assert build.of_written(json.dumps(spec.manifest)) == spec
+
+
 @settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(MANIFESTS)
 def test_random_structure_loads_or_is_refused_and_what_loads_is_whole(data: dict[str, Any]) -> None:
-    manifest = load(
+    spec = load(
         "\n".join(f"{quoted(name)} = {toml(value)}" for name, value in data.items()).encode()
     )
-    if manifest is not None:
+    if spec is not None:
         assert VALIDATOR.is_valid(data)
-        assert model.decode(model.encode(manifest)) == manifest
-        assert model.names(manifest)[0] == model.hostname(manifest)
-        assert set(model.static_ips(manifest)) <= set(model.networks(manifest))
-        assert (
-            len(set(model.ports(manifest)))
-            == len(model.ports(manifest))
-            <= len(manifest.network.ports)
-        )
-        model.user(manifest)
-        assert 0 < model.restart_delay(manifest) <= 60
-        assert 0 <= model.stop_timeout(manifest) <= 3600
+        is_kept(spec)
+        assert spec.names[0] == spec.hostname
+        assert set(spec.addresses) <= set(spec.networks)
+        assert len({port for port, _ in spec.ports}) == len(spec.ports)
+        assert 0 < spec.restart_delay_s <= 60
+        assert 0 <= spec.stop_timeout_s <= 3600
 
 
 PATHS = st.one_of(
@@ -228,19 +232,19 @@ NEAR = st.fixed_dictionaries(
 @settings(deadline=None, max_examples=600, suppress_health_check=[HealthCheck.too_slow])
 @given(NEAR)
 def test_what_is_nearly_right_loads_as_the_schema_says_or_is_refused(data: dict[str, Any]) -> None:
-    manifest = load(
+    spec = load(
         "\n".join(f"{quoted(name)} = {toml(value)}" for name, value in data.items()).encode()
     )
-    if manifest is None:
+    if spec is None:
         return
     assert VALIDATOR.is_valid(data)
-    assert model.decode(model.encode(manifest)) == manifest
-    check = parse_health.of_stored(json.loads(model.encode(manifest)))
+    is_kept(spec)
+    check = spec.healthcheck
     assert (check is None) == ("healthcheck" not in data)
     assert check is None or (1 <= check.port <= 65535 and check.interval_s >= 0.1)
-    for volume in manifest.volumes.values():
+    for volume in spec.volumes:
         assert volume.mount.startswith("/") and volume.mount not in ("/", "/etc", "/app")
-    assert (model.memory_max(manifest) or 1 << 20) >= 1 << 20
+    assert (spec.memory_max or 1 << 20) >= 1 << 20
 
 
 @settings(deadline=None, max_examples=300)

@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from niso.base.errors import ErrorGroup, InvalidInput, NisoError, NotFound
-from niso.manifest import load as model
 from niso.manifest import toml
-from niso.manifest.load import Manifest, decode, encode, load
-from niso.manifest.values import User
-from niso.plan.records import Port
+from niso.manifest.load import load
+from niso.plan.records import Entry, Healthcheck, Peer, Policy, Port
+from niso.plan.service_spec import Published, ServiceSpec, User, Volume
 
 HEAD = '[package]\nname = "api"\nversion = "1.0.0"\n[binary]\nentrypoint = "bin/api"\n'
 FULL = """
@@ -57,8 +56,8 @@ def write(folder: Path, text: str | bytes) -> str:
     return str(path)
 
 
-def loaded(folder: Path, text: str) -> Manifest:
-    return load(write(folder, text)).manifest
+def loaded(folder: Path, text: str) -> ServiceSpec:
+    return load(write(folder, text)).spec
 
 
 def errors(folder: Path, text: str) -> dict[str, InvalidInput]:
@@ -85,59 +84,81 @@ def error(folder: Path, text: str) -> InvalidInput:
 
 def test_every_key_is_read_into_its_place(tmp_path: Path) -> None:
     (tmp_path / "rootfs").mkdir()
-    manifest = loaded(tmp_path, FULL)
-    assert manifest.package.rootfs == "rootfs"
-    assert manifest.binary == model.Binary("bin/api", ("--port", "8080"), "/srv")
-    assert manifest.environment == {"LOG_LEVEL": "info"}
-    assert manifest.service.restart == "always"
-    assert manifest.isolation == model.Isolation(("NET_BIND_SERVICE",), False)
-    assert model.user(manifest) == User(None, 1000, 1000)
-    assert model.restart_delay(manifest) == 0.2
-    assert model.stop_timeout(manifest) == 120.0
-    assert model.networks(manifest) == ("backend", "frontend")
-    assert model.hostname(manifest) == "shop"
-    assert model.names(manifest) == ("shop", "api", "web", "www")
-    assert list(model.ports(manifest).items()) == [
-        (Port("", 8080, 8080, "tcp"), "network.ports[0]"),
-        (Port("0.0.0.0", 443, 443, "tcp"), "network.ports[2]"),
-        (Port("::", 53, 5353, "udp"), "network.ports[4]"),
-    ]
-    assert model.static_ips(manifest) == {"backend": "10.99.1.10"}
+    spec = loaded(tmp_path, FULL)
+    assert (spec.name, spec.rootfs) == ("api", "rootfs")
+    assert (spec.entrypoint, spec.args, spec.working_dir) == (
+        "bin/api",
+        ("--port", "8080"),
+        "/srv",
+    )
+    assert spec.environment == {"LOG_LEVEL": "info"}
+    assert (spec.restart, spec.restart_delay_s, spec.stop_timeout_s) == ("always", 0.2, 120.0)
+    assert (spec.capabilities, spec.read_only) == (("NET_BIND_SERVICE",), False)
+    assert spec.user == User(None, 1000, 1000)
+    assert (spec.mode, spec.networks) == ("bridge", ("backend", "frontend"))
+    assert spec.hostname == "shop"
+    assert spec.names == ("shop", "api", "web", "www")
+    assert spec.ports == (
+        Published(Port("", 8080, 8080, "tcp"), "network.ports[0]"),
+        Published(Port("0.0.0.0", 443, 443, "tcp"), "network.ports[2]"),
+        Published(Port("::", 53, 5353, "udp"), "network.ports[4]"),
+    )
+    assert spec.addresses == {"backend": "10.99.1.10"}
 
 
 def test_smallest_manifest_has_the_defaults(tmp_path: Path) -> None:
-    manifest = loaded(tmp_path, HEAD)
-    assert manifest.binary == model.Binary("bin/api", (), "/app")
-    assert (
-        manifest.service.restart,
-        model.restart_delay(manifest),
-        model.stop_timeout(manifest),
-    ) == (
-        "on-failure",
-        1,
-        10,
+    spec = loaded(tmp_path, HEAD)
+    assert (spec.entrypoint, spec.args, spec.working_dir) == ("bin/api", (), "/app")
+    assert (spec.restart, spec.restart_delay_s, spec.stop_timeout_s) == ("on-failure", 1, 10)
+    assert (spec.capabilities, spec.read_only) == ((), True)
+    assert (spec.memory_max, spec.cpu_max, spec.pids_limit) == (None, None, None)
+    assert (spec.rootfs, spec.user, spec.environment) == (None, None, {})
+    assert (spec.networks, spec.names) == (("niso-default",), ("api",))
+    assert (spec.ports, spec.addresses, spec.policy) == ((), {}, Policy())
+    assert (spec.healthcheck, spec.volumes) == (None, ())
+
+
+def test_texts_are_data_and_kept_as_they_are_written(tmp_path: Path) -> None:
+    text = """
+[isolation.resources]
+memory_max = "64M"
+cpu_max = "50%"
+[healthcheck]
+http = "http://web/x"
+interval = "1m"
+[volumes]
+conf = { mount = "/conf", host = "/srv", mode = "ro" }
+tmp = { mount = "/scratch", tmpfs = true, size = "1K" }
+[network]
+hostname = "web"
+ports = ["80"]
+[network.policy]
+allow_from = ["db:5432/tcp"]
+"""
+    spec = loaded(tmp_path, HEAD + text)
+    assert (spec.memory_max, spec.cpu_max) == (64 << 20, 50)
+    assert spec.healthcheck == Healthcheck("", 80, "web", "/x", 60.0, 2.0, 3, 10.0)
+    assert spec.volumes == (
+        Volume("conf", "/conf", "/srv", False, True, None),
+        Volume("tmp", "/scratch", None, True, False, 1024),
     )
-    assert manifest.isolation == model.Isolation((), True)
-    assert (manifest.package.rootfs, model.user(manifest), manifest.environment) == (None, None, {})
-    assert model.networks(manifest) == ("niso-default",)
-    assert model.names(manifest) == ("api",)
-    assert (model.ports(manifest), model.static_ips(manifest)) == ({}, {})
+    key = "network.policy.allow_from[0]"
+    entry = Entry(key, "db:5432/tcp", Peer("service", "db"), 5432, 5432, "tcp")
+    assert spec.policy == Policy(allow_from=(entry,))
+    network, limits = (spec.manifest[name] for name in ("network", "isolation"))
+    assert isinstance(network, dict) and network["ports"] == ["80"]
+    assert isinstance(limits, dict) and limits["resources"]["memory_max"] == "64M"
 
 
 def test_static_ip_as_text_is_that_of_the_only_network(tmp_path: Path) -> None:
-    manifest = loaded(tmp_path, HEAD + '[network]\nnetwork = "backend"\nip = "10.99.1.10"\n')
-    assert model.static_ips(manifest) == {"backend": "10.99.1.10"}
-    manifest = loaded(tmp_path, HEAD + '[network]\nnetworks = ["backend"]\nip = "10.99.1.10"\n')
-    assert model.static_ips(manifest) == {"backend": "10.99.1.10"}
+    for networks in ('network = "backend"', 'networks = ["backend"]'):
+        spec = loaded(tmp_path, HEAD + f'[network]\n{networks}\nip = "10.99.1.10"\n')
+        assert spec.addresses == {"backend": "10.99.1.10"}
 
 
 def test_alias_that_repeats_the_name_is_one_name(tmp_path: Path) -> None:
-    assert model.names(
-        loaded(tmp_path, HEAD + '[network]\nhostname = "web"\naliases = ["api", "web"]')
-    ) == (
-        "web",
-        "api",
-    )
+    text = HEAD + '[network]\nhostname = "web"\naliases = ["api", "web"]'
+    assert loaded(tmp_path, text).names == ("web", "api")
 
 
 def test_folder_and_file_and_relative_path_load_the_same(
@@ -148,20 +169,6 @@ def test_folder_and_file_and_relative_path_load_the_same(
     for argument in (path, str(tmp_path), ".", "manifest.toml", f"{tmp_path}/"):
         found = load(argument)
         assert (found.path, found.folder) == (path, str(tmp_path))
-
-
-def test_stored_manifest_is_the_one_that_was_encoded(tmp_path: Path) -> None:
-    (tmp_path / "rootfs").mkdir()
-    for text in (FULL, HEAD):
-        manifest = loaded(tmp_path, text)
-        assert decode(encode(manifest)) == manifest
-    assert '"restart_delay":"1s"' in encode(loaded(tmp_path, HEAD))
-
-
-@pytest.mark.parametrize("text", ["", "{}", '{"package": 1}', "[[[[", "\udc80", "[" * 100_000])
-def test_stored_text_that_is_no_manifest_is_an_error_of_niso(text: str) -> None:
-    with pytest.raises(NisoError, match="stored manifest"):
-        decode(text)
 
 
 def test_all_errors_come_at_once_with_their_keys(tmp_path: Path) -> None:
@@ -507,7 +514,7 @@ def test_rootfs_must_be_a_folder_of_the_package(tmp_path: Path) -> None:
         return HEAD.replace("[binary]", f'rootfs = "{name}"\n[binary]')
 
     for name in ("build/rootfs", "inside", "build/rootfs/"):
-        assert loaded(package, with_rootfs(name)).package.rootfs == name
+        assert loaded(package, with_rootfs(name)).rootfs == name
     for name in (
         "none",
         "file",

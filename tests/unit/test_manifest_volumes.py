@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from stored import service_spec
 
 from niso.base.errors import InvalidInput
 from niso.manifest import parse_health, parse_resources, parse_volumes
@@ -51,7 +52,7 @@ def said(errors: list[InvalidInput]) -> dict[str | None, str]:
     ],
 )
 def test_wrong_volume_is_refused_by_its_key(keys: dict[str, Any], key: str, words: str) -> None:
-    found = said(parse_volumes.problems({"data": keys}))
+    found = said(parse_volumes.problems({"data": keys}, {}))
     assert list(found) == [f"volumes.data.{key}"]
     assert words in found[f"volumes.data.{key}"]
 
@@ -74,12 +75,12 @@ def test_wrong_volume_is_refused_by_its_key(keys: dict[str, Any], key: str, word
     ],
 )
 def test_right_volume_is_taken(keys: dict[str, Any]) -> None:
-    assert parse_volumes.problems({"data": keys}) == []
+    assert parse_volumes.problems({"data": keys}, {}) == []
 
 
 @pytest.mark.parametrize("name", ["", "1a", "-a", "a b", "a/b", "..", "a.b", "ä", "a" * 64])
 def test_name_that_is_no_folders_name_is_refused(name: str) -> None:
-    assert len(parse_volumes.problems({name: {"mount": "/data"}})) == 1
+    assert len(parse_volumes.problems({name: {"mount": "/data"}}, {})) == 1
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_name_that_is_no_folders_name_is_refused(name: str) -> None:
     ],
 )
 def test_mount_points_lie_apart(second: str, words: str) -> None:
-    found = parse_volumes.problems({"one": {"mount": "/data/a"}, "two": {"mount": second}})
+    found = parse_volumes.problems({"one": {"mount": "/data/a"}, "two": {"mount": second}}, {})
     if not words:
         assert found == []
         return
@@ -164,26 +165,18 @@ def test_other_urls_are_refused(text: str, words: str) -> None:
     ],
 )
 def test_wrong_healthcheck_is_refused(section: dict[str, Any], keys: list[str] | None) -> None:
-    found = [error.key for error in parse_health.problems(section, ())]
+    found = [error.key for error in parse_health.problems(section, (), {})]
     assert found == (
         keys or [f"healthcheck.{k}" for k in ("interval", "timeout", "start_period", "retries")]
     )
 
 
-def test_stored_healthcheck_is_read_with_its_defaults() -> None:
-    assert parse_health.of_stored({"package": {"name": "api"}}) is None
-    assert parse_health.of_stored({"package": {"name": "api"}, "healthcheck": None}) is None
-    stored = {
-        "package": {"name": "api"},
-        "network": {"hostname": "web"},
-        "healthcheck": {"http": "http://web/x"},
-    }
-    assert parse_health.of_stored(stored) == ("", 80, "web", "/x", 5.0, 2.0, 3, 10.0)
-    stored = {
-        "package": {"name": "api"},
-        "healthcheck": {"tcp": 81, "http": None, "retries": 1, "interval": "1s"},
-    }
-    assert parse_health.of_stored(stored) == ("", 81, "", None, 1.0, 2.0, 1, 10.0)
+def test_healthcheck_has_its_defaults() -> None:
+    assert service_spec().healthcheck is None
+    spec = service_spec(network={"hostname": "web"}, healthcheck={"http": "http://web/x"})
+    assert spec.healthcheck == ("", 80, "web", "/x", 5.0, 2.0, 3, 10.0)
+    spec = service_spec(healthcheck={"tcp": 81, "retries": 1, "interval": "1s"})
+    assert spec.healthcheck == ("", 81, "", None, 1.0, 2.0, 1, 10.0)
 
 
 # --- resources -------------------------------------------------------------------------------------------------------
@@ -197,7 +190,9 @@ def test_right_limits_are_taken() -> None:
         200,
         1_000_000,
     ]
-    assert parse_resources.problems({"memory_max": "1M", "cpu_max": "1%", "pids_limit": 2}) == []
+    assert (
+        parse_resources.problems({"memory_max": "1M", "cpu_max": "1%", "pids_limit": 2}, {}) == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -213,6 +208,6 @@ def test_wrong_share_of_cpus_is_refused(text: str) -> None:
     [("memory_max", "64K"), ("memory_max", "1T"), ("pids_limit", 1), ("pids_limit", 2**40)],
 )
 def test_wrong_limit_is_refused_by_its_key(name: str, value: object) -> None:
-    assert [error.key for error in parse_resources.problems({name: value})] == [
+    assert [error.key for error in parse_resources.problems({name: value}, {})] == [
         f"isolation.resources.{name}"
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stored import TemporaryStore, add_network, put
+from stored import TemporaryStore, add_network, put, service_spec
 
 from niso.base import names
 from niso.base.errors import Conflict, InvalidInput
@@ -24,8 +24,6 @@ from niso.kernel.kinds.ruleset import Ruleset
 from niso.kernel.kinds.setting import Sysctl
 from niso.kernel.kinds.veth import Veth
 from niso.kernel.state import State
-from niso.manifest.convert import convert
-from niso.manifest.load import Manifest, encode
 from niso.plan.desired import desired
 from niso.plan.records import Entry, Network, Peer, Policy, Port, Subnet
 from niso.plan.verdict import decide
@@ -34,6 +32,7 @@ from niso.runtime import oci, root
 from niso.services import sharing, stop, undo
 from niso.services.admit import scope_of
 from niso.services.targets import Target
+from niso.store.specs import encode_process, encode_service
 from niso.store.store import ALL, Intent, Scope, ServiceRow, Store
 
 ONE = Network("one", "", 1500, (Subnet(4, "10.99.1.0/24", "10.99.1.1"),))
@@ -43,18 +42,14 @@ TWO = Network(
 P80, P90 = Port("", 8080, 80, "tcp"), Port("", 9090, 90, "tcp")
 
 
-def manifest_of(name: str, **network: object) -> Manifest:
-    data = {
-        "package": {"name": name, "version": "1"},
-        "binary": {"entrypoint": "sleep"},
-        "network": network,
-    }
-    return convert(data, Manifest)
-
-
 def target(name: str, **network: object) -> Target:
     return Target(
-        name, manifest_of(name, **network), f"/srv/{name}/manifest.toml", f"/p/{name}", None, None
+        name,
+        service_spec(name, network=network),
+        f"/srv/{name}/manifest.toml",
+        f"/p/{name}",
+        None,
+        None,
     )
 
 
@@ -71,7 +66,9 @@ def store() -> Store:
             ("one",),
             ports=(P80,),
             hostname="web",
-            manifest=encode(manifest_of("api", network="one", hostname="web")),
+            manifest=encode_service(
+                service_spec("api", network={"network": "one", "hostname": "web"})
+            ),
         )
     return store
 
@@ -87,7 +84,9 @@ def share(
             ports=ports,
             mode="share",
             provider=provider,
-            manifest=encode(manifest_of(name, mode="share", share=provider)),
+            manifest=encode_service(
+                service_spec(name, network={"mode": "share", "share": provider})
+            ),
         )
 
 
@@ -296,7 +295,11 @@ def test_provider_cannot_become_what_has_no_namespace(store: Store) -> None:
     share(store)
     row = store.service("api")
     assert row is not None
-    host = row._replace(mode="host", networks=(), manifest=encode(manifest_of("api", mode="host")))
+    host = row._replace(
+        mode="host",
+        networks=(),
+        manifest=encode_service(service_spec("api", network={"mode": "host"})),
+    )
     with pytest.raises(
         Conflict,
         match=r"network\.mode: 'host' cannot be, since 'side' shares its network namespace",
@@ -312,13 +315,15 @@ def test_sharers_follow_a_provider_that_shows_them_something_else(store: Store) 
     share(store)
     row, provider = store.service("side"), store.service("api")
     assert row is not None and provider is not None
-    there = sharing.home(store, "api", manifest_of("api", network="one", hostname="web"), None)
+    there = sharing.home(
+        store, "api", service_spec("api", network={"network": "one", "hostname": "web"}), None
+    )
     assert there == sharing.home(
-        store, "side", manifest_of("side", mode="share", share="api"), "api"
+        store, "side", service_spec("side", network={"mode": "share", "share": "api"}), "api"
     )
     with store.transaction():
         spec = SPEC._replace(service="side", **there._asdict())
-        store.put_service(row._replace(spec=json.dumps(spec._asdict()), package="/usr"))
+        store.put_service(row._replace(spec=encode_process(spec), package="/usr"))
     same = target(
         "api", network="one", hostname="web", ports=["1:1"], aliases=["x"], ip="10.99.1.9"
     )
@@ -330,16 +335,17 @@ def test_sharers_follow_a_provider_that_shows_them_something_else(store: Store) 
         {"mode": "none", "hostname": "web"},
     ):
         moved = provider._replace(
-            manifest=encode(manifest_of("api", **network)), mode=str(network.get("mode", "bridge"))
+            manifest=encode_service(service_spec("api", network=network)),
+            mode=str(network.get("mode", "bridge")),
         )
         with pytest.raises(
             Conflict, match="has just begun to share the network namespace of 'api'"
         ):
             sharing.check(store, [moved])
         sharing.check(store, [moved, row])
-    assert sharing.home(store, "open", manifest_of("open", mode="host"), None) == sharing.Home(
-        "", "", ""
-    )
+    assert sharing.home(
+        store, "open", service_spec("open", network={"mode": "host"}), None
+    ) == sharing.Home("", "", "")
 
 
 # --- order of undoing ------------------------------------------------------------------------------------------------
@@ -406,7 +412,7 @@ def test_order_of_what_cannot_be_ordered_is_still_one() -> None:
         found = [intent for name in ("a", "b") if (intent := store.intent(name))]
         assert {intent.service for intent in undo.in_order(store, found)} == {"a", "b"}
         ports = Intent("c", "ports", json.dumps({"moved": []}))
-        assert undo.before(ports) is None
+        assert ports.before is None
 
 
 # --- how far a change reaches ----------------------------------------------------------------------------------------
@@ -466,7 +472,7 @@ def _apply(store: Store, operation: tuple) -> tuple[Scope, Scope] | None:
     if mode == "share" and not store.port_families(provider):
         ports = ()
     with store.transaction():
-        manifest = encode(wanted.manifest)
+        manifest = encode_service(wanted.spec)
         if mode in ("host", "none"):
             store.end_publishing(name) if row else None
         put(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from niso.api.events import Expects
 from niso.base import locks
 from niso.base.report import (
     Command,
@@ -23,7 +24,7 @@ from niso.cli.progress import Progress
 
 def progress(**options: Any) -> Progress:
     args: Any = SimpleNamespace(json=False, **options)
-    return Progress(args, ["api", "web"])
+    return Progress(args)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,7 @@ def progress(**options: Any) -> Progress:
 def test_it_knows_which_services_are_waited_for(events: list[Event], waited: list[str]) -> None:
     shows = progress()
     with shows as report:
+        report(Expects(("api", "web")))
         for event in events:
             report(event)
         assert list(shows._unhealthy) == waited

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from niso.api.service_views import time_text
 from niso.base import paths
-from niso.cli.output import escaped_lines, time_text
+from niso.cli.output import escaped_lines
 from niso.kernel import sockdiag
 from niso.runtime import crun, health, launch, logs, spec, status
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from niso.cli import main
+from niso.cli import registry
 from niso.cli.command import Command, Group
 from niso.cli.meta import first_screen
 from niso.cli.reference import results, toml_files
@@ -17,6 +17,7 @@ from niso.cli.reference.pages import pages
 from niso.manifest import json_schema, load, stack_file
 from niso.manifest.parse_policy import parse
 from niso.manifest.parse_ports import parse_port
+from niso.plan.records import Port
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = pages()
@@ -105,7 +106,8 @@ def test_example_manifest_is_right(tmp_path: Path) -> None:
     import jsonschema
 
     (tmp_path / "manifest.toml").write_text(toml_files.MANIFEST)
-    assert load.load(str(tmp_path)).manifest.network.ports == ("8080:8080",)
+    (published,) = load.load(str(tmp_path)).spec.ports
+    assert published.port == Port("", 8080, 8080, "tcp")
     jsonschema.Draft202012Validator(json_schema.schema()).validate(
         tomllib.loads(toml_files.MANIFEST)
     )
@@ -153,7 +155,7 @@ def test_what_json_prints_is_told_of_every_command_that_has_it() -> None:
         each.name for each in commands() if any("--json" in option.flags for option in each.options)
     }
     assert have == set(results.RESULTS)
-    assert main.COMMANDS.keys() >= {name.split()[0] for name in have}
+    assert registry.COMMANDS.keys() >= {name.split()[0] for name in have}
 
 
 def test_what_is_inside_an_object_is_told_wherever_it_is() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from niso.plan.process_spec import ProcessSpec
 from niso.runtime import oci, on_exit, status
-from niso.runtime.spec import ProcessSpec
 
 PROFILE: dict[str, Any] = json.loads(
     (pathlib.Path(oci.__file__).parent / "seccomp.json").read_text()
@@ -21,15 +21,15 @@ SPEC = ProcessSpec(
     generation=3,
     package="/var/lib/niso/packages/api/x",
     rootfs=None,
-    argv=["/app/api", "--port", "80"],
+    argv=("/app/api", "--port", "80"),
     working_dir="/app",
     environment={"A": "1"},
     uid=5,
     gid=6,
-    groups=[7],
+    groups=(7,),
     user_name="api",
     home="/tmp",
-    capabilities=[],
+    capabilities=(),
     read_only=True,
     hostname="web",
     hosts_folder="/run/niso/hosts/x",

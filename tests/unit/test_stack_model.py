@@ -9,8 +9,9 @@ import pytest
 
 from niso.base.errors import ErrorGroup, InvalidInput, NisoError, NotFound
 from niso.commands import stack as stacks
-from niso.manifest import load as manifests
 from niso.manifest import stack_file as model
+from niso.plan.records import Port
+from niso.plan.service_spec import ServiceSpec
 
 HEAD = '[stack]\nname = "shop"\n'
 MANIFEST = """\
@@ -50,10 +51,8 @@ def service(name: str, text: str = "", package: str = "") -> str:
     return f'[[service]]\nname = "{name}"\npackage = "./{package or name}"\n{text}\n'
 
 
-def manifest(folder: str, name: str) -> manifests.Manifest:
-    return next(
-        member for member in stacks.load(folder).members if member.name == name
-    ).loaded.manifest
+def spec(folder: str, name: str) -> ServiceSpec:
+    return next(member for member in stacks.load(folder).members if member.name == name).loaded.spec
 
 
 def test_services_come_after_those_that_they_depend_on(shop: Any) -> None:
@@ -88,26 +87,24 @@ def test_keys_of_the_stack_lie_over_those_of_the_manifest(shop: Any) -> None:
         '[network]\nnetwork = "back"\nports = ["80:80", "81:81"]\nhostname = "shop"\n'
         '[network.policy]\nallow_from = ["web"]\n',
     )
-    found = manifest(folder, "web")
-    assert found.package.name == "web" and found.package.version == "1"
+    found = spec(folder, "web")
+    assert found.name == "web"
     assert found.environment == {"LEVEL": "debug", "KEPT": "y", "NEW": "x"}
-    assert (found.binary.entrypoint, found.binary.args) == ("/usr/bin/sleep", ("2",))
-    assert (found.service.restart, found.service.stop_timeout) == ("no", "1s")
-    assert manifests.networks(found) == ("front", "back")
-    assert (found.network.ports, found.network.hostname, found.network.aliases) == (
-        ("8081:80",),
+    assert (found.entrypoint, found.args) == ("/usr/bin/sleep", ("2",))
+    assert (found.restart, found.stop_timeout_s) == ("no", 1.0)
+    assert found.networks == ("front", "back")
+    assert ([port for port, _ in found.ports], found.hostname, found.aliases) == (
+        [Port("", 8081, 80, "tcp")],
         "shop",
         ("www",),
     )
-    assert (found.network.policy.allow_from, found.network.policy.deny_from) == (("web",), ("db",))
+    allow, deny = found.policy.allow_from or (), found.policy.deny_from
+    assert [each.text for each in allow] == ["web"] and [each.text for each in deny] == ["db"]
     assert found.healthcheck is not None
-    assert (found.healthcheck.tcp, found.healthcheck.http, found.healthcheck.retries) == (
-        None,
-        "http://127.0.0.1:80/",
-        7,
-    )
-    assert found.volumes["data"].host is None and found.volumes["data"].tmpfs
-    assert found.volumes["more"].mount == "/more"
+    assert (found.healthcheck.words, found.healthcheck.retries) == ("http://127.0.0.1:80/", 7)
+    volumes = {volume.name: volume for volume in found.volumes}
+    assert volumes["data"].host is None and volumes["data"].tmpfs
+    assert volumes["more"].mount == "/more"
 
 
 def test_one_package_can_be_several_services(shop: Any) -> None:

@@ -9,15 +9,20 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from old_stores import PORTS, PROCESS, ROWS, VERSION_1, WRITTEN, positions, rows_of
 from stored import dump, put
 
-from niso.base import paths
+from niso.base import convert, paths
 from niso.base.errors import NisoError
+from niso.commands import store_repair
 from niso.kernel.kinds.element import Element
 from niso.kernel.kinds.setting import Sysctl
+from niso.manifest import build
+from niso.manifest.manifest_tables import Manifest
 from niso.plan.desired import desired
-from niso.plan.records import Port
-from niso.store import reboot
+from niso.plan.records import Healthcheck, Port
+from niso.plan.service_spec import Published, User
+from niso.store import reboot, specs
 from niso.store import tables as schema
 from niso.store.store import ALL, Store
 
@@ -26,151 +31,6 @@ from niso.store.store import ALL, Store
 def what_was_active_lives(monkeypatch) -> None:
     """The store was written on this host, in this boot."""
     monkeypatch.setattr(reboot, "_lives", lambda _: True)
-
-
-VERSION_1 = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE network (
-    name TEXT PRIMARY KEY,
-    bridge TEXT NOT NULL UNIQUE,
-    mtu INTEGER NOT NULL,
-    implicit INTEGER NOT NULL CHECK (implicit IN (0, 1)),
-    created_at REAL NOT NULL
-) STRICT;
-CREATE TABLE subnet (
-    network TEXT NOT NULL REFERENCES network ON DELETE CASCADE,
-    family INTEGER NOT NULL CHECK (family IN (4, 6)),
-    cidr TEXT NOT NULL UNIQUE,
-    gateway TEXT NOT NULL,
-    PRIMARY KEY (network, family)
-) STRICT;
-CREATE TABLE service (
-    name TEXT PRIMARY KEY,
-    manifest_path TEXT NOT NULL,
-    manifest TEXT NOT NULL,
-    rootfs TEXT,
-    package TEXT NOT NULL,
-    fingerprint TEXT NOT NULL,
-    uid INTEGER NOT NULL UNIQUE,
-    active INTEGER NOT NULL CHECK (active IN (0, 1)),
-    generation INTEGER NOT NULL,
-    networks TEXT NOT NULL,
-    spec TEXT NOT NULL,
-    created_at REAL NOT NULL,
-    activated_at REAL
-) STRICT;
-CREATE INDEX service_active ON service (active, networks);
-CREATE TABLE host_name (
-    name TEXT PRIMARY KEY,
-    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
-    position INTEGER NOT NULL
-) STRICT;
-CREATE INDEX host_name_service ON host_name (service, position);
-CREATE TABLE endpoint (
-    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
-    position INTEGER NOT NULL,
-    network TEXT NOT NULL REFERENCES network,
-    PRIMARY KEY (service, position),
-    UNIQUE (network, service)
-) STRICT;
-CREATE TABLE lease (
-    network TEXT NOT NULL REFERENCES network,
-    family INTEGER NOT NULL CHECK (family IN (4, 6)),
-    number BLOB NOT NULL,
-    address TEXT NOT NULL UNIQUE,
-    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
-    static INTEGER NOT NULL CHECK (static IN (0, 1)),
-    PRIMARY KEY (network, family, number),
-    UNIQUE (service, network, family)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE port (
-    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
-    position INTEGER NOT NULL,
-    host_ip TEXT NOT NULL,
-    host_port INTEGER NOT NULL,
-    container_port INTEGER NOT NULL,
-    proto TEXT NOT NULL,
-    PRIMARY KEY (service, position)
-) STRICT;
-CREATE INDEX port_host ON port (proto, host_port);
-CREATE TABLE intent (
-    service TEXT PRIMARY KEY,
-    action TEXT NOT NULL,
-    undo TEXT NOT NULL,
-    created_at REAL NOT NULL
-) STRICT;
-CREATE TABLE sysctl (name TEXT PRIMARY KEY, before TEXT NOT NULL) STRICT;
-"""
-"""The tables of version 1, as that version had them."""
-
-NUMBER_2 = (2).to_bytes(16)
-ROWS: dict[str, list[tuple]] = {
-    "meta": [("state_id", "0123abcd"), ("world", reboot.here())],
-    "network": [("backend", "niso-backend", 1500, 1, 1.0), ("front", "niso-front", 1400, 0, 2.0)],
-    "subnet": [
-        ("backend", 4, "10.99.1.0/24", "10.99.1.1"),
-        ("front", 4, "10.99.2.0/24", "10.99.2.1"),
-    ],
-    "service": [
-        (
-            "api",
-            "/srv/api/manifest.toml",
-            "{}",
-            None,
-            "/p/api",
-            "f",
-            5000,
-            1,
-            3,
-            '["backend", "front"]',
-            "{}",
-            1.0,
-            2.0,
-        ),
-        (
-            "db",
-            "/srv/db/manifest.toml",
-            "{}",
-            None,
-            "/p/db",
-            "f",
-            5001,
-            0,
-            1,
-            '["front"]',
-            "{}",
-            1.0,
-            2.0,
-        ),
-    ],
-    "host_name": [("web", "api", 0), ("api", "api", 1), ("db", "db", 0)],
-    "endpoint": [("api", 0, "backend"), ("api", 1, "front"), ("db", 0, "front")],
-    "lease": [
-        ("backend", 4, NUMBER_2, "10.99.1.2", "api", 0),
-        ("front", 4, (5).to_bytes(16), "10.99.2.5", "api", 1),
-        ("front", 4, NUMBER_2, "10.99.2.2", "db", 0),
-    ],
-    "port": [
-        ("api", 0, "", 8080, 80, "tcp"),
-        ("api", 1, "0.0.0.0", 443, 8443, "tcp"),
-        ("db", 0, "", 5432, 5432, "tcp"),
-    ],
-    "sysctl": [("net/ipv4/ip_forward", "0")],
-}
-PORTS = [Port("", 8080, 80, "tcp"), Port("0.0.0.0", 443, 8443, "tcp")]
-
-
-def rows_of(service: str) -> str:
-    """What version 1 noted of a service when a change of it began."""
-    noted = {}
-    for table in ("service", "host_name", "endpoint", "lease", "port"):
-        column = {"service": 0, "host_name": 1, "lease": 4}.get(table, 0)
-        noted[table] = [
-            [{"hex": value.hex()} if isinstance(value, bytes) else value for value in row]
-            for row in ROWS[table]
-            if row[column] == service
-        ]
-    return json.dumps(noted)
 
 
 @pytest.fixture
@@ -376,6 +236,137 @@ def test_mode_provider_and_enabled_are_kept(version_2) -> None:
     with store.transaction():
         store.set_enabled("db", False)
     assert store.service("db") == changed._replace(enabled=False)
+
+
+# --- version 3 to 4: manifests as typed data, intents by the names of columns ------------------------------------------
+
+
+@pytest.fixture
+def version_3(version_2) -> sqlite3.Connection:
+    """The same database as version 3 had it, with what that version wrote of manifests and processes."""
+    for statement in schema.MIGRATIONS[3].split(";"):
+        version_2.execute(statement)
+    version_2.execute("PRAGMA user_version=3")
+    for name, text in WRITTEN.items():
+        version_2.execute("UPDATE service SET manifest=? WHERE name=?", (text, name))
+    version_2.execute("UPDATE service SET spec=? WHERE name='api'", (PROCESS,))
+    return version_2
+
+
+def test_manifests_of_version_3_are_typed_and_say_the_same(version_3) -> None:
+    version_3.close()
+    store = Store.open()
+    api, db = store.services()
+    spec = api.require_service()
+    assert spec.ports == tuple(
+        Published(port, f"network.ports[{place}]") for place, port in enumerate(PORTS)
+    )
+    assert spec.healthcheck == Healthcheck("", 80, "web:80", "/ok", 5.0, 2.0, 3, 10.0)
+    assert (spec.restart_delay_s, spec.stop_timeout_s) == (0.5, 60.0)
+    assert (spec.memory_max, spec.cpu_max) == (64 << 20, 150)
+    assert (spec.user, spec.names) == (User(None, 33, 44), ("web", "api"))
+    assert (spec.networks, spec.addresses) == (("backend", "front"), {"front": "10.99.2.5"})
+    assert [entry.text for entry in spec.policy.entries()] == ["db:80/tcp"]
+    assert spec.manifest == json.loads(WRITTEN["api"])
+    assert db.require_service().ports == (
+        Published(Port("", 5432, 5432, "tcp"), "network.ports[0]"),
+    )
+    assert store.checked_services() == ["api"], "a volume of that name is no healthcheck"
+
+
+def test_process_of_version_3_is_the_same_text_so_that_nothing_restarts(version_3) -> None:
+    version_3.close()
+    row = Store.open().service("api")
+    assert row is not None and row.spec == PROCESS
+    assert specs.encode_process(row.require_process()) == PROCESS
+
+
+def test_row_of_version_3_is_the_one_that_an_activation_would_write(version_3) -> None:
+    """Else an unchanged service would be seen as changed."""
+    version_3.close()
+    row = Store.open().service("api")
+    assert row is not None
+    tables = convert.convert(json.loads(WRITTEN["api"]), Manifest)
+    assert specs.encode_service(build.spec(tables, {})) == row.manifest
+
+
+@pytest.mark.parametrize("text", ["x", "{}", "[]", WRITTEN["db"].replace('"5432"', '"0"')])
+def test_manifest_of_version_3_that_is_damaged_keeps_nothing_from_being_migrated(
+    version_3, text: str
+) -> None:
+    version_3.execute("UPDATE service SET manifest=? WHERE name='db'", (text,))
+    version_3.execute(
+        "INSERT INTO intent VALUES ('db', 'activate', ?, 5.0)", (positions(version_3, "db"),)
+    )
+    version_3.close()
+    store = Store.open()
+    api, db = store.services()
+    assert api.service is not None and (db.service, db.manifest) == (None, text)
+    assert [row.name for row in store_repair.damaged(store)] == ["db"]
+    (intent,) = store.intents()
+    assert store.is_as_before(intent)
+
+
+def test_change_that_version_3_began_is_undone_to_what_was(version_3) -> None:
+    version_3.execute(
+        "INSERT INTO intent VALUES ('api', 'activate', ?, 5.0)", (positions(version_3, "api"),)
+    )
+    version_3.execute("UPDATE service SET generation=9, provider='db' WHERE name='api'")
+    version_3.execute("DELETE FROM port WHERE service='api'")
+    version_3.execute("DELETE FROM lease WHERE service='api' AND network='backend'")
+    version_3.execute("UPDATE host_name SET name='shop' WHERE name='web'")
+    version_3.close()
+    store = Store.open()
+    (intent,) = store.intents()
+    was = intent.before
+    assert was is not None and (was.generation, was.provider, was.active) == (3, None, True)
+    assert was.require_process().argv == ("/app/api", "-v")
+    assert was.require_service().ports[0].port == PORTS[0]
+    assert intent.names == ["web", "api"]
+    # what it gave up is held
+    assert store.name_holder("web") == "api"
+    assert store.lease_holder("10.99.1.2") == "api"
+    assert list(store.used_numbers("backend", 4)) == [2]
+    assert set(store.held_by("backend")) == {"api"}
+    assert store.port_holders(Port("", 8080, 1, "tcp")) == [("api", PORTS[0])]
+    with store.transaction():
+        store.undo([intent])
+        assert store.is_as_before(intent)
+        store.end_intent("api")
+    assert [port for _, port in store.ports("api")] == PORTS
+    assert store.addresses("api") == [("backend", "10.99.1.2"), ("front", "10.99.2.5")]
+
+
+def test_sharing_that_version_3_gave_up_is_held(version_3) -> None:
+    version_3.execute("UPDATE service SET mode='share', provider='api', active=1 WHERE name='db'")
+    version_3.execute(
+        "INSERT INTO intent VALUES ('db', 'activate', ?, 5.0)", (positions(version_3, "db"),)
+    )
+    version_3.execute("UPDATE service SET active=0, provider=NULL WHERE name='db'")
+    version_3.close()
+    assert Store.open().held_sharers("api") == ["db"]
+
+
+def test_ports_that_version_3_was_moving_are_known(version_3) -> None:
+    moved = json.dumps({"moved": [list(PORTS[0]), list(PORTS[1])]})
+    version_3.execute("INSERT INTO intent VALUES ('api', 'ports', ?, 5.0)", (moved,))
+    version_3.close()
+    assert Store.open().moved_ports() == [("api", port) for port in PORTS]
+
+
+def test_reboot_between_the_versions_ends_what_was_active_in_intents_too(
+    version_3, monkeypatch
+) -> None:
+    version_3.execute(
+        "INSERT INTO intent VALUES ('api', 'activate', ?, 5.0)", (positions(version_3, "api"),)
+    )
+    version_3.execute("UPDATE meta SET value='another boot' WHERE key='world'")
+    version_3.close()
+    monkeypatch.setattr(reboot, "_lives", lambda _: False)
+    store = Store.open()
+    (intent,) = store.intents()
+    assert intent.before is not None and not intent.before.active
+    assert store.active_services() == []
 
 
 def test_migration_that_fails_leaves_version_1_as_it_was(version_1, monkeypatch) -> None:

@@ -294,7 +294,9 @@ def test_intent_notes_whole_rows() -> None:
     with store.transaction():
         store.begin_intent("api", "activate", 1.0)
     (intent,) = store.intents()
-    assert json.loads(intent.undo)["port"] == [["api", 0, *RANGE, MANIFEST]]
+    assert json.loads(intent.undo)["port"] == [
+        {"service": "api", "position": 0, **RANGE._asdict(), "origin": MANIFEST}
+    ]
     assert store.is_as_before(intent)
     with store.transaction():
         store.set_ports("api", (RANGE,), (RANGE,))

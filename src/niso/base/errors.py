@@ -2,8 +2,8 @@
 
 An error is data. ``reason`` says what is wrong, in lower case and without a full stop. ``file``,
 ``key`` and ``value`` say where, ``right`` what would be valid, ``hint`` the next step, as a command
-if there is one. The text for people is made in one place, `NisoError.message`: code that passes an
-error on changes its fields, never its text. Every error that reaches a user is a `NisoError`; only
+if there is one. The text for people is made in one place, `Error.message`: code that passes an
+error on changes its fields, never its text. Every error that reaches a user is a `Error`; only
 `niso.cli` turns it into an exit status.
 """
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-class NisoError(Exception):
+class Error(Exception):
     """The request failed (exit status 1)."""
 
     exit_status = 1
@@ -70,7 +70,7 @@ class NisoError(Exception):
         return self.message
 
     @classmethod
-    def of(cls, error: NisoError) -> Self:
+    def of(cls, error: Error) -> Self:
         """Return an error of this class with the content of ``error``."""
         new = cls(error.reason, error.hint)
         new.key, new.names_key, new.value, new.right = (
@@ -83,25 +83,28 @@ class NisoError(Exception):
         return new
 
 
-class UsageError(NisoError):
+NisoError = Error
+
+
+class UsageError(Error):
     """Invalid command line (exit status 2)."""
 
     exit_status = 2
 
 
-class InvalidInput(NisoError):
+class InvalidInput(Error):
     """An invalid manifest, name or value; nothing has changed."""
 
 
-class Conflict(NisoError):
+class Conflict(Error):
     """The requested resource is taken; the message names its holder."""
 
 
-class NotFound(NisoError):
+class NotFound(Error):
     """No such service, network or file."""
 
 
-class KernelError(NisoError):
+class KernelError(Error):
     """The kernel refused a step. ``errno`` is its error number (errno.h), 0 if there is none."""
 
     def __init__(self, reason: str, hint: str | None = None, errno: int = 0) -> None:
@@ -109,14 +112,14 @@ class KernelError(NisoError):
         self.errno = errno
 
 
-class ProcessError(NisoError):
+class ProcessError(Error):
     """A service's process cannot be started, reached or stopped. The message quotes the runtime."""
 
 
-class ErrorGroup(NisoError):
+class ErrorGroup(Error):
     """Several errors at once: all of one manifest, or all of one teardown. Never empty."""
 
-    def __init__(self, errors: list[NisoError]) -> None:
+    def __init__(self, errors: list[Error]) -> None:
         first = errors[0]
         super().__init__(
             "; ".join(error.message for error in errors), first.hint, first.key, names_key=False
@@ -125,7 +128,7 @@ class ErrorGroup(NisoError):
         self.exit_status = errors[0].exit_status
 
 
-def each(error: NisoError) -> list[NisoError]:
+def each(error: Error) -> list[Error]:
     """Return the errors of a group, nested groups included, or the error itself."""
     if not isinstance(error, ErrorGroup):
         return [error]

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
+from niso.api.guard import duration
+from niso.api.host import Host, connect
 from niso.base.errors import ErrorGroup
-from niso.cli import output, service
+from niso.cli import output
 from niso.cli.parse import Args
 from niso.cli.progress import Progress
-from niso.commands import boot
-from niso.store.store import Store
+from niso.cli.service import print_outcomes
 
 
 def run(name: str, args: Args) -> int:
+    host = connect()
     if name == "restore":
-        return _restore(args)
-    store = Store.open(create=False)
-    names = list(dict.fromkeys(store.resolve(each) for each in args.names))
-    with Progress(args) as report:
-        marked = (boot.enable if name == "enable" else boot.disable)(store, names, report)
+        return _restore(host, args)
+    with Progress(args) as host.progress:
+        change = host.services.enable if name == "enable" else host.services.disable
+        marked = change(*args.names)
     if args.json:
-        output.as_json(
-            [
-                {"service": each.service, "changed": each.changed, "unit": each.unit}
-                for each in marked
-            ]
-        )
+        output.as_json(marked)
         return 0
     for each in marked:
         words = (
@@ -37,22 +33,13 @@ def run(name: str, args: Args) -> int:
     return 0
 
 
-def _restore(args: Args) -> int:
-    timeout_s = service.timeout(args.timeout)
-    store = Store.open(create=False)
-    with Progress(
-        args, service.with_healthcheck(store, [row.name for row in store.services() if row.enabled])
-    ) as report:
-        done = boot.restore(store, timeout_s, report)
-    service.warn(store, done.outcomes)
-    service.settle(store, [outcome.service for outcome in done.outcomes])
-    if args.json:
-        output.as_json([service.outcome_json(store, outcome) for outcome in done.outcomes])
-    else:
-        for outcome in done.outcomes:
-            print(service.outcome_text(outcome))
-        if not done.outcomes and not done.errors:
-            print("no service is enabled")
+def _restore(host: Host, args: Args) -> int:
+    timeout_s = duration(args.timeout, "--timeout")
+    with Progress(args) as host.progress:
+        done = host.services.restore(timeout=timeout_s)
+    print_outcomes(args, done.outcomes)
+    if not args.json and not done.outcomes and not done.errors:
+        print("no service is enabled")
     if done.errors:
-        raise ErrorGroup(done.errors)
+        raise ErrorGroup([*done.errors])
     return 0

@@ -10,15 +10,15 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 
-from niso.base.errors import NisoError
+from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.cli import main
+from niso.cli import registry
 from niso.cli.command import Command, Group, Option
 from niso.cli.parse import HELP, Args, unknown
 
 if TYPE_CHECKING:
-    from niso.plan.records import Port
-    from niso.store.store import Store
+    from niso.api.host import Host
+    from niso.api.published import Port
 
 SHELLS = {"bash": "completion.bash", "zsh": "completion.zsh"}
 MANIFESTS, FOLDERS, PROGRAMS = ("\tmanifests", ""), ("\tfolders", ""), ("\tprograms", "")
@@ -85,20 +85,26 @@ def candidates(words: list[str], current: str) -> Found:
     """What can follow ``words`` (without ``niso`` itself) where ``current`` has been typed; more than begins with it, too."""
     if not words:
         return _commands()
-    name = main.ALIASES.get(words[0], words[0])
-    if name not in main.COMMANDS or name == "complete":
+    name = registry.ALIASES.get(words[0], words[0])
+    if name not in registry.COMMANDS or name == "complete":
         return []
     if name == "help":
-        found = main.find(words[1], "") if len(words) > 1 and words[1] in main.COMMANDS else None
+        found = (
+            registry.find(words[1], "")
+            if len(words) > 1 and words[1] in registry.COMMANDS
+            else None
+        )
         return _commands() if len(words) == 1 else _actions(found) if len(words) == 2 else []
-    found = main.find(name, words[1] if words[1:] else "")
+    found = registry.find(name, words[1] if words[1:] else "")
     if isinstance(found, Group):
         return _actions(found) if len(words) == 1 else []
     return _of_command(found, words[2 if " " in found.name else 1 :], current)
 
 
 def _commands() -> Found:
-    return [(name, main.find(name, "").does) for name in main.COMMANDS if name != "complete"]
+    return [
+        (name, registry.find(name, "").does) for name in registry.COMMANDS if name != "complete"
+    ]
 
 
 def _actions(group: Command | Group | None) -> Found:
@@ -161,70 +167,81 @@ def _options(command: Command, given: list[str]) -> Found:
 # --- names, which root alone can read ----------------------------------------------------------------------------------
 
 
-def _from_store(read: Callable[[Store], Found]) -> Found:
+def _from_host(read: Callable[[Host], Found]) -> Found:
     if os.geteuid() != 0:
         return []
-    from niso.store.store import Store
+    from niso.api.host import connect
 
     try:
-        return read(Store.open(create=False))
-    except NisoError:
+        return read(connect())
+    except Error:
         return []  # nobody has asked for more than a word
 
 
 def _services(wanted: Callable[[bool, bool], bool] = lambda active, enabled: True) -> Found:
-    return _from_store(
-        lambda store: [
-            (name, "active" if active else "inactive")
-            for name, active, enabled in store.service_names()
-            if wanted(active, enabled)
+    return _from_host(
+        lambda host: [
+            (each.service, "active" if each.active else "inactive")
+            for each in host.services.names()
+            if wanted(each.active, each.enabled)
         ]
     )
 
 
 def _networks() -> Found:
-    return _from_store(lambda store: [(name, "network") for name in store.network_names()])
+    return _from_host(lambda host: [(name, "network") for name in host.networks.names()])
 
 
 def _active() -> Found:
     return _services(lambda active, enabled: active)
 
 
-def _word(port: Port) -> str:
-    """A port as a manifest has it."""
+def _words(ports: Iterable[Port]) -> list[str]:
+    """Ports as a manifest has them; one at all addresses, which has a row for each family, is one."""
     from niso.cli import output
 
-    host = f"{output.bracketed(port.host_ip)}:" if port.host_ip else ""
-    ends = (
-        f"{output.span(port.host_port, port.count)}:{output.span(port.container_port, port.count)}"
-    )
-    return host + ends + ("" if port.proto == "tcp" else f"/{port.proto}")
+    words = []
+    for port in ports:
+        host = "" if port.anywhere else f"{output.bracketed(port.host_ip)}:"
+        ends = (
+            f"{output.span(port.host_port, port.range)}:"
+            f"{output.span(port.container_port, port.range)}"
+        )
+        words.append(host + ends + ("" if port.proto == "tcp" else f"/{port.proto}"))
+    return list(dict.fromkeys(words))
 
 
 def _forwards(placed: list[str], given: list[str]) -> Found:
     """What port-forward has published; with --replace what other services have."""
 
-    def read(store: Store) -> Found:
-        name = store.resolve(placed[0])
-        if "--replace" in given:
-            return [
-                (_word(port), f"of {holder}")
-                for holder, port in store.active_ports()
-                if holder != name
-            ]
-        return [(_word(port), "forwarded") for port in store.forwards(name)]
+    def read(host: Host) -> Found:
+        if "--replace" not in given:
+            return [(word, "forwarded") for word in _words(host.services.forwards(placed[0]))]
+        name = host.services.resolve(placed[0])
+        return list(
+            dict.fromkeys(
+                (word, f"of {line.service}")
+                for line in host.networks.ports()
+                if line.service != name
+                for word in _words([line.mapping])
+            )
+        )
 
-    return _from_store(read)
+    return _from_host(read)
 
 
 def _targets(placed: list[str], given: list[str]) -> Found:
     """Services, and the ports of those that publish some, as they are inside."""
 
-    def read(store: Store) -> Found:
-        ports = store.active_ports()
-        return [(f"{name}:{port.container_port}/{port.proto}", "port") for name, port in ports]
+    def read(host: Host) -> Found:
+        return list(
+            dict.fromkeys(
+                (f"{line.service}:{line.container}/{line.mapping.proto}", "port")
+                for line in host.networks.ports()
+            )
+        )
 
-    return [*_services(), ("host", "this machine"), *_from_store(read)]
+    return [*_services(), ("host", "this machine"), *_from_host(read)]
 
 
 _KINDS: dict[str, Callable[[list[str], list[str]], Iterable[tuple[str, str]]]] = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from niso import __version__
 from niso.base.errors import UsageError
-from niso.cli import main
+from niso.cli import registry
 from niso.cli.command import Command, Group
 from niso.cli.parse import HELP, Args, unknown
 
@@ -12,13 +13,13 @@ def run(name: str, args: Args) -> int:
     if name == "help":
         return print_help(args.words)
     if name == "version":
-        print(f"niso {main.VERSION}")
+        print(f"niso {__version__}")
         return 0
     if name == "schema":
+        from niso.api.host import manifest_schema
         from niso.cli.output import as_json
-        from niso.manifest.json_schema import schema
 
-        as_json(schema())
+        as_json(manifest_schema())
         return 0
     if args.command and not args.command[0]:
         raise UsageError(
@@ -34,17 +35,17 @@ def print_help(words: list[str]) -> int:
     from niso.cli import help
 
     if not words or words[0] in HELP:
-        print(help.first_screen(main.VERSION, first_screen()), end="")
+        print(help.first_screen(__version__, first_screen()), end="")
         return 0
-    name = main.ALIASES.get(words[0], words[0])
-    if name not in main.COMMANDS:
+    name = registry.ALIASES.get(words[0], words[0])
+    if name not in registry.COMMANDS:
         raise unknown(
             "command",
             name,
-            [each for each in main.COMMANDS if each != "complete"],
+            [each for each in registry.COMMANDS if each != "complete"],
             "niso help lists them",
         )
-    found = main.find(name, words[1] if words[1:] else "")
+    found = registry.find(name, words[1] if words[1:] else "")
     if isinstance(found, Command):
         print(help.command(found), end="")
     elif words[1:] and words[1] not in HELP:
@@ -58,5 +59,7 @@ def print_help(words: list[str]) -> int:
 def first_screen() -> list[Command | Group]:
     """All commands, those that everybody knows left out."""
     return [
-        main.find(name, "") for name in main.COMMANDS if name not in ("complete", "help", "version")
+        registry.find(name, "")
+        for name in registry.COMMANDS
+        if name not in ("complete", "help", "version")
     ]

@@ -6,7 +6,15 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 
-from niso.plan.records import Port
+from niso.base.lite_typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from niso.api.published import Port
+    from niso.base.report import Event
+    from niso.cli.parse import Args
+    from niso.cli.progress import Progress
 
 
 def escaped(text: str) -> str:
@@ -156,16 +164,26 @@ def _painted(cell: str) -> str:
 
 
 def as_json(value: object) -> None:
+    """Print a result of the API, or several, as JSON."""
     import json
 
-    print(json.dumps(value, indent=2))
+    from niso.api.as_json import plain
+
+    print(json.dumps(plain(value), indent=2))
 
 
-def port_text(port: Port) -> str:
-    """``8080→8080``, ``53→53/udp``, ``127.0.0.1:5432→5432``, ``[::]:8000-8010→8000-8010``."""
-    host = "" if port.host_ip in ("", "0.0.0.0") else f"{bracketed(port.host_ip)}:"
+def ports_text(ports: Iterable[Port]) -> list[str]:
+    """``8080→8080``, ``53→53/udp``, ``127.0.0.1:5432→5432``, ``[::]:8000-8010→8000-8010``.
+
+    A port at all addresses has a row for each family, and is one here.
+    """
+    return list(dict.fromkeys(_port_text(port) for port in ports))
+
+
+def _port_text(port: Port) -> str:
+    host = "" if port.anywhere or port.host_ip == "0.0.0.0" else f"{bracketed(port.host_ip)}:"
     proto = "" if port.proto == "tcp" else f"/{port.proto}"
-    return f"{host}{span(port.host_port, port.count)}{arrow()}{span(port.container_port, port.count)}{proto}"
+    return f"{host}{span(port.host_port, port.range)}{arrow()}{span(port.container_port, port.range)}{proto}"
 
 
 def span(first: int, count: int) -> str:
@@ -175,30 +193,6 @@ def span(first: int, count: int) -> str:
 
 def bracketed(address: str) -> str:
     return f"[{address}]" if ":" in address else address
-
-
-def host_addresses(port: Port, families: tuple[int, ...]) -> list[str]:
-    """The host's side of a port in rows: all addresses of each family that the network has, or the one that it names."""
-    if port.host_ip:
-        return [port.host_ip]
-    return [everywhere for family, everywhere in ((4, "0.0.0.0"), (6, "::")) if family in families]
-
-
-def port_json(port: Port, host_ip: str) -> dict[str, object]:
-    """A port, or a row of ``range`` ports from ``host_port`` on."""
-    described: dict[str, object] = {
-        "host_ip": host_ip,
-        "host_port": port.host_port,
-        "container_port": port.container_port,
-        "proto": port.proto,
-    }
-    return described | ({"range": port.count} if port.count > 1 else {})
-
-
-def ports_json(ports: Iterable[Port], families: tuple[int, ...]) -> list[dict[str, object]]:
-    return [
-        port_json(port, address) for port in ports for address in host_addresses(port, families)
-    ]
 
 
 def duration(seconds: float) -> str:
@@ -212,15 +206,6 @@ def duration(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size}{unit}{whole % size // small}{smaller}"
     return f"{whole}s"
-
-
-def time_text(seconds: float | None) -> str | None:
-    """A time (seconds since 1970) as RFC 3339 in UTC; None stays None."""
-    if seconds is None:
-        return None
-    import time
-
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def note(line: str) -> None:
@@ -249,3 +234,27 @@ def warn(text: str, hints: Iterable[str] = ()) -> None:
 
 def is_terminal() -> bool:
     return os.isatty(1)
+
+
+class LateProgress:
+    """Shows progress as `Progress` does, which is imported with the first event, if any."""
+
+    def __init__(self, args: Args) -> None:
+        self._args = args
+        self._progress: Progress | None = None
+
+    def __enter__(self) -> Callable[[Event], None]:
+        return self._receive
+
+    def _receive(self, event: Event) -> None:
+        """Show an event."""
+        if self._progress is None:
+            from niso.cli.progress import Progress
+
+            self._progress = Progress(self._args)
+            self._show = self._progress.__enter__()
+        self._show(event)
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.__exit__()

@@ -6,10 +6,9 @@ import _thread
 import os
 import select
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 
-from niso.base import locks
+from niso.api.events import Caution, Expects, Finished
 from niso.base.report import (
     CopyingPackage,
     Event,
@@ -25,7 +24,7 @@ from niso.base.report import (
     silent,
 )
 from niso.base.signals import signals_held
-from niso.cli.output import escaped, note, step
+from niso.cli.output import escaped, note, step, warn
 from niso.cli.parse import Args
 
 AT_ONCE_S = 1.0
@@ -45,17 +44,18 @@ SLOW = (
 
 
 class Progress:
-    """``with Progress(args) as report:`` shows what is reported as the options -v and --dry-run say, else by its second second.
+    """``with Progress(args) as host.progress:`` shows events as -v and --dry-run ask.
 
-    ``waits`` are the services that a start of takes until they are healthy. The thread that tells begins with the first line that may be
-    slow, and sleeps until a line has been the last one for a second.
+    Without them it shows what takes over a second. Warnings are always shown. The thread that tells
+    begins with the first line that may be slow, and sleeps until a line has been the last one for a
+    second.
     """
 
-    def __init__(self, args: Args, waits: Iterable[str] = ()) -> None:
+    def __init__(self, args: Args) -> None:
         self._verbose = bool(getattr(args, "verbose", False))
         self._quiet = bool(args.json)  # who reads JSON reads it on stderr too
         self._dry_run = bool(getattr(args, "dry_run", False))
-        self._waits = frozenset(waits)
+        self._waits: frozenset[str] = frozenset()
         self._began = time.monotonic()
         self._tells = False
         self._over, self._telling = _thread.allocate_lock(), _thread.allocate_lock()
@@ -63,9 +63,21 @@ class Progress:
         self._unhealthy: dict[str, None] = {}
 
     def __enter__(self) -> Report:
-        report = _note if self._verbose else silent if self._quiet else self._report
-        locks.listener = report
-        return _step if self._dry_run else report
+        self._tell_of = _note if self._verbose else silent if self._quiet else self._report
+        self._show = _step if self._dry_run else self._tell_of
+        return self._receive
+
+    def _receive(self, event: Event) -> None:
+        if isinstance(event, Expects):
+            self._waits = frozenset(event.services)
+        elif isinstance(event, Finished):
+            self._stop()
+        elif isinstance(event, Caution):
+            warn(event.text, event.hints)
+        elif isinstance(event, WaitingForLock):  # with --dry-run too
+            self._tell_of(event)
+        else:
+            self._show(event)
 
     def _report(self, event: Event) -> None:
         """What is being done from now on."""
@@ -82,7 +94,10 @@ class Progress:
                 _thread.start_new_thread(self._tell, ())
 
     def __exit__(self, *_: object) -> None:
-        locks.listener = None
+        self._stop()
+
+    def _stop(self) -> None:
+        """Tell no more."""
         if self._tells:
             self._over.release()
             with self._telling:  # a line that is being told comes before what the command prints

@@ -124,7 +124,7 @@ def _wants_link(service: str) -> str:
 
 
 def _text_of(store: Store, row: ServiceRow) -> str:
-    stop_timeout_s = journal.stored_spec(row).stop_timeout_s
+    stop_timeout_s = row.require_process().stop_timeout_s
     return unit_text(row.name, store.state_id(), row.provider, stop_timeout_s)
 
 

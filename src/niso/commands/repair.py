@@ -112,7 +112,7 @@ def mend(store: Store, report: Report = silent) -> int:
             if finding is not None:
                 report(_mending(name, finding))
                 try:
-                    spec = journal.stored_spec(row)
+                    spec = row.require_process()
                     if finding.defect == BLIND:
                         hosts_mount.swap_or_restart(spec, report)
                     else:
@@ -160,7 +160,7 @@ def _write_spec_again(row: ServiceRow, report: Report) -> int:
         return 0
     report(_mending(row.name, finding))
     try:
-        save(journal.stored_spec(row))
+        save(row.require_process())
     except OSError as error:
         raise NisoError(f"cannot write spec.json: {error.strerror}", service=row.name) from error
     return 1

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 from niso.base.errors import Conflict, NotFound
 from niso.base.report import Report, silent
-from niso.runtime import spec
 from niso.services.journal import begin, end_intents, end_restart, locked, recover
+from niso.store import specs
 from niso.store.store import ServiceRow, Store
 
 
@@ -27,8 +26,7 @@ def restart(store: Store, services: list[str], report: Report = silent) -> None:
             if row is None or not row.active:
                 raise Conflict(f"service {name!r} is not active", f"niso activate {name}")
             # found before anything is stopped
-            if spec.understood(row.spec) is None:
-                raise spec.damaged(name, row.manifest_path)
+            row.require_process()
             for folder in (row.package, row.rootfs):
                 if folder is not None and not os.path.isdir(folder):
                     raise NotFound(
@@ -50,9 +48,9 @@ def _with_name_servers(store: Store, rows: list[ServiceRow]) -> list[ServiceRow]
     from niso.kernel import host_facts
 
     text = host_facts.resolv_conf()[0]
-    said = [spec.parse(row.spec) for row in rows]
+    said = [row.require_process() for row in rows]
     now = [
-        row._replace(spec=json.dumps(each._replace(resolv_conf=text)._asdict()))
+        row._replace(spec=specs.encode_process(each._replace(resolv_conf=text)))
         if each.netns
         else row
         for row, each in zip(rows, said, strict=True)

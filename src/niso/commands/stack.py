@@ -12,7 +12,6 @@ from niso.base.lite_typing import NamedTuple
 from niso.base.report import RemovingVolumes, Report, silent
 from niso.commands import activate, deactivate
 from niso.commands.activate import Outcome
-from niso.manifest import load as manifest
 from niso.manifest import stack_file as model
 from niso.manifest.stack_file import Stack
 from niso.runtime import volumes
@@ -51,7 +50,7 @@ def up(
     wanted = _targets(store, stack)
     names = {member.name for member in stack.members}
     left = [name for name in store.stack_members(stack.name) if name not in names]
-    on = {network for target in wanted for network in manifest.networks(target.manifest)}
+    on = {network for target in wanted for network in target.spec.networks}
     wishes = [_wish(name, said) for name, said in stack.networks.items() if name in on]
     made = [wish.name for wish in wishes if store.network(wish.name) is None]
     after = {member.name: member.after for member in stack.members if member.after}

@@ -7,7 +7,6 @@ change, and then in the store.
 from __future__ import annotations
 
 import ipaddress
-import json
 from collections.abc import Iterable
 
 from niso.base import names
@@ -17,13 +16,12 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel import netns, nft_tables
 from niso.kernel.libnftables import Nft
 from niso.kernel.rtnetlink import Rtnl
-from niso.manifest import load as model
 from niso.plan import nft
 from niso.plan.records import Policy, Port
+from niso.plan.service_spec import ServiceSpec
 from niso.reconcile import forwarding
-from niso.runtime.spec import damaged as broken
-from niso.runtime.spec import load, understood
-from niso.store import leases
+from niso.runtime.spec import load
+from niso.store import leases, specs
 from niso.store.store import ServiceRow, Store
 
 if TYPE_CHECKING:
@@ -46,9 +44,10 @@ def holes(store: Store) -> list[Hole]:
     try:
         copy.drop_orphans()
         for row in copy.services():
-            if copy.intent(row.name) is None and _can_be_told(row):
+            spec = row.service
+            if copy.intent(row.name) is None and spec is not None:
                 before = copy.rows(row.name)
-                _restore(copy, row)
+                _restore(copy, row, spec)
                 after = copy.rows(row.name)
                 found += [
                     Hole("missing", table, row.name)
@@ -64,27 +63,16 @@ def holes(store: Store) -> list[Hole]:
 
 def damaged(store: Store) -> list[ServiceRow]:
     """Services whose manifest or process spec in the store cannot be understood."""
-    return [
-        row for row in store.services() if not _can_be_told(row) or understood(row.spec) is None
-    ]
+    return [row for row in store.services() if row.service is None or row.process is None]
 
 
 def mend(store: Store, row: ServiceRow) -> None:
     """Write the spec of a `damaged` row again, as the running service has it. Raises NisoError where that is not enough."""
     said = load(row.name)
-    if said is None or not _can_be_told(row):
-        raise broken(row.name, row.manifest_path)
+    if said is None or row.service is None:
+        raise row.damaged()
     with store.transaction():
-        store.put_service(row._replace(spec=json.dumps(said._asdict())))
-
-
-def _can_be_told(row: ServiceRow) -> bool:
-    """Whether this version of niso understands the service's manifest."""
-    try:
-        model.decode(row.manifest)
-    except NisoError:
-        return False
-    return True
+        store.put_service(row._replace(spec=specs.encode_process(said)))
 
 
 def fill(store: Store, found: Iterable[Hole]) -> None:
@@ -96,15 +84,15 @@ def fill(store: Store, found: Iterable[Hole]) -> None:
     ):
         row = store.service(name)
         if row is not None:
-            _restore(store, row)
+            _restore(store, row, row.require_service())
     if any(hole.table == "sysctl" for hole in wanted):
         _sysctls(store)
 
 
-def _restore(store: Store, row: ServiceRow) -> None:
+def _restore(store: Store, row: ServiceRow, spec: ServiceSpec) -> None:
     """Write the rows of a service that its own row says again; what is there stays."""
-    name, manifest = row.name, model.decode(row.manifest)
-    store.set_names(name, model.names(manifest))
+    name = row.name
+    store.set_names(name, spec.names)
     for network in row.networks:
         if store.network(network) is None:
             raise NisoError(
@@ -114,11 +102,10 @@ def _restore(store: Store, row: ServiceRow) -> None:
     store.set_endpoints(name, row.networks)
     for position, network in enumerate(row.networks):
         _lease_again(store, row, network, position)
-        leases.lease(store, name, network, model.static_ips(manifest).get(network))
-    policy = model.policy(manifest)
-    store.set_policy(name, None if policy._replace(log=False) == Policy() else policy)
+        leases.lease(store, name, network, spec.addresses.get(network))
+    store.set_policy(name, None if spec.policy._replace(log=False) == Policy() else spec.policy)
     if row.active and store.port_families(name):
-        _ports_again(store, name, list(model.ports(manifest)))
+        _ports_again(store, name, [published.port for published in spec.ports])
         store.note_published(name)
 
 

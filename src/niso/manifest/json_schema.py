@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import NoneType
 
+from niso.base import convert
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.manifest import convert, parse_health, parse_resources, parse_volumes, validate, values
-from niso.manifest.load import Manifest
+from niso.manifest import parse_health, parse_resources, validate, values
+from niso.manifest.manifest_tables import Manifest
+from niso.plan import mount_points
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from niso.manifest.convert import Kind
+    from niso.base.convert import Kind
 
 _PORT = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 _PORTS = rf"{_PORT}(?:-{_PORT})?"
@@ -28,7 +30,7 @@ _PATH = r"^[^\u0000-\u001f\u007f]+$"
 _NO_CLIMB = r"(?!(?:.*/)?\.\.(?:/|$))"
 _ARGUMENT = r"^[^\u0000]*$"
 _MOUNT = (
-    rf"^(?!(?:{'|'.join(parse_volumes.TAKEN + parse_volumes.TAKEN_FILES)})(?:/|$))(?!(?:{'|'.join(parse_volumes.HIDING[1:])})$)"
+    rf"^(?!(?:{'|'.join(mount_points.TAKEN + mount_points.TAKEN_FILES)})(?:/|$))(?!(?:{'|'.join(mount_points.HIDING[1:])})$)"
     r"(?:/(?!\.{1,2}(?:/|$))[^/\u0000-\u001f\u007f]+)+$"
 )
 # Unicast only: not 0/8, 127/8, 169.254/16, nor 224/4 and above.

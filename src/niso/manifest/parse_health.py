@@ -5,7 +5,7 @@ A probe connects inside the service's network namespace, and to the service alon
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from niso.base.errors import InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING
@@ -102,33 +102,27 @@ def _address(text: str, key: str, name: str, names: set[str]) -> str:
     raise values.wrong(key, text, reason, _RIGHT, _EXAMPLE)
 
 
-def parse(section: Mapping[str, Any], names: Iterable[str]) -> Healthcheck:
-    """The check that the section asks for; ``names`` are the service's own. Raises InvalidInput."""
-    tcp, http = section.get("tcp"), section.get("http")
-    if http is not None:
-        where: tuple[str, int, str, str | None] = url(str(http), "healthcheck.http", names)
-    else:
-        where = ("", int(tcp or 0), "", None)
+def parse(
+    section: Mapping[str, Any], names: Iterable[str], parsed: Mapping[str, Any]
+) -> Healthcheck:
+    """The check that the section, which has all its keys, asks for; ``names`` are the service's own.
+
+    ``parsed`` are the values of keys whose texts `problems` has parsed. Raises InvalidInput.
+    """
+
+    def read[T](rule: Callable[[str, str], T], name: str) -> T:
+        key = f"healthcheck.{name}"
+        return parsed[key] if key in parsed else rule(section[name], key)
+
+    where: tuple[str, int, str, str | None] = ("", section["tcp"] or 0, "", None)
+    if section["http"] is not None:
+        where = read(lambda text, key: url(text, key, names), "http")
     return Healthcheck(
         *where,
-        interval(section.get("interval", INTERVAL), "healthcheck.interval"),
-        timeout(section.get("timeout", TIMEOUT), "healthcheck.timeout"),
-        int(section.get("retries", RETRIES)),
-        start_period(section.get("start_period", START_PERIOD), "healthcheck.start_period"),
-    )
-
-
-def of_stored(manifest: Mapping[str, Any]) -> Healthcheck | None:
-    """The check of a manifest as the store has it (the JSON of `niso.manifest.load.encode`); None where it has none."""
-    section = manifest.get("healthcheck")
-    if not section:
-        return None
-    network = manifest.get("network") or {}
-    return parse(
-        section,
-        own_names(
-            manifest["package"]["name"], network.get("hostname"), network.get("aliases") or ()
-        ),
+        read(interval, "interval"),
+        read(timeout, "timeout"),
+        section["retries"],
+        read(start_period, "start_period"),
     )
 
 
@@ -138,8 +132,13 @@ def own_names(name: object, hostname: object, aliases: object) -> set[str]:
     return {each for each in (name, hostname, *more) if isinstance(each, str)}
 
 
-def problems(section: Mapping[str, Any], names: Iterable[str]) -> list[InvalidInput]:
-    """Every wrong value of the section as tomllib returned it; what has the wrong type is left to `niso.manifest.validate.walk`."""
+def problems(
+    section: Mapping[str, Any], names: Iterable[str], parsed: dict[str, Any]
+) -> list[InvalidInput]:
+    """Every wrong value of the section as tomllib returned it; what has the wrong type is left to `niso.manifest.validate.walk`.
+
+    What right texts mean is added to ``parsed``, by their keys.
+    """
     errors: list[InvalidInput] = []
     for name, rule in (
         ("interval", interval),
@@ -148,14 +147,15 @@ def problems(section: Mapping[str, Any], names: Iterable[str]) -> list[InvalidIn
     ):
         text = section.get(name)
         if isinstance(text, str):
+            key = f"healthcheck.{name}"
             try:
-                rule(text, f"healthcheck.{name}")
+                parsed[key] = rule(text, key)
             except InvalidInput as error:
                 errors.append(error)
     tcp, http, retries = section.get("tcp"), section.get("http"), section.get("retries")
     if isinstance(http, str):
         try:
-            url(http, "healthcheck.http", names)
+            parsed["healthcheck.http"] = url(http, "healthcheck.http", names)
         except InvalidInput as error:
             errors.append(error)
     if type(tcp) is int and not 1 <= tcp <= 65535:

@@ -8,7 +8,7 @@ stands in brackets where ports follow (RFC 3986, 3.2.2). What an entry matches i
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from niso.base.errors import InvalidInput
 from niso.base.names import DOMAIN
@@ -33,21 +33,27 @@ def parse(
     egress_allow: Iterable[str] | None,
     egress_deny: Iterable[str],
     log: bool,
+    parsed: Mapping[str, Entry] | None = None,
 ) -> Policy:
-    """The policy of the four lists of a manifest; None where it has no list. Raises `InvalidInput` for the first wrong entry."""
+    """The policy of the four lists of a manifest; None where it has no list. ``parsed`` are the entries of keys that are parsed already.
+
+    Raises `InvalidInput` for the first wrong entry.
+    """
+    known = parsed or {}
+
+    def entries(texts: Iterable[str], key: str, egress: bool) -> tuple[Entry, ...]:
+        keys = ((f"{key}[{place}]", text) for place, text in enumerate(texts))
+        return tuple(known.get(each) or parse_entry(text, each, egress) for each, text in keys)
+
     return Policy(
-        None if allow_from is None else _entries(allow_from, "network.policy.allow_from", False),
-        _entries(deny_from, "network.policy.deny_from", False),
+        None if allow_from is None else entries(allow_from, "network.policy.allow_from", False),
+        entries(deny_from, "network.policy.deny_from", False),
         None
         if egress_allow is None
-        else _entries(egress_allow, "network.policy.egress.allow", True),
-        _entries(egress_deny, "network.policy.egress.deny", True),
+        else entries(egress_allow, "network.policy.egress.allow", True),
+        entries(egress_deny, "network.policy.egress.deny", True),
         log,
     )
-
-
-def _entries(texts: Iterable[str], key: str, egress: bool) -> tuple[Entry, ...]:
-    return tuple(parse_entry(text, f"{key}[{place}]", egress) for place, text in enumerate(texts))
 
 
 def parse_ingress(text: str, key: str) -> Entry:

@@ -42,14 +42,18 @@ def cpu_max(text: str, key: str) -> int:
     return number
 
 
-def problems(section: Mapping[str, Any]) -> list[InvalidInput]:
-    """Every wrong value of the section as tomllib returned it; what has the wrong type is left to `niso.manifest.validate.walk`."""
+def problems(section: Mapping[str, Any], parsed: dict[str, Any]) -> list[InvalidInput]:
+    """Every wrong value of the section as tomllib returned it; what has the wrong type is left to `niso.manifest.validate.walk`.
+
+    What right texts mean is added to ``parsed``, by their keys.
+    """
     errors: list[InvalidInput] = []
     for name, rule in (("memory_max", memory_max), ("cpu_max", cpu_max)):
         text = section.get(name)
         if isinstance(text, str):
+            key = f"isolation.resources.{name}"
             try:
-                rule(text, f"isolation.resources.{name}")
+                parsed[key] = rule(text, key)
             except InvalidInput as error:
                 errors.append(error)
     pids, key = section.get("pids_limit"), "isolation.resources.pids_limit"

@@ -10,25 +10,13 @@ from collections.abc import Iterator, Mapping
 from niso.base.errors import InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.manifest import values
+from niso.plan.mount_points import taken
 
 if TYPE_CHECKING:
     from typing import Any
 
 NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
 MAX_SIZE = 1 << 60
-
-TAKEN = ("/proc", "/sys", "/dev", "/app", "/etc/niso-hosts")
-"""Neither these nor anything below them can be a mount point: they are niso's."""
-TAKEN_FILES = (
-    "/etc/hosts",
-    "/etc/hostname",
-    "/etc/resolv.conf",
-    "/etc/passwd",
-    "/etc/group",
-    "/etc/nsswitch.conf",
-)
-HIDING = ("/", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/var")
-"""Not these themselves: the service's root, or what niso has put there, would be hidden."""
 
 
 def name(text: str, key: str) -> str:
@@ -58,17 +46,6 @@ def mount(text: str, key: str) -> str:
     return text
 
 
-def taken(path: str) -> str | None:
-    """Why nothing can be mounted at this path inside the service, or None."""
-    for each in TAKEN:
-        if path == each or path.startswith(f"{each}/"):
-            return f"{each} is niso's"
-    for each in TAKEN_FILES:
-        if path == each or path.startswith(f"{each}/"):
-            return f"{each} is written by niso"
-    return f"it would hide the service's {path}" if path in HIDING else None
-
-
 def host(text: str, key: str) -> str:
     """An absolute path of the host; whether it is there is looked at when the service is activated."""
     reason = values.path_reason(text) or (None if text.startswith("/") else "it is not absolute")
@@ -85,8 +62,11 @@ def size(text: str, key: str) -> int:
     return found
 
 
-def problems(section: Mapping[str, Any]) -> list[InvalidInput]:
-    """Every wrong value of the section as tomllib returned it; what has the wrong type is left to `niso.manifest.validate.walk`."""
+def problems(section: Mapping[str, Any], parsed: dict[str, Any]) -> list[InvalidInput]:
+    """Every wrong value of the section as tomllib returned it; what has the wrong type is left to `niso.manifest.validate.walk`.
+
+    What right texts mean is added to ``parsed``, by their keys.
+    """
     from niso.manifest.validate import join
 
     errors: list[InvalidInput] = []
@@ -95,7 +75,7 @@ def problems(section: Mapping[str, Any]) -> list[InvalidInput]:
         if not isinstance(text, str):
             return False
         try:
-            rule(text, key)
+            parsed[key] = rule(text, key)
         except InvalidInput as error:
             errors.append(error)
             return False

@@ -10,11 +10,14 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 
+from niso.base import convert
 from niso.base.errors import ErrorGroup, InvalidInput, NisoError
 from niso.base.lite_typing import TYPE_CHECKING, Literal, NamedTuple
-from niso.manifest import convert, toml, validate, values
 from niso.manifest import load as manifest
-from niso.manifest.load import Loaded, Manifest
+from niso.manifest import manifest_tables, toml, validate, values
+from niso.manifest.load import Loaded
+from niso.manifest.manifest_tables import Manifest
+from niso.plan.service_spec import ServiceSpec
 
 if TYPE_CHECKING:
     from typing import Any
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 FILE_NAME = "stack.toml"
 Condition = Literal["started", "healthy"]
 
-NETWORK_KEYS = manifest.Network._fields
+NETWORK_KEYS = manifest_tables.Network._fields
 """The keys of a manifest's [network], which stand flat in a [[service]]."""
 TABLES = tuple(name for name in Manifest._fields if name not in ("package", "network"))
 """The tables of a manifest that a [[service]] may have: [service.environment] and so on."""
@@ -70,11 +73,11 @@ class Member(NamedTuple):
 
     @property
     def name(self) -> str:
-        return self.loaded.manifest.package.name
+        return self.loaded.spec.name
 
     @property
     def has_healthcheck(self) -> bool:
-        return _has_healthcheck(self.loaded.manifest)
+        return self.loaded.spec.healthcheck is not None
 
 
 class Stack(NamedTuple):
@@ -164,7 +167,7 @@ def load(path: str, also: Also = lambda _name, _network: ()) -> Stack:
             errors, told = errors + wrongs, told + elsewhere
             if loaded is not None:
                 members.append(Member(key, loaded, overrides, item.after))
-    errors += _dependencies(items, {member.name: member.loaded.manifest for member in members})
+    errors += _dependencies(items, {member.name: member.loaded.spec for member in members})
     if errors or told:
         raise ErrorGroup([*(_in_file(path, error) for error in errors), *told])
     order = ordered({item.name: item.after for item in items.values()})
@@ -354,11 +357,11 @@ def _package(
 def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """A manifest's data with the stack's over it, key by key; an array, and a volume, is replaced as a whole."""
     network = {key: value for key, value in overrides.items() if key in NETWORK_KEYS}
-    tables = {key: value for key, value in overrides.items() if key in TABLES}
-    laid = _over(data, {**tables, "network": network, "package": {"name": name}})
+    more = {key: value for key, value in overrides.items() if key in TABLES}
+    laid = _over(data, {**more, "network": network, "package": {"name": name}})
     if network.get("mode", "share") != "share" and "share" not in network:
         laid["network"].pop("share", None)
-    if isinstance(volumes := tables.get("volumes"), dict):
+    if isinstance(volumes := more.get("volumes"), dict):
         laid["volumes"].update(volumes)
     return laid
 
@@ -411,7 +414,7 @@ def _key_here(key: str, overrides: Mapping[str, Any], manifest_key: str) -> str 
 
 
 def _dependencies(
-    items: Mapping[str, _Item], known: Mapping[str, Manifest]
+    items: Mapping[str, _Item], known: Mapping[str, ServiceSpec]
 ) -> Iterable[InvalidInput]:
     """Dependencies on nobody, on the health of a service without a healthcheck, and in a circle."""
     for item in items.values():
@@ -427,7 +430,7 @@ def _dependencies(
                     right,
                     values.shown(near) if near else "",
                 )
-            elif condition == "healthy" and name in known and not _has_healthcheck(known[name]):
+            elif condition == "healthy" and name in known and known[name].healthcheck is None:
                 reason = f"{name!r} has no healthcheck"
                 yield values.wrong(
                     path,
@@ -444,10 +447,6 @@ def _dependencies(
         yield values.wrong(
             f"{first.key}.depends_on", list(first.after), reason, "an order without a circle"
         )
-
-
-def _has_healthcheck(known: Manifest) -> bool:
-    return known.healthcheck is not None
 
 
 def _circle(after: Mapping[str, Iterable[str]]) -> list[str]:

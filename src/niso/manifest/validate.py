@@ -1,6 +1,6 @@
 """What is wrong with a manifest, all of it: `walk` finds wrong keys and types, `rules` wrong values.
 
-Both look at what tomllib returned. `walk` only runs after `niso.manifest.convert.convert` refused; `rules` skip what has the wrong type.
+Both look at what tomllib returned. `walk` only runs after `niso.base.convert.convert` refused; `rules` skip what has the wrong type.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ import os
 from collections.abc import Callable, Iterator
 from types import NoneType
 
+from niso.base import convert
 from niso.base.errors import InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.names import DEFAULT_NETWORK
-from niso.manifest import convert, parse_health, parse_resources, parse_volumes, values
+from niso.manifest import parse_health, parse_resources, parse_volumes, values
 from niso.manifest.parse_policy import parse_egress, parse_ingress
 from niso.manifest.parse_ports import contradictions, parse_port
 from niso.plan.records import Port
@@ -20,7 +21,7 @@ from niso.plan.records import Port
 if TYPE_CHECKING:
     from typing import Any
 
-    from niso.manifest.convert import Kind
+    from niso.base.convert import Kind
 
 TEXT_RULES: dict[str, Callable[[str, str], object]] = {
     "package.name": values.service_name,
@@ -230,16 +231,18 @@ def _texts(items: object, key: str) -> Iterator[tuple[str, str]]:
         )
 
 
-def rules(data: dict[str, object], folder: str) -> list[InvalidInput]:
-    """Every wrong value of ``data``; ``folder`` is the package's, in which rootfs must be a folder."""
+def rules(data: dict[str, object], folder: str, parsed: dict[str, Any]) -> list[InvalidInput]:
+    """Every wrong value of ``data``; ``folder`` is the package's, in which rootfs must be a folder.
+
+    What right texts mean is added to ``parsed``, by their keys: ``network.ports[0]``.
+    """
     errors: list[InvalidInput] = []
 
-    def parse[T](rule: Callable[[str, str], T], text: str, key: str) -> T | None:
+    def parse(rule: Callable[[str, str], object], text: str, key: str) -> None:
         try:
-            return rule(text, key)
+            parsed[key] = rule(text, key)
         except InvalidInput as error:
             errors.append(error)
-            return None
 
     for key, rule in TEXT_RULES.items():
         section, _, name = key.partition(".")
@@ -261,18 +264,19 @@ def rules(data: dict[str, object], folder: str) -> list[InvalidInput]:
         for path, text in _texts(ip, "network.ip"):
             parse(values.ipv4, text, path)
     ports = network.get("ports")
-    known = [
-        (path, text, parse(parse_port, text, path))
-        for path, text in _texts(ports if isinstance(ports, list) else None, "network.ports")
-    ]
-    errors += _contradictions([(path, text, port) for path, text, port in known if port])
-    errors += parse_resources.problems(_table(data, "isolation.resources"))
-    errors += parse_volumes.problems(_table(data, "volumes"))
+    known = list(_texts(ports if isinstance(ports, list) else None, "network.ports"))
+    for path, text in known:
+        parse(parse_port, text, path)
+    errors += _contradictions(
+        [(path, text, parsed[path]) for path, text in known if path in parsed]
+    )
+    errors += parse_resources.problems(_table(data, "isolation.resources"), parsed)
+    errors += parse_volumes.problems(_table(data, "volumes"), parsed)
     if isinstance(check := data.get("healthcheck"), dict):
         own = parse_health.own_names(
             _table(data, "package").get("name"), network.get("hostname"), network.get("aliases")
         )
-        errors += parse_health.problems(check, own)
+        errors += parse_health.problems(check, own, parsed)
     errors += _modes(network, _table(data, "package").get("name"))
     errors += _networks(network)
     errors += _repeated(network.get("networks"), "network.networks")

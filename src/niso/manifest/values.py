@@ -7,7 +7,8 @@ Nothing here reads a file or knows the tables of a manifest, so commands use the
 from __future__ import annotations
 
 from niso.base.errors import InvalidInput
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.plan.service_spec import User
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -33,14 +34,6 @@ NETWORK_RIGHT = "a name of a-z, 0-9 and - that starts with a letter and has at m
 
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE_UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3}
-
-
-class User(NamedTuple):
-    """Who a service runs as: a ``name`` of its rootfs, or a ``uid`` with a ``gid`` where one was given."""
-
-    name: str | None
-    uid: int | None
-    gid: int | None
 
 
 def escaped(text: str) -> str:

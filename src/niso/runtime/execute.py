@@ -6,6 +6,7 @@ the caller's. Bytes are relayed through pipes, or a new terminal if the caller h
 
 from __future__ import annotations
 
+import _thread
 import os
 import select
 import signal
@@ -44,6 +45,30 @@ def execute(service: str, command: list[str]) -> int:
     both are one.
     Raises `ProcessError` with exit_status 127 (not found), 126 (not executable) or 125 (other).
     """
+    return _execute(service, command, (0, 1, 2), FORWARDED)
+
+
+def capture(service: str, command: list[str], stdin: bytes = b"") -> tuple[int, bytes, bytes]:
+    """Run ``command`` in a service; (exit status, stdout, stderr). Raises as `execute` does.
+
+    No signal is passed on, so that any thread can call it.
+    """
+    files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
+    try:
+        _write_all(files[0], stdin)
+        os.lseek(files[0], 0, os.SEEK_SET)
+        status = _execute(service, command, (files[0], files[1], files[2]), ())
+        written = [os.pread(fd, os.fstat(fd).st_size, 0) for fd in files[1:]]
+    finally:
+        for fd in files:
+            os.close(fd)
+    return status, written[0], written[1]
+
+
+def _execute(
+    service: str, command: list[str], files: tuple[int, int, int], forwarded: tuple[int, ...]
+) -> int:
+    """As `execute`, with these for stdin, stdout and stderr, passing on these signals."""
     for fd in (0, 1, 2):
         # Keep one of ours from taking a closed number. Read-only: a write still fails with EBADF.
         try:
@@ -66,12 +91,13 @@ def execute(service: str, command: list[str]) -> int:
     config = read_json(f"{bundle}/config.json")
     if config is None:
         raise _failed(CANNOT, f"{service} is being stopped", None)
-    terminal = os.isatty(0) and os.isatty(1)
+    terminal = os.isatty(files[0]) and os.isatty(files[1])
     oci_process: dict[str, Any] = {**config["process"], "args": command, "terminal": terminal}
     _check_command(service, now.pid, command[0], oci_process)
-    session = _Session(service, f"{bundle}/exec-{os.getpid()}", oci_process)
+    stem = f"{bundle}/exec-{os.getpid()}-{_thread.get_ident()}"
+    session = _Session(service, stem, oci_process, files)
     try:
-        return session.run()
+        return session.run(forwarded)
     finally:
         session.close()
 
@@ -106,9 +132,13 @@ class _Session:
 
     ``stem`` is the path of its temporary files without their suffix.
     ``oci_process`` is the process object (OCI runtime-spec, config.md, Process).
+    ``files`` are the caller's stdin, stdout and stderr.
     """
 
-    def __init__(self, service: str, stem: str, oci_process: dict[str, Any]) -> None:
+    def __init__(
+        self, service: str, stem: str, oci_process: dict[str, Any], files: tuple[int, int, int]
+    ) -> None:
+        self._files = files
         self._service = service
         self._stem = stem
         self._process = oci_process
@@ -129,9 +159,9 @@ class _Session:
         """The command's outputs, and our descriptor for each."""
         self._started = False
 
-    def run(self) -> int:
-        """Run the command; return its exit status. Raises `ProcessError`."""
-        for number in FORWARDED:
+    def run(self, forwarded: tuple[int, ...]) -> int:
+        """Run the command, pass on these signals, return its exit status. Raises `ProcessError`."""
+        for number in forwarded:
             self._handlers[number] = signal.signal(number, self._note)
         if self._terminal:
             self._spawn_on_terminal()
@@ -277,7 +307,7 @@ class _Session:
             self._forward()
             if ready.get(self._sink, 0) & (select.POLLOUT | select.POLLERR):
                 self._feed()
-            if 0 in ready:
+            if self._files[0] in ready:
                 stdin_open = self._take()
             for fd in [fd for fd in self._sources if ready.get(fd, 0) & ~select.POLLOUT]:
                 self._pass_on(fd)
@@ -297,7 +327,7 @@ class _Session:
             events = select.POLLIN if self._sink in self._sources else 0
             poll.register(self._sink, select.POLLOUT | events)
         elif self._sink >= 0 and stdin_open:
-            poll.register(0, select.POLLIN)
+            poll.register(self._files[0], select.POLLIN)
         return poll
 
     def _drain(self) -> None:
@@ -311,7 +341,7 @@ class _Session:
     def _take(self) -> bool:
         """Read stdin once and feed it to the command; return whether there may be more."""
         try:
-            self._to_write = os.read(0, _BLOCK)
+            self._to_write = os.read(self._files[0], _BLOCK)
         except BlockingIOError:
             return True
         except OSError:
@@ -344,7 +374,7 @@ class _Session:
             return False
         except OSError:
             block = b""  # EIO: nobody has the terminal open any more (pty(7))
-        if block and _write_all(self._sources[fd], block):
+        if block and _write_all(self._files[self._sources[fd]], block):
             return True
         # At the end, or our own reader has gone: closing makes the command get SIGPIPE.
         del self._sources[fd]

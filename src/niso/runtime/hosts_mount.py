@@ -19,9 +19,10 @@ from niso.base import failpoint, paths
 from niso.base.errors import ProcessError
 from niso.base.report import Report, RestartingInstead
 from niso.base.signals import signals_held
+from niso.plan.process_spec import ProcessSpec
 from niso.runtime import process, status
 from niso.runtime.root import HOSTS
-from niso.runtime.spec import ProcessSpec, save
+from niso.runtime.spec import save
 
 # asm/unistd.h (the same number on every architecture), linux/mount.h, fcntl.h
 _OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 437, 442

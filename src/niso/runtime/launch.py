@@ -24,9 +24,10 @@ from niso.base import failpoint, paths
 from niso.base.errors import ProcessError
 from niso.base.locks import open_lock
 from niso.base.signals import ENDING, signals_held
+from niso.plan.process_spec import ProcessSpec
 from niso.runtime import cgroup, crun, oci, root, unit, volumes
 from niso.runtime.pids import wait_readable
-from niso.runtime.spec import ProcessSpec, write_json
+from niso.runtime.spec import write_json
 
 LOG_NAME = "service.log"
 LOG_SIZE_MAX = 64 << 20
@@ -139,7 +140,7 @@ def write_bundle(spec: ProcessSpec, bundle: str) -> None:
         spec = spec._replace(hostname=os.uname().nodename, resolv_conf=root.of_host("resolv.conf"))
     for name in ("layer", "lower", "scratch", "root", "exits", "persist"):
         os.mkdir(os.path.join(bundle, name), 0o700)
-    where = volumes.placed(spec.rootfs, volumes.of_spec(spec))
+    where = volumes.placed(spec.rootfs, spec.volumes)
     volumes.make_named(spec)
     hosts_at = root.write_layer(spec, f"{bundle}/layer")
     volumes.make_points(spec.rootfs, f"{bundle}/layer", where)

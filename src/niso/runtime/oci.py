@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.plan.process_spec import ProcessSpec
 from niso.runtime.root import TMPFS
-from niso.runtime.spec import APP, ProcessSpec, path_env
+from niso.runtime.spec import APP, path_env
 
 if TYPE_CHECKING:
     from typing import Any
@@ -102,7 +103,12 @@ def process(spec: ProcessSpec, args: list[str], nofile_max: int) -> dict[str, An
     sets = ("bounding", "effective", "inheritable", "permitted", "ambient")
     return {
         "terminal": False,
-        "user": {"uid": spec.uid, "gid": spec.gid, "umask": 0o022, "additionalGids": spec.groups},
+        "user": {
+            "uid": spec.uid,
+            "gid": spec.gid,
+            "umask": 0o022,
+            "additionalGids": list(spec.groups),
+        },
         "args": args,
         "env": [f"{name}={value}" for name, value in environment.items()],
         "cwd": spec.working_dir,
@@ -182,7 +188,7 @@ def limits(spec: ProcessSpec) -> dict[str, dict[str, int]]:
     return resources
 
 
-def select_seccomp(profile: dict[str, Any], capabilities: list[str]) -> dict[str, Any]:
+def select_seccomp(profile: dict[str, Any], capabilities: Sequence[str]) -> dict[str, Any]:
     """Return the profile for a service with these capabilities.
 
     A rule marked ``with`` or ``without`` applies only with or without that capability.

@@ -16,8 +16,9 @@ from niso.base import files
 from niso.base.errors import NisoError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import service_lock
+from niso.plan.process_spec import ProcessSpec
 from niso.runtime import launch, logs, oci, process, status, unit
-from niso.runtime.spec import ProcessSpec, load, read_state
+from niso.runtime.spec import load, read_state
 
 if TYPE_CHECKING:
     from typing import Any

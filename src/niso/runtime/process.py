@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from niso.base import failpoint, paths
 from niso.base.errors import NisoError, ProcessError
 from niso.base.lite_typing import TYPE_CHECKING
+from niso.plan.process_spec import ProcessSpec
 from niso.runtime import cgroup, crun, launch, logs, oci, status, unit
 from niso.runtime.pids import (
     children,
@@ -29,7 +30,7 @@ from niso.runtime.pids import (
     send_signal,
     wait_readable,
 )
-from niso.runtime.spec import ProcessSpec, load, read_json, save
+from niso.runtime.spec import load, read_json, save
 
 if TYPE_CHECKING:
     from typing import Any

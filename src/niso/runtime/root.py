@@ -17,8 +17,9 @@ import stat
 
 from niso.base import paths
 from niso.base.errors import InvalidInput
+from niso.plan.process_spec import ProcessSpec
 from niso.runtime import service_paths, users
-from niso.runtime.spec import APP, ProcessSpec
+from niso.runtime.spec import APP
 
 # mount(2), linux/mount.h
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REC, MS_BIND, MS_SLAVE = 0x1, 0x2, 0x4, 0x4000, 0x1000, 0x80000

@@ -1,13 +1,14 @@
-"""The process of a service as plain data: all that the runtime needs to start it."""
+"""Records of a service's present activation (spec.json, state.json)."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 
-from niso.base import files, paths
-from niso.base.errors import NisoError
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base import convert, files, paths
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.plan.process_spec import ProcessSpec
 
 if TYPE_CHECKING:
     from typing import Any
@@ -16,52 +17,7 @@ APP = "/app"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-class ProcessSpec(NamedTuple):
-    """One activation of a service. All paths of the host are absolute."""
-
-    service: str
-    state_id: str
-    generation: int
-    package: str
-    """The copy of the package, mounted read-only at /app."""
-    rootfs: str | None
-    """The service's root file system, never written to; None for one made of the host's /usr."""
-    argv: list[str]
-    """The entrypoint as a path inside the service, then its arguments."""
-    working_dir: str
-    environment: dict[str, str]
-    uid: int
-    gid: int
-    groups: list[int]
-    user_name: str
-    home: str
-    capabilities: list[str]
-    """Names without ``CAP_``."""
-    read_only: bool
-    hostname: str
-    hosts_folder: str
-    """The folder that contains the file ``hosts``; empty for the host's own."""
-    resolv_conf: str
-    """The text of /etc/resolv.conf."""
-    netns: str
-    """The path of its network namespace; empty for the host's.
-
-    In the host's, hostname and resolv_conf are the host's too, read at each start.
-    """
-    restart: str
-    """no, on-failure or always."""
-    restart_delay_s: float
-    stop_timeout_s: float
-    memory_max: int | None = None
-    """Bytes; None here and in the next two means no limit."""
-    cpu_max: int | None = None
-    """Per cent of one CPU."""
-    pids_limit: int | None = None
-    volumes: list[dict[str, Any]] = []  # noqa: RUF012 - never changed
-    """As `niso.runtime.volumes.Volume`."""
-
-
-def path_env(environment: dict[str, str]) -> str:
+def path_env(environment: Mapping[str, str]) -> str:
     """Return the PATH of a service."""
     return environment.get("PATH", DEFAULT_PATH)
 
@@ -71,40 +27,17 @@ def namespace(spec: ProcessSpec) -> str | None:
     return os.path.basename(spec.netns) if spec.netns else None
 
 
-def parse(text: str) -> ProcessSpec:
-    """Parse the JSON of a spec in the store, of any version of niso. Raises NisoError."""
-    try:
-        return ProcessSpec(**json.loads(text))
-    except (ValueError, TypeError, RecursionError):
-        words = "the stored process spec cannot be understood"
-        raise NisoError(words, "activate the service again from its manifest.toml") from None
-
-
-def understood(text: str) -> ProcessSpec | None:
-    """Parse as `parse` does, but return None if the text is damaged."""
-    try:
-        return parse(text)
-    except NisoError:
-        return None
-
-
-def damaged(service: str, manifest_path: str) -> NisoError:
-    """Return the error for a damaged row of the store that a command cannot do without."""
-    words = f"service {service!r}: what the store has of it cannot be understood"
-    return NisoError(words, f"niso activate {manifest_path}, or niso remove {service}")
-
-
 def save(spec: ProcessSpec) -> None:
     """Write spec.json into the service's folder, atomically. Raises OSError."""
-    write_json(os.path.join(paths.service_dir(spec.service), "spec.json"), spec._asdict())
+    write_json(os.path.join(paths.service_dir(spec.service), "spec.json"), convert.plain(spec))
 
 
 def load(service: str) -> ProcessSpec | None:
     """Read the spec of a service's present activation; None if there is none, or it is damaged."""
     fields = read_json(os.path.join(paths.service_dir(service), "spec.json"))
     try:
-        return None if fields is None else ProcessSpec(**fields)
-    except TypeError:  # other keys
+        return None if fields is None else convert.convert(fields, ProcessSpec)
+    except convert.Mismatch:  # damaged
         return None
 
 

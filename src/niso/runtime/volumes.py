@@ -9,35 +9,21 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 
 from niso.base import failpoint, paths
 from niso.base.errors import Conflict, InvalidInput, NisoError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.report import RemovingVolumes, Report
-from niso.manifest.parse_volumes import taken
+from niso.plan.mount_points import taken
+from niso.plan.process_spec import ProcessSpec, Volume
 from niso.runtime import cgroup
 from niso.runtime.root import TMPFS, TOP_LINKS, etc_folders, mount_file, mount_point, place
-from niso.runtime.spec import ProcessSpec
 
 if TYPE_CHECKING:
     from typing import Any
 
 _BIND = ("rbind", "rprivate", "rnosuid", "rnodev")
-
-
-class Volume(NamedTuple):
-    """A volume; the spec keeps it as a dict."""
-
-    name: str
-    mount: str
-    """The mount point in the manifest."""
-    source: str | None
-    """A path of the host; None for a tmpfs."""
-    named: bool
-    """Whether niso creates it and keeps it when the service is removed."""
-    read_only: bool
-    size: int | None
-    """Bytes of a tmpfs; None means the kernel's default, half of the memory (tmpfs(5))."""
 
 
 class Placed(NamedTuple):
@@ -48,12 +34,7 @@ class Placed(NamedTuple):
     """Whether it is a folder or a file."""
 
 
-def of_spec(spec: ProcessSpec) -> list[Volume]:
-    """Return the volumes of a service."""
-    return [Volume(**fields) for fields in spec.volumes]
-
-
-def placed(rootfs: str | None, volumes: list[Volume]) -> list[Placed]:
+def placed(rootfs: str | None, volumes: Iterable[Volume]) -> list[Placed]:
     """Resolve the mount points of volumes in a service with this rootfs.
 
     Raises InvalidInput with the key of the manifest, also if two of them overlap.
@@ -131,7 +112,7 @@ def make_named(spec: ProcessSpec) -> None:
 
     Raises OSError.
     """
-    for volume in of_spec(spec):
+    for volume in spec.volumes:
         if not volume.named or volume.source is None or os.path.isdir(volume.source):
             continue
         failpoint.hit(f"make volume {volume.source}")
@@ -251,7 +232,7 @@ def _mounted_below(folder: str) -> list[str]:
     return [point for point in points if _is_within(point, folder)]
 
 
-def check(rootfs: str | None, volumes: list[Volume]) -> list[InvalidInput]:
+def check(rootfs: str | None, volumes: Iterable[Volume]) -> list[InvalidInput]:
     """Return all errors in the volumes of a service, before anything is started."""
     errors: list[InvalidInput] = []
     good: list[Volume] = []

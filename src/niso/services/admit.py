@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 
 from niso.base.errors import Conflict, ErrorGroup, InvalidInput, NisoError
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import host_facts
-from niso.manifest import load as model
-from niso.manifest.load import Manifest
-from niso.plan.records import Entry, Peer, Policy, Port
+from niso.plan.process_spec import ProcessSpec
+from niso.plan.records import Peer, Policy, Port
+from niso.plan.service_spec import ServiceSpec
 from niso.reconcile import forwarding
 from niso.runtime import hosts_mount, status, volumes
-from niso.runtime.spec import ProcessSpec, understood
 from niso.services import ports as portmap
 from niso.services import sharing, targets
 from niso.services.targets import Target
-from niso.store import leases
+from niso.store import leases, specs
 from niso.store.policy_rows import Name
 from niso.store.store import Scope, ServiceRow, Store
 
@@ -43,11 +41,11 @@ def scope_of(store: Store, targets: list[Target]) -> Scope:
     on: set[str] = set()
     touched: set[str] = set()
     for target in targets:
-        on.update(model.networks(target.manifest))
+        on.update(target.spec.networks)
         row = store.service(target.name)
         if row is not None:
             on.update(row.networks)
-        provider = store.name_holder(target.manifest.network.share or "")
+        provider = store.name_holder(target.spec.share or "")
         touched.update((target.name, provider) if provider else (target.name,))
     on |= store.published_on(touched)
     concerned = {name for target in targets for name in _other_meanings(store, target)}
@@ -61,12 +59,12 @@ def _other_meanings(store: Store, target: Target) -> set[Name]:
     for it beside others.
     """
     row = store.service(target.name)
-    on = model.networks(target.manifest)
+    on = target.spec.networks
     found: set[Name] = {("network", network) for network in on if store.network(network) is None}
-    statics = model.static_ips(target.manifest)
+    statics = target.spec.addresses
     leased = store.addresses(target.name)
-    names_ = model.names(target.manifest)
-    shared = store.name_holder(target.manifest.network.share or "")
+    names_ = target.spec.names
+    shared = store.name_holder(target.spec.share or "")
     kept = row is not None and row.networks == on and set(store.names(target.name)) == set(names_)
     kept = kept and shared is None and row is not None and row.provider is None
     if not kept or any((network, address) not in leased for network, address in statics.items()):
@@ -84,11 +82,11 @@ def release(store: Store, target: Target) -> None:
     followed, what leads to it would lead to somebody else.
     """
     store.begin_intent(target.name, "activate", time.time())
-    wanted = model.ports(target.manifest)
+    wanted = {published.port for published in target.spec.ports}
     for port in store.manifest_ports(target.name):
         if port not in wanted:
             store.take_port(target.name, port)
-    names = model.names(target.manifest)
+    names = target.spec.names
     store.set_names(target.name, tuple(name for name in store.names(target.name) if name in names))
 
 
@@ -124,30 +122,26 @@ def _record(
     errors: list[NisoError],
 ) -> Change:
     """As `record`; what lets the rest be looked at nevertheless is put into ``errors``."""
-    manifest, name = target.manifest, target.name
+    wanted, name = target.spec, target.name
     before = store.service(name)
-    held = _held_names(store, name, manifest, beside)
+    held = _held_names(store, name, wanted, beside)
     errors += held.values()
     provider = sharing.provider_of(store, target, together)
-    on = model.networks(manifest)
+    on = wanted.networks
     for network in on:
-        _ensure_network(store, network, model.static_ips(manifest).get(network))
+        _ensure_network(store, network, wanted.addresses.get(network))
     was_active = before is not None and before.active
     generation = 1 if before is None else before.generation if was_active else before.generation + 1
     uid = before.uid if before else _free_uid(store, name)
     spec = _spec(store, target, copy, generation, uid, provider)
-    said = understood(before.spec) if before is not None and was_active else None
-    if (
-        before is not None
-        and said is not None
-        and "host" not in (before.mode, manifest.network.mode)
-    ):
+    said = before.process if before is not None and was_active else None
+    if before is not None and said is not None and "host" not in (before.mode, wanted.mode):
         same = spec._replace(resolv_conf=said.resolv_conf)
         spec = same if same == said else spec  # other name servers alone restart nothing
     row = ServiceRow(
         name=name,
         manifest_path=target.manifest_path,
-        manifest=model.encode(manifest),
+        manifest=specs.encode_service(wanted),
         rootfs=target.rootfs,
         package=copy,
         fingerprint=os.path.basename(copy),
@@ -155,39 +149,39 @@ def _record(
         active=True,
         generation=generation,
         networks=on,
-        spec=json.dumps(spec._asdict()),
+        spec=specs.encode_process(spec),
         created_at=before.created_at if before else time.time(),
         activated_at=before.activated_at if before and was_active else time.time(),
-        mode=manifest.network.mode,
+        mode=wanted.mode,
         provider=provider,
         enabled=before.enabled if before else False,
     )
     ports_before = [port for _, port in store.ports(name)] if was_active else []
     store.put_service(row)
-    store.set_names(name, tuple(each for each in model.names(manifest) if each not in held))
+    store.set_names(name, tuple(each for each in wanted.names if each not in held))
     store.set_endpoints(name, on)
     if on:
         forwarding.record(store, on)
-    policy = model.policy(manifest)
+    policy = wanted.policy
     says_nothing = policy._replace(log=False) == Policy()
     store.set_policy(name, None if says_nothing else policy)
-    _check_peers(store, name, manifest, policy)
+    _check_peers(store, wanted)
     for network in on:
         try:
-            leases.lease(store, name, network, model.static_ips(manifest).get(network), beside)
+            leases.lease(store, name, network, wanted.addresses.get(network), beside)
         except (Conflict, InvalidInput) as error:
             errors.append(error)
-    wanted = model.ports(manifest)
+    keys = [published.key for published in wanted.ports]
     if not store.port_families(name):
-        _refuse_ports(store, name, list(wanted.values()))
+        _refuse_ports(store, name, keys)
     ports, chosen = portmap.admit(
         store,
         name,
-        list(wanted),
+        [published.port for published in wanted.ports],
         ports_before,
-        list(wanted.values()),
+        keys,
         together,
-        (lambda: published(before)) if before is not None else None,
+        published_by(before) if before is not None else (),
     )
     store.set_ports(name, ports, chosen)
     for sharer in store.sharers(name):
@@ -197,23 +191,21 @@ def _record(
     return Change(target, before, row, restarts=not rehosts and old != spec, rehosts=rehosts)
 
 
-def published(row: ServiceRow) -> dict[Port, str]:
-    """The ports of the manifest of a service's last activation, with their keys; none where it cannot be understood any more."""
-    try:
-        return model.ports(model.decode(row.manifest))
-    except NisoError:
-        return {}
+def published_by(row: ServiceRow) -> tuple[Port, ...]:
+    """The ports of the manifest of a service's last activation; none where its row is damaged."""
+    spec = row.service
+    return tuple(published.port for published in spec.ports) if spec is not None else ()
 
 
 def _held_names(
-    store: Store, service: str, manifest: Manifest, beside: frozenset[str]
+    store: Store, service: str, spec: ServiceSpec, beside: frozenset[str]
 ) -> dict[str, Conflict]:
     """The names of a manifest that another service has, with what is to be said of it."""
     found: dict[str, Conflict] = {}
-    for name in model.names(manifest):
+    for name in spec.names:
         holder = store.name_holder(name, beside)
         if holder is not None and holder != service:
-            key = "network.hostname" if name == manifest.network.hostname else "network.aliases"
+            key = "network.hostname" if name == spec.hostname else "network.aliases"
             if name == service:
                 key = "package.name"
             hint = f"choose another name, or niso remove {holder}"
@@ -225,15 +217,15 @@ def _held_names(
     return found
 
 
-def _check_peers(store: Store, service: str, manifest: Manifest, policy: Policy) -> None:
+def _check_peers(store: Store, spec: ServiceSpec) -> None:
     """Raise Conflict where a policy names a service of mode host: what that one sends has the host's own addresses."""
-    if manifest.network.mode == "host":
-        for name in model.names(manifest):
+    if spec.mode == "host":
+        for name in spec.names:
             for other in store.naming("service", name):
                 named = store.policy(other)
                 said = (
                     each
-                    for each in entries(named or Policy())
+                    for each in (named or Policy()).entries()
                     if each.peer == Peer("service", name)
                 )
                 entry, row = next(said, None), store.service(other)
@@ -243,23 +235,13 @@ def _check_peers(store: Store, service: str, manifest: Manifest, policy: Policy)
                         f"take it out of {row.manifest_path} and activate that first: the host's own addresses belong to no service",
                         "network.mode",
                     )
-    for entry in entries(policy):
+    for entry in spec.policy.entries():
         if entry.peer.kind == "service" and store.mode_of_name(entry.peer.name) == "host":
             raise Conflict(
                 f"{entry.text!r} names a service of mode host, which has no addresses but the host's",
                 "leave it out: the host may always connect in; in egress the host's addresses can be named",
                 entry.key,
             )
-
-
-def entries(policy: Policy) -> list[Entry]:
-    """All entries of a policy."""
-    return [
-        *(policy.allow_from or ()),
-        *policy.deny_from,
-        *(policy.egress_allow or ()),
-        *policy.egress_deny,
-    ]
 
 
 def _refuse_ports(store: Store, service: str, keys: list[str]) -> None:
@@ -294,8 +276,8 @@ def _free_uid(store: Store, service: str) -> int:
 def _spec(
     store: Store, target: Target, copy: str, generation: int, uid: int, provider: str | None
 ) -> ProcessSpec:
-    manifest = target.manifest
-    at_home = sharing.home(store, target.name, manifest, provider)
+    wanted = target.spec
+    at_home = sharing.home(store, target.name, wanted, provider)
     uid, gid, groups, user_name, home = targets.user(target, uid)
     resolver, _ = host_facts.resolv_conf()
     return ProcessSpec(
@@ -304,28 +286,28 @@ def _spec(
         generation=generation,
         package=copy,
         rootfs=target.rootfs,
-        argv=[
+        argv=(
             targets.entrypoint(target, copy if os.path.isdir(copy) else target.folder),
-            *manifest.binary.args,
-        ],
-        working_dir=manifest.binary.working_dir,
-        environment=dict(manifest.environment),
+            *wanted.args,
+        ),
+        working_dir=wanted.working_dir,
+        environment=wanted.environment,
         uid=uid,
         gid=gid,
-        groups=list(groups),
+        groups=groups,
         user_name=user_name,
         home=home,
-        capabilities=list(manifest.isolation.capabilities),
-        read_only=manifest.isolation.read_only,
+        capabilities=wanted.capabilities,
+        read_only=wanted.read_only,
         hostname=at_home.hostname,
         hosts_folder=at_home.hosts_folder,
         resolv_conf=resolver if at_home.netns else "",
         netns=at_home.netns,
-        restart=manifest.service.restart,
-        restart_delay_s=model.restart_delay(manifest),
-        stop_timeout_s=model.stop_timeout(manifest),
-        memory_max=model.memory_max(manifest),
-        cpu_max=model.cpu_max(manifest),
-        pids_limit=manifest.isolation.resources.pids_limit,
-        volumes=[volume._asdict() for volume in targets.volumes(manifest)],
+        restart=wanted.restart,
+        restart_delay_s=wanted.restart_delay_s,
+        stop_timeout_s=wanted.stop_timeout_s,
+        memory_max=wanted.memory_max,
+        cpu_max=wanted.cpu_max,
+        pids_limit=wanted.pids_limit,
+        volumes=targets.volumes(wanted),
     )

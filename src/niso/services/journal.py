@@ -16,16 +16,10 @@ from itertools import groupby
 from niso.base.errors import Conflict, ErrorGroup, NisoError
 from niso.base.locks import Lock, remove_locks, service_lock
 from niso.base.report import EndingRestart, NotStarted, Report, Unfinished, silent
-from niso.runtime import process, spec
-from niso.runtime.spec import ProcessSpec
+from niso.runtime import process
 from niso.services import forwards, stop
 from niso.services.undo import in_order, start_again, undo
-from niso.store.store import Intent, ServiceRow, Store
-
-
-def stored_spec(row: ServiceRow) -> ProcessSpec:
-    """The process spec of a service's last activation."""
-    return spec.parse(row.spec)
+from niso.store.store import Intent, Store
 
 
 def end_restart(store: Store, services: list[str], report: Report) -> None:

@@ -5,7 +5,7 @@ The caller of `admit` is in a transaction of the store.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from niso.base.errors import Conflict, ErrorGroup, NisoError
 from niso.base.family import family_of
@@ -24,12 +24,12 @@ def admit(
     before: Iterable[Port],
     keys: Sequence[str] = (),
     together: frozenset[str] = frozenset(),
-    published: Callable[[], Container[Port]] | None = None,
+    published: Container[Port] = (),
 ) -> tuple[list[Port], list[Port]]:
     """The ports of a manifest with their host ports, and those of them whose host port is chosen here.
 
     ``before`` are those that the service has now: they are not looked at again. ``keys`` are what messages call ``wanted``. What
-    services of ``together`` have given up is free: if this is undone, so are they. ``published`` gives those of the manifest of
+    services of ``together`` have given up is free: if this is undone, so are they. ``published`` are those of the manifest of
     its last activation: one of them that is `taken` is left out.
     Raises Conflict, which names the key, and who has the port; an ErrorGroup where several cannot be.
     """
@@ -42,11 +42,7 @@ def admit(
     chosen: list[Port] = []
     errors: list[NisoError] = []
     new = [port for port in wanted if port not in have]
-    gone = (
-        {port for port, _, _ in taken(store, service, new, published)}
-        if published is not None
-        else set()
-    )
+    gone = {port for port, _, _ in taken(store, service, new, published)}
     for key, port in zip(keys, wanted, strict=True):
         try:
             check_family(service, port, families, key)
@@ -85,22 +81,25 @@ def admit(
 
 
 def taken(
-    store: Store, service: str, wanted: Iterable[Port], published: Callable[[], Container[Port]]
+    store: Store, service: str, wanted: Iterable[Port], published: Container[Port]
 ) -> list[tuple[Port, str, Port]]:
     """Of the ports ``wanted`` those that `niso port-forward` took from a service since its last activation, for whom (it may be itself, with
     another port inside), and for which port.
 
     Then its last manifest (``published``) has it and its record does not. It stays taken as long as that forward is there.
     """
-    gone = [port for port in wanted if port.host_port and not store.has_port(service, port)]
+    gone = [
+        port
+        for port in wanted
+        if port.host_port and port in published and not store.has_port(service, port)
+    ]
     forwards = store.all_forwards() if gone else []
-    found = [
+    return [
         (port, holder, held)
         for port in gone
         for holder, held in forwards
         if (same_place(held, port) if holder == service else held.clashes(port))
     ]
-    return [each for each in found if each[0] in published()] if found else []
 
 
 def same_place(one: Port, other: Port) -> bool:

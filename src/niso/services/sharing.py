@@ -11,9 +11,7 @@ from collections.abc import Iterable
 from niso.base import names, paths
 from niso.base.errors import Conflict, InvalidInput, NotFound
 from niso.base.lite_typing import NamedTuple
-from niso.manifest import load as model
-from niso.manifest.load import Manifest
-from niso.runtime.spec import understood
+from niso.plan.service_spec import ServiceSpec
 from niso.services import targets
 from niso.services.stop import they_share
 from niso.services.targets import Target
@@ -32,20 +30,19 @@ class Home(NamedTuple):
     hostname: str
 
 
-def home(store: Store, service: str, manifest: Manifest, provider: str | None) -> Home:
-    """Of a service with this manifest; ``provider`` is known if it shares."""
+def home(store: Store, service: str, spec: ServiceSpec, provider: str | None) -> Home:
+    """Of a service; ``provider`` is known if it shares."""
     if provider is not None:
         row = store.service(provider)
         assert row is not None
-        return home(store, provider, model.decode(row.manifest), None)
-    if manifest.network.mode == "host":
+        return home(store, provider, row.require_service(), None)
+    if spec.mode == "host":
         return Home("", "", "")
-    on = model.networks(manifest)
-    folder = names.hosts_folder(on) if on else names.own_hosts_folder(service)
+    folder = names.hosts_folder(spec.networks) if spec.networks else names.own_hosts_folder(service)
     return Home(
         paths.netns_path(service),
         os.path.join(paths.hosts_root(), folder),
-        model.hostname(manifest),
+        spec.hostname,
     )
 
 
@@ -55,8 +52,8 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
     ``together`` are the services of the command, those without the mode share recorded already. Raises Conflict where it cannot
     be had, InvalidInput where it is the service itself.
     """
-    share = target.manifest.network.share
-    if target.manifest.network.mode != "share" or share is None:
+    share = target.spec.share
+    if target.spec.mode != "share" or share is None:
         return None
     try:
         provider = store.resolve(share)
@@ -102,8 +99,8 @@ def with_followers(
     found = {target.name: target for target in wanted}
     ends = set(ending)
     for target in list(found.values()):
-        if target.manifest.network.mode in PROVIDERS:
-            there = home(store, target.name, target.manifest, None)
+        if target.spec.mode in PROVIDERS:
+            there = home(store, target.name, target.spec, None)
             for sharer in store.sharers(target.name):
                 row = store.service(sharer)
                 if (
@@ -113,7 +110,7 @@ def with_followers(
                     and not _sees(row, there)
                 ):
                     found[sharer] = targets.known(store, sharer)
-    return sorted(found.values(), key=lambda target: target.manifest.network.mode == "share")
+    return sorted(found.values(), key=lambda target: target.spec.mode == "share")
 
 
 def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[ServiceRow] = ()) -> None:
@@ -138,7 +135,7 @@ def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[Service
             )
         for sharer in sharers:
             other = store.service(sharer)
-            there = home(store, row.name, model.decode(row.manifest), None)
+            there = home(store, row.name, row.require_service(), None)
             if (
                 other is not None
                 and sharer not in together
@@ -152,5 +149,5 @@ def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[Service
 
 
 def _sees(row: ServiceRow, there: Home) -> bool:
-    spec = understood(row.spec)
+    spec = row.process
     return spec is not None and Home(spec.netns, spec.hosts_folder, spec.hostname) == there

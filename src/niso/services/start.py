@@ -6,7 +6,6 @@ fails at once, in its own words.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,11 +14,10 @@ from datetime import datetime
 from niso.base.errors import Conflict, NisoError, ProcessError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.report import Event, Healthy, Report, ShowingHosts, Starting, Stopping, silent
-from niso.manifest import parse_health as model
+from niso.plan.process_spec import ProcessSpec
 from niso.plan.records import Healthcheck
 from niso.runtime import health, hosts_mount, idle, launch, logs, process, status
-from niso.runtime.spec import ProcessSpec, namespace, read_state, understood
-from niso.runtime.spec import parse as parse_spec
+from niso.runtime.spec import namespace, read_state
 from niso.store.store import ServiceRow
 
 if TYPE_CHECKING:
@@ -73,7 +71,7 @@ def run(
     for change in changes:
         if change.rehosts:
             report(event_of(change))
-            hosts_mount.swap_or_restart(parse_spec(change.row.spec), report)
+            hosts_mount.swap_or_restart(change.row.require_process(), report)
     begin = {change.name for change in changes if change.restarts}
     after = {name: each for name, each in (after or {}).items() if name in begin}
     needed = {
@@ -91,7 +89,7 @@ def run(
         )
         # of one whose record is damaged the new one says how long it may take to end
         stops = (
-            (understood(was.spec) or parse_spec(change.row.spec))
+            (was.process or change.row.require_process())
             if was is not None and change.restarts
             else None
         )
@@ -110,33 +108,26 @@ def expect(changes: list[Change]) -> None:
 
 def restart(rows: list[ServiceRow], report: Report = silent) -> None:
     """End and start the processes of active services, and wait for all as `run` does. Raises ProcessError."""
-    starts = [_Start(row, parse_spec(row.spec), True, check_of(row), TIMEOUT_S) for row in rows]
+    starts = [_Start(row, row.require_process(), True, check_of(row), TIMEOUT_S) for row in rows]
     _Starting(starts, {}, report).all()
 
 
 def check_of(row: ServiceRow) -> Healthcheck | None:
     """The healthcheck of a service's manifest."""
-    try:
-        return model.of_stored(json.loads(row.manifest))
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ):  # damaged, as `niso net check` says
-        return None
+    spec = row.service  # None if it is damaged, as `niso net check` says
+    return spec.healthcheck if spec is not None else None
 
 
 def event_of(change: Change) -> Event:
     """Return what `run` reports when it starts a service, or shows it another hosts file."""
     if change.rehosts:
-        folder = os.path.basename(parse_spec(change.row.spec).hosts_folder)
+        folder = os.path.basename(change.row.require_process().hosts_folder)
         return ShowingHosts(change.name, folder)
     return _starting(change.row)
 
 
 def _starting(row: ServiceRow) -> Starting:
-    return Starting(row.name, tuple(parse_spec(row.spec).argv))
+    return Starting(row.name, row.require_process().argv)
 
 
 def _check_order(starts: list[_Start], after: After) -> None:
@@ -246,7 +237,7 @@ class _Wait:
         if check is None or self.well:
             return
         if self.probe is None and time.monotonic() >= self.ask_at:
-            self.probe = health.Probe(check, namespace(parse_spec(self.start.row.spec)))
+            self.probe = health.Probe(check, namespace(self.start.row.require_process()))
             self.probe.give_up_if_late()
         if self.probe is None or self.probe.answer is None:
             return
@@ -342,7 +333,7 @@ class _Starting:
     def _start(self, start: _Start) -> None:
         if start.starts:
             self._report(_starting(start.row))
-            self._begun.append((start, process.Start(parse_spec(start.row.spec))))
+            self._begun.append((start, process.Start(start.row.require_process())))
         else:
             self._waits.append(_Wait(start))
 

@@ -19,7 +19,7 @@ from niso.kernel.real import Real
 from niso.reconcile import forwarding, nat_flows, policy_flows
 from niso.reconcile.converge import converge, desired_now, plan
 from niso.reconcile.nat_flows import flush_gone_addresses
-from niso.runtime import package, process, spec, volumes
+from niso.runtime import package, process, volumes
 from niso.store.store import Scope, ServiceRow, Store
 
 Needs = Mapping[str, Iterable[str]]
@@ -131,7 +131,7 @@ def forget(store: Store, services: list[str], report: Report, with_volumes: bool
 def stop(rows: Iterable[ServiceRow], report: Report, needs: Needs) -> dict[str, NisoError]:
     """End the processes of services, each when those that depend on it have ended, else all at once; gives what went wrong."""
     rows = list(rows)
-    specs = {row.name: spec.understood(row.spec) for row in rows}
+    specs = {row.name: row.process for row in rows}
     left = {name: said.stop_timeout_s if said else _STOP_TIMEOUT_S for name, said in specs.items()}
     providers = {row.name: [row.provider] if row.provider else [] for row in rows}
     dependents: dict[str, set[str]] = {name: set() for name in left}

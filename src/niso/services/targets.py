@@ -9,13 +9,12 @@ from niso.base import paths
 from niso.base.errors import Conflict, ErrorGroup, InvalidInput, NisoError, NotFound
 from niso.base.lite_typing import NamedTuple
 from niso.manifest import load as model
-from niso.manifest import parse_volumes as model_volumes
-from niso.manifest.load import Manifest
+from niso.plan.process_spec import Volume
+from niso.plan.service_spec import ServiceSpec
 from niso.runtime import package, root, users
 from niso.runtime import volumes as volume_rules
 from niso.runtime.entrypoint import check_working_dir, resolve_entrypoint
 from niso.runtime.spec import path_env
-from niso.runtime.volumes import Volume
 from niso.store.store import Store, bare_name
 
 FIRST_UID = 1_900_000_000
@@ -23,18 +22,20 @@ FIRST_UID = 1_900_000_000
 
 
 class Target(NamedTuple):
-    """A service that is to be active: its checked manifest and where its files are."""
+    """A service that is to be active: what its manifest asks for and where its files are."""
 
     name: str
-    manifest: Manifest
+    spec: ServiceSpec
     manifest_path: str
     folder: str  # the package to copy, or the copy itself when only the store knows the service
     rootfs: str | None
     fingerprint: str | None  # None: ``folder`` is the copy already
 
 
-def find_targets(store: Store, arguments: Iterable[str]) -> list[Target]:
+def find_targets(store: Store, arguments: Iterable[str | model.Loaded]) -> list[Target]:
     """What the arguments of ``niso activate`` mean: a manifest or its folder, a known service, else a folder here.
+
+    A manifest that has been read already stands for itself.
 
     All errors of all arguments come at once. Nothing has changed when it raises.
     """
@@ -79,7 +80,7 @@ def known(store: Store, service: str) -> Target:
     if not os.path.isdir(row.package):
         raise gone
     target = Target(
-        service, model.decode(row.manifest), row.manifest_path, row.package, row.rootfs, None
+        service, row.require_service(), row.manifest_path, row.package, row.rootfs, None
     )
     try:
         _check_files(target)
@@ -90,7 +91,9 @@ def known(store: Store, service: str) -> Target:
     return target
 
 
-def _find_target(store: Store, argument: str) -> Target:
+def _find_target(store: Store, argument: str | model.Loaded) -> Target:
+    if not isinstance(argument, str):
+        return of_manifest(argument)
     if "/" not in argument and not argument.endswith(".toml"):
         holder = store.name_holder(bare_name(argument))
         if holder is not None:
@@ -102,18 +105,16 @@ def _find_target(store: Store, argument: str) -> Target:
 
 def of_manifest(loaded: model.Loaded) -> Target:
     """The service of a checked manifest, whose files are looked at. Raises InvalidInput, ErrorGroup, NisoError."""
-    rootfs = loaded.manifest.package.rootfs
-    root = os.path.realpath(os.path.join(loaded.folder, rootfs)) if rootfs else None
-    target = Target(
-        loaded.manifest.package.name, loaded.manifest, loaded.path, loaded.folder, root, ""
-    )
+    spec = loaded.spec
+    root = os.path.realpath(os.path.join(loaded.folder, spec.rootfs)) if spec.rootfs else None
+    target = Target(spec.name, spec, loaded.path, loaded.folder, root, "")
     _check_files(target)
     return target._replace(fingerprint=package.fingerprint(loaded.folder, root, loaded.path))
 
 
 def _check_files(target: Target) -> None:
     """Entrypoint, user and working folder, found before anything is started; all errors at once."""
-    manifest = target.manifest
+    spec = target.spec
     errors: list[NisoError] = []
     checks = (
         lambda: None if target.rootfs is None else root.check_points(target.rootfs),
@@ -122,11 +123,11 @@ def _check_files(target: Target) -> None:
         lambda: check_working_dir(
             target.folder,
             target.rootfs,
-            manifest.binary.working_dir,
-            [each.mount for each in manifest.volumes.values()],
+            spec.working_dir,
+            [each.mount for each in spec.volumes],
         ),
     )
-    for error in volume_rules.check(target.rootfs, volumes(manifest)):
+    for error in volume_rules.check(target.rootfs, volumes(spec)):
         errors.append(_in_manifest(target, error))
     for check in checks:
         try:
@@ -144,25 +145,20 @@ def _in_manifest(target: Target, error: NisoError) -> InvalidInput:
 
 
 def entrypoint(target: Target, folder: str) -> str:
-    manifest = target.manifest
-    return resolve_entrypoint(
-        folder, target.rootfs, manifest.binary.entrypoint, path_env(dict(manifest.environment))
-    )
+    spec = target.spec
+    return resolve_entrypoint(folder, target.rootfs, spec.entrypoint, path_env(spec.environment))
 
 
-def volumes(manifest: Manifest) -> list[Volume]:
-    """The volumes of a manifest, in order."""
-    kept = paths.volume_dir(manifest.package.name)
+def volumes(spec: ServiceSpec) -> tuple[Volume, ...]:
+    """The volumes of a service's process, in order."""
+    kept = paths.volume_dir(spec.name)
     found = []
-    for name, volume in manifest.volumes.items():
-        named = volume.host is None and not volume.tmpfs
-        source = os.path.join(kept, name) if named else volume.host
-        size = (
-            None if volume.size is None else model_volumes.size(volume.size, f"volumes.{name}.size")
-        )
-        found.append(Volume(name, volume.mount, source, named, volume.mode == "ro", size))
-    return found
+    for name, mount, host, tmpfs, read_only, size in spec.volumes:
+        named = host is None and not tmpfs
+        source = os.path.join(kept, name) if named else host
+        found.append(Volume(name, mount, source, named, read_only, size))
+    return tuple(found)
 
 
-def user(target: Target, own_uid: int) -> tuple[int, int, list[int], str, str]:
-    return users.resolve_user(target.rootfs, target.manifest.service.user, own_uid, target.name)
+def user(target: Target, own_uid: int) -> tuple[int, int, tuple[int, ...], str, str]:
+    return users.resolve_user(target.rootfs, target.spec.user, own_uid, target.name)

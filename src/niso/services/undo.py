@@ -5,7 +5,6 @@ The caller holds the services' locks.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterable
 
@@ -15,6 +14,7 @@ from niso.base.locks import Lock
 from niso.base.report import Report, Undoing
 from niso.kernel import netns
 from niso.kernel.real import Real
+from niso.plan.process_spec import ProcessSpec
 from niso.plan.records import Port
 from niso.reconcile import forwarding, nat_flows, policy_flows
 from niso.reconcile.converge import converge, desired_now
@@ -56,7 +56,7 @@ def in_order(store: Store, intents: Iterable[Intent]) -> list[Intent]:
     left = {intent.service: intent for intent in intents}
     firsts: dict[str, set[str]] = {name: set() for name in left}
     for name, intent in left.items():
-        row, was = store.service(name), before(intent)
+        row, was = store.service(name), intent.before
         if intent.action == "activate" and was is not None and was.active and was.provider in left:
             firsts[name].add(was.provider)
         now = row.provider if row is not None and row.active else None
@@ -67,12 +67,6 @@ def in_order(store: Store, intents: Iterable[Intent]) -> list[Intent]:
         name = next((name for name in left if not firsts[name] & left.keys()), next(iter(left)))
         ordered.append(left.pop(name))
     return ordered
-
-
-def before(intent: Intent) -> ServiceRow | None:
-    """The row of the service before the change; None where it was not known, or the intent is no change of it."""
-    saved = json.loads(intent.undo).get("service")
-    return ServiceRow(*saved[0]) if saved else None
 
 
 def undo(store: Store, intents: list[Intent], report: Report) -> dict[str, NisoError]:
@@ -117,22 +111,22 @@ def start_again(store: Store, name: str) -> None:
         ):  # whoever holds the lock began it, and was interrupted
             process.stop(name, 0)
         if status.read(name).state in ("none", "failed"):
-            process.start(spec.parse(restored.spec))
+            process.start(restored.require_process())
 
 
 def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
     """Put the services' rows and network back; a process that is not of these ends. Raises NisoError; then the rows are as they are."""
     if not intents:
         return
-    shown: list[spec.ProcessSpec] = []
+    shown: list[ProcessSpec] = []
     ports: dict[str, list[Port]] = {}
     everyone: set[str] = set()
     on: set[str] = set()
     for intent in intents:
         name = intent.service
-        now, was = store.service(name), before(intent)
-        old = spec.understood(was.spec) if was is not None and was.active else None
-        now_spec = spec.understood(now.spec) if now is not None else None
+        now, was = store.service(name), intent.before
+        old = was.process if was is not None and was.active else None
+        now_spec = now.process if now is not None else None
         if (
             old is not None
             and now_spec is not None
@@ -161,9 +155,7 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
     with Lock(), store.transaction():
         concerned = set(store.names_with(everyone))
         for intent in intents:
-            concerned.update(
-                ("service", row[0]) for row in json.loads(intent.undo).get("host_name", ())
-            )
+            concerned.update(("service", name) for name in intent.names)
         concerned.update(("network", name) for name in on)
         names_before = tuple(sorted(concerned))
         before_ = desired_now(
@@ -212,5 +204,5 @@ def _forget_failed(name: str, kept: ServiceRow | None) -> None:
         volumes.remove_empty(name)
 
 
-def _runs_with(name: str, wanted: spec.ProcessSpec) -> bool:
+def _runs_with(name: str, wanted: ProcessSpec) -> bool:
     return spec.load(name) == wanted and status.runs(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from niso.base.lite_typing import NamedTuple
+from niso.store.service_row import ServiceRow, service_row
 from niso.store.sqlite import decoded, encoded
 
 ROW_TABLES = (
@@ -29,7 +30,19 @@ class Intent(NamedTuple):
     action: (
         str  # activate | deactivate | stop (deactivate, and keep the forwards) | remove | restart
     )
-    undo: str  # JSON: {table: [row, ...]}
+    undo: str
+    """JSON: {table: [{column: value}, ...]}, a blob as {"hex": ...}; of ports {"moved": [{field of Port: value}, ...]}."""
+
+    @property
+    def before(self) -> ServiceRow | None:
+        """The row of the service before the change; None where it was not known, or the intent is no change of it."""
+        saved = decoded(self.undo).get("service")
+        return service_row(tuple(saved[0][name] for name in ServiceRow._fields)) if saved else None
+
+    @property
+    def names(self) -> list[str]:
+        """The names that the service had before the change."""
+        return [row["name"] for row in decoded(self.undo).get("host_name", ())]
 
 
 class IntentRows:
@@ -61,15 +74,18 @@ class IntentRows:
         """Whether the service's rows are as the intent found them."""
         return bool(decoded(intent.undo) == self.rows(intent.service))
 
-    def rows(self, service: str) -> dict[str, list[list[object]]]:
-        """All of a service, table by table, as JSON can hold it."""
+    def rows(self, service: str) -> dict[str, list[dict[str, object]]]:
+        """All of a service, table by table, each row by its columns, as JSON can hold it."""
         rows = {}
         for table in ROW_TABLES:
-            column = "name" if table == "service" else "service"
-            found = self._db.execute(
-                f"SELECT * FROM {table} WHERE {column}=?", (service,)
-            ).fetchall()
+            key = "name" if table == "service" else "service"
+            found = self._db.execute(f"SELECT * FROM {table} WHERE {key}=?", (service,))
+            columns = [column[0] for column in found.description]
             rows[table] = [
-                [{"hex": v.hex()} if isinstance(v, bytes) else v for v in row] for row in found
+                {
+                    column: {"hex": v.hex()} if isinstance(v, bytes) else v
+                    for column, v in zip(columns, row, strict=True)
+                }
+                for row in found
             ]
         return rows

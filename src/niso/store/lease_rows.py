@@ -32,7 +32,7 @@ class LeaseRows:
         """The service that has this address, or would have it again if its begun change were undone."""
         row = self._db.execute(
             "SELECT service FROM lease WHERE address=? UNION ALL SELECT service FROM intent, json_each(undo, '$.lease')"
-            " WHERE json_extract(value, '$[3]')=?",
+            " WHERE json_extract(value, '$.address')=?",
             (address, address),
         ).fetchone()
         return str(row[0]) if row else None
@@ -40,8 +40,8 @@ class LeaseRows:
     def used_numbers(self, network: str, family: int) -> Iterator[int]:
         """The numbers of all leases of a subnet, ascending, and of those that a begun change may have to take back."""
         held = self._db.execute(
-            "SELECT unhex(json_extract(value, '$[2].hex')) FROM intent, json_each(undo, '$.lease')"
-            " WHERE json_extract(value, '$[0]')=? AND json_extract(value, '$[1]')=?",
+            "SELECT unhex(json_extract(value, '$.number.hex')) FROM intent, json_each(undo, '$.lease')"
+            " WHERE json_extract(value, '$.network')=? AND json_extract(value, '$.family')=?",
             (network, family),
         ).fetchall()
         rows = self._db.execute(

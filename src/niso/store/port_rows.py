@@ -16,14 +16,10 @@ from niso.store.sqlite import decoded, encoded, others_intend
 MANIFEST, CHOSEN, FORWARD = "manifest", "chosen", "forward"
 _PORT = "host_ip, host_port, container_port, proto, count"
 _IS = "service=? AND host_ip=? AND host_port=? AND container_port=? AND proto=? AND count=?"
-# a port of an intent's undo, by the column's place in the table; rows of the first version have no count
-_UNDONE = (
-    ", ".join(f"json_extract(value, '$[{i}]')" for i in (2, 3, 4, 5))
-    + ", COALESCE(json_extract(value, '$[6]'), 1)"
-)
-
+# a port of an intent's undo
+_UNDONE = ", ".join(f"json_extract(value, '$.{column}')" for column in Port._fields)
 _UNDONE_SPAN = (
-    "json_extract(value, '$[3]') AS first, COALESCE(json_extract(value, '$[6]'), 1) AS length"
+    "json_extract(value, '$.host_port') AS first, json_extract(value, '$.count') AS length"
 )
 
 
@@ -112,7 +108,7 @@ class PortRows:
         live = f"SELECT service, {_PORT} FROM port JOIN service s ON s.name=port.service WHERE s.active=1 AND proto=?"
         undone = (
             f"SELECT service, {_UNDONE} FROM intent, json_each(undo, '$.port')"
-            " WHERE json_extract(value, '$[5]')=? AND json_extract(undo, '$.service[0][7]')=1"
+            " WHERE json_extract(value, '$.proto')=? AND json_extract(undo, '$.service[0].active')=1"
         )
         rows = self._db.execute(
             f"{live} AND host_port BETWEEN ? AND ? UNION {live} AND count>1 AND host_port<? AND host_port+count>?",
@@ -139,7 +135,7 @@ class PortRows:
         return self._db.execute(
             "SELECT host_port, host_port+count-1 FROM port WHERE proto=? AND host_port<=? AND host_port+count>?"
             f" UNION SELECT first, first+length-1 FROM (SELECT {_UNDONE_SPAN}"
-            "  FROM intent, json_each(undo, '$.port') WHERE json_extract(value, '$[5]')=?)",
+            "  FROM intent, json_each(undo, '$.port') WHERE json_extract(value, '$.proto')=?)",
             (proto, last, first, proto),
         ).fetchall()
 
@@ -200,7 +196,7 @@ class PortRows:
     def begin_moving(self, ports: Iterable[tuple[str, Port]], now: float) -> None:
         """Note, with the change itself, which ports of which services come or go, until the kernel has followed."""
         for service, group in groupby(sorted(ports), key=itemgetter(0)):
-            moved = encoded({"moved": [port for _, port in group]})
+            moved = encoded({"moved": [port._asdict() for _, port in group]})
             self._db.execute(
                 "INSERT OR REPLACE INTO intent VALUES (?, 'ports', ?, ?)", (service, moved, now)
             )
@@ -210,7 +206,9 @@ class PortRows:
         rows = self._db.execute(
             "SELECT service, undo FROM intent WHERE action='ports' ORDER BY service"
         )
-        return [(service, Port(*port)) for service, undo in rows for port in decoded(undo)["moved"]]
+        return [
+            (service, Port(**port)) for service, undo in rows for port in decoded(undo)["moved"]
+        ]
 
     def end_publishing(self, service: str, keep_forwards: bool = False) -> None:
         """A service is no longer active: its forwards go, unless they are to come back with it; its manifest's ports stay on record."""

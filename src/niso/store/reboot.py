@@ -17,7 +17,7 @@ from niso.store.sqlite import decoded
 _FORGET = (
     "UPDATE service SET active=0 WHERE active=1",
     # what an activation was at goes back to an inactive service
-    "UPDATE intent SET undo=json_set(undo, '$.service[0][7]', 0) WHERE json_extract(undo, '$.service[0][7]')=1",
+    "UPDATE intent SET undo=json_set(undo, '$.service[0].active', 0) WHERE json_extract(undo, '$.service[0].active')=1",
     "UPDATE intent SET undo=json_set(undo, '$.published', json('[]')) WHERE json_type(undo, '$.published')='array'",
     "DELETE FROM intent WHERE action='ports'",
     "DELETE FROM sysctl",

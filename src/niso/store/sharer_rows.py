@@ -38,8 +38,8 @@ class ModeRows:
         found = set(self.sharers(provider))
         if others_intend(self._db, but):
             rows = self._db.execute(
-                "SELECT service FROM intent WHERE json_extract(undo, '$.service[0][14]')=?"
-                " AND json_extract(undo, '$.service[0][7]')=1",
+                "SELECT service FROM intent WHERE json_extract(undo, '$.service[0].provider')=?"
+                " AND json_extract(undo, '$.service[0].active')=1",
                 (provider,),
             )
             found.update(row[0] for row in rows if row[0] not in but)

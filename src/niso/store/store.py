@@ -12,12 +12,13 @@ from collections.abc import Container, Iterable
 
 from niso.base import failpoint, paths
 from niso.base.errors import NisoError, NotFound
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.records import Network
 from niso.store import reboot, tables
 from niso.store.disk_reserve import room
 from niso.store.intent_rows import ROW_TABLES, Intent, IntentRows
 from niso.store.lease_rows import LeaseRows
+from niso.store.service_row import ServiceRow, service_row
 from niso.store.snapshots import ALL, Scope, SnapshotRows, marks
 from niso.store.sqlite import (
     Transaction,
@@ -36,25 +37,6 @@ else:
     from _weakref import ref  # the same, without what weakref imports besides
 
 __all__ = ["ALL", "Intent", "Scope", "ServiceRow", "Store"]
-
-
-class ServiceRow(NamedTuple):
-    name: str
-    manifest_path: str
-    manifest: str  # JSON, model.manifest.encode
-    rootfs: str | None
-    package: str
-    fingerprint: str
-    uid: int
-    active: bool
-    generation: int
-    networks: tuple[str, ...]
-    spec: str  # JSON, the process spec of the last activation
-    created_at: float
-    activated_at: float | None
-    mode: str = "bridge"  # or host, none, share
-    provider: str | None = None  # of mode share: the service whose namespace it is in
-    enabled: bool = False  # activated at boot
 
 
 class _Connection(sqlite3.Connection):
@@ -161,6 +143,10 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
             version = self._version()  # another process may have been first
             while version < tables.VERSION:
                 version += 1
+                if version == 4:
+                    from niso.store import written_rows
+
+                    written_rows.add_functions(self._db)
                 for statement in tables.MIGRATIONS[version].split(";"):
                     self._db.execute(statement)
             self._db.execute(f"PRAGMA user_version={tables.VERSION}")
@@ -223,12 +209,18 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
 
     def service(self, name: str) -> ServiceRow | None:
         row = self._db.execute("SELECT * FROM service WHERE name=?", (name,)).fetchone()
-        return _service_row(row) if row else None
+        return service_row(row) if row else None
 
     def services(self) -> list[ServiceRow]:
-        return [
-            _service_row(row) for row in self._db.execute("SELECT * FROM service ORDER BY name")
-        ]
+        return [service_row(row) for row in self._db.execute("SELECT * FROM service ORDER BY name")]
+
+    def checked_services(self) -> list[str]:
+        """The active services that have a healthcheck: cheap with many."""
+        rows = self._db.execute(
+            "SELECT name FROM service WHERE active=1 AND CASE WHEN json_valid(manifest)"
+            " THEN json_type(manifest, '$.healthcheck') END='object' ORDER BY name"
+        )
+        return [row[0] for row in rows]
 
     def service_names(self) -> list[tuple[str, bool, bool]]:
         """(name, active, enabled) of every service: cheap with many."""
@@ -253,7 +245,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         if row:
             return str(row[0])
         undone = self._db.execute(
-            "SELECT service FROM intent, json_each(undo, '$.host_name') WHERE json_extract(value, '$[0]')=?",
+            "SELECT service FROM intent, json_each(undo, '$.host_name') WHERE json_extract(value, '$.name')=?",
             (name,),
         )
         return next((service for (service,) in undone if service not in beside), None)
@@ -286,7 +278,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
     def held_by(self, network: str) -> list[str]:
         """The services that would be on a network again if their begun changes were undone."""
         rows = self._db.execute(
-            "SELECT service FROM intent, json_each(undo, '$.endpoint') WHERE json_extract(value, '$[2]')=?",
+            "SELECT service FROM intent, json_each(undo, '$.endpoint') WHERE json_extract(value, '$.network')=?",
             (network,),
         )
         return [row[0] for row in rows]
@@ -399,16 +391,14 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
             self.forget(intent.service)
         for intent, _ in changed:
             for table, rows in decoded(intent.undo).items():
-                names = [column[1] for column in self._db.execute(f"PRAGMA table_info({table})")]
                 for row in rows:
                     values = [
                         bytes.fromhex(value["hex"]) if isinstance(value, dict) else value
-                        for value in row
+                        for value in row.values()
                     ]
-                    # rows of an older version are shorter: what was added since has its default
-                    columns = ", ".join(names[: len(values)])
+                    # a row of an older version lacks the columns that were added since: they have their defaults
                     self._db.execute(
-                        f"INSERT INTO {table} ({columns}) VALUES ({marks(values)})", values
+                        f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks(values)})", values
                     )
         for intent, now in changed:
             restored = self.service(intent.service)
@@ -439,15 +429,6 @@ def _remove_database(path: str) -> None:
             os.unlink(f"{path}{ending}")
         except FileNotFoundError:
             pass
-
-
-def _service_row(row: tuple[object, ...]) -> ServiceRow:
-    fields = ServiceRow(*row)  # type: ignore[arg-type]
-    return fields._replace(
-        active=bool(fields.active),
-        networks=tuple(decoded(str(fields.networks))),
-        enabled=bool(fields.enabled),
-    )
 
 
 def bare_name(name: str) -> str:

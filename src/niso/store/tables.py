@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-VERSION = 3
+VERSION = 4
 COLUMNS = 66
 """Of all tables together, to know a store by."""
 
@@ -136,8 +136,10 @@ ALTER TABLE service ADD COLUMN provider TEXT;
 ALTER TABLE service ADD COLUMN enabled INTEGER NOT NULL DEFAULT 0;
 """
     + _SINCE_3,
+    # manifests as ServiceSpecs, intents by the names of columns: the functions are those of `niso.store.written_rows`
+    4: "UPDATE service SET manifest=parsed_manifest(manifest); UPDATE intent SET undo=named_undo(action, undo)",
 }
 """Version reached -> the SQL that brings a database of the version before it there.
 
-Columns are only ever added, at the end: an intent holds whole rows, and those of an older version are put back with the
-new columns' defaults."""
+Columns are only ever added: an intent holds whole rows, and those of an older version are put back with the new columns'
+defaults."""

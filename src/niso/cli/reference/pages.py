@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from niso.cli.main import VERSION
+from niso import __version__
 from niso.cli.reference import commands, results, toml_files
 from niso.cli.reference.document import man, markdown
 
@@ -15,5 +15,5 @@ def pages() -> dict[str, str]:
         "reference/stack.md": markdown("stack.toml", toml_files.stack_blocks()),
     }
     for page in (*commands.manuals(), *toml_files.manuals()):
-        found[f"man/{page.name}.{page.section}"] = man(page, VERSION)
+        found[f"man/{page.name}.{page.section}"] = man(page, __version__)
     return found

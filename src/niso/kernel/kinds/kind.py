@@ -202,7 +202,7 @@ class Kind(Generic[T]):  # noqa: UP046
         return True
 
     def settled(self, have: State, want: State, candidates: State) -> frozenset[T]:
-        """Return the relevant things in ``have``, read after changing ``candidates`` to ``want``."""
+        """Return the relevant things in ``have``, as changed from ``candidates`` to ``want``."""
         return have[self.thing]
 
     # --- findings ---

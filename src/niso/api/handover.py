@@ -1,0 +1,147 @@
+"""What follows a change of services: warnings of what may keep them from working, and systemd."""
+
+from __future__ import annotations
+
+from niso.base.errors import Error
+from niso.base.lite_typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from niso.api.session import Session
+    from niso.commands.activate import Outcome
+    from niso.plan.records import Port
+    from niso.store.store import Store
+
+
+def activated(session: Session, store: Store, outcomes: list[Outcome]) -> None:
+    """Warn of all that may keep activated services from working, and hand them to systemd."""
+    from niso.explain import exposure
+
+    changed = [outcome.service for outcome in outcomes if outcome.changed]
+    _warn_of_rights(session, store, changed)
+    _warn_of_taken(session, store, [outcome.service for outcome in outcomes])
+    warn_of_limits(session, store, changed)
+    warn_of_name_servers(session, changed)
+    on = {network for service in changed for network, _ in store.addresses(service)}
+    for drop in exposure.drops(network for name in sorted(on) if (network := store.network(name))):
+        session.caution(drop.words(), drop.remedy)
+    settle(session, store, [outcome.service for outcome in outcomes])
+
+
+def prepare() -> None:
+    """Import what `activated` needs (3 ms), while a process is created."""
+    from niso.explain import exposure  # noqa: F401
+
+
+def settle(session: Session, store: Store, names: list[str]) -> None:
+    """Have systemd, where it is the init, supervise services that were started.
+
+    Raises Error where it is systemd that asked for the start; else the error is a warning.
+    """
+    from niso.runtime import unit
+
+    asked = any(unit.path(name) is not None for name in names)
+    if not asked and not (
+        unit.booted() and any((row := store.service(name)) and row.enabled for name in names)
+    ):
+        return
+    from niso.commands import boot
+
+    try:
+        boot.settle(store, names)
+    except Error as error:
+        if asked:
+            raise
+        session.caution(error.message, [error.hint] if error.hint else [])
+
+
+def has_ended_by_itself(names: list[str]) -> bool:
+    """Return whether this is the stop of a unit whose process ended: its service stays active."""
+    from niso.runtime import unit
+
+    return unit.has_ended() and any(unit.path(name) is not None for name in names)
+
+
+def deactivate(
+    session: Session, store: Store, names: list[str], dry_run: bool
+) -> list[tuple[str, bool]]:
+    """Stop services; return (service, whether it was active) of each.
+
+    The forwards of services that systemd stops come back with them.
+    """
+    from niso.commands import deactivate as command
+    from niso.runtime import unit
+
+    by_systemd = any(unit.path(name) is not None for name in names)
+    if by_systemd:  # which does not ask whether it may: those that it knows have gone before
+        names = [
+            *names,
+            *(row.name for row in store.services() if row.active and row.provider in names),
+        ]
+    return command.deactivate(store, names, session.report, dry_run, keep_forwards=by_systemd)
+
+
+def warn_of_name_servers(session: Session, names: list[str]) -> None:
+    """Warn that services, if there are any, reach no name server."""
+    from niso.kernel import host_facts
+
+    warning = host_facts.resolv_conf()[1] if names else None
+    if warning:
+        session.caution(warning)
+
+
+def warn_of_limits(session: Session, store: Store, names: list[str]) -> None:
+    """Warn of limits that this machine cannot hold services to."""
+    from niso.runtime import cgroup, oci
+
+    for name in names:
+        row = store.service(name)
+        limits = oci.limits(row.require_process()) if row is not None else {}
+        for controller in set(limits) - set(cgroup.usable(limits)):
+            session.caution(
+                f"{name}: {oci.CONTROLLERS[controller]} has no effect:"
+                f" this machine has no cgroup controller {controller}",
+                (
+                    "see cgroups(7): niso needs it in a v1 hierarchy,"
+                    " or in cgroup.subtree_control of the root of v2",
+                ),
+            )
+
+
+def _warn_of_taken(session: Session, store: Store, names: list[str]) -> None:
+    """Warn of ports of manifests that services lack because they are forwarded to others."""
+    from niso.services import admit
+    from niso.services import ports as portmap
+
+    rows = (
+        [row for name in names if (row := store.service(name)) is not None]
+        if store.all_forwards()
+        else []
+    )
+    for row in rows:
+        name, ports = row.name, admit.published_by(row)
+        for port, holder, held in portmap.taken(store, name, ports, ports):
+            session.caution(
+                f"{name}: host port {port.host_side} is forwarded to"
+                f" {_whose(name, holder, held)} in its place",
+                (f"niso port-forward {holder} {held.text} --remove, then activate {name} again",),
+            )
+
+
+def _whose(name: str, holder: str, held: Port) -> str:
+    return f"its port {held.container_port}" if holder == name else repr(holder)
+
+
+def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
+    """Warn of capabilities that are rights on the whole machine."""
+    from niso.runtime import oci
+
+    for name in names:
+        row = store.service(name)
+        process = row.require_process() if row is not None else None
+        for capability in process.capabilities if process else ():
+            means = oci.THE_MACHINE | ({} if process and process.netns else oci.HOST_NETWORK)
+            if capability in means:
+                session.caution(
+                    f"{name}: isolation.capabilities: {capability} is a right on the machine:"
+                    f" {means[capability]}"
+                )

@@ -1,0 +1,164 @@
+"""The public Python API: ``host = niso.connect()``. The command is a client of it."""
+
+from __future__ import annotations
+
+from niso.api.guard import guarded, text
+from niso.api.session import Session, open_session
+from niso.base.lite_typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import os
+    from types import TracebackType
+
+    from niso.api.host_networks import Networks
+    from niso.api.host_services import Services
+    from niso.api.host_stacks import Stacks
+    from niso.api.packets import Drops, Explanation, Pong, Stats
+    from niso.api.session import Progress
+    from niso.api.upkeep import Finding, Repaired, Swept
+
+
+def connect(
+    *,
+    state_dir: str | os.PathLike[str] | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Host:
+    """Return this machine's `Host`; nothing is changed or created.
+
+    The folders are those of the command unless given: ``NISO_STATE_DIR`` or /var/lib/niso, and
+    ``NISO_RUN_DIR`` or /run/niso. A folder that is given holds for the whole process and the
+    processes that it starts. ``progress`` is called with each event (`niso.Event`).
+    Raises `niso.Error` without root.
+    """
+    return Host(open_session(state_dir, run_dir, progress))
+
+
+class Host:
+    """niso on this machine. Use it in the thread and the process that made it."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the store; a later call opens it again."""
+        self.session.close()
+
+    @property
+    def progress(self) -> Progress | None:
+        """The callback that receives events."""
+        return self.session.progress
+
+    @progress.setter
+    def progress(self, callback: Progress | None) -> None:
+        self.session.progress = callback
+
+    @property
+    def networks(self) -> Networks:
+        """Networks and published ports."""
+        from niso.api.host_networks import Networks
+
+        return Networks(self.session)
+
+    @property
+    def services(self) -> Services:
+        """Services."""
+        from niso.api.host_services import Services
+
+        return Services(self.session)
+
+    @property
+    def stacks(self) -> Stacks:
+        """Stacks: the services of one stack.toml."""
+        from niso.api.host_stacks import Stacks
+
+        return Stacks(self.session)
+
+    # --- packets ---------------------------------------------------------------------------------
+
+    @guarded
+    def explain(
+        self, source: str, destination: str, *, family: int | None = None, prove: bool = False
+    ) -> Explanation:
+        """Return whether a packet passes, and what decides it.
+
+        ``source`` is a service, an address or ``host``; ``destination`` the same with a port
+        (``db:5432``, ``db:53/udp``, ``db/icmp``). ``family`` is 4 or 6. With ``prove`` one such
+        packet is sent. Raises NotFound, UsageError, Error.
+        """
+        from niso.api import packets
+
+        ends = text(source, "source"), text(destination, "destination")
+        return packets.explain(self.session, *ends, family, prove)
+
+    @guarded
+    def ping(self, source: str, destination: str) -> Pong:
+        """Send an echo request from one service to another, and wait 1 s for the reply.
+
+        Raises Error with the reason where no reply comes.
+        """
+        from niso.api import packets
+
+        return packets.ping(self.session, text(source, "source"), text(destination, "destination"))
+
+    @guarded
+    def stats(self) -> tuple[Stats, ...]:
+        """Return the counters of each active service. Raises KernelError."""
+        from niso.api import packets
+
+        return packets.stats(self.session)
+
+    @guarded
+    def drops(self, service: str | None = None) -> Drops:
+        """Follow what policies with ``log = true`` drop, of one service or of all, from now on.
+
+        Use it in a ``with`` block; it is an endless iterator of `niso.Drop`.
+        """
+        from niso.api import packets
+
+        name = None if service is None else text(service, "service")
+        return packets.drops(self.session, name)
+
+    # --- configuration against kernel ------------------------------------------------------------
+
+    @guarded
+    def check(self, name: str | None = None) -> tuple[Finding, ...]:
+        """Return what differs from the configuration: of one service or network, or of all.
+
+        Changes nothing. Raises NotFound, KernelError.
+        """
+        from niso.api import upkeep
+
+        return upkeep.check(self.session, None if name is None else text(name, "name"))
+
+    @guarded
+    def repair(self, *, dry_run: bool = False) -> Repaired:
+        """Put right what `check` finds. Raises ErrorGroup, Error."""
+        from niso.api import upkeep
+
+        return upkeep.repair(self.session, dry_run)
+
+    @guarded
+    def sweep(self, *, dry_run: bool = False) -> Swept:
+        """Remove everything of niso's from the kernel, without the store. Raises ErrorGroup."""
+        from niso.api import upkeep
+
+        return upkeep.sweep(self.session, dry_run)
+
+
+def manifest_schema() -> dict[str, object]:
+    """Return the JSON Schema of manifest.toml."""
+    from niso.manifest.json_schema import schema
+
+    return schema()

@@ -1,0 +1,98 @@
+"""Stacks: the services of one stack.toml as one thing."""
+
+from __future__ import annotations
+
+from niso.api.guard import LEAST_TIMEOUT_S, guarded, path, seconds
+from niso.api.host_services import Done, Outcome, described
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import os
+
+    from niso.api.service_views import ServiceLine
+    from niso.api.session import Session
+
+
+class StackUp(NamedTuple):
+    """Result of `Stacks.up`; ``idle`` are networks of the file that no service of it is on."""
+
+    stack: str
+    """its name"""
+    services: tuple[Outcome, ...]
+    """as activate"""
+    left: tuple[str, ...]
+    """strings: services that left the file, and were deactivated"""
+    networks: tuple[str, ...]
+    """strings: networks that were made"""
+    idle: tuple[str, ...]
+
+
+class StackDown(NamedTuple):
+    """Result of `Stacks.down`; the services in the order in which they ended."""
+
+    stack: str
+    services: tuple[Done, ...]
+
+
+class Stacks:
+    """``host.stacks``. A stack is named by its stack.toml or the folder of it."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    @guarded
+    def up(
+        self, stack: str | os.PathLike[str], *, timeout: float = 60.0, dry_run: bool = False
+    ) -> StackUp:
+        """Make everything as the stack's file says, or leave everything as it was.
+
+        ``timeout`` is in seconds, for each service to start or to be healthy. Raises InvalidInput,
+        Conflict, NotFound, KernelError, ProcessError, ErrorGroup.
+        """
+        from niso.api import handover
+        from niso.api.events import Finished
+        from niso.commands import stack as command
+
+        self.session.require()
+        timeout_s = seconds(timeout, "timeout", LEAST_TIMEOUT_S)
+        loaded = command.load(path(stack, "stack"))
+        store = self.session.store_for_change(create=not dry_run)
+        self.session.expect(member.name for member in loaded.members if member.has_healthcheck)
+        done = command.up(store, loaded, timeout_s, self.session.report, dry_run)
+        self.session.report(Finished())
+        if not dry_run:
+            handover.activated(self.session, store, done.outcomes)
+        return StackUp(
+            loaded.name,
+            described(store, done.outcomes),
+            tuple(done.left),
+            tuple(done.made),
+            tuple(done.idle),
+        )
+
+    @guarded
+    def down(
+        self, stack: str | os.PathLike[str], *, volumes: bool = False, dry_run: bool = False
+    ) -> StackDown:
+        """Deactivate all services of a stack, each before those that it depends on.
+
+        Leases and networks stay; with ``volumes`` the named volumes go. Raises Error.
+        """
+        from niso.commands import stack as command
+
+        store = self.session.store_for_change()
+        where = path(stack, "stack")
+        done = command.down(store, where, self.session.report, dry_run, volumes)
+        return StackDown(done.stack, tuple(Done(*each) for each in done.services))
+
+    @guarded
+    def status(self, stack: str | os.PathLike[str]) -> tuple[ServiceLine, ...]:
+        """Return the services of a stack and how they are, as ``host.services.list()``."""
+        from niso.api import service_views
+        from niso.manifest import stack_file
+
+        self.session.require()
+        outline = stack_file.outline(path(stack, "stack"))
+        store = self.session.store()
+        names = {*outline.after, *store.stack_members(outline.name)}
+        return service_views.lines(self.session, store, names)

@@ -1,0 +1,139 @@
+"""What all parts of one `niso.connect` share: the store, the folders, the progress callback.
+
+This is the only place that opens the store for a command.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+
+from niso.api import events
+from niso.base import paths
+from niso.base.errors import Conflict, Error
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.store import store as stores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from niso.base.report import Event
+
+    Progress = Callable[[Event], object]
+
+
+class Session:
+    """Belongs to the thread and the process that made it, as its SQLite connection does."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+        self.state_dir, self.run_dir = paths.state_dir(), paths.run_dir()
+        self.callback_error: BaseException | None = None
+        self._store: stores.Store | None = None
+        self._owner = _here()
+
+    def require(self) -> None:
+        """Raise Conflict where this is not the caller's, or where the store is lost."""
+        if self._owner != _here():
+            raise Conflict(
+                "this niso.Host belongs to another thread or process",
+                "call niso.connect() in each thread, and after a fork",
+            )
+        folders = f"{paths.state_dir()} and {paths.run_dir()}"
+        if f"{self.state_dir} and {self.run_dir}" != folders:
+            raise Conflict(
+                f"this process now uses the folders {folders},"
+                f" not {self.state_dir} and {self.run_dir}",
+                "use one state folder and one run folder in a process",
+            )
+        if not os.path.lexists(paths.database()):
+            from niso.commands import lost_store
+
+            lost_store.refuse()
+
+    def store(self, create: bool = False) -> stores.Store:
+        """Return the store; an empty one in memory where there is none and ``create`` is false.
+
+        Raises Error, Conflict.
+        """
+        self.require()
+        if self._store is not None and os.path.lexists(paths.database()):
+            return self._store
+        self.close()
+        opened = stores.Store.open(create=create)
+        if os.path.lexists(paths.database()):  # one in memory is not kept: another may appear
+            self._store = opened
+        return opened
+
+    def store_for_change(self, create: bool = False) -> stores.Store:
+        """Return the store as `store` does, for a call that takes locks: who waits is told."""
+        self.tell_of_waits()
+        return self.store(create)
+
+    def tell_of_waits(self) -> None:
+        """Report it from now on when a lock is waited for."""
+        from niso.base import locks
+
+        locks.listener = self.report
+
+    def close(self) -> None:
+        """Close the store; the next call opens it again."""
+        opened, self._store = self._store, None
+        if opened is not None:
+            opened.close()
+
+    # --- progress --------------------------------------------------------------------------------
+
+    def report(self, event: Event) -> None:
+        """Give an event to the callback. What that raises ends the call as it is."""
+        if self.progress is None or self._owner != _here():
+            return  # a lock that another thread waits for is nothing to this one's callback
+        try:
+            self.progress(event)
+        except BaseException as error:
+            self.callback_error = error
+            raise
+
+    def caution(self, text: str, hints: Iterable[str] = ()) -> None:
+        """Send a warning."""
+        self.report(events.Caution(text, tuple(hints)))
+
+    def expect(self, services: Iterable[str]) -> None:
+        """Send the services that are waited for until they are healthy."""
+        names = tuple(services)
+        if names:
+            self.report(events.Expects(names))
+
+
+def _here() -> tuple[int, int]:
+    """Return this process and this thread."""
+    return os.getpid(), _thread.get_ident()
+
+
+def open_session(
+    state_dir: str | os.PathLike[str] | None,
+    run_dir: str | os.PathLike[str] | None,
+    progress: Progress | None,
+) -> Session:
+    """Return a session of these folders; None: those of the environment, or niso's own.
+
+    Raises Error without root.
+    """
+    for variable, folder in (("NISO_STATE_DIR", state_dir), ("NISO_RUN_DIR", run_dir)):
+        if folder is not None:
+            # the processes that niso starts read it too
+            os.environ[variable] = os.path.abspath(_path(variable, folder))
+    if os.geteuid() != 0:
+        raise Error("needs root", "run it with sudo")
+    return Session(progress)
+
+
+def close_all() -> None:
+    """Close every store, for a process that ends without Python's own end."""
+    stores.close_all()
+
+
+def _path(variable: str, folder: object) -> str:
+    from niso.api.guard import path
+
+    return path(folder, variable.removeprefix("NISO_").lower())

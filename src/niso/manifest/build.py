@@ -1,0 +1,110 @@
+"""A manifest's tables as a `niso.plan.service_spec.ServiceSpec`, and so those of manifests that older stores keep as they were written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+
+from niso.base import convert
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.manifest import parse_health, parse_policy, parse_resources, parse_volumes, values
+from niso.manifest.manifest_tables import Manifest
+from niso.manifest.parse_ports import distinct, parse_port
+from niso.plan import service_spec
+from niso.plan.records import Healthcheck, Port
+from niso.plan.service_spec import Published, ServiceSpec
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
+    """What a manifest asks for.
+
+    ``parsed`` are the values of keys (``network.ports[0]``) whose texts `niso.manifest.validate.rules` has parsed; others
+    are parsed here. Raises InvalidInput.
+    """
+
+    def read[T](rule: Callable[[str, str], T], text: str, key: str) -> T:
+        return parsed[key] if key in parsed else rule(text, key)
+
+    def maybe[T](rule: Callable[[str, str], T], text: str | None, key: str) -> T | None:
+        return None if text is None else read(rule, text, key)
+
+    own, limits, network = manifest.service, manifest.isolation.resources, manifest.network
+    networks: tuple[str, ...] = ()
+    if network.mode == "bridge":
+        networks = network.networks or (network.network,)
+    addresses = network.ip or {}
+    if isinstance(addresses, str):
+        addresses = {networks[0]: addresses}
+    ports: dict[Port, str] = {}  # each once, with the key that has it first
+    for index, text in enumerate(network.ports):
+        key = f"network.ports[{index}]"
+        ports.setdefault(read(parse_port, text, key), key)
+    policy = network.policy
+    return ServiceSpec(
+        name=manifest.package.name,
+        rootfs=manifest.package.rootfs,
+        entrypoint=manifest.binary.entrypoint,
+        args=manifest.binary.args,
+        working_dir=manifest.binary.working_dir,
+        environment=manifest.environment,
+        user=maybe(values.user, own.user, "service.user"),
+        restart=own.restart,
+        restart_delay_s=read(values.restart_delay, own.restart_delay, "service.restart_delay"),
+        stop_timeout_s=read(values.stop_timeout, own.stop_timeout, "service.stop_timeout"),
+        capabilities=manifest.isolation.capabilities,
+        read_only=manifest.isolation.read_only,
+        memory_max=maybe(
+            parse_resources.memory_max, limits.memory_max, "isolation.resources.memory_max"
+        ),
+        cpu_max=maybe(parse_resources.cpu_max, limits.cpu_max, "isolation.resources.cpu_max"),
+        pids_limit=limits.pids_limit,
+        healthcheck=_healthcheck(manifest, parsed),
+        volumes=tuple(
+            service_spec.Volume(
+                name,
+                volume.mount,
+                volume.host,
+                volume.tmpfs,
+                volume.mode == "ro",
+                maybe(parse_volumes.size, volume.size, f"volumes.{name}.size"),
+            )
+            for name, volume in manifest.volumes.items()
+        ),
+        mode=network.mode,
+        share=network.share,
+        networks=networks,
+        addresses=addresses,
+        hostname=network.hostname or manifest.package.name,
+        aliases=network.aliases,
+        ports=tuple(Published(port, ports[port]) for port in distinct(tuple(ports))),
+        policy=parse_policy.parse(
+            policy.allow_from,
+            policy.deny_from,
+            policy.egress.allow,
+            policy.egress.deny,
+            policy.log,
+            parsed,
+        ),
+        manifest=convert.plain(manifest),
+    )
+
+
+def _healthcheck(manifest: Manifest, parsed: Mapping[str, Any]) -> Healthcheck | None:
+    section = manifest.healthcheck
+    if section is None:
+        return None
+    names = parse_health.own_names(
+        manifest.package.name, manifest.network.hostname, manifest.network.aliases
+    )
+    return parse_health.parse(section._asdict(), names, parsed)
+
+
+def of_written(text: str) -> ServiceSpec:
+    """What a manifest asks for that a store of version 3 or older keeps: JSON of its tables, with the texts of their keys.
+
+    Raises ValueError where it is no such thing, InvalidInput where this version of niso cannot parse a text of it.
+    """
+    return spec(convert.convert(json.loads(text), Manifest), {})

@@ -1,0 +1,90 @@
+"""The tables of manifest.toml: exactly its keys, with their defaults. What the text of a key means is said in `niso.manifest.values`."""
+
+from __future__ import annotations
+
+from niso.base.lite_typing import Literal, NamedTuple
+from niso.base.names import DEFAULT_NETWORK
+from niso.manifest import parse_health
+
+
+class Package(NamedTuple):
+    name: str
+    version: str
+    rootfs: str | None = None
+
+
+class Binary(NamedTuple):
+    entrypoint: str
+    args: tuple[str, ...] = ()
+    working_dir: str = "/app"
+
+
+class Service(NamedTuple):
+    user: str | None = None
+    restart: Literal["on-failure", "no", "always"] = "on-failure"
+    restart_delay: str = "1s"
+    stop_timeout: str = "10s"
+
+
+class Resources(NamedTuple):
+    memory_max: str | None = None
+    cpu_max: str | None = None
+    pids_limit: int | None = None
+
+
+class Isolation(NamedTuple):
+    capabilities: tuple[str, ...] = ()
+    read_only: bool = True
+    resources: Resources = Resources()
+
+
+class Healthcheck(NamedTuple):
+    tcp: int | None = None
+    http: str | None = None
+    interval: str = parse_health.INTERVAL
+    timeout: str = parse_health.TIMEOUT
+    retries: int = parse_health.RETRIES
+    start_period: str = parse_health.START_PERIOD
+
+
+class Volume(NamedTuple):
+    mount: str
+    host: str | None = None
+    mode: Literal["rw", "ro"] = "rw"
+    tmpfs: bool = False
+    size: str | None = None
+
+
+class Egress(NamedTuple):
+    allow: tuple[str, ...] | None = None
+    deny: tuple[str, ...] = ()
+
+
+class Policy(NamedTuple):
+    allow_from: tuple[str, ...] | None = None
+    deny_from: tuple[str, ...] = ()
+    log: bool = False
+    egress: Egress = Egress()
+
+
+class Network(NamedTuple):
+    mode: Literal["bridge", "host", "none", "share"] = "bridge"
+    share: str | None = None
+    network: str = DEFAULT_NETWORK
+    networks: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()
+    hostname: str | None = None
+    aliases: tuple[str, ...] = ()
+    ip: str | dict[str, str] | None = None
+    policy: Policy = Policy()
+
+
+class Manifest(NamedTuple):
+    package: Package
+    binary: Binary
+    environment: dict[str, str] = {}  # noqa: RUF012 (convert copies it)
+    service: Service = Service()
+    isolation: Isolation = Isolation()
+    healthcheck: Healthcheck | None = None
+    volumes: dict[str, Volume] = {}  # noqa: RUF012
+    network: Network = Network()

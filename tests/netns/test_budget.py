@@ -1,0 +1,64 @@
+"""What activate and port-forward load: the modules that ``loaded/`` lists.
+
+tests/unit/test_imports.py has the commands that need no kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+
+import pytest
+from conftest import Lab
+from services import idle
+
+import niso
+
+LOADED = """\
+import sys
+sys.path[:0] = [{source!r}]
+before = set(sys.modules)
+from niso.cli.main import run
+status = run(sys.argv[1:])
+import json
+print(json.dumps([status, sorted(set(sys.modules) - before)]), file=sys.stderr)
+"""
+
+
+def loaded(lab: Lab, *arguments: str) -> set[str]:
+    """Modules that a command of niso loads over a bare interpreter."""
+    code = LOADED.format(source=niso.__path__[0].rpartition("/")[0])
+    done = lab.run(sys.executable, "-S", "-I", "-c", code, *arguments)
+    status, modules = json.loads(done.stderr.splitlines()[-1])
+    assert status == 0, done.stderr
+    return set(modules)
+
+
+NEVER = {
+    "argparse",
+    "asyncio",
+    "dataclasses",
+    "inspect",
+    "pathlib",
+    "subprocess",
+    "threading",
+    "tomllib",
+}
+LISTS = pathlib.Path(__file__).with_name("loaded")
+
+
+@pytest.mark.parametrize(
+    "words", [["activate", "api"], ["port-forward", "api", "8080:80"]], ids=lambda words: words[0]
+)
+def test_command_loads_these_modules_and_no_more(lab: Lab, words: list[str]) -> None:
+    lab.niso("activate", idle(lab, "api"))
+    if words[0] == "activate":
+        lab.niso("deactivate", "api")
+    modules = "".join(f"{name}\n" for name in sorted(loaded(lab, *words)))
+    assert not set(modules.split()) & NEVER
+    known = LISTS / f"{words[0]}.txt"
+    if os.environ.get("UPDATE") == "1":
+        known.write_text(modules)
+    assert modules == known.read_text(), f"if it needs them: UPDATE=1 ./dev test {__file__}"

@@ -1,0 +1,58 @@
+"""A niso command in this process, and after its output one line: which texts it parsed, as JSON [[parser, text, times], ...].
+
+Run as a program. Counted are the calls of the parsers of a manifest's texts, of TOML, and of the JSON of stored specs.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import sys
+from types import FrameType
+
+PARSERS = {
+    "manifest": (
+        *("parse_port", "parse_entry", "cpu_max", "memory_max", "url", "user"),
+        *("interval", "timeout", "start_period", "restart_delay", "stop_timeout"),
+        *("size", "ipv4"),
+    ),
+    "tomllib": ("loads",),
+    "json": ("loads",),
+}
+"""Package -> functions whose first argument is the text."""
+counts: collections.Counter[tuple[str, str]] = collections.Counter()
+
+
+def count(frame: FrameType, event: str, _: object) -> None:
+    """A profile function (sys.setprofile)."""
+    code = frame.f_code
+    package = os.path.basename(os.path.dirname(code.co_filename))
+    if event != "call" or code.co_name not in PARSERS.get(package, ()):
+        return
+    text = frame.f_locals[code.co_varnames[0]]
+    caller = frame.f_back.f_code if frame.f_back else None
+    if not isinstance(text, str) or (package == "json" and not is_spec(text)):
+        return
+    if package == "json" and caller is not None and caller.co_name == "read_json":
+        package = "spec.json"  # a file of the run, which may be another one each time
+    if code.co_name == "size" and caller is not None and caller.co_name in ("memory_max", "size"):
+        return  # a part of that
+    counts[f"{package}.{code.co_name}", text] += 1
+
+
+def is_spec(text: str) -> bool:
+    """Whether this is JSON of a manifest or of a process, as the store or spec.json has it."""
+    return '"working_dir"' in text and not text.startswith('{"ociVersion"')
+
+
+if __name__ == "__main__":
+    from niso.cli.main import run
+
+    sys.setprofile(count)
+    try:
+        status = run(sys.argv[1:])
+    finally:
+        sys.setprofile(None)
+    print(json.dumps([[*key, times] for key, times in counts.items()]))
+    sys.exit(status)
