@@ -359,7 +359,7 @@ DAMAGES: dict[str, Damage] = {
         lambda w: w.run(
             "bridge", "fdb", "add", "02:00:00:00:00:01", "dev", w.port, "master", "static"
         ),
-        [("foreign", r"^entry 02:00:00:00:00:01 of port niapi-\S+ in its bridge's table$")],
+        [("foreign", r"^forwarding entry 02:00:00:00:00:01 of bridge port niapi-\S+$")],
     ),
     # --- veth pairs and ports
     "veth gone": Damage(

@@ -464,7 +464,7 @@ def test_what_takes_over_a_second_is_told(lab: Lab) -> None:
         assert waiting.stderr
         said = waiting.stderr.readline().decode()
         assert re.fullmatch(
-            r"niso: wait for another niso command, which is at work on api \(\ds\)\n", said
+            r"niso: waiting for another niso command that is changing api \(\ds\)\n", said
         )
         holder.communicate(b"")
         assert waiting.wait(60) == 0

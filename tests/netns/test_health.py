@@ -105,9 +105,9 @@ def test_probe_that_takes_over_a_second_is_told(lab: Lab) -> None:
     pid = pid_of(lab, "api")
     lab.run("kill", "-STOP", lab.run("cat", f"/proc/{pid}/task/{pid}/children").stdout.strip())
     time.sleep(1.1)
-    assert lab.niso("ps").stderr == "niso: wait for the health of api (1s)\n"
+    assert lab.niso("ps").stderr == "niso: waiting for health checks of api (1s)\n"
     time.sleep(1.1)
-    assert lab.niso("inspect", "api").stderr == "niso: wait for the health of api (1s)\n"
+    assert lab.niso("inspect", "api").stderr == "niso: waiting for health checks of api (1s)\n"
     time.sleep(1.1)
     assert lab.niso("ps", "--json").stderr == ""
 
@@ -223,7 +223,7 @@ def test_slow_probe_of_one_does_not_delay_the_others(lab: Lab) -> None:
     done = lab.niso("activate", "-v", *folders, check=False)
     assert done.returncode == 1
     lines = str(done.stderr).splitlines()
-    failed = next(i for i, line in enumerate(lines) if "undo activation" in line)
+    failed = next(i for i, line in enumerate(lines) if "undo the activation" in line)
     assert {"one is healthy", "two is healthy"} <= {
         line.removeprefix("niso: ").strip() for line in lines[:failed]
     }

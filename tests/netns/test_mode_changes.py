@@ -263,7 +263,7 @@ def test_policy_that_names_a_sharer_means_its_provider_while_it_is_active(lab: L
     assert answer(lab, at, 50, "niso-api").startswith("db ")
     assert ask(lab, at, 50, "niso-other") == ""
     said = lab.niso("net", "explain", "side", "db:50", "--prove").stdout
-    assert 'network.policy.allow_from[0] of db, "side", allows it' in said
+    assert 'allowed by network.policy.allow_from[0] of db ("side")' in said
     talk = lab.popen("/usr/bin/busybox", "nc", at, "50", stdin=-1, netns="niso-api")
     assert talk.stdin and talk.stdout and talk.stdout.readline().startswith(b"db ")
     # its provider's address moves: the name follows
@@ -357,7 +357,7 @@ def test_sharer_whose_providers_namespace_was_lost_is_told_and_put_right(lab: La
     lab.run("ip", "netns", "delete", "niso-api")
     lab.run("ip", "netns", "add", "niso-api")
     said = lab.niso("net", "check", check=False).stdout
-    assert "'niso-api' exists and is not this niso's own" in said
+    assert "'niso-api' exists and does not belong to this niso" in said
     for service in ("api", "side"):
         assert f"process of service '{service}' (it runs in another network namespace)" in said
 

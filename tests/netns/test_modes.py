@@ -520,9 +520,9 @@ def test_explain_and_ping_say_what_a_mode_means(lab: Lab) -> None:
     assert "its own address" in lab.niso("net", "explain", "side", "api:80").stdout
     assert f"side ({at})" in lab.niso("net", "ping", "api", "side").stdout
     said = lab.niso("net", "explain", CLIENT, f"{HOST}:{SHARED}").stdout
-    assert "is a published port of side, which shares the network of api, and leads to" in said
+    assert "is a published port of side, which shares the network of api; it leads to" in said
     assert (
-        "is a published port of api and leads to"
+        "is a published port of api; it leads to"
         in lab.niso("net", "explain", CLIENT, f"{HOST}:{PORT}").stdout
     )
     for arguments in (["net", "ping", "peer", "open"], ["net", "explain", "open", "peer:80"]):

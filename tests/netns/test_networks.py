@@ -356,7 +356,7 @@ def test_foreign_link_of_the_bridge_name_is_an_error_and_untouched(lab: Lab) -> 
     lab.niso("net", "list")
     before = snapshots.take(lab)
     said = refused(lab, "net", "create", "backend")
-    assert "link 'niso-backend' exists and is not this niso's own" in said
+    assert "link 'niso-backend' exists and does not belong to this niso" in said
     after = snapshots.take(lab)
     before["store"] = {table: [] for table in after["store"]} | {"meta": after["store"]["meta"]}
     before["files"] = after["files"]
@@ -505,8 +505,8 @@ def test_static_address_whose_prefix_is_taken_names_the_key_and_what_would_be_ri
     lab.niso("activate", idle(lab, "api"))
     folder = idle(lab, "new", network=on("fresh", ip="10.99.0.66"))
     assert refused(lab, "activate", folder) == (
-        f"niso: {folder}/manifest.toml: network.ip: value \"10.99.0.66\" is wrong because network 'fresh', which is new, would have "
-        "10.99.0.0/24, and that overlaps 10.99.0.0/24 of network 'niso-default'; right would be an address of a /24 that is free\n"
+        f"niso: {folder}/manifest.toml: network.ip: \"10.99.0.66\" is not valid: network 'fresh', which is new, would have "
+        "10.99.0.0/24, and that overlaps 10.99.0.0/24 of network 'niso-default' (expected: an address of a /24 that is free)\n"
         "  hint: choose another one, or make the network first: niso net create fresh --subnet CIDR\n"
     )
     lab.niso("net", "create", "fresh")

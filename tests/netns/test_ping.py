@@ -122,13 +122,13 @@ def test_inactive_and_apart(backend: Lab) -> None:
             {"deny_from": ["web", "api"]},
             {},
             "network.policy.deny_from[1]",
-            'network.policy.deny_from[1] of db, "api", denies it',
+            'denied by network.policy.deny_from[1] of db ("api")',
         ),
         (
             {"allow_from": ["web"]},
             {},
             "network.policy.allow_from",
-            "network.policy.allow_from of db does not name it",
+            "not listed in network.policy.allow_from of db",
         ),
         (
             {"allow_from": []},
@@ -140,7 +140,7 @@ def test_inactive_and_apart(backend: Lab) -> None:
             {},
             {"deny": ["db/icmp"]},
             "network.policy.egress.deny[0]",
-            'network.policy.egress.deny[0] of api, "db/icmp", denies it',
+            'denied by network.policy.egress.deny[0] of api ("db/icmp")',
         ),
         (
             {},
@@ -191,7 +191,7 @@ def test_no_answer_where_nothing_of_nisos_forbids_it(backend: Lab) -> None:
     assert (
         "no answer in 1s, though nothing of niso's forbids it\n  hint: niso net check db" in words
     )
-    assert words.startswith("niso: wait for an answer of db (1s)\n")
+    assert words.startswith("niso: waiting for an answer from db (1s)\n")
     assert (
         str(backend.niso("net", "ping", "api", "db", "--json", check=False).stderr).count("\n") == 1
     )  # the error alone

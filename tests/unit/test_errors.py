@@ -15,11 +15,11 @@ from niso.base.errors import Conflict, ErrorGroup, InvalidInput, NisoError, Usag
         (InvalidInput("nested too deep", file="/m.toml"), "/m.toml: nested too deep"),
         (
             InvalidInput("it is a number", None, "a.b", file="/m.toml", value="3", right="text"),
-            "/m.toml: a.b: value 3 is wrong because it is a number; right would be text",
+            "/m.toml: a.b: 3 is not valid: it is a number (expected: text)",
         ),
         (
             InvalidInput("is missing", None, "a.b", right="a table"),
-            "a.b: is missing; right would be a table",
+            "a.b: is missing (expected: a table)",
         ),
         (UsageError("10.0.0.0/33: too long", None, "--subnet"), "--subnet 10.0.0.0/33: too long"),
         (Conflict("port 80 is taken", None, "PORT", names_key=False), "port 80 is taken"),
@@ -36,9 +36,7 @@ def test_error_of_another_class_says_the_same_in_the_same_place() -> None:
     assert type(other) is Conflict
     assert vars(other) == vars(error)
     other.file, other.key = "/stack.toml", "service[0].k"
-    assert (
-        other.message == "/stack.toml: service[0].k: value v is wrong because r; right would be w"
-    )
+    assert other.message == "/stack.toml: service[0].k: v is not valid: r (expected: w)"
     assert error.file == "/f"
 
 

@@ -49,5 +49,7 @@ def test_module_that_cannot_be_loaded_is_an_error_that_says_what_will_not_work(
     tmp_path, monkeypatch
 ) -> None:
     machine(tmp_path, monkeypatch, "exit 1")
-    with pytest.raises(KernelError, match="br_netfilter cannot be loaded: services of one network"):
+    with pytest.raises(
+        KernelError, match="cannot load the kernel module br_netfilter: services of one network"
+    ):
         modules.load_bridge_netfilter()

@@ -242,7 +242,7 @@ def test_wrong_values_are_found_also_when_every_type_is_right(tmp_path: Path) ->
 def test_message_names_file_key_value_reason_and_what_is_right(tmp_path: Path) -> None:
     only = error(tmp_path, HEAD + '[network]\nports = ["8080:8080", "eighty:80"]\n')
     assert only.message == (
-        f'{tmp_path}/manifest.toml: network.ports[1]: value "eighty:80" is wrong because "eighty" is no port; right would be '
+        f'{tmp_path}/manifest.toml: network.ports[1]: "eighty:80" is not valid: "eighty" is no port (expected: '
         "[ADDRESS:]HOST:CONTAINER[/tcp|udp|sctp] with ports from 1 to 65535 or equally long ranges of them"
     )
     assert only.hint == 'for example "8080:8080"'
@@ -265,7 +265,7 @@ def test_unknown_key_suggests_the_nearest(tmp_path: Path, text: str, key: str, n
 
 def test_unknown_key_without_a_near_one_lists_what_there_is(tmp_path: Path) -> None:
     only = error(tmp_path, HEAD + "[isolation]\nzzz = 1")
-    assert "right would be one of capabilities, read_only" in only.message
+    assert "expected: one of capabilities, read_only" in only.message
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_unknown_key_without_a_near_one_lists_what_there_is(tmp_path: Path) -> N
         (
             "[network]\nnetwork = 'a'\nip = { b = '10.1.1.1' }",
             "network.ip.b",
-            'right would be one of ["a"]',
+            'expected: one of ["a"]',
         ),
         ("[network]\nip = { a = '10.1.1.1' }", "network.ip.a", '"niso-default"'),
         (
@@ -310,13 +310,13 @@ def test_unknown_key_without_a_near_one_lists_what_there_is(tmp_path: Path) -> N
             "network.ip.niso-default",
             "the IPv6 one is leased, and kept",
         ),
-        ("[network]\nmode = 'bridged'", "network.mode", 'right would be "bridge"'),
+        ("[network]\nmode = 'bridged'", "network.mode", 'expected: "bridge"'),
         ("[service]\nrestart = 'never'", "service.restart", '"on-failure" or "no" or "always"'),
-        ("[service]\nuser = 1000", "service.user", "right would be a string"),
-        ("[service]\nrestart_delay = 1", "service.restart_delay", "right would be a string"),
-        ("[network]\nports = '80:80'", "network.ports", "right would be an array"),
-        ("[network]\nip = ['10.1.1.1']", "network.ip", "right would be a string or a table"),
-        ("[[network]]\n", "network", "it is an array; right would be a table"),
+        ("[service]\nuser = 1000", "service.user", "expected: a string"),
+        ("[service]\nrestart_delay = 1", "service.restart_delay", "expected: a string"),
+        ("[network]\nports = '80:80'", "network.ports", "expected: an array"),
+        ("[network]\nip = ['10.1.1.1']", "network.ip", "expected: a string or a table"),
+        ("[[network]]\n", "network", "it is an array (expected: a table"),
         ("[environment]\nA = 1979-05-27", "environment.A", "it is a date or time"),
         ("[environment]\nA = 0x" + "f" * 9000, "environment.A", "a very large number"),
         ("[environment]\nA" + ".a" * 2000 + " = 1", "environment.A", "it is a table"),
@@ -404,7 +404,7 @@ def test_missing_table_and_key_say_what_to_add(tmp_path: Path) -> None:
 def test_table_header_forgotten_is_an_error_of_the_key(tmp_path: Path) -> None:
     only = error(tmp_path, 'network = "backend"\n' + HEAD)
     assert only.key == "network"
-    assert "right would be a table" in only.message
+    assert "expected: a table" in only.message
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_any_bytes_are_a_packet_or_none(data: bytes) -> None:
             errno.EPERM,
             "another process (pid 7)",
             Conflict,
-            r"another process \(pid 7\) reads the dropped packets already",
+            r"another process \(pid 7\) already reads the dropped packets",
         ),
         (errno.EPERM, "", KernelError, "not permitted"),
         (errno.ENOMEM, "", KernelError, "no memory"),

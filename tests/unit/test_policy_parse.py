@@ -230,8 +230,8 @@ def test_wrong_entry_is_refused_with_reason_and_the_right_form(
         parse_entry(text, KEY, egress)
     right, _, example = right.partition(" | ")
     message = caught.value.message
-    assert message.startswith(f"{KEY}: value ")
-    assert message.endswith(f" is wrong because {reason}; right would be {right}")
+    assert message.startswith(f"{KEY}: ")
+    assert message.endswith(f" is not valid: {reason} (expected: {right})")
     assert caught.value.hint == (f"for example {example}" if example else None)
     assert caught.value.key == KEY
     assert message.isprintable()
@@ -242,11 +242,12 @@ def test_wrong_entry_is_refused_with_reason_and_the_right_form(
 )
 def test_host_is_no_peer_and_the_message_says_what_holds_in_that_direction(text: str) -> None:
     with pytest.raises(
-        InvalidInput, match="because the host may always connect in; right would be to leave it out"
+        InvalidInput,
+        match=r"not valid: the host may always connect in \(expected: to leave it out\)",
     ):
         parse_entry(text, KEY, False)
     with pytest.raises(
-        InvalidInput, match="because the host is no service; right would be addresses of the host"
+        InvalidInput, match=r"not valid: the host is no service \(expected: addresses of the host\)"
     ) as caught:
         parse_entry(text, KEY, True)
     assert caught.value.hint == 'for example "192.0.2.1:53"'
@@ -488,7 +489,7 @@ def test_all_errors_of_a_policy_come_at_once_with_their_keys(tmp_path: Path) -> 
     }
     assert "host may always connect in" in found["network.policy.allow_from[3]"]
     assert "the host is no service" in found["network.policy.egress.allow[2]"]
-    assert "right would be network.policy.allow_from" in found["network.policy.allowfrom"]
+    assert "expected: network.policy.allow_from" in found["network.policy.allowfrom"]
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_address_by_which_no_host_can_be_reached_is_refused_with_the_reason(
     with pytest.raises(InvalidInput) as caught:
         parse_port(text, KEY)
     assert caught.value.key == KEY
-    assert caught.value.message.startswith(f'{KEY}: value "{text}" is wrong because ')
+    assert caught.value.message.startswith(f'{KEY}: "{text}" is not valid: ')
     assert reason in caught.value.message
 
 
@@ -177,7 +177,7 @@ def test_garbage_is_refused_with_the_right_form(text: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         parse_port(text, KEY)
     assert caught.value.key == KEY
-    assert "right would be [ADDRESS:]HOST:CONTAINER[/tcp|udp|sctp]" in caught.value.message
+    assert "expected: [ADDRESS:]HOST:CONTAINER[/tcp|udp|sctp]" in caught.value.message
     assert caught.value.hint == 'for example "8080:8080"'
     assert caught.value.message.isprintable()
 
@@ -200,7 +200,7 @@ def test_garbage_is_refused_with_the_right_form(text: str) -> None:
 def test_refusal_says_what_is_wrong(text: str, reason: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         parse_port(text, KEY)
-    assert f"is wrong because {reason}" in caught.value.message
+    assert f"is not valid: {reason}" in caught.value.message
 
 
 HOST_IPS = ("", "0.0.0.0", "::", "127.0.0.1", "192.0.2.1", "2001:db8::1")

@@ -246,7 +246,7 @@ def test_circle_is_named_in_its_order(shop: Any) -> None:
     )
     (words,) = errors_of(shop(text)).values()
     assert any(
-        f"{way}; right" in words
+        f"{way} (expected" in words
         for way in ("a -> b -> c -> a", "b -> c -> a -> b", "c -> a -> b -> c")
     ), words
 

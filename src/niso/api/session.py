@@ -74,7 +74,7 @@ class Session:
         """Report it from now on when a lock is waited for."""
         from niso.base import locks
 
-        locks.told = self.report
+        locks.listener = self.report
 
     def close(self) -> None:
         """Close the store; the next call opens it again."""

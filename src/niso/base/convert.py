@@ -1,12 +1,13 @@
-"""Tables of a file as named tuples: what their keys may be, and plain data, as of TOML or JSON, made into them and back.
+"""Convert plain data, as of TOML or JSON, to named tuples and back.
 
-A table is a `niso.base.lite_typing.NamedTuple`. A key of it may be ``str``, ``int``, ``float`` (a whole number too), ``bool``, a
-table, ``tuple[X, ...]`` (an array), ``dict[str, X]`` or ``Mapping[str, X]`` (a table of any keys), ``Literal`` of texts, ``object``
-(any plain data, left as it is), or several of these with ``|``, and None, which TOML does not have.
-Of those with ``|`` one at most is an array, one a table and one a text. A key without a default must be there.
+A table is a `niso.base.lite_typing.NamedTuple`. A key of it may be ``str``, ``int``, ``float``
+(also a whole number), ``bool``, a table, ``tuple[X, ...]`` (an array), ``dict[str, X]`` or
+``Mapping[str, X]`` (a table with any keys), ``Literal`` of texts, ``object`` (any plain data,
+unchanged), or several of these with ``|``, and None, which TOML does not have. Of those at most one
+is an array, one a table and one a text. A key without a default is required.
 
-To import a library for this was 6 of the 61 ms of an `activate` with nothing to change. Here a small manifest takes 7 µs, the first
-0.1 ms, since its types are read then; a stored one 29 µs.
+A library for this would take 6 of the 61 ms of an `activate` without changes. Here the first small
+manifest takes 0.1 ms, since its types are read then, and others 7 µs; a stored one takes 29 µs.
 """
 
 from __future__ import annotations
@@ -20,18 +21,24 @@ if TYPE_CHECKING:
     from typing import Any
 
     type Kind = dict[type, Any]
-    """What a value may be: each type that plain data has then, with what must be inside it. That is None for str, int, bool and
-    None, the texts of a Literal, the Kind of each item of an array or of a table of any keys, else the table."""
+    """The types that a value may have, each with the type of its content.
+
+    That is None for str, int, bool and None, the texts of a Literal, the Kind of the items of an
+    array or of a table with any keys, else the table.
+    """
 
 _known: dict[tuple[str, str], Kind] = {}
 
 
 class Mismatch(ValueError):
-    """Data is not of the type that it should be; `niso.manifest.validate.walk` says of everything in it what is wrong."""
+    """Data does not have the expected type.
+
+    `niso.manifest.validate.walk` says what is wrong where.
+    """
 
 
 def kind(of: Any) -> Kind:
-    """What a value of a type may be."""
+    """Return the kind of a type."""
     if type(of) is UnionType:
         return {form: inside for part in of.__args__ for form, inside in kind(part).items()}
     if type(of) is GenericAlias:
@@ -46,7 +53,10 @@ def kind(of: Any) -> Kind:
 
 
 def field(table: Any, name: str) -> Kind:
-    """What a key of a table may be. The text of its type is read when it is asked for, and once: most manifests have few keys."""
+    """Return the kind of a table's key.
+
+    The text of its type is evaluated on first use, and once: most manifests have few keys.
+    """
     module, text = known = table.__module__, table.__annotations__[name]
     if known not in _known:
         _known[known] = kind(eval(text, vars(sys.modules[module])))  # noqa: S307  # niso's own text
@@ -54,12 +64,12 @@ def field(table: Any, name: str) -> Kind:
 
 
 def fields(table: Any) -> dict[str, Kind]:
-    """What all keys of a table may be."""
+    """Return the kinds of all keys of a table."""
     return {name: field(table, name) for name in table._fields}
 
 
 def required(table: Any) -> list[str]:
-    """The keys of a table that must be there."""
+    """Return the required keys of a table."""
     return [name for name in table._fields if name not in table._field_defaults]
 
 
@@ -68,9 +78,10 @@ def is_table(of: Any) -> bool:
 
 
 def convert[T](data: object, table: type[T]) -> T:
-    """Plain data as a table, with the defaults of the keys that it has not.
+    """Return plain data as a table, with defaults for missing keys.
 
-    Nothing is made fit: a number is no text, and true no number. Raises Mismatch, exactly where `niso.manifest.validate.walk` finds something.
+    Nothing is coerced: a number is not a text, and true is not a number. Raises Mismatch, exactly
+    if `niso.manifest.validate.walk` reports an error.
     """
     return _convert(data, {dict: table})  # type: ignore[no-any-return]
 
@@ -111,7 +122,7 @@ def _table(data: dict[str, object], table: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """What `convert` made, as plain data with every key of its tables."""
+    """Return the result of `convert` as plain data, with every key of its tables."""
     if is_table(value):
         return {name: plain(item) for name, item in zip(value._fields, value, strict=True)}
     if type(value) is dict:

@@ -1,4 +1,4 @@
-"""SHA-256 without OpenSSL: ``hashlib`` loads it to make the same digest, which is 3 ms of each command."""
+"""SHA-256 without OpenSSL: ``hashlib`` would load it, which costs 3 ms of each command."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ if TYPE_CHECKING:
     from hashlib import sha256
 else:
     try:
-        from _sha2 import (
-            sha256,
-        )  # CPython's own, and what hashlib falls back on; it has no public name
+        from _sha2 import sha256  # CPython's own, the fallback of hashlib; it has no public name
     except ImportError:
         from hashlib import sha256
 

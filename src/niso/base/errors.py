@@ -1,9 +1,10 @@
-"""The errors that niso reports, each with the next step for the person who reads it.
+"""The errors that niso reports, each with a next step for the reader.
 
-An error is data: ``reason`` says what is wrong, in lower case and without a full stop; ``file``, ``key`` and
-``value`` say where, ``right`` what would be right, ``hint`` the next step, a command where there is one. Text for
-people is made of them in one place, `Error.message`; who passes an error on changes fields, never text.
-Whatever is raised on the way to a user is a `Error`; only `niso.cli` turns it into an exit status.
+An error is data. ``reason`` says what is wrong, in lower case and without a full stop. ``file``,
+``key`` and ``value`` say where, ``right`` what would be valid, ``hint`` the next step, as a command
+if there is one. The text for people is made in one place, `Error.message`: code that passes an
+error on changes its fields, never its text. Every error that reaches a user is a `Error`; only
+`niso.cli` turns it into an exit status.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Error(Exception):
-    """It could not be done (exit status 1)."""
+    """The request failed (exit status 1)."""
 
     exit_status = 1
 
@@ -35,33 +36,33 @@ class Error(Exception):
         self.reason = reason
         self.hint = hint
         self.key = key
-        """The path of a manifest's key (``network.ports[1]``), an option (``--subnet``) or an argument (``PORT``)."""
+        """A manifest key (``network.ports[1]``), option (``--subnet``) or argument (``PORT``)."""
         self.file = file
-        """The path of the file that has the key, printable."""
+        """The path of the file with that key, printable."""
         self.value = value
-        """The value of the key, as the file would have it, printable."""
+        """The value of that key as the file has it, printable."""
         self.right = right
-        """What would be right in place of the value, or of nothing where the key is missing."""
+        """What would be valid in place of the value, or for a missing key."""
         self.service = service
-        """Whose process or manifest it is about."""
+        """The service whose process or manifest the error is about."""
         self.names_key = names_key
-        """Whether the message begins with the key; else the reason names it, or need not."""
+        """Whether the message begins with the key; False if the reason already contains it."""
 
     @property
     def detail(self) -> str:
-        """The message without the file or the service that it is about."""
+        """Return the message without its file or service."""
         reason = self.reason
         if self.right:
             if self.value:
-                reason = f"value {self.value} is wrong because {reason}"
-            reason += f"; right would be {self.right}"
+                reason = f"{self.value} is not valid: {reason}"
+            reason += f" (expected: {self.right})"
         if not self.key or not self.names_key:
             return reason
         return f"{self.key} {reason}" if self.key.startswith("--") else f"{self.key}: {reason}"
 
     @property
     def message(self) -> str:
-        """One line, or the reason's lines: where it is, and what is wrong."""
+        """Return where and what is wrong, as one line or as many as the reason has."""
         place = self.file or self.service
         return f"{place}: {self.detail}" if place else self.detail
 
@@ -70,7 +71,7 @@ class Error(Exception):
 
     @classmethod
     def of(cls, error: Error) -> Self:
-        """Return an error of this class that says what ``error`` says, in the same place."""
+        """Return an error of this class with the content of ``error``."""
         new = cls(error.reason, error.hint)
         new.key, new.names_key, new.value, new.right = (
             error.key,
@@ -86,17 +87,17 @@ NisoError = Error
 
 
 class UsageError(Error):
-    """The command was called wrongly (exit status 2)."""
+    """Invalid command line (exit status 2)."""
 
     exit_status = 2
 
 
 class InvalidInput(Error):
-    """A manifest, name or value cannot be; nothing has changed."""
+    """An invalid manifest, name or value; nothing has changed."""
 
 
 class Conflict(Error):
-    """Something else holds what was asked for; the message names the holder."""
+    """The requested resource is taken; the message names its holder."""
 
 
 class NotFound(Error):
@@ -104,7 +105,7 @@ class NotFound(Error):
 
 
 class KernelError(Error):
-    """The kernel refused a step. ``errno`` is its number (errno.h), 0 where there is none."""
+    """The kernel refused a step. ``errno`` is its error number (errno.h), 0 if there is none."""
 
     def __init__(self, reason: str, hint: str | None = None, errno: int = 0) -> None:
         super().__init__(reason, hint)
@@ -112,11 +113,11 @@ class KernelError(Error):
 
 
 class ProcessError(Error):
-    """A service's process could not be started, reached or stopped; the message has the runtime's own words."""
+    """A service's process cannot be started, reached or stopped. The message quotes the runtime."""
 
 
 class ErrorGroup(Error):
-    """Several errors at once (all of one manifest, or all that a teardown met). Never empty."""
+    """Several errors at once: all of one manifest, or all of one teardown. Never empty."""
 
     def __init__(self, errors: list[Error]) -> None:
         first = errors[0]
@@ -128,7 +129,7 @@ class ErrorGroup(Error):
 
 
 def each(error: Error) -> list[Error]:
-    """Return the errors of a group, and of any other error itself."""
+    """Return the errors of a group, nested groups included, or the error itself."""
     if not isinstance(error, ErrorGroup):
         return [error]
     return [one for inner in error.errors for one in each(inner)]

@@ -1,9 +1,11 @@
-"""Failpoints: ``NISO_FAILPOINT=N[:ACTION]`` makes the N-th step of a command die or fail (after etcd's gofail).
+"""Failpoints: ``NISO_FAILPOINT=N[:ACTION]`` makes step N of a command die or fail (as gofail).
 
-Every place that changes something outside this process calls `hit` just before it does. ACTION is ``kill`` (so too where there is
-none), the name of an errno, or one of `LATER`, which does not fail that step but what comes after it. Honoured in a lab only.
-``NISO_FAILPOINT=0`` never fires; with ``NISO_FAILPOINT_LOG=FILE`` each point passed is appended to FILE, and each place that asks
-for one of `LATER` as ``- ACTION``.
+Everything that changes something outside this process calls `hit` just before. ACTION is ``kill``
+(the default), the name of an errno, or one of `LATER`, which lets that step pass and breaks
+something after it. Failpoints work in a lab only.
+
+``NISO_FAILPOINT=0`` never fires. With ``NISO_FAILPOINT_LOG=FILE`` each point that is passed is
+appended to FILE, and each check for one of `LATER` as ``- ACTION``.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ OVERRUN = "overrun"
 BUSY = "sqlite-busy"
 FULL = "sqlite-full"
 LATER = {
-    OVERRUN: "the next answer of netlink is lost: the socket's buffer was full (netlink(7), ENOBUFS)",
-    BUSY: "no change of the store can begin any more: somebody else is in the middle of one",
-    FULL: "no change of the store can be committed any more: its disk is full",
-    "crun": "crun fails from then on, without a word",
-    "conmon": "conmon ends at once from then on",
+    OVERRUN: "the next netlink answer is lost: the socket's buffer was full (netlink(7), ENOBUFS)",
+    BUSY: "no store transaction can begin any more: another one is open",
+    FULL: "no store transaction can be committed any more: the disk is full",
+    "crun": "crun fails from then on, without a message",
+    "conmon": "conmon exits at once from then on",
 }
 
 _count = 0
@@ -45,9 +47,9 @@ def _note(line: str) -> None:
 
 
 def hit(name: str) -> None:
-    """Pass the point ``name`` (words of the step about to run).
+    """Pass a point; ``name`` describes the step that is about to run.
 
-    Dies by SIGKILL, or raises OSError with the errno asked for, where this is the point that was asked for.
+    At the requested point, kill this process by SIGKILL or raise OSError with the requested errno.
     """
     global _count, _spec, _broken
     if _spec is None:
@@ -70,12 +72,12 @@ def hit(name: str) -> None:
 
 
 def broken(what: str) -> bool:
-    """Whether ``what``, one of `LATER`, fails since the point that was asked for; an overrun does so once."""
+    """Return whether ``what``, one of `LATER`, is broken by now. An overrun is reported once."""
     global _broken
     if _spec is None or _spec[0] < 0:
         return False
     _note(f"- {what}")
-    found = _broken == what
-    if found and what == OVERRUN:
+    is_broken = _broken == what
+    if is_broken and what == OVERRUN:
         _broken = ""
-    return found
+    return is_broken

@@ -1,4 +1,4 @@
-"""The family of an address, from its text."""
+"""The family of an address in text form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""niso's own files as somebody may have left them: only a regular file counts as there, and nothing odd is waited for."""
+"""niso's own files, read and written safely whatever somebody has put in their place.
+
+Only a regular file counts as present. Nothing here follows a link or blocks on a FIFO.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,14 @@ import errno
 import os
 import stat
 
-_NONE = (errno.ENOENT, errno.ELOOP, errno.ENXIO)  # ELOOP: it is a link; ENXIO: a socket
+_NONE = (errno.ENOENT, errno.ELOOP, errno.ENXIO)  # ELOOP: a symbolic link; ENXIO: a socket
 
 
 def read(path: str, mode: int = 0) -> bytes | None:
-    """What is in the regular file ``path``; None where there is none, or one whose permissions lack some of ``mode``.
+    """Return the content of the regular file ``path``.
 
-    A link is not followed, a FIFO not waited for. Raises OSError.
+    Returns None if there is no such file, or if its permissions lack any bit of ``mode``. Raises
+    OSError.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -21,13 +25,13 @@ def read(path: str, mode: int = 0) -> bytes | None:
             return None
         raise
     try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_mode & mode != mode:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_mode & mode != mode:
             return None
-        parts, size = [], found.st_size + 1
+        parts, size = [], status.st_size + 1
         while part := os.read(fd, size):
             parts.append(part)
-            if len(part) < size:  # the end, without asking once more
+            if len(part) < size:  # a short read is the end; saves one more read(2)
                 break
         return b"".join(parts)
     finally:
@@ -35,7 +39,10 @@ def read(path: str, mode: int = 0) -> bytes | None:
 
 
 def make(path: str, mode: int) -> int:
-    """A descriptor to write to the new file ``path``; what was there, a draft or something odd, goes. Raises OSError."""
+    """Create the file ``path`` and return a descriptor for writing.
+
+    An existing file there is removed first, or an empty folder. Raises OSError.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
         return os.open(path, flags, mode)
@@ -45,14 +52,14 @@ def make(path: str, mode: int) -> int:
 
 
 def write(fd: int, content: bytes) -> None:
-    """Write all of it. Raises OSError."""
+    """Write all of ``content``. Raises OSError."""
     left = memoryview(content)
     while left:
         left = left[os.write(fd, left) :]
 
 
 def rename(draft: str, path: str) -> None:
-    """Have ``draft`` take the place of ``path``, also of an empty folder there. Raises OSError."""
+    """Rename ``draft`` to ``path``, also over an empty folder. Raises OSError."""
     try:
         os.rename(draft, path)
     except IsADirectoryError:
@@ -61,7 +68,7 @@ def rename(draft: str, path: str) -> None:
 
 
 def remove(path: str) -> None:
-    """Remove what is no folder, or an empty one. Raises OSError."""
+    """Remove a file or an empty folder. Raises OSError."""
     try:
         os.unlink(path)
     except IsADirectoryError:

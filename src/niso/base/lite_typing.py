@@ -1,16 +1,17 @@
-"""What niso needs of `typing` while it runs, without its import, and named tuples that cost a sixth to make.
+"""The parts of `typing` that niso needs at run time, without importing it; and cheap named tuples.
 
-``typing.NamedTuple`` compiles two pieces of text and every annotation of a class: 0.14 ms for each, of which an `activate` has 77.
-That and the import of typing itself, which nothing else in a short command needs, were 15 ms of 113 (and of `net list` 6 of 29).
+``typing.NamedTuple`` compiles two texts and every annotation of a class: 0.14 ms for each of the
+77 classes that `activate` loads. With the import of typing, which no short command needs otherwise,
+that was 15 ms of 113 (of `net list` 6 of 29).
 """
 
 from __future__ import annotations
 
-from _collections import _tuplegetter  # type: ignore[import-not-found]  # as collections itself has it
+from _collections import _tuplegetter  # type: ignore[import-not-found]  # as in collections
 from types import FunctionType
 
 TYPE_CHECKING = False
-"""As in typing: type checkers go by the name."""
+"""As in typing: type checkers recognize the name."""
 
 if TYPE_CHECKING:
     from typing import Any, Generic, Literal, NamedTuple, Self
@@ -21,11 +22,15 @@ _templates: dict[int, FunctionType] = {}
 
 
 def _maker(name: str, fields: tuple[str, ...], defaults: tuple[object, ...]) -> FunctionType:
-    """``__new__`` of a class: that of all with as many fields, with their names in the place of its own."""
+    """Return the ``__new__`` of a class.
+
+    All classes with as many fields share its code, each with its own names for the arguments.
+    """
     if len(fields) not in _templates:
         arguments = "".join(f"a{i}, " for i in range(len(fields)))
         text = f"lambda _cls, {arguments}: _new(_cls, ({arguments}))"
-        _templates[len(fields)] = eval(text, {"_new": tuple.__new__})  # noqa: S307  # made of nothing but a number
+        # the text depends on nothing but a number
+        _templates[len(fields)] = eval(text, {"_new": tuple.__new__})  # noqa: S307
     template = _templates[len(fields)]
     code = template.__code__.replace(
         co_varnames=("_cls", *fields), co_name="__new__", co_qualname=f"{name}.__new__"
@@ -34,7 +39,7 @@ def _maker(name: str, fields: tuple[str, ...], defaults: tuple[object, ...]) -> 
 
 
 class _Tuple(tuple[object, ...]):
-    """What all named tuples have in common; see collections.namedtuple."""
+    """The methods of all named tuples; see collections.namedtuple."""
 
     __slots__ = ()
     if TYPE_CHECKING:
@@ -50,14 +55,15 @@ class _Tuple(tuple[object, ...]):
         return dict(zip(self._fields, self, strict=True))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._asdict().items())})"
+        values = ", ".join(f"{name}={value!r}" for name, value in self._asdict().items())
+        return f"{type(self).__name__}({values})"
 
     def __getnewargs__(self) -> tuple[object, ...]:
         return tuple(self)
 
 
 class _Kind(type):
-    """Makes of the body of a class what ``typing.NamedTuple`` does."""
+    """Turns a class body into a named tuple, as ``typing.NamedTuple`` does."""
 
     def __new__(mcs, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> type:
         if not bases:
@@ -82,20 +88,20 @@ class _Kind(type):
 if not TYPE_CHECKING:
 
     class NamedTuple(metaclass=_Kind):
-        """As `typing.NamedTuple`, for classes whose annotations are text (``from __future__ import annotations``)."""
+        """As `typing.NamedTuple`, for classes with ``from __future__ import annotations``."""
 
 
 if not TYPE_CHECKING:
 
     class Generic:
-        """As `typing.Generic` for type checkers; while niso runs, ``Generic[T]`` and a subclass's ``Kind[T]`` are the class."""
+        """As `typing.Generic` for type checkers. At run time ``Generic[T]`` is just the class."""
 
         def __class_getitem__(cls, _):
             return cls
 
 
 class Choice:
-    """What ``Literal["rw", "ro"]`` is while niso runs: one of these texts."""
+    """What ``Literal["rw", "ro"]`` is at run time: one of these texts."""
 
     __slots__ = ("texts",)
 

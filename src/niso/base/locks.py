@@ -1,4 +1,4 @@
-"""The locks of niso: its own, one for each service, and telling whom a command waits for."""
+"""niso's locks: the global one and one for each service. Waiting for one is reported."""
 
 from __future__ import annotations
 
@@ -19,28 +19,27 @@ from niso.base.report import Report, WaitingForLock
 if TYPE_CHECKING:
     from weakref import ref
 else:
-    from _weakref import ref  # the same, without what weakref imports besides
+    from _weakref import ref  # without the imports of weakref
 
-told: Report | None = None
-"""Takes what is waited for, where somebody wants to know: a command that shows its progress."""
+listener: Report | None = None
+"""Receives an event when a command waits for a lock, if it shows its progress."""
 
 
 _PAUSE_S = 0.005
 
 
 def take(fd: int, event: WaitingForLock, at_most_s: float | None = None) -> None:
-    """Lock ``fd`` for this process alone (flock(2)), as soon as nobody else has it; or not at all, after ``at_most_s`` seconds.
+    """Lock ``fd`` exclusively (flock(2)), as soon as nobody else holds it.
 
-    ``event`` is reported where somebody else has it.
-
+    Reports ``event`` if somebody does. After ``at_most_s`` seconds, returns without the lock.
     Raises OSError.
     """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return
     except BlockingIOError:
-        if told is not None:
-            told(event)
+        if listener is not None:
+            listener(event)
     if at_most_s is None:
         fcntl.flock(fd, fcntl.LOCK_EX)
         return
@@ -56,10 +55,10 @@ _RETRY_S = 0.02
 
 
 class service_lock:
-    """Hold ``<run>/locks/<service>.lock`` (flock(2)); it goes with the process, so no crash leaves it behind.
+    """Hold ``<run>/locks/<service>.lock`` (flock(2)). The kernel releases it when the process ends.
 
-    ``timeout_s``: seconds to wait, None for as long as it takes. Raises `Conflict` when time is up.
-    The descriptor is close-on-exec: no service or conmon ever inherits it.
+    ``timeout_s``: seconds to wait, None for ever. Raises `Conflict` when the time is up. The
+    descriptor is close-on-exec, so that no service or conmon inherits it.
     """
 
     def __init__(self, service: str, timeout_s: float | None = None) -> None:
@@ -81,7 +80,7 @@ class service_lock:
             except BaseException:
                 os.close(self._fd)
                 raise
-            os.close(self._fd)  # whoever had it removed the file: others hold the new one
+            os.close(self._fd)  # its last holder removed the file: others lock the new one
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
@@ -97,27 +96,27 @@ class service_lock:
             if time.monotonic() >= deadline:
                 raise Conflict(
                     "another niso command is starting or stopping it",
-                    "wait for it to end and try again",
+                    "wait for it to finish and try again",
                     service=self._service,
                 )
             time.sleep(_RETRY_S)
 
 
 def locked_services() -> set[str]:
-    """The services that have a lock file: those that are known, and those that somebody is making known."""
+    """Return the services with a lock file: the known ones, and those that are just being added."""
     try:
-        found = os.listdir(paths.lock_dir())
+        names = os.listdir(paths.lock_dir())
     except FileNotFoundError:
         return set()
     return {
         name.removesuffix(".lock")
-        for name in found
+        for name in names
         if name.count(".") == 1 and name.endswith(".lock")
     }
 
 
 def remove_locks(service: str) -> None:
-    """Remove the lock files of a service that is no longer known; the caller holds its lock."""
+    """Remove the lock files of a service that was forgotten. The caller holds its lock."""
     for name in (f"{service}.log", service):
         try:
             os.unlink(_path(name))
@@ -137,9 +136,10 @@ def _path(name: str) -> str:
 
 
 def open_lock(name: str) -> int:
-    """Open (and create, 0600) the lock file ``name``.lock; the descriptor of it. Raises OSError.
+    """Open the lock file ``name``.lock, creating it with mode 0600, and return its descriptor.
 
-    ``name``: a service's, or with a dot in it, which no service's has, one of niso's own.
+    ``name`` is a service, or one of niso's own locks: those have a dot in their name, which no
+    service has. Raises OSError.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     try:
@@ -150,15 +150,15 @@ def open_lock(name: str) -> int:
 
 
 class Lock:
-    """Hold niso's lock: one writer at a time, over plan and write, never while a process is waited for.
+    """Hold niso's global lock, around planning and writing. Never wait for a process with it.
 
-    With ``at_most_s`` the block runs without it where it cannot be had within so many seconds. A thread that has it
-    cannot take it again (RuntimeError): the inner block would wait for the outer one for ever. Only what an interrupt
-    may have kept from being released is taken over: whoever undoes needs it.
+    After ``at_most_s`` seconds the block runs without the lock. A thread that holds it cannot take
+    it again (RuntimeError): it would wait for itself for ever. The exception is a lock that an
+    interrupt kept from being released: it is taken over, because the undo code needs it.
     """
 
     _last: dict[int, ref[Lock]] = {}  # noqa: RUF012
-    """The last one of each thread, for as long as anything holds it: without that its file closes by itself."""
+    """The last lock of each thread, if anything still refers to it; else its file is closed."""
 
     def __init__(self, at_most_s: float | None = None) -> None:
         self._at_most_s = at_most_s
@@ -186,18 +186,21 @@ class Lock:
             self._file.close()
 
     def _require_alone(self) -> None:
-        """Raise RuntimeError if this thread holds the lock, unless an interrupt ended the block that took it."""
+        """Raise RuntimeError if this thread holds the lock.
+
+        If an interrupt ended the block that took it, close that lock instead.
+        """
         known = Lock._last.get(get_ident())
         last = known() if known is not None else None
         if last is None or last._file is None or last._file.closed:
             return
         if not _is_interrupted():
-            raise RuntimeError("niso's lock is taken twice by one thread")
+            raise RuntimeError("this thread already holds niso's lock")
         last._file.close()
 
 
 def _is_interrupted() -> bool:
-    """Return whether the exception that is being handled is an interrupt, or came of one."""
+    """Return whether the current exception is an interrupt or was raised while handling one."""
     error = sys.exception()
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__

@@ -1,4 +1,7 @@
-"""Names of kernel objects: deterministic and, for interfaces, at most 15 characters (IFNAMSIZ - 1, linux/if.h)."""
+"""Names of kernel objects. They are deterministic.
+
+An interface name has at most 15 characters (IFNAMSIZ - 1, linux/if.h).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ def _digest(text: str, length: int) -> str:
 
 
 def bridge(network: str) -> str:
-    """The bridge of a network: ``niso-backend`` for ``backend``, ``niso-default`` for ``niso-default``."""
+    """Return a network's bridge: ``niso-backend`` for ``backend``, itself for ``niso-default``."""
     if network == DEFAULT_NETWORK:
         return DEFAULT_NETWORK
     name = f"niso-{network}"
@@ -24,10 +27,10 @@ def bridge(network: str) -> str:
 
 
 def veth(service: str, network: str, generation: int) -> str:
-    """The host's end of an endpoint.
+    """Return the host end of an endpoint's veth pair.
 
-    ``generation`` counts the activations of the service: the kernel clears a namespace's devices in its own time, so a
-    name must not be needed again at once.
+    ``generation`` counts the activations of the service. Each one uses a new name, since the kernel
+    frees the devices of a deleted namespace asynchronously.
     """
     return f"ni{service[:5].rstrip('-')}-{_digest(f'{service}/{network}/{generation}', 7)}"
 
@@ -55,17 +58,23 @@ def state_id_of(alias: str) -> str:
 
 
 def mac(service: str, network: str, state_id: str) -> str:
-    """A locally administered unicast MAC of an endpoint, the same at each activation (IEEE 802, 8.2.2)."""
+    """Return an endpoint's locally administered unicast MAC (IEEE 802, 8.2.2).
+
+    It is the same at each activation.
+    """
     digest = sha256(f"{state_id}/{service}/{network}".encode()).digest()
     return ":".join(f"{byte:02x}" for byte in (0x0A, *digest[:5]))
 
 
 def own_hosts_folder(service: str) -> str:
-    """The folder of the hosts file of a service without a network; no network's name begins so."""
+    """Return the folder of the hosts file of a service without a network.
+
+    No network's name begins with "=".
+    """
     return f"={service}"
 
 
 def hosts_folder(networks: tuple[str, ...]) -> str:
-    """The folder of the hosts file that all services with this ordered list of networks share."""
+    """Return the folder of the hosts file shared by all services with this list of networks."""
     plain = "+".join(networks)
     return plain if len(plain) <= 100 else f"{plain[:80]}+{_digest(plain, 16)}"

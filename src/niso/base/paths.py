@@ -1,4 +1,4 @@
-"""Where niso keeps things. Two folders can be moved by the environment; all else lies below them."""
+"""Where niso keeps its files. The environment can move two folders; all paths lie below them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ import os
 NETNS_DIR = "/run/netns"
 LAB_MARK = "/run/niso-lab"
 STATE_DIR, RUN_DIR = "/var/lib/niso", "/run/niso"
-"""Where the two folders are that can be moved."""
+"""The default locations of the two folders."""
 
 
 def state_dir() -> str:
-    """Durable state, 0700: state.db, packages/, logs/ (``NISO_STATE_DIR``)."""
+    """Return the folder of durable state (``NISO_STATE_DIR``), mode 0700.
+
+    It has state.db, packages/, logs/ and volumes/.
+    """
     return os.path.abspath(os.environ.get("NISO_STATE_DIR") or STATE_DIR)
 
 
 def run_dir() -> str:
-    """Volatile state, gone with a reboot: locks/, hosts/, services/ (``NISO_RUN_DIR``)."""
+    """Return the folder of volatile state (``NISO_RUN_DIR``), which a reboot clears.
+
+    It has locks/, hosts/, health/ and services/.
+    """
     return os.path.abspath(os.environ.get("NISO_RUN_DIR") or RUN_DIR)
 
 
@@ -25,7 +31,7 @@ def database() -> str:
 
 
 def package_dir(service: str) -> str:
-    """Copies of a service's package; one folder per content below it."""
+    """Return the folder of a service's package copies, one folder for each content."""
     return os.path.join(state_dir(), "packages", service)
 
 
@@ -34,22 +40,22 @@ def log_dir(service: str) -> str:
 
 
 def service_dir(service: str) -> str:
-    """One active service's bundle, pid files and spec."""
+    """Return the folder of an active service's bundle, pid files and spec."""
     return os.path.join(run_dir(), "services", service)
 
 
 def volume_dir(service: str) -> str:
-    """The named volumes of a service, which outlive it."""
+    """Return the folder of a service's named volumes, which outlive the service."""
     return os.path.join(state_dir(), "volumes", service)
 
 
 def health_file(service: str) -> str:
-    """What the last probe of a running service said."""
+    """Return the file with the last health check result of a running service."""
     return os.path.join(run_dir(), "health", f"{service}.json")
 
 
 def hosts_root() -> str:
-    """One folder per ordered list of networks, each with one file ``hosts``."""
+    """Return the folder of hosts files: one folder for each ordered list of networks."""
     return os.path.join(run_dir(), "hosts")
 
 
@@ -67,5 +73,8 @@ def netns_path(service: str) -> str:
 
 
 def in_lab() -> bool:
-    """True in a throw-away host made by ``niso lab``: both marks, so that a stray variable is not enough."""
+    """Return whether this is a throw-away host made by ``niso lab``.
+
+    Both marks are required, so that a stray environment variable is not enough.
+    """
     return os.environ.get("NISO_LAB") == "1" and os.path.exists(LAB_MARK)

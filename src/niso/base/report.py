@@ -1,6 +1,7 @@
-"""What a command tells of its work: events, each with its fields, and with the words that people read.
+"""Events of a command's work: typed fields, and the words that people read.
 
-A step of the kernel (niso.kernel.kinds.kind) is an event too. Who listens decides by an event's type, never by its words.
+A kernel step (niso.kernel.kinds.kind) is an event too. Listeners decide by an event's type, never
+by its words.
 """
 
 from __future__ import annotations
@@ -14,25 +15,25 @@ if TYPE_CHECKING:
     from typing import Literal, Protocol
 
     class Event(Protocol):
-        """Something that is being done, or that has happened."""
+        """Something that is happening or has happened."""
 
         def describe(self) -> str:
-            """Return it for people: a line, or lines where each is a command."""
+            """Return its words for people: one line, or several where each is a command."""
 
 else:
-    Event = object  # Protocol would be an import of typing
+    Event = object  # Protocol would import typing
 
 
 Report = Callable[[Event], None]
-"""Takes the events of a command as they come."""
+"""Receives the events of a command as they happen."""
 
 
 def silent(_: Event) -> None:
-    """Take an event and tell nobody."""
+    """Ignore an event."""
 
 
 class Command(NamedTuple):
-    """A change of the kernel, as a command line that makes it."""
+    """A kernel change, as an equivalent command line."""
 
     text: str
 
@@ -41,7 +42,7 @@ class Command(NamedTuple):
 
 
 class Starting(NamedTuple):
-    """The process of a service is started; ``argv`` is empty where it is only started again."""
+    """A service's process is being started. ``argv`` is empty for a restart."""
 
     service: str
     argv: tuple[str, ...] = ()
@@ -51,7 +52,7 @@ class Starting(NamedTuple):
 
 
 class Stopping(NamedTuple):
-    """The process of a service is asked to end."""
+    """A service's process is being stopped."""
 
     service: str
 
@@ -60,7 +61,7 @@ class Stopping(NamedTuple):
 
 
 class Healthy(NamedTuple):
-    """A service that was waited for is healthy."""
+    """A service became healthy while the command waited for it."""
 
     service: str
 
@@ -69,25 +70,25 @@ class Healthy(NamedTuple):
 
 
 class Undoing(NamedTuple):
-    """The interrupted or failed activation of a service is undone."""
+    """A failed or interrupted activation is being rolled back."""
 
     service: str
 
     def describe(self) -> str:
-        return f"undo activation of {self.service}"
+        return f"undo the activation of {self.service}"
 
 
 class EndingRestart(NamedTuple):
-    """The interrupted restart of a service is brought to its end."""
+    """An interrupted restart is being completed."""
 
     service: str
 
     def describe(self) -> str:
-        return f"end restart of {self.service}"
+        return f"finish the restart of {self.service}"
 
 
 class Forgetting(NamedTuple):
-    """A service is removed with its leases, logs and copies."""
+    """A service is being removed with its leases, logs and package copies."""
 
     service: str
 
@@ -96,7 +97,7 @@ class Forgetting(NamedTuple):
 
 
 class RemovingVolumes(NamedTuple):
-    """The named volumes of a service are deleted."""
+    """The named volumes of a service are being deleted."""
 
     service: str
     volumes: tuple[str, ...]
@@ -106,7 +107,7 @@ class RemovingVolumes(NamedTuple):
 
 
 class CopyingPackage(NamedTuple):
-    """A package is copied."""
+    """A package is being copied."""
 
     folder: str
 
@@ -115,27 +116,28 @@ class CopyingPackage(NamedTuple):
 
 
 class ShowingHosts(NamedTuple):
-    """A running service is shown a hosts file: that of ``folder``, or its own once more."""
+    """A running service gets the hosts file of another folder, or its own one refreshed."""
 
     service: str
     folder: str = ""
 
     def describe(self) -> str:
-        which = f"the hosts file {self.folder}" if self.folder else "its hosts file"
-        return f"show {self.service} {which}"
+        if self.folder:
+            return f"switch {self.service} to the hosts file {self.folder}"
+        return f"refresh the hosts file of {self.service}"
 
 
 class FinishingPorts(NamedTuple):
-    """Changes of ports that another command has recorded are carried out."""
+    """Port changes recorded by another command are being completed."""
 
     services: tuple[str, ...]
 
     def describe(self) -> str:
-        return f"ports of {', '.join(self.services)}"
+        return f"finish the port changes of {', '.join(self.services)}"
 
 
 class RepairingStore(NamedTuple):
-    """Rows of the store are written again, or deleted."""
+    """Rows of the store are being rewritten or deleted."""
 
     action: Literal["write", "delete"]
     table: str
@@ -147,7 +149,7 @@ class RepairingStore(NamedTuple):
 
 
 class WritingSpec(NamedTuple):
-    """What a running service was started from is written again."""
+    """The spec of a running service is being rewritten."""
 
     service: str
 
@@ -156,7 +158,7 @@ class WritingSpec(NamedTuple):
 
 
 class ChangingUnit(NamedTuple):
-    """A systemd unit file is written or removed."""
+    """A systemd unit file is being written or removed."""
 
     action: Literal["write", "remove"]
     path: str
@@ -166,66 +168,66 @@ class ChangingUnit(NamedTuple):
 
 
 class WaitingForLock(NamedTuple):
-    """Another niso command is waited for: one that changes ``service``, or else the network."""
+    """The command waits for another one, which changes ``service`` or (if "") the network."""
 
     service: str = ""
 
     def describe(self) -> str:
-        work = f"is at work on {self.service}" if self.service else "changes the network"
-        return f"wait for another niso command, which {work}"
+        changed = self.service or "the network"
+        return f"waiting for another niso command that is changing {changed}"
 
 
 class WaitingForHealth(NamedTuple):
-    """The answers of healthchecks are waited for."""
+    """The command waits for health check results."""
 
     services: tuple[str, ...]
 
     def describe(self) -> str:
-        return f"wait for the health of {', '.join(self.services)}"
+        return f"waiting for health checks of {', '.join(self.services)}"
 
 
 class WaitingForPacket(NamedTuple):
-    """A packet has been sent ``to`` somebody: its answer is waited for, or what becomes of it."""
+    """The command waits for the answer to a packet, or for the packet to arrive."""
 
     to: str
     answer: bool
 
     def describe(self) -> str:
-        what = "an answer of" if self.answer else "what comes of a packet to"
-        return f"wait for {what} {self.to}"
+        awaited = "an answer from" if self.answer else "a packet to reach"
+        return f"waiting for {awaited} {self.to}"
 
 
 class EndingLost(NamedTuple):
-    """Processes of a service that no run folder knows are ended."""
+    """Processes of a service that no run folder accounts for are being ended."""
 
     cgroup: str
 
     def describe(self) -> str:
-        return f"end what runs in the cgroup {self.cgroup}"
+        return f"end the processes in cgroup {self.cgroup}"
 
 
 class Unfinished(NamedTuple):
-    """An interrupted change of a service could not be ended yet, since ``error`` came."""
+    """An interrupted change cannot be completed yet, because of ``error``."""
 
     service: str
     error: NisoError
 
     def describe(self) -> str:
-        return f"{self.service}: what was begun cannot be ended yet: {self.error.message}"
+        return f"{self.service}: cannot finish an interrupted change yet: {self.error.message}"
 
 
 class NotStarted(NamedTuple):
-    """A service that was to run again could not be started, since ``error`` came."""
+    """A service could not be started again, because of ``error``."""
 
     service: str
     error: NisoError
 
     def describe(self) -> str:
-        return f"{self.service}: cannot be started again: {self.error.message}"
+        return f"{self.service}: cannot start it again: {self.error.message}"
 
 
 class RestartingInstead(NamedTuple):
-    """A service is restarted, since ``error`` came when it was to be changed as it ran."""
+    """A service is restarted because changing it while it runs failed with ``error``."""
 
     service: str
     error: NisoError

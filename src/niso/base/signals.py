@@ -1,8 +1,9 @@
-"""Forking while a signal may come at any moment.
+"""Forking safely while signals may arrive at any moment.
 
-Ctrl-C goes to the whole process group. CPython forgets in a forked child what came during the fork (PyOS_AfterFork_Child), and what
-comes a moment later would unwind the caller's frames a second time, in the child. So whoever forks holds the signals back until it has
-on record what it forked, and a child is never ended by them but by what its parent closes, or by its own end.
+Ctrl-C signals the whole process group. CPython drops in a forked child what arrived during the
+fork (PyOS_AfterFork_Child), and a signal just after it would unwind the caller's frames a second
+time, in the child. So code that forks blocks the signals until it has recorded the child, and a
+child exits when its parent closes a descriptor or by itself, never by one of these signals.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class signals_held:
-    """Within the block INT, TERM and HUP wait; one that came is delivered at its end (KeyboardInterrupt). A forked child inherits this."""
+    """Block INT, TERM and HUP; one that arrives is delivered at the end (KeyboardInterrupt).
+
+    A forked child inherits the blocked mask.
+    """
 
     def __enter__(self) -> None:
         self._before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-        except BaseException:  # one that came just before
+        except BaseException:  # a signal just before the mask was set
             signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
             raise
 
@@ -31,7 +35,10 @@ class signals_held:
 
 
 class signals_delivered:
-    """Within the block, itself in one of `signals_held`, they come at once: for what may take long, where all that must be undone is on record."""
+    """Deliver signals within the block, which is inside one of `signals_held`.
+
+    For work that may take long, once everything that must be undone is recorded.
+    """
 
     def __enter__(self) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
@@ -41,14 +48,16 @@ class signals_delivered:
 
 
 def keep_only(fds: Iterable[int]) -> None:
-    """In a child: close all descriptors but these. niso's locks and the command's output are none of its business."""
+    """Close all descriptors but these, in a child: niso's locks and its output must not leak."""
     for low, high in pairwise([-1, *sorted(fds), 1 << 20]):
-        if low + 1 < high:  # closerange(0, 0) closes all: CPython gives close_range(2) 0 and -1
+        if (
+            low + 1 < high
+        ):  # closerange(0, 0) would close all: CPython calls close_range(2) with 0 and -1
             os.closerange(low + 1, high)
 
 
 def heed_signals() -> None:
-    """In a child that stays, or becomes another program: INT, TERM and HUP end it again."""
+    """Let INT, TERM and HUP end a child that stays, or that runs another program."""
     for number in ENDING:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)

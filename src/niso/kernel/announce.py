@@ -1,7 +1,8 @@
-"""Telling the neighbours of a link whose address an address is now (RFC 5227, 3; RFC 4861, 7.2.6).
+"""Announce a new address to the neighbours of a link (RFC 5227, 3; RFC 4861, 7.2.6).
 
-An address that another service had before is in their caches with that one's MAC, and would be dead until they ask anew. No packet
-socket: the kernel takes some 10 ms to close one (packet_release waits for all readers of RCU, net/packet/af_packet.c).
+If another service had the address before, their caches map it to that one's MAC, and it would be
+unreachable until they ask again. No packet socket is used: the kernel needs some 10 ms to close one
+(packet_release waits for all RCU readers, net/packet/af_packet.c).
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ from niso.kernel.rtnl_sockets import Sockets
 
 _ALL_NODES = "ff02::1"
 _NEIGHBOUR_ADVERT, _OVERRIDE, _TARGET_LINK = 136, 0x20000000, 2  # ICMPv6 type, flag O, option
-_FREEBIND, _HOPS = (
-    78,
-    255,
-)  # IPV6_FREEBIND, linux/in6.h: the address may be its link's only in a moment
+_FREEBIND, _HOPS = 78, 255  # IPV6_FREEBIND, linux/in6.h: the address may not be assigned yet
 
 
 def announce(sockets: Sockets, name: str, link: str, cidr: str) -> None:
-    """Send a gratuitous ARP request, or an unsolicited neighbour advertisement, by ``link`` of the namespace ``name``. Raises KernelError."""
+    """Send a gratuitous ARP request, or an unsolicited neighbour advertisement.
+
+    It leaves by ``link`` of the namespace ``name``. Raises KernelError.
+    """
     rtnl = sockets.at(name)
     if ":" not in cidr:
         rtnl.announce(rtnl.index(link), cidr)
         return
-    found = rtnl.link(link)
-    if found is None:
+    end = rtnl.link(link)
+    if end is None:
         return
     address = cidr.partition("/")[0]
     packed = socket.inet_pton(socket.AF_INET6, address)
@@ -36,7 +37,7 @@ def announce(sockets: Sockets, name: str, link: str, cidr: str) -> None:
     message = (
         struct.pack("!BBHI", _NEIGHBOUR_ADVERT, 0, 0, _OVERRIDE) + packed + bytes([_TARGET_LINK, 1])
     )
-    message += bytes.fromhex(found.mac.replace(":", ""))
+    message += bytes.fromhex(end.mac.replace(":", ""))
     try:
         with (
             netns.inside(name),
@@ -51,6 +52,6 @@ def announce(sockets: Sockets, name: str, link: str, cidr: str) -> None:
             ):
                 raw.setsockopt(socket.IPPROTO_IPV6, option, value)
             raw.bind((address, 0, 0, 0))
-            raw.sendto(message, (_ALL_NODES, 0, 0, found.index))
+            raw.sendto(message, (_ALL_NODES, 0, 0, end.index))
     except OSError as error:
         raise refused(f"announce {address} on link '{link}'", error.errno or 0) from error

@@ -1,6 +1,7 @@
-"""What of a bridge and its ports niso leaves, or sets, as it is on a new one (linux/if_link.h): read, and put back.
+"""Settings of a bridge and its ports that should be as on a new one (linux/if_link.h).
 
-Any of it changes where frames go: an isolated port reaches no other, one that floods nothing hears no question for it.
+Each of them changes where frames go: an isolated port reaches no other, and one that does not flood
+receives no ARP request. Here they are compared with the defaults and reset.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _FORWARDING = 3  # BR_STATE_FORWARDING
 _PORT_STATE = 1
 _STATES = {0: "disabled", 1: "listening", 2: "learning", 4: "blocking"}
 
-# IFLA_BRPORT_*: (what bridge(8) calls it, what a new port has)
+# IFLA_BRPORT_*: (name in bridge(8), value of a new port)
 _FLAGS: dict[int, tuple[str, int]] = {
     5: ("guard", 0),
     6: ("root_block", 0),
@@ -34,12 +35,12 @@ _FLAGS: dict[int, tuple[str, int]] = {
     40: ("mab", 0),
 }
 ARP_OFF, ARP_OFF_INSIDE = "arp off", "arp off inside"
-"""A flag of the link itself (IFF_NOARP), of a bridge, a port, or a pair's other end: whoever has it finds no neighbour."""
+"""The link's own flag IFF_NOARP, of a bridge, a port, or a pair's other end: it stops ARP."""
 _GROUP_FORWARD = 31  # IFLA_BRPORT_GROUP_FWD_MASK
 
-# IFLA_BR_*: (what ip-link(8) calls it, how struct writes it, what niso's bridges have)
+# IFLA_BR_*: (name in ip-link(8), struct format, value of niso's bridges)
 _SETTINGS: dict[int, tuple[str, str, int]] = {
-    5: ("stp_state", "=I", 0),  # first: what it allows of the others depends on it
+    5: ("stp_state", "=I", 0),  # first: it decides which values the others may have
     1: ("forward_delay", "=I", 0),
     4: ("ageing_time", "=I", 30_000),
     7: ("vlan_filtering", "=B", 0),
@@ -48,29 +49,30 @@ _SETTINGS: dict[int, tuple[str, str, int]] = {
 }
 
 
-def drift_of_port(found: dict[int, bytes], operstate: int) -> str:
-    """What of a port (its IFLA_INFO_SLAVE_DATA) is not as on a new one: ``isolated on, learning off``.
+def drift_of_port(settings: dict[int, bytes], operstate: int) -> str:
+    """Return the non-default settings of a port: ``isolated on, learning off``.
 
-    Its state counts while its link carries: then only somebody's word keeps it from forwarding.
+    ``settings`` is its IFLA_INFO_SLAVE_DATA. The port's state counts only while its link has a
+    carrier: otherwise the kernel sets it.
     """
     words = [
-        f"{name} {'on' if found[kind][0] else 'off'}"
+        f"{name} {'on' if settings[kind][0] else 'off'}"
         for kind, (name, usual) in _FLAGS.items()
-        if found.get(kind, b"\0")[:1] != bytes([usual]) and kind in found
+        if settings.get(kind, b"\0")[:1] != bytes([usual]) and kind in settings
     ]
-    if any(found.get(_GROUP_FORWARD, b"")):
+    if any(settings.get(_GROUP_FORWARD, b"")):
         words.append("group_fwd_mask set")
-    state = found.get(_PORT_STATE, b"")[:1]
+    state = settings.get(_PORT_STATE, b"")[:1]
     if operstate == _UP and state and state[0] != _FORWARDING:
         words.append(f"state {_STATES.get(state[0], state[0])}")
     return ", ".join(words)
 
 
-def drift_of_bridge(found: dict[int, bytes]) -> str:
-    """What of a bridge (its IFLA_INFO_DATA) niso did not make so: ``stp_state 1``."""
+def drift_of_bridge(settings: dict[int, bytes]) -> str:
+    """Return the settings of a bridge (IFLA_INFO_DATA) that differ from niso's: ``stp_state 1``."""
     words = []
     for kind, (name, form, usual) in _SETTINGS.items():
-        payload = found.get(kind, b"")
+        payload = settings.get(kind, b"")
         value = struct.unpack(form, payload)[0] if len(payload) == struct.calcsize(form) else usual
         if value != usual:
             words.append(f"{name} {value}")
@@ -78,7 +80,10 @@ def drift_of_bridge(found: dict[int, bytes]) -> str:
 
 
 def usual(drift: str) -> list[bytes]:
-    """The attributes for one RTM_NEWLINK after another that put back what ``drift`` names, of a bridge or of a port."""
+    """Return the attributes that reset what ``drift`` names, of a bridge or a port.
+
+    Each is for an RTM_NEWLINK of its own, in this order.
+    """
     names = [words.partition(" ")[0] for words in drift.split(", ")] if drift else []
     port = [
         attribute(kind, bytes([usual])) for kind, (name, usual) in _FLAGS.items() if name in names
@@ -93,8 +98,8 @@ def usual(drift: str) -> list[bytes]:
         if name in names
     ]
     return [
-        *(_linkinfo(_INFO_SLAVE_KIND, _INFO_SLAVE_DATA, each) for each in port),
-        *(_linkinfo(_INFO_KIND, _INFO_DATA, each) for each in own),
+        *(_linkinfo(_INFO_SLAVE_KIND, _INFO_SLAVE_DATA, setting) for setting in port),
+        *(_linkinfo(_INFO_KIND, _INFO_DATA, setting) for setting in own),
     ]
 
 

@@ -1,6 +1,6 @@
-"""From the state that is wanted and the state that is there to the steps between them. Pure.
+"""Compute the steps from an actual to a desired state. Pure.
 
-Things are made in the order of their kinds and deleted in reverse, additions before deletions.
+Things are created in the order of their kinds and deleted in reverse, additions before deletions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def diff(want: State, have: State) -> list[AnyStep]:
-    """Return the steps that make ``have`` into ``want``; none for equal states. Both must be of the same extent."""
+    """Return the steps that turn ``have`` into ``want``; none if they are equal.
+
+    Both states must have the same scope.
+    """
     want = wanted(want, have)
     first: list[AnyStep] = []
     made: list[AnyStep] = []
@@ -35,12 +38,12 @@ def diff(want: State, have: State) -> list[AnyStep]:
 
 
 def wanted(want: State, have: State) -> State:
-    """Return ``want`` in view of what ``have`` shows: with the right values of what is in its way."""
+    """Return ``want``, with the right values of non-default settings that ``have`` shows."""
     return State.of_kinds(lambda kind: kind.wanted(want, have))
 
 
 def _places_that_go(want: State, have: State) -> set[str]:
-    """The places of ``have`` that are not wanted; what lies in them goes too."""
+    """Return the places of ``have`` that are not wanted; things in them are deleted with them."""
     going: set[str] = set()
     for kind in order.KINDS:
         if kind.holds_others:
@@ -50,7 +53,7 @@ def _places_that_go(want: State, have: State) -> set[str]:
 
 
 def _without(have: State, early: State) -> State:
-    """``have`` without the things of ``early`` and what lies in them."""
+    """Return ``have`` without the things of ``early`` and everything in them."""
     if not early:
         return have
     places = {kind_of(thing).place(thing) for thing in early}
@@ -64,14 +67,14 @@ def _without(have: State, early: State) -> State:
 
 
 def without_foreign(states: tuple[State, State], names: set[str]) -> tuple[State, State]:
-    """Return both states without links and namespaces of these names, and without what hangs on them in either."""
+    """Return both states without these links and namespaces, and without what depends on them."""
     if not names:
         return states
     lost = {place for name in names for place in (f"link //{name}", f"netns {name}")}
     keys: set[tuple[type, tuple[str, ...]]] = set()
     both = states[0] | states[1]
     size = -1
-    while len(keys) > size:  # until nothing more hangs on what is lost
+    while len(keys) > size:  # until nothing more depends on what is left out
         size = len(keys)
         for thing in both:
             kind = kind_of(thing)

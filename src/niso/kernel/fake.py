@@ -1,11 +1,17 @@
-"""A kernel in memory: it takes steps and refuses what the real one refuses, with the same errno.
+"""A kernel in memory: it executes steps and refuses what the real one refuses, with the same errno.
 
-What it knows was looked up on the real one, and one test runs the same cases on both. A duplicate map element with another
-value, the deletion of a missing one, and an interval that overlaps another are errors, and undo their whole transaction. A
-link's name is taken until it is deleted. What lies in a namespace or on a link goes with it. The first address of a prefix
-takes the later ones with it unless promote_secondaries is set. What sets the IPv6 forwarding of all links sets that of each.
+Its behaviour was observed on the real one, and one test runs the same cases on both:
 
-Things of kinds that are not named here can be added where the places are that they hang on, and deleted.
+- A duplicate map element with another value, the deletion of a missing element and an overlapping
+  interval are errors that undo their whole transaction.
+- A link's name is taken until the link is deleted.
+- Deleting a namespace or link deletes everything in or on it.
+- Deleting the first address of a prefix deletes the later ones too, unless promote_secondaries is
+  set.
+- Setting IPv6 forwarding of all links sets that of each link.
+
+Things of kinds that are not listed here can be added if the places that they depend on exist, and
+deleted.
 """
 
 from __future__ import annotations
@@ -41,31 +47,32 @@ if TYPE_CHECKING:
 
 PROMOTE = "net/ipv4/conf/all/promote_secondaries"
 MOST_PORTS = 1023
-"""Ports of one bridge (BR_MAX_PORTS, net/bridge/br_private.h; port 0 is none)."""
-_LONGEST_NAME = 15  # IFNAMSIZ without its end
+"""The most ports of one bridge (BR_MAX_PORTS, net/bridge/br_private.h; port 0 is not used)."""
+_LONGEST_NAME = 15  # IFNAMSIZ - 1
 _FORWARDING6 = re.compile(r"net/ipv6/conf/[^/]+/forwarding")
 
 
 class Fake(FakeTables):
-    """`niso.kernel.interface.Kernel` without a kernel.
+    """A `niso.kernel.interface.Kernel` without a kernel.
 
-    ``strict`` refuses also what the real one takes without effect, such as the deletion of what is not there: a plan has no
-    such step. ``fail`` is asked before each step; an errno that it returns fails the step.
+    ``strict`` also refuses what the real one accepts without effect, such as deleting a missing
+    thing: a plan has no such step. ``fail`` is called before each step; the step fails with a
+    non-zero errno that it returns.
     """
 
     def __init__(self, strict: bool = False) -> None:
         super().__init__(strict)
         self.fail: Callable[[AnyStep], int] = lambda step: 0
-        self.done: list[str] = []  # the words of the steps that were taken
+        self.done: list[str] = []  # descriptions of the executed steps
         self.bridges: dict[str, Bridge] = {}
         self.netns: dict[str, Netns] = {}
         self.veths: dict[str, Veth] = {}
-        self.addresses: dict[Address, None] = {}  # in the order in which they came
+        self.addresses: dict[Address, None] = {}  # in the order of their creation
         self.routes: dict[tuple[str, str], Route] = {}
         self.sysctls: dict[tuple[str, str], str] = {}
         self.hosts: dict[str, set[HostsLine]] = {}
         self.others: dict[type, dict[tuple[str, ...], Any]] = {}
-        self.foreign_links: dict[str, str] = {"uplink0": ""}  # the host's own, with their alias
+        self.foreign_links: dict[str, str] = {"uplink0": ""}  # the host's own links and their alias
         self.foreign_netns: set[str] = set()
         self.tracked: list[Tracked] = []
 
@@ -78,7 +85,7 @@ class Fake(FakeTables):
     # --- reading ---
 
     def everything(self, want: State) -> State:
-        """Return all that there is; of sysctls those that ``want`` has."""
+        """Return everything that exists; of sysctls, those in ``want``."""
         return State(
             [
                 *([Ruleset(self.ruleset)] if self.ruleset else ()),
@@ -107,7 +114,7 @@ class Fake(FakeTables):
         strays: bool = False,
         taken: bool = False,
     ) -> State:
-        """As `Kernel.read`; of strays it knows none."""
+        """Implement `Kernel.read`; this kernel has no foreign changes."""
         self._check_owner(candidates, foreign)
         present = self.everything(candidates)
         keys = {(type(thing), thing.key()) for thing in candidates}
@@ -151,13 +158,16 @@ class Fake(FakeTables):
         links = {b.name for b in candidates[Bridge]} | {v.name for v in candidates[Veth]}
         spaces = {thing.name for thing in candidates[Netns]}
         for name in sorted(links & self.foreign_links.keys() | spaces & self.foreign_netns):
-            error = Conflict(f"{name!r} exists and is not this niso's own")
+            error = Conflict(f"{name!r} exists and does not belong to this niso")
             if foreign is None:
                 raise error
             foreign[name] = error
 
     def unguarded(self) -> list[str]:
-        """Return the links that could carry a packet which no rule looks at; empty while both tables are missing."""
+        """Return links that could carry a packet past the rules.
+
+        Returns none while both tables are missing.
+        """
         if self.ruleset is None:
             return []
         things: tuple[Any, ...] = (*self.bridges.values(), *self.veths.values())
@@ -210,7 +220,7 @@ class Fake(FakeTables):
         return [a.address.partition("/")[0] for a in self.addresses if not a.netns]
 
     def do(self, step: AnyStep) -> None:
-        """Do one step. Raises KernelError."""
+        """Execute one step. Raises KernelError."""
         self._do(step, [step], None)
 
     def _do(self, step: AnyStep, steps: list[AnyStep], ending: list[str] | None) -> None:
@@ -229,7 +239,7 @@ class Fake(FakeTables):
         self.done.append(step.describe())
 
     def _thing(self, step: Step[Any]) -> None:
-        ways: dict[type, Callable[[Step[Any], Any], None]] = {
+        writers: dict[type, Callable[[Step[Any], Any], None]] = {
             Bridge: self._bridge,
             Netns: self._netns,
             Veth: self._veth,
@@ -238,11 +248,11 @@ class Fake(FakeTables):
             Sysctl: self._sysctl,
             HostsFile: self._hosts_file,
         }
-        ways.get(type(step.thing), self._other)(step, step.thing)
+        writers.get(type(step.thing), self._other)(step, step.thing)
 
     @staticmethod
     def _is_detached(step: Step[Any], steps: list[AnyStep]) -> bool:
-        """Whether a veth pair goes whose namespace goes too."""
+        """Return whether a step deletes a veth pair whose namespace is deleted too."""
         return (
             isinstance(step.thing, Veth)
             and step.action == "delete"
@@ -256,11 +266,11 @@ class Fake(FakeTables):
         )
 
     def _absent(self, number: int, thing: object) -> None:
-        """Refuse a deletion of what is not there where that is asked for."""
+        """Refuse the deletion of a missing thing if ``strict``."""
         refuse_unless(not self.strict, number, thing)
 
     def _other(self, step: Step[Any], thing: Any) -> None:
-        """A thing of a kind that needs no more than its places."""
+        """Execute a step of a kind that only needs its places."""
         things = self.others.setdefault(type(thing), {})
         if step.action == "delete":
             if things.pop(thing.key(), None) is None:
@@ -323,7 +333,10 @@ class Fake(FakeTables):
             self._absent(errno.ENOENT, netns)
 
     def lose_netns(self, name: str) -> None:
-        """Let a namespace go, with all that lies in it. A pair that was detached goes in the kernel's own time."""
+        """Delete a namespace with everything in it.
+
+        A detached pair is deleted later, by `end_links`.
+        """
         del self.netns[name]
         for veth in [veth for veth in self.veths.values() if veth.netns == name]:
             self._link_gone(name, veth.peer)
@@ -361,7 +374,7 @@ class Fake(FakeTables):
         self.veths[veth.name] = veth
 
     def lose_veth(self, name: str) -> None:
-        """Let a veth pair go, with what its other end has."""
+        """Delete a veth pair with everything on its other end."""
         veth = self.veths.pop(name)
         self._link_gone(veth.netns, veth.peer)
 
@@ -396,9 +409,9 @@ class Fake(FakeTables):
 
     def _address(self, step: Step[Address], address: Address) -> None:
         refuse_unless(not address.netns or address.netns in self.netns, errno.ENOENT, address)
-        there = self._has_link(address.netns, address.link)
+        has_link = self._has_link(address.netns, address.link)
         if step.action != "delete":
-            refuse_unless(there, errno.ENODEV, address)
+            refuse_unless(has_link, errno.ENODEV, address)
             if step.action == "add" and self.strict:
                 refuse_unless(address not in self.addresses, errno.EEXIST, address)
             self.addresses[address] = None
@@ -418,7 +431,7 @@ class Fake(FakeTables):
             del self.addresses[other]
         is_6 = prefix.version == 6
         if not any((":" in a.address) == is_6 for a in on_link if a in self.addresses):
-            # the last of its family (fib_disable_ip)
+            # the last one of its family (fib_disable_ip)
             self.routes = {
                 key: route
                 for key, route in self.routes.items()

@@ -12,13 +12,16 @@ from niso.kernel.kinds.element import Edit, Element, NftTransaction
 
 
 def refuse_unless(so: bool, number: int, words: object) -> None:
-    """Raise KernelError with an errno where something is not so."""
+    """Raise KernelError with an errno unless a condition holds."""
     if not so:
         raise KernelError(f"{words}: {os.strerror(number)}", errno=number)
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether two keys of an interval set have a value in common: prefixes, or concatenations that end in ports."""
+    """Return whether two keys of an interval set overlap.
+
+    They are prefixes, or concatenations whose last field is a range of ports.
+    """
     *start, last = one.split(" . ")
     *start_, last_ = other.split(" . ")
     if "/" in last:
@@ -30,7 +33,7 @@ def overlap(one: str, other: str) -> bool:
 
 
 class FakeTables:
-    """The tables as the digest of their text, and their elements."""
+    """The tables: the digest of their text, and their elements."""
 
     def __init__(self, strict: bool) -> None:
         self.strict = strict
@@ -38,7 +41,7 @@ class FakeTables:
         self.elements: dict[tuple[str, ...], Element] = {}
 
     def transact(self, step: NftTransaction) -> None:
-        """Do all edits or none. Raises KernelError."""
+        """Carry out all edits or none. Raises KernelError."""
         refuse_unless(bool(step.edits), errno.EINVAL, "an empty transaction")
         before = (self.ruleset, dict(self.elements))
         try:
@@ -58,7 +61,7 @@ class FakeTables:
             self.elements = {key: e for key, e in self.elements.items() if key[0] != table}
             return
         refuse_unless(statement == nft_tables.TABLES, errno.EINVAL, statement)
-        refuse_unless(self.ruleset is None, errno.EINVAL, "rules would come twice")
+        refuse_unless(self.ruleset is None, errno.EINVAL, "the tables already exist")
         self.ruleset = nft_tables.DIGEST
 
     def _edit(self, edit: Edit) -> None:
@@ -81,6 +84,6 @@ class FakeTables:
                 ]
                 clash = any(overlap(element.element, other) for other in others)
                 if clash and "/" in element.element and not self.strict:
-                    return  # a prefix in another one, or around it: the kernel takes it without effect
+                    return  # nested prefixes: the kernel accepts this without effect
                 refuse_unless(not clash, errno.EEXIST, words)
             self.elements[element.key()] = element

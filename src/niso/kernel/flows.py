@@ -1,6 +1,7 @@
-"""Single flows of connection tracking, for policies: read with both their ends, ended, or made known.
+"""Single flows of connection tracking, for policies: read with both ends, ended, or added.
 
-By ctnetlink (linux/netfilter/nfnetlink_conntrack.h); what a change of ports or addresses ends is in `niso.kernel.conntrack`.
+It uses ctnetlink (linux/netfilter/nfnetlink_conntrack.h). `niso.kernel.conntrack` ends the flows of
+changed ports or addresses.
 """
 
 from __future__ import annotations
@@ -24,23 +25,20 @@ _PROTO_NUM, _SRC_PORT, _DST_PORT = 1, 2, 3
 _PROTOINFO_TCP, _TCP_STATE, _TCP_FLAGS_ORIG, _TCP_FLAGS_REPLY = 1, 1, 4, 5
 _SOURCE: dict[int, int] = {socket.AF_INET: 1, socket.AF_INET6: 3}
 _DESTINATION: dict[int, int] = {socket.AF_INET: 2, socket.AF_INET6: 4}
-_SEEN_REPLY, _ASSURED, _CONFIRMED = (
-    0x2,
-    0x4,
-    0x8,
-)  # IPS_*; an entry of ours is confirmed as it is made
+_SEEN_REPLY, _ASSURED, _CONFIRMED = 0x2, 0x4, 0x8  # IPS_*; a new entry of ours is confirmed at once
 _ESTABLISHED = 3  # TCP_CONNTRACK_ESTABLISHED
-_BE_LIBERAL = 0x08  # IP_CT_TCP_FLAG_BE_LIBERAL: the windows are not known
-_IDLE_S = 432_000  # nf_conntrack_tcp_timeout_established's default
+_BE_LIBERAL = 0x08  # IP_CT_TCP_FLAG_BE_LIBERAL: the TCP windows are not known
+_IDLE_S = 432_000  # the default of nf_conntrack_tcp_timeout_established
 _CHUNK = 64
 _NAMES = {1: "icmp", 58: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
 _ABSENT = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
 class Flow(NamedTuple):
-    """``source`` opened it to ``destination`` and ``port`` as they are behind NAT; ``proto`` as policies say it.
+    """A flow from ``source`` to ``destination`` and ``port``, as these are behind NAT.
 
-    ``port`` is None where the protocol has none. ``handle`` is for `end`.
+    ``proto`` is a policy's name for it. ``port`` is None if the protocol has none. ``handle`` is
+    for `end`.
     """
 
     source: str
@@ -51,22 +49,26 @@ class Flow(NamedTuple):
 
 
 def of(addresses: Iterable[str]) -> list[Flow]:
-    """The flows that have one of these addresses at either end, before or after NAT. Raises KernelError."""
+    """Return the flows with one of these addresses at either end, before or after NAT.
+
+    Raises KernelError.
+    """
     wanted = set(addresses)
-    found = []
+    flows = []
     with netlink.Netfilter() as kernel:
         for flow, ends in kernel.dump(
             "list connections", _CT_GET, nfgenmsg(socket.AF_UNSPEC), _parse, _ABSENT
         ):
             if not wanted.isdisjoint(ends):
-                found.append(flow)
-    return found
+                flows.append(flow)
+    return flows
 
 
 class Tracked(NamedTuple):
-    """A flow as it was sent and as it is answered: without NAT the one is the other reversed. ``port`` is where it was sent to.
+    """A flow as it was sent and as it is answered; without NAT one is the reverse of the other.
 
-    ``answered``: a packet has come back. ``handle`` is for `end`.
+    ``port`` is the one it was sent to. ``answered``: a reply has been seen. ``handle`` is for
+    `end`.
     """
 
     proto: str
@@ -80,13 +82,16 @@ class Tracked(NamedTuple):
 
 
 def tracked() -> list[Tracked]:
-    """All flows that there are. Raises KernelError."""
+    """Return all flows. Raises KernelError."""
     with netlink.Netfilter() as kernel:
         return kernel.dump("list connections", _CT_GET, nfgenmsg(socket.AF_UNSPEC), _whole, _ABSENT)
 
 
 def end(flows: Iterable[Flow | Tracked]) -> int:
-    """Forget these flows, so that their next packet is judged as the first one of a flow. Raises KernelError."""
+    """Delete these flows, so that their next packet is judged as the first of a flow.
+
+    Returns how many there were. Raises KernelError.
+    """
     handles = [flow.handle for flow in flows]
     with netlink.Netfilter() as kernel:
         for start in range(0, len(handles), _CHUNK):
@@ -99,11 +104,12 @@ def end(flows: Iterable[Flow | Tracked]) -> int:
 
 
 def introduce(connections: Iterable[Connection]) -> None:
-    """Make connections that are open already known as established; those that are known are fine. Raises KernelError.
+    """Add open connections as established; no-op for known ones. Raises KernelError.
 
-    For a bridge whose frames are about to be tracked: a packet from the middle of a connection would be taken for its start.
+    For a bridge that is about to track its frames: otherwise a packet from the middle of a
+    connection would be taken for its start.
     """
-    bodies = [_new(each) for each in connections]
+    bodies = [_new(connection) for connection in connections]
     with netlink.Netfilter() as kernel:
         for start in range(0, len(bodies), _CHUNK):
             chunk = bodies[start : start + _CHUNK]
@@ -128,8 +134,8 @@ def _parse(body: bytes) -> tuple[Flow, set[str]]:
     port = (
         int.from_bytes(ports[_SRC_PORT], "big") if _SRC_PORT in ports and proto != "icmp" else None
     )
-    rest = b"".join(attribute(kind, entry[kind]) for kind in (_ID, _ZONE) if kind in entry)
-    handle = nfgenmsg(family) + nested(_TUPLE_ORIG, entry[_TUPLE_ORIG]) + rest
+    tail = b"".join(attribute(kind, entry[kind]) for kind in (_ID, _ZONE) if kind in entry)
+    handle = nfgenmsg(family) + nested(_TUPLE_ORIG, entry[_TUPLE_ORIG]) + tail
     return Flow(from_, back_from, port, proto, handle), {from_, to, back_from, back_to}
 
 
@@ -139,8 +145,8 @@ def _whole(body: bytes) -> Tracked:
     source, destination = _addresses(body[0], sent)
     answers_from, answers_to = _addresses(body[0], attributes(entry[_TUPLE_REPLY]))
     flow, _ = _parse(body)
-    there = attributes(sent[_TUPLE_PROTO]).get(_DST_PORT)
-    port = int.from_bytes(there, "big") if there is not None and flow.port is not None else None
+    sent_to = attributes(sent[_TUPLE_PROTO]).get(_DST_PORT)
+    port = int.from_bytes(sent_to, "big") if sent_to is not None and flow.port is not None else None
     answered = bool(int.from_bytes(entry.get(_STATUS, b""), "big") & _SEEN_REPLY)
     return Tracked(
         flow.proto, source, destination, port, answers_from, answers_to, answered, flow.handle

@@ -1,8 +1,9 @@
-"""Other people's forward chains by netlink (linux/netfilter/nf_tables.h), as expressions that can be followed.
+"""Foreign forward chains by netlink (linux/netfilter/nf_tables.h), as expressions to evaluate.
 
-By netlink and not by libnftables: that reads a whole table with its sets to show one chain, and does not tell what an
-iptables match (``-m conntrack --ctstate ...``) asks for. Here a chain or an element is read when a packet gets there.
-Rules come from whoever may write rules: lengths and numbers are not trusted.
+libnftables would read a whole table with its sets to show one chain, and does not say what an
+iptables match (``-m conntrack --ctstate ...``) tests. Here a chain or an element is read when a
+packet gets there. Anybody with the right to write rules made them, so lengths and numbers are not
+trusted.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from niso.kernel.netlink import MALFORMED, attribute, attributes, nested, string
 from niso.kernel.nft_elements import Nfnetlink, nfgenmsg
 
 FAMILIES = {1: "inet", 2: "ip", 7: "bridge", 10: "ip6"}
-"""Those that have a hook ``forward``; NFPROTO_* to nft's word."""
+"""The families with a hook ``forward``: NFPROTO_* to nft's name."""
 
 _GETTABLE, _GETCHAIN, _GETRULE, _GETSET, _GETSETELEM = 0x0A01, 0x0A04, 0x0A07, 0x0A0A, 0x0A0D
 _FORWARD = 2  # NF_INET_FORWARD, NF_BR_FORWARD
@@ -29,7 +30,7 @@ _MISSING = (errno.ENOENT,)
 
 
 class Chain(NamedTuple):
-    """A base chain at hook forward. ``family`` as in `FAMILIES`, ``accepts`` is its policy."""
+    """A base chain at hook forward. ``family`` is one of `FAMILIES`; ``accepts`` is its policy."""
 
     family: int
     table: str
@@ -38,8 +39,11 @@ class Chain(NamedTuple):
 
 
 class Load(NamedTuple):
-    """``register`` (here and below a byte's offset) gets "meta" or "ct" number ``key``, or ``length`` bytes of a "payload"
-    header ``key`` (NFT_PAYLOAD_*_HEADER) from ``offset``."""
+    """Load a value into ``register``.
+
+    It is "meta" or "ct" number ``key``, or ``length`` bytes of a "payload" header ``key``
+    (NFT_PAYLOAD_*_HEADER) from ``offset``. Registers are byte offsets, here and below.
+    """
 
     register: int
     source: str
@@ -49,7 +53,7 @@ class Load(NamedTuple):
 
 
 class Mask(NamedTuple):
-    """``target`` gets ``source`` & ``mask`` ^ ``xor``."""
+    """Set ``target`` to ``source`` & ``mask`` ^ ``xor``."""
 
     source: int
     target: int
@@ -58,7 +62,10 @@ class Mask(NamedTuple):
 
 
 class Between(NamedTuple):
-    """Whether ``register`` is, or where ``inverted`` is not, from ``first`` to ``last``; open where empty."""
+    """Match if ``register`` is from ``first`` to ``last``, or if ``inverted`` is not.
+
+    Empty: no limit.
+    """
 
     register: int
     first: bytes
@@ -67,7 +74,7 @@ class Between(NamedTuple):
 
 
 class Lookup(NamedTuple):
-    """Whether the set has ``register``; in a map with ``verdict`` its verdict counts."""
+    """Match if the set contains ``register``. In a map with ``verdict`` its verdict applies."""
 
     name: str
     register: int
@@ -76,7 +83,7 @@ class Lookup(NamedTuple):
 
 
 class Tracked(NamedTuple):
-    """The match "conntrack" of iptables: any of ``states`` (XT_CONNTRACK_STATE_BIT), and ``reply`` the direction."""
+    """The iptables match "conntrack": any of ``states`` (XT_CONNTRACK_STATE_BIT), a direction."""
 
     states: int | None
     inverted: bool = False
@@ -84,17 +91,17 @@ class Tracked(NamedTuple):
 
 
 class Bridged(NamedTuple):
-    """The match "physdev" of iptables: the packet is switched (or where ``inverted`` is not)."""
+    """The iptables match "physdev": the packet is bridged (or if ``inverted``, is not)."""
 
     inverted: bool
 
 
 class Forget(NamedTuple):
-    """Registers get what cannot be known."""
+    """Registers get an unknown value."""
 
 
 class Perhaps(NamedTuple):
-    """It matches or not: that cannot be known."""
+    """Whether it matches is unknown."""
 
 
 class Verdict(NamedTuple):
@@ -107,7 +114,7 @@ class Verdict(NamedTuple):
 Expression = Load | Mask | Between | Lookup | Tracked | Bridged | Forget | Perhaps | Verdict
 Rule = tuple[Expression, ...]
 
-# What only does something, and goes on. A limit, a quota or an unknown expression may also end the rule.
+# Statements that always continue. A limit, a quota or an unknown expression may end the rule.
 _PASSES = {"counter", "log", "last", "notrack", "dup"}
 _LOADS = {
     "exthdr",
@@ -152,7 +159,7 @@ _TARGETS_DROP = {"REJECT", "DROP", "TARPIT", "DELUDE", "CHAOS"}
 
 
 class Foreign(Nfnetlink):
-    """A socket to nf_tables that remembers what it has read. It belongs to the caller's network namespace."""
+    """A socket to nf_tables in the caller's network namespace, with a cache."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,39 +168,47 @@ class Foreign(Nfnetlink):
         self._elements: dict[tuple[int, str, str, bytes], tuple[bool, Verdict | None]] = {}
 
     def base_chains(self) -> list[Chain]:
-        """All base chains at hook forward whose table is not dormant, niso's own left out. Raises KernelError."""
+        """Return all base chains at hook forward of active tables, except niso's.
+
+        Raises KernelError.
+        """
         chains = self.dump("list chains", _GETCHAIN, nfgenmsg(0), _base_chain)
         asleep = {table for table in {chain[:2] for chain in chains} if self._dormant(*table)}
         return [chain for chain in chains if chain[:2] not in asleep]
 
     def rules(self, family: int, table: str, chain: str) -> list[Rule]:
-        """The rules of one chain in their order; none where there is no such chain. Raises KernelError."""
+        """Return the rules of a chain, in order; none if there is no such chain.
+
+        Raises KernelError.
+        """
         key = (family, table, chain)
         if key not in self._rules:
-            body = (
-                nfgenmsg(family) + text(1, table) + text(2, chain)
-            )  # NFTA_RULE_TABLE, NFTA_RULE_CHAIN
+            # NFTA_RULE_TABLE, NFTA_RULE_CHAIN
+            body = nfgenmsg(family) + text(1, table) + text(2, chain)
             self._rules[key] = self.dump(f"list chain {chain}", _GETRULE, body, rule, _MISSING)
         return self._rules[key]
 
     def key_length(self, family: int, table: str, name: str) -> int:
-        """How many bytes a key of the set has; 0 where there is no such set. Raises KernelError."""
+        """Return the length of the set's keys in bytes; 0 if there is no such set.
+
+        Raises KernelError.
+        """
         key = (family, table, name)
         if key not in self._key_lengths:
-            body = (
-                nfgenmsg(family) + text(1, table) + text(2, name)
-            )  # NFTA_SET_TABLE, NFTA_SET_NAME
+            # NFTA_SET_TABLE, NFTA_SET_NAME
+            body = nfgenmsg(family) + text(1, table) + text(2, name)
             what = f"read set {name}"
             answer = self.get_one(what, _GETSET, body, _MISSING) or b""
-            self._key_lengths[key] = understood(
-                what, lambda body: _number(attributes(body, 4), 5), answer
-            )  # NFTA_SET_KEY_LEN
+            self._key_lengths[key] = understood(what, _key_length, answer)
         return self._key_lengths[key]
 
     def element(
         self, family: int, table: str, name: str, key: bytes
     ) -> tuple[bool, Verdict | None]:
-        """Whether the set has ``key`` or something for all keys, and its verdict. Raises KernelError."""
+        """Return whether the set has ``key`` or a catch-all element, and its verdict.
+
+        Raises KernelError.
+        """
         place = (family, table, name, key)
         if place not in self._elements:
             self._elements[place] = self._element(*place)
@@ -203,12 +218,10 @@ class Foreign(Nfnetlink):
         self, family: int, table: str, name: str, key: bytes
     ) -> tuple[bool, Verdict | None]:
         prefix = nfgenmsg(family) + text(1, table) + text(2, name)  # NFTA_SET_ELEM_LIST_TABLE, _SET
-        for which in (
-            nested(1, attribute(1, key)),
-            attribute(3, struct.pack(">I", _CATCHALL)),
-        ):  # _KEY, _FLAGS
+        # NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_FLAGS
+        for which in (nested(1, attribute(1, key)), attribute(3, struct.pack(">I", _CATCHALL))):
             body = prefix + nested(3, nested(1, which))
-            # EINVAL, EOPNOTSUPP: a kernel that knows no such element, or cannot be asked for one of this set
+            # EINVAL, EOPNOTSUPP: the kernel knows no such element or cannot look it up in this set
             what = f"read set {name}"
             answer = self.get_one(
                 what, _GETSETELEM, body, (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP)
@@ -220,10 +233,14 @@ class Foreign(Nfnetlink):
     def _dormant(self, family: int, table: str) -> bool:
         what = f"read table {table}"
         answer = self.get_one(what, _GETTABLE, nfgenmsg(family) + text(1, table), _MISSING)
-        return answer is None or understood(what, _sleeps, answer)
+        return answer is None or understood(what, _is_dormant, answer)
 
 
-def _sleeps(answer: bytes) -> bool:
+def _key_length(answer: bytes) -> int:
+    return _number(attributes(answer, 4), 5)  # NFTA_SET_KEY_LEN
+
+
+def _is_dormant(answer: bytes) -> bool:
     return bool(_number(attributes(answer, 4), 2) & _DORMANT)  # NFTA_TABLE_FLAGS
 
 
@@ -233,118 +250,118 @@ def _verdict_of_element(answer: bytes) -> Verdict | None:
 
 
 def _base_chain(body: bytes) -> Chain | None:
-    found = attributes(body, 4)
-    if 4 not in found or not body or body[0] not in FAMILIES:  # NFTA_CHAIN_HOOK
+    fields = attributes(body, 4)
+    if 4 not in fields or not body or body[0] not in FAMILIES:  # NFTA_CHAIN_HOOK
         return None
-    table = string(found.get(1, b""))
-    if _number(attributes(found[4]), 1) != _FORWARD or (
+    table = string(fields.get(1, b""))
+    if _number(attributes(fields[4]), 1) != _FORWARD or (
         table == "niso" and FAMILIES[body[0]] in ("inet", "bridge")
     ):
         return None
-    return Chain(
-        body[0], table, string(found.get(3, b"")), _number(found, 5, 1) == 1
-    )  # NFTA_CHAIN_NAME, _POLICY
+    # NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY
+    return Chain(body[0], table, string(fields.get(3, b"")), _number(fields, 5, 1) == 1)
 
 
 def rule(body: bytes) -> Rule:
-    """The expressions of a rule (the body of NFT_MSG_NEWRULE) without those that do not matter.
+    """Return the relevant expressions of a rule (the body of NFT_MSG_NEWRULE).
 
-    Of one that cannot be read nothing is known but that it may match.
+    An unreadable rule may match: nothing else is known about it.
     """
-    found: list[Expression] = []
+    expressions: list[Expression] = []
     try:
         for entry in _list(attributes(body, 4).get(4, b"")):  # NFTA_RULE_EXPRESSIONS
             outer = attributes(entry)
             expression = _expression(string(outer.get(1, b"")), attributes(outer.get(2, b"")))
             if expression is not None:
-                found.append(expression)
+                expressions.append(expression)
     except MALFORMED:
-        found.append(Perhaps())
-    return tuple(found)
+        expressions.append(Perhaps())
+    return tuple(expressions)
 
 
-def _expression(name: str, found: dict[int, bytes]) -> Expression | None:
-    """One expression by its name and attributes; None where it only passes."""
+def _expression(name: str, fields: dict[int, bytes]) -> Expression | None:
+    """Return an expression by its name and attributes; None if it always continues."""
     parse = _PARSERS.get(name)
     if parse is not None:
-        return parse(found)
+        return parse(fields)
     if name in _PASSES:
         return None
     return Forget() if name in _LOADS else Perhaps()
 
 
-def _load(source: str, found: dict[int, bytes]) -> Expression | None:
-    """NFTA_META_* and NFTA_CT_* (1 register, 2 key); one without a register sets something."""
-    if 1 not in found:
+def _load(source: str, fields: dict[int, bytes]) -> Expression | None:
+    """Parse NFTA_META_* or NFTA_CT_* (1 register, 2 key); one without a register sets something."""
+    if 1 not in fields:
         return None
-    if (
-        source == "ct" and 3 in found and _number(found, 2) != 1
-    ):  # one direction's address or counter
+    # NFTA_CT_DIRECTION: an address or counter of one direction
+    if source == "ct" and 3 in fields and _number(fields, 2) != 1:
         return Forget()
-    return Load(_register(found, 1), source, _number(found, 2))
+    return Load(_register(fields, 1), source, _number(fields, 2))
 
 
-def _payload(found: dict[int, bytes]) -> Expression | None:
-    if 1 not in found:
+def _payload(fields: dict[int, bytes]) -> Expression | None:
+    if 1 not in fields:
         return None
     return Load(
-        _register(found, 1), "payload", _number(found, 2), _number(found, 3), _number(found, 4)
+        _register(fields, 1), "payload", _number(fields, 2), _number(fields, 3), _number(fields, 4)
     )
 
 
-def _bitwise(found: dict[int, bytes]) -> Expression:
-    mask, xor = _value(found.get(4)), _value(found.get(5))
-    if _number(found, 6) or not mask or len(mask) != len(xor):
+def _bitwise(fields: dict[int, bytes]) -> Expression:
+    mask, xor = _value(fields.get(4)), _value(fields.get(5))
+    if _number(fields, 6) or not mask or len(mask) != len(xor):
         return Forget()
-    return Mask(_register(found, 1), _register(found, 2), mask, xor)
+    return Mask(_register(fields, 1), _register(fields, 2), mask, xor)
 
 
-def _compare(found: dict[int, bytes]) -> Expression:
-    """NFT_CMP_EQ, NEQ, LT, LTE, GT, GTE."""
-    register, operator, data = _register(found, 1), _number(found, 2), _value(found.get(3))
+def _compare(fields: dict[int, bytes]) -> Expression:
+    """Parse NFT_CMP_EQ, NEQ, LT, LTE, GT or GTE."""
+    register, operator, data = _register(fields, 1), _number(fields, 2), _value(fields.get(3))
     if not data or operator > 5:
         return Perhaps()
     if operator < 2:
         return Between(register, data, data, operator == 1)
-    if operator in (2, 5):  # less is not "at least"
+    if operator in (2, 5):  # "less" is "not at least"
         return Between(register, data, b"", operator == 2)
     return Between(register, b"", data, operator == 4)
 
 
-def _range(found: dict[int, bytes]) -> Expression:
-    first, last = _value(found.get(3)), _value(found.get(4))
+def _range(fields: dict[int, bytes]) -> Expression:
+    first, last = _value(fields.get(3)), _value(fields.get(4))
     if not first or len(first) != len(last):
         return Perhaps()
-    return Between(_register(found, 1), first, last, _number(found, 2) == 1)
+    return Between(_register(fields, 1), first, last, _number(fields, 2) == 1)
 
 
-def _lookup(found: dict[int, bytes]) -> Expression:
-    if _number(found, 3):  # a map's value that is no verdict
+def _lookup(fields: dict[int, bytes]) -> Expression:
+    if _number(fields, 3):  # a map's value that is not a verdict
         return Forget()
     return Lookup(
-        string(found.get(1, b"")), _register(found, 2), 3 in found, bool(_number(found, 5) & 1)
+        string(fields.get(1, b"")), _register(fields, 2), 3 in fields, bool(_number(fields, 5) & 1)
     )
 
 
-def _immediate(found: dict[int, bytes]) -> Expression:
-    verdict = _verdict(attributes(found.get(2, b"")).get(2))
-    return Forget() if _number(found, 1) or verdict is None else verdict
+def _immediate(fields: dict[int, bytes]) -> Expression:
+    verdict = _verdict(attributes(fields.get(2, b"")).get(2))
+    return Forget() if _number(fields, 1) or verdict is None else verdict
 
 
-def _object(found: dict[int, bytes]) -> Expression | None:
-    """A quota, limit or connlimit may end the rule (NFT_OBJECT_*); one out of a map is not looked at."""
-    return None if _number(found, 1, 2) not in (2, 4, 5) else Perhaps()
+def _object(fields: dict[int, bytes]) -> Expression | None:
+    """Parse an object reference: a quota, limit or connlimit may end the rule (NFT_OBJECT_*).
+
+    An object from a map is ignored.
+    """
+    return None if _number(fields, 1, 2) not in (2, 4, 5) else Perhaps()
 
 
-def _dynset(found: dict[int, bytes]) -> Expression | None:
-    return (
-        Perhaps() if 7 in found or 10 in found else None
-    )  # NFTA_DYNSET_EXPR, _EXPRESSIONS: a limit, say
+def _dynset(fields: dict[int, bytes]) -> Expression | None:
+    # NFTA_DYNSET_EXPR, NFTA_DYNSET_EXPRESSIONS: for example a limit
+    return Perhaps() if 7 in fields or 10 in fields else None
 
 
-def _match(found: dict[int, bytes]) -> Expression | None:
-    """An iptables match: name, revision, and a struct of linux/netfilter/xt_*.h."""
-    name, revision, info = string(found.get(1, b"")), _number(found, 2), found.get(3, b"")
+def _match(fields: dict[int, bytes]) -> Expression | None:
+    """Parse an iptables match: name, revision, and a struct of linux/netfilter/xt_*.h."""
+    name, revision, info = string(fields.get(1, b"")), _number(fields, 2), fields.get(3, b"")
     if name == "comment":
         return None
     if name == "state" and len(info) >= 4:
@@ -355,22 +372,22 @@ def _match(found: dict[int, bytes]) -> Expression | None:
         # struct xt_conntrack_mtinfo3: 128 bytes of addresses, 8 of times, 10 of ports, then
         flags, inverted, states = struct.unpack_from("=3H", info, 146)
         if not flags & ~0x3001:  # XT_CONNTRACK_STATE, _DIRECTION, _STATE_ALIAS
-            # the direction's bit asks for the original one, inverted for replies
+            # the bit selects the original direction, inverted the reply direction
             reply = bool(inverted & 0x1000) if flags & 0x1000 else None
             return Tracked(states if flags & 1 else None, bool(inverted & 1), reply)
     return Perhaps()
 
 
-def _target(found: dict[int, bytes]) -> Expression | None:
-    name = string(found.get(1, b""))
+def _target(fields: dict[int, bytes]) -> Expression | None:
+    name = string(fields.get(1, b""))
     if name in _TARGETS_DROP:
         return Verdict("drop")
     return None if name in _TARGETS_PASS else Perhaps()
 
 
 _PARSERS: dict[str, Callable[[dict[int, bytes]], Expression | None]] = {
-    "meta": lambda found: _load("meta", found),
-    "ct": lambda found: _load("ct", found),
+    "meta": lambda fields: _load("meta", fields),
+    "ct": lambda fields: _load("ct", fields),
     "payload": _payload,
     "bitwise": _bitwise,
     "cmp": _compare,
@@ -382,49 +399,54 @@ _PARSERS: dict[str, Callable[[dict[int, bytes]], Expression | None]] = {
     "match": _match,
     "target": _target,
     "reject": lambda _: Verdict("drop"),
-    "queue": lambda _: Verdict("accept"),  # whoever reads the queue decides: nothing to warn of
+    "queue": lambda _: Verdict("accept"),  # its reader decides: nothing to warn about
 }
 
 
 def _verdict(nest: bytes | None) -> Verdict | None:
     if nest is None:
         return None
-    found = attributes(nest)  # NFTA_VERDICT_CODE, NFTA_VERDICT_CHAIN
-    code = struct.unpack_from(">i", found.get(1, b"").rjust(4, b"\0"))[0]
+    fields = attributes(nest)  # NFTA_VERDICT_CODE, NFTA_VERDICT_CHAIN
+    code = struct.unpack_from(">i", fields.get(1, b"").rjust(4, b"\0"))[0]
     if code in _VERDICTS:
-        return Verdict(_VERDICTS[code], string(found.get(2, b"")))
-    return Verdict(
-        "drop" if code & 0xFF == 0 else "accept"
-    )  # NF_DROP; NF_ACCEPT, and NF_QUEUE as above
+        return Verdict(_VERDICTS[code], string(fields.get(2, b"")))
+    # NF_DROP; NF_ACCEPT, and NF_QUEUE as above
+    return Verdict("drop" if code & 0xFF == 0 else "accept")
 
 
 def _value(nest: bytes | None) -> bytes:
     return attributes(nest or b"").get(1, b"")  # NFTA_DATA_VALUE
 
 
-def _number(found: dict[int, bytes], kind: int, default: int = 0) -> int:
-    return int.from_bytes(found[kind], "big") if kind in found else default
+def _number(fields: dict[int, bytes], kind: int, default: int = 0) -> int:
+    return int.from_bytes(fields[kind], "big") if kind in fields else default
 
 
-def _register(found: dict[int, bytes], kind: int) -> int:
-    """A register's offset in bytes: NFT_REG_1.. are of 16 bytes, NFT_REG32_00.. the same ones by words."""
-    number = _number(found, kind)
+def _register(fields: dict[int, bytes], kind: int) -> int:
+    """Return a register's offset in bytes: NFT_REG_1.. have 16 bytes, NFT_REG32_00.. one word."""
+    number = _number(fields, kind)
     return min(number * 16 if number < 8 else (number - 4) * 4, _REGISTERS)
 
 
 def _list(data: bytes) -> Iterator[bytes]:
-    """The payloads of a nest whose attributes are all of one kind. Raises ValueError where a length cannot be."""
+    """Yield the payloads of a nest whose attributes have one kind.
+
+    Raises ValueError for an impossible length.
+    """
     offset = 0
     while offset + 4 <= len(data):
         length = int(struct.unpack_from("=H", data, offset)[0])
         if length < 4 or offset + length > len(data):
-            raise ValueError("an attribute's length")
+            raise ValueError("impossible length of an attribute")
         yield data[offset + 4 : offset + length]
         offset += (length + 3) & ~3
 
 
 def unseen(family: int) -> bool:
-    """Whether iptables-legacy (ip6tables-legacy for 6) has a filter table here, whose rules nf_tables does not show."""
+    """Return whether iptables-legacy (ip6tables-legacy for 6) has a filter table.
+
+    nf_tables does not show its rules.
+    """
     try:
         with open(
             f"/proc/thread-self/net/ip{'6' if family == 6 else ''}_tables_names", encoding="ascii"

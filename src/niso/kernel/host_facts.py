@@ -1,4 +1,4 @@
-"""Facts of the host that a plan needs: its default route's MTU, the prefixes that it uses, its resolver."""
+"""Facts about the host that a plan needs: its MTU, the prefixes in use, its resolver."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESOLVED_UPSTREAMS = "/run/systemd/resolve/resolv.conf"
 
 
 def default_mtu() -> int:
-    """The MTU (bytes) of the link of the IPv4 default route, else of the IPv6 one, else 1500."""
+    """Return the MTU (bytes) of the IPv4 default route's link, else of the IPv6 one, else 1500."""
     with Rtnl() as rtnl:
         routes = rtnl.routes()
         for everywhere in ("0.0.0.0/0", "::/0"):
@@ -28,8 +28,11 @@ def default_mtu() -> int:
 
 
 def used_prefixes(except_alias: str) -> list[tuple[Network, str]]:
-    """(prefix, link) of all routes and addresses of this host but default routes and those of links with this alias."""
-    found: dict[tuple[Network, str], None] = {}
+    """Return (prefix, link) of the host's routes and addresses.
+
+    Default routes, link-local prefixes and links with the alias ``except_alias`` are left out.
+    """
+    used: dict[tuple[Network, str], None] = {}
     with Rtnl() as rtnl:
         links = {link.index: link for link in rtnl.links()}
         for route in rtnl.routes():
@@ -40,31 +43,33 @@ def used_prefixes(except_alias: str) -> list[tuple[Network, str]]:
                 and not (link and link.alias == except_alias)
                 and not net.is_link_local
             ):
-                found[net, link.name if link else "no link"] = None
+                used[net, link.name if link else "no link"] = None
         for address in rtnl.addresses():
             link = links.get(address.index)
             net = ipaddress.ip_interface(address.address).network
             if link and link.alias != except_alias and not net.is_link_local:
-                found[net, link.name] = None
-    return list(found)
+                used[net, link.name] = None
+    return list(used)
 
 
 def lacks_ipv6() -> str | None:
-    """Why this host can have no network with IPv6, in words; None if it can (ip-sysctl.rst, conf/all/disable_ipv6)."""
+    """Return why this host cannot have a network with IPv6; None if it can.
+
+    See ip-sysctl.rst, conf/all/disable_ipv6.
+    """
     disabled = sysctl.read("net/ipv6/conf/all/disable_ipv6")
     if disabled is None:
-        return "this kernel has no IPv6, or was started with ipv6.disable=1"
+        return "this kernel has no IPv6 or was booted with ipv6.disable=1"
     return (
-        "IPv6 is switched off here (sysctl net.ipv6.conf.all.disable_ipv6 is 1)"
-        if disabled == "1"
-        else None
+        "IPv6 is disabled (sysctl net.ipv6.conf.all.disable_ipv6 is 1)" if disabled == "1" else None
     )
 
 
 def receiving6() -> list[str]:
-    """The links at which IPv6 packets of others can arrive: all but lo, and ports of bridges, which receive for them.
+    """Return the links that can receive IPv6 packets from other machines.
 
-    A name that is not a sysctl's folder of its own ("all", "default") is left out.
+    That is all but lo, and ports of bridges, since their bridge receives for them. A link whose
+    name is no sysctl folder of its own ("all", "default") is left out.
     """
     with Rtnl() as rtnl:
         links = rtnl.links()
@@ -77,15 +82,18 @@ def receiving6() -> list[str]:
 
 
 def not_forwarding() -> dict[str, set[str]]:
-    """The links of others that are up, have IPv4 addresses and forward nothing that comes by them while the host forwards:
-    name -> addresses. Their own sysctls say so (ip-sysctl.rst, conf/interface/forwarding). Raises KernelError."""
+    """Return foreign links with IPv4 addresses that do not forward though the host does.
+
+    Maps the name of each such link that is up to its addresses. The link's own sysctl decides
+    (ip-sysctl.rst, conf/interface/forwarding). Raises KernelError.
+    """
     if sysctl.read("net/ipv4/ip_forward") != "1":
         return {}
-    found: dict[str, set[str]] = {}
+    by_link: dict[str, set[str]] = {}
     with Rtnl() as rtnl:
         links = {link.index: link for link in rtnl.links()}
-        for each in rtnl.addresses():
-            address, link = ipaddress.ip_interface(each.address).ip, links.get(each.index)
+        for entry in rtnl.addresses():
+            address, link = ipaddress.ip_interface(entry.address).ip, links.get(entry.index)
             if (
                 address.version == 4
                 and not address.is_loopback
@@ -93,19 +101,19 @@ def not_forwarding() -> dict[str, set[str]]:
                 and link.up
                 and not is_marked(link.alias)
             ):
-                found.setdefault(link.name, set()).add(str(address))
+                by_link.setdefault(link.name, set()).add(str(address))
     return {
         name: own
-        for name, own in found.items()
+        for name, own in by_link.items()
         if sysctl.read(f"net/ipv4/conf/{name}/forwarding") == "0"
     }
 
 
 def resolv_conf() -> tuple[str, str | None]:
-    """(text for a service's /etc/resolv.conf, a warning or None).
+    """Return (text for a service's /etc/resolv.conf, a warning or None).
 
-    The host's, without its loopback servers, which a service cannot reach: systemd-resolved's upstreams stand in for them
-    where they are known (systemd-resolved.service(8)).
+    It is the host's, without loopback servers, since a service cannot reach those. If the upstream
+    servers of systemd-resolved are known (systemd-resolved.service(8)), they replace its stub.
     """
     text = _read("/etc/resolv.conf")
     if not any(_is_loopback(line) for line in text.splitlines()):
@@ -115,9 +123,12 @@ def resolv_conf() -> tuple[str, str | None]:
         kept = [line for line in candidate.splitlines() if not _is_loopback(line)]
         if any(line.split()[:1] == ["nameserver"] for line in kept):
             return "\n".join(kept) + "\n", None
-    rest = [line for line in text.splitlines() if not _is_loopback(line)]
-    warning = "the host's only name servers are on its loopback, which services cannot reach: outside names will not resolve"
-    return "".join(f"{line}\n" for line in rest), warning
+    remaining = [line for line in text.splitlines() if not _is_loopback(line)]
+    warning = (
+        "the host's only name servers are on its loopback, which services cannot reach:"
+        " external names will not resolve"
+    )
+    return "".join(f"{line}\n" for line in remaining), warning
 
 
 def _is_loopback(line: str) -> bool:

@@ -1,4 +1,4 @@
-"""Hosts files: RFC 952 tables as glibc and busybox read them (hosts(5)), one line for each address."""
+"""Hosts files: RFC 952 tables as glibc and busybox read them (hosts(5)), one line per address."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEADER = (
 
 
 def line_names(names: tuple[str, ...]) -> str:
-    """The names of one service as they stand in its line: each with the domain, then bare."""
+    """Return a service's names as they are in its line: each with the domain, then bare."""
     return " ".join(f"{name}.{DOMAIN} {name}" for name in names)
 
 
@@ -31,28 +31,31 @@ def _order(text: str) -> tuple[int, bytes]:
 
 
 def edit(text: str, remove: set[str], add: set[str]) -> str:
-    """``text`` with whole lines taken out and put in at their place, by address. Both sets are of whole lines."""
+    """Return ``text`` without the lines ``remove`` and with the lines ``add``, sorted by address.
+
+    Both sets hold whole lines.
+    """
     elsewhere = remove | add
     lines = [
-        each for each in text[len(HEADER) :].splitlines(keepends=True) if each not in elsewhere
+        line for line in text[len(HEADER) :].splitlines(keepends=True) if line not in elsewhere
     ]
-    for each in add:
-        insort(lines, each, key=_order)
+    for new in add:
+        insort(lines, new, key=_order)
     return HEADER + "".join(lines)
 
 
 def lines(text: str) -> list[tuple[str, str]] | None:
-    """(address, names) of each service's line; None if the file does not look as niso writes it."""
+    """Return (address, names) of each service's line; None if niso did not write the file."""
     if not text.startswith(HEADER) or not text.endswith("\n"):
         return None
-    found = []
-    for each in text[len(HEADER) : -1].split("\n") if len(text) > len(HEADER) else ():
-        address, gap, names = each.partition("  ")
+    result = []
+    for text_line in text[len(HEADER) : -1].split("\n") if len(text) > len(HEADER) else ():
+        address, gap, names = text_line.partition("  ")
         try:
-            _order(each)
+            _order(text_line)
         except OSError:
             return None
         if not gap or not names:
             return None
-        found.append((address, names))
-    return found
+        result.append((address, names))
+    return result

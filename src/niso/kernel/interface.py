@@ -1,4 +1,4 @@
-"""What the rest of niso asks of a kernel, so that another one can be handed in: `niso.kernel.fake` needs no root."""
+"""The interface of a kernel, so that others can stand in: `niso.kernel.fake` needs no root."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from niso.base.errors import Conflict, NisoError
 from niso.base.lite_typing import TYPE_CHECKING
 
 Foreign = dict[str, Conflict]
-"""Name of a link or namespace that should be niso's and is not -> what is wrong with it."""
+"""Maps the name of a link or namespace that should be niso's, and is not, to the error."""
 
 if TYPE_CHECKING:
     from typing import Protocol, Self
@@ -21,7 +21,10 @@ else:
 
 
 class Kernel(Protocol):
-    """A network stack that has niso's objects. Within a ``with`` block of it sockets stay open from call to call."""
+    """A network stack with niso's objects.
+
+    Within its ``with`` block sockets stay open between calls.
+    """
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...
@@ -34,16 +37,22 @@ class Kernel(Protocol):
         strays: bool = False,
         taken: bool = False,
     ) -> State:
-        """Return which of ``candidates`` there are, with their fields as they are, and all addresses and routes of their links.
+        """Return those of ``candidates`` that exist, with their actual fields.
 
-        Its cost depends on ``candidates`` alone. ``alias`` marks what is niso's. With ``strays`` also what others have done to
-        the links of the candidates. With ``taken`` tables and elements are not looked at and returned as the candidates have
-        them. Raises KernelError, and Conflict where something of a candidate's name is somebody else's; with ``foreign`` that
-        is noted there and the thing left out.
+        All addresses and routes of their links are returned too. The cost depends on
+        ``candidates`` alone. ``alias`` marks what is niso's. With ``strays`` foreign changes to the
+        candidates' links are read as well. With ``taken`` tables and elements are not read and
+        returned as the candidates have them.
+
+        Raises KernelError, and Conflict if an object with a candidate's name is not niso's. With
+        ``foreign`` that error is recorded there instead, and the object is left out.
         """
 
     def read_all(self, want: State, alias: str, foreign: Foreign) -> State:
-        """Return everything that is niso's, wanted or not; ``want`` says which sysctls matter. Raises as `read`."""
+        """Return everything that is niso's, wanted or not.
+
+        ``want`` says which sysctls matter. Raises as `read`.
+        """
 
     def write(
         self,
@@ -51,28 +60,33 @@ class Kernel(Protocol):
         ending: list[str] | None = None,
         known: Container[tuple[str, str]] = (),
     ) -> None:
-        """Do all steps in their order; the first failure ends it. Raises KernelError with the step's words.
+        """Execute all steps in order; the first failure ends it.
 
-        With ``ending`` veth pairs whose namespace goes too are only detached, and their names added there: the caller has to
-        `end_links` when it has released the lock. New addresses are announced, but those ``known`` as (namespace, address).
+        With ``ending`` veth pairs whose namespace is deleted too are only detached, and their names
+        added to it: the caller has to `end_links` after releasing the lock. New addresses are
+        announced, except those in ``known`` as (namespace, address). Raises KernelError with the
+        step's words.
         """
 
     def write_what_can_be(
         self, steps: Iterable[AnyStep], ending: list[str] | None = None
     ) -> list[NisoError]:
-        """Do all steps, going on after a failure; return the errors. After a failure no rule goes."""
+        """Execute all steps, continuing after failures; return the errors.
+
+        After a failure no rule is deleted.
+        """
 
     def end_links(self, names: list[str]) -> None:
-        """Delete detached links; no-op for those that are gone. Raises KernelError."""
+        """Delete detached links; no-op for missing ones. Raises KernelError."""
 
     def sysctl(self, name: str) -> str | None:
-        """Return the value of a sysctl of the host; None where this kernel, or this interface, does not have it."""
+        """Return the value of a host sysctl; None if this kernel or interface does not have it."""
 
     def flows(self) -> list[Tracked]:
-        """Return the flows that connection tracking knows. Raises KernelError."""
+        """Return the flows known to connection tracking. Raises KernelError."""
 
     def end_flows(self, flows: list[Tracked]) -> int:
-        """End these flows; return how many there were. Raises KernelError."""
+        """End these flows and return how many there were. Raises KernelError."""
 
     def host_addresses(self) -> list[str]:
-        """Return every address of the host, without its length. Raises KernelError."""
+        """Return every address of the host, without prefix length. Raises KernelError."""

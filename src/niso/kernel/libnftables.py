@@ -1,7 +1,8 @@
 """nftables by libnftables.so.1 (libnftables(3), libnftables-json(5)), in this process.
 
-A context, and so an `Nft`, belongs to the network namespace in which it was opened. Single elements are read by
-`niso.kernel.nft_elements`: libnftables reads every element of the table to get one, and dies of a request for 200.
+A context, and so an `Nft`, belongs to the network namespace that opened it. Single elements are
+read by `niso.kernel.nft_elements`: libnftables reads all elements of the table to return one, and
+crashes on a request for 200.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def _load() -> ctypes.CDLL:
 
 
 class Nft:
-    """A libnftables context in the network namespace that the caller is in when it opens it. A context manager.
+    """A libnftables context in the caller's network namespace. A context manager.
 
     Nothing is written to stdout or stderr. Errors are KernelError with nft's own words.
     """
@@ -79,7 +80,10 @@ class Nft:
             self._context = None
 
     def run(self, text: str) -> None:
-        """Apply ``text`` (nft(8) syntax, any number of lines) as one transaction: all of it, or nothing and KernelError."""
+        """Apply ``text`` (nft(8) syntax, any number of lines) as one transaction.
+
+        Raises KernelError; then nothing has changed.
+        """
         what = f"apply nftables rules ({text.strip().partition(chr(10))[0][:80]})"
         try:
             failpoint.hit(what)
@@ -87,19 +91,19 @@ class Nft:
             raise refused(what, error.errno or 0) from error
         if self._nft.nft_run_cmd_from_buffer(self._context, text.encode()):
             words = self._words()
-            # From a buffer, nft blames the first line for what the kernel refuses in another; from a file it does not.
+            # nft reports the kernel's errors at the first line of a buffer, but correctly in a file
             raise self._error(self._dry_run(text) or words, text)
         if failpoint.broken(failpoint.OVERRUN):
             raise refused(what, errno.ENOBUFS)
 
     def check(self, text: str) -> None:
-        """Have the kernel validate ``text`` as `run` would, and change nothing. Raises KernelError."""
+        """Have the kernel validate ``text`` without changing anything. Raises KernelError."""
         words = self._dry_run(text)
         if words:
             raise self._error(words, text)
 
     def query(self, command: str) -> list[dict[str, Any]]:
-        """The objects that a ``list`` command prints as JSON, without metainfo. Raises KernelError."""
+        """Return the objects of a ``list`` command's JSON, without metainfo. Raises KernelError."""
         self._nft.nft_ctx_output_set_flags(self._context, _JSON)
         failed = self._nft.nft_run_cmd_from_buffer(self._context, command.encode())
         self._nft.nft_ctx_output_set_flags(self._context, 0)
@@ -112,7 +116,7 @@ class Nft:
             raise _unreadable(command) from error
 
     def text(self, command: str) -> str:
-        """What a ``list`` command prints, as text. Raises KernelError."""
+        """Return the output of a ``list`` command. Raises KernelError."""
         if self._nft.nft_run_cmd_from_buffer(self._context, command.encode()):
             raise self._error(self._words(), command)
         return (self._nft.nft_ctx_get_output_buffer(self._context) or b"").decode(
@@ -120,29 +124,30 @@ class Nft:
         )
 
     def elements(self, family_table: str, container: str) -> dict[str, tuple[str, str]] | None:
-        """Every element of a set or map: element -> (value, "" in a set; comment or ""), as nft writes them.
+        """Map every element of a set or map to (value, comment), as nft writes them.
 
-        ``family_table`` is "inet niso", ``container`` the set's or map's name; None where there is no such thing. Costs
-        20 us for each element: for a few of many see `get`.
+        ``family_table`` is "inet niso". The value is "" in a set, the comment "" if there is none.
+        Returns None if there is no such set or map. Costs 20 µs per element: to read a few of many
+        see `get`.
         """
         with nft_elements.Nfnetlink() as kernel:
             header = kernel.header(family_table, container)
         if header is None:
             return None
         kind = "set" if header.value == () else "map"
-        found: dict[str, tuple[str, str]] = {}
+        result: dict[str, tuple[str, str]] = {}
         command = f"list {kind} {family_table} {container}"
         try:
             for item in self.query(command):
-                found.update(_element(entry, item[kind]) for entry in item[kind].get("elem", ()))
+                result.update(_element(entry, item[kind]) for entry in item[kind].get("elem", ()))
         except _MALFORMED as error:
             raise _unreadable(command) from error
-        return found
+        return result
 
     def get(
         self, family_table: str, container: str, keys: Iterable[str]
     ) -> dict[str, tuple[str, str]]:
-        """Those of ``keys`` that a set or map has, as `elements` gives them; the cost does not grow with the others."""
+        """Return those of ``keys`` that exist, as `elements` does; other elements cost nothing."""
         wanted = list(keys)
         if not wanted:
             return {}
@@ -156,7 +161,7 @@ class Nft:
         return {key: present[key] for key in wanted if key in present}
 
     def _dry_run(self, text: str) -> str:
-        """nft's words about ``text``, "" if it would work."""
+        """Return nft's error messages for ``text``, "" if it is valid."""
         fd = os.memfd_create("nft")
         try:
             with open(fd, "w", encoding="utf-8", closefd=False) as file:
@@ -175,11 +180,14 @@ class Nft:
         return words.decode("utf-8", "replace")
 
     def _error(self, words: str, text: str) -> KernelError:
-        """The first error of ``words``, which are "[FILE:LINE:FROM-TO: ]Error: REASON", the line, and carets below it."""
+        """Return the first error in ``words``.
+
+        They are "[FILE:LINE:FROM-TO: ]Error: REASON", the line, and carets below it.
+        """
         lines = words.splitlines()
         start = next((i for i, line in enumerate(lines) if "Error: " in line), -1)
         if start < 0:
-            return KernelError(f"nft: {words.strip() or 'failed without a word'}")
+            return KernelError(f"nft: {words.strip() or 'failed without a message'}")
         place, _, reason = lines[start].partition("Error: ")
         reason = reason[:1].lower() + reason[1:]
         number = place.split(":")[1] if place.count(":") >= 3 else ""
@@ -194,12 +202,15 @@ class Nft:
 
 def _unreadable(command: str) -> KernelError:
     return KernelError(
-        f"nft: what it answers to '{command}' cannot be read", "nft -j list ruleset shows it"
+        f"nft: cannot parse the answer to '{command}'", "nft -j list ruleset shows it"
     )
 
 
 def _element(entry: Any, body: dict[str, Any]) -> tuple[str, tuple[str, str]]:
-    """One entry of "elem" as text. A map's is [key, value]; a key with a comment or counter is wrapped in "elem"."""
+    """Return one entry of "elem" as text.
+
+    A map's entry is [key, value]; a key with a comment or counter is wrapped in "elem".
+    """
     key, value = entry if isinstance(entry, list) else (entry, None)
     comment = ""
     if isinstance(key, dict) and "elem" in key:
@@ -210,7 +221,7 @@ def _element(entry: Any, body: dict[str, Any]) -> tuple[str, tuple[str, str]]:
 
 
 def _types(declared: Any) -> list[str]:
-    """The names of a set's types; of one declared by "typeof", the names of what the expressions read."""
+    """Return the names of a set's types, or of its expressions if it was declared by "typeof"."""
     if isinstance(declared, dict):
         expression = declared["typeof"]
         parts = expression.get("concat", [expression])

@@ -1,4 +1,4 @@
-"""Kernel modules that the kernel does not load by itself when they are asked for."""
+"""Kernel modules that the kernel does not load on demand."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ _MODPROBE = ("/usr/sbin/modprobe", "/sbin/modprobe")
 
 
 def load_bridge_netfilter() -> None:
-    """Load br_netfilter where it is missing, for bridges that ask for it by themselves (nf_call_iptables).
+    """Load br_netfilter if it is missing, for bridges with nf_call_iptables.
 
-    It comes with its global sysctls at 1, which would send the frames of all other bridges through everybody's rules: they
-    are set to 0, which is what not having it meant. Raises KernelError where there is no such module.
+    Its global sysctls start at 1, which would pass the frames of all other bridges through
+    everybody's rules. They are set to 0, which is the behaviour without the module. Raises
+    KernelError if there is no such module.
     """
     if os.path.isdir(f"{_SYS}/{BRIDGE_NETFILTER}"):
         return
@@ -27,9 +28,9 @@ def load_bridge_netfilter() -> None:
         os.waitpid(pid, 0)
     if not os.path.isdir(f"{_SYS}/{BRIDGE_NETFILTER}"):
         raise KernelError(
-            "the kernel module br_netfilter cannot be loaded: services of one network would get no answer from each other's"
-            " published ports",
-            "install the kernel's full set of modules, or publish no ports",
+            "cannot load the kernel module br_netfilter: services of one network would get no"
+            " reply from each other's published ports",
+            "install the full set of kernel modules, or publish no ports",
         )
     for name in _GLOBAL:
         sysctl.write(f"{BRIDGE_NETFILTER}/{name}", "0")

@@ -1,6 +1,7 @@
-"""Neighbour entries that somebody has set by hand (RTM_GETNEIGH, linux/neighbour.h): niso sets none.
+"""Neighbour entries that were added by hand (RTM_GETNEIGH, linux/neighbour.h): niso adds none.
 
-Of an address they lead its packets to a MAC that nobody has asked for; of a MAC, in a bridge's own table, to a port.
+An entry of an address sends its packets to that MAC without ARP. An entry of a MAC, in a bridge's
+forwarding table, sends its frames to a port.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ _DELNEIGH, _GETNEIGH = 29, 30
 _AF_BRIDGE = 7
 _DST, _LLADDR, _IFINDEX, _MASTER = 1, 2, 8, 9  # NDA_*
 _NOARP, _PERMANENT = 0x40, 0x80  # NUD_*
-_MASTERS, _SELF = 0x04, 0x02  # NTF_MASTER: the bridge's table, and not the device's own filter
+_MASTERS, _SELF = 0x04, 0x02  # NTF_MASTER: the bridge's table; NTF_SELF: the device's own filter
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 _ndmsg = struct.Struct("=BxxxiHBB")
 
 
 class Fixed(NamedTuple):
-    """An entry that the kernel keeps until it is deleted. ``address`` is empty in a bridge's own table; ``link_index`` is then
-    the port."""
+    """A permanent entry.
+
+    In a bridge's table ``address`` is empty and ``link_index`` is the port.
+    """
 
     link_index: int
     address: str
@@ -34,19 +37,19 @@ class Fixed(NamedTuple):
 
 
 def of_link(rtnl: Rtnl, link_index: int) -> list[Fixed]:
-    """The permanent entries of addresses on a link, of both families. Raises KernelError."""
+    """Return the permanent entries of a link's addresses, of both families. Raises KernelError."""
 
     def parse(body: bytes) -> Fixed | None:
         family, index, state, _, _ = _ndmsg.unpack_from(body)
-        found = attributes(body, 12)
+        entry = attributes(body, 12)
         if (
             index != link_index
             or not state & _PERMANENT
             or family not in _FAMILIES
-            or _DST not in found
+            or _DST not in entry
         ):
             return None
-        return Fixed(index, socket.inet_ntop(family, found[_DST]), found.get(_LLADDR, b"").hex(":"))
+        return Fixed(index, socket.inet_ntop(family, entry[_DST]), entry.get(_LLADDR, b"").hex(":"))
 
     return [
         entry
@@ -58,15 +61,15 @@ def of_link(rtnl: Rtnl, link_index: int) -> list[Fixed]:
 
 
 def of_bridge(rtnl: Rtnl, bridge_index: int, own: set[str]) -> list[Fixed]:
-    """The entries of a bridge's own table that are not learned; ``own`` are the MACs of its ports and of itself.
+    """Return the entries of a bridge's table that were not learned.
 
-    The kernel has those of ``own`` by itself. Raises KernelError.
+    ``own`` are the MACs of its ports and of itself, for which the kernel adds entries. Raises
+    KernelError.
     """
 
     def parse(body: bytes) -> Fixed | None:
         _, index, state, flags, _ = _ndmsg.unpack_from(body)
-        found = attributes(body, 12)
-        mac = found.get(_LLADDR, b"").hex(":")
+        mac = attributes(body, 12).get(_LLADDR, b"").hex(":")
         if (
             not state & (_NOARP | _PERMANENT)
             or flags & _SELF
@@ -80,7 +83,7 @@ def of_bridge(rtnl: Rtnl, bridge_index: int, own: set[str]) -> list[Fixed]:
 
 
 def delete(rtnl: Rtnl, entry: Fixed) -> None:
-    """Delete an entry; a missing one is fine. Raises KernelError."""
+    """Delete an entry; no-op if it is gone. Raises KernelError."""
     mac = attribute(_LLADDR, bytes.fromhex(entry.mac.replace(":", "")))
     if entry.address:
         family = socket.AF_INET6 if family_of(entry.address) == 6 else socket.AF_INET

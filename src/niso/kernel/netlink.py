@@ -1,8 +1,9 @@
-"""Netlink: messages in one sendmsg, acknowledgements with the kernel's own words, dumps (netlink(7), linux/netlink.h).
+"""Netlink: requests, acknowledgements with the kernel's own words, and dumps.
 
-The only place where an errno becomes a `KernelError`: see `refused`. Only what the kernel itself sends counts: in a service's
-network namespace one with NET_ADMIN could send to our socket too. What is cut off or has lengths that cannot be is an error,
-never half an answer.
+See netlink(7) and linux/netlink.h. This is the only place that turns an errno into a `KernelError`:
+see `refused`. Only messages from the kernel count, since a process with NET_ADMIN in a service's
+network namespace could send to our socket too. Truncated messages and impossible lengths raise an
+error; a partial answer is never returned.
 """
 
 from __future__ import annotations
@@ -47,19 +48,22 @@ _KIND_MASK = 0x3FFF
 _SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 _BUFFER = 1 << 17  # bytes; the kernel packs dumps into at most 32 KiB
 _DUMP_TRIES = 10
-_TRUNCATED = int(socket.MSG_TRUNC)  # as an enum it costs 5 µs for each message
+_TRUNCATED = int(socket.MSG_TRUNC)  # as an enum it costs 5 µs per message
 _MOST_ERRNO = 4095  # MAX_ERRNO, linux/err.h
 _OWN = "/proc/thread-self/ns/net"
 
 MALFORMED = (struct.error, LookupError, ValueError, OverflowError)
-"""What reading an answer raises that is not as the kernel makes it."""
+"""Exceptions from parsing an answer that the kernel would not send."""
 
 _header = struct.Struct("=IHHII")  # struct nlmsghdr
 _attribute = struct.Struct("=HH")  # struct nlattr
 
 
 class Message(NamedTuple):
-    """One request that changes something. ``what`` is the step in words; errnos in ``fine`` count as done."""
+    """A request for a change.
+
+    ``what`` is the step in words; errnos in ``fine`` count as success.
+    """
 
     what: str
     kind: int
@@ -76,7 +80,10 @@ class _Reply(NamedTuple):
 
 
 def refused(what: str, number: int, words: str = "") -> KernelError:
-    """The error for the step ``what`` that failed with errno ``number``; ``words`` are the kernel's own, if it had any."""
+    """Return the error for the step ``what``, which failed with errno ``number``.
+
+    ``words`` are the kernel's own, if it sent any.
+    """
     reason = os.strerror(number) if number else ""
     reason = reason[:1].lower() + reason[1:]
     if words:
@@ -86,12 +93,12 @@ def refused(what: str, number: int, words: str = "") -> KernelError:
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
-    """One attribute, padded to four bytes."""
+    """Return one attribute, padded to four bytes."""
     return _attribute.pack(4 + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
 
 
 def text(kind: int, value: str) -> bytes:
-    """A string attribute with its final NUL."""
+    """Return a string attribute with its final NUL."""
     return attribute(kind, value.encode() + b"\0")
 
 
@@ -100,40 +107,46 @@ def u32(kind: int, value: int) -> bytes:
 
 
 def nested(kind: int, *parts: bytes) -> bytes:
-    """An attribute that holds attributes."""
+    """Return an attribute that contains attributes."""
     return attribute(kind | _NESTED, b"".join(parts))
 
 
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
-    """The attributes from ``offset`` to the end of ``data``: payload by kind (the last one of a kind wins).
+    """Return the attributes from ``offset`` to the end of ``data``: payload by kind.
 
-    Raises ValueError (of `MALFORMED`) where a length cannot be.
+    The last one of a kind wins. Raises ValueError (one of `MALFORMED`) for an impossible length.
     """
-    found = {}
+    payloads = {}
     end = len(data)
     while offset + 4 <= end:
         length, kind = _attribute.unpack_from(data, offset)
         if length < 4 or offset + length > end:
-            raise ValueError("an attribute's length")
-        found[kind & _KIND_MASK] = data[offset + 4 : offset + length]
+            raise ValueError("impossible length of an attribute")
+        payloads[kind & _KIND_MASK] = data[offset + 4 : offset + length]
         offset += (length + 3) & ~3
-    return found
+    return payloads
 
 
 def several(data: bytes, kind: int) -> Iterator[bytes]:
-    """The payloads of all attributes of one kind in ``data``. Raises ValueError where a length cannot be."""
+    """Yield the payloads of all attributes of one kind.
+
+    Raises ValueError for an impossible length.
+    """
     offset = 0
     while offset + 4 <= len(data):
-        length, found = _attribute.unpack_from(data, offset)
+        length, own_kind = _attribute.unpack_from(data, offset)
         if length < 4 or offset + length > len(data):
-            raise ValueError("an attribute's length")
-        if found & _KIND_MASK == kind:
+            raise ValueError("impossible length of an attribute")
+        if own_kind & _KIND_MASK == kind:
             yield data[offset + 4 : offset + length]
         offset += (length + 3) & ~3
 
 
 def understood[T](what: str, parse: Callable[[bytes], T], answer: bytes) -> T:
-    """What ``parse`` makes of an answer to the step ``what``. Raises KernelError where that is not as the kernel makes it."""
+    """Return what ``parse`` makes of the answer to the step ``what``.
+
+    Raises KernelError if the answer is malformed.
+    """
     try:
         return parse(answer)
     except MALFORMED as error:
@@ -141,12 +154,12 @@ def understood[T](what: str, parse: Callable[[bytes], T], answer: bytes) -> T:
 
 
 def string(payload: bytes) -> str:
-    """The text of a NUL-terminated attribute."""
+    """Return the text of a NUL-terminated attribute."""
     return payload.split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
 class Netlink:
-    """A socket to one netlink family. It belongs to the network namespace in which it was opened, for all its life."""
+    """A socket to one netlink family, bound for life to the network namespace that opened it."""
 
     def __init__(self, protocol: int) -> None:
         try:
@@ -171,13 +184,14 @@ class Netlink:
         self._socket.close()
 
     def transact(self, *messages: Message) -> None:
-        """Send ``messages`` in one sendmsg, which the kernel works through before it returns: a kill cannot part them.
+        """Send ``messages`` in one sendmsg, so that a kill cannot separate them.
 
-        It does not stop at an error, so the later ones must be harmless where an earlier one failed. Raises KernelError
-        for the first that failed and is not ``fine``.
+        The kernel handles all of them before the call returns, and does not stop at an error: later
+        messages must be harmless if an earlier one failed. Raises KernelError for the first failure
+        that is not ``fine``.
         """
         first, last = self._sequence + 1, self._sequence + len(messages)
-        # what fails is answered in any case, and before the last one, of which alone success is asked for
+        # errors are always answered, and before the last message, the only one that asks for an ACK
         packet = b"".join(
             self._pack(message.kind, message.flags | (ACK if sequence == last else 0), message.body)
             for sequence, message in enumerate(messages, first)
@@ -205,14 +219,14 @@ class Netlink:
         end: Message,
         clashes: tuple[int, ...],
     ) -> None:
-        """Send a batch (nfnetlink_rcv_batch), which the kernel takes whole or not at all. Raises KernelError.
+        """Send a batch (nfnetlink_rcv_batch), which the kernel applies as a whole or not at all.
 
-        An errno in ``clashes`` is told as EEXIST.
+        An errno in ``clashes`` is reported as EEXIST. Raises KernelError.
         """
         start = self._sequence + 1
         packets = [self._pack(begin.kind, begin.flags, begin.body)]
         for i, message in enumerate(messages):
-            # the last is acknowledged when all have been taken in; errors of others come before
+            # the last one is acknowledged after the commit; errors of others come before that
             flags = message.flags | (ACK if i == len(messages) - 1 else 0)
             packets.append(self._pack(message.kind, flags, message.body))
         last = self._sequence
@@ -238,13 +252,16 @@ class Netlink:
             raise refused(what, error.errno or 0) from error
 
     def get_one(self, what: str, kind: int, body: bytes, absent: tuple[int, ...]) -> bytes | None:
-        """The body of the one answer to a request; None where the kernel answers with an errno in ``absent``."""
+        """Return the body of the answer; None if the kernel answers with an errno in ``absent``."""
         return self.get_all(what, kind, [body], absent)[0]
 
     def get_all(
         self, what: str, kind: int, bodies: list[bytes], absent: tuple[int, ...]
     ) -> list[bytes | None]:
-        """As `get_one` for each of ``bodies``, in one sendmsg. Their answers must fit the socket's buffer together."""
+        """As `get_one` for each of ``bodies``, in one sendmsg.
+
+        All answers together must fit the socket's buffer.
+        """
         first = self._sequence + 1
         packet = b"".join(self._pack(kind, 0, body) for body in bodies)
         asked = range(first, self._sequence + 1)
@@ -273,21 +290,22 @@ class Netlink:
         parse: Callable[[bytes], T | None],
         absent: tuple[int, ...] = (),
     ) -> list[T]:
-        """All that ``parse`` makes of the bodies of a dump, without None; empty where it ends with an errno in ``absent``.
+        """Return what ``parse`` makes of each body of a dump, without None.
 
-        A dump that something else's changes interrupted, or that overran the socket, is asked for again.
+        Returns an empty list if the dump ends with an errno in ``absent``. A dump that concurrent
+        changes interrupted, or that overran the socket, is requested again.
         """
         for _ in range(_DUMP_TRIES):
             try:
-                found = self._dump_once(what, kind, body, parse, absent)
+                entries = self._dump_once(what, kind, body, parse, absent)
             except OSError as error:
                 if error.errno not in (errno.ENOBUFS, errno.EBUSY):
                     raise refused(what, error.errno or 0) from error
                 self._drain()
                 continue
-            if found is not None:
-                return found
-        raise refused(what, errno.EBUSY, f"it changed each of the {_DUMP_TRIES} times it was read")
+            if entries is not None:
+                return entries
+        raise refused(what, errno.EBUSY, f"it changed during each of {_DUMP_TRIES} dumps")
 
     def _dump_once[T](
         self,
@@ -298,7 +316,7 @@ class Netlink:
         absent: tuple[int, ...],
     ) -> list[T] | None:
         self._socket.sendto(self._pack(kind, DUMP, body), (0, 0))
-        found: list[T] = []
+        entries: list[T] = []
         whole = True
         while True:
             for reply in self._receive():
@@ -309,10 +327,10 @@ class Netlink:
                     number, words = _result(reply, 4 if reply.kind == _NLMSG_DONE else 20)
                     if number and number not in absent:
                         raise refused(what, number, words)
-                    return found if whole else None
+                    return entries if whole else None
                 thing = understood(what, parse, reply.body)
                 if thing is not None:
-                    found.append(thing)
+                    entries.append(thing)
 
     def _pack(self, kind: int, flags: int, body: bytes) -> bytes:
         self._sequence += 1
@@ -323,7 +341,10 @@ class Netlink:
         )
 
     def _receive(self) -> list[_Reply]:
-        """The messages of one datagram of the kernel, whose port is 0 (netlink(7)). Raises OSError."""
+        """Return the messages of one datagram from the kernel, whose port is 0 (netlink(7)).
+
+        Raises OSError.
+        """
         data, _, truncated, (sender, _) = self._socket.recvmsg(_BUFFER)
         if failpoint.broken(failpoint.OVERRUN):
             raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
@@ -340,7 +361,7 @@ class Netlink:
         return replies
 
     def _drain(self) -> None:
-        """Drop what an abandoned dump left in the socket; more of it is told by its sequence number."""
+        """Discard what is left of an abandoned dump; a late rest has an old sequence number."""
         try:
             while self._socket.recv(_BUFFER, socket.MSG_DONTWAIT):
                 pass
@@ -349,16 +370,16 @@ class Netlink:
 
 
 class Netfilter(Netlink):
-    """A socket to netfilter (nf_tables, connection tracking). One that is given back in good order is used again by the next.
+    """A socket to netfilter (nf_tables, connection tracking), reused if it was released in order.
 
-    To close any of them waits, some 11 ms, until the kernel has freed what the last transaction of nf_tables took away
-    (nft_rcv_nl_event, net/netfilter/nf_tables_api.c): an activation or end of a service opens five.
+    Closing any such socket waits some 11 ms, until the kernel has freed what the last nf_tables
+    transaction removed (nft_rcv_nl_event, net/netfilter/nf_tables_api.c). An activation opens five.
     """
 
     def __init__(self) -> None:
-        # not another process's, nor one of another namespace
+        # not one of another process or namespace
         self._home = (os.getpid(), os.stat(_OWN).st_ino)
-        known = [each for each in _spare if each[0] == self._home]
+        known = [spare for spare in _spare if spare[0] == self._home]
         if known:
             _spare.remove(known[0])
             _, self._socket, self._sequence = known[0]
@@ -367,7 +388,7 @@ class Netfilter(Netlink):
 
     def __exit__(self, kind: object = None, *_: object) -> None:
         if kind is not None or len(_spare) >= _MOST_SPARE:
-            self.close()  # it may hold answers that nobody has read
+            self.close()  # it may hold unread answers
         else:
             _spare.append((self._home, self._socket, self._sequence))
 
@@ -381,12 +402,12 @@ def _bad() -> OSError:
 
 
 def _result(reply: _Reply, offset: int) -> tuple[int, str]:
-    """errno (0 for success) and the extended acknowledgement's text, which starts at ``offset`` (struct nlmsgerr).
+    """Return (errno or 0, text of the extended acknowledgement) of a reply (struct nlmsgerr).
 
-    Raises OSError.
+    The text's attributes start at ``offset``. Raises OSError.
     """
     try:
-        # the end of a dump may be without a number
+        # the end of a dump may have no error number
         number = (
             -struct.unpack_from("=i", reply.body)[0]
             if reply.body or reply.kind == _NLMSG_ERROR

@@ -1,8 +1,9 @@
-"""Named network namespaces below /run/netns, as iproute2's ``ip netns`` makes them (ip-netns(8), network_namespaces(7)).
+"""Named network namespaces in /run/netns, as ``ip netns`` makes them.
 
-`create` and `inside` change the network namespace of the calling thread and come back. They are for programs of one
-thread: another thread would stay where it is, and code that runs between (a callback, a finaliser) sees the wrong
-namespace. If the way back fails the process ends at once, since all it did from there on would hit the wrong host.
+See ip-netns(8) and network_namespaces(7). `create` and `inside` move the calling thread to another
+namespace and back. They are for single-threaded programs: other threads would stay, and code that
+runs in between (a callback, a finaliser) would see the wrong namespace. If the way back fails, the
+process exits at once, since everything after that would change the wrong host.
 """
 
 from __future__ import annotations
@@ -26,15 +27,16 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def create(name: str, *, alias: str = "") -> None:
-    """Make the namespace ``name``, as `make` does."""
+    """Create the namespace ``name``, as `make` does."""
     make(name, alias=alias).close()
 
 
 def make(name: str, *, alias: str = "") -> Rtnl:
-    """Make the namespace ``name`` with ``lo`` up and, if given, marked with ``alias``; gives a socket in it, which the caller closes.
+    """Create the namespace ``name`` with ``lo`` up and, if given, ``alias`` on it.
 
-    It gets its name last, so that a namespace of this name always carries its mark. What a kill leaves is an empty file,
-    which counts as absent and is used again. Raises KernelError (EEXIST where there is one of that name).
+    Returns a socket in it, which the caller closes. The namespace gets its name last, so that one
+    with this name always carries its mark. A kill leaves at most an empty file, which counts as
+    absent and is reused. Raises KernelError (EEXIST if the name is taken).
     """
     path = _path(name)
     what = f"create network namespace '{name}'"
@@ -54,9 +56,8 @@ def make(name: str, *, alias: str = "") -> Rtnl:
         except BaseException:
             if rtnl is not None:
                 rtnl.close()
-            _libc.umount2(
-                path.encode(), _MNT_DETACH
-            )  # an interrupt may have come when it had its name
+            # an interrupt may have come after the mount
+            _libc.umount2(path.encode(), _MNT_DETACH)
             os.unlink(path)
             raise
         return rtnl
@@ -65,7 +66,7 @@ def make(name: str, *, alias: str = "") -> Rtnl:
 
 
 def marked(pid: int) -> str:
-    """The mark of the network namespace that process ``pid`` is in; empty where that cannot be seen."""
+    """Return the mark of process ``pid``'s network namespace; "" if it cannot be read."""
     try:
         with Elsewhere(None, f"/proc/{pid}/ns/net"), Rtnl() as rtnl:
             lo = rtnl.link("lo")
@@ -75,13 +76,16 @@ def marked(pid: int) -> str:
 
 
 def attach(name: str, pid: int, alias: str) -> None:
-    """Give the network namespace of process ``pid``, which carries ``alias``, the name that it has lost. Raises KernelError."""
+    """Give the network namespace of process ``pid`` back the name that it has lost.
+
+    The namespace must carry ``alias``. Raises KernelError.
+    """
     path = _path(name)
     what = f"name the network namespace of process {pid} '{name}'"
     if exists(name):
         raise refused(what, errno.EEXIST)
     try:
-        # this descriptor is of one namespace, whatever becomes of the process
+        # keeps referring to one namespace, whatever happens to the process
         fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             source = f"/proc/self/fd/{fd}"
@@ -100,7 +104,7 @@ def attach(name: str, pid: int, alias: str) -> None:
 
 
 def delete(name: str) -> None:
-    """Take the name away; the namespace itself goes with its last process. A missing one is fine."""
+    """Remove the name; the namespace itself ends with its last process. No-op if there is none."""
     path = _path(name)
     what = f"delete network namespace '{name}'"
     try:
@@ -118,7 +122,7 @@ def delete(name: str) -> None:
 
 
 def clear_unfinished(name: str) -> None:
-    """Remove the empty file that a `create` which was killed has left of this name; anything else stays."""
+    """Remove the empty file left by an interrupted `create`; anything else stays."""
     if exists(name):
         return
     try:
@@ -127,12 +131,15 @@ def clear_unfinished(name: str) -> None:
         return
     except OSError as error:
         raise refused(
-            f"clear what is left of network namespace '{name}'", error.errno or 0
+            f"clear the leftovers of network namespace '{name}'", error.errno or 0
         ) from error
 
 
 def exists(name: str) -> bool:
-    """Whether a network namespace has this name. A plain file, as a killed `create` leaves, is none."""
+    """Return whether a network namespace has this name.
+
+    A plain file, the leftover of an interrupted `create`, does not count.
+    """
     try:
         fd = os.open(_path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -146,7 +153,7 @@ def exists(name: str) -> bool:
 
 
 def _is_namespace(fd: int) -> bool:
-    """Whether an open file is a network namespace (ioctl_nsfs(2))."""
+    """Return whether an open file is a network namespace (ioctl_nsfs(2))."""
     try:
         return ioctl(fd, _NS_GET_NSTYPE) == os.CLONE_NEWNET
     except OSError:  # not a file of nsfs
@@ -154,27 +161,33 @@ def _is_namespace(fd: int) -> bool:
 
 
 def identity(name: str) -> tuple[int, int]:
-    """What the namespace of this name can be told from another by that had the name before (ioctl_ns(2)). Raises KernelError."""
+    """Return what distinguishes a namespace from earlier ones of the same name (ioctl_ns(2)).
+
+    Raises KernelError.
+    """
     try:
-        found = os.stat(_path(name))
+        status = os.stat(_path(name))
     except OSError as error:
         raise refused(f"open network namespace '{name}'", error.errno or 0) from error
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def names() -> list[str]:
-    """All that have a name, sorted, whoever made them."""
+    """Return all named network namespaces, sorted, whoever made them."""
     try:
-        found = os.listdir(paths.NETNS_DIR)
+        files = os.listdir(paths.NETNS_DIR)
     except FileNotFoundError:
         return []
     except OSError as error:
         raise refused(f"list {paths.NETNS_DIR}", error.errno or 0) from error
-    return sorted(name for name in found if exists(name))
+    return sorted(name for name in files if exists(name))
 
 
 def open_fd(name: str) -> int:
-    """A descriptor (close-on-exec) that keeps and names the namespace; the caller closes it. Raises KernelError."""
+    """Return a descriptor (close-on-exec) of the namespace.
+
+    The caller closes it. Raises KernelError.
+    """
     try:
         fd = os.open(_path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -186,17 +199,17 @@ def open_fd(name: str) -> int:
 
 
 def inside(name: str) -> Elsewhere:
-    """``with inside(name):`` runs the block in the namespace ``name``. Raises KernelError where it cannot enter."""
+    """Run the ``with`` block in the namespace ``name``. Raises KernelError if it cannot enter."""
     return Elsewhere(name)
 
 
 def unnamed() -> Elsewhere:
-    """``with unnamed():`` runs the block in a new namespace, which goes with it (and with what the block left open)."""
+    """Run the ``with`` block in a new namespace, which ends with it and what it left open."""
     return Elsewhere(None)
 
 
 class Elsewhere:
-    """A context in another network namespace: the one named, that of the file ``path``, or a new one."""
+    """A context in another network namespace: of a name, of the file ``path``, or a new one."""
 
     def __init__(self, name: str | None, path: str | None = None) -> None:
         self._name = name
@@ -207,7 +220,7 @@ class Elsewhere:
         try:
             self._enter()
         except BaseException:
-            # an interrupt comes between two steps: what is undone then must not be looked for in the other namespace
+            # after an interrupt, the undo code must not run in the other namespace
             if self._home >= 0:
                 os.setns(self._home, os.CLONE_NEWNET)
                 os.close(self._home)
@@ -241,7 +254,7 @@ class Elsewhere:
         try:
             try:
                 os.setns(self._home, os.CLONE_NEWNET)
-            except KeyboardInterrupt:  # before it, or after
+            except KeyboardInterrupt:  # before or after the call
                 os.setns(self._home, os.CLONE_NEWNET)
                 raise
         except OSError:
@@ -253,7 +266,7 @@ class Elsewhere:
 
 def _path(name: str) -> str:
     if not name or "/" in name or "\0" in name or name in (".", ".."):
-        raise KernelError(f"'{name}' cannot be the name of a network namespace")
+        raise KernelError(f"'{name}' is not a valid name of a network namespace")
     return os.path.join(paths.NETNS_DIR, name)
 
 
@@ -263,9 +276,10 @@ def _mount(source: str, target: str, flags: int) -> None:
 
 
 def _make_directory() -> None:
-    """/run/netns as a shared mount, so that namespaces that go here go in all mount namespaces (iproute2, ipnetns.c).
+    """Make /run/netns a shared mount, so that deletions here reach all mount namespaces.
 
-    Itself alone: to say it of the namespaces mounted in it as well takes 0.3 ms where there are 1,000 of them.
+    As iproute2 does (ipnetns.c). Only the folder itself is changed: including the namespaces
+    mounted in it would take 0.3 ms for 1,000 of them.
     """
     try:
         _mount("", paths.NETNS_DIR, _MS_SHARED)
@@ -273,7 +287,7 @@ def _make_directory() -> None:
         if error.errno not in (errno.EINVAL, errno.ENOENT):
             raise
         os.makedirs(paths.NETNS_DIR, 0o755, exist_ok=True)
-        # Not a mount yet.
+        # not a mount yet
         failpoint.hit(f"make {paths.NETNS_DIR} a mount")
         _mount(paths.NETNS_DIR, paths.NETNS_DIR, _MS_BIND | _MS_REC)
         _mount("", paths.NETNS_DIR, _MS_SHARED | _MS_REC)

@@ -1,6 +1,6 @@
-"""Packets that nftables rules log to a group, over netlink (linux/netfilter/nfnetlink_log.h).
+"""Packets that nftables rules log to a group, by netlink (linux/netfilter/nfnetlink_log.h).
 
-The kernel keeps nothing: a group that nobody has bound drops what is sent to it, and one reader alone can bind it.
+The kernel stores nothing: a group without a reader drops its packets. A group has one reader.
 """
 
 from __future__ import annotations
@@ -23,24 +23,20 @@ _BIND = b"\1"  # NFULNL_CFG_CMD_BIND
 _COPY_PACKET = 2
 _COPIED = 256  # bytes of each packet: the headers
 _TIMESTAMP, _INDEV, _OUTDEV, _PHYSINDEV, _PAYLOAD, _PREFIX = 3, 4, 5, 6, 9, 10
-_END_OF_TIME = 1 << 37  # seconds since 1970; later ones have no date
+_END_OF_TIME = 1 << 37  # seconds since 1970; datetime cannot hold later ones
 _RECEIVE_BYTES = 1 << 20
 _SO_RCVBUFFORCE = 33
 _BOUND = "/proc/net/netfilter/nfnetlink_log"
 _PROTOCOLS = {1: "icmp", 58: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
-_EXTENSIONS = {
-    0,
-    43,
-    60,
-    135,
-}  # IPv6 headers that have their length in their second byte (RFC 8200, 4)
+_EXTENSIONS = {0, 43, 60, 135}  # IPv6 headers with their length in the second byte (RFC 8200, 4)
 _FRAGMENT = 44
 
 
 class Logged(NamedTuple):
-    """One packet: when (seconds since 1970), the rule's prefix, the link by which it came (of a bridge, its port) and its ends.
+    """A logged packet: its time (seconds since 1970), the rule's prefix, its ingress link and ends.
 
-    ``port`` is that of the destination, None where there is none. ``proto`` is a name, or the number of one that has none here.
+    On a bridge the link is the bridge's port. ``port`` is the destination's, None if there is none.
+    ``proto`` is a name, or a number if it has no name here.
     """
 
     time: float
@@ -53,9 +49,9 @@ class Logged(NamedTuple):
 
 
 class Nflog(netlink.Netlink):
-    """What is logged to ``group`` in the network namespace that the caller is in. A context manager.
+    """The packets logged to ``group`` in the caller's network namespace. A context manager.
 
-    Raises Conflict where somebody else reads the group, KernelError where the kernel has no such thing.
+    Raises Conflict if another process reads the group, KernelError if the kernel lacks the module.
     """
 
     def __init__(self, group: int) -> None:
@@ -73,7 +69,7 @@ class Nflog(netlink.Netlink):
         return self._socket.fileno()
 
     def read(self) -> list[Logged] | None:
-        """Wait for packets and give them; None where some were lost since they came faster than they were read."""
+        """Wait for packets and return them; None if some were lost because reading was too slow."""
         try:
             replies = self._receive()
         except OSError as error:
@@ -81,8 +77,8 @@ class Nflog(netlink.Netlink):
                 return None
             raise refused("read logged packets", error.errno or 0) from error
         packets = [reply.body for reply in replies if reply.kind == _PACKET]
-        found = (understood("read logged packets", _parse, body) for body in packets)
-        return [logged for logged in found if logged is not None]
+        logged = (understood("read logged packets", _parse, body) for body in packets)
+        return [packet for packet in logged if packet is not None]
 
     def _bind(self) -> None:
         start = struct.pack("!BBH", socket.AF_UNSPEC, 0, self._group)  # struct nfgenmsg
@@ -93,23 +89,27 @@ class Nflog(netlink.Netlink):
             self.transact(Message(what, _CONFIG, 0, start + attribute(_CFG_CMD, _BIND)))
             self.transact(Message(what, _CONFIG, 0, start + attribute(_CFG_MODE, mode) + at_once))
         except KernelError as error:
-            # a group that another socket has answers EPERM (nfulnl_recv_config)
+            # a group bound by another socket answers EPERM (nfulnl_recv_config)
             if error.errno in (errno.EPERM, errno.EBUSY) and (holder := _holder(self._group)):
                 raise Conflict(
-                    f"{holder} reads the dropped packets already (nflog group {self._group}), and the kernel gives them to one reader",
-                    "end that one first, or read what it writes",
+                    f"{holder} already reads the dropped packets (nflog group {self._group}),"
+                    " and the kernel allows one reader",
+                    "stop that one first, or read its output",
                 ) from None
             if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT):
                 raise KernelError(
-                    "this kernel has no nfnetlink_log, which dropped packets are read by",
-                    "modprobe nfnetlink_log, or install the kernel's full set of modules",
+                    "this kernel lacks nfnetlink_log, which is needed to read dropped packets",
+                    "modprobe nfnetlink_log, or install the full set of kernel modules",
                     error.errno,
                 ) from None
             raise
 
 
 def _holder(group: int) -> str:
-    """Who has bound a group, in words; "" for nobody. A socket's port number is mostly its process's pid (netlink(7))."""
+    """Return the process that has bound a group, in words; "" if none has.
+
+    A socket's port number is usually its process's pid (netlink(7)).
+    """
     try:
         with open(_BOUND, encoding="ascii") as file:
             ports = [line.split()[1] for line in file if line.split()[:1] == [str(group)]]
@@ -125,20 +125,19 @@ def _holder(group: int) -> str:
 
 
 def _parse(body: bytes) -> Logged | None:
-    found = attributes(body, 4)
-    ends = _ends(found.get(_PAYLOAD, b""))
+    fields = attributes(body, 4)
+    ends = _ends(fields.get(_PAYLOAD, b""))
     if ends is None:
         return None
-    stamp = found.get(_TIMESTAMP)
+    stamp = fields.get(_TIMESTAMP)
     seconds, micros = struct.unpack("!QQ", stamp) if stamp else (0, 0)
-    if (
-        seconds >= _END_OF_TIME or micros >= 1_000_000
-    ):  # a sender may say when a packet is to leave (SO_TXTIME)
+    # the sender may have set the time of departure (SO_TXTIME)
+    if seconds >= _END_OF_TIME or micros >= 1_000_000:
         seconds = 0
-    index = next((found[kind] for kind in (_PHYSINDEV, _INDEV, _OUTDEV) if kind in found), b"")
+    index = next((fields[kind] for kind in (_PHYSINDEV, _INDEV, _OUTDEV) if kind in fields), b"")
     return Logged(
         seconds + micros / 1e6 if seconds else time.time(),
-        string(found.get(_PREFIX, b"")),
+        string(fields.get(_PREFIX, b"")),
         _link(index),
         *ends,
     )
@@ -153,7 +152,10 @@ def _link(index: bytes) -> str:
 
 
 def _ends(packet: bytes) -> tuple[str, str, int | None, str] | None:
-    """(source, destination, destination's port, protocol) of an IP packet, which may be cut off; None for no IP."""
+    """Return (source, destination, destination port, protocol) of a possibly truncated IP packet.
+
+    Returns None for anything else.
+    """
     version = packet[0] >> 4 if packet else 0
     if version == 4 and len(packet) >= 20:
         source, destination = (
@@ -175,7 +177,7 @@ def _ends(packet: bytes) -> tuple[str, str, int | None, str] | None:
 
 
 def _upper(packet: bytes) -> tuple[int, int, bool]:
-    """(protocol, its offset, whether this is not a later fragment) of an IPv6 packet."""
+    """Return (protocol, its offset, whether it is not a later fragment) of an IPv6 packet."""
     number, offset, first = packet[6], 40, True
     while offset + 8 <= len(packet):
         if number == _FRAGMENT:

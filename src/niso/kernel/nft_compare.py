@@ -1,6 +1,6 @@
-"""Whether the two tables in the kernel have the chains, sets and rules that kernel/nft_tables.py has.
+"""Compare the two tables in the kernel with the text in kernel/nft_tables.py.
 
-The kernel itself says how the text looks when it is listed: it is loaded in a network namespace that exists for a moment.
+The text is loaded in a temporary network namespace, so that the kernel lists both in one form.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def differences(kernel: Nft) -> tuple[tuple[Problem, str], ...] | None:
-    """Chains, sets and maps that are missing, foreign or different, by name; None where both tables are missing.
+    """Return the missing, foreign and different chains, sets and maps, by name.
 
-    Of a table that is missing nothing else is named.
+    Returns None if both tables are missing. For one missing table, only the table is reported.
     """
     present = _objects(kernel)
     if not present:
@@ -50,8 +50,11 @@ def differences(kernel: Nft) -> tuple[tuple[Problem, str], ...] | None:
 
 
 def _objects(kernel: Nft) -> dict[str, list[Any]]:
-    """``chain inet niso forward`` -> its definition and rules, without handles, counters' values and elements."""
-    found: dict[str, list[Any]] = {}
+    """Map ``chain inet niso forward`` to its definition and rules.
+
+    Handles, values of counters and elements are left out.
+    """
+    definitions: dict[str, list[Any]] = {}
     for table in nft_tables.CONTAINERS:
         try:
             objects = kernel.query(f"list table {table}")
@@ -60,13 +63,13 @@ def _objects(kernel: Nft) -> dict[str, list[Any]]:
         for item in objects:
             ((kind, fields),) = item.items()
             if kind == "table":
-                # its flags: a dormant table is there and does nothing
-                found[f"table {table}"] = [fields.get("flags", [])]
+                # with its flags: a dormant table exists but has no effect
+                definitions[f"table {table}"] = [fields.get("flags", [])]
                 continue
             name = fields["chain"] if kind == "rule" else fields["name"]
             owner = "chain" if kind == "rule" else kind
-            found.setdefault(f"{owner} {table} {name}", []).append(_plain(fields))
-    return found
+            definitions.setdefault(f"{owner} {table} {name}", []).append(_plain(fields))
+    return definitions
 
 
 def _plain(value: Any) -> Any:
@@ -82,11 +85,13 @@ def _plain(value: Any) -> Any:
 
 
 def check_owner(table: str, texts: set[str], state_id: str) -> None:
-    """Raise Conflict where the marks of a table name another state folder, or nobody."""
+    """Raise Conflict if the marks of a table name another state folder, or none."""
     others = {text[3:] for text in texts if text.startswith("id-")} - {state_id}
     if others or not texts:
         whose = f"the niso state folder with id {min(others)}" if others else "somebody else"
         raise Conflict(
-            f"table {table} in this network namespace belongs to {whose}, not to {paths.state_dir()}",
-            "set NISO_STATE_DIR to that folder; if it is lost, niso net repair --sweep ends and clears all that it left",
+            f"table {table} in this network namespace belongs to {whose},"
+            f" not to {paths.state_dir()}",
+            "set NISO_STATE_DIR to that folder; if it is lost, niso net repair --sweep stops and"
+            " deletes everything that it left",
         )

@@ -1,4 +1,7 @@
-"""Single elements of nftables sets and maps by netlink (linux/netfilter/nf_tables.h): 10 us each, whatever else is there."""
+"""Single elements of nftables sets and maps by netlink (linux/netfilter/nf_tables.h).
+
+The cost is 10 µs per element, whatever else the set holds.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +42,9 @@ _FLAG_INTERVAL, _FLAG_MAP = 0x4, 0x8
 _VERDICT_TYPE = 0xFFFFFF00  # NFT_DATA_VERDICT
 _VERDICTS = {0: "drop", 1: "accept", -1: "continue", -3: "jump", -4: "goto", -5: "return"}
 
-# nftables, include/datatype.h: the number and the width in bytes of each type niso uses.
+# nftables, include/datatype.h: number and width in bytes of each type that niso uses
 _NFPROTO, _IPV4, _IPV6, _ETHER, _PROTO, _SERVICE, _IFNAME = 2, 7, 8, 9, 12, 13, 41
-_MAC_NUMBER = -1  # six bytes of a packet, without a type
+_MAC_NUMBER = -1  # six bytes of a packet; nft has no type for it
 _WIDTHS = {
     _MAC_NUMBER: 6,
     _NFPROTO: 1,
@@ -69,19 +72,19 @@ _TYPE_BITS = 6
 _NEWSETELEM, _DELSETELEM = 0x0A0C, 0x0A0E
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11  # NFNL_MSG_BATCH_*
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
-_CLASHES = (
-    errno.EEXIST,
-    errno.EBUSY,
-    errno.ENOTEMPTY,
-)  # the same key with another value; an interval that overlaps
-_MOST_BYTES = 32 << 10  # of the elements in one message: an attribute holds 64 KiB
+# the key exists with another value; an interval overlaps
+_CLASHES = (errno.EEXIST, errno.EBUSY, errno.ENOTEMPTY)
+_MOST_BYTES = 32 << 10  # of elements in one message: an attribute holds 64 KiB
 
 _ABSENT = (errno.ENOENT, errno.EINVAL)  # no such table, set or element; a set of other types
 _CHUNK = 64  # requests in one sendmsg; their answers must fit the socket's buffer
 
 
 class Header(NamedTuple):
-    """What a set or map holds: the types of its key and its value (none in a set, None for a verdict)."""
+    """A set or map with the types of its key and its value.
+
+    ``value`` is empty for a set and None for verdicts.
+    """
 
     family: int
     table: str
@@ -92,17 +95,18 @@ class Header(NamedTuple):
 
     @property
     def readable(self) -> bool:
-        """Whether `Nfnetlink.get` knows its types."""
+        """Return whether `Nfnetlink.get` knows its types."""
         return all(kind in _WIDTHS for kind in (*self.key, *(self.value or ())))
 
 
 class Nfnetlink(netlink.Netfilter):
-    """A socket to nf_tables in the network namespace that the caller is in when it opens it."""
+    """A socket to nf_tables in the network namespace that opened it."""
 
     def change(self, what: str, changes: Iterable[Change]) -> None:
-        """Carry out all changes in one transaction, or none. Raises KernelError, with EEXIST where an element is there already.
+        """Carry out all changes in one transaction, or none.
 
-        Its cost does not grow with what is there: libnftables lists all sets first, and for intervals their elements.
+        The cost does not depend on existing elements: libnftables lists all sets first, and for
+        intervals their elements. Raises KernelError, with EEXIST if an element already exists.
         """
         messages = []
         for (adds, header), chunk in _chunks(changes):
@@ -124,33 +128,36 @@ class Nfnetlink(netlink.Netfilter):
         )
 
     def counts(self, header: Header) -> list[Counted]:
-        """All elements of a set or map that count. Raises KernelError."""
+        """Return all elements with a counter of a set or map. Raises KernelError."""
         body = (
             nfgenmsg(header.family) + text(_LIST_TABLE, header.table) + text(_LIST_SET, header.name)
         )
-        found = self.dump(
+        dumped = self.dump(
             f"read {header.name}",
             _GETSETELEM,
             body,
             lambda answer: _counted(header, answer),
             _ABSENT,
         )
-        return [each for some in found for each in some]
+        return [counted for part in dumped for counted in part]
 
     def count(self, header: Header, key: str) -> Counted | None:
-        """One element that counts; None where it is not there. Raises KernelError."""
+        """Return one element with its counter; None if it does not exist. Raises KernelError."""
         first, last = _pack_key(header, key)
         what = "read nftables elements"
         answer = self.get_one(what, _GETSETELEM, _request(header, first, last), _ABSENT)
-        found = (
+        counted = (
             understood(what, lambda body: _counted(header, body), answer)
             if answer is not None
             else []
         )
-        return found[0]._replace(key=key) if found else None
+        return counted[0]._replace(key=key) if counted else None
 
     def header(self, family_table: str, container: str) -> Header | None:
-        """The header of a set or map of the table ("inet niso"); None if there is no such thing. Raises KernelError."""
+        """Return the header of a set or map of a table ("inet niso"); None if it does not exist.
+
+        Raises KernelError.
+        """
         family, _, table = family_table.partition(" ")
         number = _FAMILIES[family]
         body = nfgenmsg(number) + text(_SET_TABLE, table) + text(_SET_NAME, container)
@@ -161,17 +168,19 @@ class Nfnetlink(netlink.Netfilter):
         return understood(what, lambda body: _header(number, table, container, body), answer)
 
     def get(self, header: Header, keys: Iterable[str]) -> dict[str, tuple[str, str]]:
-        """Those of ``keys`` that are there: key -> (value, comment), both as nft writes them. Raises KernelError."""
-        return {
-            key: found for (_, key), found in self.get_many((header, key) for key in keys).items()
-        }
+        """Return those of ``keys`` that exist, with (value, comment) as nft writes them.
+
+        Raises KernelError.
+        """
+        elements = self.get_many((header, key) for key in keys)
+        return {key: element for (_, key), element in elements.items()}
 
     def get_many(
         self, wanted: Iterable[tuple[Header, str]]
     ) -> dict[tuple[Header, str], tuple[str, str]]:
-        """As `get`, of several sets and maps; of those that are not there, nothing. Raises KernelError."""
+        """As `get`, for several sets and maps. Raises KernelError."""
         pairs = list(wanted)
-        found = {}
+        result = {}
         for start in range(0, len(pairs), _CHUNK):
             chunk = pairs[start : start + _CHUNK]
             asked: list[tuple[Header, str, bytes, bytes]] = []
@@ -179,8 +188,9 @@ class Nfnetlink(netlink.Netfilter):
                 first, last = _pack_key(header, key)
                 asked.append((header, key, first, last))
             bodies = [_request(header, first, last) for header, _, first, last in asked]
-            # Intervals of one field are stored as starts and ends, and the end of one that the next follows is left out:
-            # this is the interval, if its last value belongs to the same start and the value after it does not.
+            # Intervals of one field are stored as starts and ends, and the end is left out if the
+            # next interval follows at once. So the interval is this one if its last value belongs
+            # to the same start, and the value after it does not.
             lone = {
                 i: len(bodies) + 2 * n
                 for n, i in enumerate(i for i, a in enumerate(asked) if _is_lone(a[0]))
@@ -195,16 +205,16 @@ class Nfnetlink(netlink.Netfilter):
                 if answer is None:
                     continue
                 ends = answers[lone[i] : lone[i] + 2] if i in lone else []
-                parse = partial(_found, header, first, last, ends)
+                parse = partial(_parse_element, header, first, last, ends)
                 if (element := understood(what, parse, answer)) is not None:
-                    found[header, key] = element
-        return found
+                    result[header, key] = element
+        return result
 
 
 class Counted(NamedTuple):
-    """An element that counts; ``key``, ``value`` and ``comment`` as nft writes them."""
+    """An element with a counter. ``key``, ``value`` and ``comment`` are as nft writes them."""
 
-    key: str  # of an interval its start
+    key: str  # of an interval: its start
     value: str
     comment: str
     packets: int
@@ -215,20 +225,21 @@ class Change(NamedTuple):
 
     adds: bool
     header: Header
-    key: str  # as nft writes it, and so are the others
+    key: str  # as nft writes it, like the following ones
     value: str
     comment: str
 
 
-def _found(
+def _parse_element(
     header: Header, first: bytes, last: bytes, ends: list[bytes | None], answer: bytes
 ) -> tuple[str, str] | None:
-    """(value, comment) of the element that was asked for by its key ``first`` to ``last``; None where the answer is another one.
+    """Return (value, comment) of the requested element; None if the answer is another one.
 
-    ``ends``: of an interval of one field, the answers for its last value and for the one after it.
+    The request was for the key ``first`` to ``last``. For an interval of one field, ``ends`` are
+    the answers for its last value and for the one after it.
     """
     element = attributes(attributes(attributes(answer, 4)[_LIST_ELEMENTS])[_LIST_ELEM])
-    # An interval set answers with the element that holds the key: it must be this one, not a wider one.
+    # an interval set answers with the element that contains the key, possibly a wider one
     if _data(element[_ELEM_KEY]) != first:
         return None
     if ends:
@@ -241,34 +252,34 @@ def _found(
 
 
 def _header(family: int, table: str, name: str, answer: bytes) -> Header:
-    found = attributes(answer, 4)
-    flags = int.from_bytes(found.get(_SET_FLAGS, b""), "big")
-    data = int.from_bytes(found.get(_SET_DATA_TYPE, b""), "big")
+    fields = attributes(answer, 4)
+    flags = int.from_bytes(fields.get(_SET_FLAGS, b""), "big")
+    data = int.from_bytes(fields.get(_SET_DATA_TYPE, b""), "big")
     value = None if data == _VERDICT_TYPE else _unpack_type(data)
-    key = _unpack_type(int.from_bytes(found[_SET_KEY_TYPE], "big"))
+    key = _unpack_type(int.from_bytes(fields[_SET_KEY_TYPE], "big"))
     return Header(
         family, table, name, bool(flags & _FLAG_INTERVAL), key, value if flags & _FLAG_MAP else ()
     )
 
 
 def _counted(header: Header, answer: bytes) -> list[Counted]:
-    found = []
+    result = []
     for packed in several(attributes(answer, 4).get(_LIST_ELEMENTS, b""), _LIST_ELEM):
         element = attributes(packed)
         expression = attributes(element.get(_ELEM_EXPR, b""))
         if string(expression.get(_EXPR_NAME, b"")) == "counter":
             number = int.from_bytes(attributes(expression[_EXPR_DATA])[_COUNTER_PACKETS], "big")
             key = _fields(header.key, _data(element[_ELEM_KEY]))
-            found.append(
+            result.append(
                 Counted(
                     key, _value(header, element.get(_ELEM_DATA, b"")), _comment(element), number
                 )
             )
-    return found
+    return result
 
 
 def nfgenmsg(family: int, resource: int = 0) -> bytes:
-    """struct nfgenmsg: family, version, resource."""
+    """Return a struct nfgenmsg: family, version, resource."""
     return struct.pack("!BBH", family, 0, resource)
 
 
@@ -281,7 +292,7 @@ def _unpack_type(packed: int) -> tuple[int, ...]:
 
 
 def _answered(answer: bytes | None) -> bytes:
-    """The key of the element in an answer."""
+    """Return the key of the element in an answer."""
     if answer is None:
         return b""
     return _data(
@@ -290,7 +301,10 @@ def _answered(answer: bytes | None) -> bytes:
 
 
 def can_change(header: Header) -> bool:
-    """Whether `Nfnetlink.change` can write to it: not where an interval's end may be missing since the next one follows it."""
+    """Return whether `Nfnetlink.change` can write to it.
+
+    It cannot where the end of an interval may be missing because the next one follows at once.
+    """
     return header.readable and not _is_lone(header)
 
 
@@ -299,7 +313,7 @@ def _is_lone(header: Header) -> bool:
 
 
 def _next(last: bytes) -> bytes:
-    """The number after ``last``; after the highest, the lowest."""
+    """Return the number after ``last``; after the highest, zero."""
     return ((int.from_bytes(last, "big") + 1) % (1 << 8 * len(last))).to_bytes(len(last), "big")
 
 
@@ -314,7 +328,7 @@ def _request(header: Header, first: bytes, last: bytes) -> bytes:
 
 
 def _chunks(changes: Iterable[Change]) -> Iterator[tuple[tuple[bool, Header], list[bytes]]]:
-    """The elements of changes that follow one another and concern one set, as attributes, in messages of bounded size."""
+    """Yield the elements of consecutive changes of one set, as attributes in bounded messages."""
     place: tuple[bool, Header] | None = None
     chunk: list[bytes] = []
     size = 0
@@ -364,7 +378,10 @@ def _pack_value(header: Header, value: str) -> bytes:
 def declared(
     family_table: str, container: str, key: str, value: str | None, interval: bool
 ) -> Header:
-    """The header of a set or map that is declared with these types, as nft writes them ("inet_proto . inet_service")."""
+    """Return the header of a set or map that is declared with these types.
+
+    The types are written as in nft: "inet_proto . inet_service".
+    """
     family, _, table = family_table.partition(" ")
     types = [
         tuple(_NAMES[name] for name in names.split(" . "))
@@ -378,7 +395,7 @@ def declared(
 HEADERS = {
     place: declared(place[0], place[1], *types) for place, types in nft_tables.DECLARED.items()
 }
-"""The header of each set and map of niso's text."""
+"""The header of each set and map in niso's tables."""
 
 
 def _data(nest: bytes) -> bytes:
@@ -386,7 +403,10 @@ def _data(nest: bytes) -> bytes:
 
 
 def _pack_key(header: Header, key: str) -> tuple[bytes, bytes]:
-    """The key's bytes as in a register, and for an interval map the last ones of its range. Fields take whole words."""
+    """Return a key's bytes as in a register, and for an interval those of its end.
+
+    Each field takes whole words.
+    """
     fields = key.split(" . ")
     pad = len(header.key) > 1
     ends: list[bytes] = [b"", b""]

@@ -1,7 +1,8 @@
-"""The nftables ruleset: two static tables, and the elements that services and networks add to their sets and maps.
+"""The nftables ruleset: two static tables with the sets and maps for services and networks.
 
-Chains never change with services: a change is elements added and deleted in one transaction, so its cost does not grow
-with what is there. Both tables carry both families. How a packet travels: docs/design/packet.md.
+Chains never change with services: a change adds and deletes elements in one transaction, so its
+cost does not depend on how many there are. Both tables handle both families. docs/design/packet.md
+describes the path of a packet.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ INET = "inet niso"
 BRIDGE = "bridge niso"
 
 SWITCHED = "0x4e150000"
-"""The mark that carries 'this frame is switched on a foreign bridge' from the bridge hook to the forward chain."""
+"""The mark of a frame that a foreign bridge switches, from the bridge hook to the forward chain."""
 
 DROPPED_FROM = "dropped_from"
-"""The set of the bridge table that counts, by bridge port, what a service sent that was not its own. The rules fill it, so it
-is no container of State; a rule of its own before the drop, since a set that is full ends its rule."""
+"""A set of the bridge table that counts packets with a foreign source, by bridge port.
+
+The rules fill it, so it is not part of State. A rule of its own adds to it before the drop, since
+a full set ends its rule.
+"""
 
 LOG_GROUP = 28271
-"""The nfnetlink_log group to which what policies with ``log = true`` drop is sent."""
+"""The nfnetlink_log group for packets dropped by policies with ``log = true``."""
 LOG_RATE = "rate 20/second burst 50 packets"
 
 POLICY_PARTS = {
@@ -34,9 +38,11 @@ POLICY_PARTS = {
     "any_ports": ("{own} . inet_proto . inet_service", True),
     "rest": ("{own}", False),
 }
-"""Part of a policy -> the fields of its key, and whether they are intervals; in the order in which they are looked up.
+"""Maps each part of a policy to (fields of its key, whether they are intervals), in lookup order.
 
-``own`` is the address of the service whose policy it is. What each part is for: plan/policy_maps.py."""
+``own`` is an address of the service with the policy. plan/policy_maps.py says what each part is
+for.
+"""
 
 
 def _policy_maps() -> str:
@@ -294,13 +300,16 @@ table bridge niso {{
 		meta mark & 0xffff0000 == {SWITCHED} meta mark set meta mark & 0x0000ffff
 	}}
 }}
-"""
+"""  # nftables text
 
 DIGEST = sha256(TABLES.encode()).hexdigest()[:8]
 
 
 def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]]:
-    """What `DECLARED` is made of. Not those that rules fill, which have more words."""
+    """Yield the entries of `DECLARED`.
+
+    Sets that rules fill are left out: their declarations are longer.
+    """
     table = ""
     for line in TABLES.splitlines():
         if line.startswith("table "):
@@ -314,12 +323,12 @@ def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]
 
 
 DECLARED = dict(_declared())
-"""(table, set or map) -> (types of its key, of its value, whether it takes intervals), as the text has them."""
+"""Maps (table, set or map) to the types of its key and value, and whether it has intervals."""
 
 CONTAINERS = {
     table: tuple(name for at, name in DECLARED if at == table) for table in (INET, BRIDGE)
 }
-"""Every set and map that niso fills, so that a reader can list them."""
+"""Every set and map that niso fills, by table."""
 
 POLICIES = frozenset(
     (
@@ -336,10 +345,10 @@ POLICIES = frozenset(
         ),
     )
 )
-"""The sets and maps that hold policies."""
+"""The sets and maps of policies."""
 
 COUNTED = frozenset(name for name in POLICIES if not name.startswith(("ingress", "egress")))
-"""Those of which each element counts its packets."""
+"""The sets and maps whose elements have counters."""
 
 LATE = frozenset(
     (
@@ -357,11 +366,14 @@ LATE = frozenset(
         *("sources4", "sources6", "links", "broadcasts"),
     )
 )
-"""Sets that guard something: their elements go only after what they guard is gone. For policies' see kinds/element.py."""
+"""Sets whose elements guard something, and are deleted after it.
+
+See kinds/element.py for policies.
+"""
 
 
 def rules_of(table: str, chain: str) -> list[str]:
-    """The rules of a chain of the fixed text, in their order."""
+    """Return the rules of a chain of the ruleset, in order."""
     body = (
         TABLES.partition(f"table {table} {{")[2]
         .partition(f"chain {chain} {{\n")[2]

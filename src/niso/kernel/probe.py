@@ -1,6 +1,6 @@
-"""One packet of our own, sent from any network namespace, and whether it came to where it should (raw(7), packet(7)).
+"""Send one packet from any network namespace and see whether it arrives (raw(7), packet(7)).
 
-A socket belongs to the namespace in which it was made, so the caller itself never stays elsewhere.
+A socket belongs to the namespace that created it, so the caller itself never stays elsewhere.
 """
 
 from __future__ import annotations
@@ -23,10 +23,8 @@ if TYPE_CHECKING:
     from typing import Self
 
 _NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
-_ECHO = {
-    4: (socket.IPPROTO_ICMP, 8, 0),
-    6: (socket.IPPROTO_ICMPV6, 128, 129),
-}  # protocol, request, reply
+# protocol, request, reply
+_ECHO = {4: (socket.IPPROTO_ICMP, 8, 0), 6: (socket.IPPROTO_ICMPV6, 128, 129)}
 _ETHERTYPE = {4: 0x0800, 6: 0x86DD}
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _SYN, _ACK = 0x02, 0x10
@@ -39,12 +37,15 @@ _UNREACHABLE = (
     errno.ECONNREFUSED,
 )
 _TCP = struct.Struct("!HHIIBBHHH")
-_AT_ONCE = 1000  # packets of others that are looked at before the time is
+_AT_ONCE = 1000  # foreign packets to skip before checking the time
 
 
 class Seen(NamedTuple):
-    """What came of a packet. ``arrived`` at the namespace that was watched, None where none was; ``unsent``: why the sender's
-    own kernel did not take it, "" if it did."""
+    """The outcome of a packet.
+
+    ``arrived``: at the watched namespace, None if none is watched. ``unsent``: why the sender's own
+    kernel refused it, "" if it did not.
+    """
 
     arrived: bool | None
     answered: bool
@@ -52,10 +53,11 @@ class Seen(NamedTuple):
 
 
 class Probe:
-    """A packet ready to be sent from ``source`` (of the namespace, "" the caller's) to ``destination``. A context manager.
+    """A packet to be sent from ``source`` to ``destination``. A context manager.
 
-    ``proto`` is tcp (a SYN), udp (a datagram of no bytes), sctp (an INIT) with ``port``, or icmp (an echo). ``watched`` is
-    (namespace, port behind NAT) of who should get it. Raises KernelError where there is no such namespace or address.
+    ``namespace`` is the sender's, "" for the caller's. ``proto`` is tcp (a SYN), udp (an empty
+    datagram) or sctp (an INIT) with ``port``, or icmp (an echo). ``watched`` is (namespace, port
+    behind NAT) of the receiver. Raises KernelError if a namespace or the address does not exist.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class Probe:
         self._stack.close()
 
     def send(self) -> str:
-        """Send it, once; gives why the sender's own kernel did not take it, "" if it did."""
+        """Send it once. Return why the sender's own kernel refused it, "" if it did not."""
         try:
             if self._proto == "udp":
                 self._socket.connect((self._to, self._port))
@@ -116,11 +118,14 @@ class Probe:
         return ""
 
     def wait(self, seconds: float, for_answer: bool = False) -> Seen:
-        """Look whether it arrives, or is answered where that is asked for or nobody is watched; at most this long."""
+        """Wait at most so long until it arrives.
+
+        With ``for_answer``, or if no namespace is watched, wait for its answer.
+        """
         deadline = time.monotonic() + seconds
         poll = select.poll()
-        for each in (self._socket, *((self._watched[0],) if self._watched else ())):
-            poll.register(each, select.POLLIN)
+        for watched in (self._socket, *((self._watched[0],) if self._watched else ())):
+            poll.register(watched, select.POLLIN)
         arrived, answered = False, False
         while not (answered or (arrived and not for_answer)):
             left = deadline - time.monotonic()
@@ -133,10 +138,8 @@ class Probe:
 
     def _open(self) -> socket.socket:
         family = _FAMILY[self._version]
-        if self._proto in (
-            "tcp",
-            "udp",
-        ):  # a port of our own, so that nobody else's answer is taken for ours
+        if self._proto in ("tcp", "udp"):
+            # a port of our own, so that answers to others are not mistaken for ours
             kind = socket.SOCK_STREAM if self._proto == "tcp" else socket.SOCK_DGRAM
             holder = self._stack.enter_context(socket.socket(family, kind | socket.SOCK_CLOEXEC))
             holder.bind((self._source, 0))
@@ -162,9 +165,11 @@ class Probe:
                 struct.pack("!BBHHH", _ECHO[self._version][1], 0, 0, self._own_port, 1)
                 + self._token
             )
-            return _with_sum(request, 2, request)  # of ICMPv6 the kernel makes it (RFC 3542, 3.1)
+            return _with_sum(
+                request, 2, request
+            )  # for ICMPv6 the kernel computes it (RFC 3542, 3.1)
         if self._proto == "sctp":
-            # INIT (RFC 9260, 3.3.2): tag, window, one stream each way, first number
+            # INIT (RFC 9260, 3.3.2): tag, window, one stream each way, initial TSN
             chunk = struct.pack("!BBH4sIHHI", 1, 0, 20, self._token, 65536, 1, 1, 1)
             packet = struct.pack("!HHII", self._own_port, self._port, 0, 0) + chunk
             return packet[:8] + struct.pack("<I", _crc32c(packet)) + packet[12:]
@@ -190,10 +195,10 @@ class Probe:
         except BlockingIOError:
             return False
         except OSError as error:
-            if error.errno == errno.ECONNREFUSED:  # a closed UDP port says so
+            if error.errno == errno.ECONNREFUSED:  # the answer of a closed UDP port
                 return True
             if error.errno not in _UNREACHABLE:
-                raise refused(f"hear from {self._to}", error.errno or 0) from error
+                raise refused(f"receive from {self._to}", error.errno or 0) from error
             return False
 
     def _is_answer(self, data: bytes) -> bool:
@@ -201,7 +206,7 @@ class Probe:
             return True
         if self._proto == "icmp":
             return data[:1] == bytes([_ECHO[self._version][2]]) and data[8:12] == self._token
-        if len(data) < 14:  # whoever is asked may answer with what is no packet
+        if len(data) < 14:  # not a valid packet
             return False
         from_port, to_port = struct.unpack_from("!HH", data)
         if (from_port, to_port) != (self._port, self._own_port):
@@ -218,7 +223,7 @@ class Probe:
         try:
             for _ in range(_AT_ONCE):
                 packet, where = sniffer.recvfrom(4096)
-                # a copy of what the watched itself sends is no arrival
+                # copies of outgoing packets are not arrivals
                 if where[2] != socket.PACKET_OUTGOING and self._is_ours(packet, port):
                     return True
             return False
@@ -248,9 +253,9 @@ class Probe:
 
 
 def echo(namespace: str, source: str, destination: str, seconds: float) -> float | None:
-    """How long (seconds) an ICMP echo takes there and back; None where no answer comes in that time.
+    """Return the round-trip time (seconds) of an ICMP echo; None without an answer in that time.
 
-    Raises KernelError, also where the sender's own kernel does not take it.
+    Raises KernelError, also if the sender's own kernel refuses it.
     """
     with Probe(namespace, source, destination, None, "icmp") as probe:
         start = time.perf_counter()
@@ -260,7 +265,7 @@ def echo(namespace: str, source: str, destination: str, seconds: float) -> float
 
 
 def own_address(destination: str) -> str | None:
-    """The address from which the caller's namespace sends to ``destination``, by its routes; None where none leads there."""
+    """Return the source address for ``destination`` by the caller's routes; None without one."""
     family = socket.AF_INET6 if family_of(destination) == 6 else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
         try:
@@ -272,7 +277,7 @@ def own_address(destination: str) -> str | None:
 
 
 def _with_sum(packet: bytes, at: int, summed: bytes) -> bytes:
-    """``packet`` with the Internet checksum (RFC 1071) of ``summed`` at an offset."""
+    """Return ``packet`` with the Internet checksum (RFC 1071) of ``summed`` at an offset."""
     total = sum(struct.unpack(f"!{len(summed) // 2}H", summed))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
@@ -280,7 +285,7 @@ def _with_sum(packet: bytes, at: int, summed: bytes) -> bytes:
 
 
 def _crc32c(data: bytes) -> int:
-    """The checksum of SCTP (RFC 9260, appendix A)."""
+    """Return the CRC32c checksum of SCTP (RFC 9260, appendix A)."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte

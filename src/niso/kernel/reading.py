@@ -1,7 +1,8 @@
-"""From the kernel to a `State`: of just the things that are asked about, or of everything that is niso's.
+"""Read a `State` from the kernel: certain things only, or everything that is niso's.
 
-What is niso's is told from the kernel alone: the two tables, and the alias on links and on ``lo`` of namespaces.
-Something of a needed name that is not niso's is a Conflict. How things are read is said by their kinds (kernel/kinds).
+The kernel alone says what is niso's: the two tables, and the alias on links and on ``lo`` of
+namespaces. A foreign object with a needed name is a Conflict. Each kind knows how its things are
+read (kernel/kinds).
 """
 
 from __future__ import annotations
@@ -26,13 +27,16 @@ if TYPE_CHECKING:
 
 
 class Space:
-    """One network namespace while it is read, ``""`` is the host's. What readers ask of a link is asked of the kernel once."""
+    """One network namespace while it is read; ``""`` is the host's.
+
+    It caches what the kernel answers.
+    """
 
     def __init__(self, reading: Reading, name: str, things: dict[type, Collection[Any]]) -> None:
         self.reading = reading
         self.name = name
         self.is_open = not name
-        """Whether it is there and niso's; known once the namespaces' kind has been read."""
+        """Whether it exists and is niso's; known once the namespace kind has been read."""
         self._things = things
         self._links: dict[str, Link | None] = {}
         self._addresses: dict[int, list[LinkAddress]] = {}
@@ -42,11 +46,11 @@ class Space:
 
     @property
     def rtnl(self) -> Rtnl:
-        """A socket in it. Raises KernelError."""
+        """Return a socket in it. Raises KernelError."""
         return self.reading.sockets.at(self.name)
 
     def things(self, kind: type[T]) -> Collection[T]:
-        """Return the candidates of a kind that are read here."""
+        """Return the candidates of a kind in this namespace."""
         return self._things.get(kind, ())
 
     def link(self, name: str) -> Link | None:
@@ -55,15 +59,15 @@ class Space:
         return self._links[name]
 
     def own_link(self, name: str) -> Link | None:
-        """Return the link if it is niso's. Raises Conflict, or notes it, where it is somebody else's."""
+        """Return the link if it is niso's; record or raise a Conflict if it is not."""
         link = self.link(name)
         if link is None or link.alias == self.reading.alias:
             return link
-        whose = f"it carries the alias {link.alias!r}" if link.alias else "it has no alias"
+        whose = f"its alias is {link.alias!r}" if link.alias else "it has no alias"
         self.reading.note_foreign(
             name,
             Conflict(
-                f"link {name!r} exists and is not this niso's own ({whose})",
+                f"link {name!r} exists and does not belong to this niso ({whose})",
                 f"rename it (ip link set {name} down name NEW), or choose another name",
             ),
         )
@@ -75,7 +79,7 @@ class Space:
         return self._all
 
     def links_of_concern(self) -> list[Link]:
-        """Return the links that candidates are about; when everything is read, also all others that are niso's."""
+        """Return the links of the candidates, or when everything is read, all of niso's."""
         if self._of_concern is not None:
             return self._of_concern
         names = {
@@ -109,7 +113,7 @@ class Space:
 
 
 class Reading:
-    """What all readers of one `read` share. ``strays``: also what others have done to the candidates' links."""
+    """The shared state of one `read`. ``strays``: foreign changes to the candidates' links too."""
 
     def __init__(
         self, alias: str, sockets: Sockets, foreign: Foreign | None, strays: bool, everything: bool
@@ -128,11 +132,11 @@ class Reading:
         self._present: dict[type, set[Any]] = {}
 
     def so_far(self, kind: type[T]) -> Collection[T]:
-        """Return what has been read of a kind."""
+        """Return the things of a kind that have been read up to now."""
         return self._present.get(kind, ())
 
     def note_foreign(self, name: str, error: Conflict) -> None:
-        """Note that a link or namespace is somebody else's. Raises Conflict where nobody asked for notes."""
+        """Record that a link or namespace is not niso's. Raises Conflict if nothing records it."""
         if self.foreign is None:
             raise error
         self.foreign[name] = error
@@ -141,13 +145,16 @@ class Reading:
         self.note_foreign(
             name,
             Conflict(
-                f"network namespace {name!r} exists and is not this niso's own",
-                f"remove it (ip netns delete {name}), or choose another name for the service",
+                f"network namespace {name!r} exists and does not belong to this niso",
+                f"delete it (ip netns delete {name}), or choose another name for the service",
             ),
         )
 
     def run(self, candidates: State, taken: bool = False) -> State:
-        """Read the candidates. With ``taken`` things of transactions are as the candidates say, without a look."""
+        """Read the candidates.
+
+        With ``taken`` transactional things are not read but taken as they are.
+        """
         self.candidates = candidates
         spaces: dict[str, dict[type, Collection[Any]]] = {"": {}}
         for kind in order.KINDS:
@@ -177,7 +184,7 @@ def read(
     strays: bool = False,
     taken: bool = False,
 ) -> State:
-    """Return which of ``candidates`` the kernel has, as they are there. See `niso.kernel.interface.Kernel.read`."""
+    """Return those of ``candidates`` that exist. See `niso.kernel.interface.Kernel.read`."""
     return Reading(alias, sockets, foreign, strays, everything=False).run(candidates, taken)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Real:
-    """`niso.kernel.interface.Kernel` of the network namespace that the caller is in. Not for several threads at once."""
+    """The kernel of the caller's network namespace. Not for several threads at once."""
 
     def __init__(self) -> None:
         self._sockets = Sockets()

@@ -1,8 +1,9 @@
 """Links, addresses and routes by NETLINK_ROUTE (rtnetlink(7), linux/rtnetlink.h, linux/if_link.h).
 
-A link that niso makes is never without its alias, not even if niso is killed: creation and alias are two messages of one
-sendmsg. The second must miss a foreign link that already has the name, so both name the link by an index that is chosen
-here, from a range that the kernel's own counter does not reach. (A temporary name would do too, but a rename waits for RCU.)
+A link made by niso always has its alias, even if niso is killed: creation and alias are two
+messages of one sendmsg. The second one must not hit a foreign link that already has the name, so
+both name the link by an index chosen here, from a range that the kernel's own counter does not
+reach. (A temporary name would do too, but a rename waits for RCU.)
 """
 
 from __future__ import annotations
@@ -53,11 +54,11 @@ from niso.kernel.rtnl_records import (
 )
 
 MAIN = 254  # RT_TABLE_MAIN
-KERNEL = 2  # RTPROT_KERNEL: the kernel's own, with an address
-BOOT = 3  # RTPROT_BOOT: routes added by hand, as iproute2 does
+KERNEL = 2  # RTPROT_KERNEL: added by the kernel with an address
+BOOT = 3  # RTPROT_BOOT: routes added by hand, as by iproute2
 UNICAST = 1  # RTN_UNICAST
 NOWHERE = {"blackhole": 6, "unreachable": 7, "prohibit": 8, "throw": 9}
-"""RTN_* of routes that lead to no link, by what ip-route(8) calls them."""
+"""The routes without a link: name in ip-route(8) to RTN_* number."""
 
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
@@ -73,7 +74,7 @@ _SKIP_STATS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
 
 _IFA_F_NODAD = 0x02
 _RTA_PRIORITY, _RTA_PREFSRC = 6, 7
-_METRIC6 = 256  # IP6_RT_PRIO_ADDRCONF: of the routes that the kernel adds with IPv6 addresses
+_METRIC6 = 256  # IP6_RT_PRIO_ADDRCONF: routes that the kernel adds with IPv6 addresses
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
 
 _SIOCGIFNAME, _SIOCGIFINDEX = 0x8910, 0x8933
@@ -88,23 +89,26 @@ _NDA_DST, _NTF_USE = 1, 0x01
 
 
 class Rtnl(netlink.Netlink):
-    """A rtnetlink socket in the network namespace that the caller is in when it opens it. A context manager.
+    """An rtnetlink socket in the network namespace that opened it. A context manager.
 
-    Every method raises KernelError, which names the object and has the kernel's own words.
+    Every method raises KernelError, with the object's name and the kernel's own words.
     """
 
     def __init__(self) -> None:
         super().__init__(netlink.ROUTE)
 
     def link(self, name: str) -> Link | None:
-        """The link ``name``, or None."""
+        """Return the link ``name``, or None."""
         what = f"read link '{name}'"
         body = _ifinfo() + text(IFLA_IFNAME, name) + u32(_IFLA_EXT_MASK, _SKIP_STATS)
         answer = self.get_one(what, _GETLINK, body, (errno.ENODEV,))
         return netlink.understood(what, parse_link, answer) if answer is not None else None
 
     def index(self, name: str) -> int:
-        """The index of the link ``name``, which costs a tenth of `link`. Raises KernelError where it is not there (netdevice(7))."""
+        """Return the index of a link (netdevice(7)); costs a tenth of `link`.
+
+        Raises KernelError if it does not exist.
+        """
         try:
             answer = ioctl(self._socket, _SIOCGIFINDEX, _ifreq.pack(name.encode(), 0))
         except OSError as error:
@@ -112,7 +116,7 @@ class Rtnl(netlink.Netlink):
         return int(_ifreq.unpack(answer)[1])
 
     def name(self, index: int) -> str:
-        """The name of the link ``index``; "" where there is none."""
+        """Return the name of a link; "" if there is none with this index."""
         try:
             answer = ioctl(self._socket, _SIOCGIFNAME, _ifreq.pack(b"", index))
         except OSError as error:
@@ -122,7 +126,7 @@ class Rtnl(netlink.Netlink):
         return netlink.string(_ifreq.unpack(answer)[0])
 
     def links(self) -> list[Link]:
-        """All links, in the kernel's order."""
+        """Return all links, in the kernel's order."""
         body = _ifinfo() + u32(_IFLA_EXT_MASK, _SKIP_STATS)
         return self.dump("list links", _GETLINK, body, parse_link)
 
@@ -136,11 +140,12 @@ class Rtnl(netlink.Netlink):
         call_iptables: bool = False,
         call_ip6tables: bool = False,
     ) -> None:
-        """A bridge, up, without STP, multicast snooping and link-local address.
+        """Create a bridge, up, without STP, multicast snooping and link-local address.
 
-        Its MAC is ``mac`` or a random one, and stays: left to itself the kernel takes over the lowest of its ports' and
-        so changes it under the services' neighbour tables. ``call_iptables`` and ``call_ip6tables`` hand what it switches
-        to the IPv4 and IPv6 hooks, whatever the sysctls bridge-nf-call-* say; without them the sysctls decide.
+        Its MAC is ``mac`` or a random one, and fixed: otherwise the kernel uses the lowest MAC of
+        the ports, which would change under the neighbour tables of the services. ``call_iptables``
+        and ``call_ip6tables`` pass bridged frames to the IPv4 and IPv6 hooks, whatever the sysctls
+        bridge-nf-call-* say; without them the sysctls decide.
         """
         index = self._free_index()
         data = (
@@ -162,7 +167,7 @@ class Rtnl(netlink.Netlink):
                 + attribute(IFLA_ADDRESS, own)
                 + nested(IFLA_LINKINFO, text(INFO_KIND, "bridge"), nested(INFO_DATA, *data)),
             ),
-            # The MTU after creation: only a change counts as the user's choice, which outlives the last port.
+            # the MTU after creation: only a change counts as set by hand and outlives the last port
             Message(what, _NEWLINK, 0, _ifinfo(index) + _alias(alias) + u32(IFLA_MTU, mtu)),
             _no_link_local(what, index),
             Message(f"set bridge '{name}' up", _NEWLINK, 0, _ifinfo(index, IFF_UP, IFF_UP)),
@@ -180,7 +185,11 @@ class Rtnl(netlink.Netlink):
         hairpin: bool,
         alias: str,
     ) -> None:
-        """A veth pair: ``name`` here, up, a port of ``bridge``; ``peer``, down, in the namespace of ``peer_netns_fd``."""
+        """Create a veth pair.
+
+        ``name`` is here, up, and a port of ``bridge``. ``peer`` is down, in the namespace of
+        ``peer_netns_fd``.
+        """
         master = self.index(bridge)
         index = self._free_index()
         what = f"create veth '{name}'"
@@ -230,10 +239,10 @@ class Rtnl(netlink.Netlink):
         mac: str | None = None,
         drift: str = "",
     ) -> None:
-        """Change what is not None of the link ``name``; ``master`` "" takes it off its bridge, ``alias`` "" clears it.
+        """Change what is not None of the link ``name``.
 
-        ``hairpin`` is for a bridge's port.
-        What ``drift`` names of a port or a bridge is put back (`niso.kernel.bridge_flags`).
+        ``master`` "" takes it off its bridge, ``alias`` "" clears the alias, ``hairpin`` is for a
+        port. The settings that ``drift`` names are reset (`niso.kernel.bridge_flags`).
         """
         flags, switched = IFF_UP if up else 0, 0 if up is None else IFF_UP
         if bridge_flags.ARP_OFF in drift.split(", "):
@@ -265,8 +274,8 @@ class Rtnl(netlink.Netlink):
             )
         body = _ifinfo() + text(IFLA_IFNAME, name)
         messages += [
-            Message(f"set '{name}' as it was made ({drift})", _NEWLINK, 0, body + each)
-            for each in bridge_flags.usual(drift)
+            Message(f"reset '{name}' ({drift})", _NEWLINK, 0, body + reset)
+            for reset in bridge_flags.usual(drift)
         ]
         if messages:
             self.transact(*messages)
@@ -281,9 +290,9 @@ class Rtnl(netlink.Netlink):
         self.transact(Message(what, _NEWLINK, 0, _ifinfo() + text(IFLA_IFNAME, name) + own))
 
     def detach(self, names: Sequence[str]) -> None:
-        """Take links down and off their bridge; those that are not there are fine.
+        """Set links down and take them off their bridge; no-op for missing ones.
 
-        From then on nothing passes them, whatever is done at a veth's other end.
+        From then on nothing passes them, whatever a veth's other end does.
         """
         for start in range(0, len(names), _AT_ONCE):
             bodies = [
@@ -298,15 +307,16 @@ class Rtnl(netlink.Netlink):
             )
 
     def delete_link(self, name: str) -> None:
-        """Delete the link ``name`` (and a veth's other end); one that is not there is fine."""
+        """Delete the link ``name`` (and a veth's other end); no-op if it is gone."""
         body = _ifinfo() + text(IFLA_IFNAME, name)
         self.transact(Message(f"delete link '{name}'", _DELLINK, 0, body, (errno.ENODEV,)))
 
     def delete_links(self, names: Sequence[str]) -> None:
-        """Delete several links (and veths' other ends) at once, which costs as much as one; those that are not there are fine.
+        """Delete several links (and veths' other ends) at the cost of one; no-op for missing ones.
 
-        They are put into a group of their own (IFLA_GROUP, one number of 2**31), and that is deleted: the kernel unregisters
-        a group's links together and waits for its readers once (rtnl_group_dellink, net/core/rtnetlink.c).
+        They are put into a group with a random number (IFLA_GROUP), which is then deleted: the
+        kernel unregisters the links of a group together and waits for RCU once (rtnl_group_dellink,
+        net/core/rtnetlink.c).
         """
         number = int.from_bytes(os.urandom(4)) >> 1 | 1
         what = f"delete links {', '.join(repr(name) for name in names)}"
@@ -321,23 +331,24 @@ class Rtnl(netlink.Netlink):
         )
 
     def addresses(self, link_index: int | None = None) -> list[LinkAddress]:
-        """The addresses of one link, or of all, of both families."""
-        found = []
-        for family in _FAMILIES:  # one of both in one dump would walk all links to find the one
+        """Return the addresses of one link, or of all, of both families."""
+        result = []
+        for family in _FAMILIES:  # a dump of both families would walk all links to find the one
             body = ifaddrmsg.pack(family, 0, 0, 0, link_index or 0)
             for address in self.dump(
                 "list addresses", _GETADDR, body, parse_address, (errno.ENODEV,)
             ):
-                # Without IPv6 the kernel answers for all families.
+                # without IPv6 the kernel answers with all families
                 if address.family == family:
-                    found.append(address)
-        return found
+                    result.append(address)
+        return result
 
     def add_address(self, link_index: int, cidr: str, replace: bool = False) -> None:
-        """Give a link an address with its prefix length; one that it has is fine, and with ``replace`` gets its lifetimes anew.
+        """Add an address with its prefix length; no-op if the link has it.
 
-        IPv6 without duplicate address detection: IPAM gives no address twice, and it would keep the service waiting. Of
-        IPv6 the kernel itself tells the scope: fe80::1/64 is a link-local one.
+        With ``replace`` an existing one becomes permanent. IPv6 skips duplicate address detection:
+        IPAM assigns no address twice, and the service would have to wait for it. The kernel derives
+        the scope of an IPv6 address: fe80::1/64 is link-local.
         """
         family, packed, length = parse_cidr(cidr)
         flags = _IFA_F_NODAD if family == socket.AF_INET6 else 0
@@ -348,7 +359,7 @@ class Rtnl(netlink.Netlink):
         self.transact(Message(what, _NEWADDR, netlink.CREATE | how, body, (errno.EEXIST,)))
 
     def add_connected_route(self, link_index: int, cidr: str) -> None:
-        """Give back the route to an address's prefix that the kernel makes with the address; one that is there is fine."""
+        """Restore the prefix route that the kernel adds with an address; no-op if it exists."""
         family, packed, length = parse_cidr(cidr)
         whole = 8 * len(packed)
         number = int.from_bytes(packed) >> (whole - length) << (whole - length)
@@ -361,7 +372,7 @@ class Rtnl(netlink.Netlink):
         self.transact(Message(what, _NEWROUTE, netlink.CREATE, body, (errno.EEXIST,)))
 
     def delete_address(self, link_index: int, cidr: str) -> None:
-        """Take an address from a link; a missing one is fine."""
+        """Delete an address of a link; no-op if it is gone."""
         family, packed, length = parse_cidr(cidr)
         body = ifaddrmsg.pack(family, length, 0, _SCOPE_UNIVERSE, link_index) + attribute(
             IFA_LOCAL, packed
@@ -370,17 +381,18 @@ class Rtnl(netlink.Netlink):
         self.transact(Message(what, _DELADDR, 0, body, (errno.EADDRNOTAVAIL, errno.ENODEV)))
 
     def routes(self, link_index: int | None = None, table: int = MAIN) -> list[LinkRoute]:
-        """The routes of a table, of both families, by one link or by any."""
+        """Return the routes of a table, of both families, by one link or by any."""
         body = rtmsg.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0) + u32(RTA_TABLE, table)
         body += u32(RTA_OIF, link_index) if link_index else b""
         absent = (errno.ENOENT, errno.ENODEV)  # no such table yet; no such link
-        found = self.dump("list routes", _GETROUTE, body, parse_route, absent)
-        return [route for family, route in found if family in _FAMILIES and route.table == table]
+        dumped = self.dump("list routes", _GETROUTE, body, parse_route, absent)
+        return [route for family, route in dumped if family in _FAMILIES and route.table == table]
 
     def announce(self, link_index: int, address: str) -> None:
-        """Have the kernel tell the neighbours of a link that an IPv4 address of its own is there now (a gratuitous ARP request).
+        """Have the kernel send a gratuitous ARP request for an IPv4 address of the link.
 
-        It asks who has the address, as for any neighbour that is to be used (NTF_USE), and forgets the question.
+        It resolves the address like that of any neighbour in use (NTF_USE); the entry is then
+        deleted.
         """
         family, packed, _ = parse_cidr(address)
         what = f"announce {address} on link {link_index}"
@@ -392,7 +404,10 @@ class Rtnl(netlink.Netlink):
         )
 
     def add_route(self, destination: str, gateway: str, index: int) -> None:
-        """A unicast route of the main table, on-link where ``gateway`` is "". Fine if it is there; another one to ``destination`` is an error."""
+        """Add a unicast route to the main table, on-link if ``gateway`` is "".
+
+        No-op if it exists. Another route to ``destination`` is an error.
+        """
         what = f"add route {destination} via {gateway or 'link'} {index}"
         body = _route(destination, gateway, index, BOOT)
         try:
@@ -405,23 +420,23 @@ class Rtnl(netlink.Netlink):
                 raise
 
     def delete_route(self, destination: str, gateway: str, index: int) -> None:
-        """Delete a route, of any metric; a missing one is fine."""
+        """Delete a route, of any metric; no-op if it is gone."""
         self._delete_routes(
             f"delete route {destination} via {gateway or 'link'} {index}",
             _route(destination, gateway, index, 0),
         )
 
     def delete_nowhere(self, destination: str, kind: str) -> None:
-        """Delete a route of a kind of `NOWHERE`, of any metric; a missing one is fine."""
+        """Delete a route of a type in `NOWHERE`, of any metric; no-op if it is gone."""
         family, packed, length = parse_cidr(destination)
         body = rtmsg.pack(family, length, 0, 0, MAIN, 0, _SCOPE_NOWHERE, NOWHERE[kind], 0)
         body += attribute(RTA_DST, packed) if length else b""
-        # IPv6 does not look at the type, but has these routes by lo
+        # IPv6 ignores the type, and has such routes on lo
         body += u32(RTA_OIF, _LO) if family == socket.AF_INET6 else b""
         self._delete_routes(f"delete {kind} route {destination}", body)
 
     def _delete_routes(self, what: str, body: bytes) -> None:
-        """Without a metric the kernel deletes the first one that is so: it is asked until there is none."""
+        """Delete all routes that match: without a metric, the kernel deletes the first one only."""
         for _ in range(_AT_ONCE):
             try:
                 self.transact(Message(what, _DELROUTE, 0, body))
@@ -438,7 +453,7 @@ class Rtnl(netlink.Netlink):
         raise refused("find a free link index", errno.EBUSY)
 
     def _create(self, index: int, *messages: Message) -> None:
-        """Send them; where one fails nothing is left of the new link."""
+        """Send the messages of a new link; if one fails, delete the link."""
         try:
             self.transact(*messages)
         except KernelError:
@@ -462,7 +477,10 @@ def _hairpin(on: bool) -> bytes:
 
 
 def _no_link_local(what: str, index: int) -> Message:
-    """No IPv6 link-local address of its own. A kernel without IPv6 (or an MTU too small for it) has nothing to turn off."""
+    """Return the message that disables the automatic IPv6 link-local address.
+
+    A kernel without IPv6 (or an MTU too small for it) has nothing to disable.
+    """
     mode = attribute(_INET6_ADDR_GEN_MODE, bytes([_ADDR_GEN_MODE_NONE]))
     body = _ifinfo(index) + nested(_IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
     return Message(what, _NEWLINK, 0, body, (errno.EAFNOSUPPORT,))
@@ -475,7 +493,8 @@ def _calls(call_iptables: bool | None, call_ip6tables: bool | None) -> list[byte
 
 def _route(destination: str, gateway: str, index: int, protocol: int) -> bytes:
     family, packed, length = parse_cidr(destination)
-    # IPv4 refuses a gateway in a route of link scope, and needs "nowhere" to delete one of either; IPv6 has no scopes.
+    # IPv4 refuses a gateway in a route of link scope, and deletes routes of any scope by "nowhere";
+    # IPv6 has no scopes
     scope = _SCOPE_UNIVERSE if gateway or family == socket.AF_INET6 else _SCOPE_LINK
     scope = scope if protocol else _SCOPE_NOWHERE
     body = rtmsg.pack(family, length, 0, 0, MAIN, protocol, scope, UNICAST, 0)

@@ -1,4 +1,7 @@
-"""Links, addresses and routes as the kernel's answers have them (linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h)."""
+"""Links, addresses and routes in the kernel's answers.
+
+See linux/rtnetlink.h, linux/if_link.h and linux/if_addr.h.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +32,13 @@ rtmsg = struct.Struct("=BBBBBBBBI")
 
 
 class Link(NamedTuple):
-    """A network interface of the namespace that was asked.
+    """A network interface of the queried namespace.
 
-    ``kind`` is "bridge", "veth", or "" for those without a driver of their own (lo, hardware); ``mtu`` in bytes; ``master``
-    the index of its bridge, 0 for none; ``peer_index`` IFLA_LINK (a veth's other end, 0 for none) and ``peer_netnsid`` that
-    end's namespace, -1 for this one; ``hairpin`` of a bridge port; ``call_iptables``, ``call_ip6tables`` of a bridge; ``drift``
-    what of a bridge or a port is not as niso makes it (`niso.kernel.bridge_flags`).
+    ``kind`` is "bridge", "veth", or "" for those without a driver kind (lo, hardware). ``mtu`` is
+    in bytes. ``master`` is the index of its bridge, 0 for none. ``peer_index`` is IFLA_LINK (a
+    veth's other end, 0 for none) and ``peer_netnsid`` that end's namespace, -1 for this one.
+    ``hairpin`` is of a bridge port, ``call_iptables`` and ``call_ip6tables`` of a bridge. ``drift``
+    names non-default settings of a bridge or port (`niso.kernel.bridge_flags`).
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index
@@ -54,7 +58,10 @@ class Link(NamedTuple):
 
 
 class LinkAddress(NamedTuple):
-    """An address of a link: ``family`` AF_INET or AF_INET6, ``address`` as "10.99.1.1/24", ``flags`` IFA_F_*."""
+    """An address of a link.
+
+    ``family`` is AF_INET or AF_INET6, ``address`` like "10.99.1.1/24", ``flags`` are IFA_F_*.
+    """
 
     index: int  # type: ignore[assignment]  # hides tuple.index
     family: int
@@ -64,12 +71,16 @@ class LinkAddress(NamedTuple):
 
     @property
     def lasts(self) -> bool:
-        """Whether no lifetime of it ends, or has ended."""
+        """Return whether it is permanent: neither its valid nor its preferred lifetime ends."""
         return self.flags & (_IFA_F_PERMANENT | _IFA_F_DEPRECATED) == _IFA_F_PERMANENT
 
 
 class LinkRoute(NamedTuple):
-    """A route: ``destination`` a prefix ("0.0.0.0/0" for default), ``gateway`` "" for none, ``index`` of its link or 0."""
+    """A route.
+
+    ``destination`` is a prefix ("0.0.0.0/0" for default), ``gateway`` "" for none, ``index`` that
+    of its link or 0.
+    """
 
     destination: str
     gateway: str
@@ -86,7 +97,7 @@ def parse_cidr(cidr: str) -> tuple[int, bytes, int]:
 
 
 def prefix(cidr: str) -> str:
-    """The prefix that an address with its length is in: "10.0.0.0/8" for "10.1.2.3/8"."""
+    """Return the prefix of an address with its length: "10.0.0.0/8" for "10.1.2.3/8"."""
     family, packed, length = parse_cidr(cidr)
     beyond = 8 * len(packed) - length
     number = int.from_bytes(packed, "big") >> beyond << beyond
@@ -112,14 +123,14 @@ _LITTLE = struct.pack("=H", 1) == b"\1\0"
 
 def parse_link(body: bytes) -> Link:
     _, _, index, flags, _ = ifinfomsg.unpack_from(body)
-    found = attributes(body, 16)
-    info = attributes(found.get(IFLA_LINKINFO, b""))
+    fields = attributes(body, 16)
+    info = attributes(fields.get(IFLA_LINKINFO, b""))
     kind = netlink.string(info.get(INFO_KIND, b""))
     own = attributes(info.get(INFO_DATA, b"")) if kind == "bridge" else {}
     is_port = netlink.string(info.get(INFO_SLAVE_KIND, b"")) == "bridge"
     port = attributes(info.get(INFO_SLAVE_DATA, b"")) if is_port else {}
     drift = (
-        bridge_flags.drift_of_port(port, _number(found, _IFLA_OPERSTATE, 0))
+        bridge_flags.drift_of_port(port, _number(fields, _IFLA_OPERSTATE, 0))
         if port
         else bridge_flags.drift_of_bridge(own)
     )
@@ -127,15 +138,15 @@ def parse_link(body: bytes) -> Link:
         drift = f"{bridge_flags.ARP_OFF}, {drift}" if drift else bridge_flags.ARP_OFF
     return Link(
         index=index,
-        name=netlink.string(found[IFLA_IFNAME]),
+        name=netlink.string(fields[IFLA_IFNAME]),
         kind=kind,
-        mtu=_number(found, IFLA_MTU, 0),
-        mac=found.get(IFLA_ADDRESS, b"").hex(":"),
+        mtu=_number(fields, IFLA_MTU, 0),
+        mac=fields.get(IFLA_ADDRESS, b"").hex(":"),
         up=bool(flags & IFF_UP),
-        master=_number(found, IFLA_MASTER, 0),
-        alias=netlink.string(found.get(IFLA_IFALIAS, b"")),
-        peer_index=_number(found, IFLA_LINK, 0),
-        peer_netnsid=_number(found, _IFLA_LINK_NETNSID, -1),
+        master=_number(fields, IFLA_MASTER, 0),
+        alias=netlink.string(fields.get(IFLA_IFALIAS, b"")),
+        peer_index=_number(fields, IFLA_LINK, 0),
+        peer_netnsid=_number(fields, _IFLA_LINK_NETNSID, -1),
         hairpin=port.get(BRPORT_MODE, b"\0") != b"\0",
         call_iptables=own.get(BR_NF_CALL_IPTABLES, b"\0") != b"\0",
         call_ip6tables=own.get(BR_NF_CALL_IP6TABLES, b"\0") != b"\0",
@@ -145,28 +156,29 @@ def parse_link(body: bytes) -> Link:
 
 def parse_address(body: bytes) -> LinkAddress:
     family, length, flags, scope, index = ifaddrmsg.unpack_from(body)
-    found = attributes(body, 8)
-    # IFA_LOCAL is the address itself, where a point-to-point link has its peer in IFA_ADDRESS; IPv6 mostly has the latter only.
-    packed = found.get(IFA_LOCAL) or found[IFA_ADDRESS]
+    fields = attributes(body, 8)
+    # IFA_LOCAL is the address itself; a point-to-point link has its peer in IFA_ADDRESS. IPv6
+    # mostly has IFA_ADDRESS only.
+    packed = fields.get(IFA_LOCAL) or fields[IFA_ADDRESS]
     return LinkAddress(
         index,
         family,
         f"{socket.inet_ntop(family, packed)}/{length}",
         scope,
-        _number(found, IFA_FLAGS, flags),
+        _number(fields, IFA_FLAGS, flags),
     )
 
 
 def parse_route(body: bytes) -> tuple[int, LinkRoute]:
     family, length, _, _, table, protocol, _, kind, _ = rtmsg.unpack_from(body)
-    found = attributes(body, 12)
-    packed = found.get(RTA_DST) or bytes(16 if family == socket.AF_INET6 else 4)
-    gateway = found.get(RTA_GATEWAY)
+    fields = attributes(body, 12)
+    packed = fields.get(RTA_DST) or bytes(16 if family == socket.AF_INET6 else 4)
+    gateway = fields.get(RTA_GATEWAY)
     route = LinkRoute(
         destination=f"{socket.inet_ntop(family, packed)}/{length}",
         gateway=socket.inet_ntop(family, gateway) if gateway else "",
-        index=_number(found, RTA_OIF, 0),
-        table=_number(found, RTA_TABLE, table),
+        index=_number(fields, RTA_OIF, 0),
+        table=_number(fields, RTA_TABLE, table),
         protocol=protocol,
         type=kind,
     )

@@ -1,4 +1,7 @@
-"""rtnetlink sockets that are kept for the length of one piece of work: what is opened in a namespace acts there from anywhere."""
+"""rtnetlink sockets, kept open for one piece of work.
+
+A socket acts in the namespace that opened it, wherever the caller is.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ if TYPE_CHECKING:
     from typing import Self
 
 _MOST = 64
-"""Sockets that are open at once, of as many namespaces; a command may be about more services than it may have files open."""
+"""The most sockets open at once: a command may touch more services than it may have files open."""
 
 
 class Sockets:
-    """A context manager. Its sockets are its own to close."""
+    """The open sockets, by namespace. A context manager that closes them."""
 
     def __init__(self) -> None:
         self._here: Rtnl | None = None
@@ -29,13 +32,16 @@ class Sockets:
                 rtnl.close()
 
     def here(self) -> Rtnl:
-        """One in the namespace that the caller was in when it asked first. Raises KernelError."""
+        """Return a socket in the namespace of the first caller. Raises KernelError."""
         if self._here is None:
             self._here = Rtnl()
         return self._here
 
     def at(self, name: str) -> Rtnl:
-        """One in the namespace that is called ``name`` now; of "" as `here`. Raises KernelError where there is none."""
+        """Return a socket in the namespace now called ``name``; `here` for "".
+
+        Raises KernelError if there is none.
+        """
         if not name:
             return self.here()
         known = self._inside.get(name)
@@ -45,7 +51,7 @@ class Sockets:
             return self.keep(name, Rtnl())
 
     def keep(self, name: str, rtnl: Rtnl) -> Rtnl:
-        """Take one that was opened in the namespace ``name``; it is given back."""
+        """Keep a socket that was opened in the namespace ``name``, and return it."""
         gone = self._inside.pop(name, None)
         if gone is None and len(self._inside) >= _MOST:
             gone = self._inside.pop(next(iter(self._inside)))

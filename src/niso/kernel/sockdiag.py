@@ -1,4 +1,7 @@
-"""Which sockets of the host hold a port, by NETLINK_SOCK_DIAG (sock_diag(7), linux/inet_diag.h), and whose they are."""
+"""The sockets of the host that hold a port, and their processes, by NETLINK_SOCK_DIAG.
+
+See sock_diag(7) and linux/inet_diag.h.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,8 @@ from niso.kernel.netlink import attributes
 
 _BY_FAMILY = 20  # SOCK_DIAG_BY_FAMILY
 _SKV6ONLY = 11  # INET_DIAG_SKV6ONLY
-_ESTABLISHED, _LISTEN, _CLOSE = (
-    1,
-    10,
-    7,
-)  # TCP_ESTABLISHED, TCP_LISTEN; TCP_CLOSE is also a UDP socket that is bound and not connected
+# TCP_ESTABLISHED, TCP_LISTEN; TCP_CLOSE is also a UDP socket that is bound but not connected
+_ESTABLISHED, _LISTEN, _CLOSE = 1, 10, 7
 _PROTOCOLS = {
     "tcp": (socket.IPPROTO_TCP, _LISTEN),
     "udp": (socket.IPPROTO_UDP, _CLOSE),
@@ -32,7 +32,7 @@ _ID_SIZE = 48
 
 
 class Listener(NamedTuple):
-    """A socket that takes what comes to ``port`` of ``address`` ("0.0.0.0" or "::" for all of its family)."""
+    """A socket for ``port`` of ``address``; "0.0.0.0" or "::" stands for all of its family."""
 
     family: int
     address: str
@@ -41,7 +41,7 @@ class Listener(NamedTuple):
 
 
 class Connection(NamedTuple):
-    """A TCP connection by its client's and its server's ends."""
+    """A TCP connection: the client's and the server's end."""
 
     client: str
     client_port: int
@@ -50,53 +50,60 @@ class Connection(NamedTuple):
 
 
 def listeners(proto: str, first: int | None = None, last: int | None = None) -> list[Listener]:
-    """Listening sockets ("tcp", "sctp") or bound ones that are not connected ("udp") of this network namespace.
+    """Return the listening ("tcp", "sctp") or bound and unconnected ("udp") sockets.
 
-    Of the port ``first``, of the ports ``first`` to ``last``, or of all. An IPv6 socket that takes IPv4 too is in the list
-    once for each. A kernel without SCTP has no such sockets. Raises KernelError.
+    They are those of this network namespace, of the port ``first``, of ``first`` to ``last``, or
+    all. An IPv6 socket that takes IPv4 too is listed once for each. A kernel without SCTP has no
+    such sockets. Raises KernelError.
     """
     number, state = _PROTOCOLS[proto]
     low, high = (1, _LAST_PORT) if first is None else (first, first if last is None else last)
-    # Without their module SCTP's sockets are not listed, but there are none either.
+    # the kernel cannot list SCTP sockets without the module, but then there are none
     absent = (errno.ENOENT,) if proto == "sctp" else ()
-    found: list[Listener] = []
+    result: list[Listener] = []
     with netlink.Netlink(netlink.SOCK_DIAG) as kernel:
         for family in (socket.AF_INET, socket.AF_INET6):
             body = _request.pack(family, number, 0, 1 << state)
             body += _id.pack(low if low == high else 0, 0, b"", b"").ljust(_ID_SIZE, b"\0")
             for several in kernel.dump(f"list {proto} sockets", _BY_FAMILY, body, _parse, absent):
-                found += several
-    return [listener for listener in found if low <= listener.port <= high]
+                result += several
+    return [listener for listener in result if low <= listener.port <= high]
 
 
 def connections() -> list[Connection]:
-    """The established TCP connections of this network namespace. Raises KernelError.
+    """Return the established TCP connections of this network namespace.
 
-    The end whose port is listened on here is the server's; else this end is the client's.
+    The end whose port is listened on here is the server's; otherwise this end is the client's.
+    Raises KernelError.
     """
     served = {listener.port for listener in listeners("tcp")}
-    found = []
+    result = []
     with netlink.Netlink(netlink.SOCK_DIAG) as kernel:
         for family in (socket.AF_INET, socket.AF_INET6):
             body = _request.pack(family, socket.IPPROTO_TCP, 0, 1 << _ESTABLISHED) + bytes(_ID_SIZE)
-            for here, there in kernel.dump("list tcp connections", _BY_FAMILY, body, _parse_ends):
-                found.append(
-                    Connection(*there, *here) if here[1] in served else Connection(*here, *there)
+            for local, remote in kernel.dump("list tcp connections", _BY_FAMILY, body, _parse_ends):
+                result.append(
+                    Connection(*remote, *local)
+                    if local[1] in served
+                    else Connection(*local, *remote)
                 )
-    return found
+    return result
 
 
 def holder(inode: int) -> tuple[int, str] | None:
-    """(pid, program name) of the process with the lowest pid that has this socket open; None if none can be seen."""
+    """Return (pid, program name) of the lowest pid that has this socket open.
+
+    Returns None if none is visible.
+    """
     wanted = f"socket:[{inode}]"
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
         folder = f"/proc/{pid}/fd"
         try:
             if any(_link(f"{folder}/{fd}") == wanted for fd in os.listdir(folder)):
                 with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-                    # a program names itself as it likes: a newline would begin a line of its own where this is printed
+                    # a program chooses its own name: a newline in it would break the output
                     return pid, file.read().rstrip("\n").replace("\n", " ")
-        except OSError:  # it ended meanwhile, or is not ours to see
+        except OSError:  # it has ended, or we may not see it
             continue
     return None
 
@@ -131,8 +138,8 @@ def _parse(body: bytes) -> list[Listener]:
         return [
             Listener(socket.AF_INET, socket.inet_ntop(socket.AF_INET, source[12:]), port, inode)
         ]
-    found = [Listener(family, socket.inet_ntop(socket.AF_INET6, source), port, inode)]
+    result = [Listener(family, socket.inet_ntop(socket.AF_INET6, source), port, inode)]
     only_v6 = attributes(body, 4 + _ID_SIZE + 20).get(_SKV6ONLY, b"\1") != b"\0"
     if source == bytes(16) and not only_v6:
-        found.append(Listener(socket.AF_INET, "0.0.0.0", port, inode))
-    return found
+        result.append(Listener(socket.AF_INET, "0.0.0.0", port, inode))
+    return result

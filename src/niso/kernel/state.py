@@ -1,7 +1,8 @@
-"""What the kernel should have, or has, as plain data: a set of things for each kind.
+"""The desired or actual state of the kernel, as plain data: a set of things of each kind.
 
-Addresses are text in their canonical form (``10.99.1.2``, ``fd00::2``) and prefixes as ``10.99.1.1/24``; both families use
-the same kinds. ``netns`` is the name below /run/netns, and ``""`` is the host.
+Addresses are text in their canonical form (``10.99.1.2``, ``fd00::2``), with a length
+``10.99.1.1/24``. Both families use the same kinds. ``netns`` is a name in /run/netns, and ``""`` is
+the host.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _NONE: frozenset[Any] = frozenset()
 
 
 class State:
-    """Things by their kind; ``state[Bridge]`` is a frozenset of bridges. Never changes; equal states have equal things."""
+    """Things by kind: ``state[Bridge]`` is a frozenset of bridges. Immutable and comparable."""
 
     __slots__ = ("_by_type",)
 
@@ -36,7 +37,7 @@ class State:
 
     @classmethod
     def of_sets(cls, sets: Iterable[tuple[type[Any], frozenset[Any]]]) -> State:
-        """Return the state of whole sets, each with its type."""
+        """Return the state made of whole sets, each with its type."""
         state = cls()
         state._by_type = {kind: things for kind, things in sets if things}
         return state
@@ -50,12 +51,12 @@ class State:
         return self._by_type.get(kind, _NONE)
 
     def __iter__(self) -> Iterator[Any]:
-        """All things, by the order of their kinds."""
+        """Yield all things, in the order of their kinds."""
         for kind in order.KINDS:
             yield from self[kind.thing]
 
     def __or__(self, other: State) -> State:
-        """All things of both; a thing that both have with different fields is in it twice."""
+        """Return the union; a thing that differs between the two is in it twice."""
         types = self._by_type.keys() | other._by_type.keys()
         return State.of_sets((kind, self[kind] | other[kind]) for kind in types)
 
@@ -72,5 +73,5 @@ class State:
         return f"State({list(self)!r})"
 
     def replace(self, kind: type[T], things: Iterable[T]) -> State:
-        """Return the same with other things of one kind."""
+        """Return a copy with other things of one kind."""
         return State.of_sets({**self._by_type, kind: frozenset(things)}.items())

@@ -1,6 +1,7 @@
-"""Sysctls of the network namespace that the caller is in, by /proc/sys (proc_sys_net(5), ip-sysctl).
+"""Sysctls of the caller's network namespace, by /proc/sys (proc_sys_net(5), ip-sysctl.rst).
 
-Parts of a name are parted by slashes, so that an interface may have dots in its name: "net/ipv4/conf/eth0.7/forwarding".
+The parts of a name are separated by slashes, since an interface's name may contain dots:
+"net/ipv4/conf/eth0.7/forwarding".
 """
 
 from __future__ import annotations
@@ -21,40 +22,43 @@ _MOST_FOLDERS = 8
 _MOST_WALKS = 64
 
 _folders: dict[tuple[int, str], int] = {}
-"""(network namespace, "ipv4") -> a descriptor of that namespace's /proc/sys/net/ipv4."""
+"""Maps (network namespace, "ipv4") to a descriptor of that namespace's /proc/sys/net/ipv4."""
 _top, _walks = -1, 0
-"""A descriptor of the folder that these are opened from, and how many have been."""
+"""A descriptor of the folder that these are opened from, and how many were opened."""
 
 
 def read(name: str) -> str | None:
-    """The value without its newline; None where this kernel, or this interface, does not have it. Raises KernelError."""
+    """Return the value without its newline; None if this kernel or interface does not have it.
+
+    Raises KernelError.
+    """
     return read_all((name,))[0]
 
 
 def read_all(names: Iterable[str]) -> list[str | None]:
     """As `read` for each name, in one namespace: the caller does not leave it meanwhile."""
     try:
-        here = os.stat(_OWN).st_ino
+        inode = os.stat(_OWN).st_ino
     except OSError as error:
         raise refused("read sysctls", error.errno or 0) from error
-    return [_read(here, name) for name in names]
+    return [_read(inode, name) for name in names]
 
 
 def write(name: str, value: str) -> None:
-    """Set it. Raises KernelError, also where there is no such sysctl."""
+    """Set a sysctl. Raises KernelError, also if it does not exist."""
     write_all(((name, value),))
 
 
 def write_all(values: Iterable[tuple[str, str]]) -> None:
-    """As `write` for each (name, value), in their order and in one namespace: the caller does not leave it meanwhile."""
-    here = 0
+    """As `write` for each (name, value), in order and in one namespace."""
+    inode = 0
     for name, value in values:
         what = f"set sysctl {name} to '{value}'"
         _check(name)
         try:
             failpoint.hit(what)
-            here = here or os.stat(_OWN).st_ino
-            fd = _open(here, name, os.O_WRONLY | os.O_TRUNC)
+            inode = inode or os.stat(_OWN).st_ino
+            fd = _open(inode, name, os.O_WRONLY | os.O_TRUNC)
             try:
                 os.write(fd, value.encode())
             finally:
@@ -63,9 +67,9 @@ def write_all(values: Iterable[tuple[str, str]]) -> None:
             raise refused(what, error.errno or 0) from error
 
 
-def _read(here: int, name: str) -> str | None:
+def _read(inode: int, name: str) -> str | None:
     try:
-        fd = _open(here, name, os.O_RDONLY)
+        fd = _open(inode, name, os.O_RDONLY)
         try:
             return os.read(fd, 4096).decode("ascii").rstrip("\n")
         finally:
@@ -76,23 +80,26 @@ def _read(here: int, name: str) -> str | None:
         raise refused(f"read sysctl {name}", error.errno or 0) from error
 
 
-def _open(here: int, name: str, flags: int) -> int:
-    """A descriptor of one sysctl of the namespace that this thread is in now, whose inode is ``here``. Raises OSError."""
+def _open(inode: int, name: str, flags: int) -> int:
+    """Return a descriptor of a sysctl of this thread's namespace, whose inode is ``here``.
+
+    Raises OSError.
+    """
     _check(name)
-    _, family, rest = name.split("/", 2)
-    key = (here, family)
+    _, family, tail = name.split("/", 2)
+    key = (inode, family)
     folder = _folders.get(key)
     if folder is not None:
         try:
-            return os.open(rest, flags | os.O_CLOEXEC, dir_fd=folder)
+            return os.open(tail, flags | os.O_CLOEXEC, dir_fd=folder)
         except FileNotFoundError:
-            # gone, or the folder is one of a namespace that is gone and had the same number
+            # gone, or the folder of an earlier namespace with the same inode number
             os.close(_folders.pop(key))
     while len(_folders) >= _MOST_FOLDERS:
         os.close(_folders.pop(next(iter(_folders))))  # the oldest
     folder = _open_folder(family)
     _folders[key] = folder
-    return os.open(rest, flags | os.O_CLOEXEC, dir_fd=folder)
+    return os.open(tail, flags | os.O_CLOEXEC, dir_fd=folder)
 
 
 def _open_folder(family: str) -> int:
@@ -107,11 +114,11 @@ def _open_folder(family: str) -> int:
 
 
 def _own_sys() -> int:
-    """A descriptor of the folder sys of a proc file system that nobody else sees (fsopen(2)); else of /proc/sys.
+    """Return a descriptor of the folder sys of a private proc mount (fsopen(2)), else of /proc/sys.
 
-    The folders of all namespaces have one name, and so lie in one chain of a file system's dentry cache: with 1,000 namespaces
-    to open two of them by /proc takes 1 to 2 ms, by one's own 0.07 ms with making it. Where /proc/sys is read-only, so it is
-    meant to be for niso too.
+    These folders have the same name in all namespaces, so they share one chain of the file system's
+    dentry cache. With 1,000 namespaces, opening two of them by /proc takes 1 to 2 ms; by a private
+    mount 0.07 ms, including the mount. If /proc/sys is read-only, niso respects that.
     """
     read_only = os.statvfs(_SYS).f_flag & os.ST_RDONLY
     libc = ctypes.CDLL(None, use_errno=True)
@@ -131,6 +138,6 @@ def _own_sys() -> int:
 
 
 def _check(name: str) -> None:
-    """Raise KernelError for what is not below net/: all others are the whole machine's."""
+    """Raise KernelError for a name outside net/: such sysctls belong to the whole machine."""
     if not name.startswith("net/") or ".." in name.split("/") or name.count("/") < 2:
         raise KernelError(f"'{name}' is not a sysctl of a network namespace")

@@ -1,4 +1,4 @@
-"""From steps to the kernel: the one place that changes it. How a step is done is said by its kind (kernel/kinds)."""
+"""Execute steps: the only place that changes the kernel. Each kind knows how (kernel/kinds)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 
 class Writer:
-    """Steps, and what their kinds need to do them: sockets that are opened once.
+    """Steps, and the sockets that their kinds need to execute them.
 
-    With ``ending`` veth pairs whose namespace goes too are only detached, and their names added there. Services' addresses
-    in ``known``, as (namespace, address), need no announcement: their neighbours know the right MAC.
+    With ``ending`` veth pairs whose namespace is deleted too are only detached, and their names
+    added to it. Addresses in ``known``, as (namespace, address), are not announced: their
+    neighbours already have the right MAC.
     """
 
     def __init__(
@@ -52,7 +53,10 @@ class Writer:
         return self.sockets.at(netns)
 
     def link(self, netns: str, name: str) -> tuple[Rtnl, int | None]:
-        """Return a socket of the namespace, and the link's index there; None where it is gone, and what lay on it with it."""
+        """Return a socket of the namespace and the link's index; None if the link is gone.
+
+        Everything on a link that is gone is gone too.
+        """
         rtnl = self.rtnl(netns)
         try:
             return rtnl, rtnl.index(name)
@@ -63,13 +67,18 @@ class Writer:
 
     @staticmethod
     def existing(index: int | None, link: str) -> int:
-        """Return the index of a link that has to be there. Raises KernelError."""
+        """Return the index of a link that must exist. Raises KernelError."""
         if index is None:
-            raise KernelError(f"link {link!r} is not there", "niso net repair", errno=errno.ENODEV)
+            raise KernelError(
+                f"link {link!r} does not exist", "niso net repair", errno=errno.ENODEV
+            )
         return index
 
     def run(self) -> None:
-        """Do all steps in their order; the first failure ends it. Raises KernelError with the step's words."""
+        """Execute all steps in order; the first failure ends it.
+
+        Raises KernelError with the step's words.
+        """
         for batch in self._batches():
             self._do(batch)
         for step in self.steps:
@@ -77,9 +86,9 @@ class Writer:
                 step.kind.after_writing(self, step)
 
     def run_what_can_be(self) -> list[NisoError]:
-        """Do all steps, going on after a failure; return the errors.
+        """Execute all steps, continuing after failures; return the errors.
 
-        After a failure no rule goes: what it guards may be what could not be taken away.
+        After a failure no rule is deleted: it may guard something that could not be deleted.
         """
         errors: list[NisoError] = []
         for batch in self._batches():
@@ -97,7 +106,7 @@ class Writer:
         return errors
 
     def _batches(self) -> list[list[AnyStep]]:
-        """The steps in their order; together those that cost as much as one by the word of their kind."""
+        """Return the steps in order, those together that their kind writes at the cost of one."""
         batches: list[list[AnyStep]] = []
         last: Hashable = None
         for step in self.steps:
@@ -111,7 +120,10 @@ class Writer:
         return batches
 
     def _do(self, batch: list[AnyStep]) -> None:
-        """Do steps of one batch. Raises KernelError with the words of the one that failed, or of the last."""
+        """Execute the steps of one batch.
+
+        Raises KernelError with the words of the one that failed.
+        """
         words = ""
         try:
             for step in batch:
@@ -125,7 +137,10 @@ class Writer:
 
 
 def end_links(names: list[str]) -> None:
-    """Delete the links that a `Writer` has detached, so that they are gone when this returns. Raises KernelError."""
+    """Delete the links that a `Writer` has detached.
+
+    They are gone on return. Raises KernelError.
+    """
     if names:
         what = f"delete links {', '.join(names)}"
         try:

@@ -1,7 +1,7 @@
-"""Desired state: from what the store holds to what the kernel should have. Pure: no I/O, no clock, no chance.
+"""Desired state: from what the store holds to what the kernel should have. Pure: no I/O, no clock.
 
-A `Snapshot` is the part of the store that one command needs (one service, one network, or everything); `desired` turns
-it into a `State` of the same extent.
+A `Snapshot` is the part of the store that one command needs (one service, one network, or
+everything). `desired` turns it into a `State` of the same scope.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ from niso.plan import nft, policy_maps
 from niso.plan.records import Network, Port, Service, Snapshot
 
 BRIDGE_LINK_LOCAL = "fe80::1/64"
-"""A bridge's own: the host asks for a neighbour with it where what it forwards has another's source (RFC 4861, 7.2.2)."""
+"""A bridge's own address: the host needs it to solicit neighbours for packets that it forwards.
+
+See RFC 4861, 7.2.2.
+"""
 
 
 def desired(snapshot: Snapshot) -> State:
-    """What the kernel should have of all that is in the snapshot's scope."""
+    """Return what the kernel should have of everything in the snapshot's scope."""
     networks = {network.name: network for network in snapshot.networks}
     things: list[Thing] = [*_shared(snapshot), *_host_sysctls(snapshot), *_hosts_files(snapshot)]
     things += _hosts_lines(snapshot)
@@ -40,13 +43,13 @@ def desired(snapshot: Snapshot) -> State:
     for service in snapshot.services:
         for port in service.ports if service.mode != "host" else ():
             things += _published(service, port, networks)
-        if service.mode not in ("host", "share"):  # what a sharer has more is its provider's
+        if service.mode not in ("host", "share"):  # a sharer has its provider's network
             things += _service(snapshot, service, networks)
     return State(things)
 
 
 def _shared(snapshot: Snapshot) -> Iterator[Thing]:
-    """The tables, and those of their elements that are no service's and no network's."""
+    """Yield the tables, and those of their elements that belong to no single service or network."""
     if snapshot.any_network:
         yield Ruleset(nft_tables.DIGEST)
         yield from owner(snapshot.state_id)
@@ -60,12 +63,12 @@ def _shared(snapshot: Snapshot) -> Iterator[Thing]:
 
 
 def _network(snapshot: Snapshot, network: Network) -> Iterator[Thing]:
-    """A bridge with its gateways, and what the rules and the host have to know of it."""
+    """Yield a bridge with its gateways, its elements and its sysctls."""
     alias = names.alias(snapshot.state_id)
     bridge = network.bridge
     families = {subnet.family for subnet in network.subnets}
-    # what passes between two services of one bridge must be seen where a policy asks, or where an answer is one to a
-    # published port
+    # frames between two services of one bridge must be tracked where a policy applies, and where a
+    # reply may be one of a published port
     tracked4, tracked6 = (
         (network.publishes or network.policed) and family in families for family in (4, 6)
     )
@@ -82,12 +85,12 @@ def _network(snapshot: Snapshot, network: Network) -> Iterator[Thing]:
 
 
 def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network]) -> Iterator[Thing]:
-    """A namespace with a veth pair, addresses and routes for each network that the service is on."""
+    """Yield a namespace with a veth pair, addresses and routes for each network of the service."""
     alias = names.alias(snapshot.state_id)
     netns = names.netns(service.name)
     yield Netns(netns, alias)
     yield from _service_sysctls(netns, [networks[e.network] for e in service.endpoints])
-    own: list[tuple[str, str]] = []  # its addresses, each with the gateway of its network
+    own: list[tuple[str, str]] = []  # (address, gateway of its network)
     for position, endpoint in enumerate(service.endpoints):
         network = networks[endpoint.network]
         host_end = names.veth(service.name, network.name, service.generation)
@@ -108,20 +111,23 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
 
 
 def _published(service: Service, port: Port, networks: dict[str, Network]) -> list[Element]:
-    """One port of a service, on its first network, and for those who are on its others."""
+    """Return one port's elements: on the first network, and for clients on the others."""
     if not service.endpoints:
         return []
     first, *others = service.endpoints
     elements = nft.published(service.name, port, first.addresses)
     families = {family_of(address) for address in first.addresses}
     for endpoint in others:
-        there = [address for address in endpoint.addresses if family_of(address) in families]
-        elements += nft.published_on(service.name, port, networks[endpoint.network].bridge, there)
+        inside = [address for address in endpoint.addresses if family_of(address) in families]
+        elements += nft.published_on(service.name, port, networks[endpoint.network].bridge, inside)
     return elements
 
 
 def shut(before: Mapping[str, str], any_active: bool, any_active6: bool) -> frozenset[int]:
-    """The families that the host forwards for services alone: it forwarded none before, by the sysctls that it had."""
+    """Return the families that the host forwards for services only.
+
+    Those are the families that it did not forward before, by its sysctls of that time.
+    """
     four = any_active and before.get(FORWARDING) == "0"
     six = any_active6 and any(
         name.startswith("net/ipv6/") and name.endswith("forwarding") and value == "0"
@@ -131,13 +137,11 @@ def shut(before: Mapping[str, str], any_active: bool, any_active6: bool) -> froz
 
 
 def _host_sysctls(snapshot: Snapshot) -> list[Sysctl]:
-    """Forwarding is on while a service needs it; afterwards what was found before goes back."""
-    found = []
-    for name, before in snapshot.sysctls_before:
-        found.append(
-            Sysctl("", name, ON[name.rpartition("/")[2]] if _needed(snapshot, name) else before)
-        )
-    return found
+    """Return the host's forwarding sysctls: on while a service needs them, else as before niso."""
+    return [
+        Sysctl("", name, ON[name.rpartition("/")[2]] if _needed(snapshot, name) else before)
+        for name, before in snapshot.sysctls_before
+    ]
 
 
 def _needed(snapshot: Snapshot, name: str) -> bool:
@@ -148,14 +152,15 @@ def _service_sysctls(netns: str, networks: list[Network]) -> list[Sysctl]:
     sysctls = [
         Sysctl(netns, "net/ipv4/ip_unprivileged_port_start", "0"),
         Sysctl(netns, "net/ipv4/ping_group_range", "0\t2147483647"),
-        # an address that takes another's place comes before that one goes, and must not go with it (ip-sysctl.rst)
+        # a new address is added before the old one is deleted, and must not be deleted with it
+        # (ip-sysctl.rst)
         Sysctl(netns, "net/ipv4/conf/all/promote_secondaries", "1"),
     ]
-    # the default of interfaces that come later: lo, which is there already, keeps ::1
+    # the default of future interfaces: lo already exists and keeps ::1
     if any(subnet.family == 6 for network in networks for subnet in network.subnets):
-        # addresses are niso's to give: one that the kernel made up could send nothing
+        # niso assigns all addresses: packets from a generated one would be dropped
         sysctls.append(Sysctl(netns, "net/ipv6/conf/default/addr_gen_mode", "1"))
-        # niso gives the routes; no router advertisement may add to them
+        # niso sets all routes: router advertisements must not add any
         sysctls.append(Sysctl(netns, "net/ipv6/conf/default/accept_ra", "0"))
         sysctls.append(Sysctl(netns, "net/ipv6/conf/default/disable_ipv6", "0"))
     else:
@@ -173,9 +178,10 @@ def _hosts_files(snapshot: Snapshot) -> list[HostsFile]:
 
 
 def _hosts_lines(snapshot: Snapshot) -> list[HostsLine]:
-    """Each service's line in each file that shows it: its addresses on the reader's first network that it is on.
+    """Return the line of each service in each file that lists it.
 
-    One without a network has a file of its own.
+    A line has the service's addresses on the reader's first network that the service is on. A
+    service without a network has a file of its own.
     """
     lines = [
         HostsLine(
@@ -187,12 +193,12 @@ def _hosts_lines(snapshot: Snapshot) -> list[HostsLine]:
     ]
     for reader in snapshot.readers:
         services = snapshot.neighbours if reader in snapshot.fresh else snapshot.services
-        for service in (each for each in services if each.mode == "bridge"):
+        for service in services:
+            if service.mode != "bridge":
+                continue
             by_network = {endpoint.network: endpoint.addresses for endpoint in service.endpoints}
             shared = next((network for network in reader if network in by_network), None)
             if shared is not None:
-                text = hosts_text.line_names(service.names)
-                lines.extend(
-                    HostsLine(names.hosts_folder(reader), each, text) for each in by_network[shared]
-                )
+                folder, text = names.hosts_folder(reader), hosts_text.line_names(service.names)
+                lines.extend(HostsLine(folder, address, text) for address in by_network[shared])
     return lines

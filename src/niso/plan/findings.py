@@ -1,4 +1,4 @@
-"""Findings: the differences between what should be and what is, each named once."""
+"""Findings: each difference between the desired and the actual state, reported once."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class Finding(NamedTuple):
-    """``what`` names the thing, ``detail`` says how it differs; both are for people.
+    """One difference. ``what`` names the thing and ``detail`` says how it differs, both for people.
 
-    ``defect`` is a name of its own for what repair treats in its own way (niso.runtime.defects).
+    ``defect`` names a defect that repair handles in a way of its own (niso.runtime.defects).
     """
 
     problem: Problem
@@ -24,16 +24,17 @@ class Finding(NamedTuple):
     defect: str = ""
 
     def text(self) -> str:
-        """One line."""
+        """Return it as one line."""
         return f"{self.problem}: {self.what}{f' ({self.detail})' if self.detail else ''}"
 
 
 def findings(want: State, have: State) -> list[Finding]:
-    """Return the differences; what only follows from another one (an address of a missing link) is not named again."""
-    found: list[Finding] = []
-    known: set[str] = (
-        set()
-    )  # places that are missing or foreign, and conditions that explain others
+    """Return the differences between two states.
+
+    A consequence of another difference is not reported, such as an address of a missing link.
+    """
+    result: list[Finding] = []
+    known: set[str] = set()  # missing or foreign places, and conditions that explain others
     want = in_view_of(want, have)
     for kind in order.KINDS:
         before, more = by_key(want[kind.thing], have[kind.thing])
@@ -44,14 +45,14 @@ def findings(want: State, have: State) -> list[Finding]:
             ):
                 continue
             if was is None:
-                found.append(Finding(*kind.missing(thing)))
+                result.append(Finding(*kind.missing(thing)))
                 known.add(kind.place(thing))
             else:
-                found += (Finding(*each) for each in kind.differences(thing, was, known))
+                result += (Finding(*fields) for fields in kind.differences(thing, was, known))
                 known.update(kind.conditions(thing, was))
         for thing in sorted([*before.values(), *more]):
             if kind.is_only_set or not known.isdisjoint(kind.lies_in(thing)):
                 continue
-            found.append(Finding("foreign", kind.what(thing)))
+            result.append(Finding("foreign", kind.what(thing)))
             known.add(kind.place(thing))
-    return found
+    return result

@@ -1,9 +1,9 @@
-"""Where nothing can be mounted inside a service."""
+"""The paths inside a service where nothing can be mounted."""
 
 from __future__ import annotations
 
 TAKEN = ("/proc", "/sys", "/dev", "/app", "/etc/niso-hosts")
-"""Neither these nor anything below them can be a mount point: they are niso's."""
+"""niso's own: neither these nor anything below them can be a mount point."""
 TAKEN_FILES = (
     "/etc/hosts",
     "/etc/hostname",
@@ -13,15 +13,15 @@ TAKEN_FILES = (
     "/etc/nsswitch.conf",
 )
 HIDING = ("/", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/var")
-"""Not these themselves: the service's root, or what niso has put there, would be hidden."""
+"""These cannot be mount points themselves: that would hide the root, or what niso has put there."""
 
 
 def taken(path: str) -> str | None:
-    """Why nothing can be mounted at this path inside the service, or None."""
-    for each in TAKEN:
-        if path == each or path.startswith(f"{each}/"):
-            return f"{each} is niso's"
-    for each in TAKEN_FILES:
-        if path == each or path.startswith(f"{each}/"):
-            return f"{each} is written by niso"
+    """Return why nothing can be mounted at a path inside the service; None if it can."""
+    for own in TAKEN:
+        if path == own or path.startswith(f"{own}/"):
+            return f"{own} is niso's"
+    for file in TAKEN_FILES:
+        if path == file or path.startswith(f"{file}/"):
+            return f"{file} is written by niso"
     return f"it would hide the service's {path}" if path in HIDING else None

@@ -1,6 +1,6 @@
-"""The elements that services and networks add to the sets and maps of niso's two nftables tables. Pure.
+"""The elements that services and networks add to the sets and maps of niso's nftables tables. Pure.
 
-What each set and map is for: kernel/nft_tables.py.
+kernel/nft_tables.py says what each set and map is for.
 """
 
 from __future__ import annotations
@@ -20,32 +20,31 @@ def _quoted(ifname: str) -> str:
 
 
 def closed(family: int) -> Element:
-    """Traffic of this family that concerns no niso bridge is not forwarded."""
+    """Return the element that stops forwarding a family for everything but niso's bridges."""
     return Element(INET, "closed", f"ipv{family}", "", "")
 
 
-_SYSCTL = r"net/ipv(?:4/(?P<v4>ip_forward)|6/conf/(?P<link>[A-Za-z0-9_.:@-]{1,15})/(?P<v6>[a-z_]+))"
-_SHORT = {"force_forwarding": "force"}  # ifname has 15 characters
+_LINK = "[A-Za-z0-9_.:@-]{1,15}"
+_SYSCTL = rf"net/ipv(?:4/(?P<v4>ip_forward)|6/conf/(?P<link>{_LINK})/(?P<v6>[a-z_]+))"
+_SHORT = {"force_forwarding": "force"}  # an ifname has at most 15 characters
 
 
 def before(sysctl: str, value: str) -> list[Element]:
-    """What a sysctl of the host was before niso changed it, for whoever clears up without a store.
+    """Return the element that records a host sysctl as it was before niso changed it.
 
-    No rule reads it. Empty where the link has a name that nft's text cannot hold: that one is on record in the store alone.
+    No rule reads it: it is for cleaning up without a store. Returns an empty list if nft's syntax
+    cannot hold the link's name; then only the store has the value.
     """
-    found = re.fullmatch(_SYSCTL, sysctl)
-    if found is None or not re.fullmatch("[0-9]{1,9}", value):
+    match = re.fullmatch(_SYSCTL, sysctl)
+    if match is None or not re.fullmatch("[0-9]{1,9}", value):
         return []
-    link, what = found["link"] or "all", found["v4"] or found["v6"]
-    return [
-        Element(
-            INET, "before", " . ".join(map(_quoted, (link, _SHORT.get(what, what), value))), "", ""
-        )
-    ]
+    link, what = match["link"] or "all", match["v4"] or match["v6"]
+    key = " . ".join(map(_quoted, (link, _SHORT.get(what, what), value)))
+    return [Element(INET, "before", key, "", "")]
 
 
 def sysctl_before(element: str) -> tuple[str, str]:
-    """The sysctl and the value that an element of `before` means."""
+    """Return the (sysctl, value) that an element of `before` records."""
     link, what, value = (part.strip('"') for part in element.split(" . "))
     if what == "ip_forward":
         return "net/ipv4/ip_forward", value
@@ -72,7 +71,7 @@ def network(
 
 
 def endpoint(service: str, host_end: str, mac: str, addresses: Iterable[str]) -> list[Element]:
-    """A service's bridge port: it may send with exactly these addresses."""
+    """Return the elements of a service's bridge port: its MAC and its source addresses."""
     port = _quoted(host_end)
     elements = [
         Element(INET, "ports", port, "", service),
@@ -85,15 +84,16 @@ def endpoint(service: str, host_end: str, mac: str, addresses: Iterable[str]) ->
             Element(BRIDGE, f"sources{family}", f"{port} . {mac} . {address}", "", service)
         )
         if family == 6:
-            # as a number: where neighbour discovery carries it, nft knows of no type
+            # as a number: nft has no type for the address inside a neighbour discovery option
             elements.append(Element(BRIDGE, "links", f"{port} . {number}", "", service))
     return elements
 
 
 def published(service: str, port: Port, addresses: Iterable[str]) -> list[Element]:
-    """One published port or range, for each family that its host address and the service's ``addresses`` share.
+    """Return the elements of one published port or range.
 
-    Equal ranges are one element; of others each port is one.
+    There is one for each family that the host address and the service's ``addresses`` share. A
+    range is one element if its host and container ports are equal, else one per port.
     """
     elements = []
     single = not port.is_wide
@@ -120,9 +120,10 @@ def published(service: str, port: Port, addresses: Iterable[str]) -> list[Elemen
 
 
 def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]) -> list[Element]:
-    """A published port for those of another network that the service is on: they are led to its address there.
+    """Return the elements that lead clients on another network of the service to its address there.
 
-    By its first network its answers would not come back: they leave by the link that the client is on.
+    At its address on the first network, its replies would not go back through the host: they would
+    leave by the link that the client is on.
     """
     if port.host_ip.startswith("127."):
         return []
@@ -147,10 +148,12 @@ def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]
 
 
 def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:
-    """A service that reaches itself by a published port must see another's address: its gateway's.
+    """Return the elements that rewrite the source when a service reaches its own published port.
 
-    ``own`` are its addresses, each with the gateway of its network.
+    It must see another address than its own: that of its gateway. ``own``: (address, gateway) for
+    each of its addresses.
     """
+
     pairs = list(own)
     return [
         Element(INET, f"hairpin{6 if ':' in to else 4}", f"{source} . {to}", gateway, service)

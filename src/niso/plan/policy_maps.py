@@ -1,19 +1,21 @@
-"""Policies as elements of static maps: nothing in the kernel is made or changed for a service but these.
+"""Policies as elements of static maps: these elements are all that the kernel gets for a policy.
 
-A direction of a service's policy is a function from (peer, protocol, port) to a verdict. It is cut into parts that a look-up
-answers, and each part is looked up only where the ones before it say nothing:
+One direction of a service's policy is a function from (peer, protocol, port) to a verdict. It is
+split into parts, each of them one lookup. A part is looked up only if those before it have no
+answer:
 
-    port         own address, peer, protocol, port     a peer that is named, by its address
+    port         own address, peer, protocol, port     a listed peer, by its address
     ports        own address, peer, protocol, ports
-    peer         own address, peer                     all else of this peer
-    prefix_ports own address, prefix, protocol, ports  a peer in a prefix or network that is named
+    peer         own address, peer                     everything else of this peer
+    prefix_ports own address, prefix, protocol, ports  a peer in a listed prefix or network
     prefix       own address, prefix
     any_port     own address, protocol, port           any other peer
     any_ports    own address, protocol, ports
     rest         own address
 
-Deny over allow, and overlaps of entries, are settled here: no two elements of a part answer for the same packet, and an
-element of a peer takes all entries into account that match this peer, also those of prefixes that it lies in.
+Deny over allow and overlapping entries are resolved here: no two elements of a part match the same
+packet. An element of a peer accounts for every entry that matches this peer, also for those of
+prefixes that contain it.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Decision(NamedTuple):
-    """What a policy says: ``key`` is the line of the manifest that says it, "" where none does."""
+    """A policy's verdict. ``key`` is the manifest line that decides, "" if none does."""
 
     passes: bool
     key: str
@@ -68,7 +70,7 @@ class _Direction(NamedTuple):
 
     @property
     def free(self) -> Decision:
-        """What holds where no entry matches."""
+        """Return the decision if no entry matches."""
         if self.allow is None:
             return Decision(True, "")
         return Decision(
@@ -89,7 +91,7 @@ class _Direction(NamedTuple):
 
 
 def container(ingress: bool, family: int, part: str) -> str:
-    """The map that holds a part of one direction: ``in4_port``, ``out6_rest``."""
+    """Return the name of the map of a part of one direction: ``in4_port``, ``out6_rest``."""
     return f"{_word(ingress)}{family}_{part}"
 
 
@@ -98,19 +100,22 @@ def _word(ingress: bool) -> str:
 
 
 def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
-    """All elements of one service's policy; with ``policed.only`` those that hang on the peers with these addresses."""
+    """Return the elements of one service's policy.
+
+    With ``policed.only``, just those that depend on the peers with these addresses.
+    """
     meaning = _Meaning(members)
-    found: list[Element] = []
+    result: list[Element] = []
     for own in policed.addresses:
         family = family_of(own)
         if policed.only is None:
-            found += [
+            result += [
                 Element(INET, f"no_start_{way}{family}", own, "", policed.service)
                 for way in ("in", "out")
             ]
         for direction in _directions(policed, own):
             if policed.only is None:
-                found.append(
+                result.append(
                     Element(
                         INET,
                         f"{'in' if direction.ingress else 'e'}gress{family}",
@@ -119,8 +124,8 @@ def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
                         policed.service,
                     )
                 )
-            found += _elements(direction, policed, meaning)
-    return found
+            result += _elements(direction, policed, meaning)
+    return result
 
 
 def decides(
@@ -132,19 +137,19 @@ def decides(
     proto: str,
     port: int | None,
 ) -> Element | None:
-    """The element that decides on a packet between ``own``, an address of the service, and ``peer``; None: no policy asks.
+    """Return the element that decides on a packet between ``own`` and ``peer``; None if none does.
 
-    ``proto`` as in an Entry, or any other word.
+    ``own`` is an address of the service. ``proto`` is as in an Entry, or any other name.
     """
-    found = {
-        (each.container, each.element): each
-        for each in elements(policed._replace(only=None), members)
+    by_place = {
+        (element.container, element.element): element
+        for element in elements(policed._replace(only=None), members)
     }
     family = family_of(own)
     number = ipaddress.ip_address(peer)
     for part in POLICY_PARTS:
         name = container(ingress, family, part)
-        for (held, key), element in found.items():
+        for (held, key), element in by_place.items():
             if held == name and _holds(part, key, own, number, proto, port):
                 return element
     return None
@@ -162,7 +167,7 @@ def _holds(part: str, key: str, own: str, peer: _Address, proto: str, port: int 
         if fields[0] != ("ipv6-icmp" if proto == "icmp" and peer.version == 6 else proto):
             return False
         low, _, high = fields[1].partition("-")
-        # what has no ports is looked up by the bytes that are there: all of them lead to the same
+        # without ports, the map is looked up by the bytes at their place: all lead to one verdict
         return int(low) <= (port or 0) <= int(high or low)
     return True
 
@@ -176,13 +181,13 @@ def _ends(text: str) -> tuple[int, int]:
 
 
 def _directions(policed: Policed, own: str) -> list[_Direction]:
-    """Those directions of a policy that say something."""
+    """Return the directions for which a policy has entries."""
     policy: Policy = policed.policy
     sides = (
         (True, policy.deny_from, policy.allow_from),
         (False, policy.egress_deny, policy.egress_allow),
     )
-    found = [
+    both = [
         _Direction(
             policed.service,
             ingress,
@@ -194,15 +199,15 @@ def _directions(policed: Policed, own: str) -> list[_Direction]:
         )
         for ingress, deny, allow in sides
     ]
-    return [each for each in found if each.deny or each.allow is not None]
+    return [direction for direction in both if direction.deny or direction.allow is not None]
 
 
 class _Meaning:
-    """What the names in policies stand for now."""
+    """The current meaning of the names in policies."""
 
     def __init__(self, members: Iterable[Member]) -> None:
         self.addresses: dict[str, tuple[str, ...]] = {}
-        self.names: dict[str, set[str]] = {}  # address -> the names of services that stand for it
+        self.names: dict[str, set[str]] = {}  # address -> names of the services that have it
         self.networks: dict[str, Member] = {}
         for member in members:
             if member.kind == "network":
@@ -214,6 +219,7 @@ class _Meaning:
 
 
 def _elements(direction: _Direction, policed: Policed, meaning: _Meaning) -> list[Element]:
+    """Return the elements of one direction, as one address of the service sees it."""
     entries = (*direction.deny, *(direction.allow or ()))
     wide, everybody = [], []
     for entry in entries:
@@ -225,27 +231,27 @@ def _elements(direction: _Direction, policed: Policed, meaning: _Meaning) -> lis
                 everybody.append(entry)
             elif not _is_one(entry):
                 wide.append(entry)
-    found: list[Element] = []
-    # where no entry says more of a peer than of everybody, what is looked up after it says the same
+    result: list[Element] = []
+    # needs no element of its own: a peer with the same decision as everybody
     otherwise = _decision(direction, everybody, "", None)
     for peer in _peers(direction, policed, meaning):
         matching = [entry for entry in entries if _matches(entry, peer, meaning)]
         if peer in policed.addresses:  # a service may always reach itself
-            found.append(
+            result.append(
                 direction.element("peer", f"{direction.own} . {peer}", Decision(True, "itself"))
             )
             continue
-        found += _parts(direction, ("port", "ports", "peer"), f"{peer} . ", matching, otherwise)
+        result += _parts(direction, ("port", "ports", "peer"), f"{peer} . ", matching, otherwise)
     if policed.only is not None:
-        return found
-    found += _prefixes(direction, wide, everybody, meaning)
-    return found + _parts(direction, ("any_port", "any_ports", "rest"), "", everybody, None)
+        return result
+    result += _prefixes(direction, wide, everybody, meaning)
+    return result + _parts(direction, ("any_port", "any_ports", "rest"), "", everybody, None)
 
 
 def _peers(direction: _Direction, policed: Policed, meaning: _Meaning) -> list[str]:
-    """The addresses that are looked up by themselves."""
+    """Return the addresses that have elements of their own."""
     entries = (*direction.deny, *(direction.allow or ()))
-    # those of the manifest hang on themselves: they are there whoever has the address
+    # addresses in the manifest do not depend on who has them
     named = {
         entry.peer.name.partition("/")[0]
         for entry in entries
@@ -261,13 +267,13 @@ def _peers(direction: _Direction, policed: Policed, meaning: _Meaning) -> list[s
 
 
 def _is_one(entry: Entry) -> bool:
-    """Whether a prefix is one address."""
+    """Return whether a prefix is a single address."""
     address, _, length = entry.peer.name.partition("/")
     return length == ("128" if family_of(address) == 6 else "32")
 
 
 def _matches(entry: Entry, address: str, meaning: _Meaning) -> bool:
-    """Whether an entry means this peer."""
+    """Return whether an entry includes this peer."""
     peer = entry.peer
     if peer.kind == "service":
         return peer.name in meaning.names.get(address, ())
@@ -282,13 +288,13 @@ def _within(address: str, prefixes: Iterable[str]) -> bool:
     return any(number in ipaddress.ip_network(prefix) for prefix in prefixes)
 
 
-# --- prefixes --------------------------------------------------------------------------------------------------------
+# --- prefixes ------------------------------------------------------------------------------------
 
 
 def _prefixes(
     direction: _Direction, wide: list[Entry], everybody: list[Entry], meaning: _Meaning
 ) -> list[Element]:
-    """The elements of all peers that lie in a prefix, cut where the entries that match change."""
+    """Return the elements of peers in prefixes, cut where the set of matching entries changes."""
     spans = [(span, entry) for entry in wide for span in _spans(entry, direction.family, meaning)]
     cuts = sorted({first for (first, _), _ in spans} | {last + 1 for (_, last), _ in spans})
     runs: list[tuple[int, int, set[str]]] = []  # first, last, keys of the entries that match
@@ -298,25 +304,28 @@ def _prefixes(
             runs[-1] = (runs[-1][0], end - 1, matching)
         else:
             runs.append((first, end - 1, matching))
-    found: list[Element] = []
+    result: list[Element] = []
     for first, last, matching in runs:
         if matching:
             keys = matching | {entry.key for entry in everybody}
             both = [
                 entry for entry in (*direction.deny, *(direction.allow or ())) if entry.key in keys
             ]
-            found += _parts(
+            result += _parts(
                 direction,
                 ("", "prefix_ports", "prefix"),
                 f"{_span(first, last, direction.family)} . ",
                 both,
                 None,
             )
-    return found
+    return result
 
 
 def _spans(entry: Entry, family: int, meaning: _Meaning) -> list[tuple[int, int]]:
-    """The addresses of one family that a prefix or a network stands for, as numbers. The host is no member of a network."""
+    """Return the addresses of one family in a prefix or network, as (first, last) numbers.
+
+    The host is not a member of a network: its gateways are left out.
+    """
     member = meaning.networks.get(entry.peer.name) if entry.peer.kind == "network" else None
     cidrs = (entry.peer.name,) if entry.peer.kind == "prefix" else member.values if member else ()
     spans = [_ends(cidr) for cidr in cidrs if family_of(cidr) == family]
@@ -335,7 +344,7 @@ def _spans(entry: Entry, family: int, meaning: _Meaning) -> list[tuple[int, int]
 
 
 def _span(first: int, last: int, family: int) -> str:
-    """A range of addresses as nft writes it: as a prefix where it is one."""
+    """Return a range of addresses in nft's syntax: as a prefix where it is one."""
     kind = ipaddress.IPv6Address if family == 6 else ipaddress.IPv4Address
     size = last - first + 1
     if size & (size - 1) == 0 and first % size == 0:
@@ -344,7 +353,7 @@ def _span(first: int, last: int, family: int) -> str:
     return f"{kind(first)}-{kind(last)}"
 
 
-# --- protocols and ports ---------------------------------------------------------------------------------------------
+# --- protocols and ports -------------------------------------------------------------------------
 
 
 def _parts(
@@ -354,31 +363,35 @@ def _parts(
     entries: list[Entry],
     otherwise: Decision | None,
 ) -> list[Element]:
-    """What these entries, which all match the peer, say of each protocol and port.
+    """Return what these entries, which all match the peer, decide for each protocol and port.
 
-    ``parts`` are those for one port, for several, and for all else; the last is left out where it says what holds without it,
-    which is ``otherwise``. ``peer`` is its field of the key, with its end.
+    ``parts`` are the parts for one port, for several, and for everything else. The last is left out
+    if its decision is ``otherwise``, which holds without it. ``peer`` is the peer's field of the
+    key, with its separator.
     """
     base = _decision(direction, entries, "", None)
     own = f"{direction.own} . {peer}"
-    found = []
+    result = []
     for ports in _deviations(direction, entries, base):
         part = parts[0] if ports.first == ports.last and parts[0] else parts[1]
         number = str(ports.first) if ports.first == ports.last else f"{ports.first}-{ports.last}"
-        found.append(direction.element(part, f"{own}{ports.proto} . {number}", ports.decision))
+        result.append(direction.element(part, f"{own}{ports.proto} . {number}", ports.decision))
     if base != otherwise:
-        found.append(direction.element(parts[2], own.removesuffix(" . "), base))
-    return found
+        result.append(direction.element(parts[2], own.removesuffix(" . "), base))
+    return result
 
 
 def _deviations(direction: _Direction, entries: list[Entry], base: Decision) -> list[_Ports]:
-    """The ports of each protocol on which the decision is another than ``base``: also another line's, so that each has its count."""
-    found: list[_Ports] = []
+    """Return the ports of each protocol whose decision differs from ``base``.
+
+    The same verdict by another manifest line differs too, so that each line has its counter.
+    """
+    result: list[_Ports] = []
     if all(entry.proto == "" and (entry.first, entry.last) == ALL_PORTS for entry in entries):
-        return found
+        return result
     icmp = _decision(direction, entries, "icmp", None)
     if icmp != base:
-        found.append(_Ports("ipv6-icmp" if direction.family == 6 else "icmp", *ALL_PORTS, icmp))
+        result.append(_Ports("ipv6-icmp" if direction.family == 6 else "icmp", *ALL_PORTS, icmp))
     for proto in PORTED:
         concerned = [entry for entry in entries if entry.proto in ("", proto)]
         cuts = sorted({0, 65536} | {e.first for e in concerned} | {e.last + 1 for e in concerned})
@@ -389,14 +402,17 @@ def _deviations(direction: _Direction, entries: list[Entry], base: Decision) -> 
                 runs[-1] = runs[-1]._replace(last=end - 1)
             else:
                 runs.append(_Ports(proto, first, end - 1, decision))
-        found += [run for run in runs if run.decision != base]
-    return found
+        result += [run for run in runs if run.decision != base]
+    return result
 
 
 def _decision(
     direction: _Direction, entries: list[Entry], proto: str, port: int | None
 ) -> Decision:
-    """The verdict on a peer that all ``entries`` match, deny entries first; ``proto`` "" is one that no entry names."""
+    """Return the decision on a peer that all ``entries`` match, deny entries first.
+
+    ``proto`` "" stands for a protocol that no entry names.
+    """
     for entry in entries:
         if entry.proto and entry.proto != proto:
             continue

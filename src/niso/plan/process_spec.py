@@ -1,4 +1,4 @@
-"""What a service's process is, as plain data: everything that the runtime needs and nothing that it must look up."""
+"""The process of a service as plain data: all that the runtime needs, with nothing to look up."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ class Volume(NamedTuple):
 
     name: str
     mount: str
-    """The mount point that the manifest names."""
+    """The mount point from the manifest."""
     source: str | None
-    """A path of the host; None for a tmpfs."""
+    """A path on the host; None for a tmpfs."""
     named: bool
-    """Whether niso makes and keeps it."""
+    """Whether niso creates and keeps it."""
     read_only: bool
     size: int | None
-    """Bytes of a tmpfs; None: what the kernel takes, half of the memory."""
+    """The size of a tmpfs in bytes; None for the kernel's default, half of the memory."""
 
 
 class ProcessSpec(NamedTuple):
-    """One activation of a service. All paths of the host are absolute."""
+    """One activation of a service. All paths on the host are absolute."""
 
     service: str
     state_id: str
     generation: int
     package: str
-    """The copy of the package, shown read-only at /app."""
+    """The copy of the package, mounted read-only at /app."""
     rootfs: str | None
-    """The service's own root file system, never written to; None: assembled from the host's /usr."""
+    """The service's own root file system, never written to; None to assemble one from /usr."""
     argv: tuple[str, ...]
-    """The entrypoint as a path inside the service, then its arguments."""
+    """The entrypoint as a path inside the service, followed by its arguments."""
     working_dir: str
     environment: Mapping[str, str]
     uid: int
@@ -46,18 +46,21 @@ class ProcessSpec(NamedTuple):
     read_only: bool
     hostname: str
     hosts_folder: str
-    """The folder that holds the file ``hosts``; empty where the host's own is shown."""
+    """The folder with the file ``hosts``; "" for the host's own file."""
     resolv_conf: str
     """The text of /etc/resolv.conf."""
     netns: str
-    """The path of its network namespace; empty for the host's. Then hostname and resolv_conf are the host's as well, read at each start."""
+    """The path of its network namespace; "" for the host's.
+
+    Then hostname and resolv_conf are the host's too, read at each start.
+    """
     restart: str
     """no, on-failure or always."""
     restart_delay_s: float
     stop_timeout_s: float
     memory_max: int | None = None
-    """Bytes; None in this and the next two: no limit."""
+    """Bytes; None means no limit, here and in the next two."""
     cpu_max: int | None = None
-    """Per cent of one CPU."""
+    """Percent of one CPU."""
     pids_limit: int | None = None
     volumes: tuple[Volume, ...] = ()

@@ -1,4 +1,4 @@
-"""What the store holds, as plain data, so that a plan can be made without it."""
+"""What the store holds, as plain data, so that a plan can be made without a store."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from niso.base.family import family_of
 from niso.base.lite_typing import NamedTuple
 
 ANY, ANY4, ANY6 = "", "0.0.0.0", "::"
-"""Host addresses that stand for all: of each family that the network has, of IPv4, of IPv6."""
+"""Host addresses that stand for all: of every family of the network, of IPv4, of IPv6."""
 WIDE = (ANY, ANY4, ANY6)
 
 
 def bracketed(address: str) -> str:
-    """Return ``[fd00::1]`` for an IPv6 address and an IPv4 address as it is (RFC 3986, 3.2.2)."""
+    """Return ``[fd00::1]`` for an IPv6 address, and an IPv4 address unchanged (RFC 3986, 3.2.2)."""
     return f"[{address}]" if family_of(address) == 6 else address
 
 
 def span(first: int, count: int) -> str:
-    """Return ``8000``, or ``8000-8010`` for more than one port."""
+    """Return ``8000``, or ``8000-8010`` if ``count`` is more than one."""
     return str(first) if count == 1 else f"{first}-{first + count - 1}"
 
 
@@ -32,13 +32,13 @@ class Network(NamedTuple):
     mtu: int
     subnets: tuple[Subnet, ...]
     internal: bool = False  # nothing is forwarded out of it
-    publishes: bool = False  # an active service has its published ports here
-    by_loopback: bool = False  # one of them can be reached by 127.0.0.1
+    publishes: bool = False  # an active service publishes ports on it
+    by_loopback: bool = False  # one of these ports is published on 127.0.0.1
     policed: bool = False  # an active service on it has a policy
 
 
 class Port(NamedTuple):
-    """A published port, or ``count`` ports in a row that are published to as many of the service."""
+    """A published port, or ``count`` consecutive ones that lead to as many ports of the service."""
 
     host_ip: str  # one address, or ANY, ANY4, ANY6
     host_port: int
@@ -48,27 +48,27 @@ class Port(NamedTuple):
 
     @property
     def last(self) -> int:
-        """The last host port."""
+        """Return the last host port."""
         return self.host_port + self.count - 1
 
     @property
     def families(self) -> tuple[int, ...]:
-        """Of which families host addresses are meant: 4, 6."""
+        """Return the families of the host addresses: 4, 6 or both."""
         return (4, 6) if self.host_ip == ANY else (family_of(self.host_ip),)
 
     @property
     def is_wide(self) -> bool:
-        """Whether it is published on all host addresses of a family."""
+        """Return whether it is published on all host addresses of a family."""
         return self.host_ip in WIDE
 
     @property
     def host_side(self) -> str:
-        """``127.0.0.1:8000-8010/udp``, for messages."""
+        """Return the host's side for messages: ``127.0.0.1:8000-8010/udp``."""
         return f"{self._host}{span(self.host_port, self.count)}/{self.proto}"
 
     @property
     def text(self) -> str:
-        """As the user writes it: ``127.0.0.1:53:53/udp``."""
+        """Return it as the user writes it: ``127.0.0.1:53:53/udp``."""
         proto = "" if self.proto == "tcp" else f"/{self.proto}"
         inside = span(self.container_port, self.count)
         return f"{self._host}{span(self.host_port, self.count)}:{inside}{proto}"
@@ -78,7 +78,7 @@ class Port(NamedTuple):
         return "" if self.host_ip == ANY else f"{bracketed(self.host_ip)}:"
 
     def clashes(self, other: Port) -> bool:
-        """Whether a packet could be for both."""
+        """Return whether a packet could be for both."""
         if self.proto != other.proto or self.host_port > other.last or other.host_port > self.last:
             return False
         if not set(self.families) & set(other.families):
@@ -87,25 +87,28 @@ class Port(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """Whom an entry of a policy means."""
+    """A peer named by a policy entry."""
 
     kind: str  # "service", "network" or "prefix"
-    name: str  # a name of a service, of a network, or a prefix in its canonical form: "10.99.1.2/32", "fd00::/8"
+    name: str  # of a service or network; or a canonical prefix: "10.99.1.2/32", "fd00::/8"
 
 
 class Entry(NamedTuple):
-    """One entry of a policy: a peer and ports of the service (ingress) or of the peer (egress)."""
+    """One entry of a policy: a peer, and ports of the service (ingress) or of the peer (egress)."""
 
     key: str  # "network.policy.allow_from[0]"
-    text: str  # as it was written
+    text: str  # as written
     peer: Peer
-    first: int  # 0, 65535: all ports, and what has none
+    first: int  # 0 to 65535: all ports, and protocols without ports
     last: int
     proto: str  # "tcp", "udp", "sctp", "icmp", or "" for all
 
 
 class Policy(NamedTuple):
-    """Who may connect to a service, and where it may connect. None allows all, an empty tuple nobody."""
+    """Who may connect to a service, and where it may connect.
+
+    An allow list of None allows everything, an empty one nothing.
+    """
 
     allow_from: tuple[Entry, ...] | None = None
     deny_from: tuple[Entry, ...] = ()
@@ -114,7 +117,7 @@ class Policy(NamedTuple):
     log: bool = False
 
     def entries(self) -> tuple[Entry, ...]:
-        """All of them."""
+        """Return all entries."""
         return (
             *(self.allow_from or ()),
             *self.deny_from,
@@ -124,16 +127,19 @@ class Policy(NamedTuple):
 
 
 class Member(NamedTuple):
-    """What a name in policies stands for: the addresses of a service, or the subnets of a network."""
+    """The meaning of a name in policies: a service's addresses or a network's subnets."""
 
     kind: str  # as in Peer
     name: str
     values: tuple[str, ...]
-    gateways: tuple[str, ...] = ()  # of a network: they are the host's, which is no member
+    gateways: tuple[str, ...] = ()  # of a network: they are the host's, which is not a member
 
 
 class Policed(NamedTuple):
-    """An active service that has a policy; with ``only``, no more of it than what hangs on peers with these addresses."""
+    """An active service with a policy.
+
+    With ``only``, just the part of the policy that depends on peers with these addresses.
+    """
 
     service: str
     addresses: tuple[str, ...]  # its own
@@ -142,12 +148,12 @@ class Policed(NamedTuple):
 
 
 class Healthcheck(NamedTuple):
-    """How to see that a service is well, from inside its network namespace."""
+    """How to check a service's health, from inside its network namespace."""
 
     address: str  # to connect to; "": loopback, else an address of its own
     port: int
-    host: str  # as the request names it
-    path: str | None  # of a GET request; None: that something accepts is enough
+    host: str  # the request's Host header
+    path: str | None  # of a GET request; None: an accepted connection is enough
     interval_s: float
     timeout_s: float
     retries: int
@@ -155,13 +161,13 @@ class Healthcheck(NamedTuple):
 
     @property
     def words(self) -> str:
-        """``tcp 8080`` or the URL."""
+        """Return ``tcp 8080`` or the URL."""
         return f"tcp {self.port}" if self.path is None else f"http://{self.host}{self.path}"
 
 
 class Endpoint(NamedTuple):
     network: str
-    addresses: tuple[str, ...]  # one for each subnet of the network
+    addresses: tuple[str, ...]  # one per subnet of the network
 
 
 class Service(NamedTuple):
@@ -172,17 +178,16 @@ class Service(NamedTuple):
     endpoints: tuple[Endpoint, ...]
     ports: tuple[Port, ...]
     names: tuple[str, ...]  # hostname first
-    publishes: bool = (
-        False  # it has ports, these or others, or somebody who shares its namespace has
-    )
-    mode: str = "bridge"  # or host, none, share: then endpoints are its provider's, and names its provider has too
+    publishes: bool = False  # it has ports, in scope or not, or a sharer of its namespace has
+    mode: str = "bridge"  # or host, none, share: share has its provider's endpoints and names
 
 
 class Snapshot(NamedTuple):
-    """``services`` and ``networks`` are those in scope; every network that a service in scope is on is there too.
+    """The part of the store that is in scope.
 
-    ``readers`` are the ordered lists of networks of all active services that see one in scope; for those in ``fresh``
-    the whole file is in scope, so ``neighbours`` holds all services that stand in it.
+    Every network of a service in scope is in ``networks``. ``readers`` are the ordered network
+    lists of all active services that see one of ``services``. For those in ``fresh`` the whole
+    hosts file is in scope, so ``neighbours`` holds all services listed in it.
     """
 
     state_id: str
@@ -193,9 +198,9 @@ class Snapshot(NamedTuple):
     neighbours: tuple[Service, ...] = ()
     policed: tuple[
         Policed, ...
-    ] = ()  # services in scope, and those whose policies name what may mean another address now
-    members: tuple[Member, ...] = ()  # what the names in these policies stand for
+    ] = ()  # in scope, or with policies whose names changed their meaning
+    members: tuple[Member, ...] = ()  # what the names in these policies mean
     any_network: bool = False
     any_active: bool = False
-    any_active6: bool = False  # on a network with IPv6
+    any_active6: bool = False  # an active service is on a network with IPv6
     sysctls_before: tuple[tuple[str, str], ...] = ()

@@ -1,6 +1,6 @@
-"""What a manifest asks for, as typed data: the one form in which the rest of niso knows a manifest.
+"""The content of a manifest as typed data: the only form that the rest of niso knows.
 
-`niso.manifest` makes it of a file's text, the store keeps it. Nothing outside those two parses it again.
+`niso.manifest` makes it from the text of a file, and the store keeps it. Nothing else parses it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from niso.plan.records import Healthcheck, Policy, Port
 
 
 class User(NamedTuple):
-    """Who a service runs as: a ``name`` of its rootfs, or a ``uid``, with a ``gid`` if the manifest names one."""
+    """The user of a service: a ``name`` of its rootfs, or a ``uid``, perhaps with a ``gid``."""
 
     name: str | None
     uid: int | None
@@ -20,21 +20,21 @@ class User(NamedTuple):
 
     @property
     def text(self) -> str:
-        """``web``, ``1000`` or ``1000:1000``, as in a manifest."""
+        """Return ``web``, ``1000`` or ``1000:1000``, as in a manifest."""
         if self.name is not None:
             return self.name
         return str(self.uid) if self.gid is None else f"{self.uid}:{self.gid}"
 
 
 class Published(NamedTuple):
-    """A port of a manifest. Its host port is 0 where niso chooses it."""
+    """A published port of a manifest. Its host port is 0 if niso chooses it."""
 
     port: Port
     key: str  # network.ports[1]
 
 
 class Volume(NamedTuple):
-    """A volume of a manifest; neither ``host`` nor ``tmpfs``: niso makes and keeps it."""
+    """A volume of a manifest. With neither ``host`` nor ``tmpfs``, niso creates and keeps it."""
 
     name: str
     mount: str  # a path inside the service
@@ -45,7 +45,7 @@ class Volume(NamedTuple):
 
 
 class ServiceSpec(NamedTuple):
-    """One manifest. Keys that it leaves out have their defaults here."""
+    """One manifest, with the defaults of the keys that it leaves out."""
 
     name: str
     rootfs: str | None  # relative to the package
@@ -59,25 +59,23 @@ class ServiceSpec(NamedTuple):
     stop_timeout_s: float
     capabilities: tuple[str, ...]  # without CAP_
     read_only: bool
-    memory_max: int | None  # bytes; None in this and the next two: no limit
-    cpu_max: int | None  # per cent of one CPU
+    memory_max: int | None  # bytes; None means no limit, here and in the next two
+    cpu_max: int | None  # percent of one CPU
     pids_limit: int | None
     healthcheck: Healthcheck | None
     volumes: tuple[Volume, ...]
     mode: Literal["bridge", "host", "none", "share"]
-    share: str | None  # of mode share: a name of the service whose namespace it joins
-    networks: tuple[
-        str, ...
-    ]  # the n-th is eth<n>, the first has the default route; none but in mode bridge
-    addresses: Mapping[str, str]  # network: the static address there
+    share: str | None  # with mode share: the service whose namespace it joins
+    networks: tuple[str, ...]  # the n-th is eth<n>, the first has the default route; mode bridge
+    addresses: Mapping[str, str]  # network to static address
     hostname: str
     aliases: tuple[str, ...]
     ports: tuple[Published, ...]
     policy: Policy
     manifest: Mapping[str, object]
-    """The manifest's keys as they are written, with the defaults of those that it leaves out: for people to read."""
+    """The manifest's keys as written, with defaults for missing ones, for people to read."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every name that the service holds in the space that all services share, hostname first."""
+        """Return all names of the service, hostname first. No two services may share a name."""
         return tuple(dict.fromkeys((self.hostname, self.name, *self.aliases)))

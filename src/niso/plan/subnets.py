@@ -1,6 +1,7 @@
-"""Which address an endpoint gets. Pure: numbers in, numbers out; the store holds the leases.
+"""Choose addresses for endpoints and prefixes for networks. Pure; the store holds the leases.
 
-An address is handled by its number within its subnet (0 is the network's own), so both families are alike.
+An address is handled as its number within its subnet (0 is the network address), so that IPv4 and
+IPv6 work alike.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def last(subnet: Network) -> int:
-    """The highest number that an endpoint may have (IPv4: not the broadcast address, RFC 919)."""
+    """Return the highest number of an endpoint (IPv4: not the broadcast address, RFC 919)."""
     return subnet.num_addresses - (2 if subnet.version == 4 else 1)
 
 
 def first_free(subnet: Network, gateway: int, used: Iterable[int]) -> int | None:
-    """The lowest number that is not the network's, the gateway's, the broadcast or in ``used`` (ascending); None if full."""
+    """Return the lowest free number; None if the subnet is full.
+
+    The network's, the gateway's and the broadcast address are never free, nor are the numbers in
+    ``used`` (ascending).
+    """
     candidate = 1
     for number in used:
         while candidate == gateway:
@@ -32,7 +37,7 @@ def first_free(subnet: Network, gateway: int, used: Iterable[int]) -> int | None
 
 
 def refusal(subnet: Network, gateway: int, number: int) -> str | None:
-    """Why a static address cannot be an endpoint's, in words; None if it can."""
+    """Return why an endpoint cannot have this static address; None if it can."""
     if number == 0:
         return "it is the address of the network itself"
     if number == gateway:
@@ -45,7 +50,10 @@ def refusal(subnet: Network, gateway: int, number: int) -> str | None:
 def free_prefix(
     pool: Network, length: int, taken: Iterable[Network], kept: Network | None = None
 ) -> Network | None:
-    """The lowest prefix of ``length`` in ``pool`` that overlaps none of ``taken`` and is not ``kept``; None if there is none."""
+    """Return the lowest prefix of ``length`` in ``pool`` that overlaps none of ``taken``.
+
+    It does not overlap ``kept`` either. Returns None if there is none.
+    """
     size = 1 << (pool.max_prefixlen - length)
     spans = sorted(
         (int(net.network_address), int(net.broadcast_address))

@@ -1,8 +1,9 @@
-"""Whether a packet passes, and which line of which manifest or which default says so. Pure: data in, verdict out.
+"""Decide whether a packet passes, and name the manifest line or the default that decides. Pure.
 
-Three things must let it: its way (docs/design/packet.md), the egress of the service that sends it, and the ingress of the one
-that gets it. The rules in the kernel (render/) come from the same policies by another way, and tests hold one against the
-other. It is the first packet of a flow that is judged: replies, and ICMP errors about them, pass with their flow.
+Three checks must pass: the path (docs/design/packet.md), the egress policy of the sending service
+and the ingress policy of the receiving one. The kernel's rules (plan/policy_maps.py) are derived
+from the same policies independently, and tests compare the two. Only the first packet of a flow is
+judged: replies, and ICMP errors about them, pass with their flow.
 """
 
 from __future__ import annotations
@@ -22,47 +23,47 @@ class Known(NamedTuple):
     """A known service, active or not: a policy that names it means its leases."""
 
     name: str
-    names: tuple[
-        str, ...
-    ]  # what policies may call it: its name, its hostname, the names of those that share its namespace
+    names: tuple[str, ...]  # in policies: its name and hostname, and those of its sharers
     endpoints: tuple[Endpoint, ...]
     policy: Policy = Policy()
     ports: tuple[Port, ...] = ()  # published: each with its host port
     active: bool = True
-    sharers: tuple[tuple[Port, str], ...] = ()  # of ports that are not its own: whose they are
+    sharers: tuple[tuple[Port, str], ...] = ()  # owner of each port that is not its own
 
 
 class World(NamedTuple):
-    """All that a verdict hangs on. Addresses are text in their canonical form."""
+    """Everything that a verdict depends on. Addresses are text in their canonical form."""
 
     services: Mapping[str, Known]
     networks: Mapping[str, Network]
-    host: frozenset[str] = (
-        frozenset()
-    )  # the host's addresses; 127.0.0.0/8, ::1 and the gateways are known without it
-    closed: frozenset[int] = frozenset()  # families that the host forwards for services alone
-    wires: frozenset[str] = (
-        frozenset()
-    )  # the prefixes of the host's links: within one of them nothing passes the host
+    host: frozenset[str] = frozenset()  # the host's addresses, except 127.0.0.0/8, ::1 and gateways
+    closed: frozenset[int] = frozenset()  # families that the host forwards for services only
+    wires: frozenset[str] = frozenset()  # prefixes of the host's links
 
 
 class Party(NamedTuple):
-    service: str  # "" for the host, for others and for nobody
+    service: str  # "" for the host, other machines and unused addresses
     address: str
 
 
 class Reason(NamedTuple):
-    """What one of the three says. Where a line of a manifest decides, ``service``, ``key`` and ``text`` are it."""
+    """The result of one check.
+
+    ``service``, ``key``, ``text``: the manifest line, if one decides.
+    """
 
     passes: bool
     words: str
     service: str = ""
-    key: str = ""  # "network.policy.deny_from[0]"; without [0] where it is the whole list, which does not name the peer
+    key: str = ""  # "network.policy.deny_from[0]"; without [0] if no entry of the list matches
     text: str = ""  # the entry as written
 
 
 class Verdict(NamedTuple):
-    """Whether it passes. ``destination`` and ``port`` are those after a published port was looked up, as policies see them."""
+    """Whether a packet passes. ``destination`` and ``port`` are those after DNAT.
+
+    ``path``, ``egress`` and ``ingress`` are the results of the three checks.
+    """
 
     passes: bool
     ingress: Reason
@@ -74,69 +75,73 @@ class Verdict(NamedTuple):
 
     @property
     def dropped_by(self) -> Reason | None:
-        """The first that drops it: the way, then egress, then ingress, as in the kernel."""
-        return next(
-            (each for each in (self.path, self.egress, self.ingress) if not each.passes), None
-        )
+        """Return the first check that drops it, in the kernel's order: path, egress, ingress."""
+        checks = (self.path, self.egress, self.ingress)
+        return next((reason for reason in checks if not reason.passes), None)
 
 
-class _Way(NamedTuple):
+class _Path(NamedTuple):
     reason: Reason
     address: str  # of the destination, after DNAT
     port: int | None
-    itself: bool = False  # from a service to itself, which no policy forbids
+    itself: bool = False  # from a service to itself, which no policy can forbid
 
 
 def decide(world: World, source: str, destination: str, port: int | None, proto: str) -> Verdict:
-    """The verdict on a packet as it is sent, so ``destination`` and ``port`` may be the host's and published.
+    """Return the verdict on a packet as sent: ``destination`` and ``port`` may be published.
 
-    ``proto`` is tcp, udp or sctp with a port; or icmp (of both families), or any other word, with None. Raises ValueError for
-    what is no address, or a port where there should be none. A broadcast or multicast packet is judged for the services
-    that could get it: the host gets what egress lets it.
+    ``proto`` is tcp, udp or sctp with a port; or icmp (both families) or any other without one.
+    A broadcast or multicast packet is judged for the services that could receive it; the host
+    receives whatever egress allows. Raises ValueError for an invalid address, and for a port that
+    does not fit the protocol.
     """
     if (port is not None) != (proto in PORTED):
         raise ValueError(f"{proto} with port {port}")
     source, destination = str(ipaddress.ip_address(source)), str(ipaddress.ip_address(destination))
     sender = _holder(world, source)
-    way = _way(world, source, destination, port, proto)
-    receiver = _holder(world, way.address)
-    if way.itself:
+    path = _path(world, source, destination, port, proto)
+    receiver = _holder(world, path.address)
+    if path.itself:
         assert sender
         receiver = sender
         egress = ingress = Reason(True, f"{sender[0].name} may always reach itself")
     else:
-        egress = _egress(world, sender, source, way, proto)
-        ingress = _ingress(world, receiver, source, way, proto)
+        egress = _egress(world, sender, source, path, proto)
+        ingress = _ingress(world, receiver, source, path, proto)
     return Verdict(
-        way.reason.passes and egress.passes and ingress.passes,
+        path.reason.passes and egress.passes and ingress.passes,
         ingress,
         egress,
-        way.reason,
+        path.reason,
         Party(sender[0].name if sender else "", source),
-        Party(receiver[0].name if receiver else "", way.address),
-        way.port,
+        Party(receiver[0].name if receiver else "", path.address),
+        path.port,
     )
 
 
 def judge(
     world: World, source: str, destination: str, port: int | None, proto: str
 ) -> tuple[Reason, Reason]:
-    """(egress, ingress) of an open flow, whose ends are as they are behind NAT. How it got there is not judged.
+    """Return (egress, ingress) of an open flow, given its ends as they are behind NAT.
 
-    A service may always reach itself, also where NAT gives it its gateway's address.
+    The path is not judged. A service may always reach itself, also if NAT turns its source address
+    into that of its gateway.
     """
     sender, receiver = _holder(world, source), _holder(world, destination)
     if sender is not None and receiver is not None and sender[0].name == receiver[0].name:
         free = Reason(True, f"{sender[0].name} may always reach itself")
         return free, free
-    way = _Way(Reason(True, "open"), destination, port)
-    return _egress(world, sender, source, way, proto), _ingress(world, receiver, source, way, proto)
+    path = _Path(Reason(True, "open"), destination, port)
+    return _egress(world, sender, source, path, proto), _ingress(
+        world, receiver, source, path, proto
+    )
 
 
 def matches(entry: Entry, world: World, address: str, port: int | None, proto: str) -> bool:
-    """Whether an entry names this peer with this port and protocol: of the service (ingress) or of the peer (egress).
+    """Return whether an entry lists this peer with this port and protocol.
 
-    ``address`` is the peer's, in its canonical form. An entry never matches an address of the other family than its peer's.
+    The port is the service's for ingress and the peer's for egress. ``address`` is the peer's, in
+    its canonical form. An entry never matches an address of another family than its peer's.
     """
     if entry.proto not in ("", proto):
         return False
@@ -154,67 +159,76 @@ def matches(entry: Entry, world: World, address: str, port: int | None, proto: s
     return holder is not None and peer.name in holder[0].names
 
 
-# --- the two policies ------------------------------------------------------------------------------------------------
+# --- the two policies ----------------------------------------------------------------------------
 
 _Holder = tuple[Known, str]
-"""Whose a leased address is, and on which network."""
+"""The service that has an address, and the network that the address is on."""
 
 
-def _egress(world: World, sender: _Holder | None, source: str, way: _Way, proto: str) -> Reason:
+def _egress(world: World, sender: _Holder | None, source: str, path: _Path, proto: str) -> Reason:
     if sender is None:
-        return Reason(True, f"{_who(world, source)} has no policy of niso")
-    service, policy = sender[0].name, sender[0].policy
-    free = f"{service} has no egress.allow, and its egress.deny does not name the destination"
-    key = "network.policy.egress"
-    side = _Side(service, policy.egress_deny, policy.egress_allow, f"{key}.allow", free)
-    return _judge(world, side, way.address, way.port, proto)
+        return Reason(True, f"{_who(world, source)} has no niso policy")
+    policy = sender[0].policy
+    side = _Side("egress", sender[0].name, policy.egress_deny, policy.egress_allow)
+    return _judge(world, side, path.address, path.port, proto)
 
 
-def _ingress(world: World, receiver: _Holder | None, source: str, way: _Way, proto: str) -> Reason:
+def _ingress(
+    world: World, receiver: _Holder | None, source: str, path: _Path, proto: str
+) -> Reason:
     if receiver is None:
-        return Reason(True, f"{_who(world, way.address)} has no policy of niso")
+        return Reason(True, f"{_who(world, path.address)} has no niso policy")
     if is_host(world, source):
-        return Reason(True, "the host may always connect in")
-    service, policy = receiver[0].name, receiver[0].policy
-    free = f"{service} has no allow_from, and its deny_from does not name the source"
-    key = "network.policy.allow_from"
-    side = _Side(service, policy.deny_from, policy.allow_from, key, free)
-    return _judge(world, side, source, way.port, proto)
+        return Reason(True, "the host may always connect")
+    policy = receiver[0].policy
+    side = _Side("ingress", receiver[0].name, policy.deny_from, policy.allow_from)
+    return _judge(world, side, source, path.port, proto)
 
 
 class _Side(NamedTuple):
-    """One direction of a service's policy; ``free`` says why what it does not name passes."""
+    """One direction of a service's policy."""
 
+    direction: str  # "ingress" or "egress"
     service: str
     deny: tuple[Entry, ...]
     allow: tuple[Entry, ...] | None
-    allow_key: str
-    free: str
+
+    def key(self, verb: str) -> str:
+        """Return the manifest key of the list of a verb, ``allow`` or ``deny``."""
+        name = f"{verb}_from" if self.direction == "ingress" else f"egress.{verb}"
+        return f"network.policy.{name}"
 
 
 def _judge(world: World, side: _Side, peer: str, port: int | None, proto: str) -> Reason:
-    """What one direction of a policy says: deny wins over allow, and what no allow list names is denied where there is one."""
-    service, deny, allow, allow_key, free = side
-    for passes, entries in ((False, deny), (True, allow or ())):
+    """Return what one direction of a policy decides about a peer.
+
+    Deny wins over allow. With an allow list, peers that it does not list are denied.
+    """
+    service = side.service
+    for passes, entries in ((False, side.deny), (True, side.allow or ())):
         for entry in entries:
             if matches(entry, world, peer, port, proto):
-                words = f'{entry.key} of {service}, "{entry.text}", {"allows" if passes else "denies"} it'
+                verb = "allowed" if passes else "denied"
+                words = f'{verb} by {entry.key} of {service} ("{entry.text}")'
                 return Reason(passes, words, service, entry.key, entry.text)
-    if allow is None:
-        return Reason(True, free)
-    what = "does not name it" if allow else "is empty"
-    return Reason(False, f"{allow_key} of {service} {what}", service, allow_key)
+    if side.allow is None:
+        if side.deny:
+            return Reason(True, f"not listed in {side.key('deny')} of {service}")
+        return Reason(True, f"{service} has no {side.direction} policy")
+    key = side.key("allow")
+    words = f"not listed in {key} of {service}" if side.allow else f"{key} of {service} is empty"
+    return Reason(False, words, service, key)
 
 
 def _who(world: World, address: str) -> str:
     return "the host" if is_host(world, address) else address
 
 
-# --- the way ---------------------------------------------------------------------------------------------------------
+# --- the path ------------------------------------------------------------------------------------
 
 
 class _Packet(NamedTuple):
-    """A packet on its way: who sends it, and on which network it reaches the host's bridge ("" if on none)."""
+    """A packet and its sender. ``entered``: the network by which it reaches a bridge, or ""."""
 
     source: str
     destination: str
@@ -224,40 +238,39 @@ class _Packet(NamedTuple):
     entered: str
     from_host: bool
 
-    def drop(self, words: str) -> _Way:
-        return _Way(Reason(False, words), self.destination, self.port)
+    def drop(self, words: str) -> _Path:
+        return _Path(Reason(False, words), self.destination, self.port)
 
-    def accept(self, words: str) -> _Way:
-        return _Way(Reason(True, words), self.destination, self.port)
+    def accept(self, words: str) -> _Path:
+        return _Path(Reason(True, words), self.destination, self.port)
 
 
-def _way(world: World, source: str, destination: str, port: int | None, proto: str) -> _Way:
-    """Where a packet gets if no policy forbids it, and what lets it or does not."""
+def _path(world: World, source: str, destination: str, port: int | None, proto: str) -> _Path:
+    """Return where a packet goes if no policy forbids it, and what lets it through or drops it."""
     to = ipaddress.ip_address(destination)
     holder, from_host = _holder(world, source), is_host(world, source)
     sender, entered = holder or (None, "")
     packet = _Packet(source, destination, port, proto, sender, entered, from_host)
     if ipaddress.ip_address(source).version != to.version:
-        return packet.drop("IPv4 addresses and IPv6 addresses do not reach each other")
+        return packet.drop("IPv4 and IPv6 addresses cannot reach each other")
     if sender:
-        ended = _by_sender(world, packet, sender, to)
-        if ended is not None:
-            return ended
+        stopped = _at_sender(world, packet, sender, to)
+        if stopped is not None:
+            return stopped
     elif not from_host and network_of(world, source) is not None:
         return packet.drop(f"no service has the address {source}")
     if to.is_loopback and not from_host:
-        return packet.drop("the host's loopback addresses can be reached from no other machine")
+        return packet.drop("the host's loopback addresses can only be reached from the host")
     if _is_broadcast(world, to):
         if from_host:
             return packet.accept("the host can reach every service")
-        return packet.drop("broadcast and multicast pass to no service")
+        return packet.drop("broadcast and multicast do not reach services")
 
     if is_host(world, destination):
-        found = _published(world, to, port, proto, entered)
-        if found is None:
-            return packet.accept(f"{destination} is the host's own")
-        asked = f"{_at(destination, port)}/{proto}"
-        return _to_published(world, holder, found, entered, asked)
+        port_of = _published(world, to, port, proto, entered)
+        if port_of is None:
+            return packet.accept(f"{destination} is the host's own address")
+        return _to_published(world, packet, port_of)
 
     receiver = _holder(world, destination)
     if receiver:
@@ -267,29 +280,28 @@ def _way(world: World, source: str, destination: str, port: int | None, proto: s
     return _outwards(world, packet, to)
 
 
-def _by_sender(world: World, packet: _Packet, known: Known, to: _Address) -> _Way | None:
-    """What becomes of a service's packet before it reaches the host's bridge; None if it gets there."""
+def _at_sender(world: World, packet: _Packet, known: Known, to: _Address) -> _Path | None:
+    """Return where a service's packet ends before it reaches the bridge; None if it gets there."""
     source, destination, entered = packet.source, packet.destination, packet.entered
     if not known.active:
         return packet.drop(f"{known.name} is not active")
     own = destination in addresses_of(known)
     if own or to.is_loopback:
-        words = "its own address" if own else "its own loopback"
-        return packet.accept(f"{destination} is {words} to {known.name}")._replace(itself=True)
+        words = "own address" if own else "own loopback address"
+        accepted = packet.accept(f"{destination} is {known.name}'s {words}")
+        return accepted._replace(itself=True)
     by = entered if _is_link_local6(to) else _leaves_by(world, known, to)
     if by is None:
-        return packet.drop(
-            f"{known.name} has no way to IPv{to.version} addresses outside its networks"
-        )
+        return packet.drop(f"{known.name} has no IPv{to.version} route out of its networks")
     if by != entered:
         return packet.drop(
-            f"{known.name} sends to {destination} by network {by}, where {source} is not its address"
+            f"{known.name} reaches {destination} by network {by}, where {source} is not its address"
         )
     return None
 
 
-def _to_service(world: World, packet: _Packet, known: Known, network: str) -> _Way:
-    """What becomes of a packet to a service's own address."""
+def _to_service(world: World, packet: _Packet, known: Known, network: str) -> _Path:
+    """Return what becomes of a packet to a service's own address."""
     sender, entered = packet.sender, packet.entered
     if not known.active:
         return packet.drop(f"{known.name} is not active")
@@ -297,63 +309,62 @@ def _to_service(world: World, packet: _Packet, known: Known, network: str) -> _W
         return packet.accept("the host can reach every service")
     if not sender:
         return packet.drop(
-            f"{known.name} can be reached from outside the host by published ports only"
+            f"{known.name} can be reached from outside the host only by its published ports"
         )
     if network == entered:
         return packet.accept(f"{sender.name} and {known.name} are both on network {network}")
     if world.networks[entered].internal:
         return packet.drop(_stays(entered))
     return packet.drop(
-        f"networks {entered} and {network} are apart: only published ports lead from one to the other"
+        f"networks {entered} and {network} are isolated from each other:"
+        " only published ports can be reached across"
     )
 
 
-def _outwards(world: World, packet: _Packet, to: _Address) -> _Way:
-    """What becomes of a packet to an address that is neither the host's nor on a network of niso's."""
+def _outwards(world: World, packet: _Packet, to: _Address) -> _Path:
+    """Return what becomes of a packet to an address outside the host and all niso networks."""
     if not packet.sender:
         both = (ipaddress.ip_address(packet.source), to)
-        on_a_wire = any(all(_within(each, prefix) for each in both) for prefix in world.wires)
+        on_a_wire = any(all(_within(end, prefix) for end in both) for prefix in world.wires)
         if to.version in world.closed and not (packet.from_host or on_a_wire):
             return packet.drop(
-                f"the host forwards IPv{to.version} for services alone, as it forwarded none before"
+                f"the host forwards IPv{to.version} for services only:"
+                " it did not forward before niso"
             )
-        return packet.accept("no service has to do with it")
+        return packet.accept("no service is involved")
     if _is_link_local6(to):
-        return packet.drop("no service has a link-local address, and the host leads to none")
+        return packet.drop(
+            "services have no link-local addresses, and the host does not route them"
+        )
     if world.networks[packet.entered].internal:
         return packet.drop(_stays(packet.entered))
-    return packet.accept(f"network {packet.entered} leads out")
+    return packet.accept(f"network {packet.entered} leads to the outside")
 
 
 class _Published(NamedTuple):
-    """Where a published port leads."""
+    """The target of a published port."""
 
-    known: Known  # whose network it leads to
+    known: Known  # the service whose network it leads to
     network: str
     address: str
     port: int
-    sharer: str  # whose port it is, where that shares the network; else ""
+    sharer: str  # the port's owner if it shares that network, else ""
 
 
-def _to_published(
-    world: World,
-    sender: _Holder | None,
-    found: _Published,
-    entered: str,
-    asked: str,
-) -> _Way:
-    known, network, address, port, sharer = found
-    whose = f"{sharer}, which shares the network of {known.name}," if sharer else known.name
-    words = f"{asked} is a published port of {whose} and leads to {_at(address, port)}"
-    if sender and network != entered and world.networks[entered].internal:
-        return _Way(Reason(False, _stays(entered)), address, port)
-    return _Way(
-        Reason(True, words), address, port, itself=sender is not None and known is sender[0]
-    )
+def _to_published(world: World, packet: _Packet, target: _Published) -> _Path:
+    """Return what becomes of a packet to a published port of the host."""
+    known, network, address, port, sharer = target
+    entered = packet.entered
+    if packet.sender and network != entered and world.networks[entered].internal:
+        return _Path(Reason(False, _stays(entered)), address, port)
+    owner = f"{sharer}, which shares the network of {known.name}" if sharer else known.name
+    asked = f"{_at(packet.destination, packet.port)}/{packet.proto}"
+    words = f"{asked} is a published port of {owner}; it leads to {_at(address, port)}"
+    return _Path(Reason(True, words), address, port, itself=known is packet.sender)
 
 
 def _stays(network: str) -> str:
-    return f"network {network} is internal: it leads to the host and its own services only"
+    return f"network {network} is internal: it reaches only the host and its own services"
 
 
 def _at(address: str, port: int | None) -> str:
@@ -363,56 +374,61 @@ def _at(address: str, port: int | None) -> str:
 def _published(
     world: World, to: _Address, port: int | None, proto: str, entered: str
 ) -> _Published | None:
-    """Whose a published port of a host's address is, and where it leads.
+    """Return the target of a published port of a host's address.
 
-    Who is on the network from which it is asked is reached there, else on its first. The specific address wins.
+    A client on a network of the service is led to the service's address there, any other to its
+    address on its first network. A port of one host address wins over one of all addresses.
     """
     if port is None or (to.version == 6 and to.is_loopback):
         return None
     for hosts in ((str(to),), WIDE):
         for known in world.services.values():
-            for each in known.ports if known.active else ():
-                inside = each.host_port and each.host_port <= port <= each.last
-                # published are the families of its first network
-                inside = inside and any(
-                    family_of(a) == to.version for e in known.endpoints[:1] for a in e.addresses
-                )
+            for published in known.ports if _publishes(known, to.version) else ():
                 if (
-                    inside
-                    and each.proto == proto
-                    and each.host_ip in hosts
-                    and to.version in each.families
+                    published.host_ip in hosts
+                    and published.proto == proto
+                    and published.host_port
+                    and published.host_port <= port <= published.last
+                    and to.version in published.families
                 ):
-                    shared = [
-                        endpoint for endpoint in known.endpoints if endpoint.network == entered
-                    ]
-                    for endpoint in (*shared, *known.endpoints[:1]):
-                        for address in endpoint.addresses:
-                            if family_of(address) == to.version:
-                                return _Published(
-                                    known,
-                                    endpoint.network,
-                                    address,
-                                    each.container_port + port - each.host_port,
-                                    dict(known.sharers).get(each, ""),
-                                )
+                    target = _target(known, to.version, entered)
+                    if target is not None:
+                        inside = published.container_port + port - published.host_port
+                        sharer = dict(known.sharers).get(published, "")
+                        return _Published(known, *target, inside, sharer)
+    return None
+
+
+def _publishes(known: Known, family: int) -> bool:
+    """Return whether a service publishes a family: if it is active and its first network has it."""
+    addresses = (address for e in known.endpoints[:1] for address in e.addresses)
+    return known.active and any(family_of(address) == family for address in addresses)
+
+
+def _target(known: Known, family: int, entered: str) -> tuple[str, str] | None:
+    """Return (network, address) to which a published port leads clients on network ``entered``."""
+    shared = [endpoint for endpoint in known.endpoints if endpoint.network == entered]
+    for endpoint in (*shared, *known.endpoints[:1]):
+        for address in endpoint.addresses:
+            if family_of(address) == family:
+                return endpoint.network, address
     return None
 
 
 def _leaves_by(world: World, known: Known, to: _Address) -> str | None:
-    """The network by which a service sends to an address: the one that has it, else its first, which has the default route."""
+    """Return the network by which a service reaches an address; None if it has no route.
+
+    It is the network that contains the address, else its first, which has the default route.
+    """
     for endpoint in known.endpoints:
         if holds(world.networks[endpoint.network], str(to)):
             return endpoint.network
     first = known.endpoints[0].network
-    return (
-        first
-        if any(subnet.family == to.version for subnet in world.networks[first].subnets)
-        else None
-    )
+    families = {subnet.family for subnet in world.networks[first].subnets}
+    return first if to.version in families else None
 
 
-# --- addresses -------------------------------------------------------------------------------------------------------
+# --- addresses -----------------------------------------------------------------------------------
 
 
 def _holder(world: World, address: str) -> _Holder | None:
@@ -429,7 +445,10 @@ def addresses_of(known: Known) -> tuple[str, ...]:
 
 
 def is_host(world: World, address: str) -> bool:
-    """Whether the host takes it for its own; 127.0.0.0/8 and ::1 are the host's unless a service sends to them."""
+    """Return whether an address is the host's.
+
+    127.0.0.0/8 and ::1 are; callers first handle a service that sends to its own loopback.
+    """
     if address in world.host or any(
         address in _gateways(network) for network in world.networks.values()
     ):
@@ -442,18 +461,18 @@ def _gateways(network: Network) -> tuple[str, ...]:
 
 
 def network_of(world: World, address: str) -> Network | None:
-    """Return the network that has the address, whether or not a service has it."""
+    """Return the network whose subnets contain the address, in use or not."""
     return next((network for network in world.networks.values() if holds(network, address)), None)
 
 
 def holds(network: Network, address: str) -> bool:
-    """Return whether the address is in a subnet of the network."""
+    """Return whether a subnet of the network contains the address."""
     number = ipaddress.ip_address(address)
     return any(_within(number, subnet.cidr) for subnet in network.subnets)
 
 
 def _within(address: _Address, prefix: str) -> bool:
-    """Never across families (ipaddress says so too)."""
+    """Return whether a prefix contains an address; never across families (see ipaddress)."""
     return address in ipaddress.ip_network(prefix)
 
 
@@ -462,7 +481,10 @@ def _is_link_local6(address: _Address) -> bool:
 
 
 def _is_broadcast(world: World, to: _Address) -> bool:
-    """Whether it is a multicast address or a broadcast one of a niso network or of every link (RFC 919, RFC 1112)."""
+    """Return whether an address is multicast or broadcast, of a niso network or of every link.
+
+    See RFC 919 and RFC 1112.
+    """
     if to.is_multicast or str(to) == "255.255.255.255":
         return True
     cidrs = (

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 class Address(NamedTuple):
     """An address with its prefix length.
 
-    ``routed``: there is the kernel's own route to that prefix by this link. ``lasting``: no lifetime of it ends.
+    ``routed``: the kernel's own route to its prefix exists on this link. ``lasting``: it has no
+    limited lifetime.
     """
 
     netns: str
@@ -49,24 +50,22 @@ class _Addresses(Kind[Address]):
             )
         was = step.was or address
         words = []
+        start = inside(address.netns)
         if not was.lasting:
             forever = "valid_lft forever preferred_lft forever"
-            words.append(
-                f"{inside(address.netns)}address replace {address.address} dev {address.link} {forever}"
-            )
+            words.append(f"{start}address replace {address.address} dev {address.link} {forever}")
         if not was.routed:
             from niso.kernel.rtnl_records import prefix
 
-            words.append(
-                f"{inside(address.netns)}route add {prefix(address.address)} dev {address.link} proto kernel"
-            )
+            destination = prefix(address.address)
+            words.append(f"{start}route add {destination} dev {address.link} proto kernel")
         return " && ".join(words)
 
     def what(self, thing: Address) -> str:
         return f"address {thing.address} on {thing.link}{in_netns(thing.netns)}"
 
     def follows_from(self, thing: Address, was: Address | None) -> tuple[str, ...]:
-        """A link that is down has lost its routes, and of IPv6 its addresses."""
+        """Name a link that is down: it has lost its routes, and its IPv6 addresses."""
         link = link_place(thing.netns, thing.link)
         if ":" in thing.address:
             whole = link_place(thing.netns, "all")
@@ -75,16 +74,19 @@ class _Addresses(Kind[Address]):
 
     def field_words(self, field: str, wanted: object, present: object) -> str:
         if field == "lasting":
-            return "it has a lifetime that ends"
-        return "the kernel's route to its prefix is gone"
+            return "its lifetime is limited"
+        return "the kernel's route to its prefix is missing"
 
     def read(self, space: Space, things: Collection[Address]) -> Iterable[Address]:
-        """All addresses of the links that the candidates are about. On the host their routes count among strays only."""
+        """Read all addresses of the candidates' links.
+
+        The kernel's routes to their prefixes are compared in services, and on the host with strays.
+        """
         for link in space.links_of_concern():
             by_link = space.routes(link) if space.name or space.reading.strays else None
-            there = {route.destination for route in by_link or () if not route.gateway}
+            destinations = {route.destination for route in by_link or () if not route.gateway}
             for address in space.addresses(link):
-                routed = by_link is None or _is_routed(address.address, there)
+                routed = by_link is None or _is_routed(address.address, destinations)
                 yield Address(space.name, link.name, address.address, routed, address.lasts)
 
     def write(self, writer: Writer, steps: Sequence[Step[Address]]) -> None:
@@ -113,11 +115,11 @@ class _Addresses(Kind[Address]):
             announce(writer.sockets, address.netns, address.link, address.address)
 
 
-def _is_routed(address: str, there: set[str]) -> bool:
-    """Whether an address's own prefix is among the destinations ``there``; one of a single address has no route."""
+def _is_routed(address: str, destinations: set[str]) -> bool:
+    """Return whether there is a route to an address's prefix; a single address needs none."""
     from niso.kernel.rtnl_records import prefix
 
-    return address.endswith("/128" if ":" in address else "/32") or prefix(address) in there
+    return address.endswith("/128" if ":" in address else "/32") or prefix(address) in destinations
 
 
 KIND = _Addresses(Address)

@@ -1,4 +1,4 @@
-"""Links of somebody else's that are ports of niso's bridges: none is wanted, since no rule looks at what they send."""
+"""Foreign links on niso's bridges: none is wanted, since no rule checks their packets."""
 
 from __future__ import annotations
 

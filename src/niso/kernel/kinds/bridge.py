@@ -1,4 +1,4 @@
-"""Bridges: one for each network."""
+"""Bridges: one per network."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 class Bridge(NamedTuple):
-    """``tracked4`` and ``tracked6``: frames that it switches go through the inet tables, whatever the global sysctls say.
+    """A bridge.
 
-    ``drift`` names its other settings that are not as niso makes them (kernel/bridge_flags.py).
+    ``tracked4`` and ``tracked6``: its frames pass the inet tables, whatever the global sysctls say.
+    ``drift`` names its non-default settings (kernel/bridge_flags.py).
     """
 
     name: str
@@ -50,7 +51,10 @@ class _Bridges(Kind[Bridge]):
         bridge = step.thing
         if step.action == "delete":
             return f"ip link delete {bridge.name}"
-        tracked = f"type bridge nf_call_iptables {int(bridge.tracked4)} nf_call_ip6tables {int(bridge.tracked6)}"
+        tracked = (
+            f"type bridge nf_call_iptables {int(bridge.tracked4)}"
+            f" nf_call_ip6tables {int(bridge.tracked6)}"
+        )
         if step.action == "add":
             return (
                 f"ip link add {bridge.name} mtu {bridge.mtu} {tracked}"
@@ -75,7 +79,7 @@ class _Bridges(Kind[Bridge]):
 
     def field_words(self, field: str, wanted: object, present: object) -> str:
         if field == "drift":
-            return f"set otherwise: {present}"
+            return f"non-default settings: {present}"
         return super().field_words(field, wanted, present)
 
     def claimed(self, reading: Reading) -> Iterable[Bridge]:
@@ -111,7 +115,7 @@ class _Bridges(Kind[Bridge]):
                 bridge.name,
                 mtu=bridge.mtu,
                 alias=bridge.alias,
-                # made again it has the same: for up to a minute services send to the one that they know
+                # recreated with the same MAC: services use the one that they know for a minute
                 mac=bridge.mac or None,
                 call_iptables=bridge.tracked4,
                 call_ip6tables=bridge.tracked6,

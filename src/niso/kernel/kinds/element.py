@@ -1,4 +1,4 @@
-"""Elements of the sets and maps of niso's two nftables tables, and the transactions that change them."""
+"""Elements of the sets and maps of niso's nftables tables, and transactions that change them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class Element(NamedTuple):
-    """One element of an nftables set (``value`` empty) or map.
+    """One element of an nftables set (``value`` is "") or map.
 
-    ``comment`` names the service or network that owns it, and in a policy the line of the manifest that says so.
+    ``comment`` names the service or network that owns it, and for a policy the manifest line.
     """
 
     table: str  # "inet niso" or "bridge niso"
@@ -39,7 +39,7 @@ class Edit(NamedTuple):
     element: Element
 
     def text(self) -> str:
-        """Return it as nft reads it (nft(8))."""
+        """Return it in nft's syntax (nft(8))."""
         table, container, what, value, comment = self.element
         if self.verb == "add":
             what += f' comment "{comment}"' if comment else ""
@@ -48,13 +48,16 @@ class Edit(NamedTuple):
 
 
 class NftTransaction(NamedTuple):
-    """What the kernel takes as a whole or not at all: edits of elements, and nft's text where the tables are made again."""
+    """An nftables transaction, which the kernel applies as a whole or not at all.
+
+    It has edits of elements, and nft's text if the tables are recreated.
+    """
 
     edits: tuple[Edit | str, ...]
 
     @property
     def statements(self) -> tuple[str, ...]:
-        """All of it as nft reads it."""
+        """Return all statements in nft's syntax."""
         return tuple(edit if isinstance(edit, str) else edit.text() for edit in self.edits)
 
     @property
@@ -72,7 +75,7 @@ class NftTransaction(NamedTuple):
         if isinstance(last, str) and last.startswith("destroy table"):
             return f"nft '{'; '.join(self.statements)}'"
         if isinstance(first, str) and first.startswith("destroy table"):
-            return f"nft -f -   # both tables anew, with {len(self.edits) - 3} elements"
+            return f"nft -f -   # recreate both tables, with {len(self.edits) - 3} elements"
         return "\n".join(f"nft {statement!r}" for statement in self.statements)
 
 
@@ -92,7 +95,7 @@ class _Elements(Kind[Element]):
         )
 
     def in_scope(self, have: State, want: State, before: State) -> frozenset[Element]:
-        """Leave out what was this scope's and is another's now: a port that has moved is not to go."""
+        """Leave out elements that belong to another scope now, such as a port that has moved."""
         keys = {element.key() for element in want[Element]}
         owners = {(element.key(), element.comment) for element in before[Element]}
         return frozenset(
@@ -100,13 +103,14 @@ class _Elements(Kind[Element]):
         )
 
     def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
-        """Change elements in one transaction before everything else, and in one after it delete those that guard something.
+        """Change elements in one transaction before everything else.
 
-        Without additions all goes in the last one.
+        Elements that guard something are deleted in another one after everything else. Without
+        additions, that one has all deletions.
         """
         from niso.kernel.kinds.ruleset import Ruleset
 
-        if want[Ruleset] != have[Ruleset]:  # that step has them all
+        if want[Ruleset] != have[Ruleset]:  # the step of the ruleset has all elements
             return Steps()
         before = {element.key(): element for element in have[Element]}
         early: list[Edit] = []
@@ -124,7 +128,7 @@ class _Elements(Kind[Element]):
         for element in sorted(before.values()):
             guards_on = element.container in nft_tables.LATE
             if element.container in nft_tables.POLICIES:
-                # what an address was denied holds until it is gone; intervals that replace others need their room at once
+                # an address is denied until it is gone; new intervals need the place of old ones
                 own = not addresses.isdisjoint(element.element.split(" . ")[:2])
                 guards_on = own and _room(element) not in renewed
             (late if guards_on else early).append(Edit("delete", element))
@@ -147,7 +151,10 @@ class _Elements(Kind[Element]):
         return {Element(*key, *present[key]) for key in keys if key in present}
 
     def write(self, writer: Writer, steps: Sequence[NftTransaction]) -> None:
-        """Do one transaction: by netlink, or by libnftables where it is of tables or of elements that netlink.py cannot write."""
+        """Execute one transaction by netlink.
+
+        libnftables executes those of tables, and of elements that nft_elements.py cannot write.
+        """
         from niso.kernel.nft_elements import HEADERS, Change, Nfnetlink, can_change
 
         (step,) = steps
@@ -171,7 +178,7 @@ class _Elements(Kind[Element]):
 
 
 def _addresses_that_go(want: State, have: State, gone: Iterable[Element]) -> set[str]:
-    """Addresses of services that are not wanted any more, without their length."""
+    """Return addresses of services that are not wanted any more, without prefix length."""
     from niso.kernel.kinds.address import Address
 
     return {
@@ -189,7 +196,10 @@ def _addresses_that_go(want: State, have: State, gone: Iterable[Element]) -> set
 
 
 def _room(element: Element) -> tuple[str, ...] | None:
-    """What intervals of policies share, so that one may overlap another that is to go; None for all that are not intervals."""
+    """Return what overlapping intervals of a policy have in common; None if it is no interval.
+
+    A new interval may overlap one that is to be deleted.
+    """
     part = element.container.partition("_")[2]
     intervals = nft_tables.POLICY_PARTS.get(part, ("", False))[1]
     if element.container not in nft_tables.POLICIES or not intervals:
@@ -199,7 +209,10 @@ def _room(element: Element) -> tuple[str, ...] | None:
 
 
 def lookup(reading: Reading) -> dict[tuple[str, str, str], tuple[str, str]]:
-    """Return (value, comment) of the candidates and of the tables' marks that there are, by key; asked once for each reading."""
+    """Return (value, comment) of existing candidates and of the tables' marks, by key.
+
+    The kernel is asked once for each reading.
+    """
     if reading.elements is None:
         from niso.kernel.kinds.ruleset import owner
         from niso.kernel.nft_elements import HEADERS, Nfnetlink
@@ -216,7 +229,7 @@ def lookup(reading: Reading) -> dict[tuple[str, str, str], tuple[str, str]]:
 
 
 def _all(reading: Reading) -> Iterable[Element]:
-    """All elements of the two tables. Raises Conflict where the tables are not this niso's."""
+    """Return all elements of the two tables. Raises Conflict if the tables are not this niso's."""
     from niso.kernel.libnftables import Nft
     from niso.kernel.nft_compare import check_owner
 

@@ -1,4 +1,4 @@
-"""Hosts files: one for all services with one ordered list of networks."""
+"""Hosts files: one for all services with the same ordered list of networks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class HostsFile(NamedTuple):
-    """``folder`` names the list (names.hosts_folder)."""
+    """A hosts file. ``folder`` names the list of networks (names.hosts_folder)."""
 
     folder: str
 
@@ -28,7 +28,7 @@ class HostsFile(NamedTuple):
 
 
 class HostsEdit(NamedTuple):
-    """One hosts file: made (``create``) or edited, by renaming a new one over it."""
+    """Create or edit one hosts file, by renaming a new one over it."""
 
     folder: str
     create: bool
@@ -68,9 +68,9 @@ class _HostsFiles(Kind[HostsFile]):
         for file in sorted(want[HostsFile]):
             create = file not in have[HostsFile]
             lines = wanted.get(file.folder, set())
-            there = set() if create else present.get(file.folder, set())
-            if create or lines != there:
-                remove, add = tuple(sorted(there - lines)), tuple(sorted(lines - there))
+            existing = set() if create else present.get(file.folder, set())
+            if create or lines != existing:
+                remove, add = tuple(sorted(existing - lines)), tuple(sorted(lines - existing))
                 edits.append(HostsEdit(file.folder, create, remove, add))
         keys = {file.key() for file in want[HostsFile]}
         gone = sorted(file for file in have[HostsFile] if file.key() not in keys)
@@ -78,14 +78,14 @@ class _HostsFiles(Kind[HostsFile]):
 
     def missing(self, thing: HostsFile) -> Difference:
         if os.path.lexists(os.path.join(path_of(thing.folder), "hosts")):
-            return Difference("different", self.what(thing), "not as niso has written it")
+            return Difference("different", self.what(thing), "not written by niso")
         return super().missing(thing)
 
     def by_space(self, things: Iterable[HostsFile]) -> dict[str, Collection[HostsFile]]:
         return {"": frozenset(things)}
 
     def read(self, space: Space, things: Collection[HostsFile]) -> Iterable[HostsFile]:
-        """When everything is read, the files that have lines as niso writes them and that everybody can get at."""
+        """Read hosts files; when everything is read, only well-formed, world-readable ones."""
         if space.name:
             return
         everything = space.reading.everything
@@ -123,7 +123,7 @@ def folders() -> list[str]:
 
 
 def _text(folder: str) -> str | None:
-    """The text of a hosts file that begins as niso writes it and that everybody may read; any other counts as absent."""
+    """Return a hosts file's text; None unless it starts as niso writes it and is world-readable."""
     from niso.base import files
     from niso.kernel import hosts_text
 
@@ -164,7 +164,7 @@ def _edit(step: HostsEdit) -> None:
         {hosts_text.line(line.address, line.names) for line in step.remove},
         {hosts_text.line(line.address, line.names) for line in step.add},
     )
-    # a reader sees the old file or the new one; the services see the folder, so that a renamed file reaches them
+    # readers see the old or the new file; services mount the folder, so that they see the rename
     temporary = f"{path}.new"
     try:
         fd = files.make(temporary, 0o644)
@@ -176,19 +176,19 @@ def _edit(step: HostsEdit) -> None:
         failpoint.hit(f"rename {path}")
         files.rename(temporary, path)
     except BaseException as error:
-        with suppress(FileNotFoundError):  # it could not even be made
+        with suppress(FileNotFoundError):  # it could not be created
             os.unlink(temporary)
         if step.create and not os.path.exists(path):
             os.rmdir(folder)
         if isinstance(error, OSError) and error.errno == errno.ENOTEMPTY:
             raise KernelError(
-                f"{path} is a folder that is not empty", "move it away, then niso net repair"
+                f"{path} is a folder and not empty", "move it away, then niso net repair"
             ) from error
         raise
 
 
 def _make_folder(folder: str) -> None:
-    """Make it for everybody to read in, whatever is there in its place."""
+    """Create a world-readable folder, replacing whatever is in its place."""
     try:
         os.makedirs(folder, mode=0o755)
     except FileExistsError:
@@ -200,7 +200,10 @@ def _make_folder(folder: str) -> None:
 
 
 def remove(folder: str) -> None:
-    """Delete a hosts file, or what is left of one, with its folder; no-op if there is none. Raises OSError."""
+    """Delete a hosts file or its leftovers, with its folder; no-op if there is none.
+
+    Raises OSError.
+    """
     import errno
 
     from niso.base import files

@@ -1,4 +1,4 @@
-"""Lines of hosts files: one for each service in each file that shows it."""
+"""Lines of hosts files: one for each service in each file that lists it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class HostsLine(NamedTuple):
-    """``names`` as they stand behind the address."""
+    """A line. ``names`` is its text after the address."""
 
     folder: str
     address: str
@@ -31,13 +31,16 @@ class _HostsLines(Kind[HostsLine]):
         return f"line {thing.address} {thing.names} in hosts file of {thing.folder}"
 
     def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
-        return Steps()  # those of its file have them
+        return Steps()  # the steps of its file change it
 
     def by_space(self, things: Iterable[HostsLine]) -> dict[str, Collection[HostsLine]]:
         return {"": frozenset(things)}
 
     def read(self, space: Space, things: Collection[HostsLine]) -> Iterable[HostsLine]:
-        """Candidates are looked for without taking their files apart, which have a line for each service."""
+        """Read lines.
+
+        Candidates are searched in the text, since parsing a file takes time per service.
+        """
         from niso.kernel import hosts_text
 
         if space.name:

@@ -1,4 +1,4 @@
-"""What an interrupted change leaves of a hosts file: none is wanted."""
+"""Leftovers of interrupted changes to hosts files: none is wanted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class HostsRemnant(NamedTuple):
-    """A folder with nothing in it, or nothing but a draft; it reads as no file."""
+    """A folder that is empty or has only a draft; it counts as no file."""
 
     folder: str
 
@@ -33,7 +33,7 @@ class _HostsRemnants(Kind[HostsRemnant]):
         return kind_of(file).what(file)
 
     def wanted(self, want: State, have: State) -> frozenset[HostsRemnant]:
-        """Leave those of wanted files: to make the file is to make use of them."""
+        """Keep those of wanted files: creating the file reuses them."""
         files = want[HostsFile]
         return frozenset(r for r in have[HostsRemnant] if HostsFile(r.folder) in files)
 

@@ -1,10 +1,12 @@
-"""What every kind of kernel object has, and the answers that most kinds share.
+"""The interface of a kind of kernel object, with the defaults that most kinds share.
 
-A thing is a NamedTuple; the fields that `key` returns say which thing it is, the others how it should be. Its kind is one
-`Kind`, in the same file: how it is planned, read, written and described. That file imports what does I/O inside the methods
-that do it, so State costs no netlink code.
+A thing is a NamedTuple. The fields that `key` returns identify it, the others are its desired or
+actual state. A `Kind` in the same file says how things are planned, read, written and described.
+That file imports modules with I/O only inside the methods that need them, so that State costs no
+netlink code.
 
-A place is where things lie, as text: ``netns NAME``, ``link /NETNS/NAME`` (NETNS is empty for the host), ``ruleset``.
+A place is where things lie, as text: ``netns NAME``, ``link /NETNS/NAME`` (NETNS is empty for the
+host), ``ruleset``.
 """
 
 from __future__ import annotations
@@ -33,13 +35,13 @@ if TYPE_CHECKING:
         def __iter__(self) -> Iterator[Any]: ...
 
     class AnyStep(Protocol):
-        """A step of a plan: a `Step`, or several things at once as one kind writes them."""
+        """A step of a plan: a `Step`, or several things that their kind writes at once."""
 
         def describe(self) -> str: ...
         @property
         def kind(self) -> Kind[Any]: ...
         def things(self) -> tuple[Any, ...]:
-            """Return the things to read back when the step is done."""
+            """Return the things to read back after the step."""
 
     T = TypeVar("T", bound=Thing)
 else:
@@ -48,14 +50,14 @@ else:
 
 
 class Step(NamedTuple, Generic[T]):  # noqa: UP046  # type parameters import typing
-    """``action`` is add, delete or change; for change, ``was`` is the thing as it is now."""
+    """One change. ``action`` is add, delete or change; for change, ``was`` is the present thing."""
 
     action: str
     thing: T
     was: T | None = None
 
     def describe(self) -> str:
-        """Return what it does, as words that also work when pasted into a shell."""
+        """Return its description, which also works when pasted into a shell."""
         return self.kind.words(self)
 
     @property
@@ -67,9 +69,10 @@ class Step(NamedTuple, Generic[T]):  # noqa: UP046  # type parameters import typ
 
 
 class Steps(NamedTuple):
-    """One kind's part of a plan: ``first`` before all kinds' steps, ``last`` after them.
+    """One kind's part of a plan.
 
-    ``made`` are additions and changes, ``gone`` deletions.
+    ``first`` comes before the steps of all kinds and ``last`` after them. ``made`` are additions
+    and changes, ``gone`` deletions.
     """
 
     first: Sequence[AnyStep] = ()
@@ -79,7 +82,7 @@ class Steps(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """``problem`` is missing, foreign or different; ``what`` names the thing; ``detail`` says how it differs."""
+    """A difference. ``what`` names the thing and ``detail`` says how it differs."""
 
     problem: Problem
     what: str
@@ -95,22 +98,22 @@ def kind_of(thing: T) -> Kind[T]:
 
 
 class Kind(Generic[T]):  # noqa: UP046
-    """One kind of kernel object. Methods are asked with things of this kind alone."""
+    """One kind of kernel object. Its methods are called with things of this kind only."""
 
     is_transactional = False
-    """The kernel takes all things of one step or none, so nothing is read back, and deletions wait for what they guard."""
+    """Whether steps are transactions: not read back, and deletions wait for what they guard."""
     holds_others = False
-    """Whether things lie in things of this kind."""
+    """Whether other things lie in things of this kind."""
     goes_along = True
-    """Whether a thing disappears at once with the place that it lies in, so that no step of its own deletes it."""
+    """Whether a thing disappears at once with its place, so that no step deletes it."""
     is_only_set = False
-    """Whether things have no end of their own: what is there and not wanted is left as it is."""
+    """Whether things cannot be deleted: existing ones that are not wanted stay as they are."""
     names_links = False
     """Whether `links` returns any."""
     is_read_by_link = False
-    """Whether a reader returns all things of a link, not only the candidates."""
+    """Whether reading returns all things of a link, not only the candidates."""
     reads_closed_spaces = False
-    """Whether `read` is also asked about namespaces that are missing or somebody else's."""
+    """Whether `read` is also called for namespaces that are missing or foreign."""
 
     def __init__(self, thing: type[T]) -> None:
         self.thing = thing
@@ -119,33 +122,33 @@ class Kind(Generic[T]):  # noqa: UP046
     # --- what it is ---
 
     def space(self, thing: T) -> str:
-        """Return the network namespace that the thing is read in; "" is the host."""
+        """Return the network namespace of the thing; "" is the host."""
         return ""
 
     def links(self, thing: T) -> tuple[str, ...]:
-        """Return the links of its namespace that it is about."""
+        """Return the links of its namespace that the thing concerns."""
         return ()
 
     def place(self, thing: T) -> str:
-        """Return how things that lie in this one name it; "" where nothing does."""
+        """Return the name of this thing as a place; "" if nothing lies in it."""
         return ""
 
     def lies_in(self, thing: T) -> tuple[str, ...]:
-        """Return the places without which it cannot be seen."""
+        """Return the places without which it is not visible."""
         return ()
 
     def hangs_on(self, thing: T) -> tuple[str, ...]:
-        """Return the places without which it cannot be made."""
+        """Return the places without which it cannot be created."""
         return self.lies_in(thing)
 
     def guards(self, thing: T) -> Iterable[Element]:
-        """Return the nftables elements that keep the thing from being a way around the rules."""
+        """Return the nftables elements that make the rules apply to the thing."""
         return ()
 
     # --- its words ---
 
     def words(self, step: Step[T]) -> str:
-        """Return what a step does, as a shell command where there is one."""
+        """Return a description of a step, as a shell command if there is one."""
         return f"{step.action} {type(step.thing).__name__.lower()} {' '.join(step.thing.key())}"
 
     def what(self, thing: T) -> str:
@@ -155,25 +158,31 @@ class Kind(Generic[T]):  # noqa: UP046
     # --- planning ---
 
     def wanted(self, want: State, have: State) -> frozenset[T]:
-        """Return what is wanted of this kind, in view of what ``have`` shows."""
+        """Return the wanted things of this kind, adjusted to what ``have`` shows."""
         return want[self.thing]
 
     def possible(
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
     ) -> frozenset[T]:
-        """Return what of ``want`` this kernel can have; ``before`` is what it had by the store."""
+        """Return the wanted things that this kernel supports.
+
+        ``before`` is the previous desired state, from the store.
+        """
         return want[self.thing]
 
     def in_scope(self, have: State, want: State, before: State) -> frozenset[T]:
-        """Return what of ``have`` is this scope's, which wants ``want`` and had ``before``."""
+        """Return the things in ``have`` of this scope, which wants ``want`` and had ``before``."""
         return have[self.thing]
 
     def in_the_way(self, want: State, have: State) -> frozenset[T]:
-        """Return the things that have to be deleted before others of this kind can be made."""
+        """Return the things that must be deleted before others of this kind can be created."""
         return frozenset()
 
     def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
-        """Return the steps from ``have`` to ``want``. What lies in a place that is ``going`` goes with it."""
+        """Return the steps from ``have`` to ``want``.
+
+        Things in a place in ``going`` disappear with it.
+        """
         made: list[AnyStep] = []
         gone: list[AnyStep] = []
         before, more = by_key(want[self.thing], have[self.thing])
@@ -189,31 +198,31 @@ class Kind(Generic[T]):  # noqa: UP046
         return Steps(made=made, gone=gone)
 
     def is_read_back(self, thing: T) -> bool:
-        """Whether a thing that was written is read back."""
+        """Return whether a thing is read back after it was written."""
         return True
 
     def settled(self, have: State, want: State, candidates: State) -> frozenset[T]:
-        """Return what counts of ``have``, which was read after a change from ``candidates`` to ``want``."""
+        """Return the relevant things in ``have``, as changed from ``candidates`` to ``want``."""
         return have[self.thing]
 
     # --- findings ---
 
     def missing(self, thing: T) -> Difference:
-        """Return the finding for a thing that is wanted and was not read."""
+        """Return the finding for a wanted thing that does not exist."""
         return Difference("missing", self.what(thing))
 
     def follows_from(self, thing: T, was: T | None) -> tuple[str, ...]:
-        """Return what, of `conditions`, explains that the thing is missing or is as ``was``."""
+        """Return the `conditions` that explain why the thing is missing or is as ``was``."""
         return ()
 
     def conditions(self, thing: T, was: T) -> Iterable[str]:
-        """Return what is known of others from ``was``, a thing that is not as wanted."""
+        """Return conclusions about other things from ``was``, a thing that is not as wanted."""
         return ()
 
     def differences(self, thing: T, was: T, known: Collection[str]) -> list[Difference]:
         """Return the finding for a thing that is not as wanted, with each field that differs.
 
-        ``known`` has the places and conditions that were named before.
+        ``known`` has the places and conditions reported before.
         """
         texts = [
             self.field_words(field, wanted, present)
@@ -223,55 +232,59 @@ class Kind(Generic[T]):  # noqa: UP046
         return [Difference("different", self.what(thing), "; ".join(texts))] if texts else []
 
     def field_follows(self, thing: T, field: str, present: object, known: Collection[str]) -> bool:
-        """Whether a field is other than wanted only because of what is ``known``."""
+        """Return whether ``known`` already explains the difference of a field."""
         return False
 
     def field_words(self, field: str, wanted: object, present: object) -> str:
-        """Return how a field differs."""
+        """Return the words for the difference of a field."""
         return f"{field} is {present!r}, should be {wanted!r}"
 
     # --- reading ---
 
     def claimed(self, reading: Reading) -> Iterable[T]:
-        """Return the things that carry niso's mark, as candidates for reading everything."""
+        """Return the things with niso's mark, as candidates when everything is read."""
         return ()
 
     def by_space(self, things: Iterable[T]) -> dict[str, Collection[T]]:
-        """Return the things by the namespace that they are read in."""
+        """Return the things by the namespace in which they are read."""
         spaces: dict[str, list[T]] = {}
         for thing in things:
             spaces.setdefault(self.space(thing), []).append(thing)
         return dict(spaces)
 
     def read(self, space: Space, things: Collection[T]) -> Iterable[T]:
-        """Return which of ``things`` there are in a namespace, as they are there.
+        """Return those of ``things`` that exist in a namespace, with their actual fields.
 
-        Kinds are asked in their order, of one namespace after another. Raises KernelError, Conflict.
+        Kinds are called in their order, for one namespace after another. Raises KernelError and
+        Conflict.
         """
         raise NotImplementedError(f"{type(self).__name__}.read")
 
     def left_over(self, reading: Reading) -> Iterable[T]:
-        """Return what carries niso's mark and was read in no namespace, when everything is read."""
+        """Return the marked things that were read in no namespace, when everything is read."""
         return ()
 
     # --- writing ---
 
     def batch(self, step: Step[T], writer: Writer) -> Hashable:
-        """Return what steps that are done together have in common; None if each is done by itself."""
+        """Return a key that steps executed together have in common; None for a step by itself."""
         return None
 
     def write(self, writer: Writer, steps: Sequence[Any]) -> None:
-        """Do the steps of one batch. Raises KernelError, OSError."""
+        """Execute the steps of one batch. Raises KernelError and OSError."""
         raise NotImplementedError(f"{type(self).__name__}.write")
 
     def after_writing(self, writer: Writer, step: Step[T]) -> None:
-        """Do what has to follow a step when all steps are done."""
+        """Do what must follow a step, once all steps are executed."""
 
 
 def by_key(
     wanted: Collection[T], present: Collection[T]
 ) -> tuple[dict[tuple[str, ...], T], list[T]]:
-    """Return things by their key, and those whose key has another: the kernel has routes to one place by their metric."""
+    """Return things by key, and further things with the same key, wanted ones first.
+
+    The kernel can have several routes to one destination, with different metrics.
+    """
     things: dict[tuple[str, ...], T] = {}
     more = []
     for thing in present:
@@ -289,12 +302,12 @@ def fields(thing: Thing) -> tuple[str, ...]:
 
 
 def inside(netns: str) -> str:
-    """Return how a command of iproute2 begins that acts in a namespace."""
+    """Return the start of an iproute2 command in a namespace."""
     return f"ip -n {netns} " if netns else "ip "
 
 
 def in_netns(netns: str) -> str:
-    """Return the words for a thing's namespace in a finding; "" for the host's."""
+    """Return the words for a namespace in a finding; "" for the host's."""
     return f" in {netns}" if netns else ""
 
 

@@ -1,4 +1,4 @@
-"""Named network namespaces: one for each service that is on a network of its own or on none."""
+"""Named network namespaces: one for each service with networks of its own, or without any."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Netns(NamedTuple):
-    """Its ``lo`` carries ``alias`` and is ``up``."""
+    """A namespace. Its ``lo`` has the alias ``alias`` and is ``up``."""
 
     name: str
     alias: str

@@ -1,4 +1,4 @@
-"""Neighbour entries that somebody has set by hand on niso's links: none is wanted."""
+"""Neighbour entries added by hand on niso's links: none is wanted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Neighbour(NamedTuple):
-    """``address`` is empty in a bridge's own table, where ``link`` is the port."""
+    """An entry. In a bridge's forwarding table ``address`` is "" and ``link`` the port."""
 
     netns: str
     link: str
@@ -39,7 +39,7 @@ class _Neighbours(Kind[Neighbour]):
 
     def what(self, thing: Neighbour) -> str:
         if not thing.address:
-            return f"entry {thing.mac} of port {thing.link} in its bridge's table"
+            return f"forwarding entry {thing.mac} of bridge port {thing.link}"
         where = f"on {thing.link}{in_netns(thing.netns)}"
         return f"neighbour entry {thing.address} lladdr {thing.mac} {where}"
 
@@ -58,7 +58,7 @@ class _Neighbours(Kind[Neighbour]):
 
 
 def _of_services(space: Space) -> Iterable[Neighbour]:
-    """Those of a namespace's ends of candidate veth pairs."""
+    """Yield entries on the namespace's ends of candidate veth pairs."""
     from niso.kernel import neighbours
     from niso.kernel.kinds.veth import Veth
 
@@ -69,7 +69,7 @@ def _of_services(space: Space) -> Iterable[Neighbour]:
 
 
 def _of_bridges(space: Space) -> Iterable[Neighbour]:
-    """Those of our bridges, as links and in the tables of their own."""
+    """Yield entries on niso's bridges and in their forwarding tables."""
     from niso.kernel import neighbours
     from niso.kernel.kinds.bridge import Bridge
 

@@ -1,7 +1,7 @@
-"""The kinds of kernel objects, in the order in which things are made; they are taken away in reverse.
+"""The kinds of kernel objects, in the order of their creation; deletion is in reverse.
 
-Rules come before anything that could carry a packet and go after it, so that what exists half-way is never wider than
-what was declared. A kind is the file of its name in this folder.
+Rules are created before anything that could carry a packet, and deleted after it, so that a partial
+state is never wider than declared. A kind is the file of its name in this folder.
 """
 
 from __future__ import annotations

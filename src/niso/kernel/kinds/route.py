@@ -1,4 +1,4 @@
-"""Routes of the main table of services' namespaces."""
+"""Routes in the main table of services' namespaces."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class Route(NamedTuple):
-    """``destination`` is a prefix; ``default`` is written ``0.0.0.0/0`` or ``::/0``.
+    """A route. ``destination`` is a prefix; ``default`` is written ``0.0.0.0/0`` or ``::/0``.
 
-    ``type`` is blackhole, unreachable, prohibit or throw, and then there is no link; empty for a unicast route, as all of
-    niso's are.
+    ``type`` is "" for a unicast route, as all of niso's are, or blackhole, unreachable, prohibit or
+    throw; then there is no link.
     """
 
     netns: str
@@ -58,7 +58,7 @@ class _Routes(Kind[Route]):
         )
 
     def follows_from(self, thing: Route, was: Route | None) -> tuple[str, ...]:
-        """A link that is down has lost its routes."""
+        """Name a link that is down: it has lost its routes."""
         link = link_place(thing.netns, thing.link)
         if ":" in thing.destination:
             whole = link_place(thing.netns, "all")
@@ -66,7 +66,10 @@ class _Routes(Kind[Route]):
         return (f"{link} down",)
 
     def read(self, space: Space, things: Collection[Route]) -> Iterable[Route]:
-        """All routes of the links that the candidates are about, but those that the kernel makes. The host's are not niso's."""
+        """Read all routes of the candidates' links, except those that the kernel adds.
+
+        The host's routes are not niso's.
+        """
         if not space.name:
             return
         from niso.kernel.rtnetlink import BOOT, KERNEL, NOWHERE

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class Ruleset(NamedTuple):
-    """``digest`` names the text (nft_tables.py); ``wrong`` the chains and sets that are not as the text has them."""
+    """The tables.
+
+    ``digest`` is that of their text (nft_tables.py). ``wrong`` lists chains and sets that differ.
+    """
 
     digest: str
     wrong: tuple[tuple[Problem, str], ...] = ()
@@ -36,9 +39,10 @@ class _Rulesets(Kind[Ruleset]):
         return "nftables tables inet niso and bridge niso"
 
     def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
-        """Destroy both tables and make them again in one transaction, with all elements.
+        """Destroy and recreate both tables in one transaction, with all elements.
 
-        The new ones know nothing of links that are about to go: until then their guards let nothing out of them.
+        Links that are about to be deleted get guards in the new tables until they are gone:
+        otherwise their packets would pass.
         """
         if want[Ruleset] == have[Ruleset]:
             return Steps()
@@ -59,7 +63,7 @@ class _Rulesets(Kind[Ruleset]):
 
     def differences(self, thing: Ruleset, was: Ruleset, known: Collection[str]) -> list[Difference]:
         if not was.wrong:
-            return [Difference("different", self.what(was), "of another version of niso")]
+            return [Difference("different", self.what(was), "from another version of niso")]
         return [Difference(problem, f"nftables {what}") for problem, what in was.wrong]
 
     def conditions(self, thing: Ruleset, was: Ruleset) -> Iterable[str]:
@@ -80,7 +84,10 @@ class _Rulesets(Kind[Ruleset]):
 
 
 def owner(state_id: str) -> list[Element]:
-    """Return the elements that say whose tables these are, and which text made them: a fresh process reads them first."""
+    """Return the elements that mark the tables' owner and the version of their text.
+
+    A new process reads them first.
+    """
     return [
         Element(table, "owner", f'"{text}"', "", "")
         for table in nft_tables.CONTAINERS
@@ -89,7 +96,7 @@ def owner(state_id: str) -> list[Element]:
 
 
 def _compared() -> Iterable[Ruleset]:
-    """The tables, with what differs from their text."""
+    """Return the tables, with their differences from the text."""
     from niso.kernel import nft_compare
     from niso.kernel.libnftables import Nft
 
@@ -99,7 +106,7 @@ def _compared() -> Iterable[Ruleset]:
 
 
 def _other_tables(reading: Reading) -> Iterable[Ruleset]:
-    """The tables where they are not marked as they should be."""
+    """Return the tables if their marks are not as expected."""
     from niso.kernel.libnftables import Nft
     from niso.kernel.nft_compare import check_owner
 
@@ -112,7 +119,7 @@ def _other_tables(reading: Reading) -> Iterable[Ruleset]:
                 gone.append(("missing", f"table {table}"))
                 continue
             texts = {mark.strip('"') for mark in marks}
-            # tables of this form that have lost their mark are repaired where everything is
+            # tables that have lost their mark are repaired when everything is read
             if texts or reading.foreign is None:
                 check_owner(table, texts, reading.state_id)
             digests += [text[6:] for text in texts if text.startswith("rules-")]

@@ -1,4 +1,4 @@
-"""Sysctls of the host and of services' namespaces. niso sets values; there is no deletion."""
+"""Sysctls of the host and of services' namespaces. niso sets values and never deletes any."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 FORWARDING = "net/ipv4/ip_forward"
 FORWARDING6 = "net/ipv6/conf/all/forwarding"
 ON = {"ip_forward": "1", "forwarding": "1", "force_forwarding": "1", "accept_ra": "2"}
-"""By the last part of its name: what a sysctl of the host must be while a service is active. Its value before is on record."""
+"""The values of host sysctls while a service is active, by the last part of their name.
+
+The store has the values from before.
+"""
 
 
 class Sysctl(NamedTuple):
@@ -53,9 +56,10 @@ class _Sysctls(Kind[Sysctl]):
     # --- planning ---
 
     def wanted(self, want: State, have: State) -> frozenset[Sysctl]:
-        """Add the right values of sysctls that niso leaves as a new link has them, where ``have`` has one that is in its way.
+        """Add the right values of sysctls that niso normally leaves at their default.
 
-        Such are IPv6 switched off for a service, and IPv4 forwarding for a bridge; `read` looks at them.
+        They are wanted if ``have`` shows one that breaks a service: IPv6 disabled inside it, or
+        IPv4 forwarding of a bridge disabled.
         """
         from niso.kernel.kinds.bridge import Bridge
         from niso.kernel.kinds.namespace import Netns
@@ -81,7 +85,7 @@ class _Sysctls(Kind[Sysctl]):
     def possible(
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
     ) -> frozenset[Sysctl]:
-        """Leave out those of IPv6 where the kernel has none, and of the host's links that are gone or go."""
+        """Leave out IPv6 sysctls on a kernel without IPv6, and those of links that disappear."""
         from niso.kernel.kinds.bridge import Bridge
 
         made = {bridge.name for bridge in want[Bridge]}
@@ -99,13 +103,15 @@ class _Sysctls(Kind[Sysctl]):
         return frozenset(filter(can_be, want[Sysctl]))
 
     def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
-        """Set what differs; what the forwarding of all links sets again has to get its own value after it.
+        """Set what differs.
 
-        accept_ra comes before forwarding: a host that begins to forward forgets the routers that it was not told to keep.
+        Setting the forwarding of all links resets that of each link, so theirs is set again after
+        it. accept_ra comes before forwarding: a host that starts to forward forgets its routers
+        otherwise.
         """
         made: list[AnyStep] = []
         before, _ = by_key(want[Sysctl], have[Sysctl])
-        reset: set[str] = set()  # namespaces whose forwarding of all is set
+        reset: set[str] = set()  # namespaces in which forwarding of all links is set
         for thing in sorted(want[Sysctl], key=_order):
             was = before.get(thing.key())
             is_reset = thing.netns in reset and _is_forwarding6(thing)
@@ -118,7 +124,10 @@ class _Sysctls(Kind[Sysctl]):
         return Steps(made=made)
 
     def is_read_back(self, thing: Sysctl) -> bool:
-        """Not those of services, which only their own file sets; those of the host's links follow others, which may change them."""
+        """Read back the host's only.
+
+        Only niso sets those of services. Those of the host's links follow others, which may change.
+        """
         return not thing.netns
 
     # --- findings ---
@@ -151,7 +160,7 @@ class _Sysctls(Kind[Sysctl]):
         return present
 
     def batch(self, step: Step[Sysctl], writer: Writer) -> Hashable:
-        """Those of one namespace, which has to be entered."""
+        """Batch the sysctls of one namespace, to enter it once."""
         return step.thing.netns
 
     def write(self, writer: Writer, steps: Sequence[Step[Sysctl]]) -> None:
@@ -165,7 +174,10 @@ class _Sysctls(Kind[Sysctl]):
 
 
 def _parts(thing: Sysctl) -> tuple[str, str, str]:
-    """Family, link and last part of ``net/FAMILY/conf/LINK/NAME``; the latter two are "" for others."""
+    """Return the family, link and last part of ``net/FAMILY/conf/LINK/NAME``.
+
+    For other names, the latter two are "".
+    """
     _, family, _, link, name = (*thing.name.split("/"), "", "", "")[:5]
     return family, link, name
 
@@ -184,7 +196,7 @@ def _is_forwarding6(thing: Sysctl) -> bool:
 
 
 def _present(things: Iterable[Sysctl]) -> set[Sysctl]:
-    """Which there are in the namespace that the caller is in, with their values."""
+    """Return those that exist in the caller's namespace, with their values."""
     from niso.kernel import sysctl
 
     asked = list(things)
@@ -193,7 +205,7 @@ def _present(things: Iterable[Sysctl]) -> set[Sysctl]:
 
 
 def _links_without_ipv6(space: Space) -> list[str]:
-    """Links of a service that lack a candidate IPv6 address."""
+    """Return the links of a service that lack a candidate IPv6 address."""
     from niso.kernel.kinds.address import Address
 
     if not space.name:
@@ -209,7 +221,7 @@ def _links_without_ipv6(space: Space) -> list[str]:
 
 
 def _switched_off(netns: str, links: list[str]) -> set[Sysctl]:
-    """What keeps these links from having IPv6 addresses: the switch of all, else those of their own."""
+    """Return the sysctls that disable IPv6 on these links: that of all links, else their own."""
     for some in (["all"], links) if links else ():
         asked = (Sysctl(netns, f"net/ipv6/conf/{link}/disable_ipv6", "0") for link in some)
         off = {thing for thing in _present(asked) if thing.value == "1"}
@@ -219,7 +231,7 @@ def _switched_off(netns: str, links: list[str]) -> set[Sysctl]:
 
 
 def _bridges_that_do_not_forward(space: Space, present: set[Sysctl]) -> set[Sysctl]:
-    """Bridges follow ip_forward until somebody sets theirs."""
+    """Return bridges that do not forward: they follow ip_forward until their own sysctl is set."""
     from niso.kernel.kinds.bridge import Bridge
 
     if Sysctl("", FORWARDING, "1") not in present:

@@ -1,4 +1,4 @@
-"""Veth pairs: one for each network that a service is on."""
+"""Veth pairs: one for each network of a service."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 
 class Veth(NamedTuple):
-    """``name`` on the host, a port of ``bridge``; ``peer`` in ``netns``. ``up`` is both ends.
+    """A veth pair.
 
-    ``drift`` names the port's other flags, and of the peer its ARP, that are not as on a new one (kernel/bridge_flags.py).
+    ``name`` is on the host, a port of ``bridge``; ``peer`` is in ``netns``. ``up`` is of both ends.
+    ``drift`` names non-default flags of the port, and the peer's ARP (kernel/bridge_flags.py).
     """
 
     name: str
@@ -42,7 +43,7 @@ class Veth(NamedTuple):
 class _Veths(Kind[Veth]):
     names_links = True
     holds_others = True
-    goes_along = False  # whoever holds its namespace would keep it on the bridge, unguarded
+    goes_along = False  # a process that holds its namespace would keep it on the bridge, unguarded
     reads_closed_spaces = True
 
     def space(self, thing: Veth) -> str:
@@ -58,7 +59,7 @@ class _Veths(Kind[Veth]):
         return (netns_place(thing.netns),)
 
     def hangs_on(self, thing: Veth) -> tuple[str, ...]:
-        host_end = link_place("", thing.name)  # somebody else's link may have its name
+        host_end = link_place("", thing.name)  # a foreign link may have its name
         return (*self.lies_in(thing), link_place("", thing.bridge), host_end)
 
     def guards(self, thing: Veth) -> Iterable[Element]:
@@ -73,7 +74,8 @@ class _Veths(Kind[Veth]):
             return f"ip link delete {veth.name}"
         if step.action == "add":
             return (
-                f"ip link add {veth.name} mtu {veth.mtu} type veth peer {veth.peer} address {veth.mac} netns {veth.netns}"
+                f"ip link add {veth.name} mtu {veth.mtu} type veth"
+                f" peer {veth.peer} address {veth.mac} netns {veth.netns}"
                 f" && ip link set {veth.name} master {veth.bridge} alias {veth.alias} up"
             )
         was = step.was or veth
@@ -89,7 +91,7 @@ class _Veths(Kind[Veth]):
     # --- planning ---
 
     def in_the_way(self, want: State, have: State) -> frozenset[Veth]:
-        """Pairs whose other end is wrong or has a name that another one needs."""
+        """Return pairs whose other end is wrong, or has a name that another pair needs."""
         wanted = {veth.key(): veth for veth in want[Veth]}
         ends = {_end(veth) for veth in want[Veth]}
         return frozenset(
@@ -100,7 +102,7 @@ class _Veths(Kind[Veth]):
         )
 
     def settled(self, have: State, want: State, candidates: State) -> frozenset[Veth]:
-        """Leave out pairs of namespaces that went and that are off their bridge: those go in the kernel's own time."""
+        """Leave out detached pairs of deleted namespaces: the kernel deletes them later."""
         from niso.kernel.kinds.namespace import Netns
 
         stays = {namespace.name for namespace in want[Netns]}
@@ -111,7 +113,7 @@ class _Veths(Kind[Veth]):
     # --- findings ---
 
     def conditions(self, thing: Veth, was: Veth) -> Iterable[str]:
-        if not was.peer:  # what lies on the other end is out of sight
+        if not was.peer:  # things on the other end are not visible
             yield self.place(thing)
         if not was.up:
             yield from (f"{self.place(was)} down", f"{link_place('', was.name)} down")
@@ -128,20 +130,20 @@ class _Veths(Kind[Veth]):
 
     def field_words(self, field: str, wanted: object, present: object) -> str:
         if field == "drift":
-            return f"set otherwise: {present}"
+            return f"non-default settings: {present}"
         shown = "not of the pair" if present in ("", -1) else present
         return f"{field} is {shown!r}, should be {wanted!r}"
 
     # --- reading ---
 
     def read(self, space: Space, things: Collection[Veth]) -> Iterable[Veth]:
-        """Both ends. Of a closed space only those whose namespace has lost its name."""
+        """Read both ends; of a missing or foreign namespace, the host end only."""
         from niso.kernel import netns
 
         if not things:
             return
         host = space.reading.host
-        if not space.is_open and netns.exists(space.name):  # somebody else's: is a host end too?
+        if not space.is_open and netns.exists(space.name):  # foreign: is a host end foreign too?
             for veth in things:
                 host.own_link(veth.name)
             return
@@ -151,7 +153,7 @@ class _Veths(Kind[Veth]):
             link = host.own_link(name)
             if link is not None:
                 if space.is_open and not space.reading.strays:
-                    # a port that has just begun to carry takes a moment to forward
+                    # a new port takes a moment until it forwards
                     drift = link.drift.partition("state ")[0].rstrip(", ")
                     link = link._replace(drift=drift)
                 yield _pair(link, space.name, inner, host.rtnl.name(link.master))
@@ -174,7 +176,7 @@ class _Veths(Kind[Veth]):
     # --- writing ---
 
     def batch(self, step: Step[Veth], writer: Writer) -> Hashable:
-        """Those that go: for each by itself the kernel waits some 20 ms for its readers."""
+        """Batch deletions: for each by itself the kernel would wait some 20 ms for RCU."""
         if step.action != "delete":
             return None
         return "detach" if step.thing.netns in writer.detached else "delete"
@@ -198,7 +200,7 @@ def _far_end(veth: Veth) -> tuple[str, str, str]:
 
 
 def _drift_words(veth: Veth, was: Veth) -> list[str]:
-    """The commands that put flags back."""
+    """Return the commands that reset the flags."""
     from niso.kernel.bridge_flags import ARP_OFF, ARP_OFF_INSIDE
 
     flags = [f"hairpin {'on' if veth.hairpin else 'off'}"] if was.hairpin != veth.hairpin else []
@@ -219,7 +221,7 @@ def _drift_words(veth: Veth, was: Veth) -> list[str]:
 
 
 def _pair(link: Link, netns: str, inner: Iterable[Link], bridge: str) -> Veth:
-    """The pair as it is; its other end is looked for among ``inner``, links of its namespace."""
+    """Return the actual pair; ``inner`` are the links among which its other end is."""
     from niso.kernel.bridge_flags import ARP_OFF_INSIDE
 
     pairs = (f for f in inner if f.index == link.peer_index and f.peer_index == link.index)
@@ -233,7 +235,10 @@ def _pair(link: Link, netns: str, inner: Iterable[Link], bridge: str) -> Veth:
 
 
 def _end_pairs(writer: Writer, veths: list[Veth]) -> None:
-    """Delete all of them, or only detach them where their namespace goes: the kernel needs some 20 ms to delete one, or many."""
+    """Delete all pairs, or only detach them if their namespace is deleted too.
+
+    The kernel takes some 20 ms to delete one or many.
+    """
     names = [veth.name for veth in veths]
     if veths[0].netns in writer.detached:
         writer.rtnl("").detach(names)
@@ -243,7 +248,7 @@ def _end_pairs(writer: Writer, veths: list[Veth]) -> None:
 
 
 def delete_links(rtnl: Rtnl, names: list[str]) -> None:
-    """Delete links; for one alone the kernel need not walk all links for its group."""
+    """Delete links; a single one without a group, for which the kernel would walk all links."""
     if len(names) == 1:
         rtnl.delete_link(names[0])
     else:
@@ -279,7 +284,7 @@ def _change(writer: Writer, veth: Veth, was: Veth) -> None:
         master=veth.bridge,
         hairpin=veth.hairpin,
         up=True,
-        # another bridge's port is a new one
+        # on another bridge it is a new port, with default flags
         drift=was.drift if was.bridge == veth.bridge else "",
     )
     inside = ARP_OFF if ARP_OFF_INSIDE in was.drift else ""
