@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from niso.api.events import Expects
-from niso.base import locks
 from niso.base.report import (
     Command,
     Event,
@@ -72,4 +71,3 @@ def test_options_show_every_line(
         report(Starting("api", ("sleep", "1")))
         report(Command("nft 'a'\nnft 'b'"))
     assert capfd.readouterr() == (out, err)
-    assert locks.listener is None
