@@ -226,7 +226,7 @@ def test_hosts_file_that_is_a_full_folder_is_not_removed(two: World) -> None:
     status, out, err = two.niso("net", "repair")
     assert (
         (status, out) == (1, "")
-        and f"{hosts} is a folder that is not empty" in err
+        and f"{hosts} is a folder and not empty" in err
         and "move it away" in err
     ), err
     lab.run("mv", hosts, "/tmp/away")

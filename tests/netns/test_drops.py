@@ -238,7 +238,7 @@ def test_second_reader_is_told_who_reads(world: Lab) -> None:
     with reading(world) as process:
         words = refused(world, "net", "log")
         assert f"another process (pid {process.pid}) already reads the dropped packets" in words
-        assert "  hint: end that one first" in words
+        assert "  hint: stop that one first" in words
         assert ended(process)[0] == 130
     with reading(world) as process:  # the group is free again
         assert ended(process)[0] == 130

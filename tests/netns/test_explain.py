@@ -267,7 +267,7 @@ def test_text(world: Lab) -> None:
         idle(world, "web", network=on("front"), **{"network.policy": {"deny_from": ["fd00::/8"]}}),
     )
     differs = world.niso("net", "explain", "both", "web").stdout
-    assert "by IPv6 (fd00:99:2::2) it is dropped: network.policy.deny_from[0]" in differs
+    assert "by IPv6 (fd00:99:2::2) it is dropped: denied by network.policy.deny_from[0]" in differs
     assert explain(world, "both", "web")["other_family"]["verdict"] == "drop"
 
 

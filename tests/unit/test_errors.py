@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from niso.base.errors import Conflict, ErrorGroup, InvalidInput, NisoError, UsageError, each
+from niso.base.errors import Conflict, ErrorGroup, InvalidInput, NisoError, UsageError, flatten
 
 
 @pytest.mark.parametrize(
@@ -48,4 +48,4 @@ def test_group_says_all_and_takes_hint_and_key_of_the_first() -> None:
         "K",
         2,
     )
-    assert [one.reason for one in each(ErrorGroup([inner, NisoError("d")]))] == ["a", "c", "d"]
+    assert [one.reason for one in flatten(ErrorGroup([inner, NisoError("d")]))] == ["a", "c", "d"]

@@ -243,7 +243,7 @@ def test_message_names_file_key_value_reason_and_what_is_right(tmp_path: Path) -
     only = error(tmp_path, HEAD + '[network]\nports = ["8080:8080", "eighty:80"]\n')
     assert only.message == (
         f'{tmp_path}/manifest.toml: network.ports[1]: "eighty:80" is not valid: "eighty" is no port (expected: '
-        "[ADDRESS:]HOST:CONTAINER[/tcp|udp|sctp] with ports from 1 to 65535 or equally long ranges of them"
+        "[ADDRESS:]HOST:CONTAINER[/tcp|udp|sctp] with ports from 1 to 65535 or equally long ranges of them)"
     )
     assert only.hint == 'for example "8080:8080"'
 

@@ -86,9 +86,9 @@ def test_any_bytes_are_a_packet_or_none(data: bytes) -> None:
             errno.EINVAL,
             "",
             KernelError,
-            "this kernel has no nfnetlink_log",
+            "this kernel lacks nfnetlink_log",
         ),  # as nfnetlink says of a subsystem it lacks
-        (errno.EOPNOTSUPP, "", KernelError, "this kernel has no nfnetlink_log"),
+        (errno.EOPNOTSUPP, "", KernelError, "this kernel lacks nfnetlink_log"),
         (
             errno.EPERM,
             "another process (pid 7)",

@@ -247,7 +247,7 @@ def test_host_is_no_peer_and_the_message_says_what_holds_in_that_direction(text:
     ):
         parse_entry(text, KEY, False)
     with pytest.raises(
-        InvalidInput, match=r"not valid: the host is no service \(expected: addresses of the host\)"
+        InvalidInput, match=r"not valid: the host is no service \(expected: addresses of the host"
     ) as caught:
         parse_entry(text, KEY, True)
     assert caught.value.hint == 'for example "192.0.2.1:53"'

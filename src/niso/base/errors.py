@@ -128,8 +128,8 @@ class ErrorGroup(Error):
         self.exit_status = errors[0].exit_status
 
 
-def each(error: Error) -> list[Error]:
+def flatten(error: Error) -> list[Error]:
     """Return the errors of a group, nested groups included, or the error itself."""
     if not isinstance(error, ErrorGroup):
         return [error]
-    return [one for inner in error.errors for one in each(inner)]
+    return [one for inner in error.errors for one in flatten(inner)]

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 
 from niso.base import paths
-from niso.base.errors import Conflict, NisoError, ProcessError, each
+from niso.base.errors import Conflict, NisoError, ProcessError, flatten
 from niso.base.lite_typing import NamedTuple
 from niso.base.locks import Lock, service_lock
 from niso.base.report import ChangingUnit, Report, silent
@@ -369,12 +369,12 @@ def restore(store: Store, timeout_s: float, report: Report = silent) -> Restored
     try:
         journal.recover(store, report, [intent.service for intent in store.intents()])
     except NisoError as error:
-        errors += each(error)
+        errors += flatten(error)
     try:
         with Lock():
             repair(Real(), store, report)
     except NisoError as error:
-        errors += each(error)
+        errors += flatten(error)
     enabled = [row for row in store.services() if row.enabled]
     outcomes: list[Outcome] = []
     for together in (
@@ -395,7 +395,7 @@ def _activate(
         return activate.activate(store, find_targets(store, names), timeout_s, report)
     except NisoError as error:
         if len(names) == 1:
-            errors += [_naming(names[0], one) for one in each(error)]
+            errors += [_naming(names[0], one) for one in flatten(error)]
             return []
     return [
         outcome for name in names for outcome in _activate(store, [name], timeout_s, report, errors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from niso.base import names, paths
-from niso.base.errors import ErrorGroup, NisoError, each
+from niso.base.errors import ErrorGroup, NisoError, flatten
 from niso.base.locks import Lock, service_lock
 from niso.base.names import alias
 from niso.base.report import (
@@ -132,7 +132,7 @@ def mend(store: Store, report: Report = silent) -> int:
                 errors.append(error)
             done += 1
     if errors:
-        raise ErrorGroup([one for error in errors for one in each(error)])
+        raise ErrorGroup([one for error in errors for one in flatten(error)])
     return done
 
 

@@ -300,7 +300,7 @@ table bridge niso {{
 		meta mark & 0xffff0000 == {SWITCHED} meta mark set meta mark & 0x0000ffff
 	}}
 }}
-"""  # nftables text
+"""
 
 DIGEST = sha256(TABLES.encode()).hexdigest()[:8]
 
