@@ -15,10 +15,11 @@ from niso.commands import activate as activation
 from niso.base.errors import NisoError
 from niso.store.store import Store
 from niso.services.targets import find_targets
+from niso.services import machine
 folders, after, timeout_s = json.loads(sys.argv[1])
 store = Store.open()
 try:
-    activation.activate(store, find_targets(store, folders), timeout_s, print, after=after)
+    activation.activate(machine.real(store), find_targets(store, folders), timeout_s, print, after=after)
 except NisoError as error:
     print("ERROR " + error.message)
 """

@@ -10,11 +10,11 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from niso.api.status import Process
 
 import niso
 from niso.api import guard
 from niso.api.as_json import JOINED, PYTHON_ONLY
-from niso.api.status import Process
 from niso.base import paths
 from niso.store.store import Store
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-
 from niso.api.status import time_text
+
 from niso.base import paths
 from niso.cli.output import escaped_lines
 from niso.kernel import sockdiag
