@@ -561,10 +561,11 @@ def test_sharer_killed_or_provider_killed_the_namespace_stays(lab: Lab) -> None:
 AGAIN = """
 import sys
 from niso.commands.restart import restart
+from niso.services import machine
 from niso.store.store import Store
-store = Store.open()
+all = machine.real(Store.open())
 for _ in range(int(sys.argv[2])):
-    restart(store, [sys.argv[1]])
+    restart(all, [sys.argv[1]])
 """
 
 

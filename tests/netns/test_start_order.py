@@ -15,12 +15,13 @@ from niso.commands import activate as activation
 from niso.base.errors import NisoError
 from niso.store.store import Store
 from niso.services.targets import find_targets
+from niso.services import machine
 folders, after, timeout_s = json.loads(sys.argv[1])
 store = Store.open()
 def shown(event):
     print(event.describe())
 try:
-    activation.activate(store, find_targets(store, folders), timeout_s, shown, after=after)
+    activation.activate(machine.real(store), find_targets(store, folders), timeout_s, shown, after=after)
 except NisoError as error:
     print("ERROR " + error.message)
 """

@@ -26,6 +26,7 @@ from niso.kernel.foreign_chains import (
     rule,
 )
 from niso.kernel.netlink import attribute, nested, text
+from niso.kernel.real import Real
 
 INET, IP, BRIDGE, IP6 = 1, 2, 7, 10
 ACCEPT, DROP, RETURN = Verdict("accept"), Verdict("drop"), Verdict("return")
@@ -557,4 +558,4 @@ def test_no_bridge_asks_nothing(monkeypatch) -> None:
     monkeypatch.setattr(
         foreign_firewalls.foreign_chains.Foreign, "base_chains", lambda self: pytest.fail("asked")
     )
-    assert foreign_firewalls.foreign_drops([], True) == []
+    assert foreign_firewalls.foreign_drops(Real(), [], True) == []

@@ -373,7 +373,7 @@ def test_short_command_loads_only_these_modules(command, own, filled) -> None:
             "niso.base",
             "niso.cli",
             "niso.cli.catalogue",
-            "niso.cli.catalogue.machine",
+            "niso.cli.catalogue.general",
             "niso.cli.command",
             "niso.cli.failures",
             "niso.cli.interrupts",
@@ -399,7 +399,7 @@ def test_completion_of_names_loads_the_words_of_one_command_and_the_store() -> N
     own = {
         "niso.api.host_services",
         "niso.cli.complete",
-        "niso.cli.catalogue.machine",
+        "niso.cli.catalogue.general",
         "niso.cli.catalogue.net",
     }
     assert ours == COMMON - {"niso.cli.output"} | own

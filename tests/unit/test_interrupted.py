@@ -22,8 +22,11 @@ from niso.base.report import WaitingForLock
 from niso.base.signals import ENDING, signals_held
 from niso.cli import main
 from niso.cli.interrupts import BURST_S, interrupt, state
+from niso.kernel.fake import Fake
 from niso.runtime import pids, process, service_paths
+from niso.runtime.fake_processes import FakeProcesses
 from niso.services import undo
+from niso.services.machine import Machine
 from niso.store import sqlite
 from niso.store.store import Store
 
@@ -245,9 +248,10 @@ def test_one_that_comes_while_modules_are_imported_ends_the_command(
 def test_undoing_is_one_for_as_long_as_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
     monkeypatch.setattr(undo, "undo", lambda *_: seen.append(undo.undoing) or {})
-    store = Store.open()
-    undo.undo_all(store, [], NisoError("it is unhealthy"), lambda _: None)
-    undo.undo_all(store, [], KeyboardInterrupt(), lambda _: None)
+    kernel = Fake()
+    machine = Machine(Store.open(), kernel, FakeProcesses(kernel))
+    undo.undo_all(machine, [], NisoError("it is unhealthy"), lambda _: None)
+    undo.undo_all(machine, [], KeyboardInterrupt(), lambda _: None)
     assert (seen, undo.undoing) == ([True, False], False)
 
 

@@ -14,6 +14,7 @@ from stored import TemporaryStore, add_network, put, service_spec
 from niso.base import names
 from niso.base.errors import Conflict, InvalidInput
 from niso.kernel import nft_tables
+from niso.kernel.fake import Fake
 from niso.kernel.kinds.address import Address
 from niso.kernel.kinds.bridge import Bridge
 from niso.kernel.kinds.element import Element
@@ -212,7 +213,7 @@ def test_policy_that_names_a_sharer_means_its_provider_while_it_is_active(store:
     assert meant() == ()
     share(store)
     assert meant() == ("10.99.1.2",)
-    world = read_world(store)
+    world = read_world(Fake(), store)
     assert set(world.services) == {"api", "db"}
     assert world.services["api"].names == ("web", "api", "side")
     assert world.services["api"].ports == (P80, P90)
@@ -220,7 +221,7 @@ def test_policy_that_names_a_sharer_means_its_provider_while_it_is_active(store:
     with store.transaction():
         store.set_active("side", False)
     assert meant() == ()
-    assert not decide(read_world(store), "10.99.1.2", "10.99.1.3", 50, "tcp").passes
+    assert not decide(read_world(Fake(), store), "10.99.1.2", "10.99.1.3", 50, "tcp").passes
 
 
 def test_name_of_a_service_without_addresses_means_nobody(store: Store) -> None:

@@ -10,14 +10,18 @@ from stored import TemporaryStore, add_network, put
 from test_port_forms import packets, small_ports, takes
 
 from niso.base.errors import Conflict, ErrorGroup
-from niso.kernel import sockdiag
+from niso.kernel.fake import Fake
 from niso.kernel.sockdiag import Listener
 from niso.manifest.parse_ports import contradictions, distinct, parse_port
 from niso.plan.records import Network, Port, Subnet
+from niso.runtime.fake_processes import FakeProcesses
 from niso.services import ports as portmap
+from niso.services.machine import Machine
 from niso.services.ports import FREE_FIRST, FREE_LAST
 from niso.store.store import Store
 
+KERNEL = Fake()
+KERNEL.programs = {7: (42, "nginx")}
 FOUR, DUAL = network(0), network(1, dual=True)
 SIX = Network("six", "niso-six", 1500, (Subnet(6, "fd00:7::/64", "fd00:7::1"),))
 NETWORKS = (FOUR, DUAL, SIX)
@@ -28,12 +32,14 @@ def first_of(found: list[tuple[int, int]]) -> tuple[int, int] | None:
 
 
 @pytest.fixture(autouse=True)
-def listening(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Listener]]:
-    """Protocol -> the sockets that the host has; each is of program "nginx" with the pid 42."""
-    sockets: dict[str, list[Listener]] = {}
-    monkeypatch.setattr(sockdiag, "listeners", lambda proto, *_: sockets.get(proto, []))
-    monkeypatch.setattr(sockdiag, "holder", lambda inode: (42, "nginx") if inode else None)
-    return sockets
+def listening() -> dict[str, list[Listener]]:
+    """Protocol -> the sockets that the host has; each with the inode 7 is of program "nginx"."""
+    KERNEL.listening = {}
+    return KERNEL.listening
+
+
+def machine(store: Store) -> Machine:
+    return Machine(store, KERNEL, FakeProcesses(KERNEL))
 
 
 def listener(address: str, port: int, inode: int = 7) -> Listener:
@@ -60,7 +66,7 @@ def admit(store: Store, *texts: str, service: str = "api") -> list[Port]:
     row = store.service(service)
     before = [port for _, port in store.ports(service)] if row is not None and row.active else []
     with store.transaction():
-        ports, chosen = portmap.admit(store, service, wanted(*texts), before)
+        ports, chosen = portmap.admit(machine(store), service, wanted(*texts), before)
         store.set_ports(service, ports, chosen)
     return ports
 
@@ -78,7 +84,7 @@ def refused(store: Store, *texts: str, service: str = "api") -> Conflict:
 
 def test_port_that_is_left_open_is_the_lowest_free_one_and_the_others_stay_as_they_are() -> None:
     store = new_store()
-    ports, chosen = portmap.admit(store, "api", wanted("8080:80", ":81", "9090:90"), ())
+    ports, chosen = portmap.admit(machine(store), "api", wanted("8080:80", ":81", "9090:90"), ())
     assert ports == wanted("8080:80", "20000:81", "9090:90")
     assert chosen == wanted("20000:81")
 
@@ -370,7 +376,11 @@ def test_messages_call_a_port_by_the_key_that_the_manifest_has_it_under() -> Non
     store = new_store(blog=wanted("8080:80"))
     with pytest.raises(Conflict) as caught, store.transaction():
         portmap.admit(
-            store, "api", wanted("80:80", "8080:80"), (), ("network.ports[0]", "network.ports[4]")
+            machine(store),
+            "api",
+            wanted("80:80", "8080:80"),
+            (),
+            ("network.ports[0]", "network.ports[4]"),
         )
     assert caught.value.key == "network.ports[4]"
     assert caught.value.message.startswith("network.ports[4]: host port 8080/tcp ")
@@ -502,7 +512,7 @@ def test_whatever_is_admitted_no_packet_is_for_two_services_and_no_port_is_there
                 continue
             before = [port for _, port in store.ports(service)]
             try:
-                ports, chosen = portmap.admit(store, service, asked, before)
+                ports, chosen = portmap.admit(machine(store), service, asked, before)
             except (Conflict, ErrorGroup):
                 continue
             assert [port[2:] for port in ports] == [port[2:] for port in asked]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from niso.runtime import process, status
+from niso.kernel.fake import Fake
+from niso.runtime.fake_processes import FakeProcesses
 from niso.services import start
 from niso.store.store import ServiceRow
 
@@ -18,9 +19,7 @@ def test_the_moment_of_being_started_is_waited_for_also_where_it_has_just_passed
     """It passes between the look at the service and the question until when to wait: the next look must not be at the deadline."""
     now = [1000.0]
     monkeypatch.setattr(start.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(status, "read", lambda _: status.Status("running", None, 1, 1.0, 0, None))
-    monkeypatch.setattr(process, "open_init", lambda _: -1)
-    wait = start._Wait(start._Start(BUSY, None, True, None, 60.0))
+    wait = start._Wait(FakeProcesses(Fake()), start._Start(BUSY, None, True, None, 60.0))
     ripe_at = now[0] + start.STARTED_WITHIN_S
     now[0] = ripe_at - 0.0001
     assert not wait.is_started

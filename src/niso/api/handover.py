@@ -9,22 +9,25 @@ if TYPE_CHECKING:
     from niso.api.session import Session
     from niso.commands.activate import Outcome
     from niso.plan.records import Port
+    from niso.services.machine import Machine
     from niso.store.store import Store
 
 
-def activated(session: Session, store: Store, outcomes: list[Outcome]) -> None:
+def activated(session: Session, machine: Machine, outcomes: list[Outcome]) -> None:
     """Warn of all that may keep activated services from working, and hand them to systemd."""
     from niso.explain import exposure
 
+    store = machine.store
     changed = [outcome.service for outcome in outcomes if outcome.changed]
     _warn_of_rights(session, store, changed)
     _warn_of_taken(session, store, [outcome.service for outcome in outcomes])
     warn_of_limits(session, store, changed)
     warn_of_name_servers(session, changed)
     on = {network for service in changed for network, _ in store.addresses(service)}
-    for drop in exposure.drops(network for name in sorted(on) if (network := store.network(name))):
+    networks = (network for name in sorted(on) if (network := store.network(name)))
+    for drop in exposure.drops(machine.kernel, networks):
         session.caution(drop.words(), drop.remedy)
-    settle(session, store, [outcome.service for outcome in outcomes])
+    settle(session, machine, [outcome.service for outcome in outcomes])
 
 
 def prepare() -> None:
@@ -32,7 +35,7 @@ def prepare() -> None:
     from niso.explain import exposure  # noqa: F401
 
 
-def settle(session: Session, store: Store, names: list[str]) -> None:
+def settle(session: Session, machine: Machine, names: list[str]) -> None:
     """Have systemd, where it is the init, supervise services that were started.
 
     Raises Error where it is systemd that asked for the start; else the error is a warning.
@@ -41,13 +44,14 @@ def settle(session: Session, store: Store, names: list[str]) -> None:
 
     asked = any(unit.path(name) is not None for name in names)
     if not asked and not (
-        unit.booted() and any((row := store.service(name)) and row.enabled for name in names)
+        unit.booted()
+        and any((row := machine.store.service(name)) and row.enabled for name in names)
     ):
         return
     from niso.commands import boot
 
     try:
-        boot.settle(store, names)
+        boot.settle(machine, names)
     except Error as error:
         if asked:
             raise
@@ -62,7 +66,7 @@ def has_ended_by_itself(names: list[str]) -> bool:
 
 
 def deactivate(
-    session: Session, store: Store, names: list[str], dry_run: bool
+    session: Session, machine: Machine, names: list[str], dry_run: bool
 ) -> list[tuple[str, bool]]:
     """Stop services; return (service, whether it was active) of each.
 
@@ -75,9 +79,9 @@ def deactivate(
     if by_systemd:  # which does not ask whether it may: those that it knows have gone before
         names = [
             *names,
-            *(row.name for row in store.services() if row.active and row.provider in names),
+            *(row.name for row in machine.store.services() if row.active and row.provider in names),
         ]
-    return command.deactivate(store, names, session.report, dry_run, keep_forwards=by_systemd)
+    return command.deactivate(machine, names, session.report, dry_run, keep_forwards=by_systemd)
 
 
 def warn_of_name_servers(session: Session, names: list[str]) -> None:

@@ -148,13 +148,14 @@ class Networks:
         if mtu is not None and (isinstance(mtu, bool) or not isinstance(mtu, int)):
             raise UsageError(f"mtu: must be a whole number, not {type(mtu).__name__}", None, "mtu")
         given = tuple(texts(subnets, "subnets")), tuple(texts(gateways, "gateways"))
-        store = self.session.store_for_change(create=not dry_run)
+        machine = self.session.machine_for_change(create=not dry_run)
+        store = machine.store
         wish = Wish(name, given[0], ipv6, given[1], internal, mtu)
         if not dry_run and store.intents():
             from niso.services import journal
 
-            journal.recover(store, self.session.report)
-        made = command.create(store, wish, self.session.report, dry_run)
+            journal.recover(machine, self.session.report)
+        made = command.create(machine, wish, self.session.report, dry_run)
         return CreatedNetwork(
             made is not None, _described(store, made or store.require_network(name))
         )
@@ -191,10 +192,10 @@ class Networks:
         from niso.services import journal
 
         wanted = [*dict.fromkeys(texts(names, "names"))]
-        store = self.session.store_for_change()
+        machine = self.session.machine_for_change()
         if not dry_run:
-            journal.recover(store, self.session.report)
-        command.remove(store, wanted, self.session.report, dry_run)
+            journal.recover(machine, self.session.report)
+        command.remove(machine, wanted, self.session.report, dry_run)
         return tuple(RemovedNetwork(name, not dry_run) for name in wanted)
 
     @guarded
@@ -220,8 +221,11 @@ class Networks:
             service: [each for each in internal if each not in on[service]] for service in services
         }
         ways = exposure.ways_in(
-            (port._replace(host_ip=row.host_ip), first[service], closed[service])
-            for service, port, row in lines
+            self.session.kernel(),
+            (
+                (port._replace(host_ip=row.host_ip), first[service], closed[service])
+                for service, port, row in lines
+            ),
         )
         policies = {service: store.policy(store.home(service)) for service in services}
         return tuple(

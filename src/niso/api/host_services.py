@@ -138,15 +138,16 @@ class Services:
         self.session.require()
         timeout_s = seconds(timeout, "timeout", LEAST_TIMEOUT_S)
         wishes = [_wish(each) for each in what]
-        store = self.session.store_for_change(create=not dry_run)
+        machine = self.session.machine_for_change(create=not dry_run)
+        store = machine.store
         wanted = targets.find_targets(store, wishes)
         self.session.expect(each.name for each in wanted if each.spec.healthcheck)
         outcomes = activate.activate(
-            store, wanted, timeout_s, self.session.report, dry_run, meanwhile=handover.prepare
+            machine, wanted, timeout_s, self.session.report, dry_run, meanwhile=handover.prepare
         )
         self.session.report(Finished())
         if not dry_run:
-            handover.activated(self.session, store, outcomes)
+            handover.activated(self.session, machine, outcomes)
         return described(store, outcomes)
 
     @guarded
@@ -158,8 +159,9 @@ class Services:
         self.session.require()
         if handover.has_ended_by_itself(wanted):
             return ()
-        store = self.session.store_for_change()
-        outcomes = handover.deactivate(self.session, store, _resolved(store, wanted), dry_run)
+        machine = self.session.machine_for_change()
+        store = machine.store
+        outcomes = handover.deactivate(self.session, machine, _resolved(store, wanted), dry_run)
         return tuple(Done(*each) for each in outcomes)
 
     @guarded
@@ -168,10 +170,11 @@ class Services:
         from niso.api import handover
         from niso.services import journal
 
-        store = self.session.store_for_change()
+        machine = self.session.machine_for_change()
+        store = machine.store
         if not dry_run:
-            journal.recover(store, self.session.report)  # which may bring services back
-        outcomes = handover.deactivate(self.session, store, store.active_services(), dry_run)
+            journal.recover(machine, self.session.report)  # which may bring services back
+        outcomes = handover.deactivate(self.session, machine, store.active_services(), dry_run)
         return tuple(Done(*each) for each in outcomes)
 
     @guarded
@@ -184,14 +187,15 @@ class Services:
         from niso.api.events import Finished
         from niso.commands import restart
 
-        store = self.session.store_for_change()
+        machine = self.session.machine_for_change()
+        store = machine.store
         wanted = _resolved(store, texts(names, "names"))
         self.session.expect(with_healthcheck(store, wanted))
-        restart.restart(store, wanted, self.session.report)
+        restart.restart(machine, wanted, self.session.report)
         self.session.report(Finished())
         handover.warn_of_limits(self.session, store, wanted)
         handover.warn_of_name_servers(self.session, wanted)
-        handover.settle(self.session, store, wanted)
+        handover.settle(self.session, machine, wanted)
         return tuple(Done(name, True) for name in wanted)
 
     @guarded
@@ -200,10 +204,11 @@ class Services:
         from niso.commands import deactivate
         from niso.runtime import unit
 
-        store = self.session.store_for_change()
+        machine = self.session.machine_for_change()
+        store = machine.store
         wanted = [*dict.fromkeys(_known(store, each, volumes) for each in texts(names, "names"))]
         enabled = [each for each in wanted if (row := store.service(each)) and row.enabled]
-        deactivate.remove(store, wanted, self.session.report, volumes)
+        deactivate.remove(machine, wanted, self.session.report, volumes)
         if enabled and unit.booted():
             from niso.commands import boot
 
@@ -217,7 +222,7 @@ class Services:
         """Have services start at boot. Raises Conflict, Error."""
         from niso.commands import boot
 
-        store = self.session.store_for_change()
+        store = self.session.machine_for_change().store
         marked = boot.enable(store, _resolved(store, texts(names, "names")), self.session.report)
         return _marked(marked)
 
@@ -226,7 +231,7 @@ class Services:
         """Do not have services start at boot; active ones stay active. Raises Conflict, Error."""
         from niso.commands import boot
 
-        store = self.session.store_for_change()
+        store = self.session.machine_for_change().store
         marked = boot.disable(store, _resolved(store, texts(names, "names")), self.session.report)
         return _marked(marked)
 
@@ -239,12 +244,13 @@ class Services:
 
         self.session.require()
         timeout_s = seconds(timeout, "timeout", LEAST_TIMEOUT_S)
-        store = self.session.store_for_change()
+        machine = self.session.machine_for_change()
+        store = machine.store
         enabled = [row.name for row in store.services() if row.enabled]
         self.session.expect(with_healthcheck(store, enabled))
-        done = boot.restore(store, timeout_s, self.session.report)
+        done = boot.restore(machine, timeout_s, self.session.report)
         self.session.report(Finished())
-        handover.activated(self.session, store, done.outcomes)
+        handover.activated(self.session, machine, done.outcomes)
         return Restored(described(store, done.outcomes), tuple(done.errors))
 
     # --- look ------------------------------------------------------------------------------------
@@ -361,10 +367,11 @@ class Services:
         from niso.commands import port_forward
 
         wanted = self._port(name, port)
-        store = self.session.store_for_change()
+        machine = self.session.machine_for_change()
+        store = machine.store
         service = store.resolve(name)
         changed, taken = port_forward.port_forward(
-            store, service, wanted, replace=replace, report=self.session.report
+            machine, service, wanted, replace=replace, report=self.session.report
         )
         return Forwarded(
             service,
@@ -381,9 +388,10 @@ class Services:
         from niso.commands import port_forward
 
         wanted = self._port(name, port)
-        store = self.session.store_for_change()
+        machine = self.session.machine_for_change()
+        store = machine.store
         service = store.resolve(name)
-        port_forward.port_unforward(store, service, wanted, self.session.report)
+        port_forward.port_unforward(machine, service, wanted, self.session.report)
         return Forwarded(service, True, rows([wanted], store.port_families(service)), ())
 
     def _port(self, name: str, port: str) -> records.Port:

@@ -56,15 +56,15 @@ class Stacks:
         self.session.require()
         timeout_s = seconds(timeout, "timeout", LEAST_TIMEOUT_S)
         loaded = command.load(path(stack, "stack"))
-        store = self.session.store_for_change(create=not dry_run)
+        machine = self.session.machine_for_change(create=not dry_run)
         self.session.expect(member.name for member in loaded.members if member.has_healthcheck)
-        done = command.up(store, loaded, timeout_s, self.session.report, dry_run)
+        done = command.up(machine, loaded, timeout_s, self.session.report, dry_run)
         self.session.report(Finished())
         if not dry_run:
-            handover.activated(self.session, store, done.outcomes)
+            handover.activated(self.session, machine, done.outcomes)
         return StackUp(
             loaded.name,
-            described(store, done.outcomes),
+            described(machine.store, done.outcomes),
             tuple(done.left),
             tuple(done.made),
             tuple(done.idle),
@@ -80,9 +80,9 @@ class Stacks:
         """
         from niso.commands import stack as command
 
-        store = self.session.store_for_change()
+        machine = self.session.machine_for_change()
         where = path(stack, "stack")
-        done = command.down(store, where, self.session.report, dry_run, volumes)
+        done = command.down(machine, where, self.session.report, dry_run, volumes)
         return StackDown(done.stack, tuple(Done(*each) for each in done.services))
 
     @guarded

@@ -265,7 +265,7 @@ def ping(session: Session, source: str, destination: str) -> Pong:
     from niso.explain import prove, question  # a part of the time that is told
 
     store = session.store()
-    packet, took = prove.ping(store, source, destination)
+    packet, took = prove.ping(session.kernel(), store, source, destination)
     from_, to = (question.resolve(store, name).name for name in (source, destination))
     return Pong(
         Participant(from_, packet.source), Participant(to, packet.destination), True, round(took, 6)
@@ -284,15 +284,14 @@ def explain(
     if proves:
         session.report(WaitingForPacket(destination, answer=False))
     from niso.explain import explanation, prove, question
-    from niso.kernel import host_facts
     from niso.reconcile.world import read_world
 
-    store = session.store()
+    store, kernel = session.store(), session.kernel()
     who, port, proto = question.parse_target(destination)
     from_, to = question.resolve(store, source), question.resolve(store, who)
-    world = read_world(store)
+    world = read_world(kernel, store)
     packet = question.Packet(*question.ends(world, from_, to, family), port, proto)
-    closed = host_facts.not_forwarding()
+    closed = kernel.not_forwarding()
     explained = explanation.explain(store, world, packet, closed)
     if proves:
         prove.sender_namespace(world, packet, explained.verdict)
@@ -319,7 +318,7 @@ def drops(session: Session, name: str | None) -> Drops:
 
     store = session.store()
     service = None if name is None else store.home(store.resolve(name))
-    log = drops.Log(store, service)
+    log = drops.Log(session.kernel(), store, service)
     try:
         _warn_of_silence(session, store, service)
     except BaseException:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from niso.base.report import Event
+    from niso.kernel.interface import Kernel
+    from niso.services.machine import Machine
 
     Progress = Callable[[Event], object]
 
@@ -65,10 +67,22 @@ class Session:
             self._store = opened
         return opened
 
-    def store_for_change(self, create: bool = False) -> stores.Store:
-        """Return the store as `store` does, for a call that takes locks: who waits is told."""
+    def machine(self, create: bool = False) -> Machine:
+        """Return what commands act on, with the store as `store` returns it."""
+        from niso.services import machine
+
+        return machine.real(self.store(create))
+
+    def machine_for_change(self, create: bool = False) -> Machine:
+        """Return the machine for a call that takes locks: who waits is told."""
         self.tell_of_waits()
-        return self.store(create)
+        return self.machine(create)
+
+    def kernel(self) -> Kernel:
+        """Return the kernel, for a view that needs no more."""
+        from niso.kernel.real import Real
+
+        return Real()
 
     def tell_of_waits(self) -> None:
         """Report it from now on when a lock is waited for."""

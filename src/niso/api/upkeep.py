@@ -43,7 +43,7 @@ def check(session: Session, name: str | None) -> tuple[Finding, ...]:
     from niso.commands import check
     from niso.explain import foreign_firewalls
 
-    findings = check.check(session.store(), name)
+    findings = check.check(session.machine(), name)
     for line in foreign_firewalls.unseen((4, 6)):
         session.caution(line)
     return tuple(Finding(each.problem, each.what, each.detail) for each in findings)
@@ -55,14 +55,14 @@ def repair(session: Session, dry_run: bool) -> Repaired:
     from niso.api.events import Finished
     from niso.commands import repair as command
 
-    store = session.store_for_change()
+    machine = session.machine_for_change()
     if dry_run:
-        command.plan_mend(store, session.report)
+        command.plan_mend(machine, session.report)
         return Repaired(0)
-    steps = command.mend(store, session.report)
+    steps = command.mend(machine, session.report)
     session.report(Finished())
     if steps:
-        handover.settle(session, store, store.active_services())
+        handover.settle(session, machine, machine.store.active_services())
     return Repaired(steps)
 
 

@@ -15,7 +15,6 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import Lock
 from niso.base.report import CopyingPackage, Report, Stopping, silent
 from niso.base.signals import signals_held
-from niso.kernel.real import Real
 from niso.kernel.state import State
 from niso.plan.records import Port
 from niso.reconcile import nat_flows, policy_flows
@@ -24,6 +23,7 @@ from niso.runtime import package
 from niso.services import sharing, start, stop
 from niso.services.admit import Change, record, release, scope_of
 from niso.services.journal import begin, locked, recover
+from niso.services.machine import Machine
 from niso.services.targets import Target, still_so
 from niso.services.undo import undo_all
 from niso.store.store import Scope, ServiceRow, Store
@@ -40,7 +40,7 @@ class Outcome(NamedTuple):
 
 
 def activate(
-    store: Store,
+    machine: Machine,
     targets: list[Target],
     timeout_s: float,
     report: Report = silent,
@@ -55,17 +55,18 @@ def activate(
     belong to it from then on, its networks are made, and those that leave it end. Raises InvalidInput, Conflict, KernelError,
     ProcessError; then everything is as before.
     """
+    store, kernel = machine.store, machine.kernel
     if dry_run:
         with Lock(), store.transaction() as transaction:
             transaction.cancel()
             return _plan_only(
-                store,
+                machine,
                 sharing.with_followers(store, targets, stack.leaving if stack else ()),
                 report,
                 stack,
             )
     recover(
-        store, report, [*(stack.leaving if stack else ()), *(target.name for target in targets)]
+        machine, report, [*(stack.leaving if stack else ()), *(target.name for target in targets)]
     )
     targets = sharing.with_followers(store, targets, stack.leaving if stack else ())
     every = [*(stack.leaving if stack else ()), *(target.name for target in targets)]
@@ -75,26 +76,26 @@ def activate(
         try:
             _begin_copies(store, targets)
             copies = {target.name: _copy(target, report) for target in targets}
-            leaving = _stopped(store, targets, copies, stack, report)
+            leaving = _stopped(machine, targets, copies, stack, report)
             with Lock():
                 scope = _scope(store, targets, leaving, stack)
                 with store.transaction():
-                    before = desired_now(Real(), store, scope)
+                    before = desired_now(kernel, store, scope)
                     known = {
                         (names.netns(t.name), address)
                         for t in targets
                         for _, address in store.addresses(t.name)
                     }
-                    recorded = _recorded(store, targets, copies, leaving, stack)
+                    recorded = _recorded(machine, targets, copies, leaving, stack)
                     # what is somebody else's is found before anything is on record or changed
-                    planned = plan(Real(), store, scope, before, trusting=True)
+                    planned = plan(kernel, store, scope, before, trusting=True)
                 changes += recorded
-                start.expect(changes)
-                policy_flows.introduce(store, before, planned.want)
-                steps = carry_out(Real(), store, planned, report, known=known)
-                reached = desired_now(Real(), store, scope)
-                nat_flows.flush_gone_addresses(before, reached)
-                nat_flows.flush_changed_ports(before, reached)
+                start.expect(machine.processes, changes)
+                policy_flows.introduce(kernel, store, before, planned.want)
+                steps = carry_out(kernel, store, planned, report, known=known)
+                reached = desired_now(kernel, store, scope)
+                nat_flows.flush_gone_addresses(kernel, before, reached)
+                nat_flows.flush_changed_ports(kernel, before, reached)
                 if policy_flows.narrows(before, reached):
                     # a name that shared an address may have been what let it
                     shared = [
@@ -102,27 +103,27 @@ def activate(
                         for row in (*(c.before for c in changes), *leaving)
                         if row and row.provider
                     ]
-                    policy_flows.cut(store, [*(change.name for change in changes), *shared])
-            start.run(changes, timeout_s, report, after, meanwhile)
+                    policy_flows.cut(kernel, store, [*(change.name for change in changes), *shared])
+            start.run(machine.processes, changes, timeout_s, report, after, meanwhile)
             with (
                 Lock(),
                 signals_held(),
             ):  # it is done: an interrupt would leave the copies that nobody needs any more
                 with store.transaction():
                     touched = _touched(store, changes, bool(steps))
-                    scope, before = _drop_left(store, changes, stack)
+                    scope, before = _drop_left(machine, changes, stack)
                     if scope.networks:
-                        converge(Real(), store, scope, before, report, teardown=True)
+                        converge(kernel, store, scope, before, report, teardown=True)
                 for change in changes:
                     package.keep_only(change.name, {change.row.package})
         except BaseException as error:
-            undo_all(store, every, error, report)
+            undo_all(machine, every, error, report)
             raise
         return [_outcome(store, change, change.name in touched) for change in changes]
 
 
 def _stopped(
-    store: Store,
+    machine: Machine,
     targets: list[Target],
     copies: dict[str, str],
     stack: Membership | None,
@@ -131,17 +132,18 @@ def _stopped(
     """The services that leave the stack, their processes stopped; what ends them is undone like an activation."""
     if stack is None or not stack.leaving:
         return []
+    store, kernel = machine.store, machine.kernel
     rows = _leaving(store, stack)
     if rows:
         # what cannot be is found before anything is stopped
         with Lock(), store.transaction() as transaction:
             transaction.cancel()
             scope = _scope(store, targets, rows, stack)
-            before = desired_now(Real(), store, scope)
-            _recorded(store, targets, copies, rows, stack)
-            plan(Real(), store, scope, before, trusting=True)
+            before = desired_now(kernel, store, scope)
+            _recorded(machine, targets, copies, rows, stack)
+            plan(kernel, store, scope, before, trusting=True)
     begin(store, list(stack.leaving), "activate")
-    stop.raise_all(list(stop.stop(rows, report, stack.needs).values()))
+    stop.raise_all(list(stop.stop(machine.processes, rows, report, stack.needs).values()))
     return rows
 
 
@@ -170,22 +172,23 @@ def _scope(
 
 
 def _recorded(
-    store: Store,
+    machine: Machine,
     targets: list[Target],
     copies: dict[str, str],
     leaving: list[ServiceRow],
     stack: Membership | None,
 ) -> list[Change]:
+    store = machine.store
     if stack is not None:
         from niso.services import stacks
 
-        stacks.prepare(store, stack, copies)
-        stop.go(store, leaving)
+        stacks.prepare(machine, stack, copies)
+        stop.go(machine, leaving)
     for target in targets:
         release(store, target)
     together = frozenset((*copies, *(row.name for row in leaving)))
     changes = [
-        record(store, target, copies[target.name], together, frozenset(copies))
+        record(machine, target, copies[target.name], together, frozenset(copies))
         for target in targets
     ]
     sharing.check(store, [change.row for change in changes], leaving)
@@ -236,16 +239,17 @@ def _copy(target: Target, report: Report) -> str:
 
 
 def _plan_only(
-    store: Store, targets: list[Target], report: Report, stack: Membership | None
+    machine: Machine, targets: list[Target], report: Report, stack: Membership | None
 ) -> list[Outcome]:
+    store, kernel = machine.store, machine.kernel
     copies = {target.name: _copy_path(target, report) for target in targets}
     leaving = _leaving(store, stack)
     for row in leaving:
         report(Stopping(row.name))
     scope = _scope(store, targets, leaving, stack)
-    before = desired_now(Real(), store, scope)
-    changes = _recorded(store, targets, copies, leaving, stack)
-    steps = plan(Real(), store, scope, before).steps
+    before = desired_now(kernel, store, scope)
+    changes = _recorded(machine, targets, copies, leaving, stack)
+    steps = plan(kernel, store, scope, before).steps
     for step in steps:
         report(step)
     for change in changes:
@@ -257,25 +261,26 @@ def _plan_only(
                 report(Stopping(change.name))
             report(start.event_of(change))
     touched = _touched(store, changes, bool(steps))
-    scope, before = _drop_left(store, changes, stack)
+    scope, before = _drop_left(machine, changes, stack)
     told = set(steps)  # the kernel has not done them, so they are found again
-    for step in plan(Real(), store, scope, before).steps if scope.networks else []:
+    for step in plan(kernel, store, scope, before).steps if scope.networks else []:
         if step not in told:
             report(step)
     return [_outcome(store, change, change.name in touched) for change in changes]
 
 
 def _drop_left(
-    store: Store, changes: list[Change], stack: Membership | None
+    machine: Machine, changes: list[Change], stack: Membership | None
 ) -> tuple[Scope, State]:
     """End the intents and drop the networks that nobody is on any more; the scope that this changed, and its state before."""
+    store, kernel = machine.store, machine.kernel
     for name in (*(change.name for change in changes), *(stack.leaving if stack else ())):
         store.end_intent(name)
     left = {
         name for c in changes if c.before for name in set(c.before.networks) - set(c.row.networks)
     }
     scope = Scope((), tuple(sorted(left)), names=tuple(("network", name) for name in sorted(left)))
-    before = desired_now(Real(), store, scope)
+    before = desired_now(kernel, store, scope)
     store.drop_implicit_networks(left)
     return scope, before
 

@@ -19,10 +19,10 @@ from niso.base.locks import Lock, service_lock
 from niso.base.report import ChangingUnit, Report, silent
 from niso.commands import activate, restart
 from niso.commands.activate import Outcome
-from niso.kernel.real import Real
 from niso.reconcile.converge import repair
 from niso.runtime import status, unit
 from niso.services import journal, start
+from niso.services.machine import Machine
 from niso.services.targets import find_targets
 from niso.store.store import ServiceRow, Store
 
@@ -309,16 +309,17 @@ def _set_enabled(store: Store, names: Iterable[str], enabled: bool) -> None:
 # --- what systemd must hear of ---------------------------------------------------------------------------------------
 
 
-def settle(store: Store, names: Iterable[str]) -> None:
+def settle(machine: Machine, names: Iterable[str]) -> None:
     """After services were activated or restarted: have systemd supervise those that are enabled.
 
     Called by the unit itself, this is what ends its start. Raises NisoError, OSError.
     """
+    store = machine.store
     rows = [row for name in names if (row := store.service(name)) is not None and row.active]
     for row in rows:
         if unit.path(row.name) is not None:
             if not status.supervisors(row.name):  # its conmon was killed, and it runs on
-                restart.restart(store, [row.name])
+                restart.restart(machine, [row.name])
             _ready(row.name)
             return
     rows = [row for row in rows if row.enabled]
@@ -363,16 +364,17 @@ class Restored(NamedTuple):
     errors: list[NisoError]
 
 
-def restore(store: Store, timeout_s: float, report: Report = silent) -> Restored:
+def restore(machine: Machine, timeout_s: float, report: Report = silent) -> Restored:
     """Make the bridges of all networks and activate every enabled service, providers first; each that can be, whatever becomes of others."""
+    store = machine.store
     errors: list[NisoError] = []
     try:
-        journal.recover(store, report, [intent.service for intent in store.intents()])
+        journal.recover(machine, report, [intent.service for intent in store.intents()])
     except NisoError as error:
         errors += flatten(error)
     try:
         with Lock():
-            repair(Real(), store, report)
+            repair(machine.kernel, store, report)
     except NisoError as error:
         errors += flatten(error)
     enabled = [row for row in store.services() if row.enabled]
@@ -381,24 +383,26 @@ def restore(store: Store, timeout_s: float, report: Report = silent) -> Restored
         [row.name for row in enabled if row.provider is None],
         [row.name for row in enabled if row.provider is not None],
     ):
-        outcomes += _activate(store, together, timeout_s, report, errors)
+        outcomes += _activate(machine, together, timeout_s, report, errors)
     return Restored(sorted(outcomes), errors)
 
 
 def _activate(
-    store: Store, names: list[str], timeout_s: float, report: Report, errors: list[NisoError]
+    machine: Machine, names: list[str], timeout_s: float, report: Report, errors: list[NisoError]
 ) -> list[Outcome]:
     """Activate all at once; if that cannot be, one after the other."""
     if not names:
         return []
     try:
-        return activate.activate(store, find_targets(store, names), timeout_s, report)
+        return activate.activate(machine, find_targets(machine.store, names), timeout_s, report)
     except NisoError as error:
         if len(names) == 1:
             errors += [_naming(names[0], one) for one in flatten(error)]
             return []
     return [
-        outcome for name in names for outcome in _activate(store, [name], timeout_s, report, errors)
+        outcome
+        for name in names
+        for outcome in _activate(machine, [name], timeout_s, report, errors)
     ]
 
 

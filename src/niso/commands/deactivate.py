@@ -8,11 +8,11 @@ from niso.base.report import Report, silent
 from niso.runtime import volumes
 from niso.services import stop
 from niso.services.journal import begin, locked, recover
-from niso.store.store import Store
+from niso.services.machine import Machine
 
 
 def deactivate(
-    store: Store,
+    machine: Machine,
     services: list[str],
     report: Report = silent,
     dry_run: bool = False,
@@ -23,19 +23,20 @@ def deactivate(
 
     With ``keep_forwards`` their forwards come back with them. Processes end at once, but those that others depend on after them.
     """
+    store = machine.store
     if dry_run:
         with Lock(), store.transaction() as transaction:
             transaction.cancel()
             stop.refuse(store, services)
-            stop.plan_only(store, services, report)
+            stop.plan_only(machine, services, report)
         return []
-    recover(store, report, services)
+    recover(machine, report, services)
     with locked(store, services):
         active = [
             name for name in services if (row := store.service(name)) is not None and row.active
         ]
         begin(store, active, "stop" if keep_forwards else "deactivate")
-        errors = stop.finish(store, active, report, True, keep_forwards, needs)
+        errors = stop.finish(machine, active, report, True, keep_forwards, needs)
         idle = [name for name in services if name not in active and store.forwards(name)]
         if idle and not keep_forwards:
             with Lock(), store.transaction():
@@ -46,31 +47,33 @@ def deactivate(
 
 
 def remove(
-    store: Store, services: list[str], report: Report = silent, with_volumes: bool = False
+    machine: Machine, services: list[str], report: Report = silent, with_volumes: bool = False
 ) -> None:
     """Deactivate services and forget them, their leases, logs and copies, and ``with_volumes`` their named volumes.
 
     Volumes that are left of a service that is not known go too. Raises NisoError.
     """
-    recover(store, report, services)
+    store = machine.store
+    recover(machine, report, services)
     with locked(store, services):
         known = [name for name in services if store.service(name) is not None]
         if with_volumes:
             for name in services:
                 volumes.check_removable(name)  # before anything is stopped
         begin(store, known, "remove volumes" if with_volumes else "remove")
-        errors = stop.finish(store, known, report, ends=False)
+        errors = stop.finish(machine, known, report, ends=False)
         ended = [name for name in known if (row := store.service(name)) and not row.active]
-        stop.forget(store, ended, report, with_volumes)
+        stop.forget(machine, ended, report, with_volumes)
         for name in services if with_volumes else ():
             if name not in known:
                 volumes.remove_all(name, report)
         stop.raise_all(errors)
 
 
-def remove_volumes(store: Store, services: list[str], report: Report = silent) -> None:
+def remove_volumes(machine: Machine, services: list[str], report: Report = silent) -> None:
     """Remove the named volumes of services that are not active. Raises Conflict where one is, NisoError."""
-    recover(store, report, services)
+    store = machine.store
+    recover(machine, report, services)
     with locked(store, services):
         for name in services:
             if (row := store.service(name)) is not None and row.active:

@@ -5,42 +5,46 @@ from __future__ import annotations
 from niso.base.errors import Conflict
 from niso.base.locks import Lock
 from niso.base.report import Report, silent
-from niso.kernel.real import Real
 from niso.plan.records import Network
 from niso.reconcile.converge import converge, desired_now, plan
+from niso.services.machine import Machine
 from niso.services.networks import Wish, check, ensure
-from niso.store.store import Scope, Store
+from niso.store.store import Scope
 
 
 def create(
-    store: Store, wish: Wish, report: Report = silent, dry_run: bool = False
+    machine: Machine, wish: Wish, report: Report = silent, dry_run: bool = False
 ) -> Network | None:
     """Make a network and its bridge at once; None where one of that name and these values is there already.
 
     Raises Conflict (name, subnet or bridge taken, by whom), UsageError, KernelError; then nothing has changed.
     """
+    store, kernel = machine.store, machine.kernel
     check(wish)
     with Lock():
         scope = Scope((), (wish.name,), names=(("network", wish.name),))
         with store.transaction() as transaction:
-            before = desired_now(Real(), store, scope)
-            network = ensure(store, wish, implicit=False)
+            before = desired_now(kernel, store, scope)
+            network = ensure(machine, wish, implicit=False)
             if dry_run:
-                for step in plan(Real(), store, scope, before).steps:
+                for step in plan(kernel, store, scope, before).steps:
                     report(step)
                 transaction.cancel()
                 return network
         try:
-            converge(Real(), store, scope, before, report)
+            converge(kernel, store, scope, before, report)
         except BaseException:
             if network is not None:
-                _forget(store, wish.name)
+                _forget(machine, wish.name)
             raise
     return network
 
 
-def remove(store: Store, names: list[str], report: Report = silent, dry_run: bool = False) -> None:
+def remove(
+    machine: Machine, names: list[str], report: Report = silent, dry_run: bool = False
+) -> None:
     """Remove networks and their bridges, all or none. Raises NotFound, Conflict where a known service is on one."""
+    store, kernel = machine.store, machine.kernel
     with Lock():
         for name in names:
             store.require_network(name)
@@ -52,22 +56,23 @@ def remove(store: Store, names: list[str], report: Report = silent, dry_run: boo
                 )
         scope = Scope((), tuple(names), names=tuple(("network", name) for name in names))
         with store.transaction() as transaction:
-            before = desired_now(Real(), store, scope)
+            before = desired_now(kernel, store, scope)
             for name in names:
                 store.drop_network(name)
             if dry_run:
-                for step in plan(Real(), store, scope, before).steps:
+                for step in plan(kernel, store, scope, before).steps:
                     report(step)
                 transaction.cancel()
                 return
             # inside the transaction: if it cannot be done, or niso dies here, the networks stay known and can be repaired
-            converge(Real(), store, scope, before, report, teardown=True)
+            converge(kernel, store, scope, before, report, teardown=True)
 
 
-def _forget(store: Store, name: str) -> None:
+def _forget(machine: Machine, name: str) -> None:
     """Undo a network whose bridge could not be made."""
+    store, kernel = machine.store, machine.kernel
     scope = Scope((), (name,), names=(("network", name),))
-    before = desired_now(Real(), store, scope)
+    before = desired_now(kernel, store, scope)
     with store.transaction():
         store.drop_network(name)
-    converge(Real(), store, scope, before, teardown=True)
+    converge(kernel, store, scope, before, teardown=True)

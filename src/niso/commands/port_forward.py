@@ -6,21 +6,21 @@ from niso.base.report import Report, silent
 from niso.plan.records import Port
 from niso.services import forwards
 from niso.services.journal import locked, recover
-from niso.store.store import Store
+from niso.services.machine import Machine
 
 
 def port_forward(
-    store: Store, name: str, port: Port, *, replace: bool = False, report: Report = silent
+    machine: Machine, name: str, port: Port, *, replace: bool = False, report: Report = silent
 ) -> tuple[bool, list[tuple[str, Port]]]:
     """Publish one more port of an active service, see `forwards.forward`."""
-    recover(store, report, [name])
-    held = forwards.concerned(store, name, port, replace)
-    with locked(store, sorted(held)):
-        return forwards.forward(store, name, port, replace, held, report)
+    recover(machine, report, [name])
+    held = forwards.concerned(machine.store, name, port, replace)
+    with locked(machine.store, sorted(held)):
+        return forwards.forward(machine, name, port, replace, held, report)
 
 
-def port_unforward(store: Store, name: str, port: Port, report: Report = silent) -> None:
+def port_unforward(machine: Machine, name: str, port: Port, report: Report = silent) -> None:
     """Take away a port that `port_forward` added, see `forwards.unforward`."""
-    recover(store, report, [name])
-    with locked(store, [name]):
-        forwards.unforward(store, name, port, report)
+    recover(machine, report, [name])
+    with locked(machine.store, [name]):
+        forwards.unforward(machine, name, port, report)

@@ -22,34 +22,35 @@ from niso.base.report import (
 )
 from niso.commands import store_repair
 from niso.commands.check import left_running
-from niso.kernel import netns
 from niso.kernel.kinds.kind import Step
 from niso.kernel.kinds.veth import Veth
-from niso.kernel.real import Real
 from niso.plan.findings import Finding
 from niso.reconcile import nat_flows, policy_flows
 from niso.reconcile.converge import compare, desired_now, repair
-from niso.runtime import hosts_mount, package, process, status
-from niso.runtime.defects import BLIND, UNKNOWN, of_package, of_process
-from niso.runtime.spec import load, save
-from niso.services import journal
-from niso.store.store import ALL, ServiceRow, Store
+from niso.runtime import package
+from niso.runtime.defects import BLIND, UNKNOWN, of_package
+from niso.runtime.processes import Processes
+from niso.services import journal, rehost
+from niso.services.machine import Machine
+from niso.store.store import ALL, ServiceRow
 
 
-def plan_mend(store: Store, report: Report) -> None:
+def plan_mend(machine: Machine, report: Report) -> None:
     """Report what `mend` would do now, but for what was left half-way. Changes nothing."""
-    lost = store_repair.holes(store)
+    store, kernel, processes = machine
+    lost = store_repair.holes(kernel, store)
     for hole in lost:
         report(_filling(hole))
     if lost:
         copy = store.in_memory()
-        store_repair.fill(copy, lost)
+        store_repair.fill(kernel, copy, lost)
         store = copy
-    homes = _nameless(store)
+        machine = machine._replace(store=copy)
+    homes = _nameless(machine)
     for name, pid in homes:
         report(Command(f"ip netns attach {names.netns(name)} {pid}"))
     back = {names.netns(name) for name, _ in homes}
-    steps, want, _, _ = compare(Real(), store)
+    steps, want, _, _ = compare(kernel, store)
     back |= {veth.name for veth in want[Veth] if veth.netns in back}
     for step in steps:
         if not (
@@ -61,42 +62,47 @@ def plan_mend(store: Store, report: Report) -> None:
         row = store.service(name)
         if row is not None and of_package(row) is not None:
             report(CopyingPackage(os.path.dirname(row.manifest_path)))
-        finding = of_process(name)
+        finding = processes.defect(name)
         if finding is not None:
             report(_mending(name, finding))
-    for name in left_running(store):
+    for name in left_running(machine):
         report(Stopping(name))
 
 
-def mend(store: Store, report: Report = silent) -> int:
+def mend(machine: Machine, report: Report = silent) -> int:
     """Recover what was left half-way, put everything right and start what should run; gives how much was done."""
+    store, kernel, processes = machine
     errors: list[NisoError] = []
     with Lock():
-        recovered = _fill(store, report)  # where this cannot be, what should be is not known
+        recovered = _fill(machine, report)  # where this cannot be, what should be is not known
         for damaged in store_repair.damaged(store):
             try:
-                store_repair.mend(store, damaged)
+                store_repair.mend(processes, store, damaged)
                 report(_filling(store_repair.Hole("different", "service", damaged.name)))
                 recovered += 1
             except NisoError as error:
                 errors.append(error)
     try:
-        recovered += journal.recover(store, report, [intent.service for intent in store.intents()])
+        recovered += journal.recover(
+            machine, report, [intent.service for intent in store.intents()]
+        )
     except NisoError as error:
         errors.append(error)
     with Lock():
         try:
-            recovered += _name_again(store, report)
-            steps = repair(Real(), store, report)
+            recovered += _name_again(machine, report)
+            steps = repair(kernel, store, report)
         except NisoError as error:
             errors.append(error)
             steps = []
         if steps or errors:
             # flows that began while a rule was away have no NAT, and would keep their client from it
-            nat_flows.clear(Real(), desired_now(Real(), store, ALL))
+            nat_flows.clear(kernel, desired_now(kernel, store, ALL))
             # and what came in while a policy was away is cut
             policy_flows.cut(
-                store, [name for name in store.active_services() if store.policy(name) is not None]
+                kernel,
+                store,
+                [name for name in store.active_services() if store.policy(name) is not None],
             )
     done = recovered + len(steps)
     for name in store.active_services():
@@ -105,29 +111,29 @@ def mend(store: Store, report: Report = silent) -> int:
             if row is None or not row.active:
                 continue
             try:
-                done += _copy_again(row, report) + _write_spec_again(row, report)
+                done += _copy_again(row, report) + _write_spec_again(processes, row, report)
             except NisoError as error:
                 errors.append(error)
-            finding = of_process(name)
+            finding = processes.defect(name)
             if finding is not None:
                 report(_mending(name, finding))
                 try:
                     spec = row.require_process()
                     if finding.defect == BLIND:
-                        hosts_mount.swap_or_restart(spec, report)
+                        rehost.swap_or_restart(processes, spec, report)
                     else:
-                        process.stop(name, spec.stop_timeout_s)
-                        process.start(spec)
+                        processes.stop(name, spec.stop_timeout_s)
+                        processes.start(spec)
                 except NisoError as error:
                     errors.append(error)
                 done += 1
-    for name in left_running(store):
+    for name in left_running(machine):
         with service_lock(name):
-            if name not in left_running(store):  # somebody was at it
+            if name not in left_running(machine):  # somebody was at it
                 continue
             report(Stopping(name))
             try:
-                process.stop(name)
+                processes.stop(name)
             except NisoError as error:
                 errors.append(error)
             done += 1
@@ -153,24 +159,25 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
     return 1
 
 
-def _write_spec_again(row: ServiceRow, report: Report) -> int:
+def _write_spec_again(processes: Processes, row: ServiceRow, report: Report) -> int:
     """Write what a running service was started from where that is gone; how much was done. Raises NisoError."""
-    finding = of_process(row.name)
+    finding = processes.defect(row.name)
     if finding is None or finding.defect != UNKNOWN:
         return 0
     report(_mending(row.name, finding))
     try:
-        save(row.require_process())
+        processes.save(row.require_process())
     except OSError as error:
         raise NisoError(f"cannot write spec.json: {error.strerror}", service=row.name) from error
     return 1
 
 
-def _fill(store: Store, report: Report) -> int:
-    lost = store_repair.holes(store)
+def _fill(machine: Machine, report: Report) -> int:
+    store, kernel = machine.store, machine.kernel
+    lost = store_repair.holes(kernel, store)
     if lost:
         with store.transaction():
-            store_repair.fill(store, lost)
+            store_repair.fill(kernel, store, lost)
     for hole in lost:
         report(_filling(hole))
     return len(lost)
@@ -182,30 +189,31 @@ def _filling(hole: store_repair.Hole) -> Event:
     )
 
 
-def _nameless(store: Store) -> list[tuple[str, int]]:
+def _nameless(machine: Machine) -> list[tuple[str, int]]:
     """(active service, pid of its process) where its network namespace has lost its name and the process is still in it."""
+    store, kernel, processes = machine
     mark = alias(store.state_id())
     found = []
     for name in store.active_services():
-        spec = load(name)
-        pid = status.read(name).pid
+        spec = processes.spec(name)
+        pid = processes.status(name).pid
         if (
             spec is None
             or pid is None
             or spec.netns != paths.netns_path(name)
-            or netns.exists(names.netns(name))
+            or kernel.has_netns(names.netns(name))
         ):
             continue
-        if netns.marked(pid) == mark:
+        if kernel.alias_at(pid) == mark:
             found.append((name, pid))
     return found
 
 
-def _name_again(store: Store, report: Report) -> int:
-    homes = _nameless(store)
+def _name_again(machine: Machine, report: Report) -> int:
+    homes = _nameless(machine)
     for name, pid in homes:
         report(Command(f"ip netns attach {names.netns(name)} {pid}"))
-        netns.attach(names.netns(name), pid, alias(store.state_id()))
+        machine.kernel.name_netns(names.netns(name), pid, alias(machine.store.state_id()))
     return len(homes)
 
 

@@ -7,18 +7,20 @@ import os
 from niso.base.errors import Conflict, NotFound
 from niso.base.report import Report, silent
 from niso.services.journal import begin, end_intents, end_restart, locked, recover
+from niso.services.machine import Machine
 from niso.store import specs
 from niso.store.store import ServiceRow, Store
 
 
-def restart(store: Store, services: list[str], report: Report = silent) -> None:
+def restart(machine: Machine, services: list[str], report: Report = silent) -> None:
     """End and start the processes of active services; namespace, addresses and ports stay.
 
     Raises Conflict, NotFound, ProcessError; then those that it had stopped are started again, but one that has ended by itself.
     """
     from niso.services import start
 
-    recover(store, report, services)
+    store = machine.store
+    recover(machine, report, services)
     with locked(store, services):
         rows = []
         for name in services:
@@ -36,9 +38,9 @@ def restart(store: Store, services: list[str], report: Report = silent) -> None:
         begin(store, services, "restart")
         try:
             rows = _with_name_servers(store, rows)
-            start.restart(rows, report)
+            start.restart(machine.processes, rows, report)
         except BaseException:
-            end_restart(store, services, report)
+            end_restart(machine, services, report)
             raise
         end_intents(store, services)
 

@@ -16,6 +16,7 @@ from niso.manifest import stack_file as model
 from niso.manifest.stack_file import Stack
 from niso.runtime import volumes
 from niso.services import journal, networks, stacks, targets
+from niso.services.machine import Machine
 from niso.services.networks import Wish
 from niso.services.stacks import Membership
 from niso.services.targets import Target
@@ -42,11 +43,12 @@ def load(path: str) -> Stack:
 
 
 def up(
-    store: Store, stack: Stack, timeout_s: float, report: Report = silent, dry_run: bool = False
+    machine: Machine, stack: Stack, timeout_s: float, report: Report = silent, dry_run: bool = False
 ) -> Up:
     """Make everything be as the stack's file says, or leave everything as it was. Raises what `activation.activate` does."""
+    store = machine.store
     if not dry_run:
-        journal.recover(store, report)  # who belongs to the stack may be another one before
+        journal.recover(machine, report)  # who belongs to the stack may be another one before
     wanted = _targets(store, stack)
     names = {member.name for member in stack.members}
     left = [name for name in store.stack_members(stack.name) if name not in names]
@@ -56,7 +58,7 @@ def up(
     after = {member.name: member.after for member in stack.members if member.after}
     joins = Membership(stack.name, stack.file, tuple(wishes), tuple(left), {})
     try:
-        outcomes = activate.activate(store, wanted, timeout_s, report, dry_run, after, joins)
+        outcomes = activate.activate(machine, wanted, timeout_s, report, dry_run, after, joins)
     except ErrorGroup as group:
         raise ErrorGroup([model.in_words_of(stack, error) for error in group.errors]) from group
     except NisoError as error:
@@ -65,7 +67,7 @@ def up(
 
 
 def down(
-    store: Store,
+    machine: Machine,
     path: str,
     report: Report = silent,
     dry_run: bool = False,
@@ -75,19 +77,19 @@ def down(
 
     ``with_volumes`` their named volumes go. Needs the stack's name alone to be right in its file. Raises NisoError.
     """
-    outline = model.outline(path)
+    store, outline = machine.store, model.outline(path)
     if not dry_run:
-        journal.recover(store, report)
+        journal.recover(machine, report)
     names = members(store, outline)
     for name in names if with_volumes else ():
         volumes.check_removable(name)  # before anything is stopped
-    ended = deactivate.deactivate(store, names, report, dry_run, needs=outline.after)
+    ended = deactivate.deactivate(machine, names, report, dry_run, needs=outline.after)
     if with_volumes and dry_run:
         for name in names:
             if kept := volumes.kept(name):
                 report(RemovingVolumes(name, tuple(kept)))
     elif with_volumes:
-        deactivate.remove_volumes(store, names, report)
+        deactivate.remove_volumes(machine, names, report)
     return Down(outline.name, ended if not dry_run else [(name, True) for name in names])
 
 

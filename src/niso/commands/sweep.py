@@ -17,6 +17,7 @@ from niso.base.names import is_marked, state_id_of
 from niso.base.report import Command, EndingLost, Event, Report, Stopping, silent
 from niso.kernel import netns, nft_tables, sysctl
 from niso.kernel.libnftables import Nft
+from niso.kernel.real import Real
 from niso.kernel.rtnetlink import Rtnl
 from niso.plan import nft
 from niso.reconcile import forwarding
@@ -149,7 +150,7 @@ def _all_rules() -> list[_Thing]:
         going = {link.name for link in rtnl.links() if is_marked(link.alias)}
     with Nft() as kernel:
         marks = kernel.elements(nft_tables.INET, "before") or ()
-        for name, value in forwarding.to_put_back(dict(map(nft.sysctl_before, marks))):
+        for name, value in forwarding.to_put_back(Real(), dict(map(nft.sysctl_before, marks))):
             if going & set(name.split("/")):
                 continue
             put_back = Command(f"sysctl -w {name}={value}")
@@ -179,7 +180,7 @@ def _forget_active(store: Store) -> None:
                 store.set_active(name, False)
             for intent in store.intents():
                 store.end_intent(intent.service)
-            forwarding.put_back(store)
+            forwarding.put_back(Real(), store)
     except sqlite3.DatabaseError as error:
         raise unusable(error) from error
 

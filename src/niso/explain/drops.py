@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from niso.base import names
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import link_counters, nft_tables
+from niso.kernel.interface import Kernel
 from niso.kernel.libnftables import Nft
 from niso.kernel.nflog import Logged, Nflog
 from niso.kernel.nft_elements import HEADERS, Nfnetlink
@@ -121,8 +122,8 @@ class Log:
     Raises Conflict where somebody else reads them, KernelError where the kernel cannot log so.
     """
 
-    def __init__(self, store: Store, service: str | None) -> None:
-        self._store, self._service = store, service
+    def __init__(self, kernel: Kernel, store: Store, service: str | None) -> None:
+        self._kernel, self._store, self._service = kernel, store, service
         self._known: tuple[int, World] | None = None
         self._source = Nflog(nft_tables.LOG_GROUP)
 
@@ -163,7 +164,7 @@ class Log:
         """The world as the store has it now."""
         version = self._store.changes()
         if self._known is None or self._known[0] != version:
-            self._known = (version, read_world(self._store))
+            self._known = (version, read_world(self._kernel, self._store))
         return self._known[1]
 
 

@@ -9,14 +9,14 @@ from niso.base.family import family_of
 from niso.base.names import is_marked
 from niso.explain import foreign_firewalls
 from niso.explain.foreign_firewalls import Drop
-from niso.kernel import host_facts, sysctl
+from niso.kernel.interface import Kernel
 from niso.kernel.rtnetlink import Rtnl
 from niso.plan.records import ANY4, ANY6, Network, Policy, Port
 
 _BRIDGED = {4: "net/bridge/bridge-nf-call-iptables", 6: "net/bridge/bridge-nf-call-ip6tables"}
 
 
-def drops(networks: Iterable[Network]) -> list[Drop]:
+def drops(kernel: Kernel, networks: Iterable[Network]) -> list[Drop]:
     """Chains of others that drop what goes to, from or within these networks. Raises KernelError.
 
     A packet is forwarded only if every table's chains let it.
@@ -24,17 +24,17 @@ def drops(networks: Iterable[Network]) -> list[Drop]:
     groups: dict[tuple[int, bool], list[str]] = {}
     for network in networks:
         for family in (subnet.family for subnet in network.subnets):
-            bridged = network.publishes or sysctl.read(_BRIDGED[family]) == "1"
+            bridged = network.publishes or kernel.sysctl(_BRIDGED[family]) == "1"
             groups.setdefault((family, bridged), []).append(network.bridge)
     found = [
         drop
         for (family, bridged), bridges in sorted(groups.items())
-        for drop in foreign_firewalls.foreign_drops(bridges, bridged, (family,))
+        for drop in foreign_firewalls.foreign_drops(kernel, bridges, bridged, (family,))
     ]
     return list(dict.fromkeys(found))
 
 
-def closed_links() -> list[tuple[str, str]]:
+def closed_links(kernel: Kernel) -> list[tuple[str, str]]:
     """(what is wrong, what to do) of each link of the host that forwards no IPv4: nobody reaches a service by it, and no
     service reaches anybody. It is not niso's to change. Raises KernelError."""
     return [
@@ -42,7 +42,7 @@ def closed_links() -> list[tuple[str, str]]:
             f"link {name} forwards no IPv4 ({_forwarding(name)} is 0)",
             f"sysctl -w {_forwarding(name)}=1",
         )
-        for name in sorted(host_facts.not_forwarding())
+        for name in sorted(kernel.not_forwarding())
     ]
 
 
@@ -50,18 +50,20 @@ def _forwarding(link: str) -> str:
     return f"net/ipv4/conf/{link}/forwarding"
 
 
-def ways_in(ports: Iterable[tuple[Port, Network, Sequence[str]]]) -> list[list[str]]:
+def ways_in(
+    kernel: Kernel, ports: Iterable[tuple[Port, Network, Sequence[str]]]
+) -> list[list[str]]:
     """For each port (with one address, or all of one family), its network and the internal networks that do not lead to it: who can
     reach it, in words. Raises KernelError.
     """
     wanted = list(ports)
-    addresses, closed = _addresses(), set(host_facts.not_forwarding())
+    addresses, closed = _addresses(), set(kernel.not_forwarding())
     blocked: dict[tuple[str, int], list[str]] = {}
     for network in {network for _, network, _ in wanted}:
         for family in (4, 6):
             only = network._replace(subnets=tuple(s for s in network.subnets if s.family == family))
             blocked[network.name, family] = [
-                d.chain for d in drops([only]) if "published" in d.what
+                d.chain for d in drops(kernel, [only]) if "published" in d.what
             ]
     ways = []
     for port, network, internal in wanted:

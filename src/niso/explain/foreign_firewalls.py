@@ -19,6 +19,7 @@ from niso.kernel.foreign_chains import (
     FAMILIES,
     Chain,
 )
+from niso.kernel.interface import Kernel
 from niso.kernel.rtnetlink import Rtnl
 
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
@@ -42,7 +43,7 @@ class Drop(NamedTuple):
 
 
 def foreign_drops(
-    bridges: Iterable[str], bridged: bool, families: Iterable[int] = (4,)
+    kernel: Kernel, bridges: Iterable[str], bridged: bool, families: Iterable[int] = (4,)
 ) -> list[Drop]:
     """The foreign chains of this network namespace that drop what niso lets pass by these bridges.
 
@@ -52,7 +53,7 @@ def foreign_drops(
     KernelError.
     """
     names = sorted(set(bridges))
-    with foreign_chains.Foreign() as source:
+    with kernel.foreign_chains() as source:
         chains = source.base_chains() if names else []
         if not chains:
             return []

@@ -10,6 +10,7 @@ from niso.base.lite_typing import NamedTuple
 from niso.explain.explanation import Explanation, Object
 from niso.explain.question import Packet, ends, resolve
 from niso.kernel import probe
+from niso.kernel.interface import Kernel
 from niso.kernel.libnftables import Nft
 from niso.kernel.nft_elements import HEADERS, Nfnetlink
 from niso.plan.records import Entry
@@ -47,7 +48,7 @@ class Proof(NamedTuple):
 # --- ping ------------------------------------------------------------------------------------------------------------
 
 
-def ping(store: Store, source: str, destination: str) -> tuple[Packet, float]:
+def ping(kernel: Kernel, store: Store, source: str, destination: str) -> tuple[Packet, float]:
     """Send an echo from inside one service to another; gives the packet, and seconds to its answer.
 
     Raises NisoError with the reason where no answer comes, and for what cannot be asked.
@@ -62,7 +63,7 @@ def ping(store: Store, source: str, destination: str) -> tuple[Packet, float]:
         if row is None or not row.active:
             raise NisoError(f"{end.name} is not active", f"niso activate {end.name}")
     from_, to = sender.service, receiver.service
-    world = read_world(store)
+    world = read_world(kernel, store)
     networks = [
         {endpoint.network for endpoint in world.services[name].endpoints} for name in (from_, to)
     ]

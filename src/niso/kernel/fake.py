@@ -23,6 +23,7 @@ from collections.abc import Callable, Container, Iterable
 
 from niso.base.errors import Conflict, NisoError
 from niso.base.lite_typing import TYPE_CHECKING
+from niso.kernel.fake_host import FakeHost
 from niso.kernel.fake_tables import FakeTables, refuse_unless
 from niso.kernel.kinds import order
 from niso.kernel.kinds.address import Address
@@ -41,7 +42,6 @@ from niso.kernel.state import State
 if TYPE_CHECKING:
     from typing import Any, Self
 
-    from niso.kernel.flows import Tracked
     from niso.kernel.interface import Foreign
     from niso.kernel.kinds.kind import AnyStep
 
@@ -52,7 +52,7 @@ _LONGEST_NAME = 15  # IFNAMSIZ - 1
 _FORWARDING6 = re.compile(r"net/ipv6/conf/[^/]+/forwarding")
 
 
-class Fake(FakeTables):
+class Fake(FakeTables, FakeHost):
     """A `niso.kernel.interface.Kernel` without a kernel.
 
     ``strict`` also refuses what the real one accepts without effect, such as deleting a missing
@@ -61,7 +61,8 @@ class Fake(FakeTables):
     """
 
     def __init__(self, strict: bool = False) -> None:
-        super().__init__(strict)
+        FakeTables.__init__(self, strict)
+        FakeHost.__init__(self)
         self.fail: Callable[[AnyStep], int] = lambda step: 0
         self.done: list[str] = []  # descriptions of the executed steps
         self.bridges: dict[str, Bridge] = {}
@@ -72,9 +73,14 @@ class Fake(FakeTables):
         self.sysctls: dict[tuple[str, str], str] = {}
         self.hosts: dict[str, set[HostsLine]] = {}
         self.others: dict[type, dict[tuple[str, ...], Any]] = {}
-        self.foreign_links: dict[str, str] = {"uplink0": ""}  # the host's own links and their alias
         self.foreign_netns: set[str] = set()
-        self.tracked: list[Tracked] = []
+        self.made = 0
+        self.identities: dict[
+            str, int
+        ] = {}  # which namespace has a name: one made again is another
+        self.inhabited: dict[
+            int, tuple[int, str]
+        ] = {}  # pid -> identity and alias of its namespace
 
     def __enter__(self) -> Self:
         return self
@@ -154,6 +160,28 @@ class Fake(FakeTables):
         thing = Sysctl("", name, "")
         return self.sysctls.get(("", name), "0") if self._has_sysctl(thing) else None
 
+    def set_sysctl(self, name: str, value: str) -> None:
+        self.do(Step("change", Sysctl("", name, value)))
+
+    def has_netns(self, name: str) -> bool:
+        return name in self.netns or name in self.foreign_netns
+
+    def clear_unfinished(self, name: str) -> None:
+        pass  # a creation is not interrupted half-way
+
+    def alias_at(self, pid: int) -> str:
+        return self.inhabited.get(pid, (0, ""))[1]
+
+    def name_netns(self, name: str, pid: int, alias: str) -> None:
+        refuse_unless(not self.has_netns(name), errno.EEXIST, name)
+        refuse_unless(self.alias_at(pid) == alias, errno.EPERM, name)
+        self.netns[name] = Netns(name, alias)
+        self.identities[name] = self.inhabited[pid][0]
+
+    def addresses_in(self, name: str, link: str) -> list[str]:
+        """As `Kernel.addresses_in`; without a link those of all links there."""
+        return [a.address for a in self.addresses if a.netns == name and link in ("", a.link)]
+
     def _check_owner(self, candidates: State, foreign: Foreign | None) -> None:
         links = {b.name for b in candidates[Bridge]} | {v.name for v in candidates[Veth]}
         spaces = {thing.name for thing in candidates[Netns]}
@@ -208,16 +236,8 @@ class Fake(FakeTables):
             if name in self.veths:
                 self.lose_veth(name)
 
-    def flows(self) -> list[Tracked]:
-        return list(self.tracked)
-
-    def end_flows(self, flows: list[Tracked]) -> int:
-        before = len(self.tracked)
-        self.tracked = [flow for flow in self.tracked if flow not in flows]
-        return before - len(self.tracked)
-
     def host_addresses(self) -> list[str]:
-        return [a.address.partition("/")[0] for a in self.addresses if not a.netns]
+        return [*FakeHost.host_addresses(self), *self.addresses_in("", "")]
 
     def do(self, step: AnyStep) -> None:
         """Execute one step. Raises KernelError."""
@@ -324,6 +344,8 @@ class Fake(FakeTables):
             taken = netns.name in self.netns or netns.name in self.foreign_netns
             refuse_unless(not taken, errno.EEXIST, netns)
             self.netns[netns.name] = netns
+            self.made += 1
+            self.identities[netns.name] = self.made
         elif step.action == "change":
             refuse_unless(netns.name in self.netns, errno.ENOENT, netns)
             self.netns[netns.name] = netns

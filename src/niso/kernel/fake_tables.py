@@ -54,6 +54,16 @@ class FakeTables:
             self.ruleset, self.elements = before
             raise
 
+    def list_elements(self, table: str, container: str) -> dict[str, tuple[str, str]] | None:
+        """As `Kernel.list_elements`."""
+        if self.ruleset is None or container not in nft_tables.CONTAINERS.get(table, ()):
+            return None
+        return {
+            e.element: (e.value, e.comment)
+            for e in self.elements.values()
+            if (e.table, e.container) == (table, container)
+        }
+
     def _text(self, statement: str) -> None:
         table = statement.removeprefix("destroy table ")
         if table in nft_tables.CONTAINERS:

@@ -11,10 +11,14 @@ Foreign = dict[str, Conflict]
 """Maps the name of a link or namespace that should be niso's, and is not, to the error."""
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from typing import Protocol, Self
 
-    from niso.kernel.flows import Tracked
+    from niso.kernel.flows import Flow, Tracked
+    from niso.kernel.foreign_chains import Foreign as ForeignChains
+    from niso.kernel.host_facts import Network
     from niso.kernel.kinds.kind import AnyStep
+    from niso.kernel.sockdiag import Connection, Listener
     from niso.kernel.state import State
 else:
     Protocol = object
@@ -79,14 +83,85 @@ class Kernel(Protocol):
     def end_links(self, names: list[str]) -> None:
         """Delete detached links; no-op for missing ones. Raises KernelError."""
 
+    def list_elements(self, table: str, container: str) -> dict[str, tuple[str, str]] | None:
+        """Return a set or map as element -> (value, comment); None if it does not exist. Raises KernelError."""
+
+    # --- sysctls of the host ---
+
     def sysctl(self, name: str) -> str | None:
         """Return the value of a host sysctl; None if this kernel or interface does not have it."""
+
+    def set_sysctl(self, name: str, value: str) -> None:
+        """Set a sysctl of the host. Raises KernelError."""
+
+    # --- namespaces of services ---
+
+    def has_netns(self, name: str) -> bool:
+        """Return whether a network namespace has this name. Raises KernelError."""
+
+    def clear_unfinished(self, name: str) -> None:
+        """Remove what an interrupted creation of this namespace left; no-op otherwise. Raises KernelError."""
+
+    def alias_at(self, pid: int) -> str:
+        """Return the mark of the network namespace of a process; "" if it has none or cannot be read."""
+
+    def name_netns(self, name: str, pid: int, alias: str) -> None:
+        """Name the network namespace of a process, which has the mark ``alias``. Raises KernelError."""
+
+    def addresses_in(self, name: str, link: str) -> list[str]:
+        """Return the addresses, with their lengths, of a link in a namespace; none if it does not exist."""
+
+    def connections_in(self, name: str) -> list[Connection]:
+        """Return the established TCP connections in a namespace; none if it does not exist. Raises KernelError."""
+
+    # --- flows ---
 
     def flows(self) -> list[Tracked]:
         """Return the flows known to connection tracking. Raises KernelError."""
 
-    def end_flows(self, flows: list[Tracked]) -> int:
+    def flows_of(self, addresses: Iterable[str]) -> list[Flow]:
+        """Return the flows with one of these addresses at either end. Raises KernelError."""
+
+    def end_flows(self, flows: Iterable[Flow | Tracked]) -> int:
         """End these flows and return how many there were. Raises KernelError."""
 
+    def add_flows(self, connections: Iterable[Connection]) -> None:
+        """Add open TCP connections to connection tracking; no-op for those it knows. Raises KernelError."""
+
+    def flush_addresses(self, addresses: Iterable[str]) -> None:
+        """End every flow with one of these addresses at either end, until there is none. Raises KernelError."""
+
+    def flush_ports(self, claims: Iterable[tuple[str, int, int]], answered: bool) -> None:
+        """End the flows to (protocol, first port, last port) of the host, until there is none.
+
+        TCP that was answered ends only with ``answered``. Raises KernelError.
+        """
+
+    # --- the host ---
+
     def host_addresses(self) -> list[str]:
-        """Return every address of the host, without prefix length. Raises KernelError."""
+        """Return every address of the host with its prefix length: "192.0.2.1/24". Raises KernelError."""
+
+    def used_prefixes(self, except_alias: str) -> list[tuple[Network, str]]:
+        """Return (prefix, link) of the host's routes and addresses, without links of this alias."""
+
+    def default_mtu(self) -> int:
+        """Return the MTU of the default route's link in bytes; 1500 without a default route."""
+
+    def lacks_ipv6(self) -> str | None:
+        """Return why the host cannot have a network with IPv6; None if it can."""
+
+    def receiving6(self) -> list[str]:
+        """Return the links on which IPv6 packets of others can arrive. Raises KernelError."""
+
+    def not_forwarding(self) -> dict[str, set[str]]:
+        """Return others' links that forward no IPv4 while the host does: name -> addresses."""
+
+    def listeners(self, proto: str) -> list[Listener]:
+        """Return the host's sockets that receive packets of "tcp", "udp" or "sctp". Raises KernelError."""
+
+    def socket_holder(self, inode: int) -> tuple[int, str] | None:
+        """Return (pid, program) of a process that has this socket open; None if none is visible."""
+
+    def foreign_chains(self) -> AbstractContextManager[ForeignChains]:
+        """Return a source of the nftables chains of others. Raises KernelError."""

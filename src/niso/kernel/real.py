@@ -6,16 +6,19 @@ from collections.abc import Container, Iterable
 
 from niso.base.errors import NisoError
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.kernel import reading, sysctl, writing
+from niso.kernel import conntrack, host_facts, netns, reading, sysctl, writing
 from niso.kernel.interface import Foreign
+from niso.kernel.rtnetlink import Rtnl
 from niso.kernel.rtnl_sockets import Sockets
 from niso.kernel.state import State
 
 if TYPE_CHECKING:
     from typing import Self
 
-    from niso.kernel.flows import Tracked
+    from niso.kernel.flows import Flow, Tracked
+    from niso.kernel.foreign_chains import Foreign as ForeignChains
     from niso.kernel.kinds.kind import AnyStep
+    from niso.kernel.sockdiag import Connection, Listener
 
 
 class Real:
@@ -68,19 +71,113 @@ class Real:
     def end_links(self, names: list[str]) -> None:
         writing.end_links(names)
 
+    def list_elements(self, table: str, container: str) -> dict[str, tuple[str, str]] | None:
+        from niso.kernel.libnftables import Nft
+
+        with Nft() as nft:
+            return nft.elements(table, container)
+
+    # --- sysctls of the host ---
+
     def sysctl(self, name: str) -> str | None:
         return sysctl.read(name)
+
+    def set_sysctl(self, name: str, value: str) -> None:
+        sysctl.write(name, value)
+
+    # --- namespaces of services ---
+
+    def has_netns(self, name: str) -> bool:
+        return netns.exists(name)
+
+    def clear_unfinished(self, name: str) -> None:
+        netns.clear_unfinished(name)
+
+    def alias_at(self, pid: int) -> str:
+        return netns.marked(pid)
+
+    def name_netns(self, name: str, pid: int, alias: str) -> None:
+        netns.attach(name, pid, alias)
+
+    def addresses_in(self, name: str, link: str) -> list[str]:
+        if not netns.exists(name):
+            return []
+        with netns.inside(name), Rtnl() as rtnl:
+            there = rtnl.link(link)
+            return [each.address for each in rtnl.addresses(there.index)] if there else []
+
+    def connections_in(self, name: str) -> list[Connection]:
+        from niso.kernel import sockdiag
+
+        if not netns.exists(name):
+            return []
+        with netns.inside(name):
+            return sockdiag.connections()
+
+    # --- flows ---
 
     def flows(self) -> list[Tracked]:
         from niso.kernel import flows
 
         return flows.tracked()
 
-    def end_flows(self, flows: list[Tracked]) -> int:
+    def flows_of(self, addresses: Iterable[str]) -> list[Flow]:
+        from niso.kernel import flows
+
+        return flows.of(addresses)
+
+    def end_flows(self, flows: Iterable[Flow | Tracked]) -> int:
         from niso.kernel.flows import end
 
         return end(flows)
 
+    def add_flows(self, connections: Iterable[Connection]) -> None:
+        from niso.kernel import flows
+
+        flows.introduce(connections)
+
+    def flush_addresses(self, addresses: Iterable[str]) -> None:
+        conntrack.flush_addresses(addresses)
+
+    def flush_ports(self, claims: Iterable[tuple[str, int, int]], answered: bool) -> None:
+        def own() -> list[str]:
+            plain = {each.partition("/")[0] for each in self.host_addresses()}
+            return [*sorted(plain), "127.0.0.0/8"]
+
+        conntrack.flush_ports(claims, own, answered)
+
+    # --- the host ---
+
     def host_addresses(self) -> list[str]:
         with self:
-            return [a.address.partition("/")[0] for a in self._sockets.here().addresses()]
+            return [each.address for each in self._sockets.here().addresses()]
+
+    def used_prefixes(self, except_alias: str) -> list[tuple[host_facts.Network, str]]:
+        return host_facts.used_prefixes(except_alias)
+
+    def default_mtu(self) -> int:
+        return host_facts.default_mtu()
+
+    def lacks_ipv6(self) -> str | None:
+        return host_facts.lacks_ipv6()
+
+    def receiving6(self) -> list[str]:
+        return host_facts.receiving6()
+
+    def not_forwarding(self) -> dict[str, set[str]]:
+        return host_facts.not_forwarding()
+
+    def listeners(self, proto: str) -> list[Listener]:
+        from niso.kernel import sockdiag
+
+        return sockdiag.listeners(proto)
+
+    def socket_holder(self, inode: int) -> tuple[int, str] | None:
+        from niso.kernel import sockdiag
+
+        return sockdiag.holder(inode)
+
+    def foreign_chains(self) -> ForeignChains:
+        from niso.kernel import foreign_chains
+
+        return foreign_chains.Foreign()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from niso.kernel import host_facts, sysctl
+from niso.kernel.interface import Kernel
 from niso.kernel.kinds.setting import FORWARDING, FORWARDING6, ON
 from niso.store.store import Store
 
@@ -19,20 +19,20 @@ CONF6 = "net/ipv6/conf"
 FORCE, ACCEPT_RA = "force_forwarding", "accept_ra"
 
 
-def record(store: Store, networks: Iterable[str]) -> None:
+def record(kernel: Kernel, store: Store, networks: Iterable[str]) -> None:
     """Note what is found of all that will change for an active service on these networks, where it is not on record yet.
 
     The caller is in a transaction. Raises KernelError.
     """
     before = store.sysctls_before()
     if FORWARDING not in before:
-        store.set_sysctl_before(FORWARDING, sysctl.read(FORWARDING) or "0")
+        store.set_sysctl_before(FORWARDING, kernel.sysctl(FORWARDING) or "0")
     known = [store.require_network(name) for name in networks]
     bridges = [each.bridge for each in known if any(subnet.family == 6 for subnet in each.subnets)]
     if not bridges:
         return
     if not any(name.startswith(CONF6) for name in before):
-        for name, value in _found6().items():
+        for name, value in _found6(kernel).items():
             store.set_sysctl_before(name, value)
         before = store.sysctls_before()
     if f"{CONF6}/default/{FORCE}" in before:
@@ -40,26 +40,26 @@ def record(store: Store, networks: Iterable[str]) -> None:
             store.set_sysctl_before(f"{CONF6}/{bridge}/{FORCE}", "0")
 
 
-def note_late(store: Store) -> None:
+def note_late(kernel: Kernel, store: Store) -> None:
     """Note the links that came while IPv6 was forwarded and so began as it needs, once no active service needs it.
 
     The caller is in a transaction, and then makes the kernel as it was. Raises KernelError.
     """
     if store.any_active(6):
         return
-    for name, general in _late(store.sysctls_before()).items():
+    for name, general in _late(kernel, store.sysctls_before()).items():
         store.set_sysctl_before(name, general)
 
 
-def _late(before: dict[str, str]) -> dict[str, str]:
+def _late(kernel: Kernel, before: dict[str, str]) -> dict[str, str]:
     """The sysctls of links that are not in ``before`` and are as niso has those that come: what they would be without it."""
     found = {}
     for what in (FORCE, ACCEPT_RA):
         general = before.get(f"{CONF6}/default/{what}", ON[what])
         if general != ON[what]:
-            for link in host_facts.receiving6():
+            for link in kernel.receiving6():
                 name = f"{CONF6}/{link}/{what}"
-                if name not in before and sysctl.read(name) == ON[what]:
+                if name not in before and kernel.sysctl(name) == ON[what]:
                     found[name] = general
     return found
 
@@ -72,36 +72,37 @@ def forget(store: Store) -> None:
         store.clear_sysctls_before(f"{CONF6}/*")
 
 
-def put_back(store: Store) -> None:
+def put_back(kernel: Kernel, store: Store) -> None:
     """Make all as it was found, whatever the kernel has now, and forget it. No service is active. Raises KernelError."""
-    for name, value in to_put_back(store.sysctls_before()):
-        sysctl.write(name, value)
+    for name, value in to_put_back(kernel, store.sysctls_before()):
+        kernel.set_sysctl(name, value)
     forget(store)
 
 
-def to_put_back(before: dict[str, str]) -> list[tuple[str, str]]:
+def to_put_back(kernel: Kernel, before: dict[str, str]) -> list[tuple[str, str]]:
     """(sysctl, value) of all that is not as it was found, in the order in which it can be; with the links that came later."""
     # first what resets others, which then have their own value again
     wanted = sorted(
-        {**before, **_late(before)}.items(), key=lambda found: (found[0] != FORWARDING6, found)
+        {**before, **_late(kernel, before)}.items(),
+        key=lambda found: (found[0] != FORWARDING6, found),
     )
     resets = any(
-        name == FORWARDING6 and sysctl.read(name) not in (None, value) for name, value in wanted
+        name == FORWARDING6 and kernel.sysctl(name) not in (None, value) for name, value in wanted
     )
     return [
         (name, value)
         for name, value in wanted
-        if (now := sysctl.read(name)) is not None
+        if (now := kernel.sysctl(name)) is not None
         and (now != value or (resets and name.startswith(CONF6) and name.endswith("/forwarding")))
     ]
 
 
-def _found6() -> dict[str, str]:
-    if sysctl.read(FORWARDING6) == "1":
+def _found6(kernel: Kernel) -> dict[str, str]:
+    if kernel.sysctl(FORWARDING6) == "1":
         return {FORWARDING6: "1"}
-    names = ["default", *host_facts.receiving6()]
-    if sysctl.read(f"{CONF6}/default/{FORCE}"):
-        values = {name: sysctl.read(f"{CONF6}/{name}/{FORCE}") for name in names}
+    names = ["default", *kernel.receiving6()]
+    if kernel.sysctl(f"{CONF6}/default/{FORCE}"):
+        values = {name: kernel.sysctl(f"{CONF6}/{name}/{FORCE}") for name in names}
         return {
             f"{CONF6}/{name}/{FORCE}": value for name, value in values.items() if value is not None
         }
@@ -109,6 +110,6 @@ def _found6() -> dict[str, str]:
     for name in names:
         # 0 and 2 do not depend on forwarding; a link that was a router's by itself would not be one afterwards
         for what in (ACCEPT_RA, "forwarding"):
-            if sysctl.read(f"{CONF6}/{name}/{what}") == "1":
+            if kernel.sysctl(f"{CONF6}/{name}/{what}") == "1":
                 found[f"{CONF6}/{name}/{what}"] = "1"
     return found

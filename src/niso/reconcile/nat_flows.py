@@ -10,12 +10,10 @@ import ipaddress
 from collections.abc import Callable, Iterable
 
 from niso.base.family import family_of
-from niso.kernel import conntrack
 from niso.kernel.flows import Tracked
 from niso.kernel.interface import Kernel
 from niso.kernel.kinds.address import Address
 from niso.kernel.kinds.element import Element
-from niso.kernel.rtnetlink import Rtnl
 from niso.kernel.state import State
 from niso.plan.records import Port
 
@@ -29,7 +27,7 @@ def clear(kernel: Kernel, want: State) -> int:
 
     TCP that has had an answer stays: whoever answers has it. It looks until it finds none, since packets are under way.
     """
-    is_stray = _judge(want, set(kernel.host_addresses()))
+    is_stray = _judge(want, {each.partition("/")[0] for each in kernel.host_addresses()})
     ended = 0
     for _ in range(_PASSES):
         found = [flow for flow in kernel.flows() if is_stray(flow)]
@@ -105,7 +103,7 @@ class _Targets:
         return {target for target in found if family_of(target) == family_of(flow.destination)}
 
 
-def flush_changed_ports(before: State, after: State) -> None:
+def flush_changed_ports(kernel: Kernel, before: State, after: State) -> None:
     """End the flows that a change of published ports concerns, but TCP that has an answer: they follow at once.
 
     A datagram that was sent while a port was away has left an entry without NAT, which would keep its client away.
@@ -116,26 +114,21 @@ def flush_changed_ports(before: State, after: State) -> None:
         if element.container.startswith(("publish_", "range_"))
     }
     if changed:
-        flush_ports(_claim(element) for element in changed)
+        flush_ports(kernel, (_claim(element) for element in changed))
 
 
-def flush_ports(claims: Iterable[tuple[str, int, int]], answered: bool = False) -> None:
+def flush_ports(
+    kernel: Kernel, claims: Iterable[tuple[str, int, int]], answered: bool = False
+) -> None:
     """End the flows to (protocol, first port, last port) of this host's own addresses; TCP with an answer only if ``answered``."""
-    conntrack.flush_ports(claims, own_addresses, answered)
+    kernel.flush_ports(claims, answered)
 
 
-def end_flows(ports: Iterable[Port]) -> None:
+def end_flows(kernel: Kernel, ports: Iterable[Port]) -> None:
     """End all flows to published ports whose service is gone while the address that they led to stays."""
     claims = [(port.proto, port.host_port, port.last) for port in ports]
     if claims:
-        flush_ports(claims, answered=True)
-
-
-def own_addresses() -> list[str]:
-    """Every address that the host takes for its own, 127.0.0.0/8 as a prefix."""
-    with Rtnl() as rtnl:
-        found = {each.address.partition("/")[0] for each in rtnl.addresses()}
-    return [*sorted(found), "127.0.0.0/8"]
+        flush_ports(kernel, claims, answered=True)
 
 
 def _claim(element: str) -> tuple[str, int, int]:
@@ -145,9 +138,9 @@ def _claim(element: str) -> tuple[str, int, int]:
     return proto, int(first), int(last or first)
 
 
-def flush_gone_addresses(before: State, after: State) -> None:
+def flush_gone_addresses(kernel: Kernel, before: State, after: State) -> None:
     """No flow of an address that is gone is left for the next one that gets it."""
     gone = {a.address.partition("/")[0] for a in before[Address] if a.netns}
     gone -= {a.address.partition("/")[0] for a in after[Address] if a.netns}
     if gone:
-        conntrack.flush_addresses(gone)
+        kernel.flush_addresses(gone)

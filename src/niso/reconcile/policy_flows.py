@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 from niso.base import names
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.kernel import netns, nft_tables, sysctl
+from niso.kernel import nft_tables
+from niso.kernel.interface import Kernel
 from niso.kernel.kinds.bridge import Bridge
 from niso.kernel.kinds.element import Element
 from niso.kernel.state import State
@@ -42,24 +43,22 @@ def _said(state: State) -> set[tuple[tuple[str, ...], str]]:
     }
 
 
-def cut(store: Store, services: Iterable[str]) -> int:
+def cut(kernel: Kernel, store: Store, services: Iterable[str]) -> int:
     """End the open flows of these services that policies deny now, and only those; gives how many.
 
     It looks until it finds none: what was under way when the rules changed may have made new ones. Raises KernelError.
     """
-    from niso.kernel import flows
-
     addresses = [address for name in services for _, address in store.addresses(name)]
     known: World | None = None
     ended = 0
     for _ in range(_PASSES):
-        found = flows.of(addresses)
+        found = kernel.flows_of(addresses)
         if found and known is None:
-            known = read_world(store)
+            known = read_world(kernel, store)
         denied = [flow for flow in found if known is not None and not _allowed(known, flow)]
         if not denied:
             break
-        ended += flows.end(denied)
+        ended += kernel.end_flows(denied)
     return ended
 
 
@@ -71,7 +70,7 @@ def _allowed(known: World, flow: Flow) -> bool:
     return egress.passes and ingress.passes
 
 
-def introduce(store: Store, before: State, after: State) -> None:
+def introduce(kernel: Kernel, store: Store, before: State, after: State) -> None:
     """Make the open connections on bridges whose frames are about to be tracked known, so that they are no new ones.
 
     Raises KernelError.
@@ -83,11 +82,9 @@ def introduce(store: Store, before: State, after: State) -> None:
         if old is not None:
             turned |= {(bridge.name, False)} if bridge.tracked4 and not old.tracked4 else set()
             turned |= {(bridge.name, True)} if bridge.tracked6 and not old.tracked6 else set()
-    turned = {(name, six) for name, six in turned if sysctl.read(_BRIDGED[six]) == "0"}
+    turned = {(name, six) for name, six in turned if kernel.sysctl(_BRIDGED[six]) == "0"}
     if not turned:
         return
-    from niso.kernel import flows, sockdiag
-
     networks = [
         network for network in store.networks() if network.bridge in {name for name, _ in turned}
     ]
@@ -99,10 +96,10 @@ def introduce(store: Store, before: State, after: State) -> None:
             if (network.bridge, subnet.family == 6) in turned
         ]
         for service, active in store.members(network.name):
-            if active and netns.exists(names.netns(service)):
-                with netns.inside(names.netns(service)):
-                    found |= {each for each in sockdiag.connections() if _within(each, subnets)}
-    flows.introduce(
+            if active:
+                there = kernel.connections_in(names.netns(service))
+                found |= {each for each in there if _within(each, subnets)}
+    kernel.add_flows(
         sorted(each for each in found if _reversed(each) not in found or _by_ports(each))
     )
 

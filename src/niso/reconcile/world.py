@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.kernel.rtnetlink import Rtnl
+from niso.kernel.interface import Kernel
 from niso.kernel.rtnl_records import prefix
 from niso.plan.records import Endpoint, Policy
 from niso.store.store import Store
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from niso.plan.verdict import World
 
 
-def read_world(store: Store) -> World:
+def read_world(kernel: Kernel, store: Store) -> World:
     """All known services and networks, and this host's addresses, as the engine needs them. Raises KernelError."""
     from niso.plan.desired import shut
     from niso.plan.verdict import Known, World
@@ -39,10 +39,9 @@ def read_world(store: Store) -> World:
                 for _, port in store.ports(sharer)
             ),
         )
-    with Rtnl() as rtnl:
-        own = rtnl.addresses()
-    host = frozenset(each.address.partition("/")[0] for each in own)
-    wires = frozenset(prefix(each.address) for each in own)
+    own = kernel.host_addresses()
+    host = frozenset(each.partition("/")[0] for each in own)
+    wires = frozenset(map(prefix, own))
     closed = shut(dict(store.sysctls_before()), store.any_active(), store.any_active(6))
     return World(
         services, {network.name: network for network in store.networks()}, host, closed, wires

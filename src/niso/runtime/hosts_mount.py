@@ -17,10 +17,9 @@ import os
 
 from niso.base import failpoint, paths
 from niso.base.errors import ProcessError
-from niso.base.report import Report, RestartingInstead
 from niso.base.signals import signals_held
 from niso.plan.process_spec import ProcessSpec
-from niso.runtime import process, status
+from niso.runtime import process
 from niso.runtime.root import HOSTS
 from niso.runtime.spec import save
 
@@ -51,33 +50,6 @@ class _MountAttr(ctypes.Structure):
         ("propagation", ctypes.c_uint64),
         ("userns", ctypes.c_uint64),
     )
-
-
-def can_swap(old: ProcessSpec | None, new: ProcessSpec) -> bool:
-    """Return whether ``old`` runs and differs from ``new`` in its hosts folder alone."""
-    if (
-        old is None
-        or not (old.hosts_folder and new.hosts_folder)
-        or old.hosts_folder == new.hosts_folder
-    ):
-        return False
-    return (
-        old._replace(hosts_folder=new.hosts_folder) == new
-        and status.read(old.service).state == "running"
-    )
-
-
-def swap_or_restart(spec: ProcessSpec, report: Report) -> None:
-    """Replace the hosts file as `swap` does; if that fails, restart the service.
-
-    Raises ProcessError.
-    """
-    try:
-        swap(spec)
-    except ProcessError as error:
-        report(RestartingInstead(spec.service, error))
-        process.stop(spec.service, spec.stop_timeout_s)
-        process.start(spec)
 
 
 def swap(spec: ProcessSpec) -> None:

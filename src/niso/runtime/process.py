@@ -145,11 +145,6 @@ def open_init(service: str) -> int:
     return open_in_service(service, status.read(service).pid)
 
 
-def is_alive(pidfd: int) -> bool:
-    """Return whether the process of `open_init` is still running; False for -1."""
-    return pidfd >= 0 and not wait_readable(pidfd, 0)
-
-
 def terminate(service: str) -> int:
     """Send SIGTERM to a service and disable its restart policy; `stop` does the rest.
 

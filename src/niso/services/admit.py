@@ -12,9 +12,10 @@ from niso.plan.process_spec import ProcessSpec
 from niso.plan.records import Peer, Policy, Port
 from niso.plan.service_spec import ServiceSpec
 from niso.reconcile import forwarding
-from niso.runtime import hosts_mount, status, volumes
+from niso.runtime import volumes
 from niso.services import ports as portmap
-from niso.services import sharing, targets
+from niso.services import rehost, sharing, targets
+from niso.services.machine import Machine
 from niso.services.targets import Target
 from niso.store import leases, specs
 from niso.store.policy_rows import Name
@@ -91,7 +92,7 @@ def release(store: Store, target: Target) -> None:
 
 
 def record(
-    store: Store, target: Target, copy: str, together: frozenset[str], beside: frozenset[str]
+    machine: Machine, target: Target, copy: str, together: frozenset[str], beside: frozenset[str]
 ) -> Change:
     """Write one service, which is released, as it will be to the store.
 
@@ -101,7 +102,7 @@ def record(
     """
     errors: list[NisoError] = []
     try:
-        change = _record(store, target, copy, together, beside, errors)
+        change = _record(machine, target, copy, together, beside, errors)
     except (Conflict, InvalidInput) as error:
         errors.append(error)
     except ErrorGroup as group:
@@ -114,7 +115,7 @@ def record(
 
 
 def _record(
-    store: Store,
+    machine: Machine,
     target: Target,
     copy: str,
     together: frozenset[str],
@@ -122,6 +123,7 @@ def _record(
     errors: list[NisoError],
 ) -> Change:
     """As `record`; what lets the rest be looked at nevertheless is put into ``errors``."""
+    store = machine.store
     wanted, name = target.spec, target.name
     before = store.service(name)
     held = _held_names(store, name, wanted, beside)
@@ -129,7 +131,7 @@ def _record(
     provider = sharing.provider_of(store, target, together)
     on = wanted.networks
     for network in on:
-        _ensure_network(store, network, wanted.addresses.get(network))
+        _ensure_network(machine, network, wanted.addresses.get(network))
     was_active = before is not None and before.active
     generation = 1 if before is None else before.generation if was_active else before.generation + 1
     uid = before.uid if before else _free_uid(store, name)
@@ -161,7 +163,7 @@ def _record(
     store.set_names(name, tuple(each for each in wanted.names if each not in held))
     store.set_endpoints(name, on)
     if on:
-        forwarding.record(store, on)
+        forwarding.record(machine.kernel, store, on)
     policy = wanted.policy
     says_nothing = policy._replace(log=False) == Policy()
     store.set_policy(name, None if says_nothing else policy)
@@ -175,7 +177,7 @@ def _record(
     if not store.port_families(name):
         _refuse_ports(store, name, keys)
     ports, chosen = portmap.admit(
-        store,
+        machine,
         name,
         [published.port for published in wanted.ports],
         ports_before,
@@ -186,8 +188,8 @@ def _record(
     store.set_ports(name, ports, chosen)
     for sharer in store.sharers(name):
         store.note_published(sharer)
-    old = said if said is not None and status.runs(name) else None
-    rehosts = hosts_mount.can_swap(old, spec)
+    old = said if said is not None and machine.processes.runs(name) else None
+    rehosts = rehost.can_swap(machine.processes, old, spec)
     return Change(target, before, row, restarts=not rehosts and old != spec, rehosts=rehosts)
 
 
@@ -256,12 +258,12 @@ def _refuse_ports(store: Store, service: str, keys: list[str]) -> None:
     store.end_publishing(service)
 
 
-def _ensure_network(store: Store, name: str, static: str | None) -> None:
-    if store.network(name) is None:
+def _ensure_network(machine: Machine, name: str, static: str | None) -> None:
+    if machine.store.network(name) is None:
         from niso.services import networks
 
-        network = networks.plan_network(store, name, holds=static)
-        store.add_network(network, implicit=True, now=time.time())
+        network = networks.plan_network(machine, name, holds=static)
+        machine.store.add_network(network, implicit=True, now=time.time())
 
 
 def _free_uid(store: Store, service: str) -> int:

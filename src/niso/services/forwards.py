@@ -8,12 +8,12 @@ from niso.base.errors import Conflict, NotFound
 from niso.base.locks import Lock
 from niso.base.report import FinishingPorts, Report, silent
 from niso.kernel.kinds.element import Element
-from niso.kernel.real import Real
 from niso.kernel.state import State
 from niso.plan import nft
 from niso.plan.records import Port
 from niso.reconcile.converge import converge
 from niso.reconcile.nat_flows import flush_ports
+from niso.services.machine import Machine
 from niso.services.ports import Listeners, as_held, check_family, same_place
 from niso.store.store import Scope, Store
 
@@ -24,14 +24,19 @@ def concerned(store: Store, service: str, port: Port, replace: bool) -> set[str]
 
 
 def forward(
-    store: Store, service: str, port: Port, replace: bool, locked: set[str], report: Report = silent
+    machine: Machine,
+    service: str,
+    port: Port,
+    replace: bool,
+    locked: set[str],
+    report: Report = silent,
 ) -> tuple[bool, list[tuple[str, Port]]]:
     """Publish one more port of an active service at once; (whether it was not yet, what was taken from which services).
 
     With ``replace`` it is taken from whichever service has it, in one transaction of the kernel. ``locked`` are the services
     whose locks the caller holds. Raises Conflict, KernelError; then nothing has changed.
     """
-    key = "PORT"
+    store, key = machine.store, "PORT"
     with Lock():
         _require_active(store, service)
         if store.has_port(service, port):
@@ -66,8 +71,8 @@ def forward(
                     key,
                     names_key=False,
                 )
-        Listeners(store.port_families(service)).check(port, key)
-        _change(store, [(service, port)], losers, report)
+        Listeners(machine.kernel, store.port_families(service)).check(port, key)
+        _change(machine, [(service, port)], losers, report)
     return True, losers
 
 
@@ -76,11 +81,12 @@ def _is_part(port: Port, held: Port) -> bool:
     return held.host_port < port.host_port or held.last > port.last
 
 
-def unforward(store: Store, service: str, port: Port, report: Report = silent) -> None:
+def unforward(machine: Machine, service: str, port: Port, report: Report = silent) -> None:
     """Take away a port that `forward` added, or one that waits for its service since a reboot.
 
     Raises NotFound where there is none, Conflict where the manifest has it.
     """
+    store = machine.store
     with Lock():
         forwards = store.forwards(service)
         if port not in forwards:
@@ -92,27 +98,29 @@ def unforward(store: Store, service: str, port: Port, report: Report = silent) -
                 )
             added = ", ".join(each.text for each in forwards) or "none"
             raise NotFound(f"{port.text} is not forwarded to {service!r}", f"its forwards: {added}")
-        _change(store, [], [(service, port)], report)
+        _change(machine, [], [(service, port)], report)
 
 
-def finish(store: Store, report: Report = silent) -> None:
+def finish(machine: Machine, report: Report = silent) -> None:
     """Carry out what processes that are gone have recorded of ports.
 
     All of it at once: what one service lost, another one may have got. A living process keeps niso's lock from its record
     to the end, so what is found here is nobody's.
     """
+    store = machine.store
     with Lock():
         moved = store.moved_ports()
         if moved:
             report(FinishingPorts(tuple(sorted({service for service, _ in moved}))))
-            _carry_out(store, moved, _elements(store, moved), report)
+            _carry_out(machine, moved, _elements(store, moved), report)
 
 
 _Moved = list[tuple[str, Port]]
 
 
-def _change(store: Store, come: _Moved, go: _Moved, report: Report) -> None:
+def _change(machine: Machine, come: _Moved, go: _Moved, report: Report) -> None:
     """Record it, and have the kernel follow; if it cannot, the record goes back. The caller holds niso's lock."""
+    store = machine.store
     with store.transaction():
         rows = [row for service, port in go for row in store.take_port(service, port)]
         for service, port in come:
@@ -120,25 +128,26 @@ def _change(store: Store, come: _Moved, go: _Moved, report: Report) -> None:
         store.begin_moving([*come, *go], time.time())
     before = _elements(store, go)
     try:
-        _carry_out(store, [*come, *go], before, report)
+        _carry_out(machine, [*come, *go], before, report)
     except BaseException:
         with store.transaction():
             for service, port in come:
                 store.take_port(service, port)
             store.put_port_rows(rows)
-        _carry_out(store, [*come, *go], _elements(store, come), report, teardown=True)
+        _carry_out(machine, [*come, *go], _elements(store, come), report, teardown=True)
         raise
 
 
 def _carry_out(
-    store: Store, moved: _Moved, before: State, report: Report, teardown: bool = False
+    machine: Machine, moved: _Moved, before: State, report: Report, teardown: bool = False
 ) -> None:
+    store, kernel = machine.store, machine.kernel
     names = sorted({service for service, _ in moved})
     on = {network for name in names for network, _ in store.addresses(name)}
     # what a sharer's ports need of its provider's links is in scope too
     scope = Scope(store.with_companions(names), tuple(sorted(on)), tuple(port for _, port in moved))
-    converge(Real(), store, scope, before, report, teardown)
-    flush_ports((port.proto, port.host_port, port.last) for _, port in moved)
+    converge(kernel, store, scope, before, report, teardown)
+    flush_ports(kernel, ((port.proto, port.host_port, port.last) for _, port in moved))
     with store.transaction():
         for name in names:
             store.end_intent(name)

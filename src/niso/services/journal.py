@@ -16,28 +16,29 @@ from itertools import groupby
 from niso.base.errors import Conflict, ErrorGroup, NisoError
 from niso.base.locks import Lock, remove_locks, service_lock
 from niso.base.report import EndingRestart, NotStarted, Report, Unfinished, silent
-from niso.runtime import process
 from niso.services import forwards, stop
+from niso.services.machine import Machine
 from niso.services.undo import in_order, start_again, undo
 from niso.store.store import Intent, Store
 
 
-def end_restart(store: Store, services: list[str], report: Report) -> None:
+def end_restart(machine: Machine, services: list[str], report: Report) -> None:
     """Have the processes run that a restart which came to no end has stopped. One that cannot is failed, as `niso ps` says."""
     for name in services:
         try:
-            start_again(store, name)
+            start_again(machine, name)
         except NisoError as error:
             report(NotStarted(name, error))
-    end_intents(store, services)
+    end_intents(machine.store, services)
 
 
-def recover(store: Store, report: Report = silent, names: Iterable[str] = ()) -> int:
+def recover(machine: Machine, report: Report = silent, names: Iterable[str] = ()) -> int:
     """Finish or undo what a process that is gone left half-way; gives of how many services. What a living one is at is left to it.
 
     What cannot be done for one of ``names`` is raised as an ErrorGroup at the end; for others it is only reported, since
     it is no business of the command that comes next.
     """
+    store = machine.store
     concerned = set(names)
     errors: dict[str, NisoError] = {}
     done = 0
@@ -59,11 +60,11 @@ def recover(store: Store, report: Report = silent, names: Iterable[str] = ()) ->
                 if activations:
                     begun.append(intent)
                 else:
-                    errors |= _finish(store, intent, report)
+                    errors |= _finish(machine, intent, report)
                     locks.close()  # each is whole by itself
             if begun:
-                process.end_unrecorded_conmons({intent.service for intent in begun})
-                errors |= undo(store, begun, report)
+                machine.processes.end_unrecorded({intent.service for intent in begun})
+                errors |= undo(machine, begun, report)
     for name, error in errors.items():
         report(Unfinished(name, error))
     told = [error for name, error in errors.items() if name in concerned]
@@ -72,20 +73,22 @@ def recover(store: Store, report: Report = silent, names: Iterable[str] = ()) ->
     return done
 
 
-def _finish(store: Store, intent: Intent, report: Report) -> dict[str, NisoError]:
+def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, NisoError]:
     """Finish what is no activation; what went wrong, by service."""
     name, removes = intent.service, intent.action in ("remove", "remove volumes")
     try:
         if intent.action == "ports":
-            forwards.finish(store, report)
+            forwards.finish(machine, report)
         elif intent.action == "restart":
             report(EndingRestart(name))
-            process.end_unrecorded_conmons({name})
-            end_restart(store, [name], report)
+            machine.processes.end_unrecorded({name})
+            end_restart(machine, [name], report)
         else:
-            stop.raise_all(stop.finish(store, [name], report, not removes, intent.action == "stop"))
+            stop.raise_all(
+                stop.finish(machine, [name], report, not removes, intent.action == "stop")
+            )
             if removes:
-                stop.forget(store, [name], report, intent.action == "remove volumes")
+                stop.forget(machine, [name], report, intent.action == "remove volumes")
     except NisoError as error:
         return {name: error}
     return {}

@@ -12,10 +12,9 @@ from niso.base import names
 from niso.base.digest import sha256
 from niso.base.errors import Conflict, InvalidInput, UsageError
 from niso.base.lite_typing import NamedTuple
-from niso.kernel import host_facts
 from niso.plan import subnets as ipam
 from niso.plan.records import Network, Subnet
-from niso.store.store import Store
+from niso.services.machine import Machine
 
 DEFAULT_POOL = "10.99.0.0/16"
 PREFIX_LENGTH = 24
@@ -126,17 +125,18 @@ def check(wish: Wish) -> None:
         _gateways(nets, wish.gateways)
 
 
-def ensure(store: Store, wish: Wish, implicit: bool) -> Network | None:
+def ensure(machine: Machine, wish: Wish, implicit: bool) -> Network | None:
     """Put a network on record, in a transaction; None where it is there as the wish is. ``implicit`` as for `add_network`.
 
     Raises Conflict (it is there and differs; name, subnet or bridge taken, by whom), UsageError.
     """
+    store = machine.store
     present = store.network(wish.name)
     if present is not None:
         _same(present, wish)
         return None
     network = plan_network(
-        store,
+        machine,
         wish.name,
         subnets=wish.nets,
         ipv6=wish.ipv6,
@@ -149,7 +149,7 @@ def ensure(store: Store, wish: Wish, implicit: bool) -> Network | None:
 
 
 def plan_network(
-    store: Store,
+    machine: Machine,
     name: str,
     *,
     subnets: Sequence[ipam.Network] = (),
@@ -163,6 +163,7 @@ def plan_network(
 
     Raises Conflict where subnet or bridge are taken or the host has no IPv6, UsageError.
     """
+    store, kernel = machine.store, machine.kernel
     state_id = store.state_id()
     taken = [
         (ipaddress.ip_network(s.cidr), f"network {n.name!r}")
@@ -171,7 +172,7 @@ def plan_network(
     ]
     taken += [
         (net, f"the host's route or address on {link}")
-        for net, link in host_facts.used_prefixes(names.alias(state_id))
+        for net, link in kernel.used_prefixes(names.alias(state_id))
     ]
     nets = list(subnets)
     around = (
@@ -199,7 +200,7 @@ def plan_network(
                     "choose another --subnet",
                 )
     with_ipv6 = any(net.version == 6 for net in nets)
-    missing = host_facts.lacks_ipv6() if with_ipv6 else None
+    missing = kernel.lacks_ipv6() if with_ipv6 else None
     if missing is not None:
         raise Conflict(
             f"network {name!r} cannot have IPv6: {missing}",
@@ -216,9 +217,7 @@ def plan_network(
     return Network(
         name=name,
         bridge=bridge,
-        mtu=mtu
-        if mtu is not None
-        else max(host_facts.default_mtu(), MIN_MTUS[6] if with_ipv6 else 0),
+        mtu=mtu if mtu is not None else max(kernel.default_mtu(), MIN_MTUS[6] if with_ipv6 else 0),
         subnets=tuple(
             Subnet(net.version, str(net), given.get(net.version, str(net.network_address + 1)))
             for net in sorted(nets, key=lambda net: net.version)

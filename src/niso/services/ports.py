@@ -9,16 +9,21 @@ from collections.abc import Container, Iterable, Sequence
 
 from niso.base.errors import Conflict, ErrorGroup, NisoError
 from niso.base.family import family_of
-from niso.kernel import sockdiag
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.records import Port, bracketed
+from niso.services.machine import Machine
 from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
+    from niso.kernel.sockdiag import Listener
 
 FREE_FIRST, FREE_LAST = 20_000, 29_999
 """Host ports that are given to manifests that leave the choice to niso: below Linux's own range (ip_local_port_range)."""
 
 
 def admit(
-    store: Store,
+    machine: Machine,
     service: str,
     wanted: Sequence[Port],
     before: Iterable[Port],
@@ -33,11 +38,12 @@ def admit(
     its last activation: one of them that is `taken` is left out.
     Raises Conflict, which names the key, and who has the port; an ErrorGroup where several cannot be.
     """
+    store = machine.store
     keys = keys or [f"network.ports[{position}]" for position in range(len(wanted))]
     have = set(before)
     families = store.port_families(service)
     forwards = store.forwards(service)
-    listeners = Listeners(families)
+    listeners = Listeners(machine.kernel, families)
     ports: list[Port] = []
     chosen: list[Port] = []
     errors: list[NisoError] = []
@@ -156,16 +162,17 @@ def as_held(held: Port, wanted: Port) -> str:
 class Listeners:
     """The host's sockets that take packets of their own: read once for each protocol, when first asked for."""
 
-    def __init__(self, families: tuple[int, ...]) -> None:
+    def __init__(self, kernel: Kernel, families: tuple[int, ...]) -> None:
+        self._kernel = kernel
         self._families = families  # of the network: a packet of another one is not for the service
-        self._found: dict[str, list[sockdiag.Listener]] = {}
+        self._found: dict[str, list[Listener]] = {}
 
-    def of(self, proto: str) -> list[sockdiag.Listener]:
+    def of(self, proto: str) -> list[Listener]:
         if proto not in self._found:
-            self._found[proto] = sockdiag.listeners(proto)
+            self._found[proto] = self._kernel.listeners(proto)
         return self._found[proto]
 
-    def clashing(self, port: Port) -> list[sockdiag.Listener]:
+    def clashing(self, port: Port) -> list[Listener]:
         """Those that packets for ``port`` would be for."""
         return [
             each
@@ -178,7 +185,7 @@ class Listeners:
     def check(self, port: Port, key: str) -> None:
         """Raise Conflict if a process of the host listens on the host port."""
         for listener in self.clashing(port):
-            who = sockdiag.holder(listener.inode)
+            who = self._kernel.socket_holder(listener.inode)
             program = (
                 f"{who[1]} (pid {who[0]})" if who else "a process that cannot be seen from here"
             )
@@ -221,9 +228,3 @@ def _choose(
         many = "port" if port.count == 1 else f"{port.count} ports in a row"
         raise Conflict(f"no {many} of {FREE_FIRST}-{FREE_LAST} free", "name a host port", key)
     return candidate
-
-
-# --- port-forward ----------------------------------------------------------------------------------------------------
-
-
-# --- flows -----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from niso.base.errors import Conflict, InvalidInput, NisoError
 from niso.base.lite_typing import NamedTuple
 from niso.services import networks
+from niso.services.machine import Machine
 from niso.services.networks import Wish
 from niso.services.stop import Needs
 from niso.store.store import Store
@@ -31,16 +32,17 @@ def taken(store: Store, stack: str, services: Iterable[str]) -> dict[str, Confli
     return found
 
 
-def prepare(store: Store, wanted: Membership, services: Iterable[str]) -> None:
+def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> None:
     """Put the networks of the stack on record, before its services; the caller is in a transaction.
 
     Raises Conflict, which names the file and the key.
     """
+    store = machine.store
     for error in taken(store, wanted.stack, services).values():
         raise error
     for wish in wanted.networks:
         try:
-            networks.ensure(store, wish, implicit=True)
+            networks.ensure(machine, wish, implicit=True)
         except NisoError as error:
             moved = Conflict.of(error_of(wish.name, error))
             on = [name for name, _ in store.members(wish.name)]

@@ -9,18 +9,23 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
 
 from niso.base.errors import Conflict, NisoError, ProcessError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.report import Event, Healthy, Report, ShowingHosts, Starting, Stopping, silent
 from niso.plan.process_spec import ProcessSpec
 from niso.plan.records import Healthcheck
-from niso.runtime import health, hosts_mount, idle, launch, logs, process, status
-from niso.runtime.spec import namespace, read_state
+from niso.runtime import health
+from niso.runtime.pids import wait_readable
+from niso.runtime.processes import Processes
+from niso.runtime.processes import Start as Begun
+from niso.runtime.spec import namespace
+from niso.runtime.status import describe_exit
+from niso.services import rehost
 from niso.store.store import ServiceRow
 
 if TYPE_CHECKING:
+    from niso.runtime.idle import Mark
     from niso.services.admit import Change
 
 STARTED_WITHIN_S = 0.2
@@ -55,6 +60,7 @@ class _Start(NamedTuple):
 
 
 def run(
+    processes: Processes,
     changes: list[Change],
     timeout_s: float,
     report: Report = silent,
@@ -71,7 +77,7 @@ def run(
     for change in changes:
         if change.rehosts:
             report(event_of(change))
-            hosts_mount.swap_or_restart(change.row.require_process(), report)
+            rehost.swap_or_restart(processes, change.row.require_process(), report)
     begin = {change.name for change in changes if change.restarts}
     after = {name: each for name, each in (after or {}).items() if name in begin}
     needed = {
@@ -96,20 +102,20 @@ def run(
         starts.append(
             _Start(change.row, stops, change.restarts, check if asked else None, timeout_s)
         )
-    _check_order(starts, after)
-    _Starting(starts, after, report, meanwhile).all()
+    _check_order(processes, starts, after)
+    _Starting(processes, starts, after, report, meanwhile).all()
 
 
-def expect(changes: list[Change]) -> None:
+def expect(processes: Processes, changes: list[Change]) -> None:
     """Say that `run` will start the processes of ``changes`` in a moment: what the kernel must wait for before is over by then."""
     if any(change.restarts for change in changes):
-        launch.expect()
+        processes.expect()
 
 
-def restart(rows: list[ServiceRow], report: Report = silent) -> None:
+def restart(processes: Processes, rows: list[ServiceRow], report: Report = silent) -> None:
     """End and start the processes of active services, and wait for all as `run` does. Raises ProcessError."""
     starts = [_Start(row, row.require_process(), True, check_of(row), TIMEOUT_S) for row in rows]
-    _Starting(starts, {}, report).all()
+    _Starting(processes, starts, {}, report).all()
 
 
 def check_of(row: ServiceRow) -> Healthcheck | None:
@@ -130,7 +136,7 @@ def _starting(row: ServiceRow) -> Starting:
     return Starting(row.name, row.require_process().argv)
 
 
-def _check_order(starts: list[_Start], after: After) -> None:
+def _check_order(processes: Processes, starts: list[_Start], after: After) -> None:
     """Raise Conflict where a service comes after one that will not be so far."""
     known = {start.name: start for start in starts}
     for name, dependencies in after.items():
@@ -145,7 +151,7 @@ def _check_order(starts: list[_Start], after: After) -> None:
                 continue
             recorded = health.read_record(dependency)
             well = state == STARTED or (recorded is not None and recorded.failures == 0)
-            if status.read(dependency).state != "running" or not well:
+            if processes.status(dependency).state != "running" or not well:
                 raise Conflict(
                     f"{name} comes after {dependency} is {state}, which it is not",
                     f"niso ps, for {dependency}",
@@ -155,15 +161,15 @@ def _check_order(starts: list[_Start], after: After) -> None:
 class _End:
     """A service whose process was asked to end and is waited for, before it starts anew."""
 
-    def __init__(self, start: _Start, timeout_s: float) -> None:
+    def __init__(self, processes: Processes, start: _Start, timeout_s: float) -> None:
         self.start = start
-        self.pidfd = process.terminate(start.name) if timeout_s > 0 else -1
+        self.pidfd = processes.terminate(start.name) if timeout_s > 0 else -1
         self.next_at = time.monotonic() + (timeout_s if self.pidfd >= 0 else 0.0)
 
     @property
     def is_over(self) -> bool:
         """Whether it has ended, or has had its time."""
-        return not process.is_alive(self.pidfd) or time.monotonic() >= self.next_at
+        return not _is_alive(self.pidfd) or time.monotonic() >= self.next_at
 
     def close(self) -> None:
         """Let go of the process."""
@@ -175,17 +181,19 @@ class _End:
 class _Wait:
     """A service whose process runs and that is waited for."""
 
-    def __init__(self, start: _Start) -> None:
-        self.start = start
-        now = status.read(start.name)
+    def __init__(self, processes: Processes, start: _Start) -> None:
+        self.start, self._processes = start, processes
+        now = processes.status(start.name)
         # One that has been started again by now has ended as well; one that ran before may have been, long ago.
-        self.pidfd = process.open_init(start.name) if now.restarts == 0 or not start.starts else -1
+        self.pidfd = (
+            processes.open_init(start.name) if now.restarts == 0 or not start.starts else -1
+        )
         self.run = (now.pid or 0, now.started_at or 0.0)
         began = time.monotonic()
         self.deadline = began + start.timeout_s
         self._ripe_at = min(began + STARTED_WITHIN_S, self.deadline) if start.starts else began
         self._look_at, self._look_s = began, _LOOK_S
-        self._mark: idle.Mark | None = None
+        self._mark: Mark | None = None
         self._rests_since, self._rests, self._began = began, False, began
         self._started = False
         self.well = start.check is None
@@ -214,7 +222,7 @@ class _Wait:
         if self._started:
             return True
         if now < self._ripe_at and now >= self._look_at:
-            mark = idle.mark(self.run[0]) if self.pidfd >= 0 else None
+            mark = self._processes.mark(self.run[0]) if self.pidfd >= 0 else None
             if mark is None or mark != self._mark:
                 self._mark, self._rests_since = mark, now
             elif now - self._rests_since >= RESTS_S:
@@ -226,7 +234,12 @@ class _Wait:
             and not self._rests
             and now < min(self._began + _BUSY_S, self.deadline)
         )
-        if now >= self._ripe_at and waits_on and self.pidfd >= 0 and idle.is_starved(self.run[0]):
+        if (
+            now >= self._ripe_at
+            and waits_on
+            and self.pidfd >= 0
+            and self._processes.is_starved(self.run[0])
+        ):
             self._ripe_at = now + STARTED_WITHIN_S / 4
         self._started = now >= self._ripe_at
         return self._started
@@ -237,7 +250,8 @@ class _Wait:
         if check is None or self.well:
             return
         if self.probe is None and time.monotonic() >= self.ask_at:
-            self.probe = health.Probe(check, namespace(self.start.row.require_process()))
+            netns = namespace(self.start.row.require_process())
+            self.probe = self._processes.probe(check, netns)
             self.probe.give_up_if_late()
         if self.probe is None or self.probe.answer is None:
             return
@@ -254,7 +268,9 @@ class _Wait:
             if self._failures >= check.retries:
                 times = "once" if check.retries == 1 else f"{check.retries} times"
                 raise _failed(
-                    self.start.name, f"is unhealthy, its probe failed {times}: {self.said}"
+                    self._processes,
+                    self.start.name,
+                    f"is unhealthy, its probe failed {times}: {self.said}",
                 )
         self.ask_at = now + min(self._pause_s, check.interval_s)
         self._pause_s = min(2 * self._pause_s, _MOST_PAUSE_S)
@@ -273,11 +289,13 @@ class _Starting:
 
     def __init__(
         self,
+        processes: Processes,
         starts: list[_Start],
         after: After,
         report: Report,
         meanwhile: Callable[[], object] | None = None,
     ) -> None:
+        self._processes = processes
         self._meanwhile = meanwhile
         self._todo = starts
         self._after = after
@@ -285,7 +303,7 @@ class _Starting:
         self._names = {start.name for start in starts}
         self._reached: dict[str, str] = {}
         self._ends: list[_End] = []
-        self._begun: list[tuple[_Start, process.Start]] = []
+        self._begun: list[tuple[_Start, Begun]] = []
         self._waits: list[_Wait] = []
 
     def all(self) -> None:
@@ -326,16 +344,16 @@ class _Starting:
             return
         if start.stops is not None:
             self._report(Stopping(start.name))
-            self._ends.append(_End(start, start.stops.stop_timeout_s))
+            self._ends.append(_End(self._processes, start, start.stops.stop_timeout_s))
         else:
             self._start(start)
 
     def _start(self, start: _Start) -> None:
         if start.starts:
             self._report(_starting(start.row))
-            self._begun.append((start, process.Start(start.row.require_process())))
+            self._begun.append((start, self._processes.begin(start.row.require_process())))
         else:
-            self._waits.append(_Wait(start))
+            self._waits.append(_Wait(self._processes, start))
 
     def _created(self) -> None:
         """Those that have been created run, and are waited for."""
@@ -344,7 +362,7 @@ class _Starting:
             if begun.is_created:
                 self._begun.remove(each)
                 begun.finish()
-                self._waits.append(_Wait(start))
+                self._waits.append(_Wait(self._processes, start))
 
     def _turn(self, wait: bool) -> None:
         """One round: what can go on goes on, after waiting for the next event where ``wait`` says so."""
@@ -377,7 +395,7 @@ class _Starting:
         if end is not None:
             self._ends.remove(end)
             end.close()
-            process.stop(end.start.name, 0)
+            self._processes.stop(end.start.name, 0)
             self._start(end.start)
         for each in list(self._waits):
             each.step()
@@ -386,8 +404,8 @@ class _Starting:
     def _look(self, wait: _Wait) -> None:
         """What became of one: ended (ProcessError), out of time (ProcessError), started, healthy."""
         start = wait.start
-        if not process.is_alive(wait.pidfd):
-            raise _ended(start.name, not wait.well)
+        if not _is_alive(wait.pidfd):
+            raise _ended(self._processes, start.name, not wait.well)
         if not wait.is_started:
             return
         now = time.monotonic()
@@ -400,52 +418,38 @@ class _Starting:
             wait.close()
         elif now >= wait.deadline:
             said = wait.said or "no probe has ended"
-            raise _failed(start.name, f"is not healthy after {start.timeout_s:g}s: {said}")
+            raise _failed(
+                self._processes, start.name, f"is not healthy after {start.timeout_s:g}s: {said}"
+            )
         else:
             self._reached.setdefault(start.name, STARTED)
 
 
-def _failed(service: str, what: str) -> ProcessError:
+def _failed(processes: Processes, service: str, what: str) -> ProcessError:
     return ProcessError(
-        f"{what}{_last_words(service)}", "see [healthcheck] of its manifest", service=service
+        f"{what}{_last_words(processes, service)}",
+        "see [healthcheck] of its manifest",
+        service=service,
     )
 
 
-def _ended(service: str, unhealthy: bool) -> NisoError:
+def _ended(processes: Processes, service: str, unhealthy: bool) -> NisoError:
     """The error that says how the process ended and what it said last."""
-    ended = status.describe_exit(_exit_code_soon(service))
-    said = _last_words(service)
-    if status.out_of_memory(service):
+    ended = describe_exit(processes.exit_code(service))
+    said = _last_words(processes, service)
+    if processes.out_of_memory(service):
         ended += ", out of memory: isolation.resources.memory_max"
     when = "before it was healthy" if unhealthy else "at once"
     hint = "see binary.entrypoint and binary.args of its manifest" if not said else None
     return ProcessError(f"its process ended {when} ({ended})" + said, hint, service=service)
 
 
-def _last_words(service: str) -> str:
+def _last_words(processes: Processes, service: str) -> str:
     """What the present run wrote last, to be put behind a message; what earlier ones did is no explanation."""
-    record = read_state(service) or {}
-    launched_at = record.get("launched_at", 0.0)
-    lines = []
-    for line in logs.read(service, _LAST_LINES, timestamps=True):
-        stamp, _, text = line.decode("utf-8", "replace").rstrip("\n").partition(" ")
-        try:
-            written_at = datetime.fromisoformat(stamp).timestamp()
-        except ValueError:  # of a line that was cut off
-            continue
-        if written_at >= launched_at:
-            lines.append(text)
+    lines = processes.last_lines(service, _LAST_LINES)
     return "; it said:" + "".join(f"\n    {line}" for line in lines) if lines else ""
 
 
-def _exit_code_soon(service: str) -> int | None:
-    """The exit status that conmon is about to write: waits at most a second for it."""
-    deadline = time.monotonic() + 1.0
-    while True:
-        record = read_state(service) or {"run": 0}
-        code: int | None = record.get("exit_code")
-        if code is None:
-            code = status.exit_code(service, status.bundle_of(service, int(record["run"])))
-        if code is not None or time.monotonic() >= deadline:
-            return code
-        time.sleep(0.01)
+def _is_alive(pidfd: int) -> bool:
+    """Return whether the process of a pidfd still runs; False for -1."""
+    return pidfd >= 0 and not wait_readable(pidfd, 0)

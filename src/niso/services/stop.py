@@ -14,12 +14,12 @@ from niso.base import names, paths
 from niso.base.errors import Conflict, ErrorGroup, NisoError
 from niso.base.locks import Lock
 from niso.base.report import Forgetting, Report, Stopping
-from niso.kernel import netns
-from niso.kernel.real import Real
 from niso.reconcile import forwarding, nat_flows, policy_flows
 from niso.reconcile.converge import converge, desired_now, plan
 from niso.reconcile.nat_flows import flush_gone_addresses
-from niso.runtime import package, process, volumes
+from niso.runtime import package, volumes
+from niso.runtime.processes import Processes
+from niso.services.machine import Machine
 from niso.store.store import Scope, ServiceRow, Store
 
 Needs = Mapping[str, Iterable[str]]
@@ -31,7 +31,7 @@ _STOP_TIMEOUT_S = 10.0
 
 
 def finish(
-    store: Store,
+    machine: Machine,
     services: list[str],
     report: Report,
     ends: bool,
@@ -43,10 +43,11 @@ def finish(
     One whose process cannot be stopped keeps its network: gives what went wrong. Raises NisoError where the kernel refuses;
     then none has ended, and all can be tried again.
     """
+    store, kernel = machine.store, machine.kernel
     rows = [row for name in services if (row := store.service(name)) is not None]
     if not rows:
         return []
-    errors = stop(rows, report, needs or {})
+    errors = stop(machine.processes, rows, report, needs or {})
     # nor does one go whose network another one's process is still in
     kept = {*errors, *(row.provider for row in rows if row.name in errors)}
     rows = [row for row in rows if row.name not in kept]
@@ -59,52 +60,57 @@ def finish(
     ports = [port for name in left for _, port in store.ports(name)]
     links: list[str] = []
     with Lock(), store.transaction():
-        before = desired_now(Real(), store, scope)
-        go(store, rows, keep_forwards)
-        converge(Real(), store, scope, before, report, teardown=True, ending=links)
+        before = desired_now(kernel, store, scope)
+        go(machine, rows, keep_forwards)
+        converge(kernel, store, scope, before, report, teardown=True, ending=links)
         for row in rows:
-            netns.clear_unfinished(names.netns(row.name))
-        after = desired_now(Real(), store, scope)
-        flush_gone_addresses(before, after)
-        nat_flows.end_flows(ports)
+            kernel.clear_unfinished(names.netns(row.name))
+        after = desired_now(kernel, store, scope)
+        flush_gone_addresses(kernel, before, after)
+        nat_flows.end_flows(kernel, ports)
         if left and policy_flows.narrows(before, after):
             policy_flows.cut(
-                store, left
+                kernel, store, left
             )  # what others' policies allowed to the name that shared an address
         if ends:
             for row in rows:
                 store.end_intent(row.name)
         forwarding.forget(store)
-    Real().end_links(links)
+    kernel.end_links(links)
     return list(errors.values())
 
 
-def go(store: Store, rows: Iterable[ServiceRow], keep_forwards: bool = False) -> None:
+def go(machine: Machine, rows: Iterable[ServiceRow], keep_forwards: bool = False) -> None:
     """Record that services are not active any more; the caller is in a transaction."""
+    store = machine.store
     for row in rows:
         store.set_active(row.name, False)
-    forwarding.note_late(store)
+    forwarding.note_late(machine.kernel, store)
     for row in rows:
         store.end_publishing(row.name, keep_forwards)
 
 
-def plan_only(store: Store, services: list[str], report: Report) -> None:
+def plan_only(machine: Machine, services: list[str], report: Report) -> None:
     """Report what `finish` would do; the caller is in a transaction that it cancels."""
+    store, kernel = machine.store, machine.kernel
     rows = [row for name in services if (row := store.service(name)) is not None and row.active]
     for row in rows:
         report(Stopping(row.name))
     scope = _scope(store, rows)
-    before = desired_now(Real(), store, scope)
-    go(store, rows)
-    for step in plan(Real(), store, scope, before).steps if rows else []:
+    before = desired_now(kernel, store, scope)
+    go(machine, rows)
+    for step in plan(kernel, store, scope, before).steps if rows else []:
         report(step)
 
 
-def forget(store: Store, services: list[str], report: Report, with_volumes: bool = False) -> None:
+def forget(
+    machine: Machine, services: list[str], report: Report, with_volumes: bool = False
+) -> None:
     """Forget services that have ended, with their leases, copies and logs, ``with_volumes`` those too, and end their intents.
 
     Raises NisoError where a volume cannot go; then none is forgotten, and all can be tried again.
     """
+    store, kernel = machine.store, machine.kernel
     on: set[str] = set()
     for name in services if with_volumes else ():
         volumes.remove_all(name, report)
@@ -120,15 +126,17 @@ def forget(store: Store, services: list[str], report: Report, with_volumes: bool
             (), tuple(sorted(on)), names=(*everyone, *(("network", each) for each in sorted(on)))
         )
         with store.transaction():
-            before = desired_now(Real(), store, scope)
+            before = desired_now(kernel, store, scope)
             for name in services:
                 store.forget(name)
                 store.end_intent(name)
             store.drop_implicit_networks(on)
-            converge(Real(), store, scope, before, report, teardown=True)
+            converge(kernel, store, scope, before, report, teardown=True)
 
 
-def stop(rows: Iterable[ServiceRow], report: Report, needs: Needs) -> dict[str, NisoError]:
+def stop(
+    processes: Processes, rows: Iterable[ServiceRow], report: Report, needs: Needs
+) -> dict[str, NisoError]:
     """End the processes of services, each when those that depend on it have ended, else all at once; gives what went wrong."""
     rows = list(rows)
     specs = {row.name: row.process for row in rows}
@@ -145,7 +153,7 @@ def stop(rows: Iterable[ServiceRow], report: Report, needs: Needs) -> dict[str, 
 
     def remove(name: str) -> None:
         try:
-            process.stop(name, 0)
+            processes.stop(name, 0)
         except NisoError as error:
             errors[name] = error
 
@@ -155,7 +163,7 @@ def stop(rows: Iterable[ServiceRow], report: Report, needs: Needs) -> dict[str, 
             for name in ready or ([] if asked else list(left)):
                 report(Stopping(name))
                 timeout_s = left.pop(name)
-                pidfd = process.terminate(name) if timeout_s > 0 else -1
+                pidfd = processes.terminate(name) if timeout_s > 0 else -1
                 asked[name] = (pidfd, time.monotonic() + (timeout_s if pidfd >= 0 else 0.0))
                 clear.append(name)
             for name in _over(asked):

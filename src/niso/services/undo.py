@@ -12,26 +12,30 @@ from niso.base import names, paths
 from niso.base.errors import ErrorGroup, NisoError, ProcessError
 from niso.base.locks import Lock
 from niso.base.report import Report, Undoing
-from niso.kernel import netns
-from niso.kernel.real import Real
 from niso.plan.process_spec import ProcessSpec
 from niso.plan.records import Port
 from niso.reconcile import forwarding, nat_flows, policy_flows
 from niso.reconcile.converge import converge, desired_now
-from niso.runtime import hosts_mount, package, process, spec, status, volumes
+from niso.runtime import package, volumes
+from niso.runtime.processes import Processes
+from niso.services import rehost
+from niso.services.machine import Machine
 from niso.store.store import Intent, Scope, ServiceRow, Store
 
 undoing = False
 """Whether a command that failed is undone now."""
 
 
-def undo_all(store: Store, services: Iterable[str], cause: BaseException, report: Report) -> None:
+def undo_all(
+    machine: Machine, services: Iterable[str], cause: BaseException, report: Report
+) -> None:
     """Bring all back as it was; what cannot be undone is added to the error that caused it."""
     global undoing
+    store = machine.store
     begun = [intent for name in services if (intent := store.intent(name)) is not None]
     undoing = isinstance(cause, Exception)
     try:
-        left = undo(store, in_order(store, begun), report)
+        left = undo(machine, in_order(store, begun), report)
     except NisoError as error:
         left = {", ".join(intent.service for intent in begun): error}
     except (OSError, sqlite3.Error) as error:
@@ -69,19 +73,20 @@ def in_order(store: Store, intents: Iterable[Intent]) -> list[Intent]:
     return ordered
 
 
-def undo(store: Store, intents: list[Intent], report: Report) -> dict[str, NisoError]:
+def undo(machine: Machine, intents: list[Intent], report: Report) -> dict[str, NisoError]:
     """Undo begun activations together: what one gave up another one may have. Gives what went wrong, by service."""
+    store = machine.store
     for intent in intents:
         report(Undoing(intent.service))
     errors: dict[str, NisoError] = {}
     changed = [intent for intent in intents if not store.is_as_before(intent)]
     try:
-        _undo_records(store, changed, report)
+        _undo_records(machine, changed, report)
     except NisoError as error:
         errors = {intent.service: error for intent in changed}
         for intent in changed if len(changed) > 1 else ():  # what can be undone by itself is
             try:
-                _undo_records(store, [intent], report)
+                _undo_records(machine, [intent], report)
                 del errors[intent.service]
             except NisoError as other:
                 errors[intent.service] = other
@@ -89,7 +94,7 @@ def undo(store: Store, intents: list[Intent], report: Report) -> dict[str, NisoE
     # a provider's namespace is there, whether its process is or not
     for name in undone:
         try:
-            start_again(store, name)
+            start_again(machine, name)
         except NisoError as error:
             errors[name] = error
         _forget_failed(name, store.service(name))
@@ -99,25 +104,27 @@ def undo(store: Store, intents: list[Intent], report: Report) -> dict[str, NisoE
     return errors
 
 
-def start_again(store: Store, name: str) -> None:
+def start_again(machine: Machine, name: str) -> None:
     """Start the process of an active service anew where it does not run as it should; one that has ended by itself stays so."""
-    restored = store.service(name)
+    processes = machine.processes
+    restored = machine.store.service(name)
     if restored is not None and restored.active:
         # its namespace was another one meanwhile, or it was about to end
-        if not status.in_own_netns(name) or status.is_stopping(name):
-            process.stop(name)
+        if not processes.in_own_netns(name) or processes.is_stopping(name):
+            processes.stop(name)
         if (
-            status.read(name).state == "starting"
+            processes.status(name).state == "starting"
         ):  # whoever holds the lock began it, and was interrupted
-            process.stop(name, 0)
-        if status.read(name).state in ("none", "failed"):
-            process.start(restored.require_process())
+            processes.stop(name, 0)
+        if processes.status(name).state in ("none", "failed"):
+            processes.start(restored.require_process())
 
 
-def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
+def _undo_records(machine: Machine, intents: list[Intent], report: Report) -> None:
     """Put the services' rows and network back; a process that is not of these ends. Raises NisoError; then the rows are as they are."""
     if not intents:
         return
+    store, kernel, processes = machine
     shown: list[ProcessSpec] = []
     ports: dict[str, list[Port]] = {}
     everyone: set[str] = set()
@@ -130,17 +137,17 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
         if (
             old is not None
             and now_spec is not None
-            and (hosts_mount.can_swap(now_spec, old) or _runs_with(name, old))
+            and (rehost.can_swap(processes, now_spec, old) or _runs_with(processes, name, old))
         ):
             # whether it was shown another hosts file by now is not asked: its own may have been away, so it is shown that again
             if (
                 now_spec.hosts_folder != old.hosts_folder
                 and old.hosts_folder
-                and status.read(name).pid is not None
+                and processes.status(name).pid is not None
             ):
                 shown.append(old)
         else:
-            process.stop(name, 0)
+            processes.stop(name, 0)
         ports[name] = (
             [port for _, port in store.ports(name)] if now is not None and now.provider else []
         )
@@ -159,7 +166,7 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
         concerned.update(("network", name) for name in on)
         names_before = tuple(sorted(concerned))
         before_ = desired_now(
-            Real(), store, Scope(tuple(sorted(everyone)), tuple(sorted(on)), names=names_before)
+            kernel, store, Scope(tuple(sorted(everyone)), tuple(sorted(on)), names=names_before)
         )
         try:
             store.undo(intents)
@@ -168,32 +175,32 @@ def _undo_records(store: Store, intents: list[Intent], report: Report) -> None:
             raise NisoError(
                 f"what it had is another's for the moment: {error}", "niso net repair"
             ) from error
-        forwarding.note_late(store)
+        forwarding.note_late(kernel, store)
         everyone.update(store.with_companions(ports))
         restored = {
             name: row for name in ports if (row := store.service(name)) is not None and row.active
         }
         on.update(network for row in restored.values() for network in row.networks)
         scope = Scope(tuple(sorted(everyone)), tuple(sorted(on)), names=names_before)
-        policy_flows.introduce(store, before_, desired_now(Real(), store, scope))
-        converge(Real(), store, scope, before_, report, teardown=True, ending=links)
+        policy_flows.introduce(kernel, store, before_, desired_now(kernel, store, scope))
+        converge(kernel, store, scope, before_, report, teardown=True, ending=links)
         for name in ports.keys() - restored.keys():
-            netns.clear_unfinished(names.netns(name))
-        after = desired_now(Real(), store, scope)
+            kernel.clear_unfinished(names.netns(name))
+        after = desired_now(kernel, store, scope)
         for old in shown:
             try:
-                hosts_mount.swap(old)
+                processes.swap_hosts(old)
             except ProcessError:
-                process.stop(old.service, 0)  # it is started again afterwards
-        nat_flows.flush_gone_addresses(before_, after)
-        nat_flows.flush_changed_ports(before_, after)
+                processes.stop(old.service, 0)  # it is started again afterwards
+        nat_flows.flush_gone_addresses(kernel, before_, after)
+        nat_flows.flush_changed_ports(kernel, before_, after)
         # who connected meanwhile by what is undone
-        policy_flows.cut(store, everyone)
+        policy_flows.cut(kernel, store, everyone)
         for name, had in ports.items():
             kept = {port for _, port in store.ports(name)} if name in restored else set()
-            nat_flows.end_flows(port for port in had if port not in kept)
+            nat_flows.end_flows(kernel, (port for port in had if port not in kept))
         forwarding.forget(store)
-    Real().end_links(links)
+    kernel.end_links(links)
 
 
 def _forget_failed(name: str, kept: ServiceRow | None) -> None:
@@ -204,5 +211,5 @@ def _forget_failed(name: str, kept: ServiceRow | None) -> None:
         volumes.remove_empty(name)
 
 
-def _runs_with(name: str, wanted: ProcessSpec) -> bool:
-    return spec.load(name) == wanted and status.runs(name)
+def _runs_with(processes: Processes, name: str, wanted: ProcessSpec) -> bool:
+    return processes.spec(name) == wanted and processes.runs(name)

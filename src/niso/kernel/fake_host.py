@@ -1,0 +1,141 @@
+"""What a kernel in memory knows of the host beside niso's objects; see `niso.kernel.fake`.
+
+It has one link with one address. A test sets the fields where it needs more: listeners, flows, connections.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.kernel.flows import Flow
+from niso.kernel.foreign_chains import Chain, Foreign
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from niso.kernel.flows import Tracked
+    from niso.kernel.host_facts import Network
+    from niso.kernel.sockdiag import Connection, Listener
+
+UPLINK, UPLINK_ADDRESS = "uplink0", "192.0.2.1/24"
+_LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
+
+
+class NoForeignChains(Foreign):
+    """The tables of nobody but niso."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def base_chains(self) -> list[Chain]:
+        return []
+
+
+class FakeHost:
+    """Flows, sockets, links and addresses of the host."""
+
+    def __init__(self) -> None:
+        self.foreign_links: dict[str, str] = {UPLINK: ""}  # the host's own, with their alias
+        self.own_addresses = {UPLINK_ADDRESS: UPLINK}  # address with its length -> link
+        self.tracked: list[Tracked] = []
+        self.policed: list[Flow] = []  # the same flows as policies see them
+        self.listening: dict[str, list[Listener]] = {}  # by protocol
+        self.programs: dict[int, tuple[int, str]] = {}  # a socket's inode -> pid, name
+        self.connected: dict[str, list[Connection]] = {}  # by namespace
+        self.mtu = 1500
+        self.without_ipv6: str | None = None
+        self.closed: dict[str, set[str]] = {}  # links that forward no IPv4
+
+    # --- flows ---
+
+    def flows(self) -> list[Tracked]:
+        return list(self.tracked)
+
+    def flows_of(self, addresses: Iterable[str]) -> list[Flow]:
+        wanted = set(addresses)
+        return [flow for flow in self.policed if wanted & {flow.source, flow.destination}]
+
+    def end_flows(self, flows: Iterable[Flow | Tracked]) -> int:
+        ended = list(flows)
+        before = len(self.tracked) + len(self.policed)
+        self.tracked = [flow for flow in self.tracked if flow not in ended]
+        self.policed = [flow for flow in self.policed if flow not in ended]
+        return before - len(self.tracked) - len(self.policed)
+
+    def add_flows(self, connections: Iterable[Connection]) -> None:
+        known = {(flow.source, flow.destination, flow.port) for flow in self.policed}
+        for each in connections:
+            if (each.client, each.server, each.server_port) not in known:
+                flow = Flow(each.client, each.server, each.server_port, "tcp", repr(each).encode())
+                self.policed.append(flow)
+
+    def flush_addresses(self, addresses: Iterable[str]) -> None:
+        gone = set(addresses)
+        self.tracked = [
+            flow
+            for flow in self.tracked
+            if not gone & {flow.source, flow.destination, flow.answers_from, flow.answers_to}
+        ]
+        self.policed = [f for f in self.policed if not gone & {f.source, f.destination}]
+
+    def flush_ports(self, claims: Iterable[tuple[str, int, int]], answered: bool) -> None:
+        claimed = list(claims)
+        own = {each.partition("/")[0] for each in self.host_addresses()}
+
+        def goes(flow: Tracked) -> bool:
+            if flow.proto == "tcp" and flow.answered and not answered:
+                return False
+            to = ipaddress.ip_address(flow.destination)
+            is_ours = flow.destination in own or (to.version == 4 and to in _LOOPBACK)
+            return is_ours and any(
+                flow.proto == proto and flow.port is not None and first <= flow.port <= last
+                for proto, first, last in claimed
+            )
+
+        self.tracked = [flow for flow in self.tracked if not goes(flow)]
+
+    # --- sockets ---
+
+    def listeners(self, proto: str) -> list[Listener]:
+        return list(self.listening.get(proto, ()))
+
+    def socket_holder(self, inode: int) -> tuple[int, str] | None:
+        return self.programs.get(inode)
+
+    def connections_in(self, name: str) -> list[Connection]:
+        return list(self.connected.get(name, ()))
+
+    # --- links ---
+
+    def host_addresses(self) -> list[str]:
+        return ["127.0.0.1/8", "::1/128", *self.own_addresses]
+
+    def used_prefixes(self, except_alias: str) -> list[tuple[Network, str]]:
+        return [
+            (ipaddress.ip_interface(address).network, link)
+            for address, link in self.own_addresses.items()
+            if self.foreign_links.get(link) != except_alias
+        ]
+
+    def default_mtu(self) -> int:
+        return self.mtu
+
+    def lacks_ipv6(self) -> str | None:
+        return self.without_ipv6
+
+    def receiving6(self) -> list[str]:
+        return list(self.foreign_links)
+
+    def not_forwarding(self) -> dict[str, set[str]]:
+        return dict(self.closed)
+
+    def foreign_chains(self) -> NoForeignChains:
+        return NoForeignChains()

@@ -1,0 +1,281 @@
+"""Processes in memory, in the namespaces of a kernel in memory: they refuse what real ones refuse.
+
+A process needs its network namespace, its hosts folder and its package when it starts, and stays in the namespace that it
+started in. A second start of one that runs is refused. Each ends at SIGTERM unless it is in `deaf`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection
+
+from niso.base.errors import ProcessError
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.plan.findings import Finding
+from niso.plan.process_spec import ProcessSpec
+from niso.runtime.defects import BLIND, UNKNOWN
+from niso.runtime.health import Probe
+from niso.runtime.process import forget_health
+from niso.runtime.spec import namespace
+from niso.runtime.status import NONE, Status
+
+if TYPE_CHECKING:
+    from niso.kernel.fake import Fake
+    from niso.plan.records import Healthcheck
+    from niso.runtime.idle import Mark
+
+_TERMINATED = 128 + 15
+
+
+class _Life:
+    """A pipe whose read end becomes readable when the process ends."""
+
+    def __init__(self) -> None:
+        self.fd, self._end = os.pipe()
+
+    def end(self) -> None:
+        if self._end >= 0:
+            os.close(self._end)
+            self._end = -1
+
+    def __del__(self) -> None:
+        self.end()
+        os.close(self.fd)
+
+
+class _Run:
+    """One process: what it was started from, and what became of it."""
+
+    def __init__(self, spec: ProcessSpec, pid: int) -> None:
+        self.spec: ProcessSpec | None = spec
+        self.pid, self.state = pid, "starting"
+        self.exit_code: int | None = None
+        self.stopping = False
+        self.shown = spec.hosts_folder
+        self.home: int | None = None  # identity of its namespace; None for the host's
+        self.life = _Life()
+        self.started_at = time.time()
+
+    def end(self, state: str, code: int | None) -> None:
+        self.state, self.exit_code = state, code
+        self.life.end()
+
+
+class _Begun:
+    """`niso.runtime.processes.Start` of a run; it is created at once."""
+
+    def __init__(self, processes: FakeProcesses, run: _Run, service: str) -> None:
+        self._processes, self._run, self._service = processes, run, service
+        self._life = _Life()
+        self._life.end()
+        self.fd, self.is_created = self._life.fd, True
+
+    def finish(self) -> int:
+        try:
+            self._processes.hit(f"start {self._service}")
+        except ProcessError:
+            self._processes.stop(self._service, 0)
+            raise
+        self._run.state = "running"
+        code = self._processes.dies.get(self._service)
+        if code is not None:
+            self._run.end("exited", code)
+        return self._run.pid
+
+    def close(self) -> None:
+        pass
+
+
+class _Answered(Probe):
+    """A probe that has its answer: "" for healthy, else the reason."""
+
+    def __init__(self, check: Healthcheck, answer: str) -> None:
+        self.began = time.monotonic()
+        self.deadline = self.began + check.timeout_s
+        self.fd, self.events = -1, 0
+        self.answer = answer
+
+    def close(self) -> None:
+        pass
+
+
+class FakeProcesses:
+    """`niso.runtime.processes.Processes` without processes.
+
+    ``fail`` is asked before each action, named as in "stop api"; an action that it returns true for raises ProcessError.
+    """
+
+    def __init__(self, kernel: Fake) -> None:
+        self.kernel = kernel
+        self.fail: Callable[[str], bool] = lambda what: False
+        self.done: list[str] = []
+        self.dies: dict[str, int] = {}  # service -> exit status of a process that ends at once
+        self.deaf: set[str] = set()  # services that ignore SIGTERM
+        self.ill: dict[str, str] = {}  # service -> what its probe says
+        self.current: dict[str, _Run] = {}
+        self._pids = 1000
+
+    def hit(self, what: str) -> None:
+        """Pass an action. Raises ProcessError where it is to fail."""
+        if self.fail(what):
+            raise ProcessError(f"cannot {what}", service=what.rpartition(" ")[2])
+        self.done.append(what)
+
+    # --- what there is ---
+
+    def services(self) -> list[str]:
+        return sorted(self.current)
+
+    def status(self, service: str) -> Status:
+        run = self.current.get(service)
+        if run is None:
+            return NONE
+        pid = run.pid if run.state == "running" else None
+        return Status(run.state, run.exit_code, pid, run.started_at, 0, None)
+
+    def runs(self, service: str) -> bool:
+        return not self.is_stopping(service) and self.status(service).state in (
+            "running",
+            "starting",
+        )
+
+    def is_stopping(self, service: str) -> bool:
+        run = self.current.get(service)
+        return run is not None and run.stopping
+
+    def in_own_netns(self, service: str) -> bool:
+        run = self.current.get(service)
+        if run is None or run.spec is None or run.state != "running":
+            return True
+        name = namespace(run.spec)
+        if name is None:
+            return run.home is None
+        return name not in self.kernel.identities or self.kernel.identities[name] == run.home
+
+    def spec(self, service: str) -> ProcessSpec | None:
+        run = self.current.get(service)
+        return run.spec if run is not None else None
+
+    def save(self, spec: ProcessSpec) -> None:
+        self.current[spec.service].spec = spec
+
+    def defect(self, service: str) -> Finding | None:
+        what, now = f"process of service {service!r}", self.status(service)
+        if now.state in ("none", "failed"):
+            return Finding("missing", what, "")
+        if now.state != "running":
+            return None
+        run = self.current[service]
+        if run.spec is None:
+            return Finding("missing", f"spec.json of service {service!r}", "", UNKNOWN)
+        if not self.in_own_netns(service):
+            return Finding("different", what, "it runs in another network namespace")
+        if run.shown != run.spec.hosts_folder:
+            return Finding("different", what, "it does not see its hosts file", BLIND)
+        return None
+
+    # --- start and stop ---
+
+    def expect(self) -> None:
+        pass
+
+    def begin(self, spec: ProcessSpec) -> _Begun:
+        if self.status(spec.service).state == "running":
+            raise ProcessError(f"{spec.service} is already running", f"niso restart {spec.service}")
+        self.stop(spec.service)
+        self.hit(f"create {spec.service}")
+        self._require(spec)
+        self._pids += 1
+        run = _Run(spec, self._pids)
+        name = namespace(spec)
+        if name is not None:
+            run.home = self.kernel.identities[name]
+            self.kernel.inhabited[run.pid] = run.home, self.kernel.netns[name].alias
+        self.current[spec.service] = run
+        return _Begun(self, run, spec.service)
+
+    def _require(self, spec: ProcessSpec) -> None:
+        """Raise ProcessError where something that a process needs does not exist."""
+        name, folder = namespace(spec), os.path.basename(spec.hosts_folder)
+        lost = [
+            f"network namespace {name}" if name and name not in self.kernel.netns else "",
+            f"hosts folder {folder}" if folder and folder not in self.kernel.hosts else "",
+            "" if os.path.isdir(spec.package) else f"package {spec.package}",
+        ]
+        for each in filter(None, lost):
+            raise ProcessError(f"no {each}", service=spec.service)
+
+    def start(self, spec: ProcessSpec) -> int:
+        return self.begin(spec).finish()
+
+    def terminate(self, service: str) -> int:
+        run = self.current.get(service)
+        if run is None:
+            return -1
+        self.hit(f"terminate {service}")
+        run.stopping = True
+        if run.state != "running":
+            return -1
+        if service not in self.deaf:
+            run.end("exited", _TERMINATED)
+        return os.dup(run.life.fd)
+
+    def stop(self, service: str, timeout_s: float | None = None) -> None:
+        run = self.current.get(service)
+        if run is None:
+            return
+        run.stopping = True
+        self.hit(f"stop {service}")
+        run.end("exited", None)
+        self.kernel.inhabited.pop(run.pid, None)
+        del self.current[service]
+        forget_health(service)
+
+    def end_unrecorded(self, services: Collection[str]) -> None:
+        pass
+
+    def swap_hosts(self, spec: ProcessSpec) -> None:
+        self.hit(f"swap-hosts {spec.service}")
+        run = self.current.get(spec.service)
+        if run is None or run.state != "running":
+            raise ProcessError("it has ended", service=spec.service)
+        run.spec = spec
+        if os.path.basename(spec.hosts_folder) not in self.kernel.hosts:
+            raise ProcessError(f"no hosts folder {spec.hosts_folder}", service=spec.service)
+        run.shown = spec.hosts_folder
+
+    def end(self, service: str, code: int | None) -> None:
+        """Let a process end by itself; None: with its conmon, so that nobody knows its status."""
+        self.current[service].end("exited" if code is not None else "failed", code)
+
+    # --- waiting ---
+
+    def open_init(self, service: str) -> int:
+        run = self.current.get(service)
+        return os.dup(run.life.fd) if run is not None and run.state == "running" else -1
+
+    def mark(self, pid: int) -> Mark | None:
+        return ()
+
+    def is_starved(self, pid: int) -> bool:
+        return False
+
+    def probe(self, check: Healthcheck, service_netns: str | None) -> Probe:
+        said = (
+            self.ill[name]
+            for name, run in self.current.items()
+            if name in self.ill and run.spec and namespace(run.spec) == service_netns
+        )
+        return _Answered(check, next(said, ""))
+
+    # --- the end of a process ---
+
+    def exit_code(self, service: str) -> int | None:
+        return self.status(service).exit_code
+
+    def out_of_memory(self, service: str) -> bool:
+        return False
+
+    def last_lines(self, service: str, count: int) -> list[str]:
+        return []

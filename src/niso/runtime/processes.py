@@ -1,0 +1,121 @@
+"""What the rest of niso asks of the processes of services; `niso.runtime.fake_processes` needs no root."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from niso.base.lite_typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from niso.plan.findings import Finding
+    from niso.plan.process_spec import ProcessSpec
+    from niso.plan.records import Healthcheck
+    from niso.runtime.health import Probe
+    from niso.runtime.idle import Mark
+    from niso.runtime.status import Status
+else:
+    Protocol = object
+
+
+class Start(Protocol):
+    """A start in progress; the caller must call `finish` or `close`."""
+
+    @property
+    def fd(self) -> int:
+        """A descriptor that becomes readable when `is_created` becomes true."""
+
+    @property
+    def is_created(self) -> bool:
+        """Whether `finish` would not block."""
+
+    def finish(self) -> int:
+        """Start the process; return the pid of its PID 1 on the host. Raises ProcessError."""
+
+    def close(self) -> None:
+        """Release a start that will not be finished; `Processes.stop` ends its processes."""
+
+
+class Processes(Protocol):
+    """A caller that changes anything holds the service's lock (`niso.base.locks`)."""
+
+    # --- what there is ---
+
+    def services(self) -> list[str]:
+        """List every service that has a process, or runtime files of one."""
+
+    def status(self, service: str) -> Status:
+        """Return the status of a service's process."""
+
+    def runs(self, service: str) -> bool:
+        """Return whether it runs, or will restart by its policy, and no stop has begun."""
+
+    def is_stopping(self, service: str) -> bool:
+        """Return whether a stop of it has begun and not completed."""
+
+    def in_own_netns(self, service: str) -> bool:
+        """Return whether it is in the network namespace that has the service's name now."""
+
+    def spec(self, service: str) -> ProcessSpec | None:
+        """Return what it was started from; None if that is lost, or it was not started."""
+
+    def save(self, spec: ProcessSpec) -> None:
+        """Record what it was started from. Raises OSError."""
+
+    def defect(self, service: str) -> Finding | None:
+        """Return what is wrong with the process of an active service."""
+
+    # --- start and stop ---
+
+    def expect(self) -> None:
+        """Prepare for a start that follows in about 10 ms."""
+
+    def begin(self, spec: ProcessSpec) -> Start:
+        """Begin to start a process; nothing is left of one that fails. Raises ProcessError."""
+
+    def start(self, spec: ProcessSpec) -> int:
+        """Start a process and wait for it; return the pid of its PID 1. Raises ProcessError."""
+
+    def terminate(self, service: str) -> int:
+        """Send SIGTERM and disable the restart policy; `stop` does the rest.
+
+        Return a pidfd, which the caller closes; -1 if no process handles SIGTERM.
+        """
+
+    def stop(self, service: str, timeout_s: float | None = None) -> None:
+        """Stop a process and remove its runtime state; no-op if there is none.
+
+        ``timeout_s`` is between SIGTERM and SIGKILL; default: the spec's. Raises ProcessError.
+        """
+
+    def end_unrecorded(self, services: Collection[str]) -> None:
+        """End what an interrupted start left before it was recorded."""
+
+    def swap_hosts(self, spec: ProcessSpec) -> None:
+        """Make a running process see ``spec.hosts_folder``; idempotent. Raises ProcessError."""
+
+    # --- waiting ---
+
+    def open_init(self, service: str) -> int:
+        """Open a pidfd of PID 1, which the caller closes; -1 if none runs."""
+
+    def mark(self, pid: int) -> Mark | None:
+        """Return what changes when PID 1 or a child of it runs; None unless all of them sleep."""
+
+    def is_starved(self, pid: int) -> bool:
+        """Return whether PID 1 or its child can run but has had almost no CPU time."""
+
+    def probe(self, check: Healthcheck, service_netns: str | None) -> Probe:
+        """Begin a probe of a healthcheck, in a network namespace or on the host."""
+
+    # --- the end of a process ---
+
+    def exit_code(self, service: str) -> int | None:
+        """Return the exit status of the last run; waits up to 1 s until it is recorded."""
+
+    def out_of_memory(self, service: str) -> bool:
+        """Return whether the memory limit killed a process of the present run."""
+
+    def last_lines(self, service: str, count: int) -> list[str]:
+        """Return at most ``count`` last lines of the log that the present run wrote."""

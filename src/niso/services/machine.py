@@ -1,0 +1,35 @@
+"""What commands act on: the store, the kernel and the processes of services."""
+
+from __future__ import annotations
+
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
+    from niso.runtime.processes import Processes
+    from niso.store.store import Store
+
+
+class Machine(NamedTuple):
+    """It is handed to every command, so that one can run on `niso.kernel.fake` without root."""
+
+    store: Store
+    kernel: Kernel
+    processes: Processes
+
+
+def fake(store: Store) -> Machine:
+    """Return a machine in memory with this store; it refuses what the real one refuses."""
+    from niso.kernel.fake import Fake
+    from niso.runtime.fake_processes import FakeProcesses
+
+    kernel = Fake()
+    return Machine(store, kernel, FakeProcesses(kernel))
+
+
+def real(store: Store) -> Machine:
+    """Return the machine that niso runs on, with this store."""
+    from niso.kernel.real import Real
+    from niso.runtime.real_processes import RealProcesses
+
+    return Machine(store, Real(), RealProcesses())

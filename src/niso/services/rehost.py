@@ -1,0 +1,38 @@
+"""A running service whose networks change is shown another hosts file instead of being restarted."""
+
+from __future__ import annotations
+
+from niso.base.errors import ProcessError
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.report import Report, RestartingInstead
+
+if TYPE_CHECKING:
+    from niso.plan.process_spec import ProcessSpec
+    from niso.runtime.processes import Processes
+
+
+def can_swap(processes: Processes, old: ProcessSpec | None, new: ProcessSpec) -> bool:
+    """Return whether ``old`` runs and differs from ``new`` in its hosts folder alone."""
+    if (
+        old is None
+        or not (old.hosts_folder and new.hosts_folder)
+        or old.hosts_folder == new.hosts_folder
+    ):
+        return False
+    return (
+        old._replace(hosts_folder=new.hosts_folder) == new
+        and processes.status(old.service).state == "running"
+    )
+
+
+def swap_or_restart(processes: Processes, spec: ProcessSpec, report: Report) -> None:
+    """Show a running service ``spec.hosts_folder``; if that fails, restart it.
+
+    Raises ProcessError.
+    """
+    try:
+        processes.swap_hosts(spec)
+    except ProcessError as error:
+        report(RestartingInstead(spec.service, error))
+        processes.stop(spec.service, spec.stop_timeout_s)
+        processes.start(spec)
