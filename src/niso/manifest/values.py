@@ -256,8 +256,8 @@ def ipv4(text: str, key: str) -> str:
         error = wrong(key, text, reason, "an IPv4 address in the network's IPv4 subnet, or none")
         error.hint = f"remove {key}"
         raise error
-    if reason := "is not a valid IPv4 address" if octets is None else _not_unicast(octets):
-        raise wrong(key, text, reason, "an IPv4 address in the network", '"10.99.1.10"')
+    if why := "is not a valid IPv4 address" if octets is None else _not_unicast(octets):
+        raise wrong(key, text, why, "an IPv4 address in the network", '"10.99.1.10"')
     return text
 
 
