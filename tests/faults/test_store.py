@@ -174,7 +174,7 @@ def test_every_command_says_what_is_wrong_with_the_store_and_changes_nothing(
         assert len(lines) == 2 and lines[1].startswith("  hint: "), (line, err)
         assert "Traceback" not in err and "unexpected" not in err, (line, err)
         if damage == "newer":
-            assert "is of version 99" in err and "use the newer niso" in err, (line, err)
+            assert "has version 99" in err and "use the newer niso" in err, (line, err)
         else:
             assert "niso net repair --sweep" in err and f"{STATE}/packages/" in err, (line, err)
     quick.end()

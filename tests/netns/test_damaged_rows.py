@@ -37,7 +37,7 @@ def test_damaged_row_is_named_and_keeps_no_other_service_from_anything(
     else:
         assert (
             done.returncode == 1
-            and "service 'c': what the store has of it cannot be understood" in done.stderr
+            and "service 'c': its record in the store is damaged" in done.stderr
         )
         assert f"hint: niso activate {package}" in done.stderr
         lab.niso("activate", package)

@@ -274,7 +274,7 @@ def test_text(world: Lab) -> None:
 def test_inactive_service_is_explained_and_nothing_is_sent_from_it(world: Lab) -> None:
     world.niso("deactivate", "web")
     assert explain(world, "both", "web:80", "--prove")["path"]["words"] == "web is not active"
-    assert "web is not active: nothing can be sent from it\n  hint: niso activate web" in refused(
+    assert "web is not active, so it cannot send\n  hint: niso activate web" in refused(
         world, "net", "explain", "web", "both:80", "--prove", status=2
     )
     assert explain(world, "web", "both:80")["verdict"] == "drop"
@@ -286,17 +286,17 @@ def test_wrong_questions(world: Lab) -> None:
 
     wrong("apo", "db:80", "did you mean 'api'?")
     wrong("api", "dbb:80", "no service 'dbb'\n  hint: did you mean 'db'?")
-    wrong("api", "db:0", "'0' is no port of 1 to 65535")
-    wrong("api", "db:65536", "is no port")
-    wrong("api", "db:80-90", "'80-90' is no port")
-    wrong("api", "db:http", "'http' is no port")
-    wrong("api", "db:80/quic", "'quic' is no protocol")
+    wrong("api", "db:0", "'0' is not a valid port (1 to 65535)")
+    wrong("api", "db:65536", "is not a valid port")
+    wrong("api", "db:80-90", "'80-90' is not a valid port")
+    wrong("api", "db:http", "'http' is not a valid port")
+    wrong("api", "db:80/quic", "'quic' is not a valid protocol")
     wrong("api", "db/tcp", "tcp needs a port")
     wrong("api", "db:80/icmp", "icmp has no ports")
-    wrong("api", ":80", "it names nobody")
-    wrong("api", "[fd00::1", "what stands in brackets is an IPv6 address")
-    wrong("10.0.0.0/8", "db:80", "'10.0.0.0/8' is no address")
-    wrong("api", "300.1.1.1:80", "'300.1.1.1' is no address")
+    wrong("api", ":80", "the name or address is missing")
+    wrong("api", "[fd00::1", "brackets are for an IPv6 address")
+    wrong("10.0.0.0/8", "db:80", "'10.0.0.0/8' is not a valid address")
+    wrong("api", "300.1.1.1:80", "'300.1.1.1' is not a valid address")
     wrong("::ffff:10.0.0.1", "db:80", "IPv4-mapped")
     wrong("198.51.100.7", "db:80", "--prove sends from services and from the host", 2, "--prove")
     wrong(
@@ -313,9 +313,9 @@ def test_wrong_questions(world: Lab) -> None:
         2,
         "-4",
     )
-    wrong("192.0.2.2", "fd00:99:1::2", "192.0.2.2 and fd00:99:1::2 are not of one family")
-    wrong("api", "0.0.0.0:80", "'0.0.0.0' is nobody's address")
-    wrong("api", "[::]:80", "'::' is nobody's address")
+    wrong("192.0.2.2", "fd00:99:1::2", "192.0.2.2 and fd00:99:1::2 are of different families")
+    wrong("api", "0.0.0.0:80", "'0.0.0.0' is not the address of a host")
+    wrong("api", "[::]:80", "'::' is not the address of a host")
 
 
 def test_rules_that_are_not_as_they_should_be_are_found_out(world: Lab) -> None:

@@ -63,7 +63,7 @@ def test_link_of_the_host_that_does_not_forward_is_told_and_left_alone(lab: Lab)
         found = json.loads(lab.niso("net", "check", "--json", *names, check=False).stdout)
         assert [each["problem"] for each in found] == [
             "foreign"
-        ] and "link uplink0 forwards no IPv4" in found[0]["what"]
+        ] and "link uplink0 does not forward IPv4" in found[0]["what"]
     remedy = found[0]["detail"]
     ways = json.loads(lab.niso("net", "ports", "--exposed", "--json").stdout)[0]["from"]
     assert ways == [
@@ -74,7 +74,7 @@ def test_link_of_the_host_that_does_not_forward_is_told_and_left_alone(lab: Lab)
     explained = lab.niso("net", "explain", CLIENT, f"{HOST}:8080", check=False)
     assert (
         explained.returncode == 1
-        and "path     drop  uplink0 forwards nothing that comes by it" in explained.stdout
+        and "path     drop  the host forwards no packets from uplink0" in explained.stdout
     )
     assert lab.niso("net", "repair").stdout == "nothing to repair\n"
     assert lab.run("sysctl", "-n", setting).stdout == "0\n"

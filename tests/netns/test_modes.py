@@ -526,11 +526,11 @@ def test_explain_and_ping_say_what_a_mode_means(lab: Lab) -> None:
         in lab.niso("net", "explain", CLIENT, f"{HOST}:{PORT}").stdout
     )
     for arguments in (["net", "ping", "peer", "open"], ["net", "explain", "open", "peer:80"]):
-        assert "open is of mode host" in refused(
+        assert "open has mode host" in refused(
             lab, *arguments, status=2 if "explain" in arguments else 1
         )
     for arguments in (["net", "ping", "alone", "peer"], ["net", "explain", "peer", "alone:80"]):
-        assert "alone is of mode none" in refused(
+        assert "alone has mode none" in refused(
             lab, *arguments, status=2 if "explain" in arguments else 1
         )
     lab.niso("deactivate", "side")

@@ -505,8 +505,9 @@ def test_static_address_whose_prefix_is_taken_names_the_key_and_what_would_be_ri
     lab.niso("activate", idle(lab, "api"))
     folder = idle(lab, "new", network=on("fresh", ip="10.99.0.66"))
     assert refused(lab, "activate", folder) == (
-        f"niso: {folder}/manifest.toml: network.ip: \"10.99.0.66\" is not valid: network 'fresh', which is new, would have "
-        "10.99.0.0/24, and that overlaps 10.99.0.0/24 of network 'niso-default' (expected: an address of a /24 that is free)\n"
+        f'niso: {folder}/manifest.toml: network.ip: "10.99.0.66" is not available: '
+        "new network 'fresh' would get 10.99.0.0/24, which overlaps 10.99.0.0/24 "
+        "of network 'niso-default' (an address in a free /24)\n"
         "  hint: choose another one, or make the network first: niso net create fresh --subnet CIDR\n"
     )
     lab.niso("net", "create", "fresh")

@@ -314,5 +314,5 @@ def test_rules_of_iptables_legacy_are_said_to_be_unseen(lab: Lab) -> None:
     code = "from niso.explain.foreign_firewalls import unseen; print(unseen((4, 6)))"
     assert lab.run(sys.executable, "-c", code).stdout == "[]\n"
     lab.run("iptables-legacy", "-P", "FORWARD", "DROP")
-    said = "rules of iptables-legacy cannot be seen; check with iptables-legacy -S FORWARD"
+    said = "rules of iptables-legacy are not visible; check with iptables-legacy -S FORWARD"
     assert lab.run(sys.executable, "-c", code).stdout == f"{[said]}\n"

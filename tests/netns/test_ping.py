@@ -95,7 +95,9 @@ def test_unknown_names_and_what_is_no_service(backend: Lab) -> None:
     assert "did you mean 'api'?" in refused(backend, "net", "ping", "apo", "db")
     assert "no service 'nobody'" in refused(backend, "net", "ping", "api", "nobody")
     for other in ("host", "192.0.2.2", "fd00::1"):
-        assert f"{other!r} is no service" in refused(backend, "net", "ping", "api", other, status=2)
+        assert f"{other!r} is not a service" in refused(
+            backend, "net", "ping", "api", other, status=2
+        )
     assert "FROM" in refused(backend, "net", "ping", status=2)
 
 
@@ -189,7 +191,8 @@ def test_no_answer_where_nothing_of_nisos_forbids_it(backend: Lab) -> None:
     backend.run("ip", "link", "set", "eth0", "down", netns="niso-db")
     words = refused(backend, "net", "ping", "api", "db")
     assert (
-        "no answer in 1s, though nothing of niso's forbids it\n  hint: niso net check db" in words
+        "no reply within 1s, although no rule of niso forbids it\n  hint: niso net check db"
+        in words
     )
     assert words.startswith("niso: waiting for an answer from db (1s)\n")
     assert (

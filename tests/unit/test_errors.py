@@ -14,12 +14,24 @@ from niso.base.errors import Conflict, ErrorGroup, InvalidInput, NisoError, Usag
         (NisoError("is gone", service="api"), "api: is gone"),
         (InvalidInput("nested too deep", file="/m.toml"), "/m.toml: nested too deep"),
         (
-            InvalidInput("it is a number", None, "a.b", file="/m.toml", value="3", right="text"),
-            "/m.toml: a.b: 3 is not valid: it is a number (expected: text)",
+            InvalidInput(
+                "is a number", None, "a.b", file="/m.toml", value="3", right="must be a string"
+            ),
+            "/m.toml: a.b: 3 is a number (must be a string)",
         ),
         (
-            InvalidInput("is missing", None, "a.b", right="a table"),
-            "a.b: is missing (expected: a table)",
+            InvalidInput("missing key a.b", None, "a.b", right="a string", names_key=False),
+            "missing key a.b (a string)",
+        ),
+        (
+            InvalidInput(
+                "unknown key", None, "a.c", value="3", right="did you mean a.b?", about_key=True
+            ),
+            "a.c = 3: unknown key (did you mean a.b?)",
+        ),
+        (
+            InvalidInput("is out of range", None, "--mtu", value="3", right="68 to 65535"),
+            "--mtu 3 is out of range (68 to 65535)",
         ),
         (UsageError("10.0.0.0/33: too long", None, "--subnet"), "--subnet 10.0.0.0/33: too long"),
         (Conflict("port 80 is taken", None, "PORT", names_key=False), "port 80 is taken"),
@@ -31,12 +43,12 @@ def test_message_says_where_and_what(error: NisoError, message: str) -> None:
 
 
 def test_error_of_another_class_says_the_same_in_the_same_place() -> None:
-    error = InvalidInput("r", "h", "k", file="/f", value="v", right="w", service="s")
+    error = InvalidInput("is r", "h", "k", file="/f", value="v", right="w", service="s")
     other = Conflict.of(error)
     assert type(other) is Conflict
     assert vars(other) == vars(error)
     other.file, other.key = "/stack.toml", "service[0].k"
-    assert other.message == "/stack.toml: service[0].k: v is not valid: r (expected: w)"
+    assert other.message == "/stack.toml: service[0].k: v is r (w)"
     assert error.file == "/f"
 
 

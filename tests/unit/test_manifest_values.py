@@ -162,7 +162,11 @@ def test_wrong_value_is_refused_with_key_and_the_right_form(parser: Parser, text
     with pytest.raises(InvalidInput) as caught:
         parser(text, "some.key")
     assert caught.value.key == "some.key"
-    assert re.match(r"some\.key: .* is not valid: .+ \(expected: .+\)", caught.value.message)
+    assert re.match(
+        r"some\.key: (\".*\"|a very large number) (is|has|contains|leaves) .+ \(.+\)$",
+        caught.value.message,
+        re.DOTALL,
+    )
     assert caught.value.message.isprintable()
     assert len(caught.value.message) < 700
 

@@ -82,142 +82,153 @@ def test_form_of_an_entry_is_parsed(
     assert parse_entry(text, KEY, egress) == Entry(KEY, text, Peer(kind, name), first, last, proto)
 
 
-NETWORK = 'network: and a name of a-z, 0-9 and - that starts with a letter and has at most 63 characters | "network:backend"'
-OUTSIDE = 'a service\'s name, or addresses or prefixes | "203.0.113.7:443"'
+NETWORK = (
+    "network:NAME, NAME of a-z, 0-9 and -, first a letter, at most 63 characters"
+    ' | "network:backend"'
+)
+OUTSIDE = 'a service, an address or a prefix | "203.0.113.7:443"'
 NO_OUTSIDE = "names outside niso.local are not supported"
-PORTS = "ports from 1 to 65535"
-LOOPBACK = "loopback addresses pass between no services, and the host may always connect in"
+PORTS = "ports 1 to 65535"
+LOOPBACK = "services never see loopback addresses of others, and the host can always connect"
 BRACKETS = "it does not start with an IPv6 address or prefix in brackets"
 FORMS = f"{RIGHT} | {EXAMPLE}"
-ALL_HTTP = '"0.0.0.0/0:80" for all of IPv4 and "[::/0]:80" for all of IPv6'
+ALL_HTTP = '"0.0.0.0/0:80" for all of IPv4, "[::/0]:80" for all of IPv6'
 REFUSED: list[tuple[str, str, str]] = [
     # names
-    ("", "it names no peer", FORMS),
-    (":80", "it names no peer", ALL_HTTP),
+    ("", "the peer is missing", FORMS),
+    (":80", "the peer is missing", ALL_HTTP),
     (
         "/tcp",
-        "it names no peer",
-        '"0.0.0.0/0/tcp" for all of IPv4 and "[::/0]/tcp" for all of IPv6',
+        "the peer is missing",
+        '"0.0.0.0/0/tcp" for all of IPv4, "[::/0]/tcp" for all of IPv6',
     ),
-    ("Frontend", '"Frontend" is no service\'s name', FORMS),
-    ("frontend ", '"frontend " is no service\'s name', FORMS),
-    (" frontend:80", '" frontend" is no service\'s name', FORMS),
-    ("front_end", '"front_end" is no service\'s name', FORMS),
-    ("frontend-", '"frontend-" is no service\'s name', FORMS),
-    ("a" * 64, f'"{"a" * 64}" is no service\'s name', FORMS),
-    ("*", '"*" is no service\'s name', FORMS),
-    ("ip6-x", '"ip6-x" is no service\'s name', FORMS),
-    ("Db.niso.local", '"Db" is no service\'s name', FORMS),
-    (".niso.local", '"" is no service\'s name', FORMS),
+    ("Frontend", '"Frontend" is not a valid service name', FORMS),
+    ("frontend ", '"frontend " is not a valid service name', FORMS),
+    (" frontend:80", '" frontend" is not a valid service name', FORMS),
+    ("front_end", '"front_end" is not a valid service name', FORMS),
+    ("frontend-", '"frontend-" is not a valid service name', FORMS),
+    ("a" * 64, f'"{"a" * 64}" is not a valid service name', FORMS),
+    ("*", '"*" is not a valid service name', FORMS),
+    ("ip6-x", '"ip6-x" is not a valid service name', FORMS),
+    ("Db.niso.local", '"Db" is not a valid service name', FORMS),
+    (".niso.local", '"" is not a valid service name', FORMS),
     ("api.example.com:443", NO_OUTSIDE, OUTSIDE),
     ("example.com", NO_OUTSIDE, OUTSIDE),
     ("a.db.niso.local", NO_OUTSIDE, OUTSIDE),
     ("db.niso.local.", NO_OUTSIDE, OUTSIDE),
     ("niso.local", NO_OUTSIDE, OUTSIDE),
-    ("network:", '"" is no network\'s name', NETWORK),
-    ("network:Back", '"Back" is no network\'s name', NETWORK),
-    ("network:/tcp", '"" is no network\'s name', NETWORK),
-    ("network:a.niso.local", '"a.niso.local" is no network\'s name', NETWORK),
+    ("network:", '"" is not a valid network name', NETWORK),
+    ("network:Back", '"Back" is not a valid network name', NETWORK),
+    ("network:/tcp", '"" is not a valid network name', NETWORK),
+    ("network:a.niso.local", '"a.niso.local" is not a valid network name', NETWORK),
     (
         "network:default:80",
-        "the network of that name is called niso-default",
+        "the default network is called niso-default",
         '"network:niso-default"',
     ),
-    ("network:back:end", '"end" is no port', PORTS),
-    ("network:9a", '"9a" is no port', PORTS),
+    ("network:back:end", '"end" is not a valid port', PORTS),
+    ("network:9a", '"9a" is not a valid port', PORTS),
     # ports and protocols
-    ("frontend:", "no port follows its :", PORTS),
-    ("frontend:/tcp", "no port follows its :", PORTS),
-    ("frontend:0", '"0" is no port', PORTS),
-    ("frontend:65536", '"65536" is no port', PORTS),
-    ("frontend:080", '"080" is no port', PORTS),
-    ("frontend:-80", '"-80" is no port', PORTS),
-    ("frontend:80-", '"80-" is no port', PORTS),
-    ("frontend:80-0", '"80-0" is no port', PORTS),
-    ("frontend:0-80", '"0-80" is no port', PORTS),
-    ("frontend:1-2-3", '"1-2-3" is no port', PORTS),
-    ("frontend:http", '"http" is no port', PORTS),
-    ("frontend:80,81", '"80,81" is no port', PORTS),
-    ("frontend:٣", '"٣" is no port', PORTS),
-    ("frontend:8010-8000", "its range ends before it starts, 8010 is more than 8000", "8000-8010"),
-    ("frontend/", "nothing follows its /", FORMS),
-    ("frontend:80/", "nothing follows its /", FORMS),
-    ("10.0.0.0/", "nothing follows its /", FORMS),
-    ("frontend:80/TCP", '"TCP" is no protocol', FORMS),
-    ("frontend/icmpv6", '"icmpv6" is no protocol', FORMS),
-    ("frontend:80/tcp/udp", '"tcp/udp" is no protocol', FORMS),
-    ("[fd00::1]/64", '"64" is no protocol', FORMS),
+    ("frontend:", "no port follows the :", PORTS),
+    ("frontend:/tcp", "no port follows the :", PORTS),
+    ("frontend:0", '"0" is not a valid port', PORTS),
+    ("frontend:65536", '"65536" is not a valid port', PORTS),
+    ("frontend:080", '"080" is not a valid port', PORTS),
+    ("frontend:-80", '"-80" is not a valid port', PORTS),
+    ("frontend:80-", '"80-" is not a valid port', PORTS),
+    ("frontend:80-0", '"80-0" is not a valid port', PORTS),
+    ("frontend:0-80", '"0-80" is not a valid port', PORTS),
+    ("frontend:1-2-3", '"1-2-3" is not a valid port', PORTS),
+    ("frontend:http", '"http" is not a valid port', PORTS),
+    ("frontend:80,81", '"80,81" is not a valid port', PORTS),
+    ("frontend:٣", '"٣" is not a valid port', PORTS),
+    ("frontend:8010-8000", "range 8010-8000 ends before it starts", "8000-8010"),
+    ("frontend/", "nothing follows the /", FORMS),
+    ("frontend:80/", "nothing follows the /", FORMS),
+    ("10.0.0.0/", "nothing follows the /", FORMS),
+    ("frontend:80/TCP", '"TCP" is not a valid protocol', FORMS),
+    ("frontend/icmpv6", '"icmpv6" is not a valid protocol', FORMS),
+    ("frontend:80/tcp/udp", '"tcp/udp" is not a valid protocol', FORMS),
+    ("[fd00::1]/64", '"64" is not a valid protocol', FORMS),
     ("frontend:80/icmp", "ICMP has no ports", '"frontend/icmp", or a port of another protocol'),
     ("[fd00::/8]:80/icmp", "ICMP has no ports", '"fd00::/8/icmp", or a port of another protocol'),
-    ("frontend/tcp:80", '"frontend" is no address, and only addresses have a prefix length', FORMS),
-    ("frontend/8", '"frontend" is no address, and only addresses have a prefix length', FORMS),
+    (
+        "frontend/tcp:80",
+        '"frontend" is not an address, and only addresses have a prefix length',
+        FORMS,
+    ),
+    ("frontend/8", '"frontend" is not an address, and only addresses have a prefix length', FORMS),
     # addresses
-    ("10.1.2", '"10.1.2" is no IPv4 address', FORMS),
-    ("10.1.2.256", '"10.1.2.256" is no IPv4 address', FORMS),
-    ("010.1.2.3", '"010.1.2.3" is no IPv4 address', FORMS),
-    ("10.1/16", '"10.1" is no IPv4 address', FORMS),
-    ("1234", '"1234" is no IPv4 address', FORMS),
-    ("10.0.0.0/33", '"33" is no prefix length of IPv4', "a length from 0 to 32"),
-    ("10.0.0.0/08", '"08" is no prefix length of IPv4', "a length from 0 to 32"),
-    ("10.0.0.0/255.0.0.0", '"255.0.0.0" is no prefix length of IPv4', "a length from 0 to 32"),
-    ("fd00::/129", '"129" is no prefix length of IPv6', "a length from 0 to 128"),
-    ("[fd00::/]:80", '"" is no prefix length of IPv6', "a length from 0 to 128"),
+    ("10.1.2", '"10.1.2" is not a valid IPv4 address', FORMS),
+    ("10.1.2.256", '"10.1.2.256" is not a valid IPv4 address', FORMS),
+    ("010.1.2.3", '"010.1.2.3" is not a valid IPv4 address', FORMS),
+    ("10.1/16", '"10.1" is not a valid IPv4 address', FORMS),
+    ("1234", '"1234" is not a valid IPv4 address', FORMS),
+    ("10.0.0.0/33", '"33" is not a valid prefix length of IPv4', "0 to 32"),
+    ("10.0.0.0/08", '"08" is not a valid prefix length of IPv4', "0 to 32"),
+    ("10.0.0.0/255.0.0.0", '"255.0.0.0" is not a valid prefix length of IPv4', "0 to 32"),
+    ("fd00::/129", '"129" is not a valid prefix length of IPv6', "0 to 128"),
+    ("[fd00::/]:80", '"" is not a valid prefix length of IPv6', "0 to 128"),
     (
         "10.1.2.3/8",
-        "it has host bits set",
+        "host bits are set",
         '"10.0.0.0/8", or "10.1.2.3" for the one address | "10.0.0.0/8"',
     ),
     (
         "10.9.9.9/8:80/tcp",
-        "it has host bits set",
+        "host bits are set",
         '"10.0.0.0/8:80/tcp", or "10.9.9.9:80/tcp" for the one address | "10.0.0.0/8:80/tcp"',
     ),
     (
         "1.2.3.4/0",
-        "it has host bits set",
+        "host bits are set",
         '"0.0.0.0/0", or "1.2.3.4" for the one address | "0.0.0.0/0"',
     ),
     (
         "fd00::1/8",
-        "it has host bits set",
+        "host bits are set",
         '"fd00::/8", or "fd00::1" for the one address | "fd00::/8"',
     ),
     (
         "[fd00::1/8]:80",
-        "it has host bits set",
+        "host bits are set",
         '"[fd00::/8]:80", or "[fd00::1]:80" for the one address | "[fd00::/8]:80"',
     ),
     (
         "fd00::/8:80",
-        "its ports follow an IPv6 prefix without brackets",
-        'brackets around it | "[fd00::/8]:80"',
+        "ports follow an IPv6 prefix without brackets",
+        'put it in brackets | "[fd00::/8]:80"',
     ),
     (
         "::/0:80-90/tcp",
-        "its ports follow an IPv6 prefix without brackets",
-        'brackets around it | "[::/0]:80-90/tcp"',
+        "ports follow an IPv6 prefix without brackets",
+        'put it in brackets | "[::/0]:80-90/tcp"',
     ),
-    ("frontend:80:90", '"frontend:80:90" is no IPv6 address', FORMS),
-    ("fd00::g", '"fd00::g" is no IPv6 address', FORMS),
-    ("fe80::1%eth0", '"fe80::1%eth0" has a zone, which says nothing to other machines', FORMS),
-    ("[fe80::1%eth0]:80", '"fe80::1%eth0" has a zone, which says nothing to other machines', FORMS),
-    ("::ffff:10.0.0.1", "it is IPv4 written as IPv6", '"10.0.0.1"'),
-    ("[::ffff:a00:1]:80", "it is IPv4 written as IPv6", '"10.0.0.1"'),
-    ("::ffff:10.0.0.0/104", "it is IPv4 written as IPv6", '"10.0.0.0/8"'),
-    ("::ffff:0:0/96", "it is IPv4 written as IPv6", '"0.0.0.0/0"'),
+    ("frontend:80:90", '"frontend:80:90" is not a valid IPv6 address', FORMS),
+    ("fd00::g", '"fd00::g" is not a valid IPv6 address', FORMS),
+    ("fe80::1%eth0", '"fe80::1%eth0" has a zone, which means nothing to other machines', FORMS),
+    (
+        "[fe80::1%eth0]:80",
+        '"fe80::1%eth0" has a zone, which means nothing to other machines',
+        FORMS,
+    ),
+    ("::ffff:10.0.0.1", "it is IPv4-mapped", '"10.0.0.1"'),
+    ("[::ffff:a00:1]:80", "it is IPv4-mapped", '"10.0.0.1"'),
+    ("::ffff:10.0.0.0/104", "it is IPv4-mapped", '"10.0.0.0/8"'),
+    ("::ffff:0:0/96", "it is IPv4-mapped", '"0.0.0.0/0"'),
     ("[frontend]:80", BRACKETS, FORMS),
     ("[10.0.0.0/8]:80", BRACKETS, FORMS),
     ("[fd00::1", BRACKETS, FORMS),
     ("[fd00::1]80", BRACKETS, FORMS),
     ("[", BRACKETS, FORMS),
-    ("0.0.0.0", "it is no host's address", '"0.0.0.0/0" for all of IPv4'),
-    ("0.0.0.0/32", "it is no host's address", '"0.0.0.0/0" for all of IPv4'),
-    ("::", "it is no host's address", '"::/0" for all of IPv6'),
-    ("[::]:80", "it is no host's address", '"::/0" for all of IPv6'),
-    ("127.0.0.1:80", LOOPBACK, "to leave it out"),
-    ("127.0.0.0/8", LOOPBACK, "to leave it out"),
-    ("::1", LOOPBACK, "to leave it out"),
-    ("\x1b[31m", '"\\u001b[31m" is no service\'s name', FORMS),
+    ("0.0.0.0", "no host has this address", '"0.0.0.0/0" for all of IPv4'),
+    ("0.0.0.0/32", "no host has this address", '"0.0.0.0/0" for all of IPv4'),
+    ("::", "no host has this address", '"::/0" for all of IPv6'),
+    ("[::]:80", "no host has this address", '"::/0" for all of IPv6'),
+    ("127.0.0.1:80", LOOPBACK, "remove it"),
+    ("127.0.0.0/8", LOOPBACK, "remove it"),
+    ("::1", LOOPBACK, "remove it"),
+    ("\x1b[31m", '"\\u001b[31m" is not a valid service name', FORMS),
 ]
 
 
@@ -230,8 +241,8 @@ def test_wrong_entry_is_refused_with_reason_and_the_right_form(
         parse_entry(text, KEY, egress)
     right, _, example = right.partition(" | ")
     message = caught.value.message
-    assert message.startswith(f"{KEY}: ")
-    assert message.endswith(f" is not valid: {reason} (expected: {right})")
+    assert message.startswith(f'{KEY}: "')
+    assert message.endswith(f" is not a valid entry: {reason} ({right})")
     assert caught.value.hint == (f"for example {example}" if example else None)
     assert caught.value.key == KEY
     assert message.isprintable()
@@ -241,13 +252,10 @@ def test_wrong_entry_is_refused_with_reason_and_the_right_form(
     "text", ["host", "localhost", "host:80", "localhost/tcp", "host.niso.local:80"]
 )
 def test_host_is_no_peer_and_the_message_says_what_holds_in_that_direction(text: str) -> None:
-    with pytest.raises(
-        InvalidInput,
-        match=r"not valid: the host may always connect in \(expected: to leave it out\)",
-    ):
+    with pytest.raises(InvalidInput, match=r": the host can always connect \(remove it\)"):
         parse_entry(text, KEY, False)
     with pytest.raises(
-        InvalidInput, match=r"not valid: the host is no service \(expected: addresses of the host"
+        InvalidInput, match=r": the host is not a service \(an address of the host\)"
     ) as caught:
         parse_entry(text, KEY, True)
     assert caught.value.hint == 'for example "192.0.2.1:53"'
@@ -487,9 +495,11 @@ def test_all_errors_of_a_policy_come_at_once_with_their_keys(tmp_path: Path) -> 
         ),
         "network.policy.egress.log",
     }
-    assert "host may always connect in" in found["network.policy.allow_from[3]"]
-    assert "the host is no service" in found["network.policy.egress.allow[2]"]
-    assert "expected: network.policy.allow_from" in found["network.policy.allowfrom"]
+    assert "host can always connect" in found["network.policy.allow_from[3]"]
+    assert "the host is not a service" in found["network.policy.egress.allow[2]"]
+    assert (
+        "unknown key (did you mean network.policy.allow_from?)" in found["network.policy.allowfrom"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -506,7 +516,7 @@ def test_wrong_entry_of_each_list_is_found_also_when_every_type_is_right(
 ) -> None:
     found = errors(tmp_path, f'[network]\n{key.removeprefix("network.")} = ["fine", "Bad"]\n')
     assert list(found) == [f"{key}[1]"]
-    assert '"Bad" is no service' in found[f"{key}[1]"]
+    assert '"Bad" is not a valid service name' in found[f"{key}[1]"]
 
 
 @pytest.mark.parametrize(

@@ -59,27 +59,27 @@ def test_form_is_read(text: str, port: Port) -> None:
 NO_HOST = [
     (
         "[::1]:8080:8080",
-        "the kernel takes packets for ::1 from no bridge, so no answer would come back",
+        "the kernel accepts no packets for ::1 from a bridge, so replies would be lost",
     ),
     (
         "[0:0:0:0:0:0:0:1]:80:80",
-        "the kernel takes packets for ::1 from no bridge, so no answer would come back",
+        "the kernel accepts no packets for ::1 from a bridge, so replies would be lost",
     ),
-    ("[::1]:80", "the kernel takes packets for ::1 from no bridge, so no answer would come back"),
-    ("[::1]::80", "the kernel takes packets for ::1 from no bridge, so no answer would come back"),
+    ("[::1]:80", "the kernel accepts no packets for ::1 from a bridge, so replies would be lost"),
+    ("[::1]::80", "the kernel accepts no packets for ::1 from a bridge, so replies would be lost"),
     (
         "[::1]:80:80/udp",
-        "the kernel takes packets for ::1 from no bridge, so no answer would come back",
+        "the kernel accepts no packets for ::1 from a bridge, so replies would be lost",
     ),
-    ("[::ffff:192.0.2.1]:80:80", "is an IPv4 address: write 192.0.2.1"),
-    ("[::ffff:0.0.0.0]:80:80", "is an IPv4 address: write 0.0.0.0"),
-    ("[::ffff:127.0.0.1]:80:80", "is an IPv4 address: write 127.0.0.1"),
-    ("[fe80::1]:80:80", "is a link-local address, which says nothing without its link"),
+    ("[::ffff:192.0.2.1]:80:80", "is an IPv4-mapped address, write 192.0.2.1"),
+    ("[::ffff:0.0.0.0]:80:80", "is an IPv4-mapped address, write 0.0.0.0"),
+    ("[::ffff:127.0.0.1]:80:80", "is an IPv4-mapped address, write 127.0.0.1"),
+    ("[fe80::1]:80:80", "is a link-local address, which means nothing without its link"),
     ("[ff02::1]:80:80", "is a multicast address"),
     ("224.0.0.1:80:80", "is a multicast address"),
-    ("255.255.255.255:80:80", "is no address that a host can have"),
-    ("0.0.0.1:80:80", "is no address that a host can have"),
-    ("0.1.2.3:80:80", "is no address that a host can have"),
+    ("255.255.255.255:80:80", "cannot be an address of a host"),
+    ("0.0.0.1:80:80", "cannot be an address of a host"),
+    ("0.1.2.3:80:80", "cannot be an address of a host"),
 ]
 
 
@@ -90,13 +90,13 @@ def test_address_by_which_no_host_can_be_reached_is_refused_with_the_reason(
     with pytest.raises(InvalidInput) as caught:
         parse_port(text, KEY)
     assert caught.value.key == KEY
-    assert caught.value.message.startswith(f'{KEY}: "{text}" is not valid: ')
+    assert caught.value.message.startswith(f'{KEY}: "{text}" is not a valid port mapping: ')
     assert reason in caught.value.message
 
 
 def test_loopback_of_ipv6_is_refused_with_what_to_write_instead() -> None:
     with pytest.raises(
-        InvalidInput, match=r"publish it on 127\.0\.0\.1, or on an address of the host"
+        InvalidInput, match=r"publish on 127\.0\.0\.1, or on another address of the host"
     ):
         parse_port("[::1]:8080:8080", KEY)
 
@@ -177,7 +177,7 @@ def test_garbage_is_refused_with_the_right_form(text: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         parse_port(text, KEY)
     assert caught.value.key == KEY
-    assert "expected: [ADDRESS:]HOST:CONTAINER[/tcp|udp|sctp]" in caught.value.message
+    assert "([ADDRESS:]HOST:CONTAINER[/tcp|udp|sctp], " in caught.value.message
     assert caught.value.hint == 'for example "8080:8080"'
     assert caught.value.message.isprintable()
 
@@ -185,22 +185,22 @@ def test_garbage_is_refused_with_the_right_form(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("80-90:80-89", "its ranges are not equally long"),
-        ("80-90:80", "its ranges are not equally long"),
-        ("80-70:80-70", "its range ends before it starts, 80 is more than 70"),
-        ("80:80/icmp", '"icmp" is no protocol'),
-        ("80:80/", '"" is no protocol'),
-        ("1.2.3:80:80", '"1.2.3" is no IPv4 address'),
-        ("localhost:80:80", '"localhost" is no IPv4 address'),
+        ("80-90:80-89", "the two ranges differ in length"),
+        ("80-90:80", "the two ranges differ in length"),
+        ("80-70:80-70", "range 80-70 ends before it starts"),
+        ("80:80/icmp", '"icmp" is not a valid protocol'),
+        ("80:80/", '"" is not a valid protocol'),
+        ("1.2.3:80:80", '"1.2.3" is not a valid IPv4 address'),
+        ("localhost:80:80", '"localhost" is not a valid IPv4 address'),
         ("[::g]:80:80", "it does not start with an IPv6 address in brackets"),
-        ("80:65536", '"65536" is no port'),
-        (":0", '"0" is no port'),
+        ("80:65536", '"65536" is not a valid port'),
+        (":0", '"0" is not a valid port'),
     ],
 )
 def test_refusal_says_what_is_wrong(text: str, reason: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         parse_port(text, KEY)
-    assert f"is not valid: {reason}" in caught.value.message
+    assert f"is not a valid port mapping: {reason} (" in caught.value.message
 
 
 HOST_IPS = ("", "0.0.0.0", "::", "127.0.0.1", "192.0.2.1", "2001:db8::1")

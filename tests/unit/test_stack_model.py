@@ -131,7 +131,7 @@ def test_networks_are_as_net_create_knows_them(shop: Any) -> None:
         (
             service("db", 'depends_on = ["dbb"]') + service("x", "", "db"),
             "service[0].depends_on[0]",
-            "no such service",
+            '"dbb" is not a service of the stack',
         ),
         (
             service("db", 'depends_on = { ap = "started" }') + service("api"),
@@ -149,13 +149,17 @@ def test_networks_are_as_net_create_knows_them(shop: Any) -> None:
             "no healthcheck",
         ),
         (service("db", 'depends_on = ["db"]'), "service[0].depends_on", "db -> db"),
-        (service("db") + service("db", "", "api"), "service[1].name", "service[0] has it"),
+        (
+            service("db") + service("db", "", "api"),
+            "service[1].name",
+            "is already the name of service[0]",
+        ),
         (service("Db", "", "db"), "service[0].name", '"D"'),
         (service("db", "", "nowhere"), "service[0].package", "no such file"),
         (service("db", 'prots = ["80:80"]'), "service[0].prots", "service[0].ports"),
-        (service("db", 'ports = ["80:x"]'), "service[0].ports[0]", "no port"),
+        (service("db", 'ports = ["80:x"]'), "service[0].ports[0]", '"x" is not a valid port'),
         (service("db", 'mode = "share"'), "service[0]", "network.share"),
-        (service("db", 'ip = "10.99.1.300"'), "service[0].ip", "no IPv4 address"),
+        (service("db", 'ip = "10.99.1.300"'), "service[0].ip", "is not a valid IPv4 address"),
         (service("db", "[service.environment]\nA = 1"), "service[0].environment.A", "number"),
         (
             service("db", '[service.environment]\n"A B" = "x"'),
@@ -190,8 +194,8 @@ def test_networks_are_as_net_create_knows_them(shop: Any) -> None:
             "one IPv4",
         ),
         ("[networks]\nx = { mtu = 12 }\n" + service("db"), "networks.x.mtu", "576"),
-        ("[networks]\nx = { vlan = 12 }\n" + service("db"), "networks.x.vlan", "unknown"),
-        ("", "service", "missing"),
+        ("[networks]\nx = { vlan = 12 }\n" + service("db"), "networks.x.vlan", "= 12: unknown key"),
+        ("", "service", "missing table [[service]]"),
         ("service = []\n", "service", "empty"),
         ("[[services]]\n", "services", "service"),
     ],
@@ -246,7 +250,7 @@ def test_circle_is_named_in_its_order(shop: Any) -> None:
     )
     (words,) = errors_of(shop(text)).values()
     assert any(
-        f"{way} (expected" in words
+        f"{way} (remove" in words
         for way in ("a -> b -> c -> a", "b -> c -> a -> b", "c -> a -> b -> c")
     ), words
 
@@ -267,7 +271,7 @@ def test_outline_needs_the_name_alone(shop: Any) -> None:
     ):
         with pytest.raises(NisoError) as caught:
             model.outline(shop(text, head))
-        assert f"stack.toml: {key}" in caught.value.message, key
+        assert key in caught.value.message, key
     with pytest.raises(InvalidInput, match=r"line 1, column"):
         model.outline(shop("", "[stack"))
     with pytest.raises(NotFound, match=r"/nowhere/stack\.toml: no such file"):

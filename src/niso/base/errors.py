@@ -31,6 +31,7 @@ class Error(Exception):
         right: str = "",
         service: str = "",
         names_key: bool = True,
+        about_key: bool = False,
     ) -> None:
         super().__init__(reason)
         self.reason = reason
@@ -42,23 +43,29 @@ class Error(Exception):
         self.value = value
         """The value of that key as the file has it, printable."""
         self.right = right
-        """What would be valid in place of the value, or for a missing key."""
+        """What would be right instead, or what to do; shown in parentheses."""
         self.service = service
         """The service whose process or manifest the error is about."""
         self.names_key = names_key
-        """Whether the message begins with the key; False if the reason already contains it."""
+        """Whether the message begins with the key; else the reason names it, or need not."""
+        self.about_key = about_key
+        """Whether the reason is about the key; else its subject is the value, if there is one."""
 
     @property
     def detail(self) -> str:
-        """Return the message without its file or service."""
-        reason = self.reason
-        if self.right:
-            if self.value:
-                reason = f"{self.value} is not valid: {reason}"
-            reason += f" (expected: {self.right})"
-        if not self.key or not self.names_key:
+        """Return the message without the file or the service that it is about.
+
+        ``KEY: VALUE REASON (RIGHT)``, or ``KEY = VALUE: REASON (RIGHT)`` if it is about the key.
+        """
+        key = (self.key or "") if self.names_key else ""
+        reason = f"{self.reason} ({self.right})" if self.right else self.reason
+        if self.value and self.about_key:
+            key = f"{key} = {self.value}"
+        elif self.value:
+            reason = f"{self.value} {reason}"
+        if not key:
             return reason
-        return f"{self.key} {reason}" if self.key.startswith("--") else f"{self.key}: {reason}"
+        return f"{key} {reason}" if key.startswith("--") else f"{key}: {reason}"
 
     @property
     def message(self) -> str:
@@ -71,15 +78,11 @@ class Error(Exception):
 
     @classmethod
     def of(cls, error: Error) -> Self:
-        """Return an error of this class with the content of ``error``."""
-        new = cls(error.reason, error.hint)
-        new.key, new.names_key, new.value, new.right = (
-            error.key,
-            error.names_key,
-            error.value,
-            error.right,
-        )
+        """Return an error of this class with all fields of ``error``."""
+        new = cls(error.reason, error.hint, error.key)
         new.file, new.service = error.file, error.service
+        new.value, new.right = error.value, error.right
+        new.names_key, new.about_key = error.names_key, error.about_key
         return new
 
 

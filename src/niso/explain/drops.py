@@ -1,4 +1,4 @@
-"""What policies and anti-spoofing drop: counted by service and direction (`stats`), and one by one as it happens (`log`)."""
+"""Report drops of policies and anti-spoofing: counters by service (`stats`) or live (`log`)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from niso.store.store import Store
 
 
 class Stats(NamedTuple):
-    """Of one active service: what came in to it and went out of it; None where that cannot be read now.
+    """Counters of an active service; None if the kernel's counter is not readable now.
 
-    ``in_drops`` and ``out_drops`` are packets that its ingress and its egress policy have dropped since the policy was last
-    changed; ``foreign`` frames that it sent with what is not its own: addresses, VLAN tags, frame types.
+    ``in_drops`` and ``out_drops`` are packets that its ingress and egress policy have dropped since
+    the last change of the policy. ``foreign`` are frames that it sent with an address, VLAN tag or
+    frame type that is not its own.
     """
 
     service: str
@@ -36,12 +37,12 @@ class Stats(NamedTuple):
 
 
 class Drop(NamedTuple):
-    """One packet that a policy with ``log = true`` has dropped; ``direction`` in or out; names are "" where not known."""
+    """A packet that a policy with ``log = true`` has dropped. Unknown names are ""."""
 
     time: float  # seconds since 1970
     service: str
-    direction: str
-    key: str  # the line of the manifest that says so
+    direction: str  # in or out
+    key: str  # the manifest's key that decides; "" if the policy has changed since
     source: str
     source_name: str
     destination: str
@@ -52,7 +53,7 @@ class Drop(NamedTuple):
 
 
 def stats(store: Store) -> list[Stats]:
-    """Of each active service, by name. Raises KernelError."""
+    """Return the counters of each active service, sorted by name. Raises KernelError."""
     rows = [row for row in store.services() if row.active]
     if not rows:
         return []
@@ -60,37 +61,36 @@ def stats(store: Store) -> list[Stats]:
     drops = _policy_drops()
     with Nft() as kernel:
         foreign = _foreign(kernel)
-    found = []
+    result = []
     for row in rows:
         ends = [names.veth(row.name, network, row.generation) for network in row.networks]
-        carried = [links.get(end) for end in ends]
-        whole = [each for each in carried if each is not None] if None not in carried else []
-        sums = [sum(each[i] for each in whole) if whole else None for i in range(4)]
-        sent_packets, sent_bytes, got_packets, got_bytes = (
-            sums  # the host's end receives what the service sends
+        counters = [links[end] for end in ends if end in links]
+        complete = ends and len(counters) == len(ends)
+        sums = [sum(counter[i] for counter in counters) if complete else None for i in range(4)]
+        # the host's end receives what the service sends
+        out_packets, out_bytes, in_packets, in_bytes = sums
+        in_drops, out_drops = (
+            None if drops is None else drops.get((direction, row.name), 0)
+            for direction in ("in", "out")
         )
-        dropped = [
-            None if drops is None else drops.get((way, row.name), 0) for way in ("in", "out")
-        ]
-        strange = None if foreign is None else sum(foreign.get(end, 0) for end in ends)
-        found.append(
+        result.append(
             Stats(
                 row.name,
-                got_packets,
-                got_bytes,
-                dropped[0],
-                sent_packets,
-                sent_bytes,
-                dropped[1],
-                strange,
+                in_packets,
+                in_bytes,
+                in_drops,
+                out_packets,
+                out_bytes,
+                out_drops,
+                None if foreign is None else sum(foreign.get(end, 0) for end in ends),
             )
         )
-    return found
+    return result
 
 
 def _policy_drops() -> dict[tuple[str, str], int] | None:
-    """(direction, service) -> packets that its policy has dropped; None where the table is missing."""
-    found: dict[tuple[str, str], int] = {}
+    """Return (direction, service) -> packets that its policy dropped; None without our table."""
+    drops: dict[tuple[str, str], int] = {}
     with Nfnetlink() as kernel:
         if kernel.header(nft_tables.INET, "owner") is None:
             return None
@@ -99,27 +99,28 @@ def _policy_drops() -> dict[tuple[str, str], int] | None:
             for counted in kernel.counts(HEADERS[nft_tables.INET, name]):
                 if counted.value != PASSES:
                     key = (direction, counted.comment.partition(" ")[0])
-                    found[key] = found.get(key, 0) + counted.packets
-    return found
+                    drops[key] = drops.get(key, 0) + counted.packets
+    return drops
 
 
 def _foreign(kernel: Nft) -> dict[str, int] | None:
-    """Frames that were dropped by the bridge port that they came from; None where the set is missing."""
+    """Return bridge port -> foreign frames dropped from it; None without our table."""
     if kernel.elements(nft_tables.BRIDGE, "owner") is None:
         return None
-    found = {}
+    frames = {}
     for item in kernel.query(f"list set {nft_tables.BRIDGE} {nft_tables.DROPPED_FROM}"):
-        for each in item.get("set", {}).get("elem", ()):
-            element = each.get("elem", {}) if isinstance(each, dict) else {}
-            if "counter" in element:  # one that somebody else has added may have none
-                found[str(element["val"])] = int(element["counter"]["packets"])
-    return found
+        for entry in item.get("set", {}).get("elem", ()):
+            element = entry.get("elem", {}) if isinstance(entry, dict) else {}
+            if "counter" in element:  # an element that somebody else added may have none
+                frames[str(element["val"])] = int(element["counter"]["packets"])
+    return frames
 
 
 class Log:
-    """Drops as they happen, of one service or of all. A context manager; what came before it was opened is nowhere.
+    """A live log of drops, of one service or of all; a context manager.
 
-    Raises Conflict where somebody else reads them, KernelError where the kernel cannot log so.
+    It has no drops from before it was opened.
+    Raises Conflict if another process reads them, KernelError if the kernel has no nflog.
     """
 
     def __init__(self, kernel: Kernel, store: Store, service: str | None) -> None:
@@ -137,31 +138,40 @@ class Log:
         return self._source.fileno()
 
     def read(self) -> list[Drop] | None:
-        """Wait for packets, and give those that are meant; None where the kernel had to leave some out."""
-        found = self._source.read()
-        return None if found is None else list(self._meant(found))
+        """Wait for packets, and return their drops; None if the kernel had to skip some."""
+        packets = self._source.read()
+        return None if packets is None else list(self._drops(packets))
 
-    def _meant(self, found: list[Logged]) -> Iterator[Drop]:
-        for each in found:
-            direction = each.prefix.removeprefix("niso ")
+    def _drops(self, packets: list[Logged]) -> Iterator[Drop]:
+        """Yield the drops of the requested service."""
+        for packet in packets:
+            direction = packet.prefix.removeprefix("niso ")
             if direction not in ("in", "out"):
-                continue  # somebody else's rule
-            names_ = [
+                continue  # a rule of another program
+            source, destination = (
                 self._store.lease_holder(address) or ""
-                for address in (each.source, each.destination)
-            ]
-            service = names_[0 if direction == "out" else 1]
+                for address in (packet.source, packet.destination)
+            )
+            service = source if direction == "out" else destination
             if self._service in (None, service):
                 egress, ingress = verdict.judge(
-                    self._world(), each.source, each.destination, each.port, each.proto
+                    self._world(), packet.source, packet.destination, packet.port, packet.proto
                 )
-                # none where the policy has changed since
                 key = (egress if direction == "out" else ingress).key
-                ends = (each.source, names_[0], each.destination, names_[1], each.port, each.proto)
-                yield Drop(each.time, service, direction, key, *ends, each.link)
+                ends = (packet.source, source, packet.destination, destination)
+                yield Drop(
+                    packet.time,
+                    service,
+                    direction,
+                    key,
+                    *ends,
+                    packet.port,
+                    packet.proto,
+                    packet.link,
+                )
 
     def _world(self) -> World:
-        """The world as the store has it now."""
+        """Return the input of verdicts, read again if the store has changed."""
         version = self._store.changes()
         if self._known is None or self._known[0] != version:
             self._known = (version, read_world(self._kernel, self._store))
@@ -169,6 +179,6 @@ class Log:
 
 
 def logging(store: Store, service: str | None) -> bool:
-    """Whether a policy of this service, or of any that is active, has ``log = true``."""
-    active = [service] if service else store.active_services()
-    return any(policy.log for each in active if (policy := store.policy(each)) is not None)
+    """Return whether the policy of this service, or of any active one, has ``log = true``."""
+    services = [service] if service else store.active_services()
+    return any(policy.log for name in services if (policy := store.policy(name)) is not None)

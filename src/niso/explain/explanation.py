@@ -1,6 +1,6 @@
-"""What niso can tell of a packet that somebody asks about: whether it passes, what says so, and the nftables objects that do it.
+"""Explain a packet: whether it passes, why, and which nftables objects enforce it.
 
-The engine (policy.py) judges; here a question becomes a packet, and the engine's words get the objects of the kernel.
+`niso.plan.verdict` decides; this module adds the objects of the kernel to its reasons.
 """
 
 from __future__ import annotations
@@ -34,22 +34,23 @@ from niso.store.store import Store
 
 
 class Object(NamedTuple):
-    """A rule of a chain (``place`` counts from 0), or an element of a set or map (``place`` is None)."""
+    """A rule of a chain, or an element of a set or map."""
 
     table: str
     container: str
     text: str
-    place: int | None = None
+    place: int | None = None  # of a rule in its chain, from 0; None for an element
 
     @property
     def counts(self) -> bool:
+        """Return whether the object has a packet counter."""
         if self.place is None:
             return self.container in nft_tables.COUNTED
         return " counter " in f" {self.text} "
 
 
 class Explanation(NamedTuple):
-    """A verdict with the nftables objects of each of its three parts; ``counted`` are the rules that count the packet."""
+    """A verdict with the nftables objects of its three parts; ``counted`` count the packet."""
 
     packet: Packet
     verdict: Verdict
@@ -59,20 +60,16 @@ class Explanation(NamedTuple):
     counted: tuple[Object, ...]
 
 
-# --- what is asked ---------------------------------------------------------------------------------------------------
-
-# --- explain ---------------------------------------------------------------------------------------------------------
-
-
 def explain(
     store: Store,
     world: World,
     packet: Packet,
     closed: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> Explanation:
-    """The engine's verdict with the objects of the kernel that do the same.
+    """Return the verdict on a packet with the objects of the kernel that enforce it.
 
-    ``closed`` are links of the host with their addresses that forward nothing (`niso.kernel.host_facts.not_forwarding`).
+    ``closed`` has the host's links that do not forward, with their addresses
+    (`niso.kernel.host_facts.not_forwarding`).
     """
     verdict = decide(world, *packet)
     sender, receiver = (
@@ -101,23 +98,22 @@ def explain(
         )
     link = _closed_link(world, packet, verdict, closed)
     if link:
-        words = f"{link} forwards nothing that comes by it: net/ipv4/conf/{link}/forwarding is 0"
+        words = f"the host forwards no packets from {link}: net/ipv4/conf/{link}/forwarding is 0"
         verdict, counted = verdict._replace(passes=False, path=Reason(False, words)), ()
-    return Explanation(
-        packet, verdict, path, egress, ingress, tuple(each for each in counted if each.counts)
-    )
+    counters = tuple(item for item in counted if item.counts)
+    return Explanation(packet, verdict, path, egress, ingress, counters)
 
 
 def _closed_link(
     world: World, packet: Packet, verdict: Verdict, closed: Mapping[str, Collection[str]]
 ) -> str:
-    """The link that a packet from outside comes to the host by where that does not forward it; else ""."""
+    """Return the link by which a packet from outside arrives, if it does not forward; else ""."""
     from_outside = (
         not verdict.source.service and not is_host(world, packet.source) and packet.family == 4
     )
     if not (closed and from_outside and verdict.path.passes and verdict.destination.service):
         return ""
-    own = probe.own_address(packet.source)  # the host answers by the link that it came by
+    own = probe.own_address(packet.source)  # the host replies by the link of arrival
     return next((name for name, addresses in closed.items() if own in addresses), "")
 
 
@@ -129,16 +125,16 @@ def other_family(
     packet: Packet,
     closed: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> Explanation | None:
-    """The same by the other family, where the two have it."""
+    """Return the explanation of the same packet in the other family, or None if there is none."""
     try:
-        found = ends(world, source, destination, 4 if packet.family == 6 else 6)
+        from_, to = ends(world, source, destination, 4 if packet.family == 6 else 6)
     except NisoError:
         return None
-    return explain(store, world, packet._replace(source=found[0], destination=found[1]), closed)
+    return explain(store, world, packet._replace(source=from_, destination=to), closed)
 
 
 def _walks(world: World, packet: Packet, verdict: Verdict) -> bool:
-    """Whether the packet leaves its namespace and comes by the chains of policies."""
+    """Return whether the packet leaves its namespace and traverses the chains of policies."""
     sender = world.services.get(verdict.source.service)
     if sender is None:
         return not is_host(world, packet.source)
@@ -154,7 +150,7 @@ _Rules = tuple[Object, ...]
 def _path(
     store: Store, world: World, packet: Packet, verdict: Verdict
 ) -> tuple[_Rules, _Rules, _Rules]:
-    """The objects of the way; of these the rules that drop it before policies are asked, and after."""
+    """Return (objects of the path, those that drop before the policies, those that drop after)."""
     sender = world.services.get(verdict.source.service)
     family = packet.family
     if family_of(packet.source) != family or (
@@ -180,14 +176,14 @@ def _path(
             return (), (), ()
         if by.name != entered.name and not to.is_link_local:
             spoofed = _static(nft_tables.BRIDGE, "from_port", "not its own address")
-            # of IPv6 nothing may leave at all: no neighbour is asked for with a source that the link does not have
+            # IPv6 sends nothing: no neighbour solicitation has a source that the link does not have
             return spoofed, spoofed if family == 4 else (), ()
         objects.append(_port_element(store, sender.name, by.name, packet.source, family))
     elif not sender and not is_host(world, packet.source) and network_of(world, packet.source):
-        strange = _static(
+        spoofed = _static(
             nft_tables.INET, "raw", f"{'ip' if family == 4 else 'ip6'} saddr @subnets{family}"
         )
-        return strange, strange, ()
+        return spoofed, spoofed, ()
     if target != packet.destination:
         objects += _published(world, packet, verdict, entered)
     if verdict.path.passes:
@@ -199,10 +195,10 @@ def _path(
     if not sender and is_host(world, packet.source):
         return tuple(objects), (), ()
     if to.is_loopback:
-        strange = _static(
-            nft_tables.INET, "raw", f"{'ip daddr 127.0.0.0/8' if family == 4 else 'ip6 daddr ::1'}"
+        martian = _static(
+            nft_tables.INET, "raw", "ip daddr 127.0.0.0/8" if family == 4 else "ip6 daddr ::1"
         )
-        return strange, strange, ()
+        return martian, martian, ()
     if entered and entered.internal and (reached is None or reached.name != entered.name):
         closed = _static(nft_tables.INET, "forward", "out of an internal network")
         return (*objects, *closed), closed, ()
@@ -219,6 +215,7 @@ def _passing(
     entered: Network | None,
     reached: Network | None,
 ) -> _Rules:
+    """Return the rules that accept a packet of a service on its way."""
     if sender is None or entered is None:
         return ()
     if (
@@ -226,7 +223,7 @@ def _passing(
         and reached.name == entered.name
         and not is_host(world, packet.destination)
     ):
-        # frames of a bridge that needs no connection tracking are switched, and no rule sees them
+        # a bridge without connection tracking switches frames, and no rule sees them
         return (
             _static(nft_tables.INET, "forward", "@same_bridge accept", 1)
             if reached.publishes or reached.policed
@@ -239,6 +236,7 @@ def _passing(
 
 
 def _is_broadcast(network: Network, address: str) -> bool:
+    """Return whether an address is the broadcast address of a network."""
     subnets = (
         ipaddress.ip_network(subnet.cidr) for subnet in network.subnets if subnet.family == 4
     )
@@ -246,12 +244,12 @@ def _is_broadcast(network: Network, address: str) -> bool:
 
 
 def _static(table: str, chain: str, fragment: str, last: int = 0) -> _Rules:
-    """The rule of the fixed text that has ``fragment`` in it: the first, or with ``last`` the last."""
+    """Return the first, or with ``last`` the last, static rule that contains ``fragment``."""
     rules = nft_tables.rules_of(table, chain)
-    found = [
+    matching = [
         Object(table, chain, text, place) for place, text in enumerate(rules) if fragment in text
     ]
-    return tuple(found[-1:] if last else found[:1])
+    return tuple(matching[-1:] if last else matching[:1])
 
 
 def _object(element: Element) -> Object:
@@ -260,20 +258,21 @@ def _object(element: Element) -> Object:
 
 
 def _port_element(store: Store, service: str, network: str, address: str, family: int) -> Object:
+    """Return the set element that lets a service send with its address from its bridge port."""
     row = store.service(service)
     host_end = names.veth(service, network, row.generation if row else 0)
     mac = names.mac(service, network, store.state_id())
     return next(
-        _object(each)
-        for each in nft.endpoint(service, host_end, mac, [address])
-        if each.container == f"sources{family}"
+        _object(element)
+        for element in nft.endpoint(service, host_end, mac, [address])
+        if element.container == f"sources{family}"
     )
 
 
 def _published(
     world: World, packet: Packet, verdict: Verdict, entered: Network | None
 ) -> list[Object]:
-    """The map element that leads the packet to a service."""
+    """Return the map element that translates the packet to a service, if there is one."""
     known = world.services[verdict.destination.service]
     target = verdict.destination.address
     beside = any(target in endpoint.addresses for endpoint in known.endpoints[1:])
@@ -297,7 +296,7 @@ def _published(
 def _policy_objects(
     world: World, known: Known | None, ingress: bool, own: str, peer: str, packet: _Judged
 ) -> _Rules:
-    """What leads a packet to a service's policy, and the element there that decides."""
+    """Return the element that leads a packet to a service's policy, and the one that decides."""
     if known is None or not known.active:
         return ()
     policed = Policed(known.name, addresses_of(known), known.policy)
@@ -311,8 +310,8 @@ def _policy_objects(
         "",
         known.name,
     )
-    said = f'{deciding.element} comment "{deciding.comment}" : {deciding.value}'
-    return _object(leads), Object(nft_tables.INET, deciding.container, said)
+    text = f'{deciding.element} comment "{deciding.comment}" : {deciding.value}'
+    return _object(leads), Object(nft_tables.INET, deciding.container, text)
 
 
 _Judged = tuple[str, int | None]
@@ -320,17 +319,16 @@ _Judged = tuple[str, int | None]
 
 
 def _members(world: World, policy: Policy) -> list[Member]:
-    """What the names in a policy stand for."""
-    found = []
+    """Return what the peers of a policy resolve to."""
+    members = []
     for kind, name in sorted({(entry.peer.kind, entry.peer.name) for entry in policy.entries()}):
         if kind == "network" and name in world.networks:
             subnets = world.networks[name].subnets
-            cidrs, gateways = (
-                tuple(each) for each in zip(*((s.cidr, s.gateway) for s in subnets), strict=True)
-            )
-            found.append(Member(kind, name, cidrs, gateways))
+            cidrs = tuple(subnet.cidr for subnet in subnets)
+            gateways = tuple(subnet.gateway for subnet in subnets)
+            members.append(Member(kind, name, cidrs, gateways))
         elif kind == "service":
-            holder = next((each for each in world.services.values() if name in each.names), None)
+            holder = next((known for known in world.services.values() if name in known.names), None)
             if holder is not None:
-                found.append(Member(kind, name, addresses_of(holder)))
-    return found
+                members.append(Member(kind, name, addresses_of(holder)))
+    return members

@@ -1,4 +1,4 @@
-"""From where services can be reached, as far as this host can tell: its addresses, and what other rules drop."""
+"""Report from where services are reachable: the host's addresses, and what other firewalls drop."""
 
 from __future__ import annotations
 
@@ -17,29 +17,33 @@ _BRIDGED = {4: "net/bridge/bridge-nf-call-iptables", 6: "net/bridge/bridge-nf-ca
 
 
 def drops(kernel: Kernel, networks: Iterable[Network]) -> list[Drop]:
-    """Chains of others that drop what goes to, from or within these networks. Raises KernelError.
+    """Return foreign chains that drop packets to, from or within these networks.
 
-    A packet is forwarded only if every table's chains let it.
+    A packet is forwarded only if the chains of all tables accept it. Raises KernelError.
     """
     groups: dict[tuple[int, bool], list[str]] = {}
     for network in networks:
         for family in (subnet.family for subnet in network.subnets):
             bridged = network.publishes or kernel.sysctl(_BRIDGED[family]) == "1"
             groups.setdefault((family, bridged), []).append(network.bridge)
-    found = [
-        drop
-        for (family, bridged), bridges in sorted(groups.items())
-        for drop in foreign_firewalls.foreign_drops(kernel, bridges, bridged, (family,))
-    ]
-    return list(dict.fromkeys(found))
+    return list(
+        dict.fromkeys(
+            drop
+            for (family, bridged), bridges in sorted(groups.items())
+            for drop in foreign_firewalls.foreign_drops(kernel, bridges, bridged, (family,))
+        )
+    )
 
 
 def closed_links(kernel: Kernel) -> list[tuple[str, str]]:
-    """(what is wrong, what to do) of each link of the host that forwards no IPv4: nobody reaches a service by it, and no
-    service reaches anybody. It is not niso's to change. Raises KernelError."""
+    """Return (problem, command to fix it) for each link of the host that does not forward IPv4.
+
+    No service can be reached or can connect by such a link. niso does not change its setting.
+    Raises KernelError.
+    """
     return [
         (
-            f"link {name} forwards no IPv4 ({_forwarding(name)} is 0)",
+            f"link {name} does not forward IPv4 ({_forwarding(name)} is 0)",
             f"sysctl -w {_forwarding(name)}=1",
         )
         for name in sorted(kernel.not_forwarding())
@@ -53,8 +57,10 @@ def _forwarding(link: str) -> str:
 def ways_in(
     kernel: Kernel, ports: Iterable[tuple[Port, Network, Sequence[str]]]
 ) -> list[list[str]]:
-    """For each port (with one address, or all of one family), its network and the internal networks that do not lead to it: who can
-    reach it, in words. Raises KernelError.
+    """Return for each port who can reach it, in words.
+
+    ``ports`` are (port with one address or all of one family, its network, the internal networks
+    from which it is not reachable). Raises KernelError.
     """
     wanted = list(ports)
     addresses, closed = _addresses(), set(kernel.not_forwarding())
@@ -81,35 +87,34 @@ def ways_in(
 
 
 def narrowed(ways: list[str], policy: Policy | None) -> list[str]:
-    """Who can reach a port, with what the service's policy says of it. The host may always."""
+    """Return who can reach a port, narrowed by the service's policy. The host always can."""
     if policy is None or len(ways) < 2:
         return ways
     if policy.allow_from == ():
         return [ways[0], "nobody else: allow_from is empty"]
-    said = []
+    limits = []
     if policy.allow_from is not None:
-        said.append(
-            f"of these only allow_from: {', '.join(entry.text for entry in policy.allow_from)}"
-        )
+        peers = ", ".join(entry.text for entry in policy.allow_from)
+        limits.append(f"of these only allow_from: {peers}")
     if policy.deny_from:
-        said.append(f"but not deny_from: {', '.join(entry.text for entry in policy.deny_from)}")
-    return [*ways, *said]
+        limits.append(f"but not deny_from: {', '.join(entry.text for entry in policy.deny_from)}")
+    return [*ways, *limits]
 
 
 def _addresses() -> list[tuple[str, str, bool]]:
-    """(address, link, the link is one to other machines) of this host."""
+    """Return (address, link, whether the link leads to other machines) of this host."""
     with Rtnl() as rtnl:
         links = {link.index: link for link in rtnl.links()}
-        found = []
-        for each in rtnl.addresses():
-            address = ipaddress.ip_interface(each.address).ip
-            link = links.get(each.index)
+        addresses = []
+        for assigned in rtnl.addresses():
+            address = ipaddress.ip_interface(assigned.address).ip
+            link = links.get(assigned.index)
             if link is not None and not address.is_link_local:
                 outside = (
                     not address.is_loopback and not is_marked(link.alias) and link.name != "lo"
                 )
-                found.append((str(address), link.name, outside))
-    return found
+                addresses.append((str(address), link.name, outside))
+    return addresses
 
 
 def _ways(
@@ -119,18 +124,19 @@ def _ways(
     internal: Sequence[str],
     but: str,
 ) -> list[str]:
+    """Return who can reach a port; ``but`` follows those whom other firewalls drop."""
     if port.host_ip in (ANY4, ANY6):
-        there = [each for each in addresses if family_of(each[0]) in port.families]
+        published = [item for item in addresses if family_of(item[0]) in port.families]
     elif port.host_ip.startswith("127."):
         return ["this host"]
     else:
-        there = [each for each in addresses if each[0] == port.host_ip]
-        if not there:
+        published = [item for item in addresses if item[0] == port.host_ip]
+        if not published:
             return [f"nobody: this host has no address {port.host_ip} now"]
-    shut = {link for address, link, _ in there if family_of(address) == 4 and link in closed}
+    shut = {link for address, link, _ in published if family_of(address) == 4 and link in closed}
     outside = [
         f"{address} on {link}"
-        for address, link, is_outside in there
+        for address, link, is_outside in published
         if is_outside and link not in shut
     ]
     others = [f"other machines by {', '.join(outside)}{but}"] if outside else []

@@ -1,9 +1,10 @@
-"""Other people's firewalls: which of their forward chains drop what niso's own rules let pass, and what to add there.
+"""Find forward chains of other firewalls that drop what niso's rules accept, and the remedy.
 
-A packet is forwarded only if the forward chains of all tables accept it, so niso's rules cannot overrule a foreign policy
-of drop. niso never edits a foreign table: it follows a few packets that have not been sent through the foreign chains and
-names the rule that is missing. What cannot be known of such a packet (its port, the other side's address, the uplink's
-name) matches nothing: a chain counts as dropping if it accepts such packets only by what they happen to carry.
+A packet is forwarded only if the forward chains of all tables accept it. niso's rules therefore
+cannot override a foreign drop policy, and niso never edits a foreign table. It traces a few
+hypothetical packets through the foreign chains, and names the missing rule.
+Unknown properties of such a packet (its port, the remote address, the uplink's name) match no rule.
+A chain that accepts it only by one of those counts as dropping.
 """
 
 from __future__ import annotations
@@ -26,31 +27,29 @@ _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
 
 
 class Drop(NamedTuple):
-    """A foreign base chain that drops what niso lets pass. All text is printable.
+    """A foreign base chain that drops what niso accepts. All text is printable."""
 
-    ``chain`` is "FAMILY TABLE CHAIN"; ``what`` has one or more of "published", "outward" and "within the network"; ``remedy``
-    are the command lines that let it pass, or words where no command can be told; ``bridges`` are those concerned.
-    """
-
-    chain: str
-    what: tuple[str, ...]
-    remedy: tuple[str, ...]
-    bridges: tuple[str, ...]
+    chain: str  # FAMILY TABLE CHAIN
+    what: tuple[str, ...]  # one or more of PUBLISHED, OUTWARD and WITHIN
+    remedy: tuple[str, ...]  # command lines; prose if there is no command
+    bridges: tuple[str, ...]  # the affected ones
 
     def words(self) -> str:
-        """One line, without the remedy."""
-        return f"nftables chain {self.chain} drops connections of {', '.join(self.bridges)} ({', '.join(self.what)})"
+        """Return the finding in one line, without the remedy."""
+        bridges, what = ", ".join(self.bridges), ", ".join(self.what)
+        return f"nftables chain {self.chain} drops connections of {bridges} ({what})"
 
 
 def foreign_drops(
     kernel: Kernel, bridges: Iterable[str], bridged: bool, families: Iterable[int] = (4,)
 ) -> list[Drop]:
-    """The foreign chains of this network namespace that drop what niso lets pass by these bridges.
+    """Return the foreign chains of this network namespace that drop what niso accepts.
 
-    ``bridged``: frames between two services of a bridge go through the forward chains of ip, ip6 and inet too (its
-    nf_call_iptables, or net.bridge.bridge-nf-call-iptables, is 1). ``families`` are those (4, 6) that the bridges carry.
-    Costs one dump of chains where nobody else hooks forward. Rules of iptables-legacy are not seen: see `unseen`. Raises
-    KernelError.
+    Only packets of these bridges count. ``bridged`` means that frames between two services of a
+    bridge also traverse the forward chains of ip, ip6 and inet: its nf_call_iptables, or
+    net.bridge.bridge-nf-call-iptables, is 1. ``families`` (4, 6) are those of the bridges.
+    Without foreign chains at hook forward, this costs one dump of chains.
+    Rules of iptables-legacy are not visible: see `unseen`. Raises KernelError.
     """
     names = sorted(set(bridges))
     with kernel.foreign_chains() as source:
@@ -62,9 +61,12 @@ def foreign_drops(
 
 
 def unseen(families: Iterable[int] = (4,)) -> list[str]:
-    """A line for each family (4, 6) in which iptables-legacy has a filter table, whose rules nf_tables does not show."""
+    """Return a line for each family (4, 6) with a filter table of iptables-legacy.
+
+    nf_tables does not show its rules.
+    """
     return [
-        f"rules of {tool} cannot be seen; check with {tool} -S FORWARD"
+        f"rules of {tool} are not visible; check with {tool} -S FORWARD"
         for family, tool in ((4, "iptables-legacy"), (6, "ip6tables-legacy"))
         if family in families and foreign_chains.unseen(family)
     ]
@@ -77,15 +79,15 @@ def drops(
     bridged: bool,
     families: tuple[int, ...],
 ) -> list[Drop]:
-    """As `foreign_drops`, of chains that ``source`` knows."""
-    sent = [(place, list(packets(place, bridged, families))) for place in places]
-    found = []
+    """Return the same as `foreign_drops`, for chains of ``source``."""
+    traced = [(place, list(packets(place, bridged, families))) for place in places]
+    dropping = []
     for chain in sorted(chains):
         what: dict[str, None] = {}
         concerned: dict[str, None] = {}
         ways: set[bool] = set()
         tools: set[str] | None = None
-        for place, candidates in sent:
+        for place, candidates in traced:
             for families_seen, packet in candidates:
                 if chain.family not in families_seen:
                     continue
@@ -101,37 +103,32 @@ def drops(
                 _shown(part) for part in (FAMILIES[chain.family], chain.table, chain.name)
             )
             order = tuple(word for word in (PUBLISHED, OUTWARD, WITHIN) if word in what)
-            found.append(Drop(shown, order, remedy, tuple(concerned)))
-    return found
-
-
-# --- packets ----------------------------------------------------------------------------------------------------------
+            dropping.append(Drop(shown, order, remedy, tuple(concerned)))
+    return dropping
 
 
 def _places(bridges: list[str]) -> list[Place]:
+    """Return the places of these bridges with their indexes and prefixes in the kernel."""
     places = []
     with Rtnl() as rtnl:
         for bridge in bridges:
             link = rtnl.link(bridge)
             prefixes: dict[int, set[str]] = {}
-            for each in rtnl.addresses(link.index) if link else ():
-                prefixes.setdefault(family_of(each.address), set()).add(each.address)
-            one = {family: found.pop() for family, found in prefixes.items() if len(found) == 1}
-            places.append(Place(bridge, link.index if link else 0, one))
+            for assigned in rtnl.addresses(link.index) if link else ():
+                prefixes.setdefault(family_of(assigned.address), set()).add(assigned.address)
+            single = {family: known.pop() for family, known in prefixes.items() if len(known) == 1}
+            places.append(Place(bridge, link.index if link else 0, single))
     return places
-
-
-# --- following --------------------------------------------------------------------------------------------------------
-
-
-# --- what to add ------------------------------------------------------------------------------------------------------
 
 
 def _remedy(
     chain: Chain, bridges: tuple[str, ...], ways: set[bool], visited: set[str]
 ) -> tuple[str, ...]:
-    """Command lines, by the tool that made the chain. ``ways``: True to accept what enters by a bridge, False what leaves;
-    ``visited``: the chains that every dropped packet came through, so that a rule in them has effect."""
+    """Return command lines for the tool that created the chain.
+
+    ``ways`` has True to accept what enters by a bridge, False for what leaves by it.
+    ``visited`` are the chains that every dropped packet traversed, so that a rule there has effect.
+    """
     family, table, name = FAMILIES[chain.family], chain.table, chain.name
     ordered = sorted(ways, reverse=True)
     wild = len(bridges) > 1 and all(bridge.startswith("niso-") for bridge in bridges)
@@ -180,7 +177,7 @@ def _remedy(
 
 
 def _shown(text: str) -> str:
-    """As `niso.cli.output.escaped`; a name with a space is no two names."""
+    """Escape like `niso.cli.output.escaped`, and also spaces: a name stays one word."""
     return "".join(
         c
         if c.isprintable() and c != " "

@@ -1,4 +1,4 @@
-"""Follow packets that have not been sent through the chains of other people's firewalls."""
+"""Trace hypothetical packets through the chains of other firewalls."""
 
 from __future__ import annotations
 
@@ -24,15 +24,9 @@ from niso.kernel.foreign_chains import (
 )
 
 PUBLISHED, OUTWARD, WITHIN = "published", "outward", "within the network"
-
-
 _NUMBERS = {name: number for number, name in FAMILIES.items()}
-
-
 _DEPTH = 16  # NFT_JUMP_STACK_SIZE
-
-
-_STEPS = 50_000  # rules in one packet's way, after which it counts as accepted: nothing is known
+_STEPS = 50_000  # rules that a packet may traverse; then the result is unknown, taken as accepted
 
 
 # enum nft_meta_keys, nft_ct_keys; ct state and status (linux/netfilter/nf_conntrack_common.h)
@@ -46,28 +40,19 @@ _PROTOCOL, _IIF, _OIF, _IIFNAME, _OIFNAME, _NFPROTO, _BRI_IIFNAME, _BRI_OIFNAME 
     17,
     18,
 )
-
-
 _STATE, _DIRECTION, _STATUS = 0, 1, 2
-
-
 _ESTABLISHED, _NEW = 2, 8
-
-
 _SEEN_REPLY, _CONFIRMED, _SRC_NAT, _DST_NAT = 2, 8, 16, 32
-
-
 _XT_SNAT, _XT_DNAT = 64, 128
-
-
 _ETHERTYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}
-
-
 _ARP = b"\x08\x06"
 
 
 class Bits(NamedTuple):
-    """What is known of a value: the bits of ``data`` where ``mask`` has ones. ``uplink``: it is the name of no niso bridge."""
+    """A partly known value: the bits of ``data`` where ``mask`` has ones.
+
+    ``uplink`` marks the name of a link that is not a bridge of niso.
+    """
 
     data: bytes
     mask: bytes
@@ -75,24 +60,20 @@ class Bits(NamedTuple):
 
 
 class Packet(NamedTuple):
-    """A packet that has not been sent. ``facts``: ("meta" | "ct", key) -> value; ``headers``: by NFT_PAYLOAD_*_HEADER.
+    """A hypothetical packet."""
 
-    ``enters`` and ``leaves`` say whether it does so by the bridge, ``tracked`` is what iptables calls its states (None where
-    that cannot be known), ``reply`` its direction, ``bridged`` whether it is switched.
-    """
-
-    what: str
-    enters: bool
-    leaves: bool
-    facts: Mapping[tuple[str, int], Bits]
-    headers: Mapping[int, Bits]
-    tracked: int | None
-    reply: bool
-    bridged: bool
+    what: str  # PUBLISHED, OUTWARD or WITHIN
+    enters: bool  # by the bridge
+    leaves: bool  # by the bridge
+    facts: Mapping[tuple[str, int], Bits]  # by ("meta" or "ct", key)
+    headers: Mapping[int, Bits]  # by NFT_PAYLOAD_*_HEADER
+    tracked: int | None  # connection states as iptables has them; None if unknown
+    reply: bool  # direction
+    bridged: bool  # switched, not routed
 
 
 class Place(NamedTuple):
-    """A niso bridge: its index (0 where it is not there) and its prefixes by family (4 or 6)."""
+    """A niso bridge: its index (0 if it does not exist) and its prefixes by family (4 or 6)."""
 
     bridge: str
     index: int = 0  # type: ignore[assignment]  # hides tuple.index
@@ -100,7 +81,7 @@ class Place(NamedTuple):
 
 
 class Source(Protocol):
-    """Where rules come from: `niso.kernel.foreign_chains.Foreign`."""
+    """A source of rules: `niso.kernel.foreign_chains.Foreign`."""
 
     def rules(self, family: int, table: str, chain: str) -> list[Rule]: ...
     def key_length(self, family: int, table: str, name: str) -> int: ...
@@ -112,7 +93,10 @@ class Source(Protocol):
 def packets(
     place: Place, bridged: bool, families: Iterable[int]
 ) -> Iterator[tuple[set[int], Packet]]:
-    """(the families of tables whose forward chains see it, packet): the first, a later one and a reply of each kind."""
+    """Yield (families of tables whose forward chains see it, packet).
+
+    Of each kind there is a first packet, a later one and a reply.
+    """
     for family in families:
         routed = {_NUMBERS["inet"], _NUMBERS["ip" if family == 4 else "ip6"]}
         for established, reply in ((False, False), (True, False), (True, True)):
@@ -124,6 +108,7 @@ def packets(
 
 
 def _routed(place: Place, family: int, what: str, established: bool, reply: bool) -> Packet:
+    """Return a packet that traverses the forward chains of ip, ip6 and inet."""
     enters = what == WITHIN or (what == OUTWARD) is not reply
     leaves = what == WITHIN or not enters
     status = _DST_NAT if what == PUBLISHED else 0
@@ -153,7 +138,10 @@ def _routed(place: Place, family: int, what: str, established: bool, reply: bool
 
 
 def _switched(place: Place, family: int, ethertype: bytes, reply: bool) -> Packet:
-    """A frame between two services: its ports are named ni..., and connection tracking may not have seen it."""
+    """Return a frame between two services.
+
+    Its bridge ports are called ni..., and connection tracking may not have seen it.
+    """
     port = Bits(b"ni" + bytes(14), b"\xff\xff" + bytes(14))
     facts = {
         ("meta", _PROTOCOL): _all(ethertype),
@@ -169,7 +157,7 @@ def _switched(place: Place, family: int, ethertype: bytes, reply: bool) -> Packe
 
 
 def _header(place: Place, family: int, source: bool, destination: bool) -> Bits:
-    """An IP header of which the prefix of the bridge is known, as source or destination."""
+    """Return an IP header with the prefix of the bridge as source or destination."""
     start, width = (12, 4) if family == 4 else (8, 16)
     address, mask = bytes(width), bytes(width)
     if family in place.prefixes:
@@ -187,6 +175,7 @@ def _header(place: Place, family: int, source: bool, destination: bool) -> Bits:
 
 
 def _all(data: bytes) -> Bits:
+    """Return a fully known value."""
     return Bits(data, b"\xff" * len(data))
 
 
@@ -199,14 +188,14 @@ def _and(one: bytes, other: bytes) -> bytes:
 
 
 def follow(source: Source, chain: Chain, packet: Packet) -> tuple[bool, set[str]]:
-    """(whether a base chain accepts the packet, the chains of its table that the packet came through)."""
+    """Return (whether a base chain accepts the packet, the chains that the packet traversed)."""
     way = _Way(source, chain, packet)
     verdict = way.walk(chain.name, 0)
     return chain.accepts if verdict is None else verdict, way.visited
 
 
 class _Way:
-    """A packet on its way through the chains of one table, with the registers of the rule that it is at."""
+    """The trace of a packet through the chains of one table."""
 
     def __init__(self, source: Source, chain: Chain, packet: Packet) -> None:
         self._source = source
@@ -216,7 +205,7 @@ class _Way:
         self.visited: set[str] = set()
 
     def walk(self, chain: str, depth: int) -> bool | None:
-        """True for accept, False for drop, None where it comes back from ``chain``."""
+        """Return True for accept, False for drop, None if the packet returns from ``chain``."""
         self.visited.add(chain)
         for rule in self._source.rules(self._family, self._table, chain):
             self._steps += 1
@@ -229,13 +218,13 @@ class _Way:
                 return verdict.kind == "accept"
             if verdict.kind == "return" or depth >= _DEPTH:
                 return None
-            found = self.walk(verdict.chain, depth + 1)
-            if found is not None or verdict.kind == "goto":
-                return found
+            accepted = self.walk(verdict.chain, depth + 1)
+            if accepted is not None or verdict.kind == "goto":
+                return accepted
         return None
 
     def _rule(self, rule: Rule) -> Verdict | None:
-        """The verdict of a rule; None where it does not match for sure."""
+        """Return the verdict of a rule; None if it does not certainly match."""
         registers = _Registers()
         for expression in rule:
             if isinstance(expression, Verdict):
@@ -251,7 +240,7 @@ class _Way:
         return None
 
     def _expression(self, expression: Expression, registers: _Registers) -> bool | None:
-        """Whether the rule goes on; None where that cannot be known."""
+        """Return whether the rule continues; None if unknown."""
         packet = self._packet
         if isinstance(expression, Load):
             registers.write(expression.register, self._loaded(expression))
@@ -300,7 +289,7 @@ class _Way:
 
 
 class _Registers:
-    """What is known of the registers of a rule; nothing at its start."""
+    """The known bits of a rule's registers; none at its start."""
 
     def __init__(self) -> None:
         self.forget()
@@ -310,10 +299,10 @@ class _Registers:
         self._uplinks: set[int] = set()
 
     def write(self, register: int, value: Bits | None) -> None:
-        """None is a value of which nothing, its length neither, is known: at most 16 bytes."""
+        """Set a register. None is an unknown value of unknown length, at most 16 bytes."""
         data, mask, uplink = value or Bits(bytes(16), bytes(16))
         size = min(-(-len(data) // 4) * 4, 80 - register)
-        # what is shorter than a word is filled up with zeros (nft_reg_store8)
+        # a value shorter than a word is padded with zeros (nft_reg_store8)
         self._data[register : register + size] = data.ljust(size, b"\0")[:size]
         self._known[register : register + size] = mask.ljust(size, b"\xff")[:size]
         self._uplinks.discard(register)
@@ -330,12 +319,12 @@ class _Registers:
         masked = bytes(
             a & b ^ x for a, b, x in zip(data, expression.mask, expression.xor, strict=True)
         )
-        # a bit that is masked out is known to be what it is flipped to
+        # a masked-out bit is known: it is the bit of xor
         now = bytes(k | ~b & 0xFF for k, b in zip(known, expression.mask, strict=True))
         self.write(expression.target, Bits(masked, now))
 
     def read(self, register: int, length: int) -> bytes | None:
-        """The bytes there, if all of them are known."""
+        """Return the bytes of a register, or None if one of them is unknown."""
         end = register + length
         if not length or end > 80 or any(byte != 0xFF for byte in self._known[register:end]):
             return None

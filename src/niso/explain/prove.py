@@ -1,4 +1,4 @@
-"""One real packet, held against the engine's word: `ping` between two services, and `prove` of what was explained."""
+"""Compare verdicts with real packets: `ping` between two services, `prove` for an explanation."""
 
 from __future__ import annotations
 
@@ -23,42 +23,45 @@ _POLL_S = 0.02
 
 
 class Count(NamedTuple):
+    """The packet counter of a rule before and after a test packet."""
+
     rule: Object
-    before: int | None  # packets; None where the kernel does not have the rule
+    before: int | None  # packets; None if the kernel does not have the rule
     after: int | None
 
     @property
     def rose(self) -> bool:
+        """Return whether the rule has counted a packet."""
         return self.before is not None and self.after is not None and self.after > self.before
 
 
 class Proof(NamedTuple):
-    """What came of a real packet. ``arrived`` at the service it leads to, None where that is none.
+    """The fate of a test packet.
 
-    ``agrees`` is None where nothing can be seen: no rule counts it, it leads to no service, and nobody answers.
+    ``agrees`` is None if nothing is observable: no rule counts the packet, it goes to no service,
+    and there is no answer.
     """
 
-    agrees: bool | None
-    arrived: bool | None
+    agrees: bool | None  # with the verdict
+    arrived: bool | None  # at the service that it goes to; None if it goes to none
     answered: bool
-    unsent: str
+    unsent: str  # why the sender's kernel refused to send it, or ""
     counts: tuple[Count, ...]
 
 
-# --- ping ------------------------------------------------------------------------------------------------------------
+# --- ping --------------------------------------------------------------------------------------
 
 
 def ping(kernel: Kernel, store: Store, source: str, destination: str) -> tuple[Packet, float]:
-    """Send an echo from inside one service to another; gives the packet, and seconds to its answer.
+    """Send an echo request from one service to another. Return the packet and its seconds.
 
-    Raises NisoError with the reason where no answer comes, and for what cannot be asked.
+    Raises NisoError with the reason if there is no reply, UsageError if an end is not a service.
     """
     sender, receiver = resolve(store, source), resolve(store, destination)
     for end, name in ((sender, source), (receiver, destination)):
         if not end.service:
-            raise UsageError(
-                f"{name!r} is no service", "niso net explain tells of the host and of addresses"
-            )
+            hint = "niso net explain accepts host and addresses"
+            raise UsageError(f"{name!r} is not a service", hint)
         row = store.service(end.service)
         if row is None or not row.active:
             raise NisoError(f"{end.name} is not active", f"niso activate {end.name}")
@@ -85,7 +88,7 @@ def ping(kernel: Kernel, store: Store, source: str, destination: str) -> tuple[P
     reason = verdict.dropped_by
     if reason is None:
         raise NisoError(
-            f"{where}: no answer in {PATIENCE_S:g}s, though nothing of niso's forbids it",
+            f"{where}: no reply within {PATIENCE_S:g}s, although no rule of niso forbids it",
             f"niso net check {to}",
         )
     without = _without_icmp(world, verdict, reason)
@@ -103,8 +106,8 @@ def ping(kernel: Kernel, store: Store, source: str, destination: str) -> tuple[P
 
 
 def _without_icmp(world: World, verdict: Verdict, reason: Reason) -> Entry | None:
-    """The first entry of the list that drops an echo which allows the same peer something else."""
-    if not reason.service or reason.text:  # a deny entry says it all
+    """Return the first entry that allows the peer ports but no ICMP, if an allow list drops it."""
+    if not reason.service or reason.text:  # a deny entry is reason enough
         return None
     policy = world.services[reason.service].policy
     egress = reason is verdict.egress
@@ -121,29 +124,35 @@ def _without_icmp(world: World, verdict: Verdict, reason: Reason) -> Entry | Non
     )
 
 
-# --- prove -----------------------------------------------------------------------------------------------------------
+# --- prove -------------------------------------------------------------------------------------
 
 
 def sender_namespace(world: World, packet: Packet, verdict: Verdict) -> str:
-    """From where a proof is sent: a service's namespace, "" for the host. Raises NisoError where niso cannot send from there."""
+    """Return the network namespace that sends the test packet, "" for the host.
+
+    Raises NisoError if the service is not active, UsageError if the source is neither.
+    """
     known = world.services.get(verdict.source.service)
     if known is not None:
         if not known.active:
             raise NisoError(
-                f"{known.name} is not active: nothing can be sent from it",
+                f"{known.name} is not active, so it cannot send",
                 f"niso activate {known.name}",
             )
         return names.netns(known.name)
     if not is_host(world, packet.source):
         raise UsageError(
             f"--prove sends from services and from the host, and {packet.source} is neither",
-            "leave --prove out, or send a packet from there yourself",
+            "omit --prove, or send a packet from there yourself",
         )
     return ""
 
 
 def prove(world: World, explained: Explanation) -> Proof:
-    """Send one such packet, see whether it arrives and whether the rules that are named count it. Raises NisoError."""
+    """Send a test packet; observe whether it arrives and whether the named rules count it.
+
+    Raises NisoError.
+    """
     packet, verdict = explained.packet, explained.verdict
     namespace = sender_namespace(world, packet, verdict)
     receiver = world.services.get(verdict.destination.service)
@@ -164,12 +173,13 @@ def prove(world: World, explained: Explanation) -> Proof:
                 break
             time.sleep(_POLL_S)
         if not verdict.passes:
-            # what is dropped was dropped as it was counted; without a rule that counts, give it the time to arrive
+            # a counted drop has already happened; without a counter, wait for an arrival
             seen = sent.wait(0 if counts else PATIENCE_S / 4)
     return Proof(_agrees(verdict.passes, seen, counts), seen.arrived, seen.answered, "", counts)
 
 
 def _agrees(passes: bool, seen: probe.Seen, counts: tuple[Count, ...]) -> bool | None:
+    """Return whether the observations agree with the verdict; None if there are none."""
     if not all(count.rose for count in counts):
         return False
     if seen.arrived is not None or seen.answered:
@@ -178,12 +188,12 @@ def _agrees(passes: bool, seen: probe.Seen, counts: tuple[Count, ...]) -> bool |
 
 
 def _packets(kernel: Nft, rule: Object) -> int | None:
-    """How many packets a rule or element has counted; None where it is not there, or its chain has not the rules that it should have."""
+    """Return the packets that a rule or element has counted; None if the kernel has another."""
     if rule.place is None:
         with Nfnetlink() as netlink:
-            key, _, rest = rule.text.partition(" comment ")
+            key, _, comment_and_value = rule.text.partition(" comment ")
             counted = netlink.count(HEADERS[rule.table, rule.container], key)
-        if counted is None or f'"{counted.comment}" : {counted.value}' != rest:
+        if counted is None or f'"{counted.comment}" : {counted.value}' != comment_and_value:
             return None
         return counted.packets
     try:
@@ -196,8 +206,8 @@ def _packets(kernel: Nft, rule: Object) -> int | None:
         return None
     if rule.place >= len(listed):
         return None
-    found = listed[rule.place]
+    actual = listed[rule.place]
     comment = rule.text.rpartition('comment "')[2].rstrip('"') if "comment" in rule.text else None
-    if found.get("comment") != comment:
+    if actual.get("comment") != comment:
         return None
-    return next((int(e["counter"]["packets"]) for e in found["expr"] if "counter" in e), None)
+    return next((int(e["counter"]["packets"]) for e in actual["expr"] if "counter" in e), None)

@@ -1,4 +1,4 @@
-"""What a question about a packet means: who sends it, to whom, by which addresses."""
+"""Turn the arguments FROM and TO of a command into the ends and addresses of a packet."""
 
 from __future__ import annotations
 
@@ -12,23 +12,20 @@ from niso.plan.verdict import PORTED, World, holds
 from niso.store.store import Store
 
 PROTOCOLS = (*PORTED, "icmp")
-
-
 HOST = "host"
-
-
 TARGET = "NAME, ADDRESS or [IPV6], then :PORT or :PORT/PROTO; or /icmp"
 
 
 class End(NamedTuple):
-    """One end of a packet as it was asked for: a known service, the host, or an address."""
+    """One end of a packet: a known service, the host, or an address."""
 
-    service: str = ""  # of one that shares another's network, that other one
-    address: str = ""  # of a service and of the host it is chosen
-    sharer: str = ""  # the service that was asked for, where it shares
+    service: str = ""  # if the named service shares a network, its provider
+    address: str = ""  # "" for a service and the host
+    sharer: str = ""  # the named service, if it shares a network
 
     @property
     def name(self) -> str:
+        """Return the name for messages."""
         return self.sharer or self.service or self.address or HOST
 
 
@@ -46,40 +43,44 @@ class Packet(NamedTuple):
 
 
 def parse_target(text: str) -> tuple[str, int | None, str]:
-    """(name or address, port or None, protocol) of ``db:5432/tcp``, ``[fd00::2]:80``, ``10.99.1.2/icmp``, ``db``. Raises UsageError."""
+    """Return (name or address, port or None, protocol) of a target. Raises UsageError.
 
-    def wrong(words: str) -> UsageError:
-        return UsageError(f"TO {text!r}: {words}", TARGET)
+    Targets are ``db:5432/tcp``, ``[fd00::2]:80``, ``10.99.1.2/icmp``, ``db``.
+    """
 
-    rest, slash, proto = text.partition("/")
-    if rest.startswith("["):
-        who, closed, after = rest[1:].partition("]")
-        if not closed or (after and not after.startswith(":")) or ":" not in who:
-            raise wrong("what stands in brackets is an IPv6 address, and :PORT may follow")
+    def wrong(reason: str) -> UsageError:
+        return UsageError(f"TO {text!r}: {reason}", TARGET)
+
+    end, slash, proto = text.partition("/")
+    if end.startswith("["):
+        host, closed, after = end[1:].partition("]")
+        if not closed or (after and not after.startswith(":")) or ":" not in host:
+            raise wrong("brackets are for an IPv6 address, and only :PORT may follow")
         colon, number = after[:1], after[1:]
-    elif rest.count(":") > 1:
-        who, colon, number = rest, "", ""
+    elif end.count(":") > 1:
+        host, colon, number = end, "", ""
     else:
-        who, colon, number = rest.partition(":")
-    if not who:
-        raise wrong("it names nobody")
+        host, colon, number = end.partition(":")
+    if not host:
+        raise wrong("the name or address is missing")
     if slash and proto not in PROTOCOLS:
-        raise wrong(f"{proto!r} is no protocol of tcp, udp, sctp and icmp")
+        raise wrong(f"{proto!r} is not a valid protocol (tcp, udp, sctp or icmp)")
     if not colon:
         if proto in PORTED:
             raise wrong(f"{proto} needs a port")
-        return who, None, "icmp"
+        return host, None, "icmp"
     if proto == "icmp":
         raise wrong("icmp has no ports")
     if not (number.isascii() and number.isdigit() and 1 <= int(number) <= 65535):
-        raise wrong(f"{number!r} is no port of 1 to 65535")
-    return who, int(number), proto or "tcp"
+        raise wrong(f"{number!r} is not a valid port (1 to 65535)")
+    return host, int(number), proto or "tcp"
 
 
 def resolve(store: Store, text: str) -> End:
-    """Who is meant by a service's name, hostname or alias (with .niso.local or without), ``host``, or an address.
+    """Return the end of ``host``, an address, or a service's name, hostname or alias.
 
-    Raises NisoError, also for a service that no packet of niso's networks comes from or goes to.
+    A name can have the suffix .niso.local. Raises NisoError, also for a service without a network
+    of niso, and UsageError for an unusable address.
     """
     if text == HOST:
         return End()
@@ -88,41 +89,42 @@ def resolve(store: Store, text: str) -> End:
         address = ipaddress.ip_address(bare)
     except ValueError:
         if ":" in text or "/" in text or text.replace(".", "").isdigit():
-            raise UsageError(f"{text!r} is no address", TARGET) from None
+            raise UsageError(f"{text!r} is not a valid address", TARGET) from None
         return _end(store, store.resolve(text))
     if isinstance(address, ipaddress.IPv6Address) and (address.ipv4_mapped or address.scope_id):
         raise UsageError(
             f"{text!r}: IPv4-mapped addresses and zones are not supported",
-            "name the address itself",
+            "write the plain address",
         )
     if address.is_unspecified:
         raise UsageError(
-            f"{text!r} is nobody's address: who connects to it reaches itself",
-            "name an address, or host",
+            f"{text!r} is not the address of a host: connecting to it reaches the sender itself",
+            "use an address, or host",
         )
     return End(address=str(address))
 
 
 def _end(store: Store, service: str) -> End:
+    """Return the end of a known service. Raises NisoError if it has no network of niso."""
     row, home = store.service(service), store.service(store.home(service))
     if row is not None and row.mode == "host":
-        words = f"{service} is of mode host: it sends and listens with the host's own addresses, as any program of the host"
         raise NisoError(
-            words, "ask for host in its place: niso net explain host TO, or FROM host:PORT"
+            f"{service} has mode host: it uses the host's addresses, like any program of the host",
+            "use host instead: niso net explain host TO, or FROM host:PORT",
         )
     if row is not None and home is None:
         raise NisoError(
-            f"{service} shares the network of {row.provider}, which is not known",
+            f"{service} shares the network of {row.provider}, which does not exist",
             f"niso inspect {service}",
         )
     if home is not None and home.mode == "none":
         whose = (
-            f"{service} is"
+            service
             if home.name == service
-            else f"{service} shares the network of {home.name}, which is"
+            else f"{service} shares the network of {home.name}, which"
         )
         raise NisoError(
-            f"{whose} of mode none: it has its own loopback and nothing else",
+            f"{whose} has mode none: it has only its own loopback",
             'mode = "bridge" has a network',
         )
     if row is not None and home is not None and home.name != service:
@@ -136,15 +138,16 @@ def _end(store: Store, service: str) -> End:
 
 
 def ends(world: World, source: End, destination: End, family: int | None = None) -> tuple[str, str]:
-    """The two addresses of a packet between them: those that the sender's hosts file and routes give, IPv4 first.
+    """Return (source address, destination address) of a packet between two ends.
 
-    Raises NisoError where they have no addresses of one family.
+    They are those of the sender's hosts file and routes, IPv4 first.
+    Raises NisoError if there are none, UsageError if the arguments are of different families.
     """
     given = {family_of(end.address) for end in (source, destination) if end.address}
     if len(given) > 1:
         raise UsageError(
-            f"{source.address} and {destination.address} are not of one family",
-            "name two of one family",
+            f"{source.address} and {destination.address} are of different families",
+            "use two addresses of one family",
         )
     for end in (source, destination):
         if end.address and family not in (None, *given):
@@ -153,27 +156,28 @@ def ends(world: World, source: End, destination: End, family: int | None = None)
                 f"-{family} does not go with {end.address}, which is an IPv{other} address",
                 f"-{other}",
             )
-    families = [each for each in (4, 6) if family in (None, each) and given <= {each}]
-    for each in families:
-        to = _destination(world, source, destination, each)
-        start = to and _source(world, source, to, each)
-        if to and start:
-            return start, to
+    families = [number for number in (4, 6) if family in (None, number) and given <= {number}]
+    for number in families:
+        to = _destination(world, source, destination, number)
+        from_ = to and _source(world, source, to, number)
+        if to and from_:
+            return from_, to
     kind = f"IPv{families[0]}" if len(families) == 1 else "IPv4 or IPv6"
     if source.service and not world.services[source.service].endpoints:
         raise NisoError(f"{source.service} has no network", f"niso inspect {source.service}")
     raise NisoError(
-        f"no {kind} packet can be made from {source.name} to {destination.name}: they have no addresses of one family"
-        " with a route between them"
+        f"no {kind} packet is possible from {source.name} to {destination.name}: "
+        "they have no addresses of one family with a route between them"
     )
 
 
 def _destination(world: World, source: End, to: End, family: int) -> str | None:
+    """Return the address of an end as the sender sees it, or None."""
     if to.address:
         return to.address
     sender = world.services.get(source.service)
     if not to.service:
-        if sender:  # the gateway of its first network is the host to it
+        if sender:  # to a service, the host is the gateway of its first network
             own = (subnet for e in sender.endpoints for subnet in world.networks[e.network].subnets)
             return next((subnet.gateway for subnet in own if subnet.family == family), None)
         if source.address:
@@ -188,6 +192,7 @@ def _destination(world: World, source: End, to: End, family: int) -> str | None:
 
 
 def _source(world: World, source: End, to: str, family: int) -> str | None:
+    """Return the source address of a packet to ``to``, or None."""
     if source.address:
         return source.address
     if not source.service:

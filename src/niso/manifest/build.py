@@ -1,4 +1,7 @@
-"""A manifest's tables as a `niso.plan.service_spec.ServiceSpec`, and so those of manifests that older stores keep as they were written."""
+"""Build a `niso.plan.service_spec.ServiceSpec` from the tables of a manifest.
+
+Older stores keep manifests as they were written; those are built here too.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
-    """What a manifest asks for.
+    """Return the ServiceSpec of a manifest.
 
-    ``parsed`` are the values of keys (``network.ports[0]``) whose texts `niso.manifest.validate.rules` has parsed; others
-    are parsed here. Raises InvalidInput.
+    ``parsed`` has the values that `niso.manifest.validate.rules` has parsed, by key
+    (``network.ports[0]``). Other texts are parsed here. Raises InvalidInput.
     """
 
     def read[T](rule: Callable[[str, str], T], text: str, key: str) -> T:
@@ -38,7 +41,7 @@ def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
     addresses = network.ip or {}
     if isinstance(addresses, str):
         addresses = {networks[0]: addresses}
-    ports: dict[Port, str] = {}  # each once, with the key that has it first
+    ports: dict[Port, str] = {}  # each port once, with its first key
     for index, text in enumerate(network.ports):
         key = f"network.ports[{index}]"
         ports.setdefault(read(parse_port, text, key), key)
@@ -103,8 +106,9 @@ def _healthcheck(manifest: Manifest, parsed: Mapping[str, Any]) -> Healthcheck |
 
 
 def of_written(text: str) -> ServiceSpec:
-    """What a manifest asks for that a store of version 3 or older keeps: JSON of its tables, with the texts of their keys.
+    """Return the ServiceSpec of a manifest from a store of version 3 or older.
 
-    Raises ValueError where it is no such thing, InvalidInput where this version of niso cannot parse a text of it.
+    ``text`` is the JSON of its tables as they were written. Raises ValueError if it is not that,
+    InvalidInput if this version of niso cannot parse one of its values.
     """
     return spec(convert.convert(json.loads(text), Manifest), {})

@@ -1,7 +1,8 @@
-"""The JSON Schema (draft 2020-12) of manifest.toml, for editors and for `niso schema`.
+"""Build the JSON Schema (draft 2020-12) of manifest.toml, for editors and for `niso schema`.
 
-Keys, types and defaults come from the tables of the manifest; patterns and descriptions are here. What a schema cannot say (folders
-that must exist, names that clash, host ports taken twice) is left to `niso.manifest.validate`, which is never less strict.
+Keys, types and defaults come from the tables of the manifest; patterns and descriptions are here.
+`niso.manifest.validate` is never less strict. It also checks what a schema cannot express: that
+folders exist, that names differ, that no host port is used twice.
 """
 
 from __future__ import annotations
@@ -30,165 +31,185 @@ _PATH = r"^[^\u0000-\u001f\u007f]+$"
 _NO_CLIMB = r"(?!(?:.*/)?\.\.(?:/|$))"
 _ARGUMENT = r"^[^\u0000]*$"
 _MOUNT = (
-    rf"^(?!(?:{'|'.join(mount_points.TAKEN + mount_points.TAKEN_FILES)})(?:/|$))(?!(?:{'|'.join(mount_points.HIDING[1:])})$)"
+    rf"^(?!(?:{'|'.join(mount_points.TAKEN + mount_points.TAKEN_FILES)})(?:/|$))"
+    rf"(?!(?:{'|'.join(mount_points.HIDING[1:])})$)"
     r"(?:/(?!\.{1,2}(?:/|$))[^/\u0000-\u001f\u007f]+)+$"
 )
+_NETWORK = r"^(?!default$)[a-z][a-z0-9-]{0,62}$"
 # Unicast only: not 0/8, 127/8, 169.254/16, nor 224/4 and above.
 _IPV4 = rf"^(?!0\.|127\.|169\.254\.|22[4-9]\.|2[3-5][0-9]\.){_OCTET}(?:\.{_OCTET}){{3}}$"
 
 _PEERS = (
-    # a service or network, an IPv4 address or prefix, an IPv6 one without and with brackets: each with what may follow
-    rf"(?:(?!(?:host|localhost)(?:[.:/]|$)|ip6-)[a-z](?:[a-z0-9-]{{0,61}}[a-z0-9])?(?:\.niso\.local)?"
-    rf"|network:(?!default(?:[:/]|$))[a-z][a-z0-9-]{{0,62}}|{_OCTET}(?:\.{_OCTET}){{3}}(?:/[0-9]{{1,2}})?"
-    rf"|\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:/[0-9]{{1,3}})?\])(?::{_PORT}(?:-{_PORT})?(?:/(?:tcp|udp|sctp))?|/(?:tcp|udp|sctp|icmp))?"
+    # a service, a network, an IPv4 address or prefix, an IPv6 one in brackets
+    r"(?:(?!(?:host|localhost)(?:[.:/]|$)|ip6-)[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.niso\.local)?"
+    r"|network:(?!default(?:[:/]|$))[a-z][a-z0-9-]{0,62}"
+    rf"|{_OCTET}(?:\.{_OCTET}){{3}}(?:/[0-9]{{1,2}})?"
+    r"|\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:/[0-9]{1,3})?\])"
+    # their suffix
+    rf"(?::{_PORT}(?:-{_PORT})?(?:/(?:tcp|udp|sctp))?|/(?:tcp|udp|sctp|icmp))?"
+    # an IPv6 address or prefix without brackets, and its suffix
     r"|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:/[0-9]{1,3})?(?:/(?:tcp|udp|sctp|icmp))?"
 )
 _PEER = f"^(?:{_PEERS})$"
-_PEER_FORMS = "a service, network:NAME, an address or a prefix, with :PORT or :PORT-PORT and /tcp, /udp, /sctp or /icmp."
+_PEER_FORMS = (
+    "Each is a service, network:NAME, an address or a prefix, optionally with :PORT or :PORT-PORT, "
+    "and with /tcp, /udp, /sctp or /icmp."
+)
 
 _TEXTS: dict[str, tuple[str, str]] = {
     "Package.name": (
         _LABEL,
-        f"The service's name: {values.NAME_RIGHT}; not host, localhost or ip6-*.",
+        f"Name of the service: {values.NAME_RIGHT}. host, localhost and ip6-* are reserved.",
     ),
-    "Package.version": (r"^[A-Za-z0-9][A-Za-z0-9.+_~-]{0,63}$", "The package's version."),
+    "Package.version": (r"^[A-Za-z0-9][A-Za-z0-9.+_~-]{0,63}$", "Version of the package."),
     "Package.rootfs": (
         rf"^(?!/){_NO_CLIMB}{_PATH[1:]}",
-        "A folder beside the manifest: the service's own root file system, never written to.",
+        "Folder beside the manifest: the service's root file system. niso never writes to it.",
     ),
     "Binary.entrypoint": (
         rf"^{_NO_CLIMB}(?!.*/$){_PATH[1:]}",
-        "A file of the package, else an absolute path of the rootfs, else a command on the service's PATH.",
+        "File of the package, absolute path in the rootfs, or command on the service's PATH.",
     ),
-    "Binary.args": (_ARGUMENT, "The entrypoint's arguments."),
+    "Binary.args": (_ARGUMENT, "Arguments of the entrypoint."),
     "Binary.working_dir": (
         rf"^/{_PATH[1:-2]}*$",
-        "The folder that the service starts in; /app is the package.",
+        "Working directory. /app is the package.",
     ),
     "Service.user": (
         r"^(?:(?:0|[1-9][0-9]{0,9})(?::(?:0|[1-9][0-9]{0,9}))?|[A-Za-z_][A-Za-z0-9_.-]{0,31})$",
-        "A name of the rootfs, or uid[:gid]. Without it the service has a uid of its own.",
+        "User name of the rootfs, or uid[:gid]. If unset, niso assigns a uid.",
     ),
     "Service.restart_delay": (
         _DURATION,
-        "The delay before the first restart, 10ms to 1m. It doubles with each failure up to 1m.",
+        "Delay before the first restart, 10ms to 1m. It doubles with each failure, up to 1m.",
     ),
-    "Service.stop_timeout": (_DURATION, "How long the service has from TERM to KILL, up to 1h."),
+    "Service.stop_timeout": (_DURATION, "Time from TERM to KILL, up to 1h."),
     "Network.share": (
         _LABEL,
-        'With mode = "share": the service, of mode bridge or none, whose network namespace it joins.',
+        'With mode = "share": join the network namespace of this service, whose mode is bridge or '
+        "none.",
     ),
     "Resources.memory_max": (
         _SIZE,
-        "The most memory, swap included: 64K, 512M, 2G (1024). At least 1M.",
+        "Memory limit, including swap: 64K, 512M, 2G (powers of 1024). At least 1M.",
     ),
-    "Resources.cpu_max": (r"^[1-9][0-9]{0,6}%$", "The most CPU time: 100% is one CPU, 200% two."),
+    "Resources.cpu_max": (r"^[1-9][0-9]{0,6}%$", "CPU limit: 100% is one CPU, 200% two."),
     "Healthcheck.http": (
-        r"^http://(?:localhost|127\.[0-9.]+|\[[0-9a-fA-F:.]+\]|[a-z][a-z0-9.-]*)(?::[0-9]{1,5})?(?:[/?#].*)?$",
-        "A URL of the service itself, whose answer must have a status of 200 to 399.",
+        r"^http://(?:localhost|127\.[0-9.]+|\[[0-9a-fA-F:.]+\]|[a-z][a-z0-9.-]*)"
+        r"(?::[0-9]{1,5})?(?:[/?#].*)?$",
+        "URL of the service itself that must respond with status 200 to 399.",
     ),
-    "Healthcheck.interval": (_DURATION, "From one probe to the next, 100ms to 24h."),
-    "Healthcheck.timeout": (_DURATION, "What a probe may take, 10ms to 1m."),
+    "Healthcheck.interval": (_DURATION, "Time between probes, 100ms to 24h."),
+    "Healthcheck.timeout": (_DURATION, "Time limit of a probe, 10ms to 1m."),
     "Healthcheck.start_period": (
         _DURATION,
-        "From the start: failures in it do not count. Up to 1h.",
+        "Time after the start in which failures do not count, up to 1h.",
     ),
     "Volume.mount": (
         _MOUNT,
-        "Where it is inside the service: an absolute path, apart from all other volumes.",
+        "Mount point inside the service: an absolute path that overlaps no other volume.",
     ),
     "Volume.host": (
         rf"^/{_PATH[1:-2]}*$",
-        "A path of the host, a folder or a file, which must be there.",
+        "Absolute path of an existing folder or file on the host.",
     ),
-    "Volume.size": (_SIZE, "The most that a tmpfs holds: 64K, 512M, 2G (1024)."),
+    "Volume.size": (_SIZE, "Size limit of a tmpfs: 64K, 512M, 2G (powers of 1024)."),
     "Network.network": (
-        r"^(?!default$)[a-z][a-z0-9-]{0,62}$",
-        f"The network: {values.NETWORK_RIGHT}; not default.",
+        _NETWORK,
+        f"Name of the network: {values.NETWORK_RIGHT}. default is reserved.",
     ),
     "Network.networks": (
-        r"^(?!default$)[a-z][a-z0-9-]{0,62}$",
-        "Several networks instead of one: eth0, eth1 and so on. The first gives the default route.",
+        _NETWORK,
+        "Several networks instead of one: eth0, eth1 and so on. The first has the default route.",
     ),
     "Network.ports": (
-        rf"^(?:{_OCTET}(?:\.{_OCTET}){{3}}:(?:{_PORTS})?:|(?:\[[0-9A-Fa-f:.]{{2,45}}\]:)?(?:(?:{_PORTS})?:)?){_PORTS}(?:/(?:tcp|udp|sctp))?$",
-        "Published ports: [ADDRESS:]HOST:CONTAINER[/PROTOCOL], ranges too.",
+        rf"^(?:{_OCTET}(?:\.{_OCTET}){{3}}:(?:{_PORTS})?:"
+        rf"|(?:\[[0-9A-Fa-f:.]{{2,45}}\]:)?(?:(?:{_PORTS})?:)?)"
+        rf"{_PORTS}(?:/(?:tcp|udp|sctp))?$",
+        "Published ports: [ADDRESS:]HOST:CONTAINER[/PROTOCOL]. Ports can be ranges.",
     ),
     "Network.hostname": (
         _LABEL,
-        "The name in every peer's /etc/hosts; by default the package's name.",
+        "Name in the /etc/hosts of all peers. If unset, the package's name.",
     ),
-    "Network.aliases": (_LABEL, "More names of the service."),
+    "Network.aliases": (_LABEL, "Additional names of the service."),
     "Policy.allow_from": (
         _PEER,
-        f"Who alone may connect; without it all may. Each is {_PEER_FORMS}",
+        f"Only these peers may connect; if unset, anyone may. {_PEER_FORMS}",
     ),
     "Policy.deny_from": (
         _PEER,
-        f"Who may not connect, whatever allow_from says. Each is {_PEER_FORMS}",
+        f"These peers may not connect, even if allow_from lists them. {_PEER_FORMS}",
     ),
     "Egress.allow": (
         _PEER,
-        f"Where alone it may connect; without it everywhere. Each is {_PEER_FORMS}",
+        f"The service may connect only to these peers; if unset, to anyone. {_PEER_FORMS}",
     ),
-    "Egress.deny": (_PEER, f"Where it may not connect, whatever allow says. Each is {_PEER_FORMS}"),
+    "Egress.deny": (
+        _PEER,
+        f"The service may not connect to these peers, even if allow lists them. {_PEER_FORMS}",
+    ),
     "Network.ip": (
         _IPV4,
-        "A static IPv4 address; with several networks a table of network and address. An IPv6 address cannot be chosen: it is leased, and kept.",
+        "Static IPv4 address; on several networks, a table of network and address. IPv6 addresses "
+        "cannot be chosen: they are leased, and kept.",
     ),
 }
 _DESCRIPTIONS = {
-    "Manifest.package": "What the service is called.",
-    "Manifest.binary": "What it runs.",
-    "Manifest.healthcheck": "How niso sees that it is well, from inside its network namespace: tcp or http.",
-    "Manifest.volumes": "What it sees beside its root: folders that niso keeps, paths of the host, tmpfs.",
-    "Isolation.resources": "How much of the machine it may have, where the machine's cgroups can hold it to that.",
-    "Resources.pids_limit": "The most processes and threads at once, its PID 1 among them.",
-    "Healthcheck.tcp": "A port that must accept a connection, on loopback or an address of the service.",
-    "Healthcheck.retries": "So many failures in a row, after start_period, are unhealthy.",
-    "Volume.mode": "Whether the path of the host can be written to.",
-    "Volume.tmpfs": "Memory, empty at each start.",
+    "Manifest.package": "Name and version of the service.",
+    "Manifest.binary": "Program to run.",
+    "Manifest.healthcheck": "Health probe inside the service's network namespace: tcp or http.",
+    "Manifest.volumes": "Storage besides the root file system: folders that niso keeps, paths of "
+    "the host, tmpfs.",
+    "Isolation.resources": "Resource limits, enforced as far as the host's cgroups can.",
+    "Resources.pids_limit": "Limit of processes and threads, including PID 1 of the service.",
+    "Healthcheck.tcp": "Port that must accept connections, on loopback or the service's addresses.",
+    "Healthcheck.retries": "Consecutive failures, after start_period, that count as unhealthy.",
+    "Volume.mode": "Whether the path of the host is writable (rw) or read-only (ro).",
+    "Volume.tmpfs": "Whether the volume is in memory and empty at each start.",
     "Manifest.environment": "Environment variables of the service.",
-    "Manifest.service": "How its process lives.",
-    "Manifest.isolation": "What it may do.",
-    "Manifest.network": "How it is reached and what it is called there.",
-    "Service.restart": "When the process is started again after its end.",
-    "Isolation.capabilities": "Capabilities that the service keeps, as in capabilities(7) without CAP_.",
-    "Isolation.read_only": "Whether / is read-only; /tmp, /run and /var/tmp are always tmpfs.",
-    "Network.policy": "Who may connect to the service, and where it may connect. It narrows what the networks let through.",
-    "Policy.egress": "Where it may connect.",
-    "Policy.log": "Whether `niso net log` shows what the policy drops.",
-    "Network.mode": "bridge: a network namespace of its own on bridges. host: the host's network. none: a network namespace"
-    " with lo alone. share: the network namespace of another service.",
+    "Manifest.service": "User, restarts and stopping.",
+    "Manifest.isolation": "Capabilities, file system access and resource limits.",
+    "Manifest.network": "Networks, names, published ports and policy.",
+    "Service.restart": "When to restart the process after it exits.",
+    "Isolation.capabilities": "Capabilities that the service keeps: names of capabilities(7) "
+    "without CAP_.",
+    "Isolation.read_only": "Whether / is read-only. /tmp, /run and /var/tmp are always tmpfs.",
+    "Network.policy": "Who may connect to the service and where it may connect. It only narrows "
+    "what the networks allow.",
+    "Policy.egress": "Where the service may connect.",
+    "Policy.log": "Whether `niso net log` shows packets that the policy drops.",
+    "Network.mode": "bridge: own network namespace, on bridges. host: the host's network. "
+    "none: own network namespace with only lo. share: network namespace of another service.",
 }
 
 
 def schema() -> dict[str, Any]:
-    """The schema as plain data, for `json.dumps`."""
-    found = definitions(Manifest)
-    for table, definition in found.items():
+    """Return the schema as plain data, for `json.dumps`."""
+    tables = definitions(Manifest)
+    for table, definition in tables.items():
         for name, field in definition["properties"].items():
             _describe(f"{table}.{name}", field)
-    environment = found["Manifest"]["properties"]["environment"]
+    environment = tables["Manifest"]["properties"]["environment"]
     environment["propertyNames"] = {"pattern": r"^[A-Za-z_][A-Za-z0-9_]{0,254}$"}
     environment["additionalProperties"]["pattern"] = _ARGUMENT
-    network = found["Network"]
+    network = tables["Network"]
     network["not"] = {"required": ["network", "networks"]}
     network["allOf"] = [_mode(mode, without) for mode, without in validate.WITHOUT.items()]
     network["properties"]["networks"] |= {"minItems": 1, "uniqueItems": True}
     network["properties"]["aliases"]["uniqueItems"] = True
-    found["Isolation"]["properties"]["capabilities"]["items"] = {"enum": list(values.CAPABILITIES)}
-    limits = found["Resources"]["properties"]["pids_limit"]
+    tables["Isolation"]["properties"]["capabilities"]["items"] = {"enum": list(values.CAPABILITIES)}
+    limits = tables["Resources"]["properties"]["pids_limit"]
     limits |= {"minimum": parse_resources.MIN_PIDS, "maximum": parse_resources.MAX_PIDS}
-    check_of = found["Healthcheck"]
-    check_of["properties"]["tcp"] |= {"minimum": 1, "maximum": 65535}
-    check_of["properties"]["retries"] |= {"minimum": 1, "maximum": parse_health.MAX_RETRIES}
-    check_of["oneOf"] = [{"required": ["tcp"]}, {"required": ["http"]}]
-    found["Manifest"]["properties"]["volumes"]["propertyNames"] = {
+    healthcheck = tables["Healthcheck"]
+    healthcheck["properties"]["tcp"] |= {"minimum": 1, "maximum": 65535}
+    healthcheck["properties"]["retries"] |= {"minimum": 1, "maximum": parse_health.MAX_RETRIES}
+    healthcheck["oneOf"] = [{"required": ["tcp"]}, {"required": ["http"]}]
+    tables["Manifest"]["properties"]["volumes"]["propertyNames"] = {
         "pattern": "^[A-Za-z][A-Za-z0-9_-]{0,62}$"
     }
     is_tmpfs = {"properties": {"tmpfs": {"const": True}}, "required": ["tmpfs"]}
-    found["Volume"] |= {
+    tables["Volume"] |= {
         "if": is_tmpfs,
         "then": {"properties": {"host": False}},
         "else": {"properties": {"size": False}},
@@ -198,12 +219,15 @@ def schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "niso manifest.toml",
         "$ref": "#/$defs/Manifest",
-        "$defs": found,
+        "$defs": tables,
     }
 
 
 def _mode(mode: str, without: tuple[str, ...]) -> dict[str, Any]:
-    """What [network] may not have, and must have, in a mode; without the key it is bridge."""
+    """Return the keys that [network] must and must not have in a mode, as a condition.
+
+    Without the key, the mode is bridge.
+    """
     needs: dict[str, Any] = {"properties": {"mode": {"const": mode}}}
     if mode != "bridge":
         needs["required"] = ["mode"]
@@ -214,13 +238,16 @@ def _mode(mode: str, without: tuple[str, ...]) -> dict[str, Any]:
 
 
 def definitions(table: Any) -> dict[str, Any]:
-    """What a table may hold, and each table that is in it, by their names: keys, types, and defaults that are not empty."""
+    """Return the definitions of a table and of all tables in it, by name.
+
+    A definition has keys, types, and defaults that are not empty.
+    """
     known = convert.fields(table)
     properties = {name: _kind(may_be) for name, may_be in known.items()}
     for name, default in table._field_defaults.items():
         if default not in (None, (), {}) and not convert.is_table(default):
             properties[name]["default"] = default
-    found = {
+    tables = {
         table.__name__: {
             "title": table.__name__,
             "type": "object",
@@ -230,13 +257,13 @@ def definitions(table: Any) -> dict[str, Any]:
         }
     }
     for may_be in known.values():
-        for each in _tables(may_be):
-            found |= definitions(each)
-    return found
+        for inner in _tables(may_be):
+            tables |= definitions(inner)
+    return tables
 
 
 def _tables(may_be: Kind) -> Iterator[Any]:
-    """The tables that may be in a value."""
+    """Yield the tables that a value can contain."""
     for inside in may_be.values():
         if convert.is_table(inside):
             yield inside
@@ -245,7 +272,7 @@ def _tables(may_be: Kind) -> Iterator[Any]:
 
 
 def _kind(may_be: Kind) -> dict[str, Any]:
-    """What a value may be. None is left out, which TOML does not have."""
+    """Return the schema of a value. None is skipped: TOML does not have it."""
     choices = [_choice(form, inside) for form, inside in may_be.items() if form is not NoneType]
     return choices[0] if len(choices) == 1 else {"anyOf": choices}
 
@@ -265,7 +292,7 @@ def _choice(form: type, inside: Any) -> dict[str, Any]:
 
 
 def _describe(key: str, field: dict[str, Any]) -> None:
-    """Put pattern and description on one field."""
+    """Add the pattern and description of a field."""
     if key in _TEXTS:
         pattern, field["description"] = _TEXTS[key]
         for choice in field.get("anyOf", [field]):

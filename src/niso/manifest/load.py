@@ -1,4 +1,4 @@
-"""A manifest's file, checked, as the `niso.plan.service_spec.ServiceSpec` that the rest of niso works with."""
+"""Load a manifest's file: checked, and as the `niso.plan.service_spec.ServiceSpec` of niso."""
 
 from __future__ import annotations
 
@@ -19,39 +19,42 @@ FILE_NAME = "manifest.toml"
 
 
 class Loaded(NamedTuple):
-    """A manifest and where it came from: the absolute path of its file, and the folder, which is the package."""
+    """A manifest with the file that it came from."""
 
     spec: ServiceSpec
-    path: str
-    folder: str
+    path: str  # of the file, absolute
+    folder: str  # of the package
 
 
 def load(path: str) -> Loaded:
-    """Read and check the manifest at ``path``, a manifest's file or the folder that has a manifest.toml.
+    """Read and check the manifest at ``path``: a file, or the folder of a manifest.toml.
 
-    Raises `NotFound` where there is none, `NisoError` where it cannot be read, `InvalidInput` where it is no TOML, and an
-    `ErrorGroup` with one `InvalidInput` for each value that is wrong. Every message starts with the file's path.
+    Raises NotFound if there is none, NisoError if it cannot be read, InvalidInput if it is not
+    valid TOML, and an ErrorGroup with one InvalidInput for each wrong value.
+    Every message starts with the file's path.
     """
     path = place(path)
     return Loaded(checked(toml.load(path, FILE_NAME), path), path, os.path.dirname(path))
 
 
 def of_data(data: object, folder: str) -> Loaded:
-    """Check a manifest that is given as data, as tomllib would read it; ``folder`` has its files.
+    """Check a manifest in the form of data, as tomllib returns it; ``folder`` has its files.
 
-    Messages name it as the manifest.toml of that folder. Raises ErrorGroup as `load` does.
+    Messages name it as the manifest.toml of that folder.
+    Raises NotFound if the folder does not exist, and ErrorGroup as `load` does.
     """
     path = os.path.join(folder, FILE_NAME)
     if not os.path.isdir(folder):
-        raise NotFound(f"{values.escaped(folder)}: no such folder", "give the folder of its files")
+        raise NotFound("no such folder", "pass the package's folder", file=values.escaped(folder))
     tables = _tables(data)
     if not isinstance(tables, dict):
-        raise InvalidInput(f"{values.escaped(path)}: must be a table, not {type(data).__name__}")
+        reason = f"must be a table, not {type(data).__name__}"
+        raise InvalidInput(reason, file=values.escaped(path))
     return Loaded(checked(tables, path), path, folder)
 
 
 def _tables(value: object) -> object:
-    """Return ``value`` with plain dicts and lists, as tomllib makes them."""
+    """Return ``value`` with plain dicts and lists, as tomllib returns them."""
     if isinstance(value, Mapping):
         return {str(key): _tables(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -60,13 +63,16 @@ def _tables(value: object) -> object:
 
 
 def place(path: str) -> str:
-    """The absolute path of the manifest that ``path``, a file or a folder, means."""
+    """Return the absolute path of the manifest for ``path``, a file or a folder."""
     path = os.path.abspath(path)
     return os.path.join(path, FILE_NAME) if os.path.isdir(path) else path
 
 
 def checked(data: dict[str, object], path: str) -> ServiceSpec:
-    """What tomllib made of the manifest at ``path``, checked. Raises ErrorGroup as `load` does."""
+    """Check the data that tomllib returned for the manifest at ``path``.
+
+    Raises ErrorGroup as `load` does.
+    """
     from niso.manifest import validate
 
     manifest: Manifest | None = None

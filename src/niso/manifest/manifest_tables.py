@@ -1,4 +1,7 @@
-"""The tables of manifest.toml: exactly its keys, with their defaults. What the text of a key means is said in `niso.manifest.values`."""
+"""Declare the tables of manifest.toml: its keys, types and defaults.
+
+`niso.manifest.values` and the modules parse_* define what the text of a key means.
+"""
 
 from __future__ import annotations
 

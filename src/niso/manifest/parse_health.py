@@ -1,6 +1,7 @@
-"""The section [healthcheck]: how niso sees that a service is well.
+"""Parse [healthcheck]: how niso checks that a service is healthy.
 
-A probe connects inside the service's network namespace, and to the service alone: its loopback, or its own addresses.
+A probe connects inside the service's network namespace, only to the service itself:
+its loopback or its own addresses.
 """
 
 from __future__ import annotations
@@ -28,53 +29,58 @@ _URL_CHARACTERS = frozenset(
 
 
 def interval(text: str, key: str) -> float:
-    """Seconds from one probe to the next."""
+    """Return the seconds between two probes. Raises InvalidInput."""
     return values.duration(text, key, 0.1, 86_400.0)
 
 
 def timeout(text: str, key: str) -> float:
-    """Seconds that a probe may take; ``ps`` may have to wait for it."""
+    """Return the seconds that a probe may take; ``ps`` may wait for it. Raises InvalidInput."""
     return values.duration(text, key, 0.01, 60.0)
 
 
 def start_period(text: str, key: str) -> float:
-    """Seconds from the start in which a failed probe does not count."""
+    """Return the seconds after the start in which failed probes do not count.
+
+    Raises InvalidInput.
+    """
     return values.duration(text, key, 0.0, 3600.0)
 
 
 def url(text: str, key: str, names: Iterable[str] = ()) -> tuple[str, int, str, str]:
-    """(address to connect to, port, host for the request, path) of ``http://...``.
+    """Return (address to connect to, port, Host header, path) of ``http://...``.
 
-    The address is "" for ``localhost`` and for one of ``names``, which are the service's own. Raises InvalidInput.
+    The address is "" for ``localhost`` and for ``names``, the service's own. Raises InvalidInput.
     """
-    scheme, mark, rest = text.partition("://")
+    scheme, mark, location = text.partition("://")
     reason = None
     if not text:
-        reason = "it is empty"
+        reason = "is empty"
     elif len(text) > MAX_URL:
-        reason = f"it has more than {MAX_URL} characters"
+        reason = f"has more than {MAX_URL} characters"
     elif not _URL_CHARACTERS.issuperset(text):
-        reason = "it has a character that a URL cannot have as it is"
+        reason = "contains a character that must be percent-encoded"
     elif scheme == "https":
         reason = (
-            "https is not supported: a probe stays inside the service and checks no certificate"
+            "is not supported: a probe stays inside the service and verifies no certificate, "
+            "so use http"
         )
     elif not mark or scheme != "http":
-        reason = "it is no http URL"
+        reason = "is not an http URL"
     if reason:
         raise values.wrong(key, text, reason, _RIGHT, _EXAMPLE)
-    rest = rest.partition("#")[0]
-    end = min((at for at in (rest.find("/"), rest.find("?")) if at >= 0), default=len(rest))
-    host, path = rest[:end], rest[end:] or "/"
+    location = location.partition("#")[0]
+    ends = (location.find("/"), location.find("?"))
+    end = min((index for index in ends if index >= 0), default=len(location))
+    host, path = location[:end], location[end:] or "/"
     if "@" in host:
-        raise values.wrong(key, text, "it has a user or password", _RIGHT, _EXAMPLE)
+        raise values.wrong(key, text, "contains a user or password", _RIGHT, _EXAMPLE)
     bracket, _, after = host.rpartition("]")
     name, colon, number = (
         (bracket[1:], *_after(after)) if bracket.startswith("[") else host.partition(":")
     )
     port = values.port_number(number) if colon else 80
     if port is None:
-        raise values.wrong(key, text, "its port is none", "a port of 1 to 65535", _EXAMPLE)
+        raise values.wrong(key, text, "does not have a valid port", "a port, 1 to 65535", _EXAMPLE)
     return (
         _address(text, key, name, set(names)),
         port,
@@ -84,11 +90,12 @@ def url(text: str, key: str, names: Iterable[str] = ()) -> tuple[str, int, str, 
 
 
 def _after(text: str) -> tuple[str, str]:
-    """What follows ``[address]``: a colon and the port, or nothing."""
+    """Return (colon, port) of the text after ``[address]``; ("", "") if there is no port."""
     return (":", text[1:]) if text.startswith(":") else ("", "") if not text else (":", "?")
 
 
 def _address(text: str, key: str, name: str, names: set[str]) -> str:
+    """Return the address to connect to for a URL's host. Raises InvalidInput."""
     if name == "localhost" or name in names or name.removesuffix(".niso.local") in names:
         return ""
     if values.is_ipv4(name) and name.startswith("127."):
@@ -98,27 +105,28 @@ def _address(text: str, key: str, name: str, names: set[str]) -> str:
 
         if ipaddress.IPv6Address(name) == ipaddress.IPv6Address(1):
             return "::1"
-    reason = f"{values.shown(name)} is not the service itself" if name else "it names no host"
-    raise values.wrong(key, text, reason, _RIGHT, _EXAMPLE)
+    reason = f"{values.shown(name)} is not the service itself" if name else "it has no host"
+    raise values.wrong(key, text, f"is not a valid URL here: {reason}", _RIGHT, _EXAMPLE)
 
 
 def parse(
     section: Mapping[str, Any], names: Iterable[str], parsed: Mapping[str, Any]
 ) -> Healthcheck:
-    """The check that the section, which has all its keys, asks for; ``names`` are the service's own.
+    """Return the Healthcheck of a section that has all its keys.
 
-    ``parsed`` are the values of keys whose texts `problems` has parsed. Raises InvalidInput.
+    ``names`` are the service's own. ``parsed`` has the values that `problems` has parsed, by key.
+    Raises InvalidInput.
     """
 
     def read[T](rule: Callable[[str, str], T], name: str) -> T:
         key = f"healthcheck.{name}"
         return parsed[key] if key in parsed else rule(section[name], key)
 
-    where: tuple[str, int, str, str | None] = ("", section["tcp"] or 0, "", None)
+    target: tuple[str, int, str, str | None] = ("", section["tcp"] or 0, "", None)
     if section["http"] is not None:
-        where = read(lambda text, key: url(text, key, names), "http")
+        target = read(lambda text, key: url(text, key, names), "http")
     return Healthcheck(
-        *where,
+        *target,
         read(interval, "interval"),
         read(timeout, "timeout"),
         section["retries"],
@@ -127,17 +135,18 @@ def parse(
 
 
 def own_names(name: object, hostname: object, aliases: object) -> set[str]:
-    """The names in a URL that mean the service; what has the wrong type is left out."""
+    """Return the host names of a URL that mean the service; values of a wrong type are skipped."""
     more = aliases if isinstance(aliases, list | tuple) else ()
-    return {each for each in (name, hostname, *more) if isinstance(each, str)}
+    return {own for own in (name, hostname, *more) if isinstance(own, str)}
 
 
 def problems(
     section: Mapping[str, Any], names: Iterable[str], parsed: dict[str, Any]
 ) -> list[InvalidInput]:
-    """Every wrong value of the section as tomllib returned it; what has the wrong type is left to `niso.manifest.validate.walk`.
+    """Return an error for each wrong value of the section, which is as tomllib returned it.
 
-    What right texts mean is added to ``parsed``, by their keys.
+    Values of a wrong type are skipped: `niso.manifest.validate.walk` reports them.
+    Valid values are added to ``parsed`` under their keys.
     """
     errors: list[InvalidInput] = []
     for name, rule in (
@@ -160,28 +169,15 @@ def problems(
             errors.append(error)
     if type(tcp) is int and not 1 <= tcp <= 65535:
         errors.append(
-            values.wrong(
-                "healthcheck.tcp", tcp, "it is out of range", "a port of 1 to 65535", "8080"
-            )
+            values.wrong("healthcheck.tcp", tcp, "is not a valid port", "1 to 65535", "8080")
         )
     if type(retries) is int and not 1 <= retries <= MAX_RETRIES:
-        right = f"a number of 1 to {MAX_RETRIES}"
-        errors.append(
-            values.wrong("healthcheck.retries", retries, "it is out of range", right, "3")
-        )
+        right = f"1 to {MAX_RETRIES}"
+        errors.append(values.wrong("healthcheck.retries", retries, "is out of range", right, "3"))
     if tcp is not None and http is not None:
-        errors.append(
-            values.wrong(
-                "healthcheck.http", http, "healthcheck.tcp is there too", "one of the two keys"
-            )
-        )
+        reason, right = "conflicts with healthcheck.tcp", "set only one of the two"
+        errors.append(values.wrong("healthcheck.http", http, reason, right))
     if tcp is None and http is None:
-        errors.append(
-            InvalidInput(
-                "has neither tcp nor http",
-                "for example tcp = 8080",
-                "healthcheck",
-                right="one of the two",
-            )
-        )
+        reason, hint = "has neither tcp nor http", "for example tcp = 8080"
+        errors.append(InvalidInput(reason, hint, "healthcheck", right="set one of the two"))
     return errors

@@ -1,8 +1,9 @@
-"""Policies: the text of ``network.policy`` as data.
+"""Parse [network.policy].
 
-An entry is a peer, then ``:PORT`` or ``:PORT-PORT``, then ``/PROTO``, the last two where wanted: ``frontend:8080/tcp``. A peer
-is a service (by its name or hostname, with or without .niso.local), ``network:NAME``, an address or a prefix; an IPv6 one
-stands in brackets where ports follow (RFC 3986, 3.2.2). What an entry matches is said in `niso.plan.verdict`.
+An entry is a peer, then optionally ``:PORT`` or ``:PORT-PORT``, then optionally ``/PROTO``:
+``frontend:8080/tcp``. A peer is a service (name or hostname, with or without .niso.local),
+``network:NAME``, an address or a prefix. An IPv6 address or prefix is in brackets if ports follow
+(RFC 3986, 3.2.2). `niso.plan.verdict` defines what an entry matches.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from niso.plan.records import Entry, Peer, Policy
 
 PROTOCOLS = ("tcp", "udp", "sctp", "icmp")
 ALL_PORTS = (0, 65535)
-"""Of an entry that names none: it matches what has no ports too."""
-RIGHT = "a service, network:NAME, an address or a prefix, then :PORT or :PORT-PORT and /tcp, /udp, /sctp or /icmp where wanted"
+"""The ports of an entry without any: it also matches protocols that have no ports."""
+RIGHT = "PEER[:PORT[-PORT]][/tcp|udp|sctp|icmp], PEER a service, network:NAME, address or prefix"
 EXAMPLE = '"frontend:8080/tcp"'
 
 _NETWORK = "network:"
@@ -35,15 +36,16 @@ def parse(
     log: bool,
     parsed: Mapping[str, Entry] | None = None,
 ) -> Policy:
-    """The policy of the four lists of a manifest; None where it has no list. ``parsed`` are the entries of keys that are parsed already.
+    """Return the Policy of the four lists of a manifest; an allow list may be None.
 
-    Raises `InvalidInput` for the first wrong entry.
+    ``parsed`` has the entries that are already parsed, by key. Raises InvalidInput for the first
+    wrong entry.
     """
     known = parsed or {}
 
     def entries(texts: Iterable[str], key: str, egress: bool) -> tuple[Entry, ...]:
-        keys = ((f"{key}[{place}]", text) for place, text in enumerate(texts))
-        return tuple(known.get(each) or parse_entry(text, each, egress) for each, text in keys)
+        items = ((f"{key}[{index}]", text) for index, text in enumerate(texts))
+        return tuple(known.get(path) or parse_entry(text, path, egress) for path, text in items)
 
     return Policy(
         None if allow_from is None else entries(allow_from, "network.policy.allow_from", False),
@@ -57,49 +59,49 @@ def parse(
 
 
 def parse_ingress(text: str, key: str) -> Entry:
+    """Return the Entry of ``allow_from`` or ``deny_from``. Raises InvalidInput."""
     return parse_entry(text, key, False)
 
 
 def parse_egress(text: str, key: str) -> Entry:
+    """Return the Entry of ``egress.allow`` or ``egress.deny``. Raises InvalidInput."""
     return parse_entry(text, key, True)
 
 
 def parse_entry(text: str, key: str, egress: bool) -> Entry:
-    """One entry; ``egress`` says in which direction, for the words of errors. Raises `InvalidInput`."""
-    peer, rest = _split(text, key)
-    ports, slash, proto = rest[1:].partition("/") if rest.startswith(":") else ("", rest, rest[1:])
+    """Return the Entry of ``text``; ``egress`` is its direction. Raises InvalidInput."""
+    peer, suffix = _split(text, key)
+    ports, slash, proto = (
+        suffix[1:].partition("/") if suffix.startswith(":") else ("", suffix, suffix[1:])
+    )
+    if slash and not proto:
+        raise _wrong(text, key, "nothing follows the /")
     if slash and proto not in PROTOCOLS:
-        raise _wrong(
-            text, key, f"{values.shown(proto)} is no protocol" if proto else "nothing follows its /"
-        )
-    if not rest.startswith(":"):
+        raise _wrong(text, key, f"{values.shown(proto)} is not a valid protocol")
+    if not suffix.startswith(":"):
         first, last = ALL_PORTS
     elif proto == "icmp":
-        raise _wrong(
-            text,
-            key,
-            "ICMP has no ports",
-            f"{values.shown(f'{peer}/icmp')}, or a port of another protocol",
-        )
+        right = f"{values.shown(f'{peer}/icmp')}, or a port of another protocol"
+        raise _wrong(text, key, "ICMP has no ports", right)
     else:
         first, last = _range(ports, text, key)
-    return Entry(key, text, _peer(peer, rest, text, key, egress), first, last, proto)
+    return Entry(key, text, _peer(peer, suffix, text, key, egress), first, last, proto)
 
 
 def _split(text: str, key: str) -> tuple[str, str]:
-    """The peer without brackets, and what follows it: nothing, or ``:...`` or ``/...``."""
+    """Return the peer without brackets, and its suffix: "", ``:...`` or ``/...``."""
     if text.startswith("["):
-        peer, bracket, rest = text[1:].partition("]")
-        if not bracket or ":" not in peer or (rest and rest[0] not in ":/"):
+        peer, bracket, suffix = text[1:].partition("]")
+        if not bracket or ":" not in peer or (suffix and suffix[0] not in ":/"):
             raise _wrong(text, key, "it does not start with an IPv6 address or prefix in brackets")
-        return peer, rest
+        return peer, suffix
     start = (
         len(_NETWORK)
         if text.startswith(_NETWORK) and text[len(_NETWORK) :][:1] not in values.DIGITS
         else 0
     )
-    if start:  # else network:8080 is a service's port
-        ends = [place for place in (text.find(":", start), text.find("/", start)) if place >= 0]
+    if start:  # network:8080 is a port of a service called network
+        ends = [index for index in (text.find(":", start), text.find("/", start)) if index >= 0]
         end = min(ends, default=len(text))
         return text[:end], text[end:]
     if text.count(":") == 1:
@@ -110,115 +112,94 @@ def _split(text: str, key: str) -> tuple[str, str]:
 
 
 def _range(ports: str, text: str, key: str) -> tuple[int, int]:
+    """Return the first and last port of ``80`` or ``80-90``. Raises InvalidInput."""
     low, dash, high = ports.partition("-")
     first = values.port_number(low)
     last = values.port_number(high) if dash else first
     if first is None or last is None:
-        right = "ports from 1 to 65535"
-        raise _wrong(
-            text,
-            key,
-            f"{values.shown(ports)} is no port" if ports else "no port follows its :",
-            right,
-        )
+        reason = f"{values.shown(ports)} is not a valid port" if ports else "no port follows the :"
+        raise _wrong(text, key, reason, "ports 1 to 65535")
     if last < first:
-        raise _wrong(
-            text,
-            key,
-            f"its range ends before it starts, {first} is more than {last}",
-            f"{last}-{first}",
-        )
+        reason = f"range {first}-{last} ends before it starts"
+        raise _wrong(text, key, reason, f"{last}-{first}")
     return first, last
 
 
-def _peer(peer: str, rest: str, text: str, key: str, egress: bool) -> Peer:
+def _peer(peer: str, suffix: str, text: str, key: str, egress: bool) -> Peer:
+    """Return the Peer of an entry's text, which has ``suffix`` after it. Raises InvalidInput."""
     if not peer:
-        all_of_it = f'"0.0.0.0/0{rest}" for all of IPv4 and "[::/0]{rest}" for all of IPv6'
-        raise _wrong(text, key, "it names no peer", all_of_it if rest else RIGHT)
+        everybody = f'"0.0.0.0/0{suffix}" for all of IPv4, "[::/0]{suffix}" for all of IPv6'
+        raise _wrong(text, key, "the peer is missing", everybody if suffix else RIGHT)
     if peer.startswith(_NETWORK) and peer.count(":") == 1:
         return Peer("network", _network(peer.removeprefix(_NETWORK), text, key))
     if ":" in peer or "/" in peer or peer[0] in values.DIGITS:
-        return Peer("prefix", str(_prefix(peer, rest, text, key)))
+        return Peer("prefix", str(_prefix(peer, suffix, text, key)))
     return Peer("service", _service(peer, text, key, egress))
 
 
 def _network(name: str, text: str, key: str) -> str:
     if name == "default":
-        raise _wrong(
-            text, key, "the network of that name is called niso-default", '"network:niso-default"'
-        )
+        reason = "the default network is called niso-default"
+        raise _wrong(text, key, reason, '"network:niso-default"')
     try:
         return values.network_name(name, key)
     except InvalidInput:
-        reason = f"{values.shown(name)} is no network's name"
-        raise _wrong(
-            text, key, reason, f"network: and {values.NETWORK_RIGHT}", '"network:backend"'
-        ) from None
+        reason = f"{values.shown(name)} is not a valid network name"
+        right = f"network:NAME, NAME of {values.NETWORK_RIGHT}"
+        raise _wrong(text, key, reason, right, '"network:backend"') from None
 
 
 def _service(peer: str, text: str, key: str, egress: bool) -> str:
     name = peer.removesuffix(f".{DOMAIN}")
     if "." in name or peer == DOMAIN:
         reason = f"names outside {DOMAIN} are not supported"
-        raise _wrong(
-            text, key, reason, "a service's name, or addresses or prefixes", '"203.0.113.7:443"'
-        )
+        raise _wrong(text, key, reason, "a service, an address or a prefix", '"203.0.113.7:443"')
     if name in ("host", "localhost"):
         if egress:
-            reason, right = (
-                "the host is no service",
-                "addresses of the host, which count as any other",
-            )
-            raise _wrong(text, key, reason, right, '"192.0.2.1:53"')
-        raise _wrong(text, key, "the host may always connect in", "to leave it out")
+            reason = "the host is not a service"
+            raise _wrong(text, key, reason, "an address of the host", '"192.0.2.1:53"')
+        raise _wrong(text, key, "the host can always connect", "remove it")
     try:
         return values.host_label(name, key)
     except InvalidInput:
-        reason = f"{values.shown(name)} is no service's name"
+        reason = f"{values.shown(name)} is not a valid service name"
         raise _wrong(text, key, reason, RIGHT) from None
 
 
-def _prefix(peer: str, rest: str, text: str, key: str) -> _Prefix:
-    """The prefix that ``peer`` is; of an address that of the address alone."""
+def _prefix(peer: str, suffix: str, text: str, key: str) -> _Prefix:
+    """Return the prefix of an address or prefix. Raises InvalidInput."""
     address, slash, length = peer.partition("/")
     if not (values.is_ipv4(address) or values.is_ipv6(address)):
-        raise _wrong(text, key, _no_address(address, bool(slash)))
+        raise _wrong(text, key, _not_an_address(address, bool(slash)))
     number = ipaddress.ip_address(address)
     bits = _length(length, number.max_prefixlen) if slash else number.max_prefixlen
     if bits is None:
         if number.version == 6 and ":" in length:
-            example = f'"[{address}/{length.replace(":", "]:", 1)}{rest}"'
-            raise _wrong(
-                text,
-                key,
-                "its ports follow an IPv6 prefix without brackets",
-                "brackets around it",
-                example,
-            )
-        right = f"a length from 0 to {number.max_prefixlen}"
-        raise _wrong(
-            text, key, f"{values.shown(length)} is no prefix length of IPv{number.version}", right
-        )
+            reason = "ports follow an IPv6 prefix without brackets"
+            example = f'"[{address}/{length.replace(":", "]:", 1)}{suffix}"'
+            raise _wrong(text, key, reason, "put it in brackets", example)
+        reason = f"{values.shown(length)} is not a valid prefix length of IPv{number.version}"
+        raise _wrong(text, key, reason, f"0 to {number.max_prefixlen}")
     prefix = ipaddress.ip_network(f"{number}/{bits}", strict=False)
     if prefix.network_address != number:
-        right = (
-            f"{_written(str(prefix), rest)}, or {_written(str(number), rest)} for the one address"
-        )
-        raise _wrong(text, key, "it has host bits set", right, _written(str(prefix), rest))
-    if reason := _not_a_peer(prefix):
-        raise _wrong(text, key, *reason)
+        whole, single = (_written(str(peer), suffix) for peer in (prefix, number))
+        right = f"{whole}, or {single} for the one address"
+        raise _wrong(text, key, "host bits are set", right, whole)
+    if reason_and_right := _not_a_peer(prefix):
+        raise _wrong(text, key, *reason_and_right)
     return prefix
 
 
-def _no_address(text: str, with_length: bool) -> str:
+def _not_an_address(text: str, with_length: bool) -> str:
+    """Return why a text is not a valid address."""
     shown = values.shown(text)
     if ":" not in text:
         if with_length and not _OF_IPV4.issuperset(text):
-            return f"{shown} is no address, and only addresses have a prefix length"
-        return f"{shown} is no IPv4 address"
+            return f"{shown} is not an address, and only addresses have a prefix length"
+        return f"{shown} is not a valid IPv4 address"
     if "%" in text:
-        return f"{shown} has a zone, which says nothing to other machines"
-    return f"{shown} is no IPv6 address"
+        return f"{shown} has a zone, which means nothing to other machines"
+    return f"{shown} is not a valid IPv6 address"
 
 
 def _length(text: str, most: int) -> int | None:
@@ -228,30 +209,30 @@ def _length(text: str, most: int) -> int | None:
     return bits if bits is not None and bits <= most else None
 
 
-def _written(peer: str, rest: str) -> str:
-    return f'"[{peer}]{rest}"' if ":" in peer and rest.startswith(":") else f'"{peer}{rest}"'
+def _written(peer: str, suffix: str) -> str:
+    """Return the text of an entry, in quotes, with brackets if an IPv6 peer has ports."""
+    if ":" in peer and suffix.startswith(":"):
+        return f'"[{peer}]{suffix}"'
+    return f'"{peer}{suffix}"'
 
 
 def _not_a_peer(prefix: _Prefix) -> tuple[str, str] | None:
-    """Why no packet of a service has an address of it, and what is right; None where it can."""
+    """Return (reason, right) if no packet of a service can have an address in it, else None."""
     if isinstance(prefix, ipaddress.IPv6Network) and prefix.subnet_of(_MAPPED):
         number = ipaddress.IPv4Network(
             (int(prefix.network_address) & 0xFFFFFFFF, prefix.prefixlen - 96)
         )
         plain = str(number.network_address) if number.prefixlen == 32 else str(number)
-        return "it is IPv4 written as IPv6", f'"{plain}"'
+        return "it is IPv4-mapped", f'"{plain}"'
     if prefix.prefixlen == prefix.max_prefixlen and prefix.network_address.is_unspecified:
-        return (
-            "it is no host's address",
-            f'"{prefix.network_address}/0" for all of IPv{prefix.version}',
-        )
+        right = f'"{prefix.network_address}/0" for all of IPv{prefix.version}'
+        return "no host has this address", right
     if prefix.is_loopback:
-        return (
-            "loopback addresses pass between no services, and the host may always connect in",
-            "to leave it out",
-        )
+        reason = "services never see loopback addresses of others, and the host can always connect"
+        return reason, "remove it"
     return None
 
 
 def _wrong(text: str, key: str, reason: str, right: str = RIGHT, example: str = "") -> InvalidInput:
-    return values.wrong(key, text, reason, right, example or (EXAMPLE if right == RIGHT else ""))
+    example = example or (EXAMPLE if right == RIGHT else "")
+    return values.wrong(key, text, f"is not a valid entry: {reason}", right, example)

@@ -1,8 +1,8 @@
-"""Published ports: the text of ``network.ports`` and of the command line, as data.
+"""Parse published ports: ``network.ports`` and arguments of the command line.
 
-The forms are Docker's (docs.docker.com/engine/network/port-publishing) with an optional protocol: ``HOST:CONTAINER``, with a
-host address before it, ranges of equal length on both sides, ``PORT`` for the same on both sides, ``:PORT`` for a free host
-port.
+The forms are Docker's (docs.docker.com/engine/network/port-publishing), with an optional protocol.
+They are ``HOST:CONTAINER``, with or without a host address before it, and with equally long ranges
+on both sides. ``PORT`` is the same port on both sides, ``:PORT`` takes a free host port.
 """
 
 from __future__ import annotations
@@ -15,84 +15,87 @@ from niso.manifest import values
 from niso.plan.records import ANY, ANY4, ANY6, Port
 
 PROTOCOLS = ("tcp", "udp", "sctp")
-RIGHT = "[ADDRESS:]HOST:CONTAINER[/tcp|udp|sctp] with ports from 1 to 65535 or equally long ranges of them"
+RIGHT = "[ADDRESS:]HOST:CONTAINER[/tcp|udp|sctp], ports 1 to 65535 or equally long ranges"
 EXAMPLE = '"8080:8080"'
 NO_LOOPBACK6 = (
-    "the kernel takes packets for ::1 from no bridge, so no answer would come back: publish it on 127.0.0.1, or on an"
-    " address of the host"
+    "the kernel accepts no packets for ::1 from a bridge, so replies would be lost; "
+    "publish on 127.0.0.1, or on another address of the host"
 )
 
 
 def parse_port(text: str, key: str) -> Port:
-    """The port that ``text`` asks for; ``host_port`` 0 asks for free ones. Raises `InvalidInput`."""
-    address, rest = _split_address(text, key)
-    rest, slash, proto = rest.partition("/")
+    """Return the Port of ``text``; ``host_port`` 0 asks for a free one. Raises InvalidInput."""
+    address, ports = _split_address(text, key)
+    ports, slash, proto = ports.partition("/")
     if slash and proto not in PROTOCOLS:
-        raise _wrong(text, key, f"{values.shown(proto)} is no protocol")
-    host, colon, container = rest.partition(":")
+        raise _wrong(text, key, f"{values.shown(proto)} is not a valid protocol")
+    host, colon, container = ports.partition(":")
     if colon and not host:
         inner, last_inner = _range(container, text, key)
         return Port(address, 0, inner, proto or "tcp", last_inner - inner + 1)
     first, last = _range(host, text, key)
     inner, last_inner = _range(container if colon else host, text, key)
     if last - first != last_inner - inner:
-        raise _wrong(text, key, "its ranges are not equally long")
+        raise _wrong(text, key, "the two ranges differ in length")
     return Port(address, first, inner, proto or "tcp", last - first + 1)
 
 
 def _split_address(text: str, key: str) -> tuple[str, str]:
-    """The host address in its canonical form, `ANY` where there is none, and what follows it."""
+    """Return (canonical host address, ports); the address is `ANY` if there is none."""
     if text.startswith("["):
-        address, bracket, rest = text[1:].partition("]:")
+        address, bracket, ports = text[1:].partition("]:")
         if not (bracket and values.is_ipv6(address)):
             raise _wrong(text, key, "it does not start with an IPv6 address in brackets")
     elif text.count(":") == 2:
-        address, _, rest = text.partition(":")
+        address, _, ports = text.partition(":")
         if not values.is_ipv4(address):
-            raise _wrong(text, key, f"{values.shown(address)} is no IPv4 address")
+            raise _wrong(text, key, f"{values.shown(address)} is not a valid IPv4 address")
     else:
         return ANY, text
     reason = _not_a_host(address)
     if reason:
         raise _wrong(text, key, reason)
-    return str(ipaddress.ip_address(address)), rest
+    return str(ipaddress.ip_address(address)), ports
 
 
 def _not_a_host(text: str) -> str | None:
-    """Why no host can have this address and be reached by it; None if one can."""
+    """Return why no host can be reached by this address, or None if one can."""
     address = ipaddress.ip_address(text)
     if address.version == 6 and address.ipv4_mapped:
-        return f"{text} is an IPv4 address: write {address.ipv4_mapped}"
+        return f"{text} is an IPv4-mapped address, write {address.ipv4_mapped}"
     if address.is_unspecified:
         return None
     if address.version == 6:
         if address.is_loopback:
             return NO_LOOPBACK6
         if address.is_link_local:
-            return f"{text} is a link-local address, which says nothing without its link"
+            return f"{text} is a link-local address, which means nothing without its link"
     elif text == "255.255.255.255" or text.startswith("0."):
-        return f"{text} is no address that a host can have"
+        return f"{text} cannot be an address of a host"
     return f"{text} is a multicast address" if address.is_multicast else None
 
 
 def _range(part: str, text: str, key: str) -> tuple[int, int]:
-    """First and last port of ``8000-8010``, or twice the port of ``8080``."""
+    """Return the first and last port of ``8000-8010``; both are 8080 for ``8080``."""
     low, dash, high = part.partition("-")
     first = values.port_number(low)
     last = values.port_number(high) if dash else first
     if first is None or last is None:
-        raise _wrong(text, key, f"{values.shown(part)} is no port")
+        raise _wrong(text, key, f"{values.shown(part)} is not a valid port")
     if last < first:
-        raise _wrong(text, key, f"its range ends before it starts, {first} is more than {last}")
+        raise _wrong(text, key, f"range {first}-{last} ends before it starts")
     return first, last
 
 
 def _wrong(text: str, key: str, reason: str) -> InvalidInput:
-    return values.wrong(key, text, reason, RIGHT, EXAMPLE)
+    return values.wrong(key, text, f"is not a valid port mapping: {reason}", RIGHT, EXAMPLE)
 
 
 def distinct(ports: tuple[Port, ...]) -> tuple[Port, ...]:
-    """Each port once, in order; one on all of a family is left out where the same is published on all addresses."""
+    """Return each port once, in order.
+
+    A port on all addresses of one family is dropped if it is also published on all addresses.
+    """
     known = dict.fromkeys(ports)
     return tuple(
         p for p in known if p.host_ip not in (ANY4, ANY6) or p._replace(host_ip=ANY) not in known
@@ -100,26 +103,27 @@ def distinct(ports: tuple[Port, ...]) -> tuple[Port, ...]:
 
 
 def contradictions(ports: Iterable[Port]) -> list[tuple[int, int]]:
-    """Places of ports that take the same host port at the same address as an earlier one and are not equal to it.
+    """Return (index, earlier index) of ports that contradict an earlier port.
 
-    Each later place once, with an earlier one. All addresses and one address do not contradict: the one wins there.
+    Two different ports contradict each other if they take the same host port at the same address.
+    Each index comes once. A port on one address does not contradict one on all: it takes priority.
     """
     groups: dict[tuple[str, str], list[tuple[int, int, int, Port]]] = {}
-    for place, port in enumerate(ports):
+    for index, port in enumerate(ports):
         if not port.host_port:
             continue
-        for where in (ANY4, ANY6) if port.host_ip == ANY else (port.host_ip,):
-            groups.setdefault((port.proto, where), []).append(
-                (port.host_port, port.last, place, port)
+        for address in (ANY4, ANY6) if port.host_ip == ANY else (port.host_ip,):
+            groups.setdefault((port.proto, address), []).append(
+                (port.host_port, port.last, index, port)
             )
-    found: dict[int, int] = {}
+    pairs: dict[int, int] = {}
     for group in groups.values():
         group.sort()
-        reach = group[0]  # of those before, the one that ends last
-        for each in group[1:]:
-            if each[0] <= reach[1] and each[3]._replace(host_ip="") != reach[3]._replace(
+        reach = group[0]  # of the ports so far, the one that ends last
+        for item in group[1:]:
+            if item[0] <= reach[1] and item[3]._replace(host_ip="") != reach[3]._replace(
                 host_ip=""
             ):
-                found.setdefault(max(each[2], reach[2]), min(each[2], reach[2]))
-            reach = max(reach, each, key=lambda one: one[1])
-    return sorted(found.items())
+                pairs.setdefault(max(item[2], reach[2]), min(item[2], reach[2]))
+            reach = max(reach, item, key=lambda one: one[1])
+    return sorted(pairs.items())

@@ -1,4 +1,4 @@
-"""The section [isolation.resources]: how much of the machine a service may have."""
+"""Parse [isolation.resources]: how much of the machine a service may use."""
 
 from __future__ import annotations
 
@@ -13,23 +13,21 @@ if TYPE_CHECKING:
 
 MIN_MEMORY = 1 << 20
 MAX_MEMORY = 1 << 60
-MIN_PIDS, MAX_PIDS = (
-    2,
-    4_194_304,
-)  # PID 1 of the service and its program; PID_MAX_LIMIT (linux/threads.h)
+MIN_PIDS = 2  # PID 1 of the service and its program
+MAX_PIDS = 4_194_304  # PID_MAX_LIMIT (linux/threads.h)
 MAX_PERCENT = 1_000_000
 
 
 def memory_max(text: str, key: str) -> int:
-    """Bytes of ``512M``, at least 1M: with less not even PID 1 starts."""
+    """Return the bytes of ``512M``. Raises InvalidInput, also below 1M: PID 1 could not start."""
     size = values.size(text, key)
     if not MIN_MEMORY <= size <= MAX_MEMORY:
-        raise values.wrong(key, text, "it is out of range", "a size of 1M to 1000000000G", '"512M"')
+        raise values.wrong(key, text, "is out of range", "1M to 1000000000G", '"512M"')
     return size
 
 
 def cpu_max(text: str, key: str) -> int:
-    """Per cent of one CPU: ``200%`` is two of them."""
+    """Return the percentage of one CPU: ``200%`` is two CPUs. Raises InvalidInput."""
     digits = text.removesuffix("%")
     number = (
         int(digits)
@@ -37,15 +35,16 @@ def cpu_max(text: str, key: str) -> int:
         else 0
     )
     if digits == text or not 1 <= number <= MAX_PERCENT:
-        right = f"a whole number of 1 to {MAX_PERCENT} with %, where 100% is one CPU"
-        raise values.wrong(key, text, "it is no share of CPUs", right, '"200%"')
+        right = f"1% to {MAX_PERCENT}%, a whole number, where 100% is one CPU"
+        raise values.wrong(key, text, "is not a valid CPU limit", right, '"200%"')
     return number
 
 
 def problems(section: Mapping[str, Any], parsed: dict[str, Any]) -> list[InvalidInput]:
-    """Every wrong value of the section as tomllib returned it; what has the wrong type is left to `niso.manifest.validate.walk`.
+    """Return an error for each wrong value of the section, which is as tomllib returned it.
 
-    What right texts mean is added to ``parsed``, by their keys.
+    Values of a wrong type are skipped: `niso.manifest.validate.walk` reports them.
+    Valid values are added to ``parsed`` under their keys.
     """
     errors: list[InvalidInput] = []
     for name, rule in (("memory_max", memory_max), ("cpu_max", cpu_max)):
@@ -58,6 +57,6 @@ def problems(section: Mapping[str, Any], parsed: dict[str, Any]) -> list[Invalid
                 errors.append(error)
     pids, key = section.get("pids_limit"), "isolation.resources.pids_limit"
     if type(pids) is int and not MIN_PIDS <= pids <= MAX_PIDS:
-        right = f"a number of {MIN_PIDS} (PID 1 and the program) to {MAX_PIDS}"
-        errors.append(values.wrong(key, pids, "it is out of range", right, "4096"))
+        right = f"{MIN_PIDS}, for PID 1 and the program, to {MAX_PIDS}"
+        errors.append(values.wrong(key, pids, "is out of range", right, "4096"))
     return errors

@@ -1,6 +1,6 @@
-"""The section [volumes]: what a service sees beside its root, and may write to.
+"""Parse [volumes]: what a service can access besides its root file system.
 
-Where a mount point really is (links of the rootfs followed) is looked at by `niso.runtime.volumes`.
+`niso.runtime.volumes` resolves a mount point through the symlinks of the rootfs.
 """
 
 from __future__ import annotations
@@ -20,52 +20,58 @@ MAX_SIZE = 1 << 60
 
 
 def name(text: str, key: str) -> str:
-    """The name of a volume, which is a folder's name too."""
+    """Return ``text`` if it is a valid name of a volume and its folder. Raises InvalidInput."""
     if not (
         0 < len(text) <= values.MAX_NAME and NAME_CHARACTERS.issuperset(text) and text[0].isalpha()
     ):
-        right = "a name of letters, digits, - and _ that starts with a letter and has at most 63 characters"
-        raise values.wrong(key, text, "it is no name of a volume", right, "data")
+        right = "letters, digits, - and _, first a letter, at most 63 characters"
+        raise values.wrong(key, text, "is not a valid volume name", right, "data")
     return text
 
 
 def mount(text: str, key: str) -> str:
-    """A mount point inside the service: an absolute path without ``.``, ``..`` and ``//``."""
+    """Return ``text`` if it can be a mount point inside the service. Raises InvalidInput.
+
+    It is an absolute path without ``.``, ``..`` and ``//``.
+    """
     reason = values.path_reason(text)
     parts = text.split("/")[1:]
     if reason is None and not text.startswith("/"):
-        reason = "it is not absolute"
+        reason = "is not absolute"
     if reason is None and text != "/" and any(part in ("", ".", "..") for part in parts):
-        reason = "it is not written plainly: it has an empty part, . or .."
-    if reason is None:
-        reason = taken(text)
+        reason = "contains an empty part, . or .."
+    if reason is None and (why := taken(text)):
+        reason = f"cannot be a mount point: {why}"
     if reason:
-        raise values.wrong(
-            key, text, reason, "an absolute path of the service, such as /data", '"/data"'
-        )
+        right = "an absolute path in the service, such as /data"
+        raise values.wrong(key, text, reason, right, '"/data"')
     return text
 
 
 def host(text: str, key: str) -> str:
-    """An absolute path of the host; whether it is there is looked at when the service is activated."""
-    reason = values.path_reason(text) or (None if text.startswith("/") else "it is not absolute")
+    """Return ``text`` if it is an absolute path of the host. Raises InvalidInput.
+
+    Activation checks that the path exists.
+    """
+    reason = values.path_reason(text) or (None if text.startswith("/") else "is not absolute")
     if reason:
-        raise values.wrong(key, text, reason, "an absolute path of the host", '"/srv/data"')
+        raise values.wrong(key, text, reason, "an absolute path on the host", '"/srv/data"')
     return text
 
 
 def size(text: str, key: str) -> int:
-    """Bytes of a tmpfs."""
-    found = values.size(text, key)
-    if found > MAX_SIZE:
-        raise values.wrong(key, text, "it is out of range", "a size up to 1000000000G", '"64M"')
-    return found
+    """Return the bytes of a tmpfs. Raises InvalidInput."""
+    number = values.size(text, key)
+    if number > MAX_SIZE:
+        raise values.wrong(key, text, "is out of range", "at most 1000000000G", '"64M"')
+    return number
 
 
 def problems(section: Mapping[str, Any], parsed: dict[str, Any]) -> list[InvalidInput]:
-    """Every wrong value of the section as tomllib returned it; what has the wrong type is left to `niso.manifest.validate.walk`.
+    """Return an error for each wrong value of the section, which is as tomllib returned it.
 
-    What right texts mean is added to ``parsed``, by their keys.
+    Values of a wrong type are skipped: `niso.manifest.validate.walk` reports them.
+    Valid values are added to ``parsed`` under their keys.
     """
     from niso.manifest.validate import join
 
@@ -81,35 +87,35 @@ def problems(section: Mapping[str, Any], parsed: dict[str, Any]) -> list[Invalid
             return False
         return True
 
-    points: dict[str, str] = {}  # mount point: its key
-    above: dict[str, str] = {}  # a folder above one: that one
+    points: dict[str, str] = {}  # mount point -> its key
+    above: dict[str, str] = {}  # parent folder of a mount point -> that mount point
     for volume, keys in section.items():
         base = join("volumes", volume)
         check(name, volume, base)
         if not isinstance(keys, dict):
             continue
         if check(mount, point := keys.get("mount"), f"{base}.mount"):
-            errors += _near(str(point), f"{base}.mount", points, above)
+            errors += _overlapping(str(point), f"{base}.mount", points, above)
         check(host, keys.get("host"), f"{base}.host")
         check(size, keys.get("size"), f"{base}.size")
         errors += _combined(keys, base)
     return errors
 
 
-def _near(
+def _overlapping(
     point: str, key: str, points: dict[str, str], above: dict[str, str]
 ) -> Iterator[InvalidInput]:
-    """What is wrong with ``point`` because of those before it, to which it is added."""
+    """Yield an error if ``point`` overlaps an earlier mount point, and record it in both dicts."""
     parts = point.split("/")
     folders = ["/".join(parts[:end]) for end in range(2, len(parts))]
     other = next((folder for folder in folders if folder in points), None)
-    reason = "it lies below"
+    reason = "lies below"
     if point in points:
-        other, reason = point, "it is the same as"
+        other, reason = point, "is the same as"
     elif point in above:
-        other, reason = above[point], "it lies above"
+        other, reason = above[point], "lies above"
     if other is not None:
-        right = "a mount point that is apart from all others"
+        right = "a mount point that does not overlap another"
         yield values.wrong(key, point, f"{reason} {points[other]} ({values.shown(other)})", right)
     points.setdefault(point, key)
     for folder in folders:
@@ -117,21 +123,18 @@ def _near(
 
 
 def _combined(keys: Mapping[str, Any], base: str) -> list[InvalidInput]:
+    """Return an error for each key of a volume that does not go with its other keys."""
     tmpfs, bound = keys.get("tmpfs") is True, "host" in keys
     errors = []
     if tmpfs and bound:
-        reason = f"{base}.tmpfs is there too"
-        errors.append(values.wrong(f"{base}.host", keys["host"], reason, "one of the two keys"))
+        reason = f"conflicts with {base}.tmpfs"
+        errors.append(values.wrong(f"{base}.host", keys["host"], reason, "set only one of the two"))
     if "size" in keys and not tmpfs:
-        reason = "only a tmpfs has a size"
-        errors.append(
-            values.wrong(
-                f"{base}.size", keys["size"], reason, "to leave it out, or tmpfs = true beside it"
-            )
-        )
+        reason = "is not allowed: only a tmpfs has a size"
+        right = "remove it, or set tmpfs = true"
+        errors.append(values.wrong(f"{base}.size", keys["size"], reason, right))
     if "mode" in keys and not bound:
-        reason = "only a path of the host has a mode: the others can be written to"
-        errors.append(
-            values.wrong(f"{base}.mode", keys["mode"], reason, "to leave it out, or host beside it")
-        )
+        reason = "is not allowed: only a path of the host has a mode, other volumes are writable"
+        right = "remove it, or set host"
+        errors.append(values.wrong(f"{base}.mode", keys["mode"], reason, right))
     return errors

@@ -1,6 +1,7 @@
-"""stack.toml: several services and their networks as one thing. What the file says, checked with the manifests that it names.
+"""Load stack.toml, several services and their networks as a unit, and check it with its manifests.
 
-A service's keys lie over those of its package's manifest.toml: the keys of [network] flat, the other tables by their names.
+A [[service]] overrides keys of its package's manifest.toml. It has the keys of [network] directly,
+and the other tables by their names.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ FILE_NAME = "stack.toml"
 Condition = Literal["started", "healthy"]
 
 NETWORK_KEYS = manifest_tables.Network._fields
-"""The keys of a manifest's [network], which stand flat in a [[service]]."""
+"""The keys of a manifest's [network], which a [[service]] has directly."""
 TABLES = tuple(name for name in Manifest._fields if name not in ("package", "network"))
-"""The tables of a manifest that a [[service]] may have: [service.environment] and so on."""
+"""The tables of a manifest that a [[service]] can have: [service.environment] and so on."""
 _INSTEAD = {"network": "networks", "networks": "network", "tcp": "http", "http": "tcp"}
-"""Keys that say the same in another way: the stack's takes the place of the manifest's."""
+"""Pairs of alternative keys: the one in the stack replaces the other one in the manifest."""
 
 
 class Head(NamedTuple):
@@ -38,7 +39,7 @@ class Head(NamedTuple):
 
 
 class Network(NamedTuple):
-    """A network as `niso net create` knows it."""
+    """A network with the options of `niso net create`."""
 
     subnet: str | tuple[str, ...] = ()
     ipv6: bool = False
@@ -56,7 +57,7 @@ class Network(NamedTuple):
 
 
 class Own(NamedTuple):
-    """What a [[service]] has beside the manifest's keys."""
+    """The keys of a [[service]] that a manifest does not have."""
 
     name: str
     package: str
@@ -69,7 +70,7 @@ class Member(NamedTuple):
     key: str  # service[1]
     loaded: Loaded  # its package's manifest with the stack's keys over it
     overrides: Mapping[str, Any]
-    after: Mapping[str, Condition]  # service -> what it must be before this one starts
+    after: Mapping[str, Condition]  # service -> its required state before this one starts
 
     @property
     def name(self) -> str:
@@ -81,6 +82,8 @@ class Member(NamedTuple):
 
 
 class Stack(NamedTuple):
+    """A checked stack.toml."""
+
     name: str
     path: str  # of the file, absolute
     networks: Mapping[str, Network]
@@ -88,24 +91,27 @@ class Stack(NamedTuple):
 
     @property
     def file(self) -> str:
-        """The path, for messages."""
+        """Return the path, printable."""
         return values.escaped(self.path)
 
 
 class Outline(NamedTuple):
-    """What can be told of a stack without its packages, however wrong the rest of the file is."""
+    """The part of a stack that needs no packages and tolerates errors elsewhere in the file."""
 
     name: str
     path: str
-    after: Mapping[str, tuple[str, ...]]  # each service, with those that it depends on
+    after: Mapping[str, tuple[str, ...]]  # each service -> the services that it depends on
 
 
 Also = Callable[[str, Network], Iterable[InvalidInput]]
-"""Further errors of a network of that name, which has no wrong type; their keys are whole (``networks.backend.subnet``)."""
+"""Returns further errors of a network, given its name and keys of right types.
+
+The errors have whole keys (``networks.backend.subnet``).
+"""
 
 
 def place(path: str) -> str:
-    """The absolute path of the stack.toml that ``path``, a file or a folder, means."""
+    """Return the absolute path of the stack.toml for ``path``, a file or a folder."""
     path = os.path.abspath(path)
     return (
         path
@@ -115,7 +121,11 @@ def place(path: str) -> str:
 
 
 def outline(path: str) -> Outline:
-    """The name, services and dependencies of a stack.toml. Raises NotFound, NisoError, InvalidInput (no TOML, no name)."""
+    """Return the name, services and dependencies of a stack.toml.
+
+    Raises NotFound, NisoError if it cannot be read, InvalidInput if it is not valid TOML, and an
+    ErrorGroup or InvalidInput if [stack] is wrong.
+    """
     path = place(path)
     data = toml.load(path, FILE_NAME)
     try:
@@ -133,7 +143,7 @@ def outline(path: str) -> Outline:
         needs = item.get("depends_on")
         if isinstance(own := item.get("name"), str):
             after[own] = (
-                tuple(each for each in needs if isinstance(each, str))
+                tuple(name for name in needs if isinstance(name, str))
                 if isinstance(needs, dict | list)
                 else ()
             )
@@ -141,15 +151,15 @@ def outline(path: str) -> Outline:
 
 
 def load(path: str, also: Also = lambda _name, _network: ()) -> Stack:
-    """Read and check the stack.toml at ``path``, a file or its folder, and the manifests of its packages.
+    """Read and check the stack.toml at ``path``, a file or its folder, and its manifests.
 
-    Raises NotFound, NisoError, InvalidInput (no TOML), and else an ErrorGroup of all that is wrong in the file and in the
-    manifests: each names its file, key and value.
+    Raises NotFound, NisoError if it cannot be read, InvalidInput if it is not valid TOML, else an
+    ErrorGroup of all errors in the file and in the manifests. Each names its file, key and value.
     """
     path = place(path)
     data = toml.load(path, FILE_NAME)
     name, networks, errors = _top(data, also)
-    told: list[NisoError] = []  # of other files
+    others: list[NisoError] = []  # errors of other files
     items: dict[str, _Item] = {}
     members: list[Member] = []
     for key, keys in _tables(data.get("service")):
@@ -163,13 +173,13 @@ def load(path: str, also: Also = lambda _name, _network: ()) -> Stack:
             errors.append(wrong)
         elif isinstance(package := own.get("package"), str):
             items[item.name] = item
-            loaded, wrongs, elsewhere = _package(path, item, package, overrides)
-            errors, told = errors + wrongs, told + elsewhere
+            loaded, here, elsewhere = _package(path, item, package, overrides)
+            errors, others = errors + here, others + elsewhere
             if loaded is not None:
                 members.append(Member(key, loaded, overrides, item.after))
     errors += _dependencies(items, {member.name: member.loaded.spec for member in members})
-    if errors or told:
-        raise ErrorGroup([*(_in_file(path, error) for error in errors), *told])
+    if errors or others:
+        raise ErrorGroup([*(_in_file(path, error) for error in errors), *others])
     order = ordered({item.name: item.after for item in items.values()})
     return Stack(
         name, path, networks, tuple(sorted(members, key=lambda member: order.index(member.name)))
@@ -177,7 +187,7 @@ def load(path: str, also: Also = lambda _name, _network: ()) -> Stack:
 
 
 def ordered(after: Mapping[str, Iterable[str]]) -> list[str]:
-    """The names, each after those that it needs; as they are where they need each other."""
+    """Return the names, each after those that it depends on; unchanged if there is a cycle."""
     try:
         return [name for name in graphlib.TopologicalSorter(after).static_order() if name in after]
     except graphlib.CycleError:
@@ -185,7 +195,7 @@ def ordered(after: Mapping[str, Iterable[str]]) -> list[str]:
 
 
 def in_words_of(stack: Stack, error: NisoError) -> NisoError:
-    """The error of a service's manifest as one of the stack's file, where that file has the key."""
+    """Return an error of a service's manifest as one of stack.toml, if that file has the key."""
     for member in stack.members:
         path = member.loaded.path
         if (
@@ -203,11 +213,11 @@ def in_words_of(stack: Stack, error: NisoError) -> NisoError:
     return error
 
 
-# --- the parts of the file -------------------------------------------------------------------------------------------
+# --- the parts of the file ------------------------------
 
 
 class _Blank(NamedTuple):
-    """A [[service]] without its keys, which are looked at by themselves."""
+    """A [[service]] without its keys, which are checked separately."""
 
 
 class _Whole(NamedTuple):
@@ -223,12 +233,13 @@ def _in_file(path: str, error: NisoError) -> NisoError:
 
 
 def _tables(items: object) -> list[tuple[str, dict[str, Any]]]:
-    """Key and content of each [[service]] that is a table."""
-    found = enumerate(items if isinstance(items, list) else [])
-    return [(f"service[{index}]", item) for index, item in found if isinstance(item, dict)]
+    """Return the key and content of each [[service]] that is a table."""
+    tables = enumerate(items if isinstance(items, list) else [])
+    return [(f"service[{index}]", item) for index, item in tables if isinstance(item, dict)]
 
 
 def _refused(rule: Callable[[str, str], object], value: str, key: str) -> InvalidInput | None:
+    """Return the error that a rule raises for a value, or None."""
     try:
         rule(value, key)
     except InvalidInput as error:
@@ -237,7 +248,7 @@ def _refused(rule: Callable[[str, str], object], value: str, key: str) -> Invali
 
 
 def _top(data: dict[str, object], also: Also) -> tuple[str, dict[str, Network], list[InvalidInput]]:
-    """The stack's name, its networks, and what is wrong with all but the services."""
+    """Return the stack's name, its networks, and all errors outside the services."""
     shape = {
         **data,
         "service": [{} for _ in items] if isinstance(items := data.get("service"), list) else items,
@@ -249,14 +260,14 @@ def _top(data: dict[str, object], also: Also) -> tuple[str, dict[str, Network], 
             shape["service"][index] = item  # type: ignore[index]
     errors = validate.walk(shape, _Whole)
     if items == []:
-        errors.append(values.wrong("service", [], "it is empty", "one [[service]] or more"))
+        errors.append(values.wrong("service", [], "is empty", "one or more [[service]]"))
     head = data.get("stack")
     name = head.get("name") if isinstance(head, dict) else None
     if isinstance(name, str) and (error := _refused(values.service_name, name, "stack.name")):
         errors.append(error)
     networks: dict[str, Network] = {}
-    said = data.get("networks")
-    for own, keys in said.items() if isinstance(said, dict) else ():
+    tables = data.get("networks")
+    for own, keys in tables.items() if isinstance(tables, dict) else ():
         key = validate.join("networks", own)
         wrong = _refused(values.network_name, own, key)
         if wrong:
@@ -268,37 +279,33 @@ def _top(data: dict[str, object], also: Also) -> tuple[str, dict[str, Network], 
 
 
 def _unknown(keys: Mapping[str, object], key: str) -> Iterable[InvalidInput]:
-    """The keys of a [[service]] that neither it nor a manifest has."""
+    """Yield an error for each key of a [[service]] that neither it nor a manifest has."""
     known = (*Own._fields, *NETWORK_KEYS, *TABLES)
     for name, value in keys.items():
-        path = validate.join(key, name)
         if name in known:
             continue
         near = validate.nearest(name, list(known))
-        right = validate.join(key, near) if near else f"one of {', '.join(known)}"
-        hint = f"did you mean {validate.join(key, near)}?" if near else f"leave {path} out"
-        yield InvalidInput(
-            "the key is unknown",
-            hint,
-            path,
-            value=values.shown(value),
-            right=right,
+        yield validate.unknown_key(
+            validate.join(key, name),
+            value,
+            ", ".join(known),
+            validate.join(key, near) if near else None,
         )
 
 
-# --- a service and its package ---------------------------------------------------------------------------------------
+# --- a service and its package ------------------------------
 
 
 class _Item(NamedTuple):
-    """What others need to know of a [[service]]."""
+    """The part of a [[service]] that checks of other services need."""
 
     key: str
     name: str
     after: dict[str, Condition]
-    listed: bool  # it has its dependencies as an array
+    listed: bool  # depends_on is an array
 
     def path(self, dependency: str) -> str:
-        """The key of a dependency."""
+        """Return the key of a dependency."""
         base = f"{self.key}.depends_on"
         return (
             f"{base}[{list(self.after).index(dependency)}]"
@@ -308,7 +315,7 @@ class _Item(NamedTuple):
 
 
 def _item(own: Mapping[str, Any], key: str) -> _Item:
-    """As much as is of the right type."""
+    """Return the item of a [[service]]; values of a wrong type are skipped."""
     needs = own.get("depends_on")
     after: dict[str, Condition] = {}
     if isinstance(needs, list):
@@ -324,19 +331,21 @@ def _name_error(item: _Item, name: object, items: Mapping[str, _Item]) -> Invali
         return None
     key = f"{item.key}.name"
     if item.name in items:
-        return values.wrong(
-            key, name, f"{items[item.name].key} has it", "a name of its own for each service"
-        )
+        reason = f"is already the name of {items[item.name].key}"
+        return values.wrong(key, name, reason, "a unique name for each service")
     return _refused(values.service_name, name, key)
 
 
 def _package(
     path: str, item: _Item, package: str, overrides: Mapping[str, Any]
 ) -> tuple[Loaded | None, list[InvalidInput], list[NisoError]]:
-    """A service's manifest with the stack's keys over it; what is wrong in the stack's file, and in the manifest by itself."""
+    """Return (manifest with the stack's overrides, errors of stack.toml, errors of the manifest).
+
+    The manifest is None if there is an error.
+    """
     key, right = f"{item.key}.package", "a folder with a manifest.toml"
     if not package or not package.isprintable():
-        return None, [values.wrong(key, package, "it is no path", right, '"./api"')], []
+        return None, [values.wrong(key, package, "is not a valid path", right, '"./api"')], []
     at = manifest.place(os.path.join(os.path.dirname(path), package))
     try:
         data = toml.load(at, manifest.FILE_NAME)
@@ -346,7 +355,8 @@ def _package(
     except NisoError as error:
         if isinstance(error, InvalidInput):
             return None, [], [error]
-        return None, [values.wrong(key, package, error.message, right)], []
+        reason = f"cannot be used: {error.message}"
+        return None, [values.wrong(key, package, reason, right)], []
     try:
         together = manifest.checked(_laid_over(data, item.name, overrides), at)
     except ErrorGroup as group:
@@ -355,7 +365,10 @@ def _package(
 
 
 def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A manifest's data with the stack's over it, key by key; an array, and a volume, is replaced as a whole."""
+    """Return a manifest's data with the stack's overrides, key by key.
+
+    An array or a volume is replaced as a whole.
+    """
     network = {key: value for key, value in overrides.items() if key in NETWORK_KEYS}
     more = {key: value for key, value in overrides.items() if key in TABLES}
     laid = _over(data, {**more, "network": network, "package": {"name": name}})
@@ -367,20 +380,21 @@ def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) ->
 
 
 def _over(base: dict[str, Any], laid: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with the keys of ``laid``; tables are merged."""
     gone = {_INSTEAD[key] for key in laid if key in _INSTEAD} - laid.keys()
-    found = {
+    merged = {
         key: value for key, value in base.items() if key not in gone or isinstance(value, dict)
     }
     for key, value in laid.items():
-        under = found.get(key, {})
-        found[key] = (
+        under = merged.get(key, {})
+        merged[key] = (
             _over(under, value) if isinstance(value, dict) and isinstance(under, dict) else value
         )
-    return found
+    return merged
 
 
 def _here(at: str, key: str, overrides: Mapping[str, Any], error: NisoError) -> InvalidInput:
-    """An error of a manifest that comes of the stack's keys, in the stack's words."""
+    """Return an error of a manifest that the stack's overrides cause, with the stack's keys."""
     mine = _key_here(key, overrides, error.key or "")
     if mine is None:
         return InvalidInput(f"with {values.escaped(at)}: {error.detail}", error.hint, key)
@@ -397,60 +411,57 @@ def _here(at: str, key: str, overrides: Mapping[str, Any], error: NisoError) -> 
 
 
 def _key_here(key: str, overrides: Mapping[str, Any], manifest_key: str) -> str | None:
-    """A manifest's key as the stack's file has it; None where it does not."""
+    """Return the path of a manifest's key in stack.toml; None if that does not have it."""
     if manifest_key == "package.name":
         return f"{key}.name"
-    table, _, rest = manifest_key.partition(".")
-    first = re.split(r"[.\[]", rest)[0]
+    table, _, path = manifest_key.partition(".")
+    first = re.split(r"[.\[]", path)[0]
     if table == "network":
-        return f"{key}.{rest}" if first in overrides else None
-    found = overrides.get(table)
+        return f"{key}.{path}" if first in overrides else None
+    override = overrides.get(table)
     # a name in quotes is a wrong one, and the manifest by itself has none
-    here = not isinstance(found, dict) or first in found or not rest or rest.startswith('"')
+    here = not isinstance(override, dict) or first in override or not path or path.startswith('"')
     return f"{key}.{manifest_key}" if table in overrides and here else None
 
 
-# --- dependencies ----------------------------------------------------------------------------------------------------
+# --- dependencies ------------------------------
 
 
 def _dependencies(
     items: Mapping[str, _Item], known: Mapping[str, ServiceSpec]
 ) -> Iterable[InvalidInput]:
-    """Dependencies on nobody, on the health of a service without a healthcheck, and in a circle."""
+    """Yield an error for each wrong dependency.
+
+    That is one on an unknown service, on the health of a service without a healthcheck, and a
+    cycle.
+    """
     for item in items.values():
         for name, condition in item.after.items():
             path = item.path(name)
             if name not in items:
                 near = validate.nearest(name, list(items))
                 right = f"one of {', '.join(sorted(items))}"
-                yield values.wrong(
-                    path,
-                    name,
-                    "the stack has no such service",
-                    right,
-                    values.shown(near) if near else "",
-                )
+                example = values.shown(near) if near else ""
+                yield values.wrong(path, name, "is not a service of the stack", right, example)
             elif condition == "healthy" and name in known and known[name].healthcheck is None:
-                reason = f"{name!r} has no healthcheck"
-                yield values.wrong(
-                    path,
-                    condition,
-                    reason,
-                    f'"started", or a [healthcheck] in the manifest of {name!r}',
-                )
-    circle = _circle(
-        {item.name: [each for each in item.after if each in items] for item in items.values()}
+                reason = f"is not possible: {name!r} has no healthcheck"
+                right = f'"started", or add [healthcheck] to the manifest of {name!r}'
+                yield values.wrong(path, condition, reason, right)
+    cycle = _cycle(
+        {item.name: [name for name in item.after if name in items] for item in items.values()}
     )
-    if circle:
-        first = items[min(circle, key=list(items).index)]
-        reason = f"the services wait for each other: {' -> '.join(circle)}"
-        yield values.wrong(
-            f"{first.key}.depends_on", list(first.after), reason, "an order without a circle"
-        )
+    if cycle:
+        first = items[min(cycle, key=list(items).index)]
+        reason = f"is a dependency cycle: {' -> '.join(cycle)}"
+        key = f"{first.key}.depends_on"
+        yield values.wrong(key, list(first.after), reason, "remove one of these dependencies")
 
 
-def _circle(after: Mapping[str, Iterable[str]]) -> list[str]:
-    """The services of one circle, each before the one that it waits for, the first again at the end; empty where there is none."""
+def _cycle(after: Mapping[str, Iterable[str]]) -> list[str]:
+    """Return the services of one cycle, or nothing if there is none.
+
+    Each comes before the one that it depends on. The first is repeated at the end.
+    """
     try:
         graphlib.TopologicalSorter(after).prepare()
     except graphlib.CycleError as error:

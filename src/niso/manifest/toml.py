@@ -1,4 +1,4 @@
-"""Reading a TOML file that a user wrote: what is wrong with it as a file or as TOML, in niso's words, with line and column."""
+"""Read a TOML file of a user; errors have the file, and for TOML the line and column."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ MAX_BYTES = 1024 * 1024
 
 
 def load(path: str, name: str) -> dict[str, object]:
-    """What the file at ``path`` says; ``name`` is what such a file is called.
+    """Return the data of the TOML file at ``path``; ``name`` is the usual name of such a file.
 
-    Raises NotFound where there is none, NisoError where it cannot be read, InvalidInput where it is no TOML.
+    Raises NotFound if it does not exist, NisoError if it cannot be read, InvalidInput if it is not
+    valid TOML.
     """
     try:
         return _parse(_read(path, name))
@@ -24,31 +25,29 @@ def load(path: str, name: str) -> dict[str, object]:
 
 
 def _read(path: str, name: str) -> bytes:
-    advice = f"give the path of a {name} or of its folder"
+    hint = f"pass the path of a {name} or of its folder"
     try:
         with open(path, "rb", opener=_open) as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                raise InvalidInput("not a regular file", advice)
+                raise InvalidInput("not a regular file", hint)
             content = stream.read(MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
-        raise NotFound("no such file", advice) from None
+        raise NotFound("no such file", hint) from None
     except OSError as error:
         raise NisoError(f"cannot be read: {os.strerror(error.errno or 0).lower()}") from error
-    except ValueError:  # a NUL or a character that the file system's encoding does not have
-        raise InvalidInput("no path can have these characters") from None
+    except ValueError:  # a NUL, or a character outside the file system's encoding
+        raise InvalidInput("not a valid path: a character is not allowed") from None
     try:
         path.encode()
     except UnicodeEncodeError:
-        raise InvalidInput(
-            "its path is not UTF-8", "rename the file, or the folder that it is in"
-        ) from None
+        raise InvalidInput("the path is not UTF-8", "rename the file or its folder") from None
     if len(content) > MAX_BYTES:
-        raise InvalidInput(f"larger than {MAX_BYTES} bytes", advice)
+        raise InvalidInput(f"larger than {MAX_BYTES} bytes", hint)
     return content
 
 
 def _open(path: str, flags: int) -> int:
-    """Open for reading at once: without O_NONBLOCK a FIFO would wait for a writer."""
+    """Open without blocking: a FIFO would wait for a writer without O_NONBLOCK."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -70,15 +69,16 @@ def _parse(content: bytes) -> dict[str, object]:
             _syntax(str(error), text), "see https://toml.io for the syntax"
         ) from None
     except RecursionError:
-        raise InvalidInput("nested too deep") from None
-    except (
-        ValueError
-    ):  # int() of more digits than it takes; every other ValueError is a TOMLDecodeError
+        raise InvalidInput("nested too deeply") from None
+    except ValueError:  # int() has a limit of digits; all other ValueErrors are TOMLDecodeErrors
         raise InvalidInput("a number has too many digits") from None
 
 
 def _syntax(message: str, text: str) -> str:
-    """tomllib's ``Invalid value (at line 3, column 5)`` as ``line 3, column 5: invalid value``."""
+    """Turn tomllib's ``Invalid value (at line 3, column 5)`` around.
+
+    The result is ``line 3, column 5: invalid value``.
+    """
     reason, _, place = message.removesuffix(")").rpartition(" (at ")
     if place == "end of document":
         place = f"line {text.count(chr(10)) + 1}, column {len(text) - text.rfind(chr(10))}"

@@ -1,6 +1,7 @@
-"""What is wrong with a manifest, all of it: `walk` finds wrong keys and types, `rules` wrong values.
+"""Find all errors of a manifest: `walk` finds wrong keys and types, `rules` wrong values.
 
-Both look at what tomllib returned. `walk` only runs after `niso.base.convert.convert` refused; `rules` skip what has the wrong type.
+Both take the data that tomllib returned. `walk` only runs if `niso.base.convert.convert` failed.
+`rules` skips values of a wrong type.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ MORE_RULES: dict[str, Callable[[str, str], object]] = {
     "healthcheck.http": lambda text, key: parse_health.url(text, key, ()),
     "network.ports": parse_port,
 }
-"""The rules of other keys, or of their items, which `rules` has others ask for."""
+"""The rules of other keys, or of their items, which `rules` applies in other modules."""
 _OF_A_BRIDGE = ("network", "networks", "ip", "aliases", "policy")
 WITHOUT = {
     "host": (*_OF_A_BRIDGE, "ports", "hostname", "share"),
@@ -64,11 +65,11 @@ WITHOUT = {
     "share": (*_OF_A_BRIDGE, "hostname"),
     "bridge": ("share",),
 }
-"""The keys of [network] that mean nothing in a mode, and so are errors there."""
+"""The keys of [network] that are errors in a mode, since they mean nothing there."""
 _WHY = {
-    "host": 'with mode = "host" it has the host\'s own network',
-    "none": 'with mode = "none" it has no network',
-    "share": 'with mode = "share" it has the network of another service',
+    "host": 'with mode = "host" the service uses the host\'s network',
+    "none": 'with mode = "none" the service has no network',
+    "share": 'with mode = "share" the service uses the network of another one',
     "bridge": 'mode is "bridge"',
 }
 _FORMS = {
@@ -80,30 +81,45 @@ _FORMS = {
     dict: "a table",
     NoneType: "null",
 }
-_MAX_GUESSES = 20  # unknown keys of one table for which a near one is looked for: difflib is slow
+_MAX_GUESSES = 20  # unknown keys of one table that get a suggestion: difflib is slow
 
 
 def join(base: str, name: str) -> str:
-    """The path of a key as TOML writes it, escaped: ``environment."A B"``."""
+    """Return the path of a key as TOML writes it, escaped: ``environment."A B"``."""
     bare = name and name.isascii() and name.replace("-", "").replace("_", "").isalnum()
     part = name if bare else values.shown(name)
     return f"{base}.{part}" if base else part
 
 
 def walk(data: object, table: type, key: str = "") -> list[InvalidInput]:
-    """Every unknown or missing key and every wrong type of ``data``, which should be a ``table``; ``key`` is what it is called."""
+    """Return an error for each unknown key, missing key and wrong type in ``data``.
+
+    ``data`` should be a ``table``; ``key`` is its path.
+    """
     return list(_walk(data, {dict: table}, key))
+
+
+def unknown_key(key: str, value: object, known: str, near: str | None) -> InvalidInput:
+    """Return the error for an unknown key.
+
+    ``key`` and ``near`` are paths; ``known`` lists the known keys, for when there is no near one.
+    """
+    right = f"did you mean {near}?" if near else f"known keys: {known}"
+    hint = f"rename it to {near}" if near else f"remove {key}"
+    return InvalidInput(
+        "unknown key", hint, key, value=values.shown(value), right=right, about_key=True
+    )
 
 
 def _walk(value: Any, may_be: Kind, key: str) -> Iterator[InvalidInput]:
     form = type(value)
     inside: Any = may_be.get(form)
-    unlike = form is str and inside is not None and value not in inside
-    if form not in may_be or unlike:
-        reason = (
-            "it is none of the choices" if unlike else f"it is {_FORMS.get(form, 'a date or time')}"
-        )
-        yield values.wrong(key, value, reason, _words(may_be), _example(value, may_be, key))
+    if form is str and inside is not None and value not in inside:
+        yield values.wrong(key, value, "is not a valid value", _words(may_be))
+    elif form not in may_be:
+        reason = f"is {_FORMS.get(form, 'a date or time')}"
+        right = f"must be {_words(may_be)}"
+        yield values.wrong(key, value, reason, right, _example(value, may_be, key))
     elif form is list:
         for index, item in enumerate(value):
             yield from _walk(item, inside, f"{key}[{index}]")
@@ -124,40 +140,42 @@ def _walk_table(data: dict[str, object], table: Any, key: str) -> Iterator[Inval
         else:
             guesses += 1
             near = nearest(name, list(known)) if guesses <= _MAX_GUESSES else None
-            right = f"{join(key, near)}" if near else f"one of {', '.join(known)}"
-            yield InvalidInput(
-                "the key is unknown",
-                f"did you mean {join(key, near)}?" if near else f"leave {path} out",
-                path,
-                value=values.shown(value),
-                right=right,
-            )
+            yield unknown_key(path, value, ", ".join(known), join(key, near) if near else None)
     for name in convert.required(table):
         if name not in data:
-            path = join(key, name)
-            hint = (
-                f"add [{path}]"
-                if dict in known[name]
-                else f"add {name} to [{key}]"
-                if key
-                else f"add [[{path}]]"
-            )
-            yield InvalidInput("is missing", hint, path, right=_words(known[name]))
+            yield _missing(join(key, name), name, key, known[name])
+
+
+def _missing(path: str, name: str, table: str, may_be: Kind) -> InvalidInput:
+    """Return the error for a missing key or table ``path``, which is ``name`` of ``table``."""
+    if dict in may_be or not table:
+        header = f"[{path}]" if dict in may_be else f"[[{path}]]"
+        return InvalidInput(f"missing table {header}", f"add {header}", path, names_key=False)
+    return InvalidInput(
+        f"missing key {path}",
+        f"add {name} to [{table}]",
+        path,
+        right=_words(may_be),
+        names_key=False,
+    )
 
 
 def _words(may_be: Kind) -> str:
-    """What such a value is called in TOML, which has no None."""
+    """Return what a value may be, in the words of TOML, which has no None."""
     words: list[str] = []
     for form, inside in may_be.items():
         if form is str and inside:
             words += [values.shown(choice) for choice in inside]
         elif form is not NoneType:
             words.append("true or false" if form is bool else _FORMS[form])
-    return " or ".join(words)
+    return " or ".join((", ".join(words[:-1]), words[-1])) if len(words) > 1 else words[0]
 
 
 def _example(value: object, may_be: Kind, key: str) -> str:
-    """What was probably meant: a number in quotes, with a unit where the key needs one, or a string in brackets; as the key takes it."""
+    """Return what was probably meant, as the key accepts it; "" if unknown.
+
+    That is a number in quotes, with a unit if the key needs one, or a string in brackets.
+    """
     if (
         str in may_be
         and may_be[str] is None
@@ -167,13 +185,13 @@ def _example(value: object, may_be: Kind, key: str) -> str:
         text = str(value).lower()
         return _accepted(_rule(key), key, text, *(f"{text}{unit}" for unit in ("s", "M", "%")))
     if isinstance(value, str) and list in may_be:
-        found = _accepted(_rule(f"{key}[0]"), key, value)
-        return f"[{found}]" if found else ""
+        item = _accepted(_rule(f"{key}[0]"), key, value)
+        return f"[{item}]" if item else ""
     return ""
 
 
 def _rule(key: str) -> Callable[[str, str], object] | None:
-    """The rule for the text of a key, as far as there is one."""
+    """Return the rule for the text of a key, or None."""
     array, bracket, _ = key.rpartition("[")
     if bracket:
         return ARRAY_RULES.get(array) or MORE_RULES.get(array)
@@ -189,7 +207,7 @@ def _rule(key: str) -> Callable[[str, str], object] | None:
 
 
 def _accepted(rule: Callable[[str, str], object] | None, key: str, *texts: str) -> str:
-    """The first of ``texts`` that the rule takes, else the rule's own example; in quotes."""
+    """Return the first of ``texts`` that the rule accepts, else its own example; in quotes."""
     hint = ""
     for text in texts:
         try:
@@ -202,7 +220,7 @@ def _accepted(rule: Callable[[str, str], object] | None, key: str, *texts: str) 
 
 
 def nearest(name: str, known: list[str]) -> str | None:
-    """The one of ``known`` that was probably meant."""
+    """Return the one of ``known`` that was probably meant, or None."""
     if len(name) > values.MAX_NAME:
         return None
     import difflib
@@ -211,7 +229,7 @@ def nearest(name: str, known: list[str]) -> str | None:
 
 
 def _table(data: dict[str, Any], path: str) -> dict[str, Any]:
-    """The table of that path, ``network.policy``; an empty one where there is none."""
+    """Return the table at a path such as ``network.policy``; empty if there is none."""
     for name in path.split("."):
         data = data.get(name, {})
         if not isinstance(data, dict):
@@ -220,7 +238,7 @@ def _table(data: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def _texts(items: object, key: str) -> Iterator[tuple[str, str]]:
-    """Path and text of each string of an array or table."""
+    """Yield the path and text of each string of an array or table."""
     if isinstance(items, list):
         yield from (
             (f"{key}[{index}]", item) for index, item in enumerate(items) if isinstance(item, str)
@@ -232,9 +250,10 @@ def _texts(items: object, key: str) -> Iterator[tuple[str, str]]:
 
 
 def rules(data: dict[str, object], folder: str, parsed: dict[str, Any]) -> list[InvalidInput]:
-    """Every wrong value of ``data``; ``folder`` is the package's, in which rootfs must be a folder.
+    """Return an error for each wrong value of ``data``.
 
-    What right texts mean is added to ``parsed``, by their keys: ``network.ports[0]``.
+    ``folder`` is the package's: package.rootfs must be a folder in it.
+    Valid values are added to ``parsed`` under their keys: ``network.ports[0]``.
     """
     errors: list[InvalidInput] = []
 
@@ -288,90 +307,88 @@ def rules(data: dict[str, object], folder: str, parsed: dict[str, Any]) -> list[
 
 
 def _contradictions(known: list[tuple[str, str, Port]]) -> Iterator[InvalidInput]:
-    """Host ports that two entries publish differently at one address."""
-    for place, before in contradictions(port for _, _, port in known):
-        path, text, _ = known[place]
+    """Yield an error for each entry with a host port that an earlier one publishes otherwise."""
+    for index, before in contradictions(port for _, _, port in known):
+        path, text, _ = known[index]
         first, earlier, _ = known[before]
-        yield values.wrong(
-            path, text, f"{first} ({values.shown(earlier)}) has that host port", "another host port"
-        )
+        reason = f"conflicts with {first}, {values.shown(earlier)}: same host port"
+        yield values.wrong(path, text, reason, "choose another host port")
 
 
 def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
-    """What does not go with the mode. Of keys that are wrong in themselves too, both is said."""
+    """Yield an error for each key of [network] that does not go with the mode.
+
+    A key whose value is also wrong has two errors.
+    """
     mode = network.get("mode", "bridge")
     if not isinstance(mode, str) or mode not in WITHOUT:
         return
     for name, value in network.items():
         if name in WITHOUT[mode]:
             key = f"network.{name}"
-            right = 'mode = "share", or to leave it out' if name == "share" else "to leave it out"
-            hint = f"leave {key} out" + (
-                "" if mode == "bridge" else f', or mode = "{_fitting(name)}"'
-            )
-            error = values.wrong(key, value, _WHY[mode], right)
-            error.hint = hint
+            fitting = "share" if name == "share" else "bridge"  # a mode that allows the key
+            right = 'set mode = "share", or remove it' if name == "share" else "remove it"
+            error = values.wrong(key, value, f"is not allowed: {_WHY[mode]}", right)
+            error.hint = f"remove {key}"
+            if mode != "bridge":
+                error.hint += f', or set mode = "{fitting}"'
             yield error
     share = network.get("share")
     if mode == "share" and "share" not in network:
-        key, right = "network.share", "the name of the service whose network it is to share"
-        yield InvalidInput("is missing", 'add share = "NAME" to [network]', key, right=right)
+        yield InvalidInput(
+            "missing key network.share",
+            'add share = "NAME" to [network]',
+            "network.share",
+            right="the service whose network to share",
+            names_key=False,
+        )
     if mode == "share" and isinstance(share, str) and share == service:
-        right = "the name of another service"
-        yield values.wrong("network.share", share, "it is the service's own name", right)
-
-
-def _fitting(name: str) -> str:
-    """A mode in which a key of [network] is right."""
-    return "share" if name == "share" else "bridge"
+        reason, right = "is the service itself", "the name of another service"
+        yield values.wrong("network.share", share, reason, right)
 
 
 def _networks(network: dict[str, Any]) -> Iterator[InvalidInput]:
+    """Yield the errors of the keys networks and ip together with others."""
     several, ip = network.get("networks"), network.get("ip")
     if "network" in network and "networks" in network:
-        yield values.wrong(
-            "network.networks", several, "network.network is there too", "one of the two keys"
-        )
+        reason, right = "conflicts with network.network", "set only one of the two"
+        yield values.wrong("network.networks", several, reason, right)
     if several == []:
-        yield values.wrong(
-            "network.networks", several, "it is empty", "one network or more", '["backend"]'
-        )
+        right = "one or more networks"
+        yield values.wrong("network.networks", several, "is empty", right, '["backend"]')
     names = several if isinstance(several, list) else [network.get("network", DEFAULT_NETWORK)]
     if isinstance(ip, str) and len(names) > 1:
         example = f"{{ {names[0]} = {values.shown(ip)} }}" if isinstance(names[0], str) else ""
-        yield values.wrong(
-            "network.ip",
-            ip,
-            "there are several networks",
-            "a table of network and address",
-            example,
-        )
+        reason = "is a single address, but the service is on several networks"
+        yield values.wrong("network.ip", ip, reason, "a table NETWORK = ADDRESS", example)
     if isinstance(ip, dict):
         known = {name for name in names if isinstance(name, str)}
         for name in (name for name in ip if name not in known):
-            reason, right = "the service is not on that network", f"one of {values.shown(names)}"
-            yield values.wrong(join("network.ip", name), ip[name], reason, right)
+            reason, right = "is for a network that the service is not on", values.shown(names)
+            yield values.wrong(join("network.ip", name), ip[name], reason, f"one of {right}")
 
 
 def _repeated(items: object, key: str) -> Iterator[InvalidInput]:
+    """Yield an error for each text of an array that an earlier item has."""
     first: dict[str, int] = {}
     for path, text in _texts(items if isinstance(items, list) else None, key):
         index = int(path[len(key) + 1 : -1])
         if first.setdefault(text, index) != index:
-            yield values.wrong(path, text, f"{key}[{first[text]}] is the same", "each name once")
+            reason = f"is the same as {key}[{first[text]}]"
+            yield values.wrong(path, text, reason, "list each name once")
 
 
 def _rootfs(rootfs: str, folder: str) -> Iterator[InvalidInput]:
+    """Yield an error if ``rootfs`` is not a folder inside the package's folder."""
     home = os.path.realpath(folder)
     path = os.path.realpath(os.path.join(home, rootfs))
-    right, example = "a folder beside the manifest", '"rootfs"'
-    if path == home or os.path.commonpath((path, home)) != home:
-        reason = (
-            "it is the package's own folder"
-            if path == home
-            else "it leads out of the package's folder"
-        )
-        yield values.wrong("package.rootfs", rootfs, reason, right, example)
+    reason = ""
+    if path == home:
+        reason = "is the package's own folder"
+    elif os.path.commonpath((path, home)) != home:
+        reason = "leaves the package's folder"
     elif not os.path.isdir(path):
-        reason = "it is no folder" if os.path.lexists(path) else "there is no such folder"
-        yield values.wrong("package.rootfs", rootfs, reason, right, example)
+        reason = "is not a folder" if os.path.lexists(path) else "does not exist"
+    if reason:
+        right = "a folder beside the manifest"
+        yield values.wrong("package.rootfs", rootfs, reason, right, '"rootfs"')

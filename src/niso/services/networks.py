@@ -189,11 +189,12 @@ def plan_network(
             if other.version == net.version and other.overlaps(net):
                 if net == around:
                     raise Conflict(
-                        f"network {name!r}, which is new, would have {net}, and that overlaps {other} of {whose}",
+                        f"is not available: new network {name!r} would get {net}, "
+                        f"which overlaps {other} of {whose}",
                         f"choose another one, or make the network first: niso net create {name} --subnet CIDR",
                         "network.ip",
                         value=f'"{holds}"',
-                        right=f"an address of a /{PREFIX_LENGTH} that is free",
+                        right=f"an address in a free /{PREFIX_LENGTH}",
                     )
                 raise Conflict(
                     f"network {name!r}: subnet {net} overlaps {other} of {whose}",

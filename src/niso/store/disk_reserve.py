@@ -1,7 +1,7 @@
-"""Room for niso's records on a full disk: a file beside them that is emptied while they are written.
+"""Reserve disk space for the store: a file beside it that is emptied during a write.
 
-So that a service can be stopped and removed when nothing else can be written there any more. It is filled again with what is left
-of its room afterwards; whoever else fills the disk gets none of it but within those milliseconds.
+Services can then be stopped and removed on a full disk. Afterwards, the file is filled again as
+far as there is space. Other processes can take the space only in the milliseconds between.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import os
 from niso.base import paths
 
 ROOM = 1 << 20
-"""Bytes: SQLite's log and its index of one command take a tenth of it."""
+"""Size in bytes. SQLite's log and its index of one command take a tenth of it."""
 
 
 class room:
-    """Within the block there is ``ROOM`` on the disk of the records, or what there is with the reserve.
+    """Make ``ROOM`` bytes available on the store's disk, as far as the reserve can.
 
-    With ``make`` the reserve is made where there is none yet and the disk has twice its size.
+    With ``make``, create the reserve if there is none and the disk has twice its size free.
     """
 
     def __init__(self, make: bool = False) -> None:
@@ -28,13 +28,13 @@ class room:
             if _free() < ROOM and os.path.getsize(_path()):
                 os.truncate(_path(), 0)
         except OSError:
-            pass  # there is none; what is written next says what is wrong
+            pass  # there is no reserve; the write itself reports what is wrong
 
     def __exit__(self, *_: object) -> None:
         try:
             self._fill()
         except OSError:
-            pass  # the disk is full, or cannot be written: the next change tries again
+            pass  # the disk is full or not writable: the next change tries again
 
     def _fill(self) -> None:
         try:
@@ -57,6 +57,6 @@ def _path() -> str:
 
 
 def _free() -> int:
-    """Bytes that are free on the disk of the records."""
-    found = os.statvfs(paths.state_dir())
-    return found.f_bavail * found.f_frsize
+    """Return the free bytes of the store's disk."""
+    status = os.statvfs(paths.state_dir())
+    return status.f_bavail * status.f_frsize

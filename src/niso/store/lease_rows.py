@@ -1,4 +1,4 @@
-"""The rows of leases: which address of which network is which service's."""
+"""Rows of leases: which service has which address of which network."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from heapq import merge
 
 
 class LeaseRows:
-    """The part of the store that is about leases."""
+    """The queries of the store for leases."""
 
     _db: sqlite3.Connection
 
     def leases(self, network: str, family: int = 4) -> list[tuple[str, str, bool]]:
-        """(address, service, service is active) of a network, ascending."""
+        """Return (address, service, service is active) of a network's leases, ascending."""
         rows = self._db.execute(
             "SELECT address, service, active FROM lease JOIN service s ON s.name=lease.service"
             " WHERE network=? AND family=? ORDER BY number",
@@ -22,6 +22,7 @@ class LeaseRows:
         return [(row[0], row[1], bool(row[2])) for row in rows]
 
     def lease_of(self, service: str, network: str, family: int) -> tuple[str, bool] | None:
+        """Return (address, is static) of a service's lease, or None."""
         row = self._db.execute(
             "SELECT address, static FROM lease WHERE service=? AND network=? AND family=?",
             (service, network, family),
@@ -29,18 +30,26 @@ class LeaseRows:
         return (row[0], bool(row[1])) if row else None
 
     def lease_holder(self, address: str) -> str | None:
-        """The service that has this address, or would have it again if its begun change were undone."""
+        """Return the service with this address, or None.
+
+        A service also holds the addresses that undoing its change in progress would restore.
+        """
         row = self._db.execute(
-            "SELECT service FROM lease WHERE address=? UNION ALL SELECT service FROM intent, json_each(undo, '$.lease')"
+            "SELECT service FROM lease WHERE address=?"
+            " UNION ALL SELECT service FROM intent, json_each(undo, '$.lease')"
             " WHERE json_extract(value, '$.address')=?",
             (address, address),
         ).fetchone()
         return str(row[0]) if row else None
 
     def used_numbers(self, network: str, family: int) -> Iterator[int]:
-        """The numbers of all leases of a subnet, ascending, and of those that a begun change may have to take back."""
+        """Return the host numbers of all leases of a subnet, ascending.
+
+        They include those that undoing a change in progress would restore.
+        """
         held = self._db.execute(
-            "SELECT unhex(json_extract(value, '$.number.hex')) FROM intent, json_each(undo, '$.lease')"
+            "SELECT unhex(json_extract(value, '$.number.hex'))"
+            " FROM intent, json_each(undo, '$.lease')"
             " WHERE json_extract(value, '$.network')=? AND json_extract(value, '$.family')=?",
             (network, family),
         ).fetchall()
@@ -55,12 +64,14 @@ class LeaseRows:
     def add_lease(
         self, service: str, network: str, family: int, number: int, address: str, static: bool
     ) -> None:
+        """Add a lease; ``number`` is the address's offset in its subnet."""
         self._db.execute(
             "INSERT INTO lease VALUES (?, ?, ?, ?, ?, ?)",
             (network, family, number.to_bytes(16), address, service, int(static)),
         )
 
     def drop_lease(self, service: str, network: str, family: int) -> None:
+        """Delete a service's lease; no-op if there is none."""
         self._db.execute(
             "DELETE FROM lease WHERE service=? AND network=? AND family=?",
             (service, network, family),

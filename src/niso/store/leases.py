@@ -1,4 +1,4 @@
-"""Addresses of services in the store: who holds which, and which one a service gets. The caller is in a transaction."""
+"""Lease addresses to services. The caller holds a transaction."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ def lease(
     static: str | None,
     beside: frozenset[str] = frozenset(),
 ) -> None:
-    """Give the service an address of each subnet: the static one, the one it has, else the lowest free one.
+    """Lease an address of each subnet: ``static``, the current one, or the lowest free one.
 
-    ``static`` is an IPv4 address; ``beside`` are the services whose manifests the same command activates. Raises InvalidInput where it cannot be, Conflict where it is taken or the network full.
+    ``static`` is an IPv4 address. ``beside`` are the services that the same command activates.
+    Raises InvalidInput if ``static`` is not usable, Conflict if it is taken or the network is full.
     """
     network = store.require_network(network_name)
     if static is not None and all(subnet.family != 4 for subnet in network.subnets):
         raise InvalidInput(
-            f"network {network_name!r} has no IPv4 subnet that could hold {static}",
-            f"leave it out: the address on {network_name} is leased, and kept",
+            f"network {network_name!r} has no IPv4 subnet for {static}",
+            f"remove it: the address on {network_name} is leased, and kept",
             KEY,
         )
     for subnet in network.subnets:
@@ -53,6 +54,7 @@ def _static_number(
     wanted: str,
     beside: frozenset[str],
 ) -> int:
+    """Return the offset of a static address in its subnet. Raises InvalidInput, Conflict."""
     address = ipaddress.ip_address(wanted)
     if address not in net:
         raise InvalidInput(
@@ -66,9 +68,7 @@ def _static_number(
     if holder is not None and holder != service:
         hint = f"choose another, or niso remove {holder}"
         if holder in beside:
-            hint = (
-                f"{holder} is part of this command too: choose another address for one of the two"
-            )
+            hint = f"{holder} is part of this command: choose another address for one of the two"
         raise Conflict(f"{wanted} is leased to service {holder!r}", hint, KEY)
     return number
 

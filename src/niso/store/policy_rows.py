@@ -1,4 +1,4 @@
-"""The rows of policies: what each service's says, whom it names, and on which networks it makes itself felt."""
+"""Rows of policies: each service's policy, the peers in it, and the networks it applies on."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ Name = tuple[str, str]
 
 
 class PolicyRows:
-    """The part of the store that is about policies."""
+    """The queries of the store for policies."""
 
     _db: sqlite3.Connection
 
     def policy(self, service: str) -> Policy | None:
-        """A service's policy; None where its manifest says nothing."""
+        """Return a service's policy; None if its manifest has none."""
         row = self._db.execute("SELECT text FROM policy WHERE service=?", (service,)).fetchone()
         return _policy(decoded(row[0])) if row else None
 
     def _policed(self, services: Iterable[Service], names: Iterable[Name]) -> Iterator[Policed]:
-        """These active services' policies, and of others that have one of ``names`` what hangs on it."""
+        """Yield the policies of these active services, and of others that name one of ``names``.
+
+        For the latter, only the affected addresses are included.
+        """
         whole = {service.name for service in services}
         for service in services:
             policy = self.policy(service.name)
@@ -36,7 +39,7 @@ class PolicyRows:
         for kind, name in sorted(names):
             addresses = self._meant(kind, name)[0]
             for service_name in self._naming(kind, name):
-                # what a network stands for changes more than single peers
+                # a changed network affects more than single peers
                 before = only.get(service_name, set())
                 only[service_name] = (
                     None if kind == "network" or before is None else before | set(addresses)
@@ -53,14 +56,14 @@ class PolicyRows:
                 )
 
     def naming(self, kind: str, name: str) -> list[str]:
-        """The known services whose policies have this name."""
+        """Return the known services whose policies have this peer."""
         rows = self._db.execute(
             "SELECT service FROM policy_peer WHERE kind=? AND name=? ORDER BY service", (kind, name)
         )
         return [row[0] for row in rows]
 
     def _naming(self, kind: str, name: str) -> list[str]:
-        """The active services whose policies have this name."""
+        """Return the active services whose policies have this peer."""
         rows = self._db.execute(
             "SELECT p.service FROM policy_peer p JOIN service s ON s.name=p.service AND s.active=1"
             " WHERE p.kind=? AND p.name=? ORDER BY p.service",
@@ -69,57 +72,66 @@ class PolicyRows:
         return [row[0] for row in rows]
 
     def _members(self, policed: Iterable[Policed]) -> tuple[Member, ...]:
-        """What the names in these policies stand for: for one of which only some addresses matter, of these."""
+        """Return what the peers of these policies resolve to.
+
+        For a policy of which only some addresses are included, only their names are.
+        """
         wanted: set[Name] = set()
-        for each in policed:
-            for entry in each.policy.entries():
+        for policy in policed:
+            for entry in policy.policy.entries():
                 if entry.peer.kind == "network" or (
-                    entry.peer.kind == "service" and each.only is None
+                    entry.peer.kind == "service" and policy.only is None
                 ):
                     wanted.add((entry.peer.kind, entry.peer.name))
-            # addresses that stand in the manifest are looked at whoever has them, so who that is must be known
+            # an address in a manifest matches any holder, so the holder's names are needed
             single = [
-                e.peer.name.partition("/")[0]
-                for e in each.policy.entries()
-                if e.peer.kind == "prefix"
+                entry.peer.name.partition("/")[0]
+                for entry in policy.policy.entries()
+                if entry.peer.kind == "prefix"
             ]
-            for address in () if each.only is None else {*each.only, *single}:
-                wanted.update(("service", name) for name in self._answers_to(address))
+            for address in () if policy.only is None else {*policy.only, *single}:
+                wanted.update(("service", name) for name in self._names_of(address))
         return tuple(Member(kind, name, *self._meant(kind, name)) for kind, name in sorted(wanted))
 
-    def _answers_to(self, address: str) -> list[str]:
+    def _names_of(self, address: str) -> list[str]:
+        """Return the names of an address, including those of active sharers."""
         rows = self._db.execute(
-            "SELECT n.name FROM lease l JOIN service s ON s.name=l.service OR (s.provider=l.service AND s.active=1)"
+            "SELECT n.name FROM lease l"
+            " JOIN service s ON s.name=l.service OR (s.provider=l.service AND s.active=1)"
             " JOIN host_name n ON n.service=s.name WHERE l.address=?",
             (address,),
         )
         return [row[0] for row in rows]
 
     def _meant(self, kind: str, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The addresses or subnets that a name stands for, none while nobody has it, and a network's gateways."""
+        """Return (addresses or subnets, gateways of a network) that a peer resolves to.
+
+        Both are empty if nothing has this name.
+        """
         if kind == "network":
             rows = self._db.execute(
                 "SELECT cidr, gateway FROM subnet WHERE network=? ORDER BY family", (name,)
             ).fetchall()
             return tuple(row[0] for row in rows), tuple(row[1] for row in rows)
-        found = self._db.execute(
-            "SELECT s.name, s.provider, s.active FROM host_name h JOIN service s ON s.name=h.service WHERE h.name=?",
+        holder = self._db.execute(
+            "SELECT s.name, s.provider, s.active FROM host_name h"
+            " JOIN service s ON s.name=h.service WHERE h.name=?",
             (name,),
         ).fetchone()
-        if found is None:
+        if holder is None:
             return (), ()
-        service, provider, active = found
-        # also of one that is not active: its leases stay its own. Those of a provider are another's, but while it is shared
+        service, provider, active = holder
+        # an inactive service keeps its leases; a sharer has its provider's only while it is active
         home = service if provider is None else provider if active else ""
         rows = self._db.execute(
             "SELECT address FROM lease WHERE service=? ORDER BY network, family", (home,)
         ).fetchall()
         return tuple(row[0] for row in rows), ()
 
-    # --- writing; inside a transaction ---------------------------------------------------------------------------
+    # --- writing; inside a transaction ------------------------------------------------------------
 
     def set_policy(self, service: str, policy: Policy | None) -> None:
-        """Replace a service's policy; after its endpoints."""
+        """Replace a service's policy. Its endpoints must be up to date."""
         for table in ("policy", "policy_peer", "policed"):
             self._db.execute(f"DELETE FROM {table} WHERE service=?", (service,))
         if policy is None:
@@ -140,10 +152,12 @@ class PolicyRows:
 
 
 def _policy(value: list[object]) -> Policy:
-    def entries(found: object) -> tuple[Entry, ...] | None:
-        if found is None:
+    """Return the policy that `PolicyRows.set_policy` encoded as JSON."""
+
+    def entries(items: object) -> tuple[Entry, ...] | None:
+        if items is None:
             return None
-        return tuple(Entry(e[0], e[1], Peer(*e[2]), *e[3:]) for e in found)  # type: ignore[attr-defined]
+        return tuple(Entry(e[0], e[1], Peer(*e[2]), *e[3:]) for e in items)  # type: ignore[attr-defined]
 
     allow, deny, egress_allow, egress_deny, log = value
     return Policy(

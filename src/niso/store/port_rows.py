@@ -1,6 +1,7 @@
-"""The rows of published ports: whose they are, where they came from, and who else would need the same host port.
+"""Rows of published ports: owners, origins and holders of host ports.
 
-``origin`` of a row: ``manifest``, ``chosen`` (the manifest's, but niso chose the host port) or ``forward`` (niso port-forward).
+The ``origin`` of a row is ``manifest``, ``chosen`` (from the manifest, but niso chose the host
+port) or ``forward`` (niso port-forward).
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ _UNDONE_SPAN = (
 
 
 class PortRows:
-    """The part of the store that is about published ports."""
+    """The queries of the store for published ports."""
 
     _db: sqlite3.Connection
 
     def ports(self, service: str | None = None) -> list[tuple[str, Port]]:
-        """(service, port) of one service or of all, in the order of the manifest, forwards last."""
+        """Return (service, port) of one or all services, in manifest order, then forwards."""
         where, values = ("WHERE service=?", (service,)) if service else ("", ())
         rows = self._db.execute(
             f"SELECT service, {_PORT} FROM port {where} ORDER BY service, position", values
@@ -37,6 +38,7 @@ class PortRows:
         return [(row[0], Port(*row[1:])) for row in rows]
 
     def active_ports(self) -> list[tuple[str, Port]]:
+        """Return (service, port) of all active services."""
         rows = self._db.execute(
             f"SELECT port.service, {_PORT} FROM port JOIN service s ON s.name=port.service"
             " WHERE s.active=1 ORDER BY service, position"
@@ -44,36 +46,41 @@ class PortRows:
         return [(row[0], Port(*row[1:])) for row in rows]
 
     def has_port(self, service: str, port: Port) -> bool:
+        """Return whether a service has exactly this port."""
         return (
             self._db.execute(f"SELECT 1 FROM port WHERE {_IS}", (service, *port)).fetchone()
             is not None
         )
 
     def some_ports(self, service: str, among: Iterable[Port]) -> list[Port]:
-        """Those of ``among`` that a service has."""
+        """Return the ports in ``among`` that a service has."""
         return [port for port in dict.fromkeys(among) if self.has_port(service, port)]
 
     def published_on(self, services: Iterable[str]) -> set[str]:
-        """The networks whose bridges are as the ports of these services need it, also where they have left one of them."""
-        found = {
+        """Return the networks whose bridges are configured for ports of these services.
+
+        A network that a service has left since is included.
+        """
+        networks = {
             network
             for service in services
             for (network,) in self._db.execute(
                 "SELECT network FROM published WHERE service=?", (service,)
             )
         }
-        known = {row[0] for row in self._db.execute("SELECT name FROM network")} if found else set()
-        return found & known
+        if networks:
+            networks &= {row[0] for row in self._db.execute("SELECT name FROM network")}
+        return networks
 
     def publishes(self, service: str) -> bool:
-        """Whether a service has published a port since it became active."""
+        """Return whether a service has published a port since its activation."""
         return (
             self._db.execute("SELECT 1 FROM published WHERE service=?", (service,)).fetchone()
             is not None
         )
 
     def forwards(self, service: str) -> list[Port]:
-        """The ports that were added to a service while it was active."""
+        """Return the ports that `niso port-forward` added to a service."""
         rows = self._db.execute(
             f"SELECT {_PORT} FROM port WHERE service=? AND origin=? ORDER BY position",
             (service, FORWARD),
@@ -81,7 +88,7 @@ class PortRows:
         return [Port(*row) for row in rows]
 
     def all_forwards(self) -> list[tuple[str, Port]]:
-        """(service, port) of all that was forwarded to known services, active or not."""
+        """Return (service, port) of all forwards to known services, active or not."""
         rows = self._db.execute(
             f"SELECT service, {_PORT} FROM port WHERE origin=? ORDER BY service, position",
             (FORWARD,),
@@ -89,7 +96,7 @@ class PortRows:
         return [(row[0], Port(*row[1:])) for row in rows]
 
     def manifest_ports(self, service: str) -> list[Port]:
-        """The ports of a service that its manifest names with their host ports."""
+        """Return the ports of a service whose host ports are in its manifest."""
         rows = self._db.execute(
             f"SELECT {_PORT} FROM port WHERE service=? AND origin=? ORDER BY position",
             (service, MANIFEST),
@@ -99,19 +106,24 @@ class PortRows:
     def port_holders(
         self, wanted: Port, but: frozenset[str] = frozenset()
     ) -> list[tuple[str, Port]]:
-        """(service, port) of all active services whose port a packet for ``wanted`` could be for.
+        """Return (service, port) of all ports of active services that clash with ``wanted``.
 
-        What a begun change has given up is held too, until it has ended: it may have to be put back. Not that of services in
-        ``but``.
+        That includes ports that undoing a change in progress would restore.
+        Services in ``but`` are skipped there.
         """
         proto, first, last = wanted.proto, wanted.host_port, wanted.last
-        live = f"SELECT service, {_PORT} FROM port JOIN service s ON s.name=port.service WHERE s.active=1 AND proto=?"
+        live = (
+            f"SELECT service, {_PORT} FROM port JOIN service s ON s.name=port.service"
+            " WHERE s.active=1 AND proto=?"
+        )
         undone = (
             f"SELECT service, {_UNDONE} FROM intent, json_each(undo, '$.port')"
-            " WHERE json_extract(value, '$.proto')=? AND json_extract(undo, '$.service[0].active')=1"
+            " WHERE json_extract(value, '$.proto')=?"
+            " AND json_extract(undo, '$.service[0].active')=1"
         )
         rows = self._db.execute(
-            f"{live} AND host_port BETWEEN ? AND ? UNION {live} AND count>1 AND host_port<? AND host_port+count>?",
+            f"{live} AND host_port BETWEEN ? AND ?"
+            f" UNION {live} AND count>1 AND host_port<? AND host_port+count>?",
             (proto, first, last, proto, first, first),
         ).fetchall()
         if others_intend(self._db, but):
@@ -123,37 +135,48 @@ class PortRows:
         ]
 
     def chosen_port(self, service: str, wanted: Port) -> int | None:
-        """The host port that was chosen for a port of this service that asks for a free one."""
+        """Return the host port that niso chose for a port of this service, or None.
+
+        ``wanted`` asks for a free host port.
+        """
         row = self._db.execute(
-            "SELECT host_port FROM port WHERE service=? AND origin=? AND host_ip=? AND container_port=? AND proto=? AND count=?",
+            "SELECT host_port FROM port WHERE service=? AND origin=?"
+            " AND host_ip=? AND container_port=? AND proto=? AND count=?",
             (service, CHOSEN, wanted.host_ip, wanted.container_port, wanted.proto, wanted.count),
         ).fetchone()
         return int(row[0]) if row else None
 
     def spans(self, proto: str, first: int, last: int) -> list[tuple[int, int]]:
-        """First and last host port of what known services, active or not, have or may have to take back within a range."""
+        """Return (first, last) host port of all ports of known services that overlap a range.
+
+        That includes inactive services, and ports that undoing a change in progress would restore.
+        """
         return self._db.execute(
-            "SELECT host_port, host_port+count-1 FROM port WHERE proto=? AND host_port<=? AND host_port+count>?"
+            "SELECT host_port, host_port+count-1 FROM port"
+            " WHERE proto=? AND host_port<=? AND host_port+count>?"
             f" UNION SELECT first, first+length-1 FROM (SELECT {_UNDONE_SPAN}"
             "  FROM intent, json_each(undo, '$.port') WHERE json_extract(value, '$.proto')=?)",
             (proto, last, first, proto),
         ).fetchall()
 
-    # --- writing; inside a transaction ---------------------------------------------------------------------------
+    # --- writing; inside a transaction ------------------------------------------------------------
 
     def set_ports(self, service: str, ports: Iterable[Port], chosen: Iterable[Port] = ()) -> None:
-        """Replace what came from the manifest; ``chosen`` are those of ``ports`` whose host port niso chose."""
-        found = self._db.execute(
+        """Replace the ports from the manifest; forwards stay.
+
+        ``chosen`` are those of ``ports`` whose host port niso chose.
+        """
+        cursor = self._db.execute(
             f"SELECT {_PORT}, origin FROM port WHERE service=? ORDER BY position", (service,)
         )
-        before = [(Port(*row[:-1]), row[-1]) for row in found]
+        before = [(Port(*row[:-1]), row[-1]) for row in cursor]
         free = set(chosen)
         mine = {port: CHOSEN if port in free else MANIFEST for port in ports}
         rows = [
             *mine.items(),
             *((port, FORWARD) for port, origin in before if origin == FORWARD and port not in mine),
         ]
-        if rows != before:  # one that was taken has left a gap in the positions, which is no change
+        if rows != before:  # a gap in the positions, left by a removed port, does not count
             self._db.execute("DELETE FROM port WHERE service=?", (service,))
             self._db.executemany(
                 "INSERT INTO port VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -162,39 +185,47 @@ class PortRows:
         self.note_published(service)
 
     def add_forward(self, service: str, port: Port) -> None:
+        """Add a port of `niso port-forward` to a service."""
         self._db.execute(
-            "INSERT INTO port SELECT ?, COALESCE((SELECT MAX(position)+1 FROM port WHERE service=?), 0), ?, ?, ?, ?, ?, ?",
+            "INSERT INTO port SELECT ?,"
+            " COALESCE((SELECT MAX(position)+1 FROM port WHERE service=?), 0), ?, ?, ?, ?, ?, ?",
             (service, service, *port, FORWARD),
         )
         self.note_published(service)
 
     def note_published(self, service: str) -> None:
-        """Where a service publishes ports, and whether by 127.0.0.1: this holds until it is deactivated.
+        """Record on which network a service publishes ports, and whether on 127.0.0.1.
 
-        One that shares its network does so where its provider is: to be noted again when that moves.
-
-        What a bridge needs for it may not go with the last port, since connections by it live on.
+        The record stays until deactivation. Open connections still need the bridge's settings after
+        the last port is removed. A sharer publishes on its provider's network: its record must be
+        renewed when the provider moves.
         """
         self._db.execute(
             "INSERT INTO published SELECT p.service, e.network,"
             " MAX(host_ip IN ('', '0.0.0.0') OR host_ip LIKE '127.%') FROM port p"
-            " JOIN service s ON s.name=p.service JOIN endpoint e ON e.service=COALESCE(s.provider, s.name) AND e.position=0"
+            " JOIN service s ON s.name=p.service"
+            " JOIN endpoint e ON e.service=COALESCE(s.provider, s.name) AND e.position=0"
             " WHERE p.service=? GROUP BY p.service"
-            " ON CONFLICT (service) DO UPDATE SET network=excluded.network, by_loopback=MAX(by_loopback, excluded.by_loopback)",
+            " ON CONFLICT (service) DO UPDATE SET network=excluded.network,"
+            " by_loopback=MAX(by_loopback, excluded.by_loopback)",
             (service,),
         )
 
     def take_port(self, service: str, port: Port) -> list[tuple[object, ...]]:
-        """Delete a port of a service; gives its row, for `put_port_rows`."""
+        """Delete a port of a service. Return its row, for `put_port_rows`."""
         return self._db.execute(
             f"DELETE FROM port WHERE {_IS} RETURNING *", (service, *port)
         ).fetchall()
 
     def put_port_rows(self, rows: Iterable[tuple[object, ...]]) -> None:
+        """Insert rows that `take_port` returned."""
         self._db.executemany("INSERT INTO port VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def begin_moving(self, ports: Iterable[tuple[str, Port]], now: float) -> None:
-        """Note, with the change itself, which ports of which services come or go, until the kernel has followed."""
+        """Record (service, port) of all ports that a change adds or removes.
+
+        The record stays until the kernel is up to date. ``now`` is in seconds since 1970.
+        """
         for service, group in groupby(sorted(ports), key=itemgetter(0)):
             moved = encoded({"moved": [port._asdict() for _, port in group]})
             self._db.execute(
@@ -202,7 +233,7 @@ class PortRows:
             )
 
     def moved_ports(self) -> list[tuple[str, Port]]:
-        """All that `begin_moving` noted and that has not ended."""
+        """Return (service, port) of all changes of ports in progress."""
         rows = self._db.execute(
             "SELECT service, undo FROM intent WHERE action='ports' ORDER BY service"
         )
@@ -211,7 +242,10 @@ class PortRows:
         ]
 
     def end_publishing(self, service: str, keep_forwards: bool = False) -> None:
-        """A service is no longer active: its forwards go, unless they are to come back with it; its manifest's ports stay on record."""
+        """Record that an inactive service publishes nothing. Its manifest's ports stay.
+
+        Its forwards are deleted, unless ``keep_forwards``.
+        """
         if not keep_forwards:
             self._db.execute("DELETE FROM port WHERE service=? AND origin=?", (service, FORWARD))
         self._db.execute("DELETE FROM published WHERE service=?", (service,))

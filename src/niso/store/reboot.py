@@ -1,9 +1,10 @@
-"""Which kernel the record is of. After a reboot all that was set up is gone, and the record must not say otherwise.
+"""Detect a reboot: all kernel state is gone, and the store must not record it any longer.
 
-What a host is, as long as it runs: its boot, the network namespace that services hang on, and its PID 1 (a container that
-is started again keeps the first of these). The record carries it. Where it is another now, nothing of what was active can
-be left, and whoever opens the store first says so in it: no service is active, and what was found before of sysctls and
-moved ports was of the other kernel. Leases, networks, forwards and what is enabled stay.
+A running host is identified by its boot id, its network namespace and its PID 1. A container that
+is restarted keeps only the boot id. The store has this identity. If it is a different one now,
+nothing that was active can still exist. The first process to open the store then records that no
+service is active, and forgets sysctls and changes of ports, which were those of the old kernel.
+Leases, networks, forwards and the enabled services stay.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from niso.store.sqlite import decoded
 
 _FORGET = (
     "UPDATE service SET active=0 WHERE active=1",
-    # what an activation was at goes back to an inactive service
-    "UPDATE intent SET undo=json_set(undo, '$.service[0].active', 0) WHERE json_extract(undo, '$.service[0].active')=1",
-    "UPDATE intent SET undo=json_set(undo, '$.published', json('[]')) WHERE json_type(undo, '$.published')='array'",
+    # undoing a change must leave the service inactive
+    "UPDATE intent SET undo=json_set(undo, '$.service[0].active', 0)"
+    " WHERE json_extract(undo, '$.service[0].active')=1",
+    "UPDATE intent SET undo=json_set(undo, '$.published', json('[]'))"
+    " WHERE json_type(undo, '$.published')='array'",
     "DELETE FROM intent WHERE action='ports'",
     "DELETE FROM sysctl",
     "DELETE FROM published",
@@ -26,7 +29,10 @@ _FORGET = (
 
 
 def here() -> str:
-    """This host's boot, network namespace and PID 1 (random(4), namespaces(7), proc_pid_stat(5)). Raises OSError."""
+    """Return the identity of this host: boot id, network namespace and start time of PID 1.
+
+    See random(4), namespaces(7) and proc_pid_stat(5). Raises OSError.
+    """
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         boot = file.read().strip()
     with open("/proc/1/stat", encoding="utf-8", errors="replace") as file:
@@ -35,18 +41,22 @@ def here() -> str:
 
 
 def recorded(db: sqlite3.Connection) -> str | None:
-    """What `here` was when something was recorded last; None in a store of an older niso."""
+    """Return the identity of the host that the store is of; None in a store of an older niso."""
     row = db.execute("SELECT value FROM meta WHERE key='world'").fetchone()
     return str(row[0]) if row else None
 
 
 def record(db: sqlite3.Connection, world: str) -> None:
-    """Note that what is active is so in ``world``; inside a transaction."""
+    """Record ``world`` as the host that the store is of. The caller holds a transaction."""
     db.execute("INSERT OR REPLACE INTO meta VALUES ('world', ?)", (world,))
 
 
 def forget_if_gone(db: sqlite3.Connection, world: str) -> None:
-    """Record that nothing is active any more, unless it still is; inside a transaction."""
+    """Record that nothing is active if ``world`` is another host than that of the store.
+
+    Services that still run in another namespace of the same boot stay active.
+    The caller holds a transaction.
+    """
     before = recorded(db)
     if before == world:
         return
@@ -54,7 +64,7 @@ def forget_if_gone(db: sqlite3.Connection, world: str) -> None:
     if same_boot and _lives(db):
         if before is None:
             record(db, world)
-        # else we are in another namespace than they
+        # else this process is in another namespace than the services
         return
     for statement in _FORGET:
         db.execute(statement)
@@ -62,7 +72,7 @@ def forget_if_gone(db: sqlite3.Connection, world: str) -> None:
 
 
 def _lives(db: sqlite3.Connection) -> bool:
-    """Whether anything of an active service is to be seen: its named namespace or its process."""
+    """Return whether a named namespace or a process of an active service exists."""
     state_id = db.execute("SELECT value FROM meta WHERE key='state_id'").fetchone()[0]
     active = [row[0] for row in db.execute("SELECT name FROM service WHERE active=1")]
     return any(_is_mount(paths.netns_path(name)) or _runs(name, state_id) for name in active)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 
 class ServiceRow(NamedTuple):
+    """A known service; the fields are the columns of its table."""
+
     name: str
     manifest_path: str
     manifest: str  # JSON of `service`
@@ -23,46 +25,46 @@ class ServiceRow(NamedTuple):
     generation: int
     networks: tuple[str, ...]
     spec: str  # JSON of `process`
-    created_at: float
+    created_at: float  # seconds since 1970
     activated_at: float | None
     mode: str = "bridge"  # or host, none, share
-    provider: str | None = None  # of mode share: the service whose namespace it is in
+    provider: str | None = None  # with mode share: the service whose namespace it joins
     enabled: bool = False  # activated at boot
 
     @property
     def service(self) -> ServiceSpec | None:
-        """What the manifest of the last activation asks for; None where the row is damaged."""
-        from niso.store import specs  # which commands that only list do without
+        """Return the ServiceSpec of the last activation; None if the row is damaged."""
+        from niso.store import specs  # not loaded by commands that only list
 
         return specs.service(self.manifest)
 
     @property
     def process(self) -> ProcessSpec | None:
-        """The process of the last activation; None where the row is damaged."""
+        """Return the ProcessSpec of the last activation; None if the row is damaged."""
         from niso.store import specs
 
         return specs.process(self.spec)
 
     def require_service(self) -> ServiceSpec:
-        """As `service`. Raises NisoError where the row is damaged."""
-        if (found := self.service) is None:
+        """Return `service`. Raises NisoError if the row is damaged."""
+        if (spec := self.service) is None:
             raise self.damaged()
-        return found
+        return spec
 
     def require_process(self) -> ProcessSpec:
-        """As `process`. Raises NisoError where the row is damaged."""
-        if (found := self.process) is None:
+        """Return `process`. Raises NisoError if the row is damaged."""
+        if (spec := self.process) is None:
             raise self.damaged()
-        return found
+        return spec
 
     def damaged(self) -> NisoError:
-        """The error for a damaged row, where nothing can be done without it."""
-        words = f"service {self.name!r}: what the store has of it cannot be understood"
+        """Return the error for a damaged row."""
+        words = f"service {self.name!r}: its record in the store is damaged"
         return NisoError(words, f"niso activate {self.manifest_path}, or niso remove {self.name}")
 
 
 def service_row(row: tuple[object, ...]) -> ServiceRow:
-    """A row of the table as the store has it."""
+    """Return a row of the table as a ServiceRow."""
     fields = ServiceRow(*row)  # type: ignore[arg-type]
     return fields._replace(
         active=bool(fields.active),

@@ -1,4 +1,4 @@
-"""What a plan needs of the store: networks with what they are used for, active services, and what policies' names mean."""
+"""Read the input of plans: networks and their uses, active services, and the peers of policies."""
 
 from __future__ import annotations
 
@@ -11,72 +11,79 @@ from niso.store.port_rows import PortRows
 from niso.store.sharer_rows import ModeRows
 from niso.store.sqlite import damaged, decoded
 
-_PUBLISHED = "SELECT 1 FROM published p JOIN service v ON v.name=p.service AND v.active=1 WHERE p.network=n.name"
-# a service's ports lead to it by its other networks too, for those who are on them
+_PUBLISHED = (
+    "SELECT 1 FROM published p JOIN service v ON v.name=p.service AND v.active=1"
+    " WHERE p.network=n.name"
+)
+# peers on a service's other networks reach its published ports there
 _PUBLISHED_BESIDE = (
-    "SELECT 1 FROM endpoint e JOIN service v ON v.name=e.service AND v.active=1 JOIN published p ON p.service=e.service"
-    " WHERE e.network=n.name AND e.position>0"
+    "SELECT 1 FROM endpoint e JOIN service v ON v.name=e.service AND v.active=1"
+    " JOIN published p ON p.service=e.service WHERE e.network=n.name AND e.position>0"
 )
 _PUBLISHED_BESIDE_BY_SHARER = (
-    # CROSS: in this order, or SQLite goes through all active services
-    "SELECT 1 FROM endpoint e CROSS JOIN service v ON v.provider=e.service AND v.active=1 JOIN published p ON p.service=v.name"
-    " WHERE e.network=n.name AND e.position>0"
+    # CROSS fixes the order: else SQLite scans all active services
+    "SELECT 1 FROM endpoint e CROSS JOIN service v ON v.provider=e.service AND v.active=1"
+    " JOIN published p ON p.service=v.name WHERE e.network=n.name AND e.position>0"
 )
 
 
 class Scope(NamedTuple):
-    """What one command touches. None is all."""
+    """The objects that one command touches. None means all."""
 
     services: tuple[str, ...] | None = None
     networks: tuple[str, ...] | None = None
-    ports: tuple[Port, ...] | None = None  # of these services, no others
-    names: tuple[
-        Name, ...
-    ] = ()  # that may stand for other addresses now: of services and networks, and policies have them
+    ports: tuple[Port, ...] | None = None  # only these ports of the services
+    names: tuple[Name, ...] = ()
+    """Names of services and networks in policies that may have other addresses now."""
 
 
 ALL = Scope()
 
 
 class SnapshotRows(PortRows, PolicyRows, ModeRows):
-    """The part of the store that plans are made from."""
+    """The queries of the store for plans."""
 
     def state_id(self) -> str:
+        """Return the random id of the state folder. Raises NisoError if it is missing."""
         row = self._db.execute("SELECT value FROM meta WHERE key='state_id'").fetchone()
         if row is None:
-            raise damaged("it does not say which state folder it is of")
+            raise damaged("it has no state_id")
         return str(row[0])
 
     def active_services(self) -> list[str]:
+        """Return the names of the active services, sorted."""
         return [
             row[0]
             for row in self._db.execute("SELECT name FROM service WHERE active=1 ORDER BY name")
         ]
 
     def any_active(self, family: int | None = None) -> bool:
-        """Whether a service is active on a network, of this family if one is given."""
+        """Return whether a service is active on a network, of this ``family`` if not None."""
         if family is None:
             query = "SELECT 1 FROM service WHERE active=1 AND networks!='[]' LIMIT 1"
             return self._db.execute(query).fetchone() is not None
         query = (
-            # CROSS: in this order, since few networks have a second family
+            # CROSS fixes the order: few networks have a second family
             "SELECT 1 FROM subnet s CROSS JOIN endpoint e ON e.network=s.network"
             " CROSS JOIN service v ON v.name=e.service AND v.active=1 WHERE s.family=? LIMIT 1"
         )
         return self._db.execute(query, (family,)).fetchone() is not None
 
     def sysctls_before(self) -> dict[str, str]:
+        """Return the values that sysctls had before niso changed them, by name."""
         return dict(self._db.execute("SELECT name, before FROM sysctl"))
 
     def network(self, name: str) -> Network | None:
-        found = self._networks((name,))
-        return found[0] if found else None
+        """Return a network, or None."""
+        networks = self._networks((name,))
+        return networks[0] if networks else None
 
     def networks(self) -> list[Network]:
+        """Return all networks, sorted by name."""
         return self._networks(None)
 
     def names_with(self, services: Iterable[str]) -> tuple[Name, ...]:
-        """What policies may call these services."""
+        """Return the names by which policies can refer to these services."""
         return tuple(
             sorted({("service", name) for service in services for name in self.names(service)})
         )
@@ -85,31 +92,36 @@ class SnapshotRows(PortRows, PolicyRows, ModeRows):
         where, values = ("", ()) if only is None else (f"WHERE n.name IN ({marks(only)})", only)
         rows = self._db.execute(
             "SELECT n.name, n.bridge, n.mtu, family, cidr, gateway, internal,"
-            f" EXISTS({_PUBLISHED}) OR EXISTS({_PUBLISHED_BESIDE}) OR EXISTS({_PUBLISHED_BESIDE_BY_SHARER}),"
+            f" EXISTS({_PUBLISHED}) OR EXISTS({_PUBLISHED_BESIDE})"
+            f" OR EXISTS({_PUBLISHED_BESIDE_BY_SHARER}),"
             f" EXISTS({_PUBLISHED} AND by_loopback),"
-            " EXISTS(SELECT 1 FROM policed p JOIN service v ON v.name=p.service AND v.active=1 WHERE p.network=n.name)"
+            " EXISTS(SELECT 1 FROM policed p JOIN service v ON v.name=p.service AND v.active=1"
+            " WHERE p.network=n.name)"
             f" FROM network n JOIN subnet s ON s.network=n.name {where} ORDER BY n.name, family",
             values,
         )
-        found: dict[str, Network] = {}
+        networks: dict[str, Network] = {}
         for name, bridge, mtu, family, cidr, gateway, *flags in rows:
-            subnets = found[name].subnets if name in found else ()
-            found[name] = Network(
+            subnets = networks[name].subnets if name in networks else ()
+            networks[name] = Network(
                 name, bridge, mtu, (*subnets, Subnet(family, cidr, gateway)), *map(bool, flags)
             )
-        return list(found.values())
+        return list(networks.values())
 
     def _active(
         self, names: Iterable[str], ports: tuple[Port, ...] | None = None
     ) -> Iterator[Service]:
-        """The services of ``names`` that are active, as the plan sees them, with all of their ports or those of ``ports``."""
+        """Yield the active services in ``names`` for a plan.
+
+        They have all of their ports, or only those in ``ports``.
+        """
         for name in names:
             row = self._db.execute(
                 "SELECT generation, mode FROM service WHERE name=? AND active=1", (name,)
             ).fetchone()
             if row is None:
                 continue
-            own = row[1] != "share"  # else what it has is its provider's
+            own = row[1] != "share"  # a sharer has the namespace of its provider
             endpoints: dict[str, tuple[str, ...]] = {}
             for network, address in self.addresses(name):
                 endpoints[network] = (*endpoints.get(network, ()), address)
@@ -130,7 +142,7 @@ class SnapshotRows(PortRows, PolicyRows, ModeRows):
             )
 
     def snapshot(self, scope: Scope) -> Snapshot:
-        """The part of the store that ``scope`` needs, for plan.desired."""
+        """Return the part of the store that ``scope`` needs, for `niso.plan.desired`."""
         everything = scope.services is None
         named = self.active_services() if scope.services is None else scope.services
         services = tuple(self._active(named, scope.ports))
@@ -147,13 +159,13 @@ class SnapshotRows(PortRows, PolicyRows, ModeRows):
         lists.pop((), None)
         if wanted is not None:
             lists = {reader: count for reader, count in lists.items() if set(reader) & set(wanted)}
-        # a file that has no reader outside the scope is written whole
+        # a hosts file without a reader outside the scope is written from scratch
         own = [service for service in services if service.mode == "bridge"]
         inside = [tuple(endpoint.network for endpoint in service.endpoints) for service in own]
         fresh = frozenset(
             reader for reader, count in lists.items() if everything or inside.count(reader) == count
         )
-        # where only ports are touched, policies are not
+        # a change of only ports does not touch policies
         policed = tuple(self._policed(services, scope.names)) if scope.ports is None else ()
         neighbours = (
             services if everything else tuple(self._active(self._on({n for r in fresh for n in r})))
@@ -174,13 +186,16 @@ class SnapshotRows(PortRows, PolicyRows, ModeRows):
         )
 
     def _on(self, networks: set[str]) -> list[str]:
+        """Return the services with an endpoint on one of these networks, sorted."""
         names = tuple(networks)
         rows = self._db.execute(
-            f"SELECT DISTINCT service FROM endpoint WHERE network IN ({marks(names)}) ORDER BY service",
+            "SELECT DISTINCT service FROM endpoint"
+            f" WHERE network IN ({marks(names)}) ORDER BY service",
             names,
         )
         return [row[0] for row in rows]
 
 
 def marks(values: Iterable[object]) -> str:
+    """Return the placeholders of an SQL statement for these values: ``?, ?``."""
     return ", ".join("?" for _ in values)

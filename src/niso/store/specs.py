@@ -1,4 +1,4 @@
-"""The JSON in which the store keeps what a manifest asks for and what a process is: its one encoder and one decoder."""
+"""Encode and decode the JSON of ServiceSpec and ProcessSpec in the store."""
 
 from __future__ import annotations
 
@@ -13,30 +13,36 @@ if TYPE_CHECKING:
     from typing import Any
 
 _decoded: dict[tuple[type, str], Any] = {}
-"""What texts mean: a command reads the same row many times. None for a damaged one."""
+"""Cache of decoded texts, since a command reads the same row many times. None if damaged."""
 
 
 def encode_service(spec: ServiceSpec) -> str:
-    """JSON of a ServiceSpec with every key, so that another default does not change a known service."""
+    """Return the JSON of a ServiceSpec with every key.
+
+    A changed default in a later version of niso therefore does not change a known service.
+    """
     text = json.dumps(convert.plain(spec), ensure_ascii=False, separators=(",", ":"))
     _decoded[ServiceSpec, text] = spec
     return text
 
 
 def encode_process(spec: ProcessSpec) -> str:
-    """JSON of a ProcessSpec. ASCII: resolv.conf may have bytes that are not UTF-8, as surrogates."""
+    """Return the JSON of a ProcessSpec, in ASCII.
+
+    Bytes of resolv.conf that are not UTF-8 are surrogates.
+    """
     text = json.dumps(convert.plain(spec))
     _decoded[ProcessSpec, text] = spec
     return text
 
 
 def service(text: str) -> ServiceSpec | None:
-    """The ServiceSpec that `encode_service` wrote; None where the text is damaged."""
+    """Return the ServiceSpec that `encode_service` wrote; None if the text is damaged."""
     return _decode(text, ServiceSpec)
 
 
 def process(text: str) -> ProcessSpec | None:
-    """The ProcessSpec that `encode_process` wrote; None where the text is damaged."""
+    """Return the ProcessSpec that `encode_process` wrote; None if the text is damaged."""
     return _decode(text, ProcessSpec)
 
 
@@ -46,7 +52,7 @@ def _decode[T](text: str, table: type[T]) -> T | None:
         try:
             data = json.loads(text)
             if table is ServiceSpec and "\\u" in text:
-                # json also reads halves of surrogate pairs, which are no text
+                # json accepts lone surrogates, which are not valid text
                 json.dumps(data, ensure_ascii=False).encode()
             _decoded[known] = convert.convert(data, table)
         except (ValueError, RecursionError):  # Mismatch is a ValueError

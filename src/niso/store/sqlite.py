@@ -1,4 +1,4 @@
-"""What SQLite needs from us: transactions, WAL, and its errors in words."""
+"""Wrap SQLite: transactions, WAL, JSON, and errors with a next step."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 
 def encoded(value: object) -> str:
-    """JSON of a value. What loads it is imported when it is needed, here and in `decoded`: `net list` does not (1 ms of 30)."""
-    import json
+    """Return the JSON of a value."""
+    import json  # here and in `decoded`: `net list` does not need it (1 ms of 30)
 
     return json.dumps(value)
 
 
 def decoded(text: str) -> Any:
-    """The value of JSON. Raises ValueError."""
+    """Return the value of a JSON text. Raises ValueError."""
     import json
 
     return json.loads(text)
 
 
 class Transaction:
-    """``BEGIN IMMEDIATE`` … ``COMMIT``, or ``ROLLBACK`` after an error or `cancel`."""
+    """Run a block in ``BEGIN IMMEDIATE`` … ``COMMIT``, with ``ROLLBACK`` on error or `cancel`."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
@@ -42,14 +42,14 @@ class Transaction:
             raise sqlite3.OperationalError("database is locked")
         try:
             self._db.execute("BEGIN IMMEDIATE")
-        except KeyboardInterrupt:  # before it, or after: whoever undoes begins another one
+        except KeyboardInterrupt:  # before or after BEGIN: an undo needs a transaction of its own
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
         return self
 
     def cancel(self) -> None:
-        """Change nothing after all (``--dry-run``)."""
+        """Roll back at the end of the block (``--dry-run``)."""
         self._cancelled = True
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -63,15 +63,15 @@ class Transaction:
                 with room(make=True):
                     self._db.execute("COMMIT")
         finally:
-            if self._db.in_transaction:  # which SQLite itself ends after some errors
+            if self._db.in_transaction:  # SQLite itself rolls back after some errors
                 self._db.execute("ROLLBACK")
 
 
 def use_wal(connection: sqlite3.Connection) -> None:
-    """Have the database in WAL mode, which its file remembers.
+    """Set the WAL mode of the database, which is permanent.
 
-    SQLite does not wait for the lock of the change that makes it so: with two processes at a new database it is asked again,
-    for at most 10 s.
+    SQLite does not wait for the lock of this change, which a second process may hold on a new
+    database. It is therefore retried for at most 10 s.
     """
     for attempt in range(1000):
         try:
@@ -84,56 +84,61 @@ def use_wal(connection: sqlite3.Connection) -> None:
 
 
 def others_intend(connection: sqlite3.Connection, but: frozenset[str]) -> bool:
-    """Whether a change of any service but these is under way: what intents hold is slow to read, and mostly not needed."""
+    """Return whether a change of any service but these is in progress.
+
+    The content of intents is slow to read, and mostly not needed.
+    """
     return any(row[0] not in but for row in connection.execute("SELECT service FROM intent"))
 
 
 def way_back() -> str:
-    """How services come back when the store is lost: a copy of each package, with its manifest, is kept."""
+    """Return the hint for a lost store: niso keeps a copy of each package with its manifest."""
     copies = os.path.join(paths.state_dir(), "packages")
-    return (
-        f"services can be activated again from their folders, or from the copies in {copies}/NAME/*"
-    )
+    return f"activate services again from their folders, or from the copies in {copies}/NAME/*"
 
 
-def damaged(words: str) -> NisoError:
-    """state.db is of no use, for the reason that ``words`` give: SQLite's may be several lines."""
+def damaged(reason: str) -> NisoError:
+    """Return the error for an unusable state.db; ``reason`` may be several lines of SQLite."""
     return NisoError(
-        f"{paths.database()}: {' '.join(words.split())}",
+        f"{paths.database()}: {' '.join(reason.split())}",
         f"move it away and run niso net repair --sweep; then {way_back()}",
     )
 
 
 def require_store() -> None:
-    """Raise NisoError where what has the store's name is nothing that can be one. It exists."""
+    """Raise NisoError if state.db, which exists, is not a regular file or is empty."""
     try:
-        found = os.stat(paths.database())
+        status = os.stat(paths.database())
     except FileNotFoundError:
-        raise damaged("it is a symlink that leads nowhere") from None
-    if not stat.S_ISREG(found.st_mode):
-        raise damaged("it is no file" if not stat.S_ISDIR(found.st_mode) else "it is a folder")
-    if found.st_size == 0:
-        raise damaged("it is empty")
+        raise damaged("dangling symlink") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise damaged("is a folder")
+    if not stat.S_ISREG(status.st_mode):
+        raise damaged("not a regular file")
+    if status.st_size == 0:
+        raise damaged("is empty")
 
 
 def unusable(error: Exception) -> NisoError:
-    """What SQLite says of the store, and the next step: for a damaged file, else for a place that cannot be written."""
+    """Return the error for an error of SQLite.
+
+    The hint depends on whether the file is damaged, locked, or cannot be written.
+    """
     words = f"{paths.database()}: {error}"
     # the low byte is the primary code (sqlite.org/rescode.html)
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    # what niso asks is right, so SQLITE_ERROR means that tables or columns are not those that it knows
+    # niso's statements are correct, so SQLITE_ERROR means unknown tables or columns
     if type(error) is sqlite3.DatabaseError or code == sqlite3.SQLITE_ERROR:
         return damaged(str(error))
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return NisoError(
-            words, "another niso command has been changing it for 10 s: try again when it has ended"
-        )
+        hint = "another niso command has held the lock for 10 s: try again when it has finished"
+        return NisoError(words, hint)
     try:
-        found = os.statvfs(paths.state_dir())
-        if found.f_bavail * found.f_frsize < 1 << 16 and code != sqlite3.SQLITE_FULL:
+        disk = os.statvfs(paths.state_dir())
+        if disk.f_bavail * disk.f_frsize < 1 << 16 and code != sqlite3.SQLITE_FULL:
             words += " (no space left on its disk)"
-        if found.f_flag & os.ST_RDONLY and code != sqlite3.SQLITE_READONLY:
+        if disk.f_flag & os.ST_RDONLY and code != sqlite3.SQLITE_READONLY:
             words += " (its file system is read-only)"
     except OSError:
         pass
-    return NisoError(words, "check the disk's free space, and that NISO_STATE_DIR can be written")
+    return NisoError(words, "check the disk's free space, and that NISO_STATE_DIR is writable")

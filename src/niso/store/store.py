@@ -1,6 +1,7 @@
-"""The store: what niso knows, in SQLite. It holds no kernel state; what the kernel should have follows from it (plan.py).
+"""Store niso's configuration in SQLite.
 
-Writers hold niso's lock (apply.lock) and one transaction; readers need neither. WAL keeps both apart and survives kill -9.
+It holds no kernel state: `niso.plan` derives the desired state from it. Writers hold niso's lock
+and one transaction; readers need neither. WAL isolates them from each other, and survives kill -9.
 """
 
 from __future__ import annotations
@@ -34,38 +35,41 @@ from niso.store.stack_rows import StackRows
 if TYPE_CHECKING:
     from weakref import ref
 else:
-    from _weakref import ref  # the same, without what weakref imports besides
+    from _weakref import ref  # the same, without the other imports of weakref
 
 __all__ = ["ALL", "Intent", "Scope", "ServiceRow", "Store"]
 
 
 class _Connection(sqlite3.Connection):
-    """One that can be referred to weakly."""
+    """A connection that supports weak references."""
 
 
 _open: list[ref[_Connection]] = []
-"""All connections, as long as they are there: a while longer than who had them, since sqlite3 keeps them in a circle."""
+"""All open connections. They outlive their owners, since sqlite3 has reference cycles."""
 
 
 def close_all() -> None:
-    """Close what is open, for a process that ends without Python's own end."""
-    for each in _open:
-        if (connection := each()) is not None:
+    """Close all connections, for a process that exits without Python's shutdown."""
+    for reference in _open:
+        if (connection := reference()) is not None:
             connection.close()
     _open.clear()
 
 
 class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
-    """One connection. ``with store.transaction():`` for every change; a failure inside changes nothing."""
+    """A connection to state.db. Every change needs ``with store.transaction():``."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
 
-    # --- opening -------------------------------------------------------------------------------------------------
+    # --- opening ------------------------------------------------------------
 
     @classmethod
     def open(cls, create: bool = True) -> Store:
-        """Open state.db of the state folder. Without ``create`` a store that is not there reads as an empty one."""
+        """Open state.db in the state folder. Without ``create``, a missing store reads as empty.
+
+        Raises NisoError if it is damaged, locked, or of a newer version.
+        """
         path = paths.database()
         exists = os.path.lexists(path)
         try:
@@ -94,9 +98,9 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
 
     @classmethod
     def _create(cls, path: str) -> None:
-        """Make a new database under another name, and name it when it is whole: what has the name is never half of one.
+        """Create the database under a temporary name, and rename it when it is complete.
 
-        Where another process was first, its is the one.
+        No-op if another process was first.
         """
         folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         draft = f"{path}.new"
@@ -133,10 +137,10 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         if version == tables.VERSION:
             return
         if version < 1:
-            raise damaged("it is a database, but not a store of niso's")
+            raise damaged("a database, but not a store of niso")
         if version > tables.VERSION:
             raise NisoError(
-                f"{paths.database()} is of version {version}, this niso knows {tables.VERSION}",
+                f"{paths.database()} has version {version}, this niso supports {tables.VERSION}",
                 "use the newer niso",
             )
         with self.transaction():
@@ -152,12 +156,12 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
             self._db.execute(f"PRAGMA user_version={tables.VERSION}")
 
     def _require_form(self) -> None:
-        """Raise NisoError where tables or columns are not those of this version."""
+        """Raise NisoError if tables or columns are not those of this version."""
         query = (
             "SELECT COUNT(*) FROM sqlite_schema m, pragma_table_info(m.name) WHERE m.type='table'"
         )
         if self._db.execute(query).fetchone() != (tables.COLUMNS,):
-            raise damaged("it has not the tables that a store of its version has")
+            raise damaged("it does not have the tables of its version")
         self.state_id()
 
     def _notice_reboot(self) -> None:
@@ -170,52 +174,59 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return int(self._db.execute("PRAGMA user_version").fetchone()[0])
 
     def changes(self) -> int:
-        """A number that is another one after every change that another connection has made (SQLite's data_version)."""
+        """Return a number that changes with every commit of another connection.
+
+        It is SQLite's data_version.
+        """
         return int(self._db.execute("PRAGMA data_version").fetchone()[0])
 
     def transaction(self) -> Transaction:
+        """Return a transaction as a context manager; an error inside rolls back."""
         return Transaction(self._db)
 
-    # --- whether it is whole -------------------------------------------------------------------------------------
+    # --- integrity ------------------------------------------------------------
 
     def require_sound(self) -> None:
-        """Have SQLite look at all pages. Raises NisoError where one is damaged."""
+        """Have SQLite check all pages. Raises NisoError if one is damaged."""
         words = [str(row[0]) for row in self._db.execute("PRAGMA quick_check(1)")]
         if words != ["ok"]:
             raise damaged("; ".join(words))
 
     def orphans(self) -> list[tuple[str, str]]:
-        """(table, service) of rows of services that are not known."""
-        found = []
+        """Return (table, service) of rows of unknown services."""
+        orphans = []
         for table in ROW_TABLES[1:-1]:
             rows = self._db.execute(
-                f"SELECT DISTINCT service FROM {table} WHERE service NOT IN (SELECT name FROM service) ORDER BY service"
+                f"SELECT DISTINCT service FROM {table}"
+                " WHERE service NOT IN (SELECT name FROM service) ORDER BY service"
             )
-            found += [(table, str(row[0])) for row in rows]
-        return found
+            orphans += [(table, str(row[0])) for row in rows]
+        return orphans
 
     def drop_orphans(self) -> None:
-        """Delete the rows of services that are not known."""
+        """Delete the rows of unknown services."""
         for table in ROW_TABLES[1:-1]:
             self._db.execute(f"DELETE FROM {table} WHERE service NOT IN (SELECT name FROM service)")
 
     def in_memory(self) -> Store:
-        """A copy that nothing comes back from."""
+        """Return a copy in memory; changes to it are not saved."""
         copy = _connected(":memory:")
         self._db.backup(copy)
         return Store(copy)
 
-    # --- reading -------------------------------------------------------------------------------------------------
+    # --- reading ------------------------------------------------------------
 
     def service(self, name: str) -> ServiceRow | None:
+        """Return the row of a service, or None."""
         row = self._db.execute("SELECT * FROM service WHERE name=?", (name,)).fetchone()
         return service_row(row) if row else None
 
     def services(self) -> list[ServiceRow]:
+        """Return the rows of all known services, sorted by name."""
         return [service_row(row) for row in self._db.execute("SELECT * FROM service ORDER BY name")]
 
     def checked_services(self) -> list[str]:
-        """The active services that have a healthcheck: cheap with many."""
+        """Return the active services that have a healthcheck; cheap with many services."""
         rows = self._db.execute(
             "SELECT name FROM service WHERE active=1 AND CASE WHEN json_valid(manifest)"
             " THEN json_type(manifest, '$.healthcheck') END='object' ORDER BY name"
@@ -223,51 +234,62 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return [row[0] for row in rows]
 
     def service_names(self) -> list[tuple[str, bool, bool]]:
-        """(name, active, enabled) of every service: cheap with many."""
+        """Return (name, active, enabled) of every service; cheap with many services."""
         rows = self._db.execute("SELECT name, active, enabled FROM service ORDER BY name")
         return [(row[0], bool(row[1]), bool(row[2])) for row in rows]
 
     def resolve(self, name: str) -> str:
-        """The service that answers to ``name`` (its name, hostname or an alias, also with .niso.local). NotFound names near ones."""
+        """Return the service with this name, hostname or alias, with or without .niso.local.
+
+        Raises NotFound, with a similar name as hint.
+        """
         bare = bare_name(name)
         row = self._db.execute("SELECT service FROM host_name WHERE name=?", (bare,)).fetchone()
         if row:
             return str(row[0])
-        known = [each[0] for each in self._db.execute("SELECT name FROM host_name ORDER BY name")]
+        names = self._db.execute("SELECT name FROM host_name ORDER BY name")
+        known = [known for (known,) in names]
         raise NotFound(f"no service {name!r}", suggest(bare, known, "niso ps lists the services"))
 
-    # What a begun change has given up is held until it has ended: it may have to be put back.
+    # Whatever a change in progress has given up stays reserved: an undo may have to restore it.
 
     def name_holder(self, name: str, beside: Container[str] = ()) -> str | None:
-        """The service that has this name, or would have it again if its begun change were undone. Not those of ``beside``
-        for the latter: they would be undone together with who asks."""
+        """Return the service with this name, or None.
+
+        A service also holds the names that undoing its change in progress would restore, unless it
+        is in ``beside``: those are undone together with the caller's change.
+        """
         row = self._db.execute("SELECT service FROM host_name WHERE name=?", (name,)).fetchone()
         if row:
             return str(row[0])
         undone = self._db.execute(
-            "SELECT service FROM intent, json_each(undo, '$.host_name') WHERE json_extract(value, '$.name')=?",
+            "SELECT service FROM intent, json_each(undo, '$.host_name')"
+            " WHERE json_extract(value, '$.name')=?",
             (name,),
         )
         return next((service for (service,) in undone if service not in beside), None)
 
     def network_names(self) -> list[str]:
+        """Return the names of all networks, sorted."""
         return [row[0] for row in self._db.execute("SELECT name FROM network ORDER BY name")]
 
     def require_network(self, name: str) -> Network:
-        found = self.network(name)
-        if found is None:
+        """Return a network. Raises NotFound, with a similar name as hint."""
+        network = self.network(name)
+        if network is None:
             raise NotFound(
                 f"no network {name!r}",
                 suggest(name, self.network_names(), "niso net list lists them"),
             )
-        return found
+        return network
 
     def bridge_holder(self, bridge: str) -> str | None:
+        """Return the network with this bridge, or None."""
         row = self._db.execute("SELECT name FROM network WHERE bridge=?", (bridge,)).fetchone()
         return str(row[0]) if row else None
 
     def members(self, network: str) -> list[tuple[str, bool]]:
-        """(service, active) of the known services on a network, by their addresses."""
+        """Return (service, active) of the known services on a network, ordered by address."""
         rows = self._db.execute(
             "SELECT s.name, s.active FROM lease l JOIN service s ON s.name=l.service"
             " WHERE l.network=? GROUP BY s.name ORDER BY MIN(l.family), MIN(l.number)",
@@ -276,21 +298,25 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return [(row[0], bool(row[1])) for row in rows]
 
     def held_by(self, network: str) -> list[str]:
-        """The services that would be on a network again if their begun changes were undone."""
+        """Return the services that undoing changes in progress would put on a network again."""
         rows = self._db.execute(
-            "SELECT service FROM intent, json_each(undo, '$.endpoint') WHERE json_extract(value, '$.network')=?",
+            "SELECT service FROM intent, json_each(undo, '$.endpoint')"
+            " WHERE json_extract(value, '$.network')=?",
             (network,),
         )
         return [row[0] for row in rows]
 
     def member_counts(self) -> dict[str, int]:
-        """How many known services are on each network that has any."""
+        """Return the number of known services on each network that has any."""
         return dict(self._db.execute("SELECT network, COUNT(*) FROM endpoint GROUP BY network"))
 
-    # --- writing; inside a transaction ---------------------------------------------------------------------------
+    # --- writing; inside a transaction ------------------------------------------------------------
 
     def add_network(self, network: Network, implicit: bool, now: float) -> None:
-        """``implicit``: made by an activation, so it goes with its last known service."""
+        """Add a network. One that is ``implicit`` is deleted with its last known service.
+
+        ``now`` is in seconds since 1970.
+        """
         self._db.execute(
             "INSERT INTO network VALUES (?, ?, ?, ?, ?, ?)",
             (network.name, network.bridge, network.mtu, int(implicit), now, int(network.internal)),
@@ -300,10 +326,11 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         )
 
     def drop_network(self, name: str) -> None:
+        """Delete a network and its subnets."""
         self._db.execute("DELETE FROM network WHERE name=?", (name,))
 
     def drop_implicit_networks(self, names: Iterable[str]) -> list[str]:
-        """Drop those of ``names`` that an activation made and that no known service is on; gives their names."""
+        """Delete those of ``names`` that are implicit and unused. Return their names."""
         gone = [
             name
             for name in sorted(set(names))
@@ -318,34 +345,37 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return gone
 
     def put_service(self, row: ServiceRow) -> None:
-        """Insert a service, or replace its own columns; what hangs on it stays."""
+        """Insert a service, or replace its row; rows of other tables stay."""
         columns = row._asdict() | {
             "active": int(row.active),
             "networks": encoded(row.networks),
             "enabled": int(row.enabled),
         }
         values = tuple(columns.values())
-        marks = ", ".join("?" * len(values))
         updates = ", ".join(f"{field}=excluded.{field}" for field in ServiceRow._fields[1:])
         self._db.execute(
-            f"INSERT INTO service VALUES ({marks}) ON CONFLICT (name) DO UPDATE SET {updates}",
+            f"INSERT INTO service VALUES ({marks(values)})"
+            f" ON CONFLICT (name) DO UPDATE SET {updates}",
             values,
         )
 
     def set_active(self, name: str, active: bool) -> None:
+        """Record whether a service is active."""
         self._db.execute("UPDATE service SET active=? WHERE name=?", (int(active), name))
 
     def set_enabled(self, name: str, enabled: bool) -> None:
+        """Record whether a service is activated at boot."""
         self._db.execute("UPDATE service SET enabled=? WHERE name=?", (int(enabled), name))
 
     def set_names(self, service: str, names: tuple[str, ...]) -> None:
+        """Replace the names of a service: hostname, name, aliases."""
         self._db.execute("DELETE FROM host_name WHERE service=?", (service,))
         self._db.executemany(
             "INSERT INTO host_name VALUES (?, ?, ?)", [(n, service, i) for i, n in enumerate(names)]
         )
 
     def set_endpoints(self, service: str, networks: tuple[str, ...]) -> None:
-        """The ordered networks of a service; leases on networks that it left go."""
+        """Replace the ordered networks of a service; delete its leases on other networks."""
         self._db.execute("DELETE FROM endpoint WHERE service=?", (service,))
         self._db.executemany(
             "INSERT INTO endpoint VALUES (?, ?, ?)",
@@ -357,9 +387,10 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         )
 
     def free_uid(self, first: int, skip: Container[int] = ()) -> int:
-        """The lowest number from ``first`` on that no service has and that is not in ``skip``."""
+        """Return the lowest uid from ``first`` on that no service has and ``skip`` does not."""
         row = self._db.execute(
-            "SELECT COALESCE(MIN(uid + 1), ?) FROM service s WHERE NOT EXISTS (SELECT 1 FROM service WHERE uid=s.uid+1)"
+            "SELECT COALESCE(MIN(uid + 1), ?) FROM service s"
+            " WHERE NOT EXISTS (SELECT 1 FROM service WHERE uid=s.uid+1)"
             " AND EXISTS (SELECT 1 FROM service WHERE uid=?)",
             (first, first),
         ).fetchone()
@@ -371,20 +402,22 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return uid
 
     def forget(self, service: str) -> None:
+        """Delete all rows of a service except its intent."""
         self._db.execute("DELETE FROM service WHERE name=?", (service,))
         self.leave_stack(service)
 
     def set_sysctl_before(self, name: str, before: str) -> None:
+        """Record the value of a sysctl before the first change."""
         self._db.execute("INSERT OR IGNORE INTO sysctl VALUES (?, ?)", (name, before))
 
     def clear_sysctls_before(self, pattern: str) -> None:
-        """Forget those whose name is like ``pattern``, with * for anything."""
+        """Delete the recorded sysctls whose name matches the glob ``pattern``."""
         self._db.execute("DELETE FROM sysctl WHERE name GLOB ?", (pattern,))
 
     def undo(self, intents: Iterable[Intent]) -> None:
-        """Put the services' rows back as the intents found them; networks that only they had go.
+        """Restore the services' rows that the intents recorded; delete networks of only the change.
 
-        All are taken away before the first comes back: what one gave up another one may have.
+        All rows are deleted before the first is restored: services may have swapped names or ports.
         """
         changed = [(intent, self.service(intent.service)) for intent in intents]
         for intent, _ in changed:
@@ -396,26 +429,27 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
                         bytes.fromhex(value["hex"]) if isinstance(value, dict) else value
                         for value in row.values()
                     ]
-                    # a row of an older version lacks the columns that were added since: they have their defaults
+                    # a row of an older version lacks newer columns, which get their defaults
                     self._db.execute(
                         f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks(values)})", values
                     )
         for intent, now in changed:
             restored = self.service(intent.service)
             if restored is not None and now is not None:
-                self.set_enabled(intent.service, now.enabled)  # which is no part of a change
+                self.set_enabled(intent.service, now.enabled)  # not part of a change
             if restored is not None and restored.active:
-                self.note_published(intent.service)  # rows of the first version do not say it
+                self.note_published(intent.service)  # rows of the first version lack it
             for sharer in self.sharers(intent.service):
                 self.note_published(sharer)
             self.drop_implicit_networks(now.networks if now else ())
 
 
 def _connected(path: str) -> sqlite3.Connection:
+    """Open a connection in WAL mode; it waits 10 s for a lock."""
     connection = sqlite3.connect(path, timeout=10, isolation_level=None, factory=_Connection)
-    _open[:] = [*(each for each in _open if each() is not None), ref(connection)]
+    _open[:] = [*(reference for reference in _open if reference() is not None), ref(connection)]
     if path != ":memory:":
-        with room():  # SQLite makes its log and the index of it
+        with room():  # SQLite creates its log and the index of it
             use_wal(connection)
             connection.execute("PRAGMA user_version").fetchone()
         connection.execute("PRAGMA synchronous=FULL")
@@ -432,14 +466,13 @@ def _remove_database(path: str) -> None:
 
 
 def bare_name(name: str) -> str:
-    """The name of a service without .niso.local, which may follow it."""
-    return name.removesuffix(
-        ".niso.local"
-    )  # names.DOMAIN, which would be another module for every command to load
+    """Return the name of a service without the suffix .niso.local."""
+    # names.DOMAIN would be another module for every command to load
+    return name.removesuffix(".niso.local")
 
 
 def suggest(name: str, known: list[str], otherwise: str) -> str:
-    """The hint for a name that nobody has: the nearest that somebody has, else ``otherwise``."""
+    """Return the hint for an unknown name: a similar known one, else ``otherwise``."""
     import difflib
 
     near = difflib.get_close_matches(name, known, 1)

@@ -1,10 +1,10 @@
-"""The tables of state.db and their versions."""
+"""Define the tables of state.db and the migrations from older versions."""
 
 from __future__ import annotations
 
 VERSION = 4
 COLUMNS = 66
-"""Of all tables together, to know a store by."""
+"""Number of columns of all tables together, by which a store is recognised."""
 
 _SINCE_2 = """CREATE INDEX port_range ON port (proto, host_port) WHERE count > 1;
 CREATE TABLE published (
@@ -14,7 +14,10 @@ CREATE TABLE published (
 ) STRICT;
 CREATE INDEX published_network ON published (network);
 CREATE INDEX endpoint_beside ON endpoint (network) WHERE position > 0;
-CREATE TABLE policy (service TEXT PRIMARY KEY REFERENCES service ON DELETE CASCADE, text TEXT NOT NULL) STRICT;
+CREATE TABLE policy (
+    service TEXT PRIMARY KEY REFERENCES service ON DELETE CASCADE,
+    text TEXT NOT NULL
+) STRICT;
 CREATE TABLE policy_peer (
     service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
     kind TEXT NOT NULL CHECK (kind IN ('service', 'network')),
@@ -127,7 +130,8 @@ ALTER TABLE port ADD COLUMN count INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE port ADD COLUMN origin TEXT NOT NULL DEFAULT 'manifest';
 """
     + _SINCE_2
-    + """INSERT INTO published SELECT DISTINCT p.service, e.network, 1 FROM port p JOIN service s ON s.name=p.service AND s.active=1
+    + """INSERT INTO published SELECT DISTINCT p.service, e.network, 1 FROM port p
+ JOIN service s ON s.name=p.service AND s.active=1
  JOIN endpoint e ON e.service=p.service AND e.position=0;
 """,
     3: """
@@ -136,10 +140,12 @@ ALTER TABLE service ADD COLUMN provider TEXT;
 ALTER TABLE service ADD COLUMN enabled INTEGER NOT NULL DEFAULT 0;
 """
     + _SINCE_3,
-    # manifests as ServiceSpecs, intents by the names of columns: the functions are those of `niso.store.written_rows`
-    4: "UPDATE service SET manifest=parsed_manifest(manifest); UPDATE intent SET undo=named_undo(action, undo)",
+    # manifests as ServiceSpecs, intents by column names: functions of `niso.store.written_rows`
+    4: "UPDATE service SET manifest=parsed_manifest(manifest);"
+    " UPDATE intent SET undo=named_undo(action, undo)",
 }
-"""Version reached -> the SQL that brings a database of the version before it there.
+"""Version -> the SQL that migrates a database of the version before.
 
-Columns are only ever added: an intent holds whole rows, and those of an older version are put back with the new columns'
-defaults."""
+Columns are only ever added. An intent holds whole rows: those of an older version are restored with
+the defaults of the new columns.
+"""

@@ -1,6 +1,7 @@
-"""The rows of a store of version 3 or older as those of version 4: manifests parsed, and intents by the names of columns.
+"""Migrate the rows of a store of version 3 or older to version 4.
 
-There a manifest was kept with the texts of its keys, and an intent held rows as lists.
+Older stores keep a manifest as it was written, and the rows of an intent as lists. Version 4 keeps
+the parsed manifest, and rows by column names.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
 
 
 def add_functions(connection: sqlite3.Connection) -> None:
-    """Have the SQL of the migration know ``parsed_manifest`` and ``named_undo``. The tables have all columns of version 3."""
-    columns: dict[str, list[tuple[str, object]]] = {}  # table: (name, default) of each column
+    """Register the SQL functions ``parsed_manifest`` and ``named_undo``.
+
+    The tables must have all columns of version 3.
+    """
+    columns: dict[str, list[tuple[str, object]]] = {}  # table -> (name, default) of each column
     for (table,) in connection.execute("SELECT name FROM sqlite_schema WHERE type='table'"):
         columns[table] = [
             (name, connection.execute(f"SELECT {default}").fetchone()[0] if default else None)
@@ -31,17 +35,23 @@ def add_functions(connection: sqlite3.Connection) -> None:
 
 
 def parsed_manifest(text: str) -> str:
-    """The manifest as the store keeps it now. One that is damaged stays as it is: `niso net check` names it."""
+    """Return a manifest in the form of version 4.
+
+    A damaged one is returned unchanged: `niso net check` reports it.
+    """
     try:
         new = specs.encode_service(build.of_written(text))
-        new.encode()  # json also reads halves of surrogate pairs, which are no text
+        new.encode()  # json accepts lone surrogates, which are not valid text
         return new
     except (ValueError, RecursionError, InvalidInput):
         return text
 
 
 def _named_undo(columns: dict[str, list[tuple[str, object]]], action: str, text: str) -> str:
-    """What an intent notes, each row by its columns; what the version of the row did not have is its default."""
+    """Return the undo data of an intent with rows by column names.
+
+    Columns that the row's version did not have get their defaults.
+    """
     undo: dict[str, list[Any]] = json.loads(text)
     if action == "ports":
         return json.dumps({"moved": [Port(*port)._asdict() for port in undo["moved"]]})
