@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niso.api import as_json, published, status
+from niso.api import as_json, published, service_views
 from niso.cli import output
 from niso.plan.records import Port
 
@@ -189,9 +189,9 @@ def test_duration(seconds, shown) -> None:
 
 
 def test_times_are_rfc_3339_in_utc() -> None:
-    assert status.time_text(0) == "1970-01-01T00:00:00Z"
-    assert status.time_text(1764000000.5) == "2025-11-24T16:00:00Z"
-    assert status.time_text(None) is None
+    assert service_views.time_text(0) == "1970-01-01T00:00:00Z"
+    assert service_views.time_text(1764000000.5) == "2025-11-24T16:00:00Z"
+    assert service_views.time_text(None) is None
 
 
 def test_notes_keep_their_lines_and_escape_the_rest(capsys) -> None:
