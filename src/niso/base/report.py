@@ -1,6 +1,7 @@
-"""What a command tells of its work: events, each with its fields, and with the words that people read.
+"""Define the events that report the progress of a command.
 
-A step of the kernel (niso.kernel.kinds.kind) is an event too. Who listens decides by an event's type, never by its words.
+Kernel steps (niso.kernel.kinds.kind) are events too. Receivers decide by the type of an event, never
+by its text.
 """
 
 from __future__ import annotations
@@ -14,25 +15,25 @@ if TYPE_CHECKING:
     from typing import Literal, Protocol
 
     class Event(Protocol):
-        """Something that is being done, or that has happened."""
+        """A step that begins, or something that has happened."""
 
         def describe(self) -> str:
-            """Return it for people: a line, or lines where each is a command."""
+            """Return one line of text, or several lines of which each is a command."""
 
 else:
-    Event = object  # Protocol would be an import of typing
+    Event = object  # Protocol would import typing
 
 
 Report = Callable[[Event], None]
-"""Takes the events of a command as they come."""
+"""Receives the events of a command."""
 
 
 def silent(_: Event) -> None:
-    """Take an event and tell nobody."""
+    """Discard an event."""
 
 
 class Command(NamedTuple):
-    """A change of the kernel, as a command line that makes it."""
+    """A change of the kernel, as an equivalent command line."""
 
     text: str
 
@@ -41,7 +42,7 @@ class Command(NamedTuple):
 
 
 class Starting(NamedTuple):
-    """The process of a service is started; ``argv`` is empty where it is only started again."""
+    """The process of a service is started; ``argv`` is empty on a restart."""
 
     service: str
     argv: tuple[str, ...] = ()
@@ -51,7 +52,7 @@ class Starting(NamedTuple):
 
 
 class Stopping(NamedTuple):
-    """The process of a service is asked to end."""
+    """The process of a service is stopped."""
 
     service: str
 
@@ -60,7 +61,7 @@ class Stopping(NamedTuple):
 
 
 class Healthy(NamedTuple):
-    """A service that was waited for is healthy."""
+    """A service has become healthy."""
 
     service: str
 
@@ -69,21 +70,21 @@ class Healthy(NamedTuple):
 
 
 class Undoing(NamedTuple):
-    """The interrupted or failed activation of a service is undone."""
+    """The interrupted or failed activation of a service is rolled back."""
 
     service: str
 
     def describe(self) -> str:
-        return f"undo activation of {self.service}"
+        return f"roll back the activation of {self.service}"
 
 
 class EndingRestart(NamedTuple):
-    """The interrupted restart of a service is brought to its end."""
+    """The interrupted restart of a service is completed."""
 
     service: str
 
     def describe(self) -> str:
-        return f"end restart of {self.service}"
+        return f"complete the restart of {self.service}"
 
 
 class Forgetting(NamedTuple):
@@ -102,7 +103,7 @@ class RemovingVolumes(NamedTuple):
     volumes: tuple[str, ...]
 
     def describe(self) -> str:
-        return f"remove the volumes of {self.service}: {', '.join(self.volumes)}"
+        return f"delete the volumes of {self.service}: {', '.join(self.volumes)}"
 
 
 class CopyingPackage(NamedTuple):
@@ -115,27 +116,27 @@ class CopyingPackage(NamedTuple):
 
 
 class ShowingHosts(NamedTuple):
-    """A running service is shown a hosts file: that of ``folder``, or its own once more."""
+    """A hosts file is mounted in a running service: that of ``folder``, or its own again."""
 
     service: str
     folder: str = ""
 
     def describe(self) -> str:
         which = f"the hosts file {self.folder}" if self.folder else "its hosts file"
-        return f"show {self.service} {which}"
+        return f"mount {which} in {self.service}"
 
 
 class FinishingPorts(NamedTuple):
-    """Changes of ports that another command has recorded are carried out."""
+    """Port changes recorded by another command are completed."""
 
     services: tuple[str, ...]
 
     def describe(self) -> str:
-        return f"ports of {', '.join(self.services)}"
+        return f"complete the port changes of {', '.join(self.services)}"
 
 
 class RepairingStore(NamedTuple):
-    """Rows of the store are written again, or deleted."""
+    """Rows of the store are rewritten or deleted."""
 
     action: Literal["write", "delete"]
     table: str
@@ -147,7 +148,7 @@ class RepairingStore(NamedTuple):
 
 
 class WritingSpec(NamedTuple):
-    """What a running service was started from is written again."""
+    """The spec.json of a running service is rewritten."""
 
     service: str
 
@@ -166,69 +167,69 @@ class ChangingUnit(NamedTuple):
 
 
 class WaitingForLock(NamedTuple):
-    """Another niso command is waited for: one that changes ``service``, or else the network."""
+    """Waits for another niso command, which changes ``service`` or else the network."""
 
     service: str = ""
 
     def describe(self) -> str:
-        work = f"is at work on {self.service}" if self.service else "changes the network"
-        return f"wait for another niso command, which {work}"
+        target = self.service or "the network"
+        return f"waiting for another niso command that is changing {target}"
 
 
 class WaitingForHealth(NamedTuple):
-    """The answers of healthchecks are waited for."""
+    """Waits for the results of health checks."""
 
     services: tuple[str, ...]
 
     def describe(self) -> str:
-        return f"wait for the health of {', '.join(self.services)}"
+        return f"waiting for the health checks of {', '.join(self.services)}"
 
 
 class WaitingForPacket(NamedTuple):
-    """A packet has been sent ``to`` somebody: its answer is waited for, or what becomes of it."""
+    """A packet was sent ``to`` a service: waits for the reply, or for its verdict."""
 
     to: str
     answer: bool
 
     def describe(self) -> str:
-        what = "an answer of" if self.answer else "what comes of a packet to"
-        return f"wait for {what} {self.to}"
+        what = "a reply from" if self.answer else "a test packet to"
+        return f"waiting for {what} {self.to}"
 
 
 class EndingLost(NamedTuple):
-    """Processes of a service that no run folder knows are ended."""
+    """Processes of a service without a run folder are killed."""
 
     cgroup: str
 
     def describe(self) -> str:
-        return f"end what runs in the cgroup {self.cgroup}"
+        return f"kill the processes in the cgroup {self.cgroup}"
 
 
 class Unfinished(NamedTuple):
-    """An interrupted change of a service could not be ended yet, since ``error`` came."""
+    """An interrupted change of a service could not be completed because of ``error``."""
 
     service: str
     error: NisoError
 
     def describe(self) -> str:
-        return f"{self.service}: what was begun cannot be ended yet: {self.error.message}"
+        return f"{self.service}: the interrupted change is still incomplete: {self.error.message}"
 
 
 class NotStarted(NamedTuple):
-    """A service that was to run again could not be started, since ``error`` came."""
+    """A service could not be started again because of ``error``."""
 
     service: str
     error: NisoError
 
     def describe(self) -> str:
-        return f"{self.service}: cannot be started again: {self.error.message}"
+        return f"{self.service}: cannot start it again: {self.error.message}"
 
 
 class RestartingInstead(NamedTuple):
-    """A service is restarted, since ``error`` came when it was to be changed as it ran."""
+    """A service is restarted because ``error`` prevented a change while it runs."""
 
     service: str
     error: NisoError
 
     def describe(self) -> str:
-        return f"{self.error.message}; restart {self.service}"
+        return f"{self.error.message}; restarting {self.service}"
