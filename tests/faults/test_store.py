@@ -43,7 +43,7 @@ def assert_swept(world: World, baseline: dict[str, object]) -> None:
     done = world.niso("net", "repair", "--sweep")
     assert done.stdout.startswith("swept: ")
     assert_after_all(world, baseline)
-    assert world.niso("net", "repair", "--sweep").stdout == "nothing of niso's is in the kernel\n"
+    assert world.niso("net", "repair", "--sweep").stdout == "the kernel holds nothing of niso\n"
 
 
 def test_store_lost_while_services_run_is_told_swept_and_begun_anew(world: World) -> None:

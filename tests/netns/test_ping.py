@@ -191,7 +191,7 @@ def test_no_answer_where_nothing_of_nisos_forbids_it(backend: Lab) -> None:
     assert (
         "no answer in 1s, though nothing of niso's forbids it\n  hint: niso net check db" in words
     )
-    assert words.startswith("niso: wait for an answer of db (1s)\n")
+    assert words.startswith("niso: waiting for a reply from db (1s)\n")
     assert (
         str(backend.niso("net", "ping", "api", "db", "--json", check=False).stderr).count("\n") == 1
     )  # the error alone

@@ -103,7 +103,7 @@ def test_first_word_is_a_command() -> None:
         (
             "niso net exp",
             " :=",
-            "explain\ttell whether a packet passes, and which line or default decides\n",
+            "explain\tshow whether a packet passes, and which manifest entry decides\n",
         ),
         ("niso net explain hos", " ", "host\tthis machine\n"),
         ("niso net explain x y:", " :", ""),

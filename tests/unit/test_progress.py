@@ -52,9 +52,9 @@ def test_thread_begins_with_what_may_be_slow() -> None:
     shows = progress()
     with shows as report:
         report(Command("start of nothing"))
-        assert not shows._tells
+        assert not shows._running
         report(WaitingForLock())
-        assert shows._tells
+        assert shows._running
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Define the events that report the progress of a command.
 
-Kernel steps (niso.kernel.kinds.kind) are events too. Receivers decide by the type of an event, never
-by its text.
+Kernel steps (niso.kernel.kinds.kind) are events too. Receivers decide by the type of an event,
+never by its text.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from niso.cli.command import DRY_RUN, JSON, VERBOSE, Argument, Command, Group, O
 
 GROUP = Group(
     "net",
-    "manage networks, ports and policies: create, list, explain, check",
+    "manage networks, published ports and policies",
     (
         Command(
             "net create",
@@ -179,8 +179,8 @@ GROUP = Group(
             "IN and OUT are traffic to and from a service since its activation, counted by "
             "its links. IN-DROPS and OUT-DROPS are packets dropped by the service's own "
             "ingress and egress policy since the policy last changed; drops by the other "
-            "side's policy are counted there. FOREIGN counts frames dropped because the service sent them with an address "
-            "or type that it does not own.",
+            "side's policy are counted there. FOREIGN counts frames dropped because the service "
+            "sent them with an address or type that it does not own.",
             (("niso net stats", ""),),
         ),
         Command(

@@ -8,7 +8,7 @@ _DIR = Argument("dir", "DIR", "a stack.toml or its folder", "?", "folder", ".")
 
 GROUP = Group(
     "stack",
-    "manage several services together: up, down, status",
+    "manage the services of a stack.toml: up, down, status",
     (
         Command(
             "stack up",

@@ -18,21 +18,22 @@ EXITS = (
     ("2", "usage error"),
     (
         "130",
-        "interrupted; the current step is rolled back, and the next command finishes a stop that was "
-        "interrupted; completed steps are kept",
+        "interrupted; the current step is rolled back, and the next command finishes a stop that "
+        "was interrupted; completed steps are kept",
     ),
 )
 ERRORS = (
     "Errors go to stderr, one per line: `niso:` and the message, then an indented `hint:` with the "
     'next step if there is one. With `--json` each error is one object per line, `{"error": '
-    '{"message", "hint", "key"}}`; hint and key can be null, and key is the path of a manifest key, '
-    "such as `network.ports[1]`. Warnings (`niso: warning:`) are always text; they do not change the "
-    "exit status."
+    '{"message", "hint", "key"}}`; hint and key can be null, and key is the path of a manifest '
+    "key, "
+    "such as `network.ports[1]`. Warnings (`niso: warning:`) are always text; they do not change "
+    "the exit status."
 )
 PROGRESS = (
     "A step that takes over a second is reported on stderr, then every ten seconds (not with "
-    "`--json`); `-v` prints each step. On a terminal, tables wrap wide lists, and STATUS, HEALTH and "
-    "the prefix of errors are coloured. Control characters in names and output of services are "
+    "`--json`); `-v` prints each step. On a terminal, tables wrap wide lists, and STATUS, HEALTH "
+    "and the prefix of errors are coloured. Control characters in names and output of services are "
     "escaped on a terminal."
 )
 ENVIRONMENT = (
@@ -67,9 +68,9 @@ MANUALS = ("niso(1)", "niso-net(1)", "niso-stack(1)", "niso-manifest(5)", "niso-
 def page_blocks() -> Iterator[Block]:
     """Return the contents of docs/reference/commands.md."""
     yield Text(
-        "`--help` of each command and `man niso` have the same contents. Services are given by name, "
-        "hostname or alias, with or without .niso.local. All commands but help, version, schema and "
-        "completion need root."
+        "`--help` of each command and `man niso` have the same contents. Services are given by "
+        "name, hostname or alias, with or without .niso.local. All commands but help, version, "
+        "schema and completion need root."
     )
     for entry in meta.first_screen():
         commands = entry.actions if isinstance(entry, Group) else (entry,)
@@ -91,11 +92,11 @@ def manuals() -> Iterator[Page]:
         Code("niso COMMAND [ARGUMENTS] [OPTIONS]\nniso help [COMMAND [ACTION]]\nniso version"),
         Heading("Description"),
         Text(
-            "niso runs services on one machine and connects them: with bridges, veth pairs, addresses, "
-            "names and published ports. All of it is done by the kernel; there is no daemon and no "
-            "proxy process. A service is a folder with a manifest.toml, see niso-manifest(5). Services "
-            "are given by name, hostname or alias, with or without .niso.local. All commands but help, "
-            "version, schema and completion need root."
+            "niso runs services on one machine and connects them: with bridges, veth pairs, "
+            "addresses, names and published ports. All of it is done by the kernel; there is no "
+            "daemon and no proxy process. A service is a folder with a manifest.toml, see "
+            "niso-manifest(5). Services are given by name, hostname or alias, with or without "
+            ".niso.local. All commands but help, version, schema and completion need root."
         ),
         Heading("Commands"),
     ]

@@ -152,10 +152,10 @@ RESULTS: dict[str, Result] = {
 def page_blocks() -> Iterator[Block]:
     """Return the contents of docs/reference/json.md."""
     yield Text(
-        "With `--json` a command prints an array of objects (can be `[]`), an object, or one object "
-        "per line. Times are RFC 3339 in UTC, sizes are in bytes, durations in seconds. Within a major "
-        "version keys can be added, but are not removed and do not change their type. `--dry-run` "
-        "always prints text."
+        "With `--json` a command prints an array of objects (can be `[]`), an object, or one "
+        "object per line. Times are RFC 3339 in UTC, sizes are in bytes, durations in seconds. "
+        "Within a major version keys can be added, but are not removed and do not change their "
+        "type. `--dry-run` always prints text."
     )
     yield Heading("Errors")
     yield Text("On stderr, one object per line. The exit status is the same as without `--json`.")

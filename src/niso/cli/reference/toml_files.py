@@ -31,8 +31,8 @@ http = "http://127.0.0.1:8080/health"
 memory_max = "512M"
 
 [volumes]
-data = { mount = "/data" }                                     # managed by niso, owned by the service
-conf = { mount = "/etc/api", host = "/etc/api", mode = "ro" }  # a folder or file of the host
+data = { mount = "/data" }                                     # named: kept by niso
+conf = { mount = "/etc/api", host = "/etc/api", mode = "ro" }  # bind mount of the host
 tmp = { mount = "/scratch", tmpfs = true, size = "64M" }
 
 [network]
@@ -124,9 +124,9 @@ _OWN_KEYS = {
 def manifest_blocks() -> Iterator[Block]:
     """Return the contents of the page of manifest.toml."""
     yield Text(
-        "A service is a folder with a manifest.toml. Unknown keys and invalid values are errors that "
-        "name file, key and value. All errors are reported at once, before anything changes. `niso "
-        "schema` prints the JSON Schema."
+        "A service is a folder with a manifest.toml. Unknown keys and invalid values are errors "
+        "that name file, key and value. All errors are reported at once, before anything changes. "
+        "`niso schema` prints the JSON Schema."
     )
     yield Heading("Example")
     yield Code(MANIFEST, "toml")
@@ -144,8 +144,8 @@ def manifest_blocks() -> Iterator[Block]:
     yield Text(
         "Each entry of allow_from, deny_from, egress.allow and egress.deny has one of these forms. "
         "Without a protocol it matches all; without a port it matches all ports and ICMP. An empty "
-        "allow list lets nothing in or out. Policies only restrict; they never open a path. The host "
-        "can always connect to a service, and a service to itself."
+        "allow list lets nothing in or out. Policies only restrict; they never open a path. The "
+        "host can always connect to a service, and a service to itself."
     )
     yield Terms(PEERS)
 
@@ -153,8 +153,8 @@ def manifest_blocks() -> Iterator[Block]:
 def stack_blocks() -> Iterator[Block]:
     """Return the contents of the page of stack.toml."""
     yield Text(
-        "A stack.toml lists services, their networks and their dependencies. `niso stack up` applies "
-        "it, all or nothing."
+        "A stack.toml lists services, their networks and their dependencies. `niso stack up` "
+        "applies it, all or nothing."
     )
     yield Heading("Example")
     yield Code(STACK, "toml")
@@ -162,8 +162,8 @@ def stack_blocks() -> Iterator[Block]:
     yield Terms((("name: string, required", "Name of the stack; same rules as for services."),))
     yield Heading("[networks]")
     yield Text(
-        "Each is `NAME = { ... }`, with the settings of niso net create. A network that no service of "
-        "the file uses is not created."
+        "Each is `NAME = { ... }`, with the settings of niso net create. A network that no service "
+        "of the file uses is not created."
     )
     yield Terms(tuple(_rows(stack_file.Network, _NETWORK_KEYS)))
     yield Heading("[[service]]")
@@ -171,9 +171,10 @@ def stack_blocks() -> Iterator[Block]:
     yield Text(
         "The keys of a manifest's [network] are given here directly: "
         f"{', '.join(stack_file.NETWORK_KEYS)}. The other tables of a manifest are "
-        f"{', '.join(f'[service.{table}]' for table in stack_file.TABLES)}. Each key overrides the key "
-        "of the package's manifest. Arrays and volumes are replaced as a whole. network and networks "
-        "replace each other, and so do tcp and http of a healthcheck. A key cannot be removed."
+        f"{', '.join(f'[service.{table}]' for table in stack_file.TABLES)}. Each key overrides the "
+        "key of the package's manifest. Arrays and volumes are replaced as a whole. network and "
+        "networks replace each other, and so do tcp and http of a healthcheck. "
+        "A key cannot be removed."
     )
 
 
