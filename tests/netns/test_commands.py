@@ -353,7 +353,7 @@ def test_empty_words_are_refused_as_no_name_and_no_command(lab: Lab) -> None:
             "niso: no service "
         )
     assert refused(lab, "lab", "--", "", status=125).startswith(
-        "niso: the command to run is empty\n  hint: "
+        "niso: the command is empty\n  hint: "
     )
 
 

@@ -145,7 +145,7 @@ GROUP = Group(
                 Option(
                     "prove",
                     ("--prove",),
-                    "send a test packet and compare the kernel's verdict",
+                    "send a test packet and check that the kernel agrees",
                 ),
                 JSON,
             ),
@@ -188,7 +188,7 @@ GROUP = Group(
             "print packets dropped by policies, live",
             (Argument("name", "NAME", "a service (default: all)", "?", "service"),),
             (Option("json", ("--json",), "print one JSON object per line"),),
-            "Prints a line for each packet dropped by a policy with log = true, at most 20 per "
+            "Prints a line for each packet dropped by a policy with `log = true`, at most 20 per "
             "second and rule: time, service, direction, manifest key, source, destination, link. "
             "Nothing is stored: drops while no reader runs are only counted (niso net stats). Only "
             "one reader can run at a time. Stop it with Ctrl-C.",

@@ -31,7 +31,7 @@ COMMANDS = (
     ),
     Command(
         "deactivate",
-        "stop services and remove them from their networks",
+        "stop services and their networking",
         (Argument("names", "NAME", "an active service", "*", "active"),),
         (
             Option("all", ("--all",), "stop all active services, sharers before their providers"),
@@ -152,7 +152,7 @@ COMMANDS = (
         "connections are kept.",
         (
             ("niso port-forward api 9090:9090", ""),
-            ("niso port-forward dns 127.0.0.1:53:53/udp", "reachable from this host only"),
+            ("niso port-forward dns 127.0.0.1:53:53/udp", "from this host only"),
             ("niso port-forward api-2 8080:8080 --replace", "take over the port"),
             ("niso port-forward api 9090:9090 --remove", ""),
         ),

@@ -14,12 +14,12 @@ _COLUMNS = 68
 
 EXITS = (
     ("0", "success, or nothing to change"),
-    ("1", "failure; the change was rolled back"),
+    ("1", "failure; nothing is left half done"),
     ("2", "usage error"),
     (
         "130",
-        "interrupted; the current step is rolled back, and the next command finishes a stop that "
-        "was interrupted; completed steps are kept",
+        "interrupted; the unfinished change is rolled back or, if it was a stop, completed by the "
+        "next command; completed changes are kept",
     ),
 )
 ERRORS = (
