@@ -92,7 +92,7 @@ def test_restore_brings_enabled_services_back_as_they_were(boots) -> None:
         assert ask(lab, "192.0.2.1", port, "neighbour") == ""
     assert all_is_well(lab)
     assert {"niso-spare", "niso-backend"} <= {link["ifname"] for link in lab.ip_json("link")}
-    assert lab.niso("restore").stdout.count("is active already") == 3
+    assert lab.niso("restore").stdout.count("already active") == 3
 
 
 @pytest.mark.parametrize("taker", ["aaa", "worker"])
@@ -107,11 +107,11 @@ def test_port_that_a_forward_took_stays_where_it_is(boots, taker: str) -> None:
     lab.niso("enable", "api", taker)
     lab.niso("port-forward", taker, "8080:80", "--replace")
     again = lab.niso("activate", "api")
-    assert again.stdout.startswith("api: is active already") and "ports: 8081→80\n" in again.stdout
+    assert again.stdout.startswith("api: already active") and "ports: 8081→80\n" in again.stdout
     assert f"api: host port 8080/tcp is not published: it is forwarded to {taker!r}" in again.stderr
     lab = boots(lab)
     lab.niso("restore")
-    assert lab.niso("restore").stdout.count("is active already") == 2
+    assert lab.niso("restore").stdout.count("already active") == 2
     assert answer(lab, "192.0.2.1", 8080, "client") == f"{taker} 192.0.2.2"
     assert answer(lab, "192.0.2.1", 8081, "client") == "api 192.0.2.2"
     assert all_is_well(lab)

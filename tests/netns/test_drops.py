@@ -259,7 +259,7 @@ def test_log_of_nothing_that_is_logged_says_so(world: Lab) -> None:
     with reading(world, "web") as process:
         status, errors = ended(process)
     assert status == 130
-    assert errors.startswith("niso: warning: web's policy does not have log = true")
+    assert errors.startswith("niso: warning: log = true is not set in the policy of web")
     assert "did you mean 'web'?" in refused(world, "net", "log", "wbe")
 
 

@@ -94,7 +94,7 @@ def test_every_change_of_mode_applies_the_difference(lab: Lab, walk: tuple[str, 
     for mode in walk:
         lab.niso("activate", changing(lab, mode, **root))
         assert_is(lab, mode)
-        assert lab.niso("activate", "x").stdout.startswith("x: is active already")
+        assert lab.niso("activate", "x").stdout.startswith("x: already active")
         changing_from[mode] = True
         assert running(lab, "api")
     lab.niso("remove", "x")
