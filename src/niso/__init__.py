@@ -1,14 +1,14 @@
-"""niso: networks for services on Linux, without daemon and proxy. ``host = niso.connect()``.
+"""niso: networking for services on Linux, without a daemon or a proxy.
 
-Each name is imported when it is first used, so that ``import niso`` is cheap (PEP 562).
-Names that start with an underscore, and all modules below this one, are not part of the API.
+Start with ``host = niso.connect()``. Names are imported on first use (PEP 562), so ``import niso``
+is cheap. Names that start with an underscore and all submodules are not part of the API.
 """
 
 from __future__ import annotations
 
 __version__ = "0.1.0"
 
-TYPE_CHECKING = False  # as in typing, whose import is dearer than all of this
+TYPE_CHECKING = False  # importing typing for it would cost more than this module
 
 if TYPE_CHECKING:
     from niso.api.as_json import plain as plain
@@ -76,8 +76,8 @@ _MODULES = {
     "api.as_json": "plain",
     "api.events": "Caution Expects Finished",
     "api.host": "Host connect manifest_schema",
-    "api.host_networks": "CreatedNetwork Network NetworkLine NetworkMember PublishedPort RemovedNetwork"
-    " Rules Subnet",
+    "api.host_networks": "CreatedNetwork Network NetworkLine NetworkMember PublishedPort"
+    " RemovedNetwork Rules Subnet",
     "api.packets": "Drop Drops Explanation Judged Judgement Pong Proof Stats",
     "api.published": "Port",
     "api.host_services": "Done Executed Forwarded Marked Outcome Package Restored Taken",
@@ -89,10 +89,10 @@ _MODULES = {
     "base.report": "CopyingPackage Event Healthy RemovingVolumes Starting Stopping Undoing"
     " WaitingForHealth WaitingForLock WaitingForPacket",
 }
-"""Module -> the names that are imported from it."""
+"""Module -> names imported from it, separated by spaces."""
 
 
-if not TYPE_CHECKING:  # a type checker would take every name for one of niso
+if not TYPE_CHECKING:  # else a type checker accepts every name
 
     def __getattr__(name: str) -> object:
         for module, names in _MODULES.items():

@@ -49,7 +49,7 @@ def interrupt(
                 "kill", f"-{number.name.removeprefix('SIG')}", str(process.pid), check=False
             )
     _, words = process.communicate(timeout=60)
-    assert "Traceback" not in words and "defect of niso" not in words, words
+    assert "Traceback" not in words and "bug in niso" not in words, words
     assert process.returncode is not None
     way = (
         f"{times} {number.name} to {'the group' if whole_group else 'it alone'} after step {steps}"

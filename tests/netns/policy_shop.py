@@ -62,9 +62,10 @@ class Shop:
 
     def content(self) -> None:
         done = self.lab.niso("net", "check", check=False)
-        assert (done.returncode, done.stdout) == (0, "everything: as it should be\n"), (
-            done.stdout + done.stderr
-        )
+        assert (done.returncode, done.stdout) == (
+            0,
+            "OK: the kernel matches the configuration\n",
+        ), done.stdout + done.stderr
 
     def address(self, name: str, family: int = 4) -> str:
         return Addresses(self.lab, f"niso-{name}").ip(family)

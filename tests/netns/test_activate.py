@@ -160,7 +160,7 @@ def test_unchanged_activation_says_so_and_takes_no_step(lab: Lab) -> None:
     lab.niso("activate", folder)
     before = snapshots.take(lab)
     again = lab.niso("activate", "-v", folder)
-    assert again.stdout.startswith("api: is active already, nothing to do  10.99.0.2")
+    assert again.stdout.startswith("api: already active, unchanged  10.99.0.2")
     assert again.stderr == ""
     assert json.loads(lab.niso("activate", "--json", "api").stdout)[0]["changed"] is False
     assert snapshots.differences(before, snapshots.take(lab)) == []
@@ -304,7 +304,7 @@ def test_deactivate_takes_all_from_the_kernel_and_keeps_the_lease(lab: Lab) -> N
     after = snapshots.take(lab)
     before["store"], before["files"] = after["store"], after["files"]
     assert "\n".join(snapshots.differences(before, after)) == ""
-    assert lab.niso("deactivate", "a").stdout == "a: is not active\n"
+    assert lab.niso("deactivate", "a").stdout == "a: already inactive, unchanged\n"
     lab.niso("activate", "b")
     lab.niso("activate", idle(lab, "c", network=on("backend")))
     lab.niso("activate", "a")

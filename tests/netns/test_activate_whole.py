@@ -253,7 +253,7 @@ def test_same_service_activated_at_the_same_time_is_started_once(lab: Lab) -> No
     for command in commands:
         out, err = command.communicate()
         assert command.returncode == 0, err
-        said.append("nothing to do" in out)
+        said.append("unchanged" in out)
     assert sorted(said) == [False, True, True]
     assert lab.niso("logs", "api").stdout == "begin\n"
 

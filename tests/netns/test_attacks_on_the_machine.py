@@ -158,12 +158,12 @@ def test_what_mode_host_and_some_capabilities_give_away_is_warned_of(host: Lab) 
     )
     assert {"abstract socket of the host", "read nftables"} <= works
     assert (
-        "near: isolation.capabilities: NET_ADMIN is a right on the machine: it can change the machine's network"
+        "near: isolation.capabilities: NET_ADMIN affects the whole machine: it can change the machine's network"
         in warned
     )
     works, warned = attacked(host, "reader", True, isolation={"capabilities": ["DAC_READ_SEARCH"]})
     assert "files_by_handle" in works
-    assert "reader: isolation.capabilities: DAC_READ_SEARCH is a right on the machine" in warned
+    assert "reader: isolation.capabilities: DAC_READ_SEARCH affects the whole machine" in warned
     works, warned = attacked(host, "admin", True, isolation={"capabilities": ["SYS_ADMIN"]})
     assert {"mount", "unshare_net"} <= works
-    assert "admin: isolation.capabilities: SYS_ADMIN is a right on the machine" in warned
+    assert "admin: isolation.capabilities: SYS_ADMIN affects the whole machine" in warned

@@ -38,7 +38,7 @@ def statuses(lab: Lab) -> dict[str, str]:
 
 def all_is_well(lab: Lab) -> bool:
     done = lab.niso("net", "check", check=False)
-    assert (done.stdout, done.stderr) == ("everything: as it should be\n", "")
+    assert (done.stdout, done.stderr) == ("OK: the kernel matches the configuration\n", "")
     return True
 
 
@@ -62,7 +62,7 @@ def test_restore_brings_enabled_services_back_as_they_were(boots) -> None:
     lab.niso("enable", "other")
     assert (
         lab.niso("enable", "other", "api", "side").stdout
-        == "other: is enabled already\napi: enabled\nside: enabled\n"
+        == "other: already enabled, unchanged\napi: enabled\nside: enabled\n"
     )
     assert inspect(lab, "api")["enabled"] and not inspect(lab, "loose")["enabled"]
     lab.niso("port-forward", "api", "9000:80")
@@ -92,7 +92,7 @@ def test_restore_brings_enabled_services_back_as_they_were(boots) -> None:
         assert ask(lab, "192.0.2.1", port, "neighbour") == ""
     assert all_is_well(lab)
     assert {"niso-spare", "niso-backend"} <= {link["ifname"] for link in lab.ip_json("link")}
-    assert lab.niso("restore").stdout.count("is active already") == 3
+    assert lab.niso("restore").stdout.count("already active") == 3
 
 
 @pytest.mark.parametrize("taker", ["aaa", "worker"])
@@ -107,11 +107,11 @@ def test_port_that_a_forward_took_stays_where_it_is(boots, taker: str) -> None:
     lab.niso("enable", "api", taker)
     lab.niso("port-forward", taker, "8080:80", "--replace")
     again = lab.niso("activate", "api")
-    assert again.stdout.startswith("api: is active already") and "ports: 8081→80\n" in again.stdout
-    assert f"api: host port 8080/tcp is forwarded to {taker!r} in its place" in again.stderr
+    assert again.stdout.startswith("api: already active") and "ports: 8081→80\n" in again.stdout
+    assert f"api: host port 8080/tcp is not published: it is forwarded to {taker!r}" in again.stderr
     lab = boots(lab)
     lab.niso("restore")
-    assert lab.niso("restore").stdout.count("is active already") == 2
+    assert lab.niso("restore").stdout.count("already active") == 2
     assert answer(lab, "192.0.2.1", 8080, "client") == f"{taker} 192.0.2.2"
     assert answer(lab, "192.0.2.1", 8081, "client") == "api 192.0.2.2"
     assert all_is_well(lab)
@@ -305,7 +305,7 @@ def test_disable_and_wrong_names(lab) -> None:
         {"service": "api", "changed": True, "unit": None},
         {"service": "side", "changed": True, "unit": None},
     ]
-    assert lab.niso("disable", "api").stdout == "api: is not enabled\n"
+    assert lab.niso("disable", "api").stdout == "api: not enabled, unchanged\n"
     assert "no service 'ap'" in refused(lab, "enable", "ap")
     refused(lab, "enable", status=2)
     assert not lab.path("/run/systemd").exists()

@@ -305,7 +305,7 @@ def test_unchanged_manifest_does_nothing_and_says_so(lab: Lab, shown: Any) -> No
     lab.niso("activate", folder)
     before, known = snapshots.take(lab), Known(lab, "api")
     assert shown(folder) == []
-    assert "is active already, nothing to do" in lab.niso("activate", folder).stdout
+    assert "already active, unchanged" in lab.niso("activate", folder).stdout
     assert snapshots.differences(before, snapshots.take(lab)) == [] and known.same_process()
 
 
@@ -315,7 +315,7 @@ def test_of_several_only_the_changed_one_is_told_and_touched(lab: Lab) -> None:
     known = Known(lab, "one")
     idle(lab, "two", environment={"A": "b"})
     lines = lab.niso("activate", *folders).stdout.splitlines()
-    assert "nothing to do" in lines[0] and "two: active" in lines[1]
+    assert "unchanged" in lines[0] and "two: active" in lines[1]
     assert known.same_process()
     assert inspect(lab, "two")["status"] == "running"
 
@@ -344,7 +344,7 @@ def test_a_name_moves_between_two_services_of_one_command(
     lab.niso("activate", *(folders[name] for name in order))
     assert answers_as_db(lab) == "b"
     assert (pid_of(lab, "a"), pid_of(lab, "b")) == processes
-    assert lab.niso("net", "check").stdout == "everything: as it should be\n"
+    assert lab.niso("net", "check").stdout == "OK: the kernel matches the configuration\n"
 
 
 def test_a_name_goes_back_where_the_move_fails(lab: Lab) -> None:
@@ -356,7 +356,7 @@ def test_a_name_goes_back_where_the_move_fails(lab: Lab) -> None:
     assert "its process ended" in refused(lab, "activate", folders["b"], folders["a"])
     assert answers_as_db(lab) == "a"
     assert answer(lab, address(lab, "b"), 80, "niso-peer").startswith("b ")
-    assert lab.niso("net", "check").stdout == "everything: as it should be\n"
+    assert lab.niso("net", "check").stdout == "OK: the kernel matches the configuration\n"
     # and a command that only one of them is in gives nothing up
     echo(lab, "b", network=has)
     assert "the name 'db' is held by service 'a'" in refused(lab, "activate", folders["b"])
@@ -374,4 +374,4 @@ def test_interrupted_restart_leaves_the_service_running(lab: Lab) -> None:
         interrupted += process.returncode == 130
         assert json.loads(lab.niso("ps", "--json").stdout)[-1]["status"] == "running", after_s
     assert interrupted
-    assert lab.niso("net", "check").stdout == "everything: as it should be\n"
+    assert lab.niso("net", "check").stdout == "OK: the kernel matches the configuration\n"

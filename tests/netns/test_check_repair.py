@@ -90,7 +90,7 @@ def test_check_of_one_service_or_network_sees_only_that(two: World) -> None:
     lab = two.lab
     assert two.niso("net", "check", "api")[0] == 0
     lab.run("nft", "delete", "element", "inet", "niso", "publish_any4", "{ tcp . 9090 }")
-    assert two.niso("net", "check", "api") == (0, "api: as it should be\n", "")
+    assert two.niso("net", "check", "api") == (0, "api: the kernel matches the configuration\n", "")
     assert two.niso("net", "check", "extra")[0] == 0
     status, out, err = two.niso("net", "check", "peer")
     assert status == 1 and out.startswith("missing: nftables map element") and not err
@@ -230,7 +230,7 @@ def test_hosts_file_that_is_a_full_folder_is_not_removed(two: World) -> None:
         and "move it away" in err
     ), err
     lab.run("mv", hosts, "/tmp/away")
-    assert two.niso("net", "repair")[:2] == (0, "repaired: 1 steps\n")
+    assert two.niso("net", "repair")[:2] == (0, "repaired: 1 step\n")
     assert two.check() == []
 
 
@@ -319,7 +319,7 @@ def test_sweep_removes_all_that_is_nisos_and_nothing_else(lab: Lab, store: str) 
         }
     assert "\n".join(snapshots.differences(before, after)) == ""
     assert not [pid for pid in pids if lab.path(f"/proc/{pid}").exists()]
-    assert lab.niso("net", "repair", "--sweep").stdout == "nothing of niso's is in the kernel\n"
+    assert lab.niso("net", "repair", "--sweep").stdout == "the kernel holds nothing of niso\n"
 
 
 def test_services_can_be_activated_again_after_a_sweep(lab: Lab) -> None:
@@ -352,4 +352,6 @@ def test_check_beside_another_command_finds_nothing(lab: Lab) -> None:
         done = lab.niso("net", "check", check=False)
         checks.append((done.returncode, done.stdout, done.stderr))
     assert busy.communicate(timeout=60) is not None and len(checks) > 5
-    assert [each for each in checks if each != (0, "everything: as it should be\n", "")] == []
+    assert [
+        each for each in checks if each != (0, "OK: the kernel matches the configuration\n", "")
+    ] == []

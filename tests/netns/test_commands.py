@@ -332,7 +332,7 @@ def test_output_that_cannot_be_written_is_told(lab: Lab) -> None:
         )
         assert done.returncode == status, (command, done)
         words = json.loads(done.stderr)["error"]["message"] if "--json" in command else done.stderr
-        assert "the output cannot be written: No space left on device" in words, (command, done)
+        assert "cannot write to stdout: No space left on device" in words, (command, done)
 
 
 @pytest.mark.parametrize("command", ["activate ./api", "stack up", "stack down"])
@@ -342,7 +342,7 @@ def test_current_folder_that_is_gone_is_told(lab: Lab, command: str) -> None:
     )
     assert (done.returncode, done.stderr) == (
         1,
-        "niso: the current folder is not there any more\n  hint: cd to one that is there, and try again\n",
+        "niso: the current directory no longer exists\n  hint: cd to an existing one and try again\n",
     )
 
 
@@ -353,7 +353,7 @@ def test_empty_words_are_refused_as_no_name_and_no_command(lab: Lab) -> None:
             "niso: no service "
         )
     assert refused(lab, "lab", "--", "", status=125).startswith(
-        "niso: the command to run is empty\n  hint: "
+        "niso: the command is empty\n  hint: "
     )
 
 

@@ -121,7 +121,7 @@ def test_what_a_service_sends_that_is_not_its_own_is_counted_to_it(world: Lab) -
     world.wait_for(lambda: stats(world)["web"]["foreign"] == 7, what="7 foreign frames of web")
     assert (stats(world)["db"]["foreign"], stats(world)["db"]["in-drops"]) == (0, 0)
     # what the rules note is nobody else's: the tables are as they should be, and stay so
-    assert world.niso("net", "check").stdout == "everything: as it should be\n"
+    assert world.niso("net", "check").stdout == "OK: the kernel matches the configuration\n"
     assert world.niso("net", "repair").stdout == "nothing to repair\n"
     world.niso("restart", "web")
     world.niso("activate", idle(world, "new", network=on("backend")))
@@ -259,7 +259,7 @@ def test_log_of_nothing_that_is_logged_says_so(world: Lab) -> None:
     with reading(world, "web") as process:
         status, errors = ended(process)
     assert status == 130
-    assert errors.startswith("niso: warning: web's policy does not have log = true")
+    assert errors.startswith("niso: warning: log = true is not set in the policy of web")
     assert "did you mean 'web'?" in refused(world, "net", "log", "wbe")
 
 

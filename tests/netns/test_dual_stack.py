@@ -68,7 +68,7 @@ def checked(lab: Lab) -> list[str]:
     return str(lab.niso("net", "check", check=False).stdout).splitlines()
 
 
-CONTENT = ["everything: as it should be"]
+CONTENT = ["OK: the kernel matches the configuration"]
 
 
 @pytest.fixture(scope="module")

@@ -182,7 +182,7 @@ def test_each_part_is_named_and_a_real_packet_proves_it(world: Lab, family: int)
         assert (found["verdict"] == "drop") == bool(decides)
         assert ":" in found["from"]["address"] or family == 4
     assert not wrong, "\n".join(wrong)
-    assert world.niso("net", "check").stdout == "everything: as it should be\n"
+    assert world.niso("net", "check").stdout == "OK: the kernel matches the configuration\n"
 
 
 def short(rule: str) -> str:
@@ -261,13 +261,13 @@ def test_text(world: Lab) -> None:
     both = world.niso("net", "explain", "192.0.2.2", "db:80", check=False).stdout
     assert "only by its published ports" in both.splitlines()[1]
     differs = world.niso("net", "explain", "both", "web").stdout
-    assert "by IPv6" not in differs
+    assert "over IPv6" not in differs
     world.niso(
         "activate",
         idle(world, "web", network=on("front"), **{"network.policy": {"deny_from": ["fd00::/8"]}}),
     )
     differs = world.niso("net", "explain", "both", "web").stdout
-    assert "by IPv6 (fd00:99:2::2) it is dropped: denied by network.policy.deny_from[0]" in differs
+    assert "over IPv6 (fd00:99:2::2) drop: denied by network.policy.deny_from[0]" in differs
     assert explain(world, "both", "web")["other_family"]["verdict"] == "drop"
 
 
@@ -352,8 +352,8 @@ def test_rules_that_are_not_as_they_should_be_are_found_out(world: Lab) -> None:
     assert not any(count["after"] > count["before"] for count in found["proof"]["counters"])
     done = world.niso("net", "explain", "api", "db:80", "--prove", check=False)
     assert done.returncode == 1
-    assert "DOES NOT AGREE: one packet was sent; it did not arrive at db" in done.stdout
-    assert done.stderr == "niso: waiting for a packet to reach db:80 (1s)\n"
+    assert "CONTRADICTED: a test packet did not reach db" in done.stdout
+    assert done.stderr == "niso: waiting for a test packet to db:80 (1s)\n"
     world.niso("net", "repair")
     assert explain(world, "api", "db:80", "--prove")["proof"]["agrees"]
 
@@ -367,7 +367,7 @@ def test_packet_of_which_nothing_can_be_seen_proves_nothing(world: Lab) -> None:
         False,
     )
     text = world.niso("net", "explain", "web", "192.0.2.99:80/udp", "--prove").stdout
-    assert "  proof    tells nothing: one packet was sent; 192.0.2.99 did not answer" in text
+    assert "  proof    inconclusive: 192.0.2.99 did not reply to a test packet" in text
 
 
 def test_service_that_has_moved_is_explained_by_its_new_address(world: Lab) -> None:

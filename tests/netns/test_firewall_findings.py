@@ -47,7 +47,7 @@ def test_another_tables_drop_is_told_with_the_rule_that_mends_it_and_nobody_edit
     for line in remedy:
         lab.run(*line.split())
     answer(lab, HOST, 8080, "client")
-    assert lab.niso("net", "check").stdout == "everything: as it should be\n"
+    assert lab.niso("net", "check").stdout == "OK: the kernel matches the configuration\n"
     ways = json.loads(lab.niso("net", "ports", "--exposed", "--json").stdout)[0]["from"]
     assert ways == ["this host", "services", f"other machines by {HOST} on uplink0"]
 
@@ -81,5 +81,5 @@ def test_link_of_the_host_that_does_not_forward_is_told_and_left_alone(lab: Lab)
 
     lab.run(*remedy.split())
     answer(lab, HOST, 8080, "client")
-    assert lab.niso("net", "check").stdout == "everything: as it should be\n"
+    assert lab.niso("net", "check").stdout == "OK: the kernel matches the configuration\n"
     assert lab.niso("net", "explain", CLIENT, f"{HOST}:8080").returncode == 0

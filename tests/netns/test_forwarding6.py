@@ -63,7 +63,9 @@ def activate(lab: Lab, name: str, network: str) -> None:
 
 
 def content(lab: Lab) -> bool:
-    return bool(lab.niso("net", "check", check=False).stdout == "everything: as it should be\n")
+    return bool(
+        lab.niso("net", "check", check=False).stdout == "OK: the kernel matches the configuration\n"
+    )
 
 
 def kernel_now(lab: Lab) -> dict[str, Any]:

@@ -105,9 +105,9 @@ def test_probe_that_takes_over_a_second_is_told(lab: Lab) -> None:
     pid = pid_of(lab, "api")
     lab.run("kill", "-STOP", lab.run("cat", f"/proc/{pid}/task/{pid}/children").stdout.strip())
     time.sleep(1.1)
-    assert lab.niso("ps").stderr == "niso: waiting for health checks of api (1s)\n"
+    assert lab.niso("ps").stderr == "niso: waiting for the health checks of api (1s)\n"
     time.sleep(1.1)
-    assert lab.niso("inspect", "api").stderr == "niso: waiting for health checks of api (1s)\n"
+    assert lab.niso("inspect", "api").stderr == "niso: waiting for the health checks of api (1s)\n"
     time.sleep(1.1)
     assert lab.niso("ps", "--json").stderr == ""
 
@@ -201,13 +201,13 @@ def test_new_healthcheck_alone_restarts_nothing_and_is_waited_for(lab: Lab) -> N
     lab.niso("activate", server(lab, "api", ":8080", check={"tcp": 8080}))
     pid = pid_of(lab, "api")
     done = lab.niso("activate", server(lab, "api", ":8080", check=http("/200")))
-    assert "nothing to do" not in str(done.stdout)
+    assert "unchanged" not in str(done.stdout)
     assert pid_of(lab, "api") == pid
     assert ps(lab, "api")["health"] == "healthy"
     refused(lab, "activate", server(lab, "api", ":8080", check=http("/500", **SOON)))
     assert pid_of(lab, "api") == pid
     assert inspect(lab, "api")["manifest"]["healthcheck"]["http"] == "http://127.0.0.1:8080/200"
-    assert "nothing to do" in str(
+    assert "unchanged" in str(
         lab.niso("activate", server(lab, "api", ":8080", check=http("/200"))).stdout
     )
 
@@ -223,7 +223,7 @@ def test_slow_probe_of_one_does_not_delay_the_others(lab: Lab) -> None:
     done = lab.niso("activate", "-v", *folders, check=False)
     assert done.returncode == 1
     lines = str(done.stderr).splitlines()
-    failed = next(i for i, line in enumerate(lines) if "undo the activation" in line)
+    failed = next(i for i, line in enumerate(lines) if "roll back the activation" in line)
     assert {"one is healthy", "two is healthy"} <= {
         line.removeprefix("niso: ").strip() for line in lines[:failed]
     }

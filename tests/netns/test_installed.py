@@ -125,7 +125,7 @@ def test_an_installed_niso_needs_no_clone(lab: Lab, wheel: pathlib.Path) -> None
         what="a restart",
     )
     assert answer(lab, HOST, 8080, "client").startswith("api ")
-    assert lab.run(niso, "net", "check").stdout == "everything: as it should be\n"
+    assert lab.run(niso, "net", "check").stdout == "OK: the kernel matches the configuration\n"
     lab.run(niso, "remove", "api")
 
     lab.run(niso, "lab", "--", niso, "activate", folder, cwd=folder)  # which is kept, of /tmp

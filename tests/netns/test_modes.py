@@ -514,7 +514,7 @@ def test_explain_and_ping_say_what_a_mode_means(lab: Lab) -> None:
     assert f"peer ({there})" in lab.niso("net", "ping", "peer", "side").stdout
     said = lab.niso("net", "explain", "peer", "side:90").stdout
     assert (
-        "pass" in said and "side shares the network of api: its addresses, and its policy" in said
+        "pass" in said and "side shares the network namespace, addresses and policy of api" in said
     )
     assert lab.niso("net", "explain", "side", "peer:80", "--prove").returncode == 0
     assert "its own address" in lab.niso("net", "explain", "side", "api:80").stdout

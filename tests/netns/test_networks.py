@@ -38,7 +38,9 @@ def test_create_makes_the_bridge_at_once_and_remove_takes_it_away(lab: Lab) -> N
         if "table" in each
     }
     assert tables == {("inet", "niso"), ("bridge", "niso")}
-    assert lab.niso("net", "create", "backend").stdout.startswith("backend: is there already")
+    assert lab.niso("net", "create", "backend").stdout.startswith(
+        "backend: already exists, unchanged"
+    )
 
     assert lab.niso("net", "remove", "backend").stdout == "backend: removed\n"
     after = snapshots.take(lab)
@@ -266,7 +268,7 @@ def test_network_that_is_there_as_asked_for_stays_so(
     lab.niso("net", "create", "backend", *first)
     before = snapshots.take(lab)
     assert lab.niso("net", "create", "backend", *again).stdout.startswith(
-        "backend: is there already"
+        "backend: already exists, unchanged"
     )
     assert lab.niso("net", "create", "--dry-run", "backend", *again).stdout == ""
     assert snapshots.differences(before, snapshots.take(lab)) == []

@@ -194,7 +194,7 @@ def test_no_answer_where_nothing_of_nisos_forbids_it(backend: Lab) -> None:
         "no reply within 1s, although no rule of niso forbids it\n  hint: niso net check db"
         in words
     )
-    assert words.startswith("niso: waiting for an answer from db (1s)\n")
+    assert words.startswith("niso: waiting for a reply from db (1s)\n")
     assert (
         str(backend.niso("net", "ping", "api", "db", "--json", check=False).stderr).count("\n") == 1
     )  # the error alone

@@ -50,7 +50,7 @@ def rows(lab: Lab) -> list[tuple[str, int, int, str]]:
 
 def content(lab: Lab) -> None:
     done = lab.niso("net", "check", check=False)
-    assert (done.returncode, done.stdout) == (0, "everything: as it should be\n"), (
+    assert (done.returncode, done.stdout) == (0, "OK: the kernel matches the configuration\n"), (
         done.stdout + done.stderr
     )
 
@@ -64,9 +64,9 @@ def test_forwarded_port_works_at_once_and_restarts_nothing(pair: Lab) -> None:
     assert pid_of(pair, "a") == pid
     assert ("a", 9090, 81, "tcp") in rows(pair)
     first = snapshots.take(pair)
-    assert "is published already" in pair.niso("port-forward", "a", "9090:81/tcp").stdout
+    assert "already published, unchanged" in pair.niso("port-forward", "a", "9090:81/tcp").stdout
     assert (
-        "is published already" in pair.niso("port-forward", "a", "8080:80").stdout
+        "already published, unchanged" in pair.niso("port-forward", "a", "8080:80").stdout
     )  # by its manifest
     assert snapshots.differences(first, snapshots.take(pair)) == []
     assert "no longer published" in pair.niso("port-forward", "a", "9090:81", "--remove").stdout
@@ -206,7 +206,7 @@ def test_forward_that_cannot_be_is_refused(pair: Lab) -> None:
     assert "[::]:9090/tcp is an IPv6 port" in refused(pair, "port-forward", "a", "[::]:9090:81")
     for port, words in (
         ("0:80", "port"),
-        (":80", "names its host port"),
+        (":80", "missing host port"),
         ("8080:80/icmp", "icmp"),
         ("[::1]:8080:80", "::1"),
         ("8080-8081:80", "equally long"),
@@ -275,7 +275,7 @@ def test_replaced_port_is_the_new_services_in_every_table(pair: Lab) -> None:
     changed = pair.niso(
         "activate", speaker(pair, "a", 80, 81, ports=["8080:80"], aliases=["other"])
     )
-    assert "a: host port 8080/tcp is forwarded to 'b' in its place" in changed.stderr
+    assert "a: host port 8080/tcp is not published: it is forwarded to 'b'" in changed.stderr
     assert ask(pair, HOST, 8080, "client") == f"b 81 {CLIENT}"
     content(pair)
     # a port that it never had is refused
@@ -314,8 +314,8 @@ def test_replace_within_one_service_of_a_port_of_its_manifest_lasts(lab: Lab) ->
 
     is_kept()
     again = lab.niso("activate", "a")
-    assert "host port 8080/tcp is forwarded to its port 81 in its place" in again.stderr
-    assert "niso port-forward a 8080:81 --remove, then activate a again" in again.stderr
+    assert "host port 8080/tcp is not published: it is forwarded to its port 81" in again.stderr
+    assert "niso port-forward a 8080:81 --remove, then niso activate a" in again.stderr
     is_kept()
     lab.write(f"{path}/more", "a change of the package\n")
     start(lab, path)  # it restarts

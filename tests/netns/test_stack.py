@@ -81,7 +81,10 @@ def test_down_ends_each_service_before_those_that_it_depends_on_and_keeps_addres
         row["status"] for row in json.loads(lab.niso("stack", "status", folder, "--json").stdout)
     } == {"inactive"}
     assert networks(lab) == {"backend": "10.99.7.0/24"}
-    assert lab.niso("stack", "down", folder).stdout == "api: is not active\ndb: is not active\n"
+    assert (
+        lab.niso("stack", "down", folder).stdout
+        == "api: already inactive, unchanged\ndb: already inactive, unchanged\n"
+    )
     up(lab, folder)
     assert {name: address(lab, name) for name in ("db", "api")} == addresses
 
@@ -100,8 +103,8 @@ def test_second_up_changes_nothing_and_says_so(lab: Lab) -> None:
     before = snapshots.take(lab)
     assert up(lab, folder, "--dry-run") == ""
     assert [line.partition("  ")[0] for line in up(lab, folder).splitlines()] == [
-        "db: is active already, nothing to do",
-        "api: is active already, nothing to do",
+        "db: already active, unchanged",
+        "api: already active, unchanged",
     ]
     assert lab.niso("stack", "up", folder, "-v").stderr == ""
     result = json.loads(up(lab, folder, "--json"))
@@ -145,7 +148,7 @@ def test_service_that_left_the_file_ends_and_what_it_had_is_free_for_others(lab:
     planned = up(lab, folder, "--dry-run")
     done = lab.niso("stack", "up", folder, "-v")
     assert done.stderr == planned and "stop web" in planned.splitlines()
-    assert "web: inactive, it left the stack" in done.stdout.splitlines()
+    assert "web: inactive, removed from the stack" in done.stdout.splitlines()
     assert answer(lab, HOST, 8080, "client").startswith("www ")
     assert (ps(lab, "web")["status"], pid_of(lab, "job")) == ("inactive", job)
     assert members(lab) == [
@@ -249,7 +252,7 @@ def test_network_that_no_service_is_on_is_not_made_and_one_that_was_there_stays(
     folder = write(
         lab, service("db", idle(lab, "db"), networks=["backend"]), networks={**BACKEND, "spare": {}}
     )
-    assert up(lab, folder).splitlines()[0] == "network spare: no service is on it, not made"
+    assert up(lab, folder).splitlines()[0] == "network spare: not created, no service uses it"
     lab.niso("remove", "db")
     assert networks(lab) == {"backend": "10.99.7.0/24"}
 
@@ -257,7 +260,7 @@ def test_network_that_no_service_is_on_is_not_made_and_one_that_was_there_stays(
 def test_what_takes_over_a_second_is_told(lab: Lab) -> None:
     slow = server(lab, "db", after_s=2.5, healthcheck=HEALTHY)
     done = lab.niso("stack", "up", write(lab, service("db", slow)))
-    assert done.stderr.splitlines() == ["niso: wait until healthy: db (1s)"]
+    assert done.stderr.splitlines() == ["niso: waiting for db to become healthy (1s)"]
     stubborn = package(
         lab,
         "old",
@@ -279,7 +282,7 @@ def test_down_deletes_volumes_where_it_is_told_to(lab: Lab) -> None:
     up(lab, folder)
     assert lab.niso("exec", "db", "--", "ls", "/data").stdout == "kept\n"
     planned = lab.niso("stack", "down", "--volumes", "--dry-run", folder).stdout
-    assert planned.splitlines()[-1] == "remove the volumes of db: data, more"
+    assert planned.splitlines()[-1] == "delete the volumes of db: data, more"
     assert lab.niso("stack", "down", "--volumes", "-v", folder).stderr == planned
     up(lab, folder)
     assert lab.niso("exec", "db", "--", "ls", "/data").stdout == ""

@@ -113,7 +113,7 @@ def test_changed_volumes_restart_the_process_in_its_namespace(lab: Lab) -> None:
     assert ok(lab, "api", "echo x >/data/file")
     pid = pid_of(lab, "api")
     assert (
-        "nothing to do"
+        "unchanged"
         in lab.niso("activate", with_volumes(lab, "api", data={"mount": "/data"})).stdout
     )
     assert pid_of(lab, "api") == pid
@@ -166,7 +166,7 @@ def test_remove_with_volumes_deletes_them_and_follows_no_link(lab: Lab) -> None:
     running = lab.popen("niso", "exec", "api", "--", BUSYBOX, "sleep", "1000")
     lab.wait_for(lambda: "sleep 1000" in sh(lab, "api", "ps"))
     done = lab.niso("remove", "-v", "--volumes", "api")
-    assert "remove the volumes of api: data" in done.stderr
+    assert "delete the volumes of api: data" in done.stderr
     assert running.wait(10) != 0
     assert not lab.path(f"{KEPT}/api").exists()
     assert lab.path("/tmp/precious/file").read_text() == "precious"

@@ -33,7 +33,7 @@ def test_without_root_nothing_is_connected(monkeypatch: pytest.MonkeyPatch) -> N
 
 MISUSES: list[tuple[Callable[[niso.Host], object], type[niso.Error], str]] = [
     (lambda host: host.services.activate(3), niso.UsageError, "what: must be a path, not int"),  # type: ignore[arg-type]
-    (lambda host: host.services.activate("\udc80"), niso.UsageError, "not UTF-8"),
+    (lambda host: host.services.activate("\udc80"), niso.UsageError, "not valid UTF-8"),
     (lambda host: host.services.activate("x", timeout="60s"), niso.UsageError, "seconds"),  # type: ignore[arg-type]
     (lambda host: host.services.activate("x", timeout=0), niso.UsageError, "timeout 0"),
     (lambda host: host.services.activate("x", timeout=float("nan")), niso.UsageError, "nan"),
@@ -43,23 +43,27 @@ MISUSES: list[tuple[Callable[[niso.Host], object], type[niso.Error], str]] = [
     (lambda host: host.services.activate(niso.Package({}, "/")), niso.ErrorGroup, "package"),
     (lambda host: host.services.activate(niso.Package(3, "/")), niso.InvalidInput, "table"),  # type: ignore[arg-type]
     (lambda host: host.services.activate(niso.Package({1: {}}, "/")), niso.ErrorGroup, "1"),  # type: ignore[dict-item]
-    (lambda host: host.services.inspect(None), niso.UsageError, "name: must be text"),  # type: ignore[arg-type]
+    (lambda host: host.services.inspect(None), niso.UsageError, "name: must be a string"),  # type: ignore[arg-type]
     (lambda host: host.services.inspect("nobody"), niso.NotFound, "'nobody'"),
     (lambda host: host.services.restart("nobody"), niso.NotFound, "'nobody'"),
     (lambda host: host.services.logs("nobody"), niso.NotFound, "'nobody'"),
-    (lambda host: host.services.exec("nobody", "ls"), niso.UsageError, "several"),
-    (lambda host: host.services.run("nobody", []), niso.UsageError, "no command"),
+    (lambda host: host.services.exec("nobody", "ls"), niso.UsageError, "list of strings"),
+    (lambda host: host.services.run("nobody", []), niso.UsageError, "missing command"),
     (lambda host: host.services.run("nobody", ["ls"], stdin="x"), niso.UsageError, "bytes"),  # type: ignore[arg-type]
-    (lambda host: host.services.port_forward("x", 80), niso.UsageError, "text"),  # type: ignore[arg-type]
+    (lambda host: host.services.port_forward("x", 80), niso.UsageError, "string"),  # type: ignore[arg-type]
     (lambda host: host.services.port_forward("x", "80:http"), niso.UsageError, "PORT"),
     (lambda host: host.services.port_forward("x", "80:80"), niso.NotFound, "'x'"),
     (lambda host: host.networks.inspect("none"), niso.NotFound, "'none'"),
     (lambda host: host.networks.create("No"), niso.UsageError, "NAME"),
     (lambda host: host.networks.create("n", mtu="big"), niso.UsageError, "mtu"),  # type: ignore[arg-type]
-    (lambda host: host.networks.create("n", subnets="10.0.0.0/8"), niso.UsageError, "several"),
-    (lambda host: host.networks.create("n", subnets=3), niso.UsageError, "several"),  # type: ignore[arg-type]
+    (
+        lambda host: host.networks.create("n", subnets="10.0.0.0/8"),
+        niso.UsageError,
+        "list of strings",
+    ),
+    (lambda host: host.networks.create("n", subnets=3), niso.UsageError, "list of strings"),  # type: ignore[arg-type]
     (lambda host: host.stacks.up("none"), niso.NotFound, "none"),
-    (lambda host: host.stacks.status(b"\xff"), niso.UsageError, "text"),  # type: ignore[arg-type]
+    (lambda host: host.stacks.status(b"\xff"), niso.UsageError, "string"),  # type: ignore[arg-type]
     (lambda host: host.explain("a", "b", family=5), niso.UsageError, "family"),
     (lambda host: host.check("nobody"), niso.NotFound, "'nobody'"),
 ]
@@ -100,7 +104,7 @@ def test_host_belongs_to_its_folders(
     other = niso.connect(state_dir=tmp_path / "other", run_dir=str(tmp_path / "run2"))
     assert paths.state_dir() == str(tmp_path / "other") and paths.run_dir() == f"{tmp_path}/run2"
     assert other.services.list() == ()
-    with pytest.raises(niso.Conflict, match="uses the folders"):
+    with pytest.raises(niso.Conflict, match="folders of this process changed"):
         host.services.list()
     with pytest.raises(niso.UsageError, match="state_dir: must be a path"):
         niso.connect(state_dir=3)  # type: ignore[arg-type]

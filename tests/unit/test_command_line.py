@@ -175,58 +175,61 @@ def test_words_become_values(line, values) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("activat x", "no command 'activat' / did you mean 'activate'?"),
-        ("frobnicate", "no command 'frobnicate' / niso help lists them"),
-        ("-x", "no command '-x' / niso help lists them"),
+        ("activat x", "unknown command 'activat' / did you mean 'activate'?"),
+        ("frobnicate", "unknown command 'frobnicate' / niso help lists them"),
+        ("-x", "unknown command '-x' / niso help lists them"),
         (
             "-v ps",
-            "no command '-v' / options go after the command: niso ps --help lists its options",
+            "unknown command '-v' / options go after the command: niso ps --help lists its options",
         ),
         (
             "-v activate ./api",
-            "no command '-v' / options go after the command: niso activate ./api -v",
+            "unknown command '-v' / options go after the command: niso activate ./api -v",
         ),
         (
             "-v stack up there",
-            "no command '-v' / options go after the command: niso stack up there -v",
+            "unknown command '-v' / options go after the command: niso stack up there -v",
         ),
-        ("net -v create x", "no command '-v' / options go after the command: niso net create x -v"),
-        ("-v net frob", "no command '-v' / niso help lists them"),
-        ("help activat", "no command 'activat' / did you mean 'activate'?"),
-        ("help net lst", "no action 'net lst' / did you mean 'net list'?"),
-        ("net lst", "no action 'net lst' / did you mean 'net list'?"),
-        ("net zzzzz", "no action 'net zzzzz' / niso help net lists them"),
-        ("stack dwon .", "no action 'stack dwon' / did you mean 'stack down'?"),
+        (
+            "net -v create x",
+            "unknown command '-v' / options go after the command: niso net create x -v",
+        ),
+        ("-v net frob", "unknown command '-v' / niso help lists them"),
+        ("help activat", "unknown command 'activat' / did you mean 'activate'?"),
+        ("help net lst", "unknown action 'net lst' / did you mean 'net list'?"),
+        ("net lst", "unknown action 'net lst' / did you mean 'net list'?"),
+        ("net zzzzz", "unknown action 'net zzzzz' / niso help net lists them"),
+        ("stack dwon .", "unknown action 'stack dwon' / did you mean 'stack down'?"),
         (
             "activate",
-            "PATH|NAME is missing: a manifest, its folder, or a known service / niso activate --help",
+            "missing PATH|NAME: a manifest, its folder or a known service / niso activate --help",
         ),
-        ("activate --colour x", "no option '--colour' / niso activate --help lists them"),
-        ("activate --dryrun", "no option '--dryrun' / did you mean '--dry-run'?"),
-        ("activate --time 5s x", "no option '--time' / did you mean '--timeout'?"),
-        ("ps --jsno", "no option '--jsno' / did you mean '--json'?"),
-        ("ps -x", "no option '-x' / niso ps --help lists them"),
-        ("ps more", "'more' is one word too many / niso ps --help"),
+        ("activate --colour x", "unknown option '--colour' / niso activate --help lists them"),
+        ("activate --dryrun", "unknown option '--dryrun' / did you mean '--dry-run'?"),
+        ("activate --time 5s x", "unknown option '--time' / did you mean '--timeout'?"),
+        ("ps --jsno", "unknown option '--jsno' / did you mean '--json'?"),
+        ("ps -x", "unknown option '-x' / niso ps --help lists them"),
+        ("ps more", "unexpected argument 'more' / niso ps --help"),
         ("ps --json=1", "--json takes no value: '--json=1' / niso ps --help"),
         ("logs x -n", "-n needs a value: -n, --lines N / niso logs --help"),
         ("logs x -n --follow", "-n needs a value: -n, --lines N / niso logs --help"),
         ("logs x -n many", "-n 'many': must be a whole number / niso logs --help"),
-        ("logs x -fx", "no option '-x' / niso logs --help lists them"),
+        ("logs x -fx", "unknown option '-x' / niso logs --help lists them"),
         (
             "net create",
-            "NAME is missing: a-z 0-9 -, begins with a letter, at most 63 / niso net create --help",
+            "missing NAME: up to 63 of a-z, 0-9 and -, starting with a letter / niso net create --help",
         ),
         (
             "net create x --mtu many",
             "--mtu 'many': must be a whole number / niso net create --help",
         ),
-        ("net explain a b -4 -6", "-4 and -6 do not go together / niso net explain --help"),
+        ("net explain a b -4 -6", "-4 and -6 exclude each other / niso net explain --help"),
         (
             "port-forward a 1:1 --remove --replace",
-            "--remove and --replace do not go together / niso port-forward --help",
+            "--remove and --replace exclude each other / niso port-forward --help",
         ),
-        ("exec api --tty -- sh", "no option '--tty' / niso exec --help lists them"),
-        ("completion fish", "no shell 'fish' / bash or zsh"),
+        ("exec api --tty -- sh", "unknown option '--tty' / niso exec --help lists them"),
+        ("completion fish", "unknown shell 'fish' / bash or zsh"),
     ],
 )
 def test_wrong_words_are_status_2_and_the_hint_says_what_is_right(capsys, line, words) -> None:
@@ -241,12 +244,12 @@ def test_wrong_words_for_json_callers_are_json(capsys) -> None:
     assert (status, out) == (2, "")
     assert (
         err
-        == '{"error": {"message": "no option \'--colour\'", "hint": "niso ps --help lists them", "key": null}}\n'
+        == '{"error": {"message": "unknown option \'--colour\'", "hint": "niso ps --help lists them", "key": null}}\n'
     )
     for words in (["--json", "net", "list"], ["net", "--json", "list"]):
         _, _, err = said(capsys, *words)
         assert (
-            '"no command \'--json\'", "hint": "options go after the command: niso net list --json"'
+            '"unknown command \'--json\'", "hint": "options go after the command: niso net list --json"'
             in err
         )
 

@@ -7,6 +7,7 @@ import shlex
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import samples
 from snapshots_made import endpoint, everything, network, snapshots
 
 from niso.base.errors import KernelError
@@ -26,7 +27,7 @@ from niso.kernel.state import State
 from niso.plan.desired import desired
 from niso.plan.records import Port, Service
 
-BOUNDED = settings(max_examples=120, deadline=None)
+BOUNDED = settings(max_examples=samples(30, 120), deadline=None)
 
 BACKEND, FRONT = network(0), network(1)
 API = Service("api", 1, (endpoint(BACKEND, 2),), (Port("", 8080, 80, "tcp"),), ("api",))

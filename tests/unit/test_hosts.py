@@ -7,10 +7,11 @@ import ipaddress
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import samples
 
 from niso.kernel import hosts_text
 
-BOUNDED = settings(max_examples=200, deadline=None)
+BOUNDED = settings(max_examples=samples(50, 200), deadline=None)
 ADDRESS = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).map(str)
 NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,8}[a-z0-9]", fullmatch=True).map(
     lambda name: hosts_text.line_names((name,))

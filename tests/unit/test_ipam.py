@@ -7,10 +7,11 @@ from ipaddress import ip_network
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import samples
 
 from niso.plan import subnets
 
-BOUNDED = settings(max_examples=200, deadline=None)
+BOUNDED = settings(max_examples=samples(50, 200), deadline=None)
 C = ip_network("10.99.1.0/24")
 SIX = ip_network("fd00::/64")
 

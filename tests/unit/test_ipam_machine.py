@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+from samples import samples
 from stored import TemporaryStore, add_network, dump, put
 
 from niso.base.errors import Conflict, InvalidInput
@@ -217,4 +218,4 @@ class Leases(RuleBasedStateMachine):
 
 
 TestLeases = Leases.TestCase
-TestLeases.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestLeases.settings = settings(max_examples=samples(15, 60), stateful_step_count=40, deadline=None)

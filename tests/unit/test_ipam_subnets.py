@@ -7,12 +7,13 @@ from ipaddress import IPv6Network, ip_network
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import samples
 
 from niso.base.errors import UsageError
 from niso.plan import subnets
 from niso.services.networks import parse_subnet, unique_local
 
-BOUNDED = settings(max_examples=200, deadline=None)
+BOUNDED = settings(max_examples=samples(50, 200), deadline=None)
 
 
 @given(st.text("0123456789abcdef", min_size=8, max_size=8))

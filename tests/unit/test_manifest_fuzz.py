@@ -11,6 +11,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from samples import samples
 
 from niso.base.errors import ErrorGroup, NisoError
 from niso.manifest import build
@@ -164,7 +165,9 @@ def is_kept(spec: ServiceSpec) -> None:
     assert build.of_written(json.dumps(spec.manifest)) == spec
 
 
-@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    deadline=None, max_examples=samples(80, 400), suppress_health_check=[HealthCheck.too_slow]
+)
 @given(MANIFESTS)
 def test_random_structure_loads_or_is_refused_and_what_loads_is_whole(data: dict[str, Any]) -> None:
     spec = load(
@@ -229,7 +232,9 @@ NEAR = st.fixed_dictionaries(
 ).map(lambda data: HEAD | data)
 
 
-@settings(deadline=None, max_examples=600, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    deadline=None, max_examples=samples(120, 600), suppress_health_check=[HealthCheck.too_slow]
+)
 @given(NEAR)
 def test_what_is_nearly_right_loads_as_the_schema_says_or_is_refused(data: dict[str, Any]) -> None:
     spec = load(
@@ -247,7 +252,7 @@ def test_what_is_nearly_right_loads_as_the_schema_says_or_is_refused(data: dict[
     assert (spec.memory_max or 1 << 20) >= 1 << 20
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=samples(75, 300))
 @given(st.one_of(st.binary(), st.text().map(lambda text: text.encode(errors="surrogatepass"))))
 def test_random_bytes_never_raise_anything_but_an_error_of_niso(content: bytes) -> None:
     load(content)
@@ -256,7 +261,7 @@ def test_random_bytes_never_raise_anything_but_an_error_of_niso(content: bytes) 
 GOOD = b'[package]\nname = "api"\nversion = "1"\n[binary]\nentrypoint = "x"\n[network]\nports = ["80:80"]\n'
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=samples(75, 300))
 @given(st.integers(0, len(GOOD)), st.integers(0, 3), st.binary(max_size=4))
 def test_good_manifest_with_a_few_bytes_changed_loads_or_is_refused(
     start: int, length: int, patch: bytes

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from samples import samples
 
 from niso.base.errors import InvalidInput
 from niso.manifest import validate
@@ -225,7 +226,11 @@ SAMPLES = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=500, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(
+    deadline=None,
+    max_examples=samples(100, 500),
+    suppress_health_check=[HealthCheck.filter_too_much],
+)
 @given(st.sampled_from(sorted(RULES)), SAMPLES)
 def test_what_a_rule_accepts_the_schema_accepts(key: str, text: str) -> None:
     try:

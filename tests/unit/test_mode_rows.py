@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import samples
 from stored import TemporaryStore, add_network, put, service_spec
 
 from niso.base import names
@@ -493,7 +494,7 @@ def things(state: State) -> set[object]:
     return set(state)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=samples(35, 150), deadline=None)
 @given(st.lists(_OPERATION, min_size=1, max_size=10))
 def test_scope_of_a_change_holds_all_that_it_changes_and_takes_nothing_of_others(
     operations: list[tuple],

@@ -6,12 +6,13 @@ import re
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import samples
 
 from niso.base import names
 
 NAME = st.from_regex(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 LINK = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
-BOUNDED = settings(max_examples=200, deadline=None)
+BOUNDED = settings(max_examples=samples(50, 200), deadline=None)
 
 
 @BOUNDED

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import pathlib
 import socket
 import struct
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from samples import samples
 
 from niso.base.errors import KernelError
 from niso.kernel import (
@@ -41,8 +41,7 @@ ANSWERS = {
         pathlib.Path(__file__).with_name("netlink_answers.json").read_text()
     ).items()
 }
-MANY = 10 if os.environ.get("NISO_TEST_LONG") else 1
-BOUNDED = settings(max_examples=200 * MANY, deadline=None)
+BOUNDED = settings(max_examples=samples(50, 2000), deadline=None)
 
 ERROR, DONE = 2, 3
 MULTI, INTERRUPTED = 0x2, 0x10
@@ -247,7 +246,7 @@ def altered(draw: st.DrawFn, name: str) -> list[bytes]:
 
 @pytest.mark.parametrize("name", READERS)
 def test_no_answer_makes_a_reader_fail_but_with_words(name: str) -> None:
-    @settings(max_examples=(40 if MANY == 1 else 2000), deadline=None)
+    @settings(max_examples=samples(20, 2000), deadline=None)
     @given(altered(name))
     def go(said: list[bytes]) -> None:
         read(name, said)
@@ -385,7 +384,7 @@ def test_no_attribute_of_an_entry_makes_the_flush_of_flows_fail(
 ) -> None:
     plain = netlink.Netlink
 
-    @settings(max_examples=60 * MANY, deadline=None)
+    @settings(max_examples=samples(20, 600), deadline=None)
     @given(altered("flows"))
     def go(said: list[bytes]) -> None:
         stats = message(0x105, 1, bytes(4) + netlink.attribute(1, b"\0\0\0\1"))

@@ -14,12 +14,13 @@ import termios
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import samples
 
 from niso.api import as_json, published, service_views
 from niso.cli import output
 from niso.plan.records import Port
 
-BOUNDED = settings(max_examples=200, deadline=None)
+BOUNDED = settings(max_examples=samples(50, 200), deadline=None)
 
 
 @pytest.mark.parametrize(

@@ -191,9 +191,8 @@ def test_names_cannot_be_shifted_into_one_another(folder) -> None:
 
 
 def _device(path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("a device needs root")
-    os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    """Make the one device that needs no root: 0:0, a whiteout (Linux 5.8)."""
+    os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(0, 0))
 
 
 def _socket(path: Path) -> None:

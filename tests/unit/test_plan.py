@@ -6,6 +6,7 @@ import ipaddress
 
 import pytest
 from hypothesis import given, settings
+from samples import samples
 from snapshots_made import FORCED, STATE_ID, SWITCHED, endpoint, everything, network, snapshots
 
 from niso.base import names
@@ -24,7 +25,7 @@ from niso.kernel.state import State
 from niso.plan.desired import desired
 from niso.plan.records import Endpoint, Network, Port, Service, Snapshot, Subnet
 
-BOUNDED = settings(max_examples=120, deadline=None)
+BOUNDED = settings(max_examples=samples(30, 120), deadline=None)
 ALIAS = "niso:0123abcd"
 BACKEND, FRONT = network(0), network(1)
 API = Service("api", 3, (endpoint(BACKEND, 2),), (Port("", 8080, 80, "tcp"),), ("web", "api"))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from policy_worlds import SERVICES, Packet, known, network, packets, policy, world, worlds
+from samples import samples
 
 from niso.kernel import nft_tables
 from niso.kernel.kinds.element import Element
@@ -17,7 +17,7 @@ from niso.plan.verdict import Known, World, judge
 
 properties = settings(
     deadline=None,
-    max_examples=2000 if os.environ.get("NISO_TEST_LONG") == "1" else 60,
+    max_examples=samples(25, 2000),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example],
 )
 

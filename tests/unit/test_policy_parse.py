@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from samples import samples
 
 from niso.base.errors import ErrorGroup, InvalidInput
 from niso.manifest import build
@@ -296,7 +297,7 @@ TEXTS = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=samples(100, 500))
 @given(TEXTS, st.booleans())
 def test_any_text_is_an_entry_or_an_error_that_is_safe_to_print(text: str, egress: bool) -> None:
     """What is taken keeps to its form, means the same when written anew, and passes the schema."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 from collections.abc import Iterable
 
 from hypothesis import HealthCheck, given, settings
@@ -18,6 +17,7 @@ from policy_worlds import (
     with_policy,
     worlds,
 )
+from samples import samples
 
 from niso.manifest.parse_policy import parse_entry
 from niso.plan.records import Entry, Policy
@@ -25,7 +25,7 @@ from niso.plan.verdict import Reason, Verdict, World, decide, matches
 
 properties = settings(
     deadline=None,
-    max_examples=2000 if os.environ.get("NISO_TEST_LONG") == "1" else 60,
+    max_examples=samples(25, 2000),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example],
 )
 LISTS = {

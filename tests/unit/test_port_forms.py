@@ -7,12 +7,13 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import samples
 
 from niso.base.errors import InvalidInput
 from niso.manifest.parse_ports import contradictions, distinct, parse_port
 from niso.plan.records import Port
 
-BOUNDED = settings(max_examples=400, deadline=None)
+BOUNDED = settings(max_examples=samples(80, 400), deadline=None)
 KEY = "network.ports[0]"
 
 FORMS = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import samples
 from snapshots_made import network
 from stored import TemporaryStore, add_network, put
 from test_port_forms import packets, small_ports, takes
@@ -488,7 +489,7 @@ def test_specific_address_beside_a_forward_of_all_is_given() -> None:
 # --- all together ------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=samples(37, 150), deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -530,7 +531,7 @@ def test_whatever_is_admitted_no_packet_is_for_two_services_and_no_port_is_there
                 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=samples(50, 200), deadline=None)
 @given(small_ports(("tcp", "udp", "sctp")))
 def test_text_of_a_port_names_its_host_side_for_messages(port: Port) -> None:
     shown = port.host_side

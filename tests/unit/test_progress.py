@@ -51,11 +51,11 @@ def test_thread_begins_with_what_may_be_slow() -> None:
     shows = progress()
     with shows as report:
         report(Command("start of nothing"))
-        assert not shows._tells
+        assert not shows._running
         report(WaitingForLock())
-        assert shows._tells
+        assert shows._running
         report(Finished())
-        assert not shows._tells  # what follows is no part of what was waited for
+        assert not shows._running  # what follows is no part of what was waited for
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,13 @@ def test_thread_begins_with_what_may_be_slow() -> None:
     ],
 )
 def test_options_show_every_line(
-    capfd: pytest.CaptureFixture[str], options: dict[str, bool], out: str, err: str
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, bool],
+    out: str,
+    err: str,
 ) -> None:
+    monkeypatch.setattr(locks, "told", None)  # other tests of this process set it
     with progress(**options) as report:
         report(Starting("api", ("sleep", "1")))
         report(Command("nft 'a'\nnft 'b'"))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import samples
 from snapshots_made import SERVICES, endpoint, everything, network
 from test_port_forms import packets, takes
 
@@ -166,7 +167,7 @@ PACKETS = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=samples(37, 150), deadline=None)
 @given(worlds())
 def test_maps_send_each_packet_to_the_service_that_publishes_its_port(snapshot: Snapshot) -> None:
     tables = maps(desired(snapshot))
@@ -174,7 +175,7 @@ def test_maps_send_each_packet_to_the_service_that_publishes_its_port(snapshot: 
         assert walk(tables, packet) == owner(snapshot, packet), packet
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=samples(37, 150), deadline=None)
 @given(worlds())
 def test_service_that_reaches_itself_by_a_published_port_sees_the_gateway_of_where_it_is_reached(
     snapshot,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from samples import samples
 
 from niso.api.service_views import time_text
 from niso.base import paths
@@ -19,7 +20,7 @@ from niso.kernel import sockdiag
 from niso.runtime import crun, health, launch, logs, spec, status
 
 BOUNDED = settings(
-    max_examples=3000 if os.environ.get("NISO_TEST_LONG") else 150,
+    max_examples=samples(60, 3000),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -85,13 +85,13 @@ def test_letters_that_troff_and_markdown_would_read_are_shown_as_they_are() -> N
         Terms((("a|b", "-c"), (".d", ".e"))),
     )
     assert man(Page("n", 1, "x-y", blocks, ("m(5)",)), "0") == (
-        '.\\" ./dev docs writes this page from the code\n.TH N 1 "" "niso 0"\n.SH NAME\nn \\- x\\-y\n.SH A B\n'
+        '.\\" generated from the code by ./dev docs\n.TH N 1 "" "niso 0"\n.SH NAME\nn \\- x\\-y\n.SH A B\n'
         "\\&.first \\fB\\-\\-x\\fR a\\eb \\(ha\\(ti\\(aq [1] *2* <3>\n"
         ".PP\n.RS 4\n.nf\n\\&.x\n\\(aqy\\en\n.fi\n.RE\n"
         ".TP\n\\fBa|b\\fR\n\\-c\n.TP\n\\fB.d\\fR\n\\&.e\n.SH SEE ALSO\n\\fBm\\fR(5)\n"
     )
     assert markdown("T", blocks) == (
-        "<!-- ./dev docs writes this page from the code -->\n\n# T\n\n## A b\n\n"
+        "<!-- generated from the code by ./dev docs -->\n\n# T\n\n## A b\n\n"
         ".first `--x` a\\b ^~' \\[1\\] \\*2\\* \\<3\\>\n\n```\n.x\n'y\\n\n```\n\n"
         "| | |\n| --- | --- |\n| `a\\|b` | -c |\n| `.d` | .e |\n"
     )

@@ -8,15 +8,15 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from samples import samples
 from test_manifest_fuzz import GOOD, KEYS, TEXTS, VALUES, quoted, table, toml
 
 from niso.base.errors import ErrorGroup, NisoError
 from niso.commands import stack
 from niso.manifest import stack_file as model
 
-MANY = 20 if os.environ.get("NISO_TEST_LONG") else 1
 BOUNDED = settings(
-    max_examples=80 * MANY, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=samples(25, 1600), deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 PACKAGES = st.sampled_from(
     [

@@ -7,6 +7,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import samples
 from snapshots_made import network
 from stored import TemporaryStore, add_network, dump, put
 from test_port_forms import packets, small_ports
@@ -15,7 +16,7 @@ from niso.plan.records import Port
 from niso.store.port_rows import CHOSEN, FORWARD, MANIFEST
 from niso.store.store import ALL, Store
 
-BOUNDED = settings(max_examples=100, deadline=None)
+BOUNDED = settings(max_examples=samples(25, 100), deadline=None)
 NETWORKS = (network(0), network(1, dual=True))
 BACKEND, FRONT = (each.name for each in NETWORKS)
 SERVICES = ("api", "db", "web")

@@ -10,6 +10,7 @@ import sqlite3
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import samples
 from snapshots_made import network
 from stored import TemporaryStore, add_network, dump, put
 
@@ -21,7 +22,7 @@ from niso.plan.records import Port, Snapshot
 from niso.store import tables
 from niso.store.store import ALL, Scope, Store, close_all
 
-BOUNDED = settings(max_examples=60, deadline=None)
+BOUNDED = settings(max_examples=samples(20, 60), deadline=None)
 NETWORKS = (network(0), network(1, dual=True), network(2, internal=True))
 NAMES = tuple(each.name for each in NETWORKS)
 SERVICES = ("api", "db", "cache", "web")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from samples import samples
 from test_manifest_fuzz import MANIFESTS, NEAR
 from test_stack_fuzz import NETWORK, SERVICE, STACKS
 
@@ -23,7 +24,9 @@ from niso.plan.records import Policy
 from niso.plan.service_spec import ServiceSpec
 from niso.store import specs, written_rows
 
-BOUNDED = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+BOUNDED = settings(
+    max_examples=samples(60, 300), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 
 # --- plain data to tables --------------------------------------------------------------------------------------------
 

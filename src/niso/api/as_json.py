@@ -1,6 +1,6 @@
-"""Turn results into plain data for JSON.
+"""Convert results to plain data for JSON.
 
-The types of the results are its schema: docs/reference/json.md is made of them.
+The types of the results are the schema: docs/reference/json.md is generated from them.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ KEYS = {
         )
     },
 }
-"""JSON keys of the fields that Python has to call otherwise."""
+"""Field -> JSON key, where they differ."""
 
 JOINED = ("mapping", "process", "judged")
-"""Fields that are results themselves, whose own fields stand in their place."""
+"""Fields whose value is a result that is merged into its parent."""
 
 PYTHON_ONLY = ("anywhere", "label", "idle")
-"""Fields that JSON does not have."""
+"""Fields that are left out of JSON."""
 
 
 def plain(value: object) -> Any:
-    """Return a result, or several, as dict, list, str, int, float, bool or None."""
+    """Return a result, or a sequence of them, as dict, list, str, int, float, bool or None."""
     fields: tuple[str, ...] | None = getattr(value, "_fields", None)
     if fields is None:
         return [plain(item) for item in value] if isinstance(value, tuple | list) else value

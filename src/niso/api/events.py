@@ -1,4 +1,4 @@
-"""Events that the API adds to those of `niso.base.report`, for the ``progress`` callback."""
+"""Define events that only the API sends, in addition to those of `niso.base.report`."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from niso.base.lite_typing import NamedTuple
 
 
 class Expects(NamedTuple):
-    """The services whose start ends when they are healthy; sent before the first step."""
+    """The services that must become healthy; sent before the first step."""
 
     services: tuple[str, ...]
 
     def describe(self) -> str:
-        """Return the event for people: a line."""
-        return f"start until healthy: {', '.join(self.services)}"
+        """Return the event as a line of text."""
+        return f"waiting until healthy: {', '.join(self.services)}"
 
 
 class Finished(NamedTuple):
-    """The change is complete. Cautions and the hand-over to systemd follow."""
+    """The change is complete. Warnings and the handover to systemd follow."""
 
     def describe(self) -> str:
-        """Return the event for people: a line."""
+        """Return the event as a line of text."""
         return "done"
 
 
 class Caution(NamedTuple):
-    """Something that may keep the result from working: no name server, another firewall."""
+    """A warning: a missing name server, another firewall."""
 
     text: str
     hints: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """Return the event for people: a line."""
+        """Return the event as a line of text."""
         return self.text

@@ -1,4 +1,4 @@
-"""The edge of the public API: arguments are checked, and errors of layers below become niso's."""
+"""Guard the public API: check arguments, convert exceptions of lower layers to `Error`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LEAST_TIMEOUT_S = 0.2
 
 
 def guarded[**P, R](method: Callable[P, R]) -> Callable[P, R]:
-    """Make a method of the API raise no error of SQLite or of the system, but niso's."""
+    """Make a method of the API raise `Error` instead of sqlite3.Error and OSError."""
 
     def call(*args: P.args, **named: P.kwargs) -> R:
         try:
@@ -25,7 +25,7 @@ def guarded[**P, R](method: Callable[P, R]) -> Callable[P, R]:
         except Exception as error:
             owner: Any = args[0]
             if error is owner.session.callback_error:
-                raise  # an error of the caller's own
+                raise  # raised by the caller's callback
             known = explained(error)
             if known is None:
                 raise
@@ -38,7 +38,7 @@ def guarded[**P, R](method: Callable[P, R]) -> Callable[P, R]:
 
 
 def explained(error: Exception) -> Error | None:
-    """Return niso's error for one of SQLite or of the system; None for any other."""
+    """Return the `Error` for an sqlite3.Error or OSError; None for other exceptions."""
     kind = type(error)
     if kind.__module__ == "sqlite3":
         from sqlite3 import DatabaseError, OperationalError
@@ -56,39 +56,39 @@ def explained(error: Exception) -> Error | None:
         os.getcwd()
     except OSError:
         return Error(
-            "the current folder is not there any more", "cd to one that is there, and try again"
+            "the current directory no longer exists", "cd to an existing one and try again"
         )
     return Error(f"system call: {error.strerror}")
 
 
 def text(value: object, what: str) -> str:
-    """Return an argument that is text. Raises UsageError."""
+    """Return a str argument. Raises UsageError."""
     if not isinstance(value, str):
-        raise UsageError(f"{what}: must be text, not {type(value).__name__}", None, what)
+        raise UsageError(f"{what}: must be a string, not {type(value).__name__}", None, what)
     try:
         value.encode()
     except UnicodeEncodeError:
         raise UsageError(
-            f"{value!r} is not UTF-8", "names, paths and what exec runs are UTF-8 text", what
+            f"{value!r} is not valid UTF-8", "names, paths and commands must be UTF-8", what
         ) from None
     return value
 
 
 def texts(values: Iterable[object], what: str) -> list[str]:
-    """Return arguments that are text. Raises UsageError, also for one text in place of several."""
+    """Return str arguments as a list. Raises UsageError, also for a single str."""
     if isinstance(values, str | bytes):
-        raise UsageError(f"{what}: must be several texts, not one", None, what)
+        raise UsageError(f"{what}: must be a list of strings, not one string", None, what)
     try:
         given = list(values)
     except TypeError:
         raise UsageError(
-            f"{what}: must be several texts, not {type(values).__name__}", None, what
+            f"{what}: must be a list of strings, not {type(values).__name__}", None, what
         ) from None
     return [text(value, what) for value in given]
 
 
 def path(value: object, what: str) -> str:
-    """Return the path that a text or an os.PathLike is. Raises UsageError."""
+    """Return a str or os.PathLike argument as a str. Raises UsageError."""
     try:
         return text(os.fspath(value), what)  # type: ignore[call-overload]
     except TypeError:
@@ -98,20 +98,22 @@ def path(value: object, what: str) -> str:
 
 
 def seconds(value: object, what: str, low: float) -> float:
-    """Return an argument that is a time in seconds, ``low`` or more. Raises UsageError."""
+    """Return an argument in seconds, at least ``low``. Raises UsageError."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UsageError(f"{what}: must be seconds, not {type(value).__name__}", None, what)
+        raise UsageError(
+            f"{what}: must be a number of seconds, not {type(value).__name__}", None, what
+        )
     if not low <= value < float("inf"):
-        raise UsageError(f"{what} {value:g}: must be {low:g} seconds or more", None, what)
+        raise UsageError(f"{what} {value:g}: must be at least {low:g} seconds", None, what)
     return float(value)
 
 
-def duration(words: str, what: str) -> float:
-    """Return the seconds of a duration as manifests have it: ``60s``. Raises UsageError."""
+def duration(value: str, what: str) -> float:
+    """Return the seconds of a duration written as in a manifest: ``60s``. Raises UsageError."""
     from niso.base.errors import InvalidInput
     from niso.manifest import values
 
     try:
-        return values.duration(words, what, low=LEAST_TIMEOUT_S)
+        return values.duration(value, what, low=LEAST_TIMEOUT_S)
     except InvalidInput as error:
         raise UsageError.of(error) from None

@@ -1,4 +1,4 @@
-"""What follows a change of services: warnings of what may keep them from working, and systemd."""
+"""Finish a change of services: warn about likely problems, hand over to systemd."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def activated(session: Session, machine: Machine, outcomes: list[Outcome]) -> None:
-    """Warn of all that may keep activated services from working, and hand them to systemd."""
+    """Warn about likely problems of activated services, and hand them over to systemd."""
     from niso.explain import exposure
 
     store = machine.store
@@ -31,19 +31,19 @@ def activated(session: Session, machine: Machine, outcomes: list[Outcome]) -> No
 
 
 def prepare() -> None:
-    """Import what `activated` needs (3 ms), while a process is created."""
+    """Import what `activated` needs (3 ms) while a process is being created."""
     from niso.explain import exposure  # noqa: F401
 
 
 def settle(session: Session, machine: Machine, names: list[str]) -> None:
-    """Have systemd, where it is the init, supervise services that were started.
+    """Let systemd supervise started services, if it is the init.
 
-    Raises Error where it is systemd that asked for the start; else the error is a warning.
+    If systemd requested the start, errors are raised; otherwise they become warnings.
     """
     from niso.runtime import unit
 
-    asked = any(unit.path(name) is not None for name in names)
-    if not asked and not (
+    by_systemd = any(unit.path(name) is not None for name in names)
+    if not by_systemd and not (
         unit.booted()
         and any((row := machine.store.service(name)) and row.enabled for name in names)
     ):
@@ -53,13 +53,13 @@ def settle(session: Session, machine: Machine, names: list[str]) -> None:
     try:
         boot.settle(machine, names)
     except Error as error:
-        if asked:
+        if by_systemd:
             raise
         session.caution(error.message, [error.hint] if error.hint else [])
 
 
 def has_ended_by_itself(names: list[str]) -> bool:
-    """Return whether this is the stop of a unit whose process ended: its service stays active."""
+    """Return whether a unit is being stopped because its process exited: it stays active."""
     from niso.runtime import unit
 
     return unit.has_ended() and any(unit.path(name) is not None for name in names)
@@ -68,15 +68,15 @@ def has_ended_by_itself(names: list[str]) -> bool:
 def deactivate(
     session: Session, machine: Machine, names: list[str], dry_run: bool
 ) -> list[tuple[str, bool]]:
-    """Stop services; return (service, whether it was active) of each.
+    """Stop services; return pairs (service, whether it was active).
 
-    The forwards of services that systemd stops come back with them.
+    The forwards of services stopped by systemd are kept for their next start.
     """
     from niso.commands import deactivate as command
     from niso.runtime import unit
 
     by_systemd = any(unit.path(name) is not None for name in names)
-    if by_systemd:  # which does not ask whether it may: those that it knows have gone before
+    if by_systemd:  # systemd cannot be refused: sharers that it does not know are stopped too
         names = [
             *names,
             *(row.name for row in machine.store.services() if row.active and row.provider in names),
@@ -85,7 +85,7 @@ def deactivate(
 
 
 def warn_of_name_servers(session: Session, names: list[str]) -> None:
-    """Warn that services, if there are any, reach no name server."""
+    """Warn if the host's resolv.conf has no name server that services can reach."""
     from niso.kernel import host_facts
 
     warning = host_facts.resolv_conf()[1] if names else None
@@ -94,7 +94,7 @@ def warn_of_name_servers(session: Session, names: list[str]) -> None:
 
 
 def warn_of_limits(session: Session, store: Store, names: list[str]) -> None:
-    """Warn of limits that this machine cannot hold services to."""
+    """Warn about resource limits that this machine cannot enforce."""
     from niso.runtime import cgroup, oci
 
     for name in names:
@@ -105,14 +105,14 @@ def warn_of_limits(session: Session, store: Store, names: list[str]) -> None:
                 f"{name}: {oci.CONTROLLERS[controller]} has no effect:"
                 f" this machine has no cgroup controller {controller}",
                 (
-                    "see cgroups(7): niso needs it in a v1 hierarchy,"
-                    " or in cgroup.subtree_control of the root of v2",
+                    "enable it in a v1 hierarchy or in cgroup.subtree_control of the v2 root,"
+                    " see cgroups(7)",
                 ),
             )
 
 
 def _warn_of_taken(session: Session, store: Store, names: list[str]) -> None:
-    """Warn of ports of manifests that services lack because they are forwarded to others."""
+    """Warn about ports of manifests that are forwarded to other services instead."""
     from niso.services import admit
     from niso.services import ports as portmap
 
@@ -125,9 +125,9 @@ def _warn_of_taken(session: Session, store: Store, names: list[str]) -> None:
         name, ports = row.name, admit.published_by(row)
         for port, holder, held in portmap.taken(store, name, ports, ports):
             session.caution(
-                f"{name}: host port {port.host_side} is forwarded to"
-                f" {_whose(name, holder, held)} in its place",
-                (f"niso port-forward {holder} {held.text} --remove, then activate {name} again",),
+                f"{name}: host port {port.host_side} is not published: it is forwarded to"
+                f" {_whose(name, holder, held)}",
+                (f"niso port-forward {holder} {held.text} --remove, then niso activate {name}",),
             )
 
 
@@ -136,7 +136,7 @@ def _whose(name: str, holder: str, held: Port) -> str:
 
 
 def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
-    """Warn of capabilities that are rights on the whole machine."""
+    """Warn about capabilities that reach beyond the service."""
     from niso.runtime import oci
 
     for name in names:
@@ -146,6 +146,6 @@ def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
             means = oci.THE_MACHINE | ({} if process and process.netns else oci.HOST_NETWORK)
             if capability in means:
                 session.caution(
-                    f"{name}: isolation.capabilities: {capability} is a right on the machine:"
+                    f"{name}: isolation.capabilities: {capability} affects the whole machine:"
                     f" {means[capability]}"
                 )

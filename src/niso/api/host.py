@@ -1,4 +1,4 @@
-"""The public Python API: ``host = niso.connect()``. The command is a client of it."""
+"""Provide the public Python API: ``host = niso.connect()``. The command is built on it."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def connect(
     run_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Host:
-    """Return this machine's `Host`; nothing is changed or created.
+    """Return the `Host` of this machine, without changing or creating anything.
 
-    The folders are those of the command unless given: ``NISO_STATE_DIR`` or /var/lib/niso, and
-    ``NISO_RUN_DIR`` or /run/niso. A folder that is given holds for the whole process and the
-    processes that it starts. ``progress`` is called with each event (`niso.Event`).
+    The folders default to those of the command: ``NISO_STATE_DIR`` or /var/lib/niso, and
+    ``NISO_RUN_DIR`` or /run/niso. A folder given here applies to the whole process and its
+    children. ``progress`` is called with each event (`niso.Event`).
     Raises `niso.Error` without root.
     """
     return Host(open_session(state_dir, run_dir, progress))
 
 
 class Host:
-    """niso on this machine. Use it in the thread and the process that made it."""
+    """niso on this machine. Use it only in the thread and process that created it."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -93,9 +93,9 @@ class Host:
     ) -> Explanation:
         """Return whether a packet passes, and what decides it.
 
-        ``source`` is a service, an address or ``host``; ``destination`` the same with a port
-        (``db:5432``, ``db:53/udp``, ``db/icmp``). ``family`` is 4 or 6. With ``prove`` one such
-        packet is sent. Raises NotFound, UsageError, Error.
+        ``source`` is a service, an address or ``host``; ``destination`` can also have a port
+        (``db:5432``, ``db:53/udp``, ``db/icmp``). ``family`` is 4 or 6. ``prove`` sends a test
+        packet. Raises NotFound, UsageError, Error.
         """
         from niso.api import packets
 
@@ -104,9 +104,9 @@ class Host:
 
     @guarded
     def ping(self, source: str, destination: str) -> Pong:
-        """Send an echo request from one service to another, and wait 1 s for the reply.
+        """Send an ICMP echo request between two services and wait 1 s for the reply.
 
-        Raises Error with the reason where no reply comes.
+        Raises Error with the reason if there is no reply.
         """
         from niso.api import packets
 
@@ -121,7 +121,7 @@ class Host:
 
     @guarded
     def drops(self, service: str | None = None) -> Drops:
-        """Follow what policies with ``log = true`` drop, of one service or of all, from now on.
+        """Follow the packets dropped by policies with ``log = true``, of one service or all.
 
         Use it in a ``with`` block; it is an endless iterator of `niso.Drop`.
         """
@@ -130,13 +130,13 @@ class Host:
         name = None if service is None else text(service, "service")
         return packets.drops(self.session, name)
 
-    # --- configuration against kernel ------------------------------------------------------------
+    # --- check and repair ------------------------------------------------------------------------
 
     @guarded
     def check(self, name: str | None = None) -> tuple[Finding, ...]:
-        """Return what differs from the configuration: of one service or network, or of all.
+        """Return the differences between kernel and configuration, without changing anything.
 
-        Changes nothing. Raises NotFound, KernelError.
+        ``name`` limits them to one service or network. Raises NotFound, KernelError.
         """
         from niso.api import upkeep
 
@@ -144,14 +144,14 @@ class Host:
 
     @guarded
     def repair(self, *, dry_run: bool = False) -> Repaired:
-        """Put right what `check` finds. Raises ErrorGroup, Error."""
+        """Repair what `check` reports. Raises ErrorGroup, Error."""
         from niso.api import upkeep
 
         return upkeep.repair(self.session, dry_run)
 
     @guarded
     def sweep(self, *, dry_run: bool = False) -> Swept:
-        """Remove everything of niso's from the kernel, without the store. Raises ErrorGroup."""
+        """Remove everything of niso from the kernel; works without a store. Raises ErrorGroup."""
         from niso.api import upkeep
 
         return upkeep.sweep(self.session, dry_run)

@@ -1,4 +1,4 @@
-"""Networks, published ports and the rules in the kernel."""
+"""Manage networks; list published ports and nftables rules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from niso.plan import records
     from niso.store.store import Store
 
-_DEFAULT_NETWORK = "niso-default"  # that of niso.base.names, which is another module to load
+_DEFAULT_NETWORK = "niso-default"  # as in niso.base.names, which would be one more import
 
 
 class NetworkLine(NamedTuple):
@@ -24,9 +24,9 @@ class NetworkLine(NamedTuple):
     name: str
     """the network's name"""
     subnet: str
-    """its subnets, with a comma and a space between two"""
+    """subnets, separated by a comma and a space"""
     services: int
-    """how many known services are on it"""
+    """number of known services on it"""
 
 
 class Subnet(NamedTuple):
@@ -44,34 +44,34 @@ class NetworkMember(NamedTuple):
     service: str
     """the service's name"""
     active: bool
-    """whether it is active"""
+    """whether the service is active"""
     address: str
-    """its addresses, with a comma and a space between several; empty where it has none"""
+    """addresses, separated by a comma and a space; can be empty"""
     ports: tuple[Port, ...]
-    """its published ports, a row for each family"""
+    """published ports, one per address family"""
 
 
 class Network(NamedTuple):
-    """All of a network."""
+    """Everything about a network."""
 
     name: str
     """the network's name"""
     subnet: str
-    """its subnets, with a comma and a space between two"""
+    """subnets, separated by a comma and a space"""
     subnets: tuple[Subnet, ...]
-    """one for each family"""
+    """one per address family"""
     bridge: str
-    """the name of its link on the host"""
+    """name of the bridge on the host"""
     internal: bool
-    """whether nothing is forwarded out"""
+    """whether forwarding out of the network is disabled"""
     mtu: int
-    """bytes"""
+    """MTU in bytes"""
     services: tuple[NetworkMember, ...]
-    """known services on it"""
+    """known services on the network"""
 
 
 class CreatedNetwork(NamedTuple):
-    """Result of `Networks.create`; ``changed`` is false where the network already existed."""
+    """Result of `Networks.create`; ``changed`` is false if the network already existed."""
 
     changed: bool
     network: Network
@@ -83,36 +83,36 @@ class RemovedNetwork(NamedTuple):
     name: str
     """the network's name"""
     changed: bool
-    """false where it was so already"""
+    """false if nothing changed"""
 
 
 class PublishedPort(NamedTuple):
-    """A published port and the active service that it leads to."""
+    """A published port and the active service behind it."""
 
     service: str
     """the service's name"""
     host: str
-    """address and port, or ports"""
+    """host address and port or range"""
     container: int
-    """as container_port"""
+    """same as container_port"""
     mapping: Port
     from_: tuple[str, ...] | None = None
-    """strings: from where it can be reached; only where --exposed is given"""
+    """strings: from where the port can be reached; only with --exposed"""
 
     def left_out(self) -> tuple[str, ...]:
-        """Return the fields that JSON does not have."""
+        """Return the fields to leave out of JSON."""
         return ("from_",) if self.from_ is None else ()
 
 
 class Rules(NamedTuple):
-    """niso's tables of nftables, as they are in the kernel."""
+    """niso's nftables tables in the kernel."""
 
     nftables: list[object]
-    """as libnftables gives it: libnftables-json(5)"""
+    """objects of libnftables-json(5)"""
 
 
 class Networks:
-    """``host.networks``."""
+    """Manage networks: ``host.networks``."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -129,12 +129,12 @@ class Networks:
         mtu: int | None = None,
         dry_run: bool = False,
     ) -> CreatedNetwork:
-        """Create a network and its bridge; no-op where it exists with these values.
+        """Create a network and its bridge; no-op if it exists with these values.
 
-        ``subnets`` are prefixes, at most one of each family; without them it is the next free /24.
-        ``gateways`` are the bridge's addresses in them. ``ipv6`` adds a unique local /64,
-        ``internal`` forwards nothing out, ``mtu`` is in bytes. Raises Conflict, UsageError,
-        KernelError; then nothing has changed.
+        ``subnets`` has at most one prefix per family and defaults to the next free /24.
+        ``gateways`` are the bridge's addresses. ``ipv6`` adds a unique local /64. ``internal``
+        disables forwarding out. ``mtu`` is in bytes. Raises Conflict, UsageError, KernelError;
+        then nothing has changed.
         """
         from niso.commands import network as command
         from niso.manifest.values import network_name
@@ -146,7 +146,7 @@ class Networks:
         except InvalidInput as error:
             raise UsageError.of(error) from None
         if mtu is not None and (isinstance(mtu, bool) or not isinstance(mtu, int)):
-            raise UsageError(f"mtu: must be a whole number, not {type(mtu).__name__}", None, "mtu")
+            raise UsageError(f"mtu: must be an integer, not {type(mtu).__name__}", None, "mtu")
         given = tuple(texts(subnets, "subnets")), tuple(texts(gateways, "gateways"))
         machine = self.session.machine_for_change(create=not dry_run)
         store = machine.store
@@ -178,7 +178,7 @@ class Networks:
 
     @guarded
     def inspect(self, name: str) -> Network:
-        """Return all of one network. Raises NotFound."""
+        """Return everything about a network. Raises NotFound."""
         store = self.session.store()
         return _described(store, store.require_network(text(name, "name")))
 
@@ -186,7 +186,7 @@ class Networks:
     def remove(self, *names: str, dry_run: bool = False) -> tuple[RemovedNetwork, ...]:
         """Remove networks and their bridges, all or none.
 
-        Raises NotFound, and Conflict where a known service is on one.
+        Raises NotFound, and Conflict if a known service uses one of them.
         """
         from niso.commands import network as command
         from niso.services import journal
@@ -200,14 +200,14 @@ class Networks:
 
     @guarded
     def ports(self) -> tuple[PublishedPort, ...]:
-        """Return the published ports of all active services, a row for each address or family."""
+        """Return the published ports of active services, one per address or family."""
         return tuple(
             _published(service, row, None) for service, _, row in _port_rows(self.session.store())
         )
 
     @guarded
     def exposure(self) -> tuple[PublishedPort, ...]:
-        """Return `ports` with ``from_``: from where each can be reached. Raises KernelError."""
+        """Return `ports` with ``from_``: from where each is reachable. Raises KernelError."""
         from niso.explain import exposure
 
         store = self.session.store()
@@ -216,9 +216,9 @@ class Networks:
         internal = [network.name for network in store.networks() if network.internal]
         on = {service: [network for network, _ in store.addresses(service)] for service in services}
         first = {service: store.require_network(on[service][0]) for service in services}
-        # what comes by an internal network stays on it: it reaches who is on it too
+        # traffic from an internal network stays on it, so only its own services are reachable
         closed = {
-            service: [each for each in internal if each not in on[service]] for service in services
+            service: [name for name in internal if name not in on[service]] for service in services
         }
         ways = exposure.ways_in(
             self.session.kernel(),
@@ -236,16 +236,16 @@ class Networks:
     @guarded
     def rules(self) -> Rules:
         """Return niso's nftables tables as data. Raises KernelError."""
-        return Rules([each for table in _tables(as_text=False) for each in table])
+        return Rules([item for table in _tables(as_text=False) for item in table])
 
     @guarded
     def rules_text(self) -> str:
-        """Return niso's nftables tables as nft(8) writes them. Raises KernelError."""
+        """Return niso's nftables tables as nft(8) prints them. Raises KernelError."""
         return "".join(_tables(as_text=True))
 
 
 def _tables(as_text: bool) -> list[Any]:
-    """Return niso's tables that the kernel has: each one's text, or its list of objects."""
+    """Return niso's tables in the kernel, each as text or as a list of objects."""
     from niso.kernel import nft_tables
     from niso.kernel.libnftables import Nft
 
@@ -258,7 +258,7 @@ def _tables(as_text: bool) -> list[Any]:
 
 
 def _port_rows(store: Store) -> list[tuple[str, records.Port, Port]]:
-    """Return (service, port, row of it) of all active services."""
+    """Return (service, port, result row) for the ports of all active services."""
     families: dict[str, tuple[int, ...]] = {}
     lines = []
     for service, port in store.active_ports():
@@ -280,14 +280,14 @@ def _subnets(network: records.Network) -> str:
 
 
 def _members(store: Store, network: str) -> list[tuple[str, bool]]:
-    """Return (service, active) of a network's services.
+    """Return (service, active) for the services of a network.
 
     Each is followed by the active services that share its namespace.
     """
     return [
-        each
+        member
         for service, active in store.members(network)
-        for each in ((service, active), *((sharer, True) for sharer in store.sharers(service)))
+        for member in ((service, active), *((sharer, True) for sharer in store.sharers(service)))
     ]
 
 

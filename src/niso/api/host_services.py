@@ -1,4 +1,4 @@
-"""Services: start, stop, look at and run commands in them."""
+"""Manage services: start, stop, inspect, run commands in them."""
 
 from __future__ import annotations
 
@@ -23,60 +23,62 @@ if TYPE_CHECKING:
 
 
 class Package(NamedTuple):
-    """A service that is described by data: ``manifest`` is what a manifest.toml would be read as
-    (tomllib), ``folder`` has the files that it names."""
+    """A service described by data.
+
+    ``manifest`` is a parsed manifest.toml (as by tomllib), ``folder`` the folder of its files.
+    """
 
     manifest: Mapping[str, Any]
     folder: str | os.PathLike[str]
 
 
 class Outcome(NamedTuple):
-    """Result of an activation, for one service."""
+    """Result of an activation for one service."""
 
     service: str
     """the service's name"""
     changed: bool
-    """false where it was active already, and is as it was"""
+    """false if it was already active and nothing changed"""
     address: str
-    """its addresses, with a comma and a space between several; empty where it has none"""
+    """addresses, separated by a comma and a space; can be empty"""
     ports: tuple[Port, ...]
-    """its published ports, a row for each family"""
+    """published ports, one per address family"""
 
 
 class Done(NamedTuple):
-    """Result of a command, for one service."""
+    """Result of a command for one service."""
 
     service: str
     """the service's name"""
     changed: bool
-    """false where it was so already"""
+    """false if nothing changed"""
 
 
 class Marked(NamedTuple):
-    """Result of `Services.enable` and `Services.disable`, for one service."""
+    """Result of `Services.enable` and `Services.disable` for one service."""
 
     service: str
     """the service's name"""
     changed: bool
-    """false where it was so already"""
+    """false if nothing changed"""
     unit: str | None
-    """the path of its systemd unit"""
+    """path of the systemd unit"""
 
 
 class Restored(NamedTuple):
-    """Result of `Services.restore`: one service's error does not keep the others from starting."""
+    """Result of `Services.restore`; services start even if others fail."""
 
     outcomes: tuple[Outcome, ...]
     errors: tuple[Error, ...]
 
 
 class Taken(NamedTuple):
-    """Ports that a service has lost."""
+    """Ports taken over from a service."""
 
     service: str
     """the service's name"""
     ports: tuple[Port, ...]
-    """its published ports, a row for each family"""
+    """published ports, one per address family"""
 
 
 class Forwarded(NamedTuple):
@@ -85,15 +87,15 @@ class Forwarded(NamedTuple):
     service: str
     """the service's name"""
     changed: bool
-    """false where it was so already"""
+    """false if nothing changed"""
     ports: tuple[Port, ...]
-    """its published ports, a row for each family"""
+    """published ports, one per address family"""
     taken: tuple[Taken, ...]
-    """who has lost ports by --replace"""
+    """services that lost ports to --replace"""
 
 
 class Executed(NamedTuple):
-    """What a command in a service came to; ``status`` is 128 + N where signal N ended it."""
+    """Result of `Services.run`; ``status`` is 128 + N if signal N killed the command."""
 
     status: int
     stdout: bytes
@@ -101,7 +103,7 @@ class Executed(NamedTuple):
 
 
 class Name(NamedTuple):
-    """A known service."""
+    """A known service and its state."""
 
     service: str
     active: bool
@@ -109,7 +111,10 @@ class Name(NamedTuple):
 
 
 class Services:
-    """``host.services``. A service is named by its name, its hostname or an alias."""
+    """Manage services: ``host.services``.
+
+    Services are addressed by name, hostname or alias.
+    """
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -123,12 +128,12 @@ class Services:
         timeout: float = 60.0,
         dry_run: bool = False,
     ) -> tuple[Outcome, ...]:
-        """Make services active, all of them or none.
+        """Activate services, all or none.
 
-        Each is a folder with a manifest.toml, such a file, a known service or a `Package`.
-        ``timeout`` is in seconds, for each to start or to be healthy. An active service whose
-        manifest changed gets the difference. Raises InvalidInput, Conflict, NotFound, KernelError,
-        ProcessError, ErrorGroup; then everything is as before.
+        ``what`` are manifests, folders with a manifest.toml, known services or `Package` values.
+        ``timeout`` is in seconds, for each service to start or become healthy. On an active
+        service only the changes of its manifest are applied. Raises InvalidInput, Conflict,
+        NotFound, KernelError, ProcessError, ErrorGroup; then everything is rolled back.
         """
         from niso.api import handover
         from niso.api.events import Finished
@@ -137,11 +142,11 @@ class Services:
 
         self.session.require()
         timeout_s = seconds(timeout, "timeout", LEAST_TIMEOUT_S)
-        wishes = [_wish(each) for each in what]
+        wishes = [_wish(item) for item in what]
         machine = self.session.machine_for_change(create=not dry_run)
         store = machine.store
         wanted = targets.find_targets(store, wishes)
-        self.session.expect(each.name for each in wanted if each.spec.healthcheck)
+        self.session.expect(target.name for target in wanted if target.spec.healthcheck)
         outcomes = activate.activate(
             machine, wanted, timeout_s, self.session.report, dry_run, meanwhile=handover.prepare
         )
@@ -152,7 +157,7 @@ class Services:
 
     @guarded
     def deactivate(self, *names: str, dry_run: bool = False) -> tuple[Done, ...]:
-        """Stop services and take down their networks; leases and volumes stay. Raises Error."""
+        """Stop services and detach them; leases and volumes are kept. Raises Error."""
         from niso.api import handover
 
         wanted = texts(names, "names")
@@ -162,7 +167,7 @@ class Services:
         machine = self.session.machine_for_change()
         store = machine.store
         outcomes = handover.deactivate(self.session, machine, _resolved(store, wanted), dry_run)
-        return tuple(Done(*each) for each in outcomes)
+        return tuple(Done(*outcome) for outcome in outcomes)
 
     @guarded
     def deactivate_all(self, *, dry_run: bool = False) -> tuple[Done, ...]:
@@ -173,15 +178,15 @@ class Services:
         machine = self.session.machine_for_change()
         store = machine.store
         if not dry_run:
-            journal.recover(machine, self.session.report)  # which may bring services back
+            journal.recover(machine, self.session.report)  # can restore services
         outcomes = handover.deactivate(self.session, machine, store.active_services(), dry_run)
-        return tuple(Done(*each) for each in outcomes)
+        return tuple(Done(*outcome) for outcome in outcomes)
 
     @guarded
     def restart(self, *names: str) -> tuple[Done, ...]:
-        """Stop and start the processes of active services; addresses and ports stay.
+        """Restart the processes of active services; addresses and ports are kept.
 
-        Raises Conflict where one is not active, NotFound, ProcessError.
+        Raises Conflict if one is not active, NotFound, ProcessError.
         """
         from niso.api import handover
         from niso.api.events import Finished
@@ -200,14 +205,14 @@ class Services:
 
     @guarded
     def remove(self, *names: str, volumes: bool = False) -> tuple[Done, ...]:
-        """Stop services and forget them, with ``volumes`` their named volumes too. Raises Error."""
+        """Stop and forget services; ``volumes`` also deletes named volumes. Raises Error."""
         from niso.commands import deactivate
         from niso.runtime import unit
 
         machine = self.session.machine_for_change()
         store = machine.store
-        wanted = [*dict.fromkeys(_known(store, each, volumes) for each in texts(names, "names"))]
-        enabled = [each for each in wanted if (row := store.service(each)) and row.enabled]
+        wanted = [*dict.fromkeys(_known(store, name, volumes) for name in texts(names, "names"))]
+        enabled = [name for name in wanted if (row := store.service(name)) and row.enabled]
         deactivate.remove(machine, wanted, self.session.report, volumes)
         if enabled and unit.booted():
             from niso.commands import boot
@@ -219,7 +224,7 @@ class Services:
 
     @guarded
     def enable(self, *names: str) -> tuple[Marked, ...]:
-        """Have services start at boot. Raises Conflict, Error."""
+        """Start services at boot. Raises Conflict, Error."""
         from niso.commands import boot
 
         store = self.session.machine_for_change().store
@@ -228,7 +233,7 @@ class Services:
 
     @guarded
     def disable(self, *names: str) -> tuple[Marked, ...]:
-        """Do not have services start at boot; active ones stay active. Raises Conflict, Error."""
+        """Do not start services at boot; active ones stay active. Raises Conflict, Error."""
         from niso.commands import boot
 
         store = self.session.machine_for_change().store
@@ -237,7 +242,7 @@ class Services:
 
     @guarded
     def restore(self, *, timeout: float = 60.0) -> Restored:
-        """Make all bridges and activate every enabled service, as at boot without systemd."""
+        """Create all bridges and activate all enabled services, as at boot without systemd."""
         from niso.api import handover
         from niso.api.events import Finished
         from niso.commands import boot
@@ -253,28 +258,28 @@ class Services:
         handover.activated(self.session, machine, done.outcomes)
         return Restored(described(store, done.outcomes), tuple(done.errors))
 
-    # --- look ------------------------------------------------------------------------------------
+    # --- inspect ---------------------------------------------------------------------------------
 
     @guarded
     def list(self) -> tuple[ServiceLine, ...]:
-        """Return all known services and how they are, by name. Due health checks are run."""
+        """Return all known services with their status, by name. Runs health checks that are due."""
         from niso.api import service_views
 
         return service_views.lines(self.session, self.session.store())
 
     @guarded
     def names(self) -> tuple[Name, ...]:
-        """Return all known services by name, without looking at their processes."""
-        return tuple(Name(*each) for each in self.session.store().service_names())
+        """Return all known services by name, without reading the status of their processes."""
+        return tuple(Name(*row) for row in self.session.store().service_names())
 
     @guarded
     def resolve(self, name: str) -> str:
-        """Return the service that a name, hostname or alias means. Raises NotFound."""
+        """Return the service of a name, hostname or alias. Raises NotFound."""
         return self.session.store().resolve(text(name, "name"))
 
     @guarded
     def inspect(self, name: str) -> Service:
-        """Return all that is known of one service. Raises NotFound, Error."""
+        """Return everything about a service. Raises NotFound, Error."""
         from niso.api import service_views
 
         store = self.session.store()
@@ -282,7 +287,7 @@ class Services:
 
     @guarded
     def forwards(self, name: str) -> tuple[Port, ...]:
-        """Return the ports that `port_forward` has published of a service."""
+        """Return the ports of a service published with `port_forward`."""
         store = self.session.store()
         service = store.resolve(text(name, "name"))
         return rows(store.forwards(service), store.port_families(service))
@@ -296,45 +301,45 @@ class Services:
         follow: bool = False,
         timestamps: bool = False,
     ) -> Iterator[bytes]:
-        """Return the lines that a service wrote, stdout and stderr in the order of arrival.
+        """Return the output of a service, stdout and stderr in order of arrival.
 
-        Each has its newline, but for a last one that the service has not ended. ``lines``: only so
-        many from the end. ``follow``: go on with what comes, until the service is removed.
-        ``timestamps``: each begins with its time (RFC 3339). Raises NotFound, UsageError.
+        Lines include their newline, except an incomplete last one. ``lines`` limits the output to
+        the last N lines. ``follow`` waits for new lines until the service is removed.
+        ``timestamps`` puts the time (RFC 3339) before each line. Raises NotFound, UsageError.
         """
         from niso.base.errors import UsageError
         from niso.runtime import logs
 
         service = self.session.store().resolve(text(name, "name"))
         if lines is not None and (isinstance(lines, bool) or not isinstance(lines, int)):
-            raise UsageError(f"lines: must be a whole number, not {type(lines).__name__}")
+            raise UsageError(f"lines: must be an integer, not {type(lines).__name__}")
         if lines is not None and lines < 0:
             raise UsageError(f"-n {lines}: must be 0 or more", "niso logs NAME -n 20")
         logs.rotate_if_large(service)
         most = None if lines is None else min(lines, _MOST_LINES)
         return logs.read(service, most, follow, timestamps)
 
-    # --- run in it -------------------------------------------------------------------------------
+    # --- run commands ----------------------------------------------------------------------------
 
     @guarded
     def exec(self, name: str, command: Iterable[str]) -> int:
-        """Run a command in an active service, with this process's stdin, stdout and stderr.
+        """Run a command in an active service with this process's stdin, stdout and stderr.
 
-        Returns its exit status, 128 + N where signal N ended it. Signals to this process go to the
-        command while it runs; call it in the main thread. Raises Conflict where the service is not
-        active, ProcessError where the command cannot be run.
+        Return its exit status, 128 + N if signal N killed it. Signals to this process are
+        forwarded to the command, so call it in the main thread. Raises Conflict if the service is
+        not active, ProcessError if the command cannot be run.
         """
         from niso.base.errors import UsageError
         from niso.runtime.execute import execute
 
         threading = sys.modules.get("threading")
         if threading and threading.current_thread() is not threading.main_thread():
-            raise UsageError("exec passes signals on, which the main thread alone can", "use run()")
+            raise UsageError("exec forwards signals: call it in the main thread", "use run()")
         return execute(*self._to_run(name, command))
 
     @guarded
     def run(self, name: str, command: Iterable[str], *, stdin: bytes = b"") -> Executed:
-        """Run a command in an active service and return what it wrote. Raises as `exec` does."""
+        """Run a command in an active service and return its output. Raises as `exec` does."""
         from niso.base.errors import UsageError
         from niso.runtime.execute import capture
 
@@ -343,12 +348,12 @@ class Services:
         return Executed(*capture(*self._to_run(name, command), stdin))
 
     def _to_run(self, name: str, command: Iterable[str]) -> tuple[str, Any]:
-        """Return the name of an active service and the words of a command."""
+        """Return the name of an active service and the arguments of a command."""
         from niso.base.errors import Conflict, UsageError
 
         words = texts(command, "command")
         if not words:
-            raise UsageError("no command is given", f"niso exec {text(name, 'name')} -- CMD")
+            raise UsageError("missing command", f"niso exec {text(name, 'name')} -- CMD")
         store = self.session.store()
         service = store.resolve(text(name, "name"))
         row = store.service(service)
@@ -360,9 +365,9 @@ class Services:
 
     @guarded
     def port_forward(self, name: str, port: str, *, replace: bool = False) -> Forwarded:
-        """Publish one more port of an active service: ``8080:80``, ``127.0.0.1:53:53/udp``.
+        """Publish another port of an active service: ``8080:80``, ``127.0.0.1:53:53/udp``.
 
-        With ``replace`` it is taken from the service that has it. Raises Conflict, KernelError.
+        ``replace`` takes the host port over from its holder. Raises Conflict, KernelError.
         """
         from niso.commands import port_forward
 
@@ -384,7 +389,7 @@ class Services:
 
     @guarded
     def port_unforward(self, name: str, port: str) -> Forwarded:
-        """Take away a port that `port_forward` has published. Raises NotFound, Conflict."""
+        """Withdraw a port published with `port_forward`. Raises NotFound, Conflict."""
         from niso.commands import port_forward
 
         wanted = self._port(name, port)
@@ -406,7 +411,7 @@ class Services:
             raise UsageError.of(error) from None
         if not wanted.host_port:
             raise UsageError(
-                f"PORT {port!r}: a forward names its host port",
+                f"PORT {port!r}: missing host port",
                 f"niso port-forward {name} 8080{port}",
             )
         return wanted
@@ -416,26 +421,26 @@ _MOST_LINES = (1 << 63) - 1
 
 
 def described(store: Store, outcomes: Iterable[activation.Outcome]) -> tuple[Outcome, ...]:
-    """Return the outcomes of an activation as results."""
+    """Return the outcomes of an activation as results of the API."""
     return tuple(
         Outcome(
-            each.service,
-            each.changed,
-            ", ".join(each.addresses),
-            rows(each.ports, store.port_families(each.service)),
+            outcome.service,
+            outcome.changed,
+            ", ".join(outcome.addresses),
+            rows(outcome.ports, store.port_families(outcome.service)),
         )
-        for each in outcomes
+        for outcome in outcomes
     )
 
 
 def with_healthcheck(store: Store, names: Iterable[str]) -> list[str]:
-    """Return those of known services that are waited for until they are healthy."""
+    """Return the services that have a health check."""
     checked = set(store.checked_services())
     return [name for name in names if name in checked]
 
 
 def _wish(what: object) -> Any:
-    """Return one thing to activate: the text of a path or a name, or a checked manifest."""
+    """Return a target of an activation: a path or name as str, or a checked manifest."""
     if isinstance(what, Package):
         import os
 
@@ -447,13 +452,13 @@ def _wish(what: object) -> Any:
 
 
 def _resolved(store: Store, names: Iterable[str]) -> list[str]:
-    return [*dict.fromkeys(store.resolve(each) for each in names)]
+    return [*dict.fromkeys(store.resolve(name) for name in names)]
 
 
 def _known(store: Store, name: str, with_volumes: bool) -> str:
-    """Return the service that ``name`` means.
+    """Return the service of a name.
 
-    With ``with_volumes`` also one that is not known any more and has left volumes.
+    ``with_volumes`` also accepts a removed service whose volumes are kept.
     """
     from niso.base.errors import NotFound
 
@@ -468,4 +473,4 @@ def _known(store: Store, name: str, with_volumes: bool) -> str:
 
 
 def _marked(marked: Iterable[boot.Marked]) -> tuple[Marked, ...]:
-    return tuple(Marked(each.service, each.changed, each.unit) for each in marked)
+    return tuple(Marked(mark.service, mark.changed, mark.unit) for mark in marked)

@@ -1,4 +1,4 @@
-"""Stacks: the services of one stack.toml as one thing."""
+"""Manage stacks: the services of one stack.toml."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ if TYPE_CHECKING:
 
 
 class StackUp(NamedTuple):
-    """Result of `Stacks.up`; ``idle`` are networks of the file that no service of it is on."""
+    """Result of `Stacks.up`; ``idle`` are networks of the file that no service uses."""
 
     stack: str
-    """its name"""
+    """name of the stack"""
     services: tuple[Outcome, ...]
-    """as activate"""
+    """same as activate"""
     left: tuple[str, ...]
-    """strings: services that left the file, and were deactivated"""
+    """strings: services that were removed from the file and deactivated"""
     networks: tuple[str, ...]
-    """strings: networks that were made"""
+    """strings: networks that were created"""
     idle: tuple[str, ...]
 
 
 class StackDown(NamedTuple):
-    """Result of `Stacks.down`; the services in the order in which they ended."""
+    """Result of `Stacks.down`; the services in the order in which they stopped."""
 
     stack: str
     services: tuple[Done, ...]
 
 
 class Stacks:
-    """``host.stacks``. A stack is named by its stack.toml or the folder of it."""
+    """Manage stacks: ``host.stacks``. A stack is given by its stack.toml or its folder."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -44,10 +44,10 @@ class Stacks:
     def up(
         self, stack: str | os.PathLike[str], *, timeout: float = 60.0, dry_run: bool = False
     ) -> StackUp:
-        """Make everything as the stack's file says, or leave everything as it was.
+        """Apply the stack's file; roll everything back on errors.
 
-        ``timeout`` is in seconds, for each service to start or to be healthy. Raises InvalidInput,
-        Conflict, NotFound, KernelError, ProcessError, ErrorGroup.
+        ``timeout`` is in seconds, for each service to start or become healthy. Raises
+        InvalidInput, Conflict, NotFound, KernelError, ProcessError, ErrorGroup.
         """
         from niso.api import handover
         from niso.api.events import Finished
@@ -74,20 +74,20 @@ class Stacks:
     def down(
         self, stack: str | os.PathLike[str], *, volumes: bool = False, dry_run: bool = False
     ) -> StackDown:
-        """Deactivate all services of a stack, each before those that it depends on.
+        """Deactivate all services of a stack, dependents first.
 
-        Leases and networks stay; with ``volumes`` the named volumes go. Raises Error.
+        Leases and networks are kept; ``volumes`` deletes the named volumes. Raises Error.
         """
         from niso.commands import stack as command
 
         machine = self.session.machine_for_change()
         where = path(stack, "stack")
         done = command.down(machine, where, self.session.report, dry_run, volumes)
-        return StackDown(done.stack, tuple(Done(*each) for each in done.services))
+        return StackDown(done.stack, tuple(Done(*service) for service in done.services))
 
     @guarded
     def status(self, stack: str | os.PathLike[str]) -> tuple[ServiceLine, ...]:
-        """Return the services of a stack and how they are, as ``host.services.list()``."""
+        """Return the services of a stack with their status, as ``host.services.list()``."""
         from niso.api import service_views
         from niso.manifest import stack_file
 

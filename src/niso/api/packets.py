@@ -1,4 +1,4 @@
-"""Whether and why packets pass, and what was dropped."""
+"""Explain and test paths of packets; read traffic and drop counters."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ class Pong(NamedTuple):
     to: Participant
     """the receiver"""
     ok: bool
-    """true; where nothing came back there is an error"""
+    """always true; a missing reply is an error"""
     seconds: float
-    """from the request to the reply"""
+    """round-trip time"""
 
 
 class Source(NamedTuple):
-    """Where a packet comes from."""
+    """The source of a packet."""
 
     service: str | None
-    """null where it is none"""
+    """name of the service; null if the address is not a service's"""
     address: str
     """an IPv4 or IPv6 address"""
 
 
 class Asked(NamedTuple):
-    """Where a packet is sent."""
+    """The destination that a packet is sent to."""
 
     address: str
     """an IPv4 or IPv6 address"""
@@ -58,10 +58,10 @@ class Asked(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Where a packet comes to."""
+    """The destination of a packet after DNAT."""
 
     service: str | None
-    """null where it is none"""
+    """name of the service; null if the address is not a service's"""
     address: str
     """an IPv4 or IPv6 address"""
     port: int | None
@@ -71,20 +71,20 @@ class Target(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What one part of the configuration says of a packet."""
+    """The verdict of one part of the configuration on a packet."""
 
     verdict: str
     """pass or drop"""
     words: str
-    """what decides"""
+    """the reason"""
     service: str | None
-    """whose manifest decides"""
+    """service whose manifest decides"""
     key: str | None
-    """the key there"""
+    """key of the manifest"""
     text: str | None
-    """the entry there"""
+    """entry under the key"""
     nft: tuple[str, ...]
-    """strings: the objects of nftables that do it"""
+    """strings: the nftables objects that implement it"""
 
 
 class Judged(NamedTuple):
@@ -93,17 +93,17 @@ class Judged(NamedTuple):
     from_: Source
     """the sender"""
     asked: Asked
-    """where it is sent"""
+    """the destination as sent"""
     to: Target
-    """where it comes to, after a published port"""
+    """the destination after DNAT of published ports"""
     verdict: str
     """pass or drop"""
     path: Judgement
-    """what networks and published ports say"""
+    """verdict of networks and published ports"""
     egress: Judgement
-    """what the sender's policy says"""
+    """verdict of the sender's policy"""
     ingress: Judgement
-    """what the receiver's policy says"""
+    """verdict of the receiver's policy"""
 
     @property
     def passes(self) -> bool:
@@ -112,7 +112,7 @@ class Judged(NamedTuple):
 
     @property
     def dropped_by(self) -> Judgement | None:
-        """The first that drops it, in the order of the kernel; None where it passes."""
+        """The first part that drops it, in kernel order; None if it passes."""
         parts = (self.path, self.egress, self.ingress)
         return next((part for part in parts if part.verdict == "drop"), None)
 
@@ -121,25 +121,25 @@ class Counter(NamedTuple):
     """A rule that counts the packet of a proof; ``label`` names it by table, container and text."""
 
     rule: str
-    """as nft has it"""
+    """the rule in nft syntax"""
     before: int | None
-    """packets"""
+    """packets before the test"""
     after: int | None
-    """packets"""
+    """packets after the test"""
     label: str
 
 
 class Proof(NamedTuple):
-    """What came of a real packet."""
+    """Result of a test packet."""
 
     agrees: bool | None
-    """null where nothing can be told"""
+    """whether the packet confirms the verdict; null if inconclusive"""
     arrived: bool | None
-    """null where that cannot be seen"""
+    """whether the packet arrived; null if unknown"""
     answered: bool
-    """whether anything came back"""
+    """whether there was a reply"""
     unsent: str | None
-    """why the sender's kernel did not take it"""
+    """why the sender's kernel refused the packet"""
     counters: tuple[Counter, ...]
     """rules that count the packet"""
 
@@ -149,11 +149,11 @@ class Explanation(NamedTuple):
 
     judged: Judged
     other_family: Judged | None
-    """the same by the other family, where both ends have it"""
+    """the same over the other address family, if both ends have it"""
     shares: dict[str, str]
-    """by the name of a service that was asked for and shares: whose network it has"""
+    """sharing services among the ends, each with the provider of its network"""
     proof: Proof | None = None
-    """what came of the real packet; only where --prove is given"""
+    """result of the test packet; only with --prove"""
 
     @property
     def passes(self) -> bool:
@@ -161,36 +161,36 @@ class Explanation(NamedTuple):
         return self.judged.passes
 
     def left_out(self) -> tuple[str, ...]:
-        """Return the fields that JSON does not have."""
+        """Return the fields to leave out of JSON."""
         return ("proof",) if self.proof is None else ()
 
 
 class Stats(NamedTuple):
-    """Counters of one active service; None where the kernel does not have what counts."""
+    """Counters of an active service; None if the kernel lacks the counting object."""
 
     service: str
     """the service's name"""
     in_packets: int | None
-    """packets that came"""
+    """packets received"""
     in_bytes: int | None
-    """bytes"""
+    """bytes received"""
     in_drops: int | None
-    """packets that its ingress policy dropped"""
+    """packets dropped by its ingress policy"""
     out_packets: int | None
-    """packets that it sent"""
+    """packets sent"""
     out_bytes: int | None
-    """bytes"""
+    """bytes sent"""
     out_drops: int | None
-    """packets that its egress policy dropped"""
+    """packets dropped by its egress policy"""
     foreign: int | None
-    """frames that were not its own"""
+    """frames dropped for a foreign address or type"""
 
 
 class DropTarget(NamedTuple):
-    """Where a dropped packet was sent."""
+    """The destination of a dropped packet."""
 
     service: str | None
-    """null where it is none"""
+    """name of the service; null if the address is not a service's"""
     address: str
     """an IPv4 or IPv6 address"""
     port: int | None
@@ -198,12 +198,12 @@ class DropTarget(NamedTuple):
 
 
 class Drop(NamedTuple):
-    """One packet that a policy with ``log = true`` has dropped."""
+    """A packet dropped by a policy with ``log = true``."""
 
     time: str
     """time, to the millisecond"""
     service: str
-    """whose policy dropped it"""
+    """service whose policy dropped it"""
     direction: str
     """in or out: its ingress or its egress policy"""
     key: str
@@ -215,11 +215,11 @@ class Drop(NamedTuple):
     proto: str
     """tcp, udp, sctp or icmp"""
     interface: str
-    """the link by which it came"""
+    """the link on which it arrived"""
 
 
 class Drops:
-    """An endless iterator of `Drop`. It has a ``fileno`` for poll(2), and is closed by ``with``."""
+    """Iterate over `Drop` without end; has a ``fileno`` for poll(2). Close it using ``with``."""
 
     def __init__(self, session: Session, log: follower.Log) -> None:
         self.session = session
@@ -236,25 +236,25 @@ class Drops:
             yield from self.read()
 
     def fileno(self) -> int:
-        """Return the descriptor that is readable when there is something to read."""
+        """Return a descriptor that is readable when `read` returns without waiting."""
         return self._log.fileno()
 
     def read(self) -> tuple[Drop, ...]:
-        """Wait for packets and return those that are meant.
+        """Wait for packets and return those of the services followed.
 
-        Where the kernel had to leave some out, a `niso.Caution` is sent.
+        Sends a `niso.Caution` if the kernel had to skip some.
         """
         drops = self._log.read()
         if drops is None:
-            self.session.caution("more was dropped than could be read: some is not shown")
-        return tuple(_drop(each) for each in drops or ())
+            self.session.caution("reading is too slow: some drops are not shown")
+        return tuple(_drop(drop) for drop in drops or ())
 
     def close(self) -> None:
         """Stop following."""
         self._log.__exit__()
 
 
-# --- the calls ---------------------------------------------------------------------------------
+# --- calls -----------------------------------------------------------------------------------
 
 
 def ping(session: Session, source: str, destination: str) -> Pong:
@@ -262,7 +262,7 @@ def ping(session: Session, source: str, destination: str) -> Pong:
     from niso.base.report import WaitingForPacket
 
     session.report(WaitingForPacket(destination, answer=True))
-    from niso.explain import prove, question  # a part of the time that is told
+    from niso.explain import prove, question  # after the event, which covers the import
 
     store = session.store()
     packet, took = prove.ping(session.kernel(), store, source, destination)
@@ -275,7 +275,7 @@ def ping(session: Session, source: str, destination: str) -> Pong:
 def explain(
     session: Session, source: str, destination: str, family: int | None, proves: bool
 ) -> Explanation:
-    """Judge a packet, and with ``proves`` send one: `Host.explain`."""
+    """Judge a packet; ``proves`` also sends one: `Host.explain`."""
     from niso.base.errors import UsageError
     from niso.base.report import WaitingForPacket
 
@@ -309,11 +309,11 @@ def stats(session: Session) -> tuple[Stats, ...]:
     """Read the counters of each active service: `Host.stats`."""
     from niso.explain import drops
 
-    return tuple(Stats(*each) for each in drops.stats(session.store()))
+    return tuple(Stats(*row) for row in drops.stats(session.store()))
 
 
 def drops(session: Session, name: str | None) -> Drops:
-    """Start to follow drops: `Host.drops`."""
+    """Start following drops: `Host.drops`."""
     from niso.explain import drops
 
     store = session.store()
@@ -331,9 +331,10 @@ def _warn_of_silence(session: Session, store: Store, service: str | None) -> Non
     from niso.explain import drops
 
     if not drops.logging(store, service):
-        whose = f"{service}'s policy does not have" if service else "no active service's policy has"
+        whose = f"the policy of {service}" if service else "the policy of any active service"
         session.caution(
-            f"{whose} log = true: nothing will show until one has", ["[network.policy] log = true"]
+            f"log = true is not set in {whose}: no drops are shown until it is",
+            ["[network.policy] log = true"],
         )
 
 
@@ -358,7 +359,7 @@ def _judgement(reason: Reason, objects: tuple[engine.Object, ...]) -> Judgement:
         reason.service or None,
         reason.key or None,
         reason.text or None,
-        tuple(_object(each) for each in objects),
+        tuple(_object(item) for item in objects),
     )
 
 
@@ -366,10 +367,10 @@ def _word(passes: bool) -> str:
     return "pass" if passes else "drop"
 
 
-def _object(each: engine.Object) -> str:
-    if each.place is None:
-        return f"element {each.table} {each.container} {{ {each.text} }}"
-    return f"rule {each.table} {each.container}: {each.text}"
+def _object(item: engine.Object) -> str:
+    if item.place is None:
+        return f"element {item.table} {item.container} {{ {item.text} }}"
+    return f"rule {item.table} {item.container}: {item.text}"
 
 
 def _proof(proof: prover.Proof) -> Proof:

@@ -1,4 +1,4 @@
-"""Published ports, as results have them."""
+"""Describe published ports in results."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ if TYPE_CHECKING:
 
 
 class Port(NamedTuple):
-    """A published port of one address or one family; or ``range`` ports in a row.
+    """A published port, or a range of ``range`` ports, on one address or one family.
 
-    ``anywhere`` is true where the port is published at all addresses of each family of its
-    network: then there is one `Port` for each family. It is not in ``--json``.
+    ``anywhere`` is true if the port is published on all addresses of the families of its network:
+    there is one `Port` per family then. It is left out of ``--json``.
     """
 
     host_ip: str
-    """the host's address; 0.0.0.0 and :: are all addresses of a family"""
+    """host address; 0.0.0.0 and :: are all addresses of a family"""
     host_port: int
-    """the first of the host's ports"""
+    """first port on the host"""
     container_port: int
-    """the first port inside the service"""
+    """first port inside the service"""
     proto: str
     """tcp, udp or sctp"""
     range: int = 1
-    """how many ports in a row; only where they are more than one"""
+    """number of ports; only for ranges"""
     anywhere: bool = False
 
     def left_out(self) -> tuple[str, ...]:
-        """Return the fields that JSON does not have."""
+        """Return the fields to leave out of JSON."""
         return ("range", "anywhere") if self.range == 1 else ("anywhere",)
 
 
 def rows(ports: Iterable[records.Port], families: tuple[int, ...]) -> tuple[Port, ...]:
-    """Return ports by address: of one at all addresses a row for each family of its network."""
+    """Return a `Port` per address; a port on all addresses becomes one per family."""
     return tuple(
         Port(address, port.host_port, port.container_port, port.proto, port.count, not port.host_ip)
         for port in ports

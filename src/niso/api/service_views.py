@@ -1,6 +1,6 @@
-"""How services are: what ps, inspect and stack status show.
+"""Read the status of services, for ps, inspect and stack status.
 
-Nothing is locked, and nothing changes but a log file that has grown too large.
+Takes no lock and changes nothing, except that it rotates log files that are too large.
 """
 
 from __future__ import annotations
@@ -30,64 +30,64 @@ class ServiceLine(NamedTuple):
     health: str | None
     """starting, healthy or unhealthy; null without a healthcheck"""
     mode: str | None
-    """bridge, host, none or share; null where the service is not known yet (stack status)"""
+    """bridge, host, none or share; null if the service is not known yet (stack status)"""
     address: str
-    """its addresses, with a comma and a space between several; empty where it has none"""
+    """addresses, separated by a comma and a space; can be empty"""
     ports: tuple[Port, ...]
-    """its published ports, a row for each family"""
+    """published ports, one per address family"""
     uptime: float | None
-    """seconds since its process started, null where none runs"""
+    """seconds since the process started; null if none runs"""
 
 
 class Process(NamedTuple):
     """The process of an active service."""
 
     pid: int | None
-    """of its PID 1, on the host; only where it is active"""
+    """PID of the service's PID 1 on the host; only if active"""
     exit_code: int | None
-    """of its last process; only where it is active"""
+    """exit status of the last process; only if active"""
     out_of_memory: bool
-    """whether the kernel ended a process of it for memory_max; only where it is active"""
+    """whether the kernel killed a process for exceeding memory_max; only if active"""
     restarts: int
-    """since it was activated; only where it is active"""
+    """restarts since the activation; only if active"""
     started_at: str | None
-    """time; only where it is active"""
+    """start time of the process; only if active"""
 
 
 class Endpoint(NamedTuple):
     """A service on one network."""
 
     network: str
-    """its name"""
+    """name of the network"""
     bridge: str
-    """on the host"""
+    """bridge on the host"""
     address: str
-    """its addresses, with a comma and a space between several; empty where it has none"""
+    """addresses, separated by a comma and a space; can be empty"""
     gateway: str
-    """the bridge's addresses, as address"""
+    """addresses of the bridge, formatted as address"""
     mac: str
-    """the address of the link inside"""
+    """MAC address of the interface inside the service"""
     interface: str
-    """inside the service"""
+    """interface inside the service"""
     host_interface: str | None
-    """the other end"""
+    """other end of the veth pair, on the host; null if inactive"""
     mtu: int
-    """bytes"""
+    """MTU in bytes"""
 
 
 class User(NamedTuple):
-    """Whom a service runs as."""
+    """The user that a service runs as."""
 
     uid: int
-    """on the machine, too"""
+    """user id, inside and on the host"""
     gid: int
-    """likewise"""
+    """group id, inside and on the host"""
     name: str
-    """inside the service"""
+    """user name inside the service"""
 
 
 class Service(NamedTuple):
-    """All that is known of a service; ``process`` is None where it is not active."""
+    """Everything about a service; ``process`` is None if it is not active."""
 
     service: str
     """the service's name"""
@@ -96,54 +96,54 @@ class Service(NamedTuple):
     health: str | None
     """starting, healthy or unhealthy; null without a healthcheck"""
     health_said: str | None
-    """what the last probe said"""
+    """message of the last probe"""
     mode: str
     """bridge, host, none or share"""
     shares: str | None
-    """whose network it has, of mode share"""
+    """provider of the network, in mode share"""
     shared_by: tuple[str, ...]
-    """strings: active services that have its network"""
+    """strings: active services that share its network"""
     uptime: float | None
-    """seconds"""
+    """seconds since the process started"""
     process: Process | None
     hostname: str
-    """inside the service"""
+    """hostname inside the service"""
     names: tuple[str, ...]
-    """strings: what it answers to"""
+    """strings: all names of the service"""
     networks: tuple[str, ...]
-    """strings, in the order of eth0, eth1 ..."""
+    """strings, in the order of eth0, eth1, ..."""
     endpoints: tuple[Endpoint, ...]
-    """one for each network"""
+    """one per network"""
     ports: tuple[Port, ...]
-    """its published ports, a row for each family"""
+    """published ports, one per address family"""
     forwards: tuple[Port, ...]
-    """what niso port-forward has published"""
+    """ports published with niso port-forward"""
     netns: str | None
-    """the path of its network namespace"""
+    """path of the network namespace"""
     user: User
-    """whom it runs as"""
+    """user that it runs as"""
     enabled: bool
-    """whether it comes back after a reboot"""
+    """whether it starts at boot"""
     manifest_path: str
-    """the file of its last activation"""
+    """manifest of the last activation"""
     manifest: dict[str, Any]
-    """all keys of the manifest, with their defaults"""
+    """all keys of the manifest, with defaults filled in"""
     package: str
-    """the path of niso's copy"""
+    """path of the copy of the package"""
     rootfs: str | None
-    """the path of its root file system"""
+    """path of the root file system"""
     logs: str
-    """the path of the folder of its logs"""
+    """folder of the logs"""
     created_at: str
-    """time of its first activation"""
+    """time of the first activation"""
     activated_at: str | None
-    """time of its last activation"""
+    """time of the last activation"""
 
 
 def lines(
     session: Session, store: Store, only: Iterable[str] | None = None
 ) -> tuple[ServiceLine, ...]:
-    """Return all known services, or only these, whether they are known or not, by name."""
+    """Return all known services by name, or those of ``only``, which can be unknown."""
     wanted = None if only is None else set(only)
     known = [row for row in store.services() if wanted is None or row.name in wanted]
     healths = _healths(session, store, known)
@@ -191,7 +191,10 @@ def _status(row: ServiceRow) -> tuple[str, float | None, Process | None]:
 
 
 def _healths(session: Session, store: Store, services: Iterable[ServiceRow]) -> dict[str, Health]:
-    """Return how those are that run and have a healthcheck: all that are due are asked at once."""
+    """Return the health of running services that have a health check.
+
+    Probes that are due run in parallel.
+    """
     checked_services = set(store.checked_services())
     checked = [row for row in services if row.name in checked_services]
     if not checked:
@@ -204,17 +207,17 @@ def _healths(session: Session, store: Store, services: Iterable[ServiceRow]) -> 
     from niso.runtime import health
     from niso.runtime.spec import namespace
 
-    asked = []
+    targets = []
     for row, now in running:
-        service, process = row.service, row.process  # None if damaged, as `niso net check` says
+        service, process = row.service, row.process  # None if damaged, see `niso net check`
         if service is not None and service.healthcheck is not None and process is not None:
             run = (now.pid or 0, now.started_at or 0.0)
-            asked.append(health.Target(row.name, service.healthcheck, namespace(process), run))
-    return health.check_all(asked, session.report)
+            targets.append(health.Target(row.name, service.healthcheck, namespace(process), run))
+    return health.check_all(targets, session.report)
 
 
 def everything(session: Session, store: Store, name: str) -> Service:
-    """Return all that is known of a service. Raises Error where its row is damaged."""
+    """Return everything about a service. Raises Error if its row is damaged."""
     from niso.base import paths
 
     row = store.service(name)
@@ -257,7 +260,7 @@ def _endpoints(store: Store, row: ServiceRow) -> tuple[Endpoint, ...]:
     from niso.base import names
 
     networks = {network.name: network for network in store.networks()}
-    whose = store.service(store.home(row.name)) or row  # what a sharer has is its provider's
+    owner = store.service(store.home(row.name)) or row  # the provider of a sharer
     by_network: dict[str, list[str]] = {}
     for name, address in store.addresses(row.name):
         by_network.setdefault(name, []).append(address)
@@ -267,9 +270,9 @@ def _endpoints(store: Store, row: ServiceRow) -> tuple[Endpoint, ...]:
             networks[name].bridge,
             ", ".join(addresses),
             ", ".join(subnet.gateway for subnet in networks[name].subnets),
-            names.mac(whose.name, name, store.state_id()),
+            names.mac(owner.name, name, store.state_id()),
             f"eth{position}",
-            names.veth(whose.name, name, whose.generation) if row.active else None,
+            names.veth(owner.name, name, owner.generation) if row.active else None,
             networks[name].mtu,
         )
         for position, (name, addresses) in enumerate(by_network.items())

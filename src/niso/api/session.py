@@ -1,6 +1,6 @@
-"""What all parts of one `niso.connect` share: the store, the folders, the progress callback.
+"""Hold the state behind one `niso.connect`: store, folders, progress callback.
 
-This is the only place that opens the store for a command.
+Only this module opens the store for a command.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """Belongs to the thread and the process that made it, as its SQLite connection does."""
+    """Bound to the thread and process that created it, as its SQLite connection is."""
 
     def __init__(self, progress: Progress | None) -> None:
         self.progress = progress
@@ -35,18 +35,18 @@ class Session:
         self._owner = _here()
 
     def require(self) -> None:
-        """Raise Conflict where this is not the caller's, or where the store is lost."""
+        """Raise Conflict in another thread or process, or if the store is lost."""
         if self._owner != _here():
             raise Conflict(
                 "this niso.Host belongs to another thread or process",
-                "call niso.connect() in each thread, and after a fork",
+                "call niso.connect() in each thread and after each fork",
             )
         folders = f"{paths.state_dir()} and {paths.run_dir()}"
         if f"{self.state_dir} and {self.run_dir}" != folders:
             raise Conflict(
-                f"this process now uses the folders {folders},"
-                f" not {self.state_dir} and {self.run_dir}",
-                "use one state folder and one run folder in a process",
+                f"the folders of this process changed from {self.state_dir} and {self.run_dir}"
+                f" to {folders}",
+                "use one state folder and one run folder per process",
             )
         if not os.path.lexists(paths.database()):
             from niso.commands import lost_store
@@ -54,8 +54,9 @@ class Session:
             lost_store.refuse()
 
     def store(self, create: bool = False) -> stores.Store:
-        """Return the store; an empty one in memory where there is none and ``create`` is false.
+        """Return the store.
 
+        If there is none and ``create`` is false, it is an empty one in memory.
         Raises Error, Conflict.
         """
         self.require()
@@ -63,7 +64,7 @@ class Session:
             return self._store
         self.close()
         opened = stores.Store.open(create=create)
-        if os.path.lexists(paths.database()):  # one in memory is not kept: another may appear
+        if os.path.lexists(paths.database()):  # one in memory is not kept: the file can appear
             self._store = opened
         return opened
 
@@ -74,8 +75,8 @@ class Session:
         return machine.real(self.store(create))
 
     def machine_for_change(self, create: bool = False) -> Machine:
-        """Return the machine for a call that takes locks: who waits is told."""
-        self.tell_of_waits()
+        """Return the machine for a call that takes locks; waiting for a lock is reported."""
+        self.report_waits()
         return self.machine(create)
 
     def kernel(self) -> Kernel:
@@ -84,8 +85,8 @@ class Session:
 
         return Real()
 
-    def tell_of_waits(self) -> None:
-        """Report it from now on when a lock is waited for."""
+    def report_waits(self) -> None:
+        """Report waiting for locks from now on."""
         from niso.base import locks
 
         locks.listener = self.report
@@ -99,9 +100,9 @@ class Session:
     # --- progress --------------------------------------------------------------------------------
 
     def report(self, event: Event) -> None:
-        """Give an event to the callback. What that raises ends the call as it is."""
+        """Pass an event to the callback. Exceptions of the callback end the call."""
         if self.progress is None or self._owner != _here():
-            return  # a lock that another thread waits for is nothing to this one's callback
+            return  # another thread waits for a lock
         try:
             self.progress(event)
         except BaseException as error:
@@ -113,7 +114,7 @@ class Session:
         self.report(events.Caution(text, tuple(hints)))
 
     def expect(self, services: Iterable[str]) -> None:
-        """Send the services that are waited for until they are healthy."""
+        """Send the names of services that must become healthy."""
         names = tuple(services)
         if names:
             self.report(events.Expects(names))
@@ -129,13 +130,13 @@ def open_session(
     run_dir: str | os.PathLike[str] | None,
     progress: Progress | None,
 ) -> Session:
-    """Return a session of these folders; None: those of the environment, or niso's own.
+    """Return a session; None means the folder of the environment, or the default.
 
     Raises Error without root.
     """
     for variable, folder in (("NISO_STATE_DIR", state_dir), ("NISO_RUN_DIR", run_dir)):
         if folder is not None:
-            # the processes that niso starts read it too
+            # child processes read it too
             os.environ[variable] = os.path.abspath(_path(variable, folder))
     if os.geteuid() != 0:
         raise Error("needs root", "run it with sudo")
@@ -143,7 +144,7 @@ def open_session(
 
 
 def close_all() -> None:
-    """Close every store, for a process that ends without Python's own end."""
+    """Close every store, for a process that skips the interpreter's shutdown."""
     stores.close_all()
 
 

@@ -1,4 +1,4 @@
-"""check, repair and sweep: what should be against what is."""
+"""Compare kernel and configuration: check, repair and sweep."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ if TYPE_CHECKING:
 
 
 class Finding(NamedTuple):
-    """One difference between the configuration and the machine."""
+    """A difference between kernel and configuration."""
 
     problem: str
     """missing, foreign, different, dropped or failed"""
     what: str
-    """the thing"""
+    """the object"""
     detail: str
-    """how it differs; can be empty"""
+    """the difference; can be empty"""
 
     @property
     def text(self) -> str:
-        """The finding in one line."""
+        """The finding as one line."""
         return f"{self.problem}: {self.what}{f' ({self.detail})' if self.detail else ''}"
 
 
@@ -28,29 +28,29 @@ class Repaired(NamedTuple):
     """Result of `Host.repair`."""
 
     steps: int
-    """how much was done; only where --sweep is not given"""
+    """number of steps taken; only without --sweep"""
 
 
 class Swept(NamedTuple):
     """Result of `Host.sweep`."""
 
     removed: int
-    """how many things; only where --sweep is given"""
+    """number of objects removed; only with --sweep"""
 
 
 def check(session: Session, name: str | None) -> tuple[Finding, ...]:
-    """Compare configuration and machine: `Host.check`."""
+    """Compare kernel and configuration: `Host.check`."""
     from niso.commands import check
     from niso.explain import foreign_firewalls
 
     findings = check.check(session.machine(), name)
     for line in foreign_firewalls.unseen((4, 6)):
         session.caution(line)
-    return tuple(Finding(each.problem, each.what, each.detail) for each in findings)
+    return tuple(Finding(item.problem, item.what, item.detail) for item in findings)
 
 
 def repair(session: Session, dry_run: bool) -> Repaired:
-    """Put right what differs: `Host.repair`."""
+    """Repair differences: `Host.repair`."""
     from niso.api import handover
     from niso.api.events import Finished
     from niso.commands import repair as command
@@ -71,9 +71,9 @@ def sweep(session: Session, dry_run: bool) -> Swept:
     from niso.api.events import Finished
     from niso.commands import sweep
 
-    session.tell_of_waits()
-    removed, untold = sweep.sweep(session.report, dry_run)
+    session.report_waits()
+    removed, warning = sweep.sweep(session.report, dry_run)
     session.report(Finished())
-    if untold is not None and not dry_run:
-        session.caution(untold.message)
+    if warning is not None and not dry_run:
+        session.caution(warning.message)
     return Swept(removed)

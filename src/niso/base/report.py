@@ -1,7 +1,7 @@
-"""Events of a command's work: typed fields, and the words that people read.
+"""Define the events that report the progress of a command.
 
-A kernel step (niso.kernel.kinds.kind) is an event too. Listeners decide by an event's type, never
-by its words.
+Kernel steps (niso.kernel.kinds.kind) are events too. Receivers decide by the type of an event,
+never by its text.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
     from typing import Literal, Protocol
 
     class Event(Protocol):
-        """Something that is happening or has happened."""
+        """A step that begins, or something that has happened."""
 
         def describe(self) -> str:
-            """Return its words for people: one line, or several where each is a command."""
+            """Return one line of text, or several lines of which each is a command."""
 
 else:
     Event = object  # Protocol would import typing
 
 
 Report = Callable[[Event], None]
-"""Receives the events of a command as they happen."""
+"""Receives the events of a command."""
 
 
 def silent(_: Event) -> None:
-    """Ignore an event."""
+    """Discard an event."""
 
 
 class Command(NamedTuple):
-    """A kernel change, as an equivalent command line."""
+    """A change of the kernel, as an equivalent command line."""
 
     text: str
 
@@ -42,7 +42,7 @@ class Command(NamedTuple):
 
 
 class Starting(NamedTuple):
-    """A service's process is being started. ``argv`` is empty for a restart."""
+    """The process of a service is started; ``argv`` is empty on a restart."""
 
     service: str
     argv: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ class Starting(NamedTuple):
 
 
 class Stopping(NamedTuple):
-    """A service's process is being stopped."""
+    """The process of a service is stopped."""
 
     service: str
 
@@ -61,7 +61,7 @@ class Stopping(NamedTuple):
 
 
 class Healthy(NamedTuple):
-    """A service became healthy while the command waited for it."""
+    """A service has become healthy."""
 
     service: str
 
@@ -70,21 +70,21 @@ class Healthy(NamedTuple):
 
 
 class Undoing(NamedTuple):
-    """A failed or interrupted activation is being rolled back."""
+    """The interrupted or failed activation of a service is rolled back."""
 
     service: str
 
     def describe(self) -> str:
-        return f"undo the activation of {self.service}"
+        return f"roll back the activation of {self.service}"
 
 
 class EndingRestart(NamedTuple):
-    """An interrupted restart is being completed."""
+    """The interrupted restart of a service is completed."""
 
     service: str
 
     def describe(self) -> str:
-        return f"finish the restart of {self.service}"
+        return f"complete the restart of {self.service}"
 
 
 class Forgetting(NamedTuple):
@@ -103,7 +103,7 @@ class RemovingVolumes(NamedTuple):
     volumes: tuple[str, ...]
 
     def describe(self) -> str:
-        return f"remove the volumes of {self.service}: {', '.join(self.volumes)}"
+        return f"delete the volumes of {self.service}: {', '.join(self.volumes)}"
 
 
 class CopyingPackage(NamedTuple):
@@ -116,28 +116,27 @@ class CopyingPackage(NamedTuple):
 
 
 class ShowingHosts(NamedTuple):
-    """A running service gets the hosts file of another folder, or its own one refreshed."""
+    """A hosts file is mounted in a running service: that of ``folder``, or its own again."""
 
     service: str
     folder: str = ""
 
     def describe(self) -> str:
-        if self.folder:
-            return f"switch {self.service} to the hosts file {self.folder}"
-        return f"refresh the hosts file of {self.service}"
+        which = f"the hosts file {self.folder}" if self.folder else "its hosts file"
+        return f"mount {which} in {self.service}"
 
 
 class FinishingPorts(NamedTuple):
-    """Port changes recorded by another command are being completed."""
+    """Port changes recorded by another command are completed."""
 
     services: tuple[str, ...]
 
     def describe(self) -> str:
-        return f"finish the port changes of {', '.join(self.services)}"
+        return f"complete the port changes of {', '.join(self.services)}"
 
 
 class RepairingStore(NamedTuple):
-    """Rows of the store are being rewritten or deleted."""
+    """Rows of the store are rewritten or deleted."""
 
     action: Literal["write", "delete"]
     table: str
@@ -149,7 +148,7 @@ class RepairingStore(NamedTuple):
 
 
 class WritingSpec(NamedTuple):
-    """The spec of a running service is being rewritten."""
+    """The spec.json of a running service is rewritten."""
 
     service: str
 
@@ -168,56 +167,56 @@ class ChangingUnit(NamedTuple):
 
 
 class WaitingForLock(NamedTuple):
-    """The command waits for another one, which changes ``service`` or (if "") the network."""
+    """Waits for another niso command, which changes ``service`` or else the network."""
 
     service: str = ""
 
     def describe(self) -> str:
-        changed = self.service or "the network"
-        return f"waiting for another niso command that is changing {changed}"
+        target = self.service or "the network"
+        return f"waiting for another niso command that is changing {target}"
 
 
 class WaitingForHealth(NamedTuple):
-    """The command waits for health check results."""
+    """Waits for the results of health checks."""
 
     services: tuple[str, ...]
 
     def describe(self) -> str:
-        return f"waiting for health checks of {', '.join(self.services)}"
+        return f"waiting for the health checks of {', '.join(self.services)}"
 
 
 class WaitingForPacket(NamedTuple):
-    """The command waits for the answer to a packet, or for the packet to arrive."""
+    """A packet was sent ``to`` a service: waits for the reply, or for its verdict."""
 
     to: str
     answer: bool
 
     def describe(self) -> str:
-        awaited = "an answer from" if self.answer else "a packet to reach"
-        return f"waiting for {awaited} {self.to}"
+        what = "a reply from" if self.answer else "a test packet to"
+        return f"waiting for {what} {self.to}"
 
 
 class EndingLost(NamedTuple):
-    """Processes of a service that no run folder accounts for are being ended."""
+    """Processes of a service without a run folder are killed."""
 
     cgroup: str
 
     def describe(self) -> str:
-        return f"end the processes in cgroup {self.cgroup}"
+        return f"kill the processes in the cgroup {self.cgroup}"
 
 
 class Unfinished(NamedTuple):
-    """An interrupted change cannot be completed yet, because of ``error``."""
+    """An interrupted change of a service could not be completed because of ``error``."""
 
     service: str
     error: NisoError
 
     def describe(self) -> str:
-        return f"{self.service}: cannot finish an interrupted change yet: {self.error.message}"
+        return f"{self.service}: the interrupted change is still incomplete: {self.error.message}"
 
 
 class NotStarted(NamedTuple):
-    """A service could not be started again, because of ``error``."""
+    """A service could not be started again because of ``error``."""
 
     service: str
     error: NisoError
@@ -227,10 +226,10 @@ class NotStarted(NamedTuple):
 
 
 class RestartingInstead(NamedTuple):
-    """A service is restarted because changing it while it runs failed with ``error``."""
+    """A service is restarted because ``error`` prevented a change while it runs."""
 
     service: str
     error: NisoError
 
     def describe(self) -> str:
-        return f"{self.error.message}; restart {self.service}"
+        return f"{self.error.message}; restarting {self.service}"

@@ -1,11 +1,10 @@
-"""``python -m niso.cli``: the command, for whom a path of Python's is surer than one of a script (units of systemd)."""
+"""Run the command as ``python -m niso.cli``, as systemd units do."""
 
 import _signal  # type: ignore[import-not-found]
 
 if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
-    _signal.signal(
-        _signal.SIGINT, _signal.SIG_DFL
-    )  # until niso has its own: nothing has begun by then
+    # nothing to undo until niso installs its own handler
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 from niso.cli.main import main
 

@@ -1,4 +1,4 @@
-"""enable, disable, restore."""
+"""Run enable, disable and restore."""
 
 from __future__ import annotations
 
@@ -21,15 +21,10 @@ def run(name: str, args: Args) -> int:
     if args.json:
         output.as_json(marked)
         return 0
-    for each in marked:
-        words = (
-            f"{name}d"
-            if each.changed
-            else f"is {name}d already"
-            if name == "enable"
-            else "is not enabled"
-        )
-        print(f"{each.service}: {words}{f'  {each.unit}' if each.unit else ''}")
+    unchanged = "already enabled" if name == "enable" else "not enabled"
+    for mark in marked:
+        state = f"{name}d" if mark.changed else f"{unchanged}, unchanged"
+        print(f"{mark.service}: {state}{f'  {mark.unit}' if mark.unit else ''}")
     return 0
 
 

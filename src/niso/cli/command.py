@@ -1,4 +1,7 @@
-"""What a command is called with, as data: the parser, the help, completion, the man pages and the reference are all made of it."""
+"""Describe commands as data.
+
+The parser, help, completion, man pages and docs/reference are all generated from it.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,26 @@ from niso.base.lite_typing import NamedTuple
 
 
 class Argument(NamedTuple):
-    """A word that stands at its place. ``times`` is how many there may be: one, ``?``, ``*``, ``+``, or ``...`` (all that is left)."""
+    """A positional argument.
+
+    ``times`` says how often it can occur: empty (once), ``?``, ``*``, ``+``, or ``...`` (the
+    remaining words). ``completes`` is a key of `complete._KINDS`.
+    """
 
     dest: str
     metavar: str
     help: str
     times: str = ""
-    completes: str = ""  # a word of cli/complete.py; what can stand here
+    completes: str = ""
     default: str = ""
 
 
 class Option(NamedTuple):
-    """A switch, or with ``metavar`` an option that takes a value. Of one ``group`` only one can be given."""
+    """A switch, or with ``metavar`` an option that takes a value.
+
+    Options of one ``group`` exclude each other. ``means`` is the value of ``dest`` if the switch
+    is given, instead of True.
+    """
 
     dest: str
     flags: tuple[str, ...]
@@ -27,16 +38,20 @@ class Option(NamedTuple):
     many: bool = False
     number: bool = False
     group: str = ""
-    means: int = 0  # the value of ``dest`` where this switch is given, in place of True
+    means: int = 0
 
     @property
     def takes(self) -> str:
-        """``-n, --lines N``"""
+        """Return the option as help shows it: ``-n, --lines N``."""
         return ", ".join(self.flags) + (f" {self.metavar}" if self.metavar else "")
 
 
 class Command(NamedTuple):
-    """``does`` is a phrase that ends ``it is there to ...``; ``examples`` are command and remark, ``exits`` status and meaning."""
+    """A command.
+
+    ``does`` is an imperative phrase, ``examples`` are pairs of command and remark, ``exits`` pairs
+    of exit status and meaning. ``root`` says whether it needs root.
+    """
 
     name: str
     does: str
@@ -49,27 +64,30 @@ class Command(NamedTuple):
 
 
 class Group(NamedTuple):
-    """A command that has actions, each a `Command` of its own named ``net list``."""
+    """A command with actions; each action is a `Command` named as ``net list``."""
 
     name: str
     does: str
     actions: tuple[Command, ...]
 
 
-VERBOSE = Option("verbose", ("-v", "--verbose"), "print each step as it is taken")
-DRY_RUN = Option("dry_run", ("--dry-run",), "print the steps and change nothing")
-JSON = Option("json", ("--json",), "print the result, and errors, as JSON")
+VERBOSE = Option("verbose", ("-v", "--verbose"), "print each step")
+DRY_RUN = Option("dry_run", ("--dry-run",), "print the steps without changing anything")
+JSON = Option("json", ("--json",), "print the result and errors as JSON")
 TIMEOUT = Option(
     "timeout",
     ("--timeout",),
-    "how long to wait until each service has started, or is healthy",
+    "how long to wait for each service to start or become healthy",
     "TIME",
     "60s",
 )
 
 
 def synopsis(command: Command) -> list[str]:
-    """The words of a usage line that belong together: ``niso net create``, ``NAME``, ``[--subnet CIDR]...``."""
+    """Return the parts of a usage line: ``niso net create``, ``NAME``, ``[--subnet CIDR]...``.
+
+    A line can break between parts, not inside them.
+    """
     shown = [f"niso {command.name}"]
     for argument in command.arguments:
         if argument.times == "...":
@@ -85,11 +103,12 @@ def synopsis(command: Command) -> list[str]:
             groups.setdefault(option.group, []).append(word)
             if len(groups[option.group]) > 1:
                 continue
-            shown.append(option.group)  # its place; the words come below
+            shown.append(option.group)  # replaced below by its options
         else:
             shown.append(f"[{word}]{'...' if option.many else ''}")
-    return [f"[{' | '.join(groups[each])}]" if each in groups else each for each in shown]
+    return [f"[{' | '.join(groups[part])}]" if part in groups else part for part in shown]
 
 
 def sentence(phrase: str) -> str:
+    """Return a phrase as a sentence."""
     return f"{phrase[:1].upper()}{phrase[1:]}."

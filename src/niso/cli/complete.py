@@ -1,7 +1,8 @@
-"""completion: what stands at the end of a line that is being typed.
+"""Complete command lines for bash and zsh.
 
-The shell's part is a short script that gives the line to ``niso complete`` and shows what that prints: a line for each word that can
-stand there, with a tab and what it is. A line that begins with a tab has the shell add files (`MANIFESTS`, `FOLDERS`, `PROGRAMS`).
+A short shell script passes the line to ``niso complete``, which prints one candidate per line,
+followed by a tab and a description. A line that starts with a tab makes the shell add files
+(`MANIFESTS`, `FOLDERS`, `PROGRAMS`).
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 SHELLS = {"bash": "completion.bash", "zsh": "completion.zsh"}
 MANIFESTS, FOLDERS, PROGRAMS = ("\tmanifests", ""), ("\tfolders", ""), ("\tprograms", "")
 
-Found = list[tuple[str, str]]
-"""Words that can stand there, each with what it is."""
+Candidates = list[tuple[str, str]]
+"""(word, description)"""
 
 
 def run(name: str, args: Args) -> int:
@@ -33,8 +34,8 @@ def run(name: str, args: Args) -> int:
     if args.shell == "bash":
         line, breaks = (*args.words, "", "")[:2]
         words, current = split(line)
-        # bash puts the answer in place of what follows the last of these alone
-        cut = max((current.rfind(each) + 1 for each in ":=" if each in breaks), default=0)
+        # bash replaces only what follows the last of these characters
+        cut = max((current.rfind(mark) + 1 for mark in ":=" if mark in breaks), default=0)
     else:
         *words, current = args.words or [""]
         cut = 0
@@ -52,7 +53,7 @@ def _script(shell: str) -> int:
     here = os.path.dirname(__file__)
     with open(os.path.join(here, SHELLS[shell]), encoding="utf-8") as file:
         text = file.read()
-    # a niso that is not on PATH is found, and no program of the current folder is ever run for it
+    # an absolute path: works off PATH, and never runs a program of the current folder
     own = os.path.abspath(sys.argv[0])
     quoted = "'" + own.replace("'", "'\\''") + "'"
     print(text.replace("@NISO@", quoted), end="")
@@ -60,7 +61,10 @@ def _script(shell: str) -> int:
 
 
 def split(line: str) -> tuple[list[str], str]:
-    """The words of a line up to the cursor and the one that is being typed, quotes and backslashes taken away as a shell does."""
+    """Return the complete words of a line up to the cursor, and the word being typed.
+
+    Quotes and backslashes are removed as a shell does.
+    """
     words: list[str] = []
     word, quote, begun, escaped = "", "", False, False
     for letter in line:
@@ -81,38 +85,41 @@ def split(line: str) -> tuple[list[str], str]:
     return words, word
 
 
-def candidates(words: list[str], current: str) -> Found:
-    """What can follow ``words`` (without ``niso`` itself) where ``current`` has been typed; more than begins with it, too."""
+def candidates(words: list[str], current: str) -> Candidates:
+    """Return what can follow ``words`` (without ``niso``) when ``current`` has been typed.
+
+    The result is not filtered by ``current``.
+    """
     if not words:
         return _commands()
     name = registry.ALIASES.get(words[0], words[0])
     if name not in registry.COMMANDS or name == "complete":
         return []
     if name == "help":
-        found = (
+        topic = (
             registry.find(words[1], "")
             if len(words) > 1 and words[1] in registry.COMMANDS
             else None
         )
-        return _commands() if len(words) == 1 else _actions(found) if len(words) == 2 else []
-    found = registry.find(name, words[1] if words[1:] else "")
-    if isinstance(found, Group):
-        return _actions(found) if len(words) == 1 else []
-    return _of_command(found, words[2 if " " in found.name else 1 :], current)
+        return _commands() if len(words) == 1 else _actions(topic) if len(words) == 2 else []
+    command = registry.find(name, words[1] if words[1:] else "")
+    if isinstance(command, Group):
+        return _actions(command) if len(words) == 1 else []
+    return _of_command(command, words[2 if " " in command.name else 1 :], current)
 
 
-def _commands() -> Found:
+def _commands() -> Candidates:
     return [
         (name, registry.find(name, "").does) for name in registry.COMMANDS if name != "complete"
     ]
 
 
-def _actions(group: Command | Group | None) -> Found:
+def _actions(group: Command | Group | None) -> Candidates:
     actions = group.actions if isinstance(group, Group) else ()
-    return [(each.name.split()[1], each.does) for each in actions]
+    return [(action.name.split()[1], action.does) for action in actions]
 
 
-def _of_command(command: Command, words: list[str], current: str) -> Found:
+def _of_command(command: Command, words: list[str], current: str) -> Candidates:
     flags = {flag: option for option in command.options for flag in option.flags}
     given: list[str] = []
     placed: list[str] = []
@@ -134,7 +141,7 @@ def _of_command(command: Command, words: list[str], current: str) -> Found:
         return []
     if current.startswith("-") and not ended:
         return _options(command, given)
-    found: Found = []
+    result: Candidates = []
     left = len(placed)
     for argument in command.arguments:
         if argument.times in ("", "?") and left:
@@ -143,31 +150,30 @@ def _of_command(command: Command, words: list[str], current: str) -> Found:
         if argument.times == "..." and not ended:
             return [("--", argument.help)]
         if argument.times != "..." or not left:
-            found = [
-                each for each in _KINDS[argument.completes](placed, given) if each[0] not in placed
-            ]
+            kind = _KINDS[argument.completes]
+            result = [pair for pair in kind(placed, given) if pair[0] not in placed]
         break
     else:
         return _options(command, given)
-    return found
+    return result
 
 
-def _options(command: Command, given: list[str]) -> Found:
-    """The options that may still be given, each by its long name."""
+def _options(command: Command, given: list[str]) -> Candidates:
+    """Return the options that can still be given, by their long names."""
     had = [option for option in command.options if set(option.flags) & set(given)]
     groups = {option.group for option in had if option.group}
     free = [
-        each
-        for each in command.options
-        if (each.many or each not in had) and each.group not in groups
+        option
+        for option in command.options
+        if (option.many or option not in had) and option.group not in groups
     ]
-    return [*((each.flags[-1], each.help) for each in free), (HELP[-1], "print help")]
+    return [*((option.flags[-1], option.help) for option in free), (HELP[-1], "print this help")]
 
 
-# --- names, which root alone can read ----------------------------------------------------------------------------------
+# --- names, which only root can read ---------------------------------------------------------
 
 
-def _from_host(read: Callable[[Host], Found]) -> Found:
+def _from_host(read: Callable[[Host], Candidates]) -> Candidates:
     if os.geteuid() != 0:
         return []
     from niso.api.host import connect
@@ -175,29 +181,29 @@ def _from_host(read: Callable[[Host], Found]) -> Found:
     try:
         return read(connect())
     except Error:
-        return []  # nobody has asked for more than a word
+        return []  # completion prints no errors
 
 
-def _services(wanted: Callable[[bool, bool], bool] = lambda active, enabled: True) -> Found:
+def _services(wanted: Callable[[bool, bool], bool] = lambda active, enabled: True) -> Candidates:
     return _from_host(
         lambda host: [
-            (each.service, "active" if each.active else "inactive")
-            for each in host.services.names()
-            if wanted(each.active, each.enabled)
+            (name.service, "active" if name.active else "inactive")
+            for name in host.services.names()
+            if wanted(name.active, name.enabled)
         ]
     )
 
 
-def _networks() -> Found:
+def _networks() -> Candidates:
     return _from_host(lambda host: [(name, "network") for name in host.networks.names()])
 
 
-def _active() -> Found:
+def _active() -> Candidates:
     return _services(lambda active, enabled: active)
 
 
 def _words(ports: Iterable[Port]) -> list[str]:
-    """Ports as a manifest has them; one at all addresses, which has a row for each family, is one."""
+    """Return ports as written in a manifest; the rows of both families make one port."""
     from niso.cli import output
 
     words = []
@@ -211,16 +217,16 @@ def _words(ports: Iterable[Port]) -> list[str]:
     return list(dict.fromkeys(words))
 
 
-def _forwards(placed: list[str], given: list[str]) -> Found:
-    """What port-forward has published; with --replace what other services have."""
+def _forwards(placed: list[str], given: list[str]) -> Candidates:
+    """Return the forwards of a service; with --replace the ports of other services."""
 
-    def read(host: Host) -> Found:
+    def read(host: Host) -> Candidates:
         if "--replace" not in given:
             return [(word, "forwarded") for word in _words(host.services.forwards(placed[0]))]
         name = host.services.resolve(placed[0])
         return list(
             dict.fromkeys(
-                (word, f"of {line.service}")
+                (word, f"port of {line.service}")
                 for line in host.networks.ports()
                 if line.service != name
                 for word in _words([line.mapping])
@@ -230,10 +236,10 @@ def _forwards(placed: list[str], given: list[str]) -> Found:
     return _from_host(read)
 
 
-def _targets(placed: list[str], given: list[str]) -> Found:
-    """Services, and the ports of those that publish some, as they are inside."""
+def _targets(placed: list[str], given: list[str]) -> Candidates:
+    """Return services, and the container ports of those that publish ports."""
 
-    def read(host: Host) -> Found:
+    def read(host: Host) -> Candidates:
         return list(
             dict.fromkeys(
                 (f"{line.service}:{line.container}/{line.mapping.proto}", "port")
@@ -260,4 +266,4 @@ _KINDS: dict[str, Callable[[list[str], list[str]], Iterable[tuple[str, str]]]] =
     "command": lambda placed, given: [PROGRAMS],
     "shell": lambda placed, given: [(shell, "") for shell in SHELLS],
 }
-"""By `Argument.completes`: from the words before it and the options given."""
+"""`Argument.completes` -> function of the words before it and the options given."""

@@ -1,4 +1,4 @@
-"""exec: a command inside a service."""
+"""Run exec: a command inside a service."""
 
 from __future__ import annotations
 

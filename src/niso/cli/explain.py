@@ -1,4 +1,4 @@
-"""niso net ping, explain, stats, log: whether and why packets pass, and what was dropped."""
+"""Run niso net ping, explain, stats and log."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(action: str, args: Args) -> int:
     return int(globals()[f"_{action}"](connect(), args))
 
 
-# --- ping ------------------------------------------------------------------------------------------------------------
+# --- ping ------------------------------------------------------------------------------------
 
 
 def _ping(host: Host, args: Args) -> int:
@@ -46,12 +46,12 @@ def _ping(host: Host, args: Args) -> int:
 
 
 def _ms(seconds: float) -> str:
-    """One digit behind the point, or two where the first would be a 0."""
+    """Return milliseconds with one decimal, or two below 0.1."""
     ms = seconds * 1000
     return f"{ms:.1f}" if ms >= 0.1 else f"{ms:.2f}"
 
 
-# --- explain ---------------------------------------------------------------------------------------------------------
+# --- explain ---------------------------------------------------------------------------------
 
 
 def _explain(host: Host, args: Args) -> int:
@@ -70,13 +70,13 @@ def _explain(host: Host, args: Args) -> int:
 def _print_explained(explained: Explanation) -> None:
     _print_judged(explained.judged)
     for sharer, service in explained.shares.items():
-        print(f"  {sharer} shares the network of {service}: its addresses, and its policy")
+        print(f"  {sharer} shares the network namespace, addresses and policy of {service}")
     other = explained.other_family
     if other is not None and other.passes != explained.passes:
         reason = other.dropped_by
-        words = f"it is dropped: {reason.words}" if reason else "it passes"
+        verdict = f"drop: {reason.words}" if reason else "pass"
         family = 6 if ":" in other.asked.address else 4
-        print(output.escaped(f"  by IPv{family} ({other.asked.address}) {words}"))
+        print(output.escaped(f"  over IPv{family} ({other.asked.address}) {verdict}"))
     if explained.proof is not None:
         _print_proof(explained.judged, explained.proof)
 
@@ -94,12 +94,12 @@ def _print_judged(judged: Judged) -> None:
     for name in ("path", "egress", "ingress"):
         part = getattr(judged, name)
         print(output.escaped(f"  {name:<8} {part.verdict}  {part.words}"))
-        for each in part.nft:
-            print(output.escaped(f"  {'':<8} {'':<4}  nft {each}"))
+        for line in part.nft:
+            print(output.escaped(f"  {'':<8} {'':<4}  nft {line}"))
 
 
 def _end(service: str | None, address: str, port: int | None) -> str:
-    """``db (10.99.1.2):5432``, ``[2001:db8::2]:80``."""
+    """Return one end of a packet: ``db (10.99.1.2):5432``, ``[2001:db8::2]:80``."""
     shown = (
         f"{service} ({address})"
         if service
@@ -113,23 +113,22 @@ def _end(service: str | None, address: str, port: int | None) -> str:
 def _print_proof(judged: Judged, proof: Proof) -> None:
     to = judged.to.service or judged.to.address
     if proof.unsent:
-        words = f"the sender's own kernel did not take the packet: {proof.unsent}"
+        result = f"the sender's kernel refused the packet: {proof.unsent}"
     elif proof.arrived is None:
-        words = f"one packet was sent; {to} {'answered' if proof.answered else 'did not answer'}"
+        reply = "replied to" if proof.answered else "did not reply to"
+        result = f"{to} {reply} a test packet"
     else:
-        words = (
-            f"one packet was sent; it {'arrived' if proof.arrived else 'did not arrive'} at {to}"
-        )
-    outcome = {True: "agrees", False: "DOES NOT AGREE", None: "tells nothing"}[proof.agrees]
-    print(output.escaped(f"  {'proof':<8} {outcome}: {words}"))
+        result = f"a test packet {'reached' if proof.arrived else 'did not reach'} {to}"
+    outcome = {True: "confirmed", False: "CONTRADICTED", None: "inconclusive"}[proof.agrees]
+    print(output.escaped(f"  {'proof':<8} {outcome}: {result}"))
     for count in proof.counters:
-        before, after = ("no such rule" if n is None else n for n in (count.before, count.after))
+        before, after = ("no rule" if n is None else n for n in (count.before, count.after))
         print(output.escaped(f"  {'':<8} counted {before} {output.arrow()} {after}: {count.label}"))
     if proof.agrees is False:
-        print(f"  {'':<8} niso net check tells what is not as it should be")
+        print(f"  {'':<8} niso net check shows what differs from the configuration")
 
 
-# --- stats and log ---------------------------------------------------------------------------------------------------
+# --- stats and log ---------------------------------------------------------------------------
 
 
 def _stats(host: Host, args: Args) -> int:
@@ -159,9 +158,7 @@ def _follow(drops: Drops, as_json: bool) -> NoReturn:
 
     poll = select.poll()
     poll.register(drops, select.POLLIN)
-    poll.register(
-        sys.stdout, 0
-    )  # says when the other end of a pipe has gone, though nothing is written
+    poll.register(sys.stdout, 0)  # reports a closed pipe even while nothing is written
     while True:
         ready = dict(poll.poll())
         if ready.get(sys.stdout.fileno(), 0):

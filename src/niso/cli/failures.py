@@ -1,4 +1,4 @@
-"""Errors as text or JSON on stderr; what no layer translated gets words here."""
+"""Report errors on stderr as text or JSON."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ from niso.base.errors import Error, ErrorGroup
 
 
 def explained(error: Exception) -> Error:
-    """An error that no layer translated, in words."""
+    """Return an `Error` for an exception that no layer translated."""
     from niso.api.guard import explained as known
 
     if isinstance(error, OSError) and error.filename is None:
         return _of_output(error) or known(error) or Error(f"system call: {error.strerror}")
     return known(error) or Error(
         f"unexpected {type(error).__name__}: {error}",
-        "this is a defect of niso; NISO_TRACEBACK=1 shows where it happened",
+        "this is a bug in niso; NISO_TRACEBACK=1 shows where it happened",
     )
 
 
 def _of_output(error: OSError) -> Error | None:
-    """An error of a system call that does not say of what, where it is of the output."""
+    """Return an `Error` if the failed system call was a write to stdout; else None."""
     try:
-        sys.stdout.flush()  # what could not be written is still there, unless it was much
+        sys.stdout.flush()  # fails again unless the buffer was large
         os.write(1, b"")
     except OSError as again:
         if again.errno == error.errno:
             return Error(
-                f"the output cannot be written: {error.strerror}", "send it where there is room"
+                f"cannot write to stdout: {error.strerror}", "redirect the output elsewhere"
             )
     return None
 
 
 def report(error: Error, as_json: bool) -> None:
+    """Print an error, or each error of a group, on stderr."""
     from niso.cli.output import error as error_lines
 
     errors = error.errors if isinstance(error, ErrorGroup) else [error]
@@ -41,11 +42,11 @@ def report(error: Error, as_json: bool) -> None:
         if as_json:
             import json
 
-            for each in errors:
-                body = {"message": each.message, "hint": each.hint, "key": each.key}
+            for one in errors:
+                body = {"message": one.message, "hint": one.hint, "key": one.key}
                 print(json.dumps({"error": body}), file=sys.stderr)
             return
-        for each in errors:
-            error_lines(each.message, each.hint)
+        for one in errors:
+            error_lines(one.message, one.hint)
     except OSError:
-        pass  # nobody can be told
+        pass  # stderr is closed

@@ -1,4 +1,4 @@
-"""port-forward."""
+"""Run port-forward."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def run(_: str, args: Args) -> int:
         if args.remove
         else "published"
         if done.changed
-        else "is published already"
+        else "already published, unchanged"
     )
     print(f"{done.service}: {', '.join(output.ports_text(done.ports))} {state}")
     for lost in done.taken:
         back = (
             ""
             if lost.service == done.service
-            else f"; once it is free, niso activate {lost.service} publishes what its manifest has"
+            else f"; niso activate {lost.service} publishes its manifest's ports once they are free"
         )
         ports = ", ".join(output.ports_text(lost.ports))
         print(f"{lost.service}: {ports} no longer published{back}")

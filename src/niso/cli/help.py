@@ -1,4 +1,4 @@
-"""Help on a terminal: the first screen, the actions of a group, all of one command."""
+"""Format help: the first screen, the actions of a group, one command."""
 
 from __future__ import annotations
 
@@ -6,58 +6,60 @@ import os
 import textwrap
 
 from niso.cli.command import Command, Group, sentence, synopsis
-from niso.cli.output import said_columns
+from niso.cli.output import columns_variable
 
 WIDEST = 100
 
 
 def width() -> int:
-    """The columns that help has; 80 where it is not read on a terminal."""
+    """Return the width of help in columns; 80 without a terminal."""
     try:
-        columns = said_columns() or os.get_terminal_size(1).columns
+        columns = columns_variable() or os.get_terminal_size(1).columns
     except OSError:
         columns = 80
     return min(max(columns, 40), WIDEST)
 
 
 def first_screen(version: str, commands: list[Command | Group]) -> str:
-    """What ``niso`` alone prints: not more than 23 lines of 80, so that a prompt fits below it."""
+    """Return what ``niso`` alone prints: at most 23 lines of 80, so that a prompt fits below."""
     columns = width()
-    head = f"niso {version}: networks for services on Linux, without daemon and proxy"
-    use, more = "usage: niso COMMAND ...", "niso help COMMAND tells all of one, with examples"
+    head = f"niso {version}: networking for services on Linux, without a daemon or a proxy"
+    use, more = "usage: niso COMMAND ...", "niso help COMMAND shows its options and examples"
     lines = _list([(command.name, command.does) for command in commands], columns)
     begin = [
         ("sudo niso activate ./api", "a folder with a manifest.toml; then niso ps"),
-        ("sudo niso lab", "a machine to try it in, without a risk"),
+        ("sudo niso lab", "a disposable host for experiments"),
     ]
     if columns < 80:
-        texts = "".join(_wrapped(each, columns) for each in (head, use, more))
-        return f"{texts}\n{lines}\nbegin:\n{_list(begin, columns)}"
+        texts = "".join(_wrapped(text, columns) for text in (head, use, more))
+        return f"{texts}\n{lines}\nstart:\n{_list(begin, columns)}"
     (first, what), (second, where) = begin
     return f"""\
 {head}
 {use}       {more}
 
 {lines}
-begin:  {first}   {what}
+start:  {first}   {what}
         {second:<{len(first)}}   {where}
 """
 
 
 def group(of: Group) -> str:
+    """Return the help of a command with actions."""
     columns = width()
     lines = _list(
-        [(each.name.removeprefix(f"{of.name} "), each.does) for each in of.actions], columns
+        [(action.name.removeprefix(f"{of.name} "), action.does) for action in of.actions], columns
     )
-    example = next(each for each in of.actions if each.examples).name
+    example = next(action for action in of.actions if action.examples).name
     return (
-        f"usage: niso {of.name} ACTION ...\n\n{_wrapped(sentence(of.does), columns)}\nactions:\n{lines}\n"
-        + _wrapped(f"niso help {example} tells all of one, with examples", columns)
+        f"usage: niso {of.name} ACTION ...\n\n{_wrapped(sentence(of.does), columns)}\n"
+        f"actions:\n{lines}\n"
+        + _wrapped(f"niso help {example} shows its options and examples", columns)
     )
 
 
 def command(of: Command) -> str:
-    """All of one command."""
+    """Return the help of one command."""
     columns = width()
     parts = [usage(of, columns, "usage: ") + "\n", _wrapped(sentence(of.does), columns)]
     if of.about:
@@ -65,13 +67,10 @@ def command(of: Command) -> str:
     if of.arguments:
         parts.append(
             "arguments:\n"
-            + _list(
-                [(each.metavar, _defaulted(each.help, each.default)) for each in of.arguments],
-                columns,
-            )
+            + _list([(a.metavar, _defaulted(a.help, a.default)) for a in of.arguments], columns)
         )
-    options = [(_aligned(each.takes), _defaulted(each.help, each.default)) for each in of.options]
-    parts.append("options:\n" + _list([*options, ("-h, --help", "print this")], columns))
+    options = [(_aligned(o.takes), _defaulted(o.help, o.default)) for o in of.options]
+    parts.append("options:\n" + _list([*options, ("-h, --help", "print this help")], columns))
     if of.examples:
         head = "examples:\n" if len(of.examples) > 1 else "example:\n"
         parts.append(head + "".join(f"  {line}\n" for line in examples(of, columns - 2)))
@@ -81,7 +80,7 @@ def command(of: Command) -> str:
 
 
 def _aligned(option: str) -> str:
-    """Long names stand below each other, whether there is a short one or not."""
+    """Indent a long option without a short form, so that long names line up."""
     return f"    {option}" if option.startswith("--") else option
 
 
@@ -90,7 +89,7 @@ def _defaulted(words: str, default: str) -> str:
 
 
 def usage(of: Command, columns: int, before: str = "") -> str:
-    """The synopsis in one line, or in several that break between its words; ``before`` stands before the first."""
+    """Return the synopsis, wrapped between its parts, with ``before`` in front."""
     first, *words = synopsis(of)
     line = before + first
     indent = " " * (len(line) + 1)
@@ -109,7 +108,7 @@ def _wrapped(text: str, columns: int) -> str:
 
 
 def _list(rows: list[tuple[str, str]], columns: int) -> str:
-    """Words and what they mean, the second column wrapped below itself."""
+    """Return two columns; the second wraps within itself."""
     left = min(max(len(word) for word, _ in rows), 22)
     shown = []
     for word, meaning in rows:
@@ -126,13 +125,16 @@ def _list(rows: list[tuple[str, str]], columns: int) -> str:
 
 
 def examples(of: Command, columns: int) -> list[str]:
-    """Commands and remarks: a command is never broken, and a remark that has no room beside it stands above it."""
+    """Return commands with remarks; a remark without room beside its command goes above it.
+
+    Commands are never wrapped.
+    """
     short = [
         len(line)
         for line, remark in of.examples
         if remark and len(line) + len(remark) <= columns - 6
     ]
-    column = max((each for each in short if each <= 44), default=0)
+    column = max((length for length in short if length <= 44), default=0)
     lines = []
     for line, remark in of.examples:
         beside = f"{line:<{column}}    # {remark}" if remark else line

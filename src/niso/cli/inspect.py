@@ -1,4 +1,4 @@
-"""ps, inspect, logs: what is there."""
+"""Run ps, inspect and logs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""INT, TERM and HUP end a command as Ctrl-C does."""
+"""End a command on INT, TERM and HUP, as Ctrl-C does."""
 
 from __future__ import annotations
 
-# what `signal` is made of: that makes enums of its numbers, and to import enum is 1.5 ms of a short command
+# `signal` wraps this in enums, and importing enum costs a short command 1.5 ms
 import _signal  # type: ignore[import-not-found]
 import sys
 
@@ -13,42 +13,51 @@ if TYPE_CHECKING:
 
 
 class state:
-    """What INT, TERM and HUP do to a command."""
+    """State of the signal handlers."""
 
     last = 0.0
-    """When one of them did something, in seconds of the monotonic clock."""
+    """When a signal was last handled, in seconds of the monotonic clock; 0.0 if never."""
     over = False
-    """The command has ended: what is left is to say how, which nothing shall keep it from."""
+    """Whether the command has ended: signals no longer interrupt it while it reports."""
     lost = False
-    """One came where Python throws away what is raised, and will come again."""
+    """Whether an interrupt was raised where Python discards exceptions; it is raised again."""
 
 
 BURST_S = 1.0
-"""timeout(1) and some shells send a signal to a process and then to its group: so long these count as one."""
+"""Signals within this time count as one.
+
+timeout(1) and some shells signal a process and then its group.
+"""
 _AGAIN_S = 0.001
 
 
 def interrupt(*_: object) -> None:
-    """End a command: what it has begun is undone. Another one, later, ends the undoing too; the first does not, where the command
-    has failed and is undoing already: `_failed` tells of both."""
+    """Raise KeyboardInterrupt in a command, which then rolls back its change.
+
+    A second signal also ends the rollback. The first one does not if the command has failed and
+    is already rolling back: `main._failed` reports both.
+    """
     import time
 
     now = time.monotonic()
     if state.over or now - state.last < BURST_S:
         return
     is_first, state.last = state.last <= 0, now
-    recovery = sys.modules.get("niso.services.undo")  # which may be in the middle of its import
+    recovery = sys.modules.get("niso.services.undo")  # can be partially imported
     if not (is_first and getattr(recovery, "undoing", False)):
         raise KeyboardInterrupt
 
 
 def _unraisable(lost: UnraisableHookArgs) -> None:
-    """Have an interrupt come again that came where nothing can be raised: importlib has such a place after each import, the
-    callback of a weak reference, and a command that lost its interrupt there would go on to its end."""
+    """Raise an interrupt again that Python discarded.
+
+    importlib runs a weak reference callback after each import. A KeyboardInterrupt raised there is
+    discarded, and the command would run to its end.
+    """
     if lost.exc_type is not KeyboardInterrupt:
         sys.__unraisablehook__(lost)
         return
-    # from a timer's handler, since what would be raised in here is thrown away as well
+    # from a timer, since exceptions raised in this hook are discarded too
     state.lost = True
     _signal.setitimer(_signal.ITIMER_REAL, _AGAIN_S)
     state.lost = False
@@ -59,18 +68,18 @@ def _again(*_: object) -> None:
         _signal.setitimer(_signal.ITIMER_REAL, _AGAIN_S)
         return
     state.last = -BURST_S
-    _signal.raise_signal(_signal.SIGTERM)  # which waits where signals are held
+    _signal.raise_signal(_signal.SIGTERM)  # stays pending while signals are blocked
 
 
 def end_on_signals() -> None:
-    """TERM and HUP end a command as Ctrl-C does: see `interrupt`."""
+    """Install the handlers: INT, TERM and HUP call `interrupt`."""
     state.last, state.over = -BURST_S, False
     _signal.signal(_signal.SIGTERM, interrupt)
     _signal.signal(_signal.SIGALRM, _again)
     sys.unraisablehook = _unraisable
-    _signal.signal(
-        _signal.SIGCHLD, _signal.SIG_DFL
-    )  # ignored, as some parents leave it, children end without a status
+    # some parents leave it ignored, and then wait(2) returns no status
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     for number in (_signal.SIGINT, _signal.SIGHUP):
-        if _signal.getsignal(number) != _signal.SIG_IGN:  # in the background of a script, by nohup
+        # ignored in background jobs of scripts and by nohup(1): stay so
+        if _signal.getsignal(number) != _signal.SIG_IGN:
             _signal.signal(number, interrupt)

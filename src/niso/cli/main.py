@@ -1,6 +1,6 @@
-"""The command ``niso``: finds the sub-command, runs it, and turns errors into text and an exit status.
+"""Run the command ``niso``: find the subcommand, run it, report errors, set the exit status.
 
-A sub-command's module is imported only when it is used, so that a command costs no more than what it does.
+Only the module of the subcommand is imported, to keep start-up short.
 """
 
 from __future__ import annotations
@@ -22,53 +22,58 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 JUDGES = ("net check", "net explain")
-"""Those whose 1 is an answer: not as it should be, dropped."""
+"""Commands whose exit status 1 is a result: differences, dropped."""
 
 
 def main() -> None:
-    """Entry point of the console script; ends the process."""
+    """Run the console script and end the process."""
     os.umask(0o022)
-    # imports make no garbage to speak of, and to look for it again and again is a tenth of their time
+    # imports create little garbage, and collecting it takes a tenth of their time
     gc.set_threshold(50_000)
     _have_outputs()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # a letter that the terminal's encoding does not have is shown by its number
+        # characters that the encoding lacks are printed as escapes
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         interrupts.end_on_signals()
         status = run(sys.argv[1:])
-    except KeyboardInterrupt:  # before `run` was ready for it
+    except KeyboardInterrupt:  # before `run` handles it
         report(Error("interrupted"), False)
         status = 130
     try:
         sys.stdout.flush()  # what was printed before an error
     except OSError:
-        pass  # said by `run`, or there is nobody to tell
+        pass  # already reported by `run`, or the reader is gone
     _end(status)
 
 
 def _have_outputs() -> None:
-    """Open /dev/null in place of what the caller has closed, lest a database or a lock gets its number, and is written to."""
+    """Open /dev/null for each standard descriptor that the caller closed.
+
+    Otherwise a database or a lock file could get its number and be written to.
+    """
     for fd in range(3):
         try:
             os.fstat(fd)
         except OSError:
-            os.set_inheritable(
-                os.open(os.devnull, os.O_RDWR), True
-            )  # it gets the lowest number that is free
+            # open(2) returns the lowest free number
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _end(status: int) -> NoReturn:
-    """End this process as it is: to take the interpreter apart first is up to 8 ms of a command. SQLite is told of its end."""
+    """Close the stores and end this process.
+
+    The interpreter's own shutdown is skipped: it takes up to 8 ms.
+    """
     if "niso.api.session" in sys.modules:
         sys.modules["niso.api.session"].close_all()
     os._exit(status)
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command; gives its exit status. Raises nothing."""
+    """Run one command and return its exit status. Raises nothing."""
     as_json = False
     try:
         try:
@@ -86,7 +91,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str], as_json: bool) -> int:
-    """As `run`. Raises KeyboardInterrupt."""
+    """Run one command as `run` does. Raises KeyboardInterrupt."""
     failed = (
         125
         if arguments[:1] in (["exec"], ["lab"])
@@ -101,7 +106,7 @@ def _run(arguments: list[str], as_json: bool) -> int:
     except Error as error:
         return _failed(error, as_json, max(failed, error.exit_status))
     except BrokenPipeError:
-        # whoever read our output has gone: nothing to say
+        # the reader of the output is gone
         return failed or 1
     except Exception as error:
         if os.environ.get("NISO_TRACEBACK") == "1":
@@ -110,7 +115,10 @@ def _run(arguments: list[str], as_json: bool) -> int:
 
 
 def _failed(error: Error, as_json: bool, status: int) -> int:
-    """Tell of an error; gives ``status``. Raises KeyboardInterrupt where that came first: the error may be its consequence."""
+    """Report an error and return ``status``.
+
+    Raises KeyboardInterrupt if a signal came first: the error can be its consequence.
+    """
     report(error, as_json)
     if interrupts.state.last > 0:
         raise KeyboardInterrupt
@@ -119,15 +127,15 @@ def _failed(error: Error, as_json: bool, status: int) -> int:
 
 def _command(arguments: list[str]) -> int:
     name = ALIASES.get(arguments[0], arguments[0])
-    for each in arguments:
-        # the store keeps text, and crun is told of a command in JSON, which would change other bytes
-        if name != "lab" and not _encodable(each):
+    for word in arguments:
+        # the store and the JSON for crun hold text only
+        if name != "lab" and not _encodable(word):
             raise UsageError(
-                f"{each!r} is not UTF-8", "names, paths and what exec runs are UTF-8 text"
+                f"{word!r} is not valid UTF-8", "names, paths and commands must be UTF-8"
             )
     if name not in COMMANDS:
         _refuse_early_option(arguments, 0)
-        visible = [each for each in COMMANDS if each != "complete"]
+        visible = [command for command in COMMANDS if command != "complete"]
         raise unknown("command", name, visible, "niso help lists them")
     words = arguments[1:]
     command = find(name, words[0] if words else "")
@@ -138,7 +146,7 @@ def _command(arguments: list[str]) -> int:
         raise unknown(
             "action",
             f"{name} {words[0]}",
-            [each.name for each in command.actions],
+            [action.name for action in command.actions],
             f"niso help {name} lists them",
         )
     if command.name != name:
@@ -155,20 +163,20 @@ def _command(arguments: list[str]) -> int:
 
 
 def _refuse_early_option(arguments: list[str], place: int) -> None:
-    """Raise UsageError where an option stands at ``place``, and after it what it should have followed."""
+    """Raise UsageError if the word at ``place`` is an option that belongs after the command."""
     option, words = arguments[place], [*arguments[:place], *arguments[place + 1 :]]
     if not option.startswith("-") or not words or words[0] not in COMMANDS:
         return
     command = find(words[0], words[1] if words[1:] else "")
     if isinstance(command, Command):
-        takes = any(option in each.flags and not each.metavar for each in command.options)
+        takes = any(option in known.flags and not known.metavar for known in command.options)
         fits = takes and "--" not in words and _plain([*words, option])
         hint = (
             f"niso {' '.join(words)} {option}"
             if fits
             else f"niso {command.name} --help lists its options"
         )
-        raise UsageError(f"no command {option!r}", f"options go after the command: {hint}")
+        raise UsageError(f"unknown command {option!r}", f"options go after the command: {hint}")
 
 
 def _print_help(words: list[str]) -> int:
@@ -178,7 +186,7 @@ def _print_help(words: list[str]) -> int:
 
 
 def _encodable(word: str) -> bool:
-    """Whether a word is text: bytes of the command line that are no UTF-8 come as surrogates (PEP 383)."""
+    """Return whether a word is text: invalid UTF-8 arrives as surrogates (PEP 383)."""
     try:
         word.encode()
     except UnicodeEncodeError:
@@ -187,5 +195,5 @@ def _encodable(word: str) -> bool:
 
 
 def _plain(arguments: list[str]) -> bool:
-    """Whether the words can stand in a hint as they are."""
+    """Return whether the words need no quotes in a shell."""
     return all(word and all(c.isalnum() or c in "-_./:=,@%+" for c in word) for word in arguments)

@@ -1,4 +1,4 @@
-"""help, version, schema and lab."""
+"""Run help, version, schema and lab."""
 
 from __future__ import annotations
 
@@ -22,16 +22,14 @@ def run(name: str, args: Args) -> int:
         as_json(manifest_schema())
         return 0
     if args.command and not args.command[0]:
-        raise UsageError(
-            "the command to run is empty", "niso lab -- CMD, or niso lab alone for a shell"
-        )
+        raise UsageError("the command is empty", "niso lab -- CMD; niso lab alone starts a shell")
     from niso.commands.lab.supervisor import run
 
     return run(args.command)
 
 
 def print_help(words: list[str]) -> int:
-    """Help of the command or action that ``words`` name, or the first screen. Raises UsageError."""
+    """Print the help of the command or action named, or the first screen. Raises UsageError."""
     from niso.cli import help
 
     if not words or words[0] in HELP:
@@ -42,22 +40,22 @@ def print_help(words: list[str]) -> int:
         raise unknown(
             "command",
             name,
-            [each for each in registry.COMMANDS if each != "complete"],
+            [command for command in registry.COMMANDS if command != "complete"],
             "niso help lists them",
         )
-    found = registry.find(name, words[1] if words[1:] else "")
-    if isinstance(found, Command):
-        print(help.command(found), end="")
+    topic = registry.find(name, words[1] if words[1:] else "")
+    if isinstance(topic, Command):
+        print(help.command(topic), end="")
     elif words[1:] and words[1] not in HELP:
-        known = [each.name for each in found.actions]
+        known = [action.name for action in topic.actions]
         raise unknown("action", f"{name} {words[1]}", known, f"niso help {name} lists them")
     else:
-        print(help.group(found), end="")
+        print(help.group(topic), end="")
     return 0
 
 
 def first_screen() -> list[Command | Group]:
-    """All commands, those that everybody knows left out."""
+    """Return all commands but help, version and complete."""
     return [
         registry.find(name, "")
         for name in registry.COMMANDS

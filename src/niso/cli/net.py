@@ -1,4 +1,4 @@
-"""niso net: networks, published ports, rules, check and repair."""
+"""Run niso net: networks, published ports, rules, check and repair."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from niso.cli.parse import Args
 if TYPE_CHECKING:
     from niso.api.host_networks import Network
 
-SEEN = ("ping", "explain", "stats", "log")
-"""The actions that are in a module of their own: cli/explain.py."""
+ABOUT_PACKETS = ("ping", "explain", "stats", "log")
+"""Actions of cli/explain.py."""
 
 
 def run(name: str, args: Args) -> int:
     action = name.removeprefix("net ")
-    if action in SEEN:
+    if action in ABOUT_PACKETS:
         from niso.cli import explain
 
         return explain.run(action, args)
@@ -40,7 +40,7 @@ def _create(host: Host, args: Args) -> int:
     if args.json:
         output.as_json(network)
     elif not args.dry_run:
-        state = "created" if made.changed else "is there already"
+        state = "created" if made.changed else "already exists, unchanged"
         print(f"{network.name}: {state}  {network.subnet}  {network.bridge}")
     return 0
 
@@ -96,8 +96,8 @@ def _remove(host: Host, args: Args) -> int:
     if args.json:
         output.as_json(done)
     elif not args.dry_run:
-        for each in done:
-            print(f"{each.name}: removed")
+        for network in done:
+            print(f"{network.name}: removed")
     return 0
 
 
@@ -138,10 +138,10 @@ def _check(host: Host, args: Args) -> int:
     if args.json:
         output.as_json(findings)
     else:
-        for each in findings:
-            print(output.escaped(each.text))
+        for finding in findings:
+            print(output.escaped(finding.text))
         if not findings:
-            print(f"{args.name or 'everything'}: as it should be")
+            print(f"{args.name or 'OK'}: the kernel matches the configuration")
     return 1 if findings else 0
 
 
@@ -157,8 +157,8 @@ def _repair(host: Host, args: Args) -> int:
     if args.json:
         output.as_json(repaired)
     else:
-        steps = repaired.steps
-        print(f"repaired: {steps} steps" if steps else "nothing to repair")
+        steps = "1 step" if repaired.steps == 1 else f"{repaired.steps} steps"
+        print(f"repaired: {steps}" if repaired.steps else "nothing to repair")
     return 0
 
 
@@ -172,9 +172,6 @@ def _sweep(host: Host, args: Args) -> int:
     if args.json:
         output.as_json(swept)
     else:
-        print(
-            f"swept: {swept.removed} things"
-            if swept.removed
-            else "nothing of niso's is in the kernel"
-        )
+        count = "1 object" if swept.removed == 1 else f"{swept.removed} objects"
+        print(f"swept: {count}" if swept.removed else "the kernel holds nothing of niso")
     return 0

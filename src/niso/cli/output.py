@@ -1,4 +1,7 @@
-"""How results are shown: tables, JSON, ports, times; nothing that a service or a name contains reaches a terminal raw."""
+"""Print results: tables, JSON, ports, times.
+
+Control characters from services and names are escaped.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ if TYPE_CHECKING:
 
 
 def escaped(text: str) -> str:
-    """``text`` with control characters (C0, C1, DEL, line separators, bidi overrides) written as \\x1b or \\u202e."""
+    """Return ``text`` with control characters as \\x1b or \\u202e.
+
+    These are C0, C1, DEL, line separators and bidi overrides.
+    """
     if text.isprintable():
         return text
     return "".join(
@@ -28,14 +34,14 @@ def escaped(text: str) -> str:
 
 
 def escaped_lines(text: str) -> str:
-    """As `escaped`, of a text whose lines and tabs stay."""
+    """Return ``text`` as `escaped` does, but keep its newlines and tabs."""
     return "\n".join(
         "\t".join(escaped(part) for part in line.split("\t")) for line in text.split("\n")
     )
 
 
 def arrow() -> str:
-    """``→``, or ``->`` where the output's encoding has none."""
+    """Return ``→``, or ``->`` if the output's encoding lacks it."""
     try:
         "→".encode(sys.stdout.encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
@@ -46,7 +52,7 @@ def arrow() -> str:
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print rows under their columns, each as wide as its widest value.
 
-    On a terminal that is too narrow for that, values that are lists go on below themselves; nothing is ever cut off.
+    On a narrow terminal, values that are lists continue on the next line; nothing is truncated.
     """
     lines = [list(columns), *([escaped(value) for value in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
@@ -70,7 +76,10 @@ _BREAKS = (", ", "; ")
 def _narrowed(
     lines: list[list[str]], widths: list[int], room: int
 ) -> tuple[list[list[str]], list[int]]:
-    """The lines of a table with its lists broken between their items, the widest columns first, until they fit into ``room``."""
+    """Return the lines and widths of a table whose lists are wrapped to fit into ``room``.
+
+    Lists wrap between items, those of the widest columns first.
+    """
     least = [
         max(len(item) for line in lines for item in _items(line[i])) for i in range(len(widths))
     ]
@@ -89,7 +98,7 @@ def _narrowed(
 
 
 def _items(value: str) -> list[str]:
-    """The items of a list, each with the comma or semicolon after it."""
+    """Return the items of a list, each with the comma or semicolon after it."""
     items, start = [], 0
     for at in range(len(value) - 1):
         if value[at : at + 2] in _BREAKS:
@@ -109,7 +118,7 @@ def _folded(value: str, width: int) -> list[str]:
     return shown
 
 
-# --- what a terminal can show ------------------------------------------------------------------------------------------
+# --- terminals -------------------------------------------------------------------------------
 
 PAINTED = ("STATUS", "HEALTH")
 _GREEN, _YELLOW, _RED, _DIM = "32", "33", "31", "2"
@@ -125,17 +134,17 @@ _COLOURS = {
 }
 
 
-def said_columns() -> int:
-    """How wide COLUMNS says that the terminal is; 0 where it says nothing that can be."""
-    said = os.environ.get("COLUMNS", "")
-    return int(said) if said.isascii() and said.isdigit() and len(said) < 10 else 0
+def columns_variable() -> int:
+    """Return the width that COLUMNS gives; 0 if it is unset or invalid."""
+    value = os.environ.get("COLUMNS", "")
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 10 else 0
 
 
 def terminal_columns(descriptor: int) -> int:
-    """How wide the terminal is that this output goes to; 0 where it is none."""
+    """Return the width of the terminal behind a descriptor; 0 if it is not a terminal."""
     try:
         return (
-            (said_columns() or os.get_terminal_size(descriptor).columns)
+            (columns_variable() or os.get_terminal_size(descriptor).columns)
             if os.isatty(descriptor)
             else 0
         )
@@ -144,7 +153,10 @@ def terminal_columns(descriptor: int) -> int:
 
 
 def coloured(descriptor: int) -> bool:
-    """Whether colour may go there: to a terminal, but for TERM=dumb and NO_COLOR (https://no-color.org)."""
+    """Return whether to use colour: on a terminal without TERM=dumb or NO_COLOR.
+
+    NO_COLOR: https://no-color.org.
+    """
     wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") not in ("", "dumb")
     try:
         return wanted and os.isatty(descriptor)
@@ -157,7 +169,7 @@ def painted(text: str, colour: str, descriptor: int) -> str:
 
 
 def _painted(cell: str) -> str:
-    """A cell of a table, its word in its colour."""
+    """Return a cell of a table with its word coloured."""
     word = cell.rstrip()
     colour = "" if word == "exited (0)" else _COLOURS.get(word.partition(" ")[0], "")
     return f"\x1b[{colour}m{word}\x1b[0m{cell[len(word) :]}" if colour else cell
@@ -173,9 +185,9 @@ def as_json(value: object) -> None:
 
 
 def ports_text(ports: Iterable[Port]) -> list[str]:
-    """``8080→8080``, ``53→53/udp``, ``127.0.0.1:5432→5432``, ``[::]:8000-8010→8000-8010``.
+    """Return ports as ``8080→8080``, ``53→53/udp``, ``[::]:8000-8010→8000-8010``.
 
-    A port at all addresses has a row for each family, and is one here.
+    A port on all addresses has a row for each family, but is listed once here.
     """
     return list(dict.fromkeys(_port_text(port) for port in ports))
 
@@ -183,11 +195,12 @@ def ports_text(ports: Iterable[Port]) -> list[str]:
 def _port_text(port: Port) -> str:
     host = "" if port.anywhere or port.host_ip == "0.0.0.0" else f"{bracketed(port.host_ip)}:"
     proto = "" if port.proto == "tcp" else f"/{port.proto}"
-    return f"{host}{span(port.host_port, port.range)}{arrow()}{span(port.container_port, port.range)}{proto}"
+    ends = span(port.host_port, port.range), span(port.container_port, port.range)
+    return f"{host}{ends[0]}{arrow()}{ends[1]}{proto}"
 
 
 def span(first: int, count: int) -> str:
-    """``8000`` or ``8000-8010``."""
+    """Return a port or a range: ``8000`` or ``8000-8010``."""
     return str(first) if count == 1 else f"{first}-{first + count - 1}"
 
 
@@ -196,7 +209,7 @@ def bracketed(address: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``42s``, ``3m12s``, ``5h4m``, ``12d3h``."""
+    """Return a duration as ``42s``, ``3m12s``, ``5h4m`` or ``12d3h``."""
     whole = int(seconds)
     for unit, size, smaller, small in (
         ("d", 86400, "h", 3600),
@@ -209,17 +222,17 @@ def duration(seconds: float) -> str:
 
 
 def note(line: str) -> None:
-    """A line about what is being done, to stderr: for ``-v``."""
+    """Print a step on stderr, for ``-v``."""
     print(escaped_lines(line), file=sys.stderr)
 
 
 def step(line: str) -> None:
-    """A step that would be taken, to stdout: for ``--dry-run``."""
+    """Print a step on stdout, for ``--dry-run``."""
     print(escaped_lines(line))
 
 
 def error(message: str, hint: str | None) -> None:
-    """What could not be done, to stderr. A service's last words in it are lines of their own."""
+    """Print an error on stderr. Its message can have several lines, as a service's output."""
     shown = "\n".join(escaped(line) for line in message.split("\n"))
     print(f"{painted('niso:', _RED, 2)} {shown}", file=sys.stderr)
     if hint:
@@ -227,6 +240,7 @@ def error(message: str, hint: str | None) -> None:
 
 
 def warn(text: str, hints: Iterable[str] = ()) -> None:
+    """Print a warning on stderr."""
     print(f"{painted('niso: warning:', _YELLOW, 2)} {escaped(text)}", file=sys.stderr)
     for hint in hints:
         print(f"  hint: {escaped(hint)}", file=sys.stderr)
@@ -237,7 +251,7 @@ def is_terminal() -> bool:
 
 
 class LateProgress:
-    """Shows progress as `Progress` does, which is imported with the first event, if any."""
+    """Show progress as `Progress` does, imported with the first event."""
 
     def __init__(self, args: Args) -> None:
         self._args = args

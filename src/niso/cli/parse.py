@@ -1,7 +1,8 @@
-"""The words of a command line become values.
+"""Parse command lines.
 
-Of our own, since argparse is a seventh of what a short command takes (docs/design/dependencies.md), and cannot tell a misspelt option
-while an argument is missing. Options may stand anywhere before ``--``, and cannot be shortened.
+argparse would take a seventh of the time of a short command (docs/design/dependencies.md), and it
+cannot report a misspelt option while an argument is missing. Options can come anywhere before
+``--`` and cannot be abbreviated.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ HELP = ("-h", "--help")
 
 
 class Args:
-    """The values by name: every argument and option of the command has one."""
+    """Hold the value of every argument and option of a command, as attributes."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self._values = values
@@ -30,7 +31,7 @@ class Args:
 
 
 def asks_help(words: list[str], command: Command) -> bool:
-    """Whether -h or --help is among the options, and no word of what is to be run."""
+    """Return whether -h or --help is given to niso, not to the command that it runs."""
     for word in words:
         if word == "--" or (
             not word.startswith("-") and command.arguments and command.arguments[0].times == "..."
@@ -42,18 +43,19 @@ def asks_help(words: list[str], command: Command) -> bool:
 
 
 def parse(command: Command, words: list[str]) -> Args:
-    """Raises UsageError, which says what is right."""
+    """Return the values of the words of a command line. Raises UsageError."""
     flags = {flag: option for option in command.options for flag in option.flags}
     given: dict[str, Any] = {}
     set_by: dict[str, str] = {}
     placed: list[str] = []
-    rest: list[str] = []
+    remaining: list[str] = []
     single = sum(argument.times != "..." for argument in command.arguments)
-    takes_rest = single < len(command.arguments)
+    takes_remaining = single < len(command.arguments)
     left = list(words)
     while left:
-        if takes_rest and len(placed) == single and (left[0] == "--" or not _is_option(left[0])):
-            rest = left[1:] if left[0] == "--" else left
+        ends = left[0] == "--" or not _is_option(left[0])
+        if takes_remaining and len(placed) == single and ends:
+            remaining = left[1:] if left[0] == "--" else left
             break
         word = left.pop(0)
         if word == "--":
@@ -67,7 +69,7 @@ def parse(command: Command, words: list[str]) -> Args:
         if option is None:
             raise _no_option(command, flag, flags)
         if option.group and set_by.setdefault(option.group, flag) != flag:
-            raise _wrong(command, f"{set_by[option.group]} and {flag} do not go together")
+            raise _wrong(command, f"{set_by[option.group]} and {flag} exclude each other")
         if not option.metavar:
             if value is not None and word.startswith("--"):
                 raise _wrong(command, f"{flag} takes no value: {word!r}")
@@ -80,7 +82,7 @@ def parse(command: Command, words: list[str]) -> Args:
                 raise _wrong(command, f"{flag} needs a value: {option.takes}")
             value = left.pop(0)
         _take(command, option, flag, value, given)
-    return Args(_defaults(command) | given | _places(command, placed, rest))
+    return Args(_defaults(command) | given | _places(command, placed, remaining))
 
 
 def _is_option(word: str) -> bool:
@@ -88,7 +90,7 @@ def _is_option(word: str) -> bool:
 
 
 def _split(word: str, flags: dict[str, Option]) -> tuple[str, str | None]:
-    """``--mtu=9``, ``-n5`` and ``-ft`` in two; what has no second part has None."""
+    """Split ``--mtu=9``, ``-n5`` and ``-ft`` in two; None without a second part."""
     if word.startswith("--"):
         flag, equals, value = word.partition("=")
         return flag, value if equals else None
@@ -110,41 +112,41 @@ def _take(command: Command, option: Option, flag: str, value: str, given: dict[s
 
 
 def _defaults(command: Command) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for option in command.options:
-        found[option.dest] = (
+        values[option.dest] = (
             []
             if option.many
             else (option.default or None)
             if option.metavar or option.means
             else False
         )
-    return found
+    return values
 
 
-def _places(command: Command, placed: list[str], rest: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _places(command: Command, placed: list[str], remaining: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
     left = list(placed)
     for argument in command.arguments:
         if argument.times == "...":
-            found[argument.dest] = rest
+            values[argument.dest] = remaining
         elif argument.times in ("*", "+"):
-            found[argument.dest], left = left, []
-            if argument.times == "+" and not found[argument.dest]:
+            values[argument.dest], left = left, []
+            if argument.times == "+" and not values[argument.dest]:
                 raise _missing(command, argument)
         elif left:
-            found[argument.dest] = left.pop(0)
+            values[argument.dest] = left.pop(0)
         elif argument.times == "?":
-            found[argument.dest] = argument.default or None
+            values[argument.dest] = argument.default or None
         else:
             raise _missing(command, argument)
     if left:
-        raise _wrong(command, f"{left[0]!r} is one word too many")
-    return found
+        raise _wrong(command, f"unexpected argument {left[0]!r}")
+    return values
 
 
 def _missing(command: Command, argument: Argument) -> UsageError:
-    return _wrong(command, f"{argument.metavar} is missing: {argument.help}")
+    return _wrong(command, f"missing {argument.metavar}: {argument.help}")
 
 
 def _no_option(command: Command, flag: str, flags: dict[str, Option]) -> UsageError:
@@ -156,10 +158,12 @@ def _wrong(command: Command, words: str) -> UsageError:
 
 
 def unknown(kind: str, name: str, known: list[str], otherwise: str) -> UsageError:
-    """The error of a word that is none of those known; it names the nearest."""
+    """Return the error for an unknown word; its hint names the closest known one."""
     import difflib
 
     near = difflib.get_close_matches(name, known, 1)
-    if not near and name.startswith("--"):  # the beginning of one
-        near = [each for each in known if each.startswith(name)][:1]
-    return UsageError(f"no {kind} {name!r}", f"did you mean {near[0]!r}?" if near else otherwise)
+    if not near and name.startswith("--"):  # an abbreviation
+        near = [word for word in known if word.startswith(name)][:1]
+    return UsageError(
+        f"unknown {kind} {name!r}", f"did you mean {near[0]!r}?" if near else otherwise
+    )

@@ -1,4 +1,7 @@
-"""What a command is at, told on stderr when it takes more than a second: by a thread, so that nothing else must wake up for it."""
+"""Report slow steps of a command on stderr.
+
+A thread prints the current step after a second, so that the main thread never wakes up for it.
+"""
 
 from __future__ import annotations
 
@@ -40,31 +43,30 @@ SLOW = (
     WaitingForHealth,
     WaitingForPacket,
 )
-"""What may take long: most others are steps of the kernel, of which it takes many."""
+"""Events that can take long; most others are kernel steps, which are many and fast."""
 
 
 class Progress:
-    """``with Progress(args) as host.progress:`` shows events as -v and --dry-run ask.
+    """Show events as -v and --dry-run request: ``with Progress(args) as host.progress:``.
 
-    Without them it shows what takes over a second. Warnings are always shown. The thread that tells
-    begins with the first line that may be slow, and sleeps until a line has been the last one for a
-    second.
+    Without these options it shows steps that take over a second. Warnings are always shown. The
+    thread starts with the first event that can be slow, and sleeps until a step has taken a second.
     """
 
     def __init__(self, args: Args) -> None:
         self._verbose = bool(getattr(args, "verbose", False))
-        self._quiet = bool(args.json)  # who reads JSON reads it on stderr too
+        self._quiet = bool(args.json)  # stderr carries JSON too
         self._dry_run = bool(getattr(args, "dry_run", False))
         self._waits: frozenset[str] = frozenset()
         self._began = time.monotonic()
-        self._tells = False
-        self._over, self._telling = _thread.allocate_lock(), _thread.allocate_lock()
-        self._doing, self._since, self._told = "", 0.0, 0.0
+        self._running = False
+        self._over, self._printing = _thread.allocate_lock(), _thread.allocate_lock()
+        self._step, self._since, self._reported = "", 0.0, 0.0
         self._unhealthy: dict[str, None] = {}
 
     def __enter__(self) -> Report:
-        self._tell_of = _note if self._verbose else silent if self._quiet else self._report
-        self._show = _step if self._dry_run else self._tell_of
+        self._notify = _note if self._verbose else silent if self._quiet else self._report
+        self._show = _step if self._dry_run else self._notify
         return self._receive
 
     def _receive(self, event: Event) -> None:
@@ -75,66 +77,63 @@ class Progress:
         elif isinstance(event, Caution):
             warn(event.text, event.hints)
         elif isinstance(event, WaitingForLock):  # with --dry-run too
-            self._tell_of(event)
+            self._notify(event)
         else:
             self._show(event)
 
     def _report(self, event: Event) -> None:
-        """What is being done from now on."""
+        """Take the step that begins now."""
         now = time.monotonic()
-        if not self._tells and not isinstance(event, SLOW) and now < self._began + SOON_S:
+        if not self._running and not isinstance(event, SLOW) and now < self._began + SOON_S:
             return
         self._follow(event)
-        self._doing, self._since, self._told = event.describe().split("\n", 1)[0], now, 0.0
-        if not self._tells:
-            # held in the thread for ever: they are the main thread's to see
+        self._step, self._since, self._reported = event.describe().split("\n", 1)[0], now, 0.0
+        if not self._running:
+            # blocked in the thread: the main thread handles signals
             with signals_held(), suppress(RuntimeError):
                 self._over.acquire()
-                self._tells = True
-                _thread.start_new_thread(self._tell, ())
+                self._running = True
+                _thread.start_new_thread(self._print_slow_steps, ())
 
     def __exit__(self, *_: object) -> None:
         self._stop()
 
     def _stop(self) -> None:
-        """Tell no more."""
-        if self._tells:
+        """End the thread."""
+        if self._running:
             self._over.release()
-            with self._telling:  # a line that is being told comes before what the command prints
-                self._tells = False
+            with self._printing:  # a line in progress comes before the command's output
+                self._running = False
 
-    def _tell(self) -> None:
-        """Print the line that is the last one for a second, and again every ten, until all is over."""
+    def _print_slow_steps(self) -> None:
+        """Print a step after one second and again every ten seconds, until `_stop`."""
         while True:
-            due = self._since + (self._told + AGAIN_S if self._told else AT_ONCE_S)
+            due = self._since + (self._reported + AGAIN_S if self._reported else AT_ONCE_S)
             if self._over.acquire(timeout=max(0.0, due - time.monotonic())):
                 return
-            with self._telling:
+            with self._printing:
                 since = self._since
-                if not self._tells:
+                if not self._running:
                     return
-                if time.monotonic() < since + (self._told + AGAIN_S if self._told else AT_ONCE_S):
-                    continue  # there was another line meanwhile
-                told = round(time.monotonic() - since)
-                words = (
-                    f"wait until healthy: {', '.join(self._unhealthy)}"
-                    if self._unhealthy
-                    else self._doing
-                )
+                if time.monotonic() < since + (
+                    self._reported + AGAIN_S if self._reported else AT_ONCE_S
+                ):
+                    continue  # another step began meanwhile
+                elapsed = round(time.monotonic() - since)
+                step = self._step
+                if self._unhealthy:
+                    step = f"waiting for {', '.join(self._unhealthy)} to become healthy"
+                line = f"niso: {escaped(step)} ({elapsed}s)\n".encode()[: select.PIPE_BUF]
                 try:
-                    if select.select([], [2], [], 0)[
-                        1
-                    ]:  # who does not read it must not keep the command from its end
-                        os.write(
-                            2, f"niso: {escaped(words)} ({told:.0f}s)\n".encode()[: select.PIPE_BUF]
-                        )
+                    if select.select([], [2], [], 0)[1]:  # never block on a full pipe
+                        os.write(2, line)
                 except OSError:
                     return
                 if since == self._since:
-                    self._told = told
+                    self._reported = elapsed
 
     def _follow(self, event: Event) -> None:
-        """Keep in mind which services are waited for until they are healthy."""
+        """Track the services that are expected to become healthy."""
         if isinstance(event, Starting) and event.service in self._waits:
             self._unhealthy[event.service] = None
         elif isinstance(event, Healthy):

@@ -1,4 +1,4 @@
-"""The commands by name: the module that runs each, and its entry in the catalogue."""
+"""List the commands, with the module that runs each and its entry in the catalogue."""
 
 from __future__ import annotations
 
@@ -30,21 +30,23 @@ COMMANDS = {
     "help": ("meta", "general"),
     "version": ("meta", "general"),
 }
-"""The module that runs each command, and the one of cli/catalogue that has its words."""
+"""Command -> (module of cli that runs it, module of cli/catalogue that describes it)."""
 
 ALIASES = {"-h": "help", "--help": "help", "-V": "version", "--version": "version"}
 
 
 def find(name: str, action: str) -> Command | Group:
-    """The command of this name, or of this action of it; the group where it has no such action."""
+    """Return the command of this name and action; the group if it has no such action."""
     words = module(f"catalogue.{COMMANDS[name][1]}")
     group: Group | None = getattr(words, "GROUP", None)
     commands: tuple[Command, ...] = group.actions if group else words.COMMANDS
     wanted = f"{name} {action}" if group else name
-    return next((each for each in commands if each.name == wanted), None) or group or commands[0]
+    match = next((command for command in commands if command.name == wanted), None)
+    return match or group or commands[0]
 
 
 def module(name: str) -> ModuleType:
+    """Import and return a module of cli."""
     import importlib
 
     return importlib.import_module(f"niso.cli.{name}")

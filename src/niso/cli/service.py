@@ -1,4 +1,4 @@
-"""activate, deactivate, remove, restart."""
+"""Run activate, deactivate, remove and restart."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def _activate(host: Host, args: Args) -> int:
 
 def _deactivate(host: Host, args: Args) -> int:
     if args.all and args.names:
-        raise UsageError("--all and names do not go together", "niso deactivate --all")
+        raise UsageError("--all and NAME exclude each other", "niso deactivate --help")
     if not args.all and not args.names:
-        raise UsageError("no service is named", "niso deactivate NAME, or --all")
+        raise UsageError("missing NAME or --all", "niso deactivate --help")
     with Progress(args) as host.progress:
         if args.all:
             done = host.services.deactivate_all(dry_run=args.dry_run)
@@ -64,30 +64,31 @@ def _restart(host: Host, args: Args) -> int:
     return 0
 
 
-def _print_done(args: Args, done: tuple[Done, ...], words: str) -> None:
+def _print_done(args: Args, done: tuple[Done, ...], state: str) -> None:
     if args.json:
         output.as_json(done)
         return
-    for each in done:
-        print(f"{each.service}: {words}")
+    for result in done:
+        print(f"{result.service}: {state}")
 
 
 def print_stopped(args: Args, done: tuple[Done, ...]) -> None:
-    """Print what became of services that were to be deactivated."""
+    """Print the results of a deactivation."""
     if args.json:
         output.as_json(done)
         return
-    for each in done:
-        print(f"{each.service}: {'inactive' if each.changed else 'is not active'}")
+    for result in done:
+        state = "inactive" if result.changed else "already inactive, unchanged"
+        print(f"{result.service}: {state}")
 
 
 def print_outcomes(args: Args, outcomes: tuple[Outcome, ...]) -> None:
-    """Print what became of services that were to be active."""
+    """Print the results of an activation."""
     if args.json:
         output.as_json(outcomes)
         return
-    for each in outcomes:
-        state = "active" if each.changed else "is active already, nothing to do"
-        ports = ", ".join(output.ports_text(each.ports))
+    for result in outcomes:
+        state = "active" if result.changed else "already active, unchanged"
+        ports = ", ".join(output.ports_text(result.ports))
         shown = f"  ports: {ports}" if ports else ""
-        print(f"{each.service}: {state}  {each.address}{shown}".rstrip())
+        print(f"{result.service}: {state}  {result.address}{shown}".rstrip())

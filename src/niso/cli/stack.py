@@ -1,4 +1,4 @@
-"""niso stack: up, down and status of the services of one stack.toml."""
+"""Run niso stack up, down and status."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def _up(host: Host, args: Args) -> int:
     for name in done.networks:
         print(f"network {name}: created")
     for name in done.idle:
-        print(f"network {name}: no service is on it, not made")
+        print(f"network {name}: not created, no service uses it")
     for name in done.left:
-        print(f"{name}: inactive, it left the stack")
+        print(f"{name}: inactive, removed from the stack")
     service.print_outcomes(args, done.services)
     return 0
 
@@ -39,7 +39,7 @@ def _down(host: Host, args: Args) -> int:
         return 0
     service.print_stopped(args, done.services)
     if not args.json and not done.services:
-        print(f"stack {done.stack}: no service of it is known, nothing to do")
+        print(f"stack {done.stack}: no known services, unchanged")
     return 0
 
 

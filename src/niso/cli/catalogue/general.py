@@ -1,4 +1,4 @@
-"""The words of what concerns the machine and niso itself: enable, disable, restore, schema, lab, completion, help, version."""
+"""Describe enable, disable, restore, lab, schema, completion, help and version."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from niso.cli.command import JSON, TIMEOUT, VERBOSE, Argument, Command
 COMMANDS = (
     Command(
         "enable",
-        "have services come back after a reboot",
+        "start services at boot",
         (Argument("names", "NAME", "a known service", "+", "disabled"),),
         (VERBOSE, JSON),
-        "Where systemd is the init, each service gets a unit niso-NAME.service, so that systemctl status, stop, start and "
-        "restart work, and journalctl -u niso-NAME shows what it wrote. Elsewhere have niso restore run at boot.",
+        "With systemd as init, each service gets a unit niso-NAME.service: systemctl status, stop, "
+        "start and restart work, and journalctl -u niso-NAME shows the service's output. With "
+        "another init, run niso restore at boot.",
         (("niso enable api", ""), ("niso enable db api", "")),
     ),
     Command(
         "disable",
-        "have services not come back after a reboot any more",
+        "do not start services at boot",
         (Argument("names", "NAME", "a known service", "+", "enabled"),),
         (VERBOSE, JSON),
-        "A service that is active stays so.",
+        "Active services stay active.",
         (("niso disable api", ""),),
     ),
     Command(
@@ -27,51 +28,53 @@ COMMANDS = (
         "activate all enabled services, at boot or by hand",
         (),
         (TIMEOUT, VERBOSE, JSON),
-        "Each with the manifest of its last activation, its addresses, ports and forwards. One that cannot be activated does not "
-        "keep the others from it.",
+        "Each service gets the manifest of its last activation and its addresses, ports and "
+        "forwards. If one fails, the others are still activated.",
         (("niso restore", ""), ("@reboot /usr/local/bin/niso restore", "a line of root's crontab")),
-        (("0", "all that are enabled are active"), ("1", "some are not, and are named")),
+        (("0", "all enabled services are active"), ("1", "some failed; each has an error")),
     ),
     Command(
         "lab",
-        "open a throw-away host to try things in",
+        "open a disposable host for experiments",
         (
             Argument(
                 "command",
                 "[-- CMD...]",
-                "what runs in it; without it: your shell",
+                "the command to run (default: your shell)",
                 "...",
                 "command",
             ),
         ),
         (),
-        "The host has 192.0.2.1 and 2001:db8::1 on uplink0; `ip netns exec client ...` is another machine (192.0.2.2), "
-        "`ip netns exec neighbour ...` a third (192.0.2.3). There is no way out of it. All of it ends with the command.",
+        "The host has 192.0.2.1 and 2001:db8::1 on uplink0. `ip netns exec client ...` runs a "
+        "command on another machine (192.0.2.2), `ip netns exec neighbour ...` on a third "
+        "(192.0.2.3). The lab has no connection to the outside. Everything in it ends with the "
+        "command.",
         (
             ("niso lab", ""),
             ("niso lab -- sh -c 'niso activate ./api && curl http://192.0.2.1:8080'", ""),
         ),
         (
-            ("N", "the command's own"),
-            ("125", "niso could not make the lab"),
-            ("126", "it is not executable"),
-            ("127", "it is not found"),
-            ("128+N", "signal N ended it"),
+            ("N", "the exit status of the command"),
+            ("125", "the lab could not be created"),
+            ("126", "the command is not executable"),
+            ("127", "the command was not found"),
+            ("128+N", "the command was killed by signal N"),
         ),
     ),
     Command(
         "schema",
         "print the JSON Schema of manifest.toml",
-        about="For an editor that checks TOML by JSON Schema.",
+        about="For editors that validate TOML against a JSON Schema.",
         examples=(("niso schema > manifest.schema.json", ""),),
         root=False,
     ),
     Command(
         "completion",
-        "print a script by which bash or zsh completes niso's words",
+        "print a completion script for bash or zsh",
         (Argument("shell", "SHELL", "bash or zsh", "", "shell"),),
-        about="Commands, actions and options are completed for everybody, names and ports in a shell of root: nobody else can "
-        "read niso's store.",
+        about="Commands, actions and options are completed for every user; names and ports only in "
+        "root's shell, since only root can read the store.",
         examples=(
             ("source <(niso completion bash)", "in ~/.bashrc"),
             ("niso completion bash > /etc/bash_completion.d/niso", "for all users"),
@@ -81,17 +84,17 @@ COMMANDS = (
     ),
     Command(
         "help",
-        "tell all of one command",
-        (Argument("words", "COMMAND", "a command, and its action", "*", "help"),),
+        "show the help of a command",
+        (Argument("words", "COMMAND", "a command and its action", "*", "help"),),
         root=False,
     ),
     Command("version", "print niso's version", root=False),
     Command(
         "complete",
-        "print what can stand at the end of a line; the scripts of niso completion call it",
+        "print completions of a command line; called by the scripts of niso completion",
         (
             Argument("shell", "SHELL", "bash or zsh"),
-            Argument("words", "-- WORD...", "the line, or its words", "..."),
+            Argument("words", "-- WORD...", "the command line, or its words", "..."),
         ),
         root=False,
     ),

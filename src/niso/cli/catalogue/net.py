@@ -1,4 +1,4 @@
-"""The words of niso net."""
+"""Describe niso net."""
 
 from __future__ import annotations
 
@@ -6,46 +6,50 @@ from niso.cli.command import DRY_RUN, JSON, VERBOSE, Argument, Command, Group, O
 
 GROUP = Group(
     "net",
-    "networks, ports and policies: make, list, explain, check, repair",
+    "manage networks, published ports and policies",
     (
         Command(
             "net create",
-            "make a network and its bridge",
+            "create a network and its bridge",
             (
                 Argument(
-                    "name", "NAME", "a-z 0-9 -, begins with a letter, at most 63", "", "nothing"
+                    "name",
+                    "NAME",
+                    "up to 63 of a-z, 0-9 and -, starting with a letter",
+                    "",
+                    "nothing",
                 ),
             ),
             (
                 Option(
                     "subnet",
                     ("--subnet",),
-                    "the network's addresses; a second one is of the other family; without it: the next free /24 of the pool, "
-                    "beside what the host's routes use",
+                    "a subnet, at most one per family (default: the next free /24 of the pool that "
+                    "no route of the host uses)",
                     "CIDR",
                     many=True,
                 ),
                 Option(
                     "ipv6",
                     ("--ipv6",),
-                    "an IPv6 subnet too: a /64 of the host's own unique local prefix",
+                    "add an IPv6 subnet: a /64 of the host's unique local prefix",
                 ),
                 Option(
                     "gateway",
                     ("--gateway",),
-                    "the bridge's address; without it: the subnet's first",
+                    "the bridge's address (default: the first of the subnet)",
                     "IP",
                     many=True,
                 ),
                 Option(
                     "internal",
                     ("--internal",),
-                    "nothing is forwarded out; the host and published ports work",
+                    "forward nothing out; the host and published ports are reachable",
                 ),
                 Option(
                     "mtu",
                     ("--mtu",),
-                    "largest packet; without it: that of the default route's link",
+                    "MTU in bytes (default: that of the default route's link)",
                     "N",
                     number=True,
                 ),
@@ -53,8 +57,8 @@ GROUP = Group(
                 VERBOSE,
                 JSON,
             ),
-            "A network that a manifest names and that is not there is made by activate, too. One that is there already with "
-            "the same settings is left as it is.",
+            "activate also creates missing networks that a manifest names. If the network already "
+            "exists with the same settings, nothing changes.",
             (
                 ("niso net create backend", "the next free /24"),
                 ("niso net create backend --subnet 10.99.1.0/24", ""),
@@ -66,15 +70,15 @@ GROUP = Group(
         ),
         Command(
             "net list",
-            "list the networks",
+            "list networks",
             (),
             (JSON,),
-            "The default network, niso-default, comes first, the others by their names.",
+            "The default network, niso-default, comes first; the others are sorted by name.",
             (("niso net list", ""),),
         ),
         Command(
             "net inspect",
-            "show one network and its services",
+            "show a network and its services",
             (Argument("name", "NAME", "a network", "", "network"),),
             (JSON,),
             "",
@@ -82,26 +86,27 @@ GROUP = Group(
         ),
         Command(
             "net remove",
-            "remove networks that no known service is on",
+            "remove unused networks",
             (Argument("names", "NAME", "a network", "+", "network"),),
             (DRY_RUN, VERBOSE, JSON),
-            "A network that a known service is on, active or not, is refused, and the services are named.",
+            "Fails if a known service, active or not, uses one of the networks; the error "
+            "names the services.",
             (("niso net remove backend", ""),),
         ),
         Command(
             "net ports",
-            "list the published ports",
+            "list published ports",
             (),
-            (Option("exposed", ("--exposed",), "say from where each can be reached"), JSON),
-            "A port without a host address has a row for each family that its network has.",
+            (Option("exposed", ("--exposed",), "show from where each port can be reached"), JSON),
+            "A port without a host address has a row for each address family of its network.",
             (("niso net ports", ""), ("niso net ports --exposed", "")),
         ),
         Command(
             "net rules",
             "print niso's nftables rules",
             (),
-            (Option("json", ("--json",), "as libnftables gives them (libnftables-json(5))"),),
-            "niso has the tables inet niso and bridge niso, and changes no others.",
+            (Option("json", ("--json",), "print them as JSON, see libnftables-json(5)"),),
+            "niso owns the tables inet niso and bridge niso and changes no others.",
             (("niso net rules", ""),),
         ),
         Command(
@@ -110,111 +115,113 @@ GROUP = Group(
             (
                 Argument("source", "FROM", "an active service", "", "active"),
                 Argument(
-                    "destination", "TO", "an active service with a network in common", "", "active"
+                    "destination", "TO", "an active service on a common network", "", "active"
                 ),
             ),
             (JSON,),
-            "From inside FROM's namespace to TO's address as FROM's hosts file gives it. Where nothing comes back, the reason is "
-            "said: not active, no common network, which line of whose policy, or no answer.",
+            "The packet is sent from FROM's namespace to the address of TO in FROM's hosts "
+            "file. If there is no reply, the error names the reason: a service is not "
+            "active, there is no common network, a policy entry drops the packet, or TO does "
+            "not reply.",
             (("niso net ping api postgres", ""),),
-            (("0", "it answered"), ("1", "it did not, and why")),
+            (("0", "TO replied"), ("1", "no reply; the error names the reason")),
         ),
         Command(
             "net explain",
-            "tell whether a packet passes, and which line or default decides",
+            "show whether a packet passes, and which manifest entry decides",
             (
-                Argument("source", "FROM", "a service, an address, or host", "", "end"),
+                Argument("source", "FROM", "a service, an address or host", "", "end"),
                 Argument(
                     "destination",
                     "TO",
-                    "the same, with :PORT and /PROTO where wanted",
+                    "the same, optionally with :PORT and /PROTO",
                     "",
                     "target",
                 ),
             ),
             (
-                Option("family", ("-4",), "by IPv4", group="family", means=4),
-                Option("family", ("-6",), "by IPv6", group="family", means=6),
+                Option("family", ("-4",), "use IPv4", group="family", means=4),
+                Option("family", ("-6",), "use IPv6", group="family", means=6),
                 Option(
                     "prove",
                     ("--prove",),
-                    "send one such packet, and see that the kernel's rules count it",
+                    "send a test packet and check that the kernel agrees",
                 ),
                 JSON,
             ),
-            "After :PORT may stand /tcp (the default), /udp or /sctp; without a port it is an ICMP echo. An IPv6 address with a "
-            "port stands in brackets. Services are asked for by IPv4 where both have it.",
+            "PROTO is tcp (the default), udp or sctp. Without a port the packet is an ICMP echo "
+            "request. Put an IPv6 address with a port in brackets. IPv4 is used between services "
+            "if both have it.",
             (
                 ("niso net explain api postgres:5432", ""),
-                ("niso net explain api postgres:5432 --prove", "with a real packet"),
+                ("niso net explain api postgres:5432 --prove", "with a test packet"),
                 (
                     "niso net explain 192.0.2.7 192.0.2.1:8080/tcp",
-                    "another machine, a published port",
+                    "from another machine to a published port",
                 ),
                 ("niso net explain api '[fd00:99:1::2]:53/udp'", ""),
-                ("niso net explain host api", "an ICMP echo"),
+                ("niso net explain host api", "ICMP echo"),
             ),
             (
-                ("0", "it passes"),
-                ("1", "it is dropped, or what came of the real packet does not agree"),
+                ("0", "the packet passes"),
+                ("1", "it is dropped, or the test packet contradicts the verdict"),
                 (
                     "2",
-                    "there is no such packet to judge: an unknown name, or no address of that family",
+                    "invalid question: a name is unknown, or an end has no address of the family",
                 ),
             ),
         ),
         Command(
             "net stats",
-            "count traffic and drops by service and direction",
+            "show traffic and drop counters of services",
             (),
             (JSON,),
-            "IN is what came to a service, OUT what it sent, since it was activated, as its links counted it. IN-DROPS and "
-            "OUT-DROPS are packets that its own ingress and egress policy dropped since that was last changed (what the other "
-            "side's policy dropped is counted there), FOREIGN frames it sent with an address or form that is not its own.",
+            "IN and OUT are traffic to and from a service since its activation, counted by "
+            "its links. IN-DROPS and OUT-DROPS are packets dropped by the service's own "
+            "ingress and egress policy since the policy last changed; drops by the other "
+            "side's policy are counted there. FOREIGN counts frames dropped because the service "
+            "sent them with an address or type that it does not own.",
             (("niso net stats", ""),),
         ),
         Command(
             "net log",
-            "print drops of policies as they happen",
-            (Argument("name", "NAME", "a service; without it: all", "?", "service"),),
-            (Option("json", ("--json",), "one object a line"),),
-            "One line for each packet that a policy with log = true drops (of each rule at most 20 a second): when, whose policy "
-            "in which direction, the manifest's key, from whom to whom, by which link. Nothing is kept: what is dropped while "
-            "nobody reads is only counted (niso net stats). One reader at a time; Ctrl-C ends it.",
+            "print packets dropped by policies, live",
+            (Argument("name", "NAME", "a service (default: all)", "?", "service"),),
+            (Option("json", ("--json",), "print one JSON object per line"),),
+            "Prints a line for each packet dropped by a policy with `log = true`, at most 20 per "
+            "second and rule: time, service, direction, manifest key, source, destination, link. "
+            "Nothing is stored: drops while no reader runs are only counted (niso net stats). Only "
+            "one reader can run at a time. Stop it with Ctrl-C.",
             (("niso net log", ""), ("niso net log api", "")),
-            (("130", "Ctrl-C ended it"),),
+            (("130", "stopped with Ctrl-C"),),
         ),
         Command(
             "net check",
-            "compare what should be with what the kernel has",
-            (
-                Argument(
-                    "name", "NAME", "one service or network; without it: everything", "?", "known"
-                ),
-            ),
+            "compare the kernel with the configuration",
+            (Argument("name", "NAME", "a service or network (default: everything)", "?", "known"),),
             (JSON,),
-            "Each line names a thing that is missing, foreign or different. It changes nothing.",
+            "Each line names one object that is missing, foreign or different. Nothing is changed.",
             (("niso net check", ""), ("niso net check api", "")),
             (
-                ("0", "all is as it should be"),
-                ("1", "it is not"),
-                ("2", "it could not be looked at, or NAME is unknown"),
+                ("0", "the kernel matches the configuration"),
+                ("1", "there are differences"),
+                ("2", "the kernel could not be read, or NAME is unknown"),
             ),
         ),
         Command(
             "net repair",
-            "put right what net check finds",
+            "repair what net check reports",
             (),
             (
-                Option("sweep", ("--sweep",), "remove all that is niso's from the kernel instead"),
+                Option("sweep", ("--sweep",), "instead remove everything of niso from the kernel"),
                 DRY_RUN,
                 VERBOSE,
                 JSON,
             ),
-            "What is right is not touched. --sweep ends the processes of all services too, also where the store is lost; what "
-            "niso knows of services stays.",
+            "Correct objects are not touched. --sweep also stops the processes of all services, "
+            "and works without a store; the services stay known.",
             (
-                ("niso net repair --dry-run", "what it would do"),
+                ("niso net repair --dry-run", "show the steps"),
                 ("niso net repair", ""),
                 ("niso net repair --sweep", ""),
             ),

@@ -1,4 +1,4 @@
-"""What is called with services: the words of activate, deactivate, remove, restart, ps, inspect, logs, exec, port-forward."""
+"""Describe the commands that take services: activate, ps, logs, exec, port-forward and others."""
 
 from __future__ import annotations
 
@@ -7,52 +7,52 @@ from niso.cli.command import DRY_RUN, JSON, TIMEOUT, VERBOSE, Argument, Command,
 COMMANDS = (
     Command(
         "activate",
-        "set up the network of services and start them, all or none",
+        "start services with their networks, all or none",
         (
             Argument(
-                "what", "PATH|NAME", "a manifest, its folder, or a known service", "+", "package"
+                "what", "PATH|NAME", "a manifest, its folder or a known service", "+", "package"
             ),
         ),
         (TIMEOUT, DRY_RUN, VERBOSE, JSON),
-        "An argument with a / or ending in .toml is a manifest or its folder, else a known service, with the manifest of its "
-        "last activation, else a folder. Where something cannot be done, all is put back as it was. A service that is active "
-        "already gets what has changed in its manifest; the process is started anew only where it must be.",
+        "An argument that contains a / or ends in .toml is a manifest or its folder. Any other "
+        "argument is a known service, with the manifest of its last activation, or else a folder. "
+        "If anything fails, everything is rolled back. On an active service only the changes of "
+        "its manifest are applied; its process is restarted only if a change requires it.",
         (
             ("niso activate ./api", "a folder with a manifest.toml"),
             ("niso activate ./db ./cache ./api", "all or none"),
             ("niso activate api", "a known service"),
-            ("niso activate --dry-run ./api", "what it would do"),
+            ("niso activate --dry-run ./api", "show the steps"),
         ),
         (
-            ("0", "all are active, and healthy where they have a healthcheck"),
-            ("1", "nothing has changed"),
+            ("0", "all services are active and pass their health checks"),
+            ("1", "failed; nothing has changed"),
         ),
     ),
     Command(
         "deactivate",
-        "stop services and take down their networks",
+        "stop services and their networking",
         (Argument("names", "NAME", "an active service", "*", "active"),),
         (
-            Option(
-                "all", ("--all",), "all active services, those that share another's network first"
-            ),
+            Option("all", ("--all",), "stop all active services, sharers before their providers"),
             DRY_RUN,
             VERBOSE,
             JSON,
         ),
-        "A service keeps its addresses, logs and volumes for its next activation. What niso port-forward has published ends.",
-        (("niso deactivate api", "its address stays its own"), ("niso deactivate --all", "")),
+        "Addresses, logs and volumes are kept for the next activation. Ports published with niso "
+        "port-forward are withdrawn.",
+        (("niso deactivate api", "its address stays reserved"), ("niso deactivate --all", "")),
         (
-            ("0", "they are not active any more, or were not"),
-            ("1", "one of them cannot go, and none has gone"),
+            ("0", "none of the services is active"),
+            ("1", "one of them cannot be stopped; none was"),
         ),
     ),
     Command(
         "restart",
-        "end and start the process of services; the network stays",
+        "stop and start the process of services; the network stays up",
         (Argument("names", "NAME", "an active service", "+", "active"),),
         (VERBOSE, JSON),
-        "Namespace, addresses, published ports and what shares the network stay as they are.",
+        "Namespace, addresses, published ports and sharing services are not affected.",
         (("niso restart api", ""),),
     ),
     Command(
@@ -62,42 +62,46 @@ COMMANDS = (
             Argument(
                 "names",
                 "NAME",
-                "a known service; with --volumes one too that is long gone",
+                "a known service; with --volumes also a removed one",
                 "+",
                 "service",
             ),
         ),
-        (Option("volumes", ("--volumes",), "delete its named volumes too"), VERBOSE, JSON),
-        "Frees the addresses, and deletes the logs and niso's copy of the package. Named volumes stay, but for --volumes.",
-        (("niso remove api", ""), ("niso remove --volumes api", "and its data")),
+        (Option("volumes", ("--volumes",), "also delete the named volumes"), VERBOSE, JSON),
+        "Releases the addresses and deletes the logs and the copy of the package. Named volumes "
+        "are kept unless --volumes is given.",
+        (("niso remove api", ""), ("niso remove --volumes api", "with its data")),
     ),
     Command(
         "ps",
-        "list the known services and how they are",
+        "list known services and their status",
         (),
         (JSON,),
-        "STATUS is running, starting, restarting, exited (N), failed or inactive; HEALTH is what the healthcheck says, which "
-        "is asked now where its interval has passed. A process that has ended for good leaves its service active.",
+        "STATUS is running, starting, restarting, exited (N), failed or inactive. HEALTH is the "
+        "result of the health check, which runs now if its interval has passed. A service stays "
+        "active after its process has exited.",
         (("niso ps", ""), ("niso ps --json", "")),
     ),
     Command(
         "inspect",
-        "print all that niso knows of a service, as JSON",
+        "print everything about a service as JSON",
         (Argument("name", "NAME", "a known service", "", "service"),),
-        (Option("json", ("--json",), "the same: there is no other form"),),
+        (Option("json", ("--json",), "no effect: the output is always JSON"),),
         "",
         (("niso inspect api", ""),),
     ),
     Command(
         "logs",
-        "print what a service wrote",
+        "print the output of a service",
         (Argument("name", "NAME", "a known service", "", "service"),),
         (
-            Option("follow", ("-f", "--follow"), "go on as it writes, until it is removed"),
-            Option("lines", ("-n", "--lines"), "the last N lines only", "N", number=True),
-            Option("timestamps", ("-t", "--timestamps"), "an RFC 3339 time before each line"),
+            Option("follow", ("-f", "--follow"), "follow new output until the service is removed"),
+            Option("lines", ("-n", "--lines"), "print only the last N lines", "N", number=True),
+            Option(
+                "timestamps", ("-t", "--timestamps"), "start each line with its time (RFC 3339)"
+            ),
         ),
-        "At least the last 10 MB are kept, over restarts and deactivations too.",
+        "At least the last 10 MB are kept, across restarts and deactivations.",
         (("niso logs api -n 20", ""), ("niso logs api -f -t", "")),
     ),
     Command(
@@ -108,41 +112,48 @@ COMMANDS = (
             Argument("command", "-- CMD...", "the command and its arguments", "...", "nothing"),
         ),
         (),
-        "It has the service's namespaces, root file system, user, environment and limits; stdin, terminal, signals and exit "
-        "status pass through.",
+        "The command gets the service's namespaces, root file system, user, environment and "
+        "limits. Stdin, terminal, signals and exit status pass through.",
         (("niso exec api -- cat /etc/hosts", ""), ("niso exec api -- sh", "")),
         (
-            ("N", "the command's own"),
-            ("125", "niso could not run it"),
-            ("126", "it is not executable"),
-            ("127", "it is not found"),
-            ("128+N", "signal N ended it"),
+            ("N", "the exit status of the command"),
+            ("125", "niso could not run the command"),
+            ("126", "the command is not executable"),
+            ("127", "the command was not found"),
+            ("128+N", "the command was killed by signal N"),
         ),
     ),
     Command(
         "port-forward",
-        "publish one more port of an active service, without a restart",
+        "publish another port of an active service, without a restart",
         (
             Argument("name", "NAME", "an active service", "", "active"),
-            Argument("port", "PORT", "[ADDRESS:]HOST:CONTAINER[/PROTO], ranges too", "", "forward"),
+            Argument(
+                "port",
+                "PORT",
+                "[ADDRESS:]HOST:CONTAINER[/PROTO]; HOST and CONTAINER can be ranges",
+                "",
+                "forward",
+            ),
         ),
         (
-            Option("remove", ("--remove",), "take it away again", group="which"),
+            Option("remove", ("--remove",), "withdraw the port", group="which"),
             Option(
                 "replace",
                 ("--replace",),
-                "take the host port from the service that has it",
+                "take over the host port from another service",
                 group="which",
             ),
             VERBOSE,
             JSON,
         ),
-        "It survives a crash, a restart, an unchanged activate and a reboot, and ends with deactivate. --replace takes the host "
-        "port at all of its addresses; open connections live on.",
+        "A forward survives crashes, restarts, reboots and an unchanged activate; deactivate "
+        "withdraws it. --replace takes over the host port on all of its addresses; established "
+        "connections are kept.",
         (
-            ("niso port-forward api 9090:9090", "at once"),
+            ("niso port-forward api 9090:9090", ""),
             ("niso port-forward dns 127.0.0.1:53:53/udp", "from this host only"),
-            ("niso port-forward api-2 8080:8080 --replace", "from whoever has it"),
+            ("niso port-forward api-2 8080:8080 --replace", "take over the port"),
             ("niso port-forward api 9090:9090 --remove", ""),
         ),
     ),

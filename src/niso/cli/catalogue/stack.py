@@ -1,48 +1,50 @@
-"""The words of niso stack."""
+"""Describe niso stack."""
 
 from __future__ import annotations
 
 from niso.cli.command import DRY_RUN, JSON, TIMEOUT, VERBOSE, Argument, Command, Group, Option
 
-_DIR = Argument("dir", "DIR", "a folder with a stack.toml, or the file", "?", "folder", ".")
+_DIR = Argument("dir", "DIR", "a stack.toml or its folder", "?", "folder", ".")
 
 GROUP = Group(
     "stack",
-    "several services as one thing: up, down, status",
+    "manage the services of a stack.toml: up, down, status",
     (
         Command(
             "stack up",
-            "make everything be as stack.toml says, all or none",
+            "apply a stack.toml, all or nothing",
             (_DIR,),
             (TIMEOUT, DRY_RUN, VERBOSE, JSON),
-            "Makes the networks and activates the services in the order of what they need, in parallel where it can. Once more, it "
-            "applies what has changed in the file, and deactivates what has left it.",
+            "Creates the networks and activates the services in dependency order, in parallel "
+            "where possible. On an active stack it applies the changes of the file and deactivates "
+            "services that were removed from it. If anything fails, everything is rolled back.",
             (
                 ("niso stack up", "the stack.toml here"),
                 ("niso stack up ./shop", ""),
-                ("niso stack up --dry-run", "what it would do"),
+                ("niso stack up --dry-run", "show the steps"),
             ),
-            (("0", "everything is as the file says"), ("1", "nothing has changed")),
+            (("0", "the stack matches the file"), ("1", "failed; nothing has changed")),
         ),
         Command(
             "stack down",
             "deactivate all services of the stack",
             (_DIR,),
             (
-                Option("volumes", ("--volumes",), "delete the services' named volumes too"),
+                Option("volumes", ("--volumes",), "also delete the named volumes of the services"),
                 DRY_RUN,
                 VERBOSE,
                 JSON,
             ),
-            "Addresses, networks and, without --volumes, volumes stay; niso remove NAME forgets a service.",
+            "Addresses and networks are kept, and so are volumes unless --volumes is given. niso "
+            "remove NAME forgets a service.",
             (("niso stack down ./shop", ""),),
         ),
         Command(
             "stack status",
-            "list the services of the stack and how they are",
+            "list the services of the stack and their status",
             (_DIR,),
             (JSON,),
-            "The columns are those of niso ps.",
+            "The columns are the same as those of niso ps.",
             (("niso stack status ./shop", ""),),
         ),
     ),

@@ -1,4 +1,4 @@
-"""``python -m niso.cli.reference DOCS``: write docs/reference and docs/man (``./dev docs``)."""
+"""Write docs/reference and docs/man: ``python -m niso.cli.reference DOCS`` (``./dev docs``)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A page of the reference, and its two forms: Markdown for docs/reference, roff for man(1).
+"""Render pages of the reference as Markdown for docs/reference and as roff for man(1).
 
-In texts `` `code` `` is code in both.
+Texts mark code with backquotes.
 """
 
 from __future__ import annotations
@@ -13,21 +13,27 @@ from niso.base.lite_typing import NamedTuple
 
 
 class Heading(NamedTuple):
+    """A heading of level 1 or 2."""
+
     words: str
     level: int = 1
 
 
 class Text(NamedTuple):
+    """A paragraph."""
+
     words: str
 
 
 class Code(NamedTuple):
+    """A block of code."""
+
     text: str
     language: str = ""
 
 
 class Terms(NamedTuple):
-    """Words and what they mean."""
+    """A list of (term, description)."""
 
     rows: tuple[tuple[str, str], ...]
 
@@ -36,7 +42,10 @@ Block = Heading | Text | Code | Terms
 
 
 class Page(NamedTuple):
-    """``name`` is one word, ``does`` completes ``name - ``; ``also`` are other pages, ``niso-net(1)``."""
+    """A man page.
+
+    ``does`` completes ``name - ``; ``also`` are other pages, such as ``niso-net(1)``.
+    """
 
     name: str
     section: int
@@ -45,13 +54,14 @@ class Page(NamedTuple):
     also: tuple[str, ...] = ()
 
 
-GENERATED = "./dev docs writes this page from the code"
+GENERATED = "generated from the code by ./dev docs"
 
 
-# --- Markdown --------------------------------------------------------------------------------------------------------
+# --- Markdown --------------------------------------------------------------------------------
 
 
 def markdown(title: str, blocks: Iterable[Block]) -> str:
+    """Return a page as Markdown."""
     parts = [f"<!-- {GENERATED} -->", f"# {title}"]
     for block in blocks:
         match block:
@@ -60,7 +70,7 @@ def markdown(title: str, blocks: Iterable[Block]) -> str:
             case Text(words):
                 parts.append(
                     textwrap.fill(
-                        _marked(words), 120, break_on_hyphens=False, break_long_words=False
+                        _marked(words), 100, break_on_hyphens=False, break_long_words=False
                     )
                 )
             case Code(text, language):
@@ -83,7 +93,7 @@ def _cell(words: str) -> str:
 
 
 def _marked(words: str) -> str:
-    """What is no code and has a meaning in Markdown is escaped."""
+    """Escape Markdown characters outside code."""
     pieces = words.split("`")
     plain = [
         re.sub(r"([*<>\[\]|])", r"\\\1", piece) if i % 2 == 0 else piece
@@ -92,10 +102,11 @@ def _marked(words: str) -> str:
     return "`".join(plain)
 
 
-# --- roff ------------------------------------------------------------------------------------------------------------
+# --- roff ------------------------------------------------------------------------------------
 
 
 def man(page: Page, version: str) -> str:
+    """Return a page as roff."""
     parts = [
         f'.\\" {GENERATED}',
         f'.TH {page.name.upper()} {page.section} "" "niso {version}"',
@@ -105,9 +116,8 @@ def man(page: Page, version: str) -> str:
     for block in page.blocks:
         match block:
             case Heading(words, level):
-                parts.append(
-                    f".S{'H' if level == 1 else 'S'} {_roff(words.upper() if level == 1 else words)}"
-                )
+                macro, title = (".SH", words.upper()) if level == 1 else (".SS", words)
+                parts.append(f"{macro} {_roff(title)}")
             case Text(words):
                 parts += [".PP", _lines(_bold(words))]
             case Code(text, _):
@@ -123,14 +133,14 @@ def man(page: Page, version: str) -> str:
                 for term, meaning in rows:
                     parts += [".TP", f"\\fB{_roff(term)}\\fR", _lines(_bold(meaning)) or "\\&"]
     if page.also:
-        names = [_roff(each) for each in page.also]
+        names = [_roff(name) for name in page.also]
         parts += [".SH SEE ALSO", ",\n".join(f"\\fB{name[:-3]}\\fR{name[-3:]}" for name in names)]
-    # a paragraph that begins a section has no macro of its own
+    # the first paragraph of a section needs no macro
     return re.sub(r"(\n\.S[HS] [^\n]*)\n\.PP\n", r"\1\n", "\n".join(parts)) + "\n"
 
 
 def _roff(text: str) -> str:
-    """Letters that troff would read as a request, or show as another letter than was meant."""
+    """Escape characters that troff interprets or replaces."""
     for letter, shown in (
         ("\\", "\\e"),
         ("-", "\\-"),
@@ -150,7 +160,7 @@ def _bold(text: str) -> str:
 
 def _lines(text: str) -> str:
     folded = textwrap.wrap(text, 80, break_on_hyphens=False, break_long_words=False)
-    return "\n".join(_line(each) for each in folded)
+    return "\n".join(_line(line) for line in folded)
 
 
 def _line(text: str) -> str:

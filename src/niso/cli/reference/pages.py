@@ -1,4 +1,4 @@
-"""Every page of the reference, by its place below docs."""
+"""List the pages of the reference."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from niso.cli.reference.document import man, markdown
 
 
 def pages() -> dict[str, str]:
-    found = {
+    """Return path below docs -> text."""
+    texts = {
         "reference/commands.md": markdown("Commands", commands.page_blocks()),
-        "reference/json.md": markdown("What --json prints", results.page_blocks()),
+        "reference/json.md": markdown("JSON output", results.page_blocks()),
         "reference/manifest.md": markdown("manifest.toml", toml_files.manifest_blocks()),
         "reference/stack.md": markdown("stack.toml", toml_files.stack_blocks()),
     }
     for page in (*commands.manuals(), *toml_files.manuals()):
-        found[f"man/{page.name}.{page.section}"] = man(page, __version__)
-    return found
+        texts[f"man/{page.name}.{page.section}"] = man(page, __version__)
+    return texts

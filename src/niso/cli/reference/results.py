@@ -1,7 +1,4 @@
-"""What --json prints, by command: the types of the API are its schema, their docstrings its words.
-
-Times are RFC 3339 in UTC, sizes bytes, durations seconds.
-"""
+"""Generate the reference of --json from the result types of the API and their docstrings."""
 
 from __future__ import annotations
 
@@ -14,8 +11,8 @@ from niso.api.as_json import JOINED, KEYS, PYTHON_ONLY
 from niso.base.lite_typing import NamedTuple
 from niso.cli.reference.document import Block, Heading, Terms, Text
 
-ONLY = "; only where "
-"""Begins, in the words of a field, what must be so for the field to be there."""
+ONLY = "; only "
+"""Separates the description of a field from the condition for its presence."""
 
 _KINDS = {
     "str": "string",
@@ -29,9 +26,11 @@ _KINDS = {
 
 
 class Field(NamedTuple):
-    """``type`` is string, integer, number, boolean, object or array; ``of`` what an object, or an array's objects, have.
+    """A JSON field.
 
-    ``null`` says that it can be null, ``when`` that it is there only then.
+    ``type`` is string, integer, number, boolean, object or array. ``of`` are the fields of an
+    object, or of the objects in an array. ``null`` says whether it can be null, ``when`` is the
+    condition for its presence.
     """
 
     name: str
@@ -43,7 +42,7 @@ class Field(NamedTuple):
 
 
 class Result(NamedTuple):
-    """``shape`` is object, array (of objects), or lines (an object each)."""
+    """The output of a command: ``shape`` is object, array (of objects) or lines (of objects)."""
 
     shape: str
     fields: tuple[Field, ...]
@@ -51,16 +50,19 @@ class Result(NamedTuple):
 
 
 def fields(module: str, name: str) -> tuple[Field, ...]:
-    """The JSON fields of a result, ``name`` of niso.api's ``module``: of its annotations and their docstrings."""
+    """Return the JSON fields of a result, class ``name`` of module ``niso.api.<module>``.
+
+    They come from its annotations and the docstrings below them.
+    """
     source = importlib.import_module(f"niso.api.{module}")
     tree = ast.parse(inspect.getsource(source))
     defined = next(
-        (each for each in tree.body if isinstance(each, ast.ClassDef) and each.name == name), None
+        (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None
     )
-    if defined is None:  # imported there from another module
+    if defined is None:  # imported from another module
         origin = getattr(source, name).__module__
         return fields(origin.removeprefix("niso.api."), name)
-    found: list[Field] = []
+    result: list[Field] = []
     for place, line in enumerate(defined.body):
         if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name):
             continue
@@ -72,31 +74,31 @@ def fields(module: str, name: str) -> tuple[Field, ...]:
         if field in PYTHON_ONLY:
             continue
         if field in JOINED and inner:
-            found += of
+            result += of
             continue
         after = defined.body[place + 1] if place + 1 < len(defined.body) else None
         words, _, when = _text(after).partition(ONLY)
         type_ = _KINDS.get(kind, "object")
-        found.append(
+        result.append(
             Field(KEYS.get(field, field), type_, words, of, null and not _is_optional(line), when)
         )
-    return tuple(found)
+    return tuple(result)
 
 
 def _without_none(annotation: ast.expr) -> tuple[ast.expr, bool]:
-    """``str | None`` as ``str`` and True."""
+    """Split ``str | None`` into ``str`` and True."""
     if isinstance(annotation, ast.BinOp) and ast.unparse(annotation.right) == "None":
         return annotation.left, True
     return annotation, False
 
 
 def _is_optional(line: ast.AnnAssign) -> bool:
-    """Whether None is the default: such a field is left out in place of null."""
+    """Return whether None is the default: the field is then left out instead of null."""
     return line.value is not None and ast.unparse(line.value) == "None"
 
 
 def _class_of(base: ast.expr) -> str:
-    """The result that a field is, or a tuple's items are; '' where it is none."""
+    """Return the result class of a field or of a tuple's items; '' if there is none."""
     text = ast.unparse(base).removeprefix("tuple[").removesuffix(", ...]")
     return text if text.isidentifier() and text[0].isupper() and text != "Any" else ""
 
@@ -133,7 +135,7 @@ RESULTS: dict[str, Result] = {
     "net stats": Result(
         "array",
         fields("packets", "Stats"),
-        "A number is null where the kernel does not have what counts it.",
+        "A counter is null if the kernel lacks the object that counts.",
     ),
     "net log": Result("lines", fields("packets", "Drop")),
     "net check": _array("upkeep", "Finding"),
@@ -148,28 +150,31 @@ RESULTS: dict[str, Result] = {
 
 
 def page_blocks() -> Iterator[Block]:
-    """docs/reference/json.md."""
+    """Return the contents of docs/reference/json.md."""
     yield Text(
-        "With `--json` a command prints one JSON value: an array of objects (`[]` where there is nothing), an object, or an object a "
-        "line. Times are RFC 3339 in UTC, sizes bytes, durations seconds. Keys stay: new ones may come, none goes or changes its type "
-        "within a major version. `--dry-run` prints its steps as text."
+        "With `--json` a command prints an array of objects (can be `[]`), an object, or one "
+        "object per line. Times are RFC 3339 in UTC, sizes are in bytes, durations in seconds. "
+        "Within a major version keys can be added, but are not removed and do not change their "
+        "type. `--dry-run` always prints text."
     )
     yield Heading("Errors")
-    yield Text("On stderr, one object a line; the exit status is the same as without `--json`.")
+    yield Text("On stderr, one object per line. The exit status is the same as without `--json`.")
     yield Terms(
         (
-            ("error: object", "the whole of it"),
-            ("error.message: string", "what is wrong"),
+            ("error: object", "the error"),
+            ("error.message: string", "the message"),
             ("error.hint: string or null", "the next step"),
-            ("error.key: string or null", "the key of a manifest, as network.ports[1]"),
+            ("error.key: string or null", "path of a manifest key, such as network.ports[1]"),
         )
     )
     for name, result in RESULTS.items():
         yield Heading(f"niso {name}")
         yield Text(
-            {"array": "An array of objects.", "object": "An object.", "lines": "An object a line."}[
-                result.shape
-            ]
+            {
+                "array": "An array of objects.",
+                "object": "An object.",
+                "lines": "One object per line.",
+            }[result.shape]
         )
         if result.note:
             yield Text(result.note)
@@ -180,10 +185,10 @@ def _rows(fields: tuple[Field, ...], above: str) -> Iterator[tuple[str, str]]:
     for field in fields:
         kind = {"array": "array of objects" if field.of else "array"}.get(field.type, field.type)
         words = "; ".join(
-            each for each in (field.words, f"only where {field.when}" if field.when else "") if each
+            text for text in (field.words, f"only {field.when}" if field.when else "") if text
         )
         yield f"{above}{field.name}: {kind}{' or null' if field.null else ''}", words
-        if field.of and field.name != "other_family":  # it has what its object has
+        if field.of and field.name != "other_family":  # same fields as its parent
             yield from _rows(
                 field.of, f"{above}{field.name}{'[]' if field.type == 'array' else ''}."
             )

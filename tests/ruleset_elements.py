@@ -1,0 +1,85 @@
+"""Elements of every kind that niso's sets and maps can hold, for tests of the ruleset."""
+
+from __future__ import annotations
+
+from niso.base import names
+from niso.kernel.kinds.element import Element
+from niso.manifest.parse_policy import parse_entry
+from niso.plan import nft, policy_maps
+from niso.plan.records import Member, Policed, Policy, Port, Subnet
+
+ODD_NAMES = (
+    "a",
+    "a0",
+    "a-9",
+    "x" * 63,
+    "a" + "-" * 61 + "z",
+    "n1-2-3",
+    "inet",
+    "table",
+    "set",
+    "add",
+    "comment",
+    "drop",
+)
+
+SYSCTLS = [
+    ("net/ipv4/ip_forward", "0"),
+    ("net/ipv6/conf/all/forwarding", "1"),
+    ("net/ipv6/conf/eth0.5/accept_ra", "1"),
+    ("net/ipv6/conf/a23456789012345/force_forwarding", "0"),
+]
+"""Sysctls and what they were before, as the set ``before`` keeps them."""
+
+
+def all_elements(service: str, network: str, number: int = 0) -> list[Element]:
+    """Return every kind of element that a service on a network can bring, of both families."""
+    link = names.veth(service, network, number + 1)
+    mac = names.mac(service, network, "0123abcd")
+    four, six = f"10.{number}.0.2", f"fd00:{number:x}::2"
+    subnets = (
+        Subnet(4, f"10.{number}.0.0/24", f"10.{number}.0.1"),
+        Subnet(6, f"fd00:{number:x}::/64", f"fd00:{number:x}::1"),
+    )
+    first = 1000 + 10 * number
+    ports = (
+        Port("", 1 + number, 65535, "tcp"),
+        Port("0.0.0.0", 60000 + number, 1, "udp"),
+        Port("::", 60000 + number, 1, "tcp"),
+        Port("", 50000 + number, 1, "sctp"),
+        Port("192.0.2.1", 50000 + number, 1, "tcp"),
+        Port("2001:db8::1", 50000 + number, 1, "tcp"),
+        Port("127.0.0.1", first, first, "udp", 10),
+        Port("2001:db8::1", first, first, "udp", 10),
+        Port("", first, first, "sctp", 10),
+        Port("", first, first + 1, "tcp", 10),
+    )
+    return [
+        *nft.network(network, names.bridge(network), subnets, internal=True),
+        *nft.endpoint(service, link, mac, (four, six)),
+        *(element for port in ports for element in nft.published(service, port, (four, six))),
+        *(
+            element
+            for port in ports
+            for element in nft.published_on(service, port, names.bridge(network), (four, six))
+        ),
+        *nft.hairpin(service, ((four, subnets[0].gateway), (six, subnets[1].gateway))),
+    ]
+
+
+def policy_elements() -> list[Element]:
+    """Return the elements of a policy with something in each part."""
+    written = [
+        *("db/icmp", "db:80/tcp", "db:90-95", "10.0.0.0/8:80", "[fd00::/8]:90-95"),
+        *("0.0.0.0/0:80", "[::/0]:80", "0.0.0.0/0:9-10", "[::/0]:9-10"),
+    ]
+    ingress = tuple(
+        parse_entry(text, f"network.policy.allow_from[{i}]", False)
+        for i, text in enumerate(written)
+    )
+    egress = tuple(
+        parse_entry(text, f"network.policy.egress.allow[{i}]", True)
+        for i, text in enumerate(written)
+    )
+    own = Policed("api", ("10.99.1.2", "fd00::2"), Policy(allow_from=ingress, egress_allow=egress))
+    return policy_maps.elements(own, [Member("service", "db", ("10.99.1.3", "fd00::3"))])
