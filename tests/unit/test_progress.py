@@ -68,12 +68,10 @@ def test_thread_begins_with_what_may_be_slow() -> None:
 )
 def test_options_show_every_line(
     capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
     options: dict[str, bool],
     out: str,
     err: str,
 ) -> None:
-    monkeypatch.setattr(locks, "told", None)  # other tests of this process set it
     with progress(**options) as report:
         report(Starting("api", ("sleep", "1")))
         report(Command("nft 'a'\nnft 'b'"))
