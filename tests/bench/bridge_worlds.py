@@ -31,7 +31,7 @@ class Policies(NisoWorld):
         more = timed(lambda: self._activate([3]))
         folder = self._package(3, "extra")
         attach = timed(lambda: self.activate([folder]))
-        detach = timed(lambda: deactivate.deactivate(self.store, ["extra"]))
+        detach = timed(lambda: deactivate.deactivate(self.machine, ["extra"]))
         return {
             "peer taken out": less,
             "peer put in": more,
@@ -116,7 +116,7 @@ class NoPolicy(Bridged, NisoWorld):
     def fill(self, ports: int) -> float:
         write("/proc/sys/net/bridge/bridge-nf-call-iptables", "0")
         folders = [package("server0", [], "inside", self.rules), package("client0", [], "inside")]
-        done = activate.activate(self.store, find_targets(self.store, folders), 60)
+        done = activate.activate(self.machine, find_targets(self.store, folders), 60)
         self.target, self.source = (each.addresses[0] for each in done)
         return 0.0
 

@@ -99,9 +99,11 @@ class World:
     """Services without processes, by this process, and single ones with a process, by the command."""
 
     def __init__(self) -> None:
+        from niso.services import machine
         from niso.store.store import Store
 
         self.store = Store.open()
+        self.machine = machine.real(self.store)
         _niso("net", "create", NETWORK, "--subnet", SUBNET)
         self._names: list[str] = []
 
@@ -119,7 +121,7 @@ class World:
         from niso.commands import deactivate
 
         with _without_processes():
-            deactivate.remove(self.store, self._names)
+            deactivate.remove(self.machine, self._names)
         self._names = []
 
     def one(self) -> Iterator[tuple[str, float]]:
@@ -158,12 +160,12 @@ class World:
         from niso.commands import activate
         from niso.services.targets import find_targets
 
-        activate.activate(self.store, find_targets(self.store, folders), 60)
+        activate.activate(self.machine, find_targets(self.store, folders), 60)
 
     def _deactivate(self, names: list[str]) -> None:
         from niso.commands import deactivate
 
-        deactivate.deactivate(self.store, names)
+        deactivate.deactivate(self.machine, names)
 
 
 def profile(what: str, count: int, rounds: int) -> None:

@@ -65,7 +65,7 @@ def measure(count: int, profile: str | None) -> None:
     from niso.commands import activate as activation
     from niso.commands import deactivate as deactivation
     from niso.runtime import process, status
-    from niso.services import start
+    from niso.services import machine, start
     from niso.services.targets import find_targets
     from niso.store.store import Store
 
@@ -79,12 +79,13 @@ def measure(count: int, profile: str | None) -> None:
     names = [f"s{number:03}" for number in range(count)]
     folders = [package(name, number) for number, name in enumerate(names)]
     store = Store.open()
+    host = machine.real(store)
 
     def activate(some: list[str]) -> None:
-        activation.activate(store, find_targets(store, some), 60)
+        activation.activate(host, find_targets(store, some), 60)
 
     def deactivate(some: list[str]) -> None:
-        deactivation.deactivate(store, some)
+        deactivation.deactivate(host, some)
 
     activate(folders)  # packages are copied once
     deactivate(names)

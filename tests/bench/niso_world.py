@@ -28,6 +28,7 @@ class NisoWorld(World):
         super().__init__(flows)
         self.control = control.World()
         self.store = self.control.store
+        self.machine = self.control.machine
         control._without_processes().__enter__()
         self._next = 50_000
 
@@ -54,7 +55,7 @@ class NisoWorld(World):
         self.activate([package(name, mappings) for name, mappings in plan.items()])
 
     def activate(self, folders: list[str]) -> None:
-        activation.activate(self.store, find_targets(self.store, folders), 60)
+        activation.activate(self.machine, find_targets(self.store, folders), 60)
 
     def in_service(self, name: str) -> list[str]:
         return ["ip", "netns", "exec", f"niso-{name}"]
@@ -75,7 +76,7 @@ class NisoWorld(World):
         added = timed(lambda: self.activate([folder]))
         return {
             "publish": added,
-            "withdraw": timed(lambda: deactivate.deactivate(self.store, ["extra"])),
+            "withdraw": timed(lambda: deactivate.deactivate(self.machine, ["extra"])),
         }
 
     def one_more(self, way: str) -> dict[str, float]:
@@ -88,10 +89,10 @@ class NisoWorld(World):
         return self._forward(Port("", self._next, 81, "tcp"))
 
     def _forward(self, port: Port) -> dict[str, float]:
-        added = timed(lambda: port_forward.port_forward(self.store, "first", port))
+        added = timed(lambda: port_forward.port_forward(self.machine, "first", port))
         return {
             "publish": added,
-            "withdraw": timed(lambda: port_forward.port_unforward(self.store, "first", port)),
+            "withdraw": timed(lambda: port_forward.port_unforward(self.machine, "first", port)),
         }
 
 

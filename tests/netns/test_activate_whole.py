@@ -155,8 +155,8 @@ def _no_address_left(lab: Lab) -> str:
         (_port_of_service, ["network.ports[0]", "host port 7000/tcp is published by 'base'"]),
         (_static_taken, ["network.ip", "10.99.0.2 is leased to service 'base'"]),
         (_name_taken, ["network.aliases", "'www' is held by service 'base'"]),
-        (_foreign_bridge, ["link 'niso-new'", "not this niso's own"]),
-        (_foreign_netns, ["network namespace 'niso-api'", "not this niso's own"]),
+        (_foreign_bridge, ["link 'niso-new'", "does not belong to this niso"]),
+        (_foreign_netns, ["network namespace 'niso-api'", "does not belong to this niso"]),
         (
             _no_address_left,
             ["network 'tiny' (10.50.0.0/30) has no free address", "niso remove", "full"],

@@ -54,5 +54,5 @@ def test_what_no_name_can_be_is_told_in_what_a_terminal_can_show(lab: Lab) -> No
     )  # more lines than can be counted are all
     folder, odd = idle(lab, "web"), "/tmp/caf\udce9"
     lab.run("mv", folder, odd)
-    assert "its path is not UTF-8" in refused(lab, "activate", ".", cwd=odd)
+    assert "the path is not UTF-8" in refused(lab, "activate", ".", cwd=odd)
     assert "web" not in lab.niso("ps").stdout

@@ -203,7 +203,7 @@ def test_new_network_is_plugged_in_while_the_process_runs_and_connections_live_o
     )
     folder = echo(lab, "api", network={"networks": ["backend", "frontend"], "ports": ["8080:80"]})
     steps = shown(folder)
-    assert steps[-1] == "switch api to the hosts file backend+frontend" and "stop api" not in steps
+    assert steps[-1] == "mount the hosts file backend+frontend in api" and "stop api" not in steps
     assert known.same_process() and known.same_network() and own.lives() and published.lives()
     assert inside(lab, "api", "eth1")["addr_info"][0]["local"].startswith("10.99.2.")
     assert answer(
