@@ -32,7 +32,7 @@ class Killed(BaseException):
 
 
 class World:
-    """A context manager. Its services run /bin/true's copy, so to speak: their processes are fakes that stay until told."""
+    """A context manager: a host with packages below ``folder``. Nothing runs their executables."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

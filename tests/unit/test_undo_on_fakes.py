@@ -1,6 +1,6 @@
 """Commands that fail, or whose process is killed, at each of their steps, on a kernel and processes in memory.
 
-An activation, a port-forward and a stack leave all as it was; a teardown leaves what the store says, and comes to its end when
+An activation, a restart, a port-forward and a stack leave all as it was; a teardown leaves what the store says, and comes to its end when
 it is tried again.
 """
 
@@ -104,8 +104,8 @@ def restarted(world: World) -> Command:
     return lambda: restart.restart(world.machine, ["api", "db"])
 
 
-UNDONE: list[Scene] = [new, changed, rehosted, several, stack_up, forwarded, unforwarded]
-FINISHED: list[Scene] = [deactivated, last, removed, stack_down, restarted]
+UNDONE: list[Scene] = [new, changed, rehosted, several, stack_up, forwarded, unforwarded, restarted]
+FINISHED: list[Scene] = [deactivated, last, removed, stack_down]
 
 
 Look = Callable[[World, Command, object], None]
