@@ -127,6 +127,7 @@ def _change(machine: Machine, come: _Moved, go: _Moved, report: Report) -> None:
     """
     store = machine.store
     with store.transaction():
+        published = {service: store.published_row(service) for service, _ in come}
         rows = [row for service, port in go for row in store.take_port(service, port)]
         for service, port in come:
             store.add_forward(service, port)
@@ -139,6 +140,8 @@ def _change(machine: Machine, come: _Moved, go: _Moved, report: Report) -> None:
             for service, port in come:
                 store.take_port(service, port)
             store.put_port_rows(rows)
+            for service, row in published.items():
+                store.put_published_row(service, row)
         _carry_out(machine, [*come, *go], _elements(store, come), report, teardown=True)
         raise
 

@@ -211,6 +211,19 @@ class PortRows:
             (service,),
         )
 
+    def published_row(self, service: str) -> tuple[object, ...] | None:
+        """What `note_published` has noted of a service, for `put_published_row`."""
+        row: tuple[object, ...] | None = self._db.execute(
+            "SELECT * FROM published WHERE service=?", (service,)
+        ).fetchone()
+        return row
+
+    def put_published_row(self, service: str, row: tuple[object, ...] | None) -> None:
+        """Undo `note_published`: nothing was published after all."""
+        self._db.execute("DELETE FROM published WHERE service=?", (service,))
+        if row is not None:
+            self._db.execute("INSERT INTO published VALUES (?, ?, ?)", row)
+
     def take_port(self, service: str, port: Port) -> list[tuple[object, ...]]:
         """Delete a port of a service. Return its row, for `put_port_rows`."""
         return self._db.execute(

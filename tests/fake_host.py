@@ -1,0 +1,198 @@
+"""A host in memory for tests of commands: `World` has packages on disk, a store, and a kernel and processes that are fakes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pytest
+from stored import TemporaryStore, dump
+
+from niso.base import failpoint, paths
+from niso.base.errors import NisoError
+from niso.commands import activate, check, stack
+from niso.commands.activate import Outcome
+from niso.kernel.fake import Fake
+from niso.kernel.state import State
+from niso.reconcile import converge
+from niso.runtime.fake_processes import FakeProcesses
+from niso.services import machine, targets
+from niso.store.store import Store
+
+
+class Killed(BaseException):
+    """The end of the process that runs a command."""
+
+
+class World:
+    """A context manager: a host with packages below ``folder``. Nothing runs their executables."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._stored = TemporaryStore()
+
+    def __enter__(self) -> World:
+        self._use(self._stored.__enter__())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.store.close()
+        self._stored.__exit__(kind, error, at)
+        shutil.rmtree(paths.run_dir(), ignore_errors=True)
+
+    def _use(self, store: Store) -> None:
+        self.store = store
+        self.machine = machine.fake(store)
+        assert isinstance(self.machine.kernel, Fake)
+        assert isinstance(self.machine.processes, FakeProcesses)
+        self.kernel, self.processes = self.machine.kernel, self.machine.processes
+        self.kernel.strict = True
+
+    def reopen(self) -> None:
+        """Let the next command be another process: it opens the store again."""
+        self.store = Store.open()
+        self.machine = self.machine._replace(store=self.store)
+
+    # --- what commands are given ---
+
+    def package(self, name: str, **tables: dict[str, Any]) -> str:
+        """Write a package with an executable; return its manifest's path."""
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        run = folder / "run"
+        if not run.exists():
+            run.write_text("#!/bin/sh\nexec sleep 60\n")
+            run.chmod(0o755)
+        every = {
+            "package": {"name": name, "version": "1"},
+            "binary": {"entrypoint": "run"},
+            **tables,
+        }
+        path = folder / "manifest.toml"
+        path.write_text("".join(map(_table, every.items())))
+        return str(path)
+
+    def stack(self, *services: str, name: str = "shop", **networks: str) -> str:
+        """Write a stack.toml of services, each after the one before, and networks with their subnets."""
+        text = _table(("stack", {"name": name}))
+        text += "".join(_table((f"networks.{n}", {"subnet": cidr})) for n, cidr in networks.items())
+        for before, service in zip((None, *services), services, strict=False):
+            text += f'[[service]]\nname = "{service}"\npackage = "./{service}"\n'
+            text += f'depends_on = {{ {before} = "started" }}\n' if before else ""
+        path = self.folder / "stack.toml"
+        path.write_text(text)
+        return str(path)
+
+    def activate(self, *arguments: str, **more: Any) -> list[Outcome]:
+        found = targets.find_targets(self.store, arguments)
+        return activate.activate(self.machine, found, 5.0, **more)
+
+    def up(self, path: str) -> stack.Up:
+        return stack.up(self.machine, stack.load(path), 5.0)
+
+    def ports(self, service: str) -> list[str]:
+        return [port.text for _, port in self.store.ports(service)]
+
+    # --- what there is ---
+
+    def picture(self) -> tuple[object, ...]:
+        """Return all that a command that fails must leave as it was."""
+        sysctls = {key: value for key, value in self.kernel.sysctls.items() if value != "0"}
+        processes = {
+            name: (run.spec, run.state, run.shown, run.stopping)
+            for name, run in self.processes.current.items()
+        }
+        kept = Path(paths.state_dir()) / "packages"
+        copies = sorted(str(path) for path in kept.glob("*/*"))
+        state = self.kernel.everything(State())
+        return dump(self.store), self.store.intents(), state, sysctls, processes, copies
+
+    def assert_whole(self) -> None:
+        """The kernel has what the store says and nothing else, each process is as it should be, and nothing is half done."""
+        assert self.store.intents() == []
+        steps, want, have, foreign = converge.compare(self.kernel, self.store)
+        assert steps == []
+        assert foreign == {}
+        assert State.of_kinds(lambda kind: want[kind.thing]) == have
+        assert self.kernel.unguarded() == []
+        assert [finding.text() for finding in check.check(self.machine)] == []
+        assert sorted(self.store.active_services()) == self.processes.services()
+
+
+def _table(named: tuple[str, dict[str, Any]]) -> str:
+    name, values = named
+    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    return "\n".join((f"[{name}]", *lines, ""))
+
+
+class Steps:
+    """Numbers the steps of a command: those of the kernel, of processes, of files, and the store's commits. One can break.
+
+    ``kills``: at that step the command's process ends, and nothing that it does afterwards has an effect.
+    """
+
+    def __init__(self, world: World, number: int, kills: bool = False) -> None:
+        self.world, self.number, self.kills = world, number, kills
+        self.passed: list[str] = []
+        self.is_dead = False
+        self._patch = pytest.MonkeyPatch()
+
+    def __enter__(self) -> Steps:
+        self.world.kernel.fail = lambda step: errno.ENOMEM * self._breaks(step.describe())
+        self.world.processes.fail = self._breaks
+        self._patch.setattr(failpoint, "hit", self._point)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._patch.undo()
+        self.world.kernel.fail = lambda step: 0
+        self.world.processes.fail = lambda what: False
+
+    @property
+    def has_broken(self) -> bool:
+        return len(self.passed) >= self.number
+
+    def _point(self, name: str) -> None:
+        if self._breaks(name):
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), name)
+
+    def _breaks(self, words: str) -> bool:
+        if self.is_dead:
+            raise Killed
+        self.passed.append(words.splitlines()[0])
+        if len(self.passed) != self.number:
+            return False
+        if self.kills:
+            self.is_dead = True
+            self.world.store.close()  # an open transaction ends with its process
+            raise Killed
+        return True
+
+    def run(self, command: Callable[[], object]) -> bool:
+        """Run a command; return whether it came to its end without an error."""
+        try:
+            with self:
+                command()
+        except (Killed, sqlite3.Error):
+            if not self.is_dead:
+                raise
+        except (NisoError, OSError):
+            if self.is_dead or not self.has_broken:
+                raise
+        else:
+            return True
+        if self.is_dead:
+            self.world.reopen()
+        return False

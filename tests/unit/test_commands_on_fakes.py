@@ -1,0 +1,380 @@
+"""Commands on a kernel and processes in memory: what they do, and that all is as the store says after each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fake_host import World
+
+from niso.base import names
+from niso.base.errors import Conflict, NotFound, ProcessError
+from niso.commands import port_forward, repair, restart, stack
+from niso.commands.check import check
+from niso.commands.deactivate import deactivate, remove
+from niso.kernel.kinds.setting import FORWARDING
+from niso.kernel.sockdiag import Listener
+from niso.plan.records import Port
+
+WEB = {"ports": ["8080:80"]}
+MORE = Port("", 9090, 80, "tcp")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as made:
+        yield made
+
+
+def pid(world: World, service: str) -> int | None:
+    return world.processes.status(service).pid
+
+
+# --- activate --------------------------------------------------------------------------------------------------------
+
+
+def test_new_service_has_all_that_its_manifest_names(world: World) -> None:
+    (outcome,) = world.activate(world.package("api", network=WEB))
+    assert outcome.changed
+    assert world.ports("api") == ["8080:80"]
+    assert outcome.addresses
+    assert names.netns("api") in world.kernel.netns
+    assert pid(world, "api")
+    world.assert_whole()
+
+
+def test_unchanged_service_takes_no_step(world: World) -> None:
+    manifest = world.package("api", network=WEB)
+    world.activate(manifest)
+    before, done = world.picture(), len(world.kernel.done)
+    ran = list(world.processes.done)
+    (outcome,) = world.activate(manifest)
+    assert not outcome.changed
+    assert (world.kernel.done[done:], world.processes.done) == ([], ran)
+    assert world.picture() == before
+
+
+def test_new_port_leaves_the_process_alone(world: World) -> None:
+    world.activate(world.package("api", network=WEB))
+    first = pid(world, "api")
+    (outcome,) = world.activate(world.package("api", network={"ports": ["8081:80"]}))
+    assert outcome.changed
+    assert world.ports("api") == ["8081:80"]
+    assert pid(world, "api") == first
+    world.assert_whole()
+
+
+def test_new_network_is_shown_to_the_running_process(world: World) -> None:
+    world.activate(world.package("api"))
+    first = pid(world, "api")
+    world.activate(world.package("api", network={"networks": ["front", "back"]}))
+    assert pid(world, "api") == first
+    assert set(world.store.network_names()) == {"front", "back"}
+    assert set(world.kernel.bridges) == {names.bridge("front"), names.bridge("back")}
+    world.assert_whole()
+
+
+def test_new_environment_starts_the_process_anew(world: World) -> None:
+    world.activate(world.package("api"))
+    first = pid(world, "api")
+    world.activate(world.package("api", environment={"LEVEL": "debug"}))
+    assert pid(world, "api") != first
+    world.assert_whole()
+
+
+def test_several_services_know_each_other_by_name(world: World) -> None:
+    outcomes = world.activate(world.package("api"), world.package("db"))
+    assert [outcome.service for outcome in outcomes] == ["api", "db"]
+    (lines,) = world.kernel.hosts.values()
+    known = {name for line in lines for name in line.names.split()}
+    assert {"api", "db"} <= known
+    world.assert_whole()
+
+
+def test_network_is_made_with_the_first_service_and_goes_with_the_last(world: World) -> None:
+    world.activate(world.package("api", network={"network": "front"}))
+    assert world.store.network_names() == ["front"]
+    assert names.bridge("front") in world.kernel.bridges
+    remove(world.machine, ["api"])
+    assert world.store.network_names() == []
+    assert not world.kernel.bridges
+    world.assert_whole()
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_port_that_another_has_leaves_nothing(world: World, listens: bool) -> None:
+    if listens:
+        world.kernel.listening["tcp"] = [Listener(4, "0.0.0.0", 8080, 7)]
+    else:
+        world.activate(world.package("db", network=WEB))
+    before = world.picture()
+    with pytest.raises(Conflict, match="host port 8080"):
+        world.activate(world.package("api", network={**WEB, "network": "front"}))
+    assert world.picture() == before
+    assert world.store.service("api") is None
+    world.assert_whole()
+
+
+def test_one_that_cannot_keeps_all_from_starting(world: World) -> None:
+    before = world.picture()
+    world.processes.dies["db"] = 3
+    with pytest.raises(ProcessError, match="ended at once"):
+        world.activate(world.package("api"), world.package("db"))
+    assert world.picture() == before
+    world.assert_whole()
+
+
+def test_unhealthy_one_is_undone_to_what_it_was(world: World) -> None:
+    world.activate(world.package("api", network=WEB))
+    before = world.picture()
+    world.processes.ill["api"] = "connection refused"
+    probe = {"tcp": 80, "retries": 1, "start_period": "0s"}
+    with pytest.raises(ProcessError, match="unhealthy"):
+        world.activate(world.package("api", healthcheck=probe, network={"ports": ["81:80"]}))
+    assert world.picture() == before
+    world.assert_whole()
+
+
+def test_shared_namespace_is_its_providers(world: World) -> None:
+    world.activate(
+        world.package("api", network=WEB),
+        world.package("log", network={"mode": "share", "share": "api"}),
+    )
+    assert set(world.kernel.netns) == {names.netns("api")}
+    world.assert_whole()
+    with pytest.raises(Conflict, match="shares"):
+        deactivate(world.machine, ["api"])
+    world.assert_whole()
+    deactivate(world.machine, ["api", "log"])
+    world.assert_whole()
+
+
+def test_plan_alone_changes_nothing(world: World) -> None:
+    before = world.picture()
+    events: list[str] = []
+    world.activate(
+        world.package("api"), dry_run=True, report=lambda event: events.append(event.describe())
+    )
+    assert any(words.startswith("ip netns add") for words in events)
+    assert world.picture() == before
+
+
+# --- deactivate, remove, restart -------------------------------------------------------------------------------------
+
+
+def test_deactivated_service_keeps_its_address_alone(world: World) -> None:
+    manifest = world.package("api", network=WEB)
+    (first,) = world.activate(manifest)
+    assert deactivate(world.machine, ["api"]) == [("api", True)]
+    assert not world.kernel.netns
+    assert not world.kernel.veths
+    assert world.kernel.sysctl(FORWARDING) == "0"
+    world.assert_whole()
+    assert deactivate(world.machine, ["api"]) == [("api", False)]
+    (again,) = world.activate("api")
+    assert again.addresses == first.addresses
+    world.assert_whole()
+
+
+def test_one_that_does_not_end_in_time_is_killed(world: World) -> None:
+    world.activate(world.package("api", service={"stop_timeout": "10ms"}))
+    world.processes.deaf.add("api")
+    deactivate(world.machine, ["api"])
+    world.assert_whole()
+
+
+def test_process_that_cannot_be_stopped_keeps_its_network(world: World) -> None:
+    world.activate(world.package("api"), world.package("db"))
+    world.processes.fail = lambda what: what == "stop api"
+    with pytest.raises(ProcessError):
+        deactivate(world.machine, ["api", "db"])
+    assert set(world.kernel.netns) == {names.netns("api")}
+    world.processes.fail = lambda what: False
+    deactivate(world.machine, ["api"])
+    world.assert_whole()
+
+
+def test_removed_service_leaves_nothing(world: World) -> None:
+    empty = world.picture()
+    world.activate(world.package("api", network=WEB))
+    remove(world.machine, ["api"])
+    after = world.picture()
+    assert after[0] == empty[0]
+    assert after[3:] == empty[3:]
+    world.assert_whole()
+
+
+def test_restart_keeps_all_but_the_process(world: World) -> None:
+    world.activate(world.package("api", network=WEB), world.package("db"))
+    first, done = pid(world, "api"), len(world.kernel.done)
+    restart.restart(world.machine, ["api"])
+    assert pid(world, "api") != first
+    assert world.kernel.done[done:] == []
+    world.assert_whole()
+    deactivate(world.machine, ["db"])
+    with pytest.raises(Conflict, match="not active"):
+        restart.restart(world.machine, ["api", "db"])
+    world.assert_whole()
+
+
+# --- port-forward ----------------------------------------------------------------------------------------------------
+
+
+def test_forward_comes_and_goes_at_once(world: World) -> None:
+    world.activate(world.package("api", network=WEB))
+    before = world.picture()
+    forward = port_forward.port_forward
+    assert forward(world.machine, "api", MORE) == (True, [])
+    assert world.ports("api") == ["8080:80", "9090:80"]
+    world.assert_whole()
+    assert forward(world.machine, "api", MORE) == (False, [])
+    port_forward.port_unforward(world.machine, "api", MORE)
+    assert world.picture() == before
+    with pytest.raises(NotFound, match="not forwarded"):
+        port_forward.port_unforward(world.machine, "api", MORE)
+    with pytest.raises(Conflict, match="in the manifest"):
+        port_forward.port_unforward(world.machine, "api", Port("", 8080, 80, "tcp"))
+    assert world.picture() == before
+
+
+def test_forward_takes_a_port_only_if_it_may(world: World) -> None:
+    world.activate(world.package("api", network=WEB), world.package("db"))
+    before, wanted = world.picture(), Port("", 8080, 5432, "tcp")
+    with pytest.raises(Conflict, match="'api'"):
+        port_forward.port_forward(world.machine, "db", wanted)
+    assert world.picture() == before
+    took = port_forward.port_forward(world.machine, "db", wanted, replace=True)
+    assert took == (True, [("api", Port("", 8080, 80, "tcp"))])
+    assert (world.ports("api"), world.ports("db")) == ([], ["8080:5432"])
+    world.assert_whole()
+
+
+# --- repair ----------------------------------------------------------------------------------------------------------
+
+
+def lose_namespace(world: World) -> None:
+    world.kernel.lose_netns(names.netns("api"))
+
+
+def lose_veths(world: World) -> None:
+    for link in list(world.kernel.veths):
+        world.kernel.lose_veth(link)
+
+
+def lose_tables(world: World) -> None:
+    world.kernel.ruleset, world.kernel.elements = None, {}
+
+
+def lose_hosts(world: World) -> None:
+    world.kernel.hosts.clear()
+
+
+def change_hosts(world: World) -> None:
+    for lines in world.kernel.hosts.values():
+        lines.clear()
+
+
+def lose_forwarding(world: World) -> None:
+    world.kernel.sysctls["", FORWARDING] = "0"
+
+
+def lose_element(world: World) -> None:
+    del world.kernel.elements[next(iter(world.kernel.elements))]
+
+
+def lose_process(world: World) -> None:
+    world.processes.end("api", None)
+
+
+def lose_spec(world: World) -> None:
+    world.processes.current["api"].spec = None
+
+
+def lose_rows(world: World) -> None:
+    with world.store.transaction():
+        world.store._db.execute("DELETE FROM lease WHERE service='api'")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lose_namespace,
+        lose_veths,
+        lose_tables,
+        lose_hosts,
+        change_hosts,
+        lose_forwarding,
+        lose_element,
+        lose_process,
+        lose_spec,
+        lose_rows,
+    ],
+)
+def test_repair_puts_right_what_check_finds(world: World, damage: Callable[[World], None]) -> None:
+    world.activate(world.package("api", network=WEB), world.package("db"))
+    there = world.picture()[2]
+    damage(world)
+    assert check(world.machine)
+    repair.plan_mend(world.machine, lambda event: None)
+    assert repair.mend(world.machine) > 0
+    world.assert_whole()
+    assert world.picture()[2] == there
+    assert repair.mend(world.machine) == 0
+
+
+def test_namespace_that_lost_its_name_is_named_again(world: World) -> None:
+    world.activate(world.package("api"))
+    first = pid(world, "api")
+    kept = dict(world.kernel.veths), dict(world.kernel.addresses), dict(world.kernel.routes)
+    sysctls = dict(world.kernel.sysctls)
+    del world.kernel.netns[names.netns("api")]
+    repair.mend(world.machine)
+    assert pid(world, "api") == first
+    assert kept == (world.kernel.veths, world.kernel.addresses, world.kernel.routes)
+    assert sysctls == world.kernel.sysctls
+    world.assert_whole()
+
+
+def test_process_of_a_service_that_is_not_active_ends(world: World) -> None:
+    world.activate(world.package("api"))
+    run = world.processes.current["api"]
+    deactivate(world.machine, ["api"])
+    world.processes.current["api"] = run
+    repair.mend(world.machine)
+    world.assert_whole()
+
+
+# --- stack -----------------------------------------------------------------------------------------------------------
+
+
+def test_stack_comes_changes_and_goes(world: World) -> None:
+    for name in ("api", "db", "log"):
+        world.package(name, network={"network": "backend"})
+    path = world.stack("db", "api", backend="10.99.7.0/24")
+    up = world.up(path)
+    assert [outcome.service for outcome in up.outcomes] == ["db", "api"]
+    assert (up.left, up.made) == ([], ["backend"])
+    assert world.processes.done.index("start db") < world.processes.done.index("create api")
+    world.assert_whole()
+    assert not any(outcome.changed for outcome in world.up(path).outcomes)
+    world.stack("api", "log", backend="10.99.7.0/24")
+    up = world.up(path)
+    assert up.left == ["db"]
+    assert sorted(world.store.active_services()) == ["api", "log"]
+    world.assert_whole()
+    down = stack.down(world.machine, path)
+    assert down.services == [("log", True), ("api", True)]
+    assert not world.kernel.netns
+    world.assert_whole()
+
+
+def test_stack_with_one_that_dies_leaves_nothing(world: World) -> None:
+    for name in ("api", "db"):
+        world.package(name, network={"network": "backend"})
+    before = world.picture()
+    world.processes.dies["api"] = 1
+    with pytest.raises(ProcessError, match="ended at once"):
+        world.up(world.stack("db", "api", backend="10.99.7.0/24"))
+    assert world.picture() == before
+    world.assert_whole()

@@ -1,0 +1,161 @@
+"""Commands that fail, or whose process is killed, at each of their steps, on a kernel and processes in memory.
+
+An activation, a restart, a port-forward and a stack leave all as it was; a teardown leaves what the store says, and comes to its end when
+it is tried again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+import pytest
+from fake_host import Steps, World
+
+from niso.base.errors import NotFound
+from niso.commands import port_forward, restart, stack
+from niso.commands.deactivate import deactivate, remove
+from niso.plan.records import Port
+from niso.services import journal
+
+WEB = {"ports": ["8080:80"]}
+SHARE = {"mode": "share", "share": "api"}
+TAKEN = Port("", 8080, 5432, "tcp")
+
+Command = Callable[[], object]
+Scene = Callable[[World], Command]
+"""Prepares a host, and returns the command that is to break."""
+
+
+def new(world: World) -> Command:
+    world.activate(world.package("db"))
+    manifest = world.package("api", network={**WEB, "network": "front"})
+    return lambda: world.activate(manifest)
+
+
+def changed(world: World) -> Command:
+    world.activate(world.package("api", network=WEB))
+    moved = {"ports": ["8081:80"], "networks": ["front", "back"]}
+    manifest = world.package("api", network=moved, environment={"LEVEL": "debug"})
+    return lambda: world.activate(manifest)
+
+
+def rehosted(world: World) -> Command:
+    world.activate(world.package("api", network=WEB))
+    manifest = world.package("api", network={**WEB, "networks": ["front", "back"]})
+    return lambda: world.activate(manifest)
+
+
+def several(world: World) -> Command:
+    world.activate(world.package("api", network=WEB))
+    api = world.package("api", network={"ports": ["8081:80"]})
+    db, log = world.package("db", network=WEB), world.package("log", network=SHARE)
+    return lambda: world.activate(db, api, log)
+
+
+def stack_up(world: World) -> Command:
+    backend = {"network": "backend"}
+    for name in ("api", "db", "log"):
+        world.package(name, network=backend)
+    world.up(world.stack("db", "api", backend="10.99.7.0/24"))
+    path = world.stack("api", "log", backend="10.99.7.0/24")
+    return lambda: world.up(path)
+
+
+def forwarded(world: World) -> Command:
+    world.activate(world.package("api", network=WEB), world.package("db"))
+    return lambda: port_forward.port_forward(world.machine, "db", TAKEN, replace=True)
+
+
+def unforwarded(world: World) -> Command:
+    world.activate(world.package("db"))
+    port_forward.port_forward(world.machine, "db", TAKEN)
+    return lambda: port_forward.port_unforward(world.machine, "db", TAKEN)
+
+
+def deactivated(world: World) -> Command:
+    world.activate(world.package("api", network=WEB), world.package("log", network=SHARE))
+    world.activate(world.package("db", network={"network": "front"}))
+    return lambda: deactivate(world.machine, ["log", "api"])
+
+
+def last(world: World) -> Command:
+    world.activate(world.package("api", network=WEB))
+    return lambda: deactivate(world.machine, ["api"])
+
+
+def removed(world: World) -> Command:
+    world.activate(world.package("api", network=WEB), world.package("db"))
+    return lambda: remove(world.machine, ["api"])
+
+
+def stack_down(world: World) -> Command:
+    for name in ("api", "db"):
+        world.package(name, network={"network": "backend"})
+    path = world.stack("db", "api", backend="10.99.7.0/24")
+    world.up(path)
+    return lambda: stack.down(world.machine, path)
+
+
+def restarted(world: World) -> Command:
+    world.activate(world.package("api", network=WEB), world.package("db"))
+    return lambda: restart.restart(world.machine, ["api", "db"])
+
+
+UNDONE: list[Scene] = [new, changed, rehosted, several, stack_up, forwarded, unforwarded, restarted]
+FINISHED: list[Scene] = [deactivated, last, removed, stack_down]
+
+
+Look = Callable[[World, Command, object], None]
+
+
+def broken(folder: Path, scene: Scene, kills: bool, look: Look) -> None:
+    """Break a scene's command at each step, on a host of its own.
+
+    ``look`` is given those on which it did not come to its end, with their picture before.
+    """
+    for number in count(1):
+        with World(folder) as world:
+            command = scene(world)
+            before = world.picture()
+            steps = Steps(world, number, kills)
+            if not steps.run(command):
+                look(world, command, before)
+            world.assert_whole()
+            if not steps.has_broken:
+                assert number > 4
+                return
+
+
+@pytest.mark.parametrize("scene", UNDONE)
+def test_failure_at_any_step_leaves_all_as_it_was(tmp_path: Path, scene: Scene) -> None:
+    def look(world: World, _: Command, before: object) -> None:
+        assert world.picture() == before
+
+    broken(tmp_path, scene, False, look)
+
+
+@pytest.mark.parametrize("scene", FINISHED)
+def test_failure_at_any_step_is_whole_after_another_try(tmp_path: Path, scene: Scene) -> None:
+    def look(world: World, command: Command, _: object) -> None:
+        command()
+
+    broken(tmp_path, scene, False, look)
+
+
+@pytest.mark.parametrize("scene", [*UNDONE, *FINISHED])
+def test_death_at_any_step_is_recovered(tmp_path: Path, scene: Scene) -> None:
+    """An activation is undone, everything else is finished; then the same command comes to its end."""
+
+    def look(world: World, command: Command, before: object) -> None:
+        begun = {intent.action for intent in world.store.intents()}
+        journal.recover(world.machine)
+        world.assert_whole()
+        if "activate" in begun:
+            assert world.picture() == before
+        with suppress(NotFound):  # a port that the recovery has taken away
+            command()
+
+    broken(tmp_path, scene, True, look)
