@@ -24,6 +24,12 @@ The rules fill it, so it is not part of State. A rule of its own adds to it befo
 a full set ends its rule.
 """
 
+OWN_PORTS = range(32_768, 61_000)
+"""The host ports that masquerading may take, as Linux's own programs (ip_local_port_range): a flow whose source port is that of
+a published port, or of a program of the host, would take the packets of others that are meant for it (CVE-2021-3773)."""
+_MASQUERADE = f"masquerade to :{OWN_PORTS[0]}-{OWN_PORTS[-1]}"
+_WITH_PORTS = "meta l4proto { tcp, udp, sctp, dccp, udplite }"
+
 LOG_GROUP = 28271
 """The nfnetlink_log group for packets dropped by policies with ``log = true``."""
 LOG_RATE = "rate 20/second burst 50 packets"
@@ -115,6 +121,14 @@ table inet niso {{
 	map range_addr6 {{ type ipv6_addr . inet_proto . inet_service : ipv6_addr; flags interval; }}
 	map range_any4 {{ type inet_proto . inet_service : ipv4_addr; flags interval; }}
 	map range_any6 {{ type inet_proto . inet_service : ipv6_addr; flags interval; }}
+	set kept_addr4 {{ type ipv4_addr . inet_proto . inet_service; }}
+	set kept_addr6 {{ type ipv6_addr . inet_proto . inet_service; }}
+	set kept_any4 {{ type inet_proto . inet_service; }}
+	set kept_any6 {{ type inet_proto . inet_service; }}
+	set kept_range_addr4 {{ type ipv4_addr . inet_proto . inet_service; flags interval; }}
+	set kept_range_addr6 {{ type ipv6_addr . inet_proto . inet_service; flags interval; }}
+	set kept_range_any4 {{ type inet_proto . inet_service; flags interval; }}
+	set kept_range_any6 {{ type inet_proto . inet_service; flags interval; }}
 	map hairpin4 {{ type ipv4_addr . ipv4_addr : ipv4_addr; }}
 	map hairpin6 {{ type ipv6_addr . ipv6_addr : ipv6_addr; }}
 
@@ -160,8 +174,46 @@ table inet niso {{
 	chain postrouting {{
 		type nat hook postrouting priority srcnat; policy accept;
 		oifname @bridges goto to_services
-		ip saddr @subnets4 masquerade
-		ip6 saddr @subnets6 masquerade
+		ip saddr @subnets4 goto away4
+		ip6 saddr @subnets6 goto away6
+	}}
+
+	chain away4 {{
+		{_WITH_PORTS} meta l4proto . th sport @kept_any4 {_MASQUERADE} fully-random comment "its port is published: it gets another"
+		{_WITH_PORTS} meta l4proto . th sport @kept_range_any4 {_MASQUERADE} fully-random
+		{_WITH_PORTS} {_MASQUERADE}
+		masquerade
+	}}
+
+	chain away6 {{
+		{_WITH_PORTS} meta l4proto . th sport @kept_any6 {_MASQUERADE} fully-random
+		{_WITH_PORTS} meta l4proto . th sport @kept_range_any6 {_MASQUERADE} fully-random
+		{_WITH_PORTS} {_MASQUERADE}
+		masquerade
+	}}
+
+	chain kept {{
+		type filter hook postrouting priority srcnat + 1; policy accept;
+		ct state established accept
+		oifname @bridges accept
+		ct original ip saddr @subnets4 goto kept4
+		ct original ip6 saddr @subnets6 goto kept6
+	}}
+
+	chain kept4 {{
+		ct status & snat == 0 accept
+		meta l4proto . ct reply proto-dst @kept_any4 counter drop comment "would take a published port: dropped before it is tracked"
+		meta l4proto . ct reply proto-dst @kept_range_any4 counter drop
+		ct reply ip daddr . meta l4proto . ct reply proto-dst @kept_addr4 counter drop
+		ct reply ip daddr . meta l4proto . ct reply proto-dst @kept_range_addr4 counter drop
+	}}
+
+	chain kept6 {{
+		ct status & snat == 0 accept
+		meta l4proto . ct reply proto-dst @kept_any6 counter drop
+		meta l4proto . ct reply proto-dst @kept_range_any6 counter drop
+		ct reply ip6 daddr . meta l4proto . ct reply proto-dst @kept_addr6 counter drop
+		ct reply ip6 daddr . meta l4proto . ct reply proto-dst @kept_range_addr6 counter drop
 	}}
 
 	chain to_services {{
