@@ -22,7 +22,7 @@ BETWEEN = Rule("bridge niso", "forward", ("iifname @ports oifname @ports",))
 # a lie may be stopped by more than one rule
 LIES = [FROM_PORT, BETWEEN]
 FROM_ELSEWHERE = [
-    Rule("inet niso", "raw", (words, "drop")) for words in ("iifname @ports", "saddr @subnets")
+    Rule("inet niso", "raw", (words, "drop")) for words in ("iifname @ports", "addr @subnets")
 ]
 COUNT_FROM = [
     ("bridge niso", "from_port"),

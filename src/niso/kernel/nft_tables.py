@@ -141,6 +141,9 @@ table inet niso {{
 		ip6 saddr ::1 counter drop
 		iifname @bridges accept
 		iifname @ports counter drop comment "not switched: link-local control frames"
+		ip daddr @subnets4 counter drop comment "to a service past its published ports"
+		ip6 daddr @subnets6 counter drop
+		ip6 saddr ::ffff:0:0/96 counter drop
 		ip saddr @subnets4 counter drop comment "a service's address from elsewhere"
 		ip6 saddr @subnets6 counter drop
 	}}
@@ -236,6 +239,7 @@ table inet niso {{
 		ip6 saddr @egress6 jump check_out6
 		ip daddr @ingress4 jump check_in4
 		ip6 daddr @ingress6 jump check_in6
+		iifname != @bridges fib saddr type != unicast counter drop comment "from outside as the host itself, or as all"
 		ct status dnat oifname @bridges accept comment "published"
 		iifname . oifname @same_bridge accept
 		oifname @bridges counter drop comment "not published"
@@ -279,6 +283,9 @@ table inet niso {{
 	}}
 
 	chain related {{
+		iifname != @bridges ct original ip saddr @subnets4 ct reply ip saddr @subnets4 counter drop comment "from outside, about a flow that never leaves"
+		iifname != @bridges ct original ip6 saddr @subnets6 ct reply ip6 saddr @subnets6 counter drop
+		iifname != @bridges ct original ip saddr 127.0.0.0/8 counter drop
 		meta l4proto {{ icmp, ipv6-icmp }} accept
 		counter drop
 	}}
@@ -297,13 +304,22 @@ table bridge niso {{
 	set sources4 {{ type ifname . ether_addr . ipv4_addr; }}
 	set sources6 {{ type ifname . ether_addr . ipv6_addr; }}
 	set links {{ typeof iifname . @th,208,48; }}
+	set quoted4 {{ typeof iifname . @th,192,32; }}
+	set quoted6 {{ typeof iifname . @th,256,128; }}
 	set broadcasts {{ type ipv4_addr; }}
 	set {DROPPED_FROM} {{ type ifname; size 65535; flags dynamic; counter; }}
 
 	chain prerouting {{
 		type filter hook prerouting priority -300; policy accept;
+		icmp type {{ destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem }} iifname @ports goto from_own_error
 		ether type ip iifname . ether saddr . ip saddr @sources4 accept
 		iifname @ports goto from_port
+	}}
+
+	chain from_own_error {{
+		icmp type {{ destination-unreachable, time-exceeded, parameter-problem }} iifname . ether saddr . ip saddr @sources4 iifname . @th,192,32 @quoted4 accept comment "about a packet to itself"
+		add @{DROPPED_FROM} {{ iifname }}
+		counter drop comment "about the packets of others"
 	}}
 
 	chain from_port {{
@@ -316,12 +332,13 @@ table bridge niso {{
 
 	chain from_own6 {{
 		meta l4proto != ipv6-icmp accept
-		icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem, echo-request, echo-reply }} accept
+		icmpv6 type {{ echo-request, echo-reply }} accept
+		icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem }} iifname . @th,256,128 @quoted6 accept comment "about a packet to itself"
 		icmpv6 type nd-neighbor-solicit goto from_own_nd
 		icmpv6 type nd-neighbor-advert iifname . ether saddr . icmpv6 taddr @sources6 goto from_own_nd
 		exthdr frag exists frag frag-off != 0 accept comment "its rest: hosts take no ND in fragments (RFC 6980)"
 		add @{DROPPED_FROM} {{ iifname }}
-		counter drop comment "router advertisements, redirects, ND for others"
+		counter drop comment "router advertisements, redirects, ND for others, errors about their packets"
 	}}
 
 	chain from_own_nd {{
@@ -415,7 +432,7 @@ LATE = frozenset(
             "closed",
             "before",
         ),
-        *("sources4", "sources6", "links", "broadcasts"),
+        *("sources4", "sources6", "quoted4", "quoted6", "links", "broadcasts"),
     )
 )
 """Sets whose elements guard something, and are deleted after it.

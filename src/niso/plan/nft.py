@@ -83,8 +83,11 @@ def endpoint(service: str, host_end: str, mac: str, addresses: Iterable[str]) ->
         elements.append(
             Element(BRIDGE, f"sources{family}", f"{port} . {mac} . {address}", "", service)
         )
+        # as numbers: in a quoted packet, and where neighbour discovery carries a MAC, nft knows of no type
+        quoted = int(ipaddress.ip_address(address))
+        key = f"{port} . {quoted if family == 4 else hex(quoted)}"
+        elements.append(Element(BRIDGE, f"quoted{family}", key, "", service))
         if family == 6:
-            # as a number: nft has no type for the address inside a neighbour discovery option
             elements.append(Element(BRIDGE, "links", f"{port} . {number}", "", service))
     return elements
 
