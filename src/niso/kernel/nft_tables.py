@@ -323,7 +323,7 @@ table bridge niso {{
 	}}
 
 	chain from_port {{
-		ether type arp iifname . ether saddr . arp saddr ip @sources4 iifname . arp saddr ether . arp saddr ip @sources4 accept
+		ether type arp meta length <= 46 iifname . ether saddr . arp saddr ip @sources4 iifname . arp saddr ether . arp saddr ip @sources4 accept
 		ether type ip6 iifname . ether saddr . ip6 saddr @sources6 goto from_own6
 		ether type ip6 icmpv6 type {{ mld-listener-report, mld-listener-done, mld2-listener-report, nd-router-solicit }} drop comment "what every kernel says, and needs no count"
 		add @{DROPPED_FROM} {{ iifname }}
@@ -349,9 +349,10 @@ table bridge niso {{
 
 	chain forward {{
 		type filter hook forward priority -200; policy accept;
+		iifname != @ports oifname @ports counter drop comment "from a port that niso has not made, or that has lost its name"
 		ether type ip oifname . ether daddr . ip daddr @sources4 accept comment "to one service alone"
 		ether type ip6 oifname . ether daddr . ip6 daddr @sources6 accept
-		iifname @ports oifname @ports goto between
+		iifname @ports goto between
 		iifname != @ports meta mark & 0xffff0000 == 0 meta mark set meta mark | {SWITCHED}
 	}}
 
@@ -362,6 +363,7 @@ table bridge niso {{
 		ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} counter drop comment "in a frame to one MAC"
 		ip daddr @broadcasts counter drop
 		ip6 daddr ff00::/8 counter drop
+		counter drop comment "to a MAC that has another address, or to none"
 	}}
 
 	chain postrouting {{
