@@ -21,7 +21,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Container, Iterable
 
-from niso.base.errors import Conflict, NisoError
+from niso.base.errors import NisoError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel.fake_host import FakeHost
 from niso.kernel.fake_tables import FakeTables, refuse_unless
@@ -73,14 +73,6 @@ class Fake(FakeTables, FakeHost):
         self.sysctls: dict[tuple[str, str], str] = {}
         self.hosts: dict[str, set[HostsLine]] = {}
         self.others: dict[type, dict[tuple[str, ...], Any]] = {}
-        self.foreign_netns: set[str] = set()
-        self.made = 0
-        self.identities: dict[
-            str, int
-        ] = {}  # which namespace has a name: one made again is another
-        self.inhabited: dict[
-            int, tuple[int, str]
-        ] = {}  # pid -> identity and alias of its namespace
 
     def __enter__(self) -> Self:
         return self
@@ -166,12 +158,6 @@ class Fake(FakeTables, FakeHost):
     def has_netns(self, name: str) -> bool:
         return name in self.netns or name in self.foreign_netns
 
-    def clear_unfinished(self, name: str) -> None:
-        pass  # a creation is not interrupted half-way
-
-    def alias_at(self, pid: int) -> str:
-        return self.inhabited.get(pid, (0, ""))[1]
-
     def name_netns(self, name: str, pid: int, alias: str) -> None:
         refuse_unless(not self.has_netns(name), errno.EEXIST, name)
         refuse_unless(self.alias_at(pid) == alias, errno.EPERM, name)
@@ -184,12 +170,7 @@ class Fake(FakeTables, FakeHost):
 
     def _check_owner(self, candidates: State, foreign: Foreign | None) -> None:
         links = {b.name for b in candidates[Bridge]} | {v.name for v in candidates[Veth]}
-        spaces = {thing.name for thing in candidates[Netns]}
-        for name in sorted(links & self.foreign_links.keys() | spaces & self.foreign_netns):
-            error = Conflict(f"{name!r} exists and does not belong to this niso")
-            if foreign is None:
-                raise error
-            foreign[name] = error
+        self.refuse_foreign(links, {thing.name for thing in candidates[Netns]}, foreign)
 
     def unguarded(self) -> list[str]:
         """Return links that could carry a packet past the rules.

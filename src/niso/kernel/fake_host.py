@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
+from niso.base.errors import Conflict
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel.flows import Flow
 from niso.kernel.foreign_chains import Chain, Foreign
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from niso.kernel.flows import Tracked
     from niso.kernel.host_facts import Network
+    from niso.kernel.interface import Foreign as Refused
     from niso.kernel.sockdiag import Connection, Listener
 
 UPLINK, UPLINK_ADDRESS = "uplink0", "192.0.2.1/24"
@@ -44,6 +46,10 @@ class FakeHost:
 
     def __init__(self) -> None:
         self.foreign_links: dict[str, str] = {UPLINK: ""}  # the host's own, with their alias
+        self.foreign_netns: set[str] = set()
+        self.made = 0  # namespaces so far
+        self.identities: dict[str, int] = {}  # by name: one that is made again is another
+        self.inhabited: dict[int, tuple[int, str]] = {}  # pid -> its namespace, and that one's mark
         self.own_addresses = {UPLINK_ADDRESS: UPLINK}  # address with its length -> link
         self.tracked: list[Tracked] = []
         self.policed: list[Flow] = []  # the same flows as policies see them
@@ -53,6 +59,22 @@ class FakeHost:
         self.mtu = 1500
         self.without_ipv6: str | None = None
         self.closed: dict[str, set[str]] = {}  # links that forward no IPv4
+
+    def refuse_foreign(self, links: set[str], spaces: set[str], foreign: Refused | None) -> None:
+        """Raise Conflict if something of these names belongs to others, or note it in ``foreign``."""
+        for name in sorted(links & self.foreign_links.keys() | spaces & self.foreign_netns):
+            error = Conflict(f"{name!r} exists and does not belong to this niso")
+            if foreign is None:
+                raise error
+            foreign[name] = error
+
+    # --- namespaces ---
+
+    def clear_unfinished(self, name: str) -> None:
+        pass  # a creation is not interrupted half-way
+
+    def alias_at(self, pid: int) -> str:
+        return self.inhabited.get(pid, (0, ""))[1]
 
     # --- flows ---
 
