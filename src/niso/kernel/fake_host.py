@@ -61,7 +61,7 @@ class FakeHost:
         self.closed: dict[str, set[str]] = {}  # links that forward no IPv4
 
     def refuse_foreign(self, links: set[str], spaces: set[str], foreign: Refused | None) -> None:
-        """Raise Conflict if something of these names belongs to others, or note it in ``foreign``."""
+        """Raise Conflict if one of these names belongs to others, or note it in ``foreign``."""
         for name in sorted(links & self.foreign_links.keys() | spaces & self.foreign_netns):
             error = Conflict(f"{name!r} exists and does not belong to this niso")
             if foreign is None:

@@ -46,7 +46,6 @@ _VERDICTS = {0: "drop", 1: "accept", -1: "continue", -3: "jump", -4: "goto", -5:
 _NFPROTO, _IPV4, _IPV6, _ETHER, _PROTO, _SERVICE, _IFNAME = 2, 7, 8, 9, 12, 13, 41
 # bytes of a packet, without a type: a MAC, and the target of a quoted packet
 _MAC_NUMBER, _QUOTED4, _QUOTED6 = -1, -2, -3
-_NUMBERS = (_MAC_NUMBER, _QUOTED4, _QUOTED6)
 _WIDTHS = {
     _MAC_NUMBER: 6,
     _QUOTED4: 4,
@@ -116,11 +115,8 @@ class Nfnetlink(netlink.Netfilter):
         """
         messages = []
         for (adds, header), chunk in _chunks(changes):
-            prefix = (
-                nfgenmsg(header.family)
-                + text(_LIST_TABLE, header.table)
-                + text(_LIST_SET, header.name)
-            )
+            prefix = nfgenmsg(header.family)
+            prefix += text(_LIST_TABLE, header.table) + text(_LIST_SET, header.name)
             kind, flags = (_NEWSETELEM, netlink.CREATE) if adds else (_DELSETELEM, 0)
             messages.append(
                 netlink.Message(what, kind, flags, prefix + nested(_LIST_ELEMENTS, *chunk))
@@ -441,7 +437,7 @@ def _pack(kind: int, field: str) -> bytes:
         return socket.inet_pton(socket.AF_INET6, field)
     if kind == _ETHER:
         return bytes.fromhex(field.replace(":", ""))
-    if kind in _NUMBERS:
+    if kind in (_MAC_NUMBER, _QUOTED4, _QUOTED6):
         return int(field, 0).to_bytes(_WIDTHS[kind], "big")
     if kind == _SERVICE:
         return int(field).to_bytes(2, "big")
@@ -459,7 +455,7 @@ def _unpack(kind: int, packed: bytes) -> str:
         return socket.inet_ntop(socket.AF_INET6, packed)
     if kind == _ETHER:
         return packed.hex(":")
-    if kind in _NUMBERS:
+    if kind in (_MAC_NUMBER, _QUOTED4, _QUOTED6):
         number = int.from_bytes(packed, "big")
         return hex(number) if kind == _QUOTED6 else str(number)  # nft has no longer number
     if kind == _SERVICE:

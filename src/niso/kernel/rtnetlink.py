@@ -21,21 +21,17 @@ from niso.kernel.netlink import Message, attribute, nested, refused, text, u32
 from niso.kernel.rtnl_records import (
     BR_NF_CALL_IP6TABLES,
     BR_NF_CALL_IPTABLES,
-    BRPORT_MODE,
     IFA_ADDRESS,
     IFA_LOCAL,
     IFF_NOARP,
     IFF_UP,
     IFLA_ADDRESS,
-    IFLA_IFALIAS,
     IFLA_IFNAME,
     IFLA_LINKINFO,
     IFLA_MASTER,
     IFLA_MTU,
     INFO_DATA,
     INFO_KIND,
-    INFO_SLAVE_DATA,
-    INFO_SLAVE_KIND,
     RTA_DST,
     RTA_GATEWAY,
     RTA_OIF,
@@ -43,14 +39,19 @@ from niso.kernel.rtnl_records import (
     Link,
     LinkAddress,
     LinkRoute,
+    alias_data,
     canonical,
     ifaddrmsg,
     ifinfomsg,
+    packed_mac,
     parse_address,
     parse_cidr,
     parse_link,
     parse_route,
     rtmsg,
+)
+from niso.kernel.rtnl_records import (
+    hairpin as hairpin_data,
 )
 
 MAIN = 254  # RT_TABLE_MAIN
@@ -154,7 +155,7 @@ class Rtnl(netlink.Netlink):
             attribute(_BR_MCAST_SNOOPING, b"\0"),
             *_calls(call_iptables, call_ip6tables),
         )
-        own = _packed_mac(mac) if mac else bytes([0x0A, *os.urandom(5)])
+        own = packed_mac(mac) if mac else bytes([0x0A, *os.urandom(5)])
         what = f"create bridge '{name}'"
         self._create(
             index,
@@ -168,7 +169,7 @@ class Rtnl(netlink.Netlink):
                 + nested(IFLA_LINKINFO, text(INFO_KIND, "bridge"), nested(INFO_DATA, *data)),
             ),
             # the MTU after creation: only a change counts as set by hand and outlives the last port
-            Message(what, _NEWLINK, 0, _ifinfo(index) + _alias(alias) + u32(IFLA_MTU, mtu)),
+            Message(what, _NEWLINK, 0, _ifinfo(index) + alias_data(alias) + u32(IFLA_MTU, mtu)),
             _no_link_local(what, index),
             Message(f"set bridge '{name}' up", _NEWLINK, 0, _ifinfo(index, IFF_UP, IFF_UP)),
         )
@@ -196,7 +197,7 @@ class Rtnl(netlink.Netlink):
         far = (
             _ifinfo()
             + text(IFLA_IFNAME, peer)
-            + attribute(IFLA_ADDRESS, _packed_mac(peer_mac))
+            + attribute(IFLA_ADDRESS, packed_mac(peer_mac))
             + u32(IFLA_MTU, mtu)
             + u32(_IFLA_NET_NS_FD, peer_netns_fd)
         )
@@ -215,7 +216,7 @@ class Rtnl(netlink.Netlink):
                     nested(INFO_DATA, attribute(_VETH_INFO_PEER, far)),
                 ),
             ),
-            Message(what, _NEWLINK, 0, _ifinfo(index) + _alias(alias)),
+            Message(what, _NEWLINK, 0, _ifinfo(index) + alias_data(alias)),
             _no_link_local(what, index),
             Message(
                 f"attach '{name}' to bridge '{bridge}'",
@@ -223,7 +224,9 @@ class Rtnl(netlink.Netlink):
                 0,
                 _ifinfo(index) + u32(IFLA_MASTER, master),
             ),
-            Message(f"set hairpin of '{name}'", _NEWLINK, 0, _ifinfo(index) + _hairpin(hairpin)),
+            Message(
+                f"set hairpin of '{name}'", _NEWLINK, 0, _ifinfo(index) + hairpin_data(hairpin)
+            ),
             Message(f"set link '{name}' up", _NEWLINK, 0, _ifinfo(index, IFF_UP, IFF_UP)),
         )
 
@@ -253,10 +256,10 @@ class Rtnl(netlink.Netlink):
             changes += u32(IFLA_MTU, mtu)
             words.append(f"mtu {mtu}")
         if alias is not None:
-            changes += _alias(alias)
+            changes += alias_data(alias)
             words.append(f"alias '{alias}'")
         if mac is not None:
-            changes += attribute(IFLA_ADDRESS, _packed_mac(mac))
+            changes += attribute(IFLA_ADDRESS, packed_mac(mac))
             words.append(f"mac {mac}")
         if master is not None:
             changes += u32(IFLA_MASTER, self.index(master) if master else 0)
@@ -269,9 +272,8 @@ class Rtnl(netlink.Netlink):
             messages.append(Message(what, _NEWLINK, 0, _ifinfo(0, flags, switched) + changes))
         if hairpin is not None:
             what = f"set hairpin of '{name}' {'on' if hairpin else 'off'}"
-            messages.append(
-                Message(what, _NEWLINK, 0, _ifinfo() + text(IFLA_IFNAME, name) + _hairpin(hairpin))
-            )
+            named = _ifinfo() + text(IFLA_IFNAME, name)
+            messages.append(Message(what, _NEWLINK, 0, named + hairpin_data(hairpin)))
         body = _ifinfo() + text(IFLA_IFNAME, name)
         messages += [
             Message(f"reset '{name}' ({drift})", _NEWLINK, 0, body + reset)
@@ -467,15 +469,6 @@ def _ifinfo(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
     return ifinfomsg.pack(socket.AF_UNSPEC, 0, index, flags, change)
 
 
-def _alias(alias: str) -> bytes:
-    return attribute(IFLA_IFALIAS, alias.encode())
-
-
-def _hairpin(on: bool) -> bytes:
-    data = nested(INFO_SLAVE_DATA, attribute(BRPORT_MODE, bytes([on])))
-    return nested(IFLA_LINKINFO, text(INFO_SLAVE_KIND, "bridge"), data)
-
-
 def _no_link_local(what: str, index: int) -> Message:
     """Return the message that disables the automatic IPv6 link-local address.
 
@@ -502,7 +495,3 @@ def _route(destination: str, gateway: str, index: int, protocol: int) -> bytes:
     if gateway:
         body += attribute(RTA_GATEWAY, socket.inet_pton(family, gateway))
     return body + u32(RTA_OIF, index)
-
-
-def _packed_mac(mac: str) -> bytes:
-    return bytes.fromhex(mac.replace(":", ""))

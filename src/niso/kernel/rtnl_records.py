@@ -11,7 +11,7 @@ import struct
 from niso.base.family import family_of
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import bridge_flags, netlink
-from niso.kernel.netlink import attributes
+from niso.kernel.netlink import attribute, attributes, nested, text
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_LINKINFO, IFLA_IFALIAS = 18, 20
@@ -183,3 +183,25 @@ def parse_route(body: bytes) -> tuple[int, LinkRoute]:
         type=kind,
     )
     return family, route
+
+
+def packed_mac(mac: str) -> bytes:
+    """Return the six bytes of a MAC address."""
+    return bytes.fromhex(mac.replace(":", ""))
+
+
+def call_flags(call_iptables: bool | None, call_ip6tables: bool | None) -> list[bytes]:
+    """Return the attributes of a bridge that set these flags; None keeps one."""
+    wanted = ((BR_NF_CALL_IPTABLES, call_iptables), (BR_NF_CALL_IP6TABLES, call_ip6tables))
+    return [attribute(kind, bytes([on])) for kind, on in wanted if on is not None]
+
+
+def alias_data(alias: str) -> bytes:
+    """Return the attribute with a link's alias."""
+    return attribute(IFLA_IFALIAS, alias.encode())
+
+
+def hairpin(on: bool) -> bytes:
+    """Return the attribute that sets a bridge port's hairpin mode."""
+    data = nested(INFO_SLAVE_DATA, attribute(BRPORT_MODE, bytes([on])))
+    return nested(IFLA_LINKINFO, text(INFO_SLAVE_KIND, "bridge"), data)

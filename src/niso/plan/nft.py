@@ -83,7 +83,7 @@ def endpoint(service: str, host_end: str, mac: str, addresses: Iterable[str]) ->
         elements.append(
             Element(BRIDGE, f"sources{family}", f"{port} . {mac} . {address}", "", service)
         )
-        # as numbers: in a quoted packet, and where neighbour discovery carries a MAC, nft knows of no type
+        # as numbers: nft has no type for a quoted packet, or for a MAC in neighbour discovery
         quoted = int(ipaddress.ip_address(address))
         key = f"{port} . {quoted if family == 4 else hex(quoted)}"
         elements.append(Element(BRIDGE, f"quoted{family}", key, "", service))
