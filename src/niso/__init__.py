@@ -106,4 +106,4 @@ if not TYPE_CHECKING:  # else a type checker accepts every name
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *(name for names in _MODULES.values() for name in names.split())})
+    return sorted(name for names in _MODULES.values() for name in names.split())

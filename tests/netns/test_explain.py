@@ -314,8 +314,8 @@ def test_wrong_questions(world: Lab) -> None:
         "-4",
     )
     wrong("192.0.2.2", "fd00:99:1::2", "192.0.2.2 and fd00:99:1::2 are of different families")
-    wrong("api", "0.0.0.0:80", "'0.0.0.0' is not the address of a host")
-    wrong("api", "[::]:80", "'::' is not the address of a host")
+    wrong("api", "0.0.0.0:80", "'0.0.0.0' is the unspecified address")
+    wrong("api", "[::]:80", "'::' is the unspecified address")
 
 
 def test_rules_that_are_not_as_they_should_be_are_found_out(world: Lab) -> None:

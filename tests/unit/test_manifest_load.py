@@ -261,7 +261,7 @@ def test_message_names_file_key_value_reason_and_what_is_right(tmp_path: Path) -
 )
 def test_unknown_key_suggests_the_nearest(tmp_path: Path, text: str, key: str, near: str) -> None:
     only = error(tmp_path, HEAD + text)
-    assert (only.key, only.hint) == (key, f"rename it to {near}")
+    assert (only.key, only.hint) == (key, None)
     assert only.message.endswith(f": unknown key (did you mean {near}?)")
     assert f"{key} = {only.value}" in only.message
 

@@ -98,7 +98,7 @@ def resolve(store: Store, text: str) -> End:
         )
     if address.is_unspecified:
         raise UsageError(
-            f"{text!r} is not the address of a host: connecting to it reaches the sender itself",
+            f"{text!r} is the unspecified address; it refers to the sender itself",
             "use an address, or host",
         )
     return End(address=str(address))

@@ -105,7 +105,7 @@ def unknown_key(key: str, value: object, known: str, near: str | None) -> Invali
     ``key`` and ``near`` are paths; ``known`` lists the known keys, for when there is no near one.
     """
     right = f"did you mean {near}?" if near else f"known keys: {known}"
-    hint = f"rename it to {near}" if near else f"remove {key}"
+    hint = None if near else f"remove {key}"
     return InvalidInput(
         "unknown key", hint, key, value=values.shown(value), right=right, about_key=True
     )

@@ -31,11 +31,11 @@ def of_process(name: str) -> Finding | None:
         return Finding(
             "missing",
             f"spec.json of service {name!r}",
-            "what it was started from, by which its process is known",
+            "the spec that identifies its process",
             UNKNOWN,
         )
     if _lost_sight(spec.package, now.pid):
-        return Finding("different", what, "its package copy was removed under it")
+        return Finding("different", what, "its package copy was deleted while running")
     if not status.in_own_netns(name):
         return Finding("different", what, "it runs in another network namespace")
     if not _sees_hosts(name, now.pid):
@@ -44,7 +44,9 @@ def of_process(name: str) -> Finding | None:
         )
     if not status.conmon_alive(name):
         return Finding(
-            "missing", f"conmon of service {name!r}", "nobody keeps its log or restarts it"
+            "missing",
+            f"conmon of service {name!r}",
+            "no process collects its log or restarts it",
         )
     if now.pid is not None and not status.known_to_crun(name, now.pid):
         return Finding("missing", f"crun's state of service {name!r}", "exec does not find it")

@@ -27,7 +27,7 @@ def lease(
     if static is not None and all(subnet.family != 4 for subnet in network.subnets):
         raise InvalidInput(
             f"network {network_name!r} has no IPv4 subnet for {static}",
-            f"remove it: the address on {network_name} is leased, and kept",
+            "remove network.ip; niso assigns an address automatically",
             KEY,
         )
     for subnet in network.subnets:

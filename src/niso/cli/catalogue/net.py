@@ -188,8 +188,9 @@ GROUP = Group(
             "print packets dropped by policies, live",
             (Argument("name", "NAME", "a service (default: all)", "?", "service"),),
             (Option("json", ("--json",), "print one JSON object per line"),),
-            "Prints a line for each packet dropped by a policy with `log = true`, at most 20 per "
-            "second and rule: time, service, direction, manifest key, source, destination, link. "
+            "Prints a line for each packet dropped by a policy with `log = true`: time, service, "
+            "direction, manifest key, source, destination, link. It shows at most 20 per second "
+            "for each address of a service and direction, after a burst of 50. "
             "Nothing is stored: drops while no reader runs are only counted (niso net stats). Only "
             "one reader can run at a time. Stop it with Ctrl-C.",
             (("niso net log", ""), ("niso net log api", "")),
@@ -210,7 +211,7 @@ GROUP = Group(
         ),
         Command(
             "net repair",
-            "repair what net check reports",
+            "repair niso's own objects that net check reports",
             (),
             (
                 Option("sweep", ("--sweep",), "instead remove everything of niso from the kernel"),

@@ -26,7 +26,11 @@ COMMANDS = (
         ),
         (
             ("0", "all services are active and pass their health checks"),
-            ("1", "failed; nothing has changed"),
+            (
+                "1",
+                "failed; changes were rolled back, or the error says what is left for niso net "
+                "repair",
+            ),
         ),
     ),
     Command(
@@ -44,7 +48,7 @@ COMMANDS = (
         (("niso deactivate api", "its address stays reserved"), ("niso deactivate --all", "")),
         (
             ("0", "none of the services is active"),
-            ("1", "one of them cannot be stopped; none was"),
+            ("1", "a service could not be stopped; the error says which"),
         ),
     ),
     Command(
@@ -147,8 +151,10 @@ COMMANDS = (
             VERBOSE,
             JSON,
         ),
-        "A forward survives crashes, restarts, reboots and an unchanged activate; deactivate "
-        "withdraws it. --replace takes over the host port on all of its addresses; established "
+        "A forward survives crashes, restarts, reboots and activate, also with a changed manifest. "
+        "deactivate withdraws it, and so does activate with a manifest that leaves the service no "
+        "network. activate fails if the manifest publishes another port at the forward's host "
+        "port. --replace takes over the host port on all of its addresses; established "
         "connections are kept.",
         (
             ("niso port-forward api 9090:9090", ""),

@@ -23,7 +23,14 @@ GROUP = Group(
                 ("niso stack up ./shop", ""),
                 ("niso stack up --dry-run", "show the steps"),
             ),
-            (("0", "the stack matches the file"), ("1", "failed; nothing has changed")),
+            (
+                ("0", "the stack matches the file"),
+                (
+                    "1",
+                    "failed; changes were rolled back, or the error says what is left for niso "
+                    "net repair",
+                ),
+            ),
         ),
         Command(
             "stack down",

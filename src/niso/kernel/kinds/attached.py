@@ -1,4 +1,4 @@
-"""Foreign links on niso's bridges: none is wanted, since no rule checks their packets."""
+"""Foreign links on niso's bridges, which are never desired: no rule checks their packets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leftovers of interrupted changes to hosts files: none is wanted."""
+"""Leftovers of interrupted changes to hosts files; creating the file reuses its leftover."""
 
 from __future__ import annotations
 

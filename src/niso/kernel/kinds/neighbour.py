@@ -1,4 +1,4 @@
-"""Neighbour entries added by hand on niso's links: none is wanted."""
+"""Static neighbour entries on niso's links, which are never desired."""
 
 from __future__ import annotations
 
