@@ -40,10 +40,10 @@ def restart(machine: Machine, services: list[str], report: Report = silent) -> N
         try:
             rows = _with_name_servers(store, rows)
             start.restart(machine.processes, rows, report)
+            end_intents(store, services)
         except BaseException:
             end_restart(machine, services, report)
             raise
-        end_intents(store, services)
 
 
 def _with_name_servers(store: Store, rows: list[ServiceRow]) -> list[ServiceRow]:
