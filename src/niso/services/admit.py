@@ -1,4 +1,4 @@
-"""Recording in the store what a service will be: its names, networks, leases and ports, or why that cannot be."""
+"""Record the wanted names, networks, leases and ports of a service in the store, or refuse them."""
 
 from __future__ import annotations
 
@@ -28,17 +28,21 @@ class Change(NamedTuple):
     target: Target
     before: ServiceRow | None
     row: ServiceRow
-    restarts: bool  # its process must be started, or ended and started
-    rehosts: bool = False  # its process goes on, and must be shown the hosts file of other networks
+    restarts: bool  # its process must be started or restarted
+    rehosts: bool = False  # its process keeps running and needs the hosts file of other networks
 
     @property
     def name(self) -> str:
-        """The service's."""
+        """Return the name of the service."""
         return self.row.name
 
 
 def scope_of(store: Store, targets: list[Target]) -> Scope:
-    """The services, those that they share a namespace with, and all networks that they are on or will be on."""
+    """Return the scope of an activation.
+
+    It holds the services, those that share a namespace with them, and their networks before and
+    after the change.
+    """
     on: set[str] = set()
     touched: set[str] = set()
     for target in targets:
@@ -54,10 +58,10 @@ def scope_of(store: Store, targets: list[Target]) -> Scope:
 
 
 def _other_meanings(store: Store, target: Target) -> set[Name]:
-    """The names that may stand for other addresses after an activation: none of a service that has its leases and keeps them.
+    """Return the names that may resolve to other addresses after an activation.
 
-    A name of a service that shares a namespace stands for an address while it is active, and one that has an address stands
-    for it beside others.
+    A service that has its leases and keeps them adds none. A name of a service that shares a
+    namespace resolves only while the service is active; several names may have one address.
     """
     row = store.service(target.name)
     on = target.spec.networks
@@ -77,10 +81,11 @@ def _other_meanings(store: Store, target: Target) -> set[Name]:
 
 
 def release(store: Store, target: Target) -> None:
-    """Begin the change of one service: note how to undo it, and give up the host ports and names that its manifest has no more.
+    """Begin the intent of one service; release host ports and names that its manifest dropped.
 
-    Before any `record`, so that another service of the same command may have them. An address is not given up: until the kernel has
-    followed, what leads to it would lead to somebody else.
+    Call it before any `record`, so that another service of the same command can take them.
+    Addresses are not released: until the kernel is updated, traffic to an old address would reach
+    its new owner.
     """
     store.begin_intent(target.name, "activate", time.time())
     wanted = {published.port for published in target.spec.ports}
@@ -94,11 +99,11 @@ def release(store: Store, target: Target) -> None:
 def record(
     machine: Machine, target: Target, copy: str, together: frozenset[str], beside: frozenset[str]
 ) -> Change:
-    """Write one service, which is released, as it will be to the store.
+    """Write the wanted state of one service to the store; `release` was called before.
 
-    ``together`` are all services of the command, ``beside`` those of them whose manifests it activates.
-    Raises Conflict and InvalidInput, which name the manifest and the key, or an ErrorGroup of all names, addresses and ports that
-    cannot be; then what has been written is to be rolled back.
+    ``together`` are all services of the command. ``beside`` are those whose manifests it activates.
+    Raises Conflict and InvalidInput, which name the manifest and the key, or an ErrorGroup of all
+    refused names, addresses and ports. The caller must then roll back the transaction.
     """
     errors: list[NisoError] = []
     try:
@@ -122,7 +127,7 @@ def _record(
     beside: frozenset[str],
     errors: list[NisoError],
 ) -> Change:
-    """As `record`; what lets the rest be looked at nevertheless is put into ``errors``."""
+    """Do the work of `record`. Errors that do not stop further checks are added to ``errors``."""
     store = machine.store
     wanted, name = target.spec, target.name
     before = store.service(name)
@@ -139,7 +144,7 @@ def _record(
     said = before.process if before is not None and was_active else None
     if before is not None and said is not None and "host" not in (before.mode, wanted.mode):
         same = spec._replace(resolv_conf=said.resolv_conf)
-        spec = same if same == said else spec  # other name servers alone restart nothing
+        spec = same if same == said else spec  # changed name servers alone do not cause a restart
     row = ServiceRow(
         name=name,
         manifest_path=target.manifest_path,
@@ -194,7 +199,7 @@ def _record(
 
 
 def published_by(row: ServiceRow) -> tuple[Port, ...]:
-    """The ports of the manifest of a service's last activation; none where its row is damaged."""
+    """Return the manifest ports of the last activation; empty if the row is damaged."""
     spec = row.service
     return tuple(published.port for published in spec.ports) if spec is not None else ()
 
@@ -202,7 +207,7 @@ def published_by(row: ServiceRow) -> tuple[Port, ...]:
 def _held_names(
     store: Store, service: str, spec: ServiceSpec, beside: frozenset[str]
 ) -> dict[str, Conflict]:
-    """The names of a manifest that another service has, with what is to be said of it."""
+    """Return {name: error} for the names of a manifest that another service holds."""
     found: dict[str, Conflict] = {}
     for name in spec.names:
         holder = store.name_holder(name, beside)
@@ -220,7 +225,10 @@ def _held_names(
 
 
 def _check_peers(store: Store, spec: ServiceSpec) -> None:
-    """Raise Conflict where a policy names a service of mode host: what that one sends has the host's own addresses."""
+    """Raise Conflict if a policy names a service of mode host.
+
+    The packets of such a service have the host's own addresses.
+    """
     if spec.mode == "host":
         for name in spec.names:
             for other in store.naming("service", name):
@@ -233,26 +241,34 @@ def _check_peers(store: Store, spec: ServiceSpec) -> None:
                 entry, row = next(said, None), store.service(other)
                 if entry is not None and row is not None:
                     raise Conflict(
-                        f"'host' cannot be, since {entry.key} ({entry.text!r}) of service {other!r} names it",
-                        f"take it out of {row.manifest_path} and activate that first: the host's own addresses belong to no service",
+                        f"'host' is not possible because {entry.key} ({entry.text!r}) "
+                        f"of service {other!r} names this service",
+                        f"remove that entry from {row.manifest_path} and activate it first: "
+                        "the host's own addresses belong to no service",
                         "network.mode",
                     )
     for entry in spec.policy.entries():
         if entry.peer.kind == "service" and store.mode_of_name(entry.peer.name) == "host":
             raise Conflict(
-                f"{entry.text!r} names a service of mode host, which has no addresses but the host's",
-                "leave it out: the host may always connect in; in egress the host's addresses can be named",
+                f"{entry.text!r} names a service of mode host, "
+                "which has only the host's own addresses",
+                "remove it: the host may always connect in; "
+                "in egress, name the host's addresses instead",
                 entry.key,
             )
 
 
 def _refuse_ports(store: Store, service: str, keys: list[str]) -> None:
-    """Of a service that is on no network: nothing can be published, and what was forwarded ends."""
+    """Refuse published ports of a service without a network, and end its forwards.
+
+    Raises Conflict, which names the first of ``keys``.
+    """
     provider = store.home(service)
     if keys:
         raise Conflict(
-            f"service {provider!r}, whose network namespace it shares, is of mode none: nothing leads there",
-            "leave network.ports out, or share that of a service of mode bridge",
+            f"service {provider!r}, whose network namespace it shares, has mode none: "
+            "it cannot be reached",
+            "remove network.ports, or share the namespace of a service of mode bridge",
             keys[0],
         )
     store.end_publishing(service)
@@ -267,7 +283,10 @@ def _ensure_network(machine: Machine, name: str, static: str | None) -> None:
 
 
 def _free_uid(store: Store, service: str) -> int:
-    """The uid that owns the volumes which the service left, else one that neither a service nor a volume left by one has."""
+    """Return the uid that owns the leftover volumes of the service.
+
+    Without any, return one that neither a service nor a leftover volume uses.
+    """
     kept = volumes.owners()
     for uid in sorted(kept.pop(service, ())):
         if uid >= targets.FIRST_UID and store.free_uid(uid) == uid:

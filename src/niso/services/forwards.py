@@ -1,4 +1,4 @@
-"""The ports that come and go while a service runs (`niso port-forward`)."""
+"""Publish and withdraw ports of running services (`niso port-forward`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from niso.store.store import Scope, Store
 
 
 def concerned(store: Store, service: str, port: Port, replace: bool) -> set[str]:
-    """The services whose ports `forward` would change: the caller holds their locks."""
+    """Return the services whose ports `forward` would change; the caller must lock them."""
     return {service} | ({holder for holder, _ in store.port_holders(port)} if replace else set())
 
 
@@ -31,10 +31,12 @@ def forward(
     locked: set[str],
     report: Report = silent,
 ) -> tuple[bool, list[tuple[str, Port]]]:
-    """Publish one more port of an active service at once; (whether it was not yet, what was taken from which services).
+    """Publish one more port of an active service at once.
 
-    With ``replace`` it is taken from whichever service has it, in one transaction of the kernel. ``locked`` are the services
-    whose locks the caller holds. Raises Conflict, KernelError; then nothing has changed.
+    Return (whether anything changed, (service, port) pairs that lost the host port). With
+    ``replace`` the host port is taken from its holders in one kernel transaction. ``locked`` are
+    the services whose locks the caller holds. Raises Conflict, KernelError; then nothing has
+    changed.
     """
     store, key = machine.store, "PORT"
     with Lock():
@@ -54,7 +56,7 @@ def forward(
             words = f"host port {port.host_side} is published by {holder!r}{as_held(held, port)}"
             hint = f"--replace takes {held.text} from {holder}"
             if holder == service:
-                hint = f"--replace puts it in the place of {held.text}"
+                hint = f"--replace replaces {held.text}"
             if _is_part(port, held):
                 hint = "it is part of a range: move the whole range, or change that manifest"
             raise Conflict(words, hint, key, names_key=False)
@@ -77,14 +79,14 @@ def forward(
 
 
 def _is_part(port: Port, held: Port) -> bool:
-    """Whether ``held`` has ports beside those of ``port``, so that it cannot be taken away without them."""
+    """Return whether ``held`` has ports outside ``port``, so that taking it takes them too."""
     return held.host_port < port.host_port or held.last > port.last
 
 
 def unforward(machine: Machine, service: str, port: Port, report: Report = silent) -> None:
-    """Take away a port that `forward` added, or one that waits for its service since a reboot.
+    """Withdraw a port that `forward` added, even if its service has not started since a reboot.
 
-    Raises NotFound where there is none, Conflict where the manifest has it.
+    Raises NotFound if it is not forwarded, Conflict if the manifest publishes it.
     """
     store = machine.store
     with Lock():
@@ -94,7 +96,7 @@ def unforward(machine: Machine, service: str, port: Port, report: Report = silen
             if store.has_port(service, port):
                 words = f"{port.text} is in the manifest of {service!r}"
                 raise Conflict(
-                    words, "take it out there, and activate it again", "PORT", names_key=False
+                    words, "remove it there and activate the service", "PORT", names_key=False
                 )
             added = ", ".join(each.text for each in forwards) or "none"
             raise NotFound(f"{port.text} is not forwarded to {service!r}", f"its forwards: {added}")
@@ -102,10 +104,10 @@ def unforward(machine: Machine, service: str, port: Port, report: Report = silen
 
 
 def finish(machine: Machine, report: Report = silent) -> None:
-    """Carry out what processes that are gone have recorded of ports.
+    """Apply the port changes recorded by interrupted commands.
 
-    All of it at once: what one service lost, another one may have got. A living process keeps niso's lock from its record
-    to the end, so what is found here is nobody's.
+    All are applied together, since one service may have taken a port from another. A live command
+    holds niso's lock from its record to the end, so every record seen here is abandoned.
     """
     store = machine.store
     with Lock():
@@ -119,7 +121,10 @@ _Moved = list[tuple[str, Port]]
 
 
 def _change(machine: Machine, come: _Moved, go: _Moved, report: Report) -> None:
-    """Record it, and have the kernel follow; if it cannot, the record goes back. The caller holds niso's lock."""
+    """Record added and withdrawn ports and update the kernel; on failure, roll back both.
+
+    The caller holds niso's lock.
+    """
     store = machine.store
     with store.transaction():
         rows = [row for service, port in go for row in store.take_port(service, port)]
@@ -144,7 +149,7 @@ def _carry_out(
     store, kernel = machine.store, machine.kernel
     names = sorted({service for service, _ in moved})
     on = {network for name in names for network, _ in store.addresses(name)}
-    # what a sharer's ports need of its provider's links is in scope too
+    # the ports of a sharer need links of its provider, so these are in scope too
     scope = Scope(store.with_companions(names), tuple(sorted(on)), tuple(port for _, port in moved))
     converge(kernel, store, scope, before, report, teardown)
     flush_ports(kernel, ((port.proto, port.host_port, port.last) for _, port in moved))
@@ -154,7 +159,10 @@ def _carry_out(
 
 
 def _elements(store: Store, ports: _Moved) -> State:
-    """What these ports are, or were, in the kernel's maps; and what a service has there as long as it has any port."""
+    """Return the map elements of these ports.
+
+    This includes the elements that a service has as long as it publishes any port.
+    """
     found: set[Element] = set()
     for service, port in ports:
         own = store.addresses(service)
@@ -174,7 +182,7 @@ def _require_active(store: Store, service: str) -> None:
 
 
 def _check_mode(store: Store, service: str, key: str) -> None:
-    """Raise Conflict where a service is on no network that a port could lead to."""
+    """Raise Conflict if a service has no network of its own to forward a port to."""
     home = store.service(store.home(service))
     if home is not None and home.mode in ("host", "none"):
         whose = (
@@ -184,10 +192,10 @@ def _check_mode(store: Store, service: str, key: str) -> None:
         )
         if home.mode == "host":
             raise Conflict(
-                f"{whose} is of mode host", "what it listens on is the host's already", key
+                f"{whose} has mode host", "its listening ports are already the host's", key
             )
         raise Conflict(
-            f"{whose} is of mode none: nothing leads there",
-            'mode = "bridge" has a network',
+            f"{whose} has mode none: it cannot be reached",
+            'set mode = "bridge" to have a network',
             key,
         )

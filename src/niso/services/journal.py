@@ -1,8 +1,9 @@
-"""The journal of intents: begin a change, lock its services, and recover what a dead process left half-way.
+"""Keep the journal of intents: begin changes, lock their services, recover interrupted ones.
 
-Every change is noted in the store (an intent) before the kernel sees it. Whoever finds an intent whose process is gone
-finishes it (deactivate, remove) or undoes it (activate, restart). niso's lock is held over plan and write; a service's own lock is
-held from its first change to its last, waiting for its process included.
+Every change is recorded in the store as an intent before it reaches the kernel. A later command
+that meets an intent whose process is gone finishes it (deactivate, remove) or undoes it (activate,
+restart). niso's lock is held over plan and write. A service's own lock is held from its first
+change to its last, including the wait for its process.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from niso.store.store import Intent, Store
 
 
 def end_restart(machine: Machine, services: list[str], report: Report) -> None:
-    """Have the processes run that a restart which came to no end has stopped. One that cannot is failed, as `niso ps` says."""
+    """Start the processes that an interrupted restart stopped, and end its intents.
+
+    A process that cannot start is reported, and `niso ps` shows its service as failed.
+    """
     for name in services:
         try:
             start_again(machine, name)
@@ -33,10 +37,11 @@ def end_restart(machine: Machine, services: list[str], report: Report) -> None:
 
 
 def recover(machine: Machine, report: Report = silent, names: Iterable[str] = ()) -> int:
-    """Finish or undo what a process that is gone left half-way; gives of how many services. What a living one is at is left to it.
+    """Finish or undo interrupted changes; return the number of services concerned.
 
-    What cannot be done for one of ``names`` is raised as an ErrorGroup at the end; for others it is only reported, since
-    it is no business of the command that comes next.
+    Changes of commands that still run are left alone. Failures for services in ``names`` are raised
+    as an ErrorGroup at the end. Failures for other services are only reported, since they do not
+    concern the command that follows.
     """
     store = machine.store
     concerned = set(names)
@@ -54,14 +59,14 @@ def recover(machine: Machine, report: Report = silent, names: Iterable[str] = ()
                     continue
                 locks.callback(_remove_lock, store, found.service)
                 intent = store.intent(found.service)
-                if intent is None or intent.action != found.action:  # somebody else was here
+                if intent is None or intent.action != found.action:  # another command was first
                     continue
                 done += 1
                 if activations:
                     begun.append(intent)
                 else:
                     errors |= _finish(machine, intent, report)
-                    locks.close()  # each is whole by itself
+                    locks.close()  # each of these is complete by itself
             if begun:
                 machine.processes.end_unrecorded({intent.service for intent in begun})
                 errors |= undo(machine, begun, report)
@@ -74,7 +79,7 @@ def recover(machine: Machine, report: Report = silent, names: Iterable[str] = ()
 
 
 def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, NisoError]:
-    """Finish what is no activation; what went wrong, by service."""
+    """Finish an intent that is not an activation; return {service: error}."""
     name, removes = intent.service, intent.action in ("remove", "remove volumes")
     try:
         if intent.action == "ports":
@@ -95,7 +100,10 @@ def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, NisoE
 
 
 def locked(store: Store, services: list[str]) -> ExitStack:
-    """The locks of several services, always taken in the same order; at the end those of unknown services are removed."""
+    """Take the locks of several services, always in the same order.
+
+    On exit, the lock files of unknown services are removed.
+    """
     with ExitStack() as locks:
         for name in sorted(set(services)):
             locks.enter_context(service_lock(name))
@@ -113,7 +121,10 @@ def _remove_lock(store: Store, name: str) -> None:
 
 
 def begin(store: Store, services: list[str], action: str) -> None:
-    """Note the intent of all at once: if niso dies at the first, the others are finished too."""
+    """Record the intents of all services at once, so that recovery handles them together.
+
+    Raises Conflict if another active service needs the namespace of one of them.
+    """
     if services:
         with Lock(), store.transaction():
             if action not in ("activate", "restart"):

@@ -1,4 +1,4 @@
-"""What commands act on: the store, the kernel and the processes of services."""
+"""Bundle what commands act on: the store, the kernel and the processes of services."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 class Machine(NamedTuple):
-    """It is handed to every command, so that one can run on `niso.kernel.fake` without root."""
+    """Hold the store, kernel and processes that a command uses.
+
+    Every command takes one, so that it can run on `niso.kernel.fake` without root.
+    """
 
     store: Store
     kernel: Kernel

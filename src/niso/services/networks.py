@@ -1,4 +1,4 @@
-"""Making and removing networks: which subnet, which bridge, and what is in the way."""
+"""Plan networks: choose subnet and bridge, and detect what they clash with."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ PREFIX_LENGTHS = {4: (8, 30), 6: (48, 126)}
 MIN_MTUS = {
     4: 576,
     6: 1280,
-}  # RFC 791's least datagram that every host takes; RFC 8200's least of a link
-MAX_MTU = 65535  # the most that a link can have
+}  # RFC 791: datagram size that every host accepts; RFC 8200: minimum link MTU
+MAX_MTU = 65535  # the largest MTU of a link
 THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")  # RFC 1122, 3.2.1.3
 UNICAST6 = (
     ipaddress.IPv6Network("2000::/3"),
     ipaddress.IPv6Network("fc00::/7"),
-)  # what RFC 4291 and 4193 give to hosts
+)  # global unicast (RFC 4291) and unique local (RFC 4193)
 EXAMPLES = ("a prefix like 10.99.1.0/24", "a prefix like fd12:3456:789a:1::/64")
 
 
 def pool() -> ipam.Network:
-    """The prefix that subnets are taken from (``NISO_POOL``). Raises InvalidInput."""
+    """Return the prefix that subnets are taken from (``NISO_POOL``). Raises InvalidInput."""
     text = os.environ.get("NISO_POOL") or DEFAULT_POOL
     try:
         found = ipaddress.ip_network(text)
@@ -47,11 +47,12 @@ def pool() -> ipam.Network:
 
 
 def parse_subnet(text: str) -> ipam.Network:
-    """A subnet as the user gives it. Raises UsageError.
+    """Parse a subnet from user input. Raises UsageError.
 
-    Of IPv6, global unicast and unique local prefixes from /48, a site's (RFC 6177), to /126, the longest in which a service
-    has an address beside the bridge: that of the subnet itself is every router's (RFC 4291, 2.6.1). The norm is a /64;
-    others work because nothing makes up its own address here.
+    IPv6 subnets are global unicast or unique local prefixes from /48 (a site, RFC 6177) to /126.
+    A /126 is the longest that holds a service beside the bridge, since the subnet's own address is
+    the routers' anycast address (RFC 4291, 2.6.1). A /64 is usual. Other lengths work because no
+    service configures its own address (SLAAC).
     """
     key = "--subnet"
     try:
@@ -78,21 +79,24 @@ def parse_subnet(text: str) -> ipam.Network:
             or found.subnet_of(THIS_NETWORK)
         )
     if not usable:
-        raise UsageError(f"{text}: not a prefix that hosts can have", hint, key)
+        raise UsageError(f"{text}: not a prefix for host addresses", hint, key)
     return found
 
 
 def unique_local(state_id: str) -> ipaddress.IPv6Network:
-    """The /48 that IPv6 subnets are taken from: fd and 40 bits that follow from the state id (RFC 4193, 3.2.2).
+    """Return the /48 for IPv6 subnets: fd and 40 bits derived from the state id (RFC 4193, 3.2.2).
 
-    So all of one host's are of one prefix, and those of different hosts hardly ever clash when they are joined.
+    All subnets of one host share this prefix, and prefixes of different hosts hardly ever clash.
     """
     global_id = sha256(f"{state_id}/RFC 4193".encode()).digest()[:5]
     return ipaddress.IPv6Network((bytes([0xFD]) + global_id + bytes(10), 48))
 
 
 class Wish(NamedTuple):
-    """A network as somebody asks for it: at most one subnet of each family, none: the next free /24."""
+    """Describe a requested network.
+
+    It has at most one subnet of each family. Without any, it gets the next free /24.
+    """
 
     name: str
     subnets: tuple[str, ...] = ()
@@ -103,22 +107,23 @@ class Wish(NamedTuple):
 
     @property
     def nets(self) -> list[ipam.Network]:
-        """The subnets, IPv4 first. Raises UsageError."""
+        """Return the subnets, IPv4 first. Raises UsageError."""
         return _parsed(self.subnets, self.ipv6)
 
     @property
     def families(self) -> set[int]:
-        """The families that it asks for."""
+        """Return the requested address families (4, 6)."""
         return ({net.version for net in self.nets} or {4}) | ({6} if self.ipv6 else set())
 
 
 def check(wish: Wish) -> None:
-    """Raise UsageError where no network could be as the wish is."""
+    """Raise UsageError if no network could satisfy the wish."""
     nets, least = wish.nets, MIN_MTUS[max(wish.families)]
     if wish.mtu is not None and not least <= wish.mtu <= MAX_MTU:
         raise UsageError(
-            f"{wish.mtu}: must be {least} to {MAX_MTU}{' where there is IPv6' if least == MIN_MTUS[6] else ''}",
-            "leave it out for the default route's",
+            f"{wish.mtu}: must be {least} to {MAX_MTU}"
+            f"{' with IPv6' if least == MIN_MTUS[6] else ''}",
+            "leave it out to use the MTU of the default route",
             "--mtu",
         )
     if nets and not wish.ipv6:
@@ -126,9 +131,10 @@ def check(wish: Wish) -> None:
 
 
 def ensure(machine: Machine, wish: Wish, implicit: bool) -> Network | None:
-    """Put a network on record, in a transaction; None where it is there as the wish is. ``implicit`` as for `add_network`.
+    """Record a network; return None if it already exists and satisfies the wish.
 
-    Raises Conflict (it is there and differs; name, subnet or bridge taken, by whom), UsageError.
+    The caller is in a transaction. ``implicit`` as for `Store.add_network`. Raises UsageError, and
+    Conflict if it exists and differs, or if its name, subnet or bridge is taken.
     """
     store = machine.store
     present = store.network(wish.name)
@@ -159,9 +165,10 @@ def plan_network(
     mtu: int | None = None,
     holds: str | None = None,
 ) -> Network:
-    """A network that could be made now. Without ``subnets``: the /24 that has the address ``holds``, else the next free.
+    """Return a network that can be created now.
 
-    Raises Conflict where subnet or bridge are taken or the host has no IPv6, UsageError.
+    Without ``subnets`` it gets the /24 around the address ``holds``, else the next free /24.
+    Raises UsageError, and Conflict if subnet or bridge are taken or the host lacks IPv6.
     """
     store, kernel = machine.store, machine.kernel
     state_id = store.state_id()
@@ -191,7 +198,8 @@ def plan_network(
                     raise Conflict(
                         f"is not available: new network {name!r} would get {net}, "
                         f"which overlaps {other} of {whose}",
-                        f"choose another one, or make the network first: niso net create {name} --subnet CIDR",
+                        "choose another one, or make the network first: "
+                        f"niso net create {name} --subnet CIDR",
                         "network.ip",
                         value=f'"{holds}"',
                         right=f"an address in a free /{PREFIX_LENGTH}",
@@ -228,7 +236,7 @@ def plan_network(
 
 
 def _parsed(subnets: Sequence[str], ipv6: bool) -> list[ipam.Network]:
-    """At most one of each family, IPv4 first. Raises UsageError."""
+    """Parse subnets, at most one of each family, IPv4 first. Raises UsageError."""
     nets = sorted(map(parse_subnet, subnets), key=lambda net: net.version)
     for one, other in pairwise(nets):
         if one.version == other.version:
@@ -279,14 +287,15 @@ def _next_free(name: str, taken: list[tuple[ipam.Network, str]]) -> ipam.Network
         if not any(net.version == 4 and net.overlaps(kept) for net in used):
             reasons.append(f"{kept} is kept for {names.DEFAULT_NETWORK}")
         raise Conflict(
-            f"network {name!r}: no free /{PREFIX_LENGTH} is left in the pool {whole}: {', and '.join(reasons)}",
+            f"network {name!r}: no free /{PREFIX_LENGTH} is left in the pool {whole}: "
+            f"{', and '.join(reasons)}",
             f"set NISO_POOL to a prefix that is free, or niso net create {name} --subnet CIDR",
         )
     return found
 
 
 def _gateways(nets: Sequence[ipam.Network], texts: Sequence[str]) -> dict[int, str]:
-    """Family -> the gateway that was given, as its subnet writes it. Raises UsageError."""
+    """Return {family: requested gateway} in canonical notation. Raises UsageError."""
     found: dict[int, str] = {}
     for text in texts:
         hint = f"an address of {' or '.join(map(str, nets))}"
@@ -308,7 +317,7 @@ def _gateways(nets: Sequence[ipam.Network], texts: Sequence[str]) -> dict[int, s
 
 
 def _same(present: Network, wish: Wish) -> None:
-    """Raise Conflict unless what was asked for is what is there."""
+    """Raise Conflict unless the existing network satisfies the wish."""
     there = {subnet.family: subnet for subnet in present.subnets}
     shown = ", ".join(subnet.cidr for subnet in present.subnets)
     differs = None
@@ -329,5 +338,6 @@ def _same(present: Network, wish: Wish) -> None:
         differs = f"with mtu {present.mtu}"
     if differs is not None:
         raise Conflict(
-            f"network {present.name!r} is there {differs}", f"niso net remove {present.name} first"
+            f"network {present.name!r} already exists {differs}",
+            f"niso net remove {present.name} first",
         )

@@ -1,4 +1,4 @@
-"""Which host ports a service gets: who has them already, and which are free.
+"""Assign host ports to services: find current holders and free ports.
 
 The caller of `admit` is in a transaction of the store.
 """
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from niso.kernel.sockdiag import Listener
 
 FREE_FIRST, FREE_LAST = 20_000, 29_999
-"""Host ports that are given to manifests that leave the choice to niso: below Linux's own range (ip_local_port_range)."""
+"""Host ports that niso chooses from if a manifest names none.
+
+They lie below Linux's ephemeral range (ip_local_port_range).
+"""
 
 
 def admit(
@@ -31,12 +34,13 @@ def admit(
     together: frozenset[str] = frozenset(),
     published: Container[Port] = (),
 ) -> tuple[list[Port], list[Port]]:
-    """The ports of a manifest with their host ports, and those of them whose host port is chosen here.
+    """Return (the ports of a manifest with host ports, those whose host port was chosen here).
 
-    ``before`` are those that the service has now: they are not looked at again. ``keys`` are what messages call ``wanted``. What
-    services of ``together`` have given up is free: if this is undone, so are they. ``published`` are those of the manifest of
-    its last activation: one of them that is `taken` is left out.
-    Raises Conflict, which names the key, and who has the port; an ErrorGroup where several cannot be.
+    ``before`` are the ports that the service has now; they are not checked again. ``keys`` are the
+    manifest keys of ``wanted`` for messages. Ports that services of ``together`` released are free,
+    since all of them are rolled back together. ``published`` are the manifest ports of the last
+    activation; any that `taken` returns is left out.
+    Raises Conflict, which names key and holder, or an ErrorGroup of several.
     """
     store = machine.store
     keys = keys or [f"network.ports[{position}]" for position in range(len(wanted))]
@@ -60,7 +64,7 @@ def admit(
                 chosen.append(found)
             elif port not in have:
                 if port in gone:
-                    continue  # it stays where it is
+                    continue  # it stays with the service that took it
                 _check_holders(store, service, port, key, together)
                 listeners.check(port, key)
                 _check_forwards(service, port, forwards, key)
@@ -73,9 +77,8 @@ def admit(
         except Conflict as error:
             errors.append(error)
             continue
-        if (
-            forward not in have
-        ):  # it was kept over a reboot, and somebody else may have the host port now
+        # it was kept over a reboot, and another service or process may have the host port now
+        if forward not in have:
             try:
                 _check_holders(store, service, forward, f"port-forward {forward.text}", together)
                 listeners.check(forward, f"port-forward {forward.text}")
@@ -89,10 +92,11 @@ def admit(
 def taken(
     store: Store, service: str, wanted: Iterable[Port], published: Container[Port]
 ) -> list[tuple[Port, str, Port]]:
-    """Of the ports ``wanted`` those that `niso port-forward` took from a service since its last activation, for whom (it may be itself, with
-    another port inside), and for which port.
+    """Return the ports of ``wanted`` that `niso port-forward` took since the last activation.
 
-    Then its last manifest (``published``) has it and its record does not. It stays taken as long as that forward is there.
+    Each is (port, service that has it now, port of that service). That may be the service itself
+    with another container port. Such a port is in the last manifest (``published``) but not in the
+    record. It stays taken as long as the forward exists.
     """
     gone = [
         port
@@ -109,7 +113,10 @@ def taken(
 
 
 def same_place(one: Port, other: Port) -> bool:
-    """Whether both would take a host port at the same address: of all and one, the one wins."""
+    """Return whether both claim a host port at the same address.
+
+    A port on all addresses and one on a single address coexist; the specific one takes precedence.
+    """
     alike = one.host_ip == other.host_ip or (one.is_wide and other.is_wide)
     return alike and one.clashes(other)
 
@@ -118,7 +125,8 @@ def check_family(service: str, port: Port, families: tuple[int, ...], key: str) 
     if not set(port.families) & set(families):
         family = port.families[0]
         raise Conflict(
-            f"{port.host_side} is an IPv{family} port, and the network of service {service!r} has no IPv{family} subnet",
+            f"{port.host_side} is an IPv{family} port, and the network of service {service!r} "
+            f"has no IPv{family} subnet",
             "niso net create NAME --ipv6 makes a network that has both"
             if family == 6
             else "leave the address out",
@@ -155,16 +163,16 @@ def _check_forwards(service: str, port: Port, forwards: Iterable[Port], key: str
 
 
 def as_held(held: Port, wanted: Port) -> str:
-    """How the holder has it, where that is not what was asked for."""
+    """Return " as HOST_SIDE" if the holder's host side differs from the wanted one, else ""."""
     return "" if held.host_side == wanted.host_side else f" as {held.host_side}"
 
 
 class Listeners:
-    """The host's sockets that take packets of their own: read once for each protocol, when first asked for."""
+    """Read the host's listening sockets, once for each protocol and only if needed."""
 
     def __init__(self, kernel: Kernel, families: tuple[int, ...]) -> None:
         self._kernel = kernel
-        self._families = families  # of the network: a packet of another one is not for the service
+        self._families = families  # of the network: packets of other families are not forwarded
         self._found: dict[str, list[Listener]] = {}
 
     def of(self, proto: str) -> list[Listener]:
@@ -173,7 +181,7 @@ class Listeners:
         return self._found[proto]
 
     def clashing(self, port: Port) -> list[Listener]:
-        """Those that packets for ``port`` would be for."""
+        """Return the sockets that now receive packets for ``port``."""
         return [
             each
             for each in self.of(port.proto)
@@ -187,11 +195,12 @@ class Listeners:
         for listener in self.clashing(port):
             who = self._kernel.socket_holder(listener.inode)
             program = (
-                f"{who[1]} (pid {who[0]})" if who else "a process that cannot be seen from here"
+                f"{who[1]} (pid {who[0]})" if who else "a process that is not visible from here"
             )
             at = bracketed(listener.address)
             raise Conflict(
-                f"host port {port.host_side} is used by {program}, which listens on {at}:{listener.port}",
+                f"host port {port.host_side} is used by {program}, "
+                f"which listens on {at}:{listener.port}",
                 "stop it, or choose another port",
                 key,
             )
@@ -206,7 +215,10 @@ def _choose(
     listeners: Listeners,
     key: str,
 ) -> int:
-    """A host port of its own for one that leaves it open: the one that it had, else the lowest that nobody has."""
+    """Return a host port for a port without one: its previous one, else the lowest free one.
+
+    Raises Conflict if no port is free.
+    """
     kept = store.chosen_port(service, port)
     if kept is not None:
         again = port._replace(host_port=kept)

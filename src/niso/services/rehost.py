@@ -1,4 +1,4 @@
-"""A running service whose networks change is shown another hosts file instead of being restarted."""
+"""Swap the hosts file of a running service whose networks change, instead of restarting it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def can_swap(processes: Processes, old: ProcessSpec | None, new: ProcessSpec) ->
 
 
 def swap_or_restart(processes: Processes, spec: ProcessSpec, report: Report) -> None:
-    """Show a running service ``spec.hosts_folder``; if that fails, restart it.
+    """Give a running service the hosts file of ``spec.hosts_folder``; if that fails, restart it.
 
     Raises ProcessError.
     """

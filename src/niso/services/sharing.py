@@ -1,6 +1,8 @@
-"""Services in the network namespace of another one: whose it can be, who follows a change of it, and what it holds up.
+"""Let services share the network namespace of another one.
 
-The one whose namespace it is, is called the provider. It is of mode bridge or none, so nobody's sharer, and chains are of two.
+The owner of the namespace is the provider. It has mode bridge or none, so it never shares another
+one's itself. This module finds providers, restarts sharers with them, and refuses changes that
+would leave a sharer without a namespace.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ _KEY = "network.share"
 
 
 class Home(NamedTuple):
-    """Where a service's process finds its network: all empty for the host's."""
+    """Locate the network of a service's process; all fields are empty for the host's."""
 
     netns: str  # a path
     hosts_folder: str
@@ -31,7 +33,7 @@ class Home(NamedTuple):
 
 
 def home(store: Store, service: str, spec: ServiceSpec, provider: str | None) -> Home:
-    """Of a service; ``provider`` is known if it shares."""
+    """Return the home of a service; ``provider`` is the known service whose namespace it shares."""
     if provider is not None:
         row = store.service(provider)
         assert row is not None
@@ -47,10 +49,10 @@ def home(store: Store, service: str, spec: ServiceSpec, provider: str | None) ->
 
 
 def provider_of(store: Store, target: Target, together: frozenset[str]) -> str | None:
-    """The service whose namespace the manifest asks for; None where it asks for none.
+    """Return the service whose namespace the manifest asks to share; None if it asks for none.
 
-    ``together`` are the services of the command, those without the mode share recorded already. Raises Conflict where it cannot
-    be had, InvalidInput where it is the service itself.
+    ``together`` are the services of the command; those without mode share are already recorded.
+    Raises Conflict if the namespace is not available, InvalidInput if it is the service itself.
     """
     share = target.spec.share
     if target.spec.mode != "share" or share is None:
@@ -71,16 +73,20 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
     row = store.service(provider)
     assert row is not None
     if row.mode == "host":
-        words = f"service {provider!r} is of mode host and has no network namespace of its own"
+        words = f"service {provider!r} has mode host and no network namespace of its own"
         raise Conflict(words, 'mode = "host" gives this service the same network', _KEY)
     if row.mode == "share":
-        words = f"service {provider!r} has no network namespace of its own, it shares that of {row.provider!r}"
+        words = (
+            f"service {provider!r} has no network namespace of its own, "
+            f"it shares that of {row.provider!r}"
+        )
         raise Conflict(words, f'share = "{row.provider}"', _KEY)
     if not row.active:
         words = f"service {provider!r} is not active"
         raise Conflict(
             words,
-            f"niso activate {provider}, or both in one command: niso activate {provider} {target.name}",
+            f"niso activate {provider}, or both in one command: "
+            f"niso activate {provider} {target.name}",
             _KEY,
         )
     if provider not in together and store.intent(provider) is not None:
@@ -92,9 +98,10 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
 def with_followers(
     store: Store, wanted: Iterable[Target], ending: Iterable[str] = ()
 ) -> list[Target]:
-    """``wanted`` with the active services that must be started anew with them, providers first; none that is ``ending``.
+    """Return ``wanted`` and the active services that must restart with them, providers first.
 
-    Who shares a namespace sees its hostname and hosts file; where a provider gets others, its sharers do.
+    Services in ``ending`` are left out. Sharers see the hostname and hosts file of their provider,
+    so they restart if these change.
     """
     found = {target.name: target for target in wanted}
     ends = set(ending)
@@ -114,9 +121,9 @@ def with_followers(
 
 
 def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[ServiceRow] = ()) -> None:
-    """Raise Conflict where services of a command, all recorded, leave others that share their namespace without one.
+    """Raise Conflict if a command would leave services that share a namespace without one.
 
-    ``leaving`` are those that it ends.
+    All ``changed`` services are recorded. ``leaving`` are the services that the command ends.
     """
     rows, ended = list(changed), list(leaving)
     together = frozenset(row.name for row in (*rows, *ended))
@@ -128,8 +135,9 @@ def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[Service
         sharers = store.held_sharers(row.name, together)
         if sharers and row.mode not in PROVIDERS:
             raise Conflict(
-                f"{row.mode!r} cannot be, since {they_share(sharers)} its network namespace",
-                f"niso deactivate {' '.join(sharers)}, or activate them with another mode in the same command",
+                f"{row.mode!r} is not possible because {they_share(sharers)} its network namespace",
+                f"niso deactivate {' '.join(sharers)}, "
+                "or activate them with another mode in the same command",
                 "network.mode",
                 file=row.manifest_path,
             )
@@ -143,7 +151,8 @@ def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[Service
                 and not _sees(other, there)
             ):
                 raise Conflict(
-                    f"service {sharer!r} has just begun to share the network namespace of {row.name!r}",
+                    f"service {sharer!r} has just begun to share "
+                    f"the network namespace of {row.name!r}",
                     "try again",
                 )
 

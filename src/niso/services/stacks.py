@@ -1,4 +1,4 @@
-"""What a stack asks of an activation beside its services: its networks, who leaves it, and whose the services are from then on."""
+"""Prepare a stack's activation: its networks, services that leave it, and stack membership."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Membership(NamedTuple):
     file: str  # for messages
     networks: tuple[Wish, ...]
     leaving: tuple[str, ...]  # known services of the stack that left its file
-    needs: Needs  # in which order those end
+    needs: Needs  # the order in which those end
 
 
 def taken(store: Store, stack: str, services: Iterable[str]) -> dict[str, Conflict]:
-    """Those of ``services`` that belong to another stack, with the error that says so."""
+    """Return {service: error} for those of ``services`` that belong to another stack."""
     found = {}
     for name in services:
         other = store.stack_of(name)
@@ -33,9 +33,9 @@ def taken(store: Store, stack: str, services: Iterable[str]) -> dict[str, Confli
 
 
 def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> None:
-    """Put the networks of the stack on record, before its services; the caller is in a transaction.
+    """Record the networks of the stack before its services, and release services that left it.
 
-    Raises Conflict, which names the file and the key.
+    The caller is in a transaction. Raises Conflict, which names the file and the key.
     """
     store = machine.store
     for error in taken(store, wanted.stack, services).values():
@@ -48,7 +48,9 @@ def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> No
             on = [name for name, _ in store.members(wish.name)]
             moved.file = wanted.file
             moved.hint = (
-                f"say what is there, or first niso remove {' '.join(on)}" if on else error.hint
+                f"match the existing network, or first niso remove {' '.join(on)}"
+                if on
+                else error.hint
             )
             raise moved from None
     for name in wanted.leaving:
@@ -56,7 +58,10 @@ def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> No
 
 
 def error_of(network: str, error: NisoError) -> InvalidInput:
-    """An error of a network with the key that it has in a stack.toml: ``networks.backend.subnet`` for ``--subnet``."""
+    """Return a network error with its key in stack.toml.
+
+    ``--subnet`` becomes ``networks.backend.subnet``.
+    """
     new = InvalidInput.of(error)
     option = (error.key or "").removeprefix("--")
     new.key = f"networks.{network}" + (f".{option}" if option else "")

@@ -1,4 +1,4 @@
-"""What the arguments of ``niso activate`` mean, and whether what they name could be started. Changes nothing."""
+"""Resolve the arguments of ``niso activate`` and check that they can start. Changes nothing."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from niso.runtime.spec import path_env
 from niso.store.store import Store, bare_name
 
 FIRST_UID = 1_900_000_000
-"""Own uids of services count up from here: above every range that Debian, systemd and subuid hand out."""
+"""First uid for services; above every range that Debian, systemd and subuid allocate."""
 
 
 class Target(NamedTuple):
-    """A service that is to be active: what its manifest asks for and where its files are."""
+    """Describe a service to activate: its manifest and the location of its files."""
 
     name: str
     spec: ServiceSpec
     manifest_path: str
-    folder: str  # the package to copy, or the copy itself when only the store knows the service
+    folder: str  # the package to copy, or the copy itself if only the store knows the service
     rootfs: str | None
-    fingerprint: str | None  # None: ``folder`` is the copy already
+    fingerprint: str | None  # None: ``folder`` is already the copy
 
 
 def find_targets(store: Store, arguments: Iterable[str | model.Loaded]) -> list[Target]:
-    """What the arguments of ``niso activate`` mean: a manifest or its folder, a known service, else a folder here.
+    """Resolve the arguments of ``niso activate``.
 
-    A manifest that has been read already stands for itself.
-
-    All errors of all arguments come at once. Nothing has changed when it raises.
+    Each is a manifest or its folder, a known service, or a folder in the working directory.
+    Loaded manifests are used as they are. Raises NisoError, or an ErrorGroup of the errors of all
+    arguments; then nothing has changed.
     """
     targets: dict[str, Target] = {}
     errors: list[NisoError] = []
@@ -53,7 +53,8 @@ def find_targets(store: Store, arguments: Iterable[str | model.Loaded]) -> list[
             if other.manifest_path != target.manifest_path:
                 errors.append(
                     Conflict(
-                        f"{other.manifest_path} and {target.manifest_path} are both named {target.name!r}"
+                        f"{other.manifest_path} and {target.manifest_path} "
+                        f"are both named {target.name!r}"
                     )
                 )
     if errors:
@@ -62,14 +63,20 @@ def find_targets(store: Store, arguments: Iterable[str | model.Loaded]) -> list[
 
 
 def still_so(store: Store, target: Target) -> Target:
-    """A known service as the store has it now; the caller holds its lock. Raises NotFound where it has gone meanwhile."""
+    """Return a known service as the store has it now; the caller holds its lock.
+
+    Raises NotFound if it has been removed.
+    """
     if target.fingerprint is not None:
         return target
     return _find_target(store, store.resolve(target.name))
 
 
 def known(store: Store, service: str) -> Target:
-    """A known service with the manifest of its last activation. Raises NotFound where its package copy is gone, NisoError."""
+    """Return a known service with the manifest of its last activation.
+
+    Raises NotFound if its package copy is gone, NisoError.
+    """
     row = store.service(service)
     assert row is not None
     gone = NotFound(
@@ -87,7 +94,7 @@ def known(store: Store, service: str) -> Target:
     except NisoError:
         if os.path.isdir(row.package):
             raise
-        raise gone from None  # it was removed meanwhile
+        raise gone from None  # it was removed during the check
     return target
 
 
@@ -104,7 +111,10 @@ def _find_target(store: Store, argument: str | model.Loaded) -> Target:
 
 
 def of_manifest(loaded: model.Loaded) -> Target:
-    """The service of a checked manifest, whose files are looked at. Raises InvalidInput, ErrorGroup, NisoError."""
+    """Return the service of a valid manifest and check its files.
+
+    Raises InvalidInput, ErrorGroup, NisoError.
+    """
     spec = loaded.spec
     root = os.path.realpath(os.path.join(loaded.folder, spec.rootfs)) if spec.rootfs else None
     target = Target(spec.name, spec, loaded.path, loaded.folder, root, "")
@@ -113,7 +123,10 @@ def of_manifest(loaded: model.Loaded) -> Target:
 
 
 def _check_files(target: Target) -> None:
-    """Entrypoint, user and working folder, found before anything is started; all errors at once."""
+    """Check rootfs, entrypoint, user, working folder and volumes before anything starts.
+
+    Raises InvalidInput, or an ErrorGroup of all errors.
+    """
     spec = target.spec
     errors: list[NisoError] = []
     checks = (
@@ -150,7 +163,7 @@ def entrypoint(target: Target, folder: str) -> str:
 
 
 def volumes(spec: ServiceSpec) -> tuple[Volume, ...]:
-    """The volumes of a service's process, in order."""
+    """Return the volumes of a service's process, in manifest order."""
     kept = paths.volume_dir(spec.name)
     found = []
     for name, mount, host, tmpfs, read_only, size in spec.volumes:
