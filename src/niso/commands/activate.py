@@ -1,8 +1,9 @@
-"""Activation: services get their networks and their processes, all of a command or none.
+"""Activate services: set up their networks and start their processes, all of a command or none.
 
-The change is noted in the store (an intent) before the kernel sees it; whoever finds an intent of a process that is gone undoes it
-(`niso.services.journal.recover`). niso's lock is held over plan and write; a service's own lock is held from its first change to its last,
-waiting for its process included.
+The change is recorded in the store as an intent before it reaches the kernel. A later command
+undoes the intent of a dead process (`niso.services.journal.recover`). niso's lock is held over plan
+and write. A service's own lock is held from its first change to its last, including the wait for
+its process.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ def activate(
     stack: Membership | None = None,
     meanwhile: Callable[[], object] | None = None,
 ) -> list[Outcome]:
-    """Make all ``targets`` active, all or none; their processes start as ``after`` and ``meanwhile`` say (`starting.run`).
+    """Activate all ``targets`` or none; ``timeout_s``, ``after`` and ``meanwhile`` as for `start.run`.
 
-    An active service whose manifest changed gets the difference; one that is as it should be is left alone. With ``stack`` they
-    belong to it from then on, its networks are made, and those that leave it end. Raises InvalidInput, Conflict, KernelError,
-    ProcessError; then everything is as before.
+    An active service gets only the changes of its manifest; one that is up to date is left alone.
+    With ``stack``, the services join it, its networks are made, and services that left it end.
+    Raises InvalidInput, Conflict, KernelError, ProcessError; then everything is rolled back.
     """
     store, kernel = machine.store, machine.kernel
     if dry_run:
@@ -87,7 +88,7 @@ def activate(
                         for _, address in store.addresses(t.name)
                     }
                     recorded = _recorded(machine, targets, copies, leaving, stack)
-                    # what is somebody else's is found before anything is on record or changed
+                    # foreign objects are detected before anything is recorded or changed
                     planned = plan(kernel, store, scope, before, trusting=True)
                 changes += recorded
                 start.expect(machine.processes, changes)
@@ -97,7 +98,7 @@ def activate(
                 nat_flows.flush_gone_addresses(kernel, before, reached)
                 nat_flows.flush_changed_ports(kernel, before, reached)
                 if policy_flows.narrows(before, reached):
-                    # a name that shared an address may have been what let it
+                    # a flow may have been allowed by a name that shared the address
                     shared = [
                         row.provider
                         for row in (*(c.before for c in changes), *leaving)
@@ -105,10 +106,8 @@ def activate(
                     ]
                     policy_flows.cut(kernel, store, [*(change.name for change in changes), *shared])
             start.run(machine.processes, changes, timeout_s, report, after, meanwhile)
-            with (
-                Lock(),
-                signals_held(),
-            ):  # it is done: an interrupt would leave the copies that nobody needs any more
+            # the activation has succeeded: an interrupt here would only leave unused copies
+            with Lock(), signals_held():
                 with store.transaction():
                     touched = _touched(store, changes, bool(steps))
                     scope, before = _drop_left(machine, changes, stack)
@@ -129,13 +128,16 @@ def _stopped(
     stack: Membership | None,
     report: Report,
 ) -> list[ServiceRow]:
-    """The services that leave the stack, their processes stopped; what ends them is undone like an activation."""
+    """Stop the processes of services that leave the stack, and return their rows.
+
+    Their intents are undone like those of an activation.
+    """
     if stack is None or not stack.leaving:
         return []
     store, kernel = machine.store, machine.kernel
     rows = _leaving(store, stack)
     if rows:
-        # what cannot be is found before anything is stopped
+        # detect conflicts before anything is stopped
         with Lock(), store.transaction() as transaction:
             transaction.cancel()
             scope = _scope(store, targets, rows, stack)
@@ -148,7 +150,7 @@ def _stopped(
 
 
 def _leaving(store: Store, stack: Membership | None) -> list[ServiceRow]:
-    """The active services that leave the stack."""
+    """Return the active services that leave the stack."""
     rows = [store.service(name) for name in (stack.leaving if stack else ())]
     return [row for row in rows if row is not None and row.active]
 
@@ -157,7 +159,7 @@ def _scope(
     store: Store, targets: list[Target], leaving: list[ServiceRow], stack: Membership | None
 ) -> Scope:
     scope = scope_of(store, targets)
-    # a name of one that shares a namespace stands for an address while it is active
+    # the name of a service that shares a namespace resolves only while it is active
     concerned = {
         *scope.names,
         *store.names_with(store.with_companions(row.name for row in leaving if row.provider)),
@@ -199,19 +201,22 @@ def _recorded(
 
 
 def _touched(store: Store, changes: list[Change], steps: bool) -> set[str]:
-    """The services that an activation has changed, by their rows; all of them where the kernel alone was not as it should be."""
-    found = {
+    """Return the services that an activation changed, by their rows.
+
+    If only the kernel changed, return all of them.
+    """
+    changed = {
         change.name
         for change in changes
         if change.restarts
         or (intent := store.intent(change.name)) is None
         or not store.is_as_before(intent)
     }
-    return {change.name for change in changes} if steps and not found else found
+    return {change.name for change in changes} if steps and not changed else changed
 
 
 def _begin_copies(store: Store, targets: list[Target]) -> None:
-    """Note the intent of those whose package must be copied first: whoever finds it removes the copy."""
+    """Begin the intents of services whose package must be copied; recovery deletes the copy."""
     fresh = [
         t.name
         for t in targets
@@ -221,7 +226,7 @@ def _begin_copies(store: Store, targets: list[Target]) -> None:
 
 
 def _copy_path(target: Target, report: Report) -> str:
-    """Where the copy of the package is, or will be."""
+    """Return the path of the package copy, and report a copy that must be made."""
     if target.fingerprint is None:
         return target.folder
     if not package.is_copied(target.name, target.fingerprint):
@@ -262,9 +267,9 @@ def _plan_only(
             report(start.event_of(change))
     touched = _touched(store, changes, bool(steps))
     scope, before = _drop_left(machine, changes, stack)
-    told = set(steps)  # the kernel has not done them, so they are found again
+    reported = set(steps)  # these were not carried out, so the next plan contains them again
     for step in plan(kernel, store, scope, before).steps if scope.networks else []:
-        if step not in told:
+        if step not in reported:
             report(step)
     return [_outcome(store, change, change.name in touched) for change in changes]
 
@@ -272,7 +277,10 @@ def _plan_only(
 def _drop_left(
     machine: Machine, changes: list[Change], stack: Membership | None
 ) -> tuple[Scope, State]:
-    """End the intents and drop the networks that nobody is on any more; the scope that this changed, and its state before."""
+    """End the intents and drop unused implicit networks.
+
+    Return (the scope of the change, its wanted state before).
+    """
     store, kernel = machine.store, machine.kernel
     for name in (*(change.name for change in changes), *(stack.leaving if stack else ())):
         store.end_intent(name)

@@ -1,7 +1,8 @@
-"""Services at boot: which are enabled, their systemd units, and bringing them back by hand.
+"""Start services at boot: enable them, write their systemd units, restore them by hand.
 
-Where systemd is the init, each enabled service has a unit, which calls ``niso activate`` and ``niso deactivate`` as a user
-would. Elsewhere the mark in the store is all there is, and whatever runs at boot calls ``niso restore``.
+With systemd as init, each enabled service has a unit, which calls ``niso activate`` and ``niso
+deactivate`` as a user would. Otherwise only the store records it, and the boot scripts call
+``niso restore``.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ UNITS = "/etc/systemd/system"
 WANTED_BY = "multi-user.target"
 _SYSTEMCTL_S = 300.0
 _SPARE_S = 90
-"""What niso itself may need around a service's own time to start or to stop."""
+"""Time for niso itself (s), beside a service's own start or stop timeout."""
 
-# who loads its own rules at boot may throw away all that are there, so they come first
+# these load their own rules at boot and may flush all others, so they run before
 _AFTER = (
     "network-online.target",
     "nftables.service",
@@ -43,19 +44,22 @@ _AFTER = (
 
 
 class Marked(NamedTuple):
-    """What `enable` and `disable` did to one service."""
+    """Report what `enable` or `disable` did to one service."""
 
     service: str
     changed: bool
     unit: str | None
-    """The path of its unit file; None where systemd is not the init."""
+    """Path of its unit file; None if systemd is not the init."""
 
 
-# --- the unit --------------------------------------------------------------------------------------------------------
+# --- the unit -----------------------------------------------------------------
 
 
 def unit_text(service: str, state_id: str, provider: str | None, stop_timeout_s: float) -> str:
-    """The unit file of a service (systemd.service(5)); ``provider`` is whose namespace it shares."""
+    """Return the unit file of a service (systemd.service(5)).
+
+    ``provider`` is the service whose namespace it shares.
+    """
     after = [*_AFTER, *([unit.name(provider)] if provider else [])]
     niso = " ".join(quoted(word) for word in (sys.executable, "-I", "-m", "niso.cli"))
     folders = {"NISO_STATE_DIR": paths.state_dir(), "NISO_RUN_DIR": paths.run_dir()}
@@ -94,9 +98,9 @@ def unit_text(service: str, state_id: str, provider: str | None, stop_timeout_s:
 
 
 def quoted(word: str) -> str:
-    """``word`` as systemd reads it back, whatever is in it (systemd.syntax(7), systemd.unit(5), Specifiers).
+    """Quote a word for a unit file (systemd.syntax(7); systemd.unit(5), Specifiers).
 
-    A ``$`` is left as it is: commands have the prefix ``:``, and elsewhere it means nothing.
+    A ``$`` stays: commands have the prefix ``:``, and elsewhere it has no meaning.
     """
     if word and all(c.isascii() and (c.isalnum() or c in "/._-+=,@") for c in word):
         return word
@@ -137,17 +141,20 @@ def _read_unit(service: str) -> str | None:
 
 
 def _refuse_foreign(store: Store, service: str) -> None:
-    """Raise Conflict where there is a unit of the needed name that is not of this state folder."""
-    found = _read_unit(service)
-    if found is not None and not found.startswith(_mark(store.state_id())):
+    """Raise Conflict if a unit of the needed name belongs to another state folder or program."""
+    text = _read_unit(service)
+    if text is not None and not text.startswith(_mark(store.state_id())):
         raise Conflict(
-            f"{_unit_file(service)} is there and was not made for this state folder",
+            f"{_unit_file(service)} already exists and was not made for this state folder",
             "move it away, or give the service another name",
         )
 
 
 def _refuse_alone(store: Store, row: ServiceRow, together: Iterable[str]) -> None:
-    """Raise Conflict where a service's provider is not enabled, nor among ``together``: it could not be there at boot."""
+    """Raise Conflict if a service's provider is neither enabled nor in ``together``.
+
+    Otherwise it could be missing at boot.
+    """
     provider = row.provider and store.service(row.provider)
     if provider and not provider.enabled and provider.name not in together:
         raise Conflict(
@@ -157,7 +164,7 @@ def _refuse_alone(store: Store, row: ServiceRow, together: Iterable[str]) -> Non
 
 
 def _write_units(store: Store, rows: Iterable[ServiceRow]) -> list[str]:
-    """Write the units that are not as they should be, and have systemd read them; the services whose were not."""
+    """Write and enable missing or outdated units; return their services."""
     stale = []
     for row in rows:
         text = _text_of(store, row)
@@ -176,7 +183,7 @@ def _write_units(store: Store, rows: Iterable[ServiceRow]) -> list[str]:
 
 
 def _remove_units(names: Iterable[str]) -> list[str]:
-    """Take away the units that are there; the services that had one."""
+    """Remove the existing units of services; return the services that had one."""
     gone = [name for name in names if _read_unit(name) is not None]
     if not gone:
         return []
@@ -191,7 +198,10 @@ def _remove_units(names: Iterable[str]) -> list[str]:
 
 
 def _wait_ended(units: list[str]) -> None:
-    """Wait, for at most 10 s, until none of these units is active: a file that goes before takes the unit's stop with it."""
+    """Wait at most 10 s until none of these units is active.
+
+    Deleting the file of an active unit would lose its ExecStop.
+    """
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         states = _systemctl("is-active", *units, may_fail=True).split()
@@ -201,7 +211,7 @@ def _wait_ended(units: list[str]) -> None:
 
 
 def _systemctl(*arguments: str, may_fail: bool = False) -> str:
-    """Run systemctl; what it prints. Raises NisoError in its own words."""
+    """Run systemctl and return its output. Raises NisoError with its error message."""
     words = f"systemctl {' '.join(arguments)}"
     try:
         done = subprocess.run(
@@ -224,20 +234,20 @@ def _systemctl(*arguments: str, may_fail: bool = False) -> str:
             f"{words}: no answer within {_SYSTEMCTL_S:g}s", "systemctl list-jobs"
         ) from error
     if done.returncode != 0 and not may_fail:
-        said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+        reason = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
         raise NisoError(
-            f"{words}: {said}", f"systemctl status {arguments[-1]}" if arguments[1:] else None
+            f"{words}: {reason}", f"systemctl status {arguments[-1]}" if arguments[1:] else None
         )
     return done.stdout
 
 
-# --- enable, disable -------------------------------------------------------------------------------------------------
+# --- enable, disable ----------------------------------------------------------
 
 
 def enable(store: Store, names: list[str], report: Report = silent) -> list[Marked]:
-    """Have services activated at boot. One that is active is given into systemd's hands.
+    """Start services at boot. Active ones come under systemd's supervision at once.
 
-    Raises Conflict where one shares the namespace of a service that is not enabled, NisoError.
+    Raises NisoError, Conflict if one shares the namespace of a service that is not enabled.
     """
     rows = [_row(store, name) for name in names]
     for row in rows:
@@ -258,9 +268,9 @@ def enable(store: Store, names: list[str], report: Report = silent) -> list[Mark
 
 
 def disable(store: Store, names: list[str], report: Report = silent) -> list[Marked]:
-    """Have services not activated at boot any more. One that is active stays so, out of systemd's hands.
+    """Do not start services at boot. Active ones keep running, without systemd's supervision.
 
-    Raises Conflict where an enabled service shares the namespace of one, NisoError.
+    Raises NisoError, Conflict if an enabled service shares the namespace of one.
     """
     rows = [_row(store, name) for name in names]
     for other in store.services():
@@ -279,13 +289,16 @@ def disable(store: Store, names: list[str], report: Report = silent) -> list[Mar
 
 
 def clear(names: Iterable[str], report: Report = silent) -> list[str]:
-    """Take the units of services away, running or gone; gives those that had one. Without systemd there are none."""
+    """Remove the units of services, whether they run or not; return the services that had one.
+
+    No-op without systemd. Units that niso did not make stay.
+    """
     if not unit.booted():
         return []
     mine = []
     for name in names:
-        found = _read_unit(name)
-        if found is None or not found.startswith(_mark("").rpartition(" ")[0]):
+        text = _read_unit(name)
+        if text is None or not text.startswith(_mark("").rpartition(" ")[0]):
             continue
         mine.append(name)
         with service_lock(name):
@@ -306,19 +319,19 @@ def _set_enabled(store: Store, names: Iterable[str], enabled: bool) -> None:
             store.set_enabled(name, enabled)
 
 
-# --- what systemd must hear of ---------------------------------------------------------------------------------------
+# --- notify systemd -----------------------------------------------------------
 
 
 def settle(machine: Machine, names: Iterable[str]) -> None:
-    """After services were activated or restarted: have systemd supervise those that are enabled.
+    """Put enabled services under systemd's supervision after they were activated or restarted.
 
-    Called by the unit itself, this is what ends its start. Raises NisoError, OSError.
+    Called from the unit itself, this completes its start. Raises NisoError, OSError.
     """
     store = machine.store
     rows = [row for name in names if (row := store.service(name)) is not None and row.active]
     for row in rows:
         if unit.path(row.name) is not None:
-            if not status.supervisors(row.name):  # its conmon was killed, and it runs on
+            if not status.supervisors(row.name):  # its conmon was killed, but it still runs
                 restart.restart(machine, [row.name])
             _ready(row.name)
             return
@@ -332,19 +345,22 @@ def settle(machine: Machine, names: Iterable[str]) -> None:
 
 
 def _ready(service: str) -> None:
-    """We are the unit's start: the service's conmon, whoever started it, is the main process from here on."""
+    """Report the service's conmon as the main process of the unit that runs this command.
+
+    Raises ProcessError if the service's process has ended.
+    """
     own = unit.path(service)
     assert own is not None
     with service_lock(service):
-        found = status.supervisors(service)
-        if not found:
+        pids = status.supervisors(service)
+        if not pids:
             raise ProcessError("its process has ended", f"niso logs {service}", service=service)
-        unit.adopt([pid for pid in found if unit.path(service, pid) != own], own)
-        unit.tell(f"MAINPID={found[0]}", "READY=1")
+        unit.adopt([pid for pid in pids if unit.path(service, pid) != own], own)
+        unit.tell(f"MAINPID={pids[0]}", "READY=1")
 
 
 def _start_units(rows: Iterable[ServiceRow]) -> None:
-    """Start the units of active services that have a process and are not in their unit already."""
+    """Start the units of active services whose process is not yet in its unit."""
     waiting = [
         unit.name(row.name)
         for row in rows
@@ -354,18 +370,21 @@ def _start_units(rows: Iterable[ServiceRow]) -> None:
         _systemctl("start", *waiting)
 
 
-# --- restore ---------------------------------------------------------------------------------------------------------
+# --- restore ------------------------------------------------------------------
 
 
 class Restored(NamedTuple):
-    """What came of `restore`: what was activated, and what was wrong with the others."""
+    """Hold the outcomes and errors of `restore`."""
 
     outcomes: list[Outcome]
     errors: list[NisoError]
 
 
 def restore(machine: Machine, timeout_s: float, report: Report = silent) -> Restored:
-    """Make the bridges of all networks and activate every enabled service, providers first; each that can be, whatever becomes of others."""
+    """Create the bridges of all networks and activate every enabled service, providers first.
+
+    The failure of one service does not stop the others.
+    """
     store = machine.store
     errors: list[NisoError] = []
     try:
@@ -390,7 +409,7 @@ def restore(machine: Machine, timeout_s: float, report: Report = silent) -> Rest
 def _activate(
     machine: Machine, names: list[str], timeout_s: float, report: Report, errors: list[NisoError]
 ) -> list[Outcome]:
-    """Activate all at once; if that cannot be, one after the other."""
+    """Activate all services together; if that fails, one by one. Failures go to ``errors``."""
     if not names:
         return []
     try:
@@ -407,7 +426,7 @@ def _activate(
 
 
 def _naming(service: str, error: NisoError) -> NisoError:
-    """Return the error with the service before all else that it says."""
+    """Return the error with the service's name before its message."""
     if error.service == service and not error.file:
         return error
     return NisoError(error.message, error.hint, error.key, service=service, names_key=False)

@@ -1,4 +1,4 @@
-"""Check: what should be against what is, each thing by its name."""
+"""Compare the wanted state with the actual one, and name every difference."""
 
 from __future__ import annotations
 
@@ -19,37 +19,40 @@ from niso.services.machine import Machine
 from niso.store.store import Scope, Store, bare_name, suggest
 
 _LOOKS, _PAUSE_S = 3, 0.03
-"""Of a veth pair that goes the kernel needs some 10 to 20 ms to be rid, while nobody holds the lock."""
+"""Looks and pause (s): the kernel deletes a veth pair within 10 to 20 ms, outside the lock."""
 _WAITS_S = 1.0
-"""For another command, which as a rule holds the lock for some ms."""
+"""Longest wait for another command (s), which usually holds the lock for a few ms."""
 
 
 def check(machine: Machine, name: str | None = None) -> list[Finding]:
-    """All that is not as it should be: of everything, or of one service or network. Changes nothing.
+    """Return all differences, or those of one service or network. Changes nothing.
 
-    What is found is looked at again, under niso's lock where that is to be had, and told if it is still so: another command may have
-    been in the middle of a change. Raises NotFound where there is no such service or network, KernelError.
+    Differences are checked again under niso's lock, and returned only if they persist, since
+    another command may have been in the middle of a change. Raises KernelError, NotFound if there
+    is no such service or network, Conflict if the lock stays taken.
     """
     store, kernel = machine.store, machine.kernel
-    found: list[Finding] | None
+    present: list[Finding] | None
     try:
-        found = _own(machine, name)
-    except KernelError:  # of what went between two looks
-        found = None
+        present = _own(machine, name)
+    except KernelError:  # an object vanished between two reads
+        present = None
     for _ in range(_LOOKS - 1):
-        if found == []:
+        if present == []:
             break
         time.sleep(_PAUSE_S)
         with Lock(_WAITS_S):
             again = _own(machine, name)
-        known = {(each.problem, each.what) for each in (again if found is None else found)}
-        found = [each for each in again if (each.problem, each.what) in known]
+        known = {
+            (finding.problem, finding.what) for finding in (again if present is None else present)
+        }
+        present = [finding for finding in again if (finding.problem, finding.what) in known]
     networks, active = _concerned(store, name)
-    return [*(found or ()), *_other_firewalls(kernel, networks), *_closed_links(kernel, active)]
+    return [*(present or ()), *_other_firewalls(kernel, networks), *_closed_links(kernel, active)]
 
 
 def _concerned(store: Store, name: str | None) -> tuple[list[Network], list[str]]:
-    """The networks that a check is about, and the active services."""
+    """Return (networks, active services) to check."""
     if name is None:
         return store.networks(), store.active_services()
     scope, active = _scope(store, name)
@@ -59,21 +62,21 @@ def _concerned(store: Store, name: str | None) -> tuple[list[Network], list[str]
 
 
 def _own(machine: Machine, name: str | None) -> list[Finding]:
-    """What is not as it should be of what is niso's."""
+    """Return the differences in niso's own objects."""
     store, kernel = machine.store, machine.kernel
-    lost = [_hole(each) for each in store_repair.holes(kernel, store)]
-    if lost:  # what should be in the kernel is not known before they are back
+    lost = [_hole(hole) for hole in store_repair.holes(kernel, store)]
+    if lost:  # without these rows, the wanted kernel state is unknown
         return lost
     if name is None:
         _, want, have, foreign = compare(kernel, store)
-        strange = [Finding("foreign", error.message) for error in foreign.values()]
+        foreign_findings = [Finding("foreign", error.message) for error in foreign.values()]
         return [
             *(
                 _hole(store_repair.Hole("different", "service", row.name))
                 for row in store_repair.damaged(store)
             ),
             *findings(want, have),
-            *strange,
+            *foreign_findings,
             *_processes(machine, store.active_services()),
             *(
                 Finding("foreign", f"process of service {name!r}", NOT_ACTIVE)
@@ -89,7 +92,7 @@ def _own(machine: Machine, name: str | None) -> list[Finding]:
 
 
 def _scope(store: Store, name: str) -> tuple[Scope, list[str]]:
-    """What a name is about, and the active service that has it. Raises NotFound."""
+    """Return the scope of a name, and the active service that has it. Raises NotFound."""
     if store.network(name) is not None and store.name_holder(bare_name(name)) is None:
         return Scope((), (name,)), []
     if store.name_holder(bare_name(name)) is None:
@@ -104,10 +107,10 @@ def _scope(store: Store, name: str) -> tuple[Scope, list[str]]:
     return Scope(store.with_companions([service]), row.networks), [service] if row.active else []
 
 
-def _hole(found: store_repair.Hole) -> Finding:
+def _hole(hole: store_repair.Hole) -> Finding:
     return Finding(
-        found.problem,
-        f"store: {found.table}{f' of service {found.service!r}' if found.service else ''}",
+        hole.problem,
+        f"store: {hole.table}{f' of service {hole.service!r}' if hole.service else ''}",
     )
 
 
@@ -119,7 +122,7 @@ def _other_firewalls(kernel: Kernel, networks: Iterable[Network]) -> list[Findin
 
 
 def _closed_links(kernel: Kernel, active: list[str]) -> list[Finding]:
-    """Of the host's links; where no service is active it is nobody's concern."""
+    """Return findings about closed links of the host; none if no service is active."""
     return (
         [Finding("foreign", what, remedy) for what, remedy in exposure.closed_links(kernel)]
         if active
@@ -131,21 +134,26 @@ NOT_ACTIVE = "it is not active"
 
 
 def left_running(machine: Machine) -> list[str]:
-    """The services that have a process, or what is left of one, and are not active; what somebody is at is left out."""
-    store, found = machine.store, []
+    """Return inactive services that have a process or leftovers of one.
+
+    Services that a command is changing are left out.
+    """
+    store, running = machine.store, []
     for name in machine.processes.services():
         row = store.service(name)
         if (row is None or not row.active) and store.intent(name) is None:
-            found.append(name)
-    return found
+            running.append(name)
+    return running
 
 
 def _processes(machine: Machine, active: list[str]) -> list[Finding]:
-    store, found = machine.store, []
+    store, defects = machine.store, []
     for name in active:
-        if store.intent(name) is not None:  # somebody is at it
+        if store.intent(name) is not None:  # a command is changing it
             continue
         row = store.service(name)
         lost = None if row is None else of_package(row)
-        found += [each for each in (lost, machine.processes.defect(name)) if each is not None]
-    return found
+        defects += [
+            defect for defect in (lost, machine.processes.defect(name)) if defect is not None
+        ]
+    return defects

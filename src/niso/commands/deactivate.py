@@ -19,9 +19,10 @@ def deactivate(
     keep_forwards: bool = False,
     needs: stop.Needs | None = None,
 ) -> list[tuple[str, bool]]:
-    """Stop services and take down their networks; leases stay. Gives (service, whether it was active).
+    """Stop services and remove their networks; leases stay. Return (service, was active) pairs.
 
-    With ``keep_forwards`` their forwards come back with them. Processes end at once, but those that others depend on after them.
+    With ``keep_forwards``, their forwards return with the next activation. Processes end in
+    parallel, except that dependencies (``needs``) end after their dependents. Raises NisoError.
     """
     store = machine.store
     if dry_run:
@@ -49,9 +50,10 @@ def deactivate(
 def remove(
     machine: Machine, services: list[str], report: Report = silent, with_volumes: bool = False
 ) -> None:
-    """Deactivate services and forget them, their leases, logs and copies, and ``with_volumes`` their named volumes.
+    """Deactivate services and forget them, with their leases, logs and package copies.
 
-    Volumes that are left of a service that is not known go too. Raises NisoError.
+    ``with_volumes`` also deletes their named volumes, even those of an unknown service. Raises
+    NisoError.
     """
     store = machine.store
     recover(machine, report, services)
@@ -71,14 +73,14 @@ def remove(
 
 
 def remove_volumes(machine: Machine, services: list[str], report: Report = silent) -> None:
-    """Remove the named volumes of services that are not active. Raises Conflict where one is, NisoError."""
+    """Remove the named volumes of inactive services. Raises Conflict if one is active, NisoError."""
     store = machine.store
     recover(machine, report, services)
     with locked(store, services):
         for name in services:
             if (row := store.service(name)) is not None and row.active:
                 raise Conflict(
-                    f"service {name!r} is active, and has its volumes", f"niso deactivate {name}"
+                    f"service {name!r} is active and uses its volumes", f"niso deactivate {name}"
                 )
             volumes.check_removable(name)
         for name in services:

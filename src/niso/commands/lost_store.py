@@ -1,4 +1,4 @@
-"""A store that is not there while what it set up is: nothing may be read from it as if nothing were known."""
+"""Refuse to treat a lost store as an empty one while objects made with it still exist."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from niso.store.sqlite import way_back
 
 
 def refuse() -> None:
-    """Raise Conflict where state.db is missing and something that carries niso's mark lives in this network namespace or run folder."""
+    """Raise Conflict if state.db is missing but objects of niso exist.
+
+    Such objects are marked links in this network namespace and services in the run folder.
+    """
     if os.path.lexists(paths.database()):
         return
     with Rtnl() as rtnl:
@@ -29,6 +32,7 @@ def refuse() -> None:
     if what:
         more = f" and {len(what) - 1} more" if len(what) > 1 else ""
         raise Conflict(
-            f"{paths.database()} is not there, but what niso set up is: {what[0]}{more}",
-            f"set NISO_STATE_DIR to the folder that has it; if it is lost, niso net repair --sweep; {way_back()}",
+            f"{paths.database()} is missing, but what niso set up exists: {what[0]}{more}",
+            "set NISO_STATE_DIR to the folder that has it; "
+            f"if it is lost, niso net repair --sweep; {way_back()}",
         )

@@ -15,9 +15,10 @@ from niso.store.store import Scope
 def create(
     machine: Machine, wish: Wish, report: Report = silent, dry_run: bool = False
 ) -> Network | None:
-    """Make a network and its bridge at once; None where one of that name and these values is there already.
+    """Create a network and its bridge; return None if the same network already exists.
 
-    Raises Conflict (name, subnet or bridge taken, by whom), UsageError, KernelError; then nothing has changed.
+    Raises UsageError, KernelError, and Conflict if name, subnet or bridge is taken; then nothing has
+    changed.
     """
     store, kernel = machine.store, machine.kernel
     check(wish)
@@ -43,7 +44,10 @@ def create(
 def remove(
     machine: Machine, names: list[str], report: Report = silent, dry_run: bool = False
 ) -> None:
-    """Remove networks and their bridges, all or none. Raises NotFound, Conflict where a known service is on one."""
+    """Remove networks and their bridges, all or none.
+
+    Raises NotFound, Conflict if a known service is on one of them, and KernelError.
+    """
     store, kernel = machine.store, machine.kernel
     with Lock():
         for name in names:
@@ -52,7 +56,7 @@ def remove(
             if members:
                 raise Conflict(
                     f"network {name!r} is used by {', '.join(members)}",
-                    f"niso remove {' '.join(members)} takes them away",
+                    f"niso remove {' '.join(members)} removes them",
                 )
         scope = Scope((), tuple(names), names=tuple(("network", name) for name in names))
         with store.transaction() as transaction:
@@ -64,12 +68,12 @@ def remove(
                     report(step)
                 transaction.cancel()
                 return
-            # inside the transaction: if it cannot be done, or niso dies here, the networks stay known and can be repaired
+            # inside the transaction: if this fails or niso dies, the networks stay known for repair
             converge(kernel, store, scope, before, report, teardown=True)
 
 
 def _forget(machine: Machine, name: str) -> None:
-    """Undo a network whose bridge could not be made."""
+    """Undo the creation of a network whose bridge could not be made."""
     store, kernel = machine.store, machine.kernel
     scope = Scope((), (name,), names=(("network", name),))
     before = desired_now(kernel, store, scope)

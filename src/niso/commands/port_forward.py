@@ -1,4 +1,4 @@
-"""Publish more ports of an active service, and take them away again."""
+"""Publish and withdraw additional ports of an active service."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from niso.services.machine import Machine
 def port_forward(
     machine: Machine, name: str, port: Port, *, replace: bool = False, report: Report = silent
 ) -> tuple[bool, list[tuple[str, Port]]]:
-    """Publish one more port of an active service, see `forwards.forward`."""
+    """Publish one more port of an active service; see `forwards.forward`."""
     recover(machine, report, [name])
     held = forwards.concerned(machine.store, name, port, replace)
     with locked(machine.store, sorted(held)):
@@ -20,7 +20,7 @@ def port_forward(
 
 
 def port_unforward(machine: Machine, name: str, port: Port, report: Report = silent) -> None:
-    """Take away a port that `port_forward` added, see `forwards.unforward`."""
+    """Withdraw a port that `port_forward` added; see `forwards.unforward`."""
     recover(machine, report, [name])
     with locked(machine.store, [name]):
         forwards.unforward(machine, name, port, report)

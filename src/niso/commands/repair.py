@@ -36,7 +36,7 @@ from niso.store.store import ALL, ServiceRow
 
 
 def plan_mend(machine: Machine, report: Report) -> None:
-    """Report what `mend` would do now, but for what was left half-way. Changes nothing."""
+    """Report what `mend` would do, except recovery of interrupted changes. Changes nothing."""
     store, kernel, processes = machine
     lost = store_repair.holes(kernel, store)
     for hole in lost:
@@ -70,80 +70,122 @@ def plan_mend(machine: Machine, report: Report) -> None:
 
 
 def mend(machine: Machine, report: Report = silent) -> int:
-    """Recover what was left half-way, put everything right and start what should run; gives how much was done."""
-    store, kernel, processes = machine
+    """Recover interrupted changes, repair everything and start what should run.
+
+    Return the number of repairs. Raises an ErrorGroup of all failed repairs after trying the rest,
+    and NisoError if the store cannot be repaired, since then the wanted state is unknown.
+    """
+    store = machine.store
     errors: list[NisoError] = []
     with Lock():
-        recovered = _fill(machine, report)  # where this cannot be, what should be is not known
-        for damaged in store_repair.damaged(store):
-            try:
-                store_repair.mend(processes, store, damaged)
-                report(_filling(store_repair.Hole("different", "service", damaged.name)))
-                recovered += 1
-            except NisoError as error:
-                errors.append(error)
+        done = _fill(machine, report)  # without it, the wanted state is unknown
+        done += _mend_rows(machine, report, errors)
     try:
-        recovered += journal.recover(
-            machine, report, [intent.service for intent in store.intents()]
-        )
+        done += journal.recover(machine, report, [intent.service for intent in store.intents()])
     except NisoError as error:
         errors.append(error)
     with Lock():
-        try:
-            recovered += _name_again(machine, report)
-            steps = repair(kernel, store, report)
-        except NisoError as error:
-            errors.append(error)
-            steps = []
-        if steps or errors:
-            # flows that began while a rule was away have no NAT, and would keep their client from it
-            nat_flows.clear(kernel, desired_now(kernel, store, ALL))
-            # and what came in while a policy was away is cut
-            policy_flows.cut(
-                kernel,
-                store,
-                [name for name in store.active_services() if store.policy(name) is not None],
-            )
-    done = recovered + len(steps)
+        done += _mend_kernel(machine, report, errors)
     for name in store.active_services():
         with service_lock(name):
-            row = store.service(name)
-            if row is None or not row.active:
-                continue
-            try:
-                done += _copy_again(row, report) + _write_spec_again(processes, row, report)
-            except NisoError as error:
-                errors.append(error)
-            finding = processes.defect(name)
-            if finding is not None:
-                report(_mending(name, finding))
-                try:
-                    spec = row.require_process()
-                    if finding.defect == BLIND:
-                        rehost.swap_or_restart(processes, spec, report)
-                    else:
-                        processes.stop(name, spec.stop_timeout_s)
-                        processes.start(spec)
-                except NisoError as error:
-                    errors.append(error)
-                done += 1
-    for name in left_running(machine):
-        with service_lock(name):
-            if name not in left_running(machine):  # somebody was at it
-                continue
-            report(Stopping(name))
-            try:
-                processes.stop(name)
-            except NisoError as error:
-                errors.append(error)
-            done += 1
+            done += _mend_process(machine, name, report, errors)
+    done += _stop_left_running(machine, report, errors)
     if errors:
         raise ErrorGroup([one for error in errors for one in flatten(error)])
     return done
 
 
+def _mend_rows(machine: Machine, report: Report, errors: list[NisoError]) -> int:
+    """Rewrite the damaged service rows; return the number of repairs. Failures go to ``errors``."""
+    done = 0
+    for damaged in store_repair.damaged(machine.store):
+        try:
+            store_repair.mend(machine.processes, machine.store, damaged)
+            report(_filling(store_repair.Hole("different", "service", damaged.name)))
+            done += 1
+        except NisoError as error:
+            errors.append(error)
+    return done
+
+
+def _mend_kernel(machine: Machine, report: Report, errors: list[NisoError]) -> int:
+    """Repair the kernel; return the number of repairs. Failures go to ``errors``.
+
+    After a repair or any error so far, flows that do not match the rules are ended. The caller
+    holds the lock.
+    """
+    store, kernel, _ = machine
+    done, steps = 0, []
+    try:
+        done = _name_again(machine, report)
+        steps = repair(kernel, store, report)
+    except NisoError as error:
+        errors.append(error)
+    if steps or errors:
+        # flows that began while a rule was missing have no NAT and would misroute their client
+        nat_flows.clear(kernel, desired_now(kernel, store, ALL))
+        # flows that began while a policy was missing may be denied by it
+        policy_flows.cut(
+            kernel,
+            store,
+            [name for name in store.active_services() if store.policy(name) is not None],
+        )
+    return done + len(steps)
+
+
+def _mend_process(machine: Machine, name: str, report: Report, errors: list[NisoError]) -> int:
+    """Repair the package copy, spec and process of an active service; the caller holds its lock.
+
+    Return the number of repairs. Failures go to ``errors``.
+    """
+    processes, row = machine.processes, machine.store.service(name)
+    if row is None or not row.active:
+        return 0
+    done = 0
+    try:
+        done += _copy_again(row, report) + _write_spec_again(processes, row, report)
+    except NisoError as error:
+        errors.append(error)
+    finding = processes.defect(name)
+    if finding is None:
+        return done
+    report(_mending(name, finding))
+    try:
+        spec = row.require_process()
+        if finding.defect == BLIND:
+            rehost.swap_or_restart(processes, spec, report)
+        else:
+            processes.stop(name, spec.stop_timeout_s)
+            processes.start(spec)
+    except NisoError as error:
+        errors.append(error)
+    return done + 1
+
+
+def _stop_left_running(machine: Machine, report: Report, errors: list[NisoError]) -> int:
+    """Stop the processes of inactive services; return the number of repairs.
+
+    Failures go to ``errors``.
+    """
+    done = 0
+    for name in left_running(machine):
+        with service_lock(name):
+            if name not in left_running(machine):  # another command changed it
+                continue
+            report(Stopping(name))
+            try:
+                machine.processes.stop(name)
+            except NisoError as error:
+                errors.append(error)
+            done += 1
+    return done
+
+
 def _copy_again(row: ServiceRow, report: Report) -> int:
-    """Copy a service's package where the copy is gone; how much was done. Raises NisoError where it is another one by now."""
+    """Copy a service's package again if the copy is gone; return the number of repairs.
+
+    Raises NisoError if the package has changed or is gone too.
+    """
     if of_package(row) is None:
         return 0
     folder = os.path.dirname(row.manifest_path)
@@ -152,7 +194,10 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
     except NisoError:
         same = False
     if not same:
-        words = f"{row.name}: its package copy {row.package} is gone, and {folder} has another package or none now"
+        words = (
+            f"{row.name}: its package copy {row.package} is gone, "
+            f"and {folder} has another package or none now"
+        )
         raise NisoError(words, f"niso activate {row.manifest_path}")
     report(CopyingPackage(folder))
     package.copy(row.name, folder, row.rootfs, row.fingerprint, row.manifest_path)
@@ -160,7 +205,10 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
 
 
 def _write_spec_again(processes: Processes, row: ServiceRow, report: Report) -> int:
-    """Write what a running service was started from where that is gone; how much was done. Raises NisoError."""
+    """Write the missing spec.json of a running service; return the number of repairs.
+
+    Raises NisoError.
+    """
     finding = processes.defect(row.name)
     if finding is None or finding.defect != UNKNOWN:
         return 0
@@ -190,10 +238,10 @@ def _filling(hole: store_repair.Hole) -> Event:
 
 
 def _nameless(machine: Machine) -> list[tuple[str, int]]:
-    """(active service, pid of its process) where its network namespace has lost its name and the process is still in it."""
+    """Return (active service, pid) where the process is in a namespace that has lost its name."""
     store, kernel, processes = machine
     mark = alias(store.state_id())
-    found = []
+    nameless = []
     for name in store.active_services():
         spec = processes.spec(name)
         pid = processes.status(name).pid
@@ -205,8 +253,8 @@ def _nameless(machine: Machine) -> list[tuple[str, int]]:
         ):
             continue
         if kernel.alias_at(pid) == mark:
-            found.append((name, pid))
-    return found
+            nameless.append((name, pid))
+    return nameless
 
 
 def _name_again(machine: Machine, report: Report) -> int:

@@ -13,9 +13,10 @@ from niso.store.store import ServiceRow, Store
 
 
 def restart(machine: Machine, services: list[str], report: Report = silent) -> None:
-    """End and start the processes of active services; namespace, addresses and ports stay.
+    """Restart the processes of active services; namespace, addresses and ports stay.
 
-    Raises Conflict, NotFound, ProcessError; then those that it had stopped are started again, but one that has ended by itself.
+    Raises Conflict, NotFound, ProcessError. Then the stopped processes are started again, except
+    those that ended by themselves.
     """
     from niso.services import start
 
@@ -27,7 +28,7 @@ def restart(machine: Machine, services: list[str], report: Report = silent) -> N
             row = store.service(name)
             if row is None or not row.active:
                 raise Conflict(f"service {name!r} is not active", f"niso activate {name}")
-            # found before anything is stopped
+            # detect errors before anything is stopped
             row.require_process()
             for folder in (row.package, row.rootfs):
                 if folder is not None and not os.path.isdir(folder):
@@ -46,16 +47,19 @@ def restart(machine: Machine, services: list[str], report: Report = silent) -> N
 
 
 def _with_name_servers(store: Store, rows: list[ServiceRow]) -> list[ServiceRow]:
-    """The rows with the resolv.conf that the host has now, and so in the store; who is on the host's own network reads that itself."""
+    """Update the stored rows to the host's current resolv.conf, and return them.
+
+    Services on the host's own network read it directly.
+    """
     from niso.kernel import host_facts
 
     text = host_facts.resolv_conf()[0]
-    said = [row.require_process() for row in rows]
+    old = [row.require_process() for row in rows]
     now = [
-        row._replace(spec=specs.encode_process(each._replace(resolv_conf=text)))
-        if each.netns
+        row._replace(spec=specs.encode_process(process._replace(resolv_conf=text)))
+        if process.netns
         else row
-        for row, each in zip(rows, said, strict=True)
+        for row, process in zip(rows, old, strict=True)
     ]
     if now != rows:
         with store.transaction():

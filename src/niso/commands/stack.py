@@ -1,6 +1,7 @@
-"""What `niso stack up`, `down` and `status` do: the services of one stack.toml as one thing.
+"""Run `niso stack up`, `down` and `status`: the services of one stack.toml as a unit.
 
-It is one activation of all services, with the stack's networks and whoever left its file, planned once and applied once.
+`up` is one activation of all services, including the stack's networks and the services that left
+its file, planned once and applied once.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from niso.store.store import Store
 class Up(NamedTuple):
     outcomes: list[Outcome]  # in the order of dependencies
     left: list[str]  # services that left the file
-    made: list[str]  # networks that were not there
-    idle: list[str]  # networks of the file that no service of it is on
+    made: list[str]  # networks that did not exist
+    idle: list[str]  # networks of the file that none of its services uses
 
 
 class Down(NamedTuple):
@@ -38,22 +39,22 @@ class Down(NamedTuple):
 
 
 def load(path: str) -> Stack:
-    """Read and check a stack.toml and all that it names. Raises as `model.load` does."""
+    """Read and check a stack.toml and its manifests. Raises the errors of `model.load`."""
     return model.load(path, _network_errors)
 
 
 def up(
     machine: Machine, stack: Stack, timeout_s: float, report: Report = silent, dry_run: bool = False
 ) -> Up:
-    """Make everything be as the stack's file says, or leave everything as it was. Raises what `activation.activate` does."""
+    """Apply the stack's file completely or change nothing. Raises the errors of `activate.activate`."""
     store = machine.store
     if not dry_run:
-        journal.recover(machine, report)  # who belongs to the stack may be another one before
+        journal.recover(machine, report)  # it may change who belongs to the stack
     wanted = _targets(store, stack)
     names = {member.name for member in stack.members}
     left = [name for name in store.stack_members(stack.name) if name not in names]
     on = {network for target in wanted for network in target.spec.networks}
-    wishes = [_wish(name, said) for name, said in stack.networks.items() if name in on]
+    wishes = [_wish(name, settings) for name, settings in stack.networks.items() if name in on]
     made = [wish.name for wish in wishes if store.network(wish.name) is None]
     after = {member.name: member.after for member in stack.members if member.after}
     joins = Membership(stack.name, stack.file, tuple(wishes), tuple(left), {})
@@ -73,9 +74,10 @@ def down(
     dry_run: bool = False,
     with_volumes: bool = False,
 ) -> Down:
-    """Deactivate all services of a stack, each before those that it depends on; their leases and networks stay.
+    """Deactivate all services of a stack, dependents first; their leases and networks stay.
 
-    ``with_volumes`` their named volumes go. Needs the stack's name alone to be right in its file. Raises NisoError.
+    ``with_volumes`` also deletes their named volumes. Only the stack's name in the file must be
+    valid. Raises NisoError.
     """
     store, outline = machine.store, model.outline(path)
     if not dry_run:
@@ -94,15 +96,15 @@ def down(
 
 
 def members(store: Store, outline: model.Outline) -> list[str]:
-    """The known services of a stack, each before those that it depends on."""
+    """Return the known services of a stack, dependents first."""
     known = store.stack_members(outline.name)
     order = [name for name in reversed(model.ordered(outline.after)) if name in known]
     return [*(name for name in known if name not in order), *order]
 
 
 def _targets(store: Store, stack: Stack) -> list[Target]:
-    """What is to be active. Raises an ErrorGroup of all that cannot be, in the words of the stack's file."""
-    found: list[Target] = []
+    """Return the targets of the stack. Raises an ErrorGroup with the keys of the stack's file."""
+    wanted: list[Target] = []
     errors: list[NisoError] = []
     taken = stacks.taken(store, stack.name, [member.name for member in stack.members])
     for member in stack.members:
@@ -112,22 +114,24 @@ def _targets(store: Store, stack: Stack) -> list[Target]:
             error.file, error.key = stack.file, key
             errors.append(error)
         try:
-            found.append(targets.of_manifest(member.loaded))
+            wanted.append(targets.of_manifest(member.loaded))
         except ErrorGroup as group:
             errors += [model.in_words_of(stack, error) for error in group.errors]
         except NisoError as error:
             errors.append(model.in_words_of(stack, error))
     if errors:
         raise ErrorGroup(errors)
-    return found
+    return wanted
 
 
-def _wish(name: str, said: model.Network) -> Wish:
-    return Wish(name, said.subnets, said.ipv6, said.gateways, said.internal, said.mtu)
+def _wish(name: str, network: model.Network) -> Wish:
+    return Wish(
+        name, network.subnets, network.ipv6, network.gateways, network.internal, network.mtu
+    )
 
 
-def _network_errors(name: str, said: model.Network) -> Iterable[InvalidInput]:
+def _network_errors(name: str, network: model.Network) -> Iterable[InvalidInput]:
     try:
-        networks.check(_wish(name, said))
+        networks.check(_wish(name, network))
     except NisoError as error:
         yield stacks.error_of(name, error)

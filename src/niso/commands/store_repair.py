@@ -1,7 +1,7 @@
-"""Whether the store's rows agree with one another, and how what somebody has deleted of them comes back.
+"""Check the store's rows for consistency, and restore deleted ones.
 
-A service's manifest says most of its rows again. It is done by the code that writes them, in a copy in memory to see what would
-change, and then in the store.
+Most rows of a service follow from its manifest. They are restored by the code that writes them:
+in a copy in memory to find the differences, then in the store.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 
 class Hole(NamedTuple):
-    """``problem`` is missing, foreign or different; ``table`` has lost a row of ``service``, has one of a service that is not there, or a damaged one."""
+    """Describe a defect of ``table``.
+
+    ``problem`` is "missing" (a row of ``service`` is lost), "foreign" (a row of an unknown service)
+    or "different" (a damaged row).
+    """
 
     problem: Problem
     table: str
@@ -36,9 +40,12 @@ class Hole(NamedTuple):
 
 
 def holes(kernel: Kernel, store: Store) -> list[Hole]:
-    """What is not as it should be. Changes nothing. Raises NisoError where the store is damaged beyond that."""
+    """Return the defects of the store. Changes nothing.
+
+    Raises NisoError if the store is damaged beyond that.
+    """
     store.require_sound()
-    found = [Hole("foreign", table, service) for table, service in store.orphans()]
+    defects = [Hole("foreign", table, service) for table, service in store.orphans()]
     copy = store.in_memory()
     try:
         copy.drop_orphans()
@@ -48,34 +55,37 @@ def holes(kernel: Kernel, store: Store) -> list[Hole]:
                 before = copy.rows(row.name)
                 _restore(kernel, copy, row, spec)
                 after = copy.rows(row.name)
-                found += [
+                defects += [
                     Hole("missing", table, row.name)
                     for table, rows in after.items()
                     if not set(map(repr, rows)) <= set(map(repr, before[table]))
                 ]
         if store.any_active() and store.sysctls_before().keys() != _sysctls(kernel, copy):
-            found.append(Hole("missing", "sysctl", ""))
+            defects.append(Hole("missing", "sysctl", ""))
     finally:
         copy.close()
-    return found
+    return defects
 
 
 def damaged(store: Store) -> list[ServiceRow]:
-    """Services whose manifest or process spec in the store cannot be understood."""
+    """Return the services whose manifest or process spec in the store is unreadable."""
     return [row for row in store.services() if row.service is None or row.process is None]
 
 
 def mend(processes: Processes, store: Store, row: ServiceRow) -> None:
-    """Write the spec of a `damaged` row again, as the running service has it. Raises NisoError where that is not enough."""
-    said = processes.spec(row.name)
-    if said is None or row.service is None:
+    """Rewrite the process spec of a `damaged` row from the running service.
+
+    Raises NisoError if the service has none or the manifest is damaged.
+    """
+    spec = processes.spec(row.name)
+    if spec is None or row.service is None:
         raise row.damaged()
     with store.transaction():
-        store.put_service(row._replace(spec=specs.encode_process(said)))
+        store.put_service(row._replace(spec=specs.encode_process(spec)))
 
 
 def fill(kernel: Kernel, store: Store, found: Iterable[Hole]) -> None:
-    """Put them right; the caller is in a transaction of the store. Raises NisoError."""
+    """Repair the defects; the caller is in a transaction of the store. Raises NisoError."""
     wanted = list(found)
     store.drop_orphans()
     for name in sorted(
@@ -89,14 +99,18 @@ def fill(kernel: Kernel, store: Store, found: Iterable[Hole]) -> None:
 
 
 def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -> None:
-    """Write the rows of a service that its own row says again; what is there stays."""
+    """Restore the rows that follow from a service's own row; existing rows stay.
+
+    Raises NisoError if a network is missing.
+    """
     name = row.name
     store.set_names(name, spec.names)
     for network in row.networks:
         if store.network(network) is None:
             raise NisoError(
                 f"network {network!r} of service {name!r} is not in the store",
-                f"niso net create {network} --subnet CIDR, with the prefix of the address of {names.bridge(network)}",
+                f"niso net create {network} --subnet CIDR, "
+                f"with the prefix of the address of {names.bridge(network)}",
             )
     store.set_endpoints(name, row.networks)
     for position, network in enumerate(row.networks):
@@ -109,9 +123,10 @@ def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -
 
 
 def _ports_again(kernel: Kernel, store: Store, service: str, wanted: list[Port]) -> None:
-    """Publish again what the manifest names and the kernel still has as the service's.
+    """Restore the manifest ports that the kernel still has for the service.
 
-    A port that neither has may have been taken from it (port-forward --replace): that is no hole.
+    A port that is in neither store nor kernel may have been taken (port-forward --replace). That is
+    not a defect.
     """
     forwards = set(store.forwards(service))
     before = {port for _, port in store.ports(service)} - forwards
@@ -119,21 +134,24 @@ def _ports_again(kernel: Kernel, store: Store, service: str, wanted: list[Port])
     chosen, lost, ports = [], False, []
     for port in wanted:
         kept = port.host_port or store.chosen_port(service, port) or 0
-        found = port._replace(host_port=kept)
-        if found not in before:
+        restored = port._replace(host_port=kept)
+        if restored not in before:
             back = _port_in_kernel(kernel, store, service, port)
             if back is None or back in forwards:
                 continue
-            found, lost = back, True
-        ports.append(found)
-        if found not in fixed and not port.host_port:
-            chosen.append(found)
+            restored, lost = back, True
+        ports.append(restored)
+        if restored not in fixed and not port.host_port:
+            chosen.append(restored)
     if lost:
         store.set_ports(service, ports, chosen)
 
 
 def _port_in_kernel(kernel: Kernel, store: Store, service: str, port: Port) -> Port | None:
-    """The port, with the host port that was chosen for it, where niso's maps have it as the service's; else None."""
+    """Return the port with its chosen host port if niso's maps assign it to the service.
+
+    Return None otherwise.
+    """
     own = store.addresses(service)
     first = [address for network, address in own if network == own[0][0]]
     for address in first if not port.host_port else ():
@@ -158,7 +176,7 @@ def _port_in_kernel(kernel: Kernel, store: Store, service: str, port: Port) -> P
 def _lease_again(
     kernel: Kernel, store: Store, row: ServiceRow, network: str, position: int
 ) -> None:
-    """Lease the addresses that an active service's link has to it, where they are on record no more."""
+    """Restore lost leases from the addresses on an active service's link."""
     lost = [
         s
         for s in store.require_network(network).subnets
@@ -167,10 +185,10 @@ def _lease_again(
     if not lost or not row.active:
         return
     there = kernel.addresses_in(names.netns(row.name), f"eth{position}")
-    found = [ipaddress.ip_interface(each).ip for each in there]
+    on_link = [ipaddress.ip_interface(text).ip for text in there]
     for subnet in lost:
         prefix = ipaddress.ip_network(subnet.cidr)
-        for address in found:
+        for address in on_link:
             free = store.lease_holder(str(address)) is None and str(address) != subnet.gateway
             if (
                 address in prefix
@@ -184,7 +202,7 @@ def _lease_again(
 
 
 def _sysctls(kernel: Kernel, store: Store) -> set[str]:
-    """Note again what was found of forwarding, as the kernel still has it on record; which sysctls are noted then."""
+    """Restore the recorded forwarding sysctls from the kernel's copy; return all recorded names."""
     marks = kernel.list_elements(nft_tables.INET, "before") or ()
     for name, value in map(nft.sysctl_before, marks):
         store.set_sysctl_before(name, value)

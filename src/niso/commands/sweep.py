@@ -1,4 +1,4 @@
-"""``niso net repair --sweep``: all that is niso's goes from the kernel, whatever the store says, or where there is none."""
+"""Remove everything of niso from the kernel (``niso net repair --sweep``), without a store."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ _TRIES = 50
 
 
 def sweep(report: Report = silent, dry_run: bool = False) -> tuple[int, NisoError | None]:
-    """Remove all that is niso's from the kernel, whichever state folder made it: no store is needed.
+    """Remove everything of niso from the kernel, for all state folders. No store is needed.
 
-    Processes first, then namespaces and links, tables last. Gives how many things went, and why the store could not be told, if so.
-    Raises an ErrorGroup of what could not be done after doing the rest.
+    Processes end first, then namespaces and links, tables last. Return (number of removed objects,
+    error of updating the store or None). Raises an ErrorGroup of all failed removals after trying
+    the rest.
     """
     errors: list[NisoError] = []
     gone = 0
@@ -41,7 +42,7 @@ def sweep(report: Report = silent, dry_run: bool = False) -> tuple[int, NisoErro
     with Lock() if dry_run else _alone():
         _refuse_strangers()
         for thing in chain(_all_of_niso(), _all_rules()):
-            if errors and thing.is_guard:  # what it guards may still be there
+            if errors and thing.is_guard:  # the objects that it protects may still exist
                 continue
             report(thing.event)
             gone += 1
@@ -67,7 +68,7 @@ def sweep(report: Report = silent, dry_run: bool = False) -> tuple[int, NisoErro
 
 
 class _Thing(NamedTuple):
-    """Something of niso's in the kernel, and how it goes."""
+    """Pair an object of niso with its removal."""
 
     event: Event
     remove: Callable[[], None]
@@ -76,38 +77,41 @@ class _Thing(NamedTuple):
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """niso's lock and those of all services that have one: nobody is in the middle of anything."""
+    """Hold niso's lock and those of all services, so that no other command is in a change.
+
+    Raises Conflict if new locks keep appearing.
+    """
     for _ in range(_TRIES):
-        found = locked_services()
+        known = locked_services()
         with ExitStack() as locks:
-            for name in sorted(found):
+            for name in sorted(known):
                 locks.enter_context(service_lock(name))
             locks.enter_context(Lock())
-            if (
-                locked_services() <= found
-            ):  # else somebody came meanwhile: all are taken in their order, or two would wait for each other
+            # on a new lock, retry: locks are always taken in order, so that none deadlock
+            if locked_services() <= known:
                 yield
                 return
     raise Conflict(
-        "other niso commands begin with new services all the while",
+        "other niso commands keep starting on new services",
         "try again when they have ended",
     )
 
 
 def _refuse_strangers() -> None:
-    """Raise Conflict where services run that this run folder does not know: their network is not for us to take."""
+    """Raise Conflict if services of another run folder run, since they need their network."""
     for name, path in _homeless():
         pids = cgroup.pids(path)
         if pids and not process.has_conmon(name):
             state_id = path.split("/")[1].removeprefix("niso-")
             raise Conflict(
-                f"service {name!r} of the niso state folder with id {state_id} runs (pid {pids[0]}), under another run folder",
+                f"service {name!r} of the niso state folder with id {state_id} "
+                f"runs (pid {pids[0]}), under another run folder",
                 "set NISO_STATE_DIR and NISO_RUN_DIR to theirs, or end its processes first",
             )
 
 
 def _homeless() -> list[tuple[str, str]]:
-    """(service, cgroup) of those whose links are here and whose folder is not in this run folder."""
+    """Return (service, cgroup) for services with links here but without a folder in this run folder."""
     known = set(status.services())
     with Rtnl() as rtnl:
         ids = {state_id_of(link.alias) for link in rtnl.links() if is_marked(link.alias)}
@@ -122,7 +126,7 @@ def _homeless() -> list[tuple[str, str]]:
 
 
 def _all_of_niso() -> list[_Thing]:
-    """Everything that carries a mark of niso, in the order in which it can go."""
+    """Return all processes, namespaces and links with niso's mark, in removal order."""
     things: list[_Thing] = []
     for name in status.services():
         things.append(_Thing(Stopping(name), partial(process.stop, name, 0)))
@@ -144,7 +148,7 @@ def _all_of_niso() -> list[_Thing]:
 
 
 def _all_rules() -> list[_Thing]:
-    """The same of the rules, and of the sysctls of which they say what they were."""
+    """Return niso's tables, preceded by the sysctls whose former values they record."""
     things: list[_Thing] = []
     with Rtnl() as rtnl:
         going = {link.name for link in rtnl.links() if is_marked(link.alias)}
@@ -173,7 +177,7 @@ def _destroy_table(table: str) -> None:
 
 
 def _forget_active(store: Store) -> None:
-    """After a sweep: no service is active, and forwarding goes back to what it was. Raises NisoError."""
+    """Record all services as inactive after a sweep, and restore forwarding. Raises NisoError."""
     try:
         with store.transaction():
             for name in store.active_services():

@@ -1,7 +1,7 @@
-"""Lock, read, diff, write, verify: the one place that sees what should be and what is.
+"""Read, diff, write, verify: the one place that compares wanted and actual kernel state.
 
-Everything that changes the kernel goes through `converge`, so a command, a repair and the recovery after a crash are the
-same code with another scope.
+Everything that changes the kernel goes through `converge`. A command, a repair and the recovery
+after a crash run the same code with another scope.
 """
 
 from __future__ import annotations
@@ -31,21 +31,22 @@ if TYPE_CHECKING:
 
 
 class Plan(NamedTuple):
-    """What there is to do, and what was looked at to find it."""
+    """Hold the steps to take and the states they were computed from."""
 
     scope: Scope
     before: State
     steps: list[AnyStep]
     want: State
     candidates: State
-    unread: frozenset[Element]  # taken for absent without a look
+    unread: frozenset[Element]  # assumed absent without reading
 
 
 def plan(kernel: Kernel, store: Store, scope: Scope, before: State, trusting: bool = False) -> Plan:
-    """Return the steps that make the kernel have what the store says of ``scope``. Changes nothing; for more see `converge`.
+    """Return the steps that bring the kernel to the store's state for ``scope``. Changes nothing.
 
-    With ``trusting`` the elements that are new by the store are not looked for: the kernel refuses those that clash.
-    Raises Conflict where something of a needed name is somebody else's, KernelError.
+    ``before`` as for `converge`. With ``trusting``, elements that are new in the store are assumed
+    absent and not read: the kernel refuses those that clash.
+    Raises KernelError, and Conflict if a foreign object has a needed name.
     """
     snapshot = store.snapshot(scope)
     want = _possible(kernel, _desired(snapshot), before)
@@ -61,7 +62,7 @@ def plan(kernel: Kernel, store: Store, scope: Scope, before: State, trusting: bo
         own_hosts_folder(service.name) for service in snapshot.services if service.mode == "none"
     }
     if scope != ALL and _rebuilds(want, have, steps, whole):
-        # the tables, or a file that others read, are gone: what stood in them is not only this scope's
+        # the tables or a shared hosts file are gone, with content outside this scope
         return plan(kernel, store, ALL, before)
     return Plan(scope, before, steps, want, candidates, unread)
 
@@ -75,12 +76,13 @@ def converge(
     teardown: bool = False,
     ending: list[str] | None = None,
 ) -> list[AnyStep]:
-    """Make the kernel have what the store says of ``scope``; the caller holds the lock. Return the steps taken.
+    """Bring the kernel to the store's state for ``scope``; return the steps taken.
 
-    ``before`` is what the kernel had by the store before the change: what is in it and no longer wanted goes. With
-    ``teardown`` a step that fails does not keep the others from being done. With ``ending`` veth pairs of namespaces that go are
-    only detached, and noted there: the caller has to `end_links` when it has released the lock. Raises KernelError or, from
-    a teardown, an ErrorGroup.
+    The caller holds the lock. ``before`` is the wanted state before the change; objects that are
+    in it and no longer wanted are removed. With ``teardown``, a failed step does not stop the
+    others. With ``ending``, veth pairs of removed namespaces are only detached and added to that
+    list; the caller must pass it to `end_links` after it has released the lock. Raises KernelError
+    or, from a teardown, an ErrorGroup.
     """
     planned = plan(kernel, store, scope, before, trusting=True)
     return carry_out(kernel, store, planned, report, teardown, ending)
@@ -95,7 +97,10 @@ def carry_out(
     ending: list[str] | None = None,
     known: Container[tuple[str, str]] = (),
 ) -> list[AnyStep]:
-    """As `converge`, with a plan that was made under the same lock. ``known`` addresses (see `Kernel.write`) are not new."""
+    """Carry out a plan that was made under the same lock; otherwise as `converge`.
+
+    ``known`` addresses (see `Kernel.write`) are not new.
+    """
     steps = planned.steps
     if not steps:
         return []
@@ -114,7 +119,7 @@ def carry_out(
             except KernelError as error:
                 if error.errno != errno.EEXIST or not planned.unread:
                     raise
-                # an element was there with another value: rules come first, so nothing has changed
+                # an element exists with another value; rules are written first, so nothing changed
                 again = plan(kernel, store, planned.scope, planned.before)
                 return carry_out(kernel, store, again, report)
         touched = touched.replace(Ruleset, want[Ruleset])
@@ -129,16 +134,16 @@ def carry_out(
     if any(isinstance(step, NftTransaction) and step.makes_tables() for step in steps):
         from niso.reconcile import nat_flows
 
-        nat_flows.clear(kernel, planned.want)  # the plan is of everything
+        nat_flows.clear(kernel, planned.want)  # a plan that makes tables covers everything
     failpoint.hit("verified")
     return steps
 
 
 def _touched(steps: list[AnyStep], candidates: State) -> State:
-    """What steps are about and is read back, and the namespaces that it is in: others' links need not be looked at again.
+    """Return the objects to read back after the steps, with the namespaces that they are in.
 
-    Elements are left out: the kernel has taken those of a transaction all together or not at all, and its word on them, and
-    on the rules that they are for, is enough.
+    Links of other namespaces need not be read again. Elements are left out: the kernel applies a
+    transaction completely or not at all, so its acknowledgement is enough.
     """
     things = [thing for step in steps for thing in step.things()]
     touched = State(things)
@@ -147,7 +152,10 @@ def _touched(steps: list[AnyStep], candidates: State) -> State:
 
 
 def _of(want: State, touched: State) -> State:
-    """What ``want`` says of what is in ``touched``: of a link all its addresses and routes, and always the rules."""
+    """Return the part of ``want`` for the objects in ``touched``.
+
+    A link includes all its addresses and routes. The rules are always included.
+    """
     links = {
         (kind.space(thing), link)
         for kind in order.KINDS
@@ -170,33 +178,36 @@ def _of(want: State, touched: State) -> State:
 
 
 def _left(want: State, candidates: State, have: State) -> list[AnyStep]:
-    """The steps that are still to do, by ``have`` as it was read after a change from ``candidates``."""
+    """Return the steps still missing in ``have``, read after a change from ``candidates``."""
     return diff(want, State.of_kinds(lambda kind: kind.settled(have, want, candidates)))
 
 
 def desired_now(kernel: Kernel, store: Store, scope: Scope) -> State:
-    """Return what the kernel should have of ``scope`` by the store as it is."""
+    """Return the wanted kernel state of ``scope`` by the current store."""
     return _possible(kernel, _desired(store.snapshot(scope)))
 
 
 def _desired(snapshot: Snapshot) -> State:
-    """As `niso.plan.desired`. Raises NisoError where rows that it needs are gone."""
+    """Return `niso.plan.desired` of a snapshot. Raises NisoError if rows that it needs are gone."""
     try:
         return desired(snapshot)
     except (ValueError, LookupError) as error:
-        words = f"{paths.database()}: rows that belong together are not all there"
+        words = f"{paths.database()}: related rows are missing"
         raise NisoError(
-            words, "niso net check names them, niso net repair writes them again"
+            words, "niso net check names them, niso net repair restores them"
         ) from error
 
 
 def _possible(kernel: Kernel, want: State, before: State | None = None) -> State:
-    """``want`` without what this kernel cannot have: sysctls of links that are gone."""
+    """Return ``want`` without objects this kernel cannot have, such as sysctls of missing links."""
     return State.of_kinds(lambda kind: kind.possible(want, before, kernel.sysctl))
 
 
 def _rebuilds(want: State, have: State, steps: list[AnyStep], whole: set[str]) -> bool:
-    """Whether more is lost than this scope's. The hosts files ``whole`` have no reader outside of it."""
+    """Return whether objects outside this scope are lost too.
+
+    The hosts files in ``whole`` have no reader outside the scope.
+    """
     if want[Ruleset] != have[Ruleset]:
         return True
     return any(
@@ -205,9 +216,10 @@ def _rebuilds(want: State, have: State, steps: list[AnyStep], whole: set[str]) -
 
 
 def compare(kernel: Kernel, store: Store) -> tuple[list[AnyStep], State, State, Foreign]:
-    """Return (steps, want, have, foreign) of everything that is niso's in this network namespace. Changes nothing.
+    """Return (steps, want, have, foreign) for all of niso in this network namespace.
 
-    What has a needed name and is somebody else's is in ``foreign`` and, with what hangs on it, in neither state.
+    Changes nothing. A foreign object with a needed name is in ``foreign``; it and its dependents
+    are in neither state.
     """
     foreign: Foreign = {}
     want = desired_now(kernel, store, ALL)
@@ -217,9 +229,10 @@ def compare(kernel: Kernel, store: Store) -> tuple[list[AnyStep], State, State, 
 
 
 def repair(kernel: Kernel, store: Store, report: Report = silent) -> list[AnyStep]:
-    """Put right whatever `compare` finds; the caller holds the lock. A second call takes no step.
+    """Repair all differences that `compare` finds; return the steps. A second call takes no step.
 
-    Raises KernelError, and a Conflict for each thing of a needed name that is somebody else's, when all else is right.
+    The caller holds the lock. Raises KernelError. After all other repairs, raises an ErrorGroup
+    with one Conflict for each foreign object that has a needed name.
     """
     steps, want, have, foreign = compare(kernel, store)
     for step in steps:
@@ -230,6 +243,7 @@ def repair(kernel: Kernel, store: Store, report: Report = silent) -> list[AnySte
         raise ErrorGroup(list(foreign.values()))
     if left:
         raise KernelError(
-            f"still not as it should be: {left[0].describe().splitlines()[0]}", "niso net check"
+            f"the kernel still differs after the repair: {left[0].describe().splitlines()[0]}",
+            "niso net check",
         )
     return steps

@@ -1,9 +1,10 @@
-"""Forwarding by the host: what must be on while services are active, and what was found before, which is on record.
+"""Record the host's forwarding sysctls before niso changes them, and restore them afterwards.
 
-IPv4 has one switch. That of IPv6 (conf/all/forwarding) also makes a router of every link: it drops the routes that the host
-has learned from router advertisements, and takes no more but where accept_ra is 2. Linux 6.17 has force_forwarding, which
-only has the link that a packet comes by forward it. It is set on each link and as the default of those to come: in
-conf/all it is no state but a command, which does nothing where it reads 1 already, and does not reach later links.
+IPv4 has one switch. The IPv6 switch (conf/all/forwarding) also makes every link a router: the host
+drops routes learned from router advertisements, and accepts no more unless accept_ra is 2.
+Linux 6.17 has force_forwarding, which only enables forwarding on the ingress link. niso sets it on
+each link and as the default for new links. In conf/all it is a command, not a state: it does
+nothing if it already reads 1, and does not apply to later links.
 (Documentation/networking/ip-sysctl.rst, net/ipv6/addrconf.c.)
 """
 
@@ -20,7 +21,7 @@ FORCE, ACCEPT_RA = "force_forwarding", "accept_ra"
 
 
 def record(kernel: Kernel, store: Store, networks: Iterable[str]) -> None:
-    """Note what is found of all that will change for an active service on these networks, where it is not on record yet.
+    """Record the sysctls that an active service on these networks changes, unless recorded before.
 
     The caller is in a transaction. Raises KernelError.
     """
@@ -28,7 +29,9 @@ def record(kernel: Kernel, store: Store, networks: Iterable[str]) -> None:
     if FORWARDING not in before:
         store.set_sysctl_before(FORWARDING, kernel.sysctl(FORWARDING) or "0")
     known = [store.require_network(name) for name in networks]
-    bridges = [each.bridge for each in known if any(subnet.family == 6 for subnet in each.subnets)]
+    bridges = [
+        network.bridge for network in known if any(subnet.family == 6 for subnet in network.subnets)
+    ]
     if not bridges:
         return
     if not any(name.startswith(CONF6) for name in before):
@@ -41,9 +44,10 @@ def record(kernel: Kernel, store: Store, networks: Iterable[str]) -> None:
 
 
 def note_late(kernel: Kernel, store: Store) -> None:
-    """Note the links that came while IPv6 was forwarded and so began as it needs, once no active service needs it.
+    """Record links that appeared while niso forwarded IPv6, once no active service needs it.
 
-    The caller is in a transaction, and then makes the kernel as it was. Raises KernelError.
+    Such links started with niso's defaults. The caller is in a transaction, and restores the
+    kernel afterwards. Raises KernelError.
     """
     if store.any_active(6):
         return
@@ -52,20 +56,20 @@ def note_late(kernel: Kernel, store: Store) -> None:
 
 
 def _late(kernel: Kernel, before: dict[str, str]) -> dict[str, str]:
-    """The sysctls of links that are not in ``before`` and are as niso has those that come: what they would be without it."""
-    found = {}
+    """Return {sysctl: value without niso} of links not in ``before`` that have niso's defaults."""
+    late = {}
     for what in (FORCE, ACCEPT_RA):
         general = before.get(f"{CONF6}/default/{what}", ON[what])
         if general != ON[what]:
             for link in kernel.receiving6():
                 name = f"{CONF6}/{link}/{what}"
                 if name not in before and kernel.sysctl(name) == ON[what]:
-                    found[name] = general
-    return found
+                    late[name] = general
+    return late
 
 
 def forget(store: Store) -> None:
-    """Forget what was found before, where no active service needs a change and the kernel is as it was."""
+    """Forget recorded values that no active service needs; the kernel is already restored."""
     if not store.any_active():
         store.clear_sysctls_before("*")
     elif not store.any_active(6):
@@ -73,18 +77,21 @@ def forget(store: Store) -> None:
 
 
 def put_back(kernel: Kernel, store: Store) -> None:
-    """Make all as it was found, whatever the kernel has now, and forget it. No service is active. Raises KernelError."""
+    """Restore and forget all recorded values, whatever the kernel has now.
+
+    No service is active. Raises KernelError.
+    """
     for name, value in to_put_back(kernel, store.sysctls_before()):
         kernel.set_sysctl(name, value)
     forget(store)
 
 
 def to_put_back(kernel: Kernel, before: dict[str, str]) -> list[tuple[str, str]]:
-    """(sysctl, value) of all that is not as it was found, in the order in which it can be; with the links that came later."""
-    # first what resets others, which then have their own value again
+    """Return (sysctl, value) of all changed sysctls in restore order, those of later links too."""
+    # the global switch first: it resets others, which are then written again
     wanted = sorted(
         {**before, **_late(kernel, before)}.items(),
-        key=lambda found: (found[0] != FORWARDING6, found),
+        key=lambda item: (item[0] != FORWARDING6, item),
     )
     resets = any(
         name == FORWARDING6 and kernel.sysctl(name) not in (None, value) for name, value in wanted
@@ -106,10 +113,11 @@ def _found6(kernel: Kernel) -> dict[str, str]:
         return {
             f"{CONF6}/{name}/{FORCE}": value for name, value in values.items() if value is not None
         }
-    found = {FORWARDING6: "0"}
+    values6 = {FORWARDING6: "0"}
     for name in names:
-        # 0 and 2 do not depend on forwarding; a link that was a router's by itself would not be one afterwards
+        # accept_ra 0 and 2 do not depend on forwarding; a link with its own forwarding on would
+        # lose it
         for what in (ACCEPT_RA, "forwarding"):
             if kernel.sysctl(f"{CONF6}/{name}/{what}") == "1":
-                found[f"{CONF6}/{name}/{what}"] = "1"
-    return found
+                values6[f"{CONF6}/{name}/{what}"] = "1"
+    return values6

@@ -1,7 +1,8 @@
-"""End flows whose NAT is not what the rules say now.
+"""End flows whose NAT does not match the current rules.
 
-Connection tracking asks the rules for the first packet of a flow alone. A datagram that came while niso's rules were away, or
-before a published port changed, has left an entry that keeps its client away for as long as it sends.
+Connection tracking consults NAT rules only for the first packet of a flow. A datagram that arrived
+while niso's rules were missing, or before a published port changed, leaves an entry. That entry
+misroutes its client for as long as the client sends.
 """
 
 from __future__ import annotations
@@ -23,27 +24,29 @@ Net = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def clear(kernel: Kernel, want: State) -> int:
-    """End the flows that have not the NAT that ``want``, which is of everything, gives them; gives how many. Raises KernelError.
+    """End the flows whose NAT differs from ``want``, the wanted state of everything.
 
-    TCP that has had an answer stays: whoever answers has it. It looks until it finds none, since packets are under way.
+    Return the number of ended flows. Answered TCP flows stay: they belong to the host that answers.
+    Repeats until no such flow is left, since packets in flight may create new ones. Raises
+    KernelError.
     """
-    is_stray = _judge(want, {each.partition("/")[0] for each in kernel.host_addresses()})
+    is_stray = _judge(want, {address.partition("/")[0] for address in kernel.host_addresses()})
     ended = 0
     for _ in range(_PASSES):
-        found = [flow for flow in kernel.flows() if is_stray(flow)]
-        if not found:
+        strays = [flow for flow in kernel.flows() if is_stray(flow)]
+        if not strays:
             break
-        ended += kernel.end_flows(found)
+        ended += kernel.end_flows(strays)
     return ended
 
 
 def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
-    """Whether a flow is one that lacks its NAT."""
+    """Return a predicate that tells whether a flow lacks its NAT."""
     targets = _Targets(want)
     subnets = [
-        ipaddress.ip_network(each.element)
-        for each in want[Element]
-        if each.container in ("subnets4", "subnets6")
+        ipaddress.ip_network(element.element)
+        for element in want[Element]
+        if element.container in ("subnets4", "subnets6")
     ]
 
     def is_stray(flow: Tracked) -> bool:
@@ -54,7 +57,7 @@ def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
             led_to = targets.of(flow)
             if not led_to:
                 return False
-            # the host by 127.0.0.1, and a service that reaches itself, are seen with another address
+            # the host via 127.0.0.1, and a service that reaches itself, get another source address
             unseen = flow.answers_to == flow.source
             hidden = ipaddress.ip_address(flow.source).is_loopback or flow.source in led_to
             return flow.answers_from not in led_to or (hidden and unseen)
@@ -70,43 +73,47 @@ def _within(address: str, subnets: Iterable[Net]) -> bool:
 
 
 class _Targets:
-    """Where published ports lead."""
+    """Map published ports to the addresses that they lead to."""
 
     def __init__(self, want: State) -> None:
         self._at: dict[tuple[str, str, int], set[str]] = {}  # host's address or "", protocol, port
         self._ranges: list[tuple[str, str, int, int, str]] = []
-        for each in want[Element]:
-            way, _, where = each.container.rstrip("46").partition("_")
-            if way not in ("publish", "range", "local") or not each.value:
+        for element in want[Element]:
+            way, _, where = element.container.rstrip("46").partition("_")
+            if way not in ("publish", "range", "local") or not element.value:
                 continue
-            *start, proto, ports = each.element.split(" . ")
+            *start, proto, ports = element.element.split(" . ")
             host = start[-1] if where == "addr" else ""
             first, _, last = ports.partition("-")
-            target = each.value.partition(" . ")[0]
+            target = element.value.partition(" . ")[0]
             if last:
                 self._ranges.append((host, proto, int(first), int(last), target))
             else:
                 self._at.setdefault((host, proto, int(first)), set()).add(target)
 
     def of(self, flow: Tracked) -> set[str]:
-        """The addresses of the flow's family that its port may lead to; empty where it is not published."""
+        """Return the addresses of the flow's family that its port may lead to.
+
+        Empty if the port is not published.
+        """
         if flow.port is None:
             return set()
-        found: set[str] = set()
+        targets: set[str] = set()
         for host in ("", flow.destination):
-            found |= self._at.get((host, flow.proto, flow.port), set())
-        found.update(
+            targets |= self._at.get((host, flow.proto, flow.port), set())
+        targets.update(
             target
             for host, proto, first, last, target in self._ranges
             if host in ("", flow.destination) and proto == flow.proto and first <= flow.port <= last
         )
-        return {target for target in found if family_of(target) == family_of(flow.destination)}
+        return {target for target in targets if family_of(target) == family_of(flow.destination)}
 
 
 def flush_changed_ports(kernel: Kernel, before: State, after: State) -> None:
-    """End the flows that a change of published ports concerns, but TCP that has an answer: they follow at once.
+    """End the flows of changed published ports, except answered TCP.
 
-    A datagram that was sent while a port was away has left an entry without NAT, which would keep its client away.
+    A datagram that was sent while a port was missing leaves an entry without NAT, which would
+    misroute its client.
     """
     changed = {
         element.element
@@ -120,12 +127,15 @@ def flush_changed_ports(kernel: Kernel, before: State, after: State) -> None:
 def flush_ports(
     kernel: Kernel, claims: Iterable[tuple[str, int, int]], answered: bool = False
 ) -> None:
-    """End the flows to (protocol, first port, last port) of this host's own addresses; TCP with an answer only if ``answered``."""
+    """End the flows to (protocol, first port, last port) of this host's own addresses.
+
+    Answered TCP ends only if ``answered``.
+    """
     kernel.flush_ports(claims, answered)
 
 
 def end_flows(kernel: Kernel, ports: Iterable[Port]) -> None:
-    """End all flows to published ports whose service is gone while the address that they led to stays."""
+    """End all flows to published ports whose service is gone while their target address stays."""
     claims = [(port.proto, port.host_port, port.last) for port in ports]
     if claims:
         flush_ports(kernel, claims, answered=True)
@@ -139,7 +149,7 @@ def _claim(element: str) -> tuple[str, int, int]:
 
 
 def flush_gone_addresses(kernel: Kernel, before: State, after: State) -> None:
-    """No flow of an address that is gone is left for the next one that gets it."""
+    """End the flows of removed addresses, so that the next holder inherits none."""
     gone = {a.address.partition("/")[0] for a in before[Address] if a.netns}
     gone -= {a.address.partition("/")[0] for a in after[Address] if a.netns}
     if gone:

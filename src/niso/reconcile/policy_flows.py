@@ -1,4 +1,4 @@
-"""Policies of running services: what the engine judges them by, and what a change of one does to open connections."""
+"""Apply policy changes to open connections: end denied flows, keep allowed ones tracked."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ _PASSES = 8
 
 
 def narrows(before: State, after: State) -> bool:
-    """Whether a change may deny what was allowed: something that let pass is gone, or something that does not is new."""
+    """Return whether a change may deny allowed traffic.
+
+    It may if an allowing element is removed or a denying one is added.
+    """
     was, now = _said(before), _said(after)
     return any(value == PASSES for _, value in was - now) or any(
         value != PASSES for _, value in now - was
@@ -37,25 +40,28 @@ def narrows(before: State, after: State) -> bool:
 
 
 def _said(state: State) -> set[tuple[tuple[str, ...], str]]:
-    """What policies say, whichever line of a manifest says it."""
+    """Return the (key, value) of policy elements, regardless of their manifest line."""
     return {
-        (each.key(), each.value) for each in state[Element] if each.container in nft_tables.POLICIES
+        (element.key(), element.value)
+        for element in state[Element]
+        if element.container in nft_tables.POLICIES
     }
 
 
 def cut(kernel: Kernel, store: Store, services: Iterable[str]) -> int:
-    """End the open flows of these services that policies deny now, and only those; gives how many.
+    """End the open flows of these services that policies now deny; return their number.
 
-    It looks until it finds none: what was under way when the rules changed may have made new ones. Raises KernelError.
+    Repeats until no such flow is left, since packets in flight during the change may have created
+    new ones. Raises KernelError.
     """
     addresses = [address for name in services for _, address in store.addresses(name)]
     known: World | None = None
     ended = 0
     for _ in range(_PASSES):
-        found = kernel.flows_of(addresses)
-        if found and known is None:
+        flows = kernel.flows_of(addresses)
+        if flows and known is None:
             known = read_world(kernel, store)
-        denied = [flow for flow in found if known is not None and not _allowed(known, flow)]
+        denied = [flow for flow in flows if known is not None and not _allowed(known, flow)]
         if not denied:
             break
         ended += kernel.end_flows(denied)
@@ -63,7 +69,10 @@ def cut(kernel: Kernel, store: Store, services: Iterable[str]) -> int:
 
 
 def _allowed(known: World, flow: Flow) -> bool:
-    """Whether both ends' policies let a flow be; which ways there are is not asked again: open TCP outlives its port."""
+    """Return whether the policies of both ends allow a flow.
+
+    Published ports are not considered: open TCP connections outlive their port.
+    """
     from niso.plan import verdict
 
     egress, ingress = verdict.judge(known, flow.source, flow.destination, flow.port, flow.proto)
@@ -71,9 +80,9 @@ def _allowed(known: World, flow: Flow) -> bool:
 
 
 def introduce(kernel: Kernel, store: Store, before: State, after: State) -> None:
-    """Make the open connections on bridges whose frames are about to be tracked known, so that they are no new ones.
+    """Add the open connections on bridges that become tracked to connection tracking.
 
-    Raises KernelError.
+    Otherwise their next packet would count as a new connection. Raises KernelError.
     """
     was = {bridge.name: bridge for bridge in before[Bridge]}
     turned: set[tuple[str, bool]] = set()
@@ -88,7 +97,7 @@ def introduce(kernel: Kernel, store: Store, before: State, after: State) -> None
     networks = [
         network for network in store.networks() if network.bridge in {name for name, _ in turned}
     ]
-    found: set[Connection] = set()
+    connections: set[Connection] = set()
     for network in networks:
         subnets = [
             ipaddress.ip_network(subnet.cidr)
@@ -98,9 +107,13 @@ def introduce(kernel: Kernel, store: Store, before: State, after: State) -> None
         for service, active in store.members(network.name):
             if active:
                 there = kernel.connections_in(names.netns(service))
-                found |= {each for each in there if _within(each, subnets)}
+                connections |= {connection for connection in there if _within(connection, subnets)}
     kernel.add_flows(
-        sorted(each for each in found if _reversed(each) not in found or _by_ports(each))
+        sorted(
+            connection
+            for connection in connections
+            if _reversed(connection) not in connections or _by_ports(connection)
+        )
     )
 
 
@@ -111,7 +124,10 @@ def _reversed(connection: Connection) -> Connection:
 
 
 def _by_ports(connection: Connection) -> bool:
-    """Who began it, where both ends seem to be the client's since nobody listens any more: ports for clients are high ones."""
+    """Guess by port numbers whether the client end opened the connection.
+
+    Needed if neither end listens any more. Clients usually have the higher port.
+    """
     return connection.client_port > connection.server_port
 
 

@@ -1,4 +1,4 @@
-"""All known services and networks, as policies are judged by."""
+"""Collect the services and networks that policies are evaluated against."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ if TYPE_CHECKING:
 
 
 def read_world(kernel: Kernel, store: Store) -> World:
-    """All known services and networks, and this host's addresses, as the engine needs them. Raises KernelError."""
+    """Return all known services and networks, and this host's addresses.
+
+    Raises KernelError.
+    """
     from niso.plan.desired import shut
     from niso.plan.verdict import Known, World
 
     services = {}
     for row in store.services():
-        if row.mode == "share":  # what it is on the network is its provider
+        if row.mode == "share":  # on the network, its provider stands for it
             continue
         endpoints: dict[str, tuple[str, ...]] = {}
         for network, address in store.addresses(row.name):
@@ -40,7 +43,7 @@ def read_world(kernel: Kernel, store: Store) -> World:
             ),
         )
     own = kernel.host_addresses()
-    host = frozenset(each.partition("/")[0] for each in own)
+    host = frozenset(address.partition("/")[0] for address in own)
     wires = frozenset(map(prefix, own))
     closed = shut(dict(store.sysctls_before()), store.any_active(), store.any_active(6))
     return World(

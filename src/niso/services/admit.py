@@ -65,7 +65,7 @@ def _other_meanings(store: Store, target: Target) -> set[Name]:
     """
     row = store.service(target.name)
     on = target.spec.networks
-    found: set[Name] = {("network", network) for network in on if store.network(network) is None}
+    changed: set[Name] = {("network", network) for network in on if store.network(network) is None}
     statics = target.spec.addresses
     leased = store.addresses(target.name)
     names_ = target.spec.names
@@ -73,11 +73,11 @@ def _other_meanings(store: Store, target: Target) -> set[Name]:
     kept = row is not None and row.networks == on and set(store.names(target.name)) == set(names_)
     kept = kept and shared is None and row is not None and row.provider is None
     if not kept or any((network, address) not in leased for network, address in statics.items()):
-        found |= {("service", name) for name in names_}
-        found |= set(
+        changed |= {("service", name) for name in names_}
+        changed |= set(
             store.names_with(store.with_companions([target.name, *([shared] if shared else ())]))
         )
-    return found
+    return changed
 
 
 def release(store: Store, target: Target) -> None:
@@ -114,8 +114,8 @@ def record(
         errors += group.errors
     if not errors:
         return change
-    for each in errors:
-        each.file, each.service = target.manifest_path, target.name
+    for failure in errors:
+        failure.file, failure.service = target.manifest_path, target.name
     raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
 
 
@@ -141,10 +141,12 @@ def _record(
     generation = 1 if before is None else before.generation if was_active else before.generation + 1
     uid = before.uid if before else _free_uid(store, name)
     spec = _spec(store, target, copy, generation, uid, provider)
-    said = before.process if before is not None and was_active else None
-    if before is not None and said is not None and "host" not in (before.mode, wanted.mode):
-        same = spec._replace(resolv_conf=said.resolv_conf)
-        spec = same if same == said else spec  # changed name servers alone do not cause a restart
+    old_spec = before.process if before is not None and was_active else None
+    if before is not None and old_spec is not None and "host" not in (before.mode, wanted.mode):
+        same = spec._replace(resolv_conf=old_spec.resolv_conf)
+        spec = (
+            same if same == old_spec else spec
+        )  # changed name servers alone do not cause a restart
     row = ServiceRow(
         name=name,
         manifest_path=target.manifest_path,
@@ -165,7 +167,7 @@ def _record(
     )
     ports_before = [port for _, port in store.ports(name)] if was_active else []
     store.put_service(row)
-    store.set_names(name, tuple(each for each in wanted.names if each not in held))
+    store.set_names(name, tuple(alias for alias in wanted.names if alias not in held))
     store.set_endpoints(name, on)
     if on:
         forwarding.record(machine.kernel, store, on)
@@ -193,7 +195,7 @@ def _record(
     store.set_ports(name, ports, chosen)
     for sharer in store.sharers(name):
         store.note_published(sharer)
-    old = said if said is not None and machine.processes.runs(name) else None
+    old = old_spec if old_spec is not None and machine.processes.runs(name) else None
     rehosts = rehost.can_swap(machine.processes, old, spec)
     return Change(target, before, row, restarts=not rehosts and old != spec, rehosts=rehosts)
 
@@ -208,7 +210,7 @@ def _held_names(
     store: Store, service: str, spec: ServiceSpec, beside: frozenset[str]
 ) -> dict[str, Conflict]:
     """Return {name: error} for the names of a manifest that another service holds."""
-    found: dict[str, Conflict] = {}
+    held: dict[str, Conflict] = {}
     for name in spec.names:
         holder = store.name_holder(name, beside)
         if holder is not None and holder != service:
@@ -220,8 +222,8 @@ def _held_names(
                 hint = (
                     f"{holder} is part of this command too: choose another name for one of the two"
                 )
-            found[name] = Conflict(f"the name {name!r} is held by service {holder!r}", hint, key)
-    return found
+            held[name] = Conflict(f"the name {name!r} is held by service {holder!r}", hint, key)
+    return held
 
 
 def _check_peers(store: Store, spec: ServiceSpec) -> None:

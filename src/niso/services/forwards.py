@@ -98,7 +98,7 @@ def unforward(machine: Machine, service: str, port: Port, report: Report = silen
                 raise Conflict(
                     words, "remove it there and activate the service", "PORT", names_key=False
                 )
-            added = ", ".join(each.text for each in forwards) or "none"
+            added = ", ".join(forward.text for forward in forwards) or "none"
             raise NotFound(f"{port.text} is not forwarded to {service!r}", f"its forwards: {added}")
         _change(machine, [], [(service, port)], report)
 
@@ -163,16 +163,18 @@ def _elements(store: Store, ports: _Moved) -> State:
 
     This includes the elements that a service has as long as it publishes any port.
     """
-    found: set[Element] = set()
+    elements: set[Element] = set()
     for service, port in ports:
         own = store.addresses(service)
         first = [address for network, address in own if network == own[0][0]]
-        found.update(nft.published(service, port, first))
+        elements.update(nft.published(service, port, first))
         for name in {network for network, _ in own} - {own[0][0]}:
             there = [address for network, address in own if network == name]
-            found.update(nft.published_on(service, port, store.require_network(name).bridge, there))
-        found.update(nft.hairpin(store.home(service), [(address, "") for _, address in own]))
-    return State(found)
+            elements.update(
+                nft.published_on(service, port, store.require_network(name).bridge, there)
+            )
+        elements.update(nft.hairpin(store.home(service), [(address, "") for _, address in own]))
+    return State(elements)
 
 
 def _require_active(store: Store, service: str) -> None:

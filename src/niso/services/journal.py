@@ -52,14 +52,14 @@ def recover(machine: Machine, report: Report = silent, names: Iterable[str] = ()
     ):
         with ExitStack() as locks:
             begun = []
-            for found in group:
+            for seen in group:
                 try:
-                    locks.enter_context(service_lock(found.service, 0))
+                    locks.enter_context(service_lock(seen.service, 0))
                 except Conflict:
                     continue
-                locks.callback(_remove_lock, store, found.service)
-                intent = store.intent(found.service)
-                if intent is None or intent.action != found.action:  # another command was first
+                locks.callback(_remove_lock, store, seen.service)
+                intent = store.intent(seen.service)
+                if intent is None or intent.action != seen.action:  # another command was first
                     continue
                 done += 1
                 if activations:
@@ -72,9 +72,9 @@ def recover(machine: Machine, report: Report = silent, names: Iterable[str] = ()
                 errors |= undo(machine, begun, report)
     for name, error in errors.items():
         report(Unfinished(name, error))
-    told = [error for name, error in errors.items() if name in concerned]
-    if told:
-        raise ErrorGroup(told)
+    raised = [error for name, error in errors.items() if name in concerned]
+    if raised:
+        raise ErrorGroup(raised)
     return done
 
 

@@ -36,14 +36,14 @@ def pool() -> ipam.Network:
     """Return the prefix that subnets are taken from (``NISO_POOL``). Raises InvalidInput."""
     text = os.environ.get("NISO_POOL") or DEFAULT_POOL
     try:
-        found = ipaddress.ip_network(text)
+        prefix = ipaddress.ip_network(text)
     except ValueError as error:
         raise InvalidInput(f"{error}", f"a prefix like {DEFAULT_POOL}", "NISO_POOL") from None
-    if found.version != 4 or found.prefixlen > PREFIX_LENGTH:
+    if prefix.version != 4 or prefix.prefixlen > PREFIX_LENGTH:
         raise InvalidInput(
             f"{text!r} holds no /24", f"an IPv4 prefix like {DEFAULT_POOL}", "NISO_POOL"
         )
-    return found
+    return prefix
 
 
 def parse_subnet(text: str) -> ipam.Network:
@@ -56,7 +56,7 @@ def parse_subnet(text: str) -> ipam.Network:
     """
     key = "--subnet"
     try:
-        found = ipaddress.ip_network(text)
+        subnet = ipaddress.ip_network(text)
     except ValueError as error:
         hint = EXAMPLES[":" in text]
         try:
@@ -64,23 +64,23 @@ def parse_subnet(text: str) -> ipam.Network:
         except ValueError:
             pass
         raise UsageError(f"{text!r}: {error}", hint, key) from None
-    hint = EXAMPLES[found.version == 6]
-    shortest, longest = PREFIX_LENGTHS[found.version]
-    if not shortest <= found.prefixlen <= longest:
+    hint = EXAMPLES[subnet.version == 6]
+    shortest, longest = PREFIX_LENGTHS[subnet.version]
+    if not shortest <= subnet.prefixlen <= longest:
         raise UsageError(f"{text}: must be a /{shortest} to /{longest}", hint, key)
-    if found.version == 6:
-        usable = any(found.subnet_of(unicast) for unicast in UNICAST6)
+    if subnet.version == 6:
+        usable = any(subnet.subnet_of(unicast) for unicast in UNICAST6)
     else:
         usable = not (
-            found.is_loopback
-            or found.is_multicast
-            or found.is_link_local
-            or found.is_reserved
-            or found.subnet_of(THIS_NETWORK)
+            subnet.is_loopback
+            or subnet.is_multicast
+            or subnet.is_link_local
+            or subnet.is_reserved
+            or subnet.subnet_of(THIS_NETWORK)
         )
     if not usable:
         raise UsageError(f"{text}: not a prefix for host addresses", hint, key)
-    return found
+    return subnet
 
 
 def unique_local(state_id: str) -> ipaddress.IPv6Network:
@@ -258,13 +258,13 @@ def _next_unique_local(
     name: str, state_id: str, taken: list[tuple[ipam.Network, str]]
 ) -> ipam.Network:
     whole = unique_local(state_id)
-    found = ipam.free_prefix(whole, 64, [net for net, _ in taken])
-    if found is None:
+    prefix = ipam.free_prefix(whole, 64, [net for net, _ in taken])
+    if prefix is None:
         raise Conflict(
             f"network {name!r}: no free /64 is left in {whole}",
             "--subnet names an IPv6 prefix that is free",
         )
-    return found
+    return prefix
 
 
 def _next_free(name: str, taken: list[tuple[ipam.Network, str]]) -> ipam.Network:
@@ -275,8 +275,8 @@ def _next_free(name: str, taken: list[tuple[ipam.Network, str]]) -> ipam.Network
         net.version == 4 and net.overlaps(kept) for net in used
     ):
         return kept
-    found = ipam.free_prefix(whole, PREFIX_LENGTH, used, kept)
-    if found is None:
+    prefix = ipam.free_prefix(whole, PREFIX_LENGTH, used, kept)
+    if prefix is None:
         others = [
             f"{net} of {whose}"
             for net, whose in taken
@@ -291,12 +291,12 @@ def _next_free(name: str, taken: list[tuple[ipam.Network, str]]) -> ipam.Network
             f"{', and '.join(reasons)}",
             f"set NISO_POOL to a prefix that is free, or niso net create {name} --subnet CIDR",
         )
-    return found
+    return prefix
 
 
 def _gateways(nets: Sequence[ipam.Network], texts: Sequence[str]) -> dict[int, str]:
     """Return {family: requested gateway} in canonical notation. Raises UsageError."""
-    found: dict[int, str] = {}
+    gateways: dict[int, str] = {}
     for text in texts:
         hint = f"an address of {' or '.join(map(str, nets))}"
         try:
@@ -306,14 +306,14 @@ def _gateways(nets: Sequence[ipam.Network], texts: Sequence[str]) -> dict[int, s
         net = next((net for net in nets if net.version == address.version), None)
         if net is None or address not in net:
             reason: str | None = f"not in {net or ' or '.join(map(str, nets))}"
-        elif address.version in found:
+        elif address.version in gateways:
             reason = f"a second one for {net}"
         else:
             reason = ipam.refusal(net, -1, int(address) - int(net.network_address))
         if reason:
             raise UsageError(f"{text}: {reason}", hint, "--gateway")
-        found[address.version] = str(address)
-    return found
+        gateways[address.version] = str(address)
+    return gateways
 
 
 def _same(present: Network, wish: Wish) -> None:

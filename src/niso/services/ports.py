@@ -56,19 +56,19 @@ def admit(
     for key, port in zip(keys, wanted, strict=True):
         try:
             check_family(service, port, families, key)
-            found = port
+            assigned = port
             if not port.host_port:
-                found = port._replace(
+                assigned = port._replace(
                     host_port=_choose(store, service, port, [*wanted, *ports], have, listeners, key)
                 )
-                chosen.append(found)
+                chosen.append(assigned)
             elif port not in have:
                 if port in gone:
                     continue  # it stays with the service that took it
                 _check_holders(store, service, port, key, together)
                 listeners.check(port, key)
                 _check_forwards(service, port, forwards, key)
-            ports.append(found)
+            ports.append(assigned)
         except Conflict as error:
             errors.append(error)
     for forward in forwards:
@@ -183,11 +183,11 @@ class Listeners:
     def clashing(self, port: Port) -> list[Listener]:
         """Return the sockets that now receive packets for ``port``."""
         return [
-            each
-            for each in self.of(port.proto)
-            if port.host_port <= each.port <= port.last
-            and family_of(each.address) in self._families
-            and port.clashes(Port(each.address, each.port, 0, port.proto))
+            listener
+            for listener in self.of(port.proto)
+            if port.host_port <= listener.port <= port.last
+            and family_of(listener.address) in self._families
+            and port.clashes(Port(listener.address, listener.port, 0, port.proto))
         ]
 
     def check(self, port: Port, key: str) -> None:

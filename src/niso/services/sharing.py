@@ -103,21 +103,21 @@ def with_followers(
     Services in ``ending`` are left out. Sharers see the hostname and hosts file of their provider,
     so they restart if these change.
     """
-    found = {target.name: target for target in wanted}
+    chosen = {target.name: target for target in wanted}
     ends = set(ending)
-    for target in list(found.values()):
+    for target in list(chosen.values()):
         if target.spec.mode in PROVIDERS:
             there = home(store, target.name, target.spec, None)
             for sharer in store.sharers(target.name):
                 row = store.service(sharer)
                 if (
-                    sharer not in found
+                    sharer not in chosen
                     and sharer not in ends
                     and row is not None
                     and not _sees(row, there)
                 ):
-                    found[sharer] = targets.known(store, sharer)
-    return sorted(found.values(), key=lambda target: target.spec.mode == "share")
+                    chosen[sharer] = targets.known(store, sharer)
+    return sorted(chosen.values(), key=lambda target: target.spec.mode == "share")
 
 
 def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[ServiceRow] = ()) -> None:

@@ -23,13 +23,13 @@ class Membership(NamedTuple):
 
 def taken(store: Store, stack: str, services: Iterable[str]) -> dict[str, Conflict]:
     """Return {service: error} for those of ``services`` that belong to another stack."""
-    found = {}
+    errors = {}
     for name in services:
         other = store.stack_of(name)
         if other is not None and other != stack:
             hint = f"choose another name, or niso remove {name}"
-            found[name] = Conflict(f"service {name!r} belongs to stack {other!r}", hint)
-    return found
+            errors[name] = Conflict(f"service {name!r} belongs to stack {other!r}", hint)
+    return errors
 
 
 def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> None:

@@ -1,7 +1,7 @@
-"""Starting the processes of services in their order, and waiting until each is started or healthy.
+"""Start the processes of services in dependency order, and wait until each is started or healthy.
 
-Whatever can wait waits at once: while one service's probe is under way, others start, answer or end. A process that ends meanwhile
-fails at once, in its own words.
+All waits run concurrently: while one service is probed, others start, answer or end. A process
+that ends during the wait fails at once, with its last output in the error.
 """
 
 from __future__ import annotations
@@ -29,20 +29,23 @@ if TYPE_CHECKING:
     from niso.services.admit import Change
 
 STARTED_WITHIN_S = 0.2
-"""An end within this time is a failed start: a wrong entrypoint shows only as the end of PID 1's child."""
+"""A process that ends within this time (s) failed to start.
+
+A wrong entrypoint shows only as the end of PID 1's child.
+"""
 _BUSY_S = 2.0
-"""On a busy machine it may not have run much by then; so long that is waited for."""
+"""Longest extension of that time (s) on a busy machine, where the process got little CPU time."""
 RESTS_S, _LOOK_S = 0.002, 0.001
-"""One that has not run for so long, all its threads asleep, has started before that; when that is looked at again, at first."""
+"""A process whose threads have all slept for RESTS_S has started; the first poll is after _LOOK_S."""
 TIMEOUT_S = 60.0
 """How long a restart waits for healthy."""
 
 STARTED, HEALTHY = "started", "healthy"
 After = Mapping[str, Mapping[str, str]]
-"""service -> {service that must be so before: STARTED or HEALTHY}."""
+"""service -> {service that it depends on: STARTED or HEALTHY}."""
 
 _AT_ONCE = len(os.sched_getaffinity(0))
-"""How many are created at once; while crun makes one, niso prepares the next."""
+"""Number of containers created at once; while crun creates one, niso prepares the next."""
 _FIRST_PAUSE_S, _MOST_PAUSE_S = 0.05, 0.5
 _LAST_LINES = 5
 
@@ -67,12 +70,13 @@ def run(
     after: After | None = None,
     meanwhile: Callable[[], object] | None = None,
 ) -> None:
-    """Start the processes that must be, each when those it comes ``after`` are so far, and wait for all.
+    """Start the processes that must start, each after its dependencies in ``after``; wait for all.
 
-    Each has ``timeout_s`` from its own start to come to rest, or live `STARTED_WITHIN_S`, and with a healthcheck to be healthy. One that
-    runs as it should is waited for only where another comes after it or its healthcheck is new. ``meanwhile`` is done once, while
-    something is waited for. Raises ProcessError with the reason, Conflict where the order cannot be had; what was started by then is
-    the caller's to end.
+    Each has ``timeout_s`` from its own start to become idle or live for `STARTED_WITHIN_S`, and to
+    become healthy if it has a healthcheck. A process that already runs as wanted is waited for only
+    if another depends on it or its healthcheck is new. ``meanwhile`` is called once during the
+    first wait. Raises ProcessError with the reason, Conflict if the order is impossible. The caller
+    must stop what was started before the error.
     """
     for change in changes:
         if change.rehosts:
@@ -93,7 +97,7 @@ def run(
         asked = (
             change.restarts or change.name in needed or (was is not None and check_of(was) != check)
         )
-        # of one whose record is damaged the new one says how long it may take to end
+        # if the old record is damaged, the new one says how long the process may take to end
         stops = (
             (was.process or change.row.require_process())
             if was is not None and change.restarts
@@ -107,25 +111,31 @@ def run(
 
 
 def expect(processes: Processes, changes: list[Change]) -> None:
-    """Say that `run` will start the processes of ``changes`` in a moment: what the kernel must wait for before is over by then."""
+    """Announce that `run` will soon start the processes of ``changes``.
+
+    Kernel work that a start would have to wait for can then finish before.
+    """
     if any(change.restarts for change in changes):
         processes.expect()
 
 
 def restart(processes: Processes, rows: list[ServiceRow], report: Report = silent) -> None:
-    """End and start the processes of active services, and wait for all as `run` does. Raises ProcessError."""
+    """Restart the processes of active services, and wait for all as `run` does.
+
+    Raises ProcessError.
+    """
     starts = [_Start(row, row.require_process(), True, check_of(row), TIMEOUT_S) for row in rows]
     _Starting(processes, starts, {}, report).all()
 
 
 def check_of(row: ServiceRow) -> Healthcheck | None:
-    """The healthcheck of a service's manifest."""
-    spec = row.service  # None if it is damaged, as `niso net check` says
+    """Return the healthcheck of a service's manifest; None if it has none or is damaged."""
+    spec = row.service  # None if it is damaged, as `niso net check` reports
     return spec.healthcheck if spec is not None else None
 
 
 def event_of(change: Change) -> Event:
-    """Return what `run` reports when it starts a service, or shows it another hosts file."""
+    """Return the event that `run` reports when it starts a service or swaps its hosts file."""
     if change.rehosts:
         folder = os.path.basename(change.row.require_process().hosts_folder)
         return ShowingHosts(change.name, folder)
@@ -137,7 +147,7 @@ def _starting(row: ServiceRow) -> Starting:
 
 
 def _check_order(processes: Processes, starts: list[_Start], after: After) -> None:
-    """Raise Conflict where a service comes after one that will not be so far."""
+    """Raise Conflict if a service depends on one that will not reach the wanted state."""
     known = {start.name: start for start in starts}
     for name, dependencies in after.items():
         for dependency, state in dependencies.items():
@@ -145,7 +155,8 @@ def _check_order(processes: Processes, starts: list[_Start], after: After) -> No
             if start is not None:
                 if state == HEALTHY and start.check is None:
                     raise Conflict(
-                        f"{name} comes after {dependency} is healthy, and that has no healthcheck",
+                        f"{name} waits until {dependency} is healthy, "
+                        f"but {dependency} has no healthcheck",
                         f"add [healthcheck] to the manifest of {dependency}, or wait for started",
                     )
                 continue
@@ -153,13 +164,13 @@ def _check_order(processes: Processes, starts: list[_Start], after: After) -> No
             well = state == STARTED or (recorded is not None and recorded.failures == 0)
             if processes.status(dependency).state != "running" or not well:
                 raise Conflict(
-                    f"{name} comes after {dependency} is {state}, which it is not",
+                    f"{name} waits until {dependency} is {state}, but it is not",
                     f"niso ps, for {dependency}",
                 )
 
 
 class _End:
-    """A service whose process was asked to end and is waited for, before it starts anew."""
+    """Track a process that was asked to end and will be started again."""
 
     def __init__(self, processes: Processes, start: _Start, timeout_s: float) -> None:
         self.start = start
@@ -168,23 +179,24 @@ class _End:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended, or has had its time."""
+        """Whether the process has ended or exceeded its timeout."""
         return not _is_alive(self.pidfd) or time.monotonic() >= self.next_at
 
     def close(self) -> None:
-        """Let go of the process."""
+        """Close the pidfd."""
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
 
 
 class _Wait:
-    """A service whose process runs and that is waited for."""
+    """Track a running process until it is started, healthy or failed."""
 
     def __init__(self, processes: Processes, start: _Start) -> None:
         self.start, self._processes = start, processes
         now = processes.status(start.name)
-        # One that has been started again by now has ended as well; one that ran before may have been, long ago.
+        # a restart since our start means that it ended; a process that ran before may have
+        # restarted long ago
         self.pidfd = (
             processes.open_init(start.name) if now.restarts == 0 or not start.starts else -1
         )
@@ -207,9 +219,10 @@ class _Wait:
 
     @property
     def next_at(self) -> float:
-        """When something is to be done even if nothing happens."""
+        """The time (monotonic, s) of the next step if no event comes before."""
         moments = [self.deadline]
-        if not self._started:  # whether it is time by now is for is_started to say: else that moment could pass between the two
+        # only is_started compares with the clock: else the moment could pass between the two
+        if not self._started:
             moments.append(min(self._ripe_at, self._look_at))
         if not self.well and self.probe is None:
             moments.append(self.ask_at)
@@ -217,7 +230,7 @@ class _Wait:
 
     @property
     def is_started(self) -> bool:
-        """Whether it has lived for as long as a failed start takes, or come to rest before."""
+        """Whether the process has outlived `STARTED_WITHIN_S`, or become idle before."""
         now = time.monotonic()
         if self._started:
             return True
@@ -245,7 +258,10 @@ class _Wait:
         return self._started
 
     def step(self) -> None:
-        """Take in the answer of a probe that is over, and begin the next one when it is time. Raises ProcessError if it is unhealthy."""
+        """Evaluate a finished probe, and begin the next one when it is due.
+
+        Raises ProcessError if the service is unhealthy.
+        """
         check = self.start.check
         if check is None or self.well:
             return
@@ -276,7 +292,7 @@ class _Wait:
         self._pause_s = min(2 * self._pause_s, _MOST_PAUSE_S)
 
     def close(self) -> None:
-        """Let go of the process and of a probe that is under way."""
+        """Close the pidfd and a running probe."""
         if self.probe is not None:
             self.probe.close()
         if self.pidfd >= 0:
@@ -285,7 +301,7 @@ class _Wait:
 
 
 class _Starting:
-    """All starts of one command."""
+    """Run all starts of one command."""
 
     def __init__(
         self,
@@ -316,8 +332,8 @@ class _Starting:
                 elif not self._waits and not self._begun and not self._ends and self._todo:
                     names = ", ".join(start.name for start in self._todo)
                     raise Conflict(
-                        f"each of {names} waits for another one of them",
-                        "break the circle of what comes after what",
+                        f"dependency cycle among {names}",
+                        "remove one of the dependencies between them",
                     )
                 self._turn(wait=next(self._ready(), None) is None)
         finally:
@@ -329,7 +345,10 @@ class _Starting:
                 wait.close()
 
     def _ready(self) -> Iterator[_Start]:
-        """Those that need not wait for another one any more, in the order in which they were named; none while enough are created."""
+        """Yield the starts whose dependencies are met, in the order of the command.
+
+        Yields none while `_AT_ONCE` containers are being created.
+        """
         for start in self._todo if len(self._begun) < _AT_ONCE else ():
             needs = self._after.get(start.name, {})
             if all(
@@ -356,16 +375,16 @@ class _Starting:
             self._waits.append(_Wait(self._processes, start))
 
     def _created(self) -> None:
-        """Those that have been created run, and are waited for."""
-        for each in list(self._begun):
-            start, begun = each
+        """Run the containers that have been created, and wait for their processes."""
+        for pair in list(self._begun):
+            start, begun = pair
             if begun.is_created:
-                self._begun.remove(each)
+                self._begun.remove(pair)
                 begun.finish()
                 self._waits.append(_Wait(self._processes, start))
 
     def _turn(self, wait: bool) -> None:
-        """One round: what can go on goes on, after waiting for the next event where ``wait`` says so."""
+        """Advance every start that can advance; with ``wait``, wait for the next event before."""
         for each in self._waits:
             each.step()
         if wait and self._meanwhile is not None:
@@ -402,7 +421,10 @@ class _Starting:
             self._look(each)
 
     def _look(self, wait: _Wait) -> None:
-        """What became of one: ended (ProcessError), out of time (ProcessError), started, healthy."""
+        """Record whether a process is started or healthy.
+
+        Raises ProcessError if it has ended or exceeded its timeout.
+        """
         start = wait.start
         if not _is_alive(wait.pidfd):
             raise _ended(self._processes, start.name, not wait.well)
@@ -417,9 +439,9 @@ class _Starting:
             self._waits.remove(wait)
             wait.close()
         elif now >= wait.deadline:
-            said = wait.said or "no probe has ended"
+            reason = wait.said or "no probe has ended"
             raise _failed(
-                self._processes, start.name, f"is not healthy after {start.timeout_s:g}s: {said}"
+                self._processes, start.name, f"is not healthy after {start.timeout_s:g}s: {reason}"
             )
         else:
             self._reached.setdefault(start.name, STARTED)
@@ -434,18 +456,21 @@ def _failed(processes: Processes, service: str, what: str) -> ProcessError:
 
 
 def _ended(processes: Processes, service: str, unhealthy: bool) -> NisoError:
-    """The error that says how the process ended and what it said last."""
+    """Return the error for a process that ended, with its exit status and last output."""
     ended = describe_exit(processes.exit_code(service))
-    said = _last_words(processes, service)
+    output = _last_words(processes, service)
     if processes.out_of_memory(service):
         ended += ", out of memory: isolation.resources.memory_max"
     when = "before it was healthy" if unhealthy else "at once"
-    hint = "see binary.entrypoint and binary.args of its manifest" if not said else None
-    return ProcessError(f"its process ended {when} ({ended})" + said, hint, service=service)
+    hint = "see binary.entrypoint and binary.args of its manifest" if not output else None
+    return ProcessError(f"its process ended {when} ({ended})" + output, hint, service=service)
 
 
 def _last_words(processes: Processes, service: str) -> str:
-    """What the present run wrote last, to be put behind a message; what earlier ones did is no explanation."""
+    """Return the last output of the current run as a suffix for a message.
+
+    Output of earlier runs would not explain the error.
+    """
     lines = processes.last_lines(service, _LAST_LINES)
     return "; it said:" + "".join(f"\n    {line}" for line in lines) if lines else ""
 

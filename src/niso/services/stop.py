@@ -1,4 +1,4 @@
-"""The end of services: their processes are asked at once, then their networks go with one plan, and what they were is forgotten.
+"""Stop services: end their processes together, remove their networks with one plan, forget them.
 
 The caller holds the services' locks and has begun their intents.
 """
@@ -23,11 +23,11 @@ from niso.services.machine import Machine
 from niso.store.store import Scope, ServiceRow, Store
 
 Needs = Mapping[str, Iterable[str]]
-"""service -> those that it depends on, which end after it."""
+"""service -> services that it depends on, which end after it."""
 
 
 _STOP_TIMEOUT_S = 10.0
-"""Of a service whose own cannot be read any more: the default of service.stop_timeout."""
+"""Stop timeout (s) of a service whose own is unreadable: the default of service.stop_timeout."""
 
 
 def finish(
@@ -38,17 +38,18 @@ def finish(
     keep_forwards: bool = False,
     needs: Needs | None = None,
 ) -> list[NisoError]:
-    """Stop services and take down their networks. ``ends`` the intents that they have begun.
+    """Stop services and remove their networks; with ``ends``, end their intents.
 
-    One whose process cannot be stopped keeps its network: gives what went wrong. Raises NisoError where the kernel refuses;
-    then none has ended, and all can be tried again.
+    Return the errors of processes that could not be stopped; such a service keeps its network.
+    Raises NisoError if the kernel refuses. Then no service is recorded as stopped, and the call can
+    be repeated.
     """
     store, kernel = machine.store, machine.kernel
     rows = [row for name in services if (row := store.service(name)) is not None]
     if not rows:
         return []
     errors = stop(machine.processes, rows, report, needs or {})
-    # nor does one go whose network another one's process is still in
+    # a provider stays as long as the process of a sharer is still in its namespace
     kept = {*errors, *(row.provider for row in rows if row.name in errors)}
     rows = [row for row in rows if row.name not in kept]
     scope = _scope(store, rows)
@@ -69,9 +70,8 @@ def finish(
         flush_gone_addresses(kernel, before, after)
         nat_flows.end_flows(kernel, ports)
         if left and policy_flows.narrows(before, after):
-            policy_flows.cut(
-                kernel, store, left
-            )  # what others' policies allowed to the name that shared an address
+            # flows that policies of others allowed only to a name that shared the address
+            policy_flows.cut(kernel, store, left)
         if ends:
             for row in rows:
                 store.end_intent(row.name)
@@ -81,7 +81,7 @@ def finish(
 
 
 def go(machine: Machine, rows: Iterable[ServiceRow], keep_forwards: bool = False) -> None:
-    """Record that services are not active any more; the caller is in a transaction."""
+    """Record services as inactive; the caller is in a transaction."""
     store = machine.store
     for row in rows:
         store.set_active(row.name, False)
@@ -91,7 +91,7 @@ def go(machine: Machine, rows: Iterable[ServiceRow], keep_forwards: bool = False
 
 
 def plan_only(machine: Machine, services: list[str], report: Report) -> None:
-    """Report what `finish` would do; the caller is in a transaction that it cancels."""
+    """Report what `finish` would do; the caller cancels its transaction afterwards."""
     store, kernel = machine.store, machine.kernel
     rows = [row for name in services if (row := store.service(name)) is not None and row.active]
     for row in rows:
@@ -106,9 +106,10 @@ def plan_only(machine: Machine, services: list[str], report: Report) -> None:
 def forget(
     machine: Machine, services: list[str], report: Report, with_volumes: bool = False
 ) -> None:
-    """Forget services that have ended, with their leases, copies and logs, ``with_volumes`` those too, and end their intents.
+    """Forget stopped services with their leases, package copies and logs, and end their intents.
 
-    Raises NisoError where a volume cannot go; then none is forgotten, and all can be tried again.
+    ``with_volumes`` also deletes their named volumes. Raises NisoError if a volume cannot be
+    deleted. Then no service is forgotten, and the call can be repeated.
     """
     store, kernel = machine.store, machine.kernel
     on: set[str] = set()
@@ -137,17 +138,20 @@ def forget(
 def stop(
     processes: Processes, rows: Iterable[ServiceRow], report: Report, needs: Needs
 ) -> dict[str, NisoError]:
-    """End the processes of services, each when those that depend on it have ended, else all at once; gives what went wrong."""
+    """End the processes of services, dependents first and otherwise all at once.
+
+    Return {service: error} for processes that could not be stopped.
+    """
     rows = list(rows)
     specs = {row.name: row.process for row in rows}
-    left = {name: said.stop_timeout_s if said else _STOP_TIMEOUT_S for name, said in specs.items()}
+    left = {name: spec.stop_timeout_s if spec else _STOP_TIMEOUT_S for name, spec in specs.items()}
     providers = {row.name: [row.provider] if row.provider else [] for row in rows}
     dependents: dict[str, set[str]] = {name: set() for name in left}
     for name in left:
-        for each in {*needs.get(name, ()), *providers[name]}:
-            if each in dependents and each != name:
-                dependents[each].add(name)
-    asked: dict[str, tuple[int, float]] = {}  # service -> its pidfd, when to kill it
+        for dependency in {*needs.get(name, ()), *providers[name]}:
+            if dependency in dependents and dependency != name:
+                dependents[dependency].add(name)
+    asked: dict[str, tuple[int, float]] = {}  # service -> (pidfd, monotonic time to kill it)
     clear: list[str] = []
     errors: dict[str, NisoError] = {}
 
@@ -185,7 +189,7 @@ def stop(
 
 
 def _over(asked: Mapping[str, tuple[int, float]]) -> list[str]:
-    """Those that have ended or are out of time; waits for the first one."""
+    """Wait for the first process to end or time out; return all that did."""
     poll = select.poll()
     for pidfd, _ in asked.values():
         if pidfd >= 0:
@@ -197,7 +201,7 @@ def _over(asked: Mapping[str, tuple[int, float]]) -> list[str]:
 
 
 def raise_all(errors: list[NisoError]) -> None:
-    """Raise what went wrong, if anything did."""
+    """Raise the error, or an ErrorGroup of several; no-op if there is none."""
     if errors:
         raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
 
@@ -205,17 +209,19 @@ def raise_all(errors: list[NisoError]) -> None:
 def _scope(store: Store, rows: Iterable[ServiceRow]) -> Scope:
     rows = list(rows)
     services = store.with_companions(row.name for row in rows)
-    # a name of one that shares a namespace stands for an address while it is active
+    # the name of a service that shares a namespace resolves only while it is active
     shared = store.names_with(store.with_companions(row.name for row in rows if row.provider))
     on = {network for row in rows for network in row.networks} | store.published_on(services)
     return Scope(services, tuple(sorted(on)), names=shared)
 
 
 def refuse(store: Store, services: Iterable[str]) -> None:
-    """Raise Conflict where one of ``services`` cannot be deactivated, since others need its namespace."""
+    """Raise Conflict if one of ``services`` cannot be stopped because others need its namespace."""
     together = frozenset(services)
     for name in sorted(together):
-        sharers = [each for each in store.held_sharers(name, together) if each not in together]
+        sharers = [
+            sharer for sharer in store.held_sharers(name, together) if sharer not in together
+        ]
         if sharers:
             raise Conflict(
                 f"service {name!r} is needed: {they_share(sharers)} its network namespace",
@@ -224,5 +230,5 @@ def refuse(store: Store, services: Iterable[str]) -> None:
 
 
 def they_share(sharers: list[str]) -> str:
-    """``'a', 'b' share``, to be followed by what."""
+    """Return ``'a', 'b' share``, to be followed by an object."""
     return f"{', '.join(map(repr, sharers))} {'shares' if len(sharers) == 1 else 'share'}"

@@ -137,7 +137,7 @@ def _check_files(target: Target) -> None:
             target.folder,
             target.rootfs,
             spec.working_dir,
-            [each.mount for each in spec.volumes],
+            [volume.mount for volume in spec.volumes],
         ),
     )
     for error in volume_rules.check(target.rootfs, volumes(spec)):
@@ -165,12 +165,12 @@ def entrypoint(target: Target, folder: str) -> str:
 def volumes(spec: ServiceSpec) -> tuple[Volume, ...]:
     """Return the volumes of a service's process, in manifest order."""
     kept = paths.volume_dir(spec.name)
-    found = []
+    result = []
     for name, mount, host, tmpfs, read_only, size in spec.volumes:
         named = host is None and not tmpfs
         source = os.path.join(kept, name) if named else host
-        found.append(Volume(name, mount, source, named, read_only, size))
-    return tuple(found)
+        result.append(Volume(name, mount, source, named, read_only, size))
+    return tuple(result)
 
 
 def user(target: Target, own_uid: int) -> tuple[int, int, tuple[int, ...], str, str]:

@@ -1,4 +1,4 @@
-"""Undoing activations that failed or whose process is gone: rows, kernel and process as they were.
+"""Undo failed or interrupted activations: restore rows, kernel state and processes.
 
 The caller holds the services' locks.
 """
@@ -23,13 +23,16 @@ from niso.services.machine import Machine
 from niso.store.store import Intent, Scope, ServiceRow, Store
 
 undoing = False
-"""Whether a command that failed is undone now."""
+"""Whether a failed command is being undone now."""
 
 
 def undo_all(
     machine: Machine, services: Iterable[str], cause: BaseException, report: Report
 ) -> None:
-    """Bring all back as it was; what cannot be undone is added to the error that caused it."""
+    """Undo the activation of ``services`` after ``cause``.
+
+    If that fails and ``cause`` is a NisoError, raises an ErrorGroup of both.
+    """
     global undoing
     store = machine.store
     begun = [intent for name in services if (intent := store.intent(name)) is not None]
@@ -49,14 +52,16 @@ def undo_all(
 
 
 def _not_undone(names: str, error: NisoError) -> NisoError:
-    said = error.detail if error.service == names and not error.file else error.message
+    reason = error.detail if error.service == names and not error.file else error.message
     return NisoError(
-        f"the activation is not undone yet: {said}", error.hint or "niso net repair", service=names
+        f"the activation is not undone yet: {reason}",
+        error.hint or "niso net repair",
+        service=names,
     )
 
 
 def in_order(store: Store, intents: Iterable[Intent]) -> list[Intent]:
-    """Who shares a namespace now comes before the one whose it is; who will share one again comes after."""
+    """Sort intents: current sharers before their provider, restored sharers after theirs."""
     left = {intent.service: intent for intent in intents}
     firsts: dict[str, set[str]] = {name: set() for name in left}
     for name, intent in left.items():
@@ -74,7 +79,10 @@ def in_order(store: Store, intents: Iterable[Intent]) -> list[Intent]:
 
 
 def undo(machine: Machine, intents: list[Intent], report: Report) -> dict[str, NisoError]:
-    """Undo begun activations together: what one gave up another one may have. Gives what went wrong, by service."""
+    """Undo activations together, since one may hold what another released.
+
+    Return {service: error}.
+    """
     store = machine.store
     for intent in intents:
         report(Undoing(intent.service))
@@ -84,14 +92,14 @@ def undo(machine: Machine, intents: list[Intent], report: Report) -> dict[str, N
         _undo_records(machine, changed, report)
     except NisoError as error:
         errors = {intent.service: error for intent in changed}
-        for intent in changed if len(changed) > 1 else ():  # what can be undone by itself is
+        for intent in changed if len(changed) > 1 else ():  # then undo those that can be, singly
             try:
                 _undo_records(machine, [intent], report)
                 del errors[intent.service]
             except NisoError as other:
                 errors[intent.service] = other
     undone = [intent.service for intent in intents if intent.service not in errors]
-    # a provider's namespace is there, whether its process is or not
+    # the order does not matter: a provider's namespace exists even without its process
     for name in undone:
         try:
             start_again(machine, name)
@@ -105,23 +113,28 @@ def undo(machine: Machine, intents: list[Intent], report: Report) -> dict[str, N
 
 
 def start_again(machine: Machine, name: str) -> None:
-    """Start the process of an active service anew where it does not run as it should; one that has ended by itself stays so."""
+    """Restart the process of an active service if it does not run as recorded.
+
+    A process that has ended by itself is not started. Raises NisoError.
+    """
     processes = machine.processes
     restored = machine.store.service(name)
     if restored is not None and restored.active:
-        # its namespace was another one meanwhile, or it was about to end
+        # it is in a namespace that was replaced, or was being stopped
         if not processes.in_own_netns(name) or processes.is_stopping(name):
             processes.stop(name)
-        if (
-            processes.status(name).state == "starting"
-        ):  # whoever holds the lock began it, and was interrupted
+        # only a holder of the service's lock starts it, so this start was interrupted
+        if processes.status(name).state == "starting":
             processes.stop(name, 0)
         if processes.status(name).state in ("none", "failed"):
             processes.start(restored.require_process())
 
 
 def _undo_records(machine: Machine, intents: list[Intent], report: Report) -> None:
-    """Put the services' rows and network back; a process that is not of these ends. Raises NisoError; then the rows are as they are."""
+    """Restore the rows and networks of services; processes that do not match them end.
+
+    Raises NisoError; then the rows are unchanged.
+    """
     if not intents:
         return
     store, kernel, processes = machine
@@ -139,7 +152,8 @@ def _undo_records(machine: Machine, intents: list[Intent], report: Report) -> No
             and now_spec is not None
             and (rehost.can_swap(processes, now_spec, old) or _runs_with(processes, name, old))
         ):
-            # whether it was shown another hosts file by now is not asked: its own may have been away, so it is shown that again
+            # swap the hosts file even if the process has not seen the new one: the old file may
+            # have been missing for a time
             if (
                 now_spec.hosts_folder != old.hosts_folder
                 and old.hosts_folder
@@ -158,7 +172,7 @@ def _undo_records(machine: Machine, intents: list[Intent], report: Report) -> No
         )
     on |= store.published_on(everyone)
     links: list[str] = []
-    # the kernel follows inside the transaction: if niso dies here the intents are found again, with all that they are about
+    # update the kernel inside the transaction: if niso dies here, the intents and their rows stay
     with Lock(), store.transaction():
         concerned = set(store.names_with(everyone))
         for intent in intents:
@@ -171,9 +185,11 @@ def _undo_records(machine: Machine, intents: list[Intent], report: Report) -> No
         try:
             store.undo(intents)
         except sqlite3.IntegrityError as error:
-            # of an activation of several another command undoes one at this moment, which has not given back what this one had
+            # another command is undoing a service of the same activation, and has not yet released
+            # what this service held
             raise NisoError(
-                f"what it had is another's for the moment: {error}", "niso net repair"
+                f"another service still holds its name, address or port: {error}",
+                "niso net repair",
             ) from error
         forwarding.note_late(kernel, store)
         everyone.update(store.with_companions(ports))
@@ -191,10 +207,10 @@ def _undo_records(machine: Machine, intents: list[Intent], report: Report) -> No
             try:
                 processes.swap_hosts(old)
             except ProcessError:
-                processes.stop(old.service, 0)  # it is started again afterwards
+                processes.stop(old.service, 0)  # `start_again` starts it afterwards
         nat_flows.flush_gone_addresses(kernel, before_, after)
         nat_flows.flush_changed_ports(kernel, before_, after)
-        # who connected meanwhile by what is undone
+        # end flows that only the undone policies allowed
         policy_flows.cut(kernel, store, everyone)
         for name, had in ports.items():
             kept = {port for _, port in store.ports(name)} if name in restored else set()
@@ -204,7 +220,10 @@ def _undo_records(machine: Machine, intents: list[Intent], report: Report) -> No
 
 
 def _forget_failed(name: str, kept: ServiceRow | None) -> None:
-    """Delete the copies that a failed activation made, and the log of a service that is not known without it."""
+    """Delete the package copies of a failed activation.
+
+    If the service is not known without it, delete its log and empty volumes too.
+    """
     package.keep_only(name, {kept.package} if kept else set())
     if kept is None:
         package.delete_tree(paths.log_dir(name))
