@@ -52,7 +52,9 @@ def test_store_lost_while_services_run_is_told_swept_and_begun_anew(world: World
     running = world.snapshot()
     lose(world)
     words = refused(world, "activate", "/tmp/c")
-    assert "is not there, but what niso set up is: " in words and "niso net repair --sweep" in words
+    assert (
+        "is missing, but what niso set up exists: " in words and "niso net repair --sweep" in words
+    )
     assert kernel(world.snapshot()) == kernel(running)
     assert_swept(world, baseline)
     world.niso("activate", "/tmp/a", "/tmp/b")

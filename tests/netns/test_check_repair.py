@@ -154,7 +154,9 @@ def test_everything_damaged_at_once_is_mended(two: World) -> None:
 def test_command_that_needs_a_row_that_is_gone_says_so(two: World) -> None:
     two.sql("DELETE FROM lease WHERE service='peer'", "DELETE FROM subnet WHERE network='extra'")
     status, out, err = two.niso("activate", "/tmp/packages/api")
-    assert (status, out) == (1, "") and "not all there" in err and "niso net check" in err, err
+    assert (
+        (status, out) == (1, "") and "related rows are missing" in err and "niso net check" in err
+    ), err
     status, out, err = two.niso("net", "repair")
     assert (status, out) == (1, "") and "network 'extra'" in err, err
     two.sql("INSERT INTO subnet VALUES ('extra', 4, '10.99.2.0/24', '10.99.2.1')")
@@ -336,7 +338,7 @@ def test_lost_store_is_refused_until_a_sweep(lab: Lab) -> None:
     lab.niso("activate", echo(lab, "api", network={"ports": ["8080:80"]}))
     lab.run("sh", "-c", "rm -rf /var/lib/niso/*")
     said = refused(lab, "activate", "/tmp/packages/api")
-    assert "state.db is not there, but what niso set up is: " in said
+    assert "state.db is missing, but what niso set up exists: " in said
     lab.niso("net", "repair", "--sweep")
     lab.niso("activate", "/tmp/packages/api")
     assert answer(lab, HOST, 8080, "client") == f"api {CLIENT}"

@@ -208,7 +208,7 @@ def test_changed_provider_keeps_the_namespace_and_what_runs_in_it(lab: Lab) -> N
     # to mode none the port of its sharer cannot follow
     said = refused(lab, "activate", echo(lab, "api", 80, network={"mode": "none"}))
     assert (
-        "side/manifest.toml: network.ports[0]: service 'api', whose network namespace it shares, is of mode none"
+        "side/manifest.toml: network.ports[0]: service 'api', whose network namespace it shares, has mode none"
         in said
     )
     assert answer(lab, HOST, SHARED, "client") == f"side {CLIENT}"
@@ -306,8 +306,8 @@ def test_policy_cannot_name_a_service_of_mode_host(lab: Lab, direction: str) -> 
     db = idle(lab, "db", network=on("backend"), **rules)
     lab.niso("activate", db)
     said = refused(lab, "activate", open_(lab))
-    assert f"open/manifest.toml: network.mode: 'host' cannot be, since {key} (" in said
-    assert "of service 'db' names it" in said and f"{db}/manifest.toml" in said
+    assert f"open/manifest.toml: network.mode: 'host' is not possible because {key} (" in said
+    assert "of service 'db' names this service" in said and f"{db}/manifest.toml" in said
     lab.niso("remove", "db")
     lab.niso("activate", open_(lab))
     said = refused(lab, "activate", idle(lab, "db", network=on("backend"), **rules))

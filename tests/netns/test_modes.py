@@ -354,7 +354,7 @@ def test_sharer_needs_a_provider_that_is_there(lab: Lab) -> None:
     said = refused(
         lab, "activate", echo(lab, "third", 70, network={"mode": "share", "share": "open"})
     )
-    assert "network.share: service 'open' is of mode host" in said
+    assert "network.share: service 'open' has mode host" in said
     assert json.loads(lab.niso("ps", "--json").stdout) and "third" not in lab.niso("ps").stdout
 
 
@@ -420,13 +420,13 @@ def test_share_of_mode_none(lab: Lab) -> None:
     assert ps(lab, "guest")["address"] == ""
     said = refused(lab, "activate", echo(lab, "guest", 90, network=both | {"ports": ["9090:90"]}))
     assert (
-        "network.ports[0]: service 'alone', whose network namespace it shares, is of mode none"
+        "network.ports[0]: service 'alone', whose network namespace it shares, has mode none"
         in said
     )
-    assert "PORT: 'alone', whose network 'guest' shares, is of mode none" in refused(
+    assert "PORT: 'alone', whose network 'guest' shares, has mode none" in refused(
         lab, "port-forward", "guest", "1:1"
     )
-    assert "'open' is of mode host" in (
+    assert "'open' has mode host" in (
         lab.niso("activate", open_(lab)) and refused(lab, "port-forward", "open", "1:1")
     )
     assert lab.niso("net", "check").returncode == 0

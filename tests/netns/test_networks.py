@@ -185,7 +185,7 @@ def test_pool_is_taken_from_the_environment_and_can_be_used_up(lab: Lab) -> None
         (["--subnet", "fd00::/47"], ["--subnet fd00::/47", "/48 to /126"]),
         (["--subnet", "fd00::/127"], ["--subnet fd00::/127", "/48 to /126"]),
         *(
-            (["--subnet", each], [f"--subnet {each}", "not a prefix that hosts can have"])
+            (["--subnet", each], [f"--subnet {each}", "not a prefix for host addresses"])
             for each in (
                 "::/64",
                 "::ffff:0:0/96",
@@ -307,7 +307,10 @@ def test_network_that_is_there_as_another_one_is_a_conflict(
     lab.niso("net", "create", "backend", *first)
     before = snapshots.take(lab)
     said = refused(lab, "net", "create", "backend", *again)
-    assert f"network 'backend' is there {words}" in said and "niso net remove backend first" in said
+    assert (
+        f"network 'backend' already exists {words}" in said
+        and "niso net remove backend first" in said
+    )
     assert snapshots.differences(before, snapshots.take(lab)) == []
 
 

@@ -212,7 +212,8 @@ def test_service_of_another_stack_and_a_network_that_differs_are_refused_by_key(
     other = {"backend": {"subnet": "10.99.8.0/24"}}
     said = refused(lab, "stack", "up", write(lab, own, name="other", networks=other))
     assert (
-        "stack.toml: networks.backend: network 'backend' is there with subnet 10.99.7.0/24" in said
+        "stack.toml: networks.backend: network 'backend' already exists with subnet 10.99.7.0/24"
+        in said
     )
     write(lab, own, name="other", networks={"backend": {"subnet": "10.99.7.0"}})
     done = lab.niso("stack", "up", "--json", "/tmp/stack", check=False)

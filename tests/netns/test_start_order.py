@@ -111,10 +111,10 @@ def test_sick_service_that_stays_as_it_is_fails_those_that_need_it(lab: Lab) -> 
     [
         (
             {"a": {"b": "started"}, "b": {"a": "started"}},
-            "each of a, b waits for another one of them",
+            "dependency cycle among a, b",
         ),
-        ({"a": {"b": "healthy"}}, "a comes after b is healthy, and that has no healthcheck"),
-        ({"a": {"c": "started"}}, "a comes after c is started, which it is not"),
+        ({"a": {"b": "healthy"}}, "a waits until b is healthy, but b has no healthcheck"),
+        ({"a": {"c": "started"}}, "a waits until c is started, but it is not"),
     ],
 )
 def test_order_that_cannot_be_is_refused(

@@ -304,7 +304,7 @@ def test_provider_cannot_become_what_has_no_namespace(store: Store) -> None:
     )
     with pytest.raises(
         Conflict,
-        match=r"network\.mode: 'host' cannot be, since 'side' shares its network namespace",
+        match=r"network\.mode: 'host' is not possible because 'side' shares its network namespace",
     ):
         sharing.check(store, [host])
     with pytest.raises(Conflict, match="service 'api' is needed"):

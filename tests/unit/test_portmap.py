@@ -344,7 +344,7 @@ def test_process_that_cannot_be_seen_is_said_to_be_so(listening) -> None:
     listening["udp"] = [listener("0.0.0.0", 53, inode=0)]
     message = refused(new_store(), "53:53/udp").message
     assert (
-        "host port 53/udp is used by a process that cannot be seen from here, which listens on 0.0.0.0:53"
+        "host port 53/udp is used by a process that is not visible from here, which listens on 0.0.0.0:53"
         in message
     )
 

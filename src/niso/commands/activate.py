@@ -50,8 +50,9 @@ def activate(
     stack: Membership | None = None,
     meanwhile: Callable[[], object] | None = None,
 ) -> list[Outcome]:
-    """Activate all ``targets`` or none; ``timeout_s``, ``after`` and ``meanwhile`` as for `start.run`.
+    """Activate all ``targets`` or none.
 
+    ``timeout_s``, ``after`` and ``meanwhile`` are as for `start.run`.
     An active service gets only the changes of its manifest; one that is up to date is left alone.
     With ``stack``, the services join it, its networks are made, and services that left it end.
     Raises InvalidInput, Conflict, KernelError, ProcessError; then everything is rolled back.

@@ -73,7 +73,10 @@ def remove(
 
 
 def remove_volumes(machine: Machine, services: list[str], report: Report = silent) -> None:
-    """Remove the named volumes of inactive services. Raises Conflict if one is active, NisoError."""
+    """Remove the named volumes of inactive services.
+
+    Raises NisoError, Conflict if a service is active.
+    """
     store = machine.store
     recover(machine, report, services)
     with locked(store, services):

@@ -17,8 +17,8 @@ def create(
 ) -> Network | None:
     """Create a network and its bridge; return None if the same network already exists.
 
-    Raises UsageError, KernelError, and Conflict if name, subnet or bridge is taken; then nothing has
-    changed.
+    Raises UsageError, KernelError, and Conflict if name, subnet or bridge is taken; then nothing
+    has changed.
     """
     store, kernel = machine.store, machine.kernel
     check(wish)

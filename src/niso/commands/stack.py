@@ -46,7 +46,10 @@ def load(path: str) -> Stack:
 def up(
     machine: Machine, stack: Stack, timeout_s: float, report: Report = silent, dry_run: bool = False
 ) -> Up:
-    """Apply the stack's file completely or change nothing. Raises the errors of `activate.activate`."""
+    """Apply the stack's file completely or change nothing.
+
+    Raises the errors of `activate.activate`.
+    """
     store = machine.store
     if not dry_run:
         journal.recover(machine, report)  # it may change who belongs to the stack

@@ -111,7 +111,7 @@ def _refuse_strangers() -> None:
 
 
 def _homeless() -> list[tuple[str, str]]:
-    """Return (service, cgroup) for services with links here but without a folder in this run folder."""
+    """Return (service, cgroup) of services with links here that this run folder does not know."""
     known = set(status.services())
     with Rtnl() as rtnl:
         ids = {state_id_of(link.alias) for link in rtnl.links() if is_marked(link.alias)}

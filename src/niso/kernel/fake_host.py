@@ -1,6 +1,6 @@
-"""What a kernel in memory knows of the host beside niso's objects; see `niso.kernel.fake`.
+"""Model the host of an in-memory kernel, beside niso's own objects; see `niso.kernel.fake`.
 
-It has one link with one address. A test sets the fields where it needs more: listeners, flows, connections.
+It has one link with one address. A test sets the fields for more: listeners, flows, connections.
 """
 
 from __future__ import annotations

@@ -84,7 +84,10 @@ class Kernel(Protocol):
         """Delete detached links; no-op for missing ones. Raises KernelError."""
 
     def list_elements(self, table: str, container: str) -> dict[str, tuple[str, str]] | None:
-        """Return a set or map as element -> (value, comment); None if it does not exist. Raises KernelError."""
+        """Return a set or map as element -> (value, comment); None if it does not exist.
+
+        Raises KernelError.
+        """
 
     # --- sysctls of the host ---
 
@@ -100,19 +103,31 @@ class Kernel(Protocol):
         """Return whether a network namespace has this name. Raises KernelError."""
 
     def clear_unfinished(self, name: str) -> None:
-        """Remove what an interrupted creation of this namespace left; no-op otherwise. Raises KernelError."""
+        """Remove leftovers of an interrupted creation of this namespace; no-op if there are none.
+
+        Raises KernelError.
+        """
 
     def alias_at(self, pid: int) -> str:
-        """Return the mark of the network namespace of a process; "" if it has none or cannot be read."""
+        """Return the mark of a process's network namespace; "" if it has none or is unreadable."""
 
     def name_netns(self, name: str, pid: int, alias: str) -> None:
-        """Name the network namespace of a process, which has the mark ``alias``. Raises KernelError."""
+        """Name the network namespace of a process, which has the mark ``alias``.
+
+        Raises KernelError.
+        """
 
     def addresses_in(self, name: str, link: str) -> list[str]:
-        """Return the addresses, with their lengths, of a link in a namespace; none if it does not exist."""
+        """Return the addresses, with prefix lengths, of a link in a namespace.
+
+        Empty if it does not exist.
+        """
 
     def connections_in(self, name: str) -> list[Connection]:
-        """Return the established TCP connections in a namespace; none if it does not exist. Raises KernelError."""
+        """Return the established TCP connections in a namespace; none if it does not exist.
+
+        Raises KernelError.
+        """
 
     # --- flows ---
 
@@ -126,10 +141,16 @@ class Kernel(Protocol):
         """End these flows and return how many there were. Raises KernelError."""
 
     def add_flows(self, connections: Iterable[Connection]) -> None:
-        """Add open TCP connections to connection tracking; no-op for those it knows. Raises KernelError."""
+        """Add open TCP connections to connection tracking; no-op for those it knows.
+
+        Raises KernelError.
+        """
 
     def flush_addresses(self, addresses: Iterable[str]) -> None:
-        """End every flow with one of these addresses at either end, until there is none. Raises KernelError."""
+        """End every flow with one of these addresses at either end, until there is none.
+
+        Raises KernelError.
+        """
 
     def flush_ports(self, claims: Iterable[tuple[str, int, int]], answered: bool) -> None:
         """End the flows to (protocol, first port, last port) of the host, until there is none.
@@ -140,7 +161,10 @@ class Kernel(Protocol):
     # --- the host ---
 
     def host_addresses(self) -> list[str]:
-        """Return every address of the host with its prefix length: "192.0.2.1/24". Raises KernelError."""
+        """Return every address of the host with its prefix length: "192.0.2.1/24".
+
+        Raises KernelError.
+        """
 
     def used_prefixes(self, except_alias: str) -> list[tuple[Network, str]]:
         """Return (prefix, link) of the host's routes and addresses, without links of this alias."""
@@ -158,7 +182,10 @@ class Kernel(Protocol):
         """Return others' links that forward no IPv4 while the host does: name -> addresses."""
 
     def listeners(self, proto: str) -> list[Listener]:
-        """Return the host's sockets that receive packets of "tcp", "udp" or "sctp". Raises KernelError."""
+        """Return the host's sockets that receive packets of "tcp", "udp" or "sctp".
+
+        Raises KernelError.
+        """
 
     def socket_holder(self, inode: int) -> tuple[int, str] | None:
         """Return (pid, program) of a process that has this socket open; None if none is visible."""

@@ -1,7 +1,8 @@
-"""Processes in memory, in the namespaces of a kernel in memory: they refuse what real ones refuse.
+"""Model processes in memory, in the namespaces of an in-memory kernel.
 
-A process needs its network namespace, its hosts folder and its package when it starts, and stays in the namespace that it
-started in. A second start of one that runs is refused. Each ends at SIGTERM unless it is in `deaf`.
+They refuse what real processes refuse. A process needs its network namespace, its hosts folder and
+its package to start, and stays in the namespace that it started in. A second start of a running
+process is refused. A process ends at SIGTERM unless it is in `deaf`.
 """
 
 from __future__ import annotations
@@ -101,9 +102,10 @@ class _Answered(Probe):
 
 
 class FakeProcesses:
-    """`niso.runtime.processes.Processes` without processes.
+    """Implement `niso.runtime.processes.Processes` without processes.
 
-    ``fail`` is asked before each action, named as in "stop api"; an action that it returns true for raises ProcessError.
+    ``fail`` is called before each action, named as in "stop api". If it returns true, the action
+    raises ProcessError.
     """
 
     def __init__(self, kernel: Fake) -> None:

@@ -1,4 +1,4 @@
-"""What the rest of niso asks of the processes of services; `niso.runtime.fake_processes` needs no root."""
+"""Declare the interface to processes of services; `niso.runtime.fake_processes` needs no root."""
 
 from __future__ import annotations
 

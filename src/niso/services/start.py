@@ -36,7 +36,7 @@ A wrong entrypoint shows only as the end of PID 1's child.
 _BUSY_S = 2.0
 """Longest extension of that time (s) on a busy machine, where the process got little CPU time."""
 RESTS_S, _LOOK_S = 0.002, 0.001
-"""A process whose threads have all slept for RESTS_S has started; the first poll is after _LOOK_S."""
+"""A process whose threads all slept for RESTS_S (s) has started; the first poll follows _LOOK_S."""
 TIMEOUT_S = 60.0
 """How long a restart waits for healthy."""
 
