@@ -57,7 +57,9 @@ def _concerned(store: Store, name: str | None) -> tuple[list[Network], list[str]
         return store.networks(), store.active_services()
     scope, active = _scope(store, name)
     return [
-        network for each in scope.networks or () if (network := store.network(each)) is not None
+        network
+        for network_name in scope.networks or ()
+        if (network := store.network(network_name)) is not None
     ], active
 
 

@@ -235,12 +235,12 @@ def _check_peers(store: Store, spec: ServiceSpec) -> None:
         for name in spec.names:
             for other in store.naming("service", name):
                 named = store.policy(other)
-                said = (
-                    each
-                    for each in (named or Policy()).entries()
-                    if each.peer == Peer("service", name)
+                naming = (
+                    item
+                    for item in (named or Policy()).entries()
+                    if item.peer == Peer("service", name)
                 )
-                entry, row = next(said, None), store.service(other)
+                entry, row = next(naming, None), store.service(other)
                 if entry is not None and row is not None:
                     raise Conflict(
                         f"'host' is not possible because {entry.key} ({entry.text!r}) "

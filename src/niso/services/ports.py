@@ -223,14 +223,16 @@ def _choose(
     if kept is not None:
         again = port._replace(host_port=kept)
         others = any(holder != service for holder, _ in store.port_holders(again))
-        clear = not any(same_place(again, each) for each in mine if each.host_port)
+        clear = not any(same_place(again, other) for other in mine if other.host_port)
         if clear and (again in have or not (others or listeners.clashing(again))):
             return kept
     taken = store.spans(port.proto, FREE_FIRST, FREE_LAST)
     taken += [
-        (each.host_port, each.last) for each in mine if each.host_port and each.proto == port.proto
+        (other.host_port, other.last)
+        for other in mine
+        if other.host_port and other.proto == port.proto
     ]
-    taken += [(each.port, each.port) for each in listeners.of(port.proto)]
+    taken += [(other.port, other.port) for other in listeners.of(port.proto)]
     candidate = FREE_FIRST
     for first, last in sorted(taken):
         if first - candidate >= port.count:

@@ -83,11 +83,11 @@ def run(
             report(event_of(change))
             rehost.swap_or_restart(processes, change.row.require_process(), report)
     begin = {change.name for change in changes if change.restarts}
-    after = {name: each for name, each in (after or {}).items() if name in begin}
+    after = {name: needs for name, needs in (after or {}).items() if name in begin}
     needed = {
         dependency
-        for each in after.values()
-        for dependency, state in each.items()
+        for needs in after.values()
+        for dependency, state in needs.items()
         if state == HEALTHY
     }
     starts = []
@@ -211,7 +211,7 @@ class _Wait:
         self.well = start.check is None
         self.probe: health.Probe | None = None
         self.ask_at = began
-        self.said = ""
+        self.reason = ""
         self._pause_s = _FIRST_PAUSE_S
         self._failures = 0
         lives_s = max(0.0, time.time() - self.run[1]) if self.run[1] else 0.0
@@ -273,8 +273,8 @@ class _Wait:
             return
         probe, self.probe = self.probe, None
         probe.close()
-        self.said = probe.answer or ""
-        self.well = not self.said
+        self.reason = probe.answer or ""
+        self.well = not self.reason
         if self.well:
             return
         now = time.monotonic()
@@ -286,7 +286,7 @@ class _Wait:
                 raise _failed(
                     self._processes,
                     self.start.name,
-                    f"is unhealthy, its probe failed {times}: {self.said}",
+                    f"is unhealthy, its probe failed {times}: {self.reason}",
                 )
         self.ask_at = now + min(self._pause_s, check.interval_s)
         self._pause_s = min(2 * self._pause_s, _MOST_PAUSE_S)
@@ -385,40 +385,41 @@ class _Starting:
 
     def _turn(self, wait: bool) -> None:
         """Advance every start that can advance; with ``wait``, wait for the next event before."""
-        for each in self._waits:
-            each.step()
+        for waiter in self._waits:
+            waiter.step()
         if wait and self._meanwhile is not None:
             self._meanwhile()
             self._meanwhile = None
         if self._waits or self._ends or self._begun:
             under_way: list[_Wait | _End] = [*self._waits, *self._ends]
             until = (
-                min((each.next_at for each in under_way), default=time.monotonic() + TIMEOUT_S)
+                min((waiter.next_at for waiter in under_way), default=time.monotonic() + TIMEOUT_S)
                 if wait
                 else 0.0
             )
             probes = [
-                each.probe
-                for each in self._waits
-                if each.probe is not None and each.probe.answer is None
+                waiter.probe
+                for waiter in self._waits
+                if waiter.probe is not None and waiter.probe.answer is None
             ]
             over = any(
-                each.probe is not None and each.probe.answer is not None for each in self._waits
+                waiter.probe is not None and waiter.probe.answer is not None
+                for waiter in self._waits
             )
-            pidfds = [each.pidfd for each in under_way if each.pidfd >= 0] + [
+            pidfds = [waiter.pidfd for waiter in under_way if waiter.pidfd >= 0] + [
                 begun.fd for _, begun in self._begun
             ]
             health.advance(probes, pidfds, 0.0 if over else until)
         self._created()
-        end = next((each for each in self._ends if each.is_over), None)
+        end = next((waiter for waiter in self._ends if waiter.is_over), None)
         if end is not None:
             self._ends.remove(end)
             end.close()
             self._processes.stop(end.start.name, 0)
             self._start(end.start)
-        for each in list(self._waits):
-            each.step()
-            self._look(each)
+        for waiter in list(self._waits):
+            waiter.step()
+            self._look(waiter)
 
     def _look(self, wait: _Wait) -> None:
         """Record whether a process is started or healthy.
@@ -439,7 +440,7 @@ class _Starting:
             self._waits.remove(wait)
             wait.close()
         elif now >= wait.deadline:
-            reason = wait.said or "no probe has ended"
+            reason = wait.reason or "no probe has ended"
             raise _failed(
                 self._processes, start.name, f"is not healthy after {start.timeout_s:g}s: {reason}"
             )

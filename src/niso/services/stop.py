@@ -56,7 +56,7 @@ def finish(
     left = [
         row.name
         for row in rows
-        if row.provider and row.provider not in {each.name for each in rows}
+        if row.provider and row.provider not in {ending_row.name for ending_row in rows}
     ]
     ports = [port for name in left for _, port in store.ports(name)]
     links: list[str] = []
@@ -124,7 +124,9 @@ def forget(
     with Lock():
         everyone = store.names_with(store.with_companions(services))
         scope = Scope(
-            (), tuple(sorted(on)), names=(*everyone, *(("network", each) for each in sorted(on)))
+            (),
+            tuple(sorted(on)),
+            names=(*everyone, *(("network", network) for network in sorted(on))),
         )
         with store.transaction():
             before = desired_now(kernel, store, scope)
