@@ -154,7 +154,7 @@ def _no_address_left(lab: Lab) -> str:
         (_no_working_dir, ["binary.working_dir", "/nowhere"]),
         (_port_of_service, ["network.ports[0]", "host port 7000/tcp is published by 'base'"]),
         (_static_taken, ["network.ip", "10.99.0.2 is leased to service 'base'"]),
-        (_name_taken, ["network.aliases", "'www' is held by service 'base'"]),
+        (_name_taken, ["network.aliases", "'www' is already used by service 'base'"]),
         (_foreign_bridge, ["link 'niso-new'", "does not belong to this niso"]),
         (_foreign_netns, ["network namespace 'niso-api'", "does not belong to this niso"]),
         (

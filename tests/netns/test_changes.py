@@ -359,7 +359,7 @@ def test_a_name_goes_back_where_the_move_fails(lab: Lab) -> None:
     assert lab.niso("net", "check").stdout == "OK: the kernel matches the configuration\n"
     # and a command that only one of them is in gives nothing up
     echo(lab, "b", network=has)
-    assert "the name 'db' is held by service 'a'" in refused(lab, "activate", folders["b"])
+    assert "the name 'db' is already used by service 'a'" in refused(lab, "activate", folders["b"])
     assert answers_as_db(lab) == "a"
 
 

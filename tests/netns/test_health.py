@@ -163,7 +163,7 @@ def test_nobody_listening_is_told_with_the_last_lines(lab: Lab) -> None:
         healthcheck={"tcp": 81, **SOON},
     )
     said = refused(lab, "activate", folder)
-    assert "tcp 81: connection refused (127.0.0.1); it said:\n    no such table" in said
+    assert "tcp 81: connection refused (127.0.0.1); last output:\n    no such table" in said
 
 
 def test_failures_in_the_start_period_do_not_count(lab: Lab) -> None:
@@ -184,7 +184,9 @@ def test_process_that_dies_meanwhile_fails_at_once(lab: Lab) -> None:
         lab, "api", "/bin/sh", "-c", "sleep 0.7; echo lost it; exit 3", healthcheck={"tcp": 81}
     )
     said = refused(lab, "activate", folder, timeout=15)
-    assert "its process ended before it was healthy (exit status 3); it said:\n    lost it" in said
+    assert (
+        "its process ended before it was healthy (exit status 3); last output:\n    lost it" in said
+    )
 
 
 def test_unhealthy_change_brings_the_service_before_it_back(lab: Lab) -> None:

@@ -368,7 +368,7 @@ def test_provider_is_held_while_it_is_shared(lab: Lab) -> None:
         ["remove", "api", "side"],
     ):
         said = refused(lab, *command)
-        assert "service 'api' is needed: " in said and "'second'" in said, said
+        assert "service 'api' is in use: " in said and "'second'" in said, said
         assert (
             "hint: niso deactivate second" in said
             or "hint: niso deactivate second side api" in said

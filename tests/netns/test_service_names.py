@@ -224,8 +224,8 @@ def test_name_of_a_known_service_cannot_be_taken_even_while_it_is_inactive(lab: 
     lab.niso("deactivate", "api")
     for other in ({"hostname": "api"}, {"hostname": "web"}, {"aliases": ["front"]}):
         said = refused(lab, "activate", idle(lab, "second", network=on("elsewhere", **other)))
-        assert f"network.{next(iter(other))}" in said and "is held by service 'api'" in said
-    assert "package.name: the name 'front' is held by service 'api'" in refused(
+        assert f"network.{next(iter(other))}" in said and "is already used by service 'api'" in said
+    assert "package.name: the name 'front' is already used by service 'api'" in refused(
         lab, "activate", idle(lab, "front")
     )
     lab.niso("remove", "api")

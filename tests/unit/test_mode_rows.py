@@ -276,7 +276,7 @@ def test_provider_cannot_end_while_it_is_shared_or_may_have_to_be_again(store: S
     share(store)
     for services in (["api"], ["api", "other"]):
         with pytest.raises(
-            Conflict, match="service 'api' is needed: 'side' shares its network namespace"
+            Conflict, match="service 'api' is in use: 'side' shares its network namespace"
         ):
             stop.refuse(store, services)
     stop.refuse(store, ["side"])

@@ -197,7 +197,7 @@ def test_no_port_left_is_a_conflict_that_names_the_key() -> None:
     store = new_store(db=wanted(f"{FREE_FIRST}-{FREE_LAST}:1-10000"))
     error = refused(store, "80:80", ":81")
     assert error.message == "network.ports[1]: no port of 20000-29999 free"
-    assert (error.key, error.hint) == ("network.ports[1]", "name a host port")
+    assert (error.key, error.hint) == ("network.ports[1]", "specify a host port")
     assert admit(store, ":81/udp") == wanted("20000:81/udp")
 
 

@@ -196,7 +196,7 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
     if not same:
         words = (
             f"{row.name}: its package copy {row.package} is gone, "
-            f"and {folder} has another package or none now"
+            f"and {folder} no longer contains the same package"
         )
         raise NisoError(words, f"niso activate {row.manifest_path}")
     report(CopyingPackage(folder))

@@ -125,7 +125,7 @@ def _end(store: Store, service: str) -> End:
         )
         raise NisoError(
             f"{whose} has mode none: it has only its own loopback",
-            'mode = "bridge" has a network',
+            'use mode = "bridge"',
         )
     if row is not None and home is not None and home.name != service:
         if not row.active:

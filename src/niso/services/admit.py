@@ -222,7 +222,9 @@ def _held_names(
                 hint = (
                     f"{holder} is part of this command too: choose another name for one of the two"
                 )
-            held[name] = Conflict(f"the name {name!r} is held by service {holder!r}", hint, key)
+            held[name] = Conflict(
+                f"the name {name!r} is already used by service {holder!r}", hint, key
+            )
     return held
 
 

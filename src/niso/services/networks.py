@@ -219,7 +219,7 @@ def plan_network(
     holder = store.bridge_holder(bridge)
     if holder is not None:
         raise Conflict(
-            f"network {name!r} would have the bridge of network {holder!r} ({bridge})",
+            f"network {name!r} needs the bridge of network {holder!r} ({bridge})",
             "choose another name",
         )
     given = _gateways(nets, gateways)
@@ -307,7 +307,7 @@ def _gateways(nets: Sequence[ipam.Network], texts: Sequence[str]) -> dict[int, s
         if net is None or address not in net:
             reason: str | None = f"not in {net or ' or '.join(map(str, nets))}"
         elif address.version in gateways:
-            reason = f"a second one for {net}"
+            reason = f"only one gateway is allowed for {net}"
         else:
             reason = ipam.refusal(net, -1, int(address) - int(net.network_address))
         if reason:

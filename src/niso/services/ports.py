@@ -240,5 +240,5 @@ def _choose(
         candidate = max(candidate, last + 1)
     if candidate + port.count - 1 > FREE_LAST:
         many = "port" if port.count == 1 else f"{port.count} ports in a row"
-        raise Conflict(f"no {many} of {FREE_FIRST}-{FREE_LAST} free", "name a host port", key)
+        raise Conflict(f"no {many} of {FREE_FIRST}-{FREE_LAST} free", "specify a host port", key)
     return candidate

@@ -91,7 +91,7 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
         )
     if provider not in together and store.intent(provider) is not None:
         words = f"service {provider!r} is being changed by another command"
-        raise Conflict(words, "try again when that has ended", _KEY)
+        raise Conflict(words, "try again when that command has finished", _KEY)
     return provider
 
 
@@ -129,7 +129,7 @@ def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[Service
     together = frozenset(row.name for row in (*rows, *ended))
     for row in ended:
         if sharers := store.held_sharers(row.name, together):
-            words = f"service {row.name!r} is needed: {they_share(sharers)} its network namespace"
+            words = f"service {row.name!r} is in use: {they_share(sharers)} its network namespace"
             raise Conflict(words, f"niso deactivate {' '.join(sharers)}")
     for row in rows:
         sharers = store.held_sharers(row.name, together)

@@ -473,7 +473,7 @@ def _last_words(processes: Processes, service: str) -> str:
     Output of earlier runs would not explain the error.
     """
     lines = processes.last_lines(service, _LAST_LINES)
-    return "; it said:" + "".join(f"\n    {line}" for line in lines) if lines else ""
+    return "; last output:" + "".join(f"\n    {line}" for line in lines) if lines else ""
 
 
 def _is_alive(pidfd: int) -> bool:

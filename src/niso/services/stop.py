@@ -226,7 +226,7 @@ def refuse(store: Store, services: Iterable[str]) -> None:
         ]
         if sharers:
             raise Conflict(
-                f"service {name!r} is needed: {they_share(sharers)} its network namespace",
+                f"service {name!r} is in use: {they_share(sharers)} its network namespace",
                 f"niso deactivate {' '.join((*sharers, name))} takes them too",
             )
 

@@ -54,7 +54,7 @@ def undo_all(
 def _not_undone(names: str, error: NisoError) -> NisoError:
     reason = error.detail if error.service == names and not error.file else error.message
     return NisoError(
-        f"the activation is not undone yet: {reason}",
+        f"the activation could not be rolled back completely: {reason}",
         error.hint or "niso net repair",
         service=names,
     )
