@@ -245,7 +245,7 @@ def test_provider_that_cannot_be_is_refused_with_the_next_step(store: Store) -> 
         store.set_active("gone", False)
     for asked, words, hint in (
         ("nobody", "no service 'nobody' is known", "activate it first"),
-        ("open", "of mode host", 'mode = "host"'),
+        ("open", "has mode host", 'mode = "host"'),
         ("side", "it shares that of 'api'", 'share = "api"'),
         ("gone", "is not active", "niso activate gone"),
     ):
