@@ -11,7 +11,7 @@ import pytest
 import snapshots
 from conftest import Lab
 from generations import Generations
-from services import CLIENT, HOST, address, answer, ask, idle, pid_of, refused
+from services import CLIENT, HOST, address, answer, ask, idle, package, pid_of, refused
 from talkers import Conversation, Load, speaker, start
 from wire import Wire
 
@@ -141,6 +141,16 @@ def test_forwarded_port_survives_a_manifest_change(pair: Lab) -> None:
     assert [row for row in rows(pair) if row[0] == "a"] == [("a", 9090, 81, "tcp")]
     said = refused(pair, "activate", speaker(pair, "b", 80, 81, ports=["9090:80"]))
     assert "'a'" in said
+    content(pair)
+
+
+@pytest.mark.parametrize("mode", ["none", "host"])
+def test_forward_ends_with_the_network_of_its_service(pair: Lab, mode: str) -> None:
+    pair.niso("port-forward", "a", "9090:81")
+    pair.niso("activate", package(pair, "a", "/usr/bin/sleep", "1000", network={"mode": mode}))
+    assert json.loads(pair.niso("inspect", "a").stdout)["forwards"] == []
+    pair.niso("activate", speaker(pair, "a", 80, 81))
+    assert not [row for row in rows(pair) if row[0] == "a"]
     content(pair)
 
 

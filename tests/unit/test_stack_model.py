@@ -208,6 +208,14 @@ def test_wrong_value_is_told_with_file_key_and_what_is_right(
     assert key in found and words in found[key], found
 
 
+def test_unknown_key_suggests_the_nearest_once(shop: Any) -> None:
+    folder = shop(service("db", 'port = ["80:80"]'))
+    with pytest.raises(NisoError) as caught:
+        stacks.load(folder)
+    assert caught.value.message.endswith("unknown key (did you mean service[0].ports?)")
+    assert caught.value.hint is None
+
+
 def test_all_errors_come_at_once(shop: Any) -> None:
     text = "[networks]\nx = { mtu = 1 }\n" + service(
         "db", 'depends_on = ["y"]\nports = ["x"]\nfoo = 1'
