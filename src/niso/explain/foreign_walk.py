@@ -5,9 +5,8 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol
 
-from niso.base.lite_typing import NamedTuple
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel import foreign_chains
 from niso.kernel.foreign_chains import (
     FAMILIES,
@@ -22,6 +21,11 @@ from niso.kernel.foreign_chains import (
     Tracked,
     Verdict,
 )
+
+if TYPE_CHECKING:
+    from typing import Protocol
+else:
+    Protocol = object  # as a base it would import typing
 
 PUBLISHED, OUTWARD, WITHIN = "published", "outward", "within the network"
 _NUMBERS = {name: number for number, name in FAMILIES.items()}
