@@ -316,7 +316,7 @@ def test_policy_cannot_name_a_service_of_mode_host(lab: Lab, direction: str) -> 
     # in one command too, and when a service becomes one of mode host
     lab.niso("remove", "open")
     assert "mode host" in refused(lab, "activate", db, open_(lab)).replace(
-        "'host' cannot be", "mode host"
+        "'host' is not possible", "mode host"
     )
     lab.niso("activate", db, idle(lab, "open", network=on("backend")))
     refused(lab, "activate", open_(lab))

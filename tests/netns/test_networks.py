@@ -211,7 +211,7 @@ def test_pool_is_taken_from_the_environment_and_can_be_used_up(lab: Lab) -> None
         (["--ipv6", "--gateway", "nonsense"], ["--gateway 'nonsense'"]),
         (
             ["--subnet", "10.50.0.0/24", "--gateway", "10.50.0.3", "--gateway", "10.50.0.4"],
-            ["--gateway 10.50.0.4", "second one"],
+            ["--gateway 10.50.0.4", "only one gateway"],
         ),
         (["--ipv6", "--mtu", "1279"], ["--mtu 1279", "1280", "IPv6"]),
         (

@@ -124,7 +124,7 @@ def test_two_services_of_one_activation_that_clash_are_refused_together(taken: L
     assert (
         "network.ports[0]: host port 127.0.0.1:6000/tcp is published by 'one' as 6000/tcp" in said
     )
-    assert "hint: one is part of this command too: choose another port for one of the two\n" in said
+    assert "hint: one is part of this command: choose another port for one of the two\n" in said
     unchanged(taken, before)
     for keys, words in (
         ({"ip": "10.99.0.77"}, "choose another address for one of the two"),
@@ -134,7 +134,7 @@ def test_two_services_of_one_activation_that_clash_are_refused_together(taken: L
             taken, "activate", idle(taken, "one", network=keys), idle(taken, "two", network=keys)
         )
         assert f"two/manifest.toml: network.{next(iter(keys))}: " in said
-        assert f"hint: one is part of this command too: {words}\n" in said
+        assert f"hint: one is part of this command: {words}\n" in said
     unchanged(taken, before)
 
 
@@ -399,7 +399,7 @@ def test_loopback_of_ipv6_is_refused_with_the_reason(lab: Lab) -> None:
     for form in ("[::1]:80:80", "[0:0::1]:80:80/udp", "[::1]:80-81:80-81"):
         said = refused(lab, "activate", idle(lab, "a", network={"ports": ["8080:80", form]}))
         assert "network.ports[1]" in said and form in said
-        assert "the kernel takes packets for ::1 from no bridge" in said and "127.0.0.1" in said
+        assert "the kernel accepts no packets for ::1 from a bridge" in said and "127.0.0.1" in said
     assert lab.niso("ps", "--json").stdout.strip() == "[]"
 
 

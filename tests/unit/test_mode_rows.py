@@ -307,7 +307,7 @@ def test_provider_cannot_become_what_has_no_namespace(store: Store) -> None:
         match=r"network\.mode: 'host' is not possible because 'side' shares its network namespace",
     ):
         sharing.check(store, [host])
-    with pytest.raises(Conflict, match="service 'api' is needed"):
+    with pytest.raises(Conflict, match="service 'api' is in use"):
         sharing.check(store, [], [row])
 
 
