@@ -253,7 +253,7 @@ def test_two_stops_of_one_service_are_one(world: World) -> None:
         out, err = each.communicate(timeout=30)
         assert (each.returncode, without_progress(err)) == (0, [])
         words.append(out)
-    assert sorted(words) == ["a: inactive\n", "a: already inactive, unchanged\n"]
+    assert sorted(words) == ["a: already inactive, unchanged\n", "a: inactive\n"]
 
 
 @pytest.mark.parametrize("command", ["activate /tmp/a", "restart a", "deactivate a"])
