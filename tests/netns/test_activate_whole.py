@@ -209,7 +209,7 @@ def test_second_state_folder_in_one_network_namespace_is_refused(lab: Lab) -> No
         "NISO_RUN_DIR": "/tmp/other-run",
     }
     said = refused(lab, "activate", idle(lab, "second"), env=other)
-    assert "/tmp/other/state.db is not there" in said and "of the niso state folder with id" in said
+    assert "/tmp/other/state.db is missing" in said and "of the niso state folder with id" in said
     assert snapshots.differences(before, snapshots.take(lab)) == []
 
 
