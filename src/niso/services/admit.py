@@ -219,9 +219,7 @@ def _held_names(
                 key = "package.name"
             hint = f"choose another name, or niso remove {holder}"
             if holder in beside:
-                hint = (
-                    f"{holder} is part of this command too: choose another name for one of the two"
-                )
+                hint = f"{holder} is part of this command: choose another name for one of the two"
             held[name] = Conflict(
                 f"the name {name!r} is already used by service {holder!r}", hint, key
             )

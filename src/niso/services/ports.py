@@ -143,9 +143,7 @@ def _check_holders(
             words = f"host port {port.host_side} is published by {holder!r}{as_held(held, port)}"
             hint = f"niso deactivate {holder}, or choose another port"
             if holder in together:
-                hint = (
-                    f"{holder} is part of this command too: choose another port for one of the two"
-                )
+                hint = f"{holder} is part of this command: choose another port for one of the two"
             if held in store.forwards(holder):
                 hint = f"niso port-forward {holder} {held.text} --remove, or choose another port"
             raise Conflict(words, hint, key)
