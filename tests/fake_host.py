@@ -16,7 +16,7 @@ import pytest
 from stored import TemporaryStore, dump
 
 from niso.base import failpoint, paths
-from niso.base.errors import NisoError
+from niso.base.errors import Error
 from niso.commands import activate, check, stack
 from niso.commands.activate import Outcome
 from niso.kernel.fake import Fake
@@ -188,7 +188,7 @@ class Steps:
         except (Killed, sqlite3.Error):
             if not self.is_dead:
                 raise
-        except (NisoError, OSError):
+        except (Error, OSError):
             if self.is_dead or not self.has_broken:
                 raise
         else:

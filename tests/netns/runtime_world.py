@@ -18,7 +18,7 @@ CGROUP = f"niso-{STATE_ID}"
 
 _CALL = r"""
 import json, sys
-from niso.base.errors import NisoError
+from niso.base.errors import Error
 from niso.base.convert import convert
 from niso.plan.process_spec import ProcessSpec
 from niso.runtime import process, spec, status
@@ -34,7 +34,7 @@ try:
     else:
         with service_lock("demo"):
             result = getattr(process, name)(*args)
-except NisoError as error:
+except Error as error:
     print(json.dumps({"error": error.message, "hint": error.hint}))
 else:
     print(json.dumps({"result": result}))
@@ -160,11 +160,11 @@ NOTHING: dict[str, list[str]] = {"processes": [], "files": [], "cgroups": [], "m
 
 EXECUTE = r"""
 import sys
-from niso.base.errors import NisoError
+from niso.base.errors import Error
 from niso.runtime.execute import execute
 try:
     sys.exit(execute("demo", sys.argv[1:]))
-except NisoError as error:
+except Error as error:
     print(f"niso: {error.message}", file=sys.stderr)
     sys.exit(error.exit_status)
 """

@@ -450,11 +450,11 @@ def test_stop_ends_a_service_whose_folder_was_removed(runtime: Runtime, lab: Lab
 
 def test_error_without_a_file_does_not_name_one(runtime: Runtime) -> None:
     code = (
-        "import errno, os, sys, json\nfrom niso.base.errors import NisoError\nfrom niso.base.convert import convert\nfrom niso.plan.process_spec import ProcessSpec\nfrom niso.runtime import process\n"
+        "import errno, os, sys, json\nfrom niso.base.errors import Error\nfrom niso.base.convert import convert\nfrom niso.plan.process_spec import ProcessSpec\nfrom niso.runtime import process\n"
         "def full(*_): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
         "process.save = full\n"
         "try: process.start(convert(json.loads(sys.argv[1]), ProcessSpec))\n"
-        "except NisoError as error: print(error.message)"
+        "except Error as error: print(error.message)"
     )
     said = runtime.lab.run(
         "python", "-c", code, json.dumps(runtime.spec(["/bin/sleep", "1000"]))

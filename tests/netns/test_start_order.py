@@ -12,7 +12,7 @@ from services import BUSYBOX, idle, package, pid_of
 ACTIVATE = """
 import json, sys
 from niso.commands import activate as activation
-from niso.base.errors import NisoError
+from niso.base.errors import Error
 from niso.store.store import Store
 from niso.services.targets import find_targets
 from niso.services import machine
@@ -22,7 +22,7 @@ def shown(event):
     print(event.describe())
 try:
     activation.activate(machine.real(store), find_targets(store, folders), timeout_s, shown, after=after)
-except NisoError as error:
+except Error as error:
     print("ERROR " + error.message)
 """
 

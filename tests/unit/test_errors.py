@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from niso.base.errors import Conflict, ErrorGroup, InvalidInput, NisoError, UsageError, flatten
+from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, UsageError, flatten
 
 
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (NisoError("needs root"), "needs root"),
-        (NisoError("is gone", service="api"), "api: is gone"),
+        (Error("needs root"), "needs root"),
+        (Error("is gone", service="api"), "api: is gone"),
         (InvalidInput("nested too deep", file="/m.toml"), "/m.toml: nested too deep"),
         (
             InvalidInput(
@@ -35,10 +35,10 @@ from niso.base.errors import Conflict, ErrorGroup, InvalidInput, NisoError, Usag
         ),
         (UsageError("10.0.0.0/33: too long", None, "--subnet"), "--subnet 10.0.0.0/33: too long"),
         (Conflict("port 80 is taken", None, "PORT", names_key=False), "port 80 is taken"),
-        (NisoError("is gone", service="api", file="/m.toml"), "/m.toml: is gone"),
+        (Error("is gone", service="api", file="/m.toml"), "/m.toml: is gone"),
     ],
 )
-def test_message_says_where_and_what(error: NisoError, message: str) -> None:
+def test_message_says_where_and_what(error: Error, message: str) -> None:
     assert (error.message, str(error)) == (message, message)
 
 
@@ -53,11 +53,11 @@ def test_error_of_another_class_says_the_same_in_the_same_place() -> None:
 
 
 def test_group_says_all_and_takes_hint_and_key_of_the_first() -> None:
-    inner = ErrorGroup([UsageError("a", "do b", "K"), NisoError("c", service="s")])
+    inner = ErrorGroup([UsageError("a", "do b", "K"), Error("c", service="s")])
     assert (inner.message, inner.hint, inner.key, inner.exit_status) == (
         "K: a; s: c",
         "do b",
         "K",
         2,
     )
-    assert [one.reason for one in flatten(ErrorGroup([inner, NisoError("d")]))] == ["a", "c", "d"]
+    assert [one.reason for one in flatten(ErrorGroup([inner, Error("d")]))] == ["a", "c", "d"]

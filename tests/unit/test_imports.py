@@ -142,7 +142,7 @@ def imports(path: Path) -> set[str]:
 
 
 def layer(module: str) -> str:
-    """``kernel`` of ``niso.kernel.reading.read``; ``errors`` of ``niso.base.errors.NisoError``."""
+    """``kernel`` of ``niso.kernel.reading.read``; ``errors`` of ``niso.base.errors.Error``."""
     return module.removeprefix("niso.").partition(".")[0]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from niso.base import locks
-from niso.base.errors import NisoError
+from niso.base.errors import Error
 from niso.base.locks import Lock
 from niso.base.report import WaitingForLock
 from niso.base.signals import ENDING, signals_held
@@ -134,7 +134,7 @@ def test_error_after_one_is_told_and_the_command_interrupted(
         try:
             interrupt()
         except KeyboardInterrupt:
-            raise NisoError("a file is closed twice") from None
+            raise Error("a file is closed twice") from None
         return 0
 
     monkeypatch.setattr(main, "_command", command)
@@ -250,7 +250,7 @@ def test_undoing_is_one_for_as_long_as_it_lasts(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(undo, "undo", lambda *_: seen.append(undo.undoing) or {})
     kernel = Fake()
     machine = Machine(Store.open(), kernel, FakeProcesses(kernel))
-    undo.undo_all(machine, [], NisoError("it is unhealthy"), lambda _: None)
+    undo.undo_all(machine, [], Error("it is unhealthy"), lambda _: None)
     undo.undo_all(machine, [], KeyboardInterrupt(), lambda _: None)
     assert (seen, undo.undoing) == ([True, False], False)
 

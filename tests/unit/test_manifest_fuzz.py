@@ -1,4 +1,4 @@
-"""Whatever stands in a manifest, loading it succeeds or raises a NisoError that is safe to print."""
+"""Whatever stands in a manifest, loading it succeeds or raises an Error that is safe to print."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from samples import samples
 
-from niso.base.errors import ErrorGroup, NisoError
+from niso.base.errors import Error, ErrorGroup
 from niso.manifest import build
 from niso.manifest import load as model
 from niso.manifest.json_schema import schema
@@ -148,7 +148,7 @@ def load(content: bytes) -> ServiceSpec | None:
             file.write(content)
         try:
             return model.load(path).spec
-        except NisoError as error:
+        except Error as error:
             single = error.errors if isinstance(error, ErrorGroup) else [error]
             for one in single:
                 assert one.message.startswith(path)

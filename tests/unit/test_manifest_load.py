@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from niso.base.errors import ErrorGroup, InvalidInput, NisoError, NotFound
+from niso.base.errors import Error, ErrorGroup, InvalidInput, NotFound
 from niso.manifest import toml
 from niso.manifest.load import load
 from niso.plan.records import Entry, Healthcheck, Peer, Policy, Port
@@ -486,13 +486,13 @@ def test_manifest_that_is_no_regular_file_is_refused_without_waiting(tmp_path: P
         ("fifo.toml", "not a regular"),
         ("loop.toml", "be read"),
     ):
-        with pytest.raises(NisoError, match=words):
+        with pytest.raises(Error, match=words):
             load(str(tmp_path / name))
 
 
 @pytest.mark.parametrize("path", ["a\x00b", "\ud800.toml", "\x1b[31m.toml"])
 def test_strange_path_is_an_error_that_is_safe_to_print(path: str) -> None:
-    with pytest.raises(NisoError) as caught:
+    with pytest.raises(Error) as caught:
         load(path)
     assert caught.value.message.isprintable()
 

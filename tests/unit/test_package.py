@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from niso.base import paths
-from niso.base.errors import InvalidInput, NisoError
+from niso.base.errors import Error, InvalidInput
 from niso.runtime import package
 
 
@@ -257,7 +257,7 @@ def test_file_that_vanishes_while_it_is_copied_is_an_error_that_names_it(
 ) -> None:
     digest = package.fingerprint(str(folder), None)
     meanwhile(monkeypatch, "bin", (folder / "secret").unlink)
-    with pytest.raises(NisoError, match=r"secret: No such file"):
+    with pytest.raises(Error, match=r"secret: No such file"):
         package.copy("api", str(folder), None, digest)
     assert left_over() == []
 
@@ -302,7 +302,7 @@ def test_name_that_becomes_a_symlink_while_it_is_copied_is_not_followed(
     meanwhile(monkeypatch, after, lambda: swapped(folder / name, target))
     # what has been copied when it is noticed
     monkeypatch.setattr(package, "_delete_copy", lambda path: seen.extend(Path(path).rglob("*")))
-    with pytest.raises(NisoError):
+    with pytest.raises(Error):
         package.copy("api", str(folder), None, package.fingerprint(str(folder), None))
     assert seen and all(
         "treasure" not in each.read_text()
@@ -351,7 +351,7 @@ def test_file_that_grows_without_end_is_not_followed(folder, monkeypatch) -> Non
 
 
 def test_folder_that_is_not_there_is_an_error_that_names_it(tmp_path) -> None:
-    with pytest.raises(NisoError, match=r"nowhere/?: No such file"):
+    with pytest.raises(Error, match=r"nowhere/?: No such file"):
         package.fingerprint(str(tmp_path / "nowhere"), None)
 
 
@@ -366,7 +366,7 @@ def as_nobody(what) -> str:
                 os.setgid(65534)
                 os.setuid(65534)
             what()
-        except NisoError as error:
+        except Error as error:
             os.write(write, error.message.encode())
         except BaseException:
             os.write(write, traceback.format_exc().encode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from policy_worlds import known, network, policy, world
 
-from niso.base.errors import NisoError, NotFound, UsageError
+from niso.base.errors import Error, NotFound, UsageError
 from niso.explain import explanation, question
 from niso.explain.question import End, Packet
 from niso.kernel import nft_tables, probe
@@ -162,7 +162,7 @@ def test_addresses(
     if pair is not None:
         assert question.ends(made(), source, to, family) == pair
         return
-    with pytest.raises(NisoError, match=r"no addresses of one family|are of different families"):
+    with pytest.raises(Error, match=r"no addresses of one family|are of different families"):
         question.ends(made(), source, to, family)
 
 

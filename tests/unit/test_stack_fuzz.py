@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from samples import samples
 from test_manifest_fuzz import GOOD, KEYS, TEXTS, VALUES, quoted, table, toml
 
-from niso.base.errors import ErrorGroup, NisoError
+from niso.base.errors import Error, ErrorGroup
 from niso.commands import stack
 from niso.manifest import stack_file as model
 
@@ -86,7 +86,7 @@ def read(content: bytes) -> model.Stack | None:
         for reader in (model.outline, stack.load):
             try:
                 found = reader(folder)
-            except NisoError as error:
+            except Error as error:
                 found = None
                 for one in error.errors if isinstance(error, ErrorGroup) else [error]:
                     assert all(

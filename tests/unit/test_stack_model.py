@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from niso.base.errors import ErrorGroup, InvalidInput, NisoError, NotFound
+from niso.base.errors import Error, ErrorGroup, InvalidInput, NotFound
 from niso.commands import stack as stacks
 from niso.manifest import stack_file as model
 from niso.plan.records import Port
@@ -40,7 +40,7 @@ def shop(tmp_path: Path) -> Any:
 
 def errors_of(folder: str) -> dict[str, str]:
     """Key -> message of all that is wrong."""
-    with pytest.raises(NisoError) as caught:
+    with pytest.raises(Error) as caught:
         stacks.load(folder)
     errors = caught.value.errors if isinstance(caught.value, ErrorGroup) else [caught.value]
     assert all(error.message.startswith(folder) for error in errors), errors
@@ -210,7 +210,7 @@ def test_wrong_value_is_told_with_file_key_and_what_is_right(
 
 def test_unknown_key_suggests_the_nearest_once(shop: Any) -> None:
     folder = shop(service("db", 'port = ["80:80"]'))
-    with pytest.raises(NisoError) as caught:
+    with pytest.raises(Error) as caught:
         stacks.load(folder)
     assert caught.value.message.endswith("unknown key (did you mean service[0].ports?)")
     assert caught.value.hint is None
@@ -277,7 +277,7 @@ def test_outline_needs_the_name_alone(shop: Any) -> None:
         ("[stack]\n", "stack.name"),
         ("[stack]\nname = 3\n", "stack.name"),
     ):
-        with pytest.raises(NisoError) as caught:
+        with pytest.raises(Error) as caught:
             model.outline(shop(text, head))
         assert key in caught.value.message, key
     with pytest.raises(InvalidInput, match=r"line 1, column"):

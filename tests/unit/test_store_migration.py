@@ -13,7 +13,7 @@ from old_stores import PORTS, PROCESS, ROWS, VERSION_1, WRITTEN, positions, rows
 from stored import dump, put
 
 from niso.base import convert, paths
-from niso.base.errors import NisoError
+from niso.base.errors import Error
 from niso.commands import store_repair
 from niso.kernel.kinds.element import Element
 from niso.kernel.kinds.setting import Sysctl
@@ -372,7 +372,7 @@ def test_reboot_between_the_versions_ends_what_was_active_in_intents_too(
 def test_migration_that_fails_leaves_version_1_as_it_was(version_1, monkeypatch) -> None:
     before = version_1.execute("SELECT sql FROM sqlite_master").fetchall()
     monkeypatch.setitem(schema.MIGRATIONS, 2, schema.MIGRATIONS[2] + "; SELECT * FROM nonesuch")
-    with pytest.raises(NisoError):
+    with pytest.raises(Error):
         Store.open()
     assert version_1.execute("PRAGMA user_version").fetchone() == (1,)
     assert version_1.execute("SELECT sql FROM sqlite_master").fetchall() == before
@@ -407,7 +407,7 @@ def test_migration_that_fails_half_way_changes_nothing(version: int, request, mo
         schema.VERSION: f"{schema.MIGRATIONS[schema.VERSION]}; INSERT INTO gone VALUES (1)",
     }
     monkeypatch.setattr(schema, "MIGRATIONS", broken)
-    with pytest.raises(NisoError, match="no such table: gone"):
+    with pytest.raises(Error, match="no such table: gone"):
         Store.open()
     again = sqlite3.connect(paths.database())
     assert list(again.iterdump()) == before

@@ -15,7 +15,7 @@ from snapshots_made import network
 from stored import TemporaryStore, add_network, dump, put
 
 from niso.base import names, paths
-from niso.base.errors import Conflict, NisoError, NotFound
+from niso.base.errors import Conflict, Error, NotFound
 from niso.kernel.state import State
 from niso.plan.desired import desired
 from niso.plan.records import Port, Snapshot
@@ -98,7 +98,7 @@ def test_store_of_a_newer_niso_is_refused_and_left_as_it_is() -> None:
     store = Store.open()
     store._db.execute(f"PRAGMA user_version={tables.VERSION + 1}")
     store.close()
-    with pytest.raises(NisoError, match=f"version {tables.VERSION + 1}"):
+    with pytest.raises(Error, match=f"version {tables.VERSION + 1}"):
         Store.open()
 
 
@@ -119,7 +119,7 @@ def test_damaged_page_is_told_in_one_line() -> None:
             file.seek((root - 1) * size)
             file.write(b"\xff" * size)
         store._db.execute("PRAGMA shrink_memory")
-        with pytest.raises(NisoError) as caught:
+        with pytest.raises(Error) as caught:
             store.require_sound()
         assert (
             caught.value.message.startswith(f"{paths.database()}: ")
@@ -132,14 +132,14 @@ def test_damaged_store_is_an_error_that_names_the_file() -> None:
     os.makedirs(paths.state_dir())
     with open(paths.database(), "wb") as file:
         file.write(b"this is no database, and it is long enough to be read as one" * 40)
-    with pytest.raises(NisoError, match=r"state\.db"):
+    with pytest.raises(Error, match=r"state\.db"):
         Store.open()
 
 
 def test_state_folder_that_is_a_file_is_an_error_that_names_it(tmp_path, monkeypatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NISO_STATE_DIR", str(tmp_path / "file"))
-    with pytest.raises(NisoError, match="file"):
+    with pytest.raises(Error, match="file"):
         Store.open()
 
 

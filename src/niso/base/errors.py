@@ -3,7 +3,7 @@
 An error is data. ``reason`` says what is wrong, in lower case and without a full stop. ``file``,
 ``key`` and ``value`` say where, ``right`` what would be valid, ``hint`` the next step, as a command
 if there is one. The text for people is made in one place, `Error.message`: code that passes an
-error on changes its fields, never its text. Every error that reaches a user is a `Error`; only
+error on changes its fields, never its text. Every error that reaches a user is an `Error`; only
 `niso.cli` turns it into an exit status.
 """
 
@@ -84,9 +84,6 @@ class Error(Exception):
         new.value, new.right = error.value, error.right
         new.names_key, new.about_key = error.names_key, error.about_key
         return new
-
-
-NisoError = Error
 
 
 class UsageError(Error):

@@ -12,7 +12,7 @@ from contextlib import suppress
 from io import FileIO
 
 from niso.base import paths
-from niso.base.errors import Conflict, NisoError
+from niso.base.errors import Conflict, Error
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.report import Report, WaitingForLock
 
@@ -176,7 +176,7 @@ class Lock:
             self.__exit__()
             raise
         except OSError as error:
-            raise NisoError(
+            raise Error(
                 f"{error.filename or paths.run_dir()}: {error.strerror}", "check NISO_RUN_DIR"
             ) from error
         return self

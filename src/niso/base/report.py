@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from niso.base.errors import NisoError
+from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ class Unfinished(NamedTuple):
     """An interrupted change of a service could not be completed because of ``error``."""
 
     service: str
-    error: NisoError
+    error: Error
 
     def describe(self) -> str:
         return f"{self.service}: the interrupted change is still incomplete: {self.error.message}"
@@ -219,7 +219,7 @@ class NotStarted(NamedTuple):
     """A service could not be started again because of ``error``."""
 
     service: str
-    error: NisoError
+    error: Error
 
     def describe(self) -> str:
         return f"{self.service}: cannot start it again: {self.error.message}"
@@ -229,7 +229,7 @@ class RestartingInstead(NamedTuple):
     """A service is restarted because ``error`` prevented a change while it runs."""
 
     service: str
-    error: NisoError
+    error: Error
 
     def describe(self) -> str:
         return f"{self.error.message}; restarting {self.service}"

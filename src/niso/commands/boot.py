@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 
 from niso.base import paths
-from niso.base.errors import Conflict, NisoError, ProcessError, flatten
+from niso.base.errors import Conflict, Error, ProcessError, flatten
 from niso.base.lite_typing import NamedTuple
 from niso.base.locks import Lock, service_lock
 from niso.base.report import ChangingUnit, Report, silent
@@ -211,7 +211,7 @@ def _wait_ended(units: list[str]) -> None:
 
 
 def _systemctl(*arguments: str, may_fail: bool = False) -> str:
-    """Run systemctl and return its output. Raises NisoError with its error message."""
+    """Run systemctl and return its output. Raises Error with its error message."""
     words = f"systemctl {' '.join(arguments)}"
     try:
         done = subprocess.run(
@@ -228,14 +228,14 @@ def _systemctl(*arguments: str, may_fail: bool = False) -> str:
             check=False,
         )
     except FileNotFoundError as error:
-        raise NisoError("systemctl is not installed", "apt install systemd") from error
+        raise Error("systemctl is not installed", "apt install systemd") from error
     except subprocess.TimeoutExpired as error:
-        raise NisoError(
+        raise Error(
             f"{words}: no answer within {_SYSTEMCTL_S:g}s", "systemctl list-jobs"
         ) from error
     if done.returncode != 0 and not may_fail:
         reason = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-        raise NisoError(
+        raise Error(
             f"{words}: {reason}", f"systemctl status {arguments[-1]}" if arguments[1:] else None
         )
     return done.stdout
@@ -247,7 +247,7 @@ def _systemctl(*arguments: str, may_fail: bool = False) -> str:
 def enable(store: Store, names: list[str], report: Report = silent) -> list[Marked]:
     """Start services at boot. Active ones come under systemd's supervision at once.
 
-    Raises NisoError, Conflict if one shares the namespace of a service that is not enabled.
+    Raises Error, Conflict if one shares the namespace of a service that is not enabled.
     """
     rows = [_row(store, name) for name in names]
     for row in rows:
@@ -270,7 +270,7 @@ def enable(store: Store, names: list[str], report: Report = silent) -> list[Mark
 def disable(store: Store, names: list[str], report: Report = silent) -> list[Marked]:
     """Do not start services at boot. Active ones keep running, without systemd's supervision.
 
-    Raises NisoError, Conflict if an enabled service shares the namespace of one.
+    Raises Error, Conflict if an enabled service shares the namespace of one.
     """
     rows = [_row(store, name) for name in names]
     for other in store.services():
@@ -325,7 +325,7 @@ def _set_enabled(store: Store, names: Iterable[str], enabled: bool) -> None:
 def settle(machine: Machine, names: Iterable[str]) -> None:
     """Put enabled services under systemd's supervision after they were activated or restarted.
 
-    Called from the unit itself, this completes its start. Raises NisoError, OSError.
+    Called from the unit itself, this completes its start. Raises Error, OSError.
     """
     store = machine.store
     rows = [row for name in names if (row := store.service(name)) is not None and row.active]
@@ -377,7 +377,7 @@ class Restored(NamedTuple):
     """Hold the outcomes and errors of `restore`."""
 
     outcomes: list[Outcome]
-    errors: list[NisoError]
+    errors: list[Error]
 
 
 def restore(machine: Machine, timeout_s: float, report: Report = silent) -> Restored:
@@ -386,15 +386,15 @@ def restore(machine: Machine, timeout_s: float, report: Report = silent) -> Rest
     The failure of one service does not stop the others.
     """
     store = machine.store
-    errors: list[NisoError] = []
+    errors: list[Error] = []
     try:
         journal.recover(machine, report, [intent.service for intent in store.intents()])
-    except NisoError as error:
+    except Error as error:
         errors += flatten(error)
     try:
         with Lock():
             repair(machine.kernel, store, report)
-    except NisoError as error:
+    except Error as error:
         errors += flatten(error)
     enabled = [row for row in store.services() if row.enabled]
     outcomes: list[Outcome] = []
@@ -407,14 +407,14 @@ def restore(machine: Machine, timeout_s: float, report: Report = silent) -> Rest
 
 
 def _activate(
-    machine: Machine, names: list[str], timeout_s: float, report: Report, errors: list[NisoError]
+    machine: Machine, names: list[str], timeout_s: float, report: Report, errors: list[Error]
 ) -> list[Outcome]:
     """Activate all services together; if that fails, one by one. Failures go to ``errors``."""
     if not names:
         return []
     try:
         return activate.activate(machine, find_targets(machine.store, names), timeout_s, report)
-    except NisoError as error:
+    except Error as error:
         if len(names) == 1:
             errors += [_naming(names[0], one) for one in flatten(error)]
             return []
@@ -425,8 +425,8 @@ def _activate(
     ]
 
 
-def _naming(service: str, error: NisoError) -> NisoError:
+def _naming(service: str, error: Error) -> Error:
     """Return the error with the service's name before its message."""
     if error.service == service and not error.file:
         return error
-    return NisoError(error.message, error.hint, error.key, service=service, names_key=False)
+    return Error(error.message, error.hint, error.key, service=service, names_key=False)

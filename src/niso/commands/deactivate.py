@@ -22,7 +22,7 @@ def deactivate(
     """Stop services and remove their networks; leases stay. Return (service, was active) pairs.
 
     With ``keep_forwards``, their forwards return with the next activation. Processes end in
-    parallel, except that dependencies (``needs``) end after their dependents. Raises NisoError.
+    parallel, except that dependencies (``needs``) end after their dependents. Raises Error.
     """
     store = machine.store
     if dry_run:
@@ -53,7 +53,7 @@ def remove(
     """Deactivate services and forget them, with their leases, logs and package copies.
 
     ``with_volumes`` also deletes their named volumes, even those of an unknown service. Raises
-    NisoError.
+    Error.
     """
     store = machine.store
     recover(machine, report, services)
@@ -75,7 +75,7 @@ def remove(
 def remove_volumes(machine: Machine, services: list[str], report: Report = silent) -> None:
     """Remove the named volumes of inactive services.
 
-    Raises NisoError, Conflict if a service is active.
+    Raises Error, Conflict if a service is active.
     """
     store = machine.store
     recover(machine, report, services)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from niso.base import names, paths
-from niso.base.errors import ErrorGroup, NisoError, flatten
+from niso.base.errors import Error, ErrorGroup, flatten
 from niso.base.locks import Lock, service_lock
 from niso.base.names import alias
 from niso.base.report import (
@@ -73,16 +73,16 @@ def mend(machine: Machine, report: Report = silent) -> int:
     """Recover interrupted changes, repair everything and start what should run.
 
     Return the number of repairs. Raises an ErrorGroup of all failed repairs after trying the rest,
-    and NisoError if the store cannot be repaired, since then the wanted state is unknown.
+    and Error if the store cannot be repaired, since then the wanted state is unknown.
     """
     store = machine.store
-    errors: list[NisoError] = []
+    errors: list[Error] = []
     with Lock():
         done = _fill(machine, report)  # without it, the wanted state is unknown
         done += _mend_rows(machine, report, errors)
     try:
         done += journal.recover(machine, report, [intent.service for intent in store.intents()])
-    except NisoError as error:
+    except Error as error:
         errors.append(error)
     with Lock():
         done += _mend_kernel(machine, report, errors)
@@ -95,7 +95,7 @@ def mend(machine: Machine, report: Report = silent) -> int:
     return done
 
 
-def _mend_rows(machine: Machine, report: Report, errors: list[NisoError]) -> int:
+def _mend_rows(machine: Machine, report: Report, errors: list[Error]) -> int:
     """Rewrite the damaged service rows; return the number of repairs. Failures go to ``errors``."""
     done = 0
     for damaged in store_repair.damaged(machine.store):
@@ -103,12 +103,12 @@ def _mend_rows(machine: Machine, report: Report, errors: list[NisoError]) -> int
             store_repair.mend(machine.processes, machine.store, damaged)
             report(_filling(store_repair.Hole("different", "service", damaged.name)))
             done += 1
-        except NisoError as error:
+        except Error as error:
             errors.append(error)
     return done
 
 
-def _mend_kernel(machine: Machine, report: Report, errors: list[NisoError]) -> int:
+def _mend_kernel(machine: Machine, report: Report, errors: list[Error]) -> int:
     """Repair the kernel; return the number of repairs. Failures go to ``errors``.
 
     After a repair or any error so far, flows that do not match the rules are ended. The caller
@@ -119,7 +119,7 @@ def _mend_kernel(machine: Machine, report: Report, errors: list[NisoError]) -> i
     try:
         done = _name_again(machine, report)
         steps = repair(kernel, store, report)
-    except NisoError as error:
+    except Error as error:
         errors.append(error)
     if steps or errors:
         # flows that began while a rule was missing have no NAT and would misroute their client
@@ -133,7 +133,7 @@ def _mend_kernel(machine: Machine, report: Report, errors: list[NisoError]) -> i
     return done + len(steps)
 
 
-def _mend_process(machine: Machine, name: str, report: Report, errors: list[NisoError]) -> int:
+def _mend_process(machine: Machine, name: str, report: Report, errors: list[Error]) -> int:
     """Repair the package copy, spec and process of an active service; the caller holds its lock.
 
     Return the number of repairs. Failures go to ``errors``.
@@ -144,7 +144,7 @@ def _mend_process(machine: Machine, name: str, report: Report, errors: list[Niso
     done = 0
     try:
         done += _copy_again(row, report) + _write_spec_again(processes, row, report)
-    except NisoError as error:
+    except Error as error:
         errors.append(error)
     finding = processes.defect(name)
     if finding is None:
@@ -157,12 +157,12 @@ def _mend_process(machine: Machine, name: str, report: Report, errors: list[Niso
         else:
             processes.stop(name, spec.stop_timeout_s)
             processes.start(spec)
-    except NisoError as error:
+    except Error as error:
         errors.append(error)
     return done + 1
 
 
-def _stop_left_running(machine: Machine, report: Report, errors: list[NisoError]) -> int:
+def _stop_left_running(machine: Machine, report: Report, errors: list[Error]) -> int:
     """Stop the processes of inactive services; return the number of repairs.
 
     Failures go to ``errors``.
@@ -175,7 +175,7 @@ def _stop_left_running(machine: Machine, report: Report, errors: list[NisoError]
             report(Stopping(name))
             try:
                 machine.processes.stop(name)
-            except NisoError as error:
+            except Error as error:
                 errors.append(error)
             done += 1
     return done
@@ -184,21 +184,21 @@ def _stop_left_running(machine: Machine, report: Report, errors: list[NisoError]
 def _copy_again(row: ServiceRow, report: Report) -> int:
     """Copy a service's package again if the copy is gone; return the number of repairs.
 
-    Raises NisoError if the package has changed or is gone too.
+    Raises Error if the package has changed or is gone too.
     """
     if of_package(row) is None:
         return 0
     folder = os.path.dirname(row.manifest_path)
     try:
         same = package.fingerprint(folder, row.rootfs, row.manifest_path) == row.fingerprint
-    except NisoError:
+    except Error:
         same = False
     if not same:
         words = (
             f"{row.name}: its package copy {row.package} is gone, "
             f"and {folder} no longer contains the same package"
         )
-        raise NisoError(words, f"niso activate {row.manifest_path}")
+        raise Error(words, f"niso activate {row.manifest_path}")
     report(CopyingPackage(folder))
     package.copy(row.name, folder, row.rootfs, row.fingerprint, row.manifest_path)
     return 1
@@ -207,7 +207,7 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
 def _write_spec_again(processes: Processes, row: ServiceRow, report: Report) -> int:
     """Write the missing spec.json of a running service; return the number of repairs.
 
-    Raises NisoError.
+    Raises Error.
     """
     finding = processes.defect(row.name)
     if finding is None or finding.defect != UNKNOWN:
@@ -216,7 +216,7 @@ def _write_spec_again(processes: Processes, row: ServiceRow, report: Report) -> 
     try:
         processes.save(row.require_process())
     except OSError as error:
-        raise NisoError(f"cannot write spec.json: {error.strerror}", service=row.name) from error
+        raise Error(f"cannot write spec.json: {error.strerror}", service=row.name) from error
     return 1
 
 

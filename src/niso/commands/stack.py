@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from niso.base.errors import ErrorGroup, InvalidInput, NisoError
+from niso.base.errors import Error, ErrorGroup, InvalidInput
 from niso.base.lite_typing import NamedTuple
 from niso.base.report import RemovingVolumes, Report, silent
 from niso.commands import activate, deactivate
@@ -65,7 +65,7 @@ def up(
         outcomes = activate.activate(machine, wanted, timeout_s, report, dry_run, after, joins)
     except ErrorGroup as group:
         raise ErrorGroup([model.in_words_of(stack, error) for error in group.errors]) from group
-    except NisoError as error:
+    except Error as error:
         raise model.in_words_of(stack, error) from error
     return Up(outcomes, left, made, [name for name in stack.networks if name not in on])
 
@@ -80,7 +80,7 @@ def down(
     """Deactivate all services of a stack, dependents first; their leases and networks stay.
 
     ``with_volumes`` also deletes their named volumes. Only the stack's name in the file must be
-    valid. Raises NisoError.
+    valid. Raises Error.
     """
     store, outline = machine.store, model.outline(path)
     if not dry_run:
@@ -108,19 +108,19 @@ def members(store: Store, outline: model.Outline) -> list[str]:
 def _targets(store: Store, stack: Stack) -> list[Target]:
     """Return the targets of the stack. Raises an ErrorGroup with the keys of the stack's file."""
     wanted: list[Target] = []
-    errors: list[NisoError] = []
+    errors: list[Error] = []
     taken = stacks.taken(store, stack.name, [member.name for member in stack.members])
     for member in stack.members:
         if member.name in taken:
             key = f"{member.key}.name"
-            error: NisoError = InvalidInput.of(taken[member.name])
+            error: Error = InvalidInput.of(taken[member.name])
             error.file, error.key = stack.file, key
             errors.append(error)
         try:
             wanted.append(targets.of_manifest(member.loaded))
         except ErrorGroup as group:
             errors += [model.in_words_of(stack, error) for error in group.errors]
-        except NisoError as error:
+        except Error as error:
             errors.append(model.in_words_of(stack, error))
     if errors:
         raise ErrorGroup(errors)
@@ -136,5 +136,5 @@ def _wish(name: str, network: model.Network) -> Wish:
 def _network_errors(name: str, network: model.Network) -> Iterable[InvalidInput]:
     try:
         networks.check(_wish(name, network))
-    except NisoError as error:
+    except Error as error:
         yield stacks.error_of(name, error)

@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Iterable
 
 from niso.base import names
-from niso.base.errors import NisoError
+from niso.base.errors import Error
 from niso.base.family import family_of
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel import nft_tables
@@ -42,7 +42,7 @@ class Hole(NamedTuple):
 def holes(kernel: Kernel, store: Store) -> list[Hole]:
     """Return the defects of the store. Changes nothing.
 
-    Raises NisoError if the store is damaged beyond that.
+    Raises Error if the store is damaged beyond that.
     """
     store.require_sound()
     defects = [Hole("foreign", table, service) for table, service in store.orphans()]
@@ -75,7 +75,7 @@ def damaged(store: Store) -> list[ServiceRow]:
 def mend(processes: Processes, store: Store, row: ServiceRow) -> None:
     """Rewrite the process spec of a `damaged` row from the running service.
 
-    Raises NisoError if the service has none or the manifest is damaged.
+    Raises Error if the service has none or the manifest is damaged.
     """
     spec = processes.spec(row.name)
     if spec is None or row.service is None:
@@ -85,7 +85,7 @@ def mend(processes: Processes, store: Store, row: ServiceRow) -> None:
 
 
 def fill(kernel: Kernel, store: Store, found: Iterable[Hole]) -> None:
-    """Repair the defects; the caller is in a transaction of the store. Raises NisoError."""
+    """Repair the defects; the caller is in a transaction of the store. Raises Error."""
     wanted = list(found)
     store.drop_orphans()
     for name in sorted(
@@ -101,13 +101,13 @@ def fill(kernel: Kernel, store: Store, found: Iterable[Hole]) -> None:
 def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -> None:
     """Restore the rows that follow from a service's own row; existing rows stay.
 
-    Raises NisoError if a network is missing.
+    Raises Error if a network is missing.
     """
     name = row.name
     store.set_names(name, spec.names)
     for network in row.networks:
         if store.network(network) is None:
-            raise NisoError(
+            raise Error(
                 f"network {network!r} of service {name!r} is not in the store",
                 f"niso net create {network} --subnet CIDR, "
                 f"with the prefix of the address of {names.bridge(network)}",

@@ -10,7 +10,7 @@ from functools import partial
 from itertools import chain
 
 from niso.base import failpoint, paths
-from niso.base.errors import Conflict, ErrorGroup, NisoError
+from niso.base.errors import Conflict, Error, ErrorGroup
 from niso.base.lite_typing import NamedTuple
 from niso.base.locks import Lock, locked_services, service_lock
 from niso.base.names import is_marked, state_id_of
@@ -29,16 +29,16 @@ from niso.store.store import Store
 _TRIES = 50
 
 
-def sweep(report: Report = silent, dry_run: bool = False) -> tuple[int, NisoError | None]:
+def sweep(report: Report = silent, dry_run: bool = False) -> tuple[int, Error | None]:
     """Remove everything of niso from the kernel, for all state folders. No store is needed.
 
     Processes end first, then namespaces and links, tables last. Return (number of removed objects,
     error of updating the store or None). Raises an ErrorGroup of all failed removals after trying
     the rest.
     """
-    errors: list[NisoError] = []
+    errors: list[Error] = []
     gone = 0
-    untold: NisoError | None = None
+    untold: Error | None = None
     with Lock() if dry_run else _alone():
         _refuse_strangers()
         for thing in chain(_all_of_niso(), _all_rules()):
@@ -52,15 +52,15 @@ def sweep(report: Report = silent, dry_run: bool = False) -> tuple[int, NisoErro
                 failpoint.hit(thing.event.describe())
                 thing.remove()
             except OSError as error:
-                errors.append(NisoError(f"{thing.event.describe()}: {error.strerror}"))
-            except NisoError as error:
+                errors.append(Error(f"{thing.event.describe()}: {error.strerror}"))
+            except Error as error:
                 errors.append(error)
         if not dry_run:
             delete_tree(paths.hosts_root())
         if not dry_run and not errors:
             try:
                 _forget_active(Store.open(create=False))
-            except NisoError as error:  # the very case that a sweep is for
+            except Error as error:  # the very case that a sweep is for
                 untold = error
     if errors:
         raise ErrorGroup(errors)
@@ -177,7 +177,7 @@ def _destroy_table(table: str) -> None:
 
 
 def _forget_active(store: Store) -> None:
-    """Record all services as inactive after a sweep, and restore forwarding. Raises NisoError."""
+    """Record all services as inactive after a sweep, and restore forwarding. Raises Error."""
     try:
         with store.transaction():
             for name in store.active_services():

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
 from niso.base import names
-from niso.base.errors import NisoError
+from niso.base.errors import Error
 from niso.base.family import family_of
 from niso.base.lite_typing import NamedTuple
 from niso.explain.question import End, Packet, ends
@@ -128,7 +128,7 @@ def other_family(
     """Return the explanation of the same packet in the other family, or None if there is none."""
     try:
         from_, to = ends(world, source, destination, 4 if packet.family == 6 else 6)
-    except NisoError:
+    except Error:
         return None
     return explain(store, world, packet._replace(source=from_, destination=to), closed)
 

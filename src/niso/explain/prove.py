@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from niso.base import names
-from niso.base.errors import KernelError, NisoError, UsageError
+from niso.base.errors import Error, KernelError, UsageError
 from niso.base.lite_typing import NamedTuple
 from niso.explain.explanation import Explanation, Object
 from niso.explain.question import Packet, ends, resolve
@@ -55,7 +55,7 @@ class Proof(NamedTuple):
 def ping(kernel: Kernel, store: Store, source: str, destination: str) -> tuple[Packet, float]:
     """Send an echo request from one service to another. Return the packet and its seconds.
 
-    Raises NisoError with the reason if there is no reply, UsageError if an end is not a service.
+    Raises Error with the reason if there is no reply, UsageError if an end is not a service.
     """
     sender, receiver = resolve(store, source), resolve(store, destination)
     for end, name in ((sender, source), (receiver, destination)):
@@ -64,7 +64,7 @@ def ping(kernel: Kernel, store: Store, source: str, destination: str) -> tuple[P
             raise UsageError(f"{name!r} is not a service", hint)
         row = store.service(end.service)
         if row is None or not row.active:
-            raise NisoError(f"{end.name} is not active", f"niso activate {end.name}")
+            raise Error(f"{end.name} is not active", f"niso activate {end.name}")
     from_, to = sender.service, receiver.service
     world = read_world(kernel, store)
     networks = [
@@ -75,7 +75,7 @@ def ping(kernel: Kernel, store: Store, source: str, destination: str) -> tuple[P
             f"{name} is on {', '.join(e.network for e in world.services[name].endpoints) or 'none'}"
             for name in (from_, to)
         )
-        raise NisoError(
+        raise Error(
             f"{from_} and {to} have no common network: {lists}",
             "add one to network.networks of a manifest, or publish a port",
         )
@@ -87,7 +87,7 @@ def ping(kernel: Kernel, store: Store, source: str, destination: str) -> tuple[P
     where = f"{sender.name} ({packet.source}) to {receiver.name} ({packet.destination})"
     reason = verdict.dropped_by
     if reason is None:
-        raise NisoError(
+        raise Error(
             f"{where}: no reply within {PATIENCE_S:g}s, although no rule of niso forbids it",
             f"niso net check {to}",
         )
@@ -97,7 +97,7 @@ def ping(kernel: Kernel, store: Store, source: str, destination: str) -> tuple[P
         if without
         else reason.words
     )
-    raise NisoError(
+    raise Error(
         f"{where}: {words}",
         f"niso net explain {from_} {to}",
         (without.key if without else reason.key) or None,
@@ -130,12 +130,12 @@ def _without_icmp(world: World, verdict: Verdict, reason: Reason) -> Entry | Non
 def sender_namespace(world: World, packet: Packet, verdict: Verdict) -> str:
     """Return the network namespace that sends the test packet, "" for the host.
 
-    Raises NisoError if the service is not active, UsageError if the source is neither.
+    Raises Error if the service is not active, UsageError if the source is neither.
     """
     known = world.services.get(verdict.source.service)
     if known is not None:
         if not known.active:
-            raise NisoError(
+            raise Error(
                 f"{known.name} is not active, so it cannot send",
                 f"niso activate {known.name}",
             )
@@ -151,7 +151,7 @@ def sender_namespace(world: World, packet: Packet, verdict: Verdict) -> str:
 def prove(world: World, explained: Explanation) -> Proof:
     """Send a test packet; observe whether it arrives and whether the named rules count it.
 
-    Raises NisoError.
+    Raises Error.
     """
     packet, verdict = explained.packet, explained.verdict
     namespace = sender_namespace(world, packet, verdict)

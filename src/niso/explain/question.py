@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from niso.base.errors import NisoError, UsageError
+from niso.base.errors import Error, UsageError
 from niso.base.family import family_of
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import probe
@@ -79,7 +79,7 @@ def parse_target(text: str) -> tuple[str, int | None, str]:
 def resolve(store: Store, text: str) -> End:
     """Return the end of ``host``, an address, or a service's name, hostname or alias.
 
-    A name can have the suffix .niso.local. Raises NisoError, also for a service without a network
+    A name can have the suffix .niso.local. Raises Error, also for a service without a network
     of niso, and UsageError for an unusable address.
     """
     if text == HOST:
@@ -105,15 +105,15 @@ def resolve(store: Store, text: str) -> End:
 
 
 def _end(store: Store, service: str) -> End:
-    """Return the end of a known service. Raises NisoError if it has no network of niso."""
+    """Return the end of a known service. Raises Error if it has no network of niso."""
     row, home = store.service(service), store.service(store.home(service))
     if row is not None and row.mode == "host":
-        raise NisoError(
+        raise Error(
             f"{service} has mode host: it uses the host's addresses, like any program of the host",
             "use host instead: niso net explain host TO, or FROM host:PORT",
         )
     if row is not None and home is None:
-        raise NisoError(
+        raise Error(
             f"{service} shares the network of {row.provider}, which does not exist",
             f"niso inspect {service}",
         )
@@ -123,13 +123,13 @@ def _end(store: Store, service: str) -> End:
             if home.name == service
             else f"{service} shares the network of {home.name}, which"
         )
-        raise NisoError(
+        raise Error(
             f"{whose} has mode none: it has only its own loopback",
             'use mode = "bridge"',
         )
     if row is not None and home is not None and home.name != service:
         if not row.active:
-            raise NisoError(
+            raise Error(
                 f"{service} is not active: it shares the network of {home.name}",
                 f"niso activate {service}",
             )
@@ -141,7 +141,7 @@ def ends(world: World, source: End, destination: End, family: int | None = None)
     """Return (source address, destination address) of a packet between two ends.
 
     They are those of the sender's hosts file and routes, IPv4 first.
-    Raises NisoError if there are none, UsageError if the arguments are of different families.
+    Raises Error if there are none, UsageError if the arguments are of different families.
     """
     given = {family_of(end.address) for end in (source, destination) if end.address}
     if len(given) > 1:
@@ -164,8 +164,8 @@ def ends(world: World, source: End, destination: End, family: int | None = None)
             return from_, to
     kind = f"IPv{families[0]}" if len(families) == 1 else "IPv4 or IPv6"
     if source.service and not world.services[source.service].endpoints:
-        raise NisoError(f"{source.service} has no network", f"niso inspect {source.service}")
-    raise NisoError(
+        raise Error(f"{source.service} has no network", f"niso inspect {source.service}")
+    raise Error(
         f"no {kind} packet is possible from {source.name} to {destination.name}: "
         "they have no addresses of one family with a route between them"
     )

@@ -21,7 +21,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Container, Iterable
 
-from niso.base.errors import NisoError
+from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel.fake_host import FakeHost
 from niso.kernel.fake_tables import FakeTables, refuse_unless
@@ -200,15 +200,15 @@ class Fake(FakeTables, FakeHost):
 
     def write_what_can_be(
         self, steps: Iterable[AnyStep], ending: list[str] | None = None
-    ) -> list[NisoError]:
+    ) -> list[Error]:
         steps = list(steps)
-        errors: list[NisoError] = []
+        errors: list[Error] = []
         for step in steps:
             if errors and step.kind.is_transactional:
                 continue
             try:
                 self._do(step, steps, ending)
-            except NisoError as error:
+            except Error as error:
                 errors.append(error)
         return errors
 

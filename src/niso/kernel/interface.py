@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 
-from niso.base.errors import Conflict, NisoError
+from niso.base.errors import Conflict, Error
 from niso.base.lite_typing import TYPE_CHECKING
 
 Foreign = dict[str, Conflict]
@@ -74,7 +74,7 @@ class Kernel(Protocol):
 
     def write_what_can_be(
         self, steps: Iterable[AnyStep], ending: list[str] | None = None
-    ) -> list[NisoError]:
+    ) -> list[Error]:
         """Execute all steps, continuing after failures; return the errors.
 
         After a failure no rule is deleted.

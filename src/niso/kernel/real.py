@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 
-from niso.base.errors import NisoError
+from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel import conntrack, host_facts, netns, reading, sysctl, writing
 from niso.kernel.interface import Foreign
@@ -64,7 +64,7 @@ class Real:
 
     def write_what_can_be(
         self, steps: Iterable[AnyStep], ending: list[str] | None = None
-    ) -> list[NisoError]:
+    ) -> list[Error]:
         with self:
             return writing.Writer(steps, self._sockets, ending).run_what_can_be()
 

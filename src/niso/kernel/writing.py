@@ -6,7 +6,7 @@ import errno
 from collections.abc import Container, Iterable
 
 from niso.base import failpoint
-from niso.base.errors import KernelError, NisoError
+from niso.base.errors import Error, KernelError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel.kinds.kind import Step
 from niso.kernel.kinds.namespace import Netns
@@ -85,23 +85,23 @@ class Writer:
             if isinstance(step, Step):
                 step.kind.after_writing(self, step)
 
-    def run_what_can_be(self) -> list[NisoError]:
+    def run_what_can_be(self) -> list[Error]:
         """Execute all steps, continuing after failures; return the errors.
 
         After a failure no rule is deleted: it may guard something that could not be deleted.
         """
-        errors: list[NisoError] = []
+        errors: list[Error] = []
         for batch in self._batches():
             if errors and batch[0].kind.is_transactional:
                 continue
             try:
                 self._do(batch)
-            except NisoError as error:
+            except Error as error:
                 errors.append(error)
                 for step in batch[1:]:
                     try:
                         self._do([step])
-                    except NisoError as other:
+                    except Error as other:
                         errors.append(other)
         return errors
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 
 from niso.base import convert
-from niso.base.errors import ErrorGroup, InvalidInput, NisoError
+from niso.base.errors import Error, ErrorGroup, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING, Literal, NamedTuple
 from niso.manifest import load as manifest
 from niso.manifest import manifest_tables, toml, validate, values
@@ -123,7 +123,7 @@ def place(path: str) -> str:
 def outline(path: str) -> Outline:
     """Return the name, services and dependencies of a stack.toml.
 
-    Raises NotFound, NisoError if it cannot be read, InvalidInput if it is not valid TOML, and an
+    Raises NotFound, Error if it cannot be read, InvalidInput if it is not valid TOML, and an
     ErrorGroup or InvalidInput if [stack] is wrong.
     """
     path = place(path)
@@ -153,13 +153,13 @@ def outline(path: str) -> Outline:
 def load(path: str, also: Also = lambda _name, _network: ()) -> Stack:
     """Read and check the stack.toml at ``path``, a file or its folder, and its manifests.
 
-    Raises NotFound, NisoError if it cannot be read, InvalidInput if it is not valid TOML, else an
+    Raises NotFound, Error if it cannot be read, InvalidInput if it is not valid TOML, else an
     ErrorGroup of all errors in the file and in the manifests. Each names its file, key and value.
     """
     path = place(path)
     data = toml.load(path, FILE_NAME)
     name, networks, errors = _top(data, also)
-    others: list[NisoError] = []  # errors of other files
+    others: list[Error] = []  # errors of other files
     items: dict[str, _Item] = {}
     members: list[Member] = []
     for key, keys in _tables(data.get("service")):
@@ -194,7 +194,7 @@ def ordered(after: Mapping[str, Iterable[str]]) -> list[str]:
         return list(after)
 
 
-def in_words_of(stack: Stack, error: NisoError) -> NisoError:
+def in_words_of(stack: Stack, error: Error) -> Error:
     """Return an error of a service's manifest as one of stack.toml, if that file has the key."""
     for member in stack.members:
         path = member.loaded.path
@@ -226,7 +226,7 @@ class _Whole(NamedTuple):
     networks: dict[str, Network] = {}  # noqa: RUF012 (convert copies it)
 
 
-def _in_file(path: str, error: NisoError) -> NisoError:
+def _in_file(path: str, error: Error) -> Error:
     new = InvalidInput.of(error)
     new.file = values.escaped(path)
     return new
@@ -338,7 +338,7 @@ def _name_error(item: _Item, name: object, items: Mapping[str, _Item]) -> Invali
 
 def _package(
     path: str, item: _Item, package: str, overrides: Mapping[str, Any]
-) -> tuple[Loaded | None, list[InvalidInput], list[NisoError]]:
+) -> tuple[Loaded | None, list[InvalidInput], list[Error]]:
     """Return (manifest with the stack's overrides, errors of stack.toml, errors of the manifest).
 
     The manifest is None if there is an error.
@@ -352,7 +352,7 @@ def _package(
         manifest.checked(data, at)
     except ErrorGroup as group:
         return None, [], group.errors
-    except NisoError as error:
+    except Error as error:
         if isinstance(error, InvalidInput):
             return None, [], [error]
         reason = f"cannot be used: {error.message}"
@@ -393,7 +393,7 @@ def _over(base: dict[str, Any], laid: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _here(at: str, key: str, overrides: Mapping[str, Any], error: NisoError) -> InvalidInput:
+def _here(at: str, key: str, overrides: Mapping[str, Any], error: Error) -> InvalidInput:
     """Return an error of a manifest that the stack's overrides cause, with the stack's keys."""
     mine = _key_here(key, overrides, error.key or "")
     if mine is None:

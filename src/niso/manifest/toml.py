@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from niso.base.errors import InvalidInput, NisoError, NotFound
+from niso.base.errors import Error, InvalidInput, NotFound
 from niso.manifest import values
 
 MAX_BYTES = 1024 * 1024
@@ -14,12 +14,12 @@ MAX_BYTES = 1024 * 1024
 def load(path: str, name: str) -> dict[str, object]:
     """Return the data of the TOML file at ``path``; ``name`` is the usual name of such a file.
 
-    Raises NotFound if it does not exist, NisoError if it cannot be read, InvalidInput if it is not
+    Raises NotFound if it does not exist, Error if it cannot be read, InvalidInput if it is not
     valid TOML.
     """
     try:
         return _parse(_read(path, name))
-    except NisoError as error:
+    except Error as error:
         error.file = values.escaped(path)
         raise
 
@@ -34,7 +34,7 @@ def _read(path: str, name: str) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound("no such file", hint) from None
     except OSError as error:
-        raise NisoError(f"cannot be read: {os.strerror(error.errno or 0).lower()}") from error
+        raise Error(f"cannot be read: {os.strerror(error.errno or 0).lower()}") from error
     except ValueError:  # a NUL, or a character outside the file system's encoding
         raise InvalidInput("not a valid path: a character is not allowed") from None
     try:

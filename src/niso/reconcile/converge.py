@@ -10,7 +10,7 @@ import errno
 from collections.abc import Container
 
 from niso.base import failpoint, paths
-from niso.base.errors import ErrorGroup, KernelError, NisoError
+from niso.base.errors import Error, ErrorGroup, KernelError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.names import alias, hosts_folder, own_hosts_folder
 from niso.base.report import Report, silent
@@ -188,14 +188,12 @@ def desired_now(kernel: Kernel, store: Store, scope: Scope) -> State:
 
 
 def _desired(snapshot: Snapshot) -> State:
-    """Return `niso.plan.desired` of a snapshot. Raises NisoError if rows that it needs are gone."""
+    """Return `niso.plan.desired` of a snapshot. Raises Error if rows that it needs are gone."""
     try:
         return desired(snapshot)
     except (ValueError, LookupError) as error:
         words = f"{paths.database()}: related rows are missing"
-        raise NisoError(
-            words, "niso net check names them, niso net repair restores them"
-        ) from error
+        raise Error(words, "niso net check names them, niso net repair restores them") from error
 
 
 def _possible(kernel: Kernel, want: State, before: State | None = None) -> State:

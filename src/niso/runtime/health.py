@@ -16,7 +16,7 @@ import time
 from collections.abc import Generator, Sequence
 
 from niso.base import paths
-from niso.base.errors import NisoError
+from niso.base.errors import Error
 from niso.base.family import family_of
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import open_lock
@@ -64,7 +64,7 @@ class Probe:
             self.fd = sock.fileno()
         except StopIteration as end:
             self.answer = end.value
-        except (NisoError, OSError) as error:  # the namespace is gone
+        except (Error, OSError) as error:  # the namespace is gone
             self.answer = f"{self._check.words}: {error}"
 
     def give_up_if_late(self) -> None:

@@ -13,7 +13,7 @@ import sys
 import time
 
 from niso.base import files
-from niso.base.errors import NisoError
+from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import service_lock
 from niso.plan.process_spec import ProcessSpec
@@ -113,7 +113,7 @@ def _restart(spec: ProcessSpec, record: dict[str, Any]) -> dict[str, Any]:
     }
     try:
         process.Run(spec, number, counts).finish()
-    except (NisoError, OSError) as error:
+    except (Error, OSError) as error:
         process.abandon(spec, status.bundle_of(spec.service, number))
         record = {**record, "failures": counts["failures"] + 1, "error": str(error)}
         status.write_state(spec.service, record)

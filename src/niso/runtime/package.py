@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from niso.base import failpoint, paths
 from niso.base.digest import sha256
-from niso.base.errors import InvalidInput, NisoError
+from niso.base.errors import Error, InvalidInput
 from niso.base.lite_typing import NamedTuple
 
 MAX_DEPTH = 64
@@ -23,7 +23,7 @@ def fingerprint(folder: str, rootfs: str | None, manifest: str | None = None) ->
 
     Also without the file ``manifest``: its changes are applied key by key, and most keys need no
     restart.
-    Raises InvalidInput if an entry cannot be copied (device, socket, FIFO), NisoError if it cannot
+    Raises InvalidInput if an entry cannot be copied (device, socket, FIFO), Error if it cannot
     be read.
     """
     digest = sha256()
@@ -44,7 +44,7 @@ def copy(
     """Copy a package folder to the state folder unless that copy exists; return the copy's path.
 
     Root owns the copy, and others may read everything and write nothing.
-    Raises InvalidInput if the package changes meanwhile, or NisoError.
+    Raises InvalidInput if the package changes meanwhile, or Error.
     """
     target = os.path.join(paths.package_dir(service), digest)
     if os.path.isdir(target):
@@ -64,7 +64,7 @@ def copy(
         os.rename(temporary, target)
     except OSError as error:
         _delete_copy(temporary)
-        raise NisoError(
+        raise Error(
             f"cannot copy {folder}: {error.filename or target}: {error.strerror}"
         ) from error
     except BaseException:
@@ -197,12 +197,12 @@ def _open_folder(folder: str, base: str) -> int:
 def _hold(inside: int, name: str, path: str) -> int:
     """Open (O_PATH) a name in an open folder, a symlink itself; ``path`` is for the error.
 
-    Raises NisoError.
+    Raises Error.
     """
     try:
         return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=inside)
     except OSError as error:
-        raise NisoError(f"cannot read {path}: {error.strerror}") from error
+        raise Error(f"cannot read {path}: {error.strerror}") from error
 
 
 def _identity(path: str | None) -> tuple[int, int] | None:
@@ -224,8 +224,8 @@ def _leads_to(inside: int, name: str, info: os.stat_result) -> tuple[int, int] |
     return info.st_dev, info.st_ino
 
 
-def _unreadable(folder: str, base: str, error: OSError) -> NisoError:
-    return NisoError(f"cannot read package folder {os.path.join(folder, base)}: {error.strerror}")
+def _unreadable(folder: str, base: str, error: OSError) -> Error:
+    return Error(f"cannot read package folder {os.path.join(folder, base)}: {error.strerror}")
 
 
 def _copy_one(entry: _Entry, source: str, target: str) -> None:

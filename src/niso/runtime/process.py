@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 
 from niso.base import failpoint, paths
-from niso.base.errors import NisoError, ProcessError
+from niso.base.errors import Error, ProcessError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.process_spec import ProcessSpec
 from niso.runtime import cgroup, crun, launch, logs, oci, status, unit
@@ -88,7 +88,7 @@ def _whole(service: str) -> Iterator[None]:
     """Remove everything of the service if the block fails."""
     try:
         yield
-    except NisoError:
+    except Error:
         stop(service, 0)
         raise
     except OSError as error:

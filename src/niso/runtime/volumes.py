@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterable
 
 from niso.base import failpoint, paths
-from niso.base.errors import Conflict, InvalidInput, NisoError
+from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.report import RemovingVolumes, Report
 from niso.plan.mount_points import taken
@@ -204,7 +204,7 @@ def check_removable(service: str) -> None:
 def remove_all(service: str, report: Report) -> None:
     """Remove all named volumes of a service with their content; no-op if it has none.
 
-    The service must have no process. Follows no link. Raises NisoError.
+    The service must have no process. Follows no link. Raises Error.
     """
     import shutil
 
@@ -218,7 +218,7 @@ def remove_all(service: str, report: Report) -> None:
         shutil.rmtree(folder)
     except OSError as error:
         where = error.filename or folder
-        raise NisoError(
+        raise Error(
             f"cannot remove its volumes: {where}: {error.strerror}",
             f"niso remove --volumes {service}",
             service=service,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from niso.base.errors import Conflict, ErrorGroup, InvalidInput, NisoError
+from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import host_facts
 from niso.plan.process_spec import ProcessSpec
@@ -105,7 +105,7 @@ def record(
     Raises Conflict and InvalidInput, which name the manifest and the key, or an ErrorGroup of all
     refused names, addresses and ports. The caller must then roll back the transaction.
     """
-    errors: list[NisoError] = []
+    errors: list[Error] = []
     try:
         change = _record(machine, target, copy, together, beside, errors)
     except (Conflict, InvalidInput) as error:
@@ -125,7 +125,7 @@ def _record(
     copy: str,
     together: frozenset[str],
     beside: frozenset[str],
-    errors: list[NisoError],
+    errors: list[Error],
 ) -> Change:
     """Do the work of `record`. Errors that do not stop further checks are added to ``errors``."""
     store = machine.store

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from itertools import groupby
 
-from niso.base.errors import Conflict, ErrorGroup, NisoError
+from niso.base.errors import Conflict, Error, ErrorGroup
 from niso.base.locks import Lock, remove_locks, service_lock
 from niso.base.report import EndingRestart, NotStarted, Report, Unfinished, silent
 from niso.services import forwards, stop
@@ -31,7 +31,7 @@ def end_restart(machine: Machine, services: list[str], report: Report) -> None:
     for name in services:
         try:
             start_again(machine, name)
-        except NisoError as error:
+        except Error as error:
             report(NotStarted(name, error))
     end_intents(machine.store, services)
 
@@ -45,7 +45,7 @@ def recover(machine: Machine, report: Report = silent, names: Iterable[str] = ()
     """
     store = machine.store
     concerned = set(names)
-    errors: dict[str, NisoError] = {}
+    errors: dict[str, Error] = {}
     done = 0
     for activations, group in groupby(
         in_order(store, store.intents()), lambda intent: intent.action == "activate"
@@ -78,7 +78,7 @@ def recover(machine: Machine, report: Report = silent, names: Iterable[str] = ()
     return done
 
 
-def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, NisoError]:
+def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error]:
     """Finish an intent that is not an activation; return {service: error}."""
     name, removes = intent.service, intent.action in ("remove", "remove volumes")
     try:
@@ -94,7 +94,7 @@ def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, NisoE
             )
             if removes:
                 stop.forget(machine, [name], report, intent.action == "remove volumes")
-    except NisoError as error:
+    except Error as error:
         return {name: error}
     return {}
 

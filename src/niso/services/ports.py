@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
 
-from niso.base.errors import Conflict, ErrorGroup, NisoError
+from niso.base.errors import Conflict, Error, ErrorGroup
 from niso.base.family import family_of
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.records import Port, bracketed
@@ -50,7 +50,7 @@ def admit(
     listeners = Listeners(machine.kernel, families)
     ports: list[Port] = []
     chosen: list[Port] = []
-    errors: list[NisoError] = []
+    errors: list[Error] = []
     new = [port for port in wanted if port not in have]
     gone = {port for port, _, _ in taken(store, service, new, published)}
     for key, port in zip(keys, wanted, strict=True):

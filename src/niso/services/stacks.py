@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from niso.base.errors import Conflict, InvalidInput, NisoError
+from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.lite_typing import NamedTuple
 from niso.services import networks
 from niso.services.machine import Machine
@@ -43,7 +43,7 @@ def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> No
     for wish in wanted.networks:
         try:
             networks.ensure(machine, wish, implicit=True)
-        except NisoError as error:
+        except Error as error:
             moved = Conflict.of(error_of(wish.name, error))
             on = [name for name, _ in store.members(wish.name)]
             moved.file = wanted.file
@@ -57,7 +57,7 @@ def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> No
         store.leave_stack(name)
 
 
-def error_of(network: str, error: NisoError) -> InvalidInput:
+def error_of(network: str, error: Error) -> InvalidInput:
     """Return a network error with its key in stack.toml.
 
     ``--subnet`` becomes ``networks.backend.subnet``.

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from niso.base.errors import Conflict, NisoError, ProcessError
+from niso.base.errors import Conflict, Error, ProcessError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.report import Event, Healthy, Report, ShowingHosts, Starting, Stopping, silent
 from niso.plan.process_spec import ProcessSpec
@@ -456,7 +456,7 @@ def _failed(processes: Processes, service: str, what: str) -> ProcessError:
     )
 
 
-def _ended(processes: Processes, service: str, unhealthy: bool) -> NisoError:
+def _ended(processes: Processes, service: str, unhealthy: bool) -> Error:
     """Return the error for a process that ended, with its exit status and last output."""
     ended = describe_exit(processes.exit_code(service))
     output = _last_words(processes, service)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping
 
 from niso.base import names, paths
-from niso.base.errors import Conflict, ErrorGroup, NisoError
+from niso.base.errors import Conflict, Error, ErrorGroup
 from niso.base.locks import Lock
 from niso.base.report import Forgetting, Report, Stopping
 from niso.reconcile import forwarding, nat_flows, policy_flows
@@ -37,11 +37,11 @@ def finish(
     ends: bool,
     keep_forwards: bool = False,
     needs: Needs | None = None,
-) -> list[NisoError]:
+) -> list[Error]:
     """Stop services and remove their networks; with ``ends``, end their intents.
 
     Return the errors of processes that could not be stopped; such a service keeps its network.
-    Raises NisoError if the kernel refuses. Then no service is recorded as stopped, and the call can
+    Raises Error if the kernel refuses. Then no service is recorded as stopped, and the call can
     be repeated.
     """
     store, kernel = machine.store, machine.kernel
@@ -108,7 +108,7 @@ def forget(
 ) -> None:
     """Forget stopped services with their leases, package copies and logs, and end their intents.
 
-    ``with_volumes`` also deletes their named volumes. Raises NisoError if a volume cannot be
+    ``with_volumes`` also deletes their named volumes. Raises Error if a volume cannot be
     deleted. Then no service is forgotten, and the call can be repeated.
     """
     store, kernel = machine.store, machine.kernel
@@ -139,7 +139,7 @@ def forget(
 
 def stop(
     processes: Processes, rows: Iterable[ServiceRow], report: Report, needs: Needs
-) -> dict[str, NisoError]:
+) -> dict[str, Error]:
     """End the processes of services, dependents first and otherwise all at once.
 
     Return {service: error} for processes that could not be stopped.
@@ -155,12 +155,12 @@ def stop(
                 dependents[dependency].add(name)
     asked: dict[str, tuple[int, float]] = {}  # service -> (pidfd, monotonic time to kill it)
     clear: list[str] = []
-    errors: dict[str, NisoError] = {}
+    errors: dict[str, Error] = {}
 
     def remove(name: str) -> None:
         try:
             processes.stop(name, 0)
-        except NisoError as error:
+        except Error as error:
             errors[name] = error
 
     try:
@@ -202,7 +202,7 @@ def _over(asked: Mapping[str, tuple[int, float]]) -> list[str]:
     return [name for name, (pidfd, until) in asked.items() if pidfd in ended or until <= now]
 
 
-def raise_all(errors: list[NisoError]) -> None:
+def raise_all(errors: list[Error]) -> None:
     """Raise the error, or an ErrorGroup of several; no-op if there is none."""
     if errors:
         raise errors[0] if len(errors) == 1 else ErrorGroup(errors)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 
 from niso.base import paths
-from niso.base.errors import Conflict, ErrorGroup, InvalidInput, NisoError, NotFound
+from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, NotFound
 from niso.base.lite_typing import NamedTuple
 from niso.manifest import load as model
 from niso.plan.process_spec import Volume
@@ -36,17 +36,17 @@ def find_targets(store: Store, arguments: Iterable[str | model.Loaded]) -> list[
     """Resolve the arguments of ``niso activate``.
 
     Each is a manifest or its folder, a known service, or a folder in the working directory.
-    Loaded manifests are used as they are. Raises NisoError, or an ErrorGroup of the errors of all
+    Loaded manifests are used as they are. Raises Error, or an ErrorGroup of the errors of all
     arguments; then nothing has changed.
     """
     targets: dict[str, Target] = {}
-    errors: list[NisoError] = []
+    errors: list[Error] = []
     for argument in arguments:
         try:
             target = _find_target(store, argument)
         except ErrorGroup as group:
             errors += group.errors
-        except NisoError as error:
+        except Error as error:
             errors.append(error)
         else:
             other = targets.setdefault(target.name, target)
@@ -75,7 +75,7 @@ def still_so(store: Store, target: Target) -> Target:
 def known(store: Store, service: str) -> Target:
     """Return a known service with the manifest of its last activation.
 
-    Raises NotFound if its package copy is gone, NisoError.
+    Raises NotFound if its package copy is gone, Error.
     """
     row = store.service(service)
     assert row is not None
@@ -91,7 +91,7 @@ def known(store: Store, service: str) -> Target:
     )
     try:
         _check_files(target)
-    except NisoError:
+    except Error:
         if os.path.isdir(row.package):
             raise
         raise gone from None  # it was removed during the check
@@ -113,7 +113,7 @@ def _find_target(store: Store, argument: str | model.Loaded) -> Target:
 def of_manifest(loaded: model.Loaded) -> Target:
     """Return the service of a valid manifest and check its files.
 
-    Raises InvalidInput, ErrorGroup, NisoError.
+    Raises InvalidInput, ErrorGroup, Error.
     """
     spec = loaded.spec
     root = os.path.realpath(os.path.join(loaded.folder, spec.rootfs)) if spec.rootfs else None
@@ -128,7 +128,7 @@ def _check_files(target: Target) -> None:
     Raises InvalidInput, or an ErrorGroup of all errors.
     """
     spec = target.spec
-    errors: list[NisoError] = []
+    errors: list[Error] = []
     checks = (
         lambda: None if target.rootfs is None else root.check_points(target.rootfs),
         lambda: entrypoint(target, target.folder),
@@ -145,13 +145,13 @@ def _check_files(target: Target) -> None:
     for check in checks:
         try:
             check()
-        except NisoError as error:
+        except Error as error:
             errors.append(_in_manifest(target, error))
     if errors:
         raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
 
 
-def _in_manifest(target: Target, error: NisoError) -> InvalidInput:
+def _in_manifest(target: Target, error: Error) -> InvalidInput:
     new = InvalidInput.of(error)
     new.file = target.manifest_path
     return new

@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Iterable
 
 from niso.base import names, paths
-from niso.base.errors import ErrorGroup, NisoError, ProcessError
+from niso.base.errors import Error, ErrorGroup, ProcessError
 from niso.base.locks import Lock
 from niso.base.report import Report, Undoing
 from niso.plan.process_spec import ProcessSpec
@@ -31,7 +31,7 @@ def undo_all(
 ) -> None:
     """Undo the activation of ``services`` after ``cause``.
 
-    If that fails and ``cause`` is a NisoError, raises an ErrorGroup of both.
+    If that fails and ``cause`` is an Error, raises an ErrorGroup of both.
     """
     global undoing
     store = machine.store
@@ -39,21 +39,21 @@ def undo_all(
     undoing = isinstance(cause, Exception)
     try:
         left = undo(machine, in_order(store, begun), report)
-    except NisoError as error:
+    except Error as error:
         left = {", ".join(intent.service for intent in begun): error}
     except (OSError, sqlite3.Error) as error:
-        left = {", ".join(intent.service for intent in begun): NisoError(str(error))}
+        left = {", ".join(intent.service for intent in begun): Error(str(error))}
     finally:
         undoing = False
-    if left and isinstance(cause, NisoError):
+    if left and isinstance(cause, Error):
         raise ErrorGroup(
             [cause, *(_not_undone(names, error) for names, error in left.items())]
         ) from cause
 
 
-def _not_undone(names: str, error: NisoError) -> NisoError:
+def _not_undone(names: str, error: Error) -> Error:
     reason = error.detail if error.service == names and not error.file else error.message
-    return NisoError(
+    return Error(
         f"the activation could not be rolled back completely: {reason}",
         error.hint or "niso net repair",
         service=names,
@@ -78,7 +78,7 @@ def in_order(store: Store, intents: Iterable[Intent]) -> list[Intent]:
     return ordered
 
 
-def undo(machine: Machine, intents: list[Intent], report: Report) -> dict[str, NisoError]:
+def undo(machine: Machine, intents: list[Intent], report: Report) -> dict[str, Error]:
     """Undo activations together, since one may hold what another released.
 
     Return {service: error}.
@@ -86,24 +86,24 @@ def undo(machine: Machine, intents: list[Intent], report: Report) -> dict[str, N
     store = machine.store
     for intent in intents:
         report(Undoing(intent.service))
-    errors: dict[str, NisoError] = {}
+    errors: dict[str, Error] = {}
     changed = [intent for intent in intents if not store.is_as_before(intent)]
     try:
         _undo_records(machine, changed, report)
-    except NisoError as error:
+    except Error as error:
         errors = {intent.service: error for intent in changed}
         for intent in changed if len(changed) > 1 else ():  # then undo those that can be, singly
             try:
                 _undo_records(machine, [intent], report)
                 del errors[intent.service]
-            except NisoError as other:
+            except Error as other:
                 errors[intent.service] = other
     undone = [intent.service for intent in intents if intent.service not in errors]
     # the order does not matter: a provider's namespace exists even without its process
     for name in undone:
         try:
             start_again(machine, name)
-        except NisoError as error:
+        except Error as error:
             errors[name] = error
         _forget_failed(name, store.service(name))
     with Lock(), store.transaction():
@@ -115,7 +115,7 @@ def undo(machine: Machine, intents: list[Intent], report: Report) -> dict[str, N
 def start_again(machine: Machine, name: str) -> None:
     """Restart the process of an active service if it does not run as recorded.
 
-    A process that has ended by itself is not started. Raises NisoError.
+    A process that has ended by itself is not started. Raises Error.
     """
     processes = machine.processes
     restored = machine.store.service(name)
@@ -133,7 +133,7 @@ def start_again(machine: Machine, name: str) -> None:
 def _undo_records(machine: Machine, intents: list[Intent], report: Report) -> None:
     """Restore the rows and networks of services; processes that do not match them end.
 
-    Raises NisoError; then the rows are unchanged.
+    Raises Error; then the rows are unchanged.
     """
     if not intents:
         return
@@ -187,7 +187,7 @@ def _undo_records(machine: Machine, intents: list[Intent], report: Report) -> No
         except sqlite3.IntegrityError as error:
             # another command is undoing a service of the same activation, and has not yet released
             # what this service held
-            raise NisoError(
+            raise Error(
                 f"another service still holds its name, address or port: {error}",
                 "niso net repair",
             ) from error

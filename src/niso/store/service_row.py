@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from niso.base.errors import NisoError
+from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.store.sqlite import decoded
 
@@ -46,21 +46,21 @@ class ServiceRow(NamedTuple):
         return specs.process(self.spec)
 
     def require_service(self) -> ServiceSpec:
-        """Return `service`. Raises NisoError if the row is damaged."""
+        """Return `service`. Raises Error if the row is damaged."""
         if (spec := self.service) is None:
             raise self.damaged()
         return spec
 
     def require_process(self) -> ProcessSpec:
-        """Return `process`. Raises NisoError if the row is damaged."""
+        """Return `process`. Raises Error if the row is damaged."""
         if (spec := self.process) is None:
             raise self.damaged()
         return spec
 
-    def damaged(self) -> NisoError:
+    def damaged(self) -> Error:
         """Return the error for a damaged row."""
         words = f"service {self.name!r}: its record in the store is damaged"
-        return NisoError(words, f"niso activate {self.manifest_path}, or niso remove {self.name}")
+        return Error(words, f"niso activate {self.manifest_path}, or niso remove {self.name}")
 
 
 def service_row(row: tuple[object, ...]) -> ServiceRow:

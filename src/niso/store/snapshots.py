@@ -44,7 +44,7 @@ class SnapshotRows(PortRows, PolicyRows, ModeRows):
     """The queries of the store for plans."""
 
     def state_id(self) -> str:
-        """Return the random id of the state folder. Raises NisoError if it is missing."""
+        """Return the random id of the state folder. Raises Error if it is missing."""
         row = self._db.execute("SELECT value FROM meta WHERE key='state_id'").fetchone()
         if row is None:
             raise damaged("it has no state_id")

@@ -8,7 +8,7 @@ import stat
 import time
 
 from niso.base import failpoint, paths
-from niso.base.errors import NisoError
+from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.store.disk_reserve import room
 
@@ -97,16 +97,16 @@ def way_back() -> str:
     return f"activate services again from their folders, or from the copies in {copies}/NAME/*"
 
 
-def damaged(reason: str) -> NisoError:
+def damaged(reason: str) -> Error:
     """Return the error for an unusable state.db; ``reason`` may be several lines of SQLite."""
-    return NisoError(
+    return Error(
         f"{paths.database()}: {' '.join(reason.split())}",
         f"move it away and run niso net repair --sweep; then {way_back()}",
     )
 
 
 def require_store() -> None:
-    """Raise NisoError if state.db, which exists, is not a regular file or is empty."""
+    """Raise Error if state.db, which exists, is not a regular file or is empty."""
     try:
         status = os.stat(paths.database())
     except FileNotFoundError:
@@ -119,7 +119,7 @@ def require_store() -> None:
         raise damaged("is empty")
 
 
-def unusable(error: Exception) -> NisoError:
+def unusable(error: Exception) -> Error:
     """Return the error for an error of SQLite.
 
     The hint depends on whether the file is damaged, locked, or cannot be written.
@@ -132,7 +132,7 @@ def unusable(error: Exception) -> NisoError:
         return damaged(str(error))
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         hint = "another niso command has held the lock for 10 s: try again when it has finished"
-        return NisoError(words, hint)
+        return Error(words, hint)
     try:
         disk = os.statvfs(paths.state_dir())
         if disk.f_bavail * disk.f_frsize < 1 << 16 and code != sqlite3.SQLITE_FULL:
@@ -141,4 +141,4 @@ def unusable(error: Exception) -> NisoError:
             words += " (its file system is read-only)"
     except OSError:
         pass
-    return NisoError(words, "check the disk's free space, and that NISO_STATE_DIR is writable")
+    return Error(words, "check the disk's free space, and that NISO_STATE_DIR is writable")

@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Container, Iterable
 
 from niso.base import failpoint, paths
-from niso.base.errors import NisoError, NotFound
+from niso.base.errors import Error, NotFound
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.records import Network
 from niso.store import reboot, tables
@@ -68,7 +68,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
     def open(cls, create: bool = True) -> Store:
         """Open state.db in the state folder. Without ``create``, a missing store reads as empty.
 
-        Raises NisoError if it is damaged, locked, or of a newer version.
+        Raises Error if it is damaged, locked, or of a newer version.
         """
         path = paths.database()
         exists = os.path.lexists(path)
@@ -91,9 +91,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         except sqlite3.DatabaseError as error:
             raise unusable(error) from error
         except OSError as error:
-            raise NisoError(
-                f"{error.filename}: {error.strerror}", "check NISO_STATE_DIR"
-            ) from error
+            raise Error(f"{error.filename}: {error.strerror}", "check NISO_STATE_DIR") from error
         return store
 
     @classmethod
@@ -139,7 +137,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         if version < 1:
             raise damaged("a database, but not a store of niso")
         if version > tables.VERSION:
-            raise NisoError(
+            raise Error(
                 f"{paths.database()} has version {version}, this niso supports {tables.VERSION}",
                 "use the newer niso",
             )
@@ -156,7 +154,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
             self._db.execute(f"PRAGMA user_version={tables.VERSION}")
 
     def _require_form(self) -> None:
-        """Raise NisoError if tables or columns are not those of this version."""
+        """Raise Error if tables or columns are not those of this version."""
         query = (
             "SELECT COUNT(*) FROM sqlite_schema m, pragma_table_info(m.name) WHERE m.type='table'"
         )
@@ -187,7 +185,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
     # --- integrity ------------------------------------------------------------
 
     def require_sound(self) -> None:
-        """Have SQLite check all pages. Raises NisoError if one is damaged."""
+        """Have SQLite check all pages. Raises Error if one is damaged."""
         words = [str(row[0]) for row in self._db.execute("PRAGMA quick_check(1)")]
         if words != ["ok"]:
             raise damaged("; ".join(words))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from niso.base.errors import NisoError
+from niso.base.errors import Error
 from niso.commands.lab.supervisor import FAILED, run
 
 
@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> int:
         arguments = arguments[1:]
     try:
         return run(arguments)
-    except NisoError as error:
+    except Error as error:
         print(f"niso: {error.message}", file=sys.stderr)
         if error.hint:
             print(f"  hint: {error.hint}", file=sys.stderr)

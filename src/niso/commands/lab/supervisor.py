@@ -22,7 +22,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
-from niso.base.errors import NisoError
+from niso.base.errors import Error
 from niso.commands.lab import cgroups, machines, mounts
 from niso.kernel import modules
 from niso.kernel.netlink import refused
@@ -95,10 +95,10 @@ def run(command: list[str]) -> int:
 
     128 + N if signal N ended it, 126 if it is not executable, 127 if it is not found; the last two
     also print the reason to stderr.
-    Needs root. Raises NisoError if the lab cannot be made.
+    Needs root. Raises Error if the lab cannot be made.
     """
     command = command or [os.environ.get("SHELL") or "/bin/bash"]
-    with suppress(NisoError):  # what needs the module reports it
+    with suppress(Error):  # what needs the module reports it
         # Out here, because in the lab its sysctls would not be this machine's.
         modules.load_bridge_netfilter()
     cgroups.sweep()
@@ -123,7 +123,7 @@ def run(command: list[str]) -> int:
     with open(failure_read, "rb") as file:
         failure = file.read()
     if failure:
-        raise NisoError(*json.loads(failure))
+        raise Error(*json.loads(failure))
     return status
 
 
@@ -146,7 +146,7 @@ def _in_child(failure: int, work: Callable[[], int]) -> NoReturn:
     status = FAILED
     try:
         status = work()
-    except NisoError as error:
+    except Error as error:
         os.write(failure, json.dumps([error.message, error.hint]).encode())
     except OSError as error:
         known = refused(
