@@ -192,9 +192,9 @@ def _desired(snapshot: Snapshot) -> State:
     try:
         return desired(snapshot)
     except (ValueError, LookupError) as error:
-        words = f"{paths.database()}: related rows are missing"
+        message = f"{paths.database()}: related rows are missing"
         raise NisoError(
-            words, "niso net check names them, niso net repair restores them"
+            message, "niso net check names them, niso net repair restores them"
         ) from error
 
 
