@@ -59,7 +59,7 @@ NO_CASE = {
     "Netns.alias": "the same",
     "Attached missing": "none is wanted",
     "Neighbour missing": "none is wanted",
-    "HostsRemnant missing": "none is wanted",
+    "HostsLeftover missing": "none is wanted",
 }
 
 DAMAGES: dict[str, Damage] = {
@@ -645,7 +645,7 @@ DAMAGES: dict[str, Damage] = {
         [("foreign", r"^hosts file /run/niso/hosts/evil/hosts$")],
     ),
     "hosts file of a killed command": Damage(
-        ("HostsRemnant foreign",),
+        ("HostsLeftover foreign",),
         lambda w: w.sh("mkdir /run/niso/hosts/evil; touch /run/niso/hosts/evil/hosts.new"),
         [("foreign", r"^hosts file /run/niso/hosts/evil/hosts$")],
     ),

@@ -19,7 +19,7 @@ OUT = ("outward", "within the network")
 DROPS = (
     "import json, sys\nfrom niso.explain.foreign_firewalls import foreign_drops\nfrom niso.kernel.real import Real\n"
     "names, bridged = sys.argv[2:], sys.argv[1] == '1'\n"
-    "print(json.dumps([[*drop, drop.words()] for drop in foreign_drops(Real(), names, bridged)]))"
+    "print(json.dumps([[*drop, drop.describe()] for drop in foreign_drops(Real(), names, bridged)]))"
 )
 
 

@@ -58,7 +58,9 @@ class Wrong(NamedTuple):
     def __str__(self) -> str:
         said = self.verdict.dropped_by
         where = f"{self.verdict.destination} {self.verdict.port}"
-        return f"{self.cell}: {f'drop: {said.words}' if said else f'pass, to {where}'}; {self.fate}"
+        return (
+            f"{self.cell}: {f'drop: {said.message}' if said else f'pass, to {where}'}; {self.fate}"
+        )
 
 
 def places(lab: Lab, services: list[str]) -> dict[Place, list[tuple[str, str, int]]]:

@@ -232,7 +232,7 @@ class _Lamps(Kind[Lamp]):
     def lies_in(self, thing: Lamp) -> tuple[str, ...]:
         return (netns_place(thing.netns),)
 
-    def words(self, step: Step[Lamp]) -> str:
+    def describe(self, step: Step[Lamp]) -> str:
         return f"lamp {step.action} {step.thing.name} {step.thing.colour}"
 
 

@@ -446,14 +446,14 @@ def test_remedy_of_other_tables_is_for_nft_and_safe_to_paste() -> None:
 @given(st.text(), st.text())
 def test_what_is_shown_of_foreign_names_is_printable(table, name) -> None:
     for drop in drops(Rules(), [Chain(IP, table, name, False)], [BACKEND], True, (4,)):
-        assert drop.words().isprintable() and drop.chain.count(" ") == 2
+        assert drop.describe().isprintable() and drop.chain.count(" ") == 2
         assert all(line.isprintable() for line in drop.remedy)
 
 
 def test_words_are_one_line() -> None:
     drop = Drop("ip filter FORWARD", (PUBLISHED, OUTWARD), (), ("niso-a", "niso-b"))
     assert (
-        drop.words()
+        drop.describe()
         == "nftables chain ip filter FORWARD drops connections of niso-a, niso-b (published, outward)"
     )
 

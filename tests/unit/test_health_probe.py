@@ -209,7 +209,7 @@ def test_answers_are_counted_for_one_run_of_the_process() -> None:
     health.write_record("api", RUN, "no")
     health.write_record("api", RUN, "none")
     found = health.read_record("api")
-    assert found is not None and (found.failures, found.words, found.well_at) == (2, "none", 0.0)
+    assert found is not None and (found.failures, found.failure, found.well_at) == (2, "none", 0.0)
     health.write_record("api", RUN, "")
     found = health.read_record("api")
     assert found is not None and found.failures == 0 and found.well_at > 0

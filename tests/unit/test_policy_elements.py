@@ -104,7 +104,7 @@ def agree(world: World, elements: dict[str, list[Element]], packet: Packet) -> N
         (holders[0], False, source, destination, verdicts[0]),
         (holders[1], True, destination, source, verdicts[1]),
     ):
-        if holder is None or (ingress and "host" in reason.words):
+        if holder is None or (ingress and "host" in reason.message):
             continue
         word = {"icmp": "ipv6-icmp" if ":" in own else "icmp"}.get(proto, proto)
         gate = Element(

@@ -53,7 +53,7 @@ def test_deny_all_ingress(port: int | None, proto: str, family: int) -> None:
         False,
     )
     assert verdict.dropped_by == verdict.ingress
-    assert verdict.ingress.words == "network.policy.allow_from of db is empty"
+    assert verdict.ingress.message == "network.policy.allow_from of db is empty"
     assert verdict.ingress[2:] == ("db", "network.policy.allow_from", "")
 
 
@@ -69,7 +69,7 @@ def test_deny_all_egress(port: int | None, proto: str, family: int) -> None:
     verdict = ask(closed, "api", "db", port, proto, family)
     assert verdict.dropped_by == verdict.egress
     assert verdict.egress[2:] == ("api", "network.policy.egress.allow", "")
-    assert verdict.ingress.words == "db has no ingress policy"
+    assert verdict.ingress.message == "db has no ingress policy"
 
 
 def test_deny_all_of_both_directions() -> None:
@@ -86,10 +86,12 @@ def test_allow_by_peer(family: int) -> None:
         for port, proto in FLOWS:
             assert who_reaches(only, "db", port, proto, family) == {"api"}
         verdict = ask(only, "api", "db", family=family)
-        assert verdict.ingress.words == f'allowed by network.policy.allow_from[0] of db ("{text}")'
+        assert (
+            verdict.ingress.message == f'allowed by network.policy.allow_from[0] of db ("{text}")'
+        )
         assert verdict.ingress[2:] == ("db", "network.policy.allow_from[0]", text)
         verdict = ask(only, "cache", "db", family=family)
-        assert verdict.ingress.words == "not listed in network.policy.allow_from of db"
+        assert verdict.ingress.message == "not listed in network.policy.allow_from of db"
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -218,7 +220,7 @@ def test_egress_denied_although_the_server_allows(family: int) -> None:
     assert not verdict.passes
     assert verdict.dropped_by == verdict.egress
     assert verdict.ingress.passes
-    assert verdict.egress.words == 'denied by network.policy.egress.deny[0] of api ("db:80")'
+    assert verdict.egress.message == 'denied by network.policy.egress.deny[0] of api ("db:80")'
     assert passes(rules, "api", "db", 81, family=family)
 
 
@@ -342,7 +344,7 @@ def test_policy_opens_no_way_between_networks() -> None:
     verdict = ask(open_all, "blog", "db")
     assert (verdict.passes, verdict.egress.passes, verdict.ingress.passes) == (False, True, True)
     assert (
-        verdict.path.words
+        verdict.path.message
         == "networks frontend and backend are isolated from each other: only published ports can be reached across"
     )
 
@@ -355,11 +357,11 @@ def test_service_of_two_networks_reaches_both_by_its_address_there_alone() -> No
     assert passes(WORLD, "10.99.2.3", OUTSIDE)
     verdict = ask(WORLD, "10.99.1.5", OUTSIDE)  # the default route is by the first
     assert (
-        verdict.path.words
+        verdict.path.message
         == f"web reaches {OUTSIDE} by network frontend, where 10.99.1.5 is not its address"
     )
     assert (
-        ask(WORLD, "fd00:1::5", OUTSIDE6, family=6).path.words
+        ask(WORLD, "fd00:1::5", OUTSIDE6, family=6).path.message
         == "web has no IPv6 route out of its networks"
     )
     assert passes(WORLD, "fd00:1::5", "db", family=6)

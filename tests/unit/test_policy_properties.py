@@ -275,7 +275,7 @@ def test_entry_that_a_reason_names_is_the_one_and_without_it_the_next_one_decide
             (verdict.ingress, verdict.destination),
             (verdict.egress, verdict.source),
         ):
-            if side.service and (reason.key or "has no" in reason.words):
+            if side.service and (reason.key or "has no" in reason.message):
                 ingress = reason is verdict.ingress
                 which = ("allow_from", "deny_from") if ingress else ("egress_allow", "egress_deny")
                 peer = verdict.source.address if ingress else verdict.destination.address
@@ -305,7 +305,7 @@ def _without(
             world, service, peer, verdict, flow.proto, which
         )
         if not after.key:
-            assert "has no" in after.words or "not listed in" in after.words
+            assert "has no" in after.message or "not listed in" in after.message
         reason = after
 
 
@@ -316,14 +316,15 @@ def test_reason_says_in_words_what_it_says_in_its_fields(data: st.DataObject) ->
     for verdict in asked(world, flows):
         assert not verdict.path.key
         for reason in (verdict.ingress, verdict.egress):
-            assert reason.words
+            assert reason.message
             if reason.text:
                 word = "allowed" if reason.passes else "denied"
                 assert (
-                    reason.words == f'{word} by {reason.key} of {reason.service} ("{reason.text}")'
+                    reason.message
+                    == f'{word} by {reason.key} of {reason.service} ("{reason.text}")'
                 )
             elif reason.key:
-                assert f"{reason.key} of {reason.service}" in reason.words
+                assert f"{reason.key} of {reason.service}" in reason.message
                 assert not reason.passes
             else:
                 assert reason.passes

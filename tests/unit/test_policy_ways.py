@@ -30,8 +30,8 @@ def test_host_may_always_connect_in(source: str) -> None:
     )
     verdict = ask(closed, source, "db", family=6 if ":" in source else 4)
     assert verdict.passes
-    assert verdict.ingress.words == "the host may always connect"
-    assert verdict.path.words == "the host can reach every service"
+    assert verdict.ingress.message == "the host may always connect"
+    assert verdict.path.message == "the host can reach every service"
 
 
 @pytest.mark.parametrize("address", [HOST, "10.99.1.1", HOST6, "fd00:1::1", "fe80::1"])
@@ -48,7 +48,7 @@ def test_egress_counts_for_the_hosts_own_addresses(address: str) -> None:
     assert not passes(named, "api", address, 54, "udp", family)
     assert not passes(named, "api", address, None, "icmp", family)
     verdict = ask(named, "api", address, 53, "udp", family)
-    assert verdict.ingress.words == "the host has no niso policy"
+    assert verdict.ingress.message == "the host has no niso policy"
     assert verdict.destination == ("", address)
 
 
@@ -58,7 +58,7 @@ def test_egress_by_prefix_counts_for_the_outside() -> None:
     assert not passes(rules, "api", OUTSIDE, 80)
     assert not passes(rules, "api", "198.51.100.7", 443)
     assert not passes(rules, "api", OUTSIDE6, 443, family=6)
-    assert ask(rules, "api", OUTSIDE, 443).ingress.words == f"{OUTSIDE} has no niso policy"
+    assert ask(rules, "api", OUTSIDE, 443).ingress.message == f"{OUTSIDE} has no niso policy"
 
 
 @pytest.mark.parametrize("destination", ["10.99.1.3", "fd00:1::3"])
@@ -67,7 +67,8 @@ def test_outside_reaches_no_service_that_publishes_nothing(destination: str) -> 
     verdict = ask(WORLD, source, destination)
     assert not verdict.passes
     assert (
-        verdict.path.words == "db can be reached from outside the host only by its published ports"
+        verdict.path.message
+        == "db can be reached from outside the host only by its published ports"
     )
 
 
@@ -78,18 +79,19 @@ def test_address_that_nobody_has_reaches_nobody_and_is_not_reached(
     source: str, family: int
 ) -> None:
     assert (
-        ask(WORLD, source, "db", family=family).path.words == f"no service has the address {source}"
+        ask(WORLD, source, "db", family=family).path.message
+        == f"no service has the address {source}"
     )
     assert ask(WORLD, "api", source, family=family).path.passes is False
     assert (
-        ask(WORLD, HOST if family == 4 else HOST6, source).path.words
+        ask(WORLD, HOST if family == 4 else HOST6, source).path.message
         == f"no service has the address {source}"
     )
 
 
 def test_service_that_is_not_active_sends_and_gets_nothing_but_its_name_holds() -> None:
-    assert ask(WORLD, "api", "idle").path.words == "idle is not active"
-    assert ask(WORLD, "idle", "api").path.words == "idle is not active"
+    assert ask(WORLD, "api", "idle").path.message == "idle is not active"
+    assert ask(WORLD, "idle", "api").path.message == "idle is not active"
     named = parse_entry("idle", "key", False)
     assert matches(named, WORLD, "10.99.1.6", 80, "tcp")
 
@@ -118,7 +120,7 @@ def test_loopback_is_each_ones_own() -> None:
     closed = with_policy(WORLD, "api", policy(allow=[], allow_from=[]))
     assert passes(closed, "api", "127.0.0.1")
     assert passes(closed, "api", "::1", family=6)
-    assert ask(closed, "api", "127.0.0.1").path.words == "127.0.0.1 is api's own loopback address"
+    assert ask(closed, "api", "127.0.0.1").path.message == "127.0.0.1 is api's own loopback address"
     assert not passes(WORLD, OUTSIDE, "127.0.0.1")
     assert not passes(WORLD, OUTSIDE6, "::1")
     assert passes(WORLD, HOST, "127.0.0.1")
@@ -173,7 +175,7 @@ def test_service_of_an_internal_network_reaches_host_and_network_and_nothing_els
     for destination in (outside, "api"):
         verdict = ask(WORLD, "safe", destination, family=family)
         assert (
-            verdict.path.words
+            verdict.path.message
             == "network inner is internal: it reaches only the host and its own services"
         )
     assert not passes(WORLD, "api", "safe", family=family)
@@ -222,7 +224,7 @@ def test_published_port_is_reached_by_every_address_of_the_host(source: str, add
     assert verdict.passes
     assert (verdict.destination, verdict.port) == (("api", "10.99.1.2"), 80)
     assert (
-        verdict.path.words
+        verdict.path.message
         == f"{address}:8080/tcp is a published port of api; it leads to 10.99.1.2:80"
     )
 
@@ -231,7 +233,7 @@ def test_published_port_is_of_both_families_where_it_has_no_address() -> None:
     verdict = ask(EVERYWHERE, OUTSIDE6, HOST6, 8080)
     assert (verdict.passes, verdict.destination) == (True, ("api", "fd00:1::2"))
     assert (
-        verdict.path.words
+        verdict.path.message
         == f"[{HOST6}]:8080/tcp is a published port of api; it leads to [fd00:1::2]:80"
     )
     assert verdict.port == 80
@@ -261,7 +263,7 @@ def test_published_port_is_of_its_protocol_and_number_alone() -> None:
     ):
         verdict = ask(EVERYWHERE, OUTSIDE, HOST, port, proto)
         assert (verdict.destination, verdict.port) == (("", HOST), port)
-        assert verdict.path.words == f"{HOST} is the host's own address"
+        assert verdict.path.message == f"{HOST} is the host's own address"
 
 
 def test_port_that_is_published_on_loopback_is_the_hosts_alone() -> None:
@@ -391,7 +393,7 @@ def test_service_reaches_itself_by_every_way_whatever_policies_say(family: int) 
     for destination, port in ((own, 80), (host, 8080), (gateway, 8080)):
         verdict = ask(closed, "api", destination, port, family=family)
         assert verdict.passes
-        assert verdict.ingress.words == verdict.egress.words == "api may always reach itself"
+        assert verdict.ingress.message == verdict.egress.message == "api may always reach itself"
         assert (verdict.destination, verdict.port) == (("api", own), 80)
     assert not passes(closed, "api", host, 8081, family=family)  # that is the host, not itself
 

@@ -88,7 +88,7 @@ def test_nothing_is_decided_by_text_for_people(module: str) -> None:
         "x = finding.detail == BLIND",
         "x = error.message.removeprefix('a: ')",
         "error.message = 'a: ' + error.message",
-        "word, _, rest = verdict.path.words.partition(' ')",
+        "word, _, rest = verdict.path.message.partition(' ')",
     ],
 )
 def test_such_a_decision_is_seen(code: str) -> None:

@@ -101,7 +101,7 @@ def test_keys_of_the_stack_lie_over_those_of_the_manifest(shop: Any) -> None:
     allow, deny = found.policy.allow_from or (), found.policy.deny_from
     assert [each.text for each in allow] == ["web"] and [each.text for each in deny] == ["db"]
     assert found.healthcheck is not None
-    assert (found.healthcheck.words, found.healthcheck.retries) == ("http://127.0.0.1:80/", 7)
+    assert (found.healthcheck.target, found.healthcheck.retries) == ("http://127.0.0.1:80/", 7)
     volumes = {volume.name: volume for volume in found.volumes}
     assert volumes["data"].host is None and volumes["data"].tmpfs
     assert volumes["more"].mount == "/more"

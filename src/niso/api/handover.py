@@ -26,7 +26,7 @@ def activated(session: Session, machine: Machine, outcomes: list[Outcome]) -> No
     on = {network for service in changed for network, _ in store.addresses(service)}
     networks = (network for name in sorted(on) if (network := store.network(name)))
     for drop in exposure.drops(machine.kernel, networks):
-        session.caution(drop.words(), drop.remedy)
+        session.caution(drop.describe(), drop.remedy)
     settle(session, machine, [outcome.service for outcome in outcomes])
 
 

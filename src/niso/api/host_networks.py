@@ -138,7 +138,7 @@ class Networks:
         """
         from niso.commands import network as command
         from niso.manifest.values import network_name
-        from niso.services.networks import Wish
+        from niso.services.networks import NetworkRequest
 
         self.session.require()
         try:
@@ -150,12 +150,12 @@ class Networks:
         given = tuple(texts(subnets, "subnets")), tuple(texts(gateways, "gateways"))
         machine = self.session.machine_for_change(create=not dry_run)
         store = machine.store
-        wish = Wish(name, given[0], ipv6, given[1], internal, mtu)
+        request = NetworkRequest(name, given[0], ipv6, given[1], internal, mtu)
         if not dry_run and store.intents():
             from niso.services import journal
 
             journal.recover(machine, self.session.report)
-        made = command.create(machine, wish, self.session.report, dry_run)
+        made = command.create(machine, request, self.session.report, dry_run)
         return CreatedNetwork(
             made is not None, _described(store, made or store.require_network(name))
         )

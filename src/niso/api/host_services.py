@@ -142,10 +142,10 @@ class Services:
 
         self.session.require()
         timeout_s = seconds(timeout, "timeout", LEAST_TIMEOUT_S)
-        wishes = [_wish(item) for item in what]
+        requested = [_requested(item) for item in what]
         machine = self.session.machine_for_change(create=not dry_run)
         store = machine.store
-        wanted = targets.find_targets(store, wishes)
+        wanted = targets.find_targets(store, requested)
         self.session.expect(target.name for target in wanted if target.spec.healthcheck)
         outcomes = activate.activate(
             machine, wanted, timeout_s, self.session.report, dry_run, meanwhile=handover.prepare
@@ -439,7 +439,7 @@ def with_healthcheck(store: Store, names: Iterable[str]) -> list[str]:
     return [name for name in names if name in checked]
 
 
-def _wish(what: object) -> Any:
+def _requested(what: object) -> Any:
     """Return a target of an activation: a path or name as str, or a checked manifest."""
     if isinstance(what, Package):
         import os

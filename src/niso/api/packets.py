@@ -355,7 +355,7 @@ def _judged(explained: engine.Explanation) -> Judged:
 def _judgement(reason: Reason, objects: tuple[engine.Object, ...]) -> Judgement:
     return Judgement(
         _word(reason.passes),
-        reason.words,
+        reason.message,
         reason.service or None,
         reason.key or None,
         reason.text or None,

@@ -231,7 +231,7 @@ def everything(session: Session, store: Store, name: str) -> Service:
         service=row.name,
         status=status,
         health=health.state if health else None,
-        health_said=health.words or None if health else None,
+        health_said=health.failure or None if health else None,
         mode=row.mode,
         shares=row.provider,
         shared_by=tuple(store.sharers(row.name)),

@@ -84,8 +84,8 @@ def _aligned(option: str) -> str:
     return f"    {option}" if option.startswith("--") else option
 
 
-def _defaulted(words: str, default: str) -> str:
-    return f"{words} (default: {default})" if default else words
+def _defaulted(text: str, default: str) -> str:
+    return f"{text} (default: {default})" if default else text
 
 
 def usage(of: Command, columns: int, before: str = "") -> str:

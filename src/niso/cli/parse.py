@@ -153,8 +153,8 @@ def _no_option(command: Command, flag: str, flags: dict[str, Option]) -> UsageEr
     return unknown("option", flag, [*flags, *HELP], f"niso {command.name} --help lists them")
 
 
-def _wrong(command: Command, words: str) -> UsageError:
-    return UsageError(words, f"niso {command.name} --help")
+def _wrong(command: Command, message: str) -> UsageError:
+    return UsageError(message, f"niso {command.name} --help")
 
 
 def unknown(kind: str, name: str, known: list[str], otherwise: str) -> UsageError:

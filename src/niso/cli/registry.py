@@ -37,9 +37,9 @@ ALIASES = {"-h": "help", "--help": "help", "-V": "version", "--version": "versio
 
 def find(name: str, action: str) -> Command | Group:
     """Return the command of this name and action; the group if it has no such action."""
-    words = module(f"catalogue.{COMMANDS[name][1]}")
-    group: Group | None = getattr(words, "GROUP", None)
-    commands: tuple[Command, ...] = group.actions if group else words.COMMANDS
+    catalogue = module(f"catalogue.{COMMANDS[name][1]}")
+    group: Group | None = getattr(catalogue, "GROUP", None)
+    commands: tuple[Command, ...] = group.actions if group else catalogue.COMMANDS
     wanted = f"{name} {action}" if group else name
     match = next((command for command in commands if command.name == wanted), None)
     return match or group or commands[0]

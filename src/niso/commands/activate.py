@@ -166,7 +166,9 @@ def _scope(
         *store.names_with(store.with_companions(row.name for row in leaving if row.provider)),
     }
     made = (
-        wish.name for wish in (stack.networks if stack else ()) if store.network(wish.name) is None
+        request.name
+        for request in (stack.networks if stack else ())
+        if store.network(request.name) is None
     )
     concerned.update(("network", name) for name in made)
     names = (*(scope.services or ()), *store.with_companions(row.name for row in leaving))

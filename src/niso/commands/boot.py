@@ -212,7 +212,7 @@ def _wait_ended(units: list[str]) -> None:
 
 def _systemctl(*arguments: str, may_fail: bool = False) -> str:
     """Run systemctl and return its output. Raises Error with its error message."""
-    words = f"systemctl {' '.join(arguments)}"
+    command = f"systemctl {' '.join(arguments)}"
     try:
         done = subprocess.run(
             [
@@ -231,12 +231,12 @@ def _systemctl(*arguments: str, may_fail: bool = False) -> str:
         raise Error("systemctl is not installed", "apt install systemd") from error
     except subprocess.TimeoutExpired as error:
         raise Error(
-            f"{words}: no answer within {_SYSTEMCTL_S:g}s", "systemctl list-jobs"
+            f"{command}: no answer within {_SYSTEMCTL_S:g}s", "systemctl list-jobs"
         ) from error
     if done.returncode != 0 and not may_fail:
         reason = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
         raise Error(
-            f"{words}: {reason}", f"systemctl status {arguments[-1]}" if arguments[1:] else None
+            f"{command}: {reason}", f"systemctl status {arguments[-1]}" if arguments[1:] else None
         )
     return done.stdout
 

@@ -118,7 +118,7 @@ def _hole(hole: store_repair.Hole) -> Finding:
 
 def _other_firewalls(kernel: Kernel, networks: Iterable[Network]) -> list[Finding]:
     return [
-        Finding("foreign", drop.words(), f"add: {'; '.join(drop.remedy)}")
+        Finding("foreign", drop.describe(), f"add: {'; '.join(drop.remedy)}")
         for drop in exposure.drops(kernel, networks)
     ]
 

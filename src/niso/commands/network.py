@@ -8,12 +8,12 @@ from niso.base.report import Report, silent
 from niso.plan.records import Network
 from niso.reconcile.converge import converge, desired_now, plan
 from niso.services.machine import Machine
-from niso.services.networks import Wish, check, ensure
+from niso.services.networks import NetworkRequest, check, ensure
 from niso.store.store import Scope
 
 
 def create(
-    machine: Machine, wish: Wish, report: Report = silent, dry_run: bool = False
+    machine: Machine, request: NetworkRequest, report: Report = silent, dry_run: bool = False
 ) -> Network | None:
     """Create a network and its bridge; return None if the same network already exists.
 
@@ -21,12 +21,12 @@ def create(
     has changed.
     """
     store, kernel = machine.store, machine.kernel
-    check(wish)
+    check(request)
     with Lock():
-        scope = Scope((), (wish.name,), names=(("network", wish.name),))
+        scope = Scope((), (request.name,), names=(("network", request.name),))
         with store.transaction() as transaction:
             before = desired_now(kernel, store, scope)
-            network = ensure(machine, wish, implicit=False)
+            network = ensure(machine, request, implicit=False)
             if dry_run:
                 for step in plan(kernel, store, scope, before).steps:
                     report(step)
@@ -36,7 +36,7 @@ def create(
             converge(kernel, store, scope, before, report)
         except BaseException:
             if network is not None:
-                _forget(machine, wish.name)
+                _forget(machine, request.name)
             raise
     return network
 

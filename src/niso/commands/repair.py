@@ -194,11 +194,11 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
     except Error:
         same = False
     if not same:
-        words = (
+        message = (
             f"{row.name}: its package copy {row.package} is gone, "
             f"and {folder} no longer contains the same package"
         )
-        raise Error(words, f"niso activate {row.manifest_path}")
+        raise Error(message, f"niso activate {row.manifest_path}")
     report(CopyingPackage(folder))
     package.copy(row.name, folder, row.rootfs, row.fingerprint, row.manifest_path)
     return 1

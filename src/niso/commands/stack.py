@@ -18,7 +18,7 @@ from niso.manifest.stack_file import Stack
 from niso.runtime import volumes
 from niso.services import journal, networks, stacks, targets
 from niso.services.machine import Machine
-from niso.services.networks import Wish
+from niso.services.networks import NetworkRequest
 from niso.services.stacks import Membership
 from niso.services.targets import Target
 from niso.store.store import Store
@@ -57,10 +57,10 @@ def up(
     names = {member.name for member in stack.members}
     left = [name for name in store.stack_members(stack.name) if name not in names]
     on = {network for target in wanted for network in target.spec.networks}
-    wishes = [_wish(name, settings) for name, settings in stack.networks.items() if name in on]
-    made = [wish.name for wish in wishes if store.network(wish.name) is None]
+    requests = [_request(name, settings) for name, settings in stack.networks.items() if name in on]
+    made = [request.name for request in requests if store.network(request.name) is None]
     after = {member.name: member.after for member in stack.members if member.after}
-    joins = Membership(stack.name, stack.file, tuple(wishes), tuple(left), {})
+    joins = Membership(stack.name, stack.file, tuple(requests), tuple(left), {})
     try:
         outcomes = activate.activate(machine, wanted, timeout_s, report, dry_run, after, joins)
     except ErrorGroup as group:
@@ -127,14 +127,14 @@ def _targets(store: Store, stack: Stack) -> list[Target]:
     return wanted
 
 
-def _wish(name: str, network: model.Network) -> Wish:
-    return Wish(
+def _request(name: str, network: model.Network) -> NetworkRequest:
+    return NetworkRequest(
         name, network.subnets, network.ipv6, network.gateways, network.internal, network.mtu
     )
 
 
 def _network_errors(name: str, network: model.Network) -> Iterable[InvalidInput]:
     try:
-        networks.check(_wish(name, network))
+        networks.check(_request(name, network))
     except Error as error:
         yield stacks.error_of(name, error)

@@ -98,8 +98,8 @@ def explain(
         )
     link = _closed_link(world, packet, verdict, closed)
     if link:
-        words = f"the host forwards no packets from {link}: net/ipv4/conf/{link}/forwarding is 0"
-        verdict, counted = verdict._replace(passes=False, path=Reason(False, words)), ()
+        message = f"the host forwards no packets from {link}: net/ipv4/conf/{link}/forwarding is 0"
+        verdict, counted = verdict._replace(passes=False, path=Reason(False, message)), ()
     counters = tuple(item for item in counted if item.counts)
     return Explanation(packet, verdict, path, egress, ingress, counters)
 

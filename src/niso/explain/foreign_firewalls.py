@@ -34,7 +34,7 @@ class Drop(NamedTuple):
     remedy: tuple[str, ...]  # command lines; prose if there is no command
     bridges: tuple[str, ...]  # the affected ones
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """Return the finding in one line, without the remedy."""
         bridges, what = ", ".join(self.bridges), ", ".join(self.what)
         return f"nftables chain {self.chain} drops connections of {bridges} ({what})"

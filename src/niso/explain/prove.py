@@ -92,13 +92,13 @@ def ping(kernel: Kernel, store: Store, source: str, destination: str) -> tuple[P
             f"niso net check {to}",
         )
     without = _without_icmp(world, verdict, reason)
-    words = (
+    message = (
         f"{without.key} of {reason.service}, {without.text!r}, allows ports but no ICMP"
         if without
-        else reason.words
+        else reason.message
     )
     raise Error(
-        f"{where}: {words}",
+        f"{where}: {message}",
         f"niso net explain {from_} {to}",
         (without.key if without else reason.key) or None,
         names_key=False,

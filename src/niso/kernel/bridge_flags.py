@@ -55,28 +55,28 @@ def drift_of_port(settings: dict[int, bytes], operstate: int) -> str:
     ``settings`` is its IFLA_INFO_SLAVE_DATA. The port's state counts only while its link has a
     carrier: otherwise the kernel sets it.
     """
-    words = [
+    parts = [
         f"{name} {'on' if settings[kind][0] else 'off'}"
         for kind, (name, usual) in _FLAGS.items()
         if settings.get(kind, b"\0")[:1] != bytes([usual]) and kind in settings
     ]
     if any(settings.get(_GROUP_FORWARD, b"")):
-        words.append("group_fwd_mask set")
+        parts.append("group_fwd_mask set")
     state = settings.get(_PORT_STATE, b"")[:1]
     if operstate == _UP and state and state[0] != _FORWARDING:
-        words.append(f"state {_STATES.get(state[0], state[0])}")
-    return ", ".join(words)
+        parts.append(f"state {_STATES.get(state[0], state[0])}")
+    return ", ".join(parts)
 
 
 def drift_of_bridge(settings: dict[int, bytes]) -> str:
     """Return the settings of a bridge (IFLA_INFO_DATA) that differ from niso's: ``stp_state 1``."""
-    words = []
+    parts = []
     for kind, (name, form, usual) in _SETTINGS.items():
         payload = settings.get(kind, b"")
         value = struct.unpack(form, payload)[0] if len(payload) == struct.calcsize(form) else usual
         if value != usual:
-            words.append(f"{name} {value}")
-    return ", ".join(words)
+            parts.append(f"{name} {value}")
+    return ", ".join(parts)
 
 
 def usual(drift: str) -> list[bytes]:
@@ -84,7 +84,7 @@ def usual(drift: str) -> list[bytes]:
 
     Each is for an RTM_NEWLINK of its own, in this order.
     """
-    names = [words.partition(" ")[0] for words in drift.split(", ")] if drift else []
+    names = [part.partition(" ")[0] for part in drift.split(", ")] if drift else []
     port = [
         attribute(kind, bytes([usual])) for kind, (name, usual) in _FLAGS.items() if name in names
     ]

@@ -11,10 +11,10 @@ from niso.kernel import nft_tables
 from niso.kernel.kinds.element import Edit, Element, NftTransaction
 
 
-def refuse_unless(so: bool, number: int, words: object) -> None:
+def refuse_unless(so: bool, number: int, what: object) -> None:
     """Raise KernelError with an errno unless a condition holds."""
     if not so:
-        raise KernelError(f"{words}: {os.strerror(number)}", errno=number)
+        raise KernelError(f"{what}: {os.strerror(number)}", errno=number)
 
 
 def overlap(one: str, other: str) -> bool:
@@ -75,16 +75,16 @@ class FakeTables:
         self.ruleset = nft_tables.DIGEST
 
     def _edit(self, edit: Edit) -> None:
-        words, element = edit.text(), edit.element
+        what, element = edit.text(), edit.element
         table, container = element.table, element.container
-        refuse_unless(self.ruleset is not None, errno.ENOENT, words)
-        refuse_unless(container in nft_tables.CONTAINERS[table], errno.ENOENT, words)
+        refuse_unless(self.ruleset is not None, errno.ENOENT, what)
+        refuse_unless(container in nft_tables.CONTAINERS[table], errno.ENOENT, what)
         present = self.elements.get(element.key())
         if edit.verb == "delete":
-            refuse_unless(present is not None, errno.ENOENT, words)
+            refuse_unless(present is not None, errno.ENOENT, what)
             del self.elements[element.key()]
         elif present is not None:
-            refuse_unless(present.value == element.value, errno.EEXIST, words)
+            refuse_unless(present.value == element.value, errno.EEXIST, what)
         else:
             if nft_tables.DECLARED[table, container][2]:
                 others = [
@@ -95,5 +95,5 @@ class FakeTables:
                 clash = any(overlap(element.element, other) for other in others)
                 if clash and "/" in element.element and not self.strict:
                     return  # nested prefixes: the kernel accepts this without effect
-                refuse_unless(not clash, errno.EEXIST, words)
+                refuse_unless(not clash, errno.EEXIST, what)
             self.elements[element.key()] = element

@@ -57,7 +57,7 @@ def _load() -> ctypes.CDLL:
 class Nft:
     """A libnftables context in the caller's network namespace. A context manager.
 
-    Nothing is written to stdout or stderr. Errors are KernelError with nft's own words.
+    Nothing is written to stdout or stderr. Errors are KernelError with nft's own errors.
     """
 
     def __init__(self) -> None:
@@ -90,17 +90,17 @@ class Nft:
         except OSError as error:
             raise refused(what, error.errno or 0) from error
         if self._nft.nft_run_cmd_from_buffer(self._context, text.encode()):
-            words = self._words()
+            errors = self._errors()
             # nft reports the kernel's errors at the first line of a buffer, but correctly in a file
-            raise self._error(self._dry_run(text) or words, text)
+            raise self._error(self._dry_run(text) or errors, text)
         if failpoint.broken(failpoint.OVERRUN):
             raise refused(what, errno.ENOBUFS)
 
     def check(self, text: str) -> None:
         """Have the kernel validate ``text`` without changing anything. Raises KernelError."""
-        words = self._dry_run(text)
-        if words:
-            raise self._error(words, text)
+        errors = self._dry_run(text)
+        if errors:
+            raise self._error(errors, text)
 
     def query(self, command: str) -> list[dict[str, Any]]:
         """Return the objects of a ``list`` command's JSON, without metainfo. Raises KernelError."""
@@ -108,7 +108,7 @@ class Nft:
         failed = self._nft.nft_run_cmd_from_buffer(self._context, command.encode())
         self._nft.nft_ctx_output_set_flags(self._context, 0)
         if failed:
-            raise self._error(self._words(), command)
+            raise self._error(self._errors(), command)
         answer = self._nft.nft_ctx_get_output_buffer(self._context) or b'{"nftables": []}'
         try:
             return [item for item in json.loads(answer)["nftables"] if "metainfo" not in item]
@@ -118,7 +118,7 @@ class Nft:
     def text(self, command: str) -> str:
         """Return the output of a ``list`` command. Raises KernelError."""
         if self._nft.nft_run_cmd_from_buffer(self._context, command.encode()):
-            raise self._error(self._words(), command)
+            raise self._error(self._errors(), command)
         return (self._nft.nft_ctx_get_output_buffer(self._context) or b"").decode(
             "utf-8", "replace"
         )
@@ -173,21 +173,21 @@ class Nft:
             self._nft.nft_ctx_set_dry_run(self._context, False)
         finally:
             os.close(fd)
-        return self._words() if failed else ""
+        return self._errors() if failed else ""
 
-    def _words(self) -> str:
-        words: bytes = self._nft.nft_ctx_get_error_buffer(self._context) or b""
-        return words.decode("utf-8", "replace")
+    def _errors(self) -> str:
+        errors: bytes = self._nft.nft_ctx_get_error_buffer(self._context) or b""
+        return errors.decode("utf-8", "replace")
 
-    def _error(self, words: str, text: str) -> KernelError:
-        """Return the first error in ``words``.
+    def _error(self, errors: str, text: str) -> KernelError:
+        """Return the first error in ``errors``.
 
         They are "[FILE:LINE:FROM-TO: ]Error: REASON", the line, and carets below it.
         """
-        lines = words.splitlines()
+        lines = errors.splitlines()
         start = next((i for i, line in enumerate(lines) if "Error: " in line), -1)
         if start < 0:
-            return KernelError(f"nft: {words.strip() or 'failed without a message'}")
+            return KernelError(f"nft: {errors.strip() or 'failed without a message'}")
         place, _, reason = lines[start].partition("Error: ")
         reason = reason[:1].lower() + reason[1:]
         number = place.split(":")[1] if place.count(":") >= 3 else ""

@@ -79,15 +79,15 @@ class _Reply(NamedTuple):
     body: bytes
 
 
-def refused(what: str, number: int, words: str = "") -> KernelError:
+def refused(what: str, number: int, message: str = "") -> KernelError:
     """Return the error for the step ``what``, which failed with errno ``number``.
 
-    ``words`` are the kernel's own, if it sent any.
+    ``message`` is the kernel's extended ACK text, if any.
     """
     reason = os.strerror(number) if number else ""
     reason = reason[:1].lower() + reason[1:]
-    if words:
-        reason = f"{reason} ({words})" if reason else words
+    if message:
+        reason = f"{reason} ({message})" if reason else message
     hint = "run it as root (sudo niso ...)" if number in (errno.EPERM, errno.EACCES) else None
     return KernelError(f"cannot {what}: {reason}", hint, number)
 
@@ -207,9 +207,9 @@ class Netlink:
         except OSError as error:
             raise refused(messages[0].what, error.errno or 0) from error
         for sequence, message in enumerate(messages, first):
-            number, words = results.get(sequence, (0, ""))
+            number, text = results.get(sequence, (0, ""))
             if number and number not in message.fine:
-                raise refused(message.what, number, words)
+                raise refused(message.what, number, text)
 
     def transact_batch(
         self,
@@ -243,9 +243,9 @@ class Netlink:
                 for reply in self._receive():
                     if reply.kind != _NLMSG_ERROR or reply.sequence < start:
                         continue
-                    number, words = _result(reply, 20)
+                    number, text = _result(reply, 20)
                     if number:
-                        raise refused(what, errno.EEXIST if number in clashes else number, words)
+                        raise refused(what, errno.EEXIST if number in clashes else number, text)
                     if reply.sequence == last:
                         return
         except OSError as error:
@@ -274,9 +274,9 @@ class Netlink:
                         continue
                     answers[reply.sequence] = reply.body
                     if reply.kind == _NLMSG_ERROR:
-                        number, words = _result(reply, 20)
+                        number, text = _result(reply, 20)
                         if number not in absent:
-                            raise refused(what, number, words)
+                            raise refused(what, number, text)
                         answers[reply.sequence] = None
         except OSError as error:
             raise refused(what, error.errno or 0) from error
@@ -324,9 +324,9 @@ class Netlink:
                     continue
                 whole = whole and not reply.flags & _DUMP_INTR
                 if reply.kind in (_NLMSG_DONE, _NLMSG_ERROR):
-                    number, words = _result(reply, 4 if reply.kind == _NLMSG_DONE else 20)
+                    number, text = _result(reply, 4 if reply.kind == _NLMSG_DONE else 20)
                     if number and number not in absent:
-                        raise refused(what, number, words)
+                        raise refused(what, number, text)
                     return entries if whole else None
                 thing = understood(what, parse, reply.body)
                 if thing is not None:
@@ -413,13 +413,13 @@ def _result(reply: _Reply, offset: int) -> tuple[int, str]:
             if reply.body or reply.kind == _NLMSG_ERROR
             else 0
         )
-        words = ""
+        text = ""
         if reply.flags & _ACK_TLVS:
             if reply.kind == _NLMSG_ERROR and not reply.flags & _CAPPED:
                 offset = 4 + (int(struct.unpack_from("=I", reply.body, 4)[0]) + 3 & ~3)
-            words = string(attributes(reply.body, offset).get(1, b""))  # NLMSGERR_ATTR_MSG
+            text = string(attributes(reply.body, offset).get(1, b""))  # NLMSGERR_ATTR_MSG
     except MALFORMED as error:
         raise _bad() from error
     if not 0 <= number <= _MOST_ERRNO:
         raise _bad()
-    return number, words
+    return number, text

@@ -351,8 +351,8 @@ def _element(change: Change) -> bytes:
     if change.adds and change.value:
         parts.append(nested(_ELEM_DATA, _pack_value(change.header, change.value)))
     if change.adds and change.comment:
-        words = change.comment.encode() + b"\0"
-        parts.append(attribute(_ELEM_USERDATA, bytes([_UDATA_COMMENT, len(words)]) + words))
+        comment = change.comment.encode() + b"\0"
+        parts.append(attribute(_ELEM_USERDATA, bytes([_UDATA_COMMENT, len(comment)]) + comment))
     return nested(_LIST_ELEM, *parts)
 
 

@@ -251,24 +251,24 @@ class Rtnl(netlink.Netlink):
         if bridge_flags.ARP_OFF in drift.split(", "):
             switched |= IFF_NOARP
         changes = text(IFLA_IFNAME, name)
-        words = []
+        shown = []
         if mtu is not None:
             changes += u32(IFLA_MTU, mtu)
-            words.append(f"mtu {mtu}")
+            shown.append(f"mtu {mtu}")
         if alias is not None:
             changes += alias_data(alias)
-            words.append(f"alias '{alias}'")
+            shown.append(f"alias '{alias}'")
         if mac is not None:
             changes += attribute(IFLA_ADDRESS, packed_mac(mac))
-            words.append(f"mac {mac}")
+            shown.append(f"mac {mac}")
         if master is not None:
             changes += u32(IFLA_MASTER, self.index(master) if master else 0)
-            words.append(f"master {master or 'none'}")
+            shown.append(f"master {master or 'none'}")
         if up is not None:
-            words.append("up" if up else "down")
+            shown.append("up" if up else "down")
         messages = []
-        if words:
-            what = f"set link '{name}' {', '.join(words)}"
+        if shown:
+            what = f"set link '{name}' {', '.join(shown)}"
             messages.append(Message(what, _NEWLINK, 0, _ifinfo(0, flags, switched) + changes))
         if hairpin is not None:
             what = f"set hairpin of '{name}' {'on' if hairpin else 'off'}"

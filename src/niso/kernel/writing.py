@@ -124,15 +124,15 @@ class Writer:
 
         Raises KernelError with the words of the one that failed.
         """
-        words = ""
+        description = ""
         try:
             for step in batch:
-                words = step.describe()
-                failpoint.hit(words)
+                description = step.describe()
+                failpoint.hit(description)
             batch[0].kind.write(self, batch)
         except OSError as error:
             raise KernelError(
-                f"{words.splitlines()[0]}: {error.strerror}", errno=error.errno or 0
+                f"{description.splitlines()[0]}: {error.strerror}", errno=error.errno or 0
             ) from error
 
 

@@ -161,14 +161,14 @@ def _missing(path: str, name: str, table: str, may_be: Kind) -> InvalidInput:
 
 
 def _words(may_be: Kind) -> str:
-    """Return what a value may be, in the words of TOML, which has no None."""
-    words: list[str] = []
+    """Return what a value may be, in the choices of TOML, which has no None."""
+    choices: list[str] = []
     for form, inside in may_be.items():
         if form is str and inside:
-            words += [values.shown(choice) for choice in inside]
+            choices += [values.shown(choice) for choice in inside]
         elif form is not NoneType:
-            words.append("true or false" if form is bool else _FORMS[form])
-    return " or ".join((", ".join(words[:-1]), words[-1])) if len(words) > 1 else words[0]
+            choices.append("true or false" if form is bool else _FORMS[form])
+    return " or ".join((", ".join(choices[:-1]), choices[-1])) if len(choices) > 1 else choices[0]
 
 
 def _example(value: object, may_be: Kind, key: str) -> str:

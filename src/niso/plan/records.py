@@ -160,7 +160,7 @@ class Healthcheck(NamedTuple):
     start_period_s: float
 
     @property
-    def words(self) -> str:
+    def target(self) -> str:
         """Return ``tcp 8080`` or the URL."""
         return f"tcp {self.port}" if self.path is None else f"http://{self.host}{self.path}"
 

@@ -53,7 +53,7 @@ class Reason(NamedTuple):
     """
 
     passes: bool
-    words: str
+    message: str
     service: str = ""
     key: str = ""  # "network.policy.deny_from[0]"; without [0] if no entry of the list matches
     text: str = ""  # the entry as written
@@ -209,15 +209,15 @@ def _judge(world: World, side: _Side, peer: str, port: int | None, proto: str) -
         for entry in entries:
             if matches(entry, world, peer, port, proto):
                 verb = "allowed" if passes else "denied"
-                words = f'{verb} by {entry.key} of {service} ("{entry.text}")'
-                return Reason(passes, words, service, entry.key, entry.text)
+                message = f'{verb} by {entry.key} of {service} ("{entry.text}")'
+                return Reason(passes, message, service, entry.key, entry.text)
     if side.allow is None:
         if side.deny:
             return Reason(True, f"not listed in {side.key('deny')} of {service}")
         return Reason(True, f"{service} has no {side.direction} policy")
     key = side.key("allow")
-    words = f"not listed in {key} of {service}" if side.allow else f"{key} of {service} is empty"
-    return Reason(False, words, service, key)
+    message = f"not listed in {key} of {service}" if side.allow else f"{key} of {service} is empty"
+    return Reason(False, message, service, key)
 
 
 def _who(world: World, address: str) -> str:
@@ -238,11 +238,11 @@ class _Packet(NamedTuple):
     entered: str
     from_host: bool
 
-    def drop(self, words: str) -> _Path:
-        return _Path(Reason(False, words), self.destination, self.port)
+    def drop(self, message: str) -> _Path:
+        return _Path(Reason(False, message), self.destination, self.port)
 
-    def accept(self, words: str) -> _Path:
-        return _Path(Reason(True, words), self.destination, self.port)
+    def accept(self, message: str) -> _Path:
+        return _Path(Reason(True, message), self.destination, self.port)
 
 
 def _path(world: World, source: str, destination: str, port: int | None, proto: str) -> _Path:
@@ -287,8 +287,8 @@ def _at_sender(world: World, packet: _Packet, known: Known, to: _Address) -> _Pa
         return packet.drop(f"{known.name} is not active")
     own = destination in addresses_of(known)
     if own or to.is_loopback:
-        words = "own address" if own else "own loopback address"
-        accepted = packet.accept(f"{destination} is {known.name}'s {words}")
+        message = "own address" if own else "own loopback address"
+        accepted = packet.accept(f"{destination} is {known.name}'s {message}")
         return accepted._replace(itself=True)
     by = entered if _is_link_local6(to) else _leaves_by(world, known, to)
     if by is None:
@@ -359,8 +359,8 @@ def _to_published(world: World, packet: _Packet, target: _Published) -> _Path:
         return _Path(Reason(False, _stays(entered)), address, port)
     owner = f"{sharer}, which shares the network of {known.name}" if sharer else known.name
     asked = f"{_at(packet.destination, packet.port)}/{packet.proto}"
-    words = f"{asked} is a published port of {owner}; it leads to {_at(address, port)}"
-    return _Path(Reason(True, words), address, port, itself=known is packet.sender)
+    message = f"{asked} is a published port of {owner}; it leads to {_at(address, port)}"
+    return _Path(Reason(True, message), address, port, itself=known is packet.sender)
 
 
 def _stays(network: str) -> str:

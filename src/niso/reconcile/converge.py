@@ -192,8 +192,8 @@ def _desired(snapshot: Snapshot) -> State:
     try:
         return desired(snapshot)
     except (ValueError, LookupError) as error:
-        words = f"{paths.database()}: related rows are missing"
-        raise Error(words, "niso net check names them, niso net repair restores them") from error
+        message = f"{paths.database()}: related rows are missing"
+        raise Error(message, "niso net check names them, niso net repair restores them") from error
 
 
 def _possible(kernel: Kernel, want: State, before: State | None = None) -> State:

@@ -76,16 +76,16 @@ def run(*args: str) -> tuple[int, str]:
             os.close(write)
         try:
             with signals_delivered():
-                words = read_all(read)
+                output = read_all(read)
         finally:
             _, wait_status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(wait_status), plain_message(words)
+    return os.waitstatus_to_exitcode(wait_status), plain_message(output)
 
 
-def plain_message(words: bytes) -> str:
+def plain_message(output: bytes) -> str:
     """Strip the time stamps from a message of crun or conmon and join its lines with "; "."""
     lines = []
-    for line in words.decode("utf-8", "replace").splitlines():
+    for line in output.decode("utf-8", "replace").splitlines():
         stamp, _, message = line.partition(": ")
         lines.append(message if stamp[:2] == "20" and "T" in stamp and message else line)
     return "; ".join(line.strip() for line in lines if line.strip())

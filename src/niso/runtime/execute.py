@@ -178,9 +178,9 @@ class _Session:
         self._pid = 0
         code = os.waitstatus_to_exitcode(wait_status)
         with open(f"{self._stem}.log", "rb") as file:
-            words = crun.plain_message(file.read(_BLOCK))
-        if words:
-            raise self._refused(words)
+            reply = crun.plain_message(file.read(_BLOCK))
+        if reply:
+            raise self._refused(reply)
         return SIGNALLED - code if code < 0 else code
 
     def close(self) -> None:
@@ -411,17 +411,17 @@ class _Session:
                 if pids.wait_readable(self._pidfd, _RETRY_MS / 1000):
                     return
 
-    def _refused(self, words: str) -> ProcessError:
+    def _refused(self, reply: str) -> ProcessError:
         """Return the error for a message of crun, with the exit status that fits it."""
         state = os.path.join(crun.state_dir(), crun.container_id(self._service), "status")
         if not os.path.exists(state):
-            message = f"{self._service}: crun has lost its state of it: {words}"
+            message = f"{self._service}: crun has lost its state of it: {reply}"
             return _failed(CANNOT, message, f"niso restart {self._service}")
-        if "Permission denied" in words:
-            return _failed(NOT_EXECUTABLE, f"{self._service}: {words}", None)
-        if "executable file" in words or "No such file" in words:
-            return _failed(NOT_FOUND, f"{self._service}: {words}", None)
-        return _failed(CANNOT, f"{self._service}: crun exec: {words}", None)
+        if "Permission denied" in reply:
+            return _failed(NOT_EXECUTABLE, f"{self._service}: {reply}", None)
+        if "executable file" in reply or "No such file" in reply:
+            return _failed(NOT_FOUND, f"{self._service}: {reply}", None)
+        return _failed(CANNOT, f"{self._service}: crun exec: {reply}", None)
 
 
 def _write_all(fd: int, data: bytes) -> bool:

@@ -65,14 +65,14 @@ class Probe:
         except StopIteration as end:
             self.answer = end.value
         except (Error, OSError) as error:  # the namespace is gone
-            self.answer = f"{self._check.words}: {error}"
+            self.answer = f"{self._check.target}: {error}"
 
     def give_up_if_late(self) -> None:
         """End the probe if its deadline has passed; the answer names the step that was too slow."""
         if self.answer is None and time.monotonic() >= self.deadline:
             self.close()
             late = f"{self._doing[0]}: no answer within {self._check.timeout_s:g}s"
-            self.answer = f"{self._check.words}: {late}"
+            self.answer = f"{self._check.target}: {late}"
 
     def close(self) -> None:
         """Close the socket of a probe; no-op if it has ended."""
@@ -98,10 +98,10 @@ def _steps(check: Healthcheck, namespace: str | None, doing: list[str]) -> _Step
                     return ""
                 doing[0] = f"answer of {address}"
                 return (yield from _http(sock, check))
-            refusals = refusals or f"{check.words}: {os.strerror(number).lower()} ({address})"
+            refusals = refusals or f"{check.target}: {os.strerror(number).lower()} ({address})"
         except OSError as error:
             refusals = (
-                refusals or f"{check.words}: {(error.strerror or str(error)).lower()} ({address})"
+                refusals or f"{check.target}: {(error.strerror or str(error)).lower()} ({address})"
             )
         finally:
             sock.close()
@@ -170,13 +170,13 @@ def _http(sock: socket.socket, check: Healthcheck) -> _Steps:
         size += len(block)
         status, received = _status(received + block)
         if status is not None:
-            return "" if 200 <= status < 400 else f"{check.words}: status {status}"
+            return "" if 200 <= status < 400 else f"{check.target}: status {status}"
         if not block:
             break
         if b"\n" in received and not received.startswith(b"HTTP/"):
             break
     what = "no HTTP response" if received or size >= _MAX_RESPONSE else "closed without a response"
-    return f"{check.words}: {what}"
+    return f"{check.target}: {what}"
 
 
 def _status(received: bytes) -> tuple[int | None, bytes]:
@@ -256,7 +256,7 @@ class Probed(NamedTuple):
     """Of the last successful probe; 0 for never."""
     failures: int
     """Consecutive failures up to now."""
-    words: str
+    failure: str
     """Why the last probe failed; "" if it succeeded."""
 
 
@@ -273,12 +273,12 @@ class Target(NamedTuple):
 class Health(NamedTuple):
     state: str
     """healthy, unhealthy or starting."""
-    words: str
+    failure: str
     """Why the last probe failed; "" if it succeeded."""
 
 
-def write_record(service: str, run: tuple[int, float], words: str) -> None:
-    """Record one answer: ``words`` as in `Probe.answer`. Raises OSError.
+def write_record(service: str, run: tuple[int, float], failure: str) -> None:
+    """Record one answer: ``failure`` is `Probe.answer`. Raises OSError.
 
     Leaves nothing of a service that is removed meanwhile.
     """
@@ -286,8 +286,8 @@ def write_record(service: str, run: tuple[int, float], words: str) -> None:
     now = time.time()
     if before is None or before.run != run:
         before = Probed(run, 0.0, 0.0, 0, "")
-    if words:
-        after = before._replace(asked_at=now, failures=before.failures + 1, words=words)
+    if failure:
+        after = before._replace(asked_at=now, failures=before.failures + 1, failure=failure)
     else:
         after = Probed(run, now, now, 0, "")
     path = paths.health_file(service)
@@ -307,7 +307,7 @@ def read_record(service: str) -> Probed | None:
         record = None if fields is None else Probed(**{**fields, "run": tuple(fields["run"])})
     except (ValueError, TypeError, KeyError):
         return None
-    kinds = {"asked_at": float, "well_at": float, "failures": int, "words": str}
+    kinds = {"asked_at": float, "well_at": float, "failures": int, "failure": str}
     if all(isinstance(getattr(record, name, None), kind) for name, kind in kinds.items()):
         return record
     return None
@@ -327,9 +327,9 @@ def check_all(targets: Sequence[Target], report: Report) -> dict[str, Health]:
             fcntl.flock(lock, fcntl.LOCK_EX)
             # Another process may have probed some of them meanwhile.
             due = [target for target in due if _is_due(target)]
-            answers = probe_all([(target.check, target.namespace) for target in due])
-            for target, words in zip(due, answers, strict=True):
-                write_record(target.service, target.run, words)
+            failures = probe_all([(target.check, target.namespace) for target in due])
+            for target, failure in zip(due, failures, strict=True):
+                write_record(target.service, target.run, failure)
         finally:
             os.close(lock)
     return {
@@ -360,10 +360,10 @@ def judge(check: Healthcheck, started_at: float, record: Probed | None) -> Healt
         return Health("healthy", "")
     well_until = max(record.well_at, started_at + check.start_period_s)
     if not record.well_at and record.asked_at <= well_until:
-        return Health("starting", record.words)
+        return Health("starting", record.failure)
     if (
         record.failures >= check.retries
         or record.asked_at - well_until >= check.retries * check.interval_s
     ):
-        return Health("unhealthy", record.words)
-    return Health("healthy" if record.well_at else "starting", record.words)
+        return Health("unhealthy", record.failure)
+    return Health("healthy" if record.well_at else "starting", record.failure)

@@ -124,9 +124,9 @@ class Launch:
         finally:
             self.close()
         failpoint.hit(f"start the process of {self._spec.service}")
-        exit_status, words = crun.run("start", crun.container_id(self._spec.service))
+        exit_status, message = crun.run("start", crun.container_id(self._spec.service))
         if exit_status != 0:
-            raise ProcessError(f"{self._spec.service}: crun start: {words}")
+            raise ProcessError(f"{self._spec.service}: crun start: {message}")
         return pid
 
     def close(self) -> None:
@@ -372,11 +372,11 @@ def _created_pid(spec: ProcessSpec, bundle: str, sync: int) -> int:
     pid = answer.get("data", -1)
     if isinstance(pid, int) and pid > 0:
         return pid
-    words = crun.plain_message(str(answer.get("message", "")).encode())
-    if not words:
+    message = crun.plain_message(str(answer.get("message", "")).encode())
+    if not message:
         with open(f"{bundle}/conmon.err", "rb") as file:
-            words = crun.plain_message(file.read(4096)) or "conmon ended without a message"
-    raise ProcessError(f"{words.removeprefix('; ')}", service=spec.service)
+            message = crun.plain_message(file.read(4096)) or "conmon ended without a message"
+    raise ProcessError(f"{message.removeprefix('; ')}", service=spec.service)
 
 
 def remove_cgroups(path: str) -> None:

@@ -67,8 +67,8 @@ def read(service: str, closely: bool = False) -> Status:
     ):
         keeper = conmon(service)
         if (keeper is not None and state_letter(keeper) in "Tt") or time.monotonic() >= deadline:
-            words = f"its process has ended, but its conmon (pid {keeper}) does not react"
-            return shown._replace(state="failed", pid=None, error=words)
+            message = f"its process has ended, but its conmon (pid {keeper}) does not react"
+            return shown._replace(state="failed", pid=None, error=message)
         time.sleep(0.02)
         shown = _read(service)
     return shown

@@ -53,18 +53,18 @@ def forward(
         ]
         if losers and not replace:
             holder, held = losers[0]
-            words = f"host port {port.host_side} is published by {holder!r}{as_held(held, port)}"
+            message = f"host port {port.host_side} is published by {holder!r}{as_held(held, port)}"
             hint = f"--replace takes {held.text} from {holder}"
             if holder == service:
                 hint = f"--replace replaces {held.text}"
             if _is_part(port, held):
                 hint = "it is part of a range: move the whole range, or change that manifest"
-            raise Conflict(words, hint, key, names_key=False)
+            raise Conflict(message, hint, key, names_key=False)
         for holder, held in losers:
             if _is_part(port, held):
-                words = f"host port {port.host_side} is part of {held.host_side} of {holder!r}"
+                message = f"host port {port.host_side} is part of {held.host_side} of {holder!r}"
                 raise Conflict(
-                    words, "move the whole range, or change that manifest", key, names_key=False
+                    message, "move the whole range, or change that manifest", key, names_key=False
                 )
             if holder not in locked:
                 raise Conflict(
@@ -94,9 +94,9 @@ def unforward(machine: Machine, service: str, port: Port, report: Report = silen
         if port not in forwards:
             _require_active(store, service)
             if store.has_port(service, port):
-                words = f"{port.text} is in the manifest of {service!r}"
+                message = f"{port.text} is in the manifest of {service!r}"
                 raise Conflict(
-                    words, "remove it there and activate the service", "PORT", names_key=False
+                    message, "remove it there and activate the service", "PORT", names_key=False
                 )
             added = ", ".join(forward.text for forward in forwards) or "none"
             raise NotFound(f"{port.text} is not forwarded to {service!r}", f"its forwards: {added}")

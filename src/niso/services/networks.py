@@ -92,7 +92,7 @@ def unique_local(state_id: str) -> ipaddress.IPv6Network:
     return ipaddress.IPv6Network((bytes([0xFD]) + global_id + bytes(10), 48))
 
 
-class Wish(NamedTuple):
+class NetworkRequest(NamedTuple):
     """Describe a requested network.
 
     It has at most one subnet of each family. Without any, it gets the next free /24.
@@ -116,39 +116,39 @@ class Wish(NamedTuple):
         return ({net.version for net in self.nets} or {4}) | ({6} if self.ipv6 else set())
 
 
-def check(wish: Wish) -> None:
-    """Raise UsageError if no network could satisfy the wish."""
-    nets, least = wish.nets, MIN_MTUS[max(wish.families)]
-    if wish.mtu is not None and not least <= wish.mtu <= MAX_MTU:
+def check(request: NetworkRequest) -> None:
+    """Raise UsageError if no network could satisfy the request."""
+    nets, least = request.nets, MIN_MTUS[max(request.families)]
+    if request.mtu is not None and not least <= request.mtu <= MAX_MTU:
         raise UsageError(
-            f"{wish.mtu}: must be {least} to {MAX_MTU}"
+            f"{request.mtu}: must be {least} to {MAX_MTU}"
             f"{' with IPv6' if least == MIN_MTUS[6] else ''}",
             "leave it out to use the MTU of the default route",
             "--mtu",
         )
-    if nets and not wish.ipv6:
-        _gateways(nets, wish.gateways)
+    if nets and not request.ipv6:
+        _gateways(nets, request.gateways)
 
 
-def ensure(machine: Machine, wish: Wish, implicit: bool) -> Network | None:
-    """Record a network; return None if it already exists and satisfies the wish.
+def ensure(machine: Machine, request: NetworkRequest, implicit: bool) -> Network | None:
+    """Record a network; return None if it already exists and satisfies the request.
 
     The caller is in a transaction. ``implicit`` as for `Store.add_network`. Raises UsageError, and
     Conflict if it exists and differs, or if its name, subnet or bridge is taken.
     """
     store = machine.store
-    present = store.network(wish.name)
+    present = store.network(request.name)
     if present is not None:
-        _same(present, wish)
+        _same(present, request)
         return None
     network = plan_network(
         machine,
-        wish.name,
-        subnets=wish.nets,
-        ipv6=wish.ipv6,
-        gateways=wish.gateways,
-        internal=wish.internal,
-        mtu=wish.mtu,
+        request.name,
+        subnets=request.nets,
+        ipv6=request.ipv6,
+        gateways=request.gateways,
+        internal=request.internal,
+        mtu=request.mtu,
     )
     store.add_network(network, implicit=implicit, now=time.time())
     return network
@@ -316,25 +316,25 @@ def _gateways(nets: Sequence[ipam.Network], texts: Sequence[str]) -> dict[int, s
     return gateways
 
 
-def _same(present: Network, wish: Wish) -> None:
-    """Raise Conflict unless the existing network satisfies the wish."""
+def _same(present: Network, request: NetworkRequest) -> None:
+    """Raise Conflict unless the existing network satisfies the request."""
     there = {subnet.family: subnet for subnet in present.subnets}
     shown = ", ".join(subnet.cidr for subnet in present.subnets)
     differs = None
-    if wish.families != there.keys() or any(
-        str(net) != there[net.version].cidr for net in wish.nets
+    if request.families != there.keys() or any(
+        str(net) != there[net.version].cidr for net in request.nets
     ):
         differs = f"with subnet {shown}"
-    elif wish.gateways:
+    elif request.gateways:
         have = {family: subnet.gateway for family, subnet in there.items()}
         given = _gateways(
-            [ipaddress.ip_network(subnet.cidr) for subnet in present.subnets], wish.gateways
+            [ipaddress.ip_network(subnet.cidr) for subnet in present.subnets], request.gateways
         )
         if any(have[family] != gateway for family, gateway in given.items()):
             differs = f"with gateway {', '.join(have.values())}"
-    if differs is None and wish.internal != present.internal:
+    if differs is None and request.internal != present.internal:
         differs = "as an internal network" if present.internal else "and is not internal"
-    if differs is None and wish.mtu is not None and wish.mtu != present.mtu:
+    if differs is None and request.mtu is not None and request.mtu != present.mtu:
         differs = f"with mtu {present.mtu}"
     if differs is not None:
         raise Conflict(

@@ -140,13 +140,13 @@ def _check_holders(
     """Raise Conflict if another service has the host port."""
     for holder, held in store.port_holders(port, together):
         if holder != service:
-            words = f"host port {port.host_side} is published by {holder!r}{as_held(held, port)}"
+            message = f"host port {port.host_side} is published by {holder!r}{as_held(held, port)}"
             hint = f"niso deactivate {holder}, or choose another port"
             if holder in together:
                 hint = f"{holder} is part of this command: choose another port for one of the two"
             if held in store.forwards(holder):
                 hint = f"niso port-forward {holder} {held.text} --remove, or choose another port"
-            raise Conflict(words, hint, key)
+            raise Conflict(message, hint, key)
 
 
 def _check_forwards(service: str, port: Port, forwards: Iterable[Port], key: str) -> None:

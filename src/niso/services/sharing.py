@@ -60,9 +60,9 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
     try:
         provider = store.resolve(share)
     except NotFound:
-        words = f"no service {share!r} is known"
+        message = f"no service {share!r} is known"
         raise Conflict(
-            words,
+            message,
             f"activate it first, or both in one command: niso activate PATH {target.name}",
             _KEY,
         ) from None
@@ -73,25 +73,25 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
     row = store.service(provider)
     assert row is not None
     if row.mode == "host":
-        words = f"service {provider!r} has mode host and no network namespace of its own"
-        raise Conflict(words, 'mode = "host" gives this service the same network', _KEY)
+        message = f"service {provider!r} has mode host and no network namespace of its own"
+        raise Conflict(message, 'mode = "host" gives this service the same network', _KEY)
     if row.mode == "share":
-        words = (
+        message = (
             f"service {provider!r} has no network namespace of its own, "
             f"it shares that of {row.provider!r}"
         )
-        raise Conflict(words, f'share = "{row.provider}"', _KEY)
+        raise Conflict(message, f'share = "{row.provider}"', _KEY)
     if not row.active:
-        words = f"service {provider!r} is not active"
+        message = f"service {provider!r} is not active"
         raise Conflict(
-            words,
+            message,
             f"niso activate {provider}, or both in one command: "
             f"niso activate {provider} {target.name}",
             _KEY,
         )
     if provider not in together and store.intent(provider) is not None:
-        words = f"service {provider!r} is being changed by another command"
-        raise Conflict(words, "try again when that command has finished", _KEY)
+        message = f"service {provider!r} is being changed by another command"
+        raise Conflict(message, "try again when that command has finished", _KEY)
     return provider
 
 
@@ -129,8 +129,8 @@ def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[Service
     together = frozenset(row.name for row in (*rows, *ended))
     for row in ended:
         if sharers := store.held_sharers(row.name, together):
-            words = f"service {row.name!r} is in use: {they_share(sharers)} its network namespace"
-            raise Conflict(words, f"niso deactivate {' '.join(sharers)}")
+            message = f"service {row.name!r} is in use: {they_share(sharers)} its network namespace"
+            raise Conflict(message, f"niso deactivate {' '.join(sharers)}")
     for row in rows:
         sharers = store.held_sharers(row.name, together)
         if sharers and row.mode not in PROVIDERS:

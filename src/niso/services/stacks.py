@@ -8,7 +8,7 @@ from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.lite_typing import NamedTuple
 from niso.services import networks
 from niso.services.machine import Machine
-from niso.services.networks import Wish
+from niso.services.networks import NetworkRequest
 from niso.services.stop import Needs
 from niso.store.store import Store
 
@@ -16,7 +16,7 @@ from niso.store.store import Store
 class Membership(NamedTuple):
     stack: str
     file: str  # for messages
-    networks: tuple[Wish, ...]
+    networks: tuple[NetworkRequest, ...]
     leaving: tuple[str, ...]  # known services of the stack that left its file
     needs: Needs  # the order in which those end
 
@@ -40,12 +40,12 @@ def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> No
     store = machine.store
     for error in taken(store, wanted.stack, services).values():
         raise error
-    for wish in wanted.networks:
+    for request in wanted.networks:
         try:
-            networks.ensure(machine, wish, implicit=True)
+            networks.ensure(machine, request, implicit=True)
         except Error as error:
-            moved = Conflict.of(error_of(wish.name, error))
-            on = [name for name, _ in store.members(wish.name)]
+            moved = Conflict.of(error_of(request.name, error))
+            on = [name for name, _ in store.members(request.name)]
             moved.file = wanted.file
             moved.hint = (
                 f"match the existing network, or first niso remove {' '.join(on)}"

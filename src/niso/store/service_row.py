@@ -59,8 +59,8 @@ class ServiceRow(NamedTuple):
 
     def damaged(self) -> Error:
         """Return the error for a damaged row."""
-        words = f"service {self.name!r}: its record in the store is damaged"
-        return Error(words, f"niso activate {self.manifest_path}, or niso remove {self.name}")
+        message = f"service {self.name!r}: its record in the store is damaged"
+        return Error(message, f"niso activate {self.manifest_path}, or niso remove {self.name}")
 
 
 def service_row(row: tuple[object, ...]) -> ServiceRow:

@@ -124,7 +124,7 @@ def unusable(error: Exception) -> Error:
 
     The hint depends on whether the file is damaged, locked, or cannot be written.
     """
-    words = f"{paths.database()}: {error}"
+    message = f"{paths.database()}: {error}"
     # the low byte is the primary code (sqlite.org/rescode.html)
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     # niso's statements are correct, so SQLITE_ERROR means unknown tables or columns
@@ -132,13 +132,13 @@ def unusable(error: Exception) -> Error:
         return damaged(str(error))
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         hint = "another niso command has held the lock for 10 s: try again when it has finished"
-        return Error(words, hint)
+        return Error(message, hint)
     try:
         disk = os.statvfs(paths.state_dir())
         if disk.f_bavail * disk.f_frsize < 1 << 16 and code != sqlite3.SQLITE_FULL:
-            words += " (no space left on its disk)"
+            message += " (no space left on its disk)"
         if disk.f_flag & os.ST_RDONLY and code != sqlite3.SQLITE_READONLY:
-            words += " (its file system is read-only)"
+            message += " (its file system is read-only)"
     except OSError:
         pass
-    return Error(words, "check the disk's free space, and that NISO_STATE_DIR is writable")
+    return Error(message, "check the disk's free space, and that NISO_STATE_DIR is writable")

@@ -186,9 +186,9 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
 
     def require_sound(self) -> None:
         """Have SQLite check all pages. Raises Error if one is damaged."""
-        words = [str(row[0]) for row in self._db.execute("PRAGMA quick_check(1)")]
-        if words != ["ok"]:
-            raise damaged("; ".join(words))
+        problems = [str(row[0]) for row in self._db.execute("PRAGMA quick_check(1)")]
+        if problems != ["ok"]:
+            raise damaged("; ".join(problems))
 
     def orphans(self) -> list[tuple[str, str]]:
         """Return (table, service) of rows of unknown services."""

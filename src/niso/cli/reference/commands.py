@@ -145,8 +145,8 @@ def _command(command: Command) -> Iterator[Block]:
         yield Code("\n".join(examples(command, _COLUMNS)), "sh")
 
 
-def _with_default(words: str, default: str) -> str:
-    return f"{words} (default: {default})" if default else words
+def _with_default(text: str, default: str) -> str:
+    return f"{text} (default: {default})" if default else text
 
 
 def _common() -> Iterator[Block]:

@@ -15,14 +15,14 @@ from niso.base.lite_typing import NamedTuple
 class Heading(NamedTuple):
     """A heading of level 1 or 2."""
 
-    words: str
+    text: str
     level: int = 1
 
 
 class Text(NamedTuple):
     """A paragraph."""
 
-    words: str
+    text: str
 
 
 class Code(NamedTuple):
@@ -65,12 +65,12 @@ def markdown(title: str, blocks: Iterable[Block]) -> str:
     parts = [f"<!-- {GENERATED} -->", f"# {title}"]
     for block in blocks:
         match block:
-            case Heading(words, level):
-                parts.append(f"{'#' * (level + 1)} {words}")
-            case Text(words):
+            case Heading(text, level):
+                parts.append(f"{'#' * (level + 1)} {text}")
+            case Text(text):
                 parts.append(
                     textwrap.fill(
-                        _marked(words), 100, break_on_hyphens=False, break_long_words=False
+                        _marked(text), 100, break_on_hyphens=False, break_long_words=False
                     )
                 )
             case Code(text, language):
@@ -88,13 +88,13 @@ def markdown(title: str, blocks: Iterable[Block]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _cell(words: str) -> str:
-    return f"`{words}`".replace("|", "\\|")
+def _cell(text: str) -> str:
+    return f"`{text}`".replace("|", "\\|")
 
 
-def _marked(words: str) -> str:
+def _marked(text: str) -> str:
     """Escape Markdown characters outside code."""
-    pieces = words.split("`")
+    pieces = text.split("`")
     plain = [
         re.sub(r"([*<>\[\]|])", r"\\\1", piece) if i % 2 == 0 else piece
         for i, piece in enumerate(pieces)
@@ -115,11 +115,11 @@ def man(page: Page, version: str) -> str:
     ]
     for block in page.blocks:
         match block:
-            case Heading(words, level):
-                macro, title = (".SH", words.upper()) if level == 1 else (".SS", words)
+            case Heading(text, level):
+                macro, title = (".SH", text.upper()) if level == 1 else (".SS", text)
                 parts.append(f"{macro} {_roff(title)}")
-            case Text(words):
-                parts += [".PP", _lines(_bold(words))]
+            case Text(text):
+                parts += [".PP", _lines(_bold(text))]
             case Code(text, _):
                 parts += [
                     ".PP",

@@ -35,7 +35,7 @@ class Field(NamedTuple):
 
     name: str
     type: str
-    words: str
+    description: str
     of: tuple[Field, ...] = ()
     null: bool = False
     when: str = ""
@@ -77,10 +77,17 @@ def fields(module: str, name: str) -> tuple[Field, ...]:
             result += of
             continue
         after = defined.body[place + 1] if place + 1 < len(defined.body) else None
-        words, _, when = _text(after).partition(ONLY)
+        description, _, when = _text(after).partition(ONLY)
         type_ = _KINDS.get(kind, "object")
         result.append(
-            Field(KEYS.get(field, field), type_, words, of, null and not _is_optional(line), when)
+            Field(
+                KEYS.get(field, field),
+                type_,
+                description,
+                of,
+                null and not _is_optional(line),
+                when,
+            )
         )
     return tuple(result)
 
@@ -184,10 +191,10 @@ def page_blocks() -> Iterator[Block]:
 def _rows(fields: tuple[Field, ...], above: str) -> Iterator[tuple[str, str]]:
     for field in fields:
         kind = {"array": "array of objects" if field.of else "array"}.get(field.type, field.type)
-        words = "; ".join(
-            text for text in (field.words, f"only {field.when}" if field.when else "") if text
+        description = "; ".join(
+            text for text in (field.description, f"only {field.when}" if field.when else "") if text
         )
-        yield f"{above}{field.name}: {kind}{' or null' if field.null else ''}", words
+        yield f"{above}{field.name}: {kind}{' or null' if field.null else ''}", description
         if field.of and field.name != "other_family":  # same fields as its parent
             yield from _rows(
                 field.of, f"{above}{field.name}{'[]' if field.type == 'array' else ''}."

@@ -254,13 +254,13 @@ def kind(key: dict[str, Any]) -> str:
     return str(key["type"])
 
 
-def _rows(table: type, words: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Return the keys of a table with their descriptions from ``words``."""
+def _rows(table: type, description: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Return the keys of a table with their descriptions from ``description``."""
     definition = json_schema.definitions(table)[table.__name__]
     for name, key in definition["properties"].items():
         default = key.get("default")
         suffix = f" Default: {str(default).lower()}." if isinstance(default, bool) else ""
         yield (
             f"{name}: {kind(key)}{', required' if name in definition['required'] else ''}",
-            words[name] + suffix,
+            description[name] + suffix,
         )

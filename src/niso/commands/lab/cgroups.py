@@ -66,8 +66,8 @@ def _v1_base(point: str, root: str, options: str, own: dict[frozenset[str], str]
 
     ``own`` maps the controllers of each hierarchy to this process's cgroup.
     """
-    words = set(options.split(","))
-    path = next((path for names, path in own.items() if names and names <= words), root)
+    given = set(options.split(","))
+    path = next((path for names, path in own.items() if names and names <= given), root)
     if not path.startswith(root):
         return point
     return os.path.normpath(f"{point}/{path.removeprefix(root)}")

@@ -42,24 +42,26 @@ class _Addresses(Kind[Address]):
     def lies_in(self, thing: Address) -> tuple[str, ...]:
         return (netns_place(thing.netns), link_place(thing.netns, thing.link))
 
-    def words(self, step: Step[Address]) -> str:
+    def describe(self, step: Step[Address]) -> str:
         address = step.thing
         if step.action != "change":
             return (
                 f"{inside(address.netns)}address {step.action} {address.address} dev {address.link}"
             )
         was = step.was or address
-        words = []
+        commands = []
         start = inside(address.netns)
         if not was.lasting:
             forever = "valid_lft forever preferred_lft forever"
-            words.append(f"{start}address replace {address.address} dev {address.link} {forever}")
+            commands.append(
+                f"{start}address replace {address.address} dev {address.link} {forever}"
+            )
         if not was.routed:
             from niso.kernel.rtnl_records import prefix
 
             destination = prefix(address.address)
-            words.append(f"{start}route add {destination} dev {address.link} proto kernel")
-        return " && ".join(words)
+            commands.append(f"{start}route add {destination} dev {address.link} proto kernel")
+        return " && ".join(commands)
 
     def what(self, thing: Address) -> str:
         return f"address {thing.address} on {thing.link}{in_netns(thing.netns)}"
@@ -72,7 +74,7 @@ class _Addresses(Kind[Address]):
             return (f"{whole} without IPv6", f"{link} down", f"{link} without IPv6")
         return (f"{link} down",) if was is not None else ()
 
-    def field_words(self, field: str, wanted: object, present: object) -> str:
+    def describe_field(self, field: str, wanted: object, present: object) -> str:
         if field == "lasting":
             return "its lifetime is limited"
         return "the kernel's route to its prefix is missing"

@@ -22,7 +22,7 @@ class Attached(NamedTuple):
 
 
 class _AttachedLinks(Kind[Attached]):
-    def words(self, step: Step[Attached]) -> str:
+    def describe(self, step: Step[Attached]) -> str:
         return f"ip link set {step.thing.link} nomaster"
 
     def what(self, thing: Attached) -> str:

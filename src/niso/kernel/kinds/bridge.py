@@ -47,7 +47,7 @@ class _Bridges(Kind[Bridge]):
             Element(INET, "same_bridge", f"{name} . {name}", "", ""),
         )
 
-    def words(self, step: Step[Bridge]) -> str:
+    def describe(self, step: Step[Bridge]) -> str:
         bridge = step.thing
         if step.action == "delete":
             return f"ip link delete {bridge.name}"
@@ -77,10 +77,10 @@ class _Bridges(Kind[Bridge]):
     def conditions(self, thing: Bridge, was: Bridge) -> Iterable[str]:
         return () if was.up else (f"{self.place(was)} down",)
 
-    def field_words(self, field: str, wanted: object, present: object) -> str:
+    def describe_field(self, field: str, wanted: object, present: object) -> str:
         if field == "drift":
             return f"non-default settings: {present}"
-        return super().field_words(field, wanted, present)
+        return super().describe_field(field, wanted, present)
 
     def claimed(self, reading: Reading) -> Iterable[Bridge]:
         alias = reading.alias

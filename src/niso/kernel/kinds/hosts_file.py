@@ -43,10 +43,10 @@ class HostsEdit(NamedTuple):
         return (HostsFile(self.folder), *self.remove, *self.add)
 
     def describe(self) -> str:
-        words = [f"hosts file {self.folder}: {'create' if self.create else 'edit'}"]
-        words += [f"-{line.address} {line.names}" for line in self.remove]
-        words += [f"+{line.address} {line.names}" for line in self.add]
-        return words[0] if len(words) > 4 else ", ".join(words)
+        parts = [f"hosts file {self.folder}: {'create' if self.create else 'edit'}"]
+        parts += [f"-{line.address} {line.names}" for line in self.remove]
+        parts += [f"+{line.address} {line.names}" for line in self.add]
+        return parts[0] if len(parts) > 4 else ", ".join(parts)
 
 
 class _HostsFiles(Kind[HostsFile]):
@@ -55,7 +55,7 @@ class _HostsFiles(Kind[HostsFile]):
     def place(self, thing: HostsFile) -> str:
         return f"hosts {thing.folder}"
 
-    def words(self, step: Step[HostsFile]) -> str:
+    def describe(self, step: Step[HostsFile]) -> str:
         return f"hosts file {step.thing.folder}: {step.action}"
 
     def what(self, thing: HostsFile) -> str:

@@ -58,7 +58,7 @@ class Step(NamedTuple, Generic[T]):  # noqa: UP046  # type parameters import typ
 
     def describe(self) -> str:
         """Return its description, which also works when pasted into a shell."""
-        return self.kind.words(self)
+        return self.kind.describe(self)
 
     @property
     def kind(self) -> Kind[T]:
@@ -145,9 +145,9 @@ class Kind(Generic[T]):  # noqa: UP046
         """Return the nftables elements that make the rules apply to the thing."""
         return ()
 
-    # --- its words ---
+    # --- descriptions ---
 
-    def words(self, step: Step[T]) -> str:
+    def describe(self, step: Step[T]) -> str:
         """Return a description of a step, as a shell command if there is one."""
         return f"{step.action} {type(step.thing).__name__.lower()} {' '.join(step.thing.key())}"
 
@@ -225,7 +225,7 @@ class Kind(Generic[T]):  # noqa: UP046
         ``known`` has the places and conditions reported before.
         """
         texts = [
-            self.field_words(field, wanted, present)
+            self.describe_field(field, wanted, present)
             for field, wanted, present in zip(fields(thing), thing, was, strict=True)
             if wanted != present and not self.field_follows(thing, field, present, known)
         ]
@@ -235,7 +235,7 @@ class Kind(Generic[T]):  # noqa: UP046
         """Return whether ``known`` already explains the difference of a field."""
         return False
 
-    def field_words(self, field: str, wanted: object, present: object) -> str:
+    def describe_field(self, field: str, wanted: object, present: object) -> str:
         """Return the words for the difference of a field."""
         return f"{field} is {present!r}, should be {wanted!r}"
 

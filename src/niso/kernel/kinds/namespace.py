@@ -33,7 +33,7 @@ class _Namespaces(Kind[Netns]):
     def place(self, thing: Netns) -> str:
         return netns_place(thing.name)
 
-    def words(self, step: Step[Netns]) -> str:
+    def describe(self, step: Step[Netns]) -> str:
         if step.action == "change":
             return f"ip -n {step.thing.name} link set lo up"
         return f"ip netns {'delete' if step.action == 'delete' else 'add'} {step.thing.name}"

@@ -31,7 +31,7 @@ class _Neighbours(Kind[Neighbour]):
     def lies_in(self, thing: Neighbour) -> tuple[str, ...]:
         return (netns_place(thing.netns), link_place(thing.netns, thing.link))
 
-    def words(self, step: Step[Neighbour]) -> str:
+    def describe(self, step: Step[Neighbour]) -> str:
         entry = step.thing
         if not entry.address:
             return f"bridge fdb delete {entry.mac} dev {entry.link} master"

@@ -25,7 +25,7 @@ NAMES = (
     "attached",
     "neighbour",
     "hosts_file",
-    "hosts_remnant",
+    "hosts_leftover",
     "hosts_line",
 )
 

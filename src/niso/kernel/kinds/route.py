@@ -42,7 +42,7 @@ class _Routes(Kind[Route]):
     def lies_in(self, thing: Route) -> tuple[str, ...]:
         return (netns_place(thing.netns), link_place(thing.netns, thing.link))
 
-    def words(self, step: Step[Route]) -> str:
+    def describe(self, step: Step[Route]) -> str:
         route = step.thing
         start = f"{inside(route.netns)}route"
         if route.type:
@@ -79,10 +79,10 @@ class _Routes(Kind[Route]):
                 if route.protocol == BOOT or route.gateway:
                     yield Route(space.name, route.destination, route.gateway, link.name)
         if space.reading.strays:
-            words = {number: word for word, number in NOWHERE.items()}
+            names = {number: word for word, number in NOWHERE.items()}
             for route in space.rtnl.routes():
-                if route.type in words and route.protocol != KERNEL:
-                    yield Route(space.name, route.destination, "", "", words[route.type])
+                if route.type in names and route.protocol != KERNEL:
+                    yield Route(space.name, route.destination, "", "", names[route.type])
 
     def write(self, writer: Writer, steps: Sequence[Step[Route]]) -> None:
         (step,) = steps

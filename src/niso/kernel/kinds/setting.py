@@ -44,7 +44,7 @@ class _Sysctls(Kind[Sysctl]):
         places = (_netns_place(thing.netns),)
         return (*places, link_place(thing.netns, link)) if link else places
 
-    def words(self, step: Step[Sysctl]) -> str:
+    def describe(self, step: Step[Sysctl]) -> str:
         sysctl = step.thing
         prefix = f"ip netns exec {sysctl.netns} " if sysctl.netns else ""
         value = sysctl.value.replace("\t", " ")

@@ -66,9 +66,9 @@ class _Veths(Kind[Veth]):
         name = f'"{thing.name}"'
         return (Element(INET, "ports", name, "", ""), Element(BRIDGE, "ports", name, "", ""))
 
-    # --- words ---
+    # --- descriptions ---
 
-    def words(self, step: Step[Veth]) -> str:
+    def describe(self, step: Step[Veth]) -> str:
         veth = step.thing
         if step.action == "delete":
             return f"ip link delete {veth.name}"
@@ -79,11 +79,11 @@ class _Veths(Kind[Veth]):
                 f" && ip link set {veth.name} master {veth.bridge} alias {veth.alias} up"
             )
         was = step.was or veth
-        also = _drift_words(veth, was)
+        also = _drift_commands(veth, was)
         if also and was._replace(hairpin=veth.hairpin, drift="") == veth:
             return " && ".join(also)
-        words = f"ip link set {veth.name} mtu {veth.mtu} master {veth.bridge} up"
-        return " && ".join([words, *also])
+        command = f"ip link set {veth.name} mtu {veth.mtu} master {veth.bridge} up"
+        return " && ".join([command, *also])
 
     def what(self, thing: Veth) -> str:
         return f"veth {thing.name}{f' to {thing.netns} {thing.peer}' if thing.netns else ''}"
@@ -128,7 +128,7 @@ class _Veths(Kind[Veth]):
             or (present == "state disabled" and f"{bridge} down" in known)
         )
 
-    def field_words(self, field: str, wanted: object, present: object) -> str:
+    def describe_field(self, field: str, wanted: object, present: object) -> str:
         if field == "drift":
             return f"non-default settings: {present}"
         shown = "not of the pair" if present in ("", -1) else present
@@ -199,7 +199,7 @@ def _far_end(veth: Veth) -> tuple[str, str, str]:
     return (veth.netns, veth.peer, veth.mac)
 
 
-def _drift_words(veth: Veth, was: Veth) -> list[str]:
+def _drift_commands(veth: Veth, was: Veth) -> list[str]:
     """Return the commands that reset the flags."""
     from niso.kernel.bridge_flags import ARP_OFF, ARP_OFF_INSIDE
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from niso.kernel.writing import Writer
 
 
-class HostsRemnant(NamedTuple):
+class HostsLeftover(NamedTuple):
     """A folder that is empty or has only a draft; it counts as no file."""
 
     folder: str
@@ -24,20 +24,20 @@ class HostsRemnant(NamedTuple):
         return (self.folder,)
 
 
-class _HostsRemnants(Kind[HostsRemnant]):
-    def words(self, step: Step[HostsRemnant]) -> str:
+class _HostsLeftovers(Kind[HostsLeftover]):
+    def describe(self, step: Step[HostsLeftover]) -> str:
         return f"hosts file {step.thing.folder}: {step.action}"
 
-    def what(self, thing: HostsRemnant) -> str:
+    def what(self, thing: HostsLeftover) -> str:
         file = HostsFile(thing.folder)
         return kind_of(file).what(file)
 
-    def wanted(self, want: State, have: State) -> frozenset[HostsRemnant]:
+    def wanted(self, want: State, have: State) -> frozenset[HostsLeftover]:
         """Keep those of wanted files: creating the file reuses them."""
         files = want[HostsFile]
-        return frozenset(r for r in have[HostsRemnant] if HostsFile(r.folder) in files)
+        return frozenset(r for r in have[HostsLeftover] if HostsFile(r.folder) in files)
 
-    def read(self, space: Space, things: Collection[HostsRemnant]) -> Iterable[HostsRemnant]:
+    def read(self, space: Space, things: Collection[HostsLeftover]) -> Iterable[HostsLeftover]:
         reading = space.reading
         if space.name:
             return ()
@@ -45,16 +45,16 @@ class _HostsRemnants(Kind[HostsRemnant]):
         names.update(file.folder for file in space.things(HostsFile))
         names.update(folders() if reading.everything else ())
         return (
-            HostsRemnant(name)
+            HostsLeftover(name)
             for name in sorted(names - reading.hosts_texts.keys())
-            if _is_remnant(name)
+            if _is_leftover(name)
         )
 
-    def write(self, writer: Writer, steps: Sequence[Step[HostsRemnant]]) -> None:
+    def write(self, writer: Writer, steps: Sequence[Step[HostsLeftover]]) -> None:
         remove(steps[0].thing.folder)
 
 
-def _is_remnant(folder: str) -> bool:
+def _is_leftover(folder: str) -> bool:
     path = path_of(folder)
     try:
         return not os.path.islink(path) and set(os.listdir(path)) <= {"hosts.new"}
@@ -62,4 +62,4 @@ def _is_remnant(folder: str) -> bool:
         return False
 
 
-KIND = _HostsRemnants(HostsRemnant)
+KIND = _HostsLeftovers(HostsLeftover)
