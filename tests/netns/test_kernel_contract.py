@@ -130,8 +130,8 @@ CASES: dict[str, tuple[AnyStep, ...]] = {
 }
 
 
-def outcome(kernel: Kernel, steps: tuple[AnyStep, ...]) -> tuple[list[int], State]:
-    """The errno of each step, 0 where it is taken, and what there is then."""
+def outcome(kernel: Kernel, steps: tuple[AnyStep, ...]) -> tuple[list[int], set[object], object]:
+    """The errno of each step, 0 where it is taken, and what there is then and is marked."""
     numbers = []
     for step in steps:
         try:
@@ -139,16 +139,24 @@ def outcome(kernel: Kernel, steps: tuple[AnyStep, ...]) -> tuple[list[int], Stat
             numbers.append(0)
         except KernelError as error:
             numbers.append(error.errno)
-    return numbers, kernel.read_all(State(), ALIAS, {})
+    marked = list(kernel.marked_links().items()), kernel.marked_netns()
+    return numbers, set(kernel.read_all(State(), ALIAS, {})), marked
 
 
 @pytest.mark.parametrize("case", CASES)
 @throw_away_host
 def test_both_kernels_take_and_refuse_the_same(case: str) -> None:
-    numbers, state = outcome(Real(), CASES[case])
-    expected, wanted = outcome(Fake(), CASES[case])
-    assert numbers == expected
-    assert set(state) == set(wanted)
+    assert outcome(Real(), CASES[case]) == outcome(Fake(), CASES[case])
+
+
+@throw_away_host
+def test_links_are_ended_by_name() -> None:
+    kernels: tuple[Kernel, ...] = (Real(), Fake())
+    for kernel in kernels:
+        kernel.write(LINKS)
+        kernel.end_links(["niapi-1", "niso-b", "nonesuch"])
+        assert kernel.marked_links() == {}
+        kernel.end_links(["niso-b"])
 
 
 @throw_away_host

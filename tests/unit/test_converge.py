@@ -6,6 +6,7 @@ import errno
 from collections.abc import Iterator
 
 import pytest
+from fake_host import unguarded
 from stored import TemporaryStore, add_network, put
 
 from niso.base import names
@@ -62,7 +63,7 @@ def deactivate(kernel: Fake, store: Store, service: str, ending: list[str] | Non
 
 
 def is_as_wanted(kernel: Fake, store: Store) -> bool:
-    return converge.compare(kernel, store)[0] == [] and not kernel.unguarded()
+    return converge.compare(kernel, store)[0] == [] and not unguarded(kernel)
 
 
 def test_second_service_costs_its_own_steps_and_nothing_of_the_first(
@@ -107,7 +108,7 @@ def test_activation_that_fails_at_any_step_is_undone(
         activate(kernel, store, "db", ports=(WEB,))
     except KernelError as error:
         assert error.errno == errno.ENOMEM
-        assert not kernel.unguarded()
+        assert not unguarded(kernel)
     else:
         assert count < number
         return
@@ -125,7 +126,7 @@ def test_teardown_goes_on_after_a_failure_and_keeps_the_rules(kernel: Fake, stor
         deactivate(kernel, store, "api")
     assert [error.errno for error in raised.value.errors] == [errno.EBUSY]
     assert names.netns("api") not in kernel.netns
-    assert not kernel.unguarded()
+    assert not unguarded(kernel)
     kernel.fail = lambda step: 0
     converge.repair(kernel, store)
     assert is_as_wanted(kernel, store)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shlex
 
+from fake_host import unguarded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import samples
@@ -42,9 +43,9 @@ def apply(kernel: Fake, want: State) -> list:
     """Do what diff says, one step after the other, looking at each moment that nothing stands unguarded."""
     steps = diff(want, kernel.everything(want))
     for step in steps:
-        guarded_so_far = not kernel.unguarded()
+        guarded_so_far = not unguarded(kernel)
         kernel.do(step)
-        assert not guarded_so_far or not kernel.unguarded(), f"after {step.describe()}"
+        assert not guarded_so_far or not unguarded(kernel), f"after {step.describe()}"
     return steps
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from niso.base.report import Event
     from niso.kernel.interface import Kernel
+    from niso.runtime.processes import Processes
     from niso.services.machine import Machine
 
     Progress = Callable[[Event], object]
@@ -51,7 +52,7 @@ class Session:
         if not os.path.lexists(paths.database()):
             from niso.commands import lost_store
 
-            lost_store.refuse()
+            lost_store.refuse(self.kernel(), self.processes())
 
     def store(self, create: bool = False) -> stores.Store:
         """Return the store.
@@ -80,10 +81,16 @@ class Session:
         return self.machine(create)
 
     def kernel(self) -> Kernel:
-        """Return the kernel, for a view that needs no more."""
+        """Return the kernel, for what needs no store."""
         from niso.kernel.real import Real
 
         return Real()
+
+    def processes(self) -> Processes:
+        """Return the processes of services, for what needs no store."""
+        from niso.runtime.real_processes import RealProcesses
+
+        return RealProcesses()
 
     def report_waits(self) -> None:
         """Report waiting for locks from now on."""

@@ -72,7 +72,7 @@ def sweep(session: Session, dry_run: bool) -> Swept:
     from niso.commands import sweep
 
     session.report_waits()
-    removed, warning = sweep.sweep(session.report, dry_run)
+    removed, warning = sweep.sweep(session.kernel(), session.processes(), session.report, dry_run)
     session.report(Finished())
     if warning is not None and not dry_run:
         session.caution(warning.message)

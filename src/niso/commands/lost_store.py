@@ -6,29 +6,25 @@ import os
 
 from niso.base import paths
 from niso.base.errors import Conflict
-from niso.base.names import is_marked, state_id_of
-from niso.kernel.rtnetlink import Rtnl
+from niso.base.names import state_id_of
+from niso.kernel.interface import Kernel
+from niso.runtime.processes import Processes
 from niso.store.sqlite import way_back
 
 
-def refuse() -> None:
+def refuse(kernel: Kernel, processes: Processes) -> None:
     """Raise Conflict if state.db is missing but objects of niso exist.
 
     Such objects are marked links in this network namespace and services in the run folder.
     """
     if os.path.lexists(paths.database()):
         return
-    with Rtnl() as rtnl:
-        marked = [link for link in rtnl.links() if is_marked(link.alias)]
     what = [
-        f"link {link.name} of the niso state folder with id {state_id_of(link.alias)}"
-        for link in marked
+        f"link {name} of the niso state folder with id {state_id_of(mark)}"
+        for name, mark in kernel.marked_links().items()
     ]
     folder = os.path.join(paths.run_dir(), "services")
-    what += [
-        f"service {name!r} in {folder}"
-        for name in sorted(os.listdir(folder) if os.path.isdir(folder) else ())
-    ]
+    what += [f"service {name!r} in {folder}" for name in processes.services()]
     if what:
         more = f" and {len(what) - 1} more" if len(what) > 1 else ""
         raise Conflict(

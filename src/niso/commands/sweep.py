@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from itertools import chain
 
-from niso.base import failpoint, paths
+from niso.base import failpoint
 from niso.base.errors import Conflict, Error, ErrorGroup
 from niso.base.lite_typing import NamedTuple
 from niso.base.locks import Lock, locked_services, service_lock
-from niso.base.names import is_marked, state_id_of
+from niso.base.names import state_id_of
 from niso.base.report import Command, EndingLost, Event, Report, Stopping, silent
-from niso.kernel import netns, nft_tables, sysctl
-from niso.kernel.libnftables import Nft
-from niso.kernel.real import Real
-from niso.kernel.rtnetlink import Rtnl
+from niso.kernel import nft_tables
+from niso.kernel.interface import Kernel
+from niso.kernel.kinds.element import NftTransaction
+from niso.kernel.kinds.kind import Step
+from niso.kernel.kinds.namespace import Netns
 from niso.plan import nft
 from niso.reconcile import forwarding
-from niso.runtime import cgroup, process, status
-from niso.runtime.package import delete_tree
+from niso.runtime.lost import Lost
+from niso.runtime.processes import Processes
 from niso.store.sqlite import unusable
 from niso.store.store import Store
 
 _TRIES = 50
 
 
-def sweep(report: Report = silent, dry_run: bool = False) -> tuple[int, Error | None]:
+def sweep(
+    kernel: Kernel, processes: Processes, report: Report = silent, dry_run: bool = False
+) -> tuple[int, Error | None]:
     """Remove everything of niso from the kernel, for all state folders. No store is needed.
 
     Processes end first, then namespaces and links, tables last. Return (number of removed objects,
@@ -40,8 +41,14 @@ def sweep(report: Report = silent, dry_run: bool = False) -> tuple[int, Error | 
     gone = 0
     untold: Error | None = None
     with Lock() if dry_run else _alone():
-        _refuse_strangers()
-        for thing in chain(_all_of_niso(), _all_rules()):
+        marked = kernel.marked_links()
+        lost = processes.lost(state_id_of(mark) for mark in marked.values())
+        _refuse_strangers(lost)
+        for thing in (
+            *_running(processes, lost),
+            *_marked(kernel, marked),
+            *_all_rules(kernel, marked),
+        ):
             if errors and thing.is_guard:  # the objects that it protects may still exist
                 continue
             report(thing.event)
@@ -56,10 +63,10 @@ def sweep(report: Report = silent, dry_run: bool = False) -> tuple[int, Error | 
             except Error as error:
                 errors.append(error)
         if not dry_run:
-            delete_tree(paths.hosts_root())
+            kernel.clear_hosts()
         if not dry_run and not errors:
             try:
-                _forget_active(Store.open(create=False))
+                _forget_active(kernel, Store.open(create=False))
             except Error as error:  # the very case that a sweep is for
                 untold = error
     if errors:
@@ -97,86 +104,52 @@ def _alone() -> Iterator[None]:
     )
 
 
-def _refuse_strangers() -> None:
+def _refuse_strangers(lost: list[Lost]) -> None:
     """Raise Conflict if services of another run folder run, since they need their network."""
-    for name, path in _homeless():
-        pids = cgroup.pids(path)
-        if pids and not process.has_conmon(name):
-            state_id = path.split("/")[1].removeprefix("niso-")
+    for one in lost:
+        if one.stranger is not None:
             raise Conflict(
-                f"service {name!r} of the niso state folder with id {state_id} "
-                f"runs (pid {pids[0]}), under another run folder",
+                f"service {one.service!r} of the niso state folder with id {one.state_id} "
+                f"runs (pid {one.stranger}), under another run folder",
                 "set NISO_STATE_DIR and NISO_RUN_DIR to theirs, or end its processes first",
             )
 
 
-def _homeless() -> list[tuple[str, str]]:
-    """Return (service, cgroup) of services with links here that this run folder does not know."""
-    known = set(status.services())
-    with Rtnl() as rtnl:
-        ids = {state_id_of(link.alias) for link in rtnl.links() if is_marked(link.alias)}
-    return [
-        (name, f"/niso-{state_id}/{name}")
-        for state_id in sorted(ids)
-        for name in sorted(
-            {name for root in cgroup.roots() for name in _folders(f"{root}/niso-{state_id}")}
-            - known
-        )
-    ]
+def _running(processes: Processes, lost: list[Lost]) -> Iterator[_Thing]:
+    """Yield all processes of services."""
+    for name in processes.services():
+        yield _Thing(Stopping(name), partial(processes.stop, name, 0))
+    for one in lost:
+        yield _Thing(EndingLost(one.cgroup), partial(processes.end_lost, one))
 
 
-def _all_of_niso() -> list[_Thing]:
-    """Return all processes, namespaces and links with niso's mark, in removal order."""
-    things: list[_Thing] = []
-    for name in status.services():
-        things.append(_Thing(Stopping(name), partial(process.stop, name, 0)))
-    for name, path in _homeless():
-        things.append(_Thing(EndingLost(path), partial(process.end_orphans, name, path)))
-    for name in netns.names():
-        with netns.inside(name), Rtnl() as rtnl:
-            lo = rtnl.link("lo")
-        if lo is not None and is_marked(lo.alias):
-            delete = Command(f"ip netns delete {name}")
-            things.append(_Thing(delete, partial(netns.delete, name)))
-    with Rtnl() as rtnl:
-        links = sorted(rtnl.links(), key=lambda link: link.kind == "bridge")
-    for link in links:
-        if is_marked(link.alias):
-            delete = Command(f"ip link delete {link.name}")
-            things.append(_Thing(delete, partial(_delete_link, link.name)))
-    return things
+def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Thing]:
+    """Yield all namespaces and links with niso's mark, in removal order."""
+    for name, mark in kernel.marked_netns().items():
+        step = Step("delete", Netns(name, mark))
+        yield _Thing(Command(step.describe()), partial(kernel.write, [step]))
+    for name in links:
+        yield _Thing(Command(f"ip link delete {name}"), partial(kernel.end_links, [name]))
 
 
-def _all_rules() -> list[_Thing]:
-    """Return niso's tables, preceded by the sysctls whose former values they record."""
-    things: list[_Thing] = []
-    with Rtnl() as rtnl:
-        going = {link.name for link in rtnl.links() if is_marked(link.alias)}
-    with Nft() as kernel:
-        marks = kernel.elements(nft_tables.INET, "before") or ()
-        for name, value in forwarding.to_put_back(Real(), dict(map(nft.sysctl_before, marks))):
-            if going & set(name.split("/")):
-                continue
+def _all_rules(kernel: Kernel, going: dict[str, str]) -> Iterator[_Thing]:
+    """Yield niso's tables, preceded by the sysctls whose former values they record.
+
+    Sysctls of the links in ``going`` end with them.
+    """
+    marks = kernel.list_elements(nft_tables.INET, "before") or ()
+    for name, value in forwarding.to_put_back(kernel, dict(map(nft.sysctl_before, marks))):
+        if not going.keys() & set(name.split("/")):
             put_back = Command(f"sysctl -w {name}={value}")
-            things.append(_Thing(put_back, partial(sysctl.write, name, value)))
-        for table in nft_tables.CONTAINERS:
-            if kernel.elements(table, "owner") is not None:
-                destroy = Command(f"nft destroy table {table}")
-                things.append(_Thing(destroy, partial(_destroy_table, table), is_guard=True))
-    return things
+            yield _Thing(put_back, partial(kernel.set_sysctl, name, value))
+    for table in nft_tables.CONTAINERS:
+        if kernel.list_elements(table, "owner") is not None:
+            destroy = f"destroy table {table}"
+            write = partial(kernel.write, [NftTransaction((destroy,))])
+            yield _Thing(Command(f"nft {destroy}"), write, is_guard=True)
 
 
-def _delete_link(name: str) -> None:
-    with Rtnl() as rtnl:
-        rtnl.delete_link(name)
-
-
-def _destroy_table(table: str) -> None:
-    with Nft() as kernel:
-        kernel.run(f"destroy table {table}")
-
-
-def _forget_active(store: Store) -> None:
+def _forget_active(kernel: Kernel, store: Store) -> None:
     """Record all services as inactive after a sweep, and restore forwarding. Raises Error."""
     try:
         with store.transaction():
@@ -184,17 +157,6 @@ def _forget_active(store: Store) -> None:
                 store.set_active(name, False)
             for intent in store.intents():
                 store.end_intent(intent.service)
-            forwarding.put_back(Real(), store)
+            forwarding.put_back(kernel, store)
     except sqlite3.DatabaseError as error:
         raise unusable(error) from error
-
-
-def _folders(folder: str) -> list[str]:
-    return [name for name in _listed(folder) if os.path.isdir(os.path.join(folder, name))]
-
-
-def _listed(folder: str) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return []

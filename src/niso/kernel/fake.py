@@ -23,6 +23,7 @@ from collections.abc import Callable, Container, Iterable
 
 from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.names import is_marked
 from niso.kernel.fake_host import FakeHost
 from niso.kernel.fake_tables import FakeTables, refuse_unless
 from niso.kernel.kinds import order
@@ -172,20 +173,6 @@ class Fake(FakeTables, FakeHost):
         links = {b.name for b in candidates[Bridge]} | {v.name for v in candidates[Veth]}
         self.refuse_foreign(links, {thing.name for thing in candidates[Netns]}, foreign)
 
-    def unguarded(self) -> list[str]:
-        """Return links that could carry a packet past the rules.
-
-        Returns none while both tables are missing.
-        """
-        if self.ruleset is None:
-            return []
-        things: tuple[Any, ...] = (*self.bridges.values(), *self.veths.values())
-        return [
-            thing.name
-            for thing in things
-            if any(guard.key() not in self.elements for guard in kind_of(thing).guards(thing))
-        ]
-
     # --- writing ---
 
     def write(
@@ -216,6 +203,21 @@ class Fake(FakeTables, FakeHost):
         for name in names:
             if name in self.veths:
                 self.lose_veth(name)
+            elif name in self.bridges:
+                self.do(Step("delete", self.bridges[name]))
+            else:
+                self.foreign_links.pop(name, None)
+
+    def marked_links(self) -> dict[str, str]:
+        marks = {**self.foreign_links, **{name: v.alias for name, v in self.veths.items()}}
+        marks |= {name: bridge.alias for name, bridge in self.bridges.items()}
+        return {name: mark for name, mark in marks.items() if is_marked(mark)}
+
+    def marked_netns(self) -> dict[str, str]:
+        return {name: netns.alias for name, netns in sorted(self.netns.items())}
+
+    def clear_hosts(self) -> None:
+        self.hosts.clear()
 
     def host_addresses(self) -> list[str]:
         return [*FakeHost.host_addresses(self), *self.addresses_in("", "")]

@@ -81,13 +81,30 @@ class Kernel(Protocol):
         """
 
     def end_links(self, names: list[str]) -> None:
-        """Delete detached links; no-op for missing ones. Raises KernelError."""
+        """Delete links, as those that `write` detached; no-op for missing ones.
+
+        Raises KernelError.
+        """
 
     def list_elements(self, table: str, container: str) -> dict[str, tuple[str, str]] | None:
         """Return a set or map as element -> (value, comment); None if it does not exist.
 
         Raises KernelError.
         """
+
+    # --- what is marked as niso's, whichever state folder made it ---
+
+    def marked_links(self) -> dict[str, str]:
+        """Return links of the host with niso's mark: name -> mark. Bridges come last.
+
+        Raises KernelError.
+        """
+
+    def marked_netns(self) -> dict[str, str]:
+        """Return named network namespaces with niso's mark: name -> mark. Raises KernelError."""
+
+    def clear_hosts(self) -> None:
+        """Remove all hosts files of this run folder."""
 
     # --- sysctls of the host ---
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 
+from niso.base import paths
 from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.names import is_marked
 from niso.kernel import conntrack, host_facts, netns, reading, sysctl, writing
 from niso.kernel.interface import Foreign
 from niso.kernel.rtnetlink import Rtnl
@@ -76,6 +78,27 @@ class Real:
 
         with Nft() as nft:
             return nft.elements(table, container)
+
+    # --- what is marked as niso's ---
+
+    def marked_links(self) -> dict[str, str]:
+        with self:
+            links = sorted(self._sockets.here().links(), key=lambda link: link.kind == "bridge")
+        return {link.name: link.alias for link in links if is_marked(link.alias)}
+
+    def marked_netns(self) -> dict[str, str]:
+        marked = {}
+        for name in netns.names():
+            with netns.inside(name), Rtnl() as rtnl:
+                lo = rtnl.link("lo")
+            if lo is not None and is_marked(lo.alias):
+                marked[name] = lo.alias
+        return marked
+
+    def clear_hosts(self) -> None:
+        import shutil
+
+        shutil.rmtree(paths.hosts_root(), ignore_errors=True)
 
     # --- sysctls of the host ---
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
 from niso.base.errors import ProcessError
 from niso.base.lite_typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from niso.plan.findings import Finding
 from niso.plan.process_spec import ProcessSpec
 from niso.runtime.defects import BLIND, UNKNOWN
 from niso.runtime.health import Probe
+from niso.runtime.lost import Lost
 from niso.runtime.process import forget_health
 from niso.runtime.spec import namespace
 from niso.runtime.status import NONE, Status
@@ -116,6 +117,7 @@ class FakeProcesses:
         self.deaf: set[str] = set()  # services that ignore SIGTERM
         self.ill: dict[str, str] = {}  # service -> what its probe says
         self.current: dict[str, _Run] = {}
+        self.homeless: dict[str, Lost] = {}  # by service
         self._pids = 1000
 
     def hit(self, what: str) -> None:
@@ -236,6 +238,19 @@ class FakeProcesses:
 
     def end_unrecorded(self, services: Collection[str]) -> None:
         pass
+
+    def lose(self, service: str, state_id: str, stranger: bool = False) -> None:
+        """Lose the runtime files of a service, or hand it to another run folder (``stranger``)."""
+        run = self.current.pop(service)
+        self.homeless[service] = Lost(service, state_id, run.pid if stranger else None)
+
+    def lost(self, state_ids: Iterable[str]) -> list[Lost]:
+        wanted = set(state_ids)
+        return sorted(one for one in self.homeless.values() if one.state_id in wanted)
+
+    def end_lost(self, lost: Lost) -> None:
+        self.hit(f"end-lost {lost.service}")
+        self.homeless.pop(lost.service, None)
 
     def swap_hosts(self, spec: ProcessSpec) -> None:
         self.hit(f"swap-hosts {spec.service}")

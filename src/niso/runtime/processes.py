@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from niso.base.lite_typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from niso.plan.records import Healthcheck
     from niso.runtime.health import Probe
     from niso.runtime.idle import Mark
+    from niso.runtime.lost import Lost
     from niso.runtime.status import Status
 else:
     Protocol = object
@@ -91,6 +92,12 @@ class Processes(Protocol):
 
     def end_unrecorded(self, services: Collection[str]) -> None:
         """End what an interrupted start left before it was recorded."""
+
+    def lost(self, state_ids: Iterable[str]) -> list[Lost]:
+        """Return services of these state folders with a cgroup but no runtime files, sorted."""
+
+    def end_lost(self, lost: Lost) -> None:
+        """Kill the processes of a lost service and remove its cgroup. Raises ProcessError."""
 
     def swap_hosts(self, spec: ProcessSpec) -> None:
         """Make a running process see ``spec.hosts_folder``; idempotent. Raises ProcessError."""

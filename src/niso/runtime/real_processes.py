@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.process_spec import ProcessSpec
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from niso.plan.records import Healthcheck
     from niso.runtime.health import Probe
     from niso.runtime.idle import Mark
+    from niso.runtime.lost import Lost
 
 _EXIT_CODE_S = 1.0
 """How long conmon may take to write an exit status."""
@@ -72,6 +73,14 @@ class RealProcesses:
 
     def end_unrecorded(self, services: Collection[str]) -> None:
         process.end_unrecorded_conmons(services)
+
+    def lost(self, state_ids: Iterable[str]) -> list[Lost]:
+        from niso.runtime import lost
+
+        return lost.find(state_ids)
+
+    def end_lost(self, lost: Lost) -> None:
+        process.end_orphans(lost.service, lost.cgroup)
 
     def swap_hosts(self, spec: ProcessSpec) -> None:
         from niso.runtime import hosts_mount

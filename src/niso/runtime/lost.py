@@ -1,0 +1,53 @@
+"""Find services whose runtime files are gone, by the cgroups that niso gave them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from niso.base.lite_typing import NamedTuple
+from niso.runtime import cgroup, process, status
+
+
+class Lost(NamedTuple):
+    """A service that has a cgroup, but no runtime files in this run folder."""
+
+    service: str
+    state_id: str
+    stranger: int | None
+    """A pid of it, if it has processes that no conmon of this run folder supervises."""
+
+    @property
+    def cgroup(self) -> str:
+        """Its cgroup, relative to the hierarchy."""
+        return f"/niso-{self.state_id}/{self.service}"
+
+
+def find(state_ids: Iterable[str]) -> list[Lost]:
+    """Return the lost services of these state folders, sorted."""
+    known = set(status.services())
+    places = [
+        (state_id, name)
+        for state_id in sorted(set(state_ids))
+        for name in sorted(
+            {name for root in cgroup.roots() for name in _folders(f"{root}/niso-{state_id}")}
+            - known
+        )
+    ]
+    return [_lost(state_id, name) for state_id, name in places]
+
+
+def _lost(state_id: str, service: str) -> Lost:
+    lost = Lost(service, state_id, None)
+    pids = cgroup.pids(lost.cgroup)
+    if pids and not process.has_conmon(service):
+        return lost._replace(stranger=pids[0])
+    return lost
+
+
+def _folders(folder: str) -> list[str]:
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [name for name in names if os.path.isdir(os.path.join(folder, name))]
