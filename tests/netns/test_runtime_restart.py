@@ -86,6 +86,17 @@ def test_restarter_that_was_killed_shows_as_failed(runtime: Runtime, lab: Lab) -
     assert runtime.leftovers() == NOTHING
 
 
+def test_exit_command_that_dies_as_it_begins_shows_as_failed(runtime: Runtime, lab: Lab) -> None:
+    runtime.start(["/bin/sleep", "1000"], restart="always")
+    lab.write("/run/niso/on-exit", "kill -KILL $$\n")
+    lab.run("kill", "-KILL", str(runtime.status()["pid"]))
+    assert runtime.wait_for_state("failed", exit_code=137, conmon=False)["restarts"] == 0
+    runtime.start(["/bin/sh", "-c", "sleep 0.2; exit 1"], restart="always")  # with its own again
+    lab.wait_for(lambda: runtime.status()["restarts"] >= 1)
+    runtime.stop()
+    assert runtime.leftovers() == NOTHING
+
+
 def test_exit_while_a_command_holds_the_lock_waits_for_it(runtime: Runtime, lab: Lab) -> None:
     hold = "import sys\nfrom niso.base.locks import service_lock\nwith service_lock('demo'): print('held', flush=True); sys.stdin.read()"
     runtime.start(["/bin/sh", "-c", "sleep 0.2; exit 1"], restart="on-failure")

@@ -15,7 +15,7 @@ from niso.cli import main, registry
 from niso.cli.command import Command, Group
 from niso.cli.parse import parse
 
-HIDDEN = ("complete",)
+HIDDEN = ("complete", "on-exit")
 
 
 def commands() -> list[Command]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,16 @@ from fake_host import World
 
 from niso.base import names
 from niso.base.errors import Conflict, NotFound, ProcessError
-from niso.commands import port_forward, repair, restart, stack
+from niso.commands import activate, port_forward, repair, restart, stack
 from niso.commands.check import check
 from niso.commands.deactivate import deactivate, remove
 from niso.kernel.kinds.setting import FORWARDING
 from niso.kernel.sockdiag import Listener
 from niso.plan.records import Port
+from niso.services import journal
+from niso.store.store import Store
 
+SHARE = {"mode": "share", "share": "api"}
 WEB = {"ports": ["8080:80"]}
 MORE = Port("", 9090, 80, "tcp")
 
@@ -147,6 +151,51 @@ def test_shared_namespace_is_its_providers(world: World) -> None:
         deactivate(world.machine, ["api"])
     world.assert_whole()
     deactivate(world.machine, ["api", "log"])
+    world.assert_whole()
+
+
+Meanwhile = Callable[[World], object]
+
+
+@pytest.fixture
+def meanwhile(monkeypatch: pytest.MonkeyPatch, world: World) -> Callable[[Meanwhile], None]:
+    """Let another command come first where the next activation waits for its locks."""
+
+    def comes(other: Meanwhile) -> None:
+        def locked(store: Store, services: list[str]) -> ExitStack:
+            monkeypatch.undo()
+            other(world)
+            return journal.locked(store, services)
+
+        monkeypatch.setattr(activate, "locked", locked)
+
+    return comes
+
+
+@pytest.mark.parametrize("stops", [deactivate, remove])
+def test_follower_that_another_command_stops_meanwhile_stays_so(
+    world: World, meanwhile: Callable[[Meanwhile], None], stops: Callable[..., object]
+) -> None:
+    world.activate(world.package("api"), world.package("log", network=SHARE))
+    manifest = world.package("api", network={"network": "front"})
+    meanwhile(lambda world: stops(world.machine, ["log"]))
+    world.activate(manifest)
+    assert world.store.active_services() == ["api"]
+    world.assert_whole()
+
+
+def test_follower_that_another_command_starts_meanwhile_follows(
+    world: World, meanwhile: Callable[[Meanwhile], None]
+) -> None:
+    world.activate(world.package("api"))
+    manifest = world.package("api", network={"network": "front"})
+    log = world.package("log", network=SHARE)
+    meanwhile(lambda world: world.activate(log))
+    world.activate(manifest)
+    assert world.store.active_services() == ["api", "log"]
+    spec = world.processes.spec("log")
+    assert spec is not None
+    assert spec.hosts_folder.endswith(names.hosts_folder(("front",)))
     world.assert_whole()
 
 

@@ -30,7 +30,8 @@ ORDER = (
 """The folders of src/niso, from the ground up: each may import those before it."""
 
 CLI_MAY = {
-    "cli.meta": {"niso.commands.lab.supervisor.run"},  # makes a machine; `niso.connect` is of one
+    # makes a machine, where `niso.connect` is of one; is conmon's, with no user
+    "cli.meta": {"niso.commands.lab.supervisor.run", "niso.runtime.on_exit"},
     # the pages of the files that users write
     "cli.reference.toml_files": {"niso.manifest.json_schema", "niso.manifest.stack_file"},
 }

@@ -93,7 +93,7 @@ def candidates(words: list[str], current: str) -> Candidates:
     if not words:
         return _commands()
     name = registry.ALIASES.get(words[0], words[0])
-    if name not in registry.COMMANDS or name == "complete":
+    if name not in registry.COMMANDS or name in registry.HIDDEN:
         return []
     if name == "help":
         topic = (
@@ -110,7 +110,9 @@ def candidates(words: list[str], current: str) -> Candidates:
 
 def _commands() -> Candidates:
     return [
-        (name, registry.find(name, "").does) for name in registry.COMMANDS if name != "complete"
+        (name, registry.find(name, "").does)
+        for name in registry.COMMANDS
+        if name not in registry.HIDDEN
     ]
 
 

@@ -16,7 +16,7 @@ from niso.cli import interrupts
 from niso.cli.command import Command, Group
 from niso.cli.failures import explained, report
 from niso.cli.parse import HELP, asks_help, parse, unknown
-from niso.cli.registry import ALIASES, COMMANDS, find, module
+from niso.cli.registry import ALIASES, COMMANDS, HIDDEN, find, module
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -135,7 +135,7 @@ def _command(arguments: list[str]) -> int:
             )
     if name not in COMMANDS:
         _refuse_early_option(arguments, 0)
-        visible = [command for command in COMMANDS if command != "complete"]
+        visible = [command for command in COMMANDS if command not in HIDDEN]
         raise unknown("command", name, visible, "niso help lists them")
     words = arguments[1:]
     command = find(name, words[0] if words else "")

@@ -1,4 +1,4 @@
-"""Run help, version, schema and lab."""
+"""Run help, version, schema, lab and on-exit."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ def run(name: str, args: Args) -> int:
 
         as_json(manifest_schema())
         return 0
+    if name == "on-exit":
+        from niso.runtime import on_exit
+
+        on_exit.main(args.service, args.run)
+        return 0
     if args.command and not args.command[0]:
         raise UsageError("the command is empty", "niso lab -- CMD; niso lab alone starts a shell")
     from niso.commands.lab.supervisor import run
@@ -40,7 +45,7 @@ def print_help(words: list[str]) -> int:
         raise unknown(
             "command",
             name,
-            [command for command in registry.COMMANDS if command != "complete"],
+            [command for command in registry.COMMANDS if command not in registry.HIDDEN],
             "niso help lists them",
         )
     topic = registry.find(name, words[1] if words[1:] else "")
@@ -59,5 +64,5 @@ def first_screen() -> list[Command | Group]:
     return [
         registry.find(name, "")
         for name in registry.COMMANDS
-        if name not in ("complete", "help", "version")
+        if name not in (*registry.HIDDEN, "help", "version")
     ]

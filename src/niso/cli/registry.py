@@ -27,10 +27,14 @@ COMMANDS = {
     "schema": ("meta", "general"),
     "completion": ("complete", "general"),
     "complete": ("complete", "general"),
+    "on-exit": ("meta", "general"),
     "help": ("meta", "general"),
     "version": ("meta", "general"),
 }
 """Command -> (module of cli that runs it, module of cli/catalogue that describes it)."""
+
+HIDDEN = ("complete", "on-exit")
+"""Commands that only programs call; help and completion leave them out."""
 
 ALIASES = {"-h": "help", "--help": "help", "-V": "version", "--version": "version"}
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from niso.base import names, paths
+from niso.base.errors import Conflict
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import Lock
 from niso.base.report import CopyingPackage, Report, Stopping, silent
@@ -31,6 +33,9 @@ from niso.store.store import Scope, ServiceRow, Store
 
 if TYPE_CHECKING:
     from niso.services.stacks import Membership
+
+
+_TRIES = 10
 
 
 class Outcome(NamedTuple):
@@ -67,13 +72,11 @@ def activate(
                 report,
                 stack,
             )
-    recover(
-        machine, report, [*(stack.leaving if stack else ()), *(target.name for target in targets)]
-    )
-    targets = sharing.with_followers(store, targets, stack.leaving if stack else ())
-    every = [*(stack.leaving if stack else ()), *(target.name for target in targets)]
-    with locked(store, every):
-        targets = [still_so(store, target) for target in targets]
+    ends = stack.leaving if stack else ()
+    recover(machine, report, [*ends, *(target.name for target in targets)])
+    locks, targets = _locked(store, targets, ends)
+    every = [*ends, *(target.name for target in targets)]
+    with locks:
         changes: list[Change] = []
         try:
             _begin_copies(store, targets)
@@ -120,6 +123,25 @@ def activate(
             undo_all(machine, every, error, report)
             raise
         return [_outcome(store, change, change.name in touched) for change in changes]
+
+
+def _locked(
+    store: Store, wanted: list[Target], ends: tuple[str, ...]
+) -> tuple[ExitStack, list[Target]]:
+    """Take the locks of ``ends``, of services, and of those that must restart with them.
+
+    Return the locks, and the services as they are now: while this waited for a lock, its holder may
+    have stopped a service that shares a namespace, or started one.
+    Raises NotFound if a service was removed, Conflict if new ones keep appearing.
+    """
+    for _ in range(_TRIES):
+        names = {*ends, *(t.name for t in wanted), *sharing.followers(store, wanted, ends)}
+        with locked(store, list(names)) as locks:
+            now = [still_so(store, target) for target in wanted]
+            now = sharing.with_followers(store, now, ends)
+            if names >= {target.name for target in now}:
+                return locks.pop_all(), now
+    raise Conflict("other niso commands keep starting services that share a namespace", "try again")
 
 
 def _stopped(

@@ -14,7 +14,7 @@ from niso.store.store import ServiceRow
 def of_process(name: str) -> Finding | None:
     """Return the defect of an active service's process, None if it has none.
 
-    A process that has ended is not a defect if its conmon has recorded the end.
+    A process that has ended is not a defect if its policy accepts that end.
     """
     what = f"process of service {name!r}"
     if status.outside_cgroup(name):
@@ -24,6 +24,8 @@ def of_process(name: str) -> Finding | None:
     now = status.read(name, closely=True)
     if now.state in ("none", "failed"):
         return Finding("missing", what, now.error or "")
+    if now.state == "exited" and status.is_stopping(name):
+        return Finding("missing", what, INTERRUPTED)
     if now.state != "running":
         return None
     spec = load(name)
@@ -64,6 +66,7 @@ def of_package(row: ServiceRow) -> Finding | None:
     )
 
 
+INTERRUPTED = "a stop of it was interrupted"
 UNKNOWN, BLIND = "spec gone", "hosts file unseen"
 """Defects that are repaired while the process keeps running."""
 

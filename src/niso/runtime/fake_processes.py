@@ -15,7 +15,7 @@ from niso.base.errors import ProcessError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.findings import Finding
 from niso.plan.process_spec import ProcessSpec
-from niso.runtime.defects import BLIND, UNKNOWN
+from niso.runtime.defects import BLIND, INTERRUPTED, UNKNOWN
 from niso.runtime.health import Probe
 from niso.runtime.lost import Lost
 from niso.runtime.process import forget_health
@@ -168,6 +168,8 @@ class FakeProcesses:
         what, now = f"process of service {service!r}", self.status(service)
         if now.state in ("none", "failed"):
             return Finding("missing", what, "")
+        if now.state == "exited" and self.is_stopping(service):
+            return Finding("missing", what, INTERRUPTED)
         if now.state != "running":
             return None
         run = self.current[service]
@@ -180,6 +182,9 @@ class FakeProcesses:
         return None
 
     # --- start and stop ---
+
+    def renew(self) -> None:
+        pass
 
     def expect(self) -> None:
         pass

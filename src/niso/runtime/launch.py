@@ -25,7 +25,7 @@ from niso.base.errors import ProcessError
 from niso.base.locks import open_lock
 from niso.base.signals import ENDING, signals_held
 from niso.plan.process_spec import ProcessSpec
-from niso.runtime import cgroup, crun, oci, root, unit, volumes
+from niso.runtime import cgroup, crun, exit_command, oci, root, unit, volumes
 from niso.runtime.pids import wait_readable
 from niso.runtime.spec import write_json
 
@@ -98,6 +98,7 @@ class Launch:
         self._held = ExitStack()
         try:
             failpoint.hit(f"write the bundle of {spec.service}")
+            exit_command.write()
             os.mkdir(bundle, 0o700)
             # A signal between the two would leave a thread and a conmon without an owner.
             with signals_held():
@@ -305,9 +306,7 @@ def _is_inherited(fd: int) -> bool:
 
 def _conmon_argv(spec: ProcessSpec, bundle: str, tid: int) -> list[str]:
     """Return conmon's command line; the container is created in the namespace of thread ``tid``."""
-    import sys
-
-    exit_command = ["-I", "-m", "niso.runtime.on_exit", spec.service, bundle]
+    exit_arguments = [exit_command.path(), spec.service, bundle]
     runtime = [
         f"--mount=/proc/{tid}/ns/mnt",
         f"--root=/proc/{tid}/root",  # differs from the namespace's root if niso runs in a chroot
@@ -332,7 +331,8 @@ def _conmon_argv(spec: ProcessSpec, bundle: str, tid: int) -> list[str]:
         *("-l", f"k8s-file:{LOG_NAME}", "--log-size-max", str(LOG_SIZE_MAX), "--no-sync-log"),
         *(("-l", "journald") if unit.logs_to_journal(spec.service) else ()),
         *("--exit-dir", f"{bundle}/exits", "--persist-dir", f"{bundle}/persist", "--full-attach"),
-        *("--exit-command", sys.executable, *(f"--exit-command-arg={arg}" for arg in exit_command)),
+        *("--exit-command", exit_command.SHELL),
+        *(f"--exit-command-arg={arg}" for arg in exit_arguments),
         *("--log-level", "warning"),
     ]
 

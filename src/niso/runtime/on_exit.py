@@ -1,9 +1,9 @@
-"""``python -m niso.runtime.on_exit SERVICE BUNDLE``: conmon's exit command.
+"""``python -m niso.runtime.on_exit SERVICE BUNDLE``: conmon's exit command (`exit_command`).
 
 conmon runs it when a service has ended. It records the end and applies the restart policy.
 A stop marks the run (`status.STOPPING`) and then kills this process, which may be waiting for the
 lock that the stop holds, or for the delay before a restart.
-Each conmon names this module until its service ends, so its name must not change.
+Its name must not change: conmons that an earlier niso started name it.
 """
 
 from __future__ import annotations

@@ -69,6 +69,9 @@ class Processes(Protocol):
 
     # --- start and stop ---
 
+    def renew(self) -> None:
+        """Let services that already run start this niso when they end."""
+
     def expect(self) -> None:
         """Prepare for a start that follows in about 10 ms."""
 

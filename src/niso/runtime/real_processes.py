@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.process_spec import ProcessSpec
-from niso.runtime import process, status
+from niso.runtime import exit_command, process, status
 from niso.runtime.spec import load, read_state, save
 
 if TYPE_CHECKING:
@@ -53,6 +53,9 @@ class RealProcesses:
         return defects.of_process(service)
 
     # --- start and stop ---
+
+    def renew(self) -> None:
+        exit_command.renew()
 
     def expect(self) -> None:
         from niso.runtime import launch

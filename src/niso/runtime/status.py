@@ -107,14 +107,16 @@ def _read_running(service: str, record: dict[str, Any], bundle: str, shown: Stat
     if code is None:
         # conmon writes the exit status in a moment; without a conmon nobody ever will.
         return shown._replace(state="running" if conmon_alive(service) else "failed")
+    shown = shown._replace(state="exited", exit_code=code)
     spec = load(service)
-    restarts = (
-        spec is not None
-        and restarts_after(spec.restart, code)
-        and not os.path.exists(f"{bundle}/{STOPPING}")
-        and conmon_alive(service)
-    )
-    return shown._replace(state="restarting" if restarts else "exited", exit_code=code)
+    is_final = spec is not None and not restarts_after(spec.restart, code)
+    if is_final or os.path.exists(f"{bundle}/{STOPPING}"):
+        return shown
+    if conmon_alive(service) or is_supervisor(read_pid(f"{bundle}/{EXITED_PID}"), bundle):
+        return shown._replace(state="restarting")
+    if read_state(service) != record:  # the exit command has just recorded the end
+        return _read(service)
+    return shown._replace(state="failed", error="nothing has recorded its end or restarted it")
 
 
 def runs(service: str) -> bool:

@@ -47,6 +47,7 @@ def recover(machine: Machine, report: Report = silent, names: Iterable[str] = ()
     concerned = set(names)
     errors: dict[str, Error] = {}
     done = 0
+    machine.processes.renew()
     for activations, group in groupby(
         in_order(store, store.intents()), lambda intent: intent.action == "activate"
     ):

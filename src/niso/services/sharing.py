@@ -95,29 +95,32 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
     return provider
 
 
-def with_followers(
-    store: Store, wanted: Iterable[Target], ending: Iterable[str] = ()
-) -> list[Target]:
-    """Return ``wanted`` and the active services that must restart with them, providers first.
+def followers(store: Store, wanted: Iterable[Target], ending: Iterable[str] = ()) -> list[str]:
+    """Return the active services that must restart with ``wanted``.
 
     Services in ``ending`` are left out. Sharers see the hostname and hosts file of their provider,
     so they restart if these change.
     """
-    chosen = {target.name: target for target in wanted}
-    ends = set(ending)
-    for target in list(chosen.values()):
+    chosen = list(wanted)
+    apart = {*ending, *(target.name for target in chosen)}
+    found = []
+    for target in chosen:
         if target.spec.mode in PROVIDERS:
             there = home(store, target.name, target.spec, None)
             for sharer in store.sharers(target.name):
                 row = store.service(sharer)
-                if (
-                    sharer not in chosen
-                    and sharer not in ends
-                    and row is not None
-                    and not _sees(row, there)
-                ):
-                    chosen[sharer] = targets.known(store, sharer)
-    return sorted(chosen.values(), key=lambda target: target.spec.mode == "share")
+                if sharer not in apart and row is not None and not _sees(row, there):
+                    found.append(sharer)
+    return found
+
+
+def with_followers(
+    store: Store, wanted: Iterable[Target], ending: Iterable[str] = ()
+) -> list[Target]:
+    """Return ``wanted`` and their `followers`, providers first."""
+    chosen = list(wanted)
+    chosen += [targets.known(store, name) for name in followers(store, chosen, ending)]
+    return sorted(chosen, key=lambda target: target.spec.mode == "share")
 
 
 def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[ServiceRow] = ()) -> None:

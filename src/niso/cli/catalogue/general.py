@@ -98,4 +98,12 @@ COMMANDS = (
         ),
         root=False,
     ),
+    Command(
+        "on-exit",
+        "record the end of a service and apply its restart policy; called by conmon",
+        (
+            Argument("service", "SERVICE", "the service that has ended"),
+            Argument("run", "RUN", "the folder of its run"),
+        ),
+    ),
 )

@@ -1,0 +1,70 @@
+"""The script with which conmon starts niso when a service ends: ``<run>/on-exit``.
+
+A conmon keeps its command line for as long as its service runs, and niso may be installed anew
+meanwhile: in another folder, or for another Python. So that line names this script, and the
+script names the niso that wrote it last. If that one is gone too, the script looks for the
+command ``niso``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from niso.base import files, paths
+
+SHELL = "/bin/sh"
+"""Runs the script: /run is often mounted noexec."""
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/root/.local/bin"
+MODULE = "niso.runtime.on_exit"
+
+
+def path() -> str:
+    """Return the path of the script."""
+    return os.path.join(paths.run_dir(), "on-exit")
+
+
+def text() -> str:
+    """Return the script that starts this niso.
+
+    After an upgrade of Python, the interpreter of a virtual environment exists, but it does not
+    read the modules of the old version. So the file that it linked to must exist too.
+    """
+    own = os.path.join(os.path.dirname(os.path.abspath(__file__)), "on_exit.py")
+    python = _quoted(sys.executable)
+    needs = (sys.executable, os.path.realpath(sys.executable), own)
+    return (
+        "# conmon runs this when a service of niso ends\n"
+        f"if {' && '.join(f'test -e {_quoted(name)}' for name in needs)}; then\n"
+        f'    exec {python} -I -m {MODULE} "$@"\n'
+        "fi\n"
+        f'PATH={_PATH} exec niso on-exit "$@"\n'
+    )
+
+
+def write() -> None:
+    """Write the script unless it is up to date. Raises OSError."""
+    wanted = os.fsencode(text())
+    if files.read(path()) == wanted:
+        return
+    draft = f"{path()}.{os.getpid()}.new"
+    fd = files.make(draft, 0o600)
+    try:
+        files.write(fd, wanted)
+    finally:
+        os.close(fd)
+    files.rename(draft, path())
+
+
+def renew() -> None:
+    """Write the script again if another niso wrote it; no-op if there is none, or on an error."""
+    try:
+        if files.read(path()) is not None:
+            write()
+    except OSError:
+        return
+
+
+def _quoted(word: str) -> str:
+    """Quote a word for a shell."""
+    return "'" + word.replace("'", "'\\''") + "'"
