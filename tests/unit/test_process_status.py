@@ -12,7 +12,7 @@ import pytest
 from test_runtime_oci import SPEC
 
 from niso.base import paths
-from niso.base.errors import NisoError
+from niso.base.errors import Error
 from niso.runtime import crun, exit_command, spec, status
 
 
@@ -126,5 +126,5 @@ def test_another_niso_takes_the_exit_command_over(
 def test_exit_command_is_not_made_before_it_is_needed() -> None:
     exit_command.renew()
     assert not os.path.exists(exit_command.path())
-    with pytest.raises((OSError, NisoError)):
+    with pytest.raises((OSError, Error)):
         exit_command.write()
