@@ -6,7 +6,7 @@ from niso import __version__
 from niso.base.errors import UsageError
 from niso.cli import registry
 from niso.cli.command import Command, Group
-from niso.cli.parse import HELP, Args, unknown
+from niso.cli.parse import HELP, Args
 
 
 def run(name: str, args: Args) -> int:
@@ -37,18 +37,12 @@ def print_help(words: list[str]) -> int:
         return 0
     name = registry.ALIASES.get(words[0], words[0])
     if name not in registry.COMMANDS:
-        raise unknown(
-            "command",
-            name,
-            [command for command in registry.COMMANDS if command != "complete"],
-            "niso help lists them",
-        )
+        raise registry.unknown_command(words)
     topic = registry.find(name, words[1] if words[1:] else "")
     if isinstance(topic, Command):
         print(help.command(topic), end="")
     elif words[1:] and words[1] not in HELP:
-        known = [action.name for action in topic.actions]
-        raise unknown("action", f"{name} {words[1]}", known, f"niso help {name} lists them")
+        raise registry.unknown_command(words)
     else:
         print(help.group(topic), end="")
     return 0
