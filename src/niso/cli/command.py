@@ -53,7 +53,8 @@ class Command(NamedTuple):
 
     ``does`` is an imperative phrase, ``examples`` are pairs of command and remark, ``exits`` pairs
     of exit status and meaning. ``root`` says whether it needs root. ``ends`` says whether it ends
-    or deletes something; such a command is never suggested for a misspelt one.
+    or deletes something; such a command is never suggested for a misspelt one. ``aside`` says
+    whether the first screen of help has only its name.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Command(NamedTuple):
     exits: tuple[tuple[str, str], ...] = ()
     root: bool = True
     ends: bool = False
+    aside: bool = False
 
 
 class Group(NamedTuple):

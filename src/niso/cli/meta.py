@@ -1,4 +1,4 @@
-"""Run help, version, schema and lab."""
+"""Run help, version, check, schema and lab."""
 
 from __future__ import annotations
 
@@ -15,17 +15,42 @@ def run(name: str, args: Args) -> int:
     if name == "version":
         print(f"niso {__version__}")
         return 0
+    if name == "check":
+        return _check(args)
     if name == "schema":
-        from niso.api.host import manifest_schema
-        from niso.cli.output import as_json
-
-        as_json(manifest_schema())
-        return 0
+        return _schema(args.file)
     if args.command and not args.command[0]:
         raise UsageError("the command is empty", "niso lab -- CMD; niso lab alone starts a shell")
     from niso.commands.lab.supervisor import run
 
     return run(args.command)
+
+
+def _schema(file: str) -> int:
+    from niso.api import validation
+    from niso.cli.output import as_json
+
+    known = {"manifest": validation.manifest_schema, "stack": validation.stack_schema}
+    if file not in known:
+        raise UsageError(f"unknown file {file!r}", "manifest or stack")
+    as_json(known[file]())
+    return 0
+
+
+def _check(args: Args) -> int:
+    from niso.api.validation import validate
+    from niso.cli import output
+
+    valid = validate(*(args.paths or ["."]))
+    if args.json:
+        output.as_json(valid)
+        return 0
+    for file in valid:
+        what = f"{file.kind} {file.name}"
+        if file.kind == "stack":
+            what += f" of {', '.join(file.services)}"
+        print(f"{output.escaped(file.path)}: valid {what}")
+    return 0
 
 
 def print_help(words: list[str]) -> int:

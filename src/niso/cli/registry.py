@@ -25,6 +25,7 @@ COMMANDS = {
     "disable": ("boot", "general"),
     "restore": ("boot", "general"),
     "lab": ("meta", "general"),
+    "check": ("meta", "general"),
     "schema": ("meta", "general"),
     "completion": ("complete", "general"),
     "complete": ("complete", "general"),
