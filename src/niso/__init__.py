@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from niso.api.events import Finished as Finished
     from niso.api.host import Host as Host
     from niso.api.host import connect as connect
-    from niso.api.host import manifest_schema as manifest_schema
     from niso.api.host_networks import CreatedNetwork as CreatedNetwork
     from niso.api.host_networks import Network as Network
     from niso.api.host_networks import NetworkLine as NetworkLine
@@ -53,6 +52,10 @@ if TYPE_CHECKING:
     from niso.api.upkeep import Finding as Finding
     from niso.api.upkeep import Repaired as Repaired
     from niso.api.upkeep import Swept as Swept
+    from niso.api.validation import Valid as Valid
+    from niso.api.validation import manifest_schema as manifest_schema
+    from niso.api.validation import stack_schema as stack_schema
+    from niso.api.validation import validate as validate
     from niso.base.errors import Conflict as Conflict
     from niso.base.errors import Error as Error
     from niso.base.errors import ErrorGroup as ErrorGroup
@@ -75,7 +78,8 @@ if TYPE_CHECKING:
 _MODULES = {
     "api.as_json": "plain",
     "api.events": "Caution Expects Finished",
-    "api.host": "Host connect manifest_schema",
+    "api.validation": "Valid manifest_schema stack_schema validate",
+    "api.host": "Host connect",
     "api.host_networks": "CreatedNetwork Network NetworkLine NetworkMember PublishedPort"
     " RemovedNetwork Rules Subnet",
     "api.packets": "Drop Drops Explanation Judged Judgement Pong Proof Stats",

@@ -51,8 +51,8 @@ def test_first_screen_has_every_command_and_fits_a_terminal_of_24_lines(capsys, 
     assert (status, err) == (0, "")
     lines = out.splitlines()
     assert len(lines) <= 23 and all(len(line) <= 80 for line in lines)
-    for name in registry.COMMANDS.keys() - {*HIDDEN, "help", "version"}:
-        assert re.search(rf"^  {name} ", out, re.MULTILINE), name
+    for name in registry.COMMANDS.keys() - HIDDEN:
+        assert re.search(rf"^(  |also: .*\b){name}\b", out, re.MULTILINE), name
 
 
 @pytest.mark.parametrize("name", ["net", "stack"])
@@ -125,7 +125,8 @@ def test_one_option_has_one_meaning_everywhere() -> None:
         flags = [flag for option in command.options for flag in option.flags]
         assert len(flags) == len(set(flags)), command.name
         for option in command.options:
-            for flag in option.flags[:-1]:
+            # -t of exec is that of docker exec
+            for flag in () if command.name == "exec" else option.flags[:-1]:
                 shorts.setdefault(flag, set()).add(option.flags[-1])
     assert all(len(longs) == 1 for longs in shorts.values()), shorts
 
@@ -160,6 +161,10 @@ def test_one_option_has_one_meaning_everywhere() -> None:
         ("exec api -- ls --help -v --", {"name": "api", "command": ["ls", "--help", "-v", "--"]}),
         ("exec api ls -- x", {"command": ["ls", "--", "x"]}),
         ("exec api", {"command": []}),
+        ("exec -it api sh", {"name": "api", "command": ["sh"]}),
+        ("exec -i -t api ls -a", {"name": "api", "command": ["ls", "-a"]}),
+        ("ps -a", {"all": True}),
+        ("logs api --tail 5 --follow --since 2h", {"lines": 5, "follow": True, "since": "2h"}),
         ("lab -- sh -c x", {"command": ["sh", "-c", "x"]}),
         ("lab sh -h", {"command": ["sh", "-h"]}),
         ("lab", {"command": []}),
@@ -199,7 +204,32 @@ def test_words_become_values(line, values) -> None:
         ("help net lst", "unknown action 'net lst' / did you mean 'net list'?"),
         ("net lst", "unknown action 'net lst' / did you mean 'net list'?"),
         ("net zzzzz", "unknown action 'net zzzzz' / niso help net lists them"),
-        ("stack dwon .", "unknown action 'stack dwon' / did you mean 'stack down'?"),
+        ("stack stauts .", "unknown action 'stack stauts' / did you mean 'stack status'?"),
+        # what ends something is never suggested
+        ("stack dwon .", "unknown action 'stack dwon' / niso help stack lists them"),
+        ("remov api", "unknown command 'remov' / niso help lists them"),
+        ("deactivate --al", "unknown option '--al' / did you mean '--help'?"),
+        ("net removee x", "unknown action 'net removee' / niso help net lists them"),
+        # commands of other tools
+        (
+            "run -d -p 80:80 nginx",
+            "unknown command 'run' / niso activate ./FOLDER: ports, volumes and the rest are in "
+            "the folder's manifest.toml",
+        ),
+        ("status api", "unknown command 'status' / niso ps: lists inactive services too"),
+        ("compose up -d", "unknown command 'compose' / niso stack up: reads ./stack.toml"),
+        ("network ls", "unknown command 'network' / niso net list"),
+        ("net rm x", "unknown action 'net rm' / niso net remove NAME"),
+        ("stack logs", "unknown action 'stack logs' / niso logs NAME: one service at a time"),
+        (
+            "pull redis",
+            "unknown command 'pull' / there are no images: a service is a folder, and can have a "
+            "root file system",
+        ),
+        (
+            "help compose",
+            "unknown command 'compose' / niso stack up: niso help stack lists the actions",
+        ),
         (
             "activate",
             "missing PATH|NAME: a manifest, its folder or a known service / niso activate --help",
@@ -211,8 +241,8 @@ def test_words_become_values(line, values) -> None:
         ("ps -x", "unknown option '-x' / niso ps --help lists them"),
         ("ps more", "unexpected argument 'more' / niso ps --help"),
         ("ps --json=1", "--json takes no value: '--json=1' / niso ps --help"),
-        ("logs x -n", "-n needs a value: -n, --lines N / niso logs --help"),
-        ("logs x -n --follow", "-n needs a value: -n, --lines N / niso logs --help"),
+        ("logs x -n", "-n needs a value: -n, --tail, --lines N / niso logs --help"),
+        ("logs x -n --follow", "-n needs a value: -n, --tail, --lines N / niso logs --help"),
         ("logs x -n many", "-n 'many': must be a whole number / niso logs --help"),
         ("logs x -fx", "unknown option '-x' / niso logs --help lists them"),
         (
@@ -228,7 +258,7 @@ def test_words_become_values(line, values) -> None:
             "port-forward a 1:1 --remove --replace",
             "--remove and --replace exclude each other / niso port-forward --help",
         ),
-        ("exec api --tty -- sh", "unknown option '--tty' / niso exec --help lists them"),
+        ("exec api --colour -- sh", "unknown option '--colour' / niso exec --help lists them"),
         ("completion fish", "unknown shell 'fish' / bash or zsh"),
     ],
 )
@@ -287,8 +317,25 @@ def test_version_is_that_of_the_package(capsys, words) -> None:
     assert said(capsys, *words) == (0, f"niso {importlib.metadata.version('niso')}\n", "")
 
 
-def test_all_but_help_version_schema_and_completion_need_root(capsys) -> None:
+def test_the_commands_that_need_no_root(capsys) -> None:
     free = {command.name for command in COMMANDS.values() if not command.root}
-    assert free == {"help", "version", "schema", "completion", "complete"}
+    assert free == {"help", "version", "check", "schema", "completion", "complete"}
     assert said(capsys, "ps") == (1, "", "niso: needs root\n  hint: sudo niso ps\n")
     assert said(capsys, "logs", "a b")[2] == "niso: needs root\n  hint: run it with sudo\n"
+
+
+def test_every_habit_is_answered_and_names_a_real_command() -> None:
+    from niso.cli.catalogue.habits import HABITS, answer
+    from niso.cli.registry import unknown_command
+
+    typed = [theirs for habit in HABITS for theirs in habit.theirs]
+    assert len(typed) == len(set(typed))
+    for habit in HABITS:
+        for theirs in habit.theirs:
+            error = unknown_command([*theirs.split(), "-q", "web"])
+            assert error.hint == answer(habit) != ""
+        if habit.ours:
+            words = habit.ours.split()[1:]
+            command = " ".join(words[:2]) if words[0] in ("net", "stack") else words[0]
+            assert command in COMMANDS, habit
+            assert not any(theirs in COMMANDS for theirs in habit.theirs), habit

@@ -152,6 +152,8 @@ def test_valid_manifest_passes(key: str, value: object) -> None:
         ("network.networks", []),
         ("network.networks", ["a", "a"]),
         ("network.networks", ["default"]),
+        ("network.network", "none"),
+        ("network.networks", ["host"]),
         ("network.network", "backend"),
         ("network.ports", ["53:53/icmp"]),
         ("network.ports", ["127.0.0.1:80"]),

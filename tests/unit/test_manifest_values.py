@@ -104,7 +104,10 @@ REFUSED: list[tuple[Parser, list[str]]] = [
         ],
     ),
     (values.host_label, ["", "localhost", "host", "ip6-allnodes", "web.", "WEB", "a" * 64]),
-    (values.network_name, ["", "default", "9a", "Backend", "a/b", "a" * 64, "a\x00"]),
+    (
+        values.network_name,
+        ["", "default", "none", "host", "9a", "Backend", "a/b", "a" * 64, "a\x00"],
+    ),
     (
         values.user,
         [

@@ -43,7 +43,7 @@ ACCEPTED: list[tuple[str, str, str, int, int, str]] = [
     ("network.niso.local:80", "service", "network", 80, 80, ""),
     ("network:backend", "network", "backend", 0, 65535, ""),
     ("network:niso-default", "network", "niso-default", 0, 65535, ""),
-    ("network:host", "network", "host", 0, 65535, ""),
+    ("network:hosts", "network", "hosts", 0, 65535, ""),
     ("network:network:80", "network", "network", 80, 80, ""),
     ("network:backend:8080/tcp", "network", "backend", 8080, 8080, "tcp"),
     ("network:backend:8000-8010", "network", "backend", 8000, 8010, ""),

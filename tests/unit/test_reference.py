@@ -11,7 +11,7 @@ import pytest
 from niso.cli import registry
 from niso.cli.command import Command, Group
 from niso.cli.meta import first_screen
-from niso.cli.reference import results, toml_files
+from niso.cli.reference import other_tools, results, toml_files
 from niso.cli.reference.document import Code, Heading, Page, Terms, Text, man, markdown
 from niso.cli.reference.pages import pages
 from niso.manifest import json_schema, load, stack_file
@@ -35,6 +35,11 @@ def commands() -> list[Command]:
 @pytest.mark.parametrize("name", PAGES)
 def test_page_is_what_the_code_says(name: str) -> None:
     assert (DOCS / name).read_text(encoding="utf-8") == PAGES[name], "run ./dev docs"
+
+
+def test_the_table_of_a_guide_is_what_the_code_says() -> None:
+    guide = (DOCS / other_tools.GUIDE).read_text(encoding="utf-8")
+    assert other_tools.with_commands(guide) == guide, "run ./dev docs"
 
 
 def test_there_are_no_other_pages() -> None:

@@ -6,10 +6,14 @@ import os
 import pathlib
 import shutil
 import threading
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
 
+from niso.api.guard import moment
+from niso.base.errors import UsageError
 from niso.runtime import logs
 
 STAMP = "2026-01-02T03:04:05.{:09d}+00:00"
@@ -194,3 +198,34 @@ def test_file_that_conmon_replaced_by_itself_lives_on(files: Files) -> None:
     os.unlink(files.folder / "service.log")
     files.add("third")
     assert list(logs.read("demo")) == [b"first\n", b"second\n", b"third\n"]
+
+
+def test_since_begins_with_the_first_line_of_that_time(files: Files) -> None:
+    lines = [
+        f"2026-01-02T03:0{minute}:00.000000000+01:00 stdout F {minute}\n" for minute in range(5)
+    ]
+    (files.folder / "service.log.1").write_text("".join(lines[:2]) + "not a line\n")
+    (files.folder / "service.log").write_text("".join(lines[2:]))
+    third = datetime(2026, 1, 2, 2, 2, tzinfo=UTC).timestamp()
+    assert list(logs.read("demo", since=third)) == [b"2\n", b"3\n", b"4\n"]
+    assert list(logs.read("demo", 1, since=third)) == [b"4\n"]
+    assert list(logs.read("demo", since=third + 1000)) == []
+    assert list(logs.read("demo", since=0)) == [f"{minute}\n".encode() for minute in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("text", "ago"), [("90s", 90), ("2h", 7200), ("7d", 604_800), ("2026-03-01T12:00:00Z", None)]
+)
+def test_a_moment_is_a_time_or_a_period(text: str, ago: int | None) -> None:
+    at = moment(text, "--since")
+    if ago is None:
+        assert at == datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp()
+    else:
+        assert abs(time.time() - ago - at) < 60
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "5", "-5m", "1.5h", "٣m", "99999999999999h"])
+def test_what_is_not_a_moment_is_refused(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        moment(text, "--since")
+    assert "10m" in (caught.value.hint or "")

@@ -87,6 +87,10 @@ def texts(values: Iterable[object], what: str) -> list[str]:
     return [text(value, what) for value in given]
 
 
+_PERIODS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+"""Unit of a period -> seconds."""
+
+
 def path(value: object, what: str) -> str:
     """Return a str or os.PathLike argument as a str. Raises UsageError."""
     try:
@@ -117,3 +121,25 @@ def duration(value: str, what: str) -> float:
         return values.duration(value, what, low=LEAST_TIMEOUT_S)
     except InvalidInput as error:
         raise UsageError.of(error) from None
+
+
+def moment(value: object, what: str) -> float:
+    """Return the seconds of the epoch of a time (RFC 3339) or of a period until now: ``2h``.
+
+    A time without an offset is local time. Raises UsageError.
+    """
+    import time
+    from datetime import datetime
+
+    given = text(value, what)
+    digits, unit = given[:-1], _PERIODS.get(given[-1:])
+    if unit and digits.isascii() and digits.isdigit() and len(digits) < 10:
+        return time.time() - int(digits) * unit
+    try:
+        return datetime.fromisoformat(given).timestamp()
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"{what} {given!r}: must be a time or a period",
+            "a time like 2026-03-01T12:00:00Z, or a period like 10m, 2h or 7d",
+            what,
+        ) from None

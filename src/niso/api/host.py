@@ -155,10 +155,3 @@ class Host:
         from niso.api import upkeep
 
         return upkeep.sweep(self.session, dry_run)
-
-
-def manifest_schema() -> dict[str, object]:
-    """Return the JSON Schema of manifest.toml."""
-    from niso.manifest.json_schema import schema
-
-    return schema()

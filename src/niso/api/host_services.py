@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from niso.api.guard import LEAST_TIMEOUT_S, guarded, path, seconds, text, texts
+from niso.api.guard import LEAST_TIMEOUT_S, guarded, moment, path, seconds, text, texts
 from niso.api.published import Port, rows
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
@@ -300,12 +300,14 @@ class Services:
         lines: int | None = None,
         follow: bool = False,
         timestamps: bool = False,
+        since: str | None = None,
     ) -> Iterator[bytes]:
         """Return the output of a service, stdout and stderr in order of arrival.
 
         Lines include their newline, except an incomplete last one. ``lines`` limits the output to
         the last N lines. ``follow`` waits for new lines until the service is removed.
-        ``timestamps`` puts the time (RFC 3339) before each line. Raises NotFound, UsageError.
+        ``timestamps`` puts the time (RFC 3339) before each line. ``since`` is a time (RFC 3339) or
+        a period until now (``10m``). Raises NotFound, UsageError.
         """
         from niso.base.errors import UsageError
         from niso.runtime import logs
@@ -317,7 +319,8 @@ class Services:
             raise UsageError(f"-n {lines}: must be 0 or more", "niso logs NAME -n 20")
         logs.rotate_if_large(service)
         most = None if lines is None else min(lines, _MOST_LINES)
-        return logs.read(service, most, follow, timestamps)
+        start = None if since is None else moment(since, "--since")
+        return logs.read(service, most, follow, timestamps, start)
 
     # --- run commands ----------------------------------------------------------------------------
 

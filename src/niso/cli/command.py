@@ -27,7 +27,8 @@ class Option(NamedTuple):
     """A switch, or with ``metavar`` an option that takes a value.
 
     Options of one ``group`` exclude each other. ``means`` is the value of ``dest`` if the switch
-    is given, instead of True.
+    is given, instead of True. ``ends`` says whether it ends or deletes something, as for
+    `Command`.
     """
 
     dest: str
@@ -39,6 +40,7 @@ class Option(NamedTuple):
     number: bool = False
     group: str = ""
     means: int = 0
+    ends: bool = False
 
     @property
     def takes(self) -> str:
@@ -50,7 +52,9 @@ class Command(NamedTuple):
     """A command.
 
     ``does`` is an imperative phrase, ``examples`` are pairs of command and remark, ``exits`` pairs
-    of exit status and meaning. ``root`` says whether it needs root.
+    of exit status and meaning. ``root`` says whether it needs root. ``ends`` says whether it ends
+    or deletes something; such a command is never suggested for a misspelt one. ``aside`` says
+    whether the first screen of help has only its name.
     """
 
     name: str
@@ -61,6 +65,8 @@ class Command(NamedTuple):
     examples: tuple[tuple[str, str], ...] = ()
     exits: tuple[tuple[str, str], ...] = ()
     root: bool = True
+    ends: bool = False
+    aside: bool = False
 
 
 class Group(NamedTuple):

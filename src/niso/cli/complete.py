@@ -255,6 +255,7 @@ def _targets(placed: list[str], given: list[str]) -> Candidates:
 _KINDS: dict[str, Callable[[list[str], list[str]], Iterable[tuple[str, str]]]] = {
     "nothing": lambda placed, given: [],
     "package": lambda placed, given: [*_services(), MANIFESTS],
+    "file": lambda placed, given: [MANIFESTS],
     "service": lambda placed, given: _services(),
     "active": lambda placed, given: _active(),
     "enabled": lambda placed, given: _services(lambda active, enabled: enabled),
@@ -266,6 +267,7 @@ _KINDS: dict[str, Callable[[list[str], list[str]], Iterable[tuple[str, str]]]] =
     "forward": _forwards,
     "folder": lambda placed, given: [FOLDERS],
     "command": lambda placed, given: [PROGRAMS],
+    "schema": lambda placed, given: [("manifest", "manifest.toml"), ("stack", "stack.toml")],
     "shell": lambda placed, given: [(shell, "") for shell in SHELLS],
 }
 """`Argument.completes` -> function of the words before it and the options given."""

@@ -25,7 +25,10 @@ def first_screen(version: str, commands: list[Command | Group]) -> str:
     columns = width()
     head = f"niso {version}: networking for services on Linux, without a daemon or a proxy"
     use, more = "usage: niso COMMAND ...", "niso help COMMAND shows its options and examples"
-    lines = _list([(command.name, command.does) for command in commands], columns)
+    asides = [one.name for one in commands if isinstance(one, Command) and one.aside]
+    lines = _list(
+        [(one.name, one.does) for one in commands if one.name not in asides], columns
+    ) + _wrapped(f"also: {', '.join((*asides, 'help', 'version'))}", columns)
     begin = [
         ("sudo niso activate ./api", "a folder with a manifest.toml; then niso ps"),
         ("sudo niso lab", "a disposable host for experiments"),

@@ -53,7 +53,11 @@ def print_lines(args: Args, lines: tuple[ServiceLine, ...]) -> None:
 
 def _logs(host: Host, args: Args) -> int:
     chunks = host.services.logs(
-        args.name, lines=args.lines, follow=args.follow, timestamps=args.timestamps
+        args.name,
+        lines=args.lines,
+        follow=args.follow,
+        timestamps=args.timestamps,
+        since=args.since,
     )
     raw = sys.stdout.buffer
     terminal = output.is_terminal()

@@ -1,4 +1,8 @@
+<<<<<<< /tmp/rm.2
 """Run help, version, schema, lab and on-exit."""
+=======
+"""Run help, version, check, schema and lab."""
+>>>>>>> /tmp/rm.3
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from niso import __version__
 from niso.base.errors import UsageError
 from niso.cli import registry
 from niso.cli.command import Command, Group
-from niso.cli.parse import HELP, Args, unknown
+from niso.cli.parse import HELP, Args
 
 
 def run(name: str, args: Args) -> int:
@@ -15,7 +19,10 @@ def run(name: str, args: Args) -> int:
     if name == "version":
         print(f"niso {__version__}")
         return 0
+    if name == "check":
+        return _check(args)
     if name == "schema":
+<<<<<<< /tmp/rm.2
         from niso.api.host import manifest_schema
         from niso.cli.output import as_json
 
@@ -26,11 +33,41 @@ def run(name: str, args: Args) -> int:
 
         on_exit.main(args.service, args.run)
         return 0
+=======
+        return _schema(args.file)
+>>>>>>> /tmp/rm.3
     if args.command and not args.command[0]:
         raise UsageError("the command is empty", "niso lab -- CMD; niso lab alone starts a shell")
     from niso.commands.lab.supervisor import run
 
     return run(args.command)
+
+
+def _schema(file: str) -> int:
+    from niso.api import validation
+    from niso.cli.output import as_json
+
+    known = {"manifest": validation.manifest_schema, "stack": validation.stack_schema}
+    if file not in known:
+        raise UsageError(f"unknown file {file!r}", "manifest or stack")
+    as_json(known[file]())
+    return 0
+
+
+def _check(args: Args) -> int:
+    from niso.api.validation import validate
+    from niso.cli import output
+
+    valid = validate(*(args.paths or ["."]))
+    if args.json:
+        output.as_json(valid)
+        return 0
+    for file in valid:
+        what = f"{file.kind} {file.name}"
+        if file.kind == "stack":
+            what += f" of {', '.join(file.services)}"
+        print(f"{output.escaped(file.path)}: valid {what}")
+    return 0
 
 
 def print_help(words: list[str]) -> int:
@@ -42,18 +79,21 @@ def print_help(words: list[str]) -> int:
         return 0
     name = registry.ALIASES.get(words[0], words[0])
     if name not in registry.COMMANDS:
+<<<<<<< /tmp/rm.2
         raise unknown(
             "command",
             name,
             [command for command in registry.COMMANDS if command not in registry.HIDDEN],
             "niso help lists them",
         )
+=======
+        raise registry.unknown_command(words)
+>>>>>>> /tmp/rm.3
     topic = registry.find(name, words[1] if words[1:] else "")
     if isinstance(topic, Command):
         print(help.command(topic), end="")
     elif words[1:] and words[1] not in HELP:
-        known = [action.name for action in topic.actions]
-        raise unknown("action", f"{name} {words[1]}", known, f"niso help {name} lists them")
+        raise registry.unknown_command(words)
     else:
         print(help.group(topic), end="")
     return 0

@@ -150,20 +150,27 @@ def _missing(command: Command, argument: Argument) -> UsageError:
 
 
 def _no_option(command: Command, flag: str, flags: dict[str, Option]) -> UsageError:
-    return unknown("option", flag, [*flags, *HELP], f"niso {command.name} --help lists them")
+    harmless = [known for known, option in flags.items() if not option.ends]
+    return unknown("option", flag, [*harmless, *HELP], f"niso {command.name} --help lists them")
 
 
 def _wrong(command: Command, message: str) -> UsageError:
     return UsageError(message, f"niso {command.name} --help")
 
 
-def unknown(kind: str, name: str, known: list[str], otherwise: str) -> UsageError:
-    """Return the error for an unknown word; its hint names the closest known one."""
+def unknown(kind: str, name: str, known: list[str], otherwise: str, group: str = "") -> UsageError:
+    """Return the error for an unknown word; its hint names the closest word of ``known``.
+
+    ``known`` must have nothing that ends or deletes something: the hint is a guess. Names of
+    actions begin with their ``group``, which all share and which is not compared.
+    """
     import difflib
 
-    near = difflib.get_close_matches(name, known, 1)
-    if not near and name.startswith("--"):  # an abbreviation
-        near = [word for word in known if word.startswith(name)][:1]
-    return UsageError(
-        f"unknown {kind} {name!r}", f"did you mean {near[0]!r}?" if near else otherwise
-    )
+    shared = f"{group} " if group else ""
+    words = [word.removeprefix(shared) for word in known]
+    typed = name.removeprefix(shared)
+    near = difflib.get_close_matches(typed, words, 1)
+    if not near and typed.startswith("--"):  # an abbreviation
+        near = [word for word in words if word.startswith(typed)][:1]
+    hint = f"did you mean '{shared}{near[0]}'?" if near else otherwise
+    return UsageError(f"unknown {kind} {name!r}", hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from niso.base.errors import UsageError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.cli.command import Command, Group
 
@@ -24,6 +25,7 @@ COMMANDS = {
     "disable": ("boot", "general"),
     "restore": ("boot", "general"),
     "lab": ("meta", "general"),
+    "check": ("meta", "general"),
     "schema": ("meta", "general"),
     "completion": ("complete", "general"),
     "complete": ("complete", "general"),
@@ -47,6 +49,28 @@ def find(name: str, action: str) -> Command | Group:
     wanted = f"{name} {action}" if group else name
     match = next((command for command in commands if command.name == wanted), None)
     return match or group or commands[0]
+
+
+def unknown_command(words: list[str]) -> UsageError:
+    """Return the error for words that name no command, or no action of a group.
+
+    Its hint is the niso command for the same purpose if another tool has this one. Otherwise it is
+    the closest command, but never one that ends or deletes something.
+    """
+    from niso.cli.catalogue.habits import answer, habit
+    from niso.cli.parse import unknown
+
+    group = find(words[0], "") if words[0] in COMMANDS else None
+    kind, name = ("action", " ".join(words[:2])) if group else ("command", words[0])
+    known = habit(words)
+    if known is not None:
+        return UsageError(f"unknown {kind} {name!r}", answer(known))
+    if isinstance(group, Group):
+        harmless = [action.name for action in group.actions if not action.ends]
+        return unknown(kind, name, harmless, f"niso help {group.name} lists them", group.name)
+    every = [find(command, "") for command in COMMANDS if command != "complete"]
+    harmless = [one.name for one in every if isinstance(one, Group) or not one.ends]
+    return unknown(kind, name, harmless, "niso help lists them")
 
 
 def module(name: str) -> ModuleType:

@@ -35,14 +35,14 @@ _MOUNT = (
     rf"(?!(?:{'|'.join(mount_points.HIDING[1:])})$)"
     r"(?:/(?!\.{1,2}(?:/|$))[^/\u0000-\u001f\u007f]+)+$"
 )
-_NETWORK = r"^(?!default$)[a-z][a-z0-9-]{0,62}$"
+_NETWORK = r"^(?!(?:default|none|host)$)[a-z][a-z0-9-]{0,62}$"
 # Unicast only: not 0/8, 127/8, 169.254/16, nor 224/4 and above.
 _IPV4 = rf"^(?!0\.|127\.|169\.254\.|22[4-9]\.|2[3-5][0-9]\.){_OCTET}(?:\.{_OCTET}){{3}}$"
 
 _PEERS = (
     # a service, a network, an IPv4 address or prefix, an IPv6 one in brackets
     r"(?:(?!(?:host|localhost)(?:[.:/]|$)|ip6-)[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.niso\.local)?"
-    r"|network:(?!default(?:[:/]|$))[a-z][a-z0-9-]{0,62}"
+    r"|network:(?!(?:default|none|host)(?:[:/]|$))[a-z][a-z0-9-]{0,62}"
     rf"|{_OCTET}(?:\.{_OCTET}){{3}}(?:/[0-9]{{1,2}})?"
     r"|\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:/[0-9]{1,3})?\])"
     # their suffix
@@ -116,7 +116,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "Volume.size": (_SIZE, "Size limit of a tmpfs: 64K, 512M, 2G (powers of 1024)."),
     "Network.network": (
         _NETWORK,
-        f"Name of the network: {values.NETWORK_RIGHT}. default is reserved.",
+        f"Name of the network: {values.NETWORK_RIGHT}. default, none and host are reserved.",
     ),
     "Network.networks": (
         _NETWORK,

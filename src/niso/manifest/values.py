@@ -126,11 +126,16 @@ def network_name(text: str, key: str) -> str:
     """Return ``text`` if it is a valid name of a network. Raises InvalidInput.
 
     ``default`` is refused: its bridge would have the name of the bridge of ``niso-default``.
+    ``none`` and ``host`` are refused: they are modes, and a network of that name would be the
+    opposite of what docker's ``--network none`` means.
     """
     _require_name(text, key, NETWORK_RIGHT, '"backend"', label=False)
     if text == "default":
         reason = "is not a valid name: the default network is called niso-default"
         raise wrong(key, text, reason, NETWORK_RIGHT, '"backend"')
+    if text in ("none", "host"):
+        right = f'did you mean mode = "{text}"?' if key.startswith("network") else NETWORK_RIGHT
+        raise wrong(key, text, "is not a network but a mode", right)
     return text
 
 

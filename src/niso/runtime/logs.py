@@ -71,13 +71,18 @@ def rotate_if_large(service: str) -> None:
 
 
 def read(
-    service: str, last: int | None = None, follow: bool = False, timestamps: bool = False
+    service: str,
+    last: int | None = None,
+    follow: bool = False,
+    timestamps: bool = False,
+    since: float | None = None,
 ) -> Iterator[bytes]:
     """Yield the lines that a service wrote, with their newlines, both streams in order of arrival.
 
     ``last`` limits them to so many from the end.
     With ``follow``, continue with new lines until the log folder is removed.
     With ``timestamps``, each line starts with its time (RFC 3339) and a space.
+    With ``since`` (seconds of the epoch), begin with the first line from then on.
     A line that the service has not ended yet comes last, without a newline.
     """
     files = _open_files(os.path.join(paths.log_dir(service), LOG_NAME))
@@ -89,6 +94,8 @@ def read(
             if i >= start
             for line in _lines(fd, offset if i == start else 0)
         )
+        if since is not None:
+            past = _from(past, since)
         if last is None and not follow:
             yield from (_shown(record, timestamps) for record in past)
             return
@@ -107,6 +114,21 @@ def read(
     finally:
         for fd in files:
             os.close(fd)
+
+
+def _from(records: Iterator[Record], since: float) -> Iterator[Record]:
+    """Yield the records from the first one of ``since`` (seconds of the epoch) or later on."""
+    from datetime import datetime
+
+    for record in records:
+        try:
+            late = datetime.fromisoformat(record.stamp.decode()).timestamp() >= since
+        except ValueError:  # a damaged line
+            late = False
+        if late:
+            yield record
+            break
+    yield from records
 
 
 def _shown(record: Record, timestamps: bool) -> bytes:

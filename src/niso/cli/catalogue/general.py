@@ -32,6 +32,7 @@ COMMANDS = (
         "forwards. If one fails, the others are still activated.",
         (("niso restore", ""), ("@reboot /usr/local/bin/niso restore", "a line of root's crontab")),
         (("0", "all enabled services are active"), ("1", "some failed; each has an error")),
+        aside=True,
     ),
     Command(
         "lab",
@@ -63,11 +64,37 @@ COMMANDS = (
         ),
     ),
     Command(
-        "schema",
-        "print the JSON Schema of manifest.toml",
-        about="For editors that validate TOML against a JSON Schema.",
-        examples=(("niso schema > manifest.schema.json", ""),),
+        "check",
+        "validate manifests and stacks without changing anything",
+        (
+            Argument(
+                "paths",
+                "PATH",
+                "a manifest, a stack.toml or their folder (default: .)",
+                "*",
+                "file",
+            ),
+        ),
+        (JSON,),
+        "For CI jobs and editors. Reports all errors of all files. A stack is checked with the "
+        "manifests of its packages. What depends on a machine is checked by niso activate "
+        "--dry-run: whether programs exist, and whether names, ports and addresses are free.",
+        (("niso check", "the files of this folder"), ("niso check ./api ./shop/stack.toml", "")),
+        (("0", "all files are valid"), ("1", "a file has errors")),
         root=False,
+    ),
+    Command(
+        "schema",
+        "print the JSON Schema of manifest.toml or stack.toml",
+        (Argument("file", "FILE", "manifest or stack", "?", "schema", "manifest"),),
+        about="For editors that validate TOML against a JSON Schema. VS Code (Even Better TOML) "
+        "and Taplo read the line `#:schema ./manifest.schema.json` at the top of a manifest.",
+        examples=(
+            ("niso schema > manifest.schema.json", ""),
+            ("niso schema stack > stack.schema.json", ""),
+        ),
+        root=False,
+        aside=True,
     ),
     Command(
         "completion",
@@ -81,6 +108,7 @@ COMMANDS = (
             ("source <(niso completion zsh)", "in ~/.zshrc, after compinit"),
         ),
         root=False,
+        aside=True,
     ),
     Command(
         "help",

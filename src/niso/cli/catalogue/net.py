@@ -92,6 +92,7 @@ GROUP = Group(
             "Fails if a known service, active or not, uses one of the networks; the error "
             "names the services.",
             (("niso net remove backend", ""),),
+            ends=True,
         ),
         Command(
             "net ports",
@@ -214,7 +215,12 @@ GROUP = Group(
             "repair niso's own objects that net check reports",
             (),
             (
-                Option("sweep", ("--sweep",), "instead remove everything of niso from the kernel"),
+                Option(
+                    "sweep",
+                    ("--sweep",),
+                    "instead remove everything of niso from the kernel",
+                    ends=True,
+                ),
                 DRY_RUN,
                 VERBOSE,
                 JSON,

@@ -38,7 +38,12 @@ COMMANDS = (
         "stop services and their networking",
         (Argument("names", "NAME", "an active service", "*", "active"),),
         (
-            Option("all", ("--all",), "stop all active services, sharers before their providers"),
+            Option(
+                "all",
+                ("--all",),
+                "stop all active services, sharers before their providers",
+                ends=True,
+            ),
             DRY_RUN,
             VERBOSE,
             JSON,
@@ -50,6 +55,7 @@ COMMANDS = (
             ("0", "none of the services is active"),
             ("1", "a service could not be stopped; the error says which"),
         ),
+        ends=True,
     ),
     Command(
         "restart",
@@ -58,6 +64,7 @@ COMMANDS = (
         (VERBOSE, JSON),
         "Namespace, addresses, published ports and sharing services are not affected.",
         (("niso restart api", ""),),
+        ends=True,
     ),
     Command(
         "remove",
@@ -71,16 +78,24 @@ COMMANDS = (
                 "service",
             ),
         ),
-        (Option("volumes", ("--volumes",), "also delete the named volumes"), VERBOSE, JSON),
+        (
+            Option("volumes", ("--volumes",), "also delete the named volumes", ends=True),
+            VERBOSE,
+            JSON,
+        ),
         "Releases the addresses and deletes the logs and the copy of the package. Named volumes "
         "are kept unless --volumes is given.",
         (("niso remove api", ""), ("niso remove --volumes api", "with its data")),
+        ends=True,
     ),
     Command(
         "ps",
         "list known services and their status",
         (),
-        (JSON,),
+        (
+            Option("all", ("-a", "--all"), "no effect: inactive services are always listed"),
+            JSON,
+        ),
         "STATUS is running, starting, restarting, exited (N), failed or inactive. HEALTH is the "
         "result of the health check, which runs now if its interval has passed. A service stays "
         "active after its process has exited.",
@@ -100,13 +115,29 @@ COMMANDS = (
         (Argument("name", "NAME", "a known service", "", "service"),),
         (
             Option("follow", ("-f", "--follow"), "follow new output until the service is removed"),
-            Option("lines", ("-n", "--lines"), "print only the last N lines", "N", number=True),
+            Option(
+                "lines",
+                ("-n", "--tail", "--lines"),
+                "print only the last N lines",
+                "N",
+                number=True,
+            ),
+            Option(
+                "since",
+                ("--since",),
+                "print only lines since a time (RFC 3339) or for a period: 10m, 2h",
+                "TIME",
+            ),
             Option(
                 "timestamps", ("-t", "--timestamps"), "start each line with its time (RFC 3339)"
             ),
         ),
         "At least the last 10 MB are kept, across restarts and deactivations.",
-        (("niso logs api -n 20", ""), ("niso logs api -f -t", "")),
+        (
+            ("niso logs api -n 20", ""),
+            ("niso logs api --since 10m", ""),
+            ("niso logs api -f -t", ""),
+        ),
     ),
     Command(
         "exec",
@@ -115,7 +146,10 @@ COMMANDS = (
             Argument("name", "NAME", "an active service", "", "active"),
             Argument("command", "-- CMD...", "the command and its arguments", "...", "nothing"),
         ),
-        (),
+        (
+            Option("interactive", ("-i", "--interactive"), "no effect: stdin is always passed on"),
+            Option("tty", ("-t", "--tty"), "no effect: a terminal is used if there is one"),
+        ),
         "The command gets the service's namespaces, root file system, user, environment and "
         "limits. Stdin, terminal, signals and exit status pass through.",
         (("niso exec api -- cat /etc/hosts", ""), ("niso exec api -- sh", "")),
@@ -141,12 +175,13 @@ COMMANDS = (
             ),
         ),
         (
-            Option("remove", ("--remove",), "withdraw the port", group="which"),
+            Option("remove", ("--remove",), "withdraw the port", group="which", ends=True),
             Option(
                 "replace",
                 ("--replace",),
                 "take over the host port from another service",
                 group="which",
+                ends=True,
             ),
             VERBOSE,
             JSON,

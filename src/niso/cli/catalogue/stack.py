@@ -37,7 +37,12 @@ GROUP = Group(
             "deactivate all services of the stack",
             (_DIR,),
             (
-                Option("volumes", ("--volumes",), "also delete the named volumes of the services"),
+                Option(
+                    "volumes",
+                    ("--volumes",),
+                    "also delete the named volumes of the services",
+                    ends=True,
+                ),
                 DRY_RUN,
                 VERBOSE,
                 JSON,
@@ -45,6 +50,7 @@ GROUP = Group(
             "Addresses and networks are kept, and so are volumes unless --volumes is given. niso "
             "remove NAME forgets a service.",
             (("niso stack down ./shop", ""),),
+            ends=True,
         ),
         Command(
             "stack status",

@@ -1,10 +1,14 @@
-"""Write docs/reference and docs/man: ``python -m niso.cli.reference DOCS`` (``./dev docs``)."""
+"""Write docs/reference, docs/man and the tables of guides that are made from code.
+
+``python -m niso.cli.reference DOCS`` (``./dev docs``).
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 
+from niso.cli.reference import other_tools
 from niso.cli.reference.pages import pages
 
 
@@ -18,6 +22,12 @@ def main() -> int:
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
         print(path)
+    guide = os.path.join(sys.argv[1], other_tools.GUIDE)
+    with open(guide, encoding="utf-8") as file:
+        before = file.read()
+    with open(guide, "w", encoding="utf-8") as file:
+        file.write(other_tools.with_commands(before))
+    print(guide)
     return 0
 
 

@@ -70,7 +70,7 @@ def page_blocks() -> Iterator[Block]:
     yield Text(
         "`--help` of each command and `man niso` have the same contents. Services are given by "
         "name, hostname or alias, with or without .niso.local. All commands but help, version, "
-        "schema and completion need root."
+        "check, schema and completion need root."
     )
     for entry in meta.first_screen():
         commands = entry.actions if isinstance(entry, Group) else (entry,)
@@ -96,7 +96,8 @@ def manuals() -> Iterator[Page]:
             "addresses, names and published ports. All of it is done by the kernel; there is no "
             "daemon and no proxy process. A service is a folder with a manifest.toml, see "
             "niso-manifest(5). Services are given by name, hostname or alias, with or without "
-            ".niso.local. All commands but help, version, schema and completion need root."
+            ".niso.local. All commands but help, version, "
+            "check, schema and completion need root."
         ),
         Heading("Commands"),
     ]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 from niso import __version__
+from niso.api import validation
 from niso.cli.reference import commands, results, toml_files
 from niso.cli.reference.document import man, markdown
 
@@ -14,6 +17,8 @@ def pages() -> dict[str, str]:
         "reference/json.md": markdown("JSON output", results.page_blocks()),
         "reference/manifest.md": markdown("manifest.toml", toml_files.manifest_blocks()),
         "reference/stack.md": markdown("stack.toml", toml_files.stack_blocks()),
+        "reference/manifest.schema.json": f"{json.dumps(validation.manifest_schema(), indent=2)}\n",
+        "reference/stack.schema.json": f"{json.dumps(validation.stack_schema(), indent=2)}\n",
     }
     for page in (*commands.manuals(), *toml_files.manuals()):
         texts[f"man/{page.name}.{page.section}"] = man(page, __version__)

@@ -129,6 +129,7 @@ RESULTS: dict[str, Result] = {
     "restart": _array("host_services", "Done"),
     "remove": _array("host_services", "Done"),
     "ps": _array("service_views", "ServiceLine"),
+    "check": _array("validation", "Valid"),
     "inspect": _object("service_views", "Service"),
     "port-forward": _object("host_services", "Forwarded"),
     "net create": _object("host_networks", "Network"),

@@ -1,0 +1,84 @@
+"""Validate manifests and stacks without a host: for CI jobs and editors."""
+
+from __future__ import annotations
+
+import os
+
+from niso.api.guard import path
+from niso.base.errors import Error, ErrorGroup, flatten
+from niso.base.lite_typing import TYPE_CHECKING, Literal, NamedTuple
+from niso.manifest import load, stack_file, toml
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Valid(NamedTuple):
+    """A valid file."""
+
+    path: str
+    """absolute path of the file"""
+    kind: Literal["manifest", "stack"]
+    name: str
+    """name of the service or stack"""
+    services: tuple[str, ...]
+    """strings: the service, or the services of the stack"""
+
+
+def validate(*files: str | os.PathLike[str]) -> tuple[Valid, ...]:
+    """Check manifest.toml and stack.toml files; a folder stands for those it has.
+
+    Needs no root, and no state of this machine counts: neither its networks nor its programs.
+    Raises ErrorGroup or Error with all errors of all files.
+    """
+    valid: list[Valid] = []
+    errors: list[Error] = []
+    for file in files:
+        for place in _places(path(file, "PATH")):
+            try:
+                valid.append(_valid(place))
+            except Error as error:
+                errors += flatten(error)
+    # a manifest has the same errors alone and in its stack
+    distinct = list({error.message: error for error in errors}.values())
+    if distinct:
+        raise distinct[0] if len(distinct) == 1 else ErrorGroup(distinct)
+    return tuple(valid)
+
+
+def _places(given: str) -> Iterator[str]:
+    """Yield the files that a path stands for; the missing manifest of a folder with none."""
+    if not os.path.isdir(given):
+        yield os.path.abspath(given)
+        return
+    names = (load.FILE_NAME, stack_file.FILE_NAME)
+    present = [name for name in names if os.path.exists(os.path.join(given, name))]
+    for name in present or names[:1]:
+        yield os.path.join(os.path.abspath(given), name)
+
+
+def _valid(file: str) -> Valid:
+    name = os.path.basename(file)
+    if name != load.FILE_NAME and (
+        name == stack_file.FILE_NAME or "stack" in toml.load(file, "manifest.toml or stack.toml")
+    ):
+        from niso.commands import stack
+
+        loaded = stack.load(file)
+        return Valid(file, "stack", loaded.name, tuple(one.name for one in loaded.members))
+    spec = load.load(file).spec
+    return Valid(file, "manifest", spec.name, (spec.name,))
+
+
+def manifest_schema() -> dict[str, object]:
+    """Return the JSON Schema of manifest.toml."""
+    from niso.manifest.json_schema import schema
+
+    return schema()
+
+
+def stack_schema() -> dict[str, object]:
+    """Return the JSON Schema of stack.toml."""
+    from niso.manifest.stack_schema import schema
+
+    return schema()

@@ -1,0 +1,128 @@
+"""Describe the commands of other tools, and the niso command for each.
+
+`niso.cli.habit` answers them, and docs/guide/coming-from-docker.md has them as a table, which
+``./dev docs`` writes.
+"""
+
+from __future__ import annotations
+
+from niso.base.lite_typing import NamedTuple
+
+
+class Habit(NamedTuple):
+    """Commands of docker, compose, podman, systemctl or kubectl that mean the same.
+
+    ``theirs`` are words after ``niso``; the longest that a command line begins with counts.
+    ``ours`` is the niso command, empty if there is none. ``remark`` completes it.
+    """
+
+    theirs: tuple[str, ...]
+    ours: str
+    remark: str = ""
+
+
+HABITS = (
+    Habit(
+        ("run", "create"),
+        "niso activate ./FOLDER",
+        "ports, volumes and the rest are in the folder's manifest.toml",
+    ),
+    Habit(
+        ("start",),
+        "niso activate NAME",
+        "a known service, with the manifest of its last activation",
+    ),
+    Habit(
+        ("update", "reload", "daemon-reload", "apply", "rename", "wait"),
+        "niso activate ./FOLDER",
+        "applies the changes of its manifest, and waits until it is healthy",
+    ),
+    Habit(("stop", "kill"), "niso deactivate NAME", "its address and logs are kept"),
+    Habit(
+        ("rm", "delete", "container rm"),
+        "niso remove NAME",
+        "named volumes are kept; --volumes deletes them",
+    ),
+    Habit(
+        (
+            "ls",
+            "list",
+            "status",
+            "is-active",
+            "list-units",
+            "container ls",
+            "container list",
+            "get",
+        ),
+        "niso ps",
+        "lists inactive services too",
+    ),
+    Habit(("show", "describe", "container inspect"), "niso inspect NAME"),
+    Habit(("attach", "journalctl", "log"), "niso logs NAME -f"),
+    Habit(("sh", "shell", "enter"), "niso exec NAME -- sh", "uses a terminal if there is one"),
+    Habit(("cp",), "niso exec NAME -- cat FILE", "or mount a host folder as a volume"),
+    Habit(("top",), "niso exec NAME -- top", "if the service has the program"),
+    Habit(("port",), "niso net ports", "--exposed shows from where each is reachable"),
+    Habit(("stats",), "niso net stats", "network counters only"),
+    Habit(("events",), "niso net log", "what policies with log = true drop"),
+    Habit(("expose",), "niso port-forward NAME 8081:80", "no restart"),
+    Habit(
+        ("up", "compose up", "compose start", "compose create", "stack start", "stack deploy"),
+        "niso stack up",
+        "reads ./stack.toml",
+    ),
+    Habit(("down", "compose down", "compose stop", "stack stop", "stack rm"), "niso stack down"),
+    Habit(("compose ps", "compose ls", "stack ls", "stack ps"), "niso stack status"),
+    Habit(("compose logs", "stack logs"), "niso logs NAME", "one service at a time"),
+    Habit(("compose restart", "stack restart"), "niso restart NAME..."),
+    Habit(("compose exec", "stack exec"), "niso exec NAME -- CMD"),
+    Habit(("compose config", "stack config"), "niso stack up --dry-run", "shows the steps"),
+    Habit(("compose", "docker-compose"), "niso stack up", "niso help stack lists the actions"),
+    Habit(("network ls", "network list", "net ls"), "niso net list"),
+    Habit(("network inspect", "net show"), "niso net inspect NAME"),
+    Habit(
+        ("network create", "net add"),
+        "niso net create NAME",
+        "with --subnet, --internal and --ipv6 as in docker",
+    ),
+    Habit(("network rm", "network remove", "net rm", "net delete"), "niso net remove NAME"),
+    Habit(
+        ("network connect", "network disconnect", "net connect", "net disconnect"),
+        "niso activate ./FOLDER",
+        "after a change of networks in its manifest; the process keeps running",
+    ),
+    Habit(("network",), "niso net list", "niso help net lists the actions"),
+    Habit(("volume", "volumes"), "niso inspect NAME", "lists the volumes of a service"),
+    Habit(
+        ("generate systemd", "generate", "quadlet"),
+        "niso enable NAME",
+        "starts the service at boot",
+    ),
+    Habit(("info", "system info"), "niso version"),
+    Habit(
+        ("build", "pull", "push", "images", "image", "load", "save", "import", "login"),
+        "",
+        "there are no images: a service is a folder, and can have a root file system",
+    ),
+    Habit(
+        ("prune", "system prune", "network prune", "net prune"),
+        "",
+        "networks that a manifest made are removed with their last service",
+    ),
+    Habit(("scale",), "", "a service has one process; give each instance its own manifest"),
+)
+
+
+def habit(words: list[str]) -> Habit | None:
+    """Return the habit whose command ``words`` begins with, the longest one; None if unknown."""
+    meant = {theirs: habit for habit in HABITS for theirs in habit.theirs}
+    typed = [word for word in words if not word.startswith("-")]
+    for count in (2, 1):
+        if len(typed) >= count and (known := meant.get(" ".join(typed[:count]))):
+            return known
+    return None
+
+
+def answer(habit: Habit) -> str:
+    """Return the hint for the words of a habit."""
+    return ": ".join(part for part in (habit.ours, habit.remark) if part)

@@ -1,0 +1,89 @@
+"""The JSON Schema of stack.toml, made from the tables of stack and manifest."""
+
+from __future__ import annotations
+
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.manifest import json_schema, stack_file
+
+if TYPE_CHECKING:
+    from typing import Any
+
+_DESCRIPTIONS = {
+    "name": "Name of the service; replaces the name in its manifest.",
+    "package": "Folder with a manifest.toml, relative to this file.",
+    "depends_on": "Services of the stack that must have started, or be healthy, before this one "
+    "starts.",
+    "subnet": "Subnet; an array of one IPv4 and one IPv6 subnet. If unset, the next free /24.",
+    "ipv6": "Whether the network also has a unique local IPv6 /64.",
+    "internal": "Whether the network is isolated from everything but the host.",
+    "gateway": "Address of the bridge; an array of one for each subnet. If unset, the first one.",
+    "mtu": "Maximum packet size in bytes. If unset, that of the default route.",
+}
+
+
+def schema() -> dict[str, Any]:
+    """Return the schema as plain data, for `json.dumps`.
+
+    A [[service]] has the keys of a manifest's [network] directly. Its other tables override single
+    keys of the manifest, so they require none.
+    """
+    tables: dict[str, Any] = json_schema.schema()["$defs"]
+    for table in ("Binary", "Healthcheck"):
+        for condition in ("required", "oneOf"):
+            tables[table].pop(condition, None)
+    manifest, network = tables.pop("Manifest"), tables.pop("Network")
+    own = json_schema.definitions(stack_file.Own)["Own"]
+    label = tables.pop("Package")["properties"]["name"]["pattern"]
+    own["properties"]["name"]["pattern"] = label
+    tables["StackService"] = {
+        "title": "Service of a stack",
+        "type": "object",
+        "properties": _described(own["properties"])
+        | network["properties"]
+        | {name: manifest["properties"][name] for name in stack_file.TABLES},
+        "required": own["required"],
+        "additionalProperties": False,
+        "not": network["not"],
+    }
+    made = json_schema.definitions(stack_file.Network)["Network"]
+    tables["StackNetwork"] = made | {"properties": _described(made["properties"])}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "niso stack.toml",
+        "type": "object",
+        "properties": {
+            "stack": {
+                "type": "object",
+                "description": "The stack.",
+                "properties": {
+                    "name": {
+                        "type": "string",
+                        "pattern": label,
+                        "description": "Name of the stack, unique on the host.",
+                    }
+                },
+                "required": ["name"],
+                "additionalProperties": False,
+            },
+            "service": {
+                "type": "array",
+                "description": "Services of the stack.",
+                "items": {"$ref": "#/$defs/StackService"},
+                "minItems": 1,
+            },
+            "networks": {
+                "type": "object",
+                "description": "Networks that the stack makes.",
+                "additionalProperties": {"$ref": "#/$defs/StackNetwork"},
+            },
+        },
+        "required": ["stack", "service"],
+        "additionalProperties": False,
+        "$defs": tables,
+    }
+
+
+def _described(properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: field | {"description": _DESCRIPTIONS[name]} for name, field in properties.items()
+    }
