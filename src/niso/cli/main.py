@@ -15,13 +15,8 @@ from niso.base.lite_typing import TYPE_CHECKING
 from niso.cli import interrupts
 from niso.cli.command import Command, Group
 from niso.cli.failures import explained, report
-<<<<<<< /tmp/rm.2
-from niso.cli.parse import HELP, asks_help, parse, unknown
-from niso.cli.registry import ALIASES, COMMANDS, HIDDEN, find, module
-=======
 from niso.cli.parse import HELP, asks_help, parse
 from niso.cli.registry import ALIASES, COMMANDS, find, module, unknown_command
->>>>>>> /tmp/rm.3
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -140,12 +135,7 @@ def _command(arguments: list[str]) -> int:
             )
     if name not in COMMANDS:
         _refuse_early_option(arguments, 0)
-<<<<<<< /tmp/rm.2
-        visible = [command for command in COMMANDS if command not in HIDDEN]
-        raise unknown("command", name, visible, "niso help lists them")
-=======
         raise unknown_command(arguments)
->>>>>>> /tmp/rm.3
     words = arguments[1:]
     command = find(name, words[0] if words else "")
     if isinstance(command, Group):

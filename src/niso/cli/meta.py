@@ -1,8 +1,4 @@
-<<<<<<< /tmp/rm.2
-"""Run help, version, schema, lab and on-exit."""
-=======
-"""Run help, version, check, schema and lab."""
->>>>>>> /tmp/rm.3
+"""Run help, version, check, schema, lab and on-exit."""
 
 from __future__ import annotations
 
@@ -22,20 +18,12 @@ def run(name: str, args: Args) -> int:
     if name == "check":
         return _check(args)
     if name == "schema":
-<<<<<<< /tmp/rm.2
-        from niso.api.host import manifest_schema
-        from niso.cli.output import as_json
-
-        as_json(manifest_schema())
-        return 0
+        return _schema(args.file)
     if name == "on-exit":
         from niso.runtime import on_exit
 
         on_exit.main(args.service, args.run)
         return 0
-=======
-        return _schema(args.file)
->>>>>>> /tmp/rm.3
     if args.command and not args.command[0]:
         raise UsageError("the command is empty", "niso lab -- CMD; niso lab alone starts a shell")
     from niso.commands.lab.supervisor import run
@@ -79,16 +67,7 @@ def print_help(words: list[str]) -> int:
         return 0
     name = registry.ALIASES.get(words[0], words[0])
     if name not in registry.COMMANDS:
-<<<<<<< /tmp/rm.2
-        raise unknown(
-            "command",
-            name,
-            [command for command in registry.COMMANDS if command not in registry.HIDDEN],
-            "niso help lists them",
-        )
-=======
         raise registry.unknown_command(words)
->>>>>>> /tmp/rm.3
     topic = registry.find(name, words[1] if words[1:] else "")
     if isinstance(topic, Command):
         print(help.command(topic), end="")

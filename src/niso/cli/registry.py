@@ -68,7 +68,7 @@ def unknown_command(words: list[str]) -> UsageError:
     if isinstance(group, Group):
         harmless = [action.name for action in group.actions if not action.ends]
         return unknown(kind, name, harmless, f"niso help {group.name} lists them", group.name)
-    every = [find(command, "") for command in COMMANDS if command != "complete"]
+    every = [find(command, "") for command in COMMANDS if command not in HIDDEN]
     harmless = [one.name for one in every if isinstance(one, Group) or not one.ends]
     return unknown(kind, name, harmless, "niso help lists them")
 
