@@ -139,7 +139,7 @@ def _ways(
         for address, link, is_outside in published
         if is_outside and link not in shut
     ]
-    others = [f"other machines by {', '.join(outside)}{but}"] if outside else []
-    nobody = [f"nobody by {link}: {_forwarding(link)} is 0" for link in sorted(shut)]
-    inner = f" but by internal network {' or '.join(internal)}" if internal else ""
+    others = [f"other machines via {', '.join(outside)}{but}"] if outside else []
+    nobody = [f"nobody via {link}: {_forwarding(link)} is 0" for link in sorted(shut)]
+    inner = f" except from internal network {' or '.join(internal)}" if internal else ""
     return ["this host", f"services{inner}{but}", *others, *nobody]

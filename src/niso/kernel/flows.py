@@ -57,7 +57,7 @@ def of(addresses: Iterable[str]) -> list[Flow]:
     flows = []
     with netlink.Netfilter() as kernel:
         for flow, ends in kernel.dump(
-            "list connections", _CT_GET, nfgenmsg(socket.AF_UNSPEC), _parse, _ABSENT
+            "list conntrack entries", _CT_GET, nfgenmsg(socket.AF_UNSPEC), _parse, _ABSENT
         ):
             if not wanted.isdisjoint(ends):
                 flows.append(flow)
@@ -84,7 +84,9 @@ class Tracked(NamedTuple):
 def tracked() -> list[Tracked]:
     """Return all flows. Raises KernelError."""
     with netlink.Netfilter() as kernel:
-        return kernel.dump("list connections", _CT_GET, nfgenmsg(socket.AF_UNSPEC), _whole, _ABSENT)
+        return kernel.dump(
+            "list conntrack entries", _CT_GET, nfgenmsg(socket.AF_UNSPEC), _whole, _ABSENT
+        )
 
 
 def end(flows: Iterable[Flow | Tracked]) -> int:
@@ -96,7 +98,7 @@ def end(flows: Iterable[Flow | Tracked]) -> int:
     with netlink.Netfilter() as kernel:
         for start in range(0, len(handles), _CHUNK):
             chunk = handles[start : start + _CHUNK]
-            what = f"end {len(chunk)} connections"
+            what = f"delete {len(chunk)} conntrack entries"
             kernel.transact(
                 *(Message(what, _CT_DELETE, 0, body, (errno.ENOENT,)) for body in chunk)
             )

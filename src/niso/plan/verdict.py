@@ -295,7 +295,8 @@ def _at_sender(world: World, packet: _Packet, known: Known, to: _Address) -> _Pa
         return packet.drop(f"{known.name} has no IPv{to.version} route out of its networks")
     if by != entered:
         return packet.drop(
-            f"{known.name} reaches {destination} by network {by}, where {source} is not its address"
+            f"{known.name} reaches {destination} through network {by},"
+            f" where {source} is not its address"
         )
     return None
 
@@ -338,7 +339,7 @@ def _outwards(world: World, packet: _Packet, to: _Address) -> _Path:
         )
     if world.networks[packet.entered].internal:
         return packet.drop(_stays(packet.entered))
-    return packet.accept(f"network {packet.entered} leads to the outside")
+    return packet.accept(f"network {packet.entered} has access to the outside")
 
 
 class _Published(NamedTuple):

@@ -286,7 +286,7 @@ class _Wait:
                 raise _failed(
                     self._processes,
                     self.start.name,
-                    f"is unhealthy, its probe failed {times}: {self.reason}",
+                    f"is unhealthy, the probe failed {times}: {self.reason}",
                 )
         self.ask_at = now + min(self._pause_s, check.interval_s)
         self._pause_s = min(2 * self._pause_s, _MOST_PAUSE_S)
@@ -451,7 +451,7 @@ class _Starting:
 def _failed(processes: Processes, service: str, what: str) -> ProcessError:
     return ProcessError(
         f"{what}{_last_words(processes, service)}",
-        "see [healthcheck] of its manifest",
+        "see [healthcheck] in its manifest",
         service=service,
     )
 
@@ -463,7 +463,7 @@ def _ended(processes: Processes, service: str, unhealthy: bool) -> NisoError:
     if processes.out_of_memory(service):
         ended += ", out of memory: isolation.resources.memory_max"
     when = "before it was healthy" if unhealthy else "at once"
-    hint = "see binary.entrypoint and binary.args of its manifest" if not output else None
+    hint = "see binary.entrypoint and binary.args in its manifest" if not output else None
     return ProcessError(f"its process ended {when} ({ended})" + output, hint, service=service)
 
 

@@ -227,7 +227,7 @@ def refuse(store: Store, services: Iterable[str]) -> None:
         if sharers:
             raise Conflict(
                 f"service {name!r} is in use: {they_share(sharers)} its network namespace",
-                f"niso deactivate {' '.join((*sharers, name))} takes them too",
+                f"niso deactivate {' '.join((*sharers, name))} stops them too",
             )
 
 

@@ -61,7 +61,7 @@ COMMANDS = (
     ),
     Command(
         "remove",
-        "deactivate services and forget them",
+        "stop services and delete their records",
         (
             Argument(
                 "names",

@@ -150,7 +150,8 @@ def _in_child(failure: int, work: Callable[[], int]) -> NoReturn:
         os.write(failure, json.dumps([error.message, error.hint]).encode())
     except OSError as error:
         known = refused(
-            f"make a lab ({error.filename})" if error.filename else "make a lab", error.errno or 0
+            f"create a lab ({error.filename})" if error.filename else "create a lab",
+            error.errno or 0,
         )
         os.write(failure, json.dumps([known.message, known.hint]).encode())
     finally:

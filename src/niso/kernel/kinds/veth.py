@@ -131,7 +131,7 @@ class _Veths(Kind[Veth]):
     def describe_field(self, field: str, wanted: object, present: object) -> str:
         if field == "drift":
             return f"non-default settings: {present}"
-        shown = "not of the pair" if present in ("", -1) else present
+        shown = "not in the pair" if present in ("", -1) else present
         return f"{field} is {shown!r}, should be {wanted!r}"
 
     # --- reading ---
