@@ -1,4 +1,4 @@
-"""Start services at boot: enable them, write their systemd units, restore them by hand.
+"""Start services at boot: enable them, write their systemd units, or restore them without systemd.
 
 With systemd as init, each enabled service has a unit, which calls ``niso activate`` and ``niso
 deactivate`` as a user would. Otherwise only the store records it, and the boot scripts call
@@ -297,7 +297,7 @@ def disable(store: Store, names: list[str], report: Report = silent) -> list[Mar
 def clear(names: Iterable[str], report: Report = silent) -> list[str]:
     """Remove the units of services, whether they run or not; return the services that had one.
 
-    No-op without systemd. Units that niso did not make stay.
+    No-op without systemd. Units that niso did not write are left alone.
     """
     if not unit.booted():
         return []
@@ -432,7 +432,7 @@ def _activate(
 
 
 def _naming(service: str, error: NisoError) -> NisoError:
-    """Return the error with the service's name before its message."""
+    """Return the error with the service's name prefixed to its message."""
     if error.service == service and not error.file:
         return error
     return NisoError(error.message, error.hint, error.key, service=service, names_key=False)

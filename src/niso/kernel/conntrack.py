@@ -1,4 +1,4 @@
-"""End the flows that a change makes obsolete, by ctnetlink.
+"""End flows that a change makes obsolete, using ctnetlink.
 
 See linux/netfilter/nfnetlink_conntrack.h.
 """
@@ -81,13 +81,13 @@ def flush_ports(
 ) -> int:
     """End the flows sent to these ports, except TCP flows that have seen a reply.
 
-    For when published ports are added, removed or moved. A port is (``proto`` "tcp", "udp" or
+    Use it when published ports are added, removed or moved. A port is (``proto`` "tcp", "udp" or
     "sctp", first, last), before NAT. Returns how many entries were deleted.
 
     ``addresses`` limits it to flows sent to one of these addresses or prefixes ("127.0.0.0/8"):
     flows of other machines to the same port, which this host forwards, are left alone. It is called
-    once, if there is such a flow. With ``answered`` TCP flows with a reply end as well, since their
-    server is gone.
+    once, if there is such a flow. With ``answered``, TCP flows with a reply are ended as well,
+    because their server is gone.
 
     A TCP handshake in progress is kept like an established flow: its next packet would be taken for
     a new flow, sent to the new service, and reset. Raises KernelError.

@@ -1,4 +1,4 @@
-"""Single flows of connection tracking, for policies: read with both ends, ended, or added.
+"""Read, delete and add single flows of connection tracking, for policies.
 
 It uses ctnetlink (linux/netfilter/nfnetlink_conntrack.h). `niso.kernel.conntrack` ends the flows of
 changed ports or addresses.
@@ -35,7 +35,7 @@ _ABSENT = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
 class Flow(NamedTuple):
-    """A flow from ``source`` to ``destination`` and ``port``, as these are behind NAT.
+    """A flow from ``source`` to ``destination`` and ``port``, after NAT.
 
     ``proto`` is a policy's name for it. ``port`` is None if the protocol has none. ``handle`` is
     for `end`.
@@ -90,9 +90,9 @@ def tracked() -> list[Tracked]:
 
 
 def end(flows: Iterable[Flow | Tracked]) -> int:
-    """Delete these flows, so that their next packet is judged as the first of a flow.
+    """Delete these flows, so that their next packet counts as the first of a new flow.
 
-    Returns how many there were. Raises KernelError.
+    Returns their number. Raises KernelError.
     """
     handles = [flow.handle for flow in flows]
     with netlink.Netfilter() as kernel:
@@ -108,8 +108,8 @@ def end(flows: Iterable[Flow | Tracked]) -> int:
 def introduce(connections: Iterable[Connection]) -> None:
     """Add open connections as established; no-op for known ones. Raises KernelError.
 
-    For a bridge that is about to track its frames: otherwise a packet from the middle of a
-    connection would be taken for its start.
+    Use it for a bridge that is about to track its frames: otherwise a packet from the middle of
+    a connection would count as its start.
     """
     bodies = [_new(connection) for connection in connections]
     with netlink.Netfilter() as kernel:

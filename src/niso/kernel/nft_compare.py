@@ -1,6 +1,6 @@
 """Compare the two tables in the kernel with the text in kernel/nft_tables.py.
 
-The text is loaded in a temporary network namespace, so that the kernel lists both in one form.
+The text is loaded in a temporary network namespace, so that the kernel lists both in the same form.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Parse single values: text in, a checked value out.
 
-A wrong text raises InvalidInput with the key, the value and what would be right.
+An invalid text raises InvalidInput with the key, the value and the valid form.
 Nothing here reads a file or knows the tables of a manifest.
 Commands therefore apply the same rules to arguments of the command line.
-``key`` is what the message calls the value: the path of a manifest key, or an argument's name.
+``key`` names the value in messages: the path of a manifest key, or an argument's name.
 """
 
 from __future__ import annotations
@@ -316,7 +316,7 @@ def _wrong_user(key: str, text: str, reason: str) -> NoReturn:
 def version(text: str, key: str) -> str:
     """Return ``text`` if it is a valid version of a package. Raises InvalidInput.
 
-    At most 64 letters, digits and ``. + - _ ~``, first a letter or digit.
+    It has at most 64 letters, digits and ``. + - _ ~``, and starts with a letter or digit.
     """
     plain = text.translate(dict.fromkeys(map(ord, ".+-_~")))
     if not (text[:1].isalnum() and text.isascii() and plain.isalnum() and len(text) <= 64):

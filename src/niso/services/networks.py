@@ -1,4 +1,4 @@
-"""Plan networks: choose subnet and bridge, and detect what they clash with."""
+"""Plan networks: choose subnet and bridge, and detect clashes."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def parse_subnet(text: str) -> ipam.Network:
 def unique_local(state_id: str) -> ipaddress.IPv6Network:
     """Return the /48 for IPv6 subnets: fd and 40 bits derived from the state id (RFC 4193, 3.2.2).
 
-    All subnets of one host share this prefix, and prefixes of different hosts hardly ever clash.
+    All subnets of one host share this prefix; prefixes of different hosts rarely clash.
     """
     global_id = sha256(f"{state_id}/RFC 4193".encode()).digest()[:5]
     return ipaddress.IPv6Network((bytes([0xFD]) + global_id + bytes(10), 48))
@@ -97,7 +97,7 @@ def unique_local(state_id: str) -> ipaddress.IPv6Network:
 class NetworkRequest(NamedTuple):
     """Describe a requested network.
 
-    It has at most one subnet of each family. Without any, it gets the next free /24.
+    It has at most one subnet per family. Without any, it gets the next free /24.
     """
 
     name: str

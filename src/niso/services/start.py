@@ -113,7 +113,7 @@ def run(
 def expect(processes: Processes, changes: list[Change]) -> None:
     """Announce that `run` will soon start the processes of ``changes``.
 
-    Kernel work that a start would have to wait for can then finish before.
+    Kernel work that the start would have to wait for can then finish earlier.
     """
     if any(change.restarts for change in changes):
         processes.expect()
@@ -450,7 +450,7 @@ class _Starting:
 
 def _failed(processes: Processes, service: str, what: str) -> ProcessError:
     return ProcessError(
-        f"{what}{_last_words(processes, service)}",
+        f"{what}{_last_output(processes, service)}",
         "see [healthcheck] in its manifest",
         service=service,
     )
@@ -459,7 +459,7 @@ def _failed(processes: Processes, service: str, what: str) -> ProcessError:
 def _ended(processes: Processes, service: str, unhealthy: bool) -> NisoError:
     """Return the error for a process that ended, with its exit status and last output."""
     ended = describe_exit(processes.exit_code(service))
-    output = _last_words(processes, service)
+    output = _last_output(processes, service)
     if processes.out_of_memory(service):
         ended += ", out of memory: isolation.resources.memory_max"
     when = "before it was healthy" if unhealthy else "at once"
@@ -467,7 +467,7 @@ def _ended(processes: Processes, service: str, unhealthy: bool) -> NisoError:
     return ProcessError(f"its process ended {when} ({ended})" + output, hint, service=service)
 
 
-def _last_words(processes: Processes, service: str) -> str:
+def _last_output(processes: Processes, service: str) -> str:
     """Return the last output of the current run as a suffix for a message.
 
     Output of earlier runs would not explain the error.
