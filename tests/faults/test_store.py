@@ -43,7 +43,7 @@ def assert_swept(world: World, baseline: dict[str, object]) -> None:
     done = world.niso("net", "repair", "--sweep")
     assert done.stdout.startswith("swept: ")
     assert_after_all(world, baseline)
-    assert world.niso("net", "repair", "--sweep").stdout == "the kernel holds nothing of niso\n"
+    assert world.niso("net", "repair", "--sweep").stdout == "no objects of niso in the kernel\n"
 
 
 def test_store_lost_while_services_run_is_told_swept_and_begun_anew(world: World) -> None:
@@ -53,7 +53,8 @@ def test_store_lost_while_services_run_is_told_swept_and_begun_anew(world: World
     lose(world)
     words = refused(world, "activate", "/tmp/c")
     assert (
-        "is missing, but what niso set up exists: " in words and "niso net repair --sweep" in words
+        "is missing, but objects that niso created still exist: " in words
+        and "niso net repair --sweep" in words
     )
     assert kernel(world.snapshot()) == kernel(running)
     assert_swept(world, baseline)

@@ -321,7 +321,7 @@ def test_sweep_removes_all_that_is_nisos_and_nothing_else(lab: Lab, store: str) 
         }
     assert "\n".join(snapshots.differences(before, after)) == ""
     assert not [pid for pid in pids if lab.path(f"/proc/{pid}").exists()]
-    assert lab.niso("net", "repair", "--sweep").stdout == "the kernel holds nothing of niso\n"
+    assert lab.niso("net", "repair", "--sweep").stdout == "no objects of niso in the kernel\n"
 
 
 def test_services_can_be_activated_again_after_a_sweep(lab: Lab) -> None:
@@ -338,7 +338,7 @@ def test_lost_store_is_refused_until_a_sweep(lab: Lab) -> None:
     lab.niso("activate", echo(lab, "api", network={"ports": ["8080:80"]}))
     lab.run("sh", "-c", "rm -rf /var/lib/niso/*")
     said = refused(lab, "activate", "/tmp/packages/api")
-    assert "state.db is missing, but what niso set up exists: " in said
+    assert "state.db is missing, but objects that niso created still exist: " in said
     lab.niso("net", "repair", "--sweep")
     lab.niso("activate", "/tmp/packages/api")
     assert answer(lab, HOST, 8080, "client") == f"api {CLIENT}"

@@ -49,7 +49,7 @@ def test_another_tables_drop_is_told_with_the_rule_that_mends_it_and_nobody_edit
     answer(lab, HOST, 8080, "client")
     assert lab.niso("net", "check").stdout == "OK: the kernel matches the configuration\n"
     ways = json.loads(lab.niso("net", "ports", "--exposed", "--json").stdout)[0]["from"]
-    assert ways == ["this host", "services", f"other machines by {HOST} on uplink0"]
+    assert ways == ["this host", "services", f"other machines via {HOST} on uplink0"]
 
 
 def test_link_of_the_host_that_does_not_forward_is_told_and_left_alone(lab: Lab) -> None:
@@ -69,7 +69,7 @@ def test_link_of_the_host_that_does_not_forward_is_told_and_left_alone(lab: Lab)
     assert ways == [
         "this host",
         "services",
-        "nobody by uplink0: net/ipv4/conf/uplink0/forwarding is 0",
+        "nobody via uplink0: net/ipv4/conf/uplink0/forwarding is 0",
     ]
     explained = lab.niso("net", "explain", CLIENT, f"{HOST}:8080", check=False)
     assert (

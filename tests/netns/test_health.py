@@ -146,7 +146,7 @@ def test_answer_that_is_not_undoes_the_activation_and_is_told(
     folder = server(lab, "api", ":8080", check=http(path, **SOON))
     said = refused(lab, "activate", folder)
     assert (
-        f"api: is unhealthy, its probe failed 2 times: http://127.0.0.1:8080{path}: {words}" in said
+        f"api: is unhealthy, the probe failed 2 times: http://127.0.0.1:8080{path}: {words}" in said
     )
     assert json.loads(lab.niso("ps", "--json").stdout) == []
     assert "niso-api" not in lab.run("ip", "netns").stdout

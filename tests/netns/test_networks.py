@@ -151,11 +151,11 @@ def test_pool_is_taken_from_the_environment_and_can_be_used_up(lab: Lab) -> None
     assert subnets(lab)["one"] == "172.30.1.0/24"
     assert refused(lab, "net", "create", "two", env=pool) == (
         "niso: network 'two': no free /24 is left in the pool 172.30.0.0/23: it is taken by 172.30.1.0/24 of network 'one', "
-        "and 172.30.0.0/24 is kept for niso-default\n"
-        "  hint: set NISO_POOL to a prefix that is free, or niso net create two --subnet CIDR\n"
+        "and 172.30.0.0/24 is reserved for niso-default\n"
+        "  hint: set NISO_POOL to a free prefix, or niso net create two --subnet CIDR\n"
     )
     said = refused(lab, "net", "create", "two", env={"NISO_POOL": "10.50.0.0/24"})
-    assert "is left in the pool 10.50.0.0/24: 10.50.0.0/24 is kept for niso-default\n" in said
+    assert "is left in the pool 10.50.0.0/24: 10.50.0.0/24 is reserved for niso-default\n" in said
     lab.niso("activate", idle(lab, "api"), env=pool)
     assert subnets(lab)["niso-default"] == "172.30.0.0/24"
     for wrong in ("10.0.0.0/25", "nonsense", "fd00::/48"):
@@ -185,7 +185,7 @@ def test_pool_is_taken_from_the_environment_and_can_be_used_up(lab: Lab) -> None
         (["--subnet", "fd00::/47"], ["--subnet fd00::/47", "/48 to /126"]),
         (["--subnet", "fd00::/127"], ["--subnet fd00::/127", "/48 to /126"]),
         *(
-            (["--subnet", each], [f"--subnet {each}", "not a prefix for host addresses"])
+            (["--subnet", each], [f"--subnet {each}", "not a prefix of unicast addresses"])
             for each in (
                 "::/64",
                 "::ffff:0:0/96",
@@ -390,7 +390,7 @@ def test_gateway_is_the_bridge_address_and_given_to_no_service(lab: Lab) -> None
 def test_full_network_is_an_error_that_names_the_inactive_services(lab: Lab) -> None:
     lab.niso("net", "create", "tiny", "--subnet", "10.50.0.0/29")
     lab.niso("activate", *(idle(lab, f"s{number}", network=on("tiny")) for number in range(5)))
-    assert "make a larger network" in refused(
+    assert "create a larger network" in refused(
         lab, "activate", idle(lab, "more", network=on("tiny"))
     )
     lab.niso("deactivate", "s3")
@@ -513,7 +513,7 @@ def test_static_address_whose_prefix_is_taken_names_the_key_and_what_would_be_ri
         f'niso: {folder}/manifest.toml: network.ip: "10.99.0.66" is not available: '
         "new network 'fresh' would get 10.99.0.0/24, which overlaps 10.99.0.0/24 "
         "of network 'niso-default' (an address in a free /24)\n"
-        "  hint: choose another one, or make the network first: niso net create fresh --subnet CIDR\n"
+        "  hint: choose another one, or create the network first: niso net create fresh --subnet CIDR\n"
     )
     lab.niso("net", "create", "fresh")
     lab.niso("activate", idle(lab, "new", network=on("fresh", ip="10.99.1.66")))

@@ -526,7 +526,7 @@ def test_ports_read_as_the_contract_says(taken: Lab) -> None:
 def test_exposed_says_who_can_reach_each(taken: Lab) -> None:
     lines = taken.niso("net", "ports", "--exposed").stdout.splitlines()
     by_port = {line.split()[1]: line for line in lines[1:]}
-    outside = "other machines by 192.0.2.1 on uplink0"
+    outside = "other machines via 192.0.2.1 on uplink0"
     assert outside in by_port["0.0.0.0:8080"] and outside in by_port["192.0.2.1:8443"]
     assert by_port["127.0.0.1:5432"].endswith("this host")
     rows_json = json.loads(taken.niso("net", "ports", "--exposed", "--json").stdout)
@@ -555,9 +555,9 @@ def test_exposed_names_the_internal_networks_that_do_not_lead_to_a_port(lab: Lab
         for row in json.loads(lab.niso("net", "ports", "--exposed", "--json").stdout)
     }
     for service, port, words, reached in (
-        ("open", 8080, "services but by internal network quiet or still", {"niso-default"}),
-        ("both", 8081, "services but by internal network still", {"niso-default", "quiet"}),
-        ("inner", 8082, "services but by internal network still", {"niso-default", "quiet"}),
+        ("open", 8080, "services except from internal network quiet or still", {"niso-default"}),
+        ("both", 8081, "services except from internal network still", {"niso-default", "quiet"}),
+        ("inner", 8082, "services except from internal network still", {"niso-default", "quiet"}),
     ):
         assert ways[service][1] == words
         found = {

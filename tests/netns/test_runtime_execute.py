@@ -202,7 +202,7 @@ def test_container_that_crun_has_forgotten_is_told_once_and_with_the_next_step(
     lab.run("mv", "/run/niso/away", "/run/niso/crun")
     assert done.returncode == 125
     assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("niso: demo: crun has lost its state of it")
+    assert done.stderr.startswith("niso: demo: crun has lost its state")
     assert "(hint: niso restart demo)" in done.stderr
 
 

@@ -101,7 +101,7 @@ def test_sick_service_that_stays_as_it_is_fails_those_that_need_it(lab: Lab) -> 
     pid = pid_of(lab, "db")
     lines = activate(lab, [idle(lab, "api"), db], {"api": {"db": "healthy"}})
     assert lines[-1].startswith(
-        "ERROR db: is unhealthy, its probe failed 2 times: tcp 80: connection refused"
+        "ERROR db: is unhealthy, the probe failed 2 times: tcp 80: connection refused"
     )
     assert pid_of(lab, "db") == pid
 

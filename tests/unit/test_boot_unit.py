@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from niso.base import paths
+from niso.base.errors import Conflict
 from niso.commands import boot
 
 
@@ -83,7 +85,21 @@ def test_usual_folders_are_not_named(monkeypatch) -> None:
         [f":{sys.executable}", "-I", "-m", "niso.cli", "activate", "api"]
     ]
     assert lines(text, "Restart") == ["no"] and lines(text, "Type") == ["notify"]
-    assert text.startswith("# made by niso enable") and "01234567" in text.splitlines()[0]
+    assert text.startswith("# written by niso enable") and "01234567" in text.splitlines()[0]
+
+
+def test_units_of_earlier_versions_are_recognised(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(boot, "UNITS", str(tmp_path))
+    unit = tmp_path / "niso-api.service"
+    unit.write_text(
+        "# made by niso enable, goes with niso disable; state folder 01234567\n[Unit]\n"
+    )
+    boot._refuse_foreign(SimpleNamespace(state_id=lambda: "01234567"), "api")
+    with pytest.raises(Conflict):
+        boot._refuse_foreign(SimpleNamespace(state_id=lambda: "89abcdef"), "api")
+    unit.write_text("# written by hand\n[Unit]\n")
+    with pytest.raises(Conflict):
+        boot._refuse_foreign(SimpleNamespace(state_id=lambda: "01234567"), "api")
 
 
 def test_other_folders_and_pool_are_given_on(monkeypatch) -> None:

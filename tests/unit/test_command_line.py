@@ -253,10 +253,10 @@ def test_words_become_values(line, values) -> None:
             "net create x --mtu many",
             "--mtu 'many': must be a whole number / niso net create --help",
         ),
-        ("net explain a b -4 -6", "-4 and -6 exclude each other / niso net explain --help"),
+        ("net explain a b -4 -6", "-4 and -6 are mutually exclusive / niso net explain --help"),
         (
             "port-forward a 1:1 --remove --replace",
-            "--remove and --replace exclude each other / niso port-forward --help",
+            "--remove and --replace are mutually exclusive / niso port-forward --help",
         ),
         ("exec api --colour -- sh", "unknown option '--colour' / niso exec --help lists them"),
         ("completion fish", "unknown shell 'fish' / bash or zsh"),

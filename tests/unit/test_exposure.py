@@ -8,7 +8,7 @@ from niso.explain import exposure
 from niso.manifest.parse_policy import parse
 from niso.plan.records import Policy
 
-WAYS = ["this host", "services", "other machines by 192.0.2.1 on uplink0"]
+WAYS = ["this host", "services", "other machines via 192.0.2.1 on uplink0"]
 
 
 @pytest.mark.parametrize(

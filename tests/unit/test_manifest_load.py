@@ -307,11 +307,11 @@ def test_unknown_key_without_a_near_one_lists_what_there_is(tmp_path: Path) -> N
             "network.ports[0]",
             "the kernel accepts no packets for ::1 from a bridge",
         ),
-        ("[network]\nip = 'fd00::2'", "network.ip", "only the IPv4 address can be chosen"),
+        ("[network]\nip = 'fd00::2'", "network.ip", "only an IPv4 address can be requested"),
         (
             "[network]\nip = { niso-default = 'fd00::2' }",
             "network.ip.niso-default",
-            "the IPv6 address is leased, and kept",
+            "IPv6 addresses are assigned automatically",
         ),
         (
             "[network]\nmode = 'bridged'",

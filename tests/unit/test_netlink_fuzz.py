@@ -125,7 +125,7 @@ READERS: dict[str, Callable[[list[bytes]], Any]] = {
         "list sockets", 20, b"", sockdiag._parse_ends
     ),
     "flows": lambda said: of(netlink.Netlink, said).dump(
-        "list connections", 257, b"", flows._parse
+        "list conntrack entries", 257, b"", flows._parse
     ),
     "header": lambda said: of(nft_elements.Nfnetlink, said).header("inet niso", "publish_any4"),
     "element": lambda said: of(nft_elements.Nfnetlink, said).get(H4, ["tcp . 8080"]),

@@ -358,7 +358,7 @@ def test_service_of_two_networks_reaches_both_by_its_address_there_alone() -> No
     verdict = ask(WORLD, "10.99.1.5", OUTSIDE)  # the default route is by the first
     assert (
         verdict.path.message
-        == f"web reaches {OUTSIDE} by network frontend, where 10.99.1.5 is not its address"
+        == f"web reaches {OUTSIDE} through network frontend, where 10.99.1.5 is not its address"
     )
     assert (
         ask(WORLD, "fd00:1::5", OUTSIDE6, family=6).path.message

@@ -162,7 +162,7 @@ def test_addresses(
     if pair is not None:
         assert question.ends(made(), source, to, family) == pair
         return
-    with pytest.raises(Error, match=r"no addresses of one family|are of different families"):
+    with pytest.raises(Error, match=r"no addresses of the same family|are of different families"):
         question.ends(made(), source, to, family)
 
 

@@ -136,7 +136,7 @@ def _whose(name: str, holder: str, held: Port) -> str:
 
 
 def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
-    """Warn about capabilities that reach beyond the service."""
+    """Warn about capabilities whose effect extends beyond the service."""
     from niso.runtime import oci
 
     for name in names:

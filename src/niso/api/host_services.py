@@ -184,7 +184,7 @@ class Services:
 
     @guarded
     def restart(self, *names: str) -> tuple[Done, ...]:
-        """Restart the processes of active services; addresses and ports are kept.
+        """Restart the processes of active services without changing addresses and ports.
 
         Raises Conflict if one is not active, NotFound, ProcessError.
         """

@@ -246,7 +246,9 @@ class Drops:
         """
         drops = self._log.read()
         if drops is None:
-            self.session.caution("reading is too slow: some drops are not shown")
+            self.session.caution(
+                "packets arrive faster than they are read: some drops are not shown"
+            )
         return tuple(_drop(drop) for drop in drops or ())
 
     def close(self) -> None:

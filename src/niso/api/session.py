@@ -93,7 +93,7 @@ class Session:
         return RealProcesses()
 
     def report_waits(self) -> None:
-        """Report waiting for locks from now on."""
+        """Report from now on when a call waits for a lock."""
         from niso.base import locks
 
         locks.listener = self.report

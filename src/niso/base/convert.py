@@ -33,7 +33,7 @@ _known: dict[tuple[str, str], Kind] = {}
 class Mismatch(ValueError):
     """Data does not have the expected type.
 
-    `niso.manifest.validate.walk` says what is wrong where.
+    `niso.manifest.validate.walk` reports each error with its path.
     """
 
 

@@ -1,4 +1,4 @@
-"""The errors that niso reports, each with a next step for the reader.
+"""Define the errors that niso reports, each with a next step for the user.
 
 An error is data. ``reason`` says what is wrong, in lower case and without a full stop. ``file``,
 ``key`` and ``value`` say where, ``right`` what would be valid, ``hint`` the next step, as a command

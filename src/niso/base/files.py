@@ -1,4 +1,4 @@
-"""niso's own files, read and written safely whatever somebody has put in their place.
+"""Read and write niso's own files safely, whatever another program has put in their place.
 
 Only a regular file counts as present. Nothing here follows a link or blocks on a FIFO.
 """

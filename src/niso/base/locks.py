@@ -1,4 +1,4 @@
-"""niso's locks: the global one and one for each service. Waiting for one is reported."""
+"""Take niso's locks: the global one and one for each service. Waiting for one is reported."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ _RETRY_S = 0.02
 class service_lock:
     """Hold ``<run>/locks/<service>.lock`` (flock(2)). The kernel releases it when the process ends.
 
-    ``timeout_s``: seconds to wait, None for ever. Raises `Conflict` when the time is up. The
-    descriptor is close-on-exec, so that no service or conmon inherits it.
+    ``timeout_s`` is the time to wait in seconds, None for no limit. Raises `Conflict` on timeout.
+    The descriptor is close-on-exec, so that no service or conmon inherits it.
     """
 
     def __init__(self, service: str, timeout_s: float | None = None) -> None:
@@ -103,7 +103,7 @@ class service_lock:
 
 
 def locked_services() -> set[str]:
-    """Return the services with a lock file: the known ones, and those that are just being added."""
+    """Return the services with a lock file: known ones, and those being added."""
     try:
         names = os.listdir(paths.lock_dir())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Names of kernel objects. They are deterministic.
+"""Derive the names of kernel objects; they are deterministic.
 
 An interface name has at most 15 characters (IFNAMSIZ - 1, linux/if.h).
 """

@@ -1,4 +1,4 @@
-"""Where niso keeps its files. The environment can move two folders; all paths lie below them."""
+"""Return the paths of niso's files. All are below two folders that the environment can set."""
 
 from __future__ import annotations
 

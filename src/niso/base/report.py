@@ -93,7 +93,7 @@ class Forgetting(NamedTuple):
     service: str
 
     def describe(self) -> str:
-        return f"forget {self.service}"
+        return f"delete the record of {self.service}"
 
 
 class RemovingVolumes(NamedTuple):

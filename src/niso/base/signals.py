@@ -1,4 +1,4 @@
-"""Forking safely while signals may arrive at any moment.
+"""Fork safely while signals may arrive at any moment.
 
 Ctrl-C signals the whole process group. CPython drops in a forked child what arrived during the
 fork (PyOS_AfterFork_Child), and a signal just after it would unwind the caller's frames a second
@@ -37,7 +37,7 @@ class signals_held:
 class signals_delivered:
     """Deliver signals within the block, which is inside one of `signals_held`.
 
-    For work that may take long, once everything that must be undone is recorded.
+    Use it for long work, once everything that must be undone is recorded.
     """
 
     def __enter__(self) -> None:

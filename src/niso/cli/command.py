@@ -26,9 +26,8 @@ class Argument(NamedTuple):
 class Option(NamedTuple):
     """A switch, or with ``metavar`` an option that takes a value.
 
-    Options of one ``group`` exclude each other. ``means`` is the value of ``dest`` if the switch
-    is given, instead of True. ``ends`` says whether it ends or deletes something, as for
-    `Command`.
+    Options with the same ``group`` are mutually exclusive. ``means`` is the value of ``dest`` if
+    the switch is given, instead of True. ``ends`` says whether it ends or deletes something.
     """
 
     dest: str

@@ -180,7 +180,7 @@ def _print_help(words: list[str]) -> int:
 
 
 def _encodable(word: str) -> bool:
-    """Return whether a word is text: invalid UTF-8 arrives as surrogates (PEP 383)."""
+    """Return whether a word is valid UTF-8; invalid bytes arrive as surrogates (PEP 383)."""
     try:
         word.encode()
     except UnicodeEncodeError:

@@ -173,5 +173,5 @@ def _sweep(host: Host, args: Args) -> int:
         output.as_json(swept)
     else:
         count = "1 object" if swept.removed == 1 else f"{swept.removed} objects"
-        print(f"swept: {count}" if swept.removed else "the kernel holds nothing of niso")
+        print(f"swept: {count}" if swept.removed else "no objects of niso in the kernel")
     return 0

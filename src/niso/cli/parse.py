@@ -69,7 +69,7 @@ def parse(command: Command, words: list[str]) -> Args:
         if option is None:
             raise _no_option(command, flag, flags)
         if option.group and set_by.setdefault(option.group, flag) != flag:
-            raise _wrong(command, f"{set_by[option.group]} and {flag} exclude each other")
+            raise _wrong(command, f"{set_by[option.group]} and {flag} are mutually exclusive")
         if not option.metavar:
             if value is not None and word.startswith("--"):
                 raise _wrong(command, f"{flag} takes no value: {word!r}")

@@ -35,7 +35,7 @@ def _activate(host: Host, args: Args) -> int:
 
 def _deactivate(host: Host, args: Args) -> int:
     if args.all and args.names:
-        raise UsageError("--all and NAME exclude each other", "niso deactivate --help")
+        raise UsageError("--all and NAME are mutually exclusive", "niso deactivate --help")
     if not args.all and not args.names:
         raise UsageError("missing NAME or --all", "niso deactivate --help")
     with Progress(args) as host.progress:

@@ -59,7 +59,7 @@ def activate(
 
     ``timeout_s``, ``after`` and ``meanwhile`` are as for `start.run`.
     An active service gets only the changes of its manifest; one that is up to date is left alone.
-    With ``stack``, the services join it, its networks are made, and services that left it end.
+    With ``stack``, its networks are created, the services join it, and former members are stopped.
     Raises InvalidInput, Conflict, KernelError, ProcessError; then everything is rolled back.
     """
     store, kernel = machine.store, machine.kernel

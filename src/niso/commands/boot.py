@@ -1,4 +1,4 @@
-"""Start services at boot: enable them, write their systemd units, restore them by hand.
+"""Start services at boot: enable them, write their systemd units, or restore them without systemd.
 
 With systemd as init, each enabled service has a unit, which calls ``niso activate`` and ``niso
 deactivate`` as a user would. Otherwise only the store records it, and the boot scripts call
@@ -29,6 +29,11 @@ from niso.store.store import ServiceRow, Store
 
 UNITS = "/etc/systemd/system"
 WANTED_BY = "multi-user.target"
+_MARKS = (
+    "# written by niso enable, removed by niso disable; state folder ",
+    "# made by niso enable, goes with niso disable; state folder ",
+)
+"""The start of a unit file, followed by the state id; the second is that of earlier versions."""
 _SYSTEMCTL_S = 300.0
 _SPARE_S = 90
 """Time for niso itself (s), beside a service's own start or stop timeout."""
@@ -69,7 +74,7 @@ def unit_text(service: str, state_id: str, provider: str | None, stop_timeout_s:
         environment["NISO_POOL"] = os.environ["NISO_POOL"]
     return "\n".join(
         [
-            _mark(state_id),
+            _MARKS[0] + state_id,
             "[Unit]",
             f"Description=niso service {service}",
             "Wants=network-online.target",
@@ -79,7 +84,7 @@ def unit_text(service: str, state_id: str, provider: str | None, stop_timeout_s:
             "StartLimitIntervalSec=0",
             "",
             "[Service]",
-            "# niso starts it again by its manifest, and tells which process is the main one",
+            "# niso restarts the process itself, and notifies systemd of the main process",
             "Type=notify",
             "NotifyAccess=all",
             "Restart=no",
@@ -115,8 +120,9 @@ def quoted(word: str) -> str:
     return f'"{text.replace("%", "%%")}"'
 
 
-def _mark(state_id: str) -> str:
-    return f"# made by niso enable, goes with niso disable; state folder {state_id}"
+def _is_marked(text: str, state_id: str = "") -> bool:
+    """Return whether a unit file was written by niso, for this state folder if one is named."""
+    return text.startswith(tuple(mark + state_id for mark in _MARKS))
 
 
 def _unit_file(service: str) -> str:
@@ -143,7 +149,7 @@ def _read_unit(service: str) -> str | None:
 def _refuse_foreign(store: Store, service: str) -> None:
     """Raise Conflict if a unit of the needed name belongs to another state folder or program."""
     text = _read_unit(service)
-    if text is not None and not text.startswith(_mark(store.state_id())):
+    if text is not None and not _is_marked(text, store.state_id()):
         raise Conflict(
             f"{_unit_file(service)} already exists and was not made for this state folder",
             "move it away, or give the service another name",
@@ -291,14 +297,14 @@ def disable(store: Store, names: list[str], report: Report = silent) -> list[Mar
 def clear(names: Iterable[str], report: Report = silent) -> list[str]:
     """Remove the units of services, whether they run or not; return the services that had one.
 
-    No-op without systemd. Units that niso did not make stay.
+    No-op without systemd. Units that niso did not write are left alone.
     """
     if not unit.booted():
         return []
     mine = []
     for name in names:
         text = _read_unit(name)
-        if text is None or not text.startswith(_mark("").rpartition(" ")[0]):
+        if text is None or not _is_marked(text):
             continue
         mine.append(name)
         with service_lock(name):
@@ -426,7 +432,7 @@ def _activate(
 
 
 def _naming(service: str, error: Error) -> Error:
-    """Return the error with the service's name before its message."""
+    """Return the error with the service's name prefixed to its message."""
     if error.service == service and not error.file:
         return error
     return Error(error.message, error.hint, error.key, service=service, names_key=False)

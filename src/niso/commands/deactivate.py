@@ -1,4 +1,4 @@
-"""Deactivate services, and forget them or their volumes."""
+"""Deactivate services, and delete their records or volumes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def deactivate(
 def remove(
     machine: Machine, services: list[str], report: Report = silent, with_volumes: bool = False
 ) -> None:
-    """Deactivate services and forget them, with their leases, logs and package copies.
+    """Deactivate services and delete their records, leases, logs and package copies.
 
     ``with_volumes`` also deletes their named volumes, even those of an unknown service. Raises
     Error.

@@ -28,7 +28,8 @@ def refuse(kernel: Kernel, processes: Processes) -> None:
     if what:
         more = f" and {len(what) - 1} more" if len(what) > 1 else ""
         raise Conflict(
-            f"{paths.database()} is missing, but what niso set up exists: {what[0]}{more}",
+            f"{paths.database()} is missing, but objects that niso created still exist: "
+            f"{what[0]}{more}",
             "set NISO_STATE_DIR to the folder that has it; "
             f"if it is lost, niso net repair --sweep; {way_back()}",
         )

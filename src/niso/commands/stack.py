@@ -64,9 +64,9 @@ def up(
     try:
         outcomes = activate.activate(machine, wanted, timeout_s, report, dry_run, after, joins)
     except ErrorGroup as group:
-        raise ErrorGroup([model.in_words_of(stack, error) for error in group.errors]) from group
+        raise ErrorGroup([model.as_stack_error(stack, error) for error in group.errors]) from group
     except Error as error:
-        raise model.in_words_of(stack, error) from error
+        raise model.as_stack_error(stack, error) from error
     return Up(outcomes, left, made, [name for name in stack.networks if name not in on])
 
 
@@ -119,9 +119,9 @@ def _targets(store: Store, stack: Stack) -> list[Target]:
         try:
             wanted.append(targets.of_manifest(member.loaded))
         except ErrorGroup as group:
-            errors += [model.in_words_of(stack, error) for error in group.errors]
+            errors += [model.as_stack_error(stack, error) for error in group.errors]
         except Error as error:
-            errors.append(model.in_words_of(stack, error))
+            errors.append(model.as_stack_error(stack, error))
     if errors:
         raise ErrorGroup(errors)
     return wanted

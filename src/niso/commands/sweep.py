@@ -99,8 +99,8 @@ def _alone() -> Iterator[None]:
                 yield
                 return
     raise Conflict(
-        "other niso commands keep starting on new services",
-        "try again when they have ended",
+        "other niso commands keep starting and locking services",
+        "try again when they have finished",
     )
 
 

@@ -119,7 +119,7 @@ def _foreign(kernel: Nft) -> dict[str, int] | None:
 class Log:
     """A live log of drops, of one service or of all; a context manager.
 
-    It has no drops from before it was opened.
+    It does not include drops from before it was opened.
     Raises Conflict if another process reads them, KernelError if the kernel has no nflog.
     """
 

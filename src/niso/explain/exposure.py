@@ -38,8 +38,8 @@ def drops(kernel: Kernel, networks: Iterable[Network]) -> list[Drop]:
 def closed_links(kernel: Kernel) -> list[tuple[str, str]]:
     """Return (problem, command to fix it) for each link of the host that does not forward IPv4.
 
-    No service can be reached or can connect by such a link. niso does not change its setting.
-    Raises KernelError.
+    Services can neither be reached nor connect through such a link. niso does not change its
+    setting. Raises KernelError.
     """
     return [
         (
@@ -57,7 +57,7 @@ def _forwarding(link: str) -> str:
 def ways_in(
     kernel: Kernel, ports: Iterable[tuple[Port, Network, Sequence[str]]]
 ) -> list[list[str]]:
-    """Return for each port who can reach it, in words.
+    """Return for each port a description of who can reach it.
 
     ``ports`` are (port with one address or all of one family, its network, the internal networks
     from which it is not reachable). Raises KernelError.
@@ -124,7 +124,7 @@ def _ways(
     internal: Sequence[str],
     but: str,
 ) -> list[str]:
-    """Return who can reach a port; ``but`` follows those whom other firewalls drop."""
+    """Return who can reach a port; ``but`` is appended for peers that other firewalls drop."""
     if port.host_ip in (ANY4, ANY6):
         published = [item for item in addresses if family_of(item[0]) in port.families]
     elif port.host_ip.startswith("127."):
@@ -139,7 +139,7 @@ def _ways(
         for address, link, is_outside in published
         if is_outside and link not in shut
     ]
-    others = [f"other machines by {', '.join(outside)}{but}"] if outside else []
-    nobody = [f"nobody by {link}: {_forwarding(link)} is 0" for link in sorted(shut)]
-    inner = f" but by internal network {' or '.join(internal)}" if internal else ""
+    others = [f"other machines via {', '.join(outside)}{but}"] if outside else []
+    nobody = [f"nobody via {link}: {_forwarding(link)} is 0" for link in sorted(shut)]
+    inner = f" except from internal network {' or '.join(internal)}" if internal else ""
     return ["this host", f"services{inner}{but}", *others, *nobody]

@@ -99,7 +99,7 @@ def packets(
 ) -> Iterator[tuple[set[int], Packet]]:
     """Yield (families of tables whose forward chains see it, packet).
 
-    Of each kind there is a first packet, a later one and a reply.
+    Each kind has a first packet, a later one and a reply.
     """
     for family in families:
         routed = {_NUMBERS["inet"], _NUMBERS["ip" if family == 4 else "ip6"]}
@@ -228,7 +228,7 @@ class _Way:
         return None
 
     def _rule(self, rule: Rule) -> Verdict | None:
-        """Return the verdict of a rule; None if it does not certainly match."""
+        """Return the verdict of a rule; None unless it certainly matches."""
         registers = _Registers()
         for expression in rule:
             if isinstance(expression, Verdict):

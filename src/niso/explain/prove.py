@@ -188,7 +188,7 @@ def _agrees(passes: bool, seen: probe.Seen, counts: tuple[Count, ...]) -> bool |
 
 
 def _packets(kernel: Nft, rule: Object) -> int | None:
-    """Return the packets that a rule or element has counted; None if the kernel has another."""
+    """Return the packet count of a rule or element; None if the kernel has a different one."""
     if rule.place is None:
         with Nfnetlink() as netlink:
             key, _, comment_and_value = rule.text.partition(" comment ")

@@ -124,7 +124,7 @@ def _end(store: Store, service: str) -> End:
             else f"{service} shares the network of {home.name}, which"
         )
         raise Error(
-            f"{whose} has mode none: it has only its own loopback",
+            f"{whose} has mode none: it has only a loopback interface",
             'use mode = "bridge"',
         )
     if row is not None and home is not None and home.name != service:
@@ -147,13 +147,13 @@ def ends(world: World, source: End, destination: End, family: int | None = None)
     if len(given) > 1:
         raise UsageError(
             f"{source.address} and {destination.address} are of different families",
-            "use two addresses of one family",
+            "use two addresses of the same family",
         )
     for end in (source, destination):
         if end.address and family not in (None, *given):
             other = 6 if family == 4 else 4
             raise UsageError(
-                f"-{family} does not go with {end.address}, which is an IPv{other} address",
+                f"-{family} conflicts with {end.address}, which is an IPv{other} address",
                 f"-{other}",
             )
     families = [number for number in (4, 6) if family in (None, number) and given <= {number}]
@@ -166,8 +166,8 @@ def ends(world: World, source: End, destination: End, family: int | None = None)
     if source.service and not world.services[source.service].endpoints:
         raise Error(f"{source.service} has no network", f"niso inspect {source.service}")
     raise Error(
-        f"no {kind} packet is possible from {source.name} to {destination.name}: "
-        "they have no addresses of one family with a route between them"
+        f"{source.name} cannot send an {kind} packet to {destination.name}: "
+        "no addresses of the same family have a route between them"
     )
 
 

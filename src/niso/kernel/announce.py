@@ -22,7 +22,7 @@ _FREEBIND, _HOPS = 78, 255  # IPV6_FREEBIND, linux/in6.h: the address may not be
 def announce(sockets: Sockets, name: str, link: str, cidr: str) -> None:
     """Send a gratuitous ARP request, or an unsolicited neighbour advertisement.
 
-    It leaves by ``link`` of the namespace ``name``. Raises KernelError.
+    It is sent through ``link`` of the namespace ``name``. Raises KernelError.
     """
     rtnl = sockets.at(name)
     if ":" not in cidr:

@@ -1,7 +1,7 @@
-"""Settings of a bridge and its ports that should be as on a new one (linux/if_link.h).
+"""Compare settings of bridges and their ports with the defaults (linux/if_link.h).
 
 Each of them changes where frames go: an isolated port reaches no other, and one that does not flood
-receives no ARP request. Here they are compared with the defaults and reset.
+receives no ARP request.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def drift_of_bridge(settings: dict[int, bytes]) -> str:
 def usual(drift: str) -> list[bytes]:
     """Return the attributes that reset what ``drift`` names, of a bridge or a port.
 
-    Each is for an RTM_NEWLINK of its own, in this order.
+    Each needs its own RTM_NEWLINK, in this order.
     """
     names = [part.partition(" ")[0] for part in drift.split(", ")] if drift else []
     port = [

@@ -1,4 +1,4 @@
-"""End the flows that a change makes obsolete, by ctnetlink.
+"""End flows that a change makes obsolete, using ctnetlink.
 
 See linux/netfilter/nfnetlink_conntrack.h.
 """
@@ -81,13 +81,13 @@ def flush_ports(
 ) -> int:
     """End the flows sent to these ports, except TCP flows that have seen a reply.
 
-    For when published ports are added, removed or moved. A port is (``proto`` "tcp", "udp" or
+    Use it when published ports are added, removed or moved. A port is (``proto`` "tcp", "udp" or
     "sctp", first, last), before NAT. Returns how many entries were deleted.
 
     ``addresses`` limits it to flows sent to one of these addresses or prefixes ("127.0.0.0/8"):
     flows of other machines to the same port, which this host forwards, are left alone. It is called
-    once, if there is such a flow. With ``answered`` TCP flows with a reply end as well, since their
-    server is gone.
+    once, if there is such a flow. With ``answered``, TCP flows with a reply are ended as well,
+    because their server is gone.
 
     A TCP handshake in progress is kept like an established flow: its next packet would be taken for
     a new flow, sent to the new service, and reset. Raises KernelError.
@@ -170,7 +170,7 @@ def _flush(
     if not filters:
         return 0
     with netlink.Netfilter() as kernel:
-        what = "count connections"
+        what = "count conntrack entries"
         answer = kernel.get_one(what, _CT_GET_STATS, nfgenmsg(socket.AF_UNSPEC), _ABSENT)
         count = netlink.understood(what, _entries, answer or b"")
         if not count:
@@ -183,7 +183,7 @@ def _flush(
                 chunk = ours[start : start + _CHUNK]
                 kernel.transact(
                     *(
-                        Message("end many connections", _CT_DELETE, 0, body, refusals)
+                        Message("delete conntrack entries", _CT_DELETE, 0, body, refusals)
                         for body in chunk
                     )
                 )
@@ -196,11 +196,13 @@ def _flush(
         began = time.monotonic()
         for _ in range(_PASSES):
             late = time.monotonic() - began > _SETTLED
-            dumps = (kernel.dump("list connections", _CT_GET, body, parse) for body in filters)
+            dumps = (
+                kernel.dump("list conntrack entries", _CT_GET, body, parse) for body in filters
+            )
             matching = list({entry for dump in dumps for entry in dump})
             for start in range(0, len(matching), _CHUNK):
                 chunk = matching[start : start + _CHUNK]
-                what = f"end {len(chunk)} connections"
+                what = f"delete {len(chunk)} conntrack entries"
                 kernel.transact(
                     *(Message(what, _CT_DELETE, 0, body, (errno.ENOENT,)) for body in chunk)
                 )

@@ -38,12 +38,12 @@ def diff(want: State, have: State) -> list[AnyStep]:
 
 
 def wanted(want: State, have: State) -> State:
-    """Return ``want``, with the right values of non-default settings that ``have`` shows."""
+    """Return ``want``, plus the correct values of non-default settings found in ``have``."""
     return State.of_kinds(lambda kind: kind.wanted(want, have))
 
 
 def _places_that_go(want: State, have: State) -> set[str]:
-    """Return the places of ``have`` that are not wanted; things in them are deleted with them."""
+    """Return the places of ``have`` that will be deleted, together with the things in them."""
     going: set[str] = set()
     for kind in order.KINDS:
         if kind.holds_others:

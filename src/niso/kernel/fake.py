@@ -1,4 +1,4 @@
-"""A kernel in memory: it executes steps and refuses what the real one refuses, with the same errno.
+"""Model a kernel in memory that refuses what the real one refuses, with the same errno.
 
 Its behaviour was observed on the real one, and one test runs the same cases on both:
 

@@ -26,7 +26,7 @@ _LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
 
 
 class NoForeignChains(Foreign):
-    """The tables of nobody but niso."""
+    """A nftables source without foreign chains."""
 
     def __init__(self) -> None:
         pass

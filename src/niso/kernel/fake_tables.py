@@ -1,4 +1,4 @@
-"""niso's two nftables tables in memory; see `niso.kernel.fake`."""
+"""Model niso's two nftables tables in memory; see `niso.kernel.fake`."""
 
 from __future__ import annotations
 

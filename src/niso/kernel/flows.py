@@ -1,4 +1,4 @@
-"""Single flows of connection tracking, for policies: read with both ends, ended, or added.
+"""Read, delete and add single flows of connection tracking, for policies.
 
 It uses ctnetlink (linux/netfilter/nfnetlink_conntrack.h). `niso.kernel.conntrack` ends the flows of
 changed ports or addresses.
@@ -35,7 +35,7 @@ _ABSENT = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
 class Flow(NamedTuple):
-    """A flow from ``source`` to ``destination`` and ``port``, as these are behind NAT.
+    """A flow from ``source`` to ``destination`` and ``port``, after NAT.
 
     ``proto`` is a policy's name for it. ``port`` is None if the protocol has none. ``handle`` is
     for `end`.
@@ -57,7 +57,7 @@ def of(addresses: Iterable[str]) -> list[Flow]:
     flows = []
     with netlink.Netfilter() as kernel:
         for flow, ends in kernel.dump(
-            "list connections", _CT_GET, nfgenmsg(socket.AF_UNSPEC), _parse, _ABSENT
+            "list conntrack entries", _CT_GET, nfgenmsg(socket.AF_UNSPEC), _parse, _ABSENT
         ):
             if not wanted.isdisjoint(ends):
                 flows.append(flow)
@@ -84,19 +84,21 @@ class Tracked(NamedTuple):
 def tracked() -> list[Tracked]:
     """Return all flows. Raises KernelError."""
     with netlink.Netfilter() as kernel:
-        return kernel.dump("list connections", _CT_GET, nfgenmsg(socket.AF_UNSPEC), _whole, _ABSENT)
+        return kernel.dump(
+            "list conntrack entries", _CT_GET, nfgenmsg(socket.AF_UNSPEC), _whole, _ABSENT
+        )
 
 
 def end(flows: Iterable[Flow | Tracked]) -> int:
-    """Delete these flows, so that their next packet is judged as the first of a flow.
+    """Delete these flows, so that their next packet counts as the first of a new flow.
 
-    Returns how many there were. Raises KernelError.
+    Returns their number. Raises KernelError.
     """
     handles = [flow.handle for flow in flows]
     with netlink.Netfilter() as kernel:
         for start in range(0, len(handles), _CHUNK):
             chunk = handles[start : start + _CHUNK]
-            what = f"end {len(chunk)} connections"
+            what = f"delete {len(chunk)} conntrack entries"
             kernel.transact(
                 *(Message(what, _CT_DELETE, 0, body, (errno.ENOENT,)) for body in chunk)
             )
@@ -106,8 +108,8 @@ def end(flows: Iterable[Flow | Tracked]) -> int:
 def introduce(connections: Iterable[Connection]) -> None:
     """Add open connections as established; no-op for known ones. Raises KernelError.
 
-    For a bridge that is about to track its frames: otherwise a packet from the middle of a
-    connection would be taken for its start.
+    Use it for a bridge that is about to track its frames: otherwise a packet from the middle of
+    a connection would count as its start.
     """
     bodies = [_new(connection) for connection in connections]
     with netlink.Netfilter() as kernel:

@@ -1,8 +1,8 @@
-"""Foreign forward chains by netlink (linux/netfilter/nf_tables.h), as expressions to evaluate.
+"""Read foreign forward chains through netlink, as expressions (linux/netfilter/nf_tables.h).
 
 libnftables would read a whole table with its sets to show one chain, and does not say what an
 iptables match (``-m conntrack --ctstate ...``) tests. Here a chain or an element is read when a
-packet gets there. Anybody with the right to write rules made them, so lengths and numbers are not
+packet reaches it. Any privileged program may have written them, so lengths and numbers are not
 trusted.
 """
 
@@ -97,11 +97,11 @@ class Bridged(NamedTuple):
 
 
 class Forget(NamedTuple):
-    """Registers get an unknown value."""
+    """An expression that writes an unknown value to registers."""
 
 
 class Perhaps(NamedTuple):
-    """Whether it matches is unknown."""
+    """An expression that may or may not match."""
 
 
 class Verdict(NamedTuple):

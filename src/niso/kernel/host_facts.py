@@ -1,4 +1,4 @@
-"""Facts about the host that a plan needs: its MTU, the prefixes in use, its resolver."""
+"""Read facts about the host that a plan needs: its MTU, the prefixes in use, its resolver."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def lacks_ipv6() -> str | None:
 def receiving6() -> list[str]:
     """Return the links that can receive IPv6 packets from other machines.
 
-    That is all but lo, and ports of bridges, since their bridge receives for them. A link whose
-    name is no sysctl folder of its own ("all", "default") is left out.
+    lo is left out, and so are bridge ports, since their bridge receives for them. A link named
+    "all" or "default" is left out, because that is not its sysctl folder.
     """
     with Rtnl() as rtnl:
         links = rtnl.links()

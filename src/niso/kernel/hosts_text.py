@@ -1,4 +1,4 @@
-"""Hosts files: RFC 952 tables as glibc and busybox read them (hosts(5)), one line per address."""
+"""Parse and edit hosts files as glibc and busybox read them (hosts(5)), one line per address."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEADER = (
 
 
 def line_names(names: tuple[str, ...]) -> str:
-    """Return a service's names as they are in its line: each with the domain, then bare."""
+    """Return a service's names as in its line: each with the domain, then without."""
     return " ".join(f"{name}.{DOMAIN} {name}" for name in names)
 
 
@@ -33,7 +33,7 @@ def _order(text: str) -> tuple[int, bytes]:
 def edit(text: str, remove: set[str], add: set[str]) -> str:
     """Return ``text`` without the lines ``remove`` and with the lines ``add``, sorted by address.
 
-    Both sets hold whole lines.
+    Both sets contain complete lines.
     """
     elsewhere = remove | add
     lines = [

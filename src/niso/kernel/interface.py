@@ -1,4 +1,4 @@
-"""The interface of a kernel, so that others can stand in: `niso.kernel.fake` needs no root."""
+"""Define the interface of a kernel; `niso.kernel.fake` implements it without root."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Kernel(Protocol):
 
         All addresses and routes of their links are returned too. The cost depends on
         ``candidates`` alone. ``alias`` marks what is niso's. With ``strays`` foreign changes to the
-        candidates' links are read as well. With ``taken`` tables and elements are not read and
-        returned as the candidates have them.
+        candidates' links are read as well. With ``taken``, tables and elements are not read: the
+        candidates are returned unchanged.
 
         Raises KernelError, and Conflict if an object with a candidate's name is not niso's. With
         ``foreign`` that error is recorded there instead, and the object is left out.
@@ -69,7 +69,7 @@ class Kernel(Protocol):
         With ``ending`` veth pairs whose namespace is deleted too are only detached, and their names
         added to it: the caller has to `end_links` after releasing the lock. New addresses are
         announced, except those in ``known`` as (namespace, address). Raises KernelError with the
-        step's words.
+        description of the step.
         """
 
     def write_what_can_be(

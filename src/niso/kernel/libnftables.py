@@ -202,7 +202,7 @@ class Nft:
 
 def _unreadable(command: str) -> KernelError:
     return KernelError(
-        f"nft: cannot parse the answer to '{command}'", "nft -j list ruleset shows it"
+        f"nft: cannot parse the reply to '{command}'", "nft -j list ruleset shows it"
     )
 
 

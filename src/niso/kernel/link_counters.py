@@ -1,4 +1,4 @@
-"""Traffic counters of links (rtnl_link_stats64, linux/if_link.h)."""
+"""Read the traffic counters of links (rtnl_link_stats64, linux/if_link.h)."""
 
 from __future__ import annotations
 

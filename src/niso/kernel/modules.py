@@ -1,4 +1,4 @@
-"""Kernel modules that the kernel does not load on demand."""
+"""Load kernel modules that the kernel does not load on demand."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _MODPROBE = ("/usr/sbin/modprobe", "/sbin/modprobe")
 def load_bridge_netfilter() -> None:
     """Load br_netfilter if it is missing, for bridges with nf_call_iptables.
 
-    Its global sysctls start at 1, which would pass the frames of all other bridges through
-    everybody's rules. They are set to 0, which is the behaviour without the module. Raises
+    Its global sysctls start at 1, which would pass the frames of all other bridges through the
+    rules of all tables. They are set to 0, which is the behaviour without the module. Raises
     KernelError if there is no such module.
     """
     if os.path.isdir(f"{_SYS}/{BRIDGE_NETFILTER}"):

@@ -1,6 +1,6 @@
-"""Neighbour entries that were added by hand (RTM_GETNEIGH, linux/neighbour.h): niso adds none.
+"""Read and delete static neighbour entries, of which niso adds none (linux/neighbour.h).
 
-An entry of an address sends its packets to that MAC without ARP. An entry of a MAC, in a bridge's
+An entry for an address sends its packets to a MAC without ARP. An entry for a MAC, in a bridge's
 forwarding table, sends its frames to a port.
 """
 

@@ -1,4 +1,4 @@
-"""Netlink: requests, acknowledgements with the kernel's own words, and dumps.
+"""Send netlink requests and dumps; report the kernel's own error texts.
 
 See netlink(7) and linux/netlink.h. This is the only place that turns an errno into a `KernelError`:
 see `refused`. Only messages from the kernel count, since a process with NET_ADMIN in a service's
@@ -62,7 +62,7 @@ _attribute = struct.Struct("=HH")  # struct nlattr
 class Message(NamedTuple):
     """A request for a change.
 
-    ``what`` is the step in words; errnos in ``fine`` count as success.
+    ``what`` describes the step; errnos in ``fine`` count as success.
     """
 
     what: str
@@ -159,7 +159,7 @@ def string(payload: bytes) -> str:
 
 
 class Netlink:
-    """A socket to one netlink family, bound for life to the network namespace that opened it."""
+    """A socket to one netlink family, bound to the network namespace that opened it."""
 
     def __init__(self, protocol: int) -> None:
         try:
@@ -361,7 +361,7 @@ class Netlink:
         return replies
 
     def _drain(self) -> None:
-        """Discard what is left of an abandoned dump; a late rest has an old sequence number."""
+        """Discard the rest of an abandoned dump; late messages have an old sequence number."""
         try:
             while self._socket.recv(_BUFFER, socket.MSG_DONTWAIT):
                 pass

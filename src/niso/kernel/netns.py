@@ -1,4 +1,4 @@
-"""Named network namespaces in /run/netns, as ``ip netns`` makes them.
+"""Manage named network namespaces in /run/netns, as ``ip netns`` does.
 
 See ip-netns(8) and network_namespaces(7). `create` and `inside` move the calling thread to another
 namespace and back. They are for single-threaded programs: other threads would stay, and code that
@@ -76,7 +76,7 @@ def marked(pid: int) -> str:
 
 
 def attach(name: str, pid: int, alias: str) -> None:
-    """Give the network namespace of process ``pid`` back the name that it has lost.
+    """Name the network namespace of process ``pid`` again, after it lost its name.
 
     The namespace must carry ``alias``. Raises KernelError.
     """
@@ -161,7 +161,7 @@ def _is_namespace(fd: int) -> bool:
 
 
 def identity(name: str) -> tuple[int, int]:
-    """Return what distinguishes a namespace from earlier ones of the same name (ioctl_ns(2)).
+    """Return an identity that differs from earlier namespaces of the same name (ioctl_ns(2)).
 
     Raises KernelError.
     """
@@ -173,7 +173,7 @@ def identity(name: str) -> tuple[int, int]:
 
 
 def names() -> list[str]:
-    """Return all named network namespaces, sorted, whoever made them."""
+    """Return all named network namespaces, sorted, including foreign ones."""
     try:
         files = os.listdir(paths.NETNS_DIR)
     except FileNotFoundError:
@@ -204,7 +204,7 @@ def inside(name: str) -> Elsewhere:
 
 
 def unnamed() -> Elsewhere:
-    """Run the ``with`` block in a new namespace, which ends with it and what it left open."""
+    """Run the ``with`` block in a new namespace, which ends with the last reference to it."""
     return Elsewhere(None)
 
 

@@ -1,4 +1,4 @@
-"""Packets that nftables rules log to a group, by netlink (linux/netfilter/nfnetlink_log.h).
+"""Read packets that nftables rules log to a group (linux/netfilter/nfnetlink_log.h).
 
 The kernel stores nothing: a group without a reader drops its packets. A group has one reader.
 """
@@ -106,7 +106,7 @@ class Nflog(netlink.Netlink):
 
 
 def _holder(group: int) -> str:
-    """Return the process that has bound a group, in words; "" if none has.
+    """Return a description of the process that has bound a group; "" if none has.
 
     A socket's port number is usually its process's pid (netlink(7)).
     """

@@ -1,6 +1,6 @@
 """Compare the two tables in the kernel with the text in kernel/nft_tables.py.
 
-The text is loaded in a temporary network namespace, so that the kernel lists both in one form.
+The text is loaded in a temporary network namespace, so that the kernel lists both in the same form.
 """
 
 from __future__ import annotations
@@ -88,10 +88,10 @@ def check_owner(table: str, texts: set[str], state_id: str) -> None:
     """Raise Conflict if the marks of a table name another state folder, or none."""
     others = {text[3:] for text in texts if text.startswith("id-")} - {state_id}
     if others or not texts:
-        whose = f"the niso state folder with id {min(others)}" if others else "somebody else"
+        whose = f"the niso state folder with id {min(others)}" if others else "another program"
         raise Conflict(
             f"table {table} in this network namespace belongs to {whose},"
             f" not to {paths.state_dir()}",
-            "set NISO_STATE_DIR to that folder; if it is lost, niso net repair --sweep stops and"
-            " deletes everything that it left",
+            "set NISO_STATE_DIR to that folder; if it is lost, niso net repair --sweep stops its"
+            " services and deletes its objects",
         )

@@ -1,6 +1,6 @@
-"""Single elements of nftables sets and maps by netlink (linux/netfilter/nf_tables.h).
+"""Read and change single elements of nftables sets and maps (linux/netfilter/nf_tables.h).
 
-The cost is 10 µs per element, whatever else the set holds.
+The cost is 10 µs per element, independent of the size of the set.
 """
 
 from __future__ import annotations
@@ -300,7 +300,7 @@ def _answered(answer: bytes | None) -> bytes:
 def can_change(header: Header) -> bool:
     """Return whether `Nfnetlink.change` can write to it.
 
-    It cannot where the end of an interval may be missing because the next one follows at once.
+    It cannot where adjacent intervals may lack the element that ends the first one.
     """
     return header.readable and not _is_lone(header)
 
@@ -402,7 +402,7 @@ def _data(nest: bytes) -> bytes:
 def _pack_key(header: Header, key: str) -> tuple[bytes, bytes]:
     """Return a key's bytes as in a register, and for an interval those of its end.
 
-    Each field takes whole words.
+    Each field is padded to 32-bit words.
     """
     fields = key.split(" . ")
     pad = len(header.key) > 1

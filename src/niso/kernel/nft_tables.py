@@ -1,4 +1,4 @@
-"""The nftables ruleset: two static tables with the sets and maps for services and networks.
+"""Define the nftables ruleset: two static tables with sets and maps for services and networks.
 
 Chains never change with services: a change adds and deletes elements in one transaction, so its
 cost does not depend on how many there are. Both tables handle both families. docs/design/packet.md

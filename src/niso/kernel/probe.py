@@ -1,6 +1,6 @@
 """Send one packet from any network namespace and see whether it arrives (raw(7), packet(7)).
 
-A socket belongs to the namespace that created it, so the caller itself never stays elsewhere.
+A socket belongs to the namespace that created it, so the caller returns to its own at once.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _AT_ONCE = 1000  # foreign packets to skip before checking the time
 class Seen(NamedTuple):
     """The outcome of a packet.
 
-    ``arrived``: at the watched namespace, None if none is watched. ``unsent``: why the sender's own
-    kernel refused it, "" if it did not.
+    ``arrived`` says whether it reached the watched namespace, None if none is watched. ``unsent``
+    is why the sender's own kernel refused it, "" if it did not.
     """
 
     arrived: bool | None
@@ -118,7 +118,7 @@ class Probe:
         return ""
 
     def wait(self, seconds: float, for_answer: bool = False) -> Seen:
-        """Wait at most so long until it arrives.
+        """Wait until it arrives, at most for the given time.
 
         With ``for_answer``, or if no namespace is watched, wait for its answer.
         """
@@ -265,7 +265,7 @@ def echo(namespace: str, source: str, destination: str, seconds: float) -> float
 
 
 def own_address(destination: str) -> str | None:
-    """Return the source address for ``destination`` by the caller's routes; None without one."""
+    """Return the caller's source address for ``destination``; None without a route."""
     family = socket.AF_INET6 if family_of(destination) == 6 else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
         try:

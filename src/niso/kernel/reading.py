@@ -1,6 +1,6 @@
-"""Read a `State` from the kernel: certain things only, or everything that is niso's.
+"""Read a `State` from the kernel: requested objects only, or everything that belongs to niso.
 
-The kernel alone says what is niso's: the two tables, and the alias on links and on ``lo`` of
+Ownership is visible in the kernel itself: the two tables, and the alias on links and on ``lo`` of
 namespaces. A foreign object with a needed name is a Conflict. Each kind knows how its things are
 read (kernel/kinds).
 """
@@ -153,7 +153,7 @@ class Reading:
     def run(self, candidates: State, taken: bool = False) -> State:
         """Read the candidates.
 
-        With ``taken`` transactional things are not read but taken as they are.
+        With ``taken``, transactional things are not read; the candidates are returned unchanged.
         """
         self.candidates = candidates
         spaces: dict[str, dict[type, Collection[Any]]] = {"": {}}

@@ -1,4 +1,4 @@
-"""The kernel that niso runs on."""
+"""Implement `niso.kernel.interface.Kernel` on the real kernel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Real:
-    """The kernel of the caller's network namespace. Not for several threads at once."""
+    """The kernel of the caller's network namespace. Not thread-safe."""
 
     def __init__(self) -> None:
         self._sockets = Sockets()

@@ -1,9 +1,9 @@
-"""Links, addresses and routes by NETLINK_ROUTE (rtnetlink(7), linux/rtnetlink.h, linux/if_link.h).
+"""Manage links, addresses and routes (rtnetlink(7), linux/rtnetlink.h, linux/if_link.h).
 
 A link made by niso always has its alias, even if niso is killed: creation and alias are two
 messages of one sendmsg. The second one must not hit a foreign link that already has the name, so
 both name the link by an index chosen here, from a range that the kernel's own counter does not
-reach. (A temporary name would do too, but a rename waits for RCU.)
+reach. (A temporary name would work too, but a rename waits for RCU.)
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ _NDA_DST, _NTF_USE = 1, 0x01
 class Rtnl(netlink.Netlink):
     """An rtnetlink socket in the network namespace that opened it. A context manager.
 
-    Every method raises KernelError, with the object's name and the kernel's own words.
+    Every method raises KernelError, with the object's name and the kernel's error text.
     """
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class Rtnl(netlink.Netlink):
         return netlink.understood(what, parse_link, answer) if answer is not None else None
 
     def index(self, name: str) -> int:
-        """Return the index of a link (netdevice(7)); costs a tenth of `link`.
+        """Return the index of a link (netdevice(7)) at a tenth of the cost of `link`.
 
         Raises KernelError if it does not exist.
         """
@@ -242,7 +242,7 @@ class Rtnl(netlink.Netlink):
         mac: str | None = None,
         drift: str = "",
     ) -> None:
-        """Change what is not None of the link ``name``.
+        """Change the settings of the link ``name`` that are not None.
 
         ``master`` "" takes it off its bridge, ``alias`` "" clears the alias, ``hairpin`` is for a
         port. The settings that ``drift`` names are reset (`niso.kernel.bridge_flags`).
@@ -285,7 +285,7 @@ class Rtnl(netlink.Netlink):
     def set_calls(
         self, name: str, call_iptables: bool | None = None, call_ip6tables: bool | None = None
     ) -> None:
-        """Change what is not None of the bridge ``name``; see `add_bridge`."""
+        """Change the settings of the bridge ``name`` that are not None; see `add_bridge`."""
         what = f"set nf_call_iptables, nf_call_ip6tables of '{name}'"
         data = nested(INFO_DATA, *_calls(call_iptables, call_ip6tables))
         own = nested(IFLA_LINKINFO, text(INFO_KIND, "bridge"), data)
@@ -294,7 +294,7 @@ class Rtnl(netlink.Netlink):
     def detach(self, names: Sequence[str]) -> None:
         """Set links down and take them off their bridge; no-op for missing ones.
 
-        From then on nothing passes them, whatever a veth's other end does.
+        No packet passes them afterwards, whatever a veth's other end does.
         """
         for start in range(0, len(names), _AT_ONCE):
             bodies = [
@@ -383,7 +383,7 @@ class Rtnl(netlink.Netlink):
         self.transact(Message(what, _DELADDR, 0, body, (errno.EADDRNOTAVAIL, errno.ENODEV)))
 
     def routes(self, link_index: int | None = None, table: int = MAIN) -> list[LinkRoute]:
-        """Return the routes of a table, of both families, by one link or by any."""
+        """Return the routes of a table, of both families, through one link or any."""
         body = rtmsg.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0) + u32(RTA_TABLE, table)
         body += u32(RTA_OIF, link_index) if link_index else b""
         absent = (errno.ENOENT, errno.ENODEV)  # no such table yet; no such link

@@ -1,4 +1,4 @@
-"""Links, addresses and routes in the kernel's answers.
+"""Parse links, addresses and routes in the kernel's replies.
 
 See linux/rtnetlink.h, linux/if_link.h and linux/if_addr.h.
 """

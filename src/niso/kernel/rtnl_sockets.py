@@ -1,4 +1,4 @@
-"""rtnetlink sockets, kept open for one piece of work.
+"""Keep rtnetlink sockets open for the duration of an operation.
 
 A socket acts in the namespace that opened it, wherever the caller is.
 """

@@ -1,4 +1,4 @@
-"""The sockets of the host that hold a port, and their processes, by NETLINK_SOCK_DIAG.
+"""Find the host's sockets that use a port, and their processes, through NETLINK_SOCK_DIAG.
 
 See sock_diag(7) and linux/inet_diag.h.
 """
@@ -73,7 +73,7 @@ def listeners(proto: str, first: int | None = None, last: int | None = None) -> 
 def connections() -> list[Connection]:
     """Return the established TCP connections of this network namespace.
 
-    The end whose port is listened on here is the server's; otherwise this end is the client's.
+    The end whose port has a listener here is the server's; otherwise this end is the client's.
     Raises KernelError.
     """
     served = {listener.port for listener in listeners("tcp")}

@@ -1,4 +1,4 @@
-"""The desired or actual state of the kernel, as plain data: a set of things of each kind.
+"""Represent the desired or actual state of the kernel as plain data: a set of things per kind.
 
 Addresses are text in their canonical form (``10.99.1.2``, ``fd00::2``), with a length
 ``10.99.1.1/24``. Both families use the same kinds. ``netns`` is a name in /run/netns, and ``""`` is
@@ -37,7 +37,7 @@ class State:
 
     @classmethod
     def of_sets(cls, sets: Iterable[tuple[type[Any], frozenset[Any]]]) -> State:
-        """Return the state made of whole sets, each with its type."""
+        """Return the state that consists of these sets, each with its type."""
         state = cls()
         state._by_type = {kind: things for kind, things in sets if things}
         return state

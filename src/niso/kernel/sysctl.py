@@ -1,4 +1,4 @@
-"""Sysctls of the caller's network namespace, by /proc/sys (proc_sys_net(5), ip-sysctl.rst).
+"""Read and write sysctls of the caller's network namespace (proc_sys_net(5), ip-sysctl.rst).
 
 The parts of a name are separated by slashes, since an interface's name may contain dots:
 "net/ipv4/conf/eth0.7/forwarding".
@@ -117,7 +117,7 @@ def _own_sys() -> int:
     """Return a descriptor of the folder sys of a private proc mount (fsopen(2)), else of /proc/sys.
 
     These folders have the same name in all namespaces, so they share one chain of the file system's
-    dentry cache. With 1,000 namespaces, opening two of them by /proc takes 1 to 2 ms; by a private
+    dentry cache. With 1,000 namespaces, opening two of them in /proc takes 1 to 2 ms; in a private
     mount 0.07 ms, including the mount. If /proc/sys is read-only, niso respects that.
     """
     read_only = os.statvfs(_SYS).f_flag & os.ST_RDONLY

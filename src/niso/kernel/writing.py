@@ -77,7 +77,7 @@ class Writer:
     def run(self) -> None:
         """Execute all steps in order; the first failure ends it.
 
-        Raises KernelError with the step's words.
+        Raises KernelError with the description of the step.
         """
         for batch in self._batches():
             self._do(batch)
@@ -122,7 +122,7 @@ class Writer:
     def _do(self, batch: list[AnyStep]) -> None:
         """Execute the steps of one batch.
 
-        Raises KernelError with the words of the one that failed.
+        Raises KernelError with the description of the one that failed.
         """
         description = ""
         try:

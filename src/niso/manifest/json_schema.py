@@ -152,7 +152,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "Network.ip": (
         _IPV4,
         "Static IPv4 address; on several networks, a table of network and address. IPv6 addresses "
-        "cannot be chosen: they are leased, and kept.",
+        "are assigned automatically.",
     ),
 }
 _DESCRIPTIONS = {

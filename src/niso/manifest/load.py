@@ -1,4 +1,4 @@
-"""Load a manifest's file: checked, and as the `niso.plan.service_spec.ServiceSpec` of niso."""
+"""Load and check a manifest, and return its `niso.plan.service_spec.ServiceSpec`."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def load(path: str) -> Loaded:
 
 
 def of_data(data: object, folder: str) -> Loaded:
-    """Check a manifest in the form of data, as tomllib returns it; ``folder`` has its files.
+    """Check a manifest given as data, as tomllib returns it; ``folder`` has its files.
 
-    Messages name it as the manifest.toml of that folder.
+    Messages refer to it as the manifest.toml of that folder.
     Raises NotFound if the folder does not exist, and ErrorGroup as `load` does.
     """
     path = os.path.join(folder, FILE_NAME)

@@ -106,7 +106,8 @@ def contradictions(ports: Iterable[Port]) -> list[tuple[int, int]]:
     """Return (index, earlier index) of ports that contradict an earlier port.
 
     Two different ports contradict each other if they take the same host port at the same address.
-    Each index comes once. A port on one address does not contradict one on all: it takes priority.
+    Each index occurs once. A port on one address does not contradict one on all: it takes
+    precedence.
     """
     groups: dict[tuple[str, str], list[tuple[int, int, int, Port]]] = {}
     for index, port in enumerate(ports):

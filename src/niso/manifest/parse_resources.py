@@ -1,4 +1,4 @@
-"""Parse [isolation.resources]: how much of the machine a service may use."""
+"""Parse [isolation.resources], the resource limits of a service."""
 
 from __future__ import annotations
 

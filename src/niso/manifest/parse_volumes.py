@@ -123,7 +123,7 @@ def _overlapping(
 
 
 def _combined(keys: Mapping[str, Any], base: str) -> list[InvalidInput]:
-    """Return an error for each key of a volume that does not go with its other keys."""
+    """Return an error for each key of a volume that conflicts with its other keys."""
     tmpfs, bound = keys.get("tmpfs") is True, "host" in keys
     errors = []
     if tmpfs and bound:

@@ -194,8 +194,8 @@ def ordered(after: Mapping[str, Iterable[str]]) -> list[str]:
         return list(after)
 
 
-def in_words_of(stack: Stack, error: Error) -> Error:
-    """Return an error of a service's manifest as one of stack.toml, if that file has the key."""
+def as_stack_error(stack: Stack, error: Error) -> Error:
+    """Return an error of a manifest as an error of stack.toml, if that file has the key."""
     for member in stack.members:
         path = member.loaded.path
         if (
@@ -432,8 +432,8 @@ def _dependencies(
 ) -> Iterable[InvalidInput]:
     """Yield an error for each wrong dependency.
 
-    That is one on an unknown service, on the health of a service without a healthcheck, and a
-    cycle.
+    Wrong are dependencies on an unknown service, on the health of a service without a
+    healthcheck, and cycles.
     """
     for item in items.values():
         for name, condition in item.after.items():
@@ -460,7 +460,7 @@ def _dependencies(
 def _cycle(after: Mapping[str, Iterable[str]]) -> list[str]:
     """Return the services of one cycle, or nothing if there is none.
 
-    Each comes before the one that it depends on. The first is repeated at the end.
+    Each is followed by the one that it depends on. The first is repeated at the end.
     """
     try:
         graphlib.TopologicalSorter(after).prepare()

@@ -1,4 +1,4 @@
-"""Read a TOML file of a user; errors have the file, and for TOML the line and column."""
+"""Read a TOML file of the user; errors name the file, and for syntax errors line and column."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _parse(content: bytes) -> dict[str, object]:
 
 
 def _syntax(message: str, text: str) -> str:
-    """Turn tomllib's ``Invalid value (at line 3, column 5)`` around.
+    """Return a syntax error of tomllib, ``Invalid value (at line 3, column 5)``, position first.
 
     The result is ``line 3, column 5: invalid value``.
     """

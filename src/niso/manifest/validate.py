@@ -102,7 +102,7 @@ def walk(data: object, table: type, key: str = "") -> list[InvalidInput]:
 def unknown_key(key: str, value: object, known: str, near: str | None) -> InvalidInput:
     """Return the error for an unknown key.
 
-    ``key`` and ``near`` are paths; ``known`` lists the known keys, for when there is no near one.
+    ``key`` and ``near`` are paths; ``known`` lists the known keys, shown if ``near`` is empty.
     """
     right = f"did you mean {near}?" if near else f"known keys: {known}"
     hint = None if near else f"remove {key}"
@@ -115,10 +115,10 @@ def _walk(value: Any, may_be: Kind, key: str) -> Iterator[InvalidInput]:
     form = type(value)
     inside: Any = may_be.get(form)
     if form is str and inside is not None and value not in inside:
-        yield values.wrong(key, value, "is not a valid value", _words(may_be))
+        yield values.wrong(key, value, "is not a valid value", _allowed(may_be))
     elif form not in may_be:
         reason = f"is {_FORMS.get(form, 'a date or time')}"
-        right = f"must be {_words(may_be)}"
+        right = f"must be {_allowed(may_be)}"
         yield values.wrong(key, value, reason, right, _example(value, may_be, key))
     elif form is list:
         for index, item in enumerate(value):
@@ -155,13 +155,13 @@ def _missing(path: str, name: str, table: str, may_be: Kind) -> InvalidInput:
         f"missing key {path}",
         f"add {name} to [{table}]",
         path,
-        right=_words(may_be),
+        right=_allowed(may_be),
         names_key=False,
     )
 
 
-def _words(may_be: Kind) -> str:
-    """Return what a value may be, in the choices of TOML, which has no None."""
+def _allowed(may_be: Kind) -> str:
+    """Return the allowed types or values in TOML's terms; None is left out."""
     choices: list[str] = []
     for form, inside in may_be.items():
         if form is str and inside:
@@ -172,7 +172,7 @@ def _words(may_be: Kind) -> str:
 
 
 def _example(value: object, may_be: Kind, key: str) -> str:
-    """Return what was probably meant, as the key accepts it; "" if unknown.
+    """Return the value that was probably meant, in a form that the key accepts; "" if unknown.
 
     That is a number in quotes, with a unit if the key needs one, or a string in brackets.
     """
@@ -316,7 +316,7 @@ def _contradictions(known: list[tuple[str, str, Port]]) -> Iterator[InvalidInput
 
 
 def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
-    """Yield an error for each key of [network] that does not go with the mode.
+    """Yield an error for each key of [network] that the mode does not allow.
 
     A key whose value is also wrong has two errors.
     """

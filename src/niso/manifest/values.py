@@ -1,9 +1,9 @@
 """Parse single values: text in, a checked value out.
 
-A wrong text raises InvalidInput with the key, the value and what would be right.
+An invalid text raises InvalidInput with the key, the value and the valid form.
 Nothing here reads a file or knows the tables of a manifest.
 Commands therefore apply the same rules to arguments of the command line.
-``key`` is what the message calls the value: the path of a manifest key, or an argument's name.
+``key`` names the value in messages: the path of a manifest key, or an argument's name.
 """
 
 from __future__ import annotations
@@ -87,13 +87,13 @@ def wrong(key: str, value: object, reason: str, right: str, example: str = "") -
 def _require_name(text: str, key: str, right: str, example: str, *, label: bool) -> None:
     """Raise InvalidInput if ``text`` is not a valid name; with ``label``, not one in /etc/hosts."""
     reason = ""
-    strange = next((character for character in text if character not in NAME_CHARACTERS), None)
+    invalid = next((character for character in text if character not in NAME_CHARACTERS), None)
     if not text:
         reason = "it is empty"
     elif len(text) > MAX_NAME:
         reason = f"it has {len(text)} characters"
-    elif strange is not None:
-        reason, right = f"{shown(strange)} is not allowed", _CHARACTERS_RIGHT
+    elif invalid is not None:
+        reason, right = f"{shown(invalid)} is not allowed", _CHARACTERS_RIGHT
     elif text[0] not in LOWER:
         reason = "it does not start with a letter"
     elif label and text.endswith("-"):
@@ -255,8 +255,8 @@ def ipv4(text: str, key: str) -> str:
     octets = _octets(text)
     if octets is None and is_ipv6(text):
         reason = (
-            "is an IPv6 address, but only the IPv4 address can be chosen: "
-            "the IPv6 address is leased, and kept"
+            "is an IPv6 address, but only an IPv4 address can be requested: "
+            "IPv6 addresses are assigned automatically"
         )
         error = wrong(key, text, reason, "an IPv4 address in the network's IPv4 subnet, or none")
         error.hint = f"remove {key}"
@@ -321,7 +321,7 @@ def _wrong_user(key: str, text: str, reason: str) -> NoReturn:
 def version(text: str, key: str) -> str:
     """Return ``text`` if it is a valid version of a package. Raises InvalidInput.
 
-    At most 64 letters, digits and ``. + - _ ~``, first a letter or digit.
+    It has at most 64 letters, digits and ``. + - _ ~``, and starts with a letter or digit.
     """
     plain = text.translate(dict.fromkeys(map(ord, ".+-_~")))
     if not (text[:1].isalnum() and text.isascii() and plain.isalnum() and len(text) <= 64):

@@ -1,4 +1,4 @@
-"""Desired state: from what the store holds to what the kernel should have. Pure: no I/O, no clock.
+"""Compute the desired state of the kernel from the content of the store. Pure: no I/O, no clock.
 
 A `Snapshot` is the part of the store that one command needs (one service, one network, or
 everything). `desired` turns it into a `State` of the same scope.
@@ -34,7 +34,7 @@ See RFC 4861, 7.2.2.
 
 
 def desired(snapshot: Snapshot) -> State:
-    """Return what the kernel should have of everything in the snapshot's scope."""
+    """Return the desired state of everything in the snapshot's scope."""
     networks = {network.name: network for network in snapshot.networks}
     things: list[Thing] = [*_shared(snapshot), *_host_sysctls(snapshot), *_hosts_files(snapshot)]
     things += _hosts_lines(snapshot)

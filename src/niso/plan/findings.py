@@ -1,4 +1,4 @@
-"""Findings: each difference between the desired and the actual state, reported once."""
+"""Report each difference between the desired and the actual state once."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class Finding(NamedTuple):
-    """One difference. ``what`` names the thing and ``detail`` says how it differs, both for people.
+    """One difference. ``what`` names the thing, ``detail`` says how it differs: texts for people.
 
-    ``defect`` names a defect that repair handles in a way of its own (niso.runtime.defects).
+    ``defect`` names a defect that repair handles specially (niso.runtime.defects).
     """
 
     problem: Problem
@@ -24,7 +24,7 @@ class Finding(NamedTuple):
     defect: str = ""
 
     def text(self) -> str:
-        """Return it as one line."""
+        """Return the finding as one line."""
         return f"{self.problem}: {self.what}{f' ({self.detail})' if self.detail else ''}"
 
 

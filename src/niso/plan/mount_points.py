@@ -1,4 +1,4 @@
-"""The paths inside a service where nothing can be mounted."""
+"""Define the paths inside a service where nothing can be mounted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The elements that services and networks add to the sets and maps of niso's nftables tables. Pure.
+"""Compute the nftables elements of services and networks. Pure.
 
 kernel/nft_tables.py says what each set and map is for.
 """
@@ -32,7 +32,7 @@ _SHORT = {"force_forwarding": "force"}  # an ifname has at most 15 characters
 def before(sysctl: str, value: str) -> list[Element]:
     """Return the element that records a host sysctl as it was before niso changed it.
 
-    No rule reads it: it is for cleaning up without a store. Returns an empty list if nft's syntax
+    No rule reads it: it allows a clean-up without a store. Returns an empty list if nft's syntax
     cannot hold the link's name; then only the store has the value.
     """
     match = re.fullmatch(_SYSCTL, sysctl)
@@ -150,8 +150,8 @@ def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]
 def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:
     """Return the elements that rewrite the source when a service reaches its own published port.
 
-    It must see another address than its own: that of its gateway. ``own``: (address, gateway) for
-    each of its addresses.
+    The service must not see its own address as source, so its gateway's is used. ``own`` has
+    (address, gateway) for each of its addresses.
     """
 
     pairs = list(own)

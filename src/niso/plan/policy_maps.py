@@ -1,4 +1,4 @@
-"""Policies as elements of static maps: these elements are all that the kernel gets for a policy.
+"""Translate policies to elements of static maps; the kernel gets nothing else for a policy.
 
 One direction of a service's policy is a function from (peer, protocol, port) to a verdict. It is
 split into parts, each of them one lookup. A part is looked up only if those before it have no
@@ -363,7 +363,7 @@ def _parts(
     entries: list[Entry],
     otherwise: Decision | None,
 ) -> list[Element]:
-    """Return what these entries, which all match the peer, decide for each protocol and port.
+    """Return the decisions of these entries, all of which match the peer, per protocol and port.
 
     ``parts`` are the parts for one port, for several, and for everything else. The last is left out
     if its decision is ``otherwise``, which holds without it. ``peer`` is the peer's field of the

@@ -1,4 +1,4 @@
-"""The process of a service as plain data: all that the runtime needs, with nothing to look up."""
+"""Describe the process of a service as plain data that needs no further lookup."""
 
 from __future__ import annotations
 

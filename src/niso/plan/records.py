@@ -1,4 +1,4 @@
-"""What the store holds, as plain data, so that a plan can be made without a store."""
+"""Define the store's records as plain data, so that planning needs no store."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Port(NamedTuple):
 
     @property
     def is_wide(self) -> bool:
-        """Return whether it is published on all host addresses of a family."""
+        """Return whether the port is published on all host addresses of a family."""
         return self.host_ip in WIDE
 
     @property
@@ -68,7 +68,7 @@ class Port(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Return it as the user writes it: ``127.0.0.1:53:53/udp``."""
+        """Return the port as the user writes it: ``127.0.0.1:53:53/udp``."""
         proto = "" if self.proto == "tcp" else f"/{self.proto}"
         inside = span(self.container_port, self.count)
         return f"{self._host}{span(self.host_port, self.count)}:{inside}{proto}"
@@ -78,7 +78,7 @@ class Port(NamedTuple):
         return "" if self.host_ip == ANY else f"{bracketed(self.host_ip)}:"
 
     def clashes(self, other: Port) -> bool:
-        """Return whether a packet could be for both."""
+        """Return whether a packet could match both ports."""
         if self.proto != other.proto or self.host_port > other.last or other.host_port > self.last:
             return False
         if not set(self.families) & set(other.families):

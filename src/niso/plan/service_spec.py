@@ -1,6 +1,6 @@
-"""The content of a manifest as typed data: the only form that the rest of niso knows.
+"""Define the content of a manifest as typed data, the only form that the rest of niso uses.
 
-`niso.manifest` makes it from the text of a file, and the store keeps it. Nothing else parses it.
+`niso.manifest` builds it from the text of a file, and the store keeps it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from niso.plan.records import Healthcheck, Policy, Port
 
 
 class User(NamedTuple):
-    """The user of a service: a ``name`` of its rootfs, or a ``uid``, perhaps with a ``gid``."""
+    """The user of a service: a ``name`` in its rootfs, or a ``uid`` with an optional ``gid``."""
 
     name: str | None
     uid: int | None

@@ -3,7 +3,7 @@
 Three checks must pass: the path (docs/design/packet.md), the egress policy of the sending service
 and the ingress policy of the receiving one. The kernel's rules (plan/policy_maps.py) are derived
 from the same policies independently, and tests compare the two. Only the first packet of a flow is
-judged: replies, and ICMP errors about them, pass with their flow.
+evaluated: replies, and ICMP errors about them, pass with their flow.
 """
 
 from __future__ import annotations
@@ -91,9 +91,9 @@ def decide(world: World, source: str, destination: str, port: int | None, proto:
     """Return the verdict on a packet as sent: ``destination`` and ``port`` may be published.
 
     ``proto`` is tcp, udp or sctp with a port; or icmp (both families) or any other without one.
-    A broadcast or multicast packet is judged for the services that could receive it; the host
-    receives whatever egress allows. Raises ValueError for an invalid address, and for a port that
-    does not fit the protocol.
+    A broadcast or multicast packet is evaluated for the services that could receive it; the
+    host receives whatever egress allows. Raises ValueError for an invalid address, and for a
+    port that does not fit the protocol.
     """
     if (port is not None) != (proto in PORTED):
         raise ValueError(f"{proto} with port {port}")
@@ -124,8 +124,8 @@ def judge(
 ) -> tuple[Reason, Reason]:
     """Return (egress, ingress) of an open flow, given its ends as they are behind NAT.
 
-    The path is not judged. A service may always reach itself, also if NAT turns its source address
-    into that of its gateway.
+    The path is not evaluated. A service may always reach itself, even if NAT changes its source
+    address to that of its gateway.
     """
     sender, receiver = _holder(world, source), _holder(world, destination)
     if sender is not None and receiver is not None and sender[0].name == receiver[0].name:
@@ -200,7 +200,7 @@ class _Side(NamedTuple):
 
 
 def _judge(world: World, side: _Side, peer: str, port: int | None, proto: str) -> Reason:
-    """Return what one direction of a policy decides about a peer.
+    """Return the verdict of one direction of a policy on a peer.
 
     Deny wins over allow. With an allow list, peers that it does not list are denied.
     """
@@ -228,7 +228,7 @@ def _who(world: World, address: str) -> str:
 
 
 class _Packet(NamedTuple):
-    """A packet and its sender. ``entered``: the network by which it reaches a bridge, or ""."""
+    """A packet and its sender. ``entered`` is the network whose bridge it enters first, or ""."""
 
     source: str
     destination: str
@@ -246,7 +246,7 @@ class _Packet(NamedTuple):
 
 
 def _path(world: World, source: str, destination: str, port: int | None, proto: str) -> _Path:
-    """Return where a packet goes if no policy forbids it, and what lets it through or drops it."""
+    """Return where a packet goes if no policy forbids it, and the reason why it passes or not."""
     to = ipaddress.ip_address(destination)
     holder, from_host = _holder(world, source), is_host(world, source)
     sender, entered = holder or (None, "")
@@ -295,13 +295,14 @@ def _at_sender(world: World, packet: _Packet, known: Known, to: _Address) -> _Pa
         return packet.drop(f"{known.name} has no IPv{to.version} route out of its networks")
     if by != entered:
         return packet.drop(
-            f"{known.name} reaches {destination} by network {by}, where {source} is not its address"
+            f"{known.name} reaches {destination} through network {by},"
+            f" where {source} is not its address"
         )
     return None
 
 
 def _to_service(world: World, packet: _Packet, known: Known, network: str) -> _Path:
-    """Return what becomes of a packet to a service's own address."""
+    """Return the path of a packet to a service's own address."""
     sender, entered = packet.sender, packet.entered
     if not known.active:
         return packet.drop(f"{known.name} is not active")
@@ -322,7 +323,7 @@ def _to_service(world: World, packet: _Packet, known: Known, network: str) -> _P
 
 
 def _outwards(world: World, packet: _Packet, to: _Address) -> _Path:
-    """Return what becomes of a packet to an address outside the host and all niso networks."""
+    """Return the path of a packet to an address outside the host and all niso networks."""
     if not packet.sender:
         both = (ipaddress.ip_address(packet.source), to)
         on_a_wire = any(all(_within(end, prefix) for end in both) for prefix in world.wires)
@@ -338,7 +339,7 @@ def _outwards(world: World, packet: _Packet, to: _Address) -> _Path:
         )
     if world.networks[packet.entered].internal:
         return packet.drop(_stays(packet.entered))
-    return packet.accept(f"network {packet.entered} leads to the outside")
+    return packet.accept(f"network {packet.entered} has access to the outside")
 
 
 class _Published(NamedTuple):
@@ -352,7 +353,7 @@ class _Published(NamedTuple):
 
 
 def _to_published(world: World, packet: _Packet, target: _Published) -> _Path:
-    """Return what becomes of a packet to a published port of the host."""
+    """Return the path of a packet to a published port of the host."""
     known, network, address, port, sharer = target
     entered = packet.entered
     if packet.sender and network != entered and world.networks[entered].internal:
@@ -416,7 +417,7 @@ def _target(known: Known, family: int, entered: str) -> tuple[str, str] | None:
 
 
 def _leaves_by(world: World, known: Known, to: _Address) -> str | None:
-    """Return the network by which a service reaches an address; None if it has no route.
+    """Return the network through which a service reaches an address; None if it has no route.
 
     It is the network that contains the address, else its first, which has the default route.
     """
@@ -481,7 +482,7 @@ def _is_link_local6(address: _Address) -> bool:
 
 
 def _is_broadcast(world: World, to: _Address) -> bool:
-    """Return whether an address is multicast or broadcast, of a niso network or of every link.
+    """Return whether an address is multicast, or the broadcast of a niso network or of any link.
 
     See RFC 919 and RFC 1112.
     """

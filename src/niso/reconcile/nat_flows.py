@@ -24,7 +24,7 @@ Net = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def clear(kernel: Kernel, want: State) -> int:
-    """End the flows whose NAT differs from ``want``, the wanted state of everything.
+    """End the flows whose NAT differs from ``want``, the complete desired state.
 
     Return the number of ended flows. Answered TCP flows stay: they belong to the host that answers.
     Repeats until no such flow is left, since packets in flight may create new ones. Raises
@@ -142,14 +142,14 @@ def end_flows(kernel: Kernel, ports: Iterable[Port]) -> None:
 
 
 def _claim(element: str) -> tuple[str, int, int]:
-    """``10.0.0.1 . tcp . 8000-8010`` -> ("tcp", 8000, 8010)."""
+    """Parse ``10.0.0.1 . tcp . 8000-8010`` to ("tcp", 8000, 8010)."""
     *_, proto, ports = element.split(" . ")
     first, _, last = ports.partition("-")
     return proto, int(first), int(last or first)
 
 
 def flush_gone_addresses(kernel: Kernel, before: State, after: State) -> None:
-    """End the flows of removed addresses, so that the next holder inherits none."""
+    """End the flows of removed addresses, so that the next owner of the address inherits none."""
     gone = {a.address.partition("/")[0] for a in before[Address] if a.netns}
     gone -= {a.address.partition("/")[0] for a in after[Address] if a.netns}
     if gone:

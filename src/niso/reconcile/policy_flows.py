@@ -49,7 +49,7 @@ def _said(state: State) -> set[tuple[tuple[str, ...], str]]:
 
 
 def cut(kernel: Kernel, store: Store, services: Iterable[str]) -> int:
-    """End the open flows of these services that policies now deny; return their number.
+    """End open flows of these services that policies now deny; return their number.
 
     Repeats until no such flow is left, since packets in flight during the change may have created
     new ones. Raises KernelError.

@@ -1,4 +1,4 @@
-"""The cgroups of services in all mounted hierarchies (cgroups(7)): v1, v2 or both side by side."""
+"""Manage the cgroups of services in all mounted hierarchies (cgroups(7)): v1, v2 or both."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def unescaped(path: str) -> str:
 
 
 def move_nowhere() -> None:
-    """Move this process into the cgroup that it is in, so that the next move need not wait.
+    """Move this process into its present cgroup, so that the next move need not wait.
 
     The kernel moves processes under a lock that is cheap for readers: the first writer waits for an
     RCU grace period, about 19 ms, and writers soon after it do not (cgroup_threadgroup_rwsem,
@@ -135,7 +135,7 @@ def _enable(controller: str) -> bool:
 
 
 def _words(path: str) -> list[str]:
-    """Read the words of a file; empty if it cannot be read."""
+    """Read the whitespace-separated words of a file; empty if it cannot be read."""
     try:
         with open(path, encoding="ascii") as file:
             return file.read().split()

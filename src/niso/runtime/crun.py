@@ -1,4 +1,4 @@
-"""Run crun, and find the programs that niso starts services with."""
+"""Run crun, and locate the programs that start services."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def container_id(service: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of conmon, crun and the exit command: niso's folders, no more."""
+    """Return the environment of conmon, crun and the exit command: niso's folders only."""
     folders = {
         name: value
         for name, value in os.environ.items()

@@ -51,7 +51,7 @@ def of_process(name: str) -> Finding | None:
             "no process collects its log or restarts it",
         )
     if now.pid is not None and not status.known_to_crun(name, now.pid):
-        return Finding("missing", f"crun's state of service {name!r}", "exec does not find it")
+        return Finding("missing", f"crun's state of service {name!r}", "niso exec cannot find it")
     return None
 
 

@@ -415,7 +415,7 @@ class _Session:
         """Return the error for a message of crun, with the exit status that fits it."""
         state = os.path.join(crun.state_dir(), crun.container_id(self._service), "status")
         if not os.path.exists(state):
-            message = f"{self._service}: crun has lost its state of it: {reply}"
+            message = f"{self._service}: crun has lost its state: {reply}"
             return _failed(CANNOT, message, f"niso restart {self._service}")
         if "Permission denied" in reply:
             return _failed(NOT_EXECUTABLE, f"{self._service}: {reply}", None)

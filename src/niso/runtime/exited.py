@@ -1,6 +1,6 @@
 """``python -m niso.runtime.exited SERVICE BUNDLE``: the former name of `niso.runtime.on_exit`.
 
-Services that an earlier version of niso started have a conmon whose exit command names it.
+The conmon of a service that an earlier version of niso started has this exit command.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Model processes in memory, in the namespaces of an in-memory kernel.
 
-They refuse what real processes refuse. A process needs its network namespace, its hosts folder and
+They fail where real processes fail. A process needs its network namespace, its hosts folder and
 its package to start, and stays in the namespace that it started in. A second start of a running
 process is refused. A process ends at SIGTERM unless it is in `deaf`.
 """
@@ -47,7 +47,7 @@ class _Life:
 
 
 class _Run:
-    """One process: what it was started from, and what became of it."""
+    """One process: the spec that it was started from, and its state."""
 
     def __init__(self, spec: ProcessSpec, pid: int) -> None:
         self.spec: ProcessSpec | None = spec
@@ -121,7 +121,7 @@ class FakeProcesses:
         self._pids = 1000
 
     def hit(self, what: str) -> None:
-        """Pass an action. Raises ProcessError where it is to fail."""
+        """Record an action. Raises ProcessError if it is set to fail."""
         if self.fail(what):
             raise ProcessError(f"cannot {what}", service=what.rpartition(" ")[2])
         self.done.append(what)
@@ -205,7 +205,7 @@ class FakeProcesses:
         return _Begun(self, run, spec.service)
 
     def _require(self, spec: ProcessSpec) -> None:
-        """Raise ProcessError where something that a process needs does not exist."""
+        """Raise ProcessError if something that a process needs does not exist."""
         name, folder = namespace(spec), os.path.basename(spec.hosts_folder)
         lost = [
             f"network namespace {name}" if name and name not in self.kernel.netns else "",
@@ -268,7 +268,7 @@ class FakeProcesses:
         run.shown = spec.hosts_folder
 
     def end(self, service: str, code: int | None) -> None:
-        """Let a process end by itself; None: with its conmon, so that nobody knows its status."""
+        """Let a process exit by itself; with None its conmon dies too and records nothing."""
         self.current[service].end("exited" if code is not None else "failed", code)
 
     # --- waiting ---

@@ -1,4 +1,4 @@
-"""Probe the health of services without blocking, and keep the last answer of each.
+"""Probe the health of services without blocking, and record the last result of each.
 
 A probe is a socket made inside the service's network namespace: no process runs there, and no
 shell parses anything. Any number of probes share one poll(2), and each ends at its deadline,
@@ -246,7 +246,7 @@ def probe_all(targets: Sequence[tuple[Healthcheck, str | None]]) -> list[str]:
 
 
 class Probed(NamedTuple):
-    """The answers to the probes of one run of a service."""
+    """The probe results of one run of a service."""
 
     run: tuple[int, float]
     """PID 1 on the host, and when it started (seconds since 1970)."""
@@ -280,7 +280,7 @@ class Health(NamedTuple):
 def write_record(service: str, run: tuple[int, float], failure: str) -> None:
     """Record one answer: ``failure`` is `Probe.answer`. Raises OSError.
 
-    Leaves nothing of a service that is removed meanwhile.
+    If the service is removed meanwhile, the record is deleted.
     """
     before = read_record(service)
     now = time.time()
@@ -301,7 +301,7 @@ def write_record(service: str, run: tuple[int, float], failure: str) -> None:
 
 
 def read_record(service: str) -> Probed | None:
-    """Read the last answers of a service; None if there are none, or the file is damaged."""
+    """Read the probe results of a service; None if there are none, or the file is damaged."""
     try:
         fields = read_json(paths.health_file(service))
         record = None if fields is None else Probed(**{**fields, "run": tuple(fields["run"])})
@@ -338,7 +338,7 @@ def check_all(targets: Sequence[Target], report: Report) -> dict[str, Health]:
 
 
 def _current(target: Target) -> Probed | None:
-    """Read the answers of the target's present run; None if there are none."""
+    """Read the probe results of the target's present run; None if there are none."""
     record = read_record(target.service)
     return record if record is not None and record.run == target.run else None
 
@@ -349,7 +349,7 @@ def _is_due(target: Target) -> bool:
 
 
 def judge(check: Healthcheck, started_at: float, record: Probed | None) -> Health:
-    """Return the health that the recorded answers mean.
+    """Return the health that follows from the recorded results.
 
     Services are probed only when someone asks. So a failure also counts for the probes that would
     have run since the last success.

@@ -57,10 +57,10 @@ def swap(spec: ProcessSpec) -> None:
 
     Raises ProcessError.
     """
-    what = f"{spec.service}: cannot show it another hosts file"
+    what = f"{spec.service}: cannot replace its hosts file"
     pidfd = process.open_init(spec.service)
     try:
-        failpoint.hit(f"show {spec.service} another hosts file")
+        failpoint.hit(f"replace the hosts file of {spec.service}")
         save(spec)
         if pidfd < 0:
             raise ProcessError(f"{what}: it has ended", f"niso logs {spec.service}")

@@ -1,8 +1,7 @@
-"""Detect that a service that was just started waits for something, as a program does when it is up.
+"""Detect that a newly started service is idle, as a program is once it is up.
 
-A program that cannot run, or gives up at once, never sleeps before it ends: it computes or reads
-its files. So a start that succeeded is told apart from one about to fail, without waiting for as
-long as a failure may take.
+A program that cannot run, or exits at once, never sleeps before it ends: it computes or reads
+its files. This distinguishes a successful start from one about to fail without a fixed wait.
 """
 
 from __future__ import annotations

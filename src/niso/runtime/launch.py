@@ -131,7 +131,7 @@ class Launch:
         return pid
 
     def close(self) -> None:
-        """Release what the creation needs: the thread with its mounts, conmon's pipes, the lock."""
+        """Release the thread with its mounts, conmon's pipes and the lock."""
         self._held.close()
 
 
@@ -219,7 +219,7 @@ class _Creator:
         return self._sync
 
     def close(self) -> None:
-        """End the thread, with it the mounts, and a conmon that may not create yet."""
+        """End the thread with its mounts, and a conmon that was not yet told to create."""
         with signals_held():
             self._may_end.release()
             if self._may_mount.locked():

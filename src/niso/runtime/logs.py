@@ -1,12 +1,12 @@
 """Rotate and read the log of a service: conmon's files in its format ``k8s-file``.
 
-conmon writes ``service.log``. When niso looks at a service whose log exceeds 16 MiB, it renames the
-log to ``service.log.1`` (and that to ``.2``) and makes conmon open a new file.
+conmon writes ``service.log``. When niso reads the status of a service whose log exceeds 16 MiB, it
+renames the log to ``service.log.1`` (and that to ``.2``) and makes conmon open a new file.
 
 conmon's own limit (`niso.runtime.launch.LOG_SIZE_MAX`) bounds the disk space of a service that
-writes more between two looks: conmon then puts a new file over the name. The old one survives as
+writes more between two reads: conmon then replaces the file. The old one survives as
 ``service.log.kept``, a hard link that niso made.
-So the last 10 MB are kept for every service that writes less than twice that limit between looks.
+So the last 10 MB are kept for every service that writes less than twice that limit between reads.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def read(
 ) -> Iterator[bytes]:
     """Yield the lines that a service wrote, with their newlines, both streams in order of arrival.
 
-    ``last`` limits them to so many from the end.
+    ``last`` limits the output to the last lines.
     With ``follow``, continue with new lines until the log folder is removed.
     With ``timestamps``, each line starts with its time (RFC 3339) and a space.
     With ``since`` (seconds of the epoch), begin with the first line from then on.

@@ -71,7 +71,7 @@ _DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2))
 
 
 class Machine(NamedTuple):
-    """What config.json takes from the machine."""
+    """The properties of the machine that config.json depends on."""
 
     init: str
     """The path of catatonit."""

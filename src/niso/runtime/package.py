@@ -131,8 +131,8 @@ def _walk(folder: str, rootfs: str | None) -> Iterator[_Entry]:
     """Yield everything in a package except the rootfs, parents before children.
 
     Each folder is opened name by name from the top, never through a symlink. So someone who can
-    write to the package cannot lead niso, which can read everything, out of it by a folder that
-    becomes a link meanwhile.
+    write to the package cannot make niso, which can read everything, leave it by replacing a
+    folder with a link.
     """
     skipped = _identity(rootfs)
     pending = [("", 0)]
@@ -215,7 +215,7 @@ def _identity(path: str | None) -> tuple[int, int] | None:
 
 
 def _leads_to(inside: int, name: str, info: os.stat_result) -> tuple[int, int] | None:
-    """Return (device, inode) of a name, or of what it links to; None for a broken link."""
+    """Return (device, inode) of a name, or of its link target; None for a broken link."""
     if stat.S_ISLNK(info.st_mode):
         try:
             info = os.stat(name, dir_fd=inside)

@@ -198,7 +198,7 @@ def forget_health(service: str) -> None:
 
 
 def abandon(spec: ProcessSpec, bundle: str) -> None:
-    """Undo a run that failed to start; keep the service's other files. Raises `ProcessError`."""
+    """Clean up a run that failed to start; keep other files. Raises `ProcessError`."""
     if os.path.isdir(bundle):
         _end_all(spec.service, spec, [bundle], 0)
         remove_tree(bundle)
@@ -266,7 +266,7 @@ def _end_orphans(service: str, path: str | None) -> None:
 def end_unrecorded_conmons(services: Collection[str]) -> None:
     """End every conmon that an interrupted start left before its pid file was written.
 
-    It would mistake a later run in a folder of the same name for its own.
+    Such a conmon would mistake a later run in a folder of the same name for its own.
     The caller holds the locks of the services. Scans all processes.
     """
     for pid, bundle in _conmons(services):
@@ -389,7 +389,7 @@ def _kill_cgroup(service: str, path: str) -> None:
 
 
 def _touch(path: str) -> None:
-    """Create the file ``path`` unless something of any kind is there."""
+    """Create the file ``path`` unless anything exists at that path."""
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600))
     except OSError as error:

@@ -50,22 +50,22 @@ class Processes(Protocol):
         """Return the status of a service's process."""
 
     def runs(self, service: str) -> bool:
-        """Return whether it runs, or will restart by its policy, and no stop has begun."""
+        """Return whether the process runs or will be restarted, and no stop has begun."""
 
     def is_stopping(self, service: str) -> bool:
-        """Return whether a stop of it has begun and not completed."""
+        """Return whether a stop of the process has begun and not completed."""
 
     def in_own_netns(self, service: str) -> bool:
-        """Return whether it is in the network namespace that has the service's name now."""
+        """Return whether the process is in the namespace that has the service's name now."""
 
     def spec(self, service: str) -> ProcessSpec | None:
-        """Return what it was started from; None if that is lost, or it was not started."""
+        """Return the spec that the process was started from; None if there is none."""
 
     def save(self, spec: ProcessSpec) -> None:
-        """Record what it was started from. Raises OSError."""
+        """Record the spec that the process was started from. Raises OSError."""
 
     def defect(self, service: str) -> Finding | None:
-        """Return what is wrong with the process of an active service."""
+        """Return the defect of the process of an active service, or None."""
 
     # --- start and stop ---
 
@@ -94,7 +94,7 @@ class Processes(Protocol):
         """
 
     def end_unrecorded(self, services: Collection[str]) -> None:
-        """End what an interrupted start left before it was recorded."""
+        """End the leftovers of interrupted starts that were not recorded."""
 
     def lost(self, state_ids: Iterable[str]) -> list[Lost]:
         """Return services of these state folders with a cgroup but no runtime files, sorted."""
@@ -111,7 +111,7 @@ class Processes(Protocol):
         """Open a pidfd of PID 1, which the caller closes; -1 if none runs."""
 
     def mark(self, pid: int) -> Mark | None:
-        """Return what changes when PID 1 or a child of it runs; None unless all of them sleep."""
+        """Return a value that changes when PID 1 or a child runs; None unless all of them sleep."""
 
     def is_starved(self, pid: int) -> bool:
         """Return whether PID 1 or its child can run but has had almost no CPU time."""

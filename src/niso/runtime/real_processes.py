@@ -1,4 +1,4 @@
-"""The processes of services, by conmon and crun."""
+"""Implement `niso.runtime.processes.Processes` with conmon and crun."""
 
 from __future__ import annotations
 

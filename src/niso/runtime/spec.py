@@ -1,4 +1,4 @@
-"""Records of a service's present activation (spec.json, state.json)."""
+"""Read and write the records of a service's present activation (spec.json, state.json)."""
 
 from __future__ import annotations
 

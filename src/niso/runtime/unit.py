@@ -1,8 +1,8 @@
 """Keep the systemd unit of a service attached to its conmon through every restart.
 
-niso alone restarts a service. It only tells systemd which process is the unit's main process now
-(sd_notify(3), MAINPID). So systemd sees a restarted service as running, and a final end as the end
-of the unit, with its exit status.
+Only niso restarts a service. It notifies systemd of the unit's new main process (sd_notify(3),
+MAINPID). systemd therefore sees a restarted service as running, and a final exit as the end of the
+unit, with its exit status.
 
 Only a process in the unit's cgroup may send that. The exit command is in it, as a child of conmon.
 A niso command is not: before it ends conmon, it moves a process of its own into the unit. This

@@ -178,7 +178,7 @@ def owners() -> dict[str, set[int]]:
 
 
 def remove_empty(service: str) -> None:
-    """Remove the empty named volumes that a failed activation leaves."""
+    """Remove the empty named volumes of a failed activation."""
     folder = paths.volume_dir(service)
     try:
         names = os.listdir(folder)

@@ -23,7 +23,7 @@ from niso.store.store import Scope, ServiceRow, Store
 
 
 class Change(NamedTuple):
-    """What one activation does to one service."""
+    """The change of one service in an activation."""
 
     target: Target
     before: ServiceRow | None

@@ -79,7 +79,7 @@ def forward(
 
 
 def _is_part(port: Port, held: Port) -> bool:
-    """Return whether ``held`` has ports outside ``port``, so that taking it takes them too."""
+    """Return whether ``held`` has ports outside ``port`` that would be taken as well."""
     return held.host_port < port.host_port or held.last > port.last
 
 

@@ -1,4 +1,4 @@
-"""Plan networks: choose subnet and bridge, and detect what they clash with."""
+"""Plan networks: choose subnet and bridge, and detect clashes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def pool() -> ipam.Network:
         raise InvalidInput(f"{error}", f"a prefix like {DEFAULT_POOL}", "NISO_POOL") from None
     if prefix.version != 4 or prefix.prefixlen > PREFIX_LENGTH:
         raise InvalidInput(
-            f"{text!r} holds no /24", f"an IPv4 prefix like {DEFAULT_POOL}", "NISO_POOL"
+            f"{text!r} is not an IPv4 prefix of at least a /24",
+            f"an IPv4 prefix like {DEFAULT_POOL}",
+            "NISO_POOL",
         )
     return prefix
 
@@ -79,14 +81,14 @@ def parse_subnet(text: str) -> ipam.Network:
             or subnet.subnet_of(THIS_NETWORK)
         )
     if not usable:
-        raise UsageError(f"{text}: not a prefix for host addresses", hint, key)
+        raise UsageError(f"{text}: not a prefix of unicast addresses", hint, key)
     return subnet
 
 
 def unique_local(state_id: str) -> ipaddress.IPv6Network:
     """Return the /48 for IPv6 subnets: fd and 40 bits derived from the state id (RFC 4193, 3.2.2).
 
-    All subnets of one host share this prefix, and prefixes of different hosts hardly ever clash.
+    All subnets of one host share this prefix; prefixes of different hosts rarely clash.
     """
     global_id = sha256(f"{state_id}/RFC 4193".encode()).digest()[:5]
     return ipaddress.IPv6Network((bytes([0xFD]) + global_id + bytes(10), 48))
@@ -95,7 +97,7 @@ def unique_local(state_id: str) -> ipaddress.IPv6Network:
 class NetworkRequest(NamedTuple):
     """Describe a requested network.
 
-    It has at most one subnet of each family. Without any, it gets the next free /24.
+    It has at most one subnet per family. Without any, it gets the next free /24.
     """
 
     name: str
@@ -123,7 +125,7 @@ def check(request: NetworkRequest) -> None:
         raise UsageError(
             f"{request.mtu}: must be {least} to {MAX_MTU}"
             f"{' with IPv6' if least == MIN_MTUS[6] else ''}",
-            "leave it out to use the MTU of the default route",
+            "omit it to use the MTU of the default route",
             "--mtu",
         )
     if nets and not request.ipv6:
@@ -198,7 +200,7 @@ def plan_network(
                     raise Conflict(
                         f"is not available: new network {name!r} would get {net}, "
                         f"which overlaps {other} of {whose}",
-                        "choose another one, or make the network first: "
+                        "choose another one, or create the network first: "
                         f"niso net create {name} --subnet CIDR",
                         "network.ip",
                         value=f'"{holds}"',
@@ -213,13 +215,13 @@ def plan_network(
     if missing is not None:
         raise Conflict(
             f"network {name!r} cannot have IPv6: {missing}",
-            "leave --ipv6 and the IPv6 --subnet out",
+            "omit --ipv6 and the IPv6 --subnet",
         )
     bridge = names.bridge(name)
     holder = store.bridge_holder(bridge)
     if holder is not None:
         raise Conflict(
-            f"network {name!r} needs the bridge of network {holder!r} ({bridge})",
+            f"network {name!r} would use bridge {bridge}, which belongs to network {holder!r}",
             "choose another name",
         )
     given = _gateways(nets, gateways)
@@ -241,14 +243,14 @@ def _parsed(subnets: Sequence[str], ipv6: bool) -> list[ipam.Network]:
     for one, other in pairwise(nets):
         if one.version == other.version:
             raise UsageError(
-                f"{one}, --subnet {other}: a network has one IPv{one.version} subnet",
-                "one IPv4 and one IPv6 subnet at most; niso net create makes another network",
+                f"{one}, --subnet {other}: a network can have only one IPv{one.version} subnet",
+                "niso net create NAME creates another network",
                 "--subnet",
             )
     if ipv6 and any(net.version == 6 for net in nets):
         raise UsageError(
             f"chooses a subnet, and --subnet {nets[-1]} names one",
-            "leave one of them out",
+            "omit one of them",
             "--ipv6",
         )
     return nets
@@ -262,7 +264,7 @@ def _next_unique_local(
     if prefix is None:
         raise Conflict(
             f"network {name!r}: no free /64 is left in {whole}",
-            "--subnet names an IPv6 prefix that is free",
+            "choose a free IPv6 prefix with --subnet",
         )
     return prefix
 
@@ -285,11 +287,11 @@ def _next_free(name: str, taken: list[tuple[ipam.Network, str]]) -> ipam.Network
         shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         reasons = [f"it is taken by {shown}"] if others else []
         if not any(net.version == 4 and net.overlaps(kept) for net in used):
-            reasons.append(f"{kept} is kept for {names.DEFAULT_NETWORK}")
+            reasons.append(f"{kept} is reserved for {names.DEFAULT_NETWORK}")
         raise Conflict(
             f"network {name!r}: no free /{PREFIX_LENGTH} is left in the pool {whole}: "
             f"{', and '.join(reasons)}",
-            f"set NISO_POOL to a prefix that is free, or niso net create {name} --subnet CIDR",
+            f"set NISO_POOL to a free prefix, or niso net create {name} --subnet CIDR",
         )
     return prefix
 

@@ -127,9 +127,9 @@ def check_family(service: str, port: Port, families: tuple[int, ...], key: str) 
         raise Conflict(
             f"{port.host_side} is an IPv{family} port, and the network of service {service!r} "
             f"has no IPv{family} subnet",
-            "niso net create NAME --ipv6 makes a network that has both"
+            "niso net create NAME --ipv6 creates a network with both families"
             if family == 6
-            else "leave the address out",
+            else "omit the address",
             key,
         )
 

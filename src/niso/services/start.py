@@ -113,7 +113,7 @@ def run(
 def expect(processes: Processes, changes: list[Change]) -> None:
     """Announce that `run` will soon start the processes of ``changes``.
 
-    Kernel work that a start would have to wait for can then finish before.
+    Kernel work that the start would have to wait for can then finish earlier.
     """
     if any(change.restarts for change in changes):
         processes.expect()
@@ -286,7 +286,7 @@ class _Wait:
                 raise _failed(
                     self._processes,
                     self.start.name,
-                    f"is unhealthy, its probe failed {times}: {self.reason}",
+                    f"is unhealthy, the probe failed {times}: {self.reason}",
                 )
         self.ask_at = now + min(self._pause_s, check.interval_s)
         self._pause_s = min(2 * self._pause_s, _MOST_PAUSE_S)
@@ -450,8 +450,8 @@ class _Starting:
 
 def _failed(processes: Processes, service: str, what: str) -> ProcessError:
     return ProcessError(
-        f"{what}{_last_words(processes, service)}",
-        "see [healthcheck] of its manifest",
+        f"{what}{_last_output(processes, service)}",
+        "see [healthcheck] in its manifest",
         service=service,
     )
 
@@ -459,15 +459,15 @@ def _failed(processes: Processes, service: str, what: str) -> ProcessError:
 def _ended(processes: Processes, service: str, unhealthy: bool) -> Error:
     """Return the error for a process that ended, with its exit status and last output."""
     ended = describe_exit(processes.exit_code(service))
-    output = _last_words(processes, service)
+    output = _last_output(processes, service)
     if processes.out_of_memory(service):
         ended += ", out of memory: isolation.resources.memory_max"
     when = "before it was healthy" if unhealthy else "at once"
-    hint = "see binary.entrypoint and binary.args of its manifest" if not output else None
+    hint = "see binary.entrypoint and binary.args in its manifest" if not output else None
     return ProcessError(f"its process ended {when} ({ended})" + output, hint, service=service)
 
 
-def _last_words(processes: Processes, service: str) -> str:
+def _last_output(processes: Processes, service: str) -> str:
     """Return the last output of the current run as a suffix for a message.
 
     Output of earlier runs would not explain the error.

@@ -1,4 +1,4 @@
-"""Stop services: end their processes together, remove their networks with one plan, forget them.
+"""Stop services: end processes in parallel, remove networks with one plan, delete records.
 
 The caller holds the services' locks and has begun their intents.
 """
@@ -106,10 +106,10 @@ def plan_only(machine: Machine, services: list[str], report: Report) -> None:
 def forget(
     machine: Machine, services: list[str], report: Report, with_volumes: bool = False
 ) -> None:
-    """Forget stopped services with their leases, package copies and logs, and end their intents.
+    """Delete the records, leases, package copies and logs of stopped services; end their intents.
 
     ``with_volumes`` also deletes their named volumes. Raises Error if a volume cannot be
-    deleted. Then no service is forgotten, and the call can be repeated.
+    deleted. Then no record is deleted, and the call can be repeated.
     """
     store, kernel = machine.store, machine.kernel
     on: set[str] = set()
@@ -227,10 +227,10 @@ def refuse(store: Store, services: Iterable[str]) -> None:
         if sharers:
             raise Conflict(
                 f"service {name!r} is in use: {they_share(sharers)} its network namespace",
-                f"niso deactivate {' '.join((*sharers, name))} takes them too",
+                f"niso deactivate {' '.join((*sharers, name))} stops them too",
             )
 
 
 def they_share(sharers: list[str]) -> str:
-    """Return ``'a', 'b' share``, to be followed by an object."""
+    """Return ``'a', 'b' share``, as the start of a sentence."""
     return f"{', '.join(map(repr, sharers))} {'shares' if len(sharers) == 1 else 'share'}"

@@ -1,4 +1,4 @@
-"""Rows of intents: changes in progress, each with its service's rows before the change."""
+"""Store intents: changes in progress, each with its service's rows before the change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of leases: which service has which address of which network."""
+"""Store leases: which service has which address of which network."""
 
 from __future__ import annotations
 

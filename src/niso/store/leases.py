@@ -79,6 +79,6 @@ def _full(store: Store, network: str, family: int, cidr: str) -> Conflict:
     hint = (
         f"niso remove frees the leases of inactive services: {shown}"
         if idle
-        else "make a larger network"
+        else "create a larger network"
     )
     return Conflict(f"network {network!r} ({cidr}) has no free address", hint)

@@ -1,4 +1,4 @@
-"""Rows of policies: each service's policy, the peers in it, and the networks it applies on."""
+"""Store policies: each service's policy, its peers, and the networks where it applies."""
 
 from __future__ import annotations
 

@@ -212,7 +212,7 @@ class PortRows:
         )
 
     def published_row(self, service: str) -> tuple[object, ...] | None:
-        """What `note_published` has noted of a service, for `put_published_row`."""
+        """Return the row that `note_published` recorded for a service, for `put_published_row`."""
         row: tuple[object, ...] | None = self._db.execute(
             "SELECT * FROM published WHERE service=?", (service,)
         ).fetchone()

@@ -1,4 +1,4 @@
-"""Detect a reboot: all kernel state is gone, and the store must not record it any longer.
+"""Detect a reboot, after which the store must not record lost kernel state any longer.
 
 A running host is identified by its boot id, its network namespace and its PID 1. A container that
 is restarted keeps only the boot id. The store has this identity. If it is a different one now,
@@ -41,18 +41,18 @@ def here() -> str:
 
 
 def recorded(db: sqlite3.Connection) -> str | None:
-    """Return the identity of the host that the store is of; None in a store of an older niso."""
+    """Return the host identity recorded in the store; None in a store of an older niso."""
     row = db.execute("SELECT value FROM meta WHERE key='world'").fetchone()
     return str(row[0]) if row else None
 
 
 def record(db: sqlite3.Connection, world: str) -> None:
-    """Record ``world`` as the host that the store is of. The caller holds a transaction."""
+    """Record ``world`` as the identity of the store's host. The caller holds a transaction."""
     db.execute("INSERT OR REPLACE INTO meta VALUES ('world', ?)", (world,))
 
 
 def forget_if_gone(db: sqlite3.Connection, world: str) -> None:
-    """Record that nothing is active if ``world`` is another host than that of the store.
+    """Record that nothing is active if ``world`` differs from the store's host.
 
     Services that still run in another namespace of the same boot stay active.
     The caller holds a transaction.

@@ -1,4 +1,4 @@
-"""The row of a service."""
+"""Define the row of a service."""
 
 from __future__ import annotations
 

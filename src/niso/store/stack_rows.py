@@ -1,4 +1,4 @@
-"""Rows of stack members.
+"""Store the members of stacks.
 
 A service belongs to at most one stack, until it is removed or leaves the stack's file.
 """

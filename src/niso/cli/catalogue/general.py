@@ -30,7 +30,7 @@ COMMANDS = (
         (TIMEOUT, VERBOSE, JSON),
         "Each service gets the manifest of its last activation and its addresses, ports and "
         "forwards. If one fails, the others are still activated.",
-        (("niso restore", ""), ("@reboot /usr/local/bin/niso restore", "a line of root's crontab")),
+        (("niso restore", ""), ("@reboot /usr/local/bin/niso restore", "a line in root's crontab")),
         (("0", "all enabled services are active"), ("1", "some failed; each has an error")),
         aside=True,
     ),

@@ -68,7 +68,7 @@ COMMANDS = (
     ),
     Command(
         "remove",
-        "deactivate services and forget them",
+        "stop services and delete their records",
         (
             Argument(
                 "names",

@@ -48,7 +48,7 @@ GROUP = Group(
                 JSON,
             ),
             "Addresses and networks are kept, and so are volumes unless --volumes is given. niso "
-            "remove NAME forgets a service.",
+            "remove NAME deletes the record of a service.",
             (("niso stack down ./shop", ""),),
             ends=True,
         ),

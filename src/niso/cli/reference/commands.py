@@ -69,7 +69,7 @@ def page_blocks() -> Iterator[Block]:
     """Return the contents of docs/reference/commands.md."""
     yield Text(
         "`--help` of each command and `man niso` have the same contents. Services are given by "
-        "name, hostname or alias, with or without .niso.local. All commands but help, version, "
+        "name, hostname or alias, with or without .niso.local. All commands except help, version, "
         "check, schema and completion need root."
     )
     for entry in meta.first_screen():
@@ -93,11 +93,11 @@ def manuals() -> Iterator[Page]:
         Heading("Description"),
         Text(
             "niso runs services on one machine and connects them: with bridges, veth pairs, "
-            "addresses, names and published ports. All of it is done by the kernel; there is no "
-            "daemon and no proxy process. A service is a folder with a manifest.toml, see "
+            "addresses, names and published ports. The kernel does all of this; there is no daemon "
+            "and no proxy process. A service is a folder with a manifest.toml, see "
             "niso-manifest(5). Services are given by name, hostname or alias, with or without "
-            ".niso.local. All commands but help, version, "
-            "check, schema and completion need root."
+            ".niso.local. All commands except help, version, check, schema and completion need "
+            "root."
         ),
         Heading("Commands"),
     ]

@@ -11,7 +11,7 @@ from niso.cli.reference.document import man, markdown
 
 
 def pages() -> dict[str, str]:
-    """Return path below docs -> text."""
+    """Return the text of each generated page by its path below docs."""
     texts = {
         "reference/commands.md": markdown("Commands", commands.page_blocks()),
         "reference/json.md": markdown("JSON output", results.page_blocks()),

@@ -1,4 +1,5 @@
-"""The lab's cgroup in each hierarchy: the root of what the lab sees (cgroup_namespaces(7)).
+"""Manage the lab's cgroup in each hierarchy, the root of its cgroup namespace
+(cgroup_namespaces(7)).
 
 So all cgroups of the lab are below one, which is removed with it.
 In v1 that is below the cgroup of the caller, whose limits still apply. In v2 it is below the root,

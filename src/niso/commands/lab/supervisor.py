@@ -128,7 +128,7 @@ def run(command: list[str]) -> int:
 
 
 class _Lab(NamedTuple):
-    """What all processes of a lab know of it."""
+    """The state that all processes of a lab share."""
 
     name: str
     folders: list[cgroups.Folder]
@@ -150,7 +150,8 @@ def _in_child(failure: int, work: Callable[[], int]) -> NoReturn:
         os.write(failure, json.dumps([error.message, error.hint]).encode())
     except OSError as error:
         known = refused(
-            f"make a lab ({error.filename})" if error.filename else "make a lab", error.errno or 0
+            f"create a lab ({error.filename})" if error.filename else "create a lab",
+            error.errno or 0,
         )
         os.write(failure, json.dumps([known.message, known.hint]).encode())
     finally:
@@ -233,7 +234,7 @@ def _run_init(lab: _Lab, supervisor: int) -> int:
 
 
 def _environment(extra: dict[str, str]) -> dict[str, str]:
-    """Return the command's environment: the caller's without what points out of the lab."""
+    """Return the command's environment: the caller's without variables that refer to the host."""
     dropped = {"NISO_STATE_DIR", "NISO_RUN_DIR", "NISO_POOL"}
     dropped |= {
         key for key in ("TMPDIR", "XDG_RUNTIME_DIR") if not os.path.isdir(os.environ.get(key, "/"))

@@ -1,4 +1,4 @@
-"""Addresses of links."""
+"""Define the kind of link addresses."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class _Addresses(Kind[Address]):
         return f"address {thing.address} on {thing.link}{in_netns(thing.netns)}"
 
     def follows_from(self, thing: Address, was: Address | None) -> tuple[str, ...]:
-        """Name a link that is down: it has lost its routes, and its IPv6 addresses."""
+        """Return the condition that a link is down: it loses its routes and IPv6 addresses."""
         link = link_place(thing.netns, thing.link)
         if ":" in thing.address:
             whole = link_place(thing.netns, "all")
@@ -118,7 +118,7 @@ class _Addresses(Kind[Address]):
 
 
 def _is_routed(address: str, destinations: set[str]) -> bool:
-    """Return whether there is a route to an address's prefix; a single address needs none."""
+    """Return whether a route to the address's prefix exists; a single address needs none."""
     from niso.kernel.rtnl_records import prefix
 
     return address.endswith("/128" if ":" in address else "/32") or prefix(address) in destinations

@@ -1,4 +1,4 @@
-"""Foreign links on niso's bridges, which are never desired: no rule checks their packets."""
+"""Define the kind of foreign links on niso's bridges: never desired, as no rule checks them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bridges: one per network."""
+"""Define the kind of bridges: one per network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Elements of the sets and maps of niso's nftables tables, and transactions that change them."""
+"""Define the kind of nftables elements, and the transactions that change them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Edit(NamedTuple):
     element: Element
 
     def text(self) -> str:
-        """Return it in nft's syntax (nft(8))."""
+        """Return the edit in nft's syntax (nft(8))."""
         table, container, what, value, comment = self.element
         if self.verb == "add":
             what += f' comment "{comment}"' if comment else ""
@@ -105,8 +105,8 @@ class _Elements(Kind[Element]):
     def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
         """Change elements in one transaction before everything else.
 
-        Elements that guard something are deleted in another one after everything else. Without
-        additions, that one has all deletions.
+        Elements that guard something are deleted in a second transaction after everything else.
+        Without additions, the second one has all deletions.
         """
         from niso.kernel.kinds.ruleset import Ruleset
 
@@ -196,7 +196,7 @@ def _addresses_that_go(want: State, have: State, gone: Iterable[Element]) -> set
 
 
 def _room(element: Element) -> tuple[str, ...] | None:
-    """Return what overlapping intervals of a policy have in common; None if it is no interval.
+    """Return the part that overlapping intervals of a policy share; None if not an interval.
 
     A new interval may overlap one that is to be deleted.
     """

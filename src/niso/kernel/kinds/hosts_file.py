@@ -1,4 +1,4 @@
-"""Hosts files: one for all services with the same ordered list of networks."""
+"""Define the kind of hosts files: one for all services with the same list of networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leftovers of interrupted changes to hosts files; creating the file reuses its leftover."""
+"""Define the kind of leftovers of interrupted changes to hosts files, which a create reuses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _HostsLeftovers(Kind[HostsLeftover]):
         return kind_of(file).what(file)
 
     def wanted(self, want: State, have: State) -> frozenset[HostsLeftover]:
-        """Keep those of wanted files: creating the file reuses them."""
+        """Return the leftovers of wanted files: creating the files reuses them."""
         files = want[HostsFile]
         return frozenset(r for r in have[HostsLeftover] if HostsFile(r.folder) in files)
 

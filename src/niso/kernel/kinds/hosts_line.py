@@ -1,4 +1,4 @@
-"""Lines of hosts files: one for each service in each file that lists it."""
+"""Define the kind of hosts file lines: one for each service in each file that lists it."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""The interface of a kind of kernel object, with the defaults that most kinds share.
+"""Define the interface of a kind of kernel object, with defaults that most kinds share.
 
 A thing is a NamedTuple. The fields that `key` returns identify it, the others are its desired or
 actual state. A `Kind` in the same file says how things are planned, read, written and described.
 That file imports modules with I/O only inside the methods that need them, so that State costs no
 netlink code.
 
-A place is where things lie, as text: ``netns NAME``, ``link /NETNS/NAME`` (NETNS is empty for the
-host), ``ruleset``.
+A place is the text that identifies a container of things: ``netns NAME``, ``link /NETNS/NAME``
+(NETNS is empty for the host) or ``ruleset``.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Step(NamedTuple, Generic[T]):  # noqa: UP046  # type parameters import typ
     was: T | None = None
 
     def describe(self) -> str:
-        """Return its description, which also works when pasted into a shell."""
+        """Return the description of the step, which also works when pasted into a shell."""
         return self.kind.describe(self)
 
     @property
@@ -130,15 +130,15 @@ class Kind(Generic[T]):  # noqa: UP046
         return ()
 
     def place(self, thing: T) -> str:
-        """Return the name of this thing as a place; "" if nothing lies in it."""
+        """Return the name of this thing as a place; "" if it contains nothing."""
         return ""
 
     def lies_in(self, thing: T) -> tuple[str, ...]:
-        """Return the places without which it is not visible."""
+        """Return the places that contain the thing."""
         return ()
 
     def hangs_on(self, thing: T) -> tuple[str, ...]:
-        """Return the places without which it cannot be created."""
+        """Return the places that must exist before the thing can be created."""
         return self.lies_in(thing)
 
     def guards(self, thing: T) -> Iterable[Element]:
@@ -216,11 +216,11 @@ class Kind(Generic[T]):  # noqa: UP046
         return ()
 
     def conditions(self, thing: T, was: T) -> Iterable[str]:
-        """Return conclusions about other things from ``was``, a thing that is not as wanted."""
+        """Return the conditions that follow from ``was``, which is not as wanted."""
         return ()
 
     def differences(self, thing: T, was: T, known: Collection[str]) -> list[Difference]:
-        """Return the finding for a thing that is not as wanted, with each field that differs.
+        """Return the finding for a thing that differs, with each field that differs.
 
         ``known`` has the places and conditions reported before.
         """
@@ -236,7 +236,7 @@ class Kind(Generic[T]):  # noqa: UP046
         return False
 
     def describe_field(self, field: str, wanted: object, present: object) -> str:
-        """Return the words for the difference of a field."""
+        """Return a description of the difference of a field."""
         return f"{field} is {present!r}, should be {wanted!r}"
 
     # --- reading ---
@@ -267,7 +267,7 @@ class Kind(Generic[T]):  # noqa: UP046
     # --- writing ---
 
     def batch(self, step: Step[T], writer: Writer) -> Hashable:
-        """Return a key that steps executed together have in common; None for a step by itself."""
+        """Return the key shared by steps that are executed together; None for a separate step."""
         return None
 
     def write(self, writer: Writer, steps: Sequence[Any]) -> None:
@@ -275,7 +275,7 @@ class Kind(Generic[T]):  # noqa: UP046
         raise NotImplementedError(f"{type(self).__name__}.write")
 
     def after_writing(self, writer: Writer, step: Step[T]) -> None:
-        """Do what must follow a step, once all steps are executed."""
+        """Run follow-up work of a step, once all steps are executed."""
 
 
 def by_key(
@@ -307,7 +307,7 @@ def inside(netns: str) -> str:
 
 
 def in_netns(netns: str) -> str:
-    """Return the words for a namespace in a finding; "" for the host's."""
+    """Return the suffix that names a namespace in a finding; "" for the host's."""
     return f" in {netns}" if netns else ""
 
 

@@ -1,4 +1,4 @@
-"""Named network namespaces: one for each service with networks of its own, or without any."""
+"""Define the kind of network namespaces: one per service of mode bridge or none."""
 
 from __future__ import annotations
 

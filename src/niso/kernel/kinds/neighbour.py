@@ -1,4 +1,4 @@
-"""Static neighbour entries on niso's links, which are never desired."""
+"""Define the kind of static neighbour entries on niso's links, which are never desired."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kinds of kernel objects, in the order of their creation; deletion is in reverse.
+"""List the kinds of kernel objects in the order of their creation; deletion is in reverse.
 
 Rules are created before anything that could carry a packet, and deleted after it, so that a partial
 state is never wider than declared. A kind is the file of its name in this folder.

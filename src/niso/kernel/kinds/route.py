@@ -1,4 +1,4 @@
-"""Routes in the main table of services' namespaces."""
+"""Define the kind of routes in the main table of services' namespaces."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class _Routes(Kind[Route]):
         )
 
     def follows_from(self, thing: Route, was: Route | None) -> tuple[str, ...]:
-        """Name a link that is down: it has lost its routes."""
+        """Return the condition that a link is down: it loses its routes."""
         link = link_place(thing.netns, thing.link)
         if ":" in thing.destination:
             whole = link_place(thing.netns, "all")

@@ -1,4 +1,4 @@
-"""The two nftables tables with their chains, sets and maps, without elements."""
+"""Define the kind of niso's two nftables tables, with chains, sets and maps, without elements."""
 
 from __future__ import annotations
 

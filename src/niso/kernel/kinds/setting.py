@@ -1,4 +1,4 @@
-"""Sysctls of the host and of services' namespaces. niso sets values and never deletes any."""
+"""Define the kind of sysctls of the host and of services' namespaces, which are only set."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class _Sysctls(Kind[Sysctl]):
         return frozenset(filter(can_be, want[Sysctl]))
 
     def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
-        """Set what differs.
+        """Return the steps that set differing sysctls.
 
         Setting the forwarding of all links resets that of each link, so theirs is set again after
         it. accept_ra comes before forwarding: a host that starts to forward forgets its routers
@@ -126,7 +126,7 @@ class _Sysctls(Kind[Sysctl]):
     def is_read_back(self, thing: Sysctl) -> bool:
         """Read back the host's only.
 
-        Only niso sets those of services. Those of the host's links follow others, which may change.
+        Only niso sets those of services. Those of the host's links depend on other sysctls.
         """
         return not thing.netns
 

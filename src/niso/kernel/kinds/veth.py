@@ -1,4 +1,4 @@
-"""Veth pairs: one for each network of a service."""
+"""Define the kind of veth pairs: one for each network of a service."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Veth(NamedTuple):
     """A veth pair.
 
-    ``name`` is on the host, a port of ``bridge``; ``peer`` is in ``netns``. ``up`` is of both ends.
+    ``name`` is on the host, a port of ``bridge``; ``peer`` is in ``netns``. ``up`` means both ends.
     ``drift`` names non-default flags of the port, and the peer's ARP (kernel/bridge_flags.py).
     """
 
@@ -131,7 +131,7 @@ class _Veths(Kind[Veth]):
     def describe_field(self, field: str, wanted: object, present: object) -> str:
         if field == "drift":
             return f"non-default settings: {present}"
-        shown = "not of the pair" if present in ("", -1) else present
+        shown = "not in the pair" if present in ("", -1) else present
         return f"{field} is {shown!r}, should be {wanted!r}"
 
     # --- reading ---
@@ -176,7 +176,7 @@ class _Veths(Kind[Veth]):
     # --- writing ---
 
     def batch(self, step: Step[Veth], writer: Writer) -> Hashable:
-        """Batch deletions: for each by itself the kernel would wait some 20 ms for RCU."""
+        """Batch deletions: the kernel waits some 20 ms for RCU, for one or many."""
         if step.action != "delete":
             return None
         return "detach" if step.thing.netns in writer.detached else "delete"
@@ -221,7 +221,7 @@ def _drift_commands(veth: Veth, was: Veth) -> list[str]:
 
 
 def _pair(link: Link, netns: str, inner: Iterable[Link], bridge: str) -> Veth:
-    """Return the actual pair; ``inner`` are the links among which its other end is."""
+    """Return the actual pair; ``inner`` are the links of the namespace of its other end."""
     from niso.kernel.bridge_flags import ARP_OFF_INSIDE
 
     pairs = (f for f in inner if f.index == link.peer_index and f.peer_index == link.index)
@@ -248,7 +248,7 @@ def _end_pairs(writer: Writer, veths: list[Veth]) -> None:
 
 
 def delete_links(rtnl: Rtnl, names: list[str]) -> None:
-    """Delete links; a single one without a group, for which the kernel would walk all links."""
+    """Delete links; a single one without a group, as deleting a group walks all links."""
     if len(names) == 1:
         rtnl.delete_link(names[0])
     else:
