@@ -18,6 +18,7 @@ from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.findings import Finding
 from niso.plan.process_spec import ProcessSpec
 from niso.runtime.defects import BLIND, INTERRUPTED, UNKNOWN
+from niso.runtime.fake_units import FakeUnits
 from niso.runtime.health import Probe
 from niso.runtime.lost import Lost
 from niso.runtime.process import forget_health
@@ -121,6 +122,7 @@ class FakeProcesses:
         self.ill: dict[str, str] = {}  # service -> what its probe says
         self.current: dict[str, _Run] = {}
         self.homeless: dict[str, Lost] = {}  # by service
+        self.units = FakeUnits(self)
         self._pids = 1000
 
     def hit(self, what: str) -> None:
