@@ -124,7 +124,7 @@ class World:
         """Return all that a command that fails must leave as it was."""
         sysctls = {key: value for key, value in self.kernel.sysctls.items() if value != "0"}
         processes = {
-            name: (run.spec, run.state, run.shown, run.stopping)
+            name: (run.spec, run.state, run.stopping, self.processes.defect(name))
             for name, run in self.processes.current.items()
         }
         kept = Path(paths.state_dir()) / "packages"

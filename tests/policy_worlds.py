@@ -7,6 +7,7 @@ changed over.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -163,9 +164,21 @@ TEXTS = st.builds(str.__add__, st.sampled_from(_PEERS), st.sampled_from(_PORTS))
 _LISTS = st.lists(TEXTS, min_size=2, max_size=5) | st.lists(TEXTS, max_size=3)
 
 
-def _policies() -> st.SearchStrategy[Policy]:
-    deny = st.lists(st.sampled_from(_WIDE), max_size=1) | st.lists(TEXTS, max_size=2)
-    return st.builds(policy, st.none() | _LISTS, deny, st.none() | _LISTS, deny)
+_DENY = st.lists(st.sampled_from(_WIDE), max_size=1) | st.lists(TEXTS, max_size=2)
+_POLICIES = st.builds(policy, st.none() | _LISTS, _DENY, st.none() | _LISTS, _DENY)
+
+
+_HOSTS = st.lists(st.sampled_from((ANY, HOST, image(HOST))), unique=True, min_size=1, max_size=2)
+
+
+@functools.cache
+def _below(count: int) -> st.SearchStrategy[int]:
+    return st.integers(0, count - 1)
+
+
+def _pick[T](draw: st.DrawFn, things: Sequence[T]) -> T:
+    """As a draw of st.sampled_from, but without a new strategy each time: hypothesis examines each one at length."""
+    return things[draw(_below(len(things)))]
 
 
 class Packet(NamedTuple):
@@ -192,8 +205,8 @@ def _networks(draw: st.DrawFn) -> list[Network]:
     found = []
     for number, name in enumerate(NETWORKS, 1):
         cidr = f"10.99.{number}.0/24"
-        cidrs = draw(st.sampled_from(((cidr,), *[(cidr, swapped(cidr))] * 4, (swapped(cidr),))))
-        found.append(network(name, *cidrs, internal=draw(st.sampled_from((False, False, True)))))
+        cidrs = _pick(draw, ((cidr,), *[(cidr, swapped(cidr))] * 4, (swapped(cidr),)))
+        found.append(network(name, *cidrs, internal=_pick(draw, (False, False, True))))
     return found
 
 
@@ -203,10 +216,8 @@ def worlds(draw: st.DrawFn) -> World:
     networks = {each.name: each for each in draw(_networks())}
     services = []
     for number, name in enumerate(SERVICES, 1):
-        on = draw(
-            st.sampled_from(
-                (*[("n1",)] * 4, ("n2",), ("n3",), ("n1", "n2"), ("n2", "n1"), ("n3", "n1"))
-            )
+        on = _pick(
+            draw, (*[("n1",)] * 4, ("n2",), ("n3",), ("n1", "n2"), ("n2", "n1"), ("n3", "n1"))
         )
         addresses = {
             each: [
@@ -217,23 +228,19 @@ def worlds(draw: st.DrawFn) -> World:
         }
         ports = [
             Port(where, 8000 + 10 * number, inner, proto, count)
-            for where in draw(
-                st.lists(
-                    st.sampled_from((ANY, HOST, image(HOST))), unique=True, min_size=1, max_size=2
-                )
-            )
+            for where in draw(_HOSTS)
             for inner, proto, count in [
-                draw(st.sampled_from(((80, "tcp", 1), (80, "tcp", 2), (81, "udp", 2))))
+                _pick(draw, ((80, "tcp", 1), (80, "tcp", 2), (81, "udp", 2)))
             ]
         ]
         services.append(
             known(
                 name,
                 addresses,
-                draw(_policies()),
+                draw(_POLICIES),
                 *ports,
                 names=(f"other{number}", name),
-                active=draw(st.sampled_from((True,) * 20 + (False,))),
+                active=_pick(draw, (True,) * 20 + (False,)),
             )
         )
     return world(services, networks.values(), (HOST, image(HOST)))
@@ -260,13 +267,9 @@ def packets(draw: st.DrawFn, world: World, count: int = 16) -> list[Packet]:
     published = [port for each in world.services.values() for port in each.ports]
     found = []
     for _ in range(count):
-        kind = draw(
-            st.sampled_from(("services", "services", "services", "published", "published", "any"))
-        )
-        source = draw(
-            st.sampled_from(
-                everything if kind == "any" else [*leased, *leased, OUTSIDE, image(OUTSIDE)]
-            )
+        kind = _pick(draw, ("services", "services", "services", "published", "published", "any"))
+        source = _pick(
+            draw, everything if kind == "any" else [*leased, *leased, OUTSIDE, image(OUTSIDE)]
         )
         own = [
             a
@@ -277,13 +280,13 @@ def packets(draw: st.DrawFn, world: World, count: int = 16) -> list[Packet]:
         ]
         pool = [each for each in leased if each not in own] if kind == "services" else everything
         pool = [each for each in pool if (":" in each) == (":" in source)] or everything
-        flow = draw(st.sampled_from(_NEAR))
+        flow = _pick(draw, _NEAR)
         if kind == "published":
-            port = draw(st.sampled_from(published))
+            port = _pick(draw, published)
             pool = [HOST if ":" not in source else image(HOST)]
             flow = (
-                port.host_port + draw(st.sampled_from((0, 0, port.count - 1, port.count))),
+                port.host_port + _pick(draw, (0, 0, port.count - 1, port.count)),
                 port.proto,
             )
-        found.append(Packet(source, draw(st.sampled_from(pool)), *flow))
+        found.append(Packet(source, _pick(draw, pool), *flow))
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from typing import Any
@@ -15,10 +14,8 @@ from services import (
     HOST,
     address,
     answer,
-    ask,
     busybox_rootfs,
     echo,
-    environment_of,
     idle,
     inside,
     on,
@@ -153,37 +150,6 @@ def test_service_is_named_by_its_hostname_too(lab: Lab) -> None:
 
 
 # --- again ------------------------------------------------------------------------------------------------------------
-
-
-def test_unchanged_activation_says_so_and_takes_no_step(lab: Lab) -> None:
-    folder = echo(lab, "api", network={"ports": ["8080:80"]})
-    lab.niso("activate", folder)
-    before = snapshots.take(lab)
-    again = lab.niso("activate", "-v", folder)
-    assert again.stdout.startswith("api: already active, unchanged  10.99.0.2")
-    assert again.stderr == ""
-    assert json.loads(lab.niso("activate", "--json", "api").stdout)[0]["changed"] is False
-    assert snapshots.differences(before, snapshots.take(lab)) == []
-
-
-def test_added_and_removed_port_needs_no_restart(lab: Lab) -> None:
-    lab.niso("activate", echo(lab, "api", network={"ports": ["8080:80"]}))
-    answer(lab, HOST, 8080, "client")
-    pid = pid_of(lab, "api")
-    lab.niso("activate", echo(lab, "api", network={"ports": ["8081:80", "8082:80"]}))
-    assert ask(lab, HOST, 8081, "client") == ask(lab, HOST, 8082, "client") == f"api {CLIENT}"
-    assert ask(lab, HOST, 8080, "client") == ""
-    assert pid_of(lab, "api") == pid
-
-
-def test_changed_environment_restarts_the_process_in_the_same_namespace(lab: Lab) -> None:
-    lab.niso("activate", idle(lab, "api", environment={"LEVEL": "info"}))
-    pid, inode, link = pid_of(lab, "api"), netns_inode(lab, "api"), inside(lab, "api", "eth0")
-    lab.niso("activate", idle(lab, "api", environment={"LEVEL": "debug"}))
-    assert pid_of(lab, "api") != pid
-    assert netns_inode(lab, "api") == inode
-    assert inside(lab, "api", "eth0") == link
-    assert "LEVEL=debug" in environment_of(lab, pid_of(lab, "api"))
 
 
 def test_changed_package_file_restarts_and_shows_the_new_one(lab: Lab) -> None:

@@ -16,6 +16,7 @@ from services import (
     HOST,
     address,
     answer,
+    ask,
     echo,
     environment_of,
     idle,
@@ -106,6 +107,7 @@ def test_new_port_needs_no_restart_and_open_connections_live_on(lab: Lab, shown:
     assert answer(lab, HOST, 8081, "client").startswith("api")
     steps = shown(echo(lab, "api", network={"ports": ["8081:80"]}))
     assert len(steps) == 1 and "8080" in steps[0]
+    assert ask(lab, HOST, 8080, "client") == ""
     assert known.same_process() and connection.lives()
 
 
@@ -306,6 +308,7 @@ def test_unchanged_manifest_does_nothing_and_says_so(lab: Lab, shown: Any) -> No
     before, known = snapshots.take(lab), Known(lab, "api")
     assert shown(folder) == []
     assert "already active, unchanged" in lab.niso("activate", folder).stdout
+    assert json.loads(lab.niso("activate", "--json", "api").stdout)[0]["changed"] is False
     assert snapshots.differences(before, snapshots.take(lab)) == [] and known.same_process()
 
 

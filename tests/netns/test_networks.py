@@ -162,85 +162,22 @@ def test_pool_is_taken_from_the_environment_and_can_be_used_up(lab: Lab) -> None
         assert "NISO_POOL" in refused(lab, "net", "create", "two", env={"NISO_POOL": wrong})
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--subnet", "10.99.1.128/25"], ["overlaps 10.99.1.0/24", "network 'backend'"]),
-        (["--subnet", "10.0.0.0/8"], ["overlaps", "network 'backend'"]),
-        (["--subnet", "192.0.2.0/28"], ["overlaps 192.0.2.0/24", "uplink0"]),
-        (["--subnet", "198.51.100.64/26"], ["overlaps 198.51.100.0/24", "uplink0"]),
-        (["--subnet", "203.0.113.0/24"], ["overlaps 203.0.113.9/32", "uplink0"]),
-        (["--subnet", "10.50.0.1/24"], ["--subnet", "10.50.0.1/24"]),
-        (["--subnet", "10.50.0.0/31"], ["--subnet", "/8 to /30"]),
-        (["--subnet", "127.1.0.0/24"], ["--subnet", "127.1.0.0/24"]),
-        (["--subnet", "224.1.0.0/24"], ["--subnet", "224.1.0.0/24"]),
-        (["--subnet", "2001:db8::/60"], ["overlaps 2001:db8::/64", "uplink0"]),
-        (["--subnet", "2001:db8:77::/64"], ["overlaps 2001:db8:77::/48", "uplink0"]),
-        (["--subnet", "fd00:99::/56"], ["overlaps fd00:99:0:5::/64", "network 'backend'"]),
-        (
-            ["--subnet", "10.50.0.0/24", "--subnet", "fd00:99:0:5::/96"],
-            ["overlaps", "network 'backend'"],
-        ),
-        (["--subnet", "fd00::1/64"], ["--subnet 'fd00::1/64'", "did you mean fd00::/64?"]),
-        (["--subnet", "fd00::/47"], ["--subnet fd00::/47", "/48 to /126"]),
-        (["--subnet", "fd00::/127"], ["--subnet fd00::/127", "/48 to /126"]),
-        *(
-            (["--subnet", each], [f"--subnet {each}", "not a prefix of unicast addresses"])
-            for each in (
-                "::/64",
-                "::ffff:0:0/96",
-                "fe80::/64",
-                "fec0::/64",
-                "ff02::/64",
-                "64:ff9b::/96",
-                "4000::/64",
-            )
-        ),
-        (["--subnet", "fd00::/64", "--subnet", "fd01::/64"], ["one IPv6 subnet"]),
-        (["--subnet", "10.50.0.0/24", "--subnet", "10.51.0.0/24"], ["one IPv4 subnet"]),
-        (["--subnet", "fd00::/64", "--ipv6"], ["--ipv6", "fd00::/64"]),
-        (["--subnet", "fd00::/64", "--gateway", "fd00::"], ["--gateway fd00::", "network itself"]),
-        (
-            ["--subnet", "fd00::/64", "--gateway", "fd01::1"],
-            ["--gateway fd01::1", "not in fd00::/64"],
-        ),
-        (
-            ["--subnet", "10.50.0.0/24", "--gateway", "fd00::1"],
-            ["--gateway fd00::1", "not in 10.50.0.0/24"],
-        ),
-        (["--ipv6", "--gateway", "nonsense"], ["--gateway 'nonsense'"]),
-        (
-            ["--subnet", "10.50.0.0/24", "--gateway", "10.50.0.3", "--gateway", "10.50.0.4"],
-            ["--gateway 10.50.0.4", "only one gateway"],
-        ),
-        (["--ipv6", "--mtu", "1279"], ["--mtu 1279", "1280", "IPv6"]),
-        (
-            ["--subnet", "10.50.0.0/24", "--gateway", "10.51.0.1"],
-            ["--gateway 10.51.0.1", "10.50.0.0/24"],
-        ),
-        (
-            ["--subnet", "10.50.0.0/24", "--gateway", "10.50.0.0"],
-            ["--gateway 10.50.0.0", "network itself"],
-        ),
-        (
-            ["--subnet", "10.50.0.0/24", "--gateway", "10.50.0.255"],
-            ["--gateway 10.50.0.255", "broadcast"],
-        ),
-        (["--mtu", "100"], ["--mtu 100"]),
-    ],
-)
-def test_network_that_cannot_be_is_refused_and_changes_nothing(
-    lab: Lab, arguments: list[str], words: list[str]
-) -> None:
+def test_network_that_meets_what_the_host_routes_is_refused_and_changes_nothing(lab: Lab) -> None:
     lab.run("ip", "route", "add", "198.51.100.0/24", "via", "192.0.2.3")
     lab.run("ip", "address", "add", "203.0.113.9/32", "dev", "uplink0")
     lab.run("ip", "route", "add", "2001:db8:77::/48", "via", "2001:db8::3")
     lab.niso("net", "create", "backend", "--subnet", "10.99.1.0/24", "--subnet", "fd00:99:0:5::/64")
     before = snapshots.take(lab)
-    said = refused(
-        lab, "net", "create", "new", *arguments, status=1 if "overlaps" in words[0] else 2
-    )
-    assert all(word in said for word in words), said
+    for subnet, taken in (
+        ("192.0.2.0/28", "192.0.2.0/24"),
+        ("198.51.100.64/26", "198.51.100.0/24"),
+        ("203.0.113.0/24", "203.0.113.9/32"),
+        ("2001:db8::/60", "2001:db8::/64"),
+        ("2001:db8:77::/64", "2001:db8:77::/48"),
+    ):
+        said = refused(lab, "net", "create", "new", "--subnet", subnet)
+        assert f"overlaps {taken}" in said and "uplink0" in said
+    assert "--subnet" in refused(lab, "net", "create", "new", "--subnet", "x", status=2)
     assert snapshots.differences(before, snapshots.take(lab)) == []
 
 

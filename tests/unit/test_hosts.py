@@ -11,8 +11,10 @@ from samples import samples
 
 from niso.kernel import hosts_text
 
-BOUNDED = settings(max_examples=samples(50, 200), deadline=None)
-ADDRESS = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).map(str)
+BOUNDED = settings(max_examples=samples(25, 200), deadline=None)
+ADDRESS = st.integers(0, 2**32 - 1).map(lambda number: str(ipaddress.IPv4Address(number))) | (
+    st.integers(0, 2**128 - 1).map(lambda number: str(ipaddress.IPv6Address(number)))
+)
 NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,8}[a-z0-9]", fullmatch=True).map(
     lambda name: hosts_text.line_names((name,))
 )

@@ -25,7 +25,7 @@ from niso.plan.verdict import Reason, Verdict, World, decide, matches
 
 properties = settings(
     deadline=None,
-    max_examples=samples(25, 2000),
+    max_examples=samples(20, 2000),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example],
 )
 LISTS = {

@@ -207,17 +207,16 @@ class Services:
     def remove(self, *names: str, volumes: bool = False) -> tuple[Done, ...]:
         """Stop and forget services; ``volumes`` also deletes named volumes. Raises Error."""
         from niso.commands import deactivate
-        from niso.runtime import unit
 
         machine = self.session.machine_for_change()
         store = machine.store
         wanted = [*dict.fromkeys(_known(store, name, volumes) for name in texts(names, "names"))]
         enabled = [name for name in wanted if (row := store.service(name)) and row.enabled]
         deactivate.remove(machine, wanted, self.session.report, volumes)
-        if enabled and unit.booted():
+        if enabled:
             from niso.commands import boot
 
-            boot.clear(enabled, self.session.report)
+            boot.clear(machine, enabled, self.session.report)
         return tuple(Done(name, True) for name in wanted)
 
     # --- at boot ---------------------------------------------------------------------------------
@@ -227,8 +226,9 @@ class Services:
         """Start services at boot. Raises Conflict, Error."""
         from niso.commands import boot
 
-        store = self.session.machine_for_change().store
-        marked = boot.enable(store, _resolved(store, texts(names, "names")), self.session.report)
+        machine = self.session.machine_for_change()
+        store = machine.store
+        marked = boot.enable(machine, _resolved(store, texts(names, "names")), self.session.report)
         return _marked(marked)
 
     @guarded
@@ -236,8 +236,9 @@ class Services:
         """Do not start services at boot; active ones stay active. Raises Conflict, Error."""
         from niso.commands import boot
 
-        store = self.session.machine_for_change().store
-        marked = boot.disable(store, _resolved(store, texts(names, "names")), self.session.report)
+        machine = self.session.machine_for_change()
+        store = machine.store
+        marked = boot.disable(machine, _resolved(store, texts(names, "names")), self.session.report)
         return _marked(marked)
 
     @guarded

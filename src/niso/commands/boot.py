@@ -8,33 +8,29 @@ deactivate`` as a user would. Otherwise only the store records it, and the boot 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import time
 from collections.abc import Iterable
 
 from niso.base import paths
-from niso.base.errors import Conflict, Error, ProcessError, flatten
+from niso.base.errors import Conflict, Error, flatten
 from niso.base.lite_typing import NamedTuple
 from niso.base.locks import Lock, service_lock
 from niso.base.report import ChangingUnit, Report, silent
 from niso.commands import activate, restart
 from niso.commands.activate import Outcome
 from niso.reconcile.converge import repair
-from niso.runtime import status, unit
+from niso.runtime import unit
+from niso.runtime.units import WANTED_BY, Units, unit_file
 from niso.services import journal, start
 from niso.services.machine import Machine
 from niso.services.targets import find_targets
 from niso.store.store import ServiceRow, Store
 
-UNITS = "/etc/systemd/system"
-WANTED_BY = "multi-user.target"
 _MARKS = (
     "# written by niso enable, removed by niso disable; state folder ",
     "# made by niso enable, goes with niso disable; state folder ",
 )
 """The start of a unit file, followed by the state id; the second is that of earlier versions."""
-_SYSTEMCTL_S = 300.0
 _SPARE_S = 90
 """Time for niso itself (s), beside a service's own start or stop timeout."""
 
@@ -125,33 +121,17 @@ def _is_marked(text: str, state_id: str = "") -> bool:
     return text.startswith(tuple(mark + state_id for mark in _MARKS))
 
 
-def _unit_file(service: str) -> str:
-    return os.path.join(UNITS, unit.name(service))
-
-
-def _wants_link(service: str) -> str:
-    return os.path.join(UNITS, f"{WANTED_BY}.wants", unit.name(service))
-
-
 def _text_of(store: Store, row: ServiceRow) -> str:
     stop_timeout_s = row.require_process().stop_timeout_s
     return unit_text(row.name, store.state_id(), row.provider, stop_timeout_s)
 
 
-def _read_unit(service: str) -> str | None:
-    try:
-        with open(_unit_file(service), encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
-    except FileNotFoundError:
-        return None
-
-
-def _refuse_foreign(store: Store, service: str) -> None:
+def _refuse_foreign(units: Units, store: Store, service: str) -> None:
     """Raise Conflict if a unit of the needed name belongs to another state folder or program."""
-    text = _read_unit(service)
+    text = units.read(service)
     if text is not None and not _is_marked(text, store.state_id()):
         raise Conflict(
-            f"{_unit_file(service)} already exists and was not made for this state folder",
+            f"{unit_file(service)} already exists and was not made for this state folder",
             "move it away, or give the service another name",
         )
 
@@ -169,115 +149,54 @@ def _refuse_alone(store: Store, row: ServiceRow, together: Iterable[str]) -> Non
         )
 
 
-def _write_units(store: Store, rows: Iterable[ServiceRow]) -> list[str]:
+def _write_units(units: Units, store: Store, rows: Iterable[ServiceRow]) -> list[str]:
     """Write and enable missing or outdated units; return their services."""
     stale = []
     for row in rows:
         text = _text_of(store, row)
-        if _read_unit(row.name) != text:
-            draft = f"{_unit_file(row.name)}.new"
-            with open(draft, "w", encoding="utf-8", errors="surrogateescape") as file:
-                file.write(text)
-            os.rename(draft, _unit_file(row.name))
+        if units.read(row.name) != text:
+            units.write(row.name, text)
             stale.append(row.name)
-        elif not os.path.islink(_wants_link(row.name)):
+        elif not units.is_enabled(row.name):
             stale.append(row.name)
     if stale:
-        _systemctl("daemon-reload")
-        _systemctl("enable", *(unit.name(name) for name in stale))
+        units.enable(stale)
     return stale
-
-
-def _remove_units(names: Iterable[str]) -> list[str]:
-    """Remove the existing units of services; return the services that had one."""
-    gone = [name for name in names if _read_unit(name) is not None]
-    if not gone:
-        return []
-    units = [unit.name(name) for name in gone]
-    _wait_ended(units)
-    _systemctl("disable", *units)
-    for name in gone:
-        os.unlink(_unit_file(name))
-    _systemctl("daemon-reload")
-    _systemctl("reset-failed", *units, may_fail=True)
-    return gone
-
-
-def _wait_ended(units: list[str]) -> None:
-    """Wait at most 10 s until none of these units is active.
-
-    Deleting the file of an active unit would lose its ExecStop.
-    """
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        states = _systemctl("is-active", *units, may_fail=True).split()
-        if not set(states) & {"active", "deactivating", "activating", "reloading"}:
-            return
-        time.sleep(0.02)
-
-
-def _systemctl(*arguments: str, may_fail: bool = False) -> str:
-    """Run systemctl and return its output. Raises Error with its error message."""
-    command = f"systemctl {' '.join(arguments)}"
-    try:
-        done = subprocess.run(
-            [
-                "systemctl",
-                *(() if arguments[0] == "is-active" else ("--quiet",)),
-                "--no-ask-password",
-                *arguments,
-            ],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_SYSTEMCTL_S,
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise Error("systemctl is not installed", "apt install systemd") from error
-    except subprocess.TimeoutExpired as error:
-        raise Error(
-            f"{command}: no answer within {_SYSTEMCTL_S:g}s", "systemctl list-jobs"
-        ) from error
-    if done.returncode != 0 and not may_fail:
-        reason = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-        raise Error(
-            f"{command}: {reason}", f"systemctl status {arguments[-1]}" if arguments[1:] else None
-        )
-    return done.stdout
 
 
 # --- enable, disable ----------------------------------------------------------
 
 
-def enable(store: Store, names: list[str], report: Report = silent) -> list[Marked]:
+def enable(machine: Machine, names: list[str], report: Report = silent) -> list[Marked]:
     """Start services at boot. Active ones come under systemd's supervision at once.
 
     Raises Error, Conflict if one shares the namespace of a service that is not enabled.
     """
+    store, units = machine.store, machine.processes.units
     rows = [_row(store, name) for name in names]
     for row in rows:
         _refuse_alone(store, row, names)
-        if unit.booted():
-            _refuse_foreign(store, row.name)
+        if units.booted():
+            _refuse_foreign(units, store, row.name)
     fresh = {row.name for row in rows if not row.enabled}
     _set_enabled(store, fresh, True)
-    if unit.booted():
-        written = _write_units(store, rows)
+    if units.booted():
+        written = _write_units(units, store, rows)
         for name in written:
-            report(ChangingUnit("write", _unit_file(name)))
+            report(ChangingUnit("write", unit_file(name)))
         fresh.update(written)
-        _start_units(row for row in rows if row.active)
+        _start_units(units, (row for row in rows if row.active))
     return [
-        Marked(name, name in fresh, _unit_file(name) if unit.booted() else None) for name in names
+        Marked(name, name in fresh, unit_file(name) if units.booted() else None) for name in names
     ]
 
 
-def disable(store: Store, names: list[str], report: Report = silent) -> list[Marked]:
+def disable(machine: Machine, names: list[str], report: Report = silent) -> list[Marked]:
     """Do not start services at boot. Active ones keep running, without systemd's supervision.
 
     Raises Error, Conflict if an enabled service shares the namespace of one.
     """
+    store, units = machine.store, machine.processes.units
     rows = [_row(store, name) for name in names]
     for other in store.services():
         if other.enabled and other.provider in names and other.name not in names:
@@ -287,30 +206,32 @@ def disable(store: Store, names: list[str], report: Report = silent) -> list[Mar
             )
     was = {row.name for row in rows if row.enabled}
     _set_enabled(store, was, False)
-    was.update(clear(names, report))
+    was.update(clear(machine, names, report))
     return [
-        Marked(name, name in was, _unit_file(name) if name in was and unit.booted() else None)
+        Marked(name, name in was, unit_file(name) if name in was and units.booted() else None)
         for name in names
     ]
 
 
-def clear(names: Iterable[str], report: Report = silent) -> list[str]:
+def clear(machine: Machine, names: Iterable[str], report: Report = silent) -> list[str]:
     """Remove the units of services, whether they run or not; return the services that had one.
 
     No-op without systemd. Units that niso did not write are left alone.
     """
-    if not unit.booted():
+    units = machine.processes.units
+    if not units.booted():
         return []
     mine = []
     for name in names:
-        text = _read_unit(name)
+        text = units.read(name)
         if text is None or not _is_marked(text):
             continue
         mine.append(name)
         with service_lock(name):
-            unit.give_back(name, status.conmon(name))
-        report(ChangingUnit("remove", _unit_file(name)))
-    return _remove_units(mine)
+            units.give_back(name)
+        report(ChangingUnit("remove", unit_file(name)))
+    units.remove(mine)
+    return mine
 
 
 def _row(store: Store, name: str) -> ServiceRow:
@@ -333,47 +254,29 @@ def settle(machine: Machine, names: Iterable[str]) -> None:
 
     Called from the unit itself, this completes its start. Raises Error, OSError.
     """
-    store = machine.store
+    store, units = machine.store, machine.processes.units
     rows = [row for name in names if (row := store.service(name)) is not None and row.active]
     for row in rows:
-        if unit.path(row.name) is not None:
-            if not status.supervisors(row.name):  # its conmon was killed, but it still runs
+        if units.is_ours(row.name):
+            if not units.is_supervised(row.name):  # its conmon was killed, but it still runs
                 restart.restart(machine, [row.name])
-            _ready(row.name)
+            with service_lock(row.name):
+                units.ready(row.name)
             return
     rows = [row for row in rows if row.enabled]
-    if rows and unit.booted():
+    if rows and units.booted():
         for row in rows:
-            _refuse_foreign(store, row.name)
+            _refuse_foreign(units, store, row.name)
             _refuse_alone(store, row, ())
-        _write_units(store, rows)
-        _start_units(rows)
+        _write_units(units, store, rows)
+        _start_units(units, rows)
 
 
-def _ready(service: str) -> None:
-    """Report the service's conmon as the main process of the unit that runs this command.
-
-    Raises ProcessError if the service's process has ended.
-    """
-    own = unit.path(service)
-    assert own is not None
-    with service_lock(service):
-        pids = status.supervisors(service)
-        if not pids:
-            raise ProcessError("its process has ended", f"niso logs {service}", service=service)
-        unit.adopt([pid for pid in pids if unit.path(service, pid) != own], own)
-        unit.tell(f"MAINPID={pids[0]}", "READY=1")
-
-
-def _start_units(rows: Iterable[ServiceRow]) -> None:
+def _start_units(units: Units, rows: Iterable[ServiceRow]) -> None:
     """Start the units of active services whose process is not yet in its unit."""
-    waiting = [
-        unit.name(row.name)
-        for row in rows
-        if (conmon := status.conmon(row.name)) is not None and unit.path(row.name, conmon) is None
-    ]
+    waiting = [row.name for row in rows if units.is_outside(row.name)]
     if waiting:
-        _systemctl("start", *waiting)
+        units.start(waiting)
 
 
 # --- restore ------------------------------------------------------------------

@@ -327,8 +327,7 @@ class Fake(FakeTables, FakeHost):
             taken = netns.name in self.netns or netns.name in self.foreign_netns
             refuse_unless(not taken, errno.EEXIST, netns)
             self.netns[netns.name] = netns
-            self.made += 1
-            self.identities[netns.name] = self.made
+            self.made = self.identities[netns.name] = self.made + 1
         elif step.action == "change":
             refuse_unless(netns.name in self.netns, errno.ENOENT, netns)
             self.netns[netns.name] = netns
@@ -487,6 +486,8 @@ class Fake(FakeTables, FakeHost):
 
     def _edit_hosts(self, step: HostsEdit) -> None:
         if step.create:
+            if step.folder not in self.hosts:
+                self.made = self.identities[f"hosts {step.folder}"] = self.made + 1
             self.hosts[step.folder] = set()
         refuse_unless(step.folder in self.hosts, errno.ENOENT, step)
         lines = self.hosts[step.folder]

@@ -2,11 +2,13 @@
 
 They fail where real processes fail. A process needs its network namespace, its hosts folder and
 its package to start, and stays in the namespace that it started in. A second start of a running
-process is refused. A process ends at SIGTERM unless it is in `deaf`.
+process is refused. A process ends at SIGTERM unless it is in `deaf`. One that its policy restarts
+waits for `FakeProcesses.restart`. One test runs the same cases on these and on real processes.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -16,11 +18,12 @@ from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.findings import Finding
 from niso.plan.process_spec import ProcessSpec
 from niso.runtime.defects import BLIND, INTERRUPTED, UNKNOWN
+from niso.runtime.fake_units import FakeUnits
 from niso.runtime.health import Probe
 from niso.runtime.lost import Lost
 from niso.runtime.process import forget_health
 from niso.runtime.spec import namespace
-from niso.runtime.status import NONE, Status
+from niso.runtime.status import NONE, Status, restarts_after
 
 if TYPE_CHECKING:
     from niso.kernel.fake import Fake
@@ -54,10 +57,11 @@ class _Run:
         self.pid, self.state = pid, "starting"
         self.exit_code: int | None = None
         self.stopping = False
-        self.shown = spec.hosts_folder
+        self.shown = -1  # identity of its hosts folder
         self.home: int | None = None  # identity of its namespace; None for the host's
         self.life = _Life()
-        self.started_at = time.time()
+        self.started_at: float | None = None
+        self.restarts = 0
 
     def end(self, state: str, code: int | None) -> None:
         self.state, self.exit_code = state, code
@@ -79,10 +83,10 @@ class _Begun:
         except ProcessError:
             self._processes.stop(self._service, 0)
             raise
-        self._run.state = "running"
+        self._run.state, self._run.started_at = "running", time.time()
         code = self._processes.dies.get(self._service)
         if code is not None:
-            self._run.end("exited", code)
+            self._processes.end(self._service, code)
         return self._run.pid
 
     def close(self) -> None:
@@ -118,6 +122,7 @@ class FakeProcesses:
         self.ill: dict[str, str] = {}  # service -> what its probe says
         self.current: dict[str, _Run] = {}
         self.homeless: dict[str, Lost] = {}  # by service
+        self.units = FakeUnits(self)
         self._pids = 1000
 
     def hit(self, what: str) -> None:
@@ -136,12 +141,13 @@ class FakeProcesses:
         if run is None:
             return NONE
         pid = run.pid if run.state == "running" else None
-        return Status(run.state, run.exit_code, pid, run.started_at, 0, None)
+        return Status(run.state, run.exit_code, pid, run.started_at, run.restarts, None)
 
     def runs(self, service: str) -> bool:
         return not self.is_stopping(service) and self.status(service).state in (
             "running",
             "starting",
+            "restarting",
         )
 
     def is_stopping(self, service: str) -> bool:
@@ -162,6 +168,8 @@ class FakeProcesses:
         return run.spec if run is not None else None
 
     def save(self, spec: ProcessSpec) -> None:
+        if spec.service not in self.current:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), spec.service)
         self.current[spec.service].spec = spec
 
     def defect(self, service: str) -> Finding | None:
@@ -177,7 +185,7 @@ class FakeProcesses:
             return Finding("missing", f"spec.json of service {service!r}", "", UNKNOWN)
         if not self.in_own_netns(service):
             return Finding("different", what, "it runs in another network namespace")
-        if run.shown != run.spec.hosts_folder:
+        if run.shown != self._hosts(run.spec, run.shown):
             return Finding("different", what, "it does not see its hosts file", BLIND)
         return None
 
@@ -190,19 +198,25 @@ class FakeProcesses:
         pass
 
     def begin(self, spec: ProcessSpec) -> _Begun:
-        if self.status(spec.service).state == "running":
+        if self.status(spec.service).state in ("running", "restarting"):
             raise ProcessError(f"{spec.service} is already running", f"niso restart {spec.service}")
         self.stop(spec.service)
         self.hit(f"create {spec.service}")
         self._require(spec)
         self._pids += 1
         run = _Run(spec, self._pids)
+        run.shown = self._hosts(spec)
         name = namespace(spec)
         if name is not None:
             run.home = self.kernel.identities[name]
             self.kernel.inhabited[run.pid] = run.home, self.kernel.netns[name].alias
         self.current[spec.service] = run
         return _Begun(self, run, spec.service)
+
+    def _hosts(self, spec: ProcessSpec, missing: int = -1) -> int:
+        """Return the identity of a hosts folder; ``missing`` if it does not exist."""
+        folder = os.path.basename(spec.hosts_folder)
+        return self.kernel.identities[f"hosts {folder}"] if folder in self.kernel.hosts else missing
 
     def _require(self, spec: ProcessSpec) -> None:
         """Raise ProcessError if something that a process needs does not exist."""
@@ -259,17 +273,32 @@ class FakeProcesses:
 
     def swap_hosts(self, spec: ProcessSpec) -> None:
         self.hit(f"swap-hosts {spec.service}")
-        run = self.current.get(spec.service)
-        if run is None or run.state != "running":
+        if spec.service not in self.current:
             raise ProcessError("it has ended", service=spec.service)
-        run.spec = spec
+        self.save(spec)
+        run = self.current[spec.service]
+        if run.state != "running":
+            raise ProcessError("it has ended", service=spec.service)
         if os.path.basename(spec.hosts_folder) not in self.kernel.hosts:
             raise ProcessError(f"no hosts folder {spec.hosts_folder}", service=spec.service)
-        run.shown = spec.hosts_folder
+        run.shown = self._hosts(spec)
 
     def end(self, service: str, code: int | None) -> None:
         """Let a process exit by itself; with None its conmon dies too and records nothing."""
-        self.current[service].end("exited" if code is not None else "failed", code)
+        run = self.current[service]
+        restarts = code is not None and run.spec and restarts_after(run.spec.restart, code)
+        if restarts and not run.stopping:
+            run.end("restarting", code)
+        else:
+            run.end("exited" if code is not None else "failed", code)
+
+    def restart(self, service: str) -> None:
+        """Let the time until a restart by the policy pass."""
+        run = self.current[service]
+        self._pids += 1
+        run.pid, run.state, run.life = self._pids, "running", _Life()
+        run.started_at = time.time()
+        run.restarts += 1
 
     # --- waiting ---
 

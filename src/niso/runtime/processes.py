@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from niso.runtime.idle import Mark
     from niso.runtime.lost import Lost
     from niso.runtime.status import Status
+    from niso.runtime.units import Units
 else:
     Protocol = object
 
@@ -40,6 +41,10 @@ class Start(Protocol):
 
 class Processes(Protocol):
     """A caller that changes anything holds the service's lock (`niso.base.locks`)."""
+
+    @property
+    def units(self) -> Units:
+        """The init's units of the services."""
 
     # --- what there is ---
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from niso.runtime.health import Probe
     from niso.runtime.idle import Mark
     from niso.runtime.lost import Lost
+    from niso.runtime.systemd import Systemd
 
 _EXIT_CODE_S = 1.0
 """How long conmon may take to write an exit status."""
@@ -23,6 +24,12 @@ _EXIT_CODE_S = 1.0
 
 class RealProcesses:
     """`niso.runtime.processes.Processes` of this machine."""
+
+    @property
+    def units(self) -> Systemd:
+        from niso.runtime.systemd import Systemd
+
+        return Systemd()
 
     # --- what there is ---
 

@@ -1,0 +1,127 @@
+"""The units of services, by systemctl and systemd's unit files."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+
+from niso.base.errors import Error, ProcessError
+from niso.runtime import status, unit
+from niso.runtime.units import UNITS, WANTED_BY, unit_file
+
+_SYSTEMCTL_S = 300.0
+
+
+class Systemd:
+    """`niso.runtime.units.Units` of this machine."""
+
+    def booted(self) -> bool:
+        return unit.booted()
+
+    # --- unit files ---
+
+    def read(self, service: str) -> str | None:
+        try:
+            with open(unit_file(service), encoding="utf-8", errors="surrogateescape") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+
+    def write(self, service: str, text: str) -> None:
+        draft = f"{unit_file(service)}.new"
+        with open(draft, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
+        os.rename(draft, unit_file(service))
+
+    def is_enabled(self, service: str) -> bool:
+        return os.path.islink(os.path.join(UNITS, f"{WANTED_BY}.wants", unit.name(service)))
+
+    def enable(self, services: Iterable[str]) -> None:
+        _systemctl("daemon-reload")
+        _systemctl("enable", *map(unit.name, services))
+
+    def remove(self, services: Iterable[str]) -> None:
+        names = list(services)
+        if not names:
+            return
+        units = [unit.name(name) for name in names]
+        _wait_ended(units)
+        _systemctl("disable", *units)
+        for name in names:
+            os.unlink(unit_file(name))
+        _systemctl("daemon-reload")
+        _systemctl("reset-failed", *units, may_fail=True)
+
+    # --- running units ---
+
+    def start(self, services: Iterable[str]) -> None:
+        _systemctl("start", *map(unit.name, services))
+
+    def is_ours(self, service: str) -> bool:
+        return unit.path(service) is not None
+
+    def is_supervised(self, service: str) -> bool:
+        return bool(status.supervisors(service))
+
+    def is_outside(self, service: str) -> bool:
+        conmon = status.conmon(service)
+        return conmon is not None and unit.path(service, conmon) is None
+
+    def ready(self, service: str) -> None:
+        own = unit.path(service)
+        assert own is not None
+        pids = status.supervisors(service)
+        if not pids:
+            raise ProcessError("its process has ended", f"niso logs {service}", service=service)
+        unit.adopt([pid for pid in pids if unit.path(service, pid) != own], own)
+        unit.tell(f"MAINPID={pids[0]}", "READY=1")
+
+    def give_back(self, service: str) -> None:
+        unit.give_back(service, status.conmon(service))
+
+
+def _wait_ended(units: list[str]) -> None:
+    """Wait at most 10 s until none of these units is active.
+
+    Deleting the file of an active unit would lose its ExecStop.
+    """
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        states = _systemctl("is-active", *units, may_fail=True).split()
+        if not set(states) & {"active", "deactivating", "activating", "reloading"}:
+            return
+        time.sleep(0.02)
+
+
+def _systemctl(*arguments: str, may_fail: bool = False) -> str:
+    """Run systemctl and return its output. Raises Error with its error message."""
+    import subprocess
+
+    command = f"systemctl {' '.join(arguments)}"
+    try:
+        done = subprocess.run(
+            [
+                "systemctl",
+                *(() if arguments[0] == "is-active" else ("--quiet",)),
+                "--no-ask-password",
+                *arguments,
+            ],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_SYSTEMCTL_S,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise Error("systemctl is not installed", "apt install systemd") from error
+    except subprocess.TimeoutExpired as error:
+        raise Error(
+            f"{command}: no answer within {_SYSTEMCTL_S:g}s", "systemctl list-jobs"
+        ) from error
+    if done.returncode != 0 and not may_fail:
+        reason = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+        raise Error(
+            f"{command}: {reason}", f"systemctl status {arguments[-1]}" if arguments[1:] else None
+        )
+    return done.stdout

@@ -1,0 +1,72 @@
+"""Declare the interface to systemd's units of services; `niso.runtime.fake_units` needs no root."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.runtime import unit
+
+if TYPE_CHECKING:
+    from typing import Protocol
+else:
+    Protocol = object
+
+UNITS = "/etc/systemd/system"
+WANTED_BY = "multi-user.target"
+
+
+def unit_file(service: str) -> str:
+    """Return the path of a service's unit file."""
+    return os.path.join(UNITS, unit.name(service))
+
+
+class Units(Protocol):
+    """The units of services of systemd. Methods other than `booted` need it as the init.
+
+    All raise Error if systemd refuses.
+    """
+
+    def booted(self) -> bool:
+        """Return whether systemd is the init."""
+
+    # --- unit files ---
+
+    def read(self, service: str) -> str | None:
+        """Return the text of a service's unit file; None if there is none."""
+
+    def write(self, service: str, text: str) -> None:
+        """Replace the unit file of a service; `enable` lets systemd read it. Raises OSError."""
+
+    def is_enabled(self, service: str) -> bool:
+        """Return whether systemd starts the unit at boot."""
+
+    def enable(self, services: Iterable[str]) -> None:
+        """Let systemd read the units of services, and start them at boot."""
+
+    def remove(self, services: Iterable[str]) -> None:
+        """Disable units and remove their files, once none is active; no-op without services."""
+
+    # --- running units ---
+
+    def start(self, services: Iterable[str]) -> None:
+        """Start the units of services and wait for them."""
+
+    def is_ours(self, service: str) -> bool:
+        """Return whether this command runs in the service's unit."""
+
+    def is_supervised(self, service: str) -> bool:
+        """Return whether the service's process has a conmon."""
+
+    def is_outside(self, service: str) -> bool:
+        """Return whether the service has a conmon that is not in its unit."""
+
+    def ready(self, service: str) -> None:
+        """Make the service's conmon the main process of its unit, in which this command runs.
+
+        The caller holds the service's lock. Raises ProcessError if the process has ended.
+        """
+
+    def give_back(self, service: str) -> None:
+        """End a service's unit, but not its processes. The caller holds the service's lock."""

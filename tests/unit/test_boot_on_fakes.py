@@ -1,0 +1,142 @@
+"""enable, disable and restore on a kernel, processes and units in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_host import World
+
+from niso.base.errors import Conflict, Error, ProcessError
+from niso.commands import boot
+from niso.commands.deactivate import deactivate
+
+WEB = {"ports": ["8080:80"]}
+SHARE = {"mode": "share", "share": "api"}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as made:
+        made.processes.units.is_init = True
+        yield made
+
+
+def enabled(world: World) -> list[str]:
+    return sorted(row.name for row in world.store.services() if row.enabled)
+
+
+def marks(marked: list[boot.Marked]) -> dict[str, bool]:
+    return {one.service: one.changed for one in marked}
+
+
+def test_enabled_service_comes_under_its_unit_and_disabled_one_runs_on(world: World) -> None:
+    world.activate(world.package("api", network=WEB), world.package("db"))
+    deactivate(world.machine, ["db"])
+    first, units = world.processes.status("api").pid, world.processes.units
+    assert marks(boot.enable(world.machine, ["api", "db"])) == {"api": True, "db": True}
+    assert enabled(world) == sorted(units.enabled) == sorted(units.files) == ["api", "db"]
+    assert units.active == {"api"}
+    assert marks(boot.enable(world.machine, ["api", "db"])) == {"api": False, "db": False}
+    assert marks(boot.disable(world.machine, ["api"])) == {"api": True}
+    assert enabled(world) == sorted(units.enabled) == sorted(units.files) == ["db"]
+    assert world.processes.status("api").pid == first
+    assert marks(boot.disable(world.machine, ["api"])) == {"api": False}
+    world.assert_whole()
+
+
+def test_without_systemd_only_the_store_records_it(world: World) -> None:
+    world.processes.units.is_init = False
+    world.activate(world.package("api"))
+    assert boot.enable(world.machine, ["api"]) == [boot.Marked("api", True, None)]
+    assert enabled(world) == ["api"]
+    assert world.processes.units.files == {}
+    assert boot.disable(world.machine, ["api"]) == [boot.Marked("api", True, None)]
+
+
+def test_unit_of_another_is_left_alone(world: World) -> None:
+    world.activate(world.package("api"))
+    world.processes.units.files["api"] = "[Unit]\nDescription=theirs\n"
+    with pytest.raises(Conflict, match="already exists and was not made for this state folder"):
+        boot.enable(world.machine, ["api"])
+    assert enabled(world) == []
+    boot.disable(world.machine, ["api"])
+    assert world.processes.units.files == {"api": "[Unit]\nDescription=theirs\n"}
+
+
+def test_changed_unit_is_written_again(world: World) -> None:
+    world.activate(world.package("api"))
+    boot.enable(world.machine, ["api"])
+    units = world.processes.units
+    text = units.files["api"]
+    units.files["api"] += "# by hand\n"
+    assert marks(boot.enable(world.machine, ["api"])) == {"api": True}
+    assert units.files["api"] == units.known["api"] == text
+
+
+def test_sharer_is_enabled_only_with_its_provider(world: World) -> None:
+    world.activate(world.package("api"), world.package("log", network=SHARE))
+    with pytest.raises(Conflict, match="'api', which is not enabled"):
+        boot.enable(world.machine, ["log"])
+    boot.enable(world.machine, ["log", "api"])
+    with pytest.raises(Conflict, match="'log', which is enabled, shares"):
+        boot.disable(world.machine, ["api"])
+    assert enabled(world) == ["api", "log"]
+
+
+def test_refusal_of_systemd_is_the_error_and_another_try_completes_it(world: World) -> None:
+    world.activate(world.package("api"))
+    world.processes.fail = lambda what: what == "enable-unit api"
+    with pytest.raises(Error):
+        boot.enable(world.machine, ["api"])
+    world.processes.fail = lambda what: False
+    boot.enable(world.machine, ["api"])
+    assert world.processes.units.enabled == world.processes.units.active == {"api"}
+
+
+def test_activation_by_systemd_completes_the_start_of_the_unit(world: World) -> None:
+    world.activate(world.package("api"))
+    units = world.processes.units
+    units.caller = "api"
+    boot.settle(world.machine, ["api"])
+    assert units.active == {"api"}
+    assert units.files == {}
+    world.processes.end("api", None)
+    first = len(world.processes.done)
+    boot.settle(world.machine, ["api"])  # its conmon is gone: it is started again
+    assert "start api" in world.processes.done[first:]
+    world.assert_whole()
+
+
+def test_unit_of_a_process_that_has_ended_does_not_start(world: World) -> None:
+    world.activate(world.package("api", service={"restart": "no"}))
+    world.processes.units.caller = "api"
+    world.processes.dies["api"] = 1
+    world.processes.end("api", 1)
+    with pytest.raises(ProcessError):
+        boot.settle(world.machine, ["api"])
+    assert world.processes.units.active == set()
+
+
+def test_activation_by_hand_puts_an_enabled_service_under_its_unit(world: World) -> None:
+    world.activate(world.package("api"), world.package("db"))
+    boot.enable(world.machine, ["api"])
+    deactivate(world.machine, ["api"])
+    world.processes.units.active.clear()
+    world.activate("api")
+    boot.settle(world.machine, ["api", "db"])
+    assert world.processes.units.active == {"api"}
+
+
+def test_restore_activates_all_that_is_enabled_and_says_what_failed(world: World) -> None:
+    world.processes.units.is_init = False
+    world.activate(world.package("api"), world.package("log", network=SHARE), world.package("db"))
+    boot.enable(world.machine, ["api", "log", "db"])
+    deactivate(world.machine, ["api", "log", "db"])
+    world.processes.dies["db"] = 1
+    done = boot.restore(world.machine, 5.0)
+    assert [outcome.service for outcome in done.outcomes] == ["api", "log"]
+    assert [error.service for error in done.errors] == ["db"]
+    assert world.store.active_services() == ["api", "log"]
+    world.assert_whole()

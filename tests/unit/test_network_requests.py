@@ -1,0 +1,123 @@
+"""Networks that cannot be: what is refused, with which words, and that nothing has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_host import World
+
+from niso.base.errors import Conflict, Error, UsageError
+from niso.commands import network
+from niso.services.networks import NetworkRequest
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as made:
+        yield made
+
+
+def request(name: str, arguments: list[str]) -> NetworkRequest:
+    """The request of a command line: options with their values, and --ipv6."""
+    values: dict[str, list[str]] = {}
+    words = iter(arguments)
+    for option in words:
+        values.setdefault(option, []).append("" if option == "--ipv6" else next(words))
+    mtu = values.get("--mtu")
+    return NetworkRequest(
+        name,
+        tuple(values.get("--subnet", ())),
+        "--ipv6" in values,
+        tuple(values.get("--gateway", ())),
+        False,
+        int(mtu[0]) if mtu else None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--subnet", "10.99.1.128/25"], ["overlaps 10.99.1.0/24", "network 'backend'"]),
+        (["--subnet", "10.0.0.0/8"], ["overlaps", "network 'backend'"]),
+        (["--subnet", "192.0.2.0/28"], ["overlaps 192.0.2.0/24", "uplink0"]),
+        (["--subnet", "198.51.100.64/26"], ["overlaps 198.51.100.0/24", "uplink0"]),
+        (["--subnet", "203.0.113.0/24"], ["overlaps 203.0.113.9/32", "uplink0"]),
+        (["--subnet", "10.50.0.1/24"], ["--subnet", "10.50.0.1/24"]),
+        (["--subnet", "10.50.0.0/31"], ["--subnet", "/8 to /30"]),
+        (["--subnet", "127.1.0.0/24"], ["--subnet", "127.1.0.0/24"]),
+        (["--subnet", "224.1.0.0/24"], ["--subnet", "224.1.0.0/24"]),
+        (["--subnet", "2001:db8::/60"], ["overlaps 2001:db8::/64", "uplink0"]),
+        (["--subnet", "2001:db8:77::/64"], ["overlaps 2001:db8:77::/48", "uplink0"]),
+        (["--subnet", "fd00:99::/56"], ["overlaps fd00:99:0:5::/64", "network 'backend'"]),
+        (
+            ["--subnet", "10.50.0.0/24", "--subnet", "fd00:99:0:5::/96"],
+            ["overlaps", "network 'backend'"],
+        ),
+        (["--subnet", "fd00::1/64"], ["--subnet 'fd00::1/64'", "did you mean fd00::/64?"]),
+        (["--subnet", "fd00::/47"], ["--subnet fd00::/47", "/48 to /126"]),
+        (["--subnet", "fd00::/127"], ["--subnet fd00::/127", "/48 to /126"]),
+        *(
+            (["--subnet", each], [f"--subnet {each}", "not a prefix for host addresses"])
+            for each in (
+                "::/64",
+                "::ffff:0:0/96",
+                "fe80::/64",
+                "fec0::/64",
+                "ff02::/64",
+                "64:ff9b::/96",
+                "4000::/64",
+            )
+        ),
+        (["--subnet", "fd00::/64", "--subnet", "fd01::/64"], ["one IPv6 subnet"]),
+        (["--subnet", "10.50.0.0/24", "--subnet", "10.51.0.0/24"], ["one IPv4 subnet"]),
+        (["--subnet", "fd00::/64", "--ipv6"], ["--ipv6", "fd00::/64"]),
+        (["--subnet", "fd00::/64", "--gateway", "fd00::"], ["--gateway fd00::", "network itself"]),
+        (
+            ["--subnet", "fd00::/64", "--gateway", "fd01::1"],
+            ["--gateway fd01::1", "not in fd00::/64"],
+        ),
+        (
+            ["--subnet", "10.50.0.0/24", "--gateway", "fd00::1"],
+            ["--gateway fd00::1", "not in 10.50.0.0/24"],
+        ),
+        (["--ipv6", "--gateway", "nonsense"], ["--gateway 'nonsense'"]),
+        (
+            ["--subnet", "10.50.0.0/24", "--gateway", "10.50.0.3", "--gateway", "10.50.0.4"],
+            ["--gateway 10.50.0.4", "only one gateway"],
+        ),
+        (["--ipv6", "--mtu", "1279"], ["--mtu 1279", "1280", "IPv6"]),
+        (
+            ["--subnet", "10.50.0.0/24", "--gateway", "10.51.0.1"],
+            ["--gateway 10.51.0.1", "10.50.0.0/24"],
+        ),
+        (
+            ["--subnet", "10.50.0.0/24", "--gateway", "10.50.0.0"],
+            ["--gateway 10.50.0.0", "network itself"],
+        ),
+        (
+            ["--subnet", "10.50.0.0/24", "--gateway", "10.50.0.255"],
+            ["--gateway 10.50.0.255", "broadcast"],
+        ),
+        (["--mtu", "100"], ["--mtu 100"]),
+    ],
+)
+def test_network_that_cannot_be_is_refused_and_changes_nothing(
+    world: World, arguments: list[str], words: list[str]
+) -> None:
+    world.kernel.own_addresses |= {
+        "198.51.100.0/24": "uplink0",
+        "203.0.113.9/32": "uplink0",
+        "2001:db8::1/64": "uplink0",
+        "2001:db8:77::/48": "uplink0",
+    }
+    taken = ["--subnet", "10.99.1.0/24", "--subnet", "fd00:99:0:5::/64"]
+    network.create(world.machine, request("backend", taken))
+    before = world.picture()
+    kind: type[Error] = Conflict if "overlaps" in words[0] else UsageError
+    with pytest.raises(kind) as refused:
+        network.create(world.machine, request("new", arguments))
+    said = f"{refused.value.key} {refused.value.message} {refused.value.hint}"
+    assert all(word in said for word in words), said
+    assert world.picture() == before
