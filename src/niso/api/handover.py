@@ -136,16 +136,34 @@ def _whose(name: str, holder: str, held: Port) -> str:
 
 
 def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
-    """Warn about capabilities that reach beyond the service."""
+    """Warn about capabilities that reach beyond the service, and about root in host volumes."""
     from niso.runtime import oci
 
     for name in names:
         row = store.service(name)
         process = row.require_process() if row is not None else None
-        for capability in process.capabilities if process else ():
-            means = oci.THE_MACHINE | ({} if process and process.netns else oci.HOST_NETWORK)
+        if process is None:
+            continue
+        means = oci.THE_MACHINE | ({} if process.netns else oci.HOST_NETWORK)
+        for capability in process.capabilities:
             if capability in means:
                 session.caution(
                     f"{name}: isolation.capabilities: {capability} affects the whole machine:"
                     f" {means[capability]}"
                 )
+        shared = [
+            volume
+            for volume in process.volumes
+            if volume.source is not None and not volume.named and not volume.read_only
+        ]
+        for volume in shared if process.uid == 0 else ():
+            session.caution(
+                f"{name}: volumes.{volume.name}.host: the service is root (uid 0), also in"
+                f" {volume.source} on the host",
+                ('set service.user to the owner of that path, or mode = "ro"',),
+            )
+        if shared and not process.restrict_suid_sgid:
+            session.caution(
+                f"{name}: isolation.restrict_suid_sgid is false: the service can leave setuid"
+                f" programs in {', '.join(str(volume.source) for volume in shared)}"
+            )

@@ -64,3 +64,5 @@ class ProcessSpec(NamedTuple):
     """Percent of one CPU."""
     pids_limit: int | None = None
     volumes: tuple[Volume, ...] = ()
+    restrict_suid_sgid: bool = False
+    """Whether it cannot make setuid and setgid files; False in a spec of an older niso."""

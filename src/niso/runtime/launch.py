@@ -51,6 +51,18 @@ _LIMITS = (
     "SIGPENDING",
     "STACK",
 )
+_FOLDERS = (
+    "layer",
+    "lower",
+    "empty",
+    root.HOST,
+    root.INIT,
+    "scratch",
+    "root",
+    "exits",
+    "persist",
+)
+"""The folders of a bundle."""
 _PROFILE = os.path.join(os.path.dirname(__file__), "seccomp.json")
 
 
@@ -134,11 +146,16 @@ class Launch:
         self._held.close()
 
 
+def init() -> str:
+    """Return the path of catatonit, links resolved. Raises ProcessError."""
+    return os.path.realpath(crun.tool("catatonit"))
+
+
 def write_bundle(spec: ProcessSpec, bundle: str) -> None:
     """Write the OCI bundle: config.json and the folders of the root. Raises OSError."""
     if not spec.netns:
         spec = spec._replace(hostname=os.uname().nodename, resolv_conf=root.of_host("resolv.conf"))
-    for name in ("layer", "lower", "scratch", "root", "exits", "persist"):
+    for name in _FOLDERS:
         os.mkdir(os.path.join(bundle, name), 0o700)
     where = volumes.placed(spec.rootfs, spec.volumes)
     volumes.make_named(spec)
@@ -147,9 +164,10 @@ def write_bundle(spec: ProcessSpec, bundle: str) -> None:
     with open(_PROFILE, encoding="utf-8") as file:
         profile = json.load(file)
     machine = oci.Machine(
-        init=crun.tool("catatonit"),
+        init=os.path.join(bundle, root.INIT, os.path.basename(init())),
         nofile_max=nofile_max(),
         seccomp=profile,
+        host=f"{bundle}/{root.HOST}",
         folders=root.host_folders() if spec.rootfs is None else (),
         controllers=cgroup.usable(oci.limits(spec)),
     )
@@ -241,7 +259,7 @@ class _Creator:
             if self._may_end.acquire(blocking=False):
                 return
             os.unshare(os.CLONE_NEWNS)
-            root.assemble(self._spec, self._bundle)
+            root.assemble(self._spec, self._bundle, init())
             self._mounted.release()
             _move_nowhere()  # while conmon and crun start
             self._may_end.acquire()

@@ -333,4 +333,5 @@ def _spec(
         cpu_max=wanted.cpu_max,
         pids_limit=wanted.pids_limit,
         volumes=targets.volumes(wanted),
+        restrict_suid_sgid=wanted.restrict_suid_sgid,
     )
