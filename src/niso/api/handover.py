@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from niso.api.session import Session
     from niso.commands.activate import Outcome
+    from niso.plan.process_spec import Volume
     from niso.plan.records import Port
     from niso.services.machine import Machine
     from niso.store.store import Store
@@ -137,7 +140,7 @@ def _whose(name: str, holder: str, held: Port) -> str:
 
 def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
     """Warn about capabilities that reach beyond the service, and about root in host volumes."""
-    from niso.runtime import oci
+    from niso.runtime import oci, sources
 
     for name in names:
         row = store.service(name)
@@ -151,11 +154,10 @@ def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
                     f"{name}: isolation.capabilities: {capability} affects the whole machine:"
                     f" {means[capability]}"
                 )
-        shared = [
-            volume
-            for volume in process.volumes
-            if volume.source is not None and not volume.named and not volume.read_only
-        ]
+        shared = [volume for volume in process.volumes if sources.is_shared(volume)]
+        for volume in shared:
+            _warn_of_others(session, name, volume)
+        shared = [volume for volume in shared if not volume.read_only]
         for volume in shared if process.uid == 0 else ():
             session.caution(
                 f"{name}: volumes.{volume.name}.host: the service is root (uid 0), also in"
@@ -167,3 +169,20 @@ def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
                 f"{name}: isolation.restrict_suid_sgid is false: the service can leave setuid"
                 f" programs in {', '.join(str(volume.source) for volume in shared)}"
             )
+
+
+def _warn_of_others(session: Session, name: str, volume: Volume) -> None:
+    """Warn if others than root and the owner of a host volume can replace it."""
+    from niso.runtime import sources
+
+    path = str(volume.source)
+    try:
+        folder = sources.changeable(path, {0, os.stat(path).st_uid})
+    except OSError:
+        return
+    if folder is not None:
+        session.caution(
+            f"{name}: volumes.{volume.name}.host: others than root and the owner of {path} can"
+            f" replace it, because they may write to {folder}",
+            ("give the folders above it to root or its owner, writable for nobody else",),
+        )

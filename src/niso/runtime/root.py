@@ -14,19 +14,20 @@ host's never has a mount of niso's.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
+from collections.abc import Mapping
 
 from niso.base import paths
 from niso.base.errors import InvalidInput
 from niso.plan.process_spec import ProcessSpec
 from niso.runtime import service_paths, users
+from niso.runtime.mount_calls import attach, mount
 from niso.runtime.spec import APP
 
 # mount(2), linux/mount.h
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REC, MS_BIND, MS_SLAVE = 0x1, 0x2, 0x4, 0x4000, 0x1000, 0x80000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REC, MS_SLAVE = 0x1, 0x2, 0x4, 0x4000, 0x80000
 
 HOSTS = "niso-hosts"
 """The folder below the service's /etc that contains hosts.
@@ -91,8 +92,8 @@ def host_folders() -> list[str]:
     ]
 
 
-HOST, INIT = "host", "init"
-"""The folders of the bundle that show the host's folders and the folder of catatonit."""
+HOST, INIT, LOWER = "host", "init", "lower"
+"""The folders of the bundle that show the host's folders, the folder of catatonit, the rootfs."""
 
 
 def write_layer(spec: ProcessSpec, layer: str) -> str:
@@ -117,10 +118,11 @@ def write_layer(spec: ProcessSpec, layer: str) -> str:
     return f"{etc}/{HOSTS}"
 
 
-def assemble(spec: ProcessSpec, bundle: str, init: str) -> None:
+def assemble(spec: ProcessSpec, bundle: str, init: str, sources: Mapping[str, int]) -> None:
     """Mount the root at ``bundle``/root, in a mount namespace that the caller has unshared.
 
-    ``init`` is the path of catatonit; its folder is shown at ``bundle``/init.
+    ``init`` is the path of catatonit; its folder is shown at ``bundle``/init. ``sources`` are
+    detached mounts, by their mount point in ``bundle``.
 
     Makes the namespace a slave of the host's, and ``bundle`` the working directory: relative names
     of the layers keep ``:`` and ``,`` out of overlay's options. Raises OSError.
@@ -134,8 +136,8 @@ def assemble(spec: ProcessSpec, bundle: str, init: str) -> None:
     _show(os.path.dirname(init), INIT)
     if spec.rootfs is None:
         _show_host()
-    else:
-        mount(spec.rootfs, "lower", None, MS_BIND)
+    for point, tree in sources.items():
+        attach(tree, point)
     if not spec.read_only:
         mount("none", "scratch", "tmpfs", flags, "mode=0755")
         os.mkdir("scratch/upper", 0o755)
@@ -175,17 +177,6 @@ def _show(folder: str, at: str) -> None:
     lower = "".join(f"\\{char}" if char in "\\:," else char for char in folder)
     flags = MS_RDONLY | MS_NOSUID | MS_NODEV
     mount("niso", at, "overlay", flags, f"lowerdir={lower}:empty")
-
-
-def mount(
-    source: str | None, target: str, kind: str | None, flags: int, data: str | None = None
-) -> None:
-    """Call mount(2). Raises OSError with ``target`` as its file name."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
-    if libc.mount(texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3]) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), target)
 
 
 def _assembled_folders(layer: str) -> None:
