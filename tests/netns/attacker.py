@@ -157,11 +157,12 @@ def setns() -> None:
 
 @attack("files_by_handle")
 def handle() -> None:
-    """How containers were left by way of the host's /usr (CAP_DAC_READ_SEARCH)."""
+    """How containers were left by way of a bind mount of the host's (CAP_DAC_READ_SEARCH)."""
+    shown = b"/app" if os.path.isdir("/app") else b"/usr"
     handle_ = ctypes.create_string_buffer(struct.pack("=Ii", 128, 0), 136)
     mount = ctypes.c_int()
-    call(303, -100, b"/usr", handle_, ctypes.byref(mount), 0)
-    fd = os.open("/usr", os.O_RDONLY)
+    call(303, -100, shown, handle_, ctypes.byref(mount), 0)
+    fd = os.open(shown, os.O_RDONLY)
     call(304, fd, handle_, os.O_RDONLY)
 
 

@@ -59,7 +59,7 @@ def request(name: str, arguments: list[str]) -> NetworkRequest:
         (["--subnet", "fd00::/47"], ["--subnet fd00::/47", "/48 to /126"]),
         (["--subnet", "fd00::/127"], ["--subnet fd00::/127", "/48 to /126"]),
         *(
-            (["--subnet", each], [f"--subnet {each}", "not a prefix for host addresses"])
+            (["--subnet", each], [f"--subnet {each}", "not a prefix of unicast addresses"])
             for each in (
                 "::/64",
                 "::ffff:0:0/96",

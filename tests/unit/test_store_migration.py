@@ -22,7 +22,7 @@ from niso.manifest.manifest_tables import Manifest
 from niso.plan.desired import desired
 from niso.plan.records import Healthcheck, Port
 from niso.plan.service_spec import Published, User
-from niso.store import reboot, specs
+from niso.store import reboot, specs, written_rows
 from niso.store import tables as schema
 from niso.store.store import ALL, Store
 
@@ -274,20 +274,26 @@ def test_manifests_of_version_3_are_typed_and_say_the_same(version_3) -> None:
     assert store.checked_services() == ["api"], "a volume of that name is no healthcheck"
 
 
-def test_process_of_version_3_is_the_same_text_so_that_nothing_restarts(version_3) -> None:
+LATER = {"restrict_suid_sgid": False}
+"""What a service that an older version activated has for keys that came later: what it had then."""
+
+
+def test_process_of_version_3_is_the_same_so_that_nothing_restarts(version_3) -> None:
     version_3.close()
     row = Store.open().service("api")
     assert row is not None and row.spec == PROCESS
-    assert specs.encode_process(row.require_process()) == PROCESS
+    now = json.loads(specs.encode_process(row.require_process()))
+    assert [volume.pop("identity") for volume in now["volumes"]] == [None] * len(now["volumes"])
+    assert now == json.loads(PROCESS) | LATER | {"rootfs_identity": None}
 
 
-def test_row_of_version_3_is_the_one_that_an_activation_would_write(version_3) -> None:
-    """Else an unchanged service would be seen as changed."""
+def test_row_of_version_3_is_what_an_activation_would_write_but_for_later_keys(version_3) -> None:
     version_3.close()
     row = Store.open().service("api")
     assert row is not None
     tables = convert.convert(json.loads(WRITTEN["api"]), Manifest)
-    assert specs.encode_service(build.spec(tables, {})) == row.manifest
+    now = build.spec(tables, {})._replace(manifest=json.loads(WRITTEN["api"]))
+    assert json.loads(specs.encode_service(now)) | LATER == json.loads(row.manifest)
 
 
 @pytest.mark.parametrize("text", ["x", "{}", "[]", WRITTEN["db"].replace('"5432"', '"0"')])
@@ -381,6 +387,32 @@ def test_migration_that_fails_leaves_version_1_as_it_was(version_1, monkeypatch)
 
 def test_every_version_has_a_migration_to_the_next() -> None:
     assert set(schema.MIGRATIONS) == set(range(2, schema.VERSION + 1))
+
+
+# --- version 4 to 5: more fields of ServiceSpec and ProcessSpec ---------------------------------------------------------
+
+
+@pytest.fixture
+def version_4(version_3) -> sqlite3.Connection:
+    """The same database as version 4 had it."""
+    written_rows.add_functions(version_3)
+    for statement in schema.MIGRATIONS[4].split(";"):
+        version_3.execute(statement)
+    for row in version_3.execute("SELECT name, manifest FROM service").fetchall():
+        fields = {key: value for key, value in json.loads(row[1]).items() if key not in LATER}
+        version_3.execute(
+            "UPDATE service SET manifest=? WHERE name=?", (json.dumps(fields), row[0])
+        )
+    version_3.execute("PRAGMA user_version=4")
+    return version_3
+
+
+def test_service_of_version_4_is_as_it_was_activated(version_4) -> None:
+    version_4.close()
+    api, db = Store.open().services()
+    for row in (api, db):
+        assert json.loads(specs.encode_service(row.require_service())).items() >= LATER.items()
+    assert api.require_process().rootfs_identity is None
 
 
 # --- what every version must have ------------------------------------------------------------------------------------

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from niso.api.session import Session
     from niso.commands.activate import Outcome
+    from niso.plan.process_spec import Volume
     from niso.plan.records import Port
     from niso.services.machine import Machine
     from niso.store.store import Store
@@ -136,16 +139,50 @@ def _whose(name: str, holder: str, held: Port) -> str:
 
 
 def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
-    """Warn about capabilities whose effect extends beyond the service."""
-    from niso.runtime import oci
+    """Warn about capabilities that reach beyond the service, and about root in host volumes."""
+    from niso.runtime import oci, sources
 
     for name in names:
         row = store.service(name)
         process = row.require_process() if row is not None else None
-        for capability in process.capabilities if process else ():
-            means = oci.THE_MACHINE | ({} if process and process.netns else oci.HOST_NETWORK)
+        if process is None:
+            continue
+        means = oci.THE_MACHINE | ({} if process.netns else oci.HOST_NETWORK)
+        for capability in process.capabilities:
             if capability in means:
                 session.caution(
                     f"{name}: isolation.capabilities: {capability} affects the whole machine:"
                     f" {means[capability]}"
                 )
+        shared = [volume for volume in process.volumes if sources.is_shared(volume)]
+        for volume in shared:
+            _warn_of_others(session, name, volume)
+        shared = [volume for volume in shared if not volume.read_only]
+        for volume in shared if process.uid == 0 else ():
+            session.caution(
+                f"{name}: volumes.{volume.name}.host: the service is root (uid 0), also in"
+                f" {volume.source} on the host",
+                ('set service.user to the owner of that path, or mode = "ro"',),
+            )
+        if shared and not process.restrict_suid_sgid:
+            session.caution(
+                f"{name}: isolation.restrict_suid_sgid is false: the service can leave setuid"
+                f" programs in {', '.join(str(volume.source) for volume in shared)}"
+            )
+
+
+def _warn_of_others(session: Session, name: str, volume: Volume) -> None:
+    """Warn if others than root and the owner of a host volume can replace it."""
+    from niso.runtime import sources
+
+    path = str(volume.source)
+    try:
+        folder = sources.changeable(path, {0, os.stat(path).st_uid})
+    except OSError:
+        return
+    if folder is not None:
+        session.caution(
+            f"{name}: volumes.{volume.name}.host: others than root and the owner of {path} can"
+            f" replace it, because they may write to {folder}",
+            ("give the folders above it to root or its owner, writable for nobody else",),
+        )

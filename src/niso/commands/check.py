@@ -14,7 +14,7 @@ from niso.kernel.interface import Kernel
 from niso.plan.findings import Finding, findings
 from niso.plan.records import Network
 from niso.reconcile.converge import compare, desired_now
-from niso.runtime.defects import of_package
+from niso.runtime.defects import of_package, of_sources
 from niso.services.machine import Machine
 from niso.store.store import Scope, Store, bare_name, suggest
 
@@ -155,6 +155,7 @@ def _processes(machine: Machine, active: list[str]) -> list[Finding]:
             continue
         row = store.service(name)
         lost = None if row is None else of_package(row)
+        defects += of_sources(row) if row is not None else []
         defects += [
             defect for defect in (lost, machine.processes.defect(name)) if defect is not None
         ]

@@ -6,6 +6,8 @@ import os
 
 from niso.base.errors import Conflict, NotFound
 from niso.base.report import Report, silent
+from niso.runtime import sources
+from niso.services import targets
 from niso.services.journal import begin, end_intents, end_restart, locked, recover
 from niso.services.machine import Machine
 from niso.store import specs
@@ -35,10 +37,11 @@ def restart(machine: Machine, services: list[str], report: Report = silent) -> N
                     raise NotFound(
                         f"{folder} is gone", f"niso activate {row.manifest_path}", service=name
                     )
+            targets.replaced(row)
             rows.append(row)
         begin(store, services, "restart")
         try:
-            rows = _with_name_servers(store, rows)
+            rows = _refreshed(store, rows)
             start.restart(machine.processes, rows, report)
             end_intents(store, services)
         except BaseException:
@@ -46,21 +49,20 @@ def restart(machine: Machine, services: list[str], report: Report = silent) -> N
             raise
 
 
-def _with_name_servers(store: Store, rows: list[ServiceRow]) -> list[ServiceRow]:
+def _refreshed(store: Store, rows: list[ServiceRow]) -> list[ServiceRow]:
     """Update the stored rows to the host's current resolv.conf, and return them.
 
-    Services on the host's own network read it directly.
+    Services on the host's own network read it directly. Also record what the paths of a service
+    lead to that an older niso activated.
     """
     from niso.kernel import host_facts
 
     text = host_facts.resolv_conf()[0]
-    old = [row.require_process() for row in rows]
-    now = [
-        row._replace(spec=specs.encode_process(process._replace(resolv_conf=text)))
-        if process.netns
-        else row
-        for row, process in zip(rows, old, strict=True)
-    ]
+    now = []
+    for row in rows:
+        old = row.require_process()
+        spec = sources.recorded(old._replace(resolv_conf=text) if old.netns else old)
+        now.append(row._replace(spec=specs.encode_process(spec)) if spec != old else row)
     if now != rows:
         with store.transaction():
             for row in now:

@@ -92,6 +92,7 @@ def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
             parsed,
         ),
         manifest=convert.plain(manifest),
+        restrict_suid_sgid=manifest.isolation.restrict_suid_sgid,
     )
 
 
@@ -108,7 +109,11 @@ def _healthcheck(manifest: Manifest, parsed: Mapping[str, Any]) -> Healthcheck |
 def of_written(text: str) -> ServiceSpec:
     """Return the ServiceSpec of a manifest from a store of version 3 or older.
 
-    ``text`` is the JSON of its tables as they were written. Raises ValueError if it is not that,
-    InvalidInput if this version of niso cannot parse one of its values.
+    ``text`` is the JSON of its tables as they were written. Keys that its version did not have get
+    what that version did, not the default of now. Raises ValueError if it is not that, InvalidInput
+    if this version of niso cannot parse one of its values.
     """
-    return spec(convert.convert(json.loads(text), Manifest), {})
+    data = json.loads(text)
+    return spec(convert.convert(data, Manifest), {})._replace(
+        manifest=data, restrict_suid_sgid=False
+    )

@@ -175,6 +175,8 @@ _DESCRIPTIONS = {
     "Isolation.capabilities": "Capabilities that the service keeps: names of capabilities(7) "
     "without CAP_.",
     "Isolation.read_only": "Whether / is read-only. /tmp, /run and /var/tmp are always tmpfs.",
+    "Isolation.restrict_suid_sgid": "Whether the service cannot make setuid and setgid files, and "
+    "cannot set these bits of folders (RestrictSUIDSGID of systemd).",
     "Network.policy": "Who may connect to the service and where it may connect. It only narrows "
     "what the networks allow.",
     "Policy.egress": "Where the service may connect.",

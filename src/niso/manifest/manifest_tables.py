@@ -38,6 +38,7 @@ class Resources(NamedTuple):
 class Isolation(NamedTuple):
     capabilities: tuple[str, ...] = ()
     read_only: bool = True
+    restrict_suid_sgid: bool = True
     resources: Resources = Resources()
 
 

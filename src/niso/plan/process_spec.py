@@ -7,6 +7,16 @@ from collections.abc import Mapping
 from niso.base.lite_typing import NamedTuple
 
 
+class Identity(NamedTuple):
+    """The file that a path led to at the activation (stat(2))."""
+
+    device: int
+    inode: int
+    """0 for what is not a folder."""
+    boot: str
+    """The boot id; a device may have another number after a reboot."""
+
+
 class Volume(NamedTuple):
     """One volume of a process."""
 
@@ -20,6 +30,8 @@ class Volume(NamedTuple):
     read_only: bool
     size: int | None
     """The size of a tmpfs in bytes; None for the kernel's default, half of the memory."""
+    identity: Identity | None = None
+    """Of a path of the host; None if an older niso activated the service."""
 
 
 class ProcessSpec(NamedTuple):
@@ -64,3 +76,7 @@ class ProcessSpec(NamedTuple):
     """Percent of one CPU."""
     pids_limit: int | None = None
     volumes: tuple[Volume, ...] = ()
+    restrict_suid_sgid: bool = False
+    """Whether it cannot make setuid and setgid files; False in a spec of an older niso."""
+    rootfs_identity: Identity | None = None
+    """None without a rootfs, or if an older niso activated the service."""

@@ -74,6 +74,7 @@ class ServiceSpec(NamedTuple):
     policy: Policy
     manifest: Mapping[str, object]
     """The manifest's keys as written, with defaults for missing ones, for people to read."""
+    restrict_suid_sgid: bool = False  # in a store of version 4: as it was activated
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from niso.plan.findings import Finding
-from niso.runtime import status
+from niso.runtime import sources, status
 from niso.runtime.root import HOSTS
 from niso.runtime.spec import APP, load
 from niso.store.store import ServiceRow
@@ -64,6 +64,22 @@ def of_package(row: ServiceRow) -> Finding | None:
         f"package copy {row.package} of service {row.name!r}",
         f"niso activate {row.manifest_path}",
     )
+
+
+INTERRUPTED = "a stop of it was interrupted"
+
+
+def of_sources(row: ServiceRow) -> list[Finding]:
+    """Return a finding for each path of a service that leads elsewhere than at its activation."""
+    spec = row.process
+    return [
+        Finding(
+            "different",
+            f"{error.key} of service {row.name!r}",
+            f"{error.reason}; niso activate {row.manifest_path}, if it may be used",
+        )
+        for error in (sources.problems(spec) if spec is not None else ())
+    ]
 
 
 INTERRUPTED = "a stop of it was interrupted"

@@ -18,6 +18,7 @@ import json
 import os
 import resource
 import signal
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 
 from niso.base import failpoint, paths
@@ -25,7 +26,7 @@ from niso.base.errors import ProcessError
 from niso.base.locks import open_lock
 from niso.base.signals import ENDING, signals_held
 from niso.plan.process_spec import ProcessSpec
-from niso.runtime import cgroup, crun, exit_command, oci, root, unit, volumes
+from niso.runtime import cgroup, crun, exit_command, oci, root, sources, unit, volumes
 from niso.runtime.pids import wait_readable
 from niso.runtime.spec import write_json
 
@@ -51,6 +52,19 @@ _LIMITS = (
     "SIGPENDING",
     "STACK",
 )
+_FOLDERS = (
+    "layer",
+    root.LOWER,
+    "empty",
+    root.HOST,
+    root.INIT,
+    sources.VOLUMES,
+    "scratch",
+    "root",
+    "exits",
+    "persist",
+)
+"""The folders of a bundle."""
 _PROFILE = os.path.join(os.path.dirname(__file__), "seccomp.json")
 
 
@@ -99,12 +113,16 @@ class Launch:
         try:
             failpoint.hit(f"write the bundle of {spec.service}")
             exit_command.write()
+            held = sources.Held(spec)
+            self._held.callback(held.close)
             os.mkdir(bundle, 0o700)
             # A signal between the two would leave a thread and a conmon without an owner.
             with signals_held():
-                creator = _Creator(spec, bundle)  # conmon loads while the bundle is written
+                creator = _Creator(
+                    spec, bundle, held.trees
+                )  # conmon loads while the bundle is written
                 self._held.callback(creator.close)
-            write_bundle(spec, bundle)
+            write_bundle(held.spec, bundle)
             # Keeps others from removing the parent cgroup before crun has made ours in it.
             guard = open_lock(".cgroup")
             self._held.callback(os.close, guard)
@@ -135,26 +153,37 @@ class Launch:
         self._held.close()
 
 
+def init() -> str:
+    """Return the path of catatonit, links resolved. Raises ProcessError."""
+    return os.path.realpath(crun.tool("catatonit"))
+
+
 def write_bundle(spec: ProcessSpec, bundle: str) -> None:
-    """Write the OCI bundle: config.json and the folders of the root. Raises OSError."""
+    """Write the OCI bundle: config.json and the folders of the root. Raises OSError.
+
+    ``spec`` is that of `sources.Held`.
+    """
     if not spec.netns:
         spec = spec._replace(hostname=os.uname().nodename, resolv_conf=root.of_host("resolv.conf"))
-    for name in ("layer", "lower", "scratch", "root", "exits", "persist"):
+    for name in _FOLDERS:
         os.mkdir(os.path.join(bundle, name), 0o700)
     where = volumes.placed(spec.rootfs, spec.volumes)
     volumes.make_named(spec)
     hosts_at = root.write_layer(spec, f"{bundle}/layer")
     volumes.make_points(spec.rootfs, f"{bundle}/layer", where)
+    shared = f"{bundle}/{sources.VOLUMES}"
+    volumes.make_sources(shared, where)
     with open(_PROFILE, encoding="utf-8") as file:
         profile = json.load(file)
     machine = oci.Machine(
-        init=crun.tool("catatonit"),
+        init=os.path.join(bundle, root.INIT, os.path.basename(init())),
         nofile_max=nofile_max(),
         seccomp=profile,
+        host=f"{bundle}/{root.HOST}",
         folders=root.host_folders() if spec.rootfs is None else (),
         controllers=cgroup.usable(oci.limits(spec)),
     )
-    mounts = volumes.mounts(spec, where)
+    mounts = volumes.mounts(spec, where, shared)
     config = oci.config(spec, f"{bundle}/root", hosts_at, machine, mounts)
     write_json(f"{bundle}/config.json", config)
 
@@ -168,9 +197,10 @@ class _Creator:
     life, because the main thread handles them.
     """
 
-    def __init__(self, spec: ProcessSpec, bundle: str) -> None:
+    def __init__(self, spec: ProcessSpec, bundle: str, trees: Mapping[str, int]) -> None:
         self._spec = spec
         self._bundle = bundle
+        self._trees = trees
         self._error: Exception | None = None
         self._conmon = 0
         """Its pid until it has forked; then 0."""
@@ -242,7 +272,7 @@ class _Creator:
             if self._may_end.acquire(blocking=False):
                 return
             os.unshare(os.CLONE_NEWNS)
-            root.assemble(self._spec, self._bundle)
+            root.assemble(self._spec, self._bundle, init(), self._trees)
             self._mounted.release()
             _move_nowhere()  # while conmon and crun start
             self._may_end.acquire()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container, Sequence
 
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.plan.process_spec import ProcessSpec
@@ -26,6 +26,11 @@ THE_MACHINE = {
     "SYS_MODULE": "it can load kernel modules",
     "SYS_RAWIO": "it can access I/O ports of the hardware",
     "DAC_READ_SEARCH": "it can read every file on the machine's file systems",
+    "SYS_TIME": "it can set the machine's clock",
+    "SYSLOG": "it can read the kernel's log and delete it",
+    "SYS_NICE": "it can take the CPU time of all other programs",
+    "MKNOD": "it can make device nodes in its volumes, which other programs can open there",
+    "LINUX_IMMUTABLE": "it can make files in its volumes immutable, also for root",
 }
 """Capabilities that namespaces do not confine to a service, and what they allow."""
 HOST_NETWORK = {
@@ -74,15 +79,17 @@ class Machine(NamedTuple):
     """The properties of the machine that config.json depends on."""
 
     init: str
-    """The path of catatonit."""
+    """The path of catatonit, as the mount namespace of the creation shows it."""
     nofile_max: int
     """The largest limit of open files that the caller may set."""
     seccomp: dict[str, Any]
     """The profile (seccomp.json)."""
     folders: Sequence[str] = ()
-    """Folders that the service sees read-only at the same path."""
+    """Folders of the host that the service sees read-only at the same path."""
     controllers: Container[str] = CONTROLLERS
     """Cgroup controllers that can limit the service."""
+    host: str = ""
+    """The folder that shows ``folders`` to the creation, each below its own path."""
 
 
 def cgroup(spec: ProcessSpec) -> str:
@@ -170,7 +177,10 @@ def config(
             },
             "maskedPaths": list(_MASKED),
             "readonlyPaths": list(_READ_ONLY),
-            "seccomp": select_seccomp(machine.seccomp, spec.capabilities),
+            "seccomp": select_seccomp(
+                machine.seccomp,
+                (*spec.capabilities, *(["restrict_suid_sgid"] if spec.restrict_suid_sgid else ())),
+            ),
         },
     }
 
@@ -188,12 +198,11 @@ def limits(spec: ProcessSpec) -> dict[str, dict[str, int]]:
     return resources
 
 
-def select_seccomp(profile: dict[str, Any], capabilities: Sequence[str]) -> dict[str, Any]:
-    """Return the profile for a service with these capabilities.
+def select_seccomp(profile: dict[str, Any], have: Collection[str]) -> dict[str, Any]:
+    """Return the profile for a service with these capabilities and switches of [isolation].
 
-    A rule marked ``with`` or ``without`` applies only with or without that capability.
+    A rule marked ``with`` or ``without`` applies only with or without that one.
     """
-    have = set(capabilities)
     rules = []
     for rule in profile["syscalls"]:
         if "with" in rule and rule["with"] not in have:
@@ -243,7 +252,8 @@ def _mounts(spec: ProcessSpec, hosts_at: str, machine: Machine) -> list[dict[str
             _mount(spec.hosts_folder, hosts_at, "bind", "bind", "ro", "nosuid", "nodev", "noexec")
         )
     mounts += [
-        _mount(path, path, "bind", "rbind", "rro", "nosuid", "nodev") for path in machine.folders
+        _mount(machine.host + path, path, "bind", "rbind", "rro", "nosuid", "nodev")
+        for path in machine.folders
     ]
     return mounts
 

@@ -17,8 +17,8 @@ from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import service_lock
 from niso.plan.process_spec import ProcessSpec
-from niso.runtime import launch, logs, oci, process, status, unit
-from niso.runtime.spec import load, read_state
+from niso.runtime import launch, logs, oci, process, sources, status, unit
+from niso.runtime.spec import load, read_state, save
 
 if TYPE_CHECKING:
     from typing import Any
@@ -112,6 +112,9 @@ def _restart(spec: ProcessSpec, record: dict[str, Any]) -> dict[str, Any]:
         "exit_code": record["exit_code"],
     }
     try:
+        known, spec = spec, sources.recorded(spec)
+        if spec != known:  # an older niso activated the service
+            save(spec)
         process.Run(spec, number, counts).finish()
     except (Error, OSError) as error:
         process.abandon(spec, status.bundle_of(spec.service, number))

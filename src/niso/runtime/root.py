@@ -2,7 +2,11 @@
 
 niso's layer is a small folder with mount points, /etc/passwd, /etc/hosts and the like.
 It is the upper of the two lower layers of an overlay, above the service's rootfs, which is never
-written to. Without a rootfs, it is the root itself, and shows the host's /usr read-only.
+written to. Without a rootfs, it shows the host's /usr read-only.
+
+Whatever of the host a service sees is an overlay of its own too. A service that held the host's
+inodes could watch them (inotify(7)), lock them (flock(2)) or take leases on them (fcntl(2)), and so
+observe or delay every program of the host and of other services that opens them.
 
 `write_layer` writes the folder. `assemble` mounts, and must run in a private mount namespace: the
 host's never has a mount of niso's.
@@ -10,19 +14,20 @@ host's never has a mount of niso's.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
+from collections.abc import Mapping
 
 from niso.base import paths
 from niso.base.errors import InvalidInput
 from niso.plan.process_spec import ProcessSpec
 from niso.runtime import service_paths, users
+from niso.runtime.mount_calls import attach, mount
 from niso.runtime.spec import APP
 
 # mount(2), linux/mount.h
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REC, MS_BIND, MS_SLAVE = 0x1, 0x2, 0x4, 0x4000, 0x1000, 0x80000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REC, MS_SLAVE = 0x1, 0x2, 0x4, 0x4000, 0x80000
 
 HOSTS = "niso-hosts"
 """The folder below the service's /etc that contains hosts.
@@ -87,6 +92,10 @@ def host_folders() -> list[str]:
     ]
 
 
+HOST, INIT, LOWER = "host", "init", "lower"
+"""The folders of the bundle that show the host's folders, the folder of catatonit, the rootfs."""
+
+
 def write_layer(spec: ProcessSpec, layer: str) -> str:
     """Fill the empty folder ``layer`` with what niso adds to the root.
 
@@ -109,8 +118,11 @@ def write_layer(spec: ProcessSpec, layer: str) -> str:
     return f"{etc}/{HOSTS}"
 
 
-def assemble(spec: ProcessSpec, bundle: str) -> None:
+def assemble(spec: ProcessSpec, bundle: str, init: str, sources: Mapping[str, int]) -> None:
     """Mount the root at ``bundle``/root, in a mount namespace that the caller has unshared.
+
+    ``init`` is the path of catatonit; its folder is shown at ``bundle``/init. ``sources`` are
+    detached mounts, by their mount point in ``bundle``.
 
     Makes the namespace a slave of the host's, and ``bundle`` the working directory: relative names
     of the layers keep ``:`` and ``,`` out of overlay's options. Raises OSError.
@@ -120,11 +132,12 @@ def assemble(spec: ProcessSpec, bundle: str) -> None:
     if os.path.isdir("/sys/fs/cgroup/unified") and os.path.isdir("/sys/fs/cgroup/systemd"):
         # crun does not accept the unified hierarchy beside those of v1: hide it.
         mount("none", "/sys/fs/cgroup/unified", "tmpfs", MS_NOSUID | MS_NODEV)
-    lower = "layer"
     flags = MS_NOSUID | MS_NODEV
-    if spec.rootfs is not None:
-        mount(spec.rootfs, "lower", None, MS_BIND)
-        lower = "layer:lower"
+    _show(os.path.dirname(init), INIT)
+    if spec.rootfs is None:
+        _show_host()
+    for point, tree in sources.items():
+        attach(tree, point)
     if not spec.read_only:
         mount("none", "scratch", "tmpfs", flags, "mode=0755")
         os.mkdir("scratch/upper", 0o755)
@@ -135,23 +148,35 @@ def assemble(spec: ProcessSpec, bundle: str) -> None:
             "root",
             "overlay",
             flags,
-            f"lowerdir={lower},upperdir=scratch/upper,workdir=scratch/work",
+            "lowerdir=layer:lower,upperdir=scratch/upper,workdir=scratch/work",
         )
-    elif spec.rootfs is not None:
-        mount("niso", "root", "overlay", flags | MS_RDONLY, f"lowerdir={lower}")
     else:
-        mount("layer", "root", None, MS_BIND)
+        mount("niso", "root", "overlay", flags | MS_RDONLY, "lowerdir=layer:lower")
 
 
-def mount(
-    source: str | None, target: str, kind: str | None, flags: int, data: str | None = None
-) -> None:
-    """Call mount(2). Raises OSError with ``target`` as its file name."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
-    if libc.mount(texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3]) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), target)
+def _show_host() -> None:
+    """Mount an overlay of each top-level folder of the host that an assembled root shows.
+
+    An overlay does not contain what is mounted below its folder, so a file system mounted directly
+    below it gets an overlay of its own.
+    """
+    for top in dict.fromkeys(folder.split("/")[1] for folder in host_folders()):
+        os.mkdir(f"{HOST}/{top}")
+        _show(f"/{top}", f"{HOST}/{top}")
+        device = os.stat(f"/{top}").st_dev
+        for entry in os.scandir(f"/{top}"):
+            if (
+                entry.is_dir(follow_symlinks=False)
+                and entry.stat(follow_symlinks=False).st_dev != device
+            ):
+                _show(entry.path, f"{HOST}{entry.path}")
+
+
+def _show(folder: str, at: str) -> None:
+    """Mount a read-only overlay of ``folder``; overlay needs two layers, so one is empty."""
+    lower = "".join(f"\\{char}" if char in "\\:," else char for char in folder)
+    flags = MS_RDONLY | MS_NOSUID | MS_NODEV
+    mount("niso", at, "overlay", flags, f"lowerdir={lower}:empty")
 
 
 def _assembled_folders(layer: str) -> None:

@@ -125,20 +125,33 @@ def make_named(spec: ProcessSpec) -> None:
         os.rename(draft, volume.source)
 
 
-def mounts(spec: ProcessSpec, where: list[Placed]) -> list[dict[str, Any]]:
-    """Return the mount objects of config.json (OCI runtime-spec, config.md, Mounts)."""
+def mounts(spec: ProcessSpec, where: list[Placed], shared: str) -> list[dict[str, Any]]:
+    """Return the mount objects of config.json (OCI runtime-spec, config.md, Mounts).
+
+    The folder ``shared`` shows the host volumes, by name.
+    """
     result = []
     for volume, at, _ in where:
         if volume.source is not None:
+            source = volume.source if volume.named else os.path.join(shared, volume.name)
             options = [*_BIND, "rro" if volume.read_only else "rw"]
-            result.append(
-                {"source": volume.source, "destination": at, "type": "bind", "options": options}
-            )
+            result.append({"source": source, "destination": at, "type": "bind", "options": options})
             continue
         options = ["nosuid", "nodev", "mode=0700", f"uid={spec.uid}", f"gid={spec.gid}"]
         options += [f"size={volume.size}"] if volume.size is not None else []
         result.append({"source": "tmpfs", "destination": at, "type": "tmpfs", "options": options})
     return result
+
+
+def make_sources(shared: str, where: list[Placed]) -> None:
+    """Make the mount points of the host volumes in the folder ``shared``. Raises OSError."""
+    for volume, _, folder in where:
+        if volume.source is not None and not volume.named:
+            point = os.path.join(shared, volume.name)
+            if folder:
+                os.mkdir(point, 0o700)
+            else:
+                os.close(os.open(point, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def make_points(rootfs: str | None, layer: str, where: list[Placed]) -> None:

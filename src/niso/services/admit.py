@@ -12,7 +12,7 @@ from niso.plan.process_spec import ProcessSpec
 from niso.plan.records import Peer, Policy, Port
 from niso.plan.service_spec import ServiceSpec
 from niso.reconcile import forwarding
-from niso.runtime import volumes
+from niso.runtime import sources, volumes
 from niso.services import ports as portmap
 from niso.services import rehost, sharing, targets
 from niso.services.machine import Machine
@@ -140,8 +140,11 @@ def _record(
     was_active = before is not None and before.active
     generation = 1 if before is None else before.generation if was_active else before.generation + 1
     uid = before.uid if before else _free_uid(store, name)
-    spec = _spec(store, target, copy, generation, uid, provider)
-    old_spec = before.process if before is not None and was_active else None
+    old_spec = before.process if before is not None else None
+    spec = _identified(target, _spec(store, target, copy, generation, uid, provider), old_spec)
+    if old_spec is not None:
+        # what an older niso did not record alone does not cause a restart
+        old_spec = _identified(target, old_spec, None) if was_active else None
     if before is not None and old_spec is not None and "host" not in (before.mode, wanted.mode):
         same = spec._replace(resolv_conf=old_spec.resolv_conf)
         spec = (
@@ -296,6 +299,27 @@ def _free_uid(store: Store, service: str) -> int:
     return store.free_uid(targets.FIRST_UID, set().union(*kept.values()))
 
 
+def _identified(target: Target, spec: ProcessSpec, old: ProcessSpec | None) -> ProcessSpec:
+    """Return the spec with the identities of its rootfs and host volumes.
+
+    A service that is activated by its name keeps those of its last activation, ``old``. Raises
+    InvalidInput.
+    """
+    if old is not None and target.fingerprint is None:
+        known = {volume.name: volume for volume in old.volumes if volume.identity is not None}
+        spec = spec._replace(
+            rootfs_identity=old.rootfs_identity,
+            volumes=tuple(known.get(volume.name, volume) for volume in spec.volumes),
+        )
+    try:
+        return sources.recorded(spec)
+    except OSError as error:
+        raise InvalidInput(
+            f"{error.filename}: {error.strerror}; it was there a moment ago",
+            "activate again when nothing changes it",
+        ) from error
+
+
 def _spec(
     store: Store, target: Target, copy: str, generation: int, uid: int, provider: str | None
 ) -> ProcessSpec:
@@ -333,4 +357,5 @@ def _spec(
         cpu_max=wanted.cpu_max,
         pids_limit=wanted.pids_limit,
         volumes=targets.volumes(wanted),
+        restrict_suid_sgid=wanted.restrict_suid_sgid,
     )

@@ -11,11 +11,11 @@ from niso.base.lite_typing import NamedTuple
 from niso.manifest import load as model
 from niso.plan.process_spec import Volume
 from niso.plan.service_spec import ServiceSpec
-from niso.runtime import package, root, users
+from niso.runtime import package, root, sources, users
 from niso.runtime import volumes as volume_rules
 from niso.runtime.entrypoint import check_working_dir, resolve_entrypoint
 from niso.runtime.spec import path_env
-from niso.store.store import Store, bare_name
+from niso.store.store import ServiceRow, Store, bare_name
 
 FIRST_UID = 1_900_000_000
 """First uid for services; above every range that Debian, systemd and subuid allocate."""
@@ -89,6 +89,7 @@ def known(store: Store, service: str) -> Target:
     target = Target(
         service, row.require_service(), row.manifest_path, row.package, row.rootfs, None
     )
+    replaced(row)
     try:
         _check_files(target)
     except Error:
@@ -96,6 +97,17 @@ def known(store: Store, service: str) -> Target:
             raise
         raise gone from None  # it was removed during the check
     return target
+
+
+def replaced(row: ServiceRow) -> None:
+    """Raise an error if a path of a known service leads elsewhere than at its activation."""
+    spec = row.process  # None if it is damaged: then nothing is known of it
+    errors = list(sources.problems(spec)) if spec is not None else []
+    for error in errors:
+        error.service = row.name
+        error.hint = f"put it back; or niso activate {row.manifest_path}, if it may be used"
+    if errors:
+        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
 
 
 def _find_target(store: Store, argument: str | model.Loaded) -> Target:
@@ -116,10 +128,25 @@ def of_manifest(loaded: model.Loaded) -> Target:
     Raises InvalidInput, ErrorGroup, Error.
     """
     spec = loaded.spec
-    root = os.path.realpath(os.path.join(loaded.folder, spec.rootfs)) if spec.rootfs else None
+    root = _rootfs(loaded)
     target = Target(spec.name, spec, loaded.path, loaded.folder, root, "")
     _check_files(target)
     return target._replace(fingerprint=package.fingerprint(loaded.folder, root, loaded.path))
+
+
+def _rootfs(loaded: model.Loaded) -> str | None:
+    """Return the path of the rootfs, links resolved.
+
+    Raises InvalidInput if it has left the package's folder since the manifest was checked.
+    """
+    if loaded.spec.rootfs is None:
+        return None
+    home = os.path.realpath(loaded.folder)
+    path = os.path.realpath(os.path.join(home, loaded.spec.rootfs))
+    if not path.startswith(f"{home.rstrip('/')}/"):
+        reason = f"leaves the package's folder: it leads to {path}"
+        raise InvalidInput(reason, None, "package.rootfs", file=loaded.path)
+    return path
 
 
 def _check_files(target: Target) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-VERSION = 4
+VERSION = 5
 COLUMNS = 66
 """Number of columns of all tables together, by which a store is recognised."""
 
@@ -143,6 +143,8 @@ ALTER TABLE service ADD COLUMN enabled INTEGER NOT NULL DEFAULT 0;
     # manifests as ServiceSpecs, intents by column names: functions of `niso.store.written_rows`
     4: "UPDATE service SET manifest=parsed_manifest(manifest);"
     " UPDATE intent SET undo=named_undo(action, undo)",
+    # ServiceSpec and ProcessSpec have more fields, with the defaults of version 4
+    5: "",
 }
 """Version -> the SQL that migrates a database of the version before.
 

@@ -1,0 +1,197 @@
+"""Identify what a service shows of the host: its rootfs and its host volumes.
+
+A path leads to whatever somebody has put there last. Who may write to one of its folders could
+replace the rootfs by a link to / after the activation, and the service would read the host's files
+at its next start. So an activation records which file each path led to, every start opens the paths
+without following links and compares, and what was opened is what gets mounted.
+
+A rootfs must stay the same folder. A host volume may be replaced where only root can do so, as when
+a program makes its folder below /run anew, or an editor writes a file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+from niso.base.errors import Error, ProcessError
+from niso.base.lite_typing import NamedTuple
+from niso.plan.process_spec import Identity, ProcessSpec, Volume
+from niso.runtime import mount_calls
+from niso.runtime.root import LOWER
+
+VOLUMES = "volumes"
+"""The folder of the bundle where host volumes are mounted for the creation of the container."""
+_NO_LINKS = mount_calls.NO_SYMLINKS | mount_calls.NO_MAGICLINKS
+_REPLACED = (errno.ELOOP, errno.ENOENT, errno.ENOTDIR)
+
+
+class _Source(NamedTuple):
+    key: str  # of the manifest
+    path: str
+    identity: Identity | None
+    point: str  # its mount point in a bundle
+    volume: Volume | None
+
+
+def _sources(spec: ProcessSpec) -> Iterator[_Source]:
+    if spec.rootfs is not None:
+        yield _Source("package.rootfs", spec.rootfs, spec.rootfs_identity, LOWER, None)
+    for volume in spec.volumes:
+        if is_shared(volume):
+            point, key = f"{VOLUMES}/{volume.name}", f"volumes.{volume.name}.host"
+            yield _Source(key, str(volume.source), volume.identity, point, volume)
+
+
+def is_shared(volume: Volume) -> bool:
+    """Return whether a volume is a path of the host that the manifest names."""
+    return volume.source is not None and not volume.named
+
+
+def recorded(spec: ProcessSpec) -> ProcessSpec:
+    """Return the spec with the identities that it lacks.
+
+    The links of a host volume's path are followed now, and never again. Raises OSError.
+    """
+    boot = _boot()
+    if spec.rootfs is not None and spec.rootfs_identity is None:
+        fd = mount_calls.open_place(spec.rootfs, _NO_LINKS)
+        spec = spec._replace(rootfs_identity=_identity(fd, boot))
+        os.close(fd)
+    volumes = tuple(
+        _recorded(volume, boot) if is_shared(volume) and volume.identity is None else volume
+        for volume in spec.volumes
+    )
+    return spec._replace(volumes=volumes)
+
+
+def _recorded(volume: Volume, boot: str) -> Volume:
+    fd = mount_calls.open_place(os.path.realpath(str(volume.source)), _NO_LINKS)
+    try:
+        return volume._replace(
+            source=os.readlink(f"/proc/self/fd/{fd}"), identity=_identity(fd, boot)
+        )
+    finally:
+        os.close(fd)
+
+
+def problems(spec: ProcessSpec) -> Iterator[Error]:
+    """Yield an error for each path that no longer leads to what was activated."""
+    for source in _sources(spec):
+        try:
+            os.close(_open(source))
+        except Error as error:
+            yield error
+
+
+class Held:
+    """The verified sources of a service as detached mounts; the caller must call `close`.
+
+    The constructor raises ProcessError if a path does not lead to what was activated.
+    """
+
+    def __init__(self, spec: ProcessSpec) -> None:
+        self.trees: dict[str, int] = {}
+        """Descriptors, by the mount point in the bundle."""
+        volumes = {volume.name: volume for volume in spec.volumes}
+        rootfs = spec.rootfs
+        try:
+            for source in _sources(spec):
+                fd = _open(source, spec.service)
+                try:
+                    tree = mount_calls.clone_mount(fd, recursive=source.volume is not None)
+                finally:
+                    os.close(fd)
+                self.trees[source.point] = tree
+                # "/." since lstat(2) would see the link of /proc
+                seen = f"/proc/self/fd/{tree}"
+                if source.volume is None:
+                    rootfs = f"{seen}/."
+                else:
+                    volumes[source.volume.name] = source.volume._replace(source=seen)
+        except BaseException:
+            self.close()
+            raise
+        self.spec = spec._replace(rootfs=rootfs, volumes=tuple(volumes.values()))
+        """The spec with paths that lead to the descriptors, for this process alone."""
+
+    def close(self) -> None:
+        """Close the descriptors; what has been mounted of them stays."""
+        for fd in self.trees.values():
+            os.close(fd)
+        self.trees.clear()
+
+
+def _open(source: _Source, service: str = "") -> int:
+    """Open a source and verify it. Raises ProcessError."""
+    was = source.identity
+    try:
+        fd = mount_calls.open_place(source.path, 0 if was is None else _NO_LINKS)
+    except OSError as error:
+        if error.errno not in _REPLACED:
+            raise _not_it(source, f"cannot be opened: {error.strerror}", service) from error
+        what = "leads through a symlink" if error.errno == errno.ELOOP else "is gone"
+        raise _not_it(source, f"{what}{_was(was)}", service) from error
+    if was is None:
+        return fd
+    now = _identity(fd, was.boot)
+    if was.boot != _boot():  # devices may have other numbers since
+        now = now._replace(device=was.device)
+    if now == was or (
+        source.volume is not None
+        and bool(now.inode) == bool(was.inode)
+        and changeable(source.path, {0}) is None
+    ):
+        return fd
+    os.close(fd)
+    what = "is another folder" if now.inode else "is not a folder"
+    raise _not_it(source, f"{what}{_was(was)}", service)
+
+
+def _was(was: Identity | None) -> str:
+    if was is None:
+        return ""
+    if not was.inode:
+        return ", it was a file when it was activated"
+    device = f"{os.major(was.device)}:{os.minor(was.device)}"
+    return f", it was the folder with inode {was.inode} of device {device} when it was activated"
+
+
+def _not_it(source: _Source, what: str, service: str) -> ProcessError:
+    return ProcessError(
+        f"{source.path} {what}",
+        "put it back; or activate the manifest again if the service may use what is there now",
+        source.key,
+        service=service,
+    )
+
+
+def changeable(path: str, trusted: set[int]) -> str | None:
+    """Return a folder above ``path`` in which others than ``trusted`` (uids) can replace it.
+
+    None if there is none. ``path`` has no links. The sticky bit protects what is in a folder from
+    others than their owner (inode(7)). Raises OSError.
+    """
+    folder = path
+    while folder != "/":
+        folder = os.path.dirname(folder)
+        info = os.lstat(folder)
+        shared = info.st_mode & stat.S_IWOTH or (info.st_mode & stat.S_IWGRP and info.st_gid != 0)
+        if info.st_uid not in trusted or (shared and not info.st_mode & stat.S_ISVTX):
+            return folder
+    return None
+
+
+def _identity(fd: int, boot: str) -> Identity:
+    """Return the identity of an open file. Editors replace files, so only folders have an inode."""
+    info = os.fstat(fd)
+    if not stat.S_ISDIR(info.st_mode):
+        return Identity(0, 0, boot)
+    return Identity(info.st_dev, info.st_ino, boot)
+
+
+def _boot() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()

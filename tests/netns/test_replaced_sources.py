@@ -1,0 +1,154 @@
+"""A rootfs or a host volume that somebody replaces after the activation: never what gets mounted at a later start."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from conftest import Lab
+from services import BUSYBOX, busybox_rootfs, idle, package, pid_of, ps, refused
+
+FOLDER = "/tmp/packages/evil"
+ROOTFS = f"{FOLDER}/fs/rootfs"
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(deadline_seconds=300) as made:
+        made.run("mkdir", "/tmp/outside", "/tmp/outside/tmp", "/tmp/outside/proc")
+        made.write("/tmp/outside/treasure", "treasure\n")
+        made.run("cp", "-a", "/bin/busybox", "/tmp/outside/busybox")
+        yield made
+
+
+@pytest.fixture
+def evil(lab: Lab) -> Iterator[Lab]:
+    """A service with a rootfs in a folder of uid 1000; manifest and package folder are root's."""
+    lab.run("rm", "-rf", FOLDER)
+    busybox_rootfs(lab, ROOTFS)
+    lab.run("chown", "-R", "1000:1000", f"{FOLDER}/fs")
+    package(
+        lab,
+        "evil",
+        "/bin/busybox",
+        "sleep",
+        "100000",
+        package={"rootfs": "fs/rootfs"},
+        service={"restart_delay": "10ms"},
+    )
+    lab.niso("activate", FOLDER)
+    yield lab
+    lab.niso("remove", "evil", check=False)
+
+
+def sees(lab: Lab) -> str:
+    return str(lab.niso("exec", "evil", "--", "/bin/busybox", "ls", "/").stdout)
+
+
+def test_rootfs_that_became_a_link_is_never_mounted(evil: Lab) -> None:
+    lab = evil
+    lab.niso("enable", "evil")
+    lab.run("sh", "-ec", f"cd {FOLDER}/fs; mv rootfs was; ln -s /tmp/outside rootfs")
+    lab.run("mkdir", "-p", "/tmp/seen")  # mount(2) follows it
+    lab.run(
+        "sh", "-ec", f"mount --bind {ROOTFS} /tmp/seen; cat /tmp/seen/treasure; umount /tmp/seen"
+    )
+    words = f"package.rootfs: {ROOTFS} leads through a symlink, it was the folder with inode"
+    said = refused(lab, "restart", "evil")
+    assert f"niso: evil: {words}" in said and f"niso activate {FOLDER}/manifest.toml" in said
+    assert "treasure" not in sees(lab), "it keeps running as it was"
+    found = lab.niso("net", "check", check=False)
+    assert "package.rootfs of service 'evil'" in found.stdout, found.stdout
+    lab.run("kill", "-KILL", str(pid_of(lab, "evil")))
+    state = "/run/niso/services/evil/state.json"
+    lab.wait_for(lambda: words in lab.run("cat", state).stdout, 10)
+    assert ps(lab, "evil")["status"] == "restarting"
+    assert words in refused(lab, "activate", "evil")
+    lab.niso("deactivate", "evil")
+    assert words in refused(lab, "activate", "evil")
+    assert words in refused(lab, "restore")
+    assert "leaves the package's folder" in refused(lab, "activate", FOLDER)
+    lab.run("sh", "-ec", f"cd {FOLDER}/fs; rm rootfs; mv was rootfs")
+    lab.niso("restore")
+    assert "treasure" not in sees(lab)
+    assert not lab.niso("net", "check").stdout.count("rootfs")
+
+
+def test_rootfs_that_is_another_folder_needs_an_activation(evil: Lab) -> None:
+    lab = evil
+    lab.run("sh", "-ec", f"cd {FOLDER}/fs; mv rootfs was; cp -a was rootfs; mkdir rootfs/new")
+    assert f"{ROOTFS} is another folder, it was the folder" in refused(lab, "restart", "evil")
+    lab.niso("activate", FOLDER)
+    assert "new" in sees(lab).split()
+    lab.niso("restart", "evil")
+    lab.run("rm", "-rf", ROOTFS)
+    assert "is gone" in refused(lab, "restart", "evil")
+
+
+def test_rootfs_of_an_older_niso_is_recorded_at_the_next_start(evil: Lab) -> None:
+    lab = evil
+    forget = "UPDATE service SET spec=json_remove(spec, '$.rootfs_identity')"
+    sql = f"import sqlite3; c = sqlite3.connect('/var/lib/niso/state.db'); c.execute({forget!r}); c.commit()"
+    known = "import sqlite3; c = sqlite3.connect('/var/lib/niso/state.db'); print(*c.execute('SELECT spec FROM service').fetchone())"
+    lab.run("python3", "-c", sql)
+    before = pid_of(lab, "evil")
+    lab.niso("activate", FOLDER)
+    assert pid_of(lab, "evil") == before, "nothing has changed for it"
+    assert json.loads(lab.run("python3", "-c", known).stdout)["rootfs_identity"]
+    lab.run("python3", "-c", sql)
+    lab.niso("restart", "evil")
+    assert json.loads(lab.run("python3", "-c", known).stdout)["rootfs_identity"]
+
+
+@pytest.mark.parametrize("owner", [0, 1000])
+def test_host_volume_is_not_what_another_user_has_put_there(lab: Lab, owner: int) -> None:
+    """Where only root can replace it, a new folder is what root wants; a link needs an activation."""
+    lab.run("sh", "-ec", "rm -rf /tmp/home; mkdir -p /tmp/home/data")
+    lab.write("/tmp/home/file", "one\n")
+    lab.write("/tmp/home/data/old", "")
+    lab.run("chown", "-R", f"{owner}:{owner}", "/tmp/home")
+    volumes = {
+        "data": {"mount": "/data", "host": "/tmp/home/data"},
+        "file": {"mount": "/file", "host": "/tmp/home/file"},
+    }
+    warned = lab.niso("activate", idle(lab, "bound", volumes=volumes)).stderr
+    assert ("can replace it" in warned) is False
+    lab.run(
+        "sh", "-ec", "cd /tmp/home; mv data was; mkdir data; touch data/new; echo two >f; mv f file"
+    )
+    if owner:
+        assert "/tmp/home/data is another folder, it was" in refused(lab, "restart", "bound")
+        lab.run("sh", "-ec", "cd /tmp/home; rm -r data; mv was data")
+    lab.niso("restart", "bound")
+    seen = lab.niso("exec", "bound", "--", "sh", "-c", "cat /file; ls /data").stdout.split()
+    assert seen == ["two", "old" if owner else "new"]
+    for name in ("data", "file"):
+        lab.run("sh", "-ec", f"cd /tmp/home; mv {name} kept; ln -s /tmp/outside {name}")
+        words = f"volumes.{name}.host: /tmp/home/{name} leads through a symlink"
+        assert words in refused(lab, "restart", "bound")
+        assert f"volumes.{name}.host of service" in lab.niso("net", "check", check=False).stdout
+        lab.run("sh", "-ec", f"cd /tmp/home; rm {name}; mv kept {name}")
+    lab.niso("remove", "bound")
+
+
+def test_link_of_a_host_volume_is_followed_at_the_activation_alone(lab: Lab) -> None:
+    lab.run(
+        "sh",
+        "-ec",
+        "mkdir -p /tmp/v/1 /tmp/v/2; touch /tmp/v/1/one /tmp/v/2/two; ln -s 1 /tmp/v/now",
+    )
+    lab.run("chmod", "o+w", "/tmp/v")
+    volumes = {"v": {"mount": "/v", "host": "/tmp/v/now", "mode": "ro"}}
+    folder = idle(lab, "linked", volumes=volumes)
+    warned = lab.niso("activate", folder).stderr
+    assert (
+        "linked: volumes.v.host: others than root and the owner of /tmp/v/1 can replace it"
+        in warned
+    )
+    lab.run("ln", "-sfn", "2", "/tmp/v/now")
+    lab.niso("restart", "linked")
+    assert lab.niso("exec", "linked", "--", BUSYBOX, "ls", "/v").stdout.split() == ["one"]
+    lab.niso("activate", folder)
+    assert lab.niso("exec", "linked", "--", BUSYBOX, "ls", "/v").stdout.split() == ["two"]
+    lab.niso("remove", "linked")
