@@ -88,18 +88,17 @@ def test_usual_folders_are_not_named(monkeypatch) -> None:
     assert text.startswith("# written by niso enable") and "01234567" in text.splitlines()[0]
 
 
-def test_units_of_earlier_versions_are_recognised(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(boot, "UNITS", str(tmp_path))
-    unit = tmp_path / "niso-api.service"
-    unit.write_text(
-        "# made by niso enable, goes with niso disable; state folder 01234567\n[Unit]\n"
-    )
-    boot._refuse_foreign(SimpleNamespace(state_id=lambda: "01234567"), "api")
+def test_units_of_earlier_versions_are_recognised() -> None:
+    def refuse(text: str, state_id: str) -> None:
+        units = SimpleNamespace(read=lambda service: text)
+        boot._refuse_foreign(units, SimpleNamespace(state_id=lambda: state_id), "api")
+
+    earlier = "# made by niso enable, goes with niso disable; state folder 01234567\n[Unit]\n"
+    refuse(earlier, "01234567")
     with pytest.raises(Conflict):
-        boot._refuse_foreign(SimpleNamespace(state_id=lambda: "89abcdef"), "api")
-    unit.write_text("# written by hand\n[Unit]\n")
+        refuse(earlier, "89abcdef")
     with pytest.raises(Conflict):
-        boot._refuse_foreign(SimpleNamespace(state_id=lambda: "01234567"), "api")
+        refuse("# written by hand\n[Unit]\n", "01234567")
 
 
 def test_other_folders_and_pool_are_given_on(monkeypatch) -> None:
