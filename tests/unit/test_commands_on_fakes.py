@@ -163,7 +163,8 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, world: World) -> Callable[[Meanwh
 
     def comes(other: Meanwhile) -> None:
         def locked(store: Store, services: list[str]) -> ExitStack:
-            monkeypatch.undo()
+            # not undo(): that would also end the test's own state and run folders
+            monkeypatch.setattr(activate, "locked", journal.locked)
             other(world)
             return journal.locked(store, services)
 
