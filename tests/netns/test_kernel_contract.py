@@ -161,7 +161,7 @@ def test_links_are_ended_by_name() -> None:
 
 @throw_away_host
 def test_bridge_is_full_at_1023_ports() -> None:
-    """Ports are added by hand, 1,023 of them: the fake counts, the real one refuses the next."""
+    """Add 1,023 ports by hand: the fake and the real kernel refuse the next one."""
     from niso.kernel.fake import MOST_PORTS
 
     kernels: tuple[Kernel, ...] = (Real(), Fake())

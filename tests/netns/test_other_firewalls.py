@@ -84,7 +84,7 @@ def host(busy: Lab) -> Iterator[Lab]:
 
 
 def passing(lab: Lab) -> set[str]:
-    """What gets through, judged by connections."""
+    """Return which connections get through."""
     tried = {
         "published": (HOST, 8080, "client", f"api {CLIENT}"),
         "outward": (CLIENT, 7777, "niso-api", f"outside {HOST}"),

@@ -86,7 +86,7 @@ def rows() -> dict[str, list[str]]:
 
 
 class Trace:
-    """What ``nft monitor trace`` prints, line by line; it listens once this is made."""
+    """The lines of ``nft monitor trace``, which is listening once the constructor returns."""
 
     def __init__(self, lab: Lab) -> None:
         self.lines: list[str] = []

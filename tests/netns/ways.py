@@ -161,7 +161,7 @@ def kind_of(proto: str) -> tuple[int, int]:
 
 
 class Clients:
-    """Sends for cells and notes which are answered. ``servers`` are served meanwhile, all in one loop."""
+    """Send the packets of cells and record the replies; serve ``servers`` in the same loop."""
 
     numbers = itertools.count(1000)  # the name of each try; for SCTP its source port too
 

@@ -157,7 +157,7 @@ def _replace(target: str, new: str) -> None:
 
 
 def _reachable(current: str, covered: list[str]) -> list[str]:
-    """List the folders below ``covered`` that the lab must still see, without those below others.
+    """List the folders below ``covered`` that must stay visible in the lab, without nested ones.
 
     They are the current folder, Python's, and niso's checkout or the folder it is installed in.
     """
