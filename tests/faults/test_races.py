@@ -1,4 +1,4 @@
-"""Many niso commands at once on the same names: each is done whole or says why not, and nothing is given twice."""
+"""Run many niso commands concurrently on the same names: each completes or fails, with no duplicates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forwarding of IPv6 by the host: on while a service needs it, closed for others, and afterwards as it was found.
+"""Test IPv6 forwarding of the host: on while needed, closed for others, restored afterwards.
 
 Each test is done with force_forwarding, and without as on kernels before Linux 6.17: there its file is masked, as
 container runtimes mask files of /proc.

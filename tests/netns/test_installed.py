@@ -1,4 +1,4 @@
-"""niso as a wheel in a venv of its own, without the clone: what `pip install .` and `pipx install .` give."""
+"""Test niso as a wheel in a venv, without the clone, as pip and pipx install it."""
 
 from __future__ import annotations
 

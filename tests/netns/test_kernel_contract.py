@@ -1,4 +1,4 @@
-"""The same steps on the real kernel and on the one in memory: both take them or refuse them with one errno, and have the same."""
+"""Run the same steps on the real and the fake kernel: same errno, same resulting objects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Beside other people's firewalls: what niso says that they drop is dropped, what it says to add lets it pass."""
+"""Test findings about other firewalls: the reported packets are dropped, and the remedy lets them pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published TCP ports and isolation, judged by packets: from the client, the host, services, and from inside with raw sockets."""
+"""Test published TCP ports and isolation with packets from clients, the host and services."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The restart policy: what conmon's exit command does when a service ends, and that a stop always wins."""
+"""Test the restart policy: conmon's exit command, and that a stop always wins."""
 
 from __future__ import annotations
 

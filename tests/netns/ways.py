@@ -1,4 +1,4 @@
-"""The ways in to a service, as a table, and the traffic that goes all of them at once: see test_ways_in.py."""
+"""Tabulate all paths to a service, and send traffic over all of them at once: see test_ways_in.py."""
 
 from __future__ import annotations
 

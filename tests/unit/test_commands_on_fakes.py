@@ -1,4 +1,4 @@
-"""Commands on a kernel and processes in memory: what they do, and that all is as the store says after each."""
+"""Test commands on a kernel and processes in memory, and their agreement with the store."""
 
 from __future__ import annotations
 

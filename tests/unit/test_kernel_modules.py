@@ -1,4 +1,4 @@
-"""br_netfilter: loaded where it is missing, with its global sysctls off, or an error that says what will not work."""
+"""Test the loading of br_netfilter, its global sysctls, and the error if it is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever comes out of a netlink socket, its reader gives values or a KernelError, and soon.
+"""Test that any netlink input yields values or a KernelError, quickly.
 
 ``netlink_answers.json`` has messages of a real kernel (Linux 6.18, one service with a policy and a published port); they are cut
 off, altered, doubled, put out of order, and mixed with bytes.

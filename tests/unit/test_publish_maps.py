@@ -1,4 +1,4 @@
-"""Which service gets a packet for a host port: the maps, walked as the chain ``publish`` has them, against a look at each port."""
+"""Test which service gets a packet for a host port: the maps against the list of ports."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ def _build_proc() -> None:
 
 
 def _replace(target: str, new: str) -> None:
-    """Move the mount ``new`` to ``target`` in place of what is mounted there, or over it."""
+    """Move the mount ``new`` to ``target``, replacing or covering an existing mount."""
     _libc.umount2(target.encode(), _DETACH)
     _mount(new, target, "", _MOVE)
     os.rmdir(new)
