@@ -111,7 +111,7 @@ def _repair_rows(machine: Machine, report: Report, errors: list[Error]) -> int:
 def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int:
     """Repair the kernel; return the number of repairs. Failures go to ``errors``.
 
-    After a repair or any error so far, flows that do not match the rules are ended. The caller
+    After a repair or an earlier error, flows that do not match the rules are ended. The caller
     holds the lock.
     """
     store, kernel, _ = machine

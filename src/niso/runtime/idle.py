@@ -17,7 +17,7 @@ _FIRST_FIELD = 3
 _STATE, _UTIME, _STIME = 3 - _FIRST_FIELD, 14 - _FIRST_FIELD, 15 - _FIRST_FIELD
 
 Mark = tuple[tuple[int, bytes], ...]
-"""Each thread and its context switches so far, as text."""
+"""Each thread with its number of context switches, as text."""
 
 
 def mark(init: int) -> Mark | None:
