@@ -184,7 +184,5 @@ def _warn_of_others(session: Session, name: str, volume: Volume) -> None:
         session.caution(
             f"{name}: volumes.{volume.name}.host: users other than root and the owner of {path} can"
             f" replace it, because they can write to {folder}",
-            (
-                "make the folders above it owned by root or its owner, and writable only by the owner",
-            ),
+            ("let only root or its owner own the folders above it and write to them",),
         )

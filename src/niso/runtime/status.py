@@ -120,7 +120,7 @@ def _read_running(service: str, record: dict[str, Any], bundle: str, shown: Stat
 
 
 def runs(service: str) -> bool:
-    """Return whether a service runs, or will restart by its policy, and no stop has begun."""
+    """Return whether a service runs or will be restarted, and no stop has begun."""
     return not is_stopping(service) and read(service).state in (
         "running",
         "starting",
