@@ -12,9 +12,6 @@ TYPE_CHECKING = False  # importing typing for it would cost more than this modul
 
 if TYPE_CHECKING:
     from niso.api.as_json import plain as plain
-    from niso.api.events import Caution as Caution
-    from niso.api.events import Expects as Expects
-    from niso.api.events import Finished as Finished
     from niso.api.host import Host as Host
     from niso.api.host import connect as connect
     from niso.api.host_networks import CreatedNetwork as CreatedNetwork
@@ -64,8 +61,11 @@ if TYPE_CHECKING:
     from niso.base.errors import NotFound as NotFound
     from niso.base.errors import ProcessError as ProcessError
     from niso.base.errors import UsageError as UsageError
+    from niso.base.report import Caution as Caution
     from niso.base.report import CopyingPackage as CopyingPackage
     from niso.base.report import Event as Event
+    from niso.base.report import Expects as Expects
+    from niso.base.report import Finished as Finished
     from niso.base.report import Healthy as Healthy
     from niso.base.report import RemovingVolumes as RemovingVolumes
     from niso.base.report import Starting as Starting
@@ -77,7 +77,6 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "api.as_json": "plain",
-    "api.events": "Caution Expects Finished",
     "api.validation": "Valid manifest_schema stack_schema validate",
     "api.host": "Host connect",
     "api.host_networks": "CreatedNetwork Network NetworkLine NetworkMember PublishedPort"
@@ -90,8 +89,8 @@ _MODULES = {
     "api.upkeep": "Finding Repaired Swept",
     "base.errors": "Conflict Error ErrorGroup InvalidInput KernelError NotFound ProcessError"
     " UsageError",
-    "base.report": "CopyingPackage Event Healthy RemovingVolumes Starting Stopping Undoing"
-    " WaitingForHealth WaitingForLock WaitingForPacket",
+    "base.report": "Caution CopyingPackage Event Expects Finished Healthy RemovingVolumes"
+    " Starting Stopping Undoing WaitingForHealth WaitingForLock WaitingForPacket",
 }
 """Module -> names imported from it, separated by spaces."""
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from niso.api.events import Caution, Expects, Finished
 from niso.base.report import (
+    Caution,
     Command,
     Event,
+    Expects,
+    Finished,
     Forgetting,
     Healthy,
     Starting,

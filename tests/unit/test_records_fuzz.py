@@ -17,7 +17,7 @@ from niso.api.service_views import time_text
 from niso.base import paths
 from niso.cli.output import escaped_lines
 from niso.kernel import sockdiag
-from niso.runtime import crun, health, launch, logs, spec, status
+from niso.runtime import crun, health, logs, spec, status
 
 BOUNDED = settings(
     max_examples=samples(60, 3000),
@@ -123,7 +123,7 @@ LINES = st.lists(
 def test_whatever_is_in_a_log_it_is_read_and_shown_without_control_bytes(
     service: str, lines: list[bytes], ended: bool, last: int | None, stamps: bool
 ) -> None:
-    written(f"{paths.log_dir(service)}/{launch.LOG_NAME}", b"\n".join(lines) + b"\n" * ended)
+    written(f"{paths.log_dir(service)}/{logs.LOG_NAME}", b"\n".join(lines) + b"\n" * ended)
     for chunk in logs.read(service, last, timestamps=stamps):
         shown = escaped_lines(chunk.decode("utf-8", "replace"))
         assert shown.replace("\n", "").replace("\t", "").isprintable()

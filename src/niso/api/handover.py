@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 def activated(session: Session, machine: Machine, outcomes: list[Outcome]) -> None:
     """Warn about likely problems of activated services, and hand them over to systemd."""
-    from niso.explain import exposure
-
     store = machine.store
     changed = [outcome.service for outcome in outcomes if outcome.changed]
     _warn_of_rights(session, store, changed)
@@ -27,15 +25,19 @@ def activated(session: Session, machine: Machine, outcomes: list[Outcome]) -> No
     warn_of_limits(session, store, changed)
     warn_of_name_servers(session, changed)
     on = {network for service in changed for network, _ in store.addresses(service)}
-    networks = (network for name in sorted(on) if (network := store.network(name)))
-    for drop in exposure.drops(machine.kernel, networks):
-        session.caution(drop.describe(), drop.remedy)
+    networks = [network for name in sorted(on) if (network := store.network(name))]
+    if networks:
+        from niso.explain import exposure
+
+        for drop in exposure.drops(machine.kernel, networks):
+            session.caution(drop.describe(), drop.remedy)
     settle(session, machine, [outcome.service for outcome in outcomes])
 
 
 def prepare() -> None:
     """Import what `activated` needs (3 ms) while a process is being created."""
     from niso.explain import exposure  # noqa: F401
+    from niso.kernel import foreign_chains  # noqa: F401
 
 
 def settle(session: Session, machine: Machine, names: list[str]) -> None:

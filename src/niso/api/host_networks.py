@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from niso.api.guard import guarded, text, texts
-from niso.api.published import Port, rows
 from niso.base.errors import InvalidInput, UsageError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
+    from niso.api.published import Port
     from niso.api.session import Session
     from niso.plan import records
     from niso.store.store import Store
@@ -259,6 +259,8 @@ def _tables(as_text: bool) -> list[Any]:
 
 def _port_rows(store: Store) -> list[tuple[str, records.Port, Port]]:
     """Return (service, port, result row) for the ports of all active services."""
+    from niso.api.published import rows
+
     families: dict[str, tuple[int, ...]] = {}
     lines = []
     for service, port in store.active_ports():
@@ -292,6 +294,8 @@ def _members(store: Store, network: str) -> list[tuple[str, bool]]:
 
 
 def _described(store: Store, network: records.Network) -> Network:
+    from niso.api.published import rows
+
     return Network(
         network.name,
         _subnets(network),

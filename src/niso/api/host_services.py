@@ -136,7 +136,7 @@ class Services:
         NotFound, KernelError, ProcessError, ErrorGroup; then everything is rolled back.
         """
         from niso.api import handover
-        from niso.api.events import Finished
+        from niso.base.report import Finished
         from niso.commands import activate
         from niso.services import targets
 
@@ -189,7 +189,7 @@ class Services:
         Raises Conflict if one is not active, NotFound, ProcessError.
         """
         from niso.api import handover
-        from niso.api.events import Finished
+        from niso.base.report import Finished
         from niso.commands import restart
 
         machine = self.session.machine_for_change()
@@ -248,7 +248,7 @@ class Services:
     def restore(self, *, timeout: float = 60.0) -> Restored:
         """Create all bridges and activate all enabled services, as at boot without systemd."""
         from niso.api import handover
-        from niso.api.events import Finished
+        from niso.base.report import Finished
         from niso.commands import boot
 
         self.session.require()

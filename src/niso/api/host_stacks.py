@@ -50,7 +50,7 @@ class Stacks:
         InvalidInput, Conflict, NotFound, KernelError, ProcessError, ErrorGroup.
         """
         from niso.api import handover
-        from niso.api.events import Finished
+        from niso.base.report import Finished
         from niso.commands import stack as command
 
         self.session.require()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import _thread
 import os
 
-from niso.api import events
 from niso.base import paths
 from niso.base.errors import Conflict, Error
 from niso.base.lite_typing import TYPE_CHECKING
@@ -118,13 +117,17 @@ class Session:
 
     def caution(self, text: str, hints: Iterable[str] = ()) -> None:
         """Send a warning."""
-        self.report(events.Caution(text, tuple(hints)))
+        from niso.base.report import Caution
+
+        self.report(Caution(text, tuple(hints)))
 
     def expect(self, services: Iterable[str]) -> None:
         """Send the names of services that must become healthy."""
         names = tuple(services)
         if names:
-            self.report(events.Expects(names))
+            from niso.base.report import Expects
+
+            self.report(Expects(names))
 
 
 def _here() -> tuple[int, int]:

@@ -52,7 +52,7 @@ def check(session: Session, name: str | None) -> tuple[Finding, ...]:
 def repair(session: Session, dry_run: bool) -> Repaired:
     """Repair differences: `Host.repair`."""
     from niso.api import handover
-    from niso.api.events import Finished
+    from niso.base.report import Finished
     from niso.commands import repair as command
 
     machine = session.machine_for_change()
@@ -68,7 +68,7 @@ def repair(session: Session, dry_run: bool) -> Repaired:
 
 def sweep(session: Session, dry_run: bool) -> Swept:
     """Remove everything from the kernel: `Host.sweep`."""
-    from niso.api.events import Finished
+    from niso.base.report import Finished
     from niso.commands import sweep
 
     session.report_waits()

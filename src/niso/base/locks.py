@@ -14,10 +14,11 @@ from io import FileIO
 from niso.base import paths
 from niso.base.errors import Conflict, Error
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.base.report import Report, WaitingForLock
 
 if TYPE_CHECKING:
     from weakref import ref
+
+    from niso.base.report import Report
 else:
     from _weakref import ref  # without the imports of weakref
 
@@ -28,10 +29,11 @@ listener: Report | None = None
 _PAUSE_S = 0.005
 
 
-def take(fd: int, event: WaitingForLock, at_most_s: float | None = None) -> None:
+def take(fd: int, service: str, at_most_s: float | None = None) -> None:
     """Lock ``fd`` exclusively (flock(2)), as soon as no other process holds it.
 
-    Reports ``event`` if one does. After ``at_most_s`` seconds, returns without the lock.
+    If one does, reports that it waits for ``service``, or for the network if that is empty.
+    After ``at_most_s`` seconds, returns without the lock.
     Raises OSError.
     """
     try:
@@ -39,7 +41,9 @@ def take(fd: int, event: WaitingForLock, at_most_s: float | None = None) -> None
         return
     except BlockingIOError:
         if listener is not None:
-            listener(event)
+            from niso.base.report import WaitingForLock
+
+            listener(WaitingForLock(service))
     if at_most_s is None:
         fcntl.flock(fd, fcntl.LOCK_EX)
         return
@@ -72,7 +76,7 @@ class service_lock:
             self._fd = open_lock(self._service)
             try:
                 if deadline is None:
-                    take(self._fd, WaitingForLock(self._service))
+                    take(self._fd, self._service)
                 else:
                     self._wait(deadline)
                 if _is_current(self._fd, self._service):
@@ -171,7 +175,7 @@ class Lock:
         try:
             os.makedirs(paths.run_dir(), mode=0o755, exist_ok=True)
             self._file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+")
-            take(self._file.fileno(), WaitingForLock(), self._at_most_s)
+            take(self._file.fileno(), "", self._at_most_s)
         except KeyboardInterrupt:
             self.__exit__()
             raise

@@ -14,7 +14,6 @@ from niso.base.errors import Error, UsageError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.cli import interrupts
 from niso.cli.command import Command, Group
-from niso.cli.failures import explained, report
 from niso.cli.parse import HELP, asks_help, parse
 from niso.cli.registry import ALIASES, COMMANDS, find, module, unknown_command
 
@@ -38,7 +37,7 @@ def main() -> None:
         interrupts.end_on_signals()
         status = run(sys.argv[1:])
     except KeyboardInterrupt:  # before `run` handles it
-        report(Error("interrupted"), False)
+        _report(Error("interrupted"), False)
         status = 130
     try:
         sys.stdout.flush()  # what was printed before an error
@@ -86,7 +85,7 @@ def run(arguments: list[str]) -> int:
         finally:
             interrupts.state.over = True
     except KeyboardInterrupt:
-        report(Error("interrupted"), as_json)
+        _report(Error("interrupted"), as_json)
         return 130
 
 
@@ -111,7 +110,16 @@ def _run(arguments: list[str], as_json: bool) -> int:
     except Exception as error:
         if os.environ.get("NISO_TRACEBACK") == "1":
             raise
+        from niso.cli.failures import explained
+
         return _failed(explained(error), as_json, failed or 1)
+
+
+def _report(error: Error, as_json: bool) -> None:
+    """Print an error on stderr."""
+    from niso.cli.failures import report
+
+    report(error, as_json)
 
 
 def _failed(error: Error, as_json: bool, status: int) -> int:
@@ -119,7 +127,7 @@ def _failed(error: Error, as_json: bool, status: int) -> int:
 
     Raises KeyboardInterrupt if a signal came first: the error can be its consequence.
     """
-    report(error, as_json)
+    _report(error, as_json)
     if interrupts.state.last > 0:
         raise KeyboardInterrupt
     return status

@@ -11,10 +11,12 @@ import select
 import time
 from contextlib import suppress
 
-from niso.api.events import Caution, Expects, Finished
 from niso.base.report import (
+    Caution,
     CopyingPackage,
     Event,
+    Expects,
+    Finished,
     Healthy,
     RemovingVolumes,
     Report,

@@ -6,12 +6,14 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 
 from niso.base.family import family_of
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.names import is_marked
-from niso.explain import foreign_firewalls
-from niso.explain.foreign_firewalls import Drop
 from niso.kernel.interface import Kernel
 from niso.kernel.rtnetlink import Rtnl
 from niso.plan.records import ANY4, ANY6, Network, Policy, Port
+
+if TYPE_CHECKING:
+    from niso.explain.foreign_firewalls import Drop
 
 _BRIDGED = {4: "net/bridge/bridge-nf-call-iptables", 6: "net/bridge/bridge-nf-call-ip6tables"}
 
@@ -26,6 +28,13 @@ def drops(kernel: Kernel, networks: Iterable[Network]) -> list[Drop]:
         for family in (subnet.family for subnet in network.subnets):
             bridged = network.publishes or kernel.sysctl(_BRIDGED[family]) == "1"
             groups.setdefault((family, bridged), []).append(network.bridge)
+    if not groups:
+        return []
+    with kernel.foreign_chains() as source:
+        if not source.base_chains():
+            return []
+    from niso.explain import foreign_firewalls  # only if there is another firewall
+
     return list(
         dict.fromkeys(
             drop

@@ -9,7 +9,6 @@ A chain that accepts it only by one of those counts as dropping.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable
 
 from niso.base.family import family_of
@@ -171,6 +170,8 @@ def _remedy(
     ):
         # nft has no way to write such a name
         return tuple(f"have this chain begin with: {rule}" for rule in rules)
+    import shlex  # compiles a regular expression
+
     return tuple(
         f"nft {shlex.quote(f'insert rule {family} {table} {name} {rule}')}" for rule in rules
     )

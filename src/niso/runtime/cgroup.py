@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 from collections.abc import Iterable, Iterator
 
 from niso.base.lite_typing import NamedTuple
+from niso.base.locks import open_lock
 
 _TOP = "/sys/fs/cgroup"
 _MOUNTS, _OWN = "/proc/self/mountinfo", "/proc/self/cgroup"
@@ -189,6 +191,19 @@ def remove(path: str) -> None:
     for root in roots():
         for folder, _, _ in os.walk(f"{root}{path}", topdown=False):
             remove_empty(folder)
+
+
+def remove_with_parent(path: str) -> None:
+    """Remove a service's cgroup, and its parent if that is empty and no service is starting."""
+    remove(path)
+    guard = open_lock(".cgroup")
+    try:
+        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        remove_parent(path)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(guard)
 
 
 def remove_parent(path: str) -> None:

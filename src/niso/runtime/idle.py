@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from niso.runtime import oci
+from niso.runtime.spec import INIT
 
 _MAX_THREADS = 64
 """A service with more threads is never reported as idle."""
@@ -36,7 +36,7 @@ def mark(init: int) -> Mark | None:
             with open(f"/proc/{pid}/cmdline", "rb") as file:
                 program = file.read().partition(b"\0")[0]
             # PID 1's child has PID 1's command line until it executes the entrypoint.
-            entered = entered or program not in (b"", oci.INIT.encode())
+            entered = entered or program not in (b"", INIT.encode())
             for tid in os.listdir(f"/proc/{pid}/task"):
                 switches = _switches(f"/proc/{pid}/task/{tid}/status")
                 children = _children(pid, tid)

@@ -27,10 +27,10 @@ from niso.base.locks import open_lock
 from niso.base.signals import ENDING, signals_held
 from niso.plan.process_spec import ProcessSpec
 from niso.runtime import cgroup, crun, exit_command, oci, root, sources, unit, volumes
+from niso.runtime.logs import LOG_NAME
 from niso.runtime.pids import wait_readable
 from niso.runtime.spec import write_json
 
-LOG_NAME = "service.log"
 LOG_SIZE_MAX = 64 << 20
 """Bytes after which conmon itself starts a new log file; see `niso.runtime.logs`."""
 
@@ -407,16 +407,3 @@ def _created_pid(spec: ProcessSpec, bundle: str, sync: int) -> int:
         with open(f"{bundle}/conmon.err", "rb") as file:
             message = crun.plain_message(file.read(4096)) or "conmon ended without a message"
     raise ProcessError(f"{message.removeprefix('; ')}", service=spec.service)
-
-
-def remove_cgroups(path: str) -> None:
-    """Remove a service's cgroup, and its parent if that is empty and no service is starting."""
-    cgroup.remove(path)
-    guard = open_lock(".cgroup")
-    try:
-        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        cgroup.remove_parent(path)
-    except BlockingIOError:
-        return
-    finally:
-        os.close(guard)

@@ -22,9 +22,9 @@ from collections.abc import Iterator
 from niso.base import failpoint, paths
 from niso.base.lite_typing import NamedTuple
 from niso.base.locks import open_lock
-from niso.runtime.launch import LOG_NAME
 from niso.runtime.spec import read_state
 
+LOG_NAME = "service.log"
 ROTATE_BYTES = 16 << 20
 _BLOCK = 1 << 16
 _LONGEST_LINE = 1 << 20

@@ -7,7 +7,7 @@ from collections.abc import Collection, Container, Sequence
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.plan.process_spec import ProcessSpec
 from niso.runtime.root import TMPFS
-from niso.runtime.spec import APP, path_env
+from niso.runtime.spec import APP, INIT, cgroup_of, path_env
 
 if TYPE_CHECKING:
     from typing import Any
@@ -39,8 +39,6 @@ HOST_NETWORK = {
 }
 """More of them for a service in the host's network namespace."""
 
-INIT = "/dev/niso-init"
-"""PID 1 of a service: catatonit, mounted into the service's /dev."""
 SHELL_TERM = "xterm"
 """TERM of a command on a terminal if the caller's is unset."""
 
@@ -90,11 +88,6 @@ class Machine(NamedTuple):
     """Cgroup controllers that can limit the service."""
     host: str = ""
     """The folder that shows ``folders`` to the creation, each below its own path."""
-
-
-def cgroup(spec: ProcessSpec) -> str:
-    """Return the service's cgroup, relative to the root of each hierarchy."""
-    return f"/niso-{spec.state_id}/{spec.service}"
 
 
 def process(spec: ProcessSpec, args: list[str], nofile_max: int) -> dict[str, Any]:
@@ -159,7 +152,7 @@ def config(
                 {"type": "uts"},
                 *([{"type": "network", "path": spec.netns}] if spec.netns else []),
             ],
-            "cgroupsPath": cgroup(spec),
+            "cgroupsPath": cgroup_of(spec),
             "resources": {
                 "devices": [
                     {"allow": False, "access": "rwm"},

@@ -12,8 +12,8 @@ import signal
 import time
 
 from niso.base import files
-from niso.runtime import cgroup, oci
-from niso.runtime.spec import load
+from niso.runtime import cgroup
+from niso.runtime.spec import INIT, cgroup_of, load
 
 _PID_MAX = 1 << 22
 """The kernel's largest limit of pids (PID_MAX_LIMIT, linux/threads.h)."""
@@ -22,7 +22,7 @@ _PID_MAX = 1 << 22
 def in_service(service: str, pid: int) -> bool:
     """Return whether ``pid`` is now a process of the service, by its cgroup."""
     spec = load(service)
-    return spec is not None and cgroup.holds(oci.cgroup(spec), pid)
+    return spec is not None and cgroup.holds(cgroup_of(spec), pid)
 
 
 def children(pid: int | None) -> list[int]:
@@ -92,7 +92,7 @@ def state_letter(pid: int | None) -> str:
 
 def is_init(pid: int | None) -> bool:
     """Return whether ``pid`` is the PID 1 (catatonit) of a service."""
-    return pid is not None and command_line(pid)[:1] == [oci.INIT.encode()]
+    return pid is not None and command_line(pid)[:1] == [INIT.encode()]
 
 
 def send_signal(pidfd: int, number: int) -> None:

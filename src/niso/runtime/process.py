@@ -19,7 +19,7 @@ from niso.base import failpoint, paths
 from niso.base.errors import Error, ProcessError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.process_spec import ProcessSpec
-from niso.runtime import cgroup, crun, launch, logs, oci, status, unit
+from niso.runtime import cgroup, crun, logs, status, unit
 from niso.runtime.pids import (
     children,
     command_line,
@@ -30,7 +30,7 @@ from niso.runtime.pids import (
     send_signal,
     wait_readable,
 )
-from niso.runtime.spec import load, read_json, save
+from niso.runtime.spec import cgroup_of, load, read_json, save
 
 if TYPE_CHECKING:
     from typing import Any
@@ -55,7 +55,7 @@ class Start:
         stop(spec.service)
         self._service = spec.service
         with _whole(spec.service):
-            _end_orphans(spec.service, oci.cgroup(spec))
+            _end_orphans(spec.service, cgroup_of(spec))
             failpoint.hit(f"write the spec of {spec.service}")
             os.makedirs(paths.service_dir(spec.service), 0o700, exist_ok=True)
             save(spec)
@@ -119,6 +119,8 @@ class Run:
             **counts,
         }
         status.write_state(spec.service, self._record)
+        from niso.runtime import launch
+
         self._launch = launch.Launch(spec, status.bundle_of(spec.service, number))
         self.fd = self._launch.fd
 
@@ -221,8 +223,8 @@ def _end_all(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s:
     # Last: a conmon in the middle of a create could have completed it after an earlier delete.
     clear(service)
     if spec is not None:
-        _kill_cgroup(service, oci.cgroup(spec))
-        launch.remove_cgroups(oci.cgroup(spec))
+        _kill_cgroup(service, cgroup_of(spec))
+        cgroup.remove_with_parent(cgroup_of(spec))
 
 
 def end_orphans(service: str, path: str) -> None:
@@ -232,7 +234,7 @@ def end_orphans(service: str, path: str) -> None:
     """
     try:
         _end_orphans(service, path)
-        launch.remove_cgroups(path)
+        cgroup.remove_with_parent(path)
     except OSError as error:
         raise _failed(service, "stop", error) from error
 
@@ -260,7 +262,7 @@ def _end_orphans(service: str, path: str | None) -> None:
     # Its exit command would mistake the next run, in a folder of the same name, for its own.
     for pid, bundle in _conmons((service,)):
         _end_conmon(pid, bundle)
-    launch.remove_cgroups(path)
+    cgroup.remove_with_parent(path)
 
 
 def end_unrecorded_conmons(services: Collection[str]) -> None:

@@ -14,12 +14,19 @@ if TYPE_CHECKING:
     from typing import Any
 
 APP = "/app"
+INIT = "/dev/niso-init"
+"""PID 1 of a service: catatonit, mounted into the service's /dev."""
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def path_env(environment: Mapping[str, str]) -> str:
     """Return the PATH of a service."""
     return environment.get("PATH", DEFAULT_PATH)
+
+
+def cgroup_of(spec: ProcessSpec) -> str:
+    """Return the service's cgroup, relative to the root of each hierarchy."""
+    return f"/niso-{spec.state_id}/{spec.service}"
 
 
 def namespace(spec: ProcessSpec) -> str | None:

@@ -8,7 +8,7 @@ import time
 
 from niso.base import files, paths
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.runtime import cgroup, crun, oci
+from niso.runtime import cgroup, crun
 from niso.runtime.pids import (
     children,
     in_service,
@@ -18,7 +18,7 @@ from niso.runtime.pids import (
     read_pid,
     state_letter,
 )
-from niso.runtime.spec import load, read_json, read_state, write_json
+from niso.runtime.spec import cgroup_of, load, read_json, read_state, write_json
 
 if TYPE_CHECKING:
     from typing import Any
@@ -176,7 +176,7 @@ def outside_cgroup(service: str) -> bool:
     pid = int_or_none((record or {}).get("pid"))
     if spec is None or pid is None or keeper is None or pid not in children(keeper):
         return False
-    return is_init(pid) and not cgroup.holds_wholly(oci.cgroup(spec), pid)
+    return is_init(pid) and not cgroup.holds_wholly(cgroup_of(spec), pid)
 
 
 def restarts_after(policy: str, code: int) -> bool:

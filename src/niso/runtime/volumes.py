@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from niso.base import failpoint, paths
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.base.report import RemovingVolumes, Report
 from niso.plan.mount_points import taken
 from niso.plan.process_spec import ProcessSpec, Volume
 from niso.runtime import cgroup
@@ -22,6 +21,8 @@ from niso.runtime.root import TMPFS, TOP_LINKS, etc_folders, mount_file, mount_p
 
 if TYPE_CHECKING:
     from typing import Any
+
+    from niso.base.report import Report
 
 _BIND = ("rbind", "rprivate", "rnosuid", "rnodev")
 
@@ -225,6 +226,8 @@ def remove_all(service: str, report: Report) -> None:
     if not os.path.lexists(folder):
         return
     check_removable(service)
+    from niso.base.report import RemovingVolumes
+
     report(RemovingVolumes(service, tuple(kept(service))))
     try:
         failpoint.hit(f"remove the volumes of {service}")

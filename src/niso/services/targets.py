@@ -7,8 +7,7 @@ from collections.abc import Iterable
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, NotFound
-from niso.base.lite_typing import NamedTuple
-from niso.manifest import load as model
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.plan.process_spec import Volume
 from niso.plan.service_spec import ServiceSpec
 from niso.runtime import package, root, sources, users
@@ -16,6 +15,9 @@ from niso.runtime import volumes as volume_rules
 from niso.runtime.entrypoint import check_working_dir, resolve_entrypoint
 from niso.runtime.spec import path_env
 from niso.store.store import ServiceRow, Store, bare_name
+
+if TYPE_CHECKING:
+    from niso.manifest import load as model
 
 FIRST_UID = 1_900_000_000
 """First uid for services; above every range that Debian, systemd and subuid allocate."""
@@ -119,6 +121,8 @@ def _find_target(store: Store, argument: str | model.Loaded) -> Target:
             return known(store, holder)
         if not os.path.isdir(argument):
             store.resolve(argument)
+    from niso.manifest import load as model
+
     return of_manifest(model.load(argument))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from heapq import merge
 
 
 class LeaseRows:
@@ -47,6 +46,8 @@ class LeaseRows:
 
         They include those that undoing a change in progress would restore.
         """
+        from heapq import merge
+
         held = self._db.execute(
             "SELECT unhex(json_extract(value, '$.number.hex'))"
             " FROM intent, json_each(undo, '$.lease')"
