@@ -104,13 +104,10 @@ COMMON = {
     "niso.store.policy_rows",
     "niso.store.port_rows",
     "niso.store.tables",
-    "niso.store.disk_reserve",
     "niso.store.snapshots",
-    "niso.store.intent_rows",
     "niso.store.lease_rows",
-    "niso.store.service_row",
+    "niso.store.service_rows",
     "niso.store.sqlite",
-    "niso.store.stack_rows",
     "niso.store.store",
     "niso.store.reboot",
     "niso.base.lite_typing",
@@ -330,11 +327,20 @@ def loaded(*arguments: str) -> set[str]:
     ("command", "own"),
     [
         ("net list", {"niso.api.host_networks", "niso.cli.net", "niso.cli.catalogue.net"}),
-        ("net ports", {"niso.api.host_networks", "niso.cli.net", "niso.cli.catalogue.net"}),
+        (
+            "net ports",
+            {
+                "niso.api.host_networks",
+                "niso.api.published",
+                "niso.cli.net",
+                "niso.cli.catalogue.net",
+            },
+        ),
         (
             "ps",
             {
                 "niso.api.host_services",
+                "niso.api.published",
                 "niso.api.service_views",
                 "niso.cli.inspect",
                 "niso.cli.catalogue.service",
@@ -380,6 +386,7 @@ def test_completion_of_names_loads_the_words_of_one_command_and_the_store() -> N
     ours = {name for name in found if name.partition(".")[0] == "niso"}
     own = {
         "niso.api.host_services",
+        "niso.api.published",
         "niso.cli.complete",
         "niso.cli.catalogue.general",
         "niso.cli.catalogue.net",

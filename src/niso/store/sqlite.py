@@ -10,7 +10,6 @@ import time
 from niso.base import failpoint, paths
 from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.store.disk_reserve import room
 
 if TYPE_CHECKING:
     from typing import Any
@@ -142,3 +141,59 @@ def unusable(error: Exception) -> Error:
     except OSError:
         pass
     return Error(message, "check the disk's free space, and that NISO_STATE_DIR is writable")
+
+
+ROOM = 1 << 20
+"""Size in bytes. SQLite's log and its index of one command take a tenth of it."""
+
+
+class room:
+    """Make ``ROOM`` bytes available on the store's disk, as far as the reserve can.
+
+    The reserve is a file beside the store that is emptied during a write, so that services can be
+    stopped and removed on a full disk. Afterwards it is filled again as far as there is space.
+    Other processes can take the space only in the milliseconds between.
+
+    With ``make``, create the reserve if there is none and the disk has twice its size free.
+    """
+
+    def __init__(self, make: bool = False) -> None:
+        self._make = make
+
+    def __enter__(self) -> None:
+        try:
+            if _free() < ROOM and os.path.getsize(_reserve()):
+                os.truncate(_reserve(), 0)
+        except OSError:
+            pass  # there is no reserve; the write itself reports what is wrong
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._fill()
+        except OSError:
+            pass  # the disk is full or not writable: the next change tries again
+
+    def _fill(self) -> None:
+        try:
+            have = os.path.getsize(_reserve())
+        except FileNotFoundError:
+            if not self._make or _free() < 2 * ROOM:
+                return
+            have = 0
+        size = min(ROOM, have + _free())
+        if size > have:
+            fd = os.open(_reserve(), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, size)
+            finally:
+                os.close(fd)
+
+
+def _reserve() -> str:
+    return f"{paths.database()}-reserve"
+
+
+def _free() -> int:
+    """Return the free bytes of the store's disk."""
+    status = os.statvfs(paths.state_dir())
+    return status.f_bavail * status.f_frsize

@@ -16,10 +16,15 @@ from niso.base.errors import Error, NotFound
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.records import Network
 from niso.store import reboot, tables
-from niso.store.disk_reserve import room
-from niso.store.intent_rows import ROW_TABLES, Intent, IntentRows
 from niso.store.lease_rows import LeaseRows
-from niso.store.service_row import ServiceRow, service_row
+from niso.store.service_rows import (
+    ROW_TABLES,
+    Intent,
+    IntentRows,
+    ServiceRow,
+    StackRows,
+    service_row,
+)
 from niso.store.snapshots import ALL, Scope, SnapshotRows, marks
 from niso.store.sqlite import (
     Transaction,
@@ -27,10 +32,10 @@ from niso.store.sqlite import (
     decoded,
     encoded,
     require_store,
+    room,
     unusable,
     use_wal,
 )
-from niso.store.stack_rows import StackRows
 
 if TYPE_CHECKING:
     from weakref import ref
