@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Callable
 
 from niso.base import files
 from niso.runtime import cgroup
@@ -39,27 +40,26 @@ def children(pid: int | None) -> list[int]:
 
 def open_in_service(service: str, pid: int | None) -> int:
     """Open a pidfd of the service's process ``pid``; -1 if that is gone or not the service's."""
-    if pid is None:
-        return -1
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return -1
-    if in_service(service, pid):
-        return pidfd
-    os.close(pidfd)
-    return -1
+    return _open_if(pid, lambda pid: in_service(service, pid))
 
 
 def open_supervisor(pid: int | None, bundle: str) -> int:
     """Open a pidfd of ``pid``, the conmon or exit command of ``bundle``; -1 if that is gone."""
+    return _open_if(pid, lambda pid: is_supervisor(pid, bundle))
+
+
+def _open_if(pid: int | None, is_it: Callable[[int], bool]) -> int:
+    """Open a pidfd of ``pid``; -1 if it is gone or ``is_it`` is false.
+
+    ``is_it`` is called after the open: before, the number could pass to another process.
+    """
     if pid is None:
         return -1
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return -1
-    if is_supervisor(pid, bundle):
+    if is_it(pid):
         return pidfd
     os.close(pidfd)
     return -1
