@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_host import World
+from fake_world import World
 
 from niso.base.errors import Conflict, Error, ProcessError
 from niso.commands import boot

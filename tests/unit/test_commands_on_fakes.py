@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from fake_host import World
+from fake_world import World
 
 from niso.base import names
 from niso.base.errors import Conflict, NotFound, ProcessError

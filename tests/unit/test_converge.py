@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator
 
 import pytest
-from fake_host import unguarded
+from fake_world import unguarded
 from stored import TemporaryStore, add_network, put
 
 from niso.base import names

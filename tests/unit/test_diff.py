@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shlex
 
-from fake_host import unguarded
+from fake_world import unguarded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import samples

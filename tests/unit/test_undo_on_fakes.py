@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from fake_host import Steps, World
+from fake_world import Steps, World
 
 from niso.base.errors import NotFound
 from niso.commands import port_forward, restart, stack
