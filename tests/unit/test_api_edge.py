@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 
@@ -15,7 +16,7 @@ import niso
 from niso.api import guard
 from niso.api.as_json import JOINED, PYTHON_ONLY
 from niso.api.service_views import Process
-from niso.base import paths
+from niso.base import locks, paths
 from niso.store.store import Store
 
 
@@ -204,3 +205,27 @@ def test_error_has_message_hint_and_key() -> None:
     assert error.message == "network.ip: taken"
     for kind in ("NotFound", "InvalidInput", "UsageError", "KernelError", "ProcessError"):
         assert issubclass(getattr(niso, kind), niso.Error)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_waiting_for_locks_is_reported_only_until_the_call_ends(
+    host: niso.Host, fails: bool
+) -> None:
+    class Part:
+        session = host.session
+
+        @guard.guarded
+        def look(self) -> None:
+            pass
+
+        @guard.guarded
+        def change(self) -> None:
+            self.session.report_waits()
+            self.look()  # as a callback may, in the middle of a change
+            assert locks.listener == self.session.report
+            if fails:
+                raise niso.Conflict("taken")
+
+    with pytest.raises(niso.Conflict) if fails else nullcontext():
+        Part().change()
+    assert locks.listener is None

@@ -15,21 +15,27 @@ LEAST_TIMEOUT_S = 0.2
 
 
 def guarded[**P, R](method: Callable[P, R]) -> Callable[P, R]:
-    """Make a method of the API raise `Error` instead of sqlite3.Error and OSError."""
+    """Make a method of the API raise `Error` instead of sqlite3.Error and OSError.
+
+    Waiting for locks is reported to its session at most until it returns.
+    """
 
     def call(*args: P.args, **named: P.kwargs) -> R:
+        owner: Any = args[0]
+        listening = owner.session.listening
         try:
             return method(*args, **named)
         except Error:
             raise
         except Exception as error:
-            owner: Any = args[0]
             if error is owner.session.callback_error:
                 raise  # raised by the caller's callback
             known = explained(error)
             if known is None:
                 raise
             raise known from error
+        finally:
+            owner.session.listen_no_more(listening)
 
     call.__name__, call.__qualname__ = method.__name__, method.__qualname__
     call.__doc__, call.__module__ = method.__doc__, method.__module__

@@ -16,7 +16,7 @@ from niso.store import store as stores
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from niso.base.report import Event
+    from niso.base.report import Event, Report
     from niso.kernel.interface import Kernel
     from niso.runtime.processes import Processes
     from niso.services.machine import Machine
@@ -32,6 +32,8 @@ class Session:
         self.state_dir, self.run_dir = paths.state_dir(), paths.run_dir()
         self.callback_error: BaseException | None = None
         self._store: stores.Store | None = None
+        self._listeners: list[Report | None] = []
+        """The lock listeners that calls of this session replaced, outermost first."""
         self._owner = _here()
 
     def require(self) -> None:
@@ -92,10 +94,24 @@ class Session:
         return RealProcesses()
 
     def report_waits(self) -> None:
-        """Report from now on when a call waits for a lock."""
+        """Report waiting for locks until the present call of the API ends."""
         from niso.base import locks
 
+        self._listeners.append(locks.listener)
         locks.listener = self.report
+
+    @property
+    def listening(self) -> int:
+        """Return how many calls of this session report waiting for locks."""
+        return len(self._listeners)
+
+    def listen_no_more(self, before: int) -> None:
+        """Restore the lock listener as it was when `listening` was ``before``."""
+        if self.listening > before:
+            from niso.base import locks
+
+            locks.listener = self._listeners[before]
+            del self._listeners[before:]
 
     def close(self) -> None:
         """Close the store; the next call opens it again."""
