@@ -7,6 +7,7 @@ import importlib
 import inspect
 from collections.abc import Iterator
 
+import niso
 from niso.api.as_json import JOINED, KEYS, PYTHON_ONLY
 from niso.base.lite_typing import NamedTuple
 from niso.cli.reference.document import Block, Heading, Terms, Text
@@ -59,8 +60,8 @@ def fields(module: str, name: str) -> tuple[Field, ...]:
     defined = next(
         (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None
     )
-    if defined is None:  # imported from another module
-        origin = getattr(source, name).__module__
+    if defined is None:  # of another module
+        origin = getattr(niso, name).__module__
         return fields(origin.removeprefix("niso.api."), name)
     result: list[Field] = []
     for place, line in enumerate(defined.body):
