@@ -1,4 +1,4 @@
-"""A host in memory for tests of commands: `World` has packages on disk, a store, and a kernel and processes that are fakes."""
+"""Model a host in memory for tests of commands: packages on disk, a store, fake kernel and processes."""
 
 from __future__ import annotations
 

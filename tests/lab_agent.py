@@ -1,4 +1,4 @@
-"""Runs in a test's lab as its command and starts, inside, what the test asks for (see `conftest.Lab`).
+"""Run as the command of a test's lab, and start what the test asks for (see `conftest.Lab`).
 
 fd 0 is a SOCK_SEQPACKET socket. A request is JSON: ``{"argv", "env", "cwd", "netns", "tty"}`` with four descriptors (stdin,
 stdout, stderr, and a socket that gets ``pid N`` and at the end ``exit N``), or ``{"kill": pid, "signal": number}``. Started

@@ -1,4 +1,4 @@
-"""Run in a lab whose command does not come to its end: every process there, what it waits for in the kernel, and its files."""
+"""Run in a lab whose command hangs: print every process, its wait channel and its open files."""
 
 from __future__ import annotations
 

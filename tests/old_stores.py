@@ -1,4 +1,4 @@
-"""Databases that earlier versions of the store made: their tables, and rows as those versions wrote them."""
+"""Databases of earlier store versions, with tables and rows as those versions wrote them."""
 
 from __future__ import annotations
 

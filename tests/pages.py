@@ -1,4 +1,4 @@
-"""What the documentation shows, as something that can be run.
+"""Extract runnable commands and expected output from the documentation.
 
 That is: blocks of the pages, and a shell session made of them.
 

@@ -1,4 +1,4 @@
-"""Many niso commands in a lab, each in a child of its own, by one interpreter that has loaded niso already.
+"""Run many niso commands in a lab, each in a forked child of one preloaded interpreter.
 
 It is the command's own code from its first line on; only Python's start is saved, which is most of a short command's time. As a
 program it reads a command's arguments from a line of stdin, as JSON, and prints a line: [exit status, stdout, stderr].

@@ -1,4 +1,4 @@
-"""Snapshots by hand and by hypothesis: small worlds of services and networks that the store could hold."""
+"""Snapshots for tests, hand-made and drawn by hypothesis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A store with services in it, made the way an activation makes them but without a kernel or manifests."""
+"""Fill a store with services as an activation does, without a kernel or manifests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernel alone: what `ip` and `nft` can do without anybody's bookkeeping, and packets that nobody translates."""
+"""Measure the bare kernel: `ip` and `nft` without any bookkeeping, and packets without translation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures niso beside its peers, in labs, and writes docs/bench: a page with tables, pictures, and the figures themselves.
+"""Benchmark niso and its peers in labs, and write docs/bench: a page with tables, charts and figures.
 
 Each chapter is measured by itself and kept as soon as it is done; what the machine did meanwhile is noted. Nothing here passes or
 fails: a party that cannot do something is named with the reason.

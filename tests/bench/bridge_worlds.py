@@ -1,4 +1,4 @@
-"""What the benchmark of policies measures, seen from inside a lab."""
+"""Worlds of the policy benchmark, as seen from inside a lab."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inside a bridge, without and with a policy: what passes, and what a change of a policy costs."""
+"""Benchmark policies: traffic on a bridge with and without one, and the cost of a policy change."""
 
 from __future__ import annotations
 

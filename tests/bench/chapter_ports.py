@@ -1,4 +1,4 @@
-"""Published ports: how long 1, 1,000 and 10,000 take, what one more costs beside them, and what passes through them."""
+"""Benchmark published ports: time to publish 1, 1,000 and 10,000, cost of one more, and throughput."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The life of one service beside 10 to 1,000 others: its network, the whole of it, its memory; and what a command costs at least."""
+"""Benchmark one service beside 10 to 1,000 others: its network, the whole command, memory, overhead."""
 
 from __future__ import annotations
 

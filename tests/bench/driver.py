@@ -1,4 +1,4 @@
-"""Drives benchmarks: worlds in labs that live at once, so that what is compared is measured in turn.
+"""Drive benchmarks: worlds live in labs at the same time, so that they are measured in turn.
 
 A B C C B A …: every second round in reverse. Nothing here passes or fails, and a party that fails does not end the run: what it
 could not do is noted with the reason.

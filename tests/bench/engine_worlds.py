@@ -1,4 +1,4 @@
-"""The peers that run whole services, in a lab: docker, with its daemon, and podman. Their state is on tmpfs, as niso's is.
+"""Worlds of peers that run whole services, in a lab: docker with its daemon, and podman, on tmpfs.
 
 Both have their usual storage, overlayfs, or copies of the image ("vfs") where that cannot be had. Their one image is busybox.
 """

@@ -1,4 +1,4 @@
-"""What benchmarks find, as plain data, and its arithmetic. Touches nothing of the world.
+"""Hold benchmark results as plain data, with their arithmetic. Pure.
 
 A row is one thing measured (`what`) of one party (`who`) beside so many others (`at`): one value for each round. A party that
 could not come as far as was wanted (`wanted`) was measured where it was.

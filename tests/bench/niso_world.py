@@ -1,4 +1,4 @@
-"""niso in a lab: in this process, and by its command. Services have all but a process, which is not what is measured here."""
+"""Worlds of niso in a lab: in this process, and by its command. Services have no process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The peers' network tools by themselves, in a lab, as podman and Kubernetes call them: netavark, and CNI's plugins.
+"""Worlds of the peers' network tools alone, as podman and Kubernetes call them: netavark and CNI.
 
 Neither can publish a port of a service that runs: one more port is one more service that has it. A service is a namespace, made
 before the clock starts.

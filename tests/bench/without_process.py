@@ -1,6 +1,7 @@
-"""``without_process.py ARGS``: the command ``niso`` for a service that has all but a process. Only in a lab.
+"""``without_process.py ARGS``: the command ``niso`` without starting processes. Use only in a lab.
 
-So the network's share of a whole command can be seen, Python's start included: peers' network commands start no process either.
+This measures the network's share of a command, including the start of Python, comparable to network
+commands of the peers, which start no process either.
 """
 
 from __future__ import annotations

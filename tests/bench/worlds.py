@@ -1,4 +1,4 @@
-"""What benchmarks measure, seen from inside a lab: services, the layout of their ports, servers and clients.
+"""Define what benchmarks measure inside a lab: services, their port layout, servers and clients.
 
 A world is one way to run services or to publish ports, in one lab of its own. All are IPv4 only: so are the peers' default networks.
 """

@@ -1,4 +1,4 @@
-"""The commands that are killed, or made to fail, at each of their steps, and what holds whatever has failed."""
+"""List the commands that are killed or made to fail at each step, and the invariants afterwards."""
 
 from __future__ import annotations
 

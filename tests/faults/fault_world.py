@@ -1,4 +1,4 @@
-"""A lab with small services whose every command can be made to die or fail at each of its steps."""
+"""Provide a lab with small services, in which every command can be killed or fail at each step."""
 
 from __future__ import annotations
 

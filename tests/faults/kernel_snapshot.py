@@ -1,4 +1,4 @@
-"""Run inside a lab: prints as JSON all that niso could have changed there, in words that are equal for equal hosts.
+"""Run inside a lab: print as JSON everything that niso could have changed; equal for equal hosts.
 
 Interfaces' numbers, random MACs, counters and handles are left out; a veth pair is named after the address that its
 port may send with, since the number of the activation is in its name.

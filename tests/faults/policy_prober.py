@@ -1,4 +1,4 @@
-"""Run inside a lab: sends to closed ports of a service all the while, and notes how many packets have ever come in there.
+"""Run inside a lab: send to closed ports of a service continuously, and count packets that arrive.
 
 Arguments: the service watched, then ``NETNS,ADDRESS,PORT`` for each way to it. Prints ``ready``, then at each line that it
 reads what was counted, as JSON: the namespace's own counters (proc(5), /proc/net/snmp) count from its first moment on. Ends

@@ -1,4 +1,4 @@
-"""Commands are interrupted by INT or TERM, alone or with their whole process group, once or twice, at any moment.
+"""Interrupt commands with INT or TERM, alone or as a process group, once or twice, at any moment.
 
 What was begun is undone or can be done again, nothing of niso stays behind, and no command hangs. ``NISO_TEST_LONG=1`` takes more.
 """

@@ -1,4 +1,4 @@
-"""niso dies, or is refused by the kernel, at steps of commands on services of the modes host, none and share.
+"""Kill niso, or refuse its steps, in commands on services of the modes host, none and share.
 
 Nobody may be elsewhere than its manifest, old or new, says, and the same command again makes all as it should be.
 ``NISO_TEST_LONG=1`` takes every step, else some.

@@ -1,4 +1,4 @@
-"""niso dies, or a step fails, at any step of a change of policies while somebody sends all the while to what no manifest allows.
+"""Kill niso, or fail a step, at any step of a policy change while denied packets are sent.
 
 Not a packet of it may ever come in at the service, whose namespace counts them from its first moment on; the next command
 brings all to what should be. ``NISO_TEST_LONG=1`` takes every step, else some.

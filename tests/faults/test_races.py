@@ -1,4 +1,4 @@
-"""Many niso commands at once on the same names: each is done whole or says why not, and nothing is given twice."""
+"""Run many niso commands concurrently on the same names: each completes or fails, with no duplicates."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def assert_all_clear(results: list[dict[str, object]], killed: bool) -> None:
 
 
 def assert_nothing_twice(world: World) -> None:
-    """The kernel's own view: every active service has its namespace, address and port, and no two have the same."""
+    """Check in the kernel that every active service has its own namespace, address and port."""
     rows = {row["service"]: row for row in json.loads(world.niso("ps", "--json").stdout)}
     active = {name: row for name, row in rows.items() if row["status"] != "inactive"}
     found = world.snapshot()
@@ -136,7 +136,7 @@ def test_commands_at_once_of_which_some_are_killed_converge(world: World) -> Non
 
 
 def test_no_change_of_many_at_once_is_lost(world: World) -> None:
-    """Each wants the next free address, and a host port of niso's choice, and a line in the hosts file that all share."""
+    """Each service requests the next free address, a free host port, and a line in the shared hosts file."""
     baseline = world.snapshot()
     names = [f"m{number}" for number in range(64 if LONG else 8)]
     packages = [
@@ -279,7 +279,7 @@ def test_command_killed_at_any_moment_converges(world: World, command: str) -> N
 
 
 def test_hosts_file_that_a_kill_left_half_made_or_half_removed_goes(world: World) -> None:
-    """Without its file, with a draft in its folder or nothing, it reads as none: its folder goes with who needed it."""
+    """A folder with only a draft, or empty, counts as no hosts file, and is removed with its last reader."""
     baseline = world.snapshot()
     for left in ("hosts.new", None):
         world.niso("activate", "/tmp/a")

@@ -1,4 +1,4 @@
-"""The store lost, damaged, newer, read-only or on a full disk: a clear word, nothing half done, and a way back."""
+"""Lose, damage or fill the store: the error is clear, nothing is half done, and recovery works."""
 
 from __future__ import annotations
 

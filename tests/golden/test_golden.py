@@ -1,4 +1,4 @@
-"""Goldens: one folder for each case, from manifests to the words of the steps and the text that nft gets.
+"""Compare golden files: one folder per case, from manifests to the steps and the text for nft.
 
 `before.toml` and `after.toml` are two worlds: networks, services by their manifests' own keys, ports that were forwarded to
 them, and the host's sysctls as they were found. The store is filled with the first, then with the second, as commands do. `current.json` says what else is different in the kernel before the

@@ -1,4 +1,4 @@
-"""Runs inside a lab: whatever stands on niso's command line, it answers in its own way. ``argument_driver.py EXAMPLES``.
+"""Run inside a lab: check that niso handles any command line itself. ``argument_driver.py EXAMPLES``.
 
 Commands run in this process, on the real kernel, with a service and a network that are there. What comes out is held to be
 printable, JSON where that was asked for, and never a word of Python.

@@ -1,4 +1,4 @@
-"""What tests of attacks share: a host with services, the attackers' and receivers' ends, and the rules that defend.
+"""Shared parts of attack tests: a host with services, both ends of attacks, and the defending rules.
 
 Networks: ``backend`` (api, db, mallory) and ``frontend`` (web) have both families, ``old`` (plain, evil) has IPv4 only,
 ``inner`` (vault, mate) is internal with both. All attackers have full rights in their namespaces: the shots are raw frames.

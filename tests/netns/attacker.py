@@ -1,4 +1,4 @@
-"""What a program tries to get out of a service. Prints one JSON object: each attack, and "" where it worked or why it did not.
+"""Try to break out of a service. Prints one JSON object: attack to "", or to why it failed.
 
 Runs in a service, and for comparison outside of one, so it needs nothing but Python. Syscall numbers are x86-64's
 (asm/unistd_64.h). What would harm the machine if it worked is tried only with ``--all``.

@@ -1,4 +1,4 @@
-"""A host with two services and a client in the middle of a transfer by one of them, while the other one is damaged."""
+"""Provide a host with two services, one in the middle of a transfer while the other is damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every kind of object that niso has, deleted or changed by somebody else: what is done, and the findings that it must give.
+"""List damages of every kind of object, each with how it is done and the expected findings.
 
 ``tests/unit/test_damages.py`` holds this table to the kinds of `niso.kernel.kinds.order`.
 """

@@ -1,4 +1,4 @@
-"""Rules as other people's firewalls make them, cut to what forwards: for iptables-restore (IPTABLES) and for nft (NFT)."""
+"""Forwarding rules as other firewalls create them, for iptables-restore (IPTABLES) and nft (NFT)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames that a service must not send, and those that it may, as functions of a mark that their receivers look for.
+"""Build frames that a service may or must not send, with a mark that receivers look for.
 
 The mark is the payload, or in ND an option that nobody knows (RFC 4861, 4.6: to be ignored), or behind an ARP packet.
 """

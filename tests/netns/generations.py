@@ -1,4 +1,4 @@
-"""What each transaction of nf_tables changes, by ``nft monitor``."""
+"""Observe what each nf_tables transaction changes, using ``nft monitor``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`throw_away_host`: runs a test in a process of its own with new network and mount namespaces and an empty /run.
+"""`throw_away_host` runs a test in a process with new network and mount namespaces and an empty /run.
 
 For the tests of niso.kernel, which call it in process; a lab's commands are other processes.
 """

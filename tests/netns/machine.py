@@ -1,4 +1,4 @@
-"""A machine whose init is a real systemd, inside a lab: its own pid, mount, uts, ipc and cgroup namespaces, the lab's network.
+"""Provide a machine whose init is a real systemd, in its own namespaces inside a lab.
 
 Its / is an overlay of the lab's, so what is written to it (units, the state folder) is in one folder, `Machine.disk`, which
 another machine can be made of: that is a reboot. It ends with the lab, cgroups included.

@@ -1,4 +1,4 @@
-"""Services of the modes host, none and share, and what the tests of modes look at."""
+"""Provide services of the modes host, none and share, and checks of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cases of Kubernetes' network-policy conformance that have a meaning here, under the titles that they have there.
+"""Cases of the Kubernetes network policy conformance tests that apply here, under their titles.
 
 s1 is the server; s2 and s3 are on its network, s4 on another. s1 publishes its ports 80 and 81 as 8080 and 8081, by which
 s4 and the client reach it. What is said is who reaches s1, and on which port and protocol if not on all; ``s1>s2`` is that s1

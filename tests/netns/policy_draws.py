@@ -1,4 +1,4 @@
-"""Services, networks and policies drawn at random, as manifests say them; one seed gives the same draw anywhere.
+"""Draw random services, networks and policies as manifests; a seed determines the draw.
 
 Network ``nI`` is 10.99.I.0/24 and, where it has both families, fd00:99:I::/64. Service ``sI`` publishes host ports from
 8000 + 100 I on. All listen on `SERVED`.

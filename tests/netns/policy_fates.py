@@ -1,4 +1,4 @@
-"""The fate of real packets between all the places of a lab, thousands at once, by sockets that the test itself holds.
+"""Observe thousands of real packets between all places of a lab at once, through the test's sockets.
 
 A place is a network namespace: a service's, the host's (None), ``client``'s, ``neighbour``'s. On every address of each there
 are listeners of TCP and UDP, and raw ones of SCTP, ICMP and a protocol without ports; they note who came, and answer. TCP is

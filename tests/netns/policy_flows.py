@@ -1,4 +1,4 @@
-"""Open flows between places of a lab, whose both ends the test holds: which of them live on over a change, and which are cut."""
+"""Hold open flows between places of a lab, and observe which survive a change and which are cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of `niso.runtime` inside a lab, and what a test looks at there."""
+"""Call `niso.runtime` inside a lab, and inspect the results there."""
 
 from __future__ import annotations
 

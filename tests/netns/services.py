@@ -1,4 +1,4 @@
-"""Packages for the tests of whole commands: tiny services, and what talks to them.
+"""Packages for tests of whole commands: tiny services and their clients.
 
 Services run on the host's /usr (busybox, sh, the distribution's python3) unless they bring a root file system of their own.
 """

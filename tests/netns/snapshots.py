@@ -1,4 +1,4 @@
-"""Everything of a lab that niso could change, as data that can be compared: before a command and after it."""
+"""Take comparable snapshots of everything in a lab that niso could change."""
 
 from __future__ import annotations
 

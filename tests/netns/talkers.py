@@ -1,4 +1,4 @@
-"""Services that say who they are on TCP and UDP, and those that talk to them while ports come, go and move.
+"""Services that identify themselves on TCP and UDP, and clients that run while ports change.
 
 A talker keeps one socket, and so one source port, as a client does whose flow must follow a port. All datagrams are numbered,
 so that what was sent after a command has returned can be told from what was on its way.

@@ -1,4 +1,4 @@
-"""activate, deactivate, remove and restart of real services; the kernel says what became of it."""
+"""Activate, deactivate, restart and remove real services, and verify the result in the kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole or nothing: an activation that fails anywhere leaves nothing, and a dry run says what would be done."""
+"""Test that a failed activation leaves nothing, and that a dry run shows the steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Neighbours that know an address with the MAC of who had it before; and a veth pair whose namespace somebody holds."""
+"""Test that neighbours learn the new MAC of a reused address, also if a namespace is held open."""
 
 from __future__ import annotations
 

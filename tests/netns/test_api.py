@@ -1,4 +1,4 @@
-"""The Python API in a lab: events, undoing, threads, data as manifests."""
+"""Test the Python API in a lab: events, rollback, threads, manifests given as data."""
 
 from __future__ import annotations
 

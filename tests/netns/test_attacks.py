@@ -1,4 +1,4 @@
-"""What must not get in from other machines, other networks and out of internal ones, each first shown to get in undefended."""
+"""Test that other machines and networks cannot get in; each attack first succeeds undefended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a service with raw sockets must not get onto its network: others' addresses, other frames, broadcasts, IPv6 where there is none.
+"""Test what a service with raw sockets cannot send: foreign addresses, other frames, broadcasts, IPv6.
 
 ``mallory`` sends to ``db`` (by its MAC), to the host (the bridge's MAC) and to all. Receivers see whole frames, before their
 kernel would refuse what niso let through.

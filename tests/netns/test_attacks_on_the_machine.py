@@ -1,4 +1,4 @@
-"""An attacker's program inside a service (attacker.py): what holds it, and that it would work without."""
+"""Test which defences stop an attacker's program inside a service (attacker.py), and that it works without."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What niso is measured by runs, in the smallest size, and its table is written; who is not there does not end it."""
+"""Run the benchmarks in their smallest size; missing peers do not end them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Enabled services and reboots where systemd is not the init: another lab with the same state folder is a host after its reboot."""
+"""Test enabled services and reboots without systemd: a new lab with the same state is a rebooted host."""
 
 from __future__ import annotations
 

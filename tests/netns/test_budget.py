@@ -1,4 +1,4 @@
-"""What activate and port-forward load: the modules that ``loaded/`` lists.
+"""Test that activate and port-forward load only the modules listed in ``loaded/``.
 
 tests/unit/test_imports.py has the commands that need no kernel.
 """

@@ -1,4 +1,4 @@
-"""net check names each thing that is not as it should be, net repair mends it and touches nothing else."""
+"""Test that net check reports each damage, and that net repair repairs it and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""exec, logs, ps, inspect, schema, help and wrong use: what they print, and with which exit status."""
+"""Test output and exit status of exec, logs, ps, inspect, schema, help and invalid usage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Completion as somebody at a terminal has it: real bash and zsh, on a pty, in a lab."""
+"""Test completion as on a terminal: real bash and zsh, on a pty, in a lab."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A row of the store whose text somebody, or a disk, has damaged: it is named, concerns its own service alone, and can be mended."""
+"""Test damaged rows of the store: they are reported, affect only their service, and are repaired."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every command that README.md, the guides and the examples show is run, and prints what they say.
+"""Run every command in README.md, the guides and the examples, and compare its output.
 
 How pages are read: tests/pages.py.
 """

@@ -1,4 +1,4 @@
-"""niso net stats and niso net log: what was dropped, of whom, in which direction."""
+"""Test niso net stats and niso net log: dropped packets by service and direction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks of both families, of IPv6 alone, and internal ones: judged by packets, and by what the kernel has."""
+"""Test dual-stack, IPv6-only and internal networks, with packets and the kernel's own listings."""
 
 from __future__ import annotations
 

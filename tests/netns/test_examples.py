@@ -1,4 +1,4 @@
-"""Every example that help shows does what it says it does, in a lab."""
+"""Run every example of the help in a lab, and verify its effect."""
 
 from __future__ import annotations
 

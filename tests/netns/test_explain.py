@@ -1,4 +1,4 @@
-"""niso net explain: the verdict, the lines and rules that decide, and a real packet that proves it."""
+"""Test niso net explain: the verdict, the deciding lines and rules, and the proof by a real packet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What activate, net check and net ports say where another table's chain drops what niso's services need."""
+"""Test the reports of activate, net check and net ports about chains of other tables that drop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flows follow their ports: no client is kept with whom it had, or kept away, by what connection tracking remembers."""
+"""Test that flows follow their ports: conntrack entries never keep a client with the wrong service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules that another program has flushed: they come back in one transaction, and flows of that time get their NAT."""
+"""Test recovery of flushed rules: one transaction restores them, and flows get their NAT again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forwarding of IPv6 by the host: on while a service needs it, closed for others, and afterwards as it was found.
+"""Test IPv6 forwarding of the host: on while needed, closed for others, restored afterwards.
 
 Each test is done with force_forwarding, and without as on kernels before Linux 6.17: there its file is masked, as
 container runtimes mask files of /proc.
@@ -232,7 +232,7 @@ s.sendto(struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, int(sys.argv[1]), 0, 0), ("f
 
 
 def learned(lab: Lab) -> list[int]:
-    """How long the host's default routes from router advertisements live, in seconds."""
+    """Return the lifetimes (s) of the host's default routes from router advertisements."""
     return [
         each["expires"]
         for each in lab.ip_json("-6", "route", "show", "default")

@@ -1,4 +1,4 @@
-"""What the READMEs of examples/ claim in their text; test_docs.py runs the commands they show."""
+"""Verify the claims in the READMEs of examples/; test_docs.py runs the commands they show."""
 
 from __future__ import annotations
 

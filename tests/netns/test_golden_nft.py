@@ -1,4 +1,4 @@
-"""The kernel judges the goldens: each ruleset is loaded, in a namespace that ends with the test, on what was there before."""
+"""Load each golden ruleset into the kernel, in a temporary namespace, over the previous state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Healthchecks of real services: activate waits for them, and ps asks at most once an interval."""
+"""Test health checks of real services: activate waits for them, ps probes once per interval."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A root file system made by an enemy: links out of it, and fifos, devices and endless files where niso reads and mounts.
+"""Test hostile root file systems: links out of them, and FIFOs, devices and endless files.
 
 The lab's own / is read-only meanwhile, and where links lead to is looked at: nothing is written there, nothing waited for.
 """

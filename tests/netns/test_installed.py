@@ -1,4 +1,4 @@
-"""niso as a wheel in a venv of its own, without the clone: what `pip install .` and `pipx install .` give."""
+"""Test niso as a wheel in a venv, without the clone, as pip and pipx install it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def known(*paths: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Built from a copy of the clone, by the setuptools that is here."""
+    """Build a wheel from a copy of the clone, with the installed setuptools."""
     copy, made = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
     for name in known("src", "bin/niso", "docs/man", "pyproject.toml", "README.md", "LICENSE"):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)

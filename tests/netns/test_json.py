@@ -1,4 +1,4 @@
-"""--json: every command prints what the reference says of it: the same keys, each of its type."""
+"""Test that --json output of every command has the keys and types of the reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same steps on the real kernel and on the one in memory: both take them or refuse them with one errno, and have the same."""
+"""Run the same steps on the real and the fake kernel: same errno, same resulting objects."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_links_are_ended_by_name() -> None:
 
 @throw_away_host
 def test_bridge_is_full_at_1023_ports() -> None:
-    """Ports are added by hand, 1,023 of them: the fake counts, the real one refuses the next."""
+    """Add 1,023 ports by hand: the fake and the real kernel refuse the next one."""
     from niso.kernel.fake import MOST_PORTS
 
     kernels: tuple[Kernel, ...] = (Real(), Fake())

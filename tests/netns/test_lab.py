@@ -1,4 +1,4 @@
-"""The lab keeps its promises: what is in it, that nothing gets out of it, and that it leaves the machine as it was.
+"""Test the lab: its content, its isolation, and that it leaves the machine unchanged.
 
 The machine of the comparing tests is a lab itself, so that other labs beside it do not show; one test compares the real one.
 """

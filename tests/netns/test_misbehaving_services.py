@@ -1,4 +1,4 @@
-"""Services that will not be well-behaved: niso ends each, and leaves nothing, whatever it does meanwhile."""
+"""Test services that resist being stopped: niso stops each one and leaves nothing."""
 
 from __future__ import annotations
 

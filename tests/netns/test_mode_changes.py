@@ -1,4 +1,4 @@
-"""Changes of mode and of what is shared: by activating other manifests, with policies that name such services, and what is lost."""
+"""Test changes of mode and of the shared namespace, with policies that name such services."""
 
 from __future__ import annotations
 

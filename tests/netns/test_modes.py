@@ -1,4 +1,4 @@
-"""network.mode: services in the host's network, in none, and in the network of another one, seen from inside and outside."""
+"""Test network.mode host, none and share, from inside and outside of the services."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""net create, list, inspect, remove; which subnet and which address: on the real kernel."""
+"""Test net create, list, inspect and remove, and the choice of subnets and addresses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A store that an older niso made, with services that run: they go on, and what was begun is undone."""
+"""Test stores of older versions with running services: these continue, and old intents are undone."""
 
 from __future__ import annotations
 

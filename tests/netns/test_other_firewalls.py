@@ -1,4 +1,4 @@
-"""Beside other people's firewalls: what niso says that they drop is dropped, what it says to add lets it pass."""
+"""Test findings about other firewalls: the reported packets are dropped, and the remedy lets them pass."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def host(busy: Lab) -> Iterator[Lab]:
 
 
 def passing(lab: Lab) -> set[str]:
-    """What gets through, judged by connections."""
+    """Return which connections get through."""
     tried = {
         "published": (HOST, 8080, "client", f"api {CLIENT}"),
         "outward": (CLIENT, 7777, "niso-api", f"outside {HOST}"),

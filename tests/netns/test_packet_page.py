@@ -1,4 +1,4 @@
-"""The chains that docs/design/packet.md names are those that a packet passes: nft's own trace says which.
+"""Test that packets pass the chains that docs/design/packet.md names, using nft's trace.
 
 One datagram goes each way of the page's table; each base chain of niso's that it meets, and each chain that a rule sends it to, must
 stand in the table, in that order, and no other. UPDATE=1 writes the table's chains anew (run with -n 0).
@@ -86,7 +86,7 @@ def rows() -> dict[str, list[str]]:
 
 
 class Trace:
-    """What ``nft monitor trace`` prints, line by line; it listens once this is made."""
+    """The lines of ``nft monitor trace``, which is listening once the constructor returns."""
 
     def __init__(self, lab: Lab) -> None:
         self.lines: list[str] = []

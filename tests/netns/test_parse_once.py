@@ -1,4 +1,4 @@
-"""One command parses each text of a manifest once, and what the store has of a service once."""
+"""Test that a command parses each manifest text and each stored service only once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""niso net ping: an echo between two services, and on failure the reason in words."""
+"""Test niso net ping: an echo between two services, and the reason on failure."""
 
 from __future__ import annotations
 

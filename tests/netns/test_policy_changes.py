@@ -1,4 +1,4 @@
-"""What a change of policies does to running services: what it denies ends at once, all else goes on as if nothing were."""
+"""Test policy changes of running services: denied flows end at once, all others continue."""
 
 from __future__ import annotations
 

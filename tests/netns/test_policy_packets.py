@@ -1,4 +1,4 @@
-"""Policies judged twice: what `niso.plan.verdict` says in Python of every pair, and what becomes of a real packet.
+"""Compare the verdicts of `niso.plan.verdict` on every pair with the fate of real packets.
 
 Worlds are drawn from a seed, which is in the test's name, so a failure can be run again: ``NISO_TEST_SEED=N`` runs that one.
 ``NISO_TEST_LONG=1`` runs many, with every cell.

@@ -1,4 +1,4 @@
-"""Peers that come, go and share addresses: what their policies say follows them, and what it denies is cut."""
+"""Test policies as their peers appear, disappear and share addresses."""
 
 from __future__ import annotations
 

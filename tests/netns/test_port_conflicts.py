@@ -1,4 +1,4 @@
-"""Host ports that somebody has already, those that niso chooses, and how published ports read."""
+"""Test occupied and automatically chosen host ports, and how published ports are shown."""
 
 from __future__ import annotations
 

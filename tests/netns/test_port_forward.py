@@ -1,4 +1,4 @@
-"""niso port-forward: one more port at once, moved in one step under load, and whole whatever happens to niso meanwhile."""
+"""Test niso port-forward: publishing, taking over under load, and interruption at any moment."""
 
 from __future__ import annotations
 

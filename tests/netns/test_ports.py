@@ -1,4 +1,4 @@
-"""Published TCP ports and isolation, judged by packets: from the client, the host, services, and from inside with raw sockets."""
+"""Test published TCP ports and isolation with packets from clients, the host and services."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ while select.select([s], [], [], seconds)[0]:
 
 
 def dropped(lab: Lab, words: str) -> int:
-    """Packets that the rules with these words in their comment have counted."""
+    """Return the packets counted by rules whose comment contains this text."""
     return sum(
         part["counter"]["packets"]
         for thing in lab.nft_json()

@@ -1,4 +1,4 @@
-"""docs/guide/python.md: its examples run in their order, and print what the page shows."""
+"""Run the examples of docs/guide/python.md in order, and compare their output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A running service is shown another hosts file; whatever it has made of its /etc, niso unmounts nothing else for it."""
+"""Test the replacement of a running service's hosts file, whatever the service did to its /etc."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def test_link_of_a_host_volume_is_followed_at_the_activation_alone(lab: Lab) -> 
     folder = idle(lab, "linked", volumes=volumes)
     warned = lab.niso("activate", folder).stderr
     assert (
-        "linked: volumes.v.host: others than root and the owner of /tmp/v/1 can replace it"
+        "linked: volumes.v.host: users other than root and the owner of /tmp/v/1 can replace it"
         in warned
     )
     lab.run("ln", "-sfn", "2", "/tmp/v/now")

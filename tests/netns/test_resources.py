@@ -1,4 +1,4 @@
-"""Limits on the real kernel: what the cgroup says, and what happens to a service that goes beyond.
+"""Test resource limits on the real kernel: cgroup values, and services that exceed them.
 
 These run with whatever hierarchy the machine has for each controller (v1 or v2); where there is none, only the warning is tested.
 """

@@ -1,4 +1,4 @@
-"""The kernel accepts the ruleset's text and every kind of element: ``nft --check``."""
+"""Test with ``nft --check`` that the kernel accepts the ruleset and every kind of element."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logs of real services: nothing is lost when niso rotates, nor when conmon does by itself."""
+"""Test logs of real services: nothing is lost when niso or conmon rotates them."""
 
 from __future__ import annotations
 

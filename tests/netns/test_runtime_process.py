@@ -1,4 +1,4 @@
-"""A service's process on the real kernel: what it is let see and do, and that nothing is left of it."""
+"""Test a service's process on the real kernel: its view, its rights, and its clean-up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The restart policy: what conmon's exit command does when a service ends, and that a stop always wins."""
+"""Test the restart policy: conmon's exit command, and that a stop always wins."""
 
 from __future__ import annotations
 
@@ -121,6 +121,6 @@ def test_exit_command_of_an_older_run_changes_nothing(runtime: Runtime, lab: Lab
 
 
 def test_exit_command_still_has_the_name_that_running_conmons_know(lab: Lab) -> None:
-    """A conmon keeps the module name that niso gave it when its service started."""
+    """A conmon keeps the module name that it was started with."""
     for module in ("niso.runtime.exited", "niso.runtime.on_exit"):
         lab.run("python", "-I", "-m", module, SERVICE, f"{FOLDER}/run-9")

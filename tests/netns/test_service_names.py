@@ -1,4 +1,4 @@
-"""Names: /etc/hosts live in running services, host names, resolv.conf, by the look-ups of glibc and busybox."""
+"""Test names in running services: /etc/hosts, hostnames, resolv.conf, with glibc and busybox."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A service on several networks: its published ports answer each client by the network that both are on."""
+"""Test a service on several networks: its ports answer each client through their common network."""
 
 from __future__ import annotations
 

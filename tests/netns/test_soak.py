@@ -1,4 +1,4 @@
-"""The soak (`./dev soak`), for some seconds: it works, and it sees what it is there to see."""
+"""Run the soak (`./dev soak`) for a few seconds, and test that it detects failures."""
 
 from __future__ import annotations
 

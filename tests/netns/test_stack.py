@@ -1,4 +1,4 @@
-"""niso stack: services of one file, in the order of what they need, all or none."""
+"""Test niso stack: the services of one file, in dependency order, all or none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order in which the processes of one command start: what comes after what, and that nothing else waits."""
+"""Test the order in which processes of one command start, and that nothing else waits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Enabled services where systemd is the init: a real one, booted in a lab.
+"""Test enabled services under a real systemd, booted in a lab.
 
 Whatever starts, ends or restarts a service, systemd sees one running unit for one running service, and niso alone starts it again.
 """

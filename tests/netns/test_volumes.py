@@ -1,4 +1,4 @@
-"""Volumes of real services: what they keep, who owns them, and that nothing leads out of them."""
+"""Test volumes of real services: persistence, ownership, and confinement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every way in to a published port, in one table: who comes by which address of the host, and whom the service sees.
+"""Test every path to a published port: by client, host address, and the source the service sees.
 
 Networks: ``backend`` (api, peer) and ``frontend`` (web, both first, which is on backend second) have both families, ``old``
 (plain) has IPv4 only, ``inner`` (vault, mate) is internal with both.

@@ -1,4 +1,4 @@
-"""Runs as a client: a TCP transfer through an echo service that goes on until it is told to end, compared byte for byte.
+"""Run as a client: an endless TCP transfer through an echo service, compared byte for byte.
 
 Words on stdin, each answered by a line with how many bytes have come back: ``pause`` (when all have), ``go``, ``count``.
 """

@@ -1,4 +1,4 @@
-"""The ways in to a service, as a table, and the traffic that goes all of them at once: see test_ways_in.py."""
+"""Tabulate all paths to a service, and send traffic over all of them at once: see test_ways_in.py."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def kind_of(proto: str) -> tuple[int, int]:
 
 
 class Clients:
-    """Sends for cells and notes which are answered. ``servers`` are served meanwhile, all in one loop."""
+    """Send the packets of cells and record the replies; serve ``servers`` in the same loop."""
 
     numbers = itertools.count(1000)  # the name of each try; for SCTP its source port too
 

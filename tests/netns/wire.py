@@ -1,4 +1,4 @@
-"""Sockets of any namespace of a lab, held by the test itself, and what it sends and sees with them.
+"""Hold sockets in any namespace of a lab, to send and receive from the test.
 
 A socket belongs to the network namespace in which it was made, whoever holds it. One process in the lab makes them there and
 passes them out, so a test can be client, server, attacker and watcher of all namespaces at once without a process for each.

@@ -1,4 +1,4 @@
-"""The services of the soak, and what is done to those that are churned: niso's own commands, several at a time, by chance of a seed.
+"""Churn the services of the soak: niso commands, several at a time, chosen by a seed.
 
 Each worker has services of its own, so each command has to succeed.
 """

@@ -1,4 +1,4 @@
-"""Who makes the connections of the soak, and to whom."""
+"""Define the clients of the soak and their targets."""
 
 from __future__ import annotations
 

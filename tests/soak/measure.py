@@ -1,4 +1,4 @@
-"""What a lab has: counted by means that are not niso's."""
+"""Count the resources of a lab by means other than niso's."""
 
 from __future__ import annotations
 

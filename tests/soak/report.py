@@ -1,4 +1,4 @@
-"""What came of a soak: the lines that are printed, and what is judged at the end."""
+"""Report the result of a soak, and judge it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Python API at its edge: misuse is one of niso's errors, results are values.
+"""Test misuse of the Python API, and its results as values.
 
 tests/netns/test_api.py has what needs a kernel.
 """

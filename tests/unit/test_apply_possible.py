@@ -1,4 +1,4 @@
-"""What is wanted of a kernel without IPv6, and of links of the host that are gone."""
+"""Test the desired state on a kernel without IPv6, and of host links that are gone."""
 
 from __future__ import annotations
 

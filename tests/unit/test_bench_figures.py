@@ -1,4 +1,4 @@
-"""The arithmetic and the tables of the benchmarks, from figures as data."""
+"""Test the arithmetic and tables of the benchmarks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The text of a service's systemd unit: what it says, and that systemd reads back each word as it was meant."""
+"""Test the text of a service's systemd unit, and that systemd parses each word as intended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from niso.commands import boot
 
 
 def words(line: str) -> list[str]:
-    """The words of a line as systemd takes them apart: quotes and C's escapes, then specifiers (systemd.syntax(7), systemd.unit(5))."""
+    """Split a line as systemd does: quotes, C escapes, then specifiers (systemd.syntax(7), systemd.unit(5))."""
     found: list[bytes] = []
     text = os.fsencode(line)
     i, inside, word = 0, False, None

@@ -1,4 +1,4 @@
-"""Words of the command line: how they are taken, what is said of wrong ones, and that help has all of every command."""
+"""Test the command line: parsing, errors, and completeness of the help."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands on a kernel and processes in memory: what they do, and that all is as the store says after each."""
+"""Test commands on a kernel and processes in memory, and their agreement with the store."""
 
 from __future__ import annotations
 
@@ -163,7 +163,8 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, world: World) -> Callable[[Meanwh
 
     def comes(other: Meanwhile) -> None:
         def locked(store: Store, services: list[str]) -> ExitStack:
-            monkeypatch.undo()
+            # not undo(): that would also end the test's own state and run folders
+            monkeypatch.setattr(activate, "locked", journal.locked)
             other(world)
             return journal.locked(store, services)
 
@@ -365,11 +366,11 @@ def test_repair_puts_right_what_check_finds(world: World, damage: Callable[[Worl
     there = world.picture()[2]
     damage(world)
     assert check(world.machine)
-    repair.plan_mend(world.machine, lambda event: None)
-    assert repair.mend(world.machine) > 0
+    repair.plan_repair(world.machine, lambda event: None)
+    assert repair.repair_all(world.machine) > 0
     world.assert_whole()
     assert world.picture()[2] == there
-    assert repair.mend(world.machine) == 0
+    assert repair.repair_all(world.machine) == 0
 
 
 def test_namespace_that_lost_its_name_is_named_again(world: World) -> None:
@@ -378,7 +379,7 @@ def test_namespace_that_lost_its_name_is_named_again(world: World) -> None:
     kept = dict(world.kernel.veths), dict(world.kernel.addresses), dict(world.kernel.routes)
     sysctls = dict(world.kernel.sysctls)
     del world.kernel.netns[names.netns("api")]
-    repair.mend(world.machine)
+    repair.repair_all(world.machine)
     assert pid(world, "api") == first
     assert kept == (world.kernel.veths, world.kernel.addresses, world.kernel.routes)
     assert sysctls == world.kernel.sysctls
@@ -390,7 +391,7 @@ def test_process_of_a_service_that_is_not_active_ends(world: World) -> None:
     run = world.processes.current["api"]
     deactivate(world.machine, ["api"])
     world.processes.current["api"] = run
-    repair.mend(world.machine)
+    repair.repair_all(world.machine)
     world.assert_whole()
 
 

@@ -1,4 +1,4 @@
-"""What completion offers, without a store: the line's words, and what can follow them."""
+"""Test completion without a store: splitting of the line, and candidates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""converge, plan, compare and repair on a kernel in memory: what they do, and what they leave when a step fails."""
+"""Test converge, plan, compare and repair on a kernel in memory, including failed steps."""
 
 from __future__ import annotations
 

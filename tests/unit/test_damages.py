@@ -1,4 +1,4 @@
-"""The table of damages has a case for each way in which a thing of each kind of State can be other than wanted."""
+"""Test that the table of damages covers each way in which a kernel object can differ."""
 
 from __future__ import annotations
 

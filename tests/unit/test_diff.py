@@ -1,4 +1,4 @@
-"""diff: steps that a kernel takes in this order, that make what is into what should be, and touch nothing else."""
+"""Test diff: steps in a valid order that produce the desired state and touch nothing else."""
 
 from __future__ import annotations
 

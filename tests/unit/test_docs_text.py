@@ -1,4 +1,4 @@
-"""The pages of the documentation are true where a machine can tell.
+"""Test the documentation where its claims can be checked without running it.
 
 That is: links, anchors, TOML, figures, and the words of commands in the text.
 

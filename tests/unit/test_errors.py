@@ -1,4 +1,4 @@
-"""Errors are data, and one place makes text of them."""
+"""Test that errors are data, rendered in one place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From where a port can be reached, as a policy narrows it."""
+"""Test from where a port can be reached, narrowed by a policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The packets that niso follows through other people's chains, and what it makes of where they end."""
+"""Test the trace of packets through foreign chains, and the resulting findings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The form of examples/: what each folder has, and that it is in the index."""
+"""Test the form of examples/: the files of each folder, and the index."""
 
 from __future__ import annotations
 

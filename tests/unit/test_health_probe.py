@@ -1,4 +1,4 @@
-"""Probes against servers of this process, and what the answers mean. No namespace: that is tested with real services."""
+"""Test probes against servers in this process, and the resulting health."""
 
 from __future__ import annotations
 

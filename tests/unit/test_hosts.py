@@ -1,4 +1,4 @@
-"""The text of hosts files: always whole, sorted by address, and exactly what was put in."""
+"""Test the text of hosts files: complete, sorted by address, exact."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports are a contract: who may import whom, what a pure module may know, and what a short command loads."""
+"""Test the import contract: layers, purity, and the modules that short commands load."""
 
 from __future__ import annotations
 

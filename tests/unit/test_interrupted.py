@@ -1,4 +1,4 @@
-"""Ctrl-C between the step that takes something and the block that gives it back: whoever undoes must be able to take it again."""
+"""Test Ctrl-C between acquiring something and the block that releases it."""
 
 from __future__ import annotations
 

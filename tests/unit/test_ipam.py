@@ -1,4 +1,4 @@
-"""ipam: the numbers of addresses and the next free prefix, for both families."""
+"""Test address numbers and the next free prefix, for both families."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A state machine against the real store: services come, go and move, and no lease is ever wrong."""
+"""Test leases with a state machine against the real store."""
 
 from __future__ import annotations
 

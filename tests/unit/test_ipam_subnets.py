@@ -1,4 +1,4 @@
-"""Which subnets a network may have, and the unique local prefix of a host: no kernel, no store."""
+"""Test which subnets a network may have, and a host's unique local prefix."""
 
 from __future__ import annotations
 

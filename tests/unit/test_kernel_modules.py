@@ -1,4 +1,4 @@
-"""br_netfilter: loaded where it is missing, with its global sysctls off, or an error that says what will not work."""
+"""Test the loading of br_netfilter, its global sysctls, and the error if it is missing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAMES = ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables", "bridge-nf-call-
 
 
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Path:
-    """A /proc/sys of its own, and a modprobe that runs ``script``."""
+    """Provide a private /proc/sys, and a modprobe that runs ``script``."""
     program = tmp_path / "modprobe"
     program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n{script}\n')
     program.chmod(0o755)

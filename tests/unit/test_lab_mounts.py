@@ -1,4 +1,4 @@
-"""What a lab must still see below the folders that it covers."""
+"""Test which folders stay visible below those that a lab covers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The code's form: ruff, mypy and shellcheck have nothing to say."""
+"""Run ruff, mypy and shellcheck."""
 
 from __future__ import annotations
 

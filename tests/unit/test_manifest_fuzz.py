@@ -1,4 +1,4 @@
-"""Whatever stands in a manifest, loading it succeeds or raises an Error that is safe to print."""
+"""Test that loading any manifest succeeds or raises an Error that is safe to print."""
 
 from __future__ import annotations
 

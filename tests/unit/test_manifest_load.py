@@ -1,4 +1,4 @@
-"""Manifests as files: what is read from them, and every way in which they can be wrong."""
+"""Test manifest files: their content, and every kind of error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Network modes in manifest.toml: which keys go with which, and what is said of those that do not."""
+"""Test network modes in manifest.toml: allowed keys, and errors about others."""
 
 from __future__ import annotations
 

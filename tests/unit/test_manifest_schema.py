@@ -1,4 +1,5 @@
-"""The JSON Schema accepts whatever the manifest's loader accepts, and refuses what a schema can see is wrong."""
+"""Test that the JSON Schema accepts all manifests that the loader accepts, and rejects invalid ones
+where a schema can."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Single values of a manifest: what is taken, what is refused and why."""
+"""Test single values of a manifest: accepted, refused, and why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sections [volumes], [healthcheck] and [isolation.resources]: what is taken, and the words for what is not."""
+"""Test [volumes], [healthcheck] and [isolation.resources]: accepted values and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Network modes without a kernel: what is wanted of them, what the store says, which changes may be, and how far one reaches."""
+"""Test network modes without a kernel: desired state, store, allowed changes, scope."""
 
 from __future__ import annotations
 

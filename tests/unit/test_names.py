@@ -1,4 +1,4 @@
-"""Names of kernel objects: they fit, they are the same each time, and different things get different ones."""
+"""Test names of kernel objects: length, determinism, uniqueness."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever comes out of a netlink socket, its reader gives values or a KernelError, and soon.
+"""Test that any netlink input yields values or a KernelError, quickly.
 
 ``netlink_answers.json`` has messages of a real kernel (Linux 6.18, one service with a policy and a published port); they are cut
 off, altered, doubled, put out of order, and mixed with bytes.
@@ -48,7 +48,7 @@ MULTI, INTERRUPTED = 0x2, 0x10
 
 
 class Kernel:
-    """A socket whose other end says ``datagrams``, each (bytes, sender's port), and then that nothing more comes."""
+    """A fake socket that delivers ``datagrams``, each (bytes, sender's port), and then times out."""
 
     def __init__(self, datagrams: list[tuple[bytes, int]]) -> None:
         self.datagrams = datagrams
@@ -62,7 +62,7 @@ class Kernel:
 
     def recvmsg(self, size: int) -> tuple[bytes, list[Any], int, tuple[int, int]]:
         if not self.datagrams:
-            raise OSError(errno.ETIMEDOUT, "nobody says more")
+            raise OSError(errno.ETIMEDOUT, "no more datagrams")
         data, sender = self.datagrams.pop(0)
         return data[:size], [], socket.MSG_TRUNC if len(data) > size else 0, (sender, 0)
 
@@ -86,7 +86,7 @@ def done(sequence: int = 1, flags: int = MULTI) -> bytes:
 
 
 def of(kind: type, said: list[bytes]) -> Any:
-    """A reader of that kind whose kernel says these datagrams."""
+    """Return a reader of that kind whose kernel sends these datagrams."""
     reader = kind.__new__(kind)
     reader._socket = Kernel([(each, 0) for each in said])
     reader._sequence = 0

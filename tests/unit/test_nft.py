@@ -1,4 +1,4 @@
-"""The ruleset's text and its elements. tests/netns/test_ruleset_check.py has the kernel judge them."""
+"""Test the ruleset's text and elements; tests/netns/test_ruleset_check.py validates them in the kernel."""
 
 from __future__ import annotations
 

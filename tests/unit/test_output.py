@@ -1,4 +1,4 @@
-"""What is printed: tables, escapes, arrows, durations."""
+"""Test output: tables, escapes, arrows, durations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies of packages: what is copied, how, and what is refused."""
+"""Test package copies: content, permissions, refused files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The packets that niso sends and reads itself: their checksums, and what a logged one says."""
+"""Test packets that niso builds and parses: checksums, logged packets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""desired: what the kernel should have of hand-made snapshots, and what holds for all of them."""
+"""Test the desired state of hand-made snapshots, and its invariants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The elements that stand for policies in the kernel say what the engine says, in every world, and settle every packet once."""
+"""Test that the elements of policies agree with the engine, and decide every packet once."""
 
 from __future__ import annotations
 

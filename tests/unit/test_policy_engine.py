@@ -1,4 +1,4 @@
-"""The engine's word on policies in fixed cases: what passes, what does not, and which line or default says so."""
+"""Test the policy engine in fixed cases: verdict and deciding line."""
 
 from __future__ import annotations
 

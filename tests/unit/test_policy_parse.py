@@ -1,4 +1,4 @@
-"""Policies of a manifest: each form of an entry, each refusal with its words, and the whole table."""
+"""Test the parsing of policies: each form of an entry, each error, the whole table."""
 
 from __future__ import annotations
 

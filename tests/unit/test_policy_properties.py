@@ -1,4 +1,4 @@
-"""What holds for the engine's word in every world: random networks, services, policies, published ports and packets."""
+"""Test properties of the policy engine on random networks, services, policies and packets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine's word on the way of a packet in fixed cases: host, outside, internal networks, published ports."""
+"""Test paths of packets in fixed cases: host, outside, internal networks, published ports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published ports as data: every form of the text, what is refused and why, which of them clash."""
+"""Test published ports: every form of the text, errors, clashes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which host ports a manifest gets: those it names where nobody has them, chosen and kept ones where it names none."""
+"""Test the assignment of host ports: requested, chosen and kept ones."""
 
 from __future__ import annotations
 

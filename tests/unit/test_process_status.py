@@ -1,4 +1,4 @@
-"""What niso's files say about a process that has ended, and the script that conmon runs then."""
+"""Test the status of an ended process from niso's files, and conmon's exit command."""
 
 from __future__ import annotations
 

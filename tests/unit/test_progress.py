@@ -1,4 +1,4 @@
-"""Progress goes by what an event is."""
+"""Test that progress depends on the type of an event."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No decision by prose: what a message, a finding or an event says is for people, and code goes by fields and types."""
+"""Test that no decision depends on the text of a message, finding or event."""
 
 from __future__ import annotations
 

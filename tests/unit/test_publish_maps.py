@@ -1,4 +1,4 @@
-"""Which service gets a packet for a host port: the maps, walked as the chain ``publish`` has them, against a look at each port."""
+"""Test which service gets a packet for a host port: the maps against the list of ports."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def maps(state: State) -> Maps:
 
 
 def walk(tables: Maps, packet: Packet) -> Hit | None:
-    """Where the chain ``publish`` sends a packet: the first map that has it."""
+    """Return the target of a packet in the chain ``publish``: that of the first map that has it."""
     family = "ip6" if ":" in packet.to else "ip"
     if (family, packet.to) in RETURNS:
         return None
@@ -129,7 +129,7 @@ def owner(snapshot: Snapshot, packet: Packet) -> Hit | None:
 
 @st.composite
 def worlds(draw: st.DrawFn) -> Snapshot:
-    """Services whose ports are tightly packed, yet no packet is for two of them and no place is needed twice by one."""
+    """Draw services with densely packed ports of which no two match the same packet."""
     services: list[Service] = []
     used: set[tuple[str, str, int]] = set()
     for number, name in enumerate(

@@ -1,4 +1,4 @@
-"""What lies in niso's own files, and what a service wrote or is called, is read without a fall: damaged is as good as missing."""
+"""Test that damaged files of niso are treated as missing, without a traceback."""
 
 from __future__ import annotations
 

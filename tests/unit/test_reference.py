@@ -1,4 +1,4 @@
-"""The reference and the man pages: made of the code, up to date, and right."""
+"""Test that the reference and man pages are up to date and correct."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits as the OCI configuration has them, and which of them a machine can hold: cgroup v1, v2 and both beside each other."""
+"""Test limits in the OCI configuration, and which a machine can enforce: cgroup v1, v2, both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading of conmon's log files, across the files that rotation leaves."""
+"""Test reading conmon's log files across rotations."""
 
 from __future__ import annotations
 

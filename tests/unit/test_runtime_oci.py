@@ -1,4 +1,4 @@
-"""The OCI configuration as a pure function of the spec."""
+"""Test the OCI configuration as a pure function of the spec."""
 
 from __future__ import annotations
 

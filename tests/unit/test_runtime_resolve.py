@@ -1,4 +1,4 @@
-"""Users, entrypoints and folders are looked up as the service will see them, and never outside its root."""
+"""Test the lookup of users, entrypoints and folders as a service sees them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions about packets: how they are read, which addresses are meant, and which rules are named."""
+"""Test questions about packets: parsing, addresses, and named rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the tests are split: those of tests/unit and tests/golden need neither root nor a lab."""
+"""Test that tests/unit and tests/golden need neither root nor a lab."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever stands in a stack.toml, and in the manifests beside it, reading it succeeds or raises errors that can be shown."""
+"""Test that reading any stack.toml succeeds or raises errors that are safe to print."""
 
 from __future__ import annotations
 

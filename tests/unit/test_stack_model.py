@@ -1,4 +1,4 @@
-"""stack.toml as data: what it says, what it lays over the manifests, and every error with its file and key."""
+"""Test stack.toml: content, overrides of manifests, and every error with file and key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a started service is looked at again."""
+"""Test when a started service is examined again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A database that an earlier version of the store made becomes one of today, with what it holds and what was begun in it."""
+"""Test the migration of databases from earlier versions, with their intents."""
 
 from __future__ import annotations
 

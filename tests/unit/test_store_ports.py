@@ -1,4 +1,4 @@
-"""The store's rows of published ports: who holds which, what is chosen and kept, forwards, and ports on the move."""
+"""Test the store's published ports: holders, chosen ports, forwards, changes in progress."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store: versions, transactions, undo, and snapshots that are the right part of the whole."""
+"""Test the store: versions, transactions, undo, snapshots."""
 
 from __future__ import annotations
 

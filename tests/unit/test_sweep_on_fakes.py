@@ -1,4 +1,4 @@
-"""A sweep, and a store that is lost, on a kernel and processes in memory."""
+"""Test sweep and a lost store on a kernel and processes in memory."""
 
 from __future__ import annotations
 

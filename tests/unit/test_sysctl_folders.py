@@ -1,4 +1,4 @@
-"""Sysctls are read from a folder that is held open; one that has gone is not believed."""
+"""Test that sysctls are read from folders held open, but not from deleted ones."""
 
 from __future__ import annotations
 

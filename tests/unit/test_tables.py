@@ -1,4 +1,4 @@
-"""Tables of a file: what is made of plain data and what is refused, and the text in which the store keeps a manifest."""
+"""Test the conversion of plain data to tables, and the stored form of a manifest."""
 
 from __future__ import annotations
 

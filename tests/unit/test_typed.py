@@ -1,4 +1,4 @@
-"""niso's named tuples are those of typing in all that niso does with them."""
+"""Test that niso's named tuples behave like those of typing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that fail, or whose process is killed, at each of their steps, on a kernel and processes in memory.
+"""Test failing and killed commands at each step, on a kernel and processes in memory.
 
 After a failure an activation, restart, port-forward or stack has changed nothing, and a teardown can
 be tried again.

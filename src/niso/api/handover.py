@@ -182,7 +182,7 @@ def _warn_of_others(session: Session, name: str, volume: Volume) -> None:
         return
     if folder is not None:
         session.caution(
-            f"{name}: volumes.{volume.name}.host: others than root and the owner of {path} can"
-            f" replace it, because they may write to {folder}",
-            ("give the folders above it to root or its owner, writable for nobody else",),
+            f"{name}: volumes.{volume.name}.host: users other than root and the owner of {path} can"
+            f" replace it, because they can write to {folder}",
+            ("let only root or its owner own the folders above it and write to them",),
         )

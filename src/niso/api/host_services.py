@@ -207,7 +207,10 @@ class Services:
 
     @guarded
     def remove(self, *names: str, volumes: bool = False) -> tuple[Done, ...]:
-        """Stop and forget services; ``volumes`` also deletes named volumes. Raises Error."""
+        """Stop services and delete their records, with ``volumes`` also their named volumes.
+
+        Raises Error.
+        """
         from niso.commands import deactivate
 
         machine = self.session.machine_for_change()

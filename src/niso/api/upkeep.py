@@ -57,9 +57,9 @@ def repair(session: Session, dry_run: bool) -> Repaired:
 
     machine = session.machine_for_change()
     if dry_run:
-        command.plan_mend(machine, session.report)
+        command.plan_repair(machine, session.report)
         return Repaired(0)
-    steps = command.mend(machine, session.report)
+    steps = command.repair_all(machine, session.report)
     session.report(Finished())
     if steps:
         handover.settle(session, machine, machine.store.active_services())

@@ -26,9 +26,9 @@ class Valid(NamedTuple):
 
 
 def validate(*files: str | os.PathLike[str]) -> tuple[Valid, ...]:
-    """Check manifest.toml and stack.toml files; a folder stands for those it has.
+    """Check manifest.toml and stack.toml files, or those in a folder.
 
-    Needs no root, and no state of this machine counts: neither its networks nor its programs.
+    Does not need root, and ignores the state of this machine, such as its networks and programs.
     Raises ErrorGroup or Error with all errors of all files.
     """
     valid: list[Valid] = []

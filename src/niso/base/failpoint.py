@@ -72,7 +72,7 @@ def hit(name: str) -> None:
 
 
 def broken(what: str) -> bool:
-    """Return whether ``what``, one of `LATER`, is broken by now. An overrun is reported once."""
+    """Return whether ``what``, one of `LATER`, is broken now. An overrun is reported once."""
     global _broken
     if _spec is None or _spec[0] < 0:
         return False

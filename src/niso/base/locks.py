@@ -29,9 +29,9 @@ _PAUSE_S = 0.005
 
 
 def take(fd: int, event: WaitingForLock, at_most_s: float | None = None) -> None:
-    """Lock ``fd`` exclusively (flock(2)), as soon as nobody else holds it.
+    """Lock ``fd`` exclusively (flock(2)), as soon as no other process holds it.
 
-    Reports ``event`` if somebody does. After ``at_most_s`` seconds, returns without the lock.
+    Reports ``event`` if one does. After ``at_most_s`` seconds, returns without the lock.
     Raises OSError.
     """
     try:

@@ -60,7 +60,7 @@ def state_id_of(alias: str) -> str:
 def mac(service: str, network: str, state_id: str) -> str:
     """Return an endpoint's locally administered unicast MAC (IEEE 802, 8.2.2).
 
-    It is the same at each activation.
+    It does not change between activations.
     """
     digest = sha256(f"{state_id}/{service}/{network}".encode()).digest()
     return ":".join(f"{byte:02x}" for byte in (0x0A, *digest[:5]))

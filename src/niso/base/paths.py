@@ -73,7 +73,7 @@ def netns_path(service: str) -> str:
 
 
 def in_lab() -> bool:
-    """Return whether this is a throw-away host made by ``niso lab``.
+    """Return whether this is a disposable host created by ``niso lab``.
 
     Both marks are required, so that a stray environment variable is not enough.
     """

@@ -161,8 +161,8 @@ def _wrong(command: Command, message: str) -> UsageError:
 def unknown(kind: str, name: str, known: list[str], otherwise: str, group: str = "") -> UsageError:
     """Return the error for an unknown word; its hint names the closest word of ``known``.
 
-    ``known`` must have nothing that ends or deletes something: the hint is a guess. Names of
-    actions begin with their ``group``, which all share and which is not compared.
+    ``known`` must not contain anything that stops or deletes something, since the hint is a
+    guess. Names of actions begin with their ``group``, which is not compared.
     """
     import difflib
 

@@ -58,7 +58,7 @@ def activate(
     """Activate all ``targets`` or none.
 
     ``timeout_s``, ``after`` and ``meanwhile`` are as for `start.run`.
-    An active service gets only the changes of its manifest; one that is up to date is left alone.
+    An active service gets only the changes of its manifest, and is skipped if there are none.
     With ``stack``, its networks are created, the services join it, and former members are stopped.
     Raises InvalidInput, Conflict, KernelError, ProcessError; then everything is rolled back.
     """

@@ -66,7 +66,7 @@ def _concerned(store: Store, name: str | None) -> tuple[list[Network], list[str]
 def _own(machine: Machine, name: str | None) -> list[Finding]:
     """Return the differences in niso's own objects."""
     store, kernel = machine.store, machine.kernel
-    lost = [_hole(hole) for hole in store_repair.holes(kernel, store)]
+    lost = [_finding(defect) for defect in store_repair.find_defects(kernel, store)]
     if lost:  # without these rows, the wanted kernel state is unknown
         return lost
     if name is None:
@@ -74,7 +74,7 @@ def _own(machine: Machine, name: str | None) -> list[Finding]:
         foreign_findings = [Finding("foreign", error.message) for error in foreign.values()]
         return [
             *(
-                _hole(store_repair.Hole("different", "service", row.name))
+                _finding(store_repair.Defect("different", "service", row.name))
                 for row in store_repair.damaged(store)
             ),
             *findings(want, have),
@@ -109,10 +109,10 @@ def _scope(store: Store, name: str) -> tuple[Scope, list[str]]:
     return Scope(store.with_companions([service]), row.networks), [service] if row.active else []
 
 
-def _hole(hole: store_repair.Hole) -> Finding:
+def _finding(defect: store_repair.Defect) -> Finding:
     return Finding(
-        hole.problem,
-        f"store: {hole.table}{f' of service {hole.service!r}' if hole.service else ''}",
+        defect.problem,
+        f"store: {defect.table}{f' of service {defect.service!r}' if defect.service else ''}",
     )
 
 

@@ -35,15 +35,15 @@ from niso.services.machine import Machine
 from niso.store.store import ALL, ServiceRow
 
 
-def plan_mend(machine: Machine, report: Report) -> None:
-    """Report what `mend` would do, except recovery of interrupted changes. Changes nothing."""
+def plan_repair(machine: Machine, report: Report) -> None:
+    """Report the steps of `repair_all`, except recovery of interrupted changes. Changes nothing."""
     store, kernel, processes = machine
-    lost = store_repair.holes(kernel, store)
-    for hole in lost:
-        report(_filling(hole))
+    lost = store_repair.find_defects(kernel, store)
+    for defect in lost:
+        report(_event_of(defect))
     if lost:
         copy = store.in_memory()
-        store_repair.fill(kernel, copy, lost)
+        store_repair.repair_defects(kernel, copy, lost)
         store = copy
         machine = machine._replace(store=copy)
     homes = _nameless(machine)
@@ -69,7 +69,7 @@ def plan_mend(machine: Machine, report: Report) -> None:
         report(Stopping(name))
 
 
-def mend(machine: Machine, report: Report = silent) -> int:
+def repair_all(machine: Machine, report: Report = silent) -> int:
     """Recover interrupted changes, repair everything and start what should run.
 
     Return the number of repairs. Raises an ErrorGroup of all failed repairs after trying the rest,
@@ -79,39 +79,39 @@ def mend(machine: Machine, report: Report = silent) -> int:
     errors: list[Error] = []
     with Lock():
         done = _fill(machine, report)  # without it, the wanted state is unknown
-        done += _mend_rows(machine, report, errors)
+        done += _repair_rows(machine, report, errors)
     try:
         done += journal.recover(machine, report, [intent.service for intent in store.intents()])
     except Error as error:
         errors.append(error)
     with Lock():
-        done += _mend_kernel(machine, report, errors)
+        done += _repair_kernel(machine, report, errors)
     for name in store.active_services():
         with service_lock(name):
-            done += _mend_process(machine, name, report, errors)
+            done += _repair_process(machine, name, report, errors)
     done += _stop_left_running(machine, report, errors)
     if errors:
         raise ErrorGroup([one for error in errors for one in flatten(error)])
     return done
 
 
-def _mend_rows(machine: Machine, report: Report, errors: list[Error]) -> int:
+def _repair_rows(machine: Machine, report: Report, errors: list[Error]) -> int:
     """Rewrite the damaged service rows; return the number of repairs. Failures go to ``errors``."""
     done = 0
     for damaged in store_repair.damaged(machine.store):
         try:
-            store_repair.mend(machine.processes, machine.store, damaged)
-            report(_filling(store_repair.Hole("different", "service", damaged.name)))
+            store_repair.repair_row(machine.processes, machine.store, damaged)
+            report(_event_of(store_repair.Defect("different", "service", damaged.name)))
             done += 1
         except Error as error:
             errors.append(error)
     return done
 
 
-def _mend_kernel(machine: Machine, report: Report, errors: list[Error]) -> int:
+def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int:
     """Repair the kernel; return the number of repairs. Failures go to ``errors``.
 
-    After a repair or any error so far, flows that do not match the rules are ended. The caller
+    After a repair or an earlier error, flows that do not match the rules are ended. The caller
     holds the lock.
     """
     store, kernel, _ = machine
@@ -133,7 +133,7 @@ def _mend_kernel(machine: Machine, report: Report, errors: list[Error]) -> int:
     return done + len(steps)
 
 
-def _mend_process(machine: Machine, name: str, report: Report, errors: list[Error]) -> int:
+def _repair_process(machine: Machine, name: str, report: Report, errors: list[Error]) -> int:
     """Repair the package copy, spec and process of an active service; the caller holds its lock.
 
     Return the number of repairs. Failures go to ``errors``.
@@ -222,18 +222,18 @@ def _write_spec_again(processes: Processes, row: ServiceRow, report: Report) -> 
 
 def _fill(machine: Machine, report: Report) -> int:
     store, kernel = machine.store, machine.kernel
-    lost = store_repair.holes(kernel, store)
+    lost = store_repair.find_defects(kernel, store)
     if lost:
         with store.transaction():
-            store_repair.fill(kernel, store, lost)
-    for hole in lost:
-        report(_filling(hole))
+            store_repair.repair_defects(kernel, store, lost)
+    for defect in lost:
+        report(_event_of(defect))
     return len(lost)
 
 
-def _filling(hole: store_repair.Hole) -> Event:
+def _event_of(defect: store_repair.Defect) -> Event:
     return RepairingStore(
-        "delete" if hole.problem == "foreign" else "write", hole.table, hole.service
+        "delete" if defect.problem == "foreign" else "write", defect.table, defect.service
     )
 
 

@@ -52,8 +52,8 @@ def restart(machine: Machine, services: list[str], report: Report = silent) -> N
 def _refreshed(store: Store, rows: list[ServiceRow]) -> list[ServiceRow]:
     """Update the stored rows to the host's current resolv.conf, and return them.
 
-    Services on the host's own network read it directly. Also record what the paths of a service
-    lead to that an older niso activated.
+    Services on the host's own network read it directly. If an older niso activated a
+    service, also record which files its paths lead to.
     """
     from niso.kernel import host_facts
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from niso.kernel.kinds.kind import Problem
 
 
-class Hole(NamedTuple):
+class Defect(NamedTuple):
     """Describe a defect of ``table``.
 
     ``problem`` is "missing" (a row of ``service`` is lost), "foreign" (a row of an unknown service)
@@ -39,13 +39,13 @@ class Hole(NamedTuple):
     service: str
 
 
-def holes(kernel: Kernel, store: Store) -> list[Hole]:
+def find_defects(kernel: Kernel, store: Store) -> list[Defect]:
     """Return the defects of the store. Changes nothing.
 
     Raises Error if the store is damaged beyond that.
     """
     store.require_sound()
-    defects = [Hole("foreign", table, service) for table, service in store.orphans()]
+    defects = [Defect("foreign", table, service) for table, service in store.orphans()]
     copy = store.in_memory()
     try:
         copy.drop_orphans()
@@ -56,12 +56,12 @@ def holes(kernel: Kernel, store: Store) -> list[Hole]:
                 _restore(kernel, copy, row, spec)
                 after = copy.rows(row.name)
                 defects += [
-                    Hole("missing", table, row.name)
+                    Defect("missing", table, row.name)
                     for table, rows in after.items()
                     if not set(map(repr, rows)) <= set(map(repr, before[table]))
                 ]
         if store.any_active() and store.sysctls_before().keys() != _sysctls(kernel, copy):
-            defects.append(Hole("missing", "sysctl", ""))
+            defects.append(Defect("missing", "sysctl", ""))
     finally:
         copy.close()
     return defects
@@ -72,7 +72,7 @@ def damaged(store: Store) -> list[ServiceRow]:
     return [row for row in store.services() if row.service is None or row.process is None]
 
 
-def mend(processes: Processes, store: Store, row: ServiceRow) -> None:
+def repair_row(processes: Processes, store: Store, row: ServiceRow) -> None:
     """Rewrite the process spec of a `damaged` row from the running service.
 
     Raises Error if the service has none or the manifest is damaged.
@@ -84,7 +84,7 @@ def mend(processes: Processes, store: Store, row: ServiceRow) -> None:
         store.put_service(row._replace(spec=specs.encode_process(spec)))
 
 
-def fill(kernel: Kernel, store: Store, found: Iterable[Hole]) -> None:
+def repair_defects(kernel: Kernel, store: Store, found: Iterable[Defect]) -> None:
     """Repair the defects; the caller is in a transaction of the store. Raises Error."""
     wanted = list(found)
     store.drop_orphans()

@@ -111,7 +111,7 @@ def _foreign(kernel: Nft) -> dict[str, int] | None:
     for item in kernel.query(f"list set {nft_tables.BRIDGE} {nft_tables.DROPPED_FROM}"):
         for entry in item.get("set", {}).get("elem", ()):
             element = entry.get("elem", {}) if isinstance(entry, dict) else {}
-            if "counter" in element:  # an element that somebody else added may have none
+            if "counter" in element:  # an element that another program added may have none
                 frames[str(element["val"])] = int(element["counter"]["packets"])
     return frames
 

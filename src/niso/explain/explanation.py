@@ -107,7 +107,7 @@ def explain(
 def _closed_link(
     world: World, packet: Packet, verdict: Verdict, closed: Mapping[str, Collection[str]]
 ) -> str:
-    """Return the link by which a packet from outside arrives, if it does not forward; else ""."""
+    """Return the link on which a packet from outside arrives, if it does not forward; else ""."""
     from_outside = (
         not verdict.source.service and not is_host(world, packet.source) and packet.family == 4
     )

@@ -47,7 +47,7 @@ class FakeHost:
     def __init__(self) -> None:
         self.foreign_links: dict[str, str] = {UPLINK: ""}  # the host's own, with their alias
         self.foreign_netns: set[str] = set()
-        self.made = 0  # namespaces and hosts folders so far
+        self.made = 0  # number of namespaces and hosts folders created
         self.identities: dict[str, int] = {}  # by name: one that is made again is another
         self.inhabited: dict[int, tuple[int, str]] = {}  # pid -> its namespace, and that one's mark
         self.own_addresses = {UPLINK_ADDRESS: UPLINK}  # address with its length -> link

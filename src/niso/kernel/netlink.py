@@ -370,7 +370,7 @@ class Netlink:
 
 
 class Netfilter(Netlink):
-    """A socket to netfilter (nf_tables, connection tracking), reused if it was released in order.
+    """A socket to netfilter (nf_tables, conntrack), reused if its last use raised no error.
 
     Closing any such socket waits some 11 ms, until the kernel has freed what the last nf_tables
     transaction removed (nft_rcv_nl_event, net/netfilter/nf_tables_api.c). An activation opens five.

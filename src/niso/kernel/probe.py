@@ -57,7 +57,7 @@ class Probe:
 
     ``namespace`` is the sender's, "" for the caller's. ``proto`` is tcp (a SYN), udp (an empty
     datagram) or sctp (an INIT) with ``port``, or icmp (an echo). ``watched`` is (namespace, port
-    behind NAT) of the receiver. Raises KernelError if a namespace or the address does not exist.
+    after NAT) of the receiver. Raises KernelError if a namespace or the address does not exist.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Manage links, addresses and routes (rtnetlink(7), linux/rtnetlink.h, linux/if_link.h).
 
-A link made by niso always has its alias, even if niso is killed: creation and alias are two
+A link created by niso always has its alias, even if niso is killed: creation and alias are two
 messages of one sendmsg. The second one must not hit a foreign link that already has the name, so
 both name the link by an index chosen here, from a range that the kernel's own counter does not
 reach. (A temporary name would work too, but a rename waits for RCU.)

@@ -71,7 +71,7 @@ class LinkAddress(NamedTuple):
 
     @property
     def lasts(self) -> bool:
-        """Return whether it is permanent: neither its valid nor its preferred lifetime ends."""
+        """Return whether the address is permanent: neither lifetime, valid or preferred, ends."""
         return self.flags & (_IFA_F_PERMANENT | _IFA_F_DEPRECATED) == _IFA_F_PERMANENT
 
 

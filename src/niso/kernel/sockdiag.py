@@ -52,9 +52,9 @@ class Connection(NamedTuple):
 def listeners(proto: str, first: int | None = None, last: int | None = None) -> list[Listener]:
     """Return the listening ("tcp", "sctp") or bound and unconnected ("udp") sockets.
 
-    They are those of this network namespace, of the port ``first``, of ``first`` to ``last``, or
-    all. An IPv6 socket that takes IPv4 too is listed once for each. A kernel without SCTP has no
-    such sockets. Raises KernelError.
+    They are in this network namespace and use the port ``first``, one of ``first`` to ``last``, or
+    any port. An IPv6 socket that also accepts IPv4 is listed once for each family. A kernel
+    without SCTP has no such sockets. Raises KernelError.
     """
     number, state = _PROTOCOLS[proto]
     low, high = (1, _LAST_PORT) if first is None else (first, first if last is None else last)

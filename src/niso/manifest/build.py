@@ -109,9 +109,9 @@ def _healthcheck(manifest: Manifest, parsed: Mapping[str, Any]) -> Healthcheck |
 def of_written(text: str) -> ServiceSpec:
     """Return the ServiceSpec of a manifest from a store of version 3 or older.
 
-    ``text`` is the JSON of its tables as they were written. Keys that its version did not have get
-    what that version did, not the default of now. Raises ValueError if it is not that, InvalidInput
-    if this version of niso cannot parse one of its values.
+    ``text`` is the JSON of its tables as they were written. Missing keys get the behaviour of that
+    version, not the present default. Raises ValueError for malformed JSON, InvalidInput if this
+    version of niso cannot parse one of its values.
     """
     data = json.loads(text)
     return spec(convert.convert(data, Manifest), {})._replace(

@@ -30,7 +30,7 @@ def load(path: str) -> Loaded:
     """Read and check the manifest at ``path``: a file, or the folder of a manifest.toml.
 
     Raises NotFound if there is none, Error if it cannot be read, InvalidInput if it is not
-    valid TOML, and an ErrorGroup with one InvalidInput for each wrong value.
+    valid TOML, and an ErrorGroup with one InvalidInput for each invalid value.
     Every message starts with the file's path.
     """
     path = place(path)

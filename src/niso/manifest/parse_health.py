@@ -143,7 +143,7 @@ def own_names(name: object, hostname: object, aliases: object) -> set[str]:
 def problems(
     section: Mapping[str, Any], names: Iterable[str], parsed: dict[str, Any]
 ) -> list[InvalidInput]:
-    """Return an error for each wrong value of the section, which is as tomllib returned it.
+    """Return an error for each invalid value of the section, given as tomllib returned it.
 
     Values of a wrong type are skipped: `niso.manifest.validate.walk` reports them.
     Valid values are added to ``parsed`` under their keys.

@@ -120,7 +120,7 @@ def contradictions(ports: Iterable[Port]) -> list[tuple[int, int]]:
     pairs: dict[int, int] = {}
     for group in groups.values():
         group.sort()
-        reach = group[0]  # of the ports so far, the one that ends last
+        reach = group[0]  # of the preceding ports, the one that ends last
         for item in group[1:]:
             if item[0] <= reach[1] and item[3]._replace(host_ip="") != reach[3]._replace(
                 host_ip=""

@@ -41,7 +41,7 @@ def cpu_max(text: str, key: str) -> int:
 
 
 def problems(section: Mapping[str, Any], parsed: dict[str, Any]) -> list[InvalidInput]:
-    """Return an error for each wrong value of the section, which is as tomllib returned it.
+    """Return an error for each invalid value of the section, given as tomllib returned it.
 
     Values of a wrong type are skipped: `niso.manifest.validate.walk` reports them.
     Valid values are added to ``parsed`` under their keys.

@@ -1,4 +1,4 @@
-"""The JSON Schema of stack.toml, made from the tables of stack and manifest."""
+"""Build the JSON Schema of stack.toml from the tables of stack and manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Find all errors of a manifest: `walk` finds wrong keys and types, `rules` wrong values.
+"""Find all errors of a manifest: `walk` finds wrong keys and types, `rules` invalid values.
 
 Both take the data that tomllib returned. `walk` only runs if `niso.base.convert.convert` failed.
 `rules` skips values of a wrong type.
@@ -250,7 +250,7 @@ def _texts(items: object, key: str) -> Iterator[tuple[str, str]]:
 
 
 def rules(data: dict[str, object], folder: str, parsed: dict[str, Any]) -> list[InvalidInput]:
-    """Return an error for each wrong value of ``data``.
+    """Return an error for each invalid value of ``data``.
 
     ``folder`` is the package's: package.rootfs must be a folder in it.
     Valid values are added to ``parsed`` under their keys: ``network.ports[0]``.

@@ -76,7 +76,7 @@ def shown(value: object, limit: int = 80, depth: int = 2) -> str:
 
 
 def wrong(key: str, value: object, reason: str, right: str, example: str = "") -> InvalidInput:
-    """Return the error for a wrong value of a key.
+    """Return the error for an invalid value of a key.
 
     ``reason`` is a predicate whose subject is the value: ``is out of range``.
     """

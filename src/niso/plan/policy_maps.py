@@ -232,7 +232,7 @@ def _elements(direction: _Direction, policed: Policed, meaning: _Meaning) -> lis
             elif not _is_one(entry):
                 wide.append(entry)
     result: list[Element] = []
-    # needs no element of its own: a peer with the same decision as everybody
+    # needs no element of its own: a peer with the same decision as all others
     otherwise = _decision(direction, everybody, "", None)
     for peer in _peers(direction, policed, meaning):
         matching = [entry for entry in entries if _matches(entry, peer, meaning)]

@@ -122,7 +122,7 @@ def decide(world: World, source: str, destination: str, port: int | None, proto:
 def judge(
     world: World, source: str, destination: str, port: int | None, proto: str
 ) -> tuple[Reason, Reason]:
-    """Return (egress, ingress) of an open flow, given its ends as they are behind NAT.
+    """Return (egress, ingress) of an open flow, given its ends after NAT.
 
     The path is not evaluated. A service may always reach itself, even if NAT changes its source
     address to that of its gateway.

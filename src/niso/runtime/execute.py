@@ -373,7 +373,7 @@ class _Session:
         except BlockingIOError:
             return False
         except OSError:
-            block = b""  # EIO: nobody has the terminal open any more (pty(7))
+            block = b""  # EIO: no process has the terminal open any more (pty(7))
         if block and _write_all(self._files[self._sources[fd]], block):
             return True
         # At the end, or our own reader has gone: closing makes the command get SIGPIPE.

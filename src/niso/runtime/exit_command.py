@@ -1,9 +1,8 @@
-"""The script with which conmon starts niso when a service ends: ``<run>/on-exit``.
+"""Write the script with which conmon starts niso when a service ends: ``<run>/on-exit``.
 
-A conmon keeps its command line for as long as its service runs, and niso may be installed anew
-meanwhile: in another folder, or for another Python. So that line names this script, and the
-script names the niso that wrote it last. If that one is gone too, the script looks for the
-command ``niso``.
+A conmon keeps its command line as long as its service runs, while niso may be reinstalled in
+another folder or for another Python. Therefore that line names this script, and the script names
+the niso that wrote it last. If that one is gone too, the script looks for the command ``niso``.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ def path() -> str:
 def text() -> str:
     """Return the script that starts this niso.
 
-    After an upgrade of Python, the interpreter of a virtual environment exists, but it does not
-    read the modules of the old version. So the file that it linked to must exist too.
+    After an upgrade of Python, the interpreter of a virtual environment still exists, but does not
+    find the modules of the old version. The file that it linked to must therefore exist too.
     """
     own = os.path.join(os.path.dirname(os.path.abspath(__file__)), "on_exit.py")
     python = _quoted(sys.executable)

@@ -278,7 +278,7 @@ class Health(NamedTuple):
 
 
 def write_record(service: str, run: tuple[int, float], failure: str) -> None:
-    """Record one answer: ``failure`` is `Probe.answer`. Raises OSError.
+    """Record the result of a probe: ``failure`` is `Probe.answer`. Raises OSError.
 
     If the service is removed meanwhile, the record is deleted.
     """

@@ -17,14 +17,14 @@ _FIRST_FIELD = 3
 _STATE, _UTIME, _STIME = 3 - _FIRST_FIELD, 14 - _FIRST_FIELD, 15 - _FIRST_FIELD
 
 Mark = tuple[tuple[int, bytes], ...]
-"""Each thread and its context switches so far, as text."""
+"""Each thread with its number of context switches, as text."""
 
 
 def mark(init: int) -> Mark | None:
     """Return the context switches of all threads of a service if it is idle, else None.
 
     It is idle if all its threads sleep, one of them runs the entrypoint, and no process below
-    PID 1 has children: a shell would go on, or end, with what it started.
+    PID 1 has children, since a shell may continue, or end, when its child ends.
     Two equal marks mean that no thread ran in between. ``init`` is the service's PID 1.
     Always None on a kernel without CONFIG_PROC_CHILDREN.
     """

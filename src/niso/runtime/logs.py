@@ -117,7 +117,7 @@ def read(
 
 
 def _from(records: Iterator[Record], since: float) -> Iterator[Record]:
-    """Yield the records from the first one of ``since`` (seconds of the epoch) or later on."""
+    """Yield the records from the first one at or after ``since`` (seconds since 1970)."""
     from datetime import datetime
 
     for record in records:

@@ -51,7 +51,7 @@ def unmount(target: bytes, flags: int) -> None:
 
 
 def open_place(path: str, resolve: int, folder: int = AT_FDCWD, flags: int = 0) -> int:
-    """Open ``path`` below ``folder`` with O_PATH (openat2(2)); ``resolve`` are the RESOLVE_*."""
+    """Open ``path`` below ``folder`` with O_PATH (openat2(2)); ``resolve`` has RESOLVE_* flags."""
     how = _OpenHow(os.O_PATH | os.O_CLOEXEC | flags, 0, resolve)
     return _syscall(
         _OPENAT2, folder, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how), name=path

@@ -105,7 +105,7 @@ class Run:
     """One run of a service in progress, recorded in state.json.
 
     ``number`` counts the runs of this activation from 0.
-    ``counts`` holds the restarts and failures so far.
+    ``counts`` holds the number of restarts and failures.
     Raises the errors of `niso.runtime.launch.Launch`.
     """
 

@@ -1,12 +1,12 @@
-"""Identify what a service shows of the host: its rootfs and its host volumes.
+"""Identify the host folders and files that a service sees: its rootfs and its host volumes.
 
-A path leads to whatever somebody has put there last. Who may write to one of its folders could
-replace the rootfs by a link to / after the activation, and the service would read the host's files
-at its next start. So an activation records which file each path led to, every start opens the paths
-without following links and compares, and what was opened is what gets mounted.
+A path can be replaced after it was checked. Whoever can write to one of its folders could replace
+the rootfs with a link to / after the activation, and the service would read the host's files at its
+next start. An activation therefore records which file each path led to. Every start opens the paths
+without following links, compares the files, and mounts exactly those that it opened.
 
-A rootfs must stay the same folder. A host volume may be replaced where only root can do so, as when
-a program makes its folder below /run anew, or an editor writes a file.
+A rootfs must stay the same folder. A host volume may be replaced where only root can do
+so, for example when a program recreates its folder below /run, or an editor replaces a file.
 """
 
 from __future__ import annotations

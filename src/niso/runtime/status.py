@@ -105,7 +105,7 @@ def _read_running(service: str, record: dict[str, Any], bundle: str, shown: Stat
         return shown._replace(pid=pid)
     code = exit_code(service, bundle)
     if code is None:
-        # conmon writes the exit status in a moment; without a conmon nobody ever will.
+        # conmon writes the exit status in a moment; without a conmon it is lost.
         return shown._replace(state="running" if conmon_alive(service) else "failed")
     shown = shown._replace(state="exited", exit_code=code)
     spec = load(service)
@@ -120,7 +120,7 @@ def _read_running(service: str, record: dict[str, Any], bundle: str, shown: Stat
 
 
 def runs(service: str) -> bool:
-    """Return whether a service runs, or will restart by its policy, and no stop has begun."""
+    """Return whether a service runs or will be restarted, and no stop has begun."""
     return not is_stopping(service) and read(service).state in (
         "running",
         "starting",

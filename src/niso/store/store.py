@@ -413,7 +413,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         self._db.execute("DELETE FROM sysctl WHERE name GLOB ?", (pattern,))
 
     def undo(self, intents: Iterable[Intent]) -> None:
-        """Restore the services' rows that the intents recorded; delete networks of only the change.
+        """Restore the rows that the intents recorded; delete networks that the change created.
 
         All rows are deleted before the first is restored: services may have swapped names or ports.
         """

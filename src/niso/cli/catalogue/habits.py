@@ -114,7 +114,7 @@ HABITS = (
 
 
 def habit(words: list[str]) -> Habit | None:
-    """Return the habit whose command ``words`` begins with, the longest one; None if unknown."""
+    """Return the habit with the longest command that starts ``words``; None if there is none."""
     meant = {theirs: habit for habit in HABITS for theirs in habit.theirs}
     typed = [word for word in words if not word.startswith("-")]
     for count in (2, 1):

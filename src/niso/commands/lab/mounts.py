@@ -150,14 +150,14 @@ def _build_proc() -> None:
 
 
 def _replace(target: str, new: str) -> None:
-    """Move the mount ``new`` to ``target`` in place of what is mounted there, or over it."""
+    """Move the mount ``new`` to ``target``, replacing or covering an existing mount."""
     _libc.umount2(target.encode(), _DETACH)
     _mount(new, target, "", _MOVE)
     os.rmdir(new)
 
 
 def _reachable(current: str, covered: list[str]) -> list[str]:
-    """List the folders below ``covered`` that the lab must still see, without those below others.
+    """List the folders below ``covered`` that must stay visible in the lab, without nested ones.
 
     They are the current folder, Python's, and niso's checkout or the folder it is installed in.
     """

@@ -291,6 +291,6 @@ def _reap_until_end(command: int, terminal: _Terminal) -> int:
                 continue
             if not os.WIFSTOPPED(status):
                 return _status(status)
-            # Nobody else could continue it: the shell outside only sees the caller.
+            # No other process could continue it: the shell outside only sees the caller.
             if terminal.fd >= 0 and os.WSTOPSIG(status) == signal.SIGTSTP:
                 os.killpg(command, signal.SIGCONT)

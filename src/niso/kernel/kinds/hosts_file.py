@@ -220,7 +220,7 @@ def remove(folder: str) -> None:
     except NotADirectoryError:
         os.unlink(path)
     except OSError as error:
-        # what somebody has put there is not niso's
+        # anything else in the folder does not belong to niso
         if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
             raise
 
