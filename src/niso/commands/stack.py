@@ -66,7 +66,9 @@ def up(
     requests = [_request(name, settings) for name, settings in stack.networks.items() if name in on]
     made = [request.name for request in requests if store.network(request.name) is None]
     after = {member.name: member.after for member in stack.members if member.after}
-    joins = Membership(stack.name, stack.path, stack.file, tuple(requests), tuple(left), {}, replace)
+    joins = Membership(
+        stack.name, stack.path, stack.file, tuple(requests), tuple(left), {}, replace
+    )
     try:
         outcomes = activate.activate(machine, wanted, timeout_s, report, dry_run, after, joins)
     except ErrorGroup as group:
