@@ -80,10 +80,10 @@ class World:
 
     # --- what commands are given ---
 
-    def package(self, name: str, **tables: dict[str, Any]) -> str:
-        """Write a package with an executable; return its manifest's path."""
-        folder = self.folder / name
-        folder.mkdir(exist_ok=True)
+    def package(self, name: str, below: str = "", **tables: dict[str, Any]) -> str:
+        """Write a package with an executable, in a folder below; return its manifest's path."""
+        folder = self.folder / below / name
+        folder.mkdir(exist_ok=True, parents=True)
         run = folder / "run"
         if not run.exists():
             run.write_text("#!/bin/sh\nexec sleep 60\n")
@@ -97,23 +97,23 @@ class World:
         path.write_text("".join(map(_table, every.items())))
         return str(path)
 
-    def stack(self, *services: str, name: str = "shop", **networks: str) -> str:
+    def stack(self, *services: str, name: str = "shop", below: str = "", **networks: str) -> str:
         """Write a stack.toml of services, each after the one before, and networks with their subnets."""
         text = _table(("stack", {"name": name}))
         text += "".join(_table((f"networks.{n}", {"subnet": cidr})) for n, cidr in networks.items())
         for before, service in zip((None, *services), services, strict=False):
             text += f'[[service]]\nname = "{service}"\npackage = "./{service}"\n'
             text += f'depends_on = {{ {before} = "started" }}\n' if before else ""
-        path = self.folder / "stack.toml"
+        path = self.folder / below / "stack.toml"
         path.write_text(text)
         return str(path)
 
-    def activate(self, *arguments: str, **more: Any) -> list[Outcome]:
-        found = targets.find_targets(self.store, arguments)
+    def activate(self, *arguments: str, replace: bool = False, **more: Any) -> list[Outcome]:
+        found = targets.find_targets(self.store, arguments, replace)
         return activate.activate(self.machine, found, 5.0, **more)
 
-    def up(self, path: str) -> stack.Up:
-        return stack.up(self.machine, stack.load(path), 5.0)
+    def up(self, path: str, replace: bool = False) -> stack.Up:
+        return stack.up(self.machine, stack.load(path), 5.0, replace=replace)
 
     def ports(self, service: str) -> list[str]:
         return [port.text for _, port in self.store.ports(service)]

@@ -87,6 +87,34 @@ def test_new_environment_starts_the_process_anew(world: World) -> None:
     world.assert_whole()
 
 
+def test_service_of_another_folder_is_taken_over_only_if_asked(world: World) -> None:
+    first = world.package("api", network=WEB)
+    second = world.package("api", below="checkout", network=WEB)
+    world.activate(first)
+    before, running = world.picture(), pid(world, "api")
+    with pytest.raises(Conflict) as caught:
+        world.activate(second)
+    assert caught.value.message == (
+        f"{second}: package.name: 'api' is already the service of {first}"
+    )
+    assert world.picture() == before and pid(world, "api") == running
+    (outcome,) = world.activate(second, replace=True)
+    assert outcome.changed
+    with pytest.raises(Conflict):
+        world.activate(first)
+    world.assert_whole()
+
+
+def test_service_whose_folder_was_moved_is_the_same_one(world: World) -> None:
+    first = Path(world.package("api"))
+    world.activate(str(first))
+    moved = first.parent.rename(first.parent.with_name("moved"))
+    assert [outcome.service for outcome in world.activate(f"{moved}/manifest.toml")] == ["api"]
+    link = first.parent.with_name("current")
+    link.symlink_to(moved)
+    world.activate(f"{link}/manifest.toml")
+
+
 def test_several_services_know_each_other_by_name(world: World) -> None:
     outcomes = world.activate(world.package("api"), world.package("db"))
     assert [outcome.service for outcome in outcomes] == ["api", "db"]
@@ -427,4 +455,26 @@ def test_stack_with_one_that_dies_leaves_nothing(world: World) -> None:
     with pytest.raises(ProcessError, match="ended at once"):
         world.up(world.stack("db", "api", backend="10.99.7.0/24"))
     assert world.picture() == before
+    world.assert_whole()
+
+
+def test_stack_of_another_folder_is_neither_replaced_nor_taken_down(world: World) -> None:
+    for folder, services in (("one", ("api", "db")), ("two", ("api", "log"))):
+        for name in services:
+            world.package(name, below=folder)
+        world.stack(*services, below=folder)
+    first, second = f"{world.folder}/one/stack.toml", f"{world.folder}/two/stack.toml"
+    world.up(first)
+    before = world.picture()
+    for command in (lambda: world.up(second), lambda: stack.down(world.machine, second)):
+        with pytest.raises(Conflict) as caught:
+            command()
+        assert f"stack 'shop' is that of {first}" in caught.value.message
+        assert world.picture() == before
+    assert sorted(world.store.active_services()) == ["api", "db"]
+    up = world.up(second, replace=True)
+    assert up.left == ["db"] and sorted(world.store.active_services()) == ["api", "log"]
+    with pytest.raises(Conflict):
+        stack.down(world.machine, first)
+    stack.down(world.machine, second)
     world.assert_whole()

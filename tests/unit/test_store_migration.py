@@ -415,6 +415,13 @@ def test_service_of_version_4_is_as_it_was_activated(version_4) -> None:
     assert api.require_process().rootfs_identity is None
 
 
+def test_stack_of_version_4_came_from_an_unknown_file(version_4) -> None:
+    version_4.execute("INSERT INTO stack_member VALUES ('api', 'shop')")
+    version_4.close()
+    store = Store.open()
+    assert store.stack_members("shop") == ["api"] and store.stack_files("shop") == []
+
+
 # --- what every version must have ------------------------------------------------------------------------------------
 
 

@@ -127,12 +127,14 @@ class Services:
         *what: str | os.PathLike[str] | Package,
         timeout: float = 60.0,
         dry_run: bool = False,
+        replace: bool = False,
     ) -> tuple[Outcome, ...]:
         """Activate services, all or none.
 
         ``what`` are manifests, folders with a manifest.toml, known services or `Package` values.
         ``timeout`` is in seconds, for each service to start or become healthy. On an active
-        service only the changes of its manifest are applied. Raises InvalidInput, Conflict,
+        service only the changes of its manifest are applied. ``replace`` takes over known services
+        of these names that came from other folders. Raises InvalidInput, Conflict,
         NotFound, KernelError, ProcessError, ErrorGroup; then everything is rolled back.
         """
         from niso.api import handover
@@ -145,7 +147,7 @@ class Services:
         requested = [_requested(item) for item in what]
         machine = self.session.machine_for_change(create=not dry_run)
         store = machine.store
-        wanted = targets.find_targets(store, requested)
+        wanted = targets.find_targets(store, requested, replace)
         self.session.expect(target.name for target in wanted if target.spec.healthcheck)
         outcomes = activate.activate(
             machine, wanted, timeout_s, self.session.report, dry_run, meanwhile=handover.prepare

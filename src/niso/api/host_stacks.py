@@ -42,10 +42,16 @@ class Stacks:
 
     @guarded
     def up(
-        self, stack: str | os.PathLike[str], *, timeout: float = 60.0, dry_run: bool = False
+        self,
+        stack: str | os.PathLike[str],
+        *,
+        timeout: float = 60.0,
+        dry_run: bool = False,
+        replace: bool = False,
     ) -> StackUp:
         """Apply the stack's file; roll everything back on errors.
 
+        ``replace`` takes over services and a stack of these names from other folders.
         ``timeout`` is in seconds, for each service to start or become healthy. Raises
         InvalidInput, Conflict, NotFound, KernelError, ProcessError, ErrorGroup.
         """
@@ -58,7 +64,7 @@ class Stacks:
         loaded = command.load(path(stack, "stack"))
         machine = self.session.machine_for_change(create=not dry_run)
         self.session.expect(member.name for member in loaded.members if member.has_healthcheck)
-        done = command.up(machine, loaded, timeout_s, self.session.report, dry_run)
+        done = command.up(machine, loaded, timeout_s, self.session.report, dry_run, replace)
         self.session.report(Finished())
         if not dry_run:
             handover.activated(self.session, machine, done.outcomes)

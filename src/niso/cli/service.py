@@ -27,7 +27,9 @@ def run(name: str, args: Args) -> int:
 def _activate(host: Host, args: Args) -> int:
     timeout_s = duration(args.timeout, "--timeout")
     with Progress(args) as host.progress:
-        outcomes = host.services.activate(*args.what, timeout=timeout_s, dry_run=args.dry_run)
+        outcomes = host.services.activate(
+            *args.what, timeout=timeout_s, dry_run=args.dry_run, replace=args.replace
+        )
     if not args.dry_run:
         print_outcomes(args, outcomes)
     return 0

@@ -16,7 +16,9 @@ def run(name: str, args: Args) -> int:
 def _up(host: Host, args: Args) -> int:
     timeout_s = duration(args.timeout, "--timeout")
     with Progress(args) as host.progress:
-        done = host.stacks.up(args.dir, timeout=timeout_s, dry_run=args.dry_run)
+        done = host.stacks.up(
+            args.dir, timeout=timeout_s, dry_run=args.dry_run, replace=args.replace
+        )
     if args.dry_run:
         return 0
     if args.json:

@@ -221,7 +221,7 @@ def _recorded(
     sharing.check(store, [change.row for change in changes], leaving)
     if stack is not None:
         for change in changes:
-            store.join_stack(change.name, stack.stack)
+            store.join_stack(change.name, stack.stack, stack.file)
     return changes
 
 

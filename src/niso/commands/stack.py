@@ -44,23 +44,31 @@ def load(path: str) -> Stack:
 
 
 def up(
-    machine: Machine, stack: Stack, timeout_s: float, report: Report = silent, dry_run: bool = False
+    machine: Machine,
+    stack: Stack,
+    timeout_s: float,
+    report: Report = silent,
+    dry_run: bool = False,
+    replace: bool = False,
 ) -> Up:
     """Apply the stack's file completely or change nothing.
 
-    Raises the errors of `activate.activate`.
+    ``replace`` takes over services and a stack of these names from other folders. Raises the
+    errors of `activate.activate`.
     """
     store = machine.store
     if not dry_run:
         journal.recover(machine, report)  # it may change who belongs to the stack
-    wanted = _targets(store, stack)
+    wanted = [target._replace(replace=replace) for target in _targets(store, stack)]
     names = {member.name for member in stack.members}
     left = [name for name in store.stack_members(stack.name) if name not in names]
     on = {network for target in wanted for network in target.spec.networks}
     requests = [_request(name, settings) for name, settings in stack.networks.items() if name in on]
     made = [request.name for request in requests if store.network(request.name) is None]
     after = {member.name: member.after for member in stack.members if member.after}
-    joins = Membership(stack.name, stack.file, tuple(requests), tuple(left), {})
+    joins = Membership(
+        stack.name, stack.path, stack.file, tuple(requests), tuple(left), {}, replace
+    )
     try:
         outcomes = activate.activate(machine, wanted, timeout_s, report, dry_run, after, joins)
     except ErrorGroup as group:
@@ -85,6 +93,7 @@ def down(
     store, outline = machine.store, model.outline(path)
     if not dry_run:
         journal.recover(machine, report)
+    stacks.refuse_elsewhere(store, outline.name, outline.path, "run the command on that file")
     names = members(store, outline)
     for name in names if with_volumes else ():
         volumes.check_removable(name)  # before anything is stopped

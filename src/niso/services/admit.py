@@ -131,6 +131,8 @@ def _record(
     store = machine.store
     wanted, name = target.spec, target.name
     before = store.service(name)
+    if before is not None:
+        targets.refuse_elsewhere(before, target)
     held = _held_names(store, name, wanted, beside)
     errors += held.values()
     provider = sharing.provider_of(store, target, together)

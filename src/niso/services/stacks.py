@@ -10,15 +10,18 @@ from niso.services import networks
 from niso.services.machine import Machine
 from niso.services.networks import NetworkRequest
 from niso.services.stop import Needs
+from niso.services.targets import is_elsewhere
 from niso.store.store import Store
 
 
 class Membership(NamedTuple):
     stack: str
-    file: str  # for messages
+    file: str  # path of its stack.toml, absolute
+    shown: str  # the same, printable
     networks: tuple[NetworkRequest, ...]
     leaving: tuple[str, ...]  # known services of the stack that left its file
     needs: Needs  # the order in which those end
+    replace: bool = False  # take over a stack of this name from another file
 
 
 def taken(store: Store, stack: str, services: Iterable[str]) -> dict[str, Conflict]:
@@ -27,9 +30,22 @@ def taken(store: Store, stack: str, services: Iterable[str]) -> dict[str, Confli
     for name in services:
         other = store.stack_of(name)
         if other is not None and other != stack:
-            hint = f"choose another name, or niso remove {name}"
-            errors[name] = Conflict(f"service {name!r} belongs to stack {other!r}", hint)
+            errors[name] = Conflict(
+                f"service {name!r} belongs to stack {other!r}", "choose another name"
+            )
     return errors
+
+
+def refuse_elsewhere(store: Store, stack: str, file: str, hint: str) -> None:
+    """Raise Conflict if the stack's services came from another stack.toml that still exists.
+
+    A folder that was moved is not another one: its old path is gone.
+    """
+    for other in store.stack_files(stack):
+        if is_elsewhere(other, file):
+            raise Conflict(
+                f"stack {stack!r} is that of {other}", hint, "stack.name", names_key=False
+            )
 
 
 def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> None:
@@ -38,6 +54,9 @@ def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> No
     The caller is in a transaction. Raises Conflict, which names the file and the key.
     """
     store = machine.store
+    if not wanted.replace:
+        hint = "choose another name; --replace takes over its services"
+        refuse_elsewhere(store, wanted.stack, wanted.file, hint)
     for error in taken(store, wanted.stack, services).values():
         raise error
     for request in wanted.networks:
@@ -46,7 +65,7 @@ def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> No
         except Error as error:
             moved = Conflict.of(error_of(request.name, error))
             on = [name for name, _ in store.members(request.name)]
-            moved.file = wanted.file
+            moved.file = wanted.shown
             moved.hint = (
                 f"match the existing network, or first niso remove {' '.join(on)}"
                 if on

@@ -32,10 +32,13 @@ class Target(NamedTuple):
     folder: str  # the package to copy, or the copy itself if only the store knows the service
     rootfs: str | None
     fingerprint: str | None  # None: ``folder`` is already the copy
+    replace: bool = False  # take over a service of this name from another folder
 
 
-def find_targets(store: Store, arguments: Iterable[str | model.Loaded]) -> list[Target]:
-    """Resolve the arguments of ``niso activate``.
+def find_targets(
+    store: Store, arguments: Iterable[str | model.Loaded], replace: bool = False
+) -> list[Target]:
+    """Resolve the arguments of ``niso activate``; ``replace`` as in `Target`.
 
     Each is a manifest or its folder, a known service, or a folder in the working directory.
     Loaded manifests are used as they are. Raises Error, or an ErrorGroup of the errors of all
@@ -61,7 +64,26 @@ def find_targets(store: Store, arguments: Iterable[str | model.Loaded]) -> list[
                 )
     if errors:
         raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
-    return list(targets.values())
+    return [target._replace(replace=replace) for target in targets.values()]
+
+
+def refuse_elsewhere(before: ServiceRow, target: Target) -> None:
+    """Raise Conflict if a known service has the manifest of another folder that still exists."""
+    if target.replace or not is_elsewhere(before.manifest_path, target.manifest_path):
+        return
+    raise Conflict(
+        f"{target.name!r} is already the service of {before.manifest_path}",
+        "choose another name; --replace takes over its addresses, ports and volumes",
+        "package.name",
+    )
+
+
+def is_elsewhere(before: str, now: str) -> bool:
+    """Return whether the file ``before`` exists, and is not the file ``now``.
+
+    If it is gone, its folder was moved or deleted.
+    """
+    return os.path.exists(before) and os.path.realpath(before) != os.path.realpath(now)
 
 
 def still_so(store: Store, target: Target) -> Target:

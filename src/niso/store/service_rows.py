@@ -190,6 +190,17 @@ class StackRows:
         )
         return [row[0] for row in rows]
 
+    def stack_files(self, stack: str) -> list[str]:
+        """Return the paths of the stack.toml files that a stack's services came from.
+
+        Services of stores before version 5 have none.
+        """
+        rows = self._db.execute(
+            "SELECT DISTINCT file FROM stack_member WHERE stack=? AND file!='' ORDER BY file",
+            (stack,),
+        )
+        return [row[0] for row in rows]
+
     def stacks(self) -> list[str]:
         """Return the names of all stacks with a known service, sorted."""
         return [
@@ -199,9 +210,11 @@ class StackRows:
 
     # --- writing; inside a transaction ------------------------------------------------------------
 
-    def join_stack(self, service: str, stack: str) -> None:
-        """Record that a service belongs to this stack, and to no other one."""
-        self._db.execute("INSERT OR REPLACE INTO stack_member VALUES (?, ?)", (service, stack))
+    def join_stack(self, service: str, stack: str, file: str) -> None:
+        """Record that a service belongs to the stack of this stack.toml, and to no other one."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO stack_member VALUES (?, ?, ?)", (service, stack, file)
+        )
 
     def leave_stack(self, service: str) -> None:
         """Record that a service belongs to no stack."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 VERSION = 5
-COLUMNS = 66
+COLUMNS = 67
 """Number of columns of all tables together, by which a store is recognised."""
 
 _SINCE_2 = """CREATE INDEX port_range ON port (proto, host_port) WHERE count > 1;
@@ -34,8 +34,6 @@ CREATE INDEX policed_service ON policed (service);
 """
 
 _SINCE_3 = """CREATE INDEX service_provider ON service (provider) WHERE provider IS NOT NULL;
-CREATE TABLE stack_member (service TEXT PRIMARY KEY, stack TEXT NOT NULL) STRICT;
-CREATE INDEX stack_member_stack ON stack_member (stack);
 """
 
 TABLES = (
@@ -113,7 +111,13 @@ CREATE INDEX port_host ON port (proto, host_port);
 """
     + _SINCE_2
     + _SINCE_3
-    + """CREATE TABLE intent (
+    + """CREATE TABLE stack_member (
+    service TEXT PRIMARY KEY,
+    stack TEXT NOT NULL,
+    file TEXT NOT NULL DEFAULT ''
+) STRICT;
+CREATE INDEX stack_member_stack ON stack_member (stack);
+CREATE TABLE intent (
     service TEXT PRIMARY KEY,
     action TEXT NOT NULL,
     undo TEXT NOT NULL,
@@ -139,12 +143,15 @@ ALTER TABLE service ADD COLUMN mode TEXT NOT NULL DEFAULT 'bridge';
 ALTER TABLE service ADD COLUMN provider TEXT;
 ALTER TABLE service ADD COLUMN enabled INTEGER NOT NULL DEFAULT 0;
 """
-    + _SINCE_3,
+    + _SINCE_3
+    + """CREATE TABLE stack_member (service TEXT PRIMARY KEY, stack TEXT NOT NULL) STRICT;
+CREATE INDEX stack_member_stack ON stack_member (stack);
+""",
     # manifests as ServiceSpecs, intents by column names: functions of `niso.store.written_rows`
     4: "UPDATE service SET manifest=parsed_manifest(manifest);"
     " UPDATE intent SET undo=named_undo(action, undo)",
     # ServiceSpec and ProcessSpec have more fields, with the defaults of version 4
-    5: "",
+    5: "ALTER TABLE stack_member ADD COLUMN file TEXT NOT NULL DEFAULT ''",
 }
 """Version -> the SQL that migrates a database of the version before.
 

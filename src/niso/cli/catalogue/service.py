@@ -13,11 +13,23 @@ COMMANDS = (
                 "what", "PATH|NAME", "a manifest, its folder or a known service", "+", "package"
             ),
         ),
-        (TIMEOUT, DRY_RUN, VERBOSE, JSON),
+        (
+            TIMEOUT,
+            Option(
+                "replace",
+                ("--replace",),
+                "take over services of these names from other folders",
+                ends=True,
+            ),
+            DRY_RUN,
+            VERBOSE,
+            JSON,
+        ),
         "An argument that contains a / or ends in .toml is a manifest or its folder. Any other "
         "argument is a known service, with the manifest of its last activation, or else a folder. "
         "If anything fails, everything is rolled back. On an active service only the changes of "
-        "its manifest are applied; its process is restarted only if a change requires it.",
+        "its manifest are applied; its process is restarted only if a change requires it. A name "
+        "that a service from another folder has is refused unless --replace is given.",
         (
             ("niso activate ./api", "a folder with a manifest.toml"),
             ("niso activate ./db ./cache ./api", "all or none"),

@@ -14,7 +14,18 @@ GROUP = Group(
             "stack up",
             "apply a stack.toml, all or nothing",
             (_DIR,),
-            (TIMEOUT, DRY_RUN, VERBOSE, JSON),
+            (
+                TIMEOUT,
+                Option(
+                    "replace",
+                    ("--replace",),
+                    "take over the stack of this name, and services, from other folders",
+                    ends=True,
+                ),
+                DRY_RUN,
+                VERBOSE,
+                JSON,
+            ),
             "Creates the networks and activates the services in dependency order, in parallel "
             "where possible. On an active stack it applies the changes of the file and deactivates "
             "services that were removed from it. If anything fails, everything is rolled back.",
