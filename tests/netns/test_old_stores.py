@@ -5,7 +5,7 @@ from __future__ import annotations
 from conftest import Lab
 from services import CLIENT, HOST, answer, echo, idle, on, pid_of, ps
 
-from niso.store import tables
+from niso.store.sqlite import VERSION
 
 AS_VERSION_3 = """
 import json, sqlite3
@@ -53,7 +53,7 @@ def test_services_go_on_as_they_were_when_the_store_is_migrated(lab: Lab) -> Non
     pids = [pid_of(lab, name) for name in "cd"]
     older(lab)
     assert lab.niso("net", "check").stdout == WELL
-    assert sql(lab, "PRAGMA user_version") == f"[({tables.VERSION},)]\n"
+    assert sql(lab, "PRAGMA user_version") == f"[({VERSION},)]\n"
     older(lab)
     done = lab.niso("activate", *folders)
     assert done.stdout.count("unchanged") == 2, done.stdout

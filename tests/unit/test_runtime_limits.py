@@ -35,8 +35,8 @@ def test_limit_that_the_machine_cannot_hold_is_left_out() -> None:
 
 
 def test_service_without_limits_has_none() -> None:
-    assert oci.limits(SPEC) == {}
-    assert list(oci.limits(SPEC._replace(pids_limit=2))) == ["pids"]
+    assert cgroup.limits(SPEC) == {}
+    assert list(cgroup.limits(SPEC._replace(pids_limit=2))) == ["pids"]
 
 
 class Machine:

@@ -24,6 +24,7 @@ from niso.plan.records import Healthcheck, Port
 from niso.plan.service_spec import Published, User
 from niso.store import reboot, specs, written_rows
 from niso.store import tables as schema
+from niso.store.sqlite import COLUMNS, VERSION
 from niso.store.store import ALL, Store
 
 
@@ -74,7 +75,7 @@ def test_database_of_version_1_has_the_layout_of_a_new_one(
     new = Store.open()
     assert layout(old._db) == layout(new._db)
     for store in (old, new):
-        assert store._db.execute("PRAGMA user_version").fetchone() == (schema.VERSION,)
+        assert store._db.execute("PRAGMA user_version").fetchone() == (VERSION,)
         assert store._db.execute("PRAGMA foreign_key_check").fetchall() == []
 
 
@@ -386,7 +387,7 @@ def test_migration_that_fails_leaves_version_1_as_it_was(version_1, monkeypatch)
 
 
 def test_every_version_has_a_migration_to_the_next() -> None:
-    assert set(schema.MIGRATIONS) == set(range(2, schema.VERSION + 1))
+    assert set(schema.MIGRATIONS) == set(range(2, VERSION + 1))
 
 
 # --- version 4 to 5: more fields of ServiceSpec and ProcessSpec ---------------------------------------------------------
@@ -432,18 +433,18 @@ def test_every_earlier_version_is_made_into_this_one() -> None:
         for name in globals()
         if re.fullmatch("version_[0-9]+", name)
     }
-    assert earlier == set(range(1, schema.VERSION))
-    assert schema.MIGRATIONS.keys() == set(range(2, schema.VERSION + 1))
+    assert earlier == set(range(1, VERSION))
+    assert schema.MIGRATIONS.keys() == set(range(2, VERSION + 1))
 
 
-@pytest.mark.parametrize("version", range(1, schema.VERSION))
+@pytest.mark.parametrize("version", range(1, VERSION))
 def test_migration_that_fails_half_way_changes_nothing(version: int, request, monkeypatch) -> None:
     old = request.getfixturevalue(f"version_{version}")
     before = list(old.iterdump())
     old.close()
     broken = {
         **schema.MIGRATIONS,
-        schema.VERSION: f"{schema.MIGRATIONS[schema.VERSION]}; INSERT INTO gone VALUES (1)",
+        VERSION: f"{schema.MIGRATIONS[VERSION]}; INSERT INTO gone VALUES (1)",
     }
     monkeypatch.setattr(schema, "MIGRATIONS", broken)
     with pytest.raises(Error, match="no such table: gone"):
@@ -456,4 +457,4 @@ def test_migration_that_fails_half_way_changes_nothing(version: int, request, mo
 def test_columns_are_counted() -> None:
     """`Store.open` knows a store by their number."""
     count = "SELECT COUNT(*) FROM sqlite_schema m, pragma_table_info(m.name) WHERE m.type='table'"
-    assert Store.open()._db.execute(count).fetchone() == (schema.COLUMNS,)
+    assert Store.open()._db.execute(count).fetchone() == (COLUMNS,)

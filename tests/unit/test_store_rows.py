@@ -19,7 +19,7 @@ from niso.base.errors import Conflict, Error, NotFound
 from niso.kernel.state import State
 from niso.plan.desired import desired
 from niso.plan.records import Port, Snapshot
-from niso.store import tables
+from niso.store.sqlite import VERSION
 from niso.store.store import ALL, Scope, Store, close_all
 
 BOUNDED = settings(max_examples=samples(20, 60), deadline=None)
@@ -71,7 +71,7 @@ def filled(store: Store, changes: list) -> None:
 
 def test_new_store_has_the_version_a_private_folder_and_a_state_id_that_stays() -> None:
     store = Store.open()
-    assert store._db.execute("PRAGMA user_version").fetchone() == (tables.VERSION,)
+    assert store._db.execute("PRAGMA user_version").fetchone() == (VERSION,)
     assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert os.stat(paths.state_dir()).st_mode & 0o777 == 0o700
     state_id = store.state_id()
@@ -96,9 +96,9 @@ def test_reading_a_store_that_is_not_there_makes_nothing() -> None:
 
 def test_store_of_a_newer_niso_is_refused_and_left_as_it_is() -> None:
     store = Store.open()
-    store._db.execute(f"PRAGMA user_version={tables.VERSION + 1}")
+    store._db.execute(f"PRAGMA user_version={VERSION + 1}")
     store.close()
-    with pytest.raises(Error, match=f"version {tables.VERSION + 1}"):
+    with pytest.raises(Error, match=f"version {VERSION + 1}"):
         Store.open()
 
 

@@ -10,7 +10,7 @@ from niso.base.lite_typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from niso.api.session import Session
     from niso.commands.activate import Outcome
-    from niso.plan.process_spec import Volume
+    from niso.plan.process_spec import ProcessSpec, Volume
     from niso.plan.records import Port
     from niso.services.machine import Machine
     from niso.store.store import Store
@@ -100,14 +100,14 @@ def warn_of_name_servers(session: Session, names: list[str]) -> None:
 
 def warn_of_limits(session: Session, store: Store, names: list[str]) -> None:
     """Warn about resource limits that this machine cannot enforce."""
-    from niso.runtime import cgroup, oci
+    from niso.runtime import cgroup
 
     for name in names:
         row = store.service(name)
-        limits = oci.limits(row.require_process()) if row is not None else {}
+        limits = cgroup.limits(row.require_process()) if row is not None else {}
         for controller in set(limits) - set(cgroup.usable(limits)):
             session.caution(
-                f"{name}: {oci.CONTROLLERS[controller]} has no effect:"
+                f"{name}: {cgroup.CONTROLLERS[controller]} has no effect:"
                 f" this machine has no cgroup controller {controller}",
                 (
                     "enable it in a v1 hierarchy or in cgroup.subtree_control of the v2 root,"
@@ -142,20 +142,15 @@ def _whose(name: str, holder: str, held: Port) -> str:
 
 def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
     """Warn about capabilities that reach beyond the service, and about root in host volumes."""
-    from niso.runtime import oci, sources
+    from niso.runtime import sources
 
     for name in names:
         row = store.service(name)
         process = row.require_process() if row is not None else None
         if process is None:
             continue
-        means = oci.THE_MACHINE | ({} if process.netns else oci.HOST_NETWORK)
-        for capability in process.capabilities:
-            if capability in means:
-                session.caution(
-                    f"{name}: isolation.capabilities: {capability} affects the whole machine:"
-                    f" {means[capability]}"
-                )
+        if process.capabilities:
+            _warn_of_capabilities(session, name, process)
         shared = [volume for volume in process.volumes if sources.is_shared(volume)]
         for volume in shared:
             _warn_of_others(session, name, volume)
@@ -170,6 +165,18 @@ def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
             session.caution(
                 f"{name}: isolation.restrict_suid_sgid is false: the service can leave setuid"
                 f" programs in {', '.join(str(volume.source) for volume in shared)}"
+            )
+
+
+def _warn_of_capabilities(session: Session, name: str, process: ProcessSpec) -> None:
+    from niso.runtime import oci
+
+    means = oci.THE_MACHINE | ({} if process.netns else oci.HOST_NETWORK)
+    for capability in process.capabilities:
+        if capability in means:
+            session.caution(
+                f"{name}: isolation.capabilities: {capability} affects the whole machine:"
+                f" {means[capability]}"
             )
 
 

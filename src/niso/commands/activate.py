@@ -20,15 +20,13 @@ from niso.base.report import CopyingPackage, Report, Stopping, silent
 from niso.base.signals import signals_held
 from niso.kernel.state import State
 from niso.plan.records import Port
-from niso.reconcile import nat_flows, policy_flows
 from niso.reconcile.converge import carry_out, converge, desired_now, plan
 from niso.runtime import package
-from niso.services import sharing, start, stop
+from niso.services import sharing, start
 from niso.services.admit import Change, record, release, scope_of
 from niso.services.journal import begin, locked, recover
 from niso.services.machine import Machine
 from niso.services.targets import Target, still_so
-from niso.services.undo import undo_all
 from niso.store.store import Scope, ServiceRow, Store
 
 if TYPE_CHECKING:
@@ -96,19 +94,14 @@ def activate(
                     planned = plan(kernel, store, scope, before, trusting=True)
                 changes += recorded
                 start.expect(machine.processes, changes)
-                policy_flows.introduce(kernel, store, before, planned.want)
+                if planned.want != before:
+                    from niso.reconcile import policy_flows
+
+                    policy_flows.introduce(kernel, store, before, planned.want)
                 steps = carry_out(kernel, store, planned, report, known=known)
                 reached = desired_now(kernel, store, scope)
-                nat_flows.flush_gone_addresses(kernel, before, reached)
-                nat_flows.flush_changed_ports(kernel, before, reached)
-                if policy_flows.narrows(before, reached):
-                    # a flow may have been allowed by a name that shared the address
-                    shared = [
-                        row.provider
-                        for row in (*(c.before for c in changes), *leaving)
-                        if row and row.provider
-                    ]
-                    policy_flows.cut(kernel, store, [*(change.name for change in changes), *shared])
+                if reached != before:
+                    _end_flows(machine, before, reached, changes, leaving)
             start.run(machine.processes, changes, timeout_s, report, after, meanwhile)
             # the activation has succeeded: an interrupt here would only leave unused copies
             with Lock(), signals_held():
@@ -120,9 +113,31 @@ def activate(
                 for change in changes:
                     package.keep_only(change.name, {change.row.package})
         except BaseException as error:
+            from niso.services.undo import undo_all
+
             undo_all(machine, every, error, report)
             raise
         return [_outcome(store, change, change.name in touched) for change in changes]
+
+
+def _end_flows(
+    machine: Machine,
+    before: State,
+    reached: State,
+    changes: list[Change],
+    leaving: list[ServiceRow],
+) -> None:
+    """End the flows that a change has withdrawn: of addresses, ports and policies."""
+    from niso.reconcile import nat_flows, policy_flows
+
+    store, kernel = machine.store, machine.kernel
+    nat_flows.flush_gone_addresses(kernel, before, reached)
+    nat_flows.flush_changed_ports(kernel, before, reached)
+    if policy_flows.narrows(before, reached):
+        # a flow may have been allowed by a name that shared the address
+        rows = (*(change.before for change in changes), *leaving)
+        shared = [row.provider for row in rows if row and row.provider]
+        policy_flows.cut(kernel, store, [*(change.name for change in changes), *shared])
 
 
 def _locked(
@@ -167,6 +182,8 @@ def _stopped(
             before = desired_now(kernel, store, scope)
             _recorded(machine, targets, copies, rows, stack)
             plan(kernel, store, scope, before, trusting=True)
+    from niso.services import stop
+
     begin(store, list(stack.leaving), "activate")
     stop.raise_all(list(stop.stop(machine.processes, rows, report, stack.needs).values()))
     return rows
@@ -207,7 +224,7 @@ def _recorded(
 ) -> list[Change]:
     store = machine.store
     if stack is not None:
-        from niso.services import stacks
+        from niso.services import stacks, stop
 
         stacks.prepare(machine, stack, copies)
         stop.go(machine, leaving)

@@ -8,7 +8,7 @@ from niso.base import paths
 from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.names import is_marked
-from niso.kernel import conntrack, host_facts, netns, reading, sysctl, writing
+from niso.kernel import host_facts, netns, reading, sysctl, writing
 from niso.kernel.interface import Foreign
 from niso.kernel.rtnetlink import Rtnl
 from niso.kernel.rtnl_sockets import Sockets
@@ -160,12 +160,16 @@ class Real:
         flows.introduce(connections)
 
     def flush_addresses(self, addresses: Iterable[str]) -> None:
+        from niso.kernel import conntrack
+
         conntrack.flush_addresses(addresses)
 
     def flush_ports(self, claims: Iterable[tuple[str, int, int]], answered: bool) -> None:
         def own() -> list[str]:
             plain = {each.partition("/")[0] for each in self.host_addresses()}
             return [*sorted(plain), "127.0.0.0/8"]
+
+        from niso.kernel import conntrack
 
         conntrack.flush_ports(claims, own, answered)
 

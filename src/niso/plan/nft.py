@@ -6,7 +6,6 @@ kernel/nft_tables.py says what each set and map is for.
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Iterable
 
 from niso.base.family import family_of
@@ -24,8 +23,7 @@ def closed(family: int) -> Element:
     return Element(INET, "closed", f"ipv{family}", "", "")
 
 
-_LINK = "[A-Za-z0-9_.:@-]{1,15}"
-_SYSCTL = rf"net/ipv(?:4/(?P<v4>ip_forward)|6/conf/(?P<link>{_LINK})/(?P<v6>[a-z_]+))"
+_QUOTABLE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.:@-")
 _SHORT = {"force_forwarding": "force"}  # an ifname has at most 15 characters
 
 
@@ -35,10 +33,17 @@ def before(sysctl: str, value: str) -> list[Element]:
     No rule reads it: it allows a clean-up without a store. Returns an empty list if nft's syntax
     cannot hold the link's name; then only the store has the value.
     """
-    match = re.fullmatch(_SYSCTL, sysctl)
-    if match is None or not re.fullmatch("[0-9]{1,9}", value):
+    match sysctl.split("/"):
+        case ["net", "ipv4", "ip_forward" as what]:
+            link = "all"
+        case ["net", "ipv6", "conf", link, what] if len(link) <= 15:
+            pass
+        case _:
+            return []
+    if not (link and what and _QUOTABLE.issuperset(link + what)):
         return []
-    link, what = match["link"] or "all", match["v4"] or match["v6"]
+    if not (value.isascii() and value.isdigit() and len(value) < 10):
+        return []
     key = " . ".join(map(_quoted, (link, _SHORT.get(what, what), value)))
     return [Element(INET, "before", key, "", "")]
 

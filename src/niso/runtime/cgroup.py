@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 from collections.abc import Iterable, Iterator
 
 from niso.base.lite_typing import NamedTuple
 from niso.base.locks import open_lock
+from niso.plan.process_spec import ProcessSpec
+
+CONTROLLERS = {
+    "memory": "isolation.resources.memory_max",
+    "cpu": "isolation.resources.cpu_max",
+    "pids": "isolation.resources.pids_limit",
+}
+"""Cgroup controllers, and the manifest key that needs each."""
+_CPU_PERIOD_US = 100_000
 
 _TOP = "/sys/fs/cgroup"
 _MOUNTS, _OWN = "/proc/self/mountinfo", "/proc/self/cgroup"
@@ -18,6 +26,19 @@ _V1, _V2 = "cgroup", "cgroup2"
 def roots() -> list[str]:
     """List the mount point of each hierarchy that this process sees (proc_pid_mountinfo(5))."""
     return list(_mounted())
+
+
+def limits(spec: ProcessSpec) -> dict[str, dict[str, int]]:
+    """Return the service's limits by controller, as in config-linux.md, Control groups."""
+    resources: dict[str, dict[str, int]] = {}
+    if spec.memory_max is not None:
+        # "swap" limits memory and swap together: no swap, which would only delay the OOM kill.
+        resources["memory"] = {"limit": spec.memory_max, "swap": spec.memory_max}
+    if spec.cpu_max is not None:
+        resources["cpu"] = {"quota": spec.cpu_max * _CPU_PERIOD_US // 100, "period": _CPU_PERIOD_US}
+    if spec.pids_limit is not None:
+        resources["pids"] = {"limit": spec.pids_limit}
+    return resources
 
 
 def usable(wanted: Iterable[str]) -> list[str]:
@@ -73,6 +94,10 @@ def _mounted() -> dict[str, str]:
 
 def unescaped(path: str) -> str:
     """Replace the octal escapes of a path in mountinfo (``\\040`` for a space)."""
+    if "\\" not in path:
+        return path
+    import re
+
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
 
 

@@ -181,7 +181,7 @@ def write_bundle(spec: ProcessSpec, bundle: str) -> None:
         seccomp=profile,
         host=f"{bundle}/{root.HOST}",
         folders=root.host_folders() if spec.rootfs is None else (),
-        controllers=cgroup.usable(oci.limits(spec)),
+        controllers=cgroup.usable(cgroup.limits(spec)),
     )
     mounts = volumes.mounts(spec, where, shared)
     config = oci.config(spec, f"{bundle}/root", hosts_at, machine, mounts)

@@ -6,19 +6,12 @@ from collections.abc import Collection, Container, Sequence
 
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.plan.process_spec import ProcessSpec
+from niso.runtime import cgroup
 from niso.runtime.root import TMPFS
 from niso.runtime.spec import APP, INIT, cgroup_of, path_env
 
 if TYPE_CHECKING:
     from typing import Any
-
-CONTROLLERS = {
-    "memory": "isolation.resources.memory_max",
-    "cpu": "isolation.resources.cpu_max",
-    "pids": "isolation.resources.pids_limit",
-}
-"""Cgroup controllers, and the manifest key that needs each."""
-_CPU_PERIOD_US = 100_000
 
 THE_MACHINE = {
     "SYS_ADMIN": "it can mount file systems, run programs as the machine's root through cgroups, "
@@ -84,7 +77,7 @@ class Machine(NamedTuple):
     """The profile (seccomp.json)."""
     folders: Sequence[str] = ()
     """Folders of the host that the service sees read-only at the same path."""
-    controllers: Container[str] = CONTROLLERS
+    controllers: Container[str] = cgroup.CONTROLLERS
     """Cgroup controllers that can limit the service."""
     host: str = ""
     """The folder that shows ``folders`` to the creation, each below its own path."""
@@ -164,7 +157,7 @@ def config(
                 ],
                 **{
                     name: value
-                    for name, value in limits(spec).items()
+                    for name, value in cgroup.limits(spec).items()
                     if name in machine.controllers
                 },
             },
@@ -176,19 +169,6 @@ def config(
             ),
         },
     }
-
-
-def limits(spec: ProcessSpec) -> dict[str, dict[str, int]]:
-    """Return the service's limits by controller, as in config-linux.md, Control groups."""
-    resources: dict[str, dict[str, int]] = {}
-    if spec.memory_max is not None:
-        # "swap" limits memory and swap together: no swap, which would only delay the OOM kill.
-        resources["memory"] = {"limit": spec.memory_max, "swap": spec.memory_max}
-    if spec.cpu_max is not None:
-        resources["cpu"] = {"quota": spec.cpu_max * _CPU_PERIOD_US // 100, "period": _CPU_PERIOD_US}
-    if spec.pids_limit is not None:
-        resources["pids"] = {"limit": spec.pids_limit}
-    return resources
 
 
 def select_seccomp(profile: dict[str, Any], have: Collection[str]) -> dict[str, Any]:

@@ -17,9 +17,7 @@ from itertools import groupby
 from niso.base.errors import Conflict, Error, ErrorGroup
 from niso.base.locks import Lock, remove_locks, service_lock
 from niso.base.report import EndingRestart, NotStarted, Report, Unfinished, silent
-from niso.services import forwards, stop
 from niso.services.machine import Machine
-from niso.services.undo import in_order, start_again, undo
 from niso.store.store import Intent, Store
 
 
@@ -30,6 +28,8 @@ def end_restart(machine: Machine, services: list[str], report: Report) -> None:
     """
     for name in services:
         try:
+            from niso.services.undo import start_again
+
             start_again(machine, name)
         except Error as error:
             report(NotStarted(name, error))
@@ -44,12 +44,17 @@ def recover(machine: Machine, report: Report = silent, names: Iterable[str] = ()
     concern the command that follows.
     """
     store = machine.store
+    machine.processes.renew()
+    intents = store.intents()
+    if not intents:
+        return 0
+    from niso.services.undo import in_order, undo
+
     concerned = set(names)
     errors: dict[str, Error] = {}
     done = 0
-    machine.processes.renew()
     for activations, group in groupby(
-        in_order(store, store.intents()), lambda intent: intent.action == "activate"
+        in_order(store, intents), lambda intent: intent.action == "activate"
     ):
         with ExitStack() as locks:
             begun = []
@@ -81,6 +86,8 @@ def recover(machine: Machine, report: Report = silent, names: Iterable[str] = ()
 
 def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error]:
     """Finish an intent that is not an activation; return {service: error}."""
+    from niso.services import forwards, stop
+
     name, removes = intent.service, intent.action in ("remove", "remove volumes")
     try:
         if intent.action == "ports":
@@ -129,6 +136,8 @@ def begin(store: Store, services: list[str], action: str) -> None:
     if services:
         with Lock(), store.transaction():
             if action not in ("activate", "restart"):
+                from niso.services import stop
+
                 stop.refuse(store, services)
             for name in services:
                 store.begin_intent(name, action, time.time())

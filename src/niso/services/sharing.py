@@ -15,7 +15,6 @@ from niso.base.errors import Conflict, InvalidInput, NotFound
 from niso.base.lite_typing import NamedTuple
 from niso.plan.service_spec import ServiceSpec
 from niso.services import targets
-from niso.services.stop import they_share
 from niso.services.targets import Target
 from niso.store.store import ServiceRow, Store
 
@@ -163,3 +162,8 @@ def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[Service
 def _sees(row: ServiceRow, there: Home) -> bool:
     spec = row.process
     return spec is not None and Home(spec.netns, spec.hosts_folder, spec.hostname) == there
+
+
+def they_share(sharers: list[str]) -> str:
+    """Return ``'a', 'b' share``, as the start of a sentence."""
+    return f"{', '.join(map(repr, sharers))} {'shares' if len(sharers) == 1 else 'share'}"

@@ -20,6 +20,7 @@ from niso.reconcile.nat_flows import flush_gone_addresses
 from niso.runtime import package, volumes
 from niso.runtime.processes import Processes
 from niso.services.machine import Machine
+from niso.services.sharing import they_share
 from niso.store.store import Scope, ServiceRow, Store
 
 Needs = Mapping[str, Iterable[str]]
@@ -229,8 +230,3 @@ def refuse(store: Store, services: Iterable[str]) -> None:
                 f"service {name!r} is in use: {they_share(sharers)} its network namespace",
                 f"niso deactivate {' '.join((*sharers, name))} stops them too",
             )
-
-
-def they_share(sharers: list[str]) -> str:
-    """Return ``'a', 'b' share``, as the start of a sentence."""
-    return f"{', '.join(map(repr, sharers))} {'shares' if len(sharers) == 1 else 'share'}"

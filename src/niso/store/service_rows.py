@@ -1,15 +1,19 @@
-"""Rows of services: the service itself, its changes in progress, and the stack it belongs to.
+"""Rows of services: the service itself, its changes in progress, its leases, and its stack.
 
 A service belongs to at most one stack, until it is removed or leaves the stack's file.
+A service of mode share (a sharer) has no endpoint. It has the addresses, networks and port families
+of its provider. While it is active, its names and ports belong to the provider's namespace.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable, Iterator
 
 from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.store.sqlite import decoded, encoded
+from niso.plan.records import Port
+from niso.store.sqlite import decoded, encoded, others_intend
 
 if TYPE_CHECKING:
     from niso.plan.process_spec import ProcessSpec
@@ -31,6 +35,10 @@ ROW_TABLES = (
 
 The column with the service's name is ``name`` in the first table, ``service`` in the others.
 """
+
+
+_PROVIDER = "(SELECT COALESCE(provider, name) FROM service WHERE name=?)"
+_PORT = "host_ip, host_port, container_port, proto, count"
 
 
 class ServiceRow(NamedTuple):
@@ -219,3 +227,166 @@ class StackRows:
     def leave_stack(self, service: str) -> None:
         """Record that a service belongs to no stack."""
         self._db.execute("DELETE FROM stack_member WHERE service=?", (service,))
+
+
+class ModeRows:
+    """The queries of the store for network modes."""
+
+    _db: sqlite3.Connection
+
+    def home(self, service: str) -> str:
+        """Return the service whose endpoints a service uses: its provider, or itself."""
+        row = self._db.execute(f"SELECT {_PROVIDER}", (service,)).fetchone()
+        return str(row[0] or service)
+
+    def sharers(self, provider: str) -> list[str]:
+        """Return the active services in the namespace of this one."""
+        rows = self._db.execute(
+            "SELECT name FROM service WHERE provider=? AND active=1 ORDER BY name", (provider,)
+        )
+        return [row[0] for row in rows]
+
+    def held_sharers(self, provider: str, but: frozenset[str] = frozenset()) -> list[str]:
+        """Return the sharers, and those that undoing their changes in progress would restore.
+
+        Of the latter, services in ``but`` are skipped.
+        """
+        sharers = set(self.sharers(provider))
+        if others_intend(self._db, but):
+            rows = self._db.execute(
+                "SELECT service FROM intent WHERE json_extract(undo, '$.service[0].provider')=?"
+                " AND json_extract(undo, '$.service[0].active')=1",
+                (provider,),
+            )
+            sharers.update(row[0] for row in rows if row[0] not in but)
+        return sorted(sharers)
+
+    def with_companions(self, services: Iterable[str]) -> tuple[str, ...]:
+        """Return these services, their providers, and the active sharers of those."""
+        names = set(services)
+        homes = {self.home(name) for name in names}
+        sharers = {sharer for home in homes for sharer in self.sharers(home)}
+        return tuple(sorted(names | homes | sharers))
+
+    def names(self, service: str) -> tuple[str, ...]:
+        """Return the service's own names: hostname, name, aliases."""
+        rows = self._db.execute(
+            "SELECT name FROM host_name WHERE service=? ORDER BY position", (service,)
+        )
+        return tuple(row[0] for row in rows)
+
+    def names_there(self, service: str) -> tuple[str, ...]:
+        """Return the names of a service's address: its own, then those of its active sharers."""
+        sharers = self.sharers(service)
+        return (*self.names(service), *(name for sharer in sharers for name in self.names(sharer)))
+
+    def ports_there(self, service: str) -> list[Port]:
+        """Return a service's own ports, then those of its active sharers."""
+        rows = self._db.execute(
+            f"SELECT {_PORT} FROM port JOIN service s ON s.name=port.service"
+            " WHERE s.name=? OR (s.provider=? AND s.active=1) ORDER BY s.name!=?, s.name, position",
+            (service, service, service),
+        )
+        return [Port(*row) for row in rows]
+
+    def mode_of_name(self, name: str) -> str | None:
+        """Return the mode of the service with this name, or None."""
+        row = self._db.execute(
+            "SELECT mode FROM host_name h JOIN service s ON s.name=h.service WHERE h.name=?",
+            (name,),
+        ).fetchone()
+        return str(row[0]) if row else None
+
+    def addresses(self, service: str) -> list[tuple[str, str]]:
+        """Return (network, address) of a service in the order of its endpoints.
+
+        A sharer has those of its provider.
+        """
+        return self._db.execute(
+            "SELECT e.network, l.address FROM endpoint e"
+            " JOIN lease l ON l.service=e.service AND l.network=e.network"
+            f" WHERE e.service={_PROVIDER} ORDER BY e.position, l.family",
+            (service,),
+        ).fetchall()
+
+    def port_families(self, service: str) -> tuple[int, ...]:
+        """Return the families of the network that a service publishes its ports on."""
+        rows = self._db.execute(
+            "SELECT family FROM subnet s JOIN endpoint e ON e.network=s.network"
+            f" WHERE e.service={_PROVIDER} AND e.position=0 ORDER BY family",
+            (service,),
+        )
+        return tuple(row[0] for row in rows)
+
+
+class LeaseRows:
+    """The queries of the store for leases."""
+
+    _db: sqlite3.Connection
+
+    def leases(self, network: str, family: int = 4) -> list[tuple[str, str, bool]]:
+        """Return (address, service, service is active) of a network's leases, ascending."""
+        rows = self._db.execute(
+            "SELECT address, service, active FROM lease JOIN service s ON s.name=lease.service"
+            " WHERE network=? AND family=? ORDER BY number",
+            (network, family),
+        )
+        return [(row[0], row[1], bool(row[2])) for row in rows]
+
+    def lease_of(self, service: str, network: str, family: int) -> tuple[str, bool] | None:
+        """Return (address, is static) of a service's lease, or None."""
+        row = self._db.execute(
+            "SELECT address, static FROM lease WHERE service=? AND network=? AND family=?",
+            (service, network, family),
+        ).fetchone()
+        return (row[0], bool(row[1])) if row else None
+
+    def lease_holder(self, address: str) -> str | None:
+        """Return the service with this address, or None.
+
+        A service also holds the addresses that undoing its change in progress would restore.
+        """
+        row = self._db.execute(
+            "SELECT service FROM lease WHERE address=?"
+            " UNION ALL SELECT service FROM intent, json_each(undo, '$.lease')"
+            " WHERE json_extract(value, '$.address')=?",
+            (address, address),
+        ).fetchone()
+        return str(row[0]) if row else None
+
+    def used_numbers(self, network: str, family: int) -> Iterator[int]:
+        """Return the host numbers of all leases of a subnet, ascending.
+
+        They include those that undoing a change in progress would restore.
+        """
+        from heapq import merge
+
+        held = self._db.execute(
+            "SELECT unhex(json_extract(value, '$.number.hex'))"
+            " FROM intent, json_each(undo, '$.lease')"
+            " WHERE json_extract(value, '$.network')=? AND json_extract(value, '$.family')=?",
+            (network, family),
+        ).fetchall()
+        rows = self._db.execute(
+            "SELECT number FROM lease WHERE network=? AND family=? ORDER BY number",
+            (network, family),
+        )
+        return merge(
+            (int.from_bytes(row[0]) for row in rows), sorted(int.from_bytes(row[0]) for row in held)
+        )
+
+    def add_lease(
+        self, service: str, network: str, family: int, number: int, address: str, static: bool
+    ) -> None:
+        """Add a lease; ``number`` is the address's offset in its subnet."""
+        self._db.execute(
+            "INSERT INTO lease VALUES (?, ?, ?, ?, ?, ?)",
+            (network, family, number.to_bytes(16), address, service, int(static)),
+        )
+
+    def drop_lease(self, service: str, network: str, family: int) -> None:
+        """Delete a service's lease; no-op if there is none."""
+        self._db.execute(
+            "DELETE FROM lease WHERE service=? AND network=? AND family=?",
+            (service, network, family),
+        )

@@ -8,7 +8,7 @@ from niso.base.lite_typing import NamedTuple
 from niso.plan.records import Endpoint, Network, Port, Service, Snapshot, Subnet
 from niso.store.policy_rows import Name, PolicyRows
 from niso.store.port_rows import PortRows
-from niso.store.sharer_rows import ModeRows
+from niso.store.service_rows import ModeRows
 from niso.store.sqlite import damaged, decoded
 
 _PUBLISHED = (

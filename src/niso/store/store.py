@@ -15,18 +15,20 @@ from niso.base import failpoint, paths
 from niso.base.errors import Error, NotFound
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.records import Network
-from niso.store import reboot, tables
-from niso.store.lease_rows import LeaseRows
+from niso.store import reboot
 from niso.store.service_rows import (
     ROW_TABLES,
     Intent,
     IntentRows,
+    LeaseRows,
     ServiceRow,
     StackRows,
     service_row,
 )
 from niso.store.snapshots import ALL, Scope, SnapshotRows, marks
 from niso.store.sqlite import (
+    COLUMNS,
+    VERSION,
     Transaction,
     damaged,
     decoded,
@@ -129,26 +131,30 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         self._db.close()
 
     def _fill(self) -> None:
+        from niso.store import tables
+
         with self.transaction():
             for statement in tables.TABLES.split(";"):
                 self._db.execute(statement)
             self._db.execute("INSERT INTO meta VALUES ('state_id', ?)", (os.urandom(4).hex(),))
-            self._db.execute(f"PRAGMA user_version={tables.VERSION}")
+            self._db.execute(f"PRAGMA user_version={VERSION}")
 
     def _migrate(self) -> None:
         version = self._version()
-        if version == tables.VERSION:
+        if version == VERSION:
             return
         if version < 1:
             raise damaged("a database, but not a store of niso")
-        if version > tables.VERSION:
+        if version > VERSION:
             raise Error(
-                f"{paths.database()} has version {version}, this niso supports {tables.VERSION}",
+                f"{paths.database()} has version {version}, this niso supports {VERSION}",
                 "use the newer niso",
             )
+        from niso.store import tables
+
         with self.transaction():
             version = self._version()  # another process may have been first
-            while version < tables.VERSION:
+            while version < VERSION:
                 version += 1
                 if version == 4:
                     from niso.store import written_rows
@@ -156,14 +162,14 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
                     written_rows.add_functions(self._db)
                 for statement in tables.MIGRATIONS[version].split(";"):
                     self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version={tables.VERSION}")
+            self._db.execute(f"PRAGMA user_version={VERSION}")
 
     def _require_form(self) -> None:
         """Raise Error if tables or columns are not those of this version."""
         query = (
             "SELECT COUNT(*) FROM sqlite_schema m, pragma_table_info(m.name) WHERE m.type='table'"
         )
-        if self._db.execute(query).fetchone() != (tables.COLUMNS,):
+        if self._db.execute(query).fetchone() != (COLUMNS,):
             raise damaged("it does not have the tables of its version")
         self.state_id()
 

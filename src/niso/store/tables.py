@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-VERSION = 5
-COLUMNS = 67
-"""Number of columns of all tables together, by which a store is recognised."""
-
 _SINCE_2 = """CREATE INDEX port_range ON port (proto, host_port) WHERE count > 1;
 CREATE TABLE published (
     service TEXT PRIMARY KEY REFERENCES service ON DELETE CASCADE,
