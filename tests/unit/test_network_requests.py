@@ -70,6 +70,9 @@ def request(name: str, arguments: list[str]) -> NetworkRequest:
                 "4000::/64",
             )
         ),
+        (["--subnet", "8.8.8.0/24"], ["8.8.8.0/24", "a public prefix", "10.0.0.0/8"]),
+        (["--subnet", "172.0.0.0/8"], ["172.0.0.0/8", "a public prefix"]),
+        (["--subnet", "2a00:1450::/64"], ["2a00:1450::/64", "a public prefix", "fd00::/8"]),
         (["--subnet", "fd00::/64", "--subnet", "fd01::/64"], ["one IPv6 subnet"]),
         (["--subnet", "10.50.0.0/24", "--subnet", "10.51.0.0/24"], ["one IPv4 subnet"]),
         (["--subnet", "fd00::/64", "--ipv6"], ["--ipv6", "fd00::/64"]),
@@ -120,4 +123,28 @@ def test_network_that_cannot_be_is_refused_and_changes_nothing(
         network.create(world.machine, request("new", arguments))
     said = f"{refused.value.key} {refused.value.message} {refused.value.hint}"
     assert all(word in said for word in words), said
+    assert world.picture() == before
+
+
+@pytest.mark.parametrize("subnet", ["8.8.8.0/24", "2a00:1450::/64"])
+def test_public_prefix_is_accepted_if_asked_for(world: World, subnet: str) -> None:
+    asked = NetworkRequest("front", (subnet,), allow_public=True)
+    made = network.create(world.machine, asked)
+    assert made is not None and [one.cidr for one in made.subnets] == [subnet]
+    assert network.create(world.machine, asked) is None
+
+
+@pytest.mark.parametrize(
+    "subnet", ["100.64.0.0/24", "192.168.7.0/24", "172.31.0.0/16", "fd12::/64"]
+)
+def test_private_shared_and_unique_local_prefixes_are_accepted(world: World, subnet: str) -> None:
+    assert network.create(world.machine, NetworkRequest("front", (subnet,))) is not None
+
+
+def test_public_address_makes_no_network(world: World) -> None:
+    before = world.picture()
+    with pytest.raises(Conflict) as caught:
+        world.activate(world.package("api", network={"network": "front", "ip": "8.8.8.8"}))
+    assert '"8.8.8.8" is a public address' in caught.value.message
+    assert "--allow-public" in (caught.value.hint or "")
     assert world.picture() == before

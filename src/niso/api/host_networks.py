@@ -127,13 +127,15 @@ class Networks:
         gateways: Iterable[str] = (),
         internal: bool = False,
         mtu: int | None = None,
+        allow_public: bool = False,
         dry_run: bool = False,
     ) -> CreatedNetwork:
         """Create a network and its bridge; no-op if it exists with these values.
 
         ``subnets`` has at most one prefix per family and defaults to the next free /24.
         ``gateways`` are the bridge's addresses. ``ipv6`` adds a unique local /64. ``internal``
-        disables forwarding out. ``mtu`` is in bytes. Raises Conflict, UsageError, KernelError;
+        disables forwarding out. ``mtu`` is in bytes. ``allow_public`` admits public prefixes, which
+        this host can then no longer reach. Raises Conflict, UsageError, KernelError;
         then nothing has changed.
         """
         from niso.commands import network as command
@@ -150,7 +152,7 @@ class Networks:
         given = tuple(texts(subnets, "subnets")), tuple(texts(gateways, "gateways"))
         machine = self.session.machine_for_change(create=not dry_run)
         store = machine.store
-        request = NetworkRequest(name, given[0], ipv6, given[1], internal, mtu)
+        request = NetworkRequest(name, given[0], ipv6, given[1], internal, mtu, allow_public)
         if not dry_run and store.intents():
             from niso.services import journal
 

@@ -34,6 +34,7 @@ def _create(host: Host, args: Args) -> int:
             gateways=args.gateway,
             internal=args.internal,
             mtu=args.mtu,
+            allow_public=args.allow_public,
             dry_run=args.dry_run,
         )
     network = made.network

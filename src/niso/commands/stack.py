@@ -138,7 +138,13 @@ def _targets(store: Store, stack: Stack) -> list[Target]:
 
 def _request(name: str, network: model.Network) -> NetworkRequest:
     return NetworkRequest(
-        name, network.subnets, network.ipv6, network.gateways, network.internal, network.mtu
+        name,
+        network.subnets,
+        network.ipv6,
+        network.gateways,
+        network.internal,
+        network.mtu,
+        network.allow_public,
     )
 
 

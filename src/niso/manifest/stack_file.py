@@ -46,6 +46,7 @@ class Network(NamedTuple):
     internal: bool = False
     gateway: str | tuple[str, ...] = ()
     mtu: int | None = None
+    allow_public: bool = False
 
     @property
     def subnets(self) -> tuple[str, ...]:

@@ -25,6 +25,11 @@ MIN_MTUS = {
 }  # RFC 791: datagram size that every host accepts; RFC 8200: minimum link MTU
 MAX_MTU = 65535  # the largest MTU of a link
 THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")  # RFC 1122, 3.2.1.3
+PRIVATE = {
+    4: "an address space for private use: 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16",
+    6: "a unique local prefix, fd00::/8",
+}
+"""What --subnet should be, by family (RFC 1918; RFC 4193). RFC 6598's 100.64.0.0/10 is fine too."""
 UNICAST6 = (
     ipaddress.IPv6Network("2000::/3"),
     ipaddress.IPv6Network("fc00::/7"),
@@ -45,6 +50,8 @@ def pool() -> ipam.Network:
             f"an IPv4 prefix like {DEFAULT_POOL}",
             "NISO_POOL",
         )
+    if prefix.is_global:
+        raise InvalidInput(f"{text!r} is a public prefix", PRIVATE[4], "NISO_POOL")
     return prefix
 
 
@@ -106,6 +113,7 @@ class NetworkRequest(NamedTuple):
     gateways: tuple[str, ...] = ()  # of some of the subnets
     internal: bool = False
     mtu: int | None = None
+    allow_public: bool = False  # also prefixes of the Internet
 
     @property
     def nets(self) -> list[ipam.Network]:
@@ -121,6 +129,13 @@ class NetworkRequest(NamedTuple):
 def check(request: NetworkRequest) -> None:
     """Raise UsageError if no network could satisfy the request."""
     nets, least = request.nets, MIN_MTUS[max(request.families)]
+    for net in nets:
+        if net.is_global and not request.allow_public:
+            raise UsageError(
+                f"{net}: a public prefix: this host could no longer reach its real addresses",
+                f"{PRIVATE[net.version]}; --allow-public if the prefix is yours",
+                "--subnet",
+            )
     if request.mtu is not None and not least <= request.mtu <= MAX_MTU:
         raise UsageError(
             f"{request.mtu}: must be {least} to {MAX_MTU}"
@@ -191,6 +206,14 @@ def plan_network(
     )
     if not nets:
         nets.append(around or _next_free(name, taken))
+    if around is not None and around.is_global:
+        raise Conflict(
+            f"is a public address: new network {name!r} would take {around} from this host",
+            f"if the prefix is yours: niso net create {name} --subnet {around} --allow-public",
+            "network.ip",
+            value=f'"{holds}"',
+            right=PRIVATE[4],
+        )
     if ipv6:
         nets.append(_next_unique_local(name, state_id, taken))
     for net in nets:

@@ -53,6 +53,11 @@ GROUP = Group(
                     "N",
                     number=True,
                 ),
+                Option(
+                    "allow_public",
+                    ("--allow-public",),
+                    "accept a public prefix, which this host can then no longer reach",
+                ),
                 DRY_RUN,
                 VERBOSE,
                 JSON,
