@@ -134,6 +134,30 @@ time.sleep(1000)
     assert lab.niso("logs", "api").stdout.split() == ["made", "18"]  # PID 1 and the first one count
 
 
+def test_defaults_limit_what_fills_memory_and_pids_and_can_be_changed(lab: Lab) -> None:
+    points = ("/dev/shm", "/tmp", "/run", "/var/tmp")
+    script = (
+        f"df -k {' '.join(points)} | tail -n 4; dd if=/dev/zero of=/tmp/x bs=1M count=3; ls -l /tmp"
+    )
+
+    def sizes(**limits: str | int) -> tuple[list[int], str]:
+        folder = idle(lab, "api", **{"isolation.resources": limits})
+        warned = lab.niso("activate", folder).stderr
+        assert warned == "", "a default is never a warning"
+        lines = lab.niso("exec", "api", "--", BUSYBOX, "sh", "-c", script).stdout.splitlines()
+        return [int(line.split()[1]) >> 10 for line in lines[:4]], lines[-1].split()[4]
+
+    assert sizes() == ([64, 256, 256, 256], str(3 << 20))
+    if machine_has("pids"):
+        assert read(lab, "api", *FILES["pids"][0]) == "2048"
+    assert sizes(shm_size="1M", tmp_size="2M") == ([1, 2, 2, 2], str(2 << 20))
+    shown = inspect(lab, "api")["manifest"]["isolation"]["resources"]
+    assert (shown["pids_limit"], shown["shm_size"], shown["tmp_size"]) == (2048, "1M", "2M")
+    if machine_has("memory"):
+        assert sizes(memory_max="64M")[0] == [64, 16, 16, 16]
+        assert inspect(lab, "api")["manifest"]["isolation"]["resources"]["tmp_size"] == "16M"
+
+
 def test_exec_runs_within_the_limits(lab: Lab) -> None:
     needs("pids")
     needs("memory")
@@ -172,6 +196,7 @@ def test_limit_that_the_machine_cannot_hold_is_a_warning(lab: Lab) -> None:
         words = f"api: isolation.resources.{key} has no effect: this machine has no cgroup controller {controller}"
         assert f"niso: warning: {words}" in done.stderr
     assert "cpu_max" not in done.stderr
+    assert lab.niso("activate", idle(lab, "usual")).stderr == "", "a default is never a warning"
     assert read(lab, "api", "cpu/{}/cpu.cfs_quota_us") == "50000"
     assert "memory_max" in lab.niso("restart", "api").stderr
 

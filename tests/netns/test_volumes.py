@@ -281,9 +281,8 @@ def test_path_of_the_host_that_is_not_there_is_told_before_anything_changes(lab:
     lab.run("mkdir", "/tmp/nowhere")
     lab.niso("activate", folder)
     lab.run("rmdir", "/tmp/nowhere")
-    assert "volumes.data.host: '/tmp/nowhere' does not exist on the host" in refused(
-        lab, "restart", "api"
-    )
+    said = refused(lab, "restart", "api")
+    assert "niso: api: volumes.data.host: /tmp/nowhere is gone, it was the folder" in said
 
 
 # --- tmpfs -----------------------------------------------------------------------------------------------------------

@@ -195,6 +195,17 @@ def test_right_limits_are_taken() -> None:
     )
 
 
+def test_tmp_has_a_quarter_of_the_memory_limit() -> None:
+    for memory_max, text in (
+        (None, "256M"),
+        (1 << 20, "256K"),
+        (6 << 20, "1536K"),
+        (1 << 30, "256M"),
+    ):
+        assert parse_resources.tmp_default(memory_max) == text
+        assert parse_resources.tmpfs(text, "k") == (memory_max or 1 << 30) // 4
+
+
 @pytest.mark.parametrize(
     "text", ["", "%", "50", "0%", "05%", "-5%", "1.5%", "1000001%", "99999999%", "٣%", "5%%", " 5%"]
 )
@@ -205,7 +216,10 @@ def test_wrong_share_of_cpus_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("memory_max", "64K"), ("memory_max", "1T"), ("pids_limit", 1), ("pids_limit", 2**40)],
+    [
+        *(("memory_max", "64K"), ("memory_max", "1T"), ("pids_limit", 1), ("pids_limit", 2**40)),
+        *(("shm_size", "1K"), ("shm_size", "0M"), ("tmp_size", "63K"), ("tmp_size", "1")),
+    ],
 )
 def test_wrong_limit_is_refused_by_its_key(name: str, value: object) -> None:
     assert [error.key for error in parse_resources.problems({name: value}, {})] == [

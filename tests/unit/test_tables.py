@@ -250,7 +250,8 @@ HEAD: dict[str, Any] = {
 SMALLEST = (
     '{"package":{"name":"api","version":"1.0.0","rootfs":null},"binary":{"entrypoint":"bin/api","args":[],"working_dir":"/app"},'
     '"environment":{},"service":{"user":null,"restart":"on-failure","restart_delay":"1s","stop_timeout":"10s"},'
-    '"isolation":{"capabilities":[],"read_only":true,"resources":{"memory_max":null,"cpu_max":null,"pids_limit":null}},'
+    '"isolation":{"capabilities":[],"read_only":true,"restrict_suid_sgid":true,'
+    '"resources":{"memory_max":null,"cpu_max":null,"pids_limit":2048,"shm_size":"64M","tmp_size":"256M"}},'
     '"healthcheck":null,"volumes":{},"network":{"mode":"bridge","share":null,"network":"niso-default","networks":[],"ports":[],'
     '"hostname":null,"aliases":[],"ip":null,"policy":{"allow_from":null,"deny_from":[],"log":false,"egress":{"allow":null,"deny":[]}}}}'
 )
@@ -290,7 +291,8 @@ FULLEST = (
     '{"package":{"name":"api","version":"1.0.0","rootfs":"rootfs"},'
     '"binary":{"entrypoint":"bin/api","args":["--port","8080",""],"working_dir":"/srv"},"environment":{"B":"2","A":"1"},'
     '"service":{"user":"1000:1000","restart":"always","restart_delay":"200ms","stop_timeout":"2m"},'
-    '"isolation":{"capabilities":["NET_RAW"],"read_only":false,"resources":{"memory_max":"512M","cpu_max":"200%","pids_limit":100}},'
+    '"isolation":{"capabilities":["NET_RAW"],"read_only":false,"restrict_suid_sgid":true,'
+    '"resources":{"memory_max":"512M","cpu_max":"200%","pids_limit":100,"shm_size":"64M","tmp_size":"128M"}},'
     '"healthcheck":{"tcp":8080,"http":null,"interval":"5s","timeout":"2s","retries":3,"start_period":"10s"},'
     '"volumes":{"tmp":{"mount":"/scratch","host":null,"mode":"rw","tmpfs":true,"size":"64M"},'
     '"conf":{"mount":"/etc/api","host":"/etc/api","mode":"ro","tmpfs":false,"size":null}},'
@@ -312,11 +314,11 @@ def test_manifest_of_an_old_store_is_what_its_file_was(data: dict[str, Any], tex
 STORED = (
     '{"name":"api","rootfs":null,"entrypoint":"bin/api","args":[],"working_dir":"/app","environment":{},"user":null,'
     '"restart":"on-failure","restart_delay_s":1.0,"stop_timeout_s":10.0,"capabilities":[],"read_only":true,"memory_max":null,'
-    '"cpu_max":null,"pids_limit":null,"healthcheck":null,"volumes":[],"mode":"bridge","share":null,"networks":["niso-default"],'
+    '"cpu_max":null,"pids_limit":2048,"healthcheck":null,"volumes":[],"mode":"bridge","share":null,"networks":["niso-default"],'
     '"addresses":{},"hostname":"api","aliases":[],"ports":[],'
     '"policy":{"allow_from":null,"deny_from":[],"egress_allow":null,"egress_deny":[],"log":false},"manifest":'
     + SMALLEST
-    + "}"
+    + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":268435456}'
 )
 STORED_FULL = (
     '{"name":"api","rootfs":"rootfs","entrypoint":"bin/api","args":["--port","8080",""],"working_dir":"/srv",'
@@ -331,7 +333,9 @@ STORED_FULL = (
     '"egress_allow":[{"key":"network.policy.egress.allow[0]","text":"db:5432","peer":{"kind":"service","name":"db"},'
     '"first":5432,"last":5432,"proto":""}],'
     '"egress_deny":[{"key":"network.policy.egress.deny[0]","text":"10.0.0.0/8","peer":{"kind":"prefix","name":"10.0.0.0/8"},'
-    '"first":0,"last":65535,"proto":""}],"log":true},"manifest":' + FULLEST + "}"
+    '"first":0,"last":65535,"proto":""}],"log":true},"manifest":'
+    + FULLEST
+    + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":134217728}'
 )
 
 
@@ -342,7 +346,7 @@ def spec_of(data: dict[str, Any]) -> ServiceSpec:
 @pytest.mark.parametrize(
     ("data", "text"), [(HEAD, STORED), (FULL, STORED_FULL)], ids=["smallest", "full"]
 )
-def test_stored_text_is_that_of_all_versions(data: dict[str, Any], text: str) -> None:
+def test_stored_text_is_that_of_the_version(data: dict[str, Any], text: str) -> None:
     """A service whose stored text changed would be seen as changed."""
     spec = spec_of(data)
     assert specs.encode_service(spec) == text
@@ -409,7 +413,7 @@ DAMAGED = [
     ('"environment":{}', '"environment":[]'),
     ('"environment":{}', '"environment":null'),
     *(
-        ('"pids_limit":null', f'"pids_limit":{number}')
+        ('"pids_limit":2048', f'"pids_limit":{number}')
         for number in (
             "1.0",
             "1e2",
@@ -434,8 +438,8 @@ DAMAGED = [
     ('"volumes":[]', '"volumes":{}'),
     ('"volumes":[]', '"volumes":[],"more":1'),
     ('"name":"api",', ""),
-    ("}}}}}", "}}}}"),
-    ("}}}}}", "}}}}}}"),
+    ("268435456}", "268435456"),
+    ("268435456}", "268435456}}"),
     ('{"name"', '\ufeff{"name"'),
     ('{"name"', '\xa0{"name"'),
     ('{"name"', '[{"name"'),

@@ -100,11 +100,14 @@ def warn_of_name_servers(session: Session, names: list[str]) -> None:
 
 def warn_of_limits(session: Session, store: Store, names: list[str]) -> None:
     """Warn about resource limits that this machine cannot enforce."""
+    from niso.manifest import parse_resources
     from niso.runtime import cgroup
 
     for name in names:
         row = store.service(name)
         limits = cgroup.limits(row.require_process()) if row is not None else {}
+        if limits.get("pids") == {"limit": parse_resources.PIDS}:  # the default: not requested
+            del limits["pids"]
         for controller in set(limits) - set(cgroup.usable(limits)):
             session.caution(
                 f"{name}: {cgroup.CONTROLLERS[controller]} has no effect:"

@@ -46,6 +46,11 @@ def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
         key = f"network.ports[{index}]"
         ports.setdefault(read(parse_port, text, key), key)
     policy = network.policy
+    memory_max = maybe(
+        parse_resources.memory_max, limits.memory_max, "isolation.resources.memory_max"
+    )
+    limits = limits._replace(tmp_size=limits.tmp_size or parse_resources.tmp_default(memory_max))
+    manifest = manifest._replace(isolation=manifest.isolation._replace(resources=limits))
     return ServiceSpec(
         name=manifest.package.name,
         rootfs=manifest.package.rootfs,
@@ -59,9 +64,7 @@ def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
         stop_timeout_s=read(values.stop_timeout, own.stop_timeout, "service.stop_timeout"),
         capabilities=manifest.isolation.capabilities,
         read_only=manifest.isolation.read_only,
-        memory_max=maybe(
-            parse_resources.memory_max, limits.memory_max, "isolation.resources.memory_max"
-        ),
+        memory_max=memory_max,
         cpu_max=maybe(parse_resources.cpu_max, limits.cpu_max, "isolation.resources.cpu_max"),
         pids_limit=limits.pids_limit,
         healthcheck=_healthcheck(manifest, parsed),
@@ -93,6 +96,8 @@ def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
         ),
         manifest=convert.plain(manifest),
         restrict_suid_sgid=manifest.isolation.restrict_suid_sgid,
+        shm_size=read(parse_resources.tmpfs, limits.shm_size, "isolation.resources.shm_size"),
+        tmp_size=maybe(parse_resources.tmpfs, limits.tmp_size, "isolation.resources.tmp_size"),
     )
 
 
@@ -109,11 +114,7 @@ def _healthcheck(manifest: Manifest, parsed: Mapping[str, Any]) -> Healthcheck |
 def of_written(text: str) -> ServiceSpec:
     """Return the ServiceSpec of a manifest from a store of version 3 or older.
 
-    ``text`` is the JSON of its tables as they were written. Missing keys get the behaviour of that
-    version, not the present default. Raises ValueError for malformed JSON, InvalidInput if this
-    version of niso cannot parse one of its values.
+    ``text`` is the JSON of its tables as they were written. Raises ValueError for malformed JSON,
+    InvalidInput if this version of niso cannot parse one of its values.
     """
-    data = json.loads(text)
-    return spec(convert.convert(data, Manifest), {})._replace(
-        manifest=data, restrict_suid_sgid=False
-    )
+    return spec(convert.convert(json.loads(text), Manifest), {})

@@ -93,6 +93,12 @@ _TEXTS: dict[str, tuple[str, str]] = {
         _SIZE,
         "Memory limit, including swap: 64K, 512M, 2G (powers of 1024). At least 1M.",
     ),
+    "Resources.shm_size": (_SIZE, "Size limit of /dev/shm: 64K, 512M, 2G. At least 64K."),
+    "Resources.tmp_size": (
+        _SIZE,
+        "Size limit of each of /tmp, /run and /var/tmp, at least 64K. If unset, a quarter of "
+        "memory_max, or 256M without it.",
+    ),
     "Resources.cpu_max": (r"^[1-9][0-9]{0,6}%$", "CPU limit: 100% is one CPU, 200% two."),
     "Healthcheck.http": (
         r"^http://(?:localhost|127\.[0-9.]+|\[[0-9a-fA-F:.]+\]|[a-z][a-z0-9.-]*)"
@@ -162,7 +168,8 @@ _DESCRIPTIONS = {
     "Manifest.volumes": "Storage besides the root file system: folders that niso keeps, paths of "
     "the host, tmpfs.",
     "Isolation.resources": "Resource limits, enforced as far as the host's cgroups can.",
-    "Resources.pids_limit": "Limit of processes and threads, including PID 1 of the service.",
+    "Resources.pids_limit": "Limit of processes and threads, including PID 1 of the service. "
+    "4194304 is the kernel's own limit.",
     "Healthcheck.tcp": "Port that must accept connections, on loopback or the service's addresses.",
     "Healthcheck.retries": "Consecutive failures, after start_period, that count as unhealthy.",
     "Volume.mode": "Whether the path of the host is writable (rw) or read-only (ro).",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from niso.base.lite_typing import Literal, NamedTuple
 from niso.base.names import DEFAULT_NETWORK
-from niso.manifest import parse_health
+from niso.manifest import parse_health, parse_resources
 
 
 class Package(NamedTuple):
@@ -32,7 +32,9 @@ class Service(NamedTuple):
 class Resources(NamedTuple):
     memory_max: str | None = None
     cpu_max: str | None = None
-    pids_limit: int | None = None
+    pids_limit: int | None = parse_resources.PIDS  # None: no limit, in a store of an older niso
+    shm_size: str = parse_resources.SHM
+    tmp_size: str | None = None
 
 
 class Isolation(NamedTuple):

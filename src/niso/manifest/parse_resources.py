@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from niso.base.errors import InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING
@@ -16,6 +16,13 @@ MAX_MEMORY = 1 << 60
 MIN_PIDS = 2  # PID 1 of the service and its program
 MAX_PIDS = 4_194_304  # PID_MAX_LIMIT (linux/threads.h)
 MAX_PERCENT = 1_000_000
+PIDS = 2048
+"""The limit of processes and threads of a service whose manifest sets none; as Podman's."""
+SHM = "64M"
+"""The size of /dev/shm; as Docker's and Podman's."""
+TMP = 256 << 20
+"""The size of /tmp, /run and /var/tmp without a memory limit."""
+MIN_TMPFS = 64 << 10
 
 
 def memory_max(text: str, key: str) -> int:
@@ -40,6 +47,29 @@ def cpu_max(text: str, key: str) -> int:
     return number
 
 
+def tmpfs(text: str, key: str) -> int:
+    """Return the bytes of a tmpfs of niso's own. Raises InvalidInput."""
+    size = values.size(text, key)
+    if not MIN_TMPFS <= size <= MAX_MEMORY:
+        raise values.wrong(key, text, "is out of range", "64K to 1000000000G", '"256M"')
+    return size
+
+
+def tmp_default(memory_max: int | None) -> str:
+    """Return the size of /tmp, /run and /var/tmp: 256M, or a quarter of the memory limit."""
+    size = TMP if memory_max is None else memory_max // 4
+    return f"{size >> 10}K" if size & (1 << 20) - 1 else f"{size >> 20}M"
+
+
+RULES: dict[str, Callable[[str, str], int]] = {
+    "memory_max": memory_max,
+    "cpu_max": cpu_max,
+    "shm_size": tmpfs,
+    "tmp_size": tmpfs,
+}
+"""The rule of each key with a text."""
+
+
 def problems(section: Mapping[str, Any], parsed: dict[str, Any]) -> list[InvalidInput]:
     """Return an error for each invalid value of the section, given as tomllib returned it.
 
@@ -47,7 +77,7 @@ def problems(section: Mapping[str, Any], parsed: dict[str, Any]) -> list[Invalid
     Valid values are added to ``parsed`` under their keys.
     """
     errors: list[InvalidInput] = []
-    for name, rule in (("memory_max", memory_max), ("cpu_max", cpu_max)):
+    for name, rule in RULES.items():
         text = section.get(name)
         if isinstance(text, str):
             key = f"isolation.resources.{name}"

@@ -49,8 +49,7 @@ ARRAY_RULES: dict[str, Callable[[str, str], object]] = {
     "network.policy.egress.deny": parse_egress,
 }
 MORE_RULES: dict[str, Callable[[str, str], object]] = {
-    "isolation.resources.memory_max": parse_resources.memory_max,
-    "isolation.resources.cpu_max": parse_resources.cpu_max,
+    **{f"isolation.resources.{name}": rule for name, rule in parse_resources.RULES.items()},
     "healthcheck.interval": parse_health.interval,
     "healthcheck.timeout": parse_health.timeout,
     "healthcheck.start_period": parse_health.start_period,

@@ -76,7 +76,11 @@ class ProcessSpec(NamedTuple):
     """Percent of one CPU."""
     pids_limit: int | None = None
     volumes: tuple[Volume, ...] = ()
-    restrict_suid_sgid: bool = False
-    """Whether it cannot make setuid and setgid files; False in a spec of an older niso."""
+    restrict_suid_sgid: bool | None = None
+    """Whether it cannot make setuid and setgid files; None if an older niso activated it."""
+    shm_size: int | None = None
+    """Bytes of /dev/shm; None here and in the next for the kernel's default, half of the memory."""
+    tmp_size: int | None = None
+    """Bytes of each of /tmp, /run and /var/tmp."""
     rootfs_identity: Identity | None = None
     """None without a rootfs, or if an older niso activated the service."""

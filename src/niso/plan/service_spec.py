@@ -74,7 +74,9 @@ class ServiceSpec(NamedTuple):
     policy: Policy
     manifest: Mapping[str, object]
     """The manifest's keys as written, with defaults for missing ones, for people to read."""
-    restrict_suid_sgid: bool = False  # in a store of version 4: as it was activated
+    restrict_suid_sgid: bool | None = None  # here and below: None if an older niso activated it
+    shm_size: int | None = None  # bytes of /dev/shm
+    tmp_size: int | None = None  # bytes of each of /tmp, /run and /var/tmp
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -196,6 +196,9 @@ def select_seccomp(profile: dict[str, Any], have: Collection[str]) -> dict[str, 
 def _mounts(spec: ProcessSpec, hosts_at: str, machine: Machine) -> list[dict[str, Any]]:
     """Return niso's own mounts; volumes come after them."""
     owner = [f"uid={spec.uid}", f"gid={spec.gid}"]
+    shm, tmp = (
+        [f"size={size}"] if size is not None else [] for size in (spec.shm_size, spec.tmp_size)
+    )
     mounts = [
         _mount("proc", "/proc", "proc", "nosuid", "noexec", "nodev"),
         _mount("sysfs", "/sys", "sysfs", "nosuid", "noexec", "nodev", "ro"),
@@ -211,13 +214,13 @@ def _mounts(spec: ProcessSpec, hosts_at: str, machine: Machine) -> list[dict[str
             "mode=0620",
             "gid=5",
         ),
-        _mount("tmpfs", "/dev/shm", "tmpfs", "nosuid", "noexec", "nodev", "mode=1777"),  # noqa: S108
+        _mount("tmpfs", "/dev/shm", "tmpfs", "nosuid", "noexec", "nodev", "mode=1777", *shm),  # noqa: S108
         _mount("mqueue", "/dev/mqueue", "mqueue", "nosuid", "noexec", "nodev"),
         _mount(machine.init, INIT, "bind", "bind", "ro", "nosuid", "nodev"),
         # Before mounts that can lie below it; the service's user owns /run.
-        _mount("tmpfs", TMPFS[1], "tmpfs", "nosuid", "nodev", "mode=755", *owner),
-        _mount("tmpfs", TMPFS[0], "tmpfs", "nosuid", "nodev", "mode=1777"),
-        _mount("tmpfs", TMPFS[2], "tmpfs", "nosuid", "nodev", "mode=1777"),
+        _mount("tmpfs", TMPFS[1], "tmpfs", "nosuid", "nodev", "mode=755", *owner, *tmp),
+        _mount("tmpfs", TMPFS[0], "tmpfs", "nosuid", "nodev", "mode=1777", *tmp),
+        _mount("tmpfs", TMPFS[2], "tmpfs", "nosuid", "nodev", "mode=1777", *tmp),
         _mount(spec.package, APP, "bind", "rbind", "rro", "nosuid", "nodev"),
     ]
     if spec.hosts_folder:

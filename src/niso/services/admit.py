@@ -358,6 +358,8 @@ def _spec(
         memory_max=wanted.memory_max,
         cpu_max=wanted.cpu_max,
         pids_limit=wanted.pids_limit,
+        shm_size=wanted.shm_size,
+        tmp_size=wanted.tmp_size,
         volumes=targets.volumes(wanted),
         restrict_suid_sgid=wanted.restrict_suid_sgid,
     )
