@@ -285,6 +285,36 @@ def test_path_of_the_host_that_is_not_there_is_told_before_anything_changes(lab:
     assert "niso: api: volumes.data.host: /tmp/nowhere is gone, it was the folder" in said
 
 
+def test_volume_of_a_hostile_shape_is_removed(lab: Lab) -> None:
+    """Nested deeper than there are descriptors, and immutable."""
+    script = """
+import os
+os.chdir("/data")
+for _ in range(5000):
+    os.mkdir("deep")
+    open("file", "w").close()
+    os.chdir("deep")
+os.system("cd /data; chattr +i file deep; touch log; chattr +a log; mkdir locked; touch locked/in; chattr +i locked .")
+os.execv("/usr/bin/busybox", ["busybox", "sleep", "1000"])
+"""
+    folder = package(
+        lab,
+        "evil",
+        "/usr/bin/python3",
+        "-ISc",
+        script,
+        volumes={"data": {"mount": "/data"}},
+        service={"user": "0:0"},
+        isolation={"capabilities": ["LINUX_IMMUTABLE"]},
+    )
+    lab.niso("activate", folder)
+    kept = "/var/lib/niso/volumes/evil/data"
+    lab.wait_for(lambda: "i---" in lab.run("lsattr", "-d", kept).stdout, 20)
+    assert lab.run("rm", "-rf", kept, check=False).returncode != 0
+    lab.niso("remove", "--volumes", "evil")
+    assert lab.run("ls", "/var/lib/niso/volumes").stdout == ""
+
+
 # --- tmpfs -----------------------------------------------------------------------------------------------------------
 
 

@@ -223,6 +223,58 @@ def test_folders_nested_too_deep_are_refused(folder) -> None:
         package.fingerprint(str(folder), None)
 
 
+def test_long_path_is_cut_in_messages(folder) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    for _ in range(66):
+        os.mkdir("d" * 250, dir_fd=fd)
+        above, fd = fd, os.open("d" * 250, os.O_RDONLY, dir_fd=fd)
+        os.close(above)
+    os.close(fd)
+    with pytest.raises(InvalidInput, match="nested more than 64 deep") as refused:
+        package.fingerprint(str(folder), None)
+    assert len(refused.value.message) < 300
+
+
+def test_holes_stay_holes(folder) -> None:
+    """A sparse file of 1 GB would fill the disk with zeros."""
+    with (folder / "image").open("wb") as file:
+        file.truncate(1 << 30)
+        for place in (0, 100 << 20, (1 << 30) - 10):
+            os.pwrite(file.fileno(), b"data", place)
+    with (folder / "hole").open("wb") as file:
+        file.truncate(1 << 30)
+    plain = folder.parent / "plain"  # as without the look at the holes
+    with plain.open("wb") as written, (folder / "image").open("rb") as file:
+        assert os.sendfile(written.fileno(), file.fileno(), None, 10 << 20) == 10 << 20
+    assert plain.stat().st_blocks * 512 >= 10 << 20
+    copy = copied(folder)
+    for name in ("image", "hole"):
+        status = (copy / name).stat()
+        assert status.st_size == 1 << 30
+        assert status.st_blocks * 512 < 1 << 20
+    with (copy / "image").open("rb") as file:
+        for place in (0, 100 << 20, (1 << 30) - 10):
+            assert os.pread(file.fileno(), 6, place) == b"data\0\0"
+
+
+def test_package_larger_than_the_free_space_is_refused_before_it_is_copied(
+    folder, monkeypatch
+) -> None:
+    (folder / "large").write_bytes(b"x" * (3 << 20))
+    real = os.statvfs
+
+    def nearly_full(path: str) -> os.statvfs_result:
+        fields = list(real(path))
+        fields[4] = (1 << 20) // fields[1]  # f_bavail
+        return os.statvfs_result(fields)
+
+    monkeypatch.setattr(os, "statvfs", nearly_full)
+    monkeypatch.setattr(package, "_copy_one", None)
+    with pytest.raises(Error, match=r"it takes 3 MB, and .* has 1 MB free"):
+        copied(folder)
+    assert left_over() == []
+
+
 def test_folders_nested_64_deep_are_copied(folder) -> None:
     deep = folder / "/".join("d" * 64)
     deep.mkdir(parents=True)

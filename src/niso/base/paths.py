@@ -78,3 +78,8 @@ def in_lab() -> bool:
     Both marks are required, so that a stray environment variable is not enough.
     """
     return os.environ.get("NISO_LAB") == "1" and os.path.exists(LAB_MARK)
+
+
+def shown(path: str) -> str:
+    """Return a path for a message: of a long one, the beginning and the end."""
+    return path if len(path) <= 200 else f"{path[:120]} ... {path[-75:]}"

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 
-from niso.base import files
+from niso.base import files, trees
 from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import service_lock
@@ -84,7 +84,7 @@ def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
         if older != bundle:
             # Kept until now: a stop must wait for the conmon of that run too.
             process.end_conmon(older)
-            process.remove_tree(older)
+            trees.remove(older)
     process.clear(spec.service)
     cgroup.remove_with_parent(cgroup_of(spec))
     logs.rotate_if_large(spec.service)

@@ -6,11 +6,13 @@ all files but the manifest. It is made under a temporary name and renamed when c
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 
-from niso.base import failpoint, paths
+from niso.base import failpoint, paths, trees
 from niso.base.digest import sha256
 from niso.base.errors import Error, InvalidInput
 from niso.base.lite_typing import NamedTuple
@@ -54,6 +56,7 @@ def copy(
     delete_tree(temporary)  # of an interrupted process that had our pid
     try:
         os.makedirs(temporary, mode=0o755)
+        _require_room(folder, rootfs, temporary)
         for entry in _walk(folder, rootfs):
             _copy_one(entry, os.path.join(folder, entry.path), os.path.join(temporary, entry.path))
         if fingerprint(folder, rootfs, manifest) != digest:
@@ -64,13 +67,26 @@ def copy(
         os.rename(temporary, target)
     except OSError as error:
         _delete_copy(temporary)
-        raise Error(
-            f"cannot copy {folder}: {error.filename or target}: {error.strerror}"
-        ) from error
+        where = paths.shown(os.fsdecode(error.filename or target))
+        raise Error(f"cannot copy {folder}: {where}: {error.strerror}") from error
     except BaseException:
         _delete_copy(temporary)
         raise
     return target
+
+
+def _require_room(folder: str, rootfs: str | None, target: str) -> None:
+    """Raise Error if the disk of ``target`` has less free space than the package takes."""
+    disk = os.statvfs(target)
+    free = disk.f_bavail * disk.f_frsize
+    # st_blocks counts 512 bytes, and no holes (stat(2))
+    needs = sum(entry.info.st_blocks * 512 for entry in _walk(folder, rootfs))
+    if needs > free and disk.f_blocks:  # a tmpfs without a limit has none
+        raise Error(
+            f"cannot copy {folder}: it takes {needs >> 20} MB, and {paths.state_dir()} has"
+            f" {free >> 20} MB free",
+            "make room there, or move what the service does not need out of the package",
+        )
 
 
 def is_copied(service: str, digest: str) -> bool:
@@ -107,9 +123,8 @@ def _delete_copy(path: str) -> None:
 
 def delete_tree(folder: str) -> None:
     """Delete one of niso's folders with its content, following no symlink; ignore errors."""
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        trees.remove(folder)
 
 
 class _Entry(NamedTuple):
@@ -142,7 +157,7 @@ def _walk(folder: str, rootfs: str | None) -> Iterator[_Entry]:
             is_folder = stat.S_ISDIR(entry.info.st_mode)
             yield entry
             if is_folder and depth >= MAX_DEPTH:
-                path = os.path.join(folder, entry.path)
+                path = paths.shown(os.path.join(folder, entry.path))
                 raise InvalidInput(f"{path!r}: folders are nested more than {MAX_DEPTH} deep")
             if is_folder:
                 pending.append((entry.path, depth + 1))
@@ -169,8 +184,9 @@ def _entries(folder: str, base: str, skipped: tuple[int, int] | None) -> Iterato
                     continue
                 kind = stat.S_IFMT(info.st_mode)
                 if kind not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
+                    odd = paths.shown(path)
                     raise InvalidInput(
-                        f"{path!r}: a package may contain only files, folders and symlinks",
+                        f"{odd!r}: a package may contain only files, folders and symlinks",
                         "move it out of the package",
                     )
                 target = os.readlink("", dir_fd=fd) if kind == stat.S_IFLNK else ""
@@ -202,7 +218,7 @@ def _hold(inside: int, name: str, path: str) -> int:
     try:
         return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=inside)
     except OSError as error:
-        raise Error(f"cannot read {path}: {error.strerror}") from error
+        raise Error(f"cannot read {paths.shown(path)}: {error.strerror}") from error
 
 
 def _identity(path: str | None) -> tuple[int, int] | None:
@@ -225,7 +241,8 @@ def _leads_to(inside: int, name: str, info: os.stat_result) -> tuple[int, int] |
 
 
 def _unreadable(folder: str, base: str, error: OSError) -> Error:
-    return Error(f"cannot read package folder {os.path.join(folder, base)}: {error.strerror}")
+    where = paths.shown(os.path.join(folder, base))
+    return Error(f"cannot read package folder {where}: {error.strerror}")
 
 
 def _copy_one(entry: _Entry, source: str, target: str) -> None:
@@ -246,9 +263,9 @@ def _copy_one(entry: _Entry, source: str, target: str) -> None:
     try:
         writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            left = info.st_size  # do not follow a file that keeps growing
-            while left > 0 and (sent := os.sendfile(writer, reader, None, min(left, 1 << 30))):
-                left -= sent
+            for start, end in _data(reader, info):
+                _send(writer, reader, start, end)
+            os.ftruncate(writer, info.st_size)
             # The service's user is not the owner, but may read and execute what the owner may.
             os.fchmod(writer, 0o755 if info.st_mode & 0o111 else 0o644)
         finally:
@@ -256,3 +273,31 @@ def _copy_one(entry: _Entry, source: str, target: str) -> None:
     finally:
         os.close(reader)
     os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+
+def _send(writer: int, reader: int, start: int, end: int) -> None:
+    """Copy a part of an open file to the same place of another; a file that shrank ends earlier."""
+    os.lseek(writer, start, os.SEEK_SET)
+    while start < end and (sent := os.sendfile(writer, reader, start, min(end - start, 1 << 30))):
+        start += sent
+
+
+def _data(reader: int, info: os.stat_result) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of the parts of an open file that are no holes (lseek(2)).
+
+    At most the size in ``info``: a file that keeps growing is not followed.
+    """
+    size = info.st_size
+    if info.st_blocks * 512 >= size:
+        yield 0, size
+        return
+    start = end = 0
+    while end < size:
+        try:
+            start = os.lseek(reader, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # a hole up to the end
+                return
+            raise
+        end = min(os.lseek(reader, start, os.SEEK_HOLE), size)
+        yield start, end

@@ -15,7 +15,7 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 
-from niso.base import failpoint, paths
+from niso.base import failpoint, paths, trees
 from niso.base.errors import Error, ProcessError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.process_spec import ProcessSpec
@@ -187,7 +187,7 @@ def stop(service: str, timeout_s: float | None = None) -> None:
         unit.stand_in(service, status.conmon(service))
         _end_all(service, spec, status.bundles(folder), timeout_s)
         failpoint.hit(f"remove the runtime files of {service}")
-        remove_tree(folder)
+        trees.remove(folder)
         forget_health(service)
     except OSError as error:
         raise _failed(service, "stop", error) from error
@@ -203,7 +203,7 @@ def abandon(spec: ProcessSpec, bundle: str) -> None:
     """Clean up a run that failed to start; keep other files. Raises `ProcessError`."""
     if os.path.isdir(bundle):
         _end_all(spec.service, spec, [bundle], 0)
-        remove_tree(bundle)
+        trees.remove(bundle)
 
 
 def _failed(service: str, what: str, error: OSError) -> ProcessError:
@@ -298,22 +298,7 @@ def clear(service: str) -> None:
     if os.path.isdir(state):
         crun.run("delete", "--force", crun.container_id(service))
         # crun cannot read what an interrupted create left.
-        remove_tree(state)
-
-
-def remove_tree(path: str) -> None:
-    """Remove one of niso's folders with its content, following no link; no-op if it is missing."""
-    for folder, folders, others in os.walk(path, topdown=False):
-        for name in others:
-            os.unlink(os.path.join(folder, name))
-        for name in folders:
-            inner = os.path.join(folder, name)
-            if os.path.islink(inner):
-                os.unlink(inner)
-            else:
-                os.rmdir(inner)
-    if os.path.isdir(path):
-        os.rmdir(path)
+        trees.remove(state)
 
 
 def _end(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:

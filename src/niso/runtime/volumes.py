@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Iterable
 
-from niso.base import failpoint, paths
+from niso.base import failpoint, paths, trees
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.plan.mount_points import taken
@@ -220,8 +220,6 @@ def remove_all(service: str, report: Report) -> None:
 
     The service must have no process. Follows no link. Raises Error.
     """
-    import shutil
-
     folder = paths.volume_dir(service)
     if not os.path.lexists(folder):
         return
@@ -231,11 +229,11 @@ def remove_all(service: str, report: Report) -> None:
     report(RemovingVolumes(service, tuple(kept(service))))
     try:
         failpoint.hit(f"remove the volumes of {service}")
-        shutil.rmtree(folder)
+        trees.remove(folder)
     except OSError as error:
-        where = error.filename or folder
+        inside = f" (in it: {error.filename})" if error.filename not in (None, folder) else ""
         raise Error(
-            f"cannot remove its volumes: {where}: {error.strerror}",
+            f"cannot remove its volumes: {folder}{inside}: {error.strerror}",
             f"niso remove --volumes {service}",
             service=service,
         ) from error
