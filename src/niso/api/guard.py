@@ -149,3 +149,9 @@ def moment(value: object, what: str) -> float:
             "a time like 2026-03-01T12:00:00Z, or a period like 10m, 2h or 7d",
             what,
         ) from None
+
+
+def callers() -> set[int]:
+    """Return the uids whose files niso obeys: root, this process's, and the user of sudo(8)."""
+    sudo = os.environ.get("SUDO_UID", "")
+    return {0, os.geteuid(), *([int(sudo)] if sudo.isascii() and sudo.isdigit() else [])}

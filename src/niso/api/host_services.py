@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from niso.api.guard import LEAST_TIMEOUT_S, guarded, moment, path, seconds, text, texts
+from niso.api.guard import LEAST_TIMEOUT_S, callers, guarded, moment, path, seconds, text, texts
 from niso.api.published import Port, rows
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
@@ -128,6 +128,7 @@ class Services:
         timeout: float = 60.0,
         dry_run: bool = False,
         replace: bool = False,
+        trust_owner: bool = True,
     ) -> tuple[Outcome, ...]:
         """Activate services, all or none.
 
@@ -136,6 +137,8 @@ class Services:
         service only the changes of its manifest are applied. ``replace`` takes over known services
         of these names that came from other folders. Raises InvalidInput, Conflict,
         NotFound, KernelError, ProcessError, ErrorGroup; then everything is rolled back.
+        Without ``trust_owner``, a manifest that other users than root and the caller can change is
+        refused.
         """
         from niso.api import handover
         from niso.base.report import Finished
@@ -147,7 +150,7 @@ class Services:
         requested = [_requested(item) for item in what]
         machine = self.session.machine_for_change(create=not dry_run)
         store = machine.store
-        wanted = targets.find_targets(store, requested, replace)
+        wanted = targets.find_targets(store, requested, replace, None if trust_owner else callers())
         self.session.expect(target.name for target in wanted if target.spec.healthcheck)
         outcomes = activate.activate(
             machine, wanted, timeout_s, self.session.report, dry_run, meanwhile=handover.prepare

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from niso.api.guard import LEAST_TIMEOUT_S, guarded, path, seconds
+from niso.api.guard import LEAST_TIMEOUT_S, callers, guarded, path, seconds
 from niso.api.host_services import Done, Outcome, described
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
@@ -48,12 +48,14 @@ class Stacks:
         timeout: float = 60.0,
         dry_run: bool = False,
         replace: bool = False,
+        trust_owner: bool = True,
     ) -> StackUp:
         """Apply the stack's file; roll everything back on errors.
 
         ``replace`` takes over services and a stack of these names from other folders.
         ``timeout`` is in seconds, for each service to start or become healthy. Raises
-        InvalidInput, Conflict, NotFound, KernelError, ProcessError, ErrorGroup.
+        InvalidInput, Conflict, NotFound, KernelError, ProcessError, ErrorGroup. Without
+        ``trust_owner``, files that other users than root and the caller can change are refused.
         """
         from niso.api import handover
         from niso.base.report import Finished
@@ -61,7 +63,7 @@ class Stacks:
 
         self.session.require()
         timeout_s = seconds(timeout, "timeout", LEAST_TIMEOUT_S)
-        loaded = command.load(path(stack, "stack"))
+        loaded = command.load(path(stack, "stack"), None if trust_owner else callers())
         machine = self.session.machine_for_change(create=not dry_run)
         self.session.expect(member.name for member in loaded.members if member.has_healthcheck)
         done = command.up(machine, loaded, timeout_s, self.session.report, dry_run, replace)

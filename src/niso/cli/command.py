@@ -78,6 +78,11 @@ class Group(NamedTuple):
 
 VERBOSE = Option("verbose", ("-v", "--verbose"), "print each step")
 DRY_RUN = Option("dry_run", ("--dry-run",), "print the steps without changing anything")
+TRUST_OWNER = Option(
+    "trust_owner",
+    ("--trust-owner",),
+    "obey files that other users than root and you can change",
+)
 JSON = Option("json", ("--json",), "print the result and errors as JSON")
 TIMEOUT = Option(
     "timeout",

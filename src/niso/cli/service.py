@@ -28,7 +28,11 @@ def _activate(host: Host, args: Args) -> int:
     timeout_s = duration(args.timeout, "--timeout")
     with Progress(args) as host.progress:
         outcomes = host.services.activate(
-            *args.what, timeout=timeout_s, dry_run=args.dry_run, replace=args.replace
+            *args.what,
+            timeout=timeout_s,
+            dry_run=args.dry_run,
+            replace=args.replace,
+            trust_owner=args.trust_owner,
         )
     if not args.dry_run:
         print_outcomes(args, outcomes)

@@ -17,7 +17,11 @@ def _up(host: Host, args: Args) -> int:
     timeout_s = duration(args.timeout, "--timeout")
     with Progress(args) as host.progress:
         done = host.stacks.up(
-            args.dir, timeout=timeout_s, dry_run=args.dry_run, replace=args.replace
+            args.dir,
+            timeout=timeout_s,
+            dry_run=args.dry_run,
+            replace=args.replace,
+            trust_owner=args.trust_owner,
         )
     if args.dry_run:
         return 0

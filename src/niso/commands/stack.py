@@ -6,7 +6,7 @@ its file, planned once and applied once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from niso.base.errors import Error, ErrorGroup, InvalidInput
 from niso.base.lite_typing import NamedTuple
@@ -38,9 +38,9 @@ class Down(NamedTuple):
     ]  # in the order in which they ended, and whether they were active
 
 
-def load(path: str) -> Stack:
-    """Read and check a stack.toml and its manifests. Raises the errors of `model.load`."""
-    return model.load(path, _network_errors)
+def load(path: str, owners: Container[int] | None = None) -> Stack:
+    """Read and check a stack.toml and its manifests, as `model.load`, also the networks."""
+    return model.load(path, _network_errors, owners)
 
 
 def up(

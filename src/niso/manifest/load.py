@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from niso.base import convert
 from niso.base.errors import ErrorGroup, InvalidInput, NotFound
@@ -26,15 +26,17 @@ class Loaded(NamedTuple):
     folder: str  # of the package
 
 
-def load(path: str) -> Loaded:
+def load(path: str, owners: Container[int] | None = None) -> Loaded:
     """Read and check the manifest at ``path``: a file, or the folder of a manifest.toml.
+
+    With ``owners``, it must belong to one of these uids (`niso.manifest.toml.load`).
 
     Raises NotFound if there is none, Error if it cannot be read, InvalidInput if it is not
     valid TOML, and an ErrorGroup with one InvalidInput for each invalid value.
     Every message starts with the file's path.
     """
     path = place(path)
-    return Loaded(checked(toml.load(path, FILE_NAME), path), path, os.path.dirname(path))
+    return Loaded(checked(toml.load(path, FILE_NAME, owners), path), path, os.path.dirname(path))
 
 
 def of_data(data: object, folder: str) -> Loaded:

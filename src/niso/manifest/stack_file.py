@@ -9,7 +9,7 @@ from __future__ import annotations
 import graphlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 from niso.base import convert
 from niso.base.errors import Error, ErrorGroup, InvalidInput
@@ -151,14 +151,18 @@ def outline(path: str) -> Outline:
     return Outline(name, path, after)
 
 
-def load(path: str, also: Also = lambda _name, _network: ()) -> Stack:
+def load(
+    path: str, also: Also = lambda _name, _network: (), owners: Container[int] | None = None
+) -> Stack:
     """Read and check the stack.toml at ``path``, a file or its folder, and its manifests.
+
+    With ``owners``, all of them must belong to one of these uids (`niso.manifest.toml.load`).
 
     Raises NotFound, Error if it cannot be read, InvalidInput if it is not valid TOML, else an
     ErrorGroup of all errors in the file and in the manifests. Each names its file, key and value.
     """
     path = place(path)
-    data = toml.load(path, FILE_NAME)
+    data = toml.load(path, FILE_NAME, owners)
     name, networks, errors = _top(data, also)
     others: list[Error] = []  # errors of other files
     items: dict[str, _Item] = {}
@@ -174,7 +178,7 @@ def load(path: str, also: Also = lambda _name, _network: ()) -> Stack:
             errors.append(wrong)
         elif isinstance(package := own.get("package"), str):
             items[item.name] = item
-            loaded, here, elsewhere = _package(path, item, package, overrides)
+            loaded, here, elsewhere = _package(path, item, package, overrides, owners)
             errors, others = errors + here, others + elsewhere
             if loaded is not None:
                 members.append(Member(key, loaded, overrides, item.after))
@@ -338,7 +342,11 @@ def _name_error(item: _Item, name: object, items: Mapping[str, _Item]) -> Invali
 
 
 def _package(
-    path: str, item: _Item, package: str, overrides: Mapping[str, Any]
+    path: str,
+    item: _Item,
+    package: str,
+    overrides: Mapping[str, Any],
+    owners: Container[int] | None,
 ) -> tuple[Loaded | None, list[InvalidInput], list[Error]]:
     """Return (manifest with the stack's overrides, errors of stack.toml, errors of the manifest).
 
@@ -349,7 +357,7 @@ def _package(
         return None, [values.wrong(key, package, "is not a valid path", right, '"./api"')], []
     at = manifest.place(os.path.join(os.path.dirname(path), package))
     try:
-        data = toml.load(at, manifest.FILE_NAME)
+        data = toml.load(at, manifest.FILE_NAME, owners)
         manifest.checked(data, at)
     except ErrorGroup as group:
         return None, [], group.errors

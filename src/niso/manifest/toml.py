@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Container
 
 from niso.base.errors import Error, InvalidInput, NotFound
 from niso.manifest import values
@@ -11,25 +12,29 @@ from niso.manifest import values
 MAX_BYTES = 1024 * 1024
 
 
-def load(path: str, name: str) -> dict[str, object]:
+def load(path: str, name: str, owners: Container[int] | None = None) -> dict[str, object]:
     """Return the data of the TOML file at ``path``; ``name`` is the usual name of such a file.
 
-    Raises NotFound if it does not exist, Error if it cannot be read, InvalidInput if it is not
-    valid TOML.
+    With ``owners``, the file and its folder must belong to one of these uids. Raises NotFound if it
+    does not exist, Error if it cannot be read, InvalidInput if it is not valid TOML or not theirs.
     """
     try:
-        return _parse(_read(path, name))
+        return _parse(_read(path, name, owners))
     except Error as error:
         error.file = values.escaped(path)
         raise
 
 
-def _read(path: str, name: str) -> bytes:
+def _read(path: str, name: str, owners: Container[int] | None) -> bytes:
     hint = f"pass the path of a {name} or of its folder"
     try:
         with open(path, "rb", opener=_open) as stream:
-            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            info = os.fstat(stream.fileno())
+            if not stat.S_ISREG(info.st_mode):
                 raise InvalidInput("not a regular file", hint)
+            if owners is not None:
+                _require_owner("it", info, owners)
+                _require_owner("its folder", os.stat(os.path.dirname(path)), owners)
             content = stream.read(MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound("no such file", hint) from None
@@ -44,6 +49,24 @@ def _read(path: str, name: str) -> bytes:
     if len(content) > MAX_BYTES:
         raise InvalidInput(f"larger than {MAX_BYTES} bytes", hint)
     return content
+
+
+def _require_owner(what: str, info: os.stat_result, owners: Container[int]) -> None:
+    """Raise InvalidInput if others than ``owners`` can change a file or folder.
+
+    In a folder with the sticky bit, others cannot replace a file (inode(7)).
+    """
+    hint = "read it and its folder; then pass --trust-owner"
+    if info.st_uid not in owners:
+        import pwd
+
+        try:
+            user = f"user {pwd.getpwuid(info.st_uid).pw_name}"
+        except KeyError:
+            user = f"uid {info.st_uid}"
+        raise InvalidInput(f"{what} belongs to {user}, not to you or root", hint)
+    if info.st_mode & stat.S_IWOTH and not info.st_mode & stat.S_ISVTX:
+        raise InvalidInput(f"{what} is writable for everybody", hint)
 
 
 def _open(path: str, flags: int) -> int:

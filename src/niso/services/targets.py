@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, NotFound
@@ -36,19 +36,22 @@ class Target(NamedTuple):
 
 
 def find_targets(
-    store: Store, arguments: Iterable[str | model.Loaded], replace: bool = False
+    store: Store,
+    arguments: Iterable[str | model.Loaded],
+    replace: bool = False,
+    owners: Container[int] | None = None,
 ) -> list[Target]:
     """Resolve the arguments of ``niso activate``; ``replace`` as in `Target`.
 
     Each is a manifest or its folder, a known service, or a folder in the working directory.
-    Loaded manifests are used as they are. Raises Error, or an ErrorGroup of the errors of all
-    arguments; then nothing has changed.
+    Loaded manifests are used as they are. With ``owners``, files must belong to one of these uids.
+    Raises Error, or an ErrorGroup of the errors of all arguments; then nothing has changed.
     """
     targets: dict[str, Target] = {}
     errors: list[Error] = []
     for argument in arguments:
         try:
-            target = _find_target(store, argument)
+            target = _find_target(store, argument, owners)
         except ErrorGroup as group:
             errors += group.errors
         except Error as error:
@@ -134,7 +137,9 @@ def replaced(row: ServiceRow) -> None:
         raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
 
 
-def _find_target(store: Store, argument: str | model.Loaded) -> Target:
+def _find_target(
+    store: Store, argument: str | model.Loaded, owners: Container[int] | None = None
+) -> Target:
     if not isinstance(argument, str):
         return of_manifest(argument)
     if "/" not in argument and not argument.endswith(".toml"):
@@ -145,7 +150,7 @@ def _find_target(store: Store, argument: str | model.Loaded) -> Target:
             store.resolve(argument)
     from niso.manifest import load as model
 
-    return of_manifest(model.load(argument))
+    return of_manifest(model.load(argument, owners))
 
 
 def of_manifest(loaded: model.Loaded) -> Target:

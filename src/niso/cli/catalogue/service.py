@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from niso.cli.command import DRY_RUN, JSON, TIMEOUT, VERBOSE, Argument, Command, Option
+from niso.cli.command import (
+    DRY_RUN,
+    JSON,
+    TIMEOUT,
+    TRUST_OWNER,
+    VERBOSE,
+    Argument,
+    Command,
+    Option,
+)
 
 COMMANDS = (
     Command(
@@ -21,6 +30,7 @@ COMMANDS = (
                 "take over services of these names from other folders",
                 ends=True,
             ),
+            TRUST_OWNER,
             DRY_RUN,
             VERBOSE,
             JSON,
@@ -29,7 +39,8 @@ COMMANDS = (
         "argument is a known service, with the manifest of its last activation, or else a folder. "
         "If anything fails, everything is rolled back. On an active service only the changes of "
         "its manifest are applied; its process is restarted only if a change requires it. A name "
-        "that a service from another folder has is refused unless --replace is given.",
+        "that a service from another folder has is refused unless --replace is given. A manifest "
+        "must belong to root or, with sudo, to you: who can change it decides what runs as root.",
         (
             ("niso activate ./api", "a folder with a manifest.toml"),
             ("niso activate ./db ./cache ./api", "all or none"),

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from niso.cli.command import DRY_RUN, JSON, TIMEOUT, VERBOSE, Argument, Command, Group, Option
+from niso.cli.command import (
+    DRY_RUN,
+    JSON,
+    TIMEOUT,
+    TRUST_OWNER,
+    VERBOSE,
+    Argument,
+    Command,
+    Group,
+    Option,
+)
 
 _DIR = Argument("dir", "DIR", "a stack.toml or its folder", "?", "folder", ".")
 
@@ -22,6 +32,7 @@ GROUP = Group(
                     "take over the stack of this name, and services, from other folders",
                     ends=True,
                 ),
+                TRUST_OWNER,
                 DRY_RUN,
                 VERBOSE,
                 JSON,
