@@ -127,3 +127,14 @@ def test_capabilities_over_the_machine_are_warned_of(lab: Lab) -> None:
     assert [
         name for name in names if f"{name} affects the whole machine: it can" in warned
     ] == names
+
+
+def test_file_system_below_usr_is_shown_too(lab: Lab) -> None:
+    """An overlay of /usr does not contain it."""
+    lab.run(
+        "sh", "-ec", "mkdir /tmp/local; touch /tmp/local/file; mount --bind /tmp/local /usr/local"
+    )
+    lab.niso("activate", idle(lab, "local", network={"mode": "none"}))
+    inside = lab.niso("exec", "local", "--", BUSYBOX, "touch", "/usr/local/file", check=False)
+    lab.run("umount", "/usr/local")
+    assert "Read-only file system" in inside.stderr

@@ -157,19 +157,19 @@ def assemble(spec: ProcessSpec, bundle: str, init: str, sources: Mapping[str, in
 def _show_host() -> None:
     """Mount an overlay of each top-level folder of the host that an assembled root shows.
 
-    An overlay does not contain what is mounted below its folder, so a file system mounted directly
-    below it gets an overlay of its own.
+    An overlay does not contain what is mounted below its folder. So a shown folder on a file system
+    of its own gets an overlay of its own, and so does one directly below /usr.
     """
-    for top in dict.fromkeys(folder.split("/")[1] for folder in host_folders()):
+    folders = host_folders()
+    devices = {}
+    for top in dict.fromkeys(folder.split("/")[1] for folder in folders):
         os.mkdir(f"{HOST}/{top}")
         _show(f"/{top}", f"{HOST}/{top}")
-        device = os.stat(f"/{top}").st_dev
-        for entry in os.scandir(f"/{top}"):
-            if (
-                entry.is_dir(follow_symlinks=False)
-                and entry.stat(follow_symlinks=False).st_dev != device
-            ):
-                _show(entry.path, f"{HOST}{entry.path}")
+        devices[top] = os.stat(f"/{top}").st_dev
+    for folder in (*folders, *(f"/usr/{name}" for name in os.listdir("/usr"))):
+        info = os.lstat(folder)
+        if stat.S_ISDIR(info.st_mode) and info.st_dev != devices[folder.split("/")[1]]:
+            _show(folder, HOST + folder)
 
 
 def _show(folder: str, at: str) -> None:
