@@ -101,35 +101,40 @@ def test_rootfs_of_an_older_niso_is_recorded_at_the_next_start(evil: Lab) -> Non
     assert json.loads(lab.run("python3", "-c", known).stdout)["rootfs_identity"]
 
 
-@pytest.mark.parametrize("owner", [0, 1000])
-def test_host_volume_is_not_what_another_user_has_put_there(lab: Lab, owner: int) -> None:
+@pytest.mark.parametrize(
+    ("home", "owner", "only_root"),
+    [("/run/home", 0, True), ("/run/home", 1000, False), ("/tmp/home", 0, False)],
+)
+def test_host_volume_is_not_what_another_user_has_put_there(
+    lab: Lab, home: str, owner: int, only_root: bool
+) -> None:
     """Where only root can replace it, a new folder is what root wants; a link needs an activation."""
-    lab.run("sh", "-ec", "rm -rf /tmp/home; mkdir -p /tmp/home/data")
-    lab.write("/tmp/home/file", "one\n")
-    lab.write("/tmp/home/data/old", "")
-    lab.run("chown", "-R", f"{owner}:{owner}", "/tmp/home")
+    lab.run("mkdir", "-p", f"{home}/data")
+    lab.write(f"{home}/file", "one\n")
+    lab.write(f"{home}/data/old", "")
+    lab.run("chown", "-R", f"{owner}:{owner}", home)
     volumes = {
-        "data": {"mount": "/data", "host": "/tmp/home/data"},
-        "file": {"mount": "/file", "host": "/tmp/home/file"},
+        "data": {"mount": "/data", "host": f"{home}/data"},
+        "file": {"mount": "/file", "host": f"{home}/file"},
     }
     warned = lab.niso("activate", idle(lab, "bound", volumes=volumes)).stderr
-    assert ("can replace it" in warned) is False
-    lab.run(
-        "sh", "-ec", "cd /tmp/home; mv data was; mkdir data; touch data/new; echo two >f; mv f file"
-    )
-    if owner:
-        assert "/tmp/home/data is another folder, it was" in refused(lab, "restart", "bound")
-        lab.run("sh", "-ec", "cd /tmp/home; rm -r data; mv was data")
+    assert "can replace it" not in warned
+    replace = "mv data was; mkdir data; touch data/new; echo two >f; mv f file"
+    lab.run("sh", "-ec", replace, cwd=home)
+    if not only_root:
+        assert f"{home}/data is another folder, it was" in refused(lab, "restart", "bound")
+        lab.run("sh", "-ec", "rm -r data; mv was data", cwd=home)
     lab.niso("restart", "bound")
     seen = lab.niso("exec", "bound", "--", "sh", "-c", "cat /file; ls /data").stdout.split()
-    assert seen == ["two", "old" if owner else "new"]
+    assert seen == ["two", "new" if only_root else "old"]
     for name in ("data", "file"):
-        lab.run("sh", "-ec", f"cd /tmp/home; mv {name} kept; ln -s /tmp/outside {name}")
-        words = f"volumes.{name}.host: /tmp/home/{name} leads through a symlink"
+        lab.run("sh", "-ec", f"mv {name} kept; ln -s /tmp/outside {name}", cwd=home)
+        words = f"volumes.{name}.host: {home}/{name} leads through a symlink"
         assert words in refused(lab, "restart", "bound")
         assert f"volumes.{name}.host of service" in lab.niso("net", "check", check=False).stdout
-        lab.run("sh", "-ec", f"cd /tmp/home; rm {name}; mv kept {name}")
+        lab.run("sh", "-ec", f"rm {name}; mv kept {name}", cwd=home)
     lab.niso("remove", "bound")
+    lab.run("rm", "-rf", home)
 
 
 def test_link_of_a_host_volume_is_followed_at_the_activation_alone(lab: Lab) -> None:

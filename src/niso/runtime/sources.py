@@ -142,7 +142,7 @@ def _open(source: _Source, service: str = "") -> int:
     if now == was or (
         source.volume is not None
         and bool(now.inode) == bool(was.inode)
-        and changeable(source.path, {0}) is None
+        and changeable(source.path, {0}, by_new_names=True) is None
     ):
         return fd
     os.close(fd)
@@ -168,18 +168,20 @@ def _not_it(source: _Source, what: str, service: str) -> ProcessError:
     )
 
 
-def changeable(path: str, trusted: set[int]) -> str | None:
+def changeable(path: str, trusted: set[int], by_new_names: bool = False) -> str | None:
     """Return a folder above ``path`` in which others than ``trusted`` (uids) can replace it.
 
     None if there is none. ``path`` has no links. The sticky bit protects what is in a folder from
-    others than their owner (inode(7)). Raises OSError.
+    others than its owner (inode(7)), but with ``by_new_names`` also count who can make the name
+    once it is gone, as in /tmp after a reboot. Raises OSError.
     """
     folder = path
     while folder != "/":
         folder = os.path.dirname(folder)
         info = os.lstat(folder)
         shared = info.st_mode & stat.S_IWOTH or (info.st_mode & stat.S_IWGRP and info.st_gid != 0)
-        if info.st_uid not in trusted or (shared and not info.st_mode & stat.S_ISVTX):
+        protects = info.st_mode & stat.S_ISVTX and not by_new_names
+        if info.st_uid not in trusted or (shared and not protects):
             return folder
     return None
 
