@@ -357,3 +357,22 @@ def test_error_of_one_of_two_services_of_a_package_names_its_own_entry(lab: Lab)
     assert "service[1].ports[0]: host port 9202/tcp is published by 'holder'" in refused(
         lab, "stack", "up", stack
     )
+
+
+def test_restart_and_logs_of_a_stack_are_those_of_its_services(lab: Lab) -> None:
+    folder = stack_of_two(lab)
+    up(lab, folder)
+    before = {name: (pid_of(lab, name), address(lab, name)) for name in ("api", "db")}
+    said = lab.niso("stack", "restart", folder).stdout
+    assert said == "db: restarted\napi: restarted\n"
+    for name, (pid, at) in before.items():
+        assert pid_of(lab, name) != pid and address(lab, name) == at
+    lines = lab.niso("stack", "logs", folder).stdout.splitlines()
+    assert {line.partition(" | ")[0] for line in lines} <= {"api", "db"}
+    assert [line for line in lines if line.startswith("api")] == [
+        "api | start reached",
+        "api | end reached",
+        "api | start reached",
+    ]
+    assert lab.niso("stack", "ps", folder).stdout.splitlines()[0].startswith("SERVICE")
+    assert lab.niso("net", "check").returncode == 0

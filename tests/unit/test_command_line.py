@@ -220,7 +220,10 @@ def test_words_become_values(line, values) -> None:
         ("compose up -d", "unknown command 'compose' / niso stack up: reads ./stack.toml"),
         ("network ls", "unknown command 'network' / niso net list"),
         ("net rm x", "unknown action 'net rm' / niso net remove NAME"),
-        ("stack logs", "unknown action 'stack logs' / niso logs NAME: one service at a time"),
+        (
+            "stack config",
+            "unknown action 'stack config' / niso stack up --dry-run: shows the steps",
+        ),
         (
             "pull redis",
             "unknown command 'pull' / there are no images: a service is a folder, and can have a "

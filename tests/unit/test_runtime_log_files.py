@@ -14,7 +14,7 @@ import pytest
 
 from niso.api.guard import moment
 from niso.base.errors import UsageError
-from niso.runtime import logs
+from niso.runtime import joint_logs, logs
 
 STAMP = "2026-01-02T03:04:05.{:09d}+00:00"
 
@@ -229,3 +229,35 @@ def test_what_is_not_a_moment_is_refused(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         moment(text, "--since")
     assert "10m" in (caught.value.hint or "")
+
+
+def write_log(files: Files, service: str, *lines: str) -> None:
+    folder = files.folder.parent / service
+    folder.mkdir(exist_ok=True)
+    with open(folder / "service.log", "a", encoding="utf-8") as file:
+        for line in lines:
+            second, text = line.split(" ", 1)
+            file.write(f"2026-01-02T03:04:{second}.000000000+00:00 stdout F {text}\n")
+
+
+def test_logs_of_several_services_are_one_in_order_of_time(files: Files) -> None:
+    write_log(files, "api", "01 a", "04 d", "05 e")
+    write_log(files, "db", "02 b", "03 c")
+    names = ["api", "db", "never-ran"]
+    expected = [("api", b"a\n"), ("db", b"b\n"), ("db", b"c\n"), ("api", b"d\n"), ("api", b"e\n")]
+    assert list(joint_logs.read(names)) == expected
+    assert list(joint_logs.read(names, 1)) == [("db", b"c\n"), ("api", b"e\n")]
+
+
+def test_followed_logs_begin_in_order_and_go_on_until_all_are_removed(files: Files) -> None:
+    write_log(files, "api", "01 a", "03 c")
+    write_log(files, "db", "02 b")
+    lines = joint_logs.read(["api", "db"], follow=True)
+    assert [next(lines) for _ in range(3)] == [("api", b"a\n"), ("db", b"b\n"), ("api", b"c\n")]
+    write_log(files, "db", "04 d")
+    assert next(lines) == ("db", b"d\n")
+    write_log(files, "api", "05 e")
+    assert next(lines) == ("api", b"e\n")
+    for service in ("api", "db"):
+        shutil.rmtree(files.folder.parent / service)
+    assert list(lines) == []

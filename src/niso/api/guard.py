@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from niso.base.errors import Error, UsageError
 from niso.base.lite_typing import TYPE_CHECKING
@@ -127,6 +128,17 @@ def duration(value: str, what: str) -> float:
         return values.duration(value, what, low=LEAST_TIMEOUT_S)
     except InvalidInput as error:
         raise UsageError.of(error) from None
+
+
+def line_count(value: object) -> int | None:
+    """Return the number of lines to print, None for all. Raises UsageError."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UsageError(f"lines: must be an integer, not {type(value).__name__}")
+    if value < 0:
+        raise UsageError(f"-n {value}: must be 0 or more", "niso logs NAME -n 20")
+    return min(value, sys.maxsize)
 
 
 def moment(value: object, what: str) -> float:

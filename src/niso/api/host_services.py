@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import sys
 
-from niso.api.guard import LEAST_TIMEOUT_S, callers, guarded, moment, path, seconds, text, texts
+from niso.api.guard import (
+    LEAST_TIMEOUT_S,
+    callers,
+    guarded,
+    line_count,
+    moment,
+    path,
+    seconds,
+    text,
+    texts,
+)
 from niso.api.published import Port, rows
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +29,7 @@ if TYPE_CHECKING:
     from niso.commands import activate as activation
     from niso.commands import boot
     from niso.plan import records
+    from niso.services.start import After
     from niso.store.store import Store
 
 
@@ -193,15 +204,19 @@ class Services:
 
         Raises Conflict if one is not active, NotFound, ProcessError.
         """
+        return self.restart_in_order(texts(names, "names"), None)
+
+    def restart_in_order(self, names: list[str], after: After | None) -> tuple[Done, ...]:
+        """Restart services, each after its dependencies in ``after``; see `restart`."""
         from niso.api import handover
         from niso.base.report import Finished
         from niso.commands import restart
 
         machine = self.session.machine_for_change()
         store = machine.store
-        wanted = _resolved(store, texts(names, "names"))
+        wanted = _resolved(store, names)
         self.session.expect(with_healthcheck(store, wanted))
-        restart.restart(machine, wanted, self.session.report)
+        restart.restart(machine, wanted, self.session.report, after)
         self.session.report(Finished())
         handover.warn_of_limits(self.session, store, wanted)
         handover.warn_of_name_servers(self.session, wanted)
@@ -318,18 +333,12 @@ class Services:
         ``timestamps`` puts the time (RFC 3339) before each line. ``since`` is a time (RFC 3339) or
         a period until now (``10m``). Raises NotFound, UsageError.
         """
-        from niso.base.errors import UsageError
         from niso.runtime import logs
 
         service = self.session.store().resolve(text(name, "name"))
-        if lines is not None and (isinstance(lines, bool) or not isinstance(lines, int)):
-            raise UsageError(f"lines: must be an integer, not {type(lines).__name__}")
-        if lines is not None and lines < 0:
-            raise UsageError(f"-n {lines}: must be 0 or more", "niso logs NAME -n 20")
         logs.rotate_if_large(service)
-        most = None if lines is None else min(lines, _MOST_LINES)
         start = None if since is None else moment(since, "--since")
-        return logs.read(service, most, follow, timestamps, start)
+        return logs.read(service, line_count(lines), follow, timestamps, start)
 
     # --- run commands ----------------------------------------------------------------------------
 
@@ -427,9 +436,6 @@ class Services:
                 f"niso port-forward {name} 8080{port}",
             )
         return wanted
-
-
-_MOST_LINES = (1 << 63) - 1
 
 
 def described(store: Store, outcomes: Iterable[activation.Outcome]) -> tuple[Outcome, ...]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from niso.api.guard import LEAST_TIMEOUT_S, callers, guarded, path, seconds
+from niso.api.guard import LEAST_TIMEOUT_S, callers, guarded, line_count, moment, path, seconds
 from niso.api.host_services import Done, Outcome, described
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterator
 
     from niso.api.service_views import ServiceLine
     from niso.api.session import Session
@@ -104,3 +105,44 @@ class Stacks:
         store = self.session.store()
         names = {*outline.after, *store.stack_members(outline.name)}
         return service_views.lines(self.session, store, names)
+
+    @guarded
+    def restart(self, stack: str | os.PathLike[str]) -> tuple[Done, ...]:
+        """Restart the processes of a stack's active services, dependencies first.
+
+        Raises Conflict if the stack came from another file, NotFound, ProcessError.
+        """
+        from niso.api.host_services import Services
+        from niso.commands import stack as command
+
+        self.session.require()
+        loaded = command.load(path(stack, "stack"))
+        names, after = command.active_members(self.session.store(), loaded)
+        return Services(self.session).restart_in_order(names, after) if names else ()
+
+    @guarded
+    def logs(
+        self,
+        stack: str | os.PathLike[str],
+        *,
+        lines: int | None = None,
+        follow: bool = False,
+        timestamps: bool = False,
+        since: str | None = None,
+    ) -> Iterator[tuple[str, bytes]]:
+        """Return (service, line) of all known services of a stack, in order of time.
+
+        The arguments are those of ``host.services.logs``; ``lines`` counts for each service.
+        Raises NotFound, UsageError.
+        """
+        from niso.manifest import stack_file
+        from niso.runtime import joint_logs
+        from niso.runtime.logs import rotate_if_large
+
+        self.session.require()
+        outline = stack_file.outline(path(stack, "stack"))
+        names = self.session.store().stack_members(outline.name)
+        for name in names:
+            rotate_if_large(name)
+        start = None if since is None else moment(since, "--since")
+        return joint_logs.read(names, line_count(lines), follow, timestamps, start)

@@ -10,6 +10,8 @@ from niso.cli import output
 from niso.cli.parse import Args
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from niso.api.service_views import ServiceLine
 
 COLUMNS = ("SERVICE", "STATUS", "HEALTH", "MODE", "ADDRESS", "PORTS", "UPTIME")
@@ -59,12 +61,17 @@ def _logs(host: Host, args: Args) -> int:
         timestamps=args.timestamps,
         since=args.since,
     )
+    return print_chunks(chunks, args.follow)
+
+
+def print_chunks(chunks: Iterable[bytes], follow: bool) -> int:
+    """Print lines of logs, each at once if ``follow``; return the exit status."""
     raw = sys.stdout.buffer
     terminal = output.is_terminal()
     try:
         for chunk in chunks:
             raw.write(_on_terminal(chunk) if terminal else chunk)
-            if args.follow:
+            if follow:
                 raw.flush()
         raw.flush()
     except KeyboardInterrupt:

@@ -59,18 +59,19 @@ def _deactivate(host: Host, args: Args) -> int:
 def _remove(host: Host, args: Args) -> int:
     with Progress(args) as host.progress:
         done = host.services.remove(*args.names, volumes=args.volumes)
-    _print_done(args, done, "removed")
+    print_done(args, done, "removed")
     return 0
 
 
 def _restart(host: Host, args: Args) -> int:
     with Progress(args) as host.progress:
         done = host.services.restart(*args.names)
-    _print_done(args, done, "restarted")
+    print_done(args, done, "restarted")
     return 0
 
 
-def _print_done(args: Args, done: tuple[Done, ...], state: str) -> None:
+def print_done(args: Args, done: tuple[Done, ...], state: str) -> None:
+    """Print the results of a removal or a restart."""
     if args.json:
         output.as_json(done)
         return

@@ -1,4 +1,4 @@
-"""Run niso stack up, down and status."""
+"""Run niso stack: up, down, status, restart and logs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from niso.cli.progress import Progress
 
 
 def run(name: str, args: Args) -> int:
-    return {"stack up": _up, "stack down": _down, "stack status": _status}[name](connect(), args)
+    return {
+        "stack up": _up,
+        "stack down": _down,
+        "stack status": _status,
+        "stack ps": _status,
+        "stack restart": _restart,
+        "stack logs": _logs,
+    }[name](connect(), args)
 
 
 def _up(host: Host, args: Args) -> int:
@@ -54,3 +61,26 @@ def _status(host: Host, args: Args) -> int:
         lines = host.stacks.status(args.dir)
     inspect.print_lines(args, lines)
     return 0
+
+
+def _restart(host: Host, args: Args) -> int:
+    with Progress(args) as host.progress:
+        done = host.stacks.restart(args.dir)
+    service.print_done(args, done, "restarted")
+    if not args.json and not done:
+        print("no service of the stack is active")
+    return 0
+
+
+def _logs(host: Host, args: Args) -> int:
+    lines = host.stacks.logs(
+        args.dir,
+        lines=args.lines,
+        follow=args.follow,
+        timestamps=args.timestamps,
+        since=args.since,
+    )
+    return inspect.print_chunks(
+        (f"{name} | ".encode() + line.removesuffix(b"\n") + b"\n" for name, line in lines),
+        args.follow,
+    )

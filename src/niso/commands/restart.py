@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from niso.base.errors import Conflict, NotFound
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.report import Report, silent
 from niso.runtime import sources
 from niso.services import targets
@@ -13,10 +14,19 @@ from niso.services.machine import Machine
 from niso.store import specs
 from niso.store.store import ServiceRow, Store
 
+if TYPE_CHECKING:
+    from niso.services.start import After
 
-def restart(machine: Machine, services: list[str], report: Report = silent) -> None:
+
+def restart(
+    machine: Machine,
+    services: list[str],
+    report: Report = silent,
+    after: After | None = None,
+) -> None:
     """Restart the processes of active services; namespace, addresses and ports stay.
 
+    ``after`` is as for `start.run`, among these services.
     Raises Conflict, NotFound, ProcessError. Then the stopped processes are started again, except
     those that ended by themselves.
     """
@@ -42,7 +52,7 @@ def restart(machine: Machine, services: list[str], report: Report = silent) -> N
         begin(store, services, "restart")
         try:
             rows = _refreshed(store, rows)
-            start.restart(machine.processes, rows, report)
+            start.restart(machine.processes, rows, report, after)
             end_intents(store, services)
         except BaseException:
             end_restart(machine, services, report)

@@ -16,7 +16,7 @@ from niso.commands.activate import Outcome
 from niso.manifest import stack_file as model
 from niso.manifest.stack_file import Stack
 from niso.runtime import volumes
-from niso.services import journal, networks, stacks, targets
+from niso.services import journal, networks, stacks, start, targets
 from niso.services.machine import Machine
 from niso.services.networks import NetworkRequest
 from niso.services.stacks import Membership
@@ -93,7 +93,7 @@ def down(
     store, outline = machine.store, model.outline(path)
     if not dry_run:
         journal.recover(machine, report)
-    stacks.refuse_elsewhere(store, outline.name, outline.path, "run the command on that file")
+    _refuse_elsewhere(store, outline.name, outline.path)
     names = members(store, outline)
     for name in names if with_volumes else ():
         volumes.check_removable(name)  # before anything is stopped
@@ -105,6 +105,25 @@ def down(
     elif with_volumes:
         deactivate.remove_volumes(machine, names, report)
     return Down(outline.name, ended if not dry_run else [(name, True) for name in names])
+
+
+def active_members(store: Store, stack: Stack) -> tuple[list[str], start.After]:
+    """Return the active services of a stack, each after its dependencies among them.
+
+    Raises Conflict if the stack of this name came from another file.
+    """
+    _refuse_elsewhere(store, stack.name, stack.path)
+    active = {*store.active_services()} & {*store.stack_members(stack.name)}
+    after = {
+        member.name: {name: state for name, state in member.after.items() if name in active}
+        for member in stack.members
+        if member.name in active
+    }
+    return list(after), {name: needs for name, needs in after.items() if needs}
+
+
+def _refuse_elsewhere(store: Store, name: str, path: str) -> None:
+    stacks.refuse_elsewhere(store, name, path, "run the command on that file")
 
 
 def members(store: Store, outline: model.Outline) -> list[str]:

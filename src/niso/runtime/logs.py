@@ -85,6 +85,15 @@ def read(
     With ``since`` (seconds of the epoch), begin with the first line from then on.
     A line that the service has not ended yet comes last, without a newline.
     """
+    for record in records(service, last, follow, since):
+        if record is not None:
+            yield shown(record, timestamps)
+
+
+def records(
+    service: str, last: int | None, follow: bool, since: float | None
+) -> Iterator[Record | None]:
+    """Yield the lines as `read` does; None, once, after the past ones if it follows."""
     files = _open_files(os.path.join(paths.log_dir(service), LOG_NAME))
     try:
         start, offset = (0, 0) if last is None else _tail(files, last)
@@ -97,7 +106,7 @@ def read(
         if since is not None:
             past = _from(past, since)
         if last is None and not follow:
-            yield from (_shown(record, timestamps) for record in past)
+            yield from past
             return
         if last is not None:
             past = iter(deque(past, maxlen=last))
@@ -106,11 +115,11 @@ def read(
             if record.partial and follow:
                 unfinished.append(record)
             else:
-                yield _shown(record, timestamps)
+                yield record
         if follow:
+            yield None
             newest = files.pop() if files else -1
-            coming = _joined(_follow(service, newest), unfinished)
-            yield from (_shown(record, timestamps) for record in coming)
+            yield from _joined(_follow(service, newest), unfinished)
     finally:
         for fd in files:
             os.close(fd)
@@ -131,7 +140,8 @@ def _from(records: Iterator[Record], since: float) -> Iterator[Record]:
     yield from records
 
 
-def _shown(record: Record, timestamps: bool) -> bytes:
+def shown(record: Record, timestamps: bool) -> bytes:
+    """Return a line as `read` yields it."""
     end = b"" if record.partial else b"\n"
     return record.stamp + b" " + record.text + end if timestamps else record.text + end
 

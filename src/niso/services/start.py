@@ -119,13 +119,18 @@ def expect(processes: Processes, changes: list[Change]) -> None:
         processes.expect()
 
 
-def restart(processes: Processes, rows: list[ServiceRow], report: Report = silent) -> None:
+def restart(
+    processes: Processes,
+    rows: list[ServiceRow],
+    report: Report = silent,
+    after: After | None = None,
+) -> None:
     """Restart the processes of active services, and wait for all as `run` does.
 
-    Raises ProcessError.
+    ``after`` is as for `run`. Raises ProcessError.
     """
     starts = [_Start(row, row.require_process(), True, check_of(row), TIMEOUT_S) for row in rows]
-    _Starting(processes, starts, {}, report).all()
+    _Starting(processes, starts, after or {}, report).all()
 
 
 def check_of(row: ServiceRow) -> Healthcheck | None:

@@ -13,6 +13,25 @@ from niso.cli.command import (
     Option,
 )
 
+LOG_OPTIONS = (
+    Option("follow", ("-f", "--follow"), "follow new output until the service is removed"),
+    Option(
+        "lines",
+        ("-n", "--tail", "--lines"),
+        "print only the last N lines",
+        "N",
+        number=True,
+    ),
+    Option(
+        "since",
+        ("--since",),
+        "print only lines since a time (RFC 3339) or for a period: 10m, 2h",
+        "TIME",
+    ),
+    Option("timestamps", ("-t", "--timestamps"), "start each line with its time (RFC 3339)"),
+)
+"""Options of logs and stack logs."""
+
 COMMANDS = (
     Command(
         "activate",
@@ -136,25 +155,7 @@ COMMANDS = (
         "logs",
         "print the output of a service",
         (Argument("name", "NAME", "a known service", "", "service"),),
-        (
-            Option("follow", ("-f", "--follow"), "follow new output until the service is removed"),
-            Option(
-                "lines",
-                ("-n", "--tail", "--lines"),
-                "print only the last N lines",
-                "N",
-                number=True,
-            ),
-            Option(
-                "since",
-                ("--since",),
-                "print only lines since a time (RFC 3339) or for a period: 10m, 2h",
-                "TIME",
-            ),
-            Option(
-                "timestamps", ("-t", "--timestamps"), "start each line with its time (RFC 3339)"
-            ),
-        ),
+        LOG_OPTIONS,
         "At least the last 10 MB are kept, across restarts and deactivations.",
         (
             ("niso logs api -n 20", ""),

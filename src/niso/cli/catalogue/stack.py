@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from niso.cli.catalogue.service import LOG_OPTIONS
 from niso.cli.command import (
     DRY_RUN,
     JSON,
@@ -18,7 +19,7 @@ _DIR = Argument("dir", "DIR", "a stack.toml or its folder", "?", "folder", ".")
 
 GROUP = Group(
     "stack",
-    "manage the services of a stack.toml: up, down, status",
+    "manage the services of a stack.toml: up, down, ps, logs, restart",
     (
         Command(
             "stack up",
@@ -81,6 +82,31 @@ GROUP = Group(
             (JSON,),
             "The columns are the same as those of niso ps.",
             (("niso stack status ./shop", ""),),
+        ),
+        Command(
+            "stack ps",
+            "list the services of the stack, as stack status",
+            (_DIR,),
+            (JSON,),
+            examples=(("niso stack ps ./shop", ""),),
+        ),
+        Command(
+            "stack restart",
+            "restart the processes of the stack's active services",
+            (_DIR,),
+            (VERBOSE, JSON),
+            "Namespaces, addresses and published ports are not affected. Services that others "
+            "depend on restart first.",
+            (("niso stack restart ./shop", ""),),
+            ends=True,
+        ),
+        Command(
+            "stack logs",
+            "print the output of all services of the stack",
+            (_DIR,),
+            LOG_OPTIONS,
+            "Each line starts with the name of its service. -n counts for each service.",
+            (("niso stack logs ./shop -n 20", ""), ("niso stack logs -f", "")),
         ),
     ),
 )

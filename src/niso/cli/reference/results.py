@@ -152,6 +152,8 @@ RESULTS: dict[str, Result] = {
     "stack up": _object("host_stacks", "StackUp"),
     "stack down": _array("host_services", "Done"),
     "stack status": _array("service_views", "ServiceLine"),
+    "stack ps": _array("service_views", "ServiceLine"),
+    "stack restart": _array("host_services", "Done"),
     "enable": _array("host_services", "Marked"),
     "disable": _array("host_services", "Marked"),
     "restore": _array("host_services", "Outcome"),
