@@ -62,15 +62,19 @@ class Case(NamedTuple):
         return bool(DAMAGES.keys() & set(self.prepare))
 
 
-UP_BEFORE, UP, DOWN = "stack up /tmp/before", "stack up /tmp/shop", "stack down /tmp/shop"
+UP_BEFORE, UP, DOWN = "stack up /tmp/before", "stack up --replace /tmp/shop", "stack down /tmp/shop"
 CASES = {
     "first-activate": Case((), "activate /tmp/a", 30, True),
     "second-activate": Case(("activate /tmp/a",), "activate /tmp/b", 25, True),
     "two-at-once": Case((), "activate /tmp/a /tmp/b", 50, True),
-    "changed-port": Case(("activate /tmp/a",), "activate /tmp/a-port", 5, True),
-    "changed-environment": Case(("activate /tmp/a",), "activate /tmp/a-environment", 10, True),
-    "changed-network": Case(("activate /tmp/a",), "activate /tmp/a-network", 20, True),
-    "name-moves": Case(("activate /tmp/a-named /tmp/b",), "activate /tmp/b-named /tmp/a", 5, True),
+    "changed-port": Case(("activate /tmp/a",), "activate --replace /tmp/a-port", 5, True),
+    "changed-environment": Case(
+        ("activate /tmp/a",), "activate --replace /tmp/a-environment", 10, True
+    ),
+    "changed-network": Case(("activate /tmp/a",), "activate --replace /tmp/a-network", 20, True),
+    "name-moves": Case(
+        ("activate /tmp/a-named /tmp/b",), "activate --replace /tmp/b-named /tmp/a", 5, True
+    ),
     "again": Case(("activate /tmp/a", "deactivate a"), "activate a", 20, True),
     "deactivate": Case(("activate /tmp/a /tmp/b",), "deactivate b", 8),
     "deactivate-last": Case(("activate /tmp/a /tmp/b",), "deactivate a b", 12),

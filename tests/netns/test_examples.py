@@ -54,9 +54,9 @@ def world(lab: Lab) -> Lab:
     lab.run("mkdir", "-p", f"{HERE}/shop")
     for folder in folders:
         lab.run("ln", "-s", folder, f"{HERE}/")
-    stack = f'[stack]\nname = "shop"\n[[service]]\nname = "web"\npackage = "{folders[1]}"\n'
-    lab.write(f"{HERE}/stack.toml", stack)
-    lab.write(f"{HERE}/shop/stack.toml", stack)
+    for name, folder in (("here", HERE), ("shop", f"{HERE}/shop")):
+        service = f'[[service]]\nname = "{name}-web"\npackage = "{folders[1]}"\n'
+        lab.write(f"{folder}/stack.toml", f'[stack]\nname = "{name}"\n{service}')
     make(lab)
     return lab
 
@@ -72,7 +72,7 @@ def try_example(world: Lab, command: Command, example: str) -> None:
         shell, before = "zsh", "autoload -Uz compinit; compinit -u -D; "
     if line.startswith("source"):
         line += '; [ -n "$(typeset -f _niso)" ]'
-    if any(each in example for each in FOLLOWS) and "--" not in shlex.split(example):
+    if any(each in f"{example} " for each in FOLLOWS) and "--" not in shlex.split(example):
         line, allowed = f"timeout 0.5 {line}", {0, 124}
     done = world.run(shell, "-c", before + line, check=False, cwd=HERE)
     assert done.returncode in allowed, (line, done.stdout, done.stderr)
