@@ -136,6 +136,9 @@ def test_every_command_prints_what_the_reference_says(lab: Lab) -> None:
     )
     ask(lab, "stack", "up", "/tmp/stack")
     ask(lab, "stack", "status", "/tmp/stack")
+    ask(lab, "stack", "ps", "/tmp/stack")
+    ask(lab, "stack", "restart", "/tmp/stack")
+    ask(lab, "check", "/tmp/stack")
     ask(lab, "stack", "down", "/tmp/stack")
     ask(lab, "net", "repair", "--sweep")
     assert ask(lab, "deactivate", "alone", "web") == [
