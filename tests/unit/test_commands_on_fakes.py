@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from fake_world import World
+from fake_world import Steps, World
 
 from niso.base import names
 from niso.base.errors import Conflict, NotFound, ProcessError
@@ -314,6 +314,20 @@ def test_forward_comes_and_goes_at_once(world: World) -> None:
     with pytest.raises(Conflict, match="in the manifest"):
         port_forward.port_unforward(world.machine, "api", Port("", 8080, 80, "tcp"))
     assert world.picture() == before
+
+
+@pytest.mark.parametrize("kills", [False, True])
+def test_forward_tidies_up_the_bridge_that_its_service_has_left(world: World, kills: bool) -> None:
+    front, back = {"network": "front"}, {"network": "back"}
+    world.activate(world.package("db", network=front))
+    world.activate(world.package("api", network={**front, "ports": ["127.0.0.1:8080:80"]}))
+    world.activate(world.package("api", network=back))
+    world.assert_whole()
+    steps = Steps(world, 3 if kills else 0, kills)
+    assert steps.run(lambda: port_forward.port_forward(world.machine, "api", MORE)) is not kills
+    journal.recover(world.machine)
+    assert world.ports("api") == [MORE.text]
+    world.assert_whole()
 
 
 def test_forward_takes_a_port_only_if_it_may(world: World) -> None:

@@ -48,6 +48,14 @@ def rehosted(world: World) -> Command:
     return lambda: world.activate(manifest)
 
 
+def moved(world: World) -> Command:
+    """Move an inactive service off the network of which it is the only one."""
+    world.activate(world.package("api", network={"network": "front"}))
+    deactivate(world.machine, ["api"])
+    manifest = world.package("api", network={"network": "back"})
+    return lambda: world.activate(manifest)
+
+
 def several(world: World) -> Command:
     world.activate(world.package("api", network=WEB))
     api = world.package("api", network={"ports": ["8081:80"]})
@@ -104,7 +112,9 @@ def restarted(world: World) -> Command:
     return lambda: restart.restart(world.machine, ["api", "db"])
 
 
-UNDONE: list[Scene] = [new, changed, rehosted, several, stack_up, forwarded, unforwarded, restarted]
+UNDONE: list[Scene] = [
+    *(new, changed, rehosted, moved, several, stack_up, forwarded, unforwarded, restarted)
+]
 FINISHED: list[Scene] = [deactivated, last, removed, stack_down]
 
 

@@ -24,6 +24,7 @@ from niso.reconcile.converge import carry_out, converge, desired_now, plan
 from niso.runtime import package
 from niso.services import sharing, start
 from niso.services.admit import Change, record, release, scope_of
+from niso.services.concern import concerned
 from niso.services.journal import begin, locked, recover
 from niso.services.machine import Machine
 from niso.services.targets import Target, still_so
@@ -198,21 +199,17 @@ def _leaving(store: Store, stack: Membership | None) -> list[ServiceRow]:
 def _scope(
     store: Store, targets: list[Target], leaving: list[ServiceRow], stack: Membership | None
 ) -> Scope:
-    scope = scope_of(store, targets)
-    # the name of a service that shares a namespace resolves only while it is active
-    concerned = {
-        *scope.names,
-        *store.names_with(store.with_companions(row.name for row in leaving if row.provider)),
-    }
-    made = (
+    made = [
         request.name
         for request in (stack.networks if stack else ())
         if store.network(request.name) is None
+    ]
+    # the name of a service that shares a namespace resolves only while it is active
+    shared = store.names_with(store.with_companions(row.name for row in leaving if row.provider))
+    names = (*shared, *(("network", name) for name in made))
+    return scope_of(store, targets).joined(
+        concerned(store, (row.name for row in leaving), names=names)
     )
-    concerned.update(("network", name) for name in made)
-    names = (*(scope.services or ()), *store.with_companions(row.name for row in leaving))
-    on = {*(scope.networks or ()), *(network for row in leaving for network in row.networks)}
-    return Scope(names, tuple(sorted(on)), names=tuple(sorted(concerned)))
 
 
 def _recorded(

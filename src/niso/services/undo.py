@@ -19,8 +19,9 @@ from niso.reconcile.converge import converge, desired_now
 from niso.runtime import package, volumes
 from niso.runtime.processes import Processes
 from niso.services import rehost
+from niso.services.concern import all_names, concerned
 from niso.services.machine import Machine
-from niso.store.store import Intent, Scope, ServiceRow, Store
+from niso.store.store import Intent, ServiceRow, Store
 
 undoing = False
 """Whether a failed command is being undone now."""
@@ -140,8 +141,6 @@ def _undo_records(machine: Machine, intents: list[Intent], report: Report) -> No
     store, kernel, processes = machine
     shown: list[ProcessSpec] = []
     ports: dict[str, list[Port]] = {}
-    everyone: set[str] = set()
-    on: set[str] = set()
     for intent in intents:
         name = intent.service
         now, was = store.service(name), intent.before
@@ -165,23 +164,19 @@ def _undo_records(machine: Machine, intents: list[Intent], report: Report) -> No
         ports[name] = (
             [port for _, port in store.ports(name)] if now is not None and now.provider else []
         )
-        on.update(now.networks if now else ())
-        everyone.update(
-            store.with_companions([name]),
-            (was.provider,) if was is not None and was.provider else (),
-        )
-    on |= store.published_on(everyone)
+    touched = {
+        name
+        for intent in intents
+        for name in (intent.service, intent.before.provider if intent.before else None)
+        if name is not None
+    }
     links: list[str] = []
     # update the kernel inside the transaction: if niso dies here, the intents and their rows stay
     with Lock(), store.transaction():
-        concerned = set(store.names_with(everyone))
-        for intent in intents:
-            concerned.update(("service", name) for name in intent.names)
-        concerned.update(("network", name) for name in on)
-        names_before = tuple(sorted(concerned))
-        before_ = desired_now(
-            kernel, store, Scope(tuple(sorted(everyone)), tuple(sorted(on)), names=names_before)
-        )
+        restored_names = {("service", name) for intent in intents for name in intent.names}
+        scope = concerned(store, touched)
+        scope = concerned(store, touched, names=restored_names | all_names(store, scope))
+        before_ = desired_now(kernel, store, scope)
         try:
             store.undo(intents)
         except sqlite3.IntegrityError as error:
@@ -192,15 +187,15 @@ def _undo_records(machine: Machine, intents: list[Intent], report: Report) -> No
                 "niso net repair",
             ) from error
         forwarding.note_late(kernel, store)
-        everyone.update(store.with_companions(ports))
         restored = {
-            name: row for name in ports if (row := store.service(name)) is not None and row.active
+            name for name in ports if (row := store.service(name)) is not None and row.active
         }
-        on.update(network for row in restored.values() for network in row.networks)
-        scope = Scope(tuple(sorted(everyone)), tuple(sorted(on)), names=names_before)
+        # also the networks of services that stay inactive: the last step of an activation may have
+        # dropped an implicit one
+        scope = scope.joined(concerned(store, touched))
         policy_flows.introduce(kernel, store, before_, desired_now(kernel, store, scope))
         converge(kernel, store, scope, before_, report, teardown=True, ending=links)
-        for name in ports.keys() - restored.keys():
+        for name in ports.keys() - restored:
             kernel.clear_unfinished(names.netns(name))
         after = desired_now(kernel, store, scope)
         for old in shown:
@@ -211,7 +206,7 @@ def _undo_records(machine: Machine, intents: list[Intent], report: Report) -> No
         nat_flows.flush_gone_addresses(kernel, before_, after)
         nat_flows.flush_changed_ports(kernel, before_, after)
         # end flows that only the undone policies allowed
-        policy_flows.cut(kernel, store, everyone)
+        policy_flows.cut(kernel, store, scope.services or ())
         for name, had in ports.items():
             kept = {port for _, port in store.ports(name)} if name in restored else set()
             nat_flows.end_flows(kernel, (port for port in had if port not in kept))
