@@ -16,7 +16,7 @@ import pytest
 from fake_host import Steps, World
 from samples import samples
 
-from niso.base.errors import NisoError
+from niso.base.errors import Error
 from niso.commands import network, port_forward, repair, restart
 from niso.commands.deactivate import deactivate, remove
 from niso.plan.records import Port
@@ -105,7 +105,7 @@ class Walk:
         self.done.append(f"    step {steps.number}, kill {steps.kills}")
         try:
             steps.run(command)
-        except NisoError as error:
+        except Error as error:
             self.done.append(f"    {error}")
             if steps.is_dead:  # while it undid a command that was refused
                 self.world.reopen()
