@@ -11,13 +11,15 @@ from fake_world import Steps, World
 
 from niso.base import names
 from niso.base.errors import Conflict, NotFound, ProcessError
+from niso.base.locks import service_lock
+from niso.base.report import Event, Recovered
 from niso.commands import activate, port_forward, repair, restart, stack
 from niso.commands.check import check
 from niso.commands.deactivate import deactivate, remove
 from niso.kernel.kinds.setting import FORWARDING
 from niso.kernel.sockdiag import Listener
 from niso.plan.records import Port
-from niso.services import journal
+from niso.services import journal, pending
 from niso.store.store import Store
 
 SHARE = {"mode": "share", "share": "api"}
@@ -179,6 +181,23 @@ def test_shared_namespace_is_its_providers(world: World) -> None:
         deactivate(world.machine, ["api"])
     world.assert_whole()
     deactivate(world.machine, ["api", "log"])
+    world.assert_whole()
+
+
+def test_change_of_a_dead_command_is_named_until_another_one_ends_it(world: World) -> None:
+    world.activate(world.package("db"))
+    manifest = world.package("api")
+    Steps(world, 18, True).run(lambda: world.activate(manifest))
+    with service_lock("api"):
+        assert pending.interrupted(world.store) == {}
+    words = "different: service 'api' (niso activate was interrupted; the next command that changes anything rolls it back)"
+    assert words in [finding.text() for finding in check(world.machine)]
+    assert words in [finding.text() for finding in check(world.machine, "api")]
+    assert words not in [finding.text() for finding in check(world.machine, "db")]
+    events: list[Event] = []
+    restart.restart(world.machine, ["db"], events.append)
+    said = [event.describe() for event in events if isinstance(event, Recovered)]
+    assert said == ["api: the interrupted activate was rolled back"]
     world.assert_whole()
 
 

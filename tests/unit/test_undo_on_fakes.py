@@ -15,10 +15,11 @@ import pytest
 from fake_world import Steps, World
 
 from niso.base.errors import NotFound
+from niso.base.report import Event, Recovered
 from niso.commands import port_forward, restart, stack
 from niso.commands.deactivate import deactivate, remove
 from niso.plan.records import Port
-from niso.services import journal
+from niso.services import journal, pending
 
 WEB = {"ports": ["8080:80"]}
 SHARE = {"mode": "share", "share": "api"}
@@ -161,7 +162,11 @@ def test_death_at_any_step_is_recovered(tmp_path: Path, scene: Scene) -> None:
 
     def look(world: World, command: Command, before: object) -> None:
         begun = {intent.action for intent in world.store.intents()}
-        journal.recover(world.machine)
+        left = {intent.service for intent in world.store.intents()}
+        assert pending.interrupted(world.store).keys() == left
+        events: list[Event] = []
+        journal.recover(world.machine, events.append)
+        assert {event.service for event in events if isinstance(event, Recovered)} == left
         if "activate" in begun:
             assert world.picture() == before
         else:

@@ -106,6 +106,26 @@ class service_lock:
             time.sleep(_RETRY_S)
 
 
+def is_held(service: str) -> bool:
+    """Return whether a process holds the lock of a service, without taking it.
+
+    The kernel lists locks with the device and the inode of their file (proc_locks(5)).
+    """
+    try:
+        info = os.stat(_path(service))
+    except FileNotFoundError:
+        return False
+    with open("/proc/locks", encoding="ascii") as lines:
+        places = [line.split()[-3].rpartition(":") for line in lines]
+    devices = {device for device, _, inode in places if inode == str(info.st_ino)}
+    major, minor = os.major(info.st_dev), os.minor(info.st_dev)
+    if not devices or f"{major:02x}:{minor:02x}" in devices:
+        return bool(devices)
+    # overlayfs and btrfs show files with devices that no mount has: then the inode decides
+    with open("/proc/self/mountinfo", "rb") as mounts:
+        return f" {major}:{minor} ".encode() not in mounts.read()
+
+
 def locked_services() -> set[str]:
     """Return the services with a lock file: known ones, and those being added."""
     try:

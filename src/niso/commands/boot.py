@@ -297,7 +297,7 @@ def restore(machine: Machine, timeout_s: float, report: Report = silent) -> Rest
     store = machine.store
     errors: list[Error] = []
     try:
-        journal.recover(machine, report, [intent.service for intent in store.intents()])
+        journal.recover(machine, report, every=True)
     except Error as error:
         errors += flatten(error)
     try:

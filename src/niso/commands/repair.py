@@ -81,7 +81,7 @@ def repair_all(machine: Machine, report: Report = silent) -> int:
         done = _fill(machine, report)  # without it, the wanted state is unknown
         done += _repair_rows(machine, report, errors)
     try:
-        done += journal.recover(machine, report, [intent.service for intent in store.intents()])
+        done += journal.recover(machine, report, every=True)
     except Error as error:
         errors.append(error)
     with Lock():
