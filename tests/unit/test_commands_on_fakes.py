@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,8 +11,8 @@ from pathlib import Path
 import pytest
 from fake_world import Steps, World
 
-from niso.base import names
-from niso.base.errors import Conflict, NotFound, ProcessError
+from niso.base import names, paths
+from niso.base.errors import Conflict, Error, NotFound, ProcessError
 from niso.base.locks import service_lock
 from niso.base.report import Event, Recovered
 from niso.commands import activate, port_forward, repair, restart, stack
@@ -181,6 +183,38 @@ def test_shared_namespace_is_its_providers(world: World) -> None:
         deactivate(world.machine, ["api"])
     world.assert_whole()
     deactivate(world.machine, ["api", "log"])
+    world.assert_whole()
+
+
+def test_copy_that_a_power_failure_emptied_is_not_used(world: World) -> None:
+    manifest = world.package("api")
+    world.activate(manifest)
+    deactivate(world.machine, ["api"])
+    row = world.store.service("api")
+    assert row is not None
+    for name in os.listdir(row.package):
+        Path(row.package, name).write_text("")
+    with pytest.raises(Error, match="is damaged"):
+        world.activate("api")
+    world.activate(manifest)
+    assert Path(row.package, "run").read_text().startswith("#!")
+    world.assert_whole()
+
+
+def test_moved_state_folder_has_its_package_copies(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    world.activate(world.package("api"))
+    deactivate(world.machine, ["api"])
+    world.store.close()
+    moved = shutil.copytree(paths.state_dir(), tmp_path / "moved")
+    shutil.rmtree(os.path.join(paths.state_dir(), "packages"))
+    monkeypatch.setenv("NISO_STATE_DIR", str(moved))
+    world.reopen()
+    world.activate("api")
+    spec = world.processes.spec("api")
+    assert spec is not None
+    assert spec.package.startswith(str(moved))
     world.assert_whole()
 
 

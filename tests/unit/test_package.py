@@ -14,7 +14,7 @@ import pytest
 
 from niso.base import paths
 from niso.base.errors import Error, InvalidInput
-from niso.runtime import package
+from niso.runtime import mount_calls, package
 
 
 @pytest.fixture
@@ -70,6 +70,60 @@ def test_same_content_is_copied_once(folder) -> None:
     inode = (first / "secret").stat().st_ino
     assert copied(folder) == first
     assert (first / "secret").stat().st_ino == inode
+
+
+# --- a power failure -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [0, 40])
+def test_copy_is_on_the_disk_before_it_has_its_name(folder, monkeypatch, more) -> None:
+    for number in range(more):
+        (folder / "bin" / str(number)).write_text("1")
+    done: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def noted_fsync(fd: int) -> None:
+        done.append(os.readlink(f"/proc/self/fd/{fd}"))
+        fsync(fd)
+
+    def noted_rename(old: str, new: str) -> None:
+        done.append(f"rename {new}")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "rename", noted_rename)
+    monkeypatch.setattr(mount_calls, "syncfs", lambda fd: done.append("all of it"))
+    copy = copied(folder)
+    named = done.index(f"rename {copy}")
+    before = {path.partition(".new")[2].lstrip("/") or path for path in done[:named]}
+    every = {str(path.relative_to(copy)) for path in copy.rglob("*") if not path.is_symlink()}
+    temporary = f"{copy}.{os.getpid()}.new"
+    assert before == (
+        {"all of it"} if more else every | {temporary.partition(".new")[2] or temporary}
+    )
+    assert {str(copy.parent), str(copy.parent.parent)} <= set(done[named:])
+
+
+@pytest.mark.parametrize("lost", [lambda path: path.write_text(""), lambda path: path.unlink()])
+def test_damaged_copy_is_made_again(folder, lost) -> None:
+    copy = copied(folder)
+    lost(copy / "bin" / "api")
+    assert copied(folder) == copy
+    assert (copy / "bin" / "api").read_bytes() == (folder / "bin" / "api").read_bytes()
+    assert os.listdir(copy.parent) == [copy.name]
+
+
+def test_copy_of_empty_files_alone_is_known_as_lost(folder) -> None:
+    copy = copied(folder)
+    assert not package.is_emptied(str(copy))
+    for path in copy.rglob("*"):
+        if path.is_file():
+            path.write_text("")
+    assert package.is_emptied(str(copy))
+    assert not package.is_emptied(str(folder / "nowhere"))
+
+
+# --- the fingerprint -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

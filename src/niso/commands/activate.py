@@ -9,7 +9,7 @@ its process.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import ExitStack
 
 from niso.base import names, paths
@@ -78,8 +78,8 @@ def activate(
     with locks:
         changes: list[Change] = []
         try:
-            _begin_copies(store, targets)
-            copies = {target.name: _copy(target, report) for target in targets}
+            fresh = _begin_copies(store, targets)
+            copies = {target.name: _copy(target, fresh, report) for target in targets}
             leaving = _stopped(machine, targets, copies, stack, report)
             with Lock():
                 scope = _scope(store, targets, leaving, stack)
@@ -254,39 +254,47 @@ def _touched(store: Store, changes: list[Change], steps: bool) -> set[str]:
     return {change.name for change in changes} if steps and not changed else changed
 
 
-def _begin_copies(store: Store, targets: list[Target]) -> None:
-    """Begin the intents of services whose package must be copied; recovery deletes the copy."""
-    fresh = [
-        t.name
-        for t in targets
-        if t.fingerprint is not None and not package.is_copied(t.name, t.fingerprint)
-    ]
+def _begin_copies(store: Store, targets: list[Target]) -> list[str]:
+    """Begin the intents of services whose package must be copied, and return the services.
+
+    Recovery deletes the copy.
+    """
+    fresh = [target.name for target in targets if _is_fresh(target)]
     begin(store, fresh, "activate")
+    return fresh
 
 
-def _copy_path(target: Target, report: Report) -> str:
-    """Return the path of the package copy, and report a copy that must be made."""
+def _is_fresh(target: Target) -> bool:
+    """Return whether the package of a service must be copied."""
+    return target.fingerprint is not None and not package.is_copied(
+        target.name, target.fingerprint, target.folder, target.rootfs
+    )
+
+
+def _copy_path(target: Target) -> str:
+    """Return the path of the package copy."""
     if target.fingerprint is None:
         return target.folder
-    if not package.is_copied(target.name, target.fingerprint):
-        report(CopyingPackage(target.folder))
     return os.path.join(paths.package_dir(target.name), target.fingerprint)
 
 
-def _copy(target: Target, report: Report) -> str:
-    path = _copy_path(target, report)
-    if target.fingerprint is not None:
+def _copy(target: Target, fresh: Container[str], report: Report) -> str:
+    """Copy the package of a service if it is in ``fresh``; return the path of the copy."""
+    if target.name in fresh and target.fingerprint is not None:
+        report(CopyingPackage(target.folder))
         package.copy(
             target.name, target.folder, target.rootfs, target.fingerprint, target.manifest_path
         )
-    return path
+    return _copy_path(target)
 
 
 def _plan_only(
     machine: Machine, targets: list[Target], report: Report, stack: Membership | None
 ) -> list[Outcome]:
     store, kernel = machine.store, machine.kernel
-    copies = {target.name: _copy_path(target, report) for target in targets}
+    for target in filter(_is_fresh, targets):
+        report(CopyingPackage(target.folder))
+    copies = {target.name: _copy_path(target) for target in targets}
     leaving = _leaving(store, stack)
     for row in leaving:
         report(Stopping(row.name))

@@ -182,7 +182,7 @@ def _stop_left_running(machine: Machine, report: Report, errors: list[Error]) ->
 
 
 def _copy_again(row: ServiceRow, report: Report) -> int:
-    """Copy a service's package again if the copy is gone; return the number of repairs.
+    """Copy a service's package again if the copy is gone or damaged; return the number of repairs.
 
     Raises Error if the package has changed or is gone too.
     """
@@ -195,7 +195,7 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
         same = False
     if not same:
         message = (
-            f"{row.name}: its package copy {row.package} is gone, "
+            f"{row.name}: its package copy {row.package} is gone or damaged, "
             f"and {folder} no longer contains the same package"
         )
         raise Error(message, f"niso activate {row.manifest_path}")

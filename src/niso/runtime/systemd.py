@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterable
 
+from niso.base import files
 from niso.base.errors import Error, ProcessError
 from niso.runtime import status, unit
 from niso.runtime.units import UNITS, WANTED_BY, unit_file
@@ -32,7 +33,9 @@ class Systemd:
         draft = f"{unit_file(service)}.new"
         with open(draft, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
+        files.sync(draft)
         os.rename(draft, unit_file(service))
+        files.sync(UNITS)
 
     def is_enabled(self, service: str) -> bool:
         return os.path.islink(os.path.join(UNITS, f"{WANTED_BY}.wants", unit.name(service)))

@@ -107,6 +107,8 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
 
         No-op if another process was first.
         """
+        from niso.base import files
+
         folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         draft = f"{path}.new"
         try:
@@ -124,6 +126,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
                 _remove_database(draft)
                 raise
             os.fsync(folder)
+            files.sync(os.path.dirname(paths.state_dir()))
         finally:
             os.close(folder)
 
