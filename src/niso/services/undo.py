@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from niso.base import names, paths
 from niso.base.errors import Error, ErrorGroup, ProcessError
-from niso.base.locks import Lock
+from niso.base.locks import Busy, Lock
 from niso.base.report import Report, Undoing
 from niso.plan.process_spec import ProcessSpec
 from niso.plan.records import Port
@@ -22,6 +22,12 @@ from niso.services import rehost
 from niso.services.concern import all_names, concerned
 from niso.services.machine import Machine
 from niso.store.store import Intent, ServiceRow, Store
+
+WAIT_S = 10.0
+"""How long an interrupted command waits for niso's lock to roll back (s).
+
+Then it leaves that to the next command, so that one signal ends it.
+"""
 
 undoing = False
 """Whether a failed command is being undone now."""
@@ -36,10 +42,11 @@ def undo_all(
     """
     global undoing
     store = machine.store
+    is_failure = isinstance(cause, Exception)
     begun = [intent for name in services if (intent := store.intent(name)) is not None]
-    undoing = isinstance(cause, Exception)
+    undoing = is_failure
     try:
-        left = undo(machine, in_order(store, begun), report)
+        left = undo(machine, in_order(store, begun), report, None if is_failure else WAIT_S)
     except Error as error:
         left = {", ".join(intent.service for intent in begun): error}
     except (OSError, sqlite3.Error) as error:
@@ -79,23 +86,29 @@ def in_order(store: Store, intents: Iterable[Intent]) -> list[Intent]:
     return ordered
 
 
-def undo(machine: Machine, intents: list[Intent], report: Report) -> dict[str, Error]:
+def undo(
+    machine: Machine, intents: list[Intent], report: Report, wait_s: float | None = None
+) -> dict[str, Error]:
     """Undo activations together, since one may hold what another released.
 
-    Return {service: error}.
+    Return {service: error}. Raises Busy if niso's lock is needed and not free within ``wait_s``.
     """
+    if not intents:
+        return {}
     store = machine.store
     for intent in intents:
         report(Undoing(intent.service))
     errors: dict[str, Error] = {}
     changed = [intent for intent in intents if not store.is_as_before(intent)]
     try:
-        _undo_records(machine, changed, report)
+        _undo_records(machine, changed, report, wait_s)
+    except Busy:
+        raise
     except Error as error:
         errors = {intent.service: error for intent in changed}
         for intent in changed if len(changed) > 1 else ():  # then undo those that can be, singly
             try:
-                _undo_records(machine, [intent], report)
+                _undo_records(machine, [intent], report, wait_s)
                 del errors[intent.service]
             except Error as other:
                 errors[intent.service] = other
@@ -107,7 +120,7 @@ def undo(machine: Machine, intents: list[Intent], report: Report) -> dict[str, E
         except Error as error:
             errors[name] = error
         _forget_failed(name, store.service(name))
-    with Lock(), store.transaction():
+    with store.transaction():
         for name in undone:
             store.end_intent(name)
     return errors
@@ -131,10 +144,12 @@ def start_again(machine: Machine, name: str) -> None:
             processes.start(restored.require_process())
 
 
-def _undo_records(machine: Machine, intents: list[Intent], report: Report) -> None:
+def _undo_records(
+    machine: Machine, intents: list[Intent], report: Report, wait_s: float | None
+) -> None:
     """Restore the rows and networks of services; processes that do not match them end.
 
-    Raises Error; then the rows are unchanged.
+    Raises Busy or another Error; then the rows are unchanged.
     """
     if not intents:
         return
@@ -172,7 +187,7 @@ def _undo_records(machine: Machine, intents: list[Intent], report: Report) -> No
     }
     links: list[str] = []
     # update the kernel inside the transaction: if niso dies here, the intents and their rows stay
-    with Lock(), store.transaction():
+    with Lock(wait_s, required=True), store.transaction():
         restored_names = {("service", name) for intent in intents for name in intent.names}
         scope = concerned(store, touched)
         scope = concerned(store, touched, names=restored_names | all_names(store, scope))
