@@ -17,8 +17,8 @@ from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import service_lock
 from niso.plan.process_spec import ProcessSpec
-from niso.runtime import cgroup, logs, process, sources, status, unit
-from niso.runtime.spec import cgroup_of, load, read_state, save
+from niso.runtime import cgroup, launch, logs, oci, process, sources, status, unit
+from niso.runtime.spec import load, read_state, save
 
 if TYPE_CHECKING:
     from typing import Any
@@ -86,7 +86,8 @@ def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
             process.end_conmon(older)
             trees.remove(older)
     process.clear(spec.service)
-    cgroup.remove_with_parent(cgroup_of(spec))
+    path = oci.cgroup(spec)
+    launch.remove_cgroups(path)
     logs.rotate_if_large(spec.service)
     began = record.get("started_monotonic")
     lived_s = time.monotonic() - began if isinstance(began, float) else 0.0
@@ -100,6 +101,9 @@ def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
         ended_at=time.time(),
     )
     status.write_state(spec.service, record)
+    if not restarts:  # nothing else will remove niso's own cgroup
+        cgroup.release(status.supervisors(spec.service), path)
+        launch.remove_cgroups(path)
     return record
 
 

@@ -19,7 +19,7 @@ from niso.base import failpoint, paths, trees
 from niso.base.errors import Error, ProcessError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.process_spec import ProcessSpec
-from niso.runtime import cgroup, crun, logs, status, unit
+from niso.runtime import cgroup, crun, exit_command, launch, logs, oci, status, unit
 from niso.runtime.pids import (
     children,
     command_line,
@@ -188,6 +188,7 @@ def stop(service: str, timeout_s: float | None = None) -> None:
         _end_all(service, spec, status.bundles(folder), timeout_s)
         failpoint.hit(f"remove the runtime files of {service}")
         trees.remove(folder)
+        exit_command.remove_unused()
         forget_health(service)
     except OSError as error:
         raise _failed(service, "stop", error) from error
