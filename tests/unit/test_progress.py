@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from niso.api.events import Caution, Expects, Finished
 from niso.base.errors import Error
 from niso.base.report import (
     Caution,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_host import Steps, World
+from fake_world import Steps, World
 from samples import samples
 
 from niso.base.errors import Error
@@ -110,7 +110,7 @@ class Walk:
             if steps.is_dead:  # while it undid a command that was refused
                 self.world.reopen()
         if steps.has_broken and isinstance(command, partial):
-            repair.mend(self.world.machine)  # the network is known, its bridge is not complete
+            repair.repair_all(self.world.machine)  # the network is known, its bridge is not complete
         journal.recover(self.world.machine)
         self.world.assert_whole()
 

@@ -33,10 +33,11 @@ class Busy(Conflict):
     """Another process holds a lock for too long."""
 
 
-def take(fd: int, event: WaitingForLock, at_most_s: float | None = None) -> bool:
+def take(fd: int, service: str, at_most_s: float | None = None) -> bool:
     """Lock ``fd`` exclusively (flock(2)), as soon as no other process holds it.
 
-    Reports ``event`` if one does. After ``at_most_s`` seconds, returns False without the lock.
+    If one does, reports that it waits for ``service``, or for the network if that is empty.
+    After ``at_most_s`` seconds, returns False without the lock.
     Raises OSError.
     """
     try:
@@ -181,9 +182,9 @@ class Lock:
     """Hold niso's global lock, around planning and writing. Never wait for a process with it.
 
     After ``at_most_s`` seconds the block runs without the lock, or, with ``required``, entering it
-    raises Busy. A thread that holds it cannot take
-    it again (RuntimeError): it would wait for itself for ever. The exception is a lock that an
-    interrupt kept from being released: it is taken over, because the undo code needs it.
+    raises Busy. A thread that holds it cannot take it again (RuntimeError): it would wait for
+    itself for ever. The exception is a lock that an interrupt kept from being released: it is taken
+    over, because the undo code needs it.
     """
 
     _last: dict[int, ref[Lock]] = {}  # noqa: RUF012
@@ -201,7 +202,7 @@ class Lock:
         try:
             os.makedirs(paths.run_dir(), mode=0o755, exist_ok=True)
             self._file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+")
-            taken = take(self._file.fileno(), WaitingForLock(), self._at_most_s)
+            taken = take(self._file.fileno(), "", self._at_most_s)
             if not taken and self._required:
                 self.__exit__()
                 words = f"another niso command has held {path} for {self._at_most_s:g}s"

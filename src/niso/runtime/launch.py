@@ -29,7 +29,7 @@ from niso.plan.process_spec import ProcessSpec
 from niso.runtime import cgroup, crun, exit_command, oci, root, sources, unit, volumes
 from niso.runtime.logs import LOG_NAME
 from niso.runtime.pids import wait_readable
-from niso.runtime.spec import write_json
+from niso.runtime.spec import cgroup_of, write_json
 
 LOG_SIZE_MAX = 64 << 20
 """Bytes after which conmon itself starts a new log file; see `niso.runtime.logs`."""
@@ -320,7 +320,7 @@ class _Creator:
             os.close(sync)
             os.close(start)
         if unit.path(self._spec.service) is None:  # else it is the main process of this unit
-            cgroup.keep(self._conmon, oci.cgroup(self._spec))
+            cgroup.keep(self._conmon, cgroup_of(self._spec))
 
 
 def _set_inherited(fds: list[int], inherited: bool) -> None:

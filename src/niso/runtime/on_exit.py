@@ -17,8 +17,8 @@ from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import service_lock
 from niso.plan.process_spec import ProcessSpec
-from niso.runtime import cgroup, launch, logs, oci, process, sources, status, unit
-from niso.runtime.spec import load, read_state, save
+from niso.runtime import cgroup, logs, process, sources, status, unit
+from niso.runtime.spec import cgroup_of, load, read_state, save
 
 if TYPE_CHECKING:
     from typing import Any
@@ -86,8 +86,8 @@ def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
             process.end_conmon(older)
             trees.remove(older)
     process.clear(spec.service)
-    path = oci.cgroup(spec)
-    launch.remove_cgroups(path)
+    path = cgroup_of(spec)
+    cgroup.remove_with_parent(path)
     logs.rotate_if_large(spec.service)
     began = record.get("started_monotonic")
     lived_s = time.monotonic() - began if isinstance(began, float) else 0.0
@@ -103,7 +103,7 @@ def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
     status.write_state(spec.service, record)
     if not restarts:  # nothing else will remove niso's own cgroup
         cgroup.release(status.supervisors(spec.service), path)
-        launch.remove_cgroups(path)
+        cgroup.remove_with_parent(path)
     return record
 
 

@@ -19,7 +19,7 @@ from niso.base import failpoint, paths, trees
 from niso.base.errors import Error, ProcessError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.process_spec import ProcessSpec
-from niso.runtime import cgroup, crun, exit_command, launch, logs, oci, status, unit
+from niso.runtime import cgroup, crun, exit_command, logs, status, unit
 from niso.runtime.pids import (
     children,
     command_line,

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from niso.base import files
 from niso.base.errors import Error, ProcessError
-from niso.runtime import oci, status, unit
-from niso.runtime.spec import load
+from niso.runtime import status, unit
+from niso.runtime.spec import cgroup_of, load
 from niso.runtime.units import UNITS, WANTED_BY, unit_file
 
 _SYSTEMCTL_S = 300.0
@@ -84,7 +84,7 @@ class Systemd:
     def give_back(self, service: str) -> None:
         spec = load(service)
         if spec is not None:
-            unit.give_back(service, status.conmon(service), oci.cgroup(spec))
+            unit.give_back(service, status.conmon(service), cgroup_of(spec))
 
 
 def _wait_ended(units: list[str]) -> None:
