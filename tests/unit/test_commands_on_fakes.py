@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,15 +14,17 @@ from fake_world import Steps, World
 
 from niso.base import names, paths
 from niso.base.errors import Conflict, Error, NotFound, ProcessError
-from niso.base.locks import service_lock
+from niso.base.locks import locked_services, service_lock
 from niso.base.report import Event, Recovered
-from niso.commands import activate, port_forward, repair, restart, stack
+from niso.commands import activate, network, port_forward, repair, restart, stack
 from niso.commands.check import check
 from niso.commands.deactivate import deactivate, remove
 from niso.kernel.kinds.setting import FORWARDING
 from niso.kernel.sockdiag import Listener
 from niso.plan.records import Port
+from niso.runtime import package
 from niso.services import journal, pending
+from niso.services.networks import NetworkRequest
 from niso.store.store import Store
 
 SHARE = {"mode": "share", "share": "api"}
@@ -544,4 +547,87 @@ def test_stack_of_another_folder_is_neither_replaced_nor_taken_down(world: World
     with pytest.raises(Conflict):
         stack.down(world.machine, first)
     stack.down(world.machine, second)
+    world.assert_whole()
+
+
+# --- small faults ----------------------------------------------------------------------------------------------------
+
+
+def test_service_whose_log_cannot_be_deleted_is_not_removed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.activate(world.package("api"))
+    busy = OSError(errno.EBUSY, os.strerror(errno.EBUSY), "service.log")
+    with monkeypatch.context() as patch:
+        patch.setattr(package, "delete_tree", lambda folder: busy if "logs" in folder else None)
+        with pytest.raises(Error, match=r"cannot delete service\.log"):
+            remove(world.machine, ["api"])
+    assert pending.interrupted(world.store) == {"api": "remove"}
+    remove(world.machine, ["api"])
+    assert world.store.service("api") is None
+    world.assert_whole()
+
+
+@pytest.mark.parametrize(
+    "table", [{"ip": "10.99.0.2"}, {"ip": "10.99.7.2", "network": "front"}, {"ports": ["20000:80"]}]
+)
+def test_what_a_manifest_names_is_not_given_to_another_one(
+    world: World, table: dict[str, object]
+) -> None:
+    any_of_it = {key: value for key, value in table.items() if key == "network"}
+    ports = {"ports": ["80"]} if "ports" in table else {}
+    world.activate(
+        world.package("free", network={**any_of_it, **ports}), world.package("named", network=table)
+    )
+    world.assert_whole()
+
+
+def test_lock_of_a_service_that_goes_while_it_is_repaired_goes_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.activate(world.package("api"))
+    monkeypatch.setattr(world.store, "active_services", lambda: ["api"])
+    names_of = repair.journal.locked
+
+    def locked(store: Store, services: list[str]) -> ExitStack:
+        monkeypatch.undo()
+        remove(world.machine, services)
+        return names_of(store, services)
+
+    monkeypatch.setattr(journal, "locked", locked)
+    repair.repair_all(world.machine)
+    assert locked_services() == set()
+
+
+def test_network_that_is_asked_for_outlives_its_services(world: World) -> None:
+    world.activate(world.package("api", network={"network": "front"}))
+    network.create(world.machine, NetworkRequest("front"))
+    remove(world.machine, ["api"])
+    assert world.store.network_names() == ["front"]
+    world.assert_whole()
+
+
+def test_restart_without_room_for_a_start_stops_nothing(world: World) -> None:
+    world.activate(world.package("api"))
+    before = pid(world, "api")
+    world.processes.is_full = True
+    with pytest.raises(ProcessError, match="no room"):
+        restart.restart(world.machine, ["api"])
+    with pytest.raises(ProcessError, match="no room"):
+        world.activate(world.package("api", environment={"LEVEL": "debug"}))
+    assert pid(world, "api") == before
+    world.assert_whole()
+
+
+def test_restart_that_died_together_with_conmon_is_completed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.activate(world.package("api"))
+    before = pid(world, "api")
+    with world.store.transaction():
+        world.store.begin_intent("api", "restart", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(world.processes.units, "is_supervised", lambda _: pid(world, "api") != before)
+        journal.recover(world.machine)
+    assert pid(world, "api") not in (None, before)
     world.assert_whole()

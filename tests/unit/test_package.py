@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -517,3 +518,29 @@ def test_keep_only_deletes_older_copies_and_the_folder_with_the_last(folder) -> 
     package.keep_only("api", set())
     assert not Path(paths.package_dir("api")).exists()
     package.keep_only("api", set())
+
+
+def test_older_copies_that_cannot_be_listed_stay(folder, monkeypatch) -> None:
+    copy = copied(folder)
+
+    def refuses(path: str) -> list[str]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", refuses)
+        package.keep_only("api", {"another"})
+    assert copy.exists()
+
+
+def test_what_cannot_be_deleted_is_the_answer(folder, monkeypatch) -> None:
+    def refuses(path: str, **_: object) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuses)
+        error = package.delete_tree(str(folder))
+    assert error is not None
+    assert error.errno in (errno.EBUSY, errno.ENOTEMPTY)
+    assert package.delete_tree(str(folder)) is None
+    assert package.delete_tree(str(folder)) is None
+    assert not folder.exists()

@@ -110,7 +110,9 @@ class Walk:
             if steps.is_dead:  # while it undid a command that was refused
                 self.world.reopen()
         if steps.has_broken and isinstance(command, partial):
-            repair.repair_all(self.world.machine)  # the network is known, its bridge is not complete
+            repair.repair_all(
+                self.world.machine
+            )  # the network is known, its bridge is not complete
         journal.recover(self.world.machine)
         self.world.assert_whole()
 

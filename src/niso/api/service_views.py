@@ -199,7 +199,7 @@ def _status(row: ServiceRow) -> tuple[str, float | None, Process | None]:
     logs.rotate_if_large(row.name)
     now = process.read(row.name, closely=True)
     running = now.state == "running"
-    uptime = max(0.0, time.time() - now.started_at) if running and now.started_at else None
+    uptime = now.lives_s if running else None
     status = {"exited": f"exited ({now.exit_code})", "none": "failed"}.get(now.state, now.state)
     return (
         status,

@@ -228,15 +228,26 @@ def _recorded(
     for target in targets:
         release(store, target)
     together = frozenset((*copies, *(row.name for row in leaving)))
-    changes = [
-        record(machine, target, copies[target.name], together, frozenset(copies))
-        for target in targets
-    ]
+    made = {
+        target.name: record(machine, target, copies[target.name], together, frozenset(copies))
+        for target in sorted(targets, key=_picks)
+    }
+    changes = [made[target.name] for target in targets]
     sharing.check(store, [change.row for change in changes], leaving)
     if stack is not None:
         for change in changes:
             store.join_stack(change.name, stack.stack, stack.file)
     return changes
+
+
+def _picks(target: Target) -> tuple[bool, bool, bool]:
+    """Return a key that sorts services that name addresses and host ports before those that do not.
+
+    Else one of the latter may get what one of the former names. Providers come before sharers.
+    """
+    spec = target.spec
+    takes_any = any(not published.port.host_port for published in spec.ports)
+    return spec.mode == "share", not spec.addresses, takes_any
 
 
 def _touched(store: Store, changes: list[Change], steps: bool) -> set[str]:

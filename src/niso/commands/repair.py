@@ -6,7 +6,7 @@ import os
 
 from niso.base import names, paths
 from niso.base.errors import Error, ErrorGroup, flatten
-from niso.base.locks import Lock, service_lock
+from niso.base.locks import Lock
 from niso.base.names import alias
 from niso.base.report import (
     Command,
@@ -87,7 +87,7 @@ def repair_all(machine: Machine, report: Report = silent) -> int:
     with Lock():
         done += _repair_kernel(machine, report, errors)
     for name in store.active_services():
-        with service_lock(name):
+        with journal.locked(store, [name]):
             done += _repair_process(machine, name, report, errors)
     done += _stop_left_running(machine, report, errors)
     if errors:
@@ -169,7 +169,7 @@ def _stop_left_running(machine: Machine, report: Report, errors: list[Error]) ->
     """
     done = 0
     for name in left_running(machine):
-        with service_lock(name):
+        with journal.locked(machine.store, [name]):
             if name not in left_running(machine):  # another command changed it
                 continue
             report(Stopping(name))

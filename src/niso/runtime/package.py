@@ -11,7 +11,6 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
 
 from niso.base import failpoint, files, paths, trees
 from niso.base.digest import sha256
@@ -162,7 +161,7 @@ def keep_only(service: str, copies: set[str]) -> None:
     folder = paths.package_dir(service)
     try:
         existing = [os.path.join(folder, name) for name in os.listdir(folder)]
-    except FileNotFoundError:
+    except OSError:  # a later change deletes them
         return
     for path in existing:
         if path not in copies:
@@ -184,10 +183,13 @@ def _delete_copy(path: str) -> None:
         pass
 
 
-def delete_tree(folder: str) -> None:
-    """Delete one of niso's folders with its content, following no symlink; ignore errors."""
-    with suppress(OSError):
+def delete_tree(folder: str) -> OSError | None:
+    """Delete one of niso's folders with its content, following no symlink; return an error."""
+    try:
         trees.remove(folder)
+    except OSError as error:
+        return error
+    return None
 
 
 class _Entry(NamedTuple):

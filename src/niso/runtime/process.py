@@ -39,6 +39,34 @@ _KILL_S = 10.0
 """How long a process may take to end after SIGKILL."""
 
 
+_FILES, _BYTES, _INODES = 64, 1 << 18, 64
+"""What a start needs: open files, and bytes and files in the run folder."""
+
+
+def require_room() -> None:
+    """Raise ProcessError if a start would fail for lack of descriptors, space or files.
+
+    A process that is to be restarted is not stopped then.
+    """
+    held: list[int] = []
+    try:
+        held += (os.dup(0) for _ in range(_FILES))
+    except OSError as error:
+        words = f"cannot start a process: {error.strerror}"
+        raise ProcessError(words, f"ulimit -n must be at least {2 * _FILES}") from error
+    finally:
+        for fd in held:
+            os.close(fd)
+    room = os.statvfs(paths.run_dir())
+    # a file system without a limit of files has none
+    if room.f_bavail * room.f_frsize < _BYTES or (room.f_files and room.f_favail < _INODES):
+        what = "space" if room.f_bavail * room.f_frsize < _BYTES else "file"
+        raise ProcessError(
+            f"cannot start a process: no {what} is left in {paths.run_dir()}",
+            f"df -h {paths.run_dir()}; df -i {paths.run_dir()}",
+        )
+
+
 class Start:
     """A start in progress: crun creates the container, and `finish` starts it.
 

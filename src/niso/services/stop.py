@@ -110,7 +110,7 @@ def forget(
 ) -> None:
     """Delete the records, leases, package copies and logs of stopped services; end their intents.
 
-    ``with_volumes`` also deletes their named volumes. Raises Error if a volume cannot be
+    ``with_volumes`` also deletes their named volumes. Raises Error if something cannot be
     deleted. Then no record is deleted, and the call can be repeated.
     """
     store, kernel = machine.store, machine.kernel
@@ -119,7 +119,10 @@ def forget(
     for name in services:
         report(Forgetting(name))
         package.keep_only(name, set())
-        package.delete_tree(paths.log_dir(name))
+        for folder in (paths.package_dir(name), paths.log_dir(name)):
+            if (error := package.delete_tree(folder)) is not None:
+                where = error.filename or folder
+                raise Error(f"cannot delete {where}: {error.strerror}", service=name)
     with Lock():
         scope = concerned(store, services)
         scope = scope._replace(names=tuple(sorted(all_names(store, scope))))

@@ -140,6 +140,8 @@ def start_again(machine: Machine, name: str) -> None:
         # only a holder of the service's lock starts it, so this start was interrupted
         if processes.status(name).state == "starting":
             processes.stop(name, 0)
+        if processes.status(name).state == "running" and not processes.units.is_supervised(name):
+            processes.stop(name)  # its conmon has died too: nobody would restart it
         if processes.status(name).state in ("none", "failed"):
             processes.start(restored.require_process())
 

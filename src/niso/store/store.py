@@ -337,6 +337,10 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
             "INSERT INTO subnet VALUES (?, ?, ?, ?)", [(network.name, *s) for s in network.subnets]
         )
 
+    def keep_network(self, name: str) -> None:
+        """Let a network outlive its services."""
+        self._db.execute("UPDATE network SET implicit=0 WHERE name=? AND implicit=1", (name,))
+
     def drop_network(self, name: str) -> None:
         """Delete a network and its subnets."""
         self._db.execute("DELETE FROM network WHERE name=?", (name,))
