@@ -114,6 +114,17 @@ def test_damaged_copy_is_made_again(folder, lost) -> None:
     assert os.listdir(copy.parent) == [copy.name]
 
 
+def test_copy_whose_manifest_has_changed_since_is_good(folder) -> None:
+    manifest = str(folder / "manifest.toml")
+    digest = package.fingerprint(str(folder), None, manifest)
+    copy = Path(package.copy("api", str(folder), None, digest, manifest))
+    inode = copy.stat().st_ino
+    (folder / "manifest.toml").write_text("[package]\n[network]\n")
+    assert package.is_copied("api", digest, str(folder), None, manifest)
+    package.copy("api", str(folder), None, digest, manifest)
+    assert copy.stat().st_ino == inode
+
+
 def test_copy_of_empty_files_alone_is_known_as_lost(folder) -> None:
     copy = copied(folder)
     assert not package.is_emptied(str(copy))

@@ -278,7 +278,7 @@ def _begin_copies(store: Store, targets: list[Target]) -> list[str]:
 def _is_fresh(target: Target) -> bool:
     """Return whether the package of a service must be copied."""
     return target.fingerprint is not None and not package.is_copied(
-        target.name, target.fingerprint, target.folder, target.rootfs
+        target.name, target.fingerprint, target.folder, target.rootfs, target.manifest_path
     )
 
 

@@ -284,6 +284,7 @@ def keep_in(root: str, pid: int, path: str) -> None:
     with suppress(OSError):
         os.makedirs(folder, exist_ok=True)
     if not move(pid, folder):
+        remove_empty(folder)
         move(pid, root)
 
 

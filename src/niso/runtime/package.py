@@ -51,7 +51,7 @@ def copy(
     Raises InvalidInput if the package changes meanwhile, or Error.
     """
     target = os.path.join(paths.package_dir(service), digest)
-    if is_copied(service, digest, folder, rootfs):
+    if is_copied(service, digest, folder, rootfs, manifest):
         return target
     temporary = f"{target}.{os.getpid()}.new"
     failpoint.hit(f"copy package to {target}")
@@ -118,15 +118,21 @@ def _write_to_disk(copy: str) -> None:
         os.close(fd)
 
 
-def is_copied(service: str, digest: str, folder: str, rootfs: str | None) -> bool:
+def is_copied(
+    service: str, digest: str, folder: str, rootfs: str | None, manifest: str | None = None
+) -> bool:
     """Return whether the copy with this fingerprint has the files of its package, by their sizes.
 
-    Raises InvalidInput or Error as `fingerprint`.
+    As in `fingerprint`, the file ``manifest`` may have changed. Raises InvalidInput or Error as `fingerprint`.
     """
     copy = os.path.join(paths.package_dir(service), digest)
     if not os.path.isdir(copy):
         return False
-    return all(_is_same(entry, os.path.join(copy, entry.path)) for entry in _walk(folder, rootfs))
+    return all(
+        _is_same(entry, os.path.join(copy, entry.path))
+        for entry in _walk(folder, rootfs)
+        if os.path.join(folder, entry.path) != manifest
+    )
 
 
 def _is_same(entry: _Entry, path: str) -> bool:
