@@ -123,7 +123,7 @@ def is_copied(
 ) -> bool:
     """Return whether the copy with this fingerprint has the files of its package, by their sizes.
 
-    As in `fingerprint`, the file ``manifest`` may have changed. Raises InvalidInput or Error as `fingerprint`.
+    The file ``manifest`` may have changed. Raises InvalidInput or Error as `fingerprint`.
     """
     copy = os.path.join(paths.package_dir(service), digest)
     if not os.path.isdir(copy):
