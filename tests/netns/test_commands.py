@@ -61,7 +61,9 @@ def test_ps_shows_all_known_services(lab: Lab) -> None:
         {"host_ip": "0.0.0.0", "host_port": 443, "container_port": 443, "proto": "tcp"},
     ]
     assert rows["api"]["uptime"] > 0 and rows["off"]["uptime"] is None
-    assert set(rows["api"]) == {"service", "status", "health", "mode", "address", "ports", "uptime"}
+    assert set(rows["api"]) == {
+        *("service", "status", "health", "mode", "address", "ports", "uptime", "interrupted")
+    }
     api = lab.niso("ps").stdout.splitlines()[1]
     assert re.fullmatch(r"api +running +- +bridge +10\.99\.0\.2 +8080→80, 443→443 +\d+s", api)
 

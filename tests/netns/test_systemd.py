@@ -234,6 +234,66 @@ def _stamps(machine: Machine) -> list[str]:
     return str(machine.run("python", "-c", code).stdout).splitlines()
 
 
+ONESHOT = """\
+[Service]
+Type=oneshot
+TimeoutStopSec=20
+ExecStart=/usr/bin/env PATH={path} niso activate {folder}
+"""
+
+
+@pytest.mark.parametrize("stays", ["no", "yes"])
+def test_service_outlives_the_unit_that_activated_it(lab, machine, stays: str) -> None:
+    folder = echo(lab, "api", network=on("niso-default", ports=["8080:80"]))
+    text = ONESHOT.format(path=lab.environment["PATH"], folder=folder)
+    unit = machine.path("/etc/systemd/system/deploy.service")
+    unit.write_text(f"{text}RemainAfterExit={stays}\n")
+    machine.systemctl("daemon-reload")
+    machine.systemctl("start", "deploy", timeout=15)
+    before = row(machine)
+    machine.systemctl("stop", "deploy", timeout=15)
+    shown = machine.systemctl("show", "--property=Result", "--value", "deploy").stdout
+    assert shown == "success\n"
+    is_the_service(lab, machine, before)
+
+
+def test_service_outlives_the_session_that_activated_it(lab, machine) -> None:
+    folder = echo(lab, "api", network=on("niso-default", ports=["8080:80"]))
+    scope = ("systemd-run", "--scope", "--quiet", "--unit=session")
+    machine.run(
+        *scope,
+        "sh",
+        "-c",
+        f"niso activate {folder}; systemctl kill -s KILL session.scope",
+        check=False,
+    )
+    is_the_service(lab, machine, row(machine))
+
+
+def is_the_service(lab: Lab, machine: Machine, before: dict[str, Any]) -> None:
+    """The service runs on as ``before``, with its conmon in niso's cgroup, and is started again."""
+    now = row(machine)
+    assert (now["status"], now["uptime"] >= before["uptime"]) == ("running", True)
+    assert answer(lab, "192.0.2.1", 8080, "client") == "api 192.0.2.2"
+    (conmon,) = machine.run("pgrep", "-x", "conmon").stdout.split()
+    places = machine.path(f"/proc/{conmon}/cgroup").read_text().splitlines()
+    own = [line for line in places if line.endswith("/.keepers")]
+    assert len(own) >= len(places) - 1, places  # cpuset takes none
+    assert any(":name=systemd:" in line or line.startswith("0::") for line in own)
+    pid = json.loads(machine.niso("inspect", "api").stdout)["pid"]
+    machine.run("kill", "-KILL", str(pid))
+    lab.wait_for(
+        lambda: (
+            row(machine)["status"] == "running"
+            and pid != json.loads(machine.niso("inspect", "api").stdout)["pid"]
+        ),
+        10,
+    )
+    assert machine.niso("net", "check").stdout == "OK: the kernel matches the configuration\n"
+    machine.niso("remove", "api")
+    assert machine.run("find", "/sys/fs/cgroup", "-name", "niso-*", check=False).stdout == ""
+
+
 def test_disable_takes_the_unit_away_and_leaves_the_service(lab, machine) -> None:
     enabled(
         machine,

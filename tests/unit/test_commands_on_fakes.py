@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from fake_world import World
+from fake_world import Steps, World
 
-from niso.base import names
-from niso.base.errors import Conflict, NotFound, ProcessError
-from niso.commands import activate, port_forward, repair, restart, stack
+from niso.base import names, paths
+from niso.base.errors import Conflict, Error, NotFound, ProcessError
+from niso.base.locks import locked_services, service_lock
+from niso.base.report import Event, Recovered
+from niso.commands import activate, network, port_forward, repair, restart, stack
 from niso.commands.check import check
 from niso.commands.deactivate import deactivate, remove
 from niso.kernel.kinds.setting import FORWARDING
 from niso.kernel.sockdiag import Listener
 from niso.plan.records import Port
-from niso.services import journal
+from niso.runtime import package
+from niso.services import journal, pending
+from niso.services.networks import NetworkRequest
 from niso.store.store import Store
 
 SHARE = {"mode": "share", "share": "api"}
@@ -182,6 +189,55 @@ def test_shared_namespace_is_its_providers(world: World) -> None:
     world.assert_whole()
 
 
+def test_copy_that_a_power_failure_emptied_is_not_used(world: World) -> None:
+    manifest = world.package("api")
+    world.activate(manifest)
+    deactivate(world.machine, ["api"])
+    row = world.store.service("api")
+    assert row is not None
+    for name in os.listdir(row.package):
+        Path(row.package, name).write_text("")
+    with pytest.raises(Error, match="is damaged"):
+        world.activate("api")
+    world.activate(manifest)
+    assert Path(row.package, "run").read_text().startswith("#!")
+    world.assert_whole()
+
+
+def test_moved_state_folder_has_its_package_copies(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    world.activate(world.package("api"))
+    deactivate(world.machine, ["api"])
+    world.store.close()
+    moved = shutil.copytree(paths.state_dir(), tmp_path / "moved")
+    shutil.rmtree(os.path.join(paths.state_dir(), "packages"))
+    monkeypatch.setenv("NISO_STATE_DIR", str(moved))
+    world.reopen()
+    world.activate("api")
+    spec = world.processes.spec("api")
+    assert spec is not None
+    assert spec.package.startswith(str(moved))
+    world.assert_whole()
+
+
+def test_change_of_a_dead_command_is_named_until_another_one_ends_it(world: World) -> None:
+    world.activate(world.package("db"))
+    manifest = world.package("api")
+    Steps(world, 18, True).run(lambda: world.activate(manifest))
+    with service_lock("api"):
+        assert pending.interrupted(world.store) == {}
+    words = "different: service 'api' (niso activate was interrupted; the next command that changes anything rolls it back)"
+    assert words in [finding.text() for finding in check(world.machine)]
+    assert words in [finding.text() for finding in check(world.machine, "api")]
+    assert words not in [finding.text() for finding in check(world.machine, "db")]
+    events: list[Event] = []
+    restart.restart(world.machine, ["db"], events.append)
+    said = [event.describe() for event in events if isinstance(event, Recovered)]
+    assert said == ["api: the interrupted activate was rolled back"]
+    world.assert_whole()
+
+
 Meanwhile = Callable[[World], object]
 
 
@@ -314,6 +370,20 @@ def test_forward_comes_and_goes_at_once(world: World) -> None:
     with pytest.raises(Conflict, match="in the manifest"):
         port_forward.port_unforward(world.machine, "api", Port("", 8080, 80, "tcp"))
     assert world.picture() == before
+
+
+@pytest.mark.parametrize("kills", [False, True])
+def test_forward_tidies_up_the_bridge_that_its_service_has_left(world: World, kills: bool) -> None:
+    front, back = {"network": "front"}, {"network": "back"}
+    world.activate(world.package("db", network=front))
+    world.activate(world.package("api", network={**front, "ports": ["127.0.0.1:8080:80"]}))
+    world.activate(world.package("api", network=back))
+    world.assert_whole()
+    steps = Steps(world, 3 if kills else 0, kills)
+    assert steps.run(lambda: port_forward.port_forward(world.machine, "api", MORE)) is not kills
+    journal.recover(world.machine)
+    assert world.ports("api") == [MORE.text]
+    world.assert_whole()
 
 
 def test_forward_takes_a_port_only_if_it_may(world: World) -> None:
@@ -477,4 +547,87 @@ def test_stack_of_another_folder_is_neither_replaced_nor_taken_down(world: World
     with pytest.raises(Conflict):
         stack.down(world.machine, first)
     stack.down(world.machine, second)
+    world.assert_whole()
+
+
+# --- small faults ----------------------------------------------------------------------------------------------------
+
+
+def test_service_whose_log_cannot_be_deleted_is_not_removed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.activate(world.package("api"))
+    busy = OSError(errno.EBUSY, os.strerror(errno.EBUSY), "service.log")
+    with monkeypatch.context() as patch:
+        patch.setattr(package, "delete_tree", lambda folder: busy if "logs" in folder else None)
+        with pytest.raises(Error, match=r"cannot delete service\.log"):
+            remove(world.machine, ["api"])
+    assert pending.interrupted(world.store) == {"api": "remove"}
+    remove(world.machine, ["api"])
+    assert world.store.service("api") is None
+    world.assert_whole()
+
+
+@pytest.mark.parametrize(
+    "table", [{"ip": "10.99.0.2"}, {"ip": "10.99.7.2", "network": "front"}, {"ports": ["20000:80"]}]
+)
+def test_what_a_manifest_names_is_not_given_to_another_one(
+    world: World, table: dict[str, object]
+) -> None:
+    any_of_it = {key: value for key, value in table.items() if key == "network"}
+    ports = {"ports": ["80"]} if "ports" in table else {}
+    world.activate(
+        world.package("free", network={**any_of_it, **ports}), world.package("named", network=table)
+    )
+    world.assert_whole()
+
+
+def test_lock_of_a_service_that_goes_while_it_is_repaired_goes_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.activate(world.package("api"))
+    monkeypatch.setattr(world.store, "active_services", lambda: ["api"])
+    names_of = repair.journal.locked
+
+    def locked(store: Store, services: list[str]) -> ExitStack:
+        monkeypatch.undo()
+        remove(world.machine, services)
+        return names_of(store, services)
+
+    monkeypatch.setattr(journal, "locked", locked)
+    repair.repair_all(world.machine)
+    assert locked_services() == set()
+
+
+def test_network_that_is_asked_for_outlives_its_services(world: World) -> None:
+    world.activate(world.package("api", network={"network": "front"}))
+    network.create(world.machine, NetworkRequest("front"))
+    remove(world.machine, ["api"])
+    assert world.store.network_names() == ["front"]
+    world.assert_whole()
+
+
+def test_restart_without_room_for_a_start_stops_nothing(world: World) -> None:
+    world.activate(world.package("api"))
+    before = pid(world, "api")
+    world.processes.is_full = True
+    with pytest.raises(ProcessError, match="no room"):
+        restart.restart(world.machine, ["api"])
+    with pytest.raises(ProcessError, match="no room"):
+        world.activate(world.package("api", environment={"LEVEL": "debug"}))
+    assert pid(world, "api") == before
+    world.assert_whole()
+
+
+def test_restart_that_died_together_with_conmon_is_completed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.activate(world.package("api"))
+    before = pid(world, "api")
+    with world.store.transaction():
+        world.store.begin_intent("api", "restart", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(world.processes.units, "is_supervised", lambda _: pid(world, "api") != before)
+        journal.recover(world.machine)
+    assert pid(world, "api") not in (None, before)
     world.assert_whole()

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
+
 import pytest
 
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, UsageError, flatten
+from niso.cli import main
 
 
 @pytest.mark.parametrize(
@@ -61,3 +66,35 @@ def test_group_says_all_and_takes_hint_and_key_of_the_first() -> None:
         2,
     )
     assert [one.reason for one in flatten(ErrorGroup([inner, Error("d")]))] == ["a", "c", "d"]
+
+
+# --- where nothing can be imported or held any more -------------------------------------------------------------------
+
+
+def test_lack_of_memory_is_no_defect(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(_: list[str]) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(main, "_command", command)
+    assert main.run(["version"]) == 1
+    assert capsys.readouterr().err.startswith("niso: out of memory\n")
+
+
+def test_error_is_said_where_no_module_can_be_read(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Finder:
+        def find_spec(self, name: str, *_: object) -> None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), name)
+
+    def command(_: list[str]) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/run/niso/lock")
+
+    monkeypatch.setattr(main, "_command", command)
+    monkeypatch.delitem(sys.modules, "niso.cli.failures", raising=False)
+    monkeypatch.delattr("niso.cli.failures", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Finder()])
+    assert main.run(["version"]) == 1
+    assert capfd.readouterr().err == "niso: /run/niso/lock: Too many open files\n"

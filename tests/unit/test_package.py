@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -14,7 +15,7 @@ import pytest
 
 from niso.base import paths
 from niso.base.errors import Error, InvalidInput
-from niso.runtime import package
+from niso.runtime import mount_calls, package
 
 
 @pytest.fixture
@@ -70,6 +71,71 @@ def test_same_content_is_copied_once(folder) -> None:
     inode = (first / "secret").stat().st_ino
     assert copied(folder) == first
     assert (first / "secret").stat().st_ino == inode
+
+
+# --- a power failure -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [0, 40])
+def test_copy_is_on_the_disk_before_it_has_its_name(folder, monkeypatch, more) -> None:
+    for number in range(more):
+        (folder / "bin" / str(number)).write_text("1")
+    done: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def noted_fsync(fd: int) -> None:
+        done.append(os.readlink(f"/proc/self/fd/{fd}"))
+        fsync(fd)
+
+    def noted_rename(old: str, new: str) -> None:
+        done.append(f"rename {new}")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "rename", noted_rename)
+    monkeypatch.setattr(mount_calls, "syncfs", lambda fd: done.append("all of it"))
+    copy = copied(folder)
+    named = done.index(f"rename {copy}")
+    before = {path.partition(".new")[2].lstrip("/") or path for path in done[:named]}
+    every = {str(path.relative_to(copy)) for path in copy.rglob("*") if not path.is_symlink()}
+    temporary = f"{copy}.{os.getpid()}.new"
+    assert before == (
+        {"all of it"} if more else every | {temporary.partition(".new")[2] or temporary}
+    )
+    assert {str(copy.parent), str(copy.parent.parent)} <= set(done[named:])
+
+
+@pytest.mark.parametrize("lost", [lambda path: path.write_text(""), lambda path: path.unlink()])
+def test_damaged_copy_is_made_again(folder, lost) -> None:
+    copy = copied(folder)
+    lost(copy / "bin" / "api")
+    assert copied(folder) == copy
+    assert (copy / "bin" / "api").read_bytes() == (folder / "bin" / "api").read_bytes()
+    assert os.listdir(copy.parent) == [copy.name]
+
+
+def test_copy_whose_manifest_has_changed_since_is_good(folder) -> None:
+    manifest = str(folder / "manifest.toml")
+    digest = package.fingerprint(str(folder), None, manifest)
+    copy = Path(package.copy("api", str(folder), None, digest, manifest))
+    inode = copy.stat().st_ino
+    (folder / "manifest.toml").write_text("[package]\n[network]\n")
+    assert package.is_copied("api", digest, str(folder), None, manifest)
+    package.copy("api", str(folder), None, digest, manifest)
+    assert copy.stat().st_ino == inode
+
+
+def test_copy_of_empty_files_alone_is_known_as_lost(folder) -> None:
+    copy = copied(folder)
+    assert not package.is_emptied(str(copy))
+    for path in copy.rglob("*"):
+        if path.is_file():
+            path.write_text("")
+    assert package.is_emptied(str(copy))
+    assert not package.is_emptied(str(folder / "nowhere"))
+
+
+# --- the fingerprint -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -463,3 +529,29 @@ def test_keep_only_deletes_older_copies_and_the_folder_with_the_last(folder) -> 
     package.keep_only("api", set())
     assert not Path(paths.package_dir("api")).exists()
     package.keep_only("api", set())
+
+
+def test_older_copies_that_cannot_be_listed_stay(folder, monkeypatch) -> None:
+    copy = copied(folder)
+
+    def refuses(path: str) -> list[str]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", refuses)
+        package.keep_only("api", {"another"})
+    assert copy.exists()
+
+
+def test_what_cannot_be_deleted_is_the_answer(folder, monkeypatch) -> None:
+    def refuses(path: str, **_: object) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuses)
+        error = package.delete_tree(str(folder))
+    assert error is not None
+    assert error.errno in (errno.EBUSY, errno.ENOTEMPTY)
+    assert package.delete_tree(str(folder)) is None
+    assert package.delete_tree(str(folder)) is None
+    assert not folder.exists()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from test_runtime_oci import SPEC
 
 from niso.base import paths
 from niso.base.errors import Error
-from niso.runtime import crun, exit_command, spec, status
+from niso.runtime import crun, exit_command, process, spec, status
 
 
 def ended(policy: str, code: int, *, stopping: bool = False) -> Path:
@@ -63,6 +65,37 @@ def test_end_of_unknown_policy_is_a_failure() -> None:
     ended("no", 0)
     os.unlink(os.path.join(paths.service_dir("api"), "spec.json"))
     assert status.read("api").state == "failed"
+
+
+def test_uptime_does_not_follow_the_clock() -> None:
+    ended("no", 0)
+    now = {"started_at": 1.0, "started_monotonic": time.monotonic() - 5.0}
+    status.write_state("api", {"run": 0, "phase": "running", "restarts": 0, "failures": 0, **now})
+    lives_s = status.read("api").lives_s
+    assert lives_s is not None
+    assert 5.0 <= lives_s < 1000.0
+
+
+def test_start_without_descriptors_or_space_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    os.makedirs(paths.run_dir())
+    process.require_room()
+    room = os.statvfs(paths.run_dir())
+    fields = [*room[:4], 3, *room[5:]]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "statvfs", lambda _: os.statvfs_result([*fields, 0]))
+        with pytest.raises(Error, match="no space is left"):
+            process.require_room()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (16, hard))
+    try:
+        with pytest.raises(Error, match="Too many open files"):
+            process.require_room()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert max(map(int, os.listdir("/proc/self/fd"))) <= used + 1
 
 
 # --- the exit command -------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from niso.base.errors import Error
 from niso.base.report import (
     Caution,
     Command,
@@ -15,9 +16,11 @@ from niso.base.report import (
     Finished,
     Forgetting,
     Healthy,
+    Recovered,
     Starting,
     Stopping,
     Undoing,
+    Unfinished,
     WaitingForLock,
 )
 from niso.cli.progress import Progress
@@ -47,6 +50,18 @@ def test_it_knows_which_services_are_waited_for(events: list[Event], waited: lis
         for event in events:
             report(event)
         assert list(shows._unhealthy) == waited
+
+
+def test_what_became_of_an_interrupted_change_is_always_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with progress() as report:
+        report(Recovered("db", "remove", False))
+        report(Unfinished("web", Error("no such link", service="web")))
+    assert capsys.readouterr().err == (
+        "niso: warning: db: the interrupted remove was completed\n"
+        "niso: warning: web: the interrupted change is still incomplete: web: no such link\n"
+    )
 
 
 def test_thread_begins_with_what_may_be_slow() -> None:

@@ -266,7 +266,7 @@ def test_ports_on_the_move_are_noted_by_service_until_each_has_ended() -> None:
     one, two, three = (Port("", number, 80, "tcp") for number in (80, 81, 82))
     store = new_store(api=(one,), db=())
     with store.transaction():
-        store.begin_moving([("db", one), ("api", two), ("db", three)], 5.0)
+        store.begin_moving([("db", one), ("api", two), ("db", three)], {"front", "back"}, 5.0)
     assert store.moved_ports() == [("api", two), ("db", one), ("db", three)]
     assert {(intent.service, intent.action) for intent in store.intents()} == {
         ("api", "ports"),
@@ -278,6 +278,7 @@ def test_ports_on_the_move_are_noted_by_service_until_each_has_ended() -> None:
     with store.transaction():
         store.end_intent("db")
     assert store.moved_ports() == [("api", two)]
+    assert store.moved_on() == {"front", "back"}
     with store.transaction():
         store.end_intent("api")
     assert store.moved_ports() == []

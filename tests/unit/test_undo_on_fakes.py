@@ -6,6 +6,8 @@ be tried again.
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
@@ -14,11 +16,15 @@ from pathlib import Path
 import pytest
 from fake_world import Steps, World
 
+from niso.base import locks, paths
 from niso.base.errors import NotFound
-from niso.commands import port_forward, restart, stack
+from niso.base.report import Event, Recovered
+from niso.commands import activate, port_forward, restart, stack
 from niso.commands.deactivate import deactivate, remove
 from niso.plan.records import Port
-from niso.services import journal
+from niso.services import journal, pending, undo
+from niso.services.targets import Target
+from niso.store.store import Store
 
 WEB = {"ports": ["8080:80"]}
 SHARE = {"mode": "share", "share": "api"}
@@ -45,6 +51,14 @@ def changed(world: World) -> Command:
 def rehosted(world: World) -> Command:
     world.activate(world.package("api", network=WEB))
     manifest = world.package("api", network={**WEB, "network": "front"})
+    return lambda: world.activate(manifest)
+
+
+def moved(world: World) -> Command:
+    """Move an inactive service off the network of which it is the only one."""
+    world.activate(world.package("api", network={"network": "front"}))
+    deactivate(world.machine, ["api"])
+    manifest = world.package("api", network={"network": "back"})
     return lambda: world.activate(manifest)
 
 
@@ -104,7 +118,9 @@ def restarted(world: World) -> Command:
     return lambda: restart.restart(world.machine, ["api", "db"])
 
 
-UNDONE: list[Scene] = [new, changed, rehosted, several, stack_up, forwarded, unforwarded, restarted]
+UNDONE: list[Scene] = [
+    *(new, changed, rehosted, moved, several, stack_up, forwarded, unforwarded, restarted)
+]
 FINISHED: list[Scene] = [deactivated, last, removed, stack_down]
 
 
@@ -151,7 +167,11 @@ def test_death_at_any_step_is_recovered(tmp_path: Path, scene: Scene) -> None:
 
     def look(world: World, command: Command, before: object) -> None:
         begun = {intent.action for intent in world.store.intents()}
-        journal.recover(world.machine)
+        left = {intent.service for intent in world.store.intents()}
+        assert pending.interrupted(world.store).keys() == left
+        events: list[Event] = []
+        journal.recover(world.machine, events.append)
+        assert {event.service for event in events if isinstance(event, Recovered)} == left
         if "activate" in begun:
             assert world.picture() == before
         else:
@@ -160,3 +180,65 @@ def test_death_at_any_step_is_recovered(tmp_path: Path, scene: Scene) -> None:
             command()
 
     broken(tmp_path, scene, True, look)
+
+
+# --- a signal while another command holds niso's lock ----------------------------------------------------------------
+
+
+class Other:
+    """Another command, which holds niso's lock; the one that waits for it gets a signal."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.waits = 0
+        monkeypatch.setattr(locks, "listener", self._waits)
+        monkeypatch.setattr(undo, "WAIT_S", 0.05)
+        os.makedirs(paths.run_dir(), exist_ok=True)
+        self.file = open(os.path.join(paths.run_dir(), "lock"), "w")  # noqa: SIM115
+
+    def begin(self, *_: object) -> None:
+        fcntl.flock(self.file, fcntl.LOCK_EX)
+
+    def end(self) -> None:
+        self.file.close()
+
+    def _waits(self, event: Event) -> None:
+        self.waits += 1
+        if self.waits == 1:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("scene", [new, changed, stack_up])
+@pytest.mark.parametrize("at", ["begin", "copied", "started"])
+def test_signal_ends_a_command_that_waits_for_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scene: Scene, at: str
+) -> None:
+    with World(tmp_path) as world:
+        command = scene(world)
+        before = world.picture()
+        other = Other(monkeypatch)
+        if at == "begin":
+            other.begin()
+        begin_copies = activate._begin_copies
+
+        def copies(store: Store, targets: list[Target]) -> list[str]:
+            fresh = begin_copies(store, targets)
+            if at == "copied":
+                other.begin()
+            return fresh
+
+        def starts(what: str) -> bool:
+            if at == "started" and what.startswith("start "):
+                other.begin()
+            return False
+
+        monkeypatch.setattr(activate, "_begin_copies", copies)
+        world.processes.fail = starts
+        with suppress(KeyboardInterrupt):
+            command()
+        assert other.waits == 1 + (at == "started")
+        other.end()
+        world.processes.fail = lambda what: False
+        assert (world.store.intents() != []) == (at == "started")
+        journal.recover(world.machine)
+        assert world.picture() == before
+        world.assert_whole()

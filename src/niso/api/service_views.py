@@ -37,6 +37,8 @@ class ServiceLine(NamedTuple):
     """published ports, one per address family"""
     uptime: float | None
     """seconds since the process started; null if none runs"""
+    interrupted: str | None = None
+    """the command that died while it changed the service; null if none did"""
 
 
 class Process(NamedTuple):
@@ -93,6 +95,8 @@ class Service(NamedTuple):
     """the service's name"""
     status: str
     """running, starting, restarting, exited (N), failed or inactive"""
+    interrupted: str | None
+    """the command that died while it changed the service; null if none did"""
     health: str | None
     """starting, healthy or unhealthy; null without a healthcheck"""
     health_said: str | None
@@ -147,13 +151,26 @@ def lines(
     wanted = None if only is None else set(only)
     known = [row for row in store.services() if wanted is None or row.name in wanted]
     healths = _healths(session, store, known)
-    lines = [_line(store, row, healths.get(row.name)) for row in known]
-    for name in (wanted or set()) - {row.name for row in known}:
-        lines.append(ServiceLine(name, "inactive", None, None, "", (), None))
+    pending = _interrupted(store)
+    lines = [_line(store, row, healths.get(row.name), pending.get(row.name)) for row in known]
+    others = pending.keys() if wanted is None else wanted
+    for name in others - {row.name for row in known}:
+        lines.append(ServiceLine(name, "inactive", None, None, "", (), None, pending.get(name)))
     return tuple(sorted(lines, key=lambda line: line.service))
 
 
-def _line(store: Store, row: ServiceRow, health: Health | None) -> ServiceLine:
+def _interrupted(store: Store) -> dict[str, str]:
+    """Return {service: command} of the changes whose command has died."""
+    if not store.intents():
+        return {}
+    from niso.services import pending
+
+    return pending.interrupted(store)
+
+
+def _line(
+    store: Store, row: ServiceRow, health: Health | None, interrupted: str | None
+) -> ServiceLine:
     status, uptime, _ = _status(row)
     address, ports = "", tuple[Port, ...]()
     if row.active:
@@ -161,7 +178,14 @@ def _line(store: Store, row: ServiceRow, health: Health | None) -> ServiceLine:
         ports = rows((port for _, port in store.ports(row.name)), store.port_families(row.name))
     uptime = None if uptime is None else round(uptime, 3)
     return ServiceLine(
-        row.name, status, health.state if health else None, row.mode, address, ports, uptime
+        row.name,
+        status,
+        health.state if health else None,
+        row.mode,
+        address,
+        ports,
+        uptime,
+        interrupted,
     )
 
 
@@ -175,7 +199,7 @@ def _status(row: ServiceRow) -> tuple[str, float | None, Process | None]:
     logs.rotate_if_large(row.name)
     now = process.read(row.name, closely=True)
     running = now.state == "running"
-    uptime = max(0.0, time.time() - now.started_at) if running and now.started_at else None
+    uptime = now.lives_s if running else None
     status = {"exited": f"exited ({now.exit_code})", "none": "failed"}.get(now.state, now.state)
     return (
         status,
@@ -230,6 +254,7 @@ def everything(session: Session, store: Store, name: str) -> Service:
     return Service(
         service=row.name,
         status=status,
+        interrupted=_interrupted(store).get(name),
         health=health.state if health else None,
         health_said=health.failure or None if health else None,
         mode=row.mode,

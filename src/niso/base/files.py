@@ -58,6 +58,15 @@ def write(fd: int, content: bytes) -> None:
         left = left[os.write(fd, left) :]
 
 
+def sync(path: str) -> None:
+    """Write a file, or the names in a folder, to the disk (fsync(2)). Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def rename(draft: str, path: str) -> None:
     """Rename ``draft`` to ``path``, also over an empty folder. Raises OSError."""
     try:

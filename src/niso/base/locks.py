@@ -29,16 +29,20 @@ listener: Report | None = None
 _PAUSE_S = 0.005
 
 
-def take(fd: int, service: str, at_most_s: float | None = None) -> None:
+class Busy(Conflict):
+    """Another process holds a lock for too long."""
+
+
+def take(fd: int, service: str, at_most_s: float | None = None) -> bool:
     """Lock ``fd`` exclusively (flock(2)), as soon as no other process holds it.
 
     If one does, reports that it waits for ``service``, or for the network if that is empty.
-    After ``at_most_s`` seconds, returns without the lock.
+    After ``at_most_s`` seconds, returns False without the lock.
     Raises OSError.
     """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return
+        return True
     except BlockingIOError:
         if listener is not None:
             from niso.base.report import WaitingForLock
@@ -46,13 +50,14 @@ def take(fd: int, service: str, at_most_s: float | None = None) -> None:
             listener(WaitingForLock(service))
     if at_most_s is None:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        return
+        return True
     until = time.monotonic() + at_most_s
     while time.monotonic() < until:
         time.sleep(_PAUSE_S)
         with suppress(BlockingIOError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+            return True
+    return False
 
 
 _RETRY_S = 0.02
@@ -106,6 +111,26 @@ class service_lock:
             time.sleep(_RETRY_S)
 
 
+def is_held(service: str) -> bool:
+    """Return whether a process holds the lock of a service, without taking it.
+
+    The kernel lists locks with the device and the inode of their file (proc_locks(5)).
+    """
+    try:
+        info = os.stat(_path(service))
+    except FileNotFoundError:
+        return False
+    with open("/proc/locks", encoding="ascii") as lines:
+        places = [line.split()[-3].rpartition(":") for line in lines]
+    devices = {device for device, _, inode in places if inode == str(info.st_ino)}
+    major, minor = os.major(info.st_dev), os.minor(info.st_dev)
+    if not devices or f"{major:02x}:{minor:02x}" in devices:
+        return bool(devices)
+    # overlayfs and btrfs show files with devices that no mount has: then the inode decides
+    with open("/proc/self/mountinfo", "rb") as mounts:
+        return f" {major}:{minor} ".encode() not in mounts.read()
+
+
 def locked_services() -> set[str]:
     """Return the services with a lock file: known ones, and those being added."""
     try:
@@ -156,16 +181,18 @@ def open_lock(name: str) -> int:
 class Lock:
     """Hold niso's global lock, around planning and writing. Never wait for a process with it.
 
-    After ``at_most_s`` seconds the block runs without the lock. A thread that holds it cannot take
-    it again (RuntimeError): it would wait for itself for ever. The exception is a lock that an
-    interrupt kept from being released: it is taken over, because the undo code needs it.
+    After ``at_most_s`` seconds the block runs without the lock, or, with ``required``, entering it
+    raises Busy. A thread that holds it cannot take it again (RuntimeError): it would wait for
+    itself for ever. The exception is a lock that an interrupt kept from being released: it is taken
+    over, because the undo code needs it.
     """
 
     _last: dict[int, ref[Lock]] = {}  # noqa: RUF012
     """The last lock of each thread, if anything still refers to it; else its file is closed."""
 
-    def __init__(self, at_most_s: float | None = None) -> None:
+    def __init__(self, at_most_s: float | None = None, required: bool = False) -> None:
         self._at_most_s = at_most_s
+        self._required = required
         self._file: FileIO | None = None
 
     def __enter__(self) -> Lock:
@@ -175,7 +202,11 @@ class Lock:
         try:
             os.makedirs(paths.run_dir(), mode=0o755, exist_ok=True)
             self._file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+")
-            take(self._file.fileno(), "", self._at_most_s)
+            taken = take(self._file.fileno(), "", self._at_most_s)
+            if not taken and self._required:
+                self.__exit__()
+                words = f"another niso command has held {path} for {self._at_most_s:g}s"
+                raise Busy(words, "wait for it to end, or end it")
         except KeyboardInterrupt:
             self.__exit__()
             raise

@@ -30,9 +30,14 @@ def database() -> str:
     return os.path.join(state_dir(), "state.db")
 
 
+def packages_dir() -> str:
+    """Return the folder of all package copies."""
+    return os.path.join(state_dir(), "packages")
+
+
 def package_dir(service: str) -> str:
     """Return the folder of a service's package copies, one folder for each content."""
-    return os.path.join(state_dir(), "packages", service)
+    return os.path.join(packages_dir(), service)
 
 
 def log_dir(service: str) -> str:

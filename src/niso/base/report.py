@@ -205,6 +205,18 @@ class EndingLost(NamedTuple):
         return f"kill the processes in the cgroup {self.cgroup}"
 
 
+class Recovered(NamedTuple):
+    """A change that an interrupted ``command`` left behind was rolled back or completed."""
+
+    service: str
+    command: str
+    rolled_back: bool
+
+    def describe(self) -> str:
+        done = "rolled back" if self.rolled_back else "completed"
+        return f"{self.service}: the interrupted {self.command} was {done}"
+
+
 class Unfinished(NamedTuple):
     """An interrupted change of a service could not be completed because of ``error``."""
 

@@ -14,6 +14,8 @@ def explained(error: Exception) -> Error:
 
     if isinstance(error, OSError) and error.filename is None:
         return _of_output(error) or known(error) or Error(f"system call: {error.strerror}")
+    if isinstance(error, MemoryError):
+        return Error("out of memory", "free some, or raise the limit: ulimit -v")
     return known(error) or Error(
         f"unexpected {type(error).__name__}: {error}",
         "this is a bug in niso; NISO_TRACEBACK=1 shows where it happened",

@@ -41,7 +41,9 @@ def print_lines(args: Args, lines: tuple[ServiceLine, ...]) -> None:
         [
             (
                 line.service,
-                line.status,
+                f"{line.status}, {line.interrupted} interrupted"
+                if line.interrupted
+                else line.status,
                 line.health or "-",
                 line.mode or "-",
                 line.address or "-",

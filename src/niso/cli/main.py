@@ -110,16 +110,31 @@ def _run(arguments: list[str], as_json: bool) -> int:
     except Exception as error:
         if os.environ.get("NISO_TRACEBACK") == "1":
             raise
-        from niso.cli.failures import explained
+        return _failed(_explained(error), as_json, failed or 1)
 
-        return _failed(explained(error), as_json, failed or 1)
+
+def _explained(error: Exception) -> Error:
+    """Return an `Error` for an exception that no layer translated."""
+    try:
+        from niso.cli.failures import explained
+    except (OSError, MemoryError):  # without descriptors or memory, nothing can be imported
+        if isinstance(error, OSError):
+            return Error(f"{error.filename or 'system call'}: {error.strerror}")
+        return Error(str(error) or type(error).__name__)
+    return explained(error)
 
 
 def _report(error: Error, as_json: bool) -> None:
     """Print an error on stderr."""
-    from niso.cli.failures import report
+    try:
+        from niso.cli.failures import report
 
-    report(error, as_json)
+        report(error, as_json)
+    except (OSError, MemoryError):  # as above
+        try:
+            os.write(2, f"niso: {error.message}\n".encode(errors="backslashreplace"))
+        except OSError:
+            pass  # stderr is closed
 
 
 def _failed(error: Error, as_json: bool, status: int) -> int:

@@ -18,11 +18,14 @@ from niso.base.report import (
     Expects,
     Finished,
     Healthy,
+    NotStarted,
+    Recovered,
     RemovingVolumes,
     Report,
     Starting,
     Stopping,
     Undoing,
+    Unfinished,
     WaitingForHealth,
     WaitingForLock,
     WaitingForPacket,
@@ -78,6 +81,8 @@ class Progress:
             self._stop()
         elif isinstance(event, Caution):
             warn(event.text, event.hints)
+        elif isinstance(event, Recovered | Unfinished | NotStarted):
+            warn(event.describe())
         elif isinstance(event, WaitingForLock):  # with --dry-run too
             self._notify(event)
         else:

@@ -9,7 +9,7 @@ its process.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import ExitStack
 
 from niso.base import names, paths
@@ -24,6 +24,7 @@ from niso.reconcile.converge import carry_out, converge, desired_now, plan
 from niso.runtime import package
 from niso.services import sharing, start
 from niso.services.admit import Change, record, release, scope_of
+from niso.services.concern import concerned
 from niso.services.journal import begin, locked, recover
 from niso.services.machine import Machine
 from niso.services.targets import Target, still_so
@@ -77,8 +78,8 @@ def activate(
     with locks:
         changes: list[Change] = []
         try:
-            _begin_copies(store, targets)
-            copies = {target.name: _copy(target, report) for target in targets}
+            fresh = _begin_copies(store, targets)
+            copies = {target.name: _copy(target, fresh, report) for target in targets}
             leaving = _stopped(machine, targets, copies, stack, report)
             with Lock():
                 scope = _scope(store, targets, leaving, stack)
@@ -198,21 +199,17 @@ def _leaving(store: Store, stack: Membership | None) -> list[ServiceRow]:
 def _scope(
     store: Store, targets: list[Target], leaving: list[ServiceRow], stack: Membership | None
 ) -> Scope:
-    scope = scope_of(store, targets)
-    # the name of a service that shares a namespace resolves only while it is active
-    concerned = {
-        *scope.names,
-        *store.names_with(store.with_companions(row.name for row in leaving if row.provider)),
-    }
-    made = (
+    made = [
         request.name
         for request in (stack.networks if stack else ())
         if store.network(request.name) is None
+    ]
+    # the name of a service that shares a namespace resolves only while it is active
+    shared = store.names_with(store.with_companions(row.name for row in leaving if row.provider))
+    names = (*shared, *(("network", name) for name in made))
+    return scope_of(store, targets).joined(
+        concerned(store, (row.name for row in leaving), names=names)
     )
-    concerned.update(("network", name) for name in made)
-    names = (*(scope.services or ()), *store.with_companions(row.name for row in leaving))
-    on = {*(scope.networks or ()), *(network for row in leaving for network in row.networks)}
-    return Scope(names, tuple(sorted(on)), names=tuple(sorted(concerned)))
 
 
 def _recorded(
@@ -231,15 +228,26 @@ def _recorded(
     for target in targets:
         release(store, target)
     together = frozenset((*copies, *(row.name for row in leaving)))
-    changes = [
-        record(machine, target, copies[target.name], together, frozenset(copies))
-        for target in targets
-    ]
+    made = {
+        target.name: record(machine, target, copies[target.name], together, frozenset(copies))
+        for target in sorted(targets, key=_picks)
+    }
+    changes = [made[target.name] for target in targets]
     sharing.check(store, [change.row for change in changes], leaving)
     if stack is not None:
         for change in changes:
             store.join_stack(change.name, stack.stack, stack.file)
     return changes
+
+
+def _picks(target: Target) -> tuple[bool, bool, bool]:
+    """Return a key that sorts services that name addresses and host ports before those that do not.
+
+    Else one of the latter may get what one of the former names. Providers come before sharers.
+    """
+    spec = target.spec
+    takes_any = any(not published.port.host_port for published in spec.ports)
+    return spec.mode == "share", not spec.addresses, takes_any
 
 
 def _touched(store: Store, changes: list[Change], steps: bool) -> set[str]:
@@ -257,39 +265,47 @@ def _touched(store: Store, changes: list[Change], steps: bool) -> set[str]:
     return {change.name for change in changes} if steps and not changed else changed
 
 
-def _begin_copies(store: Store, targets: list[Target]) -> None:
-    """Begin the intents of services whose package must be copied; recovery deletes the copy."""
-    fresh = [
-        t.name
-        for t in targets
-        if t.fingerprint is not None and not package.is_copied(t.name, t.fingerprint)
-    ]
+def _begin_copies(store: Store, targets: list[Target]) -> list[str]:
+    """Begin the intents of services whose package must be copied, and return the services.
+
+    Recovery deletes the copy.
+    """
+    fresh = [target.name for target in targets if _is_fresh(target)]
     begin(store, fresh, "activate")
+    return fresh
 
 
-def _copy_path(target: Target, report: Report) -> str:
-    """Return the path of the package copy, and report a copy that must be made."""
+def _is_fresh(target: Target) -> bool:
+    """Return whether the package of a service must be copied."""
+    return target.fingerprint is not None and not package.is_copied(
+        target.name, target.fingerprint, target.folder, target.rootfs, target.manifest_path
+    )
+
+
+def _copy_path(target: Target) -> str:
+    """Return the path of the package copy."""
     if target.fingerprint is None:
         return target.folder
-    if not package.is_copied(target.name, target.fingerprint):
-        report(CopyingPackage(target.folder))
     return os.path.join(paths.package_dir(target.name), target.fingerprint)
 
 
-def _copy(target: Target, report: Report) -> str:
-    path = _copy_path(target, report)
-    if target.fingerprint is not None:
+def _copy(target: Target, fresh: Container[str], report: Report) -> str:
+    """Copy the package of a service if it is in ``fresh``; return the path of the copy."""
+    if target.name in fresh and target.fingerprint is not None:
+        report(CopyingPackage(target.folder))
         package.copy(
             target.name, target.folder, target.rootfs, target.fingerprint, target.manifest_path
         )
-    return path
+    return _copy_path(target)
 
 
 def _plan_only(
     machine: Machine, targets: list[Target], report: Report, stack: Membership | None
 ) -> list[Outcome]:
     store, kernel = machine.store, machine.kernel
-    copies = {target.name: _copy_path(target, report) for target in targets}
+    for target in filter(_is_fresh, targets):
+        report(CopyingPackage(target.folder))
+    copies = {target.name: _copy_path(target) for target in targets}
     leaving = _leaving(store, stack)
     for row in leaving:
         report(Stopping(row.name))

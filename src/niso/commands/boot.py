@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from niso.base import paths
 from niso.base.errors import Conflict, Error, flatten
 from niso.base.lite_typing import NamedTuple
-from niso.base.locks import Lock, service_lock
+from niso.base.locks import Lock
 from niso.base.report import ChangingUnit, Report, silent
 from niso.commands import activate, restart
 from niso.commands.activate import Outcome
@@ -227,7 +227,7 @@ def clear(machine: Machine, names: Iterable[str], report: Report = silent) -> li
         if text is None or not _is_marked(text):
             continue
         mine.append(name)
-        with service_lock(name):
+        with journal.locked(machine.store, [name]):
             units.give_back(name)
         report(ChangingUnit("remove", unit_file(name)))
     units.remove(mine)
@@ -260,7 +260,7 @@ def settle(machine: Machine, names: Iterable[str]) -> None:
         if units.is_ours(row.name):
             if not units.is_supervised(row.name):  # its conmon was killed, but it still runs
                 restart.restart(machine, [row.name])
-            with service_lock(row.name):
+            with journal.locked(store, [row.name]):
                 units.ready(row.name)
             return
     rows = [row for row in rows if row.enabled]
@@ -297,7 +297,7 @@ def restore(machine: Machine, timeout_s: float, report: Report = silent) -> Rest
     store = machine.store
     errors: list[Error] = []
     try:
-        journal.recover(machine, report, [intent.service for intent in store.intents()])
+        journal.recover(machine, report, every=True)
     except Error as error:
         errors += flatten(error)
     try:

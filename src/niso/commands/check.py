@@ -16,6 +16,7 @@ from niso.plan.records import Network
 from niso.reconcile.converge import compare, desired_now
 from niso.runtime.defects import of_package, of_sources
 from niso.services.machine import Machine
+from niso.services.pending import interrupted
 from niso.store.store import Scope, Store, bare_name, suggest
 
 _LOOKS, _PAUSE_S = 3, 0.03
@@ -77,6 +78,7 @@ def _own(machine: Machine, name: str | None) -> list[Finding]:
                 _finding(store_repair.Defect("different", "service", row.name))
                 for row in store_repair.damaged(store)
             ),
+            *_interrupted(store),
             *findings(want, have),
             *foreign_findings,
             *_processes(machine, store.active_services()),
@@ -87,7 +89,9 @@ def _own(machine: Machine, name: str | None) -> list[Finding]:
         ]
     scope, active = _scope(store, name)
     want = desired_now(kernel, store, scope)
+    service = store.name_holder(bare_name(name))
     return [
+        *_interrupted(store, service),
         *findings(want, kernel.read(want, alias(store.state_id()), strays=True)),
         *_processes(machine, active),
     ]
@@ -114,6 +118,20 @@ def _finding(defect: store_repair.Defect) -> Finding:
         defect.problem,
         f"store: {defect.table}{f' of service {defect.service!r}' if defect.service else ''}",
     )
+
+
+def _interrupted(store: Store, only: str | None = None) -> list[Finding]:
+    """Return a finding for each change whose command has died; ``only`` names a service."""
+    return [
+        Finding(
+            "different",
+            f"service {service!r}",
+            f"niso {command} was interrupted; the next command that changes anything "
+            f"{'rolls it back' if command == 'activate' else 'completes it'}",
+        )
+        for service, command in interrupted(store).items()
+        if only in (None, service)
+    ]
 
 
 def _other_firewalls(kernel: Kernel, networks: Iterable[Network]) -> list[Finding]:

@@ -6,7 +6,7 @@ import os
 
 from niso.base import names, paths
 from niso.base.errors import Error, ErrorGroup, flatten
-from niso.base.locks import Lock, service_lock
+from niso.base.locks import Lock
 from niso.base.names import alias
 from niso.base.report import (
     Command,
@@ -81,13 +81,13 @@ def repair_all(machine: Machine, report: Report = silent) -> int:
         done = _fill(machine, report)  # without it, the wanted state is unknown
         done += _repair_rows(machine, report, errors)
     try:
-        done += journal.recover(machine, report, [intent.service for intent in store.intents()])
+        done += journal.recover(machine, report, every=True)
     except Error as error:
         errors.append(error)
     with Lock():
         done += _repair_kernel(machine, report, errors)
     for name in store.active_services():
-        with service_lock(name):
+        with journal.locked(store, [name]):
             done += _repair_process(machine, name, report, errors)
     done += _stop_left_running(machine, report, errors)
     if errors:
@@ -169,7 +169,7 @@ def _stop_left_running(machine: Machine, report: Report, errors: list[Error]) ->
     """
     done = 0
     for name in left_running(machine):
-        with service_lock(name):
+        with journal.locked(machine.store, [name]):
             if name not in left_running(machine):  # another command changed it
                 continue
             report(Stopping(name))
@@ -182,7 +182,7 @@ def _stop_left_running(machine: Machine, report: Report, errors: list[Error]) ->
 
 
 def _copy_again(row: ServiceRow, report: Report) -> int:
-    """Copy a service's package again if the copy is gone; return the number of repairs.
+    """Copy a service's package again if the copy is gone or damaged; return the number of repairs.
 
     Raises Error if the package has changed or is gone too.
     """
@@ -195,7 +195,7 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
         same = False
     if not same:
         message = (
-            f"{row.name}: its package copy {row.package} is gone, "
+            f"{row.name}: its package copy {row.package} is gone or damaged, "
             f"and {folder} no longer contains the same package"
         )
         raise Error(message, f"niso activate {row.manifest_path}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 from niso.base.lite_typing import NamedTuple
 from niso.base.locks import open_lock
@@ -21,6 +22,10 @@ _CPU_PERIOD_US = 100_000
 _TOP = "/sys/fs/cgroup"
 _MOUNTS, _OWN = "/proc/self/mountinfo", "/proc/self/cgroup"
 _V1, _V2 = "cgroup", "cgroup2"
+
+
+KEEPERS = ".keepers"
+"""The cgroup of conmons, beside those of the services; no service has a dot in its name."""
 
 
 def roots() -> list[str]:
@@ -108,13 +113,24 @@ def move_nowhere() -> None:
     kernel/cgroup/cgroup.c; Documentation/locking/percpu-rw-semaphore.rst).
     No-op if no cgroup is found, or it is not writable. Raises OSError, ValueError.
     """
-    with open(_OWN, encoding="utf-8", errors="surrogateescape") as lines:
-        fields = [line.rstrip("\n").split(":", 2) for line in lines]
-    paths = {controllers: path for _, controllers, path in fields}
+    paths = {controllers: path for _, controllers, path in (x.split(":", 2) for x in _own_lines())}
     # The usual mount points; with 1,000 services, reading mountinfo costs 2 ms.
     usual = [f"{_TOP}/{names}{path}" for names, path in paths.items() if names[:5] != "name="]
     if not any(_move_here(folder) for folder in usual):
         any(_move_here(folder) for folder in _own_folders(paths))
+
+
+def _own_lines() -> list[str]:
+    """Read the cgroups of this process: ``NUMBER:CONTROLLERS:PATH`` (proc_pid_cgroup(5))."""
+    with open(_OWN, encoding="utf-8", errors="surrogateescape") as lines:
+        return [line.rstrip("\n") for line in lines]
+
+
+def _usual_root(controllers: str) -> str:
+    """Return where a hierarchy is usually mounted; ``controllers`` are "" for v2."""
+    if controllers:
+        return f"{_TOP}/{controllers.removeprefix('name=')}"
+    return f"{_TOP}/unified" if os.path.exists(f"{_TOP}/unified/cgroup.procs") else _TOP
 
 
 def _own_folders(paths: dict[str, str]) -> Iterator[str]:
@@ -231,9 +247,11 @@ def remove_with_parent(path: str) -> None:
 
 
 def remove_parent(path: str) -> None:
-    """Remove the parent of the cgroup ``path`` in each hierarchy if it is empty."""
+    """Remove the parent of the cgroup ``path`` in each hierarchy if nothing else is in it."""
     for root in roots():
-        remove_empty(os.path.dirname(f"{root}{path}"))
+        parent = os.path.dirname(f"{root}{path}")
+        remove_empty(f"{parent}/{KEEPERS}")
+        remove_empty(parent)
 
 
 def remove_empty(folder: str) -> None:
@@ -242,3 +260,47 @@ def remove_empty(folder: str) -> None:
         os.rmdir(folder)
     except OSError:
         return
+
+
+def keep(pid: int, path: str) -> None:
+    """Move a conmon, with what it will start, out of the caller's cgroup in each hierarchy.
+
+    ``path`` is the cgroup of its service. A systemd unit, session or CI job ends all processes in
+    its cgroup when it ends, and its limits would hold conmon.
+    """
+    usual = [_usual_root(line.split(":")[1]) for line in _own_lines()]
+    is_usual = all(os.path.exists(f"{root}/cgroup.procs") for root in usual)
+    for root in usual if is_usual else roots():
+        keep_in(root, pid, path)
+
+
+def keep_in(root: str, pid: int, path: str) -> None:
+    """Do as `keep` in the hierarchy that is mounted at ``root``.
+
+    Where niso's own cgroup cannot take the process, it moves to the root (a new cgroup of v1's
+    cpuset has no CPUs). Where that fails too, it stays.
+    """
+    folder = f"{root}{os.path.dirname(path)}/{KEEPERS}"
+    with suppress(OSError):
+        os.makedirs(folder, exist_ok=True)
+    if not move(pid, folder):
+        remove_empty(folder)
+        move(pid, root)
+
+
+def release(pids: Iterable[int], path: str) -> None:
+    """Move those of ``pids`` that `keep` has moved to the root, before they end."""
+    for root in roots():
+        kept = pids_in(f"{root}{os.path.dirname(path)}/{KEEPERS}")
+        for pid in set(pids) & set(kept):
+            move(pid, root)
+
+
+def move(pid: int, folder: str) -> bool:
+    """Move a process into the cgroup of ``folder``; return whether that succeeded."""
+    try:
+        with open(f"{folder}/cgroup.procs", "w", encoding="ascii") as file:
+            file.write(str(pid))
+    except OSError:
+        return False
+    return True

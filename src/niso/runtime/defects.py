@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from niso.plan.findings import Finding
-from niso.runtime import sources, status
+from niso.runtime import package, sources, status
 from niso.runtime.root import HOSTS
 from niso.runtime.spec import APP, load
 from niso.store.store import ServiceRow
@@ -56,14 +56,17 @@ def of_process(name: str) -> Finding | None:
 
 
 def of_package(row: ServiceRow) -> Finding | None:
-    """Return a finding if the package copy of a service is missing; its content is not checked."""
-    if os.path.isdir(row.package):
-        return None
-    return Finding(
-        "missing",
-        f"package copy {row.package} of service {row.name!r}",
-        f"niso activate {row.manifest_path}",
-    )
+    """Return a finding if the package copy of a service is missing, or has only empty files.
+
+    Its content is not checked otherwise.
+    """
+    what = f"package copy {row.package} of service {row.name!r}"
+    again = f"niso activate {row.manifest_path}"
+    if not os.path.isdir(row.package):
+        return Finding("missing", what, again)
+    if package.is_emptied(row.package):
+        return Finding("different", what, f"all of its files are empty: {again}")
+    return None
 
 
 INTERRUPTED = "a stop of it was interrupted"

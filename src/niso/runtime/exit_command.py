@@ -7,10 +7,13 @@ the niso that wrote it last. If that one is gone too, the script looks for the c
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 
 from niso.base import files, paths
+from niso.base.locks import open_lock
+from niso.runtime import status
 
 SHELL = "/bin/sh"
 """Runs the script: /run is often mounted noexec."""
@@ -42,7 +45,10 @@ def text() -> str:
 
 
 def write() -> None:
-    """Write the script unless it is up to date. Raises OSError."""
+    """Write the script unless it is up to date. Raises OSError.
+
+    The caller holds the lock ``.cgroup`` shared, so that `remove_unused` waits for its service.
+    """
     wanted = os.fsencode(text())
     if files.read(path()) == wanted:
         return
@@ -62,6 +68,19 @@ def renew() -> None:
             write()
     except OSError:
         return
+
+
+def remove_unused() -> None:
+    """Remove the script if no service has runtime files. Raises OSError."""
+    guard = open_lock(".cgroup")
+    try:
+        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not status.services():
+            os.unlink(path())
+    except (BlockingIOError, FileNotFoundError):  # a service is starting; it is gone
+        return
+    finally:
+        os.close(guard)
 
 
 def _quoted(word: str) -> str:

@@ -120,6 +120,7 @@ class FakeProcesses:
         self.dies: dict[str, int] = {}  # service -> exit status of a process that ends at once
         self.deaf: set[str] = set()  # services that ignore SIGTERM
         self.ill: dict[str, str] = {}  # service -> what its probe says
+        self.is_full = False  # whether nothing can be started
         self.current: dict[str, _Run] = {}
         self.homeless: dict[str, Lost] = {}  # by service
         self.units = FakeUnits(self)
@@ -141,7 +142,8 @@ class FakeProcesses:
         if run is None:
             return NONE
         pid = run.pid if run.state == "running" else None
-        return Status(run.state, run.exit_code, pid, run.started_at, run.restarts, None)
+        lives_s = time.time() - run.started_at if run.started_at is not None else None
+        return Status(run.state, run.exit_code, pid, run.started_at, run.restarts, None, lives_s)
 
     def runs(self, service: str) -> bool:
         return not self.is_stopping(service) and self.status(service).state in (
@@ -193,6 +195,10 @@ class FakeProcesses:
 
     def renew(self) -> None:
         pass
+
+    def require_room(self) -> None:
+        if self.is_full:
+            raise ProcessError("no room")
 
     def expect(self) -> None:
         pass

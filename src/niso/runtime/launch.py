@@ -29,7 +29,7 @@ from niso.plan.process_spec import ProcessSpec
 from niso.runtime import cgroup, crun, exit_command, oci, root, sources, unit, volumes
 from niso.runtime.logs import LOG_NAME
 from niso.runtime.pids import wait_readable
-from niso.runtime.spec import write_json
+from niso.runtime.spec import cgroup_of, write_json
 
 LOG_SIZE_MAX = 64 << 20
 """Bytes after which conmon itself starts a new log file; see `niso.runtime.logs`."""
@@ -112,10 +112,14 @@ class Launch:
         self._held = ExitStack()
         try:
             failpoint.hit(f"write the bundle of {spec.service}")
-            exit_command.write()
             held = sources.Held(spec)
             self._held.callback(held.close)
             os.mkdir(bundle, 0o700)
+            # Keeps others from removing niso's cgroups before conmon and crun's container are in.
+            guard = open_lock(".cgroup")
+            self._held.callback(os.close, guard)
+            fcntl.flock(guard, fcntl.LOCK_SH)
+            exit_command.write()
             # A signal between the two would leave a thread and a conmon without an owner.
             with signals_held():
                 creator = _Creator(
@@ -123,10 +127,6 @@ class Launch:
                 )  # conmon loads while the bundle is written
                 self._held.callback(creator.close)
             write_bundle(held.spec, bundle)
-            # Keeps others from removing the parent cgroup before crun has made ours in it.
-            guard = open_lock(".cgroup")
-            self._held.callback(os.close, guard)
-            fcntl.flock(guard, fcntl.LOCK_SH)
             failpoint.hit(f"mount the root of {spec.service}")
             creator.mount()
             failpoint.hit(f"create the process of {spec.service}")
@@ -319,6 +319,8 @@ class _Creator:
             _set_inherited(left, True)
             os.close(sync)
             os.close(start)
+        if unit.path(self._spec.service) is None:  # else it is the main process of this unit
+            cgroup.keep(self._conmon, cgroup_of(self._spec))
 
 
 def _set_inherited(fds: list[int], inherited: bool) -> None:

@@ -31,7 +31,7 @@ def find(state_ids: Iterable[str]) -> list[Lost]:
         for state_id in sorted(set(state_ids))
         for name in sorted(
             {name for root in cgroup.roots() for name in _folders(f"{root}/niso-{state_id}")}
-            - known
+            - {*known, cgroup.KEEPERS}
         )
     ]
     return [_lost(state_id, name) for state_id, name in places]

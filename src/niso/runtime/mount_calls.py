@@ -1,4 +1,4 @@
-"""The system calls for mounts that Python lacks. All raise OSError."""
+"""The system calls for mounts and file systems that Python lacks. All raise OSError."""
 
 from __future__ import annotations
 
@@ -47,6 +47,12 @@ def mount(
 def unmount(target: bytes, flags: int) -> None:
     """Call umount2(2)."""
     if _libc.umount2(target, flags):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def syncfs(fd: int) -> None:
+    """Write everything of the file system of ``fd`` to its disk (syncfs(2))."""
+    if _libc.syncfs(fd):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 

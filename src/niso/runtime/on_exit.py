@@ -86,7 +86,8 @@ def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
             process.end_conmon(older)
             trees.remove(older)
     process.clear(spec.service)
-    cgroup.remove_with_parent(cgroup_of(spec))
+    path = cgroup_of(spec)
+    cgroup.remove_with_parent(path)
     logs.rotate_if_large(spec.service)
     began = record.get("started_monotonic")
     lived_s = time.monotonic() - began if isinstance(began, float) else 0.0
@@ -100,6 +101,9 @@ def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
         ended_at=time.time(),
     )
     status.write_state(spec.service, record)
+    if not restarts:  # nothing else will remove niso's own cgroup
+        cgroup.release(status.supervisors(spec.service), path)
+        cgroup.remove_with_parent(path)
     return record
 
 

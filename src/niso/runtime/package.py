@@ -1,7 +1,8 @@
 """Copy packages: /app in a service is a copy made at activation, so later edits do not reach it.
 
 The folder of a copy is named after the fingerprint of its source: names, modes, sizes and times of
-all files but the manifest. It is made under a temporary name and renamed when complete.
+all files but the manifest. It is made under a temporary name and renamed when it is complete and on
+the disk: the record of an activation that refers to it survives a power failure, so it must too.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
 
-from niso.base import failpoint, paths, trees
+from niso.base import failpoint, files, paths, trees
 from niso.base.digest import sha256
 from niso.base.errors import Error, InvalidInput
 from niso.base.lite_typing import NamedTuple
 
 MAX_DEPTH = 64
+_FEW = 32
+"""Up to this many files and folders are written to the disk one by one, more all at once."""
 
 
 def fingerprint(folder: str, rootfs: str | None, manifest: str | None = None) -> str:
@@ -43,13 +45,13 @@ def fingerprint(folder: str, rootfs: str | None, manifest: str | None = None) ->
 def copy(
     service: str, folder: str, rootfs: str | None, digest: str, manifest: str | None = None
 ) -> str:
-    """Copy a package folder to the state folder unless that copy exists; return the copy's path.
+    """Copy a package folder to the state folder unless `is_copied`; return the copy's path.
 
-    Root owns the copy, and others may read everything and write nothing.
+    A damaged copy is replaced. Root owns the copy; others may read everything and write nothing.
     Raises InvalidInput if the package changes meanwhile, or Error.
     """
     target = os.path.join(paths.package_dir(service), digest)
-    if os.path.isdir(target):
+    if is_copied(service, digest, folder, rootfs, manifest):
         return target
     temporary = f"{target}.{os.getpid()}.new"
     failpoint.hit(f"copy package to {target}")
@@ -63,8 +65,14 @@ def copy(
             raise InvalidInput(
                 f"{folder}: changed while it was copied", "activate it again when it is complete"
             )
+        _write_to_disk(temporary)
         failpoint.hit(f"name package copy {target}")
+        if os.path.isdir(target):
+            os.rename(target, f"{temporary}.damaged")
         os.rename(temporary, target)
+        for above in (paths.package_dir(service), paths.packages_dir(), paths.state_dir()):
+            files.sync(above)
+        delete_tree(f"{temporary}.damaged")
     except OSError as error:
         _delete_copy(temporary)
         where = paths.shown(os.fsdecode(error.filename or target))
@@ -89,9 +97,69 @@ def _require_room(folder: str, rootfs: str | None, target: str) -> None:
         )
 
 
-def is_copied(service: str, digest: str) -> bool:
-    """Return whether the copy with this fingerprint exists."""
-    return os.path.isdir(os.path.join(paths.package_dir(service), digest))
+def _write_to_disk(copy: str) -> None:
+    """Write a copy to the disk, with its folders. Raises OSError."""
+    found = [
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(copy)
+        for name in (*names, "")
+        if not os.path.islink(os.path.join(folder, name))
+    ]
+    if len(found) <= _FEW:
+        for path in found:
+            files.sync(path)
+        return
+    from niso.runtime.mount_calls import syncfs
+
+    fd = os.open(copy, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        syncfs(fd)
+    finally:
+        os.close(fd)
+
+
+def is_copied(
+    service: str, digest: str, folder: str, rootfs: str | None, manifest: str | None = None
+) -> bool:
+    """Return whether the copy with this fingerprint has the files of its package, by their sizes.
+
+    The file ``manifest`` may have changed. Raises InvalidInput or Error as `fingerprint`.
+    """
+    copy = os.path.join(paths.package_dir(service), digest)
+    if not os.path.isdir(copy):
+        return False
+    return all(
+        _is_same(entry, os.path.join(copy, entry.path))
+        for entry in _walk(folder, rootfs)
+        if os.path.join(folder, entry.path) != manifest
+    )
+
+
+def _is_same(entry: _Entry, path: str) -> bool:
+    """Return whether ``path`` is of the kind and size of a package's entry."""
+    try:
+        info = os.lstat(path)
+    except OSError:
+        return False
+    alike = stat.S_IFMT(info.st_mode) == stat.S_IFMT(entry.info.st_mode)
+    return alike and (stat.S_ISDIR(info.st_mode) or info.st_size == entry.info.st_size)
+
+
+def is_emptied(copy: str) -> bool:
+    """Return whether a copy has files and all are empty, as after a power failure.
+
+    Copies of an earlier niso were not written to the disk. Stops at the first file with content.
+    """
+    sizes = (
+        os.lstat(os.path.join(folder, name)).st_size
+        for folder, _, names in os.walk(copy)
+        for name in names
+    )
+    try:
+        first = next(sizes, None)
+        return first == 0 and not any(sizes)
+    except FileNotFoundError:  # it is being removed
+        return False
 
 
 def keep_only(service: str, copies: set[str]) -> None:
@@ -99,7 +167,7 @@ def keep_only(service: str, copies: set[str]) -> None:
     folder = paths.package_dir(service)
     try:
         existing = [os.path.join(folder, name) for name in os.listdir(folder)]
-    except FileNotFoundError:
+    except OSError:  # a later change deletes them
         return
     for path in existing:
         if path not in copies:
@@ -121,10 +189,13 @@ def _delete_copy(path: str) -> None:
         pass
 
 
-def delete_tree(folder: str) -> None:
-    """Delete one of niso's folders with its content, following no symlink; ignore errors."""
-    with suppress(OSError):
+def delete_tree(folder: str) -> OSError | None:
+    """Delete one of niso's folders with its content, following no symlink; return an error."""
+    try:
         trees.remove(folder)
+    except OSError as error:
+        return error
+    return None
 
 
 class _Entry(NamedTuple):

@@ -19,7 +19,7 @@ from niso.base import failpoint, paths, trees
 from niso.base.errors import Error, ProcessError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.process_spec import ProcessSpec
-from niso.runtime import cgroup, crun, logs, status, unit
+from niso.runtime import cgroup, crun, exit_command, logs, status, unit
 from niso.runtime.pids import (
     children,
     command_line,
@@ -37,6 +37,34 @@ if TYPE_CHECKING:
 
 _KILL_S = 10.0
 """How long a process may take to end after SIGKILL."""
+
+
+_FILES, _BYTES, _INODES = 64, 1 << 18, 64
+"""What a start needs: open files, and bytes and files in the run folder."""
+
+
+def require_room() -> None:
+    """Raise ProcessError if a start would fail for lack of descriptors, space or files.
+
+    A process that is to be restarted is not stopped then.
+    """
+    held: list[int] = []
+    try:
+        held += (os.dup(0) for _ in range(_FILES))
+    except OSError as error:
+        words = f"cannot start a process: {error.strerror}"
+        raise ProcessError(words, f"ulimit -n must be at least {2 * _FILES}") from error
+    finally:
+        for fd in held:
+            os.close(fd)
+    room = os.statvfs(paths.run_dir())
+    # a file system without a limit of files has none
+    if room.f_bavail * room.f_frsize < _BYTES or (room.f_files and room.f_favail < _INODES):
+        what = "space" if room.f_bavail * room.f_frsize < _BYTES else "file"
+        raise ProcessError(
+            f"cannot start a process: no {what} is left in {paths.run_dir()}",
+            f"df -h {paths.run_dir()}; df -i {paths.run_dir()}",
+        )
 
 
 class Start:
@@ -188,6 +216,7 @@ def stop(service: str, timeout_s: float | None = None) -> None:
         _end_all(service, spec, status.bundles(folder), timeout_s)
         failpoint.hit(f"remove the runtime files of {service}")
         trees.remove(folder)
+        exit_command.remove_unused()
         forget_health(service)
     except OSError as error:
         raise _failed(service, "stop", error) from error

@@ -77,6 +77,9 @@ class Processes(Protocol):
     def renew(self) -> None:
         """Let services that already run start this niso when they end."""
 
+    def require_room(self) -> None:
+        """Raise ProcessError without the descriptors, space and files that a start needs."""
+
     def expect(self) -> None:
         """Prepare for a start that follows in about 10 ms."""
 

@@ -64,6 +64,9 @@ class RealProcesses:
     def renew(self) -> None:
         exit_command.renew()
 
+    def require_room(self) -> None:
+        process.require_room()
+
     def expect(self) -> None:
         from niso.runtime import launch
 

@@ -46,6 +46,8 @@ class Status(NamedTuple):
     restarts: int
     error: str | None
     """Why the last restart failed."""
+    lives_s: float | None = None
+    """Seconds since the start, whatever the clock was set to; None if that is unknown."""
 
 
 NONE = Status("none", None, None, None, 0, None)
@@ -81,6 +83,7 @@ def _read(service: str) -> Status:
     phase = str(record["phase"])
     bundle = bundle_of(service, int(record["run"]))
     started_at = record.get("started_at")
+    began = record.get("started_monotonic")
     shown = Status(
         state=phase,
         exit_code=int_or_none(record.get("exit_code")),
@@ -88,6 +91,7 @@ def _read(service: str) -> Status:
         started_at=started_at if isinstance(started_at, float) else None,
         restarts=int(record["restarts"]),
         error=str(record["error"]) if record.get("error") else None,
+        lives_s=max(0.0, time.monotonic() - began) if isinstance(began, float) else None,
     )
     if phase == "running":
         return _read_running(service, record, bundle, shown)

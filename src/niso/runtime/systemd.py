@@ -6,8 +6,10 @@ import os
 import time
 from collections.abc import Iterable
 
+from niso.base import files
 from niso.base.errors import Error, ProcessError
 from niso.runtime import status, unit
+from niso.runtime.spec import cgroup_of, load
 from niso.runtime.units import UNITS, WANTED_BY, unit_file
 
 _SYSTEMCTL_S = 300.0
@@ -32,7 +34,9 @@ class Systemd:
         draft = f"{unit_file(service)}.new"
         with open(draft, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
+        files.sync(draft)
         os.rename(draft, unit_file(service))
+        files.sync(UNITS)
 
     def is_enabled(self, service: str) -> bool:
         return os.path.islink(os.path.join(UNITS, f"{WANTED_BY}.wants", unit.name(service)))
@@ -78,7 +82,9 @@ class Systemd:
         unit.tell(f"MAINPID={pids[0]}", "READY=1")
 
     def give_back(self, service: str) -> None:
-        unit.give_back(service, status.conmon(service))
+        spec = load(service)
+        if spec is not None:
+            unit.give_back(service, status.conmon(service), cgroup_of(spec))
 
 
 def _wait_ended(units: list[str]) -> None:

@@ -70,16 +70,7 @@ def adopt(pids: list[int], to: str) -> None:
     """Move processes into the cgroup ``to`` in each hierarchy that has it and accepts them."""
     for root in cgroup.roots():
         for pid in pids:
-            _move(pid, f"{root}{to}")
-
-
-def _move(pid: int, folder: str) -> None:
-    """Move a process into the cgroup of ``folder``; no-op if that fails."""
-    try:
-        with open(f"{folder}/cgroup.procs", "w", encoding="ascii") as file:
-            file.write(str(pid))
-    except OSError:
-        return
+            cgroup.move(pid, f"{root}{to}")
 
 
 def tell(*lines: str) -> None:
@@ -151,8 +142,8 @@ def hand_over(service: str, conmon: int | None) -> None:
         os.close(done)
 
 
-def give_back(service: str, conmon: int | None) -> None:
-    """End a service's unit, but not its processes: they move to the root cgroup."""
+def give_back(service: str, conmon: int | None, path: str) -> None:
+    """End a service's unit, but not its processes; ``path`` is the service's cgroup."""
     stand_in(service, conmon)
     if service not in _stand_ins:
         return
@@ -160,7 +151,7 @@ def give_back(service: str, conmon: int | None) -> None:
     for root in cgroup.roots():
         for pid in cgroup.pids_in(f"{root}{unit}"):
             if pid != stand_in_pid:
-                _move(pid, root)
+                cgroup.keep_in(root, pid, path)
     os.close(hold)
     os.read(done, 1)
     os.close(done)

@@ -15,6 +15,7 @@ from niso.reconcile import forwarding
 from niso.runtime import sources, volumes
 from niso.services import ports as portmap
 from niso.services import rehost, sharing, targets
+from niso.services.concern import concerned
 from niso.services.machine import Machine
 from niso.services.targets import Target
 from niso.store import leases, specs
@@ -43,18 +44,13 @@ def scope_of(store: Store, targets: list[Target]) -> Scope:
     It holds the services, those that share a namespace with them, and their networks before and
     after the change.
     """
-    on: set[str] = set()
     touched: set[str] = set()
     for target in targets:
-        on.update(target.spec.networks)
-        row = store.service(target.name)
-        if row is not None:
-            on.update(row.networks)
         provider = store.name_holder(target.spec.share or "")
         touched.update((target.name, provider) if provider else (target.name,))
-    on |= store.published_on(touched)
-    concerned = {name for target in targets for name in _other_meanings(store, target)}
-    return Scope(store.with_companions(touched), tuple(sorted(on)), names=tuple(sorted(concerned)))
+    on = {network for target in targets for network in target.spec.networks}
+    names = {name for target in targets for name in _other_meanings(store, target)}
+    return concerned(store, touched, on, names)
 
 
 def _other_meanings(store: Store, target: Target) -> set[Name]:

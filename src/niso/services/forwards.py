@@ -13,9 +13,10 @@ from niso.plan import nft
 from niso.plan.records import Port
 from niso.reconcile.converge import converge
 from niso.reconcile.nat_flows import flush_ports
+from niso.services import concern
 from niso.services.machine import Machine
 from niso.services.ports import Listeners, as_held, check_family, same_place
-from niso.store.store import Scope, Store
+from niso.store.store import Store
 
 
 def concerned(store: Store, service: str, port: Port, replace: bool) -> set[str]:
@@ -114,7 +115,7 @@ def finish(machine: Machine, report: Report = silent) -> None:
         moved = store.moved_ports()
         if moved:
             report(FinishingPorts(tuple(sorted({service for service, _ in moved}))))
-            _carry_out(machine, moved, _elements(store, moved), report)
+            _carry_out(machine, moved, store.moved_on(), _elements(store, moved), report)
 
 
 _Moved = list[tuple[str, Port]]
@@ -125,16 +126,18 @@ def _change(machine: Machine, come: _Moved, go: _Moved, report: Report) -> None:
 
     The caller holds niso's lock.
     """
-    store = machine.store
+    store, names = machine.store, {service for service, _ in (*come, *go)}
+    # a bridge that a service has left since may still be set up for its ports
+    on = set(concern.concerned(store, names).networks or ())
     with store.transaction():
         published = {service: store.published_row(service) for service, _ in come}
         rows = [row for service, port in go for row in store.take_port(service, port)]
         for service, port in come:
             store.add_forward(service, port)
-        store.begin_moving([*come, *go], time.time())
+        store.begin_moving([*come, *go], on, time.time())
     before = _elements(store, go)
     try:
-        _carry_out(machine, [*come, *go], before, report)
+        _carry_out(machine, [*come, *go], on, before, report)
     except BaseException:
         with store.transaction():
             for service, port in come:
@@ -142,18 +145,22 @@ def _change(machine: Machine, come: _Moved, go: _Moved, report: Report) -> None:
             store.put_port_rows(rows)
             for service, row in published.items():
                 store.put_published_row(service, row)
-        _carry_out(machine, [*come, *go], _elements(store, come), report, teardown=True)
+        _carry_out(machine, [*come, *go], on, _elements(store, come), report, teardown=True)
         raise
 
 
 def _carry_out(
-    machine: Machine, moved: _Moved, before: State, report: Report, teardown: bool = False
+    machine: Machine,
+    moved: _Moved,
+    on: set[str],
+    before: State,
+    report: Report,
+    teardown: bool = False,
 ) -> None:
+    """Update the kernel, also on the networks ``on`` that the change concerned before."""
     store, kernel = machine.store, machine.kernel
     names = sorted({service for service, _ in moved})
-    on = {network for name in names for network, _ in store.addresses(name)}
-    # the ports of a sharer need links of its provider, so these are in scope too
-    scope = Scope(store.with_companions(names), tuple(sorted(on)), tuple(port for _, port in moved))
+    scope = concern.concerned(store, names, on)._replace(ports=tuple(port for _, port in moved))
     converge(kernel, store, scope, before, report, teardown)
     flush_ports(kernel, ((port.proto, port.host_port, port.last) for _, port in moved))
     with store.transaction():

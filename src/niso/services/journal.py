@@ -16,7 +16,7 @@ from itertools import groupby
 
 from niso.base.errors import Conflict, Error, ErrorGroup
 from niso.base.locks import Lock, remove_locks, service_lock
-from niso.base.report import EndingRestart, NotStarted, Report, Unfinished, silent
+from niso.base.report import EndingRestart, NotStarted, Recovered, Report, Unfinished, silent
 from niso.services.machine import Machine
 from niso.store.store import Intent, Store
 
@@ -36,21 +36,28 @@ def end_restart(machine: Machine, services: list[str], report: Report) -> None:
     end_intents(machine.store, services)
 
 
-def recover(machine: Machine, report: Report = silent, names: Iterable[str] = ()) -> int:
+def recover(
+    machine: Machine,
+    report: Report = silent,
+    names: Iterable[str] = (),
+    every: bool = False,
+) -> int:
     """Finish or undo interrupted changes; return the number of services concerned.
 
-    Changes of commands that still run are left alone. Failures for services in ``names`` are raised
-    as an ErrorGroup at the end. Failures for other services are only reported, since they do not
-    concern the command that follows.
+    Changes of commands that still run are left alone. ``names`` are the services of the command
+    that follows: what happened to others is reported (`Recovered`, `Unfinished`). Failures for
+    services in ``names``, or with ``every`` for any, are raised as an ErrorGroup at the end.
     """
     store = machine.store
     machine.processes.renew()
     intents = store.intents()
     if not intents:
         return 0
+    from niso.services.pending import command_of
     from niso.services.undo import in_order, undo
 
     concerned = set(names)
+    recovered: list[Recovered] = []
     errors: dict[str, Error] = {}
     done = 0
     for activations, group in groupby(
@@ -68,6 +75,10 @@ def recover(machine: Machine, report: Report = silent, names: Iterable[str] = ()
                 if intent is None or intent.action != seen.action:  # another command was first
                     continue
                 done += 1
+                recovered += [
+                    Recovered(name, command_of(intent), activations)
+                    for name in _together(store, intent)
+                ]
                 if activations:
                     begun.append(intent)
                 else:
@@ -76,12 +87,22 @@ def recover(machine: Machine, report: Report = silent, names: Iterable[str] = ()
             if begun:
                 machine.processes.end_unrecorded({intent.service for intent in begun})
                 errors |= undo(machine, begun, report)
+    for event in recovered:
+        if event.service not in concerned and event.service not in errors:
+            report(event)
     for name, error in errors.items():
         report(Unfinished(name, error))
-    raised = [error for name, error in errors.items() if name in concerned]
+    raised = [error for name, error in errors.items() if every or name in concerned]
     if raised:
         raise ErrorGroup(raised)
     return done
+
+
+def _together(store: Store, intent: Intent) -> list[str]:
+    """Return the services whose intents end with this one: all changes of ports end at once."""
+    if intent.action != "ports":
+        return [intent.service]
+    return sorted({service for service, _ in store.moved_ports()})
 
 
 def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error]:
@@ -144,6 +165,6 @@ def begin(store: Store, services: list[str], action: str) -> None:
 
 
 def end_intents(store: Store, services: list[str]) -> None:
-    with Lock(), store.transaction():
+    with store.transaction():  # niso's lock is not needed: nothing else changes
         for name in services:
             store.end_intent(name)

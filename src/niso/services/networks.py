@@ -150,6 +150,7 @@ def check(request: NetworkRequest) -> None:
 def ensure(machine: Machine, request: NetworkRequest, implicit: bool) -> Network | None:
     """Record a network; return None if it already exists and satisfies the request.
 
+    One that exists stays implicit only if the request is ``implicit`` too.
     The caller is in a transaction. ``implicit`` as for `Store.add_network`. Raises UsageError, and
     Conflict if it exists and differs, or if its name, subnet or bridge is taken.
     """
@@ -157,6 +158,8 @@ def ensure(machine: Machine, request: NetworkRequest, implicit: bool) -> Network
     present = store.network(request.name)
     if present is not None:
         _same(present, request)
+        if not implicit:
+            store.keep_network(request.name)
         return None
     network = plan_network(
         machine,

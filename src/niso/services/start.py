@@ -219,7 +219,7 @@ class _Wait:
         self.reason = ""
         self._pause_s = _FIRST_PAUSE_S
         self._failures = 0
-        lives_s = max(0.0, time.time() - self.run[1]) if self.run[1] else 0.0
+        lives_s = now.lives_s or 0.0
         self._counts_at = began - lives_s + (start.check.start_period_s if start.check else 0.0)
 
     @property
@@ -328,6 +328,8 @@ class _Starting:
         self._waits: list[_Wait] = []
 
     def all(self) -> None:
+        if any(start.stops is not None for start in self._todo):
+            self._processes.require_room()
         try:
             while self._todo or self._ends or self._begun or self._waits:
                 start = next(self._ready(), None)

@@ -19,6 +19,7 @@ from niso.reconcile.converge import converge, desired_now, plan
 from niso.reconcile.nat_flows import flush_gone_addresses
 from niso.runtime import package, volumes
 from niso.runtime.processes import Processes
+from niso.services.concern import all_names, concerned
 from niso.services.machine import Machine
 from niso.services.sharing import they_share
 from niso.store.store import Scope, ServiceRow, Store
@@ -109,32 +110,28 @@ def forget(
 ) -> None:
     """Delete the records, leases, package copies and logs of stopped services; end their intents.
 
-    ``with_volumes`` also deletes their named volumes. Raises Error if a volume cannot be
+    ``with_volumes`` also deletes their named volumes. Raises Error if something cannot be
     deleted. Then no record is deleted, and the call can be repeated.
     """
     store, kernel = machine.store, machine.kernel
-    on: set[str] = set()
     for name in services if with_volumes else ():
         volumes.remove_all(name, report)
     for name in services:
         report(Forgetting(name))
-        row = store.service(name)
         package.keep_only(name, set())
-        package.delete_tree(paths.log_dir(name))
-        on.update(row.networks if row else ())
+        for folder in (paths.package_dir(name), paths.log_dir(name)):
+            if (error := package.delete_tree(folder)) is not None:
+                where = error.filename or folder
+                raise Error(f"cannot delete {where}: {error.strerror}", service=name)
     with Lock():
-        everyone = store.names_with(store.with_companions(services))
-        scope = Scope(
-            (),
-            tuple(sorted(on)),
-            names=(*everyone, *(("network", network) for network in sorted(on))),
-        )
+        scope = concerned(store, services)
+        scope = scope._replace(names=tuple(sorted(all_names(store, scope))))
         with store.transaction():
             before = desired_now(kernel, store, scope)
             for name in services:
                 store.forget(name)
                 store.end_intent(name)
-            store.drop_implicit_networks(on)
+            store.drop_implicit_networks(scope.networks or ())
             converge(kernel, store, scope, before, report, teardown=True)
 
 
@@ -211,11 +208,9 @@ def raise_all(errors: list[Error]) -> None:
 
 def _scope(store: Store, rows: Iterable[ServiceRow]) -> Scope:
     rows = list(rows)
-    services = store.with_companions(row.name for row in rows)
     # the name of a service that shares a namespace resolves only while it is active
     shared = store.names_with(store.with_companions(row.name for row in rows if row.provider))
-    on = {network for row in rows for network in row.networks} | store.published_on(services)
-    return Scope(services, tuple(sorted(on)), names=shared)
+    return concerned(store, (row.name for row in rows), names=shared)
 
 
 def refuse(store: Store, services: Iterable[str]) -> None:

@@ -102,7 +102,7 @@ def still_so(store: Store, target: Target) -> Target:
 def known(store: Store, service: str) -> Target:
     """Return a known service with the manifest of its last activation.
 
-    Raises NotFound if its package copy is gone, Error.
+    Raises NotFound if its package copy is gone, Error if it is damaged, or another one.
     """
     row = store.service(service)
     assert row is not None
@@ -113,6 +113,12 @@ def known(store: Store, service: str) -> Target:
     )
     if not os.path.isdir(row.package):
         raise gone
+    if package.is_emptied(row.package):
+        raise Error(
+            f"its package copy {row.package} is damaged, all of its files are empty",
+            f"niso activate {row.manifest_path}",
+            service=service,
+        )
     target = Target(
         service, row.require_service(), row.manifest_path, row.package, row.rootfs, None
     )

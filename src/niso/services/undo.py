@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from niso.base import names, paths
 from niso.base.errors import Error, ErrorGroup, ProcessError
-from niso.base.locks import Lock
+from niso.base.locks import Busy, Lock
 from niso.base.report import Report, Undoing
 from niso.plan.process_spec import ProcessSpec
 from niso.plan.records import Port
@@ -19,8 +19,15 @@ from niso.reconcile.converge import converge, desired_now
 from niso.runtime import package, volumes
 from niso.runtime.processes import Processes
 from niso.services import rehost
+from niso.services.concern import all_names, concerned
 from niso.services.machine import Machine
-from niso.store.store import Intent, Scope, ServiceRow, Store
+from niso.store.store import Intent, ServiceRow, Store
+
+WAIT_S = 10.0
+"""How long an interrupted command waits for niso's lock to roll back (s).
+
+Then it leaves that to the next command, so that one signal ends it.
+"""
 
 undoing = False
 """Whether a failed command is being undone now."""
@@ -35,10 +42,11 @@ def undo_all(
     """
     global undoing
     store = machine.store
+    is_failure = isinstance(cause, Exception)
     begun = [intent for name in services if (intent := store.intent(name)) is not None]
-    undoing = isinstance(cause, Exception)
+    undoing = is_failure
     try:
-        left = undo(machine, in_order(store, begun), report)
+        left = undo(machine, in_order(store, begun), report, None if is_failure else WAIT_S)
     except Error as error:
         left = {", ".join(intent.service for intent in begun): error}
     except (OSError, sqlite3.Error) as error:
@@ -78,23 +86,29 @@ def in_order(store: Store, intents: Iterable[Intent]) -> list[Intent]:
     return ordered
 
 
-def undo(machine: Machine, intents: list[Intent], report: Report) -> dict[str, Error]:
+def undo(
+    machine: Machine, intents: list[Intent], report: Report, wait_s: float | None = None
+) -> dict[str, Error]:
     """Undo activations together, since one may hold what another released.
 
-    Return {service: error}.
+    Return {service: error}. Raises Busy if niso's lock is needed and not free within ``wait_s``.
     """
+    if not intents:
+        return {}
     store = machine.store
     for intent in intents:
         report(Undoing(intent.service))
     errors: dict[str, Error] = {}
     changed = [intent for intent in intents if not store.is_as_before(intent)]
     try:
-        _undo_records(machine, changed, report)
+        _undo_records(machine, changed, report, wait_s)
+    except Busy:
+        raise
     except Error as error:
         errors = {intent.service: error for intent in changed}
         for intent in changed if len(changed) > 1 else ():  # then undo those that can be, singly
             try:
-                _undo_records(machine, [intent], report)
+                _undo_records(machine, [intent], report, wait_s)
                 del errors[intent.service]
             except Error as other:
                 errors[intent.service] = other
@@ -106,7 +120,7 @@ def undo(machine: Machine, intents: list[Intent], report: Report) -> dict[str, E
         except Error as error:
             errors[name] = error
         _forget_failed(name, store.service(name))
-    with Lock(), store.transaction():
+    with store.transaction():
         for name in undone:
             store.end_intent(name)
     return errors
@@ -126,22 +140,24 @@ def start_again(machine: Machine, name: str) -> None:
         # only a holder of the service's lock starts it, so this start was interrupted
         if processes.status(name).state == "starting":
             processes.stop(name, 0)
+        if processes.status(name).state == "running" and not processes.units.is_supervised(name):
+            processes.stop(name)  # its conmon has died too: nobody would restart it
         if processes.status(name).state in ("none", "failed"):
             processes.start(restored.require_process())
 
 
-def _undo_records(machine: Machine, intents: list[Intent], report: Report) -> None:
+def _undo_records(
+    machine: Machine, intents: list[Intent], report: Report, wait_s: float | None
+) -> None:
     """Restore the rows and networks of services; processes that do not match them end.
 
-    Raises Error; then the rows are unchanged.
+    Raises Busy or another Error; then the rows are unchanged.
     """
     if not intents:
         return
     store, kernel, processes = machine
     shown: list[ProcessSpec] = []
     ports: dict[str, list[Port]] = {}
-    everyone: set[str] = set()
-    on: set[str] = set()
     for intent in intents:
         name = intent.service
         now, was = store.service(name), intent.before
@@ -165,23 +181,19 @@ def _undo_records(machine: Machine, intents: list[Intent], report: Report) -> No
         ports[name] = (
             [port for _, port in store.ports(name)] if now is not None and now.provider else []
         )
-        on.update(now.networks if now else ())
-        everyone.update(
-            store.with_companions([name]),
-            (was.provider,) if was is not None and was.provider else (),
-        )
-    on |= store.published_on(everyone)
+    touched = {
+        name
+        for intent in intents
+        for name in (intent.service, intent.before.provider if intent.before else None)
+        if name is not None
+    }
     links: list[str] = []
     # update the kernel inside the transaction: if niso dies here, the intents and their rows stay
-    with Lock(), store.transaction():
-        concerned = set(store.names_with(everyone))
-        for intent in intents:
-            concerned.update(("service", name) for name in intent.names)
-        concerned.update(("network", name) for name in on)
-        names_before = tuple(sorted(concerned))
-        before_ = desired_now(
-            kernel, store, Scope(tuple(sorted(everyone)), tuple(sorted(on)), names=names_before)
-        )
+    with Lock(wait_s, required=True), store.transaction():
+        restored_names = {("service", name) for intent in intents for name in intent.names}
+        scope = concerned(store, touched)
+        scope = concerned(store, touched, names=restored_names | all_names(store, scope))
+        before_ = desired_now(kernel, store, scope)
         try:
             store.undo(intents)
         except sqlite3.IntegrityError as error:
@@ -192,15 +204,15 @@ def _undo_records(machine: Machine, intents: list[Intent], report: Report) -> No
                 "niso net repair",
             ) from error
         forwarding.note_late(kernel, store)
-        everyone.update(store.with_companions(ports))
         restored = {
-            name: row for name in ports if (row := store.service(name)) is not None and row.active
+            name for name in ports if (row := store.service(name)) is not None and row.active
         }
-        on.update(network for row in restored.values() for network in row.networks)
-        scope = Scope(tuple(sorted(everyone)), tuple(sorted(on)), names=names_before)
+        # also the networks of services that stay inactive: the last step of an activation may have
+        # dropped an implicit one
+        scope = scope.joined(concerned(store, touched))
         policy_flows.introduce(kernel, store, before_, desired_now(kernel, store, scope))
         converge(kernel, store, scope, before_, report, teardown=True, ending=links)
-        for name in ports.keys() - restored.keys():
+        for name in ports.keys() - restored:
             kernel.clear_unfinished(names.netns(name))
         after = desired_now(kernel, store, scope)
         for old in shown:
@@ -211,7 +223,7 @@ def _undo_records(machine: Machine, intents: list[Intent], report: Report) -> No
         nat_flows.flush_gone_addresses(kernel, before_, after)
         nat_flows.flush_changed_ports(kernel, before_, after)
         # end flows that only the undone policies allowed
-        policy_flows.cut(kernel, store, everyone)
+        policy_flows.cut(kernel, store, scope.services or ())
         for name, had in ports.items():
             kept = {port for _, port in store.ports(name)} if name in restored else set()
             nat_flows.end_flows(kernel, (port for port in had if port not in kept))

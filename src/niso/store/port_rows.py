@@ -234,13 +234,17 @@ class PortRows:
         """Insert rows that `take_port` returned."""
         self._db.executemany("INSERT INTO port VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
-    def begin_moving(self, ports: Iterable[tuple[str, Port]], now: float) -> None:
+    def begin_moving(
+        self, ports: Iterable[tuple[str, Port]], networks: Iterable[str], now: float
+    ) -> None:
         """Record (service, port) of all ports that a change adds or removes.
 
-        The record stays until the kernel is up to date. ``now`` is in seconds since 1970.
+        The record stays until the kernel is up to date. ``networks`` are those that the ports
+        concern so far. ``now`` is in seconds since 1970.
         """
+        on = sorted(networks)
         for service, group in groupby(sorted(ports), key=itemgetter(0)):
-            moved = encoded({"moved": [port._asdict() for _, port in group]})
+            moved = encoded({"moved": [port._asdict() for _, port in group], "networks": on})
             self._db.execute(
                 "INSERT OR REPLACE INTO intent VALUES (?, 'ports', ?, ?)", (service, moved, now)
             )
@@ -253,6 +257,12 @@ class PortRows:
         return [
             (service, Port(**port)) for service, undo in rows for port in decoded(undo)["moved"]
         ]
+
+    def moved_on(self) -> set[str]:
+        """Return the networks that changes of ports in progress concerned before."""
+        rows = self._db.execute("SELECT undo FROM intent WHERE action='ports'")
+        # an intent of an earlier version has none
+        return {network for (undo,) in rows for network in decoded(undo).get("networks", ())}
 
     def end_publishing(self, service: str, keep_forwards: bool = False) -> None:
         """Record that an inactive service publishes nothing. Its manifest's ports stay.

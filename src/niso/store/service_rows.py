@@ -7,9 +7,11 @@ of its provider. While it is active, its names and ports belong to the provider'
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 
+from niso.base import paths
 from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.plan.records import Port
@@ -96,7 +98,12 @@ class ServiceRow(NamedTuple):
 def service_row(row: tuple[object, ...]) -> ServiceRow:
     """Return a row of the table as a ServiceRow."""
     fields = ServiceRow(*row)  # type: ignore[arg-type]
+    package = fields.package
+    if package.endswith(f"/packages/{fields.name}/{fields.fingerprint}"):
+        # the state folder may have been moved
+        package = os.path.join(paths.package_dir(fields.name), fields.fingerprint)
     return fields._replace(
+        package=package,
         active=bool(fields.active),
         networks=tuple(decoded(str(fields.networks))),
         enabled=bool(fields.enabled),

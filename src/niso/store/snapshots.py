@@ -36,6 +36,15 @@ class Scope(NamedTuple):
     names: tuple[Name, ...] = ()
     """Names of services and networks in policies that may have other addresses now."""
 
+    def joined(self, other: Scope) -> Scope:
+        """Return the scope of both, neither of which is of everything, with the ports of this."""
+        return Scope(
+            tuple(sorted({*(self.services or ()), *(other.services or ())})),
+            tuple(sorted({*(self.networks or ()), *(other.networks or ())})),
+            self.ports,
+            tuple(sorted({*self.names, *other.names})),
+        )
+
 
 ALL = Scope()
 

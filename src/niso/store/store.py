@@ -107,6 +107,8 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
 
         No-op if another process was first.
         """
+        from niso.base import files
+
         folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         draft = f"{path}.new"
         try:
@@ -124,6 +126,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
                 _remove_database(draft)
                 raise
             os.fsync(folder)
+            files.sync(os.path.dirname(paths.state_dir()))
         finally:
             os.close(folder)
 
@@ -333,6 +336,10 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         self._db.executemany(
             "INSERT INTO subnet VALUES (?, ?, ?, ?)", [(network.name, *s) for s in network.subnets]
         )
+
+    def keep_network(self, name: str) -> None:
+        """Let a network outlive its services."""
+        self._db.execute("UPDATE network SET implicit=0 WHERE name=? AND implicit=1", (name,))
 
     def drop_network(self, name: str) -> None:
         """Delete a network and its subnets."""

@@ -1,0 +1,40 @@
+"""Say what a change of services concerns: the one place that every scoped plan starts from.
+
+A change compares the kernel with the store's rows before it and after it. So its scope is what it
+concerns by the rows before, joined (`Scope.joined`) with what it concerns by the rows after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from niso.store.policy_rows import Name
+from niso.store.store import Scope, Store
+
+
+def concerned(
+    store: Store,
+    services: Iterable[str],
+    networks: Iterable[str] = (),
+    names: Iterable[Name] = (),
+) -> Scope:
+    """Return what a change of ``services`` concerns by the present rows.
+
+    These are the services that share a namespace with them, the networks of all of them, and those
+    whose bridges are set up for their ports, even if they have left them. ``networks`` and
+    ``names`` are added: where a service will be, and which names of policies change their meaning.
+    """
+    everyone = store.with_companions(services)
+    on = {*networks, *store.published_on(everyone)}
+    for name in everyone:
+        if (row := store.service(name)) is not None:
+            on.update(row.networks)
+    return Scope(everyone, tuple(sorted(on)), names=tuple(sorted(set(names))))
+
+
+def all_names(store: Store, scope: Scope) -> set[Name]:
+    """Return the names of all services and networks of a scope, as policies use them."""
+    return {
+        *store.names_with(scope.services or ()),
+        *(("network", network) for network in scope.networks or ()),
+    }

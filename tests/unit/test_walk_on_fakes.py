@@ -1,0 +1,129 @@
+"""Random commands, failures and kills on a kernel and processes in memory.
+
+After each of them the whole plan has no step: what a command planned for its own scope was all that
+it changed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_world import Steps, World
+from samples import samples
+
+from niso.base.errors import Error
+from niso.commands import network, port_forward, repair, restart
+from niso.commands.deactivate import deactivate, remove
+from niso.plan.records import Port
+from niso.services import journal
+from niso.services.networks import NetworkRequest
+
+SERVICES = ("api", "db", "log", "web")
+NETWORKS = ("front", "back", "side")
+STEPS = 25
+
+
+class Walk:
+    """Draw one command after another for a host."""
+
+    def __init__(self, world: World, seed: int) -> None:
+        self.world, self.draw = world, random.Random(seed)
+        self.done: list[str] = []
+
+    def manifest(self, name: str) -> str:
+        """Write a manifest of a service; it changes one part or all."""
+        draw = self.draw
+        table: dict[str, Any] = {}
+        mode = draw.choices(("bridge", "share", "none", "host"), (12, 4, 1, 1))[0]
+        if mode == "share":
+            table = {"mode": mode, "share": draw.choice(SERVICES)}
+        elif mode != "bridge":
+            table = {"mode": mode}
+        else:
+            table = {"networks": draw.sample(NETWORKS, draw.choice((1, 1, 2)))}
+        if mode in ("bridge", "share") and draw.random() < 0.5:
+            host = draw.choice(("", "127.0.0.1:"))
+            table["ports"] = [f"{host}{draw.choice((8080, 8081, 8082))}:80"]
+        more: dict[str, Any] = {}
+        if mode == "bridge" and draw.random() < 0.4:
+            peer = draw.choice((*SERVICES, f"network:{draw.choice(NETWORKS)}"))
+            more["policy"] = {draw.choice(("allow_from", "deny_from")): [peer]}
+        if draw.random() < 0.3:
+            more["environment"] = {"LEVEL": draw.choice("ab")}
+        self.done.append(f"{name}: {table} {more}")
+        return self.world.package(name, network=table, **more)
+
+    def command(self) -> Callable[[], object]:
+        """Return the next command."""
+        draw, machine = self.draw, self.world.machine
+        name = draw.choice(SERVICES)
+        port = Port(draw.choice(("", "127.0.0.1")), draw.choice((8080, 8081, 9090)), 80, "tcp")
+        some = draw.sample(SERVICES, draw.choice((1, 2)))
+        forwards = self.world.store.all_forwards()
+        held = draw.choice(forwards) if forwards else (name, port)
+        replace = draw.random() < 0.5
+        on = draw.choice(NETWORKS)
+        what = draw.choices(range(8), (8, 2, 3, 2, 4, 2, 1, 1))[0]
+        if what == 0:
+            manifests = [self.manifest(each) for each in some]
+            return lambda: self.world.activate(*manifests)
+        if what == 7:
+            self.done.append(f"network {on}")
+            return partial(self.network, on)
+        words, command = (
+            ("activate again", lambda: self.world.activate(name)),
+            (f"deactivate {some}", lambda: deactivate(machine, some)),
+            (f"remove {some}", lambda: remove(machine, some)),
+            (
+                f"forward {name} {port.text} {replace}",
+                lambda: port_forward.port_forward(machine, name, port, replace=replace),
+            ),
+            (f"unforward {held}", lambda: port_forward.port_unforward(machine, *held)),
+            (f"restart {some}", lambda: restart.restart(machine, some)),
+        )[what - 1]
+        self.done.append(words)
+        return command
+
+    def network(self, name: str) -> None:
+        if self.world.store.network(name) is None:
+            network.create(self.world.machine, NetworkRequest(name))
+        else:
+            network.remove(self.world.machine, [name])
+
+    def step(self) -> None:
+        """Run one command, which may be refused, break at one of its steps or be killed there."""
+        command = self.command()
+        breaks = self.draw.random() < 0.4
+        steps = Steps(
+            self.world, self.draw.randrange(1, 40) if breaks else 0, self.draw.random() < 0.5
+        )
+        self.done.append(f"    step {steps.number}, kill {steps.kills}")
+        try:
+            steps.run(command)
+        except Error as error:
+            self.done.append(f"    {error}")
+            if steps.is_dead:  # while it undid a command that was refused
+                self.world.reopen()
+        if steps.has_broken and isinstance(command, partial):
+            repair.repair_all(
+                self.world.machine
+            )  # the network is known, its bridge is not complete
+        journal.recover(self.world.machine)
+        self.world.assert_whole()
+
+
+@pytest.mark.parametrize("seed", range(samples(12, 1000)))
+def test_what_a_command_plans_is_all_that_it_changes(tmp_path: Path, seed: int) -> None:
+    with World(tmp_path) as world:
+        walk = Walk(world, seed)
+        for _ in range(STEPS):
+            try:
+                walk.step()
+            except BaseException as error:
+                error.add_note("\n".join(walk.done))
+                raise
