@@ -6,7 +6,7 @@ import os
 
 from niso.api.guard import path
 from niso.base.errors import Error, ErrorGroup, flatten
-from niso.base.lite_typing import TYPE_CHECKING, Literal, NamedTuple
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.manifest import load, stack_file, toml
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ class Valid(NamedTuple):
 
     path: str
     """absolute path of the file"""
-    kind: Literal["manifest", "stack"]
+    kind: str
+    """manifest or stack"""
     name: str
     """name of the service or stack"""
     services: tuple[str, ...]
