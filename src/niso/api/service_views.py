@@ -37,7 +37,7 @@ class ServiceLine(NamedTuple):
     """published ports, one per address family"""
     uptime: float | None
     """seconds since the process started; null if none runs"""
-    interrupted: str | None = None
+    interrupted: str | None
     """the command that died while it changed the service; null if none did"""
 
 
