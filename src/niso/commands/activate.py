@@ -230,7 +230,7 @@ def _recorded(
     together = frozenset((*copies, *(row.name for row in leaving)))
     made = {
         target.name: record(machine, target, copies[target.name], together, frozenset(copies))
-        for target in sorted(targets, key=_picks)
+        for target in sorted(targets, key=_takes)
     }
     changes = [made[target.name] for target in targets]
     sharing.check(store, [change.row for change in changes], leaving)
@@ -240,14 +240,12 @@ def _recorded(
     return changes
 
 
-def _picks(target: Target) -> tuple[bool, bool, bool]:
-    """Return a key that sorts services that name addresses and host ports before those that do not.
+def _takes(target: Target) -> tuple[bool, bool]:
+    """Return a key that sorts services that name addresses before those that take any.
 
-    Else one of the latter may get what one of the former names. Providers come before sharers.
+    Else one of the latter may get the address of one of the former. Providers come before sharers.
     """
-    spec = target.spec
-    takes_any = any(not published.port.host_port for published in spec.ports)
-    return spec.mode == "share", not spec.addresses, takes_any
+    return target.spec.mode == "share", not target.spec.addresses
 
 
 def _touched(store: Store, changes: list[Change], steps: bool) -> set[str]:
