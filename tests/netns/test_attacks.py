@@ -30,6 +30,9 @@ BY_STATE = Rule("inet niso", "forward", ("ct state", "invalid"))
 INTERNAL = Rule("inet niso", "forward", ("iifname @internal", "drop"))
 LOOPBACK = Rule("inet niso", "raw", ("daddr 127.0.0.0/8", "drop"))
 FROM_LOOPBACK = Rule("inet niso", "raw", ("saddr 127.0.0.0/8", "drop"))
+TO_SUBNETS = Rule("inet niso", "raw", ("daddr @subnets", "drop"))
+MAPPED = Rule("inet niso", "raw", ("::ffff:0.0.0.0/96", "drop"))
+NO_HOST = Rule("inet niso", "forward", ("fib saddr type", "drop"))
 OUR_SUBNETS = Rule("inet niso", "raw", ("saddr @subnets", "drop"))
 FROM_PORT = Rule("bridge niso", "prerouting", ("iifname @ports",))
 UNUSED = {4: "10.99.1.200", 6: "fd00:99:4::200"}
@@ -118,7 +121,47 @@ def test_neighbour_with_a_route_reaches_no_service_by_its_address(world: World) 
             (world.link["api"],),
         )
     )
-    world.prove(attacks, [NOT_PUBLISHED, BY_STATE], FORWARD)
+    world.prove(attacks, [TO_SUBNETS, NOT_PUBLISHED, BY_STATE], RAW)
+
+
+def test_neighbour_with_a_route_reaches_no_port_by_a_bridge_address(world: World) -> None:
+    """A port that is published everywhere is so on the host's addresses that others can know, not on those of its bridges."""
+    head = Ether(src=world.mac["neighbour"], dst=world.host.mac)
+    attacks = [
+        Attack(
+            f"neighbour -> {GATEWAY[network][family]}",
+            world.link["neighbour"],
+            lambda mark, port, n=network, f=family, to=to: [
+                head / world.udp(NEIGHBOUR[f], GATEWAY[n][f], mark, port, to)
+            ],
+            (receiver if to != EAR else world.ear[family],),
+        )
+        for network, receiver in (("backend", world.link["api"]), ("inner", world.link["api"]))
+        for family in (4, 6)
+        for to in (8080, EAR)
+    ]
+    world.prove(attacks, [TO_SUBNETS], RAW)
+
+
+def test_sources_that_nobody_outside_has_are_not_believed(world: World) -> None:
+    """The host's own addresses, all of its link, and IPv4 in IPv6."""
+    head, sender = Ether(src=world.mac["neighbour"], dst=world.host.mac), world.link["neighbour"]
+
+    def attack(source: str, receiver: Any, port: int) -> Attack:
+        host = HOST[6 if ":" in source else 4]
+        return Attack(
+            f"neighbour as {source} to port {port}",
+            sender,
+            lambda mark, sport: [head / world.udp(source, host, mark, sport, port)],
+            (receiver,),
+        )
+
+    api = world.link["api"]
+    local = [attack(source, api, 8080) for source in (HOST[4], "192.0.2.255", HOST[6])]
+    world.prove(local, [NO_HOST], FORWARD)
+    # what is to be forwarded the kernel itself drops
+    mapped = (f"::ffff:{world.of['db'].ip4}", f"::ffff:{NEIGHBOUR[4]}", "::ffff:127.0.0.1")
+    world.prove([attack(source, world.ear[6], EAR) for source in mapped], [MAPPED], RAW)
 
 
 @both_ways

@@ -14,15 +14,17 @@ import pytest
 from attack_world import EAR, GATEWAY, Attack, Rule, World, bridged
 from conftest import Lab
 from frames import Lies, Shouts
-from scapy.layers.l2 import Ether
+from scapy.layers.l2 import ARP, Ether
+from scapy.packet import Raw
 from wire import Wire
 
 FROM_PORT = Rule("bridge niso", "prerouting", ("iifname @ports",))
-BETWEEN = Rule("bridge niso", "forward", ("iifname @ports oifname @ports",))
+BETWEEN = Rule("bridge niso", "forward", ("iifname @ports",))
+FROM_STRAY = Rule("bridge niso", "forward", ("iifname != @ports oifname @ports",))
 # a lie may be stopped by more than one rule
 LIES = [FROM_PORT, BETWEEN]
 FROM_ELSEWHERE = [
-    Rule("inet niso", "raw", (words, "drop")) for words in ("iifname @ports", "saddr @subnets")
+    Rule("inet niso", "raw", (words, "drop")) for words in ("iifname @ports", "addr @subnets")
 ]
 COUNT_FROM = [
     ("bridge niso", "from_port"),
@@ -80,6 +82,79 @@ def test_broadcast_and_multicast_reach_no_other_service(world: World, nf_call: i
     bridged(world.lab, nf_call)
     made = Shouts(me=world.of["mallory"], victim=world.of["db"]).frames()
     world.prove(from_mallory(world, made, to_host=False), [BETWEEN], COUNT_BETWEEN)
+
+
+@both_ways
+@pytest.mark.parametrize("family", [4, 6])
+def test_mac_and_address_of_the_receiver_must_fit(world: World, family: int, nf_call: int) -> None:
+    """Policies are looked up by address: a frame to db's MAC with api's would pass by those of api."""
+    bridged(world.lab, nf_call)
+    me, router = world.of["mallory"], GATEWAY["backend"][family]
+    attacks = [
+        Attack(
+            f"to {mac} with {target}",
+            world.link["mallory"],
+            lambda mark, port, mac=mac, target=target: [
+                Ether(src=me.mac, dst=mac) / world.udp(me.ip(family), target, mark, port)
+            ],
+            (world.link["db"],),
+        )
+        for mac, target in (
+            (world.mac["db"], world.of["api"].ip(family)),
+            (world.mac["db"], router),
+            (world.mac["db"], {4: "198.51.100.1", 6: "2001:db8:ffff::1"}[family]),
+            ("02:66:00:00:00:01", world.of["db"].ip(family)),
+            ("02:66:00:00:00:01", world.of["api"].ip(family)),
+        )
+    ]
+    world.prove(attacks, [BETWEEN], COUNT_BETWEEN)
+
+
+@both_ways
+def test_arp_carries_nothing_else(world: World, nf_call: int) -> None:
+    bridged(world.lab, nf_call)
+    me, db = world.of["mallory"], world.of["db"]
+    ask = ARP(op=1, hwsrc=me.mac, psrc=me.ip4, pdst=db.ip4)
+    attacks = [
+        Attack(
+            f"ARP to {mac} with more behind it",
+            world.link["mallory"],
+            lambda mark, _, mac=mac: [Ether(src=me.mac, dst=mac) / ask / Raw(mark * 4)],
+            (world.link["db"],),
+        )
+        for mac in (db.mac, "ff:ff:ff:ff:ff:ff")
+    ]
+    world.prove(attacks, LIES, COUNT_FROM)
+
+
+@both_ways
+def test_port_that_niso_has_not_made_says_nothing(world: World, nf_call: int) -> None:
+    """Somebody puts a link of his own onto niso's bridge: what comes from it reaches no service."""
+    lab, db = world.lab, world.of["db"]
+    lab.run("ip", "link", "add", "stray", "type", "veth", "peer", "stray1", "netns", "neighbour")
+    lab.run("ip", "link", "set", "stray", "master", "niso-backend", "up")
+    lab.run("ip", "link", "set", "stray1", "up", netns="neighbour")
+    lab.wait_for(lambda: "LOWER_UP" in lab.run("ip", "link", "show", "stray").stdout)
+    try:
+        stray, mine = world.wire.link("neighbour", "stray1"), "02:66:00:00:00:02"
+        bridged(lab, nf_call)
+
+        def reaches(mark: bytes) -> bool:
+            head = Ether(src=mine, dst=db.mac)
+            stray.send(head / world.udp("10.99.1.99", db.ip4, mark, 9))
+            return world.honest(world.link["db"]) and world.link["db"].saw(mark)
+
+        with world.without([FROM_STRAY, BETWEEN]):
+            assert reaches(b"bare-stray-%d" % nf_call)
+        lab.run(
+            "ip", "link", "set", "stray", "master", "niso-backend"
+        )  # which the repair has undone
+        before = world.drops([("bridge niso", "forward")])
+        assert not reaches(b"kept-stray-%d" % nf_call)
+        assert world.drops([("bridge niso", "forward")]) > before
+    finally:
+        lab.run("ip", "link", "delete", "stray")
+        lab.niso("net", "repair")
 
 
 @both_ways
