@@ -123,7 +123,10 @@ def test_flow_from_the_port_of_another_leaves_by_one_of_the_hosts_own(
         return int.from_bytes(frame[54:56] if family == 6 else frame[34:36], "big")
 
     for port in PORTS:
-        left = seen_from(lay(world, family, proto, port, 30_000 + port % 1000))
+        mark = lay(world, family, proto, port, 30_000 + port % 1000)
+        if not world.arrives(mark, [client]):  # one in some thousands is to get a published port, and is dropped
+            mark = lay(world, family, proto, port, 31_000 + port % 1000)
+        left = seen_from(mark)
         assert left in OWN and left not in PORTS, port
     assert seen_from(lay(world, family, proto, 45_678, 30_000)) == 45_678
 

@@ -141,8 +141,8 @@ table inet niso {{
 		ip6 saddr ::1 counter drop
 		iifname @bridges accept
 		iifname @ports counter drop comment "not switched: link-local control frames"
-		ip daddr @subnets4 counter drop comment "to a service past its published ports"
-		ip6 daddr @subnets6 counter drop
+		ip daddr @subnets4 counter drop comment "not published: to a subnet of niso from outside"
+		ip6 daddr @subnets6 counter drop comment "not published: to a subnet of niso from outside"
 		ip6 saddr ::ffff:0:0/96 counter drop
 		ip saddr @subnets4 counter drop comment "a service's address from elsewhere"
 		ip6 saddr @subnets6 counter drop
