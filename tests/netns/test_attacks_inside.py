@@ -11,7 +11,7 @@ from typing import Any
 
 import frames
 import pytest
-from attack_world import EAR, GATEWAY, Attack, Rule, World, bridged
+from attack_world import EAR, GATEWAY, HOST, NEIGHBOUR, Attack, Rule, World, bridged
 from conftest import Lab
 from frames import Lies, Shouts
 from scapy.layers.l2 import ARP, Ether
@@ -98,6 +98,7 @@ def test_mac_and_address_of_the_receiver_must_fit(world: World, family: int, nf_
                 Ether(src=me.mac, dst=mac) / world.udp(me.ip(family), target, mark, port)
             ],
             (world.link["db"],),
+            counted=mac in world.mac.values(),  # a frame to an unknown MAC leaves by no port
         )
         for mac, target in (
             (world.mac["db"], world.of["api"].ip(family)),
@@ -296,3 +297,38 @@ def test_bridge_learns_no_mac_that_is_not_its_ports_own(world: World) -> None:
     flood(2)
     assert world.honest(world.link["db"])
     assert learnt(2) == 0
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_nobody_overhears_a_service_that_was_silent(world: World, family: int) -> None:
+    """A bridge that learns forgets a silent service, and sends what is meant for it to all ports."""
+    lab, mallory, api = world.lab, world.link["mallory"], world.link["api"]
+    head = Ether(src=world.mac["neighbour"], dst=world.host.mac)
+
+    def overheard() -> bool:
+        packet = lambda mark, port: [  # noqa: E731
+            head / world.udp(NEIGHBOUR[family], HOST[family], mark, port, 8080)
+        ]
+        sender = world.link["neighbour"]
+        assert world.arrives(world.shoot(sender, packet), [api])  # the host has api's MAC by now
+        lab.run("ip", "link", "set", "niso-backend", "type", "bridge", "fdb_flush")
+        mark = world.shoot(sender, packet)
+        assert world.arrives(mark, [api]) and world.honest(world.link["db"])
+        return mallory.saw(mark)
+
+    assert not overheard()
+    ports = [each["ifname"] for each in lab.ip_json("link", "show", "master", "niso-backend")]
+    try:
+        for port in ports:
+            lab.run("bridge", "link", "set", "dev", port, "learning", "on", "flood", "on")
+            lab.run("bridge", "fdb", "flush", "dev", port, "static", "master")
+        assert overheard()
+        wrong = [
+            line
+            for line in lab.niso("net", "check", check=False).stdout.splitlines()
+            if "veth" in line
+        ]
+        assert len(wrong) == len(ports) and all("learning on, flood on" in line for line in wrong)
+    finally:
+        lab.niso("net", "repair")
+    assert not overheard()
