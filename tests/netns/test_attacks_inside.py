@@ -6,12 +6,13 @@ kernel would refuse what niso let through.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import frames
 import pytest
-from attack_world import EAR, GATEWAY, HOST, NEIGHBOUR, Attack, Rule, World, bridged
+from attack_world import CLIENT, EAR, GATEWAY, HOST, NEIGHBOUR, Attack, Rule, World, bridged
 from conftest import Lab
 from frames import Lies, Shouts
 from scapy.layers.l2 import ARP, Ether
@@ -22,7 +23,20 @@ FROM_PORT = Rule("bridge niso", "prerouting", ("iifname @ports",))
 BETWEEN = Rule("bridge niso", "forward", ("iifname @ports",))
 FROM_STRAY = Rule("bridge niso", "forward", ("iifname != @ports oifname @ports",))
 # a lie may be stopped by more than one rule
-LIES = [FROM_PORT, BETWEEN]
+FOREIGN_ARP = Rule("bridge niso", "prerouting", ("arp saddr ip", "drop"))
+UNCHECKED = Rule("inet niso", "from_bridge", ("drop",))
+LIES = [FROM_PORT, BETWEEN, FOREIGN_ARP, UNCHECKED]
+ODD_PORTS = [
+    FROM_STRAY,
+    BETWEEN,
+    UNCHECKED,
+    FOREIGN_ARP,
+]
+COUNT_ODD_PORTS = [
+    ("bridge niso", "forward"),
+    ("bridge niso", "prerouting"),
+    ("inet niso", "from_bridge"),
+]
 FROM_ELSEWHERE = [
     Rule("inet niso", "raw", (words, "drop")) for words in ("iifname @ports", "addr @subnets")
 ]
@@ -128,33 +142,89 @@ def test_arp_carries_nothing_else(world: World, nf_call: int) -> None:
     world.prove(attacks, LIES, COUNT_FROM)
 
 
-@both_ways
-def test_port_that_niso_has_not_made_says_nothing(world: World, nf_call: int) -> None:
-    """Somebody puts a link of his own onto niso's bridge: what comes from it reaches no service."""
-    lab, db = world.lab, world.of["db"]
-    lab.run("ip", "link", "add", "stray", "type", "veth", "peer", "stray1", "netns", "neighbour")
-    lab.run("ip", "link", "set", "stray", "master", "niso-backend", "up")
-    lab.run("ip", "link", "set", "stray1", "up", netns="neighbour")
-    lab.wait_for(lambda: "LOWER_UP" in lab.run("ip", "link", "show", "stray").stdout)
+@contextlib.contextmanager
+def stray_port(lab: Lab) -> Iterator[None]:
+    """A link of somebody else's on niso's bridge."""
+    lab.run("ip", "link", "set", "stray", "master", "niso-backend")
     try:
-        stray, mine = world.wire.link("neighbour", "stray1"), "02:66:00:00:00:02"
-        bridged(lab, nf_call)
-
-        def reaches(mark: bytes) -> bool:
-            head = Ether(src=mine, dst=db.mac)
-            stray.send(head / world.udp("10.99.1.99", db.ip4, mark, 9))
-            return world.honest(world.link["db"]) and world.link["db"].saw(mark)
-
-        with world.without([FROM_STRAY, BETWEEN]):
-            assert reaches(b"bare-stray-%d" % nf_call)
-        lab.run(
-            "ip", "link", "set", "stray", "master", "niso-backend"
-        )  # which the repair has undone
-        before = world.drops([("bridge niso", "forward")])
-        assert not reaches(b"kept-stray-%d" % nf_call)
-        assert world.drops([("bridge niso", "forward")]) > before
+        yield
     finally:
-        lab.run("ip", "link", "delete", "stray")
+        lab.run("ip", "link", "set", "stray", "nomaster")
+
+
+@contextlib.contextmanager
+def renamed_port(lab: Lab) -> Iterator[None]:
+    """mallory's port under another name."""
+    links = lab.ip_json("link", "show", "master", "niso-backend")
+    name = next(each["ifname"] for each in links if each["ifname"].startswith("nimal"))
+    lab.run("ip", "link", "set", name, "name", "renamed")
+    try:
+        yield
+    finally:
+        lab.run("ip", "link", "set", "renamed", "name", name)
+
+
+@both_ways
+@pytest.mark.parametrize("odd_port", [stray_port, renamed_port])
+def test_port_that_niso_does_not_know_says_nothing(
+    world: World, odd_port: Callable[[Lab], Any], nf_call: int
+) -> None:
+    """Neither to a service, nor to the host or another machine; and no lie by ARP is believed."""
+    lab, db = world.lab, world.of["db"]
+    sender, mine = world.link["mallory"], world.mac["mallory"]
+    own = {family: world.of["mallory"].ip(family) for family in (4, 6)}
+    if odd_port is stray_port:
+        lab.run(
+            "ip", "link", "add", "stray", "type", "veth", "peer", "stray1", "netns", "neighbour"
+        )
+        lab.run("ip", "link", "set", "stray", "up")
+        lab.run("ip", "link", "set", "stray1", "up", netns="neighbour")
+        lab.wait_for(lambda: "LOWER_UP" in lab.run("ip", "link", "show", "stray").stdout)
+        sender, mine = world.wire.link("neighbour", "stray1"), "02:66:00:00:00:02"
+        own = {4: "10.99.1.99", 6: "fd00:99:1::99"}
+    router = world.bridge["backend"].mac
+
+    def received() -> set[str]:
+        """What comes of a datagram to each receiver, and of a lie about db's address."""
+        lab.run("ping", "-c", "1", "-W", "5", db.ip4)
+        shots = {}
+        for family in (4, 6):
+            for receiver, mac, to, port in (
+                (world.link["db"], db.mac, db.ip(family), 80),
+                (world.ear[family], router, GATEWAY["backend"][family], EAR),
+                (world.link["client"], router, CLIENT[family], 9),
+            ):
+                head, source = Ether(src=mine, dst=mac), own[family]
+                mark = world.shoot(
+                    sender,
+                    lambda mark, number, h=head, s=source, t=to, p=port: [
+                        h / world.udp(s, t, mark, number, p)
+                    ],
+                )
+                shots[f"{receiver.name} {family}"] = (mark, receiver)
+        sender.send(
+            Ether(src=mine, dst="ff:ff:ff:ff:ff:ff")
+            / ARP(op=1, hwsrc=mine, psrc=db.ip4, pdst=GATEWAY["backend"][4])
+        )
+        world.honest(world.link["api"])  # by another port
+        found = {
+            name for name, (mark, receiver) in shots.items() if world.arrives(mark, [receiver], 0.5)
+        }
+        entry = lab.run("ip", "neigh", "show", db.ip4, "dev", "niso-backend").stdout
+        return found | ({"lie"} if mine in entry else set())
+
+    try:
+        bridged(lab, nf_call)
+        with world.without(ODD_PORTS), odd_port(lab):
+            assert len(received()) == 7
+        lab.run("ip", "neigh", "flush", "all")
+        before = world.drops(COUNT_ODD_PORTS)
+        with odd_port(lab):
+            assert received() == set()
+        assert world.drops(COUNT_ODD_PORTS) >= before + 6
+    finally:
+        if odd_port is stray_port:
+            lab.run("ip", "link", "delete", "stray")
         lab.niso("net", "repair")
 
 

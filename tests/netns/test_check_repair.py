@@ -298,6 +298,7 @@ def test_sweep_removes_all_that_is_nisos_and_nothing_else(lab: Lab, store: str) 
     )
     before = snapshots.take(lab)
     lab.niso("net", "create", "backend", "--ipv6")
+    lab.niso("net", "create", "inner", "--internal", "--ipv6")
     lab.niso(
         "activate",
         echo(lab, "api", network=on("backend", ports=["8080:80"])),

@@ -17,6 +17,15 @@ BRIDGE = "bridge niso"
 SWITCHED = "0x4e150000"
 """The mark of a frame that a foreign bridge switches, from the bridge hook to the forward chain."""
 
+CHECKED = "0x40000000"
+"""The bit of the packet mark for frames of a service's port that have passed the source check.
+
+`raw` accepts no packet from niso's bridges without it: it came from a port that niso has not made
+or that was renamed, whose name no rule of the bridge table matches. For packets from internal
+networks it is set again before routing, since mangle rules may overwrite it: without it their
+routing rule drops them (kernel/rules.py).
+"""
+
 DROPPED_FROM = "dropped_from"
 """A set of the bridge table that counts packets with a foreign source, by bridge port.
 
@@ -81,6 +90,7 @@ def _policy_chains() -> str:
 
 _POLICY_MAPS = _policy_maps()
 _POLICY_CHAINS = _policy_chains()
+_CHECK = f"meta mark set meta mark | {CHECKED}"
 _NO_START = "ct state new meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn"
 
 TABLES = f"""\
@@ -139,13 +149,19 @@ table inet niso {{
 		ip saddr 127.0.0.0/8 counter drop
 		ip6 daddr ::1 counter drop
 		ip6 saddr ::1 counter drop
-		iifname @bridges accept
+		iifname @bridges goto from_bridge
 		iifname @ports counter drop comment "not switched: link-local control frames"
 		ip daddr @subnets4 counter drop comment "not published: to a subnet of niso from outside"
 		ip6 daddr @subnets6 counter drop comment "not published: to a subnet of niso from outside"
 		ip6 saddr ::ffff:0:0/96 counter drop
 		ip saddr @subnets4 counter drop comment "a service's address from elsewhere"
 		ip6 saddr @subnets6 counter drop
+	}}
+
+	chain from_bridge {{
+		meta mark & {CHECKED} != 0 accept
+		meta pkttype {{ broadcast, multicast }} meta l4proto != ipv6-icmp fib saddr type local accept comment "the host's own, which it hears itself"
+		counter drop comment "from a port of a bridge that niso has not made, or that has lost its name"
 	}}
 
 	chain publish {{
@@ -167,6 +183,11 @@ table inet niso {{
 	chain prerouting {{
 		type nat hook prerouting priority dstnat; policy accept;
 		fib daddr type local jump publish
+	}}
+
+	chain mark_internal {{
+		type filter hook prerouting priority dstnat + 1; policy accept;
+		iifname @internal {_CHECK} comment "the routing rule of its bridge prohibits what has no mark"
 	}}
 
 	chain output {{
@@ -248,7 +269,7 @@ table inet niso {{
 	chain input {{
 		type filter hook input priority filter; policy accept;
 		iifname != @bridges accept
-		ct state vmap {{ established : accept, related : goto related }}
+		ct state vmap {{ established : accept, related : goto related, invalid : drop }}
 		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
 		{_NO_START} jump no_start
 		ip saddr @egress4 jump check_out4
@@ -306,25 +327,27 @@ table bridge niso {{
 	set links {{ typeof iifname . @th,208,48; }}
 	set quoted4 {{ typeof iifname . @th,192,32; }}
 	set quoted6 {{ typeof iifname . @th,256,128; }}
+	set subnets4 {{ type ipv4_addr; flags interval; }}
 	set broadcasts {{ type ipv4_addr; }}
 	set {DROPPED_FROM} {{ type ifname; size 65535; flags dynamic; counter; }}
 
 	chain prerouting {{
 		type filter hook prerouting priority -300; policy accept;
 		icmp type {{ destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem }} iifname @ports goto from_own_error
-		ether type ip iifname . ether saddr . ip saddr @sources4 accept
+		ether type ip iifname . ether saddr . ip saddr @sources4 {_CHECK} accept
 		iifname @ports goto from_port
+		ether type arp arp saddr ip @subnets4 counter drop comment "ARP for a service from a port that niso has not made"
 	}}
 
 	chain from_own_error {{
-		icmp type {{ destination-unreachable, time-exceeded, parameter-problem }} iifname . ether saddr . ip saddr @sources4 iifname . @th,192,32 @quoted4 accept comment "about a packet to itself"
+		icmp type {{ destination-unreachable, time-exceeded, parameter-problem }} iifname . ether saddr . ip saddr @sources4 iifname . @th,192,32 @quoted4 {_CHECK} accept comment "about a packet to itself"
 		add @{DROPPED_FROM} {{ iifname }}
 		counter drop comment "about the packets of others"
 	}}
 
 	chain from_port {{
 		ether type arp meta length <= 46 iifname . ether saddr . arp saddr ip @sources4 iifname . arp saddr ether . arp saddr ip @sources4 accept
-		ether type ip6 iifname . ether saddr . ip6 saddr @sources6 goto from_own6
+		ether type ip6 iifname . ether saddr . ip6 saddr @sources6 {_CHECK} goto from_own6
 		ether type ip6 icmpv6 type {{ mld-listener-report, mld-listener-done, mld2-listener-report, nd-router-solicit }} drop comment "what every kernel says, and needs no count"
 		add @{DROPPED_FROM} {{ iifname }}
 		counter drop comment "not its own address"
@@ -344,6 +367,7 @@ table bridge niso {{
 	chain from_own_nd {{
 		ip6 length 24 accept comment "no option"
 		ip6 length 32 @th,192,16 {{ 0x0101, 0x0201 }} iifname . @th,208,48 @links accept comment "one option, with its own MAC"
+		add @{DROPPED_FROM} {{ iifname }}
 		counter drop comment "ND with a MAC that is not its own"
 	}}
 
@@ -363,6 +387,7 @@ table bridge niso {{
 		ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} counter drop comment "in a frame to one MAC"
 		ip daddr @broadcasts counter drop
 		ip6 daddr ff00::/8 counter drop
+		add @{DROPPED_FROM} {{ iifname }}
 		counter drop comment "to a MAC that has another address, or to none"
 	}}
 

@@ -70,6 +70,7 @@ def network(
     for subnet in subnets:
         elements.append(Element(INET, f"subnets{subnet.family}", subnet.cidr, "", name))
         if subnet.family == 4:
+            elements.append(Element(BRIDGE, "subnets4", subnet.cidr, "", name))
             broadcast = str(ipaddress.IPv4Network(subnet.cidr).broadcast_address)
             elements.append(Element(BRIDGE, "broadcasts", broadcast, "", name))
     return elements
