@@ -231,8 +231,8 @@ class World:
             self.lab.run("nft", "-s", "list", "table", *each.split()).stdout
             for each in ("inet niso", "bridge niso")
         )
-        # who was seen to send what is not its own: the rules' own memory
-        return re.sub(r"\tset dropped_from \{.*?\n\t\}\n", "", text, flags=re.DOTALL)
+        # who was seen to send what is not its own, and ports of the host's programs: the rules' own memory
+        return re.sub(r"\tset (dropped_from|programs) \{.*?\n\t\}\n", "", text, flags=re.DOTALL)
 
     def _bridges(self, words: str, names: Iterable[str] = tuple(SUBNETS)) -> None:
         self._set(f"niso-{name} type bridge {words}" for name in names)

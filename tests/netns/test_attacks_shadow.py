@@ -6,14 +6,16 @@ client sends to that port for her flow's answer and gives it to her. An unprivil
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from attack_world import CLIENT, EAR, HOST, Rule, World
 from conftest import Lab
-from scapy.layers.inet import IP, TCP, UDP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 from services import idle, on
@@ -21,6 +23,7 @@ from wire import Wire, sctp_init
 
 RANGE = [Rule("inet niso", f"away{family}", (":32768-60999",)) for family in (4, 6)]
 KEPT = [Rule("inet niso", f"kept{family}", ("drop",)) for family in (4, 6)]
+ANSWERS = [Rule("inet niso", "answers", ("drop",))]
 OWN = range(32_768, 61_000)
 PORTS = (53, 16_000, 20_000, 40_000, 50_005)
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
@@ -31,7 +34,7 @@ table inet silent {
 	chain out {
 		type filter hook output priority 0;
 		tcp flags rst drop
-		meta l4proto { sctp, icmp, ipv6-icmp } ip6 nexthdr != ipv6-icmp drop
+		meta l4proto sctp drop
 		icmp type destination-unreachable drop
 		icmpv6 type destination-unreachable drop
 	}
@@ -104,9 +107,63 @@ def test_published_port_is_not_taken_over(world: World, family: int) -> None:
 
 @both_families
 def test_program_of_the_host_is_not_taken_over(world: World, family: int) -> None:
-    with world.without(RANGE):
+    with world.without(RANGE):  # the port is not one of those that masquerading takes
         assert shadowed(world, family, "udp", EAR, 20_001)
     assert not shadowed(world, family, "udp", EAR, 20_003)
+
+
+@both_families
+def test_program_of_the_host_on_a_port_that_masquerading_takes(world: World, family: int) -> None:
+    """What is sent to it is lost rather than given to mallory, and once it was used nobody gets its port."""
+    port = 51_820 + family
+    with world.wire.socket(
+        None, socket.AF_INET6 if family == 6 else socket.AF_INET, socket.SOCK_DGRAM, keep=False
+    ) as program:
+        program.bind((HOST[family], port))
+        program.setblocking(False)
+
+        def asked(own: int) -> str:
+            """Who sees what the client asks the program from its port ``own``, after mallory's shot there."""
+            lay(world, family, "udp", port, own)
+            assert world.honest(world.link["client"])
+            mark = ask(world, family, "udp", port, own)
+            if world.arrives(mark, [world.link["mallory"]], 0.3):
+                return "mallory"
+            with contextlib.suppress(BlockingIOError):
+                return "program" if program.recv(100) == mark else "another"
+            return "nobody"
+
+        with world.without(ANSWERS):
+            assert asked(20_101) == "mallory"
+        assert asked(20_102) == "nobody"
+        ask(world, family, "udp", port, 20_103)
+        world.lab.wait_for(
+            lambda: (
+                str(port) in world.lab.run("nft", "list", "set", "inet", "niso", "programs").stdout
+            )
+        )
+        program.recv(100)
+        assert asked(20_104) == "program"
+        mark = lay(world, family, "udp", port, 20_105)  # it gets another port
+        assert world.arrives(mark, [world.link["client"]])
+
+
+@both_families
+def test_ping_of_the_host_is_its_own(world: World, family: int) -> None:
+    """Whatever identifiers a service's pings have."""
+    own, client = world.of["mallory"].ip(family), CLIENT[family]
+    head = Ether(src=world.mac["mallory"], dst=world.bridge["backend"].mac)
+    for kind in ("from the host", "to the host"):
+        number = 4000 if kind == "from the host" else 4001
+        echo = ICMPv6EchoRequest(id=number) if family == 6 else ICMP(id=number)
+        at = IPv6(src=own, dst=client) if family == 6 else IP(src=own, dst=client)
+        mark = world.shoot(
+            world.link["mallory"], lambda mark, _, p=at / echo: [head / p / Raw(mark)]
+        )
+        assert world.arrives(mark, [world.link["client"]])
+        netns, to = (None, client) if kind == "from the host" else ("client", HOST[family])
+        words = ("ping", "-c", "1", "-W", "3", "-e", str(number), to)
+        assert " 1 received" in world.lab.run(*words, netns=netns, check=False).stdout, kind
 
 
 @both_families
@@ -124,7 +181,9 @@ def test_flow_from_the_port_of_another_leaves_by_one_of_the_hosts_own(
 
     for port in PORTS:
         mark = lay(world, family, proto, port, 30_000 + port % 1000)
-        if not world.arrives(mark, [client]):  # one in some thousands is to get a published port, and is dropped
+        if not world.arrives(
+            mark, [client]
+        ):  # one in some thousands is to get a published port, and is dropped
             mark = lay(world, family, proto, port, 31_000 + port % 1000)
         left = seen_from(mark)
         assert left in OWN and left not in PORTS, port

@@ -26,6 +26,21 @@ networks it is set again before routing, since mangle rules may overwrite it: wi
 routing rule drops them (kernel/rules.py).
 """
 
+PROGRAM = "0x20000000"
+"""The bit of the packet mark for what a program of the host would receive on one of `OWN_PORTS`.
+
+It is set before connection tracking and removed after it.
+"""
+_MARK_PROGRAM = f"meta mark set meta mark | {PROGRAM}"
+_NO_PROGRAM = "0xdfffffff"
+
+PROGRAMS = "programs"
+"""A set of the inet table that holds ports which masquerading could take, and programs of the host use.
+
+The rules fill it when somebody outside opens a flow to a program of the host, for a day. What is sent to
+such a program before that, and matches a flow of a service, is dropped (`answers`).
+"""
+
 DROPPED_FROM = "dropped_from"
 """A set of the bridge table that counts packets with a foreign source, by bridge port.
 
@@ -36,7 +51,8 @@ a full set ends its rule.
 OWN_PORTS = range(32_768, 61_000)
 """The host ports that masquerading may take, as Linux's own programs (ip_local_port_range): a flow whose source port is that of
 a published port, or of a program of the host, would take the packets of others that are meant for it (CVE-2021-3773)."""
-_MASQUERADE = f"masquerade to :{OWN_PORTS[0]}-{OWN_PORTS[-1]}"
+_OWN_SPAN = f"{OWN_PORTS[0]}-{OWN_PORTS[-1]}"
+_MASQUERADE = f"masquerade to :{_OWN_SPAN}"
 _WITH_PORTS = "meta l4proto { tcp, udp, sctp, dccp, udplite }"
 
 LOG_GROUP = 28271
@@ -139,6 +155,7 @@ table inet niso {{
 	set kept_range_addr6 {{ type ipv6_addr . inet_proto . inet_service; flags interval; }}
 	set kept_range_any4 {{ type inet_proto . inet_service; flags interval; }}
 	set kept_range_any6 {{ type inet_proto . inet_service; flags interval; }}
+	set {PROGRAMS} {{ type inet_proto . inet_service; size 65535; flags dynamic, timeout; timeout 1d; }}
 	map hairpin4 {{ type ipv4_addr . ipv4_addr : ipv4_addr; }}
 	map hairpin6 {{ type ipv6_addr . ipv6_addr : ipv6_addr; }}
 
@@ -156,6 +173,8 @@ table inet niso {{
 		ip6 saddr ::ffff:0:0/96 counter drop
 		ip saddr @subnets4 counter drop comment "a service's address from elsewhere"
 		ip6 saddr @subnets6 counter drop
+		udp dport {_OWN_SPAN} socket wildcard {{ 0, 1 }} {_MARK_PROGRAM}
+		tcp dport {_OWN_SPAN} tcp flags & (fin | syn | rst | ack) == syn socket wildcard {{ 0, 1 }} {_MARK_PROGRAM}
 	}}
 
 	chain from_bridge {{
@@ -185,6 +204,14 @@ table inet niso {{
 		fib daddr type local jump publish
 	}}
 
+	chain answers {{
+		type filter hook prerouting priority mangle - 10; policy accept;
+		meta mark & {PROGRAM} == 0 accept
+		ct direction reply ct status snat ct original ip saddr @subnets4 counter drop comment "for a program of the host: a flow of a service has taken its port"
+		ct direction reply ct status snat ct original ip6 saddr @subnets6 counter drop
+		meta mark set meta mark & {_NO_PROGRAM}
+	}}
+
 	chain mark_internal {{
 		type filter hook prerouting priority dstnat + 1; policy accept;
 		iifname @internal {_CHECK} comment "the routing rule of its bridge prohibits what has no mark"
@@ -205,6 +232,7 @@ table inet niso {{
 	chain away4 {{
 		{_WITH_PORTS} meta l4proto . th sport @kept_any4 {_MASQUERADE} fully-random comment "its port is published: it gets another"
 		{_WITH_PORTS} meta l4proto . th sport @kept_range_any4 {_MASQUERADE} fully-random
+		{_WITH_PORTS} meta l4proto . th sport @{PROGRAMS} {_MASQUERADE} fully-random
 		{_WITH_PORTS} {_MASQUERADE}
 		masquerade
 	}}
@@ -212,6 +240,7 @@ table inet niso {{
 	chain away6 {{
 		{_WITH_PORTS} meta l4proto . th sport @kept_any6 {_MASQUERADE} fully-random
 		{_WITH_PORTS} meta l4proto . th sport @kept_range_any6 {_MASQUERADE} fully-random
+		{_WITH_PORTS} meta l4proto . th sport @{PROGRAMS} {_MASQUERADE} fully-random
 		{_WITH_PORTS} {_MASQUERADE}
 		masquerade
 	}}
@@ -230,6 +259,7 @@ table inet niso {{
 		meta l4proto . ct reply proto-dst @kept_range_any4 counter drop
 		ct reply ip daddr . meta l4proto . ct reply proto-dst @kept_addr4 counter drop
 		ct reply ip daddr . meta l4proto . ct reply proto-dst @kept_range_addr4 counter drop
+		meta l4proto . ct reply proto-dst @{PROGRAMS} counter drop comment "would take the port of a program of the host"
 	}}
 
 	chain kept6 {{
@@ -238,6 +268,7 @@ table inet niso {{
 		meta l4proto . ct reply proto-dst @kept_range_any6 counter drop
 		ct reply ip6 daddr . meta l4proto . ct reply proto-dst @kept_addr6 counter drop
 		ct reply ip6 daddr . meta l4proto . ct reply proto-dst @kept_range_addr6 counter drop
+		meta l4proto . ct reply proto-dst @{PROGRAMS} counter drop
 	}}
 
 	chain to_services {{
@@ -268,12 +299,18 @@ table inet niso {{
 
 	chain input {{
 		type filter hook input priority filter; policy accept;
-		iifname != @bridges accept
+		iifname != @bridges goto from_outside
 		ct state vmap {{ established : accept, related : goto related, invalid : drop }}
 		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
 		{_NO_START} jump no_start
 		ip saddr @egress4 jump check_out4
 		ip6 saddr @egress6 jump check_out6
+	}}
+
+	chain from_outside {{
+		ct state != new accept
+		iif "lo" accept
+		meta l4proto {{ tcp, udp }} th dport {_OWN_SPAN} socket wildcard {{ 0, 1 }} update @{PROGRAMS} {{ meta l4proto . th dport }}
 	}}
 
 	chain from_host {{
