@@ -55,10 +55,10 @@ class _RoutingRules(Kind[RoutingRule]):
         )
 
     def read(self, space: Space, things: Collection[RoutingRule]) -> Iterable[RoutingRule]:
+        if space.name or not things:
+            return
         from niso.kernel import rules
 
-        if space.name:
-            return
         for family in sorted({thing.family for thing in things}):
             names = {thing.link for thing in things if thing.family == family}
             for rule in rules.of_niso(space.rtnl, family):
