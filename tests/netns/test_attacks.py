@@ -242,7 +242,9 @@ def test_loopback_of_the_host_is_reached_from_no_wire_and_no_service(world: Worl
             )
         )
     world.prove(attacks, [LOOPBACK], RAW)
-    world.prove(sources, [FROM_LOOPBACK, FROM_PORT, UNCHECKED], [*RAW, ("bridge niso", "from_port")])
+    world.prove(
+        sources, [FROM_LOOPBACK, FROM_PORT, UNCHECKED], [*RAW, ("bridge niso", "from_port")]
+    )
 
 
 def test_loopback6_of_the_host_is_reached_from_no_wire_and_no_service(world: World) -> None:
