@@ -53,6 +53,10 @@ def all_elements(service: str, network: str, number: int = 0) -> list[Element]:
         Port("2001:db8::1", first, first, "udp", 10),
         Port("", first, first, "sctp", 10),
         Port("", first, first + 1, "tcp", 10),
+        *(
+            Port(host, 40_000 + first, 40_000 + first, "sctp", 10)
+            for host in ("", "192.0.2.1", "2001:db8::1")
+        ),
     )
     return [
         *nft.network(network, names.bridge(network), subnets, internal=True),

@@ -24,6 +24,8 @@ class World:
         for name, subnets in SUBNETS.items():
             wanted = [word for subnet in subnets[: 1 + dual] for word in ("--subnet", subnet)]
             lab.niso("net", "create", name, *wanted)
+        inner = ("--subnet", "10.99.3.0/24", *(("--subnet", "fd00:3::/64") if dual else ()))
+        lab.niso("net", "create", "inner", "--internal", *inner)
         lab.niso(
             "activate",
             echo(

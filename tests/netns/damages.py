@@ -32,6 +32,7 @@ class Damage(NamedTuple):
 
 API = r"veth niapi-\S+ to niso-api eth0"
 API1 = r"veth niapi-\S+ to niso-api eth1"
+OWN_MAC = "mac=$(ip -n niso-api -br link show eth0 | awk '{print $3}');"
 FIXED = "lladdr 02:00:00:00:00:01"
 
 OTHERS = (
@@ -361,6 +362,37 @@ DAMAGES: dict[str, Damage] = {
         ),
         [("foreign", r"^forwarding entry 02:00:00:00:00:01 of bridge port niapi-\S+$")],
     ),
+    # --- routing rules of internal networks
+    "routing rule gone": Damage(
+        ("RoutingRule missing",),
+        lambda w: w.ip("rule delete priority 1"),
+        [("missing", r"^IPv4 routing rule of bridge niso-inner$")],
+    ),
+    "IPv6 routing rule gone": Damage(
+        ("RoutingRule missing",),
+        lambda w: w.ip("-6 rule delete priority 1"),
+        [("missing", r"^IPv6 routing rule of bridge niso-inner$")],
+        stack="dual",
+    ),
+    "routing rules that do not hold": Damage(
+        ("RoutingRule.drift",),
+        lambda w: w.ip(
+            "rule delete priority 1",
+            "rule add iif niso-inner priority 40000 fwmark 0/0x40000000 prohibit protocol 78",
+            "-6 rule delete priority 1",
+            "-6 rule add iif niso-inner to fd00:9::/64 priority 1 table 9 protocol 78",
+        ),
+        [
+            ("different", r"^IPv4 routing rule of bridge niso-inner$"),
+            ("different", r"^IPv6 routing rule of bridge niso-inner$"),
+        ],
+        stack="dual",
+    ),
+    "routing rule too many": Damage(
+        ("RoutingRule foreign",),
+        lambda w: w.ip("rule add iif niso-extra priority 1 prohibit protocol 78"),
+        [("foreign", r"^IPv4 routing rule of bridge niso-extra$")],
+    ),
     # --- veth pairs and ports
     "veth gone": Damage(
         ("Veth missing",), lambda w: w.ip(f"link delete {w.port}"), [("missing", API)], anew=True
@@ -421,22 +453,31 @@ DAMAGES: dict[str, Damage] = {
         lambda w: w.run("bridge", "link", "set", "dev", w.port, "isolated", "on"),
         [("different", API)],
     ),
-    "port does not learn and flood": Damage(
+    "port learns and floods, but no broadcasts": Damage(
         ("Veth.drift",),
-        lambda w: w.run(
-            "bridge",
-            "link",
-            "set",
-            "dev",
-            w.port,
-            "learning",
-            "off",
-            "flood",
-            "off",
-            "bcast_flood",
-            "off",
-        ),
+        lambda w: w.sh('bridge link set dev "$1" learning on flood on bcast_flood off', w.port),
         [("different", API)],
+    ),
+    "forwarding entry gone": Damage(
+        ("Veth.fixed",),
+        lambda w: w.sh(f'{OWN_MAC} bridge fdb delete "$mac" dev "$1" master', w.port),
+        [("different", API)],
+    ),
+    "forwarding entry learned": Damage(
+        ("Veth.fixed",),
+        lambda w: w.sh(f'{OWN_MAC} bridge fdb replace "$mac" dev "$1" master dynamic', w.port),
+        [("different", API)],
+    ),
+    "forwarding entry of another port": Damage(
+        ("Veth.fixed",),
+        lambda w: w.sh(
+            f"{OWN_MAC} other=$(ip -o link | grep -o 'nipeer-[0-9a-f]*' | head -n 1);"
+            ' bridge fdb replace "$mac" dev "$other" master static'
+        ),
+        [
+            ("different", API),
+            ("foreign", r"^forwarding entry \S+ of bridge port nipeer-\S+$"),
+        ],
     ),
     "port disabled": Damage(
         ("Veth.drift",),

@@ -58,7 +58,7 @@ for name in ["", *names]:
     inside = ["ip", "netns", "exec", name] if name else []
     own = ["-n", name] if name else []
     view = {}
-    for what in (["link"], ["address"], ["route", "show", "table", "all"], ["-6", "route", "show", "table", "all"], ["rule"]):
+    for what in (["link"], ["address"], ["route", "show", "table", "all"], ["-6", "route", "show", "table", "all"], ["rule"], ["-6", "rule"]):
         out = run("ip", *own, "-j", "-d", *what)
         things = sorted((still(each) for each in json.loads(out or "[]")), key=json.dumps)
         view[" ".join(what)] = {each["ifname"]: each for each in things} if what[0] in ("link", "address") else things

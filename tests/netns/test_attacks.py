@@ -30,8 +30,12 @@ BY_STATE = Rule("inet niso", "forward", ("ct state", "invalid"))
 INTERNAL = Rule("inet niso", "forward", ("iifname @internal", "drop"))
 LOOPBACK = Rule("inet niso", "raw", ("daddr 127.0.0.0/8", "drop"))
 FROM_LOOPBACK = Rule("inet niso", "raw", ("saddr 127.0.0.0/8", "drop"))
+TO_SUBNETS = Rule("inet niso", "raw", ("daddr @subnets", "drop"))
+MAPPED = Rule("inet niso", "raw", ("::ffff:0.0.0.0/96", "drop"))
+NO_HOST = Rule("inet niso", "forward", ("fib saddr type", "drop"))
 OUR_SUBNETS = Rule("inet niso", "raw", ("saddr @subnets", "drop"))
 FROM_PORT = Rule("bridge niso", "prerouting", ("iifname @ports",))
+UNCHECKED = Rule("inet niso", "from_bridge", ("drop",))
 UNUSED = {4: "10.99.1.200", 6: "fd00:99:4::200"}
 FORWARD, RAW = [("inet niso", "forward")], [("inet niso", "raw")]
 
@@ -118,7 +122,47 @@ def test_neighbour_with_a_route_reaches_no_service_by_its_address(world: World) 
             (world.link["api"],),
         )
     )
-    world.prove(attacks, [NOT_PUBLISHED, BY_STATE], FORWARD)
+    world.prove(attacks, [TO_SUBNETS, NOT_PUBLISHED, BY_STATE], RAW)
+
+
+def test_neighbour_with_a_route_reaches_no_port_by_a_bridge_address(world: World) -> None:
+    """A port that is published everywhere is so on the host's addresses that others can know, not on those of its bridges."""
+    head = Ether(src=world.mac["neighbour"], dst=world.host.mac)
+    attacks = [
+        Attack(
+            f"neighbour -> {GATEWAY[network][family]}",
+            world.link["neighbour"],
+            lambda mark, port, n=network, f=family, to=to: [
+                head / world.udp(NEIGHBOUR[f], GATEWAY[n][f], mark, port, to)
+            ],
+            (receiver if to != EAR else world.ear[family],),
+        )
+        for network, receiver in (("backend", world.link["api"]), ("inner", world.link["api"]))
+        for family in (4, 6)
+        for to in (8080, EAR)
+    ]
+    world.prove(attacks, [TO_SUBNETS], RAW)
+
+
+def test_sources_that_nobody_outside_has_are_not_believed(world: World) -> None:
+    """The host's own addresses, all of its link, and IPv4 in IPv6."""
+    head, sender = Ether(src=world.mac["neighbour"], dst=world.host.mac), world.link["neighbour"]
+
+    def attack(source: str, receiver: Any, port: int) -> Attack:
+        host = HOST[6 if ":" in source else 4]
+        return Attack(
+            f"neighbour as {source} to port {port}",
+            sender,
+            lambda mark, sport: [head / world.udp(source, host, mark, sport, port)],
+            (receiver,),
+        )
+
+    api = world.link["api"]
+    local = [attack(source, api, 8080) for source in (HOST[4], "192.0.2.255", HOST[6])]
+    world.prove(local, [NO_HOST], FORWARD)
+    # what is to be forwarded the kernel itself drops
+    mapped = (f"::ffff:{world.of['db'].ip4}", f"::ffff:{NEIGHBOUR[4]}", "::ffff:127.0.0.1")
+    world.prove([attack(source, world.ear[6], EAR) for source in mapped], [MAPPED], RAW)
 
 
 @both_ways
@@ -198,7 +242,9 @@ def test_loopback_of_the_host_is_reached_from_no_wire_and_no_service(world: Worl
             )
         )
     world.prove(attacks, [LOOPBACK], RAW)
-    world.prove(sources, [FROM_LOOPBACK, FROM_PORT], [*RAW, ("bridge niso", "from_port")])
+    world.prove(
+        sources, [FROM_LOOPBACK, FROM_PORT, UNCHECKED], [*RAW, ("bridge niso", "from_port")]
+    )
 
 
 def test_loopback6_of_the_host_is_reached_from_no_wire_and_no_service(world: World) -> None:
@@ -313,3 +359,61 @@ def test_service_of_an_internal_network_reaches_the_host_and_its_network(
             lambda m, p, h=head, s=source, t=target, to=port: [h / world.udp(s, t, m, p, to)],
         )
         assert world.arrives(mark, [receiver]), f"{sender} does not reach {target} port {port}"
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_nothing_leaves_an_internal_network_when_the_rules_are_flushed(
+    world: World, family: int
+) -> None:
+    """Its routing rule holds then: to another machine, to another network; host and neighbours are reached."""
+    lab, mate = world.lab, world.of["mate"]
+    router, vault = world.bridge["inner"].mac, world.of["vault"]
+    ways = {
+        "client": (CLIENT[family], router, 9, world.link["client"]),
+        "web": (world.of["web"].ip(family), router, 80, world.link["web"]),
+        "host": (GATEWAY["inner"][family], router, EAR, world.ear[family]),
+        "vault": (vault.ip(family), vault.mac, 80, world.link["vault"]),
+    }
+
+    def reached() -> set[str]:
+        marks = {}
+        for name, (target, mac, to, _) in ways.items():
+            head = Ether(src=mate.mac, dst=mac)
+            marks[name] = world.shoot(
+                world.link["mate"],
+                lambda mark, port, h=head, t=target, p=to: [
+                    h / world.udp(mate.ip(family), t, mark, port, p)
+                ],
+            )
+        return {name for name, way in ways.items() if world.arrives(marks[name], [way[3]], 0.5)}
+
+    try:
+        lab.run("nft", "flush", "ruleset")
+        lab.run("ip", f"-{family}", "rule", "delete", "priority", "1")
+        assert reached() == {"client", "web", "host", "vault"}
+        assert f"ip -{family} rule add iif niso-inner" in lab.niso("net", "repair", "-v").stderr
+        lab.run("nft", "flush", "ruleset")
+        assert reached() == {"host", "vault"}
+    finally:
+        lab.niso("net", "repair")
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_port_of_an_internal_network_answers_whatever_others_mark(
+    world: World, family: int
+) -> None:
+    """The rules' mark lets answers past the routing rule; others restore marks of connections before it."""
+    lab, client, vault = world.lab, world.link["client"], world.link["vault"]
+    others = "chain c { type filter hook prerouting priority mangle; meta mark set ct mark; }"
+    lab.run("nft", "-f", "-", input=f"table inet others {{\n{others}\n}}\n")
+    try:
+        head = Ether(src=world.mac["client"], dst=world.host.mac)
+        asked, answered = b"asked-%d" % family, b"answered-%d" % family
+        client.send(head / world.udp(CLIENT[family], HOST[family], asked, 30_001, 8092))
+        assert world.arrives(asked, [vault])
+        head = Ether(src=world.mac["vault"], dst=world.bridge["inner"].mac)
+        own = world.of["vault"].ip(family)
+        vault.send(head / world.udp(own, CLIENT[family], answered, 80, 30_001))
+        assert world.arrives(answered, [client])
+    finally:
+        lab.run("nft", "delete", "table", "inet", "others")

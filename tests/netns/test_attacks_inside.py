@@ -6,23 +6,39 @@ kernel would refuse what niso let through.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import frames
 import pytest
-from attack_world import EAR, GATEWAY, Attack, Rule, World, bridged
+from attack_world import CLIENT, EAR, GATEWAY, HOST, NEIGHBOUR, Attack, Rule, World, bridged
 from conftest import Lab
 from frames import Lies, Shouts
-from scapy.layers.l2 import Ether
+from scapy.layers.l2 import ARP, Ether
+from scapy.packet import Raw
 from wire import Wire
 
 FROM_PORT = Rule("bridge niso", "prerouting", ("iifname @ports",))
-BETWEEN = Rule("bridge niso", "forward", ("iifname @ports oifname @ports",))
+BETWEEN = Rule("bridge niso", "forward", ("iifname @ports",))
+FROM_STRAY = Rule("bridge niso", "forward", ("iifname != @ports oifname @ports",))
 # a lie may be stopped by more than one rule
-LIES = [FROM_PORT, BETWEEN]
+FOREIGN_ARP = Rule("bridge niso", "prerouting", ("arp saddr ip", "drop"))
+UNCHECKED = Rule("inet niso", "from_bridge", ("drop",))
+LIES = [FROM_PORT, BETWEEN, FOREIGN_ARP, UNCHECKED]
+ODD_PORTS = [
+    FROM_STRAY,
+    BETWEEN,
+    UNCHECKED,
+    FOREIGN_ARP,
+]
+COUNT_ODD_PORTS = [
+    ("bridge niso", "forward"),
+    ("bridge niso", "prerouting"),
+    ("inet niso", "from_bridge"),
+]
 FROM_ELSEWHERE = [
-    Rule("inet niso", "raw", (words, "drop")) for words in ("iifname @ports", "saddr @subnets")
+    Rule("inet niso", "raw", (words, "drop")) for words in ("iifname @ports", "addr @subnets")
 ]
 COUNT_FROM = [
     ("bridge niso", "from_port"),
@@ -80,6 +96,136 @@ def test_broadcast_and_multicast_reach_no_other_service(world: World, nf_call: i
     bridged(world.lab, nf_call)
     made = Shouts(me=world.of["mallory"], victim=world.of["db"]).frames()
     world.prove(from_mallory(world, made, to_host=False), [BETWEEN], COUNT_BETWEEN)
+
+
+@both_ways
+@pytest.mark.parametrize("family", [4, 6])
+def test_mac_and_address_of_the_receiver_must_fit(world: World, family: int, nf_call: int) -> None:
+    """Policies are looked up by address: a frame to db's MAC with api's would pass by those of api."""
+    bridged(world.lab, nf_call)
+    me, router = world.of["mallory"], GATEWAY["backend"][family]
+    attacks = [
+        Attack(
+            f"to {mac} with {target}",
+            world.link["mallory"],
+            lambda mark, port, mac=mac, target=target: [
+                Ether(src=me.mac, dst=mac) / world.udp(me.ip(family), target, mark, port)
+            ],
+            (world.link["db"],),
+            counted=mac in world.mac.values(),  # a frame to an unknown MAC leaves by no port
+        )
+        for mac, target in (
+            (world.mac["db"], world.of["api"].ip(family)),
+            (world.mac["db"], router),
+            (world.mac["db"], {4: "198.51.100.1", 6: "2001:db8:ffff::1"}[family]),
+            ("02:66:00:00:00:01", world.of["db"].ip(family)),
+            ("02:66:00:00:00:01", world.of["api"].ip(family)),
+        )
+    ]
+    world.prove(attacks, [BETWEEN], COUNT_BETWEEN)
+
+
+@both_ways
+def test_arp_carries_nothing_else(world: World, nf_call: int) -> None:
+    bridged(world.lab, nf_call)
+    me, db = world.of["mallory"], world.of["db"]
+    ask = ARP(op=1, hwsrc=me.mac, psrc=me.ip4, pdst=db.ip4)
+    attacks = [
+        Attack(
+            f"ARP to {mac} with more behind it",
+            world.link["mallory"],
+            lambda mark, _, mac=mac: [Ether(src=me.mac, dst=mac) / ask / Raw(mark * 4)],
+            (world.link["db"],),
+        )
+        for mac in (db.mac, "ff:ff:ff:ff:ff:ff")
+    ]
+    world.prove(attacks, LIES, COUNT_FROM)
+
+
+@contextlib.contextmanager
+def stray_port(lab: Lab) -> Iterator[None]:
+    """A link of somebody else's on niso's bridge."""
+    lab.run("ip", "link", "set", "stray", "master", "niso-backend")
+    try:
+        yield
+    finally:
+        lab.run("ip", "link", "set", "stray", "nomaster")
+
+
+@contextlib.contextmanager
+def renamed_port(lab: Lab) -> Iterator[None]:
+    """mallory's port under another name."""
+    links = lab.ip_json("link", "show", "master", "niso-backend")
+    name = next(each["ifname"] for each in links if each["ifname"].startswith("nimal"))
+    lab.run("ip", "link", "set", name, "name", "renamed")
+    try:
+        yield
+    finally:
+        lab.run("ip", "link", "set", "renamed", "name", name)
+
+
+@both_ways
+@pytest.mark.parametrize("odd_port", [stray_port, renamed_port])
+def test_port_that_niso_does_not_know_says_nothing(
+    world: World, odd_port: Callable[[Lab], Any], nf_call: int
+) -> None:
+    """Neither to a service, nor to the host or another machine; and no lie by ARP is believed."""
+    lab, db = world.lab, world.of["db"]
+    sender, mine = world.link["mallory"], world.mac["mallory"]
+    own = {family: world.of["mallory"].ip(family) for family in (4, 6)}
+    if odd_port is stray_port:
+        lab.run(
+            "ip", "link", "add", "stray", "type", "veth", "peer", "stray1", "netns", "neighbour"
+        )
+        lab.run("ip", "link", "set", "stray", "up")
+        lab.run("ip", "link", "set", "stray1", "up", netns="neighbour")
+        lab.wait_for(lambda: "LOWER_UP" in lab.run("ip", "link", "show", "stray").stdout)
+        sender, mine = world.wire.link("neighbour", "stray1"), "02:66:00:00:00:02"
+        own = {4: "10.99.1.99", 6: "fd00:99:1::99"}
+    router = world.bridge["backend"].mac
+
+    def received() -> set[str]:
+        """What comes of a datagram to each receiver, and of a lie about db's address."""
+        lab.run("ping", "-c", "1", "-W", "5", db.ip4)
+        shots = {}
+        for family in (4, 6):
+            for receiver, mac, to, port in (
+                (world.link["db"], db.mac, db.ip(family), 80),
+                (world.ear[family], router, GATEWAY["backend"][family], EAR),
+                (world.link["client"], router, CLIENT[family], 9),
+            ):
+                head, source = Ether(src=mine, dst=mac), own[family]
+                mark = world.shoot(
+                    sender,
+                    lambda mark, number, h=head, s=source, t=to, p=port: [
+                        h / world.udp(s, t, mark, number, p)
+                    ],
+                )
+                shots[f"{receiver.name} {family}"] = (mark, receiver)
+        sender.send(
+            Ether(src=mine, dst="ff:ff:ff:ff:ff:ff")
+            / ARP(op=1, hwsrc=mine, psrc=db.ip4, pdst=GATEWAY["backend"][4])
+        )
+        world.honest(world.link["api"])  # by another port
+        found = {
+            name for name, (mark, receiver) in shots.items() if world.arrives(mark, [receiver], 0.5)
+        }
+        entry = lab.run("ip", "neigh", "show", db.ip4, "dev", "niso-backend").stdout
+        return found | ({"lie"} if mine in entry else set())
+
+    try:
+        bridged(lab, nf_call)
+        with world.without(ODD_PORTS), odd_port(lab):
+            assert len(received()) == 7
+        lab.run("ip", "neigh", "flush", "all")
+        before = world.drops(COUNT_ODD_PORTS)
+        with odd_port(lab):
+            assert received() == set()
+        assert world.drops(COUNT_ODD_PORTS) >= before + 6
+    finally:
+        if odd_port is stray_port:
+            lab.run("ip", "link", "delete", "stray")
+        lab.niso("net", "repair")
 
 
 @both_ways
@@ -221,3 +367,38 @@ def test_bridge_learns_no_mac_that_is_not_its_ports_own(world: World) -> None:
     flood(2)
     assert world.honest(world.link["db"])
     assert learnt(2) == 0
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_nobody_overhears_a_service_that_was_silent(world: World, family: int) -> None:
+    """A bridge that learns forgets a silent service, and sends what is meant for it to all ports."""
+    lab, mallory, api = world.lab, world.link["mallory"], world.link["api"]
+    head = Ether(src=world.mac["neighbour"], dst=world.host.mac)
+
+    def overheard() -> bool:
+        packet = lambda mark, port: [  # noqa: E731
+            head / world.udp(NEIGHBOUR[family], HOST[family], mark, port, 8080)
+        ]
+        sender = world.link["neighbour"]
+        assert world.arrives(world.shoot(sender, packet), [api])  # the host has api's MAC by now
+        lab.run("ip", "link", "set", "niso-backend", "type", "bridge", "fdb_flush")
+        mark = world.shoot(sender, packet)
+        assert world.arrives(mark, [api]) and world.honest(world.link["db"])
+        return mallory.saw(mark)
+
+    assert not overheard()
+    ports = [each["ifname"] for each in lab.ip_json("link", "show", "master", "niso-backend")]
+    try:
+        for port in ports:
+            lab.run("bridge", "link", "set", "dev", port, "learning", "on", "flood", "on")
+            lab.run("bridge", "fdb", "flush", "dev", port, "static", "master")
+        assert overheard()
+        wrong = [
+            line
+            for line in lab.niso("net", "check", check=False).stdout.splitlines()
+            if "veth" in line
+        ]
+        assert len(wrong) == len(ports) and all("learning on, flood on" in line for line in wrong)
+    finally:
+        lab.niso("net", "repair")
+    assert not overheard()

@@ -265,9 +265,14 @@ def test_package_copy_that_is_gone_is_not_replaced_by_another_package(two: World
 
 
 def test_next_command_builds_the_rules_anew_for_all_services(two: World) -> None:
-    """An activation after a flush must not leave the other services without their rules."""
+    """An activation after a flush must not leave the other services without their rules.
+
+    Nor do their ports stay as a version of niso left them that let bridges learn and flood.
+    """
     lab = two.lab
     lab.run("nft", "flush", "ruleset")
+    lab.run("bridge", "link", "set", "dev", two.port, "learning", "on", "flood", "on")
+    lab.run("bridge", "fdb", "flush", "dev", two.port, "static", "master")
     lab.niso("activate", idle(lab, "new", network=on("backend")))
     assert two.check() == []
     assert ask(lab, HOST, 8080, "client") == f"api {CLIENT}"
@@ -293,6 +298,7 @@ def test_sweep_removes_all_that_is_nisos_and_nothing_else(lab: Lab, store: str) 
     )
     before = snapshots.take(lab)
     lab.niso("net", "create", "backend", "--ipv6")
+    lab.niso("net", "create", "inner", "--internal", "--ipv6")
     lab.niso(
         "activate",
         echo(lab, "api", network=on("backend", ports=["8080:80"])),

@@ -115,11 +115,11 @@ class Trace:
         self._lab.run("python3", "-ISc", SEND, CLIENT, str(port))
 
     def _seen(self, port: int, start: int) -> bool:
-        """Whether a probe to ``port`` has passed the last of its three chains since line ``start``."""
+        """Whether a probe to ``port`` has passed the last of its four chains since line ``start``."""
         said = "".join(self.lines[start:])
         probes = re.findall(rf"trace id (\w+) inet niso output packet: .* udp dport {port} ", said)
         return any(
-            re.search(rf"trace id {probe} inet niso postrouting (rule|policy accept)", said)
+            re.search(rf"trace id {probe} inet niso kept (rule|policy accept)", said)
             for probe in probes
         )
 
@@ -188,9 +188,9 @@ def test_a_packet_passes_the_chains_that_the_page_names(
         )
     trace.end()  # and no further chain
     found = trace.chains(start)
-    assert found[-3:] == ["output", "from_host", "postrouting"]
+    assert found[-4:] == ["output", "from_host", "postrouting", "kept"]
     if UPDATE:
-        words = " → ".join(f"`{chain}`" for chain in found[:-3])
+        words = " → ".join(f"`{chain}`" for chain in found[:-4])
         PAGE.write_text(
             re.sub(
                 rf"(?m)^\| {re.escape(way.name)} \| [^|]* \|",
@@ -199,4 +199,4 @@ def test_a_packet_passes_the_chains_that_the_page_names(
             )
         )
     else:
-        assert found[:-3] == wanted
+        assert found[:-4] == wanted

@@ -143,7 +143,8 @@ class World:
         )  # on the client's network, if the service is there
         server = self.addresses[port.service][networks.index(network)].ip(family)
         out_of_inner = path.by == "inner" and network != "inner"
-        if not port.is_at(path.to) or not server or out_of_inner:
+        by_a_route = path.netns == "neighbour" and path.to != HOST[family]
+        if not port.is_at(path.to) or not server or out_of_inner or by_a_route:
             return Cell(path, port, "", "")
         own_address = path.source in (each.ip(family) for each in self.addresses[port.service])
         by_a_bridge = path.netns is None and path.to != HOST[family]

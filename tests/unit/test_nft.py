@@ -103,6 +103,10 @@ def test_only_published_ports_may_go_before_what_they_lead_to() -> None:
         "publish_any",
         "range_addr",
         "range_any",
+        "kept_addr",
+        "kept_any",
+        "kept_range_addr",
+        "kept_range_any",
         "hairpin",
     )
     assert early == {f"{kind}{family}" for kind in kinds for family in (4, 6)}

@@ -158,6 +158,21 @@ def test_addresses_are_taken_in_any_form() -> None:
     )
 
 
+@pytest.mark.parametrize("family", [4, 6])
+def test_address_of_a_bridge_is_not_reached_from_outside(family: int) -> None:
+    """Not even a port that is published there; the host and services reach it."""
+    gateway, host, outside = (
+        ("10.99.1.1", HOST, OUTSIDE) if family == 4 else ("fd00:1::1", HOST6, OUTSIDE6)
+    )
+    base = with_ports("api", Port(ANY, 8080, 80, "tcp"), base=WORLD)
+    for port in (22, 8080):
+        verdict = ask(base, outside, gateway, port, family=family)
+        assert not verdict.passes and verdict.path.words.startswith(f"{gateway} is the address")
+        assert passes(base, host, gateway, port, family=family)
+        assert passes(base, "db", gateway, port, family=family)
+    assert not decide(base, outside, gateway, None, "icmp").passes
+
+
 # --- internal networks -----------------------------------------------------------------------------------------------
 
 
@@ -221,6 +236,9 @@ def test_service_that_is_on_an_internal_network_first_does_not_get_out_by_it() -
 @pytest.mark.parametrize("address", [HOST, "10.99.1.1", "10.99.2.1"])
 def test_published_port_is_reached_by_every_address_of_the_host(source: str, address: str) -> None:
     verdict = ask(EVERYWHERE, source, address, 8080)
+    if source == OUTSIDE and address != HOST:
+        assert not verdict.passes  # a bridge's address is not reached from outside
+        return
     assert verdict.passes
     assert (verdict.destination, verdict.port) == (("api", "10.99.1.2"), 80)
     assert (
@@ -297,7 +315,7 @@ def test_specific_address_wins_over_all_addresses(order: int) -> None:
     ]
     both = with_ports("web", *ports)
     assert ask(both, OUTSIDE, HOST, 8080).port == 81
-    assert ask(both, OUTSIDE, "10.99.2.1", 8080).port == 80
+    assert ask(both, "api", "10.99.2.1", 8080).port == 80
     assert ask(both, "db", HOST, 8080).port == 81
     both = with_ports("api", *ports)
     assert ask(both, OUTSIDE6, HOST6, 8080).port == 82

@@ -124,12 +124,15 @@ def _running(processes: Processes, lost: list[Lost]) -> Iterator[_Thing]:
 
 
 def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Thing]:
-    """Yield all namespaces and links with niso's mark, in removal order."""
+    """Yield all namespaces, links and routing rules with niso's mark, in removal order."""
     for name, mark in kernel.marked_netns().items():
         step = Step("delete", Netns(name, mark))
         yield _Thing(Command(step.describe()), partial(kernel.write, [step]))
     for name in links:
         yield _Thing(Command(f"ip link delete {name}"), partial(kernel.end_links, [name]))
+    for rule in kernel.marked_rules():
+        delete = Step("delete", rule)
+        yield _Thing(Command(delete.describe()), partial(kernel.write, [delete]))
 
 
 def _all_rules(kernel: Kernel, going: dict[str, str]) -> Iterator[_Thing]:

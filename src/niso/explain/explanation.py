@@ -202,6 +202,10 @@ def _path(
     if entered and entered.internal and (reached is None or reached.name != entered.name):
         closed = _static(nft_tables.INET, "forward", "out of an internal network")
         return (*objects, *closed), closed, ()
+    if reached and sender is None:
+        word = "ip" if family == 4 else "ip6"
+        outside = _static(nft_tables.INET, "raw", f"{word} daddr @subnets{family}")
+        return (*objects, *outside), outside, ()
     if reached and (entered is None or reached.name != entered.name):
         apart = _static(nft_tables.INET, "forward", "not published")
         return (*objects, *apart), (), apart

@@ -1,7 +1,8 @@
-"""Compare settings of bridges and their ports with the defaults (linux/if_link.h).
+"""Compare settings of bridges and their ports with niso's (linux/if_link.h).
 
-Each of them changes where frames go: an isolated port reaches no other, and one that does not flood
-receives no ARP request.
+Each of them changes where frames go: an isolated port reaches no other, and one without bcast_flood
+receives no ARP request. Most are as on a new port. But ports do not flood unicast frames to an
+unknown MAC, since other services could read them, and learn no MAC, since each has a static entry.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _UP = 6  # IF_OPER_UP
 _FORWARDING = 3  # BR_STATE_FORWARDING
 _PORT_STATE = 1
+NEW_PORT = "learning on, flood on"
+"""The drift of a port that the kernel has just made."""
 _STATES = {0: "disabled", 1: "listening", 2: "learning", 4: "blocking"}
 
-# IFLA_BRPORT_*: (name in bridge(8), value of a new port)
+# IFLA_BRPORT_*: (name in bridge(8), value of niso's ports)
 _FLAGS: dict[int, tuple[str, int]] = {
     5: ("guard", 0),
     6: ("root_block", 0),
     7: ("fastleave", 0),
-    8: ("learning", 1),
-    9: ("flood", 1),
+    8: ("learning", 0),
+    9: ("flood", 0),
     10: ("proxy_arp", 0),
     12: ("proxy_arp_wifi", 0),
     27: ("mcast_flood", 1),
@@ -50,7 +53,7 @@ _SETTINGS: dict[int, tuple[str, str, int]] = {
 
 
 def drift_of_port(settings: dict[int, bytes], operstate: int) -> str:
-    """Return the non-default settings of a port: ``isolated on, learning off``.
+    """Return the settings of a port that differ from niso's: ``isolated on, learning on``.
 
     ``settings`` is its IFLA_INFO_SLAVE_DATA. The port's state counts only while its link has a
     carrier: otherwise the kernel sets it.

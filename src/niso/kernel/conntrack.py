@@ -14,6 +14,7 @@ from niso.base.family import family_of
 from niso.kernel import netlink
 from niso.kernel.netlink import Message, attribute, attributes, nested, u32
 from niso.kernel.nft_elements import nfgenmsg
+from niso.kernel.nft_tables import OWN_PORTS
 
 _CT_GET, _CT_DELETE, _CT_GET_STATS = 0x0101, 0x0102, 0x0105  # subsystem 1, IPCTNL_MSG_CT_*
 _TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _ID, _ZONE, _FILTER, _STATUS_MASK = 1, 2, 3, 12, 18, 25, 26
@@ -22,7 +23,7 @@ _PROTO_NUM, _PROTO_DST_PORT = 1, 3
 _STATS_ENTRIES = 1  # CTA_STATS_GLOBAL_ENTRIES
 _FILTER_SOURCE, _FILTER_DESTINATION = 0x01, 0x02  # CTA_FILTER_FLAG, net/netfilter/nf_internals.h
 _FILTER_PROTO, _FILTER_DST_PORT = 0x08, 0x20
-_SEEN_REPLY = 0x2  # IPS_SEEN_REPLY
+_SEEN_REPLY, _SRC_NAT = 0x2, 0x10  # IPS_*
 
 _SOURCE: dict[int, int] = {socket.AF_INET: 1, socket.AF_INET6: 3}  # CTA_IP_V4_SRC, CTA_IP_V6_SRC
 _DESTINATION: dict[int, int] = {socket.AF_INET: 2, socket.AF_INET6: 4}
@@ -79,7 +80,7 @@ def flush_ports(
     addresses: Callable[[], Iterable[str]] | None = None,
     answered: bool = False,
 ) -> int:
-    """End the flows sent to these ports, except TCP flows that have seen a reply.
+    """End the flows sent to these ports, or that got one by masquerading; TCP with a reply stays.
 
     Use it when published ports are added, removed or moved. A port is (``proto`` "tcp", "udp" or
     "sctp", first, last), before NAT. Returns how many entries were deleted.
@@ -99,21 +100,20 @@ def flush_ports(
 
     def matches(family: int, entry: _Entry) -> bool:
         nonlocal is_ours
-        sent = attributes(entry[_TUPLE_ORIG])
-        ends = attributes(sent[_TUPLE_PROTO])
-        if int.from_bytes(ends.get(_PROTO_DST_PORT, b""), "big") not in wanted.get(
-            ends[_PROTO_NUM][0], ()
-        ):
-            return False
-        if addresses is not None:
-            is_ours = is_ours or _within(addresses())
-            if not is_ours(attributes(sent[_TUPLE_IP])[_DESTINATION[family]]):
-                return False
-        if answered:
-            return True
-        return not (
-            ends[_PROTO_NUM][0] == _TCP and int.from_bytes(entry[_STATUS], "big") & _SEEN_REPLY
-        )
+        status = int.from_bytes(entry[_STATUS], "big")
+        kinds = (_TUPLE_ORIG, _TUPLE_REPLY) if status & _SRC_NAT else (_TUPLE_ORIG,)
+        for tuple_ in (attributes(entry[kind]) for kind in kinds):
+            ends = attributes(tuple_[_TUPLE_PROTO])
+            proto, port = ends[_PROTO_NUM][0], ends.get(_PROTO_DST_PORT, b"")
+            if int.from_bytes(port, "big") not in wanted.get(proto, ()):
+                continue
+            if addresses is not None:
+                is_ours = is_ours or _within(addresses())
+                if not is_ours(attributes(tuple_[_TUPLE_IP])[_DESTINATION[family]]):
+                    continue
+            if answered or proto != _TCP or not status & _SEEN_REPLY:
+                return True
+        return False
 
     filters = []
     for number, of_proto in wanted.items():
@@ -130,9 +130,12 @@ def flush_ports(
                 its + attribute(_PROTO_DST_PORT, port.to_bytes(2, "big"))
                 for port in sorted(of_proto)
             ]
+        # masquerading takes these alone: the flows that are answered to one of them
+        kinds = (_TUPLE_ORIG,) if of_proto.isdisjoint(OWN_PORTS) else (_TUPLE_ORIG, _TUPLE_REPLY)
         filters += [
-            _filter(family, _TUPLE_ORIG, flags, nested(_TUPLE_PROTO, one)) + status
+            _filter(family, kind, flags, nested(_TUPLE_PROTO, one)) + status
             for one in tuples
+            for kind in kinds
             for family in _SOURCE
         ]
     return _flush(filters, matches)

@@ -35,6 +35,7 @@ from niso.kernel.kinds.hosts_line import HostsLine
 from niso.kernel.kinds.kind import Step, kind_of
 from niso.kernel.kinds.namespace import Netns
 from niso.kernel.kinds.route import Route
+from niso.kernel.kinds.routing_rule import RoutingRule
 from niso.kernel.kinds.ruleset import Ruleset
 from niso.kernel.kinds.setting import FORWARDING6, Sysctl
 from niso.kernel.kinds.veth import Veth
@@ -213,6 +214,9 @@ class Fake(FakeTables, FakeHost):
         marks |= {name: bridge.alias for name, bridge in self.bridges.items()}
         return {name: mark for name, mark in marks.items() if is_marked(mark)}
 
+    def marked_rules(self) -> list[RoutingRule]:
+        return list(self.others.get(RoutingRule, {}).values())
+
     def marked_netns(self) -> dict[str, str]:
         return {name: netns.alias for name, netns in sorted(self.netns.items())}
 
@@ -289,11 +293,7 @@ class Fake(FakeTables, FakeHost):
         things[thing.key()] = thing
 
     def _places(self) -> set[str]:
-        things: tuple[Any, ...] = (
-            *self.bridges.values(),
-            *self.netns.values(),
-            *self.veths.values(),
-        )
+        things: list[Any] = [*self.bridges.values(), *self.netns.values(), *self.veths.values()]
         names = {f"link //{name}" for name in (*self.veths, *self.foreign_links)}
         return {kind_of(thing).place(thing) for thing in things} | names | {"netns "}
 

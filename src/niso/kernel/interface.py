@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from niso.kernel.foreign_chains import Foreign as ForeignChains
     from niso.kernel.host_facts import Network
     from niso.kernel.kinds.kind import AnyStep
+    from niso.kernel.kinds.routing_rule import RoutingRule
     from niso.kernel.sockdiag import Connection, Listener
     from niso.kernel.state import State
 else:
@@ -102,6 +103,9 @@ class Kernel(Protocol):
 
     def marked_netns(self) -> dict[str, str]:
         """Return named network namespaces with niso's mark: name -> mark. Raises KernelError."""
+
+    def marked_rules(self) -> list[RoutingRule]:
+        """Return routing rules of the host with niso's mark. Raises KernelError."""
 
     def clear_hosts(self) -> None:
         """Remove all hosts files of this run folder."""

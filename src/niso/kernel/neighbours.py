@@ -1,7 +1,7 @@
-"""Read and delete static neighbour entries, of which niso adds none (linux/neighbour.h).
+"""Read, add and delete static neighbour entries (linux/neighbour.h).
 
-An entry for an address sends its packets to a MAC without ARP. An entry for a MAC, in a bridge's
-forwarding table, sends its frames to a port.
+An entry of an address sends its packets to that MAC without ARP; niso adds none. An entry of a MAC,
+in a bridge's forwarding table, sends its frames to a port; niso adds one for each service's MAC.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ import struct
 
 from niso.base.family import family_of
 from niso.base.lite_typing import NamedTuple
+from niso.kernel import netlink
 from niso.kernel.netlink import Message, attribute, attributes, u32
 from niso.kernel.rtnetlink import Rtnl
+from niso.kernel.rtnl_records import packed_mac
 
-_DELNEIGH, _GETNEIGH = 29, 30
+_NEWNEIGH, _DELNEIGH, _GETNEIGH = 28, 29, 30
 _AF_BRIDGE = 7
 _DST, _LLADDR, _IFINDEX, _MASTER = 1, 2, 8, 9  # NDA_*
 _NOARP, _PERMANENT = 0x40, 0x80  # NUD_*
 _MASTERS, _SELF = 0x04, 0x02  # NTF_MASTER: the bridge's table; NTF_SELF: the device's own filter
+_ABSENT = (errno.ENOENT, errno.ENODEV, errno.EINVAL)  # no entry; no link; the link is no port
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 _ndmsg = struct.Struct("=BxxxiHBB")
@@ -82,18 +85,39 @@ def of_bridge(rtnl: Rtnl, bridge_index: int, own: set[str]) -> list[Fixed]:
     return list(dict.fromkeys(rtnl.dump("list a bridge's table", _GETNEIGH, body, parse)))
 
 
+def is_fixed(rtnl: Rtnl, port_index: int, mac: str) -> bool:
+    """Return whether a bridge sends the frames to a MAC always to this port. Raises KernelError."""
+    body = _request(_AF_BRIDGE, port_index) + _mac(mac)
+    answer = rtnl.get_one(f"find the port of {mac}", _GETNEIGH, body, _ABSENT)
+    if answer is None:
+        return False
+    _, index, state, _, _ = _ndmsg.unpack_from(answer)
+    return index == port_index and bool(state & _NOARP)
+
+
+def fix(rtnl: Rtnl, port_index: int, mac: str) -> None:
+    """Have a bridge send the frames to a MAC always to this port. Raises KernelError."""
+    body = _ndmsg.pack(_AF_BRIDGE, port_index, _NOARP, _MASTERS, 0) + _mac(mac)
+    flags = netlink.CREATE | netlink.REPLACE
+    what = f"add the forwarding entry of {mac} for link {port_index}"
+    rtnl.transact(Message(what, _NEWNEIGH, flags, body))
+
+
 def delete(rtnl: Rtnl, entry: Fixed) -> None:
     """Delete an entry; no-op if it is gone. Raises KernelError."""
-    mac = attribute(_LLADDR, bytes.fromhex(entry.mac.replace(":", "")))
     if entry.address:
         family = socket.AF_INET6 if family_of(entry.address) == 6 else socket.AF_INET
         body = _request(family, entry.link_index) + attribute(
             _DST, socket.inet_pton(family, entry.address)
         )
     else:
-        body = _request(_AF_BRIDGE, entry.link_index, _MASTERS) + mac
+        body = _request(_AF_BRIDGE, entry.link_index, _MASTERS) + _mac(entry.mac)
     what = f"delete neighbour {entry.address or entry.mac} of link {entry.link_index}"
     rtnl.transact(Message(what, _DELNEIGH, 0, body, (errno.ENOENT, errno.ENODEV)))
+
+
+def _mac(mac: str) -> bytes:
+    return attribute(_LLADDR, packed_mac(mac))
 
 
 def _request(family: int, index: int = 0, flags: int = 0) -> bytes:

@@ -44,9 +44,12 @@ _VERDICTS = {0: "drop", 1: "accept", -1: "continue", -3: "jump", -4: "goto", -5:
 
 # nftables, include/datatype.h: number and width in bytes of each type that niso uses
 _NFPROTO, _IPV4, _IPV6, _ETHER, _PROTO, _SERVICE, _IFNAME = 2, 7, 8, 9, 12, 13, 41
-_MAC_NUMBER = -1  # six bytes of a packet; nft has no type for it
+# bytes of a packet, without a type: a MAC, and the target of a quoted packet
+_MAC_NUMBER, _QUOTED4, _QUOTED6 = -1, -2, -3
 _WIDTHS = {
     _MAC_NUMBER: 6,
+    _QUOTED4: 4,
+    _QUOTED6: 16,
     _NFPROTO: 1,
     _IPV4: 4,
     _IPV6: 16,
@@ -66,6 +69,8 @@ _NAMES = {
     "ifname": _IFNAME,
     "iifname": _IFNAME,
     "@th,208,48": _MAC_NUMBER,
+    "@th,192,32": _QUOTED4,
+    "@th,256,128": _QUOTED6,
 }
 _TYPE_BITS = 6
 
@@ -432,8 +437,8 @@ def _pack(kind: int, field: str) -> bytes:
         return socket.inet_pton(socket.AF_INET6, field)
     if kind == _ETHER:
         return bytes.fromhex(field.replace(":", ""))
-    if kind == _MAC_NUMBER:
-        return int(field).to_bytes(6, "big")
+    if kind in (_MAC_NUMBER, _QUOTED4, _QUOTED6):
+        return int(field, 0).to_bytes(_WIDTHS[kind], "big")
     if kind == _SERVICE:
         return int(field).to_bytes(2, "big")
     if kind == _NFPROTO:
@@ -450,8 +455,9 @@ def _unpack(kind: int, packed: bytes) -> str:
         return socket.inet_ntop(socket.AF_INET6, packed)
     if kind == _ETHER:
         return packed.hex(":")
-    if kind == _MAC_NUMBER:
-        return str(int.from_bytes(packed, "big"))
+    if kind in (_MAC_NUMBER, _QUOTED4, _QUOTED6):
+        number = int.from_bytes(packed, "big")
+        return hex(number) if kind == _QUOTED6 else str(number)  # nft has no longer number
     if kind == _SERVICE:
         return str(int.from_bytes(packed, "big"))
     if kind == _NFPROTO:

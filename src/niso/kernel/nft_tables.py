@@ -17,12 +17,43 @@ BRIDGE = "bridge niso"
 SWITCHED = "0x4e150000"
 """The mark of a frame that a foreign bridge switches, from the bridge hook to the forward chain."""
 
+CHECKED = "0x40000000"
+"""The bit of the packet mark for frames of a service's port that have passed the source check.
+
+`raw` accepts no packet from niso's bridges without it: it came from a port that niso has not made
+or that was renamed, whose name no rule of the bridge table matches. For packets from internal
+networks it is set again before routing, since mangle rules may overwrite it: without it their
+routing rule drops them (kernel/rules.py).
+"""
+
+PROGRAM = "0x20000000"
+"""The bit of the packet mark for what a program of the host would receive on one of `OWN_PORTS`.
+
+It is set before connection tracking and removed after it.
+"""
+_MARK_PROGRAM = f"meta mark set meta mark | {PROGRAM}"
+_NO_PROGRAM = "0xdfffffff"
+
+PROGRAMS = "programs"
+"""A set of the inet table that holds ports which masquerading could take, and programs of the host use.
+
+The rules fill it when somebody outside opens a flow to a program of the host, for a day. What is sent to
+such a program before that, and matches a flow of a service, is dropped (`answers`).
+"""
+
 DROPPED_FROM = "dropped_from"
 """A set of the bridge table that counts packets with a foreign source, by bridge port.
 
 The rules fill it, so it is not part of State. A rule of its own adds to it before the drop, since
 a full set ends its rule.
 """
+
+OWN_PORTS = range(32_768, 61_000)
+"""The host ports that masquerading may take, as Linux's own programs (ip_local_port_range): a flow whose source port is that of
+a published port, or of a program of the host, would take the packets of others that are meant for it (CVE-2021-3773)."""
+_OWN_SPAN = f"{OWN_PORTS[0]}-{OWN_PORTS[-1]}"
+_MASQUERADE = f"masquerade to :{_OWN_SPAN}"
+_WITH_PORTS = "meta l4proto { tcp, udp, sctp, dccp, udplite }"
 
 LOG_GROUP = 28271
 """The nfnetlink_log group for packets dropped by policies with ``log = true``."""
@@ -75,6 +106,7 @@ def _policy_chains() -> str:
 
 _POLICY_MAPS = _policy_maps()
 _POLICY_CHAINS = _policy_chains()
+_CHECK = f"meta mark set meta mark | {CHECKED}"
 _NO_START = "ct state new meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn"
 
 TABLES = f"""\
@@ -115,6 +147,15 @@ table inet niso {{
 	map range_addr6 {{ type ipv6_addr . inet_proto . inet_service : ipv6_addr; flags interval; }}
 	map range_any4 {{ type inet_proto . inet_service : ipv4_addr; flags interval; }}
 	map range_any6 {{ type inet_proto . inet_service : ipv6_addr; flags interval; }}
+	set kept_addr4 {{ type ipv4_addr . inet_proto . inet_service; }}
+	set kept_addr6 {{ type ipv6_addr . inet_proto . inet_service; }}
+	set kept_any4 {{ type inet_proto . inet_service; }}
+	set kept_any6 {{ type inet_proto . inet_service; }}
+	set kept_range_addr4 {{ type ipv4_addr . inet_proto . inet_service; flags interval; }}
+	set kept_range_addr6 {{ type ipv6_addr . inet_proto . inet_service; flags interval; }}
+	set kept_range_any4 {{ type inet_proto . inet_service; flags interval; }}
+	set kept_range_any6 {{ type inet_proto . inet_service; flags interval; }}
+	set {PROGRAMS} {{ type inet_proto . inet_service; size 65535; flags dynamic, timeout; timeout 1d; }}
 	map hairpin4 {{ type ipv4_addr . ipv4_addr : ipv4_addr; }}
 	map hairpin6 {{ type ipv6_addr . ipv6_addr : ipv6_addr; }}
 
@@ -125,10 +166,21 @@ table inet niso {{
 		ip saddr 127.0.0.0/8 counter drop
 		ip6 daddr ::1 counter drop
 		ip6 saddr ::1 counter drop
-		iifname @bridges accept
+		iifname @bridges goto from_bridge
 		iifname @ports counter drop comment "not switched: link-local control frames"
+		ip daddr @subnets4 counter drop comment "not published: to a subnet of niso from outside"
+		ip6 daddr @subnets6 counter drop comment "not published: to a subnet of niso from outside"
+		ip6 saddr ::ffff:0:0/96 counter drop
 		ip saddr @subnets4 counter drop comment "a service's address from elsewhere"
 		ip6 saddr @subnets6 counter drop
+		udp dport {_OWN_SPAN} socket wildcard {{ 0, 1 }} {_MARK_PROGRAM}
+		tcp dport {_OWN_SPAN} tcp flags & (fin | syn | rst | ack) == syn socket wildcard {{ 0, 1 }} {_MARK_PROGRAM}
+	}}
+
+	chain from_bridge {{
+		meta mark & {CHECKED} != 0 accept
+		meta pkttype {{ broadcast, multicast }} meta l4proto != ipv6-icmp fib saddr type local accept comment "the host's own, which it hears itself"
+		counter drop comment "from a port of a bridge that niso has not made, or that has lost its name"
 	}}
 
 	chain publish {{
@@ -152,6 +204,19 @@ table inet niso {{
 		fib daddr type local jump publish
 	}}
 
+	chain answers {{
+		type filter hook prerouting priority mangle - 10; policy accept;
+		meta mark & {PROGRAM} == 0 accept
+		ct direction reply ct status snat ct original ip saddr @subnets4 counter drop comment "for a program of the host: a flow of a service has taken its port"
+		ct direction reply ct status snat ct original ip6 saddr @subnets6 counter drop
+		meta mark set meta mark & {_NO_PROGRAM}
+	}}
+
+	chain mark_internal {{
+		type filter hook prerouting priority dstnat + 1; policy accept;
+		iifname @internal {_CHECK} comment "the routing rule of its bridge prohibits what has no mark"
+	}}
+
 	chain output {{
 		type nat hook output priority dstnat; policy accept;
 		fib daddr type local jump publish
@@ -160,8 +225,50 @@ table inet niso {{
 	chain postrouting {{
 		type nat hook postrouting priority srcnat; policy accept;
 		oifname @bridges goto to_services
-		ip saddr @subnets4 masquerade
-		ip6 saddr @subnets6 masquerade
+		ip saddr @subnets4 goto away4
+		ip6 saddr @subnets6 goto away6
+	}}
+
+	chain away4 {{
+		{_WITH_PORTS} meta l4proto . th sport @kept_any4 {_MASQUERADE} fully-random comment "its port is published: it gets another"
+		{_WITH_PORTS} meta l4proto . th sport @kept_range_any4 {_MASQUERADE} fully-random
+		{_WITH_PORTS} meta l4proto . th sport @{PROGRAMS} {_MASQUERADE} fully-random
+		{_WITH_PORTS} {_MASQUERADE}
+		masquerade
+	}}
+
+	chain away6 {{
+		{_WITH_PORTS} meta l4proto . th sport @kept_any6 {_MASQUERADE} fully-random
+		{_WITH_PORTS} meta l4proto . th sport @kept_range_any6 {_MASQUERADE} fully-random
+		{_WITH_PORTS} meta l4proto . th sport @{PROGRAMS} {_MASQUERADE} fully-random
+		{_WITH_PORTS} {_MASQUERADE}
+		masquerade
+	}}
+
+	chain kept {{
+		type filter hook postrouting priority srcnat + 1; policy accept;
+		ct state established accept
+		oifname @bridges accept
+		ct original ip saddr @subnets4 goto kept4
+		ct original ip6 saddr @subnets6 goto kept6
+	}}
+
+	chain kept4 {{
+		ct status & snat == 0 accept
+		meta l4proto . ct reply proto-dst @kept_any4 counter drop comment "would take a published port: dropped before it is tracked"
+		meta l4proto . ct reply proto-dst @kept_range_any4 counter drop
+		ct reply ip daddr . meta l4proto . ct reply proto-dst @kept_addr4 counter drop
+		ct reply ip daddr . meta l4proto . ct reply proto-dst @kept_range_addr4 counter drop
+		meta l4proto . ct reply proto-dst @{PROGRAMS} counter drop comment "would take the port of a program of the host"
+	}}
+
+	chain kept6 {{
+		ct status & snat == 0 accept
+		meta l4proto . ct reply proto-dst @kept_any6 counter drop
+		meta l4proto . ct reply proto-dst @kept_range_any6 counter drop
+		ct reply ip6 daddr . meta l4proto . ct reply proto-dst @kept_addr6 counter drop
+		ct reply ip6 daddr . meta l4proto . ct reply proto-dst @kept_range_addr6 counter drop
+		meta l4proto . ct reply proto-dst @{PROGRAMS} counter drop
 	}}
 
 	chain to_services {{
@@ -184,6 +291,7 @@ table inet niso {{
 		ip6 saddr @egress6 jump check_out6
 		ip daddr @ingress4 jump check_in4
 		ip6 daddr @ingress6 jump check_in6
+		iifname != @bridges fib saddr type != unicast counter drop comment "from outside as the host itself, or as all"
 		ct status dnat oifname @bridges accept comment "published"
 		iifname . oifname @same_bridge accept
 		oifname @bridges counter drop comment "not published"
@@ -191,12 +299,18 @@ table inet niso {{
 
 	chain input {{
 		type filter hook input priority filter; policy accept;
-		iifname != @bridges accept
-		ct state vmap {{ established : accept, related : goto related }}
+		iifname != @bridges goto from_outside
+		ct state vmap {{ established : accept, related : goto related, invalid : drop }}
 		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
 		{_NO_START} jump no_start
 		ip saddr @egress4 jump check_out4
 		ip6 saddr @egress6 jump check_out6
+	}}
+
+	chain from_outside {{
+		ct state != new accept
+		iif "lo" accept
+		meta l4proto {{ tcp, udp }} th dport {_OWN_SPAN} socket wildcard {{ 0, 1 }} update @{PROGRAMS} {{ meta l4proto . th dport }}
 	}}
 
 	chain from_host {{
@@ -227,6 +341,9 @@ table inet niso {{
 	}}
 
 	chain related {{
+		iifname != @bridges ct original ip saddr @subnets4 ct reply ip saddr @subnets4 counter drop comment "from outside, about a flow that never leaves"
+		iifname != @bridges ct original ip6 saddr @subnets6 ct reply ip6 saddr @subnets6 counter drop
+		iifname != @bridges ct original ip saddr 127.0.0.0/8 counter drop
 		meta l4proto {{ icmp, ipv6-icmp }} accept
 		counter drop
 	}}
@@ -245,18 +362,29 @@ table bridge niso {{
 	set sources4 {{ type ifname . ether_addr . ipv4_addr; }}
 	set sources6 {{ type ifname . ether_addr . ipv6_addr; }}
 	set links {{ typeof iifname . @th,208,48; }}
+	set quoted4 {{ typeof iifname . @th,192,32; }}
+	set quoted6 {{ typeof iifname . @th,256,128; }}
+	set subnets4 {{ type ipv4_addr; flags interval; }}
 	set broadcasts {{ type ipv4_addr; }}
 	set {DROPPED_FROM} {{ type ifname; size 65535; flags dynamic; counter; }}
 
 	chain prerouting {{
 		type filter hook prerouting priority -300; policy accept;
-		ether type ip iifname . ether saddr . ip saddr @sources4 accept
+		icmp type {{ destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem }} iifname @ports goto from_own_error
+		ether type ip iifname . ether saddr . ip saddr @sources4 {_CHECK} accept
 		iifname @ports goto from_port
+		ether type arp arp saddr ip @subnets4 counter drop comment "ARP for a service from a port that niso has not made"
+	}}
+
+	chain from_own_error {{
+		icmp type {{ destination-unreachable, time-exceeded, parameter-problem }} iifname . ether saddr . ip saddr @sources4 iifname . @th,192,32 @quoted4 {_CHECK} accept comment "about a packet to itself"
+		add @{DROPPED_FROM} {{ iifname }}
+		counter drop comment "about the packets of others"
 	}}
 
 	chain from_port {{
-		ether type arp iifname . ether saddr . arp saddr ip @sources4 iifname . arp saddr ether . arp saddr ip @sources4 accept
-		ether type ip6 iifname . ether saddr . ip6 saddr @sources6 goto from_own6
+		ether type arp meta length <= 46 iifname . ether saddr . arp saddr ip @sources4 iifname . arp saddr ether . arp saddr ip @sources4 accept
+		ether type ip6 iifname . ether saddr . ip6 saddr @sources6 {_CHECK} goto from_own6
 		ether type ip6 icmpv6 type {{ mld-listener-report, mld-listener-done, mld2-listener-report, nd-router-solicit }} drop comment "what every kernel says, and needs no count"
 		add @{DROPPED_FROM} {{ iifname }}
 		counter drop comment "not its own address"
@@ -264,25 +392,28 @@ table bridge niso {{
 
 	chain from_own6 {{
 		meta l4proto != ipv6-icmp accept
-		icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem, echo-request, echo-reply }} accept
+		icmpv6 type {{ echo-request, echo-reply }} accept
+		icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem }} iifname . @th,256,128 @quoted6 accept comment "about a packet to itself"
 		icmpv6 type nd-neighbor-solicit goto from_own_nd
 		icmpv6 type nd-neighbor-advert iifname . ether saddr . icmpv6 taddr @sources6 goto from_own_nd
 		exthdr frag exists frag frag-off != 0 accept comment "its rest: hosts take no ND in fragments (RFC 6980)"
 		add @{DROPPED_FROM} {{ iifname }}
-		counter drop comment "router advertisements, redirects, ND for others"
+		counter drop comment "router advertisements, redirects, ND for others, errors about their packets"
 	}}
 
 	chain from_own_nd {{
 		ip6 length 24 accept comment "no option"
 		ip6 length 32 @th,192,16 {{ 0x0101, 0x0201 }} iifname . @th,208,48 @links accept comment "one option, with its own MAC"
+		add @{DROPPED_FROM} {{ iifname }}
 		counter drop comment "ND with a MAC that is not its own"
 	}}
 
 	chain forward {{
 		type filter hook forward priority -200; policy accept;
+		iifname != @ports oifname @ports counter drop comment "from a port that niso has not made, or that has lost its name"
 		ether type ip oifname . ether daddr . ip daddr @sources4 accept comment "to one service alone"
 		ether type ip6 oifname . ether daddr . ip6 daddr @sources6 accept
-		iifname @ports oifname @ports goto between
+		iifname @ports goto between
 		iifname != @ports meta mark & 0xffff0000 == 0 meta mark set meta mark | {SWITCHED}
 	}}
 
@@ -293,6 +424,8 @@ table bridge niso {{
 		ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} counter drop comment "in a frame to one MAC"
 		ip daddr @broadcasts counter drop
 		ip6 daddr ff00::/8 counter drop
+		add @{DROPPED_FROM} {{ iifname }}
+		counter drop comment "to a MAC that has another address, or to none"
 	}}
 
 	chain postrouting {{
@@ -363,7 +496,7 @@ LATE = frozenset(
             "closed",
             "before",
         ),
-        *("sources4", "sources6", "links", "broadcasts"),
+        *("sources4", "sources6", "quoted4", "quoted6", "links", "broadcasts"),
     )
 )
 """Sets whose elements guard something, and are deleted after it.

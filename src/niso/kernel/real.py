@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from niso.kernel.flows import Flow, Tracked
     from niso.kernel.foreign_chains import Foreign as ForeignChains
     from niso.kernel.kinds.kind import AnyStep
+    from niso.kernel.kinds.routing_rule import RoutingRule
     from niso.kernel.sockdiag import Connection, Listener
 
 
@@ -85,6 +86,18 @@ class Real:
         with self:
             links = sorted(self._sockets.here().links(), key=lambda link: link.kind == "bridge")
         return {link.name: link.alias for link in links if is_marked(link.alias)}
+
+    def marked_rules(self) -> list[RoutingRule]:
+        from niso.kernel import rules
+        from niso.kernel.kinds.routing_rule import RoutingRule
+
+        with self:
+            here = self._sockets.here()
+            return [
+                RoutingRule(rule.link, family, rule.drift)
+                for family in (4, 6)
+                for rule in rules.of_niso(here, family)
+            ]
 
     def marked_netns(self) -> dict[str, str]:
         marked = {}

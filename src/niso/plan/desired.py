@@ -19,6 +19,7 @@ from niso.kernel.kinds.hosts_line import HostsLine
 from niso.kernel.kinds.kind import Thing
 from niso.kernel.kinds.namespace import Netns
 from niso.kernel.kinds.route import Route
+from niso.kernel.kinds.routing_rule import RoutingRule
 from niso.kernel.kinds.ruleset import Ruleset, owner
 from niso.kernel.kinds.setting import FORWARDING, ON, Sysctl
 from niso.kernel.kinds.veth import Veth
@@ -75,6 +76,8 @@ def _network(snapshot: Snapshot, network: Network) -> Iterator[Thing]:
     mac = names.mac("", bridge, alias)
     yield Bridge(bridge, network.mtu, alias, True, tracked4, tracked6, mac)
     yield from nft.network(network.name, bridge, network.subnets, network.internal)
+    if network.internal:
+        yield from (RoutingRule(bridge, family) for family in sorted(families))
     for subnet in network.subnets:
         length = subnet.cidr.rpartition("/")[2]
         yield Address("", bridge, f"{subnet.gateway}/{length}")

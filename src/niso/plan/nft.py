@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from niso.base.family import family_of
 from niso.kernel.kinds.element import Element
-from niso.kernel.nft_tables import BRIDGE, INET
+from niso.kernel.nft_tables import BRIDGE, INET, OWN_PORTS
 from niso.plan.records import Port, Subnet
 
 
@@ -70,6 +70,7 @@ def network(
     for subnet in subnets:
         elements.append(Element(INET, f"subnets{subnet.family}", subnet.cidr, "", name))
         if subnet.family == 4:
+            elements.append(Element(BRIDGE, "subnets4", subnet.cidr, "", name))
             broadcast = str(ipaddress.IPv4Network(subnet.cidr).broadcast_address)
             elements.append(Element(BRIDGE, "broadcasts", broadcast, "", name))
     return elements
@@ -88,8 +89,11 @@ def endpoint(service: str, host_end: str, mac: str, addresses: Iterable[str]) ->
         elements.append(
             Element(BRIDGE, f"sources{family}", f"{port} . {mac} . {address}", "", service)
         )
+        # as numbers: nft has no type for a quoted packet, or for a MAC in neighbour discovery
+        quoted = int(ipaddress.ip_address(address))
+        key = f"{port} . {quoted if family == 4 else hex(quoted)}"
+        elements.append(Element(BRIDGE, f"quoted{family}", key, "", service))
         if family == 6:
-            # as a number: nft has no type for the address inside a neighbour discovery option
             elements.append(Element(BRIDGE, "links", f"{port} . {number}", "", service))
     return elements
 
@@ -107,6 +111,7 @@ def published(service: str, port: Port, addresses: Iterable[str]) -> list[Elemen
         family = family_of(address)
         if family not in port.families:
             continue
+        elements += _kept(service, port, f"{where}{family}", start)
         if port.count > 1 and port.host_port == port.container_port:
             key = f"{start} . {port.host_port}-{port.last}"
             elements.append(Element(INET, f"range_{where}{family}", key, address, service))
@@ -122,6 +127,17 @@ def published(service: str, port: Port, addresses: Iterable[str]) -> list[Elemen
             for n in range(port.count)
         ]
     return elements
+
+
+def _kept(service: str, port: Port, where: str, start: str) -> list[Element]:
+    """Those of its host ports that masquerading could take: no flow of a service is to get one."""
+    first, last = max(port.host_port, OWN_PORTS[0]), min(port.last, OWN_PORTS[-1])
+    if first > last or port.host_ip.startswith("127."):
+        return []
+    if port.count > 1:
+        key = f"{start} . {first}-{last}" if first < last else f"{start} . {first}"
+        return [Element(INET, f"kept_range_{where}", key, "", service)]
+    return [Element(INET, f"kept_{where}", f"{start} . {first}", "", service)]
 
 
 def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]) -> list[Element]:

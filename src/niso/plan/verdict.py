@@ -267,6 +267,11 @@ def _path(world: World, source: str, destination: str, port: int | None, proto: 
         return packet.drop("broadcast and multicast do not reach services")
 
     if is_host(world, destination):
+        if not (sender or from_host) and network_of(world, destination) is not None:
+            return packet.drop(
+                f"{destination} is the address of a bridge: from outside the host, published ports"
+                " can be reached only by its other addresses"
+            )
         port_of = _published(world, to, port, proto, entered)
         if port_of is None:
             return packet.accept(f"{destination} is the host's own address")

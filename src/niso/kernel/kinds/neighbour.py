@@ -72,17 +72,23 @@ def _of_bridges(space: Space) -> Iterable[Neighbour]:
     """Yield entries on niso's bridges and in their forwarding tables."""
     from niso.kernel import neighbours
     from niso.kernel.kinds.bridge import Bridge
+    from niso.kernel.kinds.veth import Veth
 
     names = {bridge.name for bridge in space.reading.so_far(Bridge)}
     links = space.all_links()
     by_index = {link.index: link.name for link in links}
+    asked = {veth.name: veth.mac for veth in space.reading.candidates[Veth]}
+    alias = space.reading.alias
+    ports = {link.index: asked.get(link.name) for link in links if link.alias == alias}
     for bridge in (link for link in links if link.name in names):
         macs = {link.mac for link in links if link.master == bridge.index} | {bridge.mac}
         for entry in (
             *neighbours.of_link(space.rtnl, bridge.index),
             *neighbours.of_bridge(space.rtnl, bridge.index, macs),
         ):
-            if entry.link_index in by_index:
+            # niso's own; those of services that are not read may be right
+            own = not entry.address and ports.get(entry.link_index, "") in (None, entry.mac)
+            if entry.link_index in by_index and not own:
                 yield Neighbour("", by_index[entry.link_index], entry.address, entry.mac)
 
 

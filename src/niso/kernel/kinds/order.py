@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 NAMES = (
     "ruleset",
     "element",
+    "routing_rule",
     "bridge",
     "namespace",
     "setting",

@@ -22,7 +22,9 @@ class Veth(NamedTuple):
     """A veth pair.
 
     ``name`` is on the host, a port of ``bridge``; ``peer`` is in ``netns``. ``up`` means both ends.
-    ``drift`` names non-default flags of the port, and the peer's ARP (kernel/bridge_flags.py).
+    ``drift`` names other flags of the port than niso's, and the peer's ARP
+    (kernel/bridge_flags.py). ``fixed``: the bridge has a static forwarding entry of the peer's MAC.
+    Otherwise it would flood frames to a service that has been silent for a while.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Veth(NamedTuple):
     alias: str
     up: bool = True
     drift: str = ""
+    fixed: bool = True
 
     def key(self) -> tuple[str, ...]:
         return (self.name,)
@@ -77,10 +80,12 @@ class _Veths(Kind[Veth]):
                 f"ip link add {veth.name} mtu {veth.mtu} type veth"
                 f" peer {veth.peer} address {veth.mac} netns {veth.netns}"
                 f" && ip link set {veth.name} master {veth.bridge} alias {veth.alias} up"
+                f" && bridge link set dev {veth.name} learning off flood off"
+                f" && {_fix_command(veth)}"
             )
         was = step.was or veth
         also = _drift_commands(veth, was)
-        if also and was._replace(hairpin=veth.hairpin, drift="") == veth:
+        if also and was._replace(hairpin=veth.hairpin, drift="", fixed=True) == veth:
             return " && ".join(also)
         command = f"ip link set {veth.name} mtu {veth.mtu} master {veth.bridge} up"
         return " && ".join([command, *also])
@@ -123,7 +128,7 @@ class _Veths(Kind[Veth]):
     ) -> bool:
         bridge = link_place("", thing.bridge)
         return (
-            (field in ("bridge", "hairpin") and bridge in known)
+            (field in ("bridge", "hairpin", "fixed") and bridge in known)
             or (field in ("netns", "peer", "mac", "up") and netns_place(thing.netns) in known)
             or (present == "state disabled" and f"{bridge} down" in known)
         )
@@ -131,6 +136,8 @@ class _Veths(Kind[Veth]):
     def describe_field(self, field: str, wanted: object, present: object) -> str:
         if field == "drift":
             return f"non-default settings: {present}"
+        if field == "fixed":
+            return "the bridge has no static forwarding entry for it"
         shown = "not in the pair" if present in ("", -1) else present
         return f"{field} is {shown!r}, should be {wanted!r}"
 
@@ -138,7 +145,7 @@ class _Veths(Kind[Veth]):
 
     def read(self, space: Space, things: Collection[Veth]) -> Iterable[Veth]:
         """Read both ends; of a missing or foreign namespace, the host end only."""
-        from niso.kernel import netns
+        from niso.kernel import neighbours, netns
 
         if not things:
             return
@@ -156,7 +163,11 @@ class _Veths(Kind[Veth]):
                     # a new port takes a moment until it forwards
                     drift = link.drift.partition("state ")[0].rstrip(", ")
                     link = link._replace(drift=drift)
-                yield _pair(link, space.name, inner, host.rtnl.name(link.master))
+                pair = _pair(link, space.name, inner, host.rtnl.name(link.master))
+                if pair.peer and pair.bridge:
+                    fixed = neighbours.is_fixed(host.rtnl, link.index, pair.mac)
+                    pair = pair._replace(fixed=fixed)
+                yield pair
 
     def left_over(self, reading: Reading) -> Iterable[Veth]:
         known = {veth.name for veth in reading.so_far(Veth)}
@@ -217,7 +228,13 @@ def _drift_commands(veth: Veth, was: Veth) -> list[str]:
             flags.append(f"{name} {({'on': 'off', 'off': 'on', 'set': '0'}).get(value, '3')}")
     if flags:
         commands.append(f"bridge link set dev {veth.name} {' '.join(flags)}")
+    if not was.fixed:
+        commands.append(_fix_command(veth))
     return commands
+
+
+def _fix_command(veth: Veth) -> str:
+    return f"bridge fdb replace {veth.mac} dev {veth.name} master static"
 
 
 def _pair(link: Link, netns: str, inner: Iterable[Link], bridge: str) -> Veth:
@@ -256,7 +273,8 @@ def delete_links(rtnl: Rtnl, names: list[str]) -> None:
 
 
 def _add(writer: Writer, veth: Veth) -> None:
-    from niso.kernel import netns
+    from niso.kernel import neighbours, netns
+    from niso.kernel.bridge_flags import NEW_PORT
 
     fd = netns.open_fd(veth.netns)
     try:
@@ -272,20 +290,28 @@ def _add(writer: Writer, veth: Veth) -> None:
         )
     finally:
         os.close(fd)
+    rtnl = writer.rtnl("")
+    neighbours.fix(rtnl, rtnl.index(veth.name), veth.mac)
+    rtnl.set_link(veth.name, drift=NEW_PORT)
     writer.rtnl(veth.netns).set_link(veth.peer, mtu=veth.mtu, up=True)
 
 
 def _change(writer: Writer, veth: Veth, was: Veth) -> None:
-    from niso.kernel.bridge_flags import ARP_OFF, ARP_OFF_INSIDE
+    from niso.kernel import neighbours
+    from niso.kernel.bridge_flags import ARP_OFF, ARP_OFF_INSIDE, NEW_PORT
 
-    writer.rtnl("").set_link(
+    rtnl = writer.rtnl("")
+    if was.bridge != veth.bridge:
+        rtnl.set_link(veth.name, master=veth.bridge)
+    neighbours.fix(rtnl, rtnl.index(veth.name), veth.mac)  # before it stops to flood
+    rtnl.set_link(
         veth.name,
         mtu=veth.mtu,
         master=veth.bridge,
         hairpin=veth.hairpin,
         up=True,
-        # on another bridge it is a new port, with default flags
-        drift=was.drift if was.bridge == veth.bridge else "",
+        # on another bridge it is a new port
+        drift=was.drift if was.bridge == veth.bridge else NEW_PORT,
     )
     inside = ARP_OFF if ARP_OFF_INSIDE in was.drift else ""
     writer.rtnl(veth.netns).set_link(veth.peer, mtu=veth.mtu, up=True, drift=inside)
