@@ -1,0 +1,177 @@
+"""Holds what the kernel has (`observer`) to the model, and learns addresses that niso chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from walk.model import World
+from walk.parts import FIXED
+
+Facts = dict[str, Any]
+
+
+def learn(world: World, facts: Facts) -> None:
+    """Take over the subnets and addresses that nobody has asked for and nothing has yet shown."""
+    for network, it in world.networks.items():
+        found = facts["addresses"].get(f"niso-{network}") or [""]
+        it.subnet = it.subnet or found[0].rpartition(".")[0]
+    for name in world.active():
+        service = world.services[name]
+        there = facts["namespaces"].get(f"niso-{name}", {}).get("addresses", {})
+        for number, network in enumerate(service.manifest.on):
+            found = there.get(f"eth{number}") or [""]
+            lease = service.leases.get(network) or found[0].partition("/")[0]
+            service.leases[network] = lease
+
+
+def differences(world: World, facts: Facts) -> list[str]:
+    """Return where the kernel is not as the model says, a line each."""
+    return [
+        *_networks(world, facts),
+        *_namespaces(world, facts),
+        *_processes(world, facts),
+        *_rules(world, facts),
+        *_twice(world),
+    ]
+
+
+def _sets(what: str, wanted: Iterable[Any], found: Iterable[Any]) -> list[str]:
+    want, have = set(wanted), set(found)
+    return [
+        *(f"{what}: {one} is missing" for one in sorted(want - have)),
+        *(f"{what}: {one} is too much" for one in sorted(have - want)),
+    ]
+
+
+def _networks(world: World, facts: Facts) -> list[str]:
+    links = facts["links"]
+    bridges = {name for name, link in links.items() if link["kind"] == "bridge"}
+    lines = _sets("bridge", (f"niso-{name}" for name in world.networks), bridges)
+    ports: list[str] = []
+    for name in world.active():
+        ports += [f"niso-{network}" for network in world.services[name].manifest.on]
+    own = {
+        name: str(link["master"])
+        for name, link in links.items()
+        if link["kind"] == "veth" and link["alias"].startswith("niso:")
+    }
+    lines += _sets("guarded bridge port", own, facts["rules"]["guarded"])
+    masters = list(own.values())
+    if sorted(ports) != sorted(masters):
+        lines.append(f"bridge ports: wanted {sorted(ports)}, found {sorted(masters)}")
+    for name, network in world.networks.items():
+        bridge = f"niso-{name}"
+        if bridge in bridges:
+            found = facts["addresses"][bridge]
+            if found != [f"{network.subnet}.1/24"] or not links[bridge]["up"]:
+                lines.append(f"{bridge}: wanted up and {network.subnet}.1/24, found {found}")
+    return lines
+
+
+def _namespaces(world: World, facts: Facts) -> list[str]:
+    own = [name for name in world.active() if world.services[name].manifest.provides]
+    lines = _sets("namespace", (f"niso-{name}" for name in own), facts["namespaces"])
+    for name in own:
+        it, there = world.services[name], facts["namespaces"].get(f"niso-{name}")
+        if there is None:
+            continue
+        wanted = {"lo": ["127.0.0.1/8"]} | {
+            f"eth{number}": [f"{it.leases[network]}/24"]
+            for number, network in enumerate(it.manifest.on)
+        }
+        if there["addresses"] != wanted:
+            lines.append(f"{name}: wanted addresses {wanted}, found {there['addresses']}")
+        routes = [
+            f"default {world.networks[network].subnet}.1 eth0" for network in it.manifest.on[:1]
+        ]
+        if there["routes"] != routes:
+            lines.append(f"{name}: wanted routes {routes}, found {there['routes']}")
+    return lines
+
+
+def _processes(world: World, facts: Facts) -> list[str]:
+    wanted = []
+    for name in world.active():
+        on_host = world.services[name].manifest.mode == "host"
+        wanted.append((name, "host" if on_host else f"niso-{world.home(name)}"))
+    found = sorted((service, place) for service, _, place in facts["processes"])
+    return [] if found == wanted else [f"processes: wanted {wanted}, found {found}"]
+
+
+def _rules(world: World, facts: Facts) -> list[str]:
+    lines = []
+    tables = ["bridge", "inet"] if world.networks else []
+    if facts["rules"]["tables"] != tables:
+        lines.append(f"tables: wanted {tables}, found {facts['rules']['tables']}")
+    wanted = []
+    bridged = False
+    for name in world.active():
+        home = world.services[world.home(name)]
+        bridged = bridged or bool(home.manifest.on)
+        for port in world.services[name].ports:
+            key = (*((port.at,) if port.at else ()), port.proto, port.host)
+            wanted.append((str(key), home.leases[home.manifest.on[0]], port.inner))
+    found = [(str(tuple(key)), *value) for key, value in facts["rules"]["published"]]
+    lines += _sets("published port", wanted, found)
+    if bridged and facts["forward"] != "1":
+        lines.append("ip_forward is 0 while a service is active")
+    return lines
+
+
+def _twice(world: World) -> list[str]:
+    """Return addresses and subnets that the kernel has shown twice, or outside their subnet."""
+    lines = []
+    subnets = [network.subnet for network in world.networks.values()]
+    if len(subnets) != len(set(subnets)):
+        lines.append(f"two networks have one subnet: {subnets}")
+    seen: dict[str, str] = {}
+    for name, it in world.services.items():
+        for network, lease in it.leases.items():
+            if lease and lease in seen:
+                lines.append(f"{lease} is the address of {seen[lease]} and of {name}")
+            seen[lease] = name
+            if lease and lease.rpartition(".")[0] != world.networks[network].subnet:
+                lines.append(f"{name}: {lease} is not in network {network}")
+            if lease.startswith(f"{FIXED}.2") and it.manifest.ip not in ("", lease):
+                lines.append(f"{name}: {lease} is not {it.manifest.ip}")
+    return lines
+
+
+def names(world: World, home: str) -> dict[str, set[str]]:
+    """Return address -> names of the hosts file in a namespace."""
+    on = world.services[home].manifest.on
+    found: dict[str, set[str]] = {}
+    if not on:
+        shared = [name for sharer in world.sharers(home) for name in world.services[sharer].names]
+        found["127.0.0.1"] = _both([*world.services[home].names, *shared])
+    for name in world.active():
+        it = world.services[name]
+        mine = next((it.leases[network] for network in on if network in it.manifest.on), None)
+        if mine is not None:
+            known = [*it.names]
+            for sharer in world.sharers(name):
+                known += world.services[sharer].names
+            found[mine] = _both(known)
+    return found
+
+
+def _both(some: Iterable[str]) -> set[str]:
+    return {form for name in some for form in (name, f"{name}.niso.local")}
+
+
+def hosts_differences(world: World, home: str, text: str) -> list[str]:
+    """Return where /etc/hosts in a namespace is not as the model says."""
+    wanted = names(world, home)
+    found: dict[str, set[str]] = {}
+    for line in text.splitlines():
+        address, *known = line.split("#")[0].split() or [""]
+        own = {name for name in known if "localhost" not in name and not name.startswith("ip6-")}
+        if own and ":" not in address:
+            found[address] = found.get(address, set()) | own
+    return [
+        f"/etc/hosts of {home}: {address} is {sorted(found.get(address, ()))}, "
+        f"not {sorted(wanted.get(address, ()))}"
+        for address in sorted(wanted.keys() | found.keys())
+        if wanted.get(address) != found.get(address)
+    ]

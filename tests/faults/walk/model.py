@@ -1,0 +1,450 @@
+"""What niso should know and do, by its documentation: each command changes it, or is refused.
+
+Addresses and subnets that niso chooses are learned from the kernel (`compare.learn`) and then held
+to. ``docs/guide`` and ``docs/design`` are the source of the rules; niso's code is not used.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from walk.parts import FIXED, INNER, Command, Manifest, Port, Stack
+
+
+@dataclass
+class Network:
+    """``subnet`` is the /24's first three numbers, "" until the kernel has said which."""
+
+    subnet: str = ""
+    internal: bool = False
+    implicit: bool = False
+
+
+@dataclass
+class Service:
+    """``published`` are the ports of the manifest that it has; ``leases`` are by network."""
+
+    manifest: Manifest
+    active: bool = True
+    enabled: bool = False
+    stack: str = ""
+    names: tuple[str, ...] = ()
+    published: list[Port] = field(default_factory=list)
+    forwards: list[Port] = field(default_factory=list)
+    leases: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ports(self) -> list[Port]:
+        return [*self.published, *self.forwards]
+
+
+class Refused(Exception):
+    """The command is refused, with errors of some of these classes; nothing changes."""
+
+    def __init__(self, *kinds: str) -> None:
+        self.kinds = set(kinds)
+        super().__init__(", ".join(sorted(kinds)))
+
+
+@dataclass
+class World:
+    """All that is known: services, networks, and the manifests and stacks in their folders."""
+
+    services: dict[str, Service] = field(default_factory=dict)
+    networks: dict[str, Network] = field(default_factory=dict)
+    disk: dict[str, Manifest] = field(default_factory=dict)
+    stacks: dict[str, Stack] = field(default_factory=dict)
+
+    def after(self, command: Command) -> tuple[set[str], list[World]]:
+        """Return (classes of its refusal, or none; the worlds that may hold afterwards)."""
+        before = self.with_files(command)
+        now = copy.deepcopy(before)
+        verb, words = command.words[0], [w for w in command.words[1:] if not w.startswith("-")]
+        options = [word for word in command.words[1:] if word.startswith("-")]
+        try:
+            act = getattr(now, f"_{verb.replace('-', '_')}")
+            others = act(words, options)
+        except Refused as refused:
+            return refused.kinds, [before]
+        return set(), [now, *(others or ())]
+
+    def with_files(self, command: Command) -> World:
+        """Return the world after only the files of a command are written."""
+        now = copy.deepcopy(self)
+        now.disk |= {manifest.name: manifest for manifest in command.manifests}
+        if command.stack:
+            now.stacks[command.stack.name] = command.stack
+        return now
+
+    # --- what is so ---------------------------------------------------------------
+
+    def holder(self, name: str) -> str | None:
+        """Return the known service with this name."""
+        return next((one for one, it in self.services.items() if name in it.names), None)
+
+    def require(self, name: str) -> Service:
+        holder = self.holder(name)
+        if holder is None:
+            raise Refused("unknown service")
+        return self.services[holder]
+
+    def provider(self, name: str) -> str | None:
+        """Return the known service whose namespace this one shares, by its last activation."""
+        share = self.services[name].manifest.share
+        return self.holder(share) if share else None
+
+    def home(self, name: str) -> str:
+        """Return the service whose namespace this one is in."""
+        return self.provider(name) or name
+
+    def sharers(self, provider: str) -> list[str]:
+        """Return the active services in this one's namespace, except itself."""
+        return [
+            name
+            for name, it in self.services.items()
+            if it.active and it.manifest.share and self.provider(name) == provider
+        ]
+
+    def active(self) -> list[str]:
+        return sorted(name for name, it in self.services.items() if it.active)
+
+    def known_on(self, network: str) -> list[str]:
+        return [name for name, it in self.services.items() if network in it.manifest.on]
+
+    def listening_on_host(self, port: Port, but: str = "") -> bool:
+        """Whether a service of mode host listens on the host port."""
+        return port.at in ("", "0.0.0.0") and any(
+            it.active and it.manifest.mode == "host" and INNER[name] == port.host and name != but
+            for name, it in self.services.items()
+        )
+
+    def holders(self, port: Port) -> list[tuple[str, Port]]:
+        """Return (service, port) of what active services publish and ``port`` clashes with."""
+        return [
+            (name, held)
+            for name, it in self.services.items()
+            for held in (it.ports if it.active else ())
+            if held.clashes(port)
+        ]
+
+    # --- commands -----------------------------------------------------------------
+
+    def _activate(self, words: list[str], _: list[str]) -> None:
+        targets = [
+            self.disk[word.rpartition("/")[2]] if "/" in word else self.require(word).manifest
+            for word in words
+        ]
+        self.activate(targets)
+
+    def activate(
+        self, targets: Iterable[Manifest], leaving: Iterable[str] = (), stack: str = ""
+    ) -> None:
+        """Activate manifests together, all or none. Raises Refused."""
+        chosen = {manifest.name: manifest for manifest in targets}
+        ended = [name for name in leaving if self.services[name].active]
+        for manifest in list(chosen.values()):
+            was = self.services.get(manifest.name)
+            if was is None or not manifest.provides or not was.active:
+                continue
+            for sharer in self.sharers(manifest.name):
+                other = manifest.home != was.manifest.home or manifest.mode != was.manifest.mode
+                if sharer not in chosen and sharer not in ended and other:
+                    chosen[sharer] = self.services[sharer].manifest
+        kinds: set[str] = set()
+        if stack:
+            kinds |= {
+                "other stack"
+                for name in chosen
+                if name in self.services and self.services[name].stack not in ("", stack)
+            }
+        for name in leaving:
+            self.services[name].stack = ""
+        self._end(ended)
+        before = {name: copy.deepcopy(self.services.get(name)) for name in chosen}
+        for name, manifest in chosen.items():
+            it = self.services.get(name)
+            if it is not None:
+                it.published = [port for port in it.published if port in manifest.ports]
+                it.names = tuple(one for one in it.names if one in manifest.names)
+        for manifest in sorted(
+            chosen.values(), key=lambda one: not one.provides and one.mode == "share"
+        ):
+            kinds |= self._record(manifest, before[manifest.name])
+            if stack and manifest.name in self.services:
+                self.services[manifest.name].stack = stack
+        for name in (*chosen, *ended):
+            it = self.services.get(name)
+            if it and not (it.active and it.manifest.provides) and self.sharers(name):
+                kinds.add("shared")
+        if kinds:
+            raise Refused(*kinds)
+        left = {network for was in before.values() if was for network in was.manifest.on}
+        self._drop_unused(left)
+
+    def _record(self, manifest: Manifest, before: Service | None) -> set[str]:
+        """Set one service to its manifest; return the classes of what refuses that."""
+        kinds: set[str] = set()
+        name = manifest.name
+        if any(self.holder(one) not in (None, name) for one in manifest.names):
+            kinds.add("name taken")
+        if manifest.share:
+            kinds |= self._no_provider(manifest)
+        it = self.services.setdefault(name, Service(manifest, active=False))
+        was_active = before is not None and before.active
+        had = before.ports if before is not None and was_active else []
+        it.manifest, it.active = manifest, True
+        it.names = tuple(one for one in manifest.names if self.holder(one) in (None, name))
+        for network in manifest.on:
+            if network not in self.networks:
+                around = manifest.ip.rpartition(".")[0]
+                if around and any(n.subnet == around for n in self.networks.values()):
+                    kinds.add("subnet taken")
+                self.networks[network] = Network(around, implicit=True)
+        kinds |= self._names_host(manifest)
+        it.leases = {n: lease for n, lease in it.leases.items() if n in manifest.on}
+        for network in manifest.on:
+            it.leases.setdefault(network, "")
+        if manifest.ip:
+            kinds |= self._static(it, manifest)
+        provider = self.services.get(self.home(name))
+        if provider is None or not provider.manifest.on:
+            if manifest.ports:
+                kinds.add("no network of its own")
+            it.forwards = []
+        kinds |= self._publish(it, before, had)
+        return kinds
+
+    def _no_provider(self, manifest: Manifest) -> set[str]:
+        holder = self.holder(manifest.share)
+        if holder is None:
+            return {"unknown service"}
+        provider = self.services[holder]
+        if not provider.manifest.provides:
+            return {"no namespace"}
+        return set() if provider.active else {"inactive"}
+
+    def _names_host(self, manifest: Manifest) -> set[str]:
+        """A policy cannot name a service of mode host, nor a named service take that mode."""
+        named = {entry.peer for entry in manifest.policy.entries}
+        hosts = {
+            one
+            for name, it in self.services.items()
+            if it.manifest.mode == "host"
+            for one in it.names
+        }
+        if manifest.mode == "host":
+            for name, it in self.services.items():
+                peers = {entry.peer for entry in it.manifest.policy.entries}
+                if name != manifest.name and peers & set(manifest.names):
+                    return {"peer of mode host"}
+        return {"peer of mode host"} if named & hosts else set()
+
+    def _static(self, it: Service, manifest: Manifest) -> set[str]:
+        (network,) = manifest.networks
+        subnet = self.networks[network].subnet
+        if subnet and subnet != FIXED:
+            return {"address outside"}
+        taken = any(
+            manifest.ip in other.leases.values()
+            for name, other in self.services.items()
+            if name != manifest.name
+        )
+        it.leases[network] = manifest.ip
+        return {"address taken"} if taken else set()
+
+    def _publish(self, it: Service, before: Service | None, had: list[Port]) -> set[str]:
+        kinds: set[str] = set()
+        name, published = it.manifest.name, []
+        for port in it.manifest.ports:
+            if port not in had:
+                recorded = before is not None and port in before.ports
+                in_last = before is not None and port in before.manifest.ports
+                if in_last and not recorded and self._taken(name, port):
+                    continue  # it stays with the service that took it
+                kinds |= self._refuse_port(name, port)
+                if any(port.replaces(own) for own in it.forwards):
+                    kinds.add("forwarded")
+            published.append(port)
+        for port in it.forwards:
+            if port not in had:
+                kinds |= self._refuse_port(name, port)
+        it.published = published
+        it.forwards = [port for port in it.forwards if port not in published]
+        return kinds
+
+    def _taken(self, name: str, port: Port) -> bool:
+        """Whether a forward has taken this port of a manifest."""
+        return any(
+            held.replaces(port) if other == name else held.clashes(port)
+            for other, it in self.services.items()
+            for held in it.forwards
+        )
+
+    def _refuse_port(self, name: str, port: Port) -> set[str]:
+        kinds = {"port taken" for holder, _ in self.holders(port) if holder != name}
+        return kinds | ({"port used"} if self.listening_on_host(port) else set())
+
+    def _end(self, names: Iterable[str], keep_forwards: bool = False) -> None:
+        for name in names:
+            it = self.services[name]
+            it.active = False
+            if not keep_forwards:
+                it.forwards = []
+
+    def _drop_unused(self, networks: Iterable[str]) -> None:
+        for network in set(networks):
+            it = self.networks.get(network)
+            if it and it.implicit and not self.known_on(network):
+                del self.networks[network]
+
+    def _named(self, words: list[str]) -> list[str]:
+        return list(dict.fromkeys(self.require(word).manifest.name for word in words))
+
+    def _refuse_shared(self, names: Iterable[str]) -> None:
+        if any(set(self.sharers(name)) - set(names) for name in names):
+            raise Refused("shared")
+
+    def _deactivate(self, words: list[str], options: list[str]) -> None:
+        names = self.active() if "--all" in options else self._named(words)
+        self._refuse_shared([name for name in names if self.services[name].active])
+        self._end(names)
+
+    def _remove(self, words: list[str], _: list[str]) -> None:
+        names = self._named(words)
+        self._refuse_shared(names)
+        gone = [self.services.pop(name) for name in names]
+        self._drop_unused(network for it in gone for network in it.manifest.on)
+
+    def _restart(self, words: list[str], _: list[str]) -> None:
+        if not all(self.services[name].active for name in self._named(words)):
+            raise Refused("inactive")
+
+    def _enable(self, words: list[str], _: list[str]) -> None:
+        names = self._named(words)
+        for name in names:
+            provider = self.provider(name)
+            if provider and provider not in names and not self.services[provider].enabled:
+                raise Refused("provider not enabled")
+        for name in names:
+            self.services[name].enabled = True
+
+    def _disable(self, words: list[str], _: list[str]) -> None:
+        names = self._named(words)
+        for name, it in self.services.items():
+            if it.enabled and name not in names and self.provider(name) in names:
+                raise Refused("sharer enabled")
+        for name in names:
+            self.services[name].enabled = False
+
+    def _port_forward(self, words: list[str], options: list[str]) -> None:
+        it, port = self.require(words[0]), as_port(words[1])
+        name = it.manifest.name
+        if "--remove" in options:
+            if port not in it.forwards:
+                self._refuse_inactive(it)
+                raise Refused("in the manifest" if port in it.published else "not forwarded")
+            it.forwards.remove(port)
+            return
+        self._refuse_inactive(it)
+        if port in it.ports:
+            return
+        if not self.services[self.home(name)].manifest.on:
+            raise Refused("no network of its own")
+        losers = [
+            (other, held)
+            for other, held in self.holders(port)
+            if other != name or held.replaces(port)
+        ]
+        kinds = {"port taken"} if losers and "--replace" not in options else set()
+        if self.listening_on_host(port):
+            kinds.add("port used")
+        if kinds:
+            raise Refused(*kinds)
+        for other, held in losers:
+            loser = self.services[other]
+            loser.published = [one for one in loser.published if one != held]
+            loser.forwards = [one for one in loser.forwards if one != held]
+        it.forwards.append(port)
+
+    def _refuse_inactive(self, it: Service) -> None:
+        if not it.active:
+            raise Refused("inactive")
+
+    def _net(self, words: list[str], options: list[str]) -> list[World]:
+        if words[0] == "remove":
+            for name in words[1:]:
+                if name not in self.networks:
+                    raise Refused("unknown network")
+                if self.known_on(name):
+                    raise Refused("network used")
+            for name in words[1:]:
+                del self.networks[name]
+        if words[0] == "create":
+            subnet = words[2].rpartition(".")[0] if "--subnet" in options else ""
+            return self._create(words[1], subnet, "--internal" in options)
+        return []
+
+    def _create(self, name: str, subnet: str, internal: bool) -> list[World]:
+        present = self.networks.get(name)
+        if present is None:
+            if subnet and any(n.subnet == subnet for n in self.networks.values()):
+                raise Refused("subnet taken")
+            self.networks[name] = Network(subnet, internal)
+            return []
+        if present.internal != internal or (subnet and present.subnet != subnet):
+            raise Refused("network differs")
+        # nothing says whether one that an activation made now stays without services
+        other = copy.deepcopy(self)
+        other.networks[name].implicit = False
+        return [other] if present.implicit else []
+
+    def _stack(self, words: list[str], _: list[str]) -> None:
+        stack = self.stacks[words[1].rpartition("/")[2]]
+        members = [name for name, it in self.services.items() if it.stack == stack.name]
+        if words[0] == "up":
+            leaving = [name for name in members if name not in stack.services]
+            self.activate([self.disk[name] for name in stack.services], leaving, stack.name)
+        else:
+            self._refuse_shared([name for name in members if self.services[name].active])
+            self._end(members)
+
+    def _restore(self, _words: list[str], _options: list[str]) -> None:
+        """Activate what is enabled: all at once, else one by one."""
+        kinds: set[str] = set()
+        enabled = sorted(name for name, it in self.services.items() if it.enabled)
+        sharing = {name for name in enabled if self.provider(name)}
+        for some in (
+            [n for n in enabled if n not in sharing],
+            [n for n in enabled if n in sharing],
+        ):
+            if not self._attempt(some):
+                continue
+            for name in some:
+                kinds |= self._attempt([name])
+        self.refusals = kinds
+
+    refusals: set[str] = field(default_factory=set)
+    """What the last `restore` could not activate; it does the others."""
+
+    def _attempt(self, names: list[str]) -> set[str]:
+        trial = copy.deepcopy(self)
+        try:
+            if names:
+                trial.activate([self.services[name].manifest for name in names])
+        except Refused as refused:
+            return refused.kinds
+        self.services, self.networks = trial.services, trial.networks
+        return set()
+
+    def reboot(self) -> None:
+        """The machine starts again: nothing runs, what is on record stays."""
+        self._end(self.active(), keep_forwards=True)
+
+
+def as_port(text: str) -> Port:
+    """Read a port as `Port.text` writes it."""
+    words, _, proto = text.partition("/")
+    *at, host, inner = words.split(":")
+    return Port(int(host), int(inner), proto or "tcp", at[0] if at else "")

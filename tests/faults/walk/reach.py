@@ -1,0 +1,194 @@
+"""Who reaches whom in a `World`: which service, if any, answers a connection.
+
+By ``docs/design/packet.md`` (paths) and ``docs/guide/policies.md`` (policies).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import NamedTuple
+
+from walk.model import Service, World
+from walk.parts import CLIENT, CLIENT_PORT, HOST, HOST_PORTS, INNER, LOOPBACK, Entry, Port
+
+GATEWAY = ".1"
+
+
+class Flow(NamedTuple):
+    """A connection: from ``source`` (a service, "client" or "host") to an address and port."""
+
+    source: str
+    address: str
+    port: int
+    proto: str
+    wanted: str = ""
+    """The service that answers; "" if nobody does."""
+
+    @property
+    def text(self) -> str:
+        return f"{self.source} to {self.address}:{self.port}/{self.proto}"
+
+
+def flows(world: World) -> list[Flow]:
+    """Return every connection that the walk may try, with who answers."""
+    found = []
+    targets: list[tuple[str, int]] = []
+    for name in world.active():
+        home = world.services[world.home(name)]
+        targets += [(lease, INNER[name]) for lease in home.leases.values() if lease]
+    # any port of a service, and one that nobody listens on behind some address
+    targets += [(HOST, port) for port in (*HOST_PORTS, *INNER.values())]
+    homes = [name for name in world.active() if world.home(name) == name]
+    sources = ["client", "host", *(n for n in homes if world.services[n].manifest.provides)]
+    for source in sources:
+        mine = list(targets)
+        if source == "host":
+            mine += [(LOOPBACK, port) for port in HOST_PORTS]
+        elif source != "client":
+            mine.append((CLIENT, CLIENT_PORT))
+        for address, port in mine:
+            for proto in ("tcp", "udp"):
+                flow = Flow(source, address, port, proto)
+                found.append(flow._replace(wanted=answers(world, flow)))
+    return found
+
+
+def answers(world: World, flow: Flow) -> str:
+    """Return who answers a connection; "" if nobody does."""
+    source = world.services.get(flow.source)
+    first = source.manifest.on[0] if source and source.manifest.on else None
+    if source and first is None:
+        return ""  # mode none: no way out
+    if flow.address in (HOST, LOOPBACK):
+        landed = published(world, flow, first)
+        if landed is not None:
+            return _through(world, flow, *landed)
+        return _on_host(world, flow, source)
+    if flow.address == CLIENT:
+        if source is None or world.networks[str(first)].internal:
+            return ""
+        return "client" if leaves(world, flow.source, flow.address, flow.port, flow.proto) else ""
+    return _direct(world, flow, source)
+
+
+def published(world: World, flow: Flow, first: str | None) -> tuple[str, str, Port] | None:
+    """Return (service, network of the address it is reached at, port) of a published port.
+
+    ``first`` is the network that the packet comes from, if a service sends it.
+    """
+    found: tuple[str, Port] | None = None
+    for name in world.active():
+        for port in world.services[name].ports:
+            same = (port.host, port.proto) == (flow.port, flow.proto)
+            if same and port.at in ("", flow.address) and (found is None or port.at):
+                found = (name, port)
+    if found is None:
+        return None
+    networks = world.services[world.home(found[0])].manifest.on
+    return found[0], first if first in networks else networks[0], found[1]
+
+
+def _through(world: World, flow: Flow, name: str, network: str, port: Port) -> str:
+    """Return who answers at a published port."""
+    home = world.home(name)
+    lease = world.services[home].leases[network]
+    listener = _listener(world, home, port.inner)
+    source = world.services.get(flow.source)
+    if source is None:
+        allowed = flow.source == "host" or enters(world, home, CLIENT, port.inner, flow.proto)
+        return listener if allowed else ""
+    if flow.source == home:
+        return listener
+    first = source.manifest.on[0]
+    if first != network and world.networks[first].internal:
+        return ""
+    allowed = leaves(world, flow.source, lease, port.inner, flow.proto) and enters(
+        world, home, source.leases[first], port.inner, flow.proto
+    )
+    return listener if allowed else ""
+
+
+def _on_host(world: World, flow: Flow, source: Service | None) -> str:
+    """Return which service of mode host answers."""
+    for name in world.active():
+        if world.services[name].manifest.mode == "host" and INNER[name] == flow.port:
+            if source and not leaves(world, flow.source, flow.address, flow.port, flow.proto):
+                return ""
+            return name
+    return ""
+
+
+def _direct(world: World, flow: Flow, source: Service | None) -> str:
+    """Return who answers at a service's own address."""
+    home, network = next(
+        (name, network)
+        for name, it in world.services.items()
+        for network, lease in it.leases.items()
+        if lease == flow.address
+    )
+    listener = _listener(world, home, flow.port)
+    if flow.source in ("host", home):
+        return listener
+    if source is None or network not in source.manifest.on:
+        return ""
+    mine = source.leases[network]
+    allowed = leaves(world, flow.source, flow.address, flow.port, flow.proto) and enters(
+        world, home, mine, flow.port, flow.proto
+    )
+    return listener if allowed else ""
+
+
+def _listener(world: World, home: str, port: int) -> str:
+    """Return the active service in a namespace that listens on a port."""
+    here = [home, *world.sharers(home)]
+    return next((n for n in here if INNER[n] == port and world.services[n].active), "")
+
+
+def enters(world: World, home: str, source: str, port: int, proto: str) -> bool:
+    """Whether the ingress policy of a service lets ``source`` (an address) in."""
+    policy = world.services[home].manifest.policy
+    return _passes(world, policy.allow_from, policy.deny_from, source, port, proto)
+
+
+def leaves(world: World, home: str, target: str, port: int, proto: str) -> bool:
+    """Whether the egress policy of a service lets it connect to ``target`` (an address)."""
+    policy = world.services[home].manifest.policy
+    return _passes(world, policy.egress_allow, policy.egress_deny, target, port, proto)
+
+
+def _passes(
+    world: World,
+    allow: tuple[Entry, ...] | None,
+    deny: tuple[Entry, ...],
+    address: str,
+    port: int,
+    proto: str,
+) -> bool:
+    def named(entries: tuple[Entry, ...]) -> bool:
+        return any(
+            entry.port in (0, port)
+            and entry.proto in ("", proto)
+            and _means(world, entry.peer, address)
+            for entry in entries
+        )
+
+    return (allow is None or named(allow)) and not named(deny)
+
+
+def _means(world: World, peer: str, address: str) -> bool:
+    """Whether a policy's peer is an address."""
+    kind, _, name = peer.rpartition(":")
+    if kind == "network":
+        network = world.networks.get(name)
+        inside = network is not None and address.rpartition(".")[0] == network.subnet
+        return inside and not address.endswith(GATEWAY)
+    if peer[0].isdigit():
+        return ipaddress.ip_address(address) in ipaddress.ip_network(peer)
+    holder = world.holder(peer)
+    if holder is None:
+        return False
+    it = world.services[holder]
+    if it.manifest.share:
+        home = world.services.get(world.home(holder)) if it.active else None
+        return home is not None and address in home.leases.values()
+    return address in it.leases.values()
