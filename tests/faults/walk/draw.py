@@ -27,8 +27,9 @@ from walk.parts import (
     Step,
 )
 
-DISTURBED, AT_ONCE, OUTSIDE, REBOOT = 0.2, 0.08, 0.15, 0.03
-"""How many steps are disturbed commands, two commands at once, another program's, reboots."""
+DISTURBED, AT_ONCE, OUTSIDE, REBOOT, DRY = 0.25, 0.1, 0.15, 0.03, 0.04
+"""How many steps are disturbed, two commands at once, another program's, reboots, dry runs."""
+DRY_RUNS = ("activate", "deactivate", "net", "stack")
 
 
 class Draw:
@@ -36,6 +37,8 @@ class Draw:
 
     def __init__(self, seed: int | str) -> None:
         self.chance = random.Random(seed)
+        # half of what is drawn is about two services, so that long stories happen to them
+        self._favourites = self.chance.sample(SERVICES, 2)
 
     def step(self, world: World) -> Step:
         """Return the next step."""
@@ -43,8 +46,12 @@ class Draw:
         if roll < REBOOT:
             return Step("reboot")
         if roll < REBOOT + OUTSIDE and world.active():
-            return Step("outside", what=self._outside(world))
+            leave = self.chance.random() < 0.3
+            return Step("outside", what=self._outside(world), leave=leave)
         command = self.command(world)
+        if command.words[0] in DRY_RUNS and self.chance.random() < DRY:
+            dry = (*command.words, "--dry-run")
+            return Step("command", Command(dry, command.manifests, command.stack))
         beside, how = None, ""
         if self.chance.random() < AT_ONCE:
             beside = self._beside(world, command)
@@ -62,6 +69,7 @@ class Draw:
                 f"kill-after {self.chance.uniform(0.03, 0.4):.3f}",
                 f"TERM {self.chance.uniform(0.03, 0.4):.3f}",
                 f"INT {self.chance.uniform(0.03, 0.4):.3f}",
+                f"INTS {self.chance.uniform(0.03, 0.4):.3f}",
             )
         )
 
@@ -71,6 +79,8 @@ class Draw:
 
     def _beside(self, world: World, first: Command) -> Command:
         """Return a command for the same time that writes none of the same files."""
+        if self.chance.random() < 0.2:
+            return Command(("net", "repair"))
         while True:
             second = self.command(world)
             files = {manifest.name for manifest in first.manifests}
@@ -101,6 +111,8 @@ class Draw:
 
     def _some(self, among: list[str] | tuple[str, ...]) -> list[str]:
         names = list(among) or list(SERVICES)
+        if self.chance.random() < 0.5:
+            names = [name for name in self._favourites if name in names] or names
         return self.chance.sample(names, min(len(names), 1 + (self.chance.random() < 0.2)))
 
     def _of(self, world: World, wanted: bool) -> list[str]:
@@ -196,7 +208,7 @@ class Draw:
             values["level"] = old.level + 1
             return Manifest(**values)
         what = self.chance.choice(
-            ("ports", "ports", "networks", "policy", "policy", "names", "ip", "level")
+            ("ports", "ports", "networks", "policy", "policy", "names", "ip", "level", "health")
         )
         if what == "ports":
             values["ports"] = self._ports(old.name)
@@ -209,6 +221,8 @@ class Draw:
             values |= {"hostname": self.chance.choice(("", f"{old.name}-h")), "aliases": aliases}
         elif what == "ip":
             values |= {"networks": ("fix",), "ip": f"{FIXED}.{self.chance.choice((200, 201, 202))}"}
+        elif what == "health":
+            values["health"] = not old.health
         else:
             values["level"] = old.level + 1
         return Manifest(**values)

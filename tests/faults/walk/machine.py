@@ -20,6 +20,7 @@ from walk.parts import CLIENT_PORT, FOLDER, HOST, Command
 HERE = pathlib.Path(__file__).parent
 STATE = "/var/lib/niso"
 COMMAND_S = 90.0
+SIGNALS = {"kill-after": ("KILL",), "TERM": ("TERM",), "INT": ("INT",), "INTS": ("INT", "INT")}
 SNAPSHOT = HERE.parent / "kernel_snapshot.py"
 
 
@@ -125,13 +126,14 @@ class Machine:
         for command in commands:
             processes.append(self.lab.popen("niso", *command.words, env=env))
             env = {}
-        if kind in ("kill-after", "TERM", "INT"):
+        first = processes[0]
+        for number in SIGNALS.get(kind, ()):
             with contextlib.suppress(subprocess.TimeoutExpired):
-                processes[0].wait(float(rest))
-            if processes[0].returncode is None:
+                first.wait(float(rest))
+            if first.returncode is None:
                 # niso alone, not the group: what it has started must live on
-                number = "KILL" if kind == "kill-after" else kind
-                self.lab.run("kill", f"-{number}", str(processes[0].pid), check=False)
+                self.lab.run("kill", f"-{number}", str(first.pid), check=False)
+            rest = "1.05"  # within a second, signals count as one
         ended = []
         for process in processes:
             out, err = process.communicate(timeout=COMMAND_S)

@@ -68,7 +68,7 @@ class World:
             others = act(words, options)
         except Refused as refused:
             return refused.kinds, [before]
-        return set(), [now, *(others or ())]
+        return set(), [before] if "--dry-run" in options else [now, *(others or ())]
 
     def with_files(self, command: Command) -> World:
         """Return the world after only the files of a command are written."""

@@ -88,6 +88,7 @@ class Manifest:
     ip: str = ""
     share: str = ""
     policy: Policy = Policy()
+    health: bool = False
     level: int = 0
 
     @property
@@ -122,6 +123,7 @@ class Manifest:
             entries = getattr(self.policy, field.name)
             if entries or (entries is not None and "allow" in field.name):
                 words.append(f"{field.name}=[{' '.join(entry.text for entry in entries)}]")
+        words += ["health"] if self.health else []
         words += [f"level {self.level}"] if self.level else []
         return f"{self.name}: {' '.join(words)}"
 
@@ -149,6 +151,8 @@ class Manifest:
             *("[service]", 'restart = "always"', 'restart_delay = "50ms"', 'stop_timeout = "3s"'),
             *("[network]", *_keys(network)),
         ]
+        if self.health:
+            lines += ["[healthcheck]", f"tcp = {inner}", 'interval = "100ms"']
         said = {"allow_from": self.policy.allow_from, "deny_from": self.policy.deny_from or None}
         out = {"allow": self.policy.egress_allow, "deny": self.policy.egress_deny or None}
         for table, some in (("network.policy", said), ("network.policy.egress", out)):
@@ -205,9 +209,9 @@ class Step:
 
     ``kind`` is ``command``, ``reboot`` or ``outside``. Of a command, ``how`` is how it is
     disturbed: "" or ``kill N`` (at failpoint N), ``kill-after S``, ``TERM S``, ``INT S`` (after S
-    seconds), ``fail N ERRNO`` (failpoint N); with ``leave``, the next step follows at once, else
-    `niso net repair`. ``beside`` runs at the same time. ``what`` is what another program does, and
-    to whom.
+    seconds), ``INTS S`` (twice), ``fail N ERRNO`` (failpoint N). ``beside`` runs at the same time.
+    ``what`` is what another program does, and to whom. After what is disturbed or damaged comes
+    `niso net repair`, or with ``leave`` the next step at once.
     """
 
     kind: str
@@ -221,7 +225,7 @@ class Step:
     def text(self) -> str:
         """As a line of a failure's list."""
         if self.command is None:
-            return f"{self.kind} {self.what}".strip()
+            return f"{self.kind} {self.what}".strip() + ("  [left]" if self.leave else "")
         words = self.command.text + (f"  &  {self.beside.text}" if self.beside else "")
         return f"{words}  [{self.how}{', left' if self.leave else ''}]" if self.how else words
 

@@ -52,7 +52,7 @@ class Walker:
         self.steps: list[Step] = []
         self.counts: Counter[str] = Counter()
         self._chance = random.Random(f"{seed} flows")
-        self._half_way = False
+        self._half_way = self._damaged = False
         self._patience_s = patience_s
 
     def walk(self, draw: Draw, count: int, until: float = float("inf")) -> None:
@@ -70,7 +70,7 @@ class Walker:
         if step.kind == "reboot":
             self._reboot()
         elif step.kind == "outside":
-            self._outside(step.what)
+            self._outside(step)
         else:
             self._command(step)
 
@@ -84,7 +84,7 @@ class Walker:
         """Remove everything by niso's commands; nothing may be left. Raises Failure."""
         if self._half_way:
             self._repair("a disturbed command")
-            self._half_way = False
+            self._half_way = self._damaged = False
             self.settle()
         if self.worlds[0].services:
             self.take(Step("command", Command(("remove", *self.worlds[0].services))))
@@ -109,19 +109,20 @@ class Walker:
             self.counts[step.how.split()[0]] += 1
         if step.beside:
             self.counts["at once"] += 1
-            worlds = self._both(commands, ended, bool(step.how))
-        elif step.how:
+            worlds = self._both(commands, ended, bool(step.how) or self._damaged)
+        elif step.how or self._damaged:
             worlds = self._disturbed(commands[0], ended[0])
         else:
             self.counts["refused"] += bool(ended[0].status)
             worlds = self._plain(commands[0], ended[0])
         recovers = commands[0].words[0] in RECOVERS and not any(end.status for end in ended)
+        recovers = recovers and not self._damaged and "--dry-run" not in commands[0].words
         if step.how and step.leave:
             self._half_way, self.worlds = True, _distinct(worlds)
             return
         if step.how or (self._half_way and not recovers):
             self._repair(f"a disturbed command, {ended[0].text}")
-        self._half_way = False
+        self._half_way = self._damaged = False
         self.settle(worlds)
 
     def _sane(self, commands: list[Command], ended: list[Ended]) -> None:
@@ -195,7 +196,7 @@ class Walker:
 
     def _reboot(self) -> None:
         self.counts["reboots"] += 1
-        self._half_way = False
+        self._half_way = self._damaged = False
         self.machine.reboot()
         for world in self.worlds:
             world.reboot()
@@ -204,11 +205,12 @@ class Walker:
         self._sane([command], ended)
         self.settle(self._plain(command, ended[0]))
 
-    def _outside(self, what: str) -> None:
+    def _outside(self, step: Step) -> None:
+        what = step.what
         kind, _, name = what.rpartition(" ")
         if self._half_way:
             self._repair("a disturbed command")
-            self._half_way = False
+            self._half_way = self._damaged = False
             self.settle()
         world = self.worlds[0]
         if not outside.possible(world, kind, name):
@@ -218,6 +220,9 @@ class Walker:
         on = world.services[name].manifest.on
         script = outside.script(kind, name, on[0] if on else "", pids.get(name, 0))
         self.machine.damage(script)
+        if step.leave and kind not in outside.CLEAN_UP:
+            self._half_way = self._damaged = True
+            return
         if kind in outside.FLAWS:
             if self.machine.quick("net", "check").out == CONTENT:
                 raise Failure([f"net check does not see it: {what}"])
