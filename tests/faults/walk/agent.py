@@ -15,10 +15,12 @@ selector = selectors.DefaultSelector()
 
 
 def datagram(server: socket.socket) -> None:
-    data, ancillary, _, peer = server.recvmsg(2048, 64)
-    # from the address that was asked: a host has several (ip(7), struct in_pktinfo)
-    asked = struct.pack("=i4s4s", 0, ancillary[0][2][8:12], bytes(4))
-    said = [(socket.IPPROTO_IP, socket.IP_PKTINFO, asked)]
+    data, ((level, kind, info),), _, peer = server.recvmsg(2048, 64)
+    # from the address that was asked: a host has several (ip(7), ipv6(7): struct in6_pktinfo)
+    asked = struct.pack("=16si", info[:16], 0)
+    if level == socket.IPPROTO_IP:
+        asked = struct.pack("=i4s4s", 0, info[8:12], bytes(4))
+    said = [(level, kind, asked)]
     server.sendmsg([f"{name} {peer[0]} ".encode() + data], said, 0, peer)
 
 
@@ -44,15 +46,22 @@ def line(connection: socket.socket) -> None:
     connection.close()
 
 
+INFO = {
+    socket.AF_INET: (socket.IPPROTO_IP, socket.IP_PKTINFO),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO),
+}
 for kind, handler in ((socket.SOCK_STREAM, accept), (socket.SOCK_DGRAM, datagram)):
-    server = socket.socket(socket.AF_INET, kind)
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    server.setsockopt(socket.IPPROTO_IP, socket.IP_PKTINFO, 1)
-    server.bind(("", port))
-    if kind == socket.SOCK_STREAM:
-        server.listen(256)
-    server.setblocking(False)
-    selector.register(server, selectors.EVENT_READ, handler)
+    for family, info in INFO.items():
+        server = socket.socket(family, kind)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.setsockopt(*info, 1)
+        if family == socket.AF_INET6:
+            server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        server.bind(("", port))
+        if kind == socket.SOCK_STREAM:
+            server.listen(256)
+        server.setblocking(False)
+        selector.register(server, selectors.EVENT_READ, handler)
 while True:
     for key, _ in selector.select():
         try:

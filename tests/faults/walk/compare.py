@@ -15,14 +15,23 @@ def learn(world: World, facts: Facts) -> None:
     """Take over the subnets and addresses that nobody has asked for and nothing has yet shown."""
     for network, it in world.networks.items():
         found = facts["addresses"].get(f"niso-{network}") or [""]
-        it.subnet = it.subnet or found[0].rpartition(".")[0]
+        it.subnet = it.subnet or _one(found, 4).rpartition(".")[0]
+        if it.six:
+            it.subnet6 = it.subnet6 or _one(found, 6).rpartition(":")[0]
     for name in world.active():
         service = world.services[name]
         there = facts["namespaces"].get(f"niso-{name}", {}).get("addresses", {})
         for number, network in enumerate(service.manifest.on):
             found = there.get(f"eth{number}") or [""]
-            lease = service.leases.get(network) or found[0].partition("/")[0]
-            service.leases[network] = lease
+            service.leases[network] = service.leases.get(network) or _one(found, 4)
+            if network in service.leases6:
+                service.leases6[network] = service.leases6[network] or _one(found, 6)
+
+
+def _one(addresses: list[str], family: int) -> str:
+    """Return the first of these addresses of a family, without its prefix length."""
+    some = (one.partition("/")[0] for one in addresses if (":" in one) == (family == 6))
+    return next(some, "")
 
 
 def differences(world: World, facts: Facts) -> list[str]:
@@ -64,8 +73,10 @@ def _networks(world: World, facts: Facts) -> list[str]:
         bridge = f"niso-{name}"
         if bridge in bridges:
             found = facts["addresses"][bridge]
-            if found != [f"{network.subnet}.1/24"] or not links[bridge]["up"]:
-                lines.append(f"{bridge}: wanted up and {network.subnet}.1/24, found {found}")
+            wanted = [f"{network.subnet}.1/24"]
+            wanted += [f"{network.subnet6}:1/64"] if network.six else []
+            if found != wanted or not links[bridge]["up"]:
+                lines.append(f"{bridge}: wanted up and {wanted}, found {found}")
     return lines
 
 
@@ -77,14 +88,19 @@ def _namespaces(world: World, facts: Facts) -> list[str]:
         if there is None:
             continue
         wanted = {"lo": ["127.0.0.1/8"]} | {
-            f"eth{number}": [f"{it.leases[network]}/24"]
+            f"eth{number}": [
+                f"{it.leases[network]}/24",
+                *([f"{it.leases6[network]}/64"] if network in it.leases6 else ()),
+            ]
             for number, network in enumerate(it.manifest.on)
         }
         if there["addresses"] != wanted:
             lines.append(f"{name}: wanted addresses {wanted}, found {there['addresses']}")
-        routes = [
-            f"default {world.networks[network].subnet}.1 eth0" for network in it.manifest.on[:1]
-        ]
+        routes = []
+        for network in it.manifest.on[:1]:
+            routes.append(f"default {world.networks[network].subnet}.1 eth0")
+            if network in it.leases6:
+                routes.append(f"default {world.networks[network].subnet6}:1 eth0")
         if there["routes"] != routes:
             lines.append(f"{name}: wanted routes {routes}, found {there['routes']}")
     return lines
@@ -111,7 +127,10 @@ def _rules(world: World, facts: Facts) -> list[str]:
         bridged = bridged or bool(home.manifest.on)
         for port in world.services[name].ports:
             key = (*((port.at,) if port.at else ()), port.proto, port.host)
-            wanted.append((str(key), home.leases[home.manifest.on[0]], port.inner))
+            first = home.manifest.on[0]
+            wanted.append((str(key), home.leases[first], port.inner))
+            if first in home.leases6 and not port.at:
+                wanted.append((str(key), home.leases6[first], port.inner))
     found = [(str(tuple(key)), *value) for key, value in facts["rules"]["published"]]
     lines += _sets("published port", wanted, found)
     if bridged and facts["forward"] != "1":
@@ -127,11 +146,15 @@ def _twice(world: World) -> list[str]:
         lines.append(f"two networks have one subnet: {subnets}")
     seen: dict[str, str] = {}
     for name, it in world.services.items():
-        for network, lease in it.leases.items():
+        for network, lease in (*it.leases.items(), *it.leases6.items()):
             if lease and lease in seen:
                 lines.append(f"{lease} is the address of {seen[lease]} and of {name}")
             seen[lease] = name
-            if lease and lease.rpartition(".")[0] != world.networks[network].subnet:
+            there = world.networks[network]
+            if lease and lease.rpartition(":" if ":" in lease else ".")[0] not in (
+                there.subnet,
+                there.subnet6,
+            ):
                 lines.append(f"{name}: {lease} is not in network {network}")
             if lease.startswith(f"{FIXED}.2") and it.manifest.ip not in ("", lease):
                 lines.append(f"{name}: {lease} is not {it.manifest.ip}")
@@ -144,15 +167,17 @@ def names(world: World, home: str) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     if not on:
         shared = [name for sharer in world.sharers(home) for name in world.services[sharer].names]
-        found["127.0.0.1"] = _both([*world.services[home].names, *shared])
+        found["127.0.0.1"] = found["::1"] = _both([*world.services[home].names, *shared])
     for name in world.active():
         it = world.services[name]
-        mine = next((it.leases[network] for network in on if network in it.manifest.on), None)
-        if mine is not None:
+        there = next((network for network in on if network in it.manifest.on), None)
+        if there is not None:
             known = [*it.names]
             for sharer in world.sharers(name):
                 known += world.services[sharer].names
-            found[mine] = _both(known)
+            found[it.leases[there]] = _both(known)
+            if there in it.leases6:
+                found[it.leases6[there]] = _both(known)
     return found
 
 
@@ -167,7 +192,7 @@ def hosts_differences(world: World, home: str, text: str) -> list[str]:
     for line in text.splitlines():
         address, *known = line.split("#")[0].split() or [""]
         own = {name for name in known if "localhost" not in name and not name.startswith("ip6-")}
-        if own and ":" not in address:
+        if own:
             found[address] = found.get(address, set()) | own
     return [
         f"/etc/hosts of {home}: {address} is {sorted(found.get(address, ()))}, "

@@ -9,6 +9,7 @@ from walk.outside import KINDS
 from walk.parts import (
     ALIASES,
     CLIENT,
+    CLIENT6,
     FIXED,
     FOLDER,
     HOST,
@@ -101,7 +102,7 @@ class Draw:
             self._remove: 7 if known else 1,
             self._restart: 5 if active else 1,
             self._forward: 14 if known else 1,
-            self._net: 9,
+            self._net: 9 if world.networks else 60,
             self._up: 7,
             self._down: 3,
             self._enable: 5 if known else 1,
@@ -156,6 +157,8 @@ class Draw:
         options: tuple[str, ...] = ()
         if name == "fix" or self.chance.random() < 0.1:
             options = ("--subnet", f"{FIXED}.0/24")
+        if self.chance.random() < (0.6 if name == "red" else 0.2):
+            options = (*options, "--ipv6")
         if self.chance.random() < (0.9 if name == "inner" else 0.05):
             options = (*options, "--internal")
         return Command(("net", "create", name, *options))
@@ -265,7 +268,9 @@ class Draw:
             (
                 *(self.chance.choice(others) for _ in range(3)),
                 f"network:{self.chance.choice(NETWORKS)}",
-                self.chance.choice((CLIENT, "10.99.0.0/16", "0.0.0.0/0", *ALIASES)),
+                self.chance.choice(
+                    (CLIENT, CLIENT6, "10.99.0.0/16", "0.0.0.0/0", "::/0", *ALIASES)
+                ),
             )
         )
         port = self.chance.choice((0, 0, self.chance.choice(list(INNER.values()))))

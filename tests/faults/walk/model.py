@@ -15,9 +15,14 @@ from walk.parts import FIXED, INNER, Command, Manifest, Port, Stack
 
 @dataclass
 class Network:
-    """``subnet`` is the /24's first three numbers, "" until the kernel has said which."""
+    """``subnet`` is the /24's first three numbers, "" until the kernel has said which.
+
+    With ``six`` it has an IPv6 subnet too; ``subnet6`` is the /64 without its last colon.
+    """
 
     subnet: str = ""
+    six: bool = False
+    subnet6: str = ""
     internal: bool = False
     implicit: bool = False
 
@@ -34,6 +39,7 @@ class Service:
     published: list[Port] = field(default_factory=list)
     forwards: list[Port] = field(default_factory=list)
     leases: dict[str, str] = field(default_factory=dict)
+    leases6: dict[str, str] = field(default_factory=dict)
 
     @property
     def ports(self) -> list[Port]:
@@ -204,8 +210,11 @@ class World:
                 self.networks[network] = Network(around, implicit=True)
         kinds |= self._names_host(manifest)
         it.leases = {n: lease for n, lease in it.leases.items() if n in manifest.on}
+        it.leases6 = {n: lease for n, lease in it.leases6.items() if n in manifest.on}
         for network in manifest.on:
             it.leases.setdefault(network, "")
+            if self.networks[network].six:
+                it.leases6.setdefault(network, "")
         if manifest.ip:
             kinds |= self._static(it, manifest)
         provider = self.services.get(self.home(name))
@@ -383,22 +392,25 @@ class World:
                 del self.networks[name]
         if words[0] == "create":
             subnet = words[2].rpartition(".")[0] if "--subnet" in options else ""
-            return self._create(words[1], subnet, "--internal" in options)
+            return self._create(
+                words[1], Network(subnet, "--ipv6" in options, internal="--internal" in options)
+            )
         return []
 
-    def _create(self, name: str, subnet: str, internal: bool) -> list[World]:
+    def _create(self, name: str, new: Network) -> list[World]:
         present = self.networks.get(name)
         if present is None:
-            if subnet and any(n.subnet == subnet for n in self.networks.values()):
+            if new.subnet and any(n.subnet == new.subnet for n in self.networks.values()):
                 raise Refused("subnet taken")
-            self.networks[name] = Network(subnet, internal)
+            self.networks[name] = new
             return []
-        if present.internal != internal or (subnet and present.subnet != subnet):
+        other = (present.internal, present.six) != (new.internal, new.six)
+        if other or new.subnet not in ("", present.subnet):
             raise Refused("network differs")
         # nothing says whether one that an activation made now stays without services
-        other = copy.deepcopy(self)
-        other.networks[name].implicit = False
-        return [other] if present.implicit else []
+        kept = copy.deepcopy(self)
+        kept.networks[name].implicit = False
+        return [kept] if present.implicit else []
 
     def _stack(self, words: list[str], _: list[str]) -> None:
         stack = self.stacks[words[1].rpartition("/")[2]]

@@ -34,7 +34,7 @@ def addresses(*where: str) -> dict:
         link["ifname"]: [
             f"{address['local']}/{address['prefixlen']}"
             for address in link["addr_info"]
-            if address["family"] == "inet"
+            if address["scope"] != "link" and address["local"] != "::1"
         ]
         for link in read("ip", "-j", *where, "address")
         if "ifname" in link
@@ -48,7 +48,8 @@ def namespaces() -> dict:
             "addresses": addresses("-n", name),
             "routes": [
                 f"{route['dst']} {route.get('gateway', '')} {route['dev']}"
-                for route in read("ip", "-j", "-n", name, "route")
+                for family in ("-4", "-6")
+                for route in read("ip", "-j", family, "-n", name, "route")
                 if route["dst"] == "default"
             ],
         }
@@ -86,7 +87,7 @@ def rules() -> dict:
             for port in item["set"].get("elem", ()):
                 guarded.append(port["elem"]["val"] if isinstance(port, dict) else port)
         elements = item.get("map", {}).get("elem", ())
-        if re.fullmatch("publish_(any|addr)4", item.get("map", {}).get("name", "")):
+        if re.fullmatch("publish_(any|addr)[46]", item.get("map", {}).get("name", "")):
             for key, value in elements:
                 place = key.get("elem", {}).get("val", key)
                 published.append([place["concat"], value["concat"]])

@@ -8,6 +8,7 @@ from typing import Any
 
 FOLDER = "/tmp/walk"
 HOST, CLIENT = "192.0.2.1", "192.0.2.2"
+HOST6, CLIENT6 = "2001:db8::1", "2001:db8::2"
 LOOPBACK = "127.0.0.1"
 SERVICES = ("ada", "bob", "cyd", "dan", "eve")
 INNER = {name: 8001 + number for number, name in enumerate(SERVICES)}
@@ -57,7 +58,12 @@ class Entry:
     @property
     def text(self) -> str:
         port = f":{self.port}" if self.port else ""
-        return self.peer + port + (f"/{self.proto}" if self.proto else "")
+        is_six = ":" in self.peer and not self.peer.startswith("network:")
+        return (
+            (f"[{self.peer}]" if is_six and port else self.peer)
+            + port
+            + (f"/{self.proto}" if self.proto else "")
+        )
 
 
 @dataclass(frozen=True)

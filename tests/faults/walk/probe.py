@@ -32,7 +32,9 @@ class Probe:
         is_tcp = self.flow.proto == "tcp"
         netns = {"host": None, "client": "client"}.get(self.flow.source, f"niso-{self.flow.source}")
         kind = socket.SOCK_STREAM if is_tcp else socket.SOCK_DGRAM
-        self.socket = self._wire.socket(netns, socket.AF_INET, kind, keep=False)
+        self.socket = self._wire.socket(
+            netns, socket.AF_INET6 if self.flow.six else socket.AF_INET, kind, keep=False
+        )
         with contextlib.suppress(OSError):
             self.socket.connect((self.flow.address, self.flow.port))
             if not is_tcp:

@@ -9,9 +9,18 @@ import ipaddress
 from typing import NamedTuple
 
 from walk.model import Service, World
-from walk.parts import CLIENT, CLIENT_PORT, HOST, HOST_PORTS, INNER, LOOPBACK, Entry, Port
-
-GATEWAY = ".1"
+from walk.parts import (
+    CLIENT,
+    CLIENT6,
+    CLIENT_PORT,
+    HOST,
+    HOST6,
+    HOST_PORTS,
+    INNER,
+    LOOPBACK,
+    Entry,
+    Port,
+)
 
 
 class Flow(NamedTuple):
@@ -25,6 +34,10 @@ class Flow(NamedTuple):
     """The service that answers; "" if nobody does."""
 
     @property
+    def six(self) -> bool:
+        return ":" in self.address
+
+    @property
     def text(self) -> str:
         return f"{self.source} to {self.address}:{self.port}/{self.proto}"
 
@@ -35,9 +48,11 @@ def flows(world: World) -> list[Flow]:
     targets: list[tuple[str, int]] = []
     for name in world.active():
         home = world.services[world.home(name)]
-        targets += [(lease, INNER[name]) for lease in home.leases.values() if lease]
+        leases = (*home.leases.values(), *home.leases6.values())
+        targets += [(lease, INNER[name]) for lease in leases if lease]
     # any port of a service, and one that nobody listens on behind some address
-    targets += [(HOST, port) for port in (*HOST_PORTS, *INNER.values())]
+    for host in (HOST, HOST6):
+        targets += [(host, port) for port in (*HOST_PORTS, *INNER.values())]
     homes = [name for name in world.active() if world.home(name) == name]
     sources = ["client", "host", *(n for n in homes if world.services[n].manifest.provides)]
     for source in sources:
@@ -45,7 +60,7 @@ def flows(world: World) -> list[Flow]:
         if source == "host":
             mine += [(LOOPBACK, port) for port in HOST_PORTS]
         elif source != "client":
-            mine.append((CLIENT, CLIENT_PORT))
+            mine += [(CLIENT, CLIENT_PORT), (CLIENT6, CLIENT_PORT)]
         for address, port in mine:
             for proto in ("tcp", "udp"):
                 flow = Flow(source, address, port, proto)
@@ -59,12 +74,15 @@ def answers(world: World, flow: Flow) -> str:
     first = source.manifest.on[0] if source and source.manifest.on else None
     if source and first is None:
         return ""  # mode none: no way out
-    if flow.address in (HOST, LOOPBACK):
+    beyond = flow.address in (HOST, HOST6, CLIENT, CLIENT6)
+    if source and flow.six and beyond and first not in source.leases6:
+        return ""  # no default route of this family
+    if flow.address in (HOST, HOST6, LOOPBACK):
         landed = published(world, flow, first)
         if landed is not None:
             return _through(world, flow, *landed)
         return _on_host(world, flow, source)
-    if flow.address == CLIENT:
+    if flow.address in (CLIENT, CLIENT6):
         if source is None or world.networks[str(first)].internal:
             return ""
         return "client" if leaves(world, flow.source, flow.address, flow.port, flow.proto) else ""
@@ -80,6 +98,9 @@ def published(world: World, flow: Flow, first: str | None) -> tuple[str, str, Po
     for name in world.active():
         for port in world.services[name].ports:
             same = (port.host, port.proto) == (flow.port, flow.proto)
+            home = world.services[world.home(name)]
+            if flow.six and home.manifest.on[0] not in home.leases6:
+                continue
             if same and port.at in ("", flow.address) and (found is None or port.at):
                 found = (name, port)
     if found is None:
@@ -91,11 +112,12 @@ def published(world: World, flow: Flow, first: str | None) -> tuple[str, str, Po
 def _through(world: World, flow: Flow, name: str, network: str, port: Port) -> str:
     """Return who answers at a published port."""
     home = world.home(name)
-    lease = world.services[home].leases[network]
+    lease = _leases(world.services[home], flow)[network]
     listener = _listener(world, home, port.inner)
     source = world.services.get(flow.source)
     if source is None:
-        allowed = flow.source == "host" or enters(world, home, CLIENT, port.inner, flow.proto)
+        client = CLIENT6 if flow.six else CLIENT
+        allowed = flow.source == "host" or enters(world, home, client, port.inner, flow.proto)
         return listener if allowed else ""
     if flow.source == home:
         return listener
@@ -103,7 +125,7 @@ def _through(world: World, flow: Flow, name: str, network: str, port: Port) -> s
     if first != network and world.networks[first].internal:
         return ""
     allowed = leaves(world, flow.source, lease, port.inner, flow.proto) and enters(
-        world, home, source.leases[first], port.inner, flow.proto
+        world, home, _leases(source, flow)[first], port.inner, flow.proto
     )
     return listener if allowed else ""
 
@@ -123,7 +145,7 @@ def _direct(world: World, flow: Flow, source: Service | None) -> str:
     home, network = next(
         (name, network)
         for name, it in world.services.items()
-        for network, lease in it.leases.items()
+        for network, lease in (*it.leases.items(), *it.leases6.items())
         if lease == flow.address
     )
     listener = _listener(world, home, flow.port)
@@ -131,11 +153,16 @@ def _direct(world: World, flow: Flow, source: Service | None) -> str:
         return listener
     if source is None or network not in source.manifest.on:
         return ""
-    mine = source.leases[network]
+    mine = _leases(source, flow)[network]
     allowed = leaves(world, flow.source, flow.address, flow.port, flow.proto) and enters(
         world, home, mine, flow.port, flow.proto
     )
     return listener if allowed else ""
+
+
+def _leases(service: Service, flow: Flow) -> dict[str, str]:
+    """Return network -> address of the flow's family."""
+    return service.leases6 if flow.six else service.leases
 
 
 def _listener(world: World, home: str, port: int) -> str:
@@ -180,9 +207,16 @@ def _means(world: World, peer: str, address: str) -> bool:
     kind, _, name = peer.rpartition(":")
     if kind == "network":
         network = world.networks.get(name)
-        inside = network is not None and address.rpartition(".")[0] == network.subnet
-        return inside and not address.endswith(GATEWAY)
-    if peer[0].isdigit():
+        if network is None:
+            return False
+        if ":" in address:
+            return (
+                network.six
+                and address.rpartition(":")[0] == network.subnet6
+                and not address.endswith("::1")
+            )
+        return address.rpartition(".")[0] == network.subnet and not address.endswith(".1")
+    if peer[0].isdigit() or peer.startswith("::"):
         return ipaddress.ip_address(address) in ipaddress.ip_network(peer)
     holder = world.holder(peer)
     if holder is None:
@@ -190,5 +224,5 @@ def _means(world: World, peer: str, address: str) -> bool:
     it = world.services[holder]
     if it.manifest.share:
         home = world.services.get(world.home(holder)) if it.active else None
-        return home is not None and address in home.leases.values()
-    return address in it.leases.values()
+        it = home or Service(it.manifest)
+    return address in it.leases.values() or address in it.leases6.values()

@@ -271,6 +271,8 @@ class Walker:
         every = reach.flows(world)
         some = self._chance.sample(every, min(FLOWS, len(every)))
         self.counts["connections"] += len(some)
+        self.counts["answered connections"] += sum(bool(flow.wanted) for flow in some)
+        self.counts["IPv6 connections answered"] += sum(bool(f.wanted) and f.six for f in some)
         wrong += probe.connect(self.machine.wire, some, self._patience_s)
         checked = None if trusting else self.machine.quick("net", "check")
         if checked and (checked.status, checked.out) != (0, CONTENT):
@@ -291,7 +293,9 @@ class Walker:
                 lines.append(f"ps: wanted {wanted}, found {said}")
             for name, row in found.items():
                 it = world.services.get(world.home(name)) if name in world.services else None
-                leases = [it.leases[network] for network in it.manifest.on] if it else []
+                leases = []
+                for network in it.manifest.on if it else ():
+                    leases += [some[network] for some in (it.leases, it.leases6) if network in some]
                 known = name in world.services and world.services[name].active
                 if known and row["address"] != ", ".join(leases):
                     lines.append(f"ps: {name} has {row['address']}, wanted {leases}")
