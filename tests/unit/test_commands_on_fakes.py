@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_world import Steps, World
@@ -469,6 +470,27 @@ def test_repair_puts_right_what_check_finds(world: World, damage: Callable[[Worl
     world.assert_whole()
     assert world.picture()[2] == there
     assert repair.repair_all(world.machine) == 0
+
+
+def test_repair_leaves_what_another_command_has_begun_meanwhile_to_recovery(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A teardown that fails beside a repair: its namespace is gone, its intent is on record."""
+    world.activate(world.package("api"), world.package("db"))
+    repair_kernel = repair._repair_kernel
+
+    def with_a_teardown(*arguments: Any) -> int:
+        done = repair_kernel(*arguments)
+        with world.store.transaction():
+            world.store.begin_intent("api", "deactivate", 0.0)
+        lose_process(world)
+        lose_namespace(world)
+        return done
+
+    monkeypatch.setattr(repair, "_repair_kernel", with_a_teardown)
+    repair.repair_all(world.machine)
+    assert world.store.active_services() == ["db"]
+    world.assert_whole()
 
 
 def test_namespace_that_lost_its_name_is_named_again(world: World) -> None:

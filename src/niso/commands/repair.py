@@ -80,19 +80,28 @@ def repair_all(machine: Machine, report: Report = silent) -> int:
     with Lock():
         done = _fill(machine, report)  # without it, the wanted state is unknown
         done += _repair_rows(machine, report, errors)
-    try:
-        done += journal.recover(machine, report, every=True)
-    except Error as error:
-        errors.append(error)
+    done += _recover(machine, report, errors)
     with Lock():
         done += _repair_kernel(machine, report, errors)
     for name in store.active_services():
         with journal.locked(store, [name]):
-            done += _repair_process(machine, name, report, errors)
+            # a command that failed meanwhile has left its change to recovery
+            if store.intent(name) is None:
+                done += _repair_process(machine, name, report, errors)
+    done += _recover(machine, report, errors)
     done += _stop_left_running(machine, report, errors)
     if errors:
         raise ErrorGroup([one for error in errors for one in flatten(error)])
     return done
+
+
+def _recover(machine: Machine, report: Report, errors: list[Error]) -> int:
+    """Finish or undo interrupted changes; return their number. Failures go to ``errors``."""
+    try:
+        return journal.recover(machine, report, every=True)
+    except Error as error:
+        errors.append(error)
+        return 0
 
 
 def _repair_rows(machine: Machine, report: Report, errors: list[Error]) -> int:

@@ -119,12 +119,13 @@ class World:
     def known_on(self, network: str) -> list[str]:
         return [name for name, it in self.services.items() if network in it.manifest.on]
 
-    def listening_on_host(self, port: Port, but: str = "") -> bool:
-        """Whether a service of mode host listens on the host port."""
-        return port.at in ("", "0.0.0.0") and any(
-            it.active and it.manifest.mode == "host" and INNER[name] == port.host and name != but
+    def listening(self) -> set[int]:
+        """Return the host ports that services of mode host listen on, on all addresses."""
+        return {
+            INNER[name]
             for name, it in self.services.items()
-        )
+            if it.active and it.manifest.mode == "host"
+        }
 
     def holders(self, port: Port) -> list[tuple[str, Port]]:
         """Return (service, port) of what active services publish and ``port`` clashes with."""
@@ -149,6 +150,8 @@ class World:
     ) -> None:
         """Activate manifests together, all or none. Raises Refused."""
         chosen = {manifest.name: manifest for manifest in targets}
+        # who stops or starts in this command listens until it stops, and not yet
+        listening = self.listening()
         ended = [name for name in leaving if self.services[name].active]
         for manifest in list(chosen.values()):
             was = self.services.get(manifest.name)
@@ -177,7 +180,7 @@ class World:
         for manifest in sorted(
             chosen.values(), key=lambda one: not one.provides and one.mode == "share"
         ):
-            kinds |= self._record(manifest, before[manifest.name])
+            kinds |= self._record(manifest, before[manifest.name], listening)
             if stack and manifest.name in self.services:
                 self.services[manifest.name].stack = stack
         for name in (*chosen, *ended):
@@ -189,7 +192,7 @@ class World:
         left = {network for was in before.values() if was for network in was.manifest.on}
         self._drop_unused(left)
 
-    def _record(self, manifest: Manifest, before: Service | None) -> set[str]:
+    def _record(self, manifest: Manifest, before: Service | None, listening: set[int]) -> set[str]:
         """Set one service to its manifest; return the classes of what refuses that."""
         kinds: set[str] = set()
         name = manifest.name
@@ -222,7 +225,7 @@ class World:
             if manifest.ports:
                 kinds.add("no network of its own")
             it.forwards = []
-        kinds |= self._publish(it, before, had)
+        kinds |= self._publish(it, before, had, listening)
         return kinds
 
     def _no_provider(self, manifest: Manifest) -> set[str]:
@@ -263,7 +266,9 @@ class World:
         it.leases[network] = manifest.ip
         return {"address taken"} if taken else set()
 
-    def _publish(self, it: Service, before: Service | None, had: list[Port]) -> set[str]:
+    def _publish(
+        self, it: Service, before: Service | None, had: list[Port], listening: set[int]
+    ) -> set[str]:
         kinds: set[str] = set()
         name, published = it.manifest.name, []
         for port in it.manifest.ports:
@@ -272,13 +277,13 @@ class World:
                 in_last = before is not None and port in before.manifest.ports
                 if in_last and not recorded and self._taken(name, port):
                     continue  # it stays with the service that took it
-                kinds |= self._refuse_port(name, port)
+                kinds |= self._refuse_port(name, port, listening)
                 if any(port.replaces(own) for own in it.forwards):
                     kinds.add("forwarded")
             published.append(port)
         for port in it.forwards:
             if port not in had:
-                kinds |= self._refuse_port(name, port)
+                kinds |= self._refuse_port(name, port, listening)
         it.published = published
         it.forwards = [port for port in it.forwards if port not in published]
         return kinds
@@ -291,9 +296,9 @@ class World:
             for held in it.forwards
         )
 
-    def _refuse_port(self, name: str, port: Port) -> set[str]:
+    def _refuse_port(self, name: str, port: Port, listening: set[int]) -> set[str]:
         kinds = {"port taken" for holder, _ in self.holders(port) if holder != name}
-        return kinds | ({"port used"} if self.listening_on_host(port) else set())
+        return kinds | ({"port used"} if port.host in listening else set())
 
     def _end(self, names: Iterable[str], keep_forwards: bool = False) -> None:
         for name in names:
@@ -367,7 +372,7 @@ class World:
             if other != name or held.replaces(port)
         ]
         kinds = {"port taken"} if losers and "--replace" not in options else set()
-        if self.listening_on_host(port):
+        if port.host in self.listening():
             kinds.add("port used")
         if kinds:
             raise Refused(*kinds)

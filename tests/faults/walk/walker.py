@@ -127,6 +127,8 @@ class Walker:
 
     def _sane(self, commands: list[Command], ended: list[Ended]) -> None:
         for command, end in zip(commands, ended, strict=True):
+            if end.err.startswith("Fatal Python error: init_"):
+                continue  # a signal while Python itself starts: niso has not begun
             if (
                 "Traceback" in end.err
                 or "defect of niso" in end.err
