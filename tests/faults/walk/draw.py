@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from walk.model import World
 from walk.outside import KINDS
@@ -30,7 +31,16 @@ from walk.parts import (
 
 DISTURBED, AT_ONCE, OUTSIDE, REBOOT, DRY = 0.25, 0.1, 0.15, 0.03, 0.04
 """How many steps are disturbed, two commands at once, another program's, reboots, dry runs."""
+ELSEWHERE = 0.05
+"""How many activations are of another folder than the service's."""
 DRY_RUNS = ("activate", "deactivate", "net", "stack")
+
+
+def _about(command: Command) -> set[str]:
+    """Return the services whose folders a command reads or writes."""
+    named = {word.rpartition("/")[2] for word in command.words if "/" in word}
+    stack = command.stack.services if command.stack else ()
+    return {manifest.name for manifest in command.manifests} | named | set(stack)
 
 
 class Draw:
@@ -84,10 +94,9 @@ class Draw:
             return Command(("net", "repair"))
         while True:
             second = self.command(world)
-            files = {manifest.name for manifest in first.manifests}
-            named = {word.rpartition("/")[2] for word in second.words if "/" in word}
-            stacks = first.stack is not None and second.stack is not None
-            if not stacks and not files & ({m.name for m in second.manifests} | named):
+            files = {manifest.name for manifest in (*first.manifests, *second.manifests)}
+            both = _about(first) & _about(second)
+            if not files & both and not (first.stack and second.stack):
                 return second
 
     # --- commands -----------------------------------------------------------------
@@ -124,8 +133,14 @@ class Draw:
 
     def _activate(self, world: World) -> Command:
         names = self._some(SERVICES)
-        manifests = tuple(self.manifest(world, name) for name in names)
-        return Command(("activate", *(f"{FOLDER}/{name}" for name in names)), manifests)
+        manifests = [self.manifest(world, name) for name in names]
+        if self.chance.random() < ELSEWHERE:
+            manifests = [replace(manifest, below="else") for manifest in manifests]
+        known = {name: it.manifest.below for name, it in world.services.items()}
+        moved = any(known.get(one.name, one.below) != one.below for one in manifests)
+        option = ["--replace"] if moved and self.chance.random() < 0.6 else []
+        paths = [f"{FOLDER}/{manifest.place}" for manifest in manifests]
+        return Command(("activate", *paths, *option), tuple(manifests))
 
     def _again(self, world: World) -> Command:
         return Command(("activate", *self._of(world, False)))

@@ -104,7 +104,7 @@ class Machine:
         """Write the manifests and the stack of a command."""
         agent = (HERE / "agent.py").read_text()
         for manifest in command.manifests:
-            folder = f"{FOLDER}/{manifest.name}"
+            folder = f"{FOLDER}/{manifest.place}"
             self.lab.write(f"{folder}/manifest.toml", manifest.toml)
             if not self.lab.path(f"{folder}/agent.py").exists():
                 self.lab.write(f"{folder}/agent.py", agent, 0o755)

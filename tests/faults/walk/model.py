@@ -10,7 +10,7 @@ import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from walk.parts import FIXED, INNER, Command, Manifest, Port, Stack
+from walk.parts import FIXED, FOLDER, INNER, Command, Manifest, Port, Stack
 
 
 @dataclass
@@ -79,7 +79,7 @@ class World:
     def with_files(self, command: Command) -> World:
         """Return the world after only the files of a command are written."""
         now = copy.deepcopy(self)
-        now.disk |= {manifest.name: manifest for manifest in command.manifests}
+        now.disk |= {manifest.place: manifest for manifest in command.manifests}
         if command.stack:
             now.stacks[command.stack.name] = command.stack
         return now
@@ -138,15 +138,21 @@ class World:
 
     # --- commands -----------------------------------------------------------------
 
-    def _activate(self, words: list[str], _: list[str]) -> None:
+    def _activate(self, words: list[str], options: list[str]) -> None:
         targets = [
-            self.disk[word.rpartition("/")[2]] if "/" in word else self.require(word).manifest
+            self.disk[word.removeprefix(f"{FOLDER}/")]
+            if "/" in word
+            else self.require(word).manifest
             for word in words
         ]
-        self.activate(targets)
+        self.activate(targets, replace="--replace" in options)
 
     def activate(
-        self, targets: Iterable[Manifest], leaving: Iterable[str] = (), stack: str = ""
+        self,
+        targets: Iterable[Manifest],
+        leaving: Iterable[str] = (),
+        stack: str = "",
+        replace: bool = False,
     ) -> None:
         """Activate manifests together, all or none. Raises Refused."""
         chosen = {manifest.name: manifest for manifest in targets}
@@ -172,6 +178,9 @@ class World:
             self.services[name].stack = ""
         self._end(ended)
         before = {name: copy.deepcopy(self.services.get(name)) for name in chosen}
+        for name, was in before.items():
+            if was and was.manifest.below != chosen[name].below and not replace:
+                kinds.add("elsewhere")
         for name, manifest in chosen.items():
             it = self.services.get(name)
             if it is not None:

@@ -83,7 +83,10 @@ class Policy:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a manifest.toml says. ``level`` is an environment variable: another one restarts."""
+    """What a manifest.toml says, in the folder ``below``/``name``.
+
+    ``level`` is an environment variable: another one restarts.
+    """
 
     name: str
     mode: str = "bridge"
@@ -96,6 +99,7 @@ class Manifest:
     policy: Policy = Policy()
     health: bool = False
     level: int = 0
+    below: str = ""
 
     @property
     def on(self) -> tuple[str, ...]:
@@ -107,6 +111,11 @@ class Manifest:
         """All names that it holds, the hostname first."""
         names = (self.hostname or self.name, self.name, *self.aliases)
         return tuple(dict.fromkeys(names))
+
+    @property
+    def place(self) -> str:
+        """Its folder, below `FOLDER`."""
+        return f"{self.below}/{self.name}" if self.below else self.name
 
     @property
     def provides(self) -> bool:
@@ -131,7 +140,7 @@ class Manifest:
                 words.append(f"{field.name}=[{' '.join(entry.text for entry in entries)}]")
         words += ["health"] if self.health else []
         words += [f"level {self.level}"] if self.level else []
-        return f"{self.name}: {' '.join(words)}"
+        return f"{self.place}: {' '.join(words)}"
 
     @property
     def toml(self) -> str:

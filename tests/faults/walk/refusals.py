@@ -22,6 +22,7 @@ REFUSALS = {
     "unknown network": r"no network '",
     "network differs": r"network '\S+' already exists ",
     "other stack": r"belongs to stack '",
+    "elsewhere": r"is already the service of ",
     "in the manifest": r"is in the manifest of '",
     "not forwarded": r"is not forwarded to '",
     "provider not enabled": r", which is not enabled",

@@ -19,7 +19,8 @@ from walk.model import World
 from walk.parts import INNER, Command, Step
 from walk.refusals import AT_ONCE, classes
 
-FLOWS = 48
+FLOWS = (24, 16, 8)
+"""Connections after a step: answered ones, unanswered ones to services, other unanswered ones."""
 PATIENCE_S = 8.0
 """How long processes that start again, links that go and answers may take on a busy machine."""
 RECOVERS = ("activate", "deactivate", "remove", "restart", "port-forward", "stack", "restore")
@@ -270,8 +271,7 @@ class Walker:
                     self.machine.wire, f"niso-{home}", INNER[listener], self._patience_s
                 )
                 wrong += compare.hosts_differences(world, home, text)
-        every = reach.flows(world)
-        some = self._chance.sample(every, min(FLOWS, len(every)))
+        some = self._flows(world)
         self.counts["connections"] += len(some)
         self.counts["answered connections"] += sum(bool(flow.wanted) for flow in some)
         self.counts["IPv6 connections answered"] += sum(bool(f.wanted) and f.six for f in some)
@@ -281,6 +281,22 @@ class Walker:
             wrong.append(f"net check: {checked.text}")
         if wrong:
             raise Failure(wrong)
+
+    def _flows(self, world: World) -> list[reach.Flow]:
+        """Draw connections: half are answered, and most others are to a service's own address."""
+        every = reach.flows(world)
+        leases = {
+            lease
+            for it in world.services.values()
+            for lease in (*it.leases.values(), *it.leases6.values())
+        }
+        pools: list[list[reach.Flow]] = [[], [], []]
+        for flow in every:
+            pools[0 if flow.wanted else 1 if flow.address in leases else 2].append(flow)
+        some: list[reach.Flow] = []
+        for pool, count in zip(pools, FLOWS, strict=True):
+            some += self._chance.sample(pool, min(count, len(pool)))
+        return some
 
     def _said(self) -> list[str]:
         """Return where `niso ps` and `niso net list` differ from the model."""
