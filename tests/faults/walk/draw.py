@@ -29,8 +29,10 @@ from walk.parts import (
     Step,
 )
 
-DISTURBED, AT_ONCE, OUTSIDE, REBOOT, DRY = 0.25, 0.1, 0.15, 0.03, 0.04
+DISTURBED, AT_ONCE, OUTSIDE, REBOOT, DRY = 0.35, 0.1, 0.12, 0.03, 0.04
 """How many steps are disturbed, two commands at once, another program's, reboots, dry runs."""
+STEPS_OF = {"activate": 45, "stack": 60, "deactivate": 14, "remove": 16, "port-forward": 6}
+"""Failpoints that commands pass, about; a later one disturbs nothing."""
 ELSEWHERE = 0.05
 """How many activations are of another folder than the service's."""
 DRY_RUNS = ("activate", "deactivate", "net", "stack")
@@ -67,22 +69,23 @@ class Draw:
         if self.chance.random() < AT_ONCE:
             beside = self._beside(world, command)
         if self.chance.random() < DISTURBED:
-            how = self._how()
+            how = self._how(command)
         leave = bool(how) and self.chance.random() < 0.5
         return Step("command", command, beside, how, leave)
 
-    def _how(self) -> str:
-        return self.chance.choice(
-            (
-                f"kill {self.chance.randint(1, 45)}",
-                f"kill {self.chance.randint(1, 45)}",
-                f"fail {self.chance.randint(1, 45)} {self.chance.choice(('EBUSY', 'ENOSPC'))}",
-                f"kill-after {self.chance.uniform(0.03, 0.4):.3f}",
-                f"TERM {self.chance.uniform(0.03, 0.4):.3f}",
-                f"INT {self.chance.uniform(0.03, 0.4):.3f}",
-                f"INTS {self.chance.uniform(0.03, 0.4):.3f}",
-            )
-        )
+    def _how(self, command: Command) -> str:
+        point = self.chance.randint(1, STEPS_OF.get(command.words[0], 10))
+        moment = self.chance.uniform(0.03, 0.4)
+        ways = {
+            f"kill {point}": 4,
+            f"fail {point} {self.chance.choice(('EBUSY', 'ENOSPC'))}": 1,
+            f"kill-after {moment:.3f}": 2,
+            f"TERM {moment:.3f}": 1,
+            f"INT {moment:.3f}": 1,
+            f"INTS {moment:.3f}": 1,
+        }
+        (way,) = self.chance.choices(list(ways), list(ways.values()))
+        return way
 
     def _outside(self, world: World) -> str:
         name = self.chance.choice(world.active())

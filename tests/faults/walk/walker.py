@@ -108,6 +108,7 @@ class Walker:
         self._sane(commands, ended)
         if step.how:
             self.counts[step.how.split()[0]] += 1
+            self.counts["ended by that"] += bool(ended[0].status)
         if step.beside:
             self.counts["at once"] += 1
             worlds = self._both(commands, ended, bool(step.how) or self._damaged)
@@ -120,6 +121,8 @@ class Walker:
         recovers = recovers and not self._damaged and "--dry-run" not in commands[0].words
         if step.how and step.leave:
             self._half_way, self.worlds = True, _distinct(worlds)
+            if self.machine.quick("net", "check").out == CONTENT:
+                self._fitting(worlds)  # it says nothing only if there is nothing half-way
             return
         if step.how or (self._half_way and not recovers):
             self._repair(f"a disturbed command, {ended[0].text}")
@@ -241,8 +244,12 @@ class Walker:
 
         With ``trusting``, `niso net check` and `niso ps` are not asked.
         """
+        self.worlds = _distinct(self._fitting(worlds or self.worlds))
+        self._judge(trusting)
+
+    def _fitting(self, worlds: list[World]) -> list[World]:
+        """Return the worlds that the kernel matches, with what it shows. Raises Failure."""
         deadline = time.monotonic() + self._patience_s
-        worlds = [copy.deepcopy(world) for world in worlds or self.worlds]
         while True:
             facts = self.machine.facts()
             judged = []
@@ -257,8 +264,7 @@ class Walker:
         if not fitting:
             lines = min((lines for lines, _ in judged), key=len)
             raise Failure(["the kernel is not as it should be:", *lines])
-        self.worlds = _distinct(fitting)
-        self._judge(trusting)
+        return fitting
 
     def _judge(self, trusting: bool) -> None:
         wrong = [] if trusting else self._said()
