@@ -135,7 +135,7 @@ class Walker:
                 continue  # a signal while Python itself starts: niso has not begun
             if (
                 "Traceback" in end.err
-                or "defect of niso" in end.err
+                or "bug in niso" in end.err
                 or (end.status > 1 and end.status != 130)
             ):
                 raise Failure([f"{command.text}: {end.text}"])
