@@ -9,8 +9,10 @@ from collections import Counter
 
 import pytest
 from walk import outside, walks
+from walk.draw import Draw
 from walk.machine import Machine
-from walk.parts import HOST, Command, Manifest, Port, Step
+from walk.model import World
+from walk.parts import HOST, Command, Manifest, Port, Step, dumped, loaded
 from walk.walker import Failure, Walker
 
 LONG = os.environ.get("NISO_TEST_LONG") == "1"
@@ -33,6 +35,21 @@ def test_long_walk_is_as_the_model_says() -> None:
         failed = walks.walk(random.randrange(1 << 31), walks.STEPS, counts, shrink=True)
         assert not failed, "\n".join(failed)
     print(walks.counted(counts))
+
+
+def test_steps_of_a_walk_can_be_kept() -> None:
+    """As a failed walk keeps them, to take them again: the same seed draws them, and a file has them."""
+
+    def drawn() -> list[Step]:
+        draw, world = Draw(1), World()
+        steps = []
+        for _ in range(300):
+            steps.append(draw.step(world))
+            if steps[-1].command:
+                world = world.after(steps[-1].command)[1][0]
+        return steps
+
+    assert loaded(dumped(drawn())) == drawn()
 
 
 SEEN = ("link", "port off", "address", "route", "ports", "rules", "hosts", "bridge", "both")

@@ -163,9 +163,12 @@ class Walker:
         worlds = []
         for world in self.worlds:
             kinds, after = world.after(command)
-            if ended.status == 0 and kinds:
-                raise Failure([f"{command.text}: wanted {', '.join(kinds)}, got {ended.text}"])
-            worlds += after if ended.status == 0 else [world.with_files(command), *after]
+            if ended.status:
+                worlds += [world.with_files(command), *after]
+            elif not kinds:
+                worlds += after
+        if not worlds:
+            raise Failure([f"{command.text}: wanted {', '.join(kinds)}, got {ended.text}"])
         return worlds
 
     def _both(self, commands: list[Command], ended: list[Ended], disturbed: bool) -> list[World]:

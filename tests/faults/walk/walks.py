@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pathlib
+import subprocess
 import tempfile
 import time
 from collections import Counter
+
+from conftest import LabEnded
 
 from walk.draw import Draw
 from walk.machine import Machine
@@ -16,6 +19,8 @@ STEPS = 40
 """Steps of a walk; then everything is removed."""
 LAB_S = 1200
 SHRINK_S = 120.0
+ENDS = (Failure, LabEnded, OSError, subprocess.TimeoutExpired)
+"""How a walk fails: the last ones are a lab that died or a command that hangs."""
 
 
 def walk(seed: int, steps: int, counts: Counter[str], shrink: bool = False) -> list[str]:
@@ -25,8 +30,8 @@ def walk(seed: int, steps: int, counts: Counter[str], shrink: bool = False) -> l
         try:
             walker.walk(Draw(seed), steps)
             return []
-        except Failure as failure:
-            lines = _report(seed, walker.steps, failure.lines)
+        except ENDS as error:
+            lines = _report(seed, walker.steps, str(error).splitlines())
         finally:
             counts.update(walker.counts)
     return lines + (replay(walker.steps, seed, True) if shrink else [])
@@ -68,8 +73,8 @@ def _fails(steps: list[Step], seed: int) -> list[str] | None:
             for step in steps:
                 walker.take(step)
             walker.clear()
-        except Failure as failure:
-            return failure.lines
+        except ENDS as error:
+            return str(error).splitlines()
     return None
 
 
