@@ -71,10 +71,10 @@ class World:
         options = [word for word in command.words[1:] if word.startswith("-")]
         try:
             act = getattr(now, f"_{verb.replace('-', '_')}")
-            others = act(words, options)
+            act(words, options)
         except Refused as refused:
             return refused.kinds, [before]
-        return set(), [before] if "--dry-run" in options else [now, *(others or ())]
+        return set(), [before] if "--dry-run" in options else [now]
 
     def with_files(self, command: Command) -> World:
         """Return the world after only the files of a command are written."""
@@ -395,7 +395,7 @@ class World:
         if not it.active:
             raise Refused("inactive")
 
-    def _net(self, words: list[str], options: list[str]) -> list[World]:
+    def _net(self, words: list[str], options: list[str]) -> None:
         if words[0] == "remove":
             for name in words[1:]:
                 if name not in self.networks:
@@ -406,25 +406,21 @@ class World:
                 del self.networks[name]
         if words[0] == "create":
             subnet = words[2].rpartition(".")[0] if "--subnet" in options else ""
-            return self._create(
+            self._create(
                 words[1], Network(subnet, "--ipv6" in options, internal="--internal" in options)
             )
-        return []
 
-    def _create(self, name: str, new: Network) -> list[World]:
+    def _create(self, name: str, new: Network) -> None:
         present = self.networks.get(name)
         if present is None:
             if new.subnet and any(n.subnet == new.subnet for n in self.networks.values()):
                 raise Refused("subnet taken")
             self.networks[name] = new
-            return []
+            return
         other = (present.internal, present.six) != (new.internal, new.six)
         if other or new.subnet not in ("", present.subnet):
             raise Refused("network differs")
-        # nothing says whether one that an activation made now stays without services
-        kept = copy.deepcopy(self)
-        kept.networks[name].implicit = False
-        return [kept] if present.implicit else []
+        present.implicit = False
 
     def _stack(self, words: list[str], _: list[str]) -> None:
         stack = self.stacks[words[1].rpartition("/")[2]]
