@@ -94,7 +94,7 @@ COMMON = {
     "niso.cli.parse",
     "niso.cli.registry",
     "niso.base.errors",
-    "niso.base.family",
+    "niso.base.addresses",
     "niso.base.failpoint",
     "niso.base.paths",
     "niso.plan",

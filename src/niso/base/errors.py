@@ -95,6 +95,9 @@ class UsageError(Error):
 class InvalidInput(Error):
     """An invalid manifest, name or value; nothing has changed."""
 
+    example = ""
+    """A valid value as TOML, if the hint has one."""
+
 
 class Conflict(Error):
     """The requested resource is taken; the message names its holder."""

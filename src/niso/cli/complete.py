@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 
+from niso.base.addresses import bracketed, span
 from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.cli import registry
@@ -206,15 +207,11 @@ def _active() -> Candidates:
 
 def _words(ports: Iterable[Port]) -> list[str]:
     """Return ports as written in a manifest; the rows of both families make one port."""
-    from niso.cli import output
 
     words = []
     for port in ports:
-        host = "" if port.anywhere else f"{output.bracketed(port.host_ip)}:"
-        ends = (
-            f"{output.span(port.host_port, port.range)}:"
-            f"{output.span(port.container_port, port.range)}"
-        )
+        host = "" if port.anywhere else f"{bracketed(port.host_ip)}:"
+        ends = f"{span(port.host_port, port.range)}:{span(port.container_port, port.range)}"
         words.append(host + ends + ("" if port.proto == "tcp" else f"/{port.proto}"))
     return list(dict.fromkeys(words))
 

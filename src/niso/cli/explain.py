@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from niso.api.host import Host, connect
+from niso.base.addresses import bracketed
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.cli import output
 from niso.cli.parse import Args
@@ -101,11 +102,7 @@ def _print_judged(judged: Judged) -> None:
 def _end(service: str | None, address: str, port: int | None) -> str:
     """Return one end of a packet: ``db (10.99.1.2):5432``, ``[2001:db8::2]:80``."""
     shown = (
-        f"{service} ({address})"
-        if service
-        else output.bracketed(address)
-        if port is not None
-        else address
+        f"{service} ({address})" if service else bracketed(address) if port is not None else address
     )
     return shown if port is None else f"{shown}:{port}"
 
@@ -169,10 +166,8 @@ def _follow(drops: Drops, as_json: bool) -> NoReturn:
 
 
 def _drop_text(drop: Drop) -> str:
-    source = drop.source.service or output.bracketed(drop.source.address)
+    source = drop.source.service or bracketed(drop.source.address)
     to = drop.destination
     port = "" if to.port is None else f":{to.port}"
-    ends = (
-        f"{source} {output.arrow()} {to.service or output.bracketed(to.address)}{port}/{drop.proto}"
-    )
+    ends = f"{source} {output.arrow()} {to.service or bracketed(to.address)}{port}/{drop.proto}"
     return f"{drop.time}  {drop.service}  {drop.direction}  {drop.key}  {ends}  {drop.interface}"

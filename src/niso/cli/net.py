@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from niso.api.host import Host, connect
+from niso.base.addresses import span
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.cli import output
 from niso.cli.parse import Args
@@ -112,7 +113,7 @@ def _ports(host: Host, args: Args) -> int:
         [
             line.service,
             line.host,
-            output.span(line.container, line.mapping.range),
+            span(line.container, line.mapping.range),
             line.mapping.proto,
         ]
         for line in lines

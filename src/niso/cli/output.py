@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 
+from niso.base.addresses import bracketed, span
 from niso.base.lite_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -197,15 +198,6 @@ def _port_text(port: Port) -> str:
     proto = "" if port.proto == "tcp" else f"/{port.proto}"
     ends = span(port.host_port, port.range), span(port.container_port, port.range)
     return f"{host}{ends[0]}{arrow()}{ends[1]}{proto}"
-
-
-def span(first: int, count: int) -> str:
-    """Return a port or a range: ``8000`` or ``8000-8010``."""
-    return str(first) if count == 1 else f"{first}-{first + count - 1}"
-
-
-def bracketed(address: str) -> str:
-    return f"[{address}]" if ":" in address else address
 
 
 def duration(seconds: float) -> str:

@@ -10,8 +10,8 @@ import ipaddress
 from collections.abc import Iterable
 
 from niso.base import names
+from niso.base.addresses import family_of
 from niso.base.errors import Error
-from niso.base.family import family_of
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel import nft_tables
 from niso.kernel.interface import Kernel

@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
 from niso.base import names
+from niso.base.addresses import family_of
 from niso.base.errors import Error
-from niso.base.family import family_of
 from niso.base.lite_typing import NamedTuple
 from niso.explain.question import End, Packet, ends
 from niso.kernel import nft_tables, probe

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Sequence
 
-from niso.base.family import family_of
+from niso.base.addresses import family_of
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.names import is_marked
 from niso.kernel.interface import Kernel

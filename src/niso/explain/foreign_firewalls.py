@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from niso.base.family import family_of
+from niso.base.addresses import family_of
 from niso.base.lite_typing import NamedTuple
 from niso.explain.foreign_walk import OUTWARD, PUBLISHED, WITHIN, Place, Source, follow, packets
 from niso.kernel import foreign_chains

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 
+from niso.base.addresses import family_of
 from niso.base.errors import Error, UsageError
-from niso.base.family import family_of
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import probe
 from niso.plan.verdict import PORTED, World, holds

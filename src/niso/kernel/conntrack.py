@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 
-from niso.base.family import family_of
+from niso.base.addresses import family_of
 from niso.kernel import netlink
 from niso.kernel.netlink import Message, attribute, attributes, nested, u32
 from niso.kernel.nft_elements import nfgenmsg

@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import Iterable
 
-from niso.base.family import family_of
+from niso.base.addresses import family_of
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import netlink
 from niso.kernel.netlink import Message, attribute, attributes, nested

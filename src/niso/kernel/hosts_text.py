@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from bisect import insort
 
-from niso.base.family import family_of
+from niso.base.addresses import family_of
 from niso.base.names import DOMAIN
 
 HEADER = (

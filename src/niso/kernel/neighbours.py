@@ -10,7 +10,7 @@ import errno
 import socket
 import struct
 
-from niso.base.family import family_of
+from niso.base.addresses import family_of
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import netlink
 from niso.kernel.netlink import Message, attribute, attributes, u32

@@ -13,8 +13,8 @@ import socket
 import struct
 import time
 
+from niso.base.addresses import family_of
 from niso.base.errors import KernelError
-from niso.base.family import family_of
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel import netns
 from niso.kernel.netlink import refused

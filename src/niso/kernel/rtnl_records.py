@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import struct
 
-from niso.base.family import family_of
+from niso.base.addresses import family_of
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import bridge_flags, netlink
 from niso.kernel.netlink import attribute, attributes, nested, text

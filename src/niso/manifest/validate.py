@@ -207,15 +207,15 @@ def _rule(key: str) -> Callable[[str, str], object] | None:
 
 def _accepted(rule: Callable[[str, str], object] | None, key: str, *texts: str) -> str:
     """Return the first of ``texts`` that the rule accepts, else its own example; in quotes."""
-    hint = ""
+    example = ""
     for text in texts:
         try:
             if rule is not None:
                 rule(text, key)
             return values.shown(text)
         except InvalidInput as error:
-            hint = hint or (error.hint or "").removeprefix("for example ")
-    return hint
+            example = example or error.example
+    return example
 
 
 def nearest(name: str, known: list[str]) -> str | None:

@@ -81,7 +81,9 @@ def wrong(key: str, value: object, reason: str, right: str, example: str = "") -
     ``reason`` is a predicate whose subject is the value: ``is out of range``.
     """
     hint = f"for example {example}" if example else None
-    return InvalidInput(reason, hint, key, value=shown(value), right=right)
+    error = InvalidInput(reason, hint, key, value=shown(value), right=right)
+    error.example = example
+    return error
 
 
 def _require_name(text: str, key: str, right: str, example: str, *, label: bool) -> None:

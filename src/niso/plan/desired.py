@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from niso.base import names
-from niso.base.family import family_of
+from niso.base.addresses import family_of
 from niso.kernel import hosts_text, nft_tables
 from niso.kernel.kinds.address import Address
 from niso.kernel.kinds.bridge import Bridge

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
-from niso.base.family import family_of
+from niso.base.addresses import family_of
 from niso.kernel.kinds.element import Element
 from niso.kernel.nft_tables import BRIDGE, INET, OWN_PORTS
 from niso.plan.records import Port, Subnet

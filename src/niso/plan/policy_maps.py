@@ -24,7 +24,7 @@ import ipaddress
 import itertools
 from collections.abc import Iterable
 
-from niso.base.family import family_of
+from niso.base.addresses import family_of
 from niso.base.lite_typing import NamedTuple
 from niso.kernel.kinds.element import Element
 from niso.kernel.nft_tables import INET, POLICY_PARTS

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from niso.base.family import family_of
+from niso.base.addresses import bracketed, family_of, span
 from niso.base.lite_typing import NamedTuple
 
 ANY, ANY4, ANY6 = "", "0.0.0.0", "::"
 """Host addresses that stand for all: of every family of the network, of IPv4, of IPv6."""
 WIDE = (ANY, ANY4, ANY6)
-
-
-def bracketed(address: str) -> str:
-    """Return ``[fd00::1]`` for an IPv6 address, and an IPv4 address unchanged (RFC 3986, 3.2.2)."""
-    return f"[{address}]" if family_of(address) == 6 else address
-
-
-def span(first: int, count: int) -> str:
-    """Return ``8000``, or ``8000-8010`` if ``count`` is more than one."""
-    return str(first) if count == 1 else f"{first}-{first + count - 1}"
 
 
 class Subnet(NamedTuple):

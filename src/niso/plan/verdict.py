@@ -11,9 +11,9 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 
-from niso.base.family import family_of
+from niso.base.addresses import bracketed, family_of
 from niso.base.lite_typing import NamedTuple
-from niso.plan.records import WIDE, Endpoint, Entry, Network, Policy, Port, bracketed
+from niso.plan.records import WIDE, Endpoint, Entry, Network, Policy, Port
 
 PORTED = ("tcp", "udp", "sctp")
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterable
 
-from niso.base.family import family_of
+from niso.base.addresses import family_of
 from niso.kernel.flows import Tracked
 from niso.kernel.interface import Kernel
 from niso.kernel.kinds.address import Address

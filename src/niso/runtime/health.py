@@ -16,8 +16,8 @@ import time
 from collections.abc import Generator, Sequence
 
 from niso.base import paths
+from niso.base.addresses import family_of
 from niso.base.errors import Error
-from niso.base.family import family_of
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import open_lock
 from niso.base.report import Report, WaitingForHealth

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
 
+from niso.base.addresses import bracketed, family_of
 from niso.base.errors import Conflict, Error, ErrorGroup
-from niso.base.family import family_of
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.plan.records import Port, bracketed
+from niso.plan.records import Port
 from niso.services.machine import Machine
 from niso.store.store import Store
 
