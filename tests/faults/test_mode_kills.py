@@ -36,28 +36,44 @@ class Case(NamedTuple):
 
 def change(old: str, new: str, least: int) -> Case:
     return Case(
-        ("activate /tmp/p", f"activate /tmp/x-{old}"), f"activate /tmp/x-{new}", least, (old, new)
+        ("activate --replace /tmp/p", f"activate --replace /tmp/x-{old}"),
+        f"activate --replace /tmp/x-{new}",
+        least,
+        (old, new),
     )
 
 
 CASES = {
-    "sharer": Case(("activate /tmp/p",), "activate /tmp/x-share", 12, ("share",)),
-    "both-at-once": Case((), "activate /tmp/x-share /tmp/p", 30, ("share",)),
-    "host": Case((), "activate /tmp/x-host", 10, ("host",)),
-    "none": Case((), "activate /tmp/x-none", 14, ("none",)),
+    "sharer": Case(
+        ("activate --replace /tmp/p",), "activate --replace /tmp/x-share", 12, ("share",)
+    ),
+    "both-at-once": Case((), "activate --replace /tmp/x-share /tmp/p", 30, ("share",)),
+    "host": Case((), "activate --replace /tmp/x-host", 10, ("host",)),
+    "none": Case((), "activate --replace /tmp/x-none", 14, ("none",)),
     "bridge-to-share": change("bridge", "share", 15),
     "share-to-bridge": change("share", "bridge", 20),
     "bridge-to-host": change("bridge", "host", 15),
     "host-to-share": change("host", "share", 12),
     "share-to-none": change("share", "none", 15),
     "provider-moves": Case(
-        ("activate /tmp/p", "activate /tmp/x-share"), "activate /tmp/p-elsewhere", 25, ("share",)
+        ("activate --replace /tmp/p", "activate --replace /tmp/x-share"),
+        "activate --replace /tmp/p-elsewhere",
+        25,
+        ("share",),
     ),
     "sharer-ends": Case(
-        ("activate /tmp/p", "activate /tmp/x-share"), "deactivate x", 6, ("share",), False
+        ("activate --replace /tmp/p", "activate --replace /tmp/x-share"),
+        "deactivate x",
+        6,
+        ("share",),
+        False,
     ),
     "both-end": Case(
-        ("activate /tmp/p", "activate /tmp/x-share"), "remove p x", 12, ("share",), False
+        ("activate --replace /tmp/p", "activate --replace /tmp/x-share"),
+        "remove p x",
+        12,
+        ("share",),
+        False,
     ),
 }
 
