@@ -338,7 +338,7 @@ def test_service_that_does_not_become_healthy_in_time_undoes_all(lab: Lab, wait:
 
 
 def test_wrong_use_says_what_is_right(lab: Lab) -> None:
-    assert "  down    deactivate" in lab.niso("stack").stdout
+    assert "  down     deactivate" in lab.niso("stack").stdout
     assert "'stack up'" in refused(lab, "stack", "upp", status=2)
     assert "/tmp/stack.toml: no such file" in refused(lab, "stack", "up")
     assert "niso stack up" in lab.niso("stack", "up", "--help").stdout

@@ -167,7 +167,7 @@ def test_address_of_a_bridge_is_not_reached_from_outside(family: int) -> None:
     base = with_ports("api", Port(ANY, 8080, 80, "tcp"), base=WORLD)
     for port in (22, 8080):
         verdict = ask(base, outside, gateway, port, family=family)
-        assert not verdict.passes and verdict.path.words.startswith(f"{gateway} is the address")
+        assert not verdict.passes and verdict.path.message.startswith(f"{gateway} is the address")
         assert passes(base, host, gateway, port, family=family)
         assert passes(base, "db", gateway, port, family=family)
     assert not decide(base, outside, gateway, None, "icmp").passes
