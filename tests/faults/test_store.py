@@ -100,7 +100,18 @@ COMMANDS = {
     "net check": ("net check", "net check a"),
     "net repair": ("net repair", "net repair --dry-run"),
 }
-WITHOUT = {"schema", "lab", "net", "net rules", "help", "version", "completion", "complete"}
+WITHOUT = {
+    "schema",
+    "lab",
+    "net",
+    "net rules",
+    "help",
+    "version",
+    "completion",
+    "complete",
+    "check",
+    "on-exit",
+}
 """Those that need no store: `net rules` shows what the kernel has."""
 
 SQL = "import sqlite3, sys; d = sqlite3.connect(sys.argv[1]); d.executescript(sys.argv[2])"
