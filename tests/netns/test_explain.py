@@ -302,7 +302,7 @@ def test_wrong_questions(world: Lab) -> None:
     wrong(
         "192.0.2.2",
         "db:80",
-        "-6 does not go with 192.0.2.2, which is an IPv4 address\n  hint: -4",
+        "-6 conflicts with 192.0.2.2, which is an IPv4 address\n  hint: -4",
         2,
         "-6",
     )
