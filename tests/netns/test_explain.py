@@ -309,7 +309,7 @@ def test_wrong_questions(world: Lab) -> None:
     wrong(
         "api",
         "fd00:99:1::2",
-        "-4 does not go with fd00:99:1::2, which is an IPv6 address\n  hint: -6",
+        "-4 conflicts with fd00:99:1::2, which is an IPv6 address\n  hint: -6",
         2,
         "-4",
     )
