@@ -27,9 +27,13 @@ talker = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
 talker.bind(("", int(sys.argv[3])))
 talker.settimeout(float(sys.argv[4]))
 for line in sys.stdin:
-    talker.sendto(line.strip().encode(), (sys.argv[1], int(sys.argv[2])))
+    word = line.strip()
+    talker.sendto(word.encode(), (sys.argv[1], int(sys.argv[2])))
+    answer = ""
     try:
-        print(talker.recv(2048).decode(), flush=True)
+        while not answer.startswith(f"{word} "):  # else a late answer to an earlier word
+            answer = talker.recv(2048).decode()
+        print(answer, flush=True)
     except OSError:
         print("-", flush=True)
 """
