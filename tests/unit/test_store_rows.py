@@ -346,6 +346,8 @@ def owner_is_in(scope: Scope, thing, snapshot: Snapshot) -> bool:
         return not thing.comment or thing.comment in services
     if kind == "Bridge":
         return thing.name in bridges
+    if kind == "RoutingRule":
+        return thing.link in bridges
     if kind in ("Address", "Sysctl") and not thing.netns:
         link = (
             thing.link
