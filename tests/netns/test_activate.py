@@ -25,6 +25,8 @@ from services import (
     refused,
 )
 
+from niso.base import names
+
 
 def netns_inode(lab: Lab, name: str) -> int:
     return os.stat(lab.path(f"/run/netns/niso-{name}")).st_ino
@@ -333,3 +335,16 @@ def test_forwarding_is_on_while_a_service_is_active_and_then_as_before(lab: Lab)
     lab.niso("activate", "a")
     lab.niso("deactivate", "a")
     assert sysctl(lab, "net/ipv4/ip_forward") == "1"
+
+
+def test_two_services_whose_links_hash_alike_both_have_a_network(lab: Lab) -> None:
+    first, second = "queue-25125", "queue-28774"
+    assert names.veth(first, "backend", 1) == names.veth(second, "backend", 1)
+    for name, port in ((first, 8001), (second, 8002)):
+        lab.niso("activate", echo(lab, name, network=on("backend", ports=[f"{port}:80"])))
+    assert host_end(lab, first)["ifname"] != host_end(lab, second)["ifname"]
+    for name, port in ((first, 8001), (second, 8002)):
+        assert answer(lab, HOST, port, "client").startswith(f"{name} ")
+    lab.niso("deactivate", second)
+    assert answer(lab, HOST, 8001, "client").startswith(f"{first} ")
+    assert lab.niso("net", "check").returncode == 0
