@@ -20,7 +20,9 @@ from niso.base.report import Event, Recovered
 from niso.commands import activate, network, port_forward, repair, restart, stack
 from niso.commands.check import check
 from niso.commands.deactivate import deactivate, remove
+from niso.kernel.kinds.element import Element
 from niso.kernel.kinds.setting import FORWARDING
+from niso.kernel.nft_tables import INET
 from niso.kernel.sockdiag import Listener
 from niso.plan.records import Port
 from niso.runtime import package
@@ -722,3 +724,35 @@ def test_links_of_a_running_service_change_their_names_if_that_of_a_new_one_is_t
         names.veth("queue-two", network, 2) for network in ("side", "back")
     )
     world.assert_whole()
+
+
+# --- forwarding of others --------------------------------------------------------------------------------------------
+
+NAT = "ip nat POSTROUTING"
+
+
+def test_forwarding_that_others_use_since_is_told_and_stays_on(world: World) -> None:
+    world.kernel.sysctls["", FORWARDING] = "0"
+    world.activate(world.package("api"))
+    world.assert_whole()
+    world.kernel.nat[NAT] = 1
+    (finding,) = check(world.machine)
+    assert finding.problem == "foreign" and NAT in finding.what
+    assert check(world.machine, "api") == []
+    deactivate(world.machine, ["api"])
+    assert world.kernel.sysctls["", FORWARDING] == "1"
+    world.activate(world.package("api"))
+    assert Element(INET, "closed", "ipv4", "", "").key() not in world.kernel.elements
+    world.assert_whole()
+
+
+def test_forwarding_goes_off_with_the_last_service_if_all_nat_rules_are_older(
+    world: World,
+) -> None:
+    world.kernel.sysctls["", FORWARDING] = "0"
+    world.kernel.nat[NAT] = 2
+    world.activate(world.package("api"), world.package("web"))
+    deactivate(world.machine, ["web"])
+    world.assert_whole()
+    deactivate(world.machine, ["api"])
+    assert world.kernel.sysctls["", FORWARDING] == "0"

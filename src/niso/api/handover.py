@@ -31,6 +31,10 @@ def activated(session: Session, machine: Machine, outcomes: list[Outcome]) -> No
 
         for drop in exposure.drops(machine.kernel, networks):
             session.caution(drop.describe(), drop.remedy)
+        from niso.reconcile import forwarding
+
+        for problem, remedy in exposure.others_dropped(forwarding.others(machine.kernel, store)):
+            session.caution(problem, [remedy])
     settle(session, machine, [outcome.service for outcome in outcomes])
 
 

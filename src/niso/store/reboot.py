@@ -24,6 +24,7 @@ _FORGET = (
     " WHERE json_type(undo, '$.published')='array'",
     "DELETE FROM intent WHERE action='ports'",
     "DELETE FROM sysctl",
+    "DELETE FROM meta WHERE key='nat_before'",
     "DELETE FROM published",
 )
 
