@@ -348,3 +348,14 @@ def test_two_services_whose_links_hash_alike_both_have_a_network(lab: Lab) -> No
     lab.niso("deactivate", second)
     assert answer(lab, HOST, 8001, "client").startswith(f"{first} ")
     assert lab.niso("net", "check").returncode == 0
+
+
+def test_activation_in_a_mount_namespace_of_its_own_warns_that_names_are_hidden(lab: Lab) -> None:
+    assert "mount namespace" not in lab.niso("activate", idle(lab, "api")).stderr
+    private = ("unshare", "--mount", "--propagation", "slave", "niso", "activate")
+    done = lab.run(*private, idle(lab, "web"))
+    assert "niso runs in a mount namespace of its own" in done.stderr
+    assert not os.path.ismount(lab.path("/run/netns/niso-web"))
+    shared = ("unshare", "--mount", "--propagation", "unchanged", "niso", "activate")
+    assert "mount namespace" not in lab.run(*shared, idle(lab, "db")).stderr
+    assert lab.run("ip", "netns", "exec", "niso-db", "true").returncode == 0
