@@ -215,6 +215,7 @@ def test_moved_state_folder_has_its_package_copies(
     world.store.close()
     moved = shutil.copytree(paths.state_dir(), tmp_path / "moved")
     shutil.rmtree(os.path.join(paths.state_dir(), "packages"))
+    os.unlink(paths.database())
     monkeypatch.setenv("NISO_STATE_DIR", str(moved))
     world.reopen()
     world.activate("api")
@@ -712,9 +713,7 @@ def test_links_of_a_running_service_change_their_names_if_that_of_a_new_one_is_t
 ) -> None:
     plain = names._digest
     equal = {"queue-two/back/1": "queue-one/front/1"}
-    monkeypatch.setattr(
-        names, "_digest", lambda text, length: plain(equal.get(text, text), length)
-    )
+    monkeypatch.setattr(names, "_digest", lambda text, length: plain(equal.get(text, text), length))
     world.activate(world.package("queue-one", network={"networks": ["front"]}))
     world.activate(world.package("queue-two", network={"networks": ["side"]}))
     kept = links(world)["niso-queue-one"]

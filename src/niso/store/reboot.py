@@ -41,6 +41,14 @@ def here() -> str:
     return f"{boot} {os.stat('/proc/self/ns/net').st_ino} {started}"
 
 
+def folder() -> str:
+    """Return the device, inode and path of the state folder: its place. Raises OSError."""
+    path = os.path.abspath(paths.state_dir())
+    status = os.stat(path)
+    # escaped: a path may be no UTF-8
+    return f"{status.st_dev} {status.st_ino} {ascii(path)[1:-1]}"
+
+
 def recorded(db: sqlite3.Connection) -> str | None:
     """Return the host identity recorded in the store; None in a store of an older niso."""
     row = db.execute("SELECT value FROM meta WHERE key='world'").fetchone()
