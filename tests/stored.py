@@ -94,12 +94,15 @@ def put(
 
 
 def dump(store: Store) -> dict[str, list[tuple[object, ...]]]:
-    """All rows of all tables, without intents."""
+    """All rows of all tables, without intents and the place of the folder."""
     tables = store._db.execute(
         "SELECT name FROM sqlite_master WHERE type='table' AND name NOT LIKE 'sqlite%'"
     ).fetchall()
     return {
-        table: sorted(store._db.execute(f"SELECT * FROM {table}").fetchall(), key=repr)
+        table: sorted(
+            (row for row in store._db.execute(f"SELECT * FROM {table}") if row[0] != "folder"),
+            key=repr,
+        )
         for (table,) in tables
         if table != "intent"
     }

@@ -25,6 +25,8 @@ from services import (
     refused,
 )
 
+from niso.base import names
+
 
 def netns_inode(lab: Lab, name: str) -> int:
     return os.stat(lab.path(f"/run/netns/niso-{name}")).st_ino
@@ -333,3 +335,27 @@ def test_forwarding_is_on_while_a_service_is_active_and_then_as_before(lab: Lab)
     lab.niso("activate", "a")
     lab.niso("deactivate", "a")
     assert sysctl(lab, "net/ipv4/ip_forward") == "1"
+
+
+def test_two_services_whose_links_hash_alike_both_have_a_network(lab: Lab) -> None:
+    first, second = "queue-25125", "queue-28774"
+    assert names.veth(first, "backend", 1) == names.veth(second, "backend", 1)
+    for name, port in ((first, 8001), (second, 8002)):
+        lab.niso("activate", echo(lab, name, network=on("backend", ports=[f"{port}:80"])))
+    assert host_end(lab, first)["ifname"] != host_end(lab, second)["ifname"]
+    for name, port in ((first, 8001), (second, 8002)):
+        assert answer(lab, HOST, port, "client").startswith(f"{name} ")
+    lab.niso("deactivate", second)
+    assert answer(lab, HOST, 8001, "client").startswith(f"{first} ")
+    assert lab.niso("net", "check").returncode == 0
+
+
+def test_activation_in_a_mount_namespace_of_its_own_warns_that_names_are_hidden(lab: Lab) -> None:
+    assert "mount namespace" not in lab.niso("activate", idle(lab, "api")).stderr
+    private = ("unshare", "--mount", "--propagation", "slave", "niso", "activate")
+    done = lab.run(*private, idle(lab, "web"))
+    assert "niso runs in a mount namespace of its own" in done.stderr
+    assert not os.path.ismount(lab.path("/run/netns/niso-web"))
+    shared = ("unshare", "--mount", "--propagation", "unchanged", "niso", "activate")
+    assert "mount namespace" not in lab.run(*shared, idle(lab, "db")).stderr
+    assert lab.run("ip", "netns", "exec", "niso-db", "true").returncode == 0

@@ -83,3 +83,36 @@ def test_link_of_the_host_that_does_not_forward_is_told_and_left_alone(lab: Lab)
     answer(lab, HOST, 8080, "client")
     assert lab.niso("net", "check").stdout == "OK: the kernel matches the configuration\n"
     assert lab.niso("net", "explain", CLIENT, f"{HOST}:8080").returncode == 0
+
+
+NAT = """\
+table ip nat {
+	chain POSTROUTING {
+		type nat hook postrouting priority srcnat; policy accept;
+		ip saddr 172.17.0.0/16 masquerade
+	}
+}
+"""
+
+
+def test_forwarding_that_another_program_has_asked_for_since_is_told_and_stays_on(
+    lab: Lab,
+) -> None:
+    forwarding = ("sysctl", "-n", "net.ipv4.ip_forward")
+    lab.run("sysctl", "-qw", "net.ipv4.ip_forward=0")
+    lab.niso("activate", echo(lab, "api", network=on("backend")))
+    assert lab.niso("net", "check").returncode == 0
+    lab.niso("deactivate", "api")
+    assert lab.run(*forwarding).stdout == "0\n"
+    lab.niso("activate", "api")
+
+    lab.run("nft", "-f", "-", input=NAT)
+    lab.run("sysctl", "-qw", "net.ipv4.ip_forward=1")  # as Docker does; it is 1 already
+    done = lab.niso("net", "check", check=False)
+    assert done.returncode == 1 and "chain ip nat POSTROUTING" in done.stdout
+    done = lab.niso("activate", echo(lab, "web", network=on("backend")))
+    assert "chain ip nat POSTROUTING" in done.stderr
+    lab.niso("deactivate", "api", "web")
+    assert lab.run(*forwarding).stdout == "1\n"
+    lab.niso("activate", "api")
+    assert lab.niso("net", "check").returncode == 0

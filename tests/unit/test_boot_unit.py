@@ -120,7 +120,13 @@ def test_a_sharer_comes_with_and_after_its_provider() -> None:
     text = boot.unit_text("side", "01234567", "api", 10.0)
     assert lines(text, "Requires") == ["niso-api.service"]
     (after,) = lines(text, "After")
-    assert {"niso-api.service", "network-online.target", "nftables.service"} <= set(after.split())
+    assert {
+        "niso-api.service",
+        "network-online.target",
+        "nftables.service",
+        "docker.service",
+        "libvirtd.service",
+    } <= set(after.split())
 
 
 @pytest.mark.parametrize("stop_timeout_s", [0.2, 10.0, 3600.0])

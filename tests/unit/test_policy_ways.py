@@ -14,6 +14,8 @@ from policy_fixed import (
 )
 from policy_worlds import HOST, OUTSIDE, known, policy, with_policy
 
+from niso.explain import explanation
+from niso.explain.question import Packet
 from niso.manifest.parse_policy import parse_entry
 from niso.plan.records import ANY, ANY4, ANY6, Port
 from niso.plan.verdict import decide, matches
@@ -420,3 +422,19 @@ def test_service_of_two_networks_reaches_itself_on_the_other() -> None:
     closed = with_policy(WORLD, "web", policy(allow_from=[], allow=[]))
     assert passes(closed, "10.99.2.3", "10.99.1.5")
     assert passes(closed, "10.99.1.5", "10.99.2.3")
+
+
+@pytest.mark.parametrize(
+    ("address", "element"),
+    [
+        ("127.0.0.1", "127.0.0.1 . tcp . 40000 : 10.99.1.2 . 80"),
+        (HOST, "tcp . 40000 : 10.99.1.2 . 81"),
+    ],
+)
+def test_element_of_a_port_is_that_of_its_address_or_of_all(address: str, element: str) -> None:
+    ports = (Port("127.0.0.1", 40000, 80, "tcp"), Port(ANY, 40000, 81, "tcp"))
+    world = with_ports("api", *ports)
+    verdict = decide(world, HOST, address, 40000, "tcp")
+    packet = Packet(HOST, address, 40000, "tcp")
+    (named,) = explanation._published(world, packet, verdict, None)
+    assert named.text == element

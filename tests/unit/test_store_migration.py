@@ -22,7 +22,7 @@ from niso.manifest.manifest_tables import Manifest
 from niso.plan.desired import desired
 from niso.plan.records import Healthcheck, Port
 from niso.plan.service_spec import Published, User
-from niso.store import reboot, specs, written_rows
+from niso.store import migrate, reboot, specs, written_rows
 from niso.store import tables as schema
 from niso.store.sqlite import COLUMNS, VERSION
 from niso.store.store import ALL, Store
@@ -456,3 +456,26 @@ def test_columns_are_counted() -> None:
     """`Store.open` knows a store by their number."""
     count = "SELECT COUNT(*) FROM sqlite_schema m, pragma_table_info(m.name) WHERE m.type='table'"
     assert Store.open()._db.execute(count).fetchone() == (COLUMNS,)
+
+
+def test_store_of_another_form_is_not_migrated(version_4) -> None:
+    version_4.execute("CREATE TABLE more (x TEXT)")
+    before = list(version_4.iterdump())
+    with pytest.raises(Error, match="does not have the tables of its version"):
+        Store.open()
+    assert list(version_4.iterdump()) == before
+    assert version_4.execute("PRAGMA user_version").fetchone() == (4,)
+    assert not Path(migrate.copy_path(4)).exists()
+
+
+@pytest.mark.parametrize("version", range(1, VERSION))
+def test_store_as_it_was_is_kept(version: int, request) -> None:
+    old = request.getfixturevalue(f"version_{version}")
+    before = list(old.iterdump())
+    old.close()
+    Store.open().close()
+    kept = sqlite3.connect(migrate.copy_path(version))
+    assert list(kept.iterdump()) == before
+    assert kept.execute("PRAGMA user_version").fetchone() == (version,)
+    assert os.stat(migrate.copy_path(version)).st_mode & 0o777 == 0o600
+    assert not list(Path(paths.state_dir()).glob("*.new*"))

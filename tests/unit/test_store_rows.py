@@ -19,7 +19,7 @@ from niso.base.errors import Conflict, Error, NotFound
 from niso.kernel.state import State
 from niso.plan.desired import desired
 from niso.plan.records import Port, Snapshot
-from niso.store.sqlite import VERSION
+from niso.store.sqlite import VERSION, unusable
 from niso.store.store import ALL, Scope, Store, close_all
 
 BOUNDED = settings(max_examples=samples(20, 60), deadline=None)
@@ -527,3 +527,15 @@ def test_store_that_nobody_has_any_more_is_not_kept() -> None:
     close_all()
     with pytest.raises(sqlite3.ProgrammingError, match="closed"):
         kept.services()
+
+
+def test_disk_without_inodes_is_named(monkeypatch) -> None:
+    Store.open().close()
+    full = sqlite3.OperationalError("unable to open database file")
+    status = os.statvfs(paths.state_dir())
+    fields = list(status)
+    fields[5:8] = [1000, 0, 0]  # f_files, f_ffree, f_favail
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(fields))
+    error = unusable(full)
+    assert error.message.endswith("unable to open database file (no inode left on its disk)")
+    assert error.hint is not None and "df -i" in error.hint

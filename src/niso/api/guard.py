@@ -45,7 +45,7 @@ def guarded[**P, R](method: Callable[P, R]) -> Callable[P, R]:
 
 
 def explained(error: Exception) -> Error | None:
-    """Return the `Error` for an sqlite3.Error or OSError; None for other exceptions."""
+    """Return the `Error` for an sqlite3.Error, OSError or damaged row; None for others."""
     kind = type(error)
     if kind.__module__ == "sqlite3":
         from sqlite3 import DatabaseError, OperationalError
@@ -55,6 +55,11 @@ def explained(error: Exception) -> Error | None:
         if isinstance(error, OperationalError) or kind is DatabaseError:
             return unusable(error)
         return None
+    # niso writes UTF-8 and JSON there; type(...).__name__: json is not always loaded
+    if kind.__name__ in ("UnicodeDecodeError", "JSONDecodeError") and _is_of_store(error):
+        from niso.store.sqlite import unusable
+
+        return unusable(error)
     if not isinstance(error, OSError):
         return None
     if error.filename is not None:
@@ -66,6 +71,17 @@ def explained(error: Exception) -> Error | None:
             "the current directory no longer exists", "cd to an existing one and try again"
         )
     return Error(f"system call: {error.strerror}")
+
+
+def _is_of_store(error: Exception) -> bool:
+    """Return whether an exception was raised while the store was read."""
+    at = error.__traceback__
+    names: list[str] = []
+    while at is not None:
+        names.append(str(at.tb_frame.f_globals["__name__"]))
+        at = at.tb_next
+    own = [name for name in names if name.startswith("niso.")]
+    return bool(own) and own[-1].startswith("niso.store.")
 
 
 def text(value: object, what: str) -> str:

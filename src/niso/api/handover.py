@@ -28,9 +28,20 @@ def activated(session: Session, machine: Machine, outcomes: list[Outcome]) -> No
     networks = [network for name in sorted(on) if (network := store.network(name))]
     if networks:
         from niso.explain import exposure
+        from niso.kernel import netns
 
+        if netns.is_hidden():
+            session.caution(
+                "niso runs in a mount namespace of its own: outside it, the network namespaces in"
+                " /run/netns have no names",
+                ("run it without PrivateTmp=, ProtectSystem= and the like",),
+            )
         for drop in exposure.drops(machine.kernel, networks):
             session.caution(drop.describe(), drop.remedy)
+        from niso.reconcile import forwarding
+
+        for problem, remedy in exposure.others_dropped(forwarding.others(machine.kernel, store)):
+            session.caution(problem, [remedy])
     settle(session, machine, [outcome.service for outcome in outcomes])
 
 

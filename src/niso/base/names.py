@@ -30,9 +30,15 @@ def veth(service: str, network: str, generation: int) -> str:
     """Return the host end of an endpoint's veth pair.
 
     ``generation`` counts the activations of the service. Each one uses a new name, since the kernel
-    frees the devices of a deleted namespace asynchronously.
+    frees the devices of a deleted namespace asynchronously. The digest has 28 bits, so the names of
+    two endpoints may be equal: `niso.services.admit` chooses a generation without such a clash.
     """
-    return f"ni{service[:5].rstrip('-')}-{_digest(f'{service}/{network}/{generation}', 7)}"
+    return f"ni{link_prefix(service)}-{_digest(f'{service}/{network}/{generation}', 7)}"
+
+
+def link_prefix(service: str) -> str:
+    """Return the part of a service's name that its links begin with."""
+    return service[:5].rstrip("-")
 
 
 def netns(service: str) -> str:

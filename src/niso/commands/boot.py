@@ -34,13 +34,17 @@ _MARKS = (
 _SPARE_S = 90
 """Time for niso itself (s), beside a service's own start or stop timeout."""
 
-# these load their own rules at boot and may flush all others, so they run before
+# the first ones load their own rules at boot and may flush all others; the last ones switch
+# forwarding on, which they share with niso if they are first
 _AFTER = (
     "network-online.target",
     "nftables.service",
     "netfilter-persistent.service",
     "firewalld.service",
     "ufw.service",
+    "docker.service",
+    "libvirtd.service",
+    "virtnetworkd.service",
 )
 
 

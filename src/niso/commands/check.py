@@ -13,6 +13,7 @@ from niso.explain import exposure
 from niso.kernel.interface import Kernel
 from niso.plan.findings import Finding, findings
 from niso.plan.records import Network
+from niso.reconcile import forwarding
 from niso.reconcile.converge import compare, desired_now
 from niso.runtime.defects import of_package, of_sources
 from niso.services.machine import Machine
@@ -49,7 +50,13 @@ def check(machine: Machine, name: str | None = None) -> list[Finding]:
         }
         present = [finding for finding in again if (finding.problem, finding.what) in known]
     networks, active = _concerned(store, name)
-    return [*(present or ()), *_other_firewalls(kernel, networks), *_closed_links(kernel, active)]
+    others = forwarding.others(kernel, store) if name is None and store.any_active() else []
+    return [
+        *(present or ()),
+        *_other_firewalls(kernel, networks),
+        *_closed_links(kernel, active),
+        *(Finding("foreign", *texts) for texts in exposure.others_dropped(others)),
+    ]
 
 
 def _concerned(store: Store, name: str | None) -> tuple[list[Network], list[str]]:

@@ -280,17 +280,16 @@ def _published(
     known = world.services[verdict.destination.service]
     target = verdict.destination.address
     beside = any(target in endpoint.addresses for endpoint in known.endpoints[1:])
-    for host_ip in (packet.destination, "any"):
+    for wide in (False, True):
         for port in known.ports:
-            if port.proto != packet.proto or (port.host_ip == packet.destination) != (
-                host_ip != "any"
-            ):
+            at = port.is_wide if wide else port.host_ip == packet.destination
+            if port.proto != packet.proto or not at:
                 continue
             if beside and entered:
                 elements = nft.published_on(known.name, port, entered.bridge, [target])
             else:
                 elements = nft.published(known.name, port, [target])
-            for element in elements:
+            for element in filter(lambda element: element.value, elements):  # no set of kept ports
                 first, _, last = element.element.rpartition(" . ")[2].partition("-")
                 if int(first) <= (packet.port or 0) <= int(last or first):
                     return [_object(element)]

@@ -44,6 +44,22 @@ def drops(kernel: Kernel, networks: Iterable[Network]) -> list[Drop]:
     )
 
 
+def others_dropped(chains: Iterable[str]) -> list[tuple[str, str]]:
+    """Return (problem, remedy) for each chain of NAT rules whose packets niso drops.
+
+    See `niso.reconcile.forwarding.others`.
+    """
+    return [
+        (
+            f"nftables chain {chain} translates addresses of packets that niso drops: the host"
+            " did not forward IPv4 before niso's first service",
+            "set net.ipv4.ip_forward = 1 in /etc/sysctl.d; it counts when no service is active,"
+            " or from the next boot",
+        )
+        for chain in chains
+    ]
+
+
 def closed_links(kernel: Kernel) -> list[tuple[str, str]]:
     """Return (problem, command to fix it) for each link of the host that does not forward IPv4.
 

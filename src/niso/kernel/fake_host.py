@@ -59,6 +59,7 @@ class FakeHost:
         self.mtu = 1500
         self.without_ipv6: str | None = None
         self.closed: dict[str, set[str]] = {}  # links that forward no IPv4
+        self.nat: dict[str, int] = {}  # rules of others: chain -> number
 
     def refuse_foreign(self, links: set[str], spaces: set[str], foreign: Refused | None) -> None:
         """Raise Conflict if one of these names belongs to others, or note it in ``foreign``."""
@@ -158,6 +159,9 @@ class FakeHost:
 
     def not_forwarding(self) -> dict[str, set[str]]:
         return dict(self.closed)
+
+    def foreign_nat(self) -> dict[str, int]:
+        return dict(self.nat)
 
     def foreign_chains(self) -> NoForeignChains:
         return NoForeignChains()

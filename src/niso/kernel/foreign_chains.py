@@ -21,6 +21,7 @@ FAMILIES = {1: "inet", 2: "ip", 7: "bridge", 10: "ip6"}
 
 _GETTABLE, _GETCHAIN, _GETRULE, _GETSET, _GETSETELEM = 0x0A01, 0x0A04, 0x0A07, 0x0A0A, 0x0A0D
 _FORWARD = 2  # NF_INET_FORWARD, NF_BR_FORWARD
+_POSTROUTING = 4  # NF_INET_POST_ROUTING
 _DORMANT = 1  # NFT_TABLE_F_DORMANT
 _CATCHALL = 2  # NFT_SET_ELEM_CATCHALL
 _REGISTERS = 80  # bytes: a verdict and 16 words
@@ -176,6 +177,13 @@ class Foreign(Nfnetlink):
         asleep = {table for table in {chain[:2] for chain in chains} if self._dormant(*table)}
         return [chain for chain in chains if chain[:2] not in asleep]
 
+    def nat4(self) -> dict[str, int]:
+        """Return the number of rules of each chain that translates sources of IPv4 packets.
+
+        The keys are FAMILY TABLE CHAIN; niso's own chain is left out. Raises KernelError.
+        """
+        return dict(self.dump("list chains", _GETCHAIN, nfgenmsg(0), _nat_chain))
+
     def rules(self, family: int, table: str, chain: str) -> list[Rule]:
         """Return the rules of a chain, in order; none if there is no such chain.
 
@@ -260,6 +268,21 @@ def _base_chain(body: bytes) -> Chain | None:
         return None
     # NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY
     return Chain(body[0], table, string(fields.get(3, b"")), _number(fields, 5, 1) == 1)
+
+
+def _nat_chain(body: bytes) -> tuple[str, int] | None:
+    fields = attributes(body, 4)
+    if 4 not in fields or not body or FAMILIES.get(body[0]) not in ("inet", "ip"):
+        return None
+    table = string(fields.get(1, b""))
+    if (
+        _number(attributes(fields[4]), 1) != _POSTROUTING
+        or string(fields.get(7, b"")) != "nat"  # NFTA_CHAIN_TYPE
+        or (table == "niso" and FAMILIES[body[0]] == "inet")
+    ):
+        return None
+    # NFTA_CHAIN_USE: nothing jumps to a base chain, so it counts rules
+    return f"{FAMILIES[body[0]]} {table} {string(fields.get(3, b''))}", _number(fields, 6)
 
 
 def rule(body: bytes) -> Rule:

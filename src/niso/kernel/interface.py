@@ -211,5 +211,11 @@ class Kernel(Protocol):
     def socket_holder(self, inode: int) -> tuple[int, str] | None:
         """Return (pid, program) of a process that has this socket open; None if none is visible."""
 
+    def foreign_nat(self) -> dict[str, int]:
+        """Return the number of rules of each chain of others with NAT of IPv4 sources.
+
+        The keys are FAMILY TABLE CHAIN. Raises KernelError.
+        """
+
     def foreign_chains(self) -> AbstractContextManager[ForeignChains]:
         """Return a source of the nftables chains of others. Raises KernelError."""

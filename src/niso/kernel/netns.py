@@ -291,3 +291,33 @@ def _make_directory() -> None:
         failpoint.hit(f"make {paths.NETNS_DIR} a mount")
         _mount(paths.NETNS_DIR, paths.NETNS_DIR, _MS_BIND | _MS_REC)
         _mount("", paths.NETNS_DIR, _MS_SHARED | _MS_REC)
+
+
+def is_hidden() -> bool:
+    """Return whether namespaces that this process names have no name for the rest of the host.
+
+    That is so in a mount namespace of its own, such as by PrivateTmp= of a systemd unit, whose
+    /run/netns does not share its mounts with that of PID 1 (mount_namespaces(7)).
+    """
+    try:
+        if os.readlink("/proc/self/ns/mnt") == os.readlink("/proc/1/ns/mnt"):
+            return False
+        own = _peer_group("self")
+        return own is None or own != _peer_group("1")
+    except OSError:  # there is no PID 1 that this process may look at
+        return False
+
+
+def _peer_group(process: str) -> str | None:
+    """Return "shared:N" of the mount /run/netns that a process sees (proc_pid_mountinfo(5)).
+
+    None if it is no mount, or shares nothing. Raises OSError.
+    """
+    group = None
+    with open(f"/proc/{process}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            fields = line.split()
+            if fields[4] == paths.NETNS_DIR:  # the last mount is the visible one
+                optional = fields[6 : fields.index("-", 6)]
+                group = next((tag for tag in optional if tag.startswith("shared:")), None)
+    return group

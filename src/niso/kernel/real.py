@@ -217,6 +217,10 @@ class Real:
 
         return sockdiag.holder(inode)
 
+    def foreign_nat(self) -> dict[str, int]:
+        with self.foreign_chains() as source:
+            return source.nat4()
+
     def foreign_chains(self) -> ForeignChains:
         from niso.kernel import foreign_chains
 

@@ -6,6 +6,10 @@ Linux 6.17 has force_forwarding, which only enables forwarding on the ingress li
 each link and as the default for new links. In conf/all it is a command, not a state: it does
 nothing if it already reads 1, and does not apply to later links.
 (Documentation/networking/ip-sysctl.rst, net/ipv6/addrconf.c.)
+
+A program that sets ip_forward to 1 while it is 1 leaves no trace. NAT rules that others have added
+since niso's first service are the sign of one: what such a program forwards is dropped while niso
+forwards for services only, and forwarding stays on when no service is active any longer.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ def record(kernel: Kernel, store: Store, networks: Iterable[str]) -> None:
     before = store.sysctls_before()
     if FORWARDING not in before:
         store.set_sysctl_before(FORWARDING, kernel.sysctl(FORWARDING) or "0")
+        store.set_nat_before(kernel.foreign_nat())
     known = [store.require_network(name) for name in networks]
     bridges = [
         network.bridge for network in known if any(subnet.family == 6 for subnet in network.subnets)
@@ -43,12 +48,29 @@ def record(kernel: Kernel, store: Store, networks: Iterable[str]) -> None:
             store.set_sysctl_before(f"{CONF6}/{bridge}/{FORCE}", "0")
 
 
-def note_late(kernel: Kernel, store: Store) -> None:
-    """Record links that appeared while niso forwarded IPv6, once no active service needs it.
+def others(kernel: Kernel, store: Store) -> list[str]:
+    """Return the chains (FAMILY TABLE CHAIN) with more NAT rules of others than before niso.
 
-    Such links started with niso's defaults. The caller is in a transaction, and restores the
-    kernel afterwards. Raises KernelError.
+    Empty if the host forwarded IPv4 before. Raises KernelError.
     """
+    if store.sysctls_before().get(FORWARDING) != "0":
+        return []
+    before = store.nat_before()
+    return sorted(
+        chain for chain, rules in kernel.foreign_nat().items() if rules > before.get(chain, 0)
+    )
+
+
+def note_late(kernel: Kernel, store: Store) -> None:
+    """Record what else needs forwarding now, once no active service does.
+
+    That is IPv4 if others added NAT rules meanwhile. Links that appeared while niso forwarded IPv6
+    started with niso's defaults. The caller is in a transaction, and restores the kernel
+    afterwards. Raises KernelError.
+    """
+    if not store.any_active() and others(kernel, store):
+        store.clear_sysctls_before(FORWARDING)
+        store.set_sysctl_before(FORWARDING, "1")
     if store.any_active(6):
         return
     for name, general in _late(kernel, store.sysctls_before()).items():
@@ -72,6 +94,7 @@ def forget(store: Store) -> None:
     """Forget recorded values that no active service needs; the kernel is already restored."""
     if not store.any_active():
         store.clear_sysctls_before("*")
+        store.forget_nat_before()
     elif not store.any_active(6):
         store.clear_sysctls_before(f"{CONF6}/*")
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from itertools import count
 
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
 from niso.base.lite_typing import NamedTuple
+from niso.base.names import link_prefix, veth
 from niso.kernel import host_facts
 from niso.plan.process_spec import ProcessSpec
 from niso.plan.records import Peer, Policy, Port
@@ -137,6 +139,7 @@ def _record(
         _ensure_network(machine, network, wanted.addresses.get(network))
     was_active = before is not None and before.active
     generation = 1 if before is None else before.generation if was_active else before.generation + 1
+    generation = _generation(store, name, on, generation)
     uid = before.uid if before else _free_uid(store, name)
     old_spec = before.process if before is not None else None
     spec = _identified(target, _spec(store, target, copy, generation, uid, provider), old_spec)
@@ -295,6 +298,22 @@ def _free_uid(store: Store, service: str) -> int:
         if uid >= targets.FIRST_UID and store.free_uid(uid) == uid:
             return uid
     return store.free_uid(targets.FIRST_UID, set().union(*kept.values()))
+
+
+def _generation(store: Store, service: str, networks: tuple[str, ...], first: int) -> int:
+    """Return the lowest generation from ``first`` on whose links have names of their own.
+
+    A name may be that of another endpoint, also of this service (`niso.base.names.veth`).
+    """
+    taken = {veth(*other): other for other in store.endpoints_like(link_prefix(service))}
+
+    def is_free(generation: int) -> bool:
+        own = {veth(service, on, generation): (service, on, generation) for on in networks}
+        return len(own) == len(networks) and all(
+            taken.get(link, endpoint) == endpoint for link, endpoint in own.items()
+        )
+
+    return next(filter(is_free, count(first)))
 
 
 def _identified(target: Target, spec: ProcessSpec, old: ProcessSpec | None) -> ProcessSpec:

@@ -24,6 +24,7 @@ _FORGET = (
     " WHERE json_type(undo, '$.published')='array'",
     "DELETE FROM intent WHERE action='ports'",
     "DELETE FROM sysctl",
+    "DELETE FROM meta WHERE key='nat_before'",
     "DELETE FROM published",
 )
 
@@ -38,6 +39,14 @@ def here() -> str:
     with open("/proc/1/stat", encoding="utf-8", errors="replace") as file:
         started = file.read().rpartition(")")[2].split()[19]
     return f"{boot} {os.stat('/proc/self/ns/net').st_ino} {started}"
+
+
+def folder() -> str:
+    """Return the device, inode and path of the state folder: its place. Raises OSError."""
+    path = os.path.abspath(paths.state_dir())
+    status = os.stat(path)
+    # escaped: a path may be no UTF-8
+    return f"{status.st_dev} {status.st_ino} {ascii(path)[1:-1]}"
 
 
 def recorded(db: sqlite3.Connection) -> str | None:

@@ -361,6 +361,21 @@ class LeaseRows:
         ).fetchone()
         return str(row[0]) if row else None
 
+    def endpoints_like(self, prefix: str) -> list[tuple[str, str, int]]:
+        """Return (service, network, generation) of the endpoints of services with this prefix.
+
+        They include those of inactive services, whose links may be in deletion, and those that
+        undoing a change in progress would restore.
+        """
+        return self._db.execute(
+            "SELECT e.service, e.network, s.generation FROM endpoint e"
+            " JOIN service s ON s.name=e.service WHERE e.service GLOB ?"
+            " UNION SELECT i.service, json_extract(value, '$.network'),"
+            " json_extract(undo, '$.service[0].generation')"
+            " FROM intent i, json_each(undo, '$.endpoint') WHERE i.service GLOB ?",
+            (f"{prefix}*", f"{prefix}*"),
+        ).fetchall()
+
     def used_numbers(self, network: str, family: int) -> Iterator[int]:
         """Return the host numbers of all leases of a subnet, ascending.
 

@@ -9,7 +9,7 @@ from niso.plan.records import Endpoint, Network, Port, Service, Snapshot, Subnet
 from niso.store.policy_rows import Name, PolicyRows
 from niso.store.port_rows import PortRows
 from niso.store.service_rows import ModeRows
-from niso.store.sqlite import damaged, decoded
+from niso.store.sqlite import damaged, decoded, encoded
 
 _PUBLISHED = (
     "SELECT 1 FROM published p JOIN service v ON v.name=p.service AND v.active=1"
@@ -81,6 +81,19 @@ class SnapshotRows(PortRows, PolicyRows, ModeRows):
     def sysctls_before(self) -> dict[str, str]:
         """Return the values that sysctls had before niso changed them, by name."""
         return dict(self._db.execute("SELECT name, before FROM sysctl"))
+
+    def nat_before(self) -> dict[str, int]:
+        """Return the NAT rules that others had at niso's first service: chain -> number."""
+        row = self._db.execute("SELECT value FROM meta WHERE key='nat_before'").fetchone()
+        return dict(decoded(row[0])) if row else {}
+
+    def set_nat_before(self, rules: dict[str, int]) -> None:
+        """Record the NAT rules that others have; the caller holds a transaction."""
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('nat_before', ?)", (encoded(rules),))
+
+    def forget_nat_before(self) -> None:
+        """Delete the record of NAT rules; the caller holds a transaction."""
+        self._db.execute("DELETE FROM meta WHERE key='nat_before'")
 
     def network(self, name: str) -> Network | None:
         """Return a network, or None."""

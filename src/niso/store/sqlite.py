@@ -131,8 +131,10 @@ def unusable(error: Exception) -> Error:
     message = f"{paths.database()}: {error}"
     # the low byte is the primary code (sqlite.org/rescode.html)
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    # niso's statements are correct, so SQLITE_ERROR means unknown tables or columns
-    if type(error) is sqlite3.DatabaseError or code == sqlite3.SQLITE_ERROR:
+    # niso's statements are correct, so SQLITE_ERROR means unknown tables or columns; a ValueError
+    # is of text that is no UTF-8, in a message of SQLite too, or no JSON
+    is_text = isinstance(error, ValueError)
+    if is_text or type(error) is sqlite3.DatabaseError or code == sqlite3.SQLITE_ERROR:
         return damaged(str(error))
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         hint = "another niso command has held the lock for 10 s: try again when it has finished"
@@ -141,6 +143,9 @@ def unusable(error: Exception) -> Error:
         disk = os.statvfs(paths.state_dir())
         if disk.f_bavail * disk.f_frsize < 1 << 16 and code != sqlite3.SQLITE_FULL:
             message += " (no space left on its disk)"
+        if disk.f_files and not disk.f_favail:
+            message += " (no inode left on its disk)"
+            return Error(message, "delete files there that are not needed; df -i shows the inodes")
         if disk.f_flag & os.ST_RDONLY and code != sqlite3.SQLITE_READONLY:
             message += " (its file system is read-only)"
     except OSError:

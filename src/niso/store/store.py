@@ -91,11 +91,12 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
                 store = cls(_connected(path))
                 store._migrate()
                 store._require_form()
+                store._notice_move()
             else:
                 store = cls(_connected(":memory:"))
                 store._fill()
             store._notice_reboot()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise unusable(error) from error
         except OSError as error:
             raise Error(f"{error.filename}: {error.strerror}", "check NISO_STATE_DIR") from error
@@ -153,19 +154,12 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
                 f"{paths.database()} has version {version}, this niso supports {VERSION}",
                 "use the newer niso",
             )
-        from niso.store import tables
+        from niso.store import migrate
 
         with self.transaction():
-            version = self._version()  # another process may have been first
-            while version < VERSION:
-                version += 1
-                if version == 4:
-                    from niso.store import written_rows
-
-                    written_rows.add_functions(self._db)
-                for statement in tables.MIGRATIONS[version].split(";"):
-                    self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version={VERSION}")
+            before = migrate.migrate(self._db)
+            self._require_form()
+            migrate.keep(before)
 
     def _require_form(self) -> None:
         """Raise Error if tables or columns are not those of this version."""
@@ -175,6 +169,17 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         if self._db.execute(query).fetchone() != (COLUMNS,):
             raise damaged("it does not have the tables of its version")
         self.state_id()
+
+    def _notice_move(self) -> None:
+        """Record where the state folder is. Raises Error if it is a copy of another one."""
+        row = self._db.execute("SELECT value FROM meta WHERE key='folder'").fetchone()
+        if row is not None and row[0] == reboot.folder():
+            return
+        from niso.store import place
+
+        if (now := place.changed(self._db)) is not None:
+            with self.transaction():
+                place.record(self._db, now)
 
     def _notice_reboot(self) -> None:
         here = reboot.here()
@@ -259,8 +264,8 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         row = self._db.execute("SELECT service FROM host_name WHERE name=?", (bare,)).fetchone()
         if row:
             return str(row[0])
-        names = self._db.execute("SELECT name FROM host_name ORDER BY name")
-        known = [known for (known,) in names]
+        names = self._db.execute("SELECT name FROM host_name WHERE name!='' ORDER BY name")
+        known = [known for (known,) in names]  # a damaged key may be NULL
         raise NotFound(f"no service {name!r}", suggest(bare, known, "niso ps lists the services"))
 
     # Whatever a change in progress has given up stays reserved: an undo may have to restore it.
