@@ -16,7 +16,7 @@ from fake_world import Steps, World
 from niso.base import names, paths
 from niso.base.errors import Conflict, Error, NotFound, ProcessError
 from niso.base.locks import locked_services, service_lock
-from niso.base.report import Event, Recovered
+from niso.base.report import Caution, Event, Recovered
 from niso.commands import activate, network, port_forward, repair, restart, stack
 from niso.commands.check import check
 from niso.commands.deactivate import deactivate, remove
@@ -573,6 +573,25 @@ def test_stack_of_another_folder_is_neither_replaced_nor_taken_down(world: World
         stack.down(world.machine, first)
     stack.down(world.machine, second)
     world.assert_whole()
+
+
+def test_announcement_that_the_kernel_refuses_is_a_warning(world: World) -> None:
+    events: list[Event] = []
+    world.kernel.refuse_announcement = errno.ENOBUFS
+    (outcome,) = world.activate(world.package("api", network=WEB), report=events.append)
+    assert outcome.changed and pid(world, "api")
+    (caution,) = [event for event in events if isinstance(event, Caution)]
+    assert f"of {names.netns('api')}: no buffer space available" in caution.text
+    assert caution.hints
+    world.assert_whole()
+
+
+def test_only_new_addresses_are_announced(world: World) -> None:
+    manifest = world.package("api", network=WEB)
+    world.activate(manifest)
+    assert len(world.kernel.announced) == 1
+    world.activate(manifest)
+    assert len(world.kernel.announced) == 1
 
 
 # --- small faults ----------------------------------------------------------------------------------------------------

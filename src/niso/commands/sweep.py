@@ -78,7 +78,7 @@ class _Thing(NamedTuple):
     """Pair an object of niso with its removal."""
 
     event: Event
-    remove: Callable[[], None]
+    remove: Callable[[], object]
     is_guard: bool = False  # a table: its rules guard everything else
 
 

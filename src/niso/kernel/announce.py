@@ -25,8 +25,9 @@ def announce(sockets: Sockets, name: str, link: str, cidr: str) -> None:
     It is sent through ``link`` of the namespace ``name``. Raises KernelError.
     """
     rtnl = sockets.at(name)
+    what = f"announce {cidr.partition('/')[0]} on link '{link}' of {name}"
     if ":" not in cidr:
-        rtnl.announce(rtnl.index(link), cidr)
+        rtnl.announce(what, rtnl.index(link), cidr)
         return
     end = rtnl.link(link)
     if end is None:
@@ -54,4 +55,4 @@ def announce(sockets: Sockets, name: str, link: str, cidr: str) -> None:
             raw.bind((address, 0, 0, 0))
             raw.sendto(message, (_ALL_NODES, 0, 0, end.index))
     except OSError as error:
-        raise refused(f"announce {address} on link '{link}'", error.errno or 0) from error
+        raise refused(what, error.errno or 0) from error

@@ -10,8 +10,7 @@ Its behaviour was observed on the real one, and one test runs the same cases on 
   set.
 - Setting IPv6 forwarding of all links sets that of each link.
 
-Things of kinds that are not listed here can be added if the places that they depend on exist, and
-deleted.
+Things of other kinds can be added if the places that they depend on exist, and deleted.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Container, Iterable
 
-from niso.base.errors import Error
+from niso.base.errors import Error, KernelError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.names import is_marked
 from niso.kernel.fake_host import FakeHost
@@ -181,10 +180,11 @@ class Fake(FakeTables, FakeHost):
         steps: Iterable[AnyStep],
         ending: list[str] | None = None,
         known: Container[tuple[str, str]] = (),
-    ) -> None:
+    ) -> list[KernelError]:
         steps = list(steps)
         for step in steps:
             self._do(step, steps, ending)
+        return self.announce(steps, known)
 
     def write_what_can_be(
         self, steps: Iterable[AnyStep], ending: list[str] | None = None

@@ -6,12 +6,15 @@ It has one link with one address. A test sets the fields for more: listeners, fl
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
-from niso.base.errors import Conflict
+from niso.base.errors import Conflict, KernelError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel.flows import Flow
 from niso.kernel.foreign_chains import Chain, Foreign
+from niso.kernel.kinds.address import Address
+from niso.kernel.kinds.kind import Step
+from niso.kernel.netlink import refused
 
 if TYPE_CHECKING:
     from typing import Self
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from niso.kernel.flows import Tracked
     from niso.kernel.host_facts import Network
     from niso.kernel.interface import Foreign as Refused
+    from niso.kernel.kinds.kind import AnyStep
     from niso.kernel.sockdiag import Connection, Listener
 
 UPLINK, UPLINK_ADDRESS = "uplink0", "192.0.2.1/24"
@@ -60,6 +64,8 @@ class FakeHost:
         self.without_ipv6: str | None = None
         self.closed: dict[str, set[str]] = {}  # links that forward no IPv4
         self.nat: dict[str, int] = {}  # rules of others: chain -> number
+        self.announced: list[str] = []  # new addresses of services, with their lengths
+        self.refuse_announcement = 0  # the errno of each announcement
 
     def refuse_foreign(self, links: set[str], spaces: set[str], foreign: Refused | None) -> None:
         """Raise Conflict if one of these names belongs to others, or note it in ``foreign``."""
@@ -68,6 +74,27 @@ class FakeHost:
             if foreign is None:
                 raise error
             foreign[name] = error
+
+    def announce(
+        self, steps: Iterable[AnyStep], known: Container[tuple[str, str]]
+    ) -> list[KernelError]:
+        """Announce the new addresses of services; return the errors."""
+        errors = []
+        for step in steps:
+            if not isinstance(step, Step) or step.action != "add":
+                continue
+            thing = step.thing
+            if not isinstance(thing, Address) or not thing.netns:
+                continue
+            if (thing.netns, thing.address.partition("/")[0]) in known:
+                continue
+            if self.refuse_announcement:
+                plain = thing.address.partition("/")[0]
+                what = f"announce {plain} on link '{thing.link}' of {thing.netns}"
+                errors.append(refused(what, self.refuse_announcement))
+            else:
+                self.announced.append(thing.address)
+        return errors
 
     # --- namespaces ---
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 
-from niso.base.errors import Conflict, Error
+from niso.base.errors import Conflict, Error, KernelError
 from niso.base.lite_typing import TYPE_CHECKING
 
 Foreign = dict[str, Conflict]
@@ -64,13 +64,13 @@ class Kernel(Protocol):
         steps: Iterable[AnyStep],
         ending: list[str] | None = None,
         known: Container[tuple[str, str]] = (),
-    ) -> None:
+    ) -> list[KernelError]:
         """Execute all steps in order; the first failure ends it.
 
         With ``ending`` veth pairs whose namespace is deleted too are only detached, and their names
         added to it: the caller has to `end_links` after releasing the lock. New addresses are
-        announced, except those in ``known`` as (namespace, address). Raises KernelError with the
-        description of the step.
+        announced, except those in ``known`` as (namespace, address). Returns the errors of
+        announcements. Raises KernelError with the description of the step.
         """
 
     def write_what_can_be(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 
 from niso.base import paths
-from niso.base.errors import Error
+from niso.base.errors import Error, KernelError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.names import is_marked
 from niso.kernel import host_facts, netns, reading, sysctl, writing
@@ -61,9 +61,9 @@ class Real:
         steps: Iterable[AnyStep],
         ending: list[str] | None = None,
         known: Container[tuple[str, str]] = (),
-    ) -> None:
+    ) -> list[KernelError]:
         with self:
-            writing.Writer(steps, self._sockets, ending, known).run()
+            return writing.Writer(steps, self._sockets, ending, known).run()
 
     def write_what_can_be(
         self, steps: Iterable[AnyStep], ending: list[str] | None = None

@@ -390,14 +390,14 @@ class Rtnl(netlink.Netlink):
         dumped = self.dump("list routes", _GETROUTE, body, parse_route, absent)
         return [route for family, route in dumped if family in _FAMILIES and route.table == table]
 
-    def announce(self, link_index: int, address: str) -> None:
+    def announce(self, what: str, link_index: int, address: str) -> None:
         """Have the kernel send a gratuitous ARP request for an IPv4 address of the link.
 
         It resolves the address like that of any neighbour in use (NTF_USE); the entry is then
-        deleted.
+        deleted. ``what`` names the step in a KernelError; its errno is ENOBUFS if the neighbour
+        table is full.
         """
         family, packed, _ = parse_cidr(address)
-        what = f"announce {address} on link {link_index}"
         use = _ndmsg.pack(family, 0, 0, link_index, 0, _NTF_USE, 0) + attribute(_NDA_DST, packed)
         drop = _ndmsg.pack(family, 0, 0, link_index, 0, 0, 0) + attribute(_NDA_DST, packed)
         self.transact(

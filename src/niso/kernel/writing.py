@@ -74,16 +74,22 @@ class Writer:
             )
         return index
 
-    def run(self) -> None:
+    def run(self) -> list[KernelError]:
         """Execute all steps in order; the first failure ends it.
 
-        Raises KernelError with the description of the step.
+        Returns the errors of follow-up work: the steps have succeeded. Raises KernelError with the
+        description of the step.
         """
         for batch in self._batches():
             self._do(batch)
+        errors: list[KernelError] = []
         for step in self.steps:
             if isinstance(step, Step):
-                step.kind.after_writing(self, step)
+                try:
+                    step.kind.after_writing(self, step)
+                except KernelError as error:
+                    errors.append(error)
+        return errors
 
     def run_what_can_be(self) -> list[Error]:
         """Execute all steps, continuing after failures; return the errors.

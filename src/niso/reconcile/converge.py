@@ -13,7 +13,7 @@ from niso.base import failpoint, paths
 from niso.base.errors import Error, ErrorGroup, KernelError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.names import alias, hosts_folder, own_hosts_folder
-from niso.base.report import Report, silent
+from niso.base.report import Caution, Report, silent
 from niso.kernel.diff import diff, without_foreign
 from niso.kernel.interface import Foreign, Kernel
 from niso.kernel.kinds import order
@@ -115,7 +115,7 @@ def carry_out(
                 raise ErrorGroup(errors)
         else:
             try:
-                kernel.write(steps, ending, known)
+                _warn(kernel.write(steps, ending, known), report)
             except KernelError as error:
                 if error.errno != errno.EEXIST or not planned.unread:
                     raise
@@ -137,6 +137,14 @@ def carry_out(
         nat_flows.clear(kernel, planned.want)  # a plan that makes tables covers everything
     failpoint.hit("verified")
     return steps
+
+
+def _warn(unannounced: list[KernelError], report: Report) -> None:
+    """Report announcements that failed: without one, only those that knew an address are late."""
+    for error in unannounced:
+        hint = "niso net check says whether the kernel's neighbour table is full"
+        late = "who knew the address with another MAC may need a minute to reach it"
+        report(Caution(f"{error.message}: {late}", (hint,)))
 
 
 def _touched(steps: list[AnyStep], candidates: State) -> State:
@@ -235,7 +243,7 @@ def repair(kernel: Kernel, store: Store, report: Report = silent) -> list[AnySte
     steps, want, have, foreign = compare(kernel, store)
     for step in steps:
         report(step)
-    kernel.write(steps)
+    _warn(kernel.write(steps), report)
     left = _left(want, have, compare(kernel, store)[2]) if steps else []
     if foreign:
         raise ErrorGroup(list(foreign.values()))
