@@ -13,7 +13,7 @@ import pytest
 from kernel_world import ip, nft, sh, throw_away_host
 
 from niso.base.errors import KernelError
-from niso.kernel import netns
+from niso.kernel import neighbours, netns
 from niso.kernel.rtnetlink import Rtnl
 
 ALIAS = "niso:0123abcd"
@@ -489,3 +489,25 @@ def test_socket_stays_in_the_namespace_that_opened_it() -> None:
         rtnl.add_bridge("inner", mtu=1500, alias=ALIAS)
     assert names() == {"lo"}
     assert {link["ifname"] for link in ip("-n niso-api link")} == {"lo", "inner"}
+
+
+@throw_away_host
+def test_neighbour_tables_have_the_limit_and_count_no_permanent_entries() -> None:
+    """The tables are those of the machine: other tests may add entries meanwhile."""
+    sh("ip link add d0 type veth peer name d1")
+    sh("ip link set d0 up")
+    lines = [
+        f"neigh add {start}{n} lladdr {MAC} dev d0 nud permanent\n"
+        for start in ("10.0.0.", "fd00::")
+        for n in range(1, 250)
+    ]
+    pathlib.Path("/run/batch").write_text("".join(lines))
+    with Rtnl() as rtnl:
+        before = {table.family: table for table in neighbours.tables(rtnl)}
+        sh("ip -b /run/batch")
+        after = {table.family: table for table in neighbours.tables(rtnl)}
+    for family, name in ((4, "arp_cache"), (6, "ndisc_cache")):
+        (shown,) = (each for each in ip(f"-s ntable show name {name}") if "entries" in each)
+        assert after[family].most == shown["thresh3"]
+        assert abs(after[family].entries + 249 - shown["entries"]) < 100
+        assert abs(after[family].entries - before[family].entries) < 100

@@ -18,7 +18,7 @@ from niso.base.errors import Conflict, Error, NotFound, ProcessError
 from niso.base.locks import locked_services, service_lock
 from niso.base.report import Caution, Event, Recovered
 from niso.commands import activate, network, port_forward, repair, restart, stack
-from niso.commands.check import check
+from niso.commands.check import check, full_neighbour_tables
 from niso.commands.deactivate import deactivate, remove
 from niso.kernel.kinds.element import Element
 from niso.kernel.kinds.setting import FORWARDING
@@ -584,6 +584,13 @@ def test_announcement_that_the_kernel_refuses_is_a_warning(world: World) -> None
     assert f"of {names.netns('api')}: no buffer space available" in caution.text
     assert caution.hints
     world.assert_whole()
+
+
+def test_neighbour_table_that_is_over_half_full_is_named(world: World) -> None:
+    world.kernel.neighbours = {4: 512, 6: 513}
+    ((text, hint),) = full_neighbour_tables(world.kernel)
+    assert "IPv6" in text and "513 of at most 1024" in text
+    assert "net.ipv6.neigh.default.gc_thresh3=4096" in hint
 
 
 def test_only_new_addresses_are_announced(world: World) -> None:

@@ -43,9 +43,12 @@ def check(session: Session, name: str | None) -> tuple[Finding, ...]:
     from niso.commands import check
     from niso.explain import foreign_firewalls
 
-    findings = check.check(session.machine(), name)
+    machine = session.machine()
+    findings = check.check(machine, name)
     for line in foreign_firewalls.unseen((4, 6)):
         session.caution(line)
+    for line, hint in check.full_neighbour_tables(machine.kernel):
+        session.caution(line, (hint,))
     return tuple(Finding(item.problem, item.what, item.detail) for item in findings)
 
 

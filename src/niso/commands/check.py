@@ -59,6 +59,23 @@ def check(machine: Machine, name: str | None = None) -> list[Finding]:
     ]
 
 
+def full_neighbour_tables(kernel: Kernel) -> list[tuple[str, str]]:
+    """Return (warning, next step) for each neighbour table that is over half full.
+
+    Not a difference: the limit is the machine's. Raises KernelError.
+    """
+    return [
+        (
+            f"the machine's IPv{table.family} neighbour table, shared by the host and all services,"
+            f" has {table.entries} of at most {table.most} entries; when it is full, new neighbours"
+            " cannot be reached",
+            f"raise it: sysctl -w net.ipv{table.family}.neigh.default.gc_thresh3={4 * table.most}",
+        )
+        for table in kernel.neighbour_tables()
+        if table.entries > table.most // 2
+    ]
+
+
 def _concerned(store: Store, name: str | None) -> tuple[list[Network], list[str]]:
     """Return (networks, active services) to check."""
     if name is None:

@@ -14,6 +14,7 @@ from niso.kernel.flows import Flow
 from niso.kernel.foreign_chains import Chain, Foreign
 from niso.kernel.kinds.address import Address
 from niso.kernel.kinds.kind import Step
+from niso.kernel.neighbours import Table
 from niso.kernel.netlink import refused
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class FakeHost:
         self.without_ipv6: str | None = None
         self.closed: dict[str, set[str]] = {}  # links that forward no IPv4
         self.nat: dict[str, int] = {}  # rules of others: chain -> number
+        self.neighbours = {4: 0, 6: 0}  # entries of the tables, by family
         self.announced: list[str] = []  # new addresses of services, with their lengths
         self.refuse_announcement = 0  # the errno of each announcement
 
@@ -151,6 +153,9 @@ class FakeHost:
             )
 
         self.tracked = [flow for flow in self.tracked if not goes(flow)]
+
+    def neighbour_tables(self) -> list[Table]:
+        return [Table(family, entries, 1024) for family, entries in self.neighbours.items()]
 
     # --- sockets ---
 

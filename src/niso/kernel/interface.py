@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from niso.kernel.host_facts import Network
     from niso.kernel.kinds.kind import AnyStep
     from niso.kernel.kinds.routing_rule import RoutingRule
+    from niso.kernel.neighbours import Table
     from niso.kernel.sockdiag import Connection, Listener
     from niso.kernel.state import State
 else:
@@ -201,6 +202,9 @@ class Kernel(Protocol):
 
     def not_forwarding(self) -> dict[str, set[str]]:
         """Return others' links that forward no IPv4 while the host does: name -> addresses."""
+
+    def neighbour_tables(self) -> list[Table]:
+        """Return how full the neighbour tables of both families are. Raises KernelError."""
 
     def listeners(self, proto: str) -> list[Listener]:
         """Return the host's sockets that receive packets of "tcp", "udp" or "sctp".

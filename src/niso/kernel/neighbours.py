@@ -1,4 +1,4 @@
-"""Read, add and delete static neighbour entries (linux/neighbour.h).
+"""Read, add and delete static neighbour entries; read how full the tables are (linux/neighbour.h).
 
 An entry of an address sends its packets to that MAC without ARP; niso adds none. An entry of a MAC,
 in a bridge's forwarding table, sends its frames to a port; niso adds one for each service's MAC.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import sys
 
 from niso.base.addresses import family_of
 from niso.base.lite_typing import NamedTuple
@@ -17,15 +18,30 @@ from niso.kernel.netlink import Message, attribute, attributes, u32
 from niso.kernel.rtnetlink import Rtnl
 from niso.kernel.rtnl_records import packed_mac
 
-_NEWNEIGH, _DELNEIGH, _GETNEIGH = 28, 29, 30
+_NEWNEIGH, _DELNEIGH, _GETNEIGH, _GETNEIGHTBL = 28, 29, 30, 66
 _AF_BRIDGE = 7
 _DST, _LLADDR, _IFINDEX, _MASTER = 1, 2, 8, 9  # NDA_*
 _NOARP, _PERMANENT = 0x40, 0x80  # NUD_*
 _MASTERS, _SELF = 0x04, 0x02  # NTF_MASTER: the bridge's table; NTF_SELF: the device's own filter
+_LEARNED = 0x10  # NTF_EXT_LEARNED: a routing daemon's
+_MOST, _CONFIG = 4, 5  # NDTA_THRESH3, NDTA_CONFIG
 _ABSENT = (errno.ENOENT, errno.ENODEV, errno.EINVAL)  # no entry; no link; the link is no port
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 _ndmsg = struct.Struct("=BxxxiHBB")
+_ndt_config = struct.Struct("=HHI")  # lengths of a key and of an entry, number of entries
+
+
+class Table(NamedTuple):
+    """A family's table: one for the host and the namespaces of all services.
+
+    ``most`` is net.ipv{4,6}.neigh.default.gc_thresh3: a new neighbour beyond it is refused with
+    ENOBUFS (neigh_alloc, net/core/neighbour.c).
+    """
+
+    family: int  # 4 or 6
+    entries: int
+    most: int
 
 
 class Fixed(NamedTuple):
@@ -37,6 +53,33 @@ class Fixed(NamedTuple):
     link_index: int
     address: str
     mac: str
+
+
+def tables(rtnl: Rtnl) -> list[Table]:
+    """Return the tables of both families. Raises KernelError.
+
+    Permanent entries and those of routing daemons in this namespace are left out, since the limit
+    is not about them. Those in other namespaces are counted.
+    """
+
+    def parse(body: bytes) -> Table | None:
+        have = attributes(body, 4)
+        if body[0] not in _FAMILIES or _CONFIG not in have or _MOST not in have:
+            return None  # the parameters of one link
+        entries = _ndt_config.unpack_from(have[_CONFIG])[2]
+        family = 6 if body[0] == socket.AF_INET6 else 4
+        return Table(family, entries, int.from_bytes(have[_MOST], sys.byteorder))
+
+    def exempt(body: bytes) -> bool | None:
+        _, _, state, flags, _ = _ndmsg.unpack_from(body)
+        return bool(state & _PERMANENT or flags & _LEARNED) or None
+
+    found = []
+    for table in rtnl.dump("read the neighbour tables", _GETNEIGHTBL, bytes(4), parse):
+        family = socket.AF_INET6 if table.family == 6 else socket.AF_INET
+        left_out = rtnl.dump("list neighbours", _GETNEIGH, _request(family), exempt)
+        found.append(table._replace(entries=table.entries - len(left_out)))
+    return found
 
 
 def of_link(rtnl: Rtnl, link_index: int) -> list[Fixed]:

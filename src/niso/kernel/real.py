@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from niso.kernel.foreign_chains import Foreign as ForeignChains
     from niso.kernel.kinds.kind import AnyStep
     from niso.kernel.kinds.routing_rule import RoutingRule
+    from niso.kernel.neighbours import Table
     from niso.kernel.sockdiag import Connection, Listener
 
 
@@ -206,6 +207,12 @@ class Real:
 
     def not_forwarding(self) -> dict[str, set[str]]:
         return host_facts.not_forwarding()
+
+    def neighbour_tables(self) -> list[Table]:
+        from niso.kernel import neighbours
+
+        with self:
+            return neighbours.tables(self._sockets.here())
 
     def listeners(self, proto: str) -> list[Listener]:
         from niso.kernel import sockdiag
