@@ -232,12 +232,7 @@ class World:
             for each in ("inet niso", "bridge niso")
         )
         # who was seen to send what is not its own, and ports of the host's programs: the rules' own memory
-        return re.sub(
-            r"\tset (dropped_from|programs|flows[46]|fragments|neighbours) \{.*?\n\t\}\n",
-            "",
-            text,
-            flags=re.DOTALL,
-        )
+        return re.sub(r"\tset (dropped_from|programs) \{.*?\n\t\}\n", "", text, flags=re.DOTALL)
 
     def _bridges(self, words: str, names: Iterable[str] = tuple(SUBNETS)) -> None:
         self._set(f"niso-{name} type bridge {words}" for name in names)

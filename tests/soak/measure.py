@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from churn import SERVER, STEADY
 
-FILLED_BY_RULES = ("dropped_from", "flows4", "flows6", "fragments", "neighbours")
 MACHINE = ("SUnreclaim", "Percpu")
 """What the kernel has for itself and cannot give back: of the whole machine, as /proc/meminfo tells."""
 LAB = "lab's own"
@@ -37,7 +36,7 @@ def sample() -> Sample:
     exact: dict[str, int] = {}
     for item in json.loads(output("nft", "-j", "list", "ruleset"))["nftables"]:
         for kind, body in item.items():
-            if kind in ("set", "map") and body["name"] not in FILLED_BY_RULES:
+            if kind in ("set", "map") and body["name"] not in ("dropped_from",):
                 exact[f"elements of {body['family']} {body['name']}"] = len(body.get("elem", ()))
             elif kind in ("chain", "rule"):
                 exact[f"nft {kind}s"] = exact.get(f"nft {kind}s", 0) + 1

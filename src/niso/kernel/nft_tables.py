@@ -55,20 +55,6 @@ _OWN_SPAN = f"{OWN_PORTS[0]}-{OWN_PORTS[-1]}"
 _MASQUERADE = f"masquerade to :{_OWN_SPAN}"
 _WITH_PORTS = "meta l4proto { tcp, udp, sctp, dccp, udplite }"
 
-TO_BRIDGE = "0x10000000"
-"""The bit of the packet mark for what a service sends to the MAC of its bridge and to an address in a niso subnet.
-
-If the host routed it back to its bridge, it would ask for the neighbour in the service's stead, and
-every address that nobody has would take an entry of the machine's neighbour table.
-"""
-
-FRAGMENTS = "rate over 200/second burst 500 packets"
-"""What a bridge port may send in IP fragments: the host keeps those of incomplete packets for 30 s."""
-NEIGHBOURS = "rate over 100/second burst 1000 packets"
-"""What a bridge port may send in ARP and neighbour discovery: ARP requests reach all services."""
-NEW_FLOWS = "rate over 1000/second burst 5000 packets"
-"""How many flows an address of a service may open that connection tracking keeps."""
-
 LOG_GROUP = 28271
 """The nfnetlink_log group for packets dropped by policies with ``log = true``."""
 LOG_RATE = "rate 20/second burst 50 packets"
@@ -121,7 +107,6 @@ def _policy_chains() -> str:
 _POLICY_MAPS = _policy_maps()
 _POLICY_CHAINS = _policy_chains()
 _CHECK = f"meta mark set meta mark | {CHECKED}"
-_TO_BRIDGE = f"meta mark set meta mark | {TO_BRIDGE}"
 _NO_START = "ct state new meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn"
 
 TABLES = f"""\
@@ -171,8 +156,6 @@ table inet niso {{
 	set kept_range_any4 {{ type inet_proto . inet_service; flags interval; }}
 	set kept_range_any6 {{ type inet_proto . inet_service; flags interval; }}
 	set {PROGRAMS} {{ type inet_proto . inet_service; size 65535; flags dynamic, timeout; timeout 1d; }}
-	set flows4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
-	set flows6 {{ type ipv6_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
 	map hairpin4 {{ type ipv4_addr . ipv4_addr : ipv4_addr; }}
 	map hairpin6 {{ type ipv6_addr . ipv6_addr : ipv6_addr; }}
 
@@ -232,10 +215,6 @@ table inet niso {{
 	chain mark_internal {{
 		type filter hook prerouting priority dstnat + 1; policy accept;
 		iifname @internal {_CHECK} comment "the routing rule of its bridge prohibits what has no mark"
-		meta mark & {TO_BRIDGE} == 0 accept
-		ct state {{ established, related }} accept
-		ct status dnat accept
-		iifname . fib daddr oifname @same_bridge counter drop comment "the host would ask for a neighbour in a service's stead"
 	}}
 
 	chain output {{
@@ -306,8 +285,6 @@ table inet niso {{
 		iifname != @bridges oifname != @bridges goto others
 		ct state vmap {{ established : accept, related : goto related, invalid : drop }}
 		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} iifname . oifname @same_bridge accept
-		ct status & confirmed == 0 iifname @bridges update @flows4 {{ ip saddr limit {NEW_FLOWS} }} counter drop comment "too many new flows of a service"
-		ct status & confirmed == 0 iifname @bridges update @flows6 {{ ip6 saddr limit {NEW_FLOWS} }} counter drop
 		iifname @internal iifname . oifname != @same_bridge counter drop comment "out of an internal network"
 		{_NO_START} jump no_start
 		ip saddr @egress4 jump check_out4
@@ -325,8 +302,6 @@ table inet niso {{
 		iifname != @bridges goto from_outside
 		ct state vmap {{ established : accept, related : goto related, invalid : drop }}
 		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
-		ct status & confirmed == 0 update @flows4 {{ ip saddr limit {NEW_FLOWS} }} counter drop comment "too many new flows of a service"
-		ct status & confirmed == 0 update @flows6 {{ ip6 saddr limit {NEW_FLOWS} }} counter drop
 		{_NO_START} jump no_start
 		ip saddr @egress4 jump check_out4
 		ip6 saddr @egress6 jump check_out6
@@ -390,17 +365,12 @@ table bridge niso {{
 	set quoted4 {{ typeof iifname . @th,192,32; }}
 	set quoted6 {{ typeof iifname . @th,256,128; }}
 	set subnets4 {{ type ipv4_addr; flags interval; }}
-	set subnets6 {{ type ipv6_addr; flags interval; }}
 	set broadcasts {{ type ipv4_addr; }}
-	set fragments {{ type ifname; size 65535; flags dynamic, timeout; timeout 1m; }}
-	set neighbours {{ type ifname; size 65535; flags dynamic, timeout; timeout 1m; }}
 	set {DROPPED_FROM} {{ type ifname; size 65535; flags dynamic; counter; }}
 
 	chain prerouting {{
 		type filter hook prerouting priority -300; policy accept;
-		ip frag-off & 0x3fff != 0 iifname @ports update @fragments {{ iifname limit {FRAGMENTS} }} counter drop comment "too many fragments"
 		icmp type {{ destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem }} iifname @ports goto from_own_error
-		meta pkttype host ip daddr @subnets4 {_TO_BRIDGE}
 		ether type ip iifname . ether saddr . ip saddr @sources4 {_CHECK} accept
 		iifname @ports goto from_port
 		ether type arp arp saddr ip @subnets4 counter drop comment "ARP for a service from a port that niso has not made"
@@ -413,7 +383,6 @@ table bridge niso {{
 	}}
 
 	chain from_port {{
-		ether type arp update @neighbours {{ iifname limit {NEIGHBOURS} }} counter drop comment "too much ARP"
 		ether type arp meta length <= 46 iifname . ether saddr . arp saddr ip @sources4 iifname . arp saddr ether . arp saddr ip @sources4 accept
 		ether type ip6 iifname . ether saddr . ip6 saddr @sources6 {_CHECK} goto from_own6
 		ether type ip6 icmpv6 type {{ mld-listener-report, mld-listener-done, mld2-listener-report, nd-router-solicit }} drop comment "what every kernel says, and needs no count"
@@ -422,8 +391,6 @@ table bridge niso {{
 	}}
 
 	chain from_own6 {{
-		meta pkttype host ip6 daddr @subnets6 {_TO_BRIDGE}
-		exthdr frag exists update @fragments {{ iifname limit {FRAGMENTS} }} counter drop comment "too many fragments"
 		meta l4proto != ipv6-icmp accept
 		icmpv6 type {{ echo-request, echo-reply }} accept
 		icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem }} iifname . @th,256,128 @quoted6 accept comment "about a packet to itself"
@@ -435,7 +402,6 @@ table bridge niso {{
 	}}
 
 	chain from_own_nd {{
-		update @neighbours {{ iifname limit {NEIGHBOURS} }} counter drop comment "too much neighbour discovery"
 		ip6 length 24 accept comment "no option"
 		ip6 length 32 @th,192,16 {{ 0x0101, 0x0201 }} iifname . @th,208,48 @links accept comment "one option, with its own MAC"
 		add @{DROPPED_FROM} {{ iifname }}

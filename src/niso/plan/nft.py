@@ -68,9 +68,9 @@ def network(
     if internal:
         elements.append(Element(INET, "internal", quoted, "", name))
     for subnet in subnets:
-        for table in (INET, BRIDGE):
-            elements.append(Element(table, f"subnets{subnet.family}", subnet.cidr, "", name))
+        elements.append(Element(INET, f"subnets{subnet.family}", subnet.cidr, "", name))
         if subnet.family == 4:
+            elements.append(Element(BRIDGE, "subnets4", subnet.cidr, "", name))
             broadcast = str(ipaddress.IPv4Network(subnet.cidr).broadcast_address)
             elements.append(Element(BRIDGE, "broadcasts", broadcast, "", name))
     return elements
