@@ -179,10 +179,11 @@ def test_lost_hosts_file_that_others_read_widens_a_scope_to_everything(
 def test_change_that_the_kernel_does_not_keep_is_an_error(kernel: Fake, store: Store) -> None:
     take = kernel.write
 
-    def forgetful(*arguments: object, **more: object) -> None:
-        take(*arguments, **more)  # type: ignore[arg-type]
+    def forgetful(*arguments: object, **more: object) -> object:
+        refused = take(*arguments, **more)  # type: ignore[arg-type]
         for name in list(kernel.veths):
             kernel.lose_veth(name)
+        return refused
 
     kernel.write = forgetful  # type: ignore[method-assign, assignment]
     with pytest.raises(KernelError, match="did not keep a change: ip link add"):
