@@ -25,7 +25,7 @@ _NOARP, _PERMANENT = 0x40, 0x80  # NUD_*
 _MASTERS, _SELF = 0x04, 0x02  # NTF_MASTER: the bridge's table; NTF_SELF: the device's own filter
 _LEARNED = 0x10  # NTF_EXT_LEARNED: a routing daemon's
 _MOST, _CONFIG = 4, 5  # NDTA_THRESH3, NDTA_CONFIG
-_ABSENT = (errno.ENOENT, errno.ENODEV, errno.EINVAL)  # no entry; no link; the link is no port
+_ABSENT = (errno.ENOENT, errno.ENODEV, errno.EINVAL)  # no entry; no link; not a bridge port
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 _ndmsg = struct.Struct("=BxxxiHBB")

@@ -311,7 +311,7 @@ def is_hidden() -> bool:
 def _peer_group(process: str) -> str | None:
     """Return "shared:N" of the mount /run/netns that a process sees (proc_pid_mountinfo(5)).
 
-    None if it is no mount, or shares nothing. Raises OSError.
+    None if it is not a mount, or shares nothing. Raises OSError.
     """
     group = None
     with open(f"/proc/{process}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
