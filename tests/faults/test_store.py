@@ -55,7 +55,7 @@ def test_store_lost_while_services_run_is_told_swept_and_begun_anew(world: World
     words = refused(world, "activate", "/tmp/c")
     assert (
         "is missing, but objects that niso created still exist: " in words
-        and "niso net repair --sweep" in words
+        and "net repair has --sweep" in words
     )
     assert kernel(world.snapshot()) == kernel(running)
     assert_swept(world, baseline)
@@ -191,7 +191,7 @@ def test_every_command_says_what_is_wrong_with_the_store_and_changes_nothing(
         if damage == "newer":
             assert "has version 99" in err and "use the newer niso" in err, (line, err)
         else:
-            assert "niso net repair --sweep" in err and f"{STATE}/packages/" in err, (line, err)
+            assert "net repair has --sweep" in err and f"{STATE}/packages/" in err, (line, err)
     quick.end()
     lab.run(
         "sh", "-c", f"rm -rf {DATABASE} {DATABASE}-wal {DATABASE}-shm; cp /tmp/whole.db {DATABASE}"

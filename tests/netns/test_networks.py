@@ -247,7 +247,7 @@ def test_network_that_is_there_as_another_one_is_a_conflict(
     said = refused(lab, "net", "create", "backend", *again)
     assert (
         f"network 'backend' already exists {words}" in said
-        and "niso net remove backend first" in said
+        and "match it, or choose another name" in said
     )
     assert snapshots.differences(before, snapshots.take(lab)) == []
 

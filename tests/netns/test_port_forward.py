@@ -325,7 +325,7 @@ def test_replace_within_one_service_of_a_port_of_its_manifest_lasts(lab: Lab) ->
     is_kept()
     again = lab.niso("activate", "a")
     assert "host port 8080/tcp is not published: it is forwarded to its port 81" in again.stderr
-    assert "niso port-forward a 8080:81 --remove, then niso activate a" in again.stderr
+    assert "withdraw the forward 8080:81 of a, then niso activate a" in again.stderr
     is_kept()
     lab.write(f"{path}/more", "a change of the package\n")
     start(lab, path)  # it restarts

@@ -203,7 +203,7 @@ def test_container_that_crun_has_forgotten_is_told_once_and_with_the_next_step(
     assert done.returncode == 125
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("niso: demo: crun has lost its state")
-    assert "(hint: niso restart demo)" in done.stderr
+    assert "(hint: a restart of demo writes it again)" in done.stderr
 
 
 @pytest.mark.parametrize("number", ["TERM", "INT", "HUP", "QUIT", "USR1", "USR2"])

@@ -245,7 +245,7 @@ def test_port_of_another_service_is_a_conflict_that_names_it_and_how_it_has_it(
     error = refused(new_store(blog=wanted(held)), "1:1", asked)
     assert error.message == f"network.ports[1]: {message}"
     assert (error.hint, error.key) == (
-        "niso deactivate blog, or choose another port",
+        "choose another host port, or release it from blog",
         "network.ports[1]",
     )
 
@@ -467,7 +467,7 @@ def test_port_that_is_forwarded_to_another_is_a_conflict_that_says_how_to_end_it
     error = refused(store, asked)
     assert error.message.startswith("network.ports[0]: host port ")
     assert error.message.endswith(" is forwarded to another port of 'api'")
-    assert error.hint == f"niso port-forward api {remove} --remove"
+    assert error.hint == f"choose another host port, or withdraw the forward {remove}"
 
 
 def test_port_that_is_forwarded_as_the_manifest_now_has_it_becomes_its_own() -> None:

@@ -1,12 +1,16 @@
-"""Test that no decision depends on the text of a message, finding or event."""
+"""Test what is done with text for people: nothing is decided by it, and it advises no harm."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 import pytest
 from test_imports import MODULES
+
+from niso.cli import registry
+from niso.cli.command import Group
 
 PROSE = {"message", "detail", "reason", "words", "hint", "right"}
 """The fields that are text for people."""
@@ -100,3 +104,65 @@ def test_such_a_decision_is_seen(code: str) -> None:
 )
 def test_showing_it_is_none(code: str) -> None:
     assert not list(decisions(ast.parse(code)))
+
+
+# --- advice ----------------------------------------------------------------------------------------------------------
+
+
+COMMANDS = {
+    command.name: command
+    for entry in (registry.find(name, "") for name in registry.COMMANDS)
+    for command in (entry.actions if isinstance(entry, Group) else (entry,))
+}
+WRITTEN = re.compile(r"niso ((?:net |stack )?[a-z][a-z-]*)([^;]*)")
+"""A command in a text, and what follows it to the end of the sentence."""
+NOT_ADVICE = ("cli.catalogue", "runtime.unit", "commands.boot")
+"""Modules whose texts are help, niso's words for those of other tools, or units of systemd."""
+
+
+def ends(text: str) -> bool:
+    """Whether a text has a command that ends or deletes something, or an option that does."""
+    for name, after in WRITTEN.findall(text):
+        command = COMMANDS.get(name)
+        if command is None or "--help" in after:
+            continue
+        flags = {flag for option in command.options if option.ends for flag in option.flags}
+        if command.ends or flags & set(re.findall(r"--?[a-z-]+", after)):
+            return True
+    return False
+
+
+def texts(tree: ast.AST) -> Iterator[str]:
+    """Strings of a module but docstrings; what an f-string puts in is ``X``."""
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else "X" for part in node.values]
+            yield "".join(map(str, parts))
+        elif isinstance(node, ast.Constant) and id(node) not in docstrings:
+            yield str(node.value)
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith(NOT_ADVICE)])
+def test_no_text_advises_a_command_that_ends_something(module: str) -> None:
+    assert [text for text in texts(ast.parse(MODULES[module].read_text())) if ends(text)] == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "hint = f'niso remove {holder}'",
+        "hint = f'choose another port, or niso port-forward {holder} {port} --remove'",
+        "hint = 'niso net repair --sweep'",
+        "hint = 'niso stack down first'",
+    ],
+)
+def test_such_advice_is_seen(code: str) -> None:
+    assert any(map(ends, texts(ast.parse(code))))
+
+
+@pytest.mark.parametrize(
+    "text", ["niso net repair", "niso deactivate --help", "niso activate X; --replace takes it"]
+)
+def test_other_advice_is_harmless(text: str) -> None:
+    assert not ends(text)

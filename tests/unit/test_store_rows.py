@@ -456,7 +456,8 @@ def test_full_network_names_no_more_than_five_holders() -> None:
         put(store, "late", NAMES[:1])
     assert (
         full.value.hint
-        == "niso remove frees the leases of inactive services: s0, s1, s2, s3, s4 and 2 more"
+        == "create a larger network; inactive services keep addresses until they are removed: "
+        "s0, s1, s2, s3, s4 and 2 more"
     )
     assert store.service("late") is None
 

@@ -146,7 +146,7 @@ def _warn_of_taken(session: Session, store: Store, names: list[str]) -> None:
             session.caution(
                 f"{name}: host port {port.host_side} is not published: it is forwarded to"
                 f" {_whose(name, holder, held)}",
-                (f"niso port-forward {holder} {held.text} --remove, then niso activate {name}",),
+                (f"withdraw the forward {held.text} of {holder}, then niso activate {name}",),
             )
 
 

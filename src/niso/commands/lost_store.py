@@ -31,5 +31,6 @@ def refuse(kernel: Kernel, processes: Processes) -> None:
             f"{paths.database()} is missing, but objects that niso created still exist: "
             f"{what[0]}{more}",
             "set NISO_STATE_DIR to the folder that has it; "
-            f"if it is lost, niso net repair --sweep; {way_back()}",
+            "if it is lost, net repair has --sweep, which stops its services and removes what is "
+            f"left; then {way_back()}",
         )

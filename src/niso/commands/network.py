@@ -56,7 +56,7 @@ def remove(
             if members:
                 raise Conflict(
                     f"network {name!r} is used by {', '.join(members)}",
-                    f"niso remove {' '.join(members)} removes them",
+                    "it can be removed once they are removed or on other networks",
                 )
         scope = Scope((), tuple(names), names=tuple(("network", name) for name in names))
         with store.transaction() as transaction:

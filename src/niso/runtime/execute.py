@@ -84,7 +84,7 @@ def _execute(
         raise _failed(
             CANNOT,
             f"{service} has no running process ({state})",
-            f"niso restart {service}, or niso logs {service}",
+            f"niso logs {service} shows what it wrote; a restart starts it again",
         )
     record = read_state(service)
     bundle = status.bundle_of(service, int(record["run"]) if record else 0)
@@ -416,7 +416,7 @@ class _Session:
         state = os.path.join(crun.state_dir(), crun.container_id(self._service), "status")
         if not os.path.exists(state):
             message = f"{self._service}: crun has lost its state: {reply}"
-            return _failed(CANNOT, message, f"niso restart {self._service}")
+            return _failed(CANNOT, message, f"a restart of {self._service} writes it again")
         if "Permission denied" in reply:
             return _failed(NOT_EXECUTABLE, f"{self._service}: {reply}", None)
         if "executable file" in reply or "No such file" in reply:

@@ -205,7 +205,7 @@ class FakeProcesses:
 
     def begin(self, spec: ProcessSpec) -> _Begun:
         if self.status(spec.service).state in ("running", "restarting"):
-            raise ProcessError(f"{spec.service} is already running", f"niso restart {spec.service}")
+            raise ProcessError(f"{spec.service} is already running", "niso ps shows it")
         self.stop(spec.service)
         self.hit(f"create {spec.service}")
         self._require(spec)

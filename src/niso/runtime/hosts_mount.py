@@ -39,6 +39,7 @@ def swap(spec: ProcessSpec) -> None:
     Raises ProcessError.
     """
     what = f"{spec.service}: cannot replace its hosts file"
+    again = f"a restart of {spec.service} mounts it again"
     pidfd = process.open_init(spec.service)
     try:
         failpoint.hit(f"replace the hosts file of {spec.service}")
@@ -51,9 +52,9 @@ def swap(spec: ProcessSpec) -> None:
         finally:
             os.close(tree)
         if problem:
-            raise ProcessError(f"{what}: {problem}", f"niso restart {spec.service}")
+            raise ProcessError(f"{what}: {problem}", again)
     except OSError as error:
-        raise ProcessError(f"{what}: {error.strerror}", f"niso restart {spec.service}") from error
+        raise ProcessError(f"{what}: {error.strerror}", again) from error
     finally:
         if pidfd >= 0:
             os.close(pidfd)

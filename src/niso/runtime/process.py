@@ -79,7 +79,7 @@ class Start:
     def __init__(self, spec: ProcessSpec) -> None:
         # "starting" does not block: with the lock held, only a niso that died can have left it.
         if status.read(spec.service).state in ("running", "restarting"):
-            raise ProcessError(f"{spec.service} is already running", f"niso restart {spec.service}")
+            raise ProcessError(f"{spec.service} is already running", "niso ps shows it")
         stop(spec.service)
         self._service = spec.service
         with _whole(spec.service):

@@ -234,7 +234,7 @@ def remove_all(service: str, report: Report) -> None:
         inside = f" (in it: {error.filename})" if error.filename not in (None, folder) else ""
         raise Error(
             f"cannot remove its volumes: {folder}{inside}: {error.strerror}",
-            f"niso remove --volumes {service}",
+            "once that is corrected, remove them again",
             service=service,
         ) from error
 

@@ -221,7 +221,7 @@ def _held_names(
             key = "network.hostname" if name == spec.hostname else "network.aliases"
             if name == service:
                 key = "package.name"
-            hint = f"choose another name, or niso remove {holder}"
+            hint = f"choose another name, here or in the manifest of {holder}"
             if holder in beside:
                 hint = f"{holder} is part of this command: choose another name for one of the two"
             held[name] = Conflict(

@@ -367,5 +367,5 @@ def _same(present: Network, request: NetworkRequest) -> None:
     if differs is not None:
         raise Conflict(
             f"network {present.name!r} already exists {differs}",
-            f"niso net remove {present.name} first",
+            "match it, or choose another name",
         )

@@ -141,11 +141,11 @@ def _check_holders(
     for holder, held in store.port_holders(port, together):
         if holder != service:
             message = f"host port {port.host_side} is published by {holder!r}{as_held(held, port)}"
-            hint = f"niso deactivate {holder}, or choose another port"
+            hint = f"choose another host port, or release it from {holder}"
             if holder in together:
                 hint = f"{holder} is part of this command: choose another port for one of the two"
             if held in store.forwards(holder):
-                hint = f"niso port-forward {holder} {held.text} --remove, or choose another port"
+                hint = f"choose another host port, or withdraw the forward {held.text} of {holder}"
             raise Conflict(message, hint, key)
 
 
@@ -155,7 +155,7 @@ def _check_forwards(service: str, port: Port, forwards: Iterable[Port], key: str
         if same_place(forward, port):
             raise Conflict(
                 f"host port {port.host_side} is forwarded to another port of {service!r}",
-                f"niso port-forward {service} {forward.text} --remove",
+                f"choose another host port, or withdraw the forward {forward.text}",
                 key,
             )
 

@@ -132,14 +132,13 @@ def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[Service
     for row in ended:
         if sharers := store.held_sharers(row.name, together):
             message = f"service {row.name!r} is in use: {they_share(sharers)} its network namespace"
-            raise Conflict(message, f"niso deactivate {' '.join(sharers)}")
+            raise Conflict(message, together_with(sharers))
     for row in rows:
         sharers = store.held_sharers(row.name, together)
         if sharers and row.mode not in PROVIDERS:
             raise Conflict(
                 f"{row.mode!r} is not possible because {they_share(sharers)} its network namespace",
-                f"niso deactivate {' '.join(sharers)}, "
-                "or activate them with another mode in the same command",
+                "activate in the same command, with a mode other than share: " + ", ".join(sharers),
                 "network.mode",
                 file=row.manifest_path,
             )
@@ -162,6 +161,11 @@ def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[Service
 def _sees(row: ServiceRow, there: Home) -> bool:
     spec = row.process
     return spec is not None and Home(spec.netns, spec.hosts_folder, spec.hostname) == there
+
+
+def together_with(sharers: list[str]) -> str:
+    """Return the hint for a service that cannot end before its ``sharers``."""
+    return f"it can end after these, or in the same command: {', '.join(sharers)}"
 
 
 def they_share(sharers: list[str]) -> str:

@@ -67,7 +67,7 @@ def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> No
             on = [name for name, _ in store.members(request.name)]
             moved.file = wanted.shown
             moved.hint = (
-                f"match the existing network, or first niso remove {' '.join(on)}"
+                f"match it, or choose another name; services on it: {', '.join(on)}"
                 if on
                 else error.hint
             )

@@ -21,7 +21,7 @@ from niso.runtime import package, volumes
 from niso.runtime.processes import Processes
 from niso.services.concern import all_names, concerned
 from niso.services.machine import Machine
-from niso.services.sharing import they_share
+from niso.services.sharing import they_share, together_with
 from niso.store.store import Scope, ServiceRow, Store
 
 Needs = Mapping[str, Iterable[str]]
@@ -223,5 +223,5 @@ def refuse(store: Store, services: Iterable[str]) -> None:
         if sharers:
             raise Conflict(
                 f"service {name!r} is in use: {they_share(sharers)} its network namespace",
-                f"niso deactivate {' '.join((*sharers, name))} stops them too",
+                together_with(sharers),
             )

@@ -66,7 +66,7 @@ def _static_number(
         raise InvalidInput(f"{wanted} cannot be a service's address: {reason}", None, KEY)
     holder = store.lease_holder(wanted)
     if holder is not None and holder != service:
-        hint = f"choose another, or niso remove {holder}"
+        hint = f"choose another; {holder} keeps it until it is removed"
         if holder in beside:
             hint = f"{holder} is part of this command: choose another address for one of the two"
         raise Conflict(f"{wanted} is leased to service {holder!r}", hint, KEY)
@@ -77,7 +77,7 @@ def _full(store: Store, network: str, family: int, cidr: str) -> Conflict:
     idle = [service for _, service, active in store.leases(network, family) if not active]
     shown = ", ".join(idle[:5]) + (f" and {len(idle) - 5} more" if len(idle) > 5 else "")
     hint = (
-        f"niso remove frees the leases of inactive services: {shown}"
+        f"create a larger network; inactive services keep addresses until they are removed: {shown}"
         if idle
         else "create a larger network"
     )

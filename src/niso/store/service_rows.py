@@ -92,7 +92,9 @@ class ServiceRow(NamedTuple):
     def damaged(self) -> Error:
         """Return the error for a damaged row."""
         message = f"service {self.name!r}: its record in the store is damaged"
-        return Error(message, f"niso activate {self.manifest_path}, or niso remove {self.name}")
+        return Error(
+            message, f"niso activate {self.manifest_path} records it again; it can also be removed"
+        )
 
 
 def service_row(row: tuple[object, ...]) -> ServiceRow:

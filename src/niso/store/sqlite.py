@@ -105,7 +105,7 @@ def damaged(reason: str) -> Error:
     """Return the error for an unusable state.db; ``reason`` may be several lines of SQLite."""
     return Error(
         f"{paths.database()}: {' '.join(reason.split())}",
-        f"move it away and run niso net repair --sweep; then {way_back()}",
+        f"move it away; net repair has --sweep, which removes what is left; then {way_back()}",
     )
 
 
