@@ -69,7 +69,10 @@ root=$1; shift
 mount --make-rprivate /
 mkdir -p $root/upper $root/work $root/root
 mount -t overlay overlay -o lowerdir=/,upperdir=$root/upper,workdir=$root/work $root/root
-root=$root/root
+layers=$root; root=$root/root
+# Services see /usr, /etc and the state folder through overlays of their own, and the kernel stacks two.
+mount --rbind /usr $root/usr
+for each in etc var/lib/niso; do mount --bind $layers/upper/$each $root/$each; done
 mount -t proc proc $root/proc
 mount -t sysfs sysfs $root/sys
 if test "$(stat -f -c %T /sys/fs/cgroup)" = cgroup2fs; then
@@ -136,7 +139,10 @@ class Machine:
 
     def _prepare(self) -> None:
         units = self.disk / UNITS
-        units.mkdir(parents=True)
+        folder = f"{self.folder}/upper"
+        self.lab.run("mkdir", "-p", f"{folder}/var/lib/niso")
+        self.lab.run("cp", "-a", "/etc", folder)
+        units.mkdir(parents=True, exist_ok=True)
         for name in MASKED:
             (units / name).symlink_to("/dev/null")
         needs = "basic.target systemd-journald.service multi-user.target"

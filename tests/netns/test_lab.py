@@ -209,14 +209,39 @@ def test_lab_drops_variables_that_point_out_of_it(lab: Lab) -> None:
     assert [line for line in out if line.startswith(("NISO_", "TMPDIR"))] == ["NISO_LAB=1"]
 
 
-def test_current_folder_below_tmp_stays_reachable_and_writable(lab: Lab) -> None:
-    lab.write("/tmp/a/b/file", "text")
+WRITES = """
+cd /
+for folder in /tmp/a/b /etc /root /opt /home /srv /mnt /var/log /var/lib /var/cache /mnt/disk; do
+    touch $folder/new
+done
+echo other > /etc/hostname
+rm -r /etc/ssl /mnt/disk/full
+touch /usr/new || echo read-only
+cat /mnt/disk/file /tmp/a/b/file
+ls /tmp
+getent hosts $(hostname)
+"""
+LEFT = "find / -xdev -name new; find /mnt/disk; cat /etc/hostname; ls -d /etc/ssl"
+
+
+def test_nothing_written_in_a_lab_stays_but_in_the_folder_that_it_may_write(lab: Lab) -> None:
+    lab.write("/tmp/a/b/file", "text\n")
     lab.write("/tmp/other", "text")
-    out = lab.run(
-        *LAB, "sh", "-c", "pwd; cat file; echo; touch new; ls /tmp", cwd="/tmp/a/b"
-    ).stdout.split()
-    assert out == ["/tmp/a/b", "text", *sorted(["a", *kept_below("/tmp")])]
-    assert lab.path("/tmp/a/b/new").exists()
+    disk = "mkdir -p /mnt/disk && mount -t tmpfs none /mnt/disk && mkdir /mnt/disk/full"
+    lab.run("sh", "-c", f"{disk} && echo disk > /mnt/disk/file; touch /mnt/disk/full/file")
+    before = lab.run("sh", "-c", LEFT).stdout
+    out = lab.run(*LAB, "sh", "-c", WRITES, cwd="/tmp/a/b").stdout.splitlines()
+    seen = ["read-only", "disk", "text", *sorted(["a", *kept_below("/tmp")])]
+    assert [*out[:-1], *out[-1].split()] == [*seen, "127.0.1.1", "niso-lab"]
+    assert lab.run("sh", "-c", LEFT).stdout == before
+    assert not lab.path("/tmp/a/b/new").exists()
+    lab.niso(
+        "lab", "--write", "b", "--write", "/opt", "--", "touch", "b/new", "/opt/new", cwd="/tmp/a"
+    )
+    assert lab.path("/tmp/a/b/new").exists() and lab.path("/opt/new").exists()
+    for folder, why in (("none", "none is not a folder"), ("/", "the whole machine cannot be")):
+        done = lab.niso("lab", "--write", folder, "--", "true", check=False)
+        assert done.returncode in (2, 125) and f"niso: --write {why}" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -246,6 +271,24 @@ def test_mount_whose_name_is_not_utf_8_does_not_hinder_a_lab(lab: Lab) -> None:
 
 
 def test_lab_in_a_lab_works(lab: Lab) -> None:
+    """The root of the outer one is an overlay, as a container's: the inner one runs services there too."""
+    package = (
+        '[package]\nname = "a"\nversion = "1"\n[binary]\nentrypoint = "sleep"\nargs = ["1000"]\n'
+    )
+    lab.write("/tmp/a/manifest.toml", package)
+    inner = (*LAB, "sh", "-c", "niso activate /tmp/a && niso exec a -- cat /etc/hosts", "sh")
+    assert (
+        "a.niso.local"
+        in lab.run(
+            *LAB,
+            "sh",
+            "-c",
+            'cp -r . /root/a; cd /root/a; exec "$@"',
+            "sh",
+            *(word.replace("/tmp/a", "./") for word in inner),
+            cwd="/tmp/a",
+        ).stdout
+    )
     script = 'import json,subprocess; print(subprocess.run(["ip","-j","link"],capture_output=True,text=True).stdout)'
     out = lab.run(*LAB, *LAB, sys.executable, "-c", script).stdout
     assert [link["ifname"] for link in json.loads(out)] == ["lo", "uplink0"]

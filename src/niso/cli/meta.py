@@ -28,7 +28,7 @@ def run(name: str, args: Args) -> int:
         raise UsageError("the command is empty", "niso lab -- CMD; niso lab alone starts a shell")
     from niso.commands.lab.supervisor import run
 
-    return run(args.command)
+    return run(args.command, args.write)
 
 
 def _schema(file: str) -> int:

@@ -72,12 +72,11 @@ def clone_mount(fd: int, path: str = "", recursive: bool = False) -> int:
     )
 
 
-def set_attributes(tree: int, attributes: int) -> None:
-    """Set MOUNT_ATTR_* of a detached mount (mount_setattr(2))."""
+def set_attributes(tree: int, attributes: int, recursive: bool = False) -> None:
+    """Set MOUNT_ATTR_* of a detached mount, or of all mounts in it (mount_setattr(2))."""
     attr = _MountAttr(attributes, 0, 0, 0)
-    _syscall(
-        _MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, ctypes.byref(attr), ctypes.sizeof(attr), name=""
-    )
+    flags = _AT_EMPTY_PATH | (_RECURSIVE if recursive else 0)
+    _syscall(_MOUNT_SETATTR, tree, b"", flags, ctypes.byref(attr), ctypes.sizeof(attr), name="")
 
 
 def attach(tree: int, target: str, folder: int = AT_FDCWD) -> None:

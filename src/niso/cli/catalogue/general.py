@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from niso.cli.command import JSON, TIMEOUT, VERBOSE, Argument, Command
+from niso.cli.command import JSON, TIMEOUT, VERBOSE, Argument, Command, Option
 
 COMMANDS = (
     Command(
@@ -46,7 +46,18 @@ COMMANDS = (
                 "command",
             ),
         ),
-        (),
+        (
+            Option(
+                "write",
+                ("--write",),
+                "keep what is written in this folder of the machine",
+                "FOLDER",
+                many=True,
+            ),
+        ),
+        "The lab shows the files of the machine. What is written goes with the lab, also in the "
+        "current folder; /usr is read-only, and /tmp, /run and niso's state begin empty. Devices "
+        "are the machine's own. "
         "The host has 192.0.2.1 and 2001:db8::1 on uplink0. `ip netns exec client ...` runs a "
         "command on another machine (192.0.2.2), `ip netns exec neighbour ...` on a third "
         "(192.0.2.3). The lab has no connection to the outside. Everything in it ends with the "
@@ -54,6 +65,7 @@ COMMANDS = (
         (
             ("niso lab", ""),
             ("niso lab -- sh -c 'niso activate ./api && curl http://192.0.2.1:8080'", ""),
+            ("niso lab --write . -- tcpdump -c 10 -w ping.pcap", "keep the capture"),
         ),
         (
             ("N", "the exit status of the command"),

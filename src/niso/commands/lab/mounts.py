@@ -1,56 +1,93 @@
-"""Mount the lab's file system: the machine's, with its own /proc, /sys, /run, /tmp and state."""
+"""Mount the lab's file system: all of the machine's, and nothing written in it stays.
+
+Its root is an overlay of the machine's, and so is each file system that is mounted below. /usr is
+the machine's own, read-only: services see it through an overlay, and the kernel stacks only two
+(FILESYSTEM_MAX_STACK_DEPTH, linux/fs.h). /proc, /sys, /run, /tmp and the state folder are new.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import stat
+import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from niso.base import paths
+from niso.base.errors import KernelError
 from niso.commands.lab.cgroups import Folder, Mount
 from niso.kernel.netlink import refused
+from niso.runtime import mount_calls
+from niso.runtime.cgroup import unescaped
 
 # mount(2), umount2(2), linux/mount.h
 _RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT = 1, 2, 4, 8, 32
-_BIND, _MOVE, _REC, _PRIVATE = 0x1000, 0x2000, 0x4000, 1 << 18
+_BIND, _REC, _PRIVATE = 0x1000, 0x4000, 1 << 18
 _DETACH = 2
 _PLAIN = _NOSUID | _NODEV | _NOEXEC
 _CGROUP = "/sys/fs/cgroup"
 _STATE = "/var/lib/niso"
+_LAYER = "/tmp"  # noqa: S108 - where the overlays' layers are mounted until the root is changed
+_ROOT = f"{_LAYER}/root"
+_VOLATILE = ("/tmp", "/run")  # noqa: S108
+_PROGRAMS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+_OWN = ("/proc", "/sys", "/dev", _STATE, *_VOLATILE, *_PROGRAMS)
+"""What the overlay of the root leaves out."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def build(name: str, cgroup_mounts: list[Mount], folders: list[Folder]) -> dict[str, str]:
-    """Mount the file system of the lab ``name``; return environment variables that the lab needs.
+def build(
+    name: str,
+    hostname: str,
+    cgroup_mounts: list[Mount],
+    folders: list[Folder],
+    writable: list[str],
+) -> None:
+    """Mount the file system of the lab ``name``, and make it the root.
 
     The caller is the lab's PID 1, in new mount, pid, net and cgroup namespaces.
     ``folders`` are the lab's cgroups; hierarchies of ``cgroup_mounts`` without one are read-only.
-    Raises KernelError.
+    The folders ``writable`` are the machine's own. Raises KernelError, OSError.
     """
     current = os.getcwd()
     _leave_chroot()
     os.chdir(current)
-    covered = ["/tmp", "/run"]  # noqa: S108
-    overlay = not os.path.isdir(_STATE)
-    if overlay:
-        covered.append("/var/lib")
-    kept = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in _reachable(current, covered)}
+    reachable = _reachable(current, _VOLATILE)
+    mounted = _mounted()
+    shown = {
+        path: source
+        for path in (*reachable, *mounted)
+        if path != "/" and (not _below(path, _OWN) or _below(path, reachable))
+        if (source := _open(path)) >= 0
+    }
+    outside = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in writable}
     resolver = _resolver()
-    _mount("tmpfs", "/tmp", "tmpfs", _NOSUID | _NODEV, "mode=1777")  # noqa: S108
-    _build_sys(cgroup_mounts, {folder.mount.point: folder.path for folder in folders})
-    _build_proc()
+    layers = _Layers()
+    layers.cover(os.open("/", os.O_PATH | os.O_CLOEXEC), "/")
+    if mounted.get("/") == "overlay":
+        _copy_etc()
+    _show_programs()
+    _mount("/dev", f"{_ROOT}/dev", "", _BIND | _REC)
     if os.path.isdir("/dev/shm"):  # noqa: S108
-        _mount("tmpfs", "/dev/shm", "tmpfs", _NOSUID | _NODEV, "mode=1777")  # noqa: S108
+        _mount("tmpfs", f"{_ROOT}/dev/shm", "tmpfs", _NOSUID | _NODEV, "mode=1777")  # noqa: S108
     if os.path.isdir("/dev/mqueue"):
-        _mount("mqueue", "/dev/mqueue", "mqueue", _PLAIN)
-    _mount("tmpfs", "/run", "tmpfs", _NOSUID | _NODEV, "mode=755")
-    environment = _build_state(overlay)
-    for path, source in kept.items():
-        os.makedirs(path, exist_ok=True)
-        _mount(f"/proc/self/fd/{source}", path, "", _BIND | _REC)
+        _mount("mqueue", f"{_ROOT}/dev/mqueue", "mqueue", _PLAIN)
+    _mount("proc", f"{_ROOT}/proc", "proc", _PLAIN)
+    _build_sys(cgroup_mounts, {folder.mount.point: folder.path for folder in folders})
+    for path, mode in (("/tmp", "1777"), ("/run", "755")):  # noqa: S108
+        _mount("tmpfs", _ROOT + path, "tmpfs", _NOSUID | _NODEV, f"mode={mode}")
+    for path, source in shown.items():
+        layers.cover(source, path)
+    os.makedirs(_ROOT + _STATE, exist_ok=True)
+    _mount("tmpfs", _ROOT + _STATE, "tmpfs", _NODEV, "mode=700")
+    for path, source in outside.items():
+        os.makedirs(_ROOT + path, exist_ok=True)
+        _mount(f"/proc/self/fd/{source}", _ROOT + path, "", _BIND | _REC)
         os.close(source)
+    _enter(_ROOT)
     if resolver:
         path, content = resolver
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -58,8 +95,50 @@ def build(name: str, cgroup_mounts: list[Mount], folders: list[Folder]) -> dict[
             file.write(content)
     with open(paths.LAB_MARK, "w", encoding="utf-8") as file:
         file.write(f"{name}\n")
+    with open("/etc/hosts", "a+b") as file:
+        file.seek(0)
+        if hostname.encode() not in file.read().split():  # as in a lab of a lab
+            file.write(f"\n127.0.1.1 {hostname}\n".encode())
     os.chdir(current if os.path.isdir(current) else "/")
-    return environment
+
+
+class _Layers:
+    """The upper layers of the lab's overlays, in one tmpfs that the overlays keep alive."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        _mount("tmpfs", _LAYER, "tmpfs", _NOSUID | _NODEV, "mode=755")
+        os.mkdir(_ROOT)
+
+    def cover(self, source: int, path: str) -> None:
+        """Show the folder or file that ``source`` refers to at ``path`` of the lab.
+
+        What is written there stays in the lab: an overlay, or a copy of a single file. Where the
+        kernel refuses an overlay (a third on two others), it is read-only. Closes ``source``.
+        """
+        lower, target = f"/proc/self/fd/{source}", _ROOT + path
+        try:
+            if stat.S_ISREG(os.fstat(source).st_mode):
+                with open(lower, "rb") as original, open(target, "wb") as copy:
+                    copy.write(original.read())
+                return
+            if not stat.S_ISDIR(os.fstat(source).st_mode):
+                return
+            os.makedirs(target, exist_ok=True)
+            self._count += 1
+            upper, work = (f"{_LAYER}/{kind}{self._count}" for kind in ("upper", "work"))
+            os.mkdir(upper)
+            os.mkdir(work)
+            _copy_owner(lower, upper)
+            layers = f"lowerdir={lower},upperdir={upper},workdir={work}"
+            try:
+                # inode numbers of folders stay the same only with xino
+                _mount("overlay", target, "overlay", 0, f"{layers},xino=on")
+            except KernelError:
+                _mount(lower, target, "", _BIND)
+                _mount("none", target, "", _REMOUNT | _BIND | _RDONLY)
+        finally:
+            os.close(source)
 
 
 def _leave_chroot() -> None:
@@ -78,39 +157,43 @@ def _leave_chroot() -> None:
             return
         os.fchdir(own)
         _mount(".", "run", "", _BIND | _REC)
-        os.chdir("run")
-        if _libc.pivot_root(b".", b"."):
-            raise refused("pivot_root", ctypes.get_errno())
-        _libc.umount2(b".", _DETACH)
-        os.chdir("/")
+        _enter("run")
     finally:
         os.close(namespace)
         os.close(own)
 
 
-def _build_state(overlay: bool) -> dict[str, str]:
-    """Mount an empty state folder at its usual place; return the variables that it needs.
+def _enter(root: str) -> None:
+    """Make the mount ``root`` the root of the mount namespace, and leave the old one."""
+    os.chdir(root)
+    if _libc.pivot_root(b".", b"."):
+        raise refused("pivot_root", ctypes.get_errno())
+    _libc.umount2(b".", _DETACH)
+    os.chdir("/")
 
-    ``overlay``: the machine has none, so it is made in an overlay, not on the machine's disk.
+
+def _copy_etc() -> None:
+    """Replace the lab's overlay of /etc by a copy, because the machine's root is an overlay.
+
+    Services see /etc through an overlay too, which would be the third.
     """
-    if overlay:
-        # The overlay keeps the tmpfs alive after its own mount is gone.
-        layer = "/run/niso-lab-layer"
-        os.mkdir(layer)
-        _mount("tmpfs", layer, "tmpfs", _NOSUID | _NODEV, "mode=755")
-        try:
-            os.mkdir(f"{layer}/upper", 0o755)
-            os.mkdir(f"{layer}/work")
-            options = f"lowerdir=/var/lib,upperdir={layer}/upper,workdir={layer}/work"
-            _mount("overlay", "/var/lib", "overlay", _NOSUID | _NODEV, options)
-            os.mkdir(_STATE, 0o700)
-        except OSError:
-            return {"NISO_STATE_DIR": "/run/niso-state"}
-        finally:
-            _libc.umount2(layer.encode(), _DETACH)
-            os.rmdir(layer)
-    _mount("tmpfs", _STATE, "tmpfs", _NODEV, "mode=700")
-    return {}
+    copy = f"{_LAYER}/etc"
+    os.mkdir(copy)
+    _copy_owner("/etc", copy)
+    subprocess.run(["cp", "-a", "/etc/.", copy], check=False, stderr=subprocess.DEVNULL)
+    _mount(copy, f"{_ROOT}/etc", "", _BIND)
+
+
+def _show_programs() -> None:
+    """Show the machine's /usr, with what is mounted below, read-only."""
+    for folder in _PROGRAMS:
+        if os.path.isdir(folder) and not os.path.islink(folder):
+            source = _open(folder)
+            tree = mount_calls.clone_mount(source, recursive=True)
+            mount_calls.set_attributes(tree, mount_calls.MOUNT_ATTR_RDONLY, recursive=True)
+            mount_calls.attach(tree, _ROOT + folder)
+            os.close(tree)
+            os.close(source)
 
 
 def _build_sys(cgroup_mounts: list[Mount], folders: dict[str, str]) -> None:
@@ -118,18 +201,16 @@ def _build_sys(cgroup_mounts: list[Mount], folders: dict[str, str]) -> None:
 
     ``folders`` maps mount points of hierarchies to the lab's folders.
     """
-    new = "/tmp/sys"  # noqa: S108
-    os.mkdir(new)
+    new = f"{_ROOT}/sys"
     _mount("sysfs", new, "sysfs", _PLAIN)
     if cgroup_mounts and all(mount.point != _CGROUP for mount in cgroup_mounts):
         _build_cgroup_tmpfs(f"{new}/fs/cgroup")
     for mount in cgroup_mounts:
-        target = f"{new}{mount.point.removeprefix('/sys')}"
+        target = _ROOT + mount.point
         os.makedirs(target, exist_ok=True)
         _mount(folders.get(mount.point, mount.point), target, "", _BIND)
         if mount.point not in folders:
             _mount("none", target, "", _REMOUNT | _BIND | _RDONLY | _PLAIN)
-    _replace("/sys", new)
 
 
 def _build_cgroup_tmpfs(new: str) -> None:
@@ -141,22 +222,34 @@ def _build_cgroup_tmpfs(new: str) -> None:
                 os.symlink(os.readlink(entry.path), f"{new}/{entry.name}")
 
 
-def _build_proc() -> None:
-    """Mount a procfs of the lab's pid namespace."""
-    new = "/tmp/proc"  # noqa: S108
-    os.mkdir(new)
-    _mount("proc", new, "proc", _PLAIN)
-    _replace("/proc", new)
+def _mounted() -> dict[str, str]:
+    """Return {mount point: type of its file system}, in the order in which they were mounted."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        parts = [line.split(" - ") for line in lines]
+    return {unescaped(left.split(" ")[4]): right.split(" ")[0] for left, right in parts}
 
 
-def _replace(target: str, new: str) -> None:
-    """Move the mount ``new`` to ``target``, replacing or covering an existing mount."""
-    _libc.umount2(target.encode(), _DETACH)
-    _mount(new, target, "", _MOVE)
-    os.rmdir(new)
+def _below(path: str, folders: Iterable[str]) -> bool:
+    """Whether a path is one of the folders, or below one."""
+    return any(f"{path}/".startswith(f"{folder}/") for folder in folders)
 
 
-def _reachable(current: str, covered: list[str]) -> list[str]:
+def _open(path: str) -> int:
+    """Open a path with O_PATH; return -1 if that is not possible."""
+    try:
+        return os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return -1
+
+
+def _copy_owner(source: str, target: str) -> None:
+    """Give the folder ``target`` the owner and mode of ``source``."""
+    info = os.stat(source)
+    os.chown(target, info.st_uid, info.st_gid)
+    os.chmod(target, stat.S_IMODE(info.st_mode))
+
+
+def _reachable(current: str, covered: Iterable[str]) -> list[str]:
     """List the folders below ``covered`` that must stay visible in the lab, without nested ones.
 
     They are the current folder, Python's, and niso's checkout or the folder it is installed in.
@@ -188,5 +281,7 @@ def _resolver() -> tuple[str, bytes] | None:
 
 def _mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
     """Call mount(2). Raises KernelError."""
-    if _libc.mount(source.encode(), os.fsencode(target), kind.encode(), flags, options.encode()):
+    if _libc.mount(
+        os.fsencode(source), os.fsencode(target), kind.encode(), flags, os.fsencode(options)
+    ):
         raise refused(f"mount {kind or source} on {target}", ctypes.get_errno())

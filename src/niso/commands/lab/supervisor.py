@@ -18,11 +18,11 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
-from niso.base.errors import Error
+from niso.base.errors import Error, UsageError
 from niso.commands.lab import cgroups, machines, mounts
 from niso.kernel import modules
 from niso.kernel.netlink import refused
@@ -90,13 +90,15 @@ class _Terminal:
         os.close(self.fd)
 
 
-def run(command: list[str]) -> int:
+def run(command: list[str], writable: Iterable[str] = ()) -> int:
     """Run ``command`` (default: $SHELL, else /bin/bash) in a new lab; return its exit status.
 
+    What the lab writes in the folders ``writable`` stays on the machine.
     128 + N if signal N ended it, 126 if it is not executable, 127 if it is not found; the last two
     also print the reason to stderr.
     Needs root. Raises Error if the lab cannot be made.
     """
+    kept = [_folder(path) for path in writable]
     command = command or [os.environ.get("SHELL") or "/bin/bash"]
     with suppress(Error):  # what needs the module reports it
         # Out here, because in the lab its sysctls would not be this machine's.
@@ -108,7 +110,7 @@ def run(command: list[str]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
-    lab = _Lab(name, folders, command, mask, _Terminal())
+    lab = _Lab(name, folders, command, mask, _Terminal(), kept)
     try:
         caller = os.getpid()
         supervisor = os.fork()
@@ -136,6 +138,18 @@ class _Lab(NamedTuple):
     mask: set[int | signal.Signals]
     """The caller's signal mask."""
     terminal: _Terminal
+    writable: list[str]
+    """Absolute paths of folders."""
+
+
+def _folder(path: str) -> str:
+    """Return the real path of a folder of ``--write``. Raises UsageError."""
+    real = os.path.realpath(path)
+    if not os.path.isdir(real):
+        raise UsageError(f"{path} is not a folder", None, "--write")
+    if real == "/":
+        raise UsageError("the whole machine cannot be written", "name a folder of it", "--write")
+    return real
 
 
 def _in_child(failure: int, work: Callable[[], int]) -> NoReturn:
@@ -220,10 +234,10 @@ def _run_init(lab: _Lab, supervisor: int) -> int:
         os.CLONE_NEWNS | os.CLONE_NEWNET | os.CLONE_NEWUTS | os.CLONE_NEWIPC | os.CLONE_NEWCGROUP
     )
     cgroups.settle(entered)
-    extra = mounts.build(lab.name, cgroup_mounts, entered)
+    mounts.build(lab.name, HOSTNAME, cgroup_mounts, entered, lab.writable)
     socket.sethostname(HOSTNAME)
     segment = machines.build()
-    environment = _environment(extra)
+    environment = _environment()
     child = os.fork()
     if child == 0:
         _execute(lab, environment)
@@ -233,13 +247,13 @@ def _run_init(lab: _Lab, supervisor: int) -> int:
     return status
 
 
-def _environment(extra: dict[str, str]) -> dict[str, str]:
+def _environment() -> dict[str, str]:
     """Return the command's environment: the caller's without variables that refer to the host."""
     dropped = {"NISO_STATE_DIR", "NISO_RUN_DIR", "NISO_POOL"}
     dropped |= {
         key for key in ("TMPDIR", "XDG_RUNTIME_DIR") if not os.path.isdir(os.environ.get(key, "/"))
     }
-    environment = {key: value for key, value in os.environ.items() if key not in dropped} | extra
+    environment = {key: value for key, value in os.environ.items() if key not in dropped}
     own = os.path.join(sys.prefix, "bin")
     folders = environment.get("PATH", os.defpath).split(":")
     environment["PATH"] = ":".join(
