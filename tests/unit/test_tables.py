@@ -249,7 +249,7 @@ HEAD: dict[str, Any] = {
 }
 SMALLEST = (
     '{"package":{"name":"api","version":"1.0.0","rootfs":null},"binary":{"entrypoint":"bin/api","args":[],"working_dir":"/app"},'
-    '"environment":{},"service":{"user":null,"restart":"on-failure","restart_delay":"1s","stop_timeout":"10s"},'
+    '"environment":{},"service":{"user":null,"restart":"on-failure","restart_delay":"1s","stop_timeout":"10s","kind":"service","timeout":null},'
     '"isolation":{"capabilities":[],"read_only":true,"restrict_suid_sgid":true,'
     '"resources":{"memory_max":null,"cpu_max":null,"pids_limit":2048,"shm_size":"64M","tmp_size":"256M"}},'
     '"healthcheck":null,"volumes":{},"network":{"mode":"bridge","share":null,"network":"niso-default","networks":[],"ports":[],'
@@ -290,7 +290,7 @@ FULL: dict[str, Any] = {
 FULLEST = (
     '{"package":{"name":"api","version":"1.0.0","rootfs":"rootfs"},'
     '"binary":{"entrypoint":"bin/api","args":["--port","8080",""],"working_dir":"/srv"},"environment":{"B":"2","A":"1"},'
-    '"service":{"user":"1000:1000","restart":"always","restart_delay":"200ms","stop_timeout":"2m"},'
+    '"service":{"user":"1000:1000","restart":"always","restart_delay":"200ms","stop_timeout":"2m","kind":"service","timeout":null},'
     '"isolation":{"capabilities":["NET_RAW"],"read_only":false,"restrict_suid_sgid":true,'
     '"resources":{"memory_max":"512M","cpu_max":"200%","pids_limit":100,"shm_size":"64M","tmp_size":"128M"}},'
     '"healthcheck":{"tcp":8080,"http":null,"interval":"5s","timeout":"2s","retries":3,"start_period":"10s"},'
@@ -318,7 +318,7 @@ STORED = (
     '"addresses":{},"hostname":"api","aliases":[],"ports":[],'
     '"policy":{"allow_from":null,"deny_from":[],"egress_allow":null,"egress_deny":[],"log":false},"manifest":'
     + SMALLEST
-    + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":268435456}'
+    + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":268435456,"kind":"service","timeout_s":null}'
 )
 STORED_FULL = (
     '{"name":"api","rootfs":"rootfs","entrypoint":"bin/api","args":["--port","8080",""],"working_dir":"/srv",'
@@ -335,7 +335,7 @@ STORED_FULL = (
     '"egress_deny":[{"key":"network.policy.egress.deny[0]","text":"10.0.0.0/8","peer":{"kind":"prefix","name":"10.0.0.0/8"},'
     '"first":0,"last":65535,"proto":""}],"log":true},"manifest":'
     + FULLEST
-    + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":134217728}'
+    + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":134217728,"kind":"service","timeout_s":null}'
 )
 
 
@@ -438,8 +438,8 @@ DAMAGED = [
     ('"volumes":[]', '"volumes":{}'),
     ('"volumes":[]', '"volumes":[],"more":1'),
     ('"name":"api",', ""),
-    ("268435456}", "268435456"),
-    ("268435456}", "268435456}}"),
+    (STORED[-14:], STORED[-14:-1]),
+    (STORED[-14:], STORED[-14:] + "}"),
     ('{"name"', '\ufeff{"name"'),
     ('{"name"', '\xa0{"name"'),
     ('{"name"', '[{"name"'),

@@ -54,6 +54,8 @@ class Outcome(NamedTuple):
     """addresses, separated by a comma and a space; can be empty"""
     ports: tuple[Port, ...]
     """published ports, one per address family"""
+    completed: bool
+    """true for a job, which has run and exited with status 0"""
 
 
 class Done(NamedTuple):
@@ -446,6 +448,7 @@ def described(store: Store, outcomes: Iterable[activation.Outcome]) -> tuple[Out
             outcome.changed,
             ", ".join(outcome.addresses),
             rows(outcome.ports, store.port_families(outcome.service)),
+            outcome.job,
         )
         for outcome in outcomes
     )

@@ -26,7 +26,7 @@ class ServiceLine(NamedTuple):
     service: str
     """the service's name"""
     status: str
-    """running, starting, restarting, exited (N), failed or inactive"""
+    """running, starting, restarting, completed, exited (N), failed or inactive"""
     health: str | None
     """starting, healthy or unhealthy; null without a healthcheck"""
     mode: str | None
@@ -39,6 +39,8 @@ class ServiceLine(NamedTuple):
     """seconds since the process started; null if none runs"""
     interrupted: str | None
     """the command that died while it changed the service; null if none did"""
+    ended_at: str | None
+    """end time of the last process; null while one runs"""
 
 
 class Process(NamedTuple):
@@ -54,6 +56,8 @@ class Process(NamedTuple):
     """restarts since the activation; only if active"""
     started_at: str | None
     """start time of the process; only if active"""
+    ended_at: str | None
+    """end time of the last process; null while one runs"""
 
 
 class Endpoint(NamedTuple):
@@ -94,7 +98,7 @@ class Service(NamedTuple):
     service: str
     """the service's name"""
     status: str
-    """running, starting, restarting, exited (N), failed or inactive"""
+    """running, starting, restarting, completed, exited (N), failed or inactive"""
     interrupted: str | None
     """the command that died while it changed the service; null if none did"""
     health: str | None
@@ -155,7 +159,9 @@ def lines(
     lines = [_line(store, row, healths.get(row.name), pending.get(row.name)) for row in known]
     others = pending.keys() if wanted is None else wanted
     for name in others - {row.name for row in known}:
-        lines.append(ServiceLine(name, "inactive", None, None, "", (), None, pending.get(name)))
+        lines.append(
+            ServiceLine(name, "inactive", None, None, "", (), None, pending.get(name), None)
+        )
     return tuple(sorted(lines, key=lambda line: line.service))
 
 
@@ -171,7 +177,7 @@ def _interrupted(store: Store) -> dict[str, str]:
 def _line(
     store: Store, row: ServiceRow, health: Health | None, interrupted: str | None
 ) -> ServiceLine:
-    status, uptime, _ = _status(row)
+    status, uptime, process = _status(row)
     address, ports = "", tuple[Port, ...]()
     if row.active:
         address = ", ".join(address for _, address in store.addresses(row.name))
@@ -186,6 +192,7 @@ def _line(
         ports,
         uptime,
         interrupted,
+        process.ended_at if process else None,
     )
 
 
@@ -201,6 +208,8 @@ def _status(row: ServiceRow) -> tuple[str, float | None, Process | None]:
     running = now.state == "running"
     uptime = now.lives_s if running else None
     status = {"exited": f"exited ({now.exit_code})", "none": "failed"}.get(now.state, now.state)
+    if now.state == "exited" and now.exit_code == 0 and row.is_job:
+        status = "completed"
     return (
         status,
         uptime,
@@ -210,6 +219,7 @@ def _status(row: ServiceRow) -> tuple[str, float | None, Process | None]:
             process.out_of_memory(row.name),
             now.restarts,
             time_text(now.started_at),
+            None if running else time_text(now.ended_at),
         ),
     )
 

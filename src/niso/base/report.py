@@ -69,6 +69,15 @@ class Healthy(NamedTuple):
         return f"{self.service} is healthy"
 
 
+class Completed(NamedTuple):
+    """A job has exited with status 0."""
+
+    service: str
+
+    def describe(self) -> str:
+        return f"{self.service} is completed"
+
+
 class Undoing(NamedTuple):
     """The interrupted or failed activation of a service is rolled back."""
 

@@ -96,6 +96,7 @@ def print_outcomes(args: Args, outcomes: tuple[Outcome, ...]) -> None:
         return
     for result in outcomes:
         state = "active" if result.changed else "already active, unchanged"
+        state = "completed" if result.completed else state
         ports = ", ".join(output.ports_text(result.ports))
         shown = f"  ports: {ports}" if ports else ""
         print(f"{result.service}: {state}  {result.address}{shown}".rstrip())

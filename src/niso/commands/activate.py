@@ -42,6 +42,7 @@ class Outcome(NamedTuple):
     changed: bool
     addresses: tuple[str, ...]
     ports: tuple[Port, ...]
+    job: bool = False
 
 
 def activate(
@@ -352,4 +353,5 @@ def _drop_left(
 def _outcome(store: Store, change: Change, changed: bool) -> Outcome:
     addresses = tuple(address for _, address in store.addresses(change.name))
     ports = tuple(port for _, port in store.ports(change.name))
-    return Outcome(change.name, changed, addresses, ports)
+    job = change.target.spec.kind == "job"
+    return Outcome(change.name, changed, addresses, ports, job)

@@ -31,6 +31,12 @@ _MARKS = (
     "# made by niso enable, goes with niso disable; state folder ",
 )
 """The start of a unit file, followed by the state id; the second is that of earlier versions."""
+_SERVICE = (
+    "# niso restarts the process itself, and notifies systemd of the main process",
+    "Type=notify",
+    "NotifyAccess=all",
+)
+_JOB = ("# the start lasts until the job has ended", "Type=oneshot", "RemainAfterExit=yes")
 _SPARE_S = 90
 """Time for niso itself (s), beside a service's own start or stop timeout."""
 
@@ -60,10 +66,13 @@ class Marked(NamedTuple):
 # --- the unit -----------------------------------------------------------------
 
 
-def unit_text(service: str, state_id: str, provider: str | None, stop_timeout_s: float) -> str:
+def unit_text(
+    service: str, state_id: str, provider: str | None, stop_timeout_s: float, job: bool = False
+) -> str:
     """Return the unit file of a service (systemd.service(5)).
 
-    ``provider`` is the service whose namespace it shares.
+    ``provider`` is the service whose namespace it shares. The unit of a job stays active after its
+    end, without a process.
     """
     after = [*_AFTER, *([unit.name(provider)] if provider else [])]
     niso = " ".join(quoted(word) for word in (sys.executable, "-I", "-m", "niso.cli"))
@@ -84,15 +93,13 @@ def unit_text(service: str, state_id: str, provider: str | None, stop_timeout_s:
             "StartLimitIntervalSec=0",
             "",
             "[Service]",
-            "# niso restarts the process itself, and notifies systemd of the main process",
-            "Type=notify",
-            "NotifyAccess=all",
+            *(_JOB if job else _SERVICE),
             "Restart=no",
             *(f"Environment={quoted(f'{name}={value}')}" for name, value in environment.items()),
             f"ExecStart=:{niso} activate {service}",
             f"ExecStop=:{niso} deactivate {service}",
             "SuccessExitStatus=143",
-            f"TimeoutStartSec={int(start.TIMEOUT_S) + _SPARE_S}",
+            f"TimeoutStartSec={'infinity' if job else int(start.TIMEOUT_S) + _SPARE_S}",
             f"TimeoutStopSec={int(stop_timeout_s) + _SPARE_S}",
             "",
             "[Install]",
@@ -127,7 +134,7 @@ def _is_marked(text: str, state_id: str = "") -> bool:
 
 def _text_of(store: Store, row: ServiceRow) -> str:
     stop_timeout_s = row.require_process().stop_timeout_s
-    return unit_text(row.name, store.state_id(), row.provider, stop_timeout_s)
+    return unit_text(row.name, store.state_id(), row.provider, stop_timeout_s, row.is_job)
 
 
 def _refuse_foreign(units: Units, store: Store, service: str) -> None:
@@ -189,7 +196,7 @@ def enable(machine: Machine, names: list[str], report: Report = silent) -> list[
         for name in written:
             report(ChangingUnit("write", unit_file(name)))
         fresh.update(written)
-        _start_units(units, (row for row in rows if row.active))
+        _start_units(units, (row for row in rows if row.active and not row.is_job))
     return [
         Marked(name, name in fresh, unit_file(name) if units.booted() else None) for name in names
     ]
@@ -259,7 +266,11 @@ def settle(machine: Machine, names: Iterable[str]) -> None:
     Called from the unit itself, this completes its start. Raises Error, OSError.
     """
     store, units = machine.store, machine.processes.units
-    rows = [row for name in names if (row := store.service(name)) is not None and row.active]
+    rows = [
+        row
+        for name in names
+        if (row := store.service(name)) is not None and row.active and not row.is_job
+    ]
     for row in rows:
         if units.is_ours(row.name):
             if not units.is_supervised(row.name):  # its conmon was killed, but it still runs

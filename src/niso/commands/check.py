@@ -15,7 +15,7 @@ from niso.plan.findings import Finding, findings
 from niso.plan.records import Network
 from niso.reconcile import forwarding
 from niso.reconcile.converge import compare, desired_now
-from niso.runtime.defects import of_package, of_sources
+from niso.runtime.defects import of_package, of_service, of_sources
 from niso.services.machine import Machine
 from niso.services.pending import interrupted
 from niso.store.store import Scope, Store, bare_name, suggest
@@ -196,9 +196,9 @@ def _processes(machine: Machine, active: list[str]) -> list[Finding]:
         if store.intent(name) is not None:  # a command is changing it
             continue
         row = store.service(name)
-        lost = None if row is None else of_package(row)
-        defects += of_sources(row) if row is not None else []
-        defects += [
-            defect for defect in (lost, machine.processes.defect(name)) if defect is not None
-        ]
+        if row is None:  # it was removed meanwhile
+            continue
+        defects += of_sources(row)
+        process = of_service(machine.processes, row)
+        defects += [defect for defect in (of_package(row), process) if defect is not None]
     return defects

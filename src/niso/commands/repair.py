@@ -28,7 +28,7 @@ from niso.plan.findings import Finding
 from niso.reconcile import nat_flows, policy_flows
 from niso.reconcile.converge import compare, desired_now, repair
 from niso.runtime import package
-from niso.runtime.defects import BLIND, UNKNOWN, of_package
+from niso.runtime.defects import BLIND, UNKNOWN, of_package, of_service
 from niso.runtime.processes import Processes
 from niso.services import journal, rehost
 from niso.services.machine import Machine
@@ -62,7 +62,7 @@ def plan_repair(machine: Machine, report: Report) -> None:
         row = store.service(name)
         if row is not None and of_package(row) is not None:
             report(CopyingPackage(os.path.dirname(row.manifest_path)))
-        finding = processes.defect(name)
+        finding = of_service(processes, row) if row is not None else None
         if finding is not None:
             report(_mending(name, finding))
     for name in left_running(machine):
@@ -155,7 +155,7 @@ def _repair_process(machine: Machine, name: str, report: Report, errors: list[Er
         done += _copy_again(row, report) + _write_spec_again(processes, row, report)
     except Error as error:
         errors.append(error)
-    finding = processes.defect(name)
+    finding = of_service(processes, row)
     if finding is None:
         return done
     report(_mending(name, finding))

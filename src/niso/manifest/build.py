@@ -34,6 +34,8 @@ def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
     def maybe[T](rule: Callable[[str, str], T], text: str | None, key: str) -> T | None:
         return None if text is None else read(rule, text, key)
 
+    if manifest.service.kind == "job":
+        manifest = manifest._replace(service=manifest.service._replace(restart="no"))
     own, limits, network = manifest.service, manifest.isolation.resources, manifest.network
     networks: tuple[str, ...] = ()
     if network.mode == "bridge":
@@ -98,6 +100,8 @@ def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
         restrict_suid_sgid=manifest.isolation.restrict_suid_sgid,
         shm_size=read(parse_resources.tmpfs, limits.shm_size, "isolation.resources.shm_size"),
         tmp_size=maybe(parse_resources.tmpfs, limits.tmp_size, "isolation.resources.tmp_size"),
+        kind=own.kind,
+        timeout_s=maybe(values.job_timeout, own.timeout, "service.timeout"),
     )
 
 

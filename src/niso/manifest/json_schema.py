@@ -84,6 +84,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "Delay before the first restart, 10ms to 1m. It doubles with each failure, up to 1m.",
     ),
     "Service.stop_timeout": (_DURATION, "Time from TERM to KILL, up to 1h."),
+    "Service.timeout": (_DURATION, "Time limit of a job, 100ms to 24h. If unset, it has none."),
     "Network.share": (
         _LABEL,
         'With mode = "share": join the network namespace of this service, whose mode is bridge or '
@@ -178,7 +179,9 @@ _DESCRIPTIONS = {
     "Manifest.service": "User, restarts and stopping.",
     "Manifest.isolation": "Capabilities, file system access and resource limits.",
     "Manifest.network": "Networks, names, published ports and policy.",
-    "Service.restart": "When to restart the process after it exits.",
+    "Service.restart": "When to restart the process after it exits. Always no for a job.",
+    "Service.kind": "service: runs until it is stopped. job: activate waits until it has ended, "
+    "and fails unless it exits with status 0.",
     "Isolation.capabilities": "Capabilities that the service keeps: names of capabilities(7) "
     "without CAP_.",
     "Isolation.read_only": "Whether / is read-only. /tmp, /run and /var/tmp are always tmpfs.",
@@ -202,6 +205,17 @@ def schema() -> dict[str, Any]:
     environment = tables["Manifest"]["properties"]["environment"]
     environment["propertyNames"] = {"pattern": r"^[A-Za-z_][A-Za-z0-9_]{0,254}$"}
     environment["additionalProperties"]["pattern"] = _ARGUMENT
+    tables["Service"] |= {
+        "if": {"properties": {"kind": {"const": "job"}}, "required": ["kind"]},
+        "then": {"properties": {"restart": {"const": "no"}}},
+        "else": {"properties": {"timeout": False}},
+    }
+    tables["Manifest"]["not"] = {
+        "properties": {
+            "service": {"properties": {"kind": {"const": "job"}}, "required": ["kind"]},
+        },
+        "required": ["service", "healthcheck"],
+    }
     network = tables["Network"]
     network["not"] = {"required": ["network", "networks"]}
     network["allOf"] = [_mode(mode, without) for mode, without in validate.WITHOUT.items()]

@@ -27,6 +27,8 @@ class Service(NamedTuple):
     restart: Literal["on-failure", "no", "always"] = "on-failure"
     restart_delay: str = "1s"
     stop_timeout: str = "10s"
+    kind: Literal["service", "job"] = "service"
+    timeout: str | None = None
 
 
 class Resources(NamedTuple):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 FILE_NAME = "stack.toml"
-Condition = Literal["started", "healthy"]
+Condition = Literal["started", "healthy", "completed"]
 
 NETWORK_KEYS = manifest_tables.Network._fields
 """The keys of a manifest's [network], which a [[service]] has directly."""
@@ -442,7 +442,7 @@ def _dependencies(
     """Yield an error for each wrong dependency.
 
     Wrong are dependencies on an unknown service, on the health of a service without a
-    healthcheck, and cycles.
+    healthcheck, on the completion of one that is not a job, and cycles.
     """
     for item in items.values():
         for name, condition in item.after.items():
@@ -455,6 +455,10 @@ def _dependencies(
             elif condition == "healthy" and name in known and known[name].healthcheck is None:
                 reason = f"is not possible: {name!r} has no healthcheck"
                 right = f'"started", or add [healthcheck] to the manifest of {name!r}'
+                yield values.wrong(path, condition, reason, right)
+            elif condition == "completed" and name in known and known[name].kind != "job":
+                reason = f"is not possible: {name!r} is not a job"
+                right = f'"started", or service.kind = "job" for {name!r}'
                 yield values.wrong(path, condition, reason, right)
     cycle = _cycle(
         {item.name: [name for name in item.after if name in items] for item in items.values()}

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 _DESCRIPTIONS = {
     "name": "Name of the service; replaces the name in its manifest.",
     "package": "Folder with a manifest.toml, relative to this file.",
-    "depends_on": "Services of the stack that must have started, or be healthy, before this one "
-    "starts.",
+    "depends_on": "Services of the stack that must have started, be healthy or, of a job, be "
+    "completed before this one starts.",
     "subnet": "Subnet; an array of one IPv4 and one IPv6 subnet. If unset, the next free /24.",
     "ipv6": "Whether the network also has a unique local IPv6 /64.",
     "internal": "Whether the network is isolated from everything but the host.",
@@ -32,6 +32,8 @@ def schema() -> dict[str, Any]:
     for table in ("Binary", "Healthcheck"):
         for condition in ("required", "oneOf"):
             tables[table].pop(condition, None)
+    for condition in ("if", "then", "else"):
+        tables["Service"].pop(condition)
     manifest, network = tables.pop("Manifest"), tables.pop("Network")
     own = json_schema.definitions(stack_file.Own)["Own"]
     label = tables.pop("Package")["properties"]["name"]["pattern"]

@@ -7,7 +7,7 @@ Both take the data that tomllib returned. `walk` only runs if `niso.base.convert
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import NoneType
 
 from niso.base import convert
@@ -33,6 +33,7 @@ TEXT_RULES: dict[str, Callable[[str, str], object]] = {
     "service.user": values.user,
     "service.restart_delay": values.restart_delay,
     "service.stop_timeout": values.stop_timeout,
+    "service.timeout": values.job_timeout,
     "network.share": values.service_name,
     "network.network": values.network_name,
     "network.hostname": values.host_label,
@@ -295,6 +296,7 @@ def rules(data: dict[str, object], folder: str, parsed: dict[str, Any]) -> list[
             _table(data, "package").get("name"), network.get("hostname"), network.get("aliases")
         )
         errors += parse_health.problems(check, own, parsed)
+    errors += _kind(_table(data, "service"), data)
     errors += _modes(network, _table(data, "package").get("name"))
     errors += _networks(network)
     errors += _repeated(network.get("networks"), "network.networks")
@@ -312,6 +314,26 @@ def _contradictions(known: list[tuple[str, str, Port]]) -> Iterator[InvalidInput
         first, earlier, _ = known[before]
         reason = f"conflicts with {first}, {values.shown(earlier)}: same host port"
         yield values.wrong(path, text, reason, "choose another host port")
+
+
+def _kind(service: dict[str, Any], data: Mapping[str, object]) -> Iterator[InvalidInput]:
+    """Yield an error for each key that the kind of the service does not allow."""
+    if service.get("kind", "service") == "service":
+        if "timeout" in service:
+            reason = "is not allowed: only a job has a time limit"
+            right = 'remove it, or set kind = "job"'
+            yield values.wrong("service.timeout", service["timeout"], reason, right)
+        return
+    if service.get("kind") != "job":
+        return  # `walk` reports it
+    if (restart := service.get("restart", "no")) in ("always", "on-failure"):
+        reason = "is not allowed: a job runs once for each activation"
+        yield values.wrong("service.restart", restart, reason, 'remove it, or restart = "no"')
+    if "healthcheck" in data:
+        reason = "is not allowed: a job is done when its process exits with status 0"
+        yield InvalidInput(
+            reason, "remove [healthcheck]", "healthcheck", right="no health check for a job"
+        )
 
 
 def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:

@@ -188,6 +188,11 @@ def _short(seconds: float) -> str:
     return f"{seconds * 1000:.0f}ms" if seconds else "0s"
 
 
+def job_timeout(text: str, key: str) -> float:
+    """Return the seconds that a job may take. Raises InvalidInput."""
+    return duration(text, key, 0.1, 86_400.0)
+
+
 def restart_delay(text: str, key: str) -> float:
     """Return the seconds before the first restart. Raises InvalidInput.
 

@@ -77,6 +77,8 @@ class ServiceSpec(NamedTuple):
     restrict_suid_sgid: bool | None = None  # here and below: None if an older niso activated it
     shm_size: int | None = None  # bytes of /dev/shm
     tmp_size: int | None = None  # bytes of each of /tmp, /run and /var/tmp
+    kind: Literal["service", "job"] = "service"  # a job runs to its end
+    timeout_s: float | None = None  # of a job; None: it may take as long as it needs
 
     @property
     def names(self) -> tuple[str, ...]:

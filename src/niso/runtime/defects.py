@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.findings import Finding
 from niso.runtime import package, sources, status
 from niso.runtime.root import HOSTS
 from niso.runtime.spec import APP, load
 from niso.store.store import ServiceRow
+
+if TYPE_CHECKING:
+    from niso.runtime.processes import Processes
 
 
 def of_process(name: str) -> Finding | None:
@@ -53,6 +57,17 @@ def of_process(name: str) -> Finding | None:
     if now.pid is not None and not status.known_to_crun(name, now.pid):
         return Finding("missing", f"crun's state of service {name!r}", "niso exec cannot find it")
     return None
+
+
+def of_service(processes: Processes, row: ServiceRow) -> Finding | None:
+    """Return the defect of an active service's process, None if it has none.
+
+    A job that does not run is not defective, however it ended: only an activation runs it again.
+    """
+    finding = processes.defect(row.name)
+    if finding is not None and row.is_job and finding.defect not in (UNKNOWN, BLIND):
+        return None
+    return finding
 
 
 def of_package(row: ServiceRow) -> Finding | None:

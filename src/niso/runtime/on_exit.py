@@ -98,7 +98,7 @@ def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
         phase="restarting" if restarts else "exited",
         exit_code=code,
         failures=failures + (code != 0),
-        ended_at=time.time(),
+        ended_at=status.ended_at(spec.service, bundle) or time.time(),
     )
     status.write_state(spec.service, record)
     if not restarts:  # nothing else will remove niso's own cgroup

@@ -48,6 +48,8 @@ class Status(NamedTuple):
     """Why the last restart failed."""
     lives_s: float | None = None
     """Seconds since the start, whatever the clock was set to; None if that is unknown."""
+    ended_at: float | None = None
+    """When the last run ended, in seconds since 1970."""
 
 
 NONE = Status("none", None, None, None, 0, None)
@@ -83,7 +85,7 @@ def _read(service: str) -> Status:
     phase = str(record["phase"])
     bundle = bundle_of(service, int(record["run"]))
     started_at = record.get("started_at")
-    began = record.get("started_monotonic")
+    began, ended_at = record.get("started_monotonic"), record.get("ended_at")
     shown = Status(
         state=phase,
         exit_code=int_or_none(record.get("exit_code")),
@@ -92,6 +94,7 @@ def _read(service: str) -> Status:
         restarts=int(record["restarts"]),
         error=str(record["error"]) if record.get("error") else None,
         lives_s=max(0.0, time.monotonic() - began) if isinstance(began, float) else None,
+        ended_at=ended_at if isinstance(ended_at, float) else None,
     )
     if phase == "running":
         return _read_running(service, record, bundle, shown)
@@ -111,7 +114,7 @@ def _read_running(service: str, record: dict[str, Any], bundle: str, shown: Stat
     if code is None:
         # conmon writes the exit status in a moment; without a conmon it is lost.
         return shown._replace(state="running" if conmon_alive(service) else "failed")
-    shown = shown._replace(state="exited", exit_code=code)
+    shown = shown._replace(state="exited", exit_code=code, ended_at=ended_at(service, bundle))
     spec = load(service)
     is_final = spec is not None and not restarts_after(spec.restart, code)
     if is_final or os.path.exists(f"{bundle}/{STOPPING}"):
@@ -249,6 +252,14 @@ def exit_code(service: str, bundle: str) -> int | None:
     try:
         return int(files.read(f"{bundle}/exits/{crun.container_id(service)}") or b"")
     except ValueError:
+        return None
+
+
+def ended_at(service: str, bundle: str) -> float | None:
+    """Return when conmon wrote the exit status, in seconds since 1970; None if it has not."""
+    try:
+        return os.stat(f"{bundle}/exits/{crun.container_id(service)}").st_mtime
+    except OSError:
         return None
 
 

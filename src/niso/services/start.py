@@ -6,60 +6,50 @@ that ends during the wait fails at once, with its last output in the error.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from niso.base.errors import Conflict, Error, ProcessError
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.base.report import Event, Healthy, Report, ShowingHosts, Starting, Stopping, silent
+from niso.base.errors import Conflict
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.report import (
+    Completed,
+    Event,
+    Healthy,
+    Report,
+    ShowingHosts,
+    Starting,
+    Stopping,
+    silent,
+)
 from niso.plan.process_spec import ProcessSpec
 from niso.plan.records import Healthcheck
 from niso.runtime import health
-from niso.runtime.pids import wait_readable
 from niso.runtime.processes import Processes
 from niso.runtime.processes import Start as Begun
-from niso.runtime.spec import namespace
-from niso.runtime.status import describe_exit
 from niso.services import rehost
+from niso.services.waits import End, Start, Wait, ended, failed, is_alive, late
 from niso.store.store import ServiceRow
 
 if TYPE_CHECKING:
-    from niso.runtime.idle import Mark
     from niso.services.admit import Change
 
-STARTED_WITHIN_S = 0.2
-"""A process that ends within this time (s) failed to start.
-
-A wrong entrypoint shows only as the end of PID 1's child.
-"""
-_BUSY_S = 2.0
-"""Longest extension of that time (s) on a busy machine, where the process got little CPU time."""
-RESTS_S, _LOOK_S = 0.002, 0.001
-"""A process whose threads all slept for RESTS_S (s) has started; the first poll follows _LOOK_S."""
 TIMEOUT_S = 60.0
 """How long a restart waits for healthy."""
 
-STARTED, HEALTHY = "started", "healthy"
+STARTED, HEALTHY, COMPLETED = "started", "healthy", "completed"
 After = Mapping[str, Mapping[str, str]]
-"""service -> {service that it depends on: STARTED or HEALTHY}."""
+"""service -> {service that it depends on: STARTED, HEALTHY or, of a job, COMPLETED}."""
+_REACHES = {
+    STARTED: (STARTED, HEALTHY, COMPLETED),
+    HEALTHY: (HEALTHY,),
+    COMPLETED: (COMPLETED,),
+}
+"""What each required state is reached by."""
 
 _AT_ONCE = len(os.sched_getaffinity(0))
 """Number of containers created at once; while crun creates one, niso prepares the next."""
-_FIRST_PAUSE_S, _MOST_PAUSE_S = 0.05, 0.5
-_LAST_LINES = 5
-
-
-class _Start(NamedTuple):
-    row: ServiceRow
-    stops: ProcessSpec | None  # what runs now and ends first
-    starts: bool
-    check: Healthcheck | None  # None: started is enough
-    timeout_s: float
-
-    @property
-    def name(self) -> str:
-        return self.row.name
 
 
 def run(
@@ -73,7 +63,8 @@ def run(
     """Start the processes that must start, each after its dependencies in ``after``; wait for all.
 
     Each has ``timeout_s`` from its own start to become idle or live for `STARTED_WITHIN_S`, and to
-    become healthy if it has a healthcheck. A process that already runs as wanted is waited for only
+    become healthy if it has a healthcheck. A job is waited for until it has ended with exit status
+    0, within the timeout of its manifest. A process that already runs as wanted is waited for only
     if another depends on it or its healthcheck is new. ``meanwhile`` is called once during the
     first wait. Raises ProcessError with the reason, Conflict if the order is impossible. The caller
     must stop what was started before the error.
@@ -104,7 +95,7 @@ def run(
             else None
         )
         starts.append(
-            _Start(change.row, stops, change.restarts, check if asked else None, timeout_s)
+            _begins(change.row, stops, change.restarts, check if asked else None, timeout_s)
         )
     _check_order(processes, starts, after)
     _Starting(processes, starts, after, report, meanwhile).all()
@@ -129,8 +120,22 @@ def restart(
 
     ``after`` is as for `run`. Raises ProcessError.
     """
-    starts = [_Start(row, row.require_process(), True, check_of(row), TIMEOUT_S) for row in rows]
+    starts = [_begins(row, row.require_process(), True, check_of(row), TIMEOUT_S) for row in rows]
     _Starting(processes, starts, after or {}, report).all()
+
+
+def _begins(
+    row: ServiceRow,
+    stops: ProcessSpec | None,
+    starts: bool,
+    check: Healthcheck | None,
+    timeout_s: float,
+) -> Start:
+    """Return the start of a service, or of a job, which has the timeout of its manifest."""
+    spec = row.service
+    if spec is None or spec.kind != "job":
+        return Start(row, stops, starts, check, timeout_s)
+    return Start(row, stops, starts, None, spec.timeout_s or math.inf, job=True)
 
 
 def check_of(row: ServiceRow) -> Healthcheck | None:
@@ -151,7 +156,7 @@ def _starting(row: ServiceRow) -> Starting:
     return Starting(row.name, row.require_process().argv)
 
 
-def _check_order(processes: Processes, starts: list[_Start], after: After) -> None:
+def _check_order(processes: Processes, starts: list[Start], after: After) -> None:
     """Raise Conflict if a service depends on one that will not reach the wanted state."""
     known = {start.name: start for start in starts}
     for name, dependencies in after.items():
@@ -164,145 +169,26 @@ def _check_order(processes: Processes, starts: list[_Start], after: After) -> No
                         f"but {dependency} has no healthcheck",
                         f"add [healthcheck] to the manifest of {dependency}, or wait for started",
                     )
+                if state == COMPLETED and not start.job:
+                    raise Conflict(
+                        f"{name} waits until {dependency} is completed, "
+                        f"but {dependency} is not a job",
+                        f'set service.kind = "job" for {dependency}, or wait for started',
+                    )
                 continue
-            recorded = health.read_record(dependency)
-            well = state == STARTED or (recorded is not None and recorded.failures == 0)
-            if processes.status(dependency).state != "running" or not well:
+            now = processes.status(dependency)
+            if state == COMPLETED:
+                well = now.state == "exited" and now.exit_code == 0
+            else:
+                recorded = health.read_record(dependency)
+                well = now.state == "running" and (
+                    state == STARTED or (recorded is not None and recorded.failures == 0)
+                )
+            if not well:
                 raise Conflict(
                     f"{name} waits until {dependency} is {state}, but it is not",
                     f"niso ps, for {dependency}",
                 )
-
-
-class _End:
-    """Track a process that was asked to end and will be started again."""
-
-    def __init__(self, processes: Processes, start: _Start, timeout_s: float) -> None:
-        self.start = start
-        self.pidfd = processes.terminate(start.name) if timeout_s > 0 else -1
-        self.next_at = time.monotonic() + (timeout_s if self.pidfd >= 0 else 0.0)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the process has ended or exceeded its timeout."""
-        return not _is_alive(self.pidfd) or time.monotonic() >= self.next_at
-
-    def close(self) -> None:
-        """Close the pidfd."""
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
-
-
-class _Wait:
-    """Track a running process until it is started, healthy or failed."""
-
-    def __init__(self, processes: Processes, start: _Start) -> None:
-        self.start, self._processes = start, processes
-        now = processes.status(start.name)
-        # a restart since our start means that it ended; a process that ran before may have
-        # restarted long ago
-        self.pidfd = (
-            processes.open_init(start.name) if now.restarts == 0 or not start.starts else -1
-        )
-        self.run = (now.pid or 0, now.started_at or 0.0)
-        began = time.monotonic()
-        self.deadline = began + start.timeout_s
-        self._ripe_at = min(began + STARTED_WITHIN_S, self.deadline) if start.starts else began
-        self._look_at, self._look_s = began, _LOOK_S
-        self._mark: Mark | None = None
-        self._rests_since, self._rests, self._began = began, False, began
-        self._started = False
-        self.well = start.check is None
-        self.probe: health.Probe | None = None
-        self.ask_at = began
-        self.reason = ""
-        self._pause_s = _FIRST_PAUSE_S
-        self._failures = 0
-        lives_s = now.lives_s or 0.0
-        self._counts_at = began - lives_s + (start.check.start_period_s if start.check else 0.0)
-
-    @property
-    def next_at(self) -> float:
-        """The time (monotonic, s) of the next step if no event comes before."""
-        moments = [self.deadline]
-        # only is_started compares with the clock: else the moment could pass between the two
-        if not self._started:
-            moments.append(min(self._ripe_at, self._look_at))
-        if not self.well and self.probe is None:
-            moments.append(self.ask_at)
-        return min(moments)
-
-    @property
-    def is_started(self) -> bool:
-        """Whether the process has outlived `STARTED_WITHIN_S`, or become idle before."""
-        now = time.monotonic()
-        if self._started:
-            return True
-        if now < self._ripe_at and now >= self._look_at:
-            mark = self._processes.mark(self.run[0]) if self.pidfd >= 0 else None
-            if mark is None or mark != self._mark:
-                self._mark, self._rests_since = mark, now
-            elif now - self._rests_since >= RESTS_S:
-                self._ripe_at, self._rests = now, True
-            self._look_at = now + (self._look_s if mark is None else RESTS_S)
-            self._look_s *= 1.25
-        waits_on = (
-            self.start.starts
-            and not self._rests
-            and now < min(self._began + _BUSY_S, self.deadline)
-        )
-        if (
-            now >= self._ripe_at
-            and waits_on
-            and self.pidfd >= 0
-            and self._processes.is_starved(self.run[0])
-        ):
-            self._ripe_at = now + STARTED_WITHIN_S / 4
-        self._started = now >= self._ripe_at
-        return self._started
-
-    def step(self) -> None:
-        """Evaluate a finished probe, and begin the next one when it is due.
-
-        Raises ProcessError if the service is unhealthy.
-        """
-        check = self.start.check
-        if check is None or self.well:
-            return
-        if self.probe is None and time.monotonic() >= self.ask_at:
-            netns = namespace(self.start.row.require_process())
-            self.probe = self._processes.probe(check, netns)
-            self.probe.give_up_if_late()
-        if self.probe is None or self.probe.answer is None:
-            return
-        probe, self.probe = self.probe, None
-        probe.close()
-        self.reason = probe.answer or ""
-        self.well = not self.reason
-        if self.well:
-            return
-        now = time.monotonic()
-        if probe.began >= self._counts_at:
-            self._failures += 1
-            self._counts_at = probe.began + check.interval_s
-            if self._failures >= check.retries:
-                times = "once" if check.retries == 1 else f"{check.retries} times"
-                raise _failed(
-                    self._processes,
-                    self.start.name,
-                    f"is unhealthy, the probe failed {times}: {self.reason}",
-                )
-        self.ask_at = now + min(self._pause_s, check.interval_s)
-        self._pause_s = min(2 * self._pause_s, _MOST_PAUSE_S)
-
-    def close(self) -> None:
-        """Close the pidfd and a running probe."""
-        if self.probe is not None:
-            self.probe.close()
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
 
 
 class _Starting:
@@ -311,7 +197,7 @@ class _Starting:
     def __init__(
         self,
         processes: Processes,
-        starts: list[_Start],
+        starts: list[Start],
         after: After,
         report: Report,
         meanwhile: Callable[[], object] | None = None,
@@ -323,9 +209,9 @@ class _Starting:
         self._report = report
         self._names = {start.name for start in starts}
         self._reached: dict[str, str] = {}
-        self._ends: list[_End] = []
-        self._begun: list[tuple[_Start, Begun]] = []
-        self._waits: list[_Wait] = []
+        self._ends: list[End] = []
+        self._begun: list[tuple[Start, Begun]] = []
+        self._waits: list[Wait] = []
 
     def all(self) -> None:
         if any(start.stops is not None for start in self._todo):
@@ -351,7 +237,7 @@ class _Starting:
             for wait in self._waits:
                 wait.close()
 
-    def _ready(self) -> Iterator[_Start]:
+    def _ready(self) -> Iterator[Start]:
         """Yield the starts whose dependencies are met, in the order of the command.
 
         Yields none while `_AT_ONCE` containers are being created.
@@ -359,27 +245,28 @@ class _Starting:
         for start in self._todo if len(self._begun) < _AT_ONCE else ():
             needs = self._after.get(start.name, {})
             if all(
-                dependency not in self._names or self._reached.get(dependency) in (state, HEALTHY)
+                dependency not in self._names
+                or self._reached.get(dependency) in _REACHES.get(state, (state,))
                 for dependency, state in needs.items()
             ):
                 yield start
 
-    def _begin(self, start: _Start) -> None:
-        if not start.starts and start.check is None:
+    def _begin(self, start: Start) -> None:
+        if not start.starts and start.check is None and not start.job:
             self._reached[start.name] = STARTED
             return
         if start.stops is not None:
             self._report(Stopping(start.name))
-            self._ends.append(_End(self._processes, start, start.stops.stop_timeout_s))
+            self._ends.append(End(self._processes, start, start.stops.stop_timeout_s))
         else:
             self._start(start)
 
-    def _start(self, start: _Start) -> None:
+    def _start(self, start: Start) -> None:
         if start.starts:
             self._report(_starting(start.row))
             self._begun.append((start, self._processes.begin(start.row.require_process())))
         else:
-            self._waits.append(_Wait(self._processes, start))
+            self._waits.append(Wait(self._processes, start))
 
     def _created(self) -> None:
         """Run the containers that have been created, and wait for their processes."""
@@ -388,7 +275,7 @@ class _Starting:
             if begun.is_created:
                 self._begun.remove(pair)
                 begun.finish()
-                self._waits.append(_Wait(self._processes, start))
+                self._waits.append(Wait(self._processes, start))
 
     def _turn(self, wait: bool) -> None:
         """Advance every start that can advance; with ``wait``, wait for the next event before."""
@@ -398,12 +285,9 @@ class _Starting:
             self._meanwhile()
             self._meanwhile = None
         if self._waits or self._ends or self._begun:
-            under_way: list[_Wait | _End] = [*self._waits, *self._ends]
-            until = (
-                min((waiter.next_at for waiter in under_way), default=time.monotonic() + TIMEOUT_S)
-                if wait
-                else 0.0
-            )
+            under_way: list[Wait | End] = [*self._waits, *self._ends]
+            moments = (waiter.next_at for waiter in under_way)
+            until = min((*moments, time.monotonic() + TIMEOUT_S)) if wait else 0.0
             probes = [
                 waiter.probe
                 for waiter in self._waits
@@ -428,18 +312,40 @@ class _Starting:
             waiter.step()
             self._look(waiter)
 
-    def _look(self, wait: _Wait) -> None:
+    def _has_succeeded(self, wait: Wait) -> bool:
+        """Record the end of a process that was meant to end, and return whether it was.
+
+        That is a job, or a process that is never restarted, with exit status 0.
+        """
+        start = wait.start
+        once = start.job or (wait.well and start.row.require_process().restart == "no")
+        if not once or self._processes.exit_code(start.name) != 0:
+            return False
+        if start.job:
+            self._report(Completed(start.name))
+        self._reached[start.name] = COMPLETED if start.job else STARTED
+        self._waits.remove(wait)
+        wait.close()
+        return True
+
+    def _look(self, wait: Wait) -> None:
         """Record whether a process is started or healthy.
 
         Raises ProcessError if it has ended or exceeded its timeout.
         """
         start = wait.start
-        if not _is_alive(wait.pidfd):
-            raise _ended(self._processes, start.name, not wait.well)
+        if not is_alive(wait.pidfd):
+            if self._has_succeeded(wait):
+                return
+            raise ended(self._processes, start, not wait.well)
         if not wait.is_started:
             return
         now = time.monotonic()
-        if wait.well:
+        if start.job:
+            if now >= wait.deadline:
+                raise late(self._processes, start)
+            self._reached.setdefault(start.name, STARTED)
+        elif wait.well:
             if start.check is not None:
                 health.write_record(start.name, wait.run, "")
                 self._report(Healthy(start.name))
@@ -448,41 +354,8 @@ class _Starting:
             wait.close()
         elif now >= wait.deadline:
             reason = wait.reason or "no probe has ended"
-            raise _failed(
+            raise failed(
                 self._processes, start.name, f"is not healthy after {start.timeout_s:g}s: {reason}"
             )
         else:
             self._reached.setdefault(start.name, STARTED)
-
-
-def _failed(processes: Processes, service: str, what: str) -> ProcessError:
-    return ProcessError(
-        f"{what}{_last_output(processes, service)}",
-        "see [healthcheck] in its manifest",
-        service=service,
-    )
-
-
-def _ended(processes: Processes, service: str, unhealthy: bool) -> Error:
-    """Return the error for a process that ended, with its exit status and last output."""
-    ended = describe_exit(processes.exit_code(service))
-    output = _last_output(processes, service)
-    if processes.out_of_memory(service):
-        ended += ", out of memory: isolation.resources.memory_max"
-    when = "before it was healthy" if unhealthy else "at once"
-    hint = "see binary.entrypoint and binary.args in its manifest" if not output else None
-    return ProcessError(f"its process ended {when} ({ended})" + output, hint, service=service)
-
-
-def _last_output(processes: Processes, service: str) -> str:
-    """Return the last output of the current run as a suffix for a message.
-
-    Output of earlier runs would not explain the error.
-    """
-    lines = processes.last_lines(service, _LAST_LINES)
-    return "; last output:" + "".join(f"\n    {line}" for line in lines) if lines else ""
-
-
-def _is_alive(pidfd: int) -> bool:
-    """Return whether the process of a pidfd still runs; False for -1."""
-    return pidfd >= 0 and not wait_readable(pidfd, 0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
+from contextlib import suppress
 
 from niso.base import names, paths
 from niso.base.errors import Error, ErrorGroup, ProcessError
@@ -100,6 +101,8 @@ def undo(
         report(Undoing(intent.service))
     errors: dict[str, Error] = {}
     changed = [intent for intent in intents if not store.is_as_before(intent)]
+    for intent in intents:
+        _end_job(machine, intent.service)
     try:
         _undo_records(machine, changed, report, wait_s)
     except Busy:
@@ -116,7 +119,9 @@ def undo(
     # the order does not matter: a provider's namespace exists even without its process
     for name in undone:
         try:
-            start_again(machine, name)
+            restored = store.service(name)
+            if restored is None or not restored.is_job:
+                start_again(machine, name)
         except Error as error:
             errors[name] = error
         _forget_failed(name, store.service(name))
@@ -124,6 +129,17 @@ def undo(
         for name in undone:
             store.end_intent(name)
     return errors
+
+
+def _end_job(machine: Machine, name: str) -> None:
+    """Stop a job that an undone activation left running; no-op for others. Raises no error.
+
+    It has its stop timeout, since it may be changing data. Only an activation runs it again.
+    """
+    row = machine.store.service(name)
+    if row is not None and row.is_job and machine.processes.runs(name):
+        with suppress(Error):  # what does not end is reported by the undo, or by `check`
+            machine.processes.stop(name)
 
 
 def start_again(machine: Machine, name: str) -> None:

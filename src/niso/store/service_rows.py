@@ -77,6 +77,12 @@ class ServiceRow(NamedTuple):
 
         return specs.process(self.spec)
 
+    @property
+    def is_job(self) -> bool:
+        """Return whether its process runs to its end; False if the row is damaged."""
+        spec = self.service
+        return spec is not None and spec.kind == "job"
+
     def require_service(self) -> ServiceSpec:
         """Return `service`. Raises Error if the row is damaged."""
         if (spec := self.service) is None:

@@ -138,7 +138,8 @@ COMMANDS = (
             Option("all", ("-a", "--all"), "no effect: inactive services are always listed"),
             JSON,
         ),
-        "STATUS is running, starting, restarting, exited (N), failed or inactive. HEALTH is the "
+        "STATUS is running, starting, restarting, completed (of a job), exited (N), failed or "
+        "inactive. HEALTH is the "
         "result of the health check, which runs now if its interval has passed. A service stays "
         "active after its process has exited.",
         (("niso ps", ""), ("niso ps --json", "")),

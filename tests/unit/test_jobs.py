@@ -1,0 +1,246 @@
+"""Test jobs: services whose process runs to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_world import Steps, World
+
+from niso.base.errors import Conflict, Error, ErrorGroup, ProcessError
+from niso.base.report import Completed, Event
+from niso.commands import boot, repair, restart
+from niso.commands.check import check
+from niso.commands.deactivate import deactivate
+from niso.manifest.load import load
+from niso.services import journal, start
+
+JOB: dict[str, Any] = {"service": {"kind": "job"}}
+LIMITED: dict[str, Any] = {"service": {"kind": "job", "timeout": "100ms"}}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as made:
+        yield made
+
+
+def runs_of(world: World, service: str) -> int:
+    return world.processes.done.count(f"create {service}")
+
+
+def ended(world: World, name: str, /, code: int = 0, **tables: Any) -> str:
+    """Return the manifest of a job whose process ends at once."""
+    world.processes.dies[name] = code
+    return world.package(name, **(tables or JOB))
+
+
+# --- the manifest ------------------------------
+
+
+def refusals(world: World, **tables: dict[str, Any]) -> list[str]:
+    with pytest.raises(ErrorGroup) as caught:
+        load(world.package("job", **tables))
+    return [f"{error.key}: {error.reason}" for error in caught.value.errors]
+
+
+def test_a_job_has_no_restarts_and_no_health(world: World) -> None:
+    spec = load(world.package("job", service={"kind": "job", "timeout": "10m"})).spec
+    assert (spec.kind, spec.restart, spec.timeout_s) == ("job", "no", 600.0)
+    assert load(world.package("job", service={"kind": "job"})).spec.timeout_s is None
+    assert load(world.package("job", service={"kind": "service"})).spec.restart == "on-failure"
+    assert refusals(
+        world, service={"kind": "job", "restart": "always"}, healthcheck={"tcp": 80}
+    ) == [
+        "service.restart: is not allowed: a job runs once for each activation",
+        "healthcheck: is not allowed: a job is done when its process exits with status 0",
+    ]
+    assert refusals(world, service={"timeout": "1m"}) == [
+        "service.timeout: is not allowed: only a job has a time limit"
+    ]
+    assert refusals(world, service={"kind": "task"}) == ["service.kind: is not a valid value"]
+
+
+# --- its runs ------------------------------
+
+
+def test_activate_waits_for_the_end_of_a_job_and_keeps_its_network(world: World) -> None:
+    events: list[Event] = []
+    manifest = ended(world, "job", network={"ports": ["8080:80"]}, **JOB)
+    (outcome,) = world.activate(manifest, report=events.append)
+    assert outcome.job
+    assert Completed("job") in events
+    assert world.processes.status("job").state == "exited"
+    assert (world.ports("job"), len(outcome.addresses)) == (["8080:80"], 1)
+    world.assert_whole()
+    assert repair.repair_all(world.machine) == 0
+    assert runs_of(world, "job") == 1
+    (again,) = world.activate(manifest)
+    assert (again.addresses, runs_of(world, "job")) == (outcome.addresses, 2)
+    restart.restart(world.machine, ["job"])
+    assert runs_of(world, "job") == 3
+    deactivate(world.machine, ["job"])
+    world.assert_whole()
+
+
+def test_other_exit_status_of_a_job_is_an_error_and_leaves_nothing(world: World) -> None:
+    before = world.picture()
+    with pytest.raises(ProcessError, match=r"the job failed \(exit status 3\)"):
+        world.activate(ended(world, "job", 3))
+    assert world.picture() == before
+    world.assert_whole()
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_a_failed_second_run_is_not_repeated_by_undo_and_repair(
+    world: World, changes: bool
+) -> None:
+    world.activate(ended(world, "job"))
+    world.processes.dies["job"] = 4
+    more = {"environment": {"A": "1"}} if changes else {}
+    with pytest.raises(ProcessError, match="exit status 4"):
+        world.activate(world.package("job", **JOB, **more))
+    ran = runs_of(world, "job")
+    row = world.store.service("job")
+    assert row is not None and row.active
+    assert repair.repair_all(world.machine) == 0
+    assert check(world.machine) == []
+    assert runs_of(world, "job") == ran == 2
+    with pytest.raises(ProcessError, match="exit status 4"):
+        restart.restart(world.machine, ["job"])
+    assert runs_of(world, "job") == 3
+
+
+def test_job_that_takes_too_long_is_stopped(world: World) -> None:
+    with pytest.raises(ProcessError, match=r"has not ended after 0\.1s"):
+        world.activate(world.package("job", **LIMITED))
+    world.assert_whole()
+    assert world.processes.services() == []
+
+
+def test_job_of_an_earlier_activation_that_takes_too_long_is_stopped_too(world: World) -> None:
+    world.activate(ended(world, "job", **LIMITED))
+    del world.processes.dies["job"]
+    with pytest.raises(ProcessError, match="has not ended"):
+        world.activate(world.package("job", **LIMITED))
+    assert not world.processes.runs("job")
+
+
+def test_service_becomes_a_job_and_its_failure_brings_the_service_back(world: World) -> None:
+    world.activate(world.package("api"))
+    with pytest.raises(ProcessError, match="the job failed"):
+        world.activate(ended(world, "api", 1))
+    del world.processes.dies["api"]
+    journal.recover(world.machine)
+    assert world.processes.runs("api") or world.processes.status("api").state == "exited"
+    row = world.store.service("api")
+    assert row is not None and not row.is_job
+
+
+def test_never_restarted_process_may_end_at_once_with_status_0(world: World) -> None:
+    (outcome,) = world.activate(ended(world, "once", service={"restart": "no"}))
+    assert not outcome.job
+    world.assert_whole()
+    with pytest.raises(ProcessError, match="its process ended at once"):
+        world.activate(ended(world, "bad", 1, service={"restart": "no"}))
+    with pytest.raises(ProcessError, match="its process ended at once"):
+        world.activate(ended(world, "always", service={"restart": "always"}))
+
+
+def test_restore_runs_enabled_jobs_again(world: World) -> None:
+    world.activate(ended(world, "job"), ended(world, "other"))
+    boot.enable(world.machine, ["job"])
+    world.processes.stop("job")
+    world.processes.stop("other")
+    restored = boot.restore(world.machine, 5.0)
+    assert restored.errors == []
+    assert (runs_of(world, "job"), runs_of(world, "other")) == (2, 1)
+
+
+def test_unit_of_a_job_is_oneshot_without_a_limit() -> None:
+    text = boot.unit_text("job", "id", None, 10.0, job=True)
+    assert "Type=oneshot\nRemainAfterExit=yes\n" in text
+    assert "TimeoutStartSec=infinity\n" in text
+    assert "Type=notify\n" in boot.unit_text("api", "id", None, 10.0)
+
+
+# --- what waits for it ------------------------------
+
+
+def stack(world: World, condition: str) -> str:
+    path = world.folder / "stack.toml"
+    path.write_text(
+        '[stack]\nname = "shop"\n'
+        '[[service]]\nname = "api"\npackage = "./api"\n'
+        f'depends_on = {{ migrate = "{condition}" }}\n'
+        '[[service]]\nname = "migrate"\npackage = "./migrate"\n'
+    )
+    return str(path)
+
+
+def test_services_of_a_stack_wait_for_the_completion_of_a_job(world: World) -> None:
+    world.package("api")
+    ended(world, "migrate")
+    up = world.up(stack(world, "completed"))
+    created = [what for what in world.processes.done if what.startswith("create")]
+    assert created == ["create migrate", "create api"]
+    assert [outcome.job for outcome in up.outcomes] == [True, False]
+    pid = world.processes.status("api").pid
+    world.up(stack(world, "completed"))
+    assert runs_of(world, "migrate") == 2  # as compose does
+    assert world.processes.status("api").pid == pid
+    world.assert_whole()
+    world.processes.dies["migrate"] = 9
+    with pytest.raises(ProcessError, match="exit status 9"):
+        world.up(stack(world, "completed"))
+    assert world.processes.status("api").pid == pid
+
+
+def test_failed_job_keeps_what_waits_for_it_from_starting(world: World) -> None:
+    world.package("api")
+    ended(world, "migrate", 1)
+    with pytest.raises(ProcessError, match="the job failed"):
+        world.up(stack(world, "completed"))
+    assert runs_of(world, "api") == 0
+    world.assert_whole()
+
+
+def test_completion_of_what_is_no_job_is_refused(world: World) -> None:
+    world.package("api")
+    world.package("migrate")
+    with pytest.raises(Error, match=r"service\[0\]\.depends_on\.migrate: \"completed\" is not"):
+        world.up(stack(world, "completed"))
+    ended(world, "migrate")
+    world.up(stack(world, "started"))
+    world.activate(ended(world, "job"))
+    after = {"api": {"job": start.COMPLETED}}
+    world.activate(world.package("api", environment={"A": "1"}), after=after)
+    world.processes.current["job"].exit_code = 1
+    with pytest.raises(Conflict, match="waits until job is completed, but it is not"):
+        world.activate(world.package("api", environment={"A": "2"}), after=after)
+
+
+# --- ends in the middle ------------------------------
+
+
+def test_killed_activation_of_a_job_is_undone_and_leaves_no_process(tmp_path: Path) -> None:
+    steps = 1
+    while True:
+        with World(tmp_path / str(steps)) as world:
+            world.folder.mkdir(exist_ok=True)
+            manifest = ended(world, "job")
+            broken = Steps(world, steps, kills=True)
+            over = broken.run(partial(world.activate, manifest))
+            if over:
+                break
+            ran = runs_of(world, "job")
+            journal.recover(world.machine)
+            world.assert_whole()
+            assert runs_of(world, "job") == ran
+            assert world.store.service("job") is None or world.processes.services() == ["job"]
+        steps += 1
+        assert steps < 200
+    assert steps > 10
