@@ -101,8 +101,14 @@ found["store"] = tables
 print(json.dumps(found))
 """
 
-_STAYS = ("/run/niso/lock", "/run/niso/etc", "/run/niso/crun/.cache", "/etc")
-"""Files that may come with any command: locks (empty), copies of the host's /etc for all services, crun's cache."""
+_STAYS = (
+    "/run/niso/lock",
+    "/run/niso/etc",
+    "/run/niso/crun/.cache",
+    "/etc",
+    "/var/lib/niso/contents",
+)
+"""Files that may come with any command: locks (empty), copies of the host's /etc, crun's cache, digests of packages."""
 
 _FOLDERS = {"/run/niso", "/run/niso/crun", "/run/niso/hosts", "/run/niso/services"}
 _FOLDERS |= {"/var/lib/niso/logs", "/var/lib/niso/packages"}

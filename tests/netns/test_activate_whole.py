@@ -159,7 +159,7 @@ def _no_address_left(lab: Lab) -> str:
         (_foreign_netns, ["network namespace 'niso-api'", "does not belong to this niso"]),
         (
             _no_address_left,
-            ["network 'tiny' (10.50.0.0/30) has no free address", "niso remove", "full"],
+            ["network 'tiny' (10.50.0.0/30) has no free address", "until they are removed", "full"],
         ),
     ],
     ids=lambda value: value.__name__.strip("_") if callable(value) else "",

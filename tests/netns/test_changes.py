@@ -309,6 +309,10 @@ def test_unchanged_manifest_does_nothing_and_says_so(lab: Lab, shown: Any) -> No
     assert shown(folder) == []
     assert "already active, unchanged" in lab.niso("activate", folder).stdout
     assert json.loads(lab.niso("activate", "--json", "api").stdout)[0]["changed"] is False
+    written_again = f"cp -r {folder} /tmp/again && rm -r {folder} && mv /tmp/again {folder}"
+    lab.run("sh", "-c", written_again)
+    assert shown(folder) == []
+    assert "already active, unchanged" in lab.niso("activate", folder).stdout
     assert snapshots.differences(before, snapshots.take(lab)) == [] and known.same_process()
 
 

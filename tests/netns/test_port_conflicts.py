@@ -83,7 +83,7 @@ def test_port_that_another_service_has_names_it_and_changes_nothing(taken: Lab) 
         said = refused(taken, "activate", folder)
         words = f"network.ports[1]: host port {host} is published by 'a'{f' as {held}' if held else ''}\n"
         assert (
-            words in said and f"{folder}/manifest.toml" in said and "niso deactivate a" in said
+            words in said and f"{folder}/manifest.toml" in said and "or release it from a" in said
         ), said
     unchanged(taken, before)
 
@@ -307,7 +307,16 @@ def test_process_that_comes_later_does_not_keep_a_service_from_its_port(taken: L
     taken.niso("activate", "a")
     unchanged(taken, before)
     assert ask(taken, HOST, 8080, "client") == f"a 80 {CLIENT}"
+    program = f"python3 (pid {listener.pid}) listens on 0.0.0.0:8080"
+    shadowed = f"{program}, and gets no packets for 8080/tcp"
+    checked = taken.niso("net", "check", check=False)
+    assert checked.returncode == 1
+    assert checked.stdout == f"foreign: {shadowed} (service 'a' publishes it)\n"
+    assert taken.niso("net", "check", "a", check=False).stdout == checked.stdout
+    rows = json.loads(taken.niso("net", "ports", "--exposed", "--json").stdout)
+    assert [row["host"] for row in rows if shadowed in row["from"]] == ["0.0.0.0:8080"]
     end(listener)
+    taken.niso("net", "check")
 
 
 # --- one service's own ------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import shutil
 import socket
 import stat
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import pytest
 
 from niso.base import paths
 from niso.base.errors import Error, InvalidInput
-from niso.runtime import mount_calls, package
+from niso.runtime import contents, mount_calls, package
+from niso.runtime.contents import Contents
 
 
 @pytest.fixture
@@ -30,9 +32,19 @@ def folder(tmp_path) -> Path:
     return made
 
 
+def fingerprint(folder: str, rootfs: str | None, manifest: str | None = None) -> str:
+    return package.fingerprint(folder, rootfs, Contents("api"), manifest)
+
+
+def copy_to(
+    service: str, folder: str, rootfs: str | None, digest: str, manifest: str | None = None
+) -> str:
+    return package.copy(service, folder, rootfs, digest, Contents(service), manifest)
+
+
 def copied(folder: Path, rootfs: Path | None = None) -> Path:
     root = str(rootfs) if rootfs else None
-    return Path(package.copy("api", str(folder), root, package.fingerprint(str(folder), root)))
+    return Path(copy_to("api", str(folder), root, fingerprint(str(folder), root)))
 
 
 def names_below(folder: Path) -> list[str]:
@@ -47,7 +59,7 @@ def left_over() -> list[str]:
 
 def test_copy_has_the_files_and_lies_under_its_fingerprint(folder) -> None:
     copy = copied(folder)
-    assert copy == Path(paths.package_dir("api")) / package.fingerprint(str(folder), None)
+    assert copy == Path(paths.package_dir("api")) / fingerprint(str(folder), None)
     assert names_below(copy) == ["bin", "bin/api", "manifest.toml", "secret"]
     assert (copy / "bin" / "api").read_text() == "#!/bin/sh\n"
     assert (copy / "bin" / "api").stat().st_ino != (folder / "bin" / "api").stat().st_ino
@@ -116,12 +128,12 @@ def test_damaged_copy_is_made_again(folder, lost) -> None:
 
 def test_copy_whose_manifest_has_changed_since_is_good(folder) -> None:
     manifest = str(folder / "manifest.toml")
-    digest = package.fingerprint(str(folder), None, manifest)
-    copy = Path(package.copy("api", str(folder), None, digest, manifest))
+    digest = fingerprint(str(folder), None, manifest)
+    copy = Path(copy_to("api", str(folder), None, digest, manifest))
     inode = copy.stat().st_ino
     (folder / "manifest.toml").write_text("[package]\n[network]\n")
     assert package.is_copied("api", digest, str(folder), None, manifest)
-    package.copy("api", str(folder), None, digest, manifest)
+    copy_to("api", str(folder), None, digest, manifest)
     assert copy.stat().st_ino == inode
 
 
@@ -142,8 +154,8 @@ def test_copy_of_empty_files_alone_is_known_as_lost(folder) -> None:
     "edit",
     [
         lambda folder: (folder / "secret").write_text("longer"),
-        lambda folder: os.utime(folder / "secret", ns=(1, 1)),
-        lambda folder: (folder / "secret").chmod(0o644),
+        lambda folder: (folder / "secret").write_text("y"),
+        lambda folder: (folder / "secret").chmod(0o700),
         lambda folder: (folder / "secret").rename(folder / "other"),
         lambda folder: (folder / "new").write_text(""),
         lambda folder: (folder / "bin" / "api").unlink(),
@@ -152,33 +164,99 @@ def test_copy_of_empty_files_alone_is_known_as_lost(folder) -> None:
     ],
 )
 def test_fingerprint_changes_with(folder, edit) -> None:
-    before = package.fingerprint(str(folder), None)
+    before = fingerprint(str(folder), None)
     edit(folder)
-    assert package.fingerprint(str(folder), None) != before
+    assert fingerprint(str(folder), None) != before
+
+
+def test_fingerprint_is_the_same_for_the_same_content_written_again(folder) -> None:
+    with (folder / "sparse").open("wb") as file:
+        file.seek(10 << 20)
+        file.write(b"x" + bytes(1 << 20))
+    before = fingerprint(str(folder), None)
+    for path in (folder / "secret", folder / "bin" / "api", folder / "sparse"):
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
+    (folder / "secret").chmod(0o644)
+    (folder / "bin" / "api").chmod(0o755)
+    (folder / "bin").chmod(0o700)
+    os.utime(folder / "secret", ns=(1, 1))
+    assert fingerprint(str(folder), None) == before
+    (folder / "sparse").write_bytes(bytes(10 << 20) + b"y" + bytes(1 << 20))
+    assert fingerprint(str(folder), None) != before
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[int]:
+    """The sizes of the files that are read for their digests."""
+    found: list[int] = []
+    read = contents._read
+    monkeypatch.setattr(contents, "_read", lambda fd, size: found.append(size) or read(fd, size))
+    return found
+
+
+def test_file_is_read_once_until_it_changes(folder, reads, monkeypatch) -> None:
+    later = time.time_ns() + 10**10
+    monkeypatch.setattr(time, "time_ns", lambda: later)
+
+    def taken() -> tuple[str, list[int]]:
+        known = Contents("api")
+        reads.clear()
+        digest = package.fingerprint(str(folder), None, known)
+        assert package.fingerprint(str(folder), None, known) == digest
+        known.save()
+        return digest, list(reads)
+
+    (folder / "big").write_bytes(b"x" * (9 << 20))
+    first, sizes = taken()
+    assert sorted(sizes) == [1, 10, 10, 9 << 20]
+    assert taken() == (first, [])
+    content = (folder / "secret").read_text()
+    (folder / "secret").write_text(content)
+    os.utime(folder / "secret", ns=(7, 7))
+    assert taken() == (first, [1]), "written again"
+    same = (folder / "secret").stat()
+    (folder / "secret").write_text("y")
+    os.utime(folder / "secret", ns=(same.st_atime_ns, same.st_mtime_ns))
+    changed, sizes = taken()
+    assert changed != first and sizes == [1], "of the same size and time"
+    Path(paths.contents_file("api")).write_bytes(b"\0\xff" * 100)
+    assert taken()[0] == changed
+    package.keep_only("api", set())
+    assert not os.path.exists(paths.contents_file("api"))
+
+
+def test_file_that_has_just_changed_is_read_again(folder, reads) -> None:
+    for _ in range(2):
+        known = Contents("api")
+        package.fingerprint(str(folder), None, known)
+        known.save()
+    assert len(reads) == 2 * 3
 
 
 def test_fingerprint_does_not_change_by_reading_or_by_place(folder) -> None:
-    before = package.fingerprint(str(folder), None)
+    before = fingerprint(str(folder), None)
     (folder / "secret").read_text()
     moved = folder.rename(folder.parent / "elsewhere")
-    assert package.fingerprint(str(moved), None) == before
+    assert fingerprint(str(moved), None) == before
 
 
 def test_fingerprint_tells_links_apart_by_their_targets(folder) -> None:
     (folder / "link").symlink_to("bin")
-    before = package.fingerprint(str(folder), None)
+    before = fingerprint(str(folder), None)
     (folder / "link").unlink()
     (folder / "link").symlink_to("sec")
-    assert package.fingerprint(str(folder), None) != before
+    assert fingerprint(str(folder), None) != before
 
 
 def test_manifest_is_no_part_of_the_fingerprint_where_it_is_named(folder) -> None:
     manifest = str(folder / "manifest.toml")
-    before = package.fingerprint(str(folder), None, manifest)
+    before = fingerprint(str(folder), None, manifest)
     (folder / "manifest.toml").write_text("[package]\n# more\n")
-    assert package.fingerprint(str(folder), None, manifest) == before
+    assert fingerprint(str(folder), None, manifest) == before
     (folder / "secret").write_text("changed")
-    assert package.fingerprint(str(folder), None, manifest) != before
+    assert fingerprint(str(folder), None, manifest) != before
 
 
 def test_symlinks_are_copied_as_they_are_and_none_is_followed(folder) -> None:
@@ -212,11 +290,11 @@ def test_rootfs_below_the_package_is_no_part_of_it(folder) -> None:
     rootfs = folder / "rootfs"
     (rootfs / "etc").mkdir(parents=True)
     os.mkfifo(rootfs / "etc" / "fifo")
-    digest = package.fingerprint(str(folder), str(rootfs))
+    digest = fingerprint(str(folder), str(rootfs))
     copy = copied(folder, rootfs)
     assert "rootfs" not in names_below(copy)
     (rootfs / "etc" / "more").write_text("")
-    assert package.fingerprint(str(folder), str(rootfs)) == digest
+    assert fingerprint(str(folder), str(rootfs)) == digest
 
 
 def test_rootfs_elsewhere_that_a_link_names_is_no_part_of_it(folder) -> None:
@@ -251,7 +329,7 @@ def test_names_cannot_be_shifted_into_one_another(folder) -> None:
     found = set()
     for name, target in (("a", "bc"), ("ab", "c"), ("a\nb", "c")):
         (folder / name).symlink_to(target)
-        found.add(package.fingerprint(str(folder), None))
+        found.add(fingerprint(str(folder), None))
         (folder / name).unlink()
     assert len(found) == 3
 
@@ -277,16 +355,16 @@ def test_what_is_no_file_folder_or_link_is_refused_by_name_and_nothing_is_left(
 ) -> None:
     make(folder / "bin" / "odd")
     with pytest.raises(InvalidInput, match=r"bin/odd.*only files, folders and symlinks"):
-        package.fingerprint(str(folder), None)
+        fingerprint(str(folder), None)
     with pytest.raises(InvalidInput, match="bin/odd"):
-        package.copy("api", str(folder), None, "0" * 64)
+        copy_to("api", str(folder), None, "0" * 64)
     assert left_over() == []
 
 
 def test_folders_nested_too_deep_are_refused(folder) -> None:
     (folder / "/".join("d" * 66)).mkdir(parents=True)
     with pytest.raises(InvalidInput, match="nested more than 64 deep"):
-        package.fingerprint(str(folder), None)
+        fingerprint(str(folder), None)
 
 
 def test_long_path_is_cut_in_messages(folder) -> None:
@@ -297,7 +375,7 @@ def test_long_path_is_cut_in_messages(folder) -> None:
         os.close(above)
     os.close(fd)
     with pytest.raises(InvalidInput, match="nested more than 64 deep") as refused:
-        package.fingerprint(str(folder), None)
+        fingerprint(str(folder), None)
     assert len(refused.value.message) < 300
 
 
@@ -363,29 +441,29 @@ def meanwhile(monkeypatch, after: str, change) -> None:
 def test_package_that_changes_while_it_is_copied_is_refused_and_nothing_is_left(
     folder, monkeypatch
 ) -> None:
-    digest = package.fingerprint(str(folder), None)
+    digest = fingerprint(str(folder), None)
     meanwhile(monkeypatch, "secret", lambda: (folder / "bin" / "api").write_text("#!/bin/other\n"))
     with pytest.raises(InvalidInput, match="changed while it was copied"):
-        package.copy("api", str(folder), None, digest)
+        copy_to("api", str(folder), None, digest)
     assert left_over() == []
 
 
 def test_file_that_vanishes_while_it_is_copied_is_an_error_that_names_it(
     folder, monkeypatch
 ) -> None:
-    digest = package.fingerprint(str(folder), None)
+    digest = fingerprint(str(folder), None)
     meanwhile(monkeypatch, "bin", (folder / "secret").unlink)
     with pytest.raises(Error, match=r"secret: No such file"):
-        package.copy("api", str(folder), None, digest)
+        copy_to("api", str(folder), None, digest)
     assert left_over() == []
 
 
 def test_remains_of_an_interrupted_copy_do_not_hinder_a_process_of_the_same_pid(folder) -> None:
-    digest = package.fingerprint(str(folder), None)
+    digest = fingerprint(str(folder), None)
     remains = Path(paths.package_dir("api")) / f"{digest}.{os.getpid()}.new"
     remains.mkdir(parents=True)
     (remains / "bin").mkdir()
-    copy = Path(package.copy("api", str(folder), None, digest))
+    copy = Path(copy_to("api", str(folder), None, digest))
     assert (copy / "bin" / "api").exists() and not remains.exists()
 
 
@@ -421,7 +499,7 @@ def test_name_that_becomes_a_symlink_while_it_is_copied_is_not_followed(
     # what has been copied when it is noticed
     monkeypatch.setattr(package, "_delete_copy", lambda path: seen.extend(Path(path).rglob("*")))
     with pytest.raises(Error):
-        package.copy("api", str(folder), None, package.fingerprint(str(folder), None))
+        copy_to("api", str(folder), None, fingerprint(str(folder), None))
     assert seen and all(
         "treasure" not in each.read_text()
         for each in seen
@@ -444,10 +522,10 @@ def test_file_that_becomes_something_else_after_it_was_looked_at_is_copied_as_it
         if each.path == "secret":
             seen.append(Path(target).read_text())
 
-    digest = package.fingerprint(str(folder), None)
+    digest = fingerprint(str(folder), None)
     monkeypatch.setattr(package, "_copy_one", late)
     with pytest.raises(InvalidInput, match="only files, folders and symlinks"):
-        package.copy("api", str(folder), None, digest)
+        copy_to("api", str(folder), None, digest)
     assert seen == ["x"] and left_over() == []
 
 
@@ -462,15 +540,15 @@ def test_file_that_grows_without_end_is_not_followed(folder, monkeypatch) -> Non
         assert len(sent) < 100
         return sent[-1]
 
-    digest = package.fingerprint(str(folder), None)
+    digest = fingerprint(str(folder), None)
     monkeypatch.setattr(os, "sendfile", grow)
     with pytest.raises(InvalidInput, match="changed while it was copied"):
-        package.copy("api", str(folder), None, digest)
+        copy_to("api", str(folder), None, digest)
 
 
 def test_folder_that_is_not_there_is_an_error_that_names_it(tmp_path) -> None:
     with pytest.raises(Error, match=r"nowhere/?: No such file"):
-        package.fingerprint(str(tmp_path / "nowhere"), None)
+        fingerprint(str(tmp_path / "nowhere"), None)
 
 
 def as_nobody(what) -> str:
@@ -510,7 +588,7 @@ def test_what_cannot_be_read_is_an_error_that_names_it(folder, monkeypatch, path
         monkeypatch.setenv("NISO_STATE_DIR", str(top / "state"))
         (moved / "secret").chmod(0o644)
         (moved / path).chmod(0)
-        found = as_nobody(lambda: package.copy("api", str(moved), None, "0" * 64))
+        found = as_nobody(lambda: copy_to("api", str(moved), None, "0" * 64))
         assert words in found
         assert f"{moved / path}: Permission denied" in found
         (moved / path).chmod(0o700)

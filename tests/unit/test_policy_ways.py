@@ -283,7 +283,8 @@ def test_published_port_is_of_its_protocol_and_number_alone() -> None:
     ):
         verdict = ask(EVERYWHERE, OUTSIDE, HOST, port, proto)
         assert (verdict.destination, verdict.port) == (("", HOST), port)
-        assert verdict.path.message == f"{HOST} is the host's own address"
+        more = "" if port is None else f", and no service publishes {port}/{proto} there"
+        assert verdict.path.message == f"{HOST} is the host's own address{more}"
 
 
 def test_port_that_is_published_on_loopback_is_the_hosts_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from niso.api.guard import guarded, text, texts
+from niso.base.addresses import family_of
 from niso.base.errors import InvalidInput, UsageError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
@@ -211,6 +212,7 @@ class Networks:
     def exposure(self) -> tuple[PublishedPort, ...]:
         """Return `ports` with ``from_``: from where each is reachable. Raises KernelError."""
         from niso.explain import exposure
+        from niso.services.ports import shadows
 
         store = self.session.store()
         lines = [*_port_rows(store)]
@@ -229,10 +231,21 @@ class Networks:
                 for service, port, row in lines
             ),
         )
+        shadowed: dict[tuple[str, records.Port, int], list[str]] = {}
+        for shadow in shadows(self.session.kernel(), store, services):
+            key = (shadow.service, shadow.port, shadow.family)
+            shadowed.setdefault(key, []).append(shadow.what)
         policies = {service: store.policy(store.home(service)) for service in services}
         return tuple(
-            _published(service, row, tuple(exposure.narrowed(way, policies[service])))
-            for way, (service, _, row) in zip(ways, lines, strict=True)
+            _published(
+                service,
+                row,
+                (
+                    *exposure.narrowed(way, policies[service]),
+                    *shadowed.get((service, port, family_of(row.host_ip)), ()),
+                ),
+            )
+            for way, (service, port, row) in zip(ways, lines, strict=True)
         )
 
     @guarded

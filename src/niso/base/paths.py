@@ -13,7 +13,7 @@ STATE_DIR, RUN_DIR = "/var/lib/niso", "/run/niso"
 def state_dir() -> str:
     """Return the folder of durable state (``NISO_STATE_DIR``), mode 0700.
 
-    It has state.db, packages/, logs/ and volumes/.
+    It has state.db, packages/, contents/, logs/ and volumes/.
     """
     return os.path.abspath(os.environ.get("NISO_STATE_DIR") or STATE_DIR)
 
@@ -38,6 +38,11 @@ def packages_dir() -> str:
 def package_dir(service: str) -> str:
     """Return the folder of a service's package copies, one folder for each content."""
     return os.path.join(packages_dir(), service)
+
+
+def contents_file(service: str) -> str:
+    """Return the file with the digests of the files of a service's package."""
+    return os.path.join(state_dir(), "contents", service)
 
 
 def log_dir(service: str) -> str:

@@ -114,6 +114,9 @@ def activate(
                         converge(kernel, store, scope, before, report, teardown=True)
                 for change in changes:
                     package.keep_only(change.name, {change.row.package})
+                for target in targets:
+                    if target.contents is not None:
+                        target.contents.save()
         except BaseException as error:
             from niso.services.undo import undo_all
 
@@ -290,10 +293,15 @@ def _copy_path(target: Target) -> str:
 
 def _copy(target: Target, fresh: Container[str], report: Report) -> str:
     """Copy the package of a service if it is in ``fresh``; return the path of the copy."""
-    if target.name in fresh and target.fingerprint is not None:
+    if target.name in fresh and target.fingerprint is not None and target.contents is not None:
         report(CopyingPackage(target.folder))
         package.copy(
-            target.name, target.folder, target.rootfs, target.fingerprint, target.manifest_path
+            target.name,
+            target.folder,
+            target.rootfs,
+            target.fingerprint,
+            target.contents,
+            target.manifest_path,
         )
     return _copy_path(target)
 

@@ -18,6 +18,7 @@ from niso.reconcile.converge import compare, desired_now
 from niso.runtime.defects import of_package, of_service, of_sources
 from niso.services.machine import Machine
 from niso.services.pending import interrupted
+from niso.services.ports import shadows
 from niso.store.store import Scope, Store, bare_name, suggest
 
 _LOOKS, _PAUSE_S = 3, 0.03
@@ -56,6 +57,10 @@ def check(machine: Machine, name: str | None = None) -> list[Finding]:
         *_other_firewalls(kernel, networks),
         *_closed_links(kernel, active),
         *(Finding("foreign", *texts) for texts in exposure.others_dropped(others)),
+        *(
+            Finding("foreign", shadow.what, f"service {shadow.service!r} publishes it")
+            for shadow in shadows(kernel, store, active)
+        ),
     ]
 
 

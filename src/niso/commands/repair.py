@@ -28,6 +28,7 @@ from niso.plan.findings import Finding
 from niso.reconcile import nat_flows, policy_flows
 from niso.reconcile.converge import compare, desired_now, repair
 from niso.runtime import package
+from niso.runtime.contents import Contents
 from niso.runtime.defects import BLIND, UNKNOWN, of_package, of_service
 from niso.runtime.processes import Processes
 from niso.services import journal, rehost
@@ -197,9 +198,10 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
     """
     if of_package(row) is None:
         return 0
-    folder = os.path.dirname(row.manifest_path)
+    folder, contents = os.path.dirname(row.manifest_path), Contents(row.name)
     try:
-        same = package.fingerprint(folder, row.rootfs, row.manifest_path) == row.fingerprint
+        now = package.fingerprint(folder, row.rootfs, contents, row.manifest_path)
+        same = now == row.fingerprint
     except Error:
         same = False
     if not same:
@@ -209,7 +211,7 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
         )
         raise Error(message, f"niso activate {row.manifest_path}")
     report(CopyingPackage(folder))
-    package.copy(row.name, folder, row.rootfs, row.fingerprint, row.manifest_path)
+    package.copy(row.name, folder, row.rootfs, row.fingerprint, contents, row.manifest_path)
     return 1
 
 

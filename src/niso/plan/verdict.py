@@ -274,7 +274,9 @@ def _path(world: World, source: str, destination: str, port: int | None, proto: 
             )
         port_of = _published(world, to, port, proto, entered)
         if port_of is None:
-            return packet.accept(f"{destination} is the host's own address")
+            own = f"{destination} is the host's own address"
+            unpublished = f", and no service publishes {port}/{proto} there" if port else ""
+            return packet.accept(own + unpublished)
         return _to_published(world, packet, port_of)
 
     receiver = _holder(world, destination)

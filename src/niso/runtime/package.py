@@ -1,8 +1,10 @@
 """Copy packages: /app in a service is a copy made at activation, so later edits do not reach it.
 
-The folder of a copy is named after the fingerprint of its source: names, modes, sizes and times of
-all files but the manifest. It is made under a temporary name and renamed when it is complete and on
-the disk: the record of an activation that refers to it survives a power failure, so it must too.
+The folder of a copy is named after the fingerprint of its source: names, contents and the right to
+execute of all files but the manifest. So files that are written again with the same content, as by
+git and by a CI job, are the same package. It is made under a temporary name and renamed when it is
+complete and on the disk: the record of an activation that refers to it survives a power failure, so
+it must too.
 """
 
 from __future__ import annotations
@@ -16,17 +18,20 @@ from niso.base import failpoint, files, paths, trees
 from niso.base.digest import sha256
 from niso.base.errors import Error, InvalidInput
 from niso.base.lite_typing import NamedTuple
+from niso.runtime.contents import Contents, forget
 
 MAX_DEPTH = 64
 _FEW = 32
 """Up to this many files and folders are written to the disk one by one, more all at once."""
 
 
-def fingerprint(folder: str, rootfs: str | None, manifest: str | None = None) -> str:
+def fingerprint(
+    folder: str, rootfs: str | None, contents: Contents, manifest: str | None = None
+) -> str:
     """Return the fingerprint of a package folder (64 hex digits), without a rootfs below it.
 
     Also without the file ``manifest``: its changes are applied key by key, and most keys need no
-    restart.
+    restart. ``contents`` knows the files that need not be read.
     Raises InvalidInput if an entry cannot be copied (device, socket, FIFO), Error if it cannot
     be read.
     """
@@ -35,15 +40,25 @@ def fingerprint(folder: str, rootfs: str | None, manifest: str | None = None) ->
         info = entry.info
         if os.path.join(folder, entry.path) == manifest:
             continue
-        size = 0 if stat.S_ISDIR(info.st_mode) else info.st_size
-        mtime = 0 if stat.S_ISDIR(info.st_mode) else info.st_mtime_ns
-        line = f"{entry.path}\0{info.st_mode}\0{size}\0{mtime}\0{entry.target}\0"
+        content, executable = entry.target, False
+        if stat.S_ISREG(info.st_mode):
+            try:
+                content = contents.digest(entry.path, info, entry.fd)
+            except OSError as error:
+                raise _cannot_read(os.path.join(folder, entry.path), error) from error
+            executable = bool(info.st_mode & 0o111)
+        line = f"{entry.path}\0{stat.S_IFMT(info.st_mode)}\0{executable}\0{content}\0"
         digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
 def copy(
-    service: str, folder: str, rootfs: str | None, digest: str, manifest: str | None = None
+    service: str,
+    folder: str,
+    rootfs: str | None,
+    digest: str,
+    contents: Contents,
+    manifest: str | None = None,
 ) -> str:
     """Copy a package folder to the state folder unless `is_copied`; return the copy's path.
 
@@ -61,7 +76,7 @@ def copy(
         _require_room(folder, rootfs, temporary)
         for entry in _walk(folder, rootfs):
             _copy_one(entry, os.path.join(folder, entry.path), os.path.join(temporary, entry.path))
-        if fingerprint(folder, rootfs, manifest) != digest:
+        if fingerprint(folder, rootfs, contents, manifest) != digest:
             raise InvalidInput(
                 f"{folder}: changed while it was copied", "activate it again when it is complete"
             )
@@ -165,6 +180,8 @@ def is_emptied(copy: str) -> bool:
 def keep_only(service: str, copies: set[str]) -> None:
     """Delete all copies of a service's package except the paths in ``copies``; ignore errors."""
     folder = paths.package_dir(service)
+    if not copies:
+        forget(service)
     try:
         existing = [os.path.join(folder, name) for name in os.listdir(folder)]
     except OSError:  # a later change deletes them
@@ -289,7 +306,7 @@ def _hold(inside: int, name: str, path: str) -> int:
     try:
         return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=inside)
     except OSError as error:
-        raise Error(f"cannot read {paths.shown(path)}: {error.strerror}") from error
+        raise _cannot_read(path, error) from error
 
 
 def _identity(path: str | None) -> tuple[int, int] | None:
@@ -309,6 +326,10 @@ def _leads_to(inside: int, name: str, info: os.stat_result) -> tuple[int, int] |
         except OSError:
             return None
     return info.st_dev, info.st_ino
+
+
+def _cannot_read(path: str, error: OSError) -> Error:
+    return Error(f"cannot read {paths.shown(path)}: {error.strerror}")
 
 
 def _unreadable(folder: str, base: str, error: OSError) -> Error:

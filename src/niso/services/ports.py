@@ -9,7 +9,7 @@ from collections.abc import Container, Iterable, Sequence
 
 from niso.base.addresses import bracketed, family_of
 from niso.base.errors import Conflict, Error, ErrorGroup
-from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.plan.records import Port
 from niso.services.machine import Machine
 from niso.store.store import Store
@@ -191,17 +191,51 @@ class Listeners:
     def check(self, port: Port, key: str) -> None:
         """Raise Conflict if a process of the host listens on the host port."""
         for listener in self.clashing(port):
-            who = self._kernel.socket_holder(listener.inode)
-            program = (
-                f"{who[1]} (pid {who[0]})" if who else "a process that is not visible from here"
-            )
-            at = bracketed(listener.address)
+            program, at = self.described(listener)
             raise Conflict(
-                f"host port {port.host_side} is used by {program}, "
-                f"which listens on {at}:{listener.port}",
+                f"host port {port.host_side} is used by {program}, which listens on {at}",
                 "stop it, or choose another port",
                 key,
             )
+
+    def described(self, listener: Listener) -> tuple[str, str]:
+        """Return the program that has a socket, and the socket's address and port."""
+        who = self._kernel.socket_holder(listener.inode)
+        program = f"{who[1]} (pid {who[0]})" if who else "a process that is not visible from here"
+        return program, f"{bracketed(listener.address)}:{listener.port}"
+
+
+class Shadow(NamedTuple):
+    """A program of the host that bound a published port after the activation.
+
+    It gets no packets: they go to the service.
+    """
+
+    service: str
+    port: Port
+    program: str
+    at: str
+    """Its address and port."""
+    family: int
+
+    @property
+    def what(self) -> str:
+        return f"{self.program} listens on {self.at}, and gets no packets for {self.port.host_side}"
+
+
+def shadows(kernel: Kernel, store: Store, services: Iterable[str]) -> list[Shadow]:
+    """Return the programs of the host that bound ports of active services. Raises KernelError."""
+    listeners: dict[tuple[int, ...], Listeners] = {}
+    result = []
+    for service in services:
+        families = store.port_families(service)
+        present = listeners.setdefault(families, Listeners(kernel, families))
+        for _, port in store.ports(service):
+            for listener in present.clashing(port):
+                program, at = present.described(listener)
+                family = family_of(listener.address)
+                result.append(Shadow(service, port, program, at, family))
+    return result
 
 
 def _choose(

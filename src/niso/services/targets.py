@@ -12,6 +12,7 @@ from niso.plan.process_spec import Volume
 from niso.plan.service_spec import ServiceSpec
 from niso.runtime import package, root, sources, users
 from niso.runtime import volumes as volume_rules
+from niso.runtime.contents import Contents
 from niso.runtime.entrypoint import check_working_dir, resolve_entrypoint
 from niso.runtime.spec import path_env
 from niso.store.store import ServiceRow, Store, bare_name
@@ -32,6 +33,7 @@ class Target(NamedTuple):
     folder: str  # the package to copy, or the copy itself if only the store knows the service
     rootfs: str | None
     fingerprint: str | None  # None: ``folder`` is already the copy
+    contents: Contents | None = None  # with a fingerprint: the digests that it was made of
     replace: bool = False  # take over a service of this name from another folder
 
 
@@ -168,7 +170,9 @@ def of_manifest(loaded: model.Loaded) -> Target:
     root = _rootfs(loaded)
     target = Target(spec.name, spec, loaded.path, loaded.folder, root, "")
     _check_files(target)
-    return target._replace(fingerprint=package.fingerprint(loaded.folder, root, loaded.path))
+    contents = Contents(spec.name)
+    fingerprint = package.fingerprint(loaded.folder, root, contents, loaded.path)
+    return target._replace(fingerprint=fingerprint, contents=contents)
 
 
 def _rootfs(loaded: model.Loaded) -> str | None:

@@ -65,7 +65,7 @@ COMMANDS = (
         (
             ("niso lab", ""),
             ("niso lab -- sh -c 'niso activate ./api && curl http://192.0.2.1:8080'", ""),
-            ("niso lab --write . -- tcpdump -c 10 -w ping.pcap", "keep the capture"),
+            ("niso lab --write . -- sh -c 'ip address > addresses'", "keep the file"),
         ),
         (
             ("N", "the exit status of the command"),

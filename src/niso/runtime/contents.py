@@ -1,0 +1,122 @@
+"""Digest the files of packages, and remember the digests of files that do not change.
+
+A file counts as unchanged while its device, inode, size, mtime and ctime are the same. Nobody can
+set the ctime of a file back (utimensat(2)). But two changes within one tick of its clock have the
+same, so the digest of a file that changed in the last seconds is not remembered.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+from niso.base import files, paths
+from niso.base.digest import sha256
+
+_TICK_S = 2
+"""The coarsest times of a file system that niso's packages can be on (FAT)."""
+_CHUNK = 1 << 17
+_MANY_BYTES = 1 << 23
+_ZEROS = bytes(_CHUNK)
+_DIGEST = 64
+
+
+class Contents:
+    """The digests of a service's package, from `paths.contents_file`.
+
+    Who saves them holds the service's lock.
+    """
+
+    def __init__(self, service: str) -> None:
+        self._path = paths.contents_file(service)
+        try:
+            kept = (files.read(self._path) or b"").decode("utf-8", "surrogateescape").split("\0")
+        except OSError:  # they are only a cache
+            kept = []
+        self._kept = {line[_DIGEST:]: line[:_DIGEST] for line in kept if line}
+        self._seen: dict[str, str] = {}
+        self._recent: set[str] = set()
+
+    def digest(self, path: str, info: os.stat_result, fd: int) -> str:
+        """Return the digest of a regular file, 64 hex digits; ``fd`` is open with O_PATH.
+
+        Reads it unless it is known. Raises OSError.
+        """
+        times = f"{info.st_mtime_ns} {info.st_ctime_ns}"
+        stamp = f"{info.st_dev} {info.st_ino} {info.st_size} {times} {path}"
+        known = self._seen.get(stamp) or self._kept.get(stamp)
+        if known is None:
+            if info.st_ctime_ns > time.time_ns() - _TICK_S * 10**9:
+                self._recent.add(stamp)
+            known = _read(fd, info.st_size)
+        self._seen[stamp] = known
+        return known
+
+    def save(self) -> None:
+        """Remember the digests that were asked for; ignore errors."""
+        now = {stamp: value for stamp, value in self._seen.items() if stamp not in self._recent}
+        if now == self._kept:
+            return
+        text = "\0".join(value + stamp for stamp, value in now.items())
+        draft = _draft(self._path)
+        try:
+            os.makedirs(os.path.dirname(self._path), 0o700, exist_ok=True)
+            fd = files.make(draft, 0o600)
+            try:
+                files.write(fd, text.encode("utf-8", "surrogateescape"))
+            finally:
+                os.close(fd)
+            files.rename(draft, self._path)
+        except OSError:
+            _remove(draft)
+
+
+def forget(service: str) -> None:
+    """Remove the digests of a service; ignore errors."""
+    path = paths.contents_file(service)
+    _remove(path)
+    _remove(_draft(path))
+
+
+def _draft(path: str) -> str:
+    return f"{path}.new"
+
+
+def _remove(path: str) -> None:
+    try:
+        files.remove(path)
+    except OSError:
+        pass
+
+
+def _read(fd: int, size: int) -> str:
+    """Return the digest of an open file: of its size, and of each chunk that is not all zeros.
+
+    So a hole is the same as zeros, and is not read (lseek(2)). Raises OSError.
+    """
+    if size > _MANY_BYTES:
+        from hashlib import sha256 as make  # OpenSSL's is faster, and takes 3 ms to load
+    else:
+        make = sha256
+    digest = make(f"{size}".encode())
+    reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        at = 0
+        while at < size:
+            try:
+                at = os.lseek(reader, at, os.SEEK_DATA) // _CHUNK * _CHUNK
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                break  # a hole up to the end
+            chunk = os.pread(reader, _CHUNK, at)
+            if not chunk:
+                break  # it has become shorter
+            if chunk != _ZEROS[: len(chunk)]:
+                digest.update(b"%d:" % at)
+                digest.update(chunk)
+            at += _CHUNK
+    finally:
+        os.close(reader)
+    return digest.hexdigest()
