@@ -146,8 +146,14 @@ class World:
 
 def _table(named: tuple[str, dict[str, Any]]) -> str:
     name, values = named
-    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
     return "\n".join((f"[{name}]", *lines, ""))
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {_toml(item)}' for key, item in value.items())} }}"
+    return json.dumps(value)
 
 
 class Steps:

@@ -139,7 +139,10 @@ def _end_flows(
         # a flow may have been allowed by a name that shared the address
         rows = (*(change.before for change in changes), *leaving)
         shared = [row.provider for row in rows if row and row.provider]
-        policy_flows.cut(kernel, store, [*(change.name for change in changes), *shared])
+        changed = {*(change.name for change in changes), *shared}
+        # or because it is called as one that now has this name on the policy's network
+        names = {name for change in changes for name in store.names(change.name)}
+        policy_flows.cut(kernel, store, changed | {name for name in names if store.mode(name)})
 
 
 def _locked(

@@ -183,8 +183,8 @@ def _hosts_files(snapshot: Snapshot) -> list[HostsFile]:
 def _hosts_lines(snapshot: Snapshot) -> list[HostsLine]:
     """Return the line of each service in each file that lists it.
 
-    A line has the service's addresses on the reader's first network that the service is on. A
-    service without a network has a file of its own.
+    A line has the service's addresses on the reader's first network that the service is on, and the
+    names that no service on an earlier one has. A service without a network has a file of its own.
     """
     lines = [
         HostsLine(
@@ -196,12 +196,20 @@ def _hosts_lines(snapshot: Snapshot) -> list[HostsLine]:
     ]
     for reader in snapshot.readers:
         services = snapshot.neighbours if reader in snapshot.fresh else snapshot.services
+        folder = names.hosts_folder(reader)
+        listed = []  # (position of the network in the reader's list, service, addresses there)
         for service in services:
-            if service.mode != "bridge":
-                continue
             by_network = {endpoint.network: endpoint.addresses for endpoint in service.endpoints}
-            shared = next((network for network in reader if network in by_network), None)
-            if shared is not None:
-                folder, text = names.hosts_folder(reader), hosts_text.line_names(service.names)
-                lines.extend(HostsLine(folder, address, text) for address in by_network[shared])
+            shared = next((at for at, network in enumerate(reader) if network in by_network), None)
+            if service.mode == "bridge" and shared is not None:
+                listed.append((shared, service, by_network[reader[shared]]))
+        first: dict[str, int] = {}
+        for at, service, _ in listed:
+            for name in service.names:
+                first[name] = min(at, first.get(name, at))
+        for at, service, addresses in listed:
+            own = tuple(name for name in service.names if first[name] == at)
+            if own:
+                text = hosts_text.line_names(own)
+                lines.extend(HostsLine(folder, address, text) for address in addresses)
     return lines

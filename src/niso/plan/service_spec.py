@@ -82,5 +82,5 @@ class ServiceSpec(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return all names of the service, hostname first. No two services may share a name."""
+        """Return all names of the service, hostname first. No two on a network share one."""
         return tuple(dict.fromkeys((self.hostname, self.name, *self.aliases)))

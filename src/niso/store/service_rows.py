@@ -283,18 +283,6 @@ class ModeRows:
         sharers = {sharer for home in homes for sharer in self.sharers(home)}
         return tuple(sorted(names | homes | sharers))
 
-    def names(self, service: str) -> tuple[str, ...]:
-        """Return the service's own names: hostname, name, aliases."""
-        rows = self._db.execute(
-            "SELECT name FROM host_name WHERE service=? ORDER BY position", (service,)
-        )
-        return tuple(row[0] for row in rows)
-
-    def names_there(self, service: str) -> tuple[str, ...]:
-        """Return the names of a service's address: its own, then those of its active sharers."""
-        sharers = self.sharers(service)
-        return (*self.names(service), *(name for sharer in sharers for name in self.names(sharer)))
-
     def ports_there(self, service: str) -> list[Port]:
         """Return a service's own ports, then those of its active sharers."""
         rows = self._db.execute(
@@ -303,14 +291,6 @@ class ModeRows:
             (service, service, service),
         )
         return [Port(*row) for row in rows]
-
-    def mode_of_name(self, name: str) -> str | None:
-        """Return the mode of the service with this name, or None."""
-        row = self._db.execute(
-            "SELECT mode FROM host_name h JOIN service s ON s.name=h.service WHERE h.name=?",
-            (name,),
-        ).fetchone()
-        return str(row[0]) if row else None
 
     def addresses(self, service: str) -> list[tuple[str, str]]:
         """Return (network, address) of a service in the order of its endpoints.

@@ -8,7 +8,6 @@ from niso.base.lite_typing import NamedTuple
 from niso.plan.records import Endpoint, Network, Port, Service, Snapshot, Subnet
 from niso.store.policy_rows import Name, PolicyRows
 from niso.store.port_rows import PortRows
-from niso.store.service_rows import ModeRows
 from niso.store.sqlite import damaged, decoded, encoded
 
 _PUBLISHED = (
@@ -49,7 +48,7 @@ class Scope(NamedTuple):
 ALL = Scope()
 
 
-class SnapshotRows(PortRows, PolicyRows, ModeRows):
+class SnapshotRows(PortRows, PolicyRows):
     """The queries of the store for plans."""
 
     def state_id(self) -> str:

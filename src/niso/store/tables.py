@@ -70,9 +70,10 @@ CREATE TABLE service (
 ) STRICT;
 CREATE INDEX service_active ON service (active, networks);
 CREATE TABLE host_name (
-    name TEXT PRIMARY KEY,
+    name TEXT,
     service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
-    position INTEGER NOT NULL
+    position INTEGER NOT NULL,
+    PRIMARY KEY (name, service)
 ) STRICT;
 CREATE INDEX host_name_service ON host_name (service, position);
 CREATE TABLE endpoint (
@@ -148,6 +149,18 @@ CREATE INDEX stack_member_stack ON stack_member (stack);
     " UPDATE intent SET undo=named_undo(action, undo)",
     # ServiceSpec and ProcessSpec have more fields, with the defaults of version 4
     5: "ALTER TABLE stack_member ADD COLUMN file TEXT NOT NULL DEFAULT ''",
+    # several services may have one hostname or alias, on different networks
+    6: """
+CREATE TABLE shared_name (
+    name TEXT,
+    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    PRIMARY KEY (name, service)
+) STRICT;
+INSERT INTO shared_name SELECT name, service, position FROM host_name;
+DROP TABLE host_name;
+ALTER TABLE shared_name RENAME TO host_name;
+CREATE INDEX host_name_service ON host_name (service, position)""",
 }
 """Version -> the SQL that migrates a database of the version before.
 
