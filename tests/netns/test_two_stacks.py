@@ -74,7 +74,7 @@ def test_each_of_two_stacks_finds_its_own_services_by_name_over_both_families(la
         for called in ("db.niso.local", db):
             assert asked(lab, api, called) == [name, name]
         hosts = str(lab.niso("exec", api, "--", "cat", "/etc/hosts").stdout)
-        assert len(hosts.splitlines()) == 3 + 4  # two services with two addresses
+        assert len(hosts.splitlines()) == 3 + 6  # two services and the host with two addresses
         explained = lab.niso("net", "explain", api, "db:80", "--json")
         assert f'"{db}"' in explained.stdout
     assert "blog" not in str(lab.niso("exec", "api", "--", "cat", "/etc/hosts").stdout)

@@ -113,7 +113,8 @@ def test_sharer_has_ports_at_its_providers_address_and_nothing_else(store: Store
     }
     assert after.replace(Element, before[Element]).replace(HostsLine, before[HostsLine]) == before
     assert after[HostsLine] == {
-        HostsLine("one", "10.99.1.2", "web.niso.local web api.niso.local api side.niso.local side")
+        HostsLine("one", "10.99.1.1", "host.niso.local"),
+        HostsLine("one", "10.99.1.2", "web.niso.local web api.niso.local api side.niso.local side"),
     }
 
 

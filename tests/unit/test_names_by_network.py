@@ -15,7 +15,8 @@ from samples import samples
 from stored import TemporaryStore, add_network, put
 
 from niso.base import names
-from niso.base.errors import Conflict, ErrorGroup, NotFound
+from niso.base.errors import Conflict, ErrorGroup, InvalidInput, NotFound, ProcessError
+from niso.commands import restart
 from niso.commands import stack as command
 from niso.commands.deactivate import deactivate, remove
 from niso.explain import question
@@ -166,6 +167,122 @@ def test_reader_on_both_networks_sees_the_name_of_its_first_one(world: World) ->
     remove(world.machine, ["late"])
     world.activate(world.package("proxy", network=on("one", "two")))
     assert seen(world, "one", "two")["db"] == one
+    world.assert_whole()
+
+
+# --- the host, extra hosts, name servers, static addresses ----------------------------------------------------------
+
+
+def lines(world: World, folder: str) -> set[str]:
+    return {f"{line.address} {line.names}" for line in world.kernel.hosts[folder]}
+
+
+def test_host_has_a_name_on_the_first_network_of_the_reader(world: World) -> None:
+    world.make("two", "10.99.2.0/24", "fd00:2::/64")
+    world.activate(
+        world.package("api", network=on("one")),
+        world.package("both", network=on("two", "one")),
+    )
+    first, second = world.store.network("one"), world.store.network("two")
+    assert first and second
+    assert seen_host(world, "one") == {subnet.gateway for subnet in first.subnets}
+    assert seen_host(world, "two", "one") == {"10.99.2.1", "fd00:2::1"}
+    world.assert_whole()
+
+
+def seen_host(world: World, *networks: str) -> set[str]:
+    wanted = names.hosts_folder(networks)
+    return {line.address for line in world.kernel.hosts[wanted] if line.names == "host.niso.local"}
+
+
+def test_extra_hosts_are_in_a_file_of_that_service_alone(world: World) -> None:
+    world.make("one", "10.99.1.0/24", "fd00:1::/64")
+    extra = {"old.example": "192.0.2.7", "also": "192.0.2.7", "gw": "host-gateway"}
+    world.activate(
+        world.package("api", network=on("one", extra_hosts=extra)),
+        world.package("db", network=on("one")),
+    )
+    shared, own = names.hosts_folder(("one",)), names.own_hosts_folder("api")
+    more = {"192.0.2.7 also old.example", "10.99.1.1 gw", "fd00:1::1 gw"}
+    assert lines(world, own) == lines(world, shared) | more
+    assert not lines(world, shared) & more
+    world.assert_whole()
+    # it follows what comes and goes, in the running process
+    process = world.processes.status("api").pid
+    world.activate(world.package("web", network=on("one", aliases=["www"])))
+    assert lines(world, own) == lines(world, shared) | more
+    assert any("www" in line for line in lines(world, own))
+    remove(world.machine, ["web"])
+    world.activate(world.package("api", network=on("one", extra_hosts={"db": "192.0.2.9"})))
+    assert "192.0.2.9 db" in lines(world, own)
+    assert not any("db.niso.local" in line for line in lines(world, own))  # it comes first
+    assert any("db.niso.local" in line for line in lines(world, shared))
+    world.assert_whole()
+    world.activate(world.package("api", network=on("one")))
+    assert own not in world.kernel.hosts
+    assert world.processes.status("api").pid == process
+    world.activate(world.package("api", network=on("one", extra_hosts=extra)))
+    remove(world.machine, ["db"])
+    assert shared not in world.kernel.hosts
+    world.assert_whole()
+    remove(world.machine, ["api"])
+    assert world.kernel.hosts == {}
+    world.assert_whole()
+
+
+def test_failed_change_of_extra_hosts_is_undone(world: World) -> None:
+    world.activate(world.package("api", network=on("one", extra_hosts={"a": "192.0.2.7"})))
+    before = world.picture()
+    world.processes.dies["db"] = 3
+    with pytest.raises(ProcessError):
+        world.activate(
+            world.package("api", network=on("one", extra_hosts={"b": "192.0.2.7"})),
+            world.package("db", network=on("one")),
+        )
+    assert world.picture() == before
+    world.assert_whole()
+
+
+def test_name_servers_are_those_of_the_manifest_and_a_change_restarts(world: World) -> None:
+    def resolver() -> str:
+        row = world.store.service("api")
+        assert row is not None
+        return row.require_process().resolv_conf
+
+    world.activate(world.package("api", network=on("one")))
+    first = world.processes.status("api").pid
+    dns = {"dns": ["192.0.2.53", "fd00::53"], "dns_search": ["example.com", "lan"]}
+    world.activate(world.package("api", network=on("one", **dns)))
+    servers = [line for line in resolver().splitlines() if line.startswith(("name", "search"))]
+    assert servers == ["nameserver 192.0.2.53", "nameserver fd00::53", "search example.com lan"]
+    assert world.processes.status("api").pid != first
+    restart.restart(world.machine, ["api"])
+    assert "nameserver 192.0.2.53\n" in resolver()
+    world.activate(world.package("api", network=on("one", dns_search=[])))
+    assert "search" not in resolver() and "192.0.2.53" not in resolver()
+
+
+def test_static_addresses_of_both_families(world: World) -> None:
+    world.make("one", "10.99.1.0/24", "fd00:1::/64")
+    world.activate(world.package("db", network=on("one")))
+    process = world.processes.status("db").pid
+    world.activate(world.package("db", network=on("one", ip=["10.99.1.9", "fd00:1::99"])))
+    assert address(world, "db") == {"10.99.1.9", "fd00:1::99"}
+    assert world.processes.status("db").pid == process
+    world.assert_whole()
+    world.activate(world.package("db", network=on("one", ip={"one": "fd00:1::7"})))
+    assert address(world, "db") == {"10.99.1.9", "fd00:1::7"}
+    before = world.picture()
+    for ip, reason in (
+        ("fd00:1::7", "is leased to service 'db'"),
+        ("fd00:2::7", "is not in fd00:1::/64"),
+        ("fd00:1::1", "cannot be a service's address"),
+    ):
+        with pytest.raises((Conflict, InvalidInput), match=reason):
+            world.activate(world.package("api", network=on("one", ip=["10.99.1.20", ip])))
+    with pytest.raises(InvalidInput, match="network 'four' has no IPv6 subnet for fd00:1::8"):
+        world.activate(world.package("api", network=on("four", ip="fd00:1::8")))
+    assert world.picture() == before
     world.assert_whole()
 
 

@@ -249,7 +249,7 @@ def _takes(target: Target) -> tuple[bool, bool]:
 
     Else one of the latter may get the address of one of the former. Providers come before sharers.
     """
-    return target.spec.mode == "share", not target.spec.addresses
+    return target.spec.mode == "share", not (target.spec.addresses or target.spec.addresses6)
 
 
 def _touched(store: Store, changes: list[Change], steps: bool) -> set[str]:

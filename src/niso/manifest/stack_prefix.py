@@ -63,7 +63,7 @@ def stack(plain: Stack) -> Stack:
     declared = dict(plain.networks)
     specs = [member.loaded.spec for member in plain.members]
     if any(DEFAULT_NETWORK in spec.networks for spec in specs) and not any(
-        DEFAULT_NETWORK in spec.addresses
+        spec.statics(DEFAULT_NETWORK)
         for spec in specs  # its subnet is then around these
     ):
         declared.setdefault(DEFAULT_NETWORK, Network())
@@ -114,6 +114,7 @@ def _member(
         share=called.get(spec.share, spec.share) if spec.share else None,
         networks=tuple(networks.get(name, name) for name in spec.networks),
         addresses={networks.get(name, name): ip for name, ip in spec.addresses.items()},
+        addresses6={networks.get(name, name): ip for name, ip in spec.addresses6.items()},
         policy=_policy(spec.policy, {"service": called, "network": networks}),
     )
     after = {names.get(name, name): state for name, state in member.after.items()}

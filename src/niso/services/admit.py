@@ -66,13 +66,13 @@ def _other_meanings(store: Store, target: Target) -> set[Name]:
     row = store.service(target.name)
     on = target.spec.networks
     changed: set[Name] = {("network", network) for network in on if store.network(network) is None}
-    statics = target.spec.addresses
+    statics = [(network, address) for network in on for address in target.spec.statics(network)]
     leased = store.addresses(target.name)
     names_ = target.spec.names
     shared = _provider(store, target)
     kept = row is not None and row.networks == on and set(store.names(target.name)) == set(names_)
     kept = kept and shared is None and row is not None and row.provider is None
-    if not kept or any((network, address) not in leased for network, address in statics.items()):
+    if not kept or any(static not in leased for static in statics):
         changed |= {("service", name) for name in names_}
         changed |= set(
             store.names_with(store.with_companions([target.name, *([shared] if shared else ())]))
@@ -188,6 +188,7 @@ def _record(
     ports_before = [port for _, port in store.ports(name)] if was_active else []
     store.put_service(row)
     store.set_names(name, tuple(alias for alias in wanted.names if alias not in held))
+    store.set_extra_hosts(name, wanted.extra_hosts.items())
     store.set_endpoints(name, on)
     if on:
         forwarding.record(machine.kernel, store, on)
@@ -197,7 +198,7 @@ def _record(
     _check_peers(store, wanted)
     for network in on:
         try:
-            leases.lease(store, name, network, wanted.addresses.get(network), beside)
+            leases.lease(store, name, network, wanted.statics(network), beside)
         except (Conflict, InvalidInput) as error:
             errors.append(error)
     keys = [published.key for published in wanted.ports]
@@ -396,7 +397,7 @@ def _spec(
     wanted = target.spec
     at_home = sharing.home(store, target.name, wanted, provider)
     uid, gid, groups, user_name, home = targets.user(target, uid)
-    resolver, _ = host_facts.resolv_conf()
+    resolver, _ = host_facts.resolv_conf(wanted.dns, wanted.dns_search)
     return ProcessSpec(
         service=target.name,
         state_id=store.state_id(),
@@ -430,4 +431,6 @@ def _spec(
         tmp_size=wanted.tmp_size,
         volumes=targets.volumes(wanted),
         restrict_suid_sgid=wanted.restrict_suid_sgid,
+        dns=wanted.dns,
+        dns_search=wanted.dns_search,
     )

@@ -33,6 +33,21 @@ class NameRows(ModeRows):
         sharers = self.sharers(service)
         return (*self.names(service), *(name for sharer in sharers for name in self.names(sharer)))
 
+    def extra_hosts(self, service: str) -> tuple[tuple[str, str], ...]:
+        """Return (name, address) of the hosts that a service's manifest adds to its hosts file."""
+        return tuple(
+            self._db.execute(
+                "SELECT name, address FROM extra_host WHERE service=? ORDER BY name", (service,)
+            )
+        )
+
+    def set_extra_hosts(self, service: str, hosts: Iterable[tuple[str, str]]) -> None:
+        """Replace the extra hosts of a service; the caller holds a transaction."""
+        self._db.execute("DELETE FROM extra_host WHERE service=?", (service,))
+        self._db.executemany(
+            "INSERT INTO extra_host VALUES (?, ?, ?)", [(service, *host) for host in hosts]
+        )
+
     def networks_of(self, service: str) -> tuple[str, ...]:
         """Return the ordered networks of a service; a sharer has those of its provider."""
         rows = self._db.execute(

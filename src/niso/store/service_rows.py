@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 ROW_TABLES = (
     "service",
     "host_name",
+    "extra_host",
     "endpoint",
     "lease",
     "port",
@@ -175,7 +176,10 @@ class IntentRows:
 
     def is_as_before(self, intent: Intent) -> bool:
         """Return whether the service's rows are those that the intent recorded."""
-        return bool(decoded(intent.undo) == self.rows(intent.service))
+        now = self.rows(intent.service)
+        # an intent of an older version lacks newer tables
+        before: dict[str, object] = {table: [] for table in now}
+        return bool(before | decoded(intent.undo) == now)
 
     def rows(self, service: str) -> dict[str, list[dict[str, object]]]:
         """Return all rows of a service by table, as {column: value} for JSON."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 VERSION = 6
 """Version of the tables; `niso.store.tables` has them and the migrations from older ones."""
-COLUMNS = 67
+COLUMNS = 70
 """Number of columns of all tables together, by which a store is recognised."""
 
 
